@@ -1,0 +1,356 @@
+//! What a user can set: the nodes' addresses and how the library deals with them.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::quorum;
+use crate::retry::RetryPolicy;
+use crate::time;
+
+/// The part of a TTL that an attempt must leave, unless it is set.
+pub(crate) const MIN_VALIDITY: f64 = 0.5;
+
+const MAX_POOL: usize = 64;
+const MAX_OWNER: usize = 64;
+
+/// One node's address: `host:port`, `host` (port 6379), `redis://[user[:password]@]host[:port][/db]`, or
+/// `unix:///path/to/socket[?db=n&user=…&pass=…]`.
+///
+/// It is read when connecting, so a mistake in it is an error of [`Nodes::connect`](crate::Nodes::connect). Its
+/// `Debug` leaves out the credentials.
+///
+/// ```
+/// use redguard::Endpoint;
+///
+/// let node: Endpoint = "redis://worker:s3cret@10.0.0.1:6379".into();
+/// assert!(!format!("{node:?}").contains("s3cret"));
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    text: String,
+}
+
+impl Endpoint {
+    /// The address as given, credentials included: not for messages.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl<T: AsRef<str>> From<T> for Endpoint {
+    fn from(address: T) -> Endpoint {
+        Endpoint {
+            text: address.as_ref().trim().to_owned(),
+        }
+    }
+}
+
+/// The address with everything before an `@` and after a `?` left out, where credentials stand.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, rest) = match self.text.split_once("://") {
+            Some((scheme, rest)) => (Some(scheme), rest),
+            None => (None, self.text.as_str()),
+        };
+        let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+        let rest = rest.split_once('?').map_or(rest, |(path, _)| path);
+        match scheme {
+            Some(scheme) => write!(f, "{scheme}://{rest}"),
+            None => f.write_str(rest),
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({self})")
+    }
+}
+
+/// How long a guard's `Drop` waits for its release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnDrop {
+    /// Until a quorum of nodes has answered the release, at most `node_timeout`. Nodes that are known to be
+    /// unreachable are not waited for.
+    #[default]
+    Wait,
+    /// Not at all: it returns when the release is queued. Whether it was confirmed is not reported.
+    HandOff,
+}
+
+/// The nodes, and how to deal with them. A builder that is passed by value.
+///
+/// Everything is checked when connecting, before any I/O: see [`Nodes::connect`](crate::Nodes::connect).
+///
+/// ```
+/// use redguard::{Config, OnDrop, RetryPolicy};
+/// use std::time::Duration;
+///
+/// let config = Config::new(["10.0.0.1:6379", "10.0.0.2:6379", "10.0.0.3:6379"])
+///     .password("s3cret")
+///     .key_prefix("billing:")
+///     .owner("nightly-7")
+///     .node_timeout(Duration::from_millis(100))
+///     .retry(RetryPolicy { max_wait: Some(Duration::from_secs(5)), ..RetryPolicy::default() })
+///     .on_drop(OnDrop::HandOff);
+/// ```
+#[derive(Clone)]
+#[must_use = "a configuration does nothing until it is connected"]
+pub struct Config {
+    settings: Settings,
+}
+
+/// The same, as the rooms below see it.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) username: Option<String>,
+    pub(crate) password: Option<String>,
+    pub(crate) db: Option<u32>,
+    pub(crate) pool_size: usize,
+    pub(crate) key_prefix: String,
+    pub(crate) owner: Option<String>,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) node_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) min_validity: f64,
+    pub(crate) on_drop: OnDrop,
+}
+
+impl Config {
+    /// A configuration of these nodes, which must be independent masters, and defaults for everything else.
+    ///
+    /// Locks need a quorum of all of them, `n / 2 + 1`, whatever is reachable. So take an odd number: two nodes
+    /// have no quorum with one down, and of four a tie is a loss for both sides.
+    pub fn new<I>(nodes: I) -> Config
+    where
+        I: IntoIterator,
+        I::Item: Into<Endpoint>,
+    {
+        Config {
+            settings: Settings {
+                endpoints: nodes.into_iter().map(Into::into).collect(),
+                username: None,
+                password: None,
+                db: None,
+                pool_size: 1,
+                key_prefix: "redguard:".to_owned(),
+                owner: None,
+                retry: RetryPolicy::default(),
+                node_timeout: Duration::from_millis(200),
+                connect_timeout: Duration::from_secs(1),
+                min_validity: MIN_VALIDITY,
+                on_drop: OnDrop::Wait,
+            },
+        }
+    }
+
+    /// The ACL user for nodes whose address names none. Default: the server's `default` user.
+    pub fn username(mut self, username: impl Into<String>) -> Config {
+        self.settings.username = Some(username.into());
+        self
+    }
+
+    /// The password for nodes whose address names none. Default: none.
+    pub fn password(mut self, password: impl Into<String>) -> Config {
+        self.settings.password = Some(password.into());
+        self
+    }
+
+    /// The database number for nodes whose address names none. Default: 0.
+    pub fn db(mut self, db: u32) -> Config {
+        self.settings.db = Some(db);
+        self
+    }
+
+    /// Connections per node, 1 to 64, each with a thread of its own. A key always uses the same one. More than one
+    /// pays only where a single connection's throughput is the limit. Default: 1.
+    pub fn pool_size(mut self, connections: usize) -> Config {
+        self.settings.pool_size = connections;
+        self
+    }
+
+    /// What stands before every lock name to make its key on the nodes. Clients that share locks must agree on it.
+    /// Default: `redguard:`.
+    pub fn key_prefix(mut self, prefix: impl Into<String>) -> Config {
+        self.settings.key_prefix = prefix.into();
+        self
+    }
+
+    /// A label that is stored before the token, so that an operator sees who holds a lock: at most 64 printable
+    /// ASCII characters without `:`. Default: none.
+    pub fn owner(mut self, label: impl Into<String>) -> Config {
+        self.settings.owner = Some(label.into());
+        self
+    }
+
+    /// How acquires try again and when they give up. Default: [`RetryPolicy::default()`], without a limit.
+    pub fn retry(mut self, policy: RetryPolicy) -> Config {
+        self.settings.retry = policy;
+        self
+    }
+
+    /// How long a node has to answer a request before it counts as hung and is connected to anew. A round with a
+    /// hung node takes this long at most, and only until the node is known as hung. Default: 200 ms.
+    pub fn node_timeout(mut self, timeout: Duration) -> Config {
+        self.settings.node_timeout = timeout;
+        self
+    }
+
+    /// How long connecting to a node, its handshake included, may take (per address, where a name has several).
+    /// At least `node_timeout`. Default: 1 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Config {
+        self.settings.connect_timeout = timeout;
+        self
+    }
+
+    /// The part of the TTL, 0.0 to below 0.99, that must be left as validity when a guard is handed out. An
+    /// attempt that took too long for it is undone. Default: 0.5.
+    pub fn min_validity(mut self, fraction: f64) -> Config {
+        self.settings.min_validity = fraction;
+        self
+    }
+
+    /// How long a guard's `Drop` waits for its release. Default: [`OnDrop::Wait`].
+    pub fn on_drop(mut self, on_drop: OnDrop) -> Config {
+        self.settings.on_drop = on_drop;
+        self
+    }
+
+    /// # Errors
+    /// `NoAddresses` and `InvalidConfig`, which names what was given.
+    pub(crate) fn check(self) -> Result<Settings, Error> {
+        let settings = self.settings;
+        let refuse = |text: String| Err(Error::InvalidConfig(text));
+        let nodes = settings.endpoints.len();
+        if nodes == 0 {
+            return Err(Error::NoAddresses);
+        }
+        if nodes > quorum::MAX_NODES {
+            return refuse(format!("{nodes} nodes are over {}", quorum::MAX_NODES));
+        }
+        if !(1..=MAX_POOL).contains(&settings.pool_size) {
+            return refuse(format!(
+                "pool_size {} is not within 1 to {MAX_POOL}",
+                settings.pool_size
+            ));
+        }
+        if let Some(owner) = &settings.owner {
+            let printable = owner
+                .bytes()
+                .all(|b| (b' '..=b'~').contains(&b) && b != b':');
+            if owner.is_empty() || owner.len() > MAX_OWNER || !printable {
+                return refuse(format!(
+                    "owner {owner:?} is not 1 to {MAX_OWNER} printable ASCII characters without ':'"
+                ));
+            }
+        }
+        let least = Duration::from_millis(1);
+        if settings.node_timeout < least {
+            return refuse(format!(
+                "node_timeout {:?} is below {least:?}",
+                settings.node_timeout
+            ));
+        }
+        if settings.connect_timeout < settings.node_timeout {
+            return refuse(format!(
+                "connect_timeout {:?} is below node_timeout {:?}",
+                settings.connect_timeout, settings.node_timeout
+            ));
+        }
+        if time::deadline(time::now(), settings.connect_timeout).is_none() {
+            return refuse(format!(
+                "connect_timeout {:?} is beyond the clock's range",
+                settings.connect_timeout
+            ));
+        }
+        // At 0.99 the allowance for drift, a hundredth of the TTL and 2 ms, leaves no TTL that could pass.
+        if !(0.0..0.99).contains(&settings.min_validity) {
+            return refuse(format!(
+                "min_validity {} is not within 0.0 to below 0.99",
+                settings.min_validity
+            ));
+        }
+        if settings.username.is_some() && settings.password.is_none() {
+            return refuse("a username is set without a password".into());
+        }
+        settings.retry.check()?;
+        Ok(settings)
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = &self.settings;
+        f.debug_struct("Config")
+            .field("nodes", &s.endpoints)
+            .field("username", &s.username)
+            .field("password", &s.password.as_ref().map(|_| ".."))
+            .field("db", &s.db)
+            .field("pool_size", &s.pool_size)
+            .field("key_prefix", &s.key_prefix)
+            .field("owner", &s.owner)
+            .field("retry", &s.retry)
+            .field("node_timeout", &s.node_timeout)
+            .field("connect_timeout", &s.connect_timeout)
+            .field("min_validity", &s.min_validity)
+            .field("on_drop", &s.on_drop)
+            .finish()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config::new(["a:1", "b:2", "c:3"])
+    }
+
+    #[test]
+    fn contradictions_name_both_numbers() {
+        let ms = Duration::from_millis;
+        let table = [
+            (Config::new::<[&str; 0]>([]), "no node addresses"),
+            (Config::new(vec!["a"; 65]), "65 nodes are over 64"),
+            (config().pool_size(0), "pool_size 0"),
+            (config().owner("a:b"), "\"a:b\""),
+            (config().owner(""), "owner \"\""),
+            (config().owner("é"), "owner"),
+            (config().owner("x".repeat(65)), "owner"),
+            (config().node_timeout(Duration::ZERO), "node_timeout 0ns"),
+            (
+                config().node_timeout(ms(300)).connect_timeout(ms(200)),
+                "connect_timeout 200ms is below node_timeout 300ms",
+            ),
+            (config().connect_timeout(Duration::MAX), "connect_timeout"),
+            (config().min_validity(0.99), "min_validity 0.99"),
+            (config().min_validity(f64::NAN), "min_validity NaN"),
+            (config().min_validity(-0.1), "min_validity -0.1"),
+            (config().username("joe"), "without a password"),
+        ];
+        for (config, words) in table {
+            let error = match config.check() {
+                Ok(_) => panic!("accepted, though {words}"),
+                Err(error) => error.to_string(),
+            };
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(config().check().is_ok());
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let config = Config::new([
+            "redis://joe:s3cret@h:1/2",
+            "joe:s3c@ret@h",
+            "unix:///p?user=joe&pass=s3cret",
+        ])
+        .password("s3cret");
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("s3c"), "{shown}");
+        assert!(shown.contains("redis://h:1/2") && shown.contains("unix:///p"));
+    }
+}

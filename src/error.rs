@@ -1,0 +1,216 @@
+//! What can go wrong, as a caller sees it: one small enum, and the cause that each node gave.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Why a lock was not taken, kept or confirmed.
+///
+/// *Held by another* ([`Contended`](Error::Contended)) and *could not find out*
+/// ([`InsufficientQuorum`](Error::InsufficientQuorum)) are never mixed up: the first means that a quorum of the
+/// nodes answered. [`is_contended`](Error::is_contended), [`is_unavailable`](Error::is_unavailable) and
+/// [`is_lost`](Error::is_lost) sort errors by what a program can do about them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The list of nodes is empty.
+    #[error("no node addresses were given")]
+    NoAddresses,
+
+    /// A setting is out of range, or contradicts another. The text names what was given.
+    #[error("invalid configuration: {0}")]
+    InvalidConfig(String),
+
+    /// A lock name that cannot be used.
+    #[error("invalid lock name {name:?}: {reason}")]
+    InvalidKey {
+        /// The name that was given, shortened when it is long.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A TTL that Redis does not take, or that no attempt could be fast enough for.
+    #[error("invalid TTL of {ttl:?}: {reason}")]
+    InvalidTtl {
+        /// The TTL that was given.
+        ttl: Duration,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// Fewer nodes than a quorum answered, so nobody knows who holds the lock.
+    #[error(
+        "no quorum: {reachable} of {total} nodes answered, {needed} are needed{}",
+        Listed(causes)
+    )]
+    InsufficientQuorum {
+        /// The quorum of the configured nodes, `total / 2 + 1`.
+        needed: usize,
+        /// How many nodes answered.
+        reachable: usize,
+        /// How many nodes are configured.
+        total: usize,
+        /// What stood in the way on each node that did not grant, in the order of the configuration.
+        causes: Box<[NodeCause]>,
+    },
+
+    /// The lock is held by another, and a limit on waiting ran out.
+    #[error("held by another after {attempts} attempts in {waited:?}")]
+    Contended {
+        /// How many attempts were made. A back-off delay that passed in the queue of this process counts as one.
+        attempts: u32,
+        /// How long the call waited.
+        waited: Duration,
+        /// When the lock is free at the latest if its holder does not extend it; `None` where that is unknown.
+        remaining: Option<Duration>,
+    },
+
+    /// Three attempts in a row (or the only one that was allowed) won too late to leave the validity that
+    /// [`Config::min_validity`](crate::Config::min_validity) asks for. The nodes are too slow for this TTL.
+    #[error("nodes too slow for a TTL of {ttl:?}: {attempts} attempts left too little validity")]
+    ValidityExhausted {
+        /// How many attempts were made.
+        attempts: u32,
+        /// The TTL that was asked for.
+        ttl: Duration,
+    },
+
+    /// The guard no longer holds its lock: it expired, or a quorum of nodes says that it is not ours.
+    #[error("the lock is lost: it expired or was taken from us")]
+    LockLost,
+
+    /// The nodes were shut down, or the process is a forked child without their threads.
+    #[error("the nodes are shut down")]
+    Closed,
+
+    /// The operating system refused something: a thread, or random bytes for a token.
+    #[error("the operating system refused {what}: {reason}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// The system's own words.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Whether the lock is held by another: trying again later may help.
+    pub fn is_contended(&self) -> bool {
+        matches!(self, Error::Contended { .. })
+    }
+
+    /// Whether nobody could find out, because too few nodes answered in time.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(
+            self,
+            Error::InsufficientQuorum { .. } | Error::ValidityExhausted { .. }
+        )
+    }
+
+    /// Whether a lock that was held is held no longer.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Error::LockLost)
+    }
+}
+
+/// One node's part in an [`Error::InsufficientQuorum`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeCause {
+    /// The node's address, without credentials.
+    pub node: String,
+    /// What it answered, or why it did not.
+    pub cause: Cause,
+}
+
+impl fmt::Display for NodeCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.node, self.cause)
+    }
+}
+
+/// Why a node did not grant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Cause {
+    /// No connection, or it broke. The text is the operating system's.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+
+    /// The connection stands, but no answer came in time.
+    #[error("no answer in time")]
+    TimedOut,
+
+    /// The credentials are wrong, missing, or not allowed to do what is needed.
+    #[error("access denied: {0}")]
+    Denied(String),
+
+    /// The server answered with an error (`READONLY`, `LOADING`, `OOM` …), given in its own words.
+    #[error("server error: {0}")]
+    Server(String),
+
+    /// The lock is held by another there, for `remaining` at most if the holder does not extend it.
+    #[error("held by another")]
+    Held {
+        /// The rest of the holder's TTL; `None` if the key has no expiry.
+        remaining: Option<Duration>,
+    },
+
+    /// The lock is not ours there (any more).
+    #[error("not ours")]
+    NotOurs,
+
+    /// A value that is not a string stands under the lock's key. It is left untouched.
+    #[error("a value of another type stands under the key")]
+    WrongType,
+}
+
+/// Causes as they stand at the end of a message.
+struct Listed<'a>(&'a [NodeCause]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, cause) in self.0.iter().enumerate() {
+            write!(f, "{}{cause}", if i == 0 { " (" } else { "; " })?;
+        }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            f.write_str(")")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_each_node_and_cause() {
+        let error = Error::InsufficientQuorum {
+            needed: 2,
+            reachable: 1,
+            total: 3,
+            causes: Box::new([
+                NodeCause {
+                    node: "a:1".into(),
+                    cause: Cause::TimedOut,
+                },
+                NodeCause {
+                    node: "b:2".into(),
+                    cause: Cause::Held { remaining: None },
+                },
+            ]),
+        };
+        assert_eq!(
+            error.to_string(),
+            "no quorum: 1 of 3 nodes answered, 2 are needed (a:1: no answer in time; b:2: held by another)"
+        );
+        assert!(error.is_unavailable() && !error.is_contended() && !error.is_lost());
+    }
+
+    #[test]
+    fn an_error_stays_small() {
+        assert!(size_of::<Error>() <= 64, "{}", size_of::<Error>());
+    }
+}

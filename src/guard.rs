@@ -1,0 +1,220 @@
+//! Proof of holding a lock: what a program keeps in scope while it works.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::warn;
+
+use crate::config::OnDrop;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::key::Ttl;
+use crate::lease::{Lease, Look};
+use crate::local::Pass;
+use crate::time;
+
+/// Where a lock is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mode {
+    /// On a quorum of the configured nodes: excludes every process that uses them.
+    Quorum,
+    /// In this process alone: it does not expire, and other processes are not excluded.
+    Local,
+}
+
+/// Holds a lock until it is dropped or released, or until its lease ends, **whichever is first**.
+///
+/// It owns all it needs: it can outlive its locker, move to another thread, and be asked from several at once.
+///
+/// `Drop` releases the lock as [`release`](LockGuard::release) does, and may block as long (see
+/// [`OnDrop`]), also while a panic unwinds. It never panics. What goes wrong in it is a `warn` line in the log, and
+/// counted by [`Nodes::drop_failures`](crate::Nodes::drop_failures). In a forked child it does nothing but warn.
+///
+/// ```
+/// use redguard::{Locker, LocalLocker};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), redguard::Error> {
+/// let locker = LocalLocker::new();
+/// let guard = locker.lock("report", Duration::from_secs(30))?;
+/// for page in 0..3 {
+///     guard.check()?; // still ours? else stop here
+///     // … write the page …
+/// }
+/// guard.release()?; // or drop it, if how it ended does not matter
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "if unused the lock is released at once"]
+pub struct LockGuard {
+    pass: Pass,
+    backing: Backing,
+    ended: bool,
+}
+
+enum Backing {
+    Quorum {
+        engine: Arc<Engine>,
+        lease: Arc<Lease>,
+    },
+    Local,
+}
+
+impl LockGuard {
+    pub(crate) fn quorum(engine: Arc<Engine>, lease: Arc<Lease>, pass: Pass) -> LockGuard {
+        LockGuard {
+            pass,
+            backing: Backing::Quorum { engine, lease },
+            ended: false,
+        }
+    }
+
+    pub(crate) fn local(pass: Pass) -> LockGuard {
+        LockGuard {
+            pass,
+            backing: Backing::Local,
+            ended: false,
+        }
+    }
+
+    /// The lock's name, as it was given.
+    pub fn key(&self) -> &str {
+        self.pass.key().name()
+    }
+
+    /// Whether the lock is still held, by the clock and by what the nodes have said. Does not block or ask them.
+    ///
+    /// Only a look: the lease may end right after it. Work that must not go on without the lock belongs well inside
+    /// [`remaining`](LockGuard::remaining).
+    pub fn is_held(&self) -> bool {
+        match &self.backing {
+            Backing::Quorum { engine, lease } => matches!(engine.look(lease), Look::Held(_)),
+            Backing::Local => true,
+        }
+    }
+
+    /// How long the lock is held for at least, if nobody deletes its keys; zero when it is lost. Does not block.
+    ///
+    /// This is the validity: the TTL less the time that taking it took, less an allowance for clock drift
+    /// (`ttl / 100 + 2 ms`). A local lock does not expire: it has [`Duration::MAX`].
+    pub fn remaining(&self) -> Duration {
+        match &self.backing {
+            Backing::Quorum { engine, lease } => match engine.look(lease) {
+                Look::Held(expiry) => expiry.saturating_duration_since(time::now()),
+                _ => Duration::ZERO,
+            },
+            Backing::Local => Duration::MAX,
+        }
+    }
+
+    /// `Ok` while the lock is held: for the checkpoints of a loop, with `?`. Does not block.
+    ///
+    /// # Errors
+    /// [`LockLost`](Error::LockLost) when it is not.
+    pub fn check(&self) -> Result<(), Error> {
+        match self.is_held() {
+            true => Ok(()),
+            false => Err(Error::LockLost),
+        }
+    }
+
+    /// Holds the lock for `ttl` from now on, if that is longer than it is held anyway: an extension never shortens.
+    ///
+    /// Blocks for `node_timeout` at most, behind extensions that other threads make through this guard. Where it
+    /// fails the lock stays held until its old expiry, unless it is lost. On nodes that have lost the key it is put
+    /// back once a quorum has kept it. A local lock does not expire: nothing happens.
+    ///
+    /// # Errors
+    /// [`InvalidTtl`](Error::InvalidTtl); [`LockLost`](Error::LockLost) when the lock has expired or too many nodes
+    /// say that it is not ours; [`InsufficientQuorum`](Error::InsufficientQuorum) when too few answered: trying
+    /// again before it expires may help.
+    ///
+    /// ```
+    /// # use redguard::{Locker, LocalLocker};
+    /// # use std::time::Duration;
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// # let guard = LocalLocker::new().lock("report", Duration::from_secs(30))?;
+    /// if guard.remaining() < Duration::from_secs(10) {
+    ///     guard.extend(Duration::from_secs(30))?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn extend(&self, ttl: Duration) -> Result<(), Error> {
+        match &self.backing {
+            Backing::Quorum { engine, lease } => {
+                let ttl = Ttl::parse(ttl, engine.settings().min_validity)?;
+                engine.extend(lease, ttl)
+            }
+            Backing::Local => Ok(()),
+        }
+    }
+
+    /// Releases the lock and says how that ended. Blocks for `node_timeout` at most.
+    ///
+    /// `Ok` means that a quorum of nodes deleted the key, so that others can have the lock at once.
+    ///
+    /// # Errors
+    /// [`LockLost`](Error::LockLost) when it had expired, or too many nodes say that it was not ours any more: work
+    /// may have overlapped with another holder's. [`InsufficientQuorum`](Error::InsufficientQuorum) when too few
+    /// nodes answered: then the TTL frees it, or the nodes' lanes do when they are back.
+    pub fn release(mut self) -> Result<(), Error> {
+        self.end(OnDrop::Wait)
+    }
+
+    /// Whether the lock is held on the nodes or in this process only.
+    pub fn mode(&self) -> Mode {
+        match self.backing {
+            Backing::Quorum { .. } => Mode::Quorum,
+            Backing::Local => Mode::Local,
+        }
+    }
+
+    /// The one end, with two doors: `release` and `Drop`.
+    fn end(&mut self, on_drop: OnDrop) -> Result<(), Error> {
+        self.ended = true;
+        match &self.backing {
+            Backing::Quorum { engine, .. } if engine.is_forked() => {
+                warn!(
+                    "{:?}: released in a forked child, which is ignored",
+                    self.pass
+                );
+                Err(Error::Closed)
+            }
+            Backing::Quorum { engine, lease } => engine.release(lease, &self.pass, on_drop),
+            Backing::Local => Ok(()),
+        }
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let on_drop = match &self.backing {
+            Backing::Quorum { engine, .. } => engine.settings().on_drop,
+            Backing::Local => OnDrop::HandOff,
+        };
+        let ended = self.end(on_drop);
+        if let (Err(error), Backing::Quorum { engine, .. }) = (ended, &self.backing)
+            && error != Error::Closed
+        {
+            engine.note_failed_drop(self.pass.key(), &error);
+        }
+    }
+}
+
+/// Does not block, and shows no token.
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("LockGuard");
+        shown.field("key", &self.key()).field("mode", &self.mode());
+        if let Backing::Quorum { lease, .. } = &self.backing {
+            shown.field("lease", &lease.peek(time::now()));
+        }
+        shown.finish_non_exhaustive()
+    }
+}

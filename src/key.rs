@@ -1,0 +1,276 @@
+//! Names, lifetimes and tokens, parsed once at the door: past it nothing is validated again.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+
+use crate::error::Error;
+use crate::time;
+
+/// The longest lock name, in bytes; a path of the longest length that Linux allows fits well.
+const MAX_NAME: usize = 16 * 1024;
+
+/// Above this many milliseconds a number is not exact in a Lua script any more.
+const MAX_MILLIS: u64 = 1 << 53;
+
+/// The endings of keys that this library derives from a lock's key. A lock whose name had one of them could be
+/// taken for another lock's inner parts.
+const RESERVED: [&str; 4] = [":writer", ":readers", ":gate", ":fence"];
+
+/// A lock's key on the nodes, with the prefix in front of the name that the caller gave.
+#[derive(Clone)]
+pub(crate) struct Key {
+    text: Arc<str>,
+    prefix: usize,
+}
+
+impl Key {
+    /// # Errors
+    /// `InvalidKey` when the name is empty, longer than 16 KiB, or ends like a derived key.
+    pub(crate) fn parse(prefix: &str, name: &str) -> Result<Key, Error> {
+        let refuse = |reason: String| {
+            Err(Error::InvalidKey {
+                name: shortened(name),
+                reason,
+            })
+        };
+        if name.is_empty() {
+            return refuse("it is empty".into());
+        }
+        if name.len() > MAX_NAME {
+            return refuse(format!("{} bytes are over {MAX_NAME}", name.len()));
+        }
+        if let Some(ending) = RESERVED.iter().find(|ending| name.ends_with(**ending)) {
+            return refuse(format!("the ending {ending:?} is reserved"));
+        }
+        let text = if prefix.is_empty() {
+            Arc::from(name)
+        } else {
+            Arc::from([prefix, name].concat())
+        };
+        Ok(Key {
+            text,
+            prefix: prefix.len(),
+        })
+    }
+
+    /// The name as the caller gave it.
+    pub(crate) fn name(&self) -> &str {
+        &self.text[self.prefix..]
+    }
+
+    /// The key as it stands on the nodes.
+    pub(crate) fn wire(&self) -> &str {
+        &self.text
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Key) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.text, f)
+    }
+}
+
+/// A lock's lifetime, in whole milliseconds as Redis counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ttl(u64);
+
+impl Ttl {
+    /// Parts of a millisecond are cut off, so that a lease is never thought longer than the nodes keep it.
+    ///
+    /// # Errors
+    /// `InvalidTtl` when it is too long for Redis, or so short that even an attempt that takes no time would not
+    /// leave the fraction `min_validity` of it.
+    pub(crate) fn parse(ttl: Duration, min_validity: f64) -> Result<Ttl, Error> {
+        let refuse = |reason: String| Err(Error::InvalidTtl { ttl, reason });
+        let millis = match u64::try_from(ttl.as_millis()) {
+            Ok(millis) if millis <= MAX_MILLIS => millis,
+            _ => return refuse("it is longer than Redis can count".into()),
+        };
+        let whole = Ttl(millis);
+        let valid = time::validity(whole.duration());
+        if valid.is_zero() || valid < whole.least_validity(min_validity) {
+            let drift = time::drift(ttl);
+            return refuse(format!(
+                "an allowance of {drift:?} for clock drift leaves less than min_validity ({min_validity}) of it"
+            ));
+        }
+        Ok(whole)
+    }
+
+    pub(crate) fn millis(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn duration(self) -> Duration {
+        Duration::from_millis(self.0)
+    }
+
+    /// The validity below which an attempt counts as too slow.
+    pub(crate) fn least_validity(self, min_validity: f64) -> Duration {
+        self.duration().mul_f64(min_validity)
+    }
+}
+
+/// What is stored under a lock's key: 160 random bits of the operating system in hexadecimal digits, after the
+/// owner's label if there is one. Fresh for every attempt (rule S3).
+///
+/// Its `Debug` shows nothing: who knows a token can release the lock.
+pub(crate) struct Token {
+    text: Box<str>,
+    id: u64,
+}
+
+impl Token {
+    /// # Errors
+    /// `System` when the operating system has no random bytes to give.
+    pub(crate) fn fresh(owner: Option<&str>) -> Result<Token, Error> {
+        let mut bits = [0_u8; 20];
+        SysRng
+            .try_fill_bytes(&mut bits)
+            .map_err(|error| Error::System {
+                what: "random bytes",
+                reason: error.to_string(),
+            })?;
+        let owner = owner.unwrap_or_default();
+        let mut text = String::with_capacity(owner.len() + 1 + 2 * bits.len());
+        if !owner.is_empty() {
+            text.push_str(owner);
+            text.push(':');
+        }
+        for byte in bits {
+            for digit in [byte >> 4, byte & 15] {
+                text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+            }
+        }
+        let (first, _) = bits.split_at(8);
+        let id = first.iter().fold(0, |id, &byte| id << 8 | u64::from(byte));
+        Ok(Token {
+            text: text.into_boxed_str(),
+            id,
+        })
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// 64 of the random bits, to tell tokens apart quickly where a false match does no harm.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+/// The start of a name, short enough for a message.
+fn shortened(name: &str) -> String {
+    match name.char_indices().nth(64) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_come_back_unchanged() {
+        for name in [
+            "a",
+            "nul\0inside",
+            "🔒",
+            "日本語",
+            "cr\r\nlf",
+            "back\\slash",
+            "with space",
+            "{tag}x",
+        ] {
+            let key = Key::parse("redguard:", name).unwrap();
+            assert_eq!(key.name(), name);
+            assert_eq!(key.wire(), format!("redguard:{name}"));
+        }
+    }
+
+    #[test]
+    fn prefix_and_name_together_make_the_key() {
+        let joined = Key::parse("P", "N").unwrap();
+        assert_eq!(joined, Key::parse("", "PN").unwrap());
+        assert_ne!(joined, Key::parse("", "N").unwrap());
+    }
+
+    #[test]
+    fn unusable_names_are_refused() {
+        let long = "é".repeat(MAX_NAME);
+        for name in ["", "x:writer", "x:readers", "x:gate", ":fence", &long] {
+            let error = Key::parse("p:", name).unwrap_err();
+            assert!(matches!(error, Error::InvalidKey { .. }), "{error}");
+            assert!(error.to_string().len() < 300);
+        }
+        Key::parse("p:", &"x".repeat(MAX_NAME)).unwrap();
+        Key::parse("p:", "writer").unwrap();
+    }
+
+    #[test]
+    fn a_ttl_that_cannot_pass_is_refused() {
+        for (micros, min_validity, passes) in [
+            (0, 0.0, false),
+            (999, 0.0, false),
+            (2_000, 0.0, false),
+            (3_000, 0.0, true),
+            (4_000, 0.5, false),
+            (5_000, 0.5, true),
+            (30_000_000, 0.98, true),
+            (30_000_000, 0.99, false),
+        ] {
+            let parsed = Ttl::parse(Duration::from_micros(micros), min_validity);
+            assert_eq!(parsed.is_ok(), passes, "{micros} µs at {min_validity}");
+        }
+        for ttl in [Duration::MAX, Duration::from_millis(MAX_MILLIS + 1)] {
+            assert!(matches!(
+                Ttl::parse(ttl, 0.5),
+                Err(Error::InvalidTtl { .. })
+            ));
+        }
+        assert!(Ttl::parse(Duration::from_millis(MAX_MILLIS), 0.5).is_ok());
+        let cut = Ttl::parse(Duration::from_micros(10_999), 0.5).unwrap();
+        assert_eq!(cut.millis(), 10);
+    }
+
+    #[test]
+    fn tokens_are_long_and_never_equal() {
+        let drawn: HashSet<String> = (0..10_000)
+            .map(|_| Token::fresh(None).unwrap().text().to_owned())
+            .collect();
+        assert_eq!(drawn.len(), 10_000);
+        assert!(drawn.iter().all(|text| text.len() == 40));
+        let owned = Token::fresh(Some("batch-7")).unwrap();
+        assert!(owned.text().starts_with("batch-7:"));
+        assert_eq!(owned.text().len(), 48);
+        assert!(!format!("{owned:?}").contains(&owned.text()[8..]));
+    }
+}

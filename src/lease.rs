@@ -1,0 +1,429 @@
+//! One lease, one latch: who holds what until when, decided by compare-and-exchange alone.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::key::{Key, Token};
+use crate::quorum::NodeSet;
+use crate::sync::{AtomicU64, Condvar, Mutex, Ordering};
+use crate::time;
+
+const TRYING: u64 = 0;
+const LOST: u64 = 1;
+const RELEASING: u64 = 2;
+const ENDED: u64 = 3;
+/// Everything above is `Held`: the expiry in microseconds, moved up by this much.
+const HELD: u64 = 4;
+
+/// A lease on one key under one token, from the attempt that asks for it to its end (rule S7).
+///
+/// Nothing is ever looked up by name: requests, the local gate and the guard all carry the lease itself.
+pub(crate) struct Lease {
+    key: Key,
+    token: Token,
+    /// # State table
+    ///
+    /// | from          | to            | by                                                                |
+    /// |---------------|---------------|-------------------------------------------------------------------|
+    /// | `TRYING`      | `Held(e)`     | [`hold`](Lease::hold): a quorum granted with validity left         |
+    /// | `TRYING`      | `ENDED`       | [`abandon`](Lease::abandon): not won, too late or given up         |
+    /// | `Held(e)`     | `Held(e')`    | [`prolong`](Lease::prolong): now < e ≤ e'                          |
+    /// | `Held(e)`     | `LOST`        | whoever first sees e ≤ now, or [`lose`](Lease::lose) by a reply    |
+    /// | `Held(e)`     | `RELEASING`   | [`begin_release`](Lease::begin_release): now < e                   |
+    /// | `RELEASING`   | `ENDED`       | [`end`](Lease::end)                                                |
+    ///
+    /// There is no way back to `Held` from anywhere.
+    state: AtomicU64,
+    /// The moment (in [`time::micros`]) after which the key can exist on no node, written by the lanes.
+    exists_until: AtomicU64,
+    /// The nodes that were asked to grant it, so may hold its key.
+    asked: AtomicU64,
+    /// Whether an extension is on its way: at most one is (rule S5).
+    extending: Mutex<bool>,
+    extended: Condvar,
+}
+
+/// What a look at a lease finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Not won yet.
+    Trying,
+    /// Held until then.
+    Held(Instant),
+    /// Lost, by this very look: who gets this answer owes the release of the token, and the telling.
+    JustLost,
+    /// Lost before.
+    Lost,
+    /// Released, being released, or never won.
+    Ended,
+}
+
+impl Lease {
+    pub(crate) fn new(key: Key, token: Token) -> Lease {
+        Lease {
+            key,
+            token,
+            state: AtomicU64::new(TRYING),
+            exists_until: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
+            extending: Mutex::new(false),
+            extended: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    pub(crate) fn token(&self) -> &Token {
+        &self.token
+    }
+
+    /// The attempt was won: held until `expiry`. `false` if it had been given up.
+    pub(crate) fn hold(&self, expiry: Instant) -> bool {
+        self.shift(TRYING, held(expiry)).is_ok()
+    }
+
+    /// The attempt was not won, or too late. What was asked for and is not sent yet need not be sent.
+    pub(crate) fn abandon(&self) {
+        // Fails only where the lease is not in its attempt any more, and then there is nothing to give up.
+        let _ = self.shift(TRYING, ENDED);
+    }
+
+    /// Looks at the state; if the expiry has passed, this look makes it lost.
+    pub(crate) fn look(&self, now: Instant) -> Look {
+        let mut state = self.state.load(Ordering::Acquire);
+        loop {
+            let look = read(state);
+            match look {
+                Look::Held(expiry) if expiry <= now => match self.shift(state, LOST) {
+                    Ok(()) => return Look::JustLost,
+                    Err(newer) => state = newer,
+                },
+                _ => return look,
+            }
+        }
+    }
+
+    /// Looks without touching: an expiry that has passed reads as `Lost`, but nobody has been told yet.
+    pub(crate) fn peek(&self, now: Instant) -> Look {
+        match read(self.state.load(Ordering::Acquire)) {
+            Look::Held(expiry) if expiry <= now => Look::Lost,
+            look => look,
+        }
+    }
+
+    /// The nodes said that it is not ours: lost, whatever the clock says. `true` for the one who made it so.
+    pub(crate) fn lose(&self) -> bool {
+        let mut state = self.state.load(Ordering::Acquire);
+        while state >= HELD {
+            match self.shift(state, LOST) {
+                Ok(()) => return true,
+                Err(newer) => state = newer,
+            }
+        }
+        false
+    }
+
+    /// Moves the expiry on to `expiry`, never back, if it is still held at `now`. Answers as [`look`](Lease::look).
+    pub(crate) fn prolong(&self, now: Instant, expiry: Instant) -> Look {
+        loop {
+            let look = self.look(now);
+            match look {
+                Look::Held(old) if old < expiry => {
+                    if self.shift(held(old), held(expiry)).is_ok() {
+                        return Look::Held(expiry);
+                    }
+                }
+                _ => return look,
+            }
+        }
+    }
+
+    /// Begins the release of a lease that is held; answers `Held` if this call began it, else what stands in the way.
+    pub(crate) fn begin_release(&self, now: Instant) -> Look {
+        loop {
+            let look = self.look(now);
+            match look {
+                Look::Held(expiry) => {
+                    if self.shift(held(expiry), RELEASING).is_ok() {
+                        return look;
+                    }
+                }
+                _ => return look,
+            }
+        }
+    }
+
+    /// The release has had its answer, or its time.
+    pub(crate) fn end(&self) {
+        let _ = self.shift(RELEASING, ENDED);
+    }
+
+    /// Waits until no extension of this lease is on its way; then the caller's may be, until the answer is dropped.
+    /// Blocks for one round of each thread that asked before.
+    pub(crate) fn begin_extension(&self) -> Extension<'_> {
+        let mut extending = self.extending.lock();
+        while *extending {
+            self.extended.wait(&mut extending);
+        }
+        *extending = true;
+        Extension(self)
+    }
+
+    /// A node's lane has been given a request to grant it.
+    pub(crate) fn note_asked(&self, nodes: NodeSet) {
+        self.asked.fetch_or(nodes.bits(), Ordering::AcqRel);
+    }
+
+    /// The nodes that may hold its key.
+    pub(crate) fn asked(&self) -> NodeSet {
+        NodeSet::from_bits(self.asked.load(Ordering::Acquire))
+    }
+
+    /// A request that can make the key exist for `ttl` is about to be written to a node.
+    pub(crate) fn note_written(&self, now: Instant, ttl: Duration) {
+        let until = now
+            .checked_add(ttl)
+            .and_then(|until| until.checked_add(time::drift(ttl)))
+            .map_or(u64::MAX, time::micros);
+        self.exists_until.fetch_max(until, Ordering::AcqRel);
+    }
+
+    /// Whether the key can still be there on some node: if not, nobody needs to release it.
+    pub(crate) fn may_exist(&self, now: Instant) -> bool {
+        time::micros(now) <= self.exists_until.load(Ordering::Acquire)
+    }
+}
+
+/// Shows the name and the state, never the token.
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("key", &self.key)
+            .field("state", &read(self.state.load(Ordering::Acquire)))
+            .finish_non_exhaustive()
+    }
+}
+
+impl Lease {
+    fn shift(&self, from: u64, to: u64) -> Result<(), u64> {
+        self.state
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+            .map(|_| ())
+    }
+}
+
+/// The turn of one extension; the next may begin when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Extension<'a>(&'a Lease);
+
+impl Drop for Extension<'_> {
+    fn drop(&mut self) {
+        *self.0.extending.lock() = false;
+        self.0.extended.notify_one();
+    }
+}
+
+/// The state for an expiry, in whole microseconds rounded down: a lease is never thought longer than it is.
+fn held(expiry: Instant) -> u64 {
+    time::micros(expiry).saturating_add(HELD)
+}
+
+fn read(state: u64) -> Look {
+    match state {
+        TRYING => Look::Trying,
+        LOST => Look::Lost,
+        RELEASING | ENDED => Look::Ended,
+        // An expiry beyond the clock's range cannot be stored: `held` took it from an `Instant`.
+        held => time::instant(held - HELD).map_or(Look::Lost, Look::Held),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    pub(crate) fn lease(name: &str) -> Arc<Lease> {
+        let key = Key::parse("test:", name).unwrap();
+        Arc::new(Lease::new(key, Token::fresh(None).unwrap()))
+    }
+
+    #[cfg(not(loom))]
+    mod table {
+        use super::*;
+
+        const SECOND: Duration = Duration::from_secs(1);
+
+        #[test]
+        fn held_until_the_expiry_and_lost_at_it() {
+            let now = time::now();
+            let lease = lease("x");
+            assert_eq!(lease.look(now), Look::Trying);
+            assert!(lease.hold(now + SECOND));
+            assert!(!lease.hold(now + 9 * SECOND), "held twice");
+            let Look::Held(expiry) = lease.look(now) else {
+                panic!("{lease:?}")
+            };
+            assert!(expiry <= now + SECOND);
+            assert_eq!(lease.peek(now + SECOND), Look::Lost);
+            assert_eq!(lease.look(now + SECOND), Look::JustLost);
+            assert_eq!(lease.look(now + SECOND), Look::Lost);
+            assert_eq!(lease.look(now), Look::Lost, "nothing makes it held again");
+            assert_eq!(lease.prolong(now, now + 9 * SECOND), Look::Lost);
+            assert_eq!(lease.begin_release(now), Look::Lost);
+            assert!(!lease.lose());
+        }
+
+        #[test]
+        fn an_extension_moves_the_expiry_forth_only() {
+            let now = time::now();
+            let lease = lease("x");
+            lease.hold(now + 2 * SECOND);
+            let first = lease.look(now);
+            assert_eq!(lease.prolong(now, now + SECOND), first);
+            let Look::Held(_) = lease.prolong(now, now + 3 * SECOND) else {
+                panic!("{lease:?}")
+            };
+            assert!(matches!(lease.look(now + 2 * SECOND), Look::Held(_)));
+            assert_eq!(
+                lease.prolong(now + 3 * SECOND, now + 9 * SECOND),
+                Look::JustLost
+            );
+        }
+
+        #[test]
+        fn a_release_ends_it_for_good() {
+            let now = time::now();
+            let lease = lease("x");
+            lease.hold(now + SECOND);
+            assert!(matches!(lease.begin_release(now), Look::Held(_)));
+            assert_eq!(lease.begin_release(now), Look::Ended);
+            assert_eq!(lease.look(now + 9 * SECOND), Look::Ended, "not lost later");
+            assert!(!lease.lose());
+            lease.end();
+            assert_eq!(lease.prolong(now, now + 9 * SECOND), Look::Ended);
+        }
+
+        #[test]
+        fn an_abandoned_attempt_cannot_be_held() {
+            let now = time::now();
+            let lease = lease("x");
+            lease.abandon();
+            assert!(!lease.hold(now + SECOND));
+            assert_eq!(lease.look(now), Look::Ended);
+        }
+
+        #[test]
+        fn the_key_may_exist_until_the_last_write_has_run_out() {
+            let now = time::now();
+            let lease = lease("x");
+            assert!(!lease.may_exist(now), "nothing was written");
+            lease.note_written(now, SECOND);
+            lease.note_written(now, SECOND / 2);
+            assert!(lease.may_exist(now + SECOND));
+            assert!(!lease.may_exist(now + SECOND + Duration::from_millis(13)));
+        }
+    }
+
+    /// All interleavings, by the model checker: `RUSTFLAGS="--cfg loom" cargo test --release --lib loom`.
+    #[cfg(loom)]
+    mod loom_latch {
+        use super::*;
+
+        /// Runs two or three of the latch's verbs at once and hands their answers to `check`, for every order.
+        fn race<const N: usize>(
+            verbs: [fn(&Lease, Instant) -> Look; N],
+            check: fn(&Lease, Instant, [Look; N]),
+        ) {
+            let start = time::now();
+            loom::model(move || {
+                let lease = lease("x");
+                assert!(lease.hold(start + Duration::from_secs(1)));
+                let threads = verbs.map(|verb| {
+                    let lease = Arc::clone(&lease);
+                    loom::thread::spawn(move || verb(&lease, start))
+                });
+                let looks = threads.map(|thread| thread.join().unwrap());
+                check(&lease, start, looks);
+            });
+        }
+
+        fn expired(lease: &Lease, start: Instant) -> Look {
+            lease.look(start + Duration::from_secs(2))
+        }
+
+        fn release(lease: &Lease, start: Instant) -> Look {
+            lease.begin_release(start)
+        }
+
+        fn prolong(lease: &Lease, start: Instant) -> Look {
+            lease.prolong(start, start + Duration::from_secs(5))
+        }
+
+        fn taken(lease: &Lease, _: Instant) -> Look {
+            if lease.lose() {
+                Look::JustLost
+            } else {
+                Look::Lost
+            }
+        }
+
+        #[test]
+        fn loom_one_of_many_lookers_is_told_of_the_loss() {
+            race([expired, taken, expired], |lease, start, looks| {
+                let told = looks.iter().filter(|l| **l == Look::JustLost).count();
+                assert_eq!(told, 1, "{looks:?}");
+                assert_eq!(lease.look(start), Look::Lost);
+            });
+        }
+
+        #[test]
+        fn loom_a_lease_is_either_released_or_lost() {
+            race([release, expired], |lease, start, looks| {
+                let released = matches!(looks[0], Look::Held(_));
+                let lost = looks.contains(&Look::JustLost);
+                assert!(released != lost, "{looks:?}");
+                let after = lease.look(start + Duration::from_secs(9));
+                assert_eq!(after, if released { Look::Ended } else { Look::Lost });
+            });
+        }
+
+        #[test]
+        fn loom_an_extension_never_revives() {
+            race([prolong, taken], |lease, start, looks| {
+                assert_eq!(looks[1], Look::JustLost, "a held lease can be lost");
+                assert_eq!(lease.look(start), Look::Lost);
+            });
+            race([prolong, release], |lease, start, looks| {
+                assert!(matches!(looks[1], Look::Held(_)));
+                assert_eq!(lease.look(start), Look::Ended);
+            });
+            race([prolong, expired], |lease, start, looks| {
+                // Either the expiry had been seen before the extension, or it had moved on.
+                let lost = looks.contains(&Look::JustLost);
+                assert_eq!(lost, lease.look(start) == Look::Lost, "{looks:?}");
+            });
+        }
+
+        #[test]
+        fn loom_extensions_take_turns() {
+            loom::model(|| {
+                let lease = lease("x");
+                let other = Arc::clone(&lease);
+                let busy = Arc::new(loom::sync::atomic::AtomicBool::new(false));
+                let also = Arc::clone(&busy);
+                let extend = |lease: &Lease, busy: &loom::sync::atomic::AtomicBool| {
+                    let turn = lease.begin_extension();
+                    assert!(!busy.swap(true, Ordering::SeqCst), "two at once");
+                    busy.store(false, Ordering::SeqCst);
+                    drop(turn);
+                };
+                let thread = loom::thread::spawn(move || extend(&other, &also));
+                extend(&lease, &busy);
+                thread.join().unwrap();
+            });
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! One server: connecting to it, greeting it, and exchanging a batch of requests with it.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use redis::{Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Value};
+
+use crate::config::{Endpoint, Settings};
+use crate::error::{Cause, Error};
+use crate::script::{self, Answer, Loaded, Read, Request};
+use crate::time;
+
+/// Makes sessions with one node. The one seam at which tests put fakes in the place of servers.
+pub(crate) trait Connector: Send + Sync {
+    /// Connects, which can block for longer than any time-out where a name has many addresses. A session that
+    /// had been there before is killed first, so that nothing of it runs any more (rule S4).
+    fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause>;
+}
+
+/// An open connection to one node.
+pub(crate) trait Session: Send {
+    /// Sends the requests as one pipeline and hands out each answer as it is read, in order.
+    ///
+    /// On an error the requests without an answer are unknown, and the session is of no use any more: replies
+    /// may still be on their way.
+    fn exchange(
+        &mut self,
+        requests: &[Request],
+        answer: &mut dyn FnMut(usize, Answer),
+    ) -> Result<(), Cause>;
+
+    /// Asks for a sign of life.
+    fn ping(&mut self) -> Result<(), Cause>;
+}
+
+/// What a node says of itself and of the session when it is greeted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Greeting {
+    /// The server's run id, another one after each restart.
+    pub(crate) run_id: String,
+    /// The number of this connection within that run.
+    pub(crate) client: i64,
+}
+
+/// A Redis or Valkey server.
+pub(crate) struct Server {
+    info: ConnectionInfo,
+    connect_timeout: Duration,
+    node_timeout: Duration,
+}
+
+impl Server {
+    /// Reads an address; credentials and database of the settings fill in what it leaves out.
+    ///
+    /// # Errors
+    /// `InvalidConfig` that names the address without its credentials.
+    pub(crate) fn new(endpoint: &Endpoint, settings: &Settings) -> Result<Server, Error> {
+        let refuse = |reason: String| {
+            Err(Error::InvalidConfig(format!(
+                "address {:?}: {reason}",
+                endpoint.to_string()
+            )))
+        };
+        let text = endpoint.text();
+        if text.is_empty() {
+            return refuse("it is empty".into());
+        }
+        let url = match text.split_once("://") {
+            Some(("rediss" | "valkeys", _)) => {
+                return refuse("TLS is not supported".into());
+            }
+            Some(_) => text.to_owned(),
+            None => format!("redis://{text}"),
+        };
+        let info = match url.as_str().into_connection_info() {
+            Ok(info) => info,
+            // The parser's detail can repeat what it was given, so only its category is told.
+            Err(error) => return refuse(format!("not understood ({})", error.category())),
+        };
+        if let ConnectionAddr::Tcp(host, port) = info.addr() {
+            if host.is_empty() {
+                return refuse("no host".into());
+            }
+            if *port == 0 {
+                return refuse("port 0".into());
+            }
+        }
+        let mut redis = info.redis_settings().clone();
+        if redis.password().is_none() {
+            if let Some(password) = &settings.password {
+                redis = redis.set_password(password);
+            }
+            if let (None, Some(username)) = (redis.username(), &settings.username) {
+                redis = redis.set_username(username);
+            }
+        }
+        if let Some(db) = settings.db
+            && !names_db(&url)
+        {
+            redis = redis.set_db(i64::from(db));
+        }
+        let redis = redis.set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        Ok(Server {
+            info: info.set_redis_settings(redis),
+            connect_timeout: settings.connect_timeout,
+            node_timeout: settings.node_timeout,
+        })
+    }
+
+    /// Where the server is, so that one named twice is found before any I/O. The database is no part of it.
+    pub(crate) fn place(&self) -> String {
+        match self.info.addr() {
+            ConnectionAddr::Tcp(host, port) => format!("{}:{port}", host.to_ascii_lowercase()),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// Whether an address names a database of its own, be it 0.
+fn names_db(url: &str) -> bool {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return false;
+    };
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    if scheme.ends_with("unix") {
+        return query.split('&').any(|pair| pair.starts_with("db="));
+    }
+    path.rsplit_once('@')
+        .map_or(path, |(_, host)| host)
+        .split_once('/')
+        .is_some_and(|(_, db)| !db.is_empty())
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Server({})", self.place())
+    }
+}
+
+impl Connector for Server {
+    fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause> {
+        let end = time::now() + self.connect_timeout;
+        let connection = redis::Client::open(self.info.clone())
+            .and_then(|client| client.get_connection_with_timeout(self.connect_timeout))
+            .map_err(|error| script::cause(&error))?;
+        let mut session = RedisSession {
+            connection,
+            timeout: self.node_timeout,
+            armed: None,
+            loaded: Loaded::default(),
+            cmd: Cmd::new(),
+            wire: Vec::new(),
+            again: Vec::new(),
+        };
+        let greeting = session.greet(former, end)?;
+        Ok((Box::new(session), greeting))
+    }
+}
+
+/// An open connection with the scripts loaded.
+struct RedisSession {
+    connection: Connection,
+    timeout: Duration,
+    /// The read time-out that the socket has now; `redis` clears it after its handshake.
+    armed: Option<Duration>,
+    loaded: Loaded,
+    cmd: Cmd,
+    wire: Vec<u8>,
+    /// The requests of a batch that were answered with NOSCRIPT.
+    again: Vec<usize>,
+}
+
+impl RedisSession {
+    /// Learns who the server is, kills our former connection, and loads the scripts.
+    fn greet(&mut self, former: Option<&Greeting>, end: Instant) -> Result<Greeting, Cause> {
+        self.wire.clear();
+        redis::cmd("CLIENT")
+            .arg("ID")
+            .write_packed_command(&mut self.wire);
+        redis::cmd("INFO")
+            .arg("server")
+            .write_packed_command(&mut self.wire);
+        self.send(end)?;
+        let client = self.receive_as::<i64>(end)?;
+        let info = self.receive_as::<String>(end)?;
+        let run_id = info
+            .lines()
+            .find_map(|line| line.strip_prefix("run_id:"))
+            .ok_or_else(|| Cause::Server("INFO server names no run_id".into()))?
+            .trim()
+            .to_owned();
+        let greeting = Greeting { run_id, client };
+        self.wire.clear();
+        // After a restart the numbers begin anew: ours may be somebody else's by now.
+        let killed = former.filter(|former| former.run_id == greeting.run_id);
+        if let Some(former) = killed {
+            redis::cmd("CLIENT")
+                .arg("KILL")
+                .arg("ID")
+                .arg(former.client)
+                .write_packed_command(&mut self.wire);
+        }
+        Loaded::load(&mut self.wire);
+        self.send(end)?;
+        if killed.is_some() {
+            self.receive_as::<i64>(end)?;
+        }
+        self.learn_scripts(end)?;
+        Ok(greeting)
+    }
+
+    fn learn_scripts(&mut self, end: Instant) -> Result<(), Cause> {
+        for script in 0..Loaded::COUNT {
+            let sha = self.receive_as::<String>(end)?;
+            self.loaded.learn(script, sha);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, end: Instant) -> Result<(), Cause> {
+        self.arm(end)?;
+        self.connection
+            .send_packed_command(&self.wire)
+            .map_err(|error| script::cause(&error))
+    }
+
+    fn receive(&mut self, end: Instant) -> Result<Value, Cause> {
+        self.arm(end)?;
+        self.connection
+            .recv_response()
+            .map_err(|error| script::cause(&error))
+    }
+
+    fn receive_as<T: redis::FromRedisValue>(&mut self, end: Instant) -> Result<T, Cause> {
+        let value = self.receive(end)?;
+        redis::from_redis_value::<T>(value).map_err(|error| script::cause(&error.into()))
+    }
+
+    /// Sets the socket's time-outs so that what follows cannot block for long past `end`. To spare system calls
+    /// the socket keeps what it has while that is at most an eighth of the node's time-out too long.
+    fn arm(&mut self, end: Instant) -> Result<(), Cause> {
+        let left = end.saturating_duration_since(time::now());
+        if left.is_zero() {
+            return Err(Cause::TimedOut);
+        }
+        let slack = self.timeout / 8;
+        let fits = |armed: Duration| armed <= left + slack && left <= armed + slack;
+        if self.armed.is_some_and(fits) {
+            return Ok(());
+        }
+        self.connection
+            .set_read_timeout(Some(left))
+            .and_then(|()| self.connection.set_write_timeout(Some(left)))
+            .map_err(|error| script::cause(&error))?;
+        self.armed = Some(left);
+        Ok(())
+    }
+}
+
+impl Session for RedisSession {
+    fn exchange(
+        &mut self,
+        requests: &[Request],
+        answer: &mut dyn FnMut(usize, Answer),
+    ) -> Result<(), Cause> {
+        let end = time::now() + self.timeout;
+        self.wire.clear();
+        for request in requests {
+            self.loaded.write(request, &mut self.cmd, &mut self.wire);
+        }
+        self.send(end)?;
+        self.again.clear();
+        for (index, request) in requests.iter().enumerate() {
+            match script::read(request.verb, self.receive(end)?) {
+                Read::Answer(read) => answer(index, read),
+                Read::NoScript => self.again.push(index),
+                Read::OutOfStep => return Err(out_of_step()),
+            }
+        }
+        if self.again.is_empty() {
+            return Ok(());
+        }
+        // The server has forgotten the scripts. The batch is healed completely before the next one.
+        self.wire.clear();
+        Loaded::load(&mut self.wire);
+        for &index in &self.again {
+            self.loaded
+                .write(&requests[index], &mut self.cmd, &mut self.wire);
+        }
+        self.send(end)?;
+        self.learn_scripts(end)?;
+        for index in std::mem::take(&mut self.again) {
+            let read = match script::read(requests[index].verb, self.receive(end)?) {
+                Read::Answer(read) => read,
+                Read::NoScript => Answer::Fault(Cause::Server("NOSCRIPT after SCRIPT LOAD".into())),
+                Read::OutOfStep => return Err(out_of_step()),
+            };
+            answer(index, read);
+        }
+        Ok(())
+    }
+
+    fn ping(&mut self) -> Result<(), Cause> {
+        let end = time::now() + self.timeout;
+        self.wire.clear();
+        redis::cmd("PING").write_packed_command(&mut self.wire);
+        self.send(end)?;
+        self.receive(end).map(|_| ())
+    }
+}
+
+fn out_of_step() -> Cause {
+    Cause::Unreachable("an unexpected reply: is it a Redis server?".into())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn server(address: &str) -> Result<Server, Error> {
+        let settings = Config::new([address])
+            .username("joe")
+            .password("s3cret")
+            .db(7)
+            .check()
+            .unwrap();
+        Server::new(&settings.endpoints[0], &settings)
+    }
+
+    #[test]
+    fn addresses_in_every_form() {
+        for (address, place) in [
+            ("10.0.0.1:6380", "10.0.0.1:6380"),
+            ("Redis-1", "redis-1:6379"),
+            ("[::1]:6390", "::1:6390"),
+            ("redis://h/3", "h:6379"),
+            ("redis://u:p@h:1", "h:1"),
+            ("unix:///run/redis.sock", "/run/redis.sock"),
+        ] {
+            assert_eq!(server(address).unwrap().place(), place, "{address}");
+        }
+    }
+
+    #[test]
+    fn an_address_keeps_what_it_names_itself() {
+        for (address, username, password, db) in [
+            ("h:1", Some("joe"), "s3cret", 7),
+            ("redis://h/", Some("joe"), "s3cret", 7),
+            ("redis://h/0", Some("joe"), "s3cret", 0),
+            ("redis://ann:pw@h/3", Some("ann"), "pw", 3),
+            ("redis://:pw@h/3", None, "pw", 3),
+            ("unix:///s?db=2", Some("joe"), "s3cret", 2),
+        ] {
+            let server = server(address).unwrap();
+            let redis = server.info.redis_settings();
+            assert_eq!(redis.username(), username, "{address}");
+            assert_eq!(redis.password(), Some(password), "{address}");
+            assert_eq!(redis.db(), db, "{address}");
+        }
+    }
+
+    #[test]
+    fn bad_addresses_are_named_without_their_secrets() {
+        for address in [
+            "",
+            "http://joe:s3cret@h:1",
+            "redis://joe:s3cret@h:99999",
+            "redis://joe:s3cret@h/notadb",
+            "rediss://joe:s3cret@h",
+            "h:0",
+            "0.0.0.0:6379",
+            "redis://",
+            "a b",
+        ] {
+            let error = server(address).unwrap_err().to_string();
+            assert!(error.contains("address"), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The handle on the N nodes with their threads: connecting to them and shutting them down.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use log::{info, warn};
+
+use crate::config::{Config, Settings};
+use crate::engine::Engine;
+use crate::error::{Cause, Error};
+use crate::node::{Connector, Server};
+use crate::quorum::{Question, Tally, Vote, quorum};
+use crate::round;
+use crate::time;
+use crate::worker::{Crew, First, Post};
+
+/// Nodes that are not needed for a quorum get at least this much longer than the quorum did.
+const LEAST_GRACE: Duration = Duration::from_millis(10);
+
+/// The configured nodes, connected: what the lockers of a process share. A cheap clone of one handle.
+///
+/// Have one per process: threads that share it queue for a key in the process, in order, before Redis is asked,
+/// and their requests travel together. Two of them exclude each other through Redis only.
+///
+/// Each connection has a thread, named `redguard-…`. When the last handle goes, guards included, what is queued is
+/// sent, for `node_timeout` at most, and the threads end; [`shutdown`](Nodes::shutdown) does so in an orderly way.
+///
+/// ```no_run
+/// use redguard::{Config, Locker, Nodes, RedisLocker};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), redguard::Error> {
+/// let nodes = Nodes::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
+/// let locker = RedisLocker::new(&nodes);
+/// std::thread::scope(|scope| {
+///     for _ in 0..8 {
+///         scope.spawn(|| {
+///             let _guard = locker.lock("shared", Duration::from_secs(10));
+///         });
+///     }
+/// });
+/// nodes.shutdown(Duration::from_secs(5));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Nodes {
+    engine: Arc<Engine>,
+}
+
+impl Nodes {
+    /// Connects to all nodes at the same time, and succeeds when a quorum of them has answered.
+    ///
+    /// The others are kept: they count in every quorum, and are connected to in the background. Blocks until a
+    /// quorum has answered and as long again for the rest (10 ms at least), or until there can be none; at most for
+    /// `connect_timeout`.
+    ///
+    /// # Errors
+    /// [`NoAddresses`](Error::NoAddresses) and [`InvalidConfig`](Error::InvalidConfig) for settings that are out of
+    /// range or contradict each other, also for two addresses of one server;
+    /// [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node;
+    /// [`System`](Error::System) when there are no threads to be had.
+    pub fn connect(config: Config) -> Result<Nodes, Error> {
+        let settings = config.check()?;
+        let mut places = HashMap::new();
+        let mut posts = Vec::new();
+        for endpoint in &settings.endpoints {
+            let server = Server::new(endpoint, &settings)?;
+            let name = server.place();
+            if places.insert(name.clone(), ()).is_some() {
+                return Err(Error::InvalidConfig(format!("{name} is named twice")));
+            }
+            posts.push(Post {
+                name,
+                connector: Arc::new(server) as Arc<dyn Connector>,
+                node_timeout: settings.node_timeout,
+            });
+        }
+        Nodes::join(settings, &posts)
+    }
+
+    /// The part of `connect` behind the seam.
+    pub(crate) fn join(settings: Settings, posts: &[Post]) -> Result<Nodes, Error> {
+        let total = posts.len();
+        if total.is_multiple_of(2) {
+            warn!(
+                "{total} nodes: an even number has no more quorums than one less, and a tie is a loss for both sides"
+            );
+        }
+        let start = time::now();
+        let (crew, first) = Crew::build(posts, settings.pool_size)?;
+        let names: Vec<String> = posts.iter().map(|post| post.name.clone()).collect();
+        if let Err(error) = muster(&first, &settings, &names, start) {
+            // Those that are still connecting end when they notice.
+            crew.disband(time::now());
+            return Err(error);
+        }
+        let nodes = round::Nodes::new(crew, names, settings.pool_size);
+        Ok(Nodes {
+            engine: Arc::new(Engine::new(settings, nodes)),
+        })
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// How many guards could not be released by their `Drop`: lost by then, or not confirmed by a quorum.
+    pub fn drop_failures(&self) -> u64 {
+        self.engine.drop_failures()
+    }
+
+    /// Ends the nodes' service: from now on every acquire is [`Closed`](Error::Closed), those that wait included.
+    ///
+    /// Live guards are waited for, at most for `grace` (do not call it with one in your own hands); then what is
+    /// queued is sent and the threads end, for `node_timeout` more at most. Guards that are alive after that are lost
+    /// and their keys left to the TTL: nothing in use is ever deleted. `true` if none was and all threads have ended.
+    /// A second call finds nothing left to do.
+    pub fn shutdown(&self, grace: Duration) -> bool {
+        self.engine.shutdown(grace)
+    }
+}
+
+impl fmt::Debug for Nodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Nodes").field(&self.engine).finish()
+    }
+}
+
+/// Waits for the lanes' first outcomes until there is a quorum, or there can be none.
+fn muster(
+    first: &Receiver<(usize, First)>,
+    settings: &Settings,
+    names: &[String],
+    start: Instant,
+) -> Result<(), Error> {
+    let total = names.len();
+    let mut tally = Tally::new(total, Question::Take);
+    let mut lanes_up = vec![0; total];
+    let mut end = time::deadline(start, settings.connect_timeout).unwrap_or(start);
+    let mut open = total * settings.pool_size;
+    while open > 0 {
+        let Ok((node, outcome)) = first.recv_deadline(end) else {
+            break;
+        };
+        open -= 1;
+        match outcome {
+            First::Twin(twin) => {
+                return Err(Error::InvalidConfig(format!(
+                    "{} and {} are the same server",
+                    names[twin], names[node]
+                )));
+            }
+            First::Down(cause) => {
+                info!("{}: not connected yet: {cause}", names[node]);
+                tally.vote(node, Vote::Fault(cause));
+            }
+            First::Up => {
+                lanes_up[node] += 1;
+                if lanes_up[node] < settings.pool_size {
+                    continue;
+                }
+                tally.vote(node, Vote::Granted);
+                if tally.granted().len() == quorum(total) {
+                    let now = time::now();
+                    let grace = now.saturating_duration_since(start).max(LEAST_GRACE);
+                    end = end.min(now + grace);
+                }
+            }
+        }
+        let (granted, needed) = (tally.granted().len(), quorum(total));
+        if granted < needed && tally.verdict().is_some() {
+            break;
+        }
+    }
+    if tally.granted().len() >= quorum(total) {
+        return Ok(());
+    }
+    // One that has not answered in time is silent, one that was not heard of because others decided is unknown.
+    if time::now() < end {
+        for node in 0..total {
+            let cause = Cause::Unreachable("still connecting".into());
+            tally.vote(node, Vote::Fault(cause));
+        }
+    }
+    tally.close();
+    Err(tally.insufficient(|node| names[node].clone()))
+}

@@ -1,0 +1,424 @@
+//! Counting votes: when a round is decided, and how.
+
+use std::time::Duration;
+
+use crate::error::{Cause, Error, NodeCause};
+
+/// The most nodes that a configuration may name: a set of them fits one word.
+pub(crate) const MAX_NODES: usize = 64;
+
+/// The quorum of `total` *configured* nodes, whatever is reachable (rule S1). Two quorums share a node.
+pub(crate) fn quorum(total: usize) -> usize {
+    total / 2 + 1
+}
+
+/// A set of nodes, by their numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NodeSet(u64);
+
+impl NodeSet {
+    pub(crate) fn insert(&mut self, node: usize) {
+        self.0 |= 1 << node;
+    }
+
+    pub(crate) fn contains(self, node: usize) -> bool {
+        self.0 & (1 << node) != 0
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> NodeSet {
+        NodeSet(bits)
+    }
+
+    pub(crate) fn without(self, other: NodeSet) -> NodeSet {
+        NodeSet(self.0 & !other.0)
+    }
+}
+
+/// What is asked of the nodes; it decides what counts as a clear no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Question {
+    /// *May I have it?* A quorum of answers that cannot become a quorum of grants is a no.
+    Take,
+    /// *Is it (still) mine?* Only so many refusals that no quorum of ours can exist are a no: a lock is not
+    /// lost because nodes are silent.
+    Mine,
+}
+
+/// One node's part in a round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Vote {
+    /// It answered yes.
+    Granted,
+    /// It answered no.
+    Refused(Cause),
+    /// It did not answer, or with an error: nobody knows what it holds.
+    Fault(Cause),
+}
+
+/// How a round ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// A quorum granted.
+    Won,
+    /// The nodes said no: see [`Question`] for how many that takes.
+    Refused,
+    /// Too few nodes answered to say either.
+    Unavailable,
+}
+
+/// The votes of one round over all configured nodes (rule S6).
+#[derive(Debug)]
+pub(crate) struct Tally {
+    total: usize,
+    question: Question,
+    granted: NodeSet,
+    refused: NodeSet,
+    voted: NodeSet,
+    causes: Vec<(usize, Cause)>,
+}
+
+impl Tally {
+    pub(crate) fn new(total: usize, question: Question) -> Tally {
+        Tally {
+            total,
+            question,
+            granted: NodeSet::default(),
+            refused: NodeSet::default(),
+            voted: NodeSet::default(),
+            causes: Vec::new(),
+        }
+    }
+
+    /// Counts a vote. A node's first vote stands.
+    pub(crate) fn vote(&mut self, node: usize, vote: Vote) {
+        if self.voted.contains(node) {
+            return;
+        }
+        self.voted.insert(node);
+        match vote {
+            Vote::Granted => self.granted.insert(node),
+            Vote::Refused(cause) => {
+                self.refused.insert(node);
+                self.causes.push((node, cause));
+            }
+            Vote::Fault(cause) => self.causes.push((node, cause)),
+        }
+    }
+
+    /// The verdict, as soon as no vote that is still out can change it.
+    pub(crate) fn verdict(&self) -> Option<Verdict> {
+        let open = self.total - self.voted.len();
+        decide(
+            self.question,
+            self.total,
+            self.granted.len(),
+            self.refused.len(),
+            open,
+        )
+    }
+
+    /// The verdict when the round's time is over: who has not voted did not answer.
+    pub(crate) fn close(&mut self) -> Verdict {
+        for node in 0..self.total {
+            self.vote(node, Vote::Fault(Cause::TimedOut));
+        }
+        self.verdict().unwrap_or(Verdict::Unavailable)
+    }
+
+    /// How many more votes it takes at the least until there is a verdict, so that nobody wakes for fewer.
+    pub(crate) fn at_least(&self) -> usize {
+        let (granted, refused) = (self.granted.len(), self.refused.len());
+        let open = self.total - self.voted.len();
+        let decided = |granted, refused, open| {
+            decide(self.question, self.total, granted, refused, open).is_some()
+        };
+        // Of all ways in which `more` votes can fall, one of the unanimous ones decides soonest.
+        (0..open)
+            .find(|more| {
+                decided(granted + more, refused, open - more)
+                    || decided(granted, refused + more, open - more)
+                    || decided(granted, refused, open - more)
+            })
+            .unwrap_or(open)
+    }
+
+    pub(crate) fn granted(&self) -> NodeSet {
+        self.granted
+    }
+
+    pub(crate) fn refused(&self) -> NodeSet {
+        self.refused
+    }
+
+    /// When so many refusing nodes can be free that a quorum could grant, by the TTLs they told; `None` if unknown.
+    pub(crate) fn free_in(&self) -> Option<Duration> {
+        let mut holds: Vec<Option<Duration>> = self
+            .causes
+            .iter()
+            .filter(|(node, _)| self.refused.contains(*node))
+            .map(|(_, cause)| match cause {
+                Cause::Held { remaining } => *remaining,
+                _ => None,
+            })
+            .collect();
+        // Those without an end last.
+        holds.sort_by_key(|remaining| remaining.unwrap_or(Duration::MAX));
+        let willing = self.total - holds.len();
+        let wanted = quorum(self.total).saturating_sub(willing);
+        match wanted {
+            0 => None,
+            n => holds.get(n - 1).copied().flatten(),
+        }
+    }
+
+    /// What stands in the answer where too few nodes answered; `name` gives a node's address.
+    pub(crate) fn insufficient(self, name: impl Fn(usize) -> String) -> Error {
+        let mut causes = self.causes;
+        causes.sort_by_key(|(node, _)| *node);
+        Error::InsufficientQuorum {
+            needed: quorum(self.total),
+            reachable: self.granted.len() + self.refused.len(),
+            total: self.total,
+            causes: causes
+                .into_iter()
+                .map(|(node, cause)| NodeCause {
+                    node: name(node),
+                    cause,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The decision table. `open` votes are still out; the rest of `total` are faults.
+fn decide(
+    question: Question,
+    total: usize,
+    granted: usize,
+    refused: usize,
+    open: usize,
+) -> Option<Verdict> {
+    let quorum = quorum(total);
+    if granted >= quorum {
+        return Some(Verdict::Won);
+    }
+    // With an even total a tie is decided: neither side can reach a quorum.
+    if refused > total - quorum {
+        return Some(Verdict::Refused);
+    }
+    let can_win = granted + open >= quorum;
+    let (is_no, can_be_no) = match question {
+        Question::Take => (
+            granted + refused >= quorum,
+            granted + refused + open >= quorum,
+        ),
+        Question::Mine => (false, refused + open > total - quorum),
+    };
+    match (can_win, is_no, can_be_no) {
+        (true, _, _) => None,
+        (false, true, _) => Some(Verdict::Refused),
+        (false, false, true) => None,
+        (false, false, false) => Some(Verdict::Unavailable),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const HELD: Cause = Cause::Held { remaining: None };
+
+    /// Every way in which `total` nodes can have voted: 0 open, 1 granted, 2 refused, 3 fault.
+    fn every_state(total: usize) -> impl Iterator<Item = Vec<u8>> {
+        (0..4_usize.pow(total as u32)).map(move |mut code| {
+            (0..total)
+                .map(|_| {
+                    let vote = (code % 4) as u8;
+                    code /= 4;
+                    vote
+                })
+                .collect()
+        })
+    }
+
+    fn tally(question: Question, votes: &[u8]) -> Tally {
+        let mut tally = Tally::new(votes.len(), question);
+        for (node, vote) in votes.iter().enumerate() {
+            match vote {
+                1 => tally.vote(node, Vote::Granted),
+                2 => tally.vote(node, Vote::Refused(HELD)),
+                3 => tally.vote(node, Vote::Fault(Cause::TimedOut)),
+                _ => {}
+            }
+        }
+        tally
+    }
+
+    /// The rule as it stands in the design, for votes that are all in.
+    fn final_verdict(question: Question, votes: &[u8]) -> Verdict {
+        let count = |kind| votes.iter().filter(|vote| **vote == kind).count();
+        let (granted, refused, majority) = (count(1), count(2), votes.len() / 2 + 1);
+        let no = match question {
+            Question::Take => granted + refused >= majority || refused > votes.len() - majority,
+            Question::Mine => refused > votes.len() - majority,
+        };
+        match granted >= majority {
+            true => Verdict::Won,
+            false if no => Verdict::Refused,
+            false => Verdict::Unavailable,
+        }
+    }
+
+    /// Every way in which the open votes can still fall.
+    fn completions(votes: &[u8]) -> Vec<Vec<u8>> {
+        match votes.iter().position(|vote| *vote == 0) {
+            None => vec![votes.to_vec()],
+            Some(open) => (1..4)
+                .flat_map(|vote| {
+                    let mut next = votes.to_vec();
+                    next[open] = vote;
+                    completions(&next)
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn quorum_and_failure_threshold_of_one_to_nine() {
+        let quorums: Vec<_> = (1..=9).map(quorum).collect();
+        assert_eq!(quorums, [1, 2, 2, 3, 3, 4, 4, 5, 5]);
+        let failing: Vec<_> = (1..=9).map(|n| n - quorum(n) + 1).collect();
+        assert_eq!(failing, [1, 1, 2, 2, 3, 3, 4, 4, 5]);
+    }
+
+    #[test]
+    fn a_verdict_comes_exactly_when_nothing_can_change_it() {
+        for question in [Question::Take, Question::Mine] {
+            for votes in (1..=5).flat_map(every_state) {
+                let ends: Vec<_> = completions(&votes)
+                    .iter()
+                    .map(|full| final_verdict(question, full))
+                    .collect();
+                let settled = ends.iter().all(|end| *end == ends[0]).then_some(ends[0]);
+                let verdict = tally(question, &votes).verdict();
+                assert_eq!(verdict, settled, "{question:?} {votes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_tie_of_four_is_decided_and_not_awaited() {
+        let verdict = tally(Question::Take, &[1, 1, 2, 2]).verdict();
+        assert_eq!(verdict, Some(Verdict::Refused));
+        let early = tally(Question::Take, &[0, 0, 2, 2]).verdict();
+        assert_eq!(early, Some(Verdict::Refused));
+        let mine = tally(Question::Mine, &[1, 1, 2, 2]).verdict();
+        assert_eq!(mine, Some(Verdict::Refused));
+    }
+
+    #[test]
+    fn nobody_wakes_before_a_verdict_is_possible_nor_after() {
+        for question in [Question::Take, Question::Mine] {
+            for votes in (1..=5).flat_map(every_state) {
+                let least = tally(question, &votes).at_least();
+                let soonest = soonest(question, &votes);
+                assert_eq!(least, soonest, "{question:?} {votes:?}");
+            }
+        }
+    }
+
+    /// By trying: the fewest further votes after which some order of them has a verdict.
+    fn soonest(question: Question, votes: &[u8]) -> usize {
+        let mut states = vec![votes.to_vec()];
+        for more in 0.. {
+            if states
+                .iter()
+                .any(|votes| tally(question, votes).verdict().is_some())
+            {
+                return more;
+            }
+            states = states
+                .iter()
+                .filter_map(|votes| Some((votes, votes.iter().position(|vote| *vote == 0)?)))
+                .flat_map(|(votes, open)| {
+                    (1..4).map(move |vote| {
+                        let mut next = votes.clone();
+                        next[open] = vote;
+                        next
+                    })
+                })
+                .collect();
+        }
+        unreachable!("a full tally has a verdict")
+    }
+
+    #[test]
+    fn closing_counts_the_silent_as_faults() {
+        for question in [Question::Take, Question::Mine] {
+            for votes in (1..=5).flat_map(every_state) {
+                let silent: Vec<_> = votes.iter().map(|v| if *v == 0 { 3 } else { *v }).collect();
+                let closed = tally(question, &votes).close();
+                assert_eq!(closed, final_verdict(question, &silent), "{votes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_vote_of_a_node_does_not_count() {
+        let mut tally = Tally::new(3, Question::Take);
+        for _ in 0..3 {
+            tally.vote(1, Vote::Granted);
+        }
+        assert_eq!(tally.verdict(), None);
+        assert_eq!(tally.granted().len(), 1);
+    }
+
+    #[test]
+    fn free_when_enough_holders_have_run_out() {
+        let ms = Duration::from_millis;
+        let table: [(usize, &[Option<u64>], Option<u64>); 6] = [
+            (1, &[Some(70)], Some(70)),
+            (3, &[Some(70), Some(30)], Some(30)),
+            (3, &[Some(70), Some(30), Some(50)], Some(50)),
+            (3, &[Some(70), None, None], None),
+            (3, &[Some(70)], None),
+            (5, &[None, None, None, Some(9)], None),
+        ];
+        for (total, holds, expected) in table {
+            let mut tally = Tally::new(total, Question::Take);
+            for (node, hold) in holds.iter().enumerate() {
+                let remaining = hold.map(ms);
+                tally.vote(node, Vote::Refused(Cause::Held { remaining }));
+            }
+            assert_eq!(tally.free_in(), expected.map(ms), "{total} {holds:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_causes_in_order() {
+        let mut tally = Tally::new(3, Question::Take);
+        tally.vote(2, Vote::Fault(Cause::TimedOut));
+        tally.vote(0, Vote::Refused(HELD));
+        tally.close();
+        let Error::InsufficientQuorum {
+            needed,
+            reachable,
+            total,
+            causes,
+        } = tally.insufficient(|node| format!("n{node}"))
+        else {
+            panic!("another error")
+        };
+        assert_eq!((needed, reachable, total), (2, 1, 3));
+        let names: Vec<_> = causes.iter().map(|cause| &cause.node).collect();
+        assert_eq!(names, ["n0", "n1", "n2"]);
+    }
+}

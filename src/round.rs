@@ -1,0 +1,194 @@
+//! Many nodes, once: one request into every node's lane, and one wait for what they answer.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Instant;
+
+use log::debug;
+
+use crate::error::Cause;
+use crate::inbox::{Ended, Inbox};
+use crate::key::Key;
+use crate::lease::Lease;
+use crate::quorum::{NodeSet, Question, Tally, Verdict, Vote};
+use crate::script::{Answer, Request, Verb};
+use crate::time::{self, Budget};
+use crate::worker::{Crew, Job, Lane};
+
+/// The configured nodes as one: what the rooms above ask is asked of all of them.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    crew: Crew,
+    names: Vec<String>,
+    pool: usize,
+    hasher: RandomState,
+}
+
+/// One request on its way to all nodes.
+#[derive(Debug)]
+#[must_use = "the answers are in its outcome"]
+pub(crate) struct Round<'a> {
+    request: &'a Request,
+    inbox: &'a Inbox,
+    tally: Tally,
+}
+
+impl Round<'_> {
+    /// Waits until the nodes have decided or the budget's time is over: nobody ever waits for a lane.
+    pub(crate) fn outcome(self, budget: Budget) -> Outcome {
+        let Round {
+            request,
+            inbox,
+            mut tally,
+        } = self;
+        let mut absent = NodeSet::default();
+        let mut answers = Vec::new();
+        let mut timed_out = false;
+        while tally.verdict().is_none() && !timed_out {
+            let ended = inbox.collect(tally.at_least(), budget.end(), &mut answers);
+            timed_out = ended == Ended::TimedOut;
+            for (node, answer) in answers.drain(..) {
+                if answer == Answer::Absent {
+                    absent.insert(node);
+                }
+                tally.vote(node, vote(answer));
+            }
+        }
+        let verdict = tally.verdict().unwrap_or_else(|| tally.close());
+        debug!(
+            "{:?} {:?}: {verdict:?}, {} granted, {} refused",
+            request.verb,
+            request.lease.key(),
+            tally.granted().len(),
+            tally.refused().len(),
+        );
+        Outcome {
+            verdict,
+            tally,
+            absent,
+            timed_out,
+        }
+    }
+}
+
+/// How a round ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) verdict: Verdict,
+    pub(crate) tally: Tally,
+    /// The nodes that said that they have no such key.
+    pub(crate) absent: NodeSet,
+    /// Whether time ended it before the votes did.
+    pub(crate) timed_out: bool,
+}
+
+impl Nodes {
+    pub(crate) fn new(crew: Crew, names: Vec<String>, pool: usize) -> Nodes {
+        Nodes {
+            crew,
+            names,
+            pool,
+            hasher: RandomState::new(),
+        }
+    }
+
+    pub(crate) fn total(&self) -> usize {
+        self.names.len()
+    }
+
+    pub(crate) fn name(&self, node: usize) -> &str {
+        &self.names[node]
+    }
+
+    /// Asks all nodes. Does not block: [`Round::outcome`] waits for what they say.
+    pub(crate) fn ask<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
+        let question = match request.verb {
+            Verb::Take | Verb::PutBack => Question::Take,
+            Verb::Extend | Verb::Release => Question::Mine,
+        };
+        let mut tally = Tally::new(self.total(), question);
+        let number = inbox.open_round(self.total());
+        self.submit(request, (inbox, number), &mut tally);
+        Round {
+            request,
+            inbox,
+            tally,
+        }
+    }
+
+    /// Puts a request into every lane. A suspect node's fault is counted at once, without asking it.
+    fn submit(&self, request: &Request, reply: (&Arc<Inbox>, u32), tally: &mut Tally) {
+        let now = time::now();
+        let mut given = NodeSet::default();
+        for (node, lane) in self.lanes(request.lease.key()) {
+            let job = Job {
+                request: request.clone(),
+                reply: Some((Arc::clone(reply.0), reply.1)),
+            };
+            let owed = request.verb == Verb::Release && request.lease.asked().contains(node);
+            match lane.submit(job, owed, now) {
+                Ok(()) => given.insert(node),
+                Err(cause) => tally.vote(node, Vote::Fault(cause)),
+            }
+        }
+        if request.verb == Verb::Take {
+            request.lease.note_asked(given);
+        }
+    }
+
+    /// Releases a lease's token on all nodes that may hold it, `except` those that certainly do not. Nobody waits.
+    pub(crate) fn release_behind(&self, lease: &Arc<Lease>, except: NodeSet) {
+        self.tell(Verb::Release, lease, 0, lease.asked().without(except));
+    }
+
+    /// Puts a lease's key back on `nodes` that have lost it. Nobody waits.
+    pub(crate) fn put_back(&self, lease: &Arc<Lease>, ttl: u64, nodes: NodeSet) {
+        lease.note_asked(nodes);
+        self.tell(Verb::PutBack, lease, ttl, nodes);
+    }
+
+    fn tell(&self, verb: Verb, lease: &Arc<Lease>, ttl: u64, nodes: NodeSet) {
+        let now = time::now();
+        for (node, lane) in self.lanes(lease.key()) {
+            if nodes.contains(node) {
+                let request = Request {
+                    verb,
+                    lease: Arc::clone(lease),
+                    ttl,
+                };
+                let job = Job {
+                    request,
+                    reply: None,
+                };
+                // A suspect node's lane owes the release; putting a key back is not worth a second try.
+                let _ = lane.submit(job, verb == Verb::Release, now);
+            }
+        }
+    }
+
+    /// The lanes that a key uses: of each node's connections always the same one.
+    fn lanes(&self, key: &Key) -> impl Iterator<Item = (usize, &Lane)> {
+        let choice = match self.pool {
+            1 => 0,
+            pool => (self.hasher.hash_one(key) % pool as u64) as usize,
+        };
+        let chosen = self.crew.lanes().iter().skip(choice).step_by(self.pool);
+        chosen.map(|lane| &**lane).enumerate()
+    }
+
+    /// Ends all lanes when they have served what is queued; `false` if some did not until `end`.
+    pub(crate) fn disband(&self, end: Instant) -> bool {
+        self.crew.disband(end)
+    }
+}
+
+/// An answer as a vote. A value of another type is a clear refusal: it will not go away by asking again.
+fn vote(answer: Answer) -> Vote {
+    match answer {
+        Answer::Yes => Vote::Granted,
+        Answer::Held(remaining) => Vote::Refused(Cause::Held { remaining }),
+        Answer::Absent | Answer::Foreign => Vote::Refused(Cause::NotOurs),
+        Answer::Fault(Cause::WrongType) => Vote::Refused(Cause::WrongType),
+        Answer::Fault(cause) => Vote::Fault(cause),
+    }
+}

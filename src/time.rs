@@ -1,0 +1,162 @@
+//! The one place that reads the clock, and the arithmetic of validity.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Clock drift that is granted to every node, besides a hundredth of the TTL.
+const DRIFT_FLOOR: Duration = Duration::from_millis(2);
+
+/// The current time, on a clock that never goes back.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one reader of the clock"
+)]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// The moment `after` from `start`; `None`, which means no deadline, where that is beyond the clock's range.
+pub(crate) fn deadline(start: Instant, after: Duration) -> Option<Instant> {
+    start.checked_add(after)
+}
+
+/// The earlier of two deadlines, where `None` is never.
+pub(crate) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// What the clocks of two machines may disagree by while a lease of `ttl` runs: `ttl / 100 + 2 ms`.
+///
+/// The same allowance as in the Redlock text (*Distributed Locks with Redis*, section "The Redlock
+/// algorithm": validity = TTL − elapsed − drift).
+pub(crate) fn drift(ttl: Duration) -> Duration {
+    ttl / 100 + DRIFT_FLOOR
+}
+
+/// How long a lease of `ttl` is good for, counted from just before its first request was sent.
+pub(crate) fn validity(ttl: Duration) -> Duration {
+    ttl.saturating_sub(drift(ttl))
+}
+
+/// An instant as microseconds, so that it fits an atomic. Instants before the first call count as 0.
+pub(crate) fn micros(at: Instant) -> u64 {
+    let since = at.saturating_duration_since(base()).as_micros();
+    u64::try_from(since).unwrap_or(u64::MAX)
+}
+
+/// The reverse of [`micros`]; `None` beyond the clock's range.
+pub(crate) fn instant(micros: u64) -> Option<Instant> {
+    base().checked_add(Duration::from_micros(micros))
+}
+
+/// An hour before the first look at the clock, so that instants which a caller took earlier still have a number.
+fn base() -> Instant {
+    static BASE: OnceLock<Instant> = OnceLock::new();
+    *BASE.get_or_init(|| {
+        let now = now();
+        now.checked_sub(Duration::from_secs(3600)).unwrap_or(now)
+    })
+}
+
+/// The limits that can end a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// A node had its `node_timeout` to answer.
+    Node,
+    /// The lease that is asked for could not be valid long enough any more.
+    Validity,
+    /// The pause between two attempts is over, or the holder's lease may have ended.
+    Pause,
+    /// The caller does not want to wait any longer.
+    Wait,
+    /// There was no quorum for as long as the policy bears with.
+    Outage,
+}
+
+/// The end of a wait, and the limit that it comes from: the earliest of all that were put in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Budget {
+    end: Option<Instant>,
+    limit: Limit,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: Limit, end: Option<Instant>) -> Budget {
+        Budget { end, limit }
+    }
+
+    /// Adds a limit; of two that end together the one that was there first is kept.
+    #[must_use]
+    pub(crate) fn and(self, limit: Limit, end: Option<Instant>) -> Budget {
+        match (self.end, end) {
+            (Some(old), Some(new)) if new < old => Budget::new(limit, end),
+            (None, Some(_)) => Budget::new(limit, end),
+            _ => self,
+        }
+    }
+
+    pub(crate) fn end(&self) -> Option<Instant> {
+        self.end
+    }
+
+    pub(crate) fn limit(&self) -> Limit {
+        self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn validity_is_ttl_less_drift_and_never_negative() {
+        let table = [
+            (ms(10_000), ms(9_898)),
+            (ms(1_000), ms(988)),
+            (ms(100), ms(97)),
+            (ms(2), Duration::ZERO),
+            (Duration::ZERO, Duration::ZERO),
+        ];
+        for (ttl, expected) in table {
+            assert_eq!(validity(ttl), expected, "TTL {ttl:?}");
+        }
+        assert!(validity(Duration::MAX) < Duration::MAX);
+    }
+
+    #[test]
+    fn micros_and_back() {
+        let at = now();
+        let back = instant(micros(at)).unwrap();
+        assert!(at.saturating_duration_since(back) < Duration::from_micros(1));
+        assert!(micros(at + ms(5)) - micros(at) >= 4_999);
+        assert_eq!(micros(base()), 0);
+    }
+
+    #[test]
+    fn a_budget_knows_which_limit_is_first() {
+        let start = now();
+        let budget = Budget::new(Limit::Node, Some(start + ms(200)))
+            .and(Limit::Validity, Some(start + ms(50)))
+            .and(Limit::Wait, None)
+            .and(Limit::Outage, Some(start + ms(50)));
+        assert_eq!(budget.end(), Some(start + ms(50)));
+        assert_eq!(budget.limit(), Limit::Validity);
+        let forever = Budget::new(Limit::Wait, None);
+        assert_eq!(forever.end(), None);
+        let bounded = forever.and(Limit::Pause, Some(start));
+        assert_eq!(bounded.limit(), Limit::Pause);
+    }
+
+    #[test]
+    fn a_deadline_beyond_the_clock_is_none() {
+        assert_eq!(deadline(now(), Duration::MAX), None);
+        assert_eq!(earlier(None, None), None);
+    }
+}

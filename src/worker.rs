@@ -1,0 +1,567 @@
+//! Threads and lanes: one thread owns one connection to one node and serves what waits in its queue.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use log::{info, trace};
+use parking_lot::Mutex;
+
+use crate::error::{Cause, Error};
+use crate::inbox::Inbox;
+use crate::lease::Look;
+use crate::node::{Connector, Greeting, Session};
+use crate::script::{Answer, Request, Verb};
+use crate::time;
+
+/// The most requests that are sent as one pipeline.
+const BATCH: usize = 256;
+/// An idle lane asks for a sign of life that often.
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// Pauses between failed connects: from the first, doubling, to the last; half of each is drawn at random.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
+
+/// A request on its way, and where its answer goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) request: Request,
+    /// The inbox and its round; `None` where nobody waits.
+    pub(crate) reply: Option<(Arc<Inbox>, u32)>,
+}
+
+/// What a lane's thread takes from its queue.
+enum Message {
+    Job(Job),
+    /// Connect for the first time. Sent when all threads have been built.
+    Start,
+    /// End when everything before this has been served.
+    Stop,
+}
+
+/// A lane as its callers see it: a queue, and whether the node answers at present.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    node: usize,
+    jobs: Sender<Message>,
+    health: Arc<Health>,
+}
+
+/// What the lane's thread tells its callers, readable without waiting for it.
+#[derive(Debug)]
+struct Health {
+    /// Whether the handshake's replies have been read and nothing has gone wrong since.
+    up: AtomicBool,
+    /// When the batch on the wire is overdue, in [`time::micros`]; `u64::MAX` when there is none.
+    overdue: AtomicU64,
+    /// Why the lane is not up.
+    cause: Mutex<Cause>,
+}
+
+impl Lane {
+    /// Hands a job to the lane, unless the node is suspect: then the cause comes back at once, and nothing is
+    /// queued but what is `owed`, a release of a key that the node may hold.
+    pub(crate) fn submit(&self, job: Job, owed: bool, now: Instant) -> Result<(), Cause> {
+        let suspect = self.suspect(now);
+        let queued = if suspect.is_none() || owed {
+            self.jobs.send(Message::Job(job)).is_ok()
+        } else {
+            false
+        };
+        match suspect {
+            Some(cause) => Err(cause),
+            None if queued => Ok(()),
+            None => Err(Cause::Unreachable("the lane is stopped".into())),
+        }
+    }
+
+    /// Why the node is not expected to answer, if it is not.
+    fn suspect(&self, now: Instant) -> Option<Cause> {
+        if !self.health.up.load(Ordering::Acquire) {
+            return Some(self.health.cause.lock().clone());
+        }
+        let overdue = time::micros(now) > self.health.overdue.load(Ordering::Acquire);
+        overdue.then_some(Cause::TimedOut)
+    }
+
+    fn start(&self) {
+        // Fails only where the thread is gone, which `Crew::build` would have noticed.
+        let _ = self.jobs.send(Message::Start);
+    }
+
+    /// Lets the thread end when it has served what is queued by now.
+    fn stop(&self) {
+        let _ = self.jobs.send(Message::Stop);
+    }
+}
+
+/// Keeps two addresses of one server from counting twice, also when one of them comes up later.
+#[derive(Debug)]
+struct Census(Mutex<Vec<Option<String>>>);
+
+impl Census {
+    /// `node` runs as `run_id`. Answers the other node that does so already.
+    fn enter(&self, node: usize, run_id: &str) -> Option<usize> {
+        let mut runs = self.0.lock();
+        let twin = runs
+            .iter()
+            .position(|run| run.as_deref() == Some(run_id))
+            .filter(|twin| *twin != node);
+        if twin.is_none() {
+            runs[node] = Some(run_id.to_owned());
+        }
+        twin
+    }
+}
+
+/// What became of a lane's first connect.
+#[derive(Debug)]
+pub(crate) enum First {
+    Up,
+    Down(Cause),
+    /// It is the same server as another node of the configuration.
+    Twin(usize),
+}
+
+/// The threads of all lanes, and what it takes to end them.
+#[derive(Debug)]
+pub(crate) struct Crew {
+    lanes: Vec<Arc<Lane>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Disconnected when the last thread has ended.
+    ended: Receiver<()>,
+}
+
+/// One node, as the crew needs to know it.
+pub(crate) struct Post {
+    pub(crate) name: String,
+    pub(crate) connector: Arc<dyn Connector>,
+    pub(crate) node_timeout: Duration,
+}
+
+impl Crew {
+    /// Builds `pool` threads for each node and starts them when all are there. First outcomes come through the
+    /// channel, as node and outcome.
+    ///
+    /// # Errors
+    /// `System` when a thread cannot be had; those that were built end.
+    pub(crate) fn build(
+        posts: &[Post],
+        pool: usize,
+    ) -> Result<(Crew, Receiver<(usize, First)>), Error> {
+        let (alive, ended) = crossbeam_channel::bounded(0);
+        let (tell, first) = crossbeam_channel::unbounded();
+        let census = Arc::new(Census(Mutex::new(vec![None; posts.len()])));
+        let mut lanes = Vec::new();
+        let mut threads = Vec::new();
+        for (node, post) in posts.iter().enumerate() {
+            for number in 0..pool {
+                let (jobs, queue) = crossbeam_channel::unbounded();
+                let health = Arc::new(Health {
+                    up: AtomicBool::new(false),
+                    overdue: AtomicU64::new(u64::MAX),
+                    cause: Mutex::new(Cause::Unreachable("not connected yet".into())),
+                });
+                lanes.push(Arc::new(Lane {
+                    node,
+                    jobs,
+                    health: Arc::clone(&health),
+                }));
+                let worker = Worker {
+                    node,
+                    name: post.name.clone(),
+                    connector: Arc::clone(&post.connector),
+                    node_timeout: post.node_timeout,
+                    queue,
+                    health,
+                    census: Arc::clone(&census),
+                    first: Some(tell.clone()),
+                    former: None,
+                    requests: Vec::with_capacity(BATCH),
+                    returns: Vec::with_capacity(BATCH),
+                    next: None,
+                    owed: VecDeque::new(),
+                    stopping: false,
+                    _alive: alive.clone(),
+                };
+                threads.push(spawn(format!("redguard-{node}.{number}"), move || {
+                    worker.run();
+                })?);
+            }
+        }
+        lanes.iter().for_each(|lane| lane.start());
+        let threads = Mutex::new(threads);
+        let crew = Crew {
+            lanes,
+            threads,
+            ended,
+        };
+        Ok((crew, first))
+    }
+
+    /// All lanes, those of one node next to each other.
+    pub(crate) fn lanes(&self) -> &[Arc<Lane>] {
+        &self.lanes
+    }
+
+    /// Lets every lane serve what is queued and end, and waits for that until `end`. `false` if some did not.
+    pub(crate) fn disband(&self, end: Instant) -> bool {
+        self.lanes.iter().for_each(|lane| lane.stop());
+        let ended = matches!(
+            self.ended.recv_deadline(end),
+            Err(RecvTimeoutError::Disconnected)
+        );
+        let threads = std::mem::take(&mut *self.threads.lock());
+        if ended {
+            for thread in threads {
+                // A lane catches what panics in it, so this has nothing to tell.
+                let _ = thread.join();
+            }
+        }
+        ended
+    }
+}
+
+/// Starts a named thread.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that starts threads"
+)]
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(body)
+        .map_err(|error| Error::System {
+            what: "a thread",
+            reason: error.to_string(),
+        })
+}
+
+/// A lane's thread.
+struct Worker {
+    node: usize,
+    name: String,
+    connector: Arc<dyn Connector>,
+    node_timeout: Duration,
+    queue: Receiver<Message>,
+    health: Arc<Health>,
+    census: Arc<Census>,
+    first: Option<Sender<(usize, First)>>,
+    /// The session before this one, to be killed at the next connect.
+    former: Option<Greeting>,
+    /// The batch on the wire, and where its answers go.
+    requests: Vec<Request>,
+    returns: Vec<Return>,
+    /// A job that must not be in the same batch as one before it.
+    next: Option<Job>,
+    /// Releases to be made as soon as the node is back.
+    owed: VecDeque<Owed>,
+    stopping: bool,
+    /// Dropped when the thread ends, however it ends.
+    _alive: Sender<()>,
+}
+
+/// A release that the lane owes the node.
+type Owed = (Request, Return);
+
+/// Where the answer to a request goes.
+struct Return {
+    /// As in [`Job::reply`].
+    to: Option<(Arc<Inbox>, u32)>,
+    /// It is a release that was on the wire when a connection broke, and may have taken effect then.
+    again: bool,
+}
+
+impl Return {
+    fn post(&mut self, node: usize, answer: Answer) {
+        if let Some((inbox, round)) = self.to.take() {
+            // Absent after a release whose answer was lost: it was that release that deleted the key.
+            let answer = match answer {
+                Answer::Absent if self.again => Answer::Yes,
+                answer => answer,
+            };
+            inbox.post(round, node, answer);
+        }
+    }
+}
+
+impl Worker {
+    fn run(mut self) {
+        if !matches!(self.queue.recv(), Ok(Message::Start)) {
+            return;
+        }
+        let mut pause = Duration::ZERO;
+        while !self.stopping {
+            match self.connect() {
+                Ok(session) => {
+                    pause = Duration::ZERO;
+                    let cause = self.serve(session);
+                    self.fall(cause);
+                }
+                Err(cause) => {
+                    self.fall(cause);
+                    // Who still waits for a release learns now that the node does not come back at once.
+                    self.give_up_waiting();
+                    pause = (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
+                    self.pause(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0));
+                }
+            }
+        }
+        self.give_up_waiting();
+        trace!("{}: lane ends", self.name);
+    }
+
+    /// Connects, and pays what is owed. The lane is up only afterwards.
+    fn connect(&mut self) -> Result<Box<dyn Session>, Cause> {
+        let attempt = AssertUnwindSafe(|| self.connector.connect(self.former.as_ref()));
+        let attempt = catch_unwind(attempt).unwrap_or_else(|_| Err(panicked()));
+        let (mut session, greeting) = match attempt {
+            Ok(connected) => connected,
+            Err(cause) => {
+                self.tell_first(|| First::Down(cause.clone()));
+                return Err(cause);
+            }
+        };
+        let twin = self.census.enter(self.node, &greeting.run_id);
+        let how = match self.former.replace(greeting) {
+            None => "connected",
+            Some(_) => "connected again",
+        };
+        if let Some(twin) = twin {
+            self.tell_first(|| First::Twin(twin));
+            return Err(Cause::Unreachable(
+                "it is the same server as another of the nodes".into(),
+            ));
+        }
+        self.pay(&mut *session)?;
+        self.health.up.store(true, Ordering::Release);
+        info!("{}: {how}", self.name);
+        self.tell_first(|| First::Up);
+        Ok(session)
+    }
+
+    fn tell_first(&mut self, outcome: impl FnOnce() -> First) {
+        if let Some(first) = self.first.take() {
+            // Nobody listens any more if `connect` has given up.
+            let _ = first.send((self.node, outcome()));
+        }
+    }
+
+    /// Serves batches until the session fails or the lane is stopped; answers why it ended.
+    fn serve(&mut self, mut session: Box<dyn Session>) -> Cause {
+        loop {
+            let waited = match self.next.take() {
+                Some(job) => Ok(Message::Job(job)),
+                None => self.queue.recv_timeout(PING_EVERY),
+            };
+            let done = match waited {
+                Ok(message) => {
+                    self.fill(message);
+                    self.exchange(&mut *session)
+                }
+                Err(RecvTimeoutError::Timeout) => session.ping(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.stopping = true;
+                    Ok(())
+                }
+            };
+            match done {
+                Err(cause) => return cause,
+                Ok(()) if self.stopping => return Cause::Unreachable("the lane is stopped".into()),
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Gathers a batch: this message and whatever else waits, up to the limit.
+    fn fill(&mut self, message: Message) {
+        let mut message = Some(message);
+        while let Some(taken) = message {
+            match taken {
+                Message::Job(job) if self.shares_a_token(&job) => {
+                    // Within a batch the order is not kept when scripts have to be loaded again.
+                    self.next = Some(job);
+                    return;
+                }
+                Message::Job(job) => self.admit(job),
+                Message::Stop => {
+                    self.stopping = true;
+                    return;
+                }
+                Message::Start => {}
+            }
+            if self.requests.len() == BATCH {
+                return;
+            }
+            message = self.queue.try_recv().ok();
+        }
+    }
+
+    fn shares_a_token(&self, job: &Job) -> bool {
+        let id = job.request.lease.token().id();
+        self.requests
+            .iter()
+            .any(|request| request.lease.token().id() == id)
+    }
+
+    /// Puts a job into the batch, unless what it is for is over: then it is dropped unsent (rules S4, S5).
+    fn admit(&mut self, job: Job) {
+        let Job { request, reply } = job;
+        let mut back = Return {
+            to: reply,
+            again: false,
+        };
+        let now = time::now();
+        let unsent = match (request.verb, request.lease.peek(now)) {
+            (Verb::Release, _) => {
+                let gone = !request.lease.may_exist(now);
+                gone.then_some(Answer::Absent)
+            }
+            (Verb::Take, Look::Trying) | (_, Look::Held(_)) => None,
+            _ => Some(Answer::Fault(Cause::Unreachable(
+                "not sent: the lease is over".into(),
+            ))),
+        };
+        if let Some(answer) = unsent {
+            back.post(self.node, answer);
+            return;
+        }
+        if request.verb != Verb::Release {
+            let ttl = Duration::from_millis(request.ttl);
+            request.lease.note_written(now, ttl);
+        }
+        self.requests.push(request);
+        self.returns.push(back);
+    }
+
+    /// Sends the batch and hands out the answers. Afterwards it is empty, whatever happened.
+    fn exchange(&mut self, session: &mut dyn Session) -> Result<(), Cause> {
+        if self.requests.is_empty() {
+            return Ok(());
+        }
+        let overdue = time::micros(time::now() + self.node_timeout);
+        self.health.overdue.store(overdue, Ordering::Release);
+        let (node, name) = (self.node, &self.name);
+        let (requests, returns) = (&self.requests, &mut self.returns);
+        let attempt = AssertUnwindSafe(|| {
+            session.exchange(requests, &mut |index, answer| {
+                trace!("{name}: {:?} {answer:?}", requests[index].verb);
+                returns[index].post(node, answer);
+            })
+        });
+        let done = catch_unwind(attempt).unwrap_or_else(|_| Err(panicked()));
+        self.health.overdue.store(u64::MAX, Ordering::Release);
+        match &done {
+            Ok(()) => {
+                self.requests.clear();
+                self.returns.clear();
+            }
+            Err(cause) => self.break_off(cause),
+        }
+        done
+    }
+
+    /// The connection broke with a batch on the wire: what is open is unknown to its callers, and releases are
+    /// owed. Those that had been answered are made again too, which does no harm: they act on their token only.
+    fn break_off(&mut self, cause: &Cause) {
+        for (request, mut back) in self.requests.drain(..).zip(self.returns.drain(..)) {
+            if request.verb == Verb::Release {
+                back.again = true;
+                self.owed.push_back((request, back));
+            } else {
+                back.post(self.node, Answer::Fault(cause.clone()));
+            }
+        }
+    }
+
+    /// Makes the releases that are owed.
+    fn pay(&mut self, session: &mut dyn Session) -> Result<(), Cause> {
+        self.forget_what_expired();
+        while !self.owed.is_empty() {
+            let some = self.owed.len().min(BATCH);
+            for (request, back) in self.owed.drain(..some) {
+                self.requests.push(request);
+                self.returns.push(back);
+            }
+            self.exchange(session)?;
+        }
+        Ok(())
+    }
+
+    /// Drops the releases whose key cannot exist any more, so that a node which is down for hours collects nothing.
+    fn forget_what_expired(&mut self) {
+        let (now, node) = (time::now(), self.node);
+        self.owed.retain_mut(|(request, back)| {
+            let keep = request.lease.may_exist(now);
+            if !keep {
+                back.post(node, Answer::Absent);
+            }
+            keep
+        });
+    }
+
+    /// The node does not answer: tells the callers, and answers all that the lane holds before anything blocks.
+    fn fall(&mut self, cause: Cause) {
+        *self.health.cause.lock() = cause.clone();
+        if self.health.up.swap(false, Ordering::AcqRel) && !self.stopping {
+            info!("{}: suspect: {cause}", self.name);
+        }
+        if let Some(job) = self.next.take() {
+            self.refuse(job);
+        }
+        while let Ok(message) = self.queue.try_recv() {
+            self.refuse_message(message);
+        }
+    }
+
+    /// Waits before the next connect, and answers what comes in the meantime.
+    fn pause(&mut self, pause: Duration) {
+        let end = time::now() + pause;
+        while !self.stopping {
+            match self.queue.recv_deadline(end) {
+                Ok(message) => self.refuse_message(message),
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => self.stopping = true,
+            }
+        }
+    }
+
+    fn refuse_message(&mut self, message: Message) {
+        match message {
+            Message::Job(job) => self.refuse(job),
+            Message::Stop => self.stopping = true,
+            Message::Start => {}
+        }
+    }
+
+    /// A job for a node that does not answer: releases are owed, everything else was not sent.
+    fn refuse(&mut self, job: Job) {
+        let mut back = Return {
+            to: job.reply,
+            again: false,
+        };
+        if job.request.verb == Verb::Release {
+            self.owed.push_back((job.request, back));
+        } else {
+            let cause = self.health.cause.lock().clone();
+            back.post(self.node, Answer::Fault(cause));
+        }
+    }
+
+    /// Answers those who wait for an owed release; the releases stay owed.
+    fn give_up_waiting(&mut self) {
+        self.forget_what_expired();
+        let cause = self.health.cause.lock().clone();
+        for (_, back) in &mut self.owed {
+            back.post(self.node, Answer::Fault(cause.clone()));
+        }
+    }
+}
+
+fn panicked() -> Cause {
+    Cause::Unreachable("a panic in the lane".into())
+}
