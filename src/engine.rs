@@ -64,6 +64,11 @@ impl Engine {
         &self.settings
     }
 
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn nodes_up(&self) -> usize {
+        self.nodes.up()
+    }
+
     pub(crate) fn drop_failures(&self) -> u64 {
         self.drop_failures.load(Ordering::Relaxed)
     }
@@ -425,3 +430,6 @@ impl fmt::Debug for Engine {
             .finish()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

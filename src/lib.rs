@@ -5,6 +5,8 @@
 mod config;
 mod engine;
 mod error;
+#[cfg(all(test, not(loom)))]
+mod fake;
 mod guard;
 mod inbox;
 mod key;

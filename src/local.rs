@@ -302,3 +302,210 @@ impl fmt::Debug for Pass {
         write!(f, "Pass({:?})", self.key)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::tests::lease;
+
+    fn key() -> Key {
+        Key::parse("test:", "x").unwrap()
+    }
+
+    fn enter(gate: &Arc<Gate>, end: Option<Instant>) -> Result<Entered, Refused> {
+        gate.enter(&key(), &Arc::new(Inbox::new()), end)
+    }
+
+    #[cfg(not(loom))]
+    mod table {
+        use super::*;
+        use crate::fake::eventually;
+        use std::sync::atomic::{AtomicU64, Ordering};
+        use std::thread;
+
+        fn waiting(gate: &Gate) -> usize {
+            let state = gate.state.lock();
+            state.slots.get(&key()).map_or(0, |slot| slot.queue.len())
+        }
+
+        #[test]
+        fn threads_get_the_slot_in_the_order_in_which_they_came() {
+            let gate = Arc::new(Gate::new());
+            let first = enter(&gate, None).unwrap();
+            let order = Mutex::new(Vec::new());
+            thread::scope(|scope| {
+                for number in 0..8 {
+                    let (gate, order) = (&gate, &order);
+                    scope.spawn(move || {
+                        let entered = enter(gate, None).unwrap();
+                        order.lock().push(number);
+                        drop(entered);
+                    });
+                    eventually("it queues", || waiting(gate) == number + 1);
+                }
+                drop(first);
+            });
+            assert_eq!(*order.lock(), (0..8).collect::<Vec<_>>());
+            assert!(gate.state.lock().slots.is_empty());
+        }
+
+        #[test]
+        fn one_inside_at_a_time() {
+            let gate = Arc::new(Gate::new());
+            let inside = AtomicU64::new(0);
+            thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        for _ in 0..2_000 {
+                            let entered = enter(&gate, None).unwrap();
+                            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                            drop(entered);
+                        }
+                    });
+                }
+            });
+            assert!(gate.state.lock().slots.is_empty());
+        }
+
+        #[test]
+        fn keys_at_rest_take_no_memory() {
+            let gate = Arc::new(Gate::new());
+            let mut passes = Vec::new();
+            for n in 0..10_000 {
+                let key = Key::parse("", &n.to_string()).unwrap();
+                let inbox = Arc::new(Inbox::new());
+                passes.push(gate.enter(&key, &inbox, None).unwrap());
+            }
+            drop(passes);
+            let state = gate.state.lock();
+            assert!(state.slots.is_empty() && state.slots.capacity() < 1_000);
+        }
+
+        #[test]
+        fn a_time_out_leaves_the_queue_and_the_next_watches_the_lease() {
+            let gate = Arc::new(Gate::new());
+            let entered = enter(&gate, None).unwrap();
+            let lease = lease("x");
+            let soon = time::now() + Duration::from_millis(10);
+            let end = time::now() + Duration::from_millis(60);
+            lease.hold(end);
+            entered.pass.bind(&lease);
+            thread::scope(|scope| {
+                let first = scope.spawn(|| enter(&gate, Some(soon)).err());
+                eventually("it queues", || waiting(&gate) > 0);
+                let second = scope.spawn(|| enter(&gate, None).unwrap());
+                let refused = first.join().unwrap();
+                assert!(matches!(refused, Some(Refused::Busy(Some(_)))));
+                // Nobody leaves: the second gets in because it has made the lease lost.
+                let second = second.join().unwrap();
+                assert!(time::now() >= lease_end(end));
+                assert!(
+                    second
+                        .expired
+                        .is_some_and(|lost| Arc::ptr_eq(&lost, &lease))
+                );
+                drop(entered);
+                assert!(
+                    enter(&gate, Some(time::now())).is_err(),
+                    "still the second's"
+                );
+                drop(second.pass);
+                assert!(enter(&gate, Some(time::now())).is_ok());
+            });
+        }
+
+        /// A lease's expiry is kept in whole microseconds.
+        fn lease_end(end: Instant) -> Instant {
+            time::instant(time::micros(end)).unwrap()
+        }
+
+        #[test]
+        fn who_is_behind_another_does_not_pass_it() {
+            let gate = Arc::new(Gate::new());
+            let entered = enter(&gate, None).unwrap();
+            let lease = lease("x");
+            lease.hold(time::now() + Duration::from_secs(60));
+            entered.pass.bind(&lease);
+            thread::scope(|scope| {
+                let first = scope.spawn(|| enter(&gate, None).unwrap());
+                eventually("it queues", || waiting(&gate) > 0);
+                lease.lose();
+                // The lease is lost, but the slot is for the one who came first.
+                let busy = enter(&gate, Some(time::now())).unwrap_err();
+                assert_eq!(busy, Refused::Busy(None));
+                gate.poke(&key());
+                let first = first.join().unwrap();
+                assert!(first.expired.is_none(), "the loss was another's to tell");
+            });
+        }
+    }
+
+    /// All interleavings, by the model checker. Time does not pass in it: a wake-up that is lost is a dead-lock.
+    #[cfg(loom)]
+    mod loom_gate {
+        use super::*;
+        use loom::sync::atomic::AtomicU64;
+        use std::sync::atomic::Ordering;
+
+        #[test]
+        fn loom_one_inside_and_no_wake_up_is_lost() {
+            loom::model(|| {
+                let gate = Arc::new(Gate::new());
+                let inside = Arc::new(AtomicU64::new(0));
+                let visit = |gate: &Arc<Gate>, inside: &AtomicU64| {
+                    let entered = enter(gate, None).unwrap();
+                    assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0, "two inside");
+                    inside.fetch_sub(1, Ordering::Relaxed);
+                    drop(entered);
+                };
+                let threads = [0; 2].map(|_| {
+                    let (gate, inside) = (Arc::clone(&gate), Arc::clone(&inside));
+                    loom::thread::spawn(move || visit(&gate, &inside))
+                });
+                visit(&gate, &inside);
+                for thread in threads {
+                    thread.join().unwrap();
+                }
+                assert!(gate.state.lock().slots.is_empty());
+            });
+        }
+
+        #[test]
+        fn loom_a_waiter_passes_a_holder_that_lost_its_lease() {
+            let start = time::now();
+            loom::model(move || {
+                let gate = Arc::new(Gate::new());
+                let holder = enter(&gate, None).unwrap();
+                let waiter = {
+                    let gate = Arc::clone(&gate);
+                    loom::thread::spawn(move || drop(enter(&gate, None).unwrap()))
+                };
+                let lease = lease("x");
+                assert!(lease.hold(start + Duration::from_secs(3600)));
+                assert!(holder.pass.bind(&lease));
+                // As a reply does that says the lock is not ours: the holder itself hangs and never leaves.
+                assert!(lease.lose());
+                gate.poke(&key());
+                waiter.join().unwrap();
+                drop(holder);
+                assert!(gate.state.lock().slots.is_empty());
+            });
+        }
+
+        #[test]
+        fn loom_closing_reaches_every_waiter() {
+            loom::model(|| {
+                let gate = Arc::new(Gate::new());
+                let holder = enter(&gate, None).unwrap();
+                let waiter = {
+                    let gate = Arc::clone(&gate);
+                    loom::thread::spawn(move || enter(&gate, None).map(drop))
+                };
+                gate.close();
+                assert_eq!(waiter.join().unwrap(), Err(Refused::Closed));
+                drop(holder);
+            });
+        }
+    }
+}

@@ -10,9 +10,9 @@ use log::{info, warn};
 
 use crate::config::{Config, Settings};
 use crate::engine::Engine;
-use crate::error::{Cause, Error};
+use crate::error::Error;
 use crate::node::{Connector, Server};
-use crate::quorum::{Question, Tally, Vote, quorum};
+use crate::quorum::{Question, Tally, Verdict, Vote, quorum};
 use crate::round;
 use crate::time;
 use crate::worker::{Crew, First, Post};
@@ -55,8 +55,8 @@ impl Nodes {
     /// Connects to all nodes at the same time, and succeeds when a quorum of them has answered.
     ///
     /// The others are kept: they count in every quorum, and are connected to in the background. Blocks until a
-    /// quorum has answered and as long again for the rest (10 ms at least), or until there can be none; at most for
-    /// `connect_timeout`.
+    /// quorum has answered and as long again for the rest (10 ms at least), or until all have failed or refused; at
+    /// most for `connect_timeout`.
     ///
     /// # Errors
     /// [`NoAddresses`](Error::NoAddresses) and [`InvalidConfig`](Error::InvalidConfig) for settings that are out of
@@ -142,7 +142,7 @@ fn muster(
     let mut lanes_up = vec![0; total];
     let mut end = time::deadline(start, settings.connect_timeout).unwrap_or(start);
     let mut open = total * settings.pool_size;
-    while open > 0 {
+    while open > 0 && tally.verdict() != Some(Verdict::Unavailable) {
         let Ok((node, outcome)) = first.recv_deadline(end) else {
             break;
         };
@@ -171,20 +171,9 @@ fn muster(
                 }
             }
         }
-        let (granted, needed) = (tally.granted().len(), quorum(total));
-        if granted < needed && tally.verdict().is_some() {
-            break;
-        }
     }
     if tally.granted().len() >= quorum(total) {
         return Ok(());
-    }
-    // One that has not answered in time is silent, one that was not heard of because others decided is unknown.
-    if time::now() < end {
-        for node in 0..total {
-            let cause = Cause::Unreachable("still connecting".into());
-            tally.vote(node, Vote::Fault(cause));
-        }
     }
     tally.close();
     Err(tally.insufficient(|node| names[node].clone()))

@@ -113,7 +113,7 @@ impl Tally {
         }
     }
 
-    /// The verdict, as soon as no vote that is still out can change it.
+    /// The verdict: a yes or a no as soon as no vote that is still out can change it, `Unavailable` when all are in.
     pub(crate) fn verdict(&self) -> Option<Verdict> {
         let open = self.total - self.voted.len();
         decide(
@@ -215,18 +215,11 @@ fn decide(
         return Some(Verdict::Refused);
     }
     let can_win = granted + open >= quorum;
-    let (is_no, can_be_no) = match question {
-        Question::Take => (
-            granted + refused >= quorum,
-            granted + refused + open >= quorum,
-        ),
-        Question::Mine => (false, refused + open > total - quorum),
-    };
-    match (can_win, is_no, can_be_no) {
-        (true, _, _) => None,
-        (false, true, _) => Some(Verdict::Refused),
-        (false, false, true) => None,
-        (false, false, false) => Some(Verdict::Unavailable),
+    match question {
+        Question::Take if !can_win && granted + refused >= quorum => Some(Verdict::Refused),
+        // Only when all votes are in, even where nothing else is possible any more: the error owes a cause per node.
+        _ if open == 0 => Some(Verdict::Unavailable),
+        _ => None,
     }
 }
 
@@ -307,7 +300,10 @@ mod tests {
                     .iter()
                     .map(|full| final_verdict(question, full))
                     .collect();
-                let settled = ends.iter().all(|end| *end == ends[0]).then_some(ends[0]);
+                let settled = ends.iter().all(|end| *end == ends[0]);
+                let all_in = !votes.contains(&0);
+                let settled =
+                    (settled && (all_in || ends[0] != Verdict::Unavailable)).then_some(ends[0]);
                 let verdict = tally(question, &votes).verdict();
                 assert_eq!(verdict, settled, "{question:?} {votes:?}");
             }

@@ -79,8 +79,9 @@ impl RetryPolicy {
     /// The delay before retry number `retry` (from 1), with `draw` from 0.0 to 1.0 as the random part.
     pub(crate) fn delay(&self, retry: u32, draw: f64) -> Duration {
         let whole = self.whole_delay(retry);
-        // A product of a duration with a fraction of at most 1 cannot overflow.
-        whole.mul_f64(1.0 - self.jitter * (1.0 - draw.clamp(0.0, 1.0)))
+        let part = 1.0 - self.jitter * (1.0 - draw.clamp(0.0, 1.0));
+        // The longest durations are rounded up beyond the type's range when they become a float.
+        Duration::try_from_secs_f64(whole.as_secs_f64() * part).unwrap_or(whole)
     }
 
     /// How many of the (whole) delays have passed after `waited`: as many attempts would have been made.

@@ -96,6 +96,13 @@ impl Nodes {
         self.names.len()
     }
 
+    /// How many lanes are up.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn up(&self) -> usize {
+        let up = |lane: &&Lane| lane.suspect(time::now()).is_none();
+        self.crew.lanes().iter().filter(up).count()
+    }
+
     pub(crate) fn name(&self, node: usize) -> &str {
         &self.names[node]
     }
@@ -173,7 +180,7 @@ impl Nodes {
             pool => (self.hasher.hash_one(key) % pool as u64) as usize,
         };
         let chosen = self.crew.lanes().iter().skip(choice).step_by(self.pool);
-        chosen.map(|lane| &**lane).enumerate()
+        chosen.enumerate()
     }
 
     /// Ends all lanes when they have served what is queued; `false` if some did not until `end`.

@@ -161,7 +161,10 @@ pub(crate) fn cause(error: &RedisError) -> Cause {
     if error.is_timeout() {
         return Cause::TimedOut;
     }
-    let text = error.to_string();
+    let text = match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        _ => error.to_string(),
+    };
     match (error.kind(), error.code()) {
         (redis::ErrorKind::AuthenticationFailed, _) => Cause::Denied(text),
         (_, Some("NOAUTH" | "WRONGPASS" | "NOPERM")) => Cause::Denied(text),

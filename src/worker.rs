@@ -46,7 +46,6 @@ enum Message {
 /// A lane as its callers see it: a queue, and whether the node answers at present.
 #[derive(Debug)]
 pub(crate) struct Lane {
-    node: usize,
     jobs: Sender<Message>,
     health: Arc<Health>,
 }
@@ -80,7 +79,7 @@ impl Lane {
     }
 
     /// Why the node is not expected to answer, if it is not.
-    fn suspect(&self, now: Instant) -> Option<Cause> {
+    pub(crate) fn suspect(&self, now: Instant) -> Option<Cause> {
         if !self.health.up.load(Ordering::Acquire) {
             return Some(self.health.cause.lock().clone());
         }
@@ -130,7 +129,7 @@ pub(crate) enum First {
 /// The threads of all lanes, and what it takes to end them.
 #[derive(Debug)]
 pub(crate) struct Crew {
-    lanes: Vec<Arc<Lane>>,
+    lanes: Vec<Lane>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Disconnected when the last thread has ended.
     ended: Receiver<()>,
@@ -166,11 +165,10 @@ impl Crew {
                     overdue: AtomicU64::new(u64::MAX),
                     cause: Mutex::new(Cause::Unreachable("not connected yet".into())),
                 });
-                lanes.push(Arc::new(Lane {
-                    node,
+                lanes.push(Lane {
                     jobs,
                     health: Arc::clone(&health),
-                }));
+                });
                 let worker = Worker {
                     node,
                     name: post.name.clone(),
@@ -204,7 +202,7 @@ impl Crew {
     }
 
     /// All lanes, those of one node next to each other.
-    pub(crate) fn lanes(&self) -> &[Arc<Lane>] {
+    pub(crate) fn lanes(&self) -> &[Lane] {
         &self.lanes
     }
 
@@ -430,10 +428,7 @@ impl Worker {
             back.post(self.node, answer);
             return;
         }
-        if request.verb != Verb::Release {
-            let ttl = Duration::from_millis(request.ttl);
-            request.lease.note_written(now, ttl);
-        }
+        note_written(&request, now);
         self.requests.push(request);
         self.returns.push(back);
     }
@@ -449,7 +444,10 @@ impl Worker {
         let (requests, returns) = (&self.requests, &mut self.returns);
         let attempt = AssertUnwindSafe(|| {
             session.exchange(requests, &mut |index, answer| {
-                trace!("{name}: {:?} {answer:?}", requests[index].verb);
+                let request = &requests[index];
+                trace!("{name}: {:?} {answer:?}", request.verb);
+                // The node may have taken its time: what it did, it did by now.
+                note_written(request, time::now());
                 returns[index].post(node, answer);
             })
         });
@@ -468,7 +466,9 @@ impl Worker {
     /// The connection broke with a batch on the wire: what is open is unknown to its callers, and releases are
     /// owed. Those that had been answered are made again too, which does no harm: they act on their token only.
     fn break_off(&mut self, cause: &Cause) {
+        let now = time::now();
         for (request, mut back) in self.requests.drain(..).zip(self.returns.drain(..)) {
+            note_written(&request, now);
             if request.verb == Verb::Release {
                 back.again = true;
                 self.owed.push_back((request, back));
@@ -559,6 +559,14 @@ impl Worker {
         for (_, back) in &mut self.owed {
             back.post(self.node, Answer::Fault(cause.clone()));
         }
+    }
+}
+
+/// From now on the request's key may exist for its TTL.
+fn note_written(request: &Request, now: Instant) {
+    if request.verb != Verb::Release {
+        let ttl = Duration::from_millis(request.ttl);
+        request.lease.note_written(now, ttl);
     }
 }
 

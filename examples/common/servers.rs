@@ -1,0 +1,356 @@
+//! Throw-away `redis-server` processes for the examples, tests and benches; none outlives the program that started it.
+#![allow(
+    dead_code,
+    reason = "every program that includes this file uses another part of it"
+)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "polls a foreign process; this file stands outside the library and shares nothing with it"
+)]
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+use tempfile::TempDir;
+
+/// Far more than a start takes (some 20 ms), so that only a server that will never answer runs into it.
+const START_LIMIT: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(2);
+
+/// Starts the server and leaves a watchdog beside it.
+///
+/// `exec` keeps the pid, so the server is our own child, which can be waited for. The watchdog, a forked copy of the shell,
+/// holds the read end of a pipe from us. The end of that pipe means that our program is gone, however it went: the watchdog
+/// then kills the server and removes its directory ($1). A line means that we reaped the server ourselves. There is no
+/// moment at which our death leaves a server behind, which `PR_SET_PDEATHSIG` (bound to a thread, Linux only) cannot say.
+/// HUP is ignored because the kernel sends it to a process group that our death orphans with a stopped server in it.
+const WATCHED: &str = r#"
+dir=$1; shift
+trap '' HUP INT TERM
+exec 3<&0 </dev/null
+{ read -r _ <&3 && exit; kill -9 $$; rm -rf "$dir"; } >/dev/null 2>&1 &
+exec redis-server "$@" 3<&-
+"#;
+
+/// Whether `redis-server` is on the PATH.
+pub(crate) fn available() -> bool {
+    env::var_os("PATH")
+        .is_some_and(|path| env::split_paths(&path).any(|dir| dir.join("redis-server").is_file()))
+}
+
+/// One `redis-server` on a free loopback port, without persistence unless asked for; dropping it kills it.
+///
+/// In a `static`, which is never dropped, it ends with the program all the same.
+#[derive(Debug)]
+pub(crate) struct Server {
+    port: u16,
+    options: Options,
+    // Before `root`: the process goes first, then the files under it.
+    process: Mutex<Option<Process>>,
+    root: TempDir,
+}
+
+/// What a server is started with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    args: Vec<String>,
+}
+
+impl Options {
+    /// Keeps the data over a `restart`, in an append-only file that is synced every second.
+    pub(crate) fn append_only(self) -> Options {
+        self.arg("--appendonly", "yes")
+    }
+
+    /// Like `append_only`, but synced before each reply.
+    pub(crate) fn append_always(self) -> Options {
+        self.append_only().arg("--appendfsync", "always")
+    }
+
+    /// One more argument, such as `--requirepass`; a relative `--unixsocket` is made in [`Server::dir`].
+    pub(crate) fn arg(mut self, name: &str, value: &str) -> Options {
+        self.args.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    pub(crate) fn start(self) -> io::Result<Server> {
+        if !available() {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "redis-server is NOT on the PATH: install it with `tests/run`, `apt-get install redis-server`, \
+                 `dnf install redis` or `brew install redis`",
+            ));
+        }
+        let root = tempfile::Builder::new().prefix("redis-").tempdir()?;
+        let mut server = Server {
+            port: 0,
+            options: self,
+            process: Mutex::new(None),
+            root,
+        };
+        fs::create_dir(server.dir())?;
+        // Between our look at the port and the server's bind another process may take it.
+        for _ in 0..5 {
+            server.port = free_port()?;
+            match server.launch() {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                result => return result.map(|()| server),
+            }
+        }
+        Err(io::ErrorKind::AddrInUse.into())
+    }
+}
+
+impl Server {
+    /// A server with the default options, which answers by the time this returns.
+    pub(crate) fn start() -> io::Result<Server> {
+        Options::default().start()
+    }
+
+    pub(crate) fn options() -> Options {
+        Options::default()
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn addr(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://{}", self.addr())
+    }
+
+    /// The server's data and working directory.
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.root.path().join("data")
+    }
+
+    /// The running or stopped process; `None` once it was killed.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process().as_ref().map(|process| process.child.id())
+    }
+
+    /// SIGSTOP: the kernel still accepts connections for the server, but nothing answers. Returns when it really stands.
+    pub(crate) fn stop(&self) -> io::Result<()> {
+        self.process().as_mut().ok_or_else(not_running)?.stop()
+    }
+
+    /// SIGCONT: the server goes on, and first does what was sent to it in between.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        self.process().as_mut().ok_or_else(not_running)?.resume()
+    }
+
+    /// SIGKILL; returns when the process is gone and its port refuses. A second call does nothing.
+    pub(crate) fn kill(&self) {
+        drop(self.process().take());
+    }
+
+    /// Kills the server if it runs and starts it on the same port, with what its append-only file has (else empty).
+    pub(crate) fn restart(&self) -> io::Result<()> {
+        self.kill();
+        self.launch()
+    }
+
+    /// Like `restart`, but the server has lost everything.
+    pub(crate) fn restart_empty(&self) -> io::Result<()> {
+        self.kill();
+        fs::remove_dir_all(self.dir())?;
+        fs::create_dir(self.dir())?;
+        self.launch()
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.root.path().join("redis.log")
+    }
+
+    fn launch(&self) -> io::Result<()> {
+        let mut slot = self.process();
+        let mut process = self.spawn()?;
+        let limit = Instant::now() + START_LIMIT;
+        while !self.is_ready() {
+            if let Some(status) = process.child.try_wait()? {
+                return Err(self.not_started(&format!("ended with {status}")));
+            }
+            if Instant::now() >= limit {
+                return Err(self.not_started(&format!("did not answer within {START_LIMIT:?}")));
+            }
+            thread::sleep(POLL);
+        }
+        *slot = Some(process);
+        Ok(())
+    }
+
+    fn spawn(&self) -> io::Result<Process> {
+        let log = File::create(self.log())?;
+        let mut child = Command::new("sh")
+            .args(["-c", WATCHED, "sh"])
+            .arg(self.root.path())
+            .args([
+                "--port",
+                &self.port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--daemonize",
+                "no",
+            ])
+            .args(["--save", "", "--appendonly", "no", "--dir"])
+            .arg(self.dir())
+            .args(&self.options.args)
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C at the terminal is for the program, which may still want its servers for tidying up.
+            .process_group(0)
+            .spawn()?;
+        let pipe = child.stdin.take();
+        Ok(Process {
+            child,
+            pipe,
+            stopped: false,
+            reaped: false,
+        })
+    }
+
+    /// The log line says that the port is bound by this process and no other; the reply, that the data is loaded.
+    fn is_ready(&self) -> bool {
+        read_lossy(&self.log()).contains("Ready to accept connections")
+            && ping(self.port)
+                .is_ok_and(|reply| reply.starts_with("+PONG") || reply.starts_with("-NOAUTH"))
+    }
+
+    fn not_started(&self, what: &str) -> io::Error {
+        let log = read_lossy(&self.log());
+        let in_use = log.contains("Address already in use");
+        let kind = if in_use {
+            io::ErrorKind::AddrInUse
+        } else {
+            io::ErrorKind::Other
+        };
+        io::Error::new(
+            kind,
+            format!("redis-server on port {} {what}; its log:\n{log}", self.port),
+        )
+    }
+}
+
+/// A child that is not reaped yet, or else knows it: no signal goes to a pid that may be somebody else's by now.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    pipe: Option<ChildStdin>,
+    stopped: bool,
+    reaped: bool,
+}
+
+impl Process {
+    fn stop(&mut self) -> io::Result<()> {
+        // A second SIGSTOP changes nothing, so there would be nothing to wait for.
+        if self.stopped {
+            return Ok(());
+        }
+        self.signal(Signal::SIGSTOP)?;
+        loop {
+            match waitpid(self.id(), Some(WaitPidFlag::WUNTRACED)) {
+                Ok(WaitStatus::Stopped(..)) => break self.stopped = true,
+                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {
+                    self.reaped = true;
+                    return Err(not_running());
+                }
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> io::Result<()> {
+        self.signal(Signal::SIGCONT)?;
+        self.stopped = false;
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        if self.reaped {
+            Err(not_running())
+        } else {
+            Ok(kill(self.id(), signal)?)
+        }
+    }
+
+    fn id(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.reaped {
+            // SIGKILL also ends a stopped process.
+            _ = self.child.kill();
+            _ = self.child.wait();
+        }
+        if let Some(mut pipe) = self.pipe.take() {
+            _ = pipe.write_all(b"reaped\n");
+        }
+    }
+}
+
+/// A free loopback port that this process has not handed out before.
+///
+/// It lies below the range that Linux and macOS give to clients: while a server is down, a client that keeps trying to
+/// reach it there could be given the very same port and connect to itself.
+pub(crate) fn free_port() -> io::Result<u16> {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    for _ in 0..1000 {
+        let port = 10_000 + (RandomState::new().hash_one(()) % 20_000) as u16;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+            && GIVEN
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(port)
+        {
+            return Ok(port);
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
+}
+
+fn ping(port: u16) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(
+        &SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        Duration::from_secs(1),
+    )?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(b"PING\r\n")?;
+    let mut reply = [0; 64];
+    let len = stream.read(&mut reply)?;
+    Ok(String::from_utf8_lossy(&reply[..len]).into_owned())
+}
+
+fn read_lossy(path: &Path) -> String {
+    fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
+}
+
+fn not_running() -> io::Error {
+    io::Error::other("redis-server is not running")
+}

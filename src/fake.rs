@@ -1,0 +1,261 @@
+//! Fake nodes for tests, each named for its sin, at the one seam where a server would be.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use parking_lot::Mutex;
+
+use crate::config::{Config, Settings};
+use crate::error::{Cause, Error};
+use crate::locker::RedisLocker;
+use crate::node::{Connector, Greeting, Session};
+use crate::nodes::Nodes;
+use crate::script::{Answer, Request, Verb};
+use crate::time;
+use crate::worker::Post;
+
+/// What is wrong with a node.
+#[derive(Clone, Debug)]
+pub(crate) enum Sin {
+    /// Nothing.
+    Honest,
+    /// It cannot be connected to.
+    Down,
+    /// It takes requests of this verb and tells the test so, and serves them only when the test says: as one that
+    /// grants, extends or releases late does.
+    Late(Verb, Sender<()>, Receiver<()>),
+    /// It serves requests of this verb, but answers with an error.
+    ErrsAfter(Verb),
+    /// It serves requests of this verb, but the connection breaks before the answer.
+    BreaksAfter(Verb),
+    /// It answers takes as if somebody else held the lock.
+    Refuses,
+    /// Requests of this verb make its lane panic.
+    Panics(Verb),
+}
+
+/// A node in memory that keeps keys as the scripts do, and a log of what it served.
+#[derive(Debug)]
+pub(crate) struct Fake {
+    sin: Mutex<Sin>,
+    keys: Mutex<HashMap<String, (String, Instant)>>,
+    served: Mutex<Vec<(Verb, String)>>,
+    connects: Mutex<Vec<Option<Greeting>>>,
+    run_id: String,
+}
+
+/// The test's end of a [`Sin::Late`].
+pub(crate) struct Rendezvous {
+    arrived: Receiver<()>,
+    go: Sender<()>,
+}
+
+impl Rendezvous {
+    /// Waits until a request has come to the node.
+    pub(crate) fn arrived(&self) {
+        self.arrived
+            .recv_timeout(Duration::from_secs(20))
+            .expect("no request came");
+    }
+
+    /// Lets the node serve it.
+    pub(crate) fn go(&self) {
+        self.go.send(()).expect("the node is gone");
+    }
+}
+
+impl Fake {
+    pub(crate) fn new(name: &str) -> Arc<Fake> {
+        Arc::new(Fake {
+            sin: Mutex::new(Sin::Honest),
+            keys: Mutex::new(HashMap::new()),
+            served: Mutex::new(Vec::new()),
+            connects: Mutex::new(Vec::new()),
+            run_id: name.to_owned(),
+        })
+    }
+
+    pub(crate) fn many(count: usize) -> Vec<Arc<Fake>> {
+        (0..count)
+            .map(|n| Fake::new(&format!("fake-{n}")))
+            .collect()
+    }
+
+    pub(crate) fn sins(&self, sin: Sin) {
+        *self.sin.lock() = sin;
+    }
+
+    pub(crate) fn is_late(&self, verb: Verb) -> Rendezvous {
+        let (tell, arrived) = unbounded();
+        let (go, wait) = unbounded();
+        self.sins(Sin::Late(verb, tell, wait));
+        Rendezvous { arrived, go }
+    }
+
+    /// The token under a lock's key, if it has not expired.
+    pub(crate) fn token(&self, name: &str) -> Option<String> {
+        let keys = self.keys.lock();
+        let (token, expiry) = keys.get(&format!("redguard:{name}"))?;
+        (*expiry > time::now()).then(|| token.clone())
+    }
+
+    /// Puts a stranger's value under a lock's key.
+    pub(crate) fn seize(&self, name: &str, ttl: Duration) {
+        let value = ("stranger".to_owned(), time::now() + ttl);
+        self.keys.lock().insert(format!("redguard:{name}"), value);
+    }
+
+    pub(crate) fn wipe(&self) {
+        self.keys.lock().clear();
+    }
+
+    /// How often it served a verb.
+    pub(crate) fn count(&self, verb: Verb) -> usize {
+        let served = self.served.lock();
+        served.iter().filter(|(v, _)| *v == verb).count()
+    }
+
+    /// The tokens of the takes that it served, in order.
+    pub(crate) fn takes(&self) -> Vec<String> {
+        let served = self.served.lock();
+        let takes = served.iter().filter(|(verb, _)| *verb == Verb::Take);
+        takes.map(|(_, token)| token.clone()).collect()
+    }
+
+    /// For each connect that worked, the session that was to be killed.
+    pub(crate) fn connects(&self) -> Vec<Option<Greeting>> {
+        self.connects.lock().clone()
+    }
+
+    fn serve(&self, request: &Request) -> Answer {
+        let (key, token) = (request.lease.key().wire(), request.lease.token().text());
+        self.served.lock().push((request.verb, token.to_owned()));
+        let now = time::now();
+        let until = now + Duration::from_millis(request.ttl);
+        let mut keys = self.keys.lock();
+        keys.retain(|_, (_, expiry)| *expiry > now);
+        match (request.verb, keys.get_mut(key)) {
+            (Verb::Take | Verb::PutBack, None) => {
+                keys.insert(key.to_owned(), (token.to_owned(), until));
+                Answer::Yes
+            }
+            (Verb::Take | Verb::PutBack, Some((_, expiry))) => {
+                Answer::Held(Some(expiry.saturating_duration_since(now)))
+            }
+            (_, None) => Answer::Absent,
+            (_, Some((value, _))) if value != token => Answer::Foreign,
+            (Verb::Extend, Some((_, expiry))) => {
+                *expiry = until.max(*expiry);
+                Answer::Yes
+            }
+            (Verb::Release, Some(_)) => {
+                keys.remove(key);
+                Answer::Yes
+            }
+        }
+    }
+}
+
+impl Connector for Arc<Fake> {
+    fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause> {
+        if matches!(*self.sin.lock(), Sin::Down) {
+            return Err(Cause::Unreachable("down".into()));
+        }
+        let mut connects = self.connects.lock();
+        connects.push(former.cloned());
+        let greeting = Greeting {
+            run_id: self.run_id.clone(),
+            client: connects.len() as i64,
+        };
+        Ok((Box::new(FakeSession(Arc::clone(self))), greeting))
+    }
+}
+
+struct FakeSession(Arc<Fake>);
+
+impl Session for FakeSession {
+    fn exchange(
+        &mut self,
+        requests: &[Request],
+        answer: &mut dyn FnMut(usize, Answer),
+    ) -> Result<(), Cause> {
+        let broken = || Cause::Unreachable("broken".into());
+        for (index, request) in requests.iter().enumerate() {
+            let sin = self.0.sin.lock().clone();
+            let served = match sin {
+                Sin::Down => return Err(broken()),
+                Sin::Late(verb, arrived, go) if verb == request.verb => {
+                    let _ = arrived.send(());
+                    // The test has ended when its end is gone.
+                    let _ = go.recv();
+                    self.0.serve(request)
+                }
+                Sin::ErrsAfter(verb) if verb == request.verb => {
+                    self.0.serve(request);
+                    Answer::Fault(Cause::Server("OOM".into()))
+                }
+                Sin::BreaksAfter(verb) if verb == request.verb => {
+                    self.0.serve(request);
+                    self.0.sins(Sin::Honest);
+                    return Err(broken());
+                }
+                Sin::Refuses if request.verb == Verb::Take => {
+                    self.0.served.lock().push((Verb::Take, String::new()));
+                    Answer::Held(Some(Duration::from_secs(60)))
+                }
+                Sin::Panics(verb) if verb == request.verb => {
+                    self.0.sins(Sin::Honest);
+                    panic!("as the test wants it")
+                }
+                _ => self.0.serve(request),
+            };
+            answer(index, served);
+        }
+        Ok(())
+    }
+
+    fn ping(&mut self) -> Result<(), Cause> {
+        Ok(())
+    }
+}
+
+/// Settings for fakes: nodes that do not matter, and time-outs long enough not to decide anything by chance.
+pub(crate) fn settings(adjust: impl FnOnce(Config) -> Config) -> Settings {
+    let config = Config::new(["unused"])
+        .node_timeout(Duration::from_secs(5))
+        .connect_timeout(Duration::from_secs(5));
+    adjust(config).check().expect("settings of a test")
+}
+
+/// A locker on these fakes.
+pub(crate) fn locker(
+    fakes: &[Arc<Fake>],
+    adjust: impl FnOnce(Config) -> Config,
+) -> Result<RedisLocker, Error> {
+    let settings = settings(adjust);
+    let posts: Vec<Post> = fakes
+        .iter()
+        .map(|fake| Post {
+            name: fake.run_id.clone(),
+            connector: Arc::new(Arc::clone(fake)),
+            node_timeout: settings.node_timeout,
+        })
+        .collect();
+    let nodes = Nodes::join(settings, &posts)?;
+    // A quorum is enough to join, but a test speaks of all nodes that it did not put down.
+    let down = |fake: &&Arc<Fake>| matches!(*fake.sin.lock(), Sin::Down);
+    let expected = fakes.len() - fakes.iter().filter(down).count();
+    eventually("all lanes are up", || nodes.engine().nodes_up() == expected);
+    Ok(RedisLocker::new(&nodes))
+}
+
+/// Waits for something that other threads bring about; fails loudly when it does not come.
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = time::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(time::now() < end, "never happened: {what}");
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,70 @@
+//! The log of this process as the tests see it: all levels, all targets, the newest lines.
+
+use log::{LevelFilter, Log, Metadata, Record};
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+
+pub(crate) use log::Level;
+
+/// Stress tests write without end; nobody looks back this far.
+const KEPT: usize = 200_000;
+
+static LOG: CapturedLog = CapturedLog {
+    lines: Mutex::new(VecDeque::new()),
+};
+
+/// The lines from when some test first asked for them.
+///
+/// Tests run side by side in one process: look for a text that holds the test's own unique key.
+pub(crate) fn captured_log() -> &'static CapturedLog {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&LOG).expect("no other logger in the tests");
+        log::set_max_level(LevelFilter::Trace);
+    });
+    &LOG
+}
+
+/// Get it with [`captured_log`] before the lines of interest are written.
+#[derive(Debug)]
+pub(crate) struct CapturedLog {
+    lines: Mutex<VecDeque<(Level, String)>>,
+}
+
+impl CapturedLog {
+    /// The lines of exactly this level that contain `text`, oldest first.
+    pub(crate) fn lines(&self, level: Level, text: &str) -> Vec<String> {
+        self.held()
+            .iter()
+            .filter(|(at, line)| *at == level && line.contains(text))
+            .map(|(_, line)| line.clone())
+            .collect()
+    }
+
+    /// Whether a line of any level contains `text`: for what must never be logged.
+    pub(crate) fn mentions(&self, text: &str) -> bool {
+        self.held().iter().any(|(_, line)| line.contains(text))
+    }
+
+    fn held(&self) -> MutexGuard<'_, VecDeque<(Level, String)>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Log for CapturedLog {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        // Formatted before locking: an argument's `Display` may itself log.
+        let line = record.args().to_string();
+        let mut lines = self.held();
+        if lines.len() == KEPT {
+            lines.pop_front();
+        }
+        lines.push_back((record.level(), line));
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,304 @@
+//! Witnesses that no two holders of a lock overlap: among threads at once, among processes from a journal afterwards.
+
+use nix::time::{ClockId, clock_gettime};
+use std::collections::HashMap;
+use std::fmt::{self, Display, Formatter};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How a lock is held: readers may overlap one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Exclusive,
+    Shared,
+}
+
+/// Sees the threads of this process. Clones watch the same keys.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Witness {
+    keys: Arc<Mutex<HashMap<String, Crowd>>>,
+}
+
+#[derive(Debug, Default)]
+struct Crowd {
+    writers: usize,
+    readers: usize,
+    entries: u64,
+    most: usize,
+    overlaps: u64,
+}
+
+/// Somebody between lock and release; make it after the guard, so that it is dropped before.
+#[derive(Debug)]
+#[must_use = "dropping it at once says that the lock was held for no time"]
+pub(crate) struct Inside {
+    keys: Arc<Mutex<HashMap<String, Crowd>>>,
+    key: String,
+    kind: Kind,
+}
+
+impl Witness {
+    pub(crate) fn new() -> Witness {
+        Witness::default()
+    }
+
+    /// # Panics
+    /// If somebody else is inside. `overlaps` counts it as well, in case the thread's panic is lost.
+    pub(crate) fn enter(&self, key: &str) -> Inside {
+        self.enter_as(key, Kind::Exclusive)
+    }
+
+    /// # Panics
+    /// If a writer is inside.
+    pub(crate) fn enter_shared(&self, key: &str) -> Inside {
+        self.enter_as(key, Kind::Shared)
+    }
+
+    /// How often the key was entered, whether or not somebody is inside now.
+    pub(crate) fn entries(&self, key: &str) -> u64 {
+        lock(&self.keys).get(key).map_or(0, |crowd| crowd.entries)
+    }
+
+    /// The most holders that were ever inside together; more than one only with readers.
+    pub(crate) fn most(&self, key: &str) -> usize {
+        lock(&self.keys).get(key).map_or(0, |crowd| crowd.most)
+    }
+
+    /// Overlaps seen so far, over all keys; ask at the end of every test.
+    pub(crate) fn overlaps(&self) -> u64 {
+        lock(&self.keys).values().map(|crowd| crowd.overlaps).sum()
+    }
+
+    fn enter_as(&self, key: &str, kind: Kind) -> Inside {
+        let mut keys = lock(&self.keys);
+        let crowd = keys.entry(key.to_owned()).or_default();
+        let (writers, readers) = (crowd.writers, crowd.readers);
+        let alone = writers == 0 && (readers == 0 || kind == Kind::Shared);
+        match kind {
+            Kind::Exclusive => crowd.writers += 1,
+            Kind::Shared => crowd.readers += 1,
+        }
+        crowd.entries += 1;
+        crowd.most = crowd.most.max(writers + readers + 1);
+        crowd.overlaps += u64::from(!alone);
+        drop(keys);
+        // Made before the assertion, so that unwinding leaves again.
+        let inside = Inside {
+            keys: Arc::clone(&self.keys),
+            key: key.to_owned(),
+            kind,
+        };
+        assert!(
+            alone,
+            "{kind:?} holder of {key:?} meets {writers} writers and {readers} readers"
+        );
+        inside
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Some(crowd) = lock(&self.keys).get_mut(&self.key) {
+            match self.kind {
+                Kind::Exclusive => crowd.writers -= 1,
+                Kind::Shared => crowd.readers -= 1,
+            }
+        }
+    }
+}
+
+/// Sees processes, by one line per hold in a file that all of them append to and one checks in the end.
+///
+/// The clock is `CLOCK_MONOTONIC`, which the processes of one machine share. A line is written when the hold ends, by one
+/// `write` in append mode, which needs no lock; a holder that is killed leaves none.
+#[derive(Clone, Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+}
+
+/// A hold under way; its line is written on drop. Make it after the guard, so that it is dropped before.
+#[derive(Debug)]
+#[must_use = "dropping it at once says that the lock was held for no time"]
+pub(crate) struct Entry {
+    file: File,
+    hold: Hold,
+}
+
+/// One hold, from a moment after the lock was had to a moment before it was given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hold {
+    pub(crate) begin: Duration,
+    pub(crate) end: Duration,
+    pub(crate) kind: Kind,
+    pub(crate) pid: u32,
+    pub(crate) key: String,
+}
+
+impl Journal {
+    /// The file need not exist yet.
+    pub(crate) fn at(path: impl AsRef<Path>) -> Journal {
+        Journal {
+            path: path.as_ref().to_owned(),
+        }
+    }
+
+    pub(crate) fn enter(&self, key: &str) -> Entry {
+        self.enter_as(key, Kind::Exclusive)
+    }
+
+    pub(crate) fn enter_shared(&self, key: &str) -> Entry {
+        self.enter_as(key, Kind::Shared)
+    }
+
+    /// All holds that have ended, in no order.
+    pub(crate) fn holds(&self) -> Vec<Hold> {
+        let text = fs::read_to_string(&self.path).unwrap_or_default();
+        text.lines()
+            .map(|line| Hold::parse(line).unwrap_or_else(|| panic!("a torn line: {line:?}")))
+            .collect()
+    }
+
+    /// The number of holds if no two conflict, else every conflict in words.
+    pub(crate) fn check(&self) -> Result<usize, String> {
+        let holds = self.holds();
+        let conflicts: Vec<String> = conflicts(&holds)
+            .iter()
+            .map(|(a, b)| format!("{a}\n    overlaps {b}"))
+            .collect();
+        if conflicts.is_empty() {
+            Ok(holds.len())
+        } else {
+            Err(conflicts.join("\n"))
+        }
+    }
+
+    fn enter_as(&self, key: &str, kind: Kind) -> Entry {
+        assert!(
+            !key.contains('\n'),
+            "a journal has one line per hold: {key:?}"
+        );
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&self.path)
+            .expect("the journal opens");
+        let begin = now();
+        Entry {
+            file,
+            hold: Hold {
+                begin,
+                end: begin,
+                kind,
+                pid: process::id(),
+                key: key.to_owned(),
+            },
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.hold.end = now();
+        let written = self.file.write_all(self.hold.line().as_bytes());
+        // A hold without a line would make the check pass that should fail.
+        assert!(
+            written.is_ok() || std::thread::panicking(),
+            "the journal takes no line: {written:?}"
+        );
+    }
+}
+
+impl Hold {
+    fn line(&self) -> String {
+        let kind = if self.kind == Kind::Shared {
+            "shared"
+        } else {
+            "exclusive"
+        };
+        format!(
+            "{} {} {kind} {} {}\n",
+            self.begin.as_nanos(),
+            self.end.as_nanos(),
+            self.pid,
+            self.key
+        )
+    }
+
+    fn parse(line: &str) -> Option<Hold> {
+        let mut words = line.splitn(5, ' ');
+        let begin = Duration::from_nanos(words.next()?.parse().ok()?);
+        let end = Duration::from_nanos(words.next()?.parse().ok()?);
+        let kind = match words.next()? {
+            "shared" => Kind::Shared,
+            "exclusive" => Kind::Exclusive,
+            _ => return None,
+        };
+        Some(Hold {
+            begin,
+            end,
+            kind,
+            pid: words.next()?.parse().ok()?,
+            key: words.next()?.to_owned(),
+        })
+    }
+}
+
+impl Display for Hold {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Hold {
+            begin,
+            end,
+            kind,
+            pid,
+            key,
+        } = self;
+        write!(
+            f,
+            "{kind:?} {key:?} by process {pid} from {begin:?} to {end:?}"
+        )
+    }
+}
+
+/// In order of their beginnings, each hold is compared with the one among its predecessors of the same key that lasts
+/// longest, among writers only if it is a reader itself. Every hold that conflicts with an earlier one is reported once.
+fn conflicts(holds: &[Hold]) -> Vec<(&Hold, &Hold)> {
+    let mut holds: Vec<&Hold> = holds.iter().collect();
+    holds.sort_by_key(|hold| hold.begin);
+    let mut longest: HashMap<&str, (Option<&Hold>, Option<&Hold>)> = HashMap::new();
+    let mut found = Vec::new();
+    for hold in holds {
+        let (any, writer) = longest.entry(&hold.key).or_default();
+        let before = if hold.kind == Kind::Shared {
+            *writer
+        } else {
+            *any
+        };
+        found.extend(
+            before
+                .filter(|before| before.end > hold.begin)
+                .map(|before| (before, hold)),
+        );
+        let last = |former: Option<&'_ Hold>| former.is_none_or(|former| former.end <= hold.end);
+        if last(*any) {
+            *any = Some(hold);
+        }
+        if hold.kind == Kind::Exclusive && last(*writer) {
+            *writer = Some(hold);
+        }
+    }
+    found
+}
+
+fn now() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .expect("a monotonic clock")
+        .into()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
