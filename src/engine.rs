@@ -165,7 +165,8 @@ impl Engine {
                 "{key:?}: attempt {attempts} missed, next after {:?}",
                 budget.limit()
             );
-            inbox.sleep(budget.end());
+            // A wake-up that came late for the slot is no reason to ask sooner; one to close is.
+            while inbox.sleep(budget.end()) && !self.gate.is_closed() {}
             if self.gate.is_closed() {
                 return Err(Error::Closed);
             }

@@ -217,7 +217,10 @@ impl Session for FakeSession {
     }
 
     fn ping(&mut self) -> Result<(), Cause> {
-        Ok(())
+        match *self.0.sin.lock() {
+            Sin::Down => Err(Cause::Unreachable("down".into())),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -1,4 +1,112 @@
-//! Distributed locks on Redis for threaded programs.
+//! Distributed locks on Redis for threaded programs: scoped guards over N independent nodes, without an async runtime.
+//!
+//! **A guard can end before it is dropped.** A lock of this kind is a lease: it is held until its TTL runs out, and a
+//! program that is paused for longer than that has lost it without having done anything. So keep the work well
+//! inside [`remaining`](LockGuard::remaining), ask [`check`](LockGuard::check) at each step that must not overlap
+//! with another holder's, and [`extend`](LockGuard::extend) in time.
+//!
+//! ```no_run
+//! use redguard::{Config, Locker, RedisLocker};
+//! use std::time::Duration;
+//!
+//! # fn main() -> Result<(), redguard::Error> {
+//! let locker = RedisLocker::connect(Config::new(["10.0.0.1:6379", "10.0.0.2:6379", "10.0.0.3:6379"]))?;
+//! let guard = locker.lock("nightly-report", Duration::from_secs(30))?; // waits and retries as configured
+//! for page in 0..100 {
+//!     guard.check()?; // still ours?
+//!     guard.extend(Duration::from_secs(30))?;
+//!     // … exclusive work …
+//! }
+//! drop(guard); // or guard.release()? to see how it ended
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it promises
+//!
+//! - A lock is held on a quorum, `n / 2 + 1`, of the **configured** nodes, whatever is reachable. As long as the
+//!   clocks of nodes and clients run at nearly the same speed and nodes keep their data for a TTL, no two guards of one key
+//!   are held at the same time.
+//! - A minority of nodes that is down, hung or slow changes nothing: same result, same speed. A hung node costs the
+//!   first round that meets it `node_timeout` at most, and only where that round needs it.
+//! - An attempt that failed, came late or broke off is undone on every node that may have granted it.
+//! - *Held by another* and *could not find out* are different errors, all the way up.
+//! - Threads that share a [`Nodes`] get a key in the order in which they asked, and one that hangs with a lock blocks
+//!   the others for its lease, not for ever.
+//! - Tokens are 160 random bits of the operating system, fresh for every attempt. Release and extend act on their own
+//!   token only.
+//!
+//! # What it cannot promise
+//!
+//! No lock of this kind can. What to do about it stands beside it:
+//!
+//! | what happens | what it means | what to do |
+//! |---|---|---|
+//! | the holder is paused (stopped, swapped out, suspended) past its TTL | it goes on as if it held the lock | `check()` before each irreversible step; keep steps short |
+//! | a clock runs wrong by more than `ttl / 100 + 2 ms` within a TTL | a node frees the lock early | run NTP with slewing on the nodes |
+//! | a node restarts without its data | it grants again what it had granted | append-only file with `appendfsync always`, or keep it down for the longest TTL |
+//! | fail-over to a replica | the same: replication is asynchronous | independent masters, no replicas |
+//! | eviction under `maxmemory`, `FLUSHALL` | the same | `maxmemory-policy noeviction`; a server for locks alone |
+//! | the list of nodes is changed under way | two lists have two quorums | stop all holders, or wait the longest TTL |
+//!
+//! Two nodes have no quorum with one down, and of four a tie is a loss for both sides: take 1, 3 or 5. An even number is
+//! a `warn` line at connect.
+//!
+//! # Timing
+//!
+//! ```text
+//!          first request sent                 a quorum has granted
+//!                 │                                   │
+//! guard           │◄──────────── elapsed ────────────►│◄──── remaining() ────►│◄─ drift ─►│
+//!                 │◄────────────────────────────── TTL ──────────────────────────────────►│
+//! each node           │◄──────────────────────────── TTL ──────────────────────────────────►│
+//! ```
+//!
+//! A guard is handed out only if at least [`min_validity`](Config::min_validity) of the TTL is left then. The
+//! algorithm is Redlock, from *Distributed Locks with Redis* (the Redis documentation), with the safety rules above.
+//!
+//! # When things fail
+//!
+//! | what | what the caller sees |
+//! |---|---|
+//! | a minority of nodes down, hung or slow | nothing |
+//! | no quorum reachable | [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node, after [`max_outage`](RetryPolicy::max_outage); from `try_…` at once |
+//! | nodes come back | lanes connect again by themselves, with capped and jittered back-off |
+//! | scripts flushed | healed within the request |
+//! | `READONLY`, `LOADING`, `OOM`, `NOAUTH` … | a fault of that node, with that cause |
+//! | a foreign value under the key | [`Contended`](Error::Contended), and the value is left alone |
+//! | the holder is killed | free after the TTL at the latest; waiters wake then, not at their next poll |
+//! | the nodes are too slow for the TTL | [`ValidityExhausted`](Error::ValidityExhausted) after three attempts in a row |
+//! | the process exits without destructors | the TTL frees the lock |
+//!
+//! # Guards and scopes
+//!
+//! - Locks are **not re-entrant**: a thread that asks for a lock it holds waits, like any other, until the lease of
+//!   its first guard ends. `try_lock` answers `None`.
+//! - There is **no poisoning**: a panic drops the guard, which releases the lock.
+//! - `let _ = locker.lock(…)` releases **at once**; `let _guard = …` holds to the end of the scope.
+//! - `Drop` may block for `node_timeout`, also while unwinding; [`OnDrop::HandOff`] does not block. What goes wrong in
+//!   it is logged and counted.
+//! - Guards in statics are never dropped; `process::exit` and `panic = "abort"` run no destructors. The TTL frees
+//!   their locks.
+//! - In a forked child there are no threads to serve it: acquires are [`Closed`](Error::Closed), and drops do nothing
+//!   but warn. Connect anew in the child.
+//!
+//! # Threads
+//!
+//! One thread per node and connection (`n × pool_size`), named `redguard-NODE.CONNECTION`. Callers never wait for a
+//! lane, only for answers, with a deadline, and a thread that waits costs no CPU. The threads end with the last
+//! handle, guards included, or with [`Nodes::shutdown`].
+//!
+//! # Log levels
+//!
+//! Through the `log` crate. `warn`: a lock was lost, a drop failed, an even number of nodes.
+//! `info`: a node is connected, connected again, suspect. `debug`: verdicts and retries. `trace`: replies. Never a
+//! token, never a password.
+//!
+//! # Features and versions
+//!
+//! No features yet. Rust 1.88; Redis 6.2 or Valkey 7.2 and later.
 
 #![forbid(unsafe_code)]
 
@@ -31,3 +139,8 @@ pub use crate::{
     nodes::Nodes,
     retry::RetryPolicy,
 };
+
+/// The README's examples, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

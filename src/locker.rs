@@ -273,3 +273,16 @@ impl Locker for LocalLocker {
         unless_contended(self.take(key, options, Some(start), start))
     }
 }
+
+/// Everything public goes to any thread and is used by many at once.
+const _: () = {
+    const fn shared<T: Send + Sync + ?Sized>() {}
+    shared::<Config>();
+    shared::<Nodes>();
+    shared::<RedisLocker>();
+    shared::<LocalLocker>();
+    shared::<LockOptions>();
+    shared::<LockGuard>();
+    shared::<Error>();
+    shared::<dyn Locker>();
+};

@@ -238,11 +238,12 @@ impl RedisSession {
 
     /// Sets the socket's time-outs so that what follows cannot block for long past `end`. To spare system calls
     /// the socket keeps what it has while that is at most an eighth of the node's time-out too long.
+    ///
+    /// After `end` there is a last moment to read what has come by then: it may be us who were held up.
     fn arm(&mut self, end: Instant) -> Result<(), Cause> {
-        let left = end.saturating_duration_since(time::now());
-        if left.is_zero() {
-            return Err(Cause::TimedOut);
-        }
+        let left = end
+            .saturating_duration_since(time::now())
+            .max(Duration::from_millis(1));
         let slack = self.timeout / 8;
         let fits = |armed: Duration| armed <= left + slack && left <= armed + slack;
         if self.armed.is_some_and(fits) {

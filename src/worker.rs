@@ -21,7 +21,7 @@ use crate::time;
 /// The most requests that are sent as one pipeline.
 const BATCH: usize = 256;
 /// An idle lane asks for a sign of life that often.
-const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_EVERY: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 10_000 });
 /// Pauses between failed connects: from the first, doubling, to the last; half of each is drawn at random.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(2);

@@ -537,6 +537,42 @@ fn an_overdue_lane_is_suspect_before_anybody_queues() {
     all_free(&fakes, "x");
 }
 
+#[test]
+fn an_idle_lane_notices_that_its_node_is_gone() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    fakes[1].sins(Sin::Down);
+    let up = |count: usize| {
+        eventually("lanes see it by themselves", || {
+            locker.nodes().engine().nodes_up() == count
+        });
+    };
+    up(2);
+    fakes[1].sins(Sin::Honest);
+    up(3);
+}
+
+#[test]
+fn a_node_that_is_down_collects_no_releases() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let ttl = Duration::from_millis(50);
+    let taken = |n: usize| locker.lock(&n.to_string(), ttl).expect("two of three");
+    let guards: Vec<_> = (0..50).map(taken).collect();
+    eventually("all are on all", || fakes[1].takes().len() == 50);
+    fakes[1].sins(Sin::Down);
+    drop(guards);
+    let ended = time::now() + 3 * ttl;
+    eventually("the TTLs have passed", || time::now() > ended);
+    fakes[1].sins(Sin::Honest);
+    eventually("it is back", || locker.nodes().engine().nodes_up() == 3);
+    assert_eq!(
+        fakes[1].count(Verb::Release),
+        0,
+        "a release whose key cannot exist was kept"
+    );
+}
+
 // S8: one holder among the threads that share the nodes.
 
 #[test]
