@@ -1,5 +1,6 @@
 //! Fake nodes for tests, each named for its sin, at the one seam where a server would be.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -252,6 +253,37 @@ pub(crate) fn locker(
     let expected = fakes.len() - fakes.iter().filter(down).count();
     eventually("all lanes are up", || nodes.engine().nodes_up() == expected);
     Ok(RedisLocker::new(&nodes))
+}
+
+thread_local! {
+    /// What the test of this thread wants to happen at lines that the library logs from it.
+    static AT_LINE: RefCell<Option<Box<dyn FnMut(&str)>>> = const { RefCell::new(None) };
+}
+
+/// Calls `act` with every line that this thread logs: a foot in the door of code that has no other seam.
+pub(crate) fn at_each_line(act: impl FnMut(&str) + 'static) {
+    struct Lines;
+
+    impl log::Log for Lines {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            AT_LINE.with_borrow_mut(|act| {
+                if let Some(act) = act {
+                    act(&record.args().to_string());
+                }
+            });
+        }
+
+        fn flush(&self) {}
+    }
+
+    // Fails where another test was first, with the same.
+    let _ = log::set_logger(&Lines);
+    log::set_max_level(log::LevelFilter::Debug);
+    AT_LINE.set(Some(Box::new(act)));
 }
 
 /// Waits for something that other threads bring about; fails loudly when it does not come.

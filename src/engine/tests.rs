@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::config::{Config, OnDrop};
 use crate::error::{Cause, Error};
-use crate::fake::{Fake, Sin, eventually, locker};
+use crate::fake::{Fake, Sin, at_each_line, eventually, locker};
 use crate::locker::{LockOptions, Locker, RedisLocker};
 use crate::retry::RetryPolicy;
 use crate::script::Verb;
@@ -22,6 +22,16 @@ fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
 /// Once for the first round that finds a node hung: after it the node is suspect.
 fn impatient(config: Config) -> Config {
     config.node_timeout(SHORT)
+}
+
+/// So many attempts, one soon after the other.
+fn attempts(config: Config, most: u32) -> Config {
+    config.retry(RetryPolicy {
+        max_attempts: Some(most),
+        initial_delay: Duration::from_millis(1),
+        max_delay: Duration::from_millis(1),
+        ..RetryPolicy::default()
+    })
 }
 
 fn holders(fakes: &[Arc<Fake>], key: &str) -> usize {
@@ -132,6 +142,25 @@ fn what_was_granted_too_late_is_not_handed_out() {
 }
 
 #[test]
+fn a_caller_that_is_held_up_after_the_verdict_gets_no_guard() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let ttl = Duration::from_millis(100);
+    // The verdict is logged between the last answer and the guard: there we are "not scheduled" for a while.
+    at_each_line(move |line| {
+        let came = time::now();
+        if line.contains("Won") {
+            eventually("most of the TTL has passed", || {
+                time::now().duration_since(came) > ttl * 7 / 10
+            });
+        }
+    });
+    let error = locker.try_lock("late", ttl).expect_err("too late");
+    assert!(matches!(error, Error::ValidityExhausted { .. }), "{error}");
+    all_free(&fakes, "late");
+}
+
+#[test]
 fn three_slow_attempts_in_a_row_end_an_acquire() {
     let fakes = Fake::many(1);
     let locker = locker(&fakes, |config| {
@@ -189,12 +218,11 @@ fn the_time_that_taking_took_is_not_validity() {
 #[test]
 fn every_attempt_has_a_fresh_token() {
     let fakes = Fake::many(1);
-    let locker = healthy(&fakes);
+    let locker = locker(&fakes, |config| attempts(config, 3)).expect("it is up");
     fakes[0].sins(Sin::ErrsAfter(Verb::Take));
-    for _ in 0..3 {
-        locker.try_lock("x", TTL).expect_err("it errs");
-    }
+    locker.lock("x", TTL).expect_err("it errs");
     let mut tokens = fakes[0].takes();
+    assert_eq!(tokens.len(), 3);
     tokens.sort();
     tokens.dedup();
     assert_eq!(tokens.len(), 3);
@@ -385,7 +413,26 @@ fn an_extension_that_has_not_been_sent_is_dropped_when_the_lease_is_over() {
 }
 
 #[test]
-fn extensions_of_one_guard_take_turns() {
+fn an_extension_that_found_no_quorum_puts_nothing_back_either() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", TTL).expect("free");
+    eventually("all three", || holders(&fakes, "x") == 3);
+    fakes[0].wipe();
+    fakes[1].sins(Sin::ErrsAfter(Verb::Extend));
+    fakes[2].sins(Sin::ErrsAfter(Verb::Extend));
+    let error = guard.extend(TTL).expect_err("none says it is ours");
+    assert!(error.is_unavailable() && guard.is_held(), "{error}");
+    // What the extension queued is served when a later request of that lane is.
+    let other = locker.lock("other", TTL).expect("free");
+    eventually("the lane came by", || fakes[0].token("other").is_some());
+    drop(other);
+    assert_eq!(fakes[0].token("x"), None);
+}
+
+/// That they take turns is checked with the lease's latch, in all interleavings.
+#[test]
+fn two_threads_may_extend_one_guard() {
     let fakes = Fake::many(1);
     let locker = healthy(&fakes);
     let guard = locker.lock("x", TTL).expect("free");
@@ -394,7 +441,6 @@ fn extensions_of_one_guard_take_turns() {
         let first = scope.spawn(|| guard.extend(TTL));
         late.arrived();
         let second = scope.spawn(|| guard.extend(TTL));
-        assert_eq!(fakes[0].count(Verb::Extend), 0);
         late.go();
         late.arrived();
         late.go();
@@ -459,15 +505,7 @@ fn held_and_unreachable_are_told_apart() {
 fn attempts_are_counted_and_the_last_has_no_sleep_after_it() {
     let fakes = Fake::many(1);
     fakes[0].sins(Sin::Refuses);
-    let locker = locker(&fakes, |config| {
-        config.retry(RetryPolicy {
-            max_attempts: Some(4),
-            initial_delay: Duration::from_millis(1),
-            max_delay: Duration::from_millis(1),
-            ..RetryPolicy::default()
-        })
-    })
-    .expect("it is up");
+    let locker = locker(&fakes, |config| attempts(config, 4)).expect("it is up");
     let error = locker.lock("x", TTL).expect_err("refused");
     assert!(
         matches!(error, Error::Contended { attempts: 4, .. }),

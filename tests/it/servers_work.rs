@@ -145,9 +145,8 @@ fn a_dropped_server_leaves_nothing_also_when_it_stands_still_and_the_test_panics
 
 const ORPHANS: &str = "REDGUARD_TEST_ORPHANS";
 
-/// The killed half of the next test: starts servers, one of which stands still, tells where they are, and waits.
+/// The killed half of the next test, which does nothing on its own: starts servers, one of which stands still, tells where they are, and waits.
 #[test]
-#[ignore = "a process that another test starts and kills"]
 fn starts_servers_and_waits_to_be_killed() {
     let Some(path) = env::var_os(ORPHANS).map(PathBuf::from) else {
         return;
@@ -171,7 +170,6 @@ fn no_server_outlives_a_program_that_is_killed() {
         .args([
             "--exact",
             &format!("{here}::starts_servers_and_waits_to_be_killed"),
-            "--ignored",
         ])
         .env(ORPHANS, &told)
         .stdout(Stdio::null())

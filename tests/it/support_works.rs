@@ -82,13 +82,13 @@ fn a_proxy_passes_delays_and_counts() {
         proxy.requests(Flow::Delay(requests));
         proxy.replies(Flow::Delay(replies));
         let start = Instant::now();
-        // A latency: what is under way together arrives together.
+        // A latency: what is under way together arrives together, not one by one.
         for _ in 0..20 {
             client.say("PING");
         }
         assert_eq!(client.hear(7 * 20), PONG.repeat(20));
         assert!(
-            start.elapsed() >= latency * least && start.elapsed() < latency * 10,
+            start.elapsed() >= latency * least && start.elapsed() < latency * 19,
             "{:?}",
             start.elapsed()
         );
