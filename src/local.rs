@@ -216,6 +216,13 @@ impl Gate {
         leases.flatten().collect()
     }
 
+    /// How many threads queue for a key.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn waiting(&self, key: &Key) -> usize {
+        let state = self.state.lock();
+        state.slots.get(key).map_or(0, |slot| slot.queue.len())
+    }
+
     fn leave(&self, key: &Key, ticket: u64) {
         if self.process != std::process::id() {
             return; // a forked child has a copy of the lock, perhaps one that was held by another thread
@@ -323,11 +330,6 @@ mod tests {
         use std::sync::atomic::{AtomicU64, Ordering};
         use std::thread;
 
-        fn waiting(gate: &Gate) -> usize {
-            let state = gate.state.lock();
-            state.slots.get(&key()).map_or(0, |slot| slot.queue.len())
-        }
-
         #[test]
         fn threads_get_the_slot_in_the_order_in_which_they_came() {
             let gate = Arc::new(Gate::new());
@@ -341,7 +343,7 @@ mod tests {
                         order.lock().push(number);
                         drop(entered);
                     });
-                    eventually("it queues", || waiting(gate) == number + 1);
+                    eventually("it queues", || gate.waiting(&key()) == number + 1);
                 }
                 drop(first);
             });
@@ -393,7 +395,7 @@ mod tests {
             entered.pass.bind(&lease);
             thread::scope(|scope| {
                 let first = scope.spawn(|| enter(&gate, Some(soon)).err());
-                eventually("it queues", || waiting(&gate) > 0);
+                eventually("it queues", || gate.waiting(&key()) > 0);
                 let second = scope.spawn(|| enter(&gate, None).unwrap());
                 let refused = first.join().unwrap();
                 assert!(matches!(refused, Some(Refused::Busy(Some(_)))));
@@ -429,7 +431,7 @@ mod tests {
             entered.pass.bind(&lease);
             thread::scope(|scope| {
                 let first = scope.spawn(|| enter(&gate, None).unwrap());
-                eventually("it queues", || waiting(&gate) > 0);
+                eventually("it queues", || gate.waiting(&key()) > 0);
                 lease.lose();
                 // The lease is lost, but the slot is for the one who came first.
                 let busy = enter(&gate, Some(time::now())).unwrap_err();

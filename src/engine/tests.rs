@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::config::{Config, OnDrop};
 use crate::error::{Cause, Error};
 use crate::fake::{Fake, Sin, at_each_line, eventually, locker};
+use crate::key::Key;
 use crate::locker::{LockOptions, Locker, RedisLocker};
 use crate::retry::RetryPolicy;
 use crate::script::Verb;
@@ -644,6 +645,10 @@ fn a_loss_seen_early_lets_the_next_thread_in() {
     let guard = locker.lock("x", TTL).expect("free");
     thread::scope(|scope| {
         let waiting = scope.spawn(|| locker.lock("x", TTL));
+        let key = Key::parse("redguard:", "x").expect("a good name");
+        eventually("it queues", || {
+            locker.nodes().engine().gate.waiting(&key) == 1
+        });
         fakes.iter().for_each(|fake| fake.wipe());
         assert_eq!(guard.extend(TTL), Err(Error::LockLost));
         let next = waiting.join().expect("no panic").expect("it is free");
@@ -727,6 +732,16 @@ fn a_release_whose_answer_was_lost_counts_when_the_key_is_gone() {
     fakes[0].sins(Sin::BreaksAfter(Verb::Release));
     guard.release().expect("it was our release that deleted it");
     assert_eq!(fakes[0].count(Verb::Release), 2);
+}
+
+#[test]
+fn a_guard_is_released_once() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", TTL).expect("free");
+    guard.release().expect("ours");
+    assert_eq!(fakes[0].count(Verb::Release), 1);
+    assert_eq!(locker.nodes().drop_failures(), 0, "its drop did nothing");
 }
 
 #[test]
