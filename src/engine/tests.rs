@@ -564,6 +564,12 @@ fn an_overdue_lane_is_suspect_before_anybody_queues() {
     let hung = fakes[0].is_late(Verb::Take);
     locker.try_lock("x", TTL).expect_err("it hangs");
     hung.arrived();
+    // If they queued, each would wait for its time-out.
+    let started = time::now();
+    for _ in 0..20 {
+        locker.try_lock("y", TTL).expect_err("it still hangs");
+    }
+    assert!(time::now().duration_since(started) < 10 * SHORT);
     let error = locker.try_lock("y", TTL).expect_err("it still hangs");
     let Error::InsufficientQuorum { causes, .. } = error else {
         panic!("{error}")
