@@ -655,9 +655,12 @@ fn a_loss_seen_early_lets_the_next_thread_in() {
         eventually("it queues", || {
             locker.nodes().engine().gate.waiting(&key) == 1
         });
+        let lost = time::now();
         fakes.iter().for_each(|fake| fake.wipe());
         assert_eq!(guard.extend(TTL), Err(Error::LockLost));
         let next = waiting.join().expect("no panic").expect("it is free");
+        // Without being told it would have slept until the end of the first lease.
+        assert!(time::now().duration_since(lost) < TTL / 2);
         assert!(next.is_held());
     });
 }
