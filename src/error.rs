@@ -55,7 +55,7 @@ pub enum Error {
     },
 
     /// The lock is held by another, and a limit on waiting ran out.
-    #[error("held by another after {attempts} attempts in {waited:?}")]
+    #[error("held by another (attempts: {attempts}, waited {waited:.1?})")]
     Contended {
         /// How many attempts were made. A back-off delay that passed in the queue of this process counts as one.
         attempts: u32,

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -44,6 +45,7 @@ pub(crate) struct Fake {
     keys: Mutex<HashMap<String, (String, Instant)>>,
     served: Mutex<Vec<(Verb, String)>>,
     connects: Mutex<Vec<Option<Greeting>>>,
+    refused: AtomicUsize,
     run_id: String,
 }
 
@@ -74,6 +76,7 @@ impl Fake {
             keys: Mutex::new(HashMap::new()),
             served: Mutex::new(Vec::new()),
             connects: Mutex::new(Vec::new()),
+            refused: AtomicUsize::new(0),
             run_id: name.to_owned(),
         })
     }
@@ -130,6 +133,11 @@ impl Fake {
         self.connects.lock().clone()
     }
 
+    /// How many connects it refused.
+    pub(crate) fn refused(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     fn serve(&self, request: &Request) -> Answer {
         let (key, token) = (request.lease.key().wire(), request.lease.token().text());
         self.served.lock().push((request.verb, token.to_owned()));
@@ -162,6 +170,7 @@ impl Fake {
 impl Connector for Arc<Fake> {
     fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause> {
         if matches!(*self.sin.lock(), Sin::Down) {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Cause::Unreachable("down".into()));
         }
         let mut connects = self.connects.lock();

@@ -67,6 +67,9 @@ impl LockOptions {
 
 /// Takes exclusive locks by name. Write a program against `&dyn Locker`, and run it with Redis or without.
 ///
+/// A name is any text of 1 byte to 16 KiB that does not end in `:writer`, `:readers`, `:gate` or `:fence`: where names
+/// come from outside, such as paths, put something of your own behind them.
+///
 /// Locks are **not re-entrant**: a thread that asks for a lock which it holds waits like any other, until the lease
 /// of its first guard ends (`LocalLocker`: for ever). There is no poisoning: a guard that is dropped by a panic
 /// releases its lock.
@@ -102,7 +105,8 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// The same, with one attempt unless the options set a wait, and `None` where a limit ran out.
     ///
     /// Without a wait it blocks for `node_timeout` at most. While another thread of the process has the lock, or is
-    /// before this one in the queue for it, the nodes are not asked.
+    /// before this one in the queue for it, the nodes are not asked. It does not bear with an outage, as `acquire`
+    /// does: with a wait in the options it does, for as long.
     ///
     /// # Errors
     /// As [`acquire`](Locker::acquire), but for `Contended`: an error means that it could not be found out.

@@ -10,9 +10,9 @@ use log::{info, warn};
 
 use crate::config::{Config, Settings};
 use crate::engine::Engine;
-use crate::error::Error;
+use crate::error::{Cause, Error};
 use crate::node::{Connector, Server};
-use crate::quorum::{Question, Tally, Verdict, Vote, quorum};
+use crate::quorum::{Question, Tally, Vote, quorum};
 use crate::round;
 use crate::time;
 use crate::worker::{Crew, First, Post};
@@ -55,8 +55,8 @@ impl Nodes {
     /// Connects to all nodes at the same time, and succeeds when a quorum of them has answered.
     ///
     /// The others are kept: they count in every quorum, and are connected to in the background. Blocks until a
-    /// quorum has answered and as long again for the rest (10 ms at least), or until all have failed or refused; at
-    /// most for `connect_timeout`.
+    /// quorum has answered and then, for nodes of which nothing has been heard, as long again (10 ms at least).
+    /// Without a quorum it tries again and again and blocks for `connect_timeout`: nodes may be about to start.
     ///
     /// # Errors
     /// [`NoAddresses`](Error::NoAddresses) and [`InvalidConfig`](Error::InvalidConfig) for settings that are out of
@@ -119,6 +119,9 @@ impl Nodes {
     /// queued is sent and the threads end, for `node_timeout` more at most. Guards that are alive after that are lost
     /// and their keys left to the TTL: nothing in use is ever deleted. `true` if none was and all threads have ended.
     /// A second call finds nothing left to do.
+    ///
+    /// A program that ends without it drains too, but only when the last handle goes: one that a thread keeps, or a
+    /// guard in a static, is enough to leave releases unsent. So call this at the end of `main`.
     pub fn shutdown(&self, grace: Duration) -> bool {
         self.engine.shutdown(grace)
     }
@@ -130,7 +133,7 @@ impl fmt::Debug for Nodes {
     }
 }
 
-/// Waits for the lanes' first outcomes until there is a quorum, or there can be none.
+/// Waits until a quorum is up, and then for those of whom nothing has been heard, for a while.
 fn muster(
     first: &Receiver<(usize, First)>,
     settings: &Settings,
@@ -138,43 +141,53 @@ fn muster(
     start: Instant,
 ) -> Result<(), Error> {
     let total = names.len();
-    let mut tally = Tally::new(total, Question::Take);
     let mut lanes_up = vec![0; total];
-    let mut end = time::deadline(start, settings.connect_timeout).unwrap_or(start);
-    let mut open = total * settings.pool_size;
-    while open > 0 && tally.verdict() != Some(Verdict::Unavailable) {
-        let Ok((node, outcome)) = first.recv_deadline(end) else {
-            break;
+    let mut causes: Vec<Option<Cause>> = vec![None; total];
+    let mut end = time::deadline(start, settings.connect_timeout);
+    let is_up = |lanes: &usize| *lanes == settings.pool_size;
+    loop {
+        let up = lanes_up.iter().filter(|lanes| is_up(lanes)).count();
+        let heard_of = |node: &usize| is_up(&lanes_up[*node]) || causes[*node].is_some();
+        if up >= quorum(total) && (0..total).all(|node| heard_of(&node)) {
+            return Ok(());
+        }
+        let outcome = match end {
+            Some(end) => first.recv_deadline(end).ok(),
+            None => first.recv().ok(),
         };
-        open -= 1;
         match outcome {
-            First::Twin(twin) => {
+            None if up >= quorum(total) => return Ok(()),
+            None => break,
+            Some((node, First::Twin(twin))) => {
                 return Err(Error::InvalidConfig(format!(
                     "{} and {} are the same server",
                     names[twin], names[node]
                 )));
             }
-            First::Down(cause) => {
+            Some((node, First::Down(cause))) => {
                 info!("{}: not connected yet: {cause}", names[node]);
-                tally.vote(node, Vote::Fault(cause));
+                causes[node] = Some(cause);
             }
-            First::Up => {
+            Some((node, First::Up)) => {
                 lanes_up[node] += 1;
-                if lanes_up[node] < settings.pool_size {
-                    continue;
-                }
-                tally.vote(node, Vote::Granted);
-                if tally.granted().len() == quorum(total) {
+                if up + 1 == quorum(total) && is_up(&lanes_up[node]) {
                     let now = time::now();
                     let grace = now.saturating_duration_since(start).max(LEAST_GRACE);
-                    end = end.min(now + grace);
+                    end = time::earlier(end, time::deadline(now, grace));
                 }
             }
         }
     }
-    if tally.granted().len() >= quorum(total) {
-        return Ok(());
+    let mut tally = Tally::new(total, Question::Take);
+    for (node, cause) in causes.into_iter().enumerate() {
+        tally.vote(
+            node,
+            match cause {
+                _ if is_up(&lanes_up[node]) => Vote::Granted,
+                Some(cause) => Vote::Fault(cause),
+                None => Vote::Fault(Cause::TimedOut),
+            },
+        );
     }
-    tally.close();
     Err(tally.insufficient(|node| names[node].clone()))
 }

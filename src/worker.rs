@@ -117,10 +117,11 @@ impl Census {
     }
 }
 
-/// What became of a lane's first connect.
+/// What became of a lane's connect, told until it is up for the first time.
 #[derive(Debug)]
 pub(crate) enum First {
     Up,
+    /// It tries again.
     Down(Cause),
     /// It is the same server as another node of the configuration.
     Twin(usize),
@@ -143,8 +144,8 @@ pub(crate) struct Post {
 }
 
 impl Crew {
-    /// Builds `pool` threads for each node and starts them when all are there. First outcomes come through the
-    /// channel, as node and outcome.
+    /// Builds `pool` threads for each node and starts them when all are there. What becomes of their connects
+    /// comes through the channel, with the node's number.
     ///
     /// # Errors
     /// `System` when a thread cannot be had; those that were built end.
@@ -320,7 +321,7 @@ impl Worker {
         let (mut session, greeting) = match attempt {
             Ok(connected) => connected,
             Err(cause) => {
-                self.tell_first(|| First::Down(cause.clone()));
+                self.tell_first(First::Down(cause.clone()));
                 return Err(cause);
             }
         };
@@ -330,7 +331,7 @@ impl Worker {
             Some(_) => "connected again",
         };
         if let Some(twin) = twin {
-            self.tell_first(|| First::Twin(twin));
+            self.tell_first(First::Twin(twin));
             return Err(Cause::Unreachable(
                 "it is the same server as another of the nodes".into(),
             ));
@@ -338,14 +339,17 @@ impl Worker {
         self.pay(&mut *session)?;
         self.health.up.store(true, Ordering::Release);
         info!("{}: {how}", self.name);
-        self.tell_first(|| First::Up);
+        self.tell_first(First::Up);
         Ok(session)
     }
 
-    fn tell_first(&mut self, outcome: impl FnOnce() -> First) {
-        if let Some(first) = self.first.take() {
-            // Nobody listens any more if `connect` has given up.
-            let _ = first.send((self.node, outcome()));
+    fn tell_first(&mut self, outcome: First) {
+        if let Some(first) = &self.first {
+            let last = matches!(outcome, First::Up);
+            // Nobody listens any more when `Nodes::connect` has ended.
+            if first.send((self.node, outcome)).is_err() || last {
+                self.first = None;
+            }
         }
     }
 

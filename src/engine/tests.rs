@@ -82,14 +82,27 @@ fn too_few_nodes_at_connect_name_each_cause() {
         reachable,
         total,
         causes,
-    }) = locker(&fakes, |config| config)
+    }) = locker(&fakes, |config| {
+        config.node_timeout(SHORT).connect_timeout(SHORT)
+    })
     else {
         panic!("connected without a quorum")
     };
-    assert_eq!((needed, total), (2, 3));
-    assert!(reachable < 2);
+    assert_eq!((needed, reachable, total), (2, 1, 3));
     assert_eq!(causes[0].cause, Cause::Unreachable("down".into()));
     assert!(causes.iter().any(|cause| cause.node == "fake-2"));
+}
+
+#[test]
+fn a_node_that_starts_within_the_time_out_is_in_time() {
+    let fakes = Fake::many(1);
+    fakes[0].sins(Sin::Down);
+    thread::scope(|scope| {
+        let connecting = scope.spawn(|| healthy(&fakes).lock("x", TTL).map(drop));
+        eventually("it was tried", || fakes[0].refused() > 1);
+        fakes[0].sins(Sin::Honest);
+        connecting.join().expect("no panic").expect("it is up");
+    });
 }
 
 #[test]
