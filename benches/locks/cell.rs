@@ -1,0 +1,83 @@
+//! One cell, once: threads that take and release for a while, all at the same time.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::clients::Client;
+
+/// What a cell came to: the pairs of lock and release in a second of all threads together, then the time to have the
+/// lock in µs.
+pub(crate) type Sample = [f64; 4];
+pub(crate) const COLUMNS: [&str; 4] = ["pairs/s", "p50 µs", "p99 µs", "max µs"];
+
+/// Lets each client work in a thread of its own, for a fifth of `time` first to get warm, which is not counted. Then
+/// `between` runs while all threads wait; then they begin together.
+pub(crate) fn run(
+    clients: Vec<Box<dyn Client>>,
+    time: Duration,
+    between: impl FnOnce() -> Result<()>,
+) -> Result<Sample> {
+    let barrier = &Barrier::new(clients.len() + 1);
+    let (between, stretches) = thread::scope(|scope| {
+        let start = |mut client: Box<dyn Client>| {
+            scope.spawn(move || {
+                let warm = work(&mut *client, time / 5);
+                barrier.wait();
+                barrier.wait();
+                // Only now: a thread that gave up before would leave the others at the barrier.
+                warm.and_then(|_| work(&mut *client, time))
+            })
+        };
+        let threads: Vec<_> = clients.into_iter().map(start).collect();
+        barrier.wait();
+        let between = between();
+        barrier.wait();
+        let end = |thread: thread::ScopedJoinHandle<'_, _>| {
+            let panicked = |_| Err("a thread panicked".into());
+            thread.join().unwrap_or_else(panicked)
+        };
+        let stretches: Result<Vec<Stretch>> = threads.into_iter().map(end).collect();
+        (between, stretches)
+    });
+    between?;
+    let stretches = stretches?;
+    let began = stretches.iter().map(|s| s.began).min();
+    let ended = stretches.iter().map(|s| s.ended).max();
+    let mut waits: Vec<Duration> = stretches.into_iter().flat_map(|s| s.waits).collect();
+    waits.sort_unstable();
+    let (Some(began), Some(ended), Some(max)) = (began, ended, waits.last()) else {
+        return Err("a cell without threads".into());
+    };
+    let micros = |wait: Duration| wait.as_secs_f64() * 1e6;
+    let at = |percent: usize| micros(waits[waits.len() * percent / 100]);
+    let rate = waits.len() as f64 / (ended - began).as_secs_f64();
+    Ok([rate, at(50), at(99), micros(*max)])
+}
+
+/// One thread's part.
+struct Stretch {
+    began: Instant,
+    ended: Instant,
+    waits: Vec<Duration>,
+}
+
+fn work(client: &mut dyn Client, time: Duration) -> Result<Stretch> {
+    let mut waits = Vec::with_capacity(1 << 15);
+    let began = Instant::now();
+    loop {
+        let start = Instant::now();
+        client.take()?;
+        waits.push(start.elapsed());
+        client.release()?;
+        let ended = Instant::now();
+        if ended - began >= time {
+            return Ok(Stretch {
+                began,
+                ended,
+                waits,
+            });
+        }
+    }
+}

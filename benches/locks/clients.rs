@@ -1,0 +1,153 @@
+//! Who is measured: redguard, and the floors, which are the least that a lock on bare connections can do.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use redguard::{Config, LockGuard, Locker, Nodes, OnDrop, RedisLocker};
+use redis::{Cmd, Connection, IntoConnectionInfo, Value};
+
+use crate::Result;
+use crate::servers::Server;
+
+/// The lease of every lock here, of which none is held nearly as long.
+const TTL: Duration = Duration::from_secs(10);
+
+/// One thread's way to take and release a lock that nobody else asks for.
+pub(crate) trait Client: Send {
+    fn take(&mut self) -> Result<()>;
+    fn release(&mut self) -> Result<()>;
+}
+
+/// A side of a row.
+#[derive(Clone, Copy)]
+pub(crate) enum Side {
+    /// The library: one `Nodes` for all threads, as a program would have it.
+    Redguard(OnDrop),
+    /// Connections of each thread's own, one for each node: the *raw* floor on one node, *scatter* on several.
+    Bare,
+}
+
+impl Side {
+    /// A client for each thread, connected. All sides use the same keys.
+    pub(crate) fn clients(
+        self,
+        servers: &[Server],
+        threads: usize,
+    ) -> Result<Vec<Box<dyn Client>>> {
+        let names = (0..threads).map(|thread| format!("bench-{thread}"));
+        match self {
+            Side::Redguard(on_drop) => {
+                let nodes = nodes(servers, on_drop)?;
+                let client = |name| Ours {
+                    locker: RedisLocker::new(&nodes),
+                    name,
+                    on_drop,
+                    guard: None,
+                };
+                Ok(names.map(|name| Box::new(client(name)) as _).collect())
+            }
+            Side::Bare => names
+                .map(|name| Ok(Box::new(Bare::connect(servers, &name)?) as _))
+                .collect(),
+        }
+    }
+}
+
+/// The servers as nodes, with defaults for all else.
+pub(crate) fn nodes(servers: &[Server], on_drop: OnDrop) -> Result<Nodes> {
+    let config = Config::new(servers.iter().map(Server::addr)).on_drop(on_drop);
+    Ok(Nodes::connect(config)?)
+}
+
+struct Ours {
+    locker: RedisLocker,
+    name: String,
+    on_drop: OnDrop,
+    guard: Option<LockGuard>,
+}
+
+impl Client for Ours {
+    fn take(&mut self) -> Result<()> {
+        self.guard = Some(self.locker.lock(&self.name, TTL)?);
+        Ok(())
+    }
+
+    fn release(&mut self) -> Result<()> {
+        match self.guard.take() {
+            Some(guard) if self.on_drop == OnDrop::Wait => Ok(guard.release()?),
+            _ => Ok(()), // dropped
+        }
+    }
+}
+
+/// Compare and delete, as in the Redlock text.
+const RELEASE: &str = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end";
+
+struct Bare {
+    connections: Vec<Connection>,
+    key: String,
+    token: String,
+    sha: String,
+    cmd: Cmd,
+    wire: Vec<u8>,
+}
+
+impl Bare {
+    fn connect(servers: &[Server], name: &str) -> Result<Bare> {
+        let mut sha = String::new();
+        let mut connections = Vec::new();
+        for server in servers {
+            let info = server.url().into_connection_info()?;
+            let tcp = info.tcp_settings().clone().set_nodelay(true);
+            let client = redis::Client::open(info.set_tcp_settings(tcp))?;
+            let mut connection = client.get_connection()?;
+            let mut load = redis::cmd("SCRIPT");
+            sha = load.arg("LOAD").arg(RELEASE).query(&mut connection)?;
+            connections.push(connection);
+        }
+        Ok(Bare {
+            connections,
+            key: format!("redguard:{name}"), // as redguard's default prefix makes it
+            token: String::new(),
+            sha,
+            cmd: Cmd::new(),
+            wire: Vec::new(),
+        })
+    }
+
+    /// Writes the command to all nodes, then reads from all. No majority: every node must agree.
+    fn scatter(&mut self, expected: &Value) -> Result<()> {
+        self.wire.clear();
+        self.cmd.write_packed_command(&mut self.wire);
+        for connection in &mut self.connections {
+            connection.send_packed_command(&self.wire)?;
+        }
+        for connection in &mut self.connections {
+            let value = connection.recv_response()?;
+            if value != *expected {
+                return Err(format!("{}: {value:?}, not {expected:?}", self.key).into());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Client for Bare {
+    fn take(&mut self) -> Result<()> {
+        self.token.clear();
+        for byte in rand::random::<[u8; 20]>() {
+            write!(self.token, "{byte:02x}")?;
+        }
+        self.cmd.clear();
+        let set = self.cmd.arg("SET").arg(&self.key).arg(&self.token);
+        set.arg("NX").arg("PX").arg(TTL.as_millis() as u64);
+        self.scatter(&Value::Okay)
+    }
+
+    fn release(&mut self) -> Result<()> {
+        self.cmd.clear();
+        let script = self.cmd.arg("EVALSHA").arg(&self.sha).arg(1);
+        script.arg(&self.key).arg(&self.token);
+        self.scatter(&Value::Int(1))
+    }
+}

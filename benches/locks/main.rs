@@ -1,0 +1,118 @@
+//! How fast locks are beside bare connections: `cargo bench --bench locks -- [--short] [--turns N] [--only SUBSTRING]`.
+//!
+//! Both sides of a row are measured in turns on the same throw-away servers, so that a noisy machine hits them alike; a
+//! ratio is the median of the turns' ratios. Nothing passes or fails here: a missed goal is `short`, the exit status 0.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark reads the clock and waits for time to pass"
+)]
+
+mod cell;
+mod clients;
+mod count;
+mod extras;
+mod rows;
+#[path = "../../examples/common/servers.rs"]
+mod servers;
+
+use std::io::{self, Write};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{env, error, fs, thread};
+
+use clap::Parser;
+
+use crate::extras::EXTRAS;
+use crate::rows::ROWS;
+use crate::servers::Server;
+
+/// What goes wrong ends the run: a failed lock is a failed measurement.
+type Result<T> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;
+
+/// The most nodes that a row uses.
+const NODES: usize = 5;
+
+#[global_allocator]
+static HEAP: count::Counting = count::Counting;
+
+#[derive(Parser)]
+#[command(about = "Locks of redguard beside floors made of bare connections")]
+struct Args {
+    /// One turn of 0.2 s a cell instead of five of 1 s: a look whether it runs, the ratios mean little
+    #[arg(long)]
+    short: bool,
+    /// How many turns the medians are of
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    turns: Option<u32>,
+    /// Only the rows whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// What `cargo bench` passes to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let (cell, turns) = match args.short {
+        true => (Duration::from_millis(200), 1),
+        false => (Duration::from_secs(1), 5),
+    };
+    let turns = args.turns.unwrap_or(turns);
+    let began = Instant::now();
+    let servers: Vec<Server> = (0..NODES)
+        .map(|_| Server::start())
+        .collect::<io::Result<_>>()?;
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "{}\nturns: {turns} of {cell:?} a cell",
+        facts(&servers[0])?
+    )?;
+
+    let chosen = ROWS.iter().filter(|row| row.name.contains(&args.only));
+    let mut chosen: Vec<_> = chosen.map(|row| (row, Vec::new())).collect();
+    for turn in 0..turns {
+        eprintln!("turn {} of {turns}, load {}", turn + 1, load());
+        for (row, pairs) in &mut chosen {
+            pairs.push(row.turn(&servers, cell, turn % 2 == 1)?);
+        }
+    }
+    for (row, pairs) in &chosen {
+        writeln!(out, "{}", row.report(pairs))?;
+    }
+    writeln!(out)?;
+    for (name, extra) in EXTRAS.iter().filter(|(name, _)| name.contains(&args.only)) {
+        writeln!(out, "{name}: {}", extra(&servers)?)?;
+    }
+    writeln!(out, "took {:.0?}, load {}", began.elapsed(), load())?;
+    Ok(())
+}
+
+/// What the figures depend on.
+fn facts(server: &Server) -> Result<String> {
+    let mut connection = redis::Client::open(server.url())?.get_connection()?;
+    let info: String = redis::cmd("INFO").arg("server").query(&mut connection)?;
+    let redis = info
+        .lines()
+        .find_map(|line| line.strip_prefix("redis_version:"));
+    let rustc = Command::new(env::var("RUSTC").unwrap_or("rustc".into()))
+        .arg("-V")
+        .output();
+    let rustc = rustc.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    Ok(format!(
+        "machine: {} cores, {} {}, load {}; redis-server {} on loopback; {}",
+        thread::available_parallelism()?,
+        env::consts::OS,
+        env::consts::ARCH,
+        load(),
+        redis.unwrap_or("unknown"),
+        rustc.unwrap_or("rustc unknown".into()),
+    ))
+}
+
+/// The mean load of the last minute, since other work on the machine is in every figure.
+fn load() -> String {
+    let loads = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    loads.split(' ').next().unwrap_or_default().to_owned()
+}

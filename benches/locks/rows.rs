@@ -1,0 +1,140 @@
+//! The rows of the table: what is compared with what, and which ratio is the goal.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use redguard::OnDrop;
+
+use crate::Result;
+use crate::cell::{self, COLUMNS, Sample};
+use crate::clients::Side;
+use crate::servers::Server;
+
+const OURS: Side = Side::Redguard(OnDrop::Wait);
+
+pub(crate) const ROWS: [Row; 7] = [
+    Row::new("1 node, 1 thread", 1, 1, [0.80, 0.0, 0.0]),
+    Row::new("1 node, 16 threads", 1, 16, [1.8, 0.0, 0.0]),
+    Row::new("5 nodes, 1 thread", 5, 1, [0.90, 0.0, 0.0]),
+    Row::new("5 nodes, 16 threads", 5, 16, [2.8, 0.0, 0.0]),
+    Row::new("5 nodes, 64 threads", 5, 64, [3.5, 0.0, 0.0]),
+    Row {
+        sides: [("one stopped", OURS), ("all healthy", OURS)],
+        stops: true,
+        ..Row::new("5 nodes, one stopped, 1 thread", 5, 1, [0.0, 1.1, 2.0])
+    },
+    Row {
+        sides: [
+            ("redguard", Side::Redguard(OnDrop::HandOff)),
+            ("raw", Side::Bare),
+        ],
+        ..Row::new("1 node, hand-off, 1 thread", 1, 1, [0.0; 3])
+    },
+];
+
+/// Two sides that do the same on the same nodes.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    nodes: usize,
+    threads: usize,
+    sides: [(&'static str, Side); 2],
+    /// Whether the last node is stopped while the first side is measured.
+    stops: bool,
+    /// The ratios of the first side to the second that are to be reached: of the rate at least, of the times at most.
+    /// Zero where there is no goal.
+    goals: [f64; 3],
+}
+
+impl Row {
+    const fn new(name: &'static str, nodes: usize, threads: usize, goals: [f64; 3]) -> Row {
+        let floor = if nodes == 1 { "raw" } else { "scatter" };
+        Row {
+            name,
+            nodes,
+            threads,
+            sides: [("redguard", OURS), (floor, Side::Bare)],
+            stops: false,
+            goals,
+        }
+    }
+
+    /// Measures both sides, the second one first if `reversed`; answers them in the row's order.
+    pub(crate) fn turn(
+        &self,
+        servers: &[Server],
+        time: Duration,
+        reversed: bool,
+    ) -> Result<[Sample; 2]> {
+        let mut samples = [Sample::default(); 2];
+        for side in if reversed { [1, 0] } else { [0, 1] } {
+            let cell = || self.cell(side, &servers[..self.nodes], time);
+            // A machine that is too busy to answer within the time-outs fails locks, which says nothing about speed.
+            samples[side] = cell().or_else(|error| {
+                eprintln!("{}, {}: {error}: once more", self.name, self.sides[side].0);
+                cell()
+            })?;
+        }
+        Ok(samples)
+    }
+
+    /// One side. Its clients connect anew each time, and nothing of the cells before is left.
+    fn cell(&self, side: usize, servers: &[Server], time: Duration) -> Result<Sample> {
+        for server in servers {
+            let mut connection = redis::Client::open(server.url())?.get_connection()?;
+            redis::cmd("PING").exec(&mut connection)?; // what a stopped one had left to do is done now
+            redis::cmd("FLUSHALL").exec(&mut connection)?;
+        }
+        let clients = self.sides[side].1.clients(servers, self.threads)?;
+        let stopped = servers.last().filter(|_| self.stops && side == 0);
+        // Stopped when all are warm: that the node is found out as hung is part of what is measured.
+        let sample = cell::run(clients, time, || Ok(stopped.map_or(Ok(()), Server::stop)?));
+        stopped.map_or(Ok(()), Server::resume)?;
+        sample
+    }
+
+    /// Medians of both sides (of the maxima the greatest), then the ratios: median, least and greatest of the turns'.
+    pub(crate) fn report(&self, turns: &[[Sample; 2]]) -> String {
+        let mut text = format!("\n{:<32}", self.name);
+        // Writing to a `String` cannot fail.
+        COLUMNS
+            .iter()
+            .for_each(|name| _ = write!(text, "{name:>10}"));
+        for (side, (label, _)) in self.sides.iter().enumerate() {
+            _ = write!(text, "\n    {label:<28}");
+            for column in 0..COLUMNS.len() {
+                let [_, median, most] = spread(turns.iter().map(|turn| turn[side][column]));
+                let value = if column == 3 { most } else { median };
+                _ = write!(text, "{value:>10.0}");
+            }
+        }
+        for (column, goal) in self.goals.into_iter().enumerate() {
+            let [least, ratio, most] = spread(turns.iter().map(|[a, b]| a[column] / b[column]));
+            let (sign, reached) = match column {
+                0 => ('≥', ratio >= goal),
+                _ => ('≤', ratio <= goal),
+            };
+            let word = if reached { "ok" } else { "short" };
+            let label = format!("ratio of {}", COLUMNS[column]);
+            _ = write!(
+                text,
+                "\n    {label:<28}{ratio:>10.2}  ({least:.2} to {most:.2})"
+            );
+            if goal > 0.0 {
+                _ = write!(text, "  goal {sign} {goal:.2}: {word}");
+            }
+        }
+        text
+    }
+}
+
+/// The least, the median and the greatest of some values.
+fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    let last = values.len() - 1;
+    [
+        values[0],
+        (values[last / 2] + values[last.div_ceil(2)]) / 2.0,
+        values[last],
+    ]
+}

@@ -1,0 +1,17 @@
+//! The library on real `redis-server` processes and through bad networks; nothing in here is faked.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test a panic is the report; `.clippy.toml` allows it in the test functions only, not in their helpers"
+)]
+
+mod conformance;
+mod expiry;
+mod network;
+mod nodes;
+mod processes;
+mod rig;
+mod servers_work;
+mod support;
+mod support_works;
+mod wire;

@@ -1,0 +1,416 @@
+//! Several processes: holders that are killed, that exit, that fork, and crowds that share a lock while nodes come and go.
+
+use crate::rig::{
+    LIMIT, TTL, at, config, connect, hasty, holder, now, nowhere, pttl, take, token, wire,
+};
+use crate::support::log_capture::{Level, captured_log};
+use crate::support::servers::Server;
+use crate::support::witness::Journal;
+use crate::support::{eventually, servers, unique_key};
+use log::LevelFilter;
+use nix::libc;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, alarm, fork};
+use redguard::{Error, LockGuard, LockOptions, Locker, RedisLocker, RetryPolicy};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+use std::{env, fs, process, thread};
+
+/// Far longer than a node takes on a busy machine.
+const HUNG: Duration = Duration::from_secs(1);
+/// Long enough to look while it lasts, short enough to be waited for.
+const BRIEF: Duration = Duration::from_secs(4);
+
+const NODES: &str = "REDGUARD_TEST_NODES";
+const KEY: &str = "REDGUARD_TEST_KEY";
+const FILE: &str = "REDGUARD_TEST_FILE";
+
+/// This program once more, as a process that plays one of the parts in this file; killed if it is dropped.
+struct Program(Child);
+
+impl Program {
+    fn playing(part: &str, nodes: &[Server], key: &str, file: PathBuf) -> Program {
+        let here = module_path!().split_once("::").unwrap().1;
+        let nodes: Vec<String> = nodes.iter().map(Server::addr).collect();
+        let child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", &format!("{here}::{part}"), "--nocapture"])
+            .env(NODES, nodes.join(","))
+            .env(KEY, key)
+            .env(FILE, file)
+            .stdout(Stdio::null())
+            .spawn();
+        Program(child.unwrap())
+    }
+
+    fn end(mut self) -> ExitStatus {
+        let mut status = None;
+        eventually(4 * LIMIT, "the program ends", || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// SIGKILL; returns when it is gone.
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+/// What a process has been told that plays a part.
+struct Part {
+    nodes: Vec<String>,
+    key: String,
+    file: PathBuf,
+}
+
+impl Part {
+    /// `None` where nobody started this process for it: then its test has nothing to do.
+    fn mine() -> Option<Part> {
+        Some(Part {
+            nodes: env::var(NODES)
+                .ok()?
+                .split(',')
+                .map(str::to_owned)
+                .collect(),
+            key: env::var(KEY).ok()?,
+            file: env::var_os(FILE)?.into(),
+        })
+    }
+
+    fn locker(&self) -> RedisLocker {
+        RedisLocker::connect(at(self.nodes.clone()).node_timeout(HUNG)).unwrap()
+    }
+
+    /// Says that the lock is held.
+    fn tell(&self) {
+        fs::write(&self.file, "held").unwrap();
+    }
+}
+
+fn scratch() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("told");
+    (dir, file)
+}
+
+// A holder that is killed.
+
+#[test]
+fn part_that_holds_until_it_is_killed() {
+    let Some(part) = Part::mine() else { return };
+    let locker = part.locker();
+    let _guard = locker.lock(&part.key, BRIEF).unwrap();
+    part.tell();
+    thread::park_timeout(4 * LIMIT);
+}
+
+#[test]
+fn what_a_killed_process_held_is_free_after_its_ttl() {
+    let nodes = servers(3);
+    let key = unique_key("killed");
+    let (_dir, told) = scratch();
+    let policy = RetryPolicy {
+        initial_delay: 4 * LIMIT,
+        max_delay: 4 * LIMIT,
+        jitter: 0.0,
+        ..hasty()
+    };
+    let locker = RedisLocker::connect(config(&nodes).retry(policy)).unwrap();
+    let program = Program::playing(
+        "part_that_holds_until_it_is_killed",
+        &nodes,
+        &key,
+        told.clone(),
+    );
+    eventually(LIMIT, "it is held", || told.exists());
+    assert!(locker.try_lock(&key, TTL).unwrap().is_none());
+    program.kill();
+    let start = now();
+    locker.lock(&key, TTL).unwrap().release().unwrap();
+    assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
+    nowhere(&nodes, &key);
+}
+
+// A holder that exits.
+
+#[test]
+fn part_that_exits_without_destructors() {
+    let Some(part) = Part::mine() else { return };
+    let locker = part.locker();
+    let _guard = take(&locker, &part.key);
+    part.tell();
+    process::exit(7)
+}
+
+#[test]
+fn what_an_exiting_process_held_is_left_to_its_ttl() {
+    let nodes = servers(3);
+    let key = unique_key("exits");
+    let (_dir, told) = scratch();
+    let program = Program::playing(
+        "part_that_exits_without_destructors",
+        &nodes,
+        &key,
+        told.clone(),
+    );
+    assert_eq!(program.end().code(), Some(7));
+    assert!(told.exists());
+    // The node that was not needed may have been spared by the exit.
+    assert!(holder(&nodes, &key).is_some());
+    let ttl = TTL.as_millis() as i64;
+    let ends: Vec<i64> = nodes.iter().map(|node| pttl(node, &key)).collect();
+    assert!(
+        ends.iter().all(|end| *end == -2 || (1..=ttl).contains(end)),
+        "{ends:?}"
+    );
+    assert!(connect(&nodes).try_lock(&key, TTL).unwrap().is_none());
+}
+
+// Crowds.
+
+const CROWD: usize = 3;
+const THREADS: usize = 4;
+const ROUNDS: usize = 50;
+
+#[test]
+fn part_of_a_crowd() {
+    let Some(part) = Part::mine() else { return };
+    let locker = part.locker();
+    let journal = Journal::at(&part.file);
+    let patient = LockOptions::new(TTL).wait_for(4 * LIMIT);
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    let _guard = locker.acquire(&part.key, &patient).unwrap();
+                    let _entry = journal.enter(&part.key);
+                    thread::yield_now();
+                }
+            });
+        }
+    });
+    // A node that was away is owed releases until it takes part again; a program that ends before leaves them to the TTL.
+    for node in &part.nodes {
+        eventually(LIMIT, "the node takes part", || {
+            let key = unique_key("part");
+            let guard = take(&locker, &key);
+            let there = exists(node, &key);
+            guard.release().unwrap();
+            there
+        });
+    }
+}
+
+/// Whether the node at an address is there and has a lock's key.
+fn exists(node: &str, key: &str) -> bool {
+    redis::Client::open(format!("redis://{node}"))
+        .and_then(|client| client.get_connection())
+        .and_then(|mut there| redis::cmd("EXISTS").arg(wire(key)).query(&mut there))
+        .unwrap_or(false)
+}
+
+/// Lets a crowd of processes share one key, and `disturb`s it; that is given a wait for so many holds.
+fn crowd(nodes: &[Server], disturb: impl FnOnce(&dyn Fn(usize))) {
+    let key = unique_key("crowd");
+    let (_dir, file) = scratch();
+    let programs: Vec<Program> = (0..CROWD)
+        .map(|_| Program::playing("part_of_a_crowd", nodes, &key, file.clone()))
+        .collect();
+    let lines = || fs::read(&file).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
+    disturb(&|holds| eventually(4 * LIMIT, "so many holds", || lines() >= holds));
+    for program in programs {
+        assert!(program.end().success());
+    }
+    assert_eq!(Journal::at(&file).check(), Ok(CROWD * THREADS * ROUNDS));
+    nowhere(nodes, &key);
+}
+
+#[test]
+fn a_crowd_of_processes_does_not_overlap() {
+    crowd(&servers(3), |_| ());
+}
+
+#[test]
+fn a_crowd_does_not_overlap_while_a_node_hangs() {
+    let nodes = servers(3);
+    crowd(&nodes, |reached| {
+        reached(100);
+        nodes[0].stop().unwrap();
+        reached(300);
+        nodes[0].resume().unwrap();
+    });
+}
+
+#[test]
+fn a_crowd_does_not_overlap_while_a_node_dies_and_comes_back() {
+    let start = || Server::options().append_always().start().unwrap();
+    let nodes = [(); 3].map(|()| start());
+    crowd(&nodes, |reached| {
+        reached(100);
+        nodes[1].kill();
+        reached(300);
+        nodes[1].restart().unwrap();
+    });
+}
+
+// A holder that forks.
+
+#[test]
+fn part_that_forks() {
+    let Some(part) = Part::mine() else { return };
+    // What lanes tell is below this: none of them can be inside the log at the fork.
+    captured_log();
+    log::set_max_level(LevelFilter::Warn);
+    let slow = at(part.nodes.clone())
+        .node_timeout(LIMIT)
+        .connect_timeout(LIMIT);
+    let locker = RedisLocker::connect(slow).unwrap();
+    let guards = ["dropped", "released"].map(|name| take(&locker, &format!("{}{name}", part.key)));
+    // SAFETY: the child uses what lies on this thread's stack and in the heap, whose locks the C library hands over
+    // intact; it starts no thread, and ends by `_exit` before anything of the test harness could run in it.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            // Ends it where it should hang.
+            alarm::set(2 * LIMIT.as_secs() as u32);
+            let code = match in_the_child(locker, guards, &part.key) {
+                Ok(()) => 0,
+                Err(what) => {
+                    _ = writeln!(io::stderr(), "in the forked child: {what}");
+                    1
+                }
+            };
+            // SAFETY: it takes any code, and returns to nobody.
+            unsafe { libc::_exit(code) }
+        }
+        ForkResult::Parent { child } => {
+            let ended = waitpid(child, None).unwrap();
+            assert_eq!(ended, WaitStatus::Exited(child, 0));
+            part.tell();
+            for guard in guards {
+                assert!(guard.is_held());
+                guard.extend(2 * TTL).unwrap();
+                guard.release().unwrap();
+            }
+        }
+    }
+}
+
+/// A panic here would unwind into a harness whose threads do not exist, so what fails is an error.
+fn in_the_child(locker: RedisLocker, guards: [LockGuard; 2], key: &str) -> Result<(), String> {
+    let expect = |holds: bool, what: &str| match holds {
+        true => Ok(()),
+        false => Err(what.to_owned()),
+    };
+    let [dropped, released] = guards;
+    let start = now();
+    drop(dropped);
+    let warned = captured_log().lines(Level::Warn, key);
+    expect(warned.len() == 1, &format!("a drop warns: {warned:?}"))?;
+    let closed = Some(Error::Closed);
+    expect(released.extend(TTL).err() == closed, "extend is Closed")?;
+    expect(released.release().err() == closed, "release is Closed")?;
+    for key in [key, "new"] {
+        expect(locker.lock(key, TTL).err() == closed, "lock is Closed")?;
+        expect(
+            locker.try_lock(key, TTL).err() == closed,
+            "try_lock is Closed",
+        )?;
+    }
+    expect(
+        !locker.nodes().shutdown(LIMIT),
+        "there is nothing to shut down",
+    )?;
+    drop(locker);
+    expect(start.elapsed() < LIMIT / 4, "nothing is waited for")
+}
+
+#[test]
+fn a_forked_child_deletes_nothing_and_takes_nothing() {
+    let nodes = servers(3);
+    let key = unique_key("forks");
+    let (_dir, told) = scratch();
+    let program = Program::playing("part_that_forks", &nodes, &key, told.clone());
+    let keys = ["dropped", "released"].map(|name| format!("{key}{name}"));
+    assert!(program.end().success() && told.exists());
+    keys.iter().for_each(|key| nowhere(&nodes, key));
+    assert!(nodes.iter().all(|node| token(node, "new").is_none()));
+}
+
+// Threads.
+
+/// How many threads of this process are the library's.
+#[cfg(target_os = "linux")]
+fn lanes() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")));
+    // One that has ended meanwhile has no name any more.
+    names
+        .filter(|name| name.as_ref().is_ok_and(|name| name.starts_with("redguard")))
+        .count()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn part_that_counts_threads() {
+    let Some(part) = Part::mine() else { return };
+    let config = || {
+        let config = at(part.nodes.clone()).connect_timeout(HUNG);
+        config.node_timeout(HUNG).pool_size(2)
+    };
+    let connect = || RedisLocker::connect(config()).unwrap();
+    let none = |when: &str| eventually(LIMIT, when, || lanes() == 0);
+    assert_eq!(lanes(), 0);
+
+    let locker = connect();
+    let guard = take(&locker.clone(), &part.key);
+    assert_eq!(lanes(), 6);
+    drop(locker);
+    // The guard keeps them alive.
+    guard.extend(TTL).unwrap();
+    assert_eq!(lanes(), 6);
+    drop(guard);
+    none("after the last handle, a guard");
+
+    let locker = connect();
+    take(&locker, &part.key).release().unwrap();
+    drop(locker);
+    none("after the last handle, a locker");
+
+    let locker = connect();
+    take(&locker, &part.key).release().unwrap();
+    locker.nodes().shutdown(LIMIT);
+    none("after a shutdown");
+    drop(locker);
+
+    let nobody = ["127.0.0.1:1".to_owned()].into_iter();
+    let refused = at(nobody.chain(part.nodes[..1].to_owned())).pool_size(2);
+    RedisLocker::connect(refused.node_timeout(HUNG).connect_timeout(HUNG)).unwrap_err();
+    none("after a connect that failed");
+    part.tell();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn no_thread_is_left_behind() {
+    let nodes = servers(3);
+    for hung in [false, true] {
+        if hung {
+            nodes[2].stop().unwrap();
+        }
+        let (_dir, told) = scratch();
+        let key = unique_key("threads");
+        let program = Program::playing("part_that_counts_threads", &nodes, &key, told.clone());
+        assert!(program.end().success() && told.exists());
+    }
+}

@@ -1,0 +1,135 @@
+//! What the suites share: lockers on throw-away servers, the clock, and a look behind the library's back.
+
+use crate::support::servers::Server;
+use crate::support::{eventually, raw, servers};
+use redguard::{Config, LockGuard, LockOptions, Locker, RedisLocker, RetryPolicy};
+use redis::FromRedisValue;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+/// Wide: only a hang takes this long.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+/// Outlasts every test, so that nothing is ever free because it expired.
+pub(crate) const TTL: Duration = Duration::from_secs(300);
+/// What stands before a lock's name unless another prefix is set.
+pub(crate) const PREFIX: &str = "redguard:";
+
+/// Three nodes for all tests that leave them as they are.
+pub(crate) fn shared() -> &'static [Server] {
+    static NODES: LazyLock<Vec<Server>> = LazyLock::new(|| servers(3));
+    &NODES
+}
+
+/// Patient with nodes on a busy machine, hasty between two attempts.
+pub(crate) fn config(nodes: &[Server]) -> Config {
+    at(nodes.iter().map(Server::addr))
+}
+
+/// The same for any addresses.
+pub(crate) fn at(addresses: impl IntoIterator<Item = String>) -> Config {
+    Config::new(addresses)
+        .node_timeout(Duration::from_secs(2))
+        .connect_timeout(Duration::from_secs(10))
+        .retry(hasty())
+}
+
+pub(crate) fn hasty() -> RetryPolicy {
+    RetryPolicy {
+        initial_delay: Duration::from_millis(2),
+        max_delay: Duration::from_millis(20),
+        ..RetryPolicy::default()
+    }
+}
+
+pub(crate) fn connect(nodes: &[Server]) -> RedisLocker {
+    RedisLocker::connect(config(nodes)).unwrap()
+}
+
+/// Waits for a lock that must become free.
+pub(crate) fn take(locker: &dyn Locker, key: &str) -> LockGuard {
+    let patient = LockOptions::new(TTL).wait_for(LIMIT);
+    locker.acquire(key, &patient).unwrap()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test measures from outside, with a clock of its own"
+)]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// One command on a connection of its own.
+pub(crate) fn ask<T: FromRedisValue>(node: &Server, words: &[&str]) -> T {
+    try_ask(node, words).unwrap()
+}
+
+pub(crate) fn try_ask<T: FromRedisValue>(node: &Server, words: &[&str]) -> redis::RedisResult<T> {
+    let mut command = redis::Cmd::new();
+    for word in words {
+        command.arg(word);
+    }
+    command.query(&mut raw(node))
+}
+
+/// A lock's key as it stands on the nodes.
+pub(crate) fn wire(key: &str) -> String {
+    format!("{PREFIX}{key}")
+}
+
+/// What is stored for a lock on a node.
+pub(crate) fn token(node: &Server, key: &str) -> Option<String> {
+    ask(node, &["GET", &wire(key)])
+}
+
+/// As the server counts: -1 without an end, -2 without a key.
+pub(crate) fn pttl(node: &Server, key: &str) -> i64 {
+    ask(node, &["PTTL", &wire(key)])
+}
+
+/// Somebody else, who shares nothing with the library but the key, takes a lock.
+pub(crate) fn seize(node: &Server, key: &str, ttl: Duration) {
+    let px = ttl.as_millis().to_string();
+    let set = ["SET", &wire(key), STRANGER, "NX", "PX", &px];
+    assert_eq!(ask::<Option<String>>(node, &set).as_deref(), Some("OK"));
+}
+
+pub(crate) const STRANGER: &str = "a stranger";
+
+/// The token that a quorum of nodes has for a lock: who took it when another's lease ended need not have all of them.
+pub(crate) fn holder(nodes: &[Server], key: &str) -> Option<String> {
+    let tokens: Vec<String> = nodes.iter().filter_map(|node| token(node, key)).collect();
+    let votes = |token: &String| tokens.iter().filter(|other| *other == token).count();
+    tokens
+        .iter()
+        .find(|token| votes(token) > nodes.len() / 2)
+        .cloned()
+}
+
+/// Waits until the key of a lock that was free is on all nodes, and answers its token there: the grant of a node that
+/// was not needed for the quorum may still be on its way.
+pub(crate) fn everywhere(nodes: &[Server], key: &str) -> String {
+    let mut tokens = Vec::new();
+    eventually(LIMIT, "the key is on every node", || {
+        tokens = nodes.iter().filter_map(|node| token(node, key)).collect();
+        tokens.len() == nodes.len()
+    });
+    let first = tokens.remove(0);
+    assert!(tokens.iter().all(|token| *token == first), "{tokens:?}");
+    first
+}
+
+/// Waits until a lock's key is on no node any more: no undo of ours may be outstanding for ever.
+pub(crate) fn nowhere(nodes: &[Server], key: &str) {
+    eventually(LIMIT, "the key is on no node", || {
+        nodes.iter().all(|node| pttl(node, key) == -2)
+    });
+}
+
+/// How often a server has run a command, also from within scripts.
+pub(crate) fn calls(node: &Server, command: &str) -> u64 {
+    let start = format!("cmdstat_{command}:calls=");
+    let info: String = ask(node, &["INFO", "commandstats"]);
+    let calls = info.lines().find_map(|line| line.strip_prefix(&start));
+    calls.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+}
