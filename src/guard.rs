@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use log::warn;
 
-use crate::config::OnDrop;
+use crate::config::{MIN_VALIDITY, OnDrop};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::key::Ttl;
@@ -124,7 +124,7 @@ impl LockGuard {
     ///
     /// Blocks for `node_timeout` at most, behind extensions that other threads make through this guard. Where it
     /// fails the lock stays held until its old expiry, unless it is lost. On nodes that have lost the key it is put
-    /// back once a quorum has kept it. A local lock does not expire: nothing happens.
+    /// back once a quorum has kept it. A local lock does not expire: its TTL is checked and ignored.
     ///
     /// # Errors
     /// [`InvalidTtl`](Error::InvalidTtl); [`LockLost`](Error::LockLost) when the lock has expired or too many nodes
@@ -148,7 +148,7 @@ impl LockGuard {
                 let ttl = Ttl::parse(ttl, engine.settings().min_validity)?;
                 engine.extend(lease, ttl)
             }
-            Backing::Local => Ok(()),
+            Backing::Local => Ttl::parse(ttl, MIN_VALIDITY).map(|_| ()),
         }
     }
 

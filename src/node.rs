@@ -166,8 +166,17 @@ struct RedisSession {
     loaded: Loaded,
     cmd: Cmd,
     wire: Vec<u8>,
-    /// The requests of a batch that were answered with NOSCRIPT.
-    again: Vec<usize>,
+    /// The requests of a batch that take a second question. Empty between batches; kept for its memory.
+    again: Vec<(usize, Again)>,
+}
+
+/// What is asked again after a batch's first replies.
+#[derive(Clone, Copy)]
+enum Again {
+    /// How long the lock is held for, after a refusal.
+    Left,
+    /// All of it, after NOSCRIPT.
+    Whole,
 }
 
 impl RedisSession {
@@ -232,8 +241,10 @@ impl RedisSession {
     }
 
     fn receive_as<T: redis::FromRedisValue>(&mut self, end: Instant) -> Result<T, Cause> {
-        let value = self.receive(end)?;
-        redis::from_redis_value::<T>(value).map_err(|error| script::cause(&error.into()))
+        match self.receive(end)? {
+            Value::ServerError(error) => Err(script::cause(&error.into())),
+            value => redis::from_redis_value(value).map_err(|error| script::cause(&error.into())),
+        }
     }
 
     /// Sets the socket's time-outs so that what follows cannot block for long past `end`. To spare system calls
@@ -270,34 +281,53 @@ impl Session for RedisSession {
             self.loaded.write(request, &mut self.cmd, &mut self.wire);
         }
         self.send(end)?;
-        self.again.clear();
+        let (mut again, mut forgotten) = (std::mem::take(&mut self.again), false);
         for (index, request) in requests.iter().enumerate() {
             match script::read(request.verb, self.receive(end)?) {
                 Read::Answer(read) => answer(index, read),
-                Read::NoScript => self.again.push(index),
+                Read::Refused => again.push((index, Again::Left)),
+                Read::NoScript => {
+                    forgotten = true;
+                    again.push((index, Again::Whole));
+                }
                 Read::OutOfStep => return Err(out_of_step()),
             }
         }
-        if self.again.is_empty() {
+        if again.is_empty() {
             return Ok(());
         }
-        // The server has forgotten the scripts. The batch is healed completely before the next one.
+        // What is open is settled completely before the next batch.
         self.wire.clear();
-        Loaded::load(&mut self.wire);
-        for &index in &self.again {
-            self.loaded
-                .write(&requests[index], &mut self.cmd, &mut self.wire);
+        if forgotten {
+            Loaded::load(&mut self.wire);
+        }
+        for (index, what) in &again {
+            let request = &requests[*index];
+            match what {
+                Again::Left => script::write_left(request, &mut self.cmd, &mut self.wire),
+                Again::Whole => self.loaded.write(request, &mut self.cmd, &mut self.wire),
+            }
         }
         self.send(end)?;
-        self.learn_scripts(end)?;
-        for index in std::mem::take(&mut self.again) {
-            let read = match script::read(requests[index].verb, self.receive(end)?) {
-                Read::Answer(read) => read,
-                Read::NoScript => Answer::Fault(Cause::Server("NOSCRIPT after SCRIPT LOAD".into())),
-                Read::OutOfStep => return Err(out_of_step()),
-            };
-            answer(index, read);
+        if forgotten {
+            self.learn_scripts(end)?;
         }
+        for (index, what) in again.drain(..) {
+            let reply = self.receive(end)?;
+            let read = match what {
+                Again::Left => script::read_left(reply),
+                Again::Whole => script::read(requests[index].verb, reply),
+            };
+            match read {
+                Read::Answer(read) => answer(index, read),
+                Read::NoScript => {
+                    let cause = Cause::Server("NOSCRIPT after SCRIPT LOAD".into());
+                    answer(index, Answer::Fault(cause));
+                }
+                Read::Refused | Read::OutOfStep => return Err(out_of_step()),
+            }
+        }
+        self.again = again;
         Ok(())
     }
 

@@ -1,6 +1,8 @@
 //! What we say to a node, and what its answers mean.
 //!
-//! Every verb is one atomic script, sent by its SHA-1 (`EVALSHA`), with all keys in KEYS and integers as replies.
+//! A take is Redis' own `SET NX PX`, half as dear to a server as a script that says the same; who is refused asks how
+//! long the holder has left. What must look before it acts is an atomic script, sent by its SHA-1 (`EVALSHA`), with all
+//! keys in KEYS and integers as replies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,18 +11,6 @@ use redis::{Cmd, RedisError, ServerErrorKind, Value};
 
 use crate::error::Cause;
 use crate::lease::Lease;
-
-/// Take the lock, as in the Redlock text ("Correct implementation with a single instance").
-///
-/// 1. Set the key to our token with the TTL, if there is no key. `SET NX` looks at no type, so a foreign value of
-///    any kind is left untouched.
-/// 2. Otherwise say how long the holder has left.
-///
-/// KEYS: the lock. ARGV: token, TTL in ms. Reply: −2 granted (as `PTTL` says that there was no key), −1 held
-/// without an end, n ≥ 0 held for n ms at most.
-const TAKE: &str = "\
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return -2 end
-return redis.call('PTTL', KEYS[1])";
 
 /// Extend the lock (rule S5): never kills, never revives, never shortens.
 ///
@@ -42,16 +32,17 @@ local value = redis.call('GET', KEYS[1])
 if value == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return value and -1 or 0";
 
-const SCRIPTS: [&str; 3] = [TAKE, EXTEND, RELEASE];
+const SCRIPTS: [&str; 2] = [EXTEND, RELEASE];
 
 /// What a request asks a node to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {
-    /// Give us the lock if it is free.
+    /// Give us the lock if it is free, as in the Redlock text ("Correct implementation with a single instance"):
+    /// `SET NX PX`. It looks at no type, so a foreign value of any kind is left untouched.
     Take,
     /// Keep it for us for longer.
     Extend,
-    /// Take it again on a node that lost it while a quorum kept it: the same script as `Take`, the same checks.
+    /// Take it again on a node that lost it while a quorum kept it: the same command as `Take`, the same checks.
     PutBack,
     /// Delete it if it is ours. Also the undo of an attempt.
     Release,
@@ -105,55 +96,74 @@ impl Loaded {
 
     /// Appends a request, with `cmd` as scratch space.
     pub(crate) fn write(&self, request: &Request, cmd: &mut Cmd, wire: &mut Vec<u8>) {
-        let script = match request.verb {
-            Verb::Take | Verb::PutBack => 0,
-            Verb::Extend => 1,
-            Verb::Release => 2,
-        };
+        let (key, token) = (request.lease.key().wire(), request.lease.token().text());
         cmd.clear();
-        cmd.arg("EVALSHA")
-            .arg(&self.0[script])
-            .arg(1)
-            .arg(request.lease.key().wire())
-            .arg(request.lease.token().text());
-        if request.verb != Verb::Release {
-            cmd.arg(request.ttl);
+        match request.verb {
+            Verb::Take | Verb::PutBack => {
+                cmd.arg("SET").arg(key).arg(token);
+                cmd.arg("NX").arg("PX").arg(request.ttl);
+            }
+            Verb::Extend => {
+                cmd.arg("EVALSHA").arg(&self.0[0]).arg(1);
+                cmd.arg(key).arg(token).arg(request.ttl);
+            }
+            Verb::Release => {
+                cmd.arg("EVALSHA").arg(&self.0[1]).arg(1);
+                cmd.arg(key).arg(token);
+            }
         }
         cmd.write_packed_command(wire);
     }
+}
+
+/// Appends the question how long a lock is held for, which is asked where a take was refused.
+pub(crate) fn write_left(request: &Request, cmd: &mut Cmd, wire: &mut Vec<u8>) {
+    cmd.clear();
+    cmd.arg("PTTL").arg(request.lease.key().wire());
+    cmd.write_packed_command(wire);
 }
 
 /// A reply, read as the answer to a request.
 #[derive(Debug)]
 pub(crate) enum Read {
     Answer(Answer),
+    /// A take was refused; for how long is asked by [`write_left`].
+    Refused,
     /// The server has forgotten the scripts: the only answer after which a request is sent twice.
     NoScript,
-    /// Not a reply of these scripts: the connection is out of step and of no use any more.
+    /// Not a reply to this: the connection is out of step and of no use any more.
     OutOfStep,
 }
 
 /// Reads a reply to `verb`.
 pub(crate) fn read(verb: Verb, reply: Value) -> Read {
-    let answer = match (verb, reply) {
-        (Verb::Take | Verb::PutBack, Value::Int(-2)) => Answer::Yes,
-        (Verb::Take | Verb::PutBack, Value::Int(-1)) => Answer::Held(None),
-        (Verb::Take | Verb::PutBack, Value::Int(left)) => match u64::try_from(left) {
-            Ok(left) => Answer::Held(Some(Duration::from_millis(left))),
-            Err(_) => return Read::OutOfStep,
-        },
+    Read::Answer(match (verb, reply) {
+        (Verb::Take | Verb::PutBack, Value::Okay) => Answer::Yes,
         (Verb::Extend | Verb::Release, Value::Int(1)) => Answer::Yes,
+        (Verb::Take | Verb::PutBack, Value::Nil) => return Read::Refused,
         (Verb::Extend | Verb::Release, Value::Int(0)) => Answer::Absent,
         (Verb::Extend | Verb::Release, Value::Int(-1)) => Answer::Foreign,
-        (_, Value::ServerError(error)) => {
-            if error.kind() == Some(ServerErrorKind::NoScript) {
-                return Read::NoScript;
-            }
-            Answer::Fault(cause(&error.into()))
-        }
+        (_, Value::ServerError(error)) => match error.kind() {
+            Some(ServerErrorKind::NoScript) => return Read::NoScript,
+            _ => Answer::Fault(cause(&error.into())),
+        },
         _ => return Read::OutOfStep,
-    };
-    Read::Answer(answer)
+    })
+}
+
+/// Reads a reply to the question of [`write_left`].
+pub(crate) fn read_left(reply: Value) -> Read {
+    Read::Answer(Answer::Held(match reply {
+        // Without an end, or nobody may say.
+        Value::Int(-1) | Value::ServerError(_) => None,
+        // Gone since.
+        Value::Int(-2) => Some(Duration::ZERO),
+        Value::Int(left) => match u64::try_from(left) {
+            Ok(left) => Some(Duration::from_millis(left)),
+            Err(_) => return Read::OutOfStep,
+        },
+        _ => return Read::OutOfStep,
+    }))
 }
 
 /// What an error of `redis` means to us. The one place where they are told apart.
@@ -188,17 +198,21 @@ mod tests {
     fn replies_mean_what_the_scripts_say() {
         let ms = Duration::from_millis;
         for verb in [Verb::Take, Verb::PutBack] {
-            for (reply, expected) in [
-                (-2, Answer::Yes),
-                (-1, Answer::Held(None)),
-                (0, Answer::Held(Some(ms(0)))),
-                (70, Answer::Held(Some(ms(70)))),
-            ] {
-                let read = read(verb, Value::Int(reply));
-                assert!(matches!(read, Read::Answer(answer) if answer == expected));
-            }
-            assert!(matches!(read(verb, Value::Int(-3)), Read::OutOfStep));
+            assert!(matches!(read(verb, Value::Okay), Read::Answer(Answer::Yes)));
+            assert!(matches!(read(verb, Value::Nil), Read::Refused));
+            assert!(matches!(read(verb, Value::Int(1)), Read::OutOfStep));
         }
+        for (reply, expected) in [
+            (-2, Some(ms(0))),
+            (-1, None),
+            (0, Some(ms(0))),
+            (70, Some(ms(70))),
+        ] {
+            let read = read_left(Value::Int(reply));
+            assert!(matches!(read, Read::Answer(Answer::Held(left)) if left == expected));
+        }
+        assert!(matches!(read_left(Value::Int(-3)), Read::OutOfStep));
+        assert!(matches!(read_left(Value::Okay), Read::OutOfStep));
         for verb in [Verb::Extend, Verb::Release] {
             for (reply, expected) in [(1, Answer::Yes), (0, Answer::Absent), (-1, Answer::Foreign)]
             {
@@ -207,13 +221,13 @@ mod tests {
             }
             assert!(matches!(read(verb, Value::Int(2)), Read::OutOfStep));
         }
-        assert!(matches!(read(Verb::Take, Value::Okay), Read::OutOfStep));
+        assert!(matches!(read(Verb::Release, Value::Okay), Read::OutOfStep));
     }
 
     #[test]
     fn errors_are_told_apart() {
         assert!(matches!(
-            read(Verb::Take, error("NOSCRIPT No matching script.")),
+            read(Verb::Release, error("NOSCRIPT No matching script.")),
             Read::NoScript
         ));
         let fault = |line: &str| match read(Verb::Take, error(line)) {

@@ -49,7 +49,7 @@ fn the_next_gets_it_after_the_ttl_and_not_before_the_validity_ends() {
 
 #[test]
 fn drop_of_an_expired_guard_warns_and_deletes_nothing() {
-    let (key, nodes) = (unique_key("dropped"), shared());
+    let (key, nodes) = (unique_key("ends"), shared());
     let log = captured_log();
     let others = connect(nodes);
     let (locker, first) = short(nodes, &key);

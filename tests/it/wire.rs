@@ -79,11 +79,10 @@ fn the_prefix_is_part_of_the_key_and_nothing_else_is() {
     let guard = take(&ours, &name);
     for node in nodes {
         eventually(LIMIT, "it is there", || {
-            !others_may(node, &joined) && {
-                let stored: String = ask(node, &["GET", &joined]);
-                is_token(&stored)
-            }
+            let stored: Option<String> = ask(node, &["GET", &joined]);
+            stored.is_some_and(|stored| is_token(&stored))
         });
+        assert!(!others_may(node, &joined));
         assert!(others_may(node, &name));
     }
     // The plain name is held by somebody else now, the joined one by us.
@@ -309,8 +308,15 @@ fn clients(node: &Server) -> usize {
 fn a_pool_has_its_connections_and_excludes_as_one() {
     let nodes = &servers(3);
     let ours = locker(config(nodes).pool_size(3));
+    let used = |node: &Server| {
+        let list: String = ask(node, &["CLIENT", "LIST"]);
+        list.matches("cmd=evalsha").count()
+    };
+    let key = unique_key("one");
+    (0..20).for_each(|_| take(&ours, &key).release().unwrap());
     for node in nodes {
         eventually(LIMIT, "three connections", || clients(node) == 3);
+        eventually(LIMIT, "one of them for a key", || used(node) == 1);
     }
     let witness = Witness::new();
     let keys: Vec<String> = (0..4).map(|_| unique_key("pooled")).collect();
@@ -330,7 +336,10 @@ fn a_pool_has_its_connections_and_excludes_as_one() {
     });
     assert_eq!(witness.overlaps(), 0);
     assert!(keys.iter().all(|key| witness.entries(key) == 30));
+    // Enough keys to use all connections; that one is left out would happen once in a billion runs.
+    (0..50).for_each(|_| take(&ours, &unique_key("some")).release().unwrap());
     for node in nodes {
+        eventually(LIMIT, "all are used", || used(node) == 3);
         assert_eq!(clients(node), 3);
     }
     assert!(ours.nodes().shutdown(LIMIT));
