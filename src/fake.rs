@@ -1,4 +1,5 @@
 //! Fake nodes for tests, each named for its sin, at the one seam where a server would be.
+#![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -264,9 +265,11 @@ pub(crate) fn locker(
     Ok(RedisLocker::new(&nodes))
 }
 
+type AtLine = Box<dyn FnMut(&str)>;
+
 thread_local! {
     /// What the test of this thread wants to happen at lines that the library logs from it.
-    static AT_LINE: RefCell<Option<Box<dyn FnMut(&str)>>> = const { RefCell::new(None) };
+    static AT_LINE: RefCell<Option<AtLine>> = const { RefCell::new(None) };
 }
 
 /// Calls `act` with every line that this thread logs: a foot in the door of code that has no other seam.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::script::Answer;
 use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::time;
 
 /// A blocked caller's letter box. Lanes post answers, everybody else only wakes.
 ///
@@ -70,13 +71,22 @@ impl Inbox {
     }
 
     /// Waits until `wanted` answers are there or `end` has come, and moves those that came into `answers`.
+    ///
+    /// Until `soon` it only yields the processor: where answers come within microseconds, going to sleep and being
+    /// woken takes longer than the answers do.
     pub(crate) fn collect(
         &self,
         wanted: usize,
+        soon: Option<Instant>,
         end: Option<Instant>,
         answers: &mut Vec<(usize, Answer)>,
     ) -> Ended {
         let mut state = self.state.lock();
+        while state.answers.len() < wanted && soon.is_some_and(|soon| time::now() < soon) {
+            drop(state); // for those who post
+            std::thread::yield_now();
+            state = self.state.lock();
+        }
         state.wanted = wanted;
         let mut ended = Ended::Answered;
         while state.answers.len() < wanted {
@@ -122,7 +132,6 @@ impl Inbox {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::time;
     use std::time::Duration;
 
     #[test]
@@ -134,7 +143,7 @@ mod tests {
         inbox.post(first, 1, Answer::Yes);
         inbox.post(second, 2, Answer::Absent);
         let mut answers = Vec::new();
-        let ended = inbox.collect(1, None, &mut answers);
+        let ended = inbox.collect(1, None, None, &mut answers);
         assert_eq!(ended, Ended::Answered);
         assert_eq!(answers, [(2, Answer::Absent)]);
     }
@@ -146,7 +155,10 @@ mod tests {
         inbox.post(round, 1, Answer::Yes);
         let mut answers = Vec::new();
         let end = time::now() + Duration::from_millis(5);
-        assert_eq!(inbox.collect(2, Some(end), &mut answers), Ended::TimedOut);
+        assert_eq!(
+            inbox.collect(2, None, Some(end), &mut answers),
+            Ended::TimedOut
+        );
         assert_eq!(answers.len(), 1);
     }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::inbox::Inbox;
@@ -52,6 +53,7 @@ pub(crate) struct Pass {
     gate: Arc<Gate>,
     key: Key,
     ticket: u64,
+    left: AtomicBool,
 }
 
 /// What a thread finds when it gets the slot.
@@ -105,6 +107,7 @@ impl Gate {
             gate: Arc::clone(self),
             key: key.clone(),
             ticket,
+            left: AtomicBool::new(false),
         };
         let slot = match state.slots.entry(key.clone()) {
             Entry::Occupied(slot) => slot.into_mut(),
@@ -278,9 +281,11 @@ impl Pass {
         &self.key
     }
 
-    /// Hands the slot on before the pass is dropped. Doing so twice does no harm: a ticket is drawn once.
+    /// Hands the slot on before the pass is dropped.
     pub(crate) fn leave(&self) {
-        self.gate.leave(&self.key, self.ticket);
+        if !self.left.swap(true, Ordering::Relaxed) {
+            self.gate.leave(&self.key, self.ticket);
+        }
     }
 }
 

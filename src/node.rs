@@ -100,8 +100,9 @@ impl Server {
             redis = redis.set_db(i64::from(db));
         }
         let redis = redis.set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        let tcp = info.tcp_settings().clone().set_nodelay(true);
         Ok(Server {
-            info: info.set_redis_settings(redis),
+            info: info.set_redis_settings(redis).set_tcp_settings(tcp),
             connect_timeout: settings.connect_timeout,
             node_timeout: settings.node_timeout,
         })
@@ -354,8 +355,7 @@ mod tests {
             .username("joe")
             .password("s3cret")
             .db(7)
-            .check()
-            .unwrap();
+            .check()?;
         Server::new(&settings.endpoints[0], &settings)
     }
 

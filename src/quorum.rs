@@ -380,7 +380,8 @@ mod tests {
     #[test]
     fn free_when_enough_holders_have_run_out() {
         let ms = Duration::from_millis;
-        let table: [(usize, &[Option<u64>], Option<u64>); 6] = [
+        type Row<'a> = (usize, &'a [Option<u64>], Option<u64>);
+        let table: [Row<'_>; 6] = [
             (1, &[Some(70)], Some(70)),
             (3, &[Some(70), Some(30)], Some(30)),
             (3, &[Some(70), Some(30), Some(50)], Some(50)),

@@ -2,7 +2,8 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use log::debug;
 
@@ -22,6 +23,34 @@ pub(crate) struct Nodes {
     names: Vec<String>,
     pool: usize,
     hasher: RandomState,
+    pace: Pace,
+}
+
+/// How long rounds take at present, so that a caller knows whether going to sleep is worth it.
+#[derive(Debug, Default)]
+struct Pace(AtomicU64);
+
+impl Pace {
+    /// Where rounds take longer than this, a caller goes to sleep at once.
+    const QUICK: Duration = Duration::from_micros(500);
+    /// So long a caller yields before it goes to sleep.
+    const YIELD: Duration = Duration::from_micros(200);
+
+    /// Until when a caller that begins to wait now should only yield.
+    fn soon(&self, now: Instant) -> Option<Instant> {
+        let usual = Duration::from_micros(self.0.load(Ordering::Relaxed));
+        (usual < Pace::QUICK).then(|| now + Pace::YIELD)
+    }
+
+    /// A round took so long: an eighth of it goes into what is usual.
+    fn note(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let usual = self.0.load(Ordering::Relaxed);
+        // A round that timed out says little about those to come.
+        let took = took.min(4 * Pace::QUICK.as_micros() as u64);
+        self.0
+            .store(usual - usual / 8 + took / 8, Ordering::Relaxed);
+    }
 }
 
 /// One request on its way to all nodes.
@@ -31,6 +60,7 @@ pub(crate) struct Round<'a> {
     request: &'a Request,
     inbox: &'a Inbox,
     tally: Tally,
+    pace: &'a Pace,
 }
 
 impl Round<'_> {
@@ -40,12 +70,15 @@ impl Round<'_> {
             request,
             inbox,
             mut tally,
+            pace,
         } = self;
+        let start = time::now();
+        let soon = pace.soon(start);
         let mut absent = NodeSet::default();
         let mut answers = Vec::new();
         let mut timed_out = false;
         while tally.verdict().is_none() && !timed_out {
-            let ended = inbox.collect(tally.at_least(), budget.end(), &mut answers);
+            let ended = inbox.collect(tally.at_least(), soon, budget.end(), &mut answers);
             timed_out = ended == Ended::TimedOut;
             for (node, answer) in answers.drain(..) {
                 if answer == Answer::Absent {
@@ -54,6 +87,7 @@ impl Round<'_> {
                 tally.vote(node, vote(answer));
             }
         }
+        pace.note(time::now().saturating_duration_since(start));
         let verdict = tally.verdict().unwrap_or_else(|| tally.close());
         debug!(
             "{:?} {:?}: {verdict:?}, {} granted, {} refused",
@@ -89,6 +123,7 @@ impl Nodes {
             names,
             pool,
             hasher: RandomState::new(),
+            pace: Pace::default(),
         }
     }
 
@@ -120,6 +155,7 @@ impl Nodes {
             request,
             inbox,
             tally,
+            pace: &self.pace,
         }
     }
 

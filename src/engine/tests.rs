@@ -1,4 +1,5 @@
 //! The protocol over fake nodes: interleavings are forced by rendezvous, never by sleeping.
+#![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
 use std::sync::Arc;
 use std::thread;
@@ -195,7 +196,7 @@ fn three_slow_attempts_in_a_row_end_an_acquire() {
     });
     // The takes that were not sent yet are dropped, since nobody wants them any more.
     for _ in 0..3 {
-        let _ = late.go();
+        late.go();
     }
     all_free(&fakes, "x");
     assert!(fakes[0].count(Verb::Take) < 3);
@@ -781,12 +782,13 @@ fn a_release_that_finds_nothing_is_a_loss() {
 fn a_panic_releases() {
     let fakes = Fake::many(3);
     let locker = healthy(&fakes);
-    let held = locker.clone();
-    let panicked = thread::spawn(move || {
-        let _guard = held.lock("x", TTL).expect("free");
-        panic!("as the test wants it")
+    thread::scope(|scope| {
+        let panicked = scope.spawn(|| {
+            let _guard = locker.lock("x", TTL).expect("free");
+            panic!("as the test wants it")
+        });
+        panicked.join().expect_err("it panics");
     });
-    panicked.join().expect_err("it panics");
     all_free(&fakes, "x");
     assert_eq!(locker.nodes().drop_failures(), 0);
 }
