@@ -1,6 +1,6 @@
 //! What a program that is written against `&dyn Locker` may rely on, whatever stands behind it.
 
-use crate::rig::{LIMIT, TTL, config, connect, now, take};
+use crate::rig::{LIMIT, TTL, at, connect_by, now, take};
 use crate::support::servers::Server;
 use crate::support::witness::Witness;
 use crate::support::{servers, unique_key};
@@ -63,6 +63,7 @@ shape!(local: Rig::local());
 /// Two lockers that stand for two processes, and what is behind them.
 struct Rig {
     lockers: [Handle; 2],
+    addresses: Vec<String>,
     servers: Vec<Server>,
     /// All nodes are well: then two contenders cannot both lose.
     whole: bool,
@@ -76,19 +77,24 @@ enum Handle {
 
 impl Rig {
     fn redis(nodes: usize) -> Rig {
-        Rig::on(servers(nodes), true)
+        let servers = servers(nodes);
+        Rig::on(servers.iter().map(Server::addr).collect(), servers, true)
     }
 
     /// Dead before anybody connects.
     fn one_dead() -> Rig {
-        let servers = servers(3);
-        servers[0].kill();
-        Rig::on(servers, false)
+        let mut servers = servers(3);
+        let addresses = servers.iter().map(Server::addr).collect();
+        // Dropped: in a static, one that is only killed would leave its files behind.
+        drop(servers.remove(0));
+        Rig::on(addresses, servers, false)
     }
 
     /// Hung from when both have connected.
     fn one_hung() -> Rig {
-        let rig = Rig::on(servers(3), false);
+        let servers = servers(3);
+        let addresses = servers.iter().map(Server::addr).collect();
+        let rig = Rig::on(addresses, servers, false);
         rig.servers[1].stop().unwrap();
         rig
     }
@@ -97,14 +103,18 @@ impl Rig {
         let locker = LocalLocker::new();
         Rig {
             lockers: [locker.clone(), locker].map(Handle::Local),
+            addresses: Vec::new(),
             servers: Vec::new(),
             whole: true,
         }
     }
 
-    fn on(servers: Vec<Server>, whole: bool) -> Rig {
+    /// With the servers that run at these addresses.
+    fn on(addresses: Vec<String>, servers: Vec<Server>, whole: bool) -> Rig {
+        let locker = || connect_by(at(addresses.clone()), &servers);
         Rig {
-            lockers: [(); 2].map(|()| Handle::Redis(connect(&servers))),
+            lockers: [(); 2].map(|()| Handle::Redis(locker())),
+            addresses,
             servers,
             whole,
         }
@@ -126,7 +136,9 @@ impl Rig {
     /// A third process; of local lockers, another clone.
     fn newcomer(&self) -> Handle {
         match &self.lockers[0] {
-            Handle::Redis(_) => Handle::Redis(RedisLocker::connect(config(&self.servers)).unwrap()),
+            Handle::Redis(_) => {
+                Handle::Redis(RedisLocker::connect(at(self.addresses.clone())).unwrap())
+            }
             local => local.clone(),
         }
     }

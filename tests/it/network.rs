@@ -55,7 +55,7 @@ fn is_idle(locker: &dyn Locker) {
 #[test]
 fn a_grant_whose_reply_was_cut_is_undone() {
     let (nodes, proxy, locker) = behind_a_proxy();
-    // The reply is ":-2\r\n".
+    // The reply is "+OK\r\n".
     for bytes in 0..5 {
         is_idle(&locker);
         let [sets, dels] = ["set", "del"].map(|command| calls(&nodes[0], command));

@@ -1,7 +1,8 @@
 //! Connecting to nodes, and nodes that hang, die, come back and refuse.
 
 use crate::rig::{
-    LIMIT, TTL, ask, at, config, connect, everywhere, hasty, now, nowhere, pttl, take, token,
+    LIMIT, TTL, ask, at, config, connect, connect_by, everywhere, hasty, now, nowhere, pttl, take,
+    takes_part, token,
 };
 use crate::support::log_capture::captured_log;
 use crate::support::servers::{Server, free_port};
@@ -15,7 +16,7 @@ use std::time::Duration;
 const HUNG: Duration = Duration::from_secs(1);
 
 fn impatient(nodes: &[Server]) -> RedisLocker {
-    RedisLocker::connect(config(nodes).node_timeout(HUNG)).unwrap()
+    connect_by(config(nodes).node_timeout(HUNG), nodes)
 }
 
 /// What an `InsufficientQuorum` says: needed, reachable and total, and the cause of each node.
@@ -30,17 +31,6 @@ fn insufficient(error: Error) -> ([usize; 3], Box<[NodeCause]>) {
         } => ([needed, reachable, total], causes),
         other => panic!("{other}"),
     }
-}
-
-/// Waits until a node that was away takes part again.
-fn takes_part(locker: &dyn Locker, node: &Server) {
-    eventually(LIMIT, "the node takes part again", || {
-        let key = unique_key("part");
-        let guard = take(locker, &key);
-        let there = token(node, &key).is_some();
-        guard.release().unwrap();
-        there
-    });
 }
 
 /// How a connect fails that cannot succeed. It tries until its time-out.
@@ -112,7 +102,7 @@ fn a_password_opens_the_door_and_is_never_shown() {
     assert!(!captured_log().mentions(&right) && !captured_log().mentions(&wrong));
 }
 
-/// All that an ACL user needs: the keys, what is sent (`CLIENT KILL` comes at a reconnect), and what the scripts call.
+/// All that an ACL user needs: the keys, what is sent (`CLIENT KILL` at a reconnect), and what the scripts call.
 /// A database number takes `+select` as well. `PING` and `CLIENT SETINFO` are sent, but a refusal does no harm; `AUTH`
 /// takes no permission.
 const LEAST: [&str; 11] = [
@@ -180,7 +170,7 @@ fn an_acl_user_needs_no_more_than_this_and_no_less() {
 fn a_node_that_was_down_at_connect_is_used_when_it_comes() {
     let nodes = servers(3);
     nodes[2].kill();
-    let locker = connect(&nodes);
+    let locker = connect_by(config(&nodes), &nodes[..2]);
     let key = unique_key("late");
     let guard = take(&locker, &key);
     nodes[2].restart().unwrap();

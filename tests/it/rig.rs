@@ -1,7 +1,7 @@
 //! What the suites share: lockers on throw-away servers, the clock, and a look behind the library's back.
 
 use crate::support::servers::Server;
-use crate::support::{eventually, raw, servers};
+use crate::support::{eventually, raw, servers, unique_key};
 use redguard::{Config, LockGuard, LockOptions, Locker, RedisLocker, RetryPolicy};
 use redis::FromRedisValue;
 use std::sync::LazyLock;
@@ -42,7 +42,25 @@ pub(crate) fn hasty() -> RetryPolicy {
 }
 
 pub(crate) fn connect(nodes: &[Server]) -> RedisLocker {
-    RedisLocker::connect(config(nodes)).unwrap()
+    connect_by(config(nodes), nodes)
+}
+
+/// Connects, and waits until all nodes take part: a quorum of them would do for `connect`.
+pub(crate) fn connect_by(config: Config, nodes: &[Server]) -> RedisLocker {
+    let locker = RedisLocker::connect(config).unwrap();
+    nodes.iter().for_each(|node| takes_part(&locker, node));
+    locker
+}
+
+/// Waits until what is locked is locked on a node, too, that has just come or come back.
+pub(crate) fn takes_part(locker: &dyn Locker, node: &Server) {
+    eventually(LIMIT, "the node takes part", || {
+        let key = unique_key("part");
+        let guard = take(locker, &key);
+        let there = token(node, &key).is_some();
+        guard.release().unwrap();
+        there
+    });
 }
 
 /// Waits for a lock that must become free.

@@ -1,8 +1,8 @@
 //! What stands on the nodes, and how we get along with those who speak to them in other ways.
 
 use crate::rig::{
-    LIMIT, STRANGER, TTL, ask, at, config, connect, everywhere, now, nowhere, pttl, seize, shared,
-    take, token, wire,
+    LIMIT, STRANGER, TTL, ask, at, config, connect, connect_by, everywhere, now, nowhere, pttl,
+    seize, shared, take, token, wire,
 };
 use crate::support::log_capture::captured_log;
 use crate::support::servers::Server;
@@ -60,7 +60,7 @@ fn the_key_is_prefix_and_name_and_holds_a_token_for_the_ttl() {
 #[test]
 fn an_owner_label_stands_before_the_token() {
     let (key, nodes) = (unique_key("owned"), shared());
-    let ours = locker(config(nodes).owner("nightly 7"));
+    let ours = connect_by(config(nodes).owner("nightly 7"), nodes);
     let guard = take(&ours, &key);
     let stored = everywhere(nodes, &key);
     let (label, random) = stored.split_once(':').unwrap();
@@ -79,6 +79,8 @@ fn the_prefix_is_part_of_the_key_and_nothing_else_is() {
     let guard = take(&ours, &name);
     for node in nodes {
         eventually(LIMIT, "it is there", || {
+            // Puts it on a node that did not take part yet.
+            guard.extend(TTL).unwrap();
             let stored: Option<String> = ask(node, &["GET", &joined]);
             stored.is_some_and(|stored| is_token(&stored))
         });
@@ -260,7 +262,7 @@ fn a_unix_socket_is_an_address() {
     let start = || Server::options().arg("--unixsocket", "redis.sock").start();
     let nodes = &[(); 3].map(|()| start().unwrap());
     let address = |node: &Server| format!("unix://{}", node.dir().join("redis.sock").display());
-    let ours = locker(at(nodes.iter().map(address)));
+    let ours = connect_by(at(nodes.iter().map(address)), nodes);
     let key = unique_key("socket");
     let guard = take(&ours, &key);
     everywhere(nodes, &key);
@@ -312,10 +314,18 @@ fn a_pool_has_its_connections_and_excludes_as_one() {
         let list: String = ask(node, &["CLIENT", "LIST"]);
         list.matches("cmd=evalsha").count()
     };
-    let key = unique_key("one");
-    (0..20).for_each(|_| take(&ours, &key).release().unwrap());
     for node in nodes {
         eventually(LIMIT, "three connections", || clients(node) == 3);
+    }
+    let key = unique_key("one");
+    for node in nodes {
+        eventually(LIMIT, "a connection is used", || {
+            take(&ours, &key).release().unwrap();
+            used(node) > 0
+        });
+    }
+    (0..20).for_each(|_| take(&ours, &key).release().unwrap());
+    for node in nodes {
         eventually(LIMIT, "one of them for a key", || used(node) == 1);
     }
     let witness = Witness::new();
@@ -336,10 +346,11 @@ fn a_pool_has_its_connections_and_excludes_as_one() {
     });
     assert_eq!(witness.overlaps(), 0);
     assert!(keys.iter().all(|key| witness.entries(key) == 30));
-    // Enough keys to use all connections; that one is left out would happen once in a billion runs.
-    (0..50).for_each(|_| take(&ours, &unique_key("some")).release().unwrap());
     for node in nodes {
-        eventually(LIMIT, "all are used", || used(node) == 3);
+        eventually(LIMIT, "all are used", || {
+            take(&ours, &unique_key("some")).release().unwrap();
+            used(node) == 3
+        });
         assert_eq!(clients(node), 3);
     }
     assert!(ours.nodes().shutdown(LIMIT));
