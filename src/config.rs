@@ -6,11 +6,11 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::quorum;
 use crate::retry::RetryPolicy;
-use crate::time;
 
 /// The part of a TTL that an attempt must leave, unless it is set.
 pub(crate) const MIN_VALIDITY: f64 = 0.5;
 
+const MOST_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_POOL: usize = 64;
 const MAX_OWNER: usize = 64;
 
@@ -76,7 +76,8 @@ pub enum OnDrop {
     /// unreachable are not waited for.
     #[default]
     Wait,
-    /// Not at all: it returns when the release is queued. Whether it was confirmed is not reported.
+    /// Not at all: it returns when the release is queued. Whether it was confirmed is not reported. (The last handle
+    /// of all, which may be a guard, still sends what is queued before it goes.)
     HandOff,
 }
 
@@ -199,8 +200,8 @@ impl Config {
         self
     }
 
-    /// How long connecting to a node, its handshake included, may take (per address, where a name has several).
-    /// At least `node_timeout`. Default: 1 s.
+    /// How long connecting to a node, its handshake included, may take; all addresses of a name together. At least
+    /// `node_timeout`, at most an hour. Default: 1 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Config {
         self.settings.connect_timeout = timeout;
         self
@@ -260,9 +261,10 @@ impl Config {
                 settings.connect_timeout, settings.node_timeout
             ));
         }
-        if time::deadline(time::now(), settings.connect_timeout).is_none() {
+        // What blocks for so long is as good as blocked for ever; so `node_timeout` is bounded too.
+        if settings.connect_timeout > MOST_TIMEOUT {
             return refuse(format!(
-                "connect_timeout {:?} is beyond the clock's range",
+                "connect_timeout {:?} is above {MOST_TIMEOUT:?}",
                 settings.connect_timeout
             ));
         }

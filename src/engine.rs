@@ -87,9 +87,6 @@ impl Engine {
         ttl: Ttl,
         patience: Patience,
     ) -> Result<(Arc<Lease>, Pass), Error> {
-        if self.is_forked() {
-            return Err(Error::Closed);
-        }
         let started = time::now();
         let inbox = Arc::new(Inbox::new());
         let retry = &self.settings.retry;
@@ -116,13 +113,14 @@ impl Engine {
                 });
             }
         };
-        let mut attempts = match patience.attempts {
-            // The slot came in time, so there is one attempt left at the least.
-            Some(most) => retry.attempts_within(waited()).min(most - 1),
-            None => 0,
-        };
+        // The slot came in time, so there is one attempt left at the least.
+        let most_in_queue = patience.attempts.map_or(u32::MAX, |most| most - 1);
+        let mut attempts = retry.attempts_within(waited()).min(most_in_queue);
         let (mut retries, mut slow) = (0_u32, 0_u32);
         loop {
+            if self.gate.is_closed() {
+                return Err(Error::Closed);
+            }
             attempts = attempts.saturating_add(1);
             let miss = match self.attempt(key, ttl, &inbox)? {
                 Ok(lease) => {
@@ -135,6 +133,9 @@ impl Engine {
                 }
                 Err(miss) => miss,
             };
+            if self.gate.is_closed() {
+                return Err(Error::Closed);
+            }
             slow = match miss {
                 Miss::Slow => slow + 1,
                 _ => 0,
@@ -167,9 +168,6 @@ impl Engine {
             );
             // A wake-up that came late for the slot is no reason to ask sooner; one to close is.
             while inbox.sleep(budget.end()) && !self.gate.is_closed() {}
-            if self.gate.is_closed() {
-                return Err(Error::Closed);
-            }
         }
     }
 
@@ -398,14 +396,20 @@ impl Engine {
                 warn!("{:?}: lock lost: shut down, left to its TTL", lease.key());
             }
         }
-        self.drain() && alive.is_empty()
+        // Who is still asking undoes it yet: the lanes must be there for that.
+        let settled = self.gate.wait_settled(self.soon());
+        self.drain() && settled && alive.is_empty()
+    }
+
+    /// A `node_timeout` from now.
+    fn soon(&self) -> Instant {
+        let now = time::now();
+        time::deadline(now, self.settings.node_timeout).unwrap_or(now)
     }
 
     /// Ends the lanes when they have served what is queued, within `node_timeout`.
     fn drain(&self) -> bool {
-        let now = time::now();
-        let end = time::deadline(now, self.settings.node_timeout).unwrap_or(now);
-        let ended = self.nodes.disband(end);
+        let ended = self.nodes.disband(self.soon());
         if !ended {
             debug!("some lanes are busy connecting and end by themselves");
         }

@@ -31,6 +31,10 @@ pub(crate) enum Sin {
     Late(Verb, Sender<()>, Receiver<()>),
     /// It serves requests of this verb, but answers with an error.
     ErrsAfter(Verb),
+    /// It answers requests of this verb with an error, and does not serve them.
+    Errs(Verb),
+    /// It serves requests of this verb, but goes down before the answer.
+    GoesDownAfter(Verb),
     /// It serves requests of this verb, but the connection breaks before the answer.
     BreaksAfter(Verb),
     /// It answers takes as if somebody else held the lock.
@@ -47,7 +51,7 @@ pub(crate) struct Fake {
     served: Mutex<Vec<(Verb, String)>>,
     connects: Mutex<Vec<Option<Greeting>>>,
     refused: AtomicUsize,
-    run_id: String,
+    run_id: Mutex<String>,
 }
 
 /// The test's end of a [`Sin::Late`].
@@ -78,7 +82,7 @@ impl Fake {
             served: Mutex::new(Vec::new()),
             connects: Mutex::new(Vec::new()),
             refused: AtomicUsize::new(0),
-            run_id: name.to_owned(),
+            run_id: Mutex::new(name.to_owned()),
         })
     }
 
@@ -90,6 +94,11 @@ impl Fake {
 
     pub(crate) fn sins(&self, sin: Sin) {
         *self.sin.lock() = sin;
+    }
+
+    /// Another server is behind its address from now on.
+    pub(crate) fn runs_as(&self, name: &str) {
+        name.clone_into(&mut self.run_id.lock());
     }
 
     pub(crate) fn is_late(&self, verb: Verb) -> Rendezvous {
@@ -177,7 +186,7 @@ impl Connector for Arc<Fake> {
         let mut connects = self.connects.lock();
         connects.push(former.cloned());
         let greeting = Greeting {
-            run_id: self.run_id.clone(),
+            run_id: self.run_id.lock().clone(),
             client: connects.len() as i64,
         };
         Ok((Box::new(FakeSession(Arc::clone(self))), greeting))
@@ -206,6 +215,14 @@ impl Session for FakeSession {
                 Sin::ErrsAfter(verb) if verb == request.verb => {
                     self.0.serve(request);
                     Answer::Fault(Cause::Server("OOM".into()))
+                }
+                Sin::Errs(verb) if verb == request.verb => {
+                    Answer::Fault(Cause::Server("MISCONF".into()))
+                }
+                Sin::GoesDownAfter(verb) if verb == request.verb => {
+                    self.0.serve(request);
+                    self.0.sins(Sin::Down);
+                    return Err(broken());
                 }
                 Sin::BreaksAfter(verb) if verb == request.verb => {
                     self.0.serve(request);
@@ -252,7 +269,7 @@ pub(crate) fn locker(
     let posts: Vec<Post> = fakes
         .iter()
         .map(|fake| Post {
-            name: fake.run_id.clone(),
+            name: fake.run_id.lock().clone(),
             connector: Arc::new(Arc::clone(fake)),
             node_timeout: settings.node_timeout,
         })

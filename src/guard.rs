@@ -30,7 +30,8 @@ pub enum Mode {
 ///
 /// `Drop` releases the lock as [`release`](LockGuard::release) does, and may block as long (see
 /// [`OnDrop`]), also while a panic unwinds. It never panics. What goes wrong in it is a `warn` line in the log, and
-/// counted by [`Nodes::drop_failures`](crate::Nodes::drop_failures). In a forked child it does nothing but warn.
+/// counted by [`Nodes::drop_failures`](crate::Nodes::drop_failures). In a forked child it does nothing but warn. A guard
+/// that is the very last handle on its nodes also ends their threads, for `node_timeout` more at most.
 ///
 /// ```
 /// use redguard::{Locker, LocalLocker};
@@ -129,7 +130,7 @@ impl LockGuard {
     /// # Errors
     /// [`InvalidTtl`](Error::InvalidTtl); [`LockLost`](Error::LockLost) when the lock has expired or too many nodes
     /// say that it is not ours; [`InsufficientQuorum`](Error::InsufficientQuorum) when too few answered: trying
-    /// again before it expires may help.
+    /// again before it expires may help; [`Closed`](Error::Closed) in a forked child.
     ///
     /// ```
     /// # use redguard::{Locker, LocalLocker};
@@ -159,7 +160,8 @@ impl LockGuard {
     /// # Errors
     /// [`LockLost`](Error::LockLost) when it had expired, or too many nodes say that it was not ours any more: work
     /// may have overlapped with another holder's. [`InsufficientQuorum`](Error::InsufficientQuorum) when too few
-    /// nodes answered: then the TTL frees it, or the nodes' lanes do when they are back.
+    /// nodes answered: then the TTL frees it, or the nodes' lanes do when they are back;
+    /// [`Closed`](Error::Closed) in a forked child, which releases nothing.
     pub fn release(mut self) -> Result<(), Error> {
         self.end(OnDrop::Wait)
     }
@@ -175,14 +177,14 @@ impl LockGuard {
     /// The one end, with two doors: `release` and `Drop`.
     fn end(&mut self, on_drop: OnDrop) -> Result<(), Error> {
         self.ended = true;
+        if self.pass.is_forked() {
+            warn!(
+                "{:?}: released in a forked child, which is ignored",
+                self.pass
+            );
+            return Err(Error::Closed);
+        }
         match &self.backing {
-            Backing::Quorum { engine, .. } if engine.is_forked() => {
-                warn!(
-                    "{:?}: released in a forked child, which is ignored",
-                    self.pass
-                );
-                Err(Error::Closed)
-            }
             Backing::Quorum { engine, lease } => engine.release(lease, &self.pass, on_drop),
             Backing::Local => Ok(()),
         }

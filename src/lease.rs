@@ -190,6 +190,11 @@ impl Lease {
         self.exists_until.fetch_max(until, Ordering::AcqRel);
     }
 
+    /// A request to grant it has no answer and may run at any later time.
+    pub(crate) fn note_unanswered(&self) {
+        self.exists_until.store(u64::MAX, Ordering::Release);
+    }
+
     /// Whether the key can still be there on some node: if not, nobody needs to release it.
     pub(crate) fn may_exist(&self, now: Instant) -> bool {
         time::micros(now) <= self.exists_until.load(Ordering::Acquire)

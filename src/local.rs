@@ -92,6 +92,9 @@ impl Gate {
         inbox: &Arc<Inbox>,
         end: Option<Instant>,
     ) -> Result<Entered, Refused> {
+        if self.is_forked() {
+            return Err(Refused::Closed);
+        }
         let mut state = self.state.lock();
         if state.closed {
             return Err(Refused::Closed);
@@ -205,6 +208,23 @@ impl Gate {
         self.state.lock().closed
     }
 
+    /// Whether this process is a child that was forked off the one with the gate's threads.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.process != std::process::id()
+    }
+
+    /// Waits until nobody is still asking for a lease, at most until `end`. `false` if somebody is.
+    pub(crate) fn wait_settled(&self, end: Instant) -> bool {
+        let asking = |state: &State| state.slots.values().any(|slot| slot.holder.lease.is_none());
+        let mut state = self.state.lock();
+        while asking(&state) {
+            if self.emptied.wait_until(&mut state, end).timed_out() {
+                return !asking(&state);
+            }
+        }
+        true
+    }
+
     /// Waits until no slot is held, at most until `end`; answers the leases of those that still are.
     pub(crate) fn wait_empty(&self, end: Option<Instant>) -> Vec<Arc<Lease>> {
         let mut state = self.state.lock();
@@ -227,7 +247,7 @@ impl Gate {
     }
 
     fn leave(&self, key: &Key, ticket: u64) {
-        if self.process != std::process::id() {
+        if self.is_forked() {
             return; // a forked child has a copy of the lock, perhaps one that was held by another thread
         }
         let mut state = self.state.lock();
@@ -252,7 +272,7 @@ impl Gate {
         if room > 64 && held < room / 8 {
             state.slots.shrink_to(held * 2);
         }
-        if held == 0 {
+        if held == 0 || state.closed {
             self.emptied.notify_all();
         }
     }
@@ -279,6 +299,10 @@ impl Pass {
 
     pub(crate) fn key(&self) -> &Key {
         &self.key
+    }
+
+    pub(crate) fn is_forked(&self) -> bool {
+        self.gate.is_forked()
     }
 
     /// Hands the slot on before the pass is dropped.

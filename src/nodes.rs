@@ -1,6 +1,6 @@
 //! The handle on the N nodes with their threads: connecting to them and shutting them down.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -65,12 +65,12 @@ impl Nodes {
     /// [`System`](Error::System) when there are no threads to be had.
     pub fn connect(config: Config) -> Result<Nodes, Error> {
         let settings = config.check()?;
-        let mut places = HashMap::new();
+        let mut places = HashSet::new();
         let mut posts = Vec::new();
         for endpoint in &settings.endpoints {
             let server = Server::new(endpoint, &settings)?;
             let name = server.place();
-            if places.insert(name.clone(), ()).is_some() {
+            if !places.insert(name.clone()) {
                 return Err(Error::InvalidConfig(format!("{name} is named twice")));
             }
             posts.push(Post {

@@ -98,22 +98,34 @@ impl Lane {
     }
 }
 
-/// Keeps two addresses of one server from counting twice, also when one of them comes up later.
+/// Keeps two addresses of one server from counting twice, also when one of them comes up later: for each node the run
+/// that its lanes which are up are connected to, and how many they are.
 #[derive(Debug)]
-struct Census(Mutex<Vec<Option<String>>>);
+struct Census(Mutex<Vec<Option<(String, usize)>>>);
 
 impl Census {
     /// `node` runs as `run_id`. Answers the other node that does so already.
     fn enter(&self, node: usize, run_id: &str) -> Option<usize> {
         let mut runs = self.0.lock();
-        let twin = runs
-            .iter()
-            .position(|run| run.as_deref() == Some(run_id))
-            .filter(|twin| *twin != node);
+        let same = |run: &Option<(String, usize)>| run.as_ref().is_some_and(|run| run.0 == run_id);
+        let twin = runs.iter().position(same).filter(|twin| *twin != node);
         if twin.is_none() {
-            runs[node] = Some(run_id.to_owned());
+            match &mut runs[node] {
+                Some((run, lanes)) if run == run_id => *lanes += 1,
+                run => *run = Some((run_id.to_owned(), 1)),
+            }
         }
         twin
+    }
+
+    /// A lane of `node` is not connected to that run any more. The address may lead elsewhere by the time it is again.
+    fn leave(&self, node: usize, run_id: &str) {
+        let mut runs = self.0.lock();
+        match &mut runs[node] {
+            Some((run, lanes)) if run == run_id && *lanes > 1 => *lanes -= 1,
+            Some((run, _)) if run == run_id => runs[node] = None,
+            _ => {}
+        }
     }
 }
 
@@ -180,6 +192,7 @@ impl Crew {
                     census: Arc::clone(&census),
                     first: Some(tell.clone()),
                     former: None,
+                    counted: false,
                     requests: Vec::with_capacity(BATCH),
                     returns: Vec::with_capacity(BATCH),
                     next: None,
@@ -252,6 +265,8 @@ struct Worker {
     first: Option<Sender<(usize, First)>>,
     /// The session before this one, to be killed at the next connect.
     former: Option<Greeting>,
+    /// Whether `former` is counted in the census.
+    counted: bool,
     /// The batch on the wire, and where its answers go.
     requests: Vec<Request>,
     returns: Vec<Return>,
@@ -273,6 +288,8 @@ struct Return {
     to: Option<(Arc<Inbox>, u32)>,
     /// It is a release that was on the wire when a connection broke, and may have taken effect then.
     again: bool,
+    /// It has no answer yet, or as a release one that says that it did not take effect.
+    owed: bool,
 }
 
 impl Return {
@@ -295,23 +312,32 @@ impl Worker {
         }
         let mut pause = Duration::ZERO;
         while !self.stopping {
-            match self.connect() {
-                Ok(session) => {
-                    pause = Duration::ZERO;
-                    let cause = self.serve(session);
-                    self.fall(cause);
-                }
-                Err(cause) => {
-                    self.fall(cause);
-                    // Who still waits for a release learns now that the node does not come back at once.
-                    self.give_up_waiting();
-                    pause = (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
-                    self.pause(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0));
-                }
+            let turn = AssertUnwindSafe(|| self.connect_and_serve(&mut pause));
+            if catch_unwind(turn).is_err() {
+                self.break_off(&panicked());
+                self.fall(panicked());
             }
         }
         self.give_up_waiting();
         trace!("{}: lane ends", self.name);
+    }
+
+    /// One life of a connection, or the wait after an attempt to get one.
+    fn connect_and_serve(&mut self, pause: &mut Duration) {
+        match self.connect() {
+            Ok(session) => {
+                *pause = Duration::ZERO;
+                let cause = self.serve(session);
+                self.fall(cause);
+            }
+            Err(cause) => {
+                self.fall(cause);
+                // Who still waits for a release learns now that the node does not come back at once.
+                self.give_up_waiting();
+                *pause = (*pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
+                self.pause(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0));
+            }
+        }
     }
 
     /// Connects, and pays what is owed. The lane is up only afterwards.
@@ -336,6 +362,7 @@ impl Worker {
                 "it is the same server as another of the nodes".into(),
             ));
         }
+        self.counted = true;
         self.pay(&mut *session)?;
         self.health.up.store(true, Ordering::Release);
         info!("{}: {how}", self.name);
@@ -418,6 +445,7 @@ impl Worker {
         let mut back = Return {
             to: reply,
             again: false,
+            owed: true,
         };
         let now = time::now();
         let unsent = match (request.verb, request.lease.peek(now)) {
@@ -448,17 +476,29 @@ impl Worker {
         self.health.overdue.store(overdue, Ordering::Release);
         let (node, name) = (self.node, &self.name);
         let (requests, returns) = (&self.requests, &mut self.returns);
+        let mut undone = None;
         let attempt = AssertUnwindSafe(|| {
             session.exchange(requests, &mut |index, answer| {
                 let request = &requests[index];
                 trace!("{name}: {:?} {answer:?}", request.verb);
                 // The node may have taken its time: what it did, it did by now.
                 note_written(request, time::now());
+                match &answer {
+                    // A server that cannot delete now (MISCONF, BUSY …) may be able to later: the release stays owed.
+                    Answer::Fault(cause)
+                        if request.verb == Verb::Release && *cause != Cause::WrongType =>
+                    {
+                        undone = Some(cause.clone());
+                        returns[index].owed = true;
+                    }
+                    _ => returns[index].owed = false,
+                }
                 returns[index].post(node, answer);
             })
         });
         let done = catch_unwind(attempt).unwrap_or_else(|_| Err(panicked()));
         self.health.overdue.store(u64::MAX, Ordering::Release);
+        let done = done.and(undone.map_or(Ok(()), Err));
         match &done {
             Ok(()) => {
                 self.requests.clear();
@@ -469,17 +509,22 @@ impl Worker {
         done
     }
 
-    /// The connection broke with a batch on the wire: what is open is unknown to its callers, and releases are
-    /// owed. Those that had been answered are made again too, which does no harm: they act on their token only.
+    /// The connection broke with a batch on the wire, or is given up: what is open is unknown to its callers, and
+    /// the releases that did not take effect for certain are owed.
     fn break_off(&mut self, cause: &Cause) {
-        let now = time::now();
         for (request, mut back) in self.requests.drain(..).zip(self.returns.drain(..)) {
-            note_written(&request, now);
-            if request.verb == Verb::Release {
-                back.again = true;
-                self.owed.push_back((request, back));
-            } else {
-                back.post(self.node, Answer::Fault(cause.clone()));
+            match request.verb {
+                Verb::Release if back.owed => {
+                    back.again = true;
+                    self.owed.push_back((request, back));
+                }
+                Verb::Take | Verb::PutBack if back.owed => {
+                    // A server that hangs may still run it when it goes on, however late that is: until this lane has
+                    // killed the connection, the key may come to exist.
+                    request.lease.note_unanswered();
+                    back.post(self.node, Answer::Fault(cause.clone()));
+                }
+                _ => back.post(self.node, Answer::Fault(cause.clone())),
             }
         }
     }
@@ -512,8 +557,13 @@ impl Worker {
 
     /// The node does not answer: tells the callers, and answers all that the lane holds before anything blocks.
     fn fall(&mut self, cause: Cause) {
-        *self.health.cause.lock() = cause.clone();
-        if self.health.up.swap(false, Ordering::AcqRel) && !self.stopping {
+        let before = std::mem::replace(&mut *self.health.cause.lock(), cause.clone());
+        let news = before != cause;
+        if let (true, Some(former)) = (std::mem::take(&mut self.counted), &self.former) {
+            self.census.leave(self.node, &former.run_id);
+        }
+        let was_up = self.health.up.swap(false, Ordering::AcqRel);
+        if (was_up || news) && !self.stopping {
             info!("{}: suspect: {cause}", self.name);
         }
         if let Some(job) = self.next.take() {
@@ -549,6 +599,7 @@ impl Worker {
         let mut back = Return {
             to: job.reply,
             again: false,
+            owed: true,
         };
         if job.request.verb == Verb::Release {
             self.owed.push_back((job.request, back));

@@ -334,6 +334,53 @@ fn a_late_grant_of_a_won_round_belongs_to_the_guard() {
 }
 
 #[test]
+fn a_release_that_a_node_answers_with_an_error_stays_owed() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", TTL).expect("free");
+    fakes[0].sins(Sin::Errs(Verb::Release));
+    let error = guard.release().expect_err("it cannot delete now");
+    assert!(error.to_string().contains("MISCONF"), "{error}");
+    fakes[0].sins(Sin::Honest);
+    all_free(&fakes, "x");
+}
+
+#[test]
+fn an_undo_of_what_may_still_run_does_not_expire() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let ttl = Duration::from_millis(50);
+    fakes[0].sins(Sin::GoesDownAfter(Verb::Take));
+    locker.try_lock("x", ttl).expect_err("no answer");
+    // A hung server runs what is in its socket when it goes on, long after the TTL.
+    let ended = time::now() + 3 * ttl;
+    eventually("the TTL has passed", || time::now() > ended);
+    fakes[0].sins(Sin::Honest);
+    eventually("it was undone", || fakes[0].count(Verb::Release) == 1);
+}
+
+#[test]
+fn addresses_that_change_places_are_found_again() {
+    let (a, b) = (Fake::new("a"), Fake::new("b"));
+    let third = Fake::new("c");
+    let nodes = [a.clone(), b.clone(), third];
+    let locker = healthy(&nodes);
+    a.sins(Sin::Down);
+    b.sins(Sin::Down);
+    let up = |count: usize| {
+        eventually("the lanes see it", || {
+            locker.nodes().engine().nodes_up() == count
+        });
+    };
+    up(1);
+    a.runs_as("b");
+    b.runs_as("a");
+    a.sins(Sin::Honest);
+    b.sins(Sin::Honest);
+    up(3);
+}
+
+#[test]
 fn a_panic_in_a_lane_does_not_kill_it() {
     let fakes = Fake::many(1);
     let locker = healthy(&fakes);
@@ -815,6 +862,24 @@ fn shutdown_turns_away_waits_and_leaves_what_is_in_use() {
     assert!(!guard.is_held());
     assert_eq!(guard.release(), Err(Error::LockLost));
     locker.nodes().shutdown(Duration::ZERO);
+}
+
+#[test]
+fn shutdown_undoes_what_is_being_asked_for() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let late = fakes[0].is_late(Verb::Take);
+    let nodes = locker.nodes().clone();
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| locker.lock("x", TTL).map(drop));
+        late.arrived();
+        let ending = scope.spawn(move || nodes.shutdown(Duration::ZERO));
+        eventually("it is closed", || locker.nodes().engine().gate.is_closed());
+        late.go();
+        assert_eq!(asking.join().expect("no panic"), Err(Error::Closed));
+        assert!(ending.join().expect("no panic"));
+    });
+    assert_eq!(holders(&fakes, "x"), 0, "a key that nobody holds is left");
 }
 
 #[test]
