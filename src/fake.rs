@@ -12,12 +12,12 @@ use parking_lot::Mutex;
 
 use crate::config::{Config, Settings};
 use crate::error::{Cause, Error};
+use crate::lane::Post;
 use crate::locker::RedisLocker;
 use crate::node::{Connector, Greeting, Session};
 use crate::nodes::Nodes;
 use crate::script::{Answer, Request, Verb};
 use crate::time;
-use crate::worker::Post;
 
 /// What is wrong with a node.
 #[derive(Clone, Debug)]

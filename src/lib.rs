@@ -112,6 +112,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod crew;
 mod engine;
 mod error;
 #[cfg(all(test, not(loom)))]
@@ -119,6 +120,7 @@ mod fake;
 mod guard;
 mod inbox;
 mod key;
+mod lane;
 mod lease;
 mod local;
 mod locker;

@@ -9,13 +9,14 @@ use crossbeam_channel::Receiver;
 use log::{info, warn};
 
 use crate::config::{Config, Settings};
+use crate::crew::Crew;
 use crate::engine::Engine;
 use crate::error::{Cause, Error};
+use crate::lane::{First, Post};
 use crate::node::{Connector, Server};
 use crate::quorum::{Question, Tally, Vote, quorum};
 use crate::round;
 use crate::time;
-use crate::worker::{Crew, First, Post};
 
 /// Nodes that are not needed for a quorum get at least this much longer than the quorum did.
 const LEAST_GRACE: Duration = Duration::from_millis(10);
@@ -26,7 +27,7 @@ const LEAST_GRACE: Duration = Duration::from_millis(10);
 /// and their requests travel together. Two of them exclude each other through Redis only.
 ///
 /// Each connection has a thread, named `redguard-…`. When the last handle goes, guards included, what is queued is
-/// sent, for `node_timeout` at most, and the threads end; [`shutdown`](Nodes::shutdown) does so in an orderly way.
+/// sent to the nodes that answer, for `node_timeout` at most, and the threads end; [`shutdown`](Nodes::shutdown) does so in an orderly way.
 ///
 /// ```no_run
 /// use redguard::{Config, Locker, Nodes, RedisLocker};

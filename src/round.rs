@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
+use crate::crew::Crew;
 use crate::error::Cause;
 use crate::inbox::{Ended, Inbox};
 use crate::key::Key;
+use crate::lane::{Job, Lane};
 use crate::lease::Lease;
 use crate::quorum::{NodeSet, Question, Tally, Verdict, Vote};
 use crate::script::{Answer, Request, Verb};
 use crate::time::{self, Budget};
-use crate::worker::{Crew, Job, Lane};
 
 /// The configured nodes as one: what the rooms above ask is asked of all of them.
 #[derive(Debug)]

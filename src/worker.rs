@@ -1,18 +1,17 @@
-//! Threads and lanes: one thread owns one connection to one node and serves what waits in its queue.
+//! A lane's thread: it owns one connection to one node and serves what waits in the lane's queue.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{info, trace};
-use parking_lot::Mutex;
 
-use crate::error::{Cause, Error};
+use crate::error::Cause;
 use crate::inbox::Inbox;
+use crate::lane::{Census, First, Health, Job, Message, Post};
 use crate::lease::Look;
 use crate::node::{Connector, Greeting, Session};
 use crate::script::{Answer, Request, Verb};
@@ -26,235 +25,8 @@ const PING_EVERY: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 1
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 
-/// A request on its way, and where its answer goes.
-#[derive(Clone, Debug)]
-pub(crate) struct Job {
-    pub(crate) request: Request,
-    /// The inbox and its round; `None` where nobody waits.
-    pub(crate) reply: Option<(Arc<Inbox>, u32)>,
-}
-
-/// What a lane's thread takes from its queue.
-enum Message {
-    Job(Job),
-    /// Connect for the first time. Sent when all threads have been built.
-    Start,
-    /// End when everything before this has been served.
-    Stop,
-}
-
-/// A lane as its callers see it: a queue, and whether the node answers at present.
-#[derive(Debug)]
-pub(crate) struct Lane {
-    jobs: Sender<Message>,
-    health: Arc<Health>,
-}
-
-/// What the lane's thread tells its callers, readable without waiting for it.
-#[derive(Debug)]
-struct Health {
-    /// Whether the handshake's replies have been read and nothing has gone wrong since.
-    up: AtomicBool,
-    /// When the batch on the wire is overdue, in [`time::micros`]; `u64::MAX` when there is none.
-    overdue: AtomicU64,
-    /// Why the lane is not up.
-    cause: Mutex<Cause>,
-}
-
-impl Lane {
-    /// Hands a job to the lane, unless the node is suspect: then the cause comes back at once, and nothing is
-    /// queued but what is `owed`, a release of a key that the node may hold.
-    pub(crate) fn submit(&self, job: Job, owed: bool, now: Instant) -> Result<(), Cause> {
-        let suspect = self.suspect(now);
-        let queued = if suspect.is_none() || owed {
-            self.jobs.send(Message::Job(job)).is_ok()
-        } else {
-            false
-        };
-        match suspect {
-            Some(cause) => Err(cause),
-            None if queued => Ok(()),
-            None => Err(Cause::Unreachable("the lane is stopped".into())),
-        }
-    }
-
-    /// Why the node is not expected to answer, if it is not.
-    pub(crate) fn suspect(&self, now: Instant) -> Option<Cause> {
-        if !self.health.up.load(Ordering::Acquire) {
-            return Some(self.health.cause.lock().clone());
-        }
-        let overdue = time::micros(now) > self.health.overdue.load(Ordering::Acquire);
-        overdue.then_some(Cause::TimedOut)
-    }
-
-    fn start(&self) {
-        // Fails only where the thread is gone, which `Crew::build` would have noticed.
-        let _ = self.jobs.send(Message::Start);
-    }
-
-    /// Lets the thread end when it has served what is queued by now.
-    fn stop(&self) {
-        let _ = self.jobs.send(Message::Stop);
-    }
-}
-
-/// Keeps two addresses of one server from counting twice, also when one of them comes up later: for each node the run
-/// that its lanes which are up are connected to, and how many they are.
-#[derive(Debug)]
-struct Census(Mutex<Vec<Option<(String, usize)>>>);
-
-impl Census {
-    /// `node` runs as `run_id`. Answers the other node that does so already.
-    fn enter(&self, node: usize, run_id: &str) -> Option<usize> {
-        let mut runs = self.0.lock();
-        let same = |run: &Option<(String, usize)>| run.as_ref().is_some_and(|run| run.0 == run_id);
-        let twin = runs.iter().position(same).filter(|twin| *twin != node);
-        if twin.is_none() {
-            match &mut runs[node] {
-                Some((run, lanes)) if run == run_id => *lanes += 1,
-                run => *run = Some((run_id.to_owned(), 1)),
-            }
-        }
-        twin
-    }
-
-    /// A lane of `node` is not connected to that run any more. The address may lead elsewhere by the time it is again.
-    fn leave(&self, node: usize, run_id: &str) {
-        let mut runs = self.0.lock();
-        match &mut runs[node] {
-            Some((run, lanes)) if run == run_id && *lanes > 1 => *lanes -= 1,
-            Some((run, _)) if run == run_id => runs[node] = None,
-            _ => {}
-        }
-    }
-}
-
-/// What became of a lane's connect, told until it is up for the first time.
-#[derive(Debug)]
-pub(crate) enum First {
-    Up,
-    /// It tries again.
-    Down(Cause),
-    /// It is the same server as another node of the configuration.
-    Twin(usize),
-}
-
-/// The threads of all lanes, and what it takes to end them.
-#[derive(Debug)]
-pub(crate) struct Crew {
-    lanes: Vec<Lane>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Disconnected when the last thread has ended.
-    ended: Receiver<()>,
-}
-
-/// One node, as the crew needs to know it.
-pub(crate) struct Post {
-    pub(crate) name: String,
-    pub(crate) connector: Arc<dyn Connector>,
-    pub(crate) node_timeout: Duration,
-}
-
-impl Crew {
-    /// Builds `pool` threads for each node and starts them when all are there. What becomes of their connects
-    /// comes through the channel, with the node's number.
-    ///
-    /// # Errors
-    /// `System` when a thread cannot be had; those that were built end.
-    pub(crate) fn build(
-        posts: &[Post],
-        pool: usize,
-    ) -> Result<(Crew, Receiver<(usize, First)>), Error> {
-        let (alive, ended) = crossbeam_channel::bounded(0);
-        let (tell, first) = crossbeam_channel::unbounded();
-        let census = Arc::new(Census(Mutex::new(vec![None; posts.len()])));
-        let mut lanes = Vec::new();
-        let mut threads = Vec::new();
-        for (node, post) in posts.iter().enumerate() {
-            for number in 0..pool {
-                let (jobs, queue) = crossbeam_channel::unbounded();
-                let health = Arc::new(Health {
-                    up: AtomicBool::new(false),
-                    overdue: AtomicU64::new(u64::MAX),
-                    cause: Mutex::new(Cause::Unreachable("not connected yet".into())),
-                });
-                lanes.push(Lane {
-                    jobs,
-                    health: Arc::clone(&health),
-                });
-                let worker = Worker {
-                    node,
-                    name: post.name.clone(),
-                    connector: Arc::clone(&post.connector),
-                    node_timeout: post.node_timeout,
-                    queue,
-                    health,
-                    census: Arc::clone(&census),
-                    first: Some(tell.clone()),
-                    former: None,
-                    counted: false,
-                    requests: Vec::with_capacity(BATCH),
-                    returns: Vec::with_capacity(BATCH),
-                    next: None,
-                    owed: VecDeque::new(),
-                    stopping: false,
-                    _alive: alive.clone(),
-                };
-                threads.push(spawn(format!("redguard-{node}.{number}"), move || {
-                    worker.run();
-                })?);
-            }
-        }
-        lanes.iter().for_each(|lane| lane.start());
-        let threads = Mutex::new(threads);
-        let crew = Crew {
-            lanes,
-            threads,
-            ended,
-        };
-        Ok((crew, first))
-    }
-
-    /// All lanes, those of one node next to each other.
-    pub(crate) fn lanes(&self) -> &[Lane] {
-        &self.lanes
-    }
-
-    /// Lets every lane serve what is queued and end, and waits for that until `end`. `false` if some did not.
-    pub(crate) fn disband(&self, end: Instant) -> bool {
-        self.lanes.iter().for_each(|lane| lane.stop());
-        let ended = matches!(
-            self.ended.recv_deadline(end),
-            Err(RecvTimeoutError::Disconnected)
-        );
-        let threads = std::mem::take(&mut *self.threads.lock());
-        if ended {
-            for thread in threads {
-                // A lane catches what panics in it, so this has nothing to tell.
-                let _ = thread.join();
-            }
-        }
-        ended
-    }
-}
-
-/// Starts a named thread.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is the one place that starts threads"
-)]
-fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
-    std::thread::Builder::new()
-        .name(name)
-        .spawn(body)
-        .map_err(|error| Error::System {
-            what: "a thread",
-            reason: error.to_string(),
-        })
-}
-
 /// A lane's thread.
-struct Worker {
+pub(crate) struct Worker {
     node: usize,
     name: String,
     connector: Arc<dyn Connector>,
@@ -306,7 +78,37 @@ impl Return {
 }
 
 impl Worker {
-    fn run(mut self) {
+    pub(crate) fn new(
+        node: usize,
+        post: &Post,
+        queue: Receiver<Message>,
+        health: Arc<Health>,
+        census: Arc<Census>,
+        first: Sender<(usize, First)>,
+        alive: Sender<()>,
+    ) -> Worker {
+        Worker {
+            node,
+            name: post.name.clone(),
+            connector: Arc::clone(&post.connector),
+            node_timeout: post.node_timeout,
+            queue,
+            health,
+            census,
+            first: Some(first),
+            former: None,
+            counted: false,
+            requests: Vec::with_capacity(BATCH),
+            returns: Vec::with_capacity(BATCH),
+            next: None,
+            owed: VecDeque::new(),
+            stopping: false,
+            _alive: alive,
+        }
+    }
+
+    /// The thread: from the first `Start` to the `Stop`, or until nobody has the lane any more.
+    pub(crate) fn run(mut self) {
         if !matches!(self.queue.recv(), Ok(Message::Start)) {
             return;
         }

@@ -1,0 +1,102 @@
+//! The threads of all lanes together: building, starting and ending them.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use parking_lot::Mutex;
+
+use crate::error::Error;
+use crate::lane::{Census, First, Lane, Post};
+use crate::worker::Worker;
+
+/// The threads of all lanes, and what it takes to end them.
+#[derive(Debug)]
+pub(crate) struct Crew {
+    lanes: Vec<Lane>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Disconnected when the last thread has ended.
+    ended: Receiver<()>,
+}
+
+impl Crew {
+    /// Builds `pool` threads for each node and starts them when all are there. What becomes of their connects
+    /// comes through the channel, with the node's number.
+    ///
+    /// # Errors
+    /// `System` when a thread cannot be had; those that were built end.
+    pub(crate) fn build(
+        posts: &[Post],
+        pool: usize,
+    ) -> Result<(Crew, Receiver<(usize, First)>), Error> {
+        let (alive, ended) = crossbeam_channel::bounded(0);
+        let (tell, first) = crossbeam_channel::unbounded();
+        let census = Arc::new(Census::of(posts.len()));
+        let mut lanes = Vec::new();
+        let mut threads = Vec::new();
+        for (node, post) in posts.iter().enumerate() {
+            for number in 0..pool {
+                let (lane, queue, health) = Lane::new();
+                lanes.push(lane);
+                let worker = Worker::new(
+                    node,
+                    post,
+                    queue,
+                    health,
+                    Arc::clone(&census),
+                    tell.clone(),
+                    alive.clone(),
+                );
+                threads.push(spawn(format!("redguard-{node}.{number}"), move || {
+                    worker.run();
+                })?);
+            }
+        }
+        lanes.iter().for_each(|lane| lane.start());
+        let threads = Mutex::new(threads);
+        let crew = Crew {
+            lanes,
+            threads,
+            ended,
+        };
+        Ok((crew, first))
+    }
+
+    /// All lanes, those of one node next to each other.
+    pub(crate) fn lanes(&self) -> &[Lane] {
+        &self.lanes
+    }
+
+    /// Lets every lane serve what is queued and end, and waits for that until `end`. `false` if some did not.
+    pub(crate) fn disband(&self, end: Instant) -> bool {
+        self.lanes.iter().for_each(|lane| lane.stop());
+        let ended = matches!(
+            self.ended.recv_deadline(end),
+            Err(RecvTimeoutError::Disconnected)
+        );
+        let threads = std::mem::take(&mut *self.threads.lock());
+        if ended {
+            for thread in threads {
+                // A lane catches what panics in it, so this has nothing to tell.
+                let _ = thread.join();
+            }
+        }
+        ended
+    }
+}
+
+/// Starts a named thread.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that starts threads"
+)]
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(body)
+        .map_err(|error| Error::System {
+            what: "a thread",
+            reason: error.to_string(),
+        })
+}
