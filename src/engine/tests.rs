@@ -606,6 +606,10 @@ fn a_hung_minority_is_not_waited_for() {
     let hung = fakes[2].is_late(Verb::Take);
     // With a time-out of 5 s a wait for the hung node would show in the time of the rounds.
     let started = time::now();
+    let guard = locker.lock("x", TTL).expect("two of three");
+    // While the lock is held its lane does not drop the take unsent.
+    hung.arrived();
+    guard.release().expect("ours");
     for _ in 0..3 {
         locker
             .lock("x", TTL)
@@ -614,7 +618,6 @@ fn a_hung_minority_is_not_waited_for() {
             .expect("ours");
     }
     assert!(time::now().duration_since(started) < Duration::from_secs(4));
-    hung.arrived();
     fakes[2].sins(Sin::Honest);
 }
 
@@ -662,11 +665,13 @@ fn an_idle_lane_notices_that_its_node_is_gone() {
 fn a_node_that_is_down_collects_no_releases() {
     let fakes = Fake::many(3);
     let locker = healthy(&fakes);
-    let ttl = Duration::from_millis(50);
+    let ttl = Duration::from_millis(200);
     let taken = |n: usize| locker.lock(&n.to_string(), ttl).expect("two of three");
     let guards: Vec<_> = (0..50).map(taken).collect();
-    eventually("all are on all", || fakes[1].takes().len() == 50);
+    eventually("all are on all", || fakes[1].takes().len() >= 50);
     fakes[1].sins(Sin::Down);
+    // On a busy machine an attempt may have been too slow, and undone.
+    let before = fakes[1].count(Verb::Release);
     drop(guards);
     let ended = time::now() + 3 * ttl;
     eventually("the TTLs have passed", || time::now() > ended);
@@ -674,7 +679,7 @@ fn a_node_that_is_down_collects_no_releases() {
     eventually("it is back", || locker.nodes().engine().nodes_up() == 3);
     assert_eq!(
         fakes[1].count(Verb::Release),
-        0,
+        before,
         "a release whose key cannot exist was kept"
     );
 }
