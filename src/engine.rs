@@ -26,7 +26,6 @@ pub(crate) struct Engine {
     settings: Settings,
     gate: Arc<Gate>,
     nodes: Arc<Nodes>,
-    process: u32,
     /// Since when no quorum has answered, in [`time::micros`]; 0 while one does.
     outage_since: AtomicU64,
     drop_failures: AtomicU64,
@@ -54,7 +53,6 @@ impl Engine {
             settings,
             gate: Arc::new(Gate::new()),
             nodes: Arc::new(nodes),
-            process: std::process::id(),
             outage_since: AtomicU64::new(0),
             drop_failures: AtomicU64::new(0),
         }
@@ -75,7 +73,7 @@ impl Engine {
 
     /// Whether this process is a child that was forked off the one with the lanes' threads.
     pub(crate) fn is_forked(&self) -> bool {
-        self.process != std::process::id()
+        self.gate.is_forked()
     }
 
     /// Takes the lock of `key`: the local slot first, then attempt after attempt until one is won or a limit ends it.

@@ -418,8 +418,8 @@ mod tests {
             let gate = Arc::new(Gate::new());
             let entered = enter(&gate, None).unwrap();
             let lease = lease("x");
-            let soon = time::now() + Duration::from_millis(10);
-            let end = time::now() + Duration::from_secs(1);
+            let soon = time::now() + Duration::from_millis(500);
+            let end = time::now() + Duration::from_secs(2);
             lease.hold(end);
             entered.pass.bind(&lease);
             thread::scope(|scope| {
