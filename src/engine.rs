@@ -1,4 +1,4 @@
-//! What an attempt, an extension and a release are, and how an acquire goes from one attempt to the next.
+//! What an attempt, an extension, a downgrade and a release are.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,46 +10,50 @@ use log::{debug, warn};
 use crate::config::{OnDrop, Settings};
 use crate::error::Error;
 use crate::inbox::Inbox;
-use crate::key::{Key, Token, Ttl};
+use crate::key::{Key, Ttl};
 use crate::lease::{Lease, Look};
-use crate::local::{Entered, Gate, Pass, Refused};
+use crate::local::{Gate, Pass};
 use crate::quorum::{NodeSet, Tally, Verdict};
+use crate::retry::RetryPolicy;
 use crate::round::Nodes;
 use crate::script::{Request, Verb};
 use crate::time::{self, Budget, Limit};
 
-/// So many attempts in a row that were too slow end an acquire.
-const MOST_SLOW: u32 = 3;
+pub(crate) use self::acquire::{Patience, Wish, access, contended};
+
+mod acquire;
+
+/// The interval in which a writer that waits says so again, where the policy's `max_delay` is not shorter. It is also how
+/// long a turn of the readers takes; a writer's place at the gate has three times as long.
+const REFRESH: Duration = Duration::from_millis(100);
+/// An interval below this would be over before a slow round is.
+const LEAST_REFRESH: Duration = Duration::from_millis(10);
 
 /// The nodes, the gate before them, and what they have in common. Guards and handles share it.
 pub(crate) struct Engine {
     settings: Settings,
     gate: Arc<Gate>,
     nodes: Arc<Nodes>,
+    /// The policy for read-write locks: with pauses so short that no place at the gate lapses and no turn is missed.
+    rw_retry: RetryPolicy,
+    refresh: Duration,
     /// Since when no quorum has answered, in [`time::micros`]; 0 while one does.
     outage_since: AtomicU64,
     drop_failures: AtomicU64,
 }
 
-/// How long an acquire is ready to try.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    pub(crate) end: Option<Instant>,
-    pub(crate) attempts: Option<u32>,
-}
-
-/// How an attempt ended that was not won.
-enum Miss {
-    /// Held by another; free again after so long, if that is known.
-    Contended(Option<Duration>),
-    Unavailable(Tally),
-    /// Granted too late, or no verdict within the time in which a grant would have been of use.
-    Slow,
-}
-
 impl Engine {
     pub(crate) fn new(settings: Settings, nodes: Nodes) -> Engine {
+        let policy = &settings.retry;
+        let refresh = policy.max_delay.clamp(LEAST_REFRESH, REFRESH);
+        let rw_retry = RetryPolicy {
+            initial_delay: policy.initial_delay.min(refresh / 2),
+            max_delay: policy.max_delay.min(refresh / 2),
+            ..policy.clone()
+        };
         Engine {
+            rw_retry,
+            refresh,
             settings,
             gate: Arc::new(Gate::new()),
             nodes: Arc::new(nodes),
@@ -76,172 +80,6 @@ impl Engine {
         self.gate.is_forked()
     }
 
-    /// Takes the lock of `key`: the local slot first, then attempt after attempt until one is won or a limit ends it.
-    ///
-    /// Blocks until `patience` ends, and for the attempt that has begun by then.
-    pub(crate) fn acquire(
-        &self,
-        key: &Key,
-        ttl: Ttl,
-        patience: Patience,
-    ) -> Result<(Arc<Lease>, Pass), Error> {
-        let started = time::now();
-        let inbox = Arc::new(Inbox::new());
-        let retry = &self.settings.retry;
-        let in_queue = patience.attempts.map(|attempts| retry.span(attempts));
-        let queue_end = in_queue.and_then(|span| time::deadline(started, span));
-        let entered = self
-            .gate
-            .enter(key, &inbox, time::earlier(patience.end, queue_end));
-        let waited = || time::now().saturating_duration_since(started);
-        let pass = match entered {
-            Ok(Entered { pass, expired }) => {
-                if let Some(lease) = expired {
-                    self.settle_loss(&lease, "its lease ended");
-                }
-                pass
-            }
-            Err(Refused::Closed) => return Err(Error::Closed),
-            Err(Refused::Busy(remaining)) => {
-                let waited = waited();
-                return Err(Error::Contended {
-                    attempts: retry.attempts_within(waited),
-                    waited,
-                    remaining,
-                });
-            }
-        };
-        // The slot came in time, so there is one attempt left at the least.
-        let most_in_queue = patience.attempts.map_or(u32::MAX, |most| most - 1);
-        let mut attempts = retry.attempts_within(waited()).min(most_in_queue);
-        let (mut retries, mut slow) = (0_u32, 0_u32);
-        loop {
-            if self.gate.is_closed() {
-                return Err(Error::Closed);
-            }
-            attempts = attempts.saturating_add(1);
-            let miss = match self.attempt(key, ttl, &inbox)? {
-                Ok(lease) => {
-                    if pass.bind(&lease) {
-                        return Ok((lease, pass));
-                    }
-                    // Closed meanwhile, so given back. How that ends is nobody's business any more.
-                    let _ = self.release(&lease, &pass, OnDrop::HandOff);
-                    return Err(Error::Closed);
-                }
-                Err(miss) => miss,
-            };
-            if self.gate.is_closed() {
-                return Err(Error::Closed);
-            }
-            slow = match miss {
-                Miss::Slow => slow + 1,
-                _ => 0,
-            };
-            let now = time::now();
-            let outage_end = match miss {
-                Miss::Unavailable(_) => self.outage_end(started),
-                _ => None,
-            };
-            let over = patience.attempts.is_some_and(|most| attempts >= most)
-                || patience.end.is_some_and(|end| end <= now)
-                || outage_end.is_some_and(|end| end <= now)
-                || slow == MOST_SLOW;
-            if over {
-                return Err(self.give_up(miss, attempts, ttl, waited()));
-            }
-            retries = retries.saturating_add(1);
-            let delay = retry.delay(retries, rand::random());
-            let mut budget = Budget::new(Limit::Pause, time::deadline(now, delay))
-                .and(Limit::Wait, patience.end)
-                .and(Limit::Outage, outage_end);
-            if let Miss::Contended(Some(free)) = miss {
-                // A node counts in whole milliseconds and frees a key in the one after its last.
-                let free = free.saturating_add(Duration::from_millis(1));
-                budget = budget.and(Limit::Pause, time::deadline(now, free));
-            }
-            debug!(
-                "{key:?}: attempt {attempts} missed, next after {:?}",
-                budget.limit()
-            );
-            // A wake-up that came late for the slot is no reason to ask sooner; one to close is.
-            while inbox.sleep(budget.end()) && !self.gate.is_closed() {}
-        }
-    }
-
-    /// When an outage has lasted as long as the policy bears with, for a caller that came at `started`.
-    fn outage_end(&self, started: Instant) -> Option<Instant> {
-        let since = self.outage_since.load(Ordering::Relaxed);
-        let began = time::instant(since).map_or(started, |since| since.max(started));
-        time::deadline(began, self.settings.retry.max_outage)
-    }
-
-    fn give_up(&self, miss: Miss, attempts: u32, ttl: Ttl, waited: Duration) -> Error {
-        match miss {
-            Miss::Contended(remaining) => Error::Contended {
-                attempts,
-                waited,
-                remaining,
-            },
-            Miss::Unavailable(tally) => self.insufficient(tally),
-            Miss::Slow => Error::ValidityExhausted {
-                attempts,
-                ttl: ttl.duration(),
-            },
-        }
-    }
-
-    /// One attempt with a fresh token: won and valid, or undone on every node that may have granted it.
-    ///
-    /// Blocks for `node_timeout` at most, and no longer than a grant would be of use.
-    fn attempt(
-        &self,
-        key: &Key,
-        ttl: Ttl,
-        inbox: &Arc<Inbox>,
-    ) -> Result<Result<Arc<Lease>, Miss>, Error> {
-        let token = Token::fresh(self.settings.owner.as_deref())?;
-        let lease = Arc::new(Lease::new(key.clone(), token));
-        let least = ttl.least_validity(self.settings.min_validity);
-        let validity = time::validity(ttl.duration());
-        let start = time::now();
-        let budget = self
-            .node_budget(start)
-            .and(Limit::Validity, time::deadline(start, validity - least));
-        let request = Request {
-            verb: Verb::Take,
-            lease: Arc::clone(&lease),
-            ttl: ttl.millis(),
-        };
-        let outcome = self.nodes.ask(&request, inbox).outcome(budget);
-        let refused = outcome.tally.refused();
-        let quorum_seen = outcome.verdict != Verdict::Unavailable;
-        let miss = match outcome.verdict {
-            Verdict::Won => {
-                // The last step before the guard: is there still as much validity as was asked for? (rule S2)
-                let end = time::deadline(start, validity);
-                let left = |end: Instant| end.saturating_duration_since(time::now());
-                match end {
-                    Some(end) if left(end) >= least && lease.hold(end) => {
-                        self.note_quorum(quorum_seen, start);
-                        return Ok(Ok(lease));
-                    }
-                    _ => Miss::Slow,
-                }
-            }
-            Verdict::Refused => Miss::Contended(outcome.tally.free_in()),
-            Verdict::Unavailable if outcome.timed_out && budget.limit() == Limit::Validity => {
-                Miss::Slow
-            }
-            Verdict::Unavailable => Miss::Unavailable(outcome.tally),
-        };
-        self.note_quorum(quorum_seen, start);
-        lease.abandon();
-        // Nodes that refused have nothing of it. All others may have, also those that answered with an error (S4).
-        self.nodes.release_behind(&lease, refused);
-        Ok(Err(miss))
-    }
-
     /// Keeps count of how long no quorum has answered: from the first round of a row to the one that found one.
     fn note_quorum(&self, seen: bool, start: Instant) {
         let (old, new) = match seen {
@@ -254,6 +92,11 @@ impl Engine {
                 self.outage_since
                     .compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
         }
+    }
+
+    /// Since when no quorum has answered; long ago while one does.
+    fn outage_since(&self) -> Option<Instant> {
+        time::instant(self.outage_since.load(Ordering::Relaxed))
     }
 
     /// The time that the nodes have for a round that begins at `start`.
@@ -275,11 +118,7 @@ impl Engine {
         let expiry = self.still_held(lease, lease.look(time::now()))?;
         let start = time::now();
         let budget = self.node_budget(start).and(Limit::Validity, Some(expiry));
-        let request = Request {
-            verb: Verb::Extend,
-            lease: Arc::clone(lease),
-            ttl: ttl.millis(),
-        };
+        let request = Request::new(Verb::Extend, lease, ttl.millis());
         let inbox = Arc::new(Inbox::new());
         let outcome = self.nodes.ask(&request, &inbox).outcome(budget);
         match outcome.verdict {
@@ -291,12 +130,7 @@ impl Engine {
                 self.nodes.put_back(lease, ttl.millis(), outcome.absent);
                 Ok(())
             }
-            Verdict::Refused => {
-                if lease.lose() {
-                    self.settle_loss(lease, "a quorum of nodes says that it is not ours");
-                }
-                Err(Error::LockLost)
-            }
+            Verdict::Refused => Err(self.not_ours(lease)),
             Verdict::Unavailable => {
                 self.still_held(lease, lease.look(time::now()))?;
                 Err(self.insufficient(outcome.tally))
@@ -316,17 +150,14 @@ impl Engine {
     ) -> Result<(), Error> {
         let now = time::now();
         self.still_held(lease, lease.begin_release(now))?;
+        let mut request = Request::new(Verb::Release, lease, 0);
+        request.refresh = self.refresh;
         if on_drop == OnDrop::HandOff {
-            self.nodes.release_behind(lease, NodeSet::default());
+            self.nodes.tell(&request, lease.asked());
             lease.end();
             pass.leave();
             return Ok(());
         }
-        let request = Request {
-            verb: Verb::Release,
-            lease: Arc::clone(lease),
-            ttl: 0,
-        };
         let inbox = Arc::new(Inbox::new());
         let round = self.nodes.ask(&request, &inbox);
         pass.leave();
@@ -337,6 +168,40 @@ impl Engine {
             Verdict::Refused => Err(Error::LockLost),
             Verdict::Unavailable => Err(self.insufficient(outcome.tally)),
         }
+    }
+
+    /// Turns a write lease that is held into a read lease with the same token and the same expiry (rule S10).
+    ///
+    /// Nodes that do not answer go on keeping the token as a writer's, which keeps out all that a reader's does and more:
+    /// the read lock is held all the same, and a later extension or release finds the token in either form.
+    ///
+    /// Blocks for `node_timeout` at most.
+    pub(crate) fn downgrade(&self, lease: &Arc<Lease>) -> Result<(), Error> {
+        let _turn = lease.begin_extension();
+        let now = time::now();
+        let expiry = self.still_held(lease, lease.look(now))?;
+        // First of all, so that whoever releases it from now on, for whatever reason, looks for both forms.
+        lease.downgrade();
+        let left = expiry.saturating_duration_since(now).as_millis();
+        let mut request = Request::new(Verb::Downgrade, lease, u64::try_from(left).unwrap_or(0));
+        request.refresh = self.refresh;
+        let inbox = Arc::new(Inbox::new());
+        let budget = self.node_budget(now).and(Limit::Validity, Some(expiry));
+        let outcome = self.nodes.ask(&request, &inbox).outcome(budget);
+        match outcome.verdict {
+            Verdict::Refused => Err(self.not_ours(lease)),
+            Verdict::Won | Verdict::Unavailable => {
+                self.still_held(lease, lease.look(time::now())).map(|_| ())
+            }
+        }
+    }
+
+    /// The nodes say that a lease is not ours: it is lost.
+    fn not_ours(&self, lease: &Arc<Lease>) -> Error {
+        if lease.lose() {
+            self.settle_loss(lease, "a quorum of nodes says that it is not ours");
+        }
+        Error::LockLost
     }
 
     /// Looks at a lease; a loss that this look is the first to see is settled.

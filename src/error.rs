@@ -5,9 +5,9 @@ use std::time::Duration;
 
 /// Why a lock was not taken, kept or confirmed.
 ///
-/// *Held by another* ([`Contended`](Error::Contended)) and *could not find out*
-/// ([`InsufficientQuorum`](Error::InsufficientQuorum)) are never mixed up: the first means that a quorum of the
-/// nodes answered. [`is_contended`](Error::is_contended), [`is_unavailable`](Error::is_unavailable) and
+/// *Held by another* ([`Contended`](Error::Contended), and for read-write locks one variant for each side that can stand
+/// in the way of which) and *could not find out* ([`InsufficientQuorum`](Error::InsufficientQuorum)) are never mixed up:
+/// the first means that a quorum of the nodes answered. [`is_contended`](Error::is_contended), [`is_unavailable`](Error::is_unavailable) and
 /// [`is_lost`](Error::is_lost) sort errors by what a program can do about them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -65,6 +65,39 @@ pub enum Error {
         remaining: Option<Duration>,
     },
 
+    /// A read lock was waited for: a writer holds the lock, or waits for it, and a limit on waiting ran out.
+    #[error("held or waited for by a writer (attempts: {attempts}, waited {waited:.1?})")]
+    WriteLockTimeout {
+        /// How many attempts were made. A back-off delay that passed in the queue of this process counts as one.
+        attempts: u32,
+        /// How long the call waited.
+        waited: Duration,
+        /// When the writer is gone at the latest if it does not extend; `None` where that is unknown.
+        remaining: Option<Duration>,
+    },
+
+    /// A write lock was waited for: another writer holds it, and a limit on waiting ran out.
+    #[error("held by another writer (attempts: {attempts}, waited {waited:.1?})")]
+    WriteLockHeld {
+        /// How many attempts were made. A back-off delay that passed in the queue of this process counts as one.
+        attempts: u32,
+        /// How long the call waited.
+        waited: Duration,
+        /// When the writer is gone at the latest if it does not extend; `None` where that is unknown.
+        remaining: Option<Duration>,
+    },
+
+    /// A write lock was waited for: readers hold the lock, or have their turn, and a limit on waiting ran out.
+    #[error("held by readers (attempts: {attempts}, waited {waited:.1?})")]
+    ReadersTimeout {
+        /// How many attempts were made. A back-off delay that passed in the queue of this process counts as one.
+        attempts: u32,
+        /// How long the call waited.
+        waited: Duration,
+        /// When the last of the readers is gone if none of them extends; `None` where that is unknown.
+        remaining: Option<Duration>,
+    },
+
     /// Three attempts in a row (or the only one that was allowed) won too late to leave the validity that
     /// [`Config::min_validity`](crate::Config::min_validity) asks for. The nodes are too slow for this TTL.
     #[error("nodes too slow for a TTL of {ttl:?}: {attempts} attempts left too little validity")]
@@ -96,7 +129,13 @@ pub enum Error {
 impl Error {
     /// Whether the lock is held by another: trying again later may help.
     pub fn is_contended(&self) -> bool {
-        matches!(self, Error::Contended { .. })
+        matches!(
+            self,
+            Error::Contended { .. }
+                | Error::WriteLockTimeout { .. }
+                | Error::WriteLockHeld { .. }
+                | Error::ReadersTimeout { .. }
+        )
     }
 
     /// Whether nobody could find out, because too few nodes answered in time.
@@ -156,11 +195,25 @@ pub enum Cause {
         remaining: Option<Duration>,
     },
 
+    /// Readers hold the lock there, or have their turn; for `remaining` at most if none of them extends.
+    #[error("held by readers")]
+    Readers {
+        /// Until the last of them ends.
+        remaining: Option<Duration>,
+    },
+
+    /// A writer waits for the lock there, and new readers stand back.
+    #[error("a writer waits for it")]
+    WriterWaiting {
+        /// Until it has to say again that it waits.
+        remaining: Option<Duration>,
+    },
+
     /// The lock is not ours there (any more).
     #[error("not ours")]
     NotOurs,
 
-    /// A value that is not a string stands under the lock's key. It is left untouched.
+    /// A value of another type stands under one of the lock's keys. It is left untouched.
     #[error("a value of another type stands under the key")]
     WrongType,
 }

@@ -24,32 +24,8 @@ pub enum Mode {
     Local,
 }
 
-/// Holds a lock until it is dropped or released, or until its lease ends, **whichever is first**.
-///
-/// It owns all it needs: it can outlive its locker, move to another thread, and be asked from several at once.
-///
-/// `Drop` releases the lock as [`release`](LockGuard::release) does, and may block as long (see
-/// [`OnDrop`]), also while a panic unwinds. It never panics. What goes wrong in it is a `warn` line in the log, and
-/// counted by [`Nodes::drop_failures`](crate::Nodes::drop_failures). In a forked child it does nothing but warn. A guard
-/// that is the very last handle on its nodes also ends their threads, for `node_timeout` more at most.
-///
-/// ```
-/// use redguard::{Locker, LocalLocker};
-/// use std::time::Duration;
-///
-/// # fn main() -> Result<(), redguard::Error> {
-/// let locker = LocalLocker::new();
-/// let guard = locker.lock("report", Duration::from_secs(30))?;
-/// for page in 0..3 {
-///     guard.check()?; // still ours? else stop here
-///     // … write the page …
-/// }
-/// guard.release()?; // or drop it, if how it ended does not matter
-/// # Ok(())
-/// # }
-/// ```
-#[must_use = "if unused the lock is released at once"]
-pub struct LockGuard {
+/// What all guards are: a lock that is held, from here on to its one end.
+pub(crate) struct Hold {
     pass: Pass,
     backing: Backing,
     ended: bool,
@@ -63,87 +39,50 @@ enum Backing {
     Local,
 }
 
-impl LockGuard {
-    pub(crate) fn quorum(engine: Arc<Engine>, lease: Arc<Lease>, pass: Pass) -> LockGuard {
-        LockGuard {
+impl Hold {
+    pub(crate) fn quorum(engine: Arc<Engine>, lease: Arc<Lease>, pass: Pass) -> Hold {
+        Hold {
             pass,
             backing: Backing::Quorum { engine, lease },
             ended: false,
         }
     }
 
-    pub(crate) fn local(pass: Pass) -> LockGuard {
-        LockGuard {
+    pub(crate) fn local(pass: Pass) -> Hold {
+        Hold {
             pass,
             backing: Backing::Local,
             ended: false,
         }
     }
 
-    /// The lock's name, as it was given.
-    pub fn key(&self) -> &str {
-        self.pass.key().name()
-    }
-
-    /// Whether the lock is still held, by the clock and by what the nodes have said. Does not block or ask them.
-    ///
-    /// Only a look: the lease may end right after it. Work that must not go on without the lock belongs well inside
-    /// [`remaining`](LockGuard::remaining).
-    pub fn is_held(&self) -> bool {
+    fn look(&self) -> Option<Look> {
         match &self.backing {
-            Backing::Quorum { engine, lease } => matches!(engine.look(lease), Look::Held(_)),
-            Backing::Local => true,
+            Backing::Quorum { engine, lease } => Some(engine.look(lease)),
+            Backing::Local => None,
         }
     }
 
-    /// How long the lock is held for at least, if nobody deletes its keys; zero when it is lost. Does not block.
-    ///
-    /// This is the validity: the TTL less the time that taking it took, less an allowance for clock drift
-    /// (`ttl / 100 + 2 ms`). A local lock does not expire: it has [`Duration::MAX`].
-    pub fn remaining(&self) -> Duration {
-        match &self.backing {
-            Backing::Quorum { engine, lease } => match engine.look(lease) {
-                Look::Held(expiry) => expiry.saturating_duration_since(time::now()),
-                _ => Duration::ZERO,
-            },
-            Backing::Local => Duration::MAX,
+    fn is_held(&self) -> bool {
+        self.look().is_none_or(|look| matches!(look, Look::Held(_)))
+    }
+
+    fn remaining(&self) -> Duration {
+        match self.look() {
+            None => Duration::MAX,
+            Some(Look::Held(expiry)) => expiry.saturating_duration_since(time::now()),
+            Some(_) => Duration::ZERO,
         }
     }
 
-    /// `Ok` while the lock is held: for the checkpoints of a loop, with `?`. Does not block.
-    ///
-    /// # Errors
-    /// [`LockLost`](Error::LockLost) when it is not.
-    pub fn check(&self) -> Result<(), Error> {
+    fn check(&self) -> Result<(), Error> {
         match self.is_held() {
             true => Ok(()),
             false => Err(Error::LockLost),
         }
     }
 
-    /// Holds the lock for `ttl` from now on, if that is longer than it is held anyway: an extension never shortens.
-    ///
-    /// Blocks for `node_timeout` at most, behind extensions that other threads make through this guard. Where it
-    /// fails the lock stays held until its old expiry, unless it is lost. On nodes that have lost the key it is put
-    /// back once a quorum has kept it. A local lock does not expire: its TTL is checked and ignored.
-    ///
-    /// # Errors
-    /// [`InvalidTtl`](Error::InvalidTtl); [`LockLost`](Error::LockLost) when the lock has expired or too many nodes
-    /// say that it is not ours; [`InsufficientQuorum`](Error::InsufficientQuorum) when too few answered: trying
-    /// again before it expires may help; [`Closed`](Error::Closed) in a forked child.
-    ///
-    /// ```
-    /// # use redguard::{Locker, LocalLocker};
-    /// # use std::time::Duration;
-    /// # fn main() -> Result<(), redguard::Error> {
-    /// # let guard = LocalLocker::new().lock("report", Duration::from_secs(30))?;
-    /// if guard.remaining() < Duration::from_secs(10) {
-    ///     guard.extend(Duration::from_secs(30))?;
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn extend(&self, ttl: Duration) -> Result<(), Error> {
+    fn extend(&self, ttl: Duration) -> Result<(), Error> {
         match &self.backing {
             Backing::Quorum { engine, lease } => {
                 let ttl = Ttl::parse(ttl, engine.settings().min_validity)?;
@@ -153,25 +92,30 @@ impl LockGuard {
         }
     }
 
-    /// Releases the lock and says how that ended. Blocks for `node_timeout` at most.
-    ///
-    /// `Ok` means that a quorum of nodes deleted the key, so that others can have the lock at once.
-    ///
-    /// # Errors
-    /// [`LockLost`](Error::LockLost) when it had expired, or too many nodes say that it was not ours any more: work
-    /// may have overlapped with another holder's. [`InsufficientQuorum`](Error::InsufficientQuorum) when too few
-    /// nodes answered: then the TTL frees it, or the nodes' lanes do when they are back;
-    /// [`Closed`](Error::Closed) in a forked child, which releases nothing.
-    pub fn release(mut self) -> Result<(), Error> {
-        self.end(OnDrop::Wait)
-    }
-
-    /// Whether the lock is held on the nodes or in this process only.
-    pub fn mode(&self) -> Mode {
+    fn mode(&self) -> Mode {
         match self.backing {
             Backing::Quorum { .. } => Mode::Quorum,
             Backing::Local => Mode::Local,
         }
+    }
+
+    /// Turns a write lock into a read lock. Where that fails the lock is lost, which the error tells; its `Drop` is silent.
+    fn downgrade(mut self) -> Result<Hold, Error> {
+        if self.pass.is_forked() {
+            return Err(Error::Closed);
+        }
+        if let Backing::Quorum { engine, lease } = &self.backing
+            && let Err(error) = engine.downgrade(lease)
+        {
+            self.ended = true;
+            return Err(error);
+        }
+        self.pass.share();
+        Ok(self)
+    }
+
+    fn release(mut self) -> Result<(), Error> {
+        self.end(OnDrop::Wait)
     }
 
     /// The one end, with two doors: `release` and `Drop`.
@@ -191,7 +135,7 @@ impl LockGuard {
     }
 }
 
-impl Drop for LockGuard {
+impl Drop for Hold {
     fn drop(&mut self) {
         if self.ended {
             return;
@@ -209,14 +153,167 @@ impl Drop for LockGuard {
     }
 }
 
-/// Does not block, and shows no token.
-impl fmt::Debug for LockGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct("LockGuard");
-        shown.field("key", &self.key()).field("mode", &self.mode());
-        if let Backing::Quorum { lease, .. } = &self.backing {
-            shown.field("lease", &lease.peek(time::now()));
+/// A guard with the methods that all of them have.
+macro_rules! guard {
+    ($(#[$docs:meta])* $guard:ident) => {
+        $(#[$docs])*
+        ///
+        /// It owns all it needs: it can outlive its locker, move to another thread, and be asked from several at once.
+        ///
+        /// `Drop` releases the lock as `release` does, and may block as long (see [`OnDrop`]), also while a panic
+        /// unwinds. It never panics. What goes wrong in it is a `warn` line in the log, and counted by
+        /// [`Nodes::drop_failures`](crate::Nodes::drop_failures). In a forked child it does nothing but warn. A guard
+        /// that is the very last handle on its nodes also ends their threads, for `node_timeout` more at most.
+        #[must_use = "if unused the lock is released at once"]
+        pub struct $guard(Hold);
+
+        impl $guard {
+            /// The lock's name, as it was given.
+            pub fn key(&self) -> &str {
+                self.0.pass.key().name()
+            }
+
+            /// Whether the lock is still held, by the clock and by what the nodes have said. Does not block or ask them.
+            ///
+            /// Only a look: the lease may end right after it. Work that must not go on without the lock belongs well
+            /// inside [`remaining`](Self::remaining).
+            pub fn is_held(&self) -> bool {
+                self.0.is_held()
+            }
+
+            /// How long the lock is held for at least, if nobody deletes its keys; zero when it is lost. Does not block.
+            ///
+            /// This is the validity: the TTL less the time that taking it took, less an allowance for clock drift
+            /// (`ttl / 100 + 2 ms`). A local lock does not expire: it has [`Duration::MAX`].
+            pub fn remaining(&self) -> Duration {
+                self.0.remaining()
+            }
+
+            /// `Ok` while the lock is held: for the checkpoints of a loop, with `?`. Does not block.
+            ///
+            /// # Errors
+            /// [`LockLost`](Error::LockLost) when it is not.
+            pub fn check(&self) -> Result<(), Error> {
+                self.0.check()
+            }
+
+            /// Holds the lock for `ttl` from now on, if that is longer than it is held anyway: an extension never
+            /// shortens.
+            ///
+            /// Blocks for `node_timeout` at most, behind extensions that other threads make through this guard. Where it
+            /// fails the lock stays held until its old expiry, unless it is lost. On nodes that have lost the key it is
+            /// put back once a quorum has kept it. A local lock does not expire: its TTL is checked and ignored.
+            ///
+            /// # Errors
+            /// [`InvalidTtl`](Error::InvalidTtl); [`LockLost`](Error::LockLost) when the lock has expired or too many
+            /// nodes say that it is not ours; [`InsufficientQuorum`](Error::InsufficientQuorum) when too few answered:
+            /// trying again before it expires may help; [`Closed`](Error::Closed) in a forked child.
+            pub fn extend(&self, ttl: Duration) -> Result<(), Error> {
+                self.0.extend(ttl)
+            }
+
+            /// Releases the lock and says how that ended. Blocks for `node_timeout` at most.
+            ///
+            /// `Ok` means that a quorum of nodes deleted it, so that others can have the lock at once.
+            ///
+            /// # Errors
+            /// [`LockLost`](Error::LockLost) when it had expired, or too many nodes say that it was not ours any more:
+            /// work may have overlapped with another holder's. [`InsufficientQuorum`](Error::InsufficientQuorum) when
+            /// too few nodes answered: then the TTL frees it, or the nodes' lanes do when they are back;
+            /// [`Closed`](Error::Closed) in a forked child, which releases nothing.
+            pub fn release(self) -> Result<(), Error> {
+                self.0.release()
+            }
+
+            /// Whether the lock is held on the nodes or in this process only.
+            pub fn mode(&self) -> Mode {
+                self.0.mode()
+            }
         }
-        shown.finish_non_exhaustive()
+
+        impl From<Hold> for $guard {
+            fn from(hold: Hold) -> $guard {
+                $guard(hold)
+            }
+        }
+
+        /// Does not block, and shows no token.
+        impl fmt::Debug for $guard {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let mut shown = f.debug_struct(stringify!($guard));
+                shown.field("key", &self.key()).field("mode", &self.mode());
+                if let Backing::Quorum { lease, .. } = &self.0.backing {
+                    shown.field("lease", &lease.peek(time::now()));
+                }
+                shown.finish_non_exhaustive()
+            }
+        }
+    };
+}
+
+guard! {
+    /// Holds an exclusive lock until it is dropped or released, or until its lease ends, **whichever is first**.
+    ///
+    /// ```
+    /// use redguard::{Locker, LocalLocker};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let locker = LocalLocker::new();
+    /// let guard = locker.lock("report", Duration::from_secs(30))?;
+    /// for page in 0..3 {
+    ///     guard.check()?; // still ours? else stop here
+    ///     if guard.remaining() < Duration::from_secs(10) {
+    ///         guard.extend(Duration::from_secs(30))?;
+    ///     }
+    ///     // … write the page …
+    /// }
+    /// guard.release()?; // or drop it, if how it ended does not matter
+    /// # Ok(())
+    /// # }
+    /// ```
+    LockGuard
+}
+
+guard! {
+    /// Holds a read lock, beside other readers, until it is dropped or released, or until its lease ends, **whichever is
+    /// first**. It has a lease of its own, also among readers of one process.
+    ReadGuard
+}
+
+guard! {
+    /// Holds a write lock, alone, until it is dropped or released, or until its lease ends, **whichever is first**.
+    WriteGuard
+}
+
+impl WriteGuard {
+    /// Turns the write lock into a read lock without letting another writer in between: what was written can be read in
+    /// peace. The lease goes on as it was; readers can get in at once.
+    ///
+    /// Blocks for `node_timeout` at most. Nodes that do not answer go on keeping readers out until this lock is released
+    /// or extended.
+    ///
+    /// # Errors
+    /// [`LockLost`](Error::LockLost) when it had expired, or too many nodes say that it was not ours any more;
+    /// [`Closed`](Error::Closed) in a forked child.
+    ///
+    /// ```
+    /// use redguard::{LocalRwLocker, RwLocker};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let ttl = Duration::from_secs(30);
+    /// let locker = LocalRwLocker::new();
+    /// let writing = locker.write("catalogue", ttl)?;
+    /// // … reload …
+    /// let reading = writing.downgrade()?;
+    /// assert!(locker.try_read("catalogue", ttl)?.is_some());
+    /// assert!(locker.try_write("catalogue", ttl)?.is_none());
+    /// // … read what was loaded …
+    /// reading.release()
+    /// # }
+    /// ```
+    pub fn downgrade(self) -> Result<ReadGuard, Error> {
+        self.0.downgrade().map(ReadGuard)
     }
 }

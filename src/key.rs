@@ -1,7 +1,6 @@
 //! Names, lifetimes and tokens, parsed once at the door: past it nothing is validated again.
 
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,19 +18,27 @@ const MAX_MILLIS: u64 = 1 << 53;
 
 /// The endings of keys that this library derives from a lock's key. A lock whose name had one of them could be
 /// taken for another lock's inner parts.
-const RESERVED: [&str; 4] = [":writer", ":readers", ":gate", ":fence"];
+const RESERVED: [&str; 5] = [":writer", ":readers", ":gate", ":turn", ":fence"];
 
 /// A lock's key on the nodes, with the prefix in front of the name that the caller gave.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     text: Arc<str>,
     prefix: usize,
+    family: Family,
+}
+
+/// What kind of lock a name names: two of different kinds are different locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Family {
+    Exclusive,
+    ReadWrite,
 }
 
 impl Key {
     /// # Errors
     /// `InvalidKey` when the name is empty, longer than 16 KiB, or ends like a derived key.
-    pub(crate) fn parse(prefix: &str, name: &str) -> Result<Key, Error> {
+    pub(crate) fn parse(prefix: &str, name: &str, family: Family) -> Result<Key, Error> {
         let refuse = |reason: String| {
             Err(Error::InvalidKey {
                 name: shortened(name),
@@ -55,6 +62,7 @@ impl Key {
         Ok(Key {
             text,
             prefix: prefix.len(),
+            family,
         })
     }
 
@@ -63,24 +71,39 @@ impl Key {
         &self.text[self.prefix..]
     }
 
-    /// The key as it stands on the nodes.
+    /// An exclusive lock's key as it stands on the nodes.
     pub(crate) fn wire(&self) -> &str {
         &self.text
     }
-}
 
-impl PartialEq for Key {
-    fn eq(&self, other: &Key) -> bool {
-        self.text == other.text
+    /// A key that is derived from this one, in the same cluster slot as all others that are.
+    pub(crate) fn derived(&self, ending: &'static str) -> Derived<'_> {
+        debug_assert!(RESERVED.contains(&ending));
+        Derived { key: self, ending }
     }
 }
 
-impl Eq for Key {}
+/// The lock's key with an ending. A key without a hash tag is made one by braces around the whole of it.
+pub(crate) struct Derived<'a> {
+    key: &'a Key,
+    ending: &'static str,
+}
 
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.text.hash(state);
+impl fmt::Display for Derived<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Derived { key, ending } = self;
+        match has_hash_tag(&key.text) {
+            true => write!(f, "{}{ending}", key.text),
+            false => write!(f, "{{{}}}{ending}", key.text),
+        }
     }
+}
+
+/// Whether only a part of a key decides on its slot: what stands between the first `{` and the next `}`, if anything
+/// does (Redis Cluster specification, "Hash tags").
+fn has_hash_tag(key: &str) -> bool {
+    let inside = key.split_once('{').and_then(|(_, rest)| rest.find('}'));
+    inside.is_some_and(|length| length > 0)
 }
 
 impl fmt::Debug for Key {
@@ -210,7 +233,7 @@ mod tests {
             "with space",
             "{tag}x",
         ] {
-            let key = Key::parse("redguard:", name).unwrap();
+            let key = Key::parse("redguard:", name, Family::Exclusive).unwrap();
             assert_eq!(key.name(), name);
             assert_eq!(key.wire(), format!("redguard:{name}"));
         }
@@ -218,21 +241,49 @@ mod tests {
 
     #[test]
     fn prefix_and_name_together_make_the_key() {
-        let joined = Key::parse("P", "N").unwrap();
-        assert_eq!(joined, Key::parse("", "PN").unwrap());
-        assert_ne!(joined, Key::parse("", "N").unwrap());
+        let parse = |prefix, name| Key::parse(prefix, name, Family::Exclusive).unwrap();
+        assert_eq!(parse("P", "N").wire(), parse("", "PN").wire());
+        assert_ne!(parse("P", "N").wire(), parse("", "N").wire());
+    }
+
+    #[test]
+    fn derived_keys_share_the_slot_of_their_lock() {
+        for (name, derived) in [
+            ("catalogue", "{p:catalogue}:writer"),
+            ("{shop}catalogue", "p:{shop}catalogue:writer"),
+            ("{}catalogue", "{p:{}catalogue}:writer"),
+            ("a}b", "{p:a}b}:writer"),
+            ("{a", "{p:{a}:writer"),
+        ] {
+            let key = Key::parse("p:", name, Family::ReadWrite).unwrap();
+            assert_eq!(key.derived(":writer").to_string(), derived);
+        }
+    }
+
+    #[test]
+    fn an_exclusive_and_a_read_write_lock_of_one_name_are_two() {
+        let parse = |family| Key::parse("p:", "x", family).unwrap();
+        assert_ne!(parse(Family::Exclusive), parse(Family::ReadWrite));
     }
 
     #[test]
     fn unusable_names_are_refused() {
         let long = "é".repeat(MAX_NAME);
-        for name in ["", "x:writer", "x:readers", "x:gate", ":fence", &long] {
-            let error = Key::parse("p:", name).unwrap_err();
+        for name in [
+            "",
+            "x:writer",
+            "x:readers",
+            "x:gate",
+            "x:turn",
+            ":fence",
+            &long,
+        ] {
+            let error = Key::parse("p:", name, Family::Exclusive).unwrap_err();
             assert!(matches!(error, Error::InvalidKey { .. }), "{error}");
             assert!(error.to_string().len() < 300);
         }
-        Key::parse("p:", &"x".repeat(MAX_NAME)).unwrap();
-        Key::parse("p:", "writer").unwrap();
+        Key::parse("p:", &"x".repeat(MAX_NAME), Family::Exclusive).unwrap();
+        Key::parse("p:", "writer", Family::Exclusive).unwrap();
     }
 
     #[test]

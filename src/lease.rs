@@ -15,12 +15,28 @@ const ENDED: u64 = 3;
 /// Everything above is `Held`: the expiry in microseconds, moved up by this much.
 const HELD: u64 = 4;
 
+/// What a lease gives its holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// An exclusive lock.
+    Exclusive,
+    /// A read lock, beside others.
+    Read,
+    /// A write lock.
+    Write,
+    /// A writer's place at the gate that keeps new readers out while it waits. Never held, only left.
+    Gate,
+}
+
 /// A lease on one key under one token, from the attempt that asks for it to its end (rule S7).
 ///
 /// Nothing is ever looked up by name: requests, the local gate and the guard all carry the lease itself.
 pub(crate) struct Lease {
     key: Key,
     token: Token,
+    claim: Claim,
+    /// Whether it claims to read only, having claimed to write: 0 or 1. There is no way back.
+    downgraded: AtomicU64,
     /// # State table
     ///
     /// | from          | to            | by                                                                |
@@ -59,10 +75,12 @@ pub(crate) enum Look {
 }
 
 impl Lease {
-    pub(crate) fn new(key: Key, token: Token) -> Lease {
+    pub(crate) fn new(key: Key, token: Token, claim: Claim) -> Lease {
         Lease {
             key,
             token,
+            claim,
+            downgraded: AtomicU64::new(0),
             state: AtomicU64::new(TRYING),
             exists_until: AtomicU64::new(0),
             asked: AtomicU64::new(0),
@@ -77,6 +95,19 @@ impl Lease {
 
     pub(crate) fn token(&self) -> &Token {
         &self.token
+    }
+
+    pub(crate) fn claim(&self) -> Claim {
+        match self.downgraded.load(Ordering::Acquire) {
+            0 => self.claim,
+            _ => Claim::Read,
+        }
+    }
+
+    /// From now on it claims to read, whatever the nodes know of that.
+    pub(crate) fn downgrade(&self) {
+        debug_assert_ne!(self.claim, Claim::Exclusive);
+        self.downgraded.store(1, Ordering::Release);
     }
 
     /// The attempt was won: held until `expiry`. `false` if it had been given up.
@@ -248,11 +279,16 @@ fn read(state: u64) -> Look {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::key::Family;
     use std::sync::Arc;
 
     pub(crate) fn lease(name: &str) -> Arc<Lease> {
-        let key = Key::parse("test:", name).unwrap();
-        Arc::new(Lease::new(key, Token::fresh(None).unwrap()))
+        let key = Key::parse("test:", name, Family::Exclusive).unwrap();
+        Arc::new(Lease::new(
+            key,
+            Token::fresh(None).unwrap(),
+            Claim::Exclusive,
+        ))
     }
 
     #[cfg(not(loom))]

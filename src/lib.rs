@@ -126,21 +126,26 @@ mod local;
 mod locker;
 mod node;
 mod nodes;
+mod options;
 mod quorum;
 mod retry;
 mod round;
+mod rw_locker;
 mod script;
 mod sync;
+mod take;
 mod time;
 mod worker;
 
 pub use crate::{
     config::{Config, Endpoint, OnDrop},
     error::{Cause, Error, NodeCause},
-    guard::{LockGuard, Mode},
-    locker::{LocalLocker, LockOptions, Locker, RedisLocker},
+    guard::{LockGuard, Mode, ReadGuard, WriteGuard},
+    locker::{LocalLocker, Locker, RedisLocker},
     nodes::Nodes,
+    options::LockOptions,
     retry::RetryPolicy,
+    rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker},
 };
 
 /// The README's examples, compiled.

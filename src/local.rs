@@ -1,7 +1,6 @@
-//! The gate before the nodes: threads of one process queue here for a key, first come, first served.
+//! The gate before the nodes: threads of one process queue here for a key, first come, first served, readers together.
 
-use std::collections::VecDeque;
-use std::collections::hash_map::{Entry, HashMap};
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +13,9 @@ use crate::sync::{Condvar, Mutex};
 use crate::time;
 
 /// One slot per key that is held or waited for; keys at rest take no memory.
+///
+/// A slot is held by one alone, or shared by any number. Its queue is strict: who comes later waits, also a reader
+/// behind a writer that waits while readers hold it, so neither side starves.
 ///
 /// A slot has no clock of its own. The first in the queue may take it from a holder whose lease is lost, and makes
 /// the lease lost itself when its expiry has passed (rule S8): so one hung thread cannot block its process for
@@ -30,25 +32,39 @@ struct State {
     closed: bool,
 }
 
+/// How a slot is held, or to be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// By this one and nobody else: exclusive locks, and writers.
+    Alone,
+    /// Together with others who share it: readers.
+    Shared,
+}
+
 struct Slot {
-    holder: Holder,
+    /// In the order in which they came in.
+    holders: Vec<Holder>,
     queue: VecDeque<Waiter>,
 }
 
 struct Holder {
     ticket: u64,
+    access: Access,
     /// Known once the nodes have granted it.
     lease: Option<Arc<Lease>>,
     /// To wake it while it is still asking.
     inbox: Arc<Inbox>,
+    /// It sleeps while another asks for all that share the slot.
+    follows: bool,
 }
 
 struct Waiter {
     ticket: u64,
+    access: Access,
     inbox: Arc<Inbox>,
 }
 
-/// The slot of a key, for as long as it is not dropped and no waiter has taken it over.
+/// A place in the slot of a key, for as long as it is not dropped and no waiter has taken it over.
 pub(crate) struct Pass {
     gate: Arc<Gate>,
     key: Key,
@@ -56,19 +72,16 @@ pub(crate) struct Pass {
     left: AtomicBool,
 }
 
-/// What a thread finds when it gets the slot.
-#[derive(Debug)]
-pub(crate) struct Entered {
-    pub(crate) pass: Pass,
-    /// The lease of a holder that this call made lost: its release and the telling are owed.
-    pub(crate) expired: Option<Arc<Lease>>,
-}
-
 /// Why a thread did not get the slot.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// Its time was over. The holder's lease ends then, if it has one.
-    Busy(Option<Duration>),
+    /// Its time was over.
+    Busy {
+        /// How those hold it who stood in the way, or want to that came before.
+        by: Access,
+        /// When the last of their leases ends, if all have one.
+        remaining: Option<Duration>,
+    },
     Closed,
 }
 
@@ -86,12 +99,16 @@ impl Gate {
     }
 
     /// Waits for the slot of `key`, at most until `end` (`None`: for ever), behind all that came before.
+    ///
+    /// Leases that this call makes lost go to `settle`: their release and the telling are owed.
     pub(crate) fn enter(
         self: &Arc<Self>,
         key: &Key,
+        access: Access,
         inbox: &Arc<Inbox>,
         end: Option<Instant>,
-    ) -> Result<Entered, Refused> {
+        settle: impl Fn(&Arc<Lease>),
+    ) -> Result<Pass, Refused> {
         if self.is_forked() {
             return Err(Refused::Closed);
         }
@@ -101,34 +118,23 @@ impl Gate {
         }
         state.last_ticket += 1;
         let ticket = state.last_ticket;
-        let me = |lease| Holder {
-            ticket,
-            lease,
-            inbox: Arc::clone(inbox),
-        };
         let pass = || Pass {
             gate: Arc::clone(self),
             key: key.clone(),
             ticket,
             left: AtomicBool::new(false),
         };
-        let slot = match state.slots.entry(key.clone()) {
-            Entry::Occupied(slot) => slot.into_mut(),
-            Entry::Vacant(vacant) => {
-                vacant.insert(Slot {
-                    holder: me(None),
-                    queue: VecDeque::new(),
-                });
-                return Ok(Entered {
-                    pass: pass(),
-                    expired: None,
-                });
-            }
-        };
-        slot.queue.push_back(Waiter {
+        let me = Waiter {
             ticket,
+            access,
             inbox: Arc::clone(inbox),
-        });
+        };
+        let slot = state.slots.entry(key.clone()).or_insert_with(Slot::new);
+        if slot.queue.is_empty() && slot.admits(access) {
+            slot.holders.push(Holder::from(me));
+            return Ok(pass());
+        }
+        slot.queue.push_back(me);
         loop {
             let now = time::now();
             let closed = state.closed;
@@ -136,43 +142,39 @@ impl Gate {
             let Some(slot) = state.slots.get_mut(key) else {
                 return Err(Refused::Closed);
             };
-            if slot.holder.ticket == ticket {
-                return Ok(Entered {
-                    pass: pass(),
-                    expired: None,
-                });
+            if slot.holders.iter().any(|holder| holder.ticket == ticket) {
+                return Ok(pass());
             }
             let first = slot.queue.front().is_some_and(|w| w.ticket == ticket);
-            let look = match &slot.holder.lease {
-                Some(lease) if first => lease.look(now),
-                _ => Look::Trying,
-            };
-            if let Look::JustLost | Look::Lost = look {
-                slot.queue.pop_front();
-                let former = std::mem::replace(&mut slot.holder, me(None));
-                return Ok(Entered {
-                    pass: pass(),
-                    expired: former.lease.filter(|_| look == Look::JustLost),
-                });
+            if first {
+                let lost = slot.evict(now);
+                let admitted = slot.admit();
+                if !lost.is_empty() || !admitted.is_empty() {
+                    drop(state); // let go before waking and telling
+                    let others = admitted.iter().filter(|other| !Arc::ptr_eq(other, inbox));
+                    others.for_each(|inbox| inbox.wake());
+                    lost.iter().for_each(&settle);
+                    state = self.state.lock();
+                    continue;
+                }
             }
             let over = end.is_some_and(|end| end <= now);
             if over || closed {
-                let refused = match (closed, &slot.holder.lease) {
-                    (true, _) => Refused::Closed,
-                    (false, lease) => Refused::Busy(lease.as_ref().and_then(|l| left(l, now))),
+                let refused = match closed {
+                    true => Refused::Closed,
+                    false => slot.busy(ticket, access, now),
                 };
                 slot.queue.retain(|waiter| waiter.ticket != ticket);
-                let next = slot.queue.front().filter(|_| first);
-                let next = next.map(|waiter| Arc::clone(&waiter.inbox));
+                let mut woken = slot.admit(); // readers that were behind a writer need not wait any more
+                // Who is first now has the holders' leases to watch.
+                woken.extend(slot.first());
                 drop(state); // let go before waking
-                if let Some(next) = next {
-                    next.wake(); // it is first now, and has the holder's lease to watch
-                }
+                woken.iter().for_each(|inbox| inbox.wake());
                 return Err(refused);
             }
-            let wake = match look {
-                Look::Held(expiry) => time::earlier(end, Some(expiry)),
-                _ => end,
+            let wake = match first {
+                true => time::earlier(end, slot.next_expiry(now)),
+                false => end,
             };
             drop(state); // let go while asleep
             inbox.sleep(wake);
@@ -180,11 +182,10 @@ impl Gate {
         }
     }
 
-    /// Something about the holder's lease has changed: lets the first in the queue look.
+    /// Something about a holder's lease has changed: lets the first in the queue look.
     pub(crate) fn poke(&self, key: &Key) {
         let state = self.state.lock();
-        let first = state.slots.get(key).and_then(|slot| slot.queue.front());
-        let first = first.map(|waiter| Arc::clone(&waiter.inbox));
+        let first = state.slots.get(key).and_then(Slot::first);
         drop(state); // let go before waking
         if let Some(first) = first {
             first.wake();
@@ -197,7 +198,7 @@ impl Gate {
         state.closed = true;
         let mut inboxes = Vec::new();
         for slot in state.slots.values() {
-            inboxes.push(Arc::clone(&slot.holder.inbox));
+            inboxes.extend(slot.holders.iter().map(|holder| Arc::clone(&holder.inbox)));
             inboxes.extend(slot.queue.iter().map(|waiter| Arc::clone(&waiter.inbox)));
         }
         drop(state); // let go before waking
@@ -215,7 +216,7 @@ impl Gate {
 
     /// Waits until nobody is still asking for a lease, at most until `end`. `false` if somebody is.
     pub(crate) fn wait_settled(&self, end: Instant) -> bool {
-        let asking = |state: &State| state.slots.values().any(|slot| slot.holder.lease.is_none());
+        let asking = |state: &State| state.slots.values().any(Slot::is_asking);
         let mut state = self.state.lock();
         while asking(&state) {
             if self.emptied.wait_until(&mut state, end).timed_out() {
@@ -235,8 +236,8 @@ impl Gate {
                 Some(_) => {}
             }
         }
-        let leases = state.slots.values().map(|slot| slot.holder.lease.clone());
-        leases.flatten().collect()
+        let holders = state.slots.values().flat_map(|slot| &slot.holders);
+        holders.filter_map(|holder| holder.lease.clone()).collect()
     }
 
     /// How many threads queue for a key.
@@ -251,29 +252,131 @@ impl Gate {
             return; // a forked child has a copy of the lock, perhaps one that was held by another thread
         }
         let mut state = self.state.lock();
+        let closed = state.closed;
         let Some(slot) = state.slots.get_mut(key) else {
             return;
         };
-        if slot.holder.ticket != ticket {
+        let Some(place) = slot.holders.iter().position(|h| h.ticket == ticket) else {
             return; // a waiter took it over when our lease was lost
+        };
+        let asked = slot.holders.remove(place).lease.is_none();
+        let mut woken = slot.admit();
+        if asked {
+            woken.extend(slot.followers().next()); // from now on it asks for all
         }
-        if let Some(next) = slot.queue.pop_front() {
-            slot.holder = Holder {
-                ticket: next.ticket,
-                lease: None,
-                inbox: Arc::clone(&next.inbox),
-            };
-            drop(state); // let go before waking
-            next.inbox.wake();
-            return;
+        if slot.holders.is_empty() {
+            state.slots.remove(key);
+            let (held, room) = (state.slots.len(), state.slots.capacity());
+            if room > 64 && held < room / 8 {
+                state.slots.shrink_to(held * 2);
+            }
         }
-        state.slots.remove(key);
-        let (held, room) = (state.slots.len(), state.slots.capacity());
-        if room > 64 && held < room / 8 {
-            state.slots.shrink_to(held * 2);
-        }
-        if held == 0 || state.closed {
+        if closed || state.slots.is_empty() {
             self.emptied.notify_all();
+        }
+        drop(state); // let go before waking
+        woken.iter().for_each(|inbox| inbox.wake());
+    }
+}
+
+impl Slot {
+    fn new() -> Slot {
+        Slot {
+            holders: Vec::with_capacity(1),
+            queue: VecDeque::new(),
+        }
+    }
+
+    fn admits(&self, access: Access) -> bool {
+        let shared = |holder: &Holder| holder.access == Access::Shared;
+        self.holders.is_empty() || access == Access::Shared && self.holders.iter().all(shared)
+    }
+
+    /// Lets in from the queue who can be, in order, and answers their inboxes to be woken.
+    fn admit(&mut self) -> Vec<Arc<Inbox>> {
+        let mut admitted = Vec::new();
+        while self.queue.front().is_some_and(|w| self.admits(w.access)) {
+            let next = self.queue.pop_front().map(Holder::from);
+            admitted.extend(next.as_ref().map(|holder| Arc::clone(&holder.inbox)));
+            self.holders.extend(next);
+        }
+        admitted
+    }
+
+    /// Removes the holders whose lease is lost; answers those that this look has made so.
+    fn evict(&mut self, now: Instant) -> Vec<Arc<Lease>> {
+        let mut lost = Vec::new();
+        self.holders.retain(|holder| {
+            let look = holder.lease.as_ref().map(|lease| (lease, lease.look(now)));
+            if let Some((lease, Look::JustLost)) = look {
+                lost.push(Arc::clone(lease));
+            }
+            !matches!(look, Some((_, Look::JustLost | Look::Lost)))
+        });
+        lost
+    }
+
+    /// When the next of the holders' leases ends.
+    fn next_expiry(&self, now: Instant) -> Option<Instant> {
+        let expiries = self.holders.iter().filter_map(|holder| holder.expiry(now));
+        expiries.min()
+    }
+
+    fn first(&self) -> Option<Arc<Inbox>> {
+        self.queue.front().map(|waiter| Arc::clone(&waiter.inbox))
+    }
+
+    /// Whether one of the holders has no lease yet.
+    fn is_asking(&self) -> bool {
+        self.holders.iter().any(|holder| holder.lease.is_none())
+    }
+
+    /// The inboxes of those that follow another; each is to be woken once.
+    fn followers(&mut self) -> impl Iterator<Item = Arc<Inbox>> {
+        self.holders.iter_mut().filter_map(|holder| {
+            std::mem::take(&mut holder.follows).then(|| Arc::clone(&holder.inbox))
+        })
+    }
+
+    /// What stands in the way of a waiter.
+    fn busy(&self, ticket: u64, access: Access, now: Instant) -> Refused {
+        let before = |waiter: &&Waiter| waiter.ticket != ticket;
+        let mut ahead = self.queue.iter().take_while(before);
+        if self.admits(access)
+            || access == Access::Shared && ahead.any(|w| w.access == Access::Alone)
+        {
+            return Refused::Busy {
+                by: Access::Alone,
+                remaining: None,
+            };
+        }
+        let expiries: Option<Vec<Instant>> = self.holders.iter().map(|h| h.expiry(now)).collect();
+        let last = expiries.and_then(|expiries| expiries.into_iter().max());
+        Refused::Busy {
+            by: self.holders[0].access,
+            remaining: last.map(|last| last.saturating_duration_since(now)),
+        }
+    }
+}
+
+impl Holder {
+    /// When its lease ends, if it is held.
+    fn expiry(&self, now: Instant) -> Option<Instant> {
+        match self.lease.as_ref()?.peek(now) {
+            Look::Held(expiry) => Some(expiry),
+            _ => None,
+        }
+    }
+}
+
+impl From<Waiter> for Holder {
+    fn from(waiter: Waiter) -> Holder {
+        Holder {
+            ticket: waiter.ticket,
+            access: waiter.access,
+            lease: None,
+            inbox: waiter.inbox,
+            follows: false,
         }
     }
 }
@@ -288,13 +391,52 @@ impl Pass {
         let Some(slot) = state.slots.get_mut(&self.key) else {
             return false;
         };
-        slot.holder.lease = Some(Arc::clone(lease));
-        let first = slot.queue.front().map(|waiter| Arc::clone(&waiter.inbox));
-        drop(state); // let go before waking
-        if let Some(first) = first {
-            first.wake(); // it has an expiry to watch now
+        for holder in &mut slot.holders {
+            if holder.ticket == self.ticket {
+                holder.lease = Some(Arc::clone(lease));
+            }
         }
+        let mut woken = Vec::new();
+        woken.extend(slot.first()); // it has an expiry to watch now
+        // What was granted to one who shares is likely to be granted to the others.
+        woken.extend(slot.followers());
+        drop(state); // let go before waking
+        woken.iter().for_each(|inbox| inbox.wake());
         true
+    }
+
+    /// Of those that share the slot and wait for a lease one asks the nodes again and again. `true` where that is
+    /// another: then this one may sleep, and is woken when that one is granted a lease or leaves.
+    pub(crate) fn follow(&self) -> bool {
+        let mut state = self.gate.state.lock();
+        let Some(slot) = state.slots.get_mut(&self.key) else {
+            return false;
+        };
+        let mut asking = slot.holders.iter_mut().filter(|h| h.lease.is_none());
+        let (first, me) = (asking.next(), asking.find(|h| h.ticket == self.ticket));
+        match (first, me) {
+            (Some(_), Some(me)) => {
+                me.follows = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Shares from now on what it held alone.
+    pub(crate) fn share(&self) {
+        let mut state = self.gate.state.lock();
+        let Some(slot) = state.slots.get_mut(&self.key) else {
+            return;
+        };
+        for holder in &mut slot.holders {
+            if holder.ticket == self.ticket {
+                holder.access = Access::Shared;
+            }
+        }
+        let woken = slot.admit();
+        drop(state); // let go before waking
+        woken.iter().for_each(|inbox| inbox.wake());
     }
 
     pub(crate) fn key(&self) -> &Key {
@@ -319,14 +461,6 @@ impl Drop for Pass {
     }
 }
 
-/// What a holder's lease has left.
-fn left(lease: &Lease, now: Instant) -> Option<Duration> {
-    match lease.peek(now) {
-        Look::Held(expiry) => Some(expiry.saturating_duration_since(now)),
-        _ => None,
-    }
-}
-
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Gate(..)")
@@ -340,203 +474,4 @@ impl fmt::Debug for Pass {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::lease::tests::lease;
-
-    fn key() -> Key {
-        Key::parse("test:", "x").unwrap()
-    }
-
-    fn enter(gate: &Arc<Gate>, end: Option<Instant>) -> Result<Entered, Refused> {
-        gate.enter(&key(), &Arc::new(Inbox::new()), end)
-    }
-
-    #[cfg(not(loom))]
-    mod table {
-        use super::*;
-        use crate::fake::eventually;
-        use std::sync::atomic::{AtomicU64, Ordering};
-        use std::thread;
-
-        #[test]
-        fn threads_get_the_slot_in_the_order_in_which_they_came() {
-            let gate = Arc::new(Gate::new());
-            let first = enter(&gate, None).unwrap();
-            let order = Mutex::new(Vec::new());
-            thread::scope(|scope| {
-                for number in 0..8 {
-                    let (gate, order) = (&gate, &order);
-                    scope.spawn(move || {
-                        let entered = enter(gate, None).unwrap();
-                        order.lock().push(number);
-                        drop(entered);
-                    });
-                    eventually("it queues", || gate.waiting(&key()) == number + 1);
-                }
-                drop(first);
-            });
-            assert_eq!(*order.lock(), (0..8).collect::<Vec<_>>());
-            assert!(gate.state.lock().slots.is_empty());
-        }
-
-        #[test]
-        fn one_inside_at_a_time() {
-            let gate = Arc::new(Gate::new());
-            let inside = AtomicU64::new(0);
-            thread::scope(|scope| {
-                for _ in 0..8 {
-                    scope.spawn(|| {
-                        for _ in 0..2_000 {
-                            let entered = enter(&gate, None).unwrap();
-                            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
-                            inside.fetch_sub(1, Ordering::SeqCst);
-                            drop(entered);
-                        }
-                    });
-                }
-            });
-            assert!(gate.state.lock().slots.is_empty());
-        }
-
-        #[test]
-        fn keys_at_rest_take_no_memory() {
-            let gate = Arc::new(Gate::new());
-            let mut passes = Vec::new();
-            for n in 0..10_000 {
-                let key = Key::parse("", &n.to_string()).unwrap();
-                let inbox = Arc::new(Inbox::new());
-                passes.push(gate.enter(&key, &inbox, None).unwrap());
-            }
-            drop(passes);
-            let state = gate.state.lock();
-            assert!(state.slots.is_empty() && state.slots.capacity() < 1_000);
-        }
-
-        #[test]
-        fn a_time_out_leaves_the_queue_and_the_next_watches_the_lease() {
-            let gate = Arc::new(Gate::new());
-            let entered = enter(&gate, None).unwrap();
-            let lease = lease("x");
-            let soon = time::now() + Duration::from_millis(500);
-            let end = time::now() + Duration::from_secs(2);
-            lease.hold(end);
-            entered.pass.bind(&lease);
-            thread::scope(|scope| {
-                let first = scope.spawn(|| enter(&gate, Some(soon)).err());
-                eventually("it queues", || gate.waiting(&key()) > 0);
-                let second = scope.spawn(|| enter(&gate, None).unwrap());
-                let refused = first.join().unwrap();
-                assert!(matches!(refused, Some(Refused::Busy(Some(_)))));
-                // Nobody leaves: the second gets in because it has made the lease lost.
-                let second = second.join().unwrap();
-                assert!(time::now() >= lease_end(end));
-                assert!(
-                    second
-                        .expired
-                        .is_some_and(|lost| Arc::ptr_eq(&lost, &lease))
-                );
-                drop(entered);
-                assert!(
-                    enter(&gate, Some(time::now())).is_err(),
-                    "still the second's"
-                );
-                drop(second.pass);
-                assert!(enter(&gate, Some(time::now())).is_ok());
-            });
-        }
-
-        /// A lease's expiry is kept in whole microseconds.
-        fn lease_end(end: Instant) -> Instant {
-            time::instant(time::micros(end)).unwrap()
-        }
-
-        #[test]
-        fn who_is_behind_another_does_not_pass_it() {
-            let gate = Arc::new(Gate::new());
-            let entered = enter(&gate, None).unwrap();
-            let lease = lease("x");
-            lease.hold(time::now() + Duration::from_secs(60));
-            entered.pass.bind(&lease);
-            thread::scope(|scope| {
-                let first = scope.spawn(|| enter(&gate, None).unwrap());
-                eventually("it queues", || gate.waiting(&key()) > 0);
-                lease.lose();
-                // The lease is lost, but the slot is for the one who came first.
-                let busy = enter(&gate, Some(time::now())).unwrap_err();
-                assert_eq!(busy, Refused::Busy(None));
-                gate.poke(&key());
-                let first = first.join().unwrap();
-                assert!(first.expired.is_none(), "the loss was another's to tell");
-            });
-        }
-    }
-
-    /// All interleavings, by the model checker. Time does not pass in it: a wake-up that is lost is a dead-lock.
-    #[cfg(loom)]
-    mod loom_gate {
-        use super::*;
-        use loom::sync::atomic::AtomicU64;
-        use std::sync::atomic::Ordering;
-
-        #[test]
-        fn loom_one_inside_and_no_wake_up_is_lost() {
-            loom::model(|| {
-                let gate = Arc::new(Gate::new());
-                let inside = Arc::new(AtomicU64::new(0));
-                let visit = |gate: &Arc<Gate>, inside: &AtomicU64| {
-                    let entered = enter(gate, None).unwrap();
-                    assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0, "two inside");
-                    inside.fetch_sub(1, Ordering::Relaxed);
-                    drop(entered);
-                };
-                let threads = [0; 2].map(|_| {
-                    let (gate, inside) = (Arc::clone(&gate), Arc::clone(&inside));
-                    loom::thread::spawn(move || visit(&gate, &inside))
-                });
-                visit(&gate, &inside);
-                for thread in threads {
-                    thread.join().unwrap();
-                }
-                assert!(gate.state.lock().slots.is_empty());
-            });
-        }
-
-        #[test]
-        fn loom_a_waiter_passes_a_holder_that_lost_its_lease() {
-            let start = time::now();
-            loom::model(move || {
-                let gate = Arc::new(Gate::new());
-                let holder = enter(&gate, None).unwrap();
-                let waiter = {
-                    let gate = Arc::clone(&gate);
-                    loom::thread::spawn(move || drop(enter(&gate, None).unwrap()))
-                };
-                let lease = lease("x");
-                assert!(lease.hold(start + Duration::from_secs(3600)));
-                assert!(holder.pass.bind(&lease));
-                // As a reply does that says the lock is not ours: the holder itself hangs and never leaves.
-                assert!(lease.lose());
-                gate.poke(&key());
-                waiter.join().unwrap();
-                drop(holder);
-                assert!(gate.state.lock().slots.is_empty());
-            });
-        }
-
-        #[test]
-        fn loom_closing_reaches_every_waiter() {
-            loom::model(|| {
-                let gate = Arc::new(Gate::new());
-                let holder = enter(&gate, None).unwrap();
-                let waiter = {
-                    let gate = Arc::clone(&gate);
-                    loom::thread::spawn(move || enter(&gate, None).map(drop))
-                };
-                gate.close();
-                assert_eq!(waiter.join().unwrap(), Err(Refused::Closed));
-                drop(holder);
-            });
-        }
-    }
-}
+mod tests;

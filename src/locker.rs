@@ -2,72 +2,20 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::config::{Config, MIN_VALIDITY};
-use crate::engine::Patience;
+use crate::config::Config;
 use crate::error::Error;
 use crate::guard::LockGuard;
-use crate::inbox::Inbox;
-use crate::key::{Key, Ttl};
-use crate::local::{Gate, Refused};
+use crate::lease::Claim;
+use crate::local::Gate;
 use crate::nodes::Nodes;
-use crate::time;
-
-/// How a lock is to be taken. Can be kept and used again.
-///
-/// ```
-/// use redguard::LockOptions;
-/// use std::time::Duration;
-///
-/// let options = LockOptions::new(Duration::from_secs(30)).wait_for(Duration::from_secs(5));
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use = "options do nothing until a lock is acquired with them"]
-pub struct LockOptions {
-    ttl: Duration,
-    wait: Option<Wait>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wait {
-    For(Duration),
-    Until(Instant),
-}
-
-impl LockOptions {
-    /// A lock that ends after `ttl` unless it is released or extended before; in whole milliseconds, parts are cut
-    /// off. Default for all else: wait as the configuration's [`RetryPolicy`](crate::RetryPolicy) says.
-    pub fn new(ttl: Duration) -> LockOptions {
-        LockOptions { ttl, wait: None }
-    }
-
-    /// Waits for the lock no longer than `limit`; zero makes one attempt. Replaces the policy's limits on wait and
-    /// attempts, but not the one on outages. An attempt that has begun is finished, so the call may return up to
-    /// `node_timeout` later. Default: the policy's limits.
-    pub fn wait_for(mut self, limit: Duration) -> LockOptions {
-        self.wait = Some(Wait::For(limit));
-        self
-    }
-
-    /// The same until a moment; one in the past makes one attempt. Default: the policy's limits.
-    pub fn wait_until(mut self, end: Instant) -> LockOptions {
-        self.wait = Some(Wait::Until(end));
-        self
-    }
-
-    /// The end of the caller's wait, if these options set one.
-    fn end(&self, start: Instant) -> Option<Option<Instant>> {
-        self.wait.map(|wait| match wait {
-            Wait::For(limit) => time::deadline(start, limit),
-            Wait::Until(end) => Some(end),
-        })
-    }
-}
+use crate::options::{LockOptions, Strength};
+use crate::take;
 
 /// Takes exclusive locks by name. Write a program against `&dyn Locker`, and run it with Redis or without.
 ///
-/// A name is any text of 1 byte to 16 KiB that does not end in `:writer`, `:readers`, `:gate` or `:fence`: where names
+/// A name is any text of 1 byte to 16 KiB that does not end in `:writer`, `:readers`, `:gate`, `:turn` or `:fence`: where names
 /// come from outside, such as paths, put something of your own behind them.
 ///
 /// Locks are **not re-entrant**: a thread that asks for a lock which it holds waits like any other, until the lease
@@ -130,15 +78,6 @@ pub trait Locker: fmt::Debug + Send + Sync {
     }
 }
 
-/// What `try_acquire` makes of what `acquire` answers.
-fn unless_contended(acquired: Result<LockGuard, Error>) -> Result<Option<LockGuard>, Error> {
-    match acquired {
-        Ok(guard) => Ok(Some(guard)),
-        Err(error) if error.is_contended() => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// Exclusive locks on a quorum of Redis nodes: Redlock (*Distributed Locks with Redis*) with the rules that
 /// the crate's documentation gives. A cheap clone; all clones share their nodes.
 #[derive(Debug, Clone)]
@@ -167,43 +106,18 @@ impl RedisLocker {
         &self.nodes
     }
 
-    fn take(
-        &self,
-        key: &str,
-        options: &LockOptions,
-        default: impl FnOnce(Instant) -> Patience,
-    ) -> Result<LockGuard, Error> {
-        let engine = self.nodes.engine();
-        let settings = engine.settings();
-        let key = Key::parse(&settings.key_prefix, key)?;
-        let ttl = Ttl::parse(options.ttl, settings.min_validity)?;
-        let start = time::now();
-        let patience = match options.end(start) {
-            Some(end) => Patience {
-                end,
-                attempts: None,
-            },
-            None => default(start),
-        };
-        let (lease, pass) = engine.acquire(&key, ttl, patience)?;
-        Ok(LockGuard::quorum(Arc::clone(engine), lease, pass))
+    fn take(&self, key: &str, options: &LockOptions, how: Strength) -> Result<LockGuard, Error> {
+        take::on_nodes(&self.nodes, key, Claim::Exclusive, options, how).map(LockGuard::from)
     }
 }
 
 impl Locker for RedisLocker {
     fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error> {
-        let retry = &self.nodes.engine().settings().retry;
-        self.take(key, options, |start| Patience {
-            end: retry.max_wait.and_then(|wait| time::deadline(start, wait)),
-            attempts: retry.max_attempts,
-        })
+        self.take(key, options, Strength::Policy)
     }
 
     fn try_acquire(&self, key: &str, options: &LockOptions) -> Result<Option<LockGuard>, Error> {
-        unless_contended(self.take(key, options, |start| Patience {
-            end: Some(start),
-            attempts: None,
-        }))
+        take::unless_contended(self.take(key, options, Strength::Once))
     }
 }
 
@@ -238,26 +152,8 @@ impl LocalLocker {
         }
     }
 
-    fn take(
-        &self,
-        key: &str,
-        options: &LockOptions,
-        default: Option<Instant>,
-        start: Instant,
-    ) -> Result<LockGuard, Error> {
-        let key = Key::parse("", key)?;
-        Ttl::parse(options.ttl, MIN_VALIDITY)?;
-        let inbox = Arc::new(Inbox::new());
-        let end = options.end(start).unwrap_or(default);
-        match self.gate.enter(&key, &inbox, end) {
-            Ok(entered) => Ok(LockGuard::local(entered.pass)),
-            Err(Refused::Closed) => Err(Error::Closed),
-            Err(Refused::Busy(remaining)) => Err(Error::Contended {
-                attempts: 1,
-                waited: time::now().saturating_duration_since(start),
-                remaining,
-            }),
-        }
+    fn take(&self, key: &str, options: &LockOptions, how: Strength) -> Result<LockGuard, Error> {
+        take::in_process(&self.gate, key, Claim::Exclusive, options, how).map(LockGuard::from)
     }
 }
 
@@ -269,12 +165,11 @@ impl Default for LocalLocker {
 
 impl Locker for LocalLocker {
     fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error> {
-        self.take(key, options, None, time::now())
+        self.take(key, options, Strength::Policy)
     }
 
     fn try_acquire(&self, key: &str, options: &LockOptions) -> Result<Option<LockGuard>, Error> {
-        let start = time::now();
-        unless_contended(self.take(key, options, Some(start), start))
+        take::unless_contended(self.take(key, options, Strength::Once))
     }
 }
 
@@ -283,10 +178,10 @@ const _: () = {
     const fn shared<T: Send + Sync + ?Sized>() {}
     shared::<Config>();
     shared::<Nodes>();
+    shared::<LockOptions>();
     shared::<RedisLocker>();
     shared::<LocalLocker>();
-    shared::<LockOptions>();
+    shared::<dyn Locker>();
     shared::<LockGuard>();
     shared::<Error>();
-    shared::<dyn Locker>();
 };

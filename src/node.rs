@@ -284,7 +284,7 @@ impl Session for RedisSession {
         self.send(end)?;
         let (mut again, mut forgotten) = (std::mem::take(&mut self.again), false);
         for (index, request) in requests.iter().enumerate() {
-            match script::read(request.verb, self.receive(end)?) {
+            match script::read(request.verb, request.lease.claim(), self.receive(end)?) {
                 Read::Answer(read) => answer(index, read),
                 Read::Refused => again.push((index, Again::Left)),
                 Read::NoScript => {
@@ -317,7 +317,10 @@ impl Session for RedisSession {
             let reply = self.receive(end)?;
             let read = match what {
                 Again::Left => script::read_left(reply),
-                Again::Whole => script::read(requests[index].verb, reply),
+                Again::Whole => {
+                    let request = &requests[index];
+                    script::read(request.verb, request.lease.claim(), reply)
+                }
             };
             match read {
                 Read::Answer(read) => answer(index, read),

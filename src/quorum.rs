@@ -158,6 +158,12 @@ impl Tally {
         self.refused
     }
 
+    /// Whether most of the nodes that refused did so because of readers.
+    pub(crate) fn held_by_readers(&self) -> bool {
+        let readers = |(_, cause): &&(usize, Cause)| matches!(cause, Cause::Readers { .. });
+        2 * self.causes.iter().filter(readers).count() > self.refused.len()
+    }
+
     /// When so many refusing nodes can be free that a quorum could grant, by the TTLs they told; `None` if unknown.
     pub(crate) fn free_in(&self) -> Option<Duration> {
         let mut holds: Vec<Option<Duration>> = self
@@ -165,7 +171,9 @@ impl Tally {
             .iter()
             .filter(|(node, _)| self.refused.contains(*node))
             .map(|(_, cause)| match cause {
-                Cause::Held { remaining } => *remaining,
+                Cause::Held { remaining }
+                | Cause::Readers { remaining }
+                | Cause::WriterWaiting { remaining } => *remaining,
                 _ => None,
             })
             .collect();

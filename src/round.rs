@@ -14,7 +14,7 @@ use crate::key::Key;
 use crate::lane::{Job, Lane};
 use crate::lease::Lease;
 use crate::quorum::{NodeSet, Question, Tally, Verdict, Vote};
-use crate::script::{Answer, Request, Verb};
+use crate::script::{Answer, Holder, Request, Verb};
 use crate::time::{self, Budget};
 
 /// The configured nodes as one: what the rooms above ask is asked of all of them.
@@ -39,8 +39,11 @@ impl Pace {
 
     /// Until when a caller that begins to wait now should only yield.
     fn soon(&self, now: Instant) -> Option<Instant> {
-        let usual = Duration::from_micros(self.0.load(Ordering::Relaxed));
-        (usual < Pace::QUICK).then(|| now + Pace::YIELD)
+        (self.usual() < Pace::QUICK).then(|| now + Pace::YIELD)
+    }
+
+    fn usual(&self) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Relaxed))
     }
 
     /// A round took so long: an eighth of it goes into what is usual.
@@ -139,6 +142,11 @@ impl Nodes {
         self.crew.lanes().iter().filter(up).count()
     }
 
+    /// How long a round takes at present, in which a quorum answers.
+    pub(crate) fn usual_round(&self) -> Duration {
+        self.pace.usual().max(Pace::YIELD)
+    }
+
     pub(crate) fn name(&self, node: usize) -> &str {
         &self.names[node]
     }
@@ -147,7 +155,7 @@ impl Nodes {
     pub(crate) fn ask<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
         let question = match request.verb {
             Verb::Take | Verb::PutBack => Question::Take,
-            Verb::Extend | Verb::Release => Question::Mine,
+            Verb::Extend | Verb::Downgrade | Verb::Release => Question::Mine,
         };
         let mut tally = Tally::new(self.total(), question);
         let number = inbox.open_round(self.total());
@@ -177,35 +185,35 @@ impl Nodes {
         }
         if request.verb == Verb::Take {
             request.lease.note_asked(given);
+            if let Some(place) = &request.place {
+                place.note_asked(given);
+            }
         }
     }
 
     /// Releases a lease's token on all nodes that may hold it, `except` those that certainly do not. Nobody waits.
     pub(crate) fn release_behind(&self, lease: &Arc<Lease>, except: NodeSet) {
-        self.tell(Verb::Release, lease, 0, lease.asked().without(except));
+        let undo = Request::new(Verb::Release, lease, 0);
+        self.tell(&undo, lease.asked().without(except));
     }
 
     /// Puts a lease's key back on `nodes` that have lost it. Nobody waits.
     pub(crate) fn put_back(&self, lease: &Arc<Lease>, ttl: u64, nodes: NodeSet) {
         lease.note_asked(nodes);
-        self.tell(Verb::PutBack, lease, ttl, nodes);
+        self.tell(&Request::new(Verb::PutBack, lease, ttl), nodes);
     }
 
-    fn tell(&self, verb: Verb, lease: &Arc<Lease>, ttl: u64, nodes: NodeSet) {
+    /// Puts a request into the lanes of `nodes`. Nobody waits.
+    pub(crate) fn tell(&self, request: &Request, nodes: NodeSet) {
         let now = time::now();
-        for (node, lane) in self.lanes(lease.key()) {
+        for (node, lane) in self.lanes(request.lease.key()) {
             if nodes.contains(node) {
-                let request = Request {
-                    verb,
-                    lease: Arc::clone(lease),
-                    ttl,
-                };
                 let job = Job {
-                    request,
+                    request: request.clone(),
                     reply: None,
                 };
                 // A suspect node's lane owes the release; putting a key back is not worth a second try.
-                let _ = lane.submit(job, verb == Verb::Release, now);
+                let _ = lane.submit(job, request.verb == Verb::Release, now);
             }
         }
     }
@@ -230,7 +238,11 @@ impl Nodes {
 fn vote(answer: Answer) -> Vote {
     match answer {
         Answer::Yes => Vote::Granted,
-        Answer::Held(remaining) => Vote::Refused(Cause::Held { remaining }),
+        Answer::Held(by, remaining) => Vote::Refused(match by {
+            Holder::One => Cause::Held { remaining },
+            Holder::Readers | Holder::Turn => Cause::Readers { remaining },
+            Holder::Gate => Cause::WriterWaiting { remaining },
+        }),
         Answer::Absent | Answer::Foreign => Vote::Refused(Cause::NotOurs),
         Answer::Fault(Cause::WrongType) => Vote::Refused(Cause::WrongType),
         Answer::Fault(cause) => Vote::Fault(cause),

@@ -235,10 +235,14 @@ impl Worker {
     }
 
     fn shares_a_token(&self, job: &Job) -> bool {
-        let id = job.request.lease.token().id();
-        self.requests
-            .iter()
-            .any(|request| request.lease.token().id() == id)
+        let ids = |request: &Request| {
+            let place = request.place.as_ref().map(|place| place.token().id());
+            (request.lease.token().id(), place)
+        };
+        let (id, place) = ids(&job.request);
+        self.requests.iter().map(ids).any(|(other, other_place)| {
+            other == id || other_place == Some(id) || place.is_some_and(|place| place == other)
+        })
     }
 
     /// Puts a job into the batch, unless what it is for is over: then it is dropped unsent (rules S4, S5).
@@ -324,6 +328,9 @@ impl Worker {
                     // A server that hangs may still run it when it goes on, however late that is: until this lane has
                     // killed the connection, the key may come to exist.
                     request.lease.note_unanswered();
+                    if let Some(place) = &request.place {
+                        place.note_unanswered();
+                    }
                     back.post(self.node, Answer::Fault(cause.clone()));
                 }
                 _ => back.post(self.node, Answer::Fault(cause.clone())),
@@ -426,6 +433,9 @@ fn note_written(request: &Request, now: Instant) {
     if request.verb != Verb::Release {
         let ttl = Duration::from_millis(request.ttl);
         request.lease.note_written(now, ttl);
+        if let Some(place) = &request.place {
+            place.note_written(now, request.trace());
+        }
     }
 }
 

@@ -1,0 +1,83 @@
+//! How a lock is to be taken, in a caller's words.
+
+use std::time::{Duration, Instant};
+
+use crate::engine::Patience;
+use crate::retry::RetryPolicy;
+use crate::time;
+
+/// How a lock is to be taken. Can be kept and used again.
+///
+/// ```
+/// use redguard::LockOptions;
+/// use std::time::Duration;
+///
+/// let options = LockOptions::new(Duration::from_secs(30)).wait_for(Duration::from_secs(5));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "options do nothing until a lock is acquired with them"]
+pub struct LockOptions {
+    ttl: Duration,
+    wait: Option<Wait>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    For(Duration),
+    Until(Instant),
+}
+
+impl LockOptions {
+    /// A lock that ends after `ttl` unless it is released or extended before; in whole milliseconds, parts are cut
+    /// off. Default for all else: wait as the configuration's [`RetryPolicy`](crate::RetryPolicy) says.
+    pub fn new(ttl: Duration) -> LockOptions {
+        LockOptions { ttl, wait: None }
+    }
+
+    /// Waits for the lock no longer than `limit`; zero makes one attempt. Replaces the policy's limits on wait and
+    /// attempts, but not the one on outages. An attempt that has begun is finished, so the call may return up to
+    /// `node_timeout` later. Default: the policy's limits.
+    pub fn wait_for(mut self, limit: Duration) -> LockOptions {
+        self.wait = Some(Wait::For(limit));
+        self
+    }
+
+    /// The same until a moment; one in the past makes one attempt. Default: the policy's limits.
+    pub fn wait_until(mut self, end: Instant) -> LockOptions {
+        self.wait = Some(Wait::Until(end));
+        self
+    }
+
+    pub(crate) fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// How long a call that begins at `start` is ready to try; without a wait in the options as the policy says, or
+    /// once.
+    pub(crate) fn patience(
+        &self,
+        strength: Strength,
+        retry: &RetryPolicy,
+        start: Instant,
+    ) -> Patience {
+        let (end, attempts) = match (self.wait, strength) {
+            (Some(Wait::For(limit)), _) => (time::deadline(start, limit), None),
+            (Some(Wait::Until(end)), _) => (Some(end), None),
+            (None, Strength::Once) => (Some(start), None),
+            (None, Strength::Policy) => {
+                let end = retry.max_wait.and_then(|wait| time::deadline(start, wait));
+                (end, retry.max_attempts)
+            }
+        };
+        Patience { end, attempts }
+    }
+}
+
+/// What a verb does without a wait in the options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Strength {
+    /// `acquire_…`: tries as long as the policy says.
+    Policy,
+    /// `try_…`: tries once.
+    Once,
+}

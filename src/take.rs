@@ -1,0 +1,75 @@
+//! From a name and options to a lock that is held: what all handles do. The one place that rejects input.
+
+use std::sync::Arc;
+
+use crate::config::MIN_VALIDITY;
+use crate::engine::{self, Wish};
+use crate::error::Error;
+use crate::guard::Hold;
+use crate::inbox::Inbox;
+use crate::key::{Family, Key, Ttl};
+use crate::lease::Claim;
+use crate::local::{Gate, Refused};
+use crate::nodes::Nodes;
+use crate::options::{LockOptions, Strength};
+use crate::retry::RetryPolicy;
+use crate::time;
+
+/// Takes a lock on the nodes.
+pub(crate) fn on_nodes(
+    nodes: &Nodes,
+    key: &str,
+    claim: Claim,
+    options: &LockOptions,
+    strength: Strength,
+) -> Result<Hold, Error> {
+    let engine = nodes.engine();
+    let settings = engine.settings();
+    let wish = Wish {
+        key: Key::parse(&settings.key_prefix, key, family(claim))?,
+        claim,
+        ttl: Ttl::parse(options.ttl(), settings.min_validity)?,
+    };
+    let patience = options.patience(strength, &settings.retry, time::now());
+    let (lease, pass) = engine.acquire(&wish, patience)?;
+    Ok(Hold::quorum(Arc::clone(engine), lease, pass))
+}
+
+/// Takes a lock in this process alone; without a limit in the options it waits as long as it takes.
+pub(crate) fn in_process(
+    gate: &Arc<Gate>,
+    key: &str,
+    claim: Claim,
+    options: &LockOptions,
+    strength: Strength,
+) -> Result<Hold, Error> {
+    let key = Key::parse("", key, family(claim))?;
+    Ttl::parse(options.ttl(), MIN_VALIDITY)?;
+    let start = time::now();
+    let patience = options.patience(strength, &RetryPolicy::default(), start);
+    let access = engine::access(claim);
+    match gate.enter(&key, access, &Arc::new(Inbox::new()), patience.end, |_| ()) {
+        Ok(pass) => Ok(Hold::local(pass)),
+        Err(Refused::Closed) => Err(Error::Closed),
+        Err(Refused::Busy { by, remaining }) => {
+            let waited = time::now().saturating_duration_since(start);
+            Err(engine::contended(claim, by, 1, waited, remaining))
+        }
+    }
+}
+
+/// What a `try_…` makes of what `acquire_…` answers.
+pub(crate) fn unless_contended<G>(acquired: Result<G, Error>) -> Result<Option<G>, Error> {
+    match acquired {
+        Ok(guard) => Ok(Some(guard)),
+        Err(error) if error.is_contended() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn family(claim: Claim) -> Family {
+    match claim {
+        Claim::Exclusive => Family::Exclusive,
+        Claim::Read | Claim::Write | Claim::Gate => Family::ReadWrite,
+    }
+}
