@@ -2,22 +2,26 @@
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use crate::config::{Config, Settings};
 use crate::error::{Cause, Error};
+use crate::key::{Family, Key};
 use crate::lane::Post;
 use crate::locker::RedisLocker;
 use crate::node::{Connector, Greeting, Session};
 use crate::nodes::Nodes;
-use crate::script::{Answer, Request, Verb};
+use crate::script::{Answer, Holder, Request, Verb};
 use crate::time;
+
+pub(crate) use self::memory::{Memory, Slot, Turn};
+
+mod memory;
 
 /// What is wrong with a node.
 #[derive(Clone, Debug)]
@@ -47,7 +51,7 @@ pub(crate) enum Sin {
 #[derive(Debug)]
 pub(crate) struct Fake {
     sin: Mutex<Sin>,
-    keys: Mutex<HashMap<String, (String, Instant)>>,
+    memory: Mutex<Memory>,
     served: Mutex<Vec<(Verb, String)>>,
     connects: Mutex<Vec<Option<Greeting>>>,
     refused: AtomicUsize,
@@ -78,7 +82,7 @@ impl Fake {
     pub(crate) fn new(name: &str) -> Arc<Fake> {
         Arc::new(Fake {
             sin: Mutex::new(Sin::Honest),
-            keys: Mutex::new(HashMap::new()),
+            memory: Mutex::new(Memory::default()),
             served: Mutex::new(Vec::new()),
             connects: Mutex::new(Vec::new()),
             refused: AtomicUsize::new(0),
@@ -108,21 +112,31 @@ impl Fake {
         Rendezvous { arrived, go }
     }
 
-    /// The token under a lock's key, if it has not expired.
+    /// The token under an exclusive lock's key, if it has not expired.
     pub(crate) fn token(&self, name: &str) -> Option<String> {
-        let keys = self.keys.lock();
-        let (token, expiry) = keys.get(&format!("redguard:{name}"))?;
-        (*expiry > time::now()).then(|| token.clone())
+        let (token, _) = self.slot(name, Family::Exclusive).owner?;
+        Some(token)
     }
 
-    /// Puts a stranger's value under a lock's key.
+    /// What it keeps for a lock.
+    pub(crate) fn slot(&self, name: &str, family: Family) -> Slot {
+        let mut memory = self.memory.lock();
+        memory.slot(&key(name, family), time::now()).clone()
+    }
+
+    /// Changes what it keeps for a lock behind everybody's back.
+    pub(crate) fn meddle(&self, name: &str, family: Family, act: impl FnOnce(&mut Slot)) {
+        act(self.memory.lock().slot(&key(name, family), time::now()));
+    }
+
+    /// Puts a stranger's value under an exclusive lock's key.
     pub(crate) fn seize(&self, name: &str, ttl: Duration) {
         let value = ("stranger".to_owned(), time::now() + ttl);
-        self.keys.lock().insert(format!("redguard:{name}"), value);
+        self.meddle(name, Family::Exclusive, |slot| slot.owner = Some(value));
     }
 
     pub(crate) fn wipe(&self) {
-        self.keys.lock().clear();
+        self.memory.lock().clear();
     }
 
     /// How often it served a verb.
@@ -149,31 +163,9 @@ impl Fake {
     }
 
     fn serve(&self, request: &Request) -> Answer {
-        let (key, token) = (request.lease.key().wire(), request.lease.token().text());
-        self.served.lock().push((request.verb, token.to_owned()));
-        let now = time::now();
-        let until = now + Duration::from_millis(request.ttl);
-        let mut keys = self.keys.lock();
-        keys.retain(|_, (_, expiry)| *expiry > now);
-        match (request.verb, keys.get_mut(key)) {
-            (Verb::Take | Verb::PutBack, None) => {
-                keys.insert(key.to_owned(), (token.to_owned(), until));
-                Answer::Yes
-            }
-            (Verb::Take | Verb::PutBack, Some((_, expiry))) => {
-                Answer::Held(Some(expiry.saturating_duration_since(now)))
-            }
-            (_, None) => Answer::Absent,
-            (_, Some((value, _))) if value != token => Answer::Foreign,
-            (Verb::Extend, Some((_, expiry))) => {
-                *expiry = until.max(*expiry);
-                Answer::Yes
-            }
-            (Verb::Release, Some(_)) => {
-                keys.remove(key);
-                Answer::Yes
-            }
-        }
+        let token = request.lease.token().text().to_owned();
+        self.served.lock().push((request.verb, token));
+        self.memory.lock().serve(request, time::now())
     }
 }
 
@@ -231,7 +223,7 @@ impl Session for FakeSession {
                 }
                 Sin::Refuses if request.verb == Verb::Take => {
                     self.0.served.lock().push((Verb::Take, String::new()));
-                    Answer::Held(Some(Duration::from_secs(60)))
+                    Answer::Held(Holder::One, Some(Duration::from_secs(60)))
                 }
                 Sin::Panics(verb) if verb == request.verb => {
                     self.0.sins(Sin::Honest);
@@ -250,6 +242,10 @@ impl Session for FakeSession {
             _ => Ok(()),
         }
     }
+}
+
+fn key(name: &str, family: Family) -> Key {
+    Key::parse("redguard:", name, family).expect("a good name")
 }
 
 /// Settings for fakes: nodes that do not matter, and time-outs long enough not to decide anything by chance.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use crate::config::{Config, OnDrop};
 use crate::error::{Cause, Error};
 use crate::fake::{Fake, Sin, at_each_line, eventually, locker};
-use crate::key::Key;
-use crate::locker::{LockOptions, Locker, RedisLocker};
+use crate::key::{Family, Key};
+use crate::locker::{Locker, RedisLocker};
+use crate::options::LockOptions;
 use crate::retry::RetryPolicy;
 use crate::script::Verb;
 use crate::time;
@@ -717,7 +718,7 @@ fn a_loss_seen_early_lets_the_next_thread_in() {
     let guard = locker.lock("x", TTL).expect("free");
     thread::scope(|scope| {
         let waiting = scope.spawn(|| locker.lock("x", TTL));
-        let key = Key::parse("redguard:", "x").expect("a good name");
+        let key = Key::parse("redguard:", "x", Family::Exclusive).expect("a good name");
         eventually("it queues", || {
             locker.nodes().engine().gate.waiting(&key) == 1
         });

@@ -1,0 +1,157 @@
+//! What a node keeps, as plain data: the model that fakes serve from, and that real nodes are compared with.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::key::Key;
+use crate::lease::Claim;
+use crate::script::{Answer, Holder, Request, Verb};
+
+/// The locks of a node, and what tells who waits for them.
+#[derive(Debug, Default)]
+pub(crate) struct Memory(HashMap<Key, Slot>);
+
+/// One lock: each token with the moment at which it ends.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slot {
+    /// The owner of an exclusive lock, or the writer.
+    pub(crate) owner: Option<(String, Instant)>,
+    pub(crate) readers: HashMap<String, Instant>,
+    pub(crate) gate: HashMap<String, Instant>,
+    pub(crate) turn: Option<(Turn, Instant)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Asked,
+    Given,
+}
+
+impl Memory {
+    /// What is there for a key at `now`.
+    pub(crate) fn slot(&mut self, key: &Key, now: Instant) -> &mut Slot {
+        let slot = self.0.entry(key.clone()).or_default();
+        slot.sweep(now);
+        slot
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub(crate) fn serve(&mut self, request: &Request, now: Instant) -> Answer {
+        let (lease, until) = (&request.lease, now + Duration::from_millis(request.ttl));
+        let token = lease.token().text();
+        let is_new = request.verb == Verb::Take;
+        let slot = self.slot(lease.key(), now);
+        match (request.verb, lease.claim()) {
+            (_, Claim::Gate) => given(slot.gate.remove(token).is_some()),
+            (Verb::Take | Verb::PutBack, Claim::Read) => {
+                let refused = slot.refuses_reader(is_new);
+                if refused.is_none() {
+                    slot.readers.insert(token.to_owned(), until);
+                } else if !request.refresh.is_zero() && !slot.is_turn(Turn::Given) {
+                    slot.turn = Some((Turn::Asked, now + request.trace()));
+                }
+                refused.map_or(Answer::Yes, |(by, end)| held(by, end, now))
+            }
+            (Verb::Take | Verb::PutBack, _) => {
+                let refused = slot.refuses_writer(is_new);
+                if refused.is_none() {
+                    slot.owner = Some((token.to_owned(), until));
+                } else if let Some(place) = &request.place {
+                    let end = now + request.trace();
+                    slot.gate.insert(place.token().text().to_owned(), end);
+                }
+                refused.map_or(Answer::Yes, |(by, end)| held(by, end, now))
+            }
+            (Verb::Extend | Verb::Release, Claim::Read) => {
+                let owned = slot.owner.take_if(|(owner, _)| owner == token);
+                let found = slot.readers.remove(token).or(owned.map(|(_, end)| end));
+                if let (Some(end), Verb::Extend) = (found, request.verb) {
+                    slot.readers.insert(token.to_owned(), end.max(until));
+                }
+                given(found.is_some())
+            }
+            (Verb::Downgrade, _) => {
+                if slot.readers.contains_key(token) {
+                    return Answer::Yes;
+                }
+                slot.mine(token, |slot, end| {
+                    slot.owner = None;
+                    slot.readers.insert(token.to_owned(), end);
+                    slot.give_turn(now + request.refresh);
+                })
+            }
+            (Verb::Extend, _) => slot.mine(token, |slot, end| {
+                slot.owner = Some((token.to_owned(), end.max(until)));
+            }),
+            (Verb::Release, _) => slot.mine(token, |slot, _| {
+                slot.owner = None;
+                if !request.refresh.is_zero() {
+                    slot.give_turn(now + request.refresh);
+                }
+            }),
+        }
+    }
+}
+
+impl Slot {
+    fn sweep(&mut self, now: Instant) {
+        self.owner.take_if(|(_, end)| *end <= now);
+        self.readers.retain(|_, end| *end > now);
+        self.gate.retain(|_, end| *end > now);
+        self.turn.take_if(|(_, end)| *end <= now);
+    }
+
+    fn is_turn(&self, turn: Turn) -> bool {
+        self.turn.is_some_and(|(now, _)| now == turn)
+    }
+
+    fn give_turn(&mut self, end: Instant) {
+        if self.is_turn(Turn::Asked) {
+            self.turn = Some((Turn::Given, end));
+        }
+    }
+
+    fn refuses_reader(&self, heeds_gate: bool) -> Option<(Holder, Instant)> {
+        match (&self.owner, self.gate.values().max()) {
+            (Some((_, end)), _) => Some((Holder::One, *end)),
+            (None, Some(end)) if heeds_gate && !self.is_turn(Turn::Given) => {
+                Some((Holder::Gate, *end))
+            }
+            _ => None,
+        }
+    }
+
+    fn refuses_writer(&self, heeds_turn: bool) -> Option<(Holder, Instant)> {
+        match (&self.owner, self.readers.values().max(), self.turn) {
+            (Some((_, end)), _, _) => Some((Holder::One, *end)),
+            (None, Some(end), _) => Some((Holder::Readers, *end)),
+            (None, None, Some((Turn::Given, end))) if heeds_turn => Some((Holder::Turn, end)),
+            _ => None,
+        }
+    }
+
+    fn mine(&mut self, token: &str, act: impl FnOnce(&mut Slot, Instant)) -> Answer {
+        match self.owner.clone() {
+            None => Answer::Absent,
+            Some((owner, _)) if owner != token => Answer::Foreign,
+            Some((_, end)) => {
+                act(self, end);
+                Answer::Yes
+            }
+        }
+    }
+}
+
+fn given(found: bool) -> Answer {
+    match found {
+        true => Answer::Yes,
+        false => Answer::Absent,
+    }
+}
+
+fn held(by: Holder, end: Instant, now: Instant) -> Answer {
+    Answer::Held(by, Some(end.saturating_duration_since(now)))
+}
