@@ -349,6 +349,9 @@ fn out_of_step() -> Cause {
 }
 
 #[cfg(all(test, not(loom)))]
+mod against_the_model;
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::config::Config;

@@ -1,0 +1,347 @@
+//! The scripts on a real server beside the plain model: any order of requests by several owners ends alike.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic_in_result_fn,
+    reason = "in a test a panic is the report"
+)]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use redis::Connection;
+
+use super::{Connector, Session};
+use crate::config::Config;
+use crate::fake::{Memory, Slot, Turn};
+use crate::key::{Family, Key, Token};
+use crate::lease::{Claim, Lease};
+use crate::script::{Answer, Request, Verb};
+use crate::time;
+
+#[path = "../../examples/common/servers.rs"]
+mod servers;
+
+/// Of this all times are multiples, so that what a test takes by itself makes no difference.
+const UNIT: Duration = Duration::from_secs(100);
+
+/// What happens next. Numbers choose among the leases that there have been so far.
+#[derive(Clone, Debug)]
+enum Step {
+    Take {
+        claim: Claim,
+        units: u32,
+        /// The attempt leaves traces, those of a writer under the same token as that lease's.
+        waits: Option<usize>,
+    },
+    PutBack(usize, u32),
+    Extend(usize, u32),
+    Downgrade(usize),
+    Release {
+        lease: usize,
+        gives_turn: bool,
+    },
+    LeaveGate(usize),
+    /// A lease has come to its end.
+    Expires(usize),
+    /// A place at the gate has.
+    PlaceExpires(usize),
+    TurnEnds,
+    ScriptsAreFlushed,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let lease = || 0..8_usize;
+    let units = || 1..6_u32;
+    let claim = prop_oneof![Just(Claim::Read), Just(Claim::Write)];
+    let waits = proptest::option::of(lease());
+    prop_oneof![
+        8 => (claim, units(), waits).prop_map(|(claim, units, waits)| Step::Take { claim, units, waits }),
+        2 => (lease(), units()).prop_map(|(lease, units)| Step::PutBack(lease, units)),
+        3 => (lease(), units()).prop_map(|(lease, units)| Step::Extend(lease, units)),
+        3 => lease().prop_map(Step::Downgrade),
+        5 => (lease(), any::<bool>()).prop_map(|(lease, gives_turn)| Step::Release { lease, gives_turn }),
+        1 => lease().prop_map(Step::LeaveGate),
+        2 => lease().prop_map(Step::Expires),
+        1 => lease().prop_map(Step::PlaceExpires),
+        1 => Just(Step::TurnEnds),
+        1 => Just(Step::ScriptsAreFlushed),
+    ]
+}
+
+/// A lease, with the place at the gate that its owner would have.
+struct Owner {
+    lease: Arc<Lease>,
+    place: Arc<Lease>,
+}
+
+/// A server and the model, for one lock.
+struct Pair<'a> {
+    key: Key,
+    session: &'a mut dyn Session,
+    raw: &'a mut Connection,
+    model: Memory,
+    owners: Vec<Owner>,
+}
+
+impl Pair<'_> {
+    fn lease(&self, claim: Claim) -> Arc<Lease> {
+        let token = Token::fresh(Some("model")).unwrap();
+        Arc::new(Lease::new(self.key.clone(), token, claim))
+    }
+
+    fn owner(&self, number: usize) -> Option<&Owner> {
+        let count = self.owners.len();
+        self.owners.get(number.checked_rem(count)?)
+    }
+
+    /// Asks both, and both must answer alike.
+    fn ask(&mut self, request: &Request) {
+        let expected = self.model.serve(request, time::now());
+        let mut answers = Vec::new();
+        self.session
+            .exchange(std::slice::from_ref(request), &mut |_, answer| {
+                answers.push(answer)
+            })
+            .unwrap();
+        let what = (request.verb, request.lease.claim());
+        let [answer] = &answers[..] else {
+            panic!("{what:?}: {answers:?}")
+        };
+        match (answer, &expected) {
+            (Answer::Held(by, Some(left)), Answer::Held(wanted, Some(wanted_left))) => {
+                assert_eq!(by, wanted, "{what:?}");
+                assert!(
+                    close(*left, *wanted_left),
+                    "{what:?}: {left:?}, {wanted_left:?}"
+                );
+            }
+            // Nobody asks whether a place that is left had ended: the server may not have swept it yet.
+            _ if request.lease.claim() == Claim::Gate => {}
+            _ => assert_eq!(answer, &expected, "{what:?}"),
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        let ttl = |units: u32| (UNIT * units).as_millis() as u64;
+        match *step {
+            Step::Take {
+                claim,
+                units,
+                waits,
+            } => {
+                let lease = self.lease(claim);
+                let mut request = Request::new(Verb::Take, &lease, ttl(units));
+                if let Some(owner) = waits.and_then(|number| self.owner(number)) {
+                    request.refresh = UNIT;
+                    let place = Arc::clone(&owner.place);
+                    request.place = (claim == Claim::Write).then_some(place);
+                }
+                let place = self.lease(Claim::Gate);
+                self.owners.push(Owner { lease, place });
+                self.ask(&request);
+            }
+            Step::PutBack(number, units) => self.ask_of(number, Verb::PutBack, ttl(units)),
+            Step::Extend(number, units) => self.ask_of(number, Verb::Extend, ttl(units)),
+            Step::Downgrade(number) => {
+                let Some(Owner { lease, .. }) = self.owner(number) else {
+                    return;
+                };
+                lease.downgrade();
+                let mut request = Request::new(Verb::Downgrade, lease, ttl(1));
+                request.refresh = UNIT;
+                self.ask(&request);
+            }
+            Step::Release { lease, gives_turn } => {
+                let Some(Owner { lease, .. }) = self.owner(lease) else {
+                    return;
+                };
+                let mut request = Request::new(Verb::Release, lease, 0);
+                if gives_turn {
+                    request.refresh = UNIT;
+                }
+                self.ask(&request);
+            }
+            Step::LeaveGate(number) => {
+                let place = self.owner(number).map(|owner| Arc::clone(&owner.place));
+                if let Some(place) = place {
+                    self.ask(&Request::new(Verb::Release, &place, 0));
+                }
+            }
+            Step::Expires(number) => self.expire(number, |owner| &owner.lease),
+            Step::PlaceExpires(number) => self.expire(number, |owner| &owner.place),
+            Step::TurnEnds => {
+                self.model.slot(&self.key, time::now()).turn = None;
+                self.raw(&["DEL", &self.named(":turn")]);
+            }
+            Step::ScriptsAreFlushed => self.raw(&["SCRIPT", "FLUSH"]),
+        }
+    }
+
+    fn ask_of(&mut self, number: usize, verb: Verb, ttl: u64) {
+        if let Some(Owner { lease, .. }) = self.owner(number) {
+            let request = Request::new(verb, lease, ttl);
+            self.ask(&request);
+        }
+    }
+
+    /// Brings about what time would: the token ends, in the way in which its kind does.
+    fn expire(&mut self, number: usize, which: impl Fn(&Owner) -> &Arc<Lease>) {
+        let Some(owner) = self.owner(number) else {
+            return;
+        };
+        let token = which(owner).token().text().to_owned();
+        let slot = self.model.slot(&self.key, time::now());
+        slot.owner.take_if(|(owner, _)| *owner == token);
+        slot.readers.remove(&token);
+        slot.gate.remove(&token);
+        for set in [":readers", ":gate"] {
+            self.raw(&["ZADD", &self.named(set), "XX", "1", &token]);
+        }
+        let writer = self.named(":writer");
+        let found: Option<String> = redis::cmd("GET").arg(&writer).query(self.raw).unwrap();
+        if found == Some(token) {
+            self.raw(&["DEL", &writer]);
+        }
+    }
+
+    fn named(&self, ending: &'static str) -> String {
+        self.key.derived(ending).to_string()
+    }
+
+    fn raw(&mut self, words: &[&str]) {
+        redis::cmd(words[0])
+            .arg(&words[1..])
+            .exec(self.raw)
+            .unwrap();
+    }
+
+    /// What stands on the server is what stands in the model; and a writer is alone in both.
+    fn compare(&mut self) {
+        let now = time::now();
+        let found = self.found(now);
+        let expected = self.model.slot(&self.key, now).clone();
+        assert!(
+            found.owner.is_none() || found.readers.is_empty(),
+            "{found:?}"
+        );
+        let ends = |slot: &Slot| {
+            let mut ends: Vec<(String, Duration)> = Vec::new();
+            let mut add = |name: String, end: Instant| ends.push((name, end - now));
+            slot.owner
+                .iter()
+                .for_each(|(token, end)| add(format!("writer {token}"), *end));
+            slot.readers
+                .iter()
+                .for_each(|(token, end)| add(format!("reader {token}"), *end));
+            slot.gate
+                .iter()
+                .for_each(|(token, end)| add(format!("gate {token}"), *end));
+            slot.turn
+                .iter()
+                .for_each(|(turn, end)| add(format!("{turn:?}"), *end));
+            ends.sort();
+            ends
+        };
+        let (found, expected) = (ends(&found), ends(&expected));
+        let alike = found.len() == expected.len()
+            && found
+                .iter()
+                .zip(&expected)
+                .all(|(a, b)| a.0 == b.0 && close(a.1, b.1));
+        assert!(alike, "on the server {found:?}\nin the model {expected:?}");
+    }
+
+    fn found(&mut self, now: Instant) -> Slot {
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(self.raw).unwrap();
+        let server = seconds * 1000 + micros / 1000;
+        let [writer, readers, gate, turn] =
+            [":writer", ":readers", ":gate", ":turn"].map(|ending| self.named(ending));
+        let mut string = |key: &str| -> Option<(String, Instant)> {
+            let value: Option<String> = redis::cmd("GET").arg(key).query(self.raw).unwrap();
+            let left: i64 = redis::cmd("PTTL").arg(key).query(self.raw).unwrap();
+            let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+            value.map(|value| (value, now + left))
+        };
+        let (owner, turn) = (string(&writer), string(&turn));
+        let mut set = |key: &str| -> HashMap<String, Instant> {
+            let all: Vec<(String, u64)> = redis::cmd("ZRANGE")
+                .arg(&[key, "0", "-1", "WITHSCORES"])
+                .query(self.raw)
+                .unwrap();
+            let left: i64 = redis::cmd("PTTL").arg(key).query(self.raw).unwrap();
+            let last = all.last().map_or(0, |(_, end)| end.saturating_sub(server));
+            assert!(
+                all.is_empty() || left >= last as i64,
+                "{key} ends before its last entry"
+            );
+            let alive = all.into_iter().filter(|(_, end)| *end >= server);
+            let until = |end| now + Duration::from_millis(end - server);
+            alive.map(|(token, end)| (token, until(end))).collect()
+        };
+        Slot {
+            readers: set(&readers),
+            gate: set(&gate),
+            owner,
+            turn: turn.map(|(turn, end)| match turn.as_str() {
+                "asked" => (Turn::Asked, end),
+                "given" => (Turn::Given, end),
+                other => panic!("{other}"),
+            }),
+        }
+    }
+}
+
+fn close(a: Duration, b: Duration) -> bool {
+    a.abs_diff(b) < UNIT / 4
+}
+
+#[test]
+fn scripts_and_model_agree() {
+    let server = servers::Server::start().unwrap();
+    let settings = Config::new([server.addr()])
+        .node_timeout(Duration::from_secs(5))
+        .connect_timeout(Duration::from_secs(5))
+        .check()
+        .unwrap();
+    let connector = super::Server::new(&settings.endpoints[0], &settings).unwrap();
+    let (session, _) = connector.connect(None).unwrap();
+    let client = redis::Client::open(server.url()).unwrap();
+    let ends = RefCell::new((session, client.get_connection().unwrap()));
+    let config = ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(128)
+    };
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    let steps = proptest::collection::vec(step(), 1..50);
+    let outcome = runner.run(&steps, |steps| {
+        let (session, raw) = &mut *ends.borrow_mut();
+        redis::cmd("FLUSHALL").exec(raw).unwrap(); // what a case that failed has left
+        let mut pair = Pair {
+            key: Key::parse("redguard:", "x", Family::ReadWrite).unwrap(),
+            session: &mut **session,
+            raw,
+            model: Memory::default(),
+            owners: Vec::new(),
+        };
+        for step in &steps {
+            pair.step(step);
+            pair.compare();
+        }
+        // When all have left, nothing is left.
+        for number in 0..pair.owners.len() {
+            pair.step(&Step::Release {
+                lease: number,
+                gives_turn: false,
+            });
+            pair.step(&Step::LeaveGate(number));
+        }
+        pair.step(&Step::TurnEnds);
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(pair.raw).unwrap();
+        assert!(keys.is_empty(), "{keys:?}");
+        Ok(())
+    });
+    outcome.unwrap();
+}
