@@ -300,4 +300,6 @@ impl fmt::Debug for Engine {
 }
 
 #[cfg(all(test, not(loom)))]
+mod rw_tests;
+#[cfg(all(test, not(loom)))]
 mod tests;
