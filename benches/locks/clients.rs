@@ -3,7 +3,10 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use redguard::{Config, LockGuard, Locker, Nodes, OnDrop, RedisLocker};
+use redguard::{
+    Config, LockGuard, Locker, Nodes, OnDrop, ReadGuard, RedisLocker, RedisRwLocker, RwLocker,
+    WriteGuard,
+};
 use redis::{Cmd, Connection, IntoConnectionInfo, Value};
 
 use crate::Result;
@@ -19,16 +22,22 @@ pub(crate) trait Client: Send {
 }
 
 /// A side of a row.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     /// The library: one `Nodes` for all threads, as a program would have it.
     Redguard(OnDrop),
+    /// Its read-write locks, read by each thread under a name of its own.
+    Read,
+    /// The same, all threads under one name.
+    ReadOne,
+    /// Its read-write locks, written by each thread under a name of its own.
+    Write,
     /// Connections of each thread's own, one for each node: the *raw* floor on one node, *scatter* on several.
     Bare,
 }
 
 impl Side {
-    /// A client for each thread, connected. All sides use the same keys.
+    /// A client for each thread, connected. All sides use the same names.
     pub(crate) fn clients(
         self,
         servers: &[Server],
@@ -37,14 +46,26 @@ impl Side {
         let names = (0..threads).map(|thread| format!("bench-{thread}"));
         match self {
             Side::Redguard(on_drop) => {
-                let nodes = nodes(servers, on_drop)?;
-                let client = |name| Ours {
-                    locker: RedisLocker::new(&nodes),
-                    name,
-                    on_drop,
-                    guard: None,
+                let locker = RedisLocker::new(&nodes(servers, on_drop)?);
+                let take = move |name: &str| Ok(Guard::Lock(locker.lock(name, TTL)?));
+                Ok(Ours::clients(names, on_drop, take))
+            }
+            Side::Read | Side::ReadOne => {
+                let locker = RedisRwLocker::new(&nodes(servers, OnDrop::Wait)?);
+                let take = move |name: &str| Ok(Guard::Read(locker.read(name, TTL)?));
+                let one = |name| {
+                    if self == Side::ReadOne {
+                        "bench".into()
+                    } else {
+                        name
+                    }
                 };
-                Ok(names.map(|name| Box::new(client(name)) as _).collect())
+                Ok(Ours::clients(names.map(one), OnDrop::Wait, take))
+            }
+            Side::Write => {
+                let locker = RedisRwLocker::new(&nodes(servers, OnDrop::Wait)?);
+                let take = move |name: &str| Ok(Guard::Write(locker.write(name, TTL)?));
+                Ok(Ours::clients(names, OnDrop::Wait, take))
             }
             Side::Bare => names
                 .map(|name| Ok(Box::new(Bare::connect(servers, &name)?) as _))
@@ -59,24 +80,50 @@ pub(crate) fn nodes(servers: &[Server], on_drop: OnDrop) -> Result<Nodes> {
     Ok(Nodes::connect(config)?)
 }
 
-struct Ours {
-    locker: RedisLocker,
+struct Ours<F> {
+    take: F,
     name: String,
     on_drop: OnDrop,
-    guard: Option<LockGuard>,
+    guard: Option<Guard>,
 }
 
-impl Client for Ours {
+enum Guard {
+    Lock(LockGuard),
+    Read(ReadGuard),
+    Write(WriteGuard),
+}
+
+impl<F: Fn(&str) -> Result<Guard> + Clone + Send + 'static> Ours<F> {
+    fn clients(
+        names: impl Iterator<Item = String>,
+        on_drop: OnDrop,
+        take: F,
+    ) -> Vec<Box<dyn Client>> {
+        let client = |name| Ours {
+            take: take.clone(),
+            name,
+            on_drop,
+            guard: None,
+        };
+        names.map(|name| Box::new(client(name)) as _).collect()
+    }
+}
+
+impl<F: Fn(&str) -> Result<Guard> + Send> Client for Ours<F> {
     fn take(&mut self) -> Result<()> {
-        self.guard = Some(self.locker.lock(&self.name, TTL)?);
+        self.guard = Some((self.take)(&self.name)?);
         Ok(())
     }
 
     fn release(&mut self) -> Result<()> {
         match self.guard.take() {
-            Some(guard) if self.on_drop == OnDrop::Wait => Ok(guard.release()?),
-            _ => Ok(()), // dropped
+            Some(_) | None if self.on_drop == OnDrop::HandOff => {} // dropped
+            Some(Guard::Lock(guard)) => guard.release()?,
+            Some(Guard::Read(guard)) => guard.release()?,
+            Some(Guard::Write(guard)) => guard.release()?,
+            None => {}
         }
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use crate::servers::Server;
 
 const OURS: Side = Side::Redguard(OnDrop::Wait);
 
-pub(crate) const ROWS: [Row; 7] = [
+pub(crate) const ROWS: [Row; 12] = [
     Row::new("1 node, 1 thread", 1, 1, [0.80, 0.0, 0.0]),
     Row::new("1 node, 16 threads", 1, 16, [1.8, 0.0, 0.0]),
     Row::new("5 nodes, 1 thread", 5, 1, [0.90, 0.0, 0.0]),
@@ -30,6 +30,17 @@ pub(crate) const ROWS: [Row; 7] = [
         ],
         ..Row::new("1 node, hand-off, 1 thread", 1, 1, [0.0; 3])
     },
+    Row::beside_exclusive("1 node, read, 1 thread", 1, 1, Side::Read, 0.7),
+    Row::beside_exclusive("1 node, write, 1 thread", 1, 1, Side::Write, 0.7),
+    Row::beside_exclusive("5 nodes, read, 1 thread", 5, 1, Side::Read, 0.7),
+    Row::beside_exclusive("5 nodes, write, 1 thread", 5, 1, Side::Write, 0.7),
+    Row::beside_exclusive(
+        "5 nodes, read of one key, 64 threads",
+        5,
+        64,
+        Side::ReadOne,
+        0.6,
+    ),
 ];
 
 /// Two sides that do the same on the same nodes.
@@ -55,6 +66,20 @@ impl Row {
             sides: [("redguard", OURS), (floor, Side::Bare)],
             stops: false,
             goals,
+        }
+    }
+
+    /// Read-write locks beside exclusive ones, all of the library.
+    const fn beside_exclusive(
+        name: &'static str,
+        nodes: usize,
+        threads: usize,
+        side: Side,
+        goal: f64,
+    ) -> Row {
+        Row {
+            sides: [("read-write", side), ("exclusive", OURS)],
+            ..Row::new(name, nodes, threads, [goal, 0.0, 0.0])
         }
     }
 
