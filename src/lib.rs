@@ -111,6 +111,7 @@
 
 #![forbid(unsafe_code)]
 
+mod batch;
 mod config;
 mod crew;
 mod engine;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use redis::{Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Value};
 
+use crate::batch::Calls;
 use crate::config::{Endpoint, Settings};
 use crate::error::{Cause, Error};
 use crate::script::{self, Answer, Loaded, Read, Request};
@@ -19,7 +20,8 @@ pub(crate) trait Connector: Send + Sync {
 
 /// An open connection to one node.
 pub(crate) trait Session: Send {
-    /// Sends the requests as one pipeline and hands out each answer as it is read, in order.
+    /// Sends the requests as one pipeline and hands out each answer as it is read. Those of readers that travel together
+    /// may come before others.
     ///
     /// On an error the requests without an answer are unknown, and the session is of no use any more: replies
     /// may still be on their way.
@@ -151,6 +153,7 @@ impl Connector for Server {
             loaded: Loaded::default(),
             cmd: Cmd::new(),
             wire: Vec::new(),
+            calls: Calls::default(),
             again: Vec::new(),
         };
         let greeting = session.greet(former, end)?;
@@ -167,16 +170,19 @@ struct RedisSession {
     loaded: Loaded,
     cmd: Cmd,
     wire: Vec<u8>,
-    /// The requests of a batch that take a second question. Empty between batches; kept for its memory.
+    /// How a batch is sent.
+    calls: Calls,
+    /// The calls of a batch, by their first requests, that take a second question. Empty between batches; kept for its
+    /// memory.
     again: Vec<(usize, Again)>,
 }
 
 /// What is asked again after a batch's first replies.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Again {
     /// How long the lock is held for, after a refusal.
     Left,
-    /// All of it, after NOSCRIPT.
+    /// All of the call, after NOSCRIPT.
     Whole,
 }
 
@@ -270,6 +276,64 @@ impl RedisSession {
     }
 }
 
+impl RedisSession {
+    /// Appends a call, given by its first request.
+    fn write(&mut self, requests: &[Request], calls: &Calls, first: usize) {
+        let joined = calls.members(first).skip(1).map(|index| &requests[index]);
+        let (cmd, wire) = (&mut self.cmd, &mut self.wire);
+        self.loaded.write(&requests[first], joined, cmd, wire);
+    }
+
+    /// Settles what a batch's first replies have left open, completely: before the next batch.
+    fn ask_again(
+        &mut self,
+        requests: &[Request],
+        calls: &Calls,
+        again: &[(usize, Again)],
+        end: Instant,
+        answer: &mut dyn FnMut(usize, Answer),
+    ) -> Result<(), Cause> {
+        let forgotten = again.iter().any(|(_, what)| *what == Again::Whole);
+        self.wire.clear();
+        if forgotten {
+            Loaded::load(&mut self.wire);
+        }
+        for (first, what) in again {
+            match what {
+                Again::Left => {
+                    script::write_left(&requests[*first], &mut self.cmd, &mut self.wire);
+                }
+                Again::Whole => self.write(requests, calls, *first),
+            }
+        }
+        self.send(end)?;
+        if forgotten {
+            self.learn_scripts(end)?;
+        }
+        for (first, what) in again {
+            let reply = self.receive(end)?;
+            if *what == Again::Left {
+                match script::read_left(&reply) {
+                    Some(held) => answer(*first, held),
+                    None => return Err(out_of_step()),
+                }
+                continue;
+            }
+            for (place, index) in calls.members(*first).enumerate() {
+                match script::read(&requests[index], place, &reply) {
+                    Read::Answer(read) => answer(index, read),
+                    Read::NoScript => {
+                        let cause = Cause::Server("NOSCRIPT after SCRIPT LOAD".into());
+                        answer(index, Answer::Fault(cause));
+                    }
+                    Read::Refused | Read::OutOfStep => return Err(out_of_step()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Session for RedisSession {
     fn exchange(
         &mut self,
@@ -277,61 +341,33 @@ impl Session for RedisSession {
         answer: &mut dyn FnMut(usize, Answer),
     ) -> Result<(), Cause> {
         let end = time::now() + self.timeout;
+        let mut calls = std::mem::take(&mut self.calls);
+        let mut again = std::mem::take(&mut self.again);
+        calls.plan(requests);
         self.wire.clear();
-        for request in requests {
-            self.loaded.write(request, &mut self.cmd, &mut self.wire);
+        for first in calls.firsts() {
+            self.write(requests, &calls, first);
         }
         self.send(end)?;
-        let (mut again, mut forgotten) = (std::mem::take(&mut self.again), false);
-        for (index, request) in requests.iter().enumerate() {
-            match script::read(request.verb, request.lease.claim(), self.receive(end)?) {
-                Read::Answer(read) => answer(index, read),
-                Read::Refused => again.push((index, Again::Left)),
-                Read::NoScript => {
-                    forgotten = true;
-                    again.push((index, Again::Whole));
-                }
-                Read::OutOfStep => return Err(out_of_step()),
-            }
-        }
-        if again.is_empty() {
-            return Ok(());
-        }
-        // What is open is settled completely before the next batch.
-        self.wire.clear();
-        if forgotten {
-            Loaded::load(&mut self.wire);
-        }
-        for (index, what) in &again {
-            let request = &requests[*index];
-            match what {
-                Again::Left => script::write_left(request, &mut self.cmd, &mut self.wire),
-                Again::Whole => self.loaded.write(request, &mut self.cmd, &mut self.wire),
-            }
-        }
-        self.send(end)?;
-        if forgotten {
-            self.learn_scripts(end)?;
-        }
-        for (index, what) in again.drain(..) {
+        for first in calls.firsts() {
             let reply = self.receive(end)?;
-            let read = match what {
-                Again::Left => script::read_left(reply),
-                Again::Whole => {
-                    let request = &requests[index];
-                    script::read(request.verb, request.lease.claim(), reply)
+            for (place, index) in calls.members(first).enumerate() {
+                match script::read(&requests[index], place, &reply) {
+                    Read::Answer(read) => answer(index, read),
+                    Read::Refused => again.push((index, Again::Left)),
+                    Read::NoScript => {
+                        again.push((first, Again::Whole));
+                        break;
+                    }
+                    Read::OutOfStep => return Err(out_of_step()),
                 }
-            };
-            match read {
-                Read::Answer(read) => answer(index, read),
-                Read::NoScript => {
-                    let cause = Cause::Server("NOSCRIPT after SCRIPT LOAD".into());
-                    answer(index, Answer::Fault(cause));
-                }
-                Read::Refused | Read::OutOfStep => return Err(out_of_step()),
             }
         }
-        self.again = again;
+        if !again.is_empty() {
+            self.ask_again(requests, &calls, &again, end, answer)?;
+        }
+        again.clear();
+        (self.again, self.calls) = (again, calls);
         Ok(())
     }
 

@@ -55,44 +55,58 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)"
     };
 }
 
-/// Enters ARGV[1] into the sorted set `set`, to end in `life` ms.
+/// Enters `member` into the sorted set `set`, to end in `life` ms.
 macro_rules! enter {
     () => {
         "
-redis.call('ZADD', set, now + life, member)
+redis.call('ZADD', set, now + life, member)"
+    };
+}
+
+/// Lets the sorted set `set` end a second after an entry that ends in `life` ms, unless it ends later anyway.
+macro_rules! keep {
+    () => {
+        "
 if redis.call('PTTL', set) < life + 1000 then redis.call('PEXPIRE', set, life + 1000) end"
     };
 }
 
-/// Take a read lock (rule S10).
+/// Take read locks, for any number of readers that come together (rule S10).
 ///
 /// 1. Refused while there is a writer.
 /// 2. Refused while a place at the gate is alive, unless the readers have their turn, or the gate is not heeded.
 /// 3. Who is refused and waits leaves a mark, unless the readers have their turn already.
-/// 4. Otherwise: readers that have ended are swept out, and the token is entered.
+/// 4. Otherwise: readers that have ended are swept out, and the tokens are entered.
 ///
-/// KEYS: writer, readers, gate, turn. ARGV: token, TTL in ms, how long a mark stays in ms or 0 for none, 1 if the gate is
-/// heeded. Reply: 1 granted, or who stands in the way (0 a writer, 2 the gate) and for how many ms (−1 without an end).
+/// KEYS: writer, readers, gate, turn. ARGV: TTL in ms, how long a mark stays in ms or 0 for none, 1 if the gate is heeded,
+/// tokens. Reply: 1 granted to all, or who stands in the way of all (0 a writer, 2 the gate) and for how many ms (−1
+/// without an end).
 const READ: &str = concat!(
-    "local writer = redis.call('GET', KEYS[1])",
+    "local some = redis.call('EXISTS', KEYS[1], KEYS[3]) > 0
+local writer = some and redis.call('GET', KEYS[1])",
     now!(),
     "
 local refused
 if writer then
   refused = {0, redis.call('PTTL', KEYS[1])}
-elseif ARGV[4] == '1' then
+elseif some and ARGV[3] == '1' then
   local last = redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')[2]
   if last and tonumber(last) >= now and redis.call('GET', KEYS[4]) ~= 'given' then refused = {2, last - now} end
 end
 if refused then
-  if ARGV[3] ~= '0' and redis.call('GET', KEYS[4]) ~= 'given' then
-    redis.call('SET', KEYS[4], 'asked', 'PX', ARGV[3])
+  if ARGV[2] ~= '0' and redis.call('GET', KEYS[4]) ~= 'given' then
+    redis.call('SET', KEYS[4], 'asked', 'PX', ARGV[2])
   end
   return refused
 end
-local set, member, life = KEYS[2], ARGV[1], tonumber(ARGV[2])
-redis.call('ZREMRANGEBYSCORE', set, '-inf', now - 1)",
-    enter!(),
+local set, life = KEYS[2], tonumber(ARGV[1])
+redis.call('ZREMRANGEBYSCORE', set, '-inf', now - 1)
+local entries = {}
+for i = 4, #ARGV do
+  entries[2 * i - 7], entries[2 * i - 6] = now + life, ARGV[i]
+end
+redis.call('ZADD', set, unpack(entries))",
+    keep!(),
     "
 return 1"
 );
@@ -108,7 +122,8 @@ return 1"
 /// 1 if a turn is heeded, the place's token. Reply: 1 granted, or who stands in the way (0 a writer, 1 readers, 3 their
 /// turn) and for how many ms (−1 without an end).
 const WRITE: &str = concat!(
-    "local writer = redis.call('GET', KEYS[1])
+    "if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then
+local writer = redis.call('GET', KEYS[1])
 local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]",
     now!(),
     "
@@ -125,9 +140,11 @@ if refused then
     local set, member, life = KEYS[3], ARGV[5], tonumber(ARGV[3])
     redis.call('ZREMRANGEBYSCORE', set, '-inf', now - 1)",
     enter!(),
+    keep!(),
     "
   end
   return refused
+end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1"
@@ -152,29 +169,42 @@ if not score or tonumber(score) < now then
 end
 if tonumber(score) < now + life then",
     enter!(),
+    keep!(),
     "
 end
 return 1"
 );
 
-/// Release a read lock.
+/// Release read locks, of any number of readers that leave together.
 ///
-/// 1. The token is taken out; the set then ends a second after the last of those that are left.
-/// 2. It may be in the writer's place, where a downgrade did not come: then it is deleted there.
+/// 1. The tokens are taken out; the set then ends a second after the last of those that are left.
+/// 2. One may be in the writer's place, where a downgrade did not come: then it is deleted there.
 ///
-/// KEYS: writer, readers. ARGV: token. Reply: 1 released, 0 not here, or ended before.
+/// KEYS: writer, readers. ARGV: tokens. Reply: 1 all released; otherwise for each token 1, or 0 when it was not here or had
+/// ended before.
 const RELEASE_READ: &str = concat!(
-    "local score = redis.call('ZSCORE', KEYS[2], ARGV[1])
-if not score then
-  if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-  return redis.call('DEL', KEYS[1])
-end",
+    "local scores = redis.call('ZMSCORE', KEYS[2], unpack(ARGV))",
     now!(),
     "
-redis.call('ZREM', KEYS[2], ARGV[1])
-local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
-if last and tonumber(last) < tonumber(score) then redis.call('PEXPIREAT', KEYS[2], last + 1000) end
-return tonumber(score) >= now and 1 or 0"
+local ended, all, found = {}, true, 0
+for i, score in ipairs(scores) do
+  if score then
+    score = tonumber(score)
+    if score > found then found = score end
+    ended[i] = score >= now and 1 or 0
+  elseif redis.call('GET', KEYS[1]) == ARGV[i] then
+    ended[i] = redis.call('DEL', KEYS[1])
+  else
+    ended[i] = 0
+  end
+  all = all and ended[i] == 1
+end
+if found > 0 then
+  redis.call('ZREM', KEYS[2], unpack(ARGV))
+  local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
+  if last and tonumber(last) < found then redis.call('PEXPIREAT', KEYS[2], last + 1000) end
+end
+return all and 1 or ended"
 );
 
 /// Release the write lock: compare and delete. If a refused reader waits, the readers get a turn.
@@ -209,6 +239,7 @@ end
 local set, member, life = KEYS[2], ARGV[1], redis.call('PTTL', KEYS[1])
 if life < 0 then life = tonumber(ARGV[2]) end",
     enter!(),
+    keep!(),
     "
 redis.call('DEL', KEYS[1])
 if redis.pcall('GET', KEYS[3]) == 'asked' then redis.call('SET', KEYS[3], 'given', 'PX', ARGV[3]) end
@@ -282,6 +313,20 @@ impl Request {
         }
     }
 
+    /// Whether this can be told to a node in one call with `other`, which is before it in a batch: readers of one key that
+    /// come, or leave, are granted, refused and released together.
+    pub(crate) fn joins(&self, other: &Request) -> bool {
+        self.is_of_readers()
+            && other.is_of_readers()
+            && (self.verb, self.ttl, self.refresh) == (other.verb, other.ttl, other.refresh)
+            && self.lease.key() == other.lease.key()
+    }
+
+    /// Whether it does not matter which of two requests for one key comes first, if this holds for both.
+    pub(crate) fn is_of_readers(&self) -> bool {
+        matches!(self.verb, Verb::Take | Verb::Release) && self.lease.claim() == Claim::Read
+    }
+
     /// How long a place at the gate or a reader's mark stays if it is not refreshed: three intervals, so that one that is
     /// late does not matter.
     pub(crate) fn trace(&self) -> Duration {
@@ -338,8 +383,15 @@ impl Loaded {
         self.0[script] = sha;
     }
 
-    /// Appends a request, with `cmd` as scratch space.
-    pub(crate) fn write(&self, request: &Request, cmd: &mut Cmd, wire: &mut Vec<u8>) {
+    /// Appends the call of a request, with `cmd` as scratch space; of those that travel with it ([`Request::joins`])
+    /// only the tokens.
+    pub(crate) fn write<'a>(
+        &self,
+        request: &Request,
+        joined: impl Iterator<Item = &'a Request>,
+        cmd: &mut Cmd,
+        wire: &mut Vec<u8>,
+    ) {
         let (key, ttl) = (request.lease.key(), request.ttl);
         let token = request.lease.token().text();
         let trace = millis(request.trace());
@@ -354,7 +406,7 @@ impl Loaded {
             }
             (Verb::Take | Verb::PutBack, Claim::Read) => {
                 self.call(Script::Read, cmd, &[writer, readers, gate, turn]);
-                cmd.arg(token).arg(ttl).arg(trace).arg(is_new);
+                cmd.arg(ttl).arg(trace).arg(is_new).arg(token);
             }
             (Verb::Take | Verb::PutBack, Claim::Write) => {
                 let place = request.place.as_ref();
@@ -396,6 +448,9 @@ impl Loaded {
                 cmd.arg("ZREM").arg(gate).arg(token);
             }
         }
+        for request in joined {
+            cmd.arg(request.lease.token().text());
+        }
         cmd.write_packed_command(wire);
     }
 
@@ -429,7 +484,7 @@ pub(crate) fn write_left(request: &Request, cmd: &mut Cmd, wire: &mut Vec<u8>) {
 #[derive(Debug)]
 pub(crate) enum Read {
     Answer(Answer),
-    /// A take was refused; for how long is asked by [`write_left`].
+    /// A take was refused; for how long is asked with [`write_left`].
     Refused,
     /// The server has forgotten the scripts: the only answer after which a request is sent twice.
     NoScript,
@@ -437,26 +492,31 @@ pub(crate) enum Read {
     OutOfStep,
 }
 
-/// Reads a reply to a request of this verb and claim.
-pub(crate) fn read(verb: Verb, claim: Claim, reply: Value) -> Read {
-    let is_script = claim != Claim::Exclusive;
-    Read::Answer(match (verb, reply) {
-        (Verb::Take | Verb::PutBack, Value::Int(1)) if is_script => Answer::Yes,
-        (Verb::Take | Verb::PutBack, Value::Array(refused)) if is_script => match refused[..] {
+/// Reads a reply to a request; of a call for several to that which is number `place` in it.
+pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
+    use Verb::{Downgrade, Extend, PutBack, Release, Take};
+    let is_script = request.lease.claim() != Claim::Exclusive;
+    Read::Answer(match (request.verb, reply) {
+        (Take | PutBack, Value::Int(1)) if is_script => Answer::Yes,
+        (Take | PutBack, Value::Array(refused)) if is_script => match refused[..] {
             [Value::Int(holder), Value::Int(left)] => match (holder_of(holder), left_of(left)) {
                 (Some(holder), Some(left)) => Answer::Held(holder, left),
                 _ => return Read::OutOfStep,
             },
             _ => return Read::OutOfStep,
         },
-        (Verb::Take | Verb::PutBack, Value::Okay) if !is_script => Answer::Yes,
-        (Verb::Take | Verb::PutBack, Value::Nil) if !is_script => return Read::Refused,
-        (Verb::Extend | Verb::Downgrade | Verb::Release, Value::Int(1)) => Answer::Yes,
-        (Verb::Extend | Verb::Downgrade | Verb::Release, Value::Int(0)) => Answer::Absent,
-        (Verb::Extend | Verb::Downgrade | Verb::Release, Value::Int(-1)) => Answer::Foreign,
+        (Take | PutBack, Value::Okay) if !is_script => Answer::Yes,
+        (Take | PutBack, Value::Nil) if !is_script => return Read::Refused,
+        (Release, Value::Array(each)) if is_script => match each.get(place) {
+            Some(one @ Value::Int(_)) => return read(request, 0, one),
+            _ => return Read::OutOfStep,
+        },
+        (Extend | Downgrade | Release, Value::Int(1)) => Answer::Yes,
+        (Extend | Downgrade | Release, Value::Int(0)) => Answer::Absent,
+        (Extend | Downgrade | Release, Value::Int(-1)) => Answer::Foreign,
         (_, Value::ServerError(error)) => match error.kind() {
             Some(ServerErrorKind::NoScript) => return Read::NoScript,
-            _ => Answer::Fault(cause(&error.into())),
+            _ => Answer::Fault(cause(&error.clone().into())),
         },
         _ => return Read::OutOfStep,
     })
@@ -481,17 +541,14 @@ fn left_of(millis: i64) -> Option<Option<Duration>> {
     }
 }
 
-/// Reads a reply to the question of [`write_left`].
-pub(crate) fn read_left(reply: Value) -> Read {
+/// Reads a reply to the question of [`write_left`]; `None` where it is not one.
+pub(crate) fn read_left(reply: &Value) -> Option<Answer> {
     let left = match reply {
-        Value::Int(left) => left_of(left),
-        Value::ServerError(_) => Some(None), // nobody may say
-        _ => None,
+        Value::Int(left) => left_of(*left)?,
+        Value::ServerError(_) => None, // nobody may say
+        _ => return None,
     };
-    match left {
-        Some(left) => Read::Answer(Answer::Held(Holder::One, left)),
-        None => Read::OutOfStep,
-    }
+    Some(Answer::Held(Holder::One, left))
 }
 
 /// What an error of `redis` means to us. The one place where they are told apart.
@@ -517,79 +574,102 @@ pub(crate) fn cause(error: &RedisError) -> Cause {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::key::{Family, Key, Token};
 
     fn error(line: &str) -> Value {
         let wire = format!("-{line}\r\n");
         redis::parse_redis_value(wire.as_bytes()).unwrap_or(Value::Nil)
     }
 
+    fn request(verb: Verb, claim: Claim) -> Request {
+        let key = Key::parse("p:", "x", Family::Exclusive).unwrap();
+        let lease = Lease::new(key, Token::fresh(None).unwrap(), claim);
+        Request::new(verb, &Arc::new(lease), 30)
+    }
+
+    /// The answer that a reply is, if it is one.
+    fn answer(verb: Verb, claim: Claim, reply: Value) -> Option<Answer> {
+        match read(&request(verb, claim), 0, &reply) {
+            Read::Answer(answer) => Some(answer),
+            Read::OutOfStep => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
     #[test]
-    fn replies_mean_what_the_scripts_say() {
-        let ms = Duration::from_millis;
+    fn replies_to_a_take() {
         for verb in [Verb::Take, Verb::PutBack] {
-            let exclusive = |reply| read(verb, Claim::Exclusive, reply);
-            assert!(matches!(exclusive(Value::Okay), Read::Answer(Answer::Yes)));
-            assert!(matches!(exclusive(Value::Nil), Read::Refused));
-            assert!(matches!(exclusive(Value::Int(1)), Read::OutOfStep));
+            let exclusive = |reply| answer(verb, Claim::Exclusive, reply);
+            assert_eq!(exclusive(Value::Okay), Some(Answer::Yes));
+            assert_eq!(exclusive(Value::Int(1)), None);
+            let nil = read(&request(verb, Claim::Exclusive), 0, &Value::Nil);
+            assert!(matches!(nil, Read::Refused));
             for claim in [Claim::Read, Claim::Write] {
-                let read = |reply| read(verb, claim, reply);
-                assert!(matches!(read(Value::Int(1)), Read::Answer(Answer::Yes)));
+                assert_eq!(answer(verb, claim, Value::Int(1)), Some(Answer::Yes));
                 for bad in [Value::Okay, Value::Nil, Value::Int(0)] {
-                    assert!(matches!(read(bad), Read::OutOfStep));
+                    assert_eq!(answer(verb, claim, bad), None);
                 }
                 for (holder, left, expected) in [
-                    (0, -1, Answer::Held(Holder::One, None)),
-                    (1, 70, Answer::Held(Holder::Readers, Some(ms(70)))),
-                    (2, 0, Answer::Held(Holder::Gate, Some(ms(0)))),
-                    (3, -2, Answer::Held(Holder::Turn, Some(ms(0)))),
+                    (0, -1, Some(Answer::Held(Holder::One, None))),
+                    (1, 70, Some(Answer::Held(Holder::Readers, Some(70 * MS)))),
+                    (2, 0, Some(Answer::Held(Holder::Gate, Some(0 * MS)))),
+                    (3, -2, Some(Answer::Held(Holder::Turn, Some(0 * MS)))),
+                    (4, 0, None),
+                    (-1, 0, None),
+                    (0, -3, None),
                 ] {
                     let reply = Value::Array(vec![Value::Int(holder), Value::Int(left)]);
-                    assert!(matches!(read(reply), Read::Answer(answer) if answer == expected));
-                }
-                for bad in [[4, 0], [-1, 0], [0, -3]] {
-                    let reply = Value::Array(bad.map(Value::Int).to_vec());
-                    assert!(matches!(read(reply), Read::OutOfStep), "{bad:?}");
+                    assert_eq!(answer(verb, claim, reply), expected);
                 }
             }
         }
         for (reply, expected) in [
-            (-2, Some(ms(0))),
-            (-1, None),
-            (0, Some(ms(0))),
-            (70, Some(ms(70))),
+            (-2, Some(Some(0 * MS))),
+            (-1, Some(None)),
+            (0, Some(Some(0 * MS))),
+            (70, Some(Some(70 * MS))),
+            (-3, None),
         ] {
-            let read = read_left(Value::Int(reply));
-            assert!(
-                matches!(read, Read::Answer(Answer::Held(Holder::One, left)) if left == expected)
-            );
+            let held = expected.map(|left| Answer::Held(Holder::One, left));
+            assert_eq!(read_left(&Value::Int(reply)), held);
         }
-        assert!(matches!(read_left(Value::Int(-3)), Read::OutOfStep));
-        assert!(matches!(read_left(Value::Okay), Read::OutOfStep));
+        assert_eq!(read_left(&Value::Okay), None);
+    }
+
+    #[test]
+    fn replies_to_one_that_has_a_token() {
         for verb in [Verb::Extend, Verb::Downgrade, Verb::Release] {
-            for (reply, expected) in [(1, Answer::Yes), (0, Answer::Absent), (-1, Answer::Foreign)]
-            {
-                let read = read(verb, Claim::Exclusive, Value::Int(reply));
-                assert!(matches!(read, Read::Answer(answer) if answer == expected));
+            for (reply, expected) in [
+                (1, Some(Answer::Yes)),
+                (0, Some(Answer::Absent)),
+                (-1, Some(Answer::Foreign)),
+                (2, None),
+            ] {
+                assert_eq!(answer(verb, Claim::Exclusive, Value::Int(reply)), expected);
             }
-            let two = read(verb, Claim::Exclusive, Value::Int(2));
-            assert!(matches!(two, Read::OutOfStep));
+            assert_eq!(answer(verb, Claim::Write, Value::Okay), None);
         }
-        let okay = read(Verb::Release, Claim::Exclusive, Value::Okay);
-        assert!(matches!(okay, Read::OutOfStep));
+        // One reply for several that leave together.
+        let reply = Value::Array(vec![Value::Int(1), Value::Int(0)]);
+        let release = request(Verb::Release, Claim::Read);
+        for (place, expected) in [(0, Some(Answer::Yes)), (1, Some(Answer::Absent)), (2, None)] {
+            let answer = match read(&release, place, &reply) {
+                Read::Answer(answer) => Some(answer),
+                _ => None,
+            };
+            assert_eq!(answer, expected);
+        }
     }
 
     #[test]
     fn errors_are_told_apart() {
-        assert!(matches!(
-            read(
-                Verb::Release,
-                Claim::Exclusive,
-                error("NOSCRIPT No matching script.")
-            ),
-            Read::NoScript
-        ));
-        let fault = |line: &str| match read(Verb::Take, Claim::Exclusive, error(line)) {
-            Read::Answer(Answer::Fault(cause)) => cause,
+        let forgotten = error("NOSCRIPT No matching script.");
+        let release = request(Verb::Release, Claim::Exclusive);
+        assert!(matches!(read(&release, 0, &forgotten), Read::NoScript));
+        let fault = |line: &str| match answer(Verb::Take, Claim::Exclusive, error(line)) {
+            Some(Answer::Fault(cause)) => cause,
             other => panic!("{other:?}"),
         };
         for line in ["NOAUTH Authentication required.", "NOPERM no"] {
