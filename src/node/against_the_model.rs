@@ -6,7 +6,7 @@
 )]
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,10 @@ enum Step {
         gives_turn: bool,
     },
     LeaveGate(usize),
+    /// So many readers come in one batch.
+    Come(usize),
+    /// These leave in one batch.
+    Leave(HashSet<usize>),
     /// A lease has come to its end.
     Expires(usize),
     /// A place at the gate has.
@@ -64,6 +68,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => lease().prop_map(Step::Downgrade),
         5 => (lease(), any::<bool>()).prop_map(|(lease, gives_turn)| Step::Release { lease, gives_turn }),
         1 => lease().prop_map(Step::LeaveGate),
+        2 => (2..5_usize).prop_map(Step::Come),
+        2 => proptest::collection::hash_set(lease(), 2..5).prop_map(Step::Leave),
         2 => lease().prop_map(Step::Expires),
         1 => lease().prop_map(Step::PlaceExpires),
         1 => Just(Step::TurnEnds),
@@ -98,76 +104,89 @@ impl Pair<'_> {
     }
 
     /// Asks both, and both must answer alike.
-    fn ask(&mut self, request: &Request) {
-        let expected = self.model.serve(request, time::now());
-        let mut answers = Vec::new();
-        self.session
-            .exchange(std::slice::from_ref(request), &mut |_, answer| {
-                answers.push(answer)
-            })
-            .unwrap();
-        let what = (request.verb, request.lease.claim());
-        let [answer] = &answers[..] else {
-            panic!("{what:?}: {answers:?}")
-        };
-        match (answer, &expected) {
-            (Answer::Held(by, Some(left)), Answer::Held(wanted, Some(wanted_left))) => {
-                assert_eq!(by, wanted, "{what:?}");
-                assert!(
-                    close(*left, *wanted_left),
-                    "{what:?}: {left:?}, {wanted_left:?}"
-                );
+    fn ask(&mut self, request: Request) {
+        self.ask_all(&[request]);
+    }
+
+    /// The same for a batch.
+    fn ask_all(&mut self, requests: &[Request]) {
+        if requests.is_empty() {
+            return;
+        }
+        let mut answers: Vec<Option<Answer>> = vec![None; requests.len()];
+        let mut told = |index: usize, answer| answers[index] = Some(answer);
+        self.session.exchange(requests, &mut told).unwrap();
+        for (request, answer) in requests.iter().zip(answers) {
+            let expected = Some(self.model.serve(request, time::now()));
+            let what = (request.verb, request.lease.claim());
+            match (&answer, &expected) {
+                (Some(Answer::Held(by, Some(left))), Some(Answer::Held(wanted, Some(until)))) => {
+                    assert_eq!(by, wanted, "{what:?}");
+                    assert!(close(*left, *until), "{what:?}: {left:?}, {until:?}");
+                }
+                // Nobody asks whether a place that is left had ended: the server may not have swept it yet.
+                (Some(_), _) if request.lease.claim() == Claim::Gate => {}
+                _ => assert_eq!(answer, expected, "{what:?}"),
             }
-            // Nobody asks whether a place that is left had ended: the server may not have swept it yet.
-            _ if request.lease.claim() == Claim::Gate => {}
-            _ => assert_eq!(answer, &expected, "{what:?}"),
         }
     }
 
+    /// A new owner's request for a lease.
+    fn take(&mut self, claim: Claim, units: u32) -> Request {
+        let (lease, place) = (self.lease(claim), self.lease(Claim::Gate));
+        let request = Request::new(Verb::Take, &lease, millis(units));
+        self.owners.push(Owner { lease, place });
+        request
+    }
+
     fn step(&mut self, step: &Step) {
-        let ttl = |units: u32| (UNIT * units).as_millis() as u64;
         match *step {
             Step::Take {
                 claim,
                 units,
                 waits,
             } => {
-                let lease = self.lease(claim);
-                let mut request = Request::new(Verb::Take, &lease, ttl(units));
-                if let Some(owner) = waits.and_then(|number| self.owner(number)) {
+                let waits = waits.and_then(|number| self.owner(number));
+                let place = waits.map(|owner| Arc::clone(&owner.place));
+                let mut request = self.take(claim, units);
+                if place.is_some() {
                     request.refresh = UNIT;
-                    let place = Arc::clone(&owner.place);
-                    request.place = (claim == Claim::Write).then_some(place);
+                    request.place = place.filter(|_| claim == Claim::Write);
                 }
-                let place = self.lease(Claim::Gate);
-                self.owners.push(Owner { lease, place });
-                self.ask(&request);
+                self.ask(request);
             }
-            Step::PutBack(number, units) => self.ask_of(number, Verb::PutBack, ttl(units)),
-            Step::Extend(number, units) => self.ask_of(number, Verb::Extend, ttl(units)),
+            Step::Come(count) => {
+                let come: Vec<_> = (0..count).map(|_| self.take(Claim::Read, 3)).collect();
+                self.ask_all(&come);
+            }
+            Step::PutBack(number, units) => self.ask_of(number, Verb::PutBack, units),
+            Step::Extend(number, units) => self.ask_of(number, Verb::Extend, units),
             Step::Downgrade(number) => {
-                let Some(Owner { lease, .. }) = self.owner(number) else {
-                    return;
-                };
-                lease.downgrade();
-                let mut request = Request::new(Verb::Downgrade, lease, ttl(1));
-                request.refresh = UNIT;
-                self.ask(&request);
+                if let Some(Owner { lease, .. }) = self.owner(number) {
+                    lease.downgrade();
+                    let mut request = Request::new(Verb::Downgrade, lease, millis(1));
+                    request.refresh = UNIT;
+                    self.ask(request);
+                }
             }
             Step::Release { lease, gives_turn } => {
-                let Some(Owner { lease, .. }) = self.owner(lease) else {
-                    return;
-                };
-                let mut request = Request::new(Verb::Release, lease, 0);
-                if gives_turn {
-                    request.refresh = UNIT;
+                if let Some(Owner { lease, .. }) = self.owner(lease) {
+                    let mut request = Request::new(Verb::Release, lease, 0);
+                    request.refresh = UNIT * u32::from(gives_turn);
+                    self.ask(request);
                 }
-                self.ask(&request);
+            }
+            Step::Leave(ref who) => {
+                let count = self.owners.len();
+                let who: HashSet<_> = who.iter().filter_map(|n| n.checked_rem(count)).collect();
+                let leave =
+                    |number: usize| Request::new(Verb::Release, &self.owners[number].lease, 0);
+                let leave: Vec<_> = who.into_iter().map(leave).collect();
+                self.ask_all(&leave);
             }
             Step::LeaveGate(number) => {
-                let place = self.owner(number).map(|owner| Arc::clone(&owner.place));
-                if let Some(place) = place {
-                    self.ask(&Request::new(Verb::Release, &place, 0));
+                if let Some(Owner { place, .. }) = self.owner(number) {
+                    self.ask(Request::new(Verb::Release, place, 0));
                 }
             }
             Step::Expires(number) => self.expire(number, |owner| &owner.lease),
@@ -180,10 +199,9 @@ impl Pair<'_> {
         }
     }
 
-    fn ask_of(&mut self, number: usize, verb: Verb, ttl: u64) {
+    fn ask_of(&mut self, number: usize, verb: Verb, units: u32) {
         if let Some(Owner { lease, .. }) = self.owner(number) {
-            let request = Request::new(verb, lease, ttl);
-            self.ask(&request);
+            self.ask(Request::new(verb, lease, millis(units)));
         }
     }
 
@@ -292,6 +310,10 @@ impl Pair<'_> {
             }),
         }
     }
+}
+
+fn millis(units: u32) -> u64 {
+    u64::try_from((UNIT * units).as_millis()).unwrap()
 }
 
 fn close(a: Duration, b: Duration) -> bool {
