@@ -1,72 +1,39 @@
 //! What a program that is written against `&dyn Locker` may rely on, whatever stands behind it.
 
 use crate::rig::{LIMIT, TTL, at, connect_by, now, take};
+use crate::shapes::{Rig, suite};
 use crate::support::servers::Server;
+use crate::support::unique_key;
 use crate::support::witness::Witness;
-use crate::support::{servers, unique_key};
 use redguard::{Error, LocalLocker, LockOptions, Locker, Mode, RedisLocker};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Barrier, LazyLock, mpsc};
+use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
-/// One `#[test]` per function of the suite, on one shape. A function that is not named here is dead code.
-macro_rules! shape {
-    ($shape:ident: $rig:expr) => {
-        mod $shape {
-            use super::*;
-
-            static RIG: LazyLock<Rig> = LazyLock::new(|| $rig);
-
-            shape! { @tests
-                taken_released_and_taken_again
-                one_at_a_time_and_then_the_other
-                not_re_entrant
-                keys_are_independent
-                names_come_back_unchanged
-                unusable_names_and_ttls_are_told_apart
-                a_waiter_gets_it_when_the_holder_releases
-                a_wait_ends_at_its_limit_and_not_before
-                without_a_wait_one_attempt_is_made
-                the_longest_wait_does_not_overflow
-                no_two_holders_overlap
-                at_most_one_of_fifty_one_shot_contenders_wins
-                every_way_out_of_a_scope_releases
-                an_explicit_release_tells_that_it_worked
-                an_extension_never_shortens
-                an_extension_by_an_unusable_ttl_is_refused
-                a_fresh_guard_is_held
-                a_guard_moves_and_is_shared
-                nothing_shows_a_token
-                a_guard_outlives_its_locker
-            }
-        }
-    };
-    (@tests $($test:ident)*) => {
-        $(
-            #[test]
-            fn $test() {
-                super::$test(&RIG);
-            }
-        )*
-    };
-}
-
-shape!(one: Rig::redis(1));
-shape!(three: Rig::redis(3));
-shape!(five: Rig::redis(5));
-shape!(three_one_dead: Rig::one_dead());
-shape!(three_one_hung: Rig::one_hung());
-shape!(local: Rig::local());
-
-/// Two lockers that stand for two processes, and what is behind them.
-struct Rig {
-    lockers: [Handle; 2],
-    addresses: Vec<String>,
-    servers: Vec<Server>,
-    /// All nodes are well: then two contenders cannot both lose.
-    whole: bool,
+suite! {
+    Handle, local Handle::Local(LocalLocker::new()), redis connect_to;
+    taken_released_and_taken_again
+    one_at_a_time_and_then_the_other
+    not_re_entrant
+    keys_are_independent
+    names_come_back_unchanged
+    unusable_names_and_ttls_are_told_apart
+    a_waiter_gets_it_when_the_holder_releases
+    a_wait_ends_at_its_limit_and_not_before
+    without_a_wait_one_attempt_is_made
+    the_longest_wait_does_not_overflow
+    no_two_holders_overlap
+    at_most_one_of_fifty_one_shot_contenders_wins
+    every_way_out_of_a_scope_releases
+    an_explicit_release_tells_that_it_worked
+    an_extension_never_shortens
+    an_extension_by_an_unusable_ttl_is_refused
+    a_fresh_guard_is_held
+    a_guard_moves_and_is_shared
+    nothing_shows_a_token
+    a_guard_outlives_its_locker
 }
 
 #[derive(Clone)]
@@ -75,57 +42,17 @@ enum Handle {
     Local(LocalLocker),
 }
 
-impl Rig {
-    fn redis(nodes: usize) -> Rig {
-        let servers = servers(nodes);
-        Rig::on(servers.iter().map(Server::addr).collect(), servers, true)
-    }
+fn connect_to(addresses: &[String], servers: &[Server]) -> Handle {
+    Handle::Redis(connect_by(at(addresses.to_vec()), servers))
+}
 
-    /// Dead before anybody connects.
-    fn one_dead() -> Rig {
-        let mut servers = servers(3);
-        let addresses = servers.iter().map(Server::addr).collect();
-        // Dropped: in a static, one that is only killed would leave its files behind.
-        drop(servers.remove(0));
-        Rig::on(addresses, servers, false)
-    }
-
-    /// Hung from when both have connected.
-    fn one_hung() -> Rig {
-        let servers = servers(3);
-        let addresses = servers.iter().map(Server::addr).collect();
-        let rig = Rig::on(addresses, servers, false);
-        rig.servers[1].stop().unwrap();
-        rig
-    }
-
-    fn local() -> Rig {
-        let locker = LocalLocker::new();
-        Rig {
-            lockers: [locker.clone(), locker].map(Handle::Local),
-            addresses: Vec::new(),
-            servers: Vec::new(),
-            whole: true,
-        }
-    }
-
-    /// With the servers that run at these addresses.
-    fn on(addresses: Vec<String>, servers: Vec<Server>, whole: bool) -> Rig {
-        let locker = || connect_by(at(addresses.clone()), &servers);
-        Rig {
-            lockers: [(); 2].map(|()| Handle::Redis(locker())),
-            addresses,
-            servers,
-            whole,
-        }
-    }
-
+impl Rig<Handle> {
     fn one(&self) -> &dyn Locker {
-        self.lockers[0].locker()
+        self.handles[0].locker()
     }
 
     fn other(&self) -> &dyn Locker {
-        self.lockers[1].locker()
+        self.handles[1].locker()
     }
 
     /// Who contends with `one`: another process, or another thread of the same.
@@ -135,7 +62,7 @@ impl Rig {
 
     /// A third process; of local lockers, another clone.
     fn newcomer(&self) -> Handle {
-        match &self.lockers[0] {
+        match &self.handles[0] {
             Handle::Redis(_) => {
                 Handle::Redis(RedisLocker::connect(at(self.addresses.clone())).unwrap())
             }
@@ -144,7 +71,7 @@ impl Rig {
     }
 
     fn mode(&self) -> Mode {
-        match &self.lockers[0] {
+        match &self.handles[0] {
             Handle::Redis(_) => Mode::Quorum,
             Handle::Local(_) => Mode::Local,
         }
@@ -164,7 +91,7 @@ fn is_free(locker: &dyn Locker, key: &str) -> bool {
     locker.try_lock(key, TTL).unwrap().is_some()
 }
 
-fn taken_released_and_taken_again(rig: &Rig) {
+fn taken_released_and_taken_again(rig: &Rig<Handle>) {
     let key = unique_key("again");
     for _ in 0..3 {
         let guard = rig.one().lock(&key, TTL).unwrap();
@@ -173,7 +100,7 @@ fn taken_released_and_taken_again(rig: &Rig) {
     }
 }
 
-fn one_at_a_time_and_then_the_other(rig: &Rig) {
+fn one_at_a_time_and_then_the_other(rig: &Rig<Handle>) {
     let key = unique_key("turns");
     let held = take(rig.one(), &key);
     assert!(!is_free(rig.other(), &key));
@@ -184,7 +111,7 @@ fn one_at_a_time_and_then_the_other(rig: &Rig) {
     assert!(is_free(rig.one(), &key));
 }
 
-fn not_re_entrant(rig: &Rig) {
+fn not_re_entrant(rig: &Rig<Handle>) {
     let key = unique_key("again");
     let held = take(rig.one(), &key);
     assert!(!is_free(rig.one(), &key));
@@ -193,7 +120,7 @@ fn not_re_entrant(rig: &Rig) {
     assert!(is_free(rig.one(), &key));
 }
 
-fn keys_are_independent(rig: &Rig) {
+fn keys_are_independent(rig: &Rig<Handle>) {
     let (a, b) = (unique_key("a"), unique_key("b"));
     let held = [take(rig.one(), &a), take(rig.one(), &b)];
     for locker in rig.contenders() {
@@ -207,7 +134,7 @@ fn keys_are_independent(rig: &Rig) {
     assert!(b_held.is_held());
 }
 
-fn names_come_back_unchanged(rig: &Rig) {
+fn names_come_back_unchanged(rig: &Rig<Handle>) {
     for name in [
         "nul\0inside",
         "🔒",
@@ -229,7 +156,7 @@ fn names_come_back_unchanged(rig: &Rig) {
 /// None, one that the allowance for drift eats up, and one that Redis does not take.
 const UNUSABLE: [Duration; 3] = [Duration::ZERO, Duration::from_millis(3), Duration::MAX];
 
-fn unusable_names_and_ttls_are_told_apart(rig: &Rig) {
+fn unusable_names_and_ttls_are_told_apart(rig: &Rig<Handle>) {
     let long = "x".repeat(16 * 1024 + 1);
     for name in ["", "a:writer", "a:readers", "a:gate", "a:fence", &long] {
         let locked = rig.one().lock(name, TTL).unwrap_err();
@@ -251,7 +178,7 @@ fn unusable_names_and_ttls_are_told_apart(rig: &Rig) {
     assert!(is_free(rig.one(), &key));
 }
 
-fn a_waiter_gets_it_when_the_holder_releases(rig: &Rig) {
+fn a_waiter_gets_it_when_the_holder_releases(rig: &Rig<Handle>) {
     for waiter in rig.contenders() {
         let key = unique_key("waiter");
         let held = take(rig.one(), &key);
@@ -270,7 +197,7 @@ fn a_waiter_gets_it_when_the_holder_releases(rig: &Rig) {
     }
 }
 
-fn a_wait_ends_at_its_limit_and_not_before(rig: &Rig) {
+fn a_wait_ends_at_its_limit_and_not_before(rig: &Rig<Handle>) {
     let limit = Duration::from_millis(200);
     let key = unique_key("limit");
     let held = take(rig.one(), &key);
@@ -311,7 +238,7 @@ fn a_wait_ends_at_its_limit_and_not_before(rig: &Rig) {
     assert!(held.is_held());
 }
 
-fn without_a_wait_one_attempt_is_made(rig: &Rig) {
+fn without_a_wait_one_attempt_is_made(rig: &Rig<Handle>) {
     let key = unique_key("at once");
     let past = now().checked_sub(Duration::from_secs(1)).unwrap();
     let options = LockOptions::new(TTL);
@@ -345,7 +272,7 @@ fn without_a_wait_one_attempt_is_made(rig: &Rig) {
     }
 }
 
-fn the_longest_wait_does_not_overflow(rig: &Rig) {
+fn the_longest_wait_does_not_overflow(rig: &Rig<Handle>) {
     let key = unique_key("for ever");
     let for_ever = LockOptions::new(TTL).wait_for(Duration::MAX);
     for waiter in rig.contenders() {
@@ -364,7 +291,7 @@ fn the_longest_wait_does_not_overflow(rig: &Rig) {
     }
 }
 
-fn no_two_holders_overlap(rig: &Rig) {
+fn no_two_holders_overlap(rig: &Rig<Handle>) {
     let key = unique_key("witnessed");
     let witness = Witness::new();
     // Long enough for the slowest machine: it bounds a failure.
@@ -385,7 +312,7 @@ fn no_two_holders_overlap(rig: &Rig) {
     assert_eq!((witness.entries(&key), witness.overlaps()), (200, 0));
 }
 
-fn at_most_one_of_fifty_one_shot_contenders_wins(rig: &Rig) {
+fn at_most_one_of_fifty_one_shot_contenders_wins(rig: &Rig<Handle>) {
     let key = unique_key("fifty");
     let (start, done) = (Barrier::new(50), Barrier::new(50));
     let wins = AtomicUsize::new(0);
@@ -408,7 +335,7 @@ fn at_most_one_of_fifty_one_shot_contenders_wins(rig: &Rig) {
     drop(take(rig.one(), &key));
 }
 
-fn every_way_out_of_a_scope_releases(rig: &Rig) {
+fn every_way_out_of_a_scope_releases(rig: &Rig<Handle>) {
     let key = unique_key("scope");
     let by_return = |locker: &dyn Locker| {
         let _guard = locker.lock(&key, TTL)?;
@@ -433,7 +360,7 @@ fn every_way_out_of_a_scope_releases(rig: &Rig) {
     drop(rig.other().try_lock(&key, TTL).unwrap().unwrap());
 }
 
-fn an_explicit_release_tells_that_it_worked(rig: &Rig) {
+fn an_explicit_release_tells_that_it_worked(rig: &Rig<Handle>) {
     let key = unique_key("release");
     for locker in [rig.one(), rig.other(), rig.one()] {
         let guard = locker.try_lock(&key, TTL).unwrap().unwrap();
@@ -441,7 +368,7 @@ fn an_explicit_release_tells_that_it_worked(rig: &Rig) {
     }
 }
 
-fn an_extension_never_shortens(rig: &Rig) {
+fn an_extension_never_shortens(rig: &Rig<Handle>) {
     let key = unique_key("extended");
     let guard = take(rig.one(), &key);
     let before = guard.remaining();
@@ -458,7 +385,7 @@ fn an_extension_never_shortens(rig: &Rig) {
     assert!(is_free(rig.other(), &key));
 }
 
-fn an_extension_by_an_unusable_ttl_is_refused(rig: &Rig) {
+fn an_extension_by_an_unusable_ttl_is_refused(rig: &Rig<Handle>) {
     let guard = take(rig.one(), &unique_key("extended"));
     for ttl in UNUSABLE {
         let refused = guard.extend(ttl);
@@ -471,7 +398,7 @@ fn an_extension_by_an_unusable_ttl_is_refused(rig: &Rig) {
     guard.release().unwrap();
 }
 
-fn a_fresh_guard_is_held(rig: &Rig) {
+fn a_fresh_guard_is_held(rig: &Rig<Handle>) {
     let guard = take(rig.one(), &unique_key("fresh"));
     assert!(guard.is_held());
     assert_eq!(guard.check(), Ok(()));
@@ -483,7 +410,7 @@ fn a_fresh_guard_is_held(rig: &Rig) {
     }
 }
 
-fn a_guard_moves_and_is_shared(rig: &Rig) {
+fn a_guard_moves_and_is_shared(rig: &Rig<Handle>) {
     let key = unique_key("moved");
     let guard = take(rig.one(), &key);
     thread::scope(|scope| {
@@ -501,7 +428,7 @@ fn a_guard_moves_and_is_shared(rig: &Rig) {
     assert!(is_free(rig.other(), &key));
 }
 
-fn nothing_shows_a_token(rig: &Rig) {
+fn nothing_shows_a_token(rig: &Rig<Handle>) {
     let key = unique_key("shown");
     let guard = take(rig.one(), &key);
     let contended = rig
@@ -522,7 +449,7 @@ fn nothing_shows_a_token(rig: &Rig) {
     assert!(digits.map(str::len).all(|len| len < 12), "{shown}");
 }
 
-fn a_guard_outlives_its_locker(rig: &Rig) {
+fn a_guard_outlives_its_locker(rig: &Rig<Handle>) {
     let key = unique_key("outlives");
     let handle = rig.newcomer();
     let guard = take(handle.clone().locker(), &key);
