@@ -9,6 +9,7 @@ mod conformance;
 mod expiry;
 mod network;
 mod nodes;
+mod parts;
 mod processes;
 mod rig;
 mod rw_conformance;

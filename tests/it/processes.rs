@@ -1,8 +1,7 @@
 //! Several processes: holders that are killed, that exit, that fork, and crowds that share a lock while nodes come and go.
 
-use crate::rig::{
-    LIMIT, TTL, at, config, connect, hasty, holder, now, nowhere, pttl, take, token, wire,
-};
+use crate::parts::{BRIEF, HUNG, Part, Program, scratch};
+use crate::rig::{LIMIT, TTL, at, config, connect, hasty, holder, now, nowhere, pttl, take, token};
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::Server;
 use crate::support::witness::Journal;
@@ -13,96 +12,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
 use redguard::{Error, LockGuard, LockOptions, Locker, RedisLocker, RetryPolicy};
 use std::io::{self, Write};
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
-use std::{env, fs, process, thread};
-
-/// Far longer than a node takes on a busy machine.
-const HUNG: Duration = Duration::from_secs(1);
-/// Long enough to look while it lasts, short enough to be waited for.
-const BRIEF: Duration = Duration::from_secs(4);
-
-const NODES: &str = "REDGUARD_TEST_NODES";
-const KEY: &str = "REDGUARD_TEST_KEY";
-const FILE: &str = "REDGUARD_TEST_FILE";
-
-/// This program once more, as a process that plays one of the parts in this file; killed if it is dropped.
-struct Program(Child);
-
-impl Program {
-    fn playing(part: &str, nodes: &[Server], key: &str, file: PathBuf) -> Program {
-        let here = module_path!().split_once("::").unwrap().1;
-        let nodes: Vec<String> = nodes.iter().map(Server::addr).collect();
-        let child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", &format!("{here}::{part}"), "--nocapture"])
-            .env(NODES, nodes.join(","))
-            .env(KEY, key)
-            .env(FILE, file)
-            .stdout(Stdio::null())
-            .spawn();
-        Program(child.unwrap())
-    }
-
-    fn end(mut self) -> ExitStatus {
-        let mut status = None;
-        eventually(4 * LIMIT, "the program ends", || {
-            status = self.0.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap()
-    }
-
-    /// SIGKILL; returns when it is gone.
-    fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
-
-/// What a process has been told that plays a part.
-struct Part {
-    nodes: Vec<String>,
-    key: String,
-    file: PathBuf,
-}
-
-impl Part {
-    /// `None` where nobody started this process for it: then its test has nothing to do.
-    fn mine() -> Option<Part> {
-        Some(Part {
-            nodes: env::var(NODES)
-                .ok()?
-                .split(',')
-                .map(str::to_owned)
-                .collect(),
-            key: env::var(KEY).ok()?,
-            file: env::var_os(FILE)?.into(),
-        })
-    }
-
-    fn locker(&self) -> RedisLocker {
-        RedisLocker::connect(at(self.nodes.clone()).node_timeout(HUNG)).unwrap()
-    }
-
-    /// Says that the lock is held.
-    fn tell(&self) {
-        fs::write(&self.file, "held").unwrap();
-    }
-}
-
-fn scratch() -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("told");
-    (dir, file)
-}
+use std::{fs, process, thread};
 
 // A holder that is killed.
 
@@ -128,6 +38,7 @@ fn what_a_killed_process_held_is_free_after_its_ttl() {
     };
     let locker = RedisLocker::connect(config(&nodes).retry(policy)).unwrap();
     let program = Program::playing(
+        module_path!(),
         "part_that_holds_until_it_is_killed",
         &nodes,
         &key,
@@ -159,6 +70,7 @@ fn what_an_exiting_process_held_is_left_to_its_ttl() {
     let key = unique_key("exits");
     let (_dir, told) = scratch();
     let program = Program::playing(
+        module_path!(),
         "part_that_exits_without_destructors",
         &nodes,
         &key,
@@ -200,24 +112,7 @@ fn part_of_a_crowd() {
             });
         }
     });
-    // A node that was away is owed releases until it takes part again; a program that ends before leaves them to the TTL.
-    for node in &part.nodes {
-        eventually(LIMIT, "the node takes part", || {
-            let key = unique_key("part");
-            let guard = take(&locker, &key);
-            let there = exists(node, &key);
-            guard.release().unwrap();
-            there
-        });
-    }
-}
-
-/// Whether the node at an address is there and has a lock's key.
-fn exists(node: &str, key: &str) -> bool {
-    redis::Client::open(format!("redis://{node}"))
-        .and_then(|client| client.get_connection())
-        .and_then(|mut there| redis::cmd("EXISTS").arg(wire(key)).query(&mut there))
-        .unwrap_or(false)
+    part.settle(&locker);
 }
 
 /// Lets a crowd of processes share one key, and `disturb`s it; that is given a wait for so many holds.
@@ -225,7 +120,7 @@ fn crowd(nodes: &[Server], disturb: impl FnOnce(&dyn Fn(usize))) {
     let key = unique_key("crowd");
     let (_dir, file) = scratch();
     let programs: Vec<Program> = (0..CROWD)
-        .map(|_| Program::playing("part_of_a_crowd", nodes, &key, file.clone()))
+        .map(|_| Program::playing(module_path!(), "part_of_a_crowd", nodes, &key, file.clone()))
         .collect();
     let lines = || fs::read(&file).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
     disturb(&|holds| eventually(4 * LIMIT, "so many holds", || lines() >= holds));
@@ -340,7 +235,13 @@ fn a_forked_child_deletes_nothing_and_takes_nothing() {
     let nodes = servers(3);
     let key = unique_key("forks");
     let (_dir, told) = scratch();
-    let program = Program::playing("part_that_forks", &nodes, &key, told.clone());
+    let program = Program::playing(
+        module_path!(),
+        "part_that_forks",
+        &nodes,
+        &key,
+        told.clone(),
+    );
     let keys = ["dropped", "released"].map(|name| format!("{key}{name}"));
     assert!(program.end().success() && told.exists());
     keys.iter().for_each(|key| nowhere(&nodes, key));
@@ -410,7 +311,13 @@ fn no_thread_is_left_behind() {
         }
         let (_dir, told) = scratch();
         let key = unique_key("threads");
-        let program = Program::playing("part_that_counts_threads", &nodes, &key, told.clone());
+        let program = Program::playing(
+            module_path!(),
+            "part_that_counts_threads",
+            &nodes,
+            &key,
+            told.clone(),
+        );
         assert!(program.end().success() && told.exists());
     }
 }

@@ -1,0 +1,124 @@
+//! Processes that play a part in a test: this program once more, told by its environment what to do.
+
+use crate::rig::{LIMIT, at, take, wire};
+use crate::support::servers::Server;
+use crate::support::{eventually, unique_key};
+use redguard::RedisLocker;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+use std::{env, fs};
+
+/// Far longer than a node takes on a busy machine.
+pub(crate) const HUNG: Duration = Duration::from_secs(1);
+/// Long enough to look while it lasts, short enough to be waited for.
+pub(crate) const BRIEF: Duration = Duration::from_secs(4);
+
+const NODES: &str = "REDGUARD_TEST_NODES";
+const KEY: &str = "REDGUARD_TEST_KEY";
+const FILE: &str = "REDGUARD_TEST_FILE";
+
+/// This program once more, as a process that plays one of the parts in these files; killed if it is dropped.
+pub(crate) struct Program(Child);
+
+impl Program {
+    /// The part is a test of the module at this path.
+    pub(crate) fn playing(
+        module: &str,
+        part: &str,
+        nodes: &[Server],
+        key: &str,
+        file: PathBuf,
+    ) -> Program {
+        let here = module.split_once("::").unwrap().1;
+        let nodes: Vec<String> = nodes.iter().map(Server::addr).collect();
+        let child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", &format!("{here}::{part}"), "--nocapture"])
+            .env(NODES, nodes.join(","))
+            .env(KEY, key)
+            .env(FILE, file)
+            .stdout(Stdio::null())
+            .spawn();
+        Program(child.unwrap())
+    }
+
+    pub(crate) fn end(mut self) -> ExitStatus {
+        let mut status = None;
+        eventually(4 * LIMIT, "the program ends", || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// SIGKILL; returns when it is gone.
+    pub(crate) fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+/// What a process has been told that plays a part.
+pub(crate) struct Part {
+    pub(crate) nodes: Vec<String>,
+    pub(crate) key: String,
+    pub(crate) file: PathBuf,
+}
+
+impl Part {
+    /// `None` where nobody started this process for it: then its test has nothing to do.
+    pub(crate) fn mine() -> Option<Part> {
+        Some(Part {
+            nodes: env::var(NODES)
+                .ok()?
+                .split(',')
+                .map(str::to_owned)
+                .collect(),
+            key: env::var(KEY).ok()?,
+            file: env::var_os(FILE)?.into(),
+        })
+    }
+
+    pub(crate) fn locker(&self) -> RedisLocker {
+        RedisLocker::connect(at(self.nodes.clone()).node_timeout(HUNG)).unwrap()
+    }
+
+    /// A node that was away is owed releases until it takes part again; a program that ends before leaves them to the TTL.
+    pub(crate) fn settle(&self, locker: &RedisLocker) {
+        for node in &self.nodes {
+            eventually(LIMIT, "the node takes part", || {
+                let key = unique_key("part");
+                let guard = take(locker, &key);
+                let there = exists(node, &key);
+                guard.release().unwrap();
+                there
+            });
+        }
+    }
+
+    /// Says that the lock is held.
+    pub(crate) fn tell(&self) {
+        fs::write(&self.file, "held").unwrap();
+    }
+}
+
+pub(crate) fn scratch() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("told");
+    (dir, file)
+}
+
+/// Whether the node at an address is there and has a lock's key.
+fn exists(node: &str, key: &str) -> bool {
+    redis::Client::open(format!("redis://{node}"))
+        .and_then(|client| client.get_connection())
+        .and_then(|mut there| redis::cmd("EXISTS").arg(wire(key)).query(&mut there))
+        .unwrap_or(false)
+}
