@@ -64,15 +64,12 @@ impl Calls {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::key::{Family, Key, Token};
-    use crate::lease::{Claim, Lease};
+    use crate::lease::Claim;
+    use crate::lease::tests::lease_as;
     use crate::script::Verb;
-    use std::sync::Arc;
 
     fn request(verb: Verb, claim: Claim, name: &str) -> Request {
-        let key = Key::parse("p:", name, Family::ReadWrite).unwrap();
-        let lease = Lease::new(key, Token::fresh(None).unwrap(), claim);
-        Request::new(verb, &Arc::new(lease), 30)
+        Request::new(verb, &lease_as(name, claim), 30)
     }
 
     fn plan(requests: &[Request]) -> Vec<Vec<usize>> {

@@ -283,12 +283,16 @@ pub(crate) mod tests {
     use std::sync::Arc;
 
     pub(crate) fn lease(name: &str) -> Arc<Lease> {
-        let key = Key::parse("test:", name, Family::Exclusive).unwrap();
-        Arc::new(Lease::new(
-            key,
-            Token::fresh(None).unwrap(),
-            Claim::Exclusive,
-        ))
+        lease_as(name, Claim::Exclusive)
+    }
+
+    pub(crate) fn lease_as(name: &str, claim: Claim) -> Arc<Lease> {
+        let family = match claim {
+            Claim::Exclusive => Family::Exclusive,
+            _ => Family::ReadWrite,
+        };
+        let key = Key::parse("test:", name, family).unwrap();
+        Arc::new(Lease::new(key, Token::fresh(None).unwrap(), claim))
     }
 
     #[cfg(not(loom))]

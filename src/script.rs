@@ -574,7 +574,7 @@ pub(crate) fn cause(error: &RedisError) -> Cause {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::key::{Family, Key, Token};
+    use crate::lease::tests::lease_as;
 
     fn error(line: &str) -> Value {
         let wire = format!("-{line}\r\n");
@@ -582,9 +582,7 @@ mod tests {
     }
 
     fn request(verb: Verb, claim: Claim) -> Request {
-        let key = Key::parse("p:", "x", Family::Exclusive).unwrap();
-        let lease = Lease::new(key, Token::fresh(None).unwrap(), claim);
-        Request::new(verb, &Arc::new(lease), 30)
+        Request::new(verb, &lease_as("x", claim), 30)
     }
 
     /// The answer that a reply is, if it is one.
@@ -596,7 +594,9 @@ mod tests {
         }
     }
 
-    const MS: Duration = Duration::from_millis(1);
+    fn held(by: Holder, millis: u64) -> Option<Answer> {
+        Some(Answer::Held(by, Some(Duration::from_millis(millis))))
+    }
 
     #[test]
     fn replies_to_a_take() {
@@ -613,9 +613,9 @@ mod tests {
                 }
                 for (holder, left, expected) in [
                     (0, -1, Some(Answer::Held(Holder::One, None))),
-                    (1, 70, Some(Answer::Held(Holder::Readers, Some(70 * MS)))),
-                    (2, 0, Some(Answer::Held(Holder::Gate, Some(0 * MS)))),
-                    (3, -2, Some(Answer::Held(Holder::Turn, Some(0 * MS)))),
+                    (1, 70, held(Holder::Readers, 70)),
+                    (2, 0, held(Holder::Gate, 0)),
+                    (3, -2, held(Holder::Turn, 0)),
                     (4, 0, None),
                     (-1, 0, None),
                     (0, -3, None),
@@ -626,14 +626,13 @@ mod tests {
             }
         }
         for (reply, expected) in [
-            (-2, Some(Some(0 * MS))),
-            (-1, Some(None)),
-            (0, Some(Some(0 * MS))),
-            (70, Some(Some(70 * MS))),
+            (-2, held(Holder::One, 0)),
+            (-1, Some(Answer::Held(Holder::One, None))),
+            (0, held(Holder::One, 0)),
+            (70, held(Holder::One, 70)),
             (-3, None),
         ] {
-            let held = expected.map(|left| Answer::Held(Holder::One, left));
-            assert_eq!(read_left(&Value::Int(reply)), held);
+            assert_eq!(read_left(&Value::Int(reply)), expected);
         }
         assert_eq!(read_left(&Value::Okay), None);
     }

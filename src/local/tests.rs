@@ -382,7 +382,10 @@ mod loom_gate {
 
     #[test]
     fn loom_readers_and_a_writer_do_not_meet_and_nobody_sleeps_for_ever() {
-        loom::model(|| {
+        // All interleavings take minutes. Two changes of thread against its will show what there is to be seen.
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(2);
+        model.check(|| {
             let gate = Arc::new(Gate::new());
             // Readers count one each, the writer counts a hundred.
             let inside = Arc::new(AtomicU64::new(0));

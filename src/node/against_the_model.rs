@@ -1,9 +1,5 @@
 //! The scripts on a real server beside the plain model: any order of requests by several owners ends alike.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic_in_result_fn,
-    reason = "in a test a panic is the report"
-)]
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};

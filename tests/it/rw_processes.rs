@@ -88,7 +88,7 @@ fn crowd(nodes: &[Server], disturb: impl FnOnce(&dyn Fn(usize))) {
         .windows(2)
         .filter(|pair| pair[0].key == pair[1].key && pair[1].begin < pair[0].end);
     let (together, written) = (together.count(), sections - readers.len());
-    println!(
+    eprintln!(
         "{sections} sections: {written} written, {} read, {together} beside the one before",
         readers.len()
     );

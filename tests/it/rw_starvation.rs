@@ -86,7 +86,7 @@ fn a_writer_gets_in_among_readers_that_overlap_without_a_pause() {
             }
             guard.unwrap().release().unwrap();
             let bound = 2 * longest.get().max(SECTION) + GATE;
-            println!("round {round}: the writer waited {waited:?} (bound {bound:?})");
+            eprintln!("round {round}: the writer waited {waited:?} (bound {bound:?})");
             assert_waited(waited, bound, &over);
         }
         over.store(true, Ordering::Relaxed);
@@ -124,7 +124,7 @@ fn a_reader_gets_in_among_writers_that_follow_without_a_pause() {
             }
             guard.unwrap().release().unwrap();
             let bound = 2 * longest.get().max(SECTION) + TURN;
-            println!("round {round}: the reader waited {waited:?} (bound {bound:?})");
+            eprintln!("round {round}: the reader waited {waited:?} (bound {bound:?})");
             assert_waited(waited, bound, &over);
         }
         over.store(true, Ordering::Relaxed);
@@ -166,7 +166,7 @@ fn writers_that_split_the_nodes_settle_within_round_trips() {
                 });
             }
         });
-        println!("{:?} a round", began.elapsed() / rounds);
+        eprintln!("{:?} a round", began.elapsed() / rounds);
         assert!(
             began.elapsed() < LIMIT,
             "{:?} is no matter of round trips",

@@ -1,0 +1,78 @@
+//! The shared file: written in place, piece by piece, and told from a half-written one by the checksum at its end.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// So many items are written at a time.
+const PIECE: usize = 20;
+const ITEMS: usize = 200;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Catalogue {
+    /// One more with each reload.
+    pub(crate) version: u64,
+    prices: Vec<u64>,
+}
+
+impl Catalogue {
+    pub(crate) fn first() -> Catalogue {
+        Catalogue::of(0)
+    }
+
+    /// What a reload brings.
+    pub(crate) fn next(&self) -> Catalogue {
+        Catalogue::of(self.version + 1)
+    }
+
+    fn of(version: u64) -> Catalogue {
+        let price = |item| (version + 1) * item as u64 % 1_000;
+        Catalogue {
+            version,
+            prices: (0..ITEMS).map(price).collect(),
+        }
+    }
+
+    /// What a report is about.
+    pub(crate) fn total(&self) -> u64 {
+        self.prices.iter().sum()
+    }
+
+    /// `None` if it is half-written.
+    pub(crate) fn load(path: &Path) -> io::Result<Option<Catalogue>> {
+        Ok(Catalogue::parse(&fs::read_to_string(path)?))
+    }
+
+    fn parse(text: &str) -> Option<Catalogue> {
+        let (body, last) = text.strip_suffix('\n')?.rsplit_once('\n')?;
+        let sum = format!("crc {:08x}", crc32fast::hash(body.as_bytes()));
+        let mut lines = body.lines().filter(|_| last == sum);
+        let version = lines.next()?.strip_prefix("version ")?.parse().ok()?;
+        let prices = lines.map(|line| line.split_once('\t')?.1.parse().ok());
+        let prices = prices.collect::<Option<_>>()?;
+        Some(Catalogue { version, prices })
+    }
+
+    /// Replaces the file's content in place. Before each piece `go_on` may stop it, and leave the file half-written.
+    pub(crate) fn store<E: From<io::Error>>(
+        &self,
+        path: &Path,
+        mut go_on: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut file = File::create(path)?;
+        let mut crc = crc32fast::Hasher::new();
+        let mut piece = format!("version {}", self.version);
+        for (item, price) in self.prices.iter().enumerate() {
+            piece += &format!("\nitem-{item}\t{price}");
+            if item % PIECE == 0 || item + 1 == ITEMS {
+                go_on()?;
+                crc.update(piece.as_bytes());
+                file.write_all(piece.as_bytes())?;
+                piece.clear();
+            }
+        }
+        go_on()?;
+        writeln!(file, "\ncrc {:08x}", crc.finalize())?;
+        Ok(())
+    }
+}
