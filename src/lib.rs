@@ -31,8 +31,9 @@
 //!   first round that meets it `node_timeout` at most, and only where that round needs it.
 //! - An attempt that failed, came late or broke off is undone on every node that may have granted it.
 //! - *Held by another* and *could not find out* are different errors, all the way up.
-//! - Threads that share a [`Nodes`] get a key in the order in which they asked, and one that hangs with a lock blocks
-//!   the others for its lease, not for ever.
+//! - Threads that share a [`Nodes`] get a key in the order in which they asked, readers that follow one another together;
+//!   and one that hangs with a lock blocks the others for its lease, not for ever.
+//! - A reader and a writer of one key never overlap, and neither side starves the other.
 //! - Tokens are 160 random bits of the operating system, fresh for every attempt. Release and extend act on their own
 //!   token only.
 //!
@@ -51,6 +52,35 @@
 //!
 //! Two nodes have no quorum with one down, and of four a tie is a loss for both sides: take 1, 3 or 5. An even number is
 //! a `warn` line at connect.
+//!
+//! # Which lock
+//!
+//! | lock | for |
+//! |---|---|
+//! | [`Locker`] | one at a time. The cheapest, and what other Redlock clients understand |
+//! | [`RwLocker`] | many that read or one that writes. Worth it where reading takes long and writing is rare |
+//!
+//! [`RedisLocker`] and [`RedisRwLocker`] hold them on the nodes, [`LocalLocker`] and [`LocalRwLocker`] in this process
+//! alone, behind the same traits. An exclusive lock and a read-write lock of one name are different locks.
+//!
+//! # Read-write locks
+//!
+//! - Each reader has a token and a lease of its own, in the node's time: one that crashed is gone at its own end, whatever
+//!   others do.
+//! - A writer that waits takes a place at a *gate*, which turns new readers away (not the extensions of those that read). It
+//!   says so again every *refresh interval*, which is `max_delay`, but 100 ms at most and 10 ms at least; a place that is not
+//!   refreshed ends after three. Writers that only try, that have no quorum or that have given up turn nobody away.
+//! - A reader that was refused and waits leaves a mark. A writer that finds it when it releases gives the readers a *turn* of
+//!   one refresh interval, in which gates do not count and new writers are refused, [`try_write`](RwLocker::try_write)
+//!   included.
+//! - Who waits for a read-write lock sleeps for half a refresh interval at most between two attempts, whatever `max_delay`.
+//!   Of the readers of a process that wait for one lock, one asks for all.
+//! - [`WriteGuard::downgrade`] turns a write lock into a read lock. There is no upgrade: two that upgrade wait for each other.
+//! - **A second `read` by a thread that reads already dead-locks** as soon as a writer waits in between.
+//!
+//! Among threads of one process a writer waits in the process's own queue first: while others of the process read, it does
+//! not keep readers of other processes out. So a writer waits for two read sections and the time of a place at the gate
+//! at most, and a reader for two write sections and a turn, if sections are bounded and a quorum answers.
 //!
 //! # Timing
 //!
@@ -74,7 +104,7 @@
 //! | nodes come back | lanes connect again by themselves, with capped and jittered back-off |
 //! | scripts flushed | healed within the request |
 //! | `READONLY`, `LOADING`, `OOM`, `NOAUTH` … | a fault of that node, with that cause |
-//! | a foreign value under the key | [`Contended`](Error::Contended), and the value is left alone |
+//! | a foreign value under the key | [`Contended`](Error::Contended), or its like for read-write locks, and the value is left alone |
 //! | the holder is killed | free after the TTL at the latest; waiters wake then, not at their next poll |
 //! | the nodes are too slow for the TTL | [`ValidityExhausted`](Error::ValidityExhausted) after three attempts in a row |
 //! | the process exits without destructors | the TTL frees the lock |
