@@ -1,16 +1,21 @@
 //! The gate before the nodes: threads of one process queue here for a key, first come, first served, readers together.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::inbox::Inbox;
 use crate::key::Key;
-use crate::lease::{Lease, Look};
+use crate::lease::Lease;
 use crate::sync::{Condvar, Mutex};
 use crate::time;
+
+pub(crate) use self::slot::{Access, Refused};
+use self::slot::{Holder, Slot, Waiter};
+
+mod slot;
 
 /// One slot per key that is held or waited for; keys at rest take no memory.
 ///
@@ -32,57 +37,12 @@ struct State {
     closed: bool,
 }
 
-/// How a slot is held, or to be held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// By this one and nobody else: exclusive locks, and writers.
-    Alone,
-    /// Together with others who share it: readers.
-    Shared,
-}
-
-struct Slot {
-    /// In the order in which they came in.
-    holders: Vec<Holder>,
-    queue: VecDeque<Waiter>,
-}
-
-struct Holder {
-    ticket: u64,
-    access: Access,
-    /// Known once the nodes have granted it.
-    lease: Option<Arc<Lease>>,
-    /// To wake it while it is still asking.
-    inbox: Arc<Inbox>,
-    /// It sleeps while another asks for all that share the slot.
-    follows: bool,
-}
-
-struct Waiter {
-    ticket: u64,
-    access: Access,
-    inbox: Arc<Inbox>,
-}
-
 /// A place in the slot of a key, for as long as it is not dropped and no waiter has taken it over.
 pub(crate) struct Pass {
     gate: Arc<Gate>,
     key: Key,
     ticket: u64,
     left: AtomicBool,
-}
-
-/// Why a thread did not get the slot.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// Its time was over.
-    Busy {
-        /// How those hold it who stood in the way, or want to that came before.
-        by: Access,
-        /// When the last of their leases ends, if all have one.
-        remaining: Option<Duration>,
-    },
-    Closed,
 }
 
 impl Gate {
@@ -276,108 +236,6 @@ impl Gate {
         }
         drop(state); // let go before waking
         woken.iter().for_each(|inbox| inbox.wake());
-    }
-}
-
-impl Slot {
-    fn new() -> Slot {
-        Slot {
-            holders: Vec::with_capacity(1),
-            queue: VecDeque::new(),
-        }
-    }
-
-    fn admits(&self, access: Access) -> bool {
-        let shared = |holder: &Holder| holder.access == Access::Shared;
-        self.holders.is_empty() || access == Access::Shared && self.holders.iter().all(shared)
-    }
-
-    /// Lets in from the queue who can be, in order, and answers their inboxes to be woken.
-    fn admit(&mut self) -> Vec<Arc<Inbox>> {
-        let mut admitted = Vec::new();
-        while self.queue.front().is_some_and(|w| self.admits(w.access)) {
-            let next = self.queue.pop_front().map(Holder::from);
-            admitted.extend(next.as_ref().map(|holder| Arc::clone(&holder.inbox)));
-            self.holders.extend(next);
-        }
-        admitted
-    }
-
-    /// Removes the holders whose lease is lost; answers those that this look has made so.
-    fn evict(&mut self, now: Instant) -> Vec<Arc<Lease>> {
-        let mut lost = Vec::new();
-        self.holders.retain(|holder| {
-            let look = holder.lease.as_ref().map(|lease| (lease, lease.look(now)));
-            if let Some((lease, Look::JustLost)) = look {
-                lost.push(Arc::clone(lease));
-            }
-            !matches!(look, Some((_, Look::JustLost | Look::Lost)))
-        });
-        lost
-    }
-
-    /// When the next of the holders' leases ends.
-    fn next_expiry(&self, now: Instant) -> Option<Instant> {
-        let expiries = self.holders.iter().filter_map(|holder| holder.expiry(now));
-        expiries.min()
-    }
-
-    fn first(&self) -> Option<Arc<Inbox>> {
-        self.queue.front().map(|waiter| Arc::clone(&waiter.inbox))
-    }
-
-    /// Whether one of the holders has no lease yet.
-    fn is_asking(&self) -> bool {
-        self.holders.iter().any(|holder| holder.lease.is_none())
-    }
-
-    /// The inboxes of those that follow another; each is to be woken once.
-    fn followers(&mut self) -> impl Iterator<Item = Arc<Inbox>> {
-        self.holders.iter_mut().filter_map(|holder| {
-            std::mem::take(&mut holder.follows).then(|| Arc::clone(&holder.inbox))
-        })
-    }
-
-    /// What stands in the way of a waiter.
-    fn busy(&self, ticket: u64, access: Access, now: Instant) -> Refused {
-        let before = |waiter: &&Waiter| waiter.ticket != ticket;
-        let mut ahead = self.queue.iter().take_while(before);
-        if self.admits(access)
-            || access == Access::Shared && ahead.any(|w| w.access == Access::Alone)
-        {
-            return Refused::Busy {
-                by: Access::Alone,
-                remaining: None,
-            };
-        }
-        let expiries: Option<Vec<Instant>> = self.holders.iter().map(|h| h.expiry(now)).collect();
-        let last = expiries.and_then(|expiries| expiries.into_iter().max());
-        Refused::Busy {
-            by: self.holders[0].access,
-            remaining: last.map(|last| last.saturating_duration_since(now)),
-        }
-    }
-}
-
-impl Holder {
-    /// When its lease ends, if it is held.
-    fn expiry(&self, now: Instant) -> Option<Instant> {
-        match self.lease.as_ref()?.peek(now) {
-            Look::Held(expiry) => Some(expiry),
-            _ => None,
-        }
-    }
-}
-
-impl From<Waiter> for Holder {
-    fn from(waiter: Waiter) -> Holder {
-        Holder {
-            ticket: waiter.ticket,
-            access: waiter.access,
-            lease: None,
-            inbox: waiter.inbox,
-            follows: false,
-        }
     }
 }
 

@@ -171,9 +171,8 @@ impl Tally {
             .iter()
             .filter(|(node, _)| self.refused.contains(*node))
             .map(|(_, cause)| match cause {
-                Cause::Held { remaining }
-                | Cause::Readers { remaining }
-                | Cause::WriterWaiting { remaining } => *remaining,
+                Cause::Held { remaining } | Cause::Readers { remaining } => *remaining,
+                // A writer that waits may have the lock before it is free for us.
                 _ => None,
             })
             .collect();

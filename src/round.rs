@@ -240,7 +240,9 @@ fn vote(answer: Answer) -> Vote {
         Answer::Yes => Vote::Granted,
         Answer::Held(by, remaining) => Vote::Refused(match by {
             Holder::One => Cause::Held { remaining },
-            Holder::Readers | Holder::Turn => Cause::Readers { remaining },
+            Holder::Readers => Cause::Readers { remaining },
+            // Who comes in during the turn may stay for longer.
+            Holder::Turn => Cause::Readers { remaining: None },
             Holder::Gate => Cause::WriterWaiting { remaining },
         }),
         Answer::Absent | Answer::Foreign => Vote::Refused(Cause::NotOurs),

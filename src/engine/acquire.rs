@@ -87,6 +87,32 @@ impl Drop for Place<'_> {
     }
 }
 
+/// The pauses between the attempts of one acquire.
+#[derive(Default)]
+struct Pauses {
+    retries: u32,
+    /// How many attempts in a row have split the nodes.
+    splits: u32,
+}
+
+impl Pauses {
+    /// As the policy says. Only a writer that has split the nodes with another waits for some round trips, which the
+    /// other's undo takes, and with jitter, so that one of them is first; longer each time, up to the policy's longest
+    /// delay.
+    fn next(&mut self, engine: &Engine, claim: Claim, met: Option<Contention>) -> Duration {
+        let policy = engine.retry(claim);
+        self.retries = self.retries.saturating_add(1);
+        if claim != Claim::Write || met.is_none_or(|met| !met.split) {
+            self.splits = 0;
+            return policy.delay(self.retries, rand::random());
+        }
+        self.splits = self.splits.saturating_add(1);
+        let rounds = ROUNDS_OF_A_SPLIT << self.splits.min(8);
+        let most = engine.nodes.usual_round().saturating_mul(rounds);
+        most.min(policy.max_delay).mul_f64(rand::random())
+    }
+}
+
 /// Whether a claim shares the slot of its key.
 pub(crate) fn access(claim: Claim) -> Access {
     match claim {
@@ -159,19 +185,19 @@ impl Engine {
         };
         // What passed by in a queue counts, but there is one attempt left at the least.
         let most_in_queue = patience.attempts.map_or(u32::MAX, |most| most - 1);
-        let in_queue = |span| retry.attempts_within(span).min(most_in_queue);
-        let mut attempts = in_queue(waited());
-        let (mut retries, mut slow, mut splits) = (0_u32, 0_u32, 0_u32);
-        let mut place = None;
+        let mut attempts = retry.attempts_within(waited()).min(most_in_queue);
+        let (mut slow, mut pauses) = (0, Pauses::default());
+        let mut place: Option<Place<'_>> = None;
         loop {
             if self.gate.is_closed() {
                 return Err(Error::Closed);
             }
             attempts = attempts.saturating_add(1);
             let trace = match (wish.claim, &place) {
-                _ if patience.is_over(attempts) => Trace::None,
-                (Claim::Read, _) => Trace::Mark,
-                (Claim::Write, Some(Place { lease, .. })) => Trace::Place(lease),
+                (Claim::Read, _) if !patience.is_over(attempts) => Trace::Mark,
+                (Claim::Write, Some(place)) if !patience.is_over(attempts) => {
+                    Trace::Place(&place.lease)
+                }
                 _ => Trace::None,
             };
             let miss = match self.attempt(wish, &inbox, trace)? {
@@ -226,14 +252,8 @@ impl Engine {
                     .min(most_in_queue);
                 continue;
             }
-            let split = contention.is_some_and(|contention| contention.split);
-            splits = if split { splits + 1 } else { 0 };
-            retries = retries.saturating_add(1);
-            let delay = match wish.claim {
-                Claim::Write if split => self.after_a_split(splits),
-                _ => retry.delay(retries, rand::random()),
-            };
-            budget = budget.and(Limit::Pause, time::deadline(now, delay));
+            let pause = pauses.next(self, wish.claim, contention);
+            budget = budget.and(Limit::Pause, time::deadline(now, pause));
             if let Some(free) = contention.and_then(|contention| contention.free) {
                 // A node counts in whole milliseconds and frees a key in the one after its last.
                 let free = free.saturating_add(Duration::from_millis(1));
@@ -255,14 +275,6 @@ impl Engine {
             Claim::Exclusive => &self.settings.retry,
             Claim::Read | Claim::Write | Claim::Gate => &self.rw_retry,
         }
-    }
-
-    /// How long a writer waits that has split the nodes with another: some round trips, for the other's undo, and with
-    /// jitter, so that one of them is first. Longer each time, up to the policy's longest delay.
-    fn after_a_split(&self, splits: u32) -> Duration {
-        let rounds = ROUNDS_OF_A_SPLIT << splits.min(8);
-        let most = self.nodes.usual_round().saturating_mul(rounds);
-        most.min(self.rw_retry.max_delay).mul_f64(rand::random())
     }
 
     fn place(&self, key: &Key) -> Result<Place<'_>, Error> {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::key::Family;
 use crate::lease::tests::lease;
+use std::time::Duration;
 
 fn key() -> Key {
     Key::parse("test:", "x", Family::Exclusive).unwrap()

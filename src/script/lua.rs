@@ -1,0 +1,259 @@
+//! The scripts, with the steps that each takes.
+//!
+//! The keys of a read-write lock, behind its name:
+//!
+//! | key | what it is |
+//! |---|---|
+//! | `:writer` | the token of the writer, with its TTL |
+//! | `:readers` | the readers' tokens, sorted by the time at which each ends |
+//! | `:gate` | the tokens of writers that wait, sorted by the time at which each place ends |
+//! | `:turn` | `asked` while a refused reader waits, `given` while readers have their turn |
+//!
+//! Times are the server's own, in milliseconds (`TIME`); an entry is alive up to and including its time. A sorted set ends a
+//! second after its last entry, so nothing is left when nobody holds or waits. Scripts read first what can fail on its type,
+//! so that they fail before they have changed anything.
+
+/// Extend the lock (rule S5): never kills, never revives, never shortens.
+///
+/// 1. Nothing is changed unless the value is our token.
+/// 2. The expiry becomes the greater of what is left and the TTL. A key that somebody made persistent gets an end.
+///
+/// KEYS: the lock. ARGV: token, TTL in ms. Reply: 1 ours and extended, 0 no such key, −1 another's.
+const EXTEND: &str = "\
+local value = redis.call('GET', KEYS[1])
+if value ~= ARGV[1] then return value and -1 or 0 end
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 1";
+
+/// Release the lock, as in the Redlock text: compare and delete.
+///
+/// KEYS: the lock. ARGV: token. Reply: 1 deleted, 0 no such key, −1 another's, left untouched.
+const RELEASE: &str = "\
+local value = redis.call('GET', KEYS[1])
+if value == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return value and -1 or 0";
+
+/// Sets `now`.
+macro_rules! now {
+    () => {
+        "
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)"
+    };
+}
+
+/// Enters `member` into the sorted set `set`, to end in `life` ms.
+macro_rules! enter {
+    () => {
+        "
+redis.call('ZADD', set, now + life, member)"
+    };
+}
+
+/// Lets the sorted set `set` end a second after an entry that ends in `life` ms, unless it ends later anyway.
+macro_rules! keep {
+    () => {
+        "
+if redis.call('PTTL', set) < life + 1000 then redis.call('PEXPIRE', set, life + 1000) end"
+    };
+}
+
+/// Take read locks, for any number of readers that come together (rule S10).
+///
+/// 1. Refused while there is a writer.
+/// 2. Refused while a place at the gate is alive, unless the readers have their turn, or the gate is not heeded.
+/// 3. Who is refused and waits leaves a mark, unless the readers have their turn already.
+/// 4. Otherwise: readers that have ended are swept out, and the tokens are entered.
+///
+/// KEYS: writer, readers, gate, turn. ARGV: TTL in ms, how long a mark stays in ms or 0 for none, 1 if the gate is heeded,
+/// tokens. Reply: 1 granted to all, or who stands in the way of all (0 a writer, 2 the gate) and for how many ms (−1
+/// without an end).
+const READ: &str = concat!(
+    "local some = redis.call('EXISTS', KEYS[1], KEYS[3]) > 0
+local writer = some and redis.call('GET', KEYS[1])",
+    now!(),
+    "
+local refused
+if writer then
+  refused = {0, redis.call('PTTL', KEYS[1])}
+elseif some and ARGV[3] == '1' then
+  local last = redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')[2]
+  if last and tonumber(last) >= now and redis.call('GET', KEYS[4]) ~= 'given' then refused = {2, last - now} end
+end
+if refused then
+  if ARGV[2] ~= '0' and redis.call('GET', KEYS[4]) ~= 'given' then
+    redis.call('SET', KEYS[4], 'asked', 'PX', ARGV[2])
+  end
+  return refused
+end
+local set, life = KEYS[2], tonumber(ARGV[1])
+redis.call('ZREMRANGEBYSCORE', set, '-inf', now - 1)
+local entries = {}
+for i = 4, #ARGV do
+  entries[2 * i - 7], entries[2 * i - 6] = now + life, ARGV[i]
+end
+redis.call('ZADD', set, unpack(entries))",
+    keep!(),
+    "
+return 1"
+);
+
+/// Take the write lock (rule S10).
+///
+/// 1. Refused while there is a writer, or a reader that has not ended.
+/// 2. Refused while the readers have their turn, unless that is not heeded.
+/// 3. Who is refused and waits takes its place at the gate, or keeps it for longer.
+/// 4. Otherwise the token is stored with its TTL. A gate keeps no writer out; a place of its own is left later.
+///
+/// KEYS: writer, readers, gate, turn. ARGV: token, TTL in ms, how long a place at the gate stays in ms or 0 for none,
+/// 1 if a turn is heeded, the place's token. Reply: 1 granted, or who stands in the way (0 a writer, 1 readers, 3 their
+/// turn) and for how many ms (−1 without an end).
+const WRITE: &str = concat!(
+    "if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then
+local writer = redis.call('GET', KEYS[1])
+local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]",
+    now!(),
+    "
+local refused
+if writer then
+  refused = {0, redis.call('PTTL', KEYS[1])}
+elseif last and tonumber(last) >= now then
+  refused = {1, last - now}
+elseif ARGV[4] == '1' and redis.call('GET', KEYS[4]) == 'given' then
+  refused = {3, redis.call('PTTL', KEYS[4])}
+end
+if refused then
+  if ARGV[3] ~= '0' then
+    local set, member, life = KEYS[3], ARGV[5], tonumber(ARGV[3])
+    redis.call('ZREMRANGEBYSCORE', set, '-inf', now - 1)",
+    enter!(),
+    keep!(),
+    "
+  end
+  return refused
+end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1"
+);
+
+/// Extend a read lock (rule S5): never kills, never revives, never shortens.
+///
+/// 1. A reader that has ended is not revived.
+/// 2. The token in the writer's place is what a downgrade left that did not come here: it becomes a reader's, for no less.
+/// 3. The end becomes the later of what it is and the TTL from now.
+///
+/// KEYS: writer, readers. ARGV: token, TTL in ms. Reply: 1 ours and extended, 0 not here.
+const EXTEND_READ: &str = concat!(
+    "local score = redis.call('ZSCORE', KEYS[2], ARGV[1])",
+    now!(),
+    "
+local set, member, life = KEYS[2], ARGV[1], tonumber(ARGV[2])
+if not score or tonumber(score) < now then
+  if redis.call('GET', KEYS[1]) ~= member then return 0 end
+  score, life = now, math.max(life, redis.call('PTTL', KEYS[1]))
+  redis.call('DEL', KEYS[1])
+end
+if tonumber(score) < now + life then",
+    enter!(),
+    keep!(),
+    "
+end
+return 1"
+);
+
+/// Release read locks, of any number of readers that leave together.
+///
+/// 1. The tokens are taken out; the set then ends a second after the last of those that are left.
+/// 2. One may be in the writer's place, where a downgrade did not come: then it is deleted there.
+///
+/// KEYS: writer, readers. ARGV: tokens. Reply: 1 all released; otherwise for each token 1, or 0 when it was not here or had
+/// ended before.
+const RELEASE_READ: &str = concat!(
+    "local scores = redis.call('ZMSCORE', KEYS[2], unpack(ARGV))",
+    now!(),
+    "
+local ended, all, found = {}, true, 0
+for i, score in ipairs(scores) do
+  if score then
+    score = tonumber(score)
+    if score > found then found = score end
+    ended[i] = score >= now and 1 or 0
+  elseif redis.call('GET', KEYS[1]) == ARGV[i] then
+    ended[i] = redis.call('DEL', KEYS[1])
+  else
+    ended[i] = 0
+  end
+  all = all and ended[i] == 1
+end
+if found > 0 then
+  redis.call('ZREM', KEYS[2], unpack(ARGV))
+  local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
+  if last and tonumber(last) < found then redis.call('PEXPIREAT', KEYS[2], last + 1000) end
+end
+return all and 1 or ended"
+);
+
+/// Release the write lock: compare and delete. If a refused reader waits, the readers get a turn.
+///
+/// KEYS: writer, turn. ARGV: token, how long a turn is in ms, or 0 for none. Reply: 1 deleted, 0 no such key, −1 another's,
+/// left untouched.
+const RELEASE_WRITE: &str = "\
+local writer = redis.call('GET', KEYS[1])
+if writer ~= ARGV[1] then return writer and -1 or 0 end
+redis.call('DEL', KEYS[1])
+if ARGV[2] ~= '0' and redis.pcall('GET', KEYS[2]) == 'asked' then
+  redis.call('SET', KEYS[2], 'given', 'PX', ARGV[2])
+end
+return 1";
+
+/// Turn a write lock into a read lock with the same token and the same end, and give waiting readers a turn.
+///
+/// 1. Nothing is changed unless the token is the writer's. Where it is a reader's already, this has been here before.
+/// 2. A writer's key that somebody made persistent gets the end that our lease has.
+///
+/// KEYS: writer, readers, turn. ARGV: token, what the lease has left in ms, how long a turn is in ms. Reply: 1 ours, and a
+/// reader now; 0 no such key; −1 another's.
+const DOWNGRADE: &str = concat!(
+    "local writer = redis.call('GET', KEYS[1])
+local score = redis.call('ZSCORE', KEYS[2], ARGV[1])",
+    now!(),
+    "
+if writer ~= ARGV[1] then
+  if score and tonumber(score) >= now then return 1 end
+  return writer and -1 or 0
+end
+local set, member, life = KEYS[2], ARGV[1], redis.call('PTTL', KEYS[1])
+if life < 0 then life = tonumber(ARGV[2]) end",
+    enter!(),
+    keep!(),
+    "
+redis.call('DEL', KEYS[1])
+if redis.pcall('GET', KEYS[3]) == 'asked' then redis.call('SET', KEYS[3], 'given', 'PX', ARGV[3]) end
+return 1"
+);
+
+/// All scripts, in the order of [`Script`].
+pub(super) const SCRIPTS: [&str; 8] = [
+    EXTEND,
+    RELEASE,
+    READ,
+    WRITE,
+    EXTEND_READ,
+    RELEASE_READ,
+    RELEASE_WRITE,
+    DOWNGRADE,
+];
+
+/// Where a script is in [`SCRIPTS`].
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Script {
+    Extend,
+    Release,
+    Read,
+    Write,
+    ExtendRead,
+    ReleaseRead,
+    ReleaseWrite,
+    Downgrade,
+}
