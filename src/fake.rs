@@ -145,6 +145,14 @@ impl Fake {
         served.iter().filter(|(v, _)| *v == verb).count()
     }
 
+    /// Whether it served the release of a token.
+    pub(crate) fn has_released(&self, token: &str) -> bool {
+        let served = self.served.lock();
+        served
+            .iter()
+            .any(|(verb, released)| *verb == Verb::Release && released == token)
+    }
+
     /// The tokens of the takes that it served, in order.
     pub(crate) fn takes(&self) -> Vec<String> {
         let served = self.served.lock();

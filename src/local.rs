@@ -125,11 +125,11 @@ impl Gate {
                     false => slot.busy(ticket, access, now),
                 };
                 slot.queue.retain(|waiter| waiter.ticket != ticket);
-                let mut woken = slot.admit(); // readers that were behind a writer need not wait any more
-                // Who is first now has the holders' leases to watch.
-                woken.extend(slot.first());
+                let first = slot.first();
                 drop(state); // let go before waking
-                woken.iter().for_each(|inbox| inbox.wake());
+                if let Some(first) = first {
+                    first.wake(); // it may get in now, as a reader behind a writer, or has the holders' leases to watch
+                }
                 return Err(refused);
             }
             let wake = match first {

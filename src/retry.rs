@@ -34,7 +34,8 @@ pub struct RetryPolicy {
     pub max_outage: Duration,
     /// The first delay; more than zero. Default: 100 ms.
     pub initial_delay: Duration,
-    /// The longest delay; at least `initial_delay`. Default: 2 s.
+    /// The longest delay; at least `initial_delay`. For read-write locks no delay is longer than 50 ms, so that nobody
+    /// misses a turn. Default: 2 s.
     pub max_delay: Duration,
     /// The part of a delay that is drawn at random, 0.0 to 1.0. Default: 1.0.
     pub jitter: f64,

@@ -195,9 +195,7 @@ impl Engine {
             attempts = attempts.saturating_add(1);
             let trace = match (wish.claim, &place) {
                 (Claim::Read, _) if !patience.is_over(attempts) => Trace::Mark,
-                (Claim::Write, Some(place)) if !patience.is_over(attempts) => {
-                    Trace::Place(&place.lease)
-                }
+                (Claim::Write, Some(place)) => Trace::Place(&place.lease),
                 _ => Trace::None,
             };
             let miss = match self.attempt(wish, &inbox, trace)? {

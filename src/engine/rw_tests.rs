@@ -62,6 +62,12 @@ fn nobody(slot: &mut Slot) {
     *slot = Slot::default();
 }
 
+/// The token of the one writer that waits.
+fn place(fake: &Fake) -> String {
+    let mut places = slot(fake).gate.into_keys();
+    places.next().expect("a place at the gate")
+}
+
 fn all(fakes: &[Arc<Fake>], what: &str, holds: impl Fn(&Slot) -> bool) {
     eventually(what, || fakes.iter().all(|fake| holds(&slot(fake))));
 }
@@ -178,6 +184,9 @@ fn a_writer_that_waits_keeps_new_readers_out_and_gets_in() {
     let fakes = Fake::many(3);
     let [locker, other] = [healthy(&fakes), healthy(&fakes)];
     let reader = other.read("x", TTL).expect("free");
+    all(&fakes, "it reads everywhere", |slot| {
+        slot.readers.len() == 1
+    });
     thread::scope(|scope| {
         let writer = scope.spawn(|| locker.acquire_write("x", &patient()));
         all(&fakes, "its place is at the gate", |slot| {
@@ -221,16 +230,19 @@ fn a_writer_that_gives_up_leaves_the_gate() {
         all(&fakes, "its place is at the gate", |slot| {
             slot.gate.len() == 1
         });
+        let place = place(&fakes[0]);
         writer.join().expect("no panic").expect_err("it gives up");
+        // Given back, and not just ended.
+        eventually("the place is left", || {
+            fakes.iter().all(|fake| fake.has_released(&place))
+        });
     });
-    // At once, and not when its lease is over: a place lives for 300 ms after the last attempt.
-    all(&fakes, "the place is left", |slot| slot.gate.is_empty());
+    all(&fakes, "no place is left", |slot| slot.gate.is_empty());
 }
 
 #[test]
 fn a_writer_that_finds_no_quorum_leaves_the_gate_and_takes_no_new_place() {
     let fakes = Fake::many(3);
-    // So long a refresh interval would hide a place that is not left.
     let locker = healthy(&fakes);
     meddle(&fakes, a_reader);
     thread::scope(|scope| {
@@ -238,8 +250,10 @@ fn a_writer_that_finds_no_quorum_leaves_the_gate_and_takes_no_new_place() {
         all(&fakes, "its place is at the gate", |slot| {
             slot.gate.len() == 1
         });
+        let place = place(&fakes[0]);
         fakes[1..].iter().for_each(|fake| fake.sins(Sin::Down));
-        eventually("the place is left", || slot(&fakes[0]).gate.is_empty());
+        eventually("the place is left", || fakes[0].has_released(&place));
+        assert!(slot(&fakes[0]).gate.is_empty());
         let asked = fakes[0].count(Verb::Take);
         eventually("it asks on", || fakes[0].count(Verb::Take) > asked + 3);
         assert!(slot(&fakes[0]).gate.is_empty());
@@ -264,10 +278,9 @@ fn writers_that_split_the_nodes_undo_their_grants_and_keep_their_places() {
         all(&fakes[2..], "the grants are undone", |slot| {
             slot.owner.is_none()
         });
-        let place = || slot(&fakes[0]).gate.into_keys().next();
-        let (first, asked) = (place(), fakes[0].count(Verb::Take));
+        let (first, asked) = (place(&fakes[0]), fakes[0].count(Verb::Take));
         eventually("it asks on", || fakes[0].count(Verb::Take) > asked + 3);
-        assert_eq!(place(), first, "one token for all its attempts");
+        assert_eq!(place(&fakes[0]), first, "one token for all its attempts");
         meddle(&fakes[..2], |slot| slot.owner = None);
         let writer = writer.join().expect("no panic");
         drop(writer.expect("the other has undone its part"));
@@ -515,8 +528,8 @@ fn pauses_are_short_enough_for_gate_and_turn_whatever_the_policy() {
     let fakes = Fake::many(1);
     let locker = rw(&fakes, |config| {
         config.retry(RetryPolicy {
-            initial_delay: Duration::from_secs(10),
-            max_delay: Duration::from_secs(20),
+            initial_delay: 2 * TTL,
+            max_delay: 2 * TTL,
             jitter: 0.0,
             ..RetryPolicy::default()
         })
@@ -533,7 +546,7 @@ fn pauses_are_short_enough_for_gate_and_turn_whatever_the_policy() {
             locker.nodes().engine().gate.waiting(&key) == 1
         });
         meddle(&fakes, |slot| slot.readers.clear());
-        drop(writer.join().expect("no panic").expect("well before 10 s"));
+        drop(writer.join().expect("no panic").expect("well before that"));
         drop(reader.join().expect("no panic").expect("behind the writer"));
     });
 }
