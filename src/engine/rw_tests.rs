@@ -429,6 +429,23 @@ fn a_downgrade_lets_readers_in_and_no_writer() {
 }
 
 #[test]
+fn a_downgrade_gives_readers_that_wait_a_turn() {
+    let fakes = Fake::many(3);
+    let [locker, other] = [healthy(&fakes), healthy(&fakes)];
+    let writer = locker.write("x", TTL).expect("free");
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| other.acquire_read("x", &patient()));
+        let asked = |slot: &Slot| matches!(slot.turn, Some((Turn::Asked, _)));
+        all(&fakes, "it has left its mark", asked);
+        meddle(&fakes, a_gate);
+        let reader = writer.downgrade().expect("ours");
+        let beside = waiting.join().expect("no panic");
+        drop(beside.expect("past the stranger's place at the gate"));
+        drop(reader);
+    });
+}
+
+#[test]
 fn a_downgrade_that_most_nodes_did_not_hear_of_is_a_read_lock_all_the_same() {
     let fakes = Fake::many(3);
     let [locker, other] = [healthy(&fakes), healthy(&fakes)];
