@@ -22,7 +22,7 @@ use clap::Parser;
 use redguard::{Config, LocalRwLocker, Nodes, RedisRwLocker, RwLocker};
 use servers::Server;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{env, error, io, thread};
@@ -81,7 +81,10 @@ fn main() -> ExitCode {
     ended.unwrap_or_else(|error| {
         eprintln!("readers_writer: {error}");
         let lock: Option<&redguard::Error> = error.downcast_ref();
-        match lock.is_some_and(redguard::Error::is_unavailable) {
+        let process: Option<&ProcessEnded> = error.downcast_ref();
+        let no_quorum = lock.is_some_and(redguard::Error::is_unavailable)
+            || process.is_some_and(|process| process.0.code() == Some(NO_QUORUM.into()));
+        match no_quorum {
             true => ExitCode::from(NO_QUORUM),
             false => ExitCode::FAILURE,
         }
@@ -176,6 +179,11 @@ fn parent(cli: &Cli) -> Outcome<ExitCode> {
     })
 }
 
+/// One of the processes failed, and has said why.
+#[derive(Debug, thiserror::Error)]
+#[error("a process ended with {0}")]
+struct ProcessEnded(ExitStatus);
+
 /// This program once more; killed if it is dropped before its end.
 struct Process(Child);
 
@@ -200,7 +208,7 @@ impl Process {
         let line = stdout.transpose()?.unwrap_or_default();
         let status = self.0.wait()?;
         let counts = Counts::from_line(&line).filter(|_| status.success());
-        counts.ok_or_else(|| format!("a process ended with {status}").into())
+        Ok(counts.ok_or(ProcessEnded(status))?)
     }
 }
 
