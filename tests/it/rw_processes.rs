@@ -221,12 +221,17 @@ fn a_writer_that_is_killed_while_it_waits_shuts_readers_out_for_one_lease_at_mos
     eventually(LIMIT, "its place is at the gate", || {
         nodes.iter().all(|node| places(node).len() == 1)
     });
-    assert!(locker.try_read(&key, TTL).unwrap().is_none());
+    // Not at any one moment: on a busy machine it may be late to say again that it waits.
+    eventually(LIMIT, "readers are turned away", || {
+        locker.try_read(&key, TTL).unwrap().is_none()
+    });
     for node in &nodes {
         let (seconds, micros): (u64, u64) = ask(node, &["TIME"]);
         let now = seconds * 1000 + micros / 1000;
-        let lease = Duration::from_millis(places(node)[0].1.saturating_sub(now));
-        assert!(lease <= Duration::from_millis(300), "{lease:?}");
+        for (_, end) in places(node) {
+            let lease = Duration::from_millis(end.saturating_sub(now));
+            assert!(lease <= Duration::from_millis(400), "{lease:?}");
+        }
     }
     program.kill();
     eventually(LIMIT, "readers get in", || {
