@@ -108,6 +108,10 @@ pub enum Error {
         ttl: Duration,
     },
 
+    /// The wait was ended by its [`CancelToken`](crate::CancelToken). Nothing is held, and what was asked for is undone.
+    #[error("the wait for the lock was cancelled")]
+    Cancelled,
+
     /// The guard no longer holds its lock: it expired, or a quorum of nodes says that it is not ours.
     #[error("the lock is lost: it expired or was taken from us")]
     LockLost,

@@ -23,6 +23,8 @@ struct State {
     /// The owner sleeps until so many answers are there.
     wanted: usize,
     woken: bool,
+    /// Its owner is not to wait any more, for anything.
+    cancelled: bool,
 }
 
 /// What a wait for answers ended by.
@@ -32,6 +34,8 @@ pub(crate) enum Ended {
     Answered,
     /// The time is over. Some answers may have come.
     TimedOut,
+    /// The owner was cancelled. Some answers may have come.
+    Cancelled,
 }
 
 impl Inbox {
@@ -42,6 +46,7 @@ impl Inbox {
                 answers: Vec::new(),
                 wanted: 0,
                 woken: false,
+                cancelled: false,
             }),
             changed: Condvar::new(),
         }
@@ -82,19 +87,22 @@ impl Inbox {
         answers: &mut Vec<(usize, Answer)>,
     ) -> Ended {
         let mut state = self.state.lock();
-        while state.answers.len() < wanted && soon.is_some_and(|soon| time::now() < soon) {
+        let waits = |state: &State| state.answers.len() < wanted && !state.cancelled;
+        while waits(&state) && soon.is_some_and(|soon| time::now() < soon) {
             drop(state); // for those who post
             std::thread::yield_now();
             state = self.state.lock();
         }
         state.wanted = wanted;
-        let mut ended = Ended::Answered;
-        while state.answers.len() < wanted {
-            if self.wait(&mut state, end) {
-                ended = Ended::TimedOut;
-                break;
-            }
+        let mut timed_out = false;
+        while waits(&state) && !timed_out {
+            timed_out = self.wait(&mut state, end);
         }
+        let ended = match (state.answers.len() >= wanted, state.cancelled) {
+            (true, _) => Ended::Answered,
+            (false, true) => Ended::Cancelled,
+            (false, false) => Ended::TimedOut,
+        };
         state.wanted = 0;
         answers.append(&mut state.answers);
         ended
@@ -108,10 +116,22 @@ impl Inbox {
         self.changed.notify_one();
     }
 
+    /// Ends the owner's wait, and all that it begins later.
+    pub(crate) fn cancel(&self) {
+        let mut state = self.state.lock();
+        state.cancelled = true;
+        drop(state); // as above
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.state.lock().cancelled
+    }
+
     /// Waits for a wake-up, at most until `end` (`None`: for ever). `true` if there was one.
     pub(crate) fn sleep(&self, end: Option<Instant>) -> bool {
         let mut state = self.state.lock();
-        while !state.woken {
+        while !state.woken && !state.cancelled {
             if self.wait(&mut state, end) {
                 break;
             }

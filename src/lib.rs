@@ -142,6 +142,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod cancel;
 mod config;
 mod crew;
 mod engine;
@@ -169,6 +170,7 @@ mod time;
 mod worker;
 
 pub use crate::{
+    cancel::CancelToken,
     config::{Config, Endpoint, OnDrop},
     error::{Cause, Error, NodeCause},
     guard::{LockGuard, Mode, ReadGuard, WriteGuard},

@@ -97,7 +97,7 @@ impl Gate {
         slot.queue.push_back(me);
         loop {
             let now = time::now();
-            let closed = state.closed;
+            let (closed, cancelled) = (state.closed, inbox.is_cancelled());
             // While we are in the queue or hold it, the slot is there.
             let Some(slot) = state.slots.get_mut(key) else {
                 return Err(Refused::Closed);
@@ -119,10 +119,11 @@ impl Gate {
                 }
             }
             let over = end.is_some_and(|end| end <= now);
-            if over || closed {
-                let refused = match closed {
-                    true => Refused::Closed,
-                    false => slot.busy(ticket, access, now),
+            if over || closed || cancelled {
+                let refused = match (closed, cancelled) {
+                    (true, _) => Refused::Closed,
+                    (false, true) => Refused::Cancelled,
+                    (false, false) => slot.busy(ticket, access, now),
                 };
                 slot.queue.retain(|waiter| waiter.ticket != ticket);
                 let first = slot.first();

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::cancel::CancelToken;
 use crate::engine::Patience;
 use crate::retry::RetryPolicy;
 use crate::time;
@@ -19,6 +20,7 @@ use crate::time;
 pub struct LockOptions {
     ttl: Duration,
     wait: Option<Wait>,
+    cancel: Option<CancelToken>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +33,11 @@ impl LockOptions {
     /// A lock that ends after `ttl` unless it is released or extended before; in whole milliseconds, parts are cut
     /// off. Default for all else: wait as the configuration's [`RetryPolicy`](crate::RetryPolicy) says.
     pub fn new(ttl: Duration) -> LockOptions {
-        LockOptions { ttl, wait: None }
+        LockOptions {
+            ttl,
+            wait: None,
+            cancel: None,
+        }
     }
 
     /// Waits for the lock no longer than `limit`; zero makes one attempt. Replaces the policy's limits on wait and
@@ -46,6 +52,19 @@ impl LockOptions {
     pub fn wait_until(mut self, end: Instant) -> LockOptions {
         self.wait = Some(Wait::Until(end));
         self
+    }
+
+    /// Lets `token` end the wait, with [`Cancelled`](crate::Error::Cancelled): in the queue of this process, between two
+    /// attempts, and while nodes are asked. A token that is cancelled already ends it before anything is asked. What an
+    /// attempt may have been granted is undone behind the caller's back. Once a lock is held the token has no say.
+    /// Default: none.
+    pub fn cancel_on(mut self, token: &CancelToken) -> LockOptions {
+        self.cancel = Some(token.clone());
+        self
+    }
+
+    pub(crate) fn cancel(&self) -> Option<&CancelToken> {
+        self.cancel.as_ref()
     }
 
     pub(crate) fn ttl(&self) -> Duration {

@@ -80,10 +80,9 @@ impl Round<'_> {
         let soon = pace.soon(start);
         let mut absent = NodeSet::default();
         let mut answers = Vec::new();
-        let mut timed_out = false;
-        while tally.verdict().is_none() && !timed_out {
-            let ended = inbox.collect(tally.at_least(), soon, budget.end(), &mut answers);
-            timed_out = ended == Ended::TimedOut;
+        let mut ended = Ended::Answered;
+        while tally.verdict().is_none() && ended == Ended::Answered {
+            ended = inbox.collect(tally.at_least(), soon, budget.end(), &mut answers);
             for (node, answer) in answers.drain(..) {
                 if answer == Answer::Absent {
                     absent.insert(node);
@@ -104,7 +103,7 @@ impl Round<'_> {
             verdict,
             tally,
             absent,
-            timed_out,
+            ended,
         }
     }
 }
@@ -116,8 +115,8 @@ pub(crate) struct Outcome {
     pub(crate) tally: Tally,
     /// The nodes that said that they have no such key.
     pub(crate) absent: NodeSet,
-    /// Whether time ended it before the votes did.
-    pub(crate) timed_out: bool,
+    /// What ended it.
+    pub(crate) ended: Ended,
 }
 
 impl Nodes {

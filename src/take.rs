@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::cancel;
 use crate::config::MIN_VALIDITY;
 use crate::engine::{self, Wish};
 use crate::error::Error;
 use crate::guard::Hold;
-use crate::inbox::Inbox;
+
 use crate::key::{Family, Key, Ttl};
 use crate::lease::Claim;
 use crate::local::{Gate, Refused};
@@ -29,6 +30,7 @@ pub(crate) fn on_nodes(
         key: Key::parse(&settings.key_prefix, key, family(claim))?,
         claim,
         ttl: Ttl::parse(options.ttl(), settings.min_validity)?,
+        cancel: options.cancel().cloned(),
     };
     let patience = options.patience(strength, &settings.retry, time::now());
     let (lease, pass) = engine.acquire(&wish, patience)?;
@@ -47,9 +49,14 @@ pub(crate) fn in_process(
     Ttl::parse(options.ttl(), MIN_VALIDITY)?;
     let start = time::now();
     let patience = options.patience(strength, &RetryPolicy::default(), start);
+    let inbox = cancel::inbox(options.cancel());
+    if inbox.is_cancelled() {
+        return Err(Error::Cancelled);
+    }
     let access = engine::access(claim);
-    match gate.enter(&key, access, &Arc::new(Inbox::new()), patience.end, |_| ()) {
+    match gate.enter(&key, access, &inbox, patience.end, |_| ()) {
         Ok(pass) => Ok(Hold::local(pass)),
+        Err(Refused::Cancelled) => Err(Error::Cancelled),
         Err(Refused::Closed) => Err(Error::Closed),
         Err(Refused::Busy { by, remaining }) => {
             let waited = time::now().saturating_duration_since(start);

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
+use crate::cancel::{self, CancelToken};
 use crate::config::OnDrop;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::inbox::Inbox;
+use crate::inbox::{Ended, Inbox};
 use crate::key::{Key, Token, Ttl};
 use crate::lease::{Claim, Lease};
 use crate::local::{Access, Pass, Refused};
@@ -30,6 +31,8 @@ pub(crate) struct Wish {
     pub(crate) key: Key,
     pub(crate) claim: Claim,
     pub(crate) ttl: Ttl,
+    /// What can end it from outside.
+    pub(crate) cancel: Option<CancelToken>,
 }
 
 /// How long an acquire is ready to try.
@@ -164,7 +167,10 @@ impl Engine {
     ) -> Result<(Arc<Lease>, Pass), Error> {
         let started = time::now();
         let waited = || time::now().saturating_duration_since(started);
-        let inbox = Arc::new(Inbox::new());
+        let inbox = cancel::inbox(wish.cancel.as_ref());
+        if inbox.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
         let retry = self.retry(wish.claim);
         let span = patience.attempts.map(|attempts| retry.span(attempts));
         let queue_end = span.and_then(|span| time::deadline(started, span));
@@ -177,6 +183,7 @@ impl Engine {
         {
             Ok(pass) => pass,
             Err(Refused::Closed) => return Err(Error::Closed),
+            Err(Refused::Cancelled) => return Err(Error::Cancelled),
             Err(Refused::Busy { by, remaining }) => {
                 let waited = waited();
                 let attempts = retry.attempts_within(waited);
@@ -191,6 +198,9 @@ impl Engine {
         loop {
             if self.gate.is_closed() {
                 return Err(Error::Closed);
+            }
+            if inbox.is_cancelled() {
+                return Err(Error::Cancelled);
             }
             attempts = attempts.saturating_add(1);
             let trace = match (wish.claim, &place) {
@@ -211,6 +221,9 @@ impl Engine {
             };
             if self.gate.is_closed() {
                 return Err(Error::Closed);
+            }
+            if inbox.is_cancelled() {
+                return Err(Error::Cancelled);
             }
             let contention = match &miss {
                 Miss::Contended(contention) => Some(*contention),
@@ -262,8 +275,8 @@ impl Engine {
                 wish.key,
                 budget.limit()
             );
-            // A wake-up that came late for the slot is no reason to ask sooner; one to close is.
-            while inbox.sleep(budget.end()) && !self.gate.is_closed() {}
+            // A wake-up that came late for the slot is no reason to ask sooner; one to close or to cancel is.
+            while inbox.sleep(budget.end()) && !self.gate.is_closed() && !inbox.is_cancelled() {}
         }
     }
 
@@ -352,12 +365,17 @@ impl Engine {
                 free: outcome.tally.free_in(),
                 split: outcome.tally.granted().len() > 0,
             }),
-            Verdict::Unavailable if outcome.timed_out && budget.limit() == Limit::Validity => {
+            Verdict::Unavailable
+                if outcome.ended == Ended::TimedOut && budget.limit() == Limit::Validity =>
+            {
                 Miss::Slow
             }
             Verdict::Unavailable => Miss::Unavailable(outcome.tally),
         };
-        self.note_quorum(quorum_seen, start);
+        // Who is cancelled has not waited to see whether there is one.
+        if outcome.ended != Ended::Cancelled {
+            self.note_quorum(quorum_seen, start);
+        }
         lease.abandon();
         // Nodes that refused have nothing of it. All others may have, also those that answered with an error (S4).
         self.nodes.release_behind(&lease, refused);

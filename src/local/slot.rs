@@ -50,6 +50,7 @@ pub(crate) enum Refused {
         /// When the last of their leases ends, if all have one.
         remaining: Option<Duration>,
     },
+    Cancelled,
     Closed,
 }
 

@@ -1,0 +1,180 @@
+//! Cancellation over fake nodes: wherever a wait is, it ends, and what it may have been granted is undone.
+#![expect(clippy::expect_used, reason = "in a test a panic is the report")]
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::cancel::CancelToken;
+use crate::error::Error;
+use crate::fake::{Fake, Sin, eventually, locker};
+use crate::key::{Family, Key};
+use crate::locker::{Locker, RedisLocker};
+use crate::options::LockOptions;
+use crate::retry::RetryPolicy;
+use crate::rw_locker::{RedisRwLocker, RwLocker};
+use crate::script::Verb;
+use crate::time;
+
+const TTL: Duration = Duration::from_secs(300);
+
+/// With delays that no test waits for: only a cancellation ends these waits.
+fn sluggish(fakes: &[Arc<Fake>]) -> RedisLocker {
+    let policy = RetryPolicy {
+        initial_delay: TTL,
+        max_delay: TTL,
+        jitter: 0.0,
+        ..RetryPolicy::default()
+    };
+    locker(fakes, |config| config.retry(policy)).expect("a quorum is up")
+}
+
+fn cancellable(token: &CancelToken) -> LockOptions {
+    LockOptions::new(TTL).cancel_on(token)
+}
+
+fn slot_key(family: Family) -> Key {
+    Key::parse("redguard:", "x", family).expect("a good name")
+}
+
+#[test]
+fn a_token_that_is_cancelled_beforehand_touches_no_node() {
+    let fakes = Fake::many(3);
+    let locker = sluggish(&fakes);
+    let token = CancelToken::new();
+    token.cancel();
+    let options = cancellable(&token);
+    let cancelled = Some(Error::Cancelled);
+    assert_eq!(locker.acquire("x", &options).err(), cancelled);
+    assert_eq!(locker.try_acquire("x", &options).err(), cancelled);
+    // Input is looked at first, and a busy slot after it.
+    let bad = locker.acquire("", &options).err();
+    assert!(matches!(bad, Some(Error::InvalidKey { .. })));
+    let _held = locker.lock("y", TTL).expect("free");
+    assert_eq!(locker.try_acquire("y", &options).err(), cancelled);
+    assert!(fakes.iter().all(|fake| fake.count(Verb::Take) <= 1));
+}
+
+#[test]
+fn a_hundred_that_queue_are_cancelled_and_none_is_left_in_the_queue() {
+    let fakes = Fake::many(3);
+    let locker = sluggish(&fakes);
+    let held = locker.lock("x", TTL).expect("free");
+    let token = CancelToken::new();
+    let waiting = || {
+        locker
+            .nodes()
+            .engine()
+            .gate
+            .waiting(&slot_key(Family::Exclusive))
+    };
+    thread::scope(|scope| {
+        let waiters =
+            [(); 100].map(|()| scope.spawn(|| locker.acquire("x", &cancellable(&token)).err()));
+        let patient = scope.spawn(|| locker.lock("x", TTL));
+        eventually("all queue", || waiting() == 101);
+        token.cancel();
+        for waiter in waiters {
+            assert_eq!(waiter.join().expect("no panic"), Some(Error::Cancelled));
+        }
+        assert_eq!(waiting(), 1, "only the one that was not cancelled");
+        drop(held);
+        drop(patient.join().expect("no panic").expect("its turn"));
+    });
+}
+
+#[test]
+fn a_pause_between_two_attempts_is_ended() {
+    let fakes = Fake::many(3);
+    let locker = sluggish(&fakes);
+    fakes.iter().for_each(|fake| fake.seize("x", TTL));
+    let token = CancelToken::new();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| locker.acquire("x", &cancellable(&token)).err());
+        eventually("it is refused", || {
+            fakes.iter().all(|fake| fake.count(Verb::Take) == 1)
+        });
+        token.cancel();
+        assert_eq!(waiting.join().expect("no panic"), Some(Error::Cancelled));
+    });
+    assert!(fakes.iter().all(|fake| fake.count(Verb::Take) == 1));
+}
+
+#[test]
+fn a_round_is_ended_and_what_comes_late_is_undone() {
+    let fakes = Fake::many(3);
+    let locker = sluggish(&fakes);
+    let late = [fakes[1].is_late(Verb::Take), fakes[2].is_late(Verb::Take)];
+    let token = CancelToken::new();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| locker.acquire("x", &cancellable(&token)).err());
+        late.iter().for_each(|late| late.arrived());
+        let began = time::now();
+        token.cancel();
+        assert_eq!(waiting.join().expect("no panic"), Some(Error::Cancelled));
+        // Well before the round's own end, which is 5 s.
+        assert!(time::now().duration_since(began) < Duration::from_secs(4));
+    });
+    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    late.iter().for_each(|late| late.go());
+    eventually("the grants are undone", || {
+        fakes
+            .iter()
+            .all(|fake| fake.count(Verb::Release) == 1 && fake.token("x").is_none())
+    });
+    assert_eq!(
+        locker.nodes().engine().outage_since(),
+        time::instant(0),
+        "no outage"
+    );
+    drop(locker.lock("x", TTL).expect("free"));
+}
+
+#[test]
+fn readers_that_follow_and_a_writer_at_the_gate_are_cancelled() {
+    let fakes = Fake::many(3);
+    let locker = RedisRwLocker::new(sluggish(&fakes).nodes());
+    let seize = |until| {
+        for fake in &fakes {
+            fake.meddle("x", Family::ReadWrite, |slot| {
+                slot.owner = Some(("stranger".into(), until));
+            });
+        }
+    };
+    seize(time::now() + TTL);
+    let token = CancelToken::new();
+    let options = cancellable(&token);
+    thread::scope(|scope| {
+        let readers = [0; 4].map(|_| scope.spawn(|| locker.acquire_read("x", &options).err()));
+        eventually("all have asked", || fakes[0].count(Verb::Take) >= 4);
+        token.cancel();
+        for reader in readers {
+            assert_eq!(reader.join().expect("no panic"), Some(Error::Cancelled));
+        }
+    });
+    let token = CancelToken::new();
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| locker.acquire_write("x", &cancellable(&token)).err());
+        let gate = |fake: &Arc<Fake>| fake.slot("x", Family::ReadWrite).gate;
+        eventually("it waits", || {
+            fakes.iter().all(|fake| gate(fake).len() == 1)
+        });
+        let place = gate(&fakes[0]).into_keys().next().expect("a place");
+        token.cancel();
+        assert_eq!(writer.join().expect("no panic"), Some(Error::Cancelled));
+        eventually("its place is left", || {
+            fakes.iter().all(|fake| fake.has_released(&place))
+        });
+    });
+}
+
+#[test]
+fn a_lock_that_is_held_does_not_mind() {
+    let fakes = Fake::many(3);
+    let locker = sluggish(&fakes);
+    let token = CancelToken::new();
+    let held = locker.acquire("x", &cancellable(&token)).expect("free");
+    token.cancel();
+    held.extend(TTL).expect("ours");
+    held.release().expect("ours");
+}
