@@ -5,7 +5,7 @@ use crate::shapes::{Rig, suite};
 use crate::support::servers::Server;
 use crate::support::unique_key;
 use crate::support::witness::Witness;
-use redguard::{Error, LocalLocker, LockOptions, Locker, Mode, RedisLocker};
+use redguard::{CancelToken, Error, LocalLocker, LockOptions, Locker, Mode, RedisLocker};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Barrier, mpsc};
@@ -24,6 +24,7 @@ suite! {
     a_wait_ends_at_its_limit_and_not_before
     without_a_wait_one_attempt_is_made
     the_longest_wait_does_not_overflow
+    a_wait_that_is_cancelled_ends_and_others_go_on
     no_two_holders_overlap
     at_most_one_of_fifty_one_shot_contenders_wins
     every_way_out_of_a_scope_releases
@@ -289,6 +290,35 @@ fn the_longest_wait_does_not_overflow(rig: &Rig<Handle>) {
             assert!(waiting.join().unwrap().is_some_and(|guard| guard.is_held()));
         });
     }
+}
+
+fn a_wait_that_is_cancelled_ends_and_others_go_on(rig: &Rig<Handle>) {
+    let key = unique_key("cancelled");
+    let held = take(rig.one(), &key);
+    for waiter in rig.contenders() {
+        let token = CancelToken::new();
+        let options = LockOptions::new(TTL).cancel_on(&token);
+        let (tell, told) = mpsc::channel();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                assert!(!is_free(waiter, &key));
+                tell.send(()).unwrap();
+                waiter.acquire(&key, &options).map(drop)
+            });
+            told.recv_timeout(LIMIT).unwrap();
+            token.clone().cancel();
+            assert_eq!(waiting.join().unwrap(), Err(Error::Cancelled));
+        });
+        // And before anything else, also where it would be free.
+        let free = unique_key("free");
+        let error = waiter.try_acquire(&free, &options).unwrap_err();
+        assert_eq!(error, Error::Cancelled);
+        assert!(!error.is_contended() && !error.is_unavailable() && !error.is_lost());
+        assert!(is_free(waiter, &free));
+    }
+    assert!(held.is_held());
+    held.release().unwrap();
+    assert!(is_free(rig.other(), &key));
 }
 
 fn no_two_holders_overlap(rig: &Rig<Handle>) {

@@ -1,0 +1,118 @@
+//! Waits that are cancelled on real nodes, at whatever moment: they end, and leave nothing.
+
+use crate::rig::{LIMIT, TTL, ask, config, connect_by, now, seize};
+use crate::support::{eventually, servers, unique_key};
+use redguard::{CancelToken, Error, LockOptions, Locker, RedisRwLocker, RetryPolicy, RwLocker};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+const CANCELS: usize = 10_000;
+const THREADS: usize = 8;
+
+#[test]
+fn ten_thousand_cancels_at_random_moments_leave_no_key() {
+    let nodes = servers(3);
+    // Two processes, which contend for three locks.
+    let lockers = [(); 2].map(|()| connect_by(config(&nodes), &nodes));
+    let key = unique_key("random");
+    let (cancelled, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for number in 0..THREADS {
+            let locker = &lockers[number % 2];
+            let rw = RedisRwLocker::new(locker.nodes());
+            let (key, cancelled, taken) = (&key, &cancelled, &taken);
+            let (hand, tokens) = mpsc::channel::<CancelToken>();
+            scope.spawn(move || {
+                for token in tokens {
+                    thread::park_timeout(Duration::from_micros(rand::random_range(0..600)));
+                    token.cancel();
+                }
+            });
+            scope.spawn(move || {
+                for round in 0..CANCELS / THREADS {
+                    let token = CancelToken::new();
+                    let options = LockOptions::new(TTL).wait_for(LIMIT).cancel_on(&token);
+                    hand.send(token).unwrap();
+                    let ended = match round % 3 {
+                        0 => locker.acquire(key, &options).map(drop),
+                        1 => rw.acquire_read(key, &options).map(drop),
+                        _ => rw.acquire_write(key, &options).map(drop),
+                    };
+                    let counter = match ended {
+                        Ok(()) => taken,
+                        Err(Error::Cancelled) => cancelled,
+                        Err(error) => panic!("{error}"),
+                    };
+                    counter.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let (cancelled, taken) = (cancelled.into_inner(), taken.into_inner());
+    eprintln!("{cancelled} cancelled, {taken} taken before");
+    assert_eq!(cancelled + taken, CANCELS);
+    assert!(
+        cancelled > CANCELS / 10 && taken > CANCELS / 100,
+        "{cancelled}, {taken}"
+    );
+    for locker in &lockers {
+        assert!(locker.nodes().shutdown(LIMIT), "all is sent");
+    }
+    // But for the sign of a readers' turn, which ends by itself within 60 ms, nothing may need its TTL to go.
+    eventually(LIMIT, "no key is left", || {
+        nodes
+            .iter()
+            .all(|node| ask::<usize>(node, &["DBSIZE"]) == 0)
+    });
+}
+
+#[test]
+fn a_wait_for_nodes_that_hang_is_ended() {
+    let nodes = servers(3);
+    let patient = RetryPolicy {
+        max_outage: 10 * LIMIT,
+        ..RetryPolicy::default()
+    };
+    let config = config(&nodes).retry(patient).node_timeout(2 * LIMIT);
+    let locker = connect_by(config.connect_timeout(2 * LIMIT), &nodes);
+    let key = unique_key("hung");
+    nodes[1..].iter().for_each(|node| node.stop().unwrap());
+    let token = CancelToken::new();
+    let options = LockOptions::new(10 * TTL).cancel_on(&token);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| locker.acquire(&key, &options).map(drop));
+        eventually(LIMIT, "the node that is well has granted it", || {
+            crate::rig::token(&nodes[0], &key).is_some()
+        });
+        let began = now();
+        token.cancel();
+        assert_eq!(waiting.join().unwrap(), Err(Error::Cancelled));
+        assert!(began.elapsed() < LIMIT, "{:?}", began.elapsed());
+    });
+    nodes[1..].iter().for_each(|node| node.resume().unwrap());
+    crate::rig::nowhere(&nodes, &key);
+}
+
+#[test]
+fn others_that_wait_are_not_touched() {
+    let nodes = servers(3);
+    let locker = connect_by(config(&nodes), &nodes);
+    let key = unique_key("others");
+    nodes
+        .iter()
+        .for_each(|node| seize(node, &key, Duration::from_millis(800)));
+    let [first, second] = [CancelToken::new(), CancelToken::new()];
+    thread::scope(|scope| {
+        let options = [&first, &second].map(|token| LockOptions::new(TTL).cancel_on(token));
+        let waiting = options.map(|options| {
+            let (locker, key) = (&locker, &key);
+            scope.spawn(move || locker.acquire(key, &options).map(drop))
+        });
+        first.cancel();
+        let [ended, goes_on] = waiting.map(|waiting| waiting.join().unwrap());
+        assert_eq!(ended, Err(Error::Cancelled));
+        goes_on.unwrap();
+    });
+}
