@@ -8,7 +8,7 @@
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
-use redguard::{Config, Error, LockGuard, LockOptions, Locker, Nodes, RedisLocker};
+use redguard::{CancelToken, Config, Error, LockGuard, LockOptions, Locker, Nodes, RedisLocker};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitCode, ExitStatus};
@@ -108,8 +108,9 @@ fn run() -> Result<u8, Refusal> {
 /// Takes the lock, runs the command, and releases the lock on every way out: that is what guards are for.
 fn run_locked(cli: &Cli, nodes: &Nodes, signals: &Signals) -> Result<u8, Refusal> {
     let (events, inbox) = mpsc::channel();
-    signals.listen(nodes.clone(), events.clone())?;
-    let mut options = LockOptions::new(*cli.ttl);
+    let stop = CancelToken::new();
+    signals.listen(stop.clone(), events.clone())?;
+    let mut options = LockOptions::new(*cli.ttl).cancel_on(&stop);
     if let Some(limit) = cli.wait {
         options = options.wait_for(*limit);
     } else if cli.no_wait {
@@ -196,7 +197,7 @@ impl Signals {
         clippy::disallowed_methods,
         reason = "nobody can wait for this thread, which waits for signals to the end"
     )]
-    fn listen(&self, nodes: Nodes, events: Sender<Event>) -> Result<(), Refusal> {
+    fn listen(&self, stop: CancelToken, events: Sender<Event>) -> Result<(), Refusal> {
         let unknown = events.clone();
         // For the moment in `spawn` in which they are not blocked.
         ctrlc::set_handler(move || _ = unknown.send(Event::Signal(Signal::SIGTERM)))
@@ -205,8 +206,7 @@ impl Signals {
         thread::spawn(move || {
             while let Ok(signal) = set.wait() {
                 if FIRST.set(Some(signal)).is_ok() {
-                    // Nobody gets a lock from them any more, `acquire` returns.
-                    nodes.shutdown(Duration::from_secs(1));
+                    stop.cancel();
                 } else {
                     _ = events.send(Event::Signal(signal));
                 }

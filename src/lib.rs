@@ -117,6 +117,7 @@
 //! - `let _ = locker.lock(…)` releases **at once**; `let _guard = …` holds to the end of the scope.
 //! - `Drop` may block for `node_timeout`, also while unwinding; [`OnDrop::HandOff`] does not block. What goes wrong in
 //!   it is logged and counted.
+//! - A wait ends by its limits, or from another thread by a [`CancelToken`]; what it may have been granted is undone.
 //! - Guards in statics are never dropped; `process::exit` and `panic = "abort"` run no destructors. The TTL frees
 //!   their locks.
 //! - In a forked child there are no threads to serve it: acquires are [`Closed`](Error::Closed), and drops do nothing

@@ -73,7 +73,7 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     /// the lock or waited for it;
     /// [`InsufficientQuorum`](Error::InsufficientQuorum) when too few nodes answered for longer than
     /// `max_outage`, or at the end of the wait; [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
-    /// too slow for the TTL; [`Closed`](Error::Closed) after a shutdown; [`System`](Error::System) without random
+    /// too slow for the TTL; [`Cancelled`](Error::Cancelled) by the options' token; [`Closed`](Error::Closed) after a shutdown; [`System`](Error::System) without random
     /// bytes for a token.
     fn acquire_read(&self, key: &str, options: &LockOptions) -> Result<ReadGuard, Error>;
 
