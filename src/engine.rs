@@ -302,6 +302,8 @@ impl fmt::Debug for Engine {
 #[cfg(all(test, not(loom)))]
 mod cancel_tests;
 #[cfg(all(test, not(loom)))]
+mod fence_tests;
+#[cfg(all(test, not(loom)))]
 mod rw_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -36,7 +36,9 @@ enum Backing {
         engine: Arc<Engine>,
         lease: Arc<Lease>,
     },
-    Local,
+    Local {
+        fence: Option<u64>,
+    },
 }
 
 impl Hold {
@@ -48,10 +50,10 @@ impl Hold {
         }
     }
 
-    pub(crate) fn local(pass: Pass) -> Hold {
+    pub(crate) fn local(pass: Pass, fence: Option<u64>) -> Hold {
         Hold {
             pass,
-            backing: Backing::Local,
+            backing: Backing::Local { fence },
             ended: false,
         }
     }
@@ -59,7 +61,7 @@ impl Hold {
     fn look(&self) -> Option<Look> {
         match &self.backing {
             Backing::Quorum { engine, lease } => Some(engine.look(lease)),
-            Backing::Local => None,
+            Backing::Local { .. } => None,
         }
     }
 
@@ -88,14 +90,21 @@ impl Hold {
                 let ttl = Ttl::parse(ttl, engine.settings().min_validity)?;
                 engine.extend(lease, ttl)
             }
-            Backing::Local => Ttl::parse(ttl, MIN_VALIDITY).map(|_| ()),
+            Backing::Local { .. } => Ttl::parse(ttl, MIN_VALIDITY).map(|_| ()),
         }
     }
 
     fn mode(&self) -> Mode {
         match self.backing {
             Backing::Quorum { .. } => Mode::Quorum,
-            Backing::Local => Mode::Local,
+            Backing::Local { .. } => Mode::Local,
+        }
+    }
+
+    fn fencing_token(&self) -> Option<u64> {
+        match &self.backing {
+            Backing::Quorum { lease, .. } => lease.fence(),
+            Backing::Local { fence } => *fence,
         }
     }
 
@@ -130,7 +139,7 @@ impl Hold {
         }
         match &self.backing {
             Backing::Quorum { engine, lease } => engine.release(lease, &self.pass, on_drop),
-            Backing::Local => Ok(()),
+            Backing::Local { .. } => Ok(()),
         }
     }
 }
@@ -142,7 +151,7 @@ impl Drop for Hold {
         }
         let on_drop = match &self.backing {
             Backing::Quorum { engine, .. } => engine.settings().on_drop,
-            Backing::Local => OnDrop::HandOff,
+            Backing::Local { .. } => OnDrop::HandOff,
         };
         let ended = self.end(on_drop);
         if let (Err(error), Backing::Quorum { engine, .. }) = (ended, &self.backing)
@@ -285,6 +294,28 @@ guard! {
     /// Holds a write lock, alone, until it is dropped or released, or until its lease ends, **whichever is first**.
     WriteGuard
 }
+
+/// The fencing token of guards that hold a lock alone.
+macro_rules! fenced {
+    ($guard:ident) => {
+        impl $guard {
+            /// The fencing token, if the lock was taken with [`fenced`](crate::LockOptions::fenced): greater than that of
+            /// every holder of this lock before. Send it along with each write, and let the store refuse a write whose
+            /// token is below one that it has seen: then a holder that was paused past its lease does no harm (M. Kleppmann,
+            /// *How to do distributed locking*, 2016).
+            ///
+            /// Tokens strictly increase as long as fewer nodes than a quorum have lost their data since the last one was
+            /// given out, or the nodes' clocks are in step: a count that is lost begins anew from the node's clock. They
+            /// are not consecutive. A local lock's are comparable within its process only, and among clones of one locker.
+            pub fn fencing_token(&self) -> Option<u64> {
+                self.0.fencing_token()
+            }
+        }
+    };
+}
+
+fenced!(LockGuard);
+fenced!(WriteGuard);
 
 impl WriteGuard {
     /// Turns the write lock into a read lock without letting another writer in between: what was written can be read in

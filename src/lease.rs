@@ -52,6 +52,8 @@ pub(crate) struct Lease {
     state: AtomicU64,
     /// The moment (in [`time::micros`]) after which the key can exist on no node, written by the lanes.
     exists_until: AtomicU64,
+    /// Its fencing token; 0 for none. Set before it is held.
+    fence: AtomicU64,
     /// The nodes that were asked to grant it, so may hold its key.
     asked: AtomicU64,
     /// Whether an extension is on its way: at most one is (rule S5).
@@ -83,6 +85,7 @@ impl Lease {
             downgraded: AtomicU64::new(0),
             state: AtomicU64::new(TRYING),
             exists_until: AtomicU64::new(0),
+            fence: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             extending: Mutex::new(false),
             extended: Condvar::new(),
@@ -113,6 +116,15 @@ impl Lease {
     /// The attempt was won: held until `expiry`. `false` if it had been given up.
     pub(crate) fn hold(&self, expiry: Instant) -> bool {
         self.shift(TRYING, held(expiry)).is_ok()
+    }
+
+    /// Its number among all holders of the key, which strictly increases (rule S12).
+    pub(crate) fn fence(&self) -> Option<u64> {
+        Some(self.fence.load(Ordering::Acquire)).filter(|number| *number > 0)
+    }
+
+    pub(crate) fn number(&self, fence: u64) {
+        self.fence.store(fence, Ordering::Release);
     }
 
     /// The attempt was not won, or too late. What was asked for and is not sent yet need not be sent.

@@ -150,6 +150,7 @@ mod engine;
 mod error;
 #[cfg(all(test, not(loom)))]
 mod fake;
+mod fence;
 mod guard;
 mod inbox;
 mod key;

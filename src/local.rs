@@ -34,6 +34,7 @@ pub(crate) struct Gate {
 struct State {
     slots: HashMap<Key, Slot>,
     last_ticket: u64,
+    last_number: u64,
     closed: bool,
 }
 
@@ -51,6 +52,7 @@ impl Gate {
             state: Mutex::new(State {
                 slots: HashMap::new(),
                 last_ticket: 0,
+                last_number: 0,
                 closed: false,
             }),
             emptied: Condvar::new(),
@@ -141,6 +143,13 @@ impl Gate {
             inbox.sleep(wake);
             state = self.state.lock();
         }
+    }
+
+    /// One more than before: the fencing token of one who holds a slot alone.
+    pub(crate) fn next_number(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.last_number += 1;
+        state.last_number
     }
 
     /// Something about a holder's lease has changed: lets the first in the queue look.

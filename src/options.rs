@@ -21,6 +21,7 @@ pub struct LockOptions {
     ttl: Duration,
     wait: Option<Wait>,
     cancel: Option<CancelToken>,
+    fenced: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,7 @@ impl LockOptions {
             ttl,
             wait: None,
             cancel: None,
+            fenced: false,
         }
     }
 
@@ -61,6 +63,18 @@ impl LockOptions {
     pub fn cancel_on(mut self, token: &CancelToken) -> LockOptions {
         self.cancel = Some(token.clone());
         self
+    }
+
+    /// Gives the lock a fencing token (see [`LockGuard::fencing_token`](crate::LockGuard::fencing_token)): a number that is
+    /// greater than that of every holder before. Where nodes differ in their counts it takes a second round. For exclusive
+    /// locks and write locks; read locks have none. Default: no token.
+    pub fn fenced(mut self) -> LockOptions {
+        self.fenced = true;
+        self
+    }
+
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced
     }
 
     pub(crate) fn cancel(&self) -> Option<&CancelToken> {

@@ -79,13 +79,16 @@ impl Round<'_> {
         let start = time::now();
         let soon = pace.soon(start);
         let mut absent = NodeSet::default();
+        let mut numbers = Vec::new();
         let mut answers = Vec::new();
         let mut ended = Ended::Answered;
         while tally.verdict().is_none() && ended == Ended::Answered {
             ended = inbox.collect(tally.at_least(), soon, budget.end(), &mut answers);
             for (node, answer) in answers.drain(..) {
-                if answer == Answer::Absent {
-                    absent.insert(node);
+                match answer {
+                    Answer::Absent => absent.insert(node),
+                    Answer::Numbered(number) => numbers.push((node, number)),
+                    _ => {}
                 }
                 tally.vote(node, vote(answer));
             }
@@ -103,6 +106,7 @@ impl Round<'_> {
             verdict,
             tally,
             absent,
+            numbers,
             ended,
         }
     }
@@ -115,6 +119,8 @@ pub(crate) struct Outcome {
     pub(crate) tally: Tally,
     /// The nodes that said that they have no such key.
     pub(crate) absent: NodeSet,
+    /// What the fences of the nodes gave that granted a take.
+    pub(crate) numbers: Vec<(usize, u64)>,
     /// What ended it.
     pub(crate) ended: Ended,
 }
@@ -154,7 +160,7 @@ impl Nodes {
     pub(crate) fn ask<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
         let question = match request.verb {
             Verb::Take | Verb::PutBack => Question::Take,
-            Verb::Extend | Verb::Downgrade | Verb::Release => Question::Mine,
+            Verb::Extend | Verb::Downgrade | Verb::Raise | Verb::Release => Question::Mine,
         };
         let mut tally = Tally::new(self.total(), question);
         let number = inbox.open_round(self.total());
@@ -236,7 +242,7 @@ impl Nodes {
 /// An answer as a vote. A value of another type is a clear refusal: it will not go away by asking again.
 fn vote(answer: Answer) -> Vote {
     match answer {
-        Answer::Yes => Vote::Granted,
+        Answer::Yes | Answer::Numbered(_) => Vote::Granted,
         Answer::Held(by, remaining) => Vote::Refused(match by {
             Holder::One => Cause::Held { remaining },
             Holder::Readers => Cause::Readers { remaining },

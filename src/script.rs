@@ -30,6 +30,8 @@ pub(crate) enum Verb {
     PutBack,
     /// Make a write lock a read lock.
     Downgrade,
+    /// Raise the fence of a lock that is ours, or is about to be.
+    Raise,
     /// Delete it if it is ours. Also the undo of an attempt, and the leaving of a place at the gate.
     Release,
 }
@@ -46,6 +48,8 @@ pub(crate) struct Request {
     pub(crate) refresh: Duration,
     /// For a `Take` by a writer that waits: its place at the gate.
     pub(crate) place: Option<Arc<Lease>>,
+    /// For a `Take` that is to be numbered, and for a `Raise`: what the node's fence is to be at least.
+    pub(crate) fence: Option<u64>,
 }
 
 impl Request {
@@ -57,6 +61,7 @@ impl Request {
             ttl,
             refresh: Duration::ZERO,
             place: None,
+            fence: None,
         }
     }
 
@@ -86,6 +91,8 @@ impl Request {
 pub(crate) enum Answer {
     /// Granted, extended or deleted.
     Yes,
+    /// Granted, with this number of the node's fence.
+    Numbered(u64),
     /// Refused because of somebody who holds it, for so long if that one does not extend it.
     Held(Holder, Option<Duration>),
     /// There is no such key.
@@ -147,6 +154,11 @@ impl Loaded {
         let is_new = u8::from(request.verb == Verb::Take);
         cmd.clear();
         match (request.verb, request.lease.claim()) {
+            (Verb::Take, Claim::Exclusive) if request.fence.is_some() => {
+                let keys = [Keyed::Lock(key.wire()), Keyed::Part(key.derived(":fence"))];
+                self.call(Script::TakeFenced, cmd, &keys);
+                cmd.arg(token).arg(ttl);
+            }
             (Verb::Take | Verb::PutBack, Claim::Exclusive) => {
                 cmd.arg("SET").arg(key.wire()).arg(token);
                 cmd.arg("NX").arg("PX").arg(ttl);
@@ -157,7 +169,13 @@ impl Loaded {
             }
             (Verb::Take | Verb::PutBack, Claim::Write) => {
                 let place = request.place.as_ref();
-                self.call(Script::Write, cmd, &[writer, readers, gate, turn]);
+                match request.fence {
+                    None => self.call(Script::Write, cmd, &[writer, readers, gate, turn]),
+                    Some(_) => {
+                        let keys = [writer, readers, gate, turn, key.derived(":fence")];
+                        self.call(Script::Write, cmd, &keys);
+                    }
+                }
                 cmd.arg(token).arg(ttl);
                 cmd.arg(place.map_or(0, |_| trace)).arg(is_new);
                 cmd.arg(place.map_or("", |place| place.token().text()));
@@ -186,6 +204,18 @@ impl Loaded {
                 self.call(Script::ReleaseWrite, cmd, &[writer, turn]);
                 cmd.arg(token).arg(millis(request.refresh));
             }
+            (Verb::Raise, claim) => {
+                let lock = match claim {
+                    Claim::Exclusive => Keyed::Lock(key.wire()),
+                    _ => Keyed::Part(writer),
+                };
+                self.call(
+                    Script::Raise,
+                    cmd,
+                    &[lock, Keyed::Part(key.derived(":fence"))],
+                );
+                cmd.arg(token).arg(request.fence.unwrap_or_default());
+            }
             (Verb::Downgrade, _) => {
                 self.call(Script::Downgrade, cmd, &[writer, readers, turn]);
                 cmd.arg(token).arg(ttl).arg(millis(request.refresh));
@@ -206,6 +236,21 @@ impl Loaded {
         cmd.arg(keys.len());
         for key in keys {
             cmd.arg(key);
+        }
+    }
+}
+
+/// A key in a list of both kinds.
+enum Keyed<'a> {
+    Lock(&'a str),
+    Part(Derived<'a>),
+}
+
+impl ToRedisArgs for Keyed<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        match self {
+            Keyed::Lock(key) => out.write_arg(key.as_bytes()),
+            Keyed::Part(key) => out.write_arg_fmt(key),
         }
     }
 }
@@ -241,9 +286,14 @@ pub(crate) enum Read {
 
 /// Reads a reply to a request; of a call for several to that which is number `place` in it.
 pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
-    use Verb::{Downgrade, Extend, PutBack, Release, Take};
-    let is_script = request.lease.claim() != Claim::Exclusive;
+    use Verb::{Downgrade, Extend, PutBack, Raise, Release, Take};
+    let is_numbered = request.verb == Take && request.fence.is_some();
+    let is_script = is_numbered || request.lease.claim() != Claim::Exclusive;
     Read::Answer(match (request.verb, reply) {
+        (Take, Value::Int(number)) if is_numbered => match u64::try_from(*number) {
+            Ok(number) if number > 0 => Answer::Numbered(number),
+            _ => return Read::OutOfStep,
+        },
         (Take | PutBack, Value::Int(1)) if is_script => Answer::Yes,
         (Take | PutBack, Value::Array(refused)) if is_script => match refused[..] {
             [Value::Int(holder), Value::Int(left)] => match (holder_of(holder), left_of(left)) {
@@ -258,9 +308,9 @@ pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
             Some(one @ Value::Int(_)) => return read(request, 0, one),
             _ => return Read::OutOfStep,
         },
-        (Extend | Downgrade | Release, Value::Int(1)) => Answer::Yes,
-        (Extend | Downgrade | Release, Value::Int(0)) => Answer::Absent,
-        (Extend | Downgrade | Release, Value::Int(-1)) => Answer::Foreign,
+        (Extend | Downgrade | Raise | Release, Value::Int(1)) => Answer::Yes,
+        (Extend | Downgrade | Raise | Release, Value::Int(0)) => Answer::Absent,
+        (Extend | Downgrade | Raise | Release, Value::Int(-1)) => Answer::Foreign,
         (_, Value::ServerError(error)) => match error.kind() {
             Some(ServerErrorKind::NoScript) => return Read::NoScript,
             _ => Answer::Fault(cause(&error.clone().into())),

@@ -30,6 +30,7 @@ pub(crate) fn on_nodes(
         key: Key::parse(&settings.key_prefix, key, family(claim))?,
         claim,
         ttl: Ttl::parse(options.ttl(), settings.min_validity)?,
+        fenced: options.is_fenced(),
         cancel: options.cancel().cloned(),
     };
     let patience = options.patience(strength, &settings.retry, time::now());
@@ -55,7 +56,10 @@ pub(crate) fn in_process(
     }
     let access = engine::access(claim);
     match gate.enter(&key, access, &inbox, patience.end, |_| ()) {
-        Ok(pass) => Ok(Hold::local(pass)),
+        Ok(pass) => {
+            let fence = options.is_fenced().then(|| gate.next_number());
+            Ok(Hold::local(pass, fence))
+        }
         Err(Refused::Cancelled) => Err(Error::Cancelled),
         Err(Refused::Closed) => Err(Error::Closed),
         Err(Refused::Busy { by, remaining }) => {

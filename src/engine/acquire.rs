@@ -9,13 +9,14 @@ use crate::cancel::{self, CancelToken};
 use crate::config::OnDrop;
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::fence::{self, Fence};
 use crate::inbox::{Ended, Inbox};
 use crate::key::{Key, Token, Ttl};
 use crate::lease::{Claim, Lease};
 use crate::local::{Access, Pass, Refused};
-use crate::quorum::{NodeSet, Tally, Verdict};
+use crate::quorum::{NodeSet, Tally, Verdict, quorum};
 use crate::retry::RetryPolicy;
-use crate::round::Nodes;
+use crate::round::{Nodes, Outcome};
 use crate::script::{Request, Verb};
 use crate::time::{self, Budget, Limit};
 
@@ -31,6 +32,8 @@ pub(crate) struct Wish {
     pub(crate) key: Key,
     pub(crate) claim: Claim,
     pub(crate) ttl: Ttl,
+    /// Whether it is to have a fencing token. Without meaning for readers.
+    pub(crate) fenced: bool,
     /// What can end it from outside.
     pub(crate) cancel: Option<CancelToken>,
 }
@@ -316,6 +319,36 @@ impl Engine {
         }
     }
 
+    /// Gives a lease that a quorum has granted its fencing token (rule S12), in a second round where the nodes' fences differ.
+    /// Answers how the attempt has ended by that.
+    fn number(
+        &self,
+        lease: &Arc<Lease>,
+        granted: Outcome,
+        inbox: &Arc<Inbox>,
+        budget: Budget,
+    ) -> Outcome {
+        let numbers = granted.numbers.iter().map(|(_, number)| *number).collect();
+        let mut raise = Request::new(Verb::Raise, lease, 0);
+        match fence::fence(numbers, quorum(self.nodes.total())) {
+            Some(Fence::Agreed(token)) => {
+                raise.fence = Some(token);
+                let mut behind = NodeSet::default();
+                let lower = granted.numbers.iter().filter(|(_, number)| *number < token);
+                lower.for_each(|(node, _)| behind.insert(*node));
+                self.nodes.tell(&raise, behind); // so that they agree next time
+                lease.number(token);
+                granted
+            }
+            Some(Fence::Raise(token)) => {
+                raise.fence = Some(token);
+                lease.number(token);
+                self.nodes.ask(&raise, inbox).outcome(budget)
+            }
+            None => granted,
+        }
+    }
+
     /// One attempt with a fresh token: won and valid, or undone on every node that may have granted it.
     ///
     /// Blocks for `node_timeout` at most, and no longer than a grant would be of use.
@@ -341,8 +374,14 @@ impl Engine {
         if let Trace::Place(place) = trace {
             request.place = Some(Arc::clone(place));
         }
-        let outcome = self.nodes.ask(&request, inbox).outcome(budget);
+        if wish.fenced && wish.claim != Claim::Read {
+            request.fence = Some(0);
+        }
+        let mut outcome = self.nodes.ask(&request, inbox).outcome(budget);
         let refused = outcome.tally.refused();
+        if outcome.verdict == Verdict::Won && request.fence.is_some() {
+            outcome = self.number(&lease, outcome, inbox, budget);
+        }
         let quorum_seen = outcome.verdict != Verdict::Unavailable;
         let miss = match outcome.verdict {
             Verdict::Won => {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::key::Key;
 use crate::lease::Claim;
 use crate::script::{Answer, Holder, Request, Verb};
+use crate::time;
 
 /// The locks of a node, and what tells who waits for them.
 #[derive(Debug, Default)]
@@ -19,6 +20,8 @@ pub(crate) struct Slot {
     pub(crate) readers: HashMap<String, Instant>,
     pub(crate) gate: HashMap<String, Instant>,
     pub(crate) turn: Option<(Turn, Instant)>,
+    /// The last number that was given out.
+    pub(crate) fence: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +62,18 @@ impl Memory {
                 let refused = slot.refuses_writer(is_new);
                 if refused.is_none() {
                     slot.owner = Some((token.to_owned(), until));
+                    if request.fence.is_some() {
+                        return Answer::Numbered(slot.number(now));
+                    }
                 } else if let Some(place) = &request.place {
                     let end = now + request.trace();
                     slot.gate.insert(place.token().text().to_owned(), end);
                 }
                 refused.map_or(Answer::Yes, |(by, end)| held(by, end, now))
             }
+            (Verb::Raise, _) => slot.mine(token, |slot, _| {
+                slot.fence = slot.fence.max(request.fence);
+            }),
             (Verb::Extend | Verb::Release, Claim::Read) => {
                 let owned = slot.owner.take_if(|(owner, _)| owner == token);
                 let found = slot.readers.remove(token).or(owned.map(|(_, end)| end));
@@ -102,6 +111,13 @@ impl Slot {
         self.readers.retain(|_, end| *end > now);
         self.gate.retain(|_, end| *end > now);
         self.turn.take_if(|(_, end)| *end <= now);
+    }
+
+    /// An absent fence begins at the time in µs, as on a server.
+    fn number(&mut self, now: Instant) -> u64 {
+        let next = self.fence.unwrap_or_else(|| time::micros(now)) + 1;
+        self.fence = Some(next);
+        next
     }
 
     fn is_turn(&self, turn: Turn) -> bool {

@@ -308,6 +308,7 @@ impl Pair<'_> {
             readers: set(&readers),
             gate: set(&gate),
             owner,
+            fence: None,
             turn: turn.map(|(turn, end)| match turn.as_str() {
                 "asked" => (Turn::Asked, end),
                 "given" => (Turn::Given, end),

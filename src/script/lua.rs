@@ -7,6 +7,7 @@
 //! | `:writer` | the token of the writer, with its TTL |
 //! | `:readers` | the readers' tokens, sorted by the time at which each ends |
 //! | `:gate` | the tokens of writers that wait, sorted by the time at which each place ends |
+//! | `:fence` | the last number that was given out, for exclusive locks too |
 //! | `:turn` | `asked` while a refused reader waits, `given` while readers have their turn |
 //!
 //! Times are the server's own, in milliseconds (`TIME`); an entry is alive up to and including its time. A sorted set ends a
@@ -39,6 +40,19 @@ macro_rules! now {
         "
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)"
+    };
+}
+
+/// Sets `number` to the next one of the fence `fence` (rule S12). An absent fence begins at the server's time in µs: above all
+/// that it gave out before it lost its data. It is forgotten after 30 days without use. An integer below 2^53 is exact in
+/// Lua, and passed on without `..` or `tostring`, which would round it.
+macro_rules! number {
+    () => {
+        "
+local time = redis.call('TIME')
+redis.call('SET', fence, time[1] * 1000000 + time[2], 'NX')
+local number = redis.call('INCR', fence)
+redis.call('PEXPIRE', fence, 2592000000)"
     };
 }
 
@@ -106,7 +120,8 @@ return 1"
 /// 4. Otherwise the token is stored with its TTL. A gate keeps no writer out; a place of its own is left later.
 ///
 /// KEYS: writer, readers, gate, turn. ARGV: token, TTL in ms, how long a place at the gate stays in ms or 0 for none,
-/// 1 if a turn is heeded, the place's token. Reply: 1 granted, or who stands in the way (0 a writer, 1 readers, 3 their
+/// 1 if a turn is heeded, the place's token. A fifth key is the lock's fence: then the reply to a grant is a number of it.
+/// Reply: 1 granted, or who stands in the way (0 a writer, 1 readers, 3 their
 /// turn) and for how many ms (−1 without an end).
 const WRITE: &str = concat!(
     "if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then
@@ -132,6 +147,13 @@ if refused then
   end
   return refused
 end
+end
+if KEYS[5] then
+  local fence = KEYS[5]",
+    number!(),
+    "
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  return number
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1"
@@ -233,8 +255,35 @@ if redis.pcall('GET', KEYS[3]) == 'asked' then redis.call('SET', KEYS[3], 'given
 return 1"
 );
 
+/// Take the lock with a number that is greater than all before (rule S12).
+///
+/// 1. Refused while the key is there.
+/// 2. What can fail on its type comes first, then the fence, then the lock.
+///
+/// KEYS: the lock, its fence. ARGV: token, TTL in ms. Reply: the number, or 0 (another owner) and for how many ms (−1 without
+/// an end).
+const TAKE_FENCED: &str = concat!(
+    "if redis.call('GET', KEYS[1]) then return {0, redis.call('PTTL', KEYS[1])} end
+local fence = KEYS[2]",
+    number!(),
+    "
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return number"
+);
+
+/// Raise the fence of a lock that is ours: by the next holder's number it must have been as high as ours on a quorum.
+///
+/// KEYS: the lock or the writer, the fence. ARGV: token, the number. Reply: 1 ours, and the fence is as high; 0 no such key;
+/// −1 another's.
+const RAISE: &str = "\
+local value = redis.call('GET', KEYS[1])
+if value ~= ARGV[1] then return value and -1 or 0 end
+local fence = redis.call('GET', KEYS[2])
+if not fence or tonumber(fence) < tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[2], 'PX', 2592000000) end
+return 1";
+
 /// All scripts, in the order of [`Script`].
-pub(super) const SCRIPTS: [&str; 8] = [
+pub(super) const SCRIPTS: [&str; 10] = [
     EXTEND,
     RELEASE,
     READ,
@@ -243,6 +292,8 @@ pub(super) const SCRIPTS: [&str; 8] = [
     RELEASE_READ,
     RELEASE_WRITE,
     DOWNGRADE,
+    TAKE_FENCED,
+    RAISE,
 ];
 
 /// Where a script is in [`SCRIPTS`].
@@ -256,4 +307,6 @@ pub(super) enum Script {
     ReleaseRead,
     ReleaseWrite,
     Downgrade,
+    TakeFenced,
+    Raise,
 }
