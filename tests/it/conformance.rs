@@ -25,6 +25,7 @@ suite! {
     without_a_wait_one_attempt_is_made
     the_longest_wait_does_not_overflow
     a_wait_that_is_cancelled_ends_and_others_go_on
+    fencing_tokens_increase_and_come_only_if_asked_for
     no_two_holders_overlap
     at_most_one_of_fifty_one_shot_contenders_wins
     every_way_out_of_a_scope_releases
@@ -319,6 +320,21 @@ fn a_wait_that_is_cancelled_ends_and_others_go_on(rig: &Rig<Handle>) {
     assert!(held.is_held());
     held.release().unwrap();
     assert!(is_free(rig.other(), &key));
+}
+
+fn fencing_tokens_increase_and_come_only_if_asked_for(rig: &Rig<Handle>) {
+    let key = unique_key("fenced");
+    let fenced = LockOptions::new(TTL).wait_for(LIMIT).fenced();
+    let mut last = None;
+    for locker in [rig.one(), rig.other(), rig.other(), rig.one()] {
+        let guard = locker.acquire(&key, &fenced).unwrap();
+        assert!(guard.fencing_token() > last);
+        last = guard.fencing_token();
+        guard.extend(2 * TTL).unwrap();
+        assert_eq!(guard.fencing_token(), last);
+        guard.release().unwrap();
+    }
+    assert_eq!(take(rig.one(), &key).fencing_token(), None);
 }
 
 fn no_two_holders_overlap(rig: &Rig<Handle>) {

@@ -8,6 +8,7 @@
 mod cancellation;
 mod conformance;
 mod expiry;
+mod fencing;
 mod network;
 mod nodes;
 mod parts;
