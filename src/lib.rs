@@ -43,7 +43,7 @@
 //!
 //! | what happens | what it means | what to do |
 //! |---|---|---|
-//! | the holder is paused (stopped, swapped out, suspended) past its TTL | it goes on as if it held the lock | `check()` before each irreversible step; keep steps short |
+//! | the holder is paused (stopped, swapped out, suspended) past its TTL | it goes on as if it held the lock | a fencing token, and a store that checks it; else `check()` before each irreversible step, and short steps |
 //! | a clock runs wrong by more than `ttl / 100 + 2 ms` within a TTL | a node frees the lock early | run NTP with slewing on the nodes |
 //! | a node restarts without its data | it grants again what it had granted | append-only file with `appendfsync always`, or keep it down for the longest TTL |
 //! | fail-over to a replica | the same: replication is asynchronous | independent masters, no replicas |
@@ -62,6 +62,17 @@
 //!
 //! [`RedisLocker`] and [`RedisRwLocker`] hold them on the nodes, [`LocalLocker`] and [`LocalRwLocker`] in this process
 //! alone, behind the same traits. An exclusive lock and a read-write lock of one name are different locks.
+//!
+//! # Fencing
+//!
+//! A holder that is paused past its lease goes on as if it held the lock, and no lock can stop it. A *fencing token*
+//! ([`LockOptions::fenced`], [`LockGuard::fencing_token`]) lets the store do so: a number that is greater than that of every
+//! holder before, sent along with each write; the store refuses what is below the greatest that it has seen.
+//!
+//! Each node counts up with each fenced grant, from its clock in µs where it has no count. The token is the q-th smallest of
+//! the numbers in hand if a quorum q of nodes is as high as that; else one more round raises a quorum to the greatest, where
+//! the lock is ours. Tokens strictly increase as long as fewer nodes than a quorum have lost their data since the last one
+//! was given out, or the nodes' clocks are in step. A count that is not used is forgotten after 30 days.
 //!
 //! # Read-write locks
 //!

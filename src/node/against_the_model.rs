@@ -42,6 +42,7 @@ enum Step {
         gives_turn: bool,
     },
     LeaveGate(usize),
+    Raise(usize),
     /// So many readers come in one batch.
     Come(usize),
     /// These leave in one batch.
@@ -68,6 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => lease().prop_map(Step::DowngradeElsewhere),
         5 => (lease(), any::<bool>()).prop_map(|(lease, gives_turn)| Step::Release { lease, gives_turn }),
         1 => lease().prop_map(Step::LeaveGate),
+        1 => lease().prop_map(Step::Raise),
         2 => (2..5_usize).prop_map(Step::Come),
         2 => proptest::collection::hash_set(lease(), 2..5).prop_map(Step::Leave),
         2 => lease().prop_map(Step::Expires),
@@ -192,6 +194,13 @@ impl Pair<'_> {
             Step::LeaveGate(number) => {
                 if let Some(Owner { place, .. }) = self.owner(number) {
                     self.ask(Request::new(Verb::Release, place, 0));
+                }
+            }
+            Step::Raise(number) => {
+                if let Some(Owner { lease, .. }) = self.owner(number) {
+                    let mut request = Request::new(Verb::Raise, lease, 0);
+                    request.fence = Some(7);
+                    self.ask(request);
                 }
             }
             Step::Expires(number) => self.expire(number, |owner| &owner.lease),
@@ -382,6 +391,8 @@ fn scripts_and_model_agree() {
             pair.step(&Step::LeaveGate(number));
         }
         pair.step(&Step::TurnEnds);
+        let fence = pair.named(":fence");
+        pair.raw(&["DEL", &fence]); // which is kept for whoever comes in the next thirty days
         let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(pair.raw).unwrap();
         assert!(keys.is_empty(), "{keys:?}");
     };

@@ -134,6 +134,20 @@ const LEAST_RW: [&str; 10] = [
     "+zremrangebyscore",
 ];
 
+/// And what fencing needs besides those of the lock's own kind.
+const LEAST_FENCED: [&str; 3] = ["~{redguard:*}*", "+time", "+incr"];
+
+fn every_fenced_request(node: &Server, config: Config) -> Result<(), Error> {
+    let fenced = LockOptions::new(TTL).fenced();
+    let locker = RedisLocker::connect(config)?;
+    for _ in 0..2 {
+        let guard = locker.acquire(&unique_key("acl"), &fenced)?;
+        assert!(guard.fencing_token().is_some());
+        guard.release()?;
+    }
+    every_request(node, at([node.addr()]).username("locks").password("pass"))
+}
+
 /// Each kind of request for read-write locks once, the refused ones included.
 fn every_rw_request(_: &Server, config: Config) -> Result<(), Error> {
     let key = unique_key("acl");
@@ -181,22 +195,24 @@ fn an_acl_user_needs_no_more_than_this_and_no_less() {
         let user = ["ACL", "SETUSER", "locks", "reset", "on", ">pass"];
         ask::<()>(node, &[&user[..], granted].concat());
     };
-    grant(&LEAST);
-    every_request(node, patient.clone()).unwrap();
-    let all = [&LEAST[..], &LEAST_RW].concat();
-    grant(&all);
-    every_rw_request(node, patient).unwrap();
-    for left_out in all {
-        let is_rw = LEAST_RW.contains(&left_out);
-        let least = LEAST
-            .into_iter()
-            .chain(LEAST_RW.into_iter().filter(|_| is_rw));
+    type Requests = fn(&Server, Config) -> Result<(), Error>;
+    let kinds: [(&[&str], Requests); 3] = [
+        (&[], every_request),
+        (&LEAST_RW, every_rw_request),
+        (&LEAST_FENCED, every_fenced_request),
+    ];
+    for (besides, every) in kinds {
+        grant(&[&LEAST, besides].concat());
+        every(node, patient.clone()).unwrap();
+    }
+    let left_out = |(besides, every): (&'static [&'static str], Requests)| {
+        let out = if besides.is_empty() { &LEAST } else { besides };
+        out.iter().map(move |out| (besides, every, *out))
+    };
+    for (besides, every, left_out) in kinds.into_iter().flat_map(left_out) {
+        let least = LEAST.iter().chain(besides).copied();
         grant(&least.filter(|one| *one != left_out).collect::<Vec<_>>());
-        let error = match is_rw {
-            true => every_rw_request(node, config.clone()),
-            false => every_request(node, config.clone()),
-        };
-        let error = error.expect_err(left_out);
+        let error = every(node, config.clone()).expect_err(left_out);
         let (_, causes) = insufficient(error);
         let is_plain = match &causes[0].cause {
             Cause::Denied(_) => true,
