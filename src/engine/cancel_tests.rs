@@ -91,13 +91,15 @@ fn a_pause_between_two_attempts_is_ended() {
     let token = CancelToken::new();
     thread::scope(|scope| {
         let waiting = scope.spawn(|| locker.acquire("x", &cancellable(&token)).err());
+        // By two of three, which decides it: what the third has not been sent by then it is not sent at all.
         eventually("it is refused", || {
-            fakes.iter().all(|fake| fake.count(Verb::Take) == 1)
+            let asked = fakes.iter().filter(|fake| fake.count(Verb::Take) == 1);
+            asked.count() >= 2
         });
         token.cancel();
         assert_eq!(waiting.join().expect("no panic"), Some(Error::Cancelled));
     });
-    assert!(fakes.iter().all(|fake| fake.count(Verb::Take) == 1));
+    assert!(fakes.iter().all(|fake| fake.count(Verb::Take) <= 1));
 }
 
 #[test]
