@@ -111,6 +111,7 @@ fn a_round_is_ended_and_what_comes_late_is_undone() {
     thread::scope(|scope| {
         let waiting = scope.spawn(|| locker.acquire("x", &cancellable(&token)).err());
         late.iter().for_each(|late| late.arrived());
+        eventually("the third has granted it", || fakes[0].token("x").is_some());
         let began = time::now();
         token.cancel();
         assert_eq!(waiting.join().expect("no panic"), Some(Error::Cancelled));
