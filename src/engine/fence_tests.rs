@@ -37,6 +37,8 @@ fn token(locker: &RedisLocker, fakes: &[Arc<Fake>]) -> u64 {
     });
     let token = guard.fencing_token().expect("it is fenced");
     guard.release().expect("ours");
+    // Or another process could come before its release, and be refused there.
+    eventually("all nodes are free", || !fakes.iter().any(|fake| up(&fake)));
     token
 }
 
