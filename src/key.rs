@@ -76,25 +76,38 @@ impl Key {
         &self.text
     }
 
+    /// Where the token stands of one who holds the lock alone: under an exclusive lock's own key, or as the writer.
+    pub(crate) fn owner(&self) -> NodeKey<'_> {
+        match self.family {
+            Family::Exclusive => NodeKey::Lock(self),
+            Family::ReadWrite => self.derived(":writer"),
+        }
+    }
+
     /// A key that is derived from this one, in the same cluster slot as all others that are.
-    pub(crate) fn derived(&self, ending: &'static str) -> Derived<'_> {
+    pub(crate) fn derived(&self, ending: &'static str) -> NodeKey<'_> {
         debug_assert!(RESERVED.contains(&ending));
-        Derived { key: self, ending }
+        NodeKey::Derived(self, ending)
     }
 }
 
-/// The lock's key with an ending. A key without a hash tag is made one by braces around the whole of it.
-pub(crate) struct Derived<'a> {
-    key: &'a Key,
-    ending: &'static str,
+/// A key as it stands on the nodes.
+#[derive(Clone, Copy)]
+pub(crate) enum NodeKey<'a> {
+    /// The lock's own.
+    Lock(&'a Key),
+    /// The lock's with an ending. One without a hash tag is made one by braces around the whole of it.
+    Derived(&'a Key, &'static str),
 }
 
-impl fmt::Display for Derived<'_> {
+impl fmt::Display for NodeKey<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Derived { key, ending } = self;
-        match has_hash_tag(&key.text) {
-            true => write!(f, "{}{ending}", key.text),
-            false => write!(f, "{{{}}}{ending}", key.text),
+        match self {
+            NodeKey::Lock(key) => f.write_str(&key.text),
+            NodeKey::Derived(key, ending) if has_hash_tag(&key.text) => {
+                write!(f, "{}{ending}", key.text)
+            }
+            NodeKey::Derived(key, ending) => write!(f, "{{{}}}{ending}", key.text),
         }
     }
 }

@@ -189,10 +189,7 @@ impl Nodes {
             }
         }
         if request.verb == Verb::Take {
-            request.lease.note_asked(given);
-            if let Some(place) = &request.place {
-                place.note_asked(given);
-            }
+            request.leases().for_each(|lease| lease.note_asked(given));
         }
     }
 

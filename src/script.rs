@@ -10,7 +10,7 @@ use std::time::Duration;
 use redis::{Cmd, RedisError, RedisWrite, ServerErrorKind, ToRedisArgs, Value};
 
 use crate::error::Cause;
-use crate::key::Derived;
+use crate::key::NodeKey;
 use crate::lease::{Claim, Lease};
 
 use self::lua::{SCRIPTS, Script};
@@ -63,6 +63,11 @@ impl Request {
             place: None,
             fence: None,
         }
+    }
+
+    /// The leases that this can leave something of on a node.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = &Arc<Lease>> {
+        std::iter::once(&self.lease).chain(&self.place)
     }
 
     /// Whether this can be told to a node in one call with `other`, which is before it in a batch: readers of one key that
@@ -149,80 +154,64 @@ impl Loaded {
         let (key, ttl) = (request.lease.key(), request.ttl);
         let token = request.lease.token().text();
         let trace = millis(request.trace());
-        let (writer, readers) = (key.derived(":writer"), key.derived(":readers"));
+        let (owner, readers) = (key.owner(), key.derived(":readers"));
         let (gate, turn) = (key.derived(":gate"), key.derived(":turn"));
+        let fence = key.derived(":fence");
         let is_new = u8::from(request.verb == Verb::Take);
         cmd.clear();
         match (request.verb, request.lease.claim()) {
             (Verb::Take, Claim::Exclusive) if request.fence.is_some() => {
-                let keys = [Keyed::Lock(key.wire()), Keyed::Part(key.derived(":fence"))];
-                self.call(Script::TakeFenced, cmd, &keys);
+                self.call(Script::TakeFenced, cmd, &[owner, fence]);
                 cmd.arg(token).arg(ttl);
             }
             (Verb::Take | Verb::PutBack, Claim::Exclusive) => {
-                cmd.arg("SET").arg(key.wire()).arg(token);
+                cmd.arg("SET").arg(owner).arg(token);
                 cmd.arg("NX").arg("PX").arg(ttl);
             }
             (Verb::Take | Verb::PutBack, Claim::Read) => {
-                self.call(Script::Read, cmd, &[writer, readers, gate, turn]);
+                self.call(Script::Read, cmd, &[owner, readers, gate, turn]);
                 cmd.arg(ttl).arg(trace).arg(is_new).arg(token);
             }
             (Verb::Take | Verb::PutBack, Claim::Write) => {
                 let place = request.place.as_ref();
-                match request.fence {
-                    None => self.call(Script::Write, cmd, &[writer, readers, gate, turn]),
-                    Some(_) => {
-                        let keys = [writer, readers, gate, turn, key.derived(":fence")];
-                        self.call(Script::Write, cmd, &keys);
-                    }
-                }
+                let keys = [owner, readers, gate, turn, fence];
+                let count = if request.fence.is_some() { 5 } else { 4 };
+                self.call(Script::Write, cmd, &keys[..count]);
                 cmd.arg(token).arg(ttl);
                 cmd.arg(place.map_or(0, |_| trace)).arg(is_new);
                 cmd.arg(place.map_or("", |place| place.token().text()));
             }
-            (Verb::Extend, Claim::Exclusive) => {
-                self.call(Script::Extend, cmd, &[key.wire()]);
-                cmd.arg(token).arg(ttl);
-            }
-            (Verb::Extend, Claim::Write) => {
-                self.call(Script::Extend, cmd, &[writer]);
+            (Verb::Extend, Claim::Exclusive | Claim::Write) => {
+                self.call(Script::Extend, cmd, &[owner]);
                 cmd.arg(token).arg(ttl);
             }
             (Verb::Extend, Claim::Read) => {
-                self.call(Script::ExtendRead, cmd, &[writer, readers]);
+                self.call(Script::ExtendRead, cmd, &[owner, readers]);
                 cmd.arg(token).arg(ttl);
             }
             (Verb::Release, Claim::Exclusive) => {
-                self.call(Script::Release, cmd, &[key.wire()]);
+                self.call(Script::Release, cmd, &[owner]);
                 cmd.arg(token);
             }
             (Verb::Release, Claim::Read) => {
-                self.call(Script::ReleaseRead, cmd, &[writer, readers]);
+                self.call(Script::ReleaseRead, cmd, &[owner, readers]);
                 cmd.arg(token);
             }
             (Verb::Release, Claim::Write) => {
-                self.call(Script::ReleaseWrite, cmd, &[writer, turn]);
+                self.call(Script::ReleaseWrite, cmd, &[owner, turn]);
                 cmd.arg(token).arg(millis(request.refresh));
-            }
-            (Verb::Raise, claim) => {
-                let lock = match claim {
-                    Claim::Exclusive => Keyed::Lock(key.wire()),
-                    _ => Keyed::Part(writer),
-                };
-                self.call(
-                    Script::Raise,
-                    cmd,
-                    &[lock, Keyed::Part(key.derived(":fence"))],
-                );
-                cmd.arg(token).arg(request.fence.unwrap_or_default());
-            }
-            (Verb::Downgrade, _) => {
-                self.call(Script::Downgrade, cmd, &[writer, readers, turn]);
-                cmd.arg(token).arg(ttl).arg(millis(request.refresh));
             }
             // A place at the gate is taken by the attempts of its writer, and only ever left by itself.
             (_, Claim::Gate) => {
                 cmd.arg("ZREM").arg(gate).arg(token);
+            }
+            (Verb::Raise, _) => {
+                self.call(Script::Raise, cmd, &[owner, fence]);
+                cmd.arg(token).arg(request.fence.unwrap_or_default());
+            }
+            (Verb::Downgrade, _) => {
+                self.call(Script::Downgrade, cmd, &[owner, readers, turn]);
+                cmd.arg(token).arg(ttl).arg(millis(request.refresh));
             }
         }
         for request in joined {
@@ -231,7 +220,7 @@ impl Loaded {
         cmd.write_packed_command(wire);
     }
 
-    fn call(&self, script: Script, cmd: &mut Cmd, keys: &[impl ToRedisArgs]) {
+    fn call(&self, script: Script, cmd: &mut Cmd, keys: &[NodeKey<'_>]) {
         cmd.arg("EVALSHA").arg(&self.0[script as usize]);
         cmd.arg(keys.len());
         for key in keys {
@@ -240,24 +229,12 @@ impl Loaded {
     }
 }
 
-/// A key in a list of both kinds.
-enum Keyed<'a> {
-    Lock(&'a str),
-    Part(Derived<'a>),
-}
-
-impl ToRedisArgs for Keyed<'_> {
+impl ToRedisArgs for NodeKey<'_> {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
         match self {
-            Keyed::Lock(key) => out.write_arg(key.as_bytes()),
-            Keyed::Part(key) => out.write_arg_fmt(key),
+            NodeKey::Lock(key) => out.write_arg(key.wire().as_bytes()),
+            derived => out.write_arg_fmt(derived),
         }
-    }
-}
-
-impl ToRedisArgs for Derived<'_> {
-    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
-        out.write_arg_fmt(self);
     }
 }
 

@@ -235,13 +235,10 @@ impl Worker {
     }
 
     fn shares_a_token(&self, job: &Job) -> bool {
-        let ids = |request: &Request| {
-            let place = request.place.as_ref().map(|place| place.token().id());
-            (request.lease.token().id(), place)
-        };
-        let (id, place) = ids(&job.request);
-        self.requests.iter().map(ids).any(|(other, other_place)| {
-            other == id || other_place == Some(id) || place.is_some_and(|place| place == other)
+        let mut others = self.requests.iter().flat_map(Request::leases);
+        others.any(|other| {
+            let id = other.token().id();
+            job.request.leases().any(|lease| lease.token().id() == id)
         })
     }
 
@@ -327,10 +324,7 @@ impl Worker {
                 Verb::Take | Verb::PutBack if back.owed => {
                     // A server that hangs may still run it when it goes on, however late that is: until this lane has
                     // killed the connection, the key may come to exist.
-                    request.lease.note_unanswered();
-                    if let Some(place) = &request.place {
-                        place.note_unanswered();
-                    }
+                    request.leases().for_each(|lease| lease.note_unanswered());
                     back.post(self.node, Answer::Fault(cause.clone()));
                 }
                 _ => back.post(self.node, Answer::Fault(cause.clone())),

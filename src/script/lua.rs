@@ -7,8 +7,8 @@
 //! | `:writer` | the token of the writer, with its TTL |
 //! | `:readers` | the readers' tokens, sorted by the time at which each ends |
 //! | `:gate` | the tokens of writers that wait, sorted by the time at which each place ends |
-//! | `:fence` | the last number that was given out, for exclusive locks too |
 //! | `:turn` | `asked` while a refused reader waits, `given` while readers have their turn |
+//! | `:fence` | the last number that was given out, for exclusive locks too |
 //!
 //! Times are the server's own, in milliseconds (`TIME`); an entry is alive up to and including its time. A sorted set ends a
 //! second after its last entry, so nothing is left when nobody holds or waits. Scripts read first what can fail on its type,
@@ -43,24 +43,35 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)"
     };
 }
 
-/// Sets `number` to the next one of the fence `fence` (rule S12). An absent fence begins at the server's time in µs: above all
-/// that it gave out before it lost its data. It is forgotten after 30 days without use. An integer below 2^53 is exact in
-/// Lua, and passed on without `..` or `tostring`, which would round it.
-macro_rules! number {
+/// How long a fence is kept without use: 30 days, in ms.
+macro_rules! unused {
     () => {
-        "
-local time = redis.call('TIME')
-redis.call('SET', fence, time[1] * 1000000 + time[2], 'NX')
-local number = redis.call('INCR', fence)
-redis.call('PEXPIRE', fence, 2592000000)"
+        "2592000000"
     };
 }
 
-/// Enters `member` into the sorted set `set`, to end in `life` ms.
-macro_rules! enter {
+/// Sets `number` to the next one of the fence `fence` (rule S12). An absent fence begins at the server's time in µs: above all
+/// that it gave out before it lost its data. An integer below 2^53 is exact in Lua, and passed on without `..` or
+/// `tostring`, which would round it.
+macro_rules! next_number {
+    () => {
+        concat!(
+            "
+local time = redis.call('TIME')
+redis.call('SET', fence, time[1] * 1000000 + time[2], 'NX')
+number = redis.call('INCR', fence)
+redis.call('PEXPIRE', fence, ",
+            unused!(),
+            ")"
+        )
+    };
+}
+
+/// Gives the readers a turn of `interval` ms, if a refused one has left its mark in `turn`. Zero is no turn.
+macro_rules! give_turn {
     () => {
         "
-redis.call('ZADD', set, now + life, member)"
+if interval ~= '0' and redis.pcall('GET', turn) == 'asked' then redis.call('SET', turn, 'given', 'PX', interval) end"
     };
 }
 
@@ -69,6 +80,17 @@ macro_rules! keep {
     () => {
         "
 if redis.call('PTTL', set) < life + 1000 then redis.call('PEXPIRE', set, life + 1000) end"
+    };
+}
+
+/// Enters `member` into the sorted set `set`, to end in `life` ms.
+macro_rules! enter {
+    () => {
+        concat!(
+            "
+redis.call('ZADD', set, now + life, member)",
+            keep!()
+        )
     };
 }
 
@@ -120,11 +142,11 @@ return 1"
 /// 4. Otherwise the token is stored with its TTL. A gate keeps no writer out; a place of its own is left later.
 ///
 /// KEYS: writer, readers, gate, turn. ARGV: token, TTL in ms, how long a place at the gate stays in ms or 0 for none,
-/// 1 if a turn is heeded, the place's token. A fifth key is the lock's fence: then the reply to a grant is a number of it.
-/// Reply: 1 granted, or who stands in the way (0 a writer, 1 readers, 3 their
-/// turn) and for how many ms (−1 without an end).
+/// 1 if a turn is heeded, the place's token. Reply: 1 granted, or who stands in the way (0 a writer, 1 readers, 3 their turn)
+/// and for how many ms (−1 without an end). A fifth key is the lock's fence: then a grant's reply is the next number of it.
 const WRITE: &str = concat!(
-    "if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then
+    "
+if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then
 local writer = redis.call('GET', KEYS[1])
 local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]",
     now!(),
@@ -142,21 +164,18 @@ if refused then
     local set, member, life = KEYS[3], ARGV[5], tonumber(ARGV[3])
     redis.call('ZREMRANGEBYSCORE', set, '-inf', now - 1)",
     enter!(),
-    keep!(),
     "
   end
   return refused
 end
 end
-if KEYS[5] then
-  local fence = KEYS[5]",
-    number!(),
+local fence, number = KEYS[5], 1
+if fence then",
+    next_number!(),
     "
-  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-  return number
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1"
+return number"
 );
 
 /// Extend a read lock (rule S5): never kills, never revives, never shortens.
@@ -178,7 +197,6 @@ if not score or tonumber(score) < now then
 end
 if tonumber(score) < now + life then",
     enter!(),
-    keep!(),
     "
 end
 return 1"
@@ -220,14 +238,14 @@ return all and 1 or ended"
 ///
 /// KEYS: writer, turn. ARGV: token, how long a turn is in ms, or 0 for none. Reply: 1 deleted, 0 no such key, −1 another's,
 /// left untouched.
-const RELEASE_WRITE: &str = "\
-local writer = redis.call('GET', KEYS[1])
+const RELEASE_WRITE: &str = concat!(
+    "local writer, turn, interval = redis.call('GET', KEYS[1]), KEYS[2], ARGV[2]
 if writer ~= ARGV[1] then return writer and -1 or 0 end
-redis.call('DEL', KEYS[1])
-if ARGV[2] ~= '0' and redis.pcall('GET', KEYS[2]) == 'asked' then
-  redis.call('SET', KEYS[2], 'given', 'PX', ARGV[2])
-end
-return 1";
+redis.call('DEL', KEYS[1])",
+    give_turn!(),
+    "
+return 1"
+);
 
 /// Turn a write lock into a read lock with the same token and the same end, and give waiting readers a turn.
 ///
@@ -248,10 +266,11 @@ end
 local set, member, life = KEYS[2], ARGV[1], redis.call('PTTL', KEYS[1])
 if life < 0 then life = tonumber(ARGV[2]) end",
     enter!(),
-    keep!(),
     "
 redis.call('DEL', KEYS[1])
-if redis.pcall('GET', KEYS[3]) == 'asked' then redis.call('SET', KEYS[3], 'given', 'PX', ARGV[3]) end
+local turn, interval = KEYS[3], ARGV[3]",
+    give_turn!(),
+    "
 return 1"
 );
 
@@ -264,8 +283,8 @@ return 1"
 /// an end).
 const TAKE_FENCED: &str = concat!(
     "if redis.call('GET', KEYS[1]) then return {0, redis.call('PTTL', KEYS[1])} end
-local fence = KEYS[2]",
-    number!(),
+local fence, number = KEYS[2]",
+    next_number!(),
     "
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return number"
@@ -275,12 +294,15 @@ return number"
 ///
 /// KEYS: the lock or the writer, the fence. ARGV: token, the number. Reply: 1 ours, and the fence is as high; 0 no such key;
 /// −1 another's.
-const RAISE: &str = "\
-local value = redis.call('GET', KEYS[1])
+const RAISE: &str = concat!(
+    "local value = redis.call('GET', KEYS[1])
 if value ~= ARGV[1] then return value and -1 or 0 end
 local fence = redis.call('GET', KEYS[2])
-if not fence or tonumber(fence) < tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[2], 'PX', 2592000000) end
-return 1";
+if not fence or tonumber(fence) < tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[2], 'PX', ",
+    unused!(),
+    ") end
+return 1"
+);
 
 /// All scripts, in the order of [`Script`].
 pub(super) const SCRIPTS: [&str; 10] = [
