@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use crate::error::Error;
 use crate::inbox::Inbox;
 
 /// Ends waits for locks from another thread: give it to [`LockOptions::cancel_on`](crate::LockOptions::cancel_on), keep a
@@ -80,12 +81,18 @@ impl CancelToken {
 }
 
 /// Where a caller waits whom a token, if there is one, can cancel.
-pub(crate) fn inbox(token: Option<&CancelToken>) -> Arc<Inbox> {
+///
+/// # Errors
+/// `Cancelled` if it has been cancelled already.
+pub(crate) fn inbox(token: Option<&CancelToken>) -> Result<Arc<Inbox>, Error> {
     let inbox = Arc::new(Inbox::new());
     if let Some(token) = token {
         token.reach(&inbox);
     }
-    inbox
+    match inbox.is_cancelled() {
+        true => Err(Error::Cancelled),
+        false => Ok(inbox),
+    }
 }
 
 /// Equal are clones of one token.

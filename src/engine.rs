@@ -22,6 +22,7 @@ use crate::time::{self, Budget, Limit};
 pub(crate) use self::acquire::{Patience, Wish, access, contended};
 
 mod acquire;
+mod attempt;
 
 /// The interval in which a writer that waits says so again, where the policy's `max_delay` is not shorter. It is also how
 /// long a turn of the readers takes; a writer's place at the gate has three times as long.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::key::{Key, Token};
+use crate::key::{Family, Key, Token};
 use crate::quorum::NodeSet;
 use crate::sync::{AtomicU64, Condvar, Mutex, Ordering};
 use crate::time;
@@ -26,6 +26,16 @@ pub(crate) enum Claim {
     Write,
     /// A writer's place at the gate that keeps new readers out while it waits. Never held, only left.
     Gate,
+}
+
+impl Claim {
+    /// The kind of lock that it is a claim of.
+    pub(crate) fn family(self) -> Family {
+        match self {
+            Claim::Exclusive => Family::Exclusive,
+            Claim::Read | Claim::Write | Claim::Gate => Family::ReadWrite,
+        }
+    }
 }
 
 /// A lease on one key under one token, from the attempt that asks for it to its end (rule S7).
@@ -291,7 +301,6 @@ fn read(state: u64) -> Look {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::key::Family;
     use std::sync::Arc;
 
     pub(crate) fn lease(name: &str) -> Arc<Lease> {
@@ -299,11 +308,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn lease_as(name: &str, claim: Claim) -> Arc<Lease> {
-        let family = match claim {
-            Claim::Exclusive => Family::Exclusive,
-            _ => Family::ReadWrite,
-        };
-        let key = Key::parse("test:", name, family).unwrap();
+        let key = Key::parse("test:", name, claim.family()).unwrap();
         Arc::new(Lease::new(key, Token::fresh(None).unwrap(), claim))
     }
 

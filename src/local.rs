@@ -104,7 +104,7 @@ impl Gate {
             let Some(slot) = state.slots.get_mut(key) else {
                 return Err(Refused::Closed);
             };
-            if slot.holders.iter().any(|holder| holder.ticket == ticket) {
+            if slot.holder(ticket).is_some() {
                 return Ok(pass());
             }
             let first = slot.queue.front().is_some_and(|w| w.ticket == ticket);
@@ -259,10 +259,8 @@ impl Pass {
         let Some(slot) = state.slots.get_mut(&self.key) else {
             return false;
         };
-        for holder in &mut slot.holders {
-            if holder.ticket == self.ticket {
-                holder.lease = Some(Arc::clone(lease));
-            }
+        if let Some(me) = slot.holder(self.ticket) {
+            me.lease = Some(Arc::clone(lease));
         }
         let mut woken = Vec::new();
         woken.extend(slot.first()); // it has an expiry to watch now
@@ -297,10 +295,8 @@ impl Pass {
         let Some(slot) = state.slots.get_mut(&self.key) else {
             return;
         };
-        for holder in &mut slot.holders {
-            if holder.ticket == self.ticket {
-                holder.access = Access::Shared;
-            }
+        if let Some(me) = slot.holder(self.ticket) {
+            me.access = Access::Shared;
         }
         let woken = slot.admit();
         drop(state); // let go before waking

@@ -7,8 +7,7 @@ use crate::config::MIN_VALIDITY;
 use crate::engine::{self, Wish};
 use crate::error::Error;
 use crate::guard::Hold;
-
-use crate::key::{Family, Key, Ttl};
+use crate::key::{Key, Ttl};
 use crate::lease::Claim;
 use crate::local::{Gate, Refused};
 use crate::nodes::Nodes;
@@ -27,7 +26,7 @@ pub(crate) fn on_nodes(
     let engine = nodes.engine();
     let settings = engine.settings();
     let wish = Wish {
-        key: Key::parse(&settings.key_prefix, key, family(claim))?,
+        key: Key::parse(&settings.key_prefix, key, claim.family())?,
         claim,
         ttl: Ttl::parse(options.ttl(), settings.min_validity)?,
         fenced: options.is_fenced(),
@@ -46,14 +45,11 @@ pub(crate) fn in_process(
     options: &LockOptions,
     strength: Strength,
 ) -> Result<Hold, Error> {
-    let key = Key::parse("", key, family(claim))?;
+    let key = Key::parse("", key, claim.family())?;
     Ttl::parse(options.ttl(), MIN_VALIDITY)?;
     let start = time::now();
     let patience = options.patience(strength, &RetryPolicy::default(), start);
-    let inbox = cancel::inbox(options.cancel());
-    if inbox.is_cancelled() {
-        return Err(Error::Cancelled);
-    }
+    let inbox = cancel::inbox(options.cancel())?;
     let access = engine::access(claim);
     match gate.enter(&key, access, &inbox, patience.end, |_| ()) {
         Ok(pass) => {
@@ -75,12 +71,5 @@ pub(crate) fn unless_contended<G>(acquired: Result<G, Error>) -> Result<Option<G
         Ok(guard) => Ok(Some(guard)),
         Err(error) if error.is_contended() => Ok(None),
         Err(error) => Err(error),
-    }
-}
-
-fn family(claim: Claim) -> Family {
-    match claim {
-        Claim::Exclusive => Family::Exclusive,
-        Claim::Read | Claim::Write | Claim::Gate => Family::ReadWrite,
     }
 }

@@ -8,16 +8,15 @@ use log::debug;
 use crate::cancel::{self, CancelToken};
 use crate::config::OnDrop;
 use crate::engine::Engine;
+use crate::engine::attempt::{Contention, Miss, Trace};
 use crate::error::Error;
-use crate::fence::{self, Fence};
-use crate::inbox::{Ended, Inbox};
+use crate::inbox::Inbox;
 use crate::key::{Key, Token, Ttl};
 use crate::lease::{Claim, Lease};
 use crate::local::{Access, Pass, Refused};
-use crate::quorum::{NodeSet, Tally, Verdict, quorum};
+use crate::quorum::NodeSet;
 use crate::retry::RetryPolicy;
-use crate::round::{Nodes, Outcome};
-use crate::script::{Request, Verb};
+use crate::round::Nodes;
 use crate::time::{self, Budget, Limit};
 
 /// So many attempts in a row that were too slow end an acquire.
@@ -51,34 +50,6 @@ impl Patience {
         self.attempts.is_some_and(|most| attempts >= most)
             || self.end.is_some_and(|end| end <= time::now())
     }
-}
-
-/// How an attempt ended that was not won.
-enum Miss {
-    Contended(Contention),
-    Unavailable(Tally),
-    /// Granted too late, or no verdict within the time in which a grant would have been of use.
-    Slow,
-}
-
-/// Held by others.
-#[derive(Clone, Copy, Debug)]
-struct Contention {
-    /// How most of the nodes that refused say that it is held.
-    by: Access,
-    /// Free again after so long, if that is known.
-    free: Option<Duration>,
-    /// Some nodes had granted it: others want it at the same time, and they may all lose.
-    split: bool,
-}
-
-/// What an attempt leaves on nodes that refuse it, to say that somebody waits.
-enum Trace<'a> {
-    None,
-    /// A reader's mark: the next writer that releases gives readers a turn.
-    Mark,
-    /// A writer's place at the gate.
-    Place(&'a Arc<Lease>),
 }
 
 /// A writer's place at the gate, under one token for all its attempts. It is left however the acquire ends.
@@ -170,10 +141,7 @@ impl Engine {
     ) -> Result<(Arc<Lease>, Pass), Error> {
         let started = time::now();
         let waited = || time::now().saturating_duration_since(started);
-        let inbox = cancel::inbox(wish.cancel.as_ref());
-        if inbox.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
+        let inbox = cancel::inbox(wish.cancel.as_ref())?;
         let retry = self.retry(wish.claim);
         let span = patience.attempts.map(|attempts| retry.span(attempts));
         let queue_end = span.and_then(|span| time::deadline(started, span));
@@ -199,12 +167,7 @@ impl Engine {
         let (mut slow, mut pauses) = (0, Pauses::default());
         let mut place: Option<Place<'_>> = None;
         loop {
-            if self.gate.is_closed() {
-                return Err(Error::Closed);
-            }
-            if inbox.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
+            self.go_on(&inbox)?;
             attempts = attempts.saturating_add(1);
             let trace = match (wish.claim, &place) {
                 (Claim::Read, _) if !patience.is_over(attempts) => Trace::Mark,
@@ -222,12 +185,7 @@ impl Engine {
                 }
                 Err(miss) => miss,
             };
-            if self.gate.is_closed() {
-                return Err(Error::Closed);
-            }
-            if inbox.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
+            self.go_on(&inbox)?;
             let contention = match &miss {
                 Miss::Contended(contention) => Some(*contention),
                 _ => None,
@@ -279,7 +237,16 @@ impl Engine {
                 budget.limit()
             );
             // A wake-up that came late for the slot is no reason to ask sooner; one to close or to cancel is.
-            while inbox.sleep(budget.end()) && !self.gate.is_closed() && !inbox.is_cancelled() {}
+            while inbox.sleep(budget.end()) && self.go_on(&inbox).is_ok() {}
+        }
+    }
+
+    /// Whether somebody who waits in this inbox may.
+    fn go_on(&self, inbox: &Inbox) -> Result<(), Error> {
+        match (self.gate.is_closed(), inbox.is_cancelled()) {
+            (true, _) => Err(Error::Closed),
+            (false, true) => Err(Error::Cancelled),
+            (false, false) => Ok(()),
         }
     }
 
@@ -317,107 +284,5 @@ impl Engine {
                 ttl: wish.ttl.duration(),
             },
         }
-    }
-
-    /// Gives a lease that a quorum has granted its fencing token (rule S12), in a second round where the nodes' fences differ.
-    /// Answers how the attempt has ended by that.
-    fn number(
-        &self,
-        lease: &Arc<Lease>,
-        granted: Outcome,
-        inbox: &Arc<Inbox>,
-        budget: Budget,
-    ) -> Outcome {
-        let numbers = granted.numbers.iter().map(|(_, number)| *number).collect();
-        let mut raise = Request::new(Verb::Raise, lease, 0);
-        match fence::fence(numbers, quorum(self.nodes.total())) {
-            Some(Fence::Agreed(token)) => {
-                raise.fence = Some(token);
-                let mut behind = NodeSet::default();
-                let lower = granted.numbers.iter().filter(|(_, number)| *number < token);
-                lower.for_each(|(node, _)| behind.insert(*node));
-                self.nodes.tell(&raise, behind); // so that they agree next time
-                lease.number(token);
-                granted
-            }
-            Some(Fence::Raise(token)) => {
-                raise.fence = Some(token);
-                lease.number(token);
-                self.nodes.ask(&raise, inbox).outcome(budget)
-            }
-            None => granted,
-        }
-    }
-
-    /// One attempt with a fresh token: won and valid, or undone on every node that may have granted it.
-    ///
-    /// Blocks for `node_timeout` at most, and no longer than a grant would be of use.
-    fn attempt(
-        &self,
-        wish: &Wish,
-        inbox: &Arc<Inbox>,
-        trace: Trace<'_>,
-    ) -> Result<Result<Arc<Lease>, Miss>, Error> {
-        let ttl = wish.ttl;
-        let token = Token::fresh(self.settings.owner.as_deref())?;
-        let lease = Arc::new(Lease::new(wish.key.clone(), token, wish.claim));
-        let least = ttl.least_validity(self.settings.min_validity);
-        let validity = time::validity(ttl.duration());
-        let start = time::now();
-        let budget = self
-            .node_budget(start)
-            .and(Limit::Validity, time::deadline(start, validity - least));
-        let mut request = Request::new(Verb::Take, &lease, ttl.millis());
-        if !matches!(trace, Trace::None) {
-            request.refresh = self.refresh;
-        }
-        if let Trace::Place(place) = trace {
-            request.place = Some(Arc::clone(place));
-        }
-        if wish.fenced && wish.claim != Claim::Read {
-            request.fence = Some(0);
-        }
-        let mut outcome = self.nodes.ask(&request, inbox).outcome(budget);
-        let refused = outcome.tally.refused();
-        if outcome.verdict == Verdict::Won && request.fence.is_some() {
-            outcome = self.number(&lease, outcome, inbox, budget);
-        }
-        let quorum_seen = outcome.verdict != Verdict::Unavailable;
-        let miss = match outcome.verdict {
-            Verdict::Won => {
-                // The last step before the guard: is there still as much validity as was asked for? (rule S2)
-                let end = time::deadline(start, validity);
-                let left = |end: Instant| end.saturating_duration_since(time::now());
-                match end {
-                    Some(end) if left(end) >= least && lease.hold(end) => {
-                        self.note_quorum(quorum_seen, start);
-                        return Ok(Ok(lease));
-                    }
-                    _ => Miss::Slow,
-                }
-            }
-            Verdict::Refused => Miss::Contended(Contention {
-                by: match outcome.tally.held_by_readers() {
-                    true => Access::Shared,
-                    false => Access::Alone,
-                },
-                free: outcome.tally.free_in(),
-                split: outcome.tally.granted().len() > 0,
-            }),
-            Verdict::Unavailable
-                if outcome.ended == Ended::TimedOut && budget.limit() == Limit::Validity =>
-            {
-                Miss::Slow
-            }
-            Verdict::Unavailable => Miss::Unavailable(outcome.tally),
-        };
-        // Who is cancelled has not waited to see whether there is one.
-        if outcome.ended != Ended::Cancelled {
-            self.note_quorum(quorum_seen, start);
-        }
-        lease.abandon();
-        // Nodes that refused have nothing of it. All others may have, also those that answered with an error (S4).
-        self.nodes.release_behind(&lease, refused);
-        Ok(Err(miss))
     }
 }

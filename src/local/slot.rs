@@ -67,6 +67,12 @@ impl Slot {
         self.holders.is_empty() || access == Access::Shared && self.holders.iter().all(shared)
     }
 
+    /// The holder with this ticket, if it still is one.
+    pub(super) fn holder(&mut self, ticket: u64) -> Option<&mut Holder> {
+        let mut holders = self.holders.iter_mut();
+        holders.find(|holder| holder.ticket == ticket)
+    }
+
     /// Lets in from the queue who can be, in order, and answers their inboxes to be woken.
     pub(super) fn admit(&mut self) -> Vec<Arc<Inbox>> {
         let mut admitted = Vec::new();
