@@ -86,6 +86,42 @@ impl Crew {
     }
 }
 
+/// A thread of its own beside the lanes, started when it is first needed.
+#[derive(Debug)]
+pub(crate) struct Helper {
+    thread: JoinHandle<()>,
+    /// Disconnected when it has ended.
+    ended: Receiver<()>,
+}
+
+impl Helper {
+    /// # Errors
+    /// `System` when the thread cannot be had.
+    pub(crate) fn start(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Helper, Error> {
+        let (alive, ended) = crossbeam_channel::bounded::<()>(0);
+        let thread = spawn(name.to_owned(), move || {
+            let _alive = alive;
+            body();
+        })?;
+        Ok(Helper { thread, ended })
+    }
+
+    /// Waits until it has ended, which somebody has told it to do, until `end`. `false` if it has not. The thread itself
+    /// does not wait: it may be the one that drops the last handle, and ends after that.
+    pub(crate) fn join(self, end: Instant) -> bool {
+        if self.thread.thread().id() == std::thread::current().id() {
+            return true;
+        }
+        let ended = self.ended.recv_deadline(end);
+        let ended = matches!(ended, Err(RecvTimeoutError::Disconnected));
+        if ended {
+            // What panics in it has been told by the panic itself.
+            let _ = self.thread.join();
+        }
+        ended
+    }
+}
+
 /// Starts a named thread.
 #[expect(
     clippy::disallowed_methods,

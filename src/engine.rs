@@ -13,13 +13,15 @@ use crate::inbox::Inbox;
 use crate::key::{Key, Ttl};
 use crate::lease::{Lease, Look};
 use crate::local::{Gate, Pass};
-use crate::quorum::{NodeSet, Tally, Verdict};
+use crate::quorum::{Tally, Verdict};
+use crate::renewal::Renewal;
 use crate::retry::RetryPolicy;
 use crate::round::Nodes;
 use crate::script::{Request, Verb};
 use crate::time::{self, Budget, Limit};
+use crate::watch::{self, Losses};
 
-pub(crate) use self::acquire::{Patience, Wish, access, contended};
+pub(crate) use self::acquire::{Care, Patience, Wish, access, contended};
 
 mod acquire;
 mod attempt;
@@ -38,6 +40,8 @@ pub(crate) struct Engine {
     /// The policy for read-write locks: with pauses so short that no place at the gate lapses and no turn is missed.
     rw_retry: RetryPolicy,
     refresh: Duration,
+    losses: Losses,
+    renewal: Renewal,
     /// Since when no quorum has answered, in [`time::micros`]; 0 while one does.
     outage_since: AtomicU64,
     drop_failures: AtomicU64,
@@ -52,12 +56,18 @@ impl Engine {
             max_delay: policy.max_delay.min(refresh / 2),
             ..policy.clone()
         };
+        let (gate, nodes) = (Arc::new(Gate::new()), Arc::new(nodes));
+        let losses = Losses::new(&gate, &nodes);
+        let lost = losses.clone();
+        let lost = Arc::new(move |lease: &Arc<Lease>, why: &str| lost.settle(lease, why));
         Engine {
             rw_retry,
             refresh,
+            renewal: Renewal::new(&nodes, settings.node_timeout, lost),
+            losses,
             settings,
-            gate: Arc::new(Gate::new()),
-            nodes: Arc::new(nodes),
+            gate,
+            nodes,
             outage_since: AtomicU64::new(0),
             drop_failures: AtomicU64::new(0),
         }
@@ -116,19 +126,47 @@ impl Engine {
             return Err(Error::Closed);
         }
         let _turn = lease.begin_extension();
-        let expiry = self.still_held(lease, lease.look(time::now()))?;
         let start = time::now();
+        let expiry = self.still_held(lease, lease.look(start))?;
+        let until = time::deadline(start, time::validity(ttl.duration()));
+        self.extend_until(lease, ttl.millis(), expiry, until.unwrap_or(expiry))
+    }
+
+    /// Asks the nodes whether a lease is still ours that may not be: after a suspend only they know (rule S11).
+    ///
+    /// Blocks as [`extend`](Engine::extend) does.
+    pub(crate) fn make_sure(&self, lease: &Arc<Lease>) -> Result<(), Error> {
+        if self.is_forked() {
+            return Err(Error::Closed);
+        }
+        let _turn = lease.begin_extension();
+        let start = time::now();
+        let expiry = self.still_held(lease, lease.look(start))?;
+        // So much that they keep it for as long as we think it held.
+        let left = expiry.saturating_duration_since(start);
+        let millis = u64::try_from((left + 2 * time::drift(left)).as_millis()).unwrap_or(u64::MAX);
+        self.extend_until(lease, millis.saturating_add(1), expiry, expiry)
+    }
+
+    /// Extends a lease by `ttl` milliseconds, with which it is held until `until`.
+    fn extend_until(
+        &self,
+        lease: &Arc<Lease>,
+        ttl: u64,
+        expiry: Instant,
+        until: Instant,
+    ) -> Result<(), Error> {
+        let (start, lead) = (time::now(), time::lead());
         let budget = self.node_budget(start).and(Limit::Validity, Some(expiry));
-        let request = Request::new(Verb::Extend, lease, ttl.millis());
+        let request = Request::new(Verb::Extend, lease, ttl);
         let inbox = Arc::new(Inbox::new());
         let outcome = self.nodes.ask(&request, &inbox).outcome(budget);
         match outcome.verdict {
             Verdict::Won => {
-                let until = time::deadline(start, time::validity(ttl.duration()));
-                let look = lease.prolong(time::now(), until.unwrap_or(expiry));
+                let look = lease.prolong(time::now(), until, lead);
                 self.still_held(lease, look)?;
                 // Only now, with a quorum that is ours, may it come back where it was lost.
-                self.nodes.put_back(lease, ttl.millis(), outcome.absent);
+                self.nodes.put_back(lease, ttl, outcome.absent);
                 Ok(())
             }
             Verdict::Refused => Err(self.not_ours(lease)),
@@ -150,7 +188,9 @@ impl Engine {
         on_drop: OnDrop,
     ) -> Result<(), Error> {
         let now = time::now();
+        self.renewal.retire(lease);
         self.still_held(lease, lease.begin_release(now))?;
+        self.losses.notifier().forget(lease);
         let mut request = Request::new(Verb::Release, lease, 0);
         request.refresh = self.refresh;
         if on_drop == OnDrop::HandOff {
@@ -200,19 +240,22 @@ impl Engine {
     /// The nodes say that a lease is not ours: it is lost.
     fn not_ours(&self, lease: &Arc<Lease>) -> Error {
         if lease.lose() {
-            self.settle_loss(lease, "a quorum of nodes says that it is not ours");
+            self.losses
+                .settle(lease, "a quorum of nodes says that it is not ours");
         }
         Error::LockLost
     }
 
-    /// Looks at a lease; a loss that this look is the first to see is settled.
-    pub(crate) fn look(&self, lease: &Arc<Lease>) -> Look {
-        let look = lease.look(time::now());
-        // In a forked child there are no lanes that could release anything.
-        if look == Look::JustLost && !self.is_forked() {
-            self.settle_loss(lease, "its lease ended");
+    /// What is owed for a lost lease; a monitor of one has a clone.
+    pub(crate) fn losses(&self) -> &Losses {
+        &self.losses
+    }
+
+    /// A lease is not renewed any more, and ends at its expiry.
+    pub(crate) fn stop_renewing(&self, lease: &Lease) {
+        if !self.is_forked() {
+            self.renewal.retire(lease);
         }
-        look
     }
 
     /// The expiry, if a look found the lease held; a loss that the look was the first to see is settled.
@@ -220,19 +263,11 @@ impl Engine {
         match look {
             Look::Held(expiry) => Ok(expiry),
             Look::JustLost => {
-                self.settle_loss(lease, "its lease ended");
+                self.losses.settle(lease, watch::ENDED);
                 Err(Error::LockLost)
             }
             Look::Lost | Look::Trying | Look::Ended => Err(Error::LockLost),
         }
-    }
-
-    /// What is owed by whoever made a lease lost (rule S7): it is told, its token is released, and the first
-    /// thread that waits for its slot may take it.
-    fn settle_loss(&self, lease: &Arc<Lease>, why: &str) {
-        warn!("{:?}: lock lost: {why}", lease.key());
-        self.nodes.release_behind(lease, NodeSet::default());
-        self.gate.poke(lease.key());
     }
 
     fn insufficient(&self, tally: Tally) -> Error {
@@ -258,6 +293,7 @@ impl Engine {
             if lease.lose() {
                 // Nothing in use is ever deleted: its holder may not have looked yet.
                 warn!("{:?}: lock lost: shut down, left to its TTL", lease.key());
+                self.losses.notifier().lost(lease);
             }
         }
         // Who is still asking undoes it yet: the lanes must be there for that.
@@ -271,13 +307,19 @@ impl Engine {
         time::deadline(now, self.settings.node_timeout).unwrap_or(now)
     }
 
-    /// Ends the lanes when they have served what is queued, within `node_timeout`.
+    /// Ends the threads when they have served what is queued, within `node_timeout`.
     fn drain(&self) -> bool {
-        let ended = self.nodes.disband(self.soon());
-        if !ended {
+        let end = self.soon();
+        let renewal = self.renewal.stop(end);
+        let lanes = self.nodes.disband(end);
+        if !lanes {
             debug!("some lanes are busy connecting and end by themselves");
         }
-        ended
+        let notifier = self.losses.notifier().stop(end);
+        if !notifier {
+            debug!("a callback for a lost lock is still running");
+        }
+        renewal && lanes && notifier
     }
 }
 
@@ -304,6 +346,8 @@ impl fmt::Debug for Engine {
 mod cancel_tests;
 #[cfg(all(test, not(loom)))]
 mod fence_tests;
+#[cfg(all(test, not(loom)))]
+mod loss_tests;
 #[cfg(all(test, not(loom)))]
 mod rw_tests;
 #[cfg(all(test, not(loom)))]

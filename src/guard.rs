@@ -9,10 +9,11 @@ use log::warn;
 use crate::config::{MIN_VALIDITY, OnDrop};
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::key::Ttl;
-use crate::lease::{Lease, Look};
+use crate::key::{Token, Ttl};
+use crate::lease::{Claim, Lease, Look};
 use crate::local::Pass;
 use crate::time;
+use crate::watch::LossWatch;
 
 /// Where a lock is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,85 +28,101 @@ pub enum Mode {
 /// What all guards are: a lock that is held, from here on to its one end.
 pub(crate) struct Hold {
     pass: Pass,
-    backing: Backing,
+    lease: Arc<Lease>,
+    /// Who knows the nodes. Without it the lock is held in this process alone.
+    engine: Option<Arc<Engine>>,
     ended: bool,
 }
 
-enum Backing {
-    Quorum {
-        engine: Arc<Engine>,
-        lease: Arc<Lease>,
-    },
-    Local {
-        fence: Option<u64>,
-    },
-}
+/// A local lease ends after this: never.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 impl Hold {
     pub(crate) fn quorum(engine: Arc<Engine>, lease: Arc<Lease>, pass: Pass) -> Hold {
         Hold {
             pass,
-            backing: Backing::Quorum { engine, lease },
+            lease,
+            engine: Some(engine),
             ended: false,
         }
     }
 
-    pub(crate) fn local(pass: Pass, fence: Option<u64>) -> Hold {
+    pub(crate) fn local(pass: Pass, claim: Claim, fence: Option<u64>) -> Hold {
+        let lease = Lease::new(pass.key().clone(), Token::local(), claim);
+        fence.into_iter().for_each(|fence| lease.number(fence));
+        lease.hold(time::now() + FOR_EVER, time::lead());
         Hold {
             pass,
-            backing: Backing::Local { fence },
+            lease: Arc::new(lease),
+            engine: None,
             ended: false,
         }
     }
 
+    fn watch(&self) -> LossWatch {
+        let losses = self.engine.as_ref().map(|engine| engine.losses().clone());
+        LossWatch::new(Arc::clone(&self.lease), losses)
+    }
+
+    /// A look at the lease of a lock that is held on nodes.
     fn look(&self) -> Option<Look> {
-        match &self.backing {
-            Backing::Quorum { engine, lease } => Some(engine.look(lease)),
-            Backing::Local { .. } => None,
-        }
+        let engine = self.engine.as_ref()?;
+        Some(engine.losses().look(&self.lease))
     }
 
     fn is_held(&self) -> bool {
-        self.look().is_none_or(|look| matches!(look, Look::Held(_)))
+        match self.look() {
+            None => true,
+            Some(Look::Held(_)) => !self.lease.is_doubtful(),
+            Some(_) => false,
+        }
     }
 
     fn remaining(&self) -> Duration {
         match self.look() {
             None => Duration::MAX,
-            Some(Look::Held(expiry)) => expiry.saturating_duration_since(time::now()),
+            Some(Look::Held(expiry)) if !self.lease.is_doubtful() => {
+                expiry.saturating_duration_since(time::now())
+            }
             Some(_) => Duration::ZERO,
         }
     }
 
     fn check(&self) -> Result<(), Error> {
-        match self.is_held() {
-            true => Ok(()),
-            false => Err(Error::LockLost),
+        match (&self.engine, self.look()) {
+            (Some(engine), Some(Look::Held(_))) if self.lease.is_doubtful() => {
+                engine.make_sure(&self.lease)
+            }
+            (_, None | Some(Look::Held(_))) => Ok(()),
+            _ => Err(Error::LockLost),
         }
     }
 
     fn extend(&self, ttl: Duration) -> Result<(), Error> {
-        match &self.backing {
-            Backing::Quorum { engine, lease } => {
+        match &self.engine {
+            Some(engine) => {
                 let ttl = Ttl::parse(ttl, engine.settings().min_validity)?;
-                engine.extend(lease, ttl)
+                engine.extend(&self.lease, ttl)
             }
-            Backing::Local { .. } => Ttl::parse(ttl, MIN_VALIDITY).map(|_| ()),
+            None => Ttl::parse(ttl, MIN_VALIDITY).map(|_| ()),
+        }
+    }
+
+    fn stop_renewing(&self) {
+        if let Some(engine) = &self.engine {
+            engine.stop_renewing(&self.lease);
         }
     }
 
     fn mode(&self) -> Mode {
-        match self.backing {
-            Backing::Quorum { .. } => Mode::Quorum,
-            Backing::Local { .. } => Mode::Local,
+        match self.engine {
+            Some(_) => Mode::Quorum,
+            None => Mode::Local,
         }
     }
 
     fn fencing_token(&self) -> Option<u64> {
-        match &self.backing {
-            Backing::Quorum { lease, .. } => lease.fence(),
-            Backing::Local { fence } => *fence,
-        }
+        self.lease.fence()
     }
 
     /// Turns a write lock into a read lock. Where that fails the lock is lost, which the error tells; its `Drop` is silent.
@@ -113,8 +130,8 @@ impl Hold {
         if self.pass.is_forked() {
             return Err(Error::Closed);
         }
-        if let Backing::Quorum { engine, lease } = &self.backing
-            && let Err(error) = engine.downgrade(lease)
+        if let Some(engine) = &self.engine
+            && let Err(error) = engine.downgrade(&self.lease)
         {
             self.ended = true;
             return Err(error);
@@ -137,9 +154,13 @@ impl Hold {
             );
             return Err(Error::Closed);
         }
-        match &self.backing {
-            Backing::Quorum { engine, lease } => engine.release(lease, &self.pass, on_drop),
-            Backing::Local { .. } => Ok(()),
+        match &self.engine {
+            Some(engine) => engine.release(&self.lease, &self.pass, on_drop),
+            None => {
+                self.lease.begin_release(time::now());
+                self.lease.end();
+                Ok(())
+            }
         }
     }
 }
@@ -149,12 +170,11 @@ impl Drop for Hold {
         if self.ended {
             return;
         }
-        let on_drop = match &self.backing {
-            Backing::Quorum { engine, .. } => engine.settings().on_drop,
-            Backing::Local { .. } => OnDrop::HandOff,
-        };
-        let ended = self.end(on_drop);
-        if let (Err(error), Backing::Quorum { engine, .. }) = (ended, &self.backing)
+        let engine = self.engine.clone();
+        let on_drop = engine
+            .as_ref()
+            .map_or(OnDrop::HandOff, |engine| engine.settings().on_drop);
+        if let (Err(error), Some(engine)) = (self.end(on_drop), engine)
             && error != Error::Closed
         {
             engine.note_failed_drop(self.pass.key(), &error);
@@ -184,6 +204,9 @@ macro_rules! guard {
 
             /// Whether the lock is still held, by the clock and by what the nodes have said. Does not block or ask them.
             ///
+            /// `false` also where the wall clock has run ahead of the steady one since the nodes were last asked, as it does
+            /// while a computer is suspended: then only they know, and [`check`](Self::check) asks them.
+            ///
             /// Only a look: the lease may end right after it. Work that must not go on without the lock belongs well
             /// inside [`remaining`](Self::remaining).
             pub fn is_held(&self) -> bool {
@@ -198,10 +221,15 @@ macro_rules! guard {
                 self.0.remaining()
             }
 
-            /// `Ok` while the lock is held: for the checkpoints of a loop, with `?`. Does not block.
+            /// `Ok` while the lock is held: for the checkpoints of a loop, with `?`.
+            ///
+            /// Does not block, but after the computer was suspended, or the wall clock set forward: then it asks the nodes,
+            /// for `node_timeout` at most.
             ///
             /// # Errors
-            /// [`LockLost`](Error::LockLost) when it is not.
+            /// [`LockLost`](Error::LockLost) when it is not held; after a suspend also
+            /// [`InsufficientQuorum`](Error::InsufficientQuorum) when too few nodes answered, and [`Closed`](Error::Closed) in
+            /// a forked child.
             pub fn check(&self) -> Result<(), Error> {
                 self.0.check()
             }
@@ -234,6 +262,17 @@ macro_rules! guard {
                 self.0.release()
             }
 
+            /// This lock for a monitor, which can wait until it is lost. Does not block.
+            pub fn watch(&self) -> LossWatch {
+                self.0.watch()
+            }
+
+            /// Ends the renewal that [`auto_renew`](crate::LockOptions::auto_renew) began: the lock ends when the TTL of its
+            /// last renewal is over, or is released before. One that is on its way may still extend it. Does not block.
+            pub fn stop_renewing(&self) {
+                self.0.stop_renewing();
+            }
+
             /// Whether the lock is held on the nodes or in this process only.
             pub fn mode(&self) -> Mode {
                 self.0.mode()
@@ -251,8 +290,8 @@ macro_rules! guard {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let mut shown = f.debug_struct(stringify!($guard));
                 shown.field("key", &self.key()).field("mode", &self.mode());
-                if let Backing::Quorum { lease, .. } = &self.0.backing {
-                    shown.field("lease", &lease.peek(time::now()));
+                if self.0.engine.is_some() {
+                    shown.field("lease", &self.0.lease.peek(time::now()));
                 }
                 shown.finish_non_exhaustive()
             }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::lane::Addressee;
 use crate::script::Answer;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::time;
@@ -59,20 +60,6 @@ impl Inbox {
         state.answers.clear();
         state.answers.reserve(nodes);
         state.round
-    }
-
-    /// A node's answer in a round. Wakes the owner only if it has now as many as it waits for.
-    pub(crate) fn post(&self, round: u32, node: usize, answer: Answer) {
-        let mut state = self.state.lock();
-        if state.round != round {
-            return;
-        }
-        state.answers.push((node, answer));
-        let enough = state.answers.len() == state.wanted;
-        drop(state); // the owner need not wait for us when it wakes
-        if enough {
-            self.changed.notify_one();
-        }
     }
 
     /// Waits until `wanted` answers are there or `end` has come, and moves those that came into `answers`.
@@ -146,6 +133,22 @@ impl Inbox {
             Some(end) => return self.changed.wait_until(state, end).timed_out(),
         }
         false
+    }
+}
+
+impl Addressee for Inbox {
+    /// Wakes the owner only if it has now as many as it waits for. Answers of former rounds are dropped.
+    fn post(&self, round: u32, node: usize, answer: Answer) {
+        let mut state = self.state.lock();
+        if state.round != round {
+            return;
+        }
+        state.answers.push((node, answer));
+        let enough = state.answers.len() == state.wanted;
+        drop(state); // the owner need not wait for us when it wakes
+        if enough {
+            self.changed.notify_one();
+        }
     }
 }
 

@@ -176,6 +176,14 @@ pub(crate) struct Token {
 }
 
 impl Token {
+    /// For a lock that no node knows of.
+    pub(crate) fn local() -> Token {
+        Token {
+            text: "".into(),
+            id: 0,
+        }
+    }
+
     /// # Errors
     /// `System` when the operating system has no random bytes to give.
     pub(crate) fn fresh(owner: Option<&str>) -> Result<Token, Error> {

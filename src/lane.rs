@@ -8,17 +8,24 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use crate::error::Cause;
-use crate::inbox::Inbox;
 use crate::node::Connector;
-use crate::script::Request;
+use crate::script::{Answer, Request};
 use crate::time;
 
+/// Who is told what nodes answer.
+pub(crate) trait Addressee: Send + Sync {
+    /// A node's answer in one of its rounds. Must not block.
+    fn post(&self, round: u32, node: usize, answer: Answer);
+}
+
+/// Where an answer goes: to whom, and in which of its rounds.
+pub(crate) type Reply = (Arc<dyn Addressee>, u32);
+
 /// A request on its way, and where its answer goes.
-#[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) request: Request,
-    /// The inbox and its round; `None` where nobody waits.
-    pub(crate) reply: Option<(Arc<Inbox>, u32)>,
+    /// `None` where nobody waits.
+    pub(crate) reply: Option<Reply>,
 }
 
 /// What a lane's thread takes from its queue.

@@ -1,6 +1,7 @@
 //! One lease, one latch: who holds what until when, decided by compare-and-exchange alone.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::key::{Family, Key, Token};
@@ -14,6 +15,9 @@ const RELEASING: u64 = 2;
 const ENDED: u64 = 3;
 /// Everything above is `Held`: the expiry in microseconds, moved up by this much.
 const HELD: u64 = 4;
+
+/// The wall clock may be set forward by so many µs, besides a hundredth of the time, before that counts as a suspend.
+const MOST_LEAD: i64 = 100_000;
 
 /// What a lease gives its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,9 +70,13 @@ pub(crate) struct Lease {
     fence: AtomicU64,
     /// The nodes that were asked to grant it, so may hold its key.
     asked: AtomicU64,
+    /// The wall clock's lead when the nodes were last asked, and when that was in [`time::micros`].
+    lead: AtomicU64,
+    confirmed: AtomicU64,
     /// Whether an extension is on its way: at most one is (rule S5).
     extending: Mutex<bool>,
-    extended: Condvar,
+    /// An extension has ended, or the lease.
+    changed: Condvar,
 }
 
 /// What a look at a lease finds.
@@ -97,8 +105,10 @@ impl Lease {
             exists_until: AtomicU64::new(0),
             fence: AtomicU64::new(0),
             asked: AtomicU64::new(0),
+            lead: AtomicU64::new(0),
+            confirmed: AtomicU64::new(0),
             extending: Mutex::new(false),
-            extended: Condvar::new(),
+            changed: Condvar::new(),
         }
     }
 
@@ -123,9 +133,28 @@ impl Lease {
         self.downgraded.store(1, Ordering::Release);
     }
 
-    /// The attempt was won: held until `expiry`. `false` if it had been given up.
-    pub(crate) fn hold(&self, expiry: Instant) -> bool {
+    /// The attempt was won: held until `expiry`. `false` if it had been given up. `lead` is the wall clock's ([`time::lead`])
+    /// from before the nodes were asked.
+    pub(crate) fn hold(&self, expiry: Instant, lead: i64) -> bool {
+        self.confirm(lead);
         self.shift(TRYING, held(expiry)).is_ok()
+    }
+
+    /// A quorum of nodes has said that it is held for as long as we think, after the wall clock had this lead.
+    fn confirm(&self, lead: i64) {
+        self.confirmed
+            .store(time::micros(time::now()), Ordering::Release);
+        self.lead.store(lead as u64, Ordering::Release);
+    }
+
+    /// Whether the wall clock has run ahead since the nodes were last asked, as after a suspend: then the lease may have
+    /// ended on the nodes although it has not by our clock, and only they know (rule S11).
+    pub(crate) fn is_doubtful(&self) -> bool {
+        let since =
+            time::micros(time::now()).saturating_sub(self.confirmed.load(Ordering::Acquire));
+        let lead = self.lead.load(Ordering::Acquire) as i64;
+        let ahead = time::lead().saturating_sub(lead);
+        ahead > MOST_LEAD.saturating_add((since / 100) as i64)
     }
 
     /// Its number among all holders of the key, which strictly increases (rule S12).
@@ -150,7 +179,10 @@ impl Lease {
             let look = read(state);
             match look {
                 Look::Held(expiry) if expiry <= now => match self.shift(state, LOST) {
-                    Ok(()) => return Look::JustLost,
+                    Ok(()) => {
+                        self.announce();
+                        return Look::JustLost;
+                    }
                     Err(newer) => state = newer,
                 },
                 _ => return look,
@@ -171,22 +203,31 @@ impl Lease {
         let mut state = self.state.load(Ordering::Acquire);
         while state >= HELD {
             match self.shift(state, LOST) {
-                Ok(()) => return true,
+                Ok(()) => {
+                    self.announce();
+                    return true;
+                }
                 Err(newer) => state = newer,
             }
         }
         false
     }
 
-    /// Moves the expiry on to `expiry`, never back, if it is still held at `now`. Answers as [`look`](Lease::look).
-    pub(crate) fn prolong(&self, now: Instant, expiry: Instant) -> Look {
+    /// A quorum has extended it: moves the expiry on to `expiry`, never back, if it is still held at `now`. Answers as
+    /// [`look`](Lease::look); `lead` as for [`hold`](Lease::hold).
+    pub(crate) fn prolong(&self, now: Instant, expiry: Instant, lead: i64) -> Look {
         loop {
             let look = self.look(now);
             match look {
-                Look::Held(old) if old < expiry => {
+                Look::Held(old) if held(old) < held(expiry) => {
                     if self.shift(held(old), held(expiry)).is_ok() {
+                        self.confirm(lead);
                         return Look::Held(expiry);
                     }
+                }
+                Look::Held(old) if held(old) == held(expiry) => {
+                    self.confirm(lead);
+                    return look;
                 }
                 _ => return look,
             }
@@ -200,6 +241,7 @@ impl Lease {
             match look {
                 Look::Held(expiry) => {
                     if self.shift(held(expiry), RELEASING).is_ok() {
+                        self.announce();
                         return look;
                     }
                 }
@@ -215,13 +257,38 @@ impl Lease {
 
     /// Waits until no extension of this lease is on its way; then the caller's may be, until the answer is dropped.
     /// Blocks for one round of each thread that asked before.
-    pub(crate) fn begin_extension(&self) -> Extension<'_> {
+    pub(crate) fn begin_extension(self: &Arc<Lease>) -> Extension {
         let mut extending = self.extending.lock();
         while *extending {
-            self.extended.wait(&mut extending);
+            self.changed.wait(&mut extending);
         }
         *extending = true;
-        Extension(self)
+        Extension(Arc::clone(self))
+    }
+
+    /// The same without waiting: `None` while one is on its way.
+    pub(crate) fn try_begin_extension(self: &Arc<Lease>) -> Option<Extension> {
+        let mut extending = self.extending.lock();
+        (!std::mem::replace(&mut *extending, true)).then(|| Extension(Arc::clone(self)))
+    }
+
+    /// Waits while it is held and nothing changes, at most until `end`. May end for no reason.
+    pub(crate) fn wait_change(&self, end: Option<Instant>) {
+        let mut extending = self.extending.lock();
+        if self.state.load(Ordering::Acquire) < HELD {
+            return;
+        }
+        match end {
+            Some(end) => _ = self.changed.wait_until(&mut extending, end),
+            None => self.changed.wait(&mut extending),
+        }
+    }
+
+    /// Wakes who waits for a change: it is not held any more.
+    fn announce(&self) {
+        // Who has seen it held, and is about to wait, has the lock.
+        drop(self.extending.lock());
+        self.changed.notify_all();
     }
 
     /// A node's lane has been given a request to grant it.
@@ -274,12 +341,12 @@ impl Lease {
 
 /// The turn of one extension; the next may begin when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Extension<'a>(&'a Lease);
+pub(crate) struct Extension(Arc<Lease>);
 
-impl Drop for Extension<'_> {
+impl Drop for Extension {
     fn drop(&mut self) {
         *self.0.extending.lock() = false;
-        self.0.extended.notify_one();
+        self.0.changed.notify_all();
     }
 }
 
@@ -301,7 +368,6 @@ fn read(state: u64) -> Look {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::sync::Arc;
 
     pub(crate) fn lease(name: &str) -> Arc<Lease> {
         lease_as(name, Claim::Exclusive)
@@ -323,8 +389,8 @@ pub(crate) mod tests {
             let now = time::now();
             let lease = lease("x");
             assert_eq!(lease.look(now), Look::Trying);
-            assert!(lease.hold(now + SECOND));
-            assert!(!lease.hold(now + 9 * SECOND), "held twice");
+            assert!(lease.hold(now + SECOND, 0));
+            assert!(!lease.hold(now + 9 * SECOND, 0), "held twice");
             let Look::Held(expiry) = lease.look(now) else {
                 panic!("{lease:?}")
             };
@@ -333,7 +399,7 @@ pub(crate) mod tests {
             assert_eq!(lease.look(now + SECOND), Look::JustLost);
             assert_eq!(lease.look(now + SECOND), Look::Lost);
             assert_eq!(lease.look(now), Look::Lost, "nothing makes it held again");
-            assert_eq!(lease.prolong(now, now + 9 * SECOND), Look::Lost);
+            assert_eq!(lease.prolong(now, now + 9 * SECOND, 0), Look::Lost);
             assert_eq!(lease.begin_release(now), Look::Lost);
             assert!(!lease.lose());
         }
@@ -342,15 +408,15 @@ pub(crate) mod tests {
         fn an_extension_moves_the_expiry_forth_only() {
             let now = time::now();
             let lease = lease("x");
-            lease.hold(now + 2 * SECOND);
+            lease.hold(now + 2 * SECOND, 0);
             let first = lease.look(now);
-            assert_eq!(lease.prolong(now, now + SECOND), first);
-            let Look::Held(_) = lease.prolong(now, now + 3 * SECOND) else {
+            assert_eq!(lease.prolong(now, now + SECOND, 0), first);
+            let Look::Held(_) = lease.prolong(now, now + 3 * SECOND, 0) else {
                 panic!("{lease:?}")
             };
             assert!(matches!(lease.look(now + 2 * SECOND), Look::Held(_)));
             assert_eq!(
-                lease.prolong(now + 3 * SECOND, now + 9 * SECOND),
+                lease.prolong(now + 3 * SECOND, now + 9 * SECOND, 0),
                 Look::JustLost
             );
         }
@@ -359,13 +425,13 @@ pub(crate) mod tests {
         fn a_release_ends_it_for_good() {
             let now = time::now();
             let lease = lease("x");
-            lease.hold(now + SECOND);
+            lease.hold(now + SECOND, 0);
             assert!(matches!(lease.begin_release(now), Look::Held(_)));
             assert_eq!(lease.begin_release(now), Look::Ended);
             assert_eq!(lease.look(now + 9 * SECOND), Look::Ended, "not lost later");
             assert!(!lease.lose());
             lease.end();
-            assert_eq!(lease.prolong(now, now + 9 * SECOND), Look::Ended);
+            assert_eq!(lease.prolong(now, now + 9 * SECOND, 0), Look::Ended);
         }
 
         #[test]
@@ -373,7 +439,7 @@ pub(crate) mod tests {
             let now = time::now();
             let lease = lease("x");
             lease.abandon();
-            assert!(!lease.hold(now + SECOND));
+            assert!(!lease.hold(now + SECOND, 0));
             assert_eq!(lease.look(now), Look::Ended);
         }
 
@@ -402,7 +468,7 @@ pub(crate) mod tests {
             let start = time::now();
             loom::model(move || {
                 let lease = lease("x");
-                assert!(lease.hold(start + Duration::from_secs(1)));
+                assert!(lease.hold(start + Duration::from_secs(1), 0));
                 let threads = verbs.map(|verb| {
                     let lease = Arc::clone(&lease);
                     loom::thread::spawn(move || verb(&lease, start))
@@ -421,7 +487,7 @@ pub(crate) mod tests {
         }
 
         fn prolong(lease: &Lease, start: Instant) -> Look {
-            lease.prolong(start, start + Duration::from_secs(5))
+            lease.prolong(start, start + Duration::from_secs(5), 0)
         }
 
         fn taken(lease: &Lease, _: Instant) -> Look {
@@ -476,7 +542,7 @@ pub(crate) mod tests {
                 let other = Arc::clone(&lease);
                 let busy = Arc::new(loom::sync::atomic::AtomicBool::new(false));
                 let also = Arc::clone(&busy);
-                let extend = |lease: &Lease, busy: &loom::sync::atomic::AtomicBool| {
+                let extend = |lease: &Arc<Lease>, busy: &loom::sync::atomic::AtomicBool| {
                     let turn = lease.begin_extension();
                     assert!(!busy.swap(true, Ordering::SeqCst), "two at once");
                     busy.store(false, Ordering::SeqCst);

@@ -153,6 +153,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agenda;
 mod batch;
 mod cancel;
 mod config;
@@ -171,8 +172,10 @@ mod local;
 mod locker;
 mod node;
 mod nodes;
+mod notify;
 mod options;
 mod quorum;
+mod renewal;
 mod retry;
 mod round;
 mod rw_locker;
@@ -180,6 +183,7 @@ mod script;
 mod sync;
 mod take;
 mod time;
+mod watch;
 mod worker;
 
 pub use crate::{
@@ -189,9 +193,11 @@ pub use crate::{
     guard::{LockGuard, Mode, ReadGuard, WriteGuard},
     locker::{LocalLocker, Locker, RedisLocker},
     nodes::Nodes,
+    notify::LostLock,
     options::LockOptions,
     retry::RetryPolicy,
     rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker},
+    watch::{LossWatch, WaitLost},
 };
 
 /// The README's examples, compiled.

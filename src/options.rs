@@ -1,9 +1,11 @@
 //! How a lock is to be taken, in a caller's words.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cancel::CancelToken;
-use crate::engine::Patience;
+use crate::engine::{Care, Patience};
+use crate::notify::{LostLock, OnLost};
 use crate::retry::RetryPolicy;
 use crate::time;
 
@@ -22,6 +24,7 @@ pub struct LockOptions {
     wait: Option<Wait>,
     cancel: Option<CancelToken>,
     fenced: bool,
+    care: Care,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +42,7 @@ impl LockOptions {
             wait: None,
             cancel: None,
             fenced: false,
+            care: Care::default(),
         }
     }
 
@@ -71,6 +75,53 @@ impl LockOptions {
     pub fn fenced(mut self) -> LockOptions {
         self.fenced = true;
         self
+    }
+
+    /// Renews the lock while its guard lives: from a third of the TTL on it is extended again and again, by one thread for
+    /// all guards of a [`Nodes`](crate::Nodes). The TTL is then how long the lock outlives a process that was killed. Where
+    /// a renewal fails it is tried again until the lease ends; after that, or when a quorum of nodes says that the lock is not
+    /// ours, it is lost, which is told once and never mended. Without meaning for local locks, which do not expire.
+    ///
+    /// A guard that is forgotten, in a static or by a thread that hangs, is renewed for as long as its process lives: set
+    /// [`max_hold`](LockOptions::max_hold) where that could happen. Default: no renewal.
+    pub fn auto_renew(mut self) -> LockOptions {
+        self.care.renews = true;
+        self
+    }
+
+    /// Ends the renewal `limit` after the lock was taken: it is then held until the TTL of its last renewal is over, and
+    /// lost. Without [`auto_renew`](LockOptions::auto_renew) it has no meaning. Default: no limit.
+    pub fn max_hold(mut self, limit: Duration) -> LockOptions {
+        self.care.max_hold = Some(limit);
+        self
+    }
+
+    /// Calls `f` when the lock is lost, once: because its lease ended, by the clock and whether anybody looks or not, or
+    /// because nodes said that it is not ours. Never for a lock that was released.
+    ///
+    /// It runs on a thread that all callbacks of a [`Nodes`](crate::Nodes) share: one that takes its time delays the other
+    /// callbacks, but no lock, no renewal and no [`check`](crate::LockGuard::check). A panic in it is caught and logged. Never
+    /// called for local locks, which do not expire. Default: none.
+    ///
+    /// ```
+    /// use redguard::LockOptions;
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    /// use std::time::Duration;
+    ///
+    /// let stop = Arc::new(AtomicBool::new(false));
+    /// let flag = Arc::clone(&stop);
+    /// let options = LockOptions::new(Duration::from_secs(30))
+    ///     .auto_renew()
+    ///     .on_lost(move |_| flag.store(true, Ordering::Relaxed));
+    /// ```
+    pub fn on_lost(mut self, f: impl Fn(&LostLock) + Send + Sync + 'static) -> LockOptions {
+        self.care.on_lost = Some(OnLost(Arc::new(f)));
+        self
+    }
+
+    pub(crate) fn care(&self) -> &Care {
+        &self.care
     }
 
     pub(crate) fn is_fenced(&self) -> bool {

@@ -11,7 +11,7 @@ use crate::crew::Crew;
 use crate::error::Cause;
 use crate::inbox::{Ended, Inbox};
 use crate::key::Key;
-use crate::lane::{Job, Lane};
+use crate::lane::{Addressee, Job, Lane};
 use crate::lease::Lease;
 use crate::quorum::{NodeSet, Question, Tally, Verdict, Vote};
 use crate::script::{Answer, Holder, Request, Verb};
@@ -158,29 +158,35 @@ impl Nodes {
 
     /// Asks all nodes. Does not block: [`Round::outcome`] waits for what they say.
     pub(crate) fn ask<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
+        let number = inbox.open_round(self.total());
+        let addressee: Arc<dyn Addressee> = Arc::clone(inbox) as _;
+        Round {
+            request,
+            inbox,
+            tally: self.ask_for(request, &addressee, number),
+            pace: &self.pace,
+        }
+    }
+
+    /// Asks all nodes in a round of `addressee`, who counts the answers himself. Does not block. A suspect node's fault is
+    /// counted at once, without asking it.
+    pub(crate) fn ask_for(
+        &self,
+        request: &Request,
+        addressee: &Arc<dyn Addressee>,
+        round: u32,
+    ) -> Tally {
         let question = match request.verb {
             Verb::Take | Verb::PutBack => Question::Take,
             Verb::Extend | Verb::Downgrade | Verb::Raise | Verb::Release => Question::Mine,
         };
         let mut tally = Tally::new(self.total(), question);
-        let number = inbox.open_round(self.total());
-        self.submit(request, (inbox, number), &mut tally);
-        Round {
-            request,
-            inbox,
-            tally,
-            pace: &self.pace,
-        }
-    }
-
-    /// Puts a request into every lane. A suspect node's fault is counted at once, without asking it.
-    fn submit(&self, request: &Request, reply: (&Arc<Inbox>, u32), tally: &mut Tally) {
         let now = time::now();
         let mut given = NodeSet::default();
         for (node, lane) in self.lanes(request.lease.key()) {
             let job = Job {
                 request: request.clone(),
-                reply: Some((Arc::clone(reply.0), reply.1)),
+                reply: Some((Arc::clone(addressee), round)),
             };
             let owed = request.verb == Verb::Release && request.lease.asked().contains(node);
             match lane.submit(job, owed, now) {
@@ -191,6 +197,7 @@ impl Nodes {
         if request.verb == Verb::Take {
             request.leases().for_each(|lease| lease.note_asked(given));
         }
+        tally
     }
 
     /// Releases a lease's token on all nodes that may hold it, `except` those that certainly do not. Nobody waits.
@@ -237,7 +244,7 @@ impl Nodes {
 }
 
 /// An answer as a vote. A value of another type is a clear refusal: it will not go away by asking again.
-fn vote(answer: Answer) -> Vote {
+pub(crate) fn vote(answer: Answer) -> Vote {
     match answer {
         Answer::Yes | Answer::Numbered(_) => Vote::Granted,
         Answer::Held(by, remaining) => Vote::Refused(match by {

@@ -31,6 +31,7 @@ pub(crate) fn on_nodes(
         ttl: Ttl::parse(options.ttl(), settings.min_validity)?,
         fenced: options.is_fenced(),
         cancel: options.cancel().cloned(),
+        care: options.care().clone(),
     };
     let patience = options.patience(strength, &settings.retry, time::now());
     let (lease, pass) = engine.acquire(&wish, patience)?;
@@ -54,7 +55,7 @@ pub(crate) fn in_process(
     match gate.enter(&key, access, &inbox, patience.end, |_| ()) {
         Ok(pass) => {
             let fence = options.is_fenced().then(|| gate.next_number());
-            Ok(Hold::local(pass, fence))
+            Ok(Hold::local(pass, claim, fence))
         }
         Err(Refused::Cancelled) => Err(Error::Cancelled),
         Err(Refused::Closed) => Err(Error::Closed),

@@ -1,7 +1,7 @@
 //! The one place that reads the clock, and the arithmetic of validity.
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Clock drift that is granted to every node, besides a hundredth of the TTL.
 const DRIFT_FLOOR: Duration = Duration::from_millis(2);
@@ -13,6 +13,40 @@ const DRIFT_FLOOR: Duration = Duration::from_millis(2);
 )]
 pub(crate) fn now() -> Instant {
     Instant::now()
+}
+
+/// By how much the wall clock leads the clock of [`now`], in µs. It grows by as much as the system was suspended, when that
+/// clock stands still, and by what somebody set the wall clock forward.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "centuries in microseconds fit"
+)]
+pub(crate) fn lead() -> i64 {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH);
+    let wall = wall.map_or(0, |since| since.as_micros() as i64);
+    wall - micros(now()) as i64 + suspended()
+}
+
+/// How long tests of this thread have the system suspended, in µs.
+#[cfg(test)]
+fn suspended() -> i64 {
+    SUSPENDED.get()
+}
+
+#[cfg(not(test))]
+fn suspended() -> i64 {
+    0
+}
+
+#[cfg(test)]
+thread_local! {
+    static SUSPENDED: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
+}
+
+/// As if the system had been suspended for so long, for all that this thread sees.
+#[cfg(all(test, not(loom)))]
+pub(crate) fn suspend(time: Duration) {
+    SUSPENDED.set(SUSPENDED.get() + time.as_micros() as i64);
 }
 
 /// The moment `after` from `start`; `None`, which means no deadline, where that is beyond the clock's range.

@@ -10,8 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{info, trace};
 
 use crate::error::Cause;
-use crate::inbox::Inbox;
-use crate::lane::{Census, First, Health, Job, Message, Post};
+use crate::lane::{Census, First, Health, Job, Message, Post, Reply};
 use crate::lease::Look;
 use crate::node::{Connector, Greeting, Session};
 use crate::script::{Answer, Request, Verb};
@@ -57,7 +56,7 @@ type Owed = (Request, Return);
 /// Where the answer to a request goes.
 struct Return {
     /// As in [`Job::reply`].
-    to: Option<(Arc<Inbox>, u32)>,
+    to: Option<Reply>,
     /// It is a release that was on the wire when a connection broke, and may have taken effect then.
     again: bool,
     /// It has no answer yet, or as a release one that says that it did not take effect.
@@ -66,13 +65,13 @@ struct Return {
 
 impl Return {
     fn post(&mut self, node: usize, answer: Answer) {
-        if let Some((inbox, round)) = self.to.take() {
+        if let Some((addressee, round)) = self.to.take() {
             // Absent after a release whose answer was lost: it was that release that deleted the key.
             let answer = match answer {
                 Answer::Absent if self.again => Answer::Yes,
                 answer => answer,
             };
-            inbox.post(round, node, answer);
+            addressee.post(round, node, answer);
         }
     }
 }

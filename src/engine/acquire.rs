@@ -12,12 +12,14 @@ use crate::engine::attempt::{Contention, Miss, Trace};
 use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::key::{Key, Token, Ttl};
-use crate::lease::{Claim, Lease};
+use crate::lease::{Claim, Lease, Look};
 use crate::local::{Access, Pass, Refused};
+use crate::notify::OnLost;
 use crate::quorum::NodeSet;
 use crate::retry::RetryPolicy;
 use crate::round::Nodes;
 use crate::time::{self, Budget, Limit};
+use crate::watch;
 
 /// So many attempts in a row that were too slow end an acquire.
 const MOST_SLOW: u32 = 3;
@@ -35,6 +37,17 @@ pub(crate) struct Wish {
     pub(crate) fenced: bool,
     /// What can end it from outside.
     pub(crate) cancel: Option<CancelToken>,
+    /// What is to be done for it once it is held.
+    pub(crate) care: Care,
+}
+
+/// What is done for a lease that is held without its holder's doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Care {
+    pub(crate) renews: bool,
+    /// How long it is renewed at the longest.
+    pub(crate) max_hold: Option<Duration>,
+    pub(crate) on_lost: Option<OnLost>,
 }
 
 /// How long an acquire is ready to try.
@@ -146,7 +159,7 @@ impl Engine {
         let span = patience.attempts.map(|attempts| retry.span(attempts));
         let queue_end = span.and_then(|span| time::deadline(started, span));
         let queue_end = time::earlier(patience.end, queue_end);
-        let settle = |lease: &Arc<Lease>| self.settle_loss(lease, "its lease ended");
+        let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
         let access = access(wish.claim);
         let pass = match self
             .gate
@@ -176,12 +189,16 @@ impl Engine {
             };
             let miss = match self.attempt(wish, &inbox, trace)? {
                 Ok(lease) => {
-                    if pass.bind(&lease) {
-                        return Ok((lease, pass));
+                    let cared_for = match pass.bind(&lease) {
+                        true => self.care_for(&lease, wish),
+                        false => Err(Error::Closed),
+                    };
+                    if let Err(error) = cared_for {
+                        // So given back. How that ends is nobody's business any more.
+                        let _ = self.release(&lease, &pass, OnDrop::HandOff);
+                        return Err(error);
                     }
-                    // Closed meanwhile, so given back. How that ends is nobody's business any more.
-                    let _ = self.release(&lease, &pass, OnDrop::HandOff);
-                    return Err(Error::Closed);
+                    return Ok((lease, pass));
                 }
                 Err(miss) => miss,
             };
@@ -238,6 +255,17 @@ impl Engine {
             );
             // A wake-up that came late for the slot is no reason to ask sooner; one to close or to cancel is.
             while inbox.sleep(budget.end()) && self.go_on(&inbox).is_ok() {}
+        }
+    }
+
+    /// Before anybody sees the guard, so that nothing can be missed.
+    fn care_for(&self, lease: &Arc<Lease>, wish: &Wish) -> Result<(), Error> {
+        if let (Some(tell), Look::Held(expiry)) = (&wish.care.on_lost, lease.peek(time::now())) {
+            self.losses.notifier().watch(lease, expiry, tell.clone())?;
+        }
+        match wish.care.renews {
+            true => self.renewal.register(lease, wish.ttl, wish.care.max_hold),
+            false => Ok(()),
         }
     }
 

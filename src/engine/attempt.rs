@@ -58,7 +58,7 @@ impl Engine {
         let lease = Arc::new(Lease::new(wish.key.clone(), token, wish.claim));
         let least = ttl.least_validity(self.settings.min_validity);
         let validity = time::validity(ttl.duration());
-        let start = time::now();
+        let (start, lead) = (time::now(), time::lead());
         let budget = self
             .node_budget(start)
             .and(Limit::Validity, time::deadline(start, validity - least));
@@ -84,7 +84,7 @@ impl Engine {
                 let end = time::deadline(start, validity);
                 let left = |end: Instant| end.saturating_duration_since(time::now());
                 match end {
-                    Some(end) if left(end) >= least && lease.hold(end) => {
+                    Some(end) if left(end) >= least && lease.hold(end, lead) => {
                         self.note_quorum(quorum_seen, start);
                         return Ok(Ok(lease));
                     }

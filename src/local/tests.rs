@@ -92,7 +92,7 @@ mod table {
         let lease = lease("x");
         let soon = time::now() + Duration::from_millis(500);
         let end = time::now() + Duration::from_secs(2);
-        lease.hold(end);
+        lease.hold(end, 0);
         entered.bind(&lease);
         thread::scope(|scope| {
             let first = scope.spawn(|| enter(&gate, Some(soon)).err());
@@ -133,7 +133,7 @@ mod table {
         let gate = Arc::new(Gate::new());
         let entered = enter(&gate, None).unwrap();
         let lease = lease("x");
-        lease.hold(time::now() + Duration::from_secs(60));
+        lease.hold(time::now() + Duration::from_secs(60), 0);
         entered.bind(&lease);
         thread::scope(|scope| {
             let first = scope.spawn(|| enter_and_tell(&gate, Access::Alone));
@@ -259,7 +259,7 @@ mod table {
         let ends = [300, 50, 150].map(|ms| now + Duration::from_millis(ms));
         let passes = leases.each_ref().map(|_| share(&gate, None).unwrap());
         for ((lease, pass), end) in leases.iter().zip(&passes).zip(ends) {
-            lease.hold(end);
+            lease.hold(end, 0);
             pass.bind(lease);
         }
         let (_writer, lost) = enter_and_tell(&gate, Access::Alone);
@@ -304,7 +304,7 @@ mod table {
         assert!(!woken(&inboxes[2]));
         assert_eq!([&second, &third].map(Pass::follow), [false, true]);
         let lease = lease("x");
-        lease.hold(time::now() + Duration::from_secs(60));
+        lease.hold(time::now() + Duration::from_secs(60), 0);
         assert!(second.bind(&lease));
         assert!(
             woken(&inboxes[2]),

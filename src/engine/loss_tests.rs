@@ -1,0 +1,473 @@
+//! Renewal and loss over fake nodes: what keeps a lease, what ends it, and who is told.
+#![expect(clippy::expect_used, reason = "in a test a panic is the report")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use crate::config::OnDrop;
+use crate::error::Error;
+use crate::fake::{Fake, Sin, eventually, locker};
+use crate::key::Family;
+use crate::locker::{LocalLocker, Locker, RedisLocker};
+use crate::nodes::Nodes;
+use crate::options::LockOptions;
+use crate::rw_locker::{RedisRwLocker, RwLocker};
+use crate::script::Verb;
+use crate::time;
+use crate::watch::WaitLost;
+
+/// Renewed every 100 ms or so.
+const TTL: Duration = Duration::from_millis(300);
+const LONG: Duration = Duration::from_secs(300);
+/// Wide: only a hang takes this long.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, |config| config).expect("a quorum is up")
+}
+
+fn renewed(ttl: Duration) -> LockOptions {
+    LockOptions::new(ttl).auto_renew()
+}
+
+/// Options that count how often the loss was told.
+fn counted(options: LockOptions) -> (LockOptions, Arc<AtomicUsize>) {
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let options = options.on_lost(move |lost| {
+        assert_eq!(lost.key(), "x");
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    (options, told)
+}
+
+fn renewals(fake: &Fake) -> usize {
+    fake.count(Verb::Extend)
+}
+
+fn renewing(nodes: &Nodes) -> usize {
+    nodes.engine().renewal.count()
+}
+
+/// Time for what must not happen.
+fn a_while() {
+    thread::park_timeout(TTL / 2);
+}
+
+#[test]
+fn a_lock_is_renewed_until_it_is_released() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(renewed(TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    let rival = healthy(&fakes);
+    eventually("it is held ten times its TTL", || {
+        assert!(guard.is_held());
+        assert!(rival.try_lock("x", TTL).expect("no error").is_none());
+        renewals(&fakes[0]) >= 30
+    });
+    guard.release().expect("ours");
+    assert_eq!(renewing(locker.nodes()), 0);
+    // Each node has served what was on its way.
+    let after: Vec<usize> = fakes.iter().map(|fake| renewals(fake)).collect();
+    a_while();
+    a_while();
+    let later: Vec<usize> = fakes.iter().map(|fake| renewals(fake)).collect();
+    assert!(after.iter().zip(&later).all(|(a, b)| b - a <= 1));
+    assert!(fakes.iter().all(|fake| fake.token("x").is_none()));
+    assert_eq!(told.load(Ordering::SeqCst), 0, "released, not lost");
+}
+
+#[test]
+fn readers_and_writers_are_renewed_too() {
+    let fakes = Fake::many(3);
+    let locker = RedisRwLocker::new(healthy(&fakes).nodes());
+    let writer = locker.acquire_write("x", &renewed(TTL)).expect("free");
+    eventually("the writer is renewed", || renewals(&fakes[0]) >= 5);
+    assert!(writer.is_held());
+    let reader = writer.downgrade().expect("ours");
+    let before = renewals(&fakes[0]);
+    eventually("and goes on as a reader", || {
+        renewals(&fakes[0]) >= before + 5
+    });
+    assert!(reader.is_held());
+    let other = locker.acquire_read("x", &renewed(TTL)).expect("beside it");
+    drop(reader);
+    let before = renewals(&fakes[0]);
+    eventually("each has its own", || renewals(&fakes[0]) >= before + 5);
+    other.release().expect("ours");
+    assert_eq!(renewing(locker.nodes()), 0);
+}
+
+#[test]
+fn who_stops_renewing_keeps_the_lock_to_its_end() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let guard = locker.acquire("x", &renewed(TTL)).expect("free");
+    eventually("it is renewed", || renewals(&fakes[0]) >= 2);
+    guard.stop_renewing();
+    guard.stop_renewing();
+    assert_eq!(renewing(locker.nodes()), 0);
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert!(guard.extend(TTL).expect_err("lost").is_lost());
+    guard.stop_renewing();
+    assert!(locker.lock("x", TTL).is_ok());
+}
+
+#[test]
+fn max_hold_ends_the_renewal_and_the_lease_ends_then() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let start = time::now();
+    let (options, told) = counted(renewed(TTL).max_hold(2 * TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert!(time::now() - start > 2 * TTL, "not before its time");
+    assert!(renewals(&fakes[0]) >= 2);
+    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+    // None at all: it ends with its first TTL.
+    let options = renewed(TTL).max_hold(Duration::ZERO);
+    let guard = locker.acquire("y", &options).expect("free");
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+}
+
+#[test]
+fn a_minority_that_is_down_or_errs_does_not_matter_and_gets_the_key_back() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(renewed(TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    for sin in [Sin::Down, Sin::Errs(Verb::Extend)] {
+        fakes[0].sins(sin);
+        fakes[0].wipe();
+        let before = renewals(&fakes[1]);
+        eventually("renewed by the others", || {
+            renewals(&fakes[1]) >= before + 4
+        });
+        assert!(guard.is_held());
+        assert_eq!(fakes[0].token("x"), None);
+        fakes[0].sins(Sin::Honest);
+        eventually("the key is back", || fakes[0].token("x").is_some());
+    }
+    guard.release().expect("ours");
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_renewal_that_fails_is_tried_again_before_the_lease_ends() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(renewed(4 * TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    for fake in &fakes {
+        fake.sins(Sin::ErrsAfter(Verb::Extend));
+    }
+    // Extended, but nobody knows.
+    eventually("tried more than once", || renewals(&fakes[0]) >= 2);
+    assert!(guard.is_held(), "an error is no loss");
+    let seen = guard.remaining();
+    for fake in &fakes {
+        fake.sins(Sin::Honest);
+    }
+    eventually("extended again", || guard.remaining() > seen);
+    guard.release().expect("ours");
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn errors_until_the_lease_ends_are_a_loss_which_is_told_once() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(renewed(TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    for fake in &fakes[..2] {
+        fake.sins(Sin::Errs(Verb::Extend));
+    }
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+    for fake in &fakes {
+        fake.sins(Sin::Honest);
+    }
+    let before = renewals(&fakes[2]);
+    a_while();
+    a_while();
+    assert_eq!(renewals(&fakes[2]), before, "never renewed again");
+    assert_eq!(renewing(locker.nodes()), 0);
+    assert!(!guard.is_held() && guard.remaining().is_zero());
+    assert!(guard.release().expect_err("lost").is_lost());
+    assert_eq!(told.load(Ordering::SeqCst), 1);
+    eventually("the survivors' keys are released", || {
+        fakes.iter().all(|fake| fake.token("x").is_none())
+    });
+}
+
+#[test]
+fn a_quorum_that_says_not_yours_is_a_loss_at_the_next_renewal() {
+    for strangers in [true, false] {
+        let fakes = Fake::many(3);
+        let locker = healthy(&fakes);
+        let (options, told) = counted(renewed(2 * TTL));
+        let guard = locker.acquire("x", &options).expect("free");
+        eventually("all have it", || {
+            fakes.iter().all(|fake| fake.token("x").is_some())
+        });
+        for fake in &fakes[1..] {
+            fake.wipe();
+            if strangers {
+                fake.seize("x", LONG);
+            }
+        }
+        assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+        eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+        eventually("released where it was ours", || {
+            fakes[0].token("x").is_none()
+        });
+        assert_eq!(fakes[1].token("x").is_some(), strangers, "left alone");
+        assert!(guard.check().expect_err("lost").is_lost());
+    }
+}
+
+#[test]
+fn a_loss_is_told_by_the_clock_where_nobody_looks_and_nothing_renews() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(LockOptions::new(TTL / 3));
+    let guard = locker.acquire("x", &options).expect("free");
+    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+    // At once to who asks late, and to everybody who does.
+    for _ in 0..2 {
+        assert_eq!(guard.watch().wait_lost(Duration::ZERO), WaitLost::Lost);
+    }
+    assert_eq!(guard.release(), Err(Error::LockLost));
+    assert_eq!(told.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn an_extension_moves_the_telling() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(LockOptions::new(TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    guard.extend(LONG).expect("ours");
+    thread::park_timeout(2 * TTL);
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+    assert_eq!(guard.watch().wait_lost(Duration::ZERO), WaitLost::TimedOut);
+    // By a reply, long before its time.
+    for fake in &fakes {
+        fake.wipe();
+    }
+    assert!(guard.extend(LONG).expect_err("gone").is_lost());
+    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+}
+
+#[test]
+fn a_monitor_is_told_of_a_release_and_of_a_drop() {
+    let fakes = Fake::many(3);
+    let locker = locker(&fakes, |config| config.on_drop(OnDrop::HandOff)).expect("up");
+    let local = LocalLocker::new();
+    let lockers: [&dyn Locker; 2] = [&locker, &local];
+    for locker in lockers {
+        for by_drop in [true, false] {
+            let guard = locker.lock("x", LONG).expect("free");
+            let watch = guard.watch();
+            assert!(watch.is_held() && watch.remaining() > LONG / 2);
+            assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::TimedOut);
+            let (begun, waits) = mpsc::channel();
+            let monitor = watch.clone();
+            thread::scope(|scope| {
+                let monitor = scope.spawn(move || {
+                    begun.send(()).expect("the test waits");
+                    monitor.wait_lost(Duration::MAX)
+                });
+                waits.recv().expect("it has begun");
+                match by_drop {
+                    true => drop(guard),
+                    false => guard.release().expect("ours"),
+                }
+                assert_eq!(monitor.join().expect("no panic"), WaitLost::Released);
+            });
+            assert_eq!(watch.wait_lost(LIMIT), WaitLost::Released);
+            assert!(!watch.is_held() && watch.remaining().is_zero());
+        }
+    }
+}
+
+#[test]
+fn a_release_beside_a_renewal_leaves_nothing_and_tells_nothing() {
+    for _ in 0..20 {
+        let fakes = Fake::many(3);
+        let locker = healthy(&fakes);
+        let (options, told) = counted(renewed(2 * TTL));
+        let guard = locker.acquire("x", &options).expect("free");
+        let late: Vec<_> = fakes.iter().map(|f| f.is_late(Verb::Extend)).collect();
+        late.iter().for_each(|late| late.arrived());
+        // The renewal is on every node when the release is asked for.
+        thread::scope(|scope| {
+            let released = scope.spawn(|| guard.release());
+            late.iter().for_each(|late| late.go());
+            released.join().expect("no panic").expect("ours");
+        });
+        eventually("no key is left", || {
+            fakes.iter().all(|fake| fake.token("x").is_none())
+        });
+        assert_eq!(renewing(locker.nodes()), 0);
+        assert_eq!(told.load(Ordering::SeqCst), 0);
+    }
+}
+
+#[test]
+fn a_renewal_and_an_extension_take_turns() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let guard = locker.acquire("x", &renewed(4 * TTL)).expect("free");
+    let late = fakes[0].is_late(Verb::Extend);
+    late.arrived();
+    thread::scope(|scope| {
+        let extended = scope.spawn(|| guard.extend(LONG));
+        a_while();
+        assert_eq!(renewals(&fakes[0]), 0);
+        fakes[0].sins(Sin::Honest);
+        late.go();
+        extended.join().expect("no panic").expect("ours");
+    });
+    assert!(guard.remaining() > LONG / 2);
+    // The other way round: a renewal that is due does not wait for an extension on its way, nor do others.
+    let late = fakes[0].is_late(Verb::Extend);
+    thread::scope(|scope| {
+        let extended = scope.spawn(|| guard.extend(LONG));
+        late.arrived();
+        a_while();
+        fakes[0].sins(Sin::Honest);
+        late.go();
+        extended.join().expect("no panic").expect("ours");
+    });
+    guard.release().expect("ours");
+}
+
+#[test]
+fn many_are_renewed_together_and_none_is_lost() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let options = renewed(10 * TTL).on_lost(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    let guards: Vec<_> = (0..1000)
+        .map(|n| locker.acquire(&format!("k{n}"), &options).expect("free"))
+        .collect();
+    assert_eq!(renewing(locker.nodes()), 1000);
+    thread::park_timeout(25 * TTL);
+    assert!(guards.iter().all(|guard| guard.is_held()));
+    assert!(renewals(&fakes[0]) >= 2000);
+    drop(guards);
+    assert_eq!(renewing(locker.nodes()), 0);
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_callback_may_be_slow_panic_or_drop_the_last_handle() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = parking_lot::Mutex::new(wait);
+    let slow = LockOptions::new(TTL / 3).on_lost(move |_| {
+        let _ = wait.lock().recv();
+    });
+    let _slow = locker.acquire("slow", &slow).expect("free");
+    let beside = locker.acquire("beside", &renewed(TTL)).expect("free");
+    thread::park_timeout(TTL);
+    let before = renewals(&fakes[0]);
+    eventually("others are renewed", || renewals(&fakes[0]) >= before + 3);
+    beside.check().expect("ours");
+    let panics = LockOptions::new(TTL / 3).on_lost(|_| panic!("as the test wants it"));
+    let panics = locker.acquire("panics", &panics).expect("free");
+    let (options, told) = counted(LockOptions::new(TTL / 3));
+    let last = locker.acquire("x", &options).expect("free");
+    thread::park_timeout(TTL);
+    assert_eq!(told.load(Ordering::SeqCst), 0, "behind the slow one");
+    drop(go);
+    eventually("after all others", || told.load(Ordering::SeqCst) == 1);
+    drop((last, panics, beside, _slow));
+
+    let (gone, wait) = mpsc::channel::<()>();
+    let (ended, seen) = mpsc::channel();
+    let owned = parking_lot::Mutex::new((wait, Some(locker.clone())));
+    let drops = LockOptions::new(TTL / 3).on_lost(move |_| {
+        let mut owned = owned.lock();
+        let _ = owned.0.recv();
+        owned.1 = None;
+        let _ = ended.send(());
+    });
+    let guard = locker.acquire("y", &drops).expect("free");
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    drop((guard, locker));
+    drop(gone);
+    seen.recv_timeout(LIMIT).expect("no dead-lock");
+}
+
+#[test]
+fn a_shutdown_tells_who_is_still_alive() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(renewed(LONG));
+    let guard = locker.acquire("x", &options).expect("free");
+    let watch = guard.watch();
+    assert!(!locker.nodes().shutdown(Duration::ZERO));
+    assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::Lost);
+    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert!(guard.release().is_err());
+    assert!(fakes.iter().all(|fake| fake.token("x").is_some()));
+}
+
+#[test]
+fn after_a_suspend_only_the_nodes_know() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", LONG).expect("free");
+    let watch = guard.watch();
+    guard.check().expect("ours");
+    assert_eq!(renewals(&fakes[0]), 0, "nobody was asked");
+    time::suspend(Duration::from_secs(60));
+    assert!(!guard.is_held() && guard.remaining().is_zero());
+    assert!(!watch.is_held() && watch.remaining().is_zero());
+    // In doubt is not lost.
+    assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::TimedOut);
+    guard.check().expect("the nodes have it still");
+    assert!(guard.is_held() && guard.remaining() > LONG / 2);
+    guard.check().expect("ours");
+    let asked = renewals(&fakes[0]);
+    assert!(asked >= 1);
+
+    // Too few answer: not known.
+    time::suspend(Duration::from_secs(60));
+    for fake in &fakes[..2] {
+        fake.sins(Sin::Errs(Verb::Extend));
+    }
+    let unknown = guard.check().expect_err("not known");
+    assert!(unknown.is_unavailable(), "{unknown:?}");
+    assert!(!guard.is_held());
+    for fake in &fakes[..2] {
+        fake.sins(Sin::Honest);
+    }
+    eventually("an extension helps too", || {
+        guard.extend(2 * LONG).is_ok() && guard.is_held()
+    });
+
+    // The nodes' time went on, and somebody else has it.
+    time::suspend(Duration::from_secs(600));
+    for fake in &fakes {
+        fake.meddle("x", Family::Exclusive, |slot| slot.owner = None);
+        fake.seize("x", LONG);
+    }
+    assert!(guard.check().expect_err("theirs").is_lost());
+    assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::Lost);
+
+    // A local lock does not end.
+    let local = LocalLocker::new().lock("x", LONG).expect("free");
+    time::suspend(Duration::from_secs(600));
+    assert!(local.is_held() && local.check().is_ok() && local.watch().is_held());
+}

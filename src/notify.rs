@@ -1,0 +1,210 @@
+//! The teller of losses: one thread with a clock that calls back who wants to be told, and never anybody else's work.
+//!
+//! A lease is told of once, when it is lost and not when it was released. The thread looks by itself when a lease ends, so
+//! a loss is told also where nobody looks and nothing renews. A callback that takes its time delays other callbacks only.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use log::error;
+use parking_lot::{Condvar, Mutex};
+
+use crate::agenda::Agenda;
+use crate::crew::Helper;
+use crate::error::Error;
+use crate::lease::{Lease, Look};
+use crate::time;
+
+/// A lock that was lost: what a callback is told ([`LockOptions::on_lost`](crate::LockOptions::on_lost)).
+pub struct LostLock {
+    lease: Arc<Lease>,
+}
+
+impl LostLock {
+    /// The lock's name, as it was given.
+    pub fn key(&self) -> &str {
+        self.lease.key().name()
+    }
+
+    /// The fencing token that the guard had, if it was to have one.
+    pub fn fencing_token(&self) -> Option<u64> {
+        self.lease.fence()
+    }
+}
+
+impl fmt::Debug for LostLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("LostLock");
+        shown.field("key", &self.key()).finish_non_exhaustive()
+    }
+}
+
+/// A callback. Equal are clones of one.
+#[derive(Clone)]
+pub(crate) struct OnLost(pub(crate) Arc<dyn Fn(&LostLock) + Send + Sync>);
+
+impl PartialEq for OnLost {
+    fn eq(&self, other: &OnLost) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for OnLost {}
+
+impl fmt::Debug for OnLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnLost(..)")
+    }
+}
+
+/// What is owed by whoever finds a lease lost, besides the telling.
+pub(crate) type Settle = Arc<dyn Fn(&Arc<Lease>) + Send + Sync>;
+
+/// The callbacks of all guards, and their thread once there is one.
+pub(crate) struct Notifier {
+    desk: Arc<Desk>,
+    settle: Settle,
+    started: AtomicBool,
+    thread: Mutex<Option<Helper>>,
+}
+
+struct Desk {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    agenda: Agenda<Watched>,
+    stopping: bool,
+}
+
+struct Watched {
+    lease: Arc<Lease>,
+    tell: OnLost,
+}
+
+impl Notifier {
+    pub(crate) fn new(settle: Settle) -> Notifier {
+        Notifier {
+            desk: Arc::new(Desk {
+                state: Mutex::new(State {
+                    agenda: Agenda::new(),
+                    stopping: false,
+                }),
+                changed: Condvar::new(),
+            }),
+            settle,
+            started: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        }
+    }
+
+    /// From now on `tell` is called when a lease is lost that is held until `expiry` at present.
+    ///
+    /// # Errors
+    /// `System` when there is no thread to be had.
+    pub(crate) fn watch(
+        &self,
+        lease: &Arc<Lease>,
+        expiry: Instant,
+        tell: OnLost,
+    ) -> Result<(), Error> {
+        let mut thread = self.thread.lock();
+        if thread.is_none() {
+            let (desk, settle) = (Arc::clone(&self.desk), Arc::clone(&self.settle));
+            *thread = Some(Helper::start("redguard-notify", move || desk.run(&settle))?);
+            self.started.store(true, Ordering::Release);
+        }
+        drop(thread);
+        let lease = Arc::clone(lease);
+        let mut state = self.desk.state.lock();
+        let id = lease.token().id();
+        state.agenda.put(id, expiry, Watched { lease, tell });
+        drop(state);
+        self.desk.changed.notify_one();
+        Ok(())
+    }
+
+    /// A lease is lost before its time: its callback is due.
+    pub(crate) fn lost(&self, lease: &Lease) {
+        let id = lease.token().id();
+        let mut state = self.desk.state.lock();
+        let Some(watched) = state.agenda.take(id) else {
+            return; // nobody wants to know, or it is being told
+        };
+        state.agenda.put(id, time::now(), watched);
+        drop(state);
+        self.desk.changed.notify_one();
+    }
+
+    /// A lease is being released: there is nothing to tell any more.
+    pub(crate) fn forget(&self, lease: &Lease) {
+        if self.started.load(Ordering::Acquire) {
+            let watched = self.desk.state.lock().agenda.take(lease.token().id());
+            drop(watched); // not under the lock: the callback may own anything
+        }
+    }
+
+    /// Ends the thread when it has told what is lost by now, and waits for that until `end`. `false` if it did not.
+    pub(crate) fn stop(&self, end: Instant) -> bool {
+        self.desk.state.lock().stopping = true;
+        self.desk.changed.notify_one();
+        let thread = self.thread.lock().take();
+        thread.is_none_or(|thread| thread.join(end))
+    }
+}
+
+impl Desk {
+    fn run(&self, settle: &Settle) {
+        while let Some((id, watched)) = self.next() {
+            let look = watched.lease.look(time::now());
+            if look == Look::JustLost {
+                settle(&watched.lease);
+            }
+            match look {
+                Look::Held(expiry) => self.put_back(id, expiry, watched),
+                Look::JustLost | Look::Lost => tell(watched),
+                Look::Trying | Look::Ended => {}
+            }
+        }
+    }
+
+    /// Waits for the next lease that ends; `None` when the thread is to end.
+    fn next(&self) -> Option<(u64, Watched)> {
+        let mut state = self.state.lock();
+        loop {
+            let due = state.agenda.first().map(|(due, _)| due);
+            match due {
+                Some(due) if due <= time::now() => return state.agenda.pop(),
+                _ if state.stopping => return None,
+                Some(due) => _ = self.changed.wait_until(&mut state, due),
+                None => self.changed.wait(&mut state),
+            }
+        }
+    }
+
+    /// It was extended meanwhile. Who made it lost since then has not found it in the agenda.
+    fn put_back(&self, id: u64, expiry: Instant, watched: Watched) {
+        let mut state = self.state.lock();
+        let now = time::now();
+        let held = matches!(watched.lease.peek(now), Look::Held(_));
+        let due = if held { expiry } else { now };
+        state.agenda.put(id, due, watched);
+    }
+}
+
+/// Calls back, and drops the callback here, where a panic of either does no harm.
+fn tell(watched: Watched) {
+    let Watched { lease, tell } = watched;
+    let key = lease.key().clone();
+    let call = AssertUnwindSafe(move || {
+        tell.0(&LostLock { lease });
+        drop(tell);
+    });
+    if catch_unwind(call).is_err() {
+        error!("{key:?}: the callback for its loss panicked");
+    }
+}

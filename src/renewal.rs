@@ -1,0 +1,386 @@
+//! The clock after a lock: one thread that extends all leases of a `Nodes` that are to be renewed.
+//!
+//! It never blocks on a round: due renewals go into the lanes together, answers are collected as they come. A lease is
+//! tried for the first time at a third of its TTL, and after a failure again and again, with back-off, until it ends. Only a
+//! quorum that says "not yours", or the clock, makes it lost (rules S5, S7).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use log::debug;
+use parking_lot::{Condvar, Mutex};
+
+use crate::agenda::Agenda;
+use crate::crew::Helper;
+use crate::error::Error;
+use crate::key::Ttl;
+use crate::lane::Addressee;
+use crate::lease::{Extension, Lease, Look};
+use crate::quorum::{NodeSet, Tally, Verdict};
+use crate::round::{self, Nodes};
+use crate::script::{Answer, Request, Verb};
+use crate::time;
+
+/// So many renewals are on their way at once, so that a lane's queue has no more of them.
+const MOST_OPEN: usize = 256;
+/// Renewals go out early by this part of their TTL, so that those which are due together travel together.
+const EARLY: u32 = 60;
+/// The longest pause after failures is this part of a TTL; the first one is an eighth of it.
+const LONGEST_PAUSE: u32 = 8;
+
+/// Is told of a lease that was found lost, and how; it owes all the rest.
+pub(crate) type Lost = Arc<dyn Fn(&Arc<Lease>, &str) + Send + Sync>;
+
+/// The leases that are renewed, and their thread once there is one.
+pub(crate) struct Renewal {
+    desk: Arc<Desk>,
+    nodes: Arc<Nodes>,
+    node_timeout: Duration,
+    lost: Lost,
+    started: AtomicBool,
+    thread: Mutex<Option<Helper>>,
+}
+
+struct Desk {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    agenda: Agenda<Renewed>,
+    /// The leases whose renewal is on its way: those are in no agenda.
+    open: HashSet<u64>,
+    /// Answers, with the numbers of their rounds and nodes.
+    arrived: Vec<(u32, usize, Answer)>,
+    /// The thread sleeps until so many answers are there.
+    wanted: usize,
+    stopping: bool,
+}
+
+struct Renewed {
+    lease: Arc<Lease>,
+    ttl: Ttl,
+    /// When renewing ends, whatever the lease.
+    until: Option<Instant>,
+    failures: u32,
+}
+
+/// A renewal on its way.
+struct Open {
+    id: u64,
+    renewed: Renewed,
+    _turn: Extension,
+    tally: Tally,
+    absent: NodeSet,
+    start: Instant,
+    lead: i64,
+    end: Instant,
+}
+
+impl Renewal {
+    pub(crate) fn new(nodes: &Arc<Nodes>, node_timeout: Duration, lost: Lost) -> Renewal {
+        Renewal {
+            desk: Arc::new(Desk {
+                state: Mutex::new(State {
+                    agenda: Agenda::new(),
+                    open: HashSet::new(),
+                    arrived: Vec::new(),
+                    wanted: 0,
+                    stopping: false,
+                }),
+                changed: Condvar::new(),
+            }),
+            nodes: Arc::clone(nodes),
+            node_timeout,
+            lost,
+            started: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        }
+    }
+
+    /// From now on a lease is renewed, for `most` at the longest.
+    ///
+    /// # Errors
+    /// `System` when there is no thread to be had.
+    pub(crate) fn register(
+        &self,
+        lease: &Arc<Lease>,
+        ttl: Ttl,
+        most: Option<Duration>,
+    ) -> Result<(), Error> {
+        if !self.started.load(Ordering::Acquire) {
+            self.start()?;
+        }
+        let now = time::now();
+        let renewed = Renewed {
+            lease: Arc::clone(lease),
+            ttl,
+            until: most.and_then(|most| time::deadline(now, most)),
+            failures: 0,
+        };
+        let mut state = self.desk.state.lock();
+        let first = state.agenda.first().map(|(due, _)| due);
+        let due = now + renewed.interval();
+        state.agenda.put(lease.token().id(), due, renewed);
+        drop(state);
+        if first.is_none_or(|first| due < first) {
+            self.desk.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    fn start(&self) -> Result<(), Error> {
+        let mut thread = self.thread.lock();
+        if thread.is_none() {
+            let desk = Arc::clone(&self.desk);
+            let mut rounds = Rounds {
+                desk: Arc::clone(&desk),
+                nodes: Arc::clone(&self.nodes),
+                node_timeout: self.node_timeout,
+                lost: Arc::clone(&self.lost),
+                open: HashMap::new(),
+                last: 0,
+            };
+            *thread = Some(Helper::start("redguard-renewal", move || rounds.run())?);
+            self.started.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// A lease is not renewed any more. A renewal that is on its way may still extend it.
+    pub(crate) fn retire(&self, lease: &Lease) {
+        if self.started.load(Ordering::Acquire) {
+            let id = lease.token().id();
+            let mut state = self.desk.state.lock();
+            let renewed = state.agenda.take(id);
+            state.open.remove(&id);
+            drop(state);
+            drop(renewed);
+        }
+    }
+
+    /// How many leases are renewed.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn count(&self) -> usize {
+        let state = self.desk.state.lock();
+        state.agenda.len() + state.open.len()
+    }
+
+    /// Ends the thread, and waits for that until `end`. `false` if it did not.
+    pub(crate) fn stop(&self, end: Instant) -> bool {
+        self.desk.state.lock().stopping = true;
+        self.desk.changed.notify_one();
+        let thread = self.thread.lock().take();
+        thread.is_none_or(|thread| thread.join(end))
+    }
+}
+
+impl Renewed {
+    /// From one renewal to the next: a third of the TTL, a tenth more or less, so that what was taken in one burst does not
+    /// come in one burst for ever.
+    fn interval(&self) -> Duration {
+        let spread = 0.9 + 0.2 * rand::random::<f64>();
+        (self.ttl.duration() / 3).mul_f64(spread)
+    }
+
+    /// The pause after a failure.
+    fn pause(&self) -> Duration {
+        let longest = self.ttl.duration() / LONGEST_PAUSE;
+        let doubled = longest / 8 * (1 << self.failures.min(3));
+        doubled.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+    }
+
+    fn early(&self) -> Duration {
+        self.ttl.duration() / EARLY
+    }
+}
+
+impl Addressee for Desk {
+    fn post(&self, round: u32, node: usize, answer: Answer) {
+        let mut state = self.state.lock();
+        state.arrived.push((round, node, answer));
+        let enough = state.arrived.len() == state.wanted;
+        drop(state); // the thread need not wait for us when it wakes
+        if enough {
+            self.changed.notify_one();
+        }
+    }
+}
+
+/// What the thread owns.
+struct Rounds {
+    desk: Arc<Desk>,
+    nodes: Arc<Nodes>,
+    node_timeout: Duration,
+    lost: Lost,
+    open: HashMap<u32, Open>,
+    last: u32,
+}
+
+impl Rounds {
+    fn run(&mut self) {
+        let mut answers = Vec::new();
+        let mut due = Vec::new();
+        while self.wait(&mut answers, &mut due) {
+            for (round, node, answer) in answers.drain(..) {
+                // Of a round that is over an answer comes too late.
+                if let Some(open) = self.open.get_mut(&round) {
+                    if answer == Answer::Absent {
+                        open.absent.insert(node);
+                    }
+                    open.tally.vote(node, round::vote(answer));
+                }
+            }
+            for (id, renewed) in due.drain(..) {
+                self.begin(id, renewed);
+            }
+            let now = time::now();
+            let over = |open: &Open| open.tally.verdict().is_some() || open.end <= now;
+            let over = self.open.extract_if(|_, open| over(open));
+            for open in over.map(|(_, open)| open).collect::<Vec<_>>() {
+                self.finish(open);
+            }
+        }
+    }
+
+    /// Waits until there is something to do, and moves that into `answers` and `due`. `false` when the thread is to end.
+    fn wait(&self, answers: &mut Vec<(u32, usize, Answer)>, due: &mut Vec<(u64, Renewed)>) -> bool {
+        let mut state = self.desk.state.lock();
+        // As many as could decide all that are open: who is woken for less does less at a time.
+        let decide = self.open.values().map(|open| open.tally.at_least());
+        state.wanted = decide.sum();
+        let end = self.open.values().map(|open| open.end).min();
+        loop {
+            if state.stopping {
+                return false;
+            }
+            let now = time::now();
+            let room = MOST_OPEN - self.open.len();
+            while due.len() < room {
+                match state.agenda.first() {
+                    Some((at, renewed)) if at <= now + renewed.early() => {}
+                    _ => break,
+                }
+                let Some((id, renewed)) = state.agenda.pop() else {
+                    break;
+                };
+                state.open.insert(id);
+                due.push((id, renewed));
+            }
+            let arrived = state.wanted > 0 && state.arrived.len() >= state.wanted;
+            if arrived || !due.is_empty() || end.is_some_and(|end| end <= now) {
+                state.wanted = 0;
+                answers.append(&mut state.arrived);
+                return true;
+            }
+            let next = state.agenda.first().filter(|_| room > 0);
+            let next = next.map(|(at, renewed)| at.checked_sub(renewed.early()).unwrap_or(at));
+            match time::earlier(next, end) {
+                Some(end) => _ = self.desk.changed.wait_until(&mut state, end),
+                None => self.desk.changed.wait(&mut state),
+            }
+        }
+    }
+
+    /// Sends a renewal that is due, unless there is nothing to renew any more.
+    fn begin(&mut self, id: u64, renewed: Renewed) {
+        let start = time::now();
+        let expiry = match renewed.lease.look(start) {
+            Look::Held(expiry) => expiry,
+            look => {
+                self.desk.state.lock().open.remove(&id);
+                if look == Look::JustLost {
+                    (self.lost)(&renewed.lease, "its lease ended before it could be renewed");
+                }
+                return;
+            }
+        };
+        if renewed.until.is_some_and(|until| until <= start) {
+            debug!("{:?}: renewed no more after max_hold", renewed.lease.key());
+            self.desk.state.lock().open.remove(&id);
+            return;
+        }
+        let Some(turn) = renewed.lease.try_begin_extension() else {
+            // Its holder extends it at this moment.
+            let pause = renewed.early();
+            self.put_back(id, renewed, start + pause);
+            return;
+        };
+        self.last = self.last.wrapping_add(1);
+        let request = Request::new(Verb::Extend, &renewed.lease, renewed.ttl.millis());
+        let lead = time::lead();
+        let desk: Arc<dyn Addressee> = Arc::clone(&self.desk) as _;
+        let tally = self.nodes.ask_for(&request, &desk, self.last);
+        let open = Open {
+            id,
+            renewed,
+            _turn: turn,
+            tally,
+            absent: NodeSet::default(),
+            start,
+            lead,
+            end: expiry.min(start + self.node_timeout),
+        };
+        self.open.insert(self.last, open);
+    }
+
+    /// What a renewal has come to.
+    fn finish(&self, open: Open) {
+        let Open {
+            id,
+            mut renewed,
+            _turn,
+            mut tally,
+            absent,
+            start,
+            lead,
+            ..
+        } = open;
+        drop(_turn);
+        let (lease, ttl) = (&renewed.lease, renewed.ttl);
+        let now = time::now();
+        let verdict = tally.verdict().unwrap_or_else(|| tally.close());
+        let look = match (
+            verdict,
+            time::deadline(start, time::validity(ttl.duration())),
+        ) {
+            (Verdict::Won, Some(until)) => lease.prolong(now, until, lead),
+            (Verdict::Refused, _) if lease.lose() => {
+                (self.lost)(lease, "a quorum of nodes says that it is not ours");
+                Look::Lost
+            }
+            _ => lease.look(now),
+        };
+        match (look, verdict) {
+            (Look::Held(_), Verdict::Won) => {
+                // Only now, with a quorum that is ours, may it come back where it was lost.
+                self.nodes.put_back(lease, ttl.millis(), absent);
+                renewed.failures = 0;
+                let due = start + renewed.interval();
+                self.put_back(id, renewed, due);
+            }
+            (Look::Held(expiry), _) => {
+                debug!("{:?}: not renewed: {verdict:?}", lease.key());
+                let due = expiry.min(now + renewed.pause());
+                renewed.failures += 1;
+                self.put_back(id, renewed, due);
+            }
+            (look, _) => {
+                self.desk.state.lock().open.remove(&id);
+                if look == Look::JustLost {
+                    (self.lost)(lease, "its lease ended before it could be renewed");
+                }
+            }
+        }
+    }
+
+    /// Once more at `due`, unless it was retired meanwhile.
+    fn put_back(&self, id: u64, renewed: Renewed, due: Instant) {
+        let mut state = self.desk.state.lock();
+        if state.open.remove(&id) {
+            state.agenda.put(id, due, renewed);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! A lease from outside: what a monitor keeps of a guard, and what is owed by whoever sees that it is lost.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::warn;
+
+use crate::lease::{Lease, Look};
+use crate::local::Gate;
+use crate::notify::Notifier;
+use crate::quorum::NodeSet;
+use crate::round::Nodes;
+use crate::time;
+
+/// What is owed by whoever makes a lease lost (rule S7): it is told, its token is released, and the first thread that waits
+/// for its slot may take it.
+#[derive(Clone)]
+pub(crate) struct Losses {
+    gate: Arc<Gate>,
+    nodes: Arc<Nodes>,
+    notifier: Arc<Notifier>,
+}
+
+impl Losses {
+    pub(crate) fn new(gate: &Arc<Gate>, nodes: &Arc<Nodes>) -> Losses {
+        let (for_gate, for_nodes) = (Arc::clone(gate), Arc::clone(nodes));
+        let settle = move |lease: &Arc<Lease>| free(lease, ENDED, &for_gate, &for_nodes);
+        Losses {
+            gate: Arc::clone(gate),
+            nodes: Arc::clone(nodes),
+            notifier: Arc::new(Notifier::new(Arc::new(settle))),
+        }
+    }
+
+    pub(crate) fn notifier(&self) -> &Notifier {
+        &self.notifier
+    }
+
+    /// To be called by who made the lease lost, and only by that one.
+    pub(crate) fn settle(&self, lease: &Arc<Lease>, why: &str) {
+        free(lease, why, &self.gate, &self.nodes);
+        self.notifier.lost(lease);
+    }
+
+    /// Looks at a lease; a loss that this look is the first to see is settled.
+    pub(crate) fn look(&self, lease: &Arc<Lease>) -> Look {
+        let look = lease.look(time::now());
+        // In a forked child there are no lanes that could release anything.
+        if look == Look::JustLost && !self.gate.is_forked() {
+            self.settle(lease, ENDED);
+        }
+        look
+    }
+}
+
+/// Why a lease is lost whose time is over.
+pub(crate) const ENDED: &str = "its lease ended";
+
+fn free(lease: &Arc<Lease>, why: &str, gate: &Gate, nodes: &Nodes) {
+    warn!("{:?}: lock lost: {why}", lease.key());
+    nodes.release_behind(lease, NodeSet::default());
+    gate.poke(lease.key());
+}
+
+/// How a wait for the loss of a lock ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WaitLost {
+    /// The lock is lost: its lease ended, or a quorum of nodes says that it is not ours.
+    Lost,
+    /// It was released.
+    Released,
+    /// Neither, for as long as it was waited.
+    TimedOut,
+}
+
+/// A guard's lock as a monitor sees it: whether it is held, and when it is lost. A cheap clone.
+///
+/// It holds nothing: the lock ends with its guard, and it may outlive the guard and the nodes.
+///
+/// ```
+/// use redguard::{LocalLocker, Locker, WaitLost};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), redguard::Error> {
+/// let guard = LocalLocker::new().lock("report", Duration::from_secs(30))?;
+/// let watch = guard.watch();
+/// let monitor = std::thread::spawn(move || watch.wait_lost(Duration::MAX));
+/// // … work, which the monitor could stop …
+/// guard.release()?;
+/// assert_eq!(monitor.join().unwrap(), WaitLost::Released);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct LossWatch {
+    lease: Arc<Lease>,
+    /// Without it the lock is a local one, which does not expire.
+    losses: Option<Losses>,
+}
+
+impl LossWatch {
+    pub(crate) fn new(lease: Arc<Lease>, losses: Option<Losses>) -> LossWatch {
+        LossWatch { lease, losses }
+    }
+
+    /// The lock's name, as it was given.
+    pub fn key(&self) -> &str {
+        self.lease.key().name()
+    }
+
+    /// Whether the lock is still held, as [`LockGuard::is_held`](crate::LockGuard::is_held). Does not block.
+    pub fn is_held(&self) -> bool {
+        !self.remaining().is_zero()
+    }
+
+    /// How long the lock is held for at least; zero when it is lost, released or in doubt, and [`Duration::MAX`] for a local
+    /// lock that is held. Does not block.
+    pub fn remaining(&self) -> Duration {
+        match (self.look(), &self.losses) {
+            (Look::Held(_), None) => Duration::MAX,
+            (Look::Held(expiry), Some(_)) if !self.lease.is_doubtful() => {
+                expiry.saturating_duration_since(time::now())
+            }
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Waits until the lock is lost or released, for `limit` at most; zero only looks, [`Duration::MAX`] sets no limit.
+    ///
+    /// A lock that ends because its time is over is lost at that moment, whether anybody looks or not. Who asks after the
+    /// loss, or after the release, is told at once.
+    pub fn wait_lost(&self, limit: Duration) -> WaitLost {
+        let end = time::deadline(time::now(), limit);
+        loop {
+            let expiry = match self.look() {
+                Look::Held(expiry) => expiry,
+                Look::JustLost | Look::Lost => return WaitLost::Lost,
+                Look::Trying | Look::Ended => return WaitLost::Released,
+            };
+            if is_over(end) {
+                return WaitLost::TimedOut;
+            }
+            self.lease.wait_change(time::earlier(end, Some(expiry)));
+        }
+    }
+
+    fn look(&self) -> Look {
+        match &self.losses {
+            Some(losses) => losses.look(&self.lease),
+            None => self.lease.peek(time::now()),
+        }
+    }
+}
+
+fn is_over(end: Option<Instant>) -> bool {
+    end.is_some_and(|end| end <= time::now())
+}
+
+/// Does not block, and shows no token.
+impl fmt::Debug for LossWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("LossWatch");
+        shown.field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
