@@ -12,7 +12,9 @@ use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::key::{Key, Ttl};
 use crate::lease::{Lease, Look};
+use crate::listener::Listener;
 use crate::local::{Gate, Pass};
+use crate::node::Connector;
 use crate::quorum::{Tally, Verdict};
 use crate::renewal::Renewal;
 use crate::retry::RetryPolicy;
@@ -42,13 +44,20 @@ pub(crate) struct Engine {
     refresh: Duration,
     losses: Losses,
     renewal: Renewal,
+    listener: Listener,
     /// Since when no quorum has answered, in [`time::micros`]; 0 while one does.
     outage_since: AtomicU64,
     drop_failures: AtomicU64,
 }
 
 impl Engine {
-    pub(crate) fn new(settings: Settings, nodes: Nodes) -> Engine {
+    /// # Errors
+    /// `System` when there are no random bytes for a name.
+    pub(crate) fn new(
+        settings: Settings,
+        nodes: Nodes,
+        connectors: Arc<[Arc<dyn Connector>]>,
+    ) -> Result<Engine, Error> {
         let policy = &settings.retry;
         let refresh = policy.max_delay.clamp(LEAST_REFRESH, REFRESH);
         let rw_retry = RetryPolicy {
@@ -60,9 +69,10 @@ impl Engine {
         let losses = Losses::new(&gate, &nodes);
         let lost = losses.clone();
         let lost = Arc::new(move |lease: &Arc<Lease>, why: &str| lost.settle(lease, why));
-        Engine {
+        Ok(Engine {
             rw_retry,
             refresh,
+            listener: Listener::new(&settings.key_prefix, &nodes, connectors)?,
             renewal: Renewal::new(&nodes, settings.node_timeout, lost),
             losses,
             settings,
@@ -70,7 +80,7 @@ impl Engine {
             nodes,
             outage_since: AtomicU64::new(0),
             drop_failures: AtomicU64::new(0),
-        }
+        })
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -193,6 +203,8 @@ impl Engine {
         self.losses.notifier().forget(lease);
         let mut request = Request::new(Verb::Release, lease, 0);
         request.refresh = self.refresh;
+        request.publish = true;
+        self.listener.releases(lease.key());
         if on_drop == OnDrop::HandOff {
             self.nodes.tell(&request, lease.asked());
             lease.end();
@@ -203,6 +215,7 @@ impl Engine {
         let round = self.nodes.ask(&request, &inbox);
         pass.leave();
         let outcome = round.outcome(self.node_budget(now));
+        self.listener.released(lease.key(), &outcome.heard);
         lease.end();
         match outcome.verdict {
             Verdict::Won => Ok(()),
@@ -226,6 +239,7 @@ impl Engine {
         let left = expiry.saturating_duration_since(now).as_millis();
         let mut request = Request::new(Verb::Downgrade, lease, u64::try_from(left).unwrap_or(0));
         request.refresh = self.refresh;
+        request.publish = true;
         let inbox = Arc::new(Inbox::new());
         let budget = self.node_budget(now).and(Limit::Validity, Some(expiry));
         let outcome = self.nodes.ask(&request, &inbox).outcome(budget);
@@ -310,7 +324,7 @@ impl Engine {
     /// Ends the threads when they have served what is queued, within `node_timeout`.
     fn drain(&self) -> bool {
         let end = self.soon();
-        let renewal = self.renewal.stop(end);
+        let helpers = self.renewal.stop(end) & self.listener.stop(end);
         let lanes = self.nodes.disband(end);
         if !lanes {
             debug!("some lanes are busy connecting and end by themselves");
@@ -319,7 +333,7 @@ impl Engine {
         if !notifier {
             debug!("a callback for a lost lock is still running");
         }
-        renewal && lanes && notifier
+        helpers && lanes && notifier
     }
 }
 
@@ -352,3 +366,5 @@ mod loss_tests;
 mod rw_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
+#[cfg(all(test, not(loom)))]
+mod wake_tests;

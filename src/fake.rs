@@ -11,10 +11,10 @@ use parking_lot::Mutex;
 
 use crate::config::{Config, Settings};
 use crate::error::{Cause, Error};
-use crate::key::{Family, Key};
+use crate::key::{Channel, Family, Key};
 use crate::lane::Post;
 use crate::locker::RedisLocker;
-use crate::node::{Connector, Greeting, Session};
+use crate::node::{Connector, Ear, Greeting, Session};
 use crate::nodes::Nodes;
 use crate::script::{Answer, Holder, Request, Verb};
 use crate::time;
@@ -56,6 +56,7 @@ pub(crate) struct Fake {
     connects: Mutex<Vec<Option<Greeting>>>,
     refused: AtomicUsize,
     run_id: Mutex<String>,
+    ears: Mutex<Vec<(Channel, Sender<Channel>)>>,
 }
 
 /// The test's end of a [`Sin::Late`].
@@ -87,6 +88,7 @@ impl Fake {
             connects: Mutex::new(Vec::new()),
             refused: AtomicUsize::new(0),
             run_id: Mutex::new(name.to_owned()),
+            ears: Mutex::new(Vec::new()),
         })
     }
 
@@ -173,7 +175,76 @@ impl Fake {
     fn serve(&self, request: &Request) -> Answer {
         let token = request.lease.token().text().to_owned();
         self.served.lock().push((request.verb, token));
-        self.memory.lock().serve(request, time::now())
+        let answer = self.memory.lock().serve(request, time::now());
+        let publishes = request.publish || request.verb == Verb::Knock;
+        if publishes && answer == Answer::Yes {
+            let heard = self.publish(&request.lease.key().channel());
+            if request.publish && heard > 0 {
+                return Answer::Heard(heard);
+            }
+        }
+        answer
+    }
+
+    pub(crate) fn publish(&self, channel: &Channel) -> u64 {
+        let ears = self.ears.lock();
+        let subscribed = ears.iter().filter(|(name, _)| name == channel);
+        let heard = subscribed.filter(|(_, ear)| ear.send(Arc::clone(channel)).is_ok());
+        heard.count() as u64
+    }
+
+    /// How many subscriptions there are to a lock's channel.
+    pub(crate) fn subscribed(&self, name: &str) -> usize {
+        let channel = key(name, Family::Exclusive).channel();
+        let ears = self.ears.lock();
+        ears.iter().filter(|(name, _)| *name == channel).count()
+    }
+}
+
+struct FakeEar<'a> {
+    fake: &'a Fake,
+    tell: Sender<Channel>,
+    told: Receiver<Channel>,
+}
+
+impl Ear for FakeEar<'_> {
+    fn subscribe(&mut self, channel: &str) -> Result<(), Cause> {
+        let mut ears = self.fake.ears.lock();
+        ears.push((channel.into(), self.tell.clone()));
+        self.fake.up()
+    }
+
+    fn unsubscribe(&mut self, channel: &str) -> Result<(), Cause> {
+        let tell = &self.tell;
+        let mut ears = self.fake.ears.lock();
+        ears.retain(|(name, ear)| !(**name == *channel && ear.same_channel(tell)));
+        self.fake.up()
+    }
+
+    fn hear(&mut self, wait: Duration) -> Result<Option<Channel>, Cause> {
+        let heard = self.told.recv_timeout(wait).ok();
+        self.fake.up().map(|()| heard)
+    }
+
+    fn ping(&mut self) -> Result<(), Cause> {
+        self.fake.up()
+    }
+}
+
+impl Drop for FakeEar<'_> {
+    fn drop(&mut self) {
+        let tell = &self.tell;
+        let mut ears = self.fake.ears.lock();
+        ears.retain(|(_, ear)| !ear.same_channel(tell));
+    }
+}
+
+impl Fake {
+    fn up(&self) -> Result<(), Cause> {
+        match *self.sin.lock() {
+            Sin::Down => Err(Cause::Unreachable("down".into())),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -190,6 +261,19 @@ impl Connector for Arc<Fake> {
             client: connects.len() as i64,
         };
         Ok((Box::new(FakeSession(Arc::clone(self))), greeting))
+    }
+
+    fn listen(
+        &self,
+        serve: &mut dyn FnMut(&mut dyn Ear) -> Result<(), Cause>,
+    ) -> Result<(), Cause> {
+        self.up()?;
+        let (tell, told) = unbounded();
+        serve(&mut FakeEar {
+            fake: self,
+            tell,
+            told,
+        })
     }
 }
 
@@ -245,10 +329,7 @@ impl Session for FakeSession {
     }
 
     fn ping(&mut self) -> Result<(), Cause> {
-        match *self.0.sin.lock() {
-            Sin::Down => Err(Cause::Unreachable("down".into())),
-            _ => Ok(()),
-        }
+        self.0.up()
     }
 }
 

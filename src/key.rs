@@ -28,6 +28,9 @@ pub(crate) struct Key {
     family: Family,
 }
 
+/// The name of a channel on the nodes.
+pub(crate) type Channel = Arc<str>;
+
 /// What kind of lock a name names: two of different kinds are different locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Family {
@@ -74,6 +77,11 @@ impl Key {
     /// An exclusive lock's key as it stands on the nodes.
     pub(crate) fn wire(&self) -> &str {
         &self.text
+    }
+
+    /// Where the releases of this name are published, of both kinds of locks.
+    pub(crate) fn channel(&self) -> Channel {
+        Arc::clone(&self.text)
     }
 
     /// Where the token stands of one who holds the lock alone: under an exclusive lock's own key, or as the writer.

@@ -168,6 +168,7 @@ mod inbox;
 mod key;
 mod lane;
 mod lease;
+mod listener;
 mod local;
 mod locker;
 mod node;

@@ -3,11 +3,14 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use redis::{Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Value};
+use redis::{
+    Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, PubSub, RedisResult, Value,
+};
 
 use crate::batch::Calls;
 use crate::config::{Endpoint, Settings};
 use crate::error::{Cause, Error};
+use crate::key::Channel;
 use crate::script::{self, Answer, Loaded, Read, Request};
 use crate::time;
 
@@ -16,6 +19,22 @@ pub(crate) trait Connector: Send + Sync {
     /// Connects, which can block for longer than any time-out where a name has many addresses. A session that
     /// had been there before is killed first, so that nothing of it runs any more (rule S4).
     fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause>;
+
+    /// Opens a connection of its own to hear what is published, and keeps it while `serve` runs. Answers why it ended.
+    fn listen(&self, serve: &mut dyn FnMut(&mut dyn Ear) -> Result<(), Cause>)
+    -> Result<(), Cause>;
+}
+
+/// A connection that hears what is published. After an error it is of no use any more.
+pub(crate) trait Ear {
+    fn subscribe(&mut self, channel: &str) -> Result<(), Cause>;
+    fn unsubscribe(&mut self, channel: &str) -> Result<(), Cause>;
+
+    /// Waits for a message, for `wait` at most. Answers its channel.
+    fn hear(&mut self, wait: Duration) -> Result<Option<Channel>, Cause>;
+
+    /// Asks for a sign of life.
+    fn ping(&mut self) -> Result<(), Cause>;
 }
 
 /// An open connection to one node.
@@ -158,6 +177,69 @@ impl Connector for Server {
         };
         let greeting = session.greet(former, end)?;
         Ok((Box::new(session), greeting))
+    }
+
+    fn listen(
+        &self,
+        serve: &mut dyn FnMut(&mut dyn Ear) -> Result<(), Cause>,
+    ) -> Result<(), Cause> {
+        let mut connection = redis::Client::open(self.info.clone())
+            .and_then(|client| client.get_connection_with_timeout(self.connect_timeout))
+            .and_then(|connection| {
+                connection.set_write_timeout(Some(self.node_timeout))?;
+                Ok(connection)
+            })
+            .map_err(|error| script::cause(&error))?;
+        let messages = connection.as_pubsub();
+        let node_timeout = self.node_timeout;
+        serve(&mut RedisEar {
+            messages,
+            node_timeout,
+        })
+    }
+}
+
+/// The subscriber's side of an open connection. Only what is read with [`hear`](Ear::hear) may time out: after a reply that
+/// did, `redis` would skip a message.
+struct RedisEar<'a> {
+    messages: PubSub<'a>,
+    node_timeout: Duration,
+}
+
+impl RedisEar<'_> {
+    fn ask<T>(&mut self, ask: impl FnOnce(&mut PubSub<'_>) -> RedisResult<T>) -> Result<(), Cause> {
+        self.messages
+            .set_read_timeout(Some(self.node_timeout))
+            .and_then(|()| ask(&mut self.messages))
+            .map(|_| ())
+            .map_err(|error| script::cause(&error))
+    }
+}
+
+impl Ear for RedisEar<'_> {
+    fn subscribe(&mut self, channel: &str) -> Result<(), Cause> {
+        self.ask(|messages| messages.subscribe(channel))
+    }
+
+    fn unsubscribe(&mut self, channel: &str) -> Result<(), Cause> {
+        self.ask(|messages| messages.unsubscribe(channel))
+    }
+
+    fn hear(&mut self, wait: Duration) -> Result<Option<Channel>, Cause> {
+        let wait = wait.max(Duration::from_millis(1));
+        let heard = self
+            .messages
+            .set_read_timeout(Some(wait))
+            .and_then(|()| self.messages.get_message());
+        match heard {
+            Ok(message) => Ok(Some(Channel::from(message.get_channel_name()))),
+            Err(error) if error.is_timeout() => Ok(None),
+            Err(error) => Err(script::cause(&error)),
+        }
+    }
+
+    fn ping(&mut self) -> Result<(), Cause> {
+        self.ask(|messages| messages.ping::<Value>())
     }
 }
 

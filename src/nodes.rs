@@ -100,8 +100,10 @@ impl Nodes {
             return Err(error);
         }
         let nodes = round::Nodes::new(crew, names, settings.pool_size);
+        let connectors = posts.iter().map(|post| Arc::clone(&post.connector));
+        let engine = Engine::new(settings, nodes, connectors.collect())?;
         Ok(Nodes {
-            engine: Arc::new(Engine::new(settings, nodes)),
+            engine: Arc::new(engine),
         })
     }
 

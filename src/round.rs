@@ -57,56 +57,65 @@ impl Pace {
     }
 }
 
-/// One request on its way to all nodes.
+/// One request on its way to the nodes.
 #[derive(Debug)]
 #[must_use = "the answers are in its outcome"]
 pub(crate) struct Round<'a> {
     request: &'a Request,
-    inbox: &'a Inbox,
+    inbox: &'a Arc<Inbox>,
+    number: u32,
     tally: Tally,
+    absent: NodeSet,
+    numbers: Vec<(usize, u64)>,
+    heard: Vec<(usize, u64)>,
     pace: &'a Pace,
 }
 
 impl Round<'_> {
     /// Waits until the nodes have decided or the budget's time is over: nobody ever waits for a lane.
-    pub(crate) fn outcome(self, budget: Budget) -> Outcome {
-        let Round {
-            request,
-            inbox,
-            mut tally,
-            pace,
-        } = self;
+    pub(crate) fn outcome(mut self, budget: Budget) -> Outcome {
         let start = time::now();
-        let soon = pace.soon(start);
-        let mut absent = NodeSet::default();
-        let mut numbers = Vec::new();
-        let mut answers = Vec::new();
+        let soon = self.pace.soon(start);
         let mut ended = Ended::Answered;
-        while tally.verdict().is_none() && ended == Ended::Answered {
-            ended = inbox.collect(tally.at_least(), soon, budget.end(), &mut answers);
-            for (node, answer) in answers.drain(..) {
-                match answer {
-                    Answer::Absent => absent.insert(node),
-                    Answer::Numbered(number) => numbers.push((node, number)),
-                    _ => {}
-                }
-                tally.vote(node, vote(answer));
-            }
+        while self.tally.verdict().is_none() && ended == Ended::Answered {
+            ended = self.collect(self.tally.at_least(), soon, budget.end());
         }
-        pace.note(time::now().saturating_duration_since(start));
-        let verdict = tally.verdict().unwrap_or_else(|| tally.close());
+        self.pace.note(time::now().saturating_duration_since(start));
+        self.end(ended)
+    }
+
+    /// Waits for `wanted` answers and counts them.
+    fn collect(&mut self, wanted: usize, soon: Option<Instant>, end: Option<Instant>) -> Ended {
+        let mut answers = Vec::new();
+        let ended = self.inbox.collect(wanted, soon, end, &mut answers);
+        for (node, answer) in answers {
+            match answer {
+                Answer::Absent => self.absent.insert(node),
+                Answer::Numbered(number) => self.numbers.push((node, number)),
+                Answer::Heard(count) => self.heard.push((node, count)),
+                _ => {}
+            }
+            self.tally.vote(node, vote(answer));
+        }
+        ended
+    }
+
+    fn end(mut self, ended: Ended) -> Outcome {
+        let verdict = self.tally.verdict();
+        let verdict = verdict.unwrap_or_else(|| self.tally.close());
         debug!(
             "{:?} {:?}: {verdict:?}, {} granted, {} refused",
-            request.verb,
-            request.lease.key(),
-            tally.granted().len(),
-            tally.refused().len(),
+            self.request.verb,
+            self.request.lease.key(),
+            self.tally.granted().len(),
+            self.tally.refused().len(),
         );
         Outcome {
             verdict,
-            tally,
-            absent,
-            numbers,
+            tally: self.tally,
+            absent: self.absent,
+            numbers: self.numbers,
+            heard: self.heard,
             ended,
         }
     }
@@ -121,6 +130,8 @@ pub(crate) struct Outcome {
     pub(crate) absent: NodeSet,
     /// What the fences of the nodes gave that granted a take.
     pub(crate) numbers: Vec<(usize, u64)>,
+    /// How many heard of a release, on nodes where somebody did.
+    pub(crate) heard: Vec<(usize, u64)>,
     /// What ended it.
     pub(crate) ended: Ended,
 }
@@ -158,14 +169,56 @@ impl Nodes {
 
     /// Asks all nodes. Does not block: [`Round::outcome`] waits for what they say.
     pub(crate) fn ask<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
-        let number = inbox.open_round(self.total());
-        let addressee: Arc<dyn Addressee> = Arc::clone(inbox) as _;
+        let mut round = self.open(request, inbox);
+        self.submit(&mut round, |_| true);
+        round
+    }
+
+    /// Asks one node, and the others only if that one does not refuse, or takes its time. `Err` if it refused, or the
+    /// caller was cancelled.
+    pub(crate) fn ask_one_first<'a>(
+        &'a self,
+        request: &'a Request,
+        inbox: &'a Arc<Inbox>,
+        first: usize,
+    ) -> Result<Round<'a>, Box<Outcome>> {
+        let mut round = self.open(request, inbox);
+        let given = self.submit(&mut round, |node| node == first);
+        if given.contains(first) {
+            let start = time::now();
+            let end = start + 4 * self.usual_round();
+            let ended = round.collect(1, self.pace.soon(start), Some(end));
+            if round.tally.refused().contains(first) || ended == Ended::Cancelled {
+                return Err(Box::new(round.end(ended)));
+            }
+        }
+        self.submit(&mut round, |node| node != first);
+        Ok(round)
+    }
+
+    fn open<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
         Round {
             request,
             inbox,
-            tally: self.ask_for(request, &addressee, number),
+            number: inbox.open_round(self.total()),
+            tally: self.tally(request),
+            absent: NodeSet::default(),
+            numbers: Vec::new(),
+            heard: Vec::new(),
             pace: &self.pace,
         }
+    }
+
+    /// Answers which nodes were asked.
+    fn submit(&self, round: &mut Round<'_>, to: impl Fn(usize) -> bool) -> NodeSet {
+        let addressee: Arc<dyn Addressee> = Arc::clone(round.inbox) as _;
+        self.put(
+            round.request,
+            &addressee,
+            round.number,
+            to,
+            &mut round.tally,
+        )
     }
 
     /// Asks all nodes in a round of `addressee`, who counts the answers himself. Does not block. A suspect node's fault is
@@ -176,14 +229,34 @@ impl Nodes {
         addressee: &Arc<dyn Addressee>,
         round: u32,
     ) -> Tally {
+        let mut tally = self.tally(request);
+        self.put(request, addressee, round, |_| true, &mut tally);
+        tally
+    }
+
+    fn tally(&self, request: &Request) -> Tally {
         let question = match request.verb {
             Verb::Take | Verb::PutBack => Question::Take,
-            Verb::Extend | Verb::Downgrade | Verb::Raise | Verb::Release => Question::Mine,
+            _ => Question::Mine,
         };
-        let mut tally = Tally::new(self.total(), question);
+        Tally::new(self.total(), question)
+    }
+
+    /// Puts a request into the lanes of some nodes, and answers of which. A suspect node's fault is counted at once.
+    fn put(
+        &self,
+        request: &Request,
+        addressee: &Arc<dyn Addressee>,
+        round: u32,
+        to: impl Fn(usize) -> bool,
+        tally: &mut Tally,
+    ) -> NodeSet {
         let now = time::now();
         let mut given = NodeSet::default();
         for (node, lane) in self.lanes(request.lease.key()) {
+            if !to(node) {
+                continue;
+            }
             let job = Job {
                 request: request.clone(),
                 reply: Some((Arc::clone(addressee), round)),
@@ -197,7 +270,25 @@ impl Nodes {
         if request.verb == Verb::Take {
             request.leases().for_each(|lease| lease.note_asked(given));
         }
-        tally
+        given
+    }
+
+    /// Wakes our listener on a node. Nobody waits.
+    pub(crate) fn knock(&self, private: &Arc<Lease>, node: usize) {
+        let mut to = NodeSet::default();
+        to.insert(node);
+        self.tell(&Request::new(Verb::Knock, private, 0), to);
+    }
+
+    /// The first node that is connected.
+    pub(crate) fn first_up(&self) -> Option<usize> {
+        let now = time::now();
+        let up = |lane: &Lane| lane.suspect(now).is_none();
+        self.crew
+            .lanes()
+            .iter()
+            .position(up)
+            .map(|lane| lane / self.pool)
     }
 
     /// Releases a lease's token on all nodes that may hold it, `except` those that certainly do not. Nobody waits.
@@ -246,7 +337,7 @@ impl Nodes {
 /// An answer as a vote. A value of another type is a clear refusal: it will not go away by asking again.
 pub(crate) fn vote(answer: Answer) -> Vote {
     match answer {
-        Answer::Yes | Answer::Numbered(_) => Vote::Granted,
+        Answer::Yes | Answer::Numbered(_) | Answer::Heard(_) => Vote::Granted,
         Answer::Held(by, remaining) => Vote::Refused(match by {
             Holder::One => Cause::Held { remaining },
             Holder::Readers => Cause::Readers { remaining },

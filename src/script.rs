@@ -32,6 +32,8 @@ pub(crate) enum Verb {
     Downgrade,
     /// Raise the fence of a lock that is ours, or is about to be.
     Raise,
+    /// Wake our own listener: a message to its private channel, which has the name of the lease's key.
+    Knock,
     /// Delete it if it is ours. Also the undo of an attempt, and the leaving of a place at the gate.
     Release,
 }
@@ -46,6 +48,8 @@ pub(crate) struct Request {
     /// The interval in which a writer that waits says so again, and how long a turn of the readers is. Zero for requests
     /// that are to leave nothing of the kind: of one that does not wait, or the undo of an attempt.
     pub(crate) refresh: Duration,
+    /// Whether those that wait are to hear of it: of a release or a downgrade, never of an undo.
+    pub(crate) publish: bool,
     /// For a `Take` by a writer that waits: its place at the gate.
     pub(crate) place: Option<Arc<Lease>>,
     /// For a `Take` that is to be numbered, and for a `Raise`: what the node's fence is to be at least.
@@ -60,6 +64,7 @@ impl Request {
             lease: Arc::clone(lease),
             ttl,
             refresh: Duration::ZERO,
+            publish: false,
             place: None,
             fence: None,
         }
@@ -76,6 +81,7 @@ impl Request {
         self.is_of_readers()
             && other.is_of_readers()
             && (self.verb, self.ttl, self.refresh) == (other.verb, other.ttl, other.refresh)
+            && self.publish == other.publish
             && self.lease.key() == other.lease.key()
     }
 
@@ -96,6 +102,8 @@ impl Request {
 pub(crate) enum Answer {
     /// Granted, extended or deleted.
     Yes,
+    /// Deleted, and so many heard of it.
+    Heard(u64),
     /// Granted, with this number of the node's fence.
     Numbered(u64),
     /// Refused because of somebody who holds it, for so long if that one does not extend it.
@@ -158,6 +166,7 @@ impl Loaded {
         let (gate, turn) = (key.derived(":gate"), key.derived(":turn"));
         let fence = key.derived(":fence");
         let is_new = u8::from(request.verb == Verb::Take);
+        let channel = if request.publish { key.wire() } else { "" };
         cmd.clear();
         match (request.verb, request.lease.claim()) {
             (Verb::Take, Claim::Exclusive) if request.fence.is_some() => {
@@ -191,15 +200,18 @@ impl Loaded {
             }
             (Verb::Release, Claim::Exclusive) => {
                 self.call(Script::Release, cmd, &[owner]);
-                cmd.arg(token);
+                cmd.arg(token).arg(channel);
             }
             (Verb::Release, Claim::Read) => {
                 self.call(Script::ReleaseRead, cmd, &[owner, readers]);
-                cmd.arg(token);
+                cmd.arg(channel).arg(token);
             }
             (Verb::Release, Claim::Write) => {
                 self.call(Script::ReleaseWrite, cmd, &[owner, turn]);
-                cmd.arg(token).arg(millis(request.refresh));
+                cmd.arg(token).arg(millis(request.refresh)).arg(channel);
+            }
+            (Verb::Knock, _) => {
+                cmd.arg("PUBLISH").arg(key.wire()).arg("");
             }
             // A place at the gate is taken by the attempts of its writer, and only ever left by itself.
             (_, Claim::Gate) => {
@@ -211,7 +223,8 @@ impl Loaded {
             }
             (Verb::Downgrade, _) => {
                 self.call(Script::Downgrade, cmd, &[owner, readers, turn]);
-                cmd.arg(token).arg(ttl).arg(millis(request.refresh));
+                cmd.arg(token).arg(ttl);
+                cmd.arg(millis(request.refresh)).arg(channel);
             }
         }
         for request in joined {
@@ -263,7 +276,7 @@ pub(crate) enum Read {
 
 /// Reads a reply to a request; of a call for several to that which is number `place` in it.
 pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
-    use Verb::{Downgrade, Extend, PutBack, Raise, Release, Take};
+    use Verb::{Downgrade, Extend, Knock, PutBack, Raise, Release, Take};
     let is_numbered = request.verb == Take && request.fence.is_some();
     let is_script = is_numbered || request.lease.claim() != Claim::Exclusive;
     Read::Answer(match (request.verb, reply) {
@@ -285,6 +298,8 @@ pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
             Some(one @ Value::Int(_)) => return read(request, 0, one),
             _ => return Read::OutOfStep,
         },
+        (Knock, Value::Int(_)) => Answer::Yes,
+        (Downgrade | Release, Value::Int(more)) if *more > 1 => Answer::Heard(*more as u64 - 1),
         (Extend | Downgrade | Raise | Release, Value::Int(1)) => Answer::Yes,
         (Extend | Downgrade | Raise | Release, Value::Int(0)) => Answer::Absent,
         (Extend | Downgrade | Raise | Release, Value::Int(-1)) => Answer::Foreign,
@@ -418,7 +433,8 @@ mod tests {
                 (1, Some(Answer::Yes)),
                 (0, Some(Answer::Absent)),
                 (-1, Some(Answer::Foreign)),
-                (2, None),
+                (-2, None),
+                (3, (verb != Verb::Extend).then_some(Answer::Heard(2))),
             ] {
                 assert_eq!(answer(verb, Claim::Exclusive, Value::Int(reply)), expected);
             }

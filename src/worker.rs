@@ -255,7 +255,9 @@ impl Worker {
                 let gone = !request.lease.may_exist(now);
                 gone.then_some(Answer::Absent)
             }
-            (Verb::Take | Verb::Raise, Look::Trying) | (_, Look::Held(_)) => None,
+            (Verb::Take | Verb::Raise, Look::Trying) | (Verb::Knock, _) | (_, Look::Held(_)) => {
+                None
+            }
             _ => Some(Answer::Fault(Cause::Unreachable(
                 "not sent: the lease is over".into(),
             ))),

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::key::{Key, Token, Ttl};
 use crate::lease::{Claim, Lease, Look};
+use crate::listener::{Heard, Listening};
 use crate::local::{Access, Pass, Refused};
 use crate::notify::OnLost;
 use crate::quorum::NodeSet;
@@ -83,15 +84,28 @@ struct Pauses {
     retries: u32,
     /// How many attempts in a row have split the nodes.
     splits: u32,
+    /// A release was heard of: from then on delays grow from one round trip.
+    woken: bool,
 }
 
 impl Pauses {
+    fn wake(&mut self) {
+        *self = Pauses {
+            woken: true,
+            ..Pauses::default()
+        };
+    }
+
     /// As the policy says. Only a writer that has split the nodes with another waits for some round trips, which the
     /// other's undo takes, and with jitter, so that one of them is first; longer each time, up to the policy's longest
     /// delay.
     fn next(&mut self, engine: &Engine, claim: Claim, met: Option<Contention>) -> Duration {
-        let policy = engine.retry(claim);
+        let mut policy = engine.retry(claim).clone();
         self.retries = self.retries.saturating_add(1);
+        if self.woken {
+            let round = engine.nodes.usual_round();
+            policy.initial_delay = policy.initial_delay.min(round);
+        }
         if claim != Claim::Write || met.is_none_or(|met| !met.split) {
             self.splits = 0;
             return policy.delay(self.retries, rand::random());
@@ -179,6 +193,9 @@ impl Engine {
         let mut attempts = retry.attempts_within(waited()).min(most_in_queue);
         let (mut slow, mut pauses) = (0, Pauses::default());
         let mut place: Option<Place<'_>> = None;
+        let mut ear = self.listener.join_others(&wish.key, &inbox);
+        self.let_others_pass(wish, patience, &inbox);
+        let mut first = None;
         loop {
             self.go_on(&inbox)?;
             attempts = attempts.saturating_add(1);
@@ -187,7 +204,7 @@ impl Engine {
                 (Claim::Write, Some(place)) => Trace::Place(&place.lease),
                 _ => Trace::None,
             };
-            let miss = match self.attempt(wish, &inbox, trace)? {
+            let miss = match self.attempt(wish, &inbox, trace, first.take())? {
                 Ok(lease) => {
                     let cared_for = match pass.bind(&lease) {
                         true => self.care_for(&lease, wish),
@@ -211,6 +228,9 @@ impl Engine {
                 Miss::Slow => slow + 1,
                 _ => 0,
             };
+            if contention.is_some_and(|met| met.by_one) && patience.is_over(attempts) {
+                continue; // one node cannot say for all that it is held
+            }
             let now = time::now();
             let outage_end = match miss {
                 Miss::Unavailable(_) => self.outage_end(started),
@@ -241,6 +261,9 @@ impl Engine {
                     .min(most_in_queue);
                 continue;
             }
+            if contention.is_some() && ear.is_none() {
+                ear = self.listen(wish, &inbox);
+            }
             let pause = pauses.next(self, wish.claim, contention);
             budget = budget.and(Limit::Pause, time::deadline(now, pause));
             if let Some(free) = contention.and_then(|contention| contention.free) {
@@ -253,8 +276,33 @@ impl Engine {
                 wish.key,
                 budget.limit()
             );
+            let heard = || ear.as_ref().is_some_and(Listening::has_heard);
             // A wake-up that came late for the slot is no reason to ask sooner; one to close or to cancel is.
-            while inbox.sleep(budget.end()) && self.go_on(&inbox).is_ok() {}
+            while !heard() && inbox.sleep(budget.end()) && self.go_on(&inbox).is_ok() {}
+            let heard = ear.as_ref().map_or(Heard::Nothing, Listening::take);
+            if heard == Heard::Release {
+                pauses.wake();
+            }
+            // All who wait ask the same node first, and those who lose there leave nothing to undo.
+            if heard == Heard::Release || contention.is_some_and(|met| met.split) {
+                first = self.listener.node();
+            }
+        }
+    }
+
+    /// Begins to listen for the release of a lock that others hold. Without an ear a wait is ended by time, as it can be
+    /// anyway.
+    fn listen(&self, wish: &Wish, inbox: &Arc<Inbox>) -> Option<Listening<'_>> {
+        let ear = self.listener.join(&wish.key, inbox);
+        ear.inspect_err(|error| debug!("{:?}: not listening: {error}", wish.key))
+            .ok()
+    }
+
+    /// Waits while others may pass who wait in other processes for what was released in this one. Who only tries does not.
+    fn let_others_pass(&self, wish: &Wish, patience: Patience, inbox: &Inbox) {
+        if let Some(until) = self.listener.courtesy(&wish.key) {
+            let end = time::earlier(Some(until), patience.end);
+            while inbox.sleep(end) && self.go_on(inbox).is_ok() {}
         }
     }
 

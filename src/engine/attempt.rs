@@ -32,6 +32,8 @@ pub(super) struct Contention {
     pub(super) free: Option<Duration>,
     /// Some nodes had granted it: others want it at the same time, and they may all lose.
     pub(super) split: bool,
+    /// Only one node was asked, and it refused.
+    pub(super) by_one: bool,
 }
 
 /// What an attempt leaves on nodes that refuse it, to say that somebody waits.
@@ -46,12 +48,16 @@ pub(super) enum Trace<'a> {
 impl Engine {
     /// One attempt with a fresh token: won and valid, or undone on every node that may have granted it.
     ///
+    /// If `first` is given that node is asked before all others, and they only if it does not refuse: who loses there leaves
+    /// nothing to undo.
+    ///
     /// Blocks for `node_timeout` at most, and no longer than a grant would be of use.
     pub(super) fn attempt(
         &self,
         wish: &Wish,
         inbox: &Arc<Inbox>,
         trace: Trace<'_>,
+        first: Option<usize>,
     ) -> Result<Result<Arc<Lease>, Miss>, Error> {
         let ttl = wish.ttl;
         let token = Token::fresh(self.settings.owner.as_deref())?;
@@ -72,7 +78,13 @@ impl Engine {
         if wish.fenced && wish.claim != Claim::Read {
             request.fence = Some(0);
         }
-        let mut outcome = self.nodes.ask(&request, inbox).outcome(budget);
+        let (mut outcome, by_one) = match first {
+            None => (self.nodes.ask(&request, inbox).outcome(budget), false),
+            Some(first) => match self.nodes.ask_one_first(&request, inbox, first) {
+                Ok(round) => (round.outcome(budget), false),
+                Err(outcome) => (*outcome, true),
+            },
+        };
         let refused = outcome.tally.refused();
         if outcome.verdict == Verdict::Won && request.fence.is_some() {
             outcome = self.number(&lease, outcome, inbox, budget);
@@ -91,6 +103,15 @@ impl Engine {
                     _ => Miss::Slow,
                 }
             }
+            _ if by_one && outcome.ended != Ended::Cancelled => Miss::Contended(Contention {
+                by: match outcome.tally.held_by_readers() {
+                    true => Access::Shared,
+                    false => Access::Alone,
+                },
+                free: None,
+                split: false,
+                by_one,
+            }),
             Verdict::Refused => Miss::Contended(Contention {
                 by: match outcome.tally.held_by_readers() {
                     true => Access::Shared,
@@ -98,6 +119,7 @@ impl Engine {
                 },
                 free: outcome.tally.free_in(),
                 split: outcome.tally.granted().len() > 0,
+                by_one: false,
             }),
             Verdict::Unavailable
                 if outcome.ended == Ended::TimedOut && budget.limit() == Limit::Validity =>
@@ -107,7 +129,7 @@ impl Engine {
             Verdict::Unavailable => Miss::Unavailable(outcome.tally),
         };
         // Who is cancelled has not waited to see whether there is one.
-        if outcome.ended != Ended::Cancelled {
+        if outcome.ended != Ended::Cancelled && !by_one {
             self.note_quorum(quorum_seen, start);
         }
         lease.abandon();

@@ -416,6 +416,9 @@ fn a_shutdown_tells_who_is_still_alive() {
     let (options, told) = counted(renewed(LONG));
     let guard = locker.acquire("x", &options).expect("free");
     let watch = guard.watch();
+    eventually("all have it", || {
+        fakes.iter().all(|fake| fake.token("x").is_some())
+    });
     assert!(!locker.nodes().shutdown(Duration::ZERO));
     assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::Lost);
     assert_eq!(told.load(Ordering::SeqCst), 1);

@@ -48,6 +48,7 @@ impl Memory {
         let is_new = request.verb == Verb::Take;
         let slot = self.slot(lease.key(), now);
         match (request.verb, lease.claim()) {
+            (Verb::Knock, _) => Answer::Yes,
             (_, Claim::Gate) => given(slot.gate.remove(token).is_some()),
             (Verb::Take | Verb::PutBack, Claim::Read) => {
                 let refused = slot.refuses_reader(is_new);

@@ -26,13 +26,28 @@ if value ~= ARGV[1] then return value and -1 or 0 end
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 1";
 
+/// Publishes in `channel`, unless that is empty, that a lock was released, and sets `heard` to one more than who heard it.
+/// Where we may not publish, nobody has.
+macro_rules! publish {
+    () => {
+        "
+local heard = channel ~= '' and redis.pcall('PUBLISH', channel, '')
+heard = type(heard) == 'number' and heard + 1 or 1"
+    };
+}
+
 /// Release the lock, as in the Redlock text: compare and delete.
 ///
-/// KEYS: the lock. ARGV: token. Reply: 1 deleted, 0 no such key, −1 another's, left untouched.
-const RELEASE: &str = "\
-local value = redis.call('GET', KEYS[1])
-if value == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return value and -1 or 0";
+/// KEYS: the lock. ARGV: token, where to publish it or nothing. Reply: 0 no such key; −1 another's, left untouched; else it
+/// was deleted, and the reply is one more than who heard of it.
+const RELEASE: &str = concat!(
+    "local value, channel = redis.call('GET', KEYS[1]), ARGV[2]
+if value ~= ARGV[1] then return value and -1 or 0 end
+redis.call('DEL', KEYS[1])",
+    publish!(),
+    "
+return heard"
+);
 
 /// Sets `now`.
 macro_rules! now {
@@ -207,10 +222,13 @@ return 1"
 /// 1. The tokens are taken out; the set then ends a second after the last of those that are left.
 /// 2. One may be in the writer's place, where a downgrade did not come: then it is deleted there.
 ///
-/// KEYS: writer, readers. ARGV: tokens. Reply: 1 all released; otherwise for each token 1, or 0 when it was not here or had
-/// ended before.
+/// 3. If no reader is left that is published.
+///
+/// KEYS: writer, readers. ARGV: where to publish it or nothing, tokens. Reply: one more than who heard of it if all are
+/// released; otherwise for each token 1, or 0 when it was not here or had ended before.
 const RELEASE_READ: &str = concat!(
-    "local scores = redis.call('ZMSCORE', KEYS[2], unpack(ARGV))",
+    "local channel = table.remove(ARGV, 1)
+local scores = redis.call('ZMSCORE', KEYS[2], unpack(ARGV))",
     now!(),
     "
 local ended, all, found = {}, true, 0
@@ -230,21 +248,25 @@ if found > 0 then
   redis.call('ZREM', KEYS[2], unpack(ARGV))
   local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
   if last and tonumber(last) < found then redis.call('PEXPIREAT', KEYS[2], last + 1000) end
-end
-return all and 1 or ended"
+  if last and tonumber(last) >= now then channel = '' end
+end",
+    publish!(),
+    "
+return all and heard or ended"
 );
 
 /// Release the write lock: compare and delete. If a refused reader waits, the readers get a turn.
 ///
-/// KEYS: writer, turn. ARGV: token, how long a turn is in ms, or 0 for none. Reply: 1 deleted, 0 no such key, −1 another's,
-/// left untouched.
+/// KEYS: writer, turn. ARGV: token, how long a turn is in ms, or 0 for none, where to publish it or nothing. Reply: 0 no such
+/// key; −1 another's, left untouched; else it was deleted, and the reply is one more than who heard of it.
 const RELEASE_WRITE: &str = concat!(
-    "local writer, turn, interval = redis.call('GET', KEYS[1]), KEYS[2], ARGV[2]
+    "local writer, turn, interval, channel = redis.call('GET', KEYS[1]), KEYS[2], ARGV[2], ARGV[3]
 if writer ~= ARGV[1] then return writer and -1 or 0 end
 redis.call('DEL', KEYS[1])",
     give_turn!(),
+    publish!(),
     "
-return 1"
+return heard"
 );
 
 /// Turn a write lock into a read lock with the same token and the same end, and give waiting readers a turn.
@@ -252,8 +274,8 @@ return 1"
 /// 1. Nothing is changed unless the token is the writer's. Where it is a reader's already, this has been here before.
 /// 2. A writer's key that somebody made persistent gets the end that our lease has.
 ///
-/// KEYS: writer, readers, turn. ARGV: token, what the lease has left in ms, how long a turn is in ms. Reply: 1 ours, and a
-/// reader now; 0 no such key; −1 another's.
+/// KEYS: writer, readers, turn. ARGV: token, what the lease has left in ms, how long a turn is in ms, where to publish it or
+/// nothing. Reply: 0 no such key; −1 another's; else ours, and a reader now, and the reply is one more than who heard of it.
 const DOWNGRADE: &str = concat!(
     "local writer = redis.call('GET', KEYS[1])
 local score = redis.call('ZSCORE', KEYS[2], ARGV[1])",
@@ -268,10 +290,11 @@ if life < 0 then life = tonumber(ARGV[2]) end",
     enter!(),
     "
 redis.call('DEL', KEYS[1])
-local turn, interval = KEYS[3], ARGV[3]",
+local turn, interval, channel = KEYS[3], ARGV[3], ARGV[4]",
     give_turn!(),
+    publish!(),
     "
-return 1"
+return heard"
 );
 
 /// Take the lock with a number that is greater than all before (rule S12).

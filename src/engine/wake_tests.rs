@@ -1,0 +1,213 @@
+//! Wake-ups over fake nodes: delays are so long here that only a message explains progress.
+#![expect(clippy::expect_used, reason = "in a test a panic is the report")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::cancel::CancelToken;
+use crate::engine::attempt::{Miss, Trace};
+use crate::engine::{Care, Wish};
+use crate::error::Error;
+use crate::fake::{Fake, Sin, eventually, locker};
+use crate::inbox::Inbox;
+use crate::key::{Family, Key, Ttl};
+use crate::lease::Claim;
+use crate::locker::{Locker, RedisLocker};
+use crate::options::LockOptions;
+use crate::quorum::NodeSet;
+use crate::retry::RetryPolicy;
+use crate::script::Verb;
+
+const TTL: Duration = Duration::from_secs(300);
+
+fn sluggish(fakes: &[Arc<Fake>]) -> RedisLocker {
+    let policy = RetryPolicy {
+        initial_delay: TTL,
+        max_delay: TTL,
+        jitter: 0.0,
+        ..RetryPolicy::default()
+    };
+    locker(fakes, |config| config.retry(policy)).expect("a quorum is up")
+}
+
+fn listened(locker: &RedisLocker) -> usize {
+    locker.nodes().engine().listener.count()
+}
+
+/// Waits until somebody listens who has tried once more since.
+fn listens(fakes: &[Arc<Fake>], name: &str, takes: usize) {
+    eventually("somebody listens", || fakes[0].subscribed(name) > 0);
+    eventually("and has tried again", || {
+        fakes[0].count(Verb::Take) >= takes
+    });
+}
+
+#[test]
+fn a_release_wakes_a_waiter_of_another_process() {
+    let fakes = Fake::many(3);
+    let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    let held = holder.lock("x", TTL).expect("free");
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock("x", TTL));
+        listens(&fakes, "x", 3);
+        assert_eq!(fakes[0].subscribed("x"), 1);
+        drop(held);
+        let guard = waits.join().expect("no panic").expect("woken");
+        guard.release().expect("ours");
+    });
+    eventually("nothing stays subscribed", || {
+        listened(&waiter) == 0 && fakes[0].subscribed("x") == 0
+    });
+}
+
+#[test]
+fn a_release_before_the_subscription_stands_is_not_missed() {
+    for _ in 0..50 {
+        let fakes = Fake::many(1);
+        let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+        let held = holder.lock("x", TTL).expect("free");
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| waiter.lock("x", TTL));
+            eventually("refused", || fakes[0].count(Verb::Take) >= 2);
+            drop(held);
+            waits.join().expect("no panic").map(drop).expect("woken");
+        });
+    }
+}
+
+#[test]
+fn two_hundred_waiters_get_it_one_after_the_other_by_messages_alone() {
+    let fakes = Fake::many(3);
+    let processes: Vec<_> = (0..4).map(|_| sluggish(&fakes)).collect();
+    let inside = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for locker in &processes {
+            for _ in 0..50 {
+                scope.spawn(|| {
+                    let guard = locker.lock("x", TTL).expect("woken");
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    drop(guard);
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn who_is_woken_asks_the_node_that_woke_it_before_the_others() {
+    let fakes = Fake::many(3);
+    let locker = sluggish(&fakes);
+    let engine = locker.nodes().engine();
+    let wish = Wish {
+        key: Key::parse("redguard:", "x", Family::Exclusive).expect("good"),
+        claim: Claim::Exclusive,
+        ttl: Ttl::parse(TTL, 0.5).expect("good"),
+        fenced: false,
+        cancel: None,
+        care: Care::default(),
+    };
+    let inbox = Arc::new(Inbox::new());
+    let attempt = |first| {
+        engine
+            .attempt(&wish, &inbox, Trace::None, first)
+            .expect("randomness")
+    };
+    let takes = || [0, 1, 2].map(|node: usize| fakes[node].count(Verb::Take));
+    fakes[1].seize("x", TTL);
+    let lost = attempt(Some(1)).expect_err("refused");
+    assert!(matches!(lost, Miss::Contended(met) if met.by_one));
+    assert_eq!(takes(), [0, 1, 0]);
+    assert!(fakes.iter().all(|fake| fake.count(Verb::Release) == 0));
+    // One that errs or hangs says nothing, so the others are asked as well.
+    fakes[1].sins(Sin::Errs(Verb::Take));
+    let won = attempt(Some(1)).ok().expect("by the others");
+    engine.nodes.release_behind(&won, NodeSet::default());
+    eventually("free", || {
+        fakes[0].token("x").is_none() && fakes[2].token("x").is_none()
+    });
+    let late = fakes[1].is_late(Verb::Take);
+    attempt(Some(1)).ok().expect("without the hung one");
+    late.go();
+}
+
+#[test]
+fn a_listener_that_loses_its_node_goes_to_the_next_and_all_try_again() {
+    let fakes = Fake::many(3);
+    let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    let held = holder.lock("x", TTL).expect("free");
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock("x", TTL));
+        listens(&fakes, "x", 3);
+        fakes[0].sins(Sin::Down);
+        eventually("another is listened to", || fakes[1].subscribed("x") > 0);
+        drop(held);
+        waits.join().expect("no panic").map(drop).expect("woken");
+    });
+}
+
+#[test]
+fn who_is_cancelled_or_gives_up_stops_listening() {
+    let fakes = Fake::many(3);
+    let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    let held = holder.lock("x", TTL).expect("free");
+    let token = CancelToken::new();
+    thread::scope(|scope| {
+        let options = LockOptions::new(TTL).cancel_on(&token);
+        let waits = scope.spawn(move || waiter_of(&waiter, &options));
+        listens(&fakes, "x", 3);
+        token.cancel();
+        let ended = waits.join().expect("no panic");
+        assert_eq!(ended, Some(Error::Cancelled));
+    });
+    eventually("nothing stays subscribed", || fakes[0].subscribed("x") == 0);
+    held.release().expect("ours");
+}
+
+fn waiter_of(locker: &RedisLocker, options: &LockOptions) -> Option<Error> {
+    locker.acquire("x", options).err()
+}
+
+#[test]
+fn one_thread_of_a_process_goes_to_the_nodes() {
+    let fakes = Fake::many(1);
+    let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    let held = holder.lock("x", TTL).expect("free");
+    thread::scope(|scope| {
+        for _ in 0..30 {
+            scope.spawn(|| drop(waiter.lock("x", TTL).expect("woken")));
+        }
+        listens(&fakes, "x", 3);
+        thread::park_timeout(Duration::from_millis(100));
+        let seen = (fakes[0].count(Verb::Take), fakes[0].subscribed("x"));
+        drop(held);
+        assert_eq!(seen, (3, 1), "one of thirty asks");
+    });
+}
+
+#[test]
+fn an_undo_and_a_refusal_publish_nothing() {
+    let fakes = Fake::many(3);
+    let [other, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    for fake in &fakes[..2] {
+        fake.seize("x", TTL);
+    }
+    thread::scope(|scope| {
+        let token = CancelToken::new();
+        let options = LockOptions::new(TTL).cancel_on(&token);
+        let waits = scope.spawn(move || waiter.acquire("x", &options).err());
+        listens(&fakes, "x", 2);
+        thread::park_timeout(Duration::from_millis(100));
+        let before = fakes[0].count(Verb::Take);
+        for _ in 0..5 {
+            let _ = other.try_lock("x", TTL);
+        }
+        thread::park_timeout(Duration::from_millis(100));
+        let after = fakes[0].count(Verb::Take);
+        token.cancel();
+        waits.join().expect("no panic");
+        assert_eq!(after, before + 5, "nobody was woken");
+    });
+}
