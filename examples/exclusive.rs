@@ -1,14 +1,15 @@
 //! Runs a command under a lock, as flock(1) does, but on any number of machines.
 //!
-//! `cargo run --example exclusive -- --key K [--ttl 30s] [--wait 10s | --no-wait] [--redis URL,…] -- COMMAND ARG…`
+//! `cargo run --example exclusive -- --key K [--ttl 30s] [--wait 10s | --no-wait] [--on-lost kill|warn] [--redis URL,…]
+//! -- COMMAND ARG…`
 //!
 //! Start reading at `run`. `--help` says what it promises; the rest of this file is what a command needs around a lock:
-//! an extension at every third of the TTL, signals, and exit statuses.
+//! what to do when it is lost, signals, and exit statuses.
 
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
-use redguard::{CancelToken, Config, Error, LockGuard, LockOptions, Locker, Nodes, RedisLocker};
+use redguard::{CancelToken, Config, Error, LockOptions, Locker, Nodes, RedisLocker};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitCode, ExitStatus};
@@ -27,13 +28,14 @@ const NOT_FOUND: u8 = 127;
 /// Runs a command while holding a lock on a quorum of Redis nodes, as flock(1) does with a file
 ///
 /// It waits until the lock is free, or for as long as --wait says. While the command runs, the lock is
-/// extended at every third of its TTL; when the command has ended, it is released.
+/// renewed; when the command has ended, it is released. When the lock is lost while the command runs,
+/// because no quorum could be reached for a TTL or somebody deleted it, a line on standard error says
+/// so, and the command is ended: SIGTERM, and SIGKILL 5 s later (see --on-lost).
 ///
 /// Ctrl-C at the terminal reaches the command itself, and SIGTERM is passed on to it; exclusive lives
-/// until the command has ended. If exclusive itself is killed (SIGKILL, a power cut), nobody extends or
+/// until the command has ended. If exclusive itself is killed (SIGKILL, a power cut), nobody renews or
 /// releases the lock: it stays held until its TTL is over, and a command that lives on is not protected
-/// after that. Nor is it when no quorum can be reached for a TTL: then a line on standard error says
-/// that the lock is lost, and the command goes on.
+/// after that.
 #[derive(Parser)]
 #[command(name = "exclusive", verbatim_doc_comment, after_help = STATUSES)]
 struct Cli {
@@ -49,6 +51,9 @@ struct Cli {
     /// Do not wait if the lock is held: the same as --wait 0s
     #[arg(long, conflicts_with = "wait")]
     no_wait: bool,
+    /// What happens to the command when the lock is lost while it runs
+    #[arg(long, value_enum, value_name = "HOW", default_value = "kill")]
+    on_lost: OnLost,
     /// The nodes, all of them and the same ones for everybody [default: REDIS_URLS from the environment]
     #[arg(long, value_name = "URL,URL,…", value_delimiter = ',')]
     redis: Vec<String>,
@@ -56,6 +61,17 @@ struct Cli {
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum OnLost {
+    /// It is ended: SIGTERM, and SIGKILL 5 s later
+    Kill,
+    /// It goes on, and others may run beside it
+    Warn,
+}
+
+/// How long the command has after SIGTERM when the lock is lost.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 const STATUSES: &str = "\
 Exit status: the command's own, or
@@ -110,7 +126,11 @@ fn run_locked(cli: &Cli, nodes: &Nodes, signals: &Signals) -> Result<u8, Refusal
     let (events, inbox) = mpsc::channel();
     let stop = CancelToken::new();
     signals.listen(stop.clone(), events.clone())?;
-    let mut options = LockOptions::new(*cli.ttl).cancel_on(&stop);
+    let lost = events.clone();
+    let mut options = LockOptions::new(*cli.ttl)
+        .auto_renew()
+        .cancel_on(&stop)
+        .on_lost(move |_| _ = lost.send(Event::Lost));
     if let Some(limit) = cli.wait {
         options = options.wait_for(*limit);
     } else if cli.no_wait {
@@ -126,7 +146,7 @@ fn run_locked(cli: &Cli, nodes: &Nodes, signals: &Signals) -> Result<u8, Refusal
         Refusal(status, format!("lock {:?}: {line}", cli.key))
     })?;
     let child = signals.spawn(&cli.command)?;
-    let (status, told) = attend(child, &guard, *cli.ttl, events, &inbox)?;
+    let (status, told) = attend(child, cli.on_lost, events, &inbox)?;
     match guard.release() {
         Err(error) if !told => eprintln!("exclusive: when it was to be released: {error}"),
         _ => {}
@@ -137,41 +157,44 @@ fn run_locked(cli: &Cli, nodes: &Nodes, signals: &Signals) -> Result<u8, Refusal
 enum Event {
     Ended(io::Result<ExitStatus>),
     Signal(Signal),
+    /// The lock is.
+    Lost,
 }
 
-/// Keeps the lock while the command runs; says how that ended, and whether it has told of the lock's loss.
+/// Waits until the command has ended; says how, and whether it has told of the lock's loss.
 fn attend(
     mut child: Child,
-    guard: &LockGuard,
-    ttl: Duration,
+    on_lost: OnLost,
     events: Sender<Event>,
     inbox: &Receiver<Event>,
 ) -> io::Result<(u8, bool)> {
     let pid = Pid::from_raw(child.id().cast_signed());
     let mut told = false;
+    let mut patience = Duration::MAX;
     thread::scope(|scope| {
         scope.spawn(move || events.send(Event::Ended(child.wait())));
         loop {
-            // Due when a third of the TTL has passed; if that fails, again soon, but not at once.
-            let due = guard.remaining().saturating_sub(ttl / 3 * 2);
-            let wait = if told {
-                Duration::MAX
-            } else {
-                due.max(ttl / 10)
-            };
-            match inbox.recv_timeout(wait) {
+            match inbox.recv_timeout(patience) {
                 Ok(Event::Ended(status)) => return Ok((passed_on(status?), told)),
                 // The others are sent to the terminal's whole process group: the command has them already.
                 Ok(Event::Signal(Signal::SIGTERM)) => _ = kill(pid, Signal::SIGTERM),
                 Ok(Event::Signal(_)) => {}
-                Err(_) => match guard.extend(ttl) {
-                    Err(error) if error.is_lost() => {
-                        told = true;
-                        eprintln!("exclusive: {error}; the command goes on without it");
+                Ok(Event::Lost) => {
+                    told = true;
+                    let what = match on_lost {
+                        OnLost::Kill => "is ended",
+                        OnLost::Warn => "goes on without it",
+                    };
+                    eprintln!("exclusive: the lock is lost; the command {what}");
+                    if on_lost == OnLost::Kill {
+                        _ = kill(pid, Signal::SIGTERM);
+                        patience = LAST_WORDS;
                     }
-                    // Held until its old expiry all the same, and there is time for another try before that.
-                    _ => {}
-                },
+                }
+                Err(_) => {
+                    _ = kill(pid, Signal::SIGKILL);
+                    patience = Duration::MAX;
+                }
             }
         }
     })

@@ -4,7 +4,9 @@ use crate::report::{Entry, Report};
 use crate::{Cli, Outcome};
 use parking_lot::Mutex;
 use rand::seq::SliceRandom;
-use redguard::{Config, Error, LocalLocker, LockGuard, Locker, Nodes, RedisLocker, RetryPolicy};
+use redguard::{
+    Config, Error, LocalLocker, LockGuard, LockOptions, Locker, Nodes, RedisLocker, RetryPolicy,
+};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
@@ -171,14 +173,16 @@ impl Batch<'_> {
     fn take(&self, file: &Entry, wait: bool) -> Result<Option<LockGuard>, Error> {
         // Never the bare path, which may end in `:writer` or another of the endings that redguard keeps for itself.
         let key = format!("{}@{}", file.id, self.report.night);
+        // Renewed, however long a file takes: the TTL is how long a copy that was killed keeps others from it.
+        let options = LockOptions::new(self.ttl).auto_renew();
         if !wait {
-            match self.locker.try_lock(&key, self.ttl) {
+            match self.locker.try_acquire(&key, &options) {
                 // `lock` has patience with an outage: it tries for 10 s (`max_outage`) before this is its answer too.
                 Err(error) if error.is_unavailable() => {}
                 taken => return taken,
             }
         }
-        self.locker.lock(&key, self.ttl).map(Some)
+        self.locker.acquire(&key, &options).map(Some)
     }
 
     /// Adds this night's row for the file unless it is there. What the report says under the lock is final.
@@ -215,14 +219,8 @@ impl Batch<'_> {
             lines += read.iter().filter(|&&byte| byte == b'\n').count();
             bytes += read.len();
             sum.update(read);
-            // A file that takes longer than a TTL is no reason to lose its lock.
-            if guard.remaining() < self.ttl / 2 {
-                match guard.extend(self.ttl) {
-                    // Still ours, and the next chunk is the next chance.
-                    Err(error) if error.is_unavailable() => {}
-                    extended => extended?,
-                }
-            }
+            // Without the lock another copy may be at this file: no more work on it.
+            guard.check()?;
         }
         Ok(format!("{lines}\t{bytes}\t{:08x}", sum.finalize()))
     }
