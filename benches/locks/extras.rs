@@ -4,24 +4,47 @@ use std::sync::Barrier;
 use std::time::Duration;
 use std::{fs, thread};
 
-use redguard::{Error, Locker, OnDrop, RedisLocker};
+use redguard::{Error, LockGuard, LockOptions, Locker, OnDrop, RedisLocker};
 
 use crate::clients::{self, Side};
 use crate::servers::Server;
+use crate::sharing::{contended, handed_over, threads};
 use crate::{Result, count};
 
 /// A name, and what finds out the rest of the line.
-type Extra = (&'static str, fn(&[Server]) -> Result<String>);
+type Extra = (&'static str, fn(&[Server], bool) -> Result<String>);
 
-pub(crate) const EXTRAS: [Extra; 3] = [
+pub(crate) const EXTRAS: [Extra; 10] = [
     ("memory of 1,000 held guards on 5 nodes", memory),
     ("allocations of an uncontended pair on 5 nodes", allocations),
-    ("50 threads that wait for one held key", waiting),
+    ("50 threads that wait for one held key", |servers, short| {
+        waiting(servers, short, 50)
+    }),
+    (
+        "1,000 threads that wait for one held key",
+        |servers, short| waiting(servers, short, 1000),
+    ),
+    ("10,000 guards renewed at a TTL of 30 s on 3 nodes", renewed),
+    ("contended by 4 processes, 1 node", |servers, short| {
+        contended(servers, 1, 0.9, short)
+    }),
+    ("contended by 4 processes, 3 nodes", |servers, short| {
+        contended(servers, 3, 0.8, short)
+    }),
+    (
+        "handed over to another process, 1 node",
+        |servers, short| handed_over(servers, 1, 3.0, short),
+    ),
+    (
+        "handed over to another process, 3 nodes",
+        |servers, short| handed_over(servers, 3, 4.0, short),
+    ),
+    ("8 threads of one process, one key, 1 node", threads),
 ];
 
 const TTL: Duration = Duration::from_secs(30);
 
-fn memory(servers: &[Server]) -> Result<String> {
+fn memory(servers: &[Server], _: bool) -> Result<String> {
     const GUARDS: usize = 1000;
     const MOST: i64 = 1 << 20;
     let locker = RedisLocker::new(&clients::nodes(servers, OnDrop::Wait)?);
@@ -47,7 +70,7 @@ fn memory(servers: &[Server]) -> Result<String> {
     ))
 }
 
-fn allocations(servers: &[Server]) -> Result<String> {
+fn allocations(servers: &[Server], _: bool) -> Result<String> {
     const PAIRS: u32 = 1000;
     let mut made = Vec::new();
     for side in [Side::Redguard(OnDrop::Wait), Side::Bare] {
@@ -66,37 +89,131 @@ fn allocations(servers: &[Server]) -> Result<String> {
     Ok(format!("redguard and scatter: {made:.1?}, in all threads"))
 }
 
-fn waiting(servers: &[Server]) -> Result<String> {
-    const THREADS: usize = 50;
-    let watched = Duration::from_secs(1);
+fn waiting(servers: &[Server], short: bool, threads: usize) -> Result<String> {
+    let watched = Duration::from_secs(if short { 1 } else { 5 });
     let locker = RedisLocker::new(&clients::nodes(servers, OnDrop::Wait)?);
     let held = locker.lock("held", TTL)?;
-    let barrier = Barrier::new(THREADS + 1);
-    let used = thread::scope(|scope| {
+    let barrier = Barrier::new(threads + 1);
+    let used: Result<_> = thread::scope(|scope| {
         let wait = |_| {
             scope.spawn(|| {
                 barrier.wait();
                 locker.lock("held", TTL)?.release()
             })
         };
-        let waiters: Vec<_> = (0..THREADS).map(wait).collect();
+        let waiters: Vec<_> = (0..threads).map(wait).collect();
         barrier.wait();
-        thread::sleep(watched / 5); // by now all are in the queue
-        let before = processor_time();
+        thread::sleep(Duration::from_secs(1)); // by now all are in the queue, and the first one's delays are long
+        let before = (processor_time(), requests(servers));
         thread::sleep(watched);
-        let after = processor_time();
+        let after = (processor_time(), requests(servers));
         let ended = waiters.into_iter().fold(held.release(), |ended, waiter| {
             ended.and(waiter.join().unwrap_or(Err(Error::Closed)))
         });
-        ended.map(|()| Some(after?.saturating_sub(before?)))
+        let asked = after.1? - before.1?;
+        ended?;
+        Ok((
+            after.0.and_then(|after| after.checked_sub(before.0?)),
+            asked,
+        ))
+    });
+    let (used, asked) = used?;
+    let asked = asked as f64 / watched.as_secs_f64();
+    let word = if asked <= 20.0 { "ok" } else { "short" };
+    Ok(format!(
+        "{}, {asked:.1} requests a second, goal ≤ 20: {word}",
+        of_a_core(used, watched, 1.0)
+    ))
+}
+
+fn renewed(servers: &[Server], short: bool) -> Result<String> {
+    let (guards, watched) = match short {
+        true => (1000, Duration::from_secs(1)),
+        false => (10_000, Duration::from_secs(30)),
+    };
+    let locker = RedisLocker::new(&clients::nodes(&servers[..3], OnDrop::Wait)?);
+    let options = LockOptions::new(TTL).auto_renew();
+    let first = locker.acquire("renewed", &options)?;
+    let threads = thread_count();
+    let names: Vec<String> = (0..guards).map(|n| format!("renewed-{n}")).collect();
+    let guards = thread::scope(|scope| {
+        let take = |names: &[String]| -> Result<Vec<LockGuard>> {
+            let take = |name: &String| Ok(locker.acquire(name, &options)?);
+            names.iter().map(take).collect()
+        };
+        let chunks = names.chunks(names.len() / 8);
+        let bursts: Vec<_> = chunks
+            .map(|chunk| scope.spawn(move || take(chunk)))
+            .collect();
+        let join = |burst: thread::ScopedJoinHandle<'_, Result<Vec<LockGuard>>>| {
+            burst.join().unwrap_or(Err("a thread panicked".into()))
+        };
+        bursts.into_iter().map(join).collect::<Result<Vec<_>>>()
     })?;
-    Ok(match used {
-        Some(used) => format!(
-            "{:.2} % of one core, lanes included",
-            used.as_secs_f64() / watched.as_secs_f64() * 100.0
-        ),
-        None => "skipped: no /proc/self/task/*/schedstat here".into(),
-    })
+    thread::sleep(Duration::from_secs(1));
+    let before = processor_time();
+    thread::sleep(watched);
+    let used = processor_time().and_then(|after| after.checked_sub(before?));
+    let more = thread_count()
+        .zip(threads)
+        .map(|(now, then)| now as i64 - then as i64);
+    let held = guards
+        .iter()
+        .flatten()
+        .filter(|guard| guard.is_held())
+        .count();
+    drop((first, guards));
+    Ok(format!(
+        "{}, {more:?} threads more than with one guard, {} of {} lost",
+        of_a_core(used, watched, 3.0),
+        names.len() - held,
+        names.len()
+    ))
+}
+
+fn of_a_core(used: Option<Duration>, watched: Duration, goal: f64) -> String {
+    let Some(used) = used else {
+        return "skipped: no /proc/self/task/*/schedstat here".into();
+    };
+    let percent = used.as_secs_f64() / watched.as_secs_f64() * 100.0;
+    let word = if percent < goal { "ok" } else { "short" };
+    format!("{percent:.2} % of one core, goal < {goal}: {word}")
+}
+
+/// How many commands the servers have been sent, without this one.
+fn requests(servers: &[Server]) -> Result<u64> {
+    let mut sum = 0;
+    for server in servers {
+        let mut connection = redis::Client::open(server.url())?.get_connection()?;
+        let info: String = redis::cmd("INFO")
+            .arg("commandstats")
+            .query(&mut connection)?;
+        let calls = info.lines().filter(|line| {
+            // What scripts call is no request, and the rest is our own looking.
+            [
+                "cmdstat_set:",
+                "cmdstat_evalsha:",
+                "cmdstat_publish:",
+                "cmdstat_subscribe:",
+            ]
+            .iter()
+            .any(|name| line.starts_with(name))
+        });
+        let count = |line: &str| {
+            line.split_once("calls=")?
+                .1
+                .split(',')
+                .next()?
+                .parse::<u64>()
+                .ok()
+        };
+        sum += calls.filter_map(count).sum::<u64>();
+    }
+    Ok(sum)
+}
+
+fn thread_count() -> Option<usize> {
+    Some(fs::read_dir("/proc/self/task").ok()?.count())
 }
 
 /// The processor time of all threads. `None` where the system does not count it in nanoseconds.

@@ -14,6 +14,7 @@ mod extras;
 mod rows;
 #[path = "../../examples/common/servers.rs"]
 mod servers;
+mod sharing;
 
 use std::io::{self, Write};
 use std::process::Command;
@@ -83,7 +84,7 @@ fn main() -> Result<()> {
     }
     writeln!(out)?;
     for (name, extra) in EXTRAS.iter().filter(|(name, _)| name.contains(&args.only)) {
-        writeln!(out, "{name}: {}", extra(&servers)?)?;
+        writeln!(out, "{name}: {}", extra(&servers, args.short)?)?;
     }
     writeln!(out, "took {:.0?}, load {}", began.elapsed(), load())?;
     Ok(())
