@@ -9,6 +9,7 @@ mod cancellation;
 mod conformance;
 mod expiry;
 mod fencing;
+mod keeping;
 mod network;
 mod nodes;
 mod parts;

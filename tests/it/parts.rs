@@ -3,6 +3,7 @@
 use crate::rig::{LIMIT, at, take, wire};
 use crate::support::servers::Server;
 use crate::support::{eventually, unique_key};
+use nix::unistd::Pid;
 use redguard::RedisLocker;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -40,6 +41,10 @@ impl Program {
             .stdout(Stdio::null())
             .spawn();
         Program(child.unwrap())
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id().cast_signed())
     }
 
     pub(crate) fn end(mut self) -> ExitStatus {

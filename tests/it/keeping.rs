@@ -1,0 +1,306 @@
+//! Holding on and being told: renewal and loss on real nodes that hang, die, come back, and forget.
+
+use crate::parts::{Part, Program, scratch};
+use crate::rig::{
+    LIMIT, STRANGER, TTL, ask, config, connect, everywhere, hasty, nowhere, pttl, seize,
+    takes_part, token, wire,
+};
+use crate::support::servers::Server;
+use crate::support::{eventually, servers, unique_key};
+use nix::sys::signal::{Signal, kill};
+use redguard::{
+    Config, Error, LockGuard, LockOptions, Locker, LossWatch, RedisLocker, RetryPolicy, WaitLost,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use std::{fs, thread};
+
+/// Renewed every second or so, and short enough to be waited for.
+const BRIEF: Duration = Duration::from_secs(3);
+
+fn renewed(ttl: Duration) -> LockOptions {
+    LockOptions::new(ttl).auto_renew()
+}
+
+/// A lock on all nodes that is renewed, and how often its loss was told.
+fn keep(locker: &RedisLocker, nodes: &[Server], key: &str) -> (LockGuard, Arc<AtomicUsize>) {
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let options = renewed(BRIEF).on_lost(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    let guard = locker.acquire(key, &options).unwrap();
+    everywhere(nodes, key);
+    (guard, told)
+}
+
+fn is_lost(watch: &LossWatch, told: &AtomicUsize) {
+    assert_eq!(watch.wait_lost(LIMIT), WaitLost::Lost);
+    eventually(LIMIT, "it is told", || told.load(Ordering::SeqCst) == 1);
+}
+
+#[test]
+fn a_lock_is_kept_for_ten_ttls_while_each_node_hangs_dies_and_comes_back() {
+    let nodes = servers(3);
+    let locker = connect(&nodes);
+    let rival = connect(&nodes);
+    let key = unique_key("kept");
+    let (guard, told) = keep(&locker, &nodes, &key);
+    let mine = token(&nodes[0], &key);
+    let watch = guard.watch();
+    let goes_on = || {
+        // Longer than what a renewal takes; the lease would end in two of these.
+        assert_eq!(watch.wait_lost(BRIEF / 2), WaitLost::TimedOut);
+        let taken = rival.try_lock(&key, TTL).unwrap();
+        assert!(taken.is_none(), "two holders");
+    };
+    for node in &nodes {
+        node.stop().unwrap();
+        goes_on();
+        goes_on();
+        node.resume().unwrap();
+        goes_on();
+        node.kill();
+        goes_on();
+        goes_on();
+        node.restart_empty().unwrap();
+        takes_part(&rival, node);
+        eventually(LIMIT, "the key is back", || token(node, &key) == mine);
+        goes_on();
+    }
+    goes_on();
+    goes_on();
+    guard.release().unwrap();
+    assert_eq!(watch.wait_lost(LIMIT), WaitLost::Released);
+    nowhere(&nodes, &key);
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_majority_that_dies_is_a_loss_and_the_survivors_key_is_released() {
+    let nodes = servers(3);
+    let locker = connect(&nodes);
+    let key = unique_key("majority");
+    let (guard, told) = keep(&locker, &nodes, &key);
+    nodes[..2].iter().for_each(Server::kill);
+    is_lost(&guard.watch(), &told);
+    assert!(guard.check().unwrap_err().is_lost());
+    nowhere(&nodes[2..], &key);
+    assert!(guard.release().unwrap_err().is_lost());
+}
+
+#[test]
+fn flushed_nodes_and_a_strangers_value_are_a_loss_long_before_the_lease_ends() {
+    let nodes = servers(3);
+    let locker = connect(&nodes);
+    for strangers in [true, false] {
+        let key = unique_key("flushed");
+        let (guard, told) = keep(&locker, &nodes, &key);
+        for node in &nodes[1..] {
+            match strangers {
+                true => ask::<()>(node, &["SET", &wire(&key), STRANGER]),
+                false => ask::<()>(node, &["FLUSHALL"]),
+            }
+        }
+        is_lost(&guard.watch(), &told);
+        nowhere(&nodes[..1], &key);
+        let theirs = token(&nodes[1], &key);
+        assert_eq!(theirs.as_deref(), strangers.then_some(STRANGER));
+        if !strangers {
+            locker.lock(&key, TTL).unwrap().release().unwrap();
+        }
+        assert!(!guard.is_held());
+    }
+}
+
+#[test]
+fn a_lease_that_somebody_shortened_is_made_whole_by_the_next_renewal() {
+    let nodes = servers(3);
+    let locker = connect(&nodes);
+    let key = unique_key("shortened");
+    let (guard, told) = keep(&locker, &nodes, &key);
+    for node in &nodes {
+        let short = (BRIEF / 2).as_millis().to_string();
+        ask::<()>(node, &["PEXPIRE", &wire(&key), &short]);
+    }
+    for node in &nodes {
+        let whole = (BRIEF * 3 / 4).as_millis() as i64;
+        eventually(LIMIT, "renewed", || pttl(node, &key) > whole);
+    }
+    assert!(guard.is_held());
+    guard.release().unwrap();
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn one_node_that_forgets_gets_the_key_back() {
+    let nodes = servers(3);
+    let locker = connect(&nodes);
+    let key = unique_key("forgets");
+    let (guard, _) = keep(&locker, &nodes, &key);
+    ask::<()>(&nodes[0], &["FLUSHALL"]);
+    everywhere(&nodes, &key);
+    // A stranger's value is left alone, and the lock is ours all the same.
+    ask::<()>(&nodes[0], &["DEL", &wire(&key)]);
+    seize(&nodes[0], &key, TTL);
+    assert_eq!(guard.watch().wait_lost(BRIEF), WaitLost::TimedOut);
+    assert_eq!(token(&nodes[0], &key).as_deref(), Some(STRANGER));
+    guard.release().unwrap();
+}
+
+// A holder that stands still.
+
+#[test]
+fn part_that_is_stopped() {
+    let Some(part) = Part::mine() else { return };
+    let locker = part.locker();
+    let guard = locker.acquire(&part.key, &renewed(BRIEF)).unwrap();
+    let watch = guard.watch();
+    part.tell();
+    // Stopped somewhere in here.
+    while guard.check().is_ok() {
+        thread::yield_now();
+    }
+    let looks = [guard.is_held(), watch.is_held()];
+    let lost = watch.wait_lost(Duration::ZERO);
+    let work = guard.check();
+    fs::write(&part.file, format!("{looks:?} {lost:?} {work:?}")).unwrap();
+    assert!(guard.release().is_err());
+}
+
+#[test]
+fn a_holder_that_was_stopped_past_its_ttl_is_told_at_its_first_look() {
+    let nodes = servers(3);
+    let key = unique_key("stopped");
+    let (_dir, told) = scratch();
+    let locker = connect(&nodes);
+    let program = Program::playing(
+        module_path!(),
+        "part_that_is_stopped",
+        &nodes,
+        &key,
+        told.clone(),
+    );
+    eventually(LIMIT, "it is held", || told.exists());
+    assert!(locker.try_lock(&key, TTL).unwrap().is_none());
+    kill(program.pid(), Signal::SIGSTOP).unwrap();
+    // The new holder comes when its lease has ended.
+    let ours = locker.lock(&key, TTL).unwrap();
+    kill(program.pid(), Signal::SIGCONT).unwrap();
+    assert_eq!(program.end().code(), Some(0));
+    let looks = fs::read_to_string(&told).unwrap();
+    assert_eq!(
+        looks,
+        format!("[false, false] Lost {:?}", Err::<(), _>(Error::LockLost))
+    );
+    ours.check().unwrap();
+    ours.release().unwrap();
+}
+
+// Messages.
+
+/// Only a message explains progress.
+fn sluggish(nodes: &[Server]) -> Config {
+    config(nodes).retry(RetryPolicy {
+        initial_delay: TTL,
+        max_delay: TTL,
+        jitter: 0.0,
+        ..hasty()
+    })
+}
+
+fn subscribers(node: &Server, key: &str) -> u64 {
+    let (_, count): (String, u64) = ask(node, &["PUBSUB", "NUMSUB", &wire(key)]);
+    count
+}
+
+#[test]
+fn no_wake_up_is_lost_among_two_hundred_waiters() {
+    let nodes = servers(3);
+    let key = unique_key("woken");
+    let lockers = [(); 4].map(|()| RedisLocker::connect(sluggish(&nodes)).unwrap());
+    let held = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for locker in &lockers {
+            for _ in 0..50 {
+                scope.spawn(|| {
+                    let guard = locker.lock(&key, TTL).unwrap();
+                    assert_eq!(held.fetch_add(1, Ordering::SeqCst), 0, "two holders");
+                    held.fetch_sub(1, Ordering::SeqCst);
+                    guard.release().unwrap();
+                });
+            }
+        }
+    });
+    nowhere(&nodes, &key);
+    for node in &nodes {
+        eventually(LIMIT, "nothing stays subscribed", || {
+            subscribers(node, &key) == 0
+        });
+    }
+}
+
+#[test]
+fn waiters_hear_of_a_release_though_the_node_that_they_listen_to_dies() {
+    let start = || Server::options().append_always().start().unwrap();
+    let nodes = [(); 3].map(|()| start());
+    let key = unique_key("deaf");
+    let holder = connect(&nodes);
+    let waiter = RedisLocker::connect(sluggish(&nodes)).unwrap();
+    let held = holder.lock(&key, TTL).unwrap();
+    everywhere(&nodes, &key);
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock(&key, TTL));
+        eventually(LIMIT, "it listens", || subscribers(&nodes[0], &key) == 1);
+        nodes[0].kill();
+        eventually(LIMIT, "elsewhere", || subscribers(&nodes[1], &key) == 1);
+        nodes[1].stop().unwrap();
+        nodes[0].restart().unwrap();
+        eventually(LIMIT, "and back", || subscribers(&nodes[0], &key) == 1);
+        takes_part(&holder, &nodes[0]);
+        held.release().unwrap();
+        waits.join().unwrap().unwrap().release().unwrap();
+    });
+    nodes[1].resume().unwrap();
+}
+
+#[test]
+fn a_user_who_may_not_publish_or_subscribe_waits_by_time() {
+    let node = &servers(1)[0];
+    for rights in [
+        &["allkeys", "+@all", "resetchannels"][..],
+        &["allkeys", "allchannels", "+@all", "-@pubsub"],
+    ] {
+        let user = ["ACL", "SETUSER", "mute", "reset", "on", ">pass"];
+        ask::<()>(node, &[&user[..], rights].concat());
+        let config = config(std::slice::from_ref(node))
+            .username("mute")
+            .password("pass");
+        let [holder, waiter] = [(); 2].map(|()| RedisLocker::connect(config.clone()).unwrap());
+        let key = unique_key("mute");
+        let held = holder.lock(&key, TTL).unwrap();
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| waiter.lock(&key, TTL));
+            thread::park_timeout(Duration::from_millis(100));
+            held.release().unwrap();
+            waits.join().unwrap().unwrap().release().unwrap();
+        });
+    }
+}
+
+#[test]
+fn who_only_tries_does_not_listen() {
+    let node = &servers(1)[0];
+    let [locker, other] = [
+        connect(std::slice::from_ref(node)),
+        connect(std::slice::from_ref(node)),
+    ];
+    let key = unique_key("published");
+    let channels = ["PUBSUB", "CHANNELS", "*"];
+    let held = locker.lock(&key, TTL).unwrap();
+    assert!(other.try_lock(&key, TTL).unwrap().is_none());
+    let heard: Vec<String> = ask(node, &channels);
+    assert!(heard.is_empty(), "{heard:?}");
+    held.release().unwrap();
+}
