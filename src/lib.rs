@@ -1,20 +1,20 @@
 //! Distributed locks on Redis for threaded programs: scoped guards over N independent nodes, without an async runtime.
 //!
 //! **A guard can end before it is dropped.** A lock of this kind is a lease: it is held until its TTL runs out, and a
-//! program that is paused for longer than that has lost it without having done anything. So keep the work well
-//! inside [`remaining`](LockGuard::remaining), ask [`check`](LockGuard::check) at each step that must not overlap
-//! with another holder's, and [`extend`](LockGuard::extend) in time.
+//! program that is paused for longer than that has lost it without having done anything. So let the lock be renewed
+//! ([`auto_renew`](LockOptions::auto_renew)) or [`extend`](LockGuard::extend) it in time, and ask
+//! [`check`](LockGuard::check) at each step that must not overlap with another holder's.
 //!
 //! ```no_run
-//! use redguard::{Config, Locker, RedisLocker};
+//! use redguard::{Config, LockOptions, Locker, RedisLocker};
 //! use std::time::Duration;
 //!
 //! # fn main() -> Result<(), redguard::Error> {
 //! let locker = RedisLocker::connect(Config::new(["10.0.0.1:6379", "10.0.0.2:6379", "10.0.0.3:6379"]))?;
-//! let guard = locker.lock("nightly-report", Duration::from_secs(30))?; // waits and retries as configured
+//! let options = LockOptions::new(Duration::from_secs(30)).auto_renew();
+//! let guard = locker.acquire("nightly-report", &options)?; // waits and retries as configured
 //! for page in 0..100 {
 //!     guard.check()?; // still ours?
-//!     guard.extend(Duration::from_secs(30))?;
 //!     // … exclusive work …
 //! }
 //! drop(guard); // or guard.release()? to see how it ended
@@ -103,8 +103,43 @@
 //! each node           │◄──────────────────────────── TTL ──────────────────────────────────►│
 //! ```
 //!
-//! A guard is handed out only if at least [`min_validity`](Config::min_validity) of the TTL is left then. The
-//! algorithm is Redlock, from *Distributed Locks with Redis* (the Redis documentation), with the safety rules above.
+//! A guard is handed out only if at least [`min_validity`](Config::min_validity) of the TTL is left then. With
+//! [`auto_renew`](LockOptions::auto_renew) all of it begins anew, from the sending of each renewal that a quorum confirms:
+//!
+//! ```text
+//! taken     TTL/3 ±10 %    again after each success           a failure: tried again, at TTL/64 to TTL/8,
+//!   │           │              │              │                 │ │   │     │     until remaining() is over: lost
+//!   ├───────────●──────────────●──────────────●─────────────────○─○───○─────○─────┤
+//! ```
+//!
+//! The algorithm is Redlock, from *Distributed Locks with Redis* (the Redis documentation), with the safety rules above.
+//!
+//! # Holding on, and being told
+//!
+//! [`auto_renew`](LockOptions::auto_renew) lets one thread renew all locks of a [`Nodes`] that want it. The TTL is then how long
+//! a lock outlives a process that was killed. A renewal that fails is tried again until the lease ends; only a quorum that
+//! says "not yours", or the clock, makes a lock lost, and a lost lock is never renewed. A guard that is forgotten keeps its
+//! lock for as long as the process lives, unless [`max_hold`](LockOptions::max_hold) ends the renewal.
+//!
+//! A loss is told, once, by the clock or by what nodes say, whichever is first:
+//!
+//! | who | how |
+//! |---|---|
+//! | the worker, at its next step | [`check`](LockGuard::check), [`is_held`](LockGuard::is_held), [`remaining`](LockGuard::remaining) |
+//! | a thread that waits for it | [`LossWatch::wait_lost`], from [`watch`](LockGuard::watch) |
+//! | a callback | [`LockOptions::on_lost`], on a thread that callbacks share |
+//!
+//! While a computer is suspended the steady clock stands still, and so do leases as we see them, but not on the nodes. A look
+//! therefore compares the wall clock's advance: if it has run ahead the lock is in doubt, `is_held` is false, and `check`
+//! asks the nodes.
+//!
+//! # Waiting
+//!
+//! Threads of one process queue for a key, and the first of them goes to the nodes. If others hold the lock it listens on the
+//! first node that is connected (`SUBSCRIBE` to the lock's key): a release is published, wakes it, and it asks that node
+//! before the others, so that of many who are woken at once all but one are turned away there. A message is a hint: each wait
+//! also ends with the holder's TTL, the policy's delay and the caller's limit. A `Nodes` that knows that others listen lets
+//! them pass before it takes the same lock again.
 //!
 //! # When things fail
 //!
@@ -136,15 +171,17 @@
 //!
 //! # Threads
 //!
-//! One thread per node and connection (`n × pool_size`), named `redguard-NODE.CONNECTION`. Callers never wait for a
+//! One thread per node and connection (`n × pool_size`), named `redguard-NODE.CONNECTION`; and, each from its first use on,
+//! one that renews (`redguard-renewal`), one that listens for releases (`redguard-listener`) and one that tells of losses
+//! (`redguard-notify`), however many locks there are. Callers never wait for a
 //! lane, only for answers, with a deadline. A thread that waits for a lock costs no CPU; one that waits for answers
 //! yields for up to 200 µs first where rounds are quicker than 500 µs. The threads end with the last handle, guards
 //! included, or with [`Nodes::shutdown`].
 //!
 //! # Log levels
 //!
-//! Through the `log` crate. `warn`: a lock was lost, a drop failed, an even number of nodes.
-//! `info`: a node is connected, connected again, suspect. `debug`: verdicts and retries. `trace`: replies. Never a
+//! Through the `log` crate. `error`: a callback panicked. `warn`: a lock was lost, a drop failed, an even number of nodes.
+//! `info`: a node is connected, connected again, suspect, or cannot be listened to. `debug`: verdicts and retries. `trace`: replies. Never a
 //! token, never a password.
 //!
 //! # Features and versions

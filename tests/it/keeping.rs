@@ -290,6 +290,30 @@ fn a_user_who_may_not_publish_or_subscribe_waits_by_time() {
 }
 
 #[test]
+fn a_user_with_the_rights_of_the_readme_is_woken() {
+    let node = &servers(1)[0];
+    let rights = "~redguard:* +client|id +client|kill +info +script|load +evalsha +set +get +del +pttl +pexpire \
+                  &redguard:* +publish +subscribe +unsubscribe +ping";
+    let user = ["ACL", "SETUSER", "hears", "reset", "on", ">pass"];
+    let rights: Vec<&str> = rights.split_whitespace().collect();
+    ask::<()>(node, &[&user[..], &rights].concat());
+    let config = sluggish(std::slice::from_ref(node));
+    let config = config.username("hears").password("pass");
+    let [holder, waiter] = [(); 2].map(|()| RedisLocker::connect(config.clone()).unwrap());
+    let key = unique_key("hears");
+    let held = holder.lock(&key, TTL).unwrap();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock(&key, TTL));
+        eventually(LIMIT, "it listens", || subscribers(node, &key) == 1);
+        held.release().unwrap();
+        waits.join().unwrap().unwrap().release().unwrap();
+    });
+    eventually(LIMIT, "nothing stays subscribed", || {
+        subscribers(node, &key) == 0
+    });
+}
+
+#[test]
 fn who_only_tries_does_not_listen() {
     let node = &servers(1)[0];
     let [locker, other] = [
