@@ -25,8 +25,9 @@ use crate::time;
 const LINGER: Duration = Duration::from_millis(500);
 /// So long it hears nothing before it asks for a sign of life.
 const PING_EVERY: Duration = Duration::from_secs(1);
-/// The pause after a connection that failed.
+/// The first pause after a connection that failed; it is doubled so many times.
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
+const MOST_DOUBLED: u32 = 6;
 /// A `Nodes` that let others pass at a key forgets it after this.
 const COURTESY: Duration = Duration::from_secs(10);
 
@@ -312,10 +313,13 @@ impl Desk {
     }
 
     fn run(&self, connectors: &[Arc<dyn Connector>]) {
+        let mut failures = 0_u32;
         while let Some(node) = self.wait_for_work() {
             let heard = connectors[node].listen(&mut |ear| self.serve(ear, node));
             let mut state = self.state.lock();
-            state.node = None;
+            if state.node.take().is_some() {
+                failures = 0;
+            }
             state
                 .channels
                 .values_mut()
@@ -326,8 +330,12 @@ impl Desk {
             }
             if let Err(cause) = heard {
                 let name = self.nodes.name(node);
-                info!("{name}: no wake-ups from it: {cause}");
-                let end = time::now() + PAUSE;
+                match failures {
+                    0 => info!("{name}: no wake-ups from it: {cause}"),
+                    _ => debug!("{name}: no wake-ups from it: {cause}"),
+                }
+                let end = time::now() + PAUSE * (1 << failures.min(MOST_DOUBLED));
+                failures += 1;
                 while !state.stopping && time::now() < end {
                     self.changed.wait_until(&mut state, end);
                 }

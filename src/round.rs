@@ -68,6 +68,8 @@ pub(crate) struct Round<'a> {
     absent: NodeSet,
     numbers: Vec<(usize, u64)>,
     heard: Vec<(usize, u64)>,
+    /// Empty but while they are counted; kept for its memory.
+    answers: Vec<(usize, Answer)>,
     pace: &'a Pace,
 }
 
@@ -86,9 +88,8 @@ impl Round<'_> {
 
     /// Waits for `wanted` answers and counts them.
     fn collect(&mut self, wanted: usize, soon: Option<Instant>, end: Option<Instant>) -> Ended {
-        let mut answers = Vec::new();
-        let ended = self.inbox.collect(wanted, soon, end, &mut answers);
-        for (node, answer) in answers {
+        let ended = self.inbox.collect(wanted, soon, end, &mut self.answers);
+        for (node, answer) in self.answers.drain(..) {
             match answer {
                 Answer::Absent => self.absent.insert(node),
                 Answer::Numbered(number) => self.numbers.push((node, number)),
@@ -205,6 +206,7 @@ impl Nodes {
             absent: NodeSet::default(),
             numbers: Vec::new(),
             heard: Vec::new(),
+            answers: Vec::new(),
             pace: &self.pace,
         }
     }

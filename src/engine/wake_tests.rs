@@ -222,3 +222,29 @@ fn an_undo_and_a_refusal_publish_nothing() {
         assert_eq!(after, before + 5, "nobody was woken");
     });
 }
+
+#[test]
+fn others_that_heard_of_a_release_are_let_pass() {
+    let fakes = Fake::many(1);
+    let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    let key = Key::parse("redguard:", "x", Family::Exclusive).expect("good");
+    let lets_pass = |locker: &RedisLocker| locker.nodes().engine().listener.courtesy(&key);
+    let held = holder.lock("x", TTL).expect("free");
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| drop(waiter.lock("x", TTL).expect("woken")));
+        listens(&fakes, "x", 3);
+        assert_eq!(lets_pass(&holder), None);
+        held.release().expect("ours");
+        assert!(lets_pass(&holder).is_some());
+        waits.join().expect("no panic");
+    });
+    assert_eq!(lets_pass(&waiter), None, "only its own ear was there");
+    // It waits no longer than that, also where the others do not come, and forgets it when nobody hears any more.
+    eventually("nobody listens", || fakes[0].subscribed("x") == 0);
+    holder
+        .lock("x", TTL)
+        .expect("free")
+        .release()
+        .expect("ours");
+    assert_eq!(lets_pass(&holder), None);
+}
