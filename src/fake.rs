@@ -147,6 +147,13 @@ impl Fake {
         served.iter().filter(|(v, _)| *v == verb).count()
     }
 
+    /// How often it served an extension of a token.
+    pub(crate) fn extensions(&self, token: &str) -> usize {
+        let served = self.served.lock();
+        let of_it = |(verb, of): &&(Verb, String)| *verb == Verb::Extend && of == token;
+        served.iter().filter(of_it).count()
+    }
+
     /// Whether it served the release of a token.
     pub(crate) fn has_released(&self, token: &str) -> bool {
         let served = self.served.lock();

@@ -355,7 +355,7 @@ mod loom_gate {
                 loom::thread::spawn(move || drop(enter(&gate, None).unwrap()))
             };
             let lease = lease("x");
-            assert!(lease.hold(start + Duration::from_secs(3600)));
+            assert!(lease.hold(start + Duration::from_secs(3600), 0));
             assert!(holder.bind(&lease));
             // As a reply does that says the lock is not ours: the holder itself hangs and never leaves.
             assert!(lease.lose());
