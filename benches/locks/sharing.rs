@@ -14,6 +14,8 @@ use crate::servers::Server;
 const TTL: Duration = Duration::from_secs(30);
 /// How long each holder keeps the lock.
 const HOLD: Duration = Duration::from_millis(1);
+/// Who waits for so long sleeps, and so do all threads and processors that have nothing to do.
+const REST: Duration = Duration::from_millis(10);
 /// As many processes as there could be; each has its own `Nodes`, so they meet on the nodes only.
 const PROCESSES: usize = 4;
 
@@ -28,11 +30,12 @@ fn locker(servers: &[Server]) -> Result<RedisLocker> {
     Ok(RedisLocker::new(&clients::nodes(servers, OnDrop::Wait)?))
 }
 
-/// The median times of a lock that nobody else wants, and of its release.
-fn uncontended(servers: &[Server]) -> Result<[Duration; 2]> {
+/// The median times of a lock that nobody else wants, and of its release, after so long a rest each.
+fn uncontended(servers: &[Server], rest: Duration) -> Result<[Duration; 2]> {
     let locker = locker(servers)?;
     let mut times = [Vec::new(), Vec::new()];
-    for _ in 0..1000 {
+    for _ in 0..if rest.is_zero() { 1000 } else { 100 } {
+        thread::sleep(rest);
         let start = Instant::now();
         let guard = locker.lock("alone", TTL)?;
         let held = Instant::now();
@@ -62,7 +65,7 @@ pub(crate) fn contended(
 ) -> Result<String> {
     let servers = &servers[..nodes];
     let time = Duration::from_secs(if short { 1 } else { 5 });
-    let [take, release] = uncontended(servers)?;
+    let [take, release] = uncontended(servers, Duration::ZERO)?;
     let lockers = (0..PROCESSES).map(|_| locker(servers));
     let lockers: Vec<RedisLocker> = lockers.collect::<Result<_>>()?;
     let barrier = Barrier::new(PROCESSES);
@@ -127,7 +130,8 @@ pub(crate) fn handed_over(
     short: bool,
 ) -> Result<String> {
     let servers = &servers[..nodes];
-    let [take, _] = uncontended(servers)?;
+    let [take, _] = uncontended(servers, Duration::ZERO)?;
+    let [rested, _] = uncontended(servers, REST)?;
     let [ours, theirs] = [locker(servers)?, locker(servers)?];
     let (wants, wanted) = mpsc::channel::<()>();
     let (has, had) = mpsc::channel();
@@ -145,7 +149,7 @@ pub(crate) fn handed_over(
             let guard = ours.lock("handed", TTL)?;
             wants.send(())?;
             // By now the other sleeps and listens.
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(REST);
             let released = Instant::now();
             guard.release()?;
             times.push(had.recv()?.saturating_duration_since(released));
@@ -159,8 +163,10 @@ pub(crate) fn handed_over(
     let ratio = median.as_secs_f64() / take.as_secs_f64();
     let word = if ratio <= goal { "ok" } else { "short" };
     Ok(format!(
-        "p50 {median:.0?}, p99 {:.0?}; {ratio:.2} of an uncontended lock ({take:.0?}), goal ≤ {goal}: {word}",
-        times[times.len() * 99 / 100]
+        "p50 {median:.0?}, p99 {:.0?}; {ratio:.2} of an uncontended lock ({take:.0?}), goal ≤ {goal}: {word}; {:.2} of one \
+         after the same rest ({rested:.0?})",
+        times[times.len() * 99 / 100],
+        median.as_secs_f64() / rested.as_secs_f64()
     ))
 }
 
