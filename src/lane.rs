@@ -31,6 +31,8 @@ pub(crate) struct Job {
 /// What a lane's thread takes from its queue.
 pub(crate) enum Message {
     Job(Job),
+    /// Many at once, so that they are not taken one by one by a thread that is quicker than who sends.
+    Jobs(Vec<Job>),
     /// Connect for the first time. Sent when all threads have been built.
     Start,
     /// End when everything before this has been served.
@@ -83,7 +85,16 @@ impl Lane {
         match suspect {
             Some(cause) => Err(cause),
             None if queued => Ok(()),
-            None => Err(Cause::Unreachable("the lane is stopped".into())),
+            None => Err(stopped()),
+        }
+    }
+
+    /// Hands many jobs to the lane, none of them owed; the cause where it is suspect.
+    pub(crate) fn submit_all(&self, jobs: Vec<Job>, now: Instant) -> Result<(), Cause> {
+        match self.suspect(now) {
+            Some(cause) => Err(cause),
+            None if self.jobs.send(Message::Jobs(jobs)).is_ok() => Ok(()),
+            None => Err(stopped()),
         }
     }
 
@@ -105,6 +116,10 @@ impl Lane {
     pub(crate) fn stop(&self) {
         let _ = self.jobs.send(Message::Stop);
     }
+}
+
+fn stopped() -> Cause {
+    Cause::Unreachable("the lane is stopped".into())
 }
 
 /// Keeps two addresses of one server from counting twice, also when one of them comes up later: for each node the run

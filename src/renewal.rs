@@ -25,7 +25,7 @@ use crate::time;
 
 /// So many renewals are on their way at once, so that a lane's queue has no more of them.
 const MOST_OPEN: usize = 256;
-/// Renewals go out early by this part of their TTL, so that those which are due together travel together.
+/// Renewals go out early by up to this part of their TTL, so that those which are due at about the same time travel together.
 const EARLY: u32 = 60;
 /// The longest pause after failures is this part of a TTL; the first one is an eighth of it.
 const LONGEST_PAUSE: u32 = 8;
@@ -65,6 +65,14 @@ struct Renewed {
     /// When renewing ends, whatever the lease.
     until: Option<Instant>,
     failures: u32,
+}
+
+/// A renewal that is about to be sent.
+struct Begun {
+    id: u64,
+    renewed: Renewed,
+    turn: Extension,
+    expiry: Instant,
 }
 
 /// A renewal on its way.
@@ -233,9 +241,11 @@ impl Rounds {
                     open.tally.vote(node, round::vote(answer));
                 }
             }
-            for (id, renewed) in due.drain(..) {
-                self.begin(id, renewed);
-            }
+            let begun = due
+                .drain(..)
+                .filter_map(|(id, renewed)| self.begin(id, renewed));
+            let begun: Vec<Begun> = begun.collect();
+            self.send(begun);
             let now = time::now();
             let over = |open: &Open| open.tally.verdict().is_some() || open.end <= now;
             let over = self.open.extract_if(|_, open| over(open));
@@ -258,16 +268,20 @@ impl Rounds {
             }
             let now = time::now();
             let room = MOST_OPEN - self.open.len();
-            while due.len() < room {
-                match state.agenda.first() {
-                    Some((at, renewed)) if at <= now + renewed.early() => {}
-                    _ => break,
+            // When the first one is due, all others go with it that soon will be.
+            let is_due = |state: &State| state.agenda.first().is_some_and(|(at, _)| at <= now);
+            let goes = |state: &State| {
+                let first = state.agenda.first();
+                first.is_some_and(|(at, renewed)| at <= now + renewed.early())
+            };
+            if is_due(&state) {
+                while due.len() < room && goes(&state) {
+                    let Some((id, renewed)) = state.agenda.pop() else {
+                        break;
+                    };
+                    state.open.insert(id);
+                    due.push((id, renewed));
                 }
-                let Some((id, renewed)) = state.agenda.pop() else {
-                    break;
-                };
-                state.open.insert(id);
-                due.push((id, renewed));
             }
             let arrived = state.wanted > 0 && state.arrived.len() >= state.wanted;
             if arrived || !due.is_empty() || end.is_some_and(|end| end <= now) {
@@ -276,16 +290,15 @@ impl Rounds {
                 return true;
             }
             let next = state.agenda.first().filter(|_| room > 0);
-            let next = next.map(|(at, renewed)| at.checked_sub(renewed.early()).unwrap_or(at));
-            match time::earlier(next, end) {
+            match time::earlier(next.map(|(at, _)| at), end) {
                 Some(end) => _ = self.desk.changed.wait_until(&mut state, end),
                 None => self.desk.changed.wait(&mut state),
             }
         }
     }
 
-    /// Sends a renewal that is due, unless there is nothing to renew any more.
-    fn begin(&mut self, id: u64, renewed: Renewed) {
+    /// A renewal that is due may be sent, unless there is nothing to renew any more.
+    fn begin(&self, id: u64, renewed: Renewed) -> Option<Begun> {
         let start = time::now();
         let expiry = match renewed.lease.look(start) {
             Look::Held(expiry) => expiry,
@@ -294,36 +307,55 @@ impl Rounds {
                 if look == Look::JustLost {
                     (self.lost)(&renewed.lease, "its lease ended before it could be renewed");
                 }
-                return;
+                return None;
             }
         };
         if renewed.until.is_some_and(|until| until <= start) {
             debug!("{:?}: renewed no more after max_hold", renewed.lease.key());
             self.desk.state.lock().open.remove(&id);
-            return;
+            return None;
         }
         let Some(turn) = renewed.lease.try_begin_extension() else {
             // Its holder extends it at this moment.
             let pause = renewed.early();
             self.put_back(id, renewed, start + pause);
-            return;
+            return None;
         };
-        self.last = self.last.wrapping_add(1);
-        let request = Request::new(Verb::Extend, &renewed.lease, renewed.ttl.millis());
-        let lead = time::lead();
-        let desk: Arc<dyn Addressee> = Arc::clone(&self.desk) as _;
-        let tally = self.nodes.ask_for(&request, &desk, self.last);
-        let open = Open {
+        Some(Begun {
             id,
             renewed,
-            _turn: turn,
-            tally,
-            absent: NodeSet::default(),
-            start,
-            lead,
-            end: expiry.min(start + self.node_timeout),
-        };
-        self.open.insert(self.last, open);
+            turn,
+            expiry,
+        })
+    }
+
+    /// Sends renewals, all that are due in one message to each lane.
+    fn send(&mut self, begun: Vec<Begun>) {
+        if begun.is_empty() {
+            return;
+        }
+        let (start, lead) = (time::now(), time::lead());
+        let mut requests = Vec::with_capacity(begun.len());
+        for Begun { renewed, .. } in &begun {
+            self.last = self.last.wrapping_add(1);
+            let request = Request::new(Verb::Extend, &renewed.lease, renewed.ttl.millis());
+            requests.push((request, self.last));
+        }
+        let desk: Arc<dyn Addressee> = Arc::clone(&self.desk) as _;
+        let tallies = self.nodes.ask_for_many(&requests, &desk);
+        for ((begun, (_, round)), tally) in begun.into_iter().zip(requests).zip(tallies) {
+            let open = Open {
+                id: begun.id,
+                renewed: begun.renewed,
+                _turn: begun.turn,
+                tally,
+                absent: NodeSet::default(),
+                start,
+                lead,
+                end: begun.expiry.min(start + self.node_timeout),
+            };
+            self.open.insert(round, open);
+        }
     }
 
     /// What a renewal has come to.

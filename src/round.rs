@@ -223,17 +223,39 @@ impl Nodes {
         )
     }
 
-    /// Asks all nodes in a round of `addressee`, who counts the answers himself. Does not block. A suspect node's fault is
-    /// counted at once, without asking it.
-    pub(crate) fn ask_for(
+    /// Asks all nodes for many requests at once, each in a round of `addressee`, who counts the answers himself. Does not
+    /// block. The faults of suspect nodes are counted at once, without asking them.
+    pub(crate) fn ask_for_many(
         &self,
-        request: &Request,
+        requests: &[(Request, u32)],
         addressee: &Arc<dyn Addressee>,
-        round: u32,
-    ) -> Tally {
-        let mut tally = self.tally(request);
-        self.put(request, addressee, round, |_| true, &mut tally);
-        tally
+    ) -> Vec<Tally> {
+        let now = time::now();
+        let tallies = requests.iter().map(|(request, _)| self.tally(request));
+        let mut tallies: Vec<Tally> = tallies.collect();
+        for (number, lane) in self.crew.lanes().iter().enumerate() {
+            let (node, connection) = (number / self.pool, number % self.pool);
+            let mut jobs = Vec::new();
+            let mut asked = Vec::new();
+            for (index, (request, round)) in requests.iter().enumerate() {
+                if self.choice(request.lease.key()) == connection {
+                    asked.push(index);
+                    jobs.push(Job {
+                        request: request.clone(),
+                        reply: Some((Arc::clone(addressee), *round)),
+                    });
+                }
+            }
+            if jobs.is_empty() {
+                continue;
+            }
+            if let Err(cause) = lane.submit_all(jobs, now) {
+                for index in asked {
+                    tallies[index].vote(node, Vote::Fault(cause.clone()));
+                }
+            }
+        }
+        tallies
     }
 
     fn tally(&self, request: &Request) -> Tally {
@@ -322,12 +344,15 @@ impl Nodes {
 
     /// The lanes that a key uses: of each node's connections always the same one.
     fn lanes(&self, key: &Key) -> impl Iterator<Item = (usize, &Lane)> {
-        let choice = match self.pool {
+        let lanes = self.crew.lanes().iter().skip(self.choice(key));
+        lanes.step_by(self.pool).enumerate()
+    }
+
+    fn choice(&self, key: &Key) -> usize {
+        match self.pool {
             1 => 0,
             pool => (self.hasher.hash_one(key) % pool as u64) as usize,
-        };
-        let chosen = self.crew.lanes().iter().skip(choice).step_by(self.pool);
-        chosen.enumerate()
+        }
     }
 
     /// Ends all lanes when they have served what is queued; `false` if some did not until `end`.

@@ -41,8 +41,8 @@ pub(crate) struct Worker {
     /// The batch on the wire, and where its answers go.
     requests: Vec<Request>,
     returns: Vec<Return>,
-    /// A job that must not be in the same batch as one before it.
-    next: Option<Job>,
+    /// Jobs out of the queue that are for the next batches.
+    waiting: VecDeque<Job>,
     /// Releases to be made as soon as the node is back.
     owed: VecDeque<Owed>,
     stopping: bool,
@@ -99,7 +99,7 @@ impl Worker {
             counted: false,
             requests: Vec::with_capacity(BATCH),
             returns: Vec::with_capacity(BATCH),
-            next: None,
+            waiting: VecDeque::new(),
             owed: VecDeque::new(),
             stopping: false,
             _alive: alive,
@@ -184,15 +184,16 @@ impl Worker {
     /// Serves batches until the session fails or the lane is stopped; answers why it ended.
     fn serve(&mut self, mut session: Box<dyn Session>) -> Cause {
         loop {
-            let waited = match self.next.take() {
-                Some(job) => Ok(Message::Job(job)),
-                None => self.queue.recv_timeout(PING_EVERY),
+            let waited = match self.waiting.is_empty() {
+                true => self.queue.recv_timeout(PING_EVERY).map(Some),
+                false => Ok(None),
             };
             let done = match waited {
                 Ok(message) => {
+                    message.into_iter().for_each(|message| self.unpack(message));
                     // Whoever was woken along with us may have a job too: two in one batch are cheaper than two batches.
                     std::thread::yield_now();
-                    self.fill(message);
+                    self.fill();
                     self.exchange(&mut *session)
                 }
                 Err(RecvTimeoutError::Timeout) => session.ping(),
@@ -209,27 +210,32 @@ impl Worker {
         }
     }
 
-    /// Gathers a batch: this message and whatever else waits, up to the limit.
-    fn fill(&mut self, message: Message) {
-        let mut message = Some(message);
-        while let Some(taken) = message {
-            match taken {
-                Message::Job(job) if self.shares_a_token(&job) => {
+    fn unpack(&mut self, message: Message) {
+        match message {
+            Message::Job(job) => self.waiting.push_back(job),
+            Message::Jobs(jobs) => self.waiting.extend(jobs),
+            Message::Stop => self.stopping = true,
+            Message::Start => {}
+        }
+    }
+
+    /// Gathers a batch of what waits, up to the limit.
+    fn fill(&mut self) {
+        while self.requests.len() < BATCH {
+            match self.waiting.pop_front() {
+                Some(job) if self.shares_a_token(&job) => {
                     // Within a batch the order is not kept when scripts have to be loaded again.
-                    self.next = Some(job);
+                    self.waiting.push_front(job);
                     return;
                 }
-                Message::Job(job) => self.admit(job),
-                Message::Stop => {
-                    self.stopping = true;
-                    return;
-                }
-                Message::Start => {}
+                Some(job) => self.admit(job),
+                // What comes after a stop is not served.
+                None if self.stopping => return,
+                None => match self.queue.try_recv() {
+                    Ok(message) => self.unpack(message),
+                    Err(_) => return,
+                },
             }
-            if self.requests.len() == BATCH {
-                return;
-            }
-            message = self.queue.try_recv().ok();
         }
     }
 
@@ -370,7 +376,7 @@ impl Worker {
         if (was_up || news) && !self.stopping {
             info!("{}: suspect: {cause}", self.name);
         }
-        if let Some(job) = self.next.take() {
+        while let Some(job) = self.waiting.pop_front() {
             self.refuse(job);
         }
         while let Ok(message) = self.queue.try_recv() {
@@ -393,6 +399,7 @@ impl Worker {
     fn refuse_message(&mut self, message: Message) {
         match message {
             Message::Job(job) => self.refuse(job),
+            Message::Jobs(jobs) => jobs.into_iter().for_each(|job| self.refuse(job)),
             Message::Stop => self.stopping = true,
             Message::Start => {}
         }
