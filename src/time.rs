@@ -6,6 +6,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Clock drift that is granted to every node, besides a hundredth of the TTL.
 const DRIFT_FLOOR: Duration = Duration::from_millis(2);
 
+/// Two clocks were read at the same time if no more than this lies between, in µs; else they are read again, so often.
+const AT_ONCE: u64 = 1_000;
+const MOST_TRIES: u32 = 20;
+
 /// The current time, on a clock that never goes back.
 #[expect(
     clippy::disallowed_methods,
@@ -22,9 +26,18 @@ pub(crate) fn now() -> Instant {
     reason = "centuries in microseconds fit"
 )]
 pub(crate) fn lead() -> i64 {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH);
-    let wall = wall.map_or(0, |since| since.as_micros() as i64);
-    wall - micros(now()) as i64 + suspended()
+    let mut tries = 0;
+    loop {
+        let before = micros(now());
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
+        let after = micros(now());
+        tries += 1;
+        // Whoever was held up between the two clocks would take that for a suspend.
+        if after - before < AT_ONCE || tries == MOST_TRIES {
+            let wall = wall.map_or(0, |since| since.as_micros() as i64);
+            return wall - after as i64 + suspended();
+        }
+    }
 }
 
 /// How long tests of this thread have the system suspended, in µs.
