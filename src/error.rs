@@ -222,6 +222,17 @@ pub enum Cause {
     WrongType,
 }
 
+impl Cause {
+    /// For how long those hold the lock who stand in the way, if that is known.
+    pub(crate) fn remaining(&self) -> Option<Duration> {
+        match self {
+            Cause::Held { remaining } | Cause::Readers { remaining } => *remaining,
+            // A writer that waits may have the lock before it is free for us.
+            _ => None,
+        }
+    }
+}
+
 /// Causes as they stand at the end of a message.
 struct Listed<'a>(&'a [NodeCause]);
 

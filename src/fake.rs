@@ -13,6 +13,7 @@ use crate::config::{Config, Settings};
 use crate::error::{Cause, Error};
 use crate::key::{Channel, Family, Key};
 use crate::lane::Post;
+use crate::lease::Claim;
 use crate::locker::RedisLocker;
 use crate::node::{Connector, Ear, Greeting, Session};
 use crate::nodes::Nodes;
@@ -55,6 +56,7 @@ pub(crate) struct Fake {
     served: Mutex<Vec<(Verb, String)>>,
     connects: Mutex<Vec<Option<Greeting>>>,
     refused: AtomicUsize,
+    published: AtomicUsize,
     run_id: Mutex<String>,
     ears: Mutex<Vec<(Channel, Sender<Channel>)>>,
 }
@@ -87,6 +89,7 @@ impl Fake {
             served: Mutex::new(Vec::new()),
             connects: Mutex::new(Vec::new()),
             refused: AtomicUsize::new(0),
+            published: AtomicUsize::new(0),
             run_id: Mutex::new(name.to_owned()),
             ears: Mutex::new(Vec::new()),
         })
@@ -174,6 +177,11 @@ impl Fake {
         self.connects.lock().clone()
     }
 
+    /// How many releases it published, whether or not somebody heard of it.
+    pub(crate) fn published(&self) -> usize {
+        self.published.load(Ordering::Relaxed)
+    }
+
     /// How many connects it refused.
     pub(crate) fn refused(&self) -> usize {
         self.refused.load(Ordering::Relaxed)
@@ -184,13 +192,25 @@ impl Fake {
         self.served.lock().push((request.verb, token));
         let answer = self.memory.lock().serve(request, time::now());
         let publishes = request.publish || request.verb == Verb::Knock;
-        if publishes && answer == Answer::Yes {
+        if publishes && answer == Answer::Yes && !self.leaves_readers(request) {
             let heard = self.publish(&request.lease.key().channel());
+            if request.publish {
+                self.published.fetch_add(1, Ordering::Relaxed);
+            }
             if request.publish && heard > 0 {
                 return Answer::Heard(heard);
             }
         }
         answer
+    }
+
+    /// Whether it is the release of a reader that others stay behind: only the last one's is published.
+    fn leaves_readers(&self, request: &Request) -> bool {
+        let mut memory = self.memory.lock();
+        let slot = memory.slot(request.lease.key(), time::now());
+        request.verb == Verb::Release
+            && request.lease.claim() == Claim::Read
+            && !slot.readers.is_empty()
     }
 
     pub(crate) fn publish(&self, channel: &Channel) -> u64 {

@@ -65,7 +65,6 @@ pub(crate) struct Round<'a> {
     inbox: &'a Arc<Inbox>,
     number: u32,
     tally: Tally,
-    absent: NodeSet,
     numbers: Vec<(usize, u64)>,
     heard: Vec<(usize, u64)>,
     /// Empty but while they are counted; kept for its memory.
@@ -91,7 +90,6 @@ impl Round<'_> {
         let ended = self.inbox.collect(wanted, soon, end, &mut self.answers);
         for (node, answer) in self.answers.drain(..) {
             match answer {
-                Answer::Absent => self.absent.insert(node),
                 Answer::Numbered(number) => self.numbers.push((node, number)),
                 Answer::Heard(count) => self.heard.push((node, count)),
                 _ => {}
@@ -114,7 +112,6 @@ impl Round<'_> {
         Outcome {
             verdict,
             tally: self.tally,
-            absent: self.absent,
             numbers: self.numbers,
             heard: self.heard,
             ended,
@@ -127,8 +124,6 @@ impl Round<'_> {
 pub(crate) struct Outcome {
     pub(crate) verdict: Verdict,
     pub(crate) tally: Tally,
-    /// The nodes that said that they have no such key.
-    pub(crate) absent: NodeSet,
     /// What the fences of the nodes gave that granted a take.
     pub(crate) numbers: Vec<(usize, u64)>,
     /// How many heard of a release, on nodes where somebody did.
@@ -170,8 +165,24 @@ impl Nodes {
 
     /// Asks all nodes. Does not block: [`Round::outcome`] waits for what they say.
     pub(crate) fn ask<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
+        self.ask_for(request, inbox, Arc::clone(inbox) as _)
+    }
+
+    /// The same for an addressee who hears every answer, passes it on to the inbox, and has something else to do with it.
+    pub(crate) fn ask_for<'a>(
+        &'a self,
+        request: &'a Request,
+        inbox: &'a Arc<Inbox>,
+        addressee: Arc<dyn Addressee>,
+    ) -> Round<'a> {
         let mut round = self.open(request, inbox);
-        self.submit(&mut round, |_| true);
+        self.put(
+            request,
+            &addressee,
+            round.number,
+            |_| true,
+            &mut round.tally,
+        );
         round
     }
 
@@ -203,7 +214,6 @@ impl Nodes {
             inbox,
             number: inbox.open_round(self.total()),
             tally: self.tally(request),
-            absent: NodeSet::default(),
             numbers: Vec::new(),
             heard: Vec::new(),
             answers: Vec::new(),
@@ -299,20 +309,22 @@ impl Nodes {
 
     /// Wakes our listener on a node. Nobody waits.
     pub(crate) fn knock(&self, private: &Arc<Lease>, node: usize) {
-        let mut to = NodeSet::default();
-        to.insert(node);
-        self.tell(&Request::new(Verb::Knock, private, 0), to);
+        self.tell(&Request::new(Verb::Knock, private, 0), NodeSet::of(node));
     }
 
     /// The first node that is connected.
     pub(crate) fn first_up(&self) -> Option<usize> {
+        self.first_up_but(NodeSet::default())
+    }
+
+    /// The first node that is connected and not among these.
+    pub(crate) fn first_up_but(&self, except: NodeSet) -> Option<usize> {
         let now = time::now();
-        let up = |lane: &Lane| lane.suspect(now).is_none();
-        self.crew
-            .lanes()
-            .iter()
-            .position(up)
-            .map(|lane| lane / self.pool)
+        let lanes = self.crew.lanes().iter().enumerate();
+        let mut nodes = lanes.map(|(number, lane)| (number / self.pool, lane));
+        nodes
+            .find(|(node, lane)| !except.contains(*node) && lane.suspect(now).is_none())
+            .map(|(node, _)| node)
     }
 
     /// Releases a lease's token on all nodes that may hold it, `except` those that certainly do not. Nobody waits.
@@ -329,12 +341,22 @@ impl Nodes {
 
     /// Puts a request into the lanes of `nodes`. Nobody waits.
     pub(crate) fn tell(&self, request: &Request, nodes: NodeSet) {
+        self.tell_for(request, nodes, None);
+    }
+
+    /// The same for an addressee who is not waited for either.
+    pub(crate) fn tell_for(
+        &self,
+        request: &Request,
+        nodes: NodeSet,
+        addressee: Option<&Arc<dyn Addressee>>,
+    ) {
         let now = time::now();
         for (node, lane) in self.lanes(request.lease.key()) {
             if nodes.contains(node) {
                 let job = Job {
                     request: request.clone(),
-                    reply: None,
+                    reply: addressee.map(|addressee| (Arc::clone(addressee), 0)),
                 };
                 // A suspect node's lane owes the release; putting a key back is not worth a second try.
                 let _ = lane.submit(job, request.verb == Verb::Release, now);

@@ -203,8 +203,8 @@ impl Loaded {
                 cmd.arg(token).arg(channel);
             }
             (Verb::Release, Claim::Read) => {
-                self.call(Script::ReleaseRead, cmd, &[owner, readers]);
-                cmd.arg(channel).arg(token);
+                self.call(Script::ReleaseRead, cmd, &[owner, readers, turn]);
+                cmd.arg(channel).arg(millis(request.refresh)).arg(token);
             }
             (Verb::Release, Claim::Write) => {
                 self.call(Script::ReleaseWrite, cmd, &[owner, turn]);

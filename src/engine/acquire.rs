@@ -84,7 +84,8 @@ struct Pauses {
     retries: u32,
     /// How many attempts in a row have split the nodes.
     splits: u32,
-    /// A release was heard of: from then on delays grow from one round trip.
+    /// A release was heard of, or others wanted the lock at the same time and may all have lost: from then on delays grow
+    /// from one round trip.
     woken: bool,
 }
 
@@ -101,12 +102,16 @@ impl Pauses {
     /// delay.
     fn next(&mut self, engine: &Engine, claim: Claim, met: Option<Contention>) -> Duration {
         let mut policy = engine.retry(claim).clone();
+        let split = met.is_some_and(|met| met.split);
+        if split && !self.woken {
+            self.wake(); // the undo of an attempt is not published
+        }
         self.retries = self.retries.saturating_add(1);
         if self.woken {
             let round = engine.nodes.usual_round();
             policy.initial_delay = policy.initial_delay.min(round);
         }
-        if claim != Claim::Write || met.is_none_or(|met| !met.split) {
+        if claim != Claim::Write || !split {
             self.splits = 0;
             return policy.delay(self.retries, rand::random());
         }
@@ -196,6 +201,8 @@ impl Engine {
         let mut ear = self.listener.join_others(&wish.key, &inbox);
         self.let_others_pass(wish, patience, &inbox);
         let mut first = None;
+        // One node alone is not asked for longer than a refresh interval: the traces on the others would be over.
+        let mut asked_all = started;
         loop {
             self.go_on(&inbox)?;
             attempts = attempts.saturating_add(1);
@@ -204,7 +211,12 @@ impl Engine {
                 (Claim::Write, Some(place)) => Trace::Place(&place.lease),
                 _ => Trace::None,
             };
-            let miss = match self.attempt(wish, &inbox, trace, first.take())? {
+            let now = time::now();
+            let alone = first.take().filter(|_| now < asked_all + self.refresh);
+            if alone.is_none() {
+                asked_all = now;
+            }
+            let miss = match self.attempt(wish, &inbox, trace, alone)? {
                 Ok(lease) => {
                     let cared_for = match pass.bind(&lease) {
                         true => self.care_for(&lease, wish),
@@ -245,8 +257,10 @@ impl Engine {
             // A place at the gate is for writers who know that a quorum answers (rule S10).
             match miss {
                 Miss::Unavailable(_) => place = None,
-                Miss::Contended(_) if wish.claim == Claim::Write && place.is_none() => {
-                    place = Some(self.place(&wish.key)?);
+                Miss::Contended(met) if wish.claim == Claim::Write && !met.by_one => {
+                    if place.is_none() {
+                        place = Some(self.place(&wish.key)?);
+                    }
                 }
                 _ => {}
             }
@@ -307,9 +321,14 @@ impl Engine {
     }
 
     /// Before anybody sees the guard, so that nothing can be missed.
-    fn care_for(&self, lease: &Arc<Lease>, wish: &Wish) -> Result<(), Error> {
-        if let (Some(tell), Look::Held(expiry)) = (&wish.care.on_lost, lease.peek(time::now())) {
-            self.losses.notifier().watch(lease, expiry, tell.clone())?;
+    pub(super) fn care_for(&self, lease: &Arc<Lease>, wish: &Wish) -> Result<(), Error> {
+        if let Some(tell) = &wish.care.on_lost {
+            let now = time::now();
+            let due = match lease.peek(now) {
+                Look::Held(expiry) => expiry,
+                _ => now, // lost already: to be told at once
+            };
+            self.losses.notifier().watch(lease, due, tell.clone())?;
         }
         match wish.care.renews {
             true => self.renewal.register(lease, wish.ttl, wish.care.max_hold),

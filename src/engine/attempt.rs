@@ -108,7 +108,7 @@ impl Engine {
                     true => Access::Shared,
                     false => Access::Alone,
                 },
-                free: None,
+                free: outcome.tally.held_for(),
                 split: false,
                 by_one,
             }),

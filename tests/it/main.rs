@@ -17,6 +17,7 @@ mod processes;
 mod rig;
 mod rw_conformance;
 mod rw_processes;
+mod rw_published;
 mod rw_starvation;
 mod rw_wire;
 mod servers_work;
