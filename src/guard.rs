@@ -224,7 +224,7 @@ macro_rules! guard {
             /// `Ok` while the lock is held: for the checkpoints of a loop, with `?`.
             ///
             /// Does not block, but after the computer was suspended, or the wall clock set forward: then it asks the nodes,
-            /// for `node_timeout` at most.
+            /// for `node_timeout` at most, behind a renewal that is on its way.
             ///
             /// # Errors
             /// [`LockLost`](Error::LockLost) when it is not held; after a suspend also
@@ -237,7 +237,8 @@ macro_rules! guard {
             /// Holds the lock for `ttl` from now on, if that is longer than it is held anyway: an extension never
             /// shortens.
             ///
-            /// Blocks for `node_timeout` at most, behind extensions that other threads make through this guard. Where it
+            /// Blocks for `node_timeout` at most, behind extensions that other threads make through this guard and a renewal
+            /// that is on its way. Where it
             /// fails the lock stays held until its old expiry, unless it is lost. On nodes that have lost the key it is
             /// put back once a quorum has kept it. A local lock does not expire: its TTL is checked and ignored.
             ///
@@ -343,9 +344,9 @@ macro_rules! fenced {
             /// token is below one that it has seen: then a holder that was paused past its lease does no harm (M. Kleppmann,
             /// *How to do distributed locking*, 2016).
             ///
-            /// Tokens strictly increase as long as fewer nodes than a quorum have lost their data since the last one was
-            /// given out, or the nodes' clocks are in step: a count that is lost begins anew from the node's clock. They
-            /// are not consecutive. A local lock's are comparable within its process only, and among clones of one locker.
+            /// Tokens strictly increase as long as the nodes' clocks are in step, or fewer nodes than a quorum have lost their
+            /// data or missed the last grant: a count that is lost begins anew from the node's clock. They are not
+            /// consecutive. A local lock's are comparable within its process only, and among clones of one locker.
             pub fn fencing_token(&self) -> Option<u64> {
                 self.0.fencing_token()
             }

@@ -71,15 +71,15 @@
 //!
 //! Each node counts up with each fenced grant, from its clock in µs where it has no count. The token is the q-th smallest of
 //! the numbers in hand if a quorum q of nodes is as high as that; else one more round raises a quorum to the greatest, where
-//! the lock is ours. Tokens strictly increase as long as fewer nodes than a quorum have lost their data since the last one
-//! was given out, or the nodes' clocks are in step. A count that is not used is forgotten after 30 days.
+//! the lock is ours. Tokens strictly increase as long as the nodes' clocks are in step, or the nodes that have lost their data
+//! and those that missed the last grant are together fewer than a quorum. A count that is not used is forgotten after 30 days.
 //!
 //! # Read-write locks
 //!
 //! - Each reader has a token and a lease of its own, in the node's time: one that crashed is gone at its own end, whatever
 //!   others do.
 //! - A writer that waits takes a place at a *gate*, which turns new readers away (not the extensions of those that read). It
-//!   says so again every *refresh interval*, which is `max_delay`, but 100 ms at most and 10 ms at least; a place that is not
+//!   says so again within a *refresh interval*, which is `max_delay`, but 100 ms at most and 10 ms at least; a place that is not
 //!   refreshed ends after three. Writers that only try, that have no quorum or that have given up turn nobody away.
 //! - A reader that was refused and waits leaves a mark. A writer that finds it when it releases gives the readers a *turn* of
 //!   one refresh interval, in which gates do not count and new writers are refused, [`try_write`](RwLocker::try_write)
@@ -91,7 +91,9 @@
 //!
 //! Among threads of one process a writer waits in the process's own queue first: while others of the process read, it does
 //! not keep readers of other processes out. So a writer waits for two read sections and the time of a place at the gate
-//! at most, and a reader for two write sections and a turn, if sections are bounded and a quorum answers.
+//! at most, unless writers of other processes come before it, among whom there is no order; and a reader for two write
+//! sections and a turn. That holds if sections are bounded, a quorum answers, and a round trip is well below a refresh
+//! interval.
 //!
 //! # Timing
 //!
@@ -107,7 +109,7 @@
 //! [`auto_renew`](LockOptions::auto_renew) all of it begins anew, from the sending of each renewal that a quorum confirms:
 //!
 //! ```text
-//! taken     TTL/3 ±10 %    again after each success           a failure: tried again, at TTL/64 to TTL/8,
+//! taken     TTL/3 ±10 %    again after each success           a failure: tried again, at TTL/128 to TTL/8,
 //!   │           │              │              │                 │ │   │     │     until remaining() is over: lost
 //!   ├───────────●──────────────●──────────────●─────────────────○─○───○─────○─────┤
 //! ```

@@ -124,9 +124,10 @@ fn who_splits_the_nodes_with_another_tries_again_without_a_message() {
     fakes[1..].iter().for_each(|fake| fake.seize("x", 5 * TTL));
     let start = time::now();
     thread::scope(|scope| {
-        let waits = scope.spawn(|| locker.lock("x", TTL));
-        eventually("it is granted and undone", || {
-            fakes[0].count(Verb::Take) >= 2 && fakes[0].count(Verb::Release) >= 1
+        let patient = LockOptions::new(TTL).wait_for(TTL);
+        let waits = scope.spawn(move || locker.acquire("x", &patient));
+        eventually("granted and undone again and again", || {
+            fakes[0].count(Verb::Take) >= 4 && fakes[0].count(Verb::Release) >= 1
         });
         for fake in &fakes[1..] {
             fake.meddle("x", Family::Exclusive, |slot| slot.owner = None);
