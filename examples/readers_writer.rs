@@ -323,7 +323,11 @@ impl Shop<'_> {
             if Catalogue::load(self.path)?.as_ref() != Some(&catalogue) {
                 overtaken += 1;
             }
-            guard.map_or(Ok(()), |guard| guard.release())?;
+            // Where too few nodes answered in time it ends by its TTL.
+            match guard.map_or(Ok(()), |guard| guard.release()) {
+                Err(error) if !error.is_unavailable() => return Err(error.into()),
+                _ => {}
+            }
         }
         Ok(overtaken)
     }

@@ -140,6 +140,11 @@ impl Fake {
         self.meddle(name, Family::Exclusive, |slot| slot.owner = Some(value));
     }
 
+    /// Marks and turns end no sooner than after `least` from now on: then no clock decides who gets in.
+    pub(crate) fn signs_last(&self, least: Duration) {
+        self.memory.lock().least_sign = least;
+    }
+
     pub(crate) fn wipe(&self) {
         self.memory.lock().clear();
     }
@@ -157,12 +162,15 @@ impl Fake {
         served.iter().filter(of_it).count()
     }
 
-    /// Whether it served the release of a token.
-    pub(crate) fn has_released(&self, token: &str) -> bool {
+    /// Whether it served a release of what no take had asked for: a place at the gate was given back.
+    pub(crate) fn place_was_left(&self) -> bool {
         let served = self.served.lock();
-        served
-            .iter()
-            .any(|(verb, released)| *verb == Verb::Release && released == token)
+        let taken = |token: &String| {
+            let mut takes = served.iter().filter(|(verb, _)| *verb == Verb::Take);
+            takes.any(|(_, taken)| taken == token)
+        };
+        let mut releases = served.iter().filter(|(verb, _)| *verb == Verb::Release);
+        releases.any(|(_, token)| !taken(token))
     }
 
     /// The tokens of the takes that it served, in order.
@@ -432,6 +440,6 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = time::now() + Duration::from_secs(20);
     while !holds() {
         assert!(time::now() < end, "never happened: {what}");
-        std::thread::yield_now();
+        std::thread::park_timeout(Duration::from_millis(1));
     }
 }

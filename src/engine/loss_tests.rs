@@ -21,14 +21,21 @@ use crate::script::Verb;
 use crate::time;
 use crate::watch::WaitLost;
 
-/// Renewed every 100 ms or so.
-const TTL: Duration = Duration::from_millis(300);
+/// Renewed every 400 ms or so: a thread that is held up for twice as long loses nothing yet.
+const TTL: Duration = Duration::from_millis(1_200);
+/// For locks whose end is waited for, and which nobody renews.
+const BRIEF: Duration = Duration::from_millis(400);
 const LONG: Duration = Duration::from_secs(300);
 /// Wide: only a hang takes this long.
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
     locker(fakes, |config| config).expect("a quorum is up")
+}
+
+/// Lets a lock that is to end soon be taken however slowly.
+fn lax(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, |config| config.min_validity(0.0)).expect("a quorum is up")
 }
 
 fn renewed(ttl: Duration) -> LockOptions {
@@ -66,10 +73,10 @@ fn a_lock_is_renewed_until_it_is_released() {
     let (options, told) = counted(renewed(TTL));
     let guard = locker.acquire("x", &options).expect("free");
     let rival = healthy(&fakes);
-    eventually("it is held ten times its TTL", || {
+    eventually("it is held three times its TTL", || {
         assert!(guard.is_held());
         assert!(rival.try_lock("x", TTL).expect("no error").is_none());
-        renewals(&fakes[0]) >= 30
+        renewals(&fakes[0]) >= 10
     });
     guard.release().expect("ours");
     assert_eq!(renewing(locker.nodes()), 0);
@@ -88,18 +95,18 @@ fn readers_and_writers_are_renewed_too() {
     let fakes = Fake::many(3);
     let locker = RedisRwLocker::new(healthy(&fakes).nodes());
     let writer = locker.acquire_write("x", &renewed(TTL)).expect("free");
-    eventually("the writer is renewed", || renewals(&fakes[0]) >= 5);
+    eventually("the writer is renewed", || renewals(&fakes[0]) >= 3);
     assert!(writer.is_held());
     let reader = writer.downgrade().expect("ours");
     let before = renewals(&fakes[0]);
     eventually("and goes on as a reader", || {
-        renewals(&fakes[0]) >= before + 5
+        renewals(&fakes[0]) >= before + 3
     });
     assert!(reader.is_held());
     let other = locker.acquire_read("x", &renewed(TTL)).expect("beside it");
     drop(reader);
     let before = renewals(&fakes[0]);
-    eventually("each has its own", || renewals(&fakes[0]) >= before + 5);
+    eventually("each has its own", || renewals(&fakes[0]) >= before + 3);
     other.release().expect("ours");
     assert_eq!(renewing(locker.nodes()), 0);
 }
@@ -128,7 +135,7 @@ fn max_hold_ends_the_renewal_and_the_lease_ends_then() {
     let guard = locker.acquire("x", &options).expect("free");
     assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
     assert!(time::now() - start > 2 * TTL, "not before its time");
-    assert!(renewals(&fakes[0]) >= 2);
+    eventually("it was renewed before", || renewals(&fakes[0]) >= 2);
     eventually("it is told", || told.load(Ordering::SeqCst) == 1);
     // None at all: it ends with its first TTL.
     let options = renewed(TTL).max_hold(Duration::ZERO);
@@ -147,10 +154,13 @@ fn a_minority_that_is_down_or_errs_does_not_matter_and_gets_the_key_back() {
         fakes[0].wipe();
         let before = renewals(&fakes[1]);
         eventually("renewed by the others", || {
-            renewals(&fakes[1]) >= before + 4
+            renewals(&fakes[1]) >= before + 3
         });
         assert!(guard.is_held());
-        assert_eq!(fakes[0].token("x"), None);
+        // But for the renewal that was on its way there when it was told to sin: that may be served, once.
+        eventually("nothing is put back there", || {
+            fakes[0].token("x").is_none()
+        });
         fakes[0].sins(Sin::Honest);
         eventually("the key is back", || fakes[0].token("x").is_some());
     }
@@ -162,7 +172,7 @@ fn a_minority_that_is_down_or_errs_does_not_matter_and_gets_the_key_back() {
 fn a_renewal_that_fails_is_tried_again_before_the_lease_ends() {
     let fakes = Fake::many(3);
     let locker = healthy(&fakes);
-    let (options, told) = counted(renewed(4 * TTL));
+    let (options, told) = counted(renewed(3 * TTL));
     let guard = locker.acquire("x", &options).expect("free");
     for fake in &fakes {
         fake.sins(Sin::ErrsAfter(Verb::Extend));
@@ -196,7 +206,8 @@ fn errors_until_the_lease_ends_are_a_loss_which_is_told_once() {
     let before = renewals(&fakes[2]);
     a_while();
     a_while();
-    assert_eq!(renewals(&fakes[2]), before, "never renewed again");
+    // But for one that was on its way there.
+    assert!(renewals(&fakes[2]) <= before + 1, "never renewed again");
     assert_eq!(renewing(locker.nodes()), 0);
     assert!(!guard.is_held() && guard.remaining().is_zero());
     assert!(guard.release().expect_err("lost").is_lost());
@@ -211,7 +222,7 @@ fn a_quorum_that_says_not_yours_is_a_loss_at_the_next_renewal() {
     for strangers in [true, false] {
         let fakes = Fake::many(3);
         let locker = healthy(&fakes);
-        let (options, told) = counted(renewed(30 * TTL));
+        let (options, told) = counted(renewed(5 * TTL));
         let guard = locker.acquire("x", &options).expect("free");
         let expiry = time::now() + guard.remaining();
         eventually("all have it", || {
@@ -237,8 +248,8 @@ fn a_quorum_that_says_not_yours_is_a_loss_at_the_next_renewal() {
 #[test]
 fn a_loss_is_told_by_the_clock_where_nobody_looks_and_nothing_renews() {
     let fakes = Fake::many(3);
-    let locker = healthy(&fakes);
-    let (options, told) = counted(LockOptions::new(TTL / 3));
+    let locker = lax(&fakes);
+    let (options, told) = counted(LockOptions::new(BRIEF));
     let guard = locker.acquire("x", &options).expect("free");
     eventually("it is told", || told.load(Ordering::SeqCst) == 1);
     // At once to who asks late, and to everybody who does.
@@ -256,7 +267,8 @@ fn an_extension_moves_the_telling() {
     let (options, told) = counted(LockOptions::new(TTL));
     let guard = locker.acquire("x", &options).expect("free");
     guard.extend(LONG).expect("ours");
-    thread::park_timeout(2 * TTL);
+    thread::park_timeout(TTL);
+    a_while();
     assert_eq!(told.load(Ordering::SeqCst), 0);
     assert_eq!(guard.watch().wait_lost(Duration::ZERO), WaitLost::TimedOut);
     // By a reply, long before its time.
@@ -301,16 +313,18 @@ fn a_monitor_is_told_of_a_release_and_of_a_drop() {
 
 #[test]
 fn a_release_beside_a_renewal_leaves_nothing_and_tells_nothing() {
-    for _ in 0..20 {
+    for _ in 0..5 {
         let fakes = Fake::many(3);
         let locker = healthy(&fakes);
-        let (options, told) = counted(renewed(2 * TTL));
+        let (options, told) = counted(renewed(TTL));
         let guard = locker.acquire("x", &options).expect("free");
+        let watch = guard.watch();
         let late: Vec<_> = fakes.iter().map(|f| f.is_late(Verb::Extend)).collect();
         late.iter().for_each(|late| late.arrived());
-        // The renewal is on every node when the release is asked for.
         thread::scope(|scope| {
             let released = scope.spawn(|| guard.release());
+            // The renewal is on every node when the release has begun.
+            assert_eq!(watch.wait_lost(LIMIT), WaitLost::Released);
             late.iter().for_each(|late| late.go());
             released.join().expect("no panic").expect("ours");
         });
@@ -324,13 +338,14 @@ fn a_release_beside_a_renewal_leaves_nothing_and_tells_nothing() {
 
 #[test]
 fn a_renewal_and_an_extension_take_turns() {
+    const LONGER: Duration = Duration::from_secs(9);
     let fakes = Fake::many(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
     let wish = Wish {
         key: Key::parse("redguard:", "x", Family::Exclusive).expect("good"),
         claim: Claim::Exclusive,
-        ttl: Ttl::parse(4 * TTL, 0.5).expect("good"),
+        ttl: Ttl::parse(LONGER, 0.5).expect("good"),
         fenced: false,
         cancel: None,
         care: Care {
@@ -343,7 +358,19 @@ fn a_renewal_and_an_extension_take_turns() {
         attempts: None,
     };
     let (lease, _pass) = engine.acquire(&wish, patience).expect("free");
+    // A renewal that is due waits for an extension, though its thread does not.
+    let turn = lease.begin_extension();
+    let overdue = time::now() + LONGER * 3 / 8;
+    let beside = locker.acquire("y", &renewed(TTL)).expect("free");
+    eventually("it is due", || time::now() > overdue);
+    let before = renewals(&fakes[0]);
+    eventually("others are renewed", || renewals(&fakes[0]) >= before + 3);
+    let served = || fakes[0].extensions(lease.token().text());
+    assert_eq!(served(), 0);
+    drop(beside);
     let late = fakes[0].is_late(Verb::Extend);
+    drop(turn);
+    // The other way round.
     late.arrived();
     assert!(
         lease.try_begin_extension().is_none(),
@@ -351,15 +378,7 @@ fn a_renewal_and_an_extension_take_turns() {
     );
     fakes[0].sins(Sin::Honest);
     late.go();
-    // The other way round a renewal that is due waits, though its thread does not.
-    let turn = lease.begin_extension();
-    let (before, beside) = (renewals(&fakes[0]), locker.acquire("y", &renewed(TTL)));
-    let served = |fake: &Fake| fake.extensions(lease.token().text());
-    let seen = served(&fakes[0]);
-    eventually("others are renewed", || renewals(&fakes[0]) >= before + 8);
-    assert_eq!(served(&fakes[0]), seen);
-    drop((turn, beside));
-    eventually("now it is", || served(&fakes[0]) > seen);
+    eventually("now it is", || served() > 0);
     engine.stop_renewing(&lease);
 }
 
@@ -369,16 +388,18 @@ fn many_are_renewed_together_and_none_is_lost() {
     let locker = healthy(&fakes);
     let told = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&told);
-    let options = renewed(10 * TTL).on_lost(move |_| {
+    let options = renewed(4 * TTL).on_lost(move |_| {
         count.fetch_add(1, Ordering::SeqCst);
     });
     let guards: Vec<_> = (0..1000)
         .map(|n| locker.acquire(&format!("k{n}"), &options).expect("free"))
         .collect();
     assert_eq!(renewing(locker.nodes()), 1000);
-    thread::park_timeout(25 * TTL);
+    eventually("each is renewed twice", || {
+        a_while();
+        renewals(&fakes[0]) >= 2000
+    });
     assert!(guards.iter().all(|guard| guard.is_held()));
-    assert!(renewals(&fakes[0]) >= 2000);
     drop(guards);
     assert_eq!(renewing(locker.nodes()), 0);
     assert_eq!(told.load(Ordering::SeqCst), 0);
@@ -387,23 +408,27 @@ fn many_are_renewed_together_and_none_is_lost() {
 #[test]
 fn a_callback_may_be_slow_panic_or_drop_the_last_handle() {
     let fakes = Fake::many(3);
-    let locker = healthy(&fakes);
+    let locker = lax(&fakes);
     let (go, wait) = mpsc::channel::<()>();
-    let wait = parking_lot::Mutex::new(wait);
-    let slow = LockOptions::new(TTL / 3).on_lost(move |_| {
-        let _ = wait.lock().recv();
+    let (begun, begins) = mpsc::channel::<()>();
+    let owned = parking_lot::Mutex::new((begun, wait));
+    let slow = LockOptions::new(BRIEF).on_lost(move |_| {
+        let owned = owned.lock();
+        let _ = owned.0.send(());
+        let _ = owned.1.recv();
     });
     let _slow = locker.acquire("slow", &slow).expect("free");
     let beside = locker.acquire("beside", &renewed(TTL)).expect("free");
-    thread::park_timeout(TTL);
+    begins.recv_timeout(LIMIT).expect("it is told");
     let before = renewals(&fakes[0]);
     eventually("others are renewed", || renewals(&fakes[0]) >= before + 3);
     beside.check().expect("ours");
-    let panics = LockOptions::new(TTL / 3).on_lost(|_| panic!("as the test wants it"));
+    let panics = LockOptions::new(BRIEF).on_lost(|_| panic!("as the test wants it"));
     let panics = locker.acquire("panics", &panics).expect("free");
-    let (options, told) = counted(LockOptions::new(TTL / 3));
+    let (options, told) = counted(LockOptions::new(BRIEF));
     let last = locker.acquire("x", &options).expect("free");
-    thread::park_timeout(TTL);
+    assert_eq!(last.watch().wait_lost(LIMIT), WaitLost::Lost);
+    a_while();
     assert_eq!(told.load(Ordering::SeqCst), 0, "behind the slow one");
     drop(go);
     eventually("after all others", || told.load(Ordering::SeqCst) == 1);
@@ -412,7 +437,7 @@ fn a_callback_may_be_slow_panic_or_drop_the_last_handle() {
     let (gone, wait) = mpsc::channel::<()>();
     let (ended, seen) = mpsc::channel();
     let owned = parking_lot::Mutex::new((wait, Some(locker.clone())));
-    let drops = LockOptions::new(TTL / 3).on_lost(move |_| {
+    let drops = LockOptions::new(BRIEF).on_lost(move |_| {
         let mut owned = owned.lock();
         let _ = owned.0.recv();
         owned.1 = None;

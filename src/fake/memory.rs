@@ -10,7 +10,11 @@ use crate::time;
 
 /// The locks of a node, and what tells who waits for them.
 #[derive(Debug, Default)]
-pub(crate) struct Memory(HashMap<Key, Slot>);
+pub(crate) struct Memory {
+    slots: HashMap<Key, Slot>,
+    /// Marks and turns last for so long at the least.
+    pub(crate) least_sign: Duration,
+}
 
 /// One lock: each token with the moment at which it ends.
 #[derive(Clone, Debug, Default)]
@@ -33,19 +37,21 @@ pub(crate) enum Turn {
 impl Memory {
     /// What is there for a key at `now`.
     pub(crate) fn slot(&mut self, key: &Key, now: Instant) -> &mut Slot {
-        let slot = self.0.entry(key.clone()).or_default();
+        let slot = self.slots.entry(key.clone()).or_default();
         slot.sweep(now);
         slot
     }
 
     pub(crate) fn clear(&mut self) {
-        self.0.clear();
+        self.slots.clear();
     }
 
     pub(crate) fn serve(&mut self, request: &Request, now: Instant) -> Answer {
         let (lease, until) = (&request.lease, now + Duration::from_millis(request.ttl));
         let token = lease.token().text();
         let is_new = request.verb == Verb::Take;
+        let sign = |end: Duration| now + end.max(self.least_sign);
+        let (mark_end, turn_end) = (sign(request.trace()), sign(request.refresh));
         let slot = self.slot(lease.key(), now);
         match (request.verb, lease.claim()) {
             (Verb::Knock, _) => Answer::Yes,
@@ -55,7 +61,7 @@ impl Memory {
                 if refused.is_none() {
                     slot.readers.insert(token.to_owned(), until);
                 } else if !request.refresh.is_zero() && !slot.is_turn(Turn::Given) {
-                    slot.turn = Some((Turn::Asked, now + request.trace()));
+                    slot.turn = Some((Turn::Asked, mark_end));
                 }
                 refused.map_or(Answer::Yes, |(by, end)| held(by, end, now))
             }
@@ -93,7 +99,7 @@ impl Memory {
                 slot.mine(token, |slot, end| {
                     slot.owner = None;
                     slot.readers.insert(token.to_owned(), end);
-                    slot.give_turn(now + request.refresh);
+                    slot.give_turn(turn_end);
                 })
             }
             (Verb::Extend, _) => slot.mine(token, |slot, end| {
@@ -102,7 +108,7 @@ impl Memory {
             (Verb::Release, _) => slot.mine(token, |slot, _| {
                 slot.owner = None;
                 if !request.refresh.is_zero() {
-                    slot.give_turn(now + request.refresh);
+                    slot.give_turn(turn_end);
                 }
             }),
         }

@@ -6,7 +6,8 @@ use crate::support::servers::Server;
 use crate::support::witness::Witness;
 use crate::support::{eventually, unique_key};
 use redguard::{
-    Error, LocalRwLocker, LockOptions, Mode, ReadGuard, RedisRwLocker, RwLocker, WriteGuard,
+    CancelToken, Error, LocalRwLocker, LockOptions, Mode, ReadGuard, RedisRwLocker, RwLocker,
+    WriteGuard,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Barrier;
@@ -192,12 +193,14 @@ fn a_waiting_writer_keeps_new_readers_out_until_it_gives_up(rig: &Rig<Handle>) {
         let key = unique_key("gate");
         let reader = read(rig.one(), &key);
         thread::scope(|scope| {
-            let options = LockOptions::new(TTL).wait_for(4 * BRIEF);
+            let token = CancelToken::new();
+            let options = LockOptions::new(TTL).wait_for(4 * LIMIT).cancel_on(&token);
             let writer = scope.spawn(move || locker.acquire_write(&key, &options).map(drop));
             a_writer_waits(rig.one(), reader.key());
             reader.check().unwrap();
             reader.extend(TTL).unwrap();
-            writer.join().unwrap().unwrap_err();
+            token.cancel();
+            assert_eq!(writer.join().unwrap(), Err(Error::Cancelled));
         });
         // One that a hung node has not heard of the end must not matter.
         eventually(LIMIT, "readers get in", || {

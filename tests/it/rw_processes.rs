@@ -226,11 +226,13 @@ fn a_writer_that_is_killed_while_it_waits_shuts_readers_out_for_one_lease_at_mos
         locker.try_read(&key, TTL).unwrap().is_none()
     });
     for node in &nodes {
+        // In this order, since it says again and again that it waits.
+        let places = places(node);
         let (seconds, micros): (u64, u64) = ask(node, &["TIME"]);
         let now = seconds * 1000 + micros / 1000;
-        for (_, end) in places(node) {
+        for (_, end) in places {
             let lease = Duration::from_millis(end.saturating_sub(now));
-            assert!(lease <= Duration::from_millis(400), "{lease:?}");
+            assert!(lease <= Duration::from_millis(300), "{lease:?}");
         }
     }
     program.kill();
