@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::key::Ttl;
 use crate::quorum;
 use crate::retry::RetryPolicy;
 
@@ -118,6 +119,11 @@ pub(crate) struct Settings {
     pub(crate) connect_timeout: Duration,
     pub(crate) min_validity: f64,
     pub(crate) on_drop: OnDrop,
+    pub(crate) threshold: u32,
+    pub(crate) open_for: Duration,
+    pub(crate) allow_degraded: bool,
+    pub(crate) quarantine: Option<Duration>,
+    pub(crate) strict_servers: bool,
 }
 
 impl Config {
@@ -144,6 +150,11 @@ impl Config {
                 connect_timeout: Duration::from_secs(1),
                 min_validity: MIN_VALIDITY,
                 on_drop: OnDrop::Wait,
+                threshold: 5,
+                open_for: Duration::from_secs(60),
+                allow_degraded: false,
+                quarantine: None,
+                strict_servers: false,
             },
         }
     }
@@ -220,6 +231,46 @@ impl Config {
         self
     }
 
+    /// When to stop asking nodes of which no quorum answers: after `threshold` rounds in a row (and 1 s) without one, an
+    /// acquire is [`CircuitOpen`](Error::CircuitOpen) at once, for `open_for` or until a quorum of nodes is connected again. Then
+    /// one acquire asks them, and those that come meanwhile wait for what it finds. Rounds that overlap in time count once, and
+    /// contention does not count. `u32::MAX` never stops asking. Default: 5 rounds, 60 s.
+    pub fn breaker(mut self, threshold: u32, open_for: Duration) -> Config {
+        self.settings.threshold = threshold;
+        self.settings.open_for = open_for;
+        self
+    }
+
+    /// Whether locks are held **in this process alone** while no quorum of nodes can be reached: when connecting, or when the
+    /// [`breaker`](Config::breaker) is open. Threads of this process exclude each other all the time, **other processes are
+    /// not excluded**, and each of them may hold the same lock. So it is for work where doing nothing is worse than doing it
+    /// twice. Such a guard says [`Mode::Local`](crate::Mode::Local) and does not expire; a fenced lock is never taken so, and
+    /// wrong credentials never lead there. When nodes are back new locks are held on them again. Default: `false`.
+    pub fn allow_degraded(mut self, allow: bool) -> Config {
+        self.settings.allow_degraded = allow;
+        self
+    }
+
+    /// Keeps a node that has started a short time ago from voting on new locks, since it may have come back without the locks
+    /// that it had granted: until it has been up for `max_ttl`, an allowance for drift (`max_ttl / 100 + 2 ms`) and 1 s, by which
+    /// servers round their uptime. By then every lock that it can have forgotten has ended. This is what the Redlock text
+    /// (*Distributed Locks with Redis*, "Performance, crash recovery and fsync") asks operators to do by hand.
+    ///
+    /// TTLs and extensions above `max_ttl` are [`InvalidTtl`](Error::InvalidTtl). Releases, extensions, and what they put back
+    /// are served all the time. Where a quorum is in quarantine a lock is contended, with the time until it votes. More than
+    /// zero. Default: off.
+    pub fn restart_quarantine(mut self, max_ttl: Duration) -> Config {
+        self.settings.quarantine = Some(max_ttl);
+        self
+    }
+
+    /// Whether a node that can evict locks (`maxmemory` with another policy than `noeviction`) is not used, in place of a
+    /// warning in the log that names it. Default: `false`.
+    pub fn strict_servers(mut self, strict: bool) -> Config {
+        self.settings.strict_servers = strict;
+        self
+    }
+
     /// # Errors
     /// `NoAddresses` and `InvalidConfig`, which names what was given.
     pub(crate) fn check(self) -> Result<Settings, Error> {
@@ -275,11 +326,37 @@ impl Config {
                 settings.min_validity
             ));
         }
+        if settings.threshold == 0 {
+            return refuse("breaker threshold 0: it takes one round at the least".into());
+        }
+        if settings.open_for.is_zero() {
+            return refuse("breaker open_for 0s: it would never be open".into());
+        }
+        if settings.quarantine.is_some_and(|max_ttl| max_ttl.is_zero()) {
+            return refuse("restart_quarantine 0s: no TTL is as short".into());
+        }
         if settings.username.is_some() && settings.password.is_none() {
             return refuse("a username is set without a password".into());
         }
         settings.retry.check()?;
         Ok(settings)
+    }
+}
+
+impl Settings {
+    /// A lock's TTL on these nodes.
+    ///
+    /// # Errors
+    /// `InvalidTtl`.
+    pub(crate) fn ttl(&self, ttl: Duration) -> Result<Ttl, Error> {
+        let most = self.quarantine.unwrap_or(Duration::MAX);
+        if ttl > most {
+            return Err(Error::InvalidTtl {
+                ttl,
+                reason: format!("restart_quarantine is for TTLs up to {most:?}"),
+            });
+        }
+        Ttl::parse(ttl, self.min_validity)
     }
 }
 
@@ -299,6 +376,10 @@ impl fmt::Debug for Config {
             .field("connect_timeout", &s.connect_timeout)
             .field("min_validity", &s.min_validity)
             .field("on_drop", &s.on_drop)
+            .field("breaker", &(s.threshold, s.open_for))
+            .field("allow_degraded", &s.allow_degraded)
+            .field("restart_quarantine", &s.quarantine)
+            .field("strict_servers", &s.strict_servers)
             .finish()
     }
 }
@@ -332,6 +413,9 @@ mod tests {
             (config().min_validity(f64::NAN), "min_validity NaN"),
             (config().min_validity(-0.1), "min_validity -0.1"),
             (config().username("joe"), "without a password"),
+            (config().breaker(0, ms(1)), "threshold 0"),
+            (config().breaker(1, ms(0)), "open_for 0s"),
+            (config().restart_quarantine(ms(0)), "restart_quarantine 0s"),
         ];
         for (config, words) in table {
             let error = match config.check() {

@@ -15,6 +15,7 @@ use crate::worker::Worker;
 #[derive(Debug)]
 pub(crate) struct Crew {
     lanes: Vec<Lane>,
+    census: Arc<Census>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Disconnected when the last thread has ended.
     ended: Receiver<()>,
@@ -57,6 +58,7 @@ impl Crew {
         let threads = Mutex::new(threads);
         let crew = Crew {
             lanes,
+            census,
             threads,
             ended,
         };
@@ -66,6 +68,11 @@ impl Crew {
     /// All lanes, those of one node next to each other.
     pub(crate) fn lanes(&self) -> &[Lane] {
         &self.lanes
+    }
+
+    /// Tells of lanes that come up.
+    pub(crate) fn census(&self) -> &Census {
+        &self.census
     }
 
     /// Lets every lane serve what is queued and end, and waits for that until `end`. `false` if some did not.

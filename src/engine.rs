@@ -9,6 +9,7 @@ use log::{debug, warn};
 
 use crate::config::{OnDrop, Settings};
 use crate::error::Error;
+use crate::health::{BreakerState, Health, NodeHealth};
 use crate::inbox::Inbox;
 use crate::key::Key;
 use crate::lease::{Lease, Look};
@@ -23,11 +24,16 @@ use crate::script::{Request, Verb};
 use crate::time::{self, Budget, Limit};
 use crate::watch::{self, Losses};
 
-pub(crate) use self::acquire::{Care, Patience, Wish, access, contended};
+use self::circuit::Circuit;
+
+pub(crate) use self::acquire::{Care, Patience, Taken, Wish, access, contended};
 
 mod acquire;
 mod attempt;
+mod circuit;
 mod extend;
+mod pause;
+mod way;
 
 /// The interval in which a writer that waits says so again, where the policy's `max_delay` is not shorter. It is also how
 /// long a turn of the readers takes; a writer's place at the gate has three times as long.
@@ -46,8 +52,7 @@ pub(crate) struct Engine {
     losses: Losses,
     renewal: Renewal,
     listener: Listener,
-    /// Since when no quorum has answered, in [`time::micros`]; 0 while one does.
-    outage_since: AtomicU64,
+    circuit: Circuit,
     drop_failures: AtomicU64,
 }
 
@@ -73,13 +78,17 @@ impl Engine {
         Ok(Engine {
             rw_retry,
             refresh,
+            circuit: Circuit::new(
+                settings.threshold,
+                settings.open_for,
+                settings.allow_degraded,
+            ),
             listener: Listener::new(&settings.key_prefix, &nodes, connectors)?,
             renewal: Renewal::new(&nodes, settings.node_timeout, lost),
             losses,
             settings,
             gate,
             nodes,
-            outage_since: AtomicU64::new(0),
             drop_failures: AtomicU64::new(0),
         })
     }
@@ -102,23 +111,32 @@ impl Engine {
         self.gate.is_forked()
     }
 
-    /// Keeps count of how long no quorum has answered: from the first round of a row to the one that found one.
-    fn note_quorum(&self, seen: bool, start: Instant) {
-        let (old, new) = match seen {
-            true => (self.outage_since.load(Ordering::Relaxed), 0),
-            false => (0, time::micros(start)),
-        };
-        if old != new {
-            // Where it fails another round, which overlaps with this one, has said so already.
-            let _ =
-                self.outage_since
-                    .compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
+    /// No quorum could be connected to since `start`: locks are held in this process until one can (rule S9).
+    pub(crate) fn begin_degraded(&self, start: Instant) {
+        self.circuit.open(start);
+    }
+
+    /// How the nodes are, and whether they are asked.
+    pub(crate) fn health(&self) -> Health {
+        let nodes = self.nodes.each();
+        Health {
+            breaker: BreakerState::of(self.circuit.phase()),
+            nodes: nodes
+                .filter_map(|(node, lanes)| NodeHealth::of(node, lanes))
+                .collect(),
         }
     }
 
-    /// Since when no quorum has answered; long ago while one does.
-    fn outage_since(&self) -> Option<Instant> {
-        time::instant(self.outage_since.load(Ordering::Relaxed))
+    /// Waits until a quorum of nodes is connected, until `end`.
+    pub(crate) fn wait_ready(&self, end: Option<Instant>) -> Result<(), Error> {
+        if self.is_forked() || self.gate.is_closed() {
+            return Err(Error::Closed);
+        }
+        match (self.nodes.wait_up(end, &self.gate), self.gate.is_closed()) {
+            (_, true) => Err(Error::Closed),
+            (true, false) => Ok(()),
+            (false, false) => Err(self.insufficient(self.nodes.roll_call())),
+        }
     }
 
     /// The time that the nodes have for a round that begins at `start`.
@@ -219,6 +237,7 @@ impl Engine {
         }
         let end = time::deadline(time::now(), grace);
         self.gate.close();
+        self.nodes.announce();
         let alive = self.gate.wait_empty(end);
         for lease in &alive {
             if lease.lose() {
@@ -284,6 +303,8 @@ mod fence_tests;
 mod late_tests;
 #[cfg(all(test, not(loom)))]
 mod loss_tests;
+#[cfg(all(test, not(loom)))]
+mod outage_tests;
 #[cfg(all(test, not(loom)))]
 mod rw_tests;
 #[cfg(all(test, not(loom)))]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
+use crate::about::About;
 use crate::config::{Config, Settings};
 use crate::error::{Cause, Error};
 use crate::key::{Channel, Family, Key};
@@ -31,6 +32,8 @@ pub(crate) enum Sin {
     Honest,
     /// It cannot be connected to.
     Down,
+    /// It denies access, at connect and to each request.
+    Denies,
     /// It takes requests of this verb and tells the test so, and serves them only when the test says: as one that
     /// grants, extends or releases late does.
     Late(Verb, Sender<()>, Receiver<()>),
@@ -58,6 +61,7 @@ pub(crate) struct Fake {
     refused: AtomicUsize,
     published: AtomicUsize,
     run_id: Mutex<String>,
+    about: Mutex<About>,
     ears: Mutex<Vec<(Channel, Sender<Channel>)>>,
 }
 
@@ -91,6 +95,7 @@ impl Fake {
             refused: AtomicUsize::new(0),
             published: AtomicUsize::new(0),
             run_id: Mutex::new(name.to_owned()),
+            about: Mutex::new(About::default()),
             ears: Mutex::new(Vec::new()),
         })
     }
@@ -108,6 +113,11 @@ impl Fake {
     /// Another server is behind its address from now on.
     pub(crate) fn runs_as(&self, name: &str) {
         name.clone_into(&mut self.run_id.lock());
+    }
+
+    /// What it says of itself from the next connect on.
+    pub(crate) fn says(&self, about: About) {
+        *self.about.lock() = about;
     }
 
     pub(crate) fn is_late(&self, verb: Verb) -> Rendezvous {
@@ -289,11 +299,15 @@ impl Connector for Arc<Fake> {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Cause::Unreachable("down".into()));
         }
+        if matches!(*self.sin.lock(), Sin::Denies) {
+            return Err(denied());
+        }
         let mut connects = self.connects.lock();
         connects.push(former.cloned());
         let greeting = Greeting {
             run_id: self.run_id.lock().clone(),
             client: connects.len() as i64,
+            about: self.about.lock().clone(),
         };
         Ok((Box::new(FakeSession(Arc::clone(self))), greeting))
     }
@@ -325,6 +339,7 @@ impl Session for FakeSession {
             let sin = self.0.sin.lock().clone();
             let served = match sin {
                 Sin::Down => return Err(broken()),
+                Sin::Denies => Answer::Fault(denied()),
                 Sin::Late(verb, arrived, go) if verb == request.verb => {
                     let _ = arrived.send(());
                     // The test has ended when its end is gone.
@@ -368,6 +383,10 @@ impl Session for FakeSession {
     }
 }
 
+fn denied() -> Cause {
+    Cause::Denied("NOAUTH".into())
+}
+
 fn key(name: &str, family: Family) -> Key {
     Key::parse("redguard:", name, family).expect("a good name")
 }
@@ -386,17 +405,23 @@ pub(crate) fn locker(
     adjust: impl FnOnce(Config) -> Config,
 ) -> Result<RedisLocker, Error> {
     let settings = settings(adjust);
+    let strict = settings.strict_servers;
     let posts: Vec<Post> = fakes
         .iter()
         .map(|fake| Post {
             name: fake.run_id.lock().clone(),
             connector: Arc::new(Arc::clone(fake)),
             node_timeout: settings.node_timeout,
+            quarantine: settings.quarantine,
+            strict: settings.strict_servers,
         })
         .collect();
     let nodes = Nodes::join(settings, &posts)?;
     // A quorum is enough to join, but a test speaks of all nodes that it did not put down.
-    let down = |fake: &&Arc<Fake>| matches!(*fake.sin.lock(), Sin::Down);
+    let down = |fake: &&Arc<Fake>| {
+        let fault = fake.about.lock().fault(strict);
+        fault.is_some() || matches!(*fake.sin.lock(), Sin::Down | Sin::Denies)
+    };
     let expected = fakes.len() - fakes.iter().filter(down).count();
     eventually("all lanes are up", || nodes.engine().nodes_up() == expected);
     Ok(RedisLocker::new(&nodes))

@@ -10,7 +10,7 @@ use crate::config::{MIN_VALIDITY, OnDrop};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::key::{Token, Ttl};
-use crate::lease::{Claim, Lease, Look};
+use crate::lease::{Claim, FOR_EVER, Lease, Look};
 use crate::local::Pass;
 use crate::time;
 use crate::watch::LossWatch;
@@ -34,9 +34,6 @@ pub(crate) struct Hold {
     ended: bool,
 }
 
-/// A local lease ends after this: never.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-
 impl Hold {
     pub(crate) fn quorum(engine: Arc<Engine>, lease: Arc<Lease>, pass: Pass) -> Hold {
         Hold {
@@ -47,16 +44,21 @@ impl Hold {
         }
     }
 
-    pub(crate) fn local(pass: Pass, claim: Claim, fence: Option<u64>) -> Hold {
-        let lease = Lease::new(pass.key().clone(), Token::local(), claim);
+    /// # Errors
+    /// `Closed` where a shutdown has come before it.
+    pub(crate) fn local(pass: Pass, claim: Claim, fence: Option<u64>) -> Result<Hold, Error> {
+        let lease = Arc::new(Lease::new(pass.key().clone(), Token::local(), claim));
         fence.into_iter().for_each(|fence| lease.number(fence));
         lease.hold(time::now() + FOR_EVER, time::lead());
-        Hold {
+        if !pass.bind(&lease) {
+            return Err(Error::Closed);
+        }
+        Ok(Hold {
             pass,
-            lease: Arc::new(lease),
+            lease,
             engine: None,
             ended: false,
-        }
+        })
     }
 
     fn watch(&self) -> LossWatch {
@@ -64,36 +66,34 @@ impl Hold {
         LossWatch::new(Arc::clone(&self.lease), losses)
     }
 
-    /// A look at the lease of a lock that is held on nodes.
-    fn look(&self) -> Option<Look> {
-        let engine = self.engine.as_ref()?;
-        Some(engine.losses().look(&self.lease))
-    }
-
-    fn is_held(&self) -> bool {
-        match self.look() {
-            None => true,
-            Some(Look::Held(_)) => !self.lease.is_doubtful(),
-            Some(_) => false,
+    /// A local lock does not expire, but ends with a shutdown of the nodes that it stands in for.
+    fn look(&self) -> Look {
+        match &self.engine {
+            Some(engine) => engine.losses().look(&self.lease),
+            None => self.lease.peek(time::now()),
         }
     }
 
+    fn is_held(&self) -> bool {
+        !self.remaining().is_zero()
+    }
+
     fn remaining(&self) -> Duration {
-        match self.look() {
-            None => Duration::MAX,
-            Some(Look::Held(expiry)) if !self.lease.is_doubtful() => {
+        match (&self.engine, self.look()) {
+            (None, Look::Held(_)) => Duration::MAX,
+            (Some(_), Look::Held(expiry)) if !self.lease.is_doubtful() => {
                 expiry.saturating_duration_since(time::now())
             }
-            Some(_) => Duration::ZERO,
+            _ => Duration::ZERO,
         }
     }
 
     fn check(&self) -> Result<(), Error> {
         match (&self.engine, self.look()) {
-            (Some(engine), Some(Look::Held(_))) if self.lease.is_doubtful() => {
+            (Some(engine), Look::Held(_)) if self.lease.is_doubtful() => {
                 engine.make_sure(&self.lease)
             }
-            (_, None | Some(Look::Held(_))) => Ok(()),
+            (_, Look::Held(_)) => Ok(()),
             _ => Err(Error::LockLost),
         }
     }
@@ -101,7 +101,7 @@ impl Hold {
     fn extend(&self, ttl: Duration) -> Result<(), Error> {
         match &self.engine {
             Some(engine) => {
-                let ttl = Ttl::parse(ttl, engine.settings().min_validity)?;
+                let ttl = engine.settings().ttl(ttl)?;
                 engine.extend(&self.lease, ttl)
             }
             None => Ttl::parse(ttl, MIN_VALIDITY).map(|_| ()),
@@ -156,11 +156,13 @@ impl Hold {
         }
         match &self.engine {
             Some(engine) => engine.release(&self.lease, &self.pass, on_drop),
-            None => {
-                self.lease.begin_release(time::now());
-                self.lease.end();
-                Ok(())
-            }
+            None => match self.lease.begin_release(time::now()) {
+                Look::Held(_) => {
+                    self.lease.end();
+                    Ok(())
+                }
+                _ => Err(Error::LockLost),
+            },
         }
     }
 }

@@ -192,8 +192,10 @@
 
 #![forbid(unsafe_code)]
 
+mod about;
 mod agenda;
 mod batch;
+mod breaker;
 mod cancel;
 mod config;
 mod crew;
@@ -203,6 +205,7 @@ mod error;
 mod fake;
 mod fence;
 mod guard;
+mod health;
 mod inbox;
 mod key;
 mod lane;
@@ -227,10 +230,12 @@ mod watch;
 mod worker;
 
 pub use crate::{
+    about::{ClockOffset, Role},
     cancel::CancelToken,
     config::{Config, Endpoint, OnDrop},
     error::{Cause, Error, NodeCause},
     guard::{LockGuard, Mode, ReadGuard, WriteGuard},
+    health::{BreakerState, Health, NodeHealth, NodeState},
     locker::{LocalLocker, Locker, RedisLocker},
     nodes::Nodes,
     notify::LostLock,

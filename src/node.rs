@@ -7,12 +7,16 @@ use redis::{
     Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, PubSub, RedisResult, Value,
 };
 
+use crate::about::{self, About};
 use crate::batch::Calls;
 use crate::config::{Endpoint, Settings};
 use crate::error::{Cause, Error};
 use crate::key::Channel;
 use crate::script::{self, Answer, Loaded, Read, Request};
 use crate::time;
+
+/// What a node is asked of itself. The first one has its clock.
+const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
 
 /// Makes sessions with one node. The one seam at which tests put fakes in the place of servers.
 pub(crate) trait Connector: Send + Sync {
@@ -61,6 +65,7 @@ pub(crate) struct Greeting {
     pub(crate) run_id: String,
     /// The number of this connection within that run.
     pub(crate) client: i64,
+    pub(crate) about: About,
 }
 
 /// A Redis or Valkey server.
@@ -275,19 +280,29 @@ impl RedisSession {
         redis::cmd("CLIENT")
             .arg("ID")
             .write_packed_command(&mut self.wire);
-        redis::cmd("INFO")
-            .arg("server")
-            .write_packed_command(&mut self.wire);
+        // One by one: before Redis 7 it takes one section at a time.
+        for section in SECTIONS {
+            redis::cmd("INFO")
+                .arg(section)
+                .write_packed_command(&mut self.wire);
+        }
+        let sent = time::wall();
         self.send(end)?;
         let client = self.receive_as::<i64>(end)?;
-        let info = self.receive_as::<String>(end)?;
-        let run_id = info
-            .lines()
-            .find_map(|line| line.strip_prefix("run_id:"))
+        let mut info = self.receive_as::<String>(end)?;
+        let wall = sent + time::wall().saturating_sub(sent) / 2;
+        for _ in &SECTIONS[1..] {
+            info.push_str(&self.receive_as::<String>(end)?);
+        }
+        let run_id = about::field(&info, "run_id")
             .ok_or_else(|| Cause::Server("INFO server names no run_id".into()))?
-            .trim()
             .to_owned();
-        let greeting = Greeting { run_id, client };
+        let about = About::read(&info, wall);
+        let greeting = Greeting {
+            run_id,
+            client,
+            about,
+        };
         self.wire.clear();
         // After a restart the numbers begin anew: ours may be somebody else's by now.
         let killed = former.filter(|former| former.run_id == greeting.run_id);

@@ -159,6 +159,14 @@ impl Tally {
             .unwrap_or(open)
     }
 
+    /// Whether it was for want of answers that there is no quorum. A node that denies access has answered, and it would be no
+    /// remedy to do without it: a wrong password is no outage (rule S9).
+    pub(crate) fn is_outage(&self) -> bool {
+        let denied = |(_, cause): &&(usize, Cause)| matches!(cause, Cause::Denied(_));
+        let denied = self.causes.iter().filter(denied).count();
+        self.granted.len() + self.refused.len() + denied < quorum(self.total)
+    }
+
     pub(crate) fn granted(&self) -> NodeSet {
         self.granted
     }

@@ -13,7 +13,8 @@ use crate::inbox::{Ended, Inbox};
 use crate::key::Key;
 use crate::lane::{Addressee, Job, Lane};
 use crate::lease::Lease;
-use crate::quorum::{NodeSet, Question, Tally, Verdict, Vote};
+use crate::local::Gate;
+use crate::quorum::{NodeSet, Question, Tally, Verdict, Vote, quorum};
 use crate::script::{Answer, Holder, Request, Verb};
 use crate::time::{self, Budget};
 
@@ -152,6 +153,42 @@ impl Nodes {
     pub(crate) fn up(&self) -> usize {
         let up = |lane: &&Lane| lane.suspect(time::now()).is_none();
         self.crew.lanes().iter().filter(up).count()
+    }
+
+    /// Whether a quorum of nodes is connected: then a round may have a quorum.
+    pub(crate) fn quorum_up(&self) -> bool {
+        let now = time::now();
+        let up = |lanes: &&[Lane]| lanes.iter().all(|lane| lane.is_up(now));
+        let nodes = self.crew.lanes().chunks(self.pool);
+        nodes.filter(up).count() >= quorum(self.total())
+    }
+
+    /// Waits until a quorum of nodes is connected, until `end`, or until the gate before them is closed. `false` if no quorum
+    /// is connected.
+    pub(crate) fn wait_up(&self, end: Option<Instant>, gate: &Gate) -> bool {
+        let census = self.crew.census();
+        census.wait_until(end, || self.quorum_up() || gate.is_closed()) && self.quorum_up()
+    }
+
+    /// Lets those look who wait for nodes.
+    pub(crate) fn announce(&self) {
+        self.crew.census().announce();
+    }
+
+    /// Which nodes are connected, and why the others are not.
+    pub(crate) fn roll_call(&self) -> Tally {
+        let (now, mut tally) = (time::now(), Tally::new(self.total(), Question::Take));
+        for (node, (_, lanes)) in self.each().enumerate() {
+            let cause = lanes.iter().find_map(|lane| lane.suspect(now));
+            tally.vote(node, cause.map_or(Vote::Granted, Vote::Fault));
+        }
+        tally
+    }
+
+    /// Each node with its lanes.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (&str, &[Lane])> {
+        let lanes = self.crew.lanes().chunks(self.pool);
+        self.names.iter().map(String::as_str).zip(lanes)
     }
 
     /// How long a round takes at present, in which a quorum answers.
@@ -395,7 +432,9 @@ pub(crate) fn vote(answer: Answer) -> Vote {
             Holder::Gate => Cause::WriterWaiting { remaining },
         }),
         Answer::Absent | Answer::Foreign => Vote::Refused(Cause::NotOurs),
-        Answer::Fault(Cause::WrongType) => Vote::Refused(Cause::WrongType),
+        Answer::Fault(cause @ (Cause::WrongType | Cause::Quarantined { .. })) => {
+            Vote::Refused(cause)
+        }
         Answer::Fault(cause) => Vote::Fault(cause),
     }
 }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::config::OnDrop;
-use crate::engine::{Care, Patience, Wish};
+use crate::engine::{Care, Patience, Taken, Wish};
 use crate::error::Error;
 use crate::fake::{Fake, Sin, eventually, locker};
 use crate::key::{Family, Key, Ttl};
@@ -357,7 +357,9 @@ fn a_renewal_and_an_extension_take_turns() {
         end: None,
         attempts: None,
     };
-    let (lease, _pass) = engine.acquire(&wish, patience).expect("free");
+    let Taken::Quorum(lease, _pass) = engine.acquire(&wish, patience).expect("free") else {
+        panic!("on the nodes");
+    };
     // A renewal that is due waits for an extension, though its thread does not.
     let turn = lease.begin_extension();
     let overdue = time::now() + LONGER * 3 / 8;

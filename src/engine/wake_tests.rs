@@ -115,7 +115,7 @@ fn who_is_woken_asks_the_node_that_woke_it_before_the_others() {
     let inbox = Arc::new(Inbox::new());
     let attempt = |first| {
         engine
-            .attempt(&wish, &inbox, Trace::None, first)
+            .attempt(&wish, &inbox, Trace::None, first, None)
             .expect("randomness")
     };
     let takes = || [0, 1, 2].map(|node: usize| fakes[node].count(Verb::Take));
