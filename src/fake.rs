@@ -391,11 +391,13 @@ fn key(name: &str, family: Family) -> Key {
     Key::parse("redguard:", name, family).expect("a good name")
 }
 
-/// Settings for fakes: nodes that do not matter, and time-outs long enough not to decide anything by chance.
+/// Settings for fakes: nodes that do not matter, time-outs long enough not to decide anything by chance, and a breaker that
+/// never opens unless the test wants it.
 pub(crate) fn settings(adjust: impl FnOnce(Config) -> Config) -> Settings {
     let config = Config::new(["unused"])
         .node_timeout(Duration::from_secs(5))
-        .connect_timeout(Duration::from_secs(5));
+        .connect_timeout(Duration::from_secs(5))
+        .breaker(u32::MAX, Duration::from_secs(60));
     adjust(config).check().expect("settings of a test")
 }
 
