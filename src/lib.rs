@@ -221,6 +221,8 @@ mod script;
 mod sync;
 mod take;
 mod time;
+#[cfg(feature = "tls")]
+mod tls;
 mod watch;
 mod worker;
 
@@ -237,6 +239,9 @@ pub use crate::{
     rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker},
     watch::{LossWatch, WaitLost},
 };
+
+#[cfg(feature = "tls")]
+pub use crate::tls::Tls;
 
 /// The README's examples, compiled.
 #[cfg(doctest)]
