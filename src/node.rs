@@ -145,9 +145,21 @@ impl Server {
     }
 
     fn open(&self) -> Result<Connection, Cause> {
+        let timeout = match self.info.addr() {
+            // What hangs over TLS has more to tell than that it does: in time for who waits for `connect_timeout`.
+            ConnectionAddr::TcpTls { .. } => self.connect_timeout * 7 / 8,
+            _ => self.connect_timeout,
+        };
         redis::Client::open(self.info.clone())
-            .and_then(|client| client.get_connection_with_timeout(self.connect_timeout))
-            .map_err(|error| tls::cause(&error))
+            .and_then(|client| client.get_connection_with_timeout(timeout))
+            .map_err(|error| match self.info.addr() {
+                #[cfg(feature = "tls")]
+                ConnectionAddr::TcpTls { .. } => tls::cause(&error),
+                ConnectionAddr::Tcp(..) if script::is_cut(&error) => {
+                    Cause::Unreachable(format!("{error}: is it a port for TLS?"))
+                }
+                _ => script::cause(&error),
+            })
     }
 }
 
@@ -538,7 +550,6 @@ mod tests {
             "http://joe:s3cret@h:1",
             "redis://joe:s3cret@h:99999",
             "redis://joe:s3cret@h/notadb",
-            "rediss://joe:s3cret@h",
             "h:0",
             "0.0.0.0:6379",
             "redis://",

@@ -1,10 +1,8 @@
 //! In the place of `tls` where the feature `tls` is off: no node is spoken to over TLS.
 
-use redis::{ConnectionInfo, RedisError};
+use redis::ConnectionInfo;
 
 use crate::config::Settings;
-use crate::error::Cause;
-use crate::script;
 
 /// The URL of an address.
 ///
@@ -24,6 +22,21 @@ pub(super) fn secure(info: ConnectionInfo, _: &Settings) -> Result<ConnectionInf
     Ok(info)
 }
 
-pub(super) fn cause(error: &RedisError) -> Cause {
-    script::cause(error)
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use crate::config::Config;
+    use crate::node::Server;
+
+    #[test]
+    fn an_address_over_tls_is_told_which_feature_it_takes() {
+        for scheme in ["rediss", "valkeys", "REDISS"] {
+            let settings = Config::new([format!("{scheme}://joe:s3cret@h")])
+                .check()
+                .unwrap();
+            let refused = Server::new(&settings.endpoints[0], &settings);
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains("feature `tls`"), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
 }

@@ -1,6 +1,5 @@
 //! TLS to a node: what the settings say, made into what `redis` and `rustls` understand, and back into causes.
 
-use std::error::Error as _;
 use std::io;
 
 use redis::{Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, RedisError, TlsCertificates};
@@ -104,26 +103,150 @@ fn certificates(pem: &[u8], whose: &str) -> Result<Vec<CertificateDer<'static>>,
 /// What an error of a connect says of the node. A certificate that one side does not accept is a question of rights, as
 /// a wrong password is: it does not pass by waiting.
 pub(super) fn cause(error: &RedisError) -> Cause {
-    let io = error.source().and_then(|e| e.downcast_ref::<io::Error>());
-    let inner = io.and_then(io::Error::get_ref);
+    if error.is_timeout() {
+        return Cause::Unreachable("no answer in time: is it a port for TLS?".to_owned());
+    }
+    let inner = script::io(error).and_then(io::Error::get_ref);
     let Some(tls) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
-        return match io.map(io::Error::kind) {
-            // In place of the many words of `rustls`.
-            Some(io::ErrorKind::UnexpectedEof) => {
-                Cause::Unreachable("the connection was closed from the other side".to_owned())
-            }
-            _ => script::cause(error),
-        };
+        return script::cause(error);
     };
+    let text = format!("TLS: {tls}");
     match tls {
-        rustls::Error::InvalidCertificate(_) => Cause::Denied(format!("TLS: {tls}")),
-        rustls::Error::AlertReceived(AlertDescription::InternalError) => {
-            Cause::Unreachable(format!("TLS: {tls}"))
+        rustls::Error::AlertReceived(AlertDescription::InternalError) => Cause::Unreachable(text),
+        rustls::Error::AlertReceived(_) | rustls::Error::InvalidCertificate(_) => {
+            Cause::Denied(text)
         }
-        rustls::Error::AlertReceived(_) => Cause::Denied(format!("TLS: {tls}")),
-        rustls::Error::InvalidMessage(_) => {
-            Cause::Unreachable(format!("TLS: {tls}: is it a port for TLS?"))
+        _ => Cause::Unreachable(text),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::error::Error;
+    use crate::node::Server;
+    use rcgen::{CertificateParams, KeyPair};
+
+    fn server(config: Config) -> Result<Server, Error> {
+        let settings = config.check()?;
+        Server::new(&settings.endpoints[0], &settings)
+    }
+
+    /// A certificate that is its own authority, and its key.
+    fn identity() -> [String; 2] {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(["h".to_owned()]).unwrap();
+        [params.self_signed(&key).unwrap().pem(), key.serialize_pem()]
+    }
+
+    #[test]
+    fn an_address_is_over_tls_if_it_says_so_or_says_nothing_and_tls_is_set() {
+        for (address, alone, set) in [
+            ("h:1", false, Some("h:1")),
+            ("H", false, Some("h:6379")),
+            ("[::1]:1", false, Some("::1:1")),
+            ("redis://h:1", false, None),
+            ("valkey://h:1", false, None),
+            ("unix:///s", false, None),
+            ("rediss://joe:pass@h:1/3", true, Some("h:1")),
+            ("REDISS://h:1", true, Some("h:1")),
+            ("valkeys://h", true, Some("h:6379")),
+        ] {
+            let over_tls = |server: &Server| {
+                assert!(server.info.tcp_settings().nodelay());
+                matches!(server.info.addr(), ConnectionAddr::TcpTls { .. })
+            };
+            let server_alone = server(Config::new([address])).unwrap();
+            assert_eq!(over_tls(&server_alone), alone, "{address}");
+            match (server(Config::new([address]).tls(Tls::new())), set) {
+                (Ok(server), Some(place)) => {
+                    assert!(over_tls(&server), "{address}");
+                    assert_eq!(server.place(), place);
+                }
+                (Err(error), None) => {
+                    let error = error.to_string();
+                    assert!(
+                        error.contains(address) && error.contains("Config::tls"),
+                        "{error}"
+                    );
+                }
+                (result, _) => panic!("{address}: {result:?}"),
+            }
         }
-        _ => Cause::Unreachable(format!("TLS: {tls}")),
+    }
+
+    #[test]
+    fn an_address_cannot_turn_the_checks_off() {
+        for address in [
+            "rediss://joe:s3cret@h#insecure",
+            "rediss://joe:s3cret@h#else",
+            "rediss://joe:s3cret@h:0",
+            "rediss://joe:s3cret@-",
+        ] {
+            let error = server(Config::new([address])).unwrap_err().to_string();
+            assert!(error.contains("address \"rediss://"), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_told_without_its_content() {
+        let [certificate, key] = identity();
+        let [_, stranger] = identity();
+        let middle = |pem: &str| pem.lines().nth(1).unwrap().to_owned();
+        let empty = pem("CERTIFICATE", "");
+        let nonsense = pem("CERTIFICATE", "c3ByaW5n");
+        let damaged = certificate.replace("-----END", "---END");
+        let short = key.replace(&middle(&key), "");
+        let encrypted = key.replace("PRIVATE", "ENCRYPTED PRIVATE");
+        let swapped = key.replace("-----BEGIN", &format!("-----BEGIN {}", middle(&key)));
+        let us = |certificate: &str, key: &str| Tls::new().client_certificate(certificate, key);
+        let ok = [
+            Tls::new(),
+            Tls::new().ca(&*certificate),
+            Tls::new().ca(format!("{certificate}\n{certificate}")),
+            us(&certificate, &key),
+            us(&certificate, &key).ca(&*certificate),
+        ];
+        for tls in ok {
+            server(Config::new(["h"]).tls(tls)).unwrap();
+        }
+        for (tls, whose) in [
+            (Tls::new().ca(""), "Tls::ca: no certificate"),
+            (Tls::new().ca(&*key), "Tls::ca: no certificate"),
+            (Tls::new().ca([0xff; 9]), "Tls::ca: no certificate"),
+            (Tls::new().ca(empty), "Tls::ca"),
+            (Tls::new().ca(&*nonsense), "Tls::ca: a certificate"),
+            (Tls::new().ca(damaged), "Tls::ca: the PEM text is damaged"),
+            (us("", &key), "Tls::client_certificate: no certificate"),
+            (us(&certificate, ""), "Tls::client_certificate: no key"),
+            (us(&certificate, &encrypted), "no key"),
+            (us(&certificate, &swapped), "no key"),
+            (us(&certificate, &short), "Tls::client_certificate"),
+            (us(&certificate, &stranger), "Tls::client_certificate"),
+            (us(&nonsense, &key), "Tls::client_certificate"),
+            (us(&key, &certificate), "Tls::client_certificate"),
+        ] {
+            let config = Config::new(["h"]).tls(tls);
+            let shown = format!("{config:?}");
+            let error = server(config).expect_err(whose).to_string();
+            assert!(
+                error.contains("address \"h\"") && error.contains(whose),
+                "{error}"
+            );
+            for pem in [&key, &stranger, &certificate] {
+                for line in pem.lines().filter(|line| line.len() == 64) {
+                    assert!(
+                        !format!("{error} {shown}").contains(line),
+                        "{error} {shown}"
+                    );
+                }
+            }
+        }
+    }
+
+    fn pem(label: &str, text: &str) -> String {
+        format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
     }
 }

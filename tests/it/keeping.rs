@@ -2,15 +2,13 @@
 
 use crate::parts::{Part, Program, scratch};
 use crate::rig::{
-    LIMIT, STRANGER, TTL, ask, config, connect, everywhere, hasty, nowhere, pttl, seize,
-    takes_part, token, wire,
+    self, LIMIT, STRANGER, TTL, ask, config, connect, everywhere, nowhere, pttl, seize,
+    subscribers, takes_part, token, wire,
 };
 use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
 use nix::sys::signal::{Signal, kill};
-use redguard::{
-    Config, Error, LockGuard, LockOptions, Locker, LossWatch, RedisLocker, RetryPolicy, WaitLost,
-};
+use redguard::{Config, Error, LockGuard, LockOptions, Locker, LossWatch, RedisLocker, WaitLost};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -202,17 +200,7 @@ fn a_holder_that_was_stopped_past_its_ttl_is_told_at_its_first_look() {
 
 /// Only a message explains progress.
 fn sluggish(nodes: &[Server]) -> Config {
-    config(nodes).retry(RetryPolicy {
-        initial_delay: TTL,
-        max_delay: TTL,
-        jitter: 0.0,
-        ..hasty()
-    })
-}
-
-fn subscribers(node: &Server, key: &str) -> u64 {
-    let (_, count): (String, u64) = ask(node, &["PUBSUB", "NUMSUB", &wire(key)]);
-    count
+    config(nodes).retry(rig::sluggish())
 }
 
 #[test]

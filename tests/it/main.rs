@@ -23,4 +23,6 @@ mod servers_work;
 mod shapes;
 mod support;
 mod support_works;
+#[cfg(feature = "tls")]
+mod tls;
 mod wire;

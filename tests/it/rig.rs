@@ -41,6 +41,22 @@ pub(crate) fn hasty() -> RetryPolicy {
     }
 }
 
+/// Only a message explains progress.
+pub(crate) fn sluggish() -> RetryPolicy {
+    RetryPolicy {
+        initial_delay: TTL,
+        max_delay: TTL,
+        jitter: 0.0,
+        ..hasty()
+    }
+}
+
+/// How many listen for the release of a lock.
+pub(crate) fn subscribers(node: &Server, key: &str) -> u64 {
+    let (_, count): (String, u64) = ask(node, &["PUBSUB", "NUMSUB", &wire(key)]);
+    count
+}
+
 pub(crate) fn connect(nodes: &[Server]) -> RedisLocker {
     connect_by(config(nodes), nodes)
 }
