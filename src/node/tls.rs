@@ -134,10 +134,10 @@ mod tests {
     }
 
     /// A certificate that is its own authority, and its key.
-    fn identity() -> [String; 2] {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(["h".to_owned()]).unwrap();
-        [params.self_signed(&key).unwrap().pem(), key.serialize_pem()]
+    fn identity() -> Result<[String; 2], rcgen::Error> {
+        let key = KeyPair::generate()?;
+        let params = CertificateParams::new(["h".to_owned()])?;
+        Ok([params.self_signed(&key)?.pem(), key.serialize_pem()])
     }
 
     #[test]
@@ -192,8 +192,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_told_without_its_content() {
-        let [certificate, key] = identity();
-        let [_, stranger] = identity();
+        let [certificate, key] = identity().unwrap();
+        let [_, stranger] = identity().unwrap();
         let middle = |pem: &str| pem.lines().nth(1).unwrap().to_owned();
         let empty = pem("CERTIFICATE", "");
         let nonsense = pem("CERTIFICATE", "c3ByaW5n");

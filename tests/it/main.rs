@@ -15,6 +15,7 @@ mod nodes;
 mod parts;
 mod processes;
 mod rig;
+mod rights;
 mod rw_conformance;
 mod rw_processes;
 mod rw_starvation;

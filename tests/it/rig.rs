@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 /// Outlasts every test, so that nothing is ever free because it expired.
 pub(crate) const TTL: Duration = Duration::from_secs(300);
+/// Renewed every second or so, and short enough to be waited for.
+pub(crate) const BRIEF: Duration = Duration::from_secs(3);
 /// What stands before a lock's name unless another prefix is set.
 pub(crate) const PREFIX: &str = "redguard:";
 

@@ -1,7 +1,7 @@
 //! Locks over TLS, and what is said when one side does not accept the other.
 
 use crate::rig::{
-    LIMIT, TTL, ask, at, connect_by, everywhere, now, nowhere, sluggish, subscribers, take,
+    BRIEF, LIMIT, TTL, ask, at, connect_by, everywhere, now, nowhere, sluggish, subscribers, take,
     takes_part,
 };
 use crate::support::log_capture::{Level, captured_log};
@@ -18,8 +18,6 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
-/// Renewed every second or so, and short enough to be waited for.
-const BRIEF: Duration = Duration::from_secs(3);
 const HERE: &str = "127.0.0.1";
 /// What a node that hangs may take.
 const HUNG: Duration = Duration::from_millis(300);
