@@ -76,3 +76,17 @@ impl fmt::Debug for Tls {
             .finish()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_what_is_set_and_nothing_of_it() {
+        let tls = Tls::new().ca("abc").client_certificate("def", "ghi");
+        let shown = r#"Tls { ca: Some(".."), client_certificate: Some("..") }"#;
+        assert_eq!(format!("{tls:?}"), shown);
+        let shown = "Tls { ca: None, client_certificate: None }";
+        assert_eq!(format!("{:?}", Tls::new()), shown);
+    }
+}
