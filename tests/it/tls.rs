@@ -225,6 +225,7 @@ fn who_is_not_trusted_or_speaks_otherwise_is_named_with_the_reason_and_no_secret
 
 #[test]
 fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
+    captured_log();
     let ca = Authority::new("ours");
     let node = node(&ca.signs(&[HERE]), &ca, &[]);
     let brief = |address: String| {
@@ -256,15 +257,18 @@ fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
     proxy.pass();
     let listener = TcpListener::bind((HERE, 0)).unwrap();
     let half = listener.local_addr().unwrap().to_string();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let (mut stream, _) = listener.accept().unwrap();
-            // A record of 122 bytes begins, a hello of the server in it.
-            stream.write_all(b"\x16\x03\x03\x00\x7a\x02\x00").unwrap();
-            // Until the client has had enough of it.
-            _ = std::io::copy(&mut stream, &mut std::io::sink());
+    in_time("in the middle", &|| {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.set_read_timeout(Some(LIMIT)).unwrap();
+                // A record of 122 bytes begins, a hello of the server in it.
+                stream.write_all(b"\x16\x03\x03\x00\x7a\x02\x00").unwrap();
+                // Until the client has had enough of it.
+                _ = std::io::copy(&mut stream, &mut std::io::sink());
+            });
+            tells(half.clone(), "no answer in time");
         });
-        tells(half, "no answer in time");
     });
     drop(listener);
     proxy.cut_reply_after(20);
@@ -286,6 +290,11 @@ fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
         let other = unique_key("hung");
         assert!(locker.try_lock(&other, TTL).unwrap_err().is_unavailable());
         assert!(locker.lock(&other, TTL).unwrap_err().is_unavailable());
+        // Callers wait for no lane, but the lane must not wait for ever either.
+        eventually(LIMIT, "the lane gives it up", || {
+            let told = captured_log().lines(Level::Info, &node.addr());
+            told.iter().any(|line| line.contains("suspect"))
+        });
     });
     tells(node.addr(), "no answer in time");
     node.server.resume().unwrap();
