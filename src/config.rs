@@ -7,6 +7,8 @@ use crate::error::Error;
 use crate::key::Ttl;
 use crate::quorum;
 use crate::retry::RetryPolicy;
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
 
 /// The part of a TTL that an attempt must leave, unless it is set.
 pub(crate) const MIN_VALIDITY: f64 = 0.5;
@@ -15,8 +17,8 @@ const MOST_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_POOL: usize = 64;
 const MAX_OWNER: usize = 64;
 
-/// One node's address: `host:port`, `host` (port 6379), `redis://[user[:password]@]host[:port][/db]`, or
-/// `unix:///path/to/socket[?db=n&user=…&pass=…]`.
+/// One node's address: `host:port`, `host` (port 6379), `redis://[user[:password]@]host[:port][/db]`,
+/// `unix:///path/to/socket[?db=n&user=…&pass=…]`, or with the feature `tls` `rediss://…`, which is `redis://…` over TLS.
 ///
 /// It is read when connecting, so a mistake in it is an error of [`Nodes::connect`](crate::Nodes::connect). Its
 /// `Debug` leaves out the credentials.
@@ -111,6 +113,8 @@ pub(crate) struct Settings {
     pub(crate) username: Option<String>,
     pub(crate) password: Option<String>,
     pub(crate) db: Option<u32>,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<Tls>,
     pub(crate) pool_size: usize,
     pub(crate) key_prefix: String,
     pub(crate) owner: Option<String>,
@@ -142,6 +146,8 @@ impl Config {
                 username: None,
                 password: None,
                 db: None,
+                #[cfg(feature = "tls")]
+                tls: None,
                 pool_size: 1,
                 key_prefix: "redguard:".to_owned(),
                 owner: None,
@@ -174,6 +180,15 @@ impl Config {
     /// The database number for nodes whose address names none. Default: 0.
     pub fn db(mut self, db: u32) -> Config {
         self.settings.db = Some(db);
+        self
+    }
+
+    /// TLS for all nodes: an address without a scheme is spoken to over TLS, and one that says otherwise (`redis://`,
+    /// `unix://`) is refused when connecting. With the feature `tls`. Default: TLS for `rediss://` addresses alone, as
+    /// [`Tls::new()`] has it.
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: Tls) -> Config {
+        self.settings.tls = Some(tls);
         self
     }
 
@@ -363,11 +378,15 @@ impl Settings {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = &self.settings;
-        f.debug_struct("Config")
+        let mut shown = f.debug_struct("Config");
+        shown
             .field("nodes", &s.endpoints)
             .field("username", &s.username)
             .field("password", &s.password.as_ref().map(|_| ".."))
-            .field("db", &s.db)
+            .field("db", &s.db);
+        #[cfg(feature = "tls")]
+        shown.field("tls", &s.tls);
+        shown
             .field("pool_size", &s.pool_size)
             .field("key_prefix", &s.key_prefix)
             .field("owner", &s.owner)

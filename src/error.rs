@@ -194,7 +194,8 @@ pub enum Cause {
     #[error("no answer in time")]
     TimedOut,
 
-    /// The credentials are wrong, missing, or not allowed to do what is needed.
+    /// The credentials are wrong, missing, or not allowed to do what is needed; or one side does not accept the other's
+    /// certificate.
     #[error("access denied: {0}")]
     Denied(String),
 

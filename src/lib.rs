@@ -151,7 +151,7 @@
 //! | no quorum reachable | [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node, after [`max_outage`](RetryPolicy::max_outage); from `try_…` at once |
 //! | nodes come back | lanes connect again by themselves, with capped and jittered back-off |
 //! | scripts flushed | healed within the request |
-//! | `READONLY`, `LOADING`, `OOM`, `NOAUTH` … | a fault of that node, with that cause |
+//! | `READONLY`, `LOADING`, `OOM`, `NOAUTH`, a certificate that is not accepted … | a fault of that node, with that cause |
 //! | a foreign value under the key | [`Contended`](Error::Contended), or its like for read-write locks, and the value is left alone |
 //! | the holder is killed | free after the TTL at the latest; waiters wake then, not at their next poll |
 //! | the nodes are too slow for the TTL | [`ValidityExhausted`](Error::ValidityExhausted) after three attempts in a row |
@@ -188,8 +188,16 @@
 //!
 //! # Features and versions
 //!
-//! No features yet. Rust 1.88; Redis 6.2 or Valkey 7.2 and later.
+//! | feature | what it brings |
+//! |---|---|
+//! | `tls` | `rediss://` addresses, `Config::tls` and `Tls`: an authority of your own, and a certificate to show to nodes. By `rustls`; the computer needs a C compiler to build it |
+//!
+//! None is on by default. With `tls`, a process that has not installed a provider of cryptography for `rustls` by its first
+//! connect has `ring` installed as its default; so a program that wants another one installs it before.
+//!
+//! Rust 1.88; Redis 6.2 or Valkey 7.2 and later.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
 mod about;
@@ -226,6 +234,8 @@ mod script;
 mod sync;
 mod take;
 mod time;
+#[cfg(feature = "tls")]
+mod tls;
 mod watch;
 mod worker;
 
@@ -244,6 +254,9 @@ pub use crate::{
     rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker},
     watch::{LossWatch, WaitLost},
 };
+
+#[cfg(feature = "tls")]
+pub use crate::tls::Tls;
 
 /// The README's examples, compiled.
 #[cfg(doctest)]

@@ -18,6 +18,12 @@ use crate::time;
 /// What a node is asked of itself. The first one has its clock.
 const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
 
+#[cfg(not(feature = "tls"))]
+#[path = "node/plain.rs"]
+mod tls;
+#[cfg(feature = "tls")]
+mod tls;
+
 /// Makes sessions with one node. The one seam at which tests put fakes in the place of servers.
 pub(crate) trait Connector: Send + Sync {
     /// Connects, which can block for longer than any time-out where a name has many addresses. A session that
@@ -91,26 +97,27 @@ impl Server {
         if text.is_empty() {
             return refuse("it is empty".into());
         }
-        let url = match text.split_once("://") {
-            Some(("rediss" | "valkeys", _)) => {
-                return refuse("TLS is not supported".into());
-            }
-            Some(_) => text.to_owned(),
-            None => format!("redis://{text}"),
+        let url = match tls::url(text, settings) {
+            Ok(url) => url,
+            Err(reason) => return refuse(reason),
         };
         let info = match url.as_str().into_connection_info() {
             Ok(info) => info,
             // The parser's detail can repeat what it was given, so only its category is told.
             Err(error) => return refuse(format!("not understood ({})", error.category())),
         };
-        if let ConnectionAddr::Tcp(host, port) = info.addr() {
+        if let Some((host, port)) = host_and_port(&info) {
             if host.is_empty() {
                 return refuse("no host".into());
             }
-            if *port == 0 {
+            if port == 0 {
                 return refuse("port 0".into());
             }
         }
+        let info = match tls::secure(info, settings) {
+            Ok(info) => info,
+            Err(reason) => return refuse(reason),
+        };
         let mut redis = info.redis_settings().clone();
         if redis.password().is_none() {
             if let Some(password) = &settings.password {
@@ -136,10 +143,37 @@ impl Server {
 
     /// Where the server is, so that one named twice is found before any I/O. The database is no part of it.
     pub(crate) fn place(&self) -> String {
-        match self.info.addr() {
-            ConnectionAddr::Tcp(host, port) => format!("{}:{port}", host.to_ascii_lowercase()),
-            other => other.to_string(),
+        match host_and_port(&self.info) {
+            Some((host, port)) => format!("{}:{port}", host.to_ascii_lowercase()),
+            None => self.info.addr().to_string(),
         }
+    }
+
+    fn open(&self) -> Result<Connection, Cause> {
+        let timeout = match self.info.addr() {
+            // What hangs over TLS has more to tell than that it does: in time for who waits for `connect_timeout`.
+            ConnectionAddr::TcpTls { .. } => self.connect_timeout * 7 / 8,
+            _ => self.connect_timeout,
+        };
+        redis::Client::open(self.info.clone())
+            .and_then(|client| client.get_connection_with_timeout(timeout))
+            .map_err(|error| match self.info.addr() {
+                #[cfg(feature = "tls")]
+                ConnectionAddr::TcpTls { .. } => tls::cause(&error),
+                ConnectionAddr::Tcp(..) if script::is_cut(&error) => {
+                    Cause::Unreachable(format!("{error}: is it a port for TLS?"))
+                }
+                _ => script::cause(&error),
+            })
+    }
+}
+
+fn host_and_port(info: &ConnectionInfo) -> Option<(&str, u16)> {
+    match info.addr() {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            Some((host, *port))
+        }
+        _ => None,
     }
 }
 
@@ -167,11 +201,8 @@ impl fmt::Debug for Server {
 impl Connector for Server {
     fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause> {
         let end = time::now() + self.connect_timeout;
-        let connection = redis::Client::open(self.info.clone())
-            .and_then(|client| client.get_connection_with_timeout(self.connect_timeout))
-            .map_err(|error| script::cause(&error))?;
         let mut session = RedisSession {
-            connection,
+            connection: self.open()?,
             timeout: self.node_timeout,
             armed: None,
             loaded: Loaded::default(),
@@ -188,12 +219,9 @@ impl Connector for Server {
         &self,
         serve: &mut dyn FnMut(&mut dyn Ear) -> Result<(), Cause>,
     ) -> Result<(), Cause> {
-        let mut connection = redis::Client::open(self.info.clone())
-            .and_then(|client| client.get_connection_with_timeout(self.connect_timeout))
-            .and_then(|connection| {
-                connection.set_write_timeout(Some(self.node_timeout))?;
-                Ok(connection)
-            })
+        let mut connection = self.open()?;
+        connection
+            .set_write_timeout(Some(self.node_timeout))
             .map_err(|error| script::cause(&error))?;
         let messages = connection.as_pubsub();
         let node_timeout = self.node_timeout;
@@ -537,7 +565,6 @@ mod tests {
             "http://joe:s3cret@h:1",
             "redis://joe:s3cret@h:99999",
             "redis://joe:s3cret@h/notadb",
-            "rediss://joe:s3cret@h",
             "h:0",
             "0.0.0.0:6379",
             "redis://",

@@ -4,6 +4,8 @@
 //! refused asks how long the holder has left. What must look before it acts is an atomic script, sent by its SHA-1
 //! (`EVALSHA`), with all keys in KEYS and integers as replies.
 
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -356,8 +358,27 @@ pub(crate) fn cause(error: &RedisError) -> Cause {
         // An error inside a script keeps its code only in its text.
         (_, Some(_)) if text.contains("WRONGTYPE") => Cause::WrongType,
         (_, Some(_)) => Cause::Server(text),
+        // In place of the page that `rustls` writes on it.
+        _ if is_end(error) => Cause::Unreachable("the other side closed the connection".to_owned()),
         _ => Cause::Unreachable(text),
     }
+}
+
+/// The operating system's error, or that of TLS in its place.
+pub(crate) fn io(error: &RedisError) -> Option<&io::Error> {
+    let shared = error
+        .source()?
+        .downcast_ref::<Arc<dyn Error + Send + Sync>>()?;
+    shared.downcast_ref()
+}
+
+fn is_end(error: &RedisError) -> bool {
+    io(error).is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+}
+
+/// Whether the other side ended a connection that it had taken.
+pub(crate) fn is_cut(error: &RedisError) -> bool {
+    error.is_connection_dropped() && !error.is_connection_refusal()
 }
 
 #[cfg(all(test, not(loom)))]

@@ -15,6 +15,7 @@ mod nodes;
 mod parts;
 mod processes;
 mod rig;
+mod rights;
 mod rw_conformance;
 mod rw_processes;
 mod rw_published;
@@ -24,4 +25,6 @@ mod servers_work;
 mod shapes;
 mod support;
 mod support_works;
+#[cfg(feature = "tls")]
+mod tls;
 mod wire;

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 /// Outlasts every test, so that nothing is ever free because it expired.
 pub(crate) const TTL: Duration = Duration::from_secs(300);
+/// Renewed every second or so, and short enough to be waited for.
+pub(crate) const BRIEF: Duration = Duration::from_secs(3);
 /// What stands before a lock's name unless another prefix is set.
 pub(crate) const PREFIX: &str = "redguard:";
 
@@ -39,6 +41,22 @@ pub(crate) fn hasty() -> RetryPolicy {
         max_delay: Duration::from_millis(20),
         ..RetryPolicy::default()
     }
+}
+
+/// Only a message explains progress.
+pub(crate) fn sluggish() -> RetryPolicy {
+    RetryPolicy {
+        initial_delay: TTL,
+        max_delay: TTL,
+        jitter: 0.0,
+        ..hasty()
+    }
+}
+
+/// How many listen for the release of a lock.
+pub(crate) fn subscribers(node: &Server, key: &str) -> u64 {
+    let (_, count): (String, u64) = ask(node, &["PUBSUB", "NUMSUB", &wire(key)]);
+    count
 }
 
 pub(crate) fn connect(nodes: &[Server]) -> RedisLocker {

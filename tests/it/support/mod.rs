@@ -9,6 +9,8 @@ pub(crate) mod log_capture;
 pub(crate) mod proxy;
 #[path = "../../../examples/common/servers.rs"]
 pub(crate) mod servers;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 pub(crate) mod witness;
 
 use servers::Server;
