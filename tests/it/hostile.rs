@@ -5,7 +5,8 @@ use crate::support::hostile::{Hostile, Sin, Then};
 use crate::support::servers::Server;
 use crate::support::{eventually, unique_key};
 use redguard::{
-    Cause, Config, Error, LockOptions, Locker, Nodes, RedisLocker, RedisRwLocker, RwLocker,
+    Cause, Config, Error, LockOptions, Locker, NodeState, Nodes, RedisLocker, RedisRwLocker,
+    RwLocker,
 };
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -157,7 +158,10 @@ fn a_quorum_of_honest_nodes_goes_on_and_the_hostile_one_comes_back() {
         let hostile = Hostile::before(shared()[0].addr());
         let nodes = Nodes::connect(two_honest(hostile.addr())).unwrap();
         let (locks, rw) = (RedisLocker::new(&nodes), RedisRwLocker::new(&nodes));
-        takes_part(&locks, &shared()[0]);
+        eventually(LIMIT, "all are up", || {
+            let nodes = nodes.health().nodes;
+            nodes.iter().all(|node| node.state == NodeState::Up)
+        });
         for command in ["SET", "EVALSHA"] {
             let before = hostile.sins();
             hostile.sin(command, sin);

@@ -27,11 +27,12 @@ pub(crate) fn config(nodes: &[Server]) -> Config {
     at(nodes.iter().map(Server::addr))
 }
 
-/// The same for any addresses.
+/// The same for any addresses. The breaker never opens: an outage lasts for as long as the test wants.
 pub(crate) fn at(addresses: impl IntoIterator<Item = String>) -> Config {
     Config::new(addresses)
         .node_timeout(Duration::from_secs(2))
         .connect_timeout(Duration::from_secs(10))
+        .breaker(u32::MAX, LIMIT)
         .retry(hasty())
 }
 

@@ -255,7 +255,7 @@ fn without_one_of_the_rights_to_be_woken_it_is_refused_and_waits_end_by_time() {
                     .password("pass");
                 let [holder, waiter] =
                     [(); 2].map(|()| RedisLocker::connect(config.clone()).unwrap());
-                let key = unique_key("mute");
+                let [key, other] = ["mute", "other"].map(unique_key);
                 // What is no command is a channel.
                 let refused = left_out.strip_prefix('+').unwrap_or("redguard:");
                 let is_refused = || {
@@ -263,8 +263,11 @@ fn without_one_of_the_rights_to_be_woken_it_is_refused_and_waits_end_by_time() {
                     refusals.iter().any(|what| what.starts_with(refused))
                 };
                 let held = holder.lock(&key, TTL).unwrap();
+                let others = holder.lock(&other, TTL).unwrap();
                 thread::scope(|scope| {
                     let waits = scope.spawn(|| waiter.lock(&key, TTL));
+                    // As long as somebody waits for another lock, the subscription to this one is given up by itself.
+                    let waits_on = scope.spawn(|| waiter.lock(&other, TTL));
                     match refused {
                         "publish" | "unsubscribe" => {
                             eventually(LIMIT, "it listens", || subscribers(node, &key) == 1);
@@ -273,8 +276,10 @@ fn without_one_of_the_rights_to_be_woken_it_is_refused_and_waits_end_by_time() {
                     }
                     held.release().unwrap();
                     waits.join().unwrap().unwrap().release().unwrap();
+                    eventually(LIMIT, left_out, is_refused);
+                    others.release().unwrap();
+                    waits_on.join().unwrap().unwrap().release().unwrap();
                 });
-                eventually(LIMIT, left_out, is_refused);
                 takes_part(&waiter, node);
             });
         }
