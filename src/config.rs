@@ -53,16 +53,27 @@ impl<T: AsRef<str>> From<T> for Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, rest) = match self.text.split_once("://") {
-            Some((scheme, rest)) => (Some(scheme), rest),
-            None => (None, self.text.as_str()),
+            Some((scheme, rest)) if is_scheme(scheme) => (Some(scheme), rest),
+            _ => (None, self.text.as_str()),
         };
-        let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+        let is_path = rest.starts_with('/') && scheme.is_some_and(|s| s.ends_with("unix"));
+        let rest = match rest.rsplit_once('@') {
+            Some((before, _)) if !is_path && before.contains('?') => "..", // ends either of them in the other?
+            Some((_, host)) if !is_path => host,
+            _ => rest,
+        };
         let rest = rest.split_once('?').map_or(rest, |(path, _)| path);
         match scheme {
             Some(scheme) => write!(f, "{scheme}://{rest}"),
             None => f.write_str(rest),
         }
     }
+}
+
+/// Whether this can stand before a `://`. If not, that is a part of a password, for example.
+fn is_scheme(text: &str) -> bool {
+    text.bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
 }
 
 impl fmt::Debug for Endpoint {
@@ -406,6 +417,7 @@ impl fmt::Debug for Config {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn config() -> Config {
         Config::new(["a:1", "b:2", "c:3"])
@@ -457,5 +469,109 @@ mod tests {
         let shown = format!("{config:?}");
         assert!(!shown.contains("s3c"), "{shown}");
         assert!(shown.contains("redis://h:1/2") && shown.contains("unix:///p"));
+    }
+
+    #[test]
+    fn what_may_be_a_secret_is_not_shown() {
+        for (address, shown) in [
+            ("unix:///run/a@b?pass=s3c@ret", "unix:///run/a@b"),
+            ("unix://joe:s3c@/run/a?pass=s3c", "unix:///run/a"),
+            ("redis:///joe:s3c@h", "redis://h"),
+            ("redis://joe:s3?c@h:1", "redis://.."),
+            ("redis://joe@h?pass=s3@c", "redis://.."),
+            ("joe:s3c://s3c@h:1", "h:1"),
+            ("http://h:1", "http://h:1"),
+        ] {
+            assert_eq!(Endpoint::from(address).to_string(), shown, "{address}");
+        }
+    }
+
+    fn duration() -> impl Strategy<Value = Duration> {
+        let near = |ms: u64| (0..3 * ms).prop_map(Duration::from_millis);
+        prop_oneof![
+            near(1),
+            near(100),
+            near(3_600_000),
+            (any::<u64>(), 0..1_000_000_000_u32).prop_map(|(s, ns)| Duration::new(s, ns)),
+            Just(Duration::MAX),
+        ]
+    }
+
+    fn fraction() -> impl Strategy<Value = f64> {
+        prop_oneof![any::<f64>(), 0.0..1.0, Just(f64::NAN), Just(f64::INFINITY)]
+    }
+
+    prop_compose! {
+        fn policy()(
+            max_attempts in proptest::option::of(prop_oneof![0..3_u32, any::<u32>()]),
+            max_wait in proptest::option::of(duration()),
+            [max_outage, initial_delay, max_delay] in [duration(), duration(), duration()],
+            jitter in fraction(),
+        ) -> RetryPolicy {
+            RetryPolicy { max_attempts, max_wait, max_outage, initial_delay, max_delay, jitter }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_are_good_or_named(
+            nodes in 0..70_usize,
+            pool in prop_oneof![0..70_usize, any::<usize>()],
+            db in any::<u32>(),
+            [node, connect] in [duration(), duration()],
+            min_validity in fraction(),
+            retry in policy(),
+            waited in duration(),
+        ) {
+            let config = Config::new(vec!["h"; nodes])
+                .pool_size(pool)
+                .db(db)
+                .node_timeout(node)
+                .connect_timeout(connect)
+                .min_validity(min_validity)
+                .retry(retry.clone());
+            let _ = format!("{config:?}");
+            match config.check() {
+                Ok(settings) => {
+                    prop_assert!((1..=64).contains(&nodes) && (1..=64).contains(&pool));
+                    prop_assert!(node <= connect && connect <= MOST_TIMEOUT && !node.is_zero());
+                    prop_assert!((0.0..0.99).contains(&min_validity));
+                    // A policy that was let in can be counted with.
+                    let most = retry.max_attempts.unwrap_or(u32::MAX);
+                    settings.retry.attempts_within(waited);
+                    settings.retry.span(most);
+                    prop_assert!(settings.retry.delay(most, 1.0) <= retry.max_delay);
+                }
+                Err(Error::NoAddresses) => prop_assert_eq!(nodes, 0),
+                Err(Error::InvalidConfig(text)) => {
+                    let words = [
+                        format!("{nodes} nodes"),
+                        format!("pool_size {pool} "),
+                        format!("node_timeout {node:?}"),
+                        format!("connect_timeout {connect:?}"),
+                        format!("min_validity {min_validity} "),
+                        "max_attempts is 0".into(),
+                        "initial_delay is 0".into(),
+                        format!("initial_delay {:?} ", retry.initial_delay),
+                        format!("jitter {} ", retry.jitter),
+                    ];
+                    prop_assert!(words.iter().any(|word| text.contains(word)), "{}", text);
+                }
+                Err(other) => prop_assert!(false, "{}", other),
+            }
+        }
+
+        #[test]
+        fn any_owner_is_good_or_named(owner in "[ -~]{0,70}|\\PC{0,70}") {
+            let good = (1..=64).contains(&owner.len())
+                && owner.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b':');
+            match config().owner(&owner).check() {
+                Ok(_) => prop_assert!(good),
+                Err(error) => {
+                    let shown = format!("{owner:?}");
+                    prop_assert!(!good && error.to_string().contains(&shown));
+                }
+            }
+        }
     }
 }

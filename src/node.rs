@@ -101,6 +101,11 @@ impl Server {
             Ok(url) => url,
             Err(reason) => return refuse(reason),
         };
+        if hides_its_end(&url) {
+            return refuse(
+                "in a user name or password '/', '?' and '#' are written %2F, %3F and %23".into(),
+            );
+        }
         let info = match url.as_str().into_connection_info() {
             Ok(info) => info,
             // The parser's detail can repeat what it was given, so only its category is told.
@@ -175,6 +180,16 @@ fn host_and_port(info: &ConnectionInfo) -> Option<(&str, u16)> {
         }
         _ => None,
     }
+}
+
+/// Whether credentials have something in them that ends them for the parser: the beginning of a password would be taken
+/// for a port, which is no secret.
+fn hides_its_end(url: &str) -> bool {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return false;
+    };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    !scheme.ends_with("unix") && rest[end..].contains('@')
 }
 
 /// Whether an address names a database of its own, be it 0.
@@ -323,8 +338,13 @@ impl RedisSession {
             info.push_str(&self.receive_as::<String>(end)?);
         }
         let run_id = about::field(&info, "run_id")
+            .filter(|run_id| is_digest(run_id))
             .ok_or_else(|| Cause::Server("INFO server names no run_id".into()))?
             .to_owned();
+        // A server refuses to kill such a one, and would do so at every connect from now on.
+        if client <= 0 {
+            return Err(out_of_step());
+        }
         let about = About::read(&info, wall);
         let greeting = Greeting {
             run_id,
@@ -353,6 +373,10 @@ impl RedisSession {
     fn learn_scripts(&mut self, end: Instant) -> Result<(), Cause> {
         for script in 0..Loaded::COUNT {
             let sha = self.receive_as::<String>(end)?;
+            // It is kept, and sent with each call.
+            if !is_digest(&sha) {
+                return Err(out_of_step());
+            }
             self.loaded.learn(script, sha);
         }
         Ok(())
@@ -505,6 +529,11 @@ impl Session for RedisSession {
     }
 }
 
+/// Whether it looks like a SHA-1 or a run id: 40 hexadecimal digits.
+fn is_digest(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn out_of_step() -> Cause {
     Cause::Unreachable("an unexpected reply: is it a Redis server?".into())
 }
@@ -516,6 +545,7 @@ mod against_the_model;
 mod tests {
     use super::*;
     use crate::config::Config;
+    use proptest::prelude::*;
 
     fn server(address: &str) -> Result<Server, Error> {
         let settings = Config::new([address])
@@ -573,6 +603,109 @@ mod tests {
             let error = server(address).unwrap_err().to_string();
             assert!(error.contains("address"), "{error}");
             assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+
+    /// What may stand in an address, and much that may not.
+    fn pieces() -> impl Strategy<Value = String> {
+        let words = [
+            "redis",
+            "unix",
+            "://",
+            "//",
+            ":",
+            "@",
+            "/",
+            "?",
+            "#",
+            "[",
+            "]",
+            "::1",
+            "%40",
+            "%2F",
+            "%zz",
+            "%ff",
+            "%00",
+            "joe",
+            "h",
+            "6379",
+            "99999",
+            "-1",
+            "db=",
+            "user=",
+            "pass=",
+            "protocol=3",
+            "&",
+            "+",
+            "\\",
+            "\t",
+            "\n",
+            "\0",
+            " ",
+            "é",
+            "＠",
+            "🔒",
+            "\u{202e}",
+            "'",
+            "\"",
+            "0.0.0.0",
+            "localhost",
+            "..",
+        ];
+        let word = proptest::sample::select(words.to_vec()).prop_map(String::from);
+        let piece = prop_oneof![9 => word, 1 => any::<char>().prop_map(String::from)];
+        proptest::collection::vec(piece, 0..10).prop_map(|pieces| pieces.concat())
+    }
+
+    /// As in an address, where everything but letters and digits may be written so.
+    fn encoded(text: &str) -> String {
+        text.bytes()
+            .map(|byte| match byte.is_ascii_alphanumeric() {
+                true => char::from(byte).to_string(),
+                false => format!("%{byte:02X}"),
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_an_address_or_refused(text in pieces()) {
+            match server(&text) {
+                Ok(server) => {
+                    let place = server.place();
+                    prop_assert_eq!(format!("{server:?}"), format!("Server({place})"));
+                    let is_tcp = matches!(server.info.addr(), ConnectionAddr::Tcp(..));
+                    prop_assert!(!is_tcp || !place.contains(['@', '/', '?']), "{}", place);
+                }
+                Err(error) => prop_assert!(error.to_string().contains("address \""), "{}", error),
+            }
+        }
+
+        #[test]
+        fn no_password_is_ever_shown(odd in pieces(), form in 0..6_usize, is_encoded in any::<bool>()) {
+            let password = format!("31337{odd}s3cret");
+            let written = if is_encoded { encoded(&password) } else { password.clone() };
+            let address = match form {
+                0 => format!("redis://joe:{written}@h:1/2"),
+                1 => format!("valkey://:{written}@h"),
+                2 => format!("joe:{written}@h:1"),
+                3 => format!(":{written}@[::1]"),
+                4 => format!("unix:///run/s?user=joe&pass={written}"),
+                _ => format!("http://joe:{written}@h:99999/x"),
+            };
+            let endpoint = Endpoint::from(&address);
+            let config = Config::new([&address]).password(&password);
+            let mut shown = format!("{endpoint} {endpoint:?} {config:?}");
+            let server = server(&address);
+            match &server {
+                Ok(server) => shown += &format!("{} {server:?}", server.place()),
+                Err(error) => shown += &format!("{error} {error:?}"),
+            }
+            prop_assert!(!shown.contains("31337") && !shown.contains("s3cret"), "{}", shown);
+            if is_encoded && form < 5 {
+                let taken = server.unwrap();
+                prop_assert_eq!(taken.info.redis_settings().password(), Some(&*password));
+            }
         }
     }
 }

@@ -83,8 +83,9 @@ impl RetryPolicy {
     pub(crate) fn delay(&self, retry: u32, draw: f64) -> Duration {
         let whole = self.whole_delay(retry);
         let part = 1.0 - self.jitter * (1.0 - draw.clamp(0.0, 1.0));
-        // The longest durations are rounded up beyond the type's range when they become a float.
-        Duration::try_from_secs_f64(whole.as_secs_f64() * part).unwrap_or(whole)
+        // The longest durations are rounded up when they become a float, also beyond the type's range.
+        Duration::try_from_secs_f64(whole.as_secs_f64() * part)
+            .map_or(whole, |part| part.min(whole))
     }
 
     /// How many of the (whole) delays have passed after `waited`: as many attempts would have been made.
