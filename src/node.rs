@@ -1,11 +1,10 @@
 //! One server: connecting to it, greeting it, and exchanging a batch of requests with it.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use redis::{
-    Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, PubSub, RedisResult, Value,
-};
+use redis::{Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Msg, Value};
 
 use crate::about::{self, About};
 use crate::batch::Calls;
@@ -17,6 +16,8 @@ use crate::time;
 
 /// What a node is asked of itself. The first one has its clock.
 const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
+/// So many messages may come before a reply that a subscriber waits for.
+const MOST_EARLY: usize = 4096;
 
 #[cfg(not(feature = "tls"))]
 #[path = "node/plain.rs"]
@@ -146,6 +147,18 @@ impl Server {
         })
     }
 
+    /// A server or proxy may repeat what it does not understand, and that may be how we log in.
+    fn without_password(&self, cause: Cause) -> Cause {
+        let password = self.info.redis_settings().password().unwrap_or_default();
+        let is_in = |text: &str| !password.is_empty() && text.contains(password);
+        let words = "its words have the password in them".to_owned();
+        match cause {
+            Cause::Denied(text) if is_in(&text) => Cause::Denied(words),
+            Cause::Server(text) if is_in(&text) => Cause::Server(words),
+            _ => cause,
+        }
+    }
+
     /// Where the server is, so that one named twice is found before any I/O. The database is no part of it.
     pub(crate) fn place(&self) -> String {
         match host_and_port(&self.info) {
@@ -170,6 +183,7 @@ impl Server {
                 }
                 _ => script::cause(&error),
             })
+            .map_err(|cause| self.without_password(cause))
     }
 }
 
@@ -226,7 +240,8 @@ impl Connector for Server {
             calls: Calls::default(),
             again: Vec::new(),
         };
-        let greeting = session.greet(former, end)?;
+        let greeting = session.greet(former, end);
+        let greeting = greeting.map_err(|cause| self.without_password(cause))?;
         Ok((Box::new(session), greeting))
     }
 
@@ -234,51 +249,70 @@ impl Connector for Server {
         &self,
         serve: &mut dyn FnMut(&mut dyn Ear) -> Result<(), Cause>,
     ) -> Result<(), Cause> {
-        let mut connection = self.open()?;
+        let connection = self.open()?;
         connection
             .set_write_timeout(Some(self.node_timeout))
             .map_err(|error| script::cause(&error))?;
-        let messages = connection.as_pubsub();
-        let node_timeout = self.node_timeout;
         serve(&mut RedisEar {
-            messages,
-            node_timeout,
+            connection,
+            node_timeout: self.node_timeout,
+            early: VecDeque::new(),
         })
     }
 }
 
 /// The subscriber's side of an open connection. Only what is read with [`hear`](Ear::hear) may time out: after a reply that
 /// did, `redis` would skip a message.
-struct RedisEar<'a> {
-    messages: PubSub<'a>,
+struct RedisEar {
+    connection: Connection,
     node_timeout: Duration,
+    /// Messages that came before a reply that was waited for.
+    early: VecDeque<Channel>,
 }
 
-impl RedisEar<'_> {
-    fn ask<T>(&mut self, ask: impl FnOnce(&mut PubSub<'_>) -> RedisResult<T>) -> Result<(), Cause> {
-        self.messages
+impl RedisEar {
+    /// We do not do this with the `PubSub` of `redis`: it keeps what comes before the reply, for as long as anything comes.
+    fn ask(&mut self, cmd: &Cmd) -> Result<(), Cause> {
+        let end = time::now() + self.node_timeout;
+        self.connection
             .set_read_timeout(Some(self.node_timeout))
-            .and_then(|()| ask(&mut self.messages))
-            .map(|_| ())
-            .map_err(|error| script::cause(&error))
+            .and_then(|()| {
+                self.connection
+                    .send_packed_command(&cmd.get_packed_command())
+            })
+            .map_err(|error| script::cause(&error))?;
+        while self.early.len() < MOST_EARLY && time::now() < end {
+            let reply = self.connection.recv_response();
+            let reply = reply.map_err(|error| script::cause(&error))?;
+            match Msg::from_owned_value(reply) {
+                Some(message) => self.early.push_back(message.get_channel_name().into()),
+                None => return Ok(()),
+            }
+        }
+        Err(Cause::TimedOut)
     }
 }
 
-impl Ear for RedisEar<'_> {
+impl Ear for RedisEar {
     fn subscribe(&mut self, channel: &str) -> Result<(), Cause> {
-        self.ask(|messages| messages.subscribe(channel))
+        self.ask(redis::cmd("SUBSCRIBE").arg(channel))
     }
 
     fn unsubscribe(&mut self, channel: &str) -> Result<(), Cause> {
-        self.ask(|messages| messages.unsubscribe(channel))
+        self.ask(redis::cmd("UNSUBSCRIBE").arg(channel))
     }
 
     fn hear(&mut self, wait: Duration) -> Result<Option<Channel>, Cause> {
+        if let Some(channel) = self.early.pop_front() {
+            return Ok(Some(channel));
+        }
         let wait = wait.max(Duration::from_millis(1));
-        let heard = self
-            .messages
+        let mut messages = self.connection.as_pubsub();
+        let heard = messages
             .set_read_timeout(Some(wait))
-            .and_then(|()| self.messages.get_message());
+            .and_then(|()| messages.get_message());
+        // Its destructor would end all subscriptions, and wait for what the server says to that. It owns nothing.
+        std::mem::forget(messages);
         match heard {
             Ok(message) => Ok(Some(Channel::from(message.get_channel_name()))),
             Err(error) if error.is_timeout() => Ok(None),
@@ -287,7 +321,7 @@ impl Ear for RedisEar<'_> {
     }
 
     fn ping(&mut self) -> Result<(), Cause> {
-        self.ask(|messages| messages.ping::<Value>())
+        self.ask(&redis::cmd("PING"))
     }
 }
 

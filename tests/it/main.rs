@@ -9,6 +9,7 @@ mod cancellation;
 mod conformance;
 mod expiry;
 mod fencing;
+mod hostile;
 mod keeping;
 mod network;
 mod nodes;
