@@ -11,6 +11,10 @@ use crate::error::Error;
 use crate::lane::{Census, First, Lane, Post};
 use crate::worker::Worker;
 
+/// The stack of a thread. `redis` reads a reply that is nested 100 deep, as deep as it goes, with more than 1.25 MiB of it
+/// where it is built without optimisation, and an overflow is the end of the process.
+const STACK: usize = 4 << 20;
+
 /// The threads of all lanes, and what it takes to end them.
 #[derive(Debug)]
 pub(crate) struct Crew {
@@ -137,6 +141,7 @@ impl Helper {
 fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
     std::thread::Builder::new()
         .name(name)
+        .stack_size(STACK)
         .spawn(body)
         .map_err(|error| Error::System {
             what: "a thread",
