@@ -50,6 +50,13 @@
 //! | eviction under `maxmemory`, `FLUSHALL` | the same | `maxmemory-policy noeviction`; a server for locks alone |
 //! | the list of nodes is changed under way | two lists have two quorums | stop all holders, or wait the longest TTL |
 //!
+//! | a node lies | it counts as one vote, whatever it says | servers of your own, in a private network |
+//!
+//! A reply that is no answer, breaks off, or does not come is a fault of that node alone, and its connection is made anew. A
+//! reply that goes on for ever, byte after byte, is waited for by nobody, but its thread reads it until the server stops, and
+//! keeps what has come of it: then that node stays away, memory grows at the server's pace, and
+//! [`shutdown`](Nodes::shutdown) answers `false`.
+//!
 //! Two nodes have no quorum with one down, and of four a tie is a loss for both sides: take 1, 3 or 5. An even number is
 //! a `warn` line at connect.
 //!

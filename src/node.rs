@@ -441,6 +441,10 @@ impl RedisSession {
     /// the socket keeps what it has while that is at most an eighth of the node's time-out too long.
     ///
     /// After `end` there is a last moment to read what has come by then: it may be us who were held up.
+    ///
+    /// The time-out is that of each read, and `redis` reads a reply to its end: one whose bytes keep coming can take longer,
+    /// and holds the lane for as long as they come. Callers see that it is overdue and do not wait for it. We cannot end it: the
+    /// socket is not to be had from `redis`, and cannot be shut down from outside.
     fn arm(&mut self, end: Instant) -> Result<(), Cause> {
         let left = end
             .saturating_duration_since(time::now())

@@ -198,6 +198,15 @@ mod tests {
             ..RetryPolicy::default()
         };
         assert_eq!(tiny.delay(u32::MAX, 0.0), tiny.max_delay);
+        let odd = RetryPolicy {
+            max_delay: Duration::from_secs(13_405_666_198_677_039),
+            ..tiny
+        };
+        assert_eq!(
+            odd.delay(u32::MAX, 0.0),
+            odd.max_delay,
+            "as a float it is more"
+        );
     }
 
     #[test]

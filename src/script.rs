@@ -571,9 +571,9 @@ mod tests {
             1 => proptest::collection::vec(any::<u8>(), 0..9).prop_map(|bytes| {
                 [format!("${}\r\n", bytes.len()).as_bytes(), &bytes, b"\r\n"].concat()
             }),
-            1 => "\\PC{0,9}".prop_map(|text| format!("-{text}\r\n").into_bytes()),
+            1 => "[^\r\n]{0,9}".prop_map(|text| format!("-{text}\r\n").into_bytes()),
         ];
-        leaf.prop_recursive(3, 12, 4, |inner| {
+        let nested = leaf.clone().prop_recursive(3, 12, 4, |inner| {
             let some = proptest::collection::vec(inner, 0..4);
             (0..5_usize, some).prop_map(|(kind, some)| {
                 let (mark, count) = match kind {
@@ -586,7 +586,8 @@ mod tests {
                 wire.extend(some.concat());
                 wire
             })
-        })
+        });
+        prop_oneof![leaf, nested]
     }
 
     proptest! {
@@ -618,7 +619,8 @@ mod tests {
                                 prop_assert!(good, "{:?} {:?}", verb, value);
                             }
                             Read::Answer(Answer::Numbered(given)) => {
-                                prop_assert!(is_numbered && number == i64::try_from(given).ok());
+                                let same = number == i64::try_from(given).ok();
+                                prop_assert!(is_numbered && same && given > 0);
                             }
                             Read::Answer(Answer::Heard(heard)) => prop_assert!(heard > 0),
                             Read::Answer(Answer::Fault(cause)) => {

@@ -153,7 +153,7 @@ fn in_time<T>(what: &str, act: impl FnOnce() -> T) -> T {
 #[test]
 fn a_quorum_of_honest_nodes_goes_on_and_the_hostile_one_comes_back() {
     let no_panic = watch_for_panics();
-    each(&sins(), |number, sin| {
+    each(&sins(), |_, sin| {
         let hostile = Hostile::before(shared()[0].addr());
         let nodes = Nodes::connect(two_honest(hostile.addr())).unwrap();
         let (locks, rw) = (RedisLocker::new(&nodes), RedisRwLocker::new(&nodes));
@@ -229,9 +229,12 @@ fn hostile_greetings() {
     let greetings = ["AUTH", "SELECT", "CLIENT", "INFO", "SCRIPT"];
     let rows = greetings.iter().cycle().zip(sins());
     let mut table: Vec<_> = rows.collect();
-    // A number that cannot be killed at the next connect.
-    let (says, then) = (b":-5\r\n".to_vec(), Then::GoOn);
-    table.push((&"CLIENT", Sin { says, then }));
+    let usual = table.len();
+    // What cannot be killed at the next connect, and what no server is called.
+    for (command, says) in [(&"CLIENT", ":-5\r\n"), (&"INFO", "$8\r\nrun_id:x\r\n")] {
+        let (says, then) = (says.into(), Then::GoOn);
+        table.push((command, Sin { says, then }));
+    }
     each(&table, |number, (command, sin)| {
         let hostile = Hostile::before(shared()[0].addr());
         hostile.sin(command, sin);
@@ -241,7 +244,7 @@ fn hostile_greetings() {
             true => format!("redis://:s3cret@{}/1", hostile.addr()),
             false => hostile.addr(),
         };
-        if number % 4 == 0 {
+        if number % 4 == 0 || number >= usual {
             let error = in_time("connecting", || Nodes::connect(hasty([first.clone()])));
             match error {
                 Err(error) => assert!(error.is_unavailable(), "row {number}: {error}"),
@@ -343,6 +346,7 @@ fn who_drips_holds_no_caller() {
 
 /// What may be heard instead of a subscription, or after it.
 fn tales() -> Vec<Sin> {
+    // There are two: to the private channel, and to a lock's.
     let confirmed = "*3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n";
     let message = "*3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$0\r\n\r\n";
     let text = |says: String, then| Sin {
@@ -352,6 +356,11 @@ fn tales() -> Vec<Sin> {
     let mut tales = vec![
         text(message.into(), Then::Flood(message.len())),
         text(format!("{confirmed}{message}"), Then::Flood(message.len())),
+        text(
+            format!("{confirmed}{confirmed}{message}"),
+            Then::Flood(message.len()),
+        ),
+        text(format!("{confirmed}{confirmed}:1\r\n"), Then::Drip(4)),
         text(message.into(), Then::Drip(message.len())),
         text(format!("{confirmed}{message}"), Then::Drip(message.len())),
         text(format!("{confirmed}*1000000000\r\n"), Then::Hang),
