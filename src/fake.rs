@@ -37,6 +37,8 @@ pub(crate) enum Sin {
     /// It takes requests of this verb and tells the test so, and serves them only when the test says: as one that
     /// grants, extends or releases late does.
     Late(Verb, Sender<()>, Receiver<()>),
+    /// The same for a ping.
+    LatePing(Sender<()>, Receiver<()>),
     /// It serves requests of this verb, but answers with an error.
     ErrsAfter(Verb),
     /// It answers requests of this verb with an error, and does not serve them.
@@ -124,6 +126,13 @@ impl Fake {
         let (tell, arrived) = unbounded();
         let (go, wait) = unbounded();
         self.sins(Sin::Late(verb, tell, wait));
+        Rendezvous { arrived, go }
+    }
+
+    pub(crate) fn is_late_with_a_ping(&self) -> Rendezvous {
+        let (tell, arrived) = unbounded();
+        let (go, wait) = unbounded();
+        self.sins(Sin::LatePing(tell, wait));
         Rendezvous { arrived, go }
     }
 
@@ -379,6 +388,11 @@ impl Session for FakeSession {
     }
 
     fn ping(&mut self) -> Result<(), Cause> {
+        let sin = self.0.sin.lock().clone();
+        if let Sin::LatePing(arrived, go) = sin {
+            let _ = arrived.send(());
+            let _ = go.recv();
+        }
         self.0.up()
     }
 }

@@ -242,7 +242,9 @@ impl Worker {
                     self.fill();
                     self.exchange(&mut *session)
                 }
-                Err(RecvTimeoutError::Timeout) => session.ping(),
+                Err(RecvTimeoutError::Timeout) => {
+                    watched(&self.health, self.node_timeout, || session.ping())
+                }
                 Err(RecvTimeoutError::Disconnected) => {
                     self.stopping = true;
                     Ok(())
@@ -333,13 +335,11 @@ impl Worker {
         if self.requests.is_empty() {
             return Ok(());
         }
-        let overdue = time::micros(time::now() + self.node_timeout);
-        self.health.overdue.store(overdue, Ordering::Release);
         let (node, name) = (self.node, &self.name);
         let (requests, returns) = (&self.requests, &mut self.returns);
         let denied = &mut self.denied;
         let mut undone = None;
-        let attempt = AssertUnwindSafe(|| {
+        let attempt = || {
             session.exchange(requests, &mut |index, answer| {
                 let request = &requests[index];
                 trace!("{name}: {:?} {answer:?}", request.verb);
@@ -361,9 +361,8 @@ impl Worker {
                 }
                 returns[index].post(node, answer);
             })
-        });
-        let done = catch_unwind(attempt).unwrap_or_else(|_| Err(panicked()));
-        self.health.overdue.store(u64::MAX, Ordering::Release);
+        };
+        let done = watched(&self.health, self.node_timeout, attempt);
         let done = done.and(undone.map_or(Ok(()), Err));
         match &done {
             Ok(()) => {
@@ -509,6 +508,20 @@ fn note_written(request: &Request, now: Instant) {
             place.note_written(now, request.trace());
         }
     }
+}
+
+/// Talks to the node. While that is overdue, callers see it: a reply that comes byte by byte can take longer than any
+/// time-out, and what were queued behind it would not be served.
+fn watched(
+    health: &Health,
+    node_timeout: Duration,
+    talk: impl FnOnce() -> Result<(), Cause>,
+) -> Result<(), Cause> {
+    let overdue = time::micros(time::now() + node_timeout);
+    health.overdue.store(overdue, Ordering::Release);
+    let done = catch_unwind(AssertUnwindSafe(talk)).unwrap_or_else(|_| Err(panicked()));
+    health.overdue.store(u64::MAX, Ordering::Release);
+    done
 }
 
 fn panicked() -> Cause {
