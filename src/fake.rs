@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
@@ -422,4 +422,10 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(time::now() < end, "never happened: {what}");
         std::thread::park_timeout(Duration::from_millis(1));
     }
+}
+
+/// Holds where nothing but a message, or a wake-up, can have brought about what began at `began`: all clocks are slower.
+pub(crate) fn by_no_clock(began: Instant) {
+    let took = time::now().saturating_duration_since(began);
+    assert!(took < Duration::from_secs(60), "{took:?}");
 }

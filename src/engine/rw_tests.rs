@@ -195,6 +195,38 @@ fn a_wait_that_ran_out_says_for_whom() {
     assert!(matches!(write(), Error::WriteLockHeld { .. }));
 }
 
+#[test]
+fn attempts_are_counted_apart_from_the_wait_and_the_ttl() {
+    let fakes = Fake::many(1);
+    let locker = rw(&fakes, |config| {
+        config.retry(RetryPolicy {
+            max_attempts: Some(3),
+            ..RetryPolicy::default()
+        })
+    });
+    let options = LockOptions::new(TTL);
+    let takes = || fakes[0].count(Verb::Take);
+    meddle(&fakes, a_writer);
+    let error = locker.acquire_read("x", &options).expect_err("held");
+    assert!(matches!(error, Error::WriteLockTimeout { attempts: 3, .. }));
+    assert_eq!(takes(), 3);
+    let error = locker.acquire_write("x", &options).expect_err("held");
+    assert!(matches!(error, Error::WriteLockHeld { attempts: 3, .. }));
+    assert_eq!(takes(), 6);
+    meddle(&fakes, nobody);
+    meddle(&fakes, a_reader);
+    let error = locker.acquire_write("x", &options).expect_err("held");
+    assert!(matches!(error, Error::ReadersTimeout { attempts: 3, .. }));
+    assert_eq!(takes(), 9);
+    // A wait takes the place of the attempts.
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| locker.acquire_write("x", &patient()).map(drop));
+        eventually("it asks on", || takes() > 9 + 3);
+        meddle(&fakes, |slot| slot.readers.clear());
+        writer.join().expect("no panic").expect("it is free");
+    });
+}
+
 // The gate: writers get in.
 
 #[test]
