@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::cancel::CancelToken;
 use crate::error::Error;
-use crate::fake::{Fake, Sin, eventually, locker};
+use crate::fake::{Fake, Sin, eventually, locker, places_were_left};
 use crate::key::{Family, Key};
 use crate::locker::{Locker, RedisLocker};
 use crate::options::LockOptions;
@@ -179,7 +179,7 @@ fn readers_that_follow_and_a_writer_at_the_gate_are_cancelled() {
         eventually("no place is left", || {
             fakes.iter().all(|fake| gate(fake).is_empty())
         });
-        fakes.iter().all(|fake| fake.place_was_left())
+        places_were_left(&fakes)
     };
     // Given back, and not just ended. A lane that is held up until a place has ended need not give it back: once is enough.
     assert!((0..20).any(|_| waits_and_is_cancelled()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::config::{Config, OnDrop};
 use crate::error::Error;
-use crate::fake::{Fake, Rendezvous, Sin, Slot, Turn, eventually, locker};
+use crate::fake::{Fake, Rendezvous, Sin, Slot, Turn, eventually, locker, places_were_left};
 use crate::key::{Family, Key};
 use crate::options::LockOptions;
 use crate::retry::RetryPolicy;
@@ -282,7 +282,7 @@ fn a_writer_that_gives_up_leaves_the_gate() {
         let writer = locker.acquire_write("x", &impatient());
         writer.expect_err("it gives up");
         all(&fakes, "no place is left", |slot| slot.gate.is_empty());
-        fakes.iter().all(|fake| fake.place_was_left())
+        places_were_left(&fakes)
     };
     // Given back, and not just ended. A lane that is held up until a place has ended need not give it back: once is enough.
     assert!((0..20).any(|_| gives_up()));
