@@ -11,6 +11,7 @@ use crate::engine::attempt::{Miss, Trace};
 use crate::engine::{Care, Wish};
 use crate::error::Error;
 use crate::fake::{Fake, Sin, by_no_clock, eventually, locker};
+use crate::guard::LockGuard;
 use crate::inbox::Inbox;
 use crate::key::{Family, Key, Ttl};
 use crate::lease::Claim;
@@ -33,6 +34,15 @@ fn sluggish(fakes: &[Arc<Fake>]) -> RedisLocker {
     locker(fakes, |config| config.retry(policy)).expect("a quorum is up")
 }
 
+/// A lock on all nodes: where it is not, its release is not heard.
+fn held_everywhere(locker: &RedisLocker, fakes: &[Arc<Fake>]) -> LockGuard {
+    let held = locker.lock("x", TTL).expect("free");
+    eventually("it is on every node", || {
+        fakes.iter().all(|fake| fake.token("x").is_some())
+    });
+    held
+}
+
 fn listened(locker: &RedisLocker) -> usize {
     locker.nodes().engine().listener.count()
 }
@@ -51,7 +61,7 @@ fn listens(fakes: &[Arc<Fake>], name: &str, takes: usize) {
 fn a_release_wakes_a_waiter_of_another_process() {
     let fakes = Fake::many(3);
     let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
-    let held = holder.lock("x", TTL).expect("free");
+    let held = held_everywhere(&holder, &fakes);
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
         listens(&fakes, "x", 3);
@@ -155,7 +165,7 @@ fn who_is_woken_asks_the_node_that_woke_it_before_the_others() {
 fn a_listener_that_loses_its_node_goes_to_the_next_and_all_try_again() {
     let fakes = Fake::many(3);
     let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
-    let held = holder.lock("x", TTL).expect("free");
+    let held = held_everywhere(&holder, &fakes);
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
         listens(&fakes, "x", 3);
