@@ -211,6 +211,8 @@ fn tell(watched: Watched) {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
     use super::*;
     use crate::fake::eventually;
     use crate::lease::tests::lease;

@@ -419,6 +419,8 @@ impl Rounds {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
     use super::*;
     use crate::lease::tests::lease;
 
