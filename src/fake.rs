@@ -2,9 +2,10 @@
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
@@ -179,17 +180,6 @@ impl Fake {
         let served = self.served.lock();
         let of_it = |(verb, of): &&(Verb, String)| *verb == Verb::Extend && of == token;
         served.iter().filter(of_it).count()
-    }
-
-    /// Whether it served a release of what no take had asked for: a place at the gate was given back.
-    pub(crate) fn place_was_left(&self) -> bool {
-        let served = self.served.lock();
-        let taken = |token: &String| {
-            let mut takes = served.iter().filter(|(verb, _)| *verb == Verb::Take);
-            takes.any(|(_, taken)| taken == token)
-        };
-        let mut releases = served.iter().filter(|(verb, _)| *verb == Verb::Release);
-        releases.any(|(_, token)| !taken(token))
     }
 
     /// The tokens of the takes that it served, in order.
@@ -476,6 +466,16 @@ pub(crate) fn at_each_line(act: impl FnMut(&str) + 'static) {
     AT_LINE.set(Some(Box::new(act)));
 }
 
+/// Whether each of them served a release of what no take had asked any of them for: a place at the gate was given back.
+pub(crate) fn places_were_left(fakes: &[Arc<Fake>]) -> bool {
+    let taken: HashSet<String> = fakes.iter().flat_map(|fake| fake.takes()).collect();
+    fakes.iter().all(|fake| {
+        let served = fake.served.lock();
+        let mut releases = served.iter().filter(|(verb, _)| *verb == Verb::Release);
+        releases.any(|(_, token)| !taken.contains(token))
+    })
+}
+
 /// Waits for something that other threads bring about; fails loudly when it does not come.
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = time::now() + Duration::from_secs(20);
@@ -483,4 +483,10 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(time::now() < end, "never happened: {what}");
         std::thread::park_timeout(Duration::from_millis(1));
     }
+}
+
+/// Holds where nothing but a message, or a wake-up, can have brought about what began at `began`: all clocks are slower.
+pub(crate) fn by_no_clock(began: Instant) {
+    let took = time::now().saturating_duration_since(began);
+    assert!(took < Duration::from_secs(60), "{took:?}");
 }

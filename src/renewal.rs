@@ -455,3 +455,50 @@ impl Rounds {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+    use super::*;
+    use crate::lease::tests::lease;
+
+    const TTL: Duration = Duration::from_secs(64);
+
+    fn renewed(failures: u32) -> Renewed {
+        Renewed {
+            lease: lease("x"),
+            ttl: Ttl::parse(TTL, 0.5).unwrap(),
+            until: None,
+            failures,
+        }
+    }
+
+    #[test]
+    fn renewals_are_a_third_of_the_ttl_apart_a_tenth_more_or_less() {
+        let drawn: Vec<Duration> = (0..1000).map(|_| renewed(0).interval()).collect();
+        let (third, least, most) = (TTL / 3, drawn.iter().min(), drawn.iter().max());
+        let within = |part: f64, low: f64, high: f64| (low..=high).contains(&part);
+        let parts = [least, most].map(|part| part.unwrap().as_secs_f64() / third.as_secs_f64());
+        // Of a thousand some come near to both ends.
+        assert!(within(parts[0], 0.9, 0.92), "{parts:?}");
+        assert!(within(parts[1], 1.08, 1.1), "{parts:?}");
+    }
+
+    #[test]
+    fn pauses_after_failures_double_up_to_an_eighth_of_the_ttl() {
+        for (failures, whole) in [(0, 1), (1, 2), (2, 4), (3, 8), (4, 8), (u32::MAX, 8)] {
+            let whole = Duration::from_secs(whole);
+            let drawn: Vec<Duration> = (0..1000).map(|_| renewed(failures).pause()).collect();
+            assert!(
+                drawn
+                    .iter()
+                    .all(|pause| (whole / 2..=whole).contains(pause)),
+                "after {failures}"
+            );
+            let (least, most) = (drawn.iter().min(), drawn.iter().max());
+            let spread = *most.unwrap() - *least.unwrap();
+            assert!(spread > whole / 4, "after {failures}: {spread:?}");
+        }
+    }
+}

@@ -163,11 +163,16 @@ fn renewed(servers: &[Server], short: bool) -> Result<String> {
         .filter(|guard| guard.is_held())
         .count();
     drop((first, guards));
+    let lost = names.len() - held;
+    let word = |good: bool| if good { "ok" } else { "short" };
+    let threads = more.map_or("skipped: no /proc/self/task here".into(), |more| {
+        format!("{more}, goal 0: {}", word(more <= 0))
+    });
     Ok(format!(
-        "{}, {more:?} threads more than with one guard, {} of {} lost",
+        "{}; threads more than with one guard: {threads}; lost: {lost} of {}, goal 0: {}",
         of_a_core(used, watched, 3.0),
-        names.len() - held,
-        names.len()
+        names.len(),
+        word(lost == 0)
     ))
 }
 
@@ -192,9 +197,12 @@ fn requests(servers: &[Server]) -> Result<u64> {
             // What scripts call is no request, and the rest is our own looking.
             [
                 "cmdstat_set:",
+                "cmdstat_pttl:",
                 "cmdstat_evalsha:",
                 "cmdstat_publish:",
                 "cmdstat_subscribe:",
+                "cmdstat_unsubscribe:",
+                "cmdstat_ping:",
             ]
             .iter()
             .any(|name| line.starts_with(name))

@@ -7,12 +7,14 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use crate::cancel::CancelToken;
 use crate::config::OnDrop;
-use crate::engine::{Care, Patience, Taken, Wish};
+use crate::engine::{Care, Engine, Patience, Taken, Wish};
 use crate::error::Error;
 use crate::fake::{Fake, Sin, eventually, locker};
 use crate::key::{Family, Key, Ttl};
-use crate::lease::Claim;
+use crate::lease::{Claim, Lease, Look};
+use crate::local::Pass;
 use crate::locker::{LocalLocker, Locker, RedisLocker};
 use crate::nodes::Nodes;
 use crate::options::LockOptions;
@@ -25,6 +27,8 @@ use crate::watch::WaitLost;
 const TTL: Duration = Duration::from_millis(1_200);
 /// For locks whose end is waited for, and which nobody renews.
 const BRIEF: Duration = Duration::from_millis(400);
+/// Renewed after three seconds or so: it is held for long while that is held up.
+const LONGER: Duration = Duration::from_secs(9);
 const LONG: Duration = Duration::from_secs(300);
 /// Wide: only a hang takes this long.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -53,6 +57,26 @@ fn counted(options: LockOptions) -> (LockOptions, Arc<AtomicUsize>) {
     (options, told)
 }
 
+/// For who wants the lease itself, and no guard around it.
+fn wish(name: &str, ttl: Duration) -> Wish {
+    Wish {
+        key: Key::parse("redguard:", name, Family::Exclusive).expect("good"),
+        claim: Claim::Exclusive,
+        ttl: Ttl::parse(ttl, 0.5).expect("good"),
+        fenced: false,
+        cancel: None,
+        care: Care {
+            renews: true,
+            ..Care::default()
+        },
+    }
+}
+
+const FOR_EVER: Patience = Patience {
+    end: None,
+    attempts: None,
+};
+
 fn renewals(fake: &Fake) -> usize {
     fake.count(Verb::Extend)
 }
@@ -64,6 +88,12 @@ fn renewing(nodes: &Nodes) -> usize {
 /// Time for what must not happen.
 fn a_while() {
     thread::park_timeout(TTL / 2);
+}
+
+/// All that were taken by now, with `LONGER` as their TTL.
+fn until_all_are_due() {
+    let overdue = time::now() + LONGER * 3 / 8;
+    eventually("they are due", || time::now() > overdue);
 }
 
 #[test]
@@ -336,35 +366,23 @@ fn a_release_beside_a_renewal_leaves_nothing_and_tells_nothing() {
     }
 }
 
+fn on_nodes(engine: &Engine, wish: &Wish) -> (Arc<Lease>, Pass) {
+    match engine.acquire(wish, FOR_EVER).expect("free") {
+        Taken::Quorum(lease, pass) => (lease, pass),
+        Taken::Local(_) => panic!("a quorum is up"),
+    }
+}
+
 #[test]
 fn a_renewal_and_an_extension_take_turns() {
-    const LONGER: Duration = Duration::from_secs(9);
     let fakes = Fake::many(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
-    let wish = Wish {
-        key: Key::parse("redguard:", "x", Family::Exclusive).expect("good"),
-        claim: Claim::Exclusive,
-        ttl: Ttl::parse(LONGER, 0.5).expect("good"),
-        fenced: false,
-        cancel: None,
-        care: Care {
-            renews: true,
-            ..Care::default()
-        },
-    };
-    let patience = Patience {
-        end: None,
-        attempts: None,
-    };
-    let Taken::Quorum(lease, _pass) = engine.acquire(&wish, patience).expect("free") else {
-        panic!("on the nodes");
-    };
+    let (lease, _pass) = on_nodes(engine, &wish("x", LONGER));
     // A renewal that is due waits for an extension, though its thread does not.
     let turn = lease.begin_extension();
-    let overdue = time::now() + LONGER * 3 / 8;
     let beside = locker.acquire("y", &renewed(TTL)).expect("free");
-    eventually("it is due", || time::now() > overdue);
+    until_all_are_due();
     let before = renewals(&fakes[0]);
     eventually("others are renewed", || renewals(&fakes[0]) >= before + 3);
     let served = || fakes[0].extensions(lease.token().text());
@@ -382,6 +400,121 @@ fn a_renewal_and_an_extension_take_turns() {
     late.go();
     eventually("now it is", || served() > 0);
     engine.stop_renewing(&lease);
+}
+
+#[test]
+fn a_renewal_that_is_answered_after_the_lease_has_ended_revives_nothing() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(renewed(TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    eventually("all have it", || {
+        fakes.iter().all(|fake| fake.token("x").is_some())
+    });
+    let late = [&fakes[0], &fakes[1]].map(|fake| fake.is_late(Verb::Extend));
+    late.iter().for_each(|late| late.arrived());
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    // Their clocks are so slow that they have it still: they extend it, and say so.
+    let token = fakes[0].takes().remove(0);
+    for fake in &fakes[..2] {
+        fake.meddle("x", Family::Exclusive, |slot| {
+            slot.owner = Some((token.clone(), time::now() + LONG));
+        });
+    }
+    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    late.iter().for_each(|late| late.go());
+    eventually("they have extended it", || {
+        fakes[..2].iter().all(|fake| fake.extensions(&token) == 1)
+    });
+    eventually("it is released all the same", || {
+        assert!(!guard.is_held(), "revived");
+        fakes.iter().all(|fake| fake.token("x").is_none())
+    });
+    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+    let end = time::now() + TTL / 2;
+    eventually("a while has passed", || {
+        assert!(!guard.is_held(), "revived");
+        time::now() > end
+    });
+    assert_eq!(guard.watch().wait_lost(Duration::ZERO), WaitLost::Lost);
+    assert!(!guard.is_held() && guard.remaining().is_zero());
+    assert_eq!(renewing(locker.nodes()), 0);
+    assert_eq!(guard.release(), Err(Error::LockLost));
+    assert_eq!(told.load(Ordering::SeqCst), 1, "once");
+}
+
+#[test]
+fn who_is_cancelled_is_not_renewed_and_who_holds_is_renewed_all_the_same() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    // During the round that would have granted it.
+    let token = CancelToken::new();
+    let (options, told) = counted(renewed(TTL).cancel_on(&token));
+    let late = [&fakes[1], &fakes[2]].map(|fake| fake.is_late(Verb::Take));
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| locker.acquire("x", &options).err());
+        late.iter().for_each(|late| late.arrived());
+        token.cancel();
+        assert_eq!(waits.join().expect("no panic"), Some(Error::Cancelled));
+    });
+    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    late.iter().for_each(|late| late.go());
+    assert_eq!(renewing(locker.nodes()), 0);
+    eventually("what was granted late is undone", || {
+        fakes.iter().all(|fake| fake.count(Verb::Release) == 1)
+    });
+    // While a renewal is on every node.
+    let token = CancelToken::new();
+    let (options, beside) = counted(renewed(TTL).cancel_on(&token));
+    let guard = locker.acquire("x", &options).expect("free");
+    let late: Vec<_> = fakes.iter().map(|f| f.is_late(Verb::Extend)).collect();
+    late.iter().for_each(|late| late.arrived());
+    token.cancel();
+    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    late.iter().for_each(|late| late.go());
+    eventually("it goes on", || renewals(&fakes[0]) >= 4);
+    assert!(guard.is_held());
+    guard.release().expect("ours");
+    let told = [told, beside].map(|told| told.load(Ordering::SeqCst));
+    assert_eq!(told, [0, 0], "nothing was lost");
+}
+
+#[test]
+fn so_many_renewals_are_on_their_way_at_once_and_no_more() {
+    const MANY: usize = 300;
+    let fakes = Fake::many(1);
+    let locker = locker(&fakes, |config| {
+        config.node_timeout(LIMIT).connect_timeout(LIMIT)
+    });
+    let locker = locker.expect("up");
+    let engine = locker.nodes().engine();
+    let held: Vec<_> = (0..MANY)
+        .map(|n| on_nodes(engine, &wish(&format!("k{n}"), LONGER)))
+        .collect();
+    let late = fakes[0].is_late(Verb::Extend);
+    until_all_are_due();
+    // A lease has one extension at a time.
+    let open = || {
+        let open = held.iter().filter(|(lease, _)| {
+            let turn = lease.try_begin_extension();
+            turn.is_none()
+        });
+        open.count()
+    };
+    eventually("as many as may be", || open() >= 256);
+    a_while();
+    assert_eq!(open(), 256);
+    // The others come when there is room for them.
+    fakes[0].sins(Sin::Honest);
+    held.iter().for_each(|_| late.go());
+    eventually("all are renewed", || {
+        let served = |lease: &Arc<Lease>| fakes[0].extensions(lease.token().text()) > 0;
+        held.iter().all(|(lease, _)| served(lease))
+    });
+    for (lease, pass) in &held {
+        assert!(matches!(lease.look(time::now()), Look::Held(_)));
+        engine.release(lease, pass, OnDrop::HandOff).expect("ours");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::config::{Config, OnDrop};
 use crate::error::Error;
-use crate::fake::{Fake, Rendezvous, Sin, Slot, Turn, eventually, locker};
+use crate::fake::{Fake, Rendezvous, Sin, Slot, Turn, eventually, locker, places_were_left};
 use crate::key::{Family, Key};
 use crate::options::LockOptions;
 use crate::retry::RetryPolicy;
@@ -195,6 +195,38 @@ fn a_wait_that_ran_out_says_for_whom() {
     assert!(matches!(write(), Error::WriteLockHeld { .. }));
 }
 
+#[test]
+fn attempts_are_counted_apart_from_the_wait_and_the_ttl() {
+    let fakes = Fake::many(1);
+    let locker = rw(&fakes, |config| {
+        config.retry(RetryPolicy {
+            max_attempts: Some(3),
+            ..RetryPolicy::default()
+        })
+    });
+    let options = LockOptions::new(TTL);
+    let takes = || fakes[0].count(Verb::Take);
+    meddle(&fakes, a_writer);
+    let error = locker.acquire_read("x", &options).expect_err("held");
+    assert!(matches!(error, Error::WriteLockTimeout { attempts: 3, .. }));
+    assert_eq!(takes(), 3);
+    let error = locker.acquire_write("x", &options).expect_err("held");
+    assert!(matches!(error, Error::WriteLockHeld { attempts: 3, .. }));
+    assert_eq!(takes(), 6);
+    meddle(&fakes, nobody);
+    meddle(&fakes, a_reader);
+    let error = locker.acquire_write("x", &options).expect_err("held");
+    assert!(matches!(error, Error::ReadersTimeout { attempts: 3, .. }));
+    assert_eq!(takes(), 9);
+    // A wait takes the place of the attempts.
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| locker.acquire_write("x", &patient()).map(drop));
+        eventually("it asks on", || takes() > 9 + 3);
+        meddle(&fakes, |slot| slot.readers.clear());
+        writer.join().expect("no panic").expect("it is free");
+    });
+}
+
 // The gate: writers get in.
 
 #[test]
@@ -250,7 +282,7 @@ fn a_writer_that_gives_up_leaves_the_gate() {
         let writer = locker.acquire_write("x", &impatient());
         writer.expect_err("it gives up");
         all(&fakes, "no place is left", |slot| slot.gate.is_empty());
-        fakes.iter().all(|fake| fake.place_was_left())
+        places_were_left(&fakes)
     };
     // Given back, and not just ended. A lane that is held up until a place has ended need not give it back: once is enough.
     assert!((0..20).any(|_| gives_up()));

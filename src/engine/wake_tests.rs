@@ -10,7 +10,8 @@ use crate::cancel::CancelToken;
 use crate::engine::attempt::{Miss, Trace};
 use crate::engine::{Care, Wish};
 use crate::error::Error;
-use crate::fake::{Fake, Sin, eventually, locker};
+use crate::fake::{Fake, Sin, by_no_clock, eventually, locker};
+use crate::guard::LockGuard;
 use crate::inbox::Inbox;
 use crate::key::{Family, Key, Ttl};
 use crate::lease::Claim;
@@ -33,6 +34,15 @@ fn sluggish(fakes: &[Arc<Fake>]) -> RedisLocker {
     locker(fakes, |config| config.retry(policy)).expect("a quorum is up")
 }
 
+/// A lock on all nodes: where it is not, its release is not heard.
+fn held_everywhere(locker: &RedisLocker, fakes: &[Arc<Fake>]) -> LockGuard {
+    let held = locker.lock("x", TTL).expect("free");
+    eventually("it is on every node", || {
+        fakes.iter().all(|fake| fake.token("x").is_some())
+    });
+    held
+}
+
 fn listened(locker: &RedisLocker) -> usize {
     locker.nodes().engine().listener.count()
 }
@@ -51,13 +61,15 @@ fn listens(fakes: &[Arc<Fake>], name: &str, takes: usize) {
 fn a_release_wakes_a_waiter_of_another_process() {
     let fakes = Fake::many(3);
     let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
-    let held = holder.lock("x", TTL).expect("free");
+    let held = held_everywhere(&holder, &fakes);
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
         listens(&fakes, "x", 3);
         assert_eq!(fakes[0].subscribed("x"), 1);
+        let began = time::now();
         drop(held);
         let guard = waits.join().expect("no panic").expect("woken");
+        by_no_clock(began);
         guard.release().expect("ours");
     });
     eventually("nothing stays subscribed", || {
@@ -74,8 +86,10 @@ fn a_release_before_the_subscription_stands_is_not_missed() {
         thread::scope(|scope| {
             let waits = scope.spawn(|| waiter.lock("x", TTL));
             eventually("refused", || fakes[0].count(Verb::Take) >= 2);
+            let began = time::now();
             drop(held);
             waits.join().expect("no panic").map(drop).expect("woken");
+            by_no_clock(began);
         });
     }
 }
@@ -85,6 +99,7 @@ fn two_hundred_waiters_get_it_one_after_the_other_by_messages_alone() {
     let fakes = Fake::many(3);
     let processes: Vec<_> = (0..4).map(|_| sluggish(&fakes)).collect();
     let inside = AtomicUsize::new(0);
+    let began = time::now();
     thread::scope(|scope| {
         for locker in &processes {
             for _ in 0..50 {
@@ -97,6 +112,7 @@ fn two_hundred_waiters_get_it_one_after_the_other_by_messages_alone() {
             }
         }
     });
+    by_no_clock(began);
 }
 
 #[test]
@@ -149,14 +165,16 @@ fn who_is_woken_asks_the_node_that_woke_it_before_the_others() {
 fn a_listener_that_loses_its_node_goes_to_the_next_and_all_try_again() {
     let fakes = Fake::many(3);
     let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
-    let held = holder.lock("x", TTL).expect("free");
+    let held = held_everywhere(&holder, &fakes);
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
         listens(&fakes, "x", 3);
         fakes[0].sins(Sin::Down);
         eventually("another is listened to", || fakes[1].subscribed("x") > 0);
+        let began = time::now();
         drop(held);
         waits.join().expect("no panic").map(drop).expect("woken");
+        by_no_clock(began);
     });
 }
 
@@ -170,8 +188,10 @@ fn who_is_cancelled_or_gives_up_stops_listening() {
         let options = LockOptions::new(TTL).cancel_on(&token);
         let waits = scope.spawn(move || waiter_of(&waiter, &options));
         listens(&fakes, "x", 3);
+        let began = time::now();
         token.cancel();
         let ended = waits.join().expect("no panic");
+        by_no_clock(began);
         assert_eq!(ended, Some(Error::Cancelled));
     });
     eventually("nothing stays subscribed", || fakes[0].subscribed("x") == 0);
@@ -187,6 +207,7 @@ fn one_thread_of_a_process_goes_to_the_nodes() {
     let fakes = Fake::many(1);
     let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
     let held = holder.lock("x", TTL).expect("free");
+    let mut began = None;
     thread::scope(|scope| {
         for _ in 0..30 {
             scope.spawn(|| drop(waiter.lock("x", TTL).expect("woken")));
@@ -194,9 +215,11 @@ fn one_thread_of_a_process_goes_to_the_nodes() {
         listens(&fakes, "x", 3);
         thread::park_timeout(Duration::from_millis(100));
         let seen = (fakes[0].count(Verb::Take), fakes[0].subscribed("x"));
+        began = Some(time::now());
         drop(held);
         assert_eq!(seen, (3, 1), "one of thirty asks");
     });
+    by_no_clock(began.expect("it was released"));
 }
 
 #[test]
@@ -240,7 +263,9 @@ fn others_that_heard_of_a_release_are_let_pass() {
         held.release().expect("ours");
         assert!(lets_pass(&holder).is_some());
         // Who holds it for longer than an ear stays behind does not know any more whose ear it was.
-        if waits.join().expect("no panic") - woken < Duration::from_millis(250) {
+        let ended = waits.join().expect("no panic");
+        by_no_clock(woken);
+        if ended - woken < Duration::from_millis(250) {
             assert_eq!(lets_pass(&waiter), None, "only its own ear was there");
         }
     });

@@ -2,17 +2,25 @@
 
 use crate::parts::{Part, Program, scratch};
 use crate::rig::{
-    self, BRIEF, LIMIT, STRANGER, TTL, ask, config, connect, everywhere, nowhere, pttl,
+    self, BRIEF, LIMIT, STRANGER, TTL, ask, config, connect, everywhere, now, nowhere, pttl,
     subscribers, takes_part, token, wire,
 };
 use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
 use nix::sys::signal::{Signal, kill};
-use redguard::{Config, Error, LockGuard, LockOptions, Locker, LossWatch, RedisLocker, WaitLost};
+use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
+use redguard::{
+    Config, Error, LockGuard, LockOptions, Locker, LossWatch, RedisLocker, RedisRwLocker, RwLocker,
+    WaitLost,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
+
+/// What a busy machine may add: threads that are ready and do not run.
+const BUSY: Duration = Duration::from_secs(5);
 
 fn renewed(ttl: Duration) -> LockOptions {
     LockOptions::new(ttl).auto_renew()
@@ -78,11 +86,72 @@ fn a_majority_that_dies_is_a_loss_and_the_survivors_key_is_released() {
     let locker = connect(&nodes);
     let key = unique_key("majority");
     let (guard, told) = keep(&locker, &nodes, &key);
+    let killed = now();
     nodes[..2].iter().for_each(Server::kill);
     is_lost(&guard.watch(), &told);
+    let took = killed.elapsed();
+    assert!(took < BRIEF + BUSY, "{took:?}");
     assert!(guard.check().unwrap_err().is_lost());
     nowhere(&nodes[2..], &key);
     assert!(guard.release().unwrap_err().is_lost());
+}
+
+#[test]
+fn a_writer_and_readers_are_kept_while_a_node_hangs_and_told_of_their_loss() {
+    let nodes = servers(3);
+    let exclusive = connect(&nodes);
+    let locker = RedisRwLocker::new(exclusive.nodes());
+    let rival = RedisRwLocker::new(connect(&nodes).nodes());
+    let key = unique_key("rw");
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let options = renewed(BRIEF).on_lost(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    let kept = |watch: &LossWatch| assert_eq!(watch.wait_lost(BRIEF * 3 / 2), WaitLost::TimedOut);
+    let writer = locker.acquire_write(&key, &options).unwrap();
+    nodes[0].stop().unwrap();
+    kept(&writer.watch());
+    assert!(rival.try_read(&key, TTL).unwrap().is_none());
+    let readers = [
+        writer.downgrade().unwrap(),
+        locker.acquire_read(&key, &options).unwrap(),
+    ];
+    kept(&readers[0].watch());
+    assert!(readers[1].is_held());
+    assert!(rival.try_write(&key, TTL).unwrap().is_none());
+    nodes[0].resume().unwrap();
+    takes_part(&exclusive, &nodes[0]);
+    let readers_there = |node| ask::<usize>(node, &["ZCARD", &wire_part(&key, "readers")]);
+    eventually(LIMIT, "both are on every node", || {
+        nodes.iter().all(|node| readers_there(node) == 2)
+    });
+    // One is released, and the other lost.
+    let [lost, released] = readers;
+    released.release().unwrap();
+    eventually(LIMIT, "it is lost", || {
+        let forgetful = nodes[1..].iter();
+        forgetful.for_each(|node| ask(node, &["FLUSHALL"]));
+        lost.watch().wait_lost(BRIEF / 2) == WaitLost::Lost
+    });
+    eventually(LIMIT, "it is told", || told.load(Ordering::SeqCst) > 0);
+    assert!(lost.release().unwrap_err().is_lost());
+    // A writer, too.
+    let writer = locker.acquire_write(&key, &options).unwrap();
+    eventually(LIMIT, "it is lost", || {
+        let forgetful = nodes[1..].iter();
+        forgetful.for_each(|node| ask(node, &["FLUSHALL"]));
+        writer.watch().wait_lost(BRIEF / 2) == WaitLost::Lost
+    });
+    eventually(LIMIT, "it is told", || told.load(Ordering::SeqCst) > 1);
+    drop(writer);
+    assert!(exclusive.nodes().shutdown(LIMIT));
+    assert_eq!(told.load(Ordering::SeqCst), 2, "once each");
+}
+
+/// One of a read-write lock's keys.
+fn wire_part(key: &str, ending: &str) -> String {
+    format!("{{{}}}:{ending}", wire(key))
 }
 
 #[test]
@@ -149,6 +218,12 @@ fn one_node_that_forgets_gets_the_key_back() {
 
 // A holder that stands still.
 
+/// The clock that all processes of a machine share, in ns.
+fn clock() -> i64 {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
+    time.num_nanoseconds()
+}
+
 #[test]
 fn part_that_is_stopped() {
     let Some(part) = Part::mine() else { return };
@@ -157,13 +232,23 @@ fn part_that_is_stopped() {
     let watch = guard.watch();
     part.tell();
     // Stopped somewhere in here.
-    while guard.check().is_ok() {
+    let mut last_good = 0;
+    loop {
+        let began = clock();
+        match guard.check() {
+            Ok(()) => last_good = began,
+            Err(_) => break,
+        }
         thread::yield_now();
     }
     let looks = [guard.is_held(), watch.is_held()];
     let lost = watch.wait_lost(Duration::ZERO);
     let work = guard.check();
-    fs::write(&part.file, format!("{looks:?} {lost:?} {work:?}")).unwrap();
+    fs::write(
+        &part.file,
+        format!("{last_good} {looks:?} {lost:?} {work:?}"),
+    )
+    .unwrap();
     assert!(guard.release().is_err());
 }
 
@@ -185,13 +270,17 @@ fn a_holder_that_was_stopped_past_its_ttl_is_told_at_its_first_look() {
     kill(program.pid(), Signal::SIGSTOP).unwrap();
     // The new holder comes when its lease has ended.
     let ours = locker.lock(&key, TTL).unwrap();
+    let granted = clock();
     kill(program.pid(), Signal::SIGCONT).unwrap();
     assert_eq!(program.end().code(), Some(0));
     let looks = fs::read_to_string(&told).unwrap();
+    let (last_good, looks) = looks.split_once(' ').unwrap();
     assert_eq!(
         looks,
         format!("[false, false] Lost {:?}", Err::<(), _>(Error::LockLost))
     );
+    let last_good: i64 = last_good.parse().unwrap();
+    assert!(0 < last_good && last_good < granted, "two at work");
     ours.check().unwrap();
     ours.release().unwrap();
 }
@@ -203,12 +292,18 @@ fn sluggish(nodes: &[Server]) -> Config {
     config(nodes).retry(rig::sluggish())
 }
 
+/// What began then has been brought about by messages: all clocks are slower.
+fn by_no_clock(began: Instant) {
+    assert!(began.elapsed() < TTL / 5, "{:?}", began.elapsed());
+}
+
 #[test]
 fn no_wake_up_is_lost_among_two_hundred_waiters() {
     let nodes = servers(3);
     let key = unique_key("woken");
     let lockers = [(); 4].map(|()| RedisLocker::connect(sluggish(&nodes)).unwrap());
     let held = AtomicUsize::new(0);
+    let began = now();
     thread::scope(|scope| {
         for locker in &lockers {
             for _ in 0..50 {
@@ -221,6 +316,7 @@ fn no_wake_up_is_lost_among_two_hundred_waiters() {
             }
         }
     });
+    by_no_clock(began);
     nowhere(&nodes, &key);
     for node in &nodes {
         eventually(LIMIT, "nothing stays subscribed", || {
@@ -247,8 +343,10 @@ fn waiters_hear_of_a_release_though_the_node_that_they_listen_to_dies() {
         nodes[0].restart().unwrap();
         eventually(LIMIT, "and back", || subscribers(&nodes[0], &key) == 1);
         takes_part(&holder, &nodes[0]);
+        let began = now();
         held.release().unwrap();
         waits.join().unwrap().unwrap().release().unwrap();
+        by_no_clock(began);
     });
     nodes[1].resume().unwrap();
 }

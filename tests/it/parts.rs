@@ -122,8 +122,18 @@ pub(crate) fn scratch() -> (tempfile::TempDir, PathBuf) {
 
 /// Whether the node at an address is there and has a lock's key.
 fn exists(node: &str, key: &str) -> bool {
-    redis::Client::open(format!("redis://{node}"))
-        .and_then(|client| client.get_connection())
-        .and_then(|mut there| redis::cmd("EXISTS").arg(wire(key)).query(&mut there))
-        .unwrap_or(false)
+    let found = try_ask(node, redis::cmd("EXISTS").arg(wire(key)));
+    found.unwrap_or(false)
+}
+
+/// Whether somebody waits at the node at an address for a lock's release.
+pub(crate) fn is_listened_to(node: &str, key: &str) -> bool {
+    let mut command = redis::cmd("PUBSUB");
+    let count = try_ask(node, command.arg("NUMSUB").arg(wire(key)));
+    count.is_ok_and(|(_, count): (String, u64)| count > 0)
+}
+
+fn try_ask<T: redis::FromRedisValue>(node: &str, command: &redis::Cmd) -> redis::RedisResult<T> {
+    let client = redis::Client::open(format!("redis://{node}"))?;
+    command.query(&mut client.get_connection_with_timeout(HUNG)?)
 }

@@ -1,6 +1,6 @@
 //! Several processes: holders that are killed, that exit, that fork, and crowds that share a lock while nodes come and go.
 
-use crate::parts::{BRIEF, HUNG, Part, Program, scratch};
+use crate::parts::{BRIEF, HUNG, Part, Program, is_listened_to, scratch};
 use crate::rig::{LIMIT, TTL, at, config, connect, hasty, holder, now, nowhere, pttl, take, token};
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::Server;
@@ -10,8 +10,9 @@ use log::LevelFilter;
 use nix::libc;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
-use redguard::{Error, LockGuard, LockOptions, Locker, RedisLocker, RetryPolicy};
+use redguard::{CancelToken, Error, LockGuard, LockOptions, Locker, RedisLocker, RetryPolicy};
 use std::io::{self, Write};
+use std::process::abort;
 use std::{fs, process, thread};
 
 // A holder that is killed.
@@ -171,7 +172,16 @@ fn part_that_forks() {
         .node_timeout(LIMIT)
         .connect_timeout(LIMIT);
     let locker = RedisLocker::connect(slow).unwrap();
-    let guards = ["dropped", "released"].map(|name| take(&locker, &format!("{}{name}", part.key)));
+    let named = |name| format!("{}{name}", part.key);
+    let guards = ["dropped", "released"].map(|name| take(&locker, &named(name)));
+    // With all threads that there can be: this one is renewed and watched, and somebody has waited.
+    let cared_for = LockOptions::new(TTL).auto_renew().on_lost(|_| abort());
+    let cared_for = locker.acquire(&named("cared"), &cared_for).unwrap();
+    let others = part.locker();
+    let held = take(&others, &named("held"));
+    wait_in_vain(&locker, &part, held.key());
+    let [dropped, released] = guards;
+    let guards = [dropped, released, cared_for];
     // SAFETY: the child uses what lies on this thread's stack and in the heap, whose locks the C library hands over
     // intact; it starts no thread, and ends by `_exit` before anything of the test harness could run in it.
     match unsafe { fork() }.unwrap() {
@@ -197,20 +207,36 @@ fn part_that_forks() {
                 guard.extend(2 * TTL).unwrap();
                 guard.release().unwrap();
             }
+            held.release().unwrap();
         }
     }
 }
 
+/// Waits for a lock that others hold until the listener listens to its release.
+fn wait_in_vain(locker: &RedisLocker, part: &Part, key: &str) {
+    let token = CancelToken::new();
+    let options = LockOptions::new(TTL).cancel_on(&token);
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| locker.acquire(key, &options).map(drop));
+        eventually(LIMIT, "it listens", || is_listened_to(&part.nodes[0], key));
+        token.cancel();
+        assert_eq!(waits.join().unwrap(), Err(Error::Cancelled));
+    });
+}
+
 /// A panic here would unwind into a harness whose threads do not exist, so what fails is an error.
-fn in_the_child(locker: RedisLocker, guards: [LockGuard; 2], key: &str) -> Result<(), String> {
+fn in_the_child(locker: RedisLocker, guards: [LockGuard; 3], key: &str) -> Result<(), String> {
     let expect = |holds: bool, what: &str| match holds {
         true => Ok(()),
         false => Err(what.to_owned()),
     };
-    let [dropped, released] = guards;
+    let [dropped, released, cared_for] = guards;
     let start = now();
+    expect(cared_for.extend(TTL).is_err(), "nor this one's extend")?;
+    cared_for.stop_renewing();
+    _ = cared_for.release();
     drop(dropped);
-    let warned = captured_log().lines(Level::Warn, key);
+    let warned = captured_log().lines(Level::Warn, &format!("{key}dropped"));
     expect(warned.len() == 1, &format!("a drop warns: {warned:?}"))?;
     let closed = Some(Error::Closed);
     expect(released.extend(TTL).err() == closed, "extend is Closed")?;
@@ -242,7 +268,7 @@ fn a_forked_child_deletes_nothing_and_takes_nothing() {
         &key,
         told.clone(),
     );
-    let keys = ["dropped", "released"].map(|name| format!("{key}{name}"));
+    let keys = ["dropped", "released", "cared", "held"].map(|name| format!("{key}{name}"));
     assert!(program.end().success() && told.exists());
     keys.iter().for_each(|key| nowhere(&nodes, key));
     assert!(nodes.iter().all(|node| token(node, "new").is_none()));
@@ -282,6 +308,26 @@ fn part_that_counts_threads() {
     assert_eq!(lanes(), 6);
     drop(guard);
     none("after the last handle, a guard");
+
+    // One more each, when first needed, for renewal, for the telling of losses and for the ear; never a second one.
+    let (locker, others) = (connect(), connect());
+    let held = take(&others, &part.key);
+    let cared_for = LockOptions::new(TTL).auto_renew().on_lost(|_| abort());
+    let guards = ["one", "two"].map(|name| {
+        let key = format!("{}{name}", part.key);
+        locker.acquire(&key, &cared_for).unwrap()
+    });
+    assert_eq!(lanes(), 12 + 2);
+    wait_in_vain(&locker, &part, &part.key);
+    wait_in_vain(&locker, &part, &part.key);
+    assert_eq!(lanes(), 12 + 3);
+    drop((held, others));
+    drop(locker);
+    let [first, last] = guards;
+    drop(first);
+    eventually(LIMIT, "those of the one are left", || lanes() == 6 + 3);
+    drop(last);
+    none("after the last handle, a guard that was cared for");
 
     let locker = connect();
     take(&locker, &part.key).release().unwrap();
