@@ -663,7 +663,7 @@ fn a_lane_whose_ping_is_overdue_is_suspect_too() {
     hung.go();
     eventually("it is up again", || locker.nodes().engine().nodes_up() == 1);
     assert!(fakes[0].takes().is_empty(), "none was ever queued");
-    locker.lock("x", TTL).expect("it answers");
+    drop(locker.lock("x", TTL).expect("it answers"));
 }
 
 #[test]
