@@ -6,6 +6,7 @@
 )]
 
 mod cancellation;
+mod chaos;
 mod conformance;
 mod expiry;
 mod fencing;

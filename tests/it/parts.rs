@@ -3,6 +3,8 @@
 use crate::rig::{LIMIT, at, take, wire};
 use crate::support::servers::Server;
 use crate::support::{eventually, unique_key};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use redguard::RedisLocker;
 use std::path::PathBuf;
@@ -31,8 +33,19 @@ impl Program {
         key: &str,
         file: PathBuf,
     ) -> Program {
+        let nodes = nodes.iter().map(Server::addr).collect();
+        Program::playing_at(module, part, nodes, key, file)
+    }
+
+    /// The same with nodes at any addresses, such as those of proxies.
+    pub(crate) fn playing_at(
+        module: &str,
+        part: &str,
+        nodes: Vec<String>,
+        key: &str,
+        file: PathBuf,
+    ) -> Program {
         let here = module.split_once("::").unwrap().1;
-        let nodes: Vec<String> = nodes.iter().map(Server::addr).collect();
         let child = Command::new(env::current_exe().unwrap())
             .args(["--exact", &format!("{here}::{part}"), "--nocapture"])
             .env(NODES, nodes.join(","))
@@ -54,6 +67,18 @@ impl Program {
             status.is_some()
         });
         status.unwrap()
+    }
+
+    /// SIGSTOP; returns when all its threads stand. None of them is inside a write to a file then, which SIGKILL could tear.
+    pub(crate) fn stop(&self) {
+        kill(self.pid(), Signal::SIGSTOP).unwrap();
+        let stands = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert!(matches!(stands, WaitStatus::Stopped(..)), "{stands:?}");
+    }
+
+    /// SIGCONT.
+    pub(crate) fn resume(&self) {
+        kill(self.pid(), Signal::SIGCONT).unwrap();
     }
 
     /// SIGKILL; returns when it is gone.

@@ -278,7 +278,7 @@ fn a_forked_child_deletes_nothing_and_takes_nothing() {
 
 /// How many threads of this process are the library's.
 #[cfg(target_os = "linux")]
-fn lanes() -> usize {
+pub(crate) fn lanes() -> usize {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")));
     // One that has ended meanwhile has no name any more.

@@ -8,7 +8,7 @@
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::proxy::{Door, Flow, Proxy};
 use crate::support::servers::Server;
-use crate::support::witness::{Journal, Witness};
+use crate::support::witness::{self, Journal, Witness};
 use crate::support::{eventually, raw, unique_key};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -272,4 +272,31 @@ fn the_log_is_searched_by_level_and_text() {
     assert!(
         captured.mentions(&format!("reply for {key}")) && !captured.mentions(&unique_key("silent"))
     );
+}
+
+#[test]
+fn a_journal_sees_fencing_tokens_that_do_not_increase_and_no_more_of_a_hold_than_its_validity() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::at(dir.path().join("journal"));
+    let hold = |holds: &[(&str, u64)]| {
+        let each = holds.iter();
+        each.for_each(|(key, fence)| journal.enter(key).numbered(Some(*fence)));
+    };
+    hold(&[("a", 7), ("b", 1), ("a", 9), ("b", 2)]);
+    drop(journal.enter("a"));
+    assert_eq!(journal.check(), Ok(5));
+    let mut stale = journal.enter("a");
+    let until = witness::now();
+    // Somebody else has it by now; whoever was stopped meanwhile does not know.
+    drop(journal.enter("a"));
+    stale.until(until);
+    drop(stale);
+    let mut never = journal.enter("a");
+    drop(journal.enter("a"));
+    never.until(until);
+    drop(never);
+    assert_eq!(journal.check(), Ok(8));
+    hold(&[("a", 8), ("a", 9), ("b", 3), ("a", 10)]);
+    let found = journal.check().unwrap_err();
+    assert_eq!(found.matches("is not numbered below").count(), 2, "{found}");
 }

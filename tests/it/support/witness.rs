@@ -126,6 +126,7 @@ pub(crate) struct Journal {
 pub(crate) struct Entry {
     file: File,
     hold: Hold,
+    until: Option<Duration>,
 }
 
 /// One hold, from a moment after the lock was had to a moment before it was given back.
@@ -135,6 +136,8 @@ pub(crate) struct Hold {
     pub(crate) end: Duration,
     pub(crate) kind: Kind,
     pub(crate) pid: u32,
+    /// The fencing token that it was handed out with.
+    pub(crate) fence: Option<u64>,
     pub(crate) key: String,
 }
 
@@ -162,21 +165,22 @@ impl Journal {
             .collect()
     }
 
-    /// The number of holds if no two conflict, else every conflict in words.
+    /// The number of holds if no two conflict and fencing tokens increase, else in words all that do not.
     pub(crate) fn check(&self) -> Result<usize, String> {
         let holds = self.holds();
-        let conflicts: Vec<String> = conflicts(&holds)
-            .iter()
-            .map(|(a, b)| format!("{a}\n    overlaps {b}"))
-            .collect();
-        if conflicts.is_empty() {
+        let conflicts = conflicts(&holds).into_iter();
+        let conflicts = conflicts.map(|(a, b)| format!("{a}\n    overlaps {b}"));
+        let misnumbered = misnumbered(&holds).into_iter();
+        let misnumbered = misnumbered.map(|(a, b)| format!("{a}\n    is not numbered below {b}"));
+        let found: Vec<String> = conflicts.chain(misnumbered).collect();
+        if found.is_empty() {
             Ok(holds.len())
         } else {
-            Err(conflicts.join("\n"))
+            Err(found.join("\n"))
         }
     }
 
-    fn enter_as(&self, key: &str, kind: Kind) -> Entry {
+    pub(crate) fn enter_as(&self, key: &str, kind: Kind) -> Entry {
         assert!(
             !key.contains('\n'),
             "a journal has one line per hold: {key:?}"
@@ -194,15 +198,31 @@ impl Journal {
                 end: begin,
                 kind,
                 pid: process::id(),
+                fence: None,
                 key: key.to_owned(),
             },
+            until: None,
         }
+    }
+}
+
+impl Entry {
+    /// The hold ends then at the latest, however late it is dropped. One that has ended before it began leaves no line.
+    pub(crate) fn until(&mut self, end: Duration) {
+        self.until = Some(end);
+    }
+
+    pub(crate) fn numbered(&mut self, fence: Option<u64>) {
+        self.hold.fence = fence;
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.hold.end = now();
+        self.hold.end = self.until.map_or_else(now, |until| until.min(now()));
+        if self.until.is_some() && self.hold.end <= self.hold.begin {
+            return;
+        }
         let written = self.file.write_all(self.hold.line().as_bytes());
         // A hold without a line would make the check pass that should fail.
         assert!(
@@ -219,8 +239,11 @@ impl Hold {
         } else {
             "exclusive"
         };
+        let fence = self
+            .fence
+            .map_or_else(|| "-".to_owned(), |fence| fence.to_string());
         format!(
-            "{} {} {kind} {} {}\n",
+            "{} {} {kind} {} {fence} {}\n",
             self.begin.as_nanos(),
             self.end.as_nanos(),
             self.pid,
@@ -229,7 +252,7 @@ impl Hold {
     }
 
     fn parse(line: &str) -> Option<Hold> {
-        let mut words = line.splitn(5, ' ');
+        let mut words = line.splitn(6, ' ');
         let begin = Duration::from_nanos(words.next()?.parse().ok()?);
         let end = Duration::from_nanos(words.next()?.parse().ok()?);
         let kind = match words.next()? {
@@ -242,6 +265,10 @@ impl Hold {
             end,
             kind,
             pid: words.next()?.parse().ok()?,
+            fence: match words.next()? {
+                "-" => None,
+                fence => Some(fence.parse().ok()?),
+            },
             key: words.next()?.to_owned(),
         })
     }
@@ -254,12 +281,14 @@ impl Display for Hold {
             end,
             kind,
             pid,
+            fence,
             key,
         } = self;
         write!(
             f,
             "{kind:?} {key:?} by process {pid} from {begin:?} to {end:?}"
-        )
+        )?;
+        fence.map_or(Ok(()), |fence| write!(f, " as number {fence}"))
     }
 }
 
@@ -293,7 +322,23 @@ fn conflicts(holds: &[Hold]) -> Vec<(&Hold, &Hold)> {
     found
 }
 
-fn now() -> Duration {
+/// Each hold whose fencing token is not above all those of its key that began before, after the one with the greatest.
+fn misnumbered(holds: &[Hold]) -> Vec<(&Hold, &Hold)> {
+    let mut holds: Vec<&Hold> = holds.iter().filter(|hold| hold.fence.is_some()).collect();
+    holds.sort_by_key(|hold| hold.begin);
+    let mut greatest: HashMap<&str, &Hold> = HashMap::new();
+    let mut found = Vec::new();
+    for hold in holds {
+        match greatest.get(hold.key.as_str()) {
+            Some(before) if before.fence >= hold.fence => found.push((*before, hold)),
+            _ => _ = greatest.insert(&hold.key, hold),
+        }
+    }
+    found
+}
+
+/// The clock of journals, which all processes of a machine share.
+pub(crate) fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .expect("a monotonic clock")
         .into()

@@ -1,0 +1,244 @@
+//! The faults: which there are, one after the other, and their end.
+
+use super::Data;
+use super::part::MAX_TTL;
+use crate::parts::Program;
+use crate::rig::{LIMIT, now, try_ask};
+use crate::support::eventually;
+use crate::support::proxy::{Flow, Proxy};
+use crate::support::servers::Server;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const PROCESSES: usize = 4;
+const MS: Duration = Duration::from_millis(1);
+
+/// Faults on a set of nodes, and the processes that use them. Each node, proxy and process has one fault at a time.
+pub(super) struct Storm<'a> {
+    nodes: &'a [Server],
+    data: Data,
+    file: PathBuf,
+    links: Vec<Proxy>,
+    programs: Vec<Program>,
+    lasting: Vec<(Instant, Mend)>,
+    counts: BTreeMap<&'static str, u64>,
+    rng: StdRng,
+}
+
+/// The end of a fault that lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mend {
+    Resume(usize),
+    Restart(usize),
+    MakeRoom(usize),
+    Pass(usize),
+    Wake(usize),
+}
+
+/// What a fault is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Node(usize),
+    Link(usize),
+    Program(usize),
+}
+
+impl Mend {
+    fn place(self) -> Place {
+        match self {
+            Mend::Resume(node) | Mend::Restart(node) | Mend::MakeRoom(node) => Place::Node(node),
+            Mend::Pass(link) => Place::Link(link),
+            Mend::Wake(program) => Place::Program(program),
+        }
+    }
+}
+
+impl<'a> Storm<'a> {
+    pub(super) fn over(nodes: &'a [Server], data: Data, file: PathBuf, rng: StdRng) -> Storm<'a> {
+        let links = nodes.iter().map(|node| Proxy::to(node.addr())).collect();
+        let mut storm = Storm {
+            nodes,
+            data,
+            file,
+            links,
+            programs: Vec::new(),
+            lasting: Vec::new(),
+            counts: BTreeMap::new(),
+            rng,
+        };
+        storm.programs = (0..PROCESSES).map(|_| storm.program()).collect();
+        storm
+    }
+
+    /// One fault after the other.
+    pub(super) fn blow(&mut self, done: impl Fn() -> bool) {
+        while !done() {
+            let next = now() + self.rng.random_range(100 * MS..500 * MS);
+            while let Some(due) = self.due(next) {
+                wait_until(due.0);
+                self.mend(due.1);
+            }
+            wait_until(next);
+            self.strike();
+        }
+    }
+
+    /// Ends all that lasts, and says what there was.
+    pub(super) fn calm(&mut self) -> BTreeMap<&'static str, u64> {
+        eventually(LIMIT, "all faults are over", || {
+            for (_, mend) in std::mem::take(&mut self.lasting) {
+                self.mend(mend);
+            }
+            self.lasting.is_empty()
+        });
+        self.counts.clone()
+    }
+
+    /// The proxies stay as long as they do.
+    pub(super) fn end(mut self) {
+        for program in self.programs.drain(..) {
+            assert!(
+                program.end().success(),
+                "a process of the chaos failed: see above"
+            );
+        }
+    }
+
+    fn program(&mut self) -> Program {
+        let part = match self.data {
+            Data::Kept => "part_where_data_is_kept",
+            Data::Lost => "part_under_quarantine",
+        };
+        let module = concat!(module_path!(), "::part").replace("::faults", "");
+        let addresses = self.links.iter().map(Proxy::addr).collect();
+        let seed: u64 = self.rng.random();
+        Program::playing_at(
+            &module,
+            part,
+            addresses,
+            &seed.to_string(),
+            self.file.clone(),
+        )
+    }
+
+    /// What is to be mended first, if that is before `limit`.
+    fn due(&mut self, limit: Instant) -> Option<(Instant, Mend)> {
+        let first = (0..self.lasting.len()).min_by_key(|&at| self.lasting[at].0)?;
+        (self.lasting[first].0 < limit).then(|| self.lasting.swap_remove(first))
+    }
+
+    fn mend(&mut self, mend: Mend) {
+        match mend {
+            Mend::Resume(node) => self.nodes[node].resume().unwrap(),
+            // Its port may be taken for a moment.
+            Mend::Restart(node) => {
+                if self.nodes[node].restart().is_err() {
+                    self.lasting.push((now() + MAX_TTL / 4, mend));
+                }
+            }
+            Mend::MakeRoom(node) => tell(&self.nodes[node], &["CONFIG", "SET", "maxmemory", "0"]),
+            Mend::Pass(link) => self.links[link].pass(),
+            Mend::Wake(program) => self.programs[program].resume(),
+        }
+    }
+
+    fn last(&mut self, least: Duration, most: Duration, mend: Mend) {
+        let end = now() + self.rng.random_range(least..most);
+        self.lasting.push((end, mend));
+    }
+
+    /// One fault where there is none.
+    fn strike(&mut self) {
+        let any = self.rng.random_range(0..self.nodes.len());
+        let other = self.rng.random_range(0..PROCESSES);
+        let what = self.rng.random_range(0..24);
+        let place = match what {
+            0..12 => Place::Node(any),
+            12..21 => Place::Link(any),
+            _ => Place::Program(other),
+        };
+        if self.lasting.iter().any(|(_, mend)| mend.place() == place) {
+            return;
+        }
+        let node = &self.nodes[any];
+        let name = match what {
+            0..3 => {
+                node.stop().unwrap();
+                self.last(50 * MS, 2 * MAX_TTL, Mend::Resume(any));
+                "node stopped"
+            }
+            3..6 => {
+                node.kill();
+                self.last(10 * MS, MAX_TTL, Mend::Restart(any));
+                "node killed"
+            }
+            6..8 => {
+                tell(node, &["SCRIPT", "FLUSH"]);
+                "scripts flushed"
+            }
+            8..10 => {
+                let kind = ["normal", "pubsub"][self.rng.random_range(0..2)];
+                tell(node, &["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"]);
+                "clients killed"
+            }
+            10..12 => {
+                tell(node, &["CONFIG", "SET", "maxmemory", "1"]);
+                self.last(50 * MS, MAX_TTL, Mend::MakeRoom(any));
+                "node without memory"
+            }
+            12..15 => {
+                let delay = self.rng.random_range(2 * MS..400 * MS);
+                self.links[any].both(Flow::Delay(delay));
+                self.last(100 * MS, MAX_TTL, Mend::Pass(any));
+                "link slow"
+            }
+            15..18 => {
+                let flow = [Flow::Swallow, Flow::Hold][self.rng.random_range(0..2)];
+                if self.rng.random() {
+                    self.links[any].requests(flow);
+                } else {
+                    self.links[any].replies(flow);
+                }
+                self.last(100 * MS, MAX_TTL, Mend::Pass(any));
+                "link swallows or holds one way"
+            }
+            18..20 => {
+                self.links[any].cut_reply_after(self.rng.random_range(0..200));
+                "link cut in a reply"
+            }
+            20 => {
+                self.links[any].cut();
+                "link cut"
+            }
+            21 => {
+                self.programs[other].stop();
+                let next = self.program();
+                std::mem::replace(&mut self.programs[other], next).kill();
+                "process killed"
+            }
+            _ => {
+                self.programs[other].stop();
+                self.last(50 * MS, 2 * MAX_TTL, Mend::Wake(other));
+                "process stopped"
+            }
+        };
+        *self.counts.entry(name).or_default() += 1;
+    }
+}
+
+/// A server that is up, but may be too busy to answer in time.
+fn tell(node: &Server, words: &[&str]) {
+    try_ask::<redis::Value>(node, words).unwrap();
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the pace of the faults, which orders nothing"
+)]
+fn wait_until(end: Instant) {
+    thread::sleep(end.saturating_duration_since(now()));
+}
