@@ -28,7 +28,9 @@ fn two_hold(nodes: &[Server], name: &str, forget: impl Fn(&Server, &str)) {
     drop((one, two));
     let found = journal.check().unwrap_err();
     assert_eq!(found.matches("overlaps").count(), 1, "{found}");
-    assert!(held.extend(TTL).is_err_and(|error| error.is_lost()));
+    eventually(LIMIT, "the first is told", || {
+        held.extend(TTL).is_err_and(|error| error.is_lost())
+    });
 }
 
 #[test]

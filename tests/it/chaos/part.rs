@@ -158,18 +158,26 @@ impl Actor<'_> {
             match rng.random_range(0..10) {
                 0..4 => match self.locker.acquire(key, options) {
                     Ok(guard) => self.keep(guard, &plan, "exclusive", Kind::Exclusive),
-                    Err(error) => self.tally.add_error("acquire", &error),
+                    Err(error) => self.note("acquire", &error),
                 },
                 4..8 => match self.rw.acquire_read(key, options) {
                     Ok(guard) => self.keep(guard, &plan, "read", Kind::Shared),
-                    Err(error) => self.tally.add_error("read", &error),
+                    Err(error) => self.note("read", &error),
                 },
                 _ => match self.rw.acquire_write(key, options) {
                     Ok(guard) if plan.downgrades => self.downgrade(guard, &plan),
                     Ok(guard) => self.keep(guard, &plan, "write", Kind::Exclusive),
-                    Err(error) => self.tally.add_error("write", &error),
+                    Err(error) => self.note("write", &error),
                 },
             }
+        }
+    }
+
+    /// Where asking again at once would be answered at once, it is put off.
+    fn note(&self, during: &str, error: &Error) {
+        self.tally.add_error(during, error);
+        if let Error::CircuitOpen { retry_in } = error {
+            thread::park_timeout((*retry_in).min(10 * LOOK));
         }
     }
 
