@@ -30,7 +30,8 @@ const NOT_FOUND: u8 = 127;
 /// It waits until the lock is free, or for as long as --wait says. While the command runs, the lock is
 /// renewed; when the command has ended, it is released. When the lock is lost while the command runs,
 /// because no quorum could be reached for a TTL or somebody deleted it, a line on standard error says
-/// so, and the command is ended: SIGTERM, and SIGKILL 5 s later (see --on-lost).
+/// so, and the command is ended: SIGTERM, and SIGKILL 5 s later (see --on-lost). Only the command
+/// itself gets the signals: one that starts others, as a shell does, has to pass them on.
 ///
 /// Ctrl-C at the terminal reaches the command itself, and SIGTERM is passed on to it; exclusive lives
 /// until the command has ended. If exclusive itself is killed (SIGKILL, a power cut), nobody renews or

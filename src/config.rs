@@ -4,8 +4,11 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::key::Ttl;
 use crate::quorum;
 use crate::retry::RetryPolicy;
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
 
 /// The part of a TTL that an attempt must leave, unless it is set.
 pub(crate) const MIN_VALIDITY: f64 = 0.5;
@@ -14,8 +17,8 @@ const MOST_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_POOL: usize = 64;
 const MAX_OWNER: usize = 64;
 
-/// One node's address: `host:port`, `host` (port 6379), `redis://[user[:password]@]host[:port][/db]`, or
-/// `unix:///path/to/socket[?db=n&user=…&pass=…]`.
+/// One node's address: `host:port`, `host` (port 6379), `redis://[user[:password]@]host[:port][/db]`,
+/// `unix:///path/to/socket[?db=n&user=…&pass=…]`, or with the feature `tls` `rediss://…`, which is `redis://…` over TLS.
 ///
 /// It is read when connecting, so a mistake in it is an error of [`Nodes::connect`](crate::Nodes::connect). Its
 /// `Debug` leaves out the credentials.
@@ -50,16 +53,27 @@ impl<T: AsRef<str>> From<T> for Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, rest) = match self.text.split_once("://") {
-            Some((scheme, rest)) => (Some(scheme), rest),
-            None => (None, self.text.as_str()),
+            Some((scheme, rest)) if is_scheme(scheme) => (Some(scheme), rest),
+            _ => (None, self.text.as_str()),
         };
-        let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+        let is_path = rest.starts_with('/') && scheme.is_some_and(|s| s.ends_with("unix"));
+        let rest = match rest.rsplit_once('@') {
+            Some((before, _)) if !is_path && before.contains('?') => "..", // ends either of them in the other?
+            Some((_, host)) if !is_path => host,
+            _ => rest,
+        };
         let rest = rest.split_once('?').map_or(rest, |(path, _)| path);
         match scheme {
             Some(scheme) => write!(f, "{scheme}://{rest}"),
             None => f.write_str(rest),
         }
     }
+}
+
+/// Whether this can stand before a `://`. If not, that is a part of a password, for example.
+fn is_scheme(text: &str) -> bool {
+    text.bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
 }
 
 impl fmt::Debug for Endpoint {
@@ -110,6 +124,8 @@ pub(crate) struct Settings {
     pub(crate) username: Option<String>,
     pub(crate) password: Option<String>,
     pub(crate) db: Option<u32>,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<Tls>,
     pub(crate) pool_size: usize,
     pub(crate) key_prefix: String,
     pub(crate) owner: Option<String>,
@@ -118,6 +134,11 @@ pub(crate) struct Settings {
     pub(crate) connect_timeout: Duration,
     pub(crate) min_validity: f64,
     pub(crate) on_drop: OnDrop,
+    pub(crate) threshold: u32,
+    pub(crate) open_for: Duration,
+    pub(crate) allow_degraded: bool,
+    pub(crate) quarantine: Option<Duration>,
+    pub(crate) strict_servers: bool,
 }
 
 impl Config {
@@ -136,6 +157,8 @@ impl Config {
                 username: None,
                 password: None,
                 db: None,
+                #[cfg(feature = "tls")]
+                tls: None,
                 pool_size: 1,
                 key_prefix: "redguard:".to_owned(),
                 owner: None,
@@ -144,6 +167,11 @@ impl Config {
                 connect_timeout: Duration::from_secs(1),
                 min_validity: MIN_VALIDITY,
                 on_drop: OnDrop::Wait,
+                threshold: 5,
+                open_for: Duration::from_secs(60),
+                allow_degraded: false,
+                quarantine: None,
+                strict_servers: false,
             },
         }
     }
@@ -163,6 +191,15 @@ impl Config {
     /// The database number for nodes whose address names none. Default: 0.
     pub fn db(mut self, db: u32) -> Config {
         self.settings.db = Some(db);
+        self
+    }
+
+    /// TLS for all nodes: an address without a scheme is spoken to over TLS, and one that says otherwise (`redis://`,
+    /// `unix://`) is refused when connecting. With the feature `tls`. Default: TLS for `rediss://` addresses alone, as
+    /// [`Tls::new()`] has it.
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: Tls) -> Config {
+        self.settings.tls = Some(tls);
         self
     }
 
@@ -217,6 +254,46 @@ impl Config {
     /// How long a guard's `Drop` waits for its release. Default: [`OnDrop::Wait`].
     pub fn on_drop(mut self, on_drop: OnDrop) -> Config {
         self.settings.on_drop = on_drop;
+        self
+    }
+
+    /// When to stop asking nodes of which no quorum answers: after `threshold` rounds in a row (and 1 s) without one, an
+    /// acquire is [`CircuitOpen`](Error::CircuitOpen) at once, for `open_for` or until a quorum of nodes is connected again. Then
+    /// one acquire asks them, and those that come meanwhile wait for what it finds. Rounds that overlap in time count once, and
+    /// contention does not count. `u32::MAX` never stops asking. Default: 5 rounds, 60 s.
+    pub fn breaker(mut self, threshold: u32, open_for: Duration) -> Config {
+        self.settings.threshold = threshold;
+        self.settings.open_for = open_for;
+        self
+    }
+
+    /// Whether locks are held **in this process alone** while no quorum of nodes can be reached: when connecting, or when the
+    /// [`breaker`](Config::breaker) is open. Threads of this process exclude each other all the time, **other processes are
+    /// not excluded**, and each of them may hold the same lock. So it is for work where doing nothing is worse than doing it
+    /// twice. Such a guard says [`Mode::Local`](crate::Mode::Local) and does not expire; a fenced lock is never taken so, and
+    /// wrong credentials never lead there. When nodes are back new locks are held on them again. Default: `false`.
+    pub fn allow_degraded(mut self, allow: bool) -> Config {
+        self.settings.allow_degraded = allow;
+        self
+    }
+
+    /// Keeps a node that has started a short time ago from voting on new locks, since it may have come back without the locks
+    /// that it had granted: until it has been up for `max_ttl`, an allowance for drift (`max_ttl / 100 + 2 ms`) and 1 s, by which
+    /// servers round their uptime. By then every lock that it can have forgotten has ended. This is what the Redlock text
+    /// (*Distributed Locks with Redis*, "Performance, crash recovery and fsync") asks operators to do by hand.
+    ///
+    /// TTLs and extensions above `max_ttl` are [`InvalidTtl`](Error::InvalidTtl). Releases, extensions, and what they put back
+    /// are served all the time. Where a quorum is in quarantine a lock is contended, with the time until it votes. More than
+    /// zero. Default: off.
+    pub fn restart_quarantine(mut self, max_ttl: Duration) -> Config {
+        self.settings.quarantine = Some(max_ttl);
+        self
+    }
+
+    /// Whether a node that can evict locks (`maxmemory` with another policy than `noeviction`) is not used, in place of a
+    /// warning in the log that names it. Default: `false`.
+    pub fn strict_servers(mut self, strict: bool) -> Config {
+        self.settings.strict_servers = strict;
         self
     }
 
@@ -275,6 +352,15 @@ impl Config {
                 settings.min_validity
             ));
         }
+        if settings.threshold == 0 {
+            return refuse("breaker threshold 0: it takes one round at the least".into());
+        }
+        if settings.open_for.is_zero() {
+            return refuse("breaker open_for 0s: it would never be open".into());
+        }
+        if settings.quarantine.is_some_and(|max_ttl| max_ttl.is_zero()) {
+            return refuse("restart_quarantine 0s: no TTL is as short".into());
+        }
         if settings.username.is_some() && settings.password.is_none() {
             return refuse("a username is set without a password".into());
         }
@@ -283,14 +369,35 @@ impl Config {
     }
 }
 
+impl Settings {
+    /// A lock's TTL on these nodes.
+    ///
+    /// # Errors
+    /// `InvalidTtl`.
+    pub(crate) fn ttl(&self, ttl: Duration) -> Result<Ttl, Error> {
+        let most = self.quarantine.unwrap_or(Duration::MAX);
+        if ttl > most {
+            return Err(Error::InvalidTtl {
+                ttl,
+                reason: format!("restart_quarantine is for TTLs up to {most:?}"),
+            });
+        }
+        Ttl::parse(ttl, self.min_validity)
+    }
+}
+
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = &self.settings;
-        f.debug_struct("Config")
+        let mut shown = f.debug_struct("Config");
+        shown
             .field("nodes", &s.endpoints)
             .field("username", &s.username)
             .field("password", &s.password.as_ref().map(|_| ".."))
-            .field("db", &s.db)
+            .field("db", &s.db);
+        #[cfg(feature = "tls")]
+        shown.field("tls", &s.tls);
+        shown
             .field("pool_size", &s.pool_size)
             .field("key_prefix", &s.key_prefix)
             .field("owner", &s.owner)
@@ -299,6 +406,10 @@ impl fmt::Debug for Config {
             .field("connect_timeout", &s.connect_timeout)
             .field("min_validity", &s.min_validity)
             .field("on_drop", &s.on_drop)
+            .field("breaker", &(s.threshold, s.open_for))
+            .field("allow_degraded", &s.allow_degraded)
+            .field("restart_quarantine", &s.quarantine)
+            .field("strict_servers", &s.strict_servers)
             .finish()
     }
 }
@@ -306,6 +417,7 @@ impl fmt::Debug for Config {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn config() -> Config {
         Config::new(["a:1", "b:2", "c:3"])
@@ -332,6 +444,9 @@ mod tests {
             (config().min_validity(f64::NAN), "min_validity NaN"),
             (config().min_validity(-0.1), "min_validity -0.1"),
             (config().username("joe"), "without a password"),
+            (config().breaker(0, ms(1)), "threshold 0"),
+            (config().breaker(1, ms(0)), "open_for 0s"),
+            (config().restart_quarantine(ms(0)), "restart_quarantine 0s"),
         ];
         for (config, words) in table {
             let error = match config.check() {
@@ -354,5 +469,109 @@ mod tests {
         let shown = format!("{config:?}");
         assert!(!shown.contains("s3c"), "{shown}");
         assert!(shown.contains("redis://h:1/2") && shown.contains("unix:///p"));
+    }
+
+    #[test]
+    fn what_may_be_a_secret_is_not_shown() {
+        for (address, shown) in [
+            ("unix:///run/a@b?pass=s3c@ret", "unix:///run/a@b"),
+            ("unix://joe:s3c@/run/a?pass=s3c", "unix:///run/a"),
+            ("redis:///joe:s3c@h", "redis://h"),
+            ("redis://joe:s3?c@h:1", "redis://.."),
+            ("redis://joe@h?pass=s3@c", "redis://.."),
+            ("joe:s3c://s3c@h:1", "h:1"),
+            ("http://h:1", "http://h:1"),
+        ] {
+            assert_eq!(Endpoint::from(address).to_string(), shown, "{address}");
+        }
+    }
+
+    fn duration() -> impl Strategy<Value = Duration> {
+        let near = |ms: u64| (0..3 * ms).prop_map(Duration::from_millis);
+        prop_oneof![
+            near(1),
+            near(100),
+            near(3_600_000),
+            (any::<u64>(), 0..1_000_000_000_u32).prop_map(|(s, ns)| Duration::new(s, ns)),
+            Just(Duration::MAX),
+        ]
+    }
+
+    fn fraction() -> impl Strategy<Value = f64> {
+        prop_oneof![any::<f64>(), 0.0..1.0, Just(f64::NAN), Just(f64::INFINITY)]
+    }
+
+    prop_compose! {
+        fn policy()(
+            max_attempts in proptest::option::of(prop_oneof![0..3_u32, any::<u32>()]),
+            max_wait in proptest::option::of(duration()),
+            [max_outage, initial_delay, max_delay] in [duration(), duration(), duration()],
+            jitter in fraction(),
+        ) -> RetryPolicy {
+            RetryPolicy { max_attempts, max_wait, max_outage, initial_delay, max_delay, jitter }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_are_good_or_named(
+            nodes in 0..70_usize,
+            pool in prop_oneof![0..70_usize, any::<usize>()],
+            db in any::<u32>(),
+            [node, connect] in [duration(), duration()],
+            min_validity in fraction(),
+            retry in policy(),
+            waited in duration(),
+        ) {
+            let config = Config::new(vec!["h"; nodes])
+                .pool_size(pool)
+                .db(db)
+                .node_timeout(node)
+                .connect_timeout(connect)
+                .min_validity(min_validity)
+                .retry(retry.clone());
+            let _ = format!("{config:?}");
+            match config.check() {
+                Ok(settings) => {
+                    prop_assert!((1..=64).contains(&nodes) && (1..=64).contains(&pool));
+                    prop_assert!(node <= connect && connect <= MOST_TIMEOUT && !node.is_zero());
+                    prop_assert!((0.0..0.99).contains(&min_validity));
+                    // A policy that was let in can be counted with.
+                    let most = retry.max_attempts.unwrap_or(u32::MAX);
+                    settings.retry.attempts_within(waited);
+                    settings.retry.span(most);
+                    prop_assert!(settings.retry.delay(most, 1.0) <= retry.max_delay);
+                }
+                Err(Error::NoAddresses) => prop_assert_eq!(nodes, 0),
+                Err(Error::InvalidConfig(text)) => {
+                    let words = [
+                        format!("{nodes} nodes"),
+                        format!("pool_size {pool} "),
+                        format!("node_timeout {node:?}"),
+                        format!("connect_timeout {connect:?}"),
+                        format!("min_validity {min_validity} "),
+                        "max_attempts is 0".into(),
+                        "initial_delay is 0".into(),
+                        format!("initial_delay {:?} ", retry.initial_delay),
+                        format!("jitter {} ", retry.jitter),
+                    ];
+                    prop_assert!(words.iter().any(|word| text.contains(word)), "{}", text);
+                }
+                Err(other) => prop_assert!(false, "{}", other),
+            }
+        }
+
+        #[test]
+        fn any_owner_is_good_or_named(owner in "[ -~]{0,70}|\\PC{0,70}") {
+            let good = (1..=64).contains(&owner.len())
+                && owner.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b':');
+            match config().owner(&owner).check() {
+                Ok(_) => prop_assert!(good),
+                Err(error) => {
+                    let shown = format!("{owner:?}");
+                    prop_assert!(!good && error.to_string().contains(&shown));
+                }
+            }
+        }
     }
 }

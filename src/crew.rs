@@ -11,10 +11,15 @@ use crate::error::Error;
 use crate::lane::{Census, First, Lane, Post};
 use crate::worker::Worker;
 
+/// The stack of a thread. `redis` reads a reply that is nested 100 deep, as deep as it goes, with more than 1.25 MiB of it
+/// where it is built without optimisation, and an overflow is the end of the process.
+const STACK: usize = 4 << 20;
+
 /// The threads of all lanes, and what it takes to end them.
 #[derive(Debug)]
 pub(crate) struct Crew {
     lanes: Vec<Lane>,
+    census: Arc<Census>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Disconnected when the last thread has ended.
     ended: Receiver<()>,
@@ -57,6 +62,7 @@ impl Crew {
         let threads = Mutex::new(threads);
         let crew = Crew {
             lanes,
+            census,
             threads,
             ended,
         };
@@ -66,6 +72,11 @@ impl Crew {
     /// All lanes, those of one node next to each other.
     pub(crate) fn lanes(&self) -> &[Lane] {
         &self.lanes
+    }
+
+    /// Tells of lanes that come up.
+    pub(crate) fn census(&self) -> &Census {
+        &self.census
     }
 
     /// Lets every lane serve what is queued and end, and waits for that until `end`. `false` if some did not.
@@ -130,6 +141,7 @@ impl Helper {
 fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
     std::thread::Builder::new()
         .name(name)
+        .stack_size(STACK)
         .spawn(body)
         .map_err(|error| Error::System {
             what: "a thread",

@@ -9,8 +9,9 @@ use log::{debug, warn};
 
 use crate::config::{OnDrop, Settings};
 use crate::error::Error;
+use crate::health::{BreakerState, Health, NodeHealth};
 use crate::inbox::Inbox;
-use crate::key::{Key, Ttl};
+use crate::key::Key;
 use crate::lease::{Lease, Look};
 use crate::listener::Listener;
 use crate::local::{Gate, Pass};
@@ -23,10 +24,16 @@ use crate::script::{Request, Verb};
 use crate::time::{self, Budget, Limit};
 use crate::watch::{self, Losses};
 
-pub(crate) use self::acquire::{Care, Patience, Wish, access, contended};
+use self::circuit::Circuit;
+
+pub(crate) use self::acquire::{Care, Patience, Taken, Wish, access, contended};
 
 mod acquire;
 mod attempt;
+mod circuit;
+mod extend;
+mod pause;
+mod way;
 
 /// The interval in which a writer that waits says so again, where the policy's `max_delay` is not shorter. It is also how
 /// long a turn of the readers takes; a writer's place at the gate has three times as long.
@@ -45,8 +52,7 @@ pub(crate) struct Engine {
     losses: Losses,
     renewal: Renewal,
     listener: Listener,
-    /// Since when no quorum has answered, in [`time::micros`]; 0 while one does.
-    outage_since: AtomicU64,
+    circuit: Circuit,
     drop_failures: AtomicU64,
 }
 
@@ -72,13 +78,17 @@ impl Engine {
         Ok(Engine {
             rw_retry,
             refresh,
+            circuit: Circuit::new(
+                settings.threshold,
+                settings.open_for,
+                settings.allow_degraded,
+            ),
             listener: Listener::new(&settings.key_prefix, &nodes, connectors)?,
             renewal: Renewal::new(&nodes, settings.node_timeout, lost),
             losses,
             settings,
             gate,
             nodes,
-            outage_since: AtomicU64::new(0),
             drop_failures: AtomicU64::new(0),
         })
     }
@@ -101,23 +111,32 @@ impl Engine {
         self.gate.is_forked()
     }
 
-    /// Keeps count of how long no quorum has answered: from the first round of a row to the one that found one.
-    fn note_quorum(&self, seen: bool, start: Instant) {
-        let (old, new) = match seen {
-            true => (self.outage_since.load(Ordering::Relaxed), 0),
-            false => (0, time::micros(start)),
-        };
-        if old != new {
-            // Where it fails another round, which overlaps with this one, has said so already.
-            let _ =
-                self.outage_since
-                    .compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
+    /// No quorum could be connected to since `start`: locks are held in this process until one can (rule S9).
+    pub(crate) fn begin_degraded(&self, start: Instant) {
+        self.circuit.open(start);
+    }
+
+    /// How the nodes are, and whether they are asked.
+    pub(crate) fn health(&self) -> Health {
+        let nodes = self.nodes.each();
+        Health {
+            breaker: BreakerState::of(self.circuit.phase()),
+            nodes: nodes
+                .filter_map(|(node, lanes)| NodeHealth::of(node, lanes))
+                .collect(),
         }
     }
 
-    /// Since when no quorum has answered; long ago while one does.
-    fn outage_since(&self) -> Option<Instant> {
-        time::instant(self.outage_since.load(Ordering::Relaxed))
+    /// Waits until a quorum of nodes is connected, until `end`.
+    pub(crate) fn wait_ready(&self, end: Option<Instant>) -> Result<(), Error> {
+        if self.is_forked() || self.gate.is_closed() {
+            return Err(Error::Closed);
+        }
+        match (self.nodes.wait_up(end, &self.gate), self.gate.is_closed()) {
+            (_, true) => Err(Error::Closed),
+            (true, false) => Ok(()),
+            (false, false) => Err(self.insufficient(self.nodes.roll_call())),
+        }
     }
 
     /// The time that the nodes have for a round that begins at `start`.
@@ -126,65 +145,6 @@ impl Engine {
             Limit::Node,
             time::deadline(start, self.settings.node_timeout),
         )
-    }
-
-    /// Extends a lease that is held by `ttl` from now, on a quorum of nodes (rule S5).
-    ///
-    /// Blocks for `node_timeout` at most, after extensions of other threads.
-    pub(crate) fn extend(&self, lease: &Arc<Lease>, ttl: Ttl) -> Result<(), Error> {
-        if self.is_forked() {
-            return Err(Error::Closed);
-        }
-        let _turn = lease.begin_extension();
-        let start = time::now();
-        let expiry = self.still_held(lease, lease.look(start))?;
-        let until = time::deadline(start, time::validity(ttl.duration()));
-        self.extend_until(lease, ttl.millis(), expiry, until.unwrap_or(expiry))
-    }
-
-    /// Asks the nodes whether a lease is still ours that may not be: after a suspend only they know (rule S11).
-    ///
-    /// Blocks as [`extend`](Engine::extend) does.
-    pub(crate) fn make_sure(&self, lease: &Arc<Lease>) -> Result<(), Error> {
-        if self.is_forked() {
-            return Err(Error::Closed);
-        }
-        let _turn = lease.begin_extension();
-        let start = time::now();
-        let expiry = self.still_held(lease, lease.look(start))?;
-        // So much that they keep it for as long as we think it held.
-        let left = expiry.saturating_duration_since(start);
-        let millis = u64::try_from((left + 2 * time::drift(left)).as_millis()).unwrap_or(u64::MAX);
-        self.extend_until(lease, millis.saturating_add(1), expiry, expiry)
-    }
-
-    /// Extends a lease by `ttl` milliseconds, with which it is held until `until`.
-    fn extend_until(
-        &self,
-        lease: &Arc<Lease>,
-        ttl: u64,
-        expiry: Instant,
-        until: Instant,
-    ) -> Result<(), Error> {
-        let (start, lead) = (time::now(), time::lead());
-        let budget = self.node_budget(start).and(Limit::Validity, Some(expiry));
-        let request = Request::new(Verb::Extend, lease, ttl);
-        let inbox = Arc::new(Inbox::new());
-        let outcome = self.nodes.ask(&request, &inbox).outcome(budget);
-        match outcome.verdict {
-            Verdict::Won => {
-                let look = lease.prolong(time::now(), until, lead);
-                self.still_held(lease, look)?;
-                // Only now, with a quorum that is ours, may it come back where it was lost.
-                self.nodes.put_back(lease, ttl, outcome.absent);
-                Ok(())
-            }
-            Verdict::Refused => Err(self.not_ours(lease)),
-            Verdict::Unavailable => {
-                self.still_held(lease, lease.look(time::now()))?;
-                Err(self.insufficient(outcome.tally))
-            }
-        }
     }
 
     /// The end of a lease, from `release()` and from `Drop` alike. Its slot is free for the next thread as soon as
@@ -206,7 +166,9 @@ impl Engine {
         request.publish = true;
         self.listener.releases(lease.key());
         if on_drop == OnDrop::HandOff {
-            self.nodes.tell(&request, lease.asked());
+            let heard = self.listener.addressee(lease.key());
+            let nodes = lease.asked();
+            self.nodes.tell_for(&request, nodes, Some(&heard));
             lease.end();
             pass.leave();
             return Ok(());
@@ -221,33 +183,6 @@ impl Engine {
             Verdict::Won => Ok(()),
             Verdict::Refused => Err(Error::LockLost),
             Verdict::Unavailable => Err(self.insufficient(outcome.tally)),
-        }
-    }
-
-    /// Turns a write lease that is held into a read lease with the same token and the same expiry (rule S10).
-    ///
-    /// Nodes that do not answer go on keeping the token as a writer's, which keeps out all that a reader's does and more:
-    /// the read lock is held all the same, and a later extension or release finds the token in either form.
-    ///
-    /// Blocks for `node_timeout` at most.
-    pub(crate) fn downgrade(&self, lease: &Arc<Lease>) -> Result<(), Error> {
-        let _turn = lease.begin_extension();
-        let now = time::now();
-        let expiry = self.still_held(lease, lease.look(now))?;
-        // First of all, so that whoever releases it from now on, for whatever reason, looks for both forms.
-        lease.downgrade();
-        let left = expiry.saturating_duration_since(now).as_millis();
-        let mut request = Request::new(Verb::Downgrade, lease, u64::try_from(left).unwrap_or(0));
-        request.refresh = self.refresh;
-        request.publish = true;
-        let inbox = Arc::new(Inbox::new());
-        let budget = self.node_budget(now).and(Limit::Validity, Some(expiry));
-        let outcome = self.nodes.ask(&request, &inbox).outcome(budget);
-        match outcome.verdict {
-            Verdict::Refused => Err(self.not_ours(lease)),
-            Verdict::Won | Verdict::Unavailable => {
-                self.still_held(lease, lease.look(time::now())).map(|_| ())
-            }
         }
     }
 
@@ -302,6 +237,7 @@ impl Engine {
         }
         let end = time::deadline(time::now(), grace);
         self.gate.close();
+        self.nodes.announce();
         let alive = self.gate.wait_empty(end);
         for lease in &alive {
             if lease.lose() {
@@ -324,8 +260,11 @@ impl Engine {
     /// Ends the threads when they have served what is queued, within `node_timeout`.
     fn drain(&self) -> bool {
         let end = self.soon();
-        let helpers = self.renewal.stop(end) & self.listener.stop(end);
+        // All are told before one of them is waited for; the lanes last, since the listener is told through them.
+        self.renewal.stop();
+        self.listener.stop();
         let lanes = self.nodes.disband(end);
+        let helpers = self.renewal.await_end(end) & self.listener.await_end(end);
         if !lanes {
             debug!("some lanes are busy connecting and end by themselves");
         }
@@ -361,7 +300,11 @@ mod cancel_tests;
 #[cfg(all(test, not(loom)))]
 mod fence_tests;
 #[cfg(all(test, not(loom)))]
+mod late_tests;
+#[cfg(all(test, not(loom)))]
 mod loss_tests;
+#[cfg(all(test, not(loom)))]
+mod outage_tests;
 #[cfg(all(test, not(loom)))]
 mod rw_tests;
 #[cfg(all(test, not(loom)))]

@@ -54,6 +54,14 @@ pub enum Error {
         causes: Box<[NodeCause]>,
     },
 
+    /// No quorum has answered for so many rounds that the nodes are not asked for a while
+    /// ([`Config::breaker`](crate::Config::breaker)), or only to see whether they are back.
+    #[error("no quorum answers: the circuit is open, tried again in {retry_in:.1?}")]
+    CircuitOpen {
+        /// When the nodes are asked again at the latest; sooner if a quorum of them is connected before.
+        retry_in: Duration,
+    },
+
     /// The lock is held by another, and a limit on waiting ran out.
     #[error("held by another (attempts: {attempts}, waited {waited:.1?})")]
     Contended {
@@ -146,7 +154,9 @@ impl Error {
     pub fn is_unavailable(&self) -> bool {
         matches!(
             self,
-            Error::InsufficientQuorum { .. } | Error::ValidityExhausted { .. }
+            Error::InsufficientQuorum { .. }
+                | Error::CircuitOpen { .. }
+                | Error::ValidityExhausted { .. }
         )
     }
 
@@ -184,7 +194,8 @@ pub enum Cause {
     #[error("no answer in time")]
     TimedOut,
 
-    /// The credentials are wrong, missing, or not allowed to do what is needed.
+    /// The credentials are wrong, missing, or not allowed to do what is needed; or one side does not accept the other's
+    /// certificate.
     #[error("access denied: {0}")]
     Denied(String),
 
@@ -213,6 +224,14 @@ pub enum Cause {
         remaining: Option<Duration>,
     },
 
+    /// The node has started so short a time ago that it may have lost locks which are still held
+    /// ([`Config::restart_quarantine`](crate::Config::restart_quarantine)): it does not vote on new ones.
+    #[error("in quarantine after its start")]
+    Quarantined {
+        /// Until it votes.
+        remaining: Duration,
+    },
+
     /// The lock is not ours there (any more).
     #[error("not ours")]
     NotOurs,
@@ -220,6 +239,18 @@ pub enum Cause {
     /// A value of another type stands under one of the lock's keys. It is left untouched.
     #[error("a value of another type stands under the key")]
     WrongType,
+}
+
+impl Cause {
+    /// For how long this stands in the way, if that is known.
+    pub(crate) fn remaining(&self) -> Option<Duration> {
+        match self {
+            Cause::Held { remaining } | Cause::Readers { remaining } => *remaining,
+            Cause::Quarantined { remaining } => Some(*remaining),
+            // A writer that waits may have the lock before it is free for us.
+            _ => None,
+        }
+    }
 }
 
 /// Causes as they stand at the end of a message.

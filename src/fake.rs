@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
+use crate::about::About;
 use crate::config::{Config, Settings};
 use crate::error::{Cause, Error};
 use crate::key::{Channel, Family, Key};
 use crate::lane::Post;
+use crate::lease::Claim;
 use crate::locker::RedisLocker;
 use crate::node::{Connector, Ear, Greeting, Session};
 use crate::nodes::Nodes;
@@ -31,9 +33,13 @@ pub(crate) enum Sin {
     Honest,
     /// It cannot be connected to.
     Down,
+    /// It denies access, at connect and to each request.
+    Denies,
     /// It takes requests of this verb and tells the test so, and serves them only when the test says: as one that
     /// grants, extends or releases late does.
     Late(Verb, Sender<()>, Receiver<()>),
+    /// The same for a ping.
+    LatePing(Sender<()>, Receiver<()>),
     /// It serves requests of this verb, but answers with an error.
     ErrsAfter(Verb),
     /// It answers requests of this verb with an error, and does not serve them.
@@ -56,7 +62,9 @@ pub(crate) struct Fake {
     served: Mutex<Vec<(Verb, String)>>,
     connects: Mutex<Vec<Option<Greeting>>>,
     refused: AtomicUsize,
+    published: AtomicUsize,
     run_id: Mutex<String>,
+    about: Mutex<About>,
     ears: Mutex<Vec<(Channel, Sender<Channel>)>>,
 }
 
@@ -88,7 +96,9 @@ impl Fake {
             served: Mutex::new(Vec::new()),
             connects: Mutex::new(Vec::new()),
             refused: AtomicUsize::new(0),
+            published: AtomicUsize::new(0),
             run_id: Mutex::new(name.to_owned()),
+            about: Mutex::new(About::default()),
             ears: Mutex::new(Vec::new()),
         })
     }
@@ -108,10 +118,22 @@ impl Fake {
         name.clone_into(&mut self.run_id.lock());
     }
 
+    /// What it says of itself from the next connect on.
+    pub(crate) fn says(&self, about: About) {
+        *self.about.lock() = about;
+    }
+
     pub(crate) fn is_late(&self, verb: Verb) -> Rendezvous {
         let (tell, arrived) = unbounded();
         let (go, wait) = unbounded();
         self.sins(Sin::Late(verb, tell, wait));
+        Rendezvous { arrived, go }
+    }
+
+    pub(crate) fn is_late_with_a_ping(&self) -> Rendezvous {
+        let (tell, arrived) = unbounded();
+        let (go, wait) = unbounded();
+        self.sins(Sin::LatePing(tell, wait));
         Rendezvous { arrived, go }
     }
 
@@ -172,6 +194,11 @@ impl Fake {
         self.connects.lock().clone()
     }
 
+    /// How many releases it published, whether or not somebody heard of it.
+    pub(crate) fn published(&self) -> usize {
+        self.published.load(Ordering::Relaxed)
+    }
+
     /// How many connects it refused.
     pub(crate) fn refused(&self) -> usize {
         self.refused.load(Ordering::Relaxed)
@@ -182,13 +209,25 @@ impl Fake {
         self.served.lock().push((request.verb, token));
         let answer = self.memory.lock().serve(request, time::now());
         let publishes = request.publish || request.verb == Verb::Knock;
-        if publishes && answer == Answer::Yes {
+        if publishes && answer == Answer::Yes && !self.leaves_readers(request) {
             let heard = self.publish(&request.lease.key().channel());
+            if request.publish {
+                self.published.fetch_add(1, Ordering::Relaxed);
+            }
             if request.publish && heard > 0 {
                 return Answer::Heard(heard);
             }
         }
         answer
+    }
+
+    /// Whether it is the release of a reader that others stay behind: only the last one's is published.
+    fn leaves_readers(&self, request: &Request) -> bool {
+        let mut memory = self.memory.lock();
+        let slot = memory.slot(request.lease.key(), time::now());
+        request.verb == Verb::Release
+            && request.lease.claim() == Claim::Read
+            && !slot.readers.is_empty()
     }
 
     pub(crate) fn publish(&self, channel: &Channel) -> u64 {
@@ -259,11 +298,15 @@ impl Connector for Arc<Fake> {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Cause::Unreachable("down".into()));
         }
+        if matches!(*self.sin.lock(), Sin::Denies) {
+            return Err(denied());
+        }
         let mut connects = self.connects.lock();
         connects.push(former.cloned());
         let greeting = Greeting {
             run_id: self.run_id.lock().clone(),
             client: connects.len() as i64,
+            about: self.about.lock().clone(),
         };
         Ok((Box::new(FakeSession(Arc::clone(self))), greeting))
     }
@@ -295,6 +338,7 @@ impl Session for FakeSession {
             let sin = self.0.sin.lock().clone();
             let served = match sin {
                 Sin::Down => return Err(broken()),
+                Sin::Denies => Answer::Fault(denied()),
                 Sin::Late(verb, arrived, go) if verb == request.verb => {
                     let _ = arrived.send(());
                     // The test has ended when its end is gone.
@@ -334,19 +378,30 @@ impl Session for FakeSession {
     }
 
     fn ping(&mut self) -> Result<(), Cause> {
+        let sin = self.0.sin.lock().clone();
+        if let Sin::LatePing(arrived, go) = sin {
+            let _ = arrived.send(());
+            let _ = go.recv();
+        }
         self.0.up()
     }
+}
+
+fn denied() -> Cause {
+    Cause::Denied("NOAUTH".into())
 }
 
 fn key(name: &str, family: Family) -> Key {
     Key::parse("redguard:", name, family).expect("a good name")
 }
 
-/// Settings for fakes: nodes that do not matter, and time-outs long enough not to decide anything by chance.
+/// Settings for fakes: nodes that do not matter, time-outs long enough not to decide anything by chance, and a breaker that
+/// never opens unless the test wants it.
 pub(crate) fn settings(adjust: impl FnOnce(Config) -> Config) -> Settings {
     let config = Config::new(["unused"])
         .node_timeout(Duration::from_secs(5))
-        .connect_timeout(Duration::from_secs(5));
+        .connect_timeout(Duration::from_secs(5))
+        .breaker(u32::MAX, Duration::from_secs(60));
     adjust(config).check().expect("settings of a test")
 }
 
@@ -356,17 +411,23 @@ pub(crate) fn locker(
     adjust: impl FnOnce(Config) -> Config,
 ) -> Result<RedisLocker, Error> {
     let settings = settings(adjust);
+    let strict = settings.strict_servers;
     let posts: Vec<Post> = fakes
         .iter()
         .map(|fake| Post {
             name: fake.run_id.lock().clone(),
             connector: Arc::new(Arc::clone(fake)),
             node_timeout: settings.node_timeout,
+            quarantine: settings.quarantine,
+            strict: settings.strict_servers,
         })
         .collect();
     let nodes = Nodes::join(settings, &posts)?;
     // A quorum is enough to join, but a test speaks of all nodes that it did not put down.
-    let down = |fake: &&Arc<Fake>| matches!(*fake.sin.lock(), Sin::Down);
+    let down = |fake: &&Arc<Fake>| {
+        let fault = fake.about.lock().fault(strict);
+        fault.is_some() || matches!(*fake.sin.lock(), Sin::Down | Sin::Denies)
+    };
     let expected = fakes.len() - fakes.iter().filter(down).count();
     eventually("all lanes are up", || nodes.engine().nodes_up() == expected);
     Ok(RedisLocker::new(&nodes))

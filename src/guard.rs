@@ -10,7 +10,7 @@ use crate::config::{MIN_VALIDITY, OnDrop};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::key::{Token, Ttl};
-use crate::lease::{Claim, Lease, Look};
+use crate::lease::{Claim, FOR_EVER, Lease, Look};
 use crate::local::Pass;
 use crate::time;
 use crate::watch::LossWatch;
@@ -34,9 +34,6 @@ pub(crate) struct Hold {
     ended: bool,
 }
 
-/// A local lease ends after this: never.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-
 impl Hold {
     pub(crate) fn quorum(engine: Arc<Engine>, lease: Arc<Lease>, pass: Pass) -> Hold {
         Hold {
@@ -47,16 +44,21 @@ impl Hold {
         }
     }
 
-    pub(crate) fn local(pass: Pass, claim: Claim, fence: Option<u64>) -> Hold {
-        let lease = Lease::new(pass.key().clone(), Token::local(), claim);
+    /// # Errors
+    /// `Closed` where a shutdown has come before it.
+    pub(crate) fn local(pass: Pass, claim: Claim, fence: Option<u64>) -> Result<Hold, Error> {
+        let lease = Arc::new(Lease::new(pass.key().clone(), Token::local(), claim));
         fence.into_iter().for_each(|fence| lease.number(fence));
         lease.hold(time::now() + FOR_EVER, time::lead());
-        Hold {
+        if !pass.bind(&lease) {
+            return Err(Error::Closed);
+        }
+        Ok(Hold {
             pass,
-            lease: Arc::new(lease),
+            lease,
             engine: None,
             ended: false,
-        }
+        })
     }
 
     fn watch(&self) -> LossWatch {
@@ -64,36 +66,34 @@ impl Hold {
         LossWatch::new(Arc::clone(&self.lease), losses)
     }
 
-    /// A look at the lease of a lock that is held on nodes.
-    fn look(&self) -> Option<Look> {
-        let engine = self.engine.as_ref()?;
-        Some(engine.losses().look(&self.lease))
-    }
-
-    fn is_held(&self) -> bool {
-        match self.look() {
-            None => true,
-            Some(Look::Held(_)) => !self.lease.is_doubtful(),
-            Some(_) => false,
+    /// A local lock does not expire, but ends with a shutdown of the nodes that it stands in for.
+    fn look(&self) -> Look {
+        match &self.engine {
+            Some(engine) => engine.losses().look(&self.lease),
+            None => self.lease.peek(time::now()),
         }
     }
 
+    fn is_held(&self) -> bool {
+        !self.remaining().is_zero()
+    }
+
     fn remaining(&self) -> Duration {
-        match self.look() {
-            None => Duration::MAX,
-            Some(Look::Held(expiry)) if !self.lease.is_doubtful() => {
+        match (&self.engine, self.look()) {
+            (None, Look::Held(_)) => Duration::MAX,
+            (Some(_), Look::Held(expiry)) if !self.lease.is_doubtful() => {
                 expiry.saturating_duration_since(time::now())
             }
-            Some(_) => Duration::ZERO,
+            _ => Duration::ZERO,
         }
     }
 
     fn check(&self) -> Result<(), Error> {
         match (&self.engine, self.look()) {
-            (Some(engine), Some(Look::Held(_))) if self.lease.is_doubtful() => {
+            (Some(engine), Look::Held(_)) if self.lease.is_doubtful() => {
                 engine.make_sure(&self.lease)
             }
-            (_, None | Some(Look::Held(_))) => Ok(()),
+            (_, Look::Held(_)) => Ok(()),
             _ => Err(Error::LockLost),
         }
     }
@@ -101,7 +101,7 @@ impl Hold {
     fn extend(&self, ttl: Duration) -> Result<(), Error> {
         match &self.engine {
             Some(engine) => {
-                let ttl = Ttl::parse(ttl, engine.settings().min_validity)?;
+                let ttl = engine.settings().ttl(ttl)?;
                 engine.extend(&self.lease, ttl)
             }
             None => Ttl::parse(ttl, MIN_VALIDITY).map(|_| ()),
@@ -156,11 +156,13 @@ impl Hold {
         }
         match &self.engine {
             Some(engine) => engine.release(&self.lease, &self.pass, on_drop),
-            None => {
-                self.lease.begin_release(time::now());
-                self.lease.end();
-                Ok(())
-            }
+            None => match self.lease.begin_release(time::now()) {
+                Look::Held(_) => {
+                    self.lease.end();
+                    Ok(())
+                }
+                _ => Err(Error::LockLost),
+            },
         }
     }
 }
@@ -224,7 +226,7 @@ macro_rules! guard {
             /// `Ok` while the lock is held: for the checkpoints of a loop, with `?`.
             ///
             /// Does not block, but after the computer was suspended, or the wall clock set forward: then it asks the nodes,
-            /// for `node_timeout` at most.
+            /// for `node_timeout` at most, behind a renewal that is on its way.
             ///
             /// # Errors
             /// [`LockLost`](Error::LockLost) when it is not held; after a suspend also
@@ -237,7 +239,8 @@ macro_rules! guard {
             /// Holds the lock for `ttl` from now on, if that is longer than it is held anyway: an extension never
             /// shortens.
             ///
-            /// Blocks for `node_timeout` at most, behind extensions that other threads make through this guard. Where it
+            /// Blocks for `node_timeout` at most, behind extensions that other threads make through this guard and a renewal
+            /// that is on its way. Where it
             /// fails the lock stays held until its old expiry, unless it is lost. On nodes that have lost the key it is
             /// put back once a quorum has kept it. A local lock does not expire: its TTL is checked and ignored.
             ///
@@ -343,9 +346,9 @@ macro_rules! fenced {
             /// token is below one that it has seen: then a holder that was paused past its lease does no harm (M. Kleppmann,
             /// *How to do distributed locking*, 2016).
             ///
-            /// Tokens strictly increase as long as fewer nodes than a quorum have lost their data since the last one was
-            /// given out, or the nodes' clocks are in step: a count that is lost begins anew from the node's clock. They
-            /// are not consecutive. A local lock's are comparable within its process only, and among clones of one locker.
+            /// Tokens strictly increase as long as the nodes' clocks are in step, or fewer nodes than a quorum have lost their
+            /// data or missed the last grant: a count that is lost begins anew from the node's clock. They are not
+            /// consecutive. A local lock's are comparable within its process only, and among clones of one locker.
             pub fn fencing_token(&self) -> Option<u64> {
                 self.0.fencing_token()
             }

@@ -92,7 +92,8 @@ impl Key {
         }
     }
 
-    /// A key that is derived from this one, in the same cluster slot as all others that are.
+    /// A key that is derived from this one, in the same cluster slot as all others that are, and as this one if there is no
+    /// `}` in it outside of a hash tag. (There is no such slot for a key that begins with one.)
     pub(crate) fn derived(&self, ending: &'static str) -> NodeKey<'_> {
         debug_assert!(RESERVED.contains(&ending));
         NodeKey::Derived(self, ending)
@@ -248,6 +249,7 @@ fn shortened(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::collections::HashSet;
 
     #[test]
@@ -352,5 +354,76 @@ mod tests {
         assert!(owned.text().starts_with("batch-7:"));
         assert_eq!(owned.text().len(), 48);
         assert!(!format!("{owned:?}").contains(&owned.text()[8..]));
+    }
+
+    /// Any text, some of it close to what has a meaning in a key.
+    fn name() -> impl Strategy<Value = String> {
+        let piece = prop_oneof![
+            any::<char>().prop_map(String::from),
+            proptest::sample::select(&["{", "}", ":", "", "redguard:", "x"][..])
+                .prop_map(String::from),
+            proptest::sample::select(&RESERVED[..]).prop_map(String::from),
+        ];
+        let text = proptest::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat());
+        (text, prop_oneof![9 => Just(1), 1 => 1..4_000_usize])
+            .prop_map(|(text, times)| text.repeat(times))
+    }
+
+    /// The part of a key that its slot is made of (Redis Cluster specification, "Hash tags").
+    fn tag(key: &str) -> &str {
+        let Some(open) = key.find('{') else {
+            return key;
+        };
+        match key[open..].find('}') {
+            Some(length) if length > 1 => &key[open + 1..open + length],
+            _ => key,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_is_a_key_or_refused(prefix in name(), name in name()) {
+            match Key::parse(&prefix, &name, Family::ReadWrite) {
+                Ok(key) => {
+                    prop_assert!(!name.is_empty() && name.len() <= MAX_NAME);
+                    prop_assert_eq!(key.name(), &name);
+                    prop_assert_eq!(key.wire(), format!("{prefix}{name}"));
+                    let derived = RESERVED.map(|ending| key.derived(ending).to_string());
+                    // No hash tag can have a `}` in it, so there is none for a key that begins with one.
+                    let (slot, has_none) = (tag(&derived[0]), key.wire().starts_with('}'));
+                    for (derived, ending) in derived.iter().zip(RESERVED) {
+                        prop_assert!(derived.ends_with(ending));
+                        prop_assert!(tag(derived) == slot || has_none);
+                    }
+                }
+                Err(error) => {
+                    let good = !name.is_empty()
+                        && name.len() <= MAX_NAME
+                        && !RESERVED.iter().any(|ending| name.ends_with(ending));
+                    prop_assert!(!good && error.to_string().len() < 1_000, "{}", error);
+                }
+            }
+        }
+
+        #[test]
+        fn any_ttl_fits_or_is_refused(
+            secs in prop_oneof![0..10_u64, any::<u64>()],
+            nanos in 0..1_000_000_000_u32,
+            min_validity in 0.0..0.98,
+        ) {
+            let ttl = Duration::new(secs, nanos);
+            match Ttl::parse(ttl, min_validity) {
+                Ok(parsed) => {
+                    prop_assert!(parsed.duration() <= ttl && parsed.millis() <= MAX_MILLIS);
+                    let least = parsed.least_validity(min_validity);
+                    prop_assert!(least <= time::validity(parsed.duration()));
+                }
+                Err(error) => {
+                    let shown = format!("{ttl:?}");
+                    prop_assert!(error.to_string().contains(&shown));
+                    prop_assert!(ttl.as_millis() > u128::from(MAX_MILLIS) || ttl.as_secs() < 10);
+                }
+            }
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
+use crate::about::About;
 use crate::error::Cause;
 use crate::node::Connector;
 use crate::script::{Answer, Request};
@@ -53,8 +54,28 @@ pub(crate) struct Health {
     pub(crate) up: AtomicBool,
     /// When the batch on the wire is overdue, in [`time::micros`]; `u64::MAX` when there is none.
     pub(crate) overdue: AtomicU64,
-    /// Why the lane is not up.
-    pub(crate) cause: Mutex<Cause>,
+    /// Until when the node does not vote on new locks, in [`time::micros`].
+    pub(crate) quarantined: AtomicU64,
+    pub(crate) report: Mutex<Report>,
+}
+
+/// What there is to tell of a lane to those who ask how it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Report {
+    /// Why the lane is not up, or was not when it was down last.
+    pub(crate) cause: Cause,
+    /// Since when it is up, or not up.
+    pub(crate) since: Instant,
+    /// What the node said of itself when it was greeted last.
+    pub(crate) about: Option<About>,
+}
+
+impl Health {
+    /// For how long the node does not vote yet on new locks; zero if it does.
+    pub(crate) fn quarantine(&self, now: Instant) -> Duration {
+        let left = self.quarantined.load(Ordering::Acquire);
+        Duration::from_micros(left.saturating_sub(time::micros(now)))
+    }
 }
 
 impl Lane {
@@ -64,7 +85,12 @@ impl Lane {
         let health = Arc::new(Health {
             up: AtomicBool::new(false),
             overdue: AtomicU64::new(u64::MAX),
-            cause: Mutex::new(Cause::Unreachable("not connected yet".into())),
+            quarantined: AtomicU64::new(0),
+            report: Mutex::new(Report {
+                cause: Cause::Unreachable("not connected yet".into()),
+                since: time::now(),
+                about: None,
+            }),
         });
         let lane = Lane {
             jobs,
@@ -101,10 +127,30 @@ impl Lane {
     /// Why the node is not expected to answer, if it is not.
     pub(crate) fn suspect(&self, now: Instant) -> Option<Cause> {
         if !self.health.up.load(Ordering::Acquire) {
-            return Some(self.health.cause.lock().clone());
+            return Some(self.health.report.lock().cause.clone());
         }
-        let overdue = time::micros(now) > self.health.overdue.load(Ordering::Acquire);
-        overdue.then_some(Cause::TimedOut)
+        (!self.is_up(now)).then_some(Cause::TimedOut)
+    }
+
+    /// Whether the node is expected to answer.
+    pub(crate) fn is_up(&self, now: Instant) -> bool {
+        self.health.up.load(Ordering::Acquire)
+            && time::micros(now) <= self.health.overdue.load(Ordering::Acquire)
+    }
+
+    /// When the batch on the wire was overdue, if it is.
+    pub(crate) fn overdue(&self, now: Instant) -> Option<Instant> {
+        let overdue = self.health.overdue.load(Ordering::Acquire);
+        let overdue = Some(overdue).filter(|overdue| time::micros(now) > *overdue);
+        overdue.and_then(time::instant)
+    }
+
+    pub(crate) fn quarantine(&self, now: Instant) -> Duration {
+        self.health.quarantine(now)
+    }
+
+    pub(crate) fn report(&self) -> Report {
+        self.health.report.lock().clone()
     }
 
     pub(crate) fn start(&self) {
@@ -124,17 +170,45 @@ fn stopped() -> Cause {
 
 /// Keeps two addresses of one server from counting twice, also when one of them comes up later: for each node the run
 /// that its lanes which are up are connected to, and how many they are.
+///
+/// It also tells those who wait for nodes to come up.
 #[derive(Debug)]
-pub(crate) struct Census(Mutex<Vec<Option<(String, usize)>>>);
+pub(crate) struct Census {
+    runs: Mutex<Vec<Option<(String, usize)>>>,
+    changed: Condvar,
+}
 
 impl Census {
     pub(crate) fn of(nodes: usize) -> Census {
-        Census(Mutex::new(vec![None; nodes]))
+        Census {
+            runs: Mutex::new(vec![None; nodes]),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// A lane has come up.
+    pub(crate) fn announce(&self) {
+        // Who has seen it down, and is about to wait, has the lock.
+        drop(self.runs.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits until `holds`, which lanes that come up may bring about, until `end`. `false` if it does not.
+    pub(crate) fn wait_until(&self, end: Option<Instant>, holds: impl Fn() -> bool) -> bool {
+        let mut runs = self.runs.lock();
+        while !holds() {
+            match end {
+                None => self.changed.wait(&mut runs),
+                Some(end) if self.changed.wait_until(&mut runs, end).timed_out() => return holds(),
+                Some(_) => {}
+            }
+        }
+        true
     }
 
     /// `node` runs as `run_id`. Answers the other node that does so already.
     pub(crate) fn enter(&self, node: usize, run_id: &str) -> Option<usize> {
-        let mut runs = self.0.lock();
+        let mut runs = self.runs.lock();
         let same = |run: &Option<(String, usize)>| run.as_ref().is_some_and(|run| run.0 == run_id);
         let twin = runs.iter().position(same).filter(|twin| *twin != node);
         if twin.is_none() {
@@ -148,7 +222,7 @@ impl Census {
 
     /// A lane of `node` is not connected to that run any more. The address may lead elsewhere by the time it is again.
     pub(crate) fn leave(&self, node: usize, run_id: &str) {
-        let mut runs = self.0.lock();
+        let mut runs = self.runs.lock();
         match &mut runs[node] {
             Some((run, lanes)) if run == run_id && *lanes > 1 => *lanes -= 1,
             Some((run, _)) if run == run_id => runs[node] = None,
@@ -172,4 +246,8 @@ pub(crate) struct Post {
     pub(crate) name: String,
     pub(crate) connector: Arc<dyn Connector>,
     pub(crate) node_timeout: Duration,
+    /// The longest TTL of a lock, where nodes that have just started are not to vote.
+    pub(crate) quarantine: Option<Duration>,
+    /// Whether a node that may evict locks is not used.
+    pub(crate) strict: bool,
 }

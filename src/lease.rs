@@ -19,6 +19,9 @@ const HELD: u64 = 4;
 /// The wall clock may be set forward by so many µs, besides a hundredth of the time, before that counts as a suspend.
 const MOST_LEAD: i64 = 100_000;
 
+/// A lease that does not expire ends after this: never.
+pub(crate) const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// What a lease gives its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
@@ -195,6 +198,14 @@ impl Lease {
         match read(self.state.load(Ordering::Acquire)) {
             Look::Held(expiry) if expiry <= now => Look::Lost,
             look => look,
+        }
+    }
+
+    /// When it ends, if it is held and does end.
+    pub(crate) fn expiry(&self, now: Instant) -> Option<Instant> {
+        match self.peek(now) {
+            Look::Held(expiry) if expiry < now + FOR_EVER / 2 => Some(expiry),
+            _ => None,
         }
     }
 

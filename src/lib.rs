@@ -50,6 +50,13 @@
 //! | eviction under `maxmemory`, `FLUSHALL` | the same | `maxmemory-policy noeviction`; a server for locks alone |
 //! | the list of nodes is changed under way | two lists have two quorums | stop all holders, or wait the longest TTL |
 //!
+//! | a node lies | it counts as one vote, whatever it says | servers of your own, in a private network |
+//!
+//! A reply that is no answer, breaks off, or does not come is a fault of that node alone, and its connection is made anew. A
+//! reply that goes on for ever, byte after byte, is waited for by nobody, but its thread reads it until the server stops, and
+//! keeps what has come of it: then that node stays away, memory grows at the server's pace, and
+//! [`shutdown`](Nodes::shutdown) answers `false`.
+//!
 //! Two nodes have no quorum with one down, and of four a tie is a loss for both sides: take 1, 3 or 5. An even number is
 //! a `warn` line at connect.
 //!
@@ -71,15 +78,15 @@
 //!
 //! Each node counts up with each fenced grant, from its clock in µs where it has no count. The token is the q-th smallest of
 //! the numbers in hand if a quorum q of nodes is as high as that; else one more round raises a quorum to the greatest, where
-//! the lock is ours. Tokens strictly increase as long as fewer nodes than a quorum have lost their data since the last one
-//! was given out, or the nodes' clocks are in step. A count that is not used is forgotten after 30 days.
+//! the lock is ours. Tokens strictly increase as long as the nodes' clocks are in step, or the nodes that have lost their data
+//! and those that missed the last grant are together fewer than a quorum. A count that is not used is forgotten after 30 days.
 //!
 //! # Read-write locks
 //!
 //! - Each reader has a token and a lease of its own, in the node's time: one that crashed is gone at its own end, whatever
 //!   others do.
 //! - A writer that waits takes a place at a *gate*, which turns new readers away (not the extensions of those that read). It
-//!   says so again every *refresh interval*, which is `max_delay`, but 100 ms at most and 10 ms at least; a place that is not
+//!   says so again within a *refresh interval*, which is `max_delay`, but 100 ms at most and 10 ms at least; a place that is not
 //!   refreshed ends after three. Writers that only try, that have no quorum or that have given up turn nobody away.
 //! - A reader that was refused and waits leaves a mark. A writer that finds it when it releases gives the readers a *turn* of
 //!   one refresh interval, in which gates do not count and new writers are refused, [`try_write`](RwLocker::try_write)
@@ -91,7 +98,9 @@
 //!
 //! Among threads of one process a writer waits in the process's own queue first: while others of the process read, it does
 //! not keep readers of other processes out. So a writer waits for two read sections and the time of a place at the gate
-//! at most, and a reader for two write sections and a turn, if sections are bounded and a quorum answers.
+//! at most, unless writers of other processes come before it, among whom there is no order; and a reader for two write
+//! sections and a turn. That holds if sections are bounded, a quorum answers, and a round trip is well below a refresh
+//! interval.
 //!
 //! # Timing
 //!
@@ -107,7 +116,7 @@
 //! [`auto_renew`](LockOptions::auto_renew) all of it begins anew, from the sending of each renewal that a quorum confirms:
 //!
 //! ```text
-//! taken     TTL/3 ±10 %    again after each success           a failure: tried again, at TTL/64 to TTL/8,
+//! taken     TTL/3 ±10 %    again after each success           a failure: tried again, at TTL/128 to TTL/8,
 //!   │           │              │              │                 │ │   │     │     until remaining() is over: lost
 //!   ├───────────●──────────────●──────────────●─────────────────○─○───○─────○─────┤
 //! ```
@@ -149,7 +158,7 @@
 //! | no quorum reachable | [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node, after [`max_outage`](RetryPolicy::max_outage); from `try_…` at once |
 //! | nodes come back | lanes connect again by themselves, with capped and jittered back-off |
 //! | scripts flushed | healed within the request |
-//! | `READONLY`, `LOADING`, `OOM`, `NOAUTH` … | a fault of that node, with that cause |
+//! | `READONLY`, `LOADING`, `OOM`, `NOAUTH`, a certificate that is not accepted … | a fault of that node, with that cause |
 //! | a foreign value under the key | [`Contended`](Error::Contended), or its like for read-write locks, and the value is left alone |
 //! | the holder is killed | free after the TTL at the latest; waiters wake then, not at their next poll |
 //! | the nodes are too slow for the TTL | [`ValidityExhausted`](Error::ValidityExhausted) after three attempts in a row |
@@ -186,12 +195,22 @@
 //!
 //! # Features and versions
 //!
-//! No features yet. Rust 1.88; Redis 6.2 or Valkey 7.2 and later.
+//! | feature | what it brings |
+//! |---|---|
+//! | `tls` | `rediss://` addresses, `Config::tls` and `Tls`: an authority of your own, and a certificate to show to nodes. By `rustls`; the computer needs a C compiler to build it |
+//!
+//! None is on by default. With `tls`, a process that has not installed a provider of cryptography for `rustls` by its first
+//! connect has `ring` installed as its default; so a program that wants another one installs it before.
+//!
+//! Rust 1.88; Redis 6.2 or Valkey 7.2 and later.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
+mod about;
 mod agenda;
 mod batch;
+mod breaker;
 mod cancel;
 mod config;
 mod crew;
@@ -201,6 +220,7 @@ mod error;
 mod fake;
 mod fence;
 mod guard;
+mod health;
 mod inbox;
 mod key;
 mod lane;
@@ -221,14 +241,18 @@ mod script;
 mod sync;
 mod take;
 mod time;
+#[cfg(feature = "tls")]
+mod tls;
 mod watch;
 mod worker;
 
 pub use crate::{
+    about::{ClockOffset, Role},
     cancel::CancelToken,
     config::{Config, Endpoint, OnDrop},
     error::{Cause, Error, NodeCause},
     guard::{LockGuard, Mode, ReadGuard, WriteGuard},
+    health::{BreakerState, Health, NodeHealth, NodeState},
     locker::{LocalLocker, Locker, RedisLocker},
     nodes::Nodes,
     notify::LostLock,
@@ -237,6 +261,9 @@ pub use crate::{
     rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker},
     watch::{LossWatch, WaitLost},
 };
+
+#[cfg(feature = "tls")]
+pub use crate::tls::Tls;
 
 /// The README's examples, compiled.
 #[cfg(doctest)]

@@ -16,9 +16,12 @@ use crate::crew::Helper;
 use crate::error::{Cause, Error};
 use crate::inbox::Inbox;
 use crate::key::{Channel, Family, Key, Token};
+use crate::lane::Addressee;
 use crate::lease::{Claim, Lease};
 use crate::node::{Connector, Ear};
+use crate::quorum::NodeSet;
 use crate::round::Nodes;
+use crate::script::Answer;
 use crate::time;
 
 /// A subscription outlives its last waiter by this, since who waited for a lock is likely to wait for it again.
@@ -84,6 +87,22 @@ pub(crate) enum Heard {
     Subscribed,
     /// There was a release.
     Release,
+}
+
+/// Where the answers to a release go that nobody waits for.
+struct Released {
+    desk: Arc<Desk>,
+    channel: Channel,
+}
+
+impl Addressee for Released {
+    fn post(&self, _: u32, node: usize, answer: Answer) {
+        match answer {
+            Answer::Heard(count) => self.desk.released(&self.channel, &[(node, count)]),
+            Answer::Yes => self.desk.unheard(&self.channel, node),
+            _ => {}
+        }
+    }
 }
 
 /// Others listen at a key: until then they are let pass.
@@ -194,28 +213,15 @@ impl Listener {
 
     /// So many heard on these nodes that a lock of ours was released.
     pub(crate) fn released(&self, key: &Key, heard: &[(usize, u64)]) {
-        let known = self.desk.courtesies.load(Ordering::Acquire) > 0;
-        if heard.is_empty() && !known {
-            return;
-        }
-        let mut state = self.desk.state.lock();
-        let channel = key.channel();
-        let post = state.channels.get(&channel);
-        let ours = state.node.filter(|_| post.is_some_and(|p| p.subscribed));
-        let others = heard
-            .iter()
-            .any(|(node, count)| *count > u64::from(ours == Some(*node)));
-        if others {
-            let until = self.desk.others_pass();
-            let now = time::now();
-            let fresh = |_: &Channel, c: &mut Courtesy| now < c.until + COURTESY;
-            state.courtesies.retain(fresh);
-            state.courtesies.insert(channel, Courtesy { until });
-        } else {
-            state.courtesies.remove(&channel);
-        }
-        let count = state.courtesies.len();
-        self.desk.courtesies.store(count, Ordering::Release);
+        self.desk.released(&key.channel(), heard);
+    }
+
+    /// Hears how many heard of a release that nobody waits for.
+    pub(crate) fn addressee(&self, key: &Key) -> Arc<dyn Addressee> {
+        Arc::new(Released {
+            desk: Arc::clone(&self.desk),
+            channel: key.channel(),
+        })
     }
 
     /// Until when others are let pass at a key.
@@ -234,11 +240,15 @@ impl Listener {
         self.desk.state.lock().channels.len()
     }
 
-    /// Ends the thread, and waits for that until `end`. `false` if it did not.
-    pub(crate) fn stop(&self, end: Instant) -> bool {
+    /// Lets the thread end.
+    pub(crate) fn stop(&self) {
         let mut state = self.desk.state.lock();
         state.stopping = true;
         self.desk.knock(state);
+    }
+
+    /// Waits until the thread has ended, until `end`. `false` if it has not.
+    pub(crate) fn await_end(&self, end: Instant) -> bool {
         let thread = self.thread.lock().take();
         thread.is_none_or(|thread| thread.join(end))
     }
@@ -282,6 +292,39 @@ impl Drop for Listening<'_> {
 }
 
 impl Desk {
+    /// So many heard on these nodes that a lock of ours was released.
+    fn released(&self, channel: &Channel, heard: &[(usize, u64)]) {
+        let known = self.courtesies.load(Ordering::Acquire) > 0;
+        if heard.is_empty() && !known {
+            return;
+        }
+        let mut state = self.state.lock();
+        let post = state.channels.get(channel);
+        let ours = state.node.filter(|_| post.is_some_and(|p| p.subscribed));
+        let others = heard
+            .iter()
+            .any(|(node, count)| *count > u64::from(ours == Some(*node)));
+        if others {
+            let until = self.others_pass();
+            let now = time::now();
+            let fresh = |_: &Channel, c: &mut Courtesy| now < c.until + COURTESY;
+            state.courtesies.retain(fresh);
+            let courtesy = Courtesy { until };
+            state.courtesies.insert(Arc::clone(channel), courtesy);
+        } else {
+            state.courtesies.remove(channel);
+        }
+        let count = state.courtesies.len();
+        self.courtesies.store(count, Ordering::Release);
+    }
+
+    /// Nobody heard of it on this node. Where others listen they do so on the first one.
+    fn unheard(&self, channel: &Channel, node: usize) {
+        if self.nodes.first_up() == Some(node) {
+            self.released(channel, &[]);
+        }
+    }
+
     fn enter(&self, post: &mut Post, channel: Channel, inbox: &Arc<Inbox>) -> Listening<'_> {
         let waiter = Arc::new(Waiter {
             inbox: Arc::clone(inbox),
@@ -314,11 +357,17 @@ impl Desk {
 
     fn run(&self, connectors: &[Arc<dyn Connector>]) {
         let mut failures = 0_u32;
-        while let Some(node) = self.wait_for_work() {
-            let heard = connectors[node].listen(&mut |ear| self.serve(ear, node));
+        // Nodes that could not be listened to since one could.
+        let mut deaf = NodeSet::default();
+        while let Some(node) = self.wait_for_work(deaf) {
+            let heard = connectors[node].listen(&mut |ear| self.serve(ear, node, deaf));
             let mut state = self.state.lock();
-            if state.node.take().is_some() {
-                failures = 0;
+            match state.node.take() {
+                Some(_) => failures = 0,
+                None => deaf.insert(node),
+            }
+            if self.nodes.first_up_but(deaf).is_none() {
+                deaf = NodeSet::default();
             }
             state
                 .channels
@@ -344,7 +393,7 @@ impl Desk {
     }
 
     /// Waits until somebody waits and a node is connected; `None` when the thread is to end.
-    fn wait_for_work(&self) -> Option<usize> {
+    fn wait_for_work(&self, deaf: NodeSet) -> Option<usize> {
         let mut state = self.state.lock();
         loop {
             state.knocked = false;
@@ -355,7 +404,8 @@ impl Desk {
                 self.changed.wait(&mut state);
                 continue;
             }
-            if let Some(node) = self.nodes.first_up() {
+            let node = self.nodes.first_up_but(deaf);
+            if let Some(node) = node.or_else(|| self.nodes.first_up()) {
                 return Some(node);
             }
             self.changed.wait_until(&mut state, time::now() + PAUSE);
@@ -378,7 +428,7 @@ impl Desk {
     }
 
     /// Hears what one connection brings, until it fails or nobody waits any more.
-    fn serve(&self, ear: &mut dyn Ear, node: usize) -> Result<(), Cause> {
+    fn serve(&self, ear: &mut dyn Ear, node: usize, deaf: NodeSet) -> Result<(), Cause> {
         let private = self.private.key().channel();
         ear.subscribe(&private)?;
         self.state.lock().node = Some(node);
@@ -412,7 +462,8 @@ impl Desk {
                 None if time::now() >= heard_of + PING_EVERY => {
                     ear.ping()?;
                     heard_of = time::now();
-                    if self.nodes.first_up().is_some_and(|first| first < node) {
+                    let first = self.nodes.first_up_but(deaf);
+                    if first.is_some_and(|first| first < node) {
                         return Ok(()); // back to where all others listen
                     }
                 }

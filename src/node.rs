@@ -1,18 +1,29 @@
 //! One server: connecting to it, greeting it, and exchanging a batch of requests with it.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use redis::{
-    Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, PubSub, RedisResult, Value,
-};
+use redis::{Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Msg, Value};
 
+use crate::about::{self, About};
 use crate::batch::Calls;
 use crate::config::{Endpoint, Settings};
 use crate::error::{Cause, Error};
 use crate::key::Channel;
 use crate::script::{self, Answer, Loaded, Read, Request};
 use crate::time;
+
+/// What a node is asked of itself. The first one has its clock.
+const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
+/// So many messages may come before a reply that a subscriber waits for.
+const MOST_EARLY: usize = 4096;
+
+#[cfg(not(feature = "tls"))]
+#[path = "node/plain.rs"]
+mod tls;
+#[cfg(feature = "tls")]
+mod tls;
 
 /// Makes sessions with one node. The one seam at which tests put fakes in the place of servers.
 pub(crate) trait Connector: Send + Sync {
@@ -61,6 +72,7 @@ pub(crate) struct Greeting {
     pub(crate) run_id: String,
     /// The number of this connection within that run.
     pub(crate) client: i64,
+    pub(crate) about: About,
 }
 
 /// A Redis or Valkey server.
@@ -86,26 +98,32 @@ impl Server {
         if text.is_empty() {
             return refuse("it is empty".into());
         }
-        let url = match text.split_once("://") {
-            Some(("rediss" | "valkeys", _)) => {
-                return refuse("TLS is not supported".into());
-            }
-            Some(_) => text.to_owned(),
-            None => format!("redis://{text}"),
+        let url = match tls::url(text, settings) {
+            Ok(url) => url,
+            Err(reason) => return refuse(reason),
         };
+        if hides_its_end(&url) {
+            return refuse(
+                "in a user name or password '/', '?' and '#' are written %2F, %3F and %23".into(),
+            );
+        }
         let info = match url.as_str().into_connection_info() {
             Ok(info) => info,
             // The parser's detail can repeat what it was given, so only its category is told.
             Err(error) => return refuse(format!("not understood ({})", error.category())),
         };
-        if let ConnectionAddr::Tcp(host, port) = info.addr() {
+        if let Some((host, port)) = host_and_port(&info) {
             if host.is_empty() {
                 return refuse("no host".into());
             }
-            if *port == 0 {
+            if port == 0 {
                 return refuse("port 0".into());
             }
         }
+        let info = match tls::secure(info, settings) {
+            Ok(info) => info,
+            Err(reason) => return refuse(reason),
+        };
         let mut redis = info.redis_settings().clone();
         if redis.password().is_none() {
             if let Some(password) = &settings.password {
@@ -129,13 +147,63 @@ impl Server {
         })
     }
 
-    /// Where the server is, so that one named twice is found before any I/O. The database is no part of it.
-    pub(crate) fn place(&self) -> String {
-        match self.info.addr() {
-            ConnectionAddr::Tcp(host, port) => format!("{}:{port}", host.to_ascii_lowercase()),
-            other => other.to_string(),
+    /// A server or proxy may repeat what it does not understand, and that may be how we log in.
+    fn without_password(&self, cause: Cause) -> Cause {
+        let password = self.info.redis_settings().password().unwrap_or_default();
+        let is_in = |text: &str| !password.is_empty() && text.contains(password);
+        let words = "its words have the password in them".to_owned();
+        match cause {
+            Cause::Denied(text) if is_in(&text) => Cause::Denied(words),
+            Cause::Server(text) if is_in(&text) => Cause::Server(words),
+            _ => cause,
         }
     }
+
+    /// Where the server is, so that one named twice is found before any I/O. The database is no part of it.
+    pub(crate) fn place(&self) -> String {
+        match host_and_port(&self.info) {
+            Some((host, port)) => format!("{}:{port}", host.to_ascii_lowercase()),
+            None => self.info.addr().to_string(),
+        }
+    }
+
+    fn open(&self) -> Result<Connection, Cause> {
+        let timeout = match self.info.addr() {
+            // What hangs over TLS has more to tell than that it does: in time for who waits for `connect_timeout`.
+            ConnectionAddr::TcpTls { .. } => self.connect_timeout * 7 / 8,
+            _ => self.connect_timeout,
+        };
+        redis::Client::open(self.info.clone())
+            .and_then(|client| client.get_connection_with_timeout(timeout))
+            .map_err(|error| match self.info.addr() {
+                #[cfg(feature = "tls")]
+                ConnectionAddr::TcpTls { .. } => tls::cause(&error),
+                ConnectionAddr::Tcp(..) if script::is_cut(&error) => {
+                    Cause::Unreachable(format!("{error}: is it a port for TLS?"))
+                }
+                _ => script::cause(&error),
+            })
+            .map_err(|cause| self.without_password(cause))
+    }
+}
+
+fn host_and_port(info: &ConnectionInfo) -> Option<(&str, u16)> {
+    match info.addr() {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            Some((host, *port))
+        }
+        _ => None,
+    }
+}
+
+/// Whether credentials have something in them that ends them for the parser: the beginning of a password would be taken
+/// for a port, which is no secret.
+fn hides_its_end(url: &str) -> bool {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return false;
+    };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    !scheme.ends_with("unix") && rest[end..].contains('@')
 }
 
 /// Whether an address names a database of its own, be it 0.
@@ -162,11 +230,8 @@ impl fmt::Debug for Server {
 impl Connector for Server {
     fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause> {
         let end = time::now() + self.connect_timeout;
-        let connection = redis::Client::open(self.info.clone())
-            .and_then(|client| client.get_connection_with_timeout(self.connect_timeout))
-            .map_err(|error| script::cause(&error))?;
         let mut session = RedisSession {
-            connection,
+            connection: self.open()?,
             timeout: self.node_timeout,
             armed: None,
             loaded: Loaded::default(),
@@ -175,7 +240,8 @@ impl Connector for Server {
             calls: Calls::default(),
             again: Vec::new(),
         };
-        let greeting = session.greet(former, end)?;
+        let greeting = session.greet(former, end);
+        let greeting = greeting.map_err(|cause| self.without_password(cause))?;
         Ok((Box::new(session), greeting))
     }
 
@@ -183,54 +249,70 @@ impl Connector for Server {
         &self,
         serve: &mut dyn FnMut(&mut dyn Ear) -> Result<(), Cause>,
     ) -> Result<(), Cause> {
-        let mut connection = redis::Client::open(self.info.clone())
-            .and_then(|client| client.get_connection_with_timeout(self.connect_timeout))
-            .and_then(|connection| {
-                connection.set_write_timeout(Some(self.node_timeout))?;
-                Ok(connection)
-            })
+        let connection = self.open()?;
+        connection
+            .set_write_timeout(Some(self.node_timeout))
             .map_err(|error| script::cause(&error))?;
-        let messages = connection.as_pubsub();
-        let node_timeout = self.node_timeout;
         serve(&mut RedisEar {
-            messages,
-            node_timeout,
+            connection,
+            node_timeout: self.node_timeout,
+            early: VecDeque::new(),
         })
     }
 }
 
 /// The subscriber's side of an open connection. Only what is read with [`hear`](Ear::hear) may time out: after a reply that
 /// did, `redis` would skip a message.
-struct RedisEar<'a> {
-    messages: PubSub<'a>,
+struct RedisEar {
+    connection: Connection,
     node_timeout: Duration,
+    /// Messages that came before a reply that was waited for.
+    early: VecDeque<Channel>,
 }
 
-impl RedisEar<'_> {
-    fn ask<T>(&mut self, ask: impl FnOnce(&mut PubSub<'_>) -> RedisResult<T>) -> Result<(), Cause> {
-        self.messages
+impl RedisEar {
+    /// We do not do this with the `PubSub` of `redis`: it keeps what comes before the reply, for as long as anything comes.
+    fn ask(&mut self, cmd: &Cmd) -> Result<(), Cause> {
+        let end = time::now() + self.node_timeout;
+        self.connection
             .set_read_timeout(Some(self.node_timeout))
-            .and_then(|()| ask(&mut self.messages))
-            .map(|_| ())
-            .map_err(|error| script::cause(&error))
+            .and_then(|()| {
+                self.connection
+                    .send_packed_command(&cmd.get_packed_command())
+            })
+            .map_err(|error| script::cause(&error))?;
+        while self.early.len() < MOST_EARLY && time::now() < end {
+            let reply = self.connection.recv_response();
+            let reply = reply.map_err(|error| script::cause(&error))?;
+            match Msg::from_owned_value(reply) {
+                Some(message) => self.early.push_back(message.get_channel_name().into()),
+                None => return Ok(()),
+            }
+        }
+        Err(Cause::TimedOut)
     }
 }
 
-impl Ear for RedisEar<'_> {
+impl Ear for RedisEar {
     fn subscribe(&mut self, channel: &str) -> Result<(), Cause> {
-        self.ask(|messages| messages.subscribe(channel))
+        self.ask(redis::cmd("SUBSCRIBE").arg(channel))
     }
 
     fn unsubscribe(&mut self, channel: &str) -> Result<(), Cause> {
-        self.ask(|messages| messages.unsubscribe(channel))
+        self.ask(redis::cmd("UNSUBSCRIBE").arg(channel))
     }
 
     fn hear(&mut self, wait: Duration) -> Result<Option<Channel>, Cause> {
+        if let Some(channel) = self.early.pop_front() {
+            return Ok(Some(channel));
+        }
         let wait = wait.max(Duration::from_millis(1));
-        let heard = self
-            .messages
+        let mut messages = self.connection.as_pubsub();
+        let heard = messages
             .set_read_timeout(Some(wait))
-            .and_then(|()| self.messages.get_message());
+            .and_then(|()| messages.get_message());
+        // Its destructor would end all subscriptions, and wait for what the server says to that. It owns nothing.
+        std::mem::forget(messages);
         match heard {
             Ok(message) => Ok(Some(Channel::from(message.get_channel_name()))),
             Err(error) if error.is_timeout() => Ok(None),
@@ -239,7 +321,7 @@ impl Ear for RedisEar<'_> {
     }
 
     fn ping(&mut self) -> Result<(), Cause> {
-        self.ask(|messages| messages.ping::<Value>())
+        self.ask(&redis::cmd("PING"))
     }
 }
 
@@ -275,19 +357,35 @@ impl RedisSession {
         redis::cmd("CLIENT")
             .arg("ID")
             .write_packed_command(&mut self.wire);
-        redis::cmd("INFO")
-            .arg("server")
-            .write_packed_command(&mut self.wire);
+        // One by one: before Redis 7 it takes one section at a time.
+        for section in SECTIONS {
+            redis::cmd("INFO")
+                .arg(section)
+                .write_packed_command(&mut self.wire);
+        }
+        let sent = time::wall();
         self.send(end)?;
         let client = self.receive_as::<i64>(end)?;
-        let info = self.receive_as::<String>(end)?;
-        let run_id = info
-            .lines()
-            .find_map(|line| line.strip_prefix("run_id:"))
+        let mut info = self.receive_as::<String>(end)?;
+        let wall = sent + time::wall().saturating_sub(sent) / 2;
+        for _ in &SECTIONS[1..] {
+            info.push('\n');
+            info.push_str(&self.receive_as::<String>(end)?);
+        }
+        let run_id = about::field(&info, "run_id")
+            .filter(|run_id| is_digest(run_id))
             .ok_or_else(|| Cause::Server("INFO server names no run_id".into()))?
-            .trim()
             .to_owned();
-        let greeting = Greeting { run_id, client };
+        // A server refuses to kill such a one, and would do so at every connect from now on.
+        if client <= 0 {
+            return Err(out_of_step());
+        }
+        let about = About::read(&info, wall);
+        let greeting = Greeting {
+            run_id,
+            client,
+            about,
+        };
         self.wire.clear();
         // After a restart the numbers begin anew: ours may be somebody else's by now.
         let killed = former.filter(|former| former.run_id == greeting.run_id);
@@ -310,6 +408,10 @@ impl RedisSession {
     fn learn_scripts(&mut self, end: Instant) -> Result<(), Cause> {
         for script in 0..Loaded::COUNT {
             let sha = self.receive_as::<String>(end)?;
+            // It is kept, and sent with each call.
+            if !is_digest(&sha) {
+                return Err(out_of_step());
+            }
             self.loaded.learn(script, sha);
         }
         Ok(())
@@ -340,6 +442,10 @@ impl RedisSession {
     /// the socket keeps what it has while that is at most an eighth of the node's time-out too long.
     ///
     /// After `end` there is a last moment to read what has come by then: it may be us who were held up.
+    ///
+    /// The time-out is that of each read, and `redis` reads a reply to its end: one whose bytes keep coming can take longer,
+    /// and holds the lane for as long as they come. Callers see that it is overdue and do not wait for it. We cannot end it: the
+    /// socket is not to be had from `redis`, and cannot be shut down from outside.
     fn arm(&mut self, end: Instant) -> Result<(), Cause> {
         let left = end
             .saturating_duration_since(time::now())
@@ -462,6 +568,11 @@ impl Session for RedisSession {
     }
 }
 
+/// Whether it looks like a SHA-1 or a run id: 40 hexadecimal digits.
+fn is_digest(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn out_of_step() -> Cause {
     Cause::Unreachable("an unexpected reply: is it a Redis server?".into())
 }
@@ -473,6 +584,7 @@ mod against_the_model;
 mod tests {
     use super::*;
     use crate::config::Config;
+    use proptest::prelude::*;
 
     fn server(address: &str) -> Result<Server, Error> {
         let settings = Config::new([address])
@@ -522,7 +634,6 @@ mod tests {
             "http://joe:s3cret@h:1",
             "redis://joe:s3cret@h:99999",
             "redis://joe:s3cret@h/notadb",
-            "rediss://joe:s3cret@h",
             "h:0",
             "0.0.0.0:6379",
             "redis://",
@@ -531,6 +642,109 @@ mod tests {
             let error = server(address).unwrap_err().to_string();
             assert!(error.contains("address"), "{error}");
             assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+
+    /// What may stand in an address, and much that may not.
+    fn pieces() -> impl Strategy<Value = String> {
+        let words = [
+            "redis",
+            "unix",
+            "://",
+            "//",
+            ":",
+            "@",
+            "/",
+            "?",
+            "#",
+            "[",
+            "]",
+            "::1",
+            "%40",
+            "%2F",
+            "%zz",
+            "%ff",
+            "%00",
+            "joe",
+            "h",
+            "6379",
+            "99999",
+            "-1",
+            "db=",
+            "user=",
+            "pass=",
+            "protocol=3",
+            "&",
+            "+",
+            "\\",
+            "\t",
+            "\n",
+            "\0",
+            " ",
+            "é",
+            "＠",
+            "🔒",
+            "\u{202e}",
+            "'",
+            "\"",
+            "0.0.0.0",
+            "localhost",
+            "..",
+        ];
+        let word = proptest::sample::select(words.to_vec()).prop_map(String::from);
+        let piece = prop_oneof![9 => word, 1 => any::<char>().prop_map(String::from)];
+        proptest::collection::vec(piece, 0..10).prop_map(|pieces| pieces.concat())
+    }
+
+    /// As in an address, where everything but letters and digits may be written so.
+    fn encoded(text: &str) -> String {
+        text.bytes()
+            .map(|byte| match byte.is_ascii_alphanumeric() {
+                true => char::from(byte).to_string(),
+                false => format!("%{byte:02X}"),
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_an_address_or_refused(text in pieces()) {
+            match server(&text) {
+                Ok(server) => {
+                    let place = server.place();
+                    prop_assert_eq!(format!("{server:?}"), format!("Server({place})"));
+                    let is_tcp = matches!(server.info.addr(), ConnectionAddr::Tcp(..));
+                    prop_assert!(!is_tcp || !place.contains(['@', '/', '?']), "{}", place);
+                }
+                Err(error) => prop_assert!(error.to_string().contains("address \""), "{}", error),
+            }
+        }
+
+        #[test]
+        fn no_password_is_ever_shown(odd in pieces(), form in 0..6_usize, is_encoded in any::<bool>()) {
+            let password = format!("31337{odd}s3cret");
+            let written = if is_encoded { encoded(&password) } else { password.clone() };
+            let address = match form {
+                0 => format!("redis://joe:{written}@h:1/2"),
+                1 => format!("valkey://:{written}@h"),
+                2 => format!("joe:{written}@h:1"),
+                3 => format!(":{written}@[::1]"),
+                4 => format!("unix:///run/s?user=joe&pass={written}"),
+                _ => format!("http://joe:{written}@h:99999/x"),
+            };
+            let endpoint = Endpoint::from(&address);
+            let config = Config::new([&address]).password(&password);
+            let mut shown = format!("{endpoint} {endpoint:?} {config:?}");
+            let server = server(&address);
+            match &server {
+                Ok(server) => shown += &format!("{} {server:?}", server.place()),
+                Err(error) => shown += &format!("{error} {error:?}"),
+            }
+            prop_assert!(!shown.contains("31337") && !shown.contains("s3cret"), "{}", shown);
+            if is_encoded && form < 5 {
+                let taken = server.unwrap();
+                prop_assert_eq!(taken.info.redis_settings().password(), Some(&*password));
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::config::{Config, Settings};
 use crate::crew::Crew;
 use crate::engine::Engine;
 use crate::error::{Cause, Error};
+use crate::health::Health;
 use crate::lane::{First, Post};
 use crate::node::{Connector, Server};
 use crate::quorum::{Question, Tally, Vote, quorum};
@@ -57,12 +58,14 @@ impl Nodes {
     ///
     /// The others are kept: they count in every quorum, and are connected to in the background. Blocks until a
     /// quorum has answered and then, for nodes of which nothing has been heard, as long again (10 ms at least).
-    /// Without a quorum it tries again and again and blocks for `connect_timeout`: nodes may be about to start.
+    /// Without a quorum it tries again and again and blocks for `connect_timeout`: nodes may be about to start. With
+    /// [`allow_degraded`](Config::allow_degraded) it succeeds then, and locks are held in this process until a quorum is up.
     ///
     /// # Errors
     /// [`NoAddresses`](Error::NoAddresses) and [`InvalidConfig`](Error::InvalidConfig) for settings that are out of
     /// range or contradict each other, also for two addresses of one server;
-    /// [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node;
+    /// [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node, in degraded mode only where wrong credentials
+    /// have a part in it;
     /// [`System`](Error::System) when there are no threads to be had.
     pub fn connect(config: Config) -> Result<Nodes, Error> {
         let settings = config.check()?;
@@ -78,6 +81,8 @@ impl Nodes {
                 name,
                 connector: Arc::new(server) as Arc<dyn Connector>,
                 node_timeout: settings.node_timeout,
+                quarantine: settings.quarantine,
+                strict: settings.strict_servers,
             });
         }
         Nodes::join(settings, &posts)
@@ -94,14 +99,22 @@ impl Nodes {
         let start = time::now();
         let (crew, first) = Crew::build(posts, settings.pool_size)?;
         let names: Vec<String> = posts.iter().map(|post| post.name.clone()).collect();
-        if let Err(error) = muster(&first, &settings, &names, start) {
+        let missing = match muster(&first, &settings, &names, start) {
+            Ok(Some(tally)) if !(settings.allow_degraded && tally.is_outage()) => {
+                Err(tally.insufficient(|node| names[node].clone()))
+            }
+            mustered => mustered,
+        };
+        let missing = missing.inspect_err(|_| {
             // Those that are still connecting end when they notice.
             crew.disband(time::now());
-            return Err(error);
-        }
+        })?;
         let nodes = round::Nodes::new(crew, names, settings.pool_size);
         let connectors = posts.iter().map(|post| Arc::clone(&post.connector));
         let engine = Engine::new(settings, nodes, connectors.collect())?;
+        if missing.is_some() {
+            engine.begin_degraded(start);
+        }
         Ok(Nodes {
             engine: Arc::new(engine),
         })
@@ -114,6 +127,35 @@ impl Nodes {
     /// How many guards could not be released by their `Drop`: lost by then, or not confirmed by a quorum.
     pub fn drop_failures(&self) -> u64 {
         self.engine.drop_failures()
+    }
+
+    /// How the nodes are at this moment, and whether they are asked. Does not block.
+    ///
+    /// ```no_run
+    /// use redguard::{Config, NodeState, Nodes};
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let nodes = Nodes::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
+    /// for node in &nodes.health().nodes {
+    ///     if let (NodeState::Suspect, Some(cause)) = (node.state, &node.cause) {
+    ///         eprintln!("{} has not answered for {:?}: {cause}", node.node, node.since.elapsed());
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn health(&self) -> Health {
+        self.engine.health()
+    }
+
+    /// Waits until a quorum of nodes is connected, for `limit` at most; zero only looks, [`Duration::MAX`] sets no limit. For
+    /// programs that may start before their nodes ([`Config::allow_degraded`]) or want to see them back.
+    ///
+    /// # Errors
+    /// [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause for each node that is not connected;
+    /// [`Closed`](Error::Closed) after a shutdown, also of one that waits.
+    pub fn wait_ready(&self, limit: Duration) -> Result<(), Error> {
+        self.engine.wait_ready(time::deadline(time::now(), limit))
     }
 
     /// Ends the nodes' service: from now on every acquire is [`Closed`](Error::Closed), those that wait included.
@@ -136,13 +178,14 @@ impl fmt::Debug for Nodes {
     }
 }
 
-/// Waits until a quorum is up, and then for those of whom nothing has been heard, for a while.
+/// Waits until a quorum is up, and then for those of whom nothing has been heard, for a while. Answers what became of the nodes
+/// if there is no quorum.
 fn muster(
     first: &Receiver<(usize, First)>,
     settings: &Settings,
     names: &[String],
     start: Instant,
-) -> Result<(), Error> {
+) -> Result<Option<Tally>, Error> {
     let total = names.len();
     let mut lanes_up = vec![0; total];
     let mut causes: Vec<Option<Cause>> = vec![None; total];
@@ -152,14 +195,14 @@ fn muster(
         let up = lanes_up.iter().filter(|lanes| is_up(lanes)).count();
         let heard_of = |node: &usize| is_up(&lanes_up[*node]) || causes[*node].is_some();
         if up >= quorum(total) && (0..total).all(|node| heard_of(&node)) {
-            return Ok(());
+            return Ok(None);
         }
         let outcome = match end {
             Some(end) => first.recv_deadline(end).ok(),
             None => first.recv().ok(),
         };
         match outcome {
-            None if up >= quorum(total) => return Ok(()),
+            None if up >= quorum(total) => return Ok(None),
             None => break,
             Some((node, First::Twin(twin))) => {
                 return Err(Error::InvalidConfig(format!(
@@ -192,5 +235,5 @@ fn muster(
             },
         );
     }
-    Err(tally.insufficient(|node| names[node].clone()))
+    Ok(Some(tally))
 }

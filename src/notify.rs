@@ -144,7 +144,8 @@ impl Notifier {
     pub(crate) fn forget(&self, lease: &Lease) {
         if self.started.load(Ordering::Acquire) {
             let watched = self.desk.state.lock().agenda.take(lease.token().id());
-            drop(watched); // not under the lock: the callback may own anything
+            // Not under the lock, and not into a guard's `Drop`: the callback may own anything.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(watched)));
         }
     }
 

@@ -17,6 +17,10 @@ pub(crate) fn quorum(total: usize) -> usize {
 pub(crate) struct NodeSet(u64);
 
 impl NodeSet {
+    pub(crate) fn of(node: usize) -> NodeSet {
+        NodeSet(1 << node)
+    }
+
     pub(crate) fn insert(&mut self, node: usize) {
         self.0 |= 1 << node;
     }
@@ -125,6 +129,11 @@ impl Tally {
         )
     }
 
+    /// Whether all nodes have voted.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.voted.len() == self.total
+    }
+
     /// The verdict when the round's time is over: who has not voted did not answer.
     pub(crate) fn close(&mut self) -> Verdict {
         for node in 0..self.total {
@@ -150,6 +159,14 @@ impl Tally {
             .unwrap_or(open)
     }
 
+    /// Whether it was for want of answers that there is no quorum. A node that denies access has answered, and it would be no
+    /// remedy to do without it: a wrong password is no outage (rule S9).
+    pub(crate) fn is_outage(&self) -> bool {
+        let denied = |(_, cause): &&(usize, Cause)| matches!(cause, Cause::Denied(_));
+        let denied = self.causes.iter().filter(denied).count();
+        self.granted.len() + self.refused.len() + denied < quorum(self.total)
+    }
+
     pub(crate) fn granted(&self) -> NodeSet {
         self.granted
     }
@@ -170,11 +187,7 @@ impl Tally {
             .causes
             .iter()
             .filter(|(node, _)| self.refused.contains(*node))
-            .map(|(_, cause)| match cause {
-                Cause::Held { remaining } | Cause::Readers { remaining } => *remaining,
-                // A writer that waits may have the lock before it is free for us.
-                _ => None,
-            })
+            .map(|(_, cause)| cause.remaining())
             .collect();
         // Those without an end last.
         holds.sort_by_key(|remaining| remaining.unwrap_or(Duration::MAX));
@@ -184,6 +197,17 @@ impl Tally {
             0 => None,
             n => holds.get(n - 1).copied().flatten(),
         }
+    }
+
+    /// How long the nodes that refused say that it is held, the longest of it; `None` if one does not know.
+    pub(crate) fn held_for(&self) -> Option<Duration> {
+        let refused = |(node, _): &&(usize, Cause)| self.refused.contains(*node);
+        let holds = self
+            .causes
+            .iter()
+            .filter(refused)
+            .map(|(_, cause)| cause.remaining());
+        holds.max_by_key(|held| held.unwrap_or(Duration::MAX))?
     }
 
     /// What stands in the answer where too few nodes answered; `name` gives a node's address.

@@ -27,6 +27,8 @@ use crate::time;
 const MOST_OPEN: usize = 256;
 /// Renewals go out early by up to this part of their TTL, so that those which are due at about the same time travel together.
 const EARLY: u32 = 60;
+/// So long the thread waits for more answers when it has some.
+const GATHER: Duration = Duration::from_millis(2);
 /// The longest pause after failures is this part of a TTL; the first one is an eighth of it.
 const LONGEST_PAUSE: u32 = 8;
 
@@ -149,6 +151,7 @@ impl Renewal {
                 node_timeout: self.node_timeout,
                 lost: Arc::clone(&self.lost),
                 open: HashMap::new(),
+                late: HashMap::new(),
                 last: 0,
             };
             *thread = Some(Helper::start("redguard-renewal", move || rounds.run())?);
@@ -176,10 +179,14 @@ impl Renewal {
         state.agenda.len() + state.open.len()
     }
 
-    /// Ends the thread, and waits for that until `end`. `false` if it did not.
-    pub(crate) fn stop(&self, end: Instant) -> bool {
+    /// Lets the thread end.
+    pub(crate) fn stop(&self) {
         self.desk.state.lock().stopping = true;
         self.desk.changed.notify_one();
+    }
+
+    /// Waits until the thread has ended, until `end`. `false` if it has not.
+    pub(crate) fn await_end(&self, end: Instant) -> bool {
         let thread = self.thread.lock().take();
         thread.is_none_or(|thread| thread.join(end))
     }
@@ -209,7 +216,8 @@ impl Addressee for Desk {
     fn post(&self, round: u32, node: usize, answer: Answer) {
         let mut state = self.state.lock();
         state.arrived.push((round, node, answer));
-        let enough = state.arrived.len() == state.wanted;
+        // The first one wakes it, too: then it waits for the others with a limit.
+        let enough = state.arrived.len() == 1 || state.arrived.len() == state.wanted;
         drop(state); // the thread need not wait for us when it wakes
         if enough {
             self.changed.notify_one();
@@ -224,7 +232,16 @@ struct Rounds {
     node_timeout: Duration,
     lost: Lost,
     open: HashMap<u32, Open>,
+    /// Renewals that a quorum has confirmed while some nodes had not answered.
+    late: HashMap<u32, Late>,
     last: u32,
+}
+
+/// A node that answers when a quorum has may be the one that has lost the key.
+struct Late {
+    lease: Arc<Lease>,
+    ttl: Ttl,
+    end: Instant,
 }
 
 impl Rounds {
@@ -232,15 +249,9 @@ impl Rounds {
         let mut answers = Vec::new();
         let mut due = Vec::new();
         while self.wait(&mut answers, &mut due) {
-            for (round, node, answer) in answers.drain(..) {
-                // Of a round that is over an answer comes too late.
-                if let Some(open) = self.open.get_mut(&round) {
-                    if answer == Answer::Absent {
-                        open.absent.insert(node);
-                    }
-                    open.tally.vote(node, round::vote(answer));
-                }
-            }
+            answers
+                .drain(..)
+                .for_each(|(round, node, answer)| self.count(round, node, answer));
             let begun = due
                 .drain(..)
                 .filter_map(|(id, renewed)| self.begin(id, renewed));
@@ -249,9 +260,22 @@ impl Rounds {
             let now = time::now();
             let over = |open: &Open| open.tally.verdict().is_some() || open.end <= now;
             let over = self.open.extract_if(|_, open| over(open));
-            for open in over.map(|(_, open)| open).collect::<Vec<_>>() {
-                self.finish(open);
+            for (round, open) in over.collect::<Vec<_>>() {
+                self.finish(round, open);
             }
+            self.late.retain(|_, late| now < late.end);
+        }
+    }
+
+    fn count(&mut self, round: u32, node: usize, answer: Answer) {
+        if let Some(open) = self.open.get_mut(&round) {
+            if answer == Answer::Absent {
+                open.absent.insert(node);
+            }
+            open.tally.vote(node, round::vote(answer));
+        } else if let (Some(late), Answer::Absent) = (self.late.get(&round), answer) {
+            let nodes = NodeSet::of(node);
+            self.nodes.put_back(&late.lease, late.ttl.millis(), nodes);
         }
     }
 
@@ -262,6 +286,7 @@ impl Rounds {
         let decide = self.open.values().map(|open| open.tally.at_least());
         state.wanted = decide.sum();
         let end = self.open.values().map(|open| open.end).min();
+        let mut gathered = None;
         loop {
             if state.stopping {
                 return false;
@@ -283,14 +308,20 @@ impl Rounds {
                     due.push((id, renewed));
                 }
             }
-            let arrived = state.wanted > 0 && state.arrived.len() >= state.wanted;
+            let some = !state.arrived.is_empty();
+            if some && gathered.is_none() {
+                gathered = Some(now + GATHER);
+            }
+            let arrived = some && state.arrived.len() >= state.wanted;
+            let arrived = arrived || gathered.is_some_and(|gathered| gathered <= now);
             if arrived || !due.is_empty() || end.is_some_and(|end| end <= now) {
                 state.wanted = 0;
                 answers.append(&mut state.arrived);
                 return true;
             }
             let next = state.agenda.first().filter(|_| room > 0);
-            match time::earlier(next.map(|(at, _)| at), end) {
+            let next = time::earlier(next.map(|(at, _)| at), gathered);
+            match time::earlier(next, end) {
                 Some(end) => _ = self.desk.changed.wait_until(&mut state, end),
                 None => self.desk.changed.wait(&mut state),
             }
@@ -359,7 +390,7 @@ impl Rounds {
     }
 
     /// What a renewal has come to.
-    fn finish(&self, open: Open) {
+    fn finish(&mut self, round: u32, open: Open) {
         let Open {
             id,
             mut renewed,
@@ -389,6 +420,14 @@ impl Rounds {
             (Look::Held(_), Verdict::Won) => {
                 // Only now, with a quorum that is ours, may it come back where it was lost.
                 self.nodes.put_back(lease, ttl.millis(), absent);
+                if !tally.is_complete() {
+                    let late = Late {
+                        lease: Arc::clone(lease),
+                        ttl,
+                        end: start + self.node_timeout,
+                    };
+                    self.late.insert(round, late);
+                }
                 renewed.failures = 0;
                 let due = start + renewed.interval();
                 self.put_back(id, renewed, due);

@@ -30,7 +30,9 @@ pub struct RetryPolicy {
     /// The longest that an acquire waits, time in the queue of this process included. An attempt that has begun
     /// is finished, so the call may return up to `node_timeout` later. `None` (the default) sets no limit.
     pub max_wait: Option<Duration>,
-    /// How long an acquire bears with fewer than a quorum of nodes answering. Default: 10 s.
+    /// How long an acquire bears with fewer than a quorum of nodes answering, unless the breaker
+    /// ([`Config::breaker`](crate::Config::breaker)) opens before: with its defaults that is so after a second or two. Default:
+    /// 10 s.
     pub max_outage: Duration,
     /// The first delay; more than zero. Default: 100 ms.
     pub initial_delay: Duration,
@@ -81,8 +83,9 @@ impl RetryPolicy {
     pub(crate) fn delay(&self, retry: u32, draw: f64) -> Duration {
         let whole = self.whole_delay(retry);
         let part = 1.0 - self.jitter * (1.0 - draw.clamp(0.0, 1.0));
-        // The longest durations are rounded up beyond the type's range when they become a float.
-        Duration::try_from_secs_f64(whole.as_secs_f64() * part).unwrap_or(whole)
+        // The longest durations are rounded up when they become a float, also beyond the type's range.
+        Duration::try_from_secs_f64(whole.as_secs_f64() * part)
+            .map_or(whole, |part| part.min(whole))
     }
 
     /// How many of the (whole) delays have passed after `waited`: as many attempts would have been made.
@@ -195,6 +198,15 @@ mod tests {
             ..RetryPolicy::default()
         };
         assert_eq!(tiny.delay(u32::MAX, 0.0), tiny.max_delay);
+        let odd = RetryPolicy {
+            max_delay: Duration::from_secs(13_405_666_198_677_039),
+            ..tiny
+        };
+        assert_eq!(
+            odd.delay(u32::MAX, 0.0),
+            odd.max_delay,
+            "as a float it is more"
+        );
     }
 
     #[test]

@@ -13,7 +13,8 @@ use crate::inbox::{Ended, Inbox};
 use crate::key::Key;
 use crate::lane::{Addressee, Job, Lane};
 use crate::lease::Lease;
-use crate::quorum::{NodeSet, Question, Tally, Verdict, Vote};
+use crate::local::Gate;
+use crate::quorum::{NodeSet, Question, Tally, Verdict, Vote, quorum};
 use crate::script::{Answer, Holder, Request, Verb};
 use crate::time::{self, Budget};
 
@@ -65,7 +66,6 @@ pub(crate) struct Round<'a> {
     inbox: &'a Arc<Inbox>,
     number: u32,
     tally: Tally,
-    absent: NodeSet,
     numbers: Vec<(usize, u64)>,
     heard: Vec<(usize, u64)>,
     /// Empty but while they are counted; kept for its memory.
@@ -91,7 +91,6 @@ impl Round<'_> {
         let ended = self.inbox.collect(wanted, soon, end, &mut self.answers);
         for (node, answer) in self.answers.drain(..) {
             match answer {
-                Answer::Absent => self.absent.insert(node),
                 Answer::Numbered(number) => self.numbers.push((node, number)),
                 Answer::Heard(count) => self.heard.push((node, count)),
                 _ => {}
@@ -114,7 +113,6 @@ impl Round<'_> {
         Outcome {
             verdict,
             tally: self.tally,
-            absent: self.absent,
             numbers: self.numbers,
             heard: self.heard,
             ended,
@@ -127,8 +125,6 @@ impl Round<'_> {
 pub(crate) struct Outcome {
     pub(crate) verdict: Verdict,
     pub(crate) tally: Tally,
-    /// The nodes that said that they have no such key.
-    pub(crate) absent: NodeSet,
     /// What the fences of the nodes gave that granted a take.
     pub(crate) numbers: Vec<(usize, u64)>,
     /// How many heard of a release, on nodes where somebody did.
@@ -159,6 +155,42 @@ impl Nodes {
         self.crew.lanes().iter().filter(up).count()
     }
 
+    /// Whether a quorum of nodes is connected: then a round may have a quorum.
+    pub(crate) fn quorum_up(&self) -> bool {
+        let now = time::now();
+        let up = |lanes: &&[Lane]| lanes.iter().all(|lane| lane.is_up(now));
+        let nodes = self.crew.lanes().chunks(self.pool);
+        nodes.filter(up).count() >= quorum(self.total())
+    }
+
+    /// Waits until a quorum of nodes is connected, until `end`, or until the gate before them is closed. `false` if no quorum
+    /// is connected.
+    pub(crate) fn wait_up(&self, end: Option<Instant>, gate: &Gate) -> bool {
+        let census = self.crew.census();
+        census.wait_until(end, || self.quorum_up() || gate.is_closed()) && self.quorum_up()
+    }
+
+    /// Lets those look who wait for nodes.
+    pub(crate) fn announce(&self) {
+        self.crew.census().announce();
+    }
+
+    /// Which nodes are connected, and why the others are not.
+    pub(crate) fn roll_call(&self) -> Tally {
+        let (now, mut tally) = (time::now(), Tally::new(self.total(), Question::Take));
+        for (node, (_, lanes)) in self.each().enumerate() {
+            let cause = lanes.iter().find_map(|lane| lane.suspect(now));
+            tally.vote(node, cause.map_or(Vote::Granted, Vote::Fault));
+        }
+        tally
+    }
+
+    /// Each node with its lanes.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (&str, &[Lane])> {
+        let lanes = self.crew.lanes().chunks(self.pool);
+        self.names.iter().map(String::as_str).zip(lanes)
+    }
+
     /// How long a round takes at present, in which a quorum answers.
     pub(crate) fn usual_round(&self) -> Duration {
         self.pace.usual().max(Pace::YIELD)
@@ -170,8 +202,24 @@ impl Nodes {
 
     /// Asks all nodes. Does not block: [`Round::outcome`] waits for what they say.
     pub(crate) fn ask<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
+        self.ask_for(request, inbox, Arc::clone(inbox) as _)
+    }
+
+    /// The same for an addressee who hears every answer, passes it on to the inbox, and has something else to do with it.
+    pub(crate) fn ask_for<'a>(
+        &'a self,
+        request: &'a Request,
+        inbox: &'a Arc<Inbox>,
+        addressee: Arc<dyn Addressee>,
+    ) -> Round<'a> {
         let mut round = self.open(request, inbox);
-        self.submit(&mut round, |_| true);
+        self.put(
+            request,
+            &addressee,
+            round.number,
+            |_| true,
+            &mut round.tally,
+        );
         round
     }
 
@@ -203,7 +251,6 @@ impl Nodes {
             inbox,
             number: inbox.open_round(self.total()),
             tally: self.tally(request),
-            absent: NodeSet::default(),
             numbers: Vec::new(),
             heard: Vec::new(),
             answers: Vec::new(),
@@ -299,20 +346,22 @@ impl Nodes {
 
     /// Wakes our listener on a node. Nobody waits.
     pub(crate) fn knock(&self, private: &Arc<Lease>, node: usize) {
-        let mut to = NodeSet::default();
-        to.insert(node);
-        self.tell(&Request::new(Verb::Knock, private, 0), to);
+        self.tell(&Request::new(Verb::Knock, private, 0), NodeSet::of(node));
     }
 
     /// The first node that is connected.
     pub(crate) fn first_up(&self) -> Option<usize> {
+        self.first_up_but(NodeSet::default())
+    }
+
+    /// The first node that is connected and not among these.
+    pub(crate) fn first_up_but(&self, except: NodeSet) -> Option<usize> {
         let now = time::now();
-        let up = |lane: &Lane| lane.suspect(now).is_none();
-        self.crew
-            .lanes()
-            .iter()
-            .position(up)
-            .map(|lane| lane / self.pool)
+        let lanes = self.crew.lanes().iter().enumerate();
+        let mut nodes = lanes.map(|(number, lane)| (number / self.pool, lane));
+        nodes
+            .find(|(node, lane)| !except.contains(*node) && lane.suspect(now).is_none())
+            .map(|(node, _)| node)
     }
 
     /// Releases a lease's token on all nodes that may hold it, `except` those that certainly do not. Nobody waits.
@@ -329,12 +378,22 @@ impl Nodes {
 
     /// Puts a request into the lanes of `nodes`. Nobody waits.
     pub(crate) fn tell(&self, request: &Request, nodes: NodeSet) {
+        self.tell_for(request, nodes, None);
+    }
+
+    /// The same for an addressee who is not waited for either.
+    pub(crate) fn tell_for(
+        &self,
+        request: &Request,
+        nodes: NodeSet,
+        addressee: Option<&Arc<dyn Addressee>>,
+    ) {
         let now = time::now();
         for (node, lane) in self.lanes(request.lease.key()) {
             if nodes.contains(node) {
                 let job = Job {
                     request: request.clone(),
-                    reply: None,
+                    reply: addressee.map(|addressee| (Arc::clone(addressee), 0)),
                 };
                 // A suspect node's lane owes the release; putting a key back is not worth a second try.
                 let _ = lane.submit(job, request.verb == Verb::Release, now);
@@ -373,7 +432,9 @@ pub(crate) fn vote(answer: Answer) -> Vote {
             Holder::Gate => Cause::WriterWaiting { remaining },
         }),
         Answer::Absent | Answer::Foreign => Vote::Refused(Cause::NotOurs),
-        Answer::Fault(Cause::WrongType) => Vote::Refused(Cause::WrongType),
+        Answer::Fault(cause @ (Cause::WrongType | Cause::Quarantined { .. })) => {
+            Vote::Refused(cause)
+        }
         Answer::Fault(cause) => Vote::Fault(cause),
     }
 }

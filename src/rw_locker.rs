@@ -22,7 +22,7 @@ use crate::take;
 ///
 /// # Fairness
 ///
-/// Neither side starves. Threads of one process that share a handle's nodes get a lock in the order in which they came,
+/// Neither side starves the other; writers of different processes have no order among them. Threads of one process that share a handle's nodes get a lock in the order in which they came,
 /// readers that come one after another together. Between processes a writer that *waits* turns new readers away until
 /// it has had the lock (but not the extensions of those that read), and readers that were refused get a turn when a writer
 /// releases: for a refresh interval, 100 ms by default, no new writer gets in. Whoever only tries, without a
@@ -65,7 +65,8 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     /// Takes a read lock of `key`, waiting for it as the options and the retry policy say.
     ///
     /// Blocks until it is taken or a limit runs out. Between two attempts it sleeps for 50 ms at most, whatever the
-    /// policy's `max_delay`, so that it does not miss its turn.
+    /// policy's `max_delay`, so that it does not miss its turn; of the readers of a process that wait for one lock, one asks
+    /// for all.
     ///
     /// # Errors
     /// [`InvalidKey`](Error::InvalidKey) and [`InvalidTtl`](Error::InvalidTtl), before anything else;
@@ -91,8 +92,8 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
         options: &LockOptions,
     ) -> Result<Option<ReadGuard>, Error>;
 
-    /// Takes the write lock of `key`, waiting for it as the options and the retry policy say. While it waits, new readers
-    /// of all processes are turned away.
+    /// Takes the write lock of `key`, waiting for it as the options and the retry policy say. While it waits, from its second
+    /// attempt on, new readers of all processes are turned away; in its own process's queue they stand behind it.
     ///
     /// Blocks until it is taken or a limit runs out. Between two attempts it sleeps for 50 ms at most, whatever the
     /// policy's `max_delay`, so that readers are turned away all the time.

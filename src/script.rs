@@ -4,6 +4,8 @@
 //! refused asks how long the holder has left. What must look before it acts is an atomic script, sent by its SHA-1
 //! (`EVALSHA`), with all keys in KEYS and integers as replies.
 
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,9 @@ use crate::lease::{Claim, Lease};
 use self::lua::{SCRIPTS, Script};
 
 mod lua;
+
+/// So many characters of an error are passed on.
+const MOST_WORDS: usize = 200;
 
 /// What a request asks a node to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,8 +208,8 @@ impl Loaded {
                 cmd.arg(token).arg(channel);
             }
             (Verb::Release, Claim::Read) => {
-                self.call(Script::ReleaseRead, cmd, &[owner, readers]);
-                cmd.arg(channel).arg(token);
+                self.call(Script::ReleaseRead, cmd, &[owner, readers, turn]);
+                cmd.arg(channel).arg(millis(request.refresh)).arg(token);
             }
             (Verb::Release, Claim::Write) => {
                 self.call(Script::ReleaseWrite, cmd, &[owner, turn]);
@@ -349,21 +354,61 @@ pub(crate) fn cause(error: &RedisError) -> Cause {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
         _ => error.to_string(),
     };
+    let is_of_type = text.contains("WRONGTYPE");
+    let text = in_short(&text);
     match (error.kind(), error.code()) {
         (redis::ErrorKind::AuthenticationFailed, _) => Cause::Denied(text),
         (_, Some("NOAUTH" | "WRONGPASS" | "NOPERM")) => Cause::Denied(text),
         (_, Some("WRONGTYPE")) => Cause::WrongType,
         // An error inside a script keeps its code only in its text.
-        (_, Some(_)) if text.contains("WRONGTYPE") => Cause::WrongType,
+        (_, Some(_)) if is_of_type => Cause::WrongType,
         (_, Some(_)) => Cause::Server(text),
+        // In place of the page that `rustls` writes on it.
+        _ if is_end(error) => Cause::Unreachable("the other side closed the connection".to_owned()),
         _ => Cause::Unreachable(text),
     }
+}
+
+/// The operating system's error, or that of TLS in its place.
+pub(crate) fn io(error: &RedisError) -> Option<&io::Error> {
+    let shared = error
+        .source()?
+        .downcast_ref::<Arc<dyn Error + Send + Sync>>()?;
+    shared.downcast_ref()
+}
+
+fn is_end(error: &RedisError) -> bool {
+    io(error).is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+}
+
+/// Whether the other side ended a connection that it had taken.
+pub(crate) fn is_cut(error: &RedisError) -> bool {
+    error.is_connection_dropped() && !error.is_connection_refusal()
+}
+
+/// A server's own words as they are passed on: on one line, not too many, and without what it was sent, which it repeats
+/// where it does not know a command. That may have been a password.
+fn in_short(words: &str) -> String {
+    let end = words
+        .find(", with args beginning with")
+        .unwrap_or(words.len());
+    let mut chars = words[..end].chars();
+    let mut short: String = chars
+        .by_ref()
+        .take(MOST_WORDS)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    if chars.next().is_some() {
+        short.push('…');
+    }
+    short
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::lease::tests::lease_as;
+    use proptest::prelude::*;
 
     fn error(line: &str) -> Value {
         let wire = format!("-{line}\r\n");
@@ -472,6 +517,127 @@ mod tests {
             "ERR WRONGTYPE Operation against a key script: f_1",
         ] {
             assert_eq!(fault(line), Cause::WrongType, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_servers_words_are_passed_on_in_short() {
+        let told = |line: &str| match answer(Verb::Take, Claim::Exclusive, error(line)) {
+            Some(Answer::Fault(Cause::Server(text))) => text,
+            other => panic!("{other:?}"),
+        };
+        let echo = "ERR unknown command 'AUTH', with args beginning with: 'joe' 's3cret' ";
+        assert_eq!(told(echo), "ERR unknown command 'AUTH'");
+        assert_eq!(told("ERR two\nlines\x1b[2J"), "ERR two lines [2J");
+        let long = told(&format!("ERR {}", "é".repeat(1_000_000)));
+        assert!(long.ends_with("é…") && long.chars().count() == MOST_WORDS + 1);
+        let code = told(&"E".repeat(1_000_000));
+        assert!(code.chars().count() == MOST_WORDS + 1);
+        let far = format!("ERR {} WRONGTYPE", "x".repeat(1_000));
+        let answer = answer(Verb::Take, Claim::Exclusive, error(&far));
+        assert_eq!(answer, Some(Answer::Fault(Cause::WrongType)));
+    }
+
+    /// Any reply, on the wire: those that mean something more often than others.
+    fn reply() -> impl Strategy<Value = Vec<u8>> {
+        let number = prop_oneof![-3..4_i64, any::<i64>(), Just(i64::MIN), Just(i64::MAX)];
+        let words = [
+            "+OK",
+            "+QUEUED",
+            "$-1",
+            "*-1",
+            "$0\r\n",
+            "$2\r\nOK",
+            "-NOSCRIPT",
+            "-NOSCRIPT no",
+            "-",
+            "-ERR",
+            "-NOAUTH x",
+            "-WRONGTYPE",
+            "-MOVED 1 h:1",
+            "_",
+            "#t",
+            ",nan",
+            ",1.5",
+            "(123",
+            "=7\r\ntxt:abc",
+            "!5\r\nERR x",
+            ">0",
+            "%0",
+        ];
+        let leaf = prop_oneof![
+            4 => number.prop_map(|n| format!(":{n}\r\n").into_bytes()),
+            3 => proptest::sample::select(words.to_vec()).prop_map(|w| format!("{w}\r\n").into_bytes()),
+            1 => proptest::collection::vec(any::<u8>(), 0..9).prop_map(|bytes| {
+                [format!("${}\r\n", bytes.len()).as_bytes(), &bytes, b"\r\n"].concat()
+            }),
+            1 => "[^\r\n]{0,9}".prop_map(|text| format!("-{text}\r\n").into_bytes()),
+        ];
+        let nested = leaf.clone().prop_recursive(3, 12, 4, |inner| {
+            let some = proptest::collection::vec(inner, 0..4);
+            (0..5_usize, some).prop_map(|(kind, some)| {
+                let (mark, count) = match kind {
+                    0 => ('~', some.len()),
+                    1 if some.len() % 2 == 0 => ('%', some.len() / 2),
+                    1 => ('|', some.len() / 2),
+                    _ => ('*', some.len()),
+                };
+                let mut wire = format!("{mark}{count}\r\n").into_bytes();
+                wire.extend(some.concat());
+                wire
+            })
+        });
+        prop_oneof![leaf, nested]
+    }
+
+    proptest! {
+        #[test]
+        fn any_reply_is_an_answer_or_out_of_step(wire in reply(), place in 0..3_usize) {
+            let Ok(value) = redis::parse_redis_value(&wire) else {
+                return Ok(()); // as if the connection had ended
+            };
+            let number = match &value {
+                Value::Int(number) => Some(*number),
+                _ => None,
+            };
+            for verb in [
+                Verb::Take, Verb::Extend, Verb::PutBack, Verb::Downgrade, Verb::Raise, Verb::Knock, Verb::Release,
+            ] {
+                for claim in [Claim::Exclusive, Claim::Read, Claim::Write, Claim::Gate] {
+                    for fence in [None, Some(0)] {
+                        let mut request = request(verb, claim);
+                        request.fence = fence;
+                        let is_numbered = verb == Verb::Take && fence.is_some();
+                        match read(&request, place, &value) {
+                            // Nothing but its own word is a grant.
+                            Read::Answer(Answer::Yes) if matches!(verb, Verb::Take | Verb::PutBack) => {
+                                let good = if claim == Claim::Exclusive && !is_numbered {
+                                    value == Value::Okay
+                                } else {
+                                    number == Some(1)
+                                };
+                                prop_assert!(good, "{:?} {:?}", verb, value);
+                            }
+                            Read::Answer(Answer::Numbered(given)) => {
+                                let same = number == i64::try_from(given).ok();
+                                prop_assert!(is_numbered && same && given > 0);
+                            }
+                            Read::Answer(Answer::Heard(heard)) => prop_assert!(heard > 0),
+                            Read::Answer(Answer::Fault(cause)) => {
+                                let text = cause.to_string();
+                                prop_assert!(text.chars().count() < MOST_WORDS + 50);
+                                prop_assert!(!text.contains(char::is_control));
+                            }
+                            Read::Answer(_) | Read::OutOfStep => {}
+                            Read::Refused => prop_assert_eq!(&value, &Value::Nil),
+                            Read::NoScript => prop_assert!(matches!(value, Value::ServerError(_))),
+                        }
+                    }
+                }
+            }
+            if let Some(left) = read_left(&value) {
+                prop_assert!(matches!(left, Answer::Held(Holder::One, _)));
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cancel;
 use crate::config::MIN_VALIDITY;
-use crate::engine::{self, Wish};
+use crate::engine::{self, Taken, Wish};
 use crate::error::Error;
 use crate::guard::Hold;
 use crate::key::{Key, Ttl};
@@ -28,14 +28,16 @@ pub(crate) fn on_nodes(
     let wish = Wish {
         key: Key::parse(&settings.key_prefix, key, claim.family())?,
         claim,
-        ttl: Ttl::parse(options.ttl(), settings.min_validity)?,
+        ttl: settings.ttl(options.ttl())?,
         fenced: options.is_fenced(),
         cancel: options.cancel().cloned(),
         care: options.care().clone(),
     };
     let patience = options.patience(strength, &settings.retry, time::now());
-    let (lease, pass) = engine.acquire(&wish, patience)?;
-    Ok(Hold::quorum(Arc::clone(engine), lease, pass))
+    match engine.acquire(&wish, patience)? {
+        Taken::Quorum(lease, pass) => Ok(Hold::quorum(Arc::clone(engine), lease, pass)),
+        Taken::Local(pass) => Hold::local(pass, claim, None),
+    }
 }
 
 /// Takes a lock in this process alone; without a limit in the options it waits as long as it takes.
@@ -55,7 +57,7 @@ pub(crate) fn in_process(
     match gate.enter(&key, access, &inbox, patience.end, |_| ()) {
         Ok(pass) => {
             let fence = options.is_fenced().then(|| gate.next_number());
-            Ok(Hold::local(pass, claim, fence))
+            Hold::local(pass, claim, fence)
         }
         Err(Refused::Cancelled) => Err(Error::Cancelled),
         Err(Refused::Closed) => Err(Error::Closed),

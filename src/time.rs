@@ -19,6 +19,12 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
+/// The wall clock's time since 1970.
+pub(crate) fn wall() -> Duration {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default()
+}
+
 /// By how much the wall clock leads the clock of [`now`], in µs. It grows by as much as the system was suspended, when that
 /// clock stands still, and by what somebody set the wall clock forward.
 #[expect(
@@ -29,13 +35,12 @@ pub(crate) fn lead() -> i64 {
     let mut tries = 0;
     loop {
         let before = micros(now());
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
+        let wall = wall();
         let after = micros(now());
         tries += 1;
         // Whoever was held up between the two clocks would take that for a suspend.
         if after - before < AT_ONCE || tries == MOST_TRIES {
-            let wall = wall.map_or(0, |since| since.as_micros() as i64);
-            return wall - after as i64 + suspended();
+            return wall.as_micros() as i64 - after as i64 + suspended();
         }
     }
 }

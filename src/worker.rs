@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use log::{info, trace};
+use log::{info, trace, warn};
 
+use crate::about::About;
 use crate::error::Cause;
 use crate::lane::{Census, First, Health, Job, Message, Post, Reply};
 use crate::lease::Look;
@@ -30,6 +31,8 @@ pub(crate) struct Worker {
     name: String,
     connector: Arc<dyn Connector>,
     node_timeout: Duration,
+    quarantine: Option<Duration>,
+    strict: bool,
     queue: Receiver<Message>,
     health: Arc<Health>,
     census: Arc<Census>,
@@ -45,6 +48,8 @@ pub(crate) struct Worker {
     waiting: VecDeque<Job>,
     /// Releases to be made as soon as the node is back.
     owed: VecDeque<Owed>,
+    /// It was warned that this connection may not do all that is needed.
+    denied: bool,
     stopping: bool,
     /// Dropped when the thread ends, however it ends.
     _alive: Sender<()>,
@@ -91,6 +96,8 @@ impl Worker {
             name: post.name.clone(),
             connector: Arc::clone(&post.connector),
             node_timeout: post.node_timeout,
+            quarantine: post.quarantine,
+            strict: post.strict,
             queue,
             health,
             census,
@@ -101,6 +108,7 @@ impl Worker {
             returns: Vec::with_capacity(BATCH),
             waiting: VecDeque::new(),
             owed: VecDeque::new(),
+            denied: false,
             stopping: false,
             _alive: alive,
         }
@@ -153,6 +161,7 @@ impl Worker {
             }
         };
         let twin = self.census.enter(self.node, &greeting.run_id);
+        let about = greeting.about.clone();
         let how = match self.former.replace(greeting) {
             None => "connected",
             Some(_) => "connected again",
@@ -164,11 +173,48 @@ impl Worker {
             ));
         }
         self.counted = true;
+        self.denied = false;
+        if let Err(cause) = self.judge(about) {
+            self.tell_first(First::Down(cause.clone()));
+            return Err(cause);
+        }
         self.pay(&mut *session)?;
+        self.health.report.lock().since = time::now();
         self.health.up.store(true, Ordering::Release);
         info!("{}: {how}", self.name);
         self.tell_first(First::Up);
+        self.census.announce();
         Ok(session)
+    }
+
+    /// What follows from what the node says of itself, before it is up.
+    fn judge(&mut self, about: About) -> Result<(), Cause> {
+        let (name, now) = (&self.name, time::now());
+        let quarantine = self.quarantine.map(|max_ttl| about.quarantine(max_ttl));
+        let quarantine = quarantine.unwrap_or_default();
+        let until = match quarantine.is_zero() {
+            true => 0,
+            false => time::deadline(now, quarantine).map_or(u64::MAX, time::micros),
+        };
+        self.health.quarantined.store(until, Ordering::Release);
+        let fault = about.fault(self.strict);
+        let former = self.health.report.lock().about.replace(about.clone());
+        if let Some(cause) = fault {
+            return Err(cause);
+        }
+        let news = former
+            .as_ref()
+            .is_none_or(|former| former.danger() != about.danger());
+        if let (Some(danger), true) = (about.danger(), news) {
+            warn!("{name}: {danger}");
+        }
+        if let Some(offset) = about.clock_is_off() {
+            warn!("{name}: its clock is off: {offset:?}");
+        }
+        if until > 0 {
+            info!("{name}: in quarantine for {quarantine:.1?}, since it started a short time ago");
+        }
+        Ok(())
     }
 
     fn tell_first(&mut self, outcome: First) {
@@ -196,7 +242,9 @@ impl Worker {
                     self.fill();
                     self.exchange(&mut *session)
                 }
-                Err(RecvTimeoutError::Timeout) => session.ping(),
+                Err(RecvTimeoutError::Timeout) => {
+                    watched(&self.health, self.node_timeout, || session.ping())
+                }
                 Err(RecvTimeoutError::Disconnected) => {
                     self.stopping = true;
                     Ok(())
@@ -261,6 +309,11 @@ impl Worker {
                 let gone = !request.lease.may_exist(now);
                 gone.then_some(Answer::Absent)
             }
+            // A connection may have broken, and led to a server that has started anew, since this was asked.
+            (Verb::Take, Look::Trying) if !self.health.quarantine(now).is_zero() => {
+                let remaining = self.health.quarantine(now);
+                Some(Answer::Fault(Cause::Quarantined { remaining }))
+            }
             (Verb::Take | Verb::Raise, Look::Trying) | (Verb::Knock, _) | (_, Look::Held(_)) => {
                 None
             }
@@ -282,17 +335,20 @@ impl Worker {
         if self.requests.is_empty() {
             return Ok(());
         }
-        let overdue = time::micros(time::now() + self.node_timeout);
-        self.health.overdue.store(overdue, Ordering::Release);
         let (node, name) = (self.node, &self.name);
         let (requests, returns) = (&self.requests, &mut self.returns);
+        let denied = &mut self.denied;
         let mut undone = None;
-        let attempt = AssertUnwindSafe(|| {
+        let attempt = || {
             session.exchange(requests, &mut |index, answer| {
                 let request = &requests[index];
                 trace!("{name}: {:?} {answer:?}", request.verb);
                 // The node may have taken its time: what it did, it did by now.
                 note_written(request, time::now());
+                if let (Answer::Fault(cause @ Cause::Denied(_)), false) = (&answer, *denied) {
+                    warn!("{name}: {:?}: {cause}", request.verb);
+                    *denied = true;
+                }
                 match &answer {
                     // A server that cannot delete now (MISCONF, BUSY …) may be able to later: the release stays owed.
                     Answer::Fault(cause)
@@ -305,9 +361,8 @@ impl Worker {
                 }
                 returns[index].post(node, answer);
             })
-        });
-        let done = catch_unwind(attempt).unwrap_or_else(|_| Err(panicked()));
-        self.health.overdue.store(u64::MAX, Ordering::Release);
+        };
+        let done = watched(&self.health, self.node_timeout, attempt);
         let done = done.and(undone.map_or(Ok(()), Err));
         match &done {
             Ok(()) => {
@@ -367,14 +422,23 @@ impl Worker {
 
     /// The node does not answer: tells the callers, and answers all that the lane holds before anything blocks.
     fn fall(&mut self, cause: Cause) {
-        let before = std::mem::replace(&mut *self.health.cause.lock(), cause.clone());
-        let news = before != cause;
+        let was_up = self.health.up.swap(false, Ordering::AcqRel);
+        let mut report = self.health.report.lock();
+        let news = report.cause != cause;
+        report.cause = cause.clone();
+        if was_up {
+            report.since = time::now();
+        }
+        drop(report);
         if let (true, Some(former)) = (std::mem::take(&mut self.counted), &self.former) {
             self.census.leave(self.node, &former.run_id);
         }
-        let was_up = self.health.up.swap(false, Ordering::AcqRel);
         if (was_up || news) && !self.stopping {
-            info!("{}: suspect: {cause}", self.name);
+            match cause {
+                // Nobody can mend that but who runs the nodes.
+                Cause::Denied(_) => warn!("{}: suspect: {cause}", self.name),
+                _ => info!("{}: suspect: {cause}", self.name),
+            }
         }
         while let Some(job) = self.waiting.pop_front() {
             self.refuse(job);
@@ -415,15 +479,20 @@ impl Worker {
         if job.request.verb == Verb::Release {
             self.owed.push_back((job.request, back));
         } else {
-            let cause = self.health.cause.lock().clone();
+            let cause = self.cause();
             back.post(self.node, Answer::Fault(cause));
         }
+    }
+
+    /// Why the lane is not up.
+    fn cause(&self) -> Cause {
+        self.health.report.lock().cause.clone()
     }
 
     /// Answers those who wait for an owed release; the releases stay owed.
     fn give_up_waiting(&mut self) {
         self.forget_what_expired();
-        let cause = self.health.cause.lock().clone();
+        let cause = self.cause();
         for (_, back) in &mut self.owed {
             back.post(self.node, Answer::Fault(cause.clone()));
         }
@@ -439,6 +508,20 @@ fn note_written(request: &Request, now: Instant) {
             place.note_written(now, request.trace());
         }
     }
+}
+
+/// Talks to the node. While that is overdue, callers see it: a reply that comes byte by byte can take longer than any
+/// time-out, and what were queued behind it would not be served.
+fn watched(
+    health: &Health,
+    node_timeout: Duration,
+    talk: impl FnOnce() -> Result<(), Cause>,
+) -> Result<(), Cause> {
+    let overdue = time::micros(time::now() + node_timeout);
+    health.overdue.store(overdue, Ordering::Release);
+    let done = catch_unwind(AssertUnwindSafe(talk)).unwrap_or_else(|_| Err(panicked()));
+    health.overdue.store(u64::MAX, Ordering::Release);
+    done
 }
 
 fn panicked() -> Cause {

@@ -9,10 +9,12 @@ use crate::cancel::{self, CancelToken};
 use crate::config::OnDrop;
 use crate::engine::Engine;
 use crate::engine::attempt::{Contention, Miss, Trace};
+use crate::engine::pause::Pauses;
+use crate::engine::way::Way;
 use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::key::{Key, Token, Ttl};
-use crate::lease::{Claim, Lease, Look};
+use crate::lease::{Claim, FOR_EVER, Lease, Look};
 use crate::listener::{Heard, Listening};
 use crate::local::{Access, Pass, Refused};
 use crate::notify::OnLost;
@@ -24,9 +26,6 @@ use crate::watch;
 
 /// So many attempts in a row that were too slow end an acquire.
 const MOST_SLOW: u32 = 3;
-
-/// Two writers that split the nodes have undone it after so many usual rounds.
-const ROUNDS_OF_A_SPLIT: u32 = 4;
 
 /// What an acquire is to take.
 #[derive(Debug)]
@@ -49,6 +48,15 @@ pub(crate) struct Care {
     /// How long it is renewed at the longest.
     pub(crate) max_hold: Option<Duration>,
     pub(crate) on_lost: Option<OnLost>,
+}
+
+/// What an acquire has taken.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// A lease on a quorum of nodes.
+    Quorum(Arc<Lease>, Pass),
+    /// The slot in this process, while no quorum answers.
+    Local(Pass),
 }
 
 /// How long an acquire is ready to try.
@@ -75,45 +83,6 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.nodes.release_behind(&self.lease, NodeSet::default());
-    }
-}
-
-/// The pauses between the attempts of one acquire.
-#[derive(Default)]
-struct Pauses {
-    retries: u32,
-    /// How many attempts in a row have split the nodes.
-    splits: u32,
-    /// A release was heard of: from then on delays grow from one round trip.
-    woken: bool,
-}
-
-impl Pauses {
-    fn wake(&mut self) {
-        *self = Pauses {
-            woken: true,
-            ..Pauses::default()
-        };
-    }
-
-    /// As the policy says. Only a writer that has split the nodes with another waits for some round trips, which the
-    /// other's undo takes, and with jitter, so that one of them is first; longer each time, up to the policy's longest
-    /// delay.
-    fn next(&mut self, engine: &Engine, claim: Claim, met: Option<Contention>) -> Duration {
-        let mut policy = engine.retry(claim).clone();
-        self.retries = self.retries.saturating_add(1);
-        if self.woken {
-            let round = engine.nodes.usual_round();
-            policy.initial_delay = policy.initial_delay.min(round);
-        }
-        if claim != Claim::Write || met.is_none_or(|met| !met.split) {
-            self.splits = 0;
-            return policy.delay(self.retries, rand::random());
-        }
-        self.splits = self.splits.saturating_add(1);
-        let rounds = ROUNDS_OF_A_SPLIT << self.splits.min(8);
-        let most = engine.nodes.usual_round().saturating_mul(rounds);
-        most.min(policy.max_delay).mul_f64(rand::random())
     }
 }
 
@@ -161,11 +130,7 @@ impl Engine {
     /// Takes a lock: the local slot first, then attempt after attempt until one is won or a limit ends it.
     ///
     /// Blocks until `patience` ends, and for the attempt that has begun by then.
-    pub(crate) fn acquire(
-        &self,
-        wish: &Wish,
-        patience: Patience,
-    ) -> Result<(Arc<Lease>, Pass), Error> {
+    pub(crate) fn acquire(&self, wish: &Wish, patience: Patience) -> Result<Taken, Error> {
         let started = time::now();
         let waited = || time::now().saturating_duration_since(started);
         let inbox = cancel::inbox(wish.cancel.as_ref())?;
@@ -192,19 +157,35 @@ impl Engine {
         let most_in_queue = patience.attempts.map_or(u32::MAX, |most| most - 1);
         let mut attempts = retry.attempts_within(waited()).min(most_in_queue);
         let (mut slow, mut pauses) = (0, Pauses::default());
+        // Until when those may hold it who refused it.
+        let mut held_until = None;
         let mut place: Option<Place<'_>> = None;
+        let mut way = self.way(wish, patience, &inbox, held_until)?;
         let mut ear = self.listener.join_others(&wish.key, &inbox);
         self.let_others_pass(wish, patience, &inbox);
         let mut first = None;
+        // One node alone is not asked for longer than a refresh interval: the traces on the others would be over.
+        let mut asked_all = started;
         loop {
             self.go_on(&inbox)?;
+            let Way::Nodes(probe) = way else {
+                return Ok(Taken::Local(pass));
+            };
             attempts = attempts.saturating_add(1);
             let trace = match (wish.claim, &place) {
                 (Claim::Read, _) if !patience.is_over(attempts) => Trace::Mark,
                 (Claim::Write, Some(place)) => Trace::Place(&place.lease),
                 _ => Trace::None,
             };
-            let miss = match self.attempt(wish, &inbox, trace, first.take())? {
+            let now = time::now();
+            let alone = first.take().filter(|_| now < asked_all + self.refresh);
+            let alone = alone.filter(|_| probe.is_none());
+            if alone.is_none() {
+                asked_all = now;
+            }
+            let attempt = self.attempt(wish, &inbox, trace, alone, probe.as_ref())?;
+            drop(probe); // its verdict is known, if there is one
+            let miss = match attempt {
                 Ok(lease) => {
                     let cared_for = match pass.bind(&lease) {
                         true => self.care_for(&lease, wish),
@@ -215,7 +196,7 @@ impl Engine {
                         let _ = self.release(&lease, &pass, OnDrop::HandOff);
                         return Err(error);
                     }
-                    return Ok((lease, pass));
+                    return Ok(Taken::Quorum(lease, pass));
                 }
                 Err(miss) => miss,
             };
@@ -229,6 +210,7 @@ impl Engine {
                 _ => 0,
             };
             if contention.is_some_and(|met| met.by_one) && patience.is_over(attempts) {
+                way = Way::Nodes(None);
                 continue; // one node cannot say for all that it is held
             }
             let now = time::now();
@@ -236,19 +218,28 @@ impl Engine {
                 Miss::Unavailable(_) => self.outage_end(started),
                 _ => None,
             };
-            if patience.is_over(attempts)
-                || outage_end.is_some_and(|end| end <= now)
-                || slow == MOST_SLOW
-            {
+            if let Some(met) = contention {
+                let held_for = met.held_for.unwrap_or(FOR_EVER);
+                held_until = held_until.max(time::deadline(now, held_for));
+            }
+            let is_open = outage_end.is_some() && self.circuit.is_open();
+            let over = patience.is_over(attempts) || outage_end.is_some_and(|end| end <= now);
+            if over && !(is_open && self.settings.allow_degraded) || slow == MOST_SLOW {
                 return Err(self.give_up(miss, wish, attempts, waited()));
             }
             // A place at the gate is for writers who know that a quorum answers (rule S10).
             match miss {
                 Miss::Unavailable(_) => place = None,
-                Miss::Contended(_) if wish.claim == Claim::Write && place.is_none() => {
-                    place = Some(self.place(&wish.key)?);
+                Miss::Contended(met) if wish.claim == Claim::Write && !met.by_one => {
+                    if place.is_none() {
+                        place = Some(self.place(&wish.key)?);
+                    }
                 }
                 _ => {}
+            }
+            if is_open {
+                way = self.way(wish, patience, &inbox, held_until)?;
+                continue;
             }
             let mut budget = Budget::new(Limit::Wait, patience.end).and(Limit::Outage, outage_end);
             let has_time = queue_end.is_none_or(|end| end > now);
@@ -259,6 +250,7 @@ impl Engine {
                 attempts = attempts
                     .saturating_add(retry.attempts_within(slept))
                     .min(most_in_queue);
+                way = self.way(wish, patience, &inbox, held_until)?;
                 continue;
             }
             if contention.is_some() && ear.is_none() {
@@ -287,6 +279,7 @@ impl Engine {
             if heard == Heard::Release || contention.is_some_and(|met| met.split) {
                 first = self.listener.node();
             }
+            way = self.way(wish, patience, &inbox, held_until)?;
         }
     }
 
@@ -307,9 +300,14 @@ impl Engine {
     }
 
     /// Before anybody sees the guard, so that nothing can be missed.
-    fn care_for(&self, lease: &Arc<Lease>, wish: &Wish) -> Result<(), Error> {
-        if let (Some(tell), Look::Held(expiry)) = (&wish.care.on_lost, lease.peek(time::now())) {
-            self.losses.notifier().watch(lease, expiry, tell.clone())?;
+    pub(super) fn care_for(&self, lease: &Arc<Lease>, wish: &Wish) -> Result<(), Error> {
+        if let Some(tell) = &wish.care.on_lost {
+            let now = time::now();
+            let due = match lease.peek(now) {
+                Look::Held(expiry) => expiry,
+                _ => now, // lost already: to be told at once
+            };
+            self.losses.notifier().watch(lease, due, tell.clone())?;
         }
         match wish.care.renews {
             true => self.renewal.register(lease, wish.ttl, wish.care.max_hold),
@@ -318,7 +316,7 @@ impl Engine {
     }
 
     /// Whether somebody who waits in this inbox may.
-    fn go_on(&self, inbox: &Inbox) -> Result<(), Error> {
+    pub(super) fn go_on(&self, inbox: &Inbox) -> Result<(), Error> {
         match (self.gate.is_closed(), inbox.is_cancelled()) {
             (true, _) => Err(Error::Closed),
             (false, true) => Err(Error::Cancelled),
@@ -327,7 +325,7 @@ impl Engine {
     }
 
     /// The policy for a claim.
-    fn retry(&self, claim: Claim) -> &RetryPolicy {
+    pub(super) fn retry(&self, claim: Claim) -> &RetryPolicy {
         match claim {
             Claim::Exclusive => &self.settings.retry,
             Claim::Read | Claim::Write | Claim::Gate => &self.rw_retry,
@@ -344,7 +342,7 @@ impl Engine {
 
     /// When an outage has lasted as long as the policy bears with, for a caller that came at `started`.
     fn outage_end(&self, started: Instant) -> Option<Instant> {
-        let since = self.outage_since();
+        let since = self.circuit.since();
         let began = since.map_or(started, |since| since.max(started));
         time::deadline(began, self.settings.retry.max_outage)
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::engine::circuit::Probe;
 use crate::engine::{Engine, Wish};
 use crate::error::Error;
 use crate::fence::{self, Fence};
@@ -34,6 +35,8 @@ pub(super) struct Contention {
     pub(super) split: bool,
     /// Only one node was asked, and it refused.
     pub(super) by_one: bool,
+    /// How long those may hold it at the longest who refused, if that is known.
+    pub(super) held_for: Option<Duration>,
 }
 
 /// What an attempt leaves on nodes that refuse it, to say that somebody waits.
@@ -58,6 +61,7 @@ impl Engine {
         inbox: &Arc<Inbox>,
         trace: Trace<'_>,
         first: Option<usize>,
+        probe: Option<&Probe<'_>>,
     ) -> Result<Result<Arc<Lease>, Miss>, Error> {
         let ttl = wish.ttl;
         let token = Token::fresh(self.settings.owner.as_deref())?;
@@ -89,7 +93,7 @@ impl Engine {
         if outcome.verdict == Verdict::Won && request.fence.is_some() {
             outcome = self.number(&lease, outcome, inbox, budget);
         }
-        let quorum_seen = outcome.verdict != Verdict::Unavailable;
+        let won = outcome.verdict == Verdict::Won;
         let miss = match outcome.verdict {
             Verdict::Won => {
                 // The last step before the guard: is there still as much validity as was asked for? (rule S2)
@@ -97,7 +101,7 @@ impl Engine {
                 let left = |end: Instant| end.saturating_duration_since(time::now());
                 match end {
                     Some(end) if left(end) >= least && lease.hold(end, lead) => {
-                        self.note_quorum(quorum_seen, start);
+                        self.circuit.succeed();
                         return Ok(Ok(lease));
                     }
                     _ => Miss::Slow,
@@ -108,9 +112,10 @@ impl Engine {
                     true => Access::Shared,
                     false => Access::Alone,
                 },
-                free: None,
+                free: outcome.tally.held_for(),
                 split: false,
                 by_one,
+                held_for: outcome.tally.held_for(),
             }),
             Verdict::Refused => Miss::Contended(Contention {
                 by: match outcome.tally.held_by_readers() {
@@ -120,6 +125,7 @@ impl Engine {
                 free: outcome.tally.free_in(),
                 split: outcome.tally.granted().len() > 0,
                 by_one: false,
+                held_for: outcome.tally.held_for(),
             }),
             Verdict::Unavailable
                 if outcome.ended == Ended::TimedOut && budget.limit() == Limit::Validity =>
@@ -128,9 +134,15 @@ impl Engine {
             }
             Verdict::Unavailable => Miss::Unavailable(outcome.tally),
         };
-        // Who is cancelled has not waited to see whether there is one.
-        if outcome.ended != Ended::Cancelled && !by_one {
-            self.note_quorum(quorum_seen, start);
+        match &miss {
+            // One node is no quorum, and who is cancelled or has no time has not waited to see whether there is one.
+            Miss::Unavailable(tally) if outcome.ended != Ended::Cancelled && tally.is_outage() => {
+                let up = self.nodes.quorum_up();
+                self.circuit.fail(start, probe.is_some(), up);
+            }
+            Miss::Contended(_) if !by_one => self.circuit.succeed(),
+            _ if won => self.circuit.succeed(),
+            _ => {}
         }
         lease.abandon();
         // Nodes that refused have nothing of it. All others may have, also those that answered with an error (S4).

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use crate::cancel::CancelToken;
 use crate::config::OnDrop;
-use crate::engine::{Care, Patience, Wish};
+use crate::engine::{Care, Patience, Taken, Wish};
 use crate::error::Error;
 use crate::fake::{Fake, Sin, eventually, locker};
 use crate::key::{Family, Key, Ttl};
 use crate::lease::{Claim, Lease, Look};
+use crate::local::Pass;
 use crate::locker::{LocalLocker, Locker, RedisLocker};
 use crate::nodes::Nodes;
 use crate::options::LockOptions;
@@ -75,6 +76,13 @@ const FOR_EVER: Patience = Patience {
     end: None,
     attempts: None,
 };
+
+fn on_the_nodes(taken: Taken) -> (Arc<Lease>, Pass) {
+    match taken {
+        Taken::Quorum(lease, pass) => (lease, pass),
+        _ => panic!("in this process only"),
+    }
+}
 
 fn renewals(fake: &Fake) -> usize {
     fake.count(Verb::Extend)
@@ -370,7 +378,8 @@ fn a_renewal_and_an_extension_take_turns() {
     let fakes = Fake::many(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
-    let (lease, _pass) = engine.acquire(&wish("x", LONGER), FOR_EVER).expect("free");
+    let taken = engine.acquire(&wish("x", LONGER), FOR_EVER).expect("free");
+    let (lease, _pass) = on_the_nodes(taken);
     // A renewal that is due waits for an extension, though its thread does not.
     let turn = lease.begin_extension();
     let beside = locker.acquire("y", &renewed(TTL)).expect("free");
@@ -482,7 +491,7 @@ fn so_many_renewals_are_on_their_way_at_once_and_no_more() {
     let engine = locker.nodes().engine();
     let held: Vec<_> = (0..MANY)
         .map(|n| engine.acquire(&wish(&format!("k{n}"), LONGER), FOR_EVER))
-        .map(|taken| taken.expect("free"))
+        .map(|taken| on_the_nodes(taken.expect("free")))
         .collect();
     let late = fakes[0].is_late(Verb::Extend);
     until_all_are_due();

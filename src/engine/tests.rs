@@ -648,6 +648,25 @@ fn an_overdue_lane_is_suspect_before_anybody_queues() {
 }
 
 #[test]
+fn a_lane_whose_ping_is_overdue_is_suspect_too() {
+    let fakes = Fake::many(1);
+    let locker = locker(&fakes, impatient).expect("it is up");
+    let hung = fakes[0].is_late_with_a_ping();
+    hung.arrived();
+    eventually("it is suspect", || locker.nodes().engine().nodes_up() == 0);
+    let error = locker.try_lock("x", TTL).expect_err("it hangs");
+    let Error::InsufficientQuorum { causes, .. } = error else {
+        panic!("{error}")
+    };
+    assert_eq!(causes[0].cause, Cause::TimedOut);
+    fakes[0].sins(Sin::Honest);
+    hung.go();
+    eventually("it is up again", || locker.nodes().engine().nodes_up() == 1);
+    assert!(fakes[0].takes().is_empty(), "none was ever queued");
+    drop(locker.lock("x", TTL).expect("it answers"));
+}
+
+#[test]
 fn an_idle_lane_notices_that_its_node_is_gone() {
     let fakes = Fake::many(3);
     let locker = healthy(&fakes);

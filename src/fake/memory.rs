@@ -83,6 +83,9 @@ impl Memory {
             }),
             (Verb::Extend | Verb::Release, Claim::Read) => {
                 let owned = slot.owner.take_if(|(owner, _)| owner == token);
+                if owned.is_some() && request.verb == Verb::Release && !request.refresh.is_zero() {
+                    slot.give_turn(now + request.refresh);
+                }
                 let found = slot.readers.remove(token).or(owned.map(|(_, end)| end));
                 if let (Some(end), Verb::Extend) = (found, request.verb) {
                     slot.readers.insert(token.to_owned(), end.max(until));

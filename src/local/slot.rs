@@ -141,12 +141,9 @@ impl Slot {
 }
 
 impl Holder {
-    /// When its lease ends, if it is held.
+    /// When its lease ends, if it is held and does end.
     fn expiry(&self, now: Instant) -> Option<Instant> {
-        match self.lease.as_ref()?.peek(now) {
-            Look::Held(expiry) => Some(expiry),
-            _ => None,
-        }
+        self.lease.as_ref()?.expiry(now)
     }
 }
 

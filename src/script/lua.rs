@@ -154,7 +154,8 @@ return 1"
 /// 1. Refused while there is a writer, or a reader that has not ended.
 /// 2. Refused while the readers have their turn, unless that is not heeded.
 /// 3. Who is refused and waits takes its place at the gate, or keeps it for longer.
-/// 4. Otherwise the token is stored with its TTL. A gate keeps no writer out; a place of its own is left later.
+/// 4. Otherwise readers that have ended are swept out, and the token is stored with its TTL. A gate keeps no writer out; a
+///    place of its own is left later.
 ///
 /// KEYS: writer, readers, gate, turn. ARGV: token, TTL in ms, how long a place at the gate stays in ms or 0 for none,
 /// 1 if a turn is heeded, the place's token. Reply: 1 granted, or who stands in the way (0 a writer, 1 readers, 3 their turn)
@@ -183,6 +184,7 @@ if refused then
   end
   return refused
 end
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 1)
 end
 local fence, number = KEYS[5], 1
 if fence then",
@@ -220,18 +222,18 @@ return 1"
 /// Release read locks, of any number of readers that leave together.
 ///
 /// 1. The tokens are taken out; the set then ends a second after the last of those that are left.
-/// 2. One may be in the writer's place, where a downgrade did not come: then it is deleted there.
+/// 2. One may be in the writer's place, where a downgrade did not come: then it is deleted there, and waiting readers get the
+///    turn that the downgrade would have given them.
+/// 3. If something was taken out and no reader is left, that is published.
 ///
-/// 3. If no reader is left that is published.
-///
-/// KEYS: writer, readers. ARGV: where to publish it or nothing, tokens. Reply: one more than who heard of it if all are
-/// released; otherwise for each token 1, or 0 when it was not here or had ended before.
+/// KEYS: writer, readers, turn. ARGV: where to publish it or nothing, how long a turn is in ms or 0 for none, tokens. Reply: one
+/// more than who heard of it if all are released; otherwise for each token 1, or 0 when it was not here or had ended before.
 const RELEASE_READ: &str = concat!(
-    "local channel = table.remove(ARGV, 1)
+    "local channel, interval, turn = table.remove(ARGV, 1), table.remove(ARGV, 1), KEYS[3]
 local scores = redis.call('ZMSCORE', KEYS[2], unpack(ARGV))",
     now!(),
     "
-local ended, all, found = {}, true, 0
+local ended, all, found, freed = {}, true, 0, false
 for i, score in ipairs(scores) do
   if score then
     score = tonumber(score)
@@ -239,6 +241,9 @@ for i, score in ipairs(scores) do
     ended[i] = score >= now and 1 or 0
   elseif redis.call('GET', KEYS[1]) == ARGV[i] then
     ended[i] = redis.call('DEL', KEYS[1])
+    freed = true",
+    give_turn!(),
+    "
   else
     ended[i] = 0
   end
@@ -246,10 +251,11 @@ for i, score in ipairs(scores) do
 end
 if found > 0 then
   redis.call('ZREM', KEYS[2], unpack(ARGV))
-  local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
-  if last and tonumber(last) < found then redis.call('PEXPIREAT', KEYS[2], last + 1000) end
-  if last and tonumber(last) >= now then channel = '' end
-end",
+  freed = true
+end
+local last = freed and redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
+if last and tonumber(last) < found then redis.call('PEXPIREAT', KEYS[2], last + 1000) end
+if not freed or last and tonumber(last) >= now then channel = '' end",
     publish!(),
     "
 return all and heard or ended"

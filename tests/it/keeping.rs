@@ -2,8 +2,8 @@
 
 use crate::parts::{Part, Program, scratch};
 use crate::rig::{
-    LIMIT, STRANGER, TTL, ask, config, connect, everywhere, hasty, now, nowhere, pttl, takes_part,
-    token, wire,
+    self, BRIEF, LIMIT, STRANGER, TTL, ask, by_no_clock, config, connect, everywhere, now, nowhere,
+    pttl, subscribers, takes_part, token, wire,
 };
 use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
@@ -11,16 +11,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 use redguard::{
-    Config, Error, LockGuard, LockOptions, Locker, LossWatch, RedisLocker, RedisRwLocker,
-    RetryPolicy, RwLocker, WaitLost,
+    Config, Error, LockGuard, LockOptions, Locker, LossWatch, RedisLocker, RedisRwLocker, RwLocker,
+    WaitLost,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{fs, thread};
-
-/// Renewed every second or so, and short enough to be waited for.
-const BRIEF: Duration = Duration::from_secs(3);
 
 /// What a busy machine may add: threads that are ready and do not run.
 const BUSY: Duration = Duration::from_secs(5);
@@ -292,22 +289,7 @@ fn a_holder_that_was_stopped_past_its_ttl_is_told_at_its_first_look() {
 
 /// Only a message explains progress.
 fn sluggish(nodes: &[Server]) -> Config {
-    config(nodes).retry(RetryPolicy {
-        initial_delay: TTL,
-        max_delay: TTL,
-        jitter: 0.0,
-        ..hasty()
-    })
-}
-
-/// What began then has been brought about by messages: all clocks are slower.
-fn by_no_clock(began: Instant) {
-    assert!(began.elapsed() < TTL / 5, "{:?}", began.elapsed());
-}
-
-fn subscribers(node: &Server, key: &str) -> u64 {
-    let (_, count): (String, u64) = ask(node, &["PUBSUB", "NUMSUB", &wire(key)]);
-    count
+    config(nodes).retry(rig::sluggish())
 }
 
 #[test]
@@ -362,56 +344,6 @@ fn waiters_hear_of_a_release_though_the_node_that_they_listen_to_dies() {
         by_no_clock(began);
     });
     nodes[1].resume().unwrap();
-}
-
-#[test]
-fn a_user_who_may_not_publish_or_subscribe_waits_by_time() {
-    let node = &servers(1)[0];
-    for rights in [
-        &["allkeys", "+@all", "resetchannels"][..],
-        &["allkeys", "allchannels", "+@all", "-@pubsub"],
-    ] {
-        let user = ["ACL", "SETUSER", "mute", "reset", "on", ">pass"];
-        ask::<()>(node, &[&user[..], rights].concat());
-        let config = config(std::slice::from_ref(node))
-            .username("mute")
-            .password("pass");
-        let [holder, waiter] = [(); 2].map(|()| RedisLocker::connect(config.clone()).unwrap());
-        let key = unique_key("mute");
-        let held = holder.lock(&key, TTL).unwrap();
-        thread::scope(|scope| {
-            let waits = scope.spawn(|| waiter.lock(&key, TTL));
-            thread::park_timeout(Duration::from_millis(100));
-            held.release().unwrap();
-            waits.join().unwrap().unwrap().release().unwrap();
-        });
-    }
-}
-
-#[test]
-fn a_user_with_the_rights_of_the_readme_is_woken() {
-    let node = &servers(1)[0];
-    let rights = "~redguard:* +client|id +client|kill +info +script|load +evalsha +set +get +del +pttl +pexpire \
-                  &redguard:* +publish +subscribe +unsubscribe +ping";
-    let user = ["ACL", "SETUSER", "hears", "reset", "on", ">pass"];
-    let rights: Vec<&str> = rights.split_whitespace().collect();
-    ask::<()>(node, &[&user[..], &rights].concat());
-    let config = sluggish(std::slice::from_ref(node));
-    let config = config.username("hears").password("pass");
-    let [holder, waiter] = [(); 2].map(|()| RedisLocker::connect(config.clone()).unwrap());
-    let key = unique_key("hears");
-    let held = holder.lock(&key, TTL).unwrap();
-    thread::scope(|scope| {
-        let waits = scope.spawn(|| waiter.lock(&key, TTL));
-        eventually(LIMIT, "it listens", || subscribers(node, &key) == 1);
-        let began = now();
-        held.release().unwrap();
-        waits.join().unwrap().unwrap().release().unwrap();
-        by_no_clock(began);
-    });
-    eventually(LIMIT, "nothing stays subscribed", || {
-        subscribers(node, &key) == 0
-    });
 }
 
 #[test]

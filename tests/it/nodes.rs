@@ -1,16 +1,12 @@
 //! Connecting to nodes, and nodes that hang, die, come back and refuse.
 
 use crate::rig::{
-    LIMIT, TTL, ask, at, config, connect, connect_by, everywhere, hasty, now, nowhere, pttl, take,
+    LIMIT, TTL, ask, at, config, connect, connect_by, everywhere, now, nowhere, pttl, take,
     takes_part, token,
 };
-use crate::support::log_capture::captured_log;
 use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, servers, unique_key};
-use redguard::{
-    Cause, Config, Error, LockGuard, LockOptions, Locker, NodeCause, Nodes, RedisLocker,
-    RedisRwLocker, RetryPolicy, RwLocker,
-};
+use redguard::{Cause, Config, Error, LockGuard, Locker, NodeCause, Nodes, RedisLocker};
 use std::time::Duration;
 
 /// How long tests with hung nodes wait for them: far longer than a healthy one takes on a busy machine.
@@ -72,158 +68,6 @@ fn without_any_node_each_one_has_its_cause() {
         assert!(matches!(cause.cause, Cause::Unreachable(_)), "{cause}");
     }
     assert_eq!(causes.len(), 3);
-}
-
-#[test]
-fn a_password_opens_the_door_and_is_never_shown() {
-    let [right, wrong] = ["right", "wrong"].map(|word| unique_key(&format!("{word}-secret")));
-    captured_log();
-    let options = Server::options().arg("--requirepass", &right);
-    let node = options.start().unwrap();
-    let named = |secret: &str| at([format!("redis://:{secret}@{}", node.addr())]);
-    for config in [
-        at([node.addr()]).password(&*wrong),
-        at([node.addr()]).username("nobody").password(&*right),
-        named(&wrong),
-        at([node.addr()]),
-    ] {
-        let error = refused(config.clone());
-        let shown = format!("{config:?} {error} {error:?}");
-        assert!(!shown.contains("secret"), "{shown}");
-        let (counts, causes) = insufficient(error);
-        assert_eq!(counts, [1, 0, 1]);
-        assert!(matches!(causes[0].cause, Cause::Denied(_)), "{causes:?}");
-    }
-    for config in [at([node.addr()]).password(&*right), named(&right)] {
-        let locker = RedisLocker::connect(config).unwrap();
-        let shown = format!("{locker:?}");
-        assert!(!shown.contains("secret"), "{shown}");
-        take(&locker, &unique_key("open")).release().unwrap();
-    }
-    assert!(!captured_log().mentions(&right) && !captured_log().mentions(&wrong));
-}
-
-/// All that an ACL user needs: the keys, what is sent (`CLIENT KILL` at a reconnect), and what the scripts call.
-/// A database number takes `+select` as well. `PING` and `CLIENT SETINFO` are sent, but a refusal does no harm; `AUTH`
-/// takes no permission.
-const LEAST: [&str; 11] = [
-    "~redguard:*",
-    "+client|id",
-    "+client|kill",
-    "+info",
-    "+script|load",
-    "+evalsha",
-    "+set",
-    "+get",
-    "+del",
-    "+pttl",
-    "+pexpire",
-];
-
-/// And what read-write locks need besides.
-const LEAST_RW: [&str; 10] = [
-    "~{redguard:*}*",
-    "+exists",
-    "+time",
-    "+pexpireat",
-    "+zadd",
-    "+zrem",
-    "+zrange",
-    "+zscore",
-    "+zmscore",
-    "+zremrangebyscore",
-];
-
-/// And what fencing needs besides those of the lock's own kind.
-const LEAST_FENCED: [&str; 3] = ["~{redguard:*}*", "+time", "+incr"];
-
-fn every_fenced_request(node: &Server, config: Config) -> Result<(), Error> {
-    let fenced = LockOptions::new(TTL).fenced();
-    let locker = RedisLocker::connect(config)?;
-    for _ in 0..2 {
-        let guard = locker.acquire(&unique_key("acl"), &fenced)?;
-        assert!(guard.fencing_token().is_some());
-        guard.release()?;
-    }
-    every_request(node, at([node.addr()]).username("locks").password("pass"))
-}
-
-/// Each kind of request for read-write locks once, the refused ones included.
-fn every_rw_request(_: &Server, config: Config) -> Result<(), Error> {
-    let key = unique_key("acl");
-    let locker = RedisRwLocker::connect(config.clone())?;
-    let other = RedisRwLocker::connect(config)?;
-    let brief = LockOptions::new(TTL).wait_for(Duration::from_millis(100));
-    let writing = locker.write(&key, TTL)?;
-    assert!(other.try_acquire_read(&key, &brief)?.is_none());
-    assert!(other.try_acquire_write(&key, &brief)?.is_none());
-    writing.extend(TTL)?;
-    let reading = writing.downgrade()?;
-    // Where a downgrade was refused it is made up for by now, or known to be impossible.
-    reading.extend(2 * TTL)?;
-    let beside = other.read(&key, TTL)?;
-    assert!(other.try_acquire_write(&key, &brief)?.is_none());
-    reading.release()?;
-    beside.release()
-}
-
-/// Each kind of request once, with a reconnect in between.
-fn every_request(node: &Server, config: Config) -> Result<(), Error> {
-    let key = unique_key("acl");
-    let locker = RedisLocker::connect(config.clone())?;
-    let guard = locker.try_lock(&key, TTL)?.unwrap();
-    assert!(RedisLocker::connect(config)?.try_lock(&key, TTL)?.is_none());
-    guard.extend(2 * TTL)?;
-    let user = ["CLIENT", "KILL", "USER", "locks"];
-    assert!(ask::<u32>(node, &user) > 0);
-    // The first acquire finds the connection broken, and the retry has the new one.
-    locker.lock(&unique_key("acl"), TTL)?.release()?;
-    guard.release()
-}
-
-#[test]
-fn an_acl_user_needs_no_more_than_this_and_no_less() {
-    let node = &servers(1)[0];
-    let patient = at([node.addr()]).username("locks").password("pass");
-    let policy = RetryPolicy {
-        max_outage: HUNG,
-        ..hasty()
-    };
-    let config = patient.clone().retry(policy).node_timeout(HUNG);
-    let config = config.connect_timeout(HUNG);
-    let grant = |granted: &[&str]| {
-        let user = ["ACL", "SETUSER", "locks", "reset", "on", ">pass"];
-        ask::<()>(node, &[&user[..], granted].concat());
-    };
-    type Requests = fn(&Server, Config) -> Result<(), Error>;
-    let kinds: [(&[&str], Requests); 3] = [
-        (&[], every_request),
-        (&LEAST_RW, every_rw_request),
-        (&LEAST_FENCED, every_fenced_request),
-    ];
-    for (besides, every) in kinds {
-        grant(&[&LEAST, besides].concat());
-        every(node, patient.clone()).unwrap();
-    }
-    let left_out = |(besides, every): (&'static [&'static str], Requests)| {
-        let out = if besides.is_empty() { &LEAST } else { besides };
-        out.iter().map(move |out| (besides, every, *out))
-    };
-    for (besides, every, left_out) in kinds.into_iter().flat_map(left_out) {
-        let least = LEAST.iter().chain(besides).copied();
-        grant(&least.filter(|one| *one != left_out).collect::<Vec<_>>());
-        let error = every(node, config.clone()).expect_err(left_out);
-        let (_, causes) = insufficient(error);
-        let is_plain = match &causes[0].cause {
-            Cause::Denied(_) => true,
-            // Inside a script the server has words for it, but no code.
-            Cause::Server(text) => {
-                text.contains("user executing the script") || text.contains("ACL")
-            }
-            _ => false,
-        };
-        assert!(is_plain, "without {left_out}: {causes:?}");
-    }
 }
 
 #[test]

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 /// Outlasts every test, so that nothing is ever free because it expired.
 pub(crate) const TTL: Duration = Duration::from_secs(300);
+/// Renewed every second or so, and short enough to be waited for.
+pub(crate) const BRIEF: Duration = Duration::from_secs(3);
 /// What stands before a lock's name unless another prefix is set.
 pub(crate) const PREFIX: &str = "redguard:";
 
@@ -25,11 +27,12 @@ pub(crate) fn config(nodes: &[Server]) -> Config {
     at(nodes.iter().map(Server::addr))
 }
 
-/// The same for any addresses.
+/// The same for any addresses. The breaker never opens: an outage lasts for as long as the test wants.
 pub(crate) fn at(addresses: impl IntoIterator<Item = String>) -> Config {
     Config::new(addresses)
         .node_timeout(Duration::from_secs(2))
         .connect_timeout(Duration::from_secs(10))
+        .breaker(u32::MAX, LIMIT)
         .retry(hasty())
 }
 
@@ -39,6 +42,27 @@ pub(crate) fn hasty() -> RetryPolicy {
         max_delay: Duration::from_millis(20),
         ..RetryPolicy::default()
     }
+}
+
+/// Only a message explains progress.
+pub(crate) fn sluggish() -> RetryPolicy {
+    RetryPolicy {
+        initial_delay: TTL,
+        max_delay: TTL,
+        jitter: 0.0,
+        ..hasty()
+    }
+}
+
+/// What began then has been brought about by messages, with the policy above: all clocks are slower.
+pub(crate) fn by_no_clock(began: Instant) {
+    assert!(began.elapsed() < TTL / 5, "{:?}", began.elapsed());
+}
+
+/// How many listen for the release of a lock.
+pub(crate) fn subscribers(node: &Server, key: &str) -> u64 {
+    let (_, count): (String, u64) = ask(node, &["PUBSUB", "NUMSUB", &wire(key)]);
+    count
 }
 
 pub(crate) fn connect(nodes: &[Server]) -> RedisLocker {

@@ -5,10 +5,13 @@
 )]
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
+pub(crate) mod hostile;
 pub(crate) mod log_capture;
 pub(crate) mod proxy;
 #[path = "../../../examples/common/servers.rs"]
 pub(crate) mod servers;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 pub(crate) mod witness;
 
 use servers::Server;

@@ -1,0 +1,296 @@
+//! When to stop asking nodes that do not answer, and when to ask again: a state machine without a clock of its own.
+//!
+//! Closed, open, half-open as in M. Nygard, *Release It!* (2007), over rounds in place of calls: only a round that ran to its own
+//! end and found fewer nodes than a quorum counts. A refusal is an answer, so contention is health.
+
+use std::time::{Duration, Instant};
+
+/// So long no quorum must have answered before it opens, however many rounds have failed.
+pub(crate) const QUIET: Duration = Duration::from_millis(if cfg!(test) { 30 } else { 1_000 });
+
+/// # State table
+///
+/// | from        | to          | by                                                                              |
+/// |-------------|-------------|---------------------------------------------------------------------------------|
+/// | `Closed`    | `Open`      | the `threshold`-th failed round in a row, when no quorum was seen for [`QUIET`] |
+/// | any         | `Closed`    | a quorum that answers                                                           |
+/// | `Open`      | `Probing`   | one who asks when a quorum of lanes has come up, or after `open_for`            |
+/// | `Probing`   | `Open`      | the probe's round, if it failed                                                 |
+/// | `Probing`   | `HalfOpen`  | a probe that ended without a verdict                                            |
+/// | `HalfOpen`  | `Probing`   | the next one who asks                                                           |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Closed,
+    Open {
+        until: Instant,
+        /// A quorum of lanes has been up all the time: that they are up says nothing new.
+        up: bool,
+    },
+    HalfOpen,
+    Probing,
+}
+
+/// What one may do who wants to ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// Ask.
+    Go,
+    /// Ask, and say how it ended: others wait for that.
+    Probe,
+    /// Wait for the verdict of another, who probes.
+    Wait,
+    /// Do not ask for so long.
+    Open(Duration),
+}
+
+/// The breaker of one `Nodes`.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    threshold: u32,
+    open_for: Duration,
+    phase: Phase,
+    failures: u32,
+    /// The start of the first failed round in a row.
+    since: Option<Instant>,
+    /// The end of the last failed round that counted: those that began before it overlap with it.
+    counted: Option<Instant>,
+    /// When a quorum was last seen.
+    seen: Instant,
+}
+
+impl Breaker {
+    /// Closed, with a quorum that was seen at `now`.
+    pub(crate) fn new(threshold: u32, open_for: Duration, now: Instant) -> Breaker {
+        Breaker {
+            threshold,
+            open_for,
+            phase: Phase::Closed,
+            failures: 0,
+            since: None,
+            counted: None,
+            seen: now,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Since when no quorum has answered; `None` while one does.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    /// Whether it is closed and has seen no failure since the last quorum.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.since.is_none()
+    }
+
+    /// Whether one who wants to ask may; `up` says whether a quorum of lanes is connected.
+    pub(crate) fn admit(&mut self, now: Instant, up: bool) -> Admission {
+        match &mut self.phase {
+            Phase::Closed => Admission::Go,
+            Phase::Probing => Admission::Wait,
+            Phase::HalfOpen => self.probe(),
+            Phase::Open { until, up: was_up } => {
+                if *until <= now || up && !*was_up {
+                    return self.probe();
+                }
+                *was_up = up;
+                Admission::Open(until.saturating_duration_since(now))
+            }
+        }
+    }
+
+    fn probe(&mut self) -> Admission {
+        self.phase = Phase::Probing;
+        Admission::Probe
+    }
+
+    /// A quorum has answered, whatever it said.
+    pub(crate) fn succeed(&mut self, now: Instant) {
+        *self = Breaker::new(self.threshold, self.open_for, self.seen.max(now));
+    }
+
+    /// A round that began at `start` has ended without a quorum. `true` if that opened it.
+    pub(crate) fn fail(&mut self, start: Instant, now: Instant, probe: bool, up: bool) -> bool {
+        if start < self.seen {
+            return false; // a quorum has answered since: it says nothing about now
+        }
+        self.since.get_or_insert(start);
+        let opens = match self.phase {
+            Phase::Closed => {
+                if self.counted.is_some_and(|counted| start < counted) {
+                    return false;
+                }
+                self.counted = Some(now);
+                self.failures = self.failures.saturating_add(1);
+                let quiet = now.saturating_duration_since(self.seen);
+                self.failures >= self.threshold && quiet >= QUIET
+            }
+            Phase::Probing => probe,
+            Phase::Open { .. } | Phase::HalfOpen => false,
+        };
+        if opens {
+            self.open(start, now, up);
+        }
+        opens
+    }
+
+    /// Opens at once, for an outage that began at `start`.
+    pub(crate) fn open(&mut self, start: Instant, now: Instant, up: bool) {
+        self.since.get_or_insert(start);
+        let until = now.checked_add(self.open_for);
+        // An instant beyond the clock's range: then only lanes that come up end it.
+        let until = until.unwrap_or_else(|| now + Duration::from_secs(100 * 365 * 24 * 3600));
+        self.phase = Phase::Open { until, up };
+    }
+
+    /// The one who probed is gone. Without a verdict the next one probes.
+    pub(crate) fn end_probe(&mut self) {
+        if self.phase == Phase::Probing {
+            self.phase = Phase::HalfOpen;
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::time;
+
+    const OPEN_FOR: Duration = Duration::from_secs(60);
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    /// A breaker that opens at the third failure, and a moment at which it has been quiet for long.
+    fn breaker() -> (Breaker, Instant) {
+        let now = time::now();
+        (Breaker::new(3, OPEN_FOR, now), now + 10 * QUIET)
+    }
+
+    /// Rounds of 1 ms one after the other that find no quorum; answers whether the last one opened it.
+    fn failures(breaker: &mut Breaker, from: Instant, count: u32) -> bool {
+        let round = |n| from + n * ms(2);
+        let fail = |n| breaker.fail(round(n), round(n) + ms(1), false, false);
+        (0..count).map(fail).last().unwrap_or_default()
+    }
+
+    fn open() -> (Breaker, Instant) {
+        let (mut breaker, now) = breaker();
+        assert!(failures(&mut breaker, now, 3));
+        (breaker, now + ms(10))
+    }
+
+    #[test]
+    fn it_opens_at_the_threshold_and_not_before() {
+        let (mut breaker, now) = breaker();
+        assert!(!failures(&mut breaker, now, 2));
+        assert_eq!(breaker.admit(now, false), Admission::Go);
+        assert_eq!(breaker.since(), Some(now));
+        assert!(failures(&mut breaker, now + ms(10), 1));
+        let left = OPEN_FOR - ms(5);
+        let asked = now + ms(11) + ms(5);
+        assert_eq!(breaker.admit(asked, false), Admission::Open(left));
+        assert!(!failures(&mut breaker, asked, 5), "opened twice");
+    }
+
+    #[test]
+    fn one_quorum_breaks_the_row() {
+        let (mut breaker, now) = breaker();
+        failures(&mut breaker, now, 2);
+        breaker.succeed(now + ms(5));
+        assert!(breaker.is_calm());
+        let later = now + 10 * QUIET;
+        assert!(!failures(&mut breaker, later, 2));
+        assert!(failures(&mut breaker, later + ms(5), 1));
+    }
+
+    #[test]
+    fn a_round_that_began_before_the_last_quorum_says_nothing() {
+        let (mut breaker, now) = breaker();
+        breaker.succeed(now);
+        assert!(!breaker.fail(now - ms(1), now + ms(1), false, false));
+        assert!(breaker.is_calm());
+    }
+
+    #[test]
+    fn rounds_that_overlap_count_once() {
+        let (mut breaker, now) = breaker();
+        for _ in 0..100 {
+            assert!(!breaker.fail(now, now + ms(200), false, false));
+        }
+        for _ in 0..100 {
+            assert!(!breaker.fail(now + ms(199), now + ms(300), false, false));
+        }
+        assert!(!breaker.fail(now + ms(200), now + ms(400), false, false));
+        assert!(breaker.fail(now + ms(400), now + ms(600), false, false));
+    }
+
+    #[test]
+    fn it_stays_closed_where_a_quorum_was_seen_a_moment_ago() {
+        let now = time::now();
+        let mut breaker = Breaker::new(3, OPEN_FOR, now);
+        assert!(!failures(&mut breaker, now, 9));
+        let late = now + QUIET;
+        assert!(breaker.fail(late, late, false, false));
+    }
+
+    #[test]
+    fn it_half_opens_in_time_or_when_lanes_come_up() {
+        for (after, ups, expected) in [
+            (OPEN_FOR, &[false][..], Admission::Probe),
+            (ms(1), &[true], Admission::Probe),
+            (ms(1), &[false, true], Admission::Probe),
+        ] {
+            let (mut breaker, now) = open();
+            let admit = |up: &bool| breaker.admit(now + after, *up);
+            assert_eq!(ups.iter().map(admit).next_back(), Some(expected), "{ups:?}");
+            assert_eq!(breaker.admit(now, true), Admission::Wait);
+        }
+        // Lanes that are up all the time, to nodes that answer nothing, are no news.
+        let (mut breaker, now) = open();
+        breaker.open(now, now, true);
+        for (up, probes) in [(true, false), (true, false), (false, false), (true, true)] {
+            let admission = breaker.admit(now + ms(1), up);
+            assert_eq!(admission == Admission::Probe, probes);
+        }
+    }
+
+    #[test]
+    fn the_probe_decides() {
+        let now = time::now() + 20 * QUIET;
+        let probing = || {
+            let (mut breaker, _) = open();
+            assert_eq!(breaker.admit(now, true), Admission::Probe);
+            breaker
+        };
+        let mut breaker = probing();
+        breaker.succeed(now);
+        breaker.end_probe();
+        assert_eq!(breaker.admit(now, false), Admission::Go);
+
+        let mut breaker = probing();
+        assert!(!breaker.fail(now, now, false, false), "not the probe's");
+        assert!(breaker.fail(now, now, true, false));
+        breaker.end_probe();
+        assert_eq!(breaker.admit(now, false), Admission::Open(OPEN_FOR));
+
+        let mut breaker = probing();
+        breaker.end_probe();
+        assert_eq!(breaker.admit(now, false), Admission::Probe, "the next one");
+        assert_eq!(breaker.admit(now, false), Admission::Wait);
+    }
+
+    #[test]
+    fn the_longest_times_do_not_overflow() {
+        let now = time::now() + 10 * QUIET;
+        let mut breaker = Breaker::new(1, Duration::MAX, time::now());
+        assert!(breaker.fail(now, now, false, false));
+        assert!(matches!(breaker.admit(now, false), Admission::Open(_)));
+        let mut never = Breaker::new(u32::MAX, OPEN_FOR, time::now());
+        assert!(!failures(&mut never, now, 1_000));
+    }
+}

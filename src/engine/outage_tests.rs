@@ -1,0 +1,469 @@
+//! Outages over fake nodes: when nobody is asked any more, who finds out that they are back, and locks that are held here.
+#![expect(clippy::expect_used, reason = "in a test a panic is the report")]
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::about::{About, Role};
+use crate::breaker::QUIET;
+use crate::cancel::CancelToken;
+use crate::config::Config;
+use crate::error::{Cause, Error};
+use crate::fake::{Fake, Sin, eventually, locker};
+use crate::guard::{LockGuard, Mode};
+use crate::health::{BreakerState, NodeState};
+use crate::key::Family;
+use crate::locker::{Locker, RedisLocker};
+use crate::options::LockOptions;
+use crate::retry::RetryPolicy;
+use crate::rw_locker::{RedisRwLocker, RwLocker};
+use crate::script::Verb;
+use crate::time;
+use crate::watch::WaitLost;
+
+const TTL: Duration = Duration::from_secs(60);
+/// Wide: only a hang takes this long.
+const LIMIT: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(600);
+
+/// Opens after three rounds, and not again by time.
+fn config(config: Config) -> Config {
+    config.breaker(3, LONG).retry(RetryPolicy {
+        initial_delay: Duration::from_millis(1),
+        max_delay: Duration::from_millis(20),
+        ..RetryPolicy::default()
+    })
+}
+
+fn plain(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, config).expect("a quorum is up")
+}
+
+fn degraded(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, |c| config(c).allow_degraded(true)).expect("a quorum is up")
+}
+
+fn sin(fakes: &[Arc<Fake>], sin: &Sin) {
+    fakes.iter().for_each(|fake| fake.sins(sin.clone()));
+}
+
+fn breaker(locker: &RedisLocker) -> BreakerState {
+    locker.nodes().health().breaker
+}
+
+fn is_open(locker: &RedisLocker) -> bool {
+    matches!(breaker(locker), BreakerState::Open { .. })
+}
+
+/// Takes a majority down, and tries until nobody is asked any more.
+fn break_down(fakes: &[Arc<Fake>], locker: &RedisLocker) {
+    sin(&fakes[1..], &Sin::Down);
+    eventually("the breaker opens", || {
+        let _ = locker.try_lock("opens it", TTL);
+        is_open(locker)
+    });
+}
+
+fn all_up(locker: &RedisLocker) {
+    let nodes = || locker.nodes().health().nodes;
+    eventually("all are up", || {
+        nodes().iter().all(|node| node.state == NodeState::Up)
+    });
+}
+
+fn comes_back(fakes: &[Arc<Fake>], locker: &RedisLocker) {
+    sin(fakes, &Sin::Honest);
+    locker.nodes().wait_ready(LIMIT).expect("they are back");
+}
+
+fn options() -> LockOptions {
+    LockOptions::new(TTL).wait_for(LIMIT)
+}
+
+fn is_local(taken: Result<Option<LockGuard>, Error>) -> bool {
+    let guard = taken.expect("no error").expect("free");
+    guard.mode() == Mode::Local
+}
+
+#[test]
+fn nobody_is_asked_while_it_is_open_and_all_are_when_the_nodes_are_back() {
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    let error = {
+        sin(&fakes[1..], &Sin::Down);
+        locker.try_lock("x", TTL).expect_err("two are down")
+    };
+    assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    break_down(&fakes, &locker);
+    let asked = fakes[0].count(Verb::Take);
+    for _ in 0..10 {
+        let error = locker.lock("x", TTL).expect_err("it is open");
+        let Error::CircuitOpen { retry_in } = error else {
+            panic!("{error}")
+        };
+        assert!(retry_in <= LONG && retry_in > LONG / 2, "{retry_in:?}");
+        assert!(error.is_unavailable() && !error.is_contended());
+    }
+    assert_eq!(fakes[0].count(Verb::Take), asked, "nobody is asked");
+    comes_back(&fakes, &locker);
+    drop(locker.lock("x", TTL).expect("the probe"));
+    assert_eq!(breaker(&locker), BreakerState::Closed);
+}
+
+#[test]
+fn who_waits_is_told_when_it_opens() {
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    sin(&fakes[1..], &Sin::Down);
+    let error = locker.lock("x", TTL).expect_err("it opens");
+    assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
+}
+
+#[test]
+fn one_acquire_probes_and_the_others_wait_for_its_verdict() {
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    break_down(&fakes, &locker);
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    all_up(&locker);
+    let asked = || fakes[0].takes().len();
+    let before = asked();
+    thread::scope(|scope| {
+        let probe = scope.spawn(|| locker.lock("probe", TTL).expect("free"));
+        late.iter().for_each(|late| late.arrived());
+        assert_eq!(breaker(&locker), BreakerState::HalfOpen);
+        let others = ["a", "b", "c"].map(|key| {
+            let locker = locker.clone();
+            scope.spawn(move || locker.try_lock(key, TTL))
+        });
+        let circuit = &locker.nodes().engine().circuit;
+        eventually("they wait", || circuit.waiting() == 3);
+        assert_eq!(asked(), before, "none of them is served");
+        sin(&fakes, &Sin::Honest);
+        late.iter().for_each(|late| late.go());
+        drop(probe.join().expect("no panic"));
+        for other in others {
+            let other = other.join().expect("no panic").expect("no error");
+            assert!(other.is_some(), "a try asks as well");
+        }
+    });
+    assert_eq!(breaker(&locker), BreakerState::Closed);
+}
+
+#[test]
+fn a_probe_that_fails_opens_it_again_and_one_without_a_verdict_does_not_count() {
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    break_down(&fakes, &locker);
+    sin(&fakes[1..], &Sin::Errs(Verb::Take));
+    locker.nodes().wait_ready(LIMIT).expect("they are up");
+    // The first one finds that they answer with errors only; lanes that are up are no news any more.
+    let error = locker.try_lock("x", TTL).expect_err("no quorum");
+    assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    let error = locker.try_lock("x", TTL).expect_err("open again");
+    assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
+
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    break_down(&fakes, &locker);
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    all_up(&locker);
+    let token = CancelToken::new();
+    thread::scope(|scope| {
+        let options = options().cancel_on(&token);
+        let locker = &locker;
+        let probe = scope.spawn(move || locker.acquire("x", &options).err());
+        late.iter().for_each(|late| late.arrived());
+        token.cancel();
+        assert_eq!(probe.join().expect("no panic"), Some(Error::Cancelled));
+    });
+    assert_eq!(breaker(&locker), BreakerState::HalfOpen);
+    sin(&fakes, &Sin::Honest);
+    late.iter().for_each(|late| late.go());
+    drop(
+        locker
+            .acquire("y", &options())
+            .expect("the next one probes"),
+    );
+}
+
+#[test]
+fn contention_cancellation_and_extensions_do_not_open_it() {
+    let fakes = Fake::many(3);
+    let locker = locker(&fakes, |c| config(c).breaker(1, LONG)).expect("up");
+    let held = locker.lock("held", TTL).expect("free");
+    fakes.iter().for_each(|fake| fake.seize("x", LONG));
+    let quiet = time::now() + 2 * QUIET;
+    eventually("it has been quiet", || time::now() > quiet);
+    for _ in 0..20 {
+        assert!(locker.try_lock("x", TTL).expect("no error").is_none());
+    }
+    sin(&fakes[1..], &Sin::Errs(Verb::Extend));
+    for _ in 0..20 {
+        assert!(held.extend(TTL).expect_err("errors").is_unavailable());
+    }
+    let token = CancelToken::new();
+    token.cancel();
+    let cancelled = LockOptions::new(TTL).cancel_on(&token);
+    assert_eq!(
+        locker.acquire("y", &cancelled).err(),
+        Some(Error::Cancelled)
+    );
+    assert_eq!(breaker(&locker), BreakerState::Closed);
+}
+
+#[test]
+fn a_degraded_lock_is_held_here_and_the_next_holder_waits_for_it_when_the_nodes_are_back() {
+    let fakes = Fake::many(3);
+    let locker = degraded(&fakes);
+    break_down(&fakes, &locker);
+    let local = locker.lock("x", TTL).expect("held here");
+    assert_eq!(local.mode(), Mode::Local);
+    assert_eq!(local.remaining(), Duration::MAX);
+    assert!(locker.try_lock("x", TTL).expect("no error").is_none());
+    assert!(is_local(locker.try_lock("y", TTL)));
+    let fenced = LockOptions::new(TTL).fenced();
+    let error = locker.acquire("z", &fenced).expect_err("never local");
+    assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
+    let rw = RedisRwLocker::new(locker.nodes());
+    let readers = [(); 2].map(|()| rw.read("x", TTL).expect("together"));
+    assert!(readers.iter().all(|guard| guard.mode() == Mode::Local));
+    assert!(rw.try_write("x", TTL).expect("no error").is_none());
+    drop(readers);
+    let reader = rw.write("x", TTL).expect("alone").downgrade();
+    reader.expect("local, too").release().expect("it was held");
+
+    comes_back(&fakes, &locker);
+    // The nodes are asked again, but not while the lock is held here.
+    let other = locker.lock("other", TTL).expect("on the nodes");
+    assert_eq!(other.mode(), Mode::Quorum);
+    assert!(locker.try_lock("x", TTL).expect("no error").is_none());
+    thread::scope(|scope| {
+        let next = scope.spawn(|| locker.lock("x", TTL).expect("its turn"));
+        let waiting = || {
+            let key = crate::key::Key::parse("redguard:", "x", Family::Exclusive);
+            let gate = &locker.nodes().engine().gate;
+            gate.waiting(&key.expect("a good name"))
+        };
+        eventually("it waits for the local holder", || waiting() == 1);
+        assert!(fakes.iter().all(|fake| fake.token("x").is_none()));
+        local.release().expect("it was held all the time");
+        assert_eq!(next.join().expect("no panic").mode(), Mode::Quorum);
+    });
+}
+
+#[test]
+fn who_was_refused_by_a_holder_does_not_go_local_before_that_ones_lease_can_have_ended() {
+    let fakes = Fake::many(3);
+    let locker = degraded(&fakes);
+    for (left, becomes_local) in [(Duration::from_millis(400), true), (LONG, false)] {
+        sin(&fakes, &Sin::Honest);
+        all_up(&locker);
+        let guard = locker.lock("probe", TTL).expect("on the nodes");
+        eventually("all have granted it", || {
+            fakes.iter().all(|fake| fake.token("probe").is_some())
+        });
+        drop(guard);
+        let before: Vec<usize> = fakes.iter().map(|fake| fake.count(Verb::Take)).collect();
+        fakes.iter().for_each(|fake| fake.seize("x", left));
+        let held = time::now();
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                let wait = if becomes_local {
+                    LIMIT
+                } else {
+                    Duration::from_secs(1)
+                };
+                locker.acquire("x", &LockOptions::new(TTL).wait_for(wait))
+            });
+            let asked = |node: usize| fakes[node].count(Verb::Take) > before[node] + 1;
+            eventually("it is refused, and asks again", || asked(1) && asked(2));
+            break_down(&fakes, &locker);
+            match waits.join().expect("no panic") {
+                Ok(guard) => {
+                    assert!(becomes_local && guard.mode() == Mode::Local);
+                    assert!(time::now() - held >= left, "too early");
+                }
+                Err(error) => assert!(!becomes_local && !error.is_lost(), "{error}"),
+            }
+        });
+    }
+}
+
+#[test]
+fn wrong_credentials_never_lead_there() {
+    let fakes = Fake::many(3);
+    let locker = degraded(&fakes);
+    sin(&fakes[..2], &Sin::Denies);
+    let end = time::now() + 4 * QUIET;
+    while time::now() < end {
+        let error = locker.try_lock("x", TTL).expect_err("denied");
+        assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    }
+    // One that is down beside one that denies: with that one's leave there would be a quorum.
+    sin(&fakes[..1], &Sin::Down);
+    for _ in 0..20 {
+        let error = locker.try_lock("x", TTL).expect_err("no quorum");
+        assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    }
+    // At connect it is an error.
+    let connects = || {
+        let quick = Duration::from_millis(100);
+        let config = |c| config(c).node_timeout(quick).connect_timeout(quick);
+        crate::fake::locker(&fakes, |c| config(c).allow_degraded(true))
+    };
+    let Error::InsufficientQuorum { causes, .. } = connects().expect_err("denied") else {
+        panic!("another error")
+    };
+    assert!(matches!(causes[1].cause, Cause::Denied(_)), "{causes:?}");
+    sin(&fakes[..2], &Sin::Down);
+    connects().expect("that is an outage");
+}
+
+#[test]
+fn a_process_that_starts_without_nodes_recovers_by_itself() {
+    let fakes = Fake::many(3);
+    sin(&fakes, &Sin::Down);
+    let quick = Duration::from_millis(100);
+    let config = |c| config(c).node_timeout(quick).connect_timeout(quick);
+    let error = locker(&fakes, config).expect_err("not allowed");
+    assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    let locker = locker(&fakes, |c| config(c).allow_degraded(true)).expect("degraded");
+    assert!(is_local(locker.try_lock("x", TTL)));
+    let error = locker.nodes().wait_ready(Duration::ZERO).expect_err("down");
+    assert!(
+        matches!(error, Error::InsufficientQuorum { reachable: 0, .. }),
+        "{error}"
+    );
+    comes_back(&fakes, &locker);
+    let guard = locker.acquire("x", &options()).expect("free");
+    assert_eq!(guard.mode(), Mode::Quorum);
+}
+
+#[test]
+fn a_shutdown_ends_local_locks_and_waits_for_nodes() {
+    let fakes = Fake::many(3);
+    let locker = degraded(&fakes);
+    break_down(&fakes, &locker);
+    let guard = locker.lock("x", TTL).expect("held here");
+    let watch = guard.watch();
+    let nodes = locker.nodes().clone();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| nodes.wait_ready(LIMIT));
+        assert!(!locker.nodes().shutdown(Duration::ZERO), "a guard is alive");
+        assert_eq!(waits.join().expect("no panic"), Err(Error::Closed));
+    });
+    assert_eq!(watch.wait_lost(LIMIT), WaitLost::Lost);
+    assert!(!guard.is_held() && guard.check().is_err());
+    assert_eq!(guard.release(), Err(Error::LockLost));
+}
+
+/// Nodes that say these things of themselves.
+fn with(about: &[About]) -> Vec<Arc<Fake>> {
+    let fakes = Fake::many(about.len());
+    for (fake, about) in fakes.iter().zip(about) {
+        fake.says(about.clone());
+    }
+    fakes
+}
+
+fn up_for(uptime: Duration) -> About {
+    About {
+        uptime,
+        ..About::default()
+    }
+}
+
+#[test]
+fn nodes_in_quarantine_do_not_vote_but_serve_what_is_held() {
+    let old = up_for(LONG);
+    let fakes = with(&[old.clone(), old.clone(), old]);
+    let locker = locker(&fakes, |c| {
+        let c = config(c).allow_degraded(true).breaker(1, LONG);
+        c.restart_quarantine(TTL)
+    });
+    let locker = locker.expect("a quorum is up");
+    let held = locker.lock("held", TTL).expect("free");
+    let restart = |fake: &Arc<Fake>| {
+        fake.wipe();
+        fake.says(up_for(Duration::from_secs(1)));
+        fake.sins(Sin::BreaksAfter(Verb::Knock));
+    };
+    let error = locker.lock("x", 2 * TTL).expect_err("too long");
+    assert!(matches!(error, Error::InvalidTtl { .. }), "{error}");
+    let error = held.extend(2 * TTL).expect_err("too long");
+    assert!(matches!(error, Error::InvalidTtl { .. }), "{error}");
+    // One of them does not matter, and gets back what it has lost.
+    restart(&fakes[0]);
+    fakes[0].sins(Sin::BreaksAfter(Verb::Take));
+    drop(locker.lock("x", TTL).expect("by the others"));
+    let quarantined = |node: usize| {
+        let health = locker.nodes().health();
+        health.nodes[node].state == NodeState::Quarantined
+    };
+    eventually("it is connected again", || quarantined(0));
+    drop(locker.lock("x", TTL).expect("by the others"));
+    held.extend(TTL).expect("ours on two");
+    eventually("put back", || fakes[0].token("held").is_some());
+    // With another one a new lock is contended, which is no outage.
+    restart(&fakes[1]);
+    fakes[1].sins(Sin::BreaksAfter(Verb::Take));
+    let _ = locker.try_lock("x", TTL);
+    eventually("it is connected again", || quarantined(1));
+    let quiet = time::now() + 2 * QUIET;
+    eventually("it has been quiet", || time::now() > quiet);
+    for _ in 0..5 {
+        assert!(locker.try_lock("x", TTL).expect("no error").is_none());
+    }
+    let brief = LockOptions::new(TTL).wait_for(Duration::from_millis(50));
+    let error = locker.acquire("x", &brief).expect_err("quarantine");
+    let Error::Contended { remaining, .. } = error else {
+        panic!("{error}")
+    };
+    let remaining = remaining.expect("the time to retry");
+    assert!(
+        remaining > TTL / 2 && remaining < TTL + Duration::from_secs(2),
+        "{remaining:?}"
+    );
+    assert_eq!(breaker(&locker), BreakerState::Closed);
+    held.extend(TTL).expect("ours on two");
+    held.release().expect("ours");
+}
+
+#[test]
+fn a_replica_and_with_strictness_one_that_evicts_do_not_vote() {
+    let replica = About {
+        role: Some(Role::Replica),
+        ..About::default()
+    };
+    let evicts = About {
+        evicts: Some("allkeys-lru".into()),
+        ..About::default()
+    };
+    for (about, strict, is_fault) in [
+        (replica, false, true),
+        (evicts.clone(), false, false),
+        (evicts, true, true),
+    ] {
+        let fakes = with(&[about.clone(), About::default(), About::default()]);
+        let locker = locker(&fakes, |c| config(c).strict_servers(strict)).expect("a quorum");
+        drop(locker.lock("x", TTL).expect("by the others"));
+        let health = locker.nodes().health();
+        let state = health.nodes[0].state;
+        assert_eq!(state == NodeState::Suspect, is_fault, "{about:?}");
+        assert_eq!(health.nodes[0].role, about.role);
+        let cause = health.nodes[0].cause.as_ref();
+        assert_eq!(
+            matches!(cause, Some(Cause::Server(_))),
+            is_fault,
+            "{cause:?}"
+        );
+        // When it says otherwise it takes part.
+        fakes[0].says(About::default());
+        eventually("it votes", || {
+            drop(locker.lock("x", TTL).expect("free"));
+            fakes[0].count(Verb::Take) > 0
+        });
+    }
+}

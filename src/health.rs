@@ -1,0 +1,114 @@
+//! How the nodes are, as their lanes see them: what [`Nodes::health`](crate::Nodes::health) tells.
+
+use std::time::{Duration, Instant};
+
+use crate::about::{ClockOffset, Role};
+use crate::breaker::Phase;
+use crate::error::Cause;
+use crate::lane::Lane;
+use crate::time;
+
+/// How the nodes are at this moment, and whether they are asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Health {
+    /// The breaker, which all locks on these nodes share.
+    pub breaker: BreakerState,
+    /// In the order of the configuration.
+    pub nodes: Box<[NodeHealth]>,
+}
+
+/// Whether acquires ask the nodes ([`Config::breaker`](crate::Config::breaker)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BreakerState {
+    /// They do.
+    Closed,
+    /// They do not: no quorum has answered for some rounds.
+    Open {
+        /// When they do again at the latest.
+        retry_in: Duration,
+    },
+    /// The next one does, or does at this moment; all others wait for what it finds.
+    HalfOpen,
+}
+
+/// How one node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeHealth {
+    /// Its address, without credentials.
+    pub node: String,
+    /// Whether it takes part.
+    pub state: NodeState,
+    /// Since when it is up (a quarantine counts as such), or not.
+    pub since: Instant,
+    /// Why it is not up, or in quarantine.
+    pub cause: Option<Cause>,
+    /// What it said when it was connected to last; `None` if it never was.
+    pub role: Option<Role>,
+    /// Its `maxmemory-policy`, likewise.
+    pub eviction_policy: Option<String>,
+    /// Its clock beside ours, likewise.
+    pub clock_offset: Option<ClockOffset>,
+}
+
+/// Whether a node takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NodeState {
+    /// All its connections stand, and it answers in time.
+    Up,
+    /// It is not connected, or overdue with an answer. It is not asked, and connected to in the background.
+    Suspect,
+    /// It is up, but does not vote on new locks yet
+    /// ([`Config::restart_quarantine`](crate::Config::restart_quarantine)).
+    Quarantined,
+}
+
+impl NodeHealth {
+    /// Of several connections the worst one is told.
+    pub(crate) fn of(node: &str, lanes: &[Lane]) -> Option<NodeHealth> {
+        let now = time::now();
+        let each = lanes
+            .iter()
+            .map(|lane| NodeHealth::of_lane(node, lane, now));
+        each.min_by_key(|health| health.state == NodeState::Up)
+    }
+
+    fn of_lane(node: &str, lane: &Lane, now: Instant) -> NodeHealth {
+        let report = lane.report();
+        let remaining = lane.quarantine(now);
+        let (state, cause) = match lane.suspect(now) {
+            Some(cause) => (NodeState::Suspect, Some(cause)),
+            None if remaining.is_zero() => (NodeState::Up, None),
+            None => (
+                NodeState::Quarantined,
+                Some(Cause::Quarantined { remaining }),
+            ),
+        };
+        let about = report.about.unwrap_or_default();
+        NodeHealth {
+            node: node.to_owned(),
+            state,
+            since: lane.overdue(now).unwrap_or(report.since),
+            cause,
+            role: about.role,
+            eviction_policy: about.policy,
+            clock_offset: about.clock,
+        }
+    }
+}
+
+impl BreakerState {
+    pub(crate) fn of(phase: Phase) -> BreakerState {
+        match phase {
+            Phase::Closed => BreakerState::Closed,
+            Phase::HalfOpen | Phase::Probing => BreakerState::HalfOpen,
+            Phase::Open { until, .. } => match until.saturating_duration_since(time::now()) {
+                Duration::ZERO => BreakerState::HalfOpen,
+                retry_in => BreakerState::Open { retry_in },
+            },
+        }
+    }
+}

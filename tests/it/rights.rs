@@ -1,0 +1,290 @@
+//! Who may do what: passwords, and an ACL user with the rights that the README lists, which are read from there.
+
+use crate::rig::{
+    BRIEF, LIMIT, TTL, ask, at, by_no_clock, calls, config, hasty, now, sluggish, subscribers,
+    take, takes_part,
+};
+use crate::support::log_capture::captured_log;
+use crate::support::servers::{Server, free_port};
+use crate::support::{eventually, servers, unique_key};
+use redguard::{
+    Cause, Config, Error, LockOptions, Locker, NodeCause, Nodes, RedisLocker, RedisRwLocker,
+    RetryPolicy, RwLocker,
+};
+use std::collections::HashMap;
+use std::thread;
+use std::time::Duration;
+
+/// What a node that refuses may take. Far longer than a healthy one takes on a busy machine.
+const REFUSED: Duration = Duration::from_secs(1);
+const USER: &str = "locks";
+
+fn causes(error: Error) -> Box<[NodeCause]> {
+    match error {
+        Error::InsufficientQuorum { causes, .. } => causes,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_password_opens_the_door_and_is_never_shown() {
+    let [right, wrong] = ["right", "wrong"].map(|word| unique_key(&format!("{word}-secret")));
+    captured_log();
+    let options = Server::options().arg("--requirepass", &right);
+    let node = options.start().unwrap();
+    let named = |secret: &str| at([format!("redis://:{secret}@{}", node.addr())]);
+    let nowhere = format!("redis://joe:{right}@127.0.0.1:{}", free_port().unwrap());
+    let no_socket = format!("unix:///nowhere?user=joe&pass={right}");
+    for (config, denied) in [
+        (at([node.addr()]).password(&*wrong), true),
+        (at([node.addr()]).username("nobody").password(&*right), true),
+        (named(&wrong), true),
+        (at([node.addr()]), true),
+        (at([nowhere]), false),
+        (at([no_socket]), false),
+    ] {
+        let config = config.node_timeout(REFUSED).connect_timeout(REFUSED);
+        let error = Nodes::connect(config.clone()).unwrap_err();
+        let shown = format!("{config:?} {error} {error:?}");
+        assert!(!shown.contains("secret"), "{shown}");
+        let is_denied = matches!(causes(error)[0].cause, Cause::Denied(_));
+        assert_eq!(is_denied, denied, "{shown}");
+    }
+    for config in [at([node.addr()]).password(&*right), named(&right)] {
+        let locker = RedisLocker::connect(config).unwrap();
+        let shown = format!("{locker:?} {:?}", locker.nodes());
+        assert!(!shown.contains("secret"), "{shown}");
+        take(&locker, &unique_key("open")).release().unwrap();
+        assert!(locker.nodes().shutdown(LIMIT));
+    }
+    assert!(captured_log().mentions(&node.addr()));
+    assert!(!captured_log().mentions(&right) && !captured_log().mentions(&wrong));
+}
+
+/// The README's lines, one after the other: for exclusive locks, read-write locks, fencing, and wake-ups. Without the
+/// user's name and password.
+fn readme() -> [Vec<&'static str>; 4] {
+    let text = include_str!("../../README.md");
+    let lines = text.lines().filter_map(|line| {
+        let words = line.strip_prefix("ACL SETUSER locks ")?.split(' ');
+        Some(words.filter(|word| *word != "on" && !word.starts_with('>')))
+    });
+    let lines: Vec<Vec<&str>> = lines.map(Iterator::collect).collect();
+    lines.try_into().expect("four lines in the README")
+}
+
+fn grant(node: &Server, user: &str, rights: &[&str]) {
+    let start = ["ACL", "SETUSER", user, "reset", "on", ">pass"];
+    ask::<()>(node, &[&start[..], rights].concat());
+}
+
+fn as_user(node: &Server, user: &str) -> Config {
+    at([node.addr()]).username(user).password("pass")
+}
+
+/// What a user has been refused: commands, keys and channels.
+fn refusals(node: &Server, user: &str) -> Vec<String> {
+    let log: Vec<HashMap<String, redis::Value>> = ask(node, &["ACL", "LOG", "1000"]);
+    let text = |entry: &HashMap<String, redis::Value>, field: &str| -> String {
+        redis::from_redis_value(entry[field].clone()).unwrap()
+    };
+    let theirs = log.iter().filter(|entry| text(entry, "username") == user);
+    theirs.map(|entry| text(entry, "object")).collect()
+}
+
+/// Each kind of request once, with a reconnect in between.
+fn every_request(node: &Server, config: Config) -> Result<(), Error> {
+    let key = unique_key("acl");
+    let locker = RedisLocker::connect(config.clone())?;
+    let guard = locker.try_lock(&key, TTL)?.unwrap();
+    assert!(RedisLocker::connect(config)?.try_lock(&key, TTL)?.is_none());
+    guard.extend(2 * TTL)?;
+    let user = ["CLIENT", "KILL", "USER", USER];
+    assert!(ask::<u32>(node, &user) > 0);
+    // The first acquire finds the connection broken, and the retry has the new one.
+    locker.lock(&unique_key("acl"), TTL)?.release()?;
+    guard.release()
+}
+
+/// Each kind of request for read-write locks once, the refused ones included.
+fn every_rw_request(_: &Server, config: Config) -> Result<(), Error> {
+    let key = unique_key("acl");
+    let locker = RedisRwLocker::connect(config.clone())?;
+    let other = RedisRwLocker::connect(config)?;
+    let brief = LockOptions::new(TTL).wait_for(Duration::from_millis(100));
+    let writing = locker.write(&key, TTL)?;
+    assert!(other.try_acquire_read(&key, &brief)?.is_none());
+    assert!(other.try_acquire_write(&key, &brief)?.is_none());
+    writing.extend(TTL)?;
+    let reading = writing.downgrade()?;
+    // Where a downgrade was refused it is made up for by now, or known to be impossible.
+    reading.extend(2 * TTL)?;
+    let beside = other.read(&key, TTL)?;
+    assert!(other.try_acquire_write(&key, &brief)?.is_none());
+    reading.release()?;
+    beside.release()
+}
+
+fn every_fenced_request(node: &Server, config: Config) -> Result<(), Error> {
+    let fenced = LockOptions::new(TTL).fenced();
+    let locker = RedisLocker::connect(config.clone())?;
+    for _ in 0..2 {
+        let guard = locker.acquire(&unique_key("acl"), &fenced)?;
+        assert!(guard.fencing_token().is_some());
+        guard.release()?;
+    }
+    every_request(node, config)
+}
+
+#[test]
+fn an_acl_user_needs_no_more_than_the_readme_says_and_no_less() {
+    let node = &servers(1)[0];
+    let [least, rw, fenced, _] = readme();
+    let patient = as_user(node, USER);
+    let policy = RetryPolicy {
+        max_outage: REFUSED,
+        ..hasty()
+    };
+    let config = patient.clone().retry(policy);
+    let config = config.node_timeout(REFUSED).connect_timeout(REFUSED);
+    type Requests = fn(&Server, Config) -> Result<(), Error>;
+    let none = Vec::new();
+    let kinds: [(&Vec<&str>, Requests); 3] = [
+        (&none, every_request),
+        (&rw, every_rw_request),
+        (&fenced, every_fenced_request),
+    ];
+    for (besides, every) in kinds {
+        grant(node, USER, &[&least[..], besides].concat());
+        every(node, patient.clone()).unwrap();
+        let out = if besides.is_empty() { &least } else { besides };
+        for left_out in out {
+            let rights = least.iter().chain(besides).copied();
+            let rights: Vec<&str> = rights.filter(|one| one != left_out).collect();
+            grant(node, USER, &rights);
+            let causes = causes(every(node, config.clone()).expect_err(left_out));
+            let is_plain = match &causes[0].cause {
+                Cause::Denied(_) => true,
+                // Inside a script the server has words for it, but no code.
+                Cause::Server(text) => {
+                    text.contains("user executing the script") || text.contains("ACL")
+                }
+                _ => false,
+            };
+            assert!(is_plain, "without {left_out}: {causes:?}");
+        }
+    }
+}
+
+#[test]
+fn with_all_that_the_readme_says_nothing_is_refused_under_any_prefix() {
+    let node = &servers(1)[0];
+    for (prefix, db) in [("redguard:", 0), ("billing:", 3)] {
+        let rights = readme().concat().join(" ").replace("redguard:", prefix);
+        let mut rights: Vec<&str> = rights.split(' ').collect();
+        if db > 0 {
+            rights.push("+select");
+        }
+        grant(node, USER, &rights);
+        let config = as_user(node, USER).key_prefix(prefix).db(db);
+        every_request(node, config.clone()).unwrap();
+        every_rw_request(node, config.clone()).unwrap();
+        every_fenced_request(node, config.clone()).unwrap();
+        // One that renews while another one waits.
+        let [holder, waiter] = [(); 2].map(|()| RedisRwLocker::connect(config.clone()).unwrap());
+        let key = unique_key("acl");
+        let renewed = LockOptions::new(BRIEF).auto_renew();
+        let writing = holder.acquire_write(&key, &renewed).unwrap();
+        let waits = renewed.clone().wait_for(BRIEF);
+        assert!(
+            waiter
+                .acquire_read(&key, &waits)
+                .unwrap_err()
+                .is_contended()
+        );
+        writing.check().unwrap();
+        writing.release().unwrap();
+    }
+    // What may be refused without harm: our name and version, and what ends a connection.
+    let mut refused = refusals(node, USER);
+    refused.retain(|what| !["client|setinfo", "punsubscribe"].contains(&&**what));
+    assert!(refused.is_empty(), "{refused:?}");
+}
+
+// Wake-ups.
+
+#[test]
+fn a_user_with_the_rights_of_the_readme_is_woken() {
+    let node = &servers(1)[0];
+    let [least, .., wakes] = readme();
+    grant(node, USER, &[least, wakes].concat());
+    let config = as_user(node, USER).retry(sluggish());
+    let [holder, waiter] = [(); 2].map(|()| RedisLocker::connect(config.clone()).unwrap());
+    let key = unique_key("hears");
+    let held = holder.lock(&key, TTL).unwrap();
+    let pings = calls(node, "ping");
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock(&key, TTL));
+        eventually(LIMIT, "it listens", || subscribers(node, &key) == 1);
+        eventually(LIMIT, "it asks for a sign of life", || {
+            calls(node, "ping") > pings
+        });
+        let began = now();
+        held.release().unwrap();
+        waits.join().unwrap().unwrap().release().unwrap();
+        by_no_clock(began);
+    });
+    eventually(LIMIT, "nothing stays subscribed", || {
+        subscribers(node, &key) == 0
+    });
+}
+
+#[test]
+fn without_one_of_the_rights_to_be_woken_it_is_refused_and_waits_end_by_time() {
+    let node = &servers(1)[0];
+    let [least, .., wakes] = readme();
+    assert_eq!(wakes.len(), 5);
+    thread::scope(|scope| {
+        for left_out in &wakes {
+            let least = &least;
+            let wakes = &wakes;
+            scope.spawn(move || {
+                let user = unique_key("mute");
+                let rights = wakes.iter().filter(|one| *one != left_out);
+                let rights: Vec<&str> = least.iter().chain(rights).copied().collect();
+                grant(node, &user, &rights);
+                let config = config(std::slice::from_ref(node))
+                    .username(&*user)
+                    .password("pass");
+                let [holder, waiter] =
+                    [(); 2].map(|()| RedisLocker::connect(config.clone()).unwrap());
+                let [key, other] = ["mute", "other"].map(unique_key);
+                // What is no command is a channel.
+                let refused = left_out.strip_prefix('+').unwrap_or("redguard:");
+                let is_refused = || {
+                    let refusals = refusals(node, &user);
+                    refusals.iter().any(|what| what.starts_with(refused))
+                };
+                let held = holder.lock(&key, TTL).unwrap();
+                let others = holder.lock(&other, TTL).unwrap();
+                thread::scope(|scope| {
+                    let waits = scope.spawn(|| waiter.lock(&key, TTL));
+                    // As long as somebody waits for another lock, the subscription to this one is given up by itself.
+                    let waits_on = scope.spawn(|| waiter.lock(&other, TTL));
+                    match refused {
+                        "publish" | "unsubscribe" => {
+                            eventually(LIMIT, "it listens", || subscribers(node, &key) == 1);
+                        }
+                        _ => eventually(LIMIT, left_out, is_refused),
+                    }
+                    held.release().unwrap();
+                    waits.join().unwrap().unwrap().release().unwrap();
+                    eventually(LIMIT, left_out, is_refused);
+                    others.release().unwrap();
+                    waits_on.join().unwrap().unwrap().release().unwrap();
+                });
+                takes_part(&waiter, node);
+            });
+        }
+    });
+}

@@ -1,0 +1,260 @@
+//! A server that is a real one's mouth and ear, until it is told to answer some command in a way of its own.
+
+use redis::{Parser, Value};
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// What it does instead of an answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Sin {
+    pub(crate) says: Vec<u8>,
+    pub(crate) then: Then,
+}
+
+/// What it does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// As if that had been the answer.
+    GoOn,
+    /// The same, and it was said one byte after the other with pauses in between.
+    Slowly,
+    Close,
+    /// Nothing, until the client closes.
+    Hang,
+    /// Says the last so many bytes again and again, as fast as it can.
+    Flood(usize),
+    /// The same, one byte after the other with pauses in between.
+    Drip(usize),
+}
+
+/// The pause between two bytes of a [`Then::Drip`].
+const DROP: Duration = Duration::from_millis(5);
+
+/// A server that sins, on a port of its own; honest at first. Dropping it closes all and joins its threads.
+#[derive(Debug)]
+pub(crate) struct Hostile {
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    at: SocketAddr,
+    /// The real server.
+    target: String,
+    /// The command that is answered with a sin.
+    sin: Mutex<Option<(String, Sin)>>,
+    sins: AtomicU64,
+    over: AtomicBool,
+    clients: Mutex<Vec<TcpStream>>,
+}
+
+impl Hostile {
+    pub(crate) fn before(target: String) -> Hostile {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let shared = Arc::new(Shared {
+            at: listener.local_addr().expect("it is bound"),
+            target,
+            sin: Mutex::new(None),
+            sins: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+            clients: Mutex::new(Vec::new()),
+        });
+        let serving = Arc::clone(&shared);
+        Hostile {
+            shared,
+            acceptor: Some(start(move || serving.accept(&listener))),
+        }
+    }
+
+    pub(crate) fn addr(&self) -> String {
+        self.shared.at.to_string()
+    }
+
+    /// From now on it answers this command so, on all connections.
+    pub(crate) fn sin(&self, command: &str, sin: &Sin) {
+        *lock(&self.shared.sin) = Some((command.to_owned(), sin.clone()));
+    }
+
+    /// A real server again. Who hangs, floods or drips is cut off.
+    pub(crate) fn repent(&self) {
+        *lock(&self.shared.sin) = None;
+        self.shared.cut();
+    }
+
+    /// How often it has sinned.
+    pub(crate) fn sins(&self) -> u64 {
+        self.shared.sins.load(SeqCst)
+    }
+}
+
+impl Drop for Hostile {
+    fn drop(&mut self) {
+        self.shared.over.store(true, SeqCst);
+        _ = TcpStream::connect(self.shared.at);
+        self.shared.cut();
+        if let Some(acceptor) = self.acceptor.take() {
+            _ = acceptor.join();
+        }
+    }
+}
+
+impl Shared {
+    fn accept(self: &Arc<Shared>, listener: &TcpListener) {
+        let mut threads = Vec::new();
+        for client in listener.incoming().flatten() {
+            let Ok(kept) = client.try_clone() else { break };
+            lock(&self.clients).push(kept);
+            if self.over.load(SeqCst) {
+                break;
+            }
+            let shared = Arc::clone(self);
+            threads.push(start(move || {
+                // Whoever ends it: what there is to tell, the client tells.
+                _ = shared.serve(&client);
+                _ = client.shutdown(Shutdown::Both);
+            }));
+        }
+        self.cut();
+        for thread in threads {
+            _ = thread.join();
+        }
+    }
+
+    fn cut(&self) {
+        for client in lock(&self.clients).drain(..) {
+            _ = client.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn serve(&self, mut client: &TcpStream) -> io::Result<()> {
+        client.set_nodelay(true)?;
+        let mut server = TcpStream::connect(&self.target)?;
+        server.set_nodelay(true)?;
+        let (mut requests, mut replies) = (Parser::new(), Parser::new());
+        let mut wire = Vec::new();
+        loop {
+            let request = requests.parse_value(client).map_err(io::Error::other)?;
+            let command = command(&request);
+            let sin = lock(&self.sin).clone();
+            if let Some((_, sin)) = sin.filter(|(at, _)| *at == command) {
+                self.sins.fetch_add(1, SeqCst);
+                sin.commit(client)?;
+                continue;
+            }
+            wire.clear();
+            write(&request, &mut wire);
+            server.write_all(&wire)?;
+            if command == "SUBSCRIBE" {
+                return pass_on(client, &server);
+            }
+            let reply = replies.parse_value(&server).map_err(io::Error::other)?;
+            wire.clear();
+            write(&reply, &mut wire);
+            client.write_all(&wire)?;
+        }
+    }
+}
+
+impl Sin {
+    fn commit(&self, mut client: &TcpStream) -> io::Result<()> {
+        if self.then == Then::Slowly {
+            return drip(client, &self.says);
+        }
+        client.write_all(&self.says)?;
+        let last = |count: usize| &self.says[self.says.len() - count..];
+        match self.then {
+            Then::GoOn | Then::Slowly => Ok(()),
+            Then::Close => Err(io::ErrorKind::ConnectionAborted.into()),
+            Then::Hang => {
+                io::copy(&mut client, &mut io::sink())?;
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+            Then::Flood(count) => {
+                let many = last(count).repeat(4096 / count);
+                loop {
+                    client.write_all(&many)?;
+                }
+            }
+            Then::Drip(count) => loop {
+                drip(client, last(count))?;
+            },
+        }
+    }
+}
+
+fn drip(mut client: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+    for byte in bytes {
+        client.write_all(&[*byte])?;
+        pause();
+    }
+    Ok(())
+}
+
+/// Lets everything through in both directions until one of them ends.
+fn pass_on(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
+    let copy = |mut from: &TcpStream, mut to: &TcpStream| {
+        let done = io::copy(&mut from, &mut to);
+        _ = to.shutdown(Shutdown::Both);
+        done.map(|_| ())
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| copy(server, client));
+        copy(client, server)
+    })
+}
+
+fn command(request: &Value) -> String {
+    match request {
+        Value::Array(words) => match words.first() {
+            Some(Value::BulkString(word)) => String::from_utf8_lossy(word).to_uppercase(),
+            _ => String::new(),
+        },
+        _ => String::new(),
+    }
+}
+
+/// A value as it stands on the wire.
+///
+/// # Panics
+/// At one that a real server does not say here.
+fn write(value: &Value, wire: &mut Vec<u8>) {
+    match value {
+        Value::Nil => wire.extend(b"$-1\r\n"),
+        Value::Okay => wire.extend(b"+OK\r\n"),
+        Value::Int(number) => wire.extend(format!(":{number}\r\n").bytes()),
+        Value::SimpleString(text) => wire.extend(format!("+{text}\r\n").bytes()),
+        Value::BulkString(bytes) => {
+            wire.extend(format!("${}\r\n", bytes.len()).bytes());
+            wire.extend(bytes);
+            wire.extend(b"\r\n");
+        }
+        Value::Array(values) => {
+            wire.extend(format!("*{}\r\n", values.len()).bytes());
+            values.iter().for_each(|value| write(value, wire));
+        }
+        Value::ServerError(error) => {
+            let detail = error.details().unwrap_or_default();
+            wire.extend(format!("-{} {detail}\r\n", error.code()).bytes());
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a server of the test's own")]
+fn start(body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    thread::spawn(body)
+}
+
+#[expect(clippy::disallowed_methods, reason = "slowness is what it is for")]
+fn pause() {
+    thread::sleep(DROP);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
