@@ -2,8 +2,8 @@
 
 use crate::parts::{Part, Program, scratch};
 use crate::rig::{
-    self, BRIEF, LIMIT, STRANGER, TTL, ask, config, connect, everywhere, now, nowhere, pttl,
-    subscribers, takes_part, token, wire,
+    self, BRIEF, LIMIT, STRANGER, TTL, ask, by_no_clock, config, connect, everywhere, now, nowhere,
+    pttl, subscribers, takes_part, token, wire,
 };
 use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
@@ -16,7 +16,7 @@ use redguard::{
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{fs, thread};
 
 /// What a busy machine may add: threads that are ready and do not run.
@@ -290,11 +290,6 @@ fn a_holder_that_was_stopped_past_its_ttl_is_told_at_its_first_look() {
 /// Only a message explains progress.
 fn sluggish(nodes: &[Server]) -> Config {
     config(nodes).retry(rig::sluggish())
-}
-
-/// What began then has been brought about by messages: all clocks are slower.
-fn by_no_clock(began: Instant) {
-    assert!(began.elapsed() < TTL / 5, "{:?}", began.elapsed());
 }
 
 #[test]
