@@ -77,13 +77,6 @@ const FOR_EVER: Patience = Patience {
     attempts: None,
 };
 
-fn on_the_nodes(taken: Taken) -> (Arc<Lease>, Pass) {
-    match taken {
-        Taken::Quorum(lease, pass) => (lease, pass),
-        _ => panic!("in this process only"),
-    }
-}
-
 fn renewals(fake: &Fake) -> usize {
     fake.count(Verb::Extend)
 }
