@@ -367,13 +367,12 @@ impl Worker {
                     back.again = true;
                     self.owed.push_back((request, back));
                 }
-                Verb::Take | Verb::PutBack if back.owed => {
-                    // A server that hangs may still run it when it goes on, however late that is: until this lane has
-                    // killed the connection, the key may come to exist.
-                    request.leases().for_each(|lease| lease.note_unanswered());
+                _ => {
+                    if back.owed {
+                        note_unanswered(&request);
+                    }
                     back.post(self.node, Answer::Fault(cause.clone()));
                 }
-                _ => back.post(self.node, Answer::Fault(cause.clone())),
             }
         }
     }
@@ -511,6 +510,19 @@ pub(crate) fn note_written(request: &Request, now: Instant) {
         if let Some(place) = &request.place {
             place.note_written(now, request.trace());
         }
+    }
+}
+
+/// A server that hangs may still run it when it goes on, however late that is: until this lane has killed the connection, its
+/// key may come to exist, or for longer.
+pub(crate) fn note_unanswered(request: &Request) {
+    match request.verb {
+        Verb::Take | Verb::PutBack => request.leases().for_each(|lease| lease.note_unanswered()),
+        Verb::Extend => {
+            let ttl = Duration::from_millis(request.ttl);
+            request.lease.note_unanswered_extension(ttl);
+        }
+        _ => {}
     }
 }
 
