@@ -105,6 +105,13 @@ pub(crate) fn valid_until(
     (end.saturating_duration_since(now) >= least).then_some(end)
 }
 
+/// So many milliseconds that a node whose clock is as fast as is allowed keeps it for as long as we think it held.
+pub(crate) fn outlasts(expiry: Instant, now: Instant) -> u64 {
+    let left = expiry.saturating_duration_since(now);
+    let millis = (left + 2 * drift(left)).as_millis();
+    u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1)
+}
+
 /// An instant as microseconds, so that it fits an atomic. Instants before the first call count as 0.
 pub(crate) fn micros(at: Instant) -> u64 {
     let since = at.saturating_duration_since(base()).as_micros();
