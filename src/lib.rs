@@ -238,6 +238,8 @@ mod retry;
 mod round;
 mod rw_locker;
 mod script;
+#[cfg(all(test, not(loom)))]
+mod simulation;
 mod sync;
 mod take;
 mod time;

@@ -295,7 +295,7 @@ impl Worker {
         })
     }
 
-    /// Puts a job into the batch, unless what it is for is over: then it is dropped unsent (rules S4, S5).
+    /// Puts a job into the batch, unless what it is for is over: then it is dropped unsent.
     fn admit(&mut self, job: Job) {
         let Job { request, reply } = job;
         let mut back = Return {
@@ -304,24 +304,7 @@ impl Worker {
             owed: true,
         };
         let now = time::now();
-        let unsent = match (request.verb, request.lease.peek(now)) {
-            (Verb::Release, _) => {
-                let gone = !request.lease.may_exist(now);
-                gone.then_some(Answer::Absent)
-            }
-            // A connection may have broken, and led to a server that has started anew, since this was asked.
-            (Verb::Take, Look::Trying) if !self.health.quarantine(now).is_zero() => {
-                let remaining = self.health.quarantine(now);
-                Some(Answer::Fault(Cause::Quarantined { remaining }))
-            }
-            (Verb::Take | Verb::Raise, Look::Trying) | (Verb::Knock, _) | (_, Look::Held(_)) => {
-                None
-            }
-            _ => Some(Answer::Fault(Cause::Unreachable(
-                "not sent: the lease is over".into(),
-            ))),
-        };
-        if let Some(answer) = unsent {
+        if let Some(answer) = unsent(&request, self.health.quarantine(now), now) {
             back.post(self.node, answer);
             return;
         }
@@ -383,13 +366,12 @@ impl Worker {
                     back.again = true;
                     self.owed.push_back((request, back));
                 }
-                Verb::Take | Verb::PutBack if back.owed => {
-                    // A server that hangs may still run it when it goes on, however late that is: until this lane has
-                    // killed the connection, the key may come to exist.
-                    request.leases().for_each(|lease| lease.note_unanswered());
+                _ => {
+                    if back.owed {
+                        note_unanswered(&request);
+                    }
                     back.post(self.node, Answer::Fault(cause.clone()));
                 }
-                _ => back.post(self.node, Answer::Fault(cause.clone())),
             }
         }
     }
@@ -499,8 +481,28 @@ impl Worker {
     }
 }
 
+/// The answer to a request that is not sent: because what it is for is over (rules S4, S5), or because the node is in
+/// quarantine for so long.
+pub(crate) fn unsent(request: &Request, quarantine: Duration, now: Instant) -> Option<Answer> {
+    match (request.verb, request.lease.peek(now)) {
+        (Verb::Release, _) => {
+            let gone = !request.lease.may_exist(now);
+            gone.then_some(Answer::Absent)
+        }
+        // A connection may have broken, and led to a server that has started anew, since this was asked.
+        (Verb::Take, Look::Trying) if !quarantine.is_zero() => {
+            let remaining = quarantine;
+            Some(Answer::Fault(Cause::Quarantined { remaining }))
+        }
+        (Verb::Take | Verb::Raise, Look::Trying) | (Verb::Knock, _) | (_, Look::Held(_)) => None,
+        _ => Some(Answer::Fault(Cause::Unreachable(
+            "not sent: the lease is over".into(),
+        ))),
+    }
+}
+
 /// From now on the request's key may exist for its TTL.
-fn note_written(request: &Request, now: Instant) {
+pub(crate) fn note_written(request: &Request, now: Instant) {
     if request.verb != Verb::Release {
         let ttl = Duration::from_millis(request.ttl);
         request.lease.note_written(now, ttl);
@@ -522,6 +524,19 @@ fn watched(
     let done = catch_unwind(AssertUnwindSafe(talk)).unwrap_or_else(|_| Err(panicked()));
     health.overdue.store(u64::MAX, Ordering::Release);
     done
+}
+
+/// A server that hangs may still run it when it goes on, however late that is: until this lane has killed the connection, its
+/// key may come to exist, or for longer.
+pub(crate) fn note_unanswered(request: &Request) {
+    match request.verb {
+        Verb::Take | Verb::PutBack => request.leases().for_each(|lease| lease.note_unanswered()),
+        Verb::Extend => {
+            let ttl = Duration::from_millis(request.ttl);
+            request.lease.note_unanswered_extension(ttl);
+        }
+        _ => {}
+    }
 }
 
 fn panicked() -> Cause {

@@ -1,7 +1,7 @@
 //! What one attempt at a lock is: asked of all nodes at once, and won, or undone wherever it may have been granted.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::engine::circuit::Probe;
 use crate::engine::{Engine, Wish};
@@ -95,18 +95,13 @@ impl Engine {
         }
         let won = outcome.verdict == Verdict::Won;
         let miss = match outcome.verdict {
-            Verdict::Won => {
-                // The last step before the guard: is there still as much validity as was asked for? (rule S2)
-                let end = time::deadline(start, validity);
-                let left = |end: Instant| end.saturating_duration_since(time::now());
-                match end {
-                    Some(end) if left(end) >= least && lease.hold(end, lead) => {
-                        self.circuit.succeed();
-                        return Ok(Ok(lease));
-                    }
-                    _ => Miss::Slow,
+            Verdict::Won => match time::valid_until(start, ttl.duration(), least, time::now()) {
+                Some(end) if lease.hold(end, lead) => {
+                    self.circuit.succeed();
+                    return Ok(Ok(lease));
                 }
-            }
+                _ => Miss::Slow,
+            },
             _ if by_one && outcome.ended != Ended::Cancelled => Miss::Contended(Contention {
                 by: match outcome.tally.held_by_readers() {
                     true => Access::Shared,
