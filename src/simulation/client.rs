@@ -332,7 +332,7 @@ impl World {
 
     fn pause(&mut self, client: usize, free: Option<Duration>) {
         let now = self.clock(client);
-        let draw = self.rng.f64();
+        let (draw, later) = (self.rng.f64(), self.rng.u64(..=1_000));
         let Some(acquire) = self.clients[client].acquire.as_mut() else {
             return;
         };
@@ -342,7 +342,8 @@ impl World {
             pause = pause.min(self.knobs.refresh / 2);
         }
         if let Some(free) = free {
-            pause = pause.min(free + Duration::from_millis(1));
+            // The engine waits for a millisecond more, since servers count in whole ones.
+            pause = pause.min(free + Duration::from_micros(later));
         }
         self.does(client, Doing::Pauses, Some(now + pause));
     }

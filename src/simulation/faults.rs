@@ -98,13 +98,19 @@ impl World {
             let (client, node) = (self.rng.usize(..clients), self.rng.usize(..nodes));
             self.strike(Fault::Breaks { client, node });
         }
-        for node in 0..steps {
-            // Each clock once, so that no TTL sees more than 2 ms of it.
+        // Each clock once, so that no TTL sees more than 2 ms of it.
+        let together = self.knobs.step_together;
+        for node in 0..if together { nodes } else { steps } {
             let by = match self.knobs.bug {
                 Some(Bug::Step) => longest as i64 + 2_000,
+                _ if together => 2_000,
                 _ => one_of(&mut self.rng, &[2_000, 500, -500, -2_000]),
             };
-            self.strike(Fault::Step { node, by });
+            let fault = Fault::Step { node, by };
+            match together {
+                true => self.put(moment, Event::Fault(fault)),
+                false => self.strike(fault),
+            }
         }
         self.put(self.knobs.end, Event::Fault(Fault::Over));
     }

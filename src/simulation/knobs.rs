@@ -102,6 +102,8 @@ pub(super) struct Knobs {
     pub(super) partitions: usize,
     pub(super) breaks: usize,
     pub(super) steps: usize,
+    /// The clocks of all nodes are set forward at once.
+    pub(super) step_together: bool,
     /// When all faults are over, and nobody begins anything any more.
     pub(super) end: u64,
     pub(super) client_clocks: Vec<Clock>,
@@ -170,6 +172,7 @@ impl Knobs {
             partitions: count(rng, 4),
             breaks: count(rng, 4),
             steps: count(rng, nodes),
+            step_together: false,
             end: longest * rng.u64(2..5),
             client_clocks: Vec::new(),
             node_clocks: Vec::new(),
@@ -203,20 +206,18 @@ impl Knobs {
             (_, 0) => one_of(rng, &[0, 1_000, 3_600_000_000]),
             _ => 5_000,
         };
-        // The worst is a holder whose clock is slow, and nodes whose clocks are fast.
-        let worst = rng.u32(..3) == 0;
-        let clocks = |rng: &mut Rng, count: usize, apart: i64, end: i64| {
+        // The worst is a holder whose clock is slow and nodes whose clocks are fast, and for what is left behind the reverse.
+        let end = one_of(rng, &[None, None, Some(rate), Some(rate), Some(-rate)]);
+        self.step_together = end.is_some_and(|rate| rate > 0) && rng.bool();
+        let clocks = |rng: &mut Rng, count: usize, apart: i64, end: Option<i64>| {
             let clock = |_| {
-                let rate = match worst {
-                    true => end,
-                    false => rng.i64(-rate..=rate),
-                };
+                let rate = end.unwrap_or_else(|| rng.i64(-rate..=rate));
                 Clock::new(rng.i64(-apart..=apart), rate)
             };
             (0..count).map(clock).collect::<Vec<_>>()
         };
-        self.client_clocks = clocks(rng, self.clients, 3_600_000_000, -rate);
-        self.node_clocks = clocks(rng, self.nodes, apart, rate);
+        self.client_clocks = clocks(rng, self.clients, 3_600_000_000, end.map(|rate| -rate));
+        self.node_clocks = clocks(rng, self.nodes, apart, end);
     }
 
     /// The longest TTL, in µs.
