@@ -60,7 +60,12 @@ impl About {
     pub(crate) fn read(info: &str, wall: Duration) -> About {
         let field = |name: &str| field(info, name);
         let number = |name: &str| field(name)?.parse::<u64>().ok();
-        let policy = field("maxmemory_policy").map(str::to_owned);
+        // A word, which is kept and told.
+        let policy = field("maxmemory_policy")
+            .filter(|policy| {
+                policy.len() < 40 && policy.bytes().all(|byte| byte.is_ascii_graphic())
+            })
+            .map(str::to_owned);
         let is_limited = number("maxmemory").is_some_and(|bytes| bytes > 0);
         let evicts = policy
             .clone()
@@ -201,6 +206,14 @@ mod tests {
             Duration::from_millis(11_102)
         );
         assert!(about("").quarantine(Duration::MAX) > max_ttl);
+    }
+
+    #[test]
+    fn a_policy_is_a_word() {
+        for policy in ["x".repeat(1_000_000), "allkeys-lru\x1b[2J".to_owned()] {
+            let about = about(&format!("maxmemory:7\r\nmaxmemory_policy:{policy}\r\n"));
+            assert_eq!((about.policy, about.evicts), (None, None));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::cancel::CancelToken;
 use crate::config::OnDrop;
-use crate::engine::{Care, Patience, Taken, Wish};
+use crate::engine::{Care, Engine, Patience, Taken, Wish};
 use crate::error::Error;
 use crate::fake::{Fake, Sin, eventually, locker};
 use crate::key::{Family, Key, Ttl};
@@ -76,13 +76,6 @@ const FOR_EVER: Patience = Patience {
     end: None,
     attempts: None,
 };
-
-fn on_the_nodes(taken: Taken) -> (Arc<Lease>, Pass) {
-    match taken {
-        Taken::Quorum(lease, pass) => (lease, pass),
-        _ => panic!("in this process only"),
-    }
-}
 
 fn renewals(fake: &Fake) -> usize {
     fake.count(Verb::Extend)
@@ -373,13 +366,19 @@ fn a_release_beside_a_renewal_leaves_nothing_and_tells_nothing() {
     }
 }
 
+fn on_nodes(engine: &Engine, wish: &Wish) -> (Arc<Lease>, Pass) {
+    match engine.acquire(wish, FOR_EVER).expect("free") {
+        Taken::Quorum(lease, pass) => (lease, pass),
+        Taken::Local(_) => panic!("a quorum is up"),
+    }
+}
+
 #[test]
 fn a_renewal_and_an_extension_take_turns() {
     let fakes = Fake::many(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
-    let taken = engine.acquire(&wish("x", LONGER), FOR_EVER).expect("free");
-    let (lease, _pass) = on_the_nodes(taken);
+    let (lease, _pass) = on_nodes(engine, &wish("x", LONGER));
     // A renewal that is due waits for an extension, though its thread does not.
     let turn = lease.begin_extension();
     let beside = locker.acquire("y", &renewed(TTL)).expect("free");
@@ -490,8 +489,7 @@ fn so_many_renewals_are_on_their_way_at_once_and_no_more() {
     let locker = locker.expect("up");
     let engine = locker.nodes().engine();
     let held: Vec<_> = (0..MANY)
-        .map(|n| engine.acquire(&wish(&format!("k{n}"), LONGER), FOR_EVER))
-        .map(|taken| on_the_nodes(taken.expect("free")))
+        .map(|n| on_nodes(engine, &wish(&format!("k{n}"), LONGER)))
         .collect();
     let late = fakes[0].is_late(Verb::Extend);
     until_all_are_due();

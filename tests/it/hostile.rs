@@ -127,9 +127,10 @@ fn each<T: Sync>(table: &[T], row: impl Fn(usize, &T) + Sync) {
     });
 }
 
-/// Soon done with a node that does not answer.
+/// Soon done with a node that does not answer, and not done with it for longer than that.
 fn hasty(addresses: impl IntoIterator<Item = String>) -> Config {
-    at(addresses).node_timeout(SOON).connect_timeout(SOON)
+    let config = at(addresses).breaker(u32::MAX, LIMIT);
+    config.node_timeout(SOON).connect_timeout(SOON)
 }
 
 /// The same, but patient while it connects.
