@@ -196,6 +196,10 @@ impl Nodes {
         self.pace.usual().max(Pace::YIELD)
     }
 
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+
     pub(crate) fn name(&self, node: usize) -> &str {
         &self.names[node]
     }

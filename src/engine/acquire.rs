@@ -230,10 +230,10 @@ impl Engine {
             // A place at the gate is for writers who know that a quorum answers (rule S10).
             match miss {
                 Miss::Unavailable(_) => place = None,
-                Miss::Contended(met) if wish.claim == Claim::Write && !met.by_one => {
-                    if place.is_none() {
-                        place = Some(self.place(&wish.key)?);
-                    }
+                Miss::Contended(met)
+                    if wish.claim == Claim::Write && !met.by_one && place.is_none() =>
+                {
+                    place = Some(self.place(&wish.key)?);
                 }
                 _ => {}
             }

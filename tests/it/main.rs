@@ -13,6 +13,7 @@ mod hostile;
 mod keeping;
 mod network;
 mod nodes;
+mod outage;
 mod parts;
 mod processes;
 mod rig;
