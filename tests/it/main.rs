@@ -10,6 +10,7 @@ mod conformance;
 mod expiry;
 mod fencing;
 mod keeping;
+mod model;
 mod network;
 mod nodes;
 mod parts;
