@@ -2,7 +2,7 @@
 
 use stateright::{Model, Property};
 
-use super::lane::{Lane, Message, Verb, Verdict, Vote, verdict};
+use super::lane::{Message, Seat, Verb, Verdict, Vote, verdict};
 
 /// A known mistake, put into the model to see that the checker finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,11 @@ pub(super) struct Config {
     pub(super) short_extensions: bool,
     pub(super) fenced: bool,
     /// The nodes' fences when it begins.
-    pub(super) fences: Vec<[u8; 3]>,
+    pub(super) fences: [u8; 3],
+    /// Whether a fence that a node has lost begins anew above all others, as it does if the nodes' clocks are in step.
+    pub(super) clocks_in_step: bool,
+    /// Whether time stands still, where nothing rests on it. A quarantine that nobody lives to see is over at once.
+    pub(super) still: bool,
     pub(super) bugs: Vec<Bug>,
 }
 
@@ -66,7 +70,9 @@ impl Default for Config {
             answers_wait: false,
             short_extensions: false,
             fenced: false,
-            fences: vec![[0; 3]],
+            fences: [0; 3],
+            clocks_in_step: true,
+            still: false,
             bugs: Vec::new(),
         }
     }
@@ -103,22 +109,6 @@ pub(super) struct Client {
     restoring: bool,
 }
 
-/// What a client knows of a node, and its lane there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Seat {
-    lane: Lane,
-    /// In the round that is not over.
-    vote: Vote,
-    /// An answer on its way.
-    answer: Vote,
-    /// Was asked to grant the lease, so may hold its key.
-    asked: bool,
-    /// Refused it.
-    refused: bool,
-    /// Its key is to be put back.
-    restore: bool,
-}
-
 /// A node, and what the clients know of it. All that has to do with one node is in here, so that nodes can change places.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Node {
@@ -136,8 +126,9 @@ pub(super) struct Node {
 pub(super) struct State {
     clients: [Client; 2],
     nodes: [Node; 3],
-    /// The greatest fencing token that was given out.
+    /// The greatest fencing token that was given out, and how many were.
     fence: u8,
+    fences: u8,
     /// One was given out that was not greater.
     fence_fell: bool,
     breaks: u8,
@@ -164,8 +155,8 @@ pub(super) enum Action {
     Break(usize, usize),
     Connect(usize, usize),
     Restart(usize),
-    /// The node is back without its data. Its fence begins anew, from below all others or above.
-    LoseData(usize, u8),
+    /// The node is back without its data.
+    LoseData(usize),
 }
 
 impl Config {
@@ -194,8 +185,7 @@ impl Config {
         let take = Message::new(Verb::Take, self.token(client), self.validity, true);
         for node in &mut state.nodes {
             let seat = &mut node.seats[c];
-            seat.asked = seat.lane.submit(take);
-            seat.vote = if seat.asked { Vote::Open } else { Vote::Fault };
+            seat.asked = seat.ask(take);
         }
         self.count(state, c);
     }
@@ -205,9 +195,7 @@ impl Config {
         end_round(state, c);
         let message = Message::new(verb, self.token(&state.clients[c]), value, true);
         for node in &mut state.nodes {
-            let seat = &mut node.seats[c];
-            let sent = seat.lane.submit(message);
-            seat.vote = if sent { Vote::Open } else { Vote::Fault };
+            node.seats[c].ask(message);
         }
         self.count(state, c);
     }
@@ -289,6 +277,7 @@ impl Config {
         if self.fenced {
             state.fence_fell |= client.fence <= state.fence;
             state.fence = state.fence.max(client.fence);
+            state.fences += 1;
         }
         end_round(state, c);
     }
@@ -407,12 +396,29 @@ impl Config {
 
     /// The connection is gone, and with it the answers to the requests on it.
     fn fall(&self, state: &mut State, c: usize, n: usize) {
-        let seat = &mut state.nodes[n].seats[c];
-        seat.answer = Vote::Open;
-        if seat.vote == Vote::Open && is_asking(&state.clients[c]) {
-            seat.vote = Vote::Fault;
+        let asking = is_asking(&state.clients[c]);
+        if state.nodes[n].seats[c].fall(asking) {
             self.count(state, c);
         }
+    }
+
+    /// A node forgets all keys. In quarantine it grants nothing for as long as a lease of before may be valid.
+    fn lose_data(&self, state: &mut State, n: usize) {
+        let above = state.nodes.iter().map(|node| node.fence).max();
+        let at_rest = state
+            .clients
+            .iter()
+            .all(|client| client.phase == Phase::Idle);
+        let node = &mut state.nodes[n];
+        node.free();
+        node.fence = match self.fenced && self.clocks_in_step {
+            true => above.unwrap_or(0) + 1,
+            false => 0,
+        };
+        node.quarantine = match self.has(Bug::NoQuarantine) || self.still && at_rest {
+            true => 0,
+            false => self.validity,
+        };
     }
 
     /// A node ends and is back at once.
@@ -443,10 +449,7 @@ fn is_asking(client: &Client) -> bool {
 /// No answer counts any more that was asked for in the round.
 fn end_round(state: &mut State, c: usize) {
     for node in &mut state.nodes {
-        let seat = &mut node.seats[c];
-        seat.vote = Vote::Open;
-        seat.answer = Vote::Open;
-        seat.lane.forget_rounds();
+        node.seats[c].end_round();
     }
 }
 
@@ -470,18 +473,17 @@ impl Model for Config {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        let begin = |fences: &[u8; 3]| {
-            let mut state = State::default();
-            for (node, fence) in state.nodes.iter_mut().zip(fences) {
-                node.fence = *fence;
-            }
-            state
-        };
-        self.fences.iter().map(begin).collect()
+        let mut state = State::default();
+        for (node, fence) in state.nodes.iter_mut().zip(self.fences) {
+            node.fence = fence;
+        }
+        vec![state]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        actions.push(Action::Tick);
+        if !self.still {
+            actions.push(Action::Tick);
+        }
         for (n, node) in state.nodes.iter().enumerate() {
             if node.owner.is_some() && node.life == 0 {
                 actions.push(Action::Expire(n));
@@ -506,11 +508,7 @@ impl Model for Config {
                 actions.push(Action::Restart(n));
             }
             if state.losses < self.losses {
-                actions.push(Action::LoseData(n, 0));
-                if self.fenced {
-                    let above = state.nodes.iter().map(|node| node.fence).max();
-                    actions.push(Action::LoseData(n, above.unwrap_or(0) + 1));
-                }
+                actions.push(Action::LoseData(n));
             }
         }
         for (c, client) in state.clients.iter().enumerate() {
@@ -598,14 +596,9 @@ impl Model for Config {
                 state.restarts += 1;
                 self.restart(&mut state, n);
             }
-            Action::LoseData(n, fence) => {
+            Action::LoseData(n) => {
                 state.losses += 1;
-                state.nodes[n].free();
-                state.nodes[n].fence = fence;
-                state.nodes[n].quarantine = match self.has(Bug::NoQuarantine) {
-                    true => 0,
-                    false => self.validity,
-                };
+                self.lose_data(&mut state, n);
                 self.restart(&mut state, n);
             }
         }
@@ -621,11 +614,17 @@ impl Model for Config {
             Property::always(super::FREE_WHEN_LEFT, |_, state: &State| {
                 !state.is_quiet() || state.nodes.iter().all(|node| node.owner.is_none())
             }),
-            Property::sometimes(super::SECOND_HOLDS, |config: &Config, state: &State| {
-                let done = state.clients.iter().zip(config.attempts);
-                done.clone().all(|(client, most)| client.attempts == most)
-                    && done.clone().any(|(client, _)| client.holds())
-                    && state.is_free_but_for_one()
+            Property::sometimes("the last attempt of all is won", |config, state: &State| {
+                let mut clients = state.clients.iter().zip(config.attempts);
+                clients.all(|(client, most)| client.attempts == most)
+                    && state.clients.iter().any(Client::holds)
+                    && state
+                        .clients
+                        .iter()
+                        .any(|client| client.phase == Phase::Idle)
+            }),
+            Property::sometimes("two get a fencing token", |config, state: &State| {
+                !config.fenced || state.fences == 2
             }),
         ]
     }
@@ -645,11 +644,6 @@ impl State {
         let quiet = |seat: &Seat| seat.lane.is_quiet();
         self.clients.iter().all(at_rest)
             && self.nodes.iter().flat_map(|node| &node.seats).all(quiet)
-    }
-
-    fn is_free_but_for_one(&self) -> bool {
-        let idle = |client: &&Client| client.phase == Phase::Idle;
-        self.clients.iter().filter(idle).count() == 1
     }
 
     /// The same state with the nodes in order: which is which makes no difference.

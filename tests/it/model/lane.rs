@@ -13,9 +13,11 @@ pub(crate) enum Verb {
     Downgrade,
     /// A writer leaves its place at the gate.
     LeaveGate,
+    /// What no script does: looks whether a lock is free, and leaves it at that.
+    Check,
 }
 
-const VERBS: [Verb; 7] = [
+const VERBS: [Verb; 8] = [
     Verb::Take,
     Verb::Extend,
     Verb::PutBack,
@@ -23,6 +25,7 @@ const VERBS: [Verb; 7] = [
     Verb::Raise,
     Verb::Downgrade,
     Verb::LeaveGate,
+    Verb::Check,
 ];
 
 /// A request: a verb, the token by its number among its client's (from 1), a TTL or a fencing number, and whether its answer
@@ -85,7 +88,10 @@ impl Line {
 
     fn push(&mut self, message: Message) {
         let len = (128 - self.0.leading_zeros()).div_ceil(16);
-        assert!(len < 8, "more on one connection than the model has room for");
+        assert!(
+            len < 8,
+            "more on one connection than the model has room for"
+        );
         self.0 |= u128::from(message.0) << (16 * len);
     }
 
@@ -118,27 +124,38 @@ pub(crate) struct Lane {
     wire: Line,
     /// Not served yet on the connection that broke. The node may still serve it, until it is killed.
     former: Line,
-    /// The tokens whose release is made as soon as the lane is connected again, a bit each.
-    owed: u8,
-    /// The places at the gate that are left then.
-    owed_places: u8,
+    /// What is released as soon as the lane is connected again, a bit for each token: see [`debt`].
+    owed: [u8; 3],
+}
+
+/// Where a release is written down that is owed: one of a lock by the form that it has, and one of a place at the gate.
+fn debt(message: Message) -> Option<usize> {
+    match message.verb() {
+        Verb::Release => Some(usize::from(message.value())),
+        Verb::LeaveGate => Some(2),
+        _ => None,
+    }
 }
 
 impl Lane {
     /// Nothing is on its way to the node.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.wire.is_empty() && self.former.is_empty() && self.owed == 0 && self.owed_places == 0
+        self.wire.is_empty() && self.former.is_empty() && self.owed == [0; 3]
     }
 
     /// Submits a request: `false` where the lane is down. Releases are owed then, all else is not sent.
     pub(crate) fn submit(&mut self, message: Message) -> bool {
-        match (self.down, message.verb()) {
-            (false, _) => self.wire.push(message),
-            (true, Verb::Release) => self.owed |= 1 << message.token(),
-            (true, Verb::LeaveGate) => self.owed_places |= 1 << message.token(),
-            (true, _) => {}
+        match self.down {
+            false => self.wire.push(message),
+            true => self.owe(message),
         }
         !self.down
+    }
+
+    fn owe(&mut self, message: Message) {
+        if let Some(debt) = debt(message) {
+            self.owed[debt] |= 1 << message.token();
+        }
     }
 
     pub(crate) fn has_sent(&self) -> bool {
@@ -161,13 +178,7 @@ impl Lane {
 
     /// The connection breaks. Of what was on its way any first part may yet be served; releases are owed.
     pub(crate) fn break_off(&mut self) {
-        for message in self.wire.iter() {
-            match message.verb() {
-                Verb::Release => self.owed |= 1 << message.token(),
-                Verb::LeaveGate => self.owed_places |= 1 << message.token(),
-                _ => {}
-            }
-        }
+        self.wire.iter().for_each(|message| self.owe(message));
         self.down = true;
         self.former = std::mem::take(&mut self.wire);
         self.former.forget_rounds();
@@ -187,17 +198,15 @@ impl Lane {
             self.former = Line::default();
         }
         self.down = false;
-        let (owed, places) = (
-            std::mem::take(&mut self.owed),
-            std::mem::take(&mut self.owed_places),
-        );
-        for token in (1..8).filter(|token| owed >> token & 1 == 1) {
-            self.wire
-                .push(Message::new(Verb::Release, token, 0, false));
-        }
-        for token in (1..8).filter(|token| places >> token & 1 == 1) {
-            self.wire
-                .push(Message::new(Verb::LeaveGate, token, 0, false));
+        let owed = std::mem::take(&mut self.owed);
+        for (debt, tokens) in owed.into_iter().enumerate() {
+            for token in (1..8).filter(|token| tokens >> token & 1 == 1) {
+                let (verb, form) = match debt {
+                    2 => (Verb::LeaveGate, 0),
+                    form => (Verb::Release, form as u8),
+                };
+                self.wire.push(Message::new(verb, token, form, false));
+            }
         }
     }
 
@@ -216,8 +225,8 @@ impl fmt::Debug for Lane {
         if !self.former.is_empty() {
             write!(f, " former {:?}", self.former)?;
         }
-        if self.owed | self.owed_places != 0 {
-            write!(f, " owed {:b} {:b}", self.owed, self.owed_places)?;
+        if self.owed != [0; 3] {
+            write!(f, " owed {:?}", self.owed)?;
         }
         Ok(())
     }
@@ -241,6 +250,48 @@ pub(crate) enum Vote {
 impl Vote {
     fn is_refusal(self) -> bool {
         matches!(self, Vote::Refused | Vote::Absent)
+    }
+}
+
+/// What a client knows of a node, and its lane there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Seat {
+    pub(crate) lane: Lane,
+    /// In the round that is not over.
+    pub(crate) vote: Vote,
+    /// An answer on its way.
+    pub(crate) answer: Vote,
+    /// Was asked to grant the lease, so may hold its key.
+    pub(crate) asked: bool,
+    /// Refused it.
+    pub(crate) refused: bool,
+    /// Its key is to be put back.
+    pub(crate) restore: bool,
+}
+
+impl Seat {
+    /// Asks in a new round. A node whose lane is down is not asked, and its fault is counted at once (`Nodes::put`).
+    pub(crate) fn ask(&mut self, message: Message) -> bool {
+        let sent = self.lane.submit(message);
+        self.vote = if sent { Vote::Open } else { Vote::Fault };
+        sent
+    }
+
+    /// No answer counts any more that was asked for in the round.
+    pub(crate) fn end_round(&mut self) {
+        self.vote = Vote::Open;
+        self.answer = Vote::Open;
+        self.lane.forget_rounds();
+    }
+
+    /// The connection is gone, and with it the answers to the requests on it. `true` if a vote comes of that.
+    pub(crate) fn fall(&mut self, asking: bool) -> bool {
+        self.answer = Vote::Open;
+        let votes = asking && self.vote == Vote::Open;
+        if votes {
+            self.vote = Vote::Fault;
+        }
+        votes
     }
 }
 
