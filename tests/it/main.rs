@@ -11,6 +11,7 @@ mod expiry;
 mod fencing;
 mod hostile;
 mod keeping;
+mod model;
 mod network;
 mod nodes;
 mod outage;
