@@ -13,7 +13,7 @@ use crate::simulation::knobs::{Bug, Care, Odds};
 use crate::simulation::node::Sent;
 use crate::simulation::rounds::Post;
 use crate::simulation::world::{Told, World};
-use crate::worker;
+use crate::worker::sent;
 
 /// The pauses between failed connects: from the first, doubling, to the last. In µs, and shorter than the real ones, so that
 /// more happens.
@@ -142,12 +142,12 @@ impl World {
         }
         while let Some(job) = self.clients[client].lanes[node].next_of_batch() {
             let quarantine = self.clients[client].lanes[node].quarantine(now);
-            let unsent = worker::unsent(&job.request, quarantine, now);
+            let unsent = sent::unsent(&job.request, quarantine, now);
             if let Some(answer) = unsent {
                 self.post(client, node, &job, answer);
                 continue;
             }
-            worker::note_written(&job.request, now);
+            sent::note_written(&job.request, now);
             self.clients[client].lanes[node].wire.push(job);
         }
         self.send_batch(client, node);
@@ -213,7 +213,7 @@ impl World {
         let whole = answers.len() == lane.wire.len();
         let answered: Vec<Job> = lane.wire.drain(..answers.len()).collect();
         for (job, answer) in answered.iter().zip(answers) {
-            worker::note_written(&job.request, now);
+            sent::note_written(&job.request, now);
             self.post(client, node, job, answer);
         }
         if whole {
@@ -265,7 +265,7 @@ impl World {
                     self.post(client, node, &job, fault());
                 }
                 _ => {
-                    worker::note_unanswered(&job.request);
+                    sent::note_unanswered(&job.request);
                     self.post(client, node, &job, fault());
                 }
             }
