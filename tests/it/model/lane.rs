@@ -1,6 +1,7 @@
 //! One client's connection to one node, and the votes that come over it. Stands for `worker.rs`, `lane.rs`, `quorum.rs`.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 /// What is asked of a node, as `script.rs` has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,7 @@ const VERBS: [Verb; 8] = [
 
 /// A request: a verb, the token by its number among its client's (from 1), a TTL or a fencing number, and whether its answer
 /// counts in a round that is not over. Packed, since states are many.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Message(u16);
 
 impl Message {
@@ -72,7 +73,7 @@ impl fmt::Debug for Message {
 }
 
 /// What was written to one connection and is not served yet: the next one in the lowest bits, zeros behind the last.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Line(u128);
 
 impl Line {
@@ -117,7 +118,7 @@ impl fmt::Debug for Line {
 ///
 /// A request is written when it is submitted. In the library it may wait in a queue before; but what holds a request back
 /// unsent is looked at when it is written, so that to the node a request that waited is one that was submitted later.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Lane {
     pub(crate) down: bool,
     /// Not served yet on this connection.
@@ -233,7 +234,7 @@ impl fmt::Debug for Lane {
 }
 
 /// What a node has said in a round.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Vote {
     /// Nothing yet.
     #[default]
@@ -248,13 +249,23 @@ pub(crate) enum Vote {
 }
 
 impl Vote {
+    fn code(self) -> u8 {
+        match self {
+            Vote::Open => 0,
+            Vote::Refused => 1,
+            Vote::Absent => 2,
+            Vote::Fault => 3,
+            Vote::Granted(number) => 4 + number,
+        }
+    }
+
     fn is_refusal(self) -> bool {
         matches!(self, Vote::Refused | Vote::Absent)
     }
 }
 
 /// What a client knows of a node, and its lane there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seat {
     pub(crate) lane: Lane,
     /// In the round that is not over.
@@ -292,6 +303,23 @@ impl Seat {
             self.vote = Vote::Fault;
         }
         votes
+    }
+}
+
+/// In three pieces, since most of the time goes into this.
+impl Hash for Seat {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let [exclusive, read, place] = self.lane.owed;
+        let flags = [self.lane.down, self.asked, self.refused, self.restore];
+        let flags = flags
+            .into_iter()
+            .fold(0, |all, flag| all << 1 | u8::from(flag));
+        let [vote, answer] = [self.vote, self.answer].map(Vote::code);
+        hasher.write_u128(self.lane.wire.0);
+        hasher.write_u128(self.lane.former.0);
+        hasher.write_u64(u64::from_le_bytes([
+            exclusive, read, place, flags, vote, answer, 0, 0,
+        ]));
     }
 }
 
