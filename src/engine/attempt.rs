@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::fence::{self, Fence};
 use crate::inbox::{Ended, Inbox};
 use crate::key::Token;
-use crate::lease::{Claim, Lease};
+use crate::lease::{Claim, FOR_EVER, Lease};
 use crate::local::Access;
 use crate::quorum::{NodeSet, Tally, Verdict, quorum};
 use crate::round::Outcome;
@@ -22,6 +22,20 @@ pub(super) enum Miss {
     Unavailable(Tally),
     /// Granted too late, or no verdict within the time in which a grant would have been of use.
     Slow,
+}
+
+impl Miss {
+    /// How long somebody may hold the lock who refused it on a node, be it the only one that answered; for ever where that is
+    /// not known.
+    pub(super) fn held_for(&self) -> Option<Duration> {
+        match self {
+            Miss::Contended(met) => Some(met.held_for.unwrap_or(FOR_EVER)),
+            Miss::Unavailable(tally) if tally.refused().len() > 0 => {
+                Some(tally.held_for().unwrap_or(FOR_EVER))
+            }
+            Miss::Unavailable(_) | Miss::Slow => None,
+        }
+    }
 }
 
 /// Held by others.

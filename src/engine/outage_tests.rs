@@ -292,6 +292,48 @@ fn who_was_refused_by_a_holder_does_not_go_local_before_that_ones_lease_can_have
 }
 
 #[test]
+fn a_holder_that_only_one_node_knows_of_is_waited_for_as_well() {
+    let fakes = Fake::many(3);
+    let locker = degraded(&fakes);
+    all_up(&locker);
+    let left = Duration::from_millis(400);
+    fakes[0].seize("x", left);
+    let held = time::now();
+    sin(&fakes[1..], &Sin::Down);
+    let guard = locker
+        .acquire("x", &options())
+        .expect("held here in the end");
+    assert_eq!(guard.mode(), Mode::Local);
+    assert!(time::now() - held >= left, "too early");
+}
+
+#[test]
+fn who_waits_for_the_verdict_of_a_probe_can_be_cancelled() {
+    let fakes = Fake::many(3);
+    let locker = degraded(&fakes);
+    break_down(&fakes, &locker);
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    all_up(&locker);
+    let token = CancelToken::new();
+    thread::scope(|scope| {
+        let probe = scope.spawn(|| locker.lock("probe", TTL).expect("free"));
+        late.iter().for_each(|late| late.arrived());
+        let cancelled = options().cancel_on(&token);
+        let waits = scope.spawn({
+            let locker = &locker;
+            move || locker.acquire("x", &cancelled).err()
+        });
+        let circuit = &locker.nodes().engine().circuit;
+        eventually("it waits", || circuit.waiting() == 1);
+        token.cancel();
+        assert_eq!(waits.join().expect("no panic"), Some(Error::Cancelled));
+        sin(&fakes, &Sin::Honest);
+        late.iter().for_each(|late| late.go());
+        drop(probe.join().expect("no panic"));
+    });
+}
+
+#[test]
 fn wrong_credentials_never_lead_there() {
     let fakes = Fake::many(3);
     let locker = degraded(&fakes);
