@@ -94,7 +94,7 @@ fn rules_are_kept_with_a_broken_connection() {
     keeps_its_rules(
         "broken connection, no time",
         still(broken_connection()),
-        1_000,
+        7_600,
     );
 }
 
