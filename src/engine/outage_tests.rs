@@ -310,7 +310,7 @@ fn a_holder_that_only_one_node_knows_of_is_waited_for_as_well() {
 #[test]
 fn who_waits_for_the_verdict_of_a_probe_can_be_cancelled() {
     let fakes = Fake::many(3);
-    let locker = degraded(&fakes);
+    let locker = plain(&fakes);
     break_down(&fakes, &locker);
     let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
     all_up(&locker);
