@@ -78,11 +78,7 @@ impl Engine {
         Ok(Engine {
             rw_retry,
             refresh,
-            circuit: Circuit::new(
-                settings.threshold,
-                settings.open_for,
-                settings.allow_degraded,
-            ),
+            circuit: Circuit::new(&settings, nodes.names().join(", ")),
             listener: Listener::new(&settings.key_prefix, &nodes, connectors)?,
             renewal: Renewal::new(&nodes, settings.node_timeout, lost),
             losses,

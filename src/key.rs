@@ -193,6 +193,15 @@ impl Token {
         }
     }
 
+    /// For a history that is to be the same each time.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn of(text: String, id: u64) -> Token {
+        Token {
+            text: text.into_boxed_str(),
+            id,
+        }
+    }
+
     /// # Errors
     /// `System` when the operating system has no random bytes to give.
     pub(crate) fn fresh(owner: Option<&str>) -> Result<Token, Error> {

@@ -326,6 +326,16 @@ impl Lease {
         self.exists_until.store(u64::MAX, Ordering::Release);
     }
 
+    /// A request to extend it has no answer, and may run for as long as the key is there.
+    pub(crate) fn note_unanswered_extension(&self, ttl: Duration) {
+        let more = u64::try_from((ttl + time::drift(ttl)).as_micros()).unwrap_or(u64::MAX);
+        let later = |until: u64| Some(until.saturating_add(more));
+        // Fails only where there is nothing to be stored.
+        let _ = self
+            .exists_until
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
+    }
+
     /// Whether the key can still be there on some node: if not, nobody needs to release it.
     pub(crate) fn may_exist(&self, now: Instant) -> bool {
         time::micros(now) <= self.exists_until.load(Ordering::Acquire)
@@ -463,6 +473,19 @@ pub(crate) mod tests {
             lease.note_written(now, SECOND / 2);
             assert!(lease.may_exist(now + SECOND));
             assert!(!lease.may_exist(now + SECOND + Duration::from_millis(13)));
+        }
+
+        #[test]
+        fn an_extension_without_an_answer_may_run_until_then_and_extend_it_from_there() {
+            let now = time::now();
+            let lease = lease("x");
+            lease.note_written(now, SECOND);
+            lease.note_unanswered_extension(SECOND);
+            assert!(lease.may_exist(now + 2 * SECOND));
+            assert!(!lease.may_exist(now + 2 * SECOND + Duration::from_millis(25)));
+            lease.note_unanswered();
+            lease.note_unanswered_extension(SECOND);
+            assert!(lease.may_exist(now + 1_000 * SECOND));
         }
     }
 

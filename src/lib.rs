@@ -45,9 +45,9 @@
 //! |---|---|---|
 //! | the holder is paused (stopped, swapped out, suspended) past its TTL | it goes on as if it held the lock | a fencing token, and a store that checks it; else `check()` before each irreversible step, and short steps |
 //! | a clock runs wrong by more than `ttl / 100 + 2 ms` within a TTL | a node frees the lock early | run NTP with slewing on the nodes |
-//! | a node restarts without its data | it grants again what it had granted | append-only file with `appendfsync always`, or keep it down for the longest TTL |
+//! | a node restarts without its data | it grants again what it had granted | append-only file with `appendfsync always`, or [`restart_quarantine`](Config::restart_quarantine) |
 //! | fail-over to a replica | the same: replication is asynchronous | independent masters, no replicas |
-//! | eviction under `maxmemory`, `FLUSHALL` | the same | `maxmemory-policy noeviction`; a server for locks alone |
+//! | eviction under `maxmemory`, `FLUSHALL` | the same | `maxmemory-policy noeviction` and [`strict_servers`](Config::strict_servers); a server for locks alone |
 //! | the list of nodes is changed under way | two lists have two quorums | stop all holders, or wait the longest TTL |
 //!
 //! | a node lies | it counts as one vote, whatever it says | servers of your own, in a private network |
@@ -156,6 +156,7 @@
 //! |---|---|
 //! | a minority of nodes down, hung or slow | nothing |
 //! | no quorum reachable | [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node, after [`max_outage`](RetryPolicy::max_outage); from `try_…` at once |
+//! | the same for five rounds in a row and a second | the breaker opens: [`CircuitOpen`](Error::CircuitOpen) at once, or a local guard ([below](#when-no-quorum-answers)) |
 //! | nodes come back | lanes connect again by themselves, with capped and jittered back-off |
 //! | scripts flushed | healed within the request |
 //! | `READONLY`, `LOADING`, `OOM`, `NOAUTH`, a certificate that is not accepted … | a fault of that node, with that cause |
@@ -163,6 +164,38 @@
 //! | the holder is killed | free after the TTL at the latest; waiters wake then, not at their next poll |
 //! | the nodes are too slow for the TTL | [`ValidityExhausted`](Error::ValidityExhausted) after three attempts in a row |
 //! | the process exits without destructors | the TTL frees the lock |
+//! | a node is a replica, or with [`strict_servers`](Config::strict_servers) may evict locks | a fault of that node until it is not |
+//!
+//! # When no quorum answers
+//!
+//! A *circuit breaker* ([`Config::breaker`]; M. Nygard, *Release It!*) keeps callers from waiting in vain. It counts rounds of
+//! acquires, in a row, that ran to their own end and found fewer nodes than a quorum; rounds that overlap in time count once.
+//! After five of them, and a second without a quorum, it opens, and the nodes are not asked: an acquire is
+//! [`CircuitOpen`](Error::CircuitOpen) at once, one that waits included. When a quorum of nodes is connected again, or after
+//! 60 s, one acquire asks them, and those that come meanwhile wait for what it finds, for `node_timeout` at most. A lock that
+//! is held by another, extensions and releases neither open nor close it.
+//!
+//! With [`Config::allow_degraded`] locks are held in this process alone while it is open, and from the start where no quorum
+//! could be connected to. **Other processes are not excluded then.** What stays: threads of this process exclude each
+//! other all the time, also across the change, because they queue for a key before the nodes are asked; waits, limits and
+//! cancellation are as ever; such a guard says [`Mode::Local`], does not expire, and is released where it was taken. What
+//! never goes there: a fenced lock, a lock that was refused by a holder whose lease can still run, and wrong credentials. Use it
+//! where doing nothing is worse than doing it twice: a cache that is warmed, a report that can be sent again.
+//!
+//! # Nodes that forget
+//!
+//! A node that restarts without its data grants again what it had granted. One of three does no harm: the other two refuse. But
+//! if a majority does so within a TTL a lock has two holders. [`Config::restart_quarantine`] keeps a node from voting until every
+//! lock that it may have forgotten has ended: what it granted before its start at `s` ended by `s + max_ttl`, by its own clock;
+//! clocks may differ by `max_ttl / 100 + 2 ms` in that time, and its uptime is told in whole seconds. So it votes when it says
+//! that it has been up for
+//!
+//! ```text
+//! max_ttl + max_ttl / 100 + 2 ms + 1 s        for example 30 s + 302 ms + 1 s = 31.3 s
+//! ```
+//!
+//! With an append-only file and `appendfsync always` nothing is forgotten, and it costs a write to disk per request; without
+//! both, a node must be kept down by hand for the longest TTL, as the Redlock text says.
 //!
 //! # Guards and scopes
 //!
@@ -189,8 +222,9 @@
 //!
 //! # Log levels
 //!
-//! Through the `log` crate. `error`: a callback panicked. `warn`: a lock was lost, a drop failed, an even number of nodes.
-//! `info`: a node is connected, connected again, suspect, or cannot be listened to. `debug`: verdicts and retries. `trace`: replies. Never a
+//! Through the `log` crate. `error`: a callback panicked. `warn`: a lock was lost, a drop failed, the breaker opened (and locks are held
+//! here from then on), a node denied access, may evict locks or has a clock that is off by more than 302 ms, an even number of nodes.
+//! `info`: the breaker closed; a node is connected, connected again, suspect, in quarantine, or cannot be listened to. `debug`: verdicts and retries. `trace`: replies. Never a
 //! token, never a password.
 //!
 //! # Features and versions
@@ -238,6 +272,8 @@ mod retry;
 mod round;
 mod rw_locker;
 mod script;
+#[cfg(all(test, not(loom)))]
+mod simulation;
 mod sync;
 mod take;
 mod time;

@@ -16,13 +16,13 @@ use crate::crew::Helper;
 use crate::error::{Cause, Error};
 use crate::inbox::Inbox;
 use crate::key::{Channel, Family, Key, Token};
-use crate::lane::Addressee;
 use crate::lease::{Claim, Lease};
 use crate::node::{Connector, Ear};
 use crate::quorum::NodeSet;
 use crate::round::Nodes;
-use crate::script::Answer;
 use crate::time;
+
+mod courtesy;
 
 /// A subscription outlives its last waiter by this, since who waited for a lock is likely to wait for it again.
 const LINGER: Duration = Duration::from_millis(500);
@@ -31,9 +31,6 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after a connection that failed; it is doubled so many times.
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
 const MOST_DOUBLED: u32 = 6;
-/// A `Nodes` that let others pass at a key forgets it after this.
-const COURTESY: Duration = Duration::from_secs(10);
-
 /// The listening of a `Nodes`.
 pub(crate) struct Listener {
     desk: Arc<Desk>,
@@ -56,7 +53,8 @@ struct Desk {
 
 struct State {
     channels: HashMap<Channel, Post>,
-    courtesies: HashMap<Channel, Courtesy>,
+    /// Until when others are let pass who were heard to listen.
+    courtesies: HashMap<Channel, Instant>,
     /// Where the thread listens.
     node: Option<usize>,
     /// It has been told, and has not looked since.
@@ -87,27 +85,6 @@ pub(crate) enum Heard {
     Subscribed,
     /// There was a release.
     Release,
-}
-
-/// Where the answers to a release go that nobody waits for.
-struct Released {
-    desk: Arc<Desk>,
-    channel: Channel,
-}
-
-impl Addressee for Released {
-    fn post(&self, _: u32, node: usize, answer: Answer) {
-        match answer {
-            Answer::Heard(count) => self.desk.released(&self.channel, &[(node, count)]),
-            Answer::Yes => self.desk.unheard(&self.channel, node),
-            _ => {}
-        }
-    }
-}
-
-/// Others listen at a key: until then they are let pass.
-struct Courtesy {
-    until: Instant,
 }
 
 /// A waiter's ear at a key. It hears until it is dropped.
@@ -201,39 +178,6 @@ impl Listener {
         self.desk.state.lock().node
     }
 
-    /// A lock of ours is being released. If others are known to listen there, they are let pass from now on.
-    pub(crate) fn releases(&self, key: &Key) {
-        if self.desk.courtesies.load(Ordering::Acquire) > 0 {
-            let mut state = self.desk.state.lock();
-            if let Some(courtesy) = state.courtesies.get_mut(key.channel().as_ref()) {
-                courtesy.until = self.desk.others_pass();
-            }
-        }
-    }
-
-    /// So many heard on these nodes that a lock of ours was released.
-    pub(crate) fn released(&self, key: &Key, heard: &[(usize, u64)]) {
-        self.desk.released(&key.channel(), heard);
-    }
-
-    /// Hears how many heard of a release that nobody waits for.
-    pub(crate) fn addressee(&self, key: &Key) -> Arc<dyn Addressee> {
-        Arc::new(Released {
-            desk: Arc::clone(&self.desk),
-            channel: key.channel(),
-        })
-    }
-
-    /// Until when others are let pass at a key.
-    pub(crate) fn courtesy(&self, key: &Key) -> Option<Instant> {
-        if self.desk.courtesies.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        let state = self.desk.state.lock();
-        let courtesy = state.courtesies.get(key.channel().as_ref())?;
-        Some(courtesy.until)
-    }
-
     /// How many channels are subscribed to.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn count(&self) -> usize {
@@ -292,39 +236,6 @@ impl Drop for Listening<'_> {
 }
 
 impl Desk {
-    /// So many heard on these nodes that a lock of ours was released.
-    fn released(&self, channel: &Channel, heard: &[(usize, u64)]) {
-        let known = self.courtesies.load(Ordering::Acquire) > 0;
-        if heard.is_empty() && !known {
-            return;
-        }
-        let mut state = self.state.lock();
-        let post = state.channels.get(channel);
-        let ours = state.node.filter(|_| post.is_some_and(|p| p.subscribed));
-        let others = heard
-            .iter()
-            .any(|(node, count)| *count > u64::from(ours == Some(*node)));
-        if others {
-            let until = self.others_pass();
-            let now = time::now();
-            let fresh = |_: &Channel, c: &mut Courtesy| now < c.until + COURTESY;
-            state.courtesies.retain(fresh);
-            let courtesy = Courtesy { until };
-            state.courtesies.insert(Arc::clone(channel), courtesy);
-        } else {
-            state.courtesies.remove(channel);
-        }
-        let count = state.courtesies.len();
-        self.courtesies.store(count, Ordering::Release);
-    }
-
-    /// Nobody heard of it on this node. Where others listen they do so on the first one.
-    fn unheard(&self, channel: &Channel, node: usize) {
-        if self.nodes.first_up() == Some(node) {
-            self.released(channel, &[]);
-        }
-    }
-
     fn enter(&self, post: &mut Post, channel: Channel, inbox: &Arc<Inbox>) -> Listening<'_> {
         let waiter = Arc::new(Waiter {
             inbox: Arc::clone(inbox),
@@ -337,11 +248,6 @@ impl Desk {
             channel,
             waiter,
         }
-    }
-
-    /// Two round trips and as much again, more or less, from now on.
-    fn others_pass(&self) -> Instant {
-        time::now() + (2 * self.nodes.usual_round()).mul_f64(1.0 + rand::random::<f64>())
     }
 
     /// Lets the thread look at what is to be done.

@@ -1,24 +1,22 @@
 //! One server: connecting to it, greeting it, and exchanging a batch of requests with it.
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use redis::{Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Msg, Value};
+use redis::{Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
-use crate::about::{self, About};
-use crate::batch::Calls;
+use crate::about::About;
 use crate::config::{Endpoint, Settings};
 use crate::error::{Cause, Error};
 use crate::key::Channel;
-use crate::script::{self, Answer, Loaded, Read, Request};
+use crate::script::{self, Answer, Request};
 use crate::time;
 
-/// What a node is asked of itself. The first one has its clock.
-const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
-/// So many messages may come before a reply that a subscriber waits for.
-const MOST_EARLY: usize = 4096;
+use self::ear::RedisEar;
+use self::session::RedisSession;
 
+mod ear;
+mod session;
 #[cfg(not(feature = "tls"))]
 #[path = "node/plain.rs"]
 mod tls;
@@ -230,16 +228,7 @@ impl fmt::Debug for Server {
 impl Connector for Server {
     fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause> {
         let end = time::now() + self.connect_timeout;
-        let mut session = RedisSession {
-            connection: self.open()?,
-            timeout: self.node_timeout,
-            armed: None,
-            loaded: Loaded::default(),
-            cmd: Cmd::new(),
-            wire: Vec::new(),
-            calls: Calls::default(),
-            again: Vec::new(),
-        };
+        let mut session = RedisSession::new(self.open()?, self.node_timeout);
         let greeting = session.greet(former, end);
         let greeting = greeting.map_err(|cause| self.without_password(cause))?;
         Ok((Box::new(session), greeting))
@@ -253,328 +242,8 @@ impl Connector for Server {
         connection
             .set_write_timeout(Some(self.node_timeout))
             .map_err(|error| script::cause(&error))?;
-        serve(&mut RedisEar {
-            connection,
-            node_timeout: self.node_timeout,
-            early: VecDeque::new(),
-        })
+        serve(&mut RedisEar::new(connection, self.node_timeout))
     }
-}
-
-/// The subscriber's side of an open connection. Only what is read with [`hear`](Ear::hear) may time out: after a reply that
-/// did, `redis` would skip a message.
-struct RedisEar {
-    connection: Connection,
-    node_timeout: Duration,
-    /// Messages that came before a reply that was waited for.
-    early: VecDeque<Channel>,
-}
-
-impl RedisEar {
-    /// We do not do this with the `PubSub` of `redis`: it keeps what comes before the reply, for as long as anything comes.
-    fn ask(&mut self, cmd: &Cmd) -> Result<(), Cause> {
-        let end = time::now() + self.node_timeout;
-        self.connection
-            .set_read_timeout(Some(self.node_timeout))
-            .and_then(|()| {
-                self.connection
-                    .send_packed_command(&cmd.get_packed_command())
-            })
-            .map_err(|error| script::cause(&error))?;
-        while self.early.len() < MOST_EARLY && time::now() < end {
-            let reply = self.connection.recv_response();
-            let reply = reply.map_err(|error| script::cause(&error))?;
-            match Msg::from_owned_value(reply) {
-                Some(message) => self.early.push_back(message.get_channel_name().into()),
-                None => return Ok(()),
-            }
-        }
-        Err(Cause::TimedOut)
-    }
-}
-
-impl Ear for RedisEar {
-    fn subscribe(&mut self, channel: &str) -> Result<(), Cause> {
-        self.ask(redis::cmd("SUBSCRIBE").arg(channel))
-    }
-
-    fn unsubscribe(&mut self, channel: &str) -> Result<(), Cause> {
-        self.ask(redis::cmd("UNSUBSCRIBE").arg(channel))
-    }
-
-    fn hear(&mut self, wait: Duration) -> Result<Option<Channel>, Cause> {
-        if let Some(channel) = self.early.pop_front() {
-            return Ok(Some(channel));
-        }
-        let wait = wait.max(Duration::from_millis(1));
-        let mut messages = self.connection.as_pubsub();
-        let heard = messages
-            .set_read_timeout(Some(wait))
-            .and_then(|()| messages.get_message());
-        // Its destructor would end all subscriptions, and wait for what the server says to that. It owns nothing.
-        std::mem::forget(messages);
-        match heard {
-            Ok(message) => Ok(Some(Channel::from(message.get_channel_name()))),
-            Err(error) if error.is_timeout() => Ok(None),
-            Err(error) => Err(script::cause(&error)),
-        }
-    }
-
-    fn ping(&mut self) -> Result<(), Cause> {
-        self.ask(&redis::cmd("PING"))
-    }
-}
-
-/// An open connection with the scripts loaded.
-struct RedisSession {
-    connection: Connection,
-    timeout: Duration,
-    /// The read time-out that the socket has now; `redis` clears it after its handshake.
-    armed: Option<Duration>,
-    loaded: Loaded,
-    cmd: Cmd,
-    wire: Vec<u8>,
-    /// How a batch is sent.
-    calls: Calls,
-    /// The calls of a batch, by their first requests, that take a second question. Empty between batches; kept for its
-    /// memory.
-    again: Vec<(usize, Again)>,
-}
-
-/// What is asked again after a batch's first replies.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Again {
-    /// How long the lock is held for, after a refusal.
-    Left,
-    /// All of the call, after NOSCRIPT.
-    Whole,
-}
-
-impl RedisSession {
-    /// Learns who the server is, kills our former connection, and loads the scripts.
-    fn greet(&mut self, former: Option<&Greeting>, end: Instant) -> Result<Greeting, Cause> {
-        self.wire.clear();
-        redis::cmd("CLIENT")
-            .arg("ID")
-            .write_packed_command(&mut self.wire);
-        // One by one: before Redis 7 it takes one section at a time.
-        for section in SECTIONS {
-            redis::cmd("INFO")
-                .arg(section)
-                .write_packed_command(&mut self.wire);
-        }
-        let sent = time::wall();
-        self.send(end)?;
-        let client = self.receive_as::<i64>(end)?;
-        let mut info = self.receive_as::<String>(end)?;
-        let wall = sent + time::wall().saturating_sub(sent) / 2;
-        for _ in &SECTIONS[1..] {
-            info.push('\n');
-            info.push_str(&self.receive_as::<String>(end)?);
-        }
-        let run_id = about::field(&info, "run_id")
-            .filter(|run_id| is_digest(run_id))
-            .ok_or_else(|| Cause::Server("INFO server names no run_id".into()))?
-            .to_owned();
-        // A server refuses to kill such a one, and would do so at every connect from now on.
-        if client <= 0 {
-            return Err(out_of_step());
-        }
-        let about = About::read(&info, wall);
-        let greeting = Greeting {
-            run_id,
-            client,
-            about,
-        };
-        self.wire.clear();
-        // After a restart the numbers begin anew: ours may be somebody else's by now.
-        let killed = former.filter(|former| former.run_id == greeting.run_id);
-        if let Some(former) = killed {
-            redis::cmd("CLIENT")
-                .arg("KILL")
-                .arg("ID")
-                .arg(former.client)
-                .write_packed_command(&mut self.wire);
-        }
-        Loaded::load(&mut self.wire);
-        self.send(end)?;
-        if killed.is_some() {
-            self.receive_as::<i64>(end)?;
-        }
-        self.learn_scripts(end)?;
-        Ok(greeting)
-    }
-
-    fn learn_scripts(&mut self, end: Instant) -> Result<(), Cause> {
-        for script in 0..Loaded::COUNT {
-            let sha = self.receive_as::<String>(end)?;
-            // It is kept, and sent with each call.
-            if !is_digest(&sha) {
-                return Err(out_of_step());
-            }
-            self.loaded.learn(script, sha);
-        }
-        Ok(())
-    }
-
-    fn send(&mut self, end: Instant) -> Result<(), Cause> {
-        self.arm(end)?;
-        self.connection
-            .send_packed_command(&self.wire)
-            .map_err(|error| script::cause(&error))
-    }
-
-    fn receive(&mut self, end: Instant) -> Result<Value, Cause> {
-        self.arm(end)?;
-        self.connection
-            .recv_response()
-            .map_err(|error| script::cause(&error))
-    }
-
-    fn receive_as<T: redis::FromRedisValue>(&mut self, end: Instant) -> Result<T, Cause> {
-        match self.receive(end)? {
-            Value::ServerError(error) => Err(script::cause(&error.into())),
-            value => redis::from_redis_value(value).map_err(|error| script::cause(&error.into())),
-        }
-    }
-
-    /// Sets the socket's time-outs so that what follows cannot block for long past `end`. To spare system calls
-    /// the socket keeps what it has while that is at most an eighth of the node's time-out too long.
-    ///
-    /// After `end` there is a last moment to read what has come by then: it may be us who were held up.
-    ///
-    /// The time-out is that of each read, and `redis` reads a reply to its end: one whose bytes keep coming can take longer,
-    /// and holds the lane for as long as they come. Callers see that it is overdue and do not wait for it. We cannot end it: the
-    /// socket is not to be had from `redis`, and cannot be shut down from outside.
-    fn arm(&mut self, end: Instant) -> Result<(), Cause> {
-        let left = end
-            .saturating_duration_since(time::now())
-            .max(Duration::from_millis(1));
-        let slack = self.timeout / 8;
-        let fits = |armed: Duration| armed <= left + slack && left <= armed + slack;
-        if self.armed.is_some_and(fits) {
-            return Ok(());
-        }
-        self.connection
-            .set_read_timeout(Some(left))
-            .and_then(|()| self.connection.set_write_timeout(Some(left)))
-            .map_err(|error| script::cause(&error))?;
-        self.armed = Some(left);
-        Ok(())
-    }
-}
-
-impl RedisSession {
-    /// Appends a call, given by its first request.
-    fn write(&mut self, requests: &[Request], calls: &Calls, first: usize) {
-        let joined = calls.members(first).skip(1).map(|index| &requests[index]);
-        let (cmd, wire) = (&mut self.cmd, &mut self.wire);
-        self.loaded.write(&requests[first], joined, cmd, wire);
-    }
-
-    /// Settles what a batch's first replies have left open, completely: before the next batch.
-    fn ask_again(
-        &mut self,
-        requests: &[Request],
-        calls: &Calls,
-        again: &[(usize, Again)],
-        end: Instant,
-        answer: &mut dyn FnMut(usize, Answer),
-    ) -> Result<(), Cause> {
-        let forgotten = again.iter().any(|(_, what)| *what == Again::Whole);
-        self.wire.clear();
-        if forgotten {
-            Loaded::load(&mut self.wire);
-        }
-        for (first, what) in again {
-            match what {
-                Again::Left => {
-                    script::write_left(&requests[*first], &mut self.cmd, &mut self.wire);
-                }
-                Again::Whole => self.write(requests, calls, *first),
-            }
-        }
-        self.send(end)?;
-        if forgotten {
-            self.learn_scripts(end)?;
-        }
-        for (first, what) in again {
-            let reply = self.receive(end)?;
-            if *what == Again::Left {
-                match script::read_left(&reply) {
-                    Some(held) => answer(*first, held),
-                    None => return Err(out_of_step()),
-                }
-                continue;
-            }
-            for (place, index) in calls.members(*first).enumerate() {
-                match script::read(&requests[index], place, &reply) {
-                    Read::Answer(read) => answer(index, read),
-                    Read::NoScript => {
-                        let cause = Cause::Server("NOSCRIPT after SCRIPT LOAD".into());
-                        answer(index, Answer::Fault(cause));
-                    }
-                    Read::Refused | Read::OutOfStep => return Err(out_of_step()),
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Session for RedisSession {
-    fn exchange(
-        &mut self,
-        requests: &[Request],
-        answer: &mut dyn FnMut(usize, Answer),
-    ) -> Result<(), Cause> {
-        let end = time::now() + self.timeout;
-        let mut calls = std::mem::take(&mut self.calls);
-        let mut again = std::mem::take(&mut self.again);
-        calls.plan(requests);
-        self.wire.clear();
-        for first in calls.firsts() {
-            self.write(requests, &calls, first);
-        }
-        self.send(end)?;
-        for first in calls.firsts() {
-            let reply = self.receive(end)?;
-            for (place, index) in calls.members(first).enumerate() {
-                match script::read(&requests[index], place, &reply) {
-                    Read::Answer(read) => answer(index, read),
-                    Read::Refused => again.push((index, Again::Left)),
-                    Read::NoScript => {
-                        again.push((first, Again::Whole));
-                        break;
-                    }
-                    Read::OutOfStep => return Err(out_of_step()),
-                }
-            }
-        }
-        if !again.is_empty() {
-            self.ask_again(requests, &calls, &again, end, answer)?;
-        }
-        again.clear();
-        (self.again, self.calls) = (again, calls);
-        Ok(())
-    }
-
-    fn ping(&mut self) -> Result<(), Cause> {
-        let end = time::now() + self.timeout;
-        self.wire.clear();
-        redis::cmd("PING").write_packed_command(&mut self.wire);
-        self.send(end)?;
-        self.receive(end).map(|_| ())
-    }
-}
-
-/// Whether it looks like a SHA-1 or a run id: 40 hexadecimal digits.
-fn is_digest(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-fn out_of_step() -> Cause {
-    Cause::Unreachable("an unexpected reply: is it a Redis server?".into())
 }
 
 #[cfg(all(test, not(loom)))]

@@ -196,6 +196,10 @@ impl Nodes {
         self.pace.usual().max(Pace::YIELD)
     }
 
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+
     pub(crate) fn name(&self, node: usize) -> &str {
         &self.names[node]
     }
@@ -306,11 +310,7 @@ impl Nodes {
     }
 
     fn tally(&self, request: &Request) -> Tally {
-        let question = match request.verb {
-            Verb::Take | Verb::PutBack => Question::Take,
-            _ => Question::Mine,
-        };
-        Tally::new(self.total(), question)
+        Tally::new(self.total(), question(request.verb))
     }
 
     /// Puts a request into the lanes of some nodes, and answers of which. A suspect node's fault is counted at once.
@@ -417,6 +417,14 @@ impl Nodes {
     /// Ends all lanes when they have served what is queued; `false` if some did not until `end`.
     pub(crate) fn disband(&self, end: Instant) -> bool {
         self.crew.disband(end)
+    }
+}
+
+/// What a verb asks, as the tally counts it.
+pub(crate) fn question(verb: Verb) -> Question {
+    match verb {
+        Verb::Take | Verb::PutBack => Question::Take,
+        _ => Question::Mine,
     }
 }
 

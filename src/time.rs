@@ -93,6 +93,25 @@ pub(crate) fn validity(ttl: Duration) -> Duration {
     ttl.saturating_sub(drift(ttl))
 }
 
+/// Until when a lease of `ttl` is good that was asked for at `start`, if at least `least` of that is left at `now`: the last
+/// step before a guard is handed out (rule S2).
+pub(crate) fn valid_until(
+    start: Instant,
+    ttl: Duration,
+    least: Duration,
+    now: Instant,
+) -> Option<Instant> {
+    let end = deadline(start, validity(ttl))?;
+    (end.saturating_duration_since(now) >= least).then_some(end)
+}
+
+/// So many milliseconds that a node whose clock is as fast as is allowed keeps it for as long as we think it held.
+pub(crate) fn outlasts(expiry: Instant, now: Instant) -> u64 {
+    let left = expiry.saturating_duration_since(now);
+    let millis = (left + 2 * drift(left)).as_millis();
+    u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1)
+}
+
 /// An instant as microseconds, so that it fits an atomic. Instants before the first call count as 0.
 pub(crate) fn micros(at: Instant) -> u64 {
     let since = at.saturating_duration_since(base()).as_micros();
@@ -180,6 +199,23 @@ mod tests {
             assert_eq!(validity(ttl), expected, "TTL {ttl:?}");
         }
         assert!(validity(Duration::MAX) < Duration::MAX);
+    }
+
+    #[test]
+    fn a_lease_is_good_while_enough_of_it_is_left() {
+        let start = now();
+        let end = start + ms(988);
+        for (elapsed, least, expected) in [
+            (0, 500, Some(end)),
+            (488, 500, Some(end)),
+            (489, 500, None),
+            (988, 0, Some(end)),
+            (2_000, 500, None),
+        ] {
+            let until = valid_until(start, ms(1_000), ms(least), start + ms(elapsed));
+            assert_eq!(until, expected, "{least} of it after {elapsed} ms");
+        }
+        assert_eq!(valid_until(start, Duration::MAX, ms(1), start), None);
     }
 
     #[test]

@@ -4,18 +4,23 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{info, trace, warn};
 
 use crate::about::About;
 use crate::error::Cause;
-use crate::lane::{Census, First, Health, Job, Message, Post, Reply};
-use crate::lease::Look;
+use crate::lane::{Census, First, Health, Job, Message, Post};
 use crate::node::{Connector, Greeting, Session};
 use crate::script::{Answer, Request, Verb};
 use crate::time;
+
+use self::owed::{Owed, Return};
+use self::sent::{note_written, unsent};
+
+mod owed;
+pub(crate) mod sent;
 
 /// The most requests that are sent as one pipeline.
 const BATCH: usize = 256;
@@ -53,32 +58,6 @@ pub(crate) struct Worker {
     stopping: bool,
     /// Dropped when the thread ends, however it ends.
     _alive: Sender<()>,
-}
-
-/// A release that the lane owes the node.
-type Owed = (Request, Return);
-
-/// Where the answer to a request goes.
-struct Return {
-    /// As in [`Job::reply`].
-    to: Option<Reply>,
-    /// It is a release that was on the wire when a connection broke, and may have taken effect then.
-    again: bool,
-    /// It has no answer yet, or as a release one that says that it did not take effect.
-    owed: bool,
-}
-
-impl Return {
-    fn post(&mut self, node: usize, answer: Answer) {
-        if let Some((addressee, round)) = self.to.take() {
-            // Absent after a release whose answer was lost: it was that release that deleted the key.
-            let answer = match answer {
-                Answer::Absent if self.again => Answer::Yes,
-                answer => answer,
-            };
-            addressee.post(round, node, answer);
-        }
-    }
 }
 
 impl Worker {
@@ -295,7 +274,7 @@ impl Worker {
         })
     }
 
-    /// Puts a job into the batch, unless what it is for is over: then it is dropped unsent (rules S4, S5).
+    /// Puts a job into the batch, unless what it is for is over: then it is dropped unsent.
     fn admit(&mut self, job: Job) {
         let Job { request, reply } = job;
         let mut back = Return {
@@ -304,24 +283,7 @@ impl Worker {
             owed: true,
         };
         let now = time::now();
-        let unsent = match (request.verb, request.lease.peek(now)) {
-            (Verb::Release, _) => {
-                let gone = !request.lease.may_exist(now);
-                gone.then_some(Answer::Absent)
-            }
-            // A connection may have broken, and led to a server that has started anew, since this was asked.
-            (Verb::Take, Look::Trying) if !self.health.quarantine(now).is_zero() => {
-                let remaining = self.health.quarantine(now);
-                Some(Answer::Fault(Cause::Quarantined { remaining }))
-            }
-            (Verb::Take | Verb::Raise, Look::Trying) | (Verb::Knock, _) | (_, Look::Held(_)) => {
-                None
-            }
-            _ => Some(Answer::Fault(Cause::Unreachable(
-                "not sent: the lease is over".into(),
-            ))),
-        };
-        if let Some(answer) = unsent {
+        if let Some(answer) = unsent(&request, self.health.quarantine(now), now) {
             back.post(self.node, answer);
             return;
         }
@@ -374,52 +336,6 @@ impl Worker {
         done
     }
 
-    /// The connection broke with a batch on the wire, or is given up: what is open is unknown to its callers, and
-    /// the releases that did not take effect for certain are owed.
-    fn break_off(&mut self, cause: &Cause) {
-        for (request, mut back) in self.requests.drain(..).zip(self.returns.drain(..)) {
-            match request.verb {
-                Verb::Release if back.owed => {
-                    back.again = true;
-                    self.owed.push_back((request, back));
-                }
-                Verb::Take | Verb::PutBack if back.owed => {
-                    // A server that hangs may still run it when it goes on, however late that is: until this lane has
-                    // killed the connection, the key may come to exist.
-                    request.leases().for_each(|lease| lease.note_unanswered());
-                    back.post(self.node, Answer::Fault(cause.clone()));
-                }
-                _ => back.post(self.node, Answer::Fault(cause.clone())),
-            }
-        }
-    }
-
-    /// Makes the releases that are owed.
-    fn pay(&mut self, session: &mut dyn Session) -> Result<(), Cause> {
-        self.forget_what_expired();
-        while !self.owed.is_empty() {
-            let some = self.owed.len().min(BATCH);
-            for (request, back) in self.owed.drain(..some) {
-                self.requests.push(request);
-                self.returns.push(back);
-            }
-            self.exchange(session)?;
-        }
-        Ok(())
-    }
-
-    /// Drops the releases whose key cannot exist any more, so that a node which is down for hours collects nothing.
-    fn forget_what_expired(&mut self) {
-        let (now, node) = (time::now(), self.node);
-        self.owed.retain_mut(|(request, back)| {
-            let keep = request.lease.may_exist(now);
-            if !keep {
-                back.post(node, Answer::Absent);
-            }
-            keep
-        });
-    }
-
     /// The node does not answer: tells the callers, and answers all that the lane holds before anything blocks.
     fn fall(&mut self, cause: Cause) {
         let was_up = self.health.up.swap(false, Ordering::AcqRel);
@@ -469,44 +385,9 @@ impl Worker {
         }
     }
 
-    /// A job for a node that does not answer: releases are owed, everything else was not sent.
-    fn refuse(&mut self, job: Job) {
-        let mut back = Return {
-            to: job.reply,
-            again: false,
-            owed: true,
-        };
-        if job.request.verb == Verb::Release {
-            self.owed.push_back((job.request, back));
-        } else {
-            let cause = self.cause();
-            back.post(self.node, Answer::Fault(cause));
-        }
-    }
-
     /// Why the lane is not up.
     fn cause(&self) -> Cause {
         self.health.report.lock().cause.clone()
-    }
-
-    /// Answers those who wait for an owed release; the releases stay owed.
-    fn give_up_waiting(&mut self) {
-        self.forget_what_expired();
-        let cause = self.cause();
-        for (_, back) in &mut self.owed {
-            back.post(self.node, Answer::Fault(cause.clone()));
-        }
-    }
-}
-
-/// From now on the request's key may exist for its TTL.
-fn note_written(request: &Request, now: Instant) {
-    if request.verb != Verb::Release {
-        let ttl = Duration::from_millis(request.ttl);
-        request.lease.note_written(now, ttl);
-        if let Some(place) = &request.place {
-            place.note_written(now, request.trace());
-        }
     }
 }
 

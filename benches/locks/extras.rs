@@ -7,6 +7,7 @@ use std::{fs, thread};
 use redguard::{Error, LockGuard, LockOptions, Locker, OnDrop, RedisLocker};
 
 use crate::clients::{self, Side};
+use crate::outage;
 use crate::servers::Server;
 use crate::sharing::{contended, handed_over, threads};
 use crate::{Result, count};
@@ -14,7 +15,7 @@ use crate::{Result, count};
 /// A name, and what finds out the rest of the line.
 type Extra = (&'static str, fn(&[Server], bool) -> Result<String>);
 
-pub(crate) const EXTRAS: [Extra; 10] = [
+pub(crate) const EXTRAS: [Extra; 12] = [
     ("memory of 1,000 held guards on 5 nodes", memory),
     ("allocations of an uncontended pair on 5 nodes", allocations),
     ("50 threads that wait for one held key", |servers, short| {
@@ -40,6 +41,11 @@ pub(crate) const EXTRAS: [Extra; 10] = [
         |servers, short| handed_over(servers, 3, 4.0, short),
     ),
     ("8 threads of one process, one key, 1 node", threads),
+    (
+        "refused while the breaker is open, 3 nodes",
+        outage::refused,
+    ),
+    ("1,000 guards dropped while a quorum hangs", outage::dropped),
 ];
 
 const TTL: Duration = Duration::from_secs(30);

@@ -11,6 +11,7 @@ mod cell;
 mod clients;
 mod count;
 mod extras;
+mod outage;
 mod rows;
 #[path = "../../examples/common/servers.rs"]
 mod servers;

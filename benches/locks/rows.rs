@@ -12,17 +12,15 @@ use crate::servers::Server;
 
 const OURS: Side = Side::Redguard(OnDrop::Wait);
 
-pub(crate) const ROWS: [Row; 12] = [
+pub(crate) const ROWS: [Row; 14] = [
     Row::new("1 node, 1 thread", 1, 1, [0.80, 0.0, 0.0]),
     Row::new("1 node, 16 threads", 1, 16, [1.8, 0.0, 0.0]),
     Row::new("5 nodes, 1 thread", 5, 1, [0.90, 0.0, 0.0]),
     Row::new("5 nodes, 16 threads", 5, 16, [2.8, 0.0, 0.0]),
     Row::new("5 nodes, 64 threads", 5, 64, [3.5, 0.0, 0.0]),
-    Row {
-        sides: [("one stopped", OURS), ("all healthy", OURS)],
-        stops: true,
-        ..Row::new("5 nodes, one stopped, 1 thread", 5, 1, [0.0, 1.1, 2.0])
-    },
+    Row::beside_healthy("5 nodes, one stopped, 1 thread", 1, 1, [0.0, 1.1, 2.0]),
+    Row::beside_healthy("5 nodes, two stopped, 1 thread", 2, 1, [0.0, 1.2, 0.0]),
+    Row::beside_healthy("5 nodes, two stopped, 16 threads", 2, 16, [0.8, 0.0, 0.0]),
     Row {
         sides: [
             ("redguard", Side::Redguard(OnDrop::HandOff)),
@@ -49,8 +47,8 @@ pub(crate) struct Row {
     nodes: usize,
     threads: usize,
     sides: [(&'static str, Side); 2],
-    /// Whether the last node is stopped while the first side is measured.
-    stops: bool,
+    /// So many nodes, the last ones, are stopped while the first side is measured.
+    stopped: usize,
     /// The ratios of the first side to the second that are to be reached: of the rate at least, of the times at most.
     /// Zero where there is no goal.
     goals: [f64; 3],
@@ -64,8 +62,22 @@ impl Row {
             nodes,
             threads,
             sides: [("redguard", OURS), (floor, Side::Bare)],
-            stops: false,
+            stopped: 0,
             goals,
+        }
+    }
+
+    /// Locks while some of five nodes are stopped beside those while all are well.
+    const fn beside_healthy(
+        name: &'static str,
+        stopped: usize,
+        threads: usize,
+        goals: [f64; 3],
+    ) -> Row {
+        Row {
+            sides: [("some stopped", OURS), ("all healthy", OURS)],
+            stopped,
+            ..Row::new(name, 5, threads, goals)
         }
     }
 
@@ -110,10 +122,12 @@ impl Row {
             redis::cmd("FLUSHALL").exec(&mut connection)?;
         }
         let clients = self.sides[side].1.clients(servers, self.threads)?;
-        let stopped = servers.last().filter(|_| self.stops && side == 0);
+        let some = if side == 0 { self.stopped } else { 0 };
+        let stopped = &servers[servers.len() - some..];
         // Stopped when all are warm: that the node is found out as hung is part of what is measured.
-        let sample = cell::run(clients, time, || Ok(stopped.map_or(Ok(()), Server::stop)?));
-        stopped.map_or(Ok(()), Server::resume)?;
+        let stop = || Ok(stopped.iter().try_for_each(Server::stop)?);
+        let sample = cell::run(clients, time, stop);
+        stopped.iter().try_for_each(Server::resume)?;
         sample
     }
 

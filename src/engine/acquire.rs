@@ -14,7 +14,7 @@ use crate::engine::way::Way;
 use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::key::{Key, Token, Ttl};
-use crate::lease::{Claim, FOR_EVER, Lease, Look};
+use crate::lease::{Claim, Lease, Look};
 use crate::listener::{Heard, Listening};
 use crate::local::{Access, Pass, Refused};
 use crate::notify::OnLost;
@@ -218,8 +218,7 @@ impl Engine {
                 Miss::Unavailable(_) => self.outage_end(started),
                 _ => None,
             };
-            if let Some(met) = contention {
-                let held_for = met.held_for.unwrap_or(FOR_EVER);
+            if let Some(held_for) = miss.held_for() {
                 held_until = held_until.max(time::deadline(now, held_for));
             }
             let is_open = outage_end.is_some() && self.circuit.is_open();
@@ -230,10 +229,10 @@ impl Engine {
             // A place at the gate is for writers who know that a quorum answers (rule S10).
             match miss {
                 Miss::Unavailable(_) => place = None,
-                Miss::Contended(met) if wish.claim == Claim::Write && !met.by_one => {
-                    if place.is_none() {
-                        place = Some(self.place(&wish.key)?);
-                    }
+                Miss::Contended(met)
+                    if wish.claim == Claim::Write && !met.by_one && place.is_none() =>
+                {
+                    place = Some(self.place(&wish.key)?);
                 }
                 _ => {}
             }

@@ -1,7 +1,7 @@
 //! What one attempt at a lock is: asked of all nodes at once, and won, or undone wherever it may have been granted.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::engine::circuit::Probe;
 use crate::engine::{Engine, Wish};
@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::fence::{self, Fence};
 use crate::inbox::{Ended, Inbox};
 use crate::key::Token;
-use crate::lease::{Claim, Lease};
+use crate::lease::{Claim, FOR_EVER, Lease};
 use crate::local::Access;
 use crate::quorum::{NodeSet, Tally, Verdict, quorum};
 use crate::round::Outcome;
@@ -22,6 +22,20 @@ pub(super) enum Miss {
     Unavailable(Tally),
     /// Granted too late, or no verdict within the time in which a grant would have been of use.
     Slow,
+}
+
+impl Miss {
+    /// How long somebody may hold the lock who refused it on a node, be it the only one that answered; for ever where that is
+    /// not known.
+    pub(super) fn held_for(&self) -> Option<Duration> {
+        match self {
+            Miss::Contended(met) => Some(met.held_for.unwrap_or(FOR_EVER)),
+            Miss::Unavailable(tally) if tally.refused().len() > 0 => {
+                Some(tally.held_for().unwrap_or(FOR_EVER))
+            }
+            Miss::Unavailable(_) | Miss::Slow => None,
+        }
+    }
 }
 
 /// Held by others.
@@ -95,18 +109,13 @@ impl Engine {
         }
         let won = outcome.verdict == Verdict::Won;
         let miss = match outcome.verdict {
-            Verdict::Won => {
-                // The last step before the guard: is there still as much validity as was asked for? (rule S2)
-                let end = time::deadline(start, validity);
-                let left = |end: Instant| end.saturating_duration_since(time::now());
-                match end {
-                    Some(end) if left(end) >= least && lease.hold(end, lead) => {
-                        self.circuit.succeed();
-                        return Ok(Ok(lease));
-                    }
-                    _ => Miss::Slow,
+            Verdict::Won => match time::valid_until(start, ttl.duration(), least, time::now()) {
+                Some(end) if lease.hold(end, lead) => {
+                    self.circuit.succeed();
+                    return Ok(Ok(lease));
                 }
-            }
+                _ => Miss::Slow,
+            },
             _ if by_one && outcome.ended != Ended::Cancelled => Miss::Contended(Contention {
                 by: match outcome.tally.held_by_readers() {
                     true => Access::Shared,

@@ -8,6 +8,7 @@ use log::{info, warn};
 use parking_lot::Mutex;
 
 use crate::breaker::{Admission, Breaker, Phase};
+use crate::config::Settings;
 use crate::inbox::Inbox;
 use crate::time;
 
@@ -21,6 +22,8 @@ pub(super) struct Circuit {
     seen: AtomicU64,
     /// Whether locks are held in this process while it is open.
     degrades: bool,
+    /// The names of the nodes, for the log.
+    nodes: String,
 }
 
 #[derive(Debug)]
@@ -47,16 +50,17 @@ pub(super) enum Leave<'a> {
 pub(super) struct Probe<'a>(&'a Circuit);
 
 impl Circuit {
-    pub(super) fn new(threshold: u32, open_for: Duration, degrades: bool) -> Circuit {
+    pub(super) fn new(settings: &Settings, nodes: String) -> Circuit {
         let now = time::now();
         Circuit {
             state: Mutex::new(State {
-                breaker: Breaker::new(threshold, open_for, now),
+                breaker: Breaker::new(settings.threshold, settings.open_for, now),
                 waiting: Vec::new(),
             }),
             calm: AtomicBool::new(true),
             seen: AtomicU64::new(time::micros(now)),
-            degrades,
+            degrades: settings.allow_degraded,
+            nodes,
         }
     }
 
@@ -92,7 +96,8 @@ impl Circuit {
         wake(state);
         if !was_closed {
             info!(
-                "a quorum answers again: circuit closed{}",
+                "{}: a quorum answers again: circuit closed{}",
+                self.nodes,
                 self.words("; locks are held on the nodes again")
             );
         }
@@ -127,7 +132,8 @@ impl Circuit {
 
     fn warn(&self) {
         warn!(
-            "no quorum answers: circuit open{}",
+            "{}: no quorum answers: circuit open{}",
+            self.nodes,
             self.words("; locks are held in this process alone until one does")
         );
     }

@@ -41,7 +41,7 @@ impl Engine {
         let _turn = lease.begin_extension();
         let start = time::now();
         let expiry = self.still_held(lease, lease.look(start))?;
-        self.extend_until(lease, outlasts(expiry, start), expiry, expiry)
+        self.extend_until(lease, time::outlasts(expiry, start), expiry, expiry)
     }
 
     /// Extends a lease by `ttl` milliseconds, with which it is held until `until`.
@@ -93,7 +93,7 @@ impl Engine {
         let expiry = self.still_held(lease, lease.look(now))?;
         // First of all, so that whoever releases it from now on, for whatever reason, looks for both forms.
         lease.downgrade();
-        let mut request = Request::new(Verb::Downgrade, lease, outlasts(expiry, now));
+        let mut request = Request::new(Verb::Downgrade, lease, time::outlasts(expiry, now));
         request.refresh = self.refresh;
         request.publish = true;
         let inbox = Arc::new(Inbox::new());
@@ -106,13 +106,6 @@ impl Engine {
             }
         }
     }
-}
-
-/// So many milliseconds that a node whose clock is as fast as is allowed keeps it for as long as we think it held.
-fn outlasts(expiry: Instant, now: Instant) -> u64 {
-    let left = expiry.saturating_duration_since(now);
-    let millis = (left + 2 * time::drift(left)).as_millis();
-    u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1)
 }
 
 /// Hears what nodes say to an extension, also those that come after the verdict, and puts the key back where it was lost:

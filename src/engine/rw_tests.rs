@@ -79,11 +79,11 @@ fn place(fake: &Fake) -> String {
 /// A reader that was refused has left its mark, and no clock will decide whether it gets its turn.
 fn all_are_asked_for_a_turn(fakes: &[Arc<Fake>]) {
     fakes.iter().for_each(|fake| fake.signs_last(TTL));
-    all(
-        fakes,
-        "it has left its mark",
-        |slot| matches!(slot.turn, Some((Turn::Asked, end)) if end > time::now() + TTL / 2),
-    );
+    let asked = |fake: &&Arc<Fake>| matches!(slot(fake).turn, Some((Turn::Asked, end)) if end > time::now() + TTL / 2);
+    // On a busy machine the last one may never be asked: two have decided before.
+    eventually("it has left its mark on a quorum", || {
+        fakes.iter().filter(asked).count() > fakes.len() / 2
+    });
 }
 
 fn all(fakes: &[Arc<Fake>], what: &str, holds: impl Fn(&Slot) -> bool) {

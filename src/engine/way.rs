@@ -40,6 +40,7 @@ impl Engine {
                 Leave::Wait if inbox.sleep(probed) => continue,
                 Leave::Wait => self.settings.node_timeout,
             };
+            self.go_on(inbox)?;
             let now = time::now();
             let numbered = wish.fenced && wish.claim != Claim::Read;
             let until = held_until.filter(|until| *until > now);

@@ -241,7 +241,7 @@ mod table {
     fn a_writer_that_gives_up_lets_the_readers_behind_it_in() {
         let gate = Arc::new(Gate::new());
         let _reader = share(&gate, None).unwrap();
-        let soon = time::now() + Duration::from_millis(300);
+        let soon = time::now() + Duration::from_secs(2);
         thread::scope(|scope| {
             let writer = scope.spawn(|| enter(&gate, Some(soon)).is_err());
             eventually("the writer queues", || gate.waiting(&key()) == 1);

@@ -2,8 +2,8 @@
 
 use crate::parts::{Part, Program, scratch};
 use crate::rig::{
-    self, BRIEF, LIMIT, STRANGER, TTL, ask, config, connect, everywhere, now, nowhere, pttl,
-    subscribers, takes_part, token, wire,
+    self, BRIEF, LIMIT, STRANGER, TTL, ask, by_no_clock, config, connect, everywhere, now, nowhere,
+    pttl, subscribers, takes_part, token, wire,
 };
 use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
@@ -16,7 +16,7 @@ use redguard::{
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{fs, thread};
 
 /// What a busy machine may add: threads that are ready and do not run.
@@ -292,11 +292,6 @@ fn sluggish(nodes: &[Server]) -> Config {
     config(nodes).retry(rig::sluggish())
 }
 
-/// What began then has been brought about by messages: all clocks are slower.
-fn by_no_clock(began: Instant) {
-    assert!(began.elapsed() < TTL / 5, "{:?}", began.elapsed());
-}
-
 #[test]
 fn no_wake_up_is_lost_among_two_hundred_waiters() {
     let nodes = servers(3);
@@ -338,10 +333,11 @@ fn waiters_hear_of_a_release_though_the_node_that_they_listen_to_dies() {
         let waits = scope.spawn(|| waiter.lock(&key, TTL));
         eventually(LIMIT, "it listens", || subscribers(&nodes[0], &key) == 1);
         nodes[0].kill();
-        eventually(LIMIT, "elsewhere", || subscribers(&nodes[1], &key) == 1);
+        // It may try a node that hangs, for a `connect_timeout`, before it sees that another is back.
+        eventually(3 * LIMIT, "elsewhere", || subscribers(&nodes[1], &key) == 1);
         nodes[1].stop().unwrap();
         nodes[0].restart().unwrap();
-        eventually(LIMIT, "and back", || subscribers(&nodes[0], &key) == 1);
+        eventually(3 * LIMIT, "and back", || subscribers(&nodes[0], &key) == 1);
         takes_part(&holder, &nodes[0]);
         let began = now();
         held.release().unwrap();

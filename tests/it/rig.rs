@@ -54,6 +54,11 @@ pub(crate) fn sluggish() -> RetryPolicy {
     }
 }
 
+/// What began then has been brought about by messages, with the policy above: all clocks are slower.
+pub(crate) fn by_no_clock(began: Instant) {
+    assert!(began.elapsed() < TTL / 5, "{:?}", began.elapsed());
+}
+
 /// How many listen for the release of a lock.
 pub(crate) fn subscribers(node: &Server, key: &str) -> u64 {
     let (_, count): (String, u64) = ask(node, &["PUBSUB", "NUMSUB", &wire(key)]);

@@ -1,7 +1,8 @@
 //! Who may do what: passwords, and an ACL user with the rights that the README lists, which are read from there.
 
 use crate::rig::{
-    BRIEF, LIMIT, TTL, ask, at, calls, config, hasty, sluggish, subscribers, take, takes_part,
+    BRIEF, LIMIT, TTL, ask, at, by_no_clock, calls, config, hasty, now, sluggish, subscribers,
+    take, takes_part,
 };
 use crate::support::log_capture::captured_log;
 use crate::support::servers::{Server, free_port};
@@ -228,8 +229,10 @@ fn a_user_with_the_rights_of_the_readme_is_woken() {
         eventually(LIMIT, "it asks for a sign of life", || {
             calls(node, "ping") > pings
         });
+        let began = now();
         held.release().unwrap();
         waits.join().unwrap().unwrap().release().unwrap();
+        by_no_clock(began);
     });
     eventually(LIMIT, "nothing stays subscribed", || {
         subscribers(node, &key) == 0

@@ -1,0 +1,284 @@
+//! A lane's connection to a server: greeting it, and exchanging batches with it.
+
+use std::time::{Duration, Instant};
+
+use redis::{Cmd, Connection, Value};
+
+use crate::about::{self, About};
+use crate::batch::Calls;
+use crate::error::Cause;
+use crate::node::{Greeting, Session};
+use crate::script::{self, Answer, Loaded, Read, Request};
+use crate::time;
+
+/// What a node is asked of itself. The first one has its clock.
+const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
+/// An open connection with the scripts loaded.
+pub(super) struct RedisSession {
+    connection: Connection,
+    timeout: Duration,
+    /// The read time-out that the socket has now; `redis` clears it after its handshake.
+    armed: Option<Duration>,
+    loaded: Loaded,
+    cmd: Cmd,
+    wire: Vec<u8>,
+    /// How a batch is sent.
+    calls: Calls,
+    /// The calls of a batch, by their first requests, that take a second question. Empty between batches; kept for its
+    /// memory.
+    again: Vec<(usize, Again)>,
+}
+
+/// What is asked again after a batch's first replies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// How long the lock is held for, after a refusal.
+    Left,
+    /// All of the call, after NOSCRIPT.
+    Whole,
+}
+
+impl RedisSession {
+    /// An open connection; nothing has been said yet.
+    pub(super) fn new(connection: Connection, timeout: Duration) -> RedisSession {
+        RedisSession {
+            connection,
+            timeout,
+            armed: None,
+            loaded: Loaded::default(),
+            cmd: Cmd::new(),
+            wire: Vec::new(),
+            calls: Calls::default(),
+            again: Vec::new(),
+        }
+    }
+
+    /// Learns who the server is, kills our former connection, and loads the scripts.
+    pub(super) fn greet(
+        &mut self,
+        former: Option<&Greeting>,
+        end: Instant,
+    ) -> Result<Greeting, Cause> {
+        self.wire.clear();
+        redis::cmd("CLIENT")
+            .arg("ID")
+            .write_packed_command(&mut self.wire);
+        // One by one: before Redis 7 it takes one section at a time.
+        for section in SECTIONS {
+            redis::cmd("INFO")
+                .arg(section)
+                .write_packed_command(&mut self.wire);
+        }
+        let sent = time::wall();
+        self.send(end)?;
+        let client = self.receive_as::<i64>(end)?;
+        let mut info = self.receive_as::<String>(end)?;
+        let wall = sent + time::wall().saturating_sub(sent) / 2;
+        for _ in &SECTIONS[1..] {
+            info.push('\n');
+            info.push_str(&self.receive_as::<String>(end)?);
+        }
+        let run_id = about::field(&info, "run_id")
+            .filter(|run_id| is_digest(run_id))
+            .ok_or_else(|| Cause::Server("INFO server names no run_id".into()))?
+            .to_owned();
+        // A server refuses to kill such a one, and would do so at every connect from now on.
+        if client <= 0 {
+            return Err(out_of_step());
+        }
+        let about = About::read(&info, wall);
+        let greeting = Greeting {
+            run_id,
+            client,
+            about,
+        };
+        self.wire.clear();
+        // After a restart the numbers begin anew: ours may be somebody else's by now.
+        let killed = former.filter(|former| former.run_id == greeting.run_id);
+        if let Some(former) = killed {
+            redis::cmd("CLIENT")
+                .arg("KILL")
+                .arg("ID")
+                .arg(former.client)
+                .write_packed_command(&mut self.wire);
+        }
+        Loaded::load(&mut self.wire);
+        self.send(end)?;
+        if killed.is_some() {
+            self.receive_as::<i64>(end)?;
+        }
+        self.learn_scripts(end)?;
+        Ok(greeting)
+    }
+
+    fn learn_scripts(&mut self, end: Instant) -> Result<(), Cause> {
+        for script in 0..Loaded::COUNT {
+            let sha = self.receive_as::<String>(end)?;
+            // It is kept, and sent with each call.
+            if !is_digest(&sha) {
+                return Err(out_of_step());
+            }
+            self.loaded.learn(script, sha);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, end: Instant) -> Result<(), Cause> {
+        self.arm(end)?;
+        self.connection
+            .send_packed_command(&self.wire)
+            .map_err(|error| script::cause(&error))
+    }
+
+    fn receive(&mut self, end: Instant) -> Result<Value, Cause> {
+        self.arm(end)?;
+        self.connection
+            .recv_response()
+            .map_err(|error| script::cause(&error))
+    }
+
+    fn receive_as<T: redis::FromRedisValue>(&mut self, end: Instant) -> Result<T, Cause> {
+        match self.receive(end)? {
+            Value::ServerError(error) => Err(script::cause(&error.into())),
+            value => redis::from_redis_value(value).map_err(|error| script::cause(&error.into())),
+        }
+    }
+
+    /// Sets the socket's time-outs so that what follows cannot block for long past `end`. To spare system calls
+    /// the socket keeps what it has while that is at most an eighth of the node's time-out too long.
+    ///
+    /// After `end` there is a last moment to read what has come by then: it may be us who were held up.
+    ///
+    /// The time-out is that of each read, and `redis` reads a reply to its end: one whose bytes keep coming can take longer,
+    /// and holds the lane for as long as they come. Callers see that it is overdue and do not wait for it. We cannot end it: the
+    /// socket is not to be had from `redis`, and cannot be shut down from outside.
+    fn arm(&mut self, end: Instant) -> Result<(), Cause> {
+        let left = end
+            .saturating_duration_since(time::now())
+            .max(Duration::from_millis(1));
+        let slack = self.timeout / 8;
+        let fits = |armed: Duration| armed <= left + slack && left <= armed + slack;
+        if self.armed.is_some_and(fits) {
+            return Ok(());
+        }
+        self.connection
+            .set_read_timeout(Some(left))
+            .and_then(|()| self.connection.set_write_timeout(Some(left)))
+            .map_err(|error| script::cause(&error))?;
+        self.armed = Some(left);
+        Ok(())
+    }
+}
+
+impl RedisSession {
+    /// Appends a call, given by its first request.
+    fn write(&mut self, requests: &[Request], calls: &Calls, first: usize) {
+        let joined = calls.members(first).skip(1).map(|index| &requests[index]);
+        let (cmd, wire) = (&mut self.cmd, &mut self.wire);
+        self.loaded.write(&requests[first], joined, cmd, wire);
+    }
+
+    /// Settles what a batch's first replies have left open, completely: before the next batch.
+    fn ask_again(
+        &mut self,
+        requests: &[Request],
+        calls: &Calls,
+        again: &[(usize, Again)],
+        end: Instant,
+        answer: &mut dyn FnMut(usize, Answer),
+    ) -> Result<(), Cause> {
+        let forgotten = again.iter().any(|(_, what)| *what == Again::Whole);
+        self.wire.clear();
+        if forgotten {
+            Loaded::load(&mut self.wire);
+        }
+        for (first, what) in again {
+            match what {
+                Again::Left => {
+                    script::write_left(&requests[*first], &mut self.cmd, &mut self.wire);
+                }
+                Again::Whole => self.write(requests, calls, *first),
+            }
+        }
+        self.send(end)?;
+        if forgotten {
+            self.learn_scripts(end)?;
+        }
+        for (first, what) in again {
+            let reply = self.receive(end)?;
+            if *what == Again::Left {
+                match script::read_left(&reply) {
+                    Some(held) => answer(*first, held),
+                    None => return Err(out_of_step()),
+                }
+                continue;
+            }
+            for (place, index) in calls.members(*first).enumerate() {
+                match script::read(&requests[index], place, &reply) {
+                    Read::Answer(read) => answer(index, read),
+                    Read::NoScript => {
+                        let cause = Cause::Server("NOSCRIPT after SCRIPT LOAD".into());
+                        answer(index, Answer::Fault(cause));
+                    }
+                    Read::Refused | Read::OutOfStep => return Err(out_of_step()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Session for RedisSession {
+    fn exchange(
+        &mut self,
+        requests: &[Request],
+        answer: &mut dyn FnMut(usize, Answer),
+    ) -> Result<(), Cause> {
+        let end = time::now() + self.timeout;
+        let mut calls = std::mem::take(&mut self.calls);
+        let mut again = std::mem::take(&mut self.again);
+        calls.plan(requests);
+        self.wire.clear();
+        for first in calls.firsts() {
+            self.write(requests, &calls, first);
+        }
+        self.send(end)?;
+        for first in calls.firsts() {
+            let reply = self.receive(end)?;
+            for (place, index) in calls.members(first).enumerate() {
+                match script::read(&requests[index], place, &reply) {
+                    Read::Answer(read) => answer(index, read),
+                    Read::Refused => again.push((index, Again::Left)),
+                    Read::NoScript => {
+                        again.push((first, Again::Whole));
+                        break;
+                    }
+                    Read::OutOfStep => return Err(out_of_step()),
+                }
+            }
+        }
+        if !again.is_empty() {
+            self.ask_again(requests, &calls, &again, end, answer)?;
+        }
+        again.clear();
+        (self.again, self.calls) = (again, calls);
+        Ok(())
+    }
+
+    fn ping(&mut self) -> Result<(), Cause> {
+        let end = time::now() + self.timeout;
+        self.wire.clear();
+        redis::cmd("PING").write_packed_command(&mut self.wire);
+        self.send(end)?;
+        self.receive(end).map(|_| ())
+    }
+}
+
+/// Whether it looks like a SHA-1 or a run id: 40 hexadecimal digits.
+fn is_digest(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn out_of_step() -> Cause {
+    Cause::Unreachable("an unexpected reply: is it a Redis server?".into())
+}

@@ -1,0 +1,372 @@
+//! A client's lane to a node, as `worker` serves it: one batch on the wire, releases that are owed, and a new connection where
+//! one broke, which kills the former before anything else.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::about::About;
+use crate::error::Cause;
+use crate::quorum::NodeSet;
+use crate::script::{Answer, Request, Verb};
+
+use crate::simulation::knobs::{Bug, Care, Odds};
+use crate::simulation::node::Sent;
+use crate::simulation::rounds::Post;
+use crate::simulation::world::{Told, World};
+use crate::worker::sent;
+
+/// The pauses between failed connects: from the first, doubling, to the last. In µs, and shorter than the real ones, so that
+/// more happens.
+const FIRST_PAUSE: u64 = 10_000;
+const LAST_PAUSE: u64 = 200_000;
+
+/// One connection to one node, and what is to be sent there.
+#[derive(Debug)]
+pub(super) struct Lane {
+    state: State,
+    /// The number of the connection.
+    pub(super) life: u32,
+    /// The number of the batch on the wire.
+    batch: u32,
+    wire: Vec<Job>,
+    queue: VecDeque<Job>,
+    owed: VecDeque<Job>,
+    failures: u32,
+    /// Until then the node does not vote on new leases.
+    quarantined_until: Option<Instant>,
+    /// Until then everything between the two is lost.
+    pub(super) cut_off_until: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Connecting,
+    /// Connected, and paying what is owed.
+    Paying,
+    Up,
+}
+
+/// A request, and the round that its answer is for.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) request: Request,
+    pub(super) round: Option<u32>,
+    /// It is a release that was on the wire before.
+    again: bool,
+}
+
+impl Job {
+    pub(super) fn new(request: &Request, round: Option<u32>) -> Job {
+        Job {
+            request: request.clone(),
+            round,
+            again: false,
+        }
+    }
+}
+
+impl Lane {
+    pub(super) fn new() -> Lane {
+        Lane {
+            state: State::Up,
+            life: 0,
+            batch: 0,
+            wire: Vec::new(),
+            queue: VecDeque::new(),
+            owed: VecDeque::new(),
+            failures: 0,
+            quarantined_until: None,
+            cut_off_until: 0,
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.state == State::Up
+    }
+
+    fn may_send(&self) -> bool {
+        self.is_up() && self.wire.is_empty()
+    }
+
+    /// The next job that may travel with those on the wire: never two of one token.
+    fn next_of_batch(&mut self) -> Option<Job> {
+        let job = self.queue.front()?;
+        match self.wire.iter().any(|other| shares_a_token(other, job)) {
+            true => None,
+            false => self.queue.pop_front(),
+        }
+    }
+
+    fn quarantine(&self, now: Instant) -> Duration {
+        let until = self.quarantined_until;
+        until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
+    }
+
+    /// Up, with nothing to do.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_up() && self.wire.is_empty() && self.queue.is_empty() && self.owed.is_empty()
+    }
+}
+
+impl World {
+    /// Hands a job to a lane; `false` if the node is suspect. Then nothing is queued but what is owed.
+    pub(super) fn submit(&mut self, client: usize, node: usize, job: Job, owed: bool) -> bool {
+        let lane = &mut self.clients[client].lanes[node];
+        let up = lane.is_up();
+        if up || owed {
+            lane.queue.push_back(job);
+            match self.knobs.hop.strike(&mut self.rng) {
+                true => {
+                    let at = self.now + self.travel();
+                    self.tell(at, client, Told::Pump { node });
+                }
+                false => self.pump(client, node),
+            }
+        }
+        up
+    }
+
+    /// Puts a request into the lanes of some nodes. Nobody waits.
+    pub(super) fn tell_nodes(&mut self, client: usize, request: &Request, nodes: NodeSet) {
+        for node in (0..self.nodes.len()).filter(|node| nodes.contains(*node)) {
+            let owed = request.verb == Verb::Release;
+            self.submit(client, node, Job::new(request, None), owed);
+        }
+    }
+
+    /// Sends what is queued, if nothing is on the wire.
+    pub(super) fn pump(&mut self, client: usize, node: usize) {
+        let now = self.clock(client);
+        if !self.clients[client].lanes[node].may_send() {
+            return;
+        }
+        while let Some(job) = self.clients[client].lanes[node].next_of_batch() {
+            let quarantine = self.clients[client].lanes[node].quarantine(now);
+            let unsent = sent::unsent(&job.request, quarantine, now);
+            if let Some(answer) = unsent {
+                self.post(client, node, &job, answer);
+                continue;
+            }
+            sent::note_written(&job.request, now);
+            self.clients[client].lanes[node].wire.push(job);
+        }
+        self.send_batch(client, node);
+    }
+
+    /// Gives what is on the wire over to the network.
+    fn send_batch(&mut self, client: usize, node: usize) {
+        let lane = &mut self.clients[client].lanes[node];
+        if lane.wire.is_empty() {
+            return;
+        }
+        lane.batch += 1;
+        let (life, batch, count) = (lane.life, lane.batch, lane.wire.len());
+        let requests = lane.wire.iter().map(|job| job.request.clone()).collect();
+        let cut_off = lane.cut_off_until > self.now;
+        let clock = self.clients[client].clock;
+        let overdue = clock.when(clock.at(self.now) + self.knobs.node_timeout);
+        self.tell(overdue, client, Told::Overdue { node, life, batch });
+        let calm = self.calm;
+        let mut strikes = |odds: Odds| !calm && odds.strike(&mut self.rng);
+        let lost = cut_off || strikes(self.knobs.lost);
+        let cut = strikes(self.knobs.cut);
+        let (mut served, mut answered) = (count, count);
+        let mut at = self.now + self.travel();
+        if lost || cut {
+            served = self.rng.usize(..=count);
+            answered = self.rng.usize(..=served);
+            if self.knobs.late.strike(&mut self.rng) {
+                at += self.rng.u64(..self.knobs.longest());
+            }
+        }
+        if cut {
+            // Seen sooner than what was sent arrives, or later.
+            let seen = self.now + self.travel() + self.travel();
+            self.tell(seen, client, Told::Broken { node, life });
+        }
+        if served > 0 || !lost {
+            let sent = Sent::Batch {
+                client,
+                life,
+                batch,
+                requests,
+                served,
+                answered,
+                unheard: lost,
+            };
+            self.send(at, node, sent);
+        }
+    }
+
+    pub(super) fn hear_answers(
+        &mut self,
+        client: usize,
+        node: usize,
+        (life, batch): (u32, u32),
+        answers: Vec<Answer>,
+    ) {
+        let now = self.clock(client);
+        let lane = &mut self.clients[client].lanes[node];
+        if (lane.life, lane.batch) != (life, batch) || lane.wire.is_empty() {
+            return;
+        }
+        let whole = answers.len() == lane.wire.len();
+        let answered: Vec<Job> = lane.wire.drain(..answers.len()).collect();
+        for (job, answer) in answered.iter().zip(answers) {
+            sent::note_written(&job.request, now);
+            self.post(client, node, job, answer);
+        }
+        if whole {
+            self.go_on(client, node);
+            self.to_check = Some((client, node));
+        }
+    }
+
+    /// A lane has nothing on the wire any more.
+    fn go_on(&mut self, client: usize, node: usize) {
+        match self.clients[client].lanes[node].state {
+            State::Connecting => {}
+            State::Paying => self.pay(client, node),
+            State::Up => self.pump(client, node),
+        }
+    }
+
+    pub(super) fn hear_broken(&mut self, client: usize, node: usize, life: u32) {
+        let lane = &self.clients[client].lanes[node];
+        if lane.life == life && lane.state != State::Connecting {
+            self.break_off(client, node);
+        }
+    }
+
+    pub(super) fn hear_overdue(&mut self, client: usize, node: usize, batch: (u32, u32)) {
+        let lane = &self.clients[client].lanes[node];
+        if (lane.life, lane.batch) == batch && !lane.wire.is_empty() {
+            self.break_off(client, node);
+        }
+    }
+
+    /// The connection broke: what is open is unknown to its callers, and releases are owed.
+    fn break_off(&mut self, client: usize, node: usize) {
+        let lane = &mut self.clients[client].lanes[node];
+        lane.state = State::Connecting;
+        let life = lane.life;
+        let (wire, queue) = (
+            std::mem::take(&mut lane.wire),
+            std::mem::take(&mut lane.queue),
+        );
+        let fault = || Answer::Fault(Cause::TimedOut);
+        for mut job in wire {
+            match job.request.verb {
+                Verb::Release => {
+                    job.again = true;
+                    self.clients[client].lanes[node].owed.push_back(job);
+                }
+                Verb::Extend if self.knobs.is(Bug::LateExtensionForgotten) => {
+                    self.post(client, node, &job, fault());
+                }
+                _ => {
+                    sent::note_unanswered(&job.request);
+                    self.post(client, node, &job, fault());
+                }
+            }
+        }
+        for job in queue {
+            match job.request.verb {
+                Verb::Release => self.clients[client].lanes[node].owed.push_back(job),
+                _ => self.post(client, node, &job, fault()),
+            }
+        }
+        self.tell(self.now, client, Told::Dial { node, life });
+    }
+
+    /// Tries to connect.
+    pub(super) fn dial(&mut self, client: usize, node: usize, life: u32) {
+        let lane = &mut self.clients[client].lanes[node];
+        if lane.state != State::Connecting || lane.life != life {
+            return;
+        }
+        lane.life += 1;
+        let life = lane.life;
+        let cut_off = lane.cut_off_until > self.now;
+        let clock = self.clients[client].clock;
+        let end = clock.when(clock.at(self.now) + self.knobs.node_timeout);
+        self.tell(end, client, Told::Unwelcome { node, life });
+        if !cut_off {
+            let at = self.now + self.travel();
+            self.send(at, node, Sent::Hello { client, life });
+        }
+    }
+
+    /// A connect took too long.
+    pub(super) fn hear_unwelcome(&mut self, client: usize, node: usize, life: u32) {
+        let lane = &mut self.clients[client].lanes[node];
+        if lane.state == State::Connecting && lane.life == life {
+            let pause = (FIRST_PAUSE << lane.failures.min(8)).min(LAST_PAUSE);
+            lane.failures += 1;
+            let at = self.now + pause / 2 + self.rng.u64(..pause / 2);
+            self.tell(at, client, Told::Dial { node, life });
+        }
+    }
+
+    pub(super) fn hear_welcome(&mut self, client: usize, node: usize, life: u32, uptime: Duration) {
+        let now = self.clock(client);
+        let about = About {
+            uptime,
+            ..About::default()
+        };
+        let quarantine = match self.knobs.care {
+            Care::Quarantine => about.quarantine(Duration::from_micros(self.knobs.longest())),
+            _ => Duration::ZERO,
+        };
+        let lane = &mut self.clients[client].lanes[node];
+        if lane.state == State::Connecting && lane.life == life {
+            lane.quarantined_until = Some(now + quarantine);
+            lane.state = State::Paying;
+            lane.failures = 0;
+            self.pay(client, node);
+        }
+    }
+
+    /// Makes the releases that are owed; the lane is up only afterwards.
+    fn pay(&mut self, client: usize, node: usize) {
+        let now = self.clock(client);
+        let owed = std::mem::take(&mut self.clients[client].lanes[node].owed);
+        for job in owed {
+            match job.request.lease.may_exist(now) {
+                true => self.clients[client].lanes[node].wire.push(job),
+                false => self.post(client, node, &job, Answer::Absent),
+            }
+        }
+        let lane = &mut self.clients[client].lanes[node];
+        if lane.wire.is_empty() {
+            lane.state = State::Up;
+            self.pump(client, node);
+        } else {
+            self.send_batch(client, node);
+        }
+    }
+
+    /// An answer for the round that it belongs to. Absent where a release was sent before: it was that which deleted the key.
+    fn post(&mut self, client: usize, node: usize, job: &Job, answer: Answer) {
+        if let Some(round) = job.round {
+            let answer = match answer {
+                Answer::Absent if job.again => Answer::Yes,
+                answer => answer,
+            };
+            self.posts.push_back(Post {
+                client,
+                round,
+                node,
+                answer,
+            });
+        }
+    }
+}
+
+fn shares_a_token(one: &Job, other: &Job) -> bool {
+    let mut leases = one.request.leases();
+    leases.any(|lease| {
+        let id = lease.token().id();
+        other.request.leases().any(|lease| lease.token().id() == id)
+    })
+}

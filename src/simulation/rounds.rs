@@ -1,0 +1,172 @@
+//! A client's rounds, as `round` makes them: a request into all lanes, and the count of what the nodes say.
+
+use std::time::Instant;
+
+use crate::error::Cause;
+use crate::quorum::{NodeSet, Tally, Verdict, Vote, quorum};
+use crate::round::{question, vote};
+use crate::script::{Answer, Request, Verb};
+use crate::simulation::client::Doing;
+use crate::simulation::knobs::Bug;
+use crate::simulation::lane::Job;
+use crate::simulation::world::World;
+
+/// One request to all nodes, and what they say.
+pub(super) struct Round {
+    pub(super) number: u32,
+    pub(super) request: Request,
+    pub(super) tally: Tally,
+    pub(super) absent: NodeSet,
+    pub(super) numbers: Vec<(usize, u64)>,
+    pub(super) start: Instant,
+    /// With an extension, until when the lease is held then.
+    pub(super) until: Instant,
+    /// The node that was asked before all others, until it has answered.
+    pub(super) first: Option<usize>,
+}
+
+/// An answer for a round.
+#[derive(Debug)]
+pub(super) struct Post {
+    pub(super) client: usize,
+    pub(super) round: u32,
+    pub(super) node: usize,
+    pub(super) answer: Answer,
+}
+
+impl World {
+    /// Opens a round and asks all nodes, or only the `first`.
+    pub(super) fn ask(
+        &mut self,
+        client: usize,
+        request: Request,
+        (start, until): (Instant, Instant),
+        first: Option<usize>,
+    ) -> Round {
+        self.clients[client].rounds += 1;
+        let mut round = Round {
+            number: self.clients[client].rounds,
+            tally: Tally::new(self.nodes.len(), question(request.verb)),
+            request,
+            absent: NodeSet::default(),
+            numbers: Vec::new(),
+            start,
+            until,
+            first,
+        };
+        let given = self.put_round(client, &mut round, |node| first.is_none_or(|it| it == node));
+        if first.is_some() && given.len() == 0 {
+            self.put_round(client, &mut round, |node| first != Some(node));
+            round.first = None;
+        }
+        round
+    }
+
+    fn put_round(
+        &mut self,
+        client: usize,
+        round: &mut Round,
+        to: impl Fn(usize) -> bool,
+    ) -> NodeSet {
+        let request = &round.request;
+        let mut given = NodeSet::default();
+        for node in (0..self.nodes.len()).filter(|node| to(*node)) {
+            let owed = request.verb == Verb::Release && request.lease.asked().contains(node);
+            let job = Job::new(request, Some(round.number));
+            match self.submit(client, node, job, owed) {
+                true => given.insert(node),
+                false => {
+                    let cause = Cause::Unreachable(String::new());
+                    round.tally.vote(node, Vote::Fault(cause));
+                }
+            }
+        }
+        if request.verb == Verb::Take {
+            request.leases().for_each(|lease| lease.note_asked(given));
+        }
+        given
+    }
+
+    /// The node that was asked first takes its time, or granted it: then the others are asked. `false` if they have been.
+    pub(super) fn ask_the_others(&mut self, client: usize) -> bool {
+        let Some(mut round) = self.clients[client].round.take() else {
+            return false;
+        };
+        let first = round.first.take();
+        if first.is_some() {
+            self.put_round(client, &mut round, |node| first != Some(node));
+        }
+        self.clients[client].round = Some(round);
+        if first.is_some() {
+            let acquire = self.clients[client].acquire.as_ref();
+            let end = acquire.and_then(|acquire| Some(acquire.attempt.as_ref()?.end));
+            self.does(client, Doing::Asks, end);
+            self.count(client, false);
+        }
+        first.is_some()
+    }
+
+    /// An answer comes to a round, if that is still open.
+    pub(super) fn deliver(&mut self, post: Post) {
+        let Post {
+            client,
+            round: number,
+            node,
+            answer,
+        } = post;
+        let it = &mut self.clients[client];
+        let is_open = |round: &&mut Round| round.number == number;
+        let rounds = [it.round.as_mut(), it.extension.as_mut()];
+        let Some(round) = rounds.into_iter().flatten().find(is_open) else {
+            return self.deliver_late(client, number, node, &answer);
+        };
+        match answer {
+            Answer::Absent => round.absent.insert(node),
+            Answer::Numbered(number) => round.numbers.push((node, number)),
+            _ => {}
+        }
+        round.tally.vote(node, vote(answer));
+        let is_first = round.first == Some(node);
+        let refused = round.tally.refused().contains(node);
+        if round.request.verb == Verb::Extend {
+            self.count_extension(client, false);
+        } else if is_first && refused {
+            self.count(client, true);
+        } else if !is_first || !self.ask_the_others(client) {
+            self.count(client, false);
+        }
+    }
+
+    /// The verdict of a round, as its tally says, or as somebody might have thought who counts what is reachable.
+    pub(super) fn verdict(&self, client: usize, round: &Round) -> Option<Verdict> {
+        if self.knobs.is(Bug::QuorumOfReachable) {
+            let lanes = &self.clients[client].lanes;
+            let reachable = lanes.iter().filter(|lane| lane.is_up()).count();
+            if reachable > 0 && round.tally.granted().len() >= quorum(reachable) {
+                return Some(Verdict::Won);
+            }
+        }
+        round.tally.verdict()
+    }
+
+    /// Goes on when the round that a client waits for is decided, or is `over`.
+    pub(super) fn count(&mut self, client: usize, over: bool) {
+        let Some(mut round) = self.clients[client].round.take() else {
+            return;
+        };
+        let verdict = match self.verdict(client, &round) {
+            Some(verdict) => verdict,
+            None if over => round.tally.close(),
+            None => {
+                self.clients[client].round = Some(round);
+                return;
+            }
+        };
+        match round.request.verb {
+            Verb::Take => self.count_take(client, round, verdict),
+            Verb::Raise => self.finish(client, verdict),
+            Verb::Downgrade => self.finish_downgrade(client, verdict),
+            _ => self.finish_release(client, verdict),
+        }
+    }
+}

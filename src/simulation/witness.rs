@@ -1,0 +1,147 @@
+//! What is checked: holds that overlap, fencing tokens out of order, and what is left behind.
+
+use std::sync::Arc;
+
+use crate::lease::{Claim, Lease, Look};
+use crate::simulation::client::Doing;
+use crate::simulation::world::World;
+
+/// What should not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Two hold it, and not both of them read.
+    Overlap {
+        first: (usize, Claim),
+        second: (usize, Claim),
+    },
+    /// A token that is not greater than that of the holder before.
+    Order { before: u64, after: u64 },
+    /// A node keeps a token of a client that has finished with it, and has nothing more to say to the node.
+    Leftover { node: usize, token: String },
+    /// A client still waits for something when nothing can happen any more.
+    Stuck { client: usize, doing: Doing },
+    /// It goes on and on.
+    Endless,
+}
+
+/// What happened in some histories, so that it shows if they are about nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) events: u64,
+    pub(super) attempts: u64,
+    pub(super) holds: u64,
+    pub(super) fenced: u64,
+    pub(super) raises: u64,
+    pub(super) extensions: u64,
+    pub(super) extended: u64,
+    pub(super) put_backs: u64,
+    pub(super) downgrades: u64,
+    pub(super) losses: u64,
+    pub(super) released: u64,
+    pub(super) cancels: u64,
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, other: &Counts) {
+        self.events += other.events;
+        self.attempts += other.attempts;
+        self.holds += other.holds;
+        self.fenced += other.fenced;
+        self.raises += other.raises;
+        self.extensions += other.extensions;
+        self.extended += other.extended;
+        self.put_backs += other.put_backs;
+        self.downgrades += other.downgrades;
+        self.losses += other.losses;
+        self.released += other.released;
+        self.cancels += other.cancels;
+    }
+}
+
+impl World {
+    /// At the moment at which a client gets a guard, or one of another kind: nobody else may hold it by his own clock.
+    pub(super) fn check_hand_out(&mut self, client: usize, lease: &Arc<Lease>, claim: Claim) {
+        self.note(|_| {
+            format!(
+                "{client} HOLDS as {claim:?}: {} {:?}",
+                lease.token().text(),
+                lease.fence()
+            )
+        });
+        self.counts.holds += 1;
+        for other in (0..self.clients.len()).filter(|other| *other != client) {
+            let now = self.clock(other);
+            let Some(hold) = &self.clients[other].hold else {
+                continue;
+            };
+            let Some(may) = hold.may else {
+                continue;
+            };
+            let both_read = (may, claim) == (Claim::Read, Claim::Read);
+            // Who is paused, or has not looked, believes it until its own clock says otherwise.
+            if matches!(hold.lease.peek(now), Look::Held(_)) && !both_read {
+                self.find(Found::Overlap {
+                    first: (other, may),
+                    second: (client, claim),
+                });
+            }
+        }
+        // A downgrade is no new holder.
+        if let Some(token) = lease.fence().filter(|_| claim != Claim::Read) {
+            self.counts.fenced += 1;
+            if token <= self.last_fence {
+                self.find(Found::Order {
+                    before: self.last_fence,
+                    after: token,
+                });
+            }
+            self.last_fence = token;
+        }
+    }
+
+    /// A lane that has nothing to do has left nothing on its node that its client does not answer for (rule S4).
+    pub(super) fn check_lane(&mut self, client: usize, node: usize) {
+        if self.clients[client].dead || !self.clients[client].lanes[node].is_idle() {
+            return;
+        }
+        let at = &mut self.nodes[node];
+        let now = at.clock.at(self.now);
+        let slot = at.memory.slot(&self.key, now);
+        let owner = slot.owner.iter().map(|(token, _)| token);
+        let tokens = owner.chain(slot.readers.keys()).chain(slot.gate.keys());
+        let left = tokens.into_iter().find(|token| {
+            let of = token.split_once('.').and_then(|(of, _)| of.parse().ok());
+            of == Some(client) && !self.clients[client].answers_for(token)
+        });
+        if let Some(token) = left.cloned() {
+            self.find(Found::Leftover { node, token });
+        }
+    }
+
+    /// When nothing happens any more nobody waits, nothing is left, and a TTL later nothing is left of the dead either.
+    pub(super) fn check_the_end(&mut self) {
+        for client in 0..self.clients.len() {
+            let it = &self.clients[client];
+            if !it.dead && it.doing != Doing::Nothing {
+                let doing = it.doing;
+                return self.find(Found::Stuck { client, doing });
+            }
+            (0..self.nodes.len()).for_each(|node| self.check_lane(client, node));
+        }
+        // Clocks may be slow, and may have been set back.
+        self.now += self.knobs.longest() + self.knobs.longest() / 50 + 4_000;
+        for node in 0..self.nodes.len() {
+            let at = &mut self.nodes[node];
+            let now = at.clock.at(self.now);
+            let slot = at.memory.slot(&self.key, now);
+            let owner = slot.owner.iter().map(|(token, _)| token);
+            let left = owner
+                .chain(slot.readers.keys())
+                .chain(slot.gate.keys())
+                .next();
+            if let Some(token) = left.cloned() {
+                self.find(Found::Leftover { node, token });
+            }
+        }
+    }
+}

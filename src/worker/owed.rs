@@ -1,0 +1,107 @@
+//! Where a lane's answers go, and the releases that it owes its node: kept over a broken connection until the node is back, or
+//! their keys cannot exist any more (rule S4).
+
+use crate::error::Cause;
+use crate::lane::{Job, Reply};
+use crate::node::Session;
+use crate::script::{Answer, Request, Verb};
+use crate::time;
+use crate::worker::sent::note_unanswered;
+use crate::worker::{BATCH, Worker};
+
+/// A release that the lane owes the node.
+pub(super) type Owed = (Request, Return);
+
+/// Where the answer to a request goes.
+pub(super) struct Return {
+    /// As in [`Job::reply`].
+    pub(super) to: Option<Reply>,
+    /// It is a release that was on the wire when a connection broke, and may have taken effect then.
+    pub(super) again: bool,
+    /// It has no answer yet, or as a release one that says that it did not take effect.
+    pub(super) owed: bool,
+}
+
+impl Return {
+    pub(super) fn post(&mut self, node: usize, answer: Answer) {
+        if let Some((addressee, round)) = self.to.take() {
+            // Absent after a release whose answer was lost: it was that release that deleted the key.
+            let answer = match answer {
+                Answer::Absent if self.again => Answer::Yes,
+                answer => answer,
+            };
+            addressee.post(round, node, answer);
+        }
+    }
+}
+
+impl Worker {
+    /// The connection broke with a batch on the wire, or is given up: what is open is unknown to its callers, and
+    /// the releases that did not take effect for certain are owed.
+    pub(super) fn break_off(&mut self, cause: &Cause) {
+        for (request, mut back) in self.requests.drain(..).zip(self.returns.drain(..)) {
+            match request.verb {
+                Verb::Release if back.owed => {
+                    back.again = true;
+                    self.owed.push_back((request, back));
+                }
+                _ => {
+                    if back.owed {
+                        note_unanswered(&request);
+                    }
+                    back.post(self.node, Answer::Fault(cause.clone()));
+                }
+            }
+        }
+    }
+
+    /// Makes the releases that are owed.
+    pub(super) fn pay(&mut self, session: &mut dyn Session) -> Result<(), Cause> {
+        self.forget_what_expired();
+        while !self.owed.is_empty() {
+            let some = self.owed.len().min(BATCH);
+            for (request, back) in self.owed.drain(..some) {
+                self.requests.push(request);
+                self.returns.push(back);
+            }
+            self.exchange(session)?;
+        }
+        Ok(())
+    }
+
+    /// Drops the releases whose key cannot exist any more, so that a node which is down for hours collects nothing.
+    pub(super) fn forget_what_expired(&mut self) {
+        let (now, node) = (time::now(), self.node);
+        self.owed.retain_mut(|(request, back)| {
+            let keep = request.lease.may_exist(now);
+            if !keep {
+                back.post(node, Answer::Absent);
+            }
+            keep
+        });
+    }
+
+    /// A job for a node that does not answer: releases are owed, everything else was not sent.
+    pub(super) fn refuse(&mut self, job: Job) {
+        let mut back = Return {
+            to: job.reply,
+            again: false,
+            owed: true,
+        };
+        if job.request.verb == Verb::Release {
+            self.owed.push_back((job.request, back));
+        } else {
+            let cause = self.cause();
+            back.post(self.node, Answer::Fault(cause));
+        }
+    }
+
+    /// Answers those who wait for an owed release; the releases stay owed.
+    pub(super) fn give_up_waiting(&mut self) {
+        self.forget_what_expired();
+        let cause = self.cause();
+        for (_, back) in &mut self.owed {
+            back.post(self.node, Answer::Fault(cause.clone()));
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! What is sent and what is not, and what may follow from it on a node: decisions of a lane that need no thread.
+
+use std::time::{Duration, Instant};
+
+use crate::error::Cause;
+use crate::lease::Look;
+use crate::script::{Answer, Request, Verb};
+
+/// The answer to a request that is not sent: because what it is for is over (rules S4, S5), or because the node is in
+/// quarantine for so long.
+pub(crate) fn unsent(request: &Request, quarantine: Duration, now: Instant) -> Option<Answer> {
+    match (request.verb, request.lease.peek(now)) {
+        (Verb::Release, _) => {
+            let gone = !request.lease.may_exist(now);
+            gone.then_some(Answer::Absent)
+        }
+        // A connection may have broken, and led to a server that has started anew, since this was asked.
+        (Verb::Take, Look::Trying) if !quarantine.is_zero() => {
+            let remaining = quarantine;
+            Some(Answer::Fault(Cause::Quarantined { remaining }))
+        }
+        (Verb::Take | Verb::Raise, Look::Trying) | (Verb::Knock, _) | (_, Look::Held(_)) => None,
+        _ => Some(Answer::Fault(Cause::Unreachable(
+            "not sent: the lease is over".into(),
+        ))),
+    }
+}
+
+/// From now on the request's key may exist for its TTL.
+pub(crate) fn note_written(request: &Request, now: Instant) {
+    if request.verb != Verb::Release {
+        let ttl = Duration::from_millis(request.ttl);
+        request.lease.note_written(now, ttl);
+        if let Some(place) = &request.place {
+            place.note_written(now, request.trace());
+        }
+    }
+}
+
+/// A server that hangs may still run it when it goes on, however late that is: until this lane has killed the connection, its
+/// key may come to exist, or for longer.
+pub(crate) fn note_unanswered(request: &Request) {
+    match request.verb {
+        Verb::Take | Verb::PutBack => request.leases().for_each(|lease| lease.note_unanswered()),
+        Verb::Extend => {
+            let ttl = Duration::from_millis(request.ttl);
+            request.lease.note_unanswered_extension(ttl);
+        }
+        _ => {}
+    }
+}
