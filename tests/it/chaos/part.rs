@@ -37,6 +37,9 @@ fn part_under_quarantine() {
 /// The part's key is a seed: the locks have the same names in all processes.
 fn play(with: impl Fn(Config) -> Config) {
     let Some(part) = Part::mine() else { return };
+    // One that is stopped could not see that nobody is there any more who wakes it.
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
     let tally = Tally::beside(&part.file);
     let before = Footprint::now();
     let mut rng = StdRng::seed_from_u64(part.key.parse().unwrap());
