@@ -18,7 +18,6 @@ use crate::inbox::Inbox;
 use crate::key::{Channel, Family, Key, Token};
 use crate::lease::{Claim, Lease};
 use crate::node::{Connector, Ear};
-use crate::quorum::NodeSet;
 use crate::round::Nodes;
 use crate::time;
 
@@ -263,17 +262,11 @@ impl Desk {
 
     fn run(&self, connectors: &[Arc<dyn Connector>]) {
         let mut failures = 0_u32;
-        // Nodes that could not be listened to since one could.
-        let mut deaf = NodeSet::default();
-        while let Some(node) = self.wait_for_work(deaf) {
-            let heard = connectors[node].listen(&mut |ear| self.serve(ear, node, deaf));
+        while let Some(node) = self.wait_for_work() {
+            let heard = connectors[node].listen(&mut |ear| self.serve(ear, node));
             let mut state = self.state.lock();
-            match state.node.take() {
-                Some(_) => failures = 0,
-                None => deaf.insert(node),
-            }
-            if self.nodes.first_up_but(deaf).is_none() {
-                deaf = NodeSet::default();
+            if state.node.take().is_some() {
+                failures = 0;
             }
             state
                 .channels
@@ -299,7 +292,7 @@ impl Desk {
     }
 
     /// Waits until somebody waits and a node is connected; `None` when the thread is to end.
-    fn wait_for_work(&self, deaf: NodeSet) -> Option<usize> {
+    fn wait_for_work(&self) -> Option<usize> {
         let mut state = self.state.lock();
         loop {
             state.knocked = false;
@@ -310,8 +303,7 @@ impl Desk {
                 self.changed.wait(&mut state);
                 continue;
             }
-            let node = self.nodes.first_up_but(deaf);
-            if let Some(node) = node.or_else(|| self.nodes.first_up()) {
+            if let Some(node) = self.nodes.first_up() {
                 return Some(node);
             }
             self.changed.wait_until(&mut state, time::now() + PAUSE);
@@ -334,7 +326,7 @@ impl Desk {
     }
 
     /// Hears what one connection brings, until it fails or nobody waits any more.
-    fn serve(&self, ear: &mut dyn Ear, node: usize, deaf: NodeSet) -> Result<(), Cause> {
+    fn serve(&self, ear: &mut dyn Ear, node: usize) -> Result<(), Cause> {
         let private = self.private.key().channel();
         ear.subscribe(&private)?;
         self.state.lock().node = Some(node);
@@ -368,8 +360,7 @@ impl Desk {
                 None if time::now() >= heard_of + PING_EVERY => {
                     ear.ping()?;
                     heard_of = time::now();
-                    let first = self.nodes.first_up_but(deaf);
-                    if first.is_some_and(|first| first < node) {
+                    if self.nodes.first_up().is_some_and(|first| first < node) {
                         return Ok(()); // back to where all others listen
                     }
                 }

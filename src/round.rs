@@ -351,17 +351,9 @@ impl Nodes {
 
     /// The first node that is connected.
     pub(crate) fn first_up(&self) -> Option<usize> {
-        self.first_up_but(NodeSet::default())
-    }
-
-    /// The first node that is connected and not among these.
-    pub(crate) fn first_up_but(&self, except: NodeSet) -> Option<usize> {
         let now = time::now();
-        let lanes = self.crew.lanes().iter().enumerate();
-        let mut nodes = lanes.map(|(number, lane)| (number / self.pool, lane));
-        nodes
-            .find(|(node, lane)| !except.contains(*node) && lane.suspect(now).is_none())
-            .map(|(node, _)| node)
+        let lane = self.crew.lanes().iter().position(|lane| lane.is_up(now));
+        lane.map(|lane| lane / self.pool)
     }
 
     /// Releases a lease's token on all nodes that may hold it, `except` those that certainly do not. Nobody waits.
