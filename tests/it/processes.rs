@@ -296,16 +296,18 @@ fn part_that_counts_threads() {
         config.node_timeout(HUNG).pool_size(2)
     };
     let connect = || RedisLocker::connect(config()).unwrap();
-    let none = |when: &str| eventually(LIMIT, when, || lanes() == 0);
+    // A thread is known by its name only when it runs.
+    let some = |count: usize, when: &str| eventually(LIMIT, when, || lanes() == count);
+    let none = |when: &str| some(0, when);
     assert_eq!(lanes(), 0);
 
     let locker = connect();
     let guard = take(&locker.clone(), &part.key);
-    assert_eq!(lanes(), 6);
+    some(6, "two lanes for each node");
     drop(locker);
     // The guard keeps them alive.
     guard.extend(TTL).unwrap();
-    assert_eq!(lanes(), 6);
+    some(6, "while there is a guard");
     drop(guard);
     none("after the last handle, a guard");
 
@@ -317,10 +319,10 @@ fn part_that_counts_threads() {
         let key = format!("{}{name}", part.key);
         locker.acquire(&key, &cared_for).unwrap()
     });
-    assert_eq!(lanes(), 12 + 2);
+    some(12 + 2, "one for renewal and one for the telling");
     wait_in_vain(&locker, &part, &part.key);
     wait_in_vain(&locker, &part, &part.key);
-    assert_eq!(lanes(), 12 + 3);
+    some(12 + 3, "and one ear");
     drop((held, others));
     drop(locker);
     let [first, last] = guards;
