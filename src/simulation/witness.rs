@@ -118,7 +118,7 @@ impl World {
         }
     }
 
-    /// When nothing happens any more nobody waits, nothing is left, and a TTL later nothing is left of the dead either.
+    /// When nothing happens any more nobody waits, nothing is left, and when all has ended nothing is left of the dead either.
     pub(super) fn check_the_end(&mut self) {
         for client in 0..self.clients.len() {
             let it = &self.clients[client];
@@ -128,8 +128,10 @@ impl World {
             }
             (0..self.nodes.len()).for_each(|node| self.check_lane(client, node));
         }
-        // Clocks may be slow, and may have been set back.
-        self.now += self.knobs.longest() + self.knobs.longest() / 50 + 4_000;
+        // A place at the gate of one who has died may outlast the locks. Clocks may be slow, and may have been set back.
+        let place = 3 * self.knobs.refresh.as_micros() as u64;
+        let lasts = self.knobs.longest().max(place);
+        self.now += lasts + lasts / 50 + 4_000;
         for node in 0..self.nodes.len() {
             let at = &mut self.nodes[node];
             let now = at.clock.at(self.now);
