@@ -1,8 +1,8 @@
 //! Chaos: crowds of processes on real nodes behind proxies, a fault every few hundred milliseconds, and a journal that is
 //! searched in the end for holds that overlap and for fencing tokens that do not increase.
 //!
-//! `REDGUARD_CHAOS` is its length in seconds; without it the crowds stay at home. `REDGUARD_CHAOS_SEED` repeats the faults and the plans of an earlier run, as far
-//! as its threads come to the same.
+//! `REDGUARD_CHAOS` is its length in seconds; without it the crowds stay at home. `REDGUARD_CHAOS_SEED` repeats the faults and
+//! the plans of an earlier run, as far as its threads come to the same.
 
 mod controls;
 mod faults;

@@ -151,13 +151,50 @@ impl<'a> Storm<'a> {
         self.lasting.push((end, mend));
     }
 
+    fn is_at(&self, place: Place) -> bool {
+        self.lasting.iter().any(|(_, mend)| mend.place() == place)
+    }
+
     fn is_hurt(&self, node: usize) -> bool {
-        let mut places = self.lasting.iter().map(|(_, mend)| mend.place());
-        places.any(|at| at == Place::Node(node) || at == Place::Link(node))
+        self.is_at(Place::Node(node)) || self.is_at(Place::Link(node))
     }
 
     /// A fault that is drawn, unless there is one already where it would be.
     fn strike(&mut self) -> bool {
+        let name = match self.rng.random_range(0..36) {
+            0 => self.strike_all(Place::Node),
+            1 | 2 => self.strike_all(Place::Link),
+            _ => self.strike_one(),
+        };
+        name.into_iter()
+            .for_each(|name| *self.counts.entry(name).or_default() += 1);
+        name.is_some()
+    }
+
+    /// One that a quorum has at once: what each node must do by itself, and what no other can make up for.
+    fn strike_all(&mut self, place: fn(usize) -> Place) -> Option<&'static str> {
+        let all = 0..self.nodes.len();
+        let free: Vec<usize> = all.filter(|&at| !self.is_at(place(at))).collect();
+        if free.len() <= self.nodes.len() / 2 {
+            return None;
+        }
+        let mut name = "";
+        for at in free {
+            if place(at) == Place::Node(at) {
+                self.nodes[at].kill();
+                self.last(10 * MS, MAX_TTL / 10, Mend::Restart(at));
+                name = "all nodes killed";
+            } else {
+                let delay = self.rng.random_range(10 * MS..100 * MS);
+                self.links[at].both(Flow::Delay(delay));
+                self.last(MAX_TTL / 4, MAX_TTL, Mend::Pass(at));
+                name = "all links slow";
+            }
+        }
+        Some(name)
+    }
+
+    fn strike_one(&mut self) -> Option<&'static str> {
         let any = self.rng.random_range(0..self.nodes.len());
         let other = self.rng.random_range(0..PROCESSES);
         let what = self.rng.random_range(0..24);
@@ -166,8 +203,8 @@ impl<'a> Storm<'a> {
             12..21 => Place::Link(any),
             _ => Place::Program(other),
         };
-        if self.lasting.iter().any(|(_, mend)| mend.place() == place) {
-            return false;
+        if self.is_at(place) {
+            return None;
         }
         // A quorum is spared more often than not: without one nothing is held that could overlap.
         let hurt = (0..self.nodes.len()).filter(|&node| node == any || self.is_hurt(node));
@@ -175,10 +212,10 @@ impl<'a> Storm<'a> {
             && hurt.count() > self.nodes.len() / 2
             && !self.rng.random_ratio(1, 6)
         {
-            return false;
+            return None;
         }
         let node = &self.nodes[any];
-        let name = match what {
+        Some(match what {
             0..3 => {
                 node.stop().unwrap();
                 self.last(50 * MS, 2 * MAX_TTL, Mend::Resume(any));
@@ -238,9 +275,7 @@ impl<'a> Storm<'a> {
                 self.last(50 * MS, 2 * MAX_TTL, Mend::Wake(other));
                 "process stopped"
             }
-        };
-        *self.counts.entry(name).or_default() += 1;
-        true
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What one process does in the chaos: its threads take, keep, extend, downgrade and give back, until they are told to stop.
 
+use super::Data;
 use super::tally::Tally;
 use crate::parts::Part;
 use crate::rig::{LIMIT, at};
@@ -26,16 +27,16 @@ const KIBIBYTES: u64 = 64 << 10;
 
 #[test]
 fn part_where_data_is_kept() {
-    play(|config| config);
+    play(Data::Kept, |config| config);
 }
 
 #[test]
 fn part_under_quarantine() {
-    play(|config| config.restart_quarantine(MAX_TTL));
+    play(Data::Lost, |config| config.restart_quarantine(MAX_TTL));
 }
 
 /// The part's key is a seed: the locks have the same names in all processes.
-fn play(with: impl Fn(Config) -> Config) {
+fn play(data: Data, with: impl Fn(Config) -> Config) {
     let Some(part) = Part::mine() else { return };
     // One that is stopped could not see that nobody is there any more who wakes it.
     #[cfg(target_os = "linux")]
@@ -68,6 +69,7 @@ fn play(with: impl Fn(Config) -> Config) {
                 locker: locker.clone(),
                 journal: Journal::at(&part.file),
                 tally: &tally,
+                data,
             };
             let rng = StdRng::from_rng(&mut rng);
             scope.spawn(move || actor.act(rng));
@@ -108,12 +110,14 @@ struct Actor<'a> {
     rw: RedisRwLocker,
     journal: Journal,
     tally: &'a Tally,
+    data: Data,
 }
 
 /// What it does with one lock.
 struct Plan {
     key: String,
     options: LockOptions,
+    renewed: bool,
     stay: Duration,
     extends: Option<Duration>,
     releases: bool,
@@ -141,6 +145,7 @@ impl Plan {
         Plan {
             key: KEYS[rng.random_range(0..KEYS.len())].to_owned(),
             options,
+            renewed,
             stay: rng.random_range(Duration::ZERO..most),
             extends: rng
                 .random_ratio(1, 8)
@@ -203,8 +208,11 @@ impl Actor<'_> {
         }
     }
 
-    /// Holds it, in the journal's eyes from after it was had to before it is given back, but never past the validity that
-    /// was seen last: what a process that was stopped does not notice, it does not claim.
+    /// Holds it, in the journal's eyes from after it was had to the last look that found it held. Where it was lost it was
+    /// held until the end of its validity, as that was seen last, however late a process that was stopped comes to know.
+    ///
+    /// But where nodes lose their data, a renewal or an extension may find that it is lost before that end, and what is left
+    /// of it is then given back at once: there the last look is all that can be claimed.
     fn stay(&self, guard: &impl Guard, plan: &Plan, what: &str, kind: Kind) {
         // Of locks and read-write locks of one name, which are different ones.
         let key = format!(
@@ -213,8 +221,8 @@ impl Actor<'_> {
             plan.key
         );
         let mut entry = self.journal.enter_as(&key, kind);
-        let mut until = Duration::ZERO;
-        entry.until(until);
+        let expires = self.data == Data::Kept || !plan.renewed && plan.extends.is_none();
+        let (mut until, mut seen) = (Duration::ZERO, Duration::ZERO);
         entry.numbered(guard.fence());
         let end = witness::now() + plan.stay;
         let mut extends = plan.extends;
@@ -224,13 +232,14 @@ impl Actor<'_> {
             let remaining = guard.remaining();
             if remaining.is_zero() {
                 let early = witness::now() < until;
-                self.tally
-                    .add(1, if early { "lost before its end" } else { "lost" });
+                let what = ["lost", "lost before its end"][usize::from(early)];
+                self.tally.add(1, what);
+                entry.until(if expires { until } else { seen });
                 break;
             }
-            until = now + remaining;
-            entry.until(until);
+            (until, seen) = (now + remaining, now);
             if now >= end {
+                entry.until(seen);
                 break;
             }
             if let Some(ttl) = extends.take()
