@@ -1,10 +1,12 @@
 //! What a user can set: the nodes' addresses and how the library deals with them.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::key::Ttl;
+use crate::observer::Observer;
 use crate::quorum;
 use crate::retry::RetryPolicy;
 #[cfg(feature = "tls")]
@@ -15,7 +17,7 @@ pub(crate) const MIN_VALIDITY: f64 = 0.5;
 
 const MOST_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_POOL: usize = 64;
-const MAX_OWNER: usize = 64;
+pub(crate) const MAX_OWNER: usize = 64;
 
 /// One node's address: `host:port`, `host` (port 6379), `redis://[user[:password]@]host[:port][/db]`,
 /// `unix:///path/to/socket[?db=n&user=…&pass=…]`, or with the feature `tls` `rediss://…`, which is `redis://…` over TLS.
@@ -139,6 +141,7 @@ pub(crate) struct Settings {
     pub(crate) allow_degraded: bool,
     pub(crate) quarantine: Option<Duration>,
     pub(crate) strict_servers: bool,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
 impl Config {
@@ -172,6 +175,7 @@ impl Config {
                 allow_degraded: false,
                 quarantine: None,
                 strict_servers: false,
+                observer: None,
             },
         }
     }
@@ -297,6 +301,12 @@ impl Config {
         self
     }
 
+    /// Who is told of each grant, loss and release, and of each node's replies. Default: nobody.
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Config {
+        self.settings.observer = Some(observer);
+        self
+    }
+
     /// # Errors
     /// `NoAddresses` and `InvalidConfig`, which names what was given.
     pub(crate) fn check(self) -> Result<Settings, Error> {
@@ -410,6 +420,7 @@ impl fmt::Debug for Config {
             .field("allow_degraded", &s.allow_degraded)
             .field("restart_quarantine", &s.quarantine)
             .field("strict_servers", &s.strict_servers)
+            .field("observer", &s.observer.as_ref().map(|_| ".."))
             .finish()
     }
 }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
@@ -21,6 +20,7 @@ use crate::renewal::Renewal;
 use crate::retry::RetryPolicy;
 use crate::round::Nodes;
 use crate::script::{Request, Verb};
+use crate::stats::Stats;
 use crate::time::{self, Budget, Limit};
 use crate::watch::{self, Losses};
 
@@ -32,6 +32,7 @@ mod acquire;
 mod attempt;
 mod circuit;
 mod extend;
+mod operate;
 mod pause;
 mod way;
 
@@ -53,7 +54,6 @@ pub(crate) struct Engine {
     renewal: Renewal,
     listener: Listener,
     circuit: Circuit,
-    drop_failures: AtomicU64,
 }
 
 impl Engine {
@@ -85,7 +85,6 @@ impl Engine {
             settings,
             gate,
             nodes,
-            drop_failures: AtomicU64::new(0),
         })
     }
 
@@ -99,7 +98,7 @@ impl Engine {
     }
 
     pub(crate) fn drop_failures(&self) -> u64 {
-        self.drop_failures.load(Ordering::Relaxed)
+        self.nodes.meter().drop_failures()
     }
 
     /// Whether this process is a child that was forked off the one with the lanes' threads.
@@ -110,6 +109,15 @@ impl Engine {
     /// No quorum could be connected to since `start`: locks are held in this process until one can (rule S9).
     pub(crate) fn begin_degraded(&self, start: Instant) {
         self.circuit.open(start);
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.nodes.stats()
+    }
+
+    /// A guard has ended that was handed out `held` ago.
+    pub(crate) fn note_end(&self, lease: &Lease, held: Duration, late: bool) {
+        self.nodes.meter().released(lease.key(), held, late);
     }
 
     /// How the nodes are, and whether they are asked.
@@ -221,7 +229,7 @@ impl Engine {
 
     /// What a guard's `Drop` could not do goes here, since nobody is there to be told.
     pub(crate) fn note_failed_drop(&self, key: &Key, error: &Error) {
-        self.drop_failures.fetch_add(1, Ordering::Relaxed);
+        self.nodes.meter().drop_failed();
         warn!("{key:?}: release by drop failed: {error}");
     }
 
@@ -239,6 +247,7 @@ impl Engine {
             if lease.lose() {
                 // Nothing in use is ever deleted: its holder may not have looked yet.
                 warn!("{:?}: lock lost: shut down, left to its TTL", lease.key());
+                self.nodes.meter().lost(lease.key());
                 self.losses.notifier().lost(lease);
             }
         }

@@ -420,6 +420,7 @@ pub(crate) fn locker(
             node_timeout: settings.node_timeout,
             quarantine: settings.quarantine,
             strict: settings.strict_servers,
+            observer: settings.observer.clone(),
         })
         .collect();
     let nodes = Nodes::join(settings, &posts)?;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::warn;
 
@@ -10,20 +10,10 @@ use crate::config::{MIN_VALIDITY, OnDrop};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::key::{Token, Ttl};
-use crate::lease::{Claim, FOR_EVER, Lease, Look};
+use crate::lease::{Claim, FOR_EVER, Lease, Look, Mode};
 use crate::local::Pass;
 use crate::time;
 use crate::watch::LossWatch;
-
-/// Where a lock is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Mode {
-    /// On a quorum of the configured nodes: excludes every process that uses them.
-    Quorum,
-    /// In this process alone: it does not expire, and other processes are not excluded.
-    Local,
-}
 
 /// What all guards are: a lock that is held, from here on to its one end.
 pub(crate) struct Hold {
@@ -31,6 +21,7 @@ pub(crate) struct Hold {
     lease: Arc<Lease>,
     /// Who knows the nodes. Without it the lock is held in this process alone.
     engine: Option<Arc<Engine>>,
+    taken: Instant,
     ended: bool,
 }
 
@@ -40,6 +31,7 @@ impl Hold {
             pass,
             lease,
             engine: Some(engine),
+            taken: time::now(),
             ended: false,
         }
     }
@@ -57,6 +49,7 @@ impl Hold {
             pass,
             lease,
             engine: None,
+            taken: time::now(),
             ended: false,
         })
     }
@@ -155,7 +148,12 @@ impl Hold {
             return Err(Error::Closed);
         }
         match &self.engine {
-            Some(engine) => engine.release(&self.lease, &self.pass, on_drop),
+            Some(engine) => {
+                let held = time::now().saturating_duration_since(self.taken);
+                let released = engine.release(&self.lease, &self.pass, on_drop);
+                engine.note_end(&self.lease, held, released == Err(Error::LockLost));
+                released
+            }
             None => match self.lease.begin_release(time::now()) {
                 Look::Held(_) => {
                     self.lease.end();

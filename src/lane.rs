@@ -10,7 +10,9 @@ use parking_lot::{Condvar, Mutex};
 use crate::about::About;
 use crate::error::Cause;
 use crate::node::Connector;
+use crate::observer::Observer;
 use crate::script::{Answer, Request};
+use crate::stats::Traffic;
 use crate::time;
 
 /// Who is told what nodes answer.
@@ -56,6 +58,8 @@ pub(crate) struct Health {
     pub(crate) overdue: AtomicU64,
     /// Until when the node does not vote on new locks, in [`time::micros`].
     pub(crate) quarantined: AtomicU64,
+    /// What has come back from it.
+    pub(crate) traffic: Traffic,
     pub(crate) report: Mutex<Report>,
 }
 
@@ -86,6 +90,7 @@ impl Lane {
             up: AtomicBool::new(false),
             overdue: AtomicU64::new(u64::MAX),
             quarantined: AtomicU64::new(0),
+            traffic: Traffic::default(),
             report: Mutex::new(Report {
                 cause: Cause::Unreachable("not connected yet".into()),
                 since: time::now(),
@@ -147,6 +152,10 @@ impl Lane {
 
     pub(crate) fn quarantine(&self, now: Instant) -> Duration {
         self.health.quarantine(now)
+    }
+
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.health.traffic
     }
 
     pub(crate) fn report(&self) -> Report {
@@ -250,4 +259,5 @@ pub(crate) struct Post {
     pub(crate) quarantine: Option<Duration>,
     /// Whether a node that may evict locks is not used.
     pub(crate) strict: bool,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
 }

@@ -22,6 +22,16 @@ const MOST_LEAD: i64 = 100_000;
 /// A lease that does not expire ends after this: never.
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// Where a lock is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mode {
+    /// On a quorum of the configured nodes: excludes every process that uses them.
+    Quorum,
+    /// In this process alone: it does not expire, and other processes are not excluded.
+    Local,
+}
+
 /// What a lease gives its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {

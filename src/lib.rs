@@ -255,6 +255,7 @@ mod fake;
 mod fence;
 mod guard;
 mod health;
+mod holder;
 mod inbox;
 mod key;
 mod lane;
@@ -265,6 +266,7 @@ mod locker;
 mod node;
 mod nodes;
 mod notify;
+mod observer;
 mod options;
 mod quorum;
 mod renewal;
@@ -274,6 +276,7 @@ mod rw_locker;
 mod script;
 #[cfg(all(test, not(loom)))]
 mod simulation;
+mod stats;
 mod sync;
 mod take;
 mod time;
@@ -287,14 +290,18 @@ pub use crate::{
     cancel::CancelToken,
     config::{Config, Endpoint, OnDrop},
     error::{Cause, Error, NodeCause},
-    guard::{LockGuard, Mode, ReadGuard, WriteGuard},
+    guard::{LockGuard, ReadGuard, WriteGuard},
     health::{BreakerState, Health, NodeHealth, NodeState},
+    holder::Holder,
+    lease::Mode,
     locker::{LocalLocker, Locker, RedisLocker},
     nodes::Nodes,
     notify::LostLock,
+    observer::{NodeReply, Observer},
     options::LockOptions,
     retry::RetryPolicy,
     rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker},
+    stats::{NodeStats, Spans, Stats},
     watch::{LossWatch, WaitLost},
 };
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::error::Error;
 use crate::guard::LockGuard;
+use crate::holder::Holder;
+use crate::key::{Family, Key};
 use crate::lease::Claim;
 use crate::local::Gate;
 use crate::nodes::Nodes;
@@ -104,6 +106,50 @@ impl RedisLocker {
     /// The nodes that it locks on.
     pub fn nodes(&self) -> &Nodes {
         &self.nodes
+    }
+
+    /// Who holds the lock of `key`, for operators to see: **a look, not a lock**, out of date when it is returned. `None` if no
+    /// node that answered has it.
+    ///
+    /// Asks all nodes, the breaker notwithstanding; blocks until those that are connected have answered, for `node_timeout`
+    /// at most. Locks that are held in a process alone ([`Mode::Local`](crate::Mode::Local)) and read-write locks are not seen.
+    ///
+    /// # Errors
+    /// [`InvalidKey`](Error::InvalidKey); [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node when too few
+    /// answered; [`Closed`](Error::Closed) after a shutdown or in a forked child.
+    ///
+    /// ```no_run
+    /// # use redguard::{Config, RedisLocker};
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// # let locker = RedisLocker::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
+    /// if let Some(holder) = locker.holder("nightly-report")? {
+    ///     let owner = holder.owner.as_deref().unwrap_or("somebody");
+    ///     println!("held by {owner}, for {:?} unless extended", holder.remaining);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn holder(&self, key: &str) -> Result<Option<Holder>, Error> {
+        self.nodes.engine().holder(self.parse(key)?)
+    }
+
+    /// Takes the lock of `key` away from whoever holds it, on all nodes that answer: **its holder goes on** until it looks, and
+    /// may overlap with the next one. For operators who know that the holder is dead, and cannot wait for the TTL.
+    ///
+    /// `true` if a node had it. A holder that is alive finds its lock lost when it is renewed, extended or released next, and
+    /// whoever waits for it is woken. Blocks as [`holder`](RedisLocker::holder) does. A lock may stay on nodes that did not
+    /// answer: a minority, unless it is an error.
+    ///
+    /// # Errors
+    /// As [`holder`](RedisLocker::holder). With [`InsufficientQuorum`](Error::InsufficientQuorum) those that did answer have
+    /// deleted it all the same.
+    pub fn force_release(&self, key: &str) -> Result<bool, Error> {
+        self.nodes.engine().force_release(self.parse(key)?)
+    }
+
+    fn parse(&self, key: &str) -> Result<Key, Error> {
+        let prefix = &self.nodes.engine().settings().key_prefix;
+        Key::parse(prefix, key, Family::Exclusive)
     }
 
     fn take(&self, key: &str, options: &LockOptions, how: Strength) -> Result<LockGuard, Error> {

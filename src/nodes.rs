@@ -17,6 +17,7 @@ use crate::lane::{First, Post};
 use crate::node::{Connector, Server};
 use crate::quorum::{Question, Tally, Vote, quorum};
 use crate::round;
+use crate::stats::{Meter, Stats};
 use crate::time;
 
 /// Nodes that are not needed for a quorum get at least this much longer than the quorum did.
@@ -83,6 +84,7 @@ impl Nodes {
                 node_timeout: settings.node_timeout,
                 quarantine: settings.quarantine,
                 strict: settings.strict_servers,
+                observer: settings.observer.clone(),
             });
         }
         Nodes::join(settings, &posts)
@@ -109,7 +111,8 @@ impl Nodes {
             // Those that are still connecting end when they notice.
             crew.disband(time::now());
         })?;
-        let nodes = round::Nodes::new(crew, names, settings.pool_size);
+        let meter = Meter::new(settings.observer.clone());
+        let nodes = round::Nodes::new(crew, names, settings.pool_size, meter);
         let connectors = posts.iter().map(|post| Arc::clone(&post.connector));
         let engine = Engine::new(settings, nodes, connectors.collect())?;
         if missing.is_some() {
@@ -127,6 +130,26 @@ impl Nodes {
     /// How many guards could not be released by their `Drop`: lost by then, or not confirmed by a quorum.
     pub fn drop_failures(&self) -> u64 {
         self.engine.drop_failures()
+    }
+
+    /// What has happened to locks on these nodes since they were connected, in numbers. Does not block.
+    ///
+    /// ```no_run
+    /// use redguard::{Config, Nodes};
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let nodes = Nodes::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
+    /// // … work …
+    /// let stats = nodes.stats();
+    /// println!("{} locks, after {:?} on average", stats.granted, stats.waits.mean());
+    /// for node in &stats.nodes {
+    ///     println!("{}: {} requests without an answer", node.node, node.unknown);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn stats(&self) -> Stats {
+        self.engine.stats()
     }
 
     /// How the nodes are at this moment, and whether they are asked. Does not block.

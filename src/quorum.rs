@@ -119,7 +119,7 @@ impl Tally {
 
     /// The verdict: a yes or a no as soon as no vote that is still out can change it, `Unavailable` when all are in.
     pub(crate) fn verdict(&self) -> Option<Verdict> {
-        let open = self.total - self.voted.len();
+        let open = self.open();
         decide(
             self.question,
             self.total,
@@ -129,9 +129,14 @@ impl Tally {
         )
     }
 
+    /// How many nodes have not voted.
+    pub(crate) fn open(&self) -> usize {
+        self.total - self.voted.len()
+    }
+
     /// Whether all nodes have voted.
     pub(crate) fn is_complete(&self) -> bool {
-        self.voted.len() == self.total
+        self.open() == 0
     }
 
     /// The verdict when the round's time is over: who has not voted did not answer.
@@ -145,7 +150,7 @@ impl Tally {
     /// How many more votes it takes at the least until there is a verdict, so that nobody wakes for fewer.
     pub(crate) fn at_least(&self) -> usize {
         let (granted, refused) = (self.granted.len(), self.refused.len());
-        let open = self.total - self.voted.len();
+        let open = self.open();
         let decided = |granted, refused, open| {
             decide(self.question, self.total, granted, refused, open).is_some()
         };

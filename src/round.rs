@@ -16,6 +16,7 @@ use crate::lease::Lease;
 use crate::local::Gate;
 use crate::quorum::{NodeSet, Question, Tally, Verdict, Vote, quorum};
 use crate::script::{Answer, Holder, Request, Verb};
+use crate::stats::{Meter, NodeStats, Stats};
 use crate::time::{self, Budget};
 
 /// The configured nodes as one: what the rooms above ask is asked of all of them.
@@ -26,6 +27,7 @@ pub(crate) struct Nodes {
     pool: usize,
     hasher: RandomState,
     pace: Pace,
+    meter: Meter,
 }
 
 /// How long rounds take at present, so that a caller knows whether going to sleep is worth it.
@@ -86,6 +88,15 @@ impl Round<'_> {
         self.end(ended)
     }
 
+    /// Waits for all nodes that were asked, whatever they say, until the budget's time is over.
+    pub(crate) fn of_all(mut self, budget: Budget) -> Outcome {
+        let mut ended = Ended::Answered;
+        while self.tally.open() > 0 && ended == Ended::Answered {
+            ended = self.collect(self.tally.open(), None, budget.end());
+        }
+        self.end(ended)
+    }
+
     /// Waits for `wanted` answers and counts them.
     fn collect(&mut self, wanted: usize, soon: Option<Instant>, end: Option<Instant>) -> Ended {
         let ended = self.inbox.collect(wanted, soon, end, &mut self.answers);
@@ -134,18 +145,35 @@ pub(crate) struct Outcome {
 }
 
 impl Nodes {
-    pub(crate) fn new(crew: Crew, names: Vec<String>, pool: usize) -> Nodes {
+    pub(crate) fn new(crew: Crew, names: Vec<String>, pool: usize, meter: Meter) -> Nodes {
         Nodes {
             crew,
             names,
             pool,
             hasher: RandomState::new(),
             pace: Pace::default(),
+            meter,
         }
     }
 
     pub(crate) fn total(&self) -> usize {
         self.names.len()
+    }
+
+    /// Counts what happens to locks on these nodes.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let nodes = self.each().map(|(node, lanes)| {
+            let mut stats = NodeStats::of(node);
+            lanes
+                .iter()
+                .for_each(|lane| lane.traffic().add_to(&mut stats));
+            stats
+        });
+        self.meter.stats(nodes.collect())
     }
 
     /// How many lanes are up.
@@ -423,7 +451,7 @@ pub(crate) fn question(verb: Verb) -> Question {
 /// An answer as a vote. A value of another type is a clear refusal: it will not go away by asking again.
 pub(crate) fn vote(answer: Answer) -> Vote {
     match answer {
-        Answer::Yes | Answer::Numbered(_) | Answer::Heard(_) => Vote::Granted,
+        Answer::Yes | Answer::Numbered(_) | Answer::Heard(_) | Answer::Seen(_) => Vote::Granted,
         Answer::Held(by, remaining) => Vote::Refused(match by {
             Holder::One => Cause::Held { remaining },
             Holder::Readers => Cause::Readers { remaining },

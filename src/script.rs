@@ -11,9 +11,12 @@ use std::time::Duration;
 
 use redis::{Cmd, RedisError, RedisWrite, ServerErrorKind, ToRedisArgs, Value};
 
+use crate::config::MAX_OWNER;
 use crate::error::Cause;
+use crate::holder::Sight;
 use crate::key::NodeKey;
 use crate::lease::{Claim, Lease};
+use crate::observer::NodeReply;
 
 use self::lua::{SCRIPTS, Script};
 
@@ -39,6 +42,10 @@ pub(crate) enum Verb {
     Raise,
     /// Wake our own listener: a message to its private channel, which has the name of the lease's key.
     Knock,
+    /// Tell who holds an exclusive lock, for an operator to see.
+    Tell,
+    /// Delete an exclusive lock whoever holds it, since an operator says so.
+    Break,
     /// Delete it if it is ours. Also the undo of an attempt, and the leaving of a place at the gate.
     Release,
 }
@@ -109,6 +116,8 @@ pub(crate) enum Answer {
     Yes,
     /// Deleted, and so many heard of it.
     Heard(u64),
+    /// Somebody holds it.
+    Seen(Box<Sight>),
     /// Granted, with this number of the node's fence.
     Numbered(u64),
     /// Refused because of somebody who holds it, for so long if that one does not extend it.
@@ -119,6 +128,19 @@ pub(crate) enum Answer {
     Foreign,
     /// An error reply, or none: nobody knows whether the request took effect.
     Fault(Cause),
+}
+
+impl Answer {
+    /// The same for an observer.
+    pub(crate) fn reply(&self) -> NodeReply {
+        match self {
+            Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) | Answer::Seen(_) => {
+                NodeReply::Granted
+            }
+            Answer::Held(..) | Answer::Absent | Answer::Foreign => NodeReply::Refused,
+            Answer::Fault(_) => NodeReply::Fault,
+        }
+    }
 }
 
 /// Who stands in the way of a take.
@@ -215,6 +237,11 @@ impl Loaded {
                 self.call(Script::ReleaseWrite, cmd, &[owner, turn]);
                 cmd.arg(token).arg(millis(request.refresh)).arg(channel);
             }
+            (Verb::Tell, _) => self.call(Script::Tell, cmd, &[owner]),
+            (Verb::Break, _) => {
+                self.call(Script::Break, cmd, &[owner]);
+                cmd.arg(channel);
+            }
             (Verb::Knock, _) => {
                 cmd.arg("PUBLISH").arg(key.wire()).arg("");
             }
@@ -281,7 +308,7 @@ pub(crate) enum Read {
 
 /// Reads a reply to a request; of a call for several to that which is number `place` in it.
 pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
-    use Verb::{Downgrade, Extend, Knock, PutBack, Raise, Release, Take};
+    use Verb::{Break, Downgrade, Extend, Knock, PutBack, Raise, Release, Take, Tell};
     let is_numbered = request.verb == Take && request.fence.is_some();
     let is_script = is_numbered || request.lease.claim() != Claim::Exclusive;
     Read::Answer(match (request.verb, reply) {
@@ -304,15 +331,41 @@ pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
             _ => return Read::OutOfStep,
         },
         (Knock, Value::Int(_)) => Answer::Yes,
-        (Downgrade | Release, Value::Int(more)) if *more > 1 => Answer::Heard(*more as u64 - 1),
-        (Extend | Downgrade | Raise | Release, Value::Int(1)) => Answer::Yes,
-        (Extend | Downgrade | Raise | Release, Value::Int(0)) => Answer::Absent,
+        (Tell, Value::Array(said)) => match sight(said) {
+            Some(sight) => Answer::Seen(Box::new(sight)),
+            None => return Read::OutOfStep,
+        },
+        (Tell, Value::Int(0)) => Answer::Absent,
+        (Downgrade | Release | Break, Value::Int(more)) if *more > 1 => {
+            Answer::Heard(*more as u64 - 1)
+        }
+        (Extend | Downgrade | Raise | Release | Break, Value::Int(1)) => Answer::Yes,
+        (Extend | Downgrade | Raise | Release | Break, Value::Int(0)) => Answer::Absent,
         (Extend | Downgrade | Raise | Release, Value::Int(-1)) => Answer::Foreign,
         (_, Value::ServerError(error)) => match error.kind() {
             Some(ServerErrorKind::NoScript) => return Read::NoScript,
             _ => Answer::Fault(cause(&error.clone().into())),
         },
         _ => return Read::OutOfStep,
+    })
+}
+
+/// A label is at most as long as one can be set, and printable: a foreign client may have written anything.
+fn sight(said: &[Value]) -> Option<Sight> {
+    let [
+        Value::BulkString(digest),
+        Value::BulkString(owner),
+        Value::Int(left),
+    ] = said
+    else {
+        return None;
+    };
+    let owner = String::from_utf8_lossy(owner);
+    let shown = |c: char| if c.is_control() { ' ' } else { c };
+    Some(Sight {
+        digest: String::from_utf8(digest.clone()).ok()?,
+        owner: owner.chars().take(MAX_OWNER).map(shown).collect(),
+        remaining: left_of(*left)?,
     })
 }
 

@@ -61,6 +61,7 @@ fn free(lease: &Arc<Lease>, why: &str, gate: &Gate, nodes: &Nodes) {
     warn!("{:?}: lock lost: {why}", lease.key());
     nodes.release_behind(lease, NodeSet::default());
     gate.poke(lease.key());
+    nodes.meter().lost(lease.key());
 }
 
 /// How a wait for the loss of a lock ended.

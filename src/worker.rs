@@ -13,6 +13,7 @@ use crate::about::About;
 use crate::error::Cause;
 use crate::lane::{Census, First, Health, Job, Message, Post};
 use crate::node::{Connector, Greeting, Session};
+use crate::observer::{self, NodeReply, Observer};
 use crate::script::{Answer, Request, Verb};
 use crate::time;
 
@@ -38,6 +39,7 @@ pub(crate) struct Worker {
     node_timeout: Duration,
     quarantine: Option<Duration>,
     strict: bool,
+    observer: Option<Arc<dyn Observer>>,
     queue: Receiver<Message>,
     health: Arc<Health>,
     census: Arc<Census>,
@@ -77,6 +79,7 @@ impl Worker {
             node_timeout: post.node_timeout,
             quarantine: post.quarantine,
             strict: post.strict,
+            observer: post.observer.clone(),
             queue,
             health,
             census,
@@ -300,13 +303,22 @@ impl Worker {
         let (node, name) = (self.node, &self.name);
         let (requests, returns) = (&self.requests, &mut self.returns);
         let denied = &mut self.denied;
+        let (traffic, observer) = (&self.health.traffic, self.observer.as_ref());
+        let (sent, mut replies) = (time::now(), 0);
+        let note = |reply, latency| {
+            traffic.note(reply, latency);
+            observer::tell(observer, |observer| observer.replied(name, reply, latency));
+        };
         let mut undone = None;
         let attempt = || {
             session.exchange(requests, &mut |index, answer| {
                 let request = &requests[index];
                 trace!("{name}: {:?} {answer:?}", request.verb);
+                let now = time::now();
+                replies += 1;
+                note(answer.reply(), now.saturating_duration_since(sent));
                 // The node may have taken its time: what it did, it did by now.
-                note_written(request, time::now());
+                note_written(request, now);
                 if let (Answer::Fault(cause @ Cause::Denied(_)), false) = (&answer, *denied) {
                     warn!("{name}: {:?}: {cause}", request.verb);
                     *denied = true;
@@ -325,6 +337,8 @@ impl Worker {
             })
         };
         let done = watched(&self.health, self.node_timeout, attempt);
+        let took = time::now().saturating_duration_since(sent);
+        (replies..requests.len()).for_each(|_| note(NodeReply::Unknown, took));
         let done = done.and(undone.map_or(Ok(()), Err));
         match &done {
             Ok(()) => {

@@ -14,7 +14,7 @@ use crate::engine::way::Way;
 use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::key::{Key, Token, Ttl};
-use crate::lease::{Claim, Lease, Look};
+use crate::lease::{Claim, Lease, Look, Mode};
 use crate::listener::{Heard, Listening};
 use crate::local::{Access, Pass, Refused};
 use crate::notify::OnLost;
@@ -132,6 +132,18 @@ impl Engine {
     /// Blocks until `patience` ends, and for the attempt that has begun by then.
     pub(crate) fn acquire(&self, wish: &Wish, patience: Patience) -> Result<Taken, Error> {
         let started = time::now();
+        let taken = self.pursue(wish, patience, started);
+        let outcome = match &taken {
+            Ok(Taken::Quorum(..)) => Ok(Mode::Quorum),
+            Ok(Taken::Local(_)) => Ok(Mode::Local),
+            Err(error) => Err(error),
+        };
+        let waited = time::now().saturating_duration_since(started);
+        self.nodes.meter().acquired(&wish.key, outcome, waited);
+        taken
+    }
+
+    fn pursue(&self, wish: &Wish, patience: Patience, started: Instant) -> Result<Taken, Error> {
         let waited = || time::now().saturating_duration_since(started);
         let inbox = cancel::inbox(wish.cancel.as_ref())?;
         let retry = self.retry(wish.claim);

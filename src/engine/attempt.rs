@@ -77,6 +77,7 @@ impl Engine {
         first: Option<usize>,
         probe: Option<&Probe<'_>>,
     ) -> Result<Result<Arc<Lease>, Miss>, Error> {
+        self.nodes.meter().attempted(&wish.key);
         let ttl = wish.ttl;
         let token = Token::fresh(self.settings.owner.as_deref())?;
         let lease = Arc::new(Lease::new(wish.key.clone(), token, wish.claim));

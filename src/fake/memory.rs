@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use crate::holder::Sight;
 use crate::key::Key;
 use crate::lease::Claim;
 use crate::script::{Answer, Holder, Request, Verb};
@@ -55,6 +56,19 @@ impl Memory {
         let slot = self.slot(lease.key(), now);
         match (request.verb, lease.claim()) {
             (Verb::Knock, _) => Answer::Yes,
+            (Verb::Tell, _) => match &slot.owner {
+                None => Answer::Absent,
+                Some((token, end)) => Answer::Seen(Box::new(Sight {
+                    digest: token.clone(),
+                    owner: token
+                        .rsplit_once(':')
+                        .map(|(owner, _)| owner)
+                        .unwrap_or_default()
+                        .to_owned(),
+                    remaining: Some(end.saturating_duration_since(now)),
+                })),
+            },
+            (Verb::Break, _) => given(slot.owner.take().is_some()),
             (_, Claim::Gate) => given(slot.gate.remove(token).is_some()),
             (Verb::Take | Verb::PutBack, Claim::Read) => {
                 let refused = slot.refuses_reader(is_new);

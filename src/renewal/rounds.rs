@@ -245,6 +245,7 @@ impl Rounds {
         };
         match (look, verdict) {
             (Look::Held(_), Verdict::Won) => {
+                self.nodes.meter().renewed(lease.key());
                 // Only now, with a quorum that is ours, may it come back where it was lost.
                 self.nodes.put_back(lease, ttl.millis(), absent);
                 if !tally.is_complete() {

@@ -333,8 +333,32 @@ if not fence or tonumber(fence) < tonumber(ARGV[2]) then redis.call('SET', KEYS[
 return 1"
 );
 
+/// Tell who holds an exclusive lock, without its token: who knows that can release the lock.
+///
+/// KEYS: the lock. Reply: 0 no such key; else a digest of the value, what is before its last `:`, and for how many ms (−1 without
+/// an end).
+const TELL: &str = "\
+local value = redis.call('GET', KEYS[1])
+if not value then return 0 end
+return {redis.sha1hex(value), string.match(value, '^(.*):') or '', redis.call('PTTL', KEYS[1])}";
+
+/// Delete an exclusive lock whoever holds it, as an operator says.
+///
+/// 1. A value of another type is no lock, and fails the first step.
+///
+/// KEYS: the lock. ARGV: where to publish it. Reply: 0 no such key; else it was deleted, and the reply is one more than who
+/// heard of it.
+const BREAK: &str = concat!(
+    "local channel = ARGV[1]
+if not redis.call('GET', KEYS[1]) then return 0 end
+redis.call('DEL', KEYS[1])",
+    publish!(),
+    "
+return heard"
+);
+
 /// All scripts, in the order of [`Script`].
-pub(super) const SCRIPTS: [&str; 10] = [
+pub(super) const SCRIPTS: [&str; 12] = [
     EXTEND,
     RELEASE,
     READ,
@@ -345,6 +369,8 @@ pub(super) const SCRIPTS: [&str; 10] = [
     DOWNGRADE,
     TAKE_FENCED,
     RAISE,
+    TELL,
+    BREAK,
 ];
 
 /// Where a script is in [`SCRIPTS`].
@@ -360,4 +386,6 @@ pub(super) enum Script {
     Downgrade,
     TakeFenced,
     Raise,
+    Tell,
+    Break,
 }

@@ -19,7 +19,9 @@ pub(crate) fn unsent(request: &Request, quarantine: Duration, now: Instant) -> O
             let remaining = quarantine;
             Some(Answer::Fault(Cause::Quarantined { remaining }))
         }
-        (Verb::Take | Verb::Raise, Look::Trying) | (Verb::Knock, _) | (_, Look::Held(_)) => None,
+        (Verb::Take | Verb::Raise, Look::Trying)
+        | (Verb::Knock | Verb::Tell | Verb::Break, _)
+        | (_, Look::Held(_)) => None,
         _ => Some(Answer::Fault(Cause::Unreachable(
             "not sent: the lease is over".into(),
         ))),

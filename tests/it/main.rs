@@ -11,6 +11,7 @@ mod conformance;
 mod expiry;
 mod fencing;
 mod hostile;
+mod inside;
 mod keeping;
 mod model;
 mod network;

@@ -1,0 +1,95 @@
+//! Who holds a lock, as the nodes tell it: for operators.
+
+use std::time::Duration;
+
+/// Who holds an exclusive lock, as [`RedisLocker::holder`](crate::RedisLocker::holder) found it.
+///
+/// This is **a look, not a lock**: it is out of date when it is returned, and nothing may be concluded from it but what to
+/// show to a human. Who wants the lock asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// The label that its process has set with [`Config::owner`](crate::Config::owner), if any. A foreign client's value is
+    /// shown up to its last `:`.
+    pub owner: Option<String>,
+    /// Until a quorum of nodes does not hold it any more, if it is not extended; for one that holds fewer nodes than that,
+    /// until the last of them is free. `None` if that never comes to pass, since the key has no end.
+    pub remaining: Option<Duration>,
+    /// On how many nodes the lock has its token.
+    pub nodes: usize,
+    /// How many it needs, of the configured ones. With fewer the lock is not held: it is about to be, or was, or the rest of
+    /// it has been lost.
+    pub needed: usize,
+}
+
+impl Holder {
+    /// Whether it has a quorum of nodes, so that the lock is held.
+    pub fn has_quorum(&self) -> bool {
+        self.nodes >= self.needed
+    }
+}
+
+/// What one node says of a lock's key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sight {
+    /// Tells tokens apart, without giving them away: who knows a token can release the lock.
+    pub(crate) digest: String,
+    pub(crate) owner: String,
+    pub(crate) remaining: Option<Duration>,
+}
+
+/// Who holds the lock of whom the nodes say this: the one with the most nodes.
+pub(crate) fn holder(sights: &[Sight], needed: usize) -> Option<Holder> {
+    let ends_of = |wanted: &Sight| {
+        let same = sights.iter().filter(|s| s.digest == wanted.digest);
+        same.map(|s| s.remaining).collect::<Vec<_>>()
+    };
+    let most = sights.iter().max_by_key(|sight| ends_of(sight).len())?;
+    let mut ends = ends_of(most);
+    // The last to end comes first; never is later than any.
+    ends.sort_by_key(|end| std::cmp::Reverse(end.unwrap_or(Duration::MAX)));
+    let decisive = if ends.len() < needed { 0 } else { needed - 1 };
+    Some(Holder {
+        owner: Some(most.owner.clone()).filter(|owner| !owner.is_empty()),
+        remaining: ends[decisive],
+        nodes: ends.len(),
+        needed,
+    })
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn sight(digest: &str, seconds: Option<u64>) -> Sight {
+        Sight {
+            digest: digest.to_owned(),
+            owner: format!("of {digest}"),
+            remaining: seconds.map(Duration::from_secs),
+        }
+    }
+
+    #[test]
+    fn who_has_the_most_nodes_holds_it() {
+        let (a, b) = (|s| sight("a", Some(s)), |s| sight("b", Some(s)));
+        for (sights, owner, remaining, nodes) in [
+            (vec![a(3), a(5), a(4)], "of a", Some(4), 3),
+            (vec![a(3), b(5), a(4)], "of a", Some(3), 2),
+            (vec![a(3)], "of a", Some(3), 1),
+            (vec![b(2), a(3), b(9)], "of b", Some(2), 2),
+            (vec![sight("a", None), a(4), a(2)], "of a", Some(4), 3),
+            (vec![sight("a", None), sight("a", None)], "of a", None, 2),
+        ] {
+            let found = holder(&sights, 2).unwrap();
+            assert_eq!(found.owner.as_deref(), Some(owner));
+            assert_eq!(found.remaining, remaining.map(Duration::from_secs));
+            assert_eq!((found.nodes, found.has_quorum()), (nodes, nodes >= 2));
+        }
+        assert_eq!(holder(&[], 2), None);
+        let nameless = Sight {
+            owner: String::new(),
+            ..sight("a", None)
+        };
+        assert_eq!(holder(&[nameless], 1).unwrap().owner, None);
+    }
+}
