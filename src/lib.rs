@@ -197,6 +197,18 @@
 //! With an append-only file and `appendfsync always` nothing is forgotten, and it costs a write to disk per request; without
 //! both, a node must be kept down by hand for the longest TTL, as the Redlock text says.
 //!
+//! # A look inside
+//!
+//! | what | tells |
+//! |---|---|
+//! | [`Nodes::stats`] | counts since connecting: granted, contended, unavailable, lost, renewals, waits, holds, and each node's replies |
+//! | [`Config::observer`] | the same as it happens, to a trait of yours ([`Observer`]) |
+//! | [`Nodes::health`] | the breaker, and of each node whether it takes part and why not |
+//! | [`RedisLocker::holder`] | who holds a lock, for an operator to see |
+//! | [`RedisLocker::force_release`] | nothing: it takes a lock away from a holder that is known to be dead |
+//!
+//! `examples/metrics.rs` has them served to Prometheus.
+//!
 //! # Guards and scopes
 //!
 //! - Locks are **not re-entrant**: a thread that asks for a lock it holds waits, like any other, until the lease of
@@ -222,7 +234,7 @@
 //!
 //! # Log levels
 //!
-//! Through the `log` crate. `error`: a callback panicked. `warn`: a lock was lost, a drop failed, the breaker opened (and locks are held
+//! Through the `log` crate. `error`: a callback or an observer panicked. `warn`: a lock was lost, a drop failed, the breaker opened (and locks are held
 //! here from then on), a node denied access, may evict locks or has a clock that is off by more than 302 ms, an even number of nodes.
 //! `info`: the breaker closed; a node is connected, connected again, suspect, in quarantine, or cannot be listened to. `debug`: verdicts and retries. `trace`: replies. Never a
 //! token, never a password.

@@ -153,11 +153,11 @@ fn a_node_that_does_not_answer_is_counted_as_such() {
     let (locker, diary) =
         watched(at(nodes.iter().map(|s| s.addr())).node_timeout(Duration::from_millis(500)));
     let key = unique_key("unknown");
-    nodes[2].stop();
+    nodes[2].stop().unwrap();
     locker.lock(&key, TTL).unwrap().release().unwrap();
     let unknown = || locker.nodes().stats().nodes[2].unknown > 0;
     eventually(LIMIT, "it has not answered", unknown);
-    nodes[2].resume();
+    nodes[2].resume().unwrap();
     assert!(diary.replies.lock().unwrap()[&(nodes[2].addr(), NodeReply::Unknown)] > 0);
     assert_eq!(locker.nodes().stats().nodes[0].unknown, 0);
 }

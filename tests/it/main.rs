@@ -13,6 +13,7 @@ mod fencing;
 mod hostile;
 mod inside;
 mod keeping;
+mod metrics;
 mod model;
 mod network;
 mod nodes;

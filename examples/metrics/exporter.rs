@@ -1,0 +1,177 @@
+//! The counts of a `Nodes` as Prometheus reads them, served over HTTP on loopback.
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use redguard::{BreakerState, Mode, NodeReply, NodeState, Nodes, Observer};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// What counts cannot tell: how waits, holds and replies are distributed. An observer that feeds histograms.
+#[derive(Debug)]
+pub(crate) struct Histograms {
+    waits: Histogram,
+    holds: Histogram,
+    replies: Family<Vec<(&'static str, String)>, Histogram>,
+}
+
+impl Histograms {
+    pub(crate) fn new() -> Arc<Histograms> {
+        Arc::new(Histograms {
+            waits: buckets(),
+            holds: buckets(),
+            replies: Family::new_with_constructor(buckets),
+        })
+    }
+}
+
+/// From 100 µs to some 100 s.
+fn buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 4.0, 11))
+}
+
+impl Observer for Histograms {
+    fn granted(&self, _key: &str, _mode: Mode, waited: Duration) {
+        self.waits.observe(waited.as_secs_f64());
+    }
+
+    fn released(&self, _key: &str, held: Duration, _late: bool) {
+        self.holds.observe(held.as_secs_f64());
+    }
+
+    fn replied(&self, node: &str, reply: NodeReply, latency: Duration) {
+        let labels = vec![
+            ("node", node.to_owned()),
+            ("reply", format!("{reply:?}").to_lowercase()),
+        ];
+        let histogram = self.replies.get_or_create(&labels);
+        histogram.observe(latency.as_secs_f64());
+    }
+}
+
+/// Reads the counts at each scrape: nothing is counted twice.
+#[derive(Debug)]
+struct Counts(Nodes);
+
+impl Collector for Counts {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
+        let stats = self.0.stats();
+        for (name, help, count) in [
+            ("granted", "Locks that were handed out", stats.granted),
+            ("contended", "Acquires that found it held", stats.contended),
+            (
+                "unavailable",
+                "Acquires that could not find out",
+                stats.unavailable,
+            ),
+            ("attempts", "Rounds of asking the nodes", stats.attempts),
+            ("renewals", "Renewals by a quorum", stats.renewals),
+            ("lost", "Locks that were lost while held", stats.lost),
+            (
+                "released_late",
+                "Guards that ended after that",
+                stats.released_late,
+            ),
+            ("drop_failures", "Failed drops", stats.drop_failures),
+        ] {
+            let metric = ConstCounter::new(count);
+            let encoder = to.encode_descriptor(name, help, None, metric.metric_type())?;
+            metric.encode(encoder)?;
+        }
+        let health = self.0.health();
+        let open = ConstGauge::new(i64::from(health.breaker != BreakerState::Closed));
+        let encoder = to.encode_descriptor(
+            "breaker_open",
+            "1 unless the breaker is closed",
+            None,
+            open.metric_type(),
+        )?;
+        open.encode(encoder)?;
+        let help = "1 for a node that takes part";
+        let up = ConstGauge::new(0_i64).metric_type();
+        let mut encoder = to.encode_descriptor("node_up", help, None, up)?;
+        for node in &health.nodes {
+            let up = ConstGauge::new(i64::from(node.state == NodeState::Up));
+            let labels = [("node", node.node.as_str())];
+            up.encode(encoder.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Serves `/metrics` until it is dropped.
+pub(crate) struct Exporter {
+    server: Arc<tiny_http::Server>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Exporter {
+    /// Port 0 takes a free one.
+    pub(crate) fn serve(
+        nodes: &Nodes,
+        histograms: &Histograms,
+        at: SocketAddr,
+    ) -> Result<Exporter, Failure> {
+        let mut registry = Registry::with_prefix("redguard");
+        let seconds = || Unit::Seconds;
+        let mut add = |name: &str, help: &str, metric: &Histogram| {
+            registry.register_with_unit(name, help, seconds(), metric.clone());
+        };
+        add("wait", "How long locks were waited for", &histograms.waits);
+        add("hold", "How long locks were held", &histograms.holds);
+        registry.register_with_unit(
+            "reply",
+            "How long nodes took to reply",
+            seconds(),
+            histograms.replies.clone(),
+        );
+        registry.register_collector(Box::new(Counts(nodes.clone())));
+        let server = Arc::new(tiny_http::Server::http(at)?);
+        let serves = Arc::clone(&server);
+        let thread = std::thread::Builder::new()
+            .name("exporter".into())
+            .spawn(move || {
+                for request in serves.incoming_requests() {
+                    let mut body = String::new();
+                    let response = match request.url() {
+                        "/metrics" if text::encode(&mut body, &registry).is_ok() => {
+                            let kind = "Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8";
+                            let kind = kind.parse::<tiny_http::Header>();
+                            kind.into_iter()
+                                .fold(tiny_http::Response::from_string(body), |response, kind| {
+                                    response.with_header(kind)
+                                })
+                        }
+                        _ => tiny_http::Response::from_string("see /metrics\n").with_status_code(404),
+                    };
+                    // Who has hung up does not want it.
+                    let _ = request.respond(response);
+                }
+            })?;
+        Ok(Exporter {
+            server,
+            thread: Some(thread),
+        })
+    }
+
+    pub(crate) fn addr(&self) -> Option<SocketAddr> {
+        self.server.server_addr().to_ip()
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        self.server.unblock();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
