@@ -207,7 +207,8 @@ impl Config {
         self
     }
 
-    /// Connections per node, 1 to 64, each with a thread of its own. A key always uses the same one. More than one
+    /// Connections per node, 1 to 64, each with a thread of its own. A key always uses the same one, and a
+    /// lock of several keys that of its first. More than one
     /// pays only where a single connection's throughput is the limit. Default: 1.
     pub fn pool_size(mut self, connections: usize) -> Config {
         self.settings.pool_size = connections;

@@ -10,7 +10,7 @@ use crate::config::{OnDrop, Settings};
 use crate::error::Error;
 use crate::health::{BreakerState, Health, NodeHealth};
 use crate::inbox::Inbox;
-use crate::key::Key;
+use crate::key::Keys;
 use crate::lease::{Lease, Look};
 use crate::listener::Listener;
 use crate::local::{Gate, Pass};
@@ -168,9 +168,9 @@ impl Engine {
         let mut request = Request::new(Verb::Release, lease, 0);
         request.refresh = self.refresh;
         request.publish = true;
-        self.listener.releases(lease.key());
+        self.listener.releases(lease.keys());
         if on_drop == OnDrop::HandOff {
-            let heard = self.listener.addressee(lease.key());
+            let heard = self.listener.addressee(lease.keys());
             let nodes = lease.asked();
             self.nodes.tell_for(&request, nodes, Some(&heard));
             lease.end();
@@ -181,7 +181,7 @@ impl Engine {
         let round = self.nodes.ask(&request, &inbox);
         pass.leave();
         let outcome = round.outcome(self.node_budget(now));
-        self.listener.released(lease.key(), &outcome.heard);
+        self.listener.released(lease.keys(), &outcome.heard);
         lease.end();
         match outcome.verdict {
             Verdict::Won => Ok(()),
@@ -228,9 +228,9 @@ impl Engine {
     }
 
     /// What a guard's `Drop` could not do goes here, since nobody is there to be told.
-    pub(crate) fn note_failed_drop(&self, key: &Key, error: &Error) {
+    pub(crate) fn note_failed_drop(&self, keys: &Keys, error: &Error) {
         self.nodes.meter().drop_failed();
-        warn!("{key:?}: release by drop failed: {error}");
+        warn!("{keys:?}: release by drop failed: {error}");
     }
 
     /// Closes the gate, waits for live guards, drains the lanes and ends their threads; at most for `grace`, and
@@ -246,7 +246,7 @@ impl Engine {
         for lease in &alive {
             if lease.lose() {
                 // Nothing in use is ever deleted: its holder may not have looked yet.
-                warn!("{:?}: lock lost: shut down, left to its TTL", lease.key());
+                warn!("{:?}: lock lost: shut down, left to its TTL", lease.keys());
                 self.nodes.meter().lost(lease.key());
                 self.losses.notifier().lost(lease);
             }
@@ -312,6 +312,8 @@ mod loss_tests;
 mod outage_tests;
 #[cfg(all(test, not(loom)))]
 mod rw_tests;
+#[cfg(all(test, not(loom)))]
+mod several_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
 #[cfg(all(test, not(loom)))]

@@ -210,7 +210,9 @@ impl Fake {
         let answer = self.memory.lock().serve(request, time::now());
         let publishes = request.publish || request.verb == Verb::Knock;
         if publishes && answer == Answer::Yes && !self.leaves_readers(request) {
-            let heard = self.publish(&request.lease.key().channel());
+            let keys = request.lease.keys().all().iter();
+            let heard = keys.map(|key| self.publish(&key.channel())).max();
+            let heard = heard.unwrap_or_default();
             if request.publish {
                 self.published.fetch_add(1, Ordering::Relaxed);
             }

@@ -9,7 +9,7 @@ use log::warn;
 use crate::config::{MIN_VALIDITY, OnDrop};
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::key::{Token, Ttl};
+use crate::key::{Key, Token, Ttl};
 use crate::lease::{Claim, FOR_EVER, Lease, Look, Mode};
 use crate::local::Pass;
 use crate::time;
@@ -39,7 +39,7 @@ impl Hold {
     /// # Errors
     /// `Closed` where a shutdown has come before it.
     pub(crate) fn local(pass: Pass, claim: Claim, fence: Option<u64>) -> Result<Hold, Error> {
-        let lease = Arc::new(Lease::new(pass.key().clone(), Token::local(), claim));
+        let lease = Arc::new(Lease::new(pass.keys().clone(), Token::local(), claim));
         fence.into_iter().for_each(|fence| lease.number(fence));
         lease.hold(time::now() + FOR_EVER, time::lead());
         if !pass.bind(&lease) {
@@ -177,7 +177,7 @@ impl Drop for Hold {
         if let (Err(error), Some(engine)) = (self.end(on_drop), engine)
             && error != Error::Closed
         {
-            engine.note_failed_drop(self.pass.key(), &error);
+            engine.note_failed_drop(self.pass.keys(), &error);
         }
     }
 }
@@ -199,7 +199,7 @@ macro_rules! guard {
         impl $guard {
             /// The lock's name, as it was given.
             pub fn key(&self) -> &str {
-                self.0.pass.key().name()
+                self.0.pass.keys().first().name()
             }
 
             /// Whether the lock is still held, by the clock and by what the nodes have said. Does not block or ask them.
@@ -290,7 +290,12 @@ macro_rules! guard {
         impl fmt::Debug for $guard {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let mut shown = f.debug_struct(stringify!($guard));
-                shown.field("key", &self.key()).field("mode", &self.mode());
+                let names: Vec<&str> = self.0.pass.keys().all().iter().map(Key::name).collect();
+                match names[..] {
+                    [name] => shown.field("key", &name),
+                    _ => shown.field("keys", &names),
+                };
+                shown.field("mode", &self.mode());
                 if self.0.engine.is_some() {
                     shown.field("lease", &self.0.lease.peek(time::now()));
                 }
@@ -352,6 +357,13 @@ macro_rules! fenced {
             }
         }
     };
+}
+
+impl LockGuard {
+    /// All names of a lock that was taken with [`lock_all`](crate::Locker::lock_all), in their order; of others the one.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.0.pass.keys().all().iter().map(Key::name)
+    }
 }
 
 fenced!(LockGuard);

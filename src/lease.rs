@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::key::{Family, Key, Token};
+use crate::key::{Family, Key, Keys, Token};
 use crate::quorum::NodeSet;
 use crate::sync::{AtomicU64, Condvar, Mutex, Ordering};
 use crate::time;
@@ -55,11 +55,11 @@ impl Claim {
     }
 }
 
-/// A lease on one key under one token, from the attempt that asks for it to its end (rule S7).
+/// A lease on a lock's keys, nearly always one, under one token, from the attempt that asks for it to its end (rule S7).
 ///
 /// Nothing is ever looked up by name: requests, the local gate and the guard all carry the lease itself.
 pub(crate) struct Lease {
-    key: Key,
+    keys: Keys,
     token: Token,
     claim: Claim,
     /// Whether it claims to read only, having claimed to write: 0 or 1. There is no way back.
@@ -108,9 +108,9 @@ pub(crate) enum Look {
 }
 
 impl Lease {
-    pub(crate) fn new(key: Key, token: Token, claim: Claim) -> Lease {
+    pub(crate) fn new(keys: impl Into<Keys>, token: Token, claim: Claim) -> Lease {
         Lease {
-            key,
+            keys: keys.into(),
             token,
             claim,
             downgraded: AtomicU64::new(0),
@@ -125,8 +125,13 @@ impl Lease {
         }
     }
 
+    /// The only key of most leases; of several the first.
     pub(crate) fn key(&self) -> &Key {
-        &self.key
+        self.keys.first()
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     pub(crate) fn token(&self) -> &Token {
@@ -356,7 +361,7 @@ impl Lease {
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
-            .field("key", &self.key)
+            .field("keys", &self.keys)
             .field("state", &read(self.state.load(Ordering::Acquire)))
             .finish_non_exhaustive()
     }

@@ -70,6 +70,17 @@
 //! [`RedisLocker`] and [`RedisRwLocker`] hold them on the nodes, [`LocalLocker`] and [`LocalRwLocker`] in this process
 //! alone, behind the same traits. An exclusive lock and a read-write lock of one name are different locks.
 //!
+//! # Several keys as one lock
+//!
+//! [`lock_all`](Locker::lock_all) takes the locks of several names as one, all or none, for work that touches several things:
+//! a transfer between two accounts, say. The order of the names does not matter, callers whose names overlap exclude each
+//! other, and no two wait for each other: in a process the names are queued for in their order, and each node grants all of
+//! them in one step or none. Each key holds the same token, so those that take one of them alone are excluded, too.
+//!
+//! One guard, one lease, one fencing token above those of all its keys. A node where one of the keys is not ours counts as one
+//! that has lost the lock: it is put back there whole or not at all, and released as far as it is ours. Who waits listens to
+//! the key that stands in the way for the longest.
+//!
 //! # Fencing
 //!
 //! A holder that is paused past its lease goes on as if it held the lock, and no lock can stop it. A *fencing token*

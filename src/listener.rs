@@ -77,7 +77,7 @@ struct Waiter {
 }
 
 /// What a waiter has heard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Heard {
     Nothing,
     /// From now on a release is heard; one before may not have been.
@@ -198,6 +198,10 @@ impl Listener {
 }
 
 impl Listening<'_> {
+    pub(crate) fn is_at(&self, key: &Key) -> bool {
+        *self.channel == *key.wire()
+    }
+
     /// What there was to hear since this was asked last.
     pub(crate) fn take(&self) -> Heard {
         match self

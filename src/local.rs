@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::inbox::Inbox;
-use crate::key::Key;
+use crate::key::{Key, Keys};
 use crate::lease::Lease;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::time;
 
 pub(crate) use self::slot::{Access, Refused};
@@ -38,10 +38,10 @@ struct State {
     closed: bool,
 }
 
-/// A place in the slot of a key, for as long as it is not dropped and no waiter has taken it over.
+/// A place in the slot of each of a lock's keys, for as long as it is not dropped and no waiter has taken it over.
 pub(crate) struct Pass {
     gate: Arc<Gate>,
-    key: Key,
+    keys: Keys,
     ticket: u64,
     left: AtomicBool,
 }
@@ -60,12 +60,15 @@ impl Gate {
         }
     }
 
-    /// Waits for the slot of `key`, at most until `end` (`None`: for ever), behind all that came before.
+    /// Waits for the slots of all keys, at most until `end` (`None`: for ever), in each behind all that came before.
+    ///
+    /// They are entered one after the other, in the order of their names: who waits for one holds only such as are before it,
+    /// so no two wait for each other.
     ///
     /// Leases that this call makes lost go to `settle`: their release and the telling are owed.
     pub(crate) fn enter(
         self: &Arc<Self>,
-        key: &Key,
+        keys: &Keys,
         access: Access,
         inbox: &Arc<Inbox>,
         end: Option<Instant>,
@@ -80,21 +83,44 @@ impl Gate {
         }
         state.last_ticket += 1;
         let ticket = state.last_ticket;
-        let pass = || Pass {
+        for (entered, key) in keys.all().iter().enumerate() {
+            let me = Waiter {
+                ticket,
+                access,
+                inbox: Arc::clone(inbox),
+            };
+            match self.enter_one(state, key, me, end, &settle) {
+                Ok(next) => state = next,
+                Err(refused) => {
+                    let entered = &keys.all()[..entered];
+                    entered.iter().for_each(|key| self.leave(key, ticket));
+                    return Err(refused);
+                }
+            }
+        }
+        drop(state);
+        Ok(Pass {
             gate: Arc::clone(self),
-            key: key.clone(),
+            keys: keys.clone(),
             ticket,
             left: AtomicBool::new(false),
-        };
-        let me = Waiter {
-            ticket,
-            access,
-            inbox: Arc::clone(inbox),
-        };
+        })
+    }
+
+    /// Waits for the slot of one key.
+    fn enter_one<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        key: &Key,
+        me: Waiter,
+        end: Option<Instant>,
+        settle: &impl Fn(&Arc<Lease>),
+    ) -> Result<MutexGuard<'a, State>, Refused> {
+        let (ticket, access, inbox) = (me.ticket, me.access, Arc::clone(&me.inbox));
         let slot = state.slots.entry(key.clone()).or_insert_with(Slot::new);
         if slot.queue.is_empty() && slot.admits(access) {
             slot.holders.push(Holder::from(me));
-            return Ok(pass());
+            return Ok(state);
         }
         slot.queue.push_back(me);
         loop {
@@ -105,7 +131,7 @@ impl Gate {
                 return Err(Refused::Closed);
             };
             if slot.holder(ticket).is_some() {
-                return Ok(pass());
+                return Ok(state);
             }
             let first = slot.queue.front().is_some_and(|w| w.ticket == ticket);
             if first {
@@ -113,9 +139,9 @@ impl Gate {
                 let admitted = slot.admit();
                 if !lost.is_empty() || !admitted.is_empty() {
                     drop(state); // let go before waking and telling
-                    let others = admitted.iter().filter(|other| !Arc::ptr_eq(other, inbox));
+                    let others = admitted.iter().filter(|other| !Arc::ptr_eq(other, &inbox));
                     others.for_each(|inbox| inbox.wake());
-                    lost.iter().for_each(&settle);
+                    lost.iter().for_each(settle);
                     state = self.state.lock();
                     continue;
                 }
@@ -152,14 +178,13 @@ impl Gate {
         state.last_number
     }
 
-    /// Something about a holder's lease has changed: lets the first in the queue look.
-    pub(crate) fn poke(&self, key: &Key) {
+    /// Something about a holder's lease has changed: lets the first in the queue of each of its keys look.
+    pub(crate) fn poke(&self, keys: &Keys) {
         let state = self.state.lock();
-        let first = state.slots.get(key).and_then(Slot::first);
+        let slots = keys.all().iter().filter_map(|key| state.slots.get(key));
+        let first: Vec<_> = slots.filter_map(Slot::first).collect();
         drop(state); // let go before waking
-        if let Some(first) = first {
-            first.wake();
-        }
+        first.iter().for_each(|inbox| inbox.wake());
     }
 
     /// From now on nobody gets in; who waits or is still asking is woken to see that.
@@ -250,22 +275,24 @@ impl Gate {
 }
 
 impl Pass {
-    /// The nodes granted this lease for the slot; `false` if the gate has been closed meanwhile.
+    /// The nodes granted this lease for the slots; `false` if the gate has been closed meanwhile.
     pub(crate) fn bind(&self, lease: &Arc<Lease>) -> bool {
         let mut state = self.gate.state.lock();
         if state.closed {
             return false;
         }
-        let Some(slot) = state.slots.get_mut(&self.key) else {
-            return false;
-        };
-        if let Some(me) = slot.holder(self.ticket) {
-            me.lease = Some(Arc::clone(lease));
-        }
         let mut woken = Vec::new();
-        woken.extend(slot.first()); // it has an expiry to watch now
-        // What was granted to one who shares is likely to be granted to the others.
-        woken.extend(slot.followers());
+        for key in self.keys.all() {
+            let Some(slot) = state.slots.get_mut(key) else {
+                return false;
+            };
+            if let Some(me) = slot.holder(self.ticket) {
+                me.lease = Some(Arc::clone(lease));
+            }
+            woken.extend(slot.first()); // it has an expiry to watch now
+            // What was granted to one who shares is likely to be granted to the others.
+            woken.extend(slot.followers());
+        }
         drop(state); // let go before waking
         woken.iter().for_each(|inbox| inbox.wake());
         true
@@ -275,7 +302,7 @@ impl Pass {
     /// another: then this one may sleep, and is woken when that one is granted a lease or leaves.
     pub(crate) fn follow(&self) -> bool {
         let mut state = self.gate.state.lock();
-        let Some(slot) = state.slots.get_mut(&self.key) else {
+        let Some(slot) = state.slots.get_mut(self.keys.first()) else {
             return false;
         };
         let mut asking = slot.holders.iter_mut().filter(|h| h.lease.is_none());
@@ -292,7 +319,7 @@ impl Pass {
     /// Shares from now on what it held alone.
     pub(crate) fn share(&self) {
         let mut state = self.gate.state.lock();
-        let Some(slot) = state.slots.get_mut(&self.key) else {
+        let Some(slot) = state.slots.get_mut(self.keys.first()) else {
             return;
         };
         if let Some(me) = slot.holder(self.ticket) {
@@ -303,18 +330,19 @@ impl Pass {
         woken.iter().for_each(|inbox| inbox.wake());
     }
 
-    pub(crate) fn key(&self) -> &Key {
-        &self.key
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     pub(crate) fn is_forked(&self) -> bool {
         self.gate.is_forked()
     }
 
-    /// Hands the slot on before the pass is dropped.
+    /// Hands the slots on before the pass is dropped.
     pub(crate) fn leave(&self) {
         if !self.left.swap(true, Ordering::Relaxed) {
-            self.gate.leave(&self.key, self.ticket);
+            let keys = self.keys.all().iter();
+            keys.for_each(|key| self.gate.leave(key, self.ticket));
         }
     }
 }
@@ -333,9 +361,11 @@ impl fmt::Debug for Gate {
 
 impl fmt::Debug for Pass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pass({:?})", self.key)
+        write!(f, "Pass({:?})", self.keys)
     }
 }
 
+#[cfg(all(test, not(loom)))]
+mod several_tests;
 #[cfg(test)]
 mod tests;

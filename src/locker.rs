@@ -15,7 +15,7 @@ use crate::nodes::Nodes;
 use crate::options::{LockOptions, Strength};
 use crate::take;
 
-/// Takes exclusive locks by name. Write a program against `&dyn Locker`, and run it with Redis or without.
+/// Takes exclusive locks by name, one or several as one. Write a program against `&dyn Locker`, and run it with Redis or without.
 ///
 /// A name is any text of 1 byte to 16 KiB that does not end in `:writer`, `:readers`, `:gate`, `:turn` or `:fence`: where names
 /// come from outside, such as paths, put something of your own behind them.
@@ -61,6 +61,52 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`acquire`](Locker::acquire), but for `Contended`: an error means that it could not be found out.
     fn try_acquire(&self, key: &str, options: &LockOptions) -> Result<Option<LockGuard>, Error>;
+
+    /// Takes the locks of all `keys` as one lock, waiting for it as the options and the retry policy say: all of them or none.
+    /// For work that touches several things, such as a transfer between two accounts.
+    ///
+    /// The order of the names does not matter, and callers whose names overlap never dead-lock, among each other or with those
+    /// that take one of the locks alone: they exclude each other, and that is all. Do not take the locks one by one for this.
+    ///
+    /// One guard holds them all, with one TTL and one fencing token, which is greater than that of every holder before of each of
+    /// them. On each node they are taken, extended and released in one step. Where one of them is not ours any more the lock is
+    /// lost. It takes one name to 256, none twice; one name makes the lock that [`acquire`](Locker::acquire) takes. Threads of
+    /// one process get each key in the order in which they came; while one waits for a key of several, it has those that are
+    /// before it in the order of their names.
+    ///
+    /// There are `lock_all` and `try_lock_all` and no `acquire_all`, since both take options: who locks several things says
+    /// more often than not how long to wait.
+    ///
+    /// # Errors
+    /// As [`acquire`](Locker::acquire); [`InvalidKey`](Error::InvalidKey) also without any name, for a name that is given twice,
+    /// and for more than 256 names.
+    ///
+    /// ```
+    /// use redguard::{LocalLocker, LockOptions, Locker};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let locker = LocalLocker::new();
+    /// let options = LockOptions::new(Duration::from_secs(30)).wait_for(Duration::from_secs(5));
+    /// let guard = locker.lock_all(&["account:9", "account:7"], &options)?;
+    /// assert!(guard.keys().eq(["account:7", "account:9"]));
+    /// assert!(locker.try_lock("account:7", Duration::from_secs(30))?.is_none());
+    /// // … move the money …
+    /// guard.release()
+    /// # }
+    /// ```
+    fn lock_all(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error>;
+
+    /// The same, with one attempt unless the options set a wait, and `None` where a limit ran out: as
+    /// [`try_acquire`](Locker::try_acquire) is to [`acquire`](Locker::acquire).
+    ///
+    /// # Errors
+    /// As [`lock_all`](Locker::lock_all), but for `Contended`: an error means that it could not be found out.
+    fn try_lock_all(
+        &self,
+        keys: &[&str],
+        options: &LockOptions,
+    ) -> Result<Option<LockGuard>, Error>;
 
     /// Takes the lock of `key` for `ttl`: [`acquire`](Locker::acquire) with the policy's patience, by default as
     /// long as it takes.
@@ -152,20 +198,49 @@ impl RedisLocker {
         Key::parse(prefix, key, Family::Exclusive)
     }
 
-    fn take(&self, key: &str, options: &LockOptions, how: Strength) -> Result<LockGuard, Error> {
-        take::on_nodes(&self.nodes, key, Claim::Exclusive, options, how).map(LockGuard::from)
+    fn take(
+        &self,
+        keys: &[&str],
+        options: &LockOptions,
+        how: Strength,
+    ) -> Result<LockGuard, Error> {
+        take::on_nodes(&self.nodes, keys, Claim::Exclusive, options, how).map(LockGuard::from)
     }
 }
 
-impl Locker for RedisLocker {
-    fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error> {
-        self.take(key, options, Strength::Policy)
-    }
+/// The verbs of a handle over its `take`.
+macro_rules! locker {
+    ($locker:ident) => {
+        impl Locker for $locker {
+            fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error> {
+                self.take(&[key], options, Strength::Policy)
+            }
 
-    fn try_acquire(&self, key: &str, options: &LockOptions) -> Result<Option<LockGuard>, Error> {
-        take::unless_contended(self.take(key, options, Strength::Once))
-    }
+            fn try_acquire(
+                &self,
+                key: &str,
+                options: &LockOptions,
+            ) -> Result<Option<LockGuard>, Error> {
+                take::unless_contended(self.take(&[key], options, Strength::Once))
+            }
+
+            fn lock_all(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error> {
+                self.take(keys, options, Strength::Policy)
+            }
+
+            fn try_lock_all(
+                &self,
+                keys: &[&str],
+                options: &LockOptions,
+            ) -> Result<Option<LockGuard>, Error> {
+                take::unless_contended(self.take(keys, options, Strength::Once))
+            }
+        }
+    };
 }
+
+locker!(RedisLocker);
+locker!(LocalLocker);
 
 /// Exclusive locks in this process alone, behind the same trait: for programs that run without Redis, and for tests.
 ///
@@ -198,24 +273,19 @@ impl LocalLocker {
         }
     }
 
-    fn take(&self, key: &str, options: &LockOptions, how: Strength) -> Result<LockGuard, Error> {
-        take::in_process(&self.gate, key, Claim::Exclusive, options, how).map(LockGuard::from)
+    fn take(
+        &self,
+        keys: &[&str],
+        options: &LockOptions,
+        how: Strength,
+    ) -> Result<LockGuard, Error> {
+        take::in_process(&self.gate, keys, Claim::Exclusive, options, how).map(LockGuard::from)
     }
 }
 
 impl Default for LocalLocker {
     fn default() -> LocalLocker {
         LocalLocker::new()
-    }
-}
-
-impl Locker for LocalLocker {
-    fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error> {
-        self.take(key, options, Strength::Policy)
-    }
-
-    fn try_acquire(&self, key: &str, options: &LockOptions) -> Result<Option<LockGuard>, Error> {
-        take::unless_contended(self.take(key, options, Strength::Once))
     }
 }
 

@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::agenda::Agenda;
 use crate::crew::Helper;
 use crate::error::Error;
+use crate::key::Key;
 use crate::lease::{Lease, Look};
 use crate::time;
 
@@ -24,9 +25,14 @@ pub struct LostLock {
 }
 
 impl LostLock {
-    /// The lock's name, as it was given.
+    /// The lock's name, as it was given; of several the first in their order.
     pub fn key(&self) -> &str {
         self.lease.key().name()
+    }
+
+    /// All names of a lock that was taken with several, in their order; of others the one.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.lease.keys().all().iter().map(Key::name)
     }
 
     /// The fencing token that the guard had, if it was to have one.
@@ -200,13 +206,13 @@ impl Desk {
 /// Calls back, and drops the callback here, where a panic of either does no harm.
 fn tell(watched: Watched) {
     let Watched { lease, tell } = watched;
-    let key = lease.key().clone();
+    let keys = lease.keys().clone();
     let call = AssertUnwindSafe(move || {
         tell.0(&LostLock { lease });
         drop(tell);
     });
     if catch_unwind(call).is_err() {
-        error!("{key:?}: the callback for its loss panicked");
+        error!("{keys:?}: the callback for its loss panicked");
     }
 }
 

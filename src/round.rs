@@ -70,6 +70,7 @@ pub(crate) struct Round<'a> {
     tally: Tally,
     numbers: Vec<(usize, u64)>,
     heard: Vec<(usize, u64)>,
+    in_the_way: Vec<usize>,
     /// Empty but while they are counted; kept for its memory.
     answers: Vec<(usize, Answer)>,
     pace: &'a Pace,
@@ -104,6 +105,9 @@ impl Round<'_> {
             match answer {
                 Answer::Numbered(number) => self.numbers.push((node, number)),
                 Answer::Heard(count) => self.heard.push((node, count)),
+                Answer::Held(Holder::Of(key), _) if !self.in_the_way.contains(&key) => {
+                    self.in_the_way.push(key);
+                }
                 _ => {}
             }
             self.tally.vote(node, vote(answer));
@@ -117,7 +121,7 @@ impl Round<'_> {
         debug!(
             "{:?} {:?}: {verdict:?}, {} granted, {} refused",
             self.request.verb,
-            self.request.lease.key(),
+            self.request.lease.keys(),
             self.tally.granted().len(),
             self.tally.refused().len(),
         );
@@ -126,6 +130,7 @@ impl Round<'_> {
             tally: self.tally,
             numbers: self.numbers,
             heard: self.heard,
+            in_the_way: self.in_the_way,
             ended,
         }
     }
@@ -140,6 +145,8 @@ pub(crate) struct Outcome {
     pub(crate) numbers: Vec<(usize, u64)>,
     /// How many heard of a release, on nodes where somebody did.
     pub(crate) heard: Vec<(usize, u64)>,
+    /// Which of the lock's keys others hold, where it has several: of each node that refused the one that it is longest for.
+    pub(crate) in_the_way: Vec<usize>,
     /// What ended it.
     pub(crate) ended: Ended,
 }
@@ -285,6 +292,7 @@ impl Nodes {
             tally: self.tally(request),
             numbers: Vec::new(),
             heard: Vec::new(),
+            in_the_way: Vec::new(),
             answers: Vec::new(),
             pace: &self.pace,
         }
@@ -421,7 +429,7 @@ impl Nodes {
         }
     }
 
-    /// The lanes that a key uses: of each node's connections always the same one.
+    /// The lanes that a key uses: of each node's connections always the same one. A lock of several keys uses those of its first.
     fn lanes(&self, key: &Key) -> impl Iterator<Item = (usize, &Lane)> {
         let lanes = self.crew.lanes().iter().skip(self.choice(key));
         lanes.step_by(self.pool).enumerate()
@@ -453,7 +461,7 @@ pub(crate) fn vote(answer: Answer) -> Vote {
     match answer {
         Answer::Yes | Answer::Numbered(_) | Answer::Heard(_) | Answer::Seen(_) => Vote::Granted,
         Answer::Held(by, remaining) => Vote::Refused(match by {
-            Holder::One => Cause::Held { remaining },
+            Holder::One | Holder::Of(_) => Cause::Held { remaining },
             Holder::Readers => Cause::Readers { remaining },
             // Who comes in during the turn may stay for longer.
             Holder::Turn => Cause::Readers { remaining: None },

@@ -232,7 +232,8 @@ macro_rules! rw_locker {
     ($locker:ident: $take:path, $from:ident) => {
         impl RwLocker for $locker {
             fn acquire_read(&self, key: &str, options: &LockOptions) -> Result<ReadGuard, Error> {
-                $take(&self.$from, key, Claim::Read, options, Strength::Policy).map(ReadGuard::from)
+                $take(&self.$from, &[key], Claim::Read, options, Strength::Policy)
+                    .map(ReadGuard::from)
             }
 
             fn try_acquire_read(
@@ -240,12 +241,12 @@ macro_rules! rw_locker {
                 key: &str,
                 options: &LockOptions,
             ) -> Result<Option<ReadGuard>, Error> {
-                let taken = $take(&self.$from, key, Claim::Read, options, Strength::Once);
+                let taken = $take(&self.$from, &[key], Claim::Read, options, Strength::Once);
                 take::unless_contended(taken.map(ReadGuard::from))
             }
 
             fn acquire_write(&self, key: &str, options: &LockOptions) -> Result<WriteGuard, Error> {
-                $take(&self.$from, key, Claim::Write, options, Strength::Policy)
+                $take(&self.$from, &[key], Claim::Write, options, Strength::Policy)
                     .map(WriteGuard::from)
             }
 
@@ -254,7 +255,7 @@ macro_rules! rw_locker {
                 key: &str,
                 options: &LockOptions,
             ) -> Result<Option<WriteGuard>, Error> {
-                let taken = $take(&self.$from, key, Claim::Write, options, Strength::Once);
+                let taken = $take(&self.$from, &[key], Claim::Write, options, Strength::Once);
                 take::unless_contended(taken.map(WriteGuard::from))
             }
         }

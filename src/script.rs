@@ -1,6 +1,6 @@
 //! What we say to a node, and what its answers mean.
 //!
-//! A take of an exclusive lock is Redis' own `SET NX PX`, half as dear to a server as a script that says the same; who is
+//! A take of an exclusive lock with one key is Redis' own `SET NX PX`, half as dear to a server as a script that says the same; who is
 //! refused asks how long the holder has left. What must look before it acts is an atomic script, sent by its SHA-1
 //! (`EVALSHA`), with all keys in KEYS and integers as replies.
 
@@ -14,7 +14,7 @@ use redis::{Cmd, RedisError, RedisWrite, ServerErrorKind, ToRedisArgs, Value};
 use crate::config::MAX_OWNER;
 use crate::error::Cause;
 use crate::holder::Sight;
-use crate::key::NodeKey;
+use crate::key::{Key, NodeKey};
 use crate::lease::{Claim, Lease};
 use crate::observer::NodeReply;
 
@@ -29,7 +29,8 @@ const MOST_WORDS: usize = 200;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {
     /// Give us the lock if it is free, as in the Redlock text ("Correct implementation with a single instance"):
-    /// `SET NX PX`. It looks at no type, so a foreign value of any kind is left untouched.
+    /// `SET NX PX`, or for several keys a script, since they are had together or not at all. A foreign value of any kind is
+    /// left untouched.
     Take,
     /// Keep it for us for longer.
     Extend,
@@ -148,6 +149,8 @@ impl Answer {
 pub(crate) enum Holder {
     /// One that has the lock alone: another owner, or a writer.
     One,
+    /// The owner of this one of the lock's keys, of several.
+    Of(usize),
     Readers,
     /// A writer that waits.
     Gate,
@@ -187,59 +190,69 @@ impl Loaded {
         wire: &mut Vec<u8>,
     ) {
         let (key, ttl) = (request.lease.key(), request.ttl);
+        let keys = request.lease.keys().all().iter();
+        let (owners, fences) = (
+            keys.clone().map(Key::owner),
+            keys.map(|key| key.derived(":fence")),
+        );
+        let locks = owners.len();
         let token = request.lease.token().text();
         let trace = millis(request.trace());
         let (owner, readers) = (key.owner(), key.derived(":readers"));
         let (gate, turn) = (key.derived(":gate"), key.derived(":turn"));
-        let fence = key.derived(":fence");
         let is_new = u8::from(request.verb == Verb::Take);
         let channel = if request.publish { key.wire() } else { "" };
+        let publish = if request.publish { "1" } else { "" };
         cmd.clear();
         match (request.verb, request.lease.claim()) {
             (Verb::Take, Claim::Exclusive) if request.fence.is_some() => {
-                self.call(Script::TakeFenced, cmd, &[owner, fence]);
-                cmd.arg(token).arg(ttl);
+                self.call(Script::Take, cmd, owners.chain(fences));
+                cmd.arg(token).arg(ttl).arg(locks);
+            }
+            (Verb::Take | Verb::PutBack, Claim::Exclusive) if locks > 1 => {
+                self.call(Script::Take, cmd, owners);
+                cmd.arg(token).arg(ttl).arg(locks);
             }
             (Verb::Take | Verb::PutBack, Claim::Exclusive) => {
                 cmd.arg("SET").arg(owner).arg(token);
                 cmd.arg("NX").arg("PX").arg(ttl);
             }
             (Verb::Take | Verb::PutBack, Claim::Read) => {
-                self.call(Script::Read, cmd, &[owner, readers, gate, turn]);
+                self.call(Script::Read, cmd, [owner, readers, gate, turn]);
                 cmd.arg(ttl).arg(trace).arg(is_new).arg(token);
             }
             (Verb::Take | Verb::PutBack, Claim::Write) => {
                 let place = request.place.as_ref();
-                let keys = [owner, readers, gate, turn, fence];
-                let count = if request.fence.is_some() { 5 } else { 4 };
-                self.call(Script::Write, cmd, &keys[..count]);
+                let fence = fences.filter(|_| request.fence.is_some());
+                let keys = [owner, readers, gate, turn].into_iter();
+                self.call(Script::Write, cmd, keys.chain(fence));
                 cmd.arg(token).arg(ttl);
                 cmd.arg(place.map_or(0, |_| trace)).arg(is_new);
                 cmd.arg(place.map_or("", |place| place.token().text()));
             }
             (Verb::Extend, Claim::Exclusive | Claim::Write) => {
-                self.call(Script::Extend, cmd, &[owner]);
+                self.call(Script::Extend, cmd, owners);
                 cmd.arg(token).arg(ttl);
             }
             (Verb::Extend, Claim::Read) => {
-                self.call(Script::ExtendRead, cmd, &[owner, readers]);
+                self.call(Script::ExtendRead, cmd, [owner, readers]);
                 cmd.arg(token).arg(ttl);
             }
             (Verb::Release, Claim::Exclusive) => {
-                self.call(Script::Release, cmd, &[owner]);
-                cmd.arg(token).arg(channel);
+                self.call(Script::Release, cmd, owners);
+                cmd.arg(token).arg(publish);
             }
             (Verb::Release, Claim::Read) => {
-                self.call(Script::ReleaseRead, cmd, &[owner, readers, turn]);
+                self.call(Script::ReleaseRead, cmd, [owner, readers, turn]);
                 cmd.arg(channel).arg(millis(request.refresh)).arg(token);
             }
             (Verb::Release, Claim::Write) => {
-                self.call(Script::ReleaseWrite, cmd, &[owner, turn]);
+                self.call(Script::ReleaseWrite, cmd, [owner, turn]);
                 cmd.arg(token).arg(millis(request.refresh)).arg(channel);
             }
-            (Verb::Tell, _) => self.call(Script::Tell, cmd, &[owner]),
+            (Verb::Tell, _) => self.call(Script::Tell, cmd, [owner]),
             (Verb::Break, _) => {
-                self.call(Script::Break, cmd, &[owner]);
+                self.call(Script::Break, cmd, [owner]);
                 cmd.arg(channel);
             }
             (Verb::Knock, _) => {
@@ -250,11 +263,11 @@ impl Loaded {
                 cmd.arg("ZREM").arg(gate).arg(token);
             }
             (Verb::Raise, _) => {
-                self.call(Script::Raise, cmd, &[owner, fence]);
+                self.call(Script::Raise, cmd, owners.chain(fences));
                 cmd.arg(token).arg(request.fence.unwrap_or_default());
             }
             (Verb::Downgrade, _) => {
-                self.call(Script::Downgrade, cmd, &[owner, readers, turn]);
+                self.call(Script::Downgrade, cmd, [owner, readers, turn]);
                 cmd.arg(token).arg(ttl);
                 cmd.arg(millis(request.refresh)).arg(channel);
             }
@@ -265,9 +278,13 @@ impl Loaded {
         cmd.write_packed_command(wire);
     }
 
-    fn call(&self, script: Script, cmd: &mut Cmd, keys: &[NodeKey<'_>]) {
+    fn call<'a, I>(&self, script: Script, cmd: &mut Cmd, keys: I)
+    where
+        I: IntoIterator<Item = NodeKey<'a>, IntoIter: Clone>,
+    {
+        let keys = keys.into_iter();
         cmd.arg("EVALSHA").arg(&self.0[script as usize]);
-        cmd.arg(keys.len());
+        cmd.arg(keys.clone().count());
         for key in keys {
             cmd.arg(key);
         }
@@ -310,7 +327,9 @@ pub(crate) enum Read {
 pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
     use Verb::{Break, Downgrade, Extend, Knock, PutBack, Raise, Release, Take, Tell};
     let is_numbered = request.verb == Take && request.fence.is_some();
-    let is_script = is_numbered || request.lease.claim() != Claim::Exclusive;
+    let is_exclusive = request.lease.claim() == Claim::Exclusive;
+    let locks = request.lease.keys().all().len();
+    let is_script = is_numbered || !is_exclusive || locks > 1;
     Read::Answer(match (request.verb, reply) {
         (Take, Value::Int(number)) if is_numbered => match u64::try_from(*number) {
             Ok(number) if number > 0 => Answer::Numbered(number),
@@ -318,10 +337,16 @@ pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
         },
         (Take | PutBack, Value::Int(1)) if is_script => Answer::Yes,
         (Take | PutBack, Value::Array(refused)) if is_script => match refused[..] {
-            [Value::Int(holder), Value::Int(left)] => match (holder_of(holder), left_of(left)) {
-                (Some(holder), Some(left)) => Answer::Held(holder, left),
-                _ => return Read::OutOfStep,
-            },
+            [Value::Int(number), Value::Int(left)] => {
+                let holder = match is_exclusive {
+                    true => owner_of(number, locks),
+                    false => holder_of(number),
+                };
+                match (holder, left_of(left)) {
+                    (Some(holder), Some(left)) => Answer::Held(holder, left),
+                    _ => return Read::OutOfStep,
+                }
+            }
             _ => return Read::OutOfStep,
         },
         (Take | PutBack, Value::Okay) if !is_script => Answer::Yes,
@@ -377,6 +402,15 @@ fn holder_of(number: i64) -> Option<Holder> {
         3 => Holder::Turn,
         _ => return None,
     })
+}
+
+/// Who owns the lock with this number, of so many that are held as one.
+fn owner_of(number: i64, locks: usize) -> Option<Holder> {
+    let number = usize::try_from(number).ok()?;
+    match locks {
+        1 => (number == 0).then_some(Holder::One),
+        _ => (number < locks).then_some(Holder::Of(number)),
+    }
 }
 
 /// The inner `None` is without an end; the outer one a number that no server says.

@@ -7,7 +7,7 @@ use crate::config::MIN_VALIDITY;
 use crate::engine::{self, Taken, Wish};
 use crate::error::Error;
 use crate::guard::Hold;
-use crate::key::{Key, Ttl};
+use crate::key::{Keys, Ttl};
 use crate::lease::Claim;
 use crate::local::{Gate, Refused};
 use crate::nodes::Nodes;
@@ -18,7 +18,7 @@ use crate::time;
 /// Takes a lock on the nodes.
 pub(crate) fn on_nodes(
     nodes: &Nodes,
-    key: &str,
+    names: &[&str],
     claim: Claim,
     options: &LockOptions,
     strength: Strength,
@@ -26,7 +26,7 @@ pub(crate) fn on_nodes(
     let engine = nodes.engine();
     let settings = engine.settings();
     let wish = Wish {
-        key: Key::parse(&settings.key_prefix, key, claim.family())?,
+        keys: Keys::parse(&settings.key_prefix, names, claim.family())?,
         claim,
         ttl: settings.ttl(options.ttl())?,
         fenced: options.is_fenced(),
@@ -43,18 +43,18 @@ pub(crate) fn on_nodes(
 /// Takes a lock in this process alone; without a limit in the options it waits as long as it takes.
 pub(crate) fn in_process(
     gate: &Arc<Gate>,
-    key: &str,
+    names: &[&str],
     claim: Claim,
     options: &LockOptions,
     strength: Strength,
 ) -> Result<Hold, Error> {
-    let key = Key::parse("", key, claim.family())?;
+    let keys = Keys::parse("", names, claim.family())?;
     Ttl::parse(options.ttl(), MIN_VALIDITY)?;
     let start = time::now();
     let patience = options.patience(strength, &RetryPolicy::default(), start);
     let inbox = cancel::inbox(options.cancel())?;
     let access = engine::access(claim);
-    match gate.enter(&key, access, &inbox, patience.end, |_| ()) {
+    match gate.enter(&keys, access, &inbox, patience.end, |_| ()) {
         Ok(pass) => {
             let fence = options.is_fenced().then(|| gate.next_number());
             Hold::local(pass, claim, fence)

@@ -58,9 +58,9 @@ impl Losses {
 pub(crate) const ENDED: &str = "its lease ended";
 
 fn free(lease: &Arc<Lease>, why: &str, gate: &Gate, nodes: &Nodes) {
-    warn!("{:?}: lock lost: {why}", lease.key());
+    warn!("{:?}: lock lost: {why}", lease.keys());
     nodes.release_behind(lease, NodeSet::default());
-    gate.poke(lease.key());
+    gate.poke(lease.keys());
     nodes.meter().lost(lease.key());
 }
 
@@ -106,7 +106,7 @@ impl LossWatch {
         LossWatch { lease, losses }
     }
 
-    /// The lock's name, as it was given.
+    /// The lock's name, as it was given; of several the first, as [`LockGuard::key`](crate::LockGuard::key).
     pub fn key(&self) -> &str {
         self.lease.key().name()
     }

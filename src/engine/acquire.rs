@@ -13,7 +13,7 @@ use crate::engine::pause::Pauses;
 use crate::engine::way::Way;
 use crate::error::Error;
 use crate::inbox::Inbox;
-use crate::key::{Key, Token, Ttl};
+use crate::key::{Key, Keys, Token, Ttl};
 use crate::lease::{Claim, Lease, Look, Mode};
 use crate::listener::{Heard, Listening};
 use crate::local::{Access, Pass, Refused};
@@ -30,7 +30,7 @@ const MOST_SLOW: u32 = 3;
 /// What an acquire is to take.
 #[derive(Debug)]
 pub(crate) struct Wish {
-    pub(crate) key: Key,
+    pub(crate) keys: Keys,
     pub(crate) claim: Claim,
     pub(crate) ttl: Ttl,
     /// Whether it is to have a fencing token. Without meaning for readers.
@@ -139,7 +139,9 @@ impl Engine {
             Err(error) => Err(error),
         };
         let waited = time::now().saturating_duration_since(started);
-        self.nodes.meter().acquired(&wish.key, outcome, waited);
+        self.nodes
+            .meter()
+            .acquired(wish.keys.first(), outcome, waited);
         taken
     }
 
@@ -154,7 +156,7 @@ impl Engine {
         let access = access(wish.claim);
         let pass = match self
             .gate
-            .enter(&wish.key, access, &inbox, queue_end, settle)
+            .enter(&wish.keys, access, &inbox, queue_end, settle)
         {
             Ok(pass) => pass,
             Err(Refused::Closed) => return Err(Error::Closed),
@@ -173,7 +175,10 @@ impl Engine {
         let mut held_until = None;
         let mut place: Option<Place<'_>> = None;
         let mut way = self.way(wish, patience, &inbox, held_until)?;
-        let mut ear = self.listener.join_others(&wish.key, &inbox);
+        let keys = wish.keys.all().iter();
+        let mut ears: Vec<Listening<'_>> = keys
+            .filter_map(|key| self.listener.join_others(key, &inbox))
+            .collect();
         self.let_others_pass(wish, patience, &inbox);
         let mut first = None;
         // One node alone is not asked for longer than a refresh interval: the traces on the others would be over.
@@ -214,7 +219,7 @@ impl Engine {
             };
             self.go_on(&inbox)?;
             let contention = match &miss {
-                Miss::Contended(contention) => Some(*contention),
+                Miss::Contended(contention) => Some(contention),
                 _ => None,
             };
             slow = match miss {
@@ -241,10 +246,10 @@ impl Engine {
             // A place at the gate is for writers who know that a quorum answers (rule S10).
             match miss {
                 Miss::Unavailable(_) => place = None,
-                Miss::Contended(met)
+                Miss::Contended(ref met)
                     if wish.claim == Claim::Write && !met.by_one && place.is_none() =>
                 {
-                    place = Some(self.place(&wish.key)?);
+                    place = Some(self.place(wish.keys.first())?);
                 }
                 _ => {}
             }
@@ -264,8 +269,8 @@ impl Engine {
                 way = self.way(wish, patience, &inbox, held_until)?;
                 continue;
             }
-            if contention.is_some() && ear.is_none() {
-                ear = self.listen(wish, &inbox);
+            if let Some(met) = contention {
+                self.listen(wish, met, &inbox, &mut ears);
             }
             let pause = pauses.next(self, wish.claim, contention);
             budget = budget.and(Limit::Pause, time::deadline(now, pause));
@@ -276,35 +281,46 @@ impl Engine {
             }
             debug!(
                 "{:?}: attempt {attempts} missed, next after {:?}",
-                wish.key,
+                wish.keys,
                 budget.limit()
             );
-            let heard = || ear.as_ref().is_some_and(Listening::has_heard);
+            let heard = || ears.iter().any(Listening::has_heard);
             // A wake-up that came late for the slot is no reason to ask sooner; one to close or to cancel is.
             while !heard() && inbox.sleep(budget.end()) && self.go_on(&inbox).is_ok() {}
-            let heard = ear.as_ref().map_or(Heard::Nothing, Listening::take);
-            if heard == Heard::Release {
+            let heard = ears.iter().map(Listening::take).max();
+            if heard == Some(Heard::Release) {
                 pauses.wake();
             }
             // All who wait ask the same node first, and those who lose there leave nothing to undo.
-            if heard == Heard::Release || contention.is_some_and(|met| met.split) {
+            if heard == Some(Heard::Release) || contention.is_some_and(|met| met.split) {
                 first = self.listener.node();
             }
             way = self.way(wish, patience, &inbox, held_until)?;
         }
     }
 
-    /// Begins to listen for the release of a lock that others hold. Without an ear a wait is ended by time, as it can be
-    /// anyway.
-    fn listen(&self, wish: &Wish, inbox: &Arc<Inbox>) -> Option<Listening<'_>> {
-        let ear = self.listener.join(&wish.key, inbox);
-        ear.inspect_err(|error| debug!("{:?}: not listening: {error}", wish.key))
-            .ok()
+    /// Begins to listen for the release of what others hold: of a lock with several keys those that stood in the way. Without
+    /// an ear a wait is ended by time, as it can be anyway.
+    fn listen<'a>(
+        &'a self,
+        wish: &Wish,
+        met: &Contention,
+        inbox: &Arc<Inbox>,
+        ears: &mut Vec<Listening<'a>>,
+    ) {
+        let one = wish.keys.only().into_iter();
+        let some = met.in_the_way.iter().map(|key| &wish.keys.all()[*key]);
+        for key in one.chain(some) {
+            if !ears.iter().any(|ear| ear.is_at(key)) {
+                let ear = self.listener.join(key, inbox);
+                ears.extend(ear.inspect_err(|error| debug!("{key:?}: not listening: {error}")));
+            }
+        }
     }
 
     /// Waits while others may pass who wait in other processes for what was released in this one. Who only tries does not.
     fn let_others_pass(&self, wish: &Wish, patience: Patience, inbox: &Inbox) {
-        if let Some(until) = self.listener.courtesy(&wish.key) {
+        if let Some(until) = self.listener.courtesy(&wish.keys) {
             let end = time::earlier(Some(until), patience.end);
             while inbox.sleep(end) && self.go_on(inbox).is_ok() {}
         }

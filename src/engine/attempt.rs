@@ -39,7 +39,7 @@ impl Miss {
 }
 
 /// Held by others.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Contention {
     /// How most of the nodes that refused say that it is held.
     pub(super) by: Access,
@@ -51,6 +51,8 @@ pub(super) struct Contention {
     pub(super) by_one: bool,
     /// How long those may hold it at the longest who refused, if that is known.
     pub(super) held_for: Option<Duration>,
+    /// Which of the lock's keys are held, where it has several.
+    pub(super) in_the_way: Vec<usize>,
 }
 
 /// What an attempt leaves on nodes that refuse it, to say that somebody waits.
@@ -77,10 +79,10 @@ impl Engine {
         first: Option<usize>,
         probe: Option<&Probe<'_>>,
     ) -> Result<Result<Arc<Lease>, Miss>, Error> {
-        self.nodes.meter().attempted(&wish.key);
+        self.nodes.meter().attempted(wish.keys.first());
         let ttl = wish.ttl;
         let token = Token::fresh(self.settings.owner.as_deref())?;
-        let lease = Arc::new(Lease::new(wish.key.clone(), token, wish.claim));
+        let lease = Arc::new(Lease::new(wish.keys.clone(), token, wish.claim));
         let least = ttl.least_validity(self.settings.min_validity);
         let validity = time::validity(ttl.duration());
         let (start, lead) = (time::now(), time::lead());
@@ -126,6 +128,7 @@ impl Engine {
                 split: false,
                 by_one,
                 held_for: outcome.tally.held_for(),
+                in_the_way: outcome.in_the_way,
             }),
             Verdict::Refused => Miss::Contended(Contention {
                 by: match outcome.tally.held_by_readers() {
@@ -136,6 +139,7 @@ impl Engine {
                 split: outcome.tally.granted().len() > 0,
                 by_one: false,
                 held_for: outcome.tally.held_for(),
+                in_the_way: outcome.in_the_way,
             }),
             Verdict::Unavailable
                 if outcome.ended == Ended::TimedOut && budget.limit() == Limit::Validity =>

@@ -81,7 +81,7 @@ fn a_loss_that_came_before_anybody_could_be_told_is_told() {
         count.fetch_add(1, Ordering::SeqCst);
     }));
     let wish = |key: &Key| Wish {
-        key: key.clone(),
+        keys: key.clone().into(),
         claim: Claim::Exclusive,
         ttl: Ttl::parse(TTL, 0.5).expect("a good one"),
         fenced: false,

@@ -60,7 +60,9 @@ fn counted(options: LockOptions) -> (LockOptions, Arc<AtomicUsize>) {
 /// For who wants the lease itself, and no guard around it.
 fn wish(name: &str, ttl: Duration) -> Wish {
     Wish {
-        key: Key::parse("redguard:", name, Family::Exclusive).expect("good"),
+        keys: Key::parse("redguard:", name, Family::Exclusive)
+            .expect("good")
+            .into(),
         claim: Claim::Exclusive,
         ttl: Ttl::parse(ttl, 0.5).expect("good"),
         fenced: false,

@@ -36,7 +36,7 @@ impl Pauses {
         &mut self,
         engine: &Engine,
         claim: Claim,
-        met: Option<Contention>,
+        met: Option<&Contention>,
     ) -> Duration {
         let mut policy = engine.retry(claim).clone();
         let split = met.is_some_and(|met| met.split);

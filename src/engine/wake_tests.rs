@@ -121,7 +121,9 @@ fn who_is_woken_asks_the_node_that_woke_it_before_the_others() {
     let locker = sluggish(&fakes);
     let engine = locker.nodes().engine();
     let wish = Wish {
-        key: Key::parse("redguard:", "x", Family::Exclusive).expect("good"),
+        keys: Key::parse("redguard:", "x", Family::Exclusive)
+            .expect("good")
+            .into(),
         claim: Claim::Exclusive,
         ttl: Ttl::parse(TTL, 0.5).expect("good"),
         fenced: false,
@@ -250,7 +252,13 @@ fn others_that_heard_of_a_release_are_let_pass() {
     let fakes = Fake::many(1);
     let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
     let key = Key::parse("redguard:", "x", Family::Exclusive).expect("good");
-    let lets_pass = |locker: &RedisLocker| locker.nodes().engine().listener.courtesy(&key);
+    let lets_pass = |locker: &RedisLocker| {
+        locker
+            .nodes()
+            .engine()
+            .listener
+            .courtesy(&key.clone().into())
+    };
     let held = holder.lock("x", TTL).expect("free");
     thread::scope(|scope| {
         let waits = scope.spawn(|| {

@@ -49,6 +49,9 @@ impl Memory {
 
     pub(crate) fn serve(&mut self, request: &Request, now: Instant) -> Answer {
         let (lease, until) = (&request.lease, now + Duration::from_millis(request.ttl));
+        if lease.keys().only().is_none() {
+            return self.serve_several(request, until, now);
+        }
         let token = lease.token().text();
         let is_new = request.verb == Verb::Take;
         let sign = |end: Duration| now + end.max(self.least_sign);
@@ -125,6 +128,56 @@ impl Memory {
                     slot.give_turn(turn_end);
                 }
             }),
+        }
+    }
+}
+
+impl Memory {
+    /// The same for a lock of several keys: all of it or nothing.
+    fn serve_several(&mut self, request: &Request, until: Instant, now: Instant) -> Answer {
+        let (keys, token) = (request.lease.keys().all(), request.lease.token().text());
+        let owners: Vec<Option<(String, Instant)>> = keys
+            .iter()
+            .map(|key| self.slot(key, now).owner.clone())
+            .collect();
+        let is_other = |owner: &Option<(String, Instant)>| {
+            owner.as_ref().is_some_and(|(other, _)| other != token)
+        };
+        let is_take = matches!(request.verb, Verb::Take | Verb::PutBack);
+        let others = (0..keys.len()).filter(|key| is_other(&owners[*key]));
+        // Of those that end at the same time the first.
+        let end = |key: &usize| owners[*key].as_ref().map(|(_, end)| *end);
+        let longest = others.rev().max_by_key(end);
+        if let (Some(key), true) = (longest, is_take) {
+            let end = end(&key).unwrap_or(now);
+            return held(Holder::Of(key), end, now);
+        }
+        let absent = owners.iter().any(Option::is_none);
+        let ours = longest.is_none() && !absent;
+        let numbers = (is_take && request.fence.is_some()).then(|| {
+            let each = keys.iter().map(|key| self.slot(key, now).number(now));
+            each.max().unwrap_or_default()
+        });
+        for (key, owner) in keys.iter().zip(owners) {
+            let slot = self.slot(key, now);
+            let is_ours = owner.as_ref().is_some_and(|(other, _)| other == token);
+            let end = owner.map_or(until, |(_, end)| end.max(until));
+            match request.verb {
+                Verb::Take | Verb::PutBack => {
+                    slot.owner = Some((token.to_owned(), end));
+                    slot.fence = numbers.or(slot.fence);
+                }
+                Verb::Extend if ours => slot.owner = Some((token.to_owned(), end)),
+                Verb::Raise if ours => slot.fence = slot.fence.max(request.fence),
+                Verb::Release if is_ours => slot.owner = None,
+                _ => {}
+            }
+        }
+        match (is_take, numbers) {
+            (true, Some(number)) => Answer::Numbered(number),
+            (true, None) => Answer::Yes,
+            (false, _) if longest.is_some() => Answer::Foreign,
+            (false, _) => given(!absent),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::key::{Channel, Key};
+use crate::key::{Key, Keys};
 use crate::lane::Addressee;
 use crate::listener::{Desk, Listener};
 use crate::script::Answer;
@@ -16,82 +16,90 @@ const KEPT: Duration = Duration::from_secs(10);
 
 impl Listener {
     /// A lock of ours is being released. If others are known to listen there, they are let pass from now on.
-    pub(crate) fn releases(&self, key: &Key) {
+    pub(crate) fn releases(&self, keys: &Keys) {
         if self.desk.courtesies.load(Ordering::Acquire) > 0 {
             let mut state = self.desk.state.lock();
-            if let Some(until) = state.courtesies.get_mut(key.channel().as_ref()) {
-                *until = self.desk.others_pass();
+            for key in keys.all() {
+                if let Some(until) = state.courtesies.get_mut(key.channel().as_ref()) {
+                    *until = self.desk.others_pass();
+                }
             }
         }
     }
 
     /// So many heard on these nodes that a lock of ours was released.
-    pub(crate) fn released(&self, key: &Key, heard: &[(usize, u64)]) {
-        self.desk.released(&key.channel(), heard);
+    pub(crate) fn released(&self, keys: &Keys, heard: &[(usize, u64)]) {
+        self.desk.released(keys, heard);
     }
 
     /// Hears how many heard of a release that nobody waits for.
-    pub(crate) fn addressee(&self, key: &Key) -> Arc<dyn Addressee> {
+    pub(crate) fn addressee(&self, keys: &Keys) -> Arc<dyn Addressee> {
         Arc::new(Released {
             desk: Arc::clone(&self.desk),
-            channel: key.channel(),
+            keys: keys.clone(),
         })
     }
 
-    /// Until when others are let pass at a key.
-    pub(crate) fn courtesy(&self, key: &Key) -> Option<Instant> {
+    /// Until when others are let pass at one of these keys.
+    pub(crate) fn courtesy(&self, keys: &Keys) -> Option<Instant> {
         if self.desk.courtesies.load(Ordering::Acquire) == 0 {
             return None;
         }
         let state = self.desk.state.lock();
-        state.courtesies.get(key.channel().as_ref()).copied()
+        let until = |key: &Key| state.courtesies.get(key.channel().as_ref()).copied();
+        keys.all().iter().filter_map(until).max()
     }
 }
 
 /// Where the answers to a release go that nobody waits for.
 struct Released {
     desk: Arc<Desk>,
-    channel: Channel,
+    keys: Keys,
 }
 
 impl Addressee for Released {
     fn post(&self, _: u32, node: usize, answer: Answer) {
         match answer {
-            Answer::Heard(count) => self.desk.released(&self.channel, &[(node, count)]),
-            Answer::Yes => self.desk.unheard(&self.channel, node),
+            Answer::Heard(count) => self.desk.released(&self.keys, &[(node, count)]),
+            Answer::Yes => self.desk.unheard(&self.keys, node),
             _ => {}
         }
     }
 }
 
 impl Desk {
-    fn released(&self, channel: &Channel, heard: &[(usize, u64)]) {
+    /// Of a lock with several keys a node says how many heard of the one that most heard of: those who listen to the others
+    /// are let pass as well.
+    fn released(&self, keys: &Keys, heard: &[(usize, u64)]) {
         let known = self.courtesies.load(Ordering::Acquire) > 0;
         if heard.is_empty() && !known {
             return;
         }
         let mut state = self.state.lock();
-        let post = state.channels.get(channel);
-        let ours = state.node.filter(|_| post.is_some_and(|p| p.subscribed));
-        let others = heard
-            .iter()
-            .any(|(node, count)| *count > u64::from(ours == Some(*node)));
-        if others {
-            let now = time::now();
-            state.courtesies.retain(|_, until| now < *until + KEPT);
-            let until = self.others_pass();
-            state.courtesies.insert(Arc::clone(channel), until);
-        } else {
-            state.courtesies.remove(channel);
+        for key in keys.all() {
+            let channel = key.channel();
+            let post = state.channels.get(&channel);
+            let ours = state.node.filter(|_| post.is_some_and(|p| p.subscribed));
+            let others = heard
+                .iter()
+                .any(|(node, count)| *count > u64::from(ours == Some(*node)));
+            if others {
+                let now = time::now();
+                state.courtesies.retain(|_, until| now < *until + KEPT);
+                let until = self.others_pass();
+                state.courtesies.insert(channel, until);
+            } else {
+                state.courtesies.remove(&channel);
+            }
         }
         let count = state.courtesies.len();
         self.courtesies.store(count, Ordering::Release);
     }
 
     /// Nobody heard of it on this node. Where others listen they do so on the first one.
-    fn unheard(&self, channel: &Channel, node: usize) {
+    fn unheard(&self, keys: &Keys, node: usize) {
         if self.nodes.first_up() == Some(node) {
-            self.released(channel, &[]);
+            self.released(keys, &[]);
         }
     }
 

@@ -18,7 +18,7 @@ fn share(gate: &Arc<Gate>, end: Option<Instant>) -> Result<Pass, Refused> {
 }
 
 fn enter_as(gate: &Arc<Gate>, access: Access, end: Option<Instant>) -> Result<Pass, Refused> {
-    gate.enter(&key(), access, &Arc::new(Inbox::new()), end, |_| ())
+    gate.enter(&key().into(), access, &Arc::new(Inbox::new()), end, |_| ())
 }
 
 #[cfg(not(loom))]
@@ -76,7 +76,7 @@ mod table {
             let key = Key::parse("", &n.to_string(), Family::Exclusive).unwrap();
             let inbox = Arc::new(Inbox::new());
             passes.push(
-                gate.enter(&key, Access::Alone, &inbox, None, |_| ())
+                gate.enter(&key.into(), Access::Alone, &inbox, None, |_| ())
                     .unwrap(),
             );
         }
@@ -146,7 +146,7 @@ mod table {
                 remaining: None,
             };
             assert_eq!(busy, unknown);
-            gate.poke(&key());
+            gate.poke(&key().into());
             let (_first, lost) = first.join().unwrap();
             assert!(lost.is_empty(), "the loss was another's to tell");
         });
@@ -157,7 +157,9 @@ mod table {
         let told = Mutex::new(Vec::new());
         let tell = |lease: &Arc<Lease>| told.lock().push(Arc::clone(lease));
         let inbox = Arc::new(Inbox::new());
-        let pass = gate.enter(&key(), access, &inbox, None, tell).unwrap();
+        let pass = gate
+            .enter(&key().into(), access, &inbox, None, tell)
+            .unwrap();
         (pass, told.into_inner())
     }
 
@@ -291,7 +293,7 @@ mod table {
         let gate = Arc::new(Gate::new());
         let inboxes = [0; 3].map(|_| Arc::new(Inbox::new()));
         let [first, second, third] = inboxes.each_ref().map(|inbox| {
-            gate.enter(&key(), Access::Shared, inbox, None, |_| ())
+            gate.enter(&key().into(), Access::Shared, inbox, None, |_| ())
                 .unwrap()
         });
         assert_eq!(
@@ -359,7 +361,7 @@ mod loom_gate {
             assert!(holder.bind(&lease));
             // As a reply does that says the lock is not ours: the holder itself hangs and never leaves.
             assert!(lease.lose());
-            gate.poke(&key());
+            gate.poke(&key().into());
             waiter.join().unwrap();
             drop(holder);
             assert!(gate.state.lock().slots.is_empty());

@@ -350,8 +350,8 @@ fn release(lease: usize) -> Step {
     }
 }
 
-#[test]
-fn scripts_and_model_agree() {
+/// A server, a session with it, and a connection behind the session's back.
+pub(super) fn connected() -> (servers::Server, Box<dyn Session>, Connection) {
     let server = servers::Server::start().unwrap();
     let settings = Config::new([server.addr()])
         .node_timeout(Duration::from_secs(5))
@@ -361,7 +361,14 @@ fn scripts_and_model_agree() {
     let connector = super::Server::new(&settings.endpoints[0], &settings).unwrap();
     let (session, _) = connector.connect(None).unwrap();
     let client = redis::Client::open(server.url()).unwrap();
-    let ends = RefCell::new((session, client.get_connection().unwrap()));
+    let raw = client.get_connection().unwrap();
+    (server, session, raw)
+}
+
+#[test]
+fn scripts_and_model_agree() {
+    let (_server, session, raw) = connected();
+    let ends = RefCell::new((session, raw));
     let config = ProptestConfig {
         failure_persistence: None,
         ..ProptestConfig::with_cases(256)

@@ -169,7 +169,7 @@ impl Rounds {
             }
         };
         if renewed.until.is_some_and(|until| until <= start) {
-            debug!("{:?}: renewed no more after max_hold", renewed.lease.key());
+            debug!("{:?}: renewed no more after max_hold", renewed.lease.keys());
             self.desk.state.lock().open.remove(&id);
             return None;
         }
@@ -261,7 +261,7 @@ impl Rounds {
                 self.put_back(id, renewed, due);
             }
             (Look::Held(expiry), _) => {
-                debug!("{:?}: not renewed: {verdict:?}", lease.key());
+                debug!("{:?}: not renewed: {verdict:?}", lease.keys());
                 let due = expiry.min(now + renewed.pause());
                 renewed.failures += 1;
                 self.put_back(id, renewed, due);

@@ -14,17 +14,39 @@
 //! second after its last entry, so nothing is left when nobody holds or waits. Scripts read first what can fail on its type,
 //! so that they fail before they have changed anything.
 
+/// Ends the script unless the first `locks` keys hold our token, all of them: with −1 where another's is in one of them, else
+/// with 0.
+macro_rules! ours {
+    () => {
+        "
+local absent = false
+for i = 1, locks do
+  local value = redis.call('GET', KEYS[i])
+  if value ~= ARGV[1] then
+    if value then return -1 end
+    absent = true
+  end
+end
+if absent then return 0 end"
+    };
+}
+
 /// Extend the lock (rule S5): never kills, never revives, never shortens.
 ///
-/// 1. Nothing is changed unless the value is our token.
-/// 2. The expiry becomes the greater of what is left and the TTL. A key that somebody made persistent gets an end.
+/// 1. Nothing is changed unless each value is our token.
+/// 2. The expiry of each becomes the greater of what is left and the TTL. A key that somebody made persistent gets an end.
 ///
-/// KEYS: the lock. ARGV: token, TTL in ms. Reply: 1 ours and extended, 0 no such key, −1 another's.
-const EXTEND: &str = "\
-local value = redis.call('GET', KEYS[1])
-if value ~= ARGV[1] then return value and -1 or 0 end
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return 1";
+/// KEYS: the locks that are held as one. ARGV: token, TTL in ms. Reply: 1 ours and extended, 0 one of them is not there, −1 one
+/// of them is another's.
+const EXTEND: &str = concat!(
+    "local locks, ttl = #KEYS, tonumber(ARGV[2])",
+    ours!(),
+    "
+for i = 1, locks do
+  if redis.call('PTTL', KEYS[i]) < ttl then redis.call('PEXPIRE', KEYS[i], ttl) end
+end
+return 1"
+);
 
 /// Publishes in `channel`, unless that is empty, that a lock was released, and sets `heard` to one more than who heard it.
 /// Where we may not publish, nobody has.
@@ -38,15 +60,35 @@ heard = type(heard) == 'number' and heard + 1 or 1"
 
 /// Release the lock, as in the Redlock text: compare and delete.
 ///
-/// KEYS: the lock. ARGV: token, where to publish it or nothing. Reply: 0 no such key; −1 another's, left untouched; else it
-/// was deleted, and the reply is one more than who heard of it.
+/// 1. Of several keys those are deleted that are ours, whatever the others are.
+/// 2. What was deleted is published, each under its own name.
+///
+/// KEYS: the locks that are held as one. ARGV: token, 1 if it is to be published. Reply: 0 one of them is not there; −1 one of
+/// them is another's, left untouched; else all were deleted, and the reply is one more than who heard of it, of several the
+/// most.
 const RELEASE: &str = concat!(
-    "local value, channel = redis.call('GET', KEYS[1]), ARGV[2]
-if value ~= ARGV[1] then return value and -1 or 0 end
-redis.call('DEL', KEYS[1])",
+    "local answer, most, failed, ours = 1, 1, false, {}
+for _, key in ipairs(KEYS) do
+  local value = redis.pcall('GET', key)
+  if value == ARGV[1] then
+    redis.call('DEL', key)
+    ours[#ours + 1] = key
+  elseif type(value) == 'table' then
+    failed = value
+  elseif value then
+    answer = -1
+  elseif answer == 1 then
+    answer = 0
+  end
+end
+for _, key in ipairs(ours) do
+  local channel = ARGV[2] == '1' and key or ''",
     publish!(),
     "
-return heard"
+  if heard > most then most = heard end
+end
+if failed then return failed end
+return answer == 1 and most or answer"
 );
 
 /// Sets `now`.
@@ -303,33 +345,59 @@ local turn, interval, channel = KEYS[3], ARGV[3], ARGV[4]",
 return heard"
 );
 
-/// Take the lock with a number that is greater than all before (rule S12).
+/// Take the lock, where it has several keys or is to have a number that is greater than all before (rule S12).
 ///
-/// 1. Refused while the key is there.
-/// 2. What can fail on its type comes first, then the fence, then the lock.
+/// 1. Refused while another's value is in one of the keys. Our own token is none: a lock is put back where a part of it was
+///    lost.
+/// 2. What can fail on its type comes first, then the fences, then the locks. The number is the next one of the fence that
+///    is highest, and all of them are raised to it.
+/// 3. An end that is later than the TTL stays.
 ///
-/// KEYS: the lock, its fence. ARGV: token, TTL in ms. Reply: the number, or 0 (another owner) and for how many ms (−1 without
-/// an end).
-const TAKE_FENCED: &str = concat!(
-    "if redis.call('GET', KEYS[1]) then return {0, redis.call('PTTL', KEYS[1])} end
-local fence, number = KEYS[2]",
+/// KEYS: the locks that are held as one, and their fences if it is to have a number. ARGV: token, TTL in ms, how many locks
+/// there are. Reply: the number, or 1; or which lock stands in the way for the longest, from 0 on, and for how many ms (−1
+/// without an end).
+const TAKE: &str = concat!(
+    "local locks, ttl, refused = tonumber(ARGV[3]), tonumber(ARGV[2])
+for i = 1, locks do
+  local value = redis.call('GET', KEYS[i])
+  if value and value ~= ARGV[1] then
+    local left = redis.call('PTTL', KEYS[i])
+    if not refused or left < 0 or refused[2] >= 0 and left > refused[2] then refused = {i - 1, left} end
+  end
+end
+if refused then return refused end
+local number, highest = 1, 1
+for i = locks + 1, #KEYS do
+  local fence = KEYS[i]",
     next_number!(),
     "
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return number"
-);
-
-/// Raise the fence of a lock that is ours: by the next holder's number it must have been as high as ours on a quorum.
-///
-/// KEYS: the lock or the writer, the fence. ARGV: token, the number. Reply: 1 ours, and the fence is as high; 0 no such key;
-/// −1 another's.
-const RAISE: &str = concat!(
-    "local value = redis.call('GET', KEYS[1])
-if value ~= ARGV[1] then return value and -1 or 0 end
-local fence = redis.call('GET', KEYS[2])
-if not fence or tonumber(fence) < tonumber(ARGV[2]) then redis.call('SET', KEYS[2], ARGV[2], 'PX', ",
+  if number > highest then highest = number end
+end
+if locks > 1 then
+  for i = locks + 1, #KEYS do redis.call('SET', KEYS[i], highest, 'PX', ",
     unused!(),
     ") end
+end
+for i = 1, locks do
+  if redis.call('PTTL', KEYS[i]) < ttl then redis.call('SET', KEYS[i], ARGV[1], 'PX', ttl) end
+end
+return highest"
+);
+
+/// Raise the fences of a lock that is ours: by the next holder's number they must have been as high as ours on a quorum.
+///
+/// KEYS: the locks that are held as one, or the writer; the fence of each. ARGV: token, the number. Reply: 1 ours, and the
+/// fences are as high; 0 one of the locks is not there; −1 one of them is another's.
+const RAISE: &str = concat!(
+    "local locks = #KEYS / 2",
+    ours!(),
+    "
+for i = locks + 1, #KEYS do
+  local fence = redis.call('GET', KEYS[i])
+  if not fence or tonumber(fence) < tonumber(ARGV[2]) then redis.call('SET', KEYS[i], ARGV[2], 'PX', ",
+    unused!(),
+    ") end
+end
 return 1"
 );
 
@@ -367,7 +435,7 @@ pub(super) const SCRIPTS: [&str; 12] = [
     RELEASE_READ,
     RELEASE_WRITE,
     DOWNGRADE,
-    TAKE_FENCED,
+    TAKE,
     RAISE,
     TELL,
     BREAK,
@@ -384,7 +452,7 @@ pub(super) enum Script {
     ReleaseRead,
     ReleaseWrite,
     Downgrade,
-    TakeFenced,
+    Take,
     Raise,
     Tell,
     Break,

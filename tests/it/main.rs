@@ -28,6 +28,7 @@ mod rw_published;
 mod rw_starvation;
 mod rw_wire;
 mod servers_work;
+mod several;
 mod shapes;
 mod support;
 mod support_works;
