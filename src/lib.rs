@@ -277,6 +277,7 @@ mod error;
 mod fake;
 mod fence;
 mod guard;
+mod handover;
 mod health;
 mod holder;
 mod inbox;
@@ -296,12 +297,15 @@ mod renewal;
 mod retry;
 mod round;
 mod rw_locker;
+mod scope;
 mod script;
 #[cfg(all(test, not(loom)))]
 mod simulation;
 mod stats;
 mod sync;
 mod take;
+#[cfg(feature = "testing")]
+mod testing;
 mod time;
 #[cfg(feature = "tls")]
 mod tls;
@@ -314,6 +318,7 @@ pub use crate::{
     config::{Config, Endpoint, OnDrop},
     error::{Cause, Error, NodeCause},
     guard::{LockGuard, ReadGuard, WriteGuard},
+    handover::LockToken,
     health::{BreakerState, Health, NodeHealth, NodeState},
     holder::Holder,
     lease::Mode,
@@ -324,12 +329,16 @@ pub use crate::{
     options::LockOptions,
     retry::RetryPolicy,
     rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker},
+    scope::LockerExt,
     stats::{NodeStats, Spans, Stats},
     watch::{LossWatch, WaitLost},
 };
 
 #[cfg(feature = "tls")]
 pub use crate::tls::Tls;
+
+#[cfg(feature = "testing")]
+pub use crate::testing::FlakyLocker;
 
 /// The README's examples, compiled.
 #[cfg(doctest)]
