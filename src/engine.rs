@@ -26,13 +26,14 @@ use crate::watch::{self, Losses};
 
 use self::circuit::Circuit;
 
-pub(crate) use self::acquire::{Care, Patience, Taken, Wish, access, contended};
+pub(crate) use self::acquire::{Care, Patience, Taken, Wish, access, contended, other_permits};
 
 mod acquire;
 mod attempt;
 mod circuit;
 mod extend;
 mod pause;
+mod permit;
 mod way;
 
 /// The interval in which a writer that waits says so again, where the policy's `max_delay` is not shorter. It is also how
@@ -301,6 +302,8 @@ mod late_tests;
 mod loss_tests;
 #[cfg(all(test, not(loom)))]
 mod outage_tests;
+#[cfg(all(test, not(loom)))]
+mod permit_tests;
 #[cfg(all(test, not(loom)))]
 mod rw_tests;
 #[cfg(all(test, not(loom)))]

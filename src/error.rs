@@ -232,6 +232,13 @@ pub enum Cause {
         remaining: Duration,
     },
 
+    /// The semaphore has another number of permits there, of which one is held.
+    #[error("the semaphore has {permits} permits there")]
+    OtherPermits {
+        /// How many it has there.
+        permits: u32,
+    },
+
     /// The lock is not ours there (any more).
     #[error("not ours")]
     NotOurs,

@@ -22,7 +22,9 @@ const MAX_MILLIS: u64 = 1 << 53;
 
 /// The endings of keys that this library derives from a lock's key. A lock whose name had one of them could be
 /// taken for another lock's inner parts.
-const RESERVED: [&str; 5] = [":writer", ":readers", ":gate", ":turn", ":fence"];
+const RESERVED: [&str; 6] = [
+    ":writer", ":readers", ":gate", ":turn", ":fence", ":permits",
+];
 
 /// A lock's key on the nodes, with the prefix in front of the name that the caller gave.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -40,6 +42,7 @@ pub(crate) type Channel = Arc<str>;
 pub(crate) enum Family {
     Exclusive,
     ReadWrite,
+    Semaphore,
 }
 
 impl Key {
@@ -88,11 +91,13 @@ impl Key {
         Arc::clone(&self.text)
     }
 
-    /// Where the token stands of one who holds the lock alone: under an exclusive lock's own key, or as the writer.
+    /// Where the token stands of one who holds the lock alone: under an exclusive lock's own key, or as the writer. And where
+    /// all permits of a semaphore stand.
     pub(crate) fn owner(&self) -> NodeKey<'_> {
         match self.family {
             Family::Exclusive => NodeKey::Lock(self),
             Family::ReadWrite => self.derived(":writer"),
+            Family::Semaphore => self.derived(":permits"),
         }
     }
 

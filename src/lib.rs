@@ -66,9 +66,11 @@
 //! |---|---|
 //! | [`Locker`] | one at a time. The cheapest, and what other Redlock clients understand |
 //! | [`RwLocker`] | many that read or one that writes. Worth it where reading takes long and writing is rare |
+//! | [`Semaphore`] | so many at a time, all alike |
 //!
-//! [`RedisLocker`] and [`RedisRwLocker`] hold them on the nodes, [`LocalLocker`] and [`LocalRwLocker`] in this process
-//! alone, behind the same traits. An exclusive lock and a read-write lock of one name are different locks.
+//! [`RedisLocker`], [`RedisRwLocker`] and [`RedisSemaphore`] hold them on the nodes, [`LocalLocker`], [`LocalRwLocker`] and
+//! [`LocalSemaphore`] in this process alone, behind the same traits. An exclusive lock, a read-write lock and a semaphore of one
+//! name are different things.
 //!
 //! # Several keys as one lock
 //!
@@ -112,6 +114,22 @@
 //! at most, unless writers of other processes come before it, among whom there is no order; and a reader for two write
 //! sections and a turn. That holds if sections are bounded, a quorum answers, and a round trip is well below a refresh
 //! interval.
+//!
+//! # Semaphores
+//!
+//! A [`Semaphore`] has a number of permits, 1 to 1024, and never gives out more: at most so many hold one at a time, in all
+//! processes together. Each permit is a Redlock of its own, so a quorum of nodes gives it to one holder. To let a quorum vote on
+//! *a* permit would not do: of three holders of two permits each could have two of three nodes.
+//!
+//! An attempt asks for one permit, drawn at random. Nodes that refuse it say which are free, so the next request, at once and
+//! under a fresh token, asks for one that a quorum calls free. Permits expire, and are renewed and lost, like locks; they have no
+//! fencing token, since no holder comes after the others. Threads of one process are first come, first served: as many as there
+//! are permits get past the queue, and where the nodes have none left the first of them asks for all.
+//!
+//! How many permits there are is kept on the nodes while one of them is held, and checked by each take: another number is
+//! [`InvalidConfig`](Error::InvalidConfig), which names both. A node with nothing held takes any number, be it that it lost its
+//! data, or that an attempt with the wrong one was undone there; and a minority that says otherwise counts as nodes that
+//! refuse. So the number can be changed when nobody holds a permit.
 //!
 //! # Timing
 //!
@@ -277,12 +295,14 @@ mod node;
 mod nodes;
 mod notify;
 mod options;
+mod permits;
 mod quorum;
 mod renewal;
 mod retry;
 mod round;
 mod rw_locker;
 mod script;
+mod semaphore;
 #[cfg(all(test, not(loom)))]
 mod simulation;
 mod sync;
@@ -298,7 +318,7 @@ pub use crate::{
     cancel::CancelToken,
     config::{Config, Endpoint, OnDrop},
     error::{Cause, Error, NodeCause},
-    guard::{LockGuard, Mode, ReadGuard, WriteGuard},
+    guard::{LockGuard, Mode, Permit, ReadGuard, WriteGuard},
     health::{BreakerState, Health, NodeHealth, NodeState},
     locker::{LocalLocker, Locker, RedisLocker},
     nodes::Nodes,
@@ -306,6 +326,7 @@ pub use crate::{
     options::LockOptions,
     retry::RetryPolicy,
     rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker},
+    semaphore::{LocalSemaphore, RedisSemaphore, Semaphore},
     watch::{LossWatch, WaitLost},
 };
 

@@ -15,7 +15,7 @@ use crate::take;
 
 /// Takes exclusive locks by name, one or several as one. Write a program against `&dyn Locker`, and run it with Redis or without.
 ///
-/// A name is any text of 1 byte to 16 KiB that does not end in `:writer`, `:readers`, `:gate`, `:turn` or `:fence`: where names
+/// A name is any text of 1 byte to 16 KiB that does not end in `:writer`, `:readers`, `:gate`, `:turn`, `:fence` or `:permits`: where names
 /// come from outside, such as paths, put something of your own behind them.
 ///
 /// Locks are **not re-entrant**: a thread that asks for a lock which it holds waits like any other, until the lease

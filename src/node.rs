@@ -249,6 +249,8 @@ impl Connector for Server {
 #[cfg(all(test, not(loom)))]
 mod against_the_model;
 #[cfg(all(test, not(loom)))]
+mod permits_against_the_model;
+#[cfg(all(test, not(loom)))]
 mod several_against_the_model;
 
 #[cfg(all(test, not(loom)))]

@@ -14,6 +14,7 @@ use redis::{Cmd, RedisError, RedisWrite, ServerErrorKind, ToRedisArgs, Value};
 use crate::error::Cause;
 use crate::key::{Key, NodeKey};
 use crate::lease::{Claim, Lease};
+use crate::permits::{Free, MOST_PERMITS};
 
 use self::lua::{SCRIPTS, Script};
 
@@ -114,6 +115,10 @@ pub(crate) enum Answer {
     Numbered(u64),
     /// Refused because of somebody who holds it, for so long if that one does not extend it.
     Held(Holder, Option<Duration>),
+    /// This permit of a semaphore is held, and these are free. The next one of those that are held ends then.
+    NotThisOne(Free, Duration),
+    /// The semaphore has so many permits here, and not as many as we say.
+    OtherPermits(u16),
     /// There is no such key.
     Absent,
     /// Another's token is there.
@@ -228,6 +233,18 @@ impl Loaded {
                 self.call(Script::ReleaseWrite, cmd, [owner, turn]);
                 cmd.arg(token).arg(millis(request.refresh)).arg(channel);
             }
+            (Verb::Take | Verb::PutBack, Claim::Permit { slot, of }) => {
+                self.call(Script::Permit, cmd, owners);
+                cmd.arg(token).arg(ttl).arg(slot).arg(of);
+            }
+            (Verb::Extend, Claim::Permit { slot, .. }) => {
+                self.call(Script::ExtendPermit, cmd, owners);
+                cmd.arg(token).arg(ttl).arg(slot);
+            }
+            (Verb::Release, Claim::Permit { slot, .. }) => {
+                self.call(Script::ReleasePermit, cmd, owners);
+                cmd.arg(token).arg(channel).arg(slot);
+            }
             (Verb::Knock, _) => {
                 cmd.arg("PUBLISH").arg(key.wire()).arg("");
             }
@@ -300,7 +317,8 @@ pub(crate) enum Read {
 pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
     use Verb::{Downgrade, Extend, Knock, PutBack, Raise, Release, Take};
     let is_numbered = request.verb == Take && request.fence.is_some();
-    let is_exclusive = request.lease.claim() == Claim::Exclusive;
+    let claim = request.lease.claim();
+    let is_exclusive = claim == Claim::Exclusive;
     let locks = request.lease.keys().all().len();
     let is_script = is_numbered || !is_exclusive || locks > 1;
     Read::Answer(match (request.verb, reply) {
@@ -309,8 +327,12 @@ pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
             _ => return Read::OutOfStep,
         },
         (Take | PutBack, Value::Int(1)) if is_script => Answer::Yes,
-        (Take | PutBack, Value::Array(refused)) if is_script => match refused[..] {
-            [Value::Int(number), Value::Int(left)] => {
+        (Take | PutBack, Value::Array(refused)) if is_script => match (claim, &refused[..]) {
+            (Claim::Permit { of, .. }, refused) => match not_this_one(refused, of) {
+                Some(answer) => answer,
+                None => return Read::OutOfStep,
+            },
+            (_, &[Value::Int(number), Value::Int(left)]) => {
                 let holder = match is_exclusive {
                     true => owner_of(number, locks),
                     false => holder_of(number),
@@ -349,6 +371,27 @@ fn holder_of(number: i64) -> Option<Holder> {
         3 => Holder::Turn,
         _ => return None,
     })
+}
+
+/// The refusal of one permit of so many.
+fn not_this_one(refused: &[Value], of: u16) -> Option<Answer> {
+    let number = |value: &Value| match value {
+        Value::Int(number) => Some(*number),
+        _ => None,
+    };
+    let numbers: Option<Vec<i64>> = refused.iter().map(number).collect();
+    match numbers?[..] {
+        [-1, permits] => {
+            let permits = u16::try_from(permits).ok()?;
+            let is_other = (1..=MOST_PERMITS).contains(&permits) && permits != of;
+            is_other.then_some(Answer::OtherPermits(permits))
+        }
+        [next, ref words @ ..] => {
+            let next = Duration::from_millis(u64::try_from(next).ok()?);
+            Some(Answer::NotThisOne(Free::read(words, of)?, next))
+        }
+        [] => None,
+    }
 }
 
 /// Who owns the lock with this number, of so many that are held as one.

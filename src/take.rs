@@ -23,10 +23,23 @@ pub(crate) fn on_nodes(
     options: &LockOptions,
     strength: Strength,
 ) -> Result<Hold, Error> {
+    let prefix = &nodes.engine().settings().key_prefix;
+    let keys = Keys::parse(prefix, names, claim.family())?;
+    parsed_on_nodes(nodes, keys, claim, options, strength)
+}
+
+/// The same, for names that have been through the door.
+pub(crate) fn parsed_on_nodes(
+    nodes: &Nodes,
+    keys: Keys,
+    claim: Claim,
+    options: &LockOptions,
+    strength: Strength,
+) -> Result<Hold, Error> {
     let engine = nodes.engine();
     let settings = engine.settings();
     let wish = Wish {
-        keys: Keys::parse(&settings.key_prefix, names, claim.family())?,
+        keys,
         claim,
         ttl: settings.ttl(options.ttl())?,
         fenced: options.is_fenced(),
@@ -49,18 +62,32 @@ pub(crate) fn in_process(
     strength: Strength,
 ) -> Result<Hold, Error> {
     let keys = Keys::parse("", names, claim.family())?;
+    parsed_in_process(gate, &keys, claim, options, strength)
+}
+
+/// The same, for names that have been through the door.
+pub(crate) fn parsed_in_process(
+    gate: &Arc<Gate>,
+    keys: &Keys,
+    claim: Claim,
+    options: &LockOptions,
+    strength: Strength,
+) -> Result<Hold, Error> {
     Ttl::parse(options.ttl(), MIN_VALIDITY)?;
     let start = time::now();
     let patience = options.patience(strength, &RetryPolicy::default(), start);
     let inbox = cancel::inbox(options.cancel())?;
     let access = engine::access(claim);
-    match gate.enter(&keys, access, &inbox, patience.end, |_| ()) {
+    match gate.enter(keys, access, &inbox, patience.end, |_| ()) {
         Ok(pass) => {
             let fence = options.is_fenced().then(|| gate.next_number());
             Hold::local(pass, claim, fence)
         }
         Err(Refused::Cancelled) => Err(Error::Cancelled),
         Err(Refused::Closed) => Err(Error::Closed),
+        Err(Refused::OtherPermits(other)) => {
+            Err(engine::other_permits(keys, claim, u32::from(other)))
+        }
         Err(Refused::Busy { by, remaining }) => {
             let waited = time::now().saturating_duration_since(start);
             Err(engine::contended(claim, by, 1, waited, remaining))

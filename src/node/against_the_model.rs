@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -318,6 +318,8 @@ impl Pair<'_> {
             gate: set(&gate),
             owner,
             fence: None,
+            permits: BTreeMap::new(),
+            count: 0,
             turn: turn.map(|(turn, end)| match turn.as_str() {
                 "asked" => (Turn::Asked, end),
                 "given" => (Turn::Given, end),

@@ -25,6 +25,7 @@ mod rw_processes;
 mod rw_published;
 mod rw_starvation;
 mod rw_wire;
+mod semaphore;
 mod servers_work;
 mod several;
 mod shapes;
