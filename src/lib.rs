@@ -248,6 +248,7 @@ mod breaker;
 mod cancel;
 mod config;
 mod crew;
+mod endpoint;
 mod engine;
 mod error;
 #[cfg(all(test, not(loom)))]
@@ -285,7 +286,8 @@ mod worker;
 pub use crate::{
     about::{ClockOffset, Role},
     cancel::CancelToken,
-    config::{Config, Endpoint, OnDrop},
+    config::{Config, OnDrop},
+    endpoint::Endpoint,
     error::{Cause, Error, NodeCause},
     guard::{LockGuard, Mode, ReadGuard, WriteGuard},
     health::{BreakerState, Health, NodeHealth, NodeState},
