@@ -125,3 +125,67 @@ fn words(cause: Cause) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::endpoint::{Endpoint, Kind};
+
+    fn watch(sentinels: &[&str], config: impl FnOnce(Config) -> Config) -> Result<Watch, Error> {
+        let endpoint = Endpoint::sentinel("m", sentinels);
+        let settings = config(Config::new([endpoint])).check()?;
+        match settings.endpoints[0].kind() {
+            Kind::Sentinel { master, sentinels } => Watch::new(master, sentinels, &settings),
+            _ => panic!("it is one"),
+        }
+    }
+
+    #[test]
+    fn a_sentinel_has_its_own_credentials_and_the_master_those_of_the_settings() {
+        let watch = watch(&["H", "redis://joe:theirs@h:1"], |config| {
+            config.username("ann").password("ours").db(3)
+        })
+        .unwrap();
+        assert_eq!(watch.name(), "sentinel:m@h:26379");
+        let logins = watch.sentinels.iter().map(|(sentinel, like)| {
+            let settings = |server: &Server| {
+                let redis = server.info.redis_settings();
+                let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+                (text(redis.username()), text(redis.password()), redis.db())
+            };
+            (sentinel.place(), settings(sentinel), settings(like))
+        });
+        let login = |user: &str, password: &str, db| (user.to_owned(), password.to_owned(), db);
+        let master = login("ann", "ours", 3);
+        let expected = [
+            ("h:26379".to_owned(), login("", "", 0), master.clone()),
+            ("h:1".to_owned(), login("joe", "theirs", 0), master),
+        ];
+        assert_eq!(logins.collect::<Vec<_>>(), expected);
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn a_master_is_spoken_to_over_tls_if_its_sentinel_is() {
+        use redis::ConnectionAddr;
+        let watch = watch(&["h:1", "rediss://h:2"], |config| config).unwrap();
+        let is_over_tls = watch.sentinels.iter().map(|(_, like)| {
+            let master = like.at("10.0.0.1", 7);
+            assert_eq!(master.place(), "10.0.0.1:7");
+            matches!(master.info.addr(), ConnectionAddr::TcpTls { .. })
+        });
+        assert_eq!(is_over_tls.collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn what_sentinels_say_is_told_together_and_wrong_credentials_as_such() {
+        let lost = || Cause::Unreachable("a: lost".into());
+        let none = || Cause::Server("b: none".into());
+        assert_eq!(together(vec![none()]), none());
+        let both = Cause::Unreachable("a: lost; b: none".into());
+        assert_eq!(together(vec![lost(), none()]), both);
+        let denied = together(vec![lost(), Cause::Denied("c: no".into())]);
+        assert_eq!(denied, Cause::Denied("a: lost; c: no".into()));
+    }
+}
