@@ -26,10 +26,11 @@ impl Watched {
     /// # Panics
     /// If they cannot start.
     pub(crate) fn start(sentinels: usize) -> Watched {
-        let master = start(Server::options());
+        // The master waits so long for other replicas that may come.
+        let options = || Server::options().arg("--repl-diskless-sync-delay", "0");
+        let master = start(options());
         let port = master.port().to_string();
-        let options = Server::options().arg("--repl-diskless-sync-delay", "0");
-        let replica = start(options.arg("--replicaof", &format!("127.0.0.1 {port}")));
+        let replica = start(options().arg("--replicaof", &format!("127.0.0.1 {port}")));
         // A sentinel that comes before looks for replicas again after ten seconds.
         eventually(LIMIT, "the replica is in step", || {
             let mut connection = raw(&master);
