@@ -8,7 +8,8 @@ use std::fmt;
 /// `unix:///path/to/socket[?db=n&user=…&pass=…]`, or with the feature `tls` `rediss://…`, which is `redis://…` over TLS.
 ///
 /// It is read when connecting, so a mistake in it is an error of [`Nodes::connect`](crate::Nodes::connect). Its
-/// `Debug` leaves out the credentials.
+/// `Debug` leaves out the credentials. In logs, errors and [`Nodes::health`](crate::Nodes::health) a server is called
+/// `host:port` or by its path, a system `sentinel:master@host:port` or `cluster:host:port`, after the first that is named for it.
 ///
 /// ```
 /// use redguard::Endpoint;

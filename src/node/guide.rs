@@ -10,6 +10,9 @@ use crate::error::{Cause, Error};
 use crate::node::address::{Server, host_and_port, left, refusal};
 use crate::script;
 
+/// The longest name of a host, in bytes, as DNS has it.
+const MOST_HOST: usize = 255;
+
 impl Server {
     /// Reads the address of one that tells where the servers are, with its own credentials only. Where it names no port
     /// it has this one.
@@ -69,6 +72,11 @@ impl Server {
     }
 }
 
+/// Whether others may name this as a host. It is passed on in logs and errors.
+pub(super) fn is_host(name: &str) -> bool {
+    (1..=MOST_HOST).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 /// A cause of one of a node's servers, told as the node's.
 pub(super) fn of(place: &str, cause: Cause) -> Cause {
     match cause {
@@ -91,6 +99,21 @@ fn names_port(url: &str) -> bool {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_one_word() {
+        for name in [
+            "10.0.0.1",
+            "redis-1.internal",
+            "fe80::1%eth0",
+            &"x".repeat(255),
+        ] {
+            assert!(is_host(name), "{name}");
+        }
+        for name in ["", "a b", "a\nb", "a\x1b[2J", "é", &"x".repeat(256)] {
+            assert!(!is_host(name), "{name}");
+        }
+    }
 
     #[test]
     fn an_address_names_a_port_or_not() {

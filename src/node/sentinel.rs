@@ -78,7 +78,16 @@ impl Watch {
         let mut question = redis::cmd("SENTINEL");
         question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
         let answer: Option<(String, u16)> = sentinel.ask(&mut connection, &question, end)?;
-        answer.ok_or_else(|| Cause::Server(format!("it knows no master {:?}", self.master)))
+        match answer {
+            Some((host, _)) if !guide::is_host(&host) => {
+                Err(Cause::Server("what it names is no host".into()))
+            }
+            Some(place) => Ok(place),
+            None => Err(Cause::Server(format!(
+                "it knows no master {:?}",
+                self.master
+            ))),
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use redis::Value;
 
+use crate::node::guide::is_host;
+
 /// So many slots a cluster has.
 const SLOTS: usize = 16_384;
 
@@ -21,6 +23,9 @@ impl Slots {
         let Value::Array(ranges) = reply else {
             return None;
         };
+        if ranges.len() > SLOTS {
+            return None;
+        }
         let mut slots = Slots {
             masters: Vec::new(),
             owners: vec![None; SLOTS].into_boxed_slice(),
@@ -98,7 +103,7 @@ fn read_place(server: &[Value], host: &str) -> Option<Place> {
         _ => return None,
     };
     let port = u16::try_from(*port).ok().filter(|port| *port > 0)?;
-    Some((name.to_owned(), port))
+    is_host(name).then(|| (name.to_owned(), port))
 }
 
 /// The words of a redirection: a slot, and where it is to be asked for, as seen from `host`.
@@ -112,7 +117,7 @@ pub(super) fn read_target(words: &str, host: &str) -> Option<(u16, Place)> {
     let name = name.trim_start_matches('[').trim_end_matches(']');
     let name = if name.is_empty() { host } else { name };
     let port = port.parse().ok().filter(|port| *port > 0)?;
-    Some((slot, (name.to_owned(), port)))
+    is_host(name).then(|| (slot, (name.to_owned(), port)))
 }
 
 /// The slot of a key: of what stands between its first `{` and the next `}`, if anything does, or else of all of it (Redis
@@ -214,6 +219,8 @@ mod tests {
             Value::Array(vec![range(0, 1, place(), 0)]),
             Value::Array(vec![range(0, 1, place(), 65_536)]),
             Value::Array(vec![range(0, 1, Value::Int(1), 1)]),
+            Value::Array(vec![range(0, 1, text("a\nb"), 1)]),
+            Value::Array(vec![range(0, 1, place(), 1); 16_385]),
             Value::Array(vec![Value::Array(vec![Value::Int(0), Value::Int(1)])]),
         ] {
             assert!(Slots::read(&reply, "here").is_none(), "{reply:?}");
@@ -234,6 +241,7 @@ mod tests {
             ("3999 h:0", None),
             ("3999 h:65536", None),
             ("3999 h", None),
+            ("3999 \u{1b}[2J:1", None),
             ("3999", None),
             ("", None),
         ] {
