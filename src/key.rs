@@ -13,6 +13,8 @@ use crate::time;
 pub(crate) use self::keys::Keys;
 
 mod keys;
+#[cfg(any(feature = "cluster", test))]
+pub(crate) mod slot;
 
 /// The longest lock name, in bytes; a path of the longest length that Linux allows fits well.
 const MAX_NAME: usize = 16 * 1024;
@@ -101,13 +103,6 @@ impl Key {
         }
     }
 
-    /// The slot that it has in a cluster, of 16384: that of its hash tag, or of the whole of it (Redis Cluster specification,
-    /// "Key distribution model").
-    pub(crate) fn slot(&self) -> u16 {
-        let text = &*self.text;
-        crc16(hash_tag(text).unwrap_or(text).as_bytes()) % 16384
-    }
-
     /// A key that is derived from this one, in the same cluster slot as all others that are, and as this one if there is no
     /// `}` in it outside of a hash tag. (There is no such slot for a key that begins with one.)
     pub(crate) fn derived(&self, ending: &'static str) -> NodeKey<'_> {
@@ -143,20 +138,6 @@ fn hash_tag(key: &str) -> Option<&str> {
     let (_, rest) = key.split_once('{')?;
     let (tag, _) = rest.split_once('}')?;
     Some(tag).filter(|tag| !tag.is_empty())
-}
-
-/// CRC16 as clusters use it (XMODEM: polynomial 0x1021, from 0, nothing reflected).
-fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |crc, byte| {
-        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
-            let shifted = crc << 1;
-            if crc & 0x8000 == 0 {
-                shifted
-            } else {
-                shifted ^ 0x1021
-            }
-        })
-    })
 }
 
 impl fmt::Debug for Key {
@@ -328,21 +309,6 @@ mod tests {
         ] {
             let key = Key::parse("p:", name, Family::ReadWrite).unwrap();
             assert_eq!(key.derived(":writer").to_string(), derived);
-        }
-    }
-
-    #[test]
-    fn slots_are_those_of_a_cluster() {
-        // As `CLUSTER KEYSLOT` says; the first is the specification's own check.
-        assert_eq!(crc16(b"123456789"), 0x31C3);
-        for (name, slot) in [
-            ("foo", 12182),
-            ("{foo}.bar", 12182),
-            ("x{foo}y{z}", 12182),
-            ("{}foo", 9500),
-        ] {
-            let key = Key::parse("", name, Family::Exclusive).unwrap();
-            assert_eq!(key.slot(), slot, "{name}");
         }
     }
 

@@ -77,7 +77,8 @@ pub trait Locker: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// As [`acquire`](Locker::acquire); [`InvalidKey`](Error::InvalidKey) also without any name, for a name that is given twice,
-    /// and for more than 256 names.
+    /// for more than 256 names, and where a node is a cluster for names of different slots (a hash tag in common, as in
+    /// `{orders}:7` and `{orders}:9`, gives them one).
     ///
     /// ```
     /// use redguard::{LocalLocker, LockOptions, Locker};

@@ -23,8 +23,10 @@ pub(crate) fn on_nodes(
     options: &LockOptions,
     strength: Strength,
 ) -> Result<Hold, Error> {
-    let prefix = &nodes.engine().settings().key_prefix;
-    let keys = Keys::parse(prefix, names, claim.family())?;
+    let settings = nodes.engine().settings();
+    let keys = Keys::parse(&settings.key_prefix, names, claim.family())?;
+    #[cfg(feature = "cluster")]
+    settings.check_slots(&keys)?;
     parsed_on_nodes(nodes, keys, claim, options, strength)
 }
 
