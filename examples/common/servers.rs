@@ -32,15 +32,19 @@ const POLL: Duration = Duration::from_millis(2);
 ///
 /// `exec` keeps the pid, so the server is our own child, which can be waited for. The watchdog, a forked copy of the shell,
 /// holds the read end of a pipe from us. The end of that pipe means that our program is gone, however it went: the watchdog
-/// then kills the server and removes its directory ($1). A line means that we reaped the server ourselves. There is no
-/// moment at which our death leaves a server behind, which `PR_SET_PDEATHSIG` (bound to a thread, Linux only) cannot say.
-/// HUP is ignored because the kernel sends it to a process group that our death orphans with a stopped server in it.
+/// then kills the server and removes its directory ($1). A line means that we reaped the server ourselves. Either way it
+/// removes what libfaketime leaves behind in a process that is killed. There is no moment at which our death leaves a server
+/// behind, which `PR_SET_PDEATHSIG` (bound to a thread, Linux only) cannot say. HUP is ignored because the kernel sends it to
+/// a process group that our death orphans with a stopped server in it.
 const WATCHED: &str = r#"
 dir=$1; shift
 trap '' HUP INT TERM
 exec 3<&0 </dev/null
-{ read -r _ <&3 && exit; kill -9 $$; rm -rf "$dir"; } >/dev/null 2>&1 &
-exec redis-server "$@" 3<&-
+{
+    read -r _ <&3 || { kill -9 $$; rm -rf "$dir"; }
+    [ ! -e /dev/shm/faketime_shm_$$ ] || rm -f /dev/shm/faketime_shm_$$ /dev/shm/sem.faketime_sem_$$
+} >/dev/null 2>&1 &
+exec env "$@" 3<&-
 "#;
 
 /// Whether `redis-server` is on the PATH.
@@ -64,6 +68,7 @@ pub(crate) struct Server {
 /// What a server is started with.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
+    variables: Vec<String>,
     args: Vec<String>,
 }
 
@@ -81,6 +86,12 @@ impl Options {
     /// One more argument, such as `--requirepass`; a relative `--unixsocket` is made in [`Server::dir`].
     pub(crate) fn arg(mut self, name: &str, value: &str) -> Options {
         self.args.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// One more variable in the server's environment.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Options {
+        self.variables.push(format!("{name}={value}"));
         self
     }
 
@@ -203,7 +214,9 @@ impl Server {
         let mut child = Command::new("sh")
             .args(["-c", WATCHED, "sh"])
             .arg(self.root.path())
+            .args(&self.options.variables)
             .args([
+                "redis-server",
                 "--port",
                 &self.port.to_string(),
                 "--bind",

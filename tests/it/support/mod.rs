@@ -5,6 +5,7 @@
 )]
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
+pub(crate) mod clock;
 pub(crate) mod hostile;
 pub(crate) mod log_capture;
 pub(crate) mod proxy;
