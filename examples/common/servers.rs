@@ -35,15 +35,19 @@ const PROGRAM: &str = "REDGUARD_SERVER";
 ///
 /// `exec` keeps the pid, so the server is our own child, which can be waited for. The watchdog, a forked copy of the shell,
 /// holds the read end of a pipe from us. The end of that pipe means that our program is gone, however it went: the watchdog
-/// then kills the server ($2) and removes its directory ($1). A line means that we reaped the server ourselves. There is no
-/// moment at which our death leaves a server behind, which `PR_SET_PDEATHSIG` (bound to a thread, Linux only) cannot say.
-/// HUP is ignored because the kernel sends it to a process group that our death orphans with a stopped server in it.
+/// then kills the server and removes its directory ($1). A line means that we reaped the server ourselves. Either way it
+/// removes what libfaketime leaves behind in a process that is killed. There is no moment at which our death leaves a server
+/// behind, which `PR_SET_PDEATHSIG` (bound to a thread, Linux only) cannot say. HUP is ignored because the kernel sends it to
+/// a process group that our death orphans with a stopped server in it.
 const WATCHED: &str = r#"
-dir=$1; server=$2; shift 2
+dir=$1; shift
 trap '' HUP INT TERM
 exec 3<&0 </dev/null
-{ read -r _ <&3 && exit; kill -9 $$; rm -rf "$dir"; } >/dev/null 2>&1 &
-exec "$server" "$@" 3<&-
+{
+    read -r _ <&3 || { kill -9 $$; rm -rf "$dir"; }
+    [ ! -e /dev/shm/faketime_shm_$$ ] || rm -f /dev/shm/faketime_shm_$$ /dev/shm/sem.faketime_sem_$$
+} >/dev/null 2>&1 &
+exec env "$@" 3<&-
 "#;
 
 /// Whether the server's program is there.
@@ -75,6 +79,7 @@ pub(crate) struct Server {
 /// What a server is started with.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
+    variables: Vec<String>,
     args: Vec<String>,
     /// What a sentinel is to watch, as lines of its configuration.
     sentinel: Option<String>,
@@ -94,6 +99,12 @@ impl Options {
     /// One more argument, such as `--requirepass`; a relative `--unixsocket` is made in [`Server::dir`].
     pub(crate) fn arg(mut self, name: &str, value: &str) -> Options {
         self.args.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// One more variable in the server's environment.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Options {
+        self.variables.push(format!("{name}={value}"));
         self
     }
 
@@ -223,6 +234,7 @@ impl Server {
         let mut child = Command::new("sh")
             .args(["-c", WATCHED, "sh"])
             .arg(self.root.path())
+            .args(&self.options.variables)
             .arg(program())
             .args(self.sentinel_arguments()?)
             .args([

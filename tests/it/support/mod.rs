@@ -5,6 +5,7 @@
 )]
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
+pub(crate) mod clock;
 #[cfg(feature = "cluster")]
 pub(crate) mod clusters;
 pub(crate) mod hostile;
