@@ -11,7 +11,7 @@ use crate::retry::RetryPolicy;
 use crate::tls::Tls;
 
 /// The part of a TTL that an attempt must leave, unless it is set.
-pub(crate) const MIN_VALIDITY: f64 = 0.5;
+const MIN_VALIDITY: f64 = 0.5;
 
 const MOST_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_POOL: usize = 64;
@@ -370,12 +370,33 @@ impl Config {
 }
 
 impl Settings {
-    /// A lock's TTL on these nodes.
-    ///
+    /// What a lock's TTL may be on these nodes.
+    pub(crate) fn terms(&self) -> Terms {
+        Terms {
+            most: self.quarantine.unwrap_or(Duration::MAX),
+            min_validity: self.min_validity,
+        }
+    }
+}
+
+/// What a lock's TTL may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    most: Duration,
+    min_validity: f64,
+}
+
+impl Terms {
+    /// Where no nodes have a say.
+    pub(crate) const LOCAL: Terms = Terms {
+        most: Duration::MAX,
+        min_validity: MIN_VALIDITY,
+    };
+
     /// # Errors
     /// `InvalidTtl`.
-    pub(crate) fn ttl(&self, ttl: Duration) -> Result<Ttl, Error> {
-        let most = self.quarantine.unwrap_or(Duration::MAX);
+    pub(crate) fn ttl(self, ttl: Duration) -> Result<Ttl, Error> {
+        let most = self.most;
         if ttl > most {
             return Err(Error::InvalidTtl {
                 ttl,

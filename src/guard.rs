@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use log::warn;
 
-use crate::config::{MIN_VALIDITY, OnDrop};
+use crate::config::{OnDrop, Terms};
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::key::{Token, Ttl};
+use crate::key::Token;
 use crate::lease::{Claim, FOR_EVER, Lease, Look};
 use crate::local::Pass;
 use crate::time;
@@ -31,6 +31,7 @@ pub(crate) struct Hold {
     lease: Arc<Lease>,
     /// Who knows the nodes. Without it the lock is held in this process alone.
     engine: Option<Arc<Engine>>,
+    terms: Terms,
     ended: bool,
 }
 
@@ -39,6 +40,7 @@ impl Hold {
         Hold {
             pass,
             lease,
+            terms: engine.settings().terms(),
             engine: Some(engine),
             ended: false,
         }
@@ -46,7 +48,12 @@ impl Hold {
 
     /// # Errors
     /// `Closed` where a shutdown has come before it.
-    pub(crate) fn local(pass: Pass, claim: Claim, fence: Option<u64>) -> Result<Hold, Error> {
+    pub(crate) fn local(
+        pass: Pass,
+        claim: Claim,
+        terms: Terms,
+        fence: Option<u64>,
+    ) -> Result<Hold, Error> {
         let lease = Arc::new(Lease::new(pass.key().clone(), Token::local(), claim));
         fence.into_iter().for_each(|fence| lease.number(fence));
         lease.hold(time::now() + FOR_EVER, time::lead());
@@ -57,6 +64,7 @@ impl Hold {
             pass,
             lease,
             engine: None,
+            terms,
             ended: false,
         })
     }
@@ -99,12 +107,10 @@ impl Hold {
     }
 
     fn extend(&self, ttl: Duration) -> Result<(), Error> {
+        let ttl = self.terms.ttl(ttl)?;
         match &self.engine {
-            Some(engine) => {
-                let ttl = engine.settings().ttl(ttl)?;
-                engine.extend(&self.lease, ttl)
-            }
-            None => Ttl::parse(ttl, MIN_VALIDITY).map(|_| ()),
+            Some(engine) => engine.extend(&self.lease, ttl),
+            None => Ok(()),
         }
     }
 

@@ -49,7 +49,6 @@
 //! | fail-over to a replica | the same: replication is asynchronous | independent masters, no replicas |
 //! | eviction under `maxmemory`, `FLUSHALL` | the same | `maxmemory-policy noeviction` and [`strict_servers`](Config::strict_servers); a server for locks alone |
 //! | the list of nodes is changed under way | two lists have two quorums | stop all holders, or wait the longest TTL |
-//!
 //! | a node lies | it counts as one vote, whatever it says | servers of your own, in a private network |
 //!
 //! A reply that is no answer, breaks off, or does not come is a fault of that node alone, and its connection is made anew. A
@@ -262,6 +261,7 @@ mod lease;
 mod listener;
 mod local;
 mod locker;
+mod news;
 mod node;
 mod nodes;
 mod notify;

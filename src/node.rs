@@ -145,16 +145,8 @@ impl Server {
         })
     }
 
-    /// A server or proxy may repeat what it does not understand, and that may be how we log in.
-    fn without_password(&self, cause: Cause) -> Cause {
-        let password = self.info.redis_settings().password().unwrap_or_default();
-        let is_in = |text: &str| !password.is_empty() && text.contains(password);
-        let words = "its words have the password in them".to_owned();
-        match cause {
-            Cause::Denied(text) if is_in(&text) => Cause::Denied(words),
-            Cause::Server(text) if is_in(&text) => Cause::Server(words),
-            _ => cause,
-        }
+    fn password(&self) -> &str {
+        self.info.redis_settings().password().unwrap_or_default()
     }
 
     /// Where the server is, so that one named twice is found before any I/O. The database is no part of it.
@@ -175,13 +167,12 @@ impl Server {
             .and_then(|client| client.get_connection_with_timeout(timeout))
             .map_err(|error| match self.info.addr() {
                 #[cfg(feature = "tls")]
-                ConnectionAddr::TcpTls { .. } => tls::cause(&error),
+                ConnectionAddr::TcpTls { .. } => tls::cause(&error, self.password()),
                 ConnectionAddr::Tcp(..) if script::is_cut(&error) => {
                     Cause::Unreachable(format!("{error}: is it a port for TLS?"))
                 }
-                _ => script::cause(&error),
+                _ => script::cause_without(&error, self.password()),
             })
-            .map_err(|cause| self.without_password(cause))
     }
 }
 
@@ -228,9 +219,8 @@ impl fmt::Debug for Server {
 impl Connector for Server {
     fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause> {
         let end = time::now() + self.connect_timeout;
-        let mut session = RedisSession::new(self.open()?, self.node_timeout);
-        let greeting = session.greet(former, end);
-        let greeting = greeting.map_err(|cause| self.without_password(cause))?;
+        let mut session = RedisSession::new(self.open()?, self.node_timeout, self.password());
+        let greeting = session.greet(former, end)?;
         Ok((Box::new(session), greeting))
     }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::cancel;
-use crate::config::MIN_VALIDITY;
+use crate::config::Terms;
 use crate::engine::{self, Taken, Wish};
 use crate::error::Error;
 use crate::guard::Hold;
-use crate::key::{Key, Ttl};
+use crate::key::Key;
 use crate::lease::Claim;
 use crate::local::{Gate, Refused};
 use crate::nodes::Nodes;
@@ -28,7 +28,7 @@ pub(crate) fn on_nodes(
     let wish = Wish {
         key: Key::parse(&settings.key_prefix, key, claim.family())?,
         claim,
-        ttl: settings.ttl(options.ttl())?,
+        ttl: settings.terms().ttl(options.ttl())?,
         fenced: options.is_fenced(),
         cancel: options.cancel().cloned(),
         care: options.care().clone(),
@@ -36,7 +36,7 @@ pub(crate) fn on_nodes(
     let patience = options.patience(strength, &settings.retry, time::now());
     match engine.acquire(&wish, patience)? {
         Taken::Quorum(lease, pass) => Ok(Hold::quorum(Arc::clone(engine), lease, pass)),
-        Taken::Local(pass) => Hold::local(pass, claim, None),
+        Taken::Local(pass) => Hold::local(pass, claim, settings.terms(), None),
     }
 }
 
@@ -49,7 +49,8 @@ pub(crate) fn in_process(
     strength: Strength,
 ) -> Result<Hold, Error> {
     let key = Key::parse("", key, claim.family())?;
-    Ttl::parse(options.ttl(), MIN_VALIDITY)?;
+    let terms = Terms::LOCAL;
+    terms.ttl(options.ttl())?;
     let start = time::now();
     let patience = options.patience(strength, &RetryPolicy::default(), start);
     let inbox = cancel::inbox(options.cancel())?;
@@ -57,7 +58,7 @@ pub(crate) fn in_process(
     match gate.enter(&key, access, &inbox, patience.end, |_| ()) {
         Ok(pass) => {
             let fence = options.is_fenced().then(|| gate.next_number());
-            Hold::local(pass, claim, fence)
+            Hold::local(pass, claim, terms, fence)
         }
         Err(Refused::Cancelled) => Err(Error::Cancelled),
         Err(Refused::Closed) => Err(Error::Closed),

@@ -12,6 +12,7 @@ use log::{info, trace, warn};
 use crate::about::About;
 use crate::error::Cause;
 use crate::lane::{Census, First, Health, Job, Message, Post};
+use crate::news::{News, Right};
 use crate::node::{Connector, Greeting, Session};
 use crate::script::{Answer, Request, Verb};
 use crate::time;
@@ -53,8 +54,6 @@ pub(crate) struct Worker {
     waiting: VecDeque<Job>,
     /// Releases to be made as soon as the node is back.
     owed: VecDeque<Owed>,
-    /// It was warned that this connection may not do all that is needed.
-    denied: bool,
     stopping: bool,
     /// Dropped when the thread ends, however it ends.
     _alive: Sender<()>,
@@ -87,7 +86,6 @@ impl Worker {
             returns: Vec::with_capacity(BATCH),
             waiting: VecDeque::new(),
             owed: VecDeque::new(),
-            denied: false,
             stopping: false,
             _alive: alive,
         }
@@ -135,12 +133,17 @@ impl Worker {
         let (mut session, greeting) = match attempt {
             Ok(connected) => connected,
             Err(cause) => {
+                // Nobody can mend that but who runs the nodes.
+                if matches!(cause, Cause::Denied(_)) && self.news().denied(Right::Connect) {
+                    warn!("{}: {cause}", self.name);
+                }
                 self.tell_first(First::Down(cause.clone()));
                 return Err(cause);
             }
         };
+        self.news().allowed(Right::Connect);
         let twin = self.census.enter(self.node, &greeting.run_id);
-        let about = greeting.about.clone();
+        let (about, run_id) = (greeting.about.clone(), greeting.run_id.clone());
         let how = match self.former.replace(greeting) {
             None => "connected",
             Some(_) => "connected again",
@@ -152,8 +155,7 @@ impl Worker {
             ));
         }
         self.counted = true;
-        self.denied = false;
-        if let Err(cause) = self.judge(about) {
+        if let Err(cause) = self.judge(about, &run_id) {
             self.tell_first(First::Down(cause.clone()));
             return Err(cause);
         }
@@ -162,13 +164,13 @@ impl Worker {
         self.health.up.store(true, Ordering::Release);
         info!("{}: {how}", self.name);
         self.tell_first(First::Up);
-        self.census.announce();
+        self.census.rise();
         Ok(session)
     }
 
     /// What follows from what the node says of itself, before it is up.
-    fn judge(&mut self, about: About) -> Result<(), Cause> {
-        let (name, now) = (&self.name, time::now());
+    fn judge(&mut self, about: About, run_id: &str) -> Result<(), Cause> {
+        let (name, now, news) = (&self.name, time::now(), self.news());
         let quarantine = self.quarantine.map(|max_ttl| about.quarantine(max_ttl));
         let quarantine = quarantine.unwrap_or_default();
         let until = match quarantine.is_zero() {
@@ -177,20 +179,18 @@ impl Worker {
         };
         self.health.quarantined.store(until, Ordering::Release);
         let fault = about.fault(self.strict);
-        let former = self.health.report.lock().about.replace(about.clone());
+        self.health.report.lock().about = Some(about.clone());
         if let Some(cause) = fault {
             return Err(cause);
         }
-        let news = former
-            .as_ref()
-            .is_none_or(|former| former.danger() != about.danger());
-        if let (Some(danger), true) = (about.danger(), news) {
+        let (danger, offset) = (about.danger(), about.clock_is_off());
+        if let (true, Some(danger)) = (news.danger(danger.as_deref()), danger) {
             warn!("{name}: {danger}");
         }
-        if let Some(offset) = about.clock_is_off() {
+        if let (true, Some(offset)) = (news.clock(offset.is_some()), offset) {
             warn!("{name}: its clock is off: {offset:?}");
         }
-        if until > 0 {
+        if until > 0 && news.quarantined(run_id) {
             info!("{name}: in quarantine for {quarantine:.1?}, since it started a short time ago");
         }
         Ok(())
@@ -222,7 +222,9 @@ impl Worker {
                     self.exchange(&mut *session)
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    watched(&self.health, self.node_timeout, || session.ping())
+                    watched(&self.health, &self.census, self.node_timeout, || {
+                        session.ping()
+                    })
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     self.stopping = true;
@@ -299,7 +301,7 @@ impl Worker {
         }
         let (node, name) = (self.node, &self.name);
         let (requests, returns) = (&self.requests, &mut self.returns);
-        let denied = &mut self.denied;
+        let news = self.census.news(node);
         let mut undone = None;
         let attempt = || {
             session.exchange(requests, &mut |index, answer| {
@@ -307,9 +309,13 @@ impl Worker {
                 trace!("{name}: {:?} {answer:?}", request.verb);
                 // The node may have taken its time: what it did, it did by now.
                 note_written(request, time::now());
-                if let (Answer::Fault(cause @ Cause::Denied(_)), false) = (&answer, *denied) {
-                    warn!("{name}: {:?}: {cause}", request.verb);
-                    *denied = true;
+                let right = Right::Serve(request.verb, request.lease.claim());
+                match &answer {
+                    Answer::Fault(cause @ Cause::Denied(_)) if news.denied(right) => {
+                        warn!("{name}: {:?}: {cause}", request.verb);
+                    }
+                    Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) => news.allowed(right),
+                    _ => {}
                 }
                 match &answer {
                     // A server that cannot delete now (MISCONF, BUSY …) may be able to later: the release stays owed.
@@ -324,7 +330,7 @@ impl Worker {
                 returns[index].post(node, answer);
             })
         };
-        let done = watched(&self.health, self.node_timeout, attempt);
+        let done = watched(&self.health, &self.census, self.node_timeout, attempt);
         let done = done.and(undone.map_or(Ok(()), Err));
         match &done {
             Ok(()) => {
@@ -338,10 +344,11 @@ impl Worker {
 
     /// The node does not answer: tells the callers, and answers all that the lane holds before anything blocks.
     fn fall(&mut self, cause: Cause) {
-        let was_up = self.health.up.swap(false, Ordering::AcqRel);
         let mut report = self.health.report.lock();
         let news = report.cause != cause;
         report.cause = cause.clone();
+        // Only now: who sees it down asks for the cause.
+        let was_up = self.health.up.swap(false, Ordering::AcqRel);
         if was_up {
             report.since = time::now();
         }
@@ -350,11 +357,7 @@ impl Worker {
             self.census.leave(self.node, &former.run_id);
         }
         if (was_up || news) && !self.stopping {
-            match cause {
-                // Nobody can mend that but who runs the nodes.
-                Cause::Denied(_) => warn!("{}: suspect: {cause}", self.name),
-                _ => info!("{}: suspect: {cause}", self.name),
-            }
+            info!("{}: suspect: {cause}", self.name);
         }
         while let Some(job) = self.waiting.pop_front() {
             self.refuse(job);
@@ -385,6 +388,11 @@ impl Worker {
         }
     }
 
+    /// What the log has said of the node.
+    fn news(&self) -> &News {
+        self.census.news(self.node)
+    }
+
     /// Why the lane is not up.
     fn cause(&self) -> Cause {
         self.health.report.lock().cause.clone()
@@ -395,6 +403,7 @@ impl Worker {
 /// time-out, and what were queued behind it would not be served.
 fn watched(
     health: &Health,
+    census: &Census,
     node_timeout: Duration,
     talk: impl FnOnce() -> Result<(), Cause>,
 ) -> Result<(), Cause> {
@@ -402,6 +411,9 @@ fn watched(
     health.overdue.store(overdue, Ordering::Release);
     let done = catch_unwind(AssertUnwindSafe(talk)).unwrap_or_else(|_| Err(panicked()));
     health.overdue.store(u64::MAX, Ordering::Release);
+    if done.is_ok() && time::micros(time::now()) > overdue {
+        census.rise(); // callers have seen it down
+    }
     done
 }
 

@@ -10,7 +10,7 @@ use crate::config::OnDrop;
 use crate::engine::Engine;
 use crate::engine::attempt::{Contention, Miss, Trace};
 use crate::engine::pause::Pauses;
-use crate::engine::way::Way;
+use crate::engine::way::{Stay, Way};
 use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::key::{Key, Token, Ttl};
@@ -138,6 +138,11 @@ impl Engine {
         let span = patience.attempts.map(|attempts| retry.span(attempts));
         let queue_end = span.and_then(|span| time::deadline(started, span));
         let queue_end = time::earlier(patience.end, queue_end);
+        let stay = Stay {
+            started,
+            end: patience.end,
+            queue_end,
+        };
         let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
         let access = access(wish.claim);
         let pass = match self
@@ -160,7 +165,7 @@ impl Engine {
         // Until when those may hold it who refused it.
         let mut held_until = None;
         let mut place: Option<Place<'_>> = None;
-        let mut way = self.way(wish, patience, &inbox, held_until)?;
+        let mut way = self.way(wish, stay, &inbox, held_until)?;
         let mut ear = self.listener.join_others(&wish.key, &inbox);
         self.let_others_pass(wish, patience, &inbox);
         let mut first = None;
@@ -206,7 +211,7 @@ impl Engine {
                 _ => None,
             };
             slow = match miss {
-                Miss::Slow => slow + 1,
+                Miss::Slow { .. } => slow + 1,
                 _ => 0,
             };
             if contention.is_some_and(|met| met.by_one) && patience.is_over(attempts) {
@@ -221,7 +226,7 @@ impl Engine {
             if let Some(held_for) = miss.held_for() {
                 held_until = held_until.max(time::deadline(now, held_for));
             }
-            let is_open = outage_end.is_some() && self.circuit.is_open();
+            let is_open = matches!(miss, Miss::Unavailable(_)) && self.circuit.is_open();
             let over = patience.is_over(attempts) || outage_end.is_some_and(|end| end <= now);
             if over && !(is_open && self.settings.allow_degraded) || slow == MOST_SLOW {
                 return Err(self.give_up(miss, wish, attempts, waited()));
@@ -237,7 +242,7 @@ impl Engine {
                 _ => {}
             }
             if is_open {
-                way = self.way(wish, patience, &inbox, held_until)?;
+                way = self.way(wish, stay, &inbox, held_until)?;
                 continue;
             }
             let mut budget = Budget::new(Limit::Wait, patience.end).and(Limit::Outage, outage_end);
@@ -249,7 +254,7 @@ impl Engine {
                 attempts = attempts
                     .saturating_add(retry.attempts_within(slept))
                     .min(most_in_queue);
-                way = self.way(wish, patience, &inbox, held_until)?;
+                way = self.way(wish, stay, &inbox, held_until)?;
                 continue;
             }
             if contention.is_some() && ear.is_none() {
@@ -278,7 +283,7 @@ impl Engine {
             if heard == Heard::Release || contention.is_some_and(|met| met.split) {
                 first = self.listener.node();
             }
-            way = self.way(wish, patience, &inbox, held_until)?;
+            way = self.way(wish, stay, &inbox, held_until)?;
         }
     }
 
@@ -340,7 +345,7 @@ impl Engine {
     }
 
     /// When an outage has lasted as long as the policy bears with, for a caller that came at `started`.
-    fn outage_end(&self, started: Instant) -> Option<Instant> {
+    pub(super) fn outage_end(&self, started: Instant) -> Option<Instant> {
         let since = self.circuit.since();
         let began = since.map_or(started, |since| since.max(started));
         time::deadline(began, self.settings.retry.max_outage)
@@ -352,7 +357,7 @@ impl Engine {
                 contended(wish.claim, by, attempts, waited, free)
             }
             Miss::Unavailable(tally) => self.insufficient(tally),
-            Miss::Slow => Error::ValidityExhausted {
+            Miss::Slow { .. } => Error::ValidityExhausted {
                 attempts,
                 ttl: wish.ttl.duration(),
             },
