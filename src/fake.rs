@@ -35,6 +35,8 @@ pub(crate) enum Sin {
     Down,
     /// It denies access, at connect and to each request.
     Denies,
+    /// It denies requests of this verb alone.
+    Forbids(Verb),
     /// It takes requests of this verb and tells the test so, and serves them only when the test says: as one that
     /// grants, extends or releases late does.
     Late(Verb, Sender<()>, Receiver<()>),
@@ -339,6 +341,7 @@ impl Session for FakeSession {
             let served = match sin {
                 Sin::Down => return Err(broken()),
                 Sin::Denies => Answer::Fault(denied()),
+                Sin::Forbids(verb) if verb == request.verb => Answer::Fault(denied()),
                 Sin::Late(verb, arrived, go) if verb == request.verb => {
                     let _ = arrived.send(());
                     // The test has ended when its end is gone.

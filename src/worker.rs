@@ -420,3 +420,40 @@ fn watched(
 fn panicked() -> Cause {
     Cause::Unreachable("a panic in the lane".into())
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::lane::Lane;
+    use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn who_waits_for_a_node_is_woken_when_it_answers_what_was_overdue() {
+        let (_, _, health) = Lane::new();
+        let census = Census::of(1);
+        let (looked, looks) = crossbeam_channel::unbounded();
+        let answered = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                census.wait_until(Some(time::now() + Duration::from_secs(20)), || {
+                    let _ = looked.send(());
+                    answered.load(Ordering::Acquire)
+                })
+            });
+            assert!(looks.recv().is_ok());
+            let done = watched(&health, &census, Duration::from_millis(1), || {
+                answered.store(true, Ordering::Release);
+                let overdue = health.overdue.load(Ordering::Acquire);
+                while time::micros(time::now()) <= overdue {
+                    std::thread::yield_now();
+                }
+                Ok(())
+            });
+            assert_eq!((done, census.risen()), (Ok(()), 1));
+            assert!(waits.join().is_ok_and(|holds| holds));
+        });
+        let long = Duration::from_secs(60);
+        assert_eq!(watched(&health, &census, long, || Ok(())), Ok(()));
+        assert_eq!(census.risen(), 1, "it was in time");
+    }
+}
