@@ -283,15 +283,19 @@ impl Config {
     /// (*Distributed Locks with Redis*, "Performance, crash recovery and fsync") asks operators to do by hand.
     ///
     /// TTLs and extensions above `max_ttl` are [`InvalidTtl`](Error::InvalidTtl). Releases, extensions, and what they put back
-    /// are served all the time. Where a quorum is in quarantine a lock is contended, with the time until it votes. More than
-    /// zero. Default: off.
+    /// are served all the time. Where a quorum is in quarantine a lock is contended, with the time until it votes.
+    ///
+    /// **Every client** of the nodes must set it, to the longest TTL that *any* of them uses or more: one that does not takes from
+    /// such a node what another still holds. A server's clock that is set forward while it runs makes its uptime longer, and the
+    /// quarantine shorter by as much. More than zero. Default: off.
     pub fn restart_quarantine(mut self, max_ttl: Duration) -> Config {
         self.settings.quarantine = Some(max_ttl);
         self
     }
 
     /// Whether a node that can evict locks (`maxmemory` with another policy than `noeviction`) is not used, in place of a
-    /// warning in the log that names it. Default: `false`.
+    /// warning in the log that names it. A node is asked for this, and whether it is a replica, when it is connected to: what is
+    /// set later is seen at the next connect. Default: `false`.
     pub fn strict_servers(mut self, strict: bool) -> Config {
         self.settings.strict_servers = strict;
         self

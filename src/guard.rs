@@ -225,6 +225,10 @@ macro_rules! guard {
             ///
             /// This is the validity: the TTL less the time that taking it took, less an allowance for clock drift
             /// (`ttl / 100 + 2 ms`). A local lock does not expire: it has [`Duration::MAX`].
+            ///
+            /// A node that loses its data deletes keys. Under [`restart_quarantine`](crate::Config::restart_quarantine) nobody
+            /// else gets the lock before this time is over, but if too many nodes do so the lock may be lost early, which is
+            /// told as any loss is. Without it not even one node may lose its data: the quorum can rest on its grant.
             pub fn remaining(&self) -> Duration {
                 self.0.remaining()
             }

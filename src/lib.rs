@@ -163,14 +163,14 @@
 //! | the holder is killed | free after the TTL at the latest; waiters wake then, not at their next poll |
 //! | the nodes are too slow for the TTL | [`ValidityExhausted`](Error::ValidityExhausted) after three attempts in a row |
 //! | the process exits without destructors | the TTL frees the lock |
-//! | a node is a replica, or with [`strict_servers`](Config::strict_servers) may evict locks | a fault of that node until it is not |
+//! | a node is a replica, or with [`strict_servers`](Config::strict_servers) may evict locks | a fault of that node until it is not; it is asked at connect |
 //!
 //! # When no quorum answers
 //!
 //! A *circuit breaker* ([`Config::breaker`]; M. Nygard, *Release It!*) keeps callers from waiting in vain. It counts rounds of
 //! acquires, in a row, that ran to their own end and found fewer nodes than a quorum; rounds that overlap in time count once.
 //! After five of them, and a second without a quorum, it opens, and the nodes are not asked: an acquire is
-//! [`CircuitOpen`](Error::CircuitOpen) at once, one that waits included. When a quorum of nodes is connected again, or after
+//! [`CircuitOpen`](Error::CircuitOpen) at once, one that waits included. When a node has come up and a quorum is connected, or after
 //! 60 s, one acquire asks them, and those that come meanwhile wait for what it finds, for `node_timeout` at most. A lock that
 //! is held by another, extensions and releases neither open nor close it.
 //!
@@ -183,8 +183,9 @@
 //!
 //! # Nodes that forget
 //!
-//! A node that restarts without its data grants again what it had granted. One of three does no harm: the other two refuse. But
-//! if a majority does so within a TTL a lock has two holders. [`Config::restart_quarantine`] keeps a node from voting until every
+//! A node that restarts without its data grants again what it had granted. If all
+//! three of three had granted a lock, one of them does no harm: the other two refuse. But if a majority does so within a TTL, or
+//! one on whose grant the quorum rests, a lock has two holders. [`Config::restart_quarantine`] keeps a node from voting until every
 //! lock that it may have forgotten has ended: what it granted before its start at `s` ended by `s + max_ttl`, by its own clock;
 //! clocks may differ by `max_ttl / 100 + 2 ms` in that time, and its uptime is told in whole seconds. So it votes when it says
 //! that it has been up for
@@ -192,6 +193,11 @@
 //! ```text
 //! max_ttl + max_ttl / 100 + 2 ms + 1 s        for example 30 s + 302 ms + 1 s = 31.3 s
 //! ```
+//!
+//! Every client has to set it, to the longest TTL that any of them uses or more. A server's clock that is set forward makes its
+//! uptime longer and the quarantine shorter. What is held is served meanwhile, and put back where it was lost; if too many nodes
+//! forget a lock before that, it is lost early and that is told, but nobody else has it before its time is over. Without
+//! quarantine not even one node may forget: a quorum can rest on its grant.
 //!
 //! With an append-only file and `appendfsync always` nothing is forgotten, and it costs a write to disk per request; without
 //! both, a node must be kept down by hand for the longest TTL, as the Redlock text says.
