@@ -439,7 +439,7 @@ pub(crate) fn question(verb: Verb) -> Question {
     }
 }
 
-/// An answer as a vote. A value of another type is a clear refusal: it will not go away by asking again.
+/// An answer as a vote. A value of another type, for example, is a clear refusal: it will not go away by asking again.
 pub(crate) fn vote(answer: Answer) -> Vote {
     match answer {
         Answer::Yes | Answer::Numbered(_) | Answer::Heard(_) => Vote::Granted,
@@ -451,9 +451,8 @@ pub(crate) fn vote(answer: Answer) -> Vote {
             Holder::Gate => Cause::WriterWaiting { remaining },
         }),
         Answer::Absent | Answer::Foreign => Vote::Refused(Cause::NotOurs),
-        Answer::Fault(cause @ (Cause::WrongType | Cause::Quarantined { .. })) => {
-            Vote::Refused(cause)
-        }
+        Answer::Fault(cause @ Cause::Quarantined { .. }) => Vote::Refused(cause),
+        Answer::Fault(cause) if cause.is_lasting() => Vote::Refused(cause),
         Answer::Fault(cause) => Vote::Fault(cause),
     }
 }

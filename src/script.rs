@@ -374,6 +374,7 @@ pub(crate) fn cause_without(error: &RedisError, secret: &str) -> Cause {
         (redis::ErrorKind::AuthenticationFailed, _) => Cause::Denied(text),
         (_, Some("NOAUTH" | "WRONGPASS" | "NOPERM")) => Cause::Denied(text),
         (_, Some("WRONGTYPE")) => Cause::WrongType,
+        (_, Some("CROSSSLOT")) => Cause::CrossSlot,
         (_, Some(_)) if is_of_type => Cause::WrongType,
         (_, Some(_)) if is_denied => Cause::Denied(text),
         (_, Some(_)) => Cause::Server(text),
@@ -381,6 +382,17 @@ pub(crate) fn cause_without(error: &RedisError, secret: &str) -> Cause {
         _ if is_end(error) => Cause::Unreachable("the other side closed the connection".to_owned()),
         _ => Cause::Unreachable(text),
     }
+}
+
+/// Whether a server says with it that it is a replica. An error inside a script keeps its code only in its text.
+pub(crate) fn is_read_only(cause: &Cause) -> bool {
+    matches!(cause, Cause::Server(text) if text.contains("READONLY"))
+}
+
+/// Whether a release that ended so is not worth a second try. While a slot of a cluster is moved (TRYAGAIN), there is no saying
+/// when: what is to be released has an end, but a lane that waits for it serves nobody.
+pub(crate) fn is_final(cause: &Cause) -> bool {
+    cause.is_lasting() || matches!(cause, Cause::Server(text) if text.starts_with("TRYAGAIN"))
 }
 
 /// The operating system's error, or that of TLS in its place.

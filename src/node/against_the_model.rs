@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use redis::Connection;
 
-use super::{Connector, Session};
+use super::Session;
 use crate::config::Config;
 use crate::fake::{Memory, Slot, Turn};
 use crate::key::{Family, Key, Token};
@@ -358,7 +358,7 @@ fn scripts_and_model_agree() {
         .connect_timeout(Duration::from_secs(5))
         .check()
         .unwrap();
-    let connector = super::Server::new(&settings.endpoints[0], &settings).unwrap();
+    let (_, connector) = super::connector(&settings.endpoints[0], &settings).unwrap();
     let (session, _) = connector.connect(None).unwrap();
     let client = redis::Client::open(server.url()).unwrap();
     let ends = RefCell::new((session, client.get_connection().unwrap()));
