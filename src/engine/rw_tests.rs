@@ -376,8 +376,10 @@ fn a_refused_reader_gets_a_turn_when_the_writer_releases() {
                 .join()
                 .expect("past the stranger's place at the gate");
         });
-        all(&fakes, "it has its turn", |slot| {
-            matches!(slot.turn, Some((Turn::Given, _)))
+        // Where no mark was left none is given.
+        let given = |fake: &&Arc<Fake>| matches!(slot(fake).turn, Some((Turn::Given, _)));
+        eventually("it has its turn on a quorum", || {
+            fakes.iter().filter(given).count() > fakes.len() / 2
         });
         assert!(third.try_write("x", TTL).expect("no error").is_none());
         let late = third.try_read("x", TTL).expect("no error");
