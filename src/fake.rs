@@ -84,6 +84,11 @@ impl Rendezvous {
             .expect("no request came");
     }
 
+    /// Whether a request has come to the node that was not waited for yet.
+    pub(crate) fn has_arrived(&self) -> bool {
+        self.arrived.try_recv().is_ok()
+    }
+
     /// Lets the node serve it.
     pub(crate) fn go(&self) {
         self.go.send(()).expect("the node is gone");
