@@ -14,20 +14,30 @@ pub(crate) const QUIET: Duration = Duration::from_millis(if cfg!(test) { 30 } el
 /// |-------------|-------------|---------------------------------------------------------------------------------|
 /// | `Closed`    | `Open`      | the `threshold`-th failed round in a row, when no quorum was seen for [`QUIET`] |
 /// | any         | `Closed`    | a quorum that answers                                                           |
-/// | `Open`      | `Probing`   | one who asks when a quorum of lanes has come up, or after `open_for`            |
+/// | `Open`      | `Probing`   | one who asks when a quorum of lanes is up and one came up since, or after `open_for` |
 /// | `Probing`   | `Open`      | the probe's round, if it failed                                                 |
-/// | `Probing`   | `HalfOpen`  | a probe that ended without a verdict                                            |
+/// | `Probing`   | `HalfOpen`  | a probe that ended without a verdict; an earlier one has no say                 |
 /// | `HalfOpen`  | `Probing`   | the next one who asks                                                           |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Closed,
     Open {
         until: Instant,
-        /// A quorum of lanes has been up all the time: that they are up says nothing new.
-        up: bool,
+        /// How often a lane had come up: that those are up says nothing new.
+        risen: u64,
     },
     HalfOpen,
-    Probing,
+    /// By the probe of this number.
+    Probing(u64),
+}
+
+/// Which lanes are up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LanesUp {
+    /// Whether a quorum of nodes is connected.
+    pub(crate) quorum: bool,
+    /// How often a lane has come up by then.
+    pub(crate) risen: u64,
 }
 
 /// What one may do who wants to ask.
@@ -35,8 +45,8 @@ pub(crate) enum Phase {
 pub(crate) enum Admission {
     /// Ask.
     Go,
-    /// Ask, and say how it ended: others wait for that.
-    Probe,
+    /// Ask, and say under this number how it ended: others wait for that.
+    Probe(u64),
     /// Wait for the verdict of another, who probes.
     Wait,
     /// Do not ask for so long.
@@ -56,6 +66,7 @@ pub(crate) struct Breaker {
     counted: Option<Instant>,
     /// When a quorum was last seen.
     seen: Instant,
+    probes: u64,
 }
 
 impl Breaker {
@@ -69,6 +80,7 @@ impl Breaker {
             since: None,
             counted: None,
             seen: now,
+            probes: 0,
         }
     }
 
@@ -86,34 +98,44 @@ impl Breaker {
         self.since.is_none()
     }
 
-    /// Whether one who wants to ask may; `up` says whether a quorum of lanes is connected.
-    pub(crate) fn admit(&mut self, now: Instant, up: bool) -> Admission {
-        match &mut self.phase {
+    /// Whether one who wants to ask may.
+    pub(crate) fn admit(&mut self, now: Instant, lanes: LanesUp) -> Admission {
+        match self.phase {
             Phase::Closed => Admission::Go,
-            Phase::Probing => Admission::Wait,
+            Phase::Probing(_) => Admission::Wait,
             Phase::HalfOpen => self.probe(),
-            Phase::Open { until, up: was_up } => {
-                if *until <= now || up && !*was_up {
+            Phase::Open { until, risen } => {
+                if until <= now || lanes.quorum && lanes.risen != risen {
                     return self.probe();
                 }
-                *was_up = up;
                 Admission::Open(until.saturating_duration_since(now))
             }
         }
     }
 
     fn probe(&mut self) -> Admission {
-        self.phase = Phase::Probing;
-        Admission::Probe
+        self.probes += 1;
+        self.phase = Phase::Probing(self.probes);
+        Admission::Probe(self.probes)
     }
 
     /// A quorum has answered, whatever it said.
     pub(crate) fn succeed(&mut self, now: Instant) {
-        *self = Breaker::new(self.threshold, self.open_for, self.seen.max(now));
+        *self = Breaker {
+            probes: self.probes,
+            ..Breaker::new(self.threshold, self.open_for, self.seen.max(now))
+        };
     }
 
-    /// A round that began at `start` has ended without a quorum. `true` if that opened it.
-    pub(crate) fn fail(&mut self, start: Instant, now: Instant, probe: bool, up: bool) -> bool {
+    /// A round that began at `start`, when a lane had come up `risen` times, has ended without a quorum. `true` if that
+    /// opened it.
+    pub(crate) fn fail(
+        &mut self,
+        start: Instant,
+        now: Instant,
+        probe: Option<u64>,
+        risen: u64,
+    ) -> bool {
         if start < self.seen {
             return false; // a quorum has answered since: it says nothing about now
         }
@@ -128,27 +150,27 @@ impl Breaker {
                 let quiet = now.saturating_duration_since(self.seen);
                 self.failures >= self.threshold && quiet >= QUIET
             }
-            Phase::Probing => probe,
+            Phase::Probing(number) => probe == Some(number),
             Phase::Open { .. } | Phase::HalfOpen => false,
         };
         if opens {
-            self.open(start, now, up);
+            self.open(start, now, risen);
         }
         opens
     }
 
-    /// Opens at once, for an outage that began at `start`.
-    pub(crate) fn open(&mut self, start: Instant, now: Instant, up: bool) {
+    /// Opens at once, for an outage that began at `start`, when a lane had come up `risen` times.
+    pub(crate) fn open(&mut self, start: Instant, now: Instant, risen: u64) {
         self.since.get_or_insert(start);
         let until = now.checked_add(self.open_for);
         // An instant beyond the clock's range: then only lanes that come up end it.
         let until = until.unwrap_or_else(|| now + Duration::from_secs(100 * 365 * 24 * 3600));
-        self.phase = Phase::Open { until, up };
+        self.phase = Phase::Open { until, risen };
     }
 
-    /// The one who probed is gone. Without a verdict the next one probes.
-    pub(crate) fn end_probe(&mut self) {
-        if self.phase == Phase::Probing {
+    /// The one who probed under this number is gone. Without a verdict the next one probes.
+    pub(crate) fn end_probe(&mut self, number: u64) {
+        if self.phase == Phase::Probing(number) {
             self.phase = Phase::HalfOpen;
         }
     }
@@ -160,6 +182,13 @@ mod tests {
     use crate::time;
 
     const OPEN_FOR: Duration = Duration::from_secs(60);
+    const DOWN: LanesUp = lanes(false, 0);
+    /// One has come up since it opened.
+    const UP: LanesUp = lanes(true, 1);
+
+    const fn lanes(quorum: bool, risen: u64) -> LanesUp {
+        LanesUp { quorum, risen }
+    }
 
     const fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
@@ -174,7 +203,7 @@ mod tests {
     /// Rounds of 1 ms one after the other that find no quorum; answers whether the last one opened it.
     fn failures(breaker: &mut Breaker, from: Instant, count: u32) -> bool {
         let round = |n| from + n * ms(2);
-        let fail = |n| breaker.fail(round(n), round(n) + ms(1), false, false);
+        let fail = |n| breaker.fail(round(n), round(n) + ms(1), None, 0);
         (0..count).map(fail).last().unwrap_or_default()
     }
 
@@ -188,12 +217,12 @@ mod tests {
     fn it_opens_at_the_threshold_and_not_before() {
         let (mut breaker, now) = breaker();
         assert!(!failures(&mut breaker, now, 2));
-        assert_eq!(breaker.admit(now, false), Admission::Go);
+        assert_eq!(breaker.admit(now, DOWN), Admission::Go);
         assert_eq!(breaker.since(), Some(now));
         assert!(failures(&mut breaker, now + ms(10), 1));
         let left = OPEN_FOR - ms(5);
         let asked = now + ms(11) + ms(5);
-        assert_eq!(breaker.admit(asked, false), Admission::Open(left));
+        assert_eq!(breaker.admit(asked, DOWN), Admission::Open(left));
         assert!(!failures(&mut breaker, asked, 5), "opened twice");
     }
 
@@ -212,7 +241,7 @@ mod tests {
     fn a_round_that_began_before_the_last_quorum_says_nothing() {
         let (mut breaker, now) = breaker();
         breaker.succeed(now);
-        assert!(!breaker.fail(now - ms(1), now + ms(1), false, false));
+        assert!(!breaker.fail(now - ms(1), now + ms(1), None, 0));
         assert!(breaker.is_calm());
     }
 
@@ -220,13 +249,13 @@ mod tests {
     fn rounds_that_overlap_count_once() {
         let (mut breaker, now) = breaker();
         for _ in 0..100 {
-            assert!(!breaker.fail(now, now + ms(200), false, false));
+            assert!(!breaker.fail(now, now + ms(200), None, 0));
         }
         for _ in 0..100 {
-            assert!(!breaker.fail(now + ms(199), now + ms(300), false, false));
+            assert!(!breaker.fail(now + ms(199), now + ms(300), None, 0));
         }
-        assert!(!breaker.fail(now + ms(200), now + ms(400), false, false));
-        assert!(breaker.fail(now + ms(400), now + ms(600), false, false));
+        assert!(!breaker.fail(now + ms(200), now + ms(400), None, 0));
+        assert!(breaker.fail(now + ms(400), now + ms(600), None, 0));
     }
 
     #[test]
@@ -235,28 +264,28 @@ mod tests {
         let mut breaker = Breaker::new(3, OPEN_FOR, now);
         assert!(!failures(&mut breaker, now, 9));
         let late = now + QUIET;
-        assert!(breaker.fail(late, late, false, false));
+        assert!(breaker.fail(late, late, None, 0));
     }
 
     #[test]
     fn it_half_opens_in_time_or_when_lanes_come_up() {
-        for (after, ups, expected) in [
-            (OPEN_FOR, &[false][..], Admission::Probe),
-            (ms(1), &[true], Admission::Probe),
-            (ms(1), &[false, true], Admission::Probe),
+        for (after, lanes, expected) in [
+            (OPEN_FOR, DOWN, true),
+            (ms(1), UP, true),
+            // It came up, and went down again, between two looks: now another one is up.
+            (ms(1), lanes(true, 7), true),
+            (ms(1), lanes(false, 1), false),
+            // Lanes that are up all the time, to nodes that answer nothing, are no news.
+            (ms(1), lanes(true, 0), false),
         ] {
             let (mut breaker, now) = open();
-            let admit = |up: &bool| breaker.admit(now + after, *up);
-            assert_eq!(ups.iter().map(admit).next_back(), Some(expected), "{ups:?}");
-            assert_eq!(breaker.admit(now, true), Admission::Wait);
+            let admission = breaker.admit(now + after, lanes);
+            let is_probe = matches!(admission, Admission::Probe(_));
+            assert_eq!(is_probe, expected, "{lanes:?}");
         }
-        // Lanes that are up all the time, to nodes that answer nothing, are no news.
         let (mut breaker, now) = open();
-        breaker.open(now, now, true);
-        for (up, probes) in [(true, false), (true, false), (false, false), (true, true)] {
-            let admission = breaker.admit(now + ms(1), up);
-            assert_eq!(admission == Admission::Probe, probes);
-        }
+        assert!(matches!(breaker.admit(now, UP), Admission::Probe(_)));
+        assert_eq!(breaker.admit(now, UP), Admission::Wait);
     }
 
     #[test]
@@ -264,32 +293,48 @@ mod tests {
         let now = time::now() + 20 * QUIET;
         let probing = || {
             let (mut breaker, _) = open();
-            assert_eq!(breaker.admit(now, true), Admission::Probe);
+            assert_eq!(breaker.admit(now, UP), Admission::Probe(1));
             breaker
         };
         let mut breaker = probing();
         breaker.succeed(now);
-        breaker.end_probe();
-        assert_eq!(breaker.admit(now, false), Admission::Go);
+        breaker.end_probe(1);
+        assert_eq!(breaker.admit(now, DOWN), Admission::Go);
 
         let mut breaker = probing();
-        assert!(!breaker.fail(now, now, false, false), "not the probe's");
-        assert!(breaker.fail(now, now, true, false));
-        breaker.end_probe();
-        assert_eq!(breaker.admit(now, false), Admission::Open(OPEN_FOR));
+        assert!(!breaker.fail(now, now, None, 1), "not the probe's");
+        assert!(breaker.fail(now, now, Some(1), 1));
+        breaker.end_probe(1);
+        assert_eq!(breaker.admit(now, UP), Admission::Open(OPEN_FOR));
 
         let mut breaker = probing();
-        breaker.end_probe();
-        assert_eq!(breaker.admit(now, false), Admission::Probe, "the next one");
-        assert_eq!(breaker.admit(now, false), Admission::Wait);
+        breaker.end_probe(1);
+        assert_eq!(breaker.admit(now, DOWN), Admission::Probe(2), "the next");
+        assert_eq!(breaker.admit(now, DOWN), Admission::Wait);
+    }
+
+    #[test]
+    fn a_probe_that_is_over_has_no_say_in_the_next_one() {
+        let now = time::now() + 20 * QUIET;
+        let (mut breaker, _) = open();
+        assert_eq!(breaker.admit(now, UP), Admission::Probe(1));
+        // Another's late round finds a quorum, which is gone again at once.
+        breaker.succeed(now);
+        breaker.open(now, now, 1);
+        assert_eq!(breaker.admit(now, lanes(true, 2)), Admission::Probe(2));
+        breaker.end_probe(1);
+        assert_eq!(breaker.admit(now, UP), Admission::Wait);
+        assert!(!breaker.fail(now, now, Some(1), 2));
+        assert_eq!(breaker.admit(now, UP), Admission::Wait);
+        assert!(breaker.fail(now, now, Some(2), 2));
     }
 
     #[test]
     fn the_longest_times_do_not_overflow() {
         let now = time::now() + 10 * QUIET;
         let mut breaker = Breaker::new(1, Duration::MAX, time::now());
-        assert!(breaker.fail(now, now, false, false));
-        assert!(matches!(breaker.admit(now, false), Admission::Open(_)));
+        assert!(breaker.fail(now, now, None, 0));
+        assert!(matches!(breaker.admit(now, DOWN), Admission::Open(_)));
         let mut never = Breaker::new(u32::MAX, OPEN_FOR, time::now());
         assert!(!failures(&mut never, now, 1_000));
     }

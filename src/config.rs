@@ -18,7 +18,7 @@ use crate::retry::RetryPolicy;
 use crate::tls::Tls;
 
 /// The part of a TTL that an attempt must leave, unless it is set.
-pub(crate) const MIN_VALIDITY: f64 = 0.5;
+const MIN_VALIDITY: f64 = 0.5;
 
 const MOST_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_POOL: usize = 64;
@@ -228,15 +228,20 @@ impl Config {
     /// (*Distributed Locks with Redis*, "Performance, crash recovery and fsync") asks operators to do by hand.
     ///
     /// TTLs and extensions above `max_ttl` are [`InvalidTtl`](Error::InvalidTtl). Releases, extensions, and what they put back
-    /// are served all the time. Where a quorum is in quarantine a lock is contended, with the time until it votes. More than
-    /// zero, and not with a Sentinel's master or a cluster, which can forget locks without a restart. Default: off.
+    /// are served all the time. Where a quorum is in quarantine a lock is contended, with the time until it votes.
+    ///
+    /// **Every client** of the nodes must set it, to the longest TTL that *any* of them uses or more: one that does not takes from
+    /// such a node what another still holds. A server's clock that is set forward while it runs makes its uptime longer, and the
+    /// quarantine shorter by as much. More than zero, and not with a Sentinel's master or a cluster, which can forget locks without
+    /// a restart. Default: off.
     pub fn restart_quarantine(mut self, max_ttl: Duration) -> Config {
         self.settings.quarantine = Some(max_ttl);
         self
     }
 
     /// Whether a node that can evict locks (`maxmemory` with another policy than `noeviction`) is not used, in place of a
-    /// warning in the log that names it. Default: `false`.
+    /// warning in the log that names it. A node is asked for this, and whether it is a replica, when it is connected to: what is
+    /// set later is seen at the next connect. Default: `false`.
     pub fn strict_servers(mut self, strict: bool) -> Config {
         self.settings.strict_servers = strict;
         self
@@ -325,19 +330,12 @@ impl Config {
 }
 
 impl Settings {
-    /// A lock's TTL on these nodes.
-    ///
-    /// # Errors
-    /// `InvalidTtl`.
-    pub(crate) fn ttl(&self, ttl: Duration) -> Result<Ttl, Error> {
-        let most = self.quarantine.unwrap_or(Duration::MAX);
-        if ttl > most {
-            return Err(Error::InvalidTtl {
-                ttl,
-                reason: format!("restart_quarantine is for TTLs up to {most:?}"),
-            });
+    /// What a lock's TTL may be on these nodes.
+    pub(crate) fn terms(&self) -> Terms {
+        Terms {
+            most: self.quarantine.unwrap_or(Duration::MAX),
+            min_validity: self.min_validity,
         }
-        Ttl::parse(ttl, self.min_validity)
     }
 
     /// What a lock's names must have in common, where a node is a cluster.
@@ -384,6 +382,34 @@ impl Settings {
             }
         }
         Ok(())
+    }
+}
+
+/// What a lock's TTL may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    most: Duration,
+    min_validity: f64,
+}
+
+impl Terms {
+    /// Where no nodes have a say.
+    pub(crate) const LOCAL: Terms = Terms {
+        most: Duration::MAX,
+        min_validity: MIN_VALIDITY,
+    };
+
+    /// # Errors
+    /// `InvalidTtl`.
+    pub(crate) fn ttl(self, ttl: Duration) -> Result<Ttl, Error> {
+        let most = self.most;
+        if ttl > most {
+            return Err(Error::InvalidTtl {
+                ttl,
+                reason: format!("restart_quarantine is for TTLs up to {most:?}"),
+            });
+        }
+        Ttl::parse(ttl, self.min_validity)
     }
 }
 

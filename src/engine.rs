@@ -244,7 +244,8 @@ impl Engine {
         let end = time::deadline(time::now(), grace);
         self.gate.close();
         self.nodes.announce();
-        let alive = self.gate.wait_empty(end);
+        let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
+        let alive = self.gate.wait_empty(end, settle);
         for lease in &alive {
             if lease.lose() {
                 // Nothing in use is ever deleted: its holder may not have looked yet.

@@ -35,6 +35,8 @@ pub(crate) enum Sin {
     Down,
     /// It denies access, at connect and to each request.
     Denies,
+    /// It denies requests of this verb alone.
+    Forbids(Verb),
     /// It takes requests of this verb and tells the test so, and serves them only when the test says: as one that
     /// grants, extends or releases late does.
     Late(Verb, Sender<()>, Receiver<()>),
@@ -80,6 +82,11 @@ impl Rendezvous {
         self.arrived
             .recv_timeout(Duration::from_secs(20))
             .expect("no request came");
+    }
+
+    /// Whether a request has come to the node that was not waited for yet.
+    pub(crate) fn has_arrived(&self) -> bool {
+        self.arrived.try_recv().is_ok()
     }
 
     /// Lets the node serve it.
@@ -341,6 +348,7 @@ impl Session for FakeSession {
             let served = match sin {
                 Sin::Down => return Err(broken()),
                 Sin::Denies => Answer::Fault(denied()),
+                Sin::Forbids(verb) if verb == request.verb => Answer::Fault(denied()),
                 Sin::Late(verb, arrived, go) if verb == request.verb => {
                     let _ = arrived.send(());
                     // The test has ended when its end is gone.

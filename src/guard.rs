@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use crate::config::{MIN_VALIDITY, OnDrop};
+use crate::config::{OnDrop, Terms};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::handover::LockToken;
-use crate::key::{Key, Token, Ttl};
+use crate::key::{Key, Token};
 use crate::lease::{Claim, FOR_EVER, Lease, Look, Mode};
 use crate::local::Pass;
 use crate::time;
@@ -22,6 +22,7 @@ pub(crate) struct Hold {
     lease: Arc<Lease>,
     /// Who knows the nodes. Without it the lock is held in this process alone.
     engine: Option<Arc<Engine>>,
+    terms: Terms,
     taken: Instant,
     ended: bool,
 }
@@ -31,6 +32,7 @@ impl Hold {
         Hold {
             pass,
             lease,
+            terms: engine.settings().terms(),
             engine: Some(engine),
             taken: time::now(),
             ended: false,
@@ -39,7 +41,12 @@ impl Hold {
 
     /// # Errors
     /// `Closed` where a shutdown has come before it.
-    pub(crate) fn local(pass: Pass, claim: Claim, fence: Option<u64>) -> Result<Hold, Error> {
+    pub(crate) fn local(
+        pass: Pass,
+        claim: Claim,
+        terms: Terms,
+        fence: Option<u64>,
+    ) -> Result<Hold, Error> {
         let lease = Arc::new(Lease::new(pass.keys().clone(), Token::local(), claim));
         fence.into_iter().for_each(|fence| lease.number(fence));
         lease.hold(time::now() + FOR_EVER, time::lead());
@@ -50,6 +57,7 @@ impl Hold {
             pass,
             lease,
             engine: None,
+            terms,
             taken: time::now(),
             ended: false,
         })
@@ -98,12 +106,10 @@ impl Hold {
     }
 
     fn extend(&self, ttl: Duration) -> Result<(), Error> {
+        let ttl = self.terms.ttl(ttl)?;
         match &self.engine {
-            Some(engine) => {
-                let ttl = engine.settings().ttl(ttl)?;
-                engine.extend(&self.lease, ttl)
-            }
-            None => Ttl::parse(ttl, MIN_VALIDITY).map(|_| ()),
+            Some(engine) => engine.extend(&self.lease, ttl),
+            None => Ok(()),
         }
     }
 
@@ -238,6 +244,10 @@ macro_rules! guard {
             ///
             /// This is the validity: the TTL less the time that taking it took, less an allowance for clock drift
             /// (`ttl / 100 + 2 ms`). A local lock does not expire: it has [`Duration::MAX`].
+            ///
+            /// A node that loses its data deletes keys. Under [`restart_quarantine`](crate::Config::restart_quarantine) nobody
+            /// else gets the lock before this time is over, but if too many nodes do so the lock may be lost early, which is
+            /// told as any loss is. Without it not even one node may lose its data: the quorum can rest on its grant.
             pub fn remaining(&self) -> Duration {
                 self.0.remaining()
             }

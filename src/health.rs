@@ -104,7 +104,7 @@ impl BreakerState {
     pub(crate) fn of(phase: Phase) -> BreakerState {
         match phase {
             Phase::Closed => BreakerState::Closed,
-            Phase::HalfOpen | Phase::Probing => BreakerState::HalfOpen,
+            Phase::HalfOpen | Phase::Probing(_) => BreakerState::HalfOpen,
             Phase::Open { until, .. } => match until.saturating_duration_since(time::now()) {
                 Duration::ZERO => BreakerState::HalfOpen,
                 retry_in => BreakerState::Open { retry_in },

@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::about::About;
 use crate::error::Cause;
+use crate::news::News;
 use crate::node::Connector;
 use crate::observer::Observer;
 use crate::script::{Answer, Request};
@@ -180,11 +181,14 @@ fn stopped() -> Cause {
 /// Keeps two addresses of one server from counting twice, also when one of them comes up later: for each node the run
 /// that its lanes which are up are connected to, and how many they are.
 ///
-/// It also tells those who wait for nodes to come up.
+/// It also tells those who wait for nodes to come up, counts how often one did, so that nobody need look all the time, and has
+/// what the log has said of each.
 #[derive(Debug)]
 pub(crate) struct Census {
     runs: Mutex<Vec<Option<(String, usize)>>>,
     changed: Condvar,
+    risen: AtomicU64,
+    news: Vec<News>,
 }
 
 impl Census {
@@ -192,10 +196,28 @@ impl Census {
         Census {
             runs: Mutex::new(vec![None; nodes]),
             changed: Condvar::new(),
+            risen: AtomicU64::new(0),
+            news: (0..nodes).map(|_| News::default()).collect(),
         }
     }
 
-    /// A lane has come up.
+    /// What the log has said of a node.
+    pub(crate) fn news(&self, node: usize) -> &News {
+        &self.news[node]
+    }
+
+    /// A lane has come up, or answers again with what was overdue.
+    pub(crate) fn rise(&self) {
+        self.risen.fetch_add(1, Ordering::Release);
+        self.announce();
+    }
+
+    /// How often a lane has come up. What is up by then was not before, if this has changed.
+    pub(crate) fn risen(&self) -> u64 {
+        self.risen.load(Ordering::Acquire)
+    }
+
+    /// Lets those look who wait.
     pub(crate) fn announce(&self) {
         // Who has seen it down, and is about to wait, has the lock.
         drop(self.runs.lock());

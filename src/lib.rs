@@ -49,7 +49,6 @@
 //! | fail-over to a replica | the same: replication is asynchronous | independent masters, no replicas ([below](#sentinel-and-cluster)) |
 //! | eviction under `maxmemory`, `FLUSHALL` | the same | `maxmemory-policy noeviction` and [`strict_servers`](Config::strict_servers); a server for locks alone |
 //! | the list of nodes is changed under way | two lists have two quorums | stop all holders, or wait the longest TTL |
-//!
 //! | a node lies | it counts as one vote, whatever it says | servers of your own, in a private network |
 //!
 //! A reply that is no answer, breaks off, or does not come is a fault of that node alone, and its connection is made anew. A
@@ -194,14 +193,14 @@
 //! | the nodes are too slow for the TTL | [`ValidityExhausted`](Error::ValidityExhausted) after three attempts in a row |
 //! | the process exits without destructors | the TTL frees the lock |
 //! | a server says `READONLY` | it is connected to anew, and found again where sentinels or a cluster tell |
-//! | a node is a replica, or with [`strict_servers`](Config::strict_servers) may evict locks | a fault of that node until it is not |
+//! | a node is a replica, or with [`strict_servers`](Config::strict_servers) may evict locks | a fault of that node until it is not; it is asked at connect |
 //!
 //! # When no quorum answers
 //!
 //! A *circuit breaker* ([`Config::breaker`]; M. Nygard, *Release It!*) keeps callers from waiting in vain. It counts rounds of
 //! acquires, in a row, that ran to their own end and found fewer nodes than a quorum; rounds that overlap in time count once.
 //! After five of them, and a second without a quorum, it opens, and the nodes are not asked: an acquire is
-//! [`CircuitOpen`](Error::CircuitOpen) at once, one that waits included. When a quorum of nodes is connected again, or after
+//! [`CircuitOpen`](Error::CircuitOpen) at once, one that waits included. When a node has come up and a quorum is connected, or after
 //! 60 s, one acquire asks them, and those that come meanwhile wait for what it finds, for `node_timeout` at most. A lock that
 //! is held by another, extensions and releases neither open nor close it.
 //!
@@ -214,8 +213,9 @@
 //!
 //! # Nodes that forget
 //!
-//! A node that restarts without its data grants again what it had granted. One of three does no harm: the other two refuse. But
-//! if a majority does so within a TTL a lock has two holders. [`Config::restart_quarantine`] keeps a node from voting until every
+//! A node that restarts without its data grants again what it had granted. If all
+//! three of three had granted a lock, one of them does no harm: the other two refuse. But if a majority does so within a TTL, or
+//! one on whose grant the quorum rests, a lock has two holders. [`Config::restart_quarantine`] keeps a node from voting until every
 //! lock that it may have forgotten has ended: what it granted before its start at `s` ended by `s + max_ttl`, by its own clock;
 //! clocks may differ by `max_ttl / 100 + 2 ms` in that time, and its uptime is told in whole seconds. So it votes when it says
 //! that it has been up for
@@ -223,6 +223,11 @@
 //! ```text
 //! max_ttl + max_ttl / 100 + 2 ms + 1 s        for example 30 s + 302 ms + 1 s = 31.3 s
 //! ```
+//!
+//! Every client has to set it, to the longest TTL that any of them uses or more. A server's clock that is set forward makes its
+//! uptime longer and the quarantine shorter. What is held is served meanwhile, and put back where it was lost; if too many nodes
+//! forget a lock before that, it is lost early and that is told, but nobody else has it before its time is over. Without
+//! quarantine not even one node may forget: a quorum can rest on its grant.
 //!
 //! With an append-only file and `appendfsync always` nothing is forgotten, and it costs a write to disk per request; without
 //! both, a node must be kept down by hand for the longest TTL, as the Redlock text says.
@@ -347,6 +352,7 @@ mod lease;
 mod listener;
 mod local;
 mod locker;
+mod news;
 mod node;
 mod nodes;
 mod notify;

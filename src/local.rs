@@ -186,6 +186,9 @@ impl Gate {
         let state = self.state.lock();
         let slots = keys.all().iter().filter_map(|key| state.slots.get(key));
         let first: Vec<_> = slots.filter_map(Slot::first).collect();
+        if state.closed {
+            self.emptied.notify_all(); // a lease that is lost need not be waited for
+        }
         drop(state); // let go before waking
         first.iter().for_each(|inbox| inbox.wake());
     }
@@ -224,18 +227,37 @@ impl Gate {
         true
     }
 
-    /// Waits until no slot is held, at most until `end`; answers the leases of those that still are.
-    pub(crate) fn wait_empty(&self, end: Option<Instant>) -> Vec<Arc<Lease>> {
+    /// Waits until no slot is held, at most until `end`; answers the leases of those that still are. Who has lost its lease is
+    /// not waited for. `settle` as for [`enter`](Gate::enter).
+    pub(crate) fn wait_empty(
+        &self,
+        end: Option<Instant>,
+        settle: impl Fn(&Arc<Lease>),
+    ) -> Vec<Arc<Lease>> {
         let mut state = self.state.lock();
-        while !state.slots.is_empty() {
-            match end {
+        loop {
+            let now = time::now();
+            let slots = state.slots.values_mut();
+            let lost: Vec<Arc<Lease>> = slots.flat_map(|slot| slot.evict(now)).collect();
+            if !lost.is_empty() {
+                drop(state); // let go before telling
+                lost.iter().for_each(&settle);
+                state = self.state.lock();
+                continue;
+            }
+            let holders = || state.slots.values().flat_map(|slot| &slot.holders);
+            if holders().next().is_none() || end.is_some_and(|end| end <= now) {
+                return holders().filter_map(|one| one.lease.clone()).collect();
+            }
+            let expiries = state
+                .slots
+                .values()
+                .filter_map(|slot| slot.next_expiry(now));
+            match time::earlier(end, expiries.min()) {
                 None => self.emptied.wait(&mut state),
-                Some(end) if self.emptied.wait_until(&mut state, end).timed_out() => break,
-                Some(_) => {}
+                Some(end) => _ = self.emptied.wait_until(&mut state, end),
             }
         }
-        let holders = state.slots.values().flat_map(|slot| &slot.holders);
-        holders.filter_map(|holder| holder.lease.clone()).collect()
     }
 
     /// How many threads queue for a key.

@@ -48,14 +48,16 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// [`InvalidKey`](Error::InvalidKey) and [`InvalidTtl`](Error::InvalidTtl), before anything else;
     /// [`Contended`](Error::Contended) when the limit on waiting or attempts ran out;
     /// [`InsufficientQuorum`](Error::InsufficientQuorum) when too few nodes answered for longer than
-    /// `max_outage`, or at the end of the wait; [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
+    /// `max_outage`, or at the end of the wait; [`CircuitOpen`](Error::CircuitOpen) instead of it once no quorum has answered for
+    /// some rounds ([`Config::breaker`]); [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
     /// too slow for the TTL; [`Cancelled`](Error::Cancelled) by the options' token; [`Closed`](Error::Closed) after a shutdown; [`System`](Error::System) without random
     /// bytes for a token.
     fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error>;
 
     /// The same, with one attempt unless the options set a wait, and `None` where a limit ran out.
     ///
-    /// Without a wait it blocks for `node_timeout` at most. While another thread of the process has the lock, or is
+    /// Without a wait it blocks for `node_timeout` at most; for two of them where it first waits for another thread that finds out
+    /// whether the nodes are back from an outage. While another thread of the process has the lock, or is
     /// before this one in the queue for it, the nodes are not asked. It does not bear with an outage, as `acquire`
     /// does: with a wait in the options it does, for as long.
     ///

@@ -182,7 +182,7 @@ impl Nodes {
 
     /// Ends the nodes' service: from now on every acquire is [`Closed`](Error::Closed), those that wait included.
     ///
-    /// Live guards are waited for, at most for `grace` (do not call it with one in your own hands); then what is
+    /// Guards whose lock is held are waited for, at most for `grace` (do not call it with one in your own hands); then what is
     /// queued is sent and the threads end, for `node_timeout` more at most. Guards that are alive after that are lost
     /// and their keys left to the TTL: nothing in use is ever deleted. `true` if none was and all threads have ended.
     /// A second call finds nothing left to do.

@@ -169,7 +169,12 @@ impl Tally {
     pub(crate) fn is_outage(&self) -> bool {
         let denied = |(_, cause): &&(usize, Cause)| matches!(cause, Cause::Denied(_));
         let denied = self.causes.iter().filter(denied).count();
-        self.granted.len() + self.refused.len() + denied < quorum(self.total)
+        self.answers() + denied < quorum(self.total)
+    }
+
+    /// How many nodes have said yes or no.
+    pub(crate) fn answers(&self) -> usize {
+        self.granted.len() + self.refused.len()
     }
 
     pub(crate) fn granted(&self) -> NodeSet {
@@ -235,11 +240,12 @@ impl Tally {
 
     /// What stands in the answer where too few nodes answered; `name` gives a node's address.
     pub(crate) fn insufficient(self, name: impl Fn(usize) -> String) -> Error {
+        let reachable = self.answers();
         let mut causes = self.causes;
         causes.sort_by_key(|(node, _)| *node);
         Error::InsufficientQuorum {
             needed: quorum(self.total),
-            reachable: self.granted.len() + self.refused.len(),
+            reachable,
             total: self.total,
             causes: causes
                 .into_iter()

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
+use crate::breaker::LanesUp;
 use crate::crew::Crew;
 use crate::error::Cause;
 use crate::inbox::{Ended, Inbox};
@@ -204,6 +205,21 @@ impl Nodes {
         nodes.filter(up).count() >= quorum(self.total())
     }
 
+    /// Which lanes are connected, as the breaker wants to know it.
+    pub(crate) fn lanes_up(&self) -> LanesUp {
+        // The number first: what comes up after that is news.
+        let risen = self.crew.census().risen();
+        LanesUp {
+            risen,
+            quorum: self.quorum_up(),
+        }
+    }
+
+    /// How often a lane has come up.
+    pub(crate) fn risen(&self) -> u64 {
+        self.crew.census().risen()
+    }
+
     /// Waits until a quorum of nodes is connected, until `end`, or until the gate before them is closed. `false` if no quorum
     /// is connected.
     pub(crate) fn wait_up(&self, end: Option<Instant>, gate: &Gate) -> bool {
@@ -392,10 +408,13 @@ impl Nodes {
         self.tell(&Request::new(Verb::Knock, private, 0), NodeSet::of(node));
     }
 
-    /// The first node that is connected.
+    /// The first node that is connected, of those that vote if there are any: one in quarantine refuses everybody.
     pub(crate) fn first_up(&self) -> Option<usize> {
         let now = time::now();
-        let lane = self.crew.lanes().iter().position(|lane| lane.is_up(now));
+        let lanes = self.crew.lanes();
+        let votes = |lane: &Lane| lane.is_up(now) && lane.quarantine(now).is_zero();
+        let lane = lanes.iter().position(votes);
+        let lane = lane.or_else(|| lanes.iter().position(|lane| lane.is_up(now)));
         lane.map(|lane| lane / self.pool)
     }
 

@@ -73,15 +73,17 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     /// [`WriteLockTimeout`](Error::WriteLockTimeout) when the limit on waiting or attempts ran out while a writer held
     /// the lock or waited for it;
     /// [`InsufficientQuorum`](Error::InsufficientQuorum) when too few nodes answered for longer than
-    /// `max_outage`, or at the end of the wait; [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
+    /// `max_outage`, or at the end of the wait; [`CircuitOpen`](Error::CircuitOpen) instead of it once no quorum has answered for
+    /// some rounds ([`Config::breaker`]); [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
     /// too slow for the TTL; [`Cancelled`](Error::Cancelled) by the options' token; [`Closed`](Error::Closed) after a shutdown; [`System`](Error::System) without random
     /// bytes for a token.
     fn acquire_read(&self, key: &str, options: &LockOptions) -> Result<ReadGuard, Error>;
 
     /// The same, with one attempt unless the options set a wait, and `None` where a limit ran out.
     ///
-    /// Without a wait it blocks for `node_timeout` at most, and does not ask the nodes while a thread of this process
-    /// stands in the way.
+    /// Without a wait it blocks for `node_timeout` at most (for two of them where it first waits for another thread that finds
+    /// out whether the nodes are back from an outage), and does not ask the nodes while a thread of this process stands in the
+    /// way.
     ///
     /// # Errors
     /// As [`acquire_read`](RwLocker::acquire_read), but for `WriteLockTimeout`: an error means that it could not be found
@@ -106,8 +108,8 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
 
     /// The same, with one attempt unless the options set a wait, and `None` where a limit ran out.
     ///
-    /// Without a wait it turns no reader away, blocks for `node_timeout` at most, and does not ask the nodes while a thread
-    /// of this process stands in the way.
+    /// Without a wait it turns no reader away, blocks as [`try_acquire_read`](RwLocker::try_acquire_read) does, and does not ask
+    /// the nodes while a thread of this process stands in the way.
     ///
     /// # Errors
     /// As [`acquire_write`](RwLocker::acquire_write), but for `WriteLockHeld` and `ReadersTimeout`: an error means that it

@@ -25,6 +25,12 @@ mod lua;
 
 /// So many characters of an error are passed on.
 const MOST_WORDS: usize = 200;
+/// How servers say that a script may not do something: Valkey and Redis from 7.2 on, Redis 7.0, and 6.2.
+const DENIED_IN_SCRIPT: [&str; 3] = [
+    "NOPERM",
+    "ACL failure in script",
+    "The user executing the script",
+];
 
 /// What a request asks a node to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -489,6 +495,12 @@ pub(crate) fn read_left(reply: &Value) -> Option<Answer> {
 
 /// What an error of `redis` means to us. The one place where they are told apart.
 pub(crate) fn cause(error: &RedisError) -> Cause {
+    cause_without(error, "")
+}
+
+/// The same where the words are not to have a secret in them: a server or proxy may repeat what it does not understand, and
+/// that may be how we log in.
+pub(crate) fn cause_without(error: &RedisError, secret: &str) -> Cause {
     if error.is_timeout() {
         return Cause::TimedOut;
     }
@@ -496,15 +508,17 @@ pub(crate) fn cause(error: &RedisError) -> Cause {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
         _ => error.to_string(),
     };
+    // An error inside a script keeps its code only in its text, if anywhere.
     let is_of_type = text.contains("WRONGTYPE");
-    let text = in_short(&text);
+    let is_denied = DENIED_IN_SCRIPT.iter().any(|words| text.contains(words));
+    let text = in_short(&text, secret);
     match (error.kind(), error.code()) {
         (redis::ErrorKind::AuthenticationFailed, _) => Cause::Denied(text),
         (_, Some("NOAUTH" | "WRONGPASS" | "NOPERM")) => Cause::Denied(text),
         (_, Some("WRONGTYPE")) => Cause::WrongType,
         (_, Some("CROSSSLOT")) => Cause::CrossSlot,
-        // An error inside a script keeps its code only in its text.
         (_, Some(_)) if is_of_type => Cause::WrongType,
+        (_, Some(_)) if is_denied => Cause::Denied(text),
         (_, Some(_)) => Cause::Server(text),
         // In place of the page that `rustls` writes on it.
         _ if is_end(error) => Cause::Unreachable("the other side closed the connection".to_owned()),
@@ -540,12 +554,16 @@ pub(crate) fn is_cut(error: &RedisError) -> bool {
     error.is_connection_dropped() && !error.is_connection_refusal()
 }
 
-/// A server's own words as they are passed on: on one line, not too many, and without what it was sent, which it repeats
-/// where it does not know a command. That may have been a password.
-fn in_short(words: &str) -> String {
+/// Another's words as they are passed on: on one line, not too many, and without what a server was sent, which it repeats
+/// where it does not know a command. That may have been a password; where `secret` is in them they are not passed on at all.
+/// It is looked for in all that was said, since a part of it is a secret, too.
+pub(crate) fn in_short(words: &str, secret: &str) -> String {
     let end = words
         .find(", with args beginning with")
         .unwrap_or(words.len());
+    if !secret.is_empty() && words.find(secret).is_some_and(|at| at < end) {
+        return "its words have the password in them".to_owned();
+    }
     let mut chars = words[..end].chars();
     let mut short: String = chars
         .by_ref()
@@ -660,7 +678,16 @@ mod tests {
             Some(Answer::Fault(cause)) => cause,
             other => panic!("{other:?}"),
         };
-        for line in ["NOAUTH Authentication required.", "NOPERM no"] {
+        let far = "x".repeat(1_000);
+        for line in [
+            "NOAUTH Authentication required.",
+            "NOPERM no",
+            // Inside a script: Redis 6.2, 7.0, and later ones.
+            "ERR Error running script (call to f_1): @user_script:1: The user executing the script can't run this command",
+            "ERR ACL failure in script: User joe has no permissions to run the 'zadd' command",
+            "ERR NOPERM User joe has no permissions to run the 'zadd' command script: f_1",
+            &format!("ERR {far} ACL failure in script"),
+        ] {
             assert!(matches!(fault(line), Cause::Denied(_)), "{line}");
         }
         for line in ["READONLY You can't write", "LOADING Redis", "OOM command"] {
@@ -690,6 +717,36 @@ mod tests {
         let far = format!("ERR {} WRONGTYPE", "x".repeat(1_000));
         let answer = answer(Verb::Take, Claim::Exclusive, error(&far));
         assert_eq!(answer, Some(Answer::Fault(Cause::WrongType)));
+    }
+
+    #[test]
+    fn words_with_a_secret_in_them_are_not_passed_on_not_even_in_part() {
+        let cut = format!("{}s3cret", "x".repeat(MOST_WORDS - 3));
+        let long = "0123456789".repeat(30);
+        let own = "p, with args beginning with";
+        for (words, secret, is_hidden) in [
+            ("not now: AUTH s3cret", "s3cret", true),
+            ("not now: AUTH s3cret", "", false),
+            ("not now", "s3cret", false),
+            (&cut, "s3cret", true),
+            (&format!("AUTH {long}"), &long, true),
+            ("two\nlines", "two\nlines", true),
+            (&format!("AUTH {own}"), own, true),
+            // What it was sent is left out anyway.
+            (
+                "unknown 'AUTH', with args beginning with: 's3cret'",
+                "s3cret",
+                false,
+            ),
+        ] {
+            let told = in_short(words, secret);
+            assert_eq!(
+                told.contains("password in them"),
+                is_hidden,
+                "{words}: {told}"
+            );
+            assert!(!told.contains("s3c") || secret.is_empty(), "{told}");
+        }
     }
 
     /// Any reply, on the wire: those that mean something more often than others.

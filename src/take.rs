@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::cancel;
-use crate::config::MIN_VALIDITY;
+use crate::config::Terms;
 use crate::engine::{self, Taken, Wish};
 use crate::error::Error;
 use crate::guard::Hold;
 use crate::handover::LockToken;
-use crate::key::{Keys, Token, Ttl};
+use crate::key::{Keys, Token};
 use crate::lease::Claim;
 use crate::local::Gate;
 use crate::nodes::Nodes;
@@ -44,7 +44,7 @@ pub(crate) fn parsed_on_nodes(
     let wish = Wish {
         keys,
         claim,
-        ttl: settings.ttl(options.ttl())?,
+        ttl: settings.terms().ttl(options.ttl())?,
         fenced: options.is_fenced(),
         cancel: options.cancel().cloned(),
         care: options.care().clone(),
@@ -52,7 +52,7 @@ pub(crate) fn parsed_on_nodes(
     let patience = options.patience(strength, &settings.retry, time::now());
     match engine.acquire(&wish, patience)? {
         Taken::Quorum(lease, pass) => Ok(Hold::quorum(Arc::clone(engine), lease, pass)),
-        Taken::Local(pass) => Hold::local(pass, claim, None),
+        Taken::Local(pass) => Hold::local(pass, claim, settings.terms(), None),
     }
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn adopted(
     let wish = Wish {
         keys: token.parse(&settings.key_prefix)?,
         claim: Claim::Exclusive,
-        ttl: settings.ttl(options.ttl())?,
+        ttl: settings.terms().ttl(options.ttl())?,
         fenced: options.is_fenced() || token.is_fenced(),
         cancel: options.cancel().cloned(),
         care: options.care().clone(),
@@ -97,7 +97,8 @@ pub(crate) fn parsed_in_process(
     options: &LockOptions,
     strength: Strength,
 ) -> Result<Hold, Error> {
-    Ttl::parse(options.ttl(), MIN_VALIDITY)?;
+    let terms = Terms::LOCAL;
+    terms.ttl(options.ttl())?;
     let start = time::now();
     let patience = options.patience(strength, &RetryPolicy::default(), start);
     let inbox = cancel::inbox(options.cancel())?;
@@ -109,7 +110,7 @@ pub(crate) fn parsed_in_process(
             engine::turned_away(refused, keys, claim, 1, waited)
         })?;
     let fence = options.is_fenced().then(|| gate.next_number());
-    Hold::local(pass, claim, fence)
+    Hold::local(pass, claim, terms, fence)
 }
 
 /// What a `try_…` makes of what `acquire_…` answers.

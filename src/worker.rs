@@ -12,6 +12,7 @@ use log::{info, trace, warn};
 use crate::about::About;
 use crate::error::Cause;
 use crate::lane::{Census, First, Health, Job, Message, Post};
+use crate::news::{News, Right};
 use crate::node::{Connector, Greeting, Session};
 use crate::observer::{self, NodeReply, Observer};
 use crate::script::{self, Answer, Request, Verb};
@@ -55,8 +56,6 @@ pub(crate) struct Worker {
     waiting: VecDeque<Job>,
     /// Releases to be made as soon as the node is back.
     owed: VecDeque<Owed>,
-    /// It was warned that this connection may not do all that is needed.
-    denied: bool,
     stopping: bool,
     /// Dropped when the thread ends, however it ends.
     _alive: Sender<()>,
@@ -90,7 +89,6 @@ impl Worker {
             returns: Vec::with_capacity(BATCH),
             waiting: VecDeque::new(),
             owed: VecDeque::new(),
-            denied: false,
             stopping: false,
             _alive: alive,
         }
@@ -138,12 +136,17 @@ impl Worker {
         let (mut session, greeting) = match attempt {
             Ok(connected) => connected,
             Err(cause) => {
+                // Nobody can mend that but who runs the nodes.
+                if matches!(cause, Cause::Denied(_)) && self.news().denied(Right::Connect) {
+                    warn!("{}: {cause}", self.name);
+                }
                 self.tell_first(First::Down(cause.clone()));
                 return Err(cause);
             }
         };
+        self.news().allowed(Right::Connect);
         let twin = self.census.enter(self.node, &greeting.run_id);
-        let about = greeting.about.clone();
+        let (about, run_id) = (greeting.about.clone(), greeting.run_id.clone());
         let how = match self.former.replace(greeting) {
             None => "connected",
             Some(_) => "connected again",
@@ -155,8 +158,7 @@ impl Worker {
             ));
         }
         self.counted = true;
-        self.denied = false;
-        if let Err(cause) = self.judge(about) {
+        if let Err(cause) = self.judge(about, &run_id) {
             self.tell_first(First::Down(cause.clone()));
             return Err(cause);
         }
@@ -165,13 +167,13 @@ impl Worker {
         self.health.up.store(true, Ordering::Release);
         info!("{}: {how}", self.name);
         self.tell_first(First::Up);
-        self.census.announce();
+        self.census.rise();
         Ok(session)
     }
 
     /// What follows from what the node says of itself, before it is up.
-    fn judge(&mut self, about: About) -> Result<(), Cause> {
-        let (name, now) = (&self.name, time::now());
+    fn judge(&mut self, about: About, run_id: &str) -> Result<(), Cause> {
+        let (name, now, news) = (&self.name, time::now(), self.news());
         let quarantine = self.quarantine.map(|max_ttl| about.quarantine(max_ttl));
         let quarantine = quarantine.unwrap_or_default();
         let until = match quarantine.is_zero() {
@@ -180,20 +182,18 @@ impl Worker {
         };
         self.health.quarantined.store(until, Ordering::Release);
         let fault = about.fault(self.strict);
-        let former = self.health.report.lock().about.replace(about.clone());
+        self.health.report.lock().about = Some(about.clone());
         if let Some(cause) = fault {
             return Err(cause);
         }
-        let news = former
-            .as_ref()
-            .is_none_or(|former| former.danger() != about.danger());
-        if let (Some(danger), true) = (about.danger(), news) {
+        let (danger, offset) = (about.danger(), about.clock_is_off());
+        if let (true, Some(danger)) = (news.danger(danger.as_deref()), danger) {
             warn!("{name}: {danger}");
         }
-        if let Some(offset) = about.clock_is_off() {
+        if let (true, Some(offset)) = (news.clock(offset.is_some()), offset) {
             warn!("{name}: its clock is off: {offset:?}");
         }
-        if until > 0 {
+        if until > 0 && news.quarantined(run_id) {
             info!("{name}: in quarantine for {quarantine:.1?}, since it started a short time ago");
         }
         Ok(())
@@ -225,7 +225,9 @@ impl Worker {
                     self.exchange(&mut *session)
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    watched(&self.health, self.node_timeout, || session.ping())
+                    watched(&self.health, &self.census, self.node_timeout, || {
+                        session.ping()
+                    })
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     self.stopping = true;
@@ -302,7 +304,7 @@ impl Worker {
         }
         let (node, name) = (self.node, &self.name);
         let (requests, returns) = (&self.requests, &mut self.returns);
-        let denied = &mut self.denied;
+        let news = self.census.news(node);
         let (traffic, observer) = (&self.health.traffic, self.observer.as_ref());
         let (sent, mut replies) = (time::now(), 0);
         let note = |reply, latency| {
@@ -319,9 +321,13 @@ impl Worker {
                 note(answer.reply(), now.saturating_duration_since(sent));
                 // The node may have taken its time: what it did, it did by now.
                 note_written(request, now);
-                if let (Answer::Fault(cause @ Cause::Denied(_)), false) = (&answer, *denied) {
-                    warn!("{name}: {:?}: {cause}", request.verb);
-                    *denied = true;
+                let right = Right::Serve(request.verb, request.lease.claim());
+                match &answer {
+                    Answer::Fault(cause @ Cause::Denied(_)) if news.denied(right) => {
+                        warn!("{name}: {:?}: {cause}", request.verb);
+                    }
+                    Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) => news.allowed(right),
+                    _ => {}
                 }
                 match &answer {
                     // A server that cannot delete now (MISCONF, BUSY …) may be able to later: the release stays owed.
@@ -336,7 +342,7 @@ impl Worker {
                 returns[index].post(node, answer);
             })
         };
-        let done = watched(&self.health, self.node_timeout, attempt);
+        let done = watched(&self.health, &self.census, self.node_timeout, attempt);
         let took = time::now().saturating_duration_since(sent);
         (replies..requests.len()).for_each(|_| note(NodeReply::Unknown, took));
         let done = done.and(undone.map_or(Ok(()), Err));
@@ -352,10 +358,11 @@ impl Worker {
 
     /// The node does not answer: tells the callers, and answers all that the lane holds before anything blocks.
     fn fall(&mut self, cause: Cause) {
-        let was_up = self.health.up.swap(false, Ordering::AcqRel);
         let mut report = self.health.report.lock();
         let news = report.cause != cause;
         report.cause = cause.clone();
+        // Only now: who sees it down asks for the cause.
+        let was_up = self.health.up.swap(false, Ordering::AcqRel);
         if was_up {
             report.since = time::now();
         }
@@ -364,11 +371,7 @@ impl Worker {
             self.census.leave(self.node, &former.run_id);
         }
         if (was_up || news) && !self.stopping {
-            match cause {
-                // Nobody can mend that but who runs the nodes.
-                Cause::Denied(_) => warn!("{}: suspect: {cause}", self.name),
-                _ => info!("{}: suspect: {cause}", self.name),
-            }
+            info!("{}: suspect: {cause}", self.name);
         }
         while let Some(job) = self.waiting.pop_front() {
             self.refuse(job);
@@ -399,6 +402,11 @@ impl Worker {
         }
     }
 
+    /// What the log has said of the node.
+    fn news(&self) -> &News {
+        self.census.news(self.node)
+    }
+
     /// Why the lane is not up.
     fn cause(&self) -> Cause {
         self.health.report.lock().cause.clone()
@@ -409,6 +417,7 @@ impl Worker {
 /// time-out, and what were queued behind it would not be served.
 fn watched(
     health: &Health,
+    census: &Census,
     node_timeout: Duration,
     talk: impl FnOnce() -> Result<(), Cause>,
 ) -> Result<(), Cause> {
@@ -416,9 +425,49 @@ fn watched(
     health.overdue.store(overdue, Ordering::Release);
     let done = catch_unwind(AssertUnwindSafe(talk)).unwrap_or_else(|_| Err(panicked()));
     health.overdue.store(u64::MAX, Ordering::Release);
+    if done.is_ok() && time::micros(time::now()) > overdue {
+        census.rise(); // callers have seen it down
+    }
     done
 }
 
 fn panicked() -> Cause {
     Cause::Unreachable("a panic in the lane".into())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::lane::Lane;
+    use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn who_waits_for_a_node_is_woken_when_it_answers_what_was_overdue() {
+        let (_, _, health) = Lane::new();
+        let census = Census::of(1);
+        let (looked, looks) = crossbeam_channel::unbounded();
+        let answered = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                census.wait_until(Some(time::now() + Duration::from_secs(20)), || {
+                    let _ = looked.send(());
+                    answered.load(Ordering::Acquire)
+                })
+            });
+            assert!(looks.recv().is_ok());
+            let done = watched(&health, &census, Duration::from_millis(1), || {
+                answered.store(true, Ordering::Release);
+                let overdue = health.overdue.load(Ordering::Acquire);
+                while time::micros(time::now()) <= overdue {
+                    std::thread::yield_now();
+                }
+                Ok(())
+            });
+            assert_eq!((done, census.risen()), (Ok(()), 1));
+            assert!(waits.join().is_ok_and(|holds| holds));
+        });
+        let long = Duration::from_secs(60);
+        assert_eq!(watched(&health, &census, long, || Ok(())), Ok(()));
+        assert_eq!(census.risen(), 1, "it was in time");
+    }
 }

@@ -10,7 +10,7 @@ use crate::config::OnDrop;
 use crate::engine::Engine;
 use crate::engine::attempt::{Contention, Miss, Trace};
 use crate::engine::pause::Pauses;
-use crate::engine::way::Way;
+use crate::engine::way::{Stay, Way};
 use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::key::{Key, Keys, Token, Ttl};
@@ -181,6 +181,11 @@ impl Engine {
         let span = patience.attempts.map(|attempts| retry.span(attempts));
         let queue_end = span.and_then(|span| time::deadline(started, span));
         let queue_end = time::earlier(patience.end, queue_end);
+        let stay = Stay {
+            started,
+            end: patience.end,
+            queue_end,
+        };
         let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
         let access = access(wish.claim);
         let pass = self
@@ -202,7 +207,7 @@ impl Engine {
         // Until when those may hold it who refused it.
         let mut held_until = None;
         let mut place: Option<Place<'_>> = None;
-        let mut way = self.way(wish, patience, &inbox, held_until)?;
+        let mut way = self.way(wish, stay, &inbox, held_until)?;
         let keys = wish.keys.all().iter();
         let mut ears: Vec<Listening<'_>> = keys
             .filter_map(|key| self.listener.join_others(key, &inbox))
@@ -251,7 +256,7 @@ impl Engine {
                 _ => None,
             };
             slow = match miss {
-                Miss::Slow => slow + 1,
+                Miss::Slow { .. } => slow + 1,
                 _ => 0,
             };
             if contention.is_some_and(|met| met.by_one) && patience.is_over(attempts) {
@@ -266,7 +271,7 @@ impl Engine {
             if let Some(held_for) = miss.held_for() {
                 held_until = held_until.max(time::deadline(now, held_for));
             }
-            let is_open = outage_end.is_some() && self.circuit.is_open();
+            let is_open = matches!(miss, Miss::Unavailable(_)) && self.circuit.is_open();
             let over = patience.is_over(attempts) || outage_end.is_some_and(|end| end <= now);
             if over && !(is_open && self.settings.allow_degraded) || slow == MOST_SLOW {
                 return Err(self.give_up(miss, wish, attempts, waited()));
@@ -282,7 +287,7 @@ impl Engine {
                 _ => {}
             }
             if is_open {
-                way = self.way(wish, patience, &inbox, held_until)?;
+                way = self.way(wish, stay, &inbox, held_until)?;
                 continue;
             }
             let mut budget = Budget::new(Limit::Wait, patience.end).and(Limit::Outage, outage_end);
@@ -294,7 +299,7 @@ impl Engine {
                 attempts = attempts
                     .saturating_add(retry.attempts_within(slept))
                     .min(most_in_queue);
-                way = self.way(wish, patience, &inbox, held_until)?;
+                way = self.way(wish, stay, &inbox, held_until)?;
                 continue;
             }
             if let Some(met) = contention {
@@ -323,7 +328,7 @@ impl Engine {
             if heard == Some(Heard::Release) || contention.is_some_and(|met| met.split) {
                 first = self.listener.node();
             }
-            way = self.way(wish, patience, &inbox, held_until)?;
+            way = self.way(wish, stay, &inbox, held_until)?;
         }
     }
 
@@ -414,7 +419,7 @@ impl Engine {
     }
 
     /// When an outage has lasted as long as the policy bears with, for a caller that came at `started`.
-    fn outage_end(&self, started: Instant) -> Option<Instant> {
+    pub(super) fn outage_end(&self, started: Instant) -> Option<Instant> {
         let since = self.circuit.since();
         let began = since.map_or(started, |since| since.max(started));
         time::deadline(began, self.settings.retry.max_outage)
@@ -426,7 +431,7 @@ impl Engine {
                 contended(wish.claim, by, attempts, waited, free)
             }
             Miss::Unavailable(tally) => self.insufficient(tally),
-            Miss::Slow => Error::ValidityExhausted {
+            Miss::Slow { .. } => Error::ValidityExhausted {
                 attempts,
                 ttl: wish.ttl.duration(),
             },

@@ -21,7 +21,10 @@ pub(super) enum Miss {
     Contended(Contention),
     Unavailable(Tally),
     /// Granted too late, or no verdict within the time in which a grant would have been of use.
-    Slow,
+    Slow {
+        /// As [`held_for`](Miss::held_for).
+        held_for: Option<Duration>,
+    },
 }
 
 /// What an attempt has come to.
@@ -33,12 +36,14 @@ impl Miss {
     pub(super) fn held_for(&self) -> Option<Duration> {
         match self {
             Miss::Contended(met) => Some(met.held_for.unwrap_or(FOR_EVER)),
-            Miss::Unavailable(tally) if tally.refused().len() > 0 => {
-                Some(tally.held_for().unwrap_or(FOR_EVER))
-            }
-            Miss::Unavailable(_) | Miss::Slow => None,
+            Miss::Unavailable(tally) => held_for(tally),
+            Miss::Slow { held_for } => *held_for,
         }
     }
+}
+
+fn held_for(tally: &Tally) -> Option<Duration> {
+    (tally.refused().len() > 0).then(|| tally.held_for().unwrap_or(FOR_EVER))
 }
 
 /// Held by others.
@@ -107,6 +112,7 @@ impl Engine {
         let least = ttl.least_validity(self.settings.min_validity);
         let validity = time::validity(ttl.duration());
         let (start, lead) = (time::now(), time::lead());
+        let risen = self.nodes.risen();
         let budget = self
             .node_budget(start)
             .and(Limit::Validity, time::deadline(start, validity - least));
@@ -134,13 +140,16 @@ impl Engine {
             outcome = self.number(&lease, outcome, inbox, budget);
         }
         let won = outcome.verdict == Verdict::Won;
+        let answers = outcome.tally.answers();
         let miss = match outcome.verdict {
             Verdict::Won => match time::valid_until(start, ttl.duration(), least, time::now()) {
                 Some(end) if lease.hold(end, lead) => {
                     self.circuit.succeed();
                     return Ok((Ok(lease), Vec::new()));
                 }
-                _ => Miss::Slow,
+                _ => Miss::Slow {
+                    held_for: held_for(&outcome.tally),
+                },
             },
             _ if by_one && outcome.ended != Ended::Cancelled => Miss::Contended(Contention {
                 by: match outcome.tally.held_by_readers() {
@@ -167,17 +176,22 @@ impl Engine {
             Verdict::Unavailable
                 if outcome.ended == Ended::TimedOut && budget.limit() == Limit::Validity =>
             {
-                Miss::Slow
+                Miss::Slow {
+                    held_for: held_for(&outcome.tally),
+                }
             }
             Verdict::Unavailable => Miss::Unavailable(outcome.tally),
         };
         match &miss {
-            // One node is no quorum, and who is cancelled or has no time has not waited to see whether there is one.
-            Miss::Unavailable(tally) if outcome.ended != Ended::Cancelled && tally.is_outage() => {
-                let up = self.nodes.quorum_up();
-                self.circuit.fail(start, probe.is_some(), up);
+            // Who is cancelled or has no time has not waited to see whether there is a quorum.
+            Miss::Unavailable(_) if outcome.ended == Ended::Cancelled => {}
+            Miss::Unavailable(tally) if tally.is_outage() => {
+                self.circuit.fail(start, probe, risen);
             }
-            Miss::Contended(_) if !by_one => self.circuit.succeed(),
+            // With those that deny access a quorum answers: locks are not held in this process for that.
+            Miss::Unavailable(_) => self.circuit.succeed(),
+            // One node is no quorum, and of an even number neither are those that decide a tie.
+            Miss::Contended(_) if answers >= quorum(self.nodes.total()) => self.circuit.succeed(),
             _ if won => self.circuit.succeed(),
             _ => {}
         }

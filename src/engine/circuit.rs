@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 use parking_lot::Mutex;
 
-use crate::breaker::{Admission, Breaker, Phase};
+use crate::breaker::{Admission, Breaker, LanesUp, Phase};
 use crate::config::Settings;
 use crate::inbox::Inbox;
 use crate::time;
@@ -17,6 +17,9 @@ use crate::time;
 pub(super) struct Circuit {
     state: Mutex<State>,
     /// Whether a quorum answered the last round: then nobody needs to look at the state.
+    ///
+    /// Who succeeds writes `seen` and then reads this; who fails takes this and then reads `seen`. Both are sequentially
+    /// consistent, since with less both could read what was before, and the success would be lost.
     calm: AtomicBool,
     /// When a quorum was last seen while it was calm, in [`time::micros`].
     seen: AtomicU64,
@@ -47,7 +50,10 @@ pub(super) enum Leave<'a> {
 
 /// The probe of a half-open breaker. Dropped without a verdict, the next one probes.
 #[derive(Debug)]
-pub(super) struct Probe<'a>(&'a Circuit);
+pub(super) struct Probe<'a> {
+    circuit: &'a Circuit,
+    number: u64,
+}
 
 impl Circuit {
     pub(super) fn new(settings: &Settings, nodes: String) -> Circuit {
@@ -64,16 +70,19 @@ impl Circuit {
         }
     }
 
-    /// Whether one who waits in `inbox` may ask; `up` says whether a quorum of lanes is connected.
-    pub(super) fn leave(&self, inbox: &Arc<Inbox>, up: impl FnOnce() -> bool) -> Leave<'_> {
+    /// Whether one who waits in `inbox` may ask.
+    pub(super) fn leave(&self, inbox: &Arc<Inbox>, lanes: impl FnOnce() -> LanesUp) -> Leave<'_> {
         if self.calm.load(Ordering::Acquire) {
             return Leave::Granted;
         }
-        let up = up();
+        let lanes = lanes();
         let mut state = self.state.lock();
-        match state.breaker.admit(time::now(), up) {
+        match state.breaker.admit(time::now(), lanes) {
             Admission::Go => Leave::Granted,
-            Admission::Probe => Leave::Probe(Probe(self)),
+            Admission::Probe(number) => Leave::Probe(Probe {
+                circuit: self,
+                number,
+            }),
             Admission::Open(left) => Leave::Refused(left),
             Admission::Wait => {
                 state.waiting.push(Arc::clone(inbox));
@@ -85,47 +94,49 @@ impl Circuit {
     /// A quorum has answered.
     pub(super) fn succeed(&self) {
         let now = time::now();
-        self.seen.store(time::micros(now), Ordering::Release);
-        if self.calm.load(Ordering::Acquire) {
+        self.seen.store(time::micros(now), Ordering::SeqCst);
+        if self.calm.load(Ordering::SeqCst) {
             return;
         }
         let mut state = self.state.lock();
         let was_closed = state.breaker.phase() == Phase::Closed;
         state.breaker.succeed(now);
-        self.calm.store(true, Ordering::Release);
+        self.calm.store(true, Ordering::SeqCst);
         wake(state);
         if !was_closed {
             info!(
                 "{}: a quorum answers again: circuit closed{}",
                 self.nodes,
-                self.words("; locks are held on the nodes again")
+                self.words("; no more locks are held in this process alone")
             );
         }
     }
 
-    /// A round of takes that began at `start` has run to its own end without a quorum.
-    pub(super) fn fail(&self, start: Instant, probe: bool, up: bool) {
+    /// A round of takes that began at `start`, when a lane had come up `risen` times, has run to its own end without a quorum.
+    pub(super) fn fail(&self, start: Instant, probe: Option<&Probe<'_>>, risen: u64) {
         let mut state = self.state.lock();
-        let was_calm = self.calm.swap(false, Ordering::AcqRel);
-        if let (true, Some(seen)) = (was_calm, time::instant(self.seen.load(Ordering::Acquire))) {
+        let was_calm = self.calm.swap(false, Ordering::SeqCst);
+        if let (true, Some(seen)) = (was_calm, time::instant(self.seen.load(Ordering::SeqCst))) {
             state.breaker.succeed(seen);
         }
         let was_closed = state.breaker.phase() == Phase::Closed;
-        if state.breaker.fail(start, time::now(), probe, up) {
+        let probe = probe.map(|probe| probe.number);
+        if state.breaker.fail(start, time::now(), probe, risen) {
             wake(state);
             if was_closed {
                 self.warn();
             }
         } else {
-            self.calm.store(state.breaker.is_calm(), Ordering::Release);
+            self.calm.store(state.breaker.is_calm(), Ordering::SeqCst);
         }
     }
 
     /// No quorum could be connected to.
     pub(super) fn open(&self, start: Instant) {
         let mut state = self.state.lock();
-        self.calm.store(false, Ordering::Release);
-        state.breaker.open(start, time::now(), false);
+        self.calm.store(false, Ordering::SeqCst);
+        // Before the lanes began: each that is up is news.
+        state.breaker.open(start, time::now(), 0);
         drop(state); // let go before telling
         self.warn();
     }
@@ -167,8 +178,8 @@ impl Circuit {
 
 impl Drop for Probe<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.breaker.end_probe();
+        let mut state = self.circuit.state.lock();
+        state.breaker.end_probe(self.number);
         wake(state);
     }
 }

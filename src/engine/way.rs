@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::engine::circuit::{Leave, Probe};
-use crate::engine::{Engine, Patience, Wish};
+use crate::engine::{Engine, Wish};
 use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::lease::Claim;
@@ -18,22 +18,33 @@ pub(super) enum Way<'a> {
     Local,
 }
 
+/// How long an acquire waits for its way.
+#[derive(Clone, Copy)]
+pub(super) struct Stay {
+    /// When its caller came, from when on it bears with an outage.
+    pub(super) started: Instant,
+    /// When the caller's wait ends.
+    pub(super) end: Option<Instant>,
+    /// When that ends, or all attempts would be over.
+    pub(super) queue_end: Option<Instant>,
+}
+
 impl Engine {
     /// Chooses the way, and waits for it where another finds out whether the nodes are back, or where a holder that refused us
-    /// may go on holding the lock until `held_until`.
+    /// may go on holding the lock until `held_until`; for that no longer than the policy bears with an outage.
     ///
     /// Without patience it waits for a `node_timeout` all the same, since the other one takes no longer.
     pub(super) fn way(
         &self,
         wish: &Wish,
-        patience: Patience,
+        stay: Stay,
         inbox: &Arc<Inbox>,
         held_until: Option<Instant>,
     ) -> Result<Way<'_>, Error> {
-        let probed = patience.end.map(|end| end.max(self.soon()));
+        let probed = stay.end.map(|end| end.max(self.soon()));
         loop {
             self.go_on(inbox)?;
-            let retry_in = match self.circuit.leave(inbox, || self.nodes.quorum_up()) {
+            let retry_in = match self.circuit.leave(inbox, || self.nodes.lanes_up()) {
                 Leave::Granted => return Ok(Way::Nodes(None)),
                 Leave::Probe(probe) => return Ok(Way::Nodes(Some(probe))),
                 Leave::Refused(retry_in) => retry_in,
@@ -44,14 +55,14 @@ impl Engine {
             let now = time::now();
             let numbered = wish.fenced && wish.claim != Claim::Read;
             let until = held_until.filter(|until| *until > now);
+            let end = time::earlier(stay.queue_end, self.outage_end(stay.started));
             match until {
                 _ if numbered || !self.settings.allow_degraded => {}
                 None => return Ok(Way::Local),
                 // It may be free before, on nodes that are back.
-                Some(until) if patience.end.is_none_or(|end| end > now) => {
+                Some(until) if end.is_none_or(|end| end > now) => {
                     let look = time::deadline(now, self.settings.retry.max_delay);
-                    let end = time::earlier(Some(until), time::earlier(patience.end, look));
-                    inbox.sleep(end);
+                    inbox.sleep(time::earlier(Some(until), time::earlier(end, look)));
                     continue;
                 }
                 Some(_) => {}

@@ -88,16 +88,9 @@ impl Server {
         }
     }
 
-    /// A server or proxy may repeat what it does not understand, and that may be how we log in.
-    pub(super) fn without_password(&self, cause: Cause) -> Cause {
-        let password = self.info.redis_settings().password().unwrap_or_default();
-        let is_in = |text: &str| !password.is_empty() && text.contains(password);
-        let words = "its words have the password in them".to_owned();
-        match cause {
-            Cause::Denied(text) if is_in(&text) => Cause::Denied(words),
-            Cause::Server(text) if is_in(&text) => Cause::Server(words),
-            _ => cause,
-        }
+    /// How it is logged in to; empty if it is not.
+    pub(super) fn password(&self) -> &str {
+        self.info.redis_settings().password().unwrap_or_default()
     }
 
     /// Where the server is. The database is no part of it.
@@ -118,13 +111,12 @@ impl Server {
         self.try_open(time::now() + timeout)
             .map_err(|error| match self.info.addr() {
                 #[cfg(feature = "tls")]
-                ConnectionAddr::TcpTls { .. } => tls::cause(&error),
+                ConnectionAddr::TcpTls { .. } => tls::cause(&error, self.password()),
                 ConnectionAddr::Tcp(..) if script::is_cut(&error) => {
                     Cause::Unreachable(format!("{error}: is it a port for TLS?"))
                 }
-                _ => script::cause(&error),
+                _ => script::cause_without(&error, self.password()),
             })
-            .map_err(|cause| self.without_password(cause))
     }
 
     fn try_open(&self, end: Instant) -> Result<Connection, RedisError> {

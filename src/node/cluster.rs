@@ -203,8 +203,9 @@ impl ClusterSession {
         }
         let server = self.like.at(&place.0, place.1);
         let name = server.place();
-        let cause = |cause| guide::of(&name, server.without_password(cause));
-        let mut session = RedisSession::new(server.open(end).map_err(cause)?, self.timeout);
+        let cause = |cause| guide::of(&name, cause);
+        let connection = server.open(end).map_err(cause)?;
+        let mut session = RedisSession::new(connection, self.timeout, server.password());
         let killed = self.former.at(place);
         let greeting = session.greet(&killed, end).map_err(cause)?;
         self.former.forget(place, &killed);

@@ -68,7 +68,7 @@ impl Server {
             .set_read_timeout(left)
             .and_then(|()| connection.set_write_timeout(left))
             .and_then(|()| question.query(connection))
-            .map_err(|error| self.without_password(script::cause(&error)))
+            .map_err(|error| script::cause_without(&error, self.password()))
     }
 }
 

@@ -20,6 +20,8 @@ const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
 pub(super) struct RedisSession {
     connection: Connection,
     timeout: Duration,
+    /// What it has logged in with, and what no words of an error may have in them.
+    password: Box<str>,
     /// The read time-out that the socket has now; `redis` clears it after its handshake.
     armed: Option<Duration>,
     loaded: Loaded,
@@ -43,10 +45,11 @@ enum Again {
 
 impl RedisSession {
     /// An open connection; nothing has been said yet.
-    pub(super) fn new(connection: Connection, timeout: Duration) -> RedisSession {
+    pub(super) fn new(connection: Connection, timeout: Duration, password: &str) -> RedisSession {
         RedisSession {
             connection,
             timeout,
+            password: password.into(),
             armed: None,
             loaded: Loaded::default(),
             cmd: Cmd::new(),
@@ -131,20 +134,22 @@ impl RedisSession {
         self.arm(end)?;
         self.connection
             .send_packed_command(&self.wire)
-            .map_err(|error| script::cause(&error))
+            .map_err(|error| script::cause_without(&error, &self.password))
     }
 
     fn receive(&mut self, end: Instant) -> Result<Value, Cause> {
         self.arm(end)?;
         self.connection
             .recv_response()
-            .map_err(|error| script::cause(&error))
+            .map_err(|error| script::cause_without(&error, &self.password))
     }
 
     fn receive_as<T: redis::FromRedisValue>(&mut self, end: Instant) -> Result<T, Cause> {
-        match self.receive(end)? {
-            Value::ServerError(error) => Err(script::cause(&error.into())),
-            value => redis::from_redis_value(value).map_err(|error| script::cause(&error.into())),
+        let value = self.receive(end)?;
+        let cause = |error| script::cause_without(&error, &self.password);
+        match value {
+            Value::ServerError(error) => Err(cause(error.into())),
+            value => redis::from_redis_value(value).map_err(|error| cause(error.into())),
         }
     }
 

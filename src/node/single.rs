@@ -53,10 +53,9 @@ impl Connector for Single {
     fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause> {
         let end = time::now() + self.connect_timeout;
         let (connection, server) = self.site.open(end)?;
-        let mut session = RedisSession::new(connection, self.node_timeout);
+        let mut session = RedisSession::new(connection, self.node_timeout, server.password());
         let former = former.map(|former| (former.run_id.clone(), former.client));
-        let greeting = session.greet(former.as_slice(), end);
-        let greeting = greeting.map_err(|cause| server.without_password(cause))?;
+        let greeting = session.greet(former.as_slice(), end)?;
         Ok((Box::new(session), greeting))
     }
 

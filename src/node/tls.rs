@@ -102,15 +102,15 @@ fn certificates(pem: &[u8], whose: &str) -> Result<Vec<CertificateDer<'static>>,
 
 /// What an error of a connect says of the node. A certificate that one side does not accept is a question of rights, as
 /// a wrong password is: it does not pass by waiting.
-pub(super) fn cause(error: &RedisError) -> Cause {
+pub(super) fn cause(error: &RedisError, password: &str) -> Cause {
     if error.is_timeout() {
         return Cause::Unreachable("no answer in time: is it a port for TLS?".to_owned());
     }
     let inner = script::io(error).and_then(io::Error::get_ref);
     let Some(tls) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
-        return script::cause(error);
+        return script::cause_without(error, password);
     };
-    let text = format!("TLS: {tls}");
+    let text = script::in_short(&format!("TLS: {tls}"), password);
     match tls {
         rustls::Error::AlertReceived(AlertDescription::InternalError) => Cause::Unreachable(text),
         rustls::Error::AlertReceived(_) | rustls::Error::InvalidCertificate(_) => {

@@ -274,9 +274,12 @@ fn hostile_greetings() {
 fn a_password_that_comes_back_is_not_passed_on() {
     let options = Server::options().arg("--requirepass", "s3cret");
     let node = options.start().unwrap();
+    // Where an error is cut off, in the midst of it.
+    let long = format!("-ERR {}s3cret\r\n", "x".repeat(193));
     let words = [
         "-ERR unknown command 'AUTH', with args beginning with: 's3cret' \r\n",
         "-ERR not now: AUTH s3cret\r\n",
+        &long,
     ];
     let commands = ["HELLO", "AUTH", "SELECT", "INFO"];
     let table: Vec<_> = words
@@ -296,7 +299,7 @@ fn a_password_that_comes_back_is_not_passed_on() {
         let address = format!("redis://:s3cret@{}/1{protocol}", hostile.addr());
         let error = Nodes::connect(hasty([address])).unwrap_err();
         assert!(error.is_unavailable() && hostile.sins() > 0, "{error}");
-        assert!(!format!("{error} {error:?}").contains("s3cret"), "{error}");
+        assert!(!format!("{error} {error:?}").contains("s3c"), "{error}");
     });
 }
 

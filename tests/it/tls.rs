@@ -280,7 +280,8 @@ fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
     drop(locker.unwrap());
 
     // On an open connection, and while it is connected to anew.
-    let locker = RedisLocker::connect(brief(node.addr()).connect_timeout(LIMIT)).unwrap();
+    let patient = brief(node.addr()).node_timeout(Duration::from_secs(2));
+    let locker = RedisLocker::connect(patient.connect_timeout(LIMIT)).unwrap();
     let key = unique_key("hung");
     let guard = take(&locker, &key);
     node.server.stop().unwrap();

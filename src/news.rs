@@ -1,0 +1,128 @@
+//! What the log has said of a node, so that it says only what is new: however many connections there are to it, and however
+//! often they are made.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::lease::Claim;
+use crate::script::Verb;
+
+/// What has been said of one node.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    said: Mutex<Said>,
+    /// What it has denied since it last allowed it, as bits: looked at with every answer.
+    denied: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    danger: Option<String>,
+    clock_is_off: bool,
+    /// The run that is or was in quarantine.
+    quarantined: Option<String>,
+}
+
+/// What a node can deny.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Right {
+    Connect,
+    Serve(Verb, Claim),
+}
+
+impl Right {
+    fn bit(self) -> u64 {
+        match self {
+            Right::Connect => 1,
+            Right::Serve(verb, claim) => {
+                let kind = match claim {
+                    Claim::Exclusive => 0,
+                    Claim::Read => 1,
+                    Claim::Write => 2,
+                    Claim::Gate => 3,
+                    Claim::Permit { .. } => 4,
+                };
+                2 << (5 * verb as u32 + kind)
+            }
+        }
+    }
+}
+
+impl News {
+    /// Whether this danger is news.
+    pub(crate) fn danger(&self, danger: Option<&str>) -> bool {
+        let mut said = self.said.lock();
+        let is_new = said.danger.as_deref() != danger;
+        said.danger = danger.map(str::to_owned);
+        is_new && danger.is_some()
+    }
+
+    /// Whether it is news that its clock is off.
+    pub(crate) fn clock(&self, is_off: bool) -> bool {
+        let was_off = std::mem::replace(&mut self.said.lock().clock_is_off, is_off);
+        is_off && !was_off
+    }
+
+    /// Whether it is news that this run of it is in quarantine.
+    pub(crate) fn quarantined(&self, run_id: &str) -> bool {
+        let mut said = self.said.lock();
+        let is_new = said.quarantined.as_deref() != Some(run_id);
+        said.quarantined = Some(run_id.to_owned());
+        is_new
+    }
+
+    /// Whether it is news that it denies this.
+    pub(crate) fn denied(&self, right: Right) -> bool {
+        let before = self.denied.fetch_or(right.bit(), Ordering::Relaxed);
+        before & right.bit() == 0
+    }
+
+    /// It does not deny this.
+    pub(crate) fn allowed(&self, right: Right) {
+        if self.denied.load(Ordering::Relaxed) & right.bit() != 0 {
+            self.denied.fetch_and(!right.bit(), Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_is_no_news_until_it_has_changed() {
+        let news = News::default();
+        assert!(!news.danger(None) && !news.clock(false));
+        for _ in 0..2 {
+            assert!(news.danger(Some("evicts")) && !news.danger(Some("evicts")));
+            assert!(news.danger(Some("else")) && !news.danger(None));
+            assert!(news.clock(true) && !news.clock(true) && !news.clock(false));
+            assert!(news.quarantined("a") && !news.quarantined("a") && news.quarantined("b"));
+        }
+    }
+
+    #[test]
+    fn each_right_is_told_by_itself() {
+        let verbs = [
+            Verb::Take,
+            Verb::Extend,
+            Verb::PutBack,
+            Verb::Downgrade,
+            Verb::Raise,
+            Verb::Knock,
+            Verb::Release,
+        ];
+        let claims = [Claim::Exclusive, Claim::Read, Claim::Write, Claim::Gate];
+        let serve = |verb| claims.map(|claim| Right::Serve(verb, claim));
+        let mut rights: Vec<Right> = verbs.into_iter().flat_map(serve).collect();
+        rights.push(Right::Connect);
+        let news = News::default();
+        assert!(rights.iter().all(|right| news.denied(*right)));
+        for right in rights {
+            assert!(!news.denied(right));
+            news.allowed(right);
+            assert!(news.denied(right));
+        }
+    }
+}
