@@ -13,7 +13,7 @@ use crate::time;
 pub(crate) use self::keys::Keys;
 
 mod keys;
-#[cfg(any(feature = "cluster", test))]
+#[cfg(any(feature = "cluster", all(test, not(loom))))]
 pub(crate) mod slot;
 
 /// The longest lock name, in bytes; a path of the longest length that Linux allows fits well.

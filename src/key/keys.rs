@@ -4,7 +4,7 @@ use std::fmt;
 use std::slice;
 use std::sync::Arc;
 
-#[cfg(any(feature = "cluster", test))]
+#[cfg(any(feature = "cluster", all(test, not(loom))))]
 use super::slot::slot_of;
 use super::{Family, Key, shortened};
 use crate::error::Error;
@@ -71,7 +71,7 @@ impl Keys {
     ///
     /// # Errors
     /// `InvalidKey` with the first name whose slot is not that of the others.
-    #[cfg(any(feature = "cluster", test))]
+    #[cfg(any(feature = "cluster", all(test, not(loom))))]
     pub(crate) fn check_slots(&self) -> Result<(), Error> {
         let slot = slot_of(self.first.wire());
         match self.all().iter().find(|key| slot_of(key.wire()) != slot) {
