@@ -34,4 +34,5 @@ mod support;
 mod support_works;
 #[cfg(feature = "tls")]
 mod tls;
+mod tool;
 mod wire;
