@@ -3,7 +3,7 @@
 use super::refusal::{Kind, Refusal};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use redguard::{Config, Error, RedisLocker};
+use redguard::{Config, RedisLocker};
 use std::env;
 use std::ffi::OsString;
 
@@ -233,15 +233,18 @@ Exit status:
 
 /// What the arguments ask for: a command, or help.
 pub(crate) fn parse(args: &[OsString]) -> Result<Result<Cli, clap::Error>, Refusal> {
-    match Cli::try_parse_from(args) {
-        Ok(cli) => Ok(Ok(cli)),
-        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let line = "run, status, list, watch or break? (see --help)";
-            Err(Refusal::new(Kind::Usage, line))
-        }
-        Err(error) if error.use_stderr() => Err(Refusal::new(Kind::Usage, in_one_line(&error))),
-        Err(help) => Ok(Err(help)),
-    }
+    use ErrorKind::{DisplayHelpOnMissingArgumentOrSubcommand, MissingSubcommand};
+    let line = match Cli::try_parse_from(args) {
+        Ok(cli) => return Ok(Ok(cli)),
+        Err(error) if !error.use_stderr() => return Ok(Err(error)),
+        Err(error) => match error.kind() {
+            DisplayHelpOnMissingArgumentOrSubcommand | MissingSubcommand => {
+                "run, status, list, watch or break? (see --help)".to_owned()
+            }
+            _ => in_one_line(&error),
+        },
+    };
+    Err(Refusal::new(Kind::Usage, line))
 }
 
 /// Whether they ask for JSON, also if they are wrong otherwise.
@@ -272,7 +275,7 @@ impl Common {
             .owner(self.owner.clone().unwrap_or_else(here))
             .node_timeout(*self.timeout)
             .connect_timeout(self.timeout.saturating_mul(5));
-        Ok(RedisLocker::connect(config).map_err(|error: Error| Refusal::from(error))?)
+        Ok(RedisLocker::connect(config)?)
     }
 }
 
