@@ -29,6 +29,7 @@ use self::circuit::Circuit;
 pub(crate) use self::acquire::{Care, Patience, Taken, Wish, access, contended};
 
 mod acquire;
+mod adopt;
 mod attempt;
 mod circuit;
 mod extend;
@@ -300,6 +301,8 @@ impl fmt::Debug for Engine {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+mod adopt_tests;
 #[cfg(all(test, not(loom)))]
 mod cancel_tests;
 #[cfg(all(test, not(loom)))]

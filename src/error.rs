@@ -12,6 +12,14 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A text that should be a [`LockToken`](crate::LockToken) is none.
+    #[error("not a token of a lock that was handed over")]
+    InvalidToken,
+
+    /// The lock is held in this process alone, so it cannot be handed over to another. It is released.
+    #[error("the lock is held in this process alone")]
+    HeldLocally,
+
     /// The list of nodes is empty.
     #[error("no node addresses were given")]
     NoAddresses,

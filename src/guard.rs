@@ -9,6 +9,7 @@ use log::warn;
 use crate::config::{MIN_VALIDITY, OnDrop};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::handover::LockToken;
 use crate::key::{Key, Token, Ttl};
 use crate::lease::{Claim, FOR_EVER, Lease, Look, Mode};
 use crate::local::Pass;
@@ -52,6 +53,11 @@ impl Hold {
             taken: time::now(),
             ended: false,
         })
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn lease(&self) -> &Arc<Lease> {
+        &self.lease
     }
 
     fn watch(&self) -> LossWatch {
@@ -135,6 +141,21 @@ impl Hold {
 
     fn release(mut self) -> Result<(), Error> {
         self.end(OnDrop::Wait)
+    }
+
+    /// Leaves the lock on the nodes for another process, and ends here.
+    fn hand_over(mut self) -> Result<LockToken, Error> {
+        let Some(engine) = &self.engine else {
+            return Err(Error::HeldLocally); // dropped here, and so released
+        };
+        self.ended = true;
+        if self.pass.is_forked() {
+            return Err(Error::Closed);
+        }
+        let held = time::now().saturating_duration_since(self.taken);
+        let handed = engine.hand_over(&self.lease, &self.pass);
+        engine.note_end(&self.lease, held, handed.is_err());
+        handed.map(|()| LockToken::of(&self.lease))
     }
 
     /// The one end, with two doors: `release` and `Drop`.
@@ -360,6 +381,34 @@ macro_rules! fenced {
 }
 
 impl LockGuard {
+    /// Hands the lock over to another process: this guard ends and is not renewed any more, but **the lock stays taken**, with
+    /// what is left of its TTL, until [`adopt`](crate::RedisLocker::adopt) takes it up under a TTL of its own.
+    ///
+    /// Does not block or ask the nodes. In this process the lock is free to be asked for: who asks waits until it has ended on
+    /// the nodes.
+    ///
+    /// # Errors
+    /// [`LockLost`](Error::LockLost) when it had expired; [`HeldLocally`](Error::HeldLocally) for a lock that no node knows
+    /// of, which is released; [`Closed`](Error::Closed) in a forked child.
+    ///
+    /// ```no_run
+    /// use redguard::{Config, Locker, RedisLocker};
+    /// use std::process::Command;
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let locker = RedisLocker::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
+    /// let guard = locker.lock("nightly-report", Duration::from_secs(30))?;
+    /// let token = guard.into_token()?;
+    /// Command::new("report").env("LOCK", token.to_string()).spawn()?;
+    /// // in the child: locker.adopt(&std::env::var("LOCK")?.parse()?, Duration::from_secs(30))?
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn into_token(self) -> Result<LockToken, Error> {
+        self.0.hand_over()
+    }
+
     /// All names of a lock that was taken with [`lock_all`](crate::Locker::lock_all), in their order; of others the one.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
         self.0.pass.keys().all().iter().map(Key::name)

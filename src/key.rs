@@ -219,6 +219,14 @@ impl Token {
         }
     }
 
+    /// One that was another's, to be looked for.
+    pub(crate) fn former(text: &str) -> Token {
+        Token {
+            text: text.into(),
+            id: 0,
+        }
+    }
+
     /// For a history that is to be the same each time.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn of(text: String, id: u64) -> Token {

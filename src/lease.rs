@@ -216,6 +216,11 @@ impl Lease {
         }
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(self.peek(time::now()), Look::Held(_))
+    }
+
     /// When it ends, if it is held and does end.
     pub(crate) fn expiry(&self, now: Instant) -> Option<Instant> {
         match self.peek(now) {

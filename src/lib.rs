@@ -208,6 +208,12 @@
 //! With an append-only file and `appendfsync always` nothing is forgotten, and it costs a write to disk per request; without
 //! both, a node must be kept down by hand for the longest TTL, as the Redlock text says.
 //!
+//! # Hand over
+//!
+//! [`LockGuard::into_token`] leaves a lock taken, without a guard, and [`RedisLocker::adopt`] takes it up, in another process or
+//! another part of this one: nobody can get in between. Each node swaps the token that it finds for a fresh one, so of many who adopt
+//! a lock one at most has a quorum; who comes late, or too late for the TTL, learns that it is lost.
+//!
 //! # A look inside
 //!
 //! | what | tells |
@@ -254,6 +260,7 @@
 //!
 //! | feature | what it brings |
 //! |---|---|
+//! | `testing` | `FlakyLocker`, which is contended, unavailable or loses its lock when a test says so |
 //! | `tls` | `rediss://` addresses, `Config::tls` and `Tls`: an authority of your own, and a certificate to show to nodes. By `rustls`; the computer needs a C compiler to build it |
 //!
 //! None is on by default. With `tls`, a process that has not installed a provider of cryptography for `rustls` by its first
@@ -277,6 +284,8 @@ mod error;
 mod fake;
 mod fence;
 mod guard;
+pub mod guide;
+mod handover;
 mod health;
 mod holder;
 mod inbox;
@@ -296,12 +305,15 @@ mod renewal;
 mod retry;
 mod round;
 mod rw_locker;
+mod scope;
 mod script;
 #[cfg(all(test, not(loom)))]
 mod simulation;
 mod stats;
 mod sync;
 mod take;
+#[cfg(feature = "testing")]
+mod testing;
 mod time;
 #[cfg(feature = "tls")]
 mod tls;
@@ -314,6 +326,7 @@ pub use crate::{
     config::{Config, Endpoint, OnDrop},
     error::{Cause, Error, NodeCause},
     guard::{LockGuard, ReadGuard, WriteGuard},
+    handover::LockToken,
     health::{BreakerState, Health, NodeHealth, NodeState},
     holder::Holder,
     lease::Mode,
@@ -324,12 +337,16 @@ pub use crate::{
     options::LockOptions,
     retry::RetryPolicy,
     rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker},
+    scope::LockerExt,
     stats::{NodeStats, Spans, Stats},
     watch::{LossWatch, WaitLost},
 };
 
 #[cfg(feature = "tls")]
 pub use crate::tls::Tls;
+
+#[cfg(feature = "testing")]
+pub use crate::testing::FlakyLocker;
 
 /// The README's examples, compiled.
 #[cfg(doctest)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::error::Error;
 use crate::guard::LockGuard;
+use crate::handover::LockToken;
 use crate::holder::Holder;
 use crate::key::{Family, Key};
 use crate::lease::Claim;
@@ -154,6 +155,35 @@ impl RedisLocker {
         &self.nodes
     }
 
+    /// Takes up a lock that another process, or another part of this one, has handed over with
+    /// [`into_token`](LockGuard::into_token): it is held for `ttl` from now on. Without a guard in between nobody else could
+    /// have it.
+    ///
+    /// Of many who adopt one lock one at most gets it. It has a fencing token if it had one before, a new and greater one. The
+    /// locker must use the same nodes and key prefix as the one that took it.
+    ///
+    /// Blocks for `node_timeout` at most. In this process the lock must be free: where another thread holds it, or asks for it,
+    /// that is [`Contended`](Error::Contended) at once.
+    ///
+    /// # Errors
+    /// [`LockLost`](Error::LockLost) when it has expired, was adopted already, or was never there;
+    /// [`InsufficientQuorum`](Error::InsufficientQuorum) when too few nodes answered, and
+    /// [`ValidityExhausted`](Error::ValidityExhausted) when they were too slow: nodes that had swapped the tokens release it, so
+    /// trying again helps only if none had. [`InvalidTtl`](Error::InvalidTtl); [`Contended`](Error::Contended);
+    /// [`Closed`](Error::Closed) and [`System`](Error::System) as everywhere.
+    pub fn adopt(&self, token: &LockToken, ttl: Duration) -> Result<LockGuard, Error> {
+        self.adopt_with(token, &LockOptions::new(ttl))
+    }
+
+    /// The same with options: to have it renewed, or numbered although it was not before. A wait in them is for the lock's place
+    /// in this process alone.
+    ///
+    /// # Errors
+    /// As [`adopt`](RedisLocker::adopt), and [`Cancelled`](Error::Cancelled) by the options' token.
+    pub fn adopt_with(&self, token: &LockToken, options: &LockOptions) -> Result<LockGuard, Error> {
+        take::adopted(&self.nodes, token, options).map(LockGuard::from)
+    }
+
     /// Who holds the lock of `key`, for operators to see: **a look, not a lock**, out of date when it is returned. `None` if no
     /// node that answered has it.
     ///
@@ -238,6 +268,9 @@ macro_rules! locker {
         }
     };
 }
+
+#[cfg(feature = "testing")]
+pub(crate) use locker;
 
 locker!(RedisLocker);
 locker!(LocalLocker);

@@ -25,6 +25,11 @@ pub struct LostLock {
 }
 
 impl LostLock {
+    #[cfg(feature = "testing")]
+    pub(crate) fn of(lease: Arc<Lease>) -> LostLock {
+        LostLock { lease }
+    }
+
     /// The lock's name, as it was given; of several the first in their order.
     pub fn key(&self) -> &str {
         self.lease.key().name()

@@ -374,7 +374,7 @@ impl Nodes {
                 Err(cause) => tally.vote(node, Vote::Fault(cause)),
             }
         }
-        if request.verb == Verb::Take {
+        if matches!(request.verb, Verb::Take | Verb::Adopt) {
             request.leases().for_each(|lease| lease.note_asked(given));
         }
         given

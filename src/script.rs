@@ -14,7 +14,7 @@ use redis::{Cmd, RedisError, RedisWrite, ServerErrorKind, ToRedisArgs, Value};
 use crate::config::MAX_OWNER;
 use crate::error::Cause;
 use crate::holder::Sight;
-use crate::key::{Key, NodeKey};
+use crate::key::{Key, NodeKey, Token};
 use crate::lease::{Claim, Lease};
 use crate::observer::NodeReply;
 
@@ -32,6 +32,8 @@ pub(crate) enum Verb {
     /// `SET NX PX`, or for several keys a script, since they are had together or not at all. A foreign value of any kind is
     /// left untouched.
     Take,
+    /// Put our token in the place of one that was handed over to us.
+    Adopt,
     /// Keep it for us for longer.
     Extend,
     /// Take it again on a node that lost it while a quorum kept it: the same command as `Take`, the same checks. Only the
@@ -65,8 +67,10 @@ pub(crate) struct Request {
     pub(crate) publish: bool,
     /// For a `Take` by a writer that waits: its place at the gate.
     pub(crate) place: Option<Arc<Lease>>,
-    /// For a `Take` that is to be numbered, and for a `Raise`: what the node's fence is to be at least.
+    /// For a `Take` or an `Adopt` that is to be numbered, and for a `Raise`: what the node's fence is to be at least.
     pub(crate) fence: Option<u64>,
+    /// For an `Adopt`: the token that was handed over.
+    pub(crate) former: Option<Arc<Token>>,
 }
 
 impl Request {
@@ -80,6 +84,7 @@ impl Request {
             publish: false,
             place: None,
             fence: None,
+            former: None,
         }
     }
 
@@ -230,6 +235,12 @@ impl Loaded {
                 cmd.arg(place.map_or(0, |_| trace)).arg(is_new);
                 cmd.arg(place.map_or("", |place| place.token().text()));
             }
+            (Verb::Adopt, _) => {
+                let fences = fences.filter(|_| request.fence.is_some());
+                self.call(Script::Adopt, cmd, owners.chain(fences));
+                cmd.arg(request.former.as_ref().map_or("", |token| token.text()));
+                cmd.arg(token).arg(ttl).arg(locks);
+            }
             (Verb::Extend, Claim::Exclusive | Claim::Write) => {
                 self.call(Script::Extend, cmd, owners);
                 cmd.arg(token).arg(ttl);
@@ -325,13 +336,13 @@ pub(crate) enum Read {
 
 /// Reads a reply to a request; of a call for several to that which is number `place` in it.
 pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
-    use Verb::{Break, Downgrade, Extend, Knock, PutBack, Raise, Release, Take, Tell};
-    let is_numbered = request.verb == Take && request.fence.is_some();
+    use Verb::{Adopt, Break, Downgrade, Extend, Knock, PutBack, Raise, Release, Take, Tell};
+    let is_numbered = matches!(request.verb, Take | Adopt) && request.fence.is_some();
     let is_exclusive = request.lease.claim() == Claim::Exclusive;
     let locks = request.lease.keys().all().len();
     let is_script = is_numbered || !is_exclusive || locks > 1;
     Read::Answer(match (request.verb, reply) {
-        (Take, Value::Int(number)) if is_numbered => match u64::try_from(*number) {
+        (Take | Adopt, Value::Int(number @ 1..)) if is_numbered => match u64::try_from(*number) {
             Ok(number) if number > 0 => Answer::Numbered(number),
             _ => return Read::OutOfStep,
         },
@@ -364,9 +375,9 @@ pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
         (Downgrade | Release | Break, Value::Int(more)) if *more > 1 => {
             Answer::Heard(*more as u64 - 1)
         }
-        (Extend | Downgrade | Raise | Release | Break, Value::Int(1)) => Answer::Yes,
-        (Extend | Downgrade | Raise | Release | Break, Value::Int(0)) => Answer::Absent,
-        (Extend | Downgrade | Raise | Release, Value::Int(-1)) => Answer::Foreign,
+        (Adopt | Extend | Downgrade | Raise | Release | Break, Value::Int(1)) => Answer::Yes,
+        (Adopt | Extend | Downgrade | Raise | Release | Break, Value::Int(0)) => Answer::Absent,
+        (Adopt | Extend | Downgrade | Raise | Release, Value::Int(-1)) => Answer::Foreign,
         (_, Value::ServerError(error)) => match error.kind() {
             Some(ServerErrorKind::NoScript) => return Read::NoScript,
             _ => Answer::Fault(cause(&error.clone().into())),

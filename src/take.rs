@@ -7,7 +7,8 @@ use crate::config::MIN_VALIDITY;
 use crate::engine::{self, Taken, Wish};
 use crate::error::Error;
 use crate::guard::Hold;
-use crate::key::{Keys, Ttl};
+use crate::handover::LockToken;
+use crate::key::{Keys, Token, Ttl};
 use crate::lease::Claim;
 use crate::local::{Gate, Refused};
 use crate::nodes::Nodes;
@@ -38,6 +39,27 @@ pub(crate) fn on_nodes(
         Taken::Quorum(lease, pass) => Ok(Hold::quorum(Arc::clone(engine), lease, pass)),
         Taken::Local(pass) => Hold::local(pass, claim, None),
     }
+}
+
+/// Takes up a lock that was handed over.
+pub(crate) fn adopted(
+    nodes: &Nodes,
+    token: &LockToken,
+    options: &LockOptions,
+) -> Result<Hold, Error> {
+    let engine = nodes.engine();
+    let settings = engine.settings();
+    let wish = Wish {
+        keys: token.parse(&settings.key_prefix)?,
+        claim: Claim::Exclusive,
+        ttl: settings.ttl(options.ttl())?,
+        fenced: options.is_fenced() || token.is_fenced(),
+        cancel: options.cancel().cloned(),
+        care: options.care().clone(),
+    };
+    let patience = options.patience(Strength::Once, &settings.retry, time::now());
+    let (lease, pass) = engine.adopt(&wish, Token::former(token.text()), patience)?;
+    Ok(Hold::quorum(Arc::clone(engine), lease, pass))
 }
 
 /// Takes a lock in this process alone; without a limit in the options it waits as long as it takes.

@@ -166,7 +166,7 @@ impl Engine {
 
     /// Gives a lease that a quorum has granted its fencing token (rule S12), in a second round where the nodes' fences differ.
     /// Answers how the attempt has ended by that.
-    fn number(
+    pub(super) fn number(
         &self,
         lease: &Arc<Lease>,
         granted: Outcome,

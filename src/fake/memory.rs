@@ -71,6 +71,18 @@ impl Memory {
                     remaining: Some(end.saturating_duration_since(now)),
                 })),
             },
+            (Verb::Adopt, _) => {
+                let former = request.former.as_ref().map(|former| former.text());
+                match &slot.owner {
+                    Some((owner, _)) if Some(owner.as_str()) != former => return Answer::Foreign,
+                    None => return Answer::Absent,
+                    Some(_) => slot.owner = Some((token.to_owned(), until)),
+                }
+                match request.fence {
+                    Some(_) => Answer::Numbered(slot.number(now)),
+                    None => Answer::Yes,
+                }
+            }
             (Verb::Break, _) => given(slot.owner.take().is_some()),
             (_, Claim::Gate) => given(slot.gate.remove(token).is_some()),
             (Verb::Take | Verb::PutBack, Claim::Read) => {

@@ -345,6 +345,28 @@ local turn, interval, channel = KEYS[3], ARGV[3], ARGV[4]",
 return heard"
 );
 
+/// Sets `highest` to the next number of the fence that is highest, to which all fences behind the locks are raised; to 1 where
+/// there is none.
+macro_rules! number_all {
+    () => {
+        concat!(
+            "
+local number, highest = 1, 1
+for i = locks + 1, #KEYS do
+  local fence = KEYS[i]",
+            next_number!(),
+            "
+  if number > highest then highest = number end
+end
+if locks > 1 then
+  for i = locks + 1, #KEYS do redis.call('SET', KEYS[i], highest, 'PX', ",
+            unused!(),
+            ") end
+end"
+        )
+    };
+}
+
 /// Take the lock, where it has several keys or is to have a number that is greater than all before (rule S12).
 ///
 /// 1. Refused while another's value is in one of the keys. Our own token is none: a lock is put back where a part of it was
@@ -366,21 +388,28 @@ for i = 1, locks do
   end
 end
 if refused then return refused end
-local number, highest = 1, 1
-for i = locks + 1, #KEYS do
-  local fence = KEYS[i]",
-    next_number!(),
+",
+    number_all!(),
     "
-  if number > highest then highest = number end
-end
-if locks > 1 then
-  for i = locks + 1, #KEYS do redis.call('SET', KEYS[i], highest, 'PX', ",
-    unused!(),
-    ") end
-end
 for i = 1, locks do
   if redis.call('PTTL', KEYS[i]) < ttl then redis.call('SET', KEYS[i], ARGV[1], 'PX', ttl) end
 end
+return highest"
+);
+
+/// Adopt a lock that was handed over: compare and set.
+///
+/// 1. Nothing is changed unless each value is the token that was handed over.
+/// 2. What can fail on its type comes first, then the fences, as for a take; then our token takes its place, with our TTL.
+///
+/// KEYS: the locks that are held as one, and their fences if it is to have a number. ARGV: the former token, ours, TTL in ms,
+/// how many locks there are. Reply: the number, or 1; 0 one of the locks is not there; −1 one of them is another's.
+const ADOPT: &str = concat!(
+    "local locks = tonumber(ARGV[4])",
+    ours!(),
+    number_all!(),
+    "
+for i = 1, locks do redis.call('SET', KEYS[i], ARGV[2], 'PX', ARGV[3]) end
 return highest"
 );
 
@@ -426,7 +455,7 @@ return heard"
 );
 
 /// All scripts, in the order of [`Script`].
-pub(super) const SCRIPTS: [&str; 12] = [
+pub(super) const SCRIPTS: [&str; 13] = [
     EXTEND,
     RELEASE,
     READ,
@@ -439,6 +468,7 @@ pub(super) const SCRIPTS: [&str; 12] = [
     RAISE,
     TELL,
     BREAK,
+    ADOPT,
 ];
 
 /// Where a script is in [`SCRIPTS`].
@@ -456,4 +486,5 @@ pub(super) enum Script {
     Raise,
     Tell,
     Break,
+    Adopt,
 }

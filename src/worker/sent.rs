@@ -19,7 +19,7 @@ pub(crate) fn unsent(request: &Request, quarantine: Duration, now: Instant) -> O
             let remaining = quarantine;
             Some(Answer::Fault(Cause::Quarantined { remaining }))
         }
-        (Verb::Take | Verb::Raise, Look::Trying)
+        (Verb::Take | Verb::Adopt | Verb::Raise, Look::Trying)
         | (Verb::Knock | Verb::Tell | Verb::Break, _)
         | (_, Look::Held(_)) => None,
         _ => Some(Answer::Fault(Cause::Unreachable(
@@ -43,7 +43,9 @@ pub(crate) fn note_written(request: &Request, now: Instant) {
 /// key may come to exist, or for longer.
 pub(crate) fn note_unanswered(request: &Request) {
     match request.verb {
-        Verb::Take | Verb::PutBack => request.leases().for_each(|lease| lease.note_unanswered()),
+        Verb::Take | Verb::Adopt | Verb::PutBack => {
+            request.leases().for_each(|lease| lease.note_unanswered())
+        }
         Verb::Extend => {
             let ttl = Duration::from_millis(request.ttl);
             request.lease.note_unanswered_extension(ttl);

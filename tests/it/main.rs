@@ -10,6 +10,7 @@ mod chaos;
 mod conformance;
 mod expiry;
 mod fencing;
+mod handover;
 mod hostile;
 mod inside;
 mod keeping;

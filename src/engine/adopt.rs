@@ -1,0 +1,118 @@
+//! What it is to hand a lock over to another process, and to adopt one: the lock stays taken all the time.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::cancel;
+use crate::config::OnDrop;
+use crate::engine::{Engine, Patience, Wish, contended};
+use crate::error::Error;
+use crate::inbox::Inbox;
+use crate::key::Token;
+use crate::lease::{Lease, Mode};
+use crate::local::{Access, Pass, Refused};
+use crate::quorum::Verdict;
+use crate::script::{Request, Verb};
+use crate::time::{self, Limit};
+use crate::watch;
+
+impl Engine {
+    /// Ends a lease that is held, without its release: the nodes keep its token, for another to adopt, until the TTL is over.
+    /// Does not block.
+    pub(crate) fn hand_over(&self, lease: &Arc<Lease>, pass: &Pass) -> Result<(), Error> {
+        self.renewal.retire(lease);
+        self.still_held(lease, lease.begin_release(time::now()))?;
+        self.losses.notifier().forget(lease);
+        lease.end();
+        pass.leave();
+        Ok(())
+    }
+
+    /// Takes up a lock that was handed over with the token `former`, under a fresh one.
+    ///
+    /// A node swaps tokens if it has the former one, so of many who adopt it one at most has a quorum. The others, and who comes
+    /// late, release what they have swapped: so the lock ends where nobody has one.
+    ///
+    /// Blocks for the slot until `patience` ends, and for `node_timeout`.
+    pub(crate) fn adopt(
+        &self,
+        wish: &Wish,
+        former: Token,
+        patience: Patience,
+    ) -> Result<(Arc<Lease>, Pass), Error> {
+        let started = time::now();
+        let adopted = self.take_up(wish, former, patience, started);
+        let waited = time::now().saturating_duration_since(started);
+        let outcome = adopted.as_ref().map(|_| Mode::Quorum);
+        let meter = self.nodes.meter();
+        meter.acquired(wish.keys.first(), outcome, waited);
+        adopted
+    }
+
+    fn take_up(
+        &self,
+        wish: &Wish,
+        former: Token,
+        patience: Patience,
+        started: Instant,
+    ) -> Result<(Arc<Lease>, Pass), Error> {
+        let inbox = cancel::inbox(wish.cancel.as_ref())?;
+        let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
+        let pass = self
+            .gate
+            .enter(&wish.keys, Access::Alone, &inbox, patience.end, settle)
+            .map_err(|refused| match refused {
+                Refused::Closed => Error::Closed,
+                Refused::Cancelled => Error::Cancelled,
+                Refused::Busy { by, remaining } => {
+                    let waited = time::now().saturating_duration_since(started);
+                    contended(wish.claim, by, 0, waited, remaining)
+                }
+            })?;
+        let lease = self.swap(wish, former, &inbox)?;
+        let cared_for = match pass.bind(&lease) {
+            true => self.care_for(&lease, wish),
+            false => Err(Error::Closed),
+        };
+        if let Err(error) = cared_for {
+            // So given back. How that ends is nobody's business any more.
+            let _ = self.release(&lease, &pass, OnDrop::HandOff);
+            return Err(error);
+        }
+        Ok((lease, pass))
+    }
+
+    /// One round that puts a fresh token in the place of the former one.
+    fn swap(&self, wish: &Wish, former: Token, inbox: &Arc<Inbox>) -> Result<Arc<Lease>, Error> {
+        self.nodes.meter().attempted(wish.keys.first());
+        let token = Token::fresh(self.settings.owner.as_deref())?;
+        let lease = Arc::new(Lease::new(wish.keys.clone(), token, wish.claim));
+        let least = wish.ttl.least_validity(self.settings.min_validity);
+        let ttl = wish.ttl.duration();
+        let (start, lead) = (time::now(), time::lead());
+        let in_time = time::deadline(start, time::validity(ttl) - least);
+        let budget = self.node_budget(start).and(Limit::Validity, in_time);
+        let mut request = Request::new(Verb::Adopt, &lease, wish.ttl.millis());
+        request.former = Some(Arc::new(former));
+        request.fence = wish.fenced.then_some(0);
+        let mut outcome = self.nodes.ask(&request, inbox).outcome(budget);
+        let refused = outcome.tally.refused();
+        if outcome.verdict == Verdict::Won && wish.fenced {
+            outcome = self.number(&lease, outcome, inbox, budget);
+        }
+        let error = match outcome.verdict {
+            Verdict::Won => match time::valid_until(start, ttl, least, time::now()) {
+                Some(end) if lease.hold(end, lead) => return Ok(lease),
+                _ => Error::ValidityExhausted { attempts: 1, ttl },
+            },
+            Verdict::Refused => Error::LockLost,
+            Verdict::Unavailable => match self.go_on(inbox) {
+                Ok(()) => self.insufficient(outcome.tally),
+                Err(error) => error,
+            },
+        };
+        lease.abandon();
+        self.nodes.release_behind(&lease, refused);
+        Err(error)
+    }
+}
