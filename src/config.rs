@@ -4,7 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::endpoint::Endpoint;
+#[cfg(any(feature = "sentinel", feature = "cluster"))]
+use crate::endpoint::Kind;
 use crate::error::Error;
+#[cfg(feature = "cluster")]
+use crate::key::Keys;
 use crate::key::Ttl;
 use crate::observer::Observer;
 use crate::quorum;
@@ -18,71 +23,6 @@ pub(crate) const MIN_VALIDITY: f64 = 0.5;
 const MOST_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_POOL: usize = 64;
 pub(crate) const MAX_OWNER: usize = 64;
-
-/// One node's address: `host:port`, `host` (port 6379), `redis://[user[:password]@]host[:port][/db]`,
-/// `unix:///path/to/socket[?db=n&user=…&pass=…]`, or with the feature `tls` `rediss://…`, which is `redis://…` over TLS.
-///
-/// It is read when connecting, so a mistake in it is an error of [`Nodes::connect`](crate::Nodes::connect). Its
-/// `Debug` leaves out the credentials.
-///
-/// ```
-/// use redguard::Endpoint;
-///
-/// let node: Endpoint = "redis://worker:s3cret@10.0.0.1:6379".into();
-/// assert!(!format!("{node:?}").contains("s3cret"));
-/// ```
-#[derive(Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    text: String,
-}
-
-impl Endpoint {
-    /// The address as given, credentials included: not for messages.
-    pub(crate) fn text(&self) -> &str {
-        &self.text
-    }
-}
-
-impl<T: AsRef<str>> From<T> for Endpoint {
-    fn from(address: T) -> Endpoint {
-        Endpoint {
-            text: address.as_ref().trim().to_owned(),
-        }
-    }
-}
-
-/// The address with everything before an `@` and after a `?` left out, where credentials stand.
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (scheme, rest) = match self.text.split_once("://") {
-            Some((scheme, rest)) if is_scheme(scheme) => (Some(scheme), rest),
-            _ => (None, self.text.as_str()),
-        };
-        let is_path = rest.starts_with('/') && scheme.is_some_and(|s| s.ends_with("unix"));
-        let rest = match rest.rsplit_once('@') {
-            Some((before, _)) if !is_path && before.contains('?') => "..", // ends either of them in the other?
-            Some((_, host)) if !is_path => host,
-            _ => rest,
-        };
-        let rest = rest.split_once('?').map_or(rest, |(path, _)| path);
-        match scheme {
-            Some(scheme) => write!(f, "{scheme}://{rest}"),
-            None => f.write_str(rest),
-        }
-    }
-}
-
-/// Whether this can stand before a `://`. If not, that is a part of a password, for example.
-fn is_scheme(text: &str) -> bool {
-    text.bytes()
-        .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
-}
-
-impl fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Endpoint({self})")
-    }
-}
 
 /// How long a guard's `Drop` waits for its release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -192,7 +132,7 @@ impl Config {
         self
     }
 
-    /// The database number for nodes whose address names none. Default: 0.
+    /// The database number for nodes whose address names none; a cluster has none but 0. Default: 0.
     pub fn db(mut self, db: u32) -> Config {
         self.settings.db = Some(db);
         self
@@ -289,7 +229,7 @@ impl Config {
     ///
     /// TTLs and extensions above `max_ttl` are [`InvalidTtl`](Error::InvalidTtl). Releases, extensions, and what they put back
     /// are served all the time. Where a quorum is in quarantine a lock is contended, with the time until it votes. More than
-    /// zero. Default: off.
+    /// zero, and not with a Sentinel's master or a cluster, which can forget locks without a restart. Default: off.
     pub fn restart_quarantine(mut self, max_ttl: Duration) -> Config {
         self.settings.quarantine = Some(max_ttl);
         self
@@ -375,6 +315,10 @@ impl Config {
         if settings.username.is_some() && settings.password.is_none() {
             return refuse("a username is set without a password".into());
         }
+        #[cfg(any(feature = "sentinel", feature = "cluster"))]
+        if let Err(text) = settings.check_systems() {
+            return refuse(text);
+        }
         settings.retry.check()?;
         Ok(settings)
     }
@@ -394,6 +338,52 @@ impl Settings {
             });
         }
         Ttl::parse(ttl, self.min_validity)
+    }
+
+    /// What a lock's names must have in common, where a node is a cluster.
+    ///
+    /// # Errors
+    /// `InvalidKey` with one whose slot is another.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn check_slots(&self, keys: &Keys) -> Result<(), Error> {
+        let is_cluster = |endpoint: &Endpoint| matches!(endpoint.kind(), Kind::Cluster { .. });
+        match keys.only().is_none() && self.endpoints.iter().any(is_cluster) {
+            true => keys.check_slots(),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether what is set can be had from systems of servers.
+    #[cfg(any(feature = "sentinel", feature = "cluster"))]
+    fn check_systems(&self) -> Result<(), String> {
+        for endpoint in &self.endpoints {
+            let empty = match endpoint.kind() {
+                Kind::Server(_) => continue,
+                #[cfg(feature = "sentinel")]
+                Kind::Sentinel { master, sentinels } => {
+                    if master.is_empty() || master.contains(|c: char| c.is_control()) {
+                        return Err(format!("{endpoint}: no master can have this name"));
+                    }
+                    sentinels.is_empty()
+                }
+                #[cfg(feature = "cluster")]
+                Kind::Cluster { seeds } => {
+                    if let Some(db @ 1..) = self.db {
+                        return Err(format!("db {db} with {endpoint}: a cluster has none but 0"));
+                    }
+                    seeds.is_empty()
+                }
+            };
+            if empty {
+                return Err(format!("{endpoint} names no address"));
+            }
+            if let Some(max_ttl) = self.quarantine {
+                return Err(format!(
+                    "restart_quarantine {max_ttl:?} with {endpoint}: it can forget locks without a restart"
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -481,21 +471,6 @@ mod tests {
         let shown = format!("{config:?}");
         assert!(!shown.contains("s3c"), "{shown}");
         assert!(shown.contains("redis://h:1/2") && shown.contains("unix:///p"));
-    }
-
-    #[test]
-    fn what_may_be_a_secret_is_not_shown() {
-        for (address, shown) in [
-            ("unix:///run/a@b?pass=s3c@ret", "unix:///run/a@b"),
-            ("unix://joe:s3c@/run/a?pass=s3c", "unix:///run/a"),
-            ("redis:///joe:s3c@h", "redis://h"),
-            ("redis://joe:s3?c@h:1", "redis://.."),
-            ("redis://joe@h?pass=s3@c", "redis://.."),
-            ("joe:s3c://s3c@h:1", "h:1"),
-            ("http://h:1", "http://h:1"),
-        ] {
-            assert_eq!(Endpoint::from(address).to_string(), shown, "{address}");
-        }
     }
 
     fn duration() -> impl Strategy<Value = Duration> {

@@ -26,7 +26,7 @@ use crate::watch::{self, Losses};
 
 use self::circuit::Circuit;
 
-pub(crate) use self::acquire::{Care, Patience, Taken, Wish, access, contended};
+pub(crate) use self::acquire::{Care, Patience, Taken, Wish, access, other_permits, turned_away};
 
 mod acquire;
 mod adopt;
@@ -35,6 +35,7 @@ mod circuit;
 mod extend;
 mod operate;
 mod pause;
+mod permit;
 mod way;
 
 /// The interval in which a writer that waits says so again, where the policy's `max_delay` is not shorter. It is also how
@@ -313,6 +314,8 @@ mod late_tests;
 mod loss_tests;
 #[cfg(all(test, not(loom)))]
 mod outage_tests;
+#[cfg(all(test, not(loom)))]
+mod permit_tests;
 #[cfg(all(test, not(loom)))]
 mod rw_tests;
 #[cfg(all(test, not(loom)))]

@@ -240,6 +240,13 @@ pub enum Cause {
         remaining: Duration,
     },
 
+    /// The semaphore has another number of permits there, of which one is held.
+    #[error("the semaphore has {permits} permits there")]
+    OtherPermits {
+        /// How many it has there.
+        permits: u32,
+    },
+
     /// The lock is not ours there (any more).
     #[error("not ours")]
     NotOurs,
@@ -247,9 +254,18 @@ pub enum Cause {
     /// A value of another type stands under one of the lock's keys. It is left untouched.
     #[error("a value of another type stands under the key")]
     WrongType,
+
+    /// The node is a cluster, and the keys that are asked for together do not share one of its slots.
+    #[error("the keys do not share a slot of the cluster")]
+    CrossSlot,
 }
 
 impl Cause {
+    /// Whether it does not pass by asking again.
+    pub(crate) fn is_lasting(&self) -> bool {
+        matches!(self, Cause::WrongType | Cause::CrossSlot)
+    }
+
     /// For how long this stands in the way, if that is known.
     pub(crate) fn remaining(&self) -> Option<Duration> {
         match self {

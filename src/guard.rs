@@ -361,6 +361,27 @@ guard! {
     WriteGuard
 }
 
+guard! {
+    /// Holds one permit of a semaphore until it is dropped or released, or until its lease ends, **whichever is first**. It has a
+    /// lease of its own, also among permits of one process; where its docs say *the lock* that is this permit.
+    ///
+    /// ```
+    /// use redguard::{LocalSemaphore, LockOptions, Semaphore};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let semaphore = LocalSemaphore::new(2)?;
+    /// let options = LockOptions::new(Duration::from_secs(30));
+    /// let permits = (semaphore.acquire(&options)?, semaphore.acquire(&options)?);
+    /// assert!(semaphore.try_acquire(&options)?.is_none());
+    /// permits.0.release()?;
+    /// assert!(semaphore.try_acquire(&options)?.is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
+    Permit
+}
+
 /// The fencing token of guards that hold a lock alone.
 macro_rules! fenced {
     ($guard:ident) => {

@@ -13,6 +13,8 @@ use crate::time;
 pub(crate) use self::keys::Keys;
 
 mod keys;
+#[cfg(any(feature = "cluster", test))]
+pub(crate) mod slot;
 
 /// The longest lock name, in bytes; a path of the longest length that Linux allows fits well.
 const MAX_NAME: usize = 16 * 1024;
@@ -22,7 +24,9 @@ const MAX_MILLIS: u64 = 1 << 53;
 
 /// The endings of keys that this library derives from a lock's key. A lock whose name had one of them could be
 /// taken for another lock's inner parts.
-const RESERVED: [&str; 5] = [":writer", ":readers", ":gate", ":turn", ":fence"];
+const RESERVED: [&str; 6] = [
+    ":writer", ":readers", ":gate", ":turn", ":fence", ":permits",
+];
 
 /// A lock's key on the nodes, with the prefix in front of the name that the caller gave.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -40,6 +44,7 @@ pub(crate) type Channel = Arc<str>;
 pub(crate) enum Family {
     Exclusive,
     ReadWrite,
+    Semaphore,
 }
 
 impl Key {
@@ -88,19 +93,14 @@ impl Key {
         Arc::clone(&self.text)
     }
 
-    /// Where the token stands of one who holds the lock alone: under an exclusive lock's own key, or as the writer.
+    /// Where the token stands of one who holds the lock alone: under an exclusive lock's own key, or as the writer. And where
+    /// all permits of a semaphore stand.
     pub(crate) fn owner(&self) -> NodeKey<'_> {
         match self.family {
             Family::Exclusive => NodeKey::Lock(self),
             Family::ReadWrite => self.derived(":writer"),
+            Family::Semaphore => self.derived(":permits"),
         }
-    }
-
-    /// The slot that it has in a cluster, of 16384: that of its hash tag, or of the whole of it (Redis Cluster specification,
-    /// "Key distribution model").
-    pub(crate) fn slot(&self) -> u16 {
-        let text = &*self.text;
-        crc16(hash_tag(text).unwrap_or(text).as_bytes()) % 16384
     }
 
     /// A key that is derived from this one, in the same cluster slot as all others that are, and as this one if there is no
@@ -138,20 +138,6 @@ fn hash_tag(key: &str) -> Option<&str> {
     let (_, rest) = key.split_once('{')?;
     let (tag, _) = rest.split_once('}')?;
     Some(tag).filter(|tag| !tag.is_empty())
-}
-
-/// CRC16 as clusters use it (XMODEM: polynomial 0x1021, from 0, nothing reflected).
-fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |crc, byte| {
-        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
-            let shifted = crc << 1;
-            if crc & 0x8000 == 0 {
-                shifted
-            } else {
-                shifted ^ 0x1021
-            }
-        })
-    })
 }
 
 impl fmt::Debug for Key {
@@ -331,21 +317,6 @@ mod tests {
         ] {
             let key = Key::parse("p:", name, Family::ReadWrite).unwrap();
             assert_eq!(key.derived(":writer").to_string(), derived);
-        }
-    }
-
-    #[test]
-    fn slots_are_those_of_a_cluster() {
-        // As `CLUSTER KEYSLOT` says; the first is the specification's own check.
-        assert_eq!(crc16(b"123456789"), 0x31C3);
-        for (name, slot) in [
-            ("foo", 12182),
-            ("{foo}.bar", 12182),
-            ("x{foo}y{z}", 12182),
-            ("{}foo", 9500),
-        ] {
-            let key = Key::parse("", name, Family::Exclusive).unwrap();
-            assert_eq!(key.slot(), slot, "{name}");
         }
     }
 

@@ -41,16 +41,29 @@ pub(crate) enum Claim {
     Read,
     /// A write lock.
     Write,
+    /// One permit of a semaphore, beside others.
+    Permit {
+        /// Which of them, from 0 on.
+        slot: u16,
+        /// How many the semaphore has.
+        of: u16,
+    },
     /// A writer's place at the gate that keeps new readers out while it waits. Never held, only left.
     Gate,
 }
 
 impl Claim {
+    /// Whether others can have the same beside it.
+    pub(crate) fn is_shared(self) -> bool {
+        matches!(self, Claim::Read | Claim::Permit { .. })
+    }
+
     /// The kind of lock that it is a claim of.
     pub(crate) fn family(self) -> Family {
         match self {
             Claim::Exclusive => Family::Exclusive,
             Claim::Read | Claim::Write | Claim::Gate => Family::ReadWrite,
+            Claim::Permit { .. } => Family::Semaphore,
         }
     }
 }

@@ -46,7 +46,7 @@
 //! | the holder is paused (stopped, swapped out, suspended) past its TTL | it goes on as if it held the lock | a fencing token, and a store that checks it; else `check()` before each irreversible step, and short steps |
 //! | a clock runs wrong by more than `ttl / 100 + 2 ms` within a TTL | a node frees the lock early | run NTP with slewing on the nodes |
 //! | a node restarts without its data | it grants again what it had granted | append-only file with `appendfsync always`, or [`restart_quarantine`](Config::restart_quarantine) |
-//! | fail-over to a replica | the same: replication is asynchronous | independent masters, no replicas |
+//! | fail-over to a replica | the same: replication is asynchronous | independent masters, no replicas ([below](#sentinel-and-cluster)) |
 //! | eviction under `maxmemory`, `FLUSHALL` | the same | `maxmemory-policy noeviction` and [`strict_servers`](Config::strict_servers); a server for locks alone |
 //! | the list of nodes is changed under way | two lists have two quorums | stop all holders, or wait the longest TTL |
 //!
@@ -66,9 +66,11 @@
 //! |---|---|
 //! | [`Locker`] | one at a time. The cheapest, and what other Redlock clients understand |
 //! | [`RwLocker`] | many that read or one that writes. Worth it where reading takes long and writing is rare |
+//! | [`Semaphore`] | so many at a time, all alike |
 //!
-//! [`RedisLocker`] and [`RedisRwLocker`] hold them on the nodes, [`LocalLocker`] and [`LocalRwLocker`] in this process
-//! alone, behind the same traits. An exclusive lock and a read-write lock of one name are different locks.
+//! [`RedisLocker`], [`RedisRwLocker`] and [`RedisSemaphore`] hold them on the nodes, [`LocalLocker`], [`LocalRwLocker`] and
+//! [`LocalSemaphore`] in this process alone, behind the same traits. An exclusive lock, a read-write lock and a semaphore of one
+//! name are different things.
 //!
 //! # Several keys as one lock
 //!
@@ -112,6 +114,22 @@
 //! at most, unless writers of other processes come before it, among whom there is no order; and a reader for two write
 //! sections and a turn. That holds if sections are bounded, a quorum answers, and a round trip is well below a refresh
 //! interval.
+//!
+//! # Semaphores
+//!
+//! A [`Semaphore`] has a number of permits, 1 to 1024, and never gives out more: at most so many hold one at a time, in all
+//! processes together. Each permit is a Redlock of its own, so a quorum of nodes gives it to one holder. To let a quorum vote on
+//! *a* permit would not do: of three holders of two permits each could have two of three nodes.
+//!
+//! An attempt asks for one permit, drawn at random. Nodes that refuse it say which are free, so the next request, at once and
+//! under a fresh token, asks for one that a quorum calls free. Permits expire, and are renewed and lost, like locks; they have no
+//! fencing token, since no holder comes after the others. Threads of one process are first come, first served: as many as there
+//! are permits get past the queue, and where the nodes have none left the first of them asks for all.
+//!
+//! How many permits there are is kept on the nodes while one of them is held, and checked by each take: another number is
+//! [`InvalidConfig`](Error::InvalidConfig), which names both. A node with nothing held takes any number, be it that it lost its
+//! data, or that an attempt with the wrong one was undone there; and a minority that says otherwise counts as nodes that
+//! refuse. So the number can be changed when nobody holds a permit.
 //!
 //! # Timing
 //!
@@ -175,6 +193,7 @@
 //! | the holder is killed | free after the TTL at the latest; waiters wake then, not at their next poll |
 //! | the nodes are too slow for the TTL | [`ValidityExhausted`](Error::ValidityExhausted) after three attempts in a row |
 //! | the process exits without destructors | the TTL frees the lock |
+//! | a server says `READONLY` | it is connected to anew, and found again where sentinels or a cluster tell |
 //! | a node is a replica, or with [`strict_servers`](Config::strict_servers) may evict locks | a fault of that node until it is not |
 //!
 //! # When no quorum answers
@@ -207,6 +226,36 @@
 //!
 //! With an append-only file and `appendfsync always` nothing is forgotten, and it costs a write to disk per request; without
 //! both, a node must be kept down by hand for the longest TTL, as the Redlock text says.
+//!
+//! # Sentinel and Cluster
+//!
+//! A node need not be one server. With the feature `sentinel` `Endpoint::sentinel` is the master that sentinels name, with the
+//! feature `cluster` `Endpoint::cluster` is a Redis Cluster; each counts as **one** node of the quorum, alone or among others.
+//! What is asked of it, and what it answers, is the same:
+//!
+//! | | a master that sentinels watch | a cluster |
+//! |---|---|---|
+//! | is found by | the first sentinel that answers in its share of `connect_timeout`, and whose server says `master` in `ROLE` | the first seed that says `cluster_state:ok`; a connection to each master with slots |
+//! | is up | while that connection is | while all of them are |
+//! | fail-over | the connection breaks, or a `READONLY` ends it; then it is looked for anew | the same; a manual one is followed as a slot that moves |
+//! | what follows a slot | | an answer that the server has not carried out (`MOVED`, `ASK`), once; nothing else is sent twice |
+//! | wake-ups | on the master | on one server: what is published anywhere is heard everywhere |
+//! | what it says of itself | the master's | role and clock of the worst, eviction of the first that evicts |
+//! | refused with it | `restart_quarantine` | `restart_quarantine`, and a database other than 0 |
+//! | rights beside those of a server | `+role`; a sentinel's user `+sentinel\|get-master-addr-by-name` | `+cluster\|info +cluster\|slots +asking` |
+//!
+//! What is given up is what independent masters are for. **Replication is asynchronous**: what a master has granted may not have
+//! reached the replica that takes its place, which then grants it again. All rules above hold as long as a node keeps what it
+//! has granted; such a system keeps it only while nobody fails over, and it has one vote, however many servers it has. So
+//! `Config::new([Endpoint::sentinel(…)])` alone has N = 1: a lock that is highly available, and not safe over a fail-over. Fencing
+//! ([`fenced`](LockOptions::fenced)) makes good for it as far as clocks are in step. That what was in flight is undone ("no
+//! leftovers") is best effort: at a server that is not reached again what it holds is left to its TTL.
+//!
+//! In a cluster all keys of a lock share a slot. The names of [`lock_all`](Locker::lock_all) must share one, by a hash tag such as
+//! `{orders}`, or are [`InvalidKey`](Error::InvalidKey), which is told before anything is asked. Other keys that do not (a `}` outside of a hash tag does it) are a refusal,
+//! [`Cause::CrossSlot`]. While a slot is moved, exclusive locks in it are served all the time; what needs several keys at once
+//! (read-write locks, fenced ones) is a fault of its own (`TRYAGAIN`) until the slot has arrived, and what is released
+//! meanwhile may be left to its TTL.
 //!
 //! # Hand over
 //!
@@ -262,6 +311,8 @@
 //! |---|---|
 //! | `testing` | `FlakyLocker`, which is contended, unavailable or loses its lock when a test says so |
 //! | `tls` | `rediss://` addresses, `Config::tls` and `Tls`: an authority of your own, and a certificate to show to nodes. By `rustls`; the computer needs a C compiler to build it |
+//! | `sentinel` | `Endpoint::sentinel`: a master that sentinels name, as one node. No more dependencies |
+//! | `cluster` | `Endpoint::cluster`: a Redis Cluster, as one node. No more dependencies |
 //!
 //! None is on by default. With `tls`, a process that has not installed a provider of cryptography for `rustls` by its first
 //! connect has `ring` installed as its default; so a program that wants another one installs it before.
@@ -278,6 +329,7 @@ mod breaker;
 mod cancel;
 mod config;
 mod crew;
+mod endpoint;
 mod engine;
 mod error;
 #[cfg(all(test, not(loom)))]
@@ -300,6 +352,7 @@ mod nodes;
 mod notify;
 mod observer;
 mod options;
+mod permits;
 mod quorum;
 mod renewal;
 mod retry;
@@ -307,6 +360,7 @@ mod round;
 mod rw_locker;
 mod scope;
 mod script;
+mod semaphore;
 #[cfg(all(test, not(loom)))]
 mod simulation;
 mod stats;
@@ -323,9 +377,10 @@ mod worker;
 pub use crate::{
     about::{ClockOffset, Role},
     cancel::CancelToken,
-    config::{Config, Endpoint, OnDrop},
+    config::{Config, OnDrop},
+    endpoint::Endpoint,
     error::{Cause, Error, NodeCause},
-    guard::{LockGuard, ReadGuard, WriteGuard},
+    guard::{LockGuard, Permit, ReadGuard, WriteGuard},
     handover::LockToken,
     health::{BreakerState, Health, NodeHealth, NodeState},
     holder::Holder,
@@ -338,6 +393,7 @@ pub use crate::{
     retry::RetryPolicy,
     rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker},
     scope::LockerExt,
+    semaphore::{LocalSemaphore, RedisSemaphore, Semaphore},
     stats::{NodeStats, Spans, Stats},
     watch::{LossWatch, WaitLost},
 };

@@ -19,7 +19,7 @@ mod slot;
 
 /// One slot per key that is held or waited for; keys at rest take no memory.
 ///
-/// A slot is held by one alone, or shared by any number. Its queue is strict: who comes later waits, also a reader
+/// A slot is held by one alone, or shared by any number, or by so many at most (permits). Its queue is strict: who comes later waits, also a reader
 /// behind a writer that waits while readers hold it, so neither side starves.
 ///
 /// A slot has no clock of its own. The first in the queue may take it from a holder whose lease is lost, and makes
@@ -118,6 +118,9 @@ impl Gate {
     ) -> Result<MutexGuard<'a, State>, Refused> {
         let (ticket, access, inbox) = (me.ticket, me.access, Arc::clone(&me.inbox));
         let slot = state.slots.entry(key.clone()).or_insert_with(Slot::new);
+        if let (Access::Counted(_), Some(other)) = (access, slot.other_count(access)) {
+            return Err(Refused::OtherPermits(other));
+        }
         if slot.queue.is_empty() && slot.admits(access) {
             slot.holders.push(Holder::from(me));
             return Ok(state);
@@ -242,6 +245,16 @@ impl Gate {
         state.slots.get(key).map_or(0, |slot| slot.queue.len())
     }
 
+    /// How many follow another at a key, and how many queue for it.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn behind(&self, key: &Key) -> (usize, usize) {
+        let state = self.state.lock();
+        state.slots.get(key).map_or((0, 0), |slot| {
+            let following = slot.holders.iter().filter(|holder| holder.follows);
+            (following.count(), slot.queue.len())
+        })
+    }
+
     fn leave(&self, key: &Key, ticket: u64) {
         if self.is_forked() {
             return; // a forked child has a copy of the lock, perhaps one that was held by another thread
@@ -290,8 +303,15 @@ impl Pass {
                 me.lease = Some(Arc::clone(lease));
             }
             woken.extend(slot.first()); // it has an expiry to watch now
-            // What was granted to one who shares is likely to be granted to the others.
-            woken.extend(slot.followers());
+            let is_counted = slot
+                .holders
+                .iter()
+                .any(|holder| matches!(holder.access, Access::Counted(_)));
+            // What was granted to one who shares is likely to be granted to the others. A permit is not: they come one by one.
+            woken.extend(
+                slot.followers()
+                    .take(if is_counted { 1 } else { usize::MAX }),
+            );
         }
         drop(state); // let go before waking
         woken.iter().for_each(|inbox| inbox.wake());
@@ -305,6 +325,9 @@ impl Pass {
         let Some(slot) = state.slots.get_mut(self.keys.first()) else {
             return false;
         };
+        if let Some(me) = slot.holder(self.ticket) {
+            (me.follows, me.refused) = (false, true);
+        }
         let mut asking = slot.holders.iter_mut().filter(|h| h.lease.is_none());
         let (first, me) = (asking.next(), asking.find(|h| h.ticket == self.ticket));
         match (first, me) {
@@ -314,6 +337,14 @@ impl Pass {
             }
             _ => false,
         }
+    }
+
+    /// Whether others came before who were refused and wait for a permit. Then this one may sleep, as with
+    /// [`follow`](Pass::follow).
+    pub(crate) fn is_behind(&self) -> bool {
+        let mut state = self.gate.state.lock();
+        let slot = state.slots.get_mut(self.keys.first());
+        slot.is_some_and(|slot| slot.follow_refused(self.ticket))
     }
 
     /// Shares from now on what it held alone.

@@ -18,7 +18,7 @@ use crate::take;
 
 /// Takes exclusive locks by name, one or several as one. Write a program against `&dyn Locker`, and run it with Redis or without.
 ///
-/// A name is any text of 1 byte to 16 KiB that does not end in `:writer`, `:readers`, `:gate`, `:turn` or `:fence`: where names
+/// A name is any text of 1 byte to 16 KiB that does not end in `:writer`, `:readers`, `:gate`, `:turn`, `:fence` or `:permits`: where names
 /// come from outside, such as paths, put something of your own behind them.
 ///
 /// Locks are **not re-entrant**: a thread that asks for a lock which it holds waits like any other, until the lease
@@ -80,7 +80,8 @@ pub trait Locker: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// As [`acquire`](Locker::acquire); [`InvalidKey`](Error::InvalidKey) also without any name, for a name that is given twice,
-    /// and for more than 256 names.
+    /// for more than 256 names, and where a node is a cluster for names of different slots (a hash tag in common, as in
+    /// `{orders}:7` and `{orders}:9`, gives them one).
     ///
     /// ```
     /// use redguard::{LocalLocker, LockOptions, Locker};

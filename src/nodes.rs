@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::error::{Cause, Error};
 use crate::health::Health;
 use crate::lane::{First, Post};
-use crate::node::{Connector, Server};
+use crate::node;
 use crate::quorum::{Question, Tally, Vote, quorum};
 use crate::round;
 use crate::stats::{Meter, Stats};
@@ -73,14 +73,13 @@ impl Nodes {
         let mut places = HashSet::new();
         let mut posts = Vec::new();
         for endpoint in &settings.endpoints {
-            let server = Server::new(endpoint, &settings)?;
-            let name = server.place();
+            let (name, connector) = node::connector(endpoint, &settings)?;
             if !places.insert(name.clone()) {
                 return Err(Error::InvalidConfig(format!("{name} is named twice")));
             }
             posts.push(Post {
                 name,
-                connector: Arc::new(server) as Arc<dyn Connector>,
+                connector,
                 node_timeout: settings.node_timeout,
                 quarantine: settings.quarantine,
                 strict: settings.strict_servers,

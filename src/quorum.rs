@@ -186,6 +186,24 @@ impl Tally {
         2 * self.causes.iter().filter(readers).count() > self.refused.len()
     }
 
+    /// How many nodes may grant what others have refused: those that have granted it, and those whose votes are out.
+    pub(crate) fn willing(&self) -> usize {
+        self.granted.len() + self.total - self.voted.len()
+    }
+
+    /// How many permits the semaphore has on so many nodes that no quorum can be ours.
+    pub(crate) fn other_permits(&self) -> Option<u32> {
+        let others = self.causes.iter().filter_map(|(_, cause)| match cause {
+            Cause::OtherPermits { permits } => Some(*permits),
+            _ => None,
+        });
+        // Where nodes differ among each other, too, what one of them says is as good an answer as any.
+        others
+            .clone()
+            .max()
+            .filter(|_| others.count() > self.total - quorum(self.total))
+    }
+
     /// When so many refusing nodes can be free that a quorum could grant, by the TTLs they told; `None` if unknown.
     pub(crate) fn free_in(&self) -> Option<Duration> {
         let mut holds: Vec<Option<Duration>> = self

@@ -14,6 +14,7 @@ use crate::key::Key;
 use crate::lane::{Addressee, Job, Lane};
 use crate::lease::Lease;
 use crate::local::Gate;
+use crate::permits::Free;
 use crate::quorum::{NodeSet, Question, Tally, Verdict, Vote, quorum};
 use crate::script::{Answer, Holder, Request, Verb};
 use crate::stats::{Meter, NodeStats, Stats};
@@ -71,6 +72,7 @@ pub(crate) struct Round<'a> {
     numbers: Vec<(usize, u64)>,
     heard: Vec<(usize, u64)>,
     in_the_way: Vec<usize>,
+    free: Vec<Free>,
     /// Empty but while they are counted; kept for its memory.
     answers: Vec<(usize, Answer)>,
     pace: &'a Pace,
@@ -108,6 +110,7 @@ impl Round<'_> {
                 Answer::Held(Holder::Of(key), _) if !self.in_the_way.contains(&key) => {
                     self.in_the_way.push(key);
                 }
+                Answer::NotThisOne(ref free, _) => self.free.push(free.clone()),
                 _ => {}
             }
             self.tally.vote(node, vote(answer));
@@ -131,6 +134,7 @@ impl Round<'_> {
             numbers: self.numbers,
             heard: self.heard,
             in_the_way: self.in_the_way,
+            free: self.free,
             ended,
         }
     }
@@ -147,6 +151,8 @@ pub(crate) struct Outcome {
     pub(crate) heard: Vec<(usize, u64)>,
     /// Which of the lock's keys others hold, where it has several: of each node that refused the one that it is longest for.
     pub(crate) in_the_way: Vec<usize>,
+    /// Which permits of a semaphore are free, on each node that refused one.
+    pub(crate) free: Vec<Free>,
     /// What ended it.
     pub(crate) ended: Ended,
 }
@@ -293,6 +299,7 @@ impl Nodes {
             numbers: Vec::new(),
             heard: Vec::new(),
             in_the_way: Vec::new(),
+            free: Vec::new(),
             answers: Vec::new(),
             pace: &self.pace,
         }
@@ -456,7 +463,7 @@ pub(crate) fn question(verb: Verb) -> Question {
     }
 }
 
-/// An answer as a vote. A value of another type is a clear refusal: it will not go away by asking again.
+/// An answer as a vote. A value of another type, for example, is a clear refusal: it will not go away by asking again.
 pub(crate) fn vote(answer: Answer) -> Vote {
     match answer {
         Answer::Yes | Answer::Numbered(_) | Answer::Heard(_) | Answer::Seen(_) => Vote::Granted,
@@ -467,10 +474,15 @@ pub(crate) fn vote(answer: Answer) -> Vote {
             Holder::Turn => Cause::Readers { remaining: None },
             Holder::Gate => Cause::WriterWaiting { remaining },
         }),
+        Answer::NotThisOne(_, next) => Vote::Refused(Cause::Held {
+            remaining: Some(next),
+        }),
+        Answer::OtherPermits(permits) => Vote::Refused(Cause::OtherPermits {
+            permits: u32::from(permits),
+        }),
         Answer::Absent | Answer::Foreign => Vote::Refused(Cause::NotOurs),
-        Answer::Fault(cause @ (Cause::WrongType | Cause::Quarantined { .. })) => {
-            Vote::Refused(cause)
-        }
+        Answer::Fault(cause @ Cause::Quarantined { .. }) => Vote::Refused(cause),
+        Answer::Fault(cause) if cause.is_lasting() => Vote::Refused(cause),
         Answer::Fault(cause) => Vote::Fault(cause),
     }
 }

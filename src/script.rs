@@ -17,6 +17,7 @@ use crate::holder::Sight;
 use crate::key::{Key, NodeKey, Token};
 use crate::lease::{Claim, Lease};
 use crate::observer::NodeReply;
+use crate::permits::{Free, MOST_PERMITS};
 
 use self::lua::{SCRIPTS, Script};
 
@@ -128,6 +129,10 @@ pub(crate) enum Answer {
     Numbered(u64),
     /// Refused because of somebody who holds it, for so long if that one does not extend it.
     Held(Holder, Option<Duration>),
+    /// This permit of a semaphore is held, and these are free. The next one of those that are held ends then.
+    NotThisOne(Free, Duration),
+    /// The semaphore has so many permits here, and not as many as we say.
+    OtherPermits(u16),
     /// There is no such key.
     Absent,
     /// Another's token is there.
@@ -144,6 +149,7 @@ impl Answer {
                 NodeReply::Granted
             }
             Answer::Held(..) | Answer::Absent | Answer::Foreign => NodeReply::Refused,
+            Answer::NotThisOne(..) | Answer::OtherPermits(_) => NodeReply::Refused,
             Answer::Fault(_) => NodeReply::Fault,
         }
     }
@@ -266,6 +272,18 @@ impl Loaded {
                 self.call(Script::Break, cmd, [owner]);
                 cmd.arg(channel);
             }
+            (Verb::Take | Verb::PutBack, Claim::Permit { slot, of }) => {
+                self.call(Script::Permit, cmd, owners);
+                cmd.arg(token).arg(ttl).arg(slot).arg(of);
+            }
+            (Verb::Extend, Claim::Permit { slot, .. }) => {
+                self.call(Script::ExtendPermit, cmd, owners);
+                cmd.arg(token).arg(ttl).arg(slot);
+            }
+            (Verb::Release, Claim::Permit { slot, .. }) => {
+                self.call(Script::ReleasePermit, cmd, owners);
+                cmd.arg(token).arg(channel).arg(slot);
+            }
             (Verb::Knock, _) => {
                 cmd.arg("PUBLISH").arg(key.wire()).arg("");
             }
@@ -338,7 +356,8 @@ pub(crate) enum Read {
 pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
     use Verb::{Adopt, Break, Downgrade, Extend, Knock, PutBack, Raise, Release, Take, Tell};
     let is_numbered = matches!(request.verb, Take | Adopt) && request.fence.is_some();
-    let is_exclusive = request.lease.claim() == Claim::Exclusive;
+    let claim = request.lease.claim();
+    let is_exclusive = claim == Claim::Exclusive;
     let locks = request.lease.keys().all().len();
     let is_script = is_numbered || !is_exclusive || locks > 1;
     Read::Answer(match (request.verb, reply) {
@@ -347,8 +366,12 @@ pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
             _ => return Read::OutOfStep,
         },
         (Take | PutBack, Value::Int(1)) if is_script => Answer::Yes,
-        (Take | PutBack, Value::Array(refused)) if is_script => match refused[..] {
-            [Value::Int(number), Value::Int(left)] => {
+        (Take | PutBack, Value::Array(refused)) if is_script => match (claim, &refused[..]) {
+            (Claim::Permit { of, .. }, refused) => match not_this_one(refused, of) {
+                Some(answer) => answer,
+                None => return Read::OutOfStep,
+            },
+            (_, &[Value::Int(number), Value::Int(left)]) => {
                 let holder = match is_exclusive {
                     true => owner_of(number, locks),
                     false => holder_of(number),
@@ -415,6 +438,27 @@ fn holder_of(number: i64) -> Option<Holder> {
     })
 }
 
+/// The refusal of one permit of so many.
+fn not_this_one(refused: &[Value], of: u16) -> Option<Answer> {
+    let number = |value: &Value| match value {
+        Value::Int(number) => Some(*number),
+        _ => None,
+    };
+    let numbers: Option<Vec<i64>> = refused.iter().map(number).collect();
+    match numbers?[..] {
+        [-1, permits] => {
+            let permits = u16::try_from(permits).ok()?;
+            let is_other = (1..=MOST_PERMITS).contains(&permits) && permits != of;
+            is_other.then_some(Answer::OtherPermits(permits))
+        }
+        [next, ref words @ ..] => {
+            let next = Duration::from_millis(u64::try_from(next).ok()?);
+            Some(Answer::NotThisOne(Free::read(words, of)?, next))
+        }
+        [] => None,
+    }
+}
+
 /// Who owns the lock with this number, of so many that are held as one.
 fn owner_of(number: i64, locks: usize) -> Option<Holder> {
     let number = usize::try_from(number).ok()?;
@@ -458,6 +502,7 @@ pub(crate) fn cause(error: &RedisError) -> Cause {
         (redis::ErrorKind::AuthenticationFailed, _) => Cause::Denied(text),
         (_, Some("NOAUTH" | "WRONGPASS" | "NOPERM")) => Cause::Denied(text),
         (_, Some("WRONGTYPE")) => Cause::WrongType,
+        (_, Some("CROSSSLOT")) => Cause::CrossSlot,
         // An error inside a script keeps its code only in its text.
         (_, Some(_)) if is_of_type => Cause::WrongType,
         (_, Some(_)) => Cause::Server(text),
@@ -465,6 +510,17 @@ pub(crate) fn cause(error: &RedisError) -> Cause {
         _ if is_end(error) => Cause::Unreachable("the other side closed the connection".to_owned()),
         _ => Cause::Unreachable(text),
     }
+}
+
+/// Whether a server says with it that it is a replica. An error inside a script keeps its code only in its text.
+pub(crate) fn is_read_only(cause: &Cause) -> bool {
+    matches!(cause, Cause::Server(text) if text.contains("READONLY"))
+}
+
+/// Whether a release that ended so is not worth a second try. While a slot of a cluster is moved (TRYAGAIN), there is no saying
+/// when: what is to be released has an end, but a lane that waits for it serves nobody.
+pub(crate) fn is_final(cause: &Cause) -> bool {
+    cause.is_lasting() || matches!(cause, Cause::Server(text) if text.starts_with("TRYAGAIN"))
 }
 
 /// The operating system's error, or that of TLS in its place.

@@ -10,7 +10,7 @@ use crate::guard::Hold;
 use crate::handover::LockToken;
 use crate::key::{Keys, Token, Ttl};
 use crate::lease::Claim;
-use crate::local::{Gate, Refused};
+use crate::local::Gate;
 use crate::nodes::Nodes;
 use crate::options::{LockOptions, Strength};
 use crate::retry::RetryPolicy;
@@ -24,10 +24,25 @@ pub(crate) fn on_nodes(
     options: &LockOptions,
     strength: Strength,
 ) -> Result<Hold, Error> {
+    let settings = nodes.engine().settings();
+    let keys = Keys::parse(&settings.key_prefix, names, claim.family())?;
+    #[cfg(feature = "cluster")]
+    settings.check_slots(&keys)?;
+    parsed_on_nodes(nodes, keys, claim, options, strength)
+}
+
+/// The same, for names that have been through the door.
+pub(crate) fn parsed_on_nodes(
+    nodes: &Nodes,
+    keys: Keys,
+    claim: Claim,
+    options: &LockOptions,
+    strength: Strength,
+) -> Result<Hold, Error> {
     let engine = nodes.engine();
     let settings = engine.settings();
     let wish = Wish {
-        keys: Keys::parse(&settings.key_prefix, names, claim.family())?,
+        keys,
         claim,
         ttl: settings.ttl(options.ttl())?,
         fenced: options.is_fenced(),
@@ -71,23 +86,30 @@ pub(crate) fn in_process(
     strength: Strength,
 ) -> Result<Hold, Error> {
     let keys = Keys::parse("", names, claim.family())?;
+    parsed_in_process(gate, &keys, claim, options, strength)
+}
+
+/// The same, for names that have been through the door.
+pub(crate) fn parsed_in_process(
+    gate: &Arc<Gate>,
+    keys: &Keys,
+    claim: Claim,
+    options: &LockOptions,
+    strength: Strength,
+) -> Result<Hold, Error> {
     Ttl::parse(options.ttl(), MIN_VALIDITY)?;
     let start = time::now();
     let patience = options.patience(strength, &RetryPolicy::default(), start);
     let inbox = cancel::inbox(options.cancel())?;
     let access = engine::access(claim);
-    match gate.enter(&keys, access, &inbox, patience.end, |_| ()) {
-        Ok(pass) => {
-            let fence = options.is_fenced().then(|| gate.next_number());
-            Hold::local(pass, claim, fence)
-        }
-        Err(Refused::Cancelled) => Err(Error::Cancelled),
-        Err(Refused::Closed) => Err(Error::Closed),
-        Err(Refused::Busy { by, remaining }) => {
+    let pass = gate
+        .enter(keys, access, &inbox, patience.end, |_| ())
+        .map_err(|refused| {
             let waited = time::now().saturating_duration_since(start);
-            Err(engine::contended(claim, by, 1, waited, remaining))
-        }
-    }
+            engine::turned_away(refused, keys, claim, 1, waited)
+        })?;
+    let fence = options.is_fenced().then(|| gate.next_number());
+    Hold::local(pass, claim, fence)
 }
 
 /// What a `try_…` makes of what `acquire_…` answers.

@@ -14,7 +14,7 @@ use crate::error::Cause;
 use crate::lane::{Census, First, Health, Job, Message, Post};
 use crate::node::{Connector, Greeting, Session};
 use crate::observer::{self, NodeReply, Observer};
-use crate::script::{Answer, Request, Verb};
+use crate::script::{self, Answer, Request, Verb};
 use crate::time;
 
 use self::owed::{Owed, Return};
@@ -326,7 +326,7 @@ impl Worker {
                 match &answer {
                     // A server that cannot delete now (MISCONF, BUSY …) may be able to later: the release stays owed.
                     Answer::Fault(cause)
-                        if request.verb == Verb::Release && *cause != Cause::WrongType =>
+                        if request.verb == Verb::Release && !script::is_final(cause) =>
                     {
                         undone = Some(cause.clone());
                         returns[index].owed = true;

@@ -28,25 +28,40 @@ use tempfile::TempDir;
 const START_LIMIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(2);
 
+/// The program to start in place of `redis-server`, such as `valkey-server`, if this is set: a name on the PATH, or a path.
+const PROGRAM: &str = "REDGUARD_SERVER";
+
 /// Starts the server and leaves a watchdog beside it.
 ///
 /// `exec` keeps the pid, so the server is our own child, which can be waited for. The watchdog, a forked copy of the shell,
 /// holds the read end of a pipe from us. The end of that pipe means that our program is gone, however it went: the watchdog
-/// then kills the server and removes its directory ($1). A line means that we reaped the server ourselves. There is no
-/// moment at which our death leaves a server behind, which `PR_SET_PDEATHSIG` (bound to a thread, Linux only) cannot say.
-/// HUP is ignored because the kernel sends it to a process group that our death orphans with a stopped server in it.
+/// then kills the server and removes its directory ($1). A line means that we reaped the server ourselves. Either way it
+/// removes what libfaketime leaves behind in a process that is killed. There is no moment at which our death leaves a server
+/// behind, which `PR_SET_PDEATHSIG` (bound to a thread, Linux only) cannot say. HUP is ignored because the kernel sends it to
+/// a process group that our death orphans with a stopped server in it.
 const WATCHED: &str = r#"
 dir=$1; shift
 trap '' HUP INT TERM
 exec 3<&0 </dev/null
-{ read -r _ <&3 && exit; kill -9 $$; rm -rf "$dir"; } >/dev/null 2>&1 &
-exec redis-server "$@" 3<&-
+{
+    read -r _ <&3 || { kill -9 $$; rm -rf "$dir"; }
+    [ ! -e /dev/shm/faketime_shm_$$ ] || rm -f /dev/shm/faketime_shm_$$ /dev/shm/sem.faketime_sem_$$
+} >/dev/null 2>&1 &
+exec env "$@" 3<&-
 "#;
 
-/// Whether `redis-server` is on the PATH.
+/// Whether the server's program is there.
 pub(crate) fn available() -> bool {
+    let program = program();
+    if program.contains('/') {
+        return Path::new(&program).is_file();
+    }
     env::var_os("PATH")
-        .is_some_and(|path| env::split_paths(&path).any(|dir| dir.join("redis-server").is_file()))
+        .is_some_and(|path| env::split_paths(&path).any(|dir| dir.join(&program).is_file()))
+}
+
+fn program() -> String {
+    env::var(PROGRAM).unwrap_or_else(|_| "redis-server".to_owned())
 }
 
 /// One `redis-server` on a free loopback port, without persistence unless asked for; dropping it kills it.
@@ -64,7 +79,10 @@ pub(crate) struct Server {
 /// What a server is started with.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
+    variables: Vec<String>,
     args: Vec<String>,
+    /// What a sentinel is to watch, as lines of its configuration.
+    sentinel: Option<String>,
 }
 
 impl Options {
@@ -84,13 +102,26 @@ impl Options {
         self
     }
 
+    /// One more variable in the server's environment.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Options {
+        self.variables.push(format!("{name}={value}"));
+        self
+    }
+
+    /// A sentinel, with these lines in its configuration.
+    pub(crate) fn sentinel(mut self, lines: &str) -> Options {
+        self.sentinel = Some(lines.to_owned());
+        self
+    }
+
     pub(crate) fn start(self) -> io::Result<Server> {
         if !available() {
-            return Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                "redis-server is NOT on the PATH: install it with `tests/run`, `apt-get install redis-server`, \
+            let text = format!(
+                "{} is NOT on the PATH: install it with `tests/run`, `apt-get install redis-server`, \
                  `dnf install redis` or `brew install redis`",
-            ));
+                program()
+            );
+            return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
         let root = tempfile::Builder::new().prefix("redis-").tempdir()?;
         let mut server = Server {
@@ -203,6 +234,9 @@ impl Server {
         let mut child = Command::new("sh")
             .args(["-c", WATCHED, "sh"])
             .arg(self.root.path())
+            .args(&self.options.variables)
+            .arg(program())
+            .args(self.sentinel_arguments()?)
             .args([
                 "--port",
                 &self.port.to_string(),
@@ -229,9 +263,23 @@ impl Server {
         })
     }
 
+    /// A sentinel takes no other lines than in a file, which it writes to.
+    fn sentinel_arguments(&self) -> io::Result<Vec<String>> {
+        let Some(lines) = &self.options.sentinel else {
+            return Ok(Vec::new());
+        };
+        let file = self.dir().join("sentinel.conf");
+        fs::write(&file, lines)?;
+        Ok(vec![file.display().to_string(), "--sentinel".to_owned()])
+    }
+
     /// The log line says that the port is bound by this process and no other; the reply, that the data is loaded.
     fn is_ready(&self) -> bool {
-        read_lossy(&self.log()).contains("Ready to accept connections")
+        let line = match self.options.sentinel {
+            Some(_) => "Sentinel ID is",
+            None => "Ready to accept connections",
+        };
+        read_lossy(&self.log()).contains(line)
             && ping(self.port)
                 .is_ok_and(|reply| reply.starts_with("+PONG") || reply.starts_with("-NOAUTH"))
     }
@@ -246,7 +294,11 @@ impl Server {
         };
         io::Error::new(
             kind,
-            format!("redis-server on port {} {what}; its log:\n{log}", self.port),
+            format!(
+                "{} on port {} {what}; its log:\n{log}",
+                program(),
+                self.port
+            ),
         )
     }
 }

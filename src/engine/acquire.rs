@@ -90,6 +90,7 @@ impl Drop for Place<'_> {
 pub(crate) fn access(claim: Claim) -> Access {
     match claim {
         Claim::Read => Access::Shared,
+        Claim::Permit { of, .. } => Access::Counted(of),
         Claim::Exclusive | Claim::Write | Claim::Gate => Access::Alone,
     }
 }
@@ -108,7 +109,7 @@ pub(crate) fn contended(
             waited,
             remaining,
         },
-        (Claim::Write, Access::Alone) => Error::WriteLockHeld {
+        (Claim::Write, Access::Alone | Access::Counted(_)) => Error::WriteLockHeld {
             attempts,
             waited,
             remaining,
@@ -118,12 +119,40 @@ pub(crate) fn contended(
             waited,
             remaining,
         },
-        (Claim::Exclusive | Claim::Gate, _) => Error::Contended {
+        (Claim::Exclusive | Claim::Permit { .. } | Claim::Gate, _) => Error::Contended {
             attempts,
             waited,
             remaining,
         },
     }
+}
+
+/// The error of one who did not get into the slot of a key.
+pub(crate) fn turned_away(
+    refused: Refused,
+    keys: &Keys,
+    claim: Claim,
+    attempts: u32,
+    waited: Duration,
+) -> Error {
+    match refused {
+        Refused::Closed => Error::Closed,
+        Refused::Cancelled => Error::Cancelled,
+        Refused::OtherPermits(other) => other_permits(keys, claim, u32::from(other)),
+        Refused::Busy { by, remaining } => contended(claim, by, attempts, waited, remaining),
+    }
+}
+
+/// The error of one who says that a semaphore has another number of permits than those do who hold some.
+pub(crate) fn other_permits(keys: &Keys, claim: Claim, other: u32) -> Error {
+    let ours = match claim {
+        Claim::Permit { of, .. } => of,
+        _ => 0,
+    };
+    Error::InvalidConfig(format!(
+        "the semaphore {:?} is to have {ours} permits, but has {other} while one of them is held",
+        keys.first().name()
+    ))
 }
 
 impl Engine {
@@ -154,19 +183,18 @@ impl Engine {
         let queue_end = time::earlier(patience.end, queue_end);
         let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
         let access = access(wish.claim);
-        let pass = match self
+        let pass = self
             .gate
             .enter(&wish.keys, access, &inbox, queue_end, settle)
-        {
-            Ok(pass) => pass,
-            Err(Refused::Closed) => return Err(Error::Closed),
-            Err(Refused::Cancelled) => return Err(Error::Cancelled),
-            Err(Refused::Busy { by, remaining }) => {
+            .map_err(|refused| {
                 let waited = waited();
                 let attempts = retry.attempts_within(waited);
-                return Err(contended(wish.claim, by, attempts, waited, remaining));
-            }
-        };
+                turned_away(refused, &wish.keys, wish.claim, attempts, waited)
+            })?;
+        if !self.stand_behind(wish, &pass, &inbox, queue_end)? {
+            let attempts = retry.attempts_within(waited());
+            return Err(contended(wish.claim, access, attempts, waited(), None));
+        }
         // What passed by in a queue counts, but there is one attempt left at the least.
         let most_in_queue = patience.attempts.map_or(u32::MAX, |most| most - 1);
         let mut attempts = retry.attempts_within(waited()).min(most_in_queue);
@@ -259,8 +287,8 @@ impl Engine {
             }
             let mut budget = Budget::new(Limit::Wait, patience.end).and(Limit::Outage, outage_end);
             let has_time = queue_end.is_none_or(|end| end > now);
-            if wish.claim == Claim::Read && has_time && contention.is_some() && pass.follow() {
-                // Another reader of this process asks for us, too, and its grant wakes us.
+            if wish.claim.is_shared() && has_time && contention.is_some() && pass.follow() {
+                // Another thread of this process asks for us, too, and its grant wakes us.
                 inbox.sleep(budget.and(Limit::Pause, queue_end).end());
                 let slept = time::now().saturating_duration_since(now);
                 attempts = attempts
@@ -297,6 +325,24 @@ impl Engine {
             }
             way = self.way(wish, patience, &inbox, held_until)?;
         }
+    }
+
+    /// Waits while others of this process wait for a permit who came before. `false` where the time was over first.
+    fn stand_behind(
+        &self,
+        wish: &Wish,
+        pass: &Pass,
+        inbox: &Inbox,
+        end: Option<Instant>,
+    ) -> Result<bool, Error> {
+        while matches!(wish.claim, Claim::Permit { .. }) && pass.is_behind() {
+            self.go_on(inbox)?;
+            if end.is_some_and(|end| end <= time::now()) {
+                return Ok(false);
+            }
+            inbox.sleep(end);
+        }
+        Ok(true)
     }
 
     /// Begins to listen for the release of what others hold: of a lock with several keys those that stood in the way. Without
@@ -354,7 +400,7 @@ impl Engine {
     /// The policy for a claim.
     pub(super) fn retry(&self, claim: Claim) -> &RetryPolicy {
         match claim {
-            Claim::Exclusive => &self.settings.retry,
+            Claim::Exclusive | Claim::Permit { .. } => &self.settings.retry,
             Claim::Read | Claim::Write | Claim::Gate => &self.rw_retry,
         }
     }

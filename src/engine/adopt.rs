@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use crate::cancel;
 use crate::config::OnDrop;
-use crate::engine::{Engine, Patience, Wish, contended};
+use crate::engine::{Engine, Patience, Wish, turned_away};
 use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::key::Token;
 use crate::lease::{Lease, Mode};
-use crate::local::{Access, Pass, Refused};
+use crate::local::{Access, Pass};
 use crate::quorum::Verdict;
 use crate::script::{Request, Verb};
 use crate::time::{self, Limit};
@@ -61,13 +61,9 @@ impl Engine {
         let pass = self
             .gate
             .enter(&wish.keys, Access::Alone, &inbox, patience.end, settle)
-            .map_err(|refused| match refused {
-                Refused::Closed => Error::Closed,
-                Refused::Cancelled => Error::Cancelled,
-                Refused::Busy { by, remaining } => {
-                    let waited = time::now().saturating_duration_since(started);
-                    contended(wish.claim, by, 0, waited, remaining)
-                }
+            .map_err(|refused| {
+                let waited = time::now().saturating_duration_since(started);
+                turned_away(refused, &wish.keys, wish.claim, 0, waited)
             })?;
         let lease = self.swap(wish, former, &inbox)?;
         let cared_for = match pass.bind(&lease) {

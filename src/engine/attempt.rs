@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::circuit::Probe;
-use crate::engine::{Engine, Wish};
+use crate::engine::{self, Engine, Wish};
 use crate::error::Error;
 use crate::fence::{self, Fence};
 use crate::inbox::{Ended, Inbox};
@@ -23,6 +23,9 @@ pub(super) enum Miss {
     /// Granted too late, or no verdict within the time in which a grant would have been of use.
     Slow,
 }
+
+/// What an attempt has come to.
+pub(super) type Attempted = Result<Arc<Lease>, Miss>;
 
 impl Miss {
     /// How long somebody may hold the lock who refused it on a node, be it the only one that answered; for ever where that is
@@ -78,11 +81,29 @@ impl Engine {
         trace: Trace<'_>,
         first: Option<usize>,
         probe: Option<&Probe<'_>>,
-    ) -> Result<Result<Arc<Lease>, Miss>, Error> {
+    ) -> Result<Attempted, Error> {
+        match wish.claim {
+            Claim::Permit { of, .. } => self.attempt_permits(wish, of, inbox, first, probe),
+            claim => self
+                .attempt_as(wish, claim, inbox, trace, first, probe)
+                .map(|(ended, _)| ended),
+        }
+    }
+
+    /// The same, for a permit a certain one. Answers also which others may be had in its place.
+    pub(super) fn attempt_as(
+        &self,
+        wish: &Wish,
+        claim: Claim,
+        inbox: &Arc<Inbox>,
+        trace: Trace<'_>,
+        first: Option<usize>,
+        probe: Option<&Probe<'_>>,
+    ) -> Result<(Attempted, Vec<u16>), Error> {
         self.nodes.meter().attempted(wish.keys.first());
         let ttl = wish.ttl;
         let token = Token::fresh(self.settings.owner.as_deref())?;
-        let lease = Arc::new(Lease::new(wish.keys.clone(), token, wish.claim));
+        let lease = Arc::new(Lease::new(wish.keys.clone(), token, claim));
         let least = ttl.least_validity(self.settings.min_validity);
         let validity = time::validity(ttl.duration());
         let (start, lead) = (time::now(), time::lead());
@@ -107,6 +128,8 @@ impl Engine {
             },
         };
         let refused = outcome.tally.refused();
+        let other_permits = outcome.tally.other_permits();
+        let elsewhere = self.likeliest(claim, &outcome, by_one);
         if outcome.verdict == Verdict::Won && request.fence.is_some() {
             outcome = self.number(&lease, outcome, inbox, budget);
         }
@@ -115,7 +138,7 @@ impl Engine {
             Verdict::Won => match time::valid_until(start, ttl.duration(), least, time::now()) {
                 Some(end) if lease.hold(end, lead) => {
                     self.circuit.succeed();
-                    return Ok(Ok(lease));
+                    return Ok((Ok(lease), Vec::new()));
                 }
                 _ => Miss::Slow,
             },
@@ -161,7 +184,10 @@ impl Engine {
         lease.abandon();
         // Nodes that refused have nothing of it. All others may have, also those that answered with an error (S4).
         self.nodes.release_behind(&lease, refused);
-        Ok(Err(miss))
+        match other_permits {
+            Some(other) => Err(engine::other_permits(&wish.keys, claim, other)),
+            None => Ok((Err(miss), elsewhere)),
+        }
     }
 
     /// Gives a lease that a quorum has granted its fencing token (rule S12), in a second round where the nodes' fences differ.

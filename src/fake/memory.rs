@@ -1,11 +1,12 @@
 //! What a node keeps, as plain data: the model that fakes serve from, and that real nodes are compared with.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::holder::Sight;
 use crate::key::Key;
 use crate::lease::Claim;
+use crate::permits::Free;
 use crate::script::{Answer, Holder, Request, Verb};
 use crate::time;
 
@@ -27,6 +28,9 @@ pub(crate) struct Slot {
     pub(crate) turn: Option<(Turn, Instant)>,
     /// The last number that was given out.
     pub(crate) fence: Option<u64>,
+    /// The permits of a semaphore that are held, and how many it has.
+    pub(crate) permits: BTreeMap<u16, (String, Instant)>,
+    pub(crate) count: u16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,9 @@ impl Memory {
                 }
             }
             (Verb::Break, _) => given(slot.owner.take().is_some()),
+            (verb, Claim::Permit { slot: permit, of }) => {
+                slot.serve_permit(verb, permit, of, (token, until), now)
+            }
             (_, Claim::Gate) => given(slot.gate.remove(token).is_some()),
             (Verb::Take | Verb::PutBack, Claim::Read) => {
                 let refused = slot.refuses_reader(is_new);
@@ -200,6 +207,44 @@ impl Slot {
         self.readers.retain(|_, end| *end > now);
         self.gate.retain(|_, end| *end > now);
         self.turn.take_if(|(_, end)| *end <= now);
+        self.permits.retain(|_, (_, end)| *end > now);
+    }
+
+    fn serve_permit(
+        &mut self,
+        verb: Verb,
+        permit: u16,
+        of: u16,
+        (token, until): (&str, Instant),
+        now: Instant,
+    ) -> Answer {
+        let held = self.permits.get(&permit).cloned();
+        let is_ours = held.as_ref().is_some_and(|(owner, _)| owner == token);
+        let last = held.as_ref().map_or(until, |(_, end)| until.max(*end));
+        let next = self.permits.values().map(|(_, end)| *end - now).min();
+        match (verb, next) {
+            (Verb::Take | Verb::PutBack, Some(_)) if self.count != of => {
+                return Answer::OtherPermits(self.count);
+            }
+            (Verb::Take | Verb::PutBack, Some(next)) if held.is_some() && !is_ours => {
+                let mut words = vec![0; usize::from(of.div_ceil(32))];
+                for free in (0..of).filter(|permit| !self.permits.contains_key(permit)) {
+                    words[usize::from(free / 32)] |= 1 << (free % 32);
+                }
+                let free = Free::read(&words, of);
+                return free.map_or(Answer::Foreign, |free| Answer::NotThisOne(free, next));
+            }
+            (Verb::Take | Verb::PutBack, _) => self.count = of,
+            (Verb::Extend, _) if is_ours => {}
+            (Verb::Release, _) if is_ours => {
+                self.permits.remove(&permit);
+                return Answer::Yes;
+            }
+            _ if held.is_some() => return Answer::Foreign,
+            _ => return Answer::Absent,
+        }
+        self.permits.insert(permit, (token.to_owned(), last));
+        Answer::Yes
     }
 
     /// An absent fence begins at the time in µs, as on a server.

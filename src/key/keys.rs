@@ -4,6 +4,8 @@ use std::fmt;
 use std::slice;
 use std::sync::Arc;
 
+#[cfg(any(feature = "cluster", test))]
+use super::slot::slot_of;
 use super::{Family, Key, shortened};
 use crate::error::Error;
 
@@ -69,13 +71,10 @@ impl Keys {
     ///
     /// # Errors
     /// `InvalidKey` with the first name whose slot is not that of the others.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "there are no endpoints that are clusters yet")
-    )]
+    #[cfg(any(feature = "cluster", test))]
     pub(crate) fn check_slots(&self) -> Result<(), Error> {
-        let slot = self.first.slot();
-        match self.all().iter().find(|key| key.slot() != slot) {
+        let slot = slot_of(self.first.wire());
+        match self.all().iter().find(|key| slot_of(key.wire()) != slot) {
             None => Ok(()),
             Some(other) => Err(Error::InvalidKey {
                 name: shortened(other.name()),

@@ -14,6 +14,8 @@ pub(crate) enum Access {
     Alone,
     /// Together with others who share it: readers.
     Shared,
+    /// Together with others, up to so many: permits of a semaphore.
+    Counted(u16),
 }
 
 /// One key that is held or waited for.
@@ -32,6 +34,8 @@ pub(super) struct Holder {
     pub(super) inbox: Arc<Inbox>,
     /// It sleeps while another asks for all that share the slot.
     pub(super) follows: bool,
+    /// The nodes had nothing for it: it waits for what becomes free, before those that come later.
+    pub(super) refused: bool,
 }
 
 pub(super) struct Waiter {
@@ -47,9 +51,11 @@ pub(crate) enum Refused {
     Busy {
         /// How those hold it who stood in the way, or want to that came before.
         by: Access,
-        /// When the last of their leases ends, if all have one.
+        /// When the last of their leases ends, if all have one; the first one's where each is enough.
         remaining: Option<Duration>,
     },
+    /// They say that there are so many permits.
+    OtherPermits(u16),
     Cancelled,
     Closed,
 }
@@ -64,7 +70,11 @@ impl Slot {
 
     pub(super) fn admits(&self, access: Access) -> bool {
         let shared = |holder: &Holder| holder.access == Access::Shared;
-        self.holders.is_empty() || access == Access::Shared && self.holders.iter().all(shared)
+        match access {
+            Access::Alone => self.holders.is_empty(),
+            Access::Shared => self.holders.iter().all(shared),
+            Access::Counted(most) => self.holders.len() < usize::from(most),
+        }
     }
 
     /// The holder with this ticket, if it still is one.
@@ -112,6 +122,27 @@ impl Slot {
         self.holders.iter().any(|holder| holder.lease.is_none())
     }
 
+    /// How many permits there are to those who hold or want one now, if that is not `most`.
+    pub(super) fn other_count(&self, access: Access) -> Option<u16> {
+        let holders = self.holders.iter().map(|holder| holder.access);
+        let mut all = holders.chain(self.queue.iter().map(|waiter| waiter.access));
+        all.find_map(|other| match other {
+            Access::Counted(most) if other != access => Some(most),
+            _ => None,
+        })
+    }
+
+    /// Whether somebody waits for what becomes free on the nodes who came before the holder with this ticket; then that one
+    /// follows, and is woken when it is its turn.
+    pub(super) fn follow_refused(&mut self, ticket: u64) -> bool {
+        let before = self.holders.iter().take_while(|h| h.ticket != ticket);
+        let behind = before.into_iter().any(|h| h.lease.is_none() && h.refused);
+        if let Some(me) = self.holder(ticket) {
+            me.follows = behind;
+        }
+        behind
+    }
+
     /// The inboxes of those that follow another; each is to be woken once.
     pub(super) fn followers(&mut self) -> impl Iterator<Item = Arc<Inbox>> {
         self.holders.iter_mut().filter_map(|holder| {
@@ -132,7 +163,10 @@ impl Slot {
             };
         }
         let expiries: Option<Vec<Instant>> = self.holders.iter().map(|h| h.expiry(now)).collect();
-        let last = expiries.and_then(|expiries| expiries.into_iter().max());
+        let last = match access {
+            Access::Counted(_) => self.next_expiry(now),
+            _ => expiries.and_then(|expiries| expiries.into_iter().max()),
+        };
         Refused::Busy {
             by: self.holders[0].access,
             remaining: last.map(|last| last.saturating_duration_since(now)),
@@ -155,6 +189,7 @@ impl From<Waiter> for Holder {
             lease: None,
             inbox: waiter.inbox,
             follows: false,
+            refused: false,
         }
     }
 }

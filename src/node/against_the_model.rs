@@ -2,14 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use redis::Connection;
 
-use super::{Connector, Session};
+use super::Session;
 use crate::config::Config;
 use crate::fake::{Memory, Slot, Turn};
 use crate::key::{Family, Key, Token};
@@ -318,6 +318,8 @@ impl Pair<'_> {
             gate: set(&gate),
             owner,
             fence: None,
+            permits: BTreeMap::new(),
+            count: 0,
             turn: turn.map(|(turn, end)| match turn.as_str() {
                 "asked" => (Turn::Asked, end),
                 "given" => (Turn::Given, end),
@@ -358,7 +360,7 @@ pub(super) fn connected() -> (servers::Server, Box<dyn Session>, Connection) {
         .connect_timeout(Duration::from_secs(5))
         .check()
         .unwrap();
-    let connector = super::Server::new(&settings.endpoints[0], &settings).unwrap();
+    let (_, connector) = super::connector(&settings.endpoints[0], &settings).unwrap();
     let (session, _) = connector.connect(None).unwrap();
     let client = redis::Client::open(server.url()).unwrap();
     let raw = client.get_connection().unwrap();

@@ -24,12 +24,15 @@ pub(super) struct RedisEar {
 }
 
 impl RedisEar {
-    pub(super) fn new(connection: Connection, node_timeout: Duration) -> RedisEar {
-        RedisEar {
+    pub(super) fn new(connection: Connection, node_timeout: Duration) -> Result<RedisEar, Cause> {
+        connection
+            .set_write_timeout(Some(node_timeout))
+            .map_err(|error| script::cause(&error))?;
+        Ok(RedisEar {
             connection,
             node_timeout,
             early: VecDeque::new(),
-        }
+        })
     }
 
     /// We do not do this with the `PubSub` of `redis`: it keeps what comes before the reply, for as long as anything comes.

@@ -25,7 +25,7 @@ pub(super) fn secure(info: ConnectionInfo, _: &Settings) -> Result<ConnectionInf
 #[cfg(all(test, not(loom)))]
 mod tests {
     use crate::config::Config;
-    use crate::node::Server;
+    use crate::node::address::only;
 
     #[test]
     fn an_address_over_tls_is_told_which_feature_it_takes() {
@@ -33,7 +33,7 @@ mod tests {
             let settings = Config::new([format!("{scheme}://joe:s3cret@h")])
                 .check()
                 .unwrap();
-            let refused = Server::new(&settings.endpoints[0], &settings);
+            let refused = only(&settings);
             let error = refused.unwrap_err().to_string();
             assert!(error.contains("feature `tls`"), "{error}");
             assert!(!error.contains("s3cret"), "{error}");

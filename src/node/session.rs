@@ -8,11 +8,14 @@ use crate::about::{self, About};
 use crate::batch::Calls;
 use crate::error::Cause;
 use crate::node::{Greeting, Session};
+#[cfg(feature = "cluster")]
+use crate::script::Holder;
 use crate::script::{self, Answer, Loaded, Read, Request};
 use crate::time;
 
 /// What a node is asked of itself. The first one has its clock.
 const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
+
 /// An open connection with the scripts loaded.
 pub(super) struct RedisSession {
     connection: Connection,
@@ -53,10 +56,11 @@ impl RedisSession {
         }
     }
 
-    /// Learns who the server is, kills our former connection, and loads the scripts.
+    /// Learns who the server is, kills what there is of our former connections to it (a run id, and a number within
+    /// that run), and loads the scripts.
     pub(super) fn greet(
         &mut self,
-        former: Option<&Greeting>,
+        former: &[(String, i64)],
         end: Instant,
     ) -> Result<Greeting, Cause> {
         self.wire.clear();
@@ -94,17 +98,17 @@ impl RedisSession {
         };
         self.wire.clear();
         // After a restart the numbers begin anew: ours may be somebody else's by now.
-        let killed = former.filter(|former| former.run_id == greeting.run_id);
-        if let Some(former) = killed {
+        let killed = || former.iter().filter(|(run, _)| *run == greeting.run_id);
+        for (_, client) in killed() {
             redis::cmd("CLIENT")
                 .arg("KILL")
                 .arg("ID")
-                .arg(former.client)
+                .arg(client)
                 .write_packed_command(&mut self.wire);
         }
         Loaded::load(&mut self.wire);
         self.send(end)?;
-        if killed.is_some() {
+        for _ in killed() {
             self.receive_as::<i64>(end)?;
         }
         self.learn_scripts(end)?;
@@ -228,21 +232,28 @@ impl RedisSession {
     }
 }
 
-impl Session for RedisSession {
-    fn exchange(
-        &mut self,
-        requests: &[Request],
-        answer: &mut dyn FnMut(usize, Answer),
-    ) -> Result<(), Cause> {
-        let end = time::now() + self.timeout;
+impl RedisSession {
+    /// Sends a batch, whose answers are then to be read with [`read_batch`](RedisSession::read_batch).
+    pub(super) fn write_batch(&mut self, requests: &[Request], end: Instant) -> Result<(), Cause> {
         let mut calls = std::mem::take(&mut self.calls);
-        let mut again = std::mem::take(&mut self.again);
         calls.plan(requests);
         self.wire.clear();
         for first in calls.firsts() {
             self.write(requests, &calls, first);
         }
-        self.send(end)?;
+        self.calls = calls;
+        self.send(end)
+    }
+
+    /// Hands out the answers to the batch that was sent.
+    pub(super) fn read_batch(
+        &mut self,
+        requests: &[Request],
+        end: Instant,
+        answer: &mut dyn FnMut(usize, Answer),
+    ) -> Result<(), Cause> {
+        let calls = std::mem::take(&mut self.calls);
+        let mut again = std::mem::take(&mut self.again);
         for first in calls.firsts() {
             let reply = self.receive(end)?;
             for (place, index) in calls.members(first).enumerate() {
@@ -265,12 +276,56 @@ impl Session for RedisSession {
         Ok(())
     }
 
-    fn ping(&mut self) -> Result<(), Cause> {
-        let end = time::now() + self.timeout;
+    /// Sends one request to where a slot is on its way to, and reads its answer.
+    #[cfg(feature = "cluster")]
+    pub(super) fn ask_aside(&mut self, request: &Request, end: Instant) -> Result<Answer, Cause> {
+        self.wire.clear();
+        redis::cmd("ASKING").write_packed_command(&mut self.wire);
+        let (cmd, wire) = (&mut self.cmd, &mut self.wire);
+        self.loaded.write(request, std::iter::empty(), cmd, wire);
+        self.send(end)?;
+        self.receive(end)?;
+        let reply = self.receive(end)?;
+        match script::read(request, 0, &reply) {
+            Read::Answer(answer) => Ok(answer),
+            // For how long would be one more question aside, and it is told as unknown as well.
+            Read::Refused => Ok(Answer::Held(Holder::One, None)),
+            Read::NoScript => Ok(Answer::Fault(Cause::Server("NOSCRIPT aside".into()))),
+            Read::OutOfStep => Err(out_of_step()),
+        }
+    }
+
+    pub(super) fn ping_by(&mut self, end: Instant) -> Result<(), Cause> {
         self.wire.clear();
         redis::cmd("PING").write_packed_command(&mut self.wire);
         self.send(end)?;
         self.receive(end).map(|_| ())
+    }
+}
+
+impl Session for RedisSession {
+    fn exchange(
+        &mut self,
+        requests: &[Request],
+        answer: &mut dyn FnMut(usize, Answer),
+    ) -> Result<(), Cause> {
+        let end = time::now() + self.timeout;
+        let mut demoted = None;
+        self.write_batch(requests, end)?;
+        self.read_batch(requests, end, &mut |index, read| {
+            if let Answer::Fault(cause) = &read
+                && script::is_read_only(cause)
+            {
+                demoted = Some(cause.clone());
+            }
+            answer(index, read);
+        })?;
+        // It was a master when it was greeted. Another may be by now, where somebody tells us which.
+        demoted.map_or(Ok(()), Err)
+    }
+
+    fn ping(&mut self) -> Result<(), Cause> {
+        self.ping_by(time::now() + self.timeout)
     }
 }
 
@@ -279,6 +334,6 @@ fn is_digest(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn out_of_step() -> Cause {
+pub(super) fn out_of_step() -> Cause {
     Cause::Unreachable("an unexpected reply: is it a Redis server?".into())
 }

@@ -125,12 +125,12 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::error::Error;
-    use crate::node::Server;
+    use crate::node::address::{Server, only};
     use rcgen::{CertificateParams, KeyPair};
 
     fn server(config: Config) -> Result<Server, Error> {
         let settings = config.check()?;
-        Server::new(&settings.endpoints[0], &settings)
+        only(&settings)
     }
 
     /// A certificate that is its own authority, and its key.

@@ -5,7 +5,7 @@ use crate::shapes::{Rig, suite};
 use crate::support::servers::Server;
 use crate::support::unique_key;
 use crate::support::witness::Witness;
-use redguard::{CancelToken, Error, LocalLocker, LockOptions, Locker, Mode, RedisLocker};
+use redguard::{CancelToken, Endpoint, Error, LocalLocker, LockOptions, Locker, Mode, RedisLocker};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Barrier, mpsc};
@@ -44,7 +44,7 @@ enum Handle {
     Local(LocalLocker),
 }
 
-fn connect_to(addresses: &[String], servers: &[Server]) -> Handle {
+fn connect_to(addresses: &[Endpoint], servers: &[Server]) -> Handle {
     Handle::Redis(connect_by(at(addresses.to_vec()), servers))
 }
 

@@ -7,6 +7,8 @@
 
 mod cancellation;
 mod chaos;
+#[cfg(feature = "cluster")]
+mod clusters;
 mod conformance;
 mod expiry;
 mod fencing;
@@ -28,9 +30,13 @@ mod rw_processes;
 mod rw_published;
 mod rw_starvation;
 mod rw_wire;
+mod semaphore;
+#[cfg(feature = "sentinel")]
+mod sentinels;
 mod servers_work;
 mod several;
 mod shapes;
+mod sockets;
 mod support;
 mod support_works;
 #[cfg(feature = "tls")]

@@ -6,7 +6,9 @@ use crate::rig::{
 };
 use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, servers, unique_key};
-use redguard::{Cause, Config, Error, LockGuard, Locker, NodeCause, Nodes, RedisLocker};
+use redguard::{
+    Cause, Config, Error, LockGuard, Locker, NodeCause, NodeState, Nodes, RedisLocker, Role,
+};
 use std::time::Duration;
 
 /// How long tests with hung nodes wait for them: far longer than a healthy one takes on a busy machine.
@@ -42,7 +44,7 @@ fn refused(config: Config) -> Error {
 
 #[test]
 fn no_address_and_one_server_twice_are_refused() {
-    assert_eq!(refused(at([])), Error::NoAddresses);
+    assert_eq!(refused(at([""; 0])), Error::NoAddresses);
     let node = &servers(1)[0];
     let port = node.port();
     let by_text = refused(at([node.addr(), format!("redis://{}/3", node.addr())]));
@@ -288,12 +290,11 @@ fn refuses(node: &Server, how: &[&str], code: &str, back: &[&str], check: impl F
     );
     check(&held);
     ask::<()>(node, back);
-    locker
-        .try_lock(&key, TTL)
-        .unwrap()
-        .unwrap()
-        .release()
-        .unwrap();
+    // One that is known to be a replica is asked only when it has said that it is none any more.
+    eventually(LIMIT, "it grants again", || {
+        let guard = locker.try_lock(&key, TTL).ok().flatten();
+        guard.is_some_and(|guard| guard.release().is_ok())
+    });
     held.release().unwrap();
 }
 
@@ -303,9 +304,17 @@ fn a_node_that_became_a_replica_is_a_fault() {
     let nobody = free_port().unwrap().to_string();
     let how = ["REPLICAOF", "127.0.0.1", &nobody];
     let back = ["REPLICAOF", "NO", "ONE"];
+    let locker = connect(std::slice::from_ref(node));
+    let health = || locker.nodes().health().nodes[0].clone();
+    assert_eq!(health().role, Some(Role::Master));
     refuses(node, &how, "READONLY", &back, |held| {
         insufficient(held.extend(2 * TTL).unwrap_err());
         assert!(held.is_held());
+        assert!(locker.try_lock(&unique_key("refused"), TTL).is_err());
+        // It is connected to anew, to hear whether it is to be used at all.
+        eventually(LIMIT, "it is known as a replica", || {
+            (health().role, health().state) == (Some(Role::Replica), NodeState::Suspect)
+        });
     });
 }
 

@@ -51,6 +51,10 @@ impl Program {
             .env(NODES, nodes.join(","))
             .env(KEY, key)
             .env(FILE, file)
+            // What is freed goes back to the system, so that a process can see what it keeps.
+            .env("MALLOC_ARENA_MAX", "1")
+            .env("MALLOC_TRIM_THRESHOLD_", "0")
+            .env("MALLOC_TOP_PAD_", "0")
             .stdout(Stdio::null())
             .spawn();
         Program(child.unwrap())

@@ -2,7 +2,7 @@
 
 use crate::support::servers::Server;
 use crate::support::{eventually, raw, servers, unique_key};
-use redguard::{Config, LockGuard, LockOptions, Locker, RedisLocker, RetryPolicy};
+use redguard::{Config, Endpoint, LockGuard, LockOptions, Locker, RedisLocker, RetryPolicy};
 use redis::FromRedisValue;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ pub(crate) fn config(nodes: &[Server]) -> Config {
 }
 
 /// The same for any addresses. The breaker never opens: an outage lasts for as long as the test wants.
-pub(crate) fn at(addresses: impl IntoIterator<Item = String>) -> Config {
+pub(crate) fn at(addresses: impl IntoIterator<Item = impl Into<Endpoint>>) -> Config {
     Config::new(addresses)
         .node_timeout(Duration::from_secs(2))
         .connect_timeout(Duration::from_secs(10))

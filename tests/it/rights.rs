@@ -9,7 +9,7 @@ use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, servers, unique_key};
 use redguard::{
     Cause, Config, Error, LockOptions, Locker, NodeCause, Nodes, RedisLocker, RedisRwLocker,
-    RetryPolicy, RwLocker,
+    RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
 };
 use std::collections::HashMap;
 use std::thread;
@@ -61,16 +61,16 @@ fn a_password_opens_the_door_and_is_never_shown() {
     assert!(!captured_log().mentions(&right) && !captured_log().mentions(&wrong));
 }
 
-/// The README's lines, one after the other: for exclusive locks, read-write locks, fencing, and wake-ups. Without the
+/// The README's lines, one after the other: for exclusive locks, read-write locks, fencing, semaphores, and wake-ups. Without the
 /// user's name and password.
-fn readme() -> [Vec<&'static str>; 4] {
+fn readme() -> [Vec<&'static str>; 5] {
     let text = include_str!("../../README.md");
     let lines = text.lines().filter_map(|line| {
         let words = line.strip_prefix("ACL SETUSER locks ")?.split(' ');
         Some(words.filter(|word| *word != "on" && !word.starts_with('>')))
     });
     let lines: Vec<Vec<&str>> = lines.map(Iterator::collect).collect();
-    lines.try_into().expect("four lines in the README")
+    lines.try_into().expect("five lines in the README")
 }
 
 fn grant(node: &Server, user: &str, rights: &[&str]) {
@@ -136,10 +136,44 @@ fn every_fenced_request(node: &Server, config: Config) -> Result<(), Error> {
     every_request(node, config)
 }
 
+/// Each kind of request for a permit once, the refused one included.
+fn every_request_for_permits(_: &Server, config: Config) -> Result<(), Error> {
+    let name = unique_key("acl");
+    let once = LockOptions::new(TTL);
+    let semaphore = RedisSemaphore::connect(config.clone(), &name, 1)?;
+    let permit = semaphore.acquire(&once)?;
+    let other = RedisSemaphore::connect(config, &name, 1)?;
+    assert!(other.try_acquire(&once)?.is_none());
+    permit.extend(2 * TTL)?;
+    permit.release()
+}
+
 #[test]
 fn an_acl_user_needs_no_more_than_the_readme_says_and_no_less() {
+    let [least, rw, fenced, permits, _] = readme();
+    type Requests = fn(&Server, Config) -> Result<(), Error>;
+    let none = Vec::new();
+    let kinds: [(&Vec<&str>, Requests); 4] = [
+        (&none, every_request),
+        (&rw, every_rw_request),
+        (&fenced, every_fenced_request),
+        (&permits, every_request_for_permits),
+    ];
+    // What is refused is waited for, so each kind has a node of its own, and all wait together.
+    thread::scope(|scope| {
+        for (besides, every) in kinds {
+            let least = &least;
+            scope.spawn(move || no_more_and_no_less(least, besides, every));
+        }
+    });
+}
+
+fn no_more_and_no_less(
+    least: &[&str],
+    besides: &[&str],
+    every: impl Fn(&Server, Config) -> Result<(), Error>,
+) {
     let node = &servers(1)[0];
-    let [least, rw, fenced, _] = readme();
     let patient = as_user(node, USER);
     let policy = RetryPolicy {
         max_outage: REFUSED,
@@ -147,32 +181,22 @@ fn an_acl_user_needs_no_more_than_the_readme_says_and_no_less() {
     };
     let config = patient.clone().retry(policy);
     let config = config.node_timeout(REFUSED).connect_timeout(REFUSED);
-    type Requests = fn(&Server, Config) -> Result<(), Error>;
-    let none = Vec::new();
-    let kinds: [(&Vec<&str>, Requests); 3] = [
-        (&none, every_request),
-        (&rw, every_rw_request),
-        (&fenced, every_fenced_request),
-    ];
-    for (besides, every) in kinds {
-        grant(node, USER, &[&least[..], besides].concat());
-        every(node, patient.clone()).unwrap();
-        let out = if besides.is_empty() { &least } else { besides };
-        for left_out in out {
-            let rights = least.iter().chain(besides).copied();
-            let rights: Vec<&str> = rights.filter(|one| one != left_out).collect();
-            grant(node, USER, &rights);
-            let causes = causes(every(node, config.clone()).expect_err(left_out));
-            let is_plain = match &causes[0].cause {
-                Cause::Denied(_) => true,
-                // Inside a script the server has words for it, but no code.
-                Cause::Server(text) => {
-                    text.contains("user executing the script") || text.contains("ACL")
-                }
-                _ => false,
-            };
-            assert!(is_plain, "without {left_out}: {causes:?}");
-        }
+    grant(node, USER, &[least, besides].concat());
+    every(node, patient).unwrap();
+    for left_out in if besides.is_empty() { least } else { besides } {
+        let rights = least.iter().chain(besides).copied();
+        let rights: Vec<&str> = rights.filter(|one| one != left_out).collect();
+        grant(node, USER, &rights);
+        let causes = causes(every(node, config.clone()).expect_err(left_out));
+        let is_plain = match &causes[0].cause {
+            Cause::Denied(_) => true,
+            // Inside a script the server has words for it, but no code.
+            Cause::Server(text) => {
+                text.contains("user executing the script") || text.contains("ACL")
+            }
+            _ => false,
+        };
+        assert!(is_plain, "without {left_out}: {causes:?}");
     }
 }
 

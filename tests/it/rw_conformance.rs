@@ -6,8 +6,8 @@ use crate::support::servers::Server;
 use crate::support::witness::Witness;
 use crate::support::{eventually, unique_key};
 use redguard::{
-    CancelToken, Error, LocalRwLocker, LockOptions, Mode, ReadGuard, RedisRwLocker, RwLocker,
-    WriteGuard,
+    CancelToken, Endpoint, Error, LocalRwLocker, LockOptions, Mode, ReadGuard, RedisRwLocker,
+    RwLocker, WriteGuard,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Barrier;
@@ -41,7 +41,7 @@ enum Handle {
     Local(LocalRwLocker),
 }
 
-fn connect_to(addresses: &[String], servers: &[Server]) -> Handle {
+fn connect_to(addresses: &[Endpoint], servers: &[Server]) -> Handle {
     let locker = connect_by(at(addresses.to_vec()), servers);
     Handle::Redis(RedisRwLocker::new(locker.nodes()))
 }

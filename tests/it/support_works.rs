@@ -5,6 +5,7 @@
     reason = "tests of the tools that the other tests wait with"
 )]
 
+use crate::support::clock::{Clock, lead};
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::proxy::{Door, Flow, Proxy};
 use crate::support::servers::Server;
@@ -204,6 +205,28 @@ fn a_proxy_ends_promptly_whatever_it_does() {
         // With everything passing, the reply may come first.
         assert!(["", PONG].contains(&&*client.hear(7)));
     }
+}
+
+#[test]
+fn a_clock_steps_at_once_and_uptimes_and_ends_go_with_it() {
+    let Some(clock) = Clock::new() else { return };
+    let server = clock.drive(Server::options()).start().unwrap();
+    let mut client = raw(&server);
+    let mut ask = |words: &[&str]| -> i64 {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).query(&mut client).unwrap()
+    };
+    assert!(lead(&server) < LIMIT);
+    ask(&["SADD", "key", "member"]);
+    ask(&["PEXPIRE", "key", "1000000"]);
+    clock.behind(50 * LIMIT);
+    assert_eq!(lead(&server), Duration::ZERO);
+    let left = ask(&["PTTL", "key"]);
+    assert!((1_900_000..=2_000_000).contains(&left), "{left}");
+    clock.ahead(100 * LIMIT);
+    let lead = lead(&server);
+    assert!((99 * LIMIT..=100 * LIMIT).contains(&lead), "{lead:?}");
+    assert_eq!(ask(&["PTTL", "key"]), -2);
 }
 
 #[test]

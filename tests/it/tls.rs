@@ -7,8 +7,12 @@ use crate::rig::{
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::proxy::{Flow, Proxy};
 use crate::support::servers::Server;
+#[cfg(feature = "cluster")]
+use crate::support::servers::free_port;
 use crate::support::tls::{Ask, Authority, Identity, TlsServer};
 use crate::support::{eventually, servers, unique_key};
+#[cfg(feature = "cluster")]
+use redguard::Endpoint;
 use redguard::{
     Cause, Config, Error, LockOptions, Locker, Nodes, RedisLocker, RedisRwLocker, RetryPolicy,
     RwLocker, Tls, WaitLost,
@@ -302,4 +306,36 @@ fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
     guard.release().unwrap();
     node.server.stop().unwrap();
     in_time("shut down", &|| _ = locker.nodes().shutdown(Duration::ZERO));
+}
+
+#[cfg(feature = "cluster")]
+#[test]
+fn a_cluster_is_spoken_to_over_tls_wherever_its_seed_sends_us() {
+    let ca = Authority::new("ours");
+    let bus = free_port().unwrap().to_string();
+    let more = [
+        ("--cluster-enabled", "yes"),
+        ("--cluster-port", &bus),
+        ("--tls-cluster", "yes"),
+    ];
+    let one = node(&ca.signs(&[HERE]), &ca, &more);
+    ask::<()>(&one.server, &["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    eventually(LIMIT, "the cluster is in order", || {
+        ask::<String>(&one.server, &["CLUSTER", "INFO"]).contains("cluster_state:ok")
+    });
+    for seed in [one.addr(), format!("rediss://{}", one.addr())] {
+        let before = connections(&one.server, &one.addr());
+        let locker =
+            RedisLocker::connect(at([Endpoint::cluster([seed])]).tls(ca.trusted())).unwrap();
+        take(&locker, &unique_key("tls")).release().unwrap();
+        assert_eq!(connections(&one.server, &one.addr()), before + 1);
+        locker.nodes().shutdown(LIMIT);
+    }
+    let stranger = Authority::new("theirs");
+    let config = at([Endpoint::cluster([one.addr()])]).tls(stranger.trusted());
+    let (name, cause) = refused(config.connect_timeout(PROMPT));
+    assert!(
+        name == format!("cluster:{}", one.addr()) && matches!(cause, Cause::Denied(_)),
+        "{cause}"
+    );
 }

@@ -1,7 +1,8 @@
-//! Negative controls: two ways in which a lock is given away twice, forced, and seen by the journal; and what prevents them.
+//! Negative controls: three ways in which a lock is given away twice, forced, and seen by the journal; and what prevents them.
 
 use crate::parts::scratch;
 use crate::rig::{LIMIT, TTL, config, connect_by, everywhere, pttl, take};
+use crate::support::clock::Clock;
 use crate::support::servers::Server;
 use crate::support::witness::Journal;
 use crate::support::{eventually, raw, servers, unique_key};
@@ -60,6 +61,19 @@ fn a_majority_that_evicts_gives_a_lock_away_twice() {
             flood.query::<()>(&mut connection).unwrap();
             pttl(node, key) == -2
         });
+    });
+}
+
+#[test]
+fn a_majority_whose_clocks_step_over_a_ttl_gives_a_lock_away_twice() {
+    let Some(clocks) = (0..3).map(|_| Clock::new()).collect::<Option<Vec<_>>>() else {
+        return;
+    };
+    let start = |clock: &Clock| clock.drive(Server::options()).start().unwrap();
+    let nodes: Vec<Server> = clocks.iter().map(start).collect();
+    two_hold(&nodes, "stepped", |node, _| {
+        let at = nodes.iter().position(|other| other.port() == node.port());
+        clocks[at.unwrap()].ahead(2 * TTL);
     });
 }
 

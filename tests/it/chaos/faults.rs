@@ -1,9 +1,25 @@
 //! The faults: which there are, one after the other, and their end.
+//!
+//! # Which steps of a server's clock there are
+//!
+//! A lock is promised to bear clocks that disagree within its TTL by `ttl / 100 + 2 ms`, its drift. A step moves a clock at once.
+//!
+//! - *Back*, by any amount: keys live longer on that node, which keeps a lock from others for longer and gives none away. An uptime
+//!   that has become shorter makes a quarantine longer, and one below zero counts as nothing.
+//! - *Ahead*, by no more than the drift of the shortest TTL in all the steps that fall into one. A greater step ends keys
+//!   before their time, as if the node had lost them, and is not to be seen in its uptime, so that no quarantine helps: the grant of
+//!   that node may be the one that the quorum of a holder rests on. [`super::controls`] shows what happens then.
+//! - *Right again*, when the node comes back without its data under quarantine: there is nothing then that could end too early.
+//!
+//! Where nodes lose the counts that fencing tokens come from, these begin with the node's clock. Tokens are promised to increase as
+//! long as the clocks of a quorum are in step: only a minority steps there, always the same, and it is never ahead. The token is
+//! the greatest number that a quorum has reached, which is never one of a minority that is behind.
 
-use super::Data;
-use super::part::MAX_TTL;
+use super::part::{MAX_TTL, MIN_TTL};
+use super::{Data, LEFT};
 use crate::parts::Program;
 use crate::rig::{LIMIT, now, try_ask};
+use crate::support::clock::Clock;
 use crate::support::eventually;
 use crate::support::proxy::{Flow, Proxy};
 use crate::support::servers::Server;
@@ -16,10 +32,17 @@ use std::time::{Duration, Instant};
 
 const PROCESSES: usize = 4;
 const MS: Duration = Duration::from_millis(1);
+/// The furthest that a clock steps back at once.
+pub(super) const FURTHEST: Duration = Duration::from_secs(1);
+/// How long a clock rests after a step back: nothing is left then that lasts longer because of it.
+const REST: Duration = LEFT.saturating_add(FURTHEST);
+/// Two of these can fall into the shortest TTL, whose drift is 8 ms, and one more into each 600 ms of a longer one, which add 6.
+const AHEAD: Duration = Duration::from_millis(3);
 
 /// Faults on a set of nodes, and the processes that use them. Each node, proxy and process has one fault at a time.
 pub(super) struct Storm<'a> {
     nodes: &'a [Server],
+    clocks: Vec<Hand<'a>>,
     data: Data,
     file: PathBuf,
     links: Vec<Proxy>,
@@ -27,6 +50,19 @@ pub(super) struct Storm<'a> {
     lasting: Vec<(Instant, Mend)>,
     counts: BTreeMap<&'static str, u64>,
     rng: StdRng,
+}
+
+/// A clock that may be stepped, and by how much it is behind.
+struct Hand<'a> {
+    clock: &'a Clock,
+    behind: Duration,
+}
+
+impl Hand<'_> {
+    fn set(&mut self, behind: Duration) {
+        self.behind = behind;
+        self.clock.behind(behind);
+    }
 }
 
 /// The end of a fault that lasts.
@@ -37,6 +73,7 @@ enum Mend {
     MakeRoom(usize),
     Pass(usize),
     Wake(usize),
+    Rest(usize),
 }
 
 /// What a fault is at.
@@ -45,6 +82,7 @@ enum Place {
     Node(usize),
     Link(usize),
     Program(usize),
+    Clock(usize),
 }
 
 impl Mend {
@@ -53,15 +91,32 @@ impl Mend {
             Mend::Resume(node) | Mend::Restart(node) | Mend::MakeRoom(node) => Place::Node(node),
             Mend::Pass(link) => Place::Link(link),
             Mend::Wake(program) => Place::Program(program),
+            Mend::Rest(clock) => Place::Clock(clock),
         }
     }
 }
 
 impl<'a> Storm<'a> {
-    pub(super) fn over(nodes: &'a [Server], data: Data, file: PathBuf, rng: StdRng) -> Storm<'a> {
+    /// The clocks are those of the nodes, or none.
+    pub(super) fn over(
+        nodes: &'a [Server],
+        clocks: &'a [Clock],
+        data: Data,
+        file: PathBuf,
+        rng: StdRng,
+    ) -> Storm<'a> {
         let links = nodes.iter().map(|node| Proxy::to(node.addr())).collect();
+        let stepped = match data {
+            Data::Kept => nodes.len(),
+            Data::Lost => (nodes.len() - 1) / 2,
+        };
+        let clocks = clocks.iter().take(stepped).map(|clock| Hand {
+            clock,
+            behind: Duration::ZERO,
+        });
         let mut storm = Storm {
             nodes,
+            clocks: clocks.collect(),
             data,
             file,
             links,
@@ -134,8 +189,11 @@ impl<'a> Storm<'a> {
     fn mend(&mut self, mend: Mend) {
         match mend {
             Mend::Resume(node) => self.nodes[node].resume().unwrap(),
-            // Its port may be taken for a moment.
             Mend::Restart(node) => {
+                if let (Data::Lost, Some(hand)) = (self.data, self.clocks.get_mut(node)) {
+                    hand.set(Duration::ZERO);
+                }
+                // Its port may be taken for a moment.
                 if self.nodes[node].restart().is_err() {
                     self.lasting.push((now() + MAX_TTL / 4, mend));
                 }
@@ -143,6 +201,7 @@ impl<'a> Storm<'a> {
             Mend::MakeRoom(node) => tell(&self.nodes[node], &["CONFIG", "SET", "maxmemory", "0"]),
             Mend::Pass(link) => self.links[link].pass(),
             Mend::Wake(program) => self.programs[program].resume(),
+            Mend::Rest(_) => {}
         }
     }
 
@@ -164,6 +223,7 @@ impl<'a> Storm<'a> {
         let name = match self.rng.random_range(0..36) {
             0 => self.strike_all(Place::Node),
             1 | 2 => self.strike_all(Place::Link),
+            3..6 => self.step(),
             _ => self.strike_one(),
         };
         name.into_iter()
@@ -192,6 +252,24 @@ impl<'a> Storm<'a> {
             }
         }
         Some(name)
+    }
+
+    fn step(&mut self) -> Option<&'static str> {
+        let any = self.rng.random_range(0..self.nodes.len());
+        if self.is_at(Place::Clock(any)) {
+            return None;
+        }
+        let back = self.rng.random_range(MS..FURTHEST);
+        let hand = self.clocks.get_mut(any)?;
+        if self.rng.random() {
+            hand.set(hand.behind + back);
+            self.last(REST, 2 * REST, Mend::Rest(any));
+            Some("clock stepped back")
+        } else {
+            hand.set(hand.behind.checked_sub(AHEAD)?);
+            self.last(MIN_TTL, 2 * MIN_TTL, Mend::Rest(any));
+            Some("clock stepped ahead")
+        }
     }
 
     fn strike_one(&mut self) -> Option<&'static str> {

@@ -5,9 +5,14 @@
 )]
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
+pub(crate) mod clock;
+#[cfg(feature = "cluster")]
+pub(crate) mod clusters;
 pub(crate) mod hostile;
 pub(crate) mod log_capture;
 pub(crate) mod proxy;
+#[cfg(feature = "sentinel")]
+pub(crate) mod sentinels;
 #[path = "../../../examples/common/servers.rs"]
 pub(crate) mod servers;
 #[cfg(feature = "tls")]
@@ -26,6 +31,18 @@ pub(crate) fn servers(n: usize) -> Vec<Server> {
     (0..n)
         .map(|_| Server::start().unwrap_or_else(|error| panic!("{error}")))
         .collect()
+}
+
+/// A server that also listens on a socket in the file system, with this password if it is not empty, and the socket's URL.
+pub(crate) fn on_socket(password: &str) -> (Server, String) {
+    let options = Server::options().arg("--unixsocket", "redis.sock");
+    let options = match password {
+        "" => options,
+        password => options.arg("--requirepass", password),
+    };
+    let server = options.start().unwrap_or_else(|error| panic!("{error}"));
+    let url = format!("unix://{}", server.dir().join("redis.sock").display());
+    (server, url)
 }
 
 /// A key that no other call has got, in this or another run.

@@ -1,0 +1,62 @@
+//! What an attempt at a semaphore is: one of its permits after another, for as long as nodes say that some are free.
+
+use std::sync::Arc;
+
+use crate::engine::attempt::{Attempted, Miss, Trace};
+use crate::engine::circuit::Probe;
+use crate::engine::{Engine, Wish};
+use crate::error::Error;
+use crate::inbox::Inbox;
+use crate::lease::Claim;
+use crate::permits;
+use crate::quorum::quorum;
+use crate::round::Outcome;
+use crate::time;
+
+/// So many permits in a row that others took at the same time end an attempt.
+const MOST_TRIED: u32 = 16;
+
+impl Engine {
+    /// Asks for one permit, each time under a fresh token, and if others hold it for one of those that a quorum of nodes calls
+    /// free. Which one is drawn at random, so that those who come together seldom want the same.
+    ///
+    /// Blocks for `node_timeout`, and for the round that has begun by then.
+    pub(super) fn attempt_permits(
+        &self,
+        wish: &Wish,
+        of: u16,
+        inbox: &Arc<Inbox>,
+        first: Option<usize>,
+        probe: Option<&Probe<'_>>,
+    ) -> Result<Attempted, Error> {
+        let end = self.node_budget(time::now()).end();
+        let mut slot = rand::random_range(0..of);
+        let mut tried = 0;
+        loop {
+            let claim = Claim::Permit { slot, of };
+            let (ended, free) = self.attempt_as(wish, claim, inbox, Trace::None, first, probe)?;
+            tried += 1;
+            let is_over = tried == MOST_TRIED || end.is_some_and(|end| end <= time::now());
+            match ended {
+                Err(Miss::Contended(_)) if !free.is_empty() && !is_over => {
+                    self.go_on(inbox)?;
+                    slot = free[rand::random_range(0..free.len())];
+                }
+                ended => return Ok(ended),
+            }
+        }
+    }
+
+    /// Which permits may be had in place of the one that was asked for, by what the nodes have said.
+    pub(super) fn likeliest(&self, claim: Claim, outcome: &Outcome, by_one: bool) -> Vec<u16> {
+        let Claim::Permit { of, .. } = claim else {
+            return Vec::new();
+        };
+        let total = self.nodes.total();
+        let willing = match by_one {
+            true => total - 1,
+            false => outcome.tally.willing(),
+        };
+        permits::likeliest(&outcome.free, of, willing, quorum(total))
+    }
+}

@@ -1,0 +1,132 @@
+//! Servers that are found by asking others: sentinels and the seeds of a cluster.
+
+use std::time::Instant;
+
+use redis::{Cmd, Connection, ConnectionAddr, FromRedisValue};
+
+use crate::config::Settings;
+use crate::endpoint::Address;
+use crate::error::{Cause, Error};
+use crate::node::address::{Server, host_and_port, left, refusal};
+use crate::script;
+
+/// The longest name of a host, in bytes, as DNS has it.
+const MOST_HOST: usize = 255;
+
+impl Server {
+    /// Reads the address of one that tells where the servers are, with its own credentials only. Where it names no port
+    /// it has this one.
+    pub(super) fn read_guide(
+        address: &Address,
+        settings: &Settings,
+        port: u16,
+    ) -> Result<Server, Error> {
+        let (server, url) = Server::parse(address, settings)?;
+        let refuse = |reason| Err(refusal(address, reason));
+        let Some((host, given)) = host_and_port(&server.info) else {
+            return refuse("what it names are hosts and ports, so it must be one of them");
+        };
+        if server.info.redis_settings().db() != 0 {
+            return refuse("it has no database but 0");
+        }
+        match names_port(&url) {
+            true => Ok(server.at(host, given)),
+            false => Ok(server.at(host, port)),
+        }
+    }
+
+    /// Another server that is connected to in the same way.
+    pub(super) fn at(&self, host: &str, port: u16) -> Server {
+        let mut addr = self.info.addr().clone();
+        match &mut addr {
+            ConnectionAddr::TcpTls {
+                host: old_host,
+                port: old_port,
+                ..
+            }
+            | ConnectionAddr::Tcp(old_host, old_port) => {
+                host.clone_into(old_host);
+                *old_port = port;
+            }
+            // `read_guide` lets in no other.
+            _ => addr = ConnectionAddr::Tcp(host.to_owned(), port),
+        }
+        Server {
+            info: self.info.clone().set_addr(addr),
+        }
+    }
+
+    /// Asks something on a connection to it that has just been opened.
+    pub(super) fn ask<T: FromRedisValue>(
+        &self,
+        connection: &mut Connection,
+        question: &Cmd,
+        end: Instant,
+    ) -> Result<T, Cause> {
+        let left = Some(left(end));
+        connection
+            .set_read_timeout(left)
+            .and_then(|()| connection.set_write_timeout(left))
+            .and_then(|()| question.query(connection))
+            .map_err(|error| self.without_password(script::cause(&error)))
+    }
+}
+
+/// Whether others may name this as a host. It is passed on in logs and errors.
+pub(super) fn is_host(name: &str) -> bool {
+    (1..=MOST_HOST).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// A cause of one of a node's servers, told as the node's.
+pub(super) fn of(place: &str, cause: Cause) -> Cause {
+    match cause {
+        Cause::Denied(text) => Cause::Denied(format!("{place}: {text}")),
+        Cause::Server(text) => Cause::Server(format!("{place}: {text}")),
+        Cause::Unreachable(text) => Cause::Unreachable(format!("{place}: {text}")),
+        other => Cause::Unreachable(format!("{place}: {other}")),
+    }
+}
+
+/// Whether an address names a port.
+fn names_port(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let host = rest[..end].rsplit('@').next().unwrap_or_default();
+    let (_, after) = host.rsplit_once(']').unwrap_or(("", host));
+    after.contains(':')
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_one_word() {
+        for name in [
+            "10.0.0.1",
+            "redis-1.internal",
+            "fe80::1%eth0",
+            &"x".repeat(255),
+        ] {
+            assert!(is_host(name), "{name}");
+        }
+        for name in ["", "a b", "a\nb", "a\x1b[2J", "é", &"x".repeat(256)] {
+            assert!(!is_host(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_address_names_a_port_or_not() {
+        for (url, names) in [
+            ("redis://h", false),
+            ("redis://h:1", true),
+            ("redis://joe:s3cret@h", false),
+            ("redis://joe:s3cret@h:1/0?x=a:b", true),
+            ("redis://[::1]", false),
+            ("redis://[::1]:1", true),
+            ("redis://h/?x=a:b", false),
+        ] {
+            assert_eq!(names_port(url), names, "{url}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! A node that is one server at a time: where an address leads, or where sentinels say.
+
+use std::time::{Duration, Instant};
+
+use redis::Connection;
+
+use crate::config::Settings;
+use crate::error::Cause;
+use crate::node::address::Server;
+use crate::node::ear::RedisEar;
+#[cfg(feature = "sentinel")]
+use crate::node::sentinel::Watch;
+use crate::node::session::RedisSession;
+use crate::node::{Connector, Ear, Greeting, Session};
+use crate::time;
+
+/// The way to a node that is one server.
+pub(super) struct Single {
+    site: Site,
+    connect_timeout: Duration,
+    node_timeout: Duration,
+}
+
+/// Where its server is.
+pub(super) enum Site {
+    At(Server),
+    #[cfg(feature = "sentinel")]
+    Watched(Watch),
+}
+
+impl Single {
+    pub(super) fn new(site: Site, settings: &Settings) -> Single {
+        Single {
+            site,
+            connect_timeout: settings.connect_timeout,
+            node_timeout: settings.node_timeout,
+        }
+    }
+}
+
+impl Site {
+    /// A connection to the server, and which server that is.
+    fn open(&self, end: Instant) -> Result<(Connection, Server), Cause> {
+        match self {
+            Site::At(server) => Ok((server.open(end)?, server.clone())),
+            #[cfg(feature = "sentinel")]
+            Site::Watched(watch) => watch.open(end),
+        }
+    }
+}
+
+impl Connector for Single {
+    fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause> {
+        let end = time::now() + self.connect_timeout;
+        let (connection, server) = self.site.open(end)?;
+        let mut session = RedisSession::new(connection, self.node_timeout);
+        let former = former.map(|former| (former.run_id.clone(), former.client));
+        let greeting = session.greet(former.as_slice(), end);
+        let greeting = greeting.map_err(|cause| server.without_password(cause))?;
+        Ok((Box::new(session), greeting))
+    }
+
+    fn listen(
+        &self,
+        serve: &mut dyn FnMut(&mut dyn Ear) -> Result<(), Cause>,
+    ) -> Result<(), Cause> {
+        let (connection, _) = self.site.open(time::now() + self.connect_timeout)?;
+        serve(&mut RedisEar::new(connection, self.node_timeout)?)
+    }
+}

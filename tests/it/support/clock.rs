@@ -1,0 +1,104 @@
+//! Servers whose wall clock is stepped while they run, by libfaketime where that is installed.
+
+use super::raw;
+use super::servers::{Options, Server};
+use std::fs;
+use std::io;
+use std::process::Command;
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tempfile::TempDir;
+
+/// Far more than two clocks can differ that nobody steps.
+const FAR: Duration = Duration::from_secs(1000);
+
+/// What servers are started with that go by a [`Clock`].
+static PRELOAD: LazyLock<Option<String>> = LazyLock::new(|| {
+    let found = find();
+    if let Err(reason) = &found {
+        eprintln!("NO SERVER'S CLOCK IS STEPPED, since libfaketime cannot be had: {reason}");
+    }
+    found.ok()
+});
+
+/// The wall clock of one server; its monotonic clock is left as it is.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    dir: TempDir,
+}
+
+impl Clock {
+    /// One that is right. `None` where there can be none, which the first call says aloud.
+    pub(crate) fn new() -> Option<Clock> {
+        PRELOAD.as_ref().map(|_| Clock::right())
+    }
+
+    fn right() -> Clock {
+        let dir = tempfile::tempdir().expect("a directory");
+        let clock = Clock { dir };
+        clock.ahead(Duration::ZERO);
+        clock
+    }
+
+    /// A server with these options goes by this clock.
+    pub(crate) fn drive(&self, options: Options) -> Options {
+        self.drive_by(options, PRELOAD.as_deref().unwrap_or_default())
+    }
+
+    fn drive_by(&self, options: Options, preload: &str) -> Options {
+        let file = self.dir.path().join("offset");
+        options
+            .env("LD_PRELOAD", preload)
+            .env("FAKETIME_TIMESTAMP_FILE", &file.to_string_lossy())
+            .env("FAKETIME_NO_CACHE", "1")
+            // Its old and its new name.
+            .env("DONT_FAKE_MONOTONIC", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    }
+
+    /// Steps it to so much ahead of ours.
+    pub(crate) fn ahead(&self, by: Duration) {
+        self.set('+', by);
+    }
+
+    /// Steps it to so much behind ours.
+    pub(crate) fn behind(&self, by: Duration) {
+        self.set('-', by);
+    }
+
+    /// At once: the file is read whenever the server looks at its clock.
+    fn set(&self, sign: char, by: Duration) {
+        let [new, file] = ["new", "offset"].map(|name| self.dir.path().join(name));
+        let offset = format!("{sign}{:.6}", by.as_secs_f64());
+        let written = fs::write(&new, offset).and_then(|()| fs::rename(new, file));
+        written.expect("the clock can be set");
+    }
+}
+
+/// By how much a server's clock is ahead of ours; nothing if it is behind.
+pub(crate) fn lead(server: &Server) -> Duration {
+    let (seconds, micros): (u64, u32) = redis::cmd("TIME")
+        .query(&mut raw(server))
+        .expect("the server answers");
+    let theirs = UNIX_EPOCH + Duration::new(seconds, micros * 1000);
+    theirs.duration_since(SystemTime::now()).unwrap_or_default()
+}
+
+/// Asks the program `faketime` for its library, and tries it.
+///
+/// The C library stands behind it, and so comes before the jemalloc that a server may be linked with: that one looks at the
+/// clock when it is first called, and is called by libfaketime before that can tell the time.
+fn find() -> io::Result<String> {
+    let faketime = Command::new("faketime")
+        .args(["-m", "-f", "+0", "printenv", "LD_PRELOAD"])
+        .output()?;
+    let library = String::from_utf8_lossy(&faketime.stdout);
+    let preload = format!("{} libc.so.6", library.trim());
+    let clock = Clock::right();
+    let server = clock.drive_by(Server::options(), &preload).start()?;
+    clock.ahead(2 * FAR);
+    if lead(&server) < FAR {
+        return Err(io::Error::other("the server tells another time"));
+    }
+    Ok(preload)
+}

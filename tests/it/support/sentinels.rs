@@ -1,0 +1,79 @@
+//! A real master with a replica, and real sentinels that watch it.
+
+use crate::support::servers::Server;
+use crate::support::{eventually, raw};
+use redguard::Endpoint;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// What the master is called.
+pub(crate) const MASTER: &str = "mymaster";
+
+/// Sentinels tell each other of themselves every two seconds.
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) master: Server,
+    pub(crate) replica: Server,
+    pub(crate) sentinels: Vec<Server>,
+}
+
+impl Watched {
+    /// So many sentinels, of which two (or the only one) agree that the master is down when it has said nothing for half a
+    /// second.
+    ///
+    /// # Panics
+    /// If they cannot start.
+    pub(crate) fn start(sentinels: usize) -> Watched {
+        // The master waits so long for other replicas that may come.
+        let options = || Server::options().arg("--repl-diskless-sync-delay", "0");
+        let master = start(options());
+        let port = master.port().to_string();
+        let replica = start(options().arg("--replicaof", &format!("127.0.0.1 {port}")));
+        // A sentinel that comes before looks for replicas again after ten seconds.
+        eventually(LIMIT, "the replica is in step", || {
+            let mut connection = raw(&master);
+            let info: String = redis::cmd("INFO")
+                .arg("replication")
+                .query(&mut connection)
+                .unwrap();
+            info.contains("state=online")
+        });
+        let quorum = sentinels.min(2);
+        let lines = format!(
+            "sentinel monitor {MASTER} 127.0.0.1 {port} {quorum}\n\
+             sentinel down-after-milliseconds {MASTER} 500\n\
+             sentinel failover-timeout {MASTER} 5000\n"
+        );
+        let new = |_| start(Server::options().sentinel(&lines));
+        let sentinels: Vec<Server> = (0..sentinels).map(new).collect();
+        let others = (sentinels.len() - 1).to_string();
+        eventually(LIMIT, "all know all", || {
+            sentinels.iter().all(|sentinel| {
+                let known = known(sentinel);
+                known["num-slaves"] == "1" && known["num-other-sentinels"] == others
+            })
+        });
+        Watched {
+            master,
+            replica,
+            sentinels,
+        }
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        Endpoint::sentinel(MASTER, self.sentinels.iter().map(Server::addr))
+    }
+}
+
+/// What a sentinel knows of the master.
+fn known(sentinel: &Server) -> HashMap<String, String> {
+    let mut question = redis::cmd("SENTINEL");
+    question.arg("MASTER").arg(MASTER);
+    question.query(&mut raw(sentinel)).unwrap()
+}
+
+fn start(options: crate::support::servers::Options) -> Server {
+    options.start().unwrap_or_else(|error| panic!("{error}"))
+}
