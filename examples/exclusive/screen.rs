@@ -38,9 +38,10 @@ impl<'a, 'b> Screen<'a, 'b> {
         let (rows, columns) = Term::stdout().size();
         let mut text = HOME.to_owned();
         for line in fit(lines, rows.into()) {
-            text += &truncate_str(&line, columns.into(), "…");
+            // Not up to the edge, where clearing the rest would take the last character.
+            text += &truncate_str(&line, usize::from(columns).saturating_sub(1), "…");
             text += CLEAR_LINE;
-            text += "\r\n";
+            text.push('\n');
         }
         text += CLEAR_BELOW;
         self.voice.write(&text)
