@@ -41,4 +41,5 @@ mod support;
 mod support_works;
 #[cfg(feature = "tls")]
 mod tls;
+mod tool;
 mod wire;

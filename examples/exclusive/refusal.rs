@@ -1,0 +1,102 @@
+//! Ends that are not what was asked for: their exit statuses, and the one line that explains each.
+
+use redguard::Error;
+use std::io;
+
+/// The status that says that there is no lock where one was looked for.
+pub(crate) const NO_LOCK: u8 = 1;
+
+/// Why nothing came of it: the status and the name that programs go by, and the line for people.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) kind: Kind,
+    pub(crate) line: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The operator said no, or the lock changed hands before the answer.
+    NotConfirmed,
+    Usage,
+    Unavailable,
+    /// The operating system refused something.
+    System,
+    Held,
+    NotExecutable,
+    NotFound,
+    /// Of this number.
+    Signal(i32),
+    /// Nobody reads what is written, as of `… | head`: nobody is told either.
+    Pipe,
+}
+
+impl Refusal {
+    pub(crate) fn new(kind: Kind, line: impl Into<String>) -> Refusal {
+        let line = line.into();
+        Refusal { kind, line }
+    }
+
+    /// About one lock.
+    pub(crate) fn of_lock(key: &str, error: Error) -> Refusal {
+        let Refusal { kind, line } = error.into();
+        Refusal::new(kind, format!("lock {key:?}: {line}"))
+    }
+
+    /// As in sysexits.h, and from 126 as in the shell.
+    pub(crate) fn status(&self) -> u8 {
+        match self.kind {
+            Kind::NotConfirmed => 2,
+            Kind::Usage => 64,
+            Kind::Unavailable => 69,
+            Kind::System => 71,
+            Kind::Held => 75,
+            Kind::NotExecutable => 126,
+            Kind::NotFound => 127,
+            Kind::Signal(signal) => killed_by(signal),
+            Kind::Pipe => killed_by(nix::libc::SIGPIPE),
+        }
+    }
+
+    /// As `--json` has it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::NotConfirmed => "not_confirmed",
+            Kind::Usage => "usage",
+            Kind::Unavailable => "unavailable",
+            Kind::System => "system",
+            Kind::Held => "held",
+            Kind::NotExecutable => "not_executable",
+            Kind::NotFound => "not_found",
+            Kind::Signal(_) => "signal",
+            Kind::Pipe => "pipe",
+        }
+    }
+}
+
+pub(crate) fn killed_by(signal: i32) -> u8 {
+    128 + signal as u8
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        let kind = match error {
+            Error::Contended { .. } => Kind::Held,
+            Error::InvalidKey { .. } | Error::InvalidTtl { .. } | Error::InvalidConfig(_) => {
+                Kind::Usage
+            }
+            Error::System { .. } => Kind::System,
+            _ => Kind::Unavailable,
+        };
+        Refusal::new(kind, error.to_string())
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Refusal {
+        let kind = match error.kind() {
+            io::ErrorKind::BrokenPipe => Kind::Pipe,
+            _ => Kind::System,
+        };
+        Refusal::new(kind, error.to_string())
+    }
+}
