@@ -48,6 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "an example reads the clock")]
 fn run(cli: &Cli) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut own = Vec::new();
     let mut urls = cli.redis.clone();

@@ -1,4 +1,8 @@
 //! The counts of a `Nodes` as Prometheus reads them, served over HTTP on loopback.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the exporter's thread is the example's own"
+)]
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};

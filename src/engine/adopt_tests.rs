@@ -1,4 +1,5 @@
 //! Adoptions that meet each other, or nodes that are late: forced on fakes.
+#![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
 use std::sync::Arc;
 use std::thread;
@@ -14,14 +15,14 @@ const TTL: Duration = Duration::from_secs(30);
 
 /// A lock that is on all of the nodes, handed over; and who may adopt it.
 fn handed_over(fakes: &[Arc<Fake>]) -> (RedisLocker, LockToken) {
-    let parent = fake::locker(fakes, |c| c).unwrap();
-    let guard = parent.lock("x", TTL).unwrap();
+    let parent = fake::locker(fakes, |c| c).expect("a quorum is up");
+    let guard = parent.lock("x", TTL).expect("free");
     fake::eventually("all nodes have it", || {
         fakes.iter().all(|f| f.token("x").is_some())
     });
     (
-        fake::locker(fakes, |c| c).unwrap(),
-        guard.into_token().unwrap(),
+        fake::locker(fakes, |c| c).expect("a quorum is up"),
+        guard.into_token().expect("held"),
     )
 }
 

@@ -485,7 +485,9 @@ fn an_attempt_that_was_too_slow_tells_who_holds_it_as_well() {
         .map(|fake| fake.is_late(Verb::Take))
         .collect();
     let wish = Wish {
-        keys: Key::parse("redguard:", "x", Family::Exclusive).expect("good").into(),
+        keys: Key::parse("redguard:", "x", Family::Exclusive)
+            .expect("good")
+            .into(),
         claim: Claim::Exclusive,
         ttl: Ttl::parse(Duration::from_secs(3), 0.5).expect("good"),
         fenced: false,
