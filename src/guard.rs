@@ -220,7 +220,7 @@ macro_rules! guard {
         /// unwinds. It never panics. What goes wrong in it is a `warn` line in the log, and counted by
         /// [`Nodes::drop_failures`](crate::Nodes::drop_failures). In a forked child it does nothing but warn. A guard
         /// that is the very last handle on its nodes also ends their threads, for `node_timeout` more at most.
-        #[must_use = "if unused the lock is released at once"]
+        #[must_use = "if unused the lock is released at once: bind it to `_guard`, since `let _ =` releases it, too"]
         pub struct $guard(Hold);
 
         impl $guard {

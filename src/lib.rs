@@ -266,7 +266,8 @@
 //!
 //! [`LockGuard::into_token`] leaves a lock taken, without a guard, and [`RedisLocker::adopt`] takes it up, in another process or
 //! another part of this one: nobody can get in between. Each node swaps the token that it finds for a fresh one, so of many who adopt
-//! a lock one at most has a quorum; who comes late, or too late for the TTL, learns that it is lost.
+//! a lock one at most has a quorum; who comes late, or too late for the TTL, learns that it is lost (in the process that holds
+//! it that it is contended). Where the child cannot be started, adopt the lock again and release it.
 //!
 //! # A look inside
 //!

@@ -99,6 +99,7 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// guard.release()
     /// # }
     /// ```
+    #[doc(alias = "acquire_all")]
     fn lock_all(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error>;
 
     /// The same, with one attempt unless the options set a wait, and `None` where a limit ran out: as

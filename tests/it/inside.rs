@@ -223,7 +223,9 @@ fn an_observer_that_panics_harms_nobody() {
         }
 
         fn replied(&self, _: &str, _: NodeReply, _: Duration) {
-            panic!("replied");
+            std::panic::resume_unwind(Box::new(
+                "in a lane, where another test counts what the hook is told of",
+            ));
         }
     }
     let locker = RedisLocker::connect(config(shared()).observer(Arc::new(Panics))).unwrap();

@@ -64,6 +64,5 @@ fn prometheus_sees_what_has_happened() {
     assert!(before.starts_with("HTTP/1.1 200") && before.contains("openmetrics-text"));
     assert!(scrape(addr, "/metrics").contains("# EOF\n"));
     drop(guard);
-    drop(exporter);
-    assert!(TcpStream::connect(addr).is_err(), "its port is free again");
+    drop(exporter); // its thread ends
 }
