@@ -122,6 +122,7 @@ fn list_merges_what_the_nodes_have_and_nothing_but_locks() {
         ask::<()>(node, &["SET", &wire("{a}b:fence"), "7"]);
         ask::<()>(node, &["RPUSH", &wire("list"), "x"]);
         ask::<()>(node, &["SET", "elsewhere", "x"]);
+        ask::<()>(node, &["SET", "re[x]:inside", "x"]);
         ask::<()>(node, &["SET", "redguardX", "x"]);
     }
     let keys = |args: &[&str]| -> BTreeSet<(String, bool)> {
@@ -137,6 +138,8 @@ fn list_merges_what_the_nodes_have_and_nothing_but_locks() {
     assert_eq!(keys(&[r"\[x\]\*"]), held(&["[x]*"]).collect());
     assert_eq!(keys(&["nothing*"]), BTreeSet::new());
     assert_eq!(keys(&["--prefix", "redguard*"]), BTreeSet::new());
+    let inside = held(&["inside"]).collect();
+    assert_eq!(keys(&["--prefix", "re[x]:"]), inside);
     assert_eq!(
         keys(&["--prefix", "redguard:shop:"]),
         held(&["1", "2"]).collect()
