@@ -477,6 +477,12 @@ pub(crate) fn at_each_line(act: impl FnMut(&str) + 'static) {
     AT_LINE.set(Some(Box::new(act)));
 }
 
+/// How many attempts were made at these nodes. None of them need have seen all: what a quorum has refused is not sent to others.
+pub(crate) fn attempts(fakes: &[Arc<Fake>]) -> usize {
+    let tokens: HashSet<String> = fakes.iter().flat_map(|fake| fake.takes()).collect();
+    tokens.len()
+}
+
 /// Whether each of them served a release of what no take had asked any of them for: a place at the gate was given back.
 pub(crate) fn places_were_left(fakes: &[Arc<Fake>]) -> bool {
     let taken: HashSet<String> = fakes.iter().flat_map(|fake| fake.takes()).collect();

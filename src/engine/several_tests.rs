@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::fake::{Fake, Sin, by_no_clock, eventually, locker};
+use crate::fake::{Fake, Sin, attempts, by_no_clock, eventually, locker};
 use crate::guard::LockGuard;
 use crate::key::Family;
 use crate::lease::Mode;
@@ -62,10 +62,11 @@ fn one_token_for_all_keys_in_one_request_for_each_verb() {
     guard.extend(2 * TTL).expect("ours");
     guard.release().expect("ours");
     nothing_anywhere(&fakes);
-    for fake in &fakes {
-        let counts = [Verb::Take, Verb::Extend, Verb::Release].map(|verb| fake.count(verb));
-        assert_eq!(counts, [1, 1, 1]);
-    }
+    let served = |verb| fakes.iter().map(move |fake| fake.count(verb));
+    assert!(served(Verb::Take).eq([1, 1, 1]) && served(Verb::Release).eq([1, 1, 1]));
+    // One that a quorum could do without may be dropped, since the lock is released by then.
+    assert!(served(Verb::Extend).all(|count| count <= 1));
+    assert!(served(Verb::Extend).sum::<usize>() >= 2);
 }
 
 #[test]
@@ -241,19 +242,13 @@ fn a_waiter_is_woken_by_the_key_that_stands_in_its_way() {
         eventually("it listens", || fakes[0].subscribed("b") == 1);
         assert_eq!([fakes[0].subscribed("a"), fakes[0].subscribed("c")], [0, 0]);
         // Its last attempt before that may still be on its way: only what is released after it counts.
-        eventually("and has tried again", || {
-            let takes = fakes.iter().map(|fake| fake.count(Verb::Take));
-            takes.max() >= Some(3)
-        });
+        eventually("and has tried again", || attempts(&fakes) >= 3);
         drop(held);
         let all = waits.join().expect("no panic").expect("free");
         // The other way round: who waits for one of them hears when all are released.
         let single = scope.spawn(|| holder.lock("c", TTL));
         eventually("it listens", || fakes[0].subscribed("c") == 1);
-        eventually("and has tried again", || {
-            let takes = fakes.iter().map(|fake| fake.count(Verb::Take));
-            takes.max() >= Some(6)
-        });
+        eventually("and has tried again", || attempts(&fakes) >= 6);
         all.release().expect("ours");
         drop(single.join().expect("no panic").expect("free"));
     });
