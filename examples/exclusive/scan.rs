@@ -61,7 +61,7 @@ impl Scanner {
         Scanner {
             nodes: nodes.collect(),
             prefix: prefix.to_owned(),
-            pattern: prefix.to_owned() + pattern,
+            pattern: literally(prefix) + pattern,
         }
     }
 
