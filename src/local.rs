@@ -19,8 +19,8 @@ mod slot;
 
 /// One slot per key that is held or waited for; keys at rest take no memory.
 ///
-/// A slot is held by one alone, or shared by any number, or by so many at most (permits). Its queue is strict: who comes later waits, also a reader
-/// behind a writer that waits while readers hold it, so neither side starves.
+/// A slot is held by one alone, or shared by any number, or by so many at most (permits). Its queue is strict: who comes
+/// later waits, also a reader behind a writer that waits while readers hold it, so neither side starves.
 ///
 /// A slot has no clock of its own. The first in the queue may take it from a holder whose lease is lost, and makes
 /// the lease lost itself when its expiry has passed (rule S8): so one hung thread cannot block its process for

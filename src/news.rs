@@ -113,7 +113,14 @@ mod tests {
             Verb::Knock,
             Verb::Release,
         ];
-        let claims = [Claim::Exclusive, Claim::Read, Claim::Write, Claim::Gate];
+        let permit = Claim::Permit { slot: 1, of: 2 };
+        let claims = [
+            Claim::Exclusive,
+            Claim::Read,
+            Claim::Write,
+            Claim::Gate,
+            permit,
+        ];
         let serve = |verb| claims.map(|claim| Right::Serve(verb, claim));
         let mut rights: Vec<Right> = verbs.into_iter().flat_map(serve).collect();
         rights.push(Right::Connect);

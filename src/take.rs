@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::cancel;
-use crate::config::Terms;
+use crate::config::{Settings, Terms};
 use crate::engine::{self, Taken, Wish};
 use crate::error::Error;
 use crate::guard::Hold;
@@ -41,14 +41,7 @@ pub(crate) fn parsed_on_nodes(
 ) -> Result<Hold, Error> {
     let engine = nodes.engine();
     let settings = engine.settings();
-    let wish = Wish {
-        keys,
-        claim,
-        ttl: settings.terms().ttl(options.ttl())?,
-        fenced: options.is_fenced(),
-        cancel: options.cancel().cloned(),
-        care: options.care().clone(),
-    };
+    let wish = wish(settings, keys, claim, options)?;
     let patience = options.patience(strength, &settings.retry, time::now());
     match engine.acquire(&wish, patience)? {
         Taken::Quorum(lease, pass) => Ok(Hold::quorum(Arc::clone(engine), lease, pass)),
@@ -64,17 +57,29 @@ pub(crate) fn adopted(
 ) -> Result<Hold, Error> {
     let engine = nodes.engine();
     let settings = engine.settings();
-    let wish = Wish {
-        keys: token.parse(&settings.key_prefix)?,
-        claim: Claim::Exclusive,
-        ttl: settings.terms().ttl(options.ttl())?,
-        fenced: options.is_fenced() || token.is_fenced(),
-        cancel: options.cancel().cloned(),
-        care: options.care().clone(),
-    };
+    let keys = token.parse(&settings.key_prefix)?;
+    let mut wish = wish(settings, keys, Claim::Exclusive, options)?;
+    wish.fenced |= token.is_fenced();
     let patience = options.patience(Strength::Once, &settings.retry, time::now());
     let (lease, pass) = engine.adopt(&wish, Token::former(token.text()), patience)?;
     Ok(Hold::quorum(Arc::clone(engine), lease, pass))
+}
+
+/// What options ask for.
+fn wish(
+    settings: &Settings,
+    keys: Keys,
+    claim: Claim,
+    options: &LockOptions,
+) -> Result<Wish, Error> {
+    Ok(Wish {
+        keys,
+        claim,
+        ttl: settings.terms().ttl(options.ttl())?,
+        fenced: options.is_fenced(),
+        cancel: options.cancel().cloned(),
+        care: options.care().clone(),
+    })
 }
 
 /// Takes a lock in this process alone; without a limit in the options it waits as long as it takes.

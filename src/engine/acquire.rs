@@ -237,15 +237,7 @@ impl Engine {
             drop(probe); // its verdict is known, if there is one
             let miss = match attempt {
                 Ok(lease) => {
-                    let cared_for = match pass.bind(&lease) {
-                        true => self.care_for(&lease, wish),
-                        false => Err(Error::Closed),
-                    };
-                    if let Err(error) = cared_for {
-                        // So given back. How that ends is nobody's business any more.
-                        let _ = self.release(&lease, &pass, OnDrop::HandOff);
-                        return Err(error);
-                    }
+                    self.keep(&lease, &pass, wish)?;
                     return Ok(Taken::Quorum(lease, pass));
                 }
                 Err(miss) => miss,
@@ -375,6 +367,19 @@ impl Engine {
             let end = time::earlier(Some(until), patience.end);
             while inbox.sleep(end) && self.go_on(inbox).is_ok() {}
         }
+    }
+
+    /// Gives a lease that was won its slot, and what is to be done for it; given back where that cannot be.
+    pub(super) fn keep(&self, lease: &Arc<Lease>, pass: &Pass, wish: &Wish) -> Result<(), Error> {
+        let kept = match pass.bind(lease) {
+            true => self.care_for(lease, wish),
+            false => Err(Error::Closed),
+        };
+        if kept.is_err() {
+            // How that ends is nobody's business any more.
+            let _ = self.release(lease, pass, OnDrop::HandOff);
+        }
+        kept
     }
 
     /// Before anybody sees the guard, so that nothing can be missed.

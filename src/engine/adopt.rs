@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cancel;
-use crate::config::OnDrop;
+use crate::engine::attempt::Bid;
 use crate::engine::{Engine, Patience, Wish, turned_away};
 use crate::error::Error;
 use crate::inbox::Inbox;
@@ -13,7 +13,7 @@ use crate::lease::{Lease, Mode};
 use crate::local::{Access, Pass};
 use crate::quorum::Verdict;
 use crate::script::{Request, Verb};
-use crate::time::{self, Limit};
+use crate::time;
 use crate::watch;
 
 impl Engine {
@@ -66,40 +66,27 @@ impl Engine {
                 turned_away(refused, &wish.keys, wish.claim, 0, waited)
             })?;
         let lease = self.swap(wish, former, &inbox)?;
-        let cared_for = match pass.bind(&lease) {
-            true => self.care_for(&lease, wish),
-            false => Err(Error::Closed),
-        };
-        if let Err(error) = cared_for {
-            // So given back. How that ends is nobody's business any more.
-            let _ = self.release(&lease, &pass, OnDrop::HandOff);
-            return Err(error);
-        }
+        self.keep(&lease, &pass, wish)?;
         Ok((lease, pass))
     }
 
     /// One round that puts a fresh token in the place of the former one.
     fn swap(&self, wish: &Wish, former: Token, inbox: &Arc<Inbox>) -> Result<Arc<Lease>, Error> {
-        self.nodes.meter().attempted(wish.keys.first());
-        let token = Token::fresh(self.settings.owner.as_deref())?;
-        let lease = Arc::new(Lease::new(wish.keys.clone(), token, wish.claim));
-        let least = wish.ttl.least_validity(self.settings.min_validity);
-        let ttl = wish.ttl.duration();
-        let (start, lead) = (time::now(), time::lead());
-        let in_time = time::deadline(start, time::validity(ttl) - least);
-        let budget = self.node_budget(start).and(Limit::Validity, in_time);
-        let mut request = Request::new(Verb::Adopt, &lease, wish.ttl.millis());
+        let bid = self.bid(wish, wish.claim)?;
+        let Bid { lease, budget, .. } = &bid;
+        let mut request = Request::new(Verb::Adopt, lease, wish.ttl.millis());
         request.former = Some(Arc::new(former));
         request.fence = wish.fenced.then_some(0);
-        let mut outcome = self.nodes.ask(&request, inbox).outcome(budget);
+        let mut outcome = self.nodes.ask(&request, inbox).outcome(*budget);
         let refused = outcome.tally.refused();
         if outcome.verdict == Verdict::Won && wish.fenced {
-            outcome = self.number(&lease, outcome, inbox, budget);
+            outcome = self.number(lease, outcome, inbox, *budget);
         }
         let error = match outcome.verdict {
-            Verdict::Won => match time::valid_until(start, ttl, least, time::now()) {
-                Some(end) if lease.hold(end, lead) => return Ok(lease),
-                _ => Error::ValidityExhausted { attempts: 1, ttl },
+            Verdict::Won if bid.take_hold(wish.ttl) => return Ok(bid.lease),
+            Verdict::Won => Error::ValidityExhausted {
+                attempts: 1,
+                ttl: wish.ttl.duration(),
             },
             Verdict::Refused => Error::LockLost,
             Verdict::Unavailable => match self.go_on(inbox) {
@@ -108,7 +95,7 @@ impl Engine {
             },
         };
         lease.abandon();
-        self.nodes.release_behind(&lease, refused);
+        self.nodes.release_behind(lease, refused);
         Err(error)
     }
 }

@@ -1,14 +1,14 @@
 //! What one attempt at a lock is: asked of all nodes at once, and won, or undone wherever it may have been granted.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::engine::circuit::Probe;
 use crate::engine::{self, Engine, Wish};
 use crate::error::Error;
 use crate::fence::{self, Fence};
 use crate::inbox::{Ended, Inbox};
-use crate::key::Token;
+use crate::key::{Token, Ttl};
 use crate::lease::{Claim, FOR_EVER, Lease};
 use crate::local::Access;
 use crate::quorum::{NodeSet, Tally, Verdict, quorum};
@@ -63,6 +63,44 @@ pub(super) struct Contention {
     pub(super) in_the_way: Vec<usize>,
 }
 
+impl Contention {
+    /// What those say who refused; `by_one` says that only one was asked.
+    fn of(outcome: Outcome, by_one: bool) -> Contention {
+        let tally = outcome.tally;
+        Contention {
+            by: match tally.held_by_readers() {
+                true => Access::Shared,
+                false => Access::Alone,
+            },
+            free: match by_one {
+                true => tally.held_for(),
+                false => tally.free_in(),
+            },
+            split: !by_one && tally.granted().len() > 0,
+            by_one,
+            held_for: tally.held_for(),
+            in_the_way: outcome.in_the_way,
+        }
+    }
+}
+
+/// A lease that is about to be asked for, under a token of its own, and until when a grant would be of use.
+pub(super) struct Bid {
+    pub(super) lease: Arc<Lease>,
+    pub(super) budget: Budget,
+    start: Instant,
+    lead: i64,
+    least: Duration,
+}
+
+impl Bid {
+    /// A quorum has granted it: `true` if enough validity is left, and then it is held (rule S2).
+    pub(super) fn take_hold(&self, ttl: Ttl) -> bool {
+        time::valid_until(self.start, ttl.duration(), self.least, time::now())
+            .is_some_and(|end| self.lease.hold(end, self.lead))
+    }
+}
+
 /// What an attempt leaves on nodes that refuse it, to say that somebody waits.
 pub(super) enum Trace<'a> {
     None,
@@ -73,6 +111,24 @@ pub(super) enum Trace<'a> {
 }
 
 impl Engine {
+    /// Draws a token, and starts the clock.
+    pub(super) fn bid(&self, wish: &Wish, claim: Claim) -> Result<Bid, Error> {
+        self.nodes.meter().attempted(wish.keys.first());
+        let token = Token::fresh(self.settings.owner.as_deref())?;
+        let lease = Arc::new(Lease::new(wish.keys.clone(), token, claim));
+        let least = wish.ttl.least_validity(self.settings.min_validity);
+        let validity = time::validity(wish.ttl.duration());
+        let (start, lead) = (time::now(), time::lead());
+        let in_time = time::deadline(start, validity - least);
+        Ok(Bid {
+            lease,
+            budget: self.node_budget(start).and(Limit::Validity, in_time),
+            start,
+            lead,
+            least,
+        })
+    }
+
     /// One attempt with a fresh token: won and valid, or undone on every node that may have granted it.
     ///
     /// If `first` is given that node is asked before all others, and they only if it does not refuse: who loses there leaves
@@ -105,18 +161,10 @@ impl Engine {
         first: Option<usize>,
         probe: Option<&Probe<'_>>,
     ) -> Result<(Attempted, Vec<u16>), Error> {
-        self.nodes.meter().attempted(wish.keys.first());
-        let ttl = wish.ttl;
-        let token = Token::fresh(self.settings.owner.as_deref())?;
-        let lease = Arc::new(Lease::new(wish.keys.clone(), token, claim));
-        let least = ttl.least_validity(self.settings.min_validity);
-        let validity = time::validity(ttl.duration());
-        let (start, lead) = (time::now(), time::lead());
+        let bid = self.bid(wish, claim)?;
+        let Bid { lease, budget, .. } = &bid;
         let risen = self.nodes.risen();
-        let budget = self
-            .node_budget(start)
-            .and(Limit::Validity, time::deadline(start, validity - least));
-        let mut request = Request::new(Verb::Take, &lease, ttl.millis());
+        let mut request = Request::new(Verb::Take, lease, wish.ttl.millis());
         if !matches!(trace, Trace::None) {
             request.refresh = self.refresh;
         }
@@ -127,9 +175,9 @@ impl Engine {
             request.fence = Some(0);
         }
         let (mut outcome, by_one) = match first {
-            None => (self.nodes.ask(&request, inbox).outcome(budget), false),
+            None => (self.nodes.ask(&request, inbox).outcome(*budget), false),
             Some(first) => match self.nodes.ask_one_first(&request, inbox, first) {
-                Ok(round) => (round.outcome(budget), false),
+                Ok(round) => (round.outcome(*budget), false),
                 Err(outcome) => (*outcome, true),
             },
         };
@@ -137,44 +185,23 @@ impl Engine {
         let other_permits = outcome.tally.other_permits();
         let elsewhere = self.likeliest(claim, &outcome, by_one);
         if outcome.verdict == Verdict::Won && request.fence.is_some() {
-            outcome = self.number(&lease, outcome, inbox, budget);
+            outcome = self.number(lease, outcome, inbox, *budget);
         }
-        let won = outcome.verdict == Verdict::Won;
+        let (won, ended) = (outcome.verdict == Verdict::Won, outcome.ended);
         let answers = outcome.tally.answers();
+        let only_one = by_one && ended != Ended::Cancelled;
         let miss = match outcome.verdict {
-            Verdict::Won => match time::valid_until(start, ttl.duration(), least, time::now()) {
-                Some(end) if lease.hold(end, lead) => {
-                    self.circuit.succeed();
-                    return Ok((Ok(lease), Vec::new()));
-                }
-                _ => Miss::Slow {
-                    held_for: held_for(&outcome.tally),
-                },
+            Verdict::Won if bid.take_hold(wish.ttl) => {
+                self.circuit.succeed();
+                return Ok((Ok(bid.lease), Vec::new()));
+            }
+            Verdict::Won => Miss::Slow {
+                held_for: held_for(&outcome.tally),
             },
-            _ if by_one && outcome.ended != Ended::Cancelled => Miss::Contended(Contention {
-                by: match outcome.tally.held_by_readers() {
-                    true => Access::Shared,
-                    false => Access::Alone,
-                },
-                free: outcome.tally.held_for(),
-                split: false,
-                by_one,
-                held_for: outcome.tally.held_for(),
-                in_the_way: outcome.in_the_way,
-            }),
-            Verdict::Refused => Miss::Contended(Contention {
-                by: match outcome.tally.held_by_readers() {
-                    true => Access::Shared,
-                    false => Access::Alone,
-                },
-                free: outcome.tally.free_in(),
-                split: outcome.tally.granted().len() > 0,
-                by_one: false,
-                held_for: outcome.tally.held_for(),
-                in_the_way: outcome.in_the_way,
-            }),
+            Verdict::Refused => Miss::Contended(Contention::of(outcome, only_one)),
+            Verdict::Unavailable if only_one => Miss::Contended(Contention::of(outcome, true)),
             Verdict::Unavailable
-                if outcome.ended == Ended::TimedOut && budget.limit() == Limit::Validity =>
+                if ended == Ended::TimedOut && budget.limit() == Limit::Validity =>
             {
                 Miss::Slow {
                     held_for: held_for(&outcome.tally),
@@ -184,9 +211,9 @@ impl Engine {
         };
         match &miss {
             // Who is cancelled or has no time has not waited to see whether there is a quorum.
-            Miss::Unavailable(_) if outcome.ended == Ended::Cancelled => {}
+            Miss::Unavailable(_) if ended == Ended::Cancelled => {}
             Miss::Unavailable(tally) if tally.is_outage() => {
-                self.circuit.fail(start, probe, risen);
+                self.circuit.fail(bid.start, probe, risen);
             }
             // With those that deny access a quorum answers: locks are not held in this process for that.
             Miss::Unavailable(_) => self.circuit.succeed(),
@@ -197,7 +224,7 @@ impl Engine {
         }
         lease.abandon();
         // Nodes that refused have nothing of it. All others may have, also those that answered with an error (S4).
-        self.nodes.release_behind(&lease, refused);
+        self.nodes.release_behind(lease, refused);
         match other_permits {
             Some(other) => Err(engine::other_permits(&wish.keys, claim, other)),
             None => Ok((Err(miss), elsewhere)),

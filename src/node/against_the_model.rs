@@ -21,7 +21,7 @@ use crate::time;
 mod servers;
 
 /// Of this all times are multiples, so that what a test takes by itself makes no difference.
-const UNIT: Duration = Duration::from_secs(100);
+pub(super) const UNIT: Duration = Duration::from_secs(100);
 
 /// What happens next. Numbers choose among the leases that there have been so far, counted from the last.
 #[derive(Clone, Debug)]
@@ -329,11 +329,21 @@ impl Pair<'_> {
     }
 }
 
-fn millis(units: u32) -> u64 {
+/// What the server says to one request.
+pub(super) fn told(session: &mut dyn Session, request: &Request) -> Answer {
+    let mut answer = None;
+    let requests = std::slice::from_ref(request);
+    session
+        .exchange(requests, &mut |_, told| answer = Some(told))
+        .unwrap();
+    answer.unwrap()
+}
+
+pub(super) fn millis(units: u32) -> u64 {
     u64::try_from((UNIT * units).as_millis()).unwrap()
 }
 
-fn close(a: Duration, b: Duration) -> bool {
+pub(super) fn close(a: Duration, b: Duration) -> bool {
     a.abs_diff(b) < UNIT / 4
 }
 

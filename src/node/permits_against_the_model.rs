@@ -10,15 +10,12 @@ use proptest::prelude::*;
 use redis::Connection;
 
 use super::Session;
-use super::against_the_model::connected;
+use super::against_the_model::{close, connected, millis, told};
 use crate::fake::Memory;
 use crate::key::{Family, Key, Token};
 use crate::lease::{Claim, Lease};
 use crate::script::{Answer, Request, Verb};
 use crate::time;
-
-/// Of this all times are multiples, so that what a test takes by itself makes no difference.
-const UNIT: Duration = Duration::from_secs(100);
 
 /// What happens next. Numbers choose among the leases that there have been so far, counted from the last.
 #[derive(Clone, Debug)]
@@ -58,24 +55,12 @@ struct Pair<'a> {
     leases: Vec<Arc<Lease>>,
 }
 
-fn millis(units: u32) -> u64 {
-    u64::try_from((UNIT * units).as_millis()).unwrap()
-}
-
-fn close(a: Duration, b: Duration) -> bool {
-    a.abs_diff(b) < UNIT / 4
-}
-
 impl Pair<'_> {
     fn ask(&mut self, request: &Request) {
-        let mut answer = None;
-        let requests = std::slice::from_ref(request);
-        self.session
-            .exchange(requests, &mut |_, told| answer = Some(told))
-            .unwrap();
+        let answer = told(self.session, request);
         let expected = self.model.serve(request, time::now());
         let what = (request.verb, request.lease.claim());
-        match (answer.unwrap(), expected) {
+        match (answer, expected) {
             (Answer::NotThisOne(free, next), Answer::NotThisOne(wanted, soonest)) => {
                 assert!(close(next, soonest), "{what:?}: {next:?}, {soonest:?}");
                 assert_eq!(free, wanted, "{what:?}");

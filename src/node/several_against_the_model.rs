@@ -10,15 +10,13 @@ use proptest::prelude::*;
 use redis::Connection;
 
 use super::Session;
-use super::against_the_model::connected;
+use super::against_the_model::{UNIT, close, connected, millis, told};
 use crate::fake::Memory;
 use crate::key::{Family, Key, Keys, Token};
 use crate::lease::{Claim, Lease};
 use crate::script::{Answer, Holder, Request, Verb};
 use crate::time;
 
-/// Of this all times are multiples, so that what a test takes by itself makes no difference.
-const UNIT: Duration = Duration::from_secs(100);
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 /// What happens next. Numbers choose among the leases that there have been so far, counted from the last.
@@ -72,24 +70,12 @@ fn key(name: &str) -> Key {
     Key::parse("p:", name, Family::Exclusive).unwrap()
 }
 
-fn millis(units: u32) -> u64 {
-    u64::try_from((UNIT * units).as_millis()).unwrap()
-}
-
-fn close(a: Duration, b: Duration) -> bool {
-    a.abs_diff(b) < UNIT / 4
-}
-
 impl Pair<'_> {
     fn ask(&mut self, request: &Request) {
-        let mut answer = None;
-        let requests = std::slice::from_ref(request);
-        self.session
-            .exchange(requests, &mut |_, told| answer = Some(told))
-            .unwrap();
+        let answer = told(self.session, request);
         let expected = self.model.serve(request, time::now());
         let what = (request.verb, request.lease.keys());
-        match (answer.unwrap(), expected) {
+        match (answer, expected) {
             (Answer::Held(by, left), Answer::Held(wanted, until)) => {
                 let (left, until) = (left.unwrap(), until.unwrap());
                 assert!(close(left, until), "{what:?}: {left:?}, {until:?}");

@@ -142,14 +142,7 @@ fn a_right_that_is_taken_away_is_no_outage() {
     }
     let start = now();
     while start.elapsed() < Duration::from_millis(1500) {
-        let error = locker.try_lock("x", TTL).unwrap_err();
-        let Error::InsufficientQuorum { causes, .. } = error else {
-            panic!("{error}")
-        };
-        let denied = causes
-            .iter()
-            .filter(|one| matches!(one.cause, Cause::Denied(_)));
-        assert!(denied.count() >= 2, "{causes:?}");
+        denied_by_two(locker.try_lock("x", TTL).unwrap_err());
     }
     let warned = log.lines(Level::Warn, &nodes[0].addr());
     assert_eq!(
@@ -432,18 +425,22 @@ fn a_denial_inside_a_script_is_no_outage() {
     let rw = RedisRwLocker::new(locker.nodes());
     let start = now();
     while start.elapsed() < Duration::from_millis(1500) {
-        let error = rw.try_read("x", TTL).unwrap_err();
-        let Error::InsufficientQuorum { causes, .. } = error else {
-            panic!("{error}")
-        };
-        let denied = causes
-            .iter()
-            .filter(|one| matches!(one.cause, Cause::Denied(_)));
-        assert!(denied.count() >= 2, "{causes:?}");
+        denied_by_two(rw.try_read("x", TTL).unwrap_err());
     }
     assert_eq!(locker.nodes().health().breaker, BreakerState::Closed);
     take(&locker, &unique_key("x")).release().unwrap();
     let warned = log.lines(Level::Warn, &nodes[0].addr());
     let denied = warned.iter().filter(|line| line.contains("denied"));
     assert_eq!(denied.count(), 1, "{warned:?}");
+}
+
+/// That a lock could not be had because two nodes deny access.
+fn denied_by_two(error: Error) {
+    let Error::InsufficientQuorum { causes, .. } = error else {
+        panic!("{error}")
+    };
+    let denied = causes
+        .iter()
+        .filter(|one| matches!(one.cause, Cause::Denied(_)));
+    assert!(denied.count() >= 2, "{causes:?}");
 }
