@@ -61,7 +61,8 @@ impl Cluster {
     pub(crate) fn replica_of(&self, master: usize, patience: Duration) -> Server {
         let replica = server(patience);
         let master = &self.masters[master];
-        meet(&self.masters[0], &replica);
+        let masters = self.masters.iter();
+        masters.for_each(|master| meet(master, &replica));
         let id = id(master);
         eventually(LIMIT, "the replica knows its master", || {
             try_tell::<String>(&replica, &["REPLICATE", &id]).is_ok()
@@ -84,6 +85,10 @@ impl Cluster {
             self.masters
                 .iter()
                 .all(|master| is_known(ask(master, &["NODES"])))
+        });
+        // And it must know whom to ask for their votes, which it cannot learn any more from a master that is gone.
+        eventually(LIMIT, "the replica knows all", || {
+            is_in_order(&replica, self.masters.len() + 1)
         });
         replica
     }
