@@ -29,6 +29,7 @@ mod single;
 mod tls;
 #[cfg(feature = "tls")]
 mod tls;
+mod wire;
 
 /// The way to a node, and the node's name: where it is, so that one named twice is found before any I/O. The database is no
 /// part of it.

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use redis::{Cmd, Connection, Value};
+use redis::{Cmd, Value};
 
 use crate::about::{self, About};
 use crate::batch::Calls;
 use crate::error::Cause;
+use crate::node::wire::Wire;
 use crate::node::{Greeting, Session};
 #[cfg(feature = "cluster")]
 use crate::script::Holder;
@@ -18,7 +19,7 @@ const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
 
 /// An open connection with the scripts loaded.
 pub(super) struct RedisSession {
-    connection: Connection,
+    wire: Wire,
     timeout: Duration,
     /// What it has logged in with, and what no words of an error may have in them.
     password: Box<str>,
@@ -26,7 +27,7 @@ pub(super) struct RedisSession {
     armed: Option<Duration>,
     loaded: Loaded,
     cmd: Cmd,
-    wire: Vec<u8>,
+    out: Vec<u8>,
     /// How a batch is sent.
     calls: Calls,
     /// The calls of a batch, by their first requests, that take a second question. Empty between batches; kept for its
@@ -45,15 +46,15 @@ enum Again {
 
 impl RedisSession {
     /// An open connection; nothing has been said yet.
-    pub(super) fn new(connection: Connection, timeout: Duration, password: &str) -> RedisSession {
+    pub(super) fn new(wire: Wire, timeout: Duration, password: &str) -> RedisSession {
         RedisSession {
-            connection,
+            wire,
             timeout,
             password: password.into(),
             armed: None,
             loaded: Loaded::default(),
             cmd: Cmd::new(),
-            wire: Vec::new(),
+            out: Vec::new(),
             calls: Calls::default(),
             again: Vec::new(),
         }
@@ -66,15 +67,15 @@ impl RedisSession {
         former: &[(String, i64)],
         end: Instant,
     ) -> Result<Greeting, Cause> {
-        self.wire.clear();
+        self.out.clear();
         redis::cmd("CLIENT")
             .arg("ID")
-            .write_packed_command(&mut self.wire);
+            .write_packed_command(&mut self.out);
         // One by one: before Redis 7 it takes one section at a time.
         for section in SECTIONS {
             redis::cmd("INFO")
                 .arg(section)
-                .write_packed_command(&mut self.wire);
+                .write_packed_command(&mut self.out);
         }
         let sent = time::wall();
         self.send(end)?;
@@ -99,7 +100,7 @@ impl RedisSession {
             client,
             about,
         };
-        self.wire.clear();
+        self.out.clear();
         // After a restart the numbers begin anew: ours may be somebody else's by now.
         let killed = || former.iter().filter(|(run, _)| *run == greeting.run_id);
         for (_, client) in killed() {
@@ -107,9 +108,9 @@ impl RedisSession {
                 .arg("KILL")
                 .arg("ID")
                 .arg(client)
-                .write_packed_command(&mut self.wire);
+                .write_packed_command(&mut self.out);
         }
-        Loaded::load(&mut self.wire);
+        Loaded::load(&mut self.out);
         self.send(end)?;
         for _ in killed() {
             self.receive_as::<i64>(end)?;
@@ -132,15 +133,15 @@ impl RedisSession {
 
     fn send(&mut self, end: Instant) -> Result<(), Cause> {
         self.arm(end)?;
-        self.connection
-            .send_packed_command(&self.wire)
+        self.wire
+            .send(&self.out)
             .map_err(|error| script::cause_without(&error, &self.password))
     }
 
     fn receive(&mut self, end: Instant) -> Result<Value, Cause> {
         self.arm(end)?;
-        self.connection
-            .recv_response()
+        self.wire
+            .receive()
             .map_err(|error| script::cause_without(&error, &self.password))
     }
 
@@ -170,9 +171,8 @@ impl RedisSession {
         if self.armed.is_some_and(fits) {
             return Ok(());
         }
-        self.connection
-            .set_read_timeout(Some(left))
-            .and_then(|()| self.connection.set_write_timeout(Some(left)))
+        self.wire
+            .set_timeouts(left)
             .map_err(|error| script::cause(&error))?;
         self.armed = Some(left);
         Ok(())
@@ -183,8 +183,8 @@ impl RedisSession {
     /// Appends a call, given by its first request.
     fn write(&mut self, requests: &[Request], calls: &Calls, first: usize) {
         let joined = calls.members(first).skip(1).map(|index| &requests[index]);
-        let (cmd, wire) = (&mut self.cmd, &mut self.wire);
-        self.loaded.write(&requests[first], joined, cmd, wire);
+        let (cmd, out) = (&mut self.cmd, &mut self.out);
+        self.loaded.write(&requests[first], joined, cmd, out);
     }
 
     /// Settles what a batch's first replies have left open, completely: before the next batch.
@@ -197,14 +197,14 @@ impl RedisSession {
         answer: &mut dyn FnMut(usize, Answer),
     ) -> Result<(), Cause> {
         let forgotten = again.iter().any(|(_, what)| *what == Again::Whole);
-        self.wire.clear();
+        self.out.clear();
         if forgotten {
-            Loaded::load(&mut self.wire);
+            Loaded::load(&mut self.out);
         }
         for (first, what) in again {
             match what {
                 Again::Left => {
-                    script::write_left(&requests[*first], &mut self.cmd, &mut self.wire);
+                    script::write_left(&requests[*first], &mut self.cmd, &mut self.out);
                 }
                 Again::Whole => self.write(requests, calls, *first),
             }
@@ -242,7 +242,7 @@ impl RedisSession {
     pub(super) fn write_batch(&mut self, requests: &[Request], end: Instant) -> Result<(), Cause> {
         let mut calls = std::mem::take(&mut self.calls);
         calls.plan(requests);
-        self.wire.clear();
+        self.out.clear();
         for first in calls.firsts() {
             self.write(requests, &calls, first);
         }
@@ -284,10 +284,10 @@ impl RedisSession {
     /// Sends one request to where a slot is on its way to, and reads its answer.
     #[cfg(feature = "cluster")]
     pub(super) fn ask_aside(&mut self, request: &Request, end: Instant) -> Result<Answer, Cause> {
-        self.wire.clear();
-        redis::cmd("ASKING").write_packed_command(&mut self.wire);
-        let (cmd, wire) = (&mut self.cmd, &mut self.wire);
-        self.loaded.write(request, std::iter::empty(), cmd, wire);
+        self.out.clear();
+        redis::cmd("ASKING").write_packed_command(&mut self.out);
+        let (cmd, out) = (&mut self.cmd, &mut self.out);
+        self.loaded.write(request, std::iter::empty(), cmd, out);
         self.send(end)?;
         self.receive(end)?;
         let reply = self.receive(end)?;
@@ -301,8 +301,8 @@ impl RedisSession {
     }
 
     pub(super) fn ping_by(&mut self, end: Instant) -> Result<(), Cause> {
-        self.wire.clear();
-        redis::cmd("PING").write_packed_command(&mut self.wire);
+        self.out.clear();
+        redis::cmd("PING").write_packed_command(&mut self.out);
         self.send(end)?;
         self.receive(end).map(|_| ())
     }
