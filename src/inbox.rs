@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::lane::Addressee;
+use crate::job::Addressee;
 use crate::script::Answer;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::time;
@@ -93,6 +93,12 @@ impl Inbox {
         state.wanted = 0;
         answers.append(&mut state.answers);
         ended
+    }
+
+    /// Whether fewer answers than `wanted` have come, and the owner is to wait for more.
+    pub(crate) fn lacks(&self, wanted: usize) -> bool {
+        let state = self.state.lock();
+        state.answers.len() < wanted && !state.cancelled
     }
 
     /// Wakes the owner from [`sleep`](Inbox::sleep), or keeps its next one from beginning.

@@ -100,6 +100,19 @@ impl Request {
         std::iter::once(&self.lease).chain(&self.place)
     }
 
+    /// Whether both can leave something of one lease on a node: then their order matters.
+    pub(crate) fn shares_a_token(&self, other: &Request) -> bool {
+        let is_ours = |id| self.leases().any(|lease| lease.token().id() == id);
+        other.leases().any(|lease| is_ours(lease.token().id()))
+    }
+
+    /// Whether it is a command of Redis' own, which a server never asks to have again.
+    pub(crate) fn is_set(&self) -> bool {
+        let is_one = self.lease.keys().all().len() == 1 && self.fence.is_none();
+        let takes = matches!(self.verb, Verb::Take | Verb::PutBack);
+        takes && is_one && self.lease.claim() == Claim::Exclusive
+    }
+
     /// Whether this can be told to a node in one call with `other`, which is before it in a batch: readers of one key that
     /// come, or leave, are granted, refused and released together.
     pub(crate) fn joins(&self, other: &Request) -> bool {
@@ -365,7 +378,7 @@ pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
     let claim = request.lease.claim();
     let is_exclusive = claim == Claim::Exclusive;
     let locks = request.lease.keys().all().len();
-    let is_script = is_numbered || !is_exclusive || locks > 1;
+    let is_script = !request.is_set();
     Read::Answer(match (request.verb, reply) {
         (Take | Adopt, Value::Int(number @ 1..)) if is_numbered => match u64::try_from(*number) {
             Ok(number) if number > 0 => Answer::Numbered(number),

@@ -1,5 +1,6 @@
 //! A lane's connection to a server: greeting it, and exchanging batches with it.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, Value};
@@ -8,11 +9,13 @@ use crate::about::{self, About};
 use crate::batch::Calls;
 use crate::error::Cause;
 use crate::node::wire::Wire;
-use crate::node::{Greeting, Session};
+use crate::node::{Greeting, Prompt, Session};
 #[cfg(feature = "cluster")]
 use crate::script::Holder;
 use crate::script::{self, Answer, Loaded, Read, Request};
 use crate::time;
+
+use self::prompt::Expected;
 
 /// What a node is asked of itself. The first one has its clock.
 const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
@@ -28,12 +31,16 @@ pub(super) struct RedisSession {
     loaded: Loaded,
     cmd: Cmd,
     out: Vec<u8>,
+    /// What the next replies are, of requests that were sent by themselves.
+    expected: VecDeque<Expected>,
     /// How a batch is sent.
     calls: Calls,
     /// The calls of a batch, by their first requests, that take a second question. Empty between batches; kept for its
     /// memory.
     again: Vec<(usize, Again)>,
 }
+
+mod prompt;
 
 /// What is asked again after a batch's first replies.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,6 +62,7 @@ impl RedisSession {
             loaded: Loaded::default(),
             cmd: Cmd::new(),
             out: Vec::new(),
+            expected: VecDeque::new(),
             calls: Calls::default(),
             again: Vec::new(),
         }
@@ -315,22 +323,19 @@ impl Session for RedisSession {
         answer: &mut dyn FnMut(usize, Answer),
     ) -> Result<(), Cause> {
         let end = time::now() + self.timeout;
-        let mut demoted = None;
         self.write_batch(requests, end)?;
-        self.read_batch(requests, end, &mut |index, read| {
-            if let Answer::Fault(cause) = &read
-                && script::is_read_only(cause)
-            {
-                demoted = Some(cause.clone());
-            }
-            answer(index, read);
-        })?;
-        // It was a master when it was greeted. Another may be by now, where somebody tells us which.
-        demoted.map_or(Ok(()), Err)
+        self.read_batch(requests, end, answer)
     }
 
     fn ping(&mut self) -> Result<(), Cause> {
         self.ping_by(time::now() + self.timeout)
+    }
+
+    fn prompt(&mut self) -> Option<&mut dyn Prompt> {
+        match self.wire.can_look() {
+            true => Some(self),
+            false => None,
+        }
     }
 }
 
