@@ -108,9 +108,18 @@ impl Request {
 
     /// Whether it is a command of Redis' own, which a server never asks to have again.
     pub(crate) fn is_set(&self) -> bool {
-        let is_one = self.lease.keys().all().len() == 1 && self.fence.is_none();
-        let takes = matches!(self.verb, Verb::Take | Verb::PutBack);
-        takes && is_one && self.lease.claim() == Claim::Exclusive
+        matches!(self.verb, Verb::Take | Verb::PutBack) && self.is_plain()
+    }
+
+    /// Whether it is about one key of an exclusive lock, and no number of it is wanted.
+    fn is_plain(&self) -> bool {
+        let is_one = self.lease.keys().all().len() == 1;
+        is_one && self.lease.claim() == Claim::Exclusive && !self.is_numbered()
+    }
+
+    /// Whether a grant is to come with a number of the node's fence.
+    fn is_numbered(&self) -> bool {
+        matches!(self.verb, Verb::Take | Verb::Adopt) && self.fence.is_some()
     }
 
     /// Whether this can be told to a node in one call with `other`, which is before it in a batch: readers of one key that
@@ -374,11 +383,11 @@ pub(crate) enum Read {
 /// Reads a reply to a request; of a call for several to that which is number `place` in it.
 pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
     use Verb::{Adopt, Break, Downgrade, Extend, Knock, PutBack, Raise, Release, Take, Tell};
-    let is_numbered = matches!(request.verb, Take | Adopt) && request.fence.is_some();
+    let is_numbered = request.is_numbered();
     let claim = request.lease.claim();
     let is_exclusive = claim == Claim::Exclusive;
     let locks = request.lease.keys().all().len();
-    let is_script = !request.is_set();
+    let is_script = !request.is_plain();
     Read::Answer(match (request.verb, reply) {
         (Take | Adopt, Value::Int(number @ 1..)) if is_numbered => match u64::try_from(*number) {
             Ok(number) if number > 0 => Answer::Numbered(number),
