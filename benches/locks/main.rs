@@ -11,20 +11,23 @@ mod cell;
 mod clients;
 mod count;
 mod extras;
+mod facts;
+mod floors;
 mod outage;
 mod rows;
 #[path = "../../examples/common/servers.rs"]
 mod servers;
 mod sharing;
+mod spread;
 
 use std::io::{self, Write};
-use std::process::Command;
+use std::error;
 use std::time::{Duration, Instant};
-use std::{env, error, fs, thread};
 
 use clap::Parser;
 
 use crate::extras::EXTRAS;
+use crate::facts::load;
 use crate::rows::ROWS;
 use crate::servers::Server;
 
@@ -69,7 +72,7 @@ fn main() -> Result<()> {
     writeln!(
         out,
         "{}\nturns: {turns} of {cell:?} a cell",
-        facts(&servers[0])?
+        facts::line(&servers[0])?
     )?;
 
     let chosen = ROWS.iter().filter(|row| row.name.contains(&args.only));
@@ -89,32 +92,4 @@ fn main() -> Result<()> {
     }
     writeln!(out, "took {:.0?}, load {}", began.elapsed(), load())?;
     Ok(())
-}
-
-/// What the figures depend on.
-fn facts(server: &Server) -> Result<String> {
-    let mut connection = redis::Client::open(server.url())?.get_connection()?;
-    let info: String = redis::cmd("INFO").arg("server").query(&mut connection)?;
-    let redis = info
-        .lines()
-        .find_map(|line| line.strip_prefix("redis_version:"));
-    let rustc = Command::new(env::var("RUSTC").unwrap_or("rustc".into()))
-        .arg("-V")
-        .output();
-    let rustc = rustc.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    Ok(format!(
-        "machine: {} cores, {} {}, load {}; redis-server {} on loopback; {}",
-        thread::available_parallelism()?,
-        env::consts::OS,
-        env::consts::ARCH,
-        load(),
-        redis.unwrap_or("unknown"),
-        rustc.unwrap_or("rustc unknown".into()),
-    ))
-}
-
-/// The mean load of the last minute, since other work on the machine is in every figure.
-fn load() -> String {
-    let loads = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    loads.split(' ').next().unwrap_or_default().to_owned()
 }

@@ -9,6 +9,7 @@ use crate::Result;
 use crate::cell::{self, COLUMNS, Sample};
 use crate::clients::Side;
 use crate::servers::Server;
+use crate::spread::spread;
 
 const OURS: Side = Side::Redguard(OnDrop::Wait);
 
@@ -164,16 +165,4 @@ impl Row {
         }
         text
     }
-}
-
-/// The least, the median and the greatest of some values.
-fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_unstable_by(f64::total_cmp);
-    let last = values.len() - 1;
-    [
-        values[0],
-        (values[last / 2] + values[last.div_ceil(2)]) / 2.0,
-        values[last],
-    ]
 }
