@@ -163,10 +163,13 @@ pub(crate) fn run(spec: &Spec) -> Result<()> {
     }
     let now = Instant::now();
     let seen: Vec<_> = seen.iter().map(|seen| lock(seen)).collect();
-    if let Some(error) = seen.iter().find_map(|seen| seen.error.as_ref()) {
+    let sample = sum(&seen, now);
+    let error = seen.iter().find_map(|seen| seen.error.as_deref());
+    // Why there are no figures; else it is enough that failures are counted.
+    if let Some(error) = error.filter(|_| sample.rate == 0.0) {
         eprintln!("    {}: {error}", spec.peer.name());
     }
-    say(&sum(&seen, now).to_line())
+    say(&sample.to_line())
 }
 
 fn say(line: &str) -> Result<()> {

@@ -111,18 +111,26 @@ fn chart(area: &Area<'_>, caption: &str, unit: &str, lines: &[Line], legend: boo
         }
     };
     let (threads, range) = (ends(|point| point.0), ends(|point| point.1));
+    let mut marks: Vec<f64> = values().map(|point| point.0).collect();
+    marks.sort_unstable_by(f64::total_cmp);
+    marks.dedup();
+    let tens: Vec<f64> = (-3..9).map(|power| 10f64.powi(power)).collect();
     let mut chart = ChartBuilder::on(area)
         .margin(12)
         .caption(caption, (FONT, 16))
         .x_label_area_size(40)
         .y_label_area_size(64)
         .build_cartesian_2d(
-            (threads.0 * 0.8..threads.1 * 1.25).log_scale().base(4.0),
-            (range.0 * 0.7..range.1 * 1.5).log_scale(),
+            (threads.0 * 0.8..threads.1 * 1.25)
+                .log_scale()
+                .with_key_points(marks),
+            (range.0 * 0.7..range.1 * 1.5)
+                .log_scale()
+                .with_key_points(tens),
         )?;
     chart
         .configure_mesh()
-        .light_line_style(WHITE)
+        .max_light_lines(0)
         .bold_line_style(BLACK.mix(0.12))
         .x_desc("threads")
         .y_desc(unit)
@@ -137,7 +145,7 @@ fn chart(area: &Area<'_>, caption: &str, unit: &str, lines: &[Line], legend: boo
         let style = colour.stroke_width(width);
         let points = || line.points.iter().copied();
         if line.dashed {
-            chart.draw_series(DashedLineSeries::new(points(), 6, 4, style))?;
+            chart.draw_series(DashedLineSeries::new(points(), 10, 6, style))?;
         } else {
             let name = match line.peer {
                 Peer::Floor => "scatter (bare connections)",
