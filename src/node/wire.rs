@@ -3,17 +3,17 @@
 //! The socket is our own where it can be: that of a connection of `redis` is not to be had, and so cannot be looked at without
 //! waiting. Over TLS it is that of `redis`, which alone has the roots that certificates are checked with.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-#[cfg(unix)]
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 #[cfg(feature = "tls")]
 use redis::Connection;
-use redis::{ConnectionAddr, ErrorKind, Msg, Parser, RedisConnectionInfo, RedisResult, Value};
+use redis::{ConnectionAddr, ErrorKind, Msg, RedisConnectionInfo, RedisResult, Value};
 
 use crate::node::address::{Server, left};
+
+use self::own::Own;
+
+mod own;
 
 /// What we tell of ourselves.
 const NAMES: [(&str, &str); 2] = [
@@ -25,39 +25,24 @@ const NAMES: [(&str, &str); 2] = [
 pub(super) struct Wire(Line);
 
 enum Line {
-    Own {
-        socket: Socket,
-        parser: Parser,
-        /// Whether a read waits for what is not there yet.
-        waits: bool,
-    },
+    Own(Box<Own>),
     #[cfg(feature = "tls")]
     Tls(Box<Connection>),
-}
-
-enum Socket {
-    Tcp(TcpStream),
-    #[cfg(unix)]
-    Unix(UnixStream),
 }
 
 impl Wire {
     /// Connects, logs in and says who we are. Where a name has many addresses it can take longer than until `end`.
     pub(super) fn open(server: &Server, end: Instant) -> RedisResult<Wire> {
-        let socket = match server.info.addr() {
-            ConnectionAddr::Tcp(host, port) => Socket::Tcp(connect(host, *port, end)?),
+        let own = match server.info.addr() {
+            ConnectionAddr::Tcp(host, port) => Own::connect(host, *port, end)?,
             #[cfg(unix)]
-            ConnectionAddr::Unix(path) => Socket::Unix(UnixStream::connect(path)?),
+            ConnectionAddr::Unix(path) => Own::connect_local(path)?,
             #[cfg(feature = "tls")]
             _ => return Wire::open_tls(server, end),
             #[cfg(not(feature = "tls"))]
-            _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
+            _ => return Err((ErrorKind::InvalidClientConfig, "no such socket here").into()),
         };
-        let mut wire = Wire(Line::Own {
-            socket,
-            parser: Parser::new(),
-            waits: true,
-        });
+        let mut wire = Wire(Line::Own(Box::new(own)));
         wire.log_in(server.info.redis_settings(), end)?;
         Ok(wire)
     }
@@ -118,44 +103,20 @@ impl Wire {
 
     /// How long a read and a write may take.
     pub(super) fn set_timeouts(&self, timeout: Duration) -> RedisResult<()> {
-        let timeout = Some(timeout);
         match &self.0 {
-            Line::Own { socket, .. } => match socket {
-                Socket::Tcp(tcp) => {
-                    tcp.set_read_timeout(timeout)?;
-                    tcp.set_write_timeout(timeout)?;
-                }
-                #[cfg(unix)]
-                Socket::Unix(unix) => {
-                    unix.set_read_timeout(timeout)?;
-                    unix.set_write_timeout(timeout)?;
-                }
-            },
+            Line::Own(own) => own.set_timeouts(Some(timeout))?,
             #[cfg(feature = "tls")]
             Line::Tls(connection) => {
-                connection.set_read_timeout(timeout)?;
-                connection.set_write_timeout(timeout)?;
+                connection.set_read_timeout(Some(timeout))?;
+                connection.set_write_timeout(Some(timeout))?;
             }
         }
         Ok(())
     }
 
-    pub(super) fn send(&mut self, mut bytes: &[u8]) -> RedisResult<()> {
+    pub(super) fn send(&mut self, bytes: &[u8]) -> RedisResult<()> {
         match &mut self.0 {
-            Line::Own { socket, waits, .. } => {
-                while !bytes.is_empty() {
-                    match socket.write(bytes) {
-                        Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
-                        Ok(written) => bytes = &bytes[written..],
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock && !*waits => {
-                            socket.let_wait(waits, true)?;
-                        }
-                        Err(error) => return Err(error.into()),
-                    }
-                }
-                Ok(())
-            }
+            Line::Own(own) => Ok(own.send(bytes)?),
             #[cfg(feature = "tls")]
             Line::Tls(connection) => connection.send_packed_command(bytes),
         }
@@ -164,14 +125,7 @@ impl Wire {
     /// Waits for the next reply, for as long as [`set_timeouts`](Wire::set_timeouts) has said.
     pub(super) fn receive(&mut self) -> RedisResult<Value> {
         match &mut self.0 {
-            Line::Own {
-                socket,
-                parser,
-                waits,
-            } => {
-                socket.let_wait(waits, true)?;
-                parser.parse_value(socket)
-            }
+            Line::Own(own) => own.receive(),
             #[cfg(feature = "tls")]
             Line::Tls(connection) => connection.recv_response(),
         }
@@ -179,25 +133,13 @@ impl Wire {
 
     /// Whether replies can be looked for.
     pub(super) fn can_look(&self) -> bool {
-        matches!(self.0, Line::Own { .. })
+        matches!(self.0, Line::Own(_))
     }
 
     /// The next reply, if it has come.
     pub(super) fn look(&mut self) -> RedisResult<Option<Value>> {
         match &mut self.0 {
-            Line::Own {
-                socket,
-                parser,
-                waits,
-            } => {
-                socket.let_wait(waits, false)?;
-                match parser.parse_value(socket) {
-                    Ok(reply) => Ok(Some(reply)),
-                    // What has come of it is kept.
-                    Err(error) if error.is_timeout() => Ok(None),
-                    Err(error) => Err(error),
-                }
-            }
+            Line::Own(own) => own.look(),
             #[cfg(feature = "tls")]
             Line::Tls(_) => Ok(None),
         }
@@ -207,7 +149,7 @@ impl Wire {
     /// has not come may come later.
     pub(super) fn hear(&mut self) -> RedisResult<Msg> {
         match &mut self.0 {
-            Line::Own { .. } => loop {
+            Line::Own(_) => loop {
                 if let Some(message) = Msg::from_owned_value(self.receive()?) {
                     return Ok(message);
                 }
@@ -221,54 +163,6 @@ impl Wire {
                 std::mem::forget(messages);
                 heard
             }
-        }
-    }
-}
-
-/// Connects to the first of a name's addresses that answers.
-fn connect(host: &str, port: u16, end: Instant) -> io::Result<TcpStream> {
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in (host, port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, left(end)) {
-            Ok(socket) => {
-                socket.set_nodelay(true)?;
-                return Ok(socket);
-            }
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
-}
-
-impl Socket {
-    /// Makes reads wait or not, if they do not already.
-    fn let_wait(&self, waits: &mut bool, wait: bool) -> io::Result<()> {
-        if *waits != wait {
-            match self {
-                Socket::Tcp(tcp) => tcp.set_nonblocking(!wait)?,
-                #[cfg(unix)]
-                Socket::Unix(unix) => unix.set_nonblocking(!wait)?,
-            }
-            *waits = wait;
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(tcp) => tcp.write(bytes),
-            #[cfg(unix)]
-            Socket::Unix(unix) => unix.write(bytes),
-        }
-    }
-}
-
-impl Read for Socket {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(tcp) => tcp.read(bytes),
-            #[cfg(unix)]
-            Socket::Unix(unix) => unix.read(bytes),
         }
     }
 }
