@@ -91,7 +91,10 @@ impl Inbox {
             (false, false) => Ended::TimedOut,
         };
         state.wanted = 0;
-        answers.append(&mut state.answers);
+        match answers.is_empty() {
+            true => std::mem::swap(answers, &mut state.answers),
+            false => answers.append(&mut state.answers),
+        }
         ended
     }
 

@@ -233,7 +233,8 @@ impl Token {
                 reason: error.to_string(),
             })?;
         let owner = owner.unwrap_or_default();
-        let mut text = String::with_capacity(owner.len() + 1 + 2 * bits.len());
+        let colon = usize::from(!owner.is_empty());
+        let mut text = String::with_capacity(owner.len() + colon + 2 * bits.len());
         if !owner.is_empty() {
             text.push_str(owner);
             text.push(':');
