@@ -382,42 +382,4 @@ fn gone() -> Cause {
 }
 
 #[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-    use std::sync::atomic::AtomicBool;
-
-    fn desk(node_timeout: Duration) -> Desk {
-        let (health, census) = (Arc::new(Health::new()), Arc::new(Census::of(1)));
-        Desk::new(0, "a", node_timeout, None, health, census)
-    }
-
-    #[test]
-    fn who_waits_for_a_node_is_woken_when_it_answers_what_was_overdue() {
-        let desk = &desk(Duration::from_millis(1));
-        let census = Arc::clone(&desk.census);
-        let (looked, looks) = crossbeam_channel::unbounded();
-        let answered = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let waits = scope.spawn(|| {
-                census.wait_until(Some(time::now() + Duration::from_secs(20)), || {
-                    let _ = looked.send(());
-                    answered.load(Ordering::Acquire)
-                })
-            });
-            assert!(looks.recv().is_ok());
-            let done = desk.watched(|| {
-                answered.store(true, Ordering::Release);
-                let overdue = desk.health.overdue.load(Ordering::Acquire);
-                while time::micros(time::now()) <= overdue {
-                    std::thread::yield_now();
-                }
-                Ok(())
-            });
-            assert_eq!((done, desk.census.risen()), (Ok(()), 1));
-            assert!(waits.join().is_ok_and(|holds| holds));
-        });
-        let patient = self::desk(Duration::from_secs(60));
-        assert_eq!(patient.watched(|| Ok(())), Ok(()));
-        assert_eq!(patient.census.risen(), 0, "it was in time");
-    }
-}
+mod tests;

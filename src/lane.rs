@@ -220,3 +220,45 @@ pub(crate) struct Post {
     pub(crate) strict: bool,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::fake::Fake;
+    use crate::lease::tests::lease;
+    use crate::script::{Request, Verb};
+
+    #[test]
+    fn nobody_passes_what_is_queued() {
+        let fake = Fake::new("a");
+        let post = Post {
+            name: "a".into(),
+            connector: Arc::new(Arc::clone(&fake)),
+            node_timeout: Duration::from_secs(60),
+            quarantine: None,
+            strict: false,
+            observer: None,
+        };
+        let (lane, queue, desk) = Lane::new(0, &post, &Arc::new(Census::of(1)));
+        let (session, _) = post.connector.connect(None).unwrap();
+        desk.lock().open(session).unwrap();
+        let take = || Job {
+            request: Request::new(Verb::Take, &lease("x"), 30_000),
+            reply: None,
+        };
+        let now = time::now();
+        let start = || lane.start_job(take(), false, now);
+        assert!(start().is_err(), "it is not up");
+        desk.lock().health.up.store(true, Ordering::Release);
+        assert!(matches!(start(), Ok(Start::Begun { wake: false })));
+        let seat = desk.lock();
+        assert!(matches!(start(), Ok(Start::Queued)), "somebody is there");
+        drop(seat);
+        assert!(matches!(start(), Ok(Start::Queued)), "that one is before");
+        // The thread has taken both out, but not seen to them yet.
+        assert_eq!(queue.try_iter().count(), 2);
+        assert!(matches!(start(), Ok(Start::Queued)));
+        desk.lock().health.queued.store(0, Ordering::SeqCst);
+        assert!(matches!(start(), Ok(Start::Begun { .. })));
+    }
+}
