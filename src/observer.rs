@@ -13,9 +13,9 @@ use crate::lease::Mode;
 ///
 /// Every method does nothing unless it is written. A lock on several keys goes by the first of them, in the order of their names.
 ///
-/// They are called on the thread in which the event happens, while no lock of
-/// the library is held: that of a caller, or one of the library's own, which serves many locks. So a method must be quick, and
-/// must not block or take locks of these nodes; a panic in it is caught and logged as an `error`. Counts that need no more than
+/// They are called on the thread in which the event happens: that of a caller, or one of the library's own, which serves many
+/// locks; and [`replied`](Observer::replied) while nobody else can use the connection. So a method must be quick, and must not
+/// block or take locks of these nodes; a panic in it is caught and logged as an `error`. Counts that need no more than
 /// a look now and then are in [`Nodes::stats`](crate::Nodes::stats) without an observer.
 ///
 /// ```

@@ -41,7 +41,7 @@ impl RedisEar {
             .and_then(|()| self.connection.send(&cmd.get_packed_command()))
             .map_err(|error| script::cause(&error))?;
         while self.early.len() < MOST_EARLY && time::now() < end {
-            let reply = self.connection.receive();
+            let reply = self.connection.receive(end);
             let reply = reply.map_err(|error| script::cause(&error))?;
             match Msg::from_owned_value(reply) {
                 Some(message) => self.early.push_back(message.get_channel_name().into()),
@@ -69,7 +69,7 @@ impl Ear for RedisEar {
         let heard = self
             .connection
             .set_timeouts(wait)
-            .and_then(|()| self.connection.hear());
+            .and_then(|()| self.connection.hear(time::now() + wait));
         match heard {
             Ok(message) => Ok(Some(Channel::from(message.get_channel_name()))),
             Err(error) if error.is_timeout() => Ok(None),

@@ -68,7 +68,7 @@ impl Server {
             connection.set_timeouts(left(end))?;
             connection.send(&question.get_packed_command())?;
             Ok(redis::from_redis_value(
-                connection.receive()?.extract_error()?,
+                connection.receive(end)?.extract_error()?,
             )?)
         };
         ask().map_err(|error| script::cause_without(&error, self.password()))

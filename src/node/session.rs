@@ -149,7 +149,7 @@ impl RedisSession {
     fn receive(&mut self, end: Instant) -> Result<Value, Cause> {
         self.arm(end)?;
         self.wire
-            .receive()
+            .receive(end)
             .map_err(|error| script::cause_without(&error, &self.password))
     }
 
@@ -167,9 +167,8 @@ impl RedisSession {
     ///
     /// After `end` there is a last moment to read what has come by then: it may be us who were held up.
     ///
-    /// The time-out is that of each read, and `redis` reads a reply to its end: one whose bytes keep coming can take longer,
-    /// and holds the lane for as long as they come. Callers see that it is overdue and do not wait for it. We cannot end it: the
-    /// socket is not to be had from `redis`, and cannot be shut down from outside.
+    /// Over TLS, where the socket is that of `redis`, the time-out is that of each read: a reply whose bytes keep coming can take
+    /// longer, and holds the lane for as long as they come. Callers see that it is overdue and do not wait for it.
     fn arm(&mut self, end: Instant) -> Result<(), Cause> {
         let left = end
             .saturating_duration_since(time::now())

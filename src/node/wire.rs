@@ -81,7 +81,7 @@ impl Wire {
         self.send(&bytes)?;
         let mut receive = || {
             self.set_timeouts(left(end))?;
-            self.receive()
+            self.receive(end)
         };
         if redis.password().is_some()
             && let Value::ServerError(error) = receive()?
@@ -122,10 +122,11 @@ impl Wire {
         }
     }
 
-    /// Waits for the next reply, for as long as [`set_timeouts`](Wire::set_timeouts) has said.
-    pub(super) fn receive(&mut self) -> RedisResult<Value> {
+    /// Waits for the next reply, for as long as [`set_timeouts`](Wire::set_timeouts) has said. Over TLS that is for each part of it:
+    /// one whose bytes keep coming can take longer.
+    pub(super) fn receive(&mut self, end: Instant) -> RedisResult<Value> {
         match &mut self.0 {
-            Line::Own(own) => own.receive(),
+            Line::Own(own) => own.receive(end),
             #[cfg(feature = "tls")]
             Line::Tls(connection) => connection.recv_response(),
         }
@@ -147,10 +148,10 @@ impl Wire {
 
     /// Waits for the next message, for as long as [`set_timeouts`](Wire::set_timeouts) has said; unlike other replies one that
     /// has not come may come later.
-    pub(super) fn hear(&mut self) -> RedisResult<Msg> {
+    pub(super) fn hear(&mut self, end: Instant) -> RedisResult<Msg> {
         match &mut self.0 {
             Line::Own(_) => loop {
-                if let Some(message) = Msg::from_owned_value(self.receive()?) {
+                if let Some(message) = Msg::from_owned_value(self.receive(end)?) {
                     return Ok(message);
                 }
             },

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use redis::{Parser, RedisResult, Value};
 
 use crate::node::address::left;
+use crate::time;
 
 /// So much is read at once.
 const ROOM: usize = 4096;
@@ -103,12 +104,16 @@ impl Own {
         Ok(())
     }
 
-    /// Waits for the next reply.
-    pub(super) fn receive(&mut self) -> RedisResult<Value> {
+    /// Waits for the next reply: for each read as long as [`set_timeouts`](Own::set_timeouts) has said, and until `end` where it
+    /// comes bit by bit.
+    pub(super) fn receive(&mut self, end: Instant) -> RedisResult<Value> {
         self.input.let_wait(true)?;
         loop {
             if let Some(reply) = self.take()? {
                 return Ok(reply);
+            }
+            if self.is_parsing && time::now() > end {
+                return Err(io::Error::from(ErrorKind::TimedOut).into());
             }
             self.input.fill()?;
         }
@@ -291,6 +296,7 @@ mod tests {
             waits in any::<bool>(),
         ) {
             let (mut own, mut other) = pair();
+            let end = time::now() + Duration::from_secs(60);
             let text: String = which.iter().map(|which| REPLIES[*which]).collect();
             let mut left = text.as_bytes();
             let mut cuts = cuts.iter().cycle();
@@ -304,15 +310,28 @@ mod tests {
                 }
             }
             while read.len() < which.len() {
-                read.push(own.receive().unwrap());
+                read.push(own.receive(end).unwrap());
             }
             let parse = |which: &usize| redis::parse_redis_value(REPLIES[*which].as_bytes());
             let expected: Result<Vec<Value>, _> = which.iter().map(parse).collect();
             prop_assert_eq!(read, expected.unwrap());
             prop_assert!(own.look().unwrap().is_none());
             drop(other);
-            prop_assert!(own.receive().is_err() && own.look().is_err());
+            prop_assert!(own.receive(end).is_err() && own.look().is_err());
         }
+    }
+
+    #[test]
+    fn a_reply_without_an_end_is_not_read_for_ever() {
+        let (mut own, mut other) = pair();
+        other.write_all(b"*1000000000\r\n").unwrap();
+        let end = time::now();
+        std::thread::scope(|scope| {
+            let drips = scope.spawn(move || while other.write_all(b":1\r\n").is_ok() {});
+            assert!(own.receive(end).is_err_and(|error| error.is_timeout()));
+            drop(own);
+            drips.join().unwrap();
+        });
     }
 
     #[test]
