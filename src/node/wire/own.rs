@@ -265,6 +265,7 @@ mod tests {
     use std::net::TcpListener;
 
     /// A socket, and its other end.
+    #[expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
     fn pair() -> (Own, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
