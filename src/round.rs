@@ -119,10 +119,47 @@ pub(crate) struct Round<'a> {
     answers: Vec<(usize, Answer)>,
     nodes: &'a Nodes,
     caller: Caller<'a>,
-    /// The nodes that were asked by the caller himself, who looks for their answers.
-    own: NodeSet,
-    /// Those of them whose lanes' threads do not look at all.
+    own: Own<'a>,
+}
+
+/// The nodes that a caller has asked himself, and looks for the answers of. What has not come when this is dropped, their lanes'
+/// threads look for.
+#[derive(Debug)]
+struct Own<'a> {
+    nodes: &'a Nodes,
+    key: &'a Key,
+    open: NodeSet,
+    /// Those of them whose lanes' threads do not look unless they are woken.
     unseen: NodeSet,
+}
+
+impl Own<'_> {
+    fn note(&mut self, node: usize, wake: bool) {
+        self.open.insert(node);
+        if wake {
+            self.unseen.insert(node);
+        }
+    }
+
+    /// Takes in what has come; or, if that `is_over`, lets the lanes' threads wait for it.
+    fn look(&mut self, is_over: bool) {
+        for (node, lane) in self.nodes.lanes(self.key) {
+            if self.open.contains(node) && (is_over || !lane.look()) {
+                lane.wake();
+                self.open = self.open.without(NodeSet::of(node));
+            }
+        }
+    }
+}
+
+impl Drop for Own<'_> {
+    fn drop(&mut self) {
+        for (node, lane) in self.nodes.lanes(self.key) {
+            if self.open.contains(node) && self.unseen.contains(node) {
+                lane.wake_if_open();
+            }
+        }
+    }
 }
 
 impl Round<'_> {
@@ -171,24 +208,13 @@ impl Round<'_> {
     /// Looks for the answers of the nodes that the caller has asked himself, until `wanted` are there, or `end` (`None`: it is
     /// over). What has not come by then the lanes' threads wait for.
     fn look(&mut self, wanted: usize, end: Option<Instant>) {
-        while self.own.len() > 0 && self.inbox.lacks(wanted) {
-            let is_over = end.is_none_or(|end| end <= time::now());
-            for (node, lane) in self.nodes.lanes(self.request.lease.key()) {
-                if self.own.contains(node) && (is_over || !lane.look()) {
-                    lane.wake();
-                    self.own = self.own.without(NodeSet::of(node));
-                }
-            }
+        while self.own.open.len() > 0 && self.inbox.lacks(wanted) {
+            self.own.look(end.is_none_or(|end| end <= time::now()));
             std::thread::yield_now();
         }
     }
 
     fn end(mut self, ended: Ended) -> Outcome {
-        for (node, lane) in self.nodes.lanes(self.request.lease.key()) {
-            if self.own.contains(node) && self.unseen.contains(node) {
-                lane.wake_if_open();
-            }
-        }
         let verdict = self.tally.verdict();
         let verdict = verdict.unwrap_or_else(|| self.tally.close());
         debug!(
@@ -384,8 +410,12 @@ impl Nodes {
             answers: Vec::new(),
             nodes: self,
             caller: self.company.join(now),
-            own: NodeSet::default(),
-            unseen: NodeSet::default(),
+            own: Own {
+                nodes: self,
+                key: request.lease.key(),
+                open: NodeSet::default(),
+                unseen: NodeSet::default(),
+            },
         }
     }
 
@@ -461,10 +491,7 @@ impl Nodes {
                 Ok(started) => {
                     given.insert(node);
                     if let Start::Begun { wake } = started {
-                        round.own.insert(node);
-                        if wake {
-                            round.unseen.insert(node);
-                        }
+                        round.own.note(node, wake);
                     }
                 }
                 Err(cause) => round.tally.vote(node, Vote::Fault(cause)),
