@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::endpoint::Endpoint;
 #[cfg(any(feature = "sentinel", feature = "cluster"))]
 use crate::endpoint::Kind;
+use crate::endpoint::{Endpoint, Endpoints};
 use crate::error::Error;
 #[cfg(feature = "cluster")]
 use crate::key::Keys;
@@ -89,11 +89,9 @@ impl Config {
     ///
     /// Locks need a quorum of all of them, `n / 2 + 1`, whatever is reachable. So take an odd number: two nodes
     /// have no quorum with one down, and of four a tie is a loss for both sides.
-    pub fn new<I>(nodes: I) -> Config
-    where
-        I: IntoIterator,
-        I::Item: Into<Endpoint>,
-    {
+    ///
+    /// One node is a list of one: `Config::new(["10.0.0.1"])`.
+    pub fn new<I: Endpoints>(nodes: I) -> Config {
         Config {
             settings: Settings {
                 endpoints: nodes.into_iter().map(Into::into).collect(),

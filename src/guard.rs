@@ -101,7 +101,7 @@ impl Hold {
                 engine.make_sure(&self.lease)
             }
             (_, Look::Held(_)) => Ok(()),
-            _ => Err(Error::LockLost),
+            _ => Err(self.lease.lost()),
         }
     }
 
@@ -178,7 +178,8 @@ impl Hold {
             Some(engine) => {
                 let held = time::now().saturating_duration_since(self.taken);
                 let released = engine.release(&self.lease, &self.pass, on_drop);
-                engine.note_end(&self.lease, held, released == Err(Error::LockLost));
+                let late = released.as_ref().is_err_and(Error::is_lost);
+                engine.note_end(&self.lease, held, late);
                 released
             }
             None => match self.lease.begin_release(time::now()) {
@@ -186,7 +187,7 @@ impl Hold {
                     self.lease.end();
                     Ok(())
                 }
-                _ => Err(Error::LockLost),
+                _ => Err(self.lease.lost()),
             },
         }
     }
@@ -243,7 +244,8 @@ macro_rules! guard {
             /// How long the lock is held for at least, if nobody deletes its keys; zero when it is lost. Does not block.
             ///
             /// This is the validity: the TTL less the time that taking it took, less an allowance for clock drift
-            /// (`ttl / 100 + 2 ms`). A local lock does not expire: it has [`Duration::MAX`].
+            /// (`ttl / 100 + 2 ms`). A local lock does not expire: it has [`Duration::MAX`], so `Instant::now() + guard.remaining()`
+            /// would panic. A deadline is `Instant::now().checked_add(guard.remaining())`, where `None` means that there is none.
             ///
             /// A node that loses its data deletes keys. Under [`restart_quarantine`](crate::Config::restart_quarantine) nobody
             /// else gets the lock before this time is over, but if too many nodes do so the lock may be lost early, which is
@@ -403,7 +405,8 @@ macro_rules! fenced {
             ///
             /// Tokens strictly increase as long as the nodes' clocks are in step, or fewer nodes than a quorum have lost their
             /// data or missed the last grant: a count that is lost begins anew from the node's clock. They are not
-            /// consecutive. A local lock's are comparable within its process only, and among clones of one locker.
+            /// consecutive, and begin with the microseconds since 1970, at some 1.8e15: a store needs 64 bits for them (`BIGINT`; a
+            /// JSON number has 53, which is enough for the next two centuries). A local lock's are comparable within its process only, and among clones of one locker.
             pub fn fencing_token(&self) -> Option<u64> {
                 self.0.fencing_token()
             }

@@ -77,6 +77,9 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// one process get each key in the order in which they came; while one waits for a key of several, it has those that are
     /// before it in the order of their names.
     ///
+    /// A list that is put together is a `Vec<String>`: `names.iter().map(String::as_str).collect::<Vec<_>>()` makes what is asked for
+    /// here of it.
+    ///
     /// There are `lock_all` and `try_lock_all` and no `acquire_all`, since both take options: who locks several things says
     /// more often than not how long to wait.
     ///

@@ -59,7 +59,8 @@ impl Nodes {
     ///
     /// The others are kept: they count in every quorum, and are connected to in the background. Blocks until a
     /// quorum has answered and then, for nodes of which nothing has been heard, as long again (10 ms at least).
-    /// Without a quorum it tries again and again and blocks for `connect_timeout`: nodes may be about to start. With
+    /// Without a quorum it tries again and again and blocks for `connect_timeout`: nodes may be about to start; for those that take
+    /// longer [the guide](crate::guide#a-programs-main) has a loop. With
     /// [`allow_degraded`](Config::allow_degraded) it succeeds then, and locks are held in this process until a quorum is up.
     ///
     /// # Errors

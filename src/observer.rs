@@ -70,8 +70,8 @@ pub trait Observer: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NodeReply {
-    /// It granted, extended or deleted, or told what it was asked.
-    Granted,
+    /// It did what it was asked: granted, extended, deleted, or told.
+    Done,
     /// It said no: another holds the lock, or it is not ours.
     Refused,
     /// It answered with an error.

@@ -21,6 +21,9 @@ use crate::take;
 /// served; among processes there is no order. A thread may hold several, but who waits for one while it holds another can wait
 /// for ever, if all others do the same.
 ///
+/// There are no short forms that take a TTL, as `lock` and `try_lock` of a [`Locker`](crate::Locker) are: a permit is held by several,
+/// nearly always for long, and its options say more often than not that it is renewed, or how long to wait.
+///
 /// ```
 /// use redguard::{Error, LocalSemaphore, LockOptions, Semaphore};
 /// use std::time::Duration;

@@ -48,8 +48,8 @@ pub struct Stats {
 pub struct NodeStats {
     /// Its address, without credentials.
     pub node: String,
-    /// Requests that it granted, or otherwise did.
-    pub granted: u64,
+    /// Requests that it did: locks that it granted, extended or released, and whatever else it was asked.
+    pub done: u64,
     /// Requests that it refused.
     pub refused: u64,
     /// Requests that it answered with an error.
@@ -211,7 +211,7 @@ impl fmt::Debug for Meter {
 /// What one lane's node has answered.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
-    granted: AtomicU64,
+    done: AtomicU64,
     refused: AtomicU64,
     faults: AtomicU64,
     unknown: AtomicU64,
@@ -221,7 +221,7 @@ pub(crate) struct Traffic {
 impl Traffic {
     pub(crate) fn note(&self, reply: NodeReply, latency: Duration) {
         match reply {
-            NodeReply::Granted => count(&self.granted),
+            NodeReply::Done => count(&self.done),
             NodeReply::Refused => count(&self.refused),
             NodeReply::Fault => count(&self.faults),
             NodeReply::Unknown => return count(&self.unknown),
@@ -231,7 +231,7 @@ impl Traffic {
 
     /// Adds it up with a node's other lanes.
     pub(crate) fn add_to(&self, stats: &mut NodeStats) {
-        stats.granted += read(&self.granted);
+        stats.done += read(&self.done);
         stats.refused += read(&self.refused);
         stats.faults += read(&self.faults);
         stats.unknown += read(&self.unknown);
@@ -243,7 +243,7 @@ impl NodeStats {
     pub(crate) fn of(node: &str) -> NodeStats {
         NodeStats {
             node: node.to_owned(),
-            granted: 0,
+            done: 0,
             refused: 0,
             faults: 0,
             unknown: 0,
@@ -321,7 +321,7 @@ mod tests {
     fn a_reply_is_counted_as_what_it_is_and_none_has_no_latency() {
         let traffic = Traffic::default();
         for (reply, times) in [
-            (NodeReply::Granted, 1),
+            (NodeReply::Done, 1),
             (NodeReply::Refused, 2),
             (NodeReply::Fault, 3),
             (NodeReply::Unknown, 4),
@@ -331,7 +331,7 @@ mod tests {
         let mut stats = NodeStats::of("a");
         traffic.add_to(&mut stats);
         traffic.add_to(&mut stats); // another lane with the same counts
-        assert_eq!((stats.granted, stats.refused), (2, 4));
+        assert_eq!((stats.done, stats.refused), (2, 4));
         assert_eq!((stats.faults, stats.unknown), (6, 8));
         assert_eq!((stats.latency.count, stats.latency.total), (12, ms(12)));
     }

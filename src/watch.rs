@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
+use crate::error::LossReason;
 use crate::lease::{Lease, Look};
 use crate::local::Gate;
 use crate::notify::Notifier;
@@ -126,6 +127,11 @@ impl LossWatch {
             }
             _ => Duration::ZERO,
         }
+    }
+
+    /// Why the lock is lost; `None` while it is held, and after its release. Does not block.
+    pub fn loss(&self) -> Option<LossReason> {
+        self.lease.loss(time::now())
     }
 
     /// Waits until the lock is lost or released, for `limit` at most; zero only looks, [`Duration::MAX`] sets no limit.
