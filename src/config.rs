@@ -25,6 +25,12 @@ const MAX_POOL: usize = 64;
 pub(crate) const MAX_OWNER: usize = 64;
 
 /// How long a guard's `Drop` waits for its release.
+///
+/// ```
+/// use redguard::{Config, OnDrop};
+///
+/// let quick = Config::new(["10.0.0.1"]).on_drop(OnDrop::HandOff);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnDrop {
@@ -52,6 +58,29 @@ pub enum OnDrop {
 ///     .node_timeout(Duration::from_millis(100))
 ///     .retry(RetryPolicy { max_wait: Some(Duration::from_secs(5)), ..RetryPolicy::default() })
 ///     .on_drop(OnDrop::HandOff);
+/// ```
+///
+/// For nodes that are far away and may restart without their data, with a look inside:
+///
+/// ```
+/// # use redguard::{Config, Observer};
+/// # use std::sync::Arc;
+/// # use std::time::Duration;
+/// # fn careful(observer: Arc<dyn Observer>) -> Config {
+/// Config::new(["10.1.0.1", "10.2.0.1", "10.3.0.1"])
+///     .username("locks")
+///     .password("s3cret")
+///     .db(2)
+///     .pool_size(2)
+///     .node_timeout(Duration::from_millis(500))
+///     .connect_timeout(Duration::from_secs(3))
+///     .min_validity(0.3)
+///     .breaker(10, Duration::from_secs(30))
+///     .restart_quarantine(Duration::from_secs(60))
+///     .strict_servers(true)
+///     .allow_degraded(false)
+///     .observer(observer)
+/// # }
 /// ```
 #[derive(Clone)]
 #[must_use = "a configuration does nothing until it is connected"]
@@ -139,6 +168,12 @@ impl Config {
     /// TLS for all nodes: an address without a scheme is spoken to over TLS, and one that says otherwise (`redis://`,
     /// `unix://`) is refused when connecting. With the feature `tls`. Default: TLS for `rediss://` addresses alone, as
     /// [`Tls::new()`] has it.
+    ///
+    /// ```
+    /// use redguard::{Config, Tls};
+    ///
+    /// let config = Config::new(["redis-1.internal:6380"]).tls(Tls::new());
+    /// ```
     #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: Tls) -> Config {
         self.settings.tls = Some(tls);

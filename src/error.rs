@@ -9,6 +9,26 @@ use std::time::Duration;
 /// in the way of which) and *could not find out* ([`InsufficientQuorum`](Error::InsufficientQuorum)) are never mixed up:
 /// the first means that a quorum of the nodes answered. [`is_contended`](Error::is_contended), [`is_unavailable`](Error::is_unavailable) and
 /// [`is_lost`](Error::is_lost) sort errors by what a program can do about them.
+///
+/// `Display` has one line for people, causes included; `Debug` has the fields. [The guide](crate::guide#a-programs-main) has a
+/// `main` that makes exit codes of them.
+///
+/// ```
+/// use redguard::Error;
+///
+/// fn advice(error: &Error) -> &'static str {
+///     match error {
+///         Error::CircuitOpen { retry_in } if retry_in.as_secs() > 30 => "come back in a minute",
+///         _ if error.is_contended() => "another one is at it",
+///         _ if error.is_unavailable() => "the nodes do not answer",
+///         _ if error.is_lost() => "stop, and look at what was done",
+///         _ => "mend the program or its settings",
+///     }
+/// }
+///
+/// assert_eq!(advice(&Error::Closed), "mend the program or its settings");
+/// assert_eq!(Error::Closed.to_string(), "the nodes are shut down");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -209,6 +229,19 @@ pub enum LossReason {
 }
 
 /// One node's part in an [`Error::InsufficientQuorum`].
+///
+/// ```
+/// use redguard::{Cause, Error};
+///
+/// /// The nodes with which it takes an operator: waiting does not help.
+/// fn denied(error: &Error) -> Vec<&str> {
+///     let Error::InsufficientQuorum { causes, .. } = error else {
+///         return Vec::new();
+///     };
+///     let denied = causes.iter().filter(|c| matches!(c.cause, Cause::Denied(_)));
+///     denied.map(|c| c.node.as_str()).collect()
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeCause {
@@ -225,6 +258,13 @@ impl fmt::Display for NodeCause {
 }
 
 /// Why a node did not grant.
+///
+/// ```
+/// use redguard::Cause;
+///
+/// let cause = Cause::Unreachable("Connection refused (os error 111)".to_owned());
+/// assert_eq!(cause.to_string(), "unreachable: Connection refused (os error 111)");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {

@@ -342,7 +342,7 @@ guard! {
     /// Holds an exclusive lock until it is dropped or released, or until its lease ends, **whichever is first**.
     ///
     /// ```
-    /// use redguard::{Locker, LocalLocker};
+    /// use redguard::{LocalLocker, LockOptions, Locker, Mode};
     /// use std::time::Duration;
     ///
     /// # fn main() -> Result<(), redguard::Error> {
@@ -356,6 +356,15 @@ guard! {
     ///     // … write the page …
     /// }
     /// guard.release()?; // or drop it, if how it ended does not matter
+    ///
+    /// let options = LockOptions::new(Duration::from_secs(30)).fenced().auto_renew();
+    /// let guard = locker.acquire("report", &options)?;
+    /// assert!(guard.is_held() && guard.key() == "report" && guard.mode() == Mode::Local);
+    /// assert!(guard.keys().eq(["report"]));
+    /// let (watch, token) = (guard.watch(), guard.fencing_token());
+    /// guard.stop_renewing(); // it ends with its TTL now
+    /// drop(guard);
+    /// assert!(token.is_some() && !watch.is_held());
     /// # Ok(())
     /// # }
     /// ```
@@ -365,11 +374,42 @@ guard! {
 guard! {
     /// Holds a read lock, beside other readers, until it is dropped or released, or until its lease ends, **whichever is
     /// first**. It has a lease of its own, also among readers of one process.
+    ///
+    /// ```
+    /// use redguard::{LocalRwLocker, RwLocker};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let locker = LocalRwLocker::new();
+    /// let guard = locker.read("catalogue", Duration::from_secs(30))?;
+    /// assert!(guard.is_held() && guard.key() == "catalogue");
+    /// for chapter in 0..3 {
+    ///     guard.check()?; // still ours? else what is read may be half written
+    ///     guard.extend(Duration::from_secs(30))?;
+    ///     // … read the chapter …
+    /// }
+    /// guard.release()
+    /// # }
+    /// ```
     ReadGuard
 }
 
 guard! {
     /// Holds a write lock, alone, until it is dropped or released, or until its lease ends, **whichever is first**.
+    ///
+    /// ```
+    /// use redguard::{LocalRwLocker, LockOptions, RwLocker};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let locker = LocalRwLocker::new();
+    /// let options = LockOptions::new(Duration::from_secs(30)).fenced();
+    /// let guard = locker.acquire_write("catalogue", &options)?;
+    /// guard.check()?; // still ours? else stop here
+    /// println!("written with the fencing token {:?}", guard.fencing_token());
+    /// guard.release()
+    /// # }
+    /// ```
     WriteGuard
 }
 

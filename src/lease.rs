@@ -27,6 +27,15 @@ const MOST_LEAD: i64 = 100_000;
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Where a lock is held.
+///
+/// ```
+/// use redguard::{LockGuard, Mode};
+///
+/// /// Whether no other process can be at it.
+/// fn may_migrate(guard: &LockGuard) -> bool {
+///     guard.mode() == Mode::Quorum
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mode {

@@ -128,6 +128,14 @@ impl Nodes {
     }
 
     /// How many guards could not be released by their `Drop`: lost by then, or not confirmed by a quorum.
+    ///
+    /// ```no_run
+    /// # fn end(nodes: &redguard::Nodes) {
+    /// if nodes.drop_failures() > 0 {
+    ///     eprintln!("some locks were lost, or are left to their TTLs: the log has them");
+    /// }
+    /// # }
+    /// ```
     pub fn drop_failures(&self) -> u64 {
         self.engine.drop_failures()
     }
@@ -177,6 +185,19 @@ impl Nodes {
     /// # Errors
     /// [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause for each node that is not connected;
     /// [`Closed`](Error::Closed) after a shutdown, also of one that waits.
+    ///
+    /// ```no_run
+    /// use redguard::{Config, Nodes};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let nodes = Nodes::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]).allow_degraded(true))?;
+    /// if let Err(error) = nodes.wait_ready(Duration::from_secs(60)) {
+    ///     eprintln!("goes on with locks in this process alone: {error}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn wait_ready(&self, limit: Duration) -> Result<(), Error> {
         self.engine.wait_ready(time::deadline(time::now(), limit))
     }

@@ -20,6 +20,21 @@ use crate::lease::{Lease, Look};
 use crate::time;
 
 /// A lock that was lost: what a callback is told ([`LockOptions::on_lost`](crate::LockOptions::on_lost)).
+///
+/// ```
+/// use redguard::{LockOptions, LossReason, LostLock};
+/// use std::time::Duration;
+///
+/// fn alarm(lost: &LostLock) {
+///     let names: Vec<&str> = lost.keys().collect();
+///     eprintln!("lost {names:?}: {}", lost.reason());
+///     if let (LossReason::NotOurs, Some(token)) = (lost.reason(), lost.fencing_token()) {
+///         eprintln!("{}: the store refuses {token} from now on", lost.key());
+///     }
+/// }
+///
+/// let options = LockOptions::new(Duration::from_secs(30)).on_lost(alarm);
+/// ```
 pub struct LostLock {
     lease: Arc<Lease>,
 }

@@ -13,6 +13,16 @@ use crate::observer::{self, NodeReply, Observer};
 /// Counts since the nodes were connected, for all locks on them: see [`Nodes::stats`](crate::Nodes::stats).
 ///
 /// They are read one after the other while work goes on, so they need not fit together to the last one. Each only grows.
+///
+/// ```no_run
+/// use redguard::Nodes;
+///
+/// fn report(nodes: &Nodes) {
+///     let stats = nodes.stats();
+///     println!("{} locks in {} attempts, {} lost", stats.granted, stats.attempts, stats.lost);
+///     println!("held for {:?} on average, {:?} at most", stats.holds.mean(), stats.holds.longest);
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -43,6 +53,15 @@ pub struct Stats {
 }
 
 /// What one node has answered.
+///
+/// ```
+/// use redguard::NodeStats;
+///
+/// fn line(node: &NodeStats) -> String {
+///     let all = node.done + node.refused + node.faults + node.unknown;
+///     format!("{}: {all} requests, {} without an answer, {:?}", node.node, node.unknown, node.latency.mean())
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeStats {
@@ -61,6 +80,13 @@ pub struct NodeStats {
 }
 
 /// How long something took that happened many times.
+///
+/// ```
+/// use redguard::Spans;
+/// use std::time::Duration;
+///
+/// assert_eq!(Spans::default().mean(), Duration::ZERO);
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Spans {

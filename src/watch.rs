@@ -66,6 +66,22 @@ fn free(lease: &Arc<Lease>, why: &str, gate: &Gate, nodes: &Nodes) {
 }
 
 /// How a wait for the loss of a lock ended.
+///
+/// ```
+/// use redguard::{LossWatch, WaitLost};
+/// use std::time::Duration;
+///
+/// /// Runs beside the work, until the lock has ended in one way or the other.
+/// fn beat(watch: &LossWatch, stop: impl FnOnce()) {
+///     loop {
+///         match watch.wait_lost(Duration::from_secs(10)) {
+///             WaitLost::TimedOut => println!("at work"),
+///             WaitLost::Lost => return stop(),
+///             _ => return,
+///         }
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WaitLost {
@@ -88,6 +104,8 @@ pub enum WaitLost {
 /// # fn main() -> Result<(), redguard::Error> {
 /// let guard = LocalLocker::new().lock("report", Duration::from_secs(30))?;
 /// let watch = guard.watch();
+/// assert!(watch.is_held() && watch.key() == "report" && watch.loss().is_none());
+/// assert_eq!(watch.remaining(), Duration::MAX); // of a local lock
 /// let monitor = std::thread::spawn(move || watch.wait_lost(Duration::MAX));
 /// // … work, which the monitor could stop …
 /// guard.release()?;
