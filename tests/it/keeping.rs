@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 use redguard::{
-    Config, Error, LockGuard, LockOptions, Locker, LossWatch, RedisLocker, RedisRwLocker, RwLocker,
+    Config, LockGuard, LockOptions, Locker, LossWatch, RedisLocker, RedisRwLocker, RwLocker,
     WaitLost,
 };
 use std::sync::Arc;
