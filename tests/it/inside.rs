@@ -3,7 +3,7 @@
 use crate::rig::{BRIEF, LIMIT, TTL, at, config, hasty, shared};
 use crate::support::{eventually, raw, servers, unique_key};
 use redguard::{
-    Config, Error, LockOptions, Locker, Mode, NodeReply, Nodes, Observer, RedisLocker,
+    Config, Error, LockOptions, Locker, Mode, NodeReply, NodeState, Nodes, Observer, RedisLocker,
     RedisRwLocker, RwLocker, WaitLost,
 };
 use std::collections::HashMap;
@@ -241,6 +241,11 @@ fn an_observer_that_panics_harms_nobody() {
 #[test]
 fn the_holder_is_seen_with_its_label_and_its_rest() {
     let locker = RedisLocker::connect(config(shared()).owner("night shift")).unwrap();
+    // Who is not connected yet is not asked.
+    eventually(LIMIT, "all nodes are up", || {
+        let nodes = locker.nodes().health().nodes;
+        nodes.iter().all(|node| node.state == NodeState::Up)
+    });
     let key = unique_key("seen");
     assert_eq!(locker.holder(&key).unwrap(), None);
     let guard = locker.lock(&key, TTL).unwrap();
