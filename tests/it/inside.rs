@@ -82,6 +82,14 @@ fn watched(config: Config) -> (RedisLocker, Arc<Diary>) {
     (locker, diary)
 }
 
+/// Waits until no node is left out: who is not connected yet is not asked.
+fn all_up(locker: &RedisLocker) {
+    eventually(LIMIT, "all nodes are up", || {
+        let nodes = locker.nodes().health().nodes;
+        nodes.iter().all(|node| node.state == NodeState::Up)
+    });
+}
+
 #[test]
 fn what_happens_to_a_lock_is_counted_and_told() {
     let (locker, diary) = watched(config(shared()));
@@ -112,6 +120,7 @@ fn what_happens_to_a_lock_is_counted_and_told() {
 #[test]
 fn each_nodes_replies_are_counted_with_their_time() {
     let (locker, diary) = watched(config(shared()));
+    all_up(&locker);
     let key = unique_key("replies");
     let foreign = RedisLocker::connect(config(shared()))
         .unwrap()
@@ -241,11 +250,7 @@ fn an_observer_that_panics_harms_nobody() {
 #[test]
 fn the_holder_is_seen_with_its_label_and_its_rest() {
     let locker = RedisLocker::connect(config(shared()).owner("night shift")).unwrap();
-    // Who is not connected yet is not asked.
-    eventually(LIMIT, "all nodes are up", || {
-        let nodes = locker.nodes().health().nodes;
-        nodes.iter().all(|node| node.state == NodeState::Up)
-    });
+    all_up(&locker);
     let key = unique_key("seen");
     assert_eq!(locker.holder(&key).unwrap(), None);
     let guard = locker.lock(&key, TTL).unwrap();
