@@ -894,6 +894,7 @@ fn shutdown_turns_away_waits_and_leaves_what_is_in_use() {
     closed(locker.try_lock("z", TTL).map(drop));
     assert!(fakes[0].token("x").is_some(), "left to its TTL");
     assert!(!guard.is_held());
+    assert_eq!(guard.watch().loss(), Some(LossReason::ShutDown));
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
     locker.nodes().shutdown(Duration::ZERO);
 }
