@@ -183,6 +183,7 @@
 //! | what | what the caller sees |
 //! |---|---|
 //! | a minority of nodes down, hung or slow | nothing |
+//! | no quorum at the start | [`Nodes::connect`] tries for `connect_timeout`, and is [`InsufficientQuorum`](Error::InsufficientQuorum); [the guide](guide#a-programs-main) waits longer |
 //! | no quorum reachable | [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node, after [`max_outage`](RetryPolicy::max_outage); from `try_…` at once |
 //! | the same for five rounds in a row and a second | the breaker opens: [`CircuitOpen`](Error::CircuitOpen) at once, or a local guard ([below](#when-no-quorum-answers)) |
 //! | nodes come back | lanes connect again by themselves, with capped and jittered back-off |
@@ -389,8 +390,8 @@ pub use crate::{
     about::{ClockOffset, Role},
     cancel::CancelToken,
     config::{Config, OnDrop},
-    endpoint::Endpoint,
-    error::{Cause, Error, NodeCause},
+    endpoint::{Endpoint, Endpoints},
+    error::{Cause, Error, LossReason, NodeCause},
     guard::{LockGuard, Permit, ReadGuard, WriteGuard},
     handover::LockToken,
     health::{BreakerState, Health, NodeHealth, NodeState},

@@ -33,6 +33,10 @@ use crate::lease::Mode;
 ///             self.0.fetch_add(1, Ordering::Relaxed);
 ///         }
 ///     }
+///     // Likewise `attempted`, `contended`, `unavailable`, `renewed`, `released` and `replied`.
+///     fn lost(&self, key: &str) {
+///         eprintln!("{key} was lost");
+///     }
 /// }
 ///
 /// let slow = Arc::new(SlowLocks::default());
@@ -67,11 +71,26 @@ pub trait Observer: Send + Sync {
 }
 
 /// How a node has replied to one request.
+///
+/// ```
+/// use redguard::{NodeReply, Observer};
+/// use std::time::Duration;
+///
+/// struct Slow;
+///
+/// impl Observer for Slow {
+///     fn replied(&self, node: &str, reply: NodeReply, latency: Duration) {
+///         if reply != NodeReply::Unknown && latency > Duration::from_millis(50) {
+///             eprintln!("{node} took {latency:?}");
+///         }
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NodeReply {
-    /// It granted, extended or deleted, or told what it was asked.
-    Granted,
+    /// It did what it was asked: granted, extended, deleted, or told.
+    Done,
     /// It said no: another holds the lock, or it is not ours.
     Refused,
     /// It answered with an error.

@@ -174,7 +174,7 @@ impl Answer {
     pub(crate) fn reply(&self) -> NodeReply {
         match self {
             Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) | Answer::Seen(_) => {
-                NodeReply::Granted
+                NodeReply::Done
             }
             Answer::Held(..) | Answer::Absent | Answer::Foreign => NodeReply::Refused,
             Answer::NotThisOne(..) | Answer::OtherPermits(_) => NodeReply::Refused,
