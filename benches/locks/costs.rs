@@ -56,7 +56,7 @@ pub(crate) fn memory(servers: &[Server], _: bool) -> Result<String> {
 fn settled() -> i64 {
     let mut last = (0, 0);
     loop {
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(50));
         let now = count::read();
         if now == last {
             return now.0;
