@@ -56,7 +56,7 @@ pub(crate) fn memory(servers: &[Server], _: bool) -> Result<String> {
 fn settled() -> i64 {
     let mut last = (0, 0);
     loop {
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(50));
         let now = count::read();
         if now == last {
             return now.0;
@@ -228,7 +228,7 @@ pub(crate) fn first_lock(servers: &[Server], short: bool) -> Result<String> {
     });
     let most = (2 * slowest).max(slowest + Duration::from_millis(1));
     Ok(format!(
-        "p50 {ours:.0?}, the slowest `get_connection` {slowest:.0?}, goal ≤ {most:.0?}: {}",
+        "p50 {ours:.1?}, the slowest `get_connection` {slowest:.1?}, goal ≤ {most:.1?}: {}",
         word(ours <= most)
     ))
 }

@@ -1,7 +1,7 @@
 //! One cell, once, in a process of its own: threads of one library that take and release for a while, all at the same time.
 
-use std::io::{self, BufRead, Write};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::io::{self, Write};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{process, thread};
@@ -14,7 +14,7 @@ use crate::peers::{Client, Peer};
 /// Whoever has not come back so long after the end of the cell is given up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
 
-/// What the child says when all are connected and warm; then it waits for a line.
+/// What the child says when all are connected and warm. Then it waits until it is told to go on.
 pub(crate) const WARM: &str = "warm";
 
 #[derive(Args, Clone, Debug)]
@@ -123,6 +123,7 @@ pub(crate) fn run(spec: &Spec) -> Result<()> {
     let time = Duration::from_millis(spec.time);
     let barrier = Arc::new(Barrier::new(spec.threads + 1));
     let (ended, end) = mpsc::channel();
+    let told = parent();
     let clients = spec.peer.clients(&spec.urls, spec.threads)?;
     let start = |(thread, client): (usize, Box<dyn Client>)| {
         let seen = Arc::new(Mutex::new(Seen::new()));
@@ -146,13 +147,7 @@ pub(crate) fn run(spec: &Spec) -> Result<()> {
     let seen: Vec<_> = clients.into_iter().enumerate().map(start).collect();
     barrier.wait();
     say(WARM)?;
-    let mut line = String::new();
-    io::stdin().lock().read_line(&mut line)?;
-    // The end of stdin is the parent's end. Nothing may outlive it, least of all a thread that hangs.
-    thread::spawn(|| {
-        _ = io::stdin().lock().read_line(&mut String::new());
-        process::exit(1);
-    });
+    told.recv()?;
     let limit = Instant::now() + time + PATIENCE;
     barrier.wait();
     for _ in 0..spec.threads {
@@ -170,6 +165,17 @@ pub(crate) fn run(spec: &Spec) -> Result<()> {
         eprintln!("    {}: {error}", spec.peer.name());
     }
     say(&sample.to_line())
+}
+
+/// Each line that the parent says. Its end is ours: nothing may outlive it, least of all a thread that hangs.
+fn parent() -> Receiver<String> {
+    let (line, lines) = mpsc::channel();
+    thread::spawn(move || {
+        let read = io::stdin().lines().map_while(io::Result::ok);
+        read.for_each(|text| _ = line.send(text));
+        process::exit(1);
+    });
+    lines
 }
 
 fn say(line: &str) -> Result<()> {

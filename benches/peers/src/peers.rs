@@ -178,7 +178,8 @@ impl Client for MultiResourceLock {
     }
 }
 
-/// The connections are shared as in its documentation: behind a mutex each.
+/// The connections are shared as in its documentation: behind a mutex each. One that is gone stays so, since they are the
+/// caller's; ones that mend themselves would not help it, as a release that fails on one node is an error to it.
 fn across(urls: &[String], threads: usize) -> Clients {
     let runtime = Arc::new(Runtime::new()?);
     let connect = |url: &String| {

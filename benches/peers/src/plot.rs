@@ -41,12 +41,13 @@ pub(crate) fn svg(run: &Run, all: &[Measured]) -> Result<String, Box<dyn Error +
     {
         let root = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
-        let (title, charts) = root.split_vertically(64);
+        let (title, charts) = root.split_vertically(90);
         let [first, second] = run.title();
         let centred = |size| (FONT, size).into_font().color(&BLACK);
         title
             .titled(&first, centred(20))?
             .titled(&second, centred(13))?;
+        legend(&title)?;
         let (left, right) = charts.split_horizontally(SIZE.0 / 2);
         let is_left = |setting: Setting| {
             setting.nodes == NODES && !setting.one_key && setting.health == Health::Healthy
@@ -54,7 +55,7 @@ pub(crate) fn svg(run: &Run, all: &[Measured]) -> Result<String, Box<dyn Error +
         let rate = |summary: &Summary| summary.rate[1];
         let pairs = lines(all, is_left, rate, |_| false);
         let caption = format!("Lock and release, own keys, {NODES} nodes");
-        chart(&left, &caption, "pairs per second", &pairs, true)?;
+        chart(&left, &caption, "pairs per second", &pairs)?;
         let waits = lines(
             all,
             |setting| setting.one_key,
@@ -62,7 +63,7 @@ pub(crate) fn svg(run: &Run, all: &[Measured]) -> Result<String, Box<dyn Error +
             |setting| setting.nodes > 1,
         );
         let caption = "Longest wait, one key: 1 node (solid), 3 nodes (dashed)";
-        chart(&right, caption, "ms", &waits, false)?;
+        chart(&right, caption, "ms", &waits)?;
         root.present()?;
     }
     Ok(text)
@@ -99,7 +100,29 @@ fn lines(
     lines
 }
 
-fn chart(area: &Area<'_>, caption: &str, unit: &str, lines: &[Line], legend: bool) -> Drawn {
+/// One for both charts, above them, where it hides no line.
+fn legend(area: &Area<'_>) -> Drawn {
+    const WIDTH: i32 = 150;
+    for (place, peer) in (0..).zip(Peer::ALL) {
+        let name = match peer {
+            Peer::RedisLock => "redis-lock, sync",
+            Peer::Floor => "bare connections",
+            peer => peer.name(),
+        };
+        let (x, y) = (30 + place * WIDTH, 70);
+        area.draw(&PathElement::new([(x, y), (x + 20, y)], style(peer)))?;
+        area.draw(&Text::new(name, (x + 26, y - 6), (FONT, 14)))?;
+    }
+    Ok(())
+}
+
+fn style(peer: Peer) -> ShapeStyle {
+    let place = Peer::ALL.iter().position(|one| *one == peer);
+    let width = if peer == Peer::Redguard { 3 } else { 2 };
+    COLOURS[place.unwrap_or_default()].stroke_width(width)
+}
+
+fn chart(area: &Area<'_>, caption: &str, unit: &str, lines: &[Line]) -> Drawn {
     let values = || lines.iter().flat_map(|line| &line.points);
     let ends = |value: fn(&(f64, f64)) -> f64| {
         let least = values().map(value).fold(f64::INFINITY, f64::min);
@@ -114,7 +137,11 @@ fn chart(area: &Area<'_>, caption: &str, unit: &str, lines: &[Line], legend: boo
     let mut marks: Vec<f64> = values().map(|point| point.0).collect();
     marks.sort_unstable_by(f64::total_cmp);
     marks.dedup();
-    let tens: Vec<f64> = (-3..9).map(|power| 10f64.powi(power)).collect();
+    // One outside would be drawn there.
+    let tens = (-3..9).map(|power| 10f64.powi(power));
+    let tens: Vec<f64> = tens
+        .filter(|ten| (range.0 * 0.7..range.1 * 1.5).contains(ten))
+        .collect();
     let mut chart = ChartBuilder::on(area)
         .margin(12)
         .caption(caption, (FONT, 16))
@@ -139,32 +166,14 @@ fn chart(area: &Area<'_>, caption: &str, unit: &str, lines: &[Line], legend: boo
         .label_style((FONT, 13))
         .draw()?;
     for line in lines {
-        let place = Peer::ALL.iter().position(|peer| *peer == line.peer);
-        let colour = COLOURS[place.unwrap_or_default()];
-        let width = if line.peer == Peer::Redguard { 3 } else { 2 };
-        let style = colour.stroke_width(width);
+        let style = style(line.peer);
         let points = || line.points.iter().copied();
         if line.dashed {
             chart.draw_series(DashedLineSeries::new(points(), 10, 6, style))?;
         } else {
-            let name = match line.peer {
-                Peer::Floor => "scatter (bare connections)",
-                peer => peer.name(),
-            };
-            chart
-                .draw_series(LineSeries::new(points(), style))?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+            chart.draw_series(LineSeries::new(points(), style))?;
         }
-        chart.draw_series(points().map(|point| Circle::new(point, 3, colour.filled())))?;
-    }
-    if legend {
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .background_style(WHITE.mix(0.85))
-            .label_font((FONT, 13))
-            .draw()?;
+        chart.draw_series(points().map(|point| Circle::new(point, 3, style.color.filled())))?;
     }
     Ok(())
 }

@@ -53,6 +53,7 @@ fn cell(setting: Setting, peer: Peer, servers: &[Server], time: Duration) -> Res
     let servers = &servers[..setting.nodes];
     for server in servers {
         let mut connection = redis::Client::open(server.url())?.get_connection()?;
+        redis::cmd("PING").exec(&mut connection)?; // what a stopped one had left to do is done now
         redis::cmd("FLUSHALL").exec(&mut connection)?;
     }
     let last = &servers[servers.len() - 1];
