@@ -62,6 +62,13 @@ impl Inbox {
         state.round
     }
 
+    /// Nobody wants more answers in the round that was begun last: they would only be kept.
+    pub(crate) fn close_round(&self) {
+        let mut state = self.state.lock();
+        state.round = state.round.wrapping_add(1);
+        state.answers = Vec::new();
+    }
+
     /// Waits until `wanted` answers are there or `end` has come, and moves those that came into `answers`.
     ///
     /// Until `soon` it only yields the processor: where answers come within microseconds, going to sleep and being

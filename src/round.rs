@@ -215,6 +215,7 @@ impl Round<'_> {
     }
 
     fn end(mut self, ended: Ended) -> Outcome {
+        self.inbox.close_round();
         let verdict = self.tally.verdict();
         let verdict = verdict.unwrap_or_else(|| self.tally.close());
         debug!(

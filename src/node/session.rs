@@ -68,8 +68,8 @@ impl RedisSession {
         }
     }
 
-    /// Learns who the server is, kills what there is of our former connections to it (a run id, and a number within
-    /// that run), and loads the scripts.
+    /// Learns who the server is, loads the scripts, and kills what there is of our former connections to it (a run id, and
+    /// a number within that run).
     pub(super) fn greet(
         &mut self,
         former: &[(String, i64)],
@@ -85,6 +85,7 @@ impl RedisSession {
                 .arg(section)
                 .write_packed_command(&mut self.out);
         }
+        Loaded::load(&mut self.out);
         let sent = time::wall();
         self.send(end)?;
         let client = self.receive_as::<i64>(end)?;
@@ -94,6 +95,7 @@ impl RedisSession {
             info.push('\n');
             info.push_str(&self.receive_as::<String>(end)?);
         }
+        self.learn_scripts(end)?;
         let run_id = about::field(&info, "run_id")
             .filter(|run_id| is_digest(run_id))
             .ok_or_else(|| Cause::Server("INFO server names no run_id".into()))?
@@ -108,22 +110,22 @@ impl RedisSession {
             client,
             about,
         };
-        self.out.clear();
         // After a restart the numbers begin anew: ours may be somebody else's by now.
         let killed = || former.iter().filter(|(run, _)| *run == greeting.run_id);
-        for (_, client) in killed() {
-            redis::cmd("CLIENT")
-                .arg("KILL")
-                .arg("ID")
-                .arg(client)
-                .write_packed_command(&mut self.out);
+        if killed().next().is_some() {
+            self.out.clear();
+            for (_, client) in killed() {
+                redis::cmd("CLIENT")
+                    .arg("KILL")
+                    .arg("ID")
+                    .arg(client)
+                    .write_packed_command(&mut self.out);
+            }
+            self.send(end)?;
+            for _ in killed() {
+                self.receive_as::<i64>(end)?;
+            }
         }
-        Loaded::load(&mut self.out);
-        self.send(end)?;
-        for _ in killed() {
-            self.receive_as::<i64>(end)?;
-        }
-        self.learn_scripts(end)?;
         Ok(greeting)
     }
 
