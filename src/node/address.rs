@@ -98,7 +98,7 @@ impl Server {
         }
     }
 
-    /// Connects, logs in and says who we are. Where a name has many addresses it can take longer than until `end`.
+    /// Connects and logs in. Where a name has many addresses it can take longer than until `end`.
     pub(super) fn open(&self, end: Instant) -> Result<Wire, Cause> {
         let timeout = match self.info.addr() {
             // What hangs over TLS has more to tell than that it does: in time for who waits for `connect_timeout`.

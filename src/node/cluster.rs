@@ -154,7 +154,7 @@ impl Connector for Cluster {
         serve: &mut dyn FnMut(&mut dyn Ear) -> Result<(), Cause>,
     ) -> Result<(), Cause> {
         let (_, connection, _) = self.survey(time::now() + self.connect_timeout)?;
-        serve(&mut RedisEar::new(connection, self.node_timeout))
+        serve(&mut RedisEar::new(connection, self.node_timeout)?)
     }
 }
 

@@ -25,12 +25,16 @@ pub(super) struct RedisEar {
 }
 
 impl RedisEar {
-    pub(super) fn new(connection: Wire, node_timeout: Duration) -> RedisEar {
-        RedisEar {
+    pub(super) fn new(connection: Wire, node_timeout: Duration) -> Result<RedisEar, Cause> {
+        let mut ear = RedisEar {
             connection,
             node_timeout,
             early: VecDeque::new(),
-        }
+        };
+        ear.connection
+            .introduce_us(time::now() + node_timeout)
+            .map_err(|error| script::cause(&error))?;
+        Ok(ear)
     }
 
     /// We do not do this with the `PubSub` of `redis`: it keeps what comes before the reply, for as long as anything comes.

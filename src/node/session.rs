@@ -8,11 +8,11 @@ use redis::{Cmd, Value};
 use crate::about::{self, About};
 use crate::batch::Calls;
 use crate::error::Cause;
-use crate::node::wire::Wire;
+use crate::node::wire::{self, Wire};
 use crate::node::{Greeting, Prompt, Session};
 #[cfg(feature = "cluster")]
 use crate::script::Holder;
-use crate::script::{self, Answer, Loaded, Read, Request};
+use crate::script::{self, Answer, Read, Request, Script};
 use crate::time;
 
 use self::prompt::Expected;
@@ -28,11 +28,12 @@ pub(super) struct RedisSession {
     password: Box<str>,
     /// The read time-out that the socket has now; `redis` clears it after its handshake.
     armed: Option<Duration>,
-    loaded: Loaded,
     cmd: Cmd,
     out: Vec<u8>,
     /// What the next replies are, of requests that were sent by themselves.
     expected: VecDeque<Expected>,
+    /// Why the script is missing of a request that was sent again.
+    unloaded: Option<Cause>,
     /// How a batch is sent.
     calls: Calls,
     /// The calls of a batch, by their first requests, that take a second question. Empty between batches; kept for its
@@ -59,10 +60,10 @@ impl RedisSession {
             timeout,
             password: password.into(),
             armed: None,
-            loaded: Loaded::default(),
             cmd: Cmd::new(),
             out: Vec::new(),
             expected: VecDeque::new(),
+            unloaded: None,
             calls: Calls::default(),
             again: Vec::new(),
         }
@@ -85,7 +86,9 @@ impl RedisSession {
                 .arg(section)
                 .write_packed_command(&mut self.out);
         }
-        Loaded::load(&mut self.out);
+        // The others are loaded when they are wanted and missing; of this one it shows whether we may.
+        script::write_load(Script::Release, &mut self.out);
+        wire::introduce(&mut self.out);
         let sent = time::wall();
         self.send(end)?;
         let client = self.receive_as::<i64>(end)?;
@@ -95,7 +98,13 @@ impl RedisSession {
             info.push('\n');
             info.push_str(&self.receive_as::<String>(end)?);
         }
-        self.learn_scripts(end)?;
+        let sha = self.receive_as::<String>(end)?;
+        if !script::is_loaded(Script::Release, &sha) {
+            return Err(out_of_step());
+        }
+        for _ in 0..wire::INTRODUCED {
+            self.receive(end)?; // before Redis 7.2 it is an error
+        }
         let run_id = about::field(&info, "run_id")
             .filter(|run_id| is_digest(run_id))
             .ok_or_else(|| Cause::Server("INFO server names no run_id".into()))?
@@ -127,18 +136,6 @@ impl RedisSession {
             }
         }
         Ok(greeting)
-    }
-
-    fn learn_scripts(&mut self, end: Instant) -> Result<(), Cause> {
-        for script in 0..Loaded::COUNT {
-            let sha = self.receive_as::<String>(end)?;
-            // It is kept, and sent with each call.
-            if !is_digest(&sha) {
-                return Err(out_of_step());
-            }
-            self.loaded.learn(script, sha);
-        }
-        Ok(())
     }
 
     fn send(&mut self, end: Instant) -> Result<(), Cause> {
@@ -193,7 +190,7 @@ impl RedisSession {
     fn write(&mut self, requests: &[Request], calls: &Calls, first: usize) {
         let joined = calls.members(first).skip(1).map(|index| &requests[index]);
         let (cmd, out) = (&mut self.cmd, &mut self.out);
-        self.loaded.write(&requests[first], joined, cmd, out);
+        script::write(&requests[first], joined, cmd, out);
     }
 
     /// Settles what a batch's first replies have left open, completely: before the next batch.
@@ -205,23 +202,20 @@ impl RedisSession {
         end: Instant,
         answer: &mut dyn FnMut(usize, Answer),
     ) -> Result<(), Cause> {
-        let forgotten = again.iter().any(|(_, what)| *what == Again::Whole);
         self.out.clear();
-        if forgotten {
-            Loaded::load(&mut self.out);
-        }
         for (first, what) in again {
             match what {
                 Again::Left => {
                     script::write_left(&requests[*first], &mut self.cmd, &mut self.out);
                 }
-                Again::Whole => self.write(requests, calls, *first),
+                Again::Whole => {
+                    let joined = calls.members(*first).skip(1).map(|index| &requests[index]);
+                    let (cmd, out) = (&mut self.cmd, &mut self.out);
+                    script::write_with_script(&requests[*first], joined, cmd, out);
+                }
             }
         }
         self.send(end)?;
-        if forgotten {
-            self.learn_scripts(end)?;
-        }
         for (first, what) in again {
             let reply = self.receive(end)?;
             if *what == Again::Left {
@@ -231,13 +225,12 @@ impl RedisSession {
                 }
                 continue;
             }
+            let unloaded = script::unloaded(&reply);
+            let reply = self.receive(end)?;
             for (place, index) in calls.members(*first).enumerate() {
                 match script::read(&requests[index], place, &reply) {
                     Read::Answer(read) => answer(index, read),
-                    Read::NoScript => {
-                        let cause = Cause::Server("NOSCRIPT after SCRIPT LOAD".into());
-                        answer(index, Answer::Fault(cause));
-                    }
+                    Read::NoScript => answer(index, Answer::Fault(unloaded.clone())),
                     Read::Refused | Read::OutOfStep => return Err(out_of_step()),
                 }
             }
@@ -294,11 +287,19 @@ impl RedisSession {
     #[cfg(feature = "cluster")]
     pub(super) fn ask_aside(&mut self, request: &Request, end: Instant) -> Result<Answer, Cause> {
         self.out.clear();
-        redis::cmd("ASKING").write_packed_command(&mut self.out);
         let (cmd, out) = (&mut self.cmd, &mut self.out);
-        self.loaded.write(request, std::iter::empty(), cmd, out);
+        let mut call = Vec::new();
+        let script = script::write(request, std::iter::empty(), cmd, &mut call);
+        // It may not have been there before, and ASKING holds for one command.
+        if let Some(script) = script {
+            script::write_load(script, out);
+        }
+        redis::cmd("ASKING").write_packed_command(out);
+        out.append(&mut call);
         self.send(end)?;
-        self.receive(end)?;
+        for _ in 0..1 + usize::from(script.is_some()) {
+            self.receive(end)?;
+        }
         let reply = self.receive(end)?;
         match script::read(request, 0, &reply) {
             Read::Answer(answer) => Ok(answer),

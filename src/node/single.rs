@@ -63,6 +63,6 @@ impl Connector for Single {
         serve: &mut dyn FnMut(&mut dyn Ear) -> Result<(), Cause>,
     ) -> Result<(), Cause> {
         let (connection, _) = self.site.open(time::now() + self.connect_timeout)?;
-        serve(&mut RedisEar::new(connection, self.node_timeout))
+        serve(&mut RedisEar::new(connection, self.node_timeout)?)
     }
 }

@@ -21,6 +21,18 @@ const NAMES: [(&str, &str); 2] = [
     ("LIB-VER", env!("CARGO_PKG_VERSION")),
 ];
 
+/// How many replies [`introduce`] brings, each of no interest.
+pub(super) const INTRODUCED: usize = NAMES.len();
+
+/// Appends what says who we are.
+pub(super) fn introduce(bytes: &mut Vec<u8>) {
+    for (what, name) in NAMES {
+        let mut cmd = redis::cmd("CLIENT");
+        cmd.arg("SETINFO").arg(what).arg(name);
+        cmd.write_packed_command(bytes);
+    }
+}
+
 /// An open connection. After an error other than a time-out it is of no use any more.
 pub(super) struct Wire(Line);
 
@@ -31,7 +43,7 @@ enum Line {
 }
 
 impl Wire {
-    /// Connects, logs in and says who we are. Where a name has many addresses it can take longer than until `end`.
+    /// Connects and logs in. Where a name has many addresses it can take longer than until `end`.
     pub(super) fn open(server: &Server, end: Instant) -> RedisResult<Wire> {
         let own = match server.info.addr() {
             ConnectionAddr::Tcp(host, port) => Own::connect(host, *port, end)?,
@@ -55,7 +67,8 @@ impl Wire {
         let client = redis::Client::open(server.info.clone())?;
         let connection = client.get_connection_with_timeout(left(end) / replies)?;
         let mut wire = Wire(Line::Tls(Box::new(connection)));
-        wire.log_in(&RedisConnectionInfo::default(), end)?; // `redis` has
+        // What is wrong with certificates shows when something is said.
+        wire.introduce_us(end)?;
         Ok(wire)
     }
 
@@ -71,12 +84,9 @@ impl Wire {
             let mut select = redis::cmd("SELECT");
             select.arg(redis.db()).write_packed_command(&mut bytes);
         }
-        for (what, name) in NAMES {
-            let mut name_us = redis::cmd("CLIENT");
-            name_us.arg("SETINFO").arg(what).arg(name);
-            name_us.write_packed_command(&mut bytes);
+        if bytes.is_empty() {
+            return Ok(());
         }
-        // Over TLS who writes may read first.
         self.set_timeouts(left(end))?;
         self.send(&bytes)?;
         let mut receive = || {
@@ -95,8 +105,19 @@ impl Wire {
         {
             return Err(error.into());
         }
-        for _ in NAMES {
-            receive()?; // before Redis 7.2 it is an error
+        Ok(())
+    }
+
+    /// Says who we are.
+    pub(super) fn introduce_us(&mut self, end: Instant) -> RedisResult<()> {
+        let mut bytes = Vec::new();
+        introduce(&mut bytes);
+        // Over TLS who writes may read first.
+        self.set_timeouts(left(end))?;
+        self.send(&bytes)?;
+        for _ in 0..INTRODUCED {
+            self.set_timeouts(left(end))?;
+            self.receive(end)?; // before Redis 7.2 it is an error
         }
         Ok(())
     }

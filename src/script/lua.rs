@@ -481,7 +481,7 @@ pub(super) const SCRIPTS: [&str; 16] = [
 
 /// Where a script is in [`SCRIPTS`].
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Script {
+pub(crate) enum Script {
     Extend,
     Release,
     Read,

@@ -6,9 +6,9 @@ use std::time::Instant;
 use redis::Value;
 
 use crate::error::Cause;
-use crate::node::session::{RedisSession, is_digest, out_of_step};
+use crate::node::session::{RedisSession, out_of_step};
 use crate::node::{Flight, Prompt};
-use crate::script::{self, Answer, Loaded, Read};
+use crate::script::{self, Answer, Read};
 use crate::time;
 
 /// What a reply is, of one that was sent by itself.
@@ -18,9 +18,9 @@ pub(super) enum Expected {
     Whole(u64),
     /// For how long the lock is held that it was refused.
     Left(u64),
-    /// The SHA-1 of a script that the server had forgotten.
-    Script(usize),
-    /// That to the request with this number, which was sent again after the scripts.
+    /// That to the loading of a script that the server did not have.
+    Script,
+    /// That to the request with this number, which was sent again after its script.
     Again(u64),
 }
 
@@ -34,7 +34,7 @@ impl Prompt for RedisSession {
         self.expected.push_back(Expected::Whole(number));
         self.out.clear();
         let (cmd, out) = (&mut self.cmd, &mut self.out);
-        self.loaded.write(request, std::iter::empty(), cmd, out);
+        script::write(request, std::iter::empty(), cmd, out);
         RedisSession::send(self, time::now() + self.timeout)
     }
 
@@ -76,7 +76,7 @@ impl RedisSession {
     ) -> Result<Option<(u64, Answer)>, Cause> {
         let (Expected::Whole(number) | Expected::Left(number) | Expected::Again(number)) = expected
         else {
-            self.learn(expected, reply)?;
+            self.unloaded = Some(script::unloaded(reply));
             return Ok(None);
         };
         let flight = flights.iter().find(|flight| flight.number == number);
@@ -93,35 +93,19 @@ impl RedisSession {
                 Expected::Left(number)
             }
             (Read::NoScript, Expected::Whole(_)) => {
-                Loaded::load(&mut self.out);
-                let scripts = (0..Loaded::COUNT).map(Expected::Script);
-                self.expected.extend(scripts);
+                let (cmd, out) = (&mut self.cmd, &mut self.out);
+                script::write_with_script(request, std::iter::empty(), cmd, out);
+                self.expected.push_back(Expected::Script);
                 Expected::Again(number)
             }
             (Read::NoScript, _) => {
-                let cause = Cause::Server("NOSCRIPT after SCRIPT LOAD".into());
+                let cause = self.unloaded.take().unwrap_or_else(out_of_step);
                 return Ok(Some((number, Answer::Fault(cause))));
             }
             (Read::Refused | Read::OutOfStep, _) => return Err(out_of_step()),
         };
-        if let Expected::Again(_) = next {
-            let (cmd, out) = (&mut self.cmd, &mut self.out);
-            self.loaded.write(request, std::iter::empty(), cmd, out);
-        }
         self.expected.push_back(next);
         RedisSession::send(self, time::now() + self.timeout)?;
         Ok(None)
-    }
-
-    fn learn(&mut self, expected: Expected, reply: &Value) -> Result<(), Cause> {
-        let (Expected::Script(script), Value::BulkString(sha)) = (expected, reply) else {
-            return Err(out_of_step());
-        };
-        let sha = String::from_utf8_lossy(sha);
-        if !is_digest(&sha) {
-            return Err(out_of_step());
-        }
-        self.loaded.learn(script, sha.into_owned());
-        Ok(())
     }
 }
