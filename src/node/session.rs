@@ -86,9 +86,9 @@ impl RedisSession {
                 .arg(section)
                 .write_packed_command(&mut self.out);
         }
+        wire::introduce(&mut self.out);
         // The others are loaded when they are wanted and missing; of this one it shows whether we may.
         script::write_load(Script::Release, &mut self.out);
-        wire::introduce(&mut self.out);
         let sent = time::wall();
         self.send(end)?;
         let client = self.receive_as::<i64>(end)?;
@@ -98,12 +98,12 @@ impl RedisSession {
             info.push('\n');
             info.push_str(&self.receive_as::<String>(end)?);
         }
+        for _ in 0..wire::INTRODUCED {
+            self.receive(end)?; // before Redis 7.2 it is an error
+        }
         let sha = self.receive_as::<String>(end)?;
         if !script::is_loaded(Script::Release, &sha) {
             return Err(out_of_step());
-        }
-        for _ in 0..wire::INTRODUCED {
-            self.receive(end)?; // before Redis 7.2 it is an error
         }
         let run_id = about::field(&info, "run_id")
             .filter(|run_id| is_digest(run_id))
