@@ -209,8 +209,8 @@ impl Round<'_> {
     /// over). What has not come by then the lanes' threads wait for.
     fn look(&mut self, wanted: usize, end: Option<Instant>) {
         while self.own.open.len() > 0 && self.inbox.lacks(wanted) {
+            std::thread::yield_now(); // a server on this machine may want the processor to answer
             self.own.look(end.is_none_or(|end| end <= time::now()));
-            std::thread::yield_now();
         }
     }
 
