@@ -291,7 +291,11 @@ pub(crate) fn write<'a>(
             cmd.arg(token).arg(ttl);
         }
         (Verb::Release, Claim::Exclusive) => {
-            script = call(Script::Release, cmd, owners);
+            let release = match locks {
+                1 => Script::Release,
+                _ => Script::ReleaseAll,
+            };
+            script = call(release, cmd, owners);
             cmd.arg(token).arg(publish);
         }
         (Verb::Release, Claim::Read) => {
