@@ -106,7 +106,9 @@ impl Round<'_> {
         let ended = self.inbox.collect(wanted, soon, end, &mut self.answers);
         for (node, answer) in self.answers.drain(..) {
             match answer {
-                Answer::Numbered(number) => self.numbers.push((node, number)),
+                Answer::Numbered(number) | Answer::Anew(Some(number)) => {
+                    self.numbers.push((node, number))
+                }
                 Answer::Heard(count) => self.heard.push((node, count)),
                 Answer::Held(Holder::Of(key), _) if !self.in_the_way.contains(&key) => {
                     self.in_the_way.push(key);
@@ -397,7 +399,7 @@ impl Nodes {
                 Err(cause) => tally.vote(node, Vote::Fault(cause)),
             }
         }
-        if matches!(request.verb, Verb::Take | Verb::Adopt) {
+        if matches!(request.verb, Verb::Take | Verb::Adopt | Verb::Swap) {
             request.leases().for_each(|lease| lease.note_asked(given));
         }
         given
@@ -477,7 +479,7 @@ impl Nodes {
 /// What a verb asks, as the tally counts it.
 pub(crate) fn question(verb: Verb) -> Question {
     match verb {
-        Verb::Take | Verb::PutBack => Question::Take,
+        Verb::Take | Verb::Swap | Verb::PutBack => Question::Take,
         _ => Question::Mine,
     }
 }
@@ -486,6 +488,7 @@ pub(crate) fn question(verb: Verb) -> Question {
 pub(crate) fn vote(answer: Answer) -> Vote {
     match answer {
         Answer::Yes | Answer::Numbered(_) | Answer::Heard(_) | Answer::Seen(_) => Vote::Granted,
+        Answer::Anew(_) => Vote::Granted,
         Answer::Held(by, remaining) => Vote::Refused(match by {
             Holder::One | Holder::Of(_) => Cause::Held { remaining },
             Holder::Readers => Cause::Readers { remaining },

@@ -14,7 +14,7 @@ use redis::{Cmd, RedisError, RedisWrite, ServerErrorKind, ToRedisArgs, Value};
 use crate::config::MAX_OWNER;
 use crate::error::Cause;
 use crate::holder::Sight;
-use crate::key::{Key, NodeKey, Token};
+use crate::key::{Key, NodeKey};
 use crate::lease::{Claim, Lease};
 use crate::observer::NodeReply;
 use crate::permits::{Free, MOST_PERMITS};
@@ -41,6 +41,9 @@ pub(crate) enum Verb {
     Take,
     /// Put our token in the place of one that was handed over to us.
     Adopt,
+    /// Give the lock of one thread to the next of the same process in one step: our token in the place of the former one, or
+    /// of none.
+    Swap,
     /// Keep it for us for longer.
     Extend,
     /// Take it again on a node that lost it while a quorum kept it: the same command as `Take`, the same checks. Only the
@@ -74,10 +77,10 @@ pub(crate) struct Request {
     pub(crate) publish: bool,
     /// For a `Take` by a writer that waits: its place at the gate.
     pub(crate) place: Option<Arc<Lease>>,
-    /// For a `Take` or an `Adopt` that is to be numbered, and for a `Raise`: what the node's fence is to be at least.
+    /// For a `Take`, an `Adopt` or a `Swap` that is to be numbered, and for a `Raise`: what the node's fence is to be at least.
     pub(crate) fence: Option<u64>,
-    /// For an `Adopt`: the token that was handed over.
-    pub(crate) former: Option<Arc<Token>>,
+    /// For an `Adopt` or a `Swap`: the lease whose token was handed over.
+    pub(crate) former: Option<Arc<Lease>>,
 }
 
 impl Request {
@@ -98,6 +101,17 @@ impl Request {
     /// The leases that this can leave something of on a node.
     pub(crate) fn leases(&self) -> impl Iterator<Item = &Arc<Lease>> {
         std::iter::once(&self.lease).chain(&self.place)
+    }
+
+    /// Whether both speak of one token, so that it matters to a node which of them comes first.
+    pub(crate) fn shares_a_token(&self, other: &Request) -> bool {
+        let mut ours = self.tokens();
+        ours.any(|id| other.tokens().any(|other| other == id))
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = u64> {
+        let leases = self.leases().chain(&self.former);
+        leases.map(|lease| lease.token().id())
     }
 
     /// Whether this can be told to a node in one call with `other`, which is before it in a batch: readers of one key that
@@ -133,6 +147,8 @@ pub(crate) enum Answer {
     Seen(Box<Sight>),
     /// Granted, with this number of the node's fence.
     Numbered(u64),
+    /// Granted by a `Swap`, but there was nothing of the former token; with the number, if it is to have one.
+    Anew(Option<u64>),
     /// Refused because of somebody who holds it, for so long if that one does not extend it.
     Held(Holder, Option<Duration>),
     /// This permit of a semaphore is held, and these are free. The next one of those that are held ends then.
@@ -154,6 +170,7 @@ impl Answer {
             Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) | Answer::Seen(_) => {
                 NodeReply::Granted
             }
+            Answer::Anew(_) => NodeReply::Granted,
             Answer::Held(..) | Answer::Absent | Answer::Foreign => NodeReply::Refused,
             Answer::NotThisOne(..) | Answer::OtherPermits(_) => NodeReply::Refused,
             Answer::Fault(_) => NodeReply::Fault,
@@ -250,8 +267,16 @@ impl Loaded {
             (Verb::Adopt, _) => {
                 let fences = fences.filter(|_| request.fence.is_some());
                 self.call(Script::Adopt, cmd, owners.chain(fences));
-                cmd.arg(request.former.as_ref().map_or("", |token| token.text()));
+                let former = request.former.as_ref();
+                cmd.arg(former.map_or("", |lease| lease.token().text()));
                 cmd.arg(token).arg(ttl).arg(locks);
+            }
+            (Verb::Swap, _) => {
+                let fences = fences.filter(|_| request.fence.is_some());
+                self.call(Script::Swap, cmd, owners.chain(fences));
+                let former = request.former.as_ref();
+                cmd.arg(former.map_or("", |lease| lease.token().text()));
+                cmd.arg(token).arg(ttl);
             }
             (Verb::Extend, Claim::Exclusive | Claim::Write) => {
                 self.call(Script::Extend, cmd, owners);
@@ -360,8 +385,8 @@ pub(crate) enum Read {
 
 /// Reads a reply to a request; of a call for several to that which is number `place` in it.
 pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
-    use Verb::{Adopt, Break, Downgrade, Extend, Knock, PutBack, Raise, Release, Take, Tell};
-    let is_numbered = matches!(request.verb, Take | Adopt) && request.fence.is_some();
+    use Verb::{Adopt, Break, Downgrade, Extend, Knock, PutBack, Raise, Release, Swap, Take, Tell};
+    let is_numbered = matches!(request.verb, Take | Adopt | Swap) && request.fence.is_some();
     let claim = request.lease.claim();
     let is_exclusive = claim == Claim::Exclusive;
     let locks = request.lease.keys().all().len();
@@ -371,6 +396,12 @@ pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
             Ok(number) if number > 0 => Answer::Numbered(number),
             _ => return Read::OutOfStep,
         },
+        (Swap, Value::Int(0)) => Answer::Foreign,
+        (Swap, Value::Int(number @ ..=-1)) => {
+            Answer::Anew(is_numbered.then_some(number.unsigned_abs()))
+        }
+        (Swap, Value::Int(number @ 1..)) if is_numbered => Answer::Numbered(number.unsigned_abs()),
+        (Swap, Value::Int(1)) => Answer::Yes,
         (Take | PutBack, Value::Int(1)) if is_script => Answer::Yes,
         (Take | PutBack, Value::Array(refused)) if is_script => match (claim, &refused[..]) {
             (Claim::Permit { of, .. }, refused) => match not_this_one(refused, of) {

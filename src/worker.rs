@@ -272,11 +272,8 @@ impl Worker {
     }
 
     fn shares_a_token(&self, job: &Job) -> bool {
-        let mut others = self.requests.iter().flat_map(Request::leases);
-        others.any(|other| {
-            let id = other.token().id();
-            job.request.leases().any(|lease| lease.token().id() == id)
-        })
+        let mut others = self.requests.iter();
+        others.any(|other| other.shares_a_token(&job.request))
     }
 
     /// Puts a job into the batch, unless what it is for is over: then it is dropped unsent.
@@ -326,7 +323,9 @@ impl Worker {
                     Answer::Fault(cause @ Cause::Denied(_)) if news.denied(right) => {
                         warn!("{name}: {:?}: {cause}", request.verb);
                     }
-                    Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) => news.allowed(right),
+                    Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) | Answer::Anew(_) => {
+                        news.allowed(right);
+                    }
                     _ => {}
                 }
                 match &answer {

@@ -91,7 +91,11 @@ impl Lane {
     /// The next job that may travel with those on the wire: never two of one token.
     fn next_of_batch(&mut self) -> Option<Job> {
         let job = self.queue.front()?;
-        match self.wire.iter().any(|other| shares_a_token(other, job)) {
+        match self
+            .wire
+            .iter()
+            .any(|other| other.request.shares_a_token(&job.request))
+        {
             true => None,
             false => self.queue.pop_front(),
         }
@@ -361,12 +365,4 @@ impl World {
             });
         }
     }
-}
-
-fn shares_a_token(one: &Job, other: &Job) -> bool {
-    let mut leases = one.request.leases();
-    leases.any(|lease| {
-        let id = lease.token().id();
-        other.request.leases().any(|lease| lease.token().id() == id)
-    })
 }

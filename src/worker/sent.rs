@@ -15,11 +15,11 @@ pub(crate) fn unsent(request: &Request, quarantine: Duration, now: Instant) -> O
             gone.then_some(Answer::Absent)
         }
         // A connection may have broken, and led to a server that has started anew, since this was asked.
-        (Verb::Take, Look::Trying) if !quarantine.is_zero() => {
+        (Verb::Take | Verb::Swap, Look::Trying) if !quarantine.is_zero() => {
             let remaining = quarantine;
             Some(Answer::Fault(Cause::Quarantined { remaining }))
         }
-        (Verb::Take | Verb::Adopt | Verb::Raise, Look::Trying)
+        (Verb::Take | Verb::Adopt | Verb::Swap | Verb::Raise, Look::Trying)
         | (Verb::Knock | Verb::Tell | Verb::Break, _)
         | (_, Look::Held(_)) => None,
         _ => Some(Answer::Fault(Cause::Unreachable(
@@ -43,7 +43,7 @@ pub(crate) fn note_written(request: &Request, now: Instant) {
 /// key may come to exist, or for longer.
 pub(crate) fn note_unanswered(request: &Request) {
     match request.verb {
-        Verb::Take | Verb::Adopt | Verb::PutBack => {
+        Verb::Take | Verb::Adopt | Verb::Swap | Verb::PutBack => {
             request.leases().for_each(|lease| lease.note_unanswered())
         }
         Verb::Extend => {
