@@ -12,9 +12,11 @@ use crate::lease::Lease;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::time;
 
+pub(crate) use self::relay::{Baton, Handed, Offer};
 pub(crate) use self::slot::{Access, Refused};
 use self::slot::{Holder, Slot, Waiter};
 
+mod relay;
 mod slot;
 
 /// One slot per key that is held or waited for; keys at rest take no memory.
@@ -74,6 +76,19 @@ impl Gate {
         end: Option<Instant>,
         settle: impl Fn(&Arc<Lease>),
     ) -> Result<Pass, Refused> {
+        self.enter_offering(keys, access, None, inbox, end, settle)
+    }
+
+    /// The same for one who can be handed the lock together with its slot ([`Pass::baton`]).
+    pub(crate) fn enter_offering(
+        self: &Arc<Self>,
+        keys: &Keys,
+        access: Access,
+        offer: Option<&Offer>,
+        inbox: &Arc<Inbox>,
+        end: Option<Instant>,
+        settle: impl Fn(&Arc<Lease>),
+    ) -> Result<Pass, Refused> {
         if self.is_forked() {
             return Err(Refused::Closed);
         }
@@ -88,6 +103,7 @@ impl Gate {
                 ticket,
                 access,
                 inbox: Arc::clone(inbox),
+                offer: offer.cloned(),
             };
             match self.enter_one(state, key, me, end, &settle) {
                 Ok(next) => state = next,

@@ -80,6 +80,11 @@ pub(crate) struct Round<'a> {
 }
 
 impl Round<'_> {
+    /// What is known so far.
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
     /// Waits until the nodes have decided or the budget's time is over: nobody ever waits for a lane.
     pub(crate) fn outcome(mut self, budget: Budget) -> Outcome {
         let start = time::now();
@@ -275,14 +280,42 @@ impl Nodes {
         inbox: &'a Arc<Inbox>,
         addressee: Arc<dyn Addressee>,
     ) -> Round<'a> {
+        self.ask_instead(request, request, inbox, addressee)
+    }
+
+    /// Asks all nodes for something else than `request`, in whose place it is, and whose question the answers are to. They go to
+    /// an addressee as in [`ask_for`](Nodes::ask_for).
+    pub(crate) fn ask_instead<'a>(
+        &'a self,
+        request: &'a Request,
+        instead: &Request,
+        inbox: &'a Arc<Inbox>,
+        addressee: Arc<dyn Addressee>,
+    ) -> Round<'a> {
         let mut round = self.open(request, inbox);
         self.put(
-            request,
+            instead,
             &addressee,
             round.number,
             |_| true,
             &mut round.tally,
         );
+        round
+    }
+
+    /// Asks all nodes but those that have `granted` it before, which count.
+    pub(crate) fn ask_the_rest<'a>(
+        &'a self,
+        request: &'a Request,
+        granted: NodeSet,
+        inbox: &'a Arc<Inbox>,
+        addressee: Arc<dyn Addressee>,
+    ) -> Round<'a> {
+        let mut round = self.open(request, inbox);
+        let before = (0..self.total()).filter(|node| granted.contains(*node));
+        before.for_each(|node| round.tally.vote(node, Vote::Granted));
+        let to = |node| !granted.contains(node);
+        self.put(request, &addressee, round.number, to, &mut round.tally);
         round
     }
 
@@ -309,10 +342,20 @@ impl Nodes {
     }
 
     fn open<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
+        self.join(request, inbox, inbox.open_round(self.total()))
+    }
+
+    /// A round of the inbox that was opened before.
+    pub(crate) fn join<'a>(
+        &'a self,
+        request: &'a Request,
+        inbox: &'a Arc<Inbox>,
+        number: u32,
+    ) -> Round<'a> {
         Round {
             request,
             inbox,
-            number: inbox.open_round(self.total()),
+            number,
             tally: self.tally(request),
             numbers: Vec::new(),
             heard: Vec::new(),

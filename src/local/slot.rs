@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::inbox::Inbox;
 use crate::lease::{Lease, Look};
+use crate::local::relay::{Baton, Offer, Row};
 
 /// How a slot is held, or to be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub(super) struct Slot {
     /// In the order in which they came in.
     pub(super) holders: Vec<Holder>,
     pub(super) queue: VecDeque<Waiter>,
+    /// `None` when it was free since it was handed on last.
+    pub(super) row: Option<Row>,
 }
 
 pub(super) struct Holder {
@@ -36,12 +39,16 @@ pub(super) struct Holder {
     pub(super) follows: bool,
     /// The nodes had nothing for it: it waits for what becomes free, before those that come later.
     pub(super) refused: bool,
+    /// It was handed the lock with the slot, and has not looked yet.
+    pub(super) baton: Option<Baton>,
 }
 
 pub(super) struct Waiter {
     pub(super) ticket: u64,
     pub(super) access: Access,
     pub(super) inbox: Arc<Inbox>,
+    /// Where it can be handed the lock with the slot.
+    pub(super) offer: Option<Offer>,
 }
 
 /// Why a thread did not get the slot.
@@ -65,6 +72,7 @@ impl Slot {
         Slot {
             holders: Vec::with_capacity(1),
             queue: VecDeque::new(),
+            row: None,
         }
     }
 
@@ -190,6 +198,7 @@ impl From<Waiter> for Holder {
             inbox: waiter.inbox,
             follows: false,
             refused: false,
+            baton: None,
         }
     }
 }
