@@ -327,6 +327,8 @@ mod outage_tests;
 #[cfg(all(test, not(loom)))]
 mod permit_tests;
 #[cfg(all(test, not(loom)))]
+mod relay_tests;
+#[cfg(all(test, not(loom)))]
 mod rw_tests;
 #[cfg(all(test, not(loom)))]
 mod several_tests;

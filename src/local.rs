@@ -12,6 +12,8 @@ use crate::lease::Lease;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::time;
 
+#[cfg(all(test, not(loom)))]
+pub(crate) use self::relay::MOST_IN_A_ROW;
 pub(crate) use self::relay::{Baton, Handed, Offer};
 pub(crate) use self::slot::{Access, Refused};
 use self::slot::{Holder, Slot, Waiter};

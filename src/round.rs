@@ -303,22 +303,6 @@ impl Nodes {
         round
     }
 
-    /// Asks all nodes but those that have `granted` it before, which count.
-    pub(crate) fn ask_the_rest<'a>(
-        &'a self,
-        request: &'a Request,
-        granted: NodeSet,
-        inbox: &'a Arc<Inbox>,
-        addressee: Arc<dyn Addressee>,
-    ) -> Round<'a> {
-        let mut round = self.open(request, inbox);
-        let before = (0..self.total()).filter(|node| granted.contains(*node));
-        before.for_each(|node| round.tally.vote(node, Vote::Granted));
-        let to = |node| !granted.contains(node);
-        self.put(request, &addressee, round.number, to, &mut round.tally);
-        round
-    }
-
     /// Asks one node, and the others only if that one does not refuse, or takes its time. `Err` if it refused, or the
     /// caller was cancelled.
     pub(crate) fn ask_one_first<'a>(

@@ -19,7 +19,7 @@ use crate::script::{self, Answer, Request, Verb};
 use crate::time;
 
 use self::owed::{Owed, Return};
-use self::sent::{note_written, unsent};
+use self::sent::{instead, note_written, unsent};
 
 mod owed;
 pub(crate) mod sent;
@@ -278,7 +278,7 @@ impl Worker {
 
     /// Puts a job into the batch, unless what it is for is over: then it is dropped unsent.
     fn admit(&mut self, job: Job) {
-        let Job { request, reply } = job;
+        let Job { mut request, reply } = job;
         let mut back = Return {
             to: reply,
             again: false,
@@ -286,8 +286,11 @@ impl Worker {
         };
         let now = time::now();
         if let Some(answer) = unsent(&request, self.health.quarantine(now), now) {
-            back.post(self.node, answer);
-            return;
+            let Some(release) = instead(&request, &answer) else {
+                back.post(self.node, answer);
+                return;
+            };
+            (request, back.again) = (release, true);
         }
         note_written(&request, now);
         self.requests.push(request);

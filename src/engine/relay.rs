@@ -17,7 +17,6 @@ use crate::lane::Addressee;
 use crate::lease::{Claim, Lease};
 use crate::local::{Baton, Handed, Offer, Pass};
 use crate::quorum::{NodeSet, Verdict};
-use crate::round::Outcome;
 use crate::script::{Answer, Request, Verb};
 use crate::time;
 
@@ -64,7 +63,7 @@ impl Engine {
             next: Arc::clone(&inbox),
             round,
         });
-        // From here on no lock is needed: what the next one has given up by now is not sent any more.
+        // The next one may have given it up by now: then the lanes release the former token in its place.
         let asked = self.nodes.ask_instead(&release, &swap, &ours, both);
         for (node, cause) in asked.tally().causes() {
             inbox.post(round, *node, Answer::Fault(cause.clone()));
@@ -76,27 +75,8 @@ impl Engine {
             return Some(Ok(()));
         }
         let outcome = asked.outcome(self.node_budget(now));
-        let outcome = match outcome.verdict {
-            Verdict::Unavailable => self.release_the_rest(&release, &ours, &outcome, now),
-            _ => outcome,
-        };
         lease.end();
         Some(self.released(outcome))
-    }
-
-    /// Too few nodes have said what became of a token: perhaps they were not asked, since the next one was cancelled, or it was
-    /// the next one's token that they did not take. Asks them as a release does, in what is left of its time.
-    fn release_the_rest(
-        &self,
-        release: &Request,
-        inbox: &Arc<Inbox>,
-        outcome: &Outcome,
-        start: Instant,
-    ) -> Outcome {
-        let again = Arc::new(Again(Arc::clone(inbox)));
-        let done = outcome.tally.granted();
-        let round = self.nodes.ask_the_rest(release, done, inbox, again);
-        round.outcome(self.node_budget(start))
     }
 
     /// Takes what was handed to a thread that offered it: the lease, or nothing, and then all of it is undone and the thread
@@ -154,25 +134,12 @@ impl Addressee for Both {
         let former = match &answer {
             Answer::Yes | Answer::Numbered(_) => Answer::Yes,
             Answer::Anew(_) => Answer::Absent,
-            Answer::Fault(Cause::Quarantined { .. }) => Answer::Fault(Cause::TimedOut),
+            Answer::Fault(Cause::Quarantined { .. }) => Answer::Fault(Cause::Unreachable(
+                "not asked: in quarantine it grants nothing".into(),
+            )),
             other => other.clone(),
         };
         self.former.post(round, node, former);
         self.next.post(self.round, node, answer);
-    }
-}
-
-/// Where the answers to a release go that comes after a swap, of which nobody knows whether it took effect: what is not there
-/// was released, and what is another's may be the next one's.
-struct Again(Arc<Inbox>);
-
-impl Addressee for Again {
-    fn post(&self, round: u32, node: usize, answer: Answer) {
-        let answer = match answer {
-            Answer::Absent => Answer::Yes,
-            Answer::Foreign => Answer::Fault(Cause::TimedOut),
-            answer => answer,
-        };
-        self.0.post(round, node, answer);
     }
 }

@@ -25,6 +25,8 @@ fn enter_as(gate: &Arc<Gate>, access: Access, end: Option<Instant>) -> Result<Pa
 mod table {
     use super::*;
     use crate::fake::eventually;
+    use crate::quorum::NodeSet;
+    use crate::script::{Request, Verb};
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::thread;
 
@@ -47,6 +49,59 @@ mod table {
         });
         assert_eq!(*order.lock(), (0..8).collect::<Vec<_>>());
         assert!(gate.state.lock().slots.is_empty());
+    }
+
+    /// What becomes of one who waits with an offer that ends then, when the holder hands on.
+    fn handed(gate: &Arc<Gate>, end: Option<Instant>, before: impl FnOnce(&Arc<Inbox>)) -> bool {
+        let first = enter(gate, None).unwrap();
+        let inbox = Arc::new(Inbox::new());
+        let mut swap = Request::new(Verb::Swap, &lease("x"), 1);
+        let offer = Offer {
+            swap: swap.clone(),
+            end,
+        };
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                let keys = key().into();
+                let offer = Some(&offer);
+                gate.enter_offering(&keys, Access::Alone, offer, &inbox, None, |_| ())
+            });
+            eventually("it queues", || gate.waiting(&key()) == 1);
+            before(&inbox);
+            let former = lease("x");
+            let handed = first.hand_on(&former, time::now(), 0, 3);
+            if let Some(handed) = &handed {
+                swap.former = Some(Arc::clone(&former));
+                assert!(handed.swap.shares_a_token(&swap));
+                assert_eq!(offer.swap.lease.asked(), NodeSet::all(3));
+                handed.inbox.wake();
+            }
+            first.leave();
+            let baton = waits.join().unwrap().ok().and_then(|pass| {
+                let baton = pass.baton();
+                assert!(pass.baton().is_none(), "handed once");
+                baton
+            });
+            let same = |baton: Baton| Arc::ptr_eq(&baton.former, &former);
+            assert_eq!(baton.is_some_and(same), handed.is_some());
+            handed.is_some()
+        })
+    }
+
+    #[test]
+    fn only_one_who_waits_is_handed_it() {
+        let gate = || Arc::new(Gate::new());
+        let now = time::now();
+        let later = now.checked_add(Duration::from_secs(3600));
+        assert!(handed(&gate(), None, |_| ()));
+        assert!(handed(&gate(), later, |_| ()));
+        assert!(!handed(&gate(), Some(now), |_| ()), "its time is over");
+        let open = gate();
+        assert!(!handed(&open, None, |_| open.close()));
+        assert!(!handed(&gate(), None, |inbox| inbox.cancel()));
+        let alone = gate();
+        let pass = enter(&alone, None).unwrap();
+        assert!(pass.hand_on(&lease("x"), now, 0, 3).is_none(), "nobody waits");
     }
 
     #[test]
@@ -86,7 +141,7 @@ mod table {
     }
 
     #[test]
-    fn a_time_out_leaves_the_queue_and_the_next_watches_the_lease() {
+    fn a_time_out_leaves_the_queue_and_the_next_watches_the_lease("x") {
         let gate = Arc::new(Gate::new());
         let entered = enter(&gate, None).unwrap();
         let lease = lease("x");
@@ -347,7 +402,7 @@ mod loom_gate {
     }
 
     #[test]
-    fn loom_a_waiter_passes_a_holder_that_lost_its_lease() {
+    fn loom_a_waiter_passes_a_holder_that_lost_its_lease("x") {
         let start = time::now();
         loom::model(move || {
             let gate = Arc::new(Gate::new());

@@ -28,6 +28,17 @@ pub(crate) fn unsent(request: &Request, quarantine: Duration, now: Instant) -> O
     }
 }
 
+/// What is sent in place of a swap whose lease is over: it was to be the release of the former one, too. Who has given up that
+/// lease may have released the former one before.
+pub(crate) fn instead(request: &Request, answer: &Answer) -> Option<Request> {
+    let is_over = !matches!(answer, Answer::Fault(Cause::Quarantined { .. }));
+    let former = request.former.as_ref();
+    let former = former.filter(|_| request.verb == Verb::Swap && is_over)?;
+    let mut release = Request::new(Verb::Release, former, 0);
+    release.publish = true;
+    Some(release)
+}
+
 /// From now on the request's key may exist for its TTL.
 pub(crate) fn note_written(request: &Request, now: Instant) {
     if request.verb != Verb::Release {
