@@ -101,7 +101,10 @@ mod table {
         assert!(!handed(&gate(), None, |inbox| inbox.cancel()));
         let alone = gate();
         let pass = enter(&alone, None).unwrap();
-        assert!(pass.hand_on(&lease("x"), now, 0, 3).is_none(), "nobody waits");
+        assert!(
+            pass.hand_on(&lease("x"), now, 0, 3).is_none(),
+            "nobody waits"
+        );
     }
 
     #[test]
@@ -141,7 +144,7 @@ mod table {
     }
 
     #[test]
-    fn a_time_out_leaves_the_queue_and_the_next_watches_the_lease("x") {
+    fn a_time_out_leaves_the_queue_and_the_next_watches_the_lease() {
         let gate = Arc::new(Gate::new());
         let entered = enter(&gate, None).unwrap();
         let lease = lease("x");
@@ -402,7 +405,7 @@ mod loom_gate {
     }
 
     #[test]
-    fn loom_a_waiter_passes_a_holder_that_lost_its_lease("x") {
+    fn loom_a_waiter_passes_a_holder_that_lost_its_lease() {
         let start = time::now();
         loom::model(move || {
             let gate = Arc::new(Gate::new());
