@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use crate::about::About;
 use crate::cancel::CancelToken;
 use crate::config::{Config, OnDrop};
 use crate::error::Error;
@@ -160,7 +161,9 @@ fn a_release_ends_as_it_would_if_nobody_waited() {
             let cancel = || {
                 eventually("it was asked", || {
                     let asked = |(fake, node): (&Arc<Fake>, &Node)| {
-                        matches!(node, Node::Down) || fake.count(Verb::Swap) == 1
+                        // One that comes when it is decided gets a release.
+                        let served = fake.count(Verb::Swap) + fake.count(Verb::Release);
+                        matches!(node, Node::Down) || served > 0
                     };
                     fakes.iter().zip(nodes).all(asked)
                 });
@@ -415,6 +418,49 @@ fn who_wants_more_than_that_lock_goes_the_ordinary_way() {
     });
     assert_eq!(fakes[0].count(Verb::Swap), 0);
     assert!(!locker.nodes().engine().circuit.is_open());
+}
+
+#[test]
+fn while_the_breaker_is_open_nothing_is_handed_on() {
+    let fakes = Fake::many(1);
+    let locker = locker(&fakes, |config| config.allow_degraded(true)).expect("it is up");
+    let engine = locker.nodes().engine();
+    let open = || engine.begin_degraded(crate::time::now());
+    let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), open, || ());
+    assert_eq!(released, Ok(()));
+    drop(next.expect("here or there"));
+    assert_eq!(fakes[0].count(Verb::Swap), 0);
+}
+
+#[test]
+fn a_node_in_quarantine_swaps_nothing() {
+    let fakes = Fake::many(3);
+    let uptime = 2 * TTL;
+    let since_long = |fake: &Arc<Fake>| {
+        fake.says(About {
+            uptime,
+            ..About::default()
+        });
+    };
+    fakes.iter().for_each(since_long);
+    let quarantined = |config: Config| config.restart_quarantine(TTL);
+    let locker = locker(&fakes, quarantined).expect("a quorum is up");
+    let restarts = || {
+        fakes[2].sins(Sin::Down);
+        eventually("it is seen", || locker.nodes().engine().nodes_up() == 2);
+        fakes[2].wipe();
+        fakes[2].says(About {
+            uptime: Duration::ZERO,
+            ..About::default()
+        });
+        fakes[2].sins(Sin::Honest);
+        eventually("it is back", || locker.nodes().engine().nodes_up() == 3);
+    };
+    let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), restarts, || ());
+    assert_eq!(released, Ok(()));
+    next.expect("by the others").check().expect("held");
+    assert_eq!(fakes[2].count(Verb::Swap), 0);
+    assert_eq!(fakes[2].token("x"), None);
 }
 
 #[test]
