@@ -447,6 +447,13 @@ impl Nodes {
         lane.map(|lane| lane / self.pool)
     }
 
+    /// Whether no node is known to be in quarantine.
+    pub(crate) fn all_vote(&self) -> bool {
+        let now = time::now();
+        let lanes = self.crew.lanes();
+        lanes.iter().all(|lane| lane.quarantine(now).is_zero())
+    }
+
     /// Releases a lease's token on all nodes that may hold it, `except` those that certainly do not. Nobody waits.
     pub(crate) fn release_behind(&self, lease: &Arc<Lease>, except: NodeSet) {
         let undo = Request::new(Verb::Release, lease, 0);

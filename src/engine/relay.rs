@@ -49,7 +49,7 @@ impl Engine {
         on_drop: OnDrop,
         now: Instant,
     ) -> Option<Result<(), Error>> {
-        if lease.claim() != Claim::Exclusive || self.circuit.is_open() {
+        if self.circuit.is_open() || !self.nodes.all_vote() {
             return None;
         }
         let handed = pass.hand_on(lease, now, time::lead(), self.nodes.total())?;

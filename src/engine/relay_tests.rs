@@ -8,14 +8,19 @@ use std::time::Duration;
 use crate::about::About;
 use crate::cancel::CancelToken;
 use crate::config::{Config, OnDrop};
+use crate::engine::{Care, Wish};
 use crate::error::Error;
 use crate::fake::{Fake, Sin, eventually, locker};
 use crate::guard::LockGuard;
-use crate::key::{Family, Key};
-use crate::local::MOST_IN_A_ROW;
+use crate::inbox::Inbox;
+use crate::key::{Family, Key, Token, Ttl};
+use crate::lane::Addressee;
+use crate::lease::{Claim, Lease};
+use crate::local::{Baton, MOST_IN_A_ROW};
 use crate::locker::{Locker, RedisLocker};
 use crate::options::LockOptions;
-use crate::script::Verb;
+use crate::script::{Answer, Verb};
+use crate::time;
 
 const TTL: Duration = Duration::from_secs(300);
 
@@ -320,9 +325,9 @@ fn a_swap_that_comes_too_late_is_undone() {
     let late = fakes[0].is_late(Verb::Swap);
     let held_up = || {
         late.arrived();
-        let came = crate::time::now();
+        let came = time::now();
         eventually("the time is over", || {
-            crate::time::now().duration_since(came) > ttl
+            time::now().duration_since(came) > ttl
         });
         fakes[0].sins(Sin::Errs(Verb::Take));
         late.go();
@@ -425,7 +430,7 @@ fn while_the_breaker_is_open_nothing_is_handed_on() {
     let fakes = Fake::many(1);
     let locker = locker(&fakes, |config| config.allow_degraded(true)).expect("it is up");
     let engine = locker.nodes().engine();
-    let open = || engine.begin_degraded(crate::time::now());
+    let open = || engine.begin_degraded(time::now());
     let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), open, || ());
     assert_eq!(released, Ok(()));
     drop(next.expect("here or there"));
@@ -433,34 +438,62 @@ fn while_the_breaker_is_open_nothing_is_handed_on() {
 }
 
 #[test]
-fn a_node_in_quarantine_swaps_nothing() {
-    let fakes = Fake::many(3);
-    let uptime = 2 * TTL;
-    let since_long = |fake: &Arc<Fake>| {
-        fake.says(About {
+fn a_node_in_quarantine_is_asked_for_a_release_alone() {
+    let fakes = Fake::many(1);
+    let up_for = |uptime| {
+        fakes[0].says(About {
             uptime,
             ..About::default()
         });
     };
-    fakes.iter().for_each(since_long);
+    up_for(2 * TTL);
     let quarantined = |config: Config| config.restart_quarantine(TTL);
-    let locker = locker(&fakes, quarantined).expect("a quorum is up");
+    let locker = locker(&fakes, quarantined).expect("it is up");
     let restarts = || {
-        fakes[2].sins(Sin::Down);
-        eventually("it is seen", || locker.nodes().engine().nodes_up() == 2);
-        fakes[2].wipe();
-        fakes[2].says(About {
-            uptime: Duration::ZERO,
-            ..About::default()
-        });
-        fakes[2].sins(Sin::Honest);
-        eventually("it is back", || locker.nodes().engine().nodes_up() == 3);
+        fakes[0].sins(Sin::Down);
+        eventually("it is seen", || locker.nodes().engine().nodes_up() == 0);
+        up_for(Duration::ZERO);
+        fakes[0].sins(Sin::Honest);
+        eventually("it is back", || locker.nodes().engine().nodes_up() == 1);
     };
-    let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), restarts, || ());
+    let options = LockOptions::new(TTL).wait_for(Duration::from_millis(200));
+    let (released, next) = handed_on(&locker, &fakes, &options, restarts, || ());
     assert_eq!(released, Ok(()));
-    next.expect("by the others").check().expect("held");
-    assert_eq!(fakes[2].count(Verb::Swap), 0);
-    assert_eq!(fakes[2].token("x"), None);
+    assert!(next.is_err(), "it grants nothing yet");
+    assert_eq!(fakes[0].count(Verb::Swap), 0);
+    all_free(&fakes);
+}
+
+#[test]
+fn the_time_of_what_was_handed_on_began_before_it_was_sent() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let engine = locker.nodes().engine();
+    let key = Key::parse("redguard:", "x", Family::Exclusive).expect("a good name");
+    let wish = Wish {
+        keys: key.clone().into(),
+        claim: Claim::Exclusive,
+        ttl: Ttl::parse(TTL, 0.5).expect("a good one"),
+        fenced: false,
+        cancel: None,
+        care: Care::default(),
+    };
+    let _busy = locker.lock("x", TTL).expect("free");
+    for (ago, is_in_time) in [(TTL / 4, true), (TTL * 3 / 4, false)] {
+        let inbox = Arc::new(Inbox::new());
+        let offer = engine.offer(&wish, None).expect("a token");
+        let offer = offer.expect("somebody holds it");
+        let former = Token::fresh(None).expect("a token");
+        let baton = Baton {
+            former: Arc::new(Lease::new(key.clone(), former, Claim::Exclusive)),
+            start: time::now().checked_sub(ago).expect("not that long ago"),
+            lead: time::lead(),
+            round: inbox.open_round(1),
+        };
+        inbox.post(baton.round, 0, Answer::Yes);
+        let taken = engine.take_over(&wish, &offer, &baton, &inbox);
+        assert_eq!(taken.is_some(), is_in_time, "{ago:?} ago");
+    }
 }
 
 #[test]

@@ -64,3 +64,34 @@ pub(crate) fn note_unanswered(request: &Request) {
         _ => {}
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::lease::tests::lease;
+    use crate::time;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_swap_that_nobody_wants_any_more_is_a_release() {
+        let (now, ttl) = (time::now(), Duration::from_secs(60));
+        let (next, former) = (lease("x"), lease("x"));
+        let mut swap = Request::new(Verb::Swap, &next, 1);
+        swap.former = Some(Arc::clone(&former));
+        let sent = |quarantine| {
+            let answer = unsent(&swap, quarantine, now)?;
+            let release = instead(&swap, &answer);
+            Some(release.map(|release| (release.verb, release.lease.token().id())))
+        };
+        assert_eq!(sent(Duration::ZERO), None);
+        assert_eq!(sent(ttl), Some(None), "a node that is not to vote");
+        assert!(next.hold(now + ttl, 0));
+        assert_eq!([sent(Duration::ZERO), sent(ttl)], [None, None]);
+        next.begin_release(now);
+        let release = Some(Some((Verb::Release, former.token().id())));
+        assert_eq!([sent(Duration::ZERO), sent(ttl)], [release, release]);
+        let take = Request::new(Verb::Take, &next, 1);
+        let answer = unsent(&take, Duration::ZERO, now);
+        assert!(answer.is_some_and(|answer| instead(&take, &answer).is_none()));
+    }
+}
