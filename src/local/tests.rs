@@ -25,7 +25,6 @@ fn enter_as(gate: &Arc<Gate>, access: Access, end: Option<Instant>) -> Result<Pa
 mod table {
     use super::*;
     use crate::fake::eventually;
-    use crate::quorum::NodeSet;
     use crate::script::{Request, Verb};
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::thread;
@@ -51,60 +50,60 @@ mod table {
         assert!(gate.state.lock().slots.is_empty());
     }
 
-    /// What becomes of one who waits with an offer that ends then, when the holder hands on.
-    fn handed(gate: &Arc<Gate>, end: Option<Instant>, before: impl FnOnce(&Arc<Inbox>)) -> bool {
-        let first = enter(gate, None).unwrap();
+    #[test]
+    fn who_is_handed_the_slot_finds_what_it_was_handed_with_it() {
+        let gate = Arc::new(Gate::new());
+        let first = enter(&gate, None).unwrap();
+        assert!(gate.is_busy(&key()));
+        let alone = first.hand_on(&lease("x"), time::now(), 0, 3);
+        assert!(alone.is_none(), "nobody waits");
         let inbox = Arc::new(Inbox::new());
-        let mut swap = Request::new(Verb::Swap, &lease("x"), 1);
         let offer = Offer {
-            swap: swap.clone(),
-            end,
+            swap: Request::new(Verb::Swap, &lease("x"), 1),
+            end: None,
         };
-        thread::scope(|scope| {
+        let former = lease("x");
+        let (handed, second) = thread::scope(|scope| {
             let waits = scope.spawn(|| {
-                let keys = key().into();
-                let offer = Some(&offer);
+                let (keys, offer) = (key().into(), Some(&offer));
                 gate.enter_offering(&keys, Access::Alone, offer, &inbox, None, |_| ())
             });
             eventually("it queues", || gate.waiting(&key()) == 1);
-            before(&inbox);
-            let former = lease("x");
             let handed = first.hand_on(&former, time::now(), 0, 3);
-            if let Some(handed) = &handed {
-                swap.former = Some(Arc::clone(&former));
-                assert!(handed.swap.shares_a_token(&swap));
-                assert_eq!(offer.swap.lease.asked(), NodeSet::all(3));
-                handed.inbox.wake();
-            }
-            first.leave();
-            let baton = waits.join().unwrap().ok().and_then(|pass| {
-                let baton = pass.baton();
-                assert!(pass.baton().is_none(), "handed once");
-                baton
-            });
-            let same = |baton: Baton| Arc::ptr_eq(&baton.former, &former);
-            assert_eq!(baton.is_some_and(same), handed.is_some());
-            handed.is_some()
-        })
+            inbox.wake();
+            drop(first);
+            (handed, waits.join().unwrap().unwrap())
+        });
+        let handed = handed.unwrap();
+        assert!(Arc::ptr_eq(handed.swap.former.as_ref().unwrap(), &former));
+        assert!(Arc::ptr_eq(&handed.inbox, &inbox));
+        let baton = second.baton().unwrap();
+        assert!(Arc::ptr_eq(&baton.former, &former) && baton.round == handed.round);
+        assert!(second.baton().is_none(), "only once");
+        assert!(gate.is_busy(&key()), "the first one has left before");
+        drop(second);
+        assert!(gate.state.lock().slots.is_empty());
     }
 
     #[test]
-    fn only_one_who_waits_is_handed_it() {
-        let gate = || Arc::new(Gate::new());
-        let now = time::now();
-        let later = now.checked_add(Duration::from_secs(3600));
-        assert!(handed(&gate(), None, |_| ()));
-        assert!(handed(&gate(), later, |_| ()));
-        assert!(!handed(&gate(), Some(now), |_| ()), "its time is over");
-        let open = gate();
-        assert!(!handed(&open, None, |_| open.close()));
-        assert!(!handed(&gate(), None, |inbox| inbox.cancel()));
-        let alone = gate();
-        let pass = enter(&alone, None).unwrap();
-        assert!(
-            pass.hand_on(&lease("x"), now, 0, 3).is_none(),
-            "nobody waits"
-        );
+    fn nobody_is_handed_anything_when_it_is_closed() {
+        let gate = Arc::new(Gate::new());
+        let first = enter(&gate, None).unwrap();
+        let offer = Offer {
+            swap: Request::new(Verb::Swap, &lease("x"), 1),
+            end: None,
+        };
+        let mut state = gate.state.lock();
+        state.closed = true;
+        let slot = state.slots.get_mut(&key()).unwrap();
+        slot.queue.push_back(Waiter {
+            ticket: 2,
+            access: Access::Alone,
+            inbox: Arc::new(Inbox::new()),
+            offer: Some(offer),
+        });
+        drop(state);
+        assert!(first.hand_on(&lease("x"), time::now(), 0, 3).is_none());
     }
 
     #[test]
