@@ -147,6 +147,18 @@ impl World {
         while let Some(job) = self.clients[client].lanes[node].next_of_batch() {
             let quarantine = self.clients[client].lanes[node].quarantine(now);
             let unsent = sent::unsent(&job.request, quarantine, now);
+            if let Some(release) = unsent
+                .as_ref()
+                .and_then(|answer| sent::instead(&job.request, answer))
+            {
+                // Its round is over; how the one that releases learns of it is not in here.
+                let job = Job::new(&release, None);
+                match sent::unsent(&release, quarantine, now) {
+                    Some(answer) => self.post(client, node, &job, answer),
+                    None => self.clients[client].lanes[node].wire.push(job),
+                }
+                continue;
+            }
             if let Some(answer) = unsent {
                 self.post(client, node, &job, answer);
                 continue;
