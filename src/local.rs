@@ -106,6 +106,7 @@ impl Gate {
                 access,
                 inbox: Arc::clone(inbox),
                 offer: offer.cloned(),
+                looks: None,
             };
             match self.enter_one(state, key, me, end, &settle) {
                 Ok(next) => state = next,
@@ -182,10 +183,7 @@ impl Gate {
                 }
                 return Err(refused);
             }
-            let wake = match first {
-                true => time::earlier(end, slot.next_expiry(now)),
-                false => end,
-            };
+            let wake = time::earlier(end, slot.look_again(ticket, now));
             drop(state); // let go while asleep
             inbox.sleep(wake);
             state = self.state.lock();
@@ -330,6 +328,7 @@ impl Gate {
 impl Pass {
     /// The nodes granted this lease for the slots; `false` if the gate has been closed meanwhile.
     pub(crate) fn bind(&self, lease: &Arc<Lease>) -> bool {
+        let now = time::now();
         let mut state = self.gate.state.lock();
         if state.closed {
             return false;
@@ -342,7 +341,8 @@ impl Pass {
             if let Some(me) = slot.holder(self.ticket) {
                 me.lease = Some(Arc::clone(lease));
             }
-            woken.extend(slot.first()); // it has an expiry to watch now
+            // It has an expiry to watch now.
+            woken.extend(slot.first_to_look(now, lease.expiry(now)));
             let is_counted = slot
                 .holders
                 .iter()

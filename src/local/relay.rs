@@ -12,6 +12,7 @@ use crate::local::slot::{Access, Holder, Slot};
 use crate::local::{Gate, Pass};
 use crate::quorum::NodeSet;
 use crate::script::Request;
+use crate::time;
 
 /// So often in a row a lock is handed on, and for so long: then it is free for a moment, so that other processes have their turn.
 pub(crate) const MOST_IN_A_ROW: u32 = 16;
@@ -138,6 +139,8 @@ impl Slot {
         let round = inbox.open_round(nodes);
         let mut next = Holder::from(next);
         next.baton = Some(baton(round));
+        let ttl = Duration::from_millis(offer.swap.ttl);
+        next.handed_until = time::deadline(now, time::validity(ttl));
         self.holders.clear();
         self.holders.push(next);
         self.row = Some(Row {
@@ -158,7 +161,6 @@ mod tests {
     use crate::lease::tests::lease;
     use crate::local::slot::Waiter;
     use crate::script::Verb;
-    use crate::time;
 
     const HOLDER: u64 = 1;
 
@@ -172,6 +174,7 @@ mod tests {
             access,
             inbox: Arc::new(Inbox::new()),
             offer: end.map(offer),
+            looks: None,
         }
     }
 

@@ -101,6 +101,7 @@ mod table {
             access: Access::Alone,
             inbox: Arc::new(Inbox::new()),
             offer: Some(offer),
+            looks: None,
         });
         drop(state);
         assert!(first.hand_on(&lease("x"), time::now(), 0, 3).is_none());
