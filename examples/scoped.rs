@@ -7,11 +7,22 @@
 mod servers;
 
 use redguard::{Config, LocalLocker, Locker, RedisLocker};
-use std::{env, error::Error, time::Duration};
+use std::{env, error::Error, process::ExitCode, time::Duration};
 
 const TTL: Duration = Duration::from_secs(30);
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        // Not a `main` that returns it, which would show its `Debug`.
+        Err(error) => {
+            eprintln!("scoped: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     if let Ok(urls) = env::var("REDIS_URLS") {
         println!("locks on the nodes in REDIS_URLS");
         count_sheep(&RedisLocker::connect(Config::new(urls.split(',')))?)

@@ -13,6 +13,15 @@ const ROUNDING: Duration = Duration::from_secs(1);
 const USUAL_TTL: Duration = Duration::from_secs(30);
 
 /// What a node is among its replicas.
+///
+/// ```no_run
+/// use redguard::{Nodes, Role};
+///
+/// fn replicas(nodes: &Nodes) -> usize {
+///     let health = nodes.health();
+///     health.nodes.iter().filter(|node| node.role == Some(Role::Replica)).count()
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
@@ -23,6 +32,14 @@ pub enum Role {
 }
 
 /// A node's wall clock beside ours, as exactly as half of a round trip.
+///
+/// ```
+/// use redguard::ClockOffset;
+/// use std::time::Duration;
+///
+/// let behind = ClockOffset::Behind(Duration::from_millis(40));
+/// assert_eq!(behind.size(), Duration::from_millis(40));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClockOffset {

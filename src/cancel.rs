@@ -25,6 +25,7 @@ use crate::inbox::Inbox;
 /// std::thread::scope(|scope| {
 ///     let waiting = scope.spawn(|| locker.acquire("report", &options));
 ///     stop.cancel();
+///     assert!(stop.is_cancelled());
 ///     assert_eq!(waiting.join().unwrap().err(), Some(Error::Cancelled));
 /// });
 /// assert!(held.is_held());

@@ -4,27 +4,24 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::endpoint::Endpoint;
-#[cfg(any(feature = "sentinel", feature = "cluster"))]
-use crate::endpoint::Kind;
+use crate::endpoint::Endpoints;
 use crate::error::Error;
-#[cfg(feature = "cluster")]
-use crate::key::Keys;
-use crate::key::Ttl;
 use crate::observer::Observer;
-use crate::quorum;
 use crate::retry::RetryPolicy;
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 
-/// The part of a TTL that an attempt must leave, unless it is set.
-const MIN_VALIDITY: f64 = 0.5;
+pub(crate) use self::settings::{MAX_OWNER, Settings, Terms};
 
-const MOST_TIMEOUT: Duration = Duration::from_secs(3600);
-const MAX_POOL: usize = 64;
-pub(crate) const MAX_OWNER: usize = 64;
+mod settings;
 
 /// How long a guard's `Drop` waits for its release.
+///
+/// ```
+/// use redguard::{Config, OnDrop};
+///
+/// let quick = Config::new(["10.0.0.1"]).on_drop(OnDrop::HandOff);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnDrop {
@@ -53,35 +50,33 @@ pub enum OnDrop {
 ///     .retry(RetryPolicy { max_wait: Some(Duration::from_secs(5)), ..RetryPolicy::default() })
 ///     .on_drop(OnDrop::HandOff);
 /// ```
+///
+/// For nodes that are far away and may restart without their data, with a look inside:
+///
+/// ```
+/// # use redguard::{Config, Observer};
+/// # use std::sync::Arc;
+/// # use std::time::Duration;
+/// # fn careful(observer: Arc<dyn Observer>) -> Config {
+/// Config::new(["10.1.0.1", "10.2.0.1", "10.3.0.1"])
+///     .username("locks")
+///     .password("s3cret")
+///     .db(2)
+///     .pool_size(2)
+///     .node_timeout(Duration::from_millis(500))
+///     .connect_timeout(Duration::from_secs(3))
+///     .min_validity(0.3)
+///     .breaker(10, Duration::from_secs(30))
+///     .restart_quarantine(Duration::from_secs(60))
+///     .strict_servers(true)
+///     .allow_degraded(false)
+///     .observer(observer)
+/// # }
+/// ```
 #[derive(Clone)]
 #[must_use = "a configuration does nothing until it is connected"]
 pub struct Config {
     settings: Settings,
-}
-
-/// The same, as the rooms below see it.
-#[derive(Clone)]
-pub(crate) struct Settings {
-    pub(crate) endpoints: Vec<Endpoint>,
-    pub(crate) username: Option<String>,
-    pub(crate) password: Option<String>,
-    pub(crate) db: Option<u32>,
-    #[cfg(feature = "tls")]
-    pub(crate) tls: Option<Tls>,
-    pub(crate) pool_size: usize,
-    pub(crate) key_prefix: String,
-    pub(crate) owner: Option<String>,
-    pub(crate) retry: RetryPolicy,
-    pub(crate) node_timeout: Duration,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) min_validity: f64,
-    pub(crate) on_drop: OnDrop,
-    pub(crate) threshold: u32,
-    pub(crate) open_for: Duration,
-    pub(crate) allow_degraded: bool,
-    pub(crate) quarantine: Option<Duration>,
-    pub(crate) strict_servers: bool,
-    pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
 impl Config {
@@ -89,34 +84,11 @@ impl Config {
     ///
     /// Locks need a quorum of all of them, `n / 2 + 1`, whatever is reachable. So take an odd number: two nodes
     /// have no quorum with one down, and of four a tie is a loss for both sides.
-    pub fn new<I>(nodes: I) -> Config
-    where
-        I: IntoIterator,
-        I::Item: Into<Endpoint>,
-    {
+    ///
+    /// One node is a list of one: `Config::new(["10.0.0.1"])`.
+    pub fn new<I: Endpoints>(nodes: I) -> Config {
         Config {
-            settings: Settings {
-                endpoints: nodes.into_iter().map(Into::into).collect(),
-                username: None,
-                password: None,
-                db: None,
-                #[cfg(feature = "tls")]
-                tls: None,
-                pool_size: 1,
-                key_prefix: "redguard:".to_owned(),
-                owner: None,
-                retry: RetryPolicy::default(),
-                node_timeout: Duration::from_millis(200),
-                connect_timeout: Duration::from_secs(1),
-                min_validity: MIN_VALIDITY,
-                on_drop: OnDrop::Wait,
-                threshold: 5,
-                open_for: Duration::from_secs(60),
-                allow_degraded: false,
-                quarantine: None,
-                strict_servers: false,
-                observer: None,
-            },
+            settings: Settings::new(nodes.into_iter().map(Into::into).collect()),
         }
     }
 
@@ -141,6 +113,12 @@ impl Config {
     /// TLS for all nodes: an address without a scheme is spoken to over TLS, and one that says otherwise (`redis://`,
     /// `unix://`) is refused when connecting. With the feature `tls`. Default: TLS for `rediss://` addresses alone, as
     /// [`Tls::new()`] has it.
+    ///
+    /// ```
+    /// use redguard::{Config, Tls};
+    ///
+    /// let config = Config::new(["redis-1.internal:6380"]).tls(Tls::new());
+    /// ```
     #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: Tls) -> Config {
         self.settings.tls = Some(tls);
@@ -256,160 +234,7 @@ impl Config {
     /// # Errors
     /// `NoAddresses` and `InvalidConfig`, which names what was given.
     pub(crate) fn check(self) -> Result<Settings, Error> {
-        let settings = self.settings;
-        let refuse = |text: String| Err(Error::InvalidConfig(text));
-        let nodes = settings.endpoints.len();
-        if nodes == 0 {
-            return Err(Error::NoAddresses);
-        }
-        if nodes > quorum::MAX_NODES {
-            return refuse(format!("{nodes} nodes are over {}", quorum::MAX_NODES));
-        }
-        if !(1..=MAX_POOL).contains(&settings.pool_size) {
-            return refuse(format!(
-                "pool_size {} is not within 1 to {MAX_POOL}",
-                settings.pool_size
-            ));
-        }
-        if let Some(owner) = &settings.owner {
-            let printable = owner
-                .bytes()
-                .all(|b| (b' '..=b'~').contains(&b) && b != b':');
-            if owner.is_empty() || owner.len() > MAX_OWNER || !printable {
-                return refuse(format!(
-                    "owner {owner:?} is not 1 to {MAX_OWNER} printable ASCII characters without ':'"
-                ));
-            }
-        }
-        let least = Duration::from_millis(1);
-        if settings.node_timeout < least {
-            return refuse(format!(
-                "node_timeout {:?} is below {least:?}",
-                settings.node_timeout
-            ));
-        }
-        if settings.connect_timeout < settings.node_timeout {
-            return refuse(format!(
-                "connect_timeout {:?} is below node_timeout {:?}",
-                settings.connect_timeout, settings.node_timeout
-            ));
-        }
-        // What blocks for so long is as good as blocked for ever; so `node_timeout` is bounded too.
-        if settings.connect_timeout > MOST_TIMEOUT {
-            return refuse(format!(
-                "connect_timeout {:?} is above {MOST_TIMEOUT:?}",
-                settings.connect_timeout
-            ));
-        }
-        // At 0.99 the allowance for drift, a hundredth of the TTL and 2 ms, leaves no TTL that could pass.
-        if !(0.0..0.99).contains(&settings.min_validity) {
-            return refuse(format!(
-                "min_validity {} is not within 0.0 to below 0.99",
-                settings.min_validity
-            ));
-        }
-        if settings.threshold == 0 {
-            return refuse("breaker threshold 0: it takes one round at the least".into());
-        }
-        if settings.open_for.is_zero() {
-            return refuse("breaker open_for 0s: it would never be open".into());
-        }
-        if settings.quarantine.is_some_and(|max_ttl| max_ttl.is_zero()) {
-            return refuse("restart_quarantine 0s: no TTL is as short".into());
-        }
-        if settings.username.is_some() && settings.password.is_none() {
-            return refuse("a username is set without a password".into());
-        }
-        #[cfg(any(feature = "sentinel", feature = "cluster"))]
-        if let Err(text) = settings.check_systems() {
-            return refuse(text);
-        }
-        settings.retry.check()?;
-        Ok(settings)
-    }
-}
-
-impl Settings {
-    /// What a lock's TTL may be on these nodes.
-    pub(crate) fn terms(&self) -> Terms {
-        Terms {
-            most: self.quarantine.unwrap_or(Duration::MAX),
-            min_validity: self.min_validity,
-        }
-    }
-
-    /// What a lock's names must have in common, where a node is a cluster.
-    ///
-    /// # Errors
-    /// `InvalidKey` with one whose slot is another.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn check_slots(&self, keys: &Keys) -> Result<(), Error> {
-        let is_cluster = |endpoint: &Endpoint| matches!(endpoint.kind(), Kind::Cluster { .. });
-        match keys.only().is_none() && self.endpoints.iter().any(is_cluster) {
-            true => keys.check_slots(),
-            false => Ok(()),
-        }
-    }
-
-    /// Whether what is set can be had from systems of servers.
-    #[cfg(any(feature = "sentinel", feature = "cluster"))]
-    fn check_systems(&self) -> Result<(), String> {
-        for endpoint in &self.endpoints {
-            let empty = match endpoint.kind() {
-                Kind::Server(_) => continue,
-                #[cfg(feature = "sentinel")]
-                Kind::Sentinel { master, sentinels } => {
-                    if master.is_empty() || master.contains(|c: char| c.is_control()) {
-                        return Err(format!("{endpoint}: no master can have this name"));
-                    }
-                    sentinels.is_empty()
-                }
-                #[cfg(feature = "cluster")]
-                Kind::Cluster { seeds } => {
-                    if let Some(db @ 1..) = self.db {
-                        return Err(format!("db {db} with {endpoint}: a cluster has none but 0"));
-                    }
-                    seeds.is_empty()
-                }
-            };
-            if empty {
-                return Err(format!("{endpoint} names no address"));
-            }
-            if let Some(max_ttl) = self.quarantine {
-                return Err(format!(
-                    "restart_quarantine {max_ttl:?} with {endpoint}: it can forget locks without a restart"
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What a lock's TTL may be.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Terms {
-    most: Duration,
-    min_validity: f64,
-}
-
-impl Terms {
-    /// Where no nodes have a say.
-    pub(crate) const LOCAL: Terms = Terms {
-        most: Duration::MAX,
-        min_validity: MIN_VALIDITY,
-    };
-
-    /// # Errors
-    /// `InvalidTtl`.
-    pub(crate) fn ttl(self, ttl: Duration) -> Result<Ttl, Error> {
-        let most = self.most;
-        if ttl > most {
-            return Err(Error::InvalidTtl {
-                ttl,
-                reason: format!("restart_quarantine is for TTLs up to {most:?}"),
-            });
-        }
-        Ttl::parse(ttl, self.min_validity)
+        self.settings.check()
     }
 }
 
@@ -445,46 +270,6 @@ impl fmt::Debug for Config {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    fn config() -> Config {
-        Config::new(["a:1", "b:2", "c:3"])
-    }
-
-    #[test]
-    fn contradictions_name_both_numbers() {
-        let ms = Duration::from_millis;
-        let table = [
-            (Config::new::<[&str; 0]>([]), "no node addresses"),
-            (Config::new(vec!["a"; 65]), "65 nodes are over 64"),
-            (config().pool_size(0), "pool_size 0"),
-            (config().owner("a:b"), "\"a:b\""),
-            (config().owner(""), "owner \"\""),
-            (config().owner("é"), "owner"),
-            (config().owner("x".repeat(65)), "owner"),
-            (config().node_timeout(Duration::ZERO), "node_timeout 0ns"),
-            (
-                config().node_timeout(ms(300)).connect_timeout(ms(200)),
-                "connect_timeout 200ms is below node_timeout 300ms",
-            ),
-            (config().connect_timeout(Duration::MAX), "connect_timeout"),
-            (config().min_validity(0.99), "min_validity 0.99"),
-            (config().min_validity(f64::NAN), "min_validity NaN"),
-            (config().min_validity(-0.1), "min_validity -0.1"),
-            (config().username("joe"), "without a password"),
-            (config().breaker(0, ms(1)), "threshold 0"),
-            (config().breaker(1, ms(0)), "open_for 0s"),
-            (config().restart_quarantine(ms(0)), "restart_quarantine 0s"),
-        ];
-        for (config, words) in table {
-            let error = match config.check() {
-                Ok(_) => panic!("accepted, though {words}"),
-                Err(error) => error.to_string(),
-            };
-            assert!(error.contains(words), "{error}");
-        }
-        assert!(config().check().is_ok());
-    }
 
     #[test]
     fn debug_shows_no_secret() {
@@ -497,94 +282,5 @@ mod tests {
         let shown = format!("{config:?}");
         assert!(!shown.contains("s3c"), "{shown}");
         assert!(shown.contains("redis://h:1/2") && shown.contains("unix:///p"));
-    }
-
-    fn duration() -> impl Strategy<Value = Duration> {
-        let near = |ms: u64| (0..3 * ms).prop_map(Duration::from_millis);
-        prop_oneof![
-            near(1),
-            near(100),
-            near(3_600_000),
-            (any::<u64>(), 0..1_000_000_000_u32).prop_map(|(s, ns)| Duration::new(s, ns)),
-            Just(Duration::MAX),
-        ]
-    }
-
-    fn fraction() -> impl Strategy<Value = f64> {
-        prop_oneof![any::<f64>(), 0.0..1.0, Just(f64::NAN), Just(f64::INFINITY)]
-    }
-
-    prop_compose! {
-        fn policy()(
-            max_attempts in proptest::option::of(prop_oneof![0..3_u32, any::<u32>()]),
-            max_wait in proptest::option::of(duration()),
-            [max_outage, initial_delay, max_delay] in [duration(), duration(), duration()],
-            jitter in fraction(),
-        ) -> RetryPolicy {
-            RetryPolicy { max_attempts, max_wait, max_outage, initial_delay, max_delay, jitter }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn numbers_are_good_or_named(
-            nodes in 0..70_usize,
-            pool in prop_oneof![0..70_usize, any::<usize>()],
-            db in any::<u32>(),
-            [node, connect] in [duration(), duration()],
-            min_validity in fraction(),
-            retry in policy(),
-            waited in duration(),
-        ) {
-            let config = Config::new(vec!["h"; nodes])
-                .pool_size(pool)
-                .db(db)
-                .node_timeout(node)
-                .connect_timeout(connect)
-                .min_validity(min_validity)
-                .retry(retry.clone());
-            let _ = format!("{config:?}");
-            match config.check() {
-                Ok(settings) => {
-                    prop_assert!((1..=64).contains(&nodes) && (1..=64).contains(&pool));
-                    prop_assert!(node <= connect && connect <= MOST_TIMEOUT && !node.is_zero());
-                    prop_assert!((0.0..0.99).contains(&min_validity));
-                    // A policy that was let in can be counted with.
-                    let most = retry.max_attempts.unwrap_or(u32::MAX);
-                    settings.retry.attempts_within(waited);
-                    settings.retry.span(most);
-                    prop_assert!(settings.retry.delay(most, 1.0) <= retry.max_delay);
-                }
-                Err(Error::NoAddresses) => prop_assert_eq!(nodes, 0),
-                Err(Error::InvalidConfig(text)) => {
-                    let words = [
-                        format!("{nodes} nodes"),
-                        format!("pool_size {pool} "),
-                        format!("node_timeout {node:?}"),
-                        format!("connect_timeout {connect:?}"),
-                        format!("min_validity {min_validity} "),
-                        "max_attempts is 0".into(),
-                        "initial_delay is 0".into(),
-                        format!("initial_delay {:?} ", retry.initial_delay),
-                        format!("jitter {} ", retry.jitter),
-                    ];
-                    prop_assert!(words.iter().any(|word| text.contains(word)), "{}", text);
-                }
-                Err(other) => prop_assert!(false, "{}", other),
-            }
-        }
-
-        #[test]
-        fn any_owner_is_good_or_named(owner in "[ -~]{0,70}|\\PC{0,70}") {
-            let good = (1..=64).contains(&owner.len())
-                && owner.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b':');
-            match config().owner(&owner).check() {
-                Ok(_) => prop_assert!(good),
-                Err(error) => {
-                    let shown = format!("{owner:?}");
-                    prop_assert!(!good && error.to_string().contains(&shown));
-                }
-            }
-        }
     }
 }

@@ -7,8 +7,9 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use parking_lot::Mutex;
 
+use crate::census::Census;
 use crate::error::Error;
-use crate::lane::{Census, First, Lane, Post};
+use crate::lane::{First, Lane, Post};
 use crate::worker::Worker;
 
 /// The stack of a thread. `redis` reads a reply that is nested 100 deep, as deep as it goes, with more than 1.25 MiB of it
@@ -42,17 +43,9 @@ impl Crew {
         let mut threads = Vec::new();
         for (node, post) in posts.iter().enumerate() {
             for number in 0..pool {
-                let (lane, queue, health) = Lane::new();
+                let (lane, queue, desk) = Lane::new(node, post, &census);
                 lanes.push(lane);
-                let worker = Worker::new(
-                    node,
-                    post,
-                    queue,
-                    health,
-                    Arc::clone(&census),
-                    tell.clone(),
-                    alive.clone(),
-                );
+                let worker = Worker::new(node, post, queue, desk, tell.clone(), alive.clone());
                 threads.push(spawn(format!("redguard-{node}.{number}"), move || {
                     worker.run();
                 })?);

@@ -120,6 +120,27 @@ where
     texts.map(|text| Address::new(text.as_ref())).collect()
 }
 
+/// What [`Config::new`](crate::Config::new) takes: addresses or endpoints in an array, a `Vec`, an iterator, or whatever else is
+/// [`IntoIterator`]. All that are have this trait, which is there for the compiler's message to those that are not.
+///
+/// ```
+/// use redguard::Config;
+///
+/// let one = Config::new(["10.0.0.1:6379"]);
+/// let listed = Config::new("10.0.0.1,10.0.0.2,10.0.0.3".split(','));
+/// let read: Vec<String> = vec!["10.0.0.1".to_owned()];
+/// let read = Config::new(read);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a list of nodes",
+    label = "not a list of nodes",
+    note = "one node is a list of one, as in `Config::new([address])`; addresses with commas in between are split, as in \
+            `Config::new(addresses.split(','))`"
+)]
+pub trait Endpoints: IntoIterator<Item: Into<Endpoint>> {}
+
+impl<I: IntoIterator<Item: Into<Endpoint>>> Endpoints for I {}
+
 impl<T: AsRef<str>> From<T> for Endpoint {
     fn from(address: T) -> Endpoint {
         Endpoint {

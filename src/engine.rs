@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 
 use crate::config::{OnDrop, Settings};
-use crate::error::Error;
+use crate::error::{Error, LossReason};
 use crate::health::{BreakerState, Health, NodeHealth};
 use crate::inbox::Inbox;
 use crate::key::Keys;
@@ -189,14 +189,14 @@ impl Engine {
         let outcome = round.outcome(self.node_budget(now));
         self.listener.released(lease.keys(), &outcome.heard);
         lease.end();
-        self.released(outcome)
+        self.released(lease, outcome)
     }
 
     /// What the nodes' answers to a release are to its caller.
-    fn released(&self, outcome: Outcome) -> Result<(), Error> {
+    fn released(&self, lease: &Lease, outcome: Outcome) -> Result<(), Error> {
         match outcome.verdict {
             Verdict::Won => Ok(()),
-            Verdict::Refused => Err(Error::LockLost),
+            Verdict::Refused => Err(lease.lost_for(LossReason::NotOurs)),
             Verdict::Unavailable => Err(self.insufficient(outcome.tally)),
         }
     }
@@ -207,7 +207,7 @@ impl Engine {
             self.losses
                 .settle(lease, "a quorum of nodes says that it is not ours");
         }
-        Error::LockLost
+        lease.lost()
     }
 
     /// What is owed for a lost lease; a monitor of one has a clone.
@@ -228,9 +228,9 @@ impl Engine {
             Look::Held(expiry) => Ok(expiry),
             Look::JustLost => {
                 self.losses.settle(lease, watch::ENDED);
-                Err(Error::LockLost)
+                Err(lease.lost())
             }
-            Look::Lost | Look::Trying | Look::Ended => Err(Error::LockLost),
+            Look::Lost | Look::Trying | Look::Ended => Err(lease.lost()),
         }
     }
 
@@ -256,7 +256,7 @@ impl Engine {
         let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
         let alive = self.gate.wait_empty(end, settle);
         for lease in &alive {
-            if lease.lose() {
+            if lease.lose_for(LossReason::ShutDown) {
                 // Nothing in use is ever deleted: its holder may not have looked yet.
                 warn!("{:?}: lock lost: shut down, left to its TTL", lease.keys());
                 self.nodes.meter().lost(lease.key());

@@ -9,6 +9,26 @@ use std::time::Duration;
 /// in the way of which) and *could not find out* ([`InsufficientQuorum`](Error::InsufficientQuorum)) are never mixed up:
 /// the first means that a quorum of the nodes answered. [`is_contended`](Error::is_contended), [`is_unavailable`](Error::is_unavailable) and
 /// [`is_lost`](Error::is_lost) sort errors by what a program can do about them.
+///
+/// `Display` has one line for people, causes included; `Debug` has the fields. [The guide](crate::guide#a-programs-main) has a
+/// `main` that makes exit codes of them.
+///
+/// ```
+/// use redguard::Error;
+///
+/// fn advice(error: &Error) -> &'static str {
+///     match error {
+///         Error::CircuitOpen { retry_in } if retry_in.as_secs() > 30 => "come back in a minute",
+///         _ if error.is_contended() => "another one is at it",
+///         _ if error.is_unavailable() => "the nodes do not answer",
+///         _ if error.is_lost() => "stop, and look at what was done",
+///         _ => "mend the program or its settings",
+///     }
+/// }
+///
+/// assert_eq!(advice(&Error::Closed), "mend the program or its settings");
+/// assert_eq!(Error::Closed.to_string(), "the nodes are shut down");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -29,7 +49,7 @@ pub enum Error {
     InvalidConfig(String),
 
     /// A lock name that cannot be used.
-    #[error("invalid lock name {name:?}: {reason}")]
+    #[error("invalid lock name{}: {reason}", Named(name))]
     InvalidKey {
         /// The name that was given, shortened when it is long.
         name: String,
@@ -129,8 +149,13 @@ pub enum Error {
     Cancelled,
 
     /// The guard no longer holds its lock: it expired, or a quorum of nodes says that it is not ours.
-    #[error("the lock is lost: it expired or was taken from us")]
-    LockLost,
+    #[error("the lock of {key:?} is lost: {reason}")]
+    LockLost {
+        /// The lock's name, as it was given; of several the first in their order.
+        key: String,
+        /// Why it is lost.
+        reason: LossReason,
+    },
 
     /// The nodes were shut down, or the process is a forked child without their threads.
     #[error("the nodes are shut down")]
@@ -170,11 +195,53 @@ impl Error {
 
     /// Whether a lock that was held is held no longer.
     pub fn is_lost(&self) -> bool {
-        matches!(self, Error::LockLost)
+        matches!(self, Error::LockLost { .. })
     }
 }
 
+/// Why a lock is lost that was held.
+///
+/// ```
+/// use redguard::{LockGuard, LossReason};
+///
+/// fn explain(guard: &LockGuard) {
+///     match guard.watch().loss() {
+///         None => println!("held, or released"),
+///         Some(LossReason::Expired) => println!("paused for too long, or no quorum to renew it on"),
+///         Some(reason) => println!("{reason}"),
+///     }
+/// }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum LossReason {
+    /// Its lease ended: it was not extended in time, or could not be.
+    #[error("its lease ended")]
+    Expired,
+
+    /// A quorum of nodes says that another has it, or nobody: it expired there, was deleted, taken away or adopted.
+    #[error("a quorum of nodes says that it is not ours")]
+    NotOurs,
+
+    /// The nodes were shut down while it was held ([`Nodes::shutdown`](crate::Nodes::shutdown)): it is left to its TTL.
+    #[error("the nodes were shut down")]
+    ShutDown,
+}
+
 /// One node's part in an [`Error::InsufficientQuorum`].
+///
+/// ```
+/// use redguard::{Cause, Error};
+///
+/// /// The nodes with which it takes an operator: waiting does not help.
+/// fn denied(error: &Error) -> Vec<&str> {
+///     let Error::InsufficientQuorum { causes, .. } = error else {
+///         return Vec::new();
+///     };
+///     let denied = causes.iter().filter(|c| matches!(c.cause, Cause::Denied(_)));
+///     denied.map(|c| c.node.as_str()).collect()
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeCause {
@@ -191,6 +258,13 @@ impl fmt::Display for NodeCause {
 }
 
 /// Why a node did not grant.
+///
+/// ```
+/// use redguard::Cause;
+///
+/// let cause = Cause::Unreachable("Connection refused (os error 111)".to_owned());
+/// assert_eq!(cause.to_string(), "unreachable: Connection refused (os error 111)");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
@@ -277,6 +351,18 @@ impl Cause {
     }
 }
 
+/// A name in a message, if there is one.
+struct Named<'a>(&'a str);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            "" => Ok(()),
+            name => write!(f, " {name:?}"),
+        }
+    }
+}
+
 /// Causes as they stand at the end of a message.
 struct Listed<'a>(&'a [NodeCause]);
 
@@ -319,6 +405,20 @@ mod tests {
             "no quorum: 1 of 3 nodes answered, 2 are needed (a:1: no answer in time; b:2: held by another)"
         );
         assert!(error.is_unavailable() && !error.is_contended() && !error.is_lost());
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_not_shown() {
+        for (name, text) in [
+            ("", "invalid lock name: none was given"),
+            ("a:gate", "invalid lock name \"a:gate\": none was given"),
+        ] {
+            let error = Error::InvalidKey {
+                name: name.into(),
+                reason: "none was given".into(),
+            };
+            assert_eq!(error.to_string(), text);
+        }
     }
 
     #[test]

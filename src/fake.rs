@@ -2,12 +2,12 @@
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use parking_lot::Mutex;
 
 use crate::about::About;
@@ -17,7 +17,7 @@ use crate::key::{Channel, Family, Key};
 use crate::lane::Post;
 use crate::lease::Claim;
 use crate::locker::RedisLocker;
-use crate::node::{Connector, Ear, Greeting, Session};
+use crate::node::{Connector, Ear, Flight, Greeting, Prompt, Session};
 use crate::nodes::Nodes;
 use crate::script::{Answer, Holder, Request, Verb};
 use crate::time;
@@ -322,7 +322,12 @@ impl Connector for Arc<Fake> {
             client: connects.len() as i64,
             about: self.about.lock().clone(),
         };
-        Ok((Box::new(FakeSession(Arc::clone(self))), greeting))
+        let session = FakeSession {
+            fake: Arc::clone(self),
+            sent: VecDeque::new(),
+            late: None,
+        };
+        Ok((Box::new(session), greeting))
     }
 
     fn listen(
@@ -339,7 +344,84 @@ impl Connector for Arc<Fake> {
     }
 }
 
-struct FakeSession(Arc<Fake>);
+struct FakeSession {
+    fake: Arc<Fake>,
+    /// The numbers of the requests that were sent one by one.
+    sent: VecDeque<u64>,
+    /// The one of them that the test knows of, which is late.
+    late: Option<(u64, Receiver<()>)>,
+}
+
+impl FakeSession {
+    /// Serves a request, or commits a sin; a late one is waited for or not. `None` where it is still late.
+    fn serve(
+        &mut self,
+        request: &Request,
+        number: Option<u64>,
+        waits: bool,
+    ) -> Result<Option<Answer>, Cause> {
+        if let Some((_, go)) = self.late.take_if(|(late, _)| Some(*late) == number) {
+            return self.serve_late(request, number, waits, go);
+        }
+        let broken = || Cause::Unreachable("broken".into());
+        let sin = self.fake.sin.lock().clone();
+        Ok(Some(match sin {
+            Sin::Down => return Err(broken()),
+            Sin::Denies => Answer::Fault(denied()),
+            Sin::Forbids(verb) if verb == request.verb => Answer::Fault(denied()),
+            Sin::Late(verb, arrived, go) if verb == request.verb => {
+                let _ = arrived.send(());
+                return self.serve_late(request, number, waits, go);
+            }
+            Sin::ErrsAfter(verb) if verb == request.verb => {
+                self.fake.serve(request);
+                Answer::Fault(Cause::Server("OOM".into()))
+            }
+            Sin::Errs(verb) if verb == request.verb => {
+                Answer::Fault(Cause::Server("MISCONF".into()))
+            }
+            Sin::GoesDownAfter(verb) if verb == request.verb => {
+                self.fake.serve(request);
+                self.fake.sins(Sin::Down);
+                return Err(broken());
+            }
+            Sin::BreaksAfter(verb) if verb == request.verb => {
+                self.fake.serve(request);
+                self.fake.sins(Sin::Honest);
+                return Err(broken());
+            }
+            Sin::Refuses if request.verb == Verb::Take => {
+                self.fake.served.lock().push((Verb::Take, String::new()));
+                Answer::Held(Holder::One, Some(Duration::from_secs(60)))
+            }
+            Sin::Panics(verb) if verb == request.verb => {
+                self.fake.sins(Sin::Honest);
+                panic!("as the test wants it")
+            }
+            _ => self.fake.serve(request),
+        }))
+    }
+}
+
+impl FakeSession {
+    /// The test knows of it, and says when.
+    fn serve_late(
+        &mut self,
+        request: &Request,
+        number: Option<u64>,
+        waits: bool,
+        go: Receiver<()>,
+    ) -> Result<Option<Answer>, Cause> {
+        // The test has ended when its end is gone.
+        if waits {
+            let _ = go.recv();
+        } else if go.try_recv() == Err(TryRecvError::Empty) {
+            self.late = number.map(|number| (number, go));
+            return Ok(None);
+        }
+        Ok(Some(self.fake.serve(request)))
+    }
+}
 
 impl Session for FakeSession {
     fn exchange(
@@ -347,58 +429,53 @@ impl Session for FakeSession {
         requests: &[Request],
         answer: &mut dyn FnMut(usize, Answer),
     ) -> Result<(), Cause> {
-        let broken = || Cause::Unreachable("broken".into());
         for (index, request) in requests.iter().enumerate() {
-            let sin = self.0.sin.lock().clone();
-            let served = match sin {
-                Sin::Down => return Err(broken()),
-                Sin::Denies => Answer::Fault(denied()),
-                Sin::Forbids(verb) if verb == request.verb => Answer::Fault(denied()),
-                Sin::Late(verb, arrived, go) if verb == request.verb => {
-                    let _ = arrived.send(());
-                    // The test has ended when its end is gone.
-                    let _ = go.recv();
-                    self.0.serve(request)
-                }
-                Sin::ErrsAfter(verb) if verb == request.verb => {
-                    self.0.serve(request);
-                    Answer::Fault(Cause::Server("OOM".into()))
-                }
-                Sin::Errs(verb) if verb == request.verb => {
-                    Answer::Fault(Cause::Server("MISCONF".into()))
-                }
-                Sin::GoesDownAfter(verb) if verb == request.verb => {
-                    self.0.serve(request);
-                    self.0.sins(Sin::Down);
-                    return Err(broken());
-                }
-                Sin::BreaksAfter(verb) if verb == request.verb => {
-                    self.0.serve(request);
-                    self.0.sins(Sin::Honest);
-                    return Err(broken());
-                }
-                Sin::Refuses if request.verb == Verb::Take => {
-                    self.0.served.lock().push((Verb::Take, String::new()));
-                    Answer::Held(Holder::One, Some(Duration::from_secs(60)))
-                }
-                Sin::Panics(verb) if verb == request.verb => {
-                    self.0.sins(Sin::Honest);
-                    panic!("as the test wants it")
-                }
-                _ => self.0.serve(request),
-            };
-            answer(index, served);
+            if let Some(served) = self.serve(request, None, true)? {
+                answer(index, served);
+            }
         }
         Ok(())
     }
 
     fn ping(&mut self) -> Result<(), Cause> {
-        let sin = self.0.sin.lock().clone();
+        let sin = self.fake.sin.lock().clone();
         if let Sin::LatePing(arrived, go) = sin {
             let _ = arrived.send(());
             let _ = go.recv();
         }
-        self.0.up()
+        self.fake.up()
+    }
+
+    fn prompt(&mut self) -> Option<&mut dyn Prompt> {
+        Some(self)
+    }
+}
+
+impl Prompt for FakeSession {
+    fn is_in_order(&self) -> bool {
+        true
+    }
+
+    fn send(&mut self, number: u64, _: &Request) -> Result<(), Cause> {
+        self.sent.push_back(number);
+        Ok(())
+    }
+
+    fn next(
+        &mut self,
+        flights: &VecDeque<Flight>,
+        end: Option<Instant>,
+    ) -> Result<Option<(u64, Answer)>, Cause> {
+        let Some(number) = self.sent.front().copied() else {
+            return Ok(None);
+        };
+        let flight = flights.iter().find(|flight| flight.number == number);
+        let request = &flight.expect("it is on the wire").request;
+        let answer = self.serve(request, Some(number), end.is_some())?;
+        Ok(answer.map(|answer| {
+            self.sent.pop_front();
+            (number, answer)
+        }))
     }
 }
 

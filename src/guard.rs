@@ -1,213 +1,17 @@
 //! Proof of holding a lock: what a program keeps in scope while it works.
 
 use std::fmt;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use log::warn;
-
-use crate::config::{OnDrop, Terms};
-use crate::engine::Engine;
 use crate::error::Error;
 use crate::handover::LockToken;
-use crate::key::{Key, Token};
-use crate::lease::{Claim, FOR_EVER, Lease, Look, Mode};
-use crate::local::Pass;
-use crate::time;
+use crate::key::Key;
+use crate::lease::Mode;
 use crate::watch::LossWatch;
 
-/// What all guards are: a lock that is held, from here on to its one end.
-pub(crate) struct Hold {
-    pass: Pass,
-    lease: Arc<Lease>,
-    /// Who knows the nodes. Without it the lock is held in this process alone.
-    engine: Option<Arc<Engine>>,
-    terms: Terms,
-    taken: Instant,
-    ended: bool,
-}
+pub(crate) use self::hold::Hold;
 
-impl Hold {
-    pub(crate) fn quorum(engine: Arc<Engine>, lease: Arc<Lease>, pass: Pass) -> Hold {
-        Hold {
-            pass,
-            lease,
-            terms: engine.settings().terms(),
-            engine: Some(engine),
-            taken: time::now(),
-            ended: false,
-        }
-    }
-
-    /// # Errors
-    /// `Closed` where a shutdown has come before it.
-    pub(crate) fn local(
-        pass: Pass,
-        claim: Claim,
-        terms: Terms,
-        fence: Option<u64>,
-    ) -> Result<Hold, Error> {
-        let lease = Arc::new(Lease::new(pass.keys().clone(), Token::local(), claim));
-        fence.into_iter().for_each(|fence| lease.number(fence));
-        lease.hold(time::now() + FOR_EVER, time::lead());
-        if !pass.bind(&lease) {
-            return Err(Error::Closed);
-        }
-        Ok(Hold {
-            pass,
-            lease,
-            engine: None,
-            terms,
-            taken: time::now(),
-            ended: false,
-        })
-    }
-
-    #[cfg(feature = "testing")]
-    pub(crate) fn lease(&self) -> &Arc<Lease> {
-        &self.lease
-    }
-
-    fn watch(&self) -> LossWatch {
-        let losses = self.engine.as_ref().map(|engine| engine.losses().clone());
-        LossWatch::new(Arc::clone(&self.lease), losses)
-    }
-
-    /// A local lock does not expire, but ends with a shutdown of the nodes that it stands in for.
-    fn look(&self) -> Look {
-        match &self.engine {
-            Some(engine) => engine.losses().look(&self.lease),
-            None => self.lease.peek(time::now()),
-        }
-    }
-
-    fn is_held(&self) -> bool {
-        !self.remaining().is_zero()
-    }
-
-    fn remaining(&self) -> Duration {
-        match (&self.engine, self.look()) {
-            (None, Look::Held(_)) => Duration::MAX,
-            (Some(_), Look::Held(expiry)) if !self.lease.is_doubtful() => {
-                expiry.saturating_duration_since(time::now())
-            }
-            _ => Duration::ZERO,
-        }
-    }
-
-    fn check(&self) -> Result<(), Error> {
-        match (&self.engine, self.look()) {
-            (Some(engine), Look::Held(_)) if self.lease.is_doubtful() => {
-                engine.make_sure(&self.lease)
-            }
-            (_, Look::Held(_)) => Ok(()),
-            _ => Err(Error::LockLost),
-        }
-    }
-
-    fn extend(&self, ttl: Duration) -> Result<(), Error> {
-        let ttl = self.terms.ttl(ttl)?;
-        match &self.engine {
-            Some(engine) => engine.extend(&self.lease, ttl),
-            None => Ok(()),
-        }
-    }
-
-    fn stop_renewing(&self) {
-        if let Some(engine) = &self.engine {
-            engine.stop_renewing(&self.lease);
-        }
-    }
-
-    fn mode(&self) -> Mode {
-        match self.engine {
-            Some(_) => Mode::Quorum,
-            None => Mode::Local,
-        }
-    }
-
-    fn fencing_token(&self) -> Option<u64> {
-        self.lease.fence()
-    }
-
-    /// Turns a write lock into a read lock. Where that fails the lock is lost, which the error tells; its `Drop` is silent.
-    fn downgrade(mut self) -> Result<Hold, Error> {
-        if self.pass.is_forked() {
-            return Err(Error::Closed);
-        }
-        if let Some(engine) = &self.engine
-            && let Err(error) = engine.downgrade(&self.lease)
-        {
-            self.ended = true;
-            return Err(error);
-        }
-        self.pass.share();
-        Ok(self)
-    }
-
-    fn release(mut self) -> Result<(), Error> {
-        self.end(OnDrop::Wait)
-    }
-
-    /// Leaves the lock on the nodes for another process, and ends here.
-    fn hand_over(mut self) -> Result<LockToken, Error> {
-        let Some(engine) = &self.engine else {
-            return Err(Error::HeldLocally); // dropped here, and so released
-        };
-        self.ended = true;
-        if self.pass.is_forked() {
-            return Err(Error::Closed);
-        }
-        let held = time::now().saturating_duration_since(self.taken);
-        let handed = engine.hand_over(&self.lease, &self.pass);
-        engine.note_end(&self.lease, held, handed.is_err());
-        handed.map(|()| LockToken::of(&self.lease))
-    }
-
-    /// The one end, with two doors: `release` and `Drop`.
-    fn end(&mut self, on_drop: OnDrop) -> Result<(), Error> {
-        self.ended = true;
-        if self.pass.is_forked() {
-            warn!(
-                "{:?}: released in a forked child, which is ignored",
-                self.pass
-            );
-            return Err(Error::Closed);
-        }
-        match &self.engine {
-            Some(engine) => {
-                let held = time::now().saturating_duration_since(self.taken);
-                let released = engine.release(&self.lease, &self.pass, on_drop);
-                engine.note_end(&self.lease, held, released == Err(Error::LockLost));
-                released
-            }
-            None => match self.lease.begin_release(time::now()) {
-                Look::Held(_) => {
-                    self.lease.end();
-                    Ok(())
-                }
-                _ => Err(Error::LockLost),
-            },
-        }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        if self.ended {
-            return;
-        }
-        let engine = self.engine.clone();
-        let on_drop = engine
-            .as_ref()
-            .map_or(OnDrop::HandOff, |engine| engine.settings().on_drop);
-        if let (Err(error), Some(engine)) = (self.end(on_drop), engine)
-            && error != Error::Closed
-        {
-            engine.note_failed_drop(self.pass.keys(), &error);
-        }
-    }
-}
+mod hold;
 
 /// A guard with the methods that all of them have.
 macro_rules! guard {
@@ -216,7 +20,7 @@ macro_rules! guard {
         ///
         /// It owns all it needs: it can outlive its locker, move to another thread, and be asked from several at once.
         ///
-        /// `Drop` releases the lock as `release` does, and may block as long (see [`OnDrop`]), also while a panic
+        /// `Drop` releases the lock as `release` does, and may block as long (see [`OnDrop`](crate::OnDrop)), also while a panic
         /// unwinds. It never panics. What goes wrong in it is a `warn` line in the log, and counted by
         /// [`Nodes::drop_failures`](crate::Nodes::drop_failures). In a forked child it does nothing but warn. A guard
         /// that is the very last handle on its nodes also ends their threads, for `node_timeout` more at most.
@@ -226,7 +30,7 @@ macro_rules! guard {
         impl $guard {
             /// The lock's name, as it was given.
             pub fn key(&self) -> &str {
-                self.0.pass.keys().first().name()
+                self.0.keys().first().name()
             }
 
             /// Whether the lock is still held, by the clock and by what the nodes have said. Does not block or ask them.
@@ -243,7 +47,8 @@ macro_rules! guard {
             /// How long the lock is held for at least, if nobody deletes its keys; zero when it is lost. Does not block.
             ///
             /// This is the validity: the TTL less the time that taking it took, less an allowance for clock drift
-            /// (`ttl / 100 + 2 ms`). A local lock does not expire: it has [`Duration::MAX`].
+            /// (`ttl / 100 + 2 ms`). A local lock does not expire: it has [`Duration::MAX`], so `Instant::now() + guard.remaining()`
+            /// would panic. A deadline is `Instant::now().checked_add(guard.remaining())`, where `None` means that there is none.
             ///
             /// A node that loses its data deletes keys. Under [`restart_quarantine`](crate::Config::restart_quarantine) nobody
             /// else gets the lock before this time is over, but if too many nodes do so the lock may be lost early, which is
@@ -321,14 +126,14 @@ macro_rules! guard {
         impl fmt::Debug for $guard {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let mut shown = f.debug_struct(stringify!($guard));
-                let names: Vec<&str> = self.0.pass.keys().all().iter().map(Key::name).collect();
+                let names: Vec<&str> = self.0.keys().all().iter().map(Key::name).collect();
                 match names[..] {
                     [name] => shown.field("key", &name),
                     _ => shown.field("keys", &names),
                 };
                 shown.field("mode", &self.mode());
-                if self.0.engine.is_some() {
-                    shown.field("lease", &self.0.lease.peek(time::now()));
+                if self.mode() == Mode::Quorum {
+                    shown.field("lease", &self.0.peek());
                 }
                 shown.finish_non_exhaustive()
             }
@@ -340,7 +145,7 @@ guard! {
     /// Holds an exclusive lock until it is dropped or released, or until its lease ends, **whichever is first**.
     ///
     /// ```
-    /// use redguard::{Locker, LocalLocker};
+    /// use redguard::{LocalLocker, LockOptions, Locker, Mode};
     /// use std::time::Duration;
     ///
     /// # fn main() -> Result<(), redguard::Error> {
@@ -354,6 +159,15 @@ guard! {
     ///     // … write the page …
     /// }
     /// guard.release()?; // or drop it, if how it ended does not matter
+    ///
+    /// let options = LockOptions::new(Duration::from_secs(30)).fenced().auto_renew();
+    /// let guard = locker.acquire("report", &options)?;
+    /// assert!(guard.is_held() && guard.key() == "report" && guard.mode() == Mode::Local);
+    /// assert!(guard.keys().eq(["report"]));
+    /// let (watch, token) = (guard.watch(), guard.fencing_token());
+    /// guard.stop_renewing(); // it ends with its TTL now
+    /// drop(guard);
+    /// assert!(token.is_some() && !watch.is_held());
     /// # Ok(())
     /// # }
     /// ```
@@ -363,11 +177,42 @@ guard! {
 guard! {
     /// Holds a read lock, beside other readers, until it is dropped or released, or until its lease ends, **whichever is
     /// first**. It has a lease of its own, also among readers of one process.
+    ///
+    /// ```
+    /// use redguard::{LocalRwLocker, RwLocker};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let locker = LocalRwLocker::new();
+    /// let guard = locker.read("catalogue", Duration::from_secs(30))?;
+    /// assert!(guard.is_held() && guard.key() == "catalogue");
+    /// for chapter in 0..3 {
+    ///     guard.check()?; // still ours? else what is read may be half written
+    ///     guard.extend(Duration::from_secs(30))?;
+    ///     // … read the chapter …
+    /// }
+    /// guard.release()
+    /// # }
+    /// ```
     ReadGuard
 }
 
 guard! {
     /// Holds a write lock, alone, until it is dropped or released, or until its lease ends, **whichever is first**.
+    ///
+    /// ```
+    /// use redguard::{LocalRwLocker, LockOptions, RwLocker};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let locker = LocalRwLocker::new();
+    /// let options = LockOptions::new(Duration::from_secs(30)).fenced();
+    /// let guard = locker.acquire_write("catalogue", &options)?;
+    /// guard.check()?; // still ours? else stop here
+    /// println!("written with the fencing token {:?}", guard.fencing_token());
+    /// guard.release()
+    /// # }
+    /// ```
     WriteGuard
 }
 
@@ -403,7 +248,8 @@ macro_rules! fenced {
             ///
             /// Tokens strictly increase as long as the nodes' clocks are in step, or fewer nodes than a quorum have lost their
             /// data or missed the last grant: a count that is lost begins anew from the node's clock. They are not
-            /// consecutive. A local lock's are comparable within its process only, and among clones of one locker.
+            /// consecutive, and begin with the microseconds since 1970, at some 1.8e15: a store needs 64 bits for them (`BIGINT`; a
+            /// JSON number has 53, which is enough for the next two centuries). A local lock's are comparable within its process only, and among clones of one locker.
             pub fn fencing_token(&self) -> Option<u64> {
                 self.0.fencing_token()
             }
@@ -442,7 +288,7 @@ impl LockGuard {
 
     /// All names of a lock that was taken with [`lock_all`](crate::Locker::lock_all), in their order; of others the one.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.0.pass.keys().all().iter().map(Key::name)
+        self.0.keys().all().iter().map(Key::name)
     }
 }
 

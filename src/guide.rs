@@ -6,9 +6,10 @@
 //! 4. [Work that must not overlap](#work-that-must-not-overlap): fencing and stores
 //! 5. [Several things at once](#several-things-at-once)
 //! 6. [When Redis is away](#when-redis-is-away): degraded mode
-//! 7. [Deployment](#deployment): one, three or five nodes, and changing the list
-//! 8. [Testing](#testing)
-//! 9. [Moving from another library](#moving-from-another-library)
+//! 7. [A program's main](#a-programs-main): nodes that are not up yet, signals, exit codes
+//! 8. [Deployment](#deployment): one, three or five nodes, and changing the list
+//! 9. [Testing](#testing)
+//! 10. [Moving from another library](#moving-from-another-library)
 //!
 //! # Choosing a TTL
 //!
@@ -94,7 +95,8 @@
 //! ```
 //!
 //! `examples/fencing.rs` pauses a holder past its lease and shows both, the refused write and the damage without. Tokens
-//! increase from guard to guard; that of a guard does not change while it is held. Where the nodes have lost all their data they go
+//! increase from guard to guard; that of a guard does not change while it is held. They begin at some 1.8e15, the microseconds since
+//! 1970, so the column is one of 64 bits (`fence BIGINT NOT NULL DEFAULT 0`). Where the nodes have lost all their data they go
 //! on from their clocks (see [the crate docs](crate#fencing)).
 //!
 //! # Several things at once
@@ -115,8 +117,79 @@
 //! |---|---|
 //! | warming a cache, compacting, sending a report that may come twice | payments, migrations, anything that counts |
 //!
-//! A guard says where it is held ([`Mode`](crate::Mode)), so one program can do the harmless half of its work in degraded mode. Programs
-//! that may start before their nodes do use [`wait_ready`](crate::Nodes::wait_ready).
+//! A guard says where it is held ([`Mode`](crate::Mode)), so one program can do the harmless half of its work in degraded mode.
+//!
+//! # A program's main
+//!
+//! **Nodes that are not up yet.** [`Nodes::connect`](crate::Nodes::connect) tries for
+//! [`connect_timeout`](crate::Config::connect_timeout), 1 s, until a quorum is connected, also where nodes refuse; then it is
+//! [`InsufficientQuorum`](crate::Error::InsufficientQuorum), with a cause for each node. (With
+//! [`allow_degraded`](crate::Config::allow_degraded) it succeeds then, and [`wait_ready`](crate::Nodes::wait_ready) waits for the
+//! nodes.) [`max_outage`](crate::RetryPolicy::max_outage) is about nodes that have been there before. So a program that is started
+//! together with its nodes connects again and again. That takes no pause: each time it has waited for as long as it may take.
+//!
+//! ```no_run
+//! use redguard::{Config, Error, Nodes};
+//! use std::time::{Duration, Instant};
+//!
+//! fn connect(config: &Config, patience: Duration) -> Result<Nodes, Error> {
+//!     let end = Instant::now() + patience;
+//!     loop {
+//!         match Nodes::connect(config.clone()) {
+//!             Err(error) if error.is_unavailable() && Instant::now() < end => {
+//!                 eprintln!("waiting for the nodes: {error}");
+//!             }
+//!             connected => return connected, // or what does not pass: a bad address, a contradiction
+//!         }
+//!     }
+//! }
+//! ```
+//!
+//! **Exit codes.** A `main` that returns an [`Error`](crate::Error) has it shown as `Debug` does, for programmers. What it says to
+//! people is its `Display`, and what to do about it is in three predicates.
+//!
+//! **Signals.** The default for SIGINT and SIGTERM ends a process without its destructors, and leaves the lock to its TTL. A
+//! [`CancelToken`](crate::CancelToken) ends a wait and says to the work that it is to stop, here with the crate `ctrlc` (its feature
+//! `termination` adds SIGTERM). [`shutdown`](crate::Nodes::shutdown) at the end sends what is to be released.
+//!
+//! ```no_run
+//! use redguard::{CancelToken, Config, Error, LockOptions, Locker, RedisLocker};
+//! use std::process::ExitCode;
+//! use std::time::Duration;
+//!
+//! fn main() -> ExitCode {
+//!     let stop = CancelToken::new();
+//!     let on_signal = stop.clone();
+//!     ctrlc::set_handler(move || on_signal.cancel()).expect("the only handler");
+//!     let Err(error) = work(&stop) else {
+//!         return ExitCode::SUCCESS;
+//!     };
+//!     eprintln!("report: {error}");
+//!     ExitCode::from(match error {
+//!         Error::Cancelled => 130,           // as a shell says of SIGINT
+//!         _ if error.is_contended() => 75,   // sysexits.h: try again later
+//!         _ if error.is_unavailable() => 69, // the nodes are away
+//!         _ if error.is_lost() => 70,        // somebody else may have worked at the same time
+//!         _ => 78,                           // a setting, a name
+//!     })
+//! }
+//!
+//! fn work(stop: &CancelToken) -> Result<(), Error> {
+//!     let locker = RedisLocker::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
+//!     let options = LockOptions::new(Duration::from_secs(30)).auto_renew().cancel_on(stop);
+//!     let guard = locker.acquire("report", &options)?;
+//!     for page in 0..100 {
+//!         if stop.is_cancelled() {
+//!             break;
+//!         }
+//!         guard.check()?;
+//!         // … write the page …
+//!     }
+//!     guard.release()?;
+//!     locker.nodes().shutdown(Duration::from_secs(5)); // all that is owed to the nodes is sent
+//!     Ok(())
+//! }
+//! ```
 //!
 //! # Deployment
 //!

@@ -21,6 +21,12 @@ const VERSION: &str = "1";
 /// use redguard::LockToken;
 ///
 /// assert!("not a token".parse::<LockToken>().is_err());
+///
+/// fn adopt_and_say(text: &str) -> Result<(), redguard::Error> {
+///     let token: LockToken = text.parse()?;
+///     println!("carries on with {:?}", token.keys().collect::<Vec<_>>());
+///     Ok(())
+/// }
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 #[must_use = "if it is not adopted the lock is left to its TTL"]

@@ -9,6 +9,23 @@ use crate::lane::Lane;
 use crate::time;
 
 /// How the nodes are at this moment, and whether they are asked.
+///
+/// ```no_run
+/// use redguard::{BreakerState, NodeState, Nodes};
+///
+/// /// One line for a status page.
+/// fn status(nodes: &Nodes) -> String {
+///     let health = nodes.health();
+///     let breaker = match health.breaker {
+///         BreakerState::Closed => "asked".to_owned(),
+///         BreakerState::Open { retry_in } => format!("not asked for {retry_in:.0?}"),
+///         _ => "tried out".to_owned(),
+///     };
+///     let down = health.nodes.iter().filter(|node| node.state != NodeState::Up);
+///     let down: Vec<&str> = down.map(|node| node.node.as_str()).collect();
+///     format!("nodes are {breaker}; not up: {down:?}")
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Health {
@@ -19,6 +36,17 @@ pub struct Health {
 }
 
 /// Whether acquires ask the nodes ([`Config::breaker`](crate::Config::breaker)).
+///
+/// ```
+/// use redguard::BreakerState;
+///
+/// /// For a gauge: 1 while acquires fail at once.
+/// fn gauge(breaker: BreakerState) -> i64 {
+///     i64::from(matches!(breaker, BreakerState::Open { .. }))
+/// }
+///
+/// assert_eq!(gauge(BreakerState::Closed), 0);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BreakerState {
@@ -34,6 +62,19 @@ pub enum BreakerState {
 }
 
 /// How one node is.
+///
+/// ```
+/// use redguard::{NodeHealth, NodeState};
+///
+/// fn line(node: &NodeHealth) -> String {
+///     let since = node.since.elapsed();
+///     match (&node.state, &node.cause) {
+///         (NodeState::Up, _) => format!("{} up for {since:.0?}", node.node),
+///         (state, Some(cause)) => format!("{} {state:?} for {since:.0?}: {cause}", node.node),
+///         (state, None) => format!("{} {state:?} for {since:.0?}", node.node),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeHealth {
@@ -54,6 +95,14 @@ pub struct NodeHealth {
 }
 
 /// Whether a node takes part.
+///
+/// ```
+/// use redguard::{Health, NodeState};
+///
+/// fn up(health: &Health) -> usize {
+///     health.nodes.iter().filter(|node| node.state == NodeState::Up).count()
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NodeState {

@@ -6,6 +6,19 @@ use std::time::Duration;
 ///
 /// This is **a look, not a lock**: it is out of date when it is returned, and nothing may be concluded from it but what to
 /// show to a human. Who wants the lock asks for it.
+///
+/// ```
+/// use redguard::Holder;
+///
+/// fn line(holder: &Holder) -> String {
+///     let owner = holder.owner.as_deref().unwrap_or("somebody");
+///     match (holder.has_quorum(), holder.remaining) {
+///         (true, Some(rest)) => format!("{owner} holds it for {rest:.0?}"),
+///         (true, None) => format!("{owner} holds it without an end"),
+///         (false, _) => format!("{owner} has {} of {} nodes", holder.nodes, holder.needed),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holder {

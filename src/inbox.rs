@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::lane::Addressee;
+use crate::job::Addressee;
 use crate::script::Answer;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::time;
@@ -62,6 +62,13 @@ impl Inbox {
         state.round
     }
 
+    /// Nobody wants more answers in the round that was begun last: they would only be kept.
+    pub(crate) fn close_round(&self) {
+        let mut state = self.state.lock();
+        state.round = state.round.wrapping_add(1);
+        state.answers = Vec::new();
+    }
+
     /// Waits until `wanted` answers are there or `end` has come, and moves those that came into `answers`.
     ///
     /// Until `soon` it only yields the processor: where answers come within microseconds, going to sleep and being
@@ -91,8 +98,17 @@ impl Inbox {
             (false, false) => Ended::TimedOut,
         };
         state.wanted = 0;
-        answers.append(&mut state.answers);
+        match answers.is_empty() {
+            true => std::mem::swap(answers, &mut state.answers),
+            false => answers.append(&mut state.answers),
+        }
         ended
+    }
+
+    /// Whether fewer answers than `wanted` have come, and the owner is to wait for more.
+    pub(crate) fn lacks(&self, wanted: usize) -> bool {
+        let state = self.state.lock();
+        state.answers.len() < wanted && !state.cancelled
     }
 
     /// Wakes the owner from [`sleep`](Inbox::sleep), or keeps its next one from beginning.

@@ -1,26 +1,22 @@
-//! Names, lifetimes and tokens, parsed once at the door: past it nothing is validated again.
+//! Names, and beside them lifetimes and tokens, parsed once at the door: past it nothing is validated again.
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
-
-use rand::TryRng;
-use rand::rngs::SysRng;
 
 use crate::error::Error;
-use crate::time;
 
 pub(crate) use self::keys::Keys;
+pub(crate) use self::token::Token;
+pub(crate) use self::ttl::Ttl;
 
 mod keys;
 #[cfg(any(feature = "cluster", all(test, not(loom))))]
 pub(crate) mod slot;
+mod token;
+mod ttl;
 
 /// The longest lock name, in bytes; a path of the longest length that Linux allows fits well.
 const MAX_NAME: usize = 16 * 1024;
-
-/// Above this many milliseconds a number is not exact in a Lua script any more.
-const MAX_MILLIS: u64 = 1 << 53;
 
 /// The endings of keys that this library derives from a lock's key. A lock whose name had one of them could be
 /// taken for another lock's inner parts.
@@ -146,127 +142,6 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A lock's lifetime, in whole milliseconds as Redis counts it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ttl(u64);
-
-impl Ttl {
-    /// Parts of a millisecond are cut off, so that a lease is never thought longer than the nodes keep it.
-    ///
-    /// # Errors
-    /// `InvalidTtl` when it is too long for Redis, or so short that even an attempt that takes no time would not
-    /// leave the fraction `min_validity` of it.
-    pub(crate) fn parse(ttl: Duration, min_validity: f64) -> Result<Ttl, Error> {
-        let refuse = |reason: String| Err(Error::InvalidTtl { ttl, reason });
-        let millis = match u64::try_from(ttl.as_millis()) {
-            Ok(millis) if millis <= MAX_MILLIS => millis,
-            _ => return refuse("it is longer than Redis can count".into()),
-        };
-        let whole = Ttl(millis);
-        let valid = time::validity(whole.duration());
-        if valid.is_zero() || valid < whole.least_validity(min_validity) {
-            let drift = time::drift(ttl);
-            return refuse(format!(
-                "an allowance of {drift:?} for clock drift leaves less than min_validity ({min_validity}) of it"
-            ));
-        }
-        Ok(whole)
-    }
-
-    pub(crate) fn millis(self) -> u64 {
-        self.0
-    }
-
-    pub(crate) fn duration(self) -> Duration {
-        Duration::from_millis(self.0)
-    }
-
-    /// The validity below which an attempt counts as too slow.
-    pub(crate) fn least_validity(self, min_validity: f64) -> Duration {
-        self.duration().mul_f64(min_validity)
-    }
-}
-
-/// What is stored under a lock's key: 160 random bits of the operating system in hexadecimal digits, after the
-/// owner's label if there is one. Fresh for every attempt (rule S3).
-///
-/// Its `Debug` shows nothing: who knows a token can release the lock.
-pub(crate) struct Token {
-    text: Box<str>,
-    id: u64,
-}
-
-impl Token {
-    /// For a lock that no node knows of.
-    pub(crate) fn local() -> Token {
-        Token {
-            text: "".into(),
-            id: 0,
-        }
-    }
-
-    /// One that was another's, to be looked for.
-    pub(crate) fn former(text: &str) -> Token {
-        Token {
-            text: text.into(),
-            id: 0,
-        }
-    }
-
-    /// For a history that is to be the same each time.
-    #[cfg(all(test, not(loom)))]
-    pub(crate) fn of(text: String, id: u64) -> Token {
-        Token {
-            text: text.into_boxed_str(),
-            id,
-        }
-    }
-
-    /// # Errors
-    /// `System` when the operating system has no random bytes to give.
-    pub(crate) fn fresh(owner: Option<&str>) -> Result<Token, Error> {
-        let mut bits = [0_u8; 20];
-        SysRng
-            .try_fill_bytes(&mut bits)
-            .map_err(|error| Error::System {
-                what: "random bytes",
-                reason: error.to_string(),
-            })?;
-        let owner = owner.unwrap_or_default();
-        let mut text = String::with_capacity(owner.len() + 1 + 2 * bits.len());
-        if !owner.is_empty() {
-            text.push_str(owner);
-            text.push(':');
-        }
-        for byte in bits {
-            for digit in [byte >> 4, byte & 15] {
-                text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
-            }
-        }
-        let (first, _) = bits.split_at(8);
-        let id = first.iter().fold(0, |id, &byte| id << 8 | u64::from(byte));
-        Ok(Token {
-            text: text.into_boxed_str(),
-            id,
-        })
-    }
-
-    pub(crate) fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// 64 of the random bits, to tell tokens apart quickly where a false match does no harm.
-    pub(crate) fn id(&self) -> u64 {
-        self.id
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(..)")
-    }
-}
-
 /// The start of a name, short enough for a message.
 fn shortened(name: &str) -> String {
     match name.char_indices().nth(64) {
@@ -279,7 +154,6 @@ fn shortened(name: &str) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::HashSet;
 
     #[test]
     fn names_come_back_unchanged() {
@@ -346,45 +220,6 @@ mod tests {
         Key::parse("p:", "writer", Family::Exclusive).unwrap();
     }
 
-    #[test]
-    fn a_ttl_that_cannot_pass_is_refused() {
-        for (micros, min_validity, passes) in [
-            (0, 0.0, false),
-            (999, 0.0, false),
-            (2_000, 0.0, false),
-            (3_000, 0.0, true),
-            (4_000, 0.5, false),
-            (5_000, 0.5, true),
-            (30_000_000, 0.98, true),
-            (30_000_000, 0.99, false),
-        ] {
-            let parsed = Ttl::parse(Duration::from_micros(micros), min_validity);
-            assert_eq!(parsed.is_ok(), passes, "{micros} µs at {min_validity}");
-        }
-        for ttl in [Duration::MAX, Duration::from_millis(MAX_MILLIS + 1)] {
-            assert!(matches!(
-                Ttl::parse(ttl, 0.5),
-                Err(Error::InvalidTtl { .. })
-            ));
-        }
-        assert!(Ttl::parse(Duration::from_millis(MAX_MILLIS), 0.5).is_ok());
-        let cut = Ttl::parse(Duration::from_micros(10_999), 0.5).unwrap();
-        assert_eq!(cut.millis(), 10);
-    }
-
-    #[test]
-    fn tokens_are_long_and_never_equal() {
-        let drawn: HashSet<String> = (0..10_000)
-            .map(|_| Token::fresh(None).unwrap().text().to_owned())
-            .collect();
-        assert_eq!(drawn.len(), 10_000);
-        assert!(drawn.iter().all(|text| text.len() == 40));
-        let owned = Token::fresh(Some("batch-7")).unwrap();
-        assert!(owned.text().starts_with("batch-7:"));
-        assert_eq!(owned.text().len(), 48);
-        assert!(!format!("{owned:?}").contains(&owned.text()[8..]));
-    }
-
     /// Any text, some of it close to what has a meaning in a key.
     fn name() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
@@ -430,27 +265,6 @@ mod tests {
                         && name.len() <= MAX_NAME
                         && !RESERVED.iter().any(|ending| name.ends_with(ending));
                     prop_assert!(!good && error.to_string().len() < 1_000, "{}", error);
-                }
-            }
-        }
-
-        #[test]
-        fn any_ttl_fits_or_is_refused(
-            secs in prop_oneof![0..10_u64, any::<u64>()],
-            nanos in 0..1_000_000_000_u32,
-            min_validity in 0.0..0.98,
-        ) {
-            let ttl = Duration::new(secs, nanos);
-            match Ttl::parse(ttl, min_validity) {
-                Ok(parsed) => {
-                    prop_assert!(parsed.duration() <= ttl && parsed.millis() <= MAX_MILLIS);
-                    let least = parsed.least_validity(min_validity);
-                    prop_assert!(least <= time::validity(parsed.duration()));
-                }
-                Err(error) => {
-                    let shown = format!("{ttl:?}");
-                    prop_assert!(error.to_string().contains(&shown));
-                    prop_assert!(ttl.as_millis() > u128::from(MAX_MILLIS) || ttl.as_secs() < 10);
                 }
             }
         }

@@ -1,108 +1,74 @@
-//! A lane as its callers see it: a queue to one node, and whether that node answers at present.
+//! A lane as its callers see it: a queue to one node, a seat at its desk for who finds nobody there, and whether that node answers
+//! at present.
 
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
-use crate::about::About;
+use crate::census::Census;
+use crate::desk::{Begun, Desk, Health, Report};
 use crate::error::Cause;
-use crate::news::News;
+use crate::job::Job;
 use crate::node::Connector;
 use crate::observer::Observer;
-use crate::script::{Answer, Request};
 use crate::stats::Traffic;
 use crate::time;
-
-/// Who is told what nodes answer.
-pub(crate) trait Addressee: Send + Sync {
-    /// A node's answer in one of its rounds. Must not block.
-    fn post(&self, round: u32, node: usize, answer: Answer);
-}
-
-/// Where an answer goes: to whom, and in which of its rounds.
-pub(crate) type Reply = (Arc<dyn Addressee>, u32);
-
-/// A request on its way, and where its answer goes.
-pub(crate) struct Job {
-    pub(crate) request: Request,
-    /// `None` where nobody waits.
-    pub(crate) reply: Option<Reply>,
-}
 
 /// What a lane's thread takes from its queue.
 pub(crate) enum Message {
     Job(Job),
     /// Many at once, so that they are not taken one by one by a thread that is quicker than who sends.
     Jobs(Vec<Job>),
+    /// A caller has left something on the wire, and nobody looks for the answer.
+    Look,
     /// Connect for the first time. Sent when all threads have been built.
     Start,
     /// End when everything before this has been served.
     Stop,
 }
 
-/// A lane as its callers see it: a queue, and whether the node answers at present.
-#[derive(Debug)]
+/// A lane as its callers see it.
 pub(crate) struct Lane {
     jobs: Sender<Message>,
+    desk: Arc<Mutex<Desk>>,
     health: Arc<Health>,
 }
 
-/// What the lane's thread tells its callers, readable without waiting for it.
-#[derive(Debug)]
-pub(crate) struct Health {
-    /// Whether the handshake's replies have been read and nothing has gone wrong since.
-    pub(crate) up: AtomicBool,
-    /// When the batch on the wire is overdue, in [`time::micros`]; `u64::MAX` when there is none.
-    pub(crate) overdue: AtomicU64,
-    /// Until when the node does not vote on new locks, in [`time::micros`].
-    pub(crate) quarantined: AtomicU64,
-    /// What has come back from it.
-    pub(crate) traffic: Traffic,
-    pub(crate) report: Mutex<Report>,
-}
-
-/// What there is to tell of a lane to those who ask how it is.
-#[derive(Clone, Debug)]
-pub(crate) struct Report {
-    /// Why the lane is not up, or was not when it was down last.
-    pub(crate) cause: Cause,
-    /// Since when it is up, or not up.
-    pub(crate) since: Instant,
-    /// What the node said of itself when it was greeted last.
-    pub(crate) about: Option<About>,
-}
-
-impl Health {
-    /// For how long the node does not vote yet on new locks; zero if it does.
-    pub(crate) fn quarantine(&self, now: Instant) -> Duration {
-        let left = self.quarantined.load(Ordering::Acquire);
-        Duration::from_micros(left.saturating_sub(time::micros(now)))
-    }
+/// What became of a job that a caller wanted to begin himself.
+pub(crate) enum Start {
+    /// It is in the lane's queue, or answered.
+    Queued,
+    /// It is on the wire. `wake` says that the lane's thread does not look for the answer unless it is woken.
+    Begun { wake: bool },
 }
 
 impl Lane {
     /// A lane that is not up yet, and the thread's end of it.
-    pub(crate) fn new() -> (Lane, Receiver<Message>, Arc<Health>) {
+    pub(crate) fn new(
+        node: usize,
+        post: &Post,
+        census: &Arc<Census>,
+    ) -> (Lane, Receiver<Message>, Arc<Mutex<Desk>>) {
         let (jobs, queue) = crossbeam_channel::unbounded();
-        let health = Arc::new(Health {
-            up: AtomicBool::new(false),
-            overdue: AtomicU64::new(u64::MAX),
-            quarantined: AtomicU64::new(0),
-            traffic: Traffic::default(),
-            report: Mutex::new(Report {
-                cause: Cause::Unreachable("not connected yet".into()),
-                since: time::now(),
-                about: None,
-            }),
-        });
+        let health = Arc::new(Health::new());
+        let desk = Arc::new(Mutex::new(Desk::new(
+            node,
+            &post.name,
+            post.node_timeout,
+            post.observer.clone(),
+            Arc::clone(&health),
+            Arc::clone(census),
+        )));
         let lane = Lane {
             jobs,
-            health: Arc::clone(&health),
+            desk: Arc::clone(&desk),
+            health,
         };
-        (lane, queue, health)
+        (lane, queue, desk)
     }
 
     /// Hands a job to the lane, unless the node is suspect: then the cause comes back at once, and nothing is
@@ -110,7 +76,7 @@ impl Lane {
     pub(crate) fn submit(&self, job: Job, owed: bool, now: Instant) -> Result<(), Cause> {
         let suspect = self.suspect(now);
         let queued = if suspect.is_none() || owed {
-            self.jobs.send(Message::Job(job)).is_ok()
+            self.queue(Message::Job(job))
         } else {
             false
         };
@@ -125,8 +91,55 @@ impl Lane {
     pub(crate) fn submit_all(&self, jobs: Vec<Job>, now: Instant) -> Result<(), Cause> {
         match self.suspect(now) {
             Some(cause) => Err(cause),
-            None if self.jobs.send(Message::Jobs(jobs)).is_ok() => Ok(()),
+            None if self.queue(Message::Jobs(jobs)) => Ok(()),
             None => Err(stopped()),
+        }
+    }
+
+    /// `false` if the lane has ended.
+    fn queue(&self, message: Message) -> bool {
+        // Before it is there, so that who sees nothing queued comes after nothing of ours.
+        self.health.queued.fetch_add(1, Ordering::SeqCst);
+        self.jobs.send(message).is_ok()
+    }
+
+    /// As [`submit`](Lane::submit), but the job is sent by this very thread if nobody is before it: then somebody has to
+    /// [`look`](Lane::look) for the answer.
+    pub(crate) fn start_job(&self, job: Job, owed: bool, now: Instant) -> Result<Start, Cause> {
+        let job = match self.desk.try_lock() {
+            Some(mut desk) if self.is_idle(now) => match desk.begin(job, now) {
+                Ok(Begun::Sent { wake }) => return Ok(Start::Begun { wake }),
+                Ok(Begun::Answered) => return Ok(Start::Queued),
+                Err(job) => job,
+            },
+            _ => job,
+        };
+        self.submit(job, owed, now).map(|()| Start::Queued)
+    }
+
+    /// Whether it is up and nothing waits for its thread. Who asks has the desk, since the thread sees to what it takes out of
+    /// the queue there.
+    fn is_idle(&self, now: Instant) -> bool {
+        self.health.queued.load(Ordering::SeqCst) == 0 && self.is_up(now)
+    }
+
+    /// Takes in the answers that have come to what callers have sent, unless somebody else is at it. `false` if the thread must be
+    /// woken to see to the connection.
+    pub(crate) fn look(&self) -> bool {
+        let desk = self.desk.try_lock();
+        !desk.is_some_and(|mut desk| desk.look())
+    }
+
+    /// Lets the lane's thread wait for the answers.
+    pub(crate) fn wake(&self) {
+        self.queue(Message::Look);
+    }
+
+    /// The same, if some are still to come and nobody is at the desk.
+    pub(crate) fn wake_if_open(&self) {
+        let desk = self.desk.try_lock();
+        if desk.is_some_and(|desk| desk.is_open()) {
+            self.wake();
         }
     }
 
@@ -165,101 +178,25 @@ impl Lane {
 
     pub(crate) fn start(&self) {
         // Fails only where the thread is gone, which `Crew::build` would have noticed.
-        let _ = self.jobs.send(Message::Start);
+        self.queue(Message::Start);
     }
 
     /// Lets the thread end when it has served what is queued by now.
     pub(crate) fn stop(&self) {
-        let _ = self.jobs.send(Message::Stop);
+        self.queue(Message::Stop);
+    }
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane")
+            .field("health", &self.health)
+            .finish_non_exhaustive()
     }
 }
 
 fn stopped() -> Cause {
     Cause::Unreachable("the lane is stopped".into())
-}
-
-/// Keeps two addresses of one server from counting twice, also when one of them comes up later: for each node the run
-/// that its lanes which are up are connected to, and how many they are.
-///
-/// It also tells those who wait for nodes to come up, counts how often one did, so that nobody need look all the time, and has
-/// what the log has said of each.
-#[derive(Debug)]
-pub(crate) struct Census {
-    runs: Mutex<Vec<Option<(String, usize)>>>,
-    changed: Condvar,
-    risen: AtomicU64,
-    news: Vec<News>,
-}
-
-impl Census {
-    pub(crate) fn of(nodes: usize) -> Census {
-        Census {
-            runs: Mutex::new(vec![None; nodes]),
-            changed: Condvar::new(),
-            risen: AtomicU64::new(0),
-            news: (0..nodes).map(|_| News::default()).collect(),
-        }
-    }
-
-    /// What the log has said of a node.
-    pub(crate) fn news(&self, node: usize) -> &News {
-        &self.news[node]
-    }
-
-    /// A lane has come up, or answers again with what was overdue.
-    pub(crate) fn rise(&self) {
-        self.risen.fetch_add(1, Ordering::Release);
-        self.announce();
-    }
-
-    /// How often a lane has come up. What is up by then was not before, if this has changed.
-    pub(crate) fn risen(&self) -> u64 {
-        self.risen.load(Ordering::Acquire)
-    }
-
-    /// Lets those look who wait.
-    pub(crate) fn announce(&self) {
-        // Who has seen it down, and is about to wait, has the lock.
-        drop(self.runs.lock());
-        self.changed.notify_all();
-    }
-
-    /// Waits until `holds`, which lanes that come up may bring about, until `end`. `false` if it does not.
-    pub(crate) fn wait_until(&self, end: Option<Instant>, holds: impl Fn() -> bool) -> bool {
-        let mut runs = self.runs.lock();
-        while !holds() {
-            match end {
-                None => self.changed.wait(&mut runs),
-                Some(end) if self.changed.wait_until(&mut runs, end).timed_out() => return holds(),
-                Some(_) => {}
-            }
-        }
-        true
-    }
-
-    /// `node` runs as `run_id`. Answers the other node that does so already.
-    pub(crate) fn enter(&self, node: usize, run_id: &str) -> Option<usize> {
-        let mut runs = self.runs.lock();
-        let same = |run: &Option<(String, usize)>| run.as_ref().is_some_and(|run| run.0 == run_id);
-        let twin = runs.iter().position(same).filter(|twin| *twin != node);
-        if twin.is_none() {
-            match &mut runs[node] {
-                Some((run, lanes)) if run == run_id => *lanes += 1,
-                run => *run = Some((run_id.to_owned(), 1)),
-            }
-        }
-        twin
-    }
-
-    /// A lane of `node` is not connected to that run any more. The address may lead elsewhere by the time it is again.
-    pub(crate) fn leave(&self, node: usize, run_id: &str) {
-        let mut runs = self.runs.lock();
-        match &mut runs[node] {
-            Some((run, lanes)) if run == run_id && *lanes > 1 => *lanes -= 1,
-            Some((run, _)) if run == run_id => runs[node] = None,
-            _ => {}
-        }
-    }
 }
 
 /// What became of a lane's connect, told until it is up for the first time.
@@ -282,4 +219,46 @@ pub(crate) struct Post {
     /// Whether a node that may evict locks is not used.
     pub(crate) strict: bool,
     pub(crate) observer: Option<Arc<dyn Observer>>,
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::fake::Fake;
+    use crate::lease::tests::lease;
+    use crate::script::{Request, Verb};
+
+    #[test]
+    fn nobody_passes_what_is_queued() {
+        let fake = Fake::new("a");
+        let post = Post {
+            name: "a".into(),
+            connector: Arc::new(Arc::clone(&fake)),
+            node_timeout: Duration::from_secs(60),
+            quarantine: None,
+            strict: false,
+            observer: None,
+        };
+        let (lane, queue, desk) = Lane::new(0, &post, &Arc::new(Census::of(1)));
+        let (session, _) = post.connector.connect(None).unwrap();
+        desk.lock().open(session).unwrap();
+        let take = || Job {
+            request: Request::new(Verb::Take, &lease("x"), 30_000),
+            reply: None,
+        };
+        let now = time::now();
+        let start = || lane.start_job(take(), false, now);
+        assert!(start().is_err(), "it is not up");
+        desk.lock().health.up.store(true, Ordering::Release);
+        assert!(matches!(start(), Ok(Start::Begun { wake: false })));
+        let seat = desk.lock();
+        assert!(matches!(start(), Ok(Start::Queued)), "somebody is there");
+        drop(seat);
+        assert!(matches!(start(), Ok(Start::Queued)), "that one is before");
+        // The thread has taken both out, but not seen to them yet.
+        assert_eq!(queue.try_iter().count(), 2);
+        assert!(matches!(start(), Ok(Start::Queued)));
+        desk.lock().health.queued.store(0, Ordering::SeqCst);
+        assert!(matches!(start(), Ok(Start::Begun { .. })));
+    }
 }

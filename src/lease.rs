@@ -4,17 +4,21 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::error::{Error, LossReason};
 use crate::key::{Family, Key, Keys, Token};
 use crate::quorum::NodeSet;
 use crate::sync::{AtomicU64, Condvar, Mutex, Ordering};
 use crate::time;
 
 const TRYING: u64 = 0;
-const LOST: u64 = 1;
-const RELEASING: u64 = 2;
-const ENDED: u64 = 3;
+const RELEASING: u64 = 1;
+const ENDED: u64 = 2;
+/// `LOST`, one for each reason.
+const EXPIRED: u64 = 3;
+const NOT_OURS: u64 = 4;
+const SHUT_DOWN: u64 = 5;
 /// Everything above is `Held`: the expiry in microseconds, moved up by this much.
-const HELD: u64 = 4;
+const HELD: u64 = 6;
 
 /// The wall clock may be set forward by so many µs, besides a hundredth of the time, before that counts as a suspend.
 const MOST_LEAD: i64 = 100_000;
@@ -23,6 +27,15 @@ const MOST_LEAD: i64 = 100_000;
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Where a lock is held.
+///
+/// ```
+/// use redguard::{LockGuard, Mode};
+///
+/// /// Whether no other process can be at it.
+/// fn may_migrate(guard: &LockGuard) -> bool {
+///     guard.mode() == Mode::Quorum
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mode {
@@ -88,7 +101,7 @@ pub(crate) struct Lease {
     /// | `Held(e)`     | `RELEASING`   | [`begin_release`](Lease::begin_release): now < e                   |
     /// | `RELEASING`   | `ENDED`       | [`end`](Lease::end)                                                |
     ///
-    /// There is no way back to `Held` from anywhere.
+    /// There is no way back to `Held` from anywhere. `LOST` keeps the reason of the one who made it so.
     state: AtomicU64,
     /// The moment (in [`time::micros`]) after which the key can exist on no node, written by the lanes.
     exists_until: AtomicU64,
@@ -209,7 +222,7 @@ impl Lease {
         loop {
             let look = read(state);
             match look {
-                Look::Held(expiry) if expiry <= now => match self.shift(state, LOST) {
+                Look::Held(expiry) if expiry <= now => match self.shift(state, EXPIRED) {
                     Ok(()) => {
                         self.announce();
                         return Look::JustLost;
@@ -244,9 +257,19 @@ impl Lease {
 
     /// The nodes said that it is not ours: lost, whatever the clock says. `true` for the one who made it so.
     pub(crate) fn lose(&self) -> bool {
+        self.lose_for(LossReason::NotOurs)
+    }
+
+    /// The same for another reason.
+    pub(crate) fn lose_for(&self, reason: LossReason) -> bool {
+        let lost = match reason {
+            LossReason::Expired => EXPIRED,
+            LossReason::NotOurs => NOT_OURS,
+            LossReason::ShutDown => SHUT_DOWN,
+        };
         let mut state = self.state.load(Ordering::Acquire);
         while state >= HELD {
-            match self.shift(state, LOST) {
+            match self.shift(state, lost) {
                 Ok(()) => {
                     self.announce();
                     return true;
@@ -255,6 +278,31 @@ impl Lease {
             }
         }
         false
+    }
+
+    /// Why it is lost, if it is.
+    pub(crate) fn loss(&self, now: Instant) -> Option<LossReason> {
+        match self.state.load(Ordering::Acquire) {
+            NOT_OURS => Some(LossReason::NotOurs),
+            SHUT_DOWN => Some(LossReason::ShutDown),
+            EXPIRED => Some(LossReason::Expired),
+            state => matches!(read(state), Look::Held(expiry) if expiry <= now)
+                .then_some(LossReason::Expired),
+        }
+    }
+
+    /// What a caller is told who needs it to be held.
+    pub(crate) fn lost(&self) -> Error {
+        // What was never held, or is released, is not ours either.
+        self.lost_for(self.loss(time::now()).unwrap_or(LossReason::NotOurs))
+    }
+
+    /// The same where the reason is not in its state: nodes say so to a release, or to an adoption.
+    pub(crate) fn lost_for(&self, reason: LossReason) -> Error {
+        Error::LockLost {
+            key: self.key().name().to_owned(),
+            reason,
+        }
     }
 
     /// A quorum has extended it: moves the expiry on to `expiry`, never back, if it is still held at `now`. Answers as
@@ -412,7 +460,7 @@ fn held(expiry: Instant) -> u64 {
 fn read(state: u64) -> Look {
     match state {
         TRYING => Look::Trying,
-        LOST => Look::Lost,
+        EXPIRED | NOT_OURS | SHUT_DOWN => Look::Lost,
         RELEASING | ENDED => Look::Ended,
         // An expiry beyond the clock's range cannot be stored: `held` took it from an `Instant`.
         held => time::instant(held - HELD).map_or(Look::Lost, Look::Held),
@@ -456,6 +504,35 @@ pub(crate) mod tests {
             assert_eq!(lease.prolong(now, now + 9 * SECOND, 0), Look::Lost);
             assert_eq!(lease.begin_release(now), Look::Lost);
             assert!(!lease.lose());
+            assert_eq!(lease.loss(now), Some(LossReason::Expired), "the first one");
+        }
+
+        #[test]
+        fn a_loss_has_a_reason_and_nothing_else_has() {
+            let now = time::now();
+            for reason in [
+                LossReason::Expired,
+                LossReason::NotOurs,
+                LossReason::ShutDown,
+            ] {
+                let lease = lease("x");
+                assert_eq!(lease.loss(now), None);
+                lease.hold(now + SECOND, 0);
+                assert_eq!(lease.loss(now), None);
+                let by_clock = lease.loss(now + SECOND);
+                assert_eq!(by_clock, Some(LossReason::Expired), "as it is peeked at");
+                assert!(lease.lose_for(reason));
+                assert_eq!(
+                    (lease.loss(now), lease.look(now)),
+                    (Some(reason), Look::Lost)
+                );
+                let text = lease.lost().to_string();
+                assert_eq!(text, format!("the lock of \"x\" is lost: {reason}"));
+            }
+            let released = lease("x");
+            released.hold(now + SECOND, 0);
+            released.begin_release(now);
+            assert_eq!(released.loss(now + SECOND), None);
         }
 
         #[test]

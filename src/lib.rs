@@ -52,8 +52,8 @@
 //! | a node lies | it counts as one vote, whatever it says | servers of your own, in a private network |
 //!
 //! A reply that is no answer, breaks off, or does not come is a fault of that node alone, and its connection is made anew. A
-//! reply that goes on for ever, byte after byte, is waited for by nobody, but its thread reads it until the server stops, and
-//! keeps what has come of it: then that node stays away, memory grows at the server's pace, and
+//! reply that goes on for ever, byte after byte, is waited for by nobody, and over with `node_timeout`. Over TLS its thread reads
+//! it until the server stops, and keeps what has come of it: then that node stays away, memory grows at the server's pace, and
 //! [`shutdown`](Nodes::shutdown) answers `false`.
 //!
 //! Two nodes have no quorum with one down, and of four a tie is a loss for both sides: take 1, 3 or 5. An even number is
@@ -183,6 +183,7 @@
 //! | what | what the caller sees |
 //! |---|---|
 //! | a minority of nodes down, hung or slow | nothing |
+//! | no quorum at the start | [`Nodes::connect`] tries for `connect_timeout`, and is [`InsufficientQuorum`](Error::InsufficientQuorum); [the guide](guide#a-programs-main) waits longer |
 //! | no quorum reachable | [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node, after [`max_outage`](RetryPolicy::max_outage); from `try_…` at once |
 //! | the same for five rounds in a row and a second | the breaker opens: [`CircuitOpen`](Error::CircuitOpen) at once, or a local guard ([below](#when-no-quorum-answers)) |
 //! | nodes come back | lanes connect again by themselves, with capped and jittered back-off |
@@ -300,7 +301,8 @@
 //! One thread per node and connection (`n × pool_size`), named `redguard-NODE.CONNECTION`; and, each from its first use on,
 //! one that renews (`redguard-renewal`), one that listens for releases (`redguard-listener`) and one that tells of losses
 //! (`redguard-notify`), however many locks there are. Callers never wait for a
-//! lane, only for answers, with a deadline. A thread that waits for a lock costs no CPU; one that waits for answers
+//! lane, only for answers, with a deadline; one that is alone sends its requests itself, and reads the answers. A thread that waits
+//! for a lock costs no CPU; one that waits for answers
 //! yields for up to 200 µs first where rounds are quicker than 500 µs. The threads end with the last handle, guards
 //! included, or with [`Nodes::shutdown`].
 //!
@@ -333,8 +335,10 @@ mod agenda;
 mod batch;
 mod breaker;
 mod cancel;
+mod census;
 mod config;
 mod crew;
+mod desk;
 mod endpoint;
 mod engine;
 mod error;
@@ -347,6 +351,7 @@ mod handover;
 mod health;
 mod holder;
 mod inbox;
+mod job;
 mod key;
 mod lane;
 mod lease;
@@ -385,8 +390,8 @@ pub use crate::{
     about::{ClockOffset, Role},
     cancel::CancelToken,
     config::{Config, OnDrop},
-    endpoint::Endpoint,
-    error::{Cause, Error, NodeCause},
+    endpoint::{Endpoint, Endpoints},
+    error::{Cause, Error, LossReason, NodeCause},
     guard::{LockGuard, Permit, ReadGuard, WriteGuard},
     handover::LockToken,
     health::{BreakerState, Health, NodeHealth, NodeState},

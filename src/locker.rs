@@ -63,6 +63,17 @@ pub trait Locker: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// As [`acquire`](Locker::acquire), but for `Contended`: an error means that it could not be found out.
+    ///
+    /// ```
+    /// # use redguard::{LocalLocker, LockOptions, Locker};
+    /// # use std::time::Duration;
+    /// # let locker = LocalLocker::new();
+    /// let options = LockOptions::new(Duration::from_secs(30)).wait_for(Duration::from_millis(5));
+    /// let guard = locker.acquire("report", &options)?;
+    /// assert!(locker.try_acquire("report", &options)?.is_none()); // after 5 ms
+    /// guard.release()?;
+    /// # Ok::<(), redguard::Error>(())
+    /// ```
     fn try_acquire(&self, key: &str, options: &LockOptions) -> Result<Option<LockGuard>, Error>;
 
     /// Takes the locks of all `keys` as one lock, waiting for it as the options and the retry policy say: all of them or none.
@@ -76,6 +87,9 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// lost. It takes one name to 256, none twice; one name makes the lock that [`acquire`](Locker::acquire) takes. Threads of
     /// one process get each key in the order in which they came; while one waits for a key of several, it has those that are
     /// before it in the order of their names.
+    ///
+    /// A list that is put together is a `Vec<String>`: `names.iter().map(String::as_str).collect::<Vec<_>>()` makes what is asked for
+    /// here of it.
     ///
     /// There are `lock_all` and `try_lock_all` and no `acquire_all`, since both take options: who locks several things says
     /// more often than not how long to wait.
@@ -94,6 +108,7 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// let options = LockOptions::new(Duration::from_secs(30)).wait_for(Duration::from_secs(5));
     /// let guard = locker.lock_all(&["account:9", "account:7"], &options)?;
     /// assert!(guard.keys().eq(["account:7", "account:9"]));
+    /// assert!(locker.try_lock_all(&["account:8", "account:9"], &LockOptions::new(Duration::from_secs(30)))?.is_none());
     /// assert!(locker.try_lock("account:7", Duration::from_secs(30))?.is_none());
     /// // … move the money …
     /// guard.release()
@@ -133,6 +148,24 @@ pub trait Locker: fmt::Debug + Send + Sync {
 
 /// Exclusive locks on a quorum of Redis nodes: Redlock (*Distributed Locks with Redis*) with the rules that
 /// the crate's documentation gives. A cheap clone; all clones share their nodes.
+///
+/// ```no_run
+/// use redguard::{Config, Locker, Nodes, RedisLocker};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), redguard::Error> {
+/// let locker = RedisLocker::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
+/// let guard = locker.lock("report", Duration::from_secs(30))?;
+/// // … work …
+/// guard.release()?;
+///
+/// // The same nodes for locks of other kinds, and an orderly end.
+/// let nodes: &Nodes = locker.nodes();
+/// let another = RedisLocker::new(nodes);
+/// nodes.shutdown(Duration::from_secs(5));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct RedisLocker {
     nodes: Nodes,
@@ -175,6 +208,16 @@ impl RedisLocker {
     /// [`ValidityExhausted`](Error::ValidityExhausted) when they were too slow: nodes that had swapped the tokens release it, so
     /// trying again helps only if none had. [`InvalidTtl`](Error::InvalidTtl); [`Contended`](Error::Contended);
     /// [`Closed`](Error::Closed) and [`System`](Error::System) as everywhere.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let config = redguard::Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+    /// # let locker = redguard::RedisLocker::connect(config)?;
+    /// let token = std::env::var("LOCK")?; // from the parent process, which made it of its guard
+    /// let guard = locker.adopt(&token.parse()?, std::time::Duration::from_secs(30))?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn adopt(&self, token: &LockToken, ttl: Duration) -> Result<LockGuard, Error> {
         self.adopt_with(token, &LockOptions::new(ttl))
     }
@@ -184,6 +227,15 @@ impl RedisLocker {
     ///
     /// # Errors
     /// As [`adopt`](RedisLocker::adopt), and [`Cancelled`](Error::Cancelled) by the options' token.
+    ///
+    /// ```no_run
+    /// use redguard::{LockGuard, LockOptions, RedisLocker};
+    /// use std::time::Duration;
+    ///
+    /// fn carry_on(locker: &RedisLocker, token: &str) -> Result<LockGuard, redguard::Error> {
+    ///     locker.adopt_with(&token.parse()?, &LockOptions::new(Duration::from_secs(30)).auto_renew())
+    /// }
+    /// ```
     pub fn adopt_with(&self, token: &LockToken, options: &LockOptions) -> Result<LockGuard, Error> {
         take::adopted(&self.nodes, token, options).map(LockGuard::from)
     }
@@ -223,6 +275,17 @@ impl RedisLocker {
     /// # Errors
     /// As [`holder`](RedisLocker::holder). With [`InsufficientQuorum`](Error::InsufficientQuorum) those that did answer have
     /// deleted it all the same.
+    ///
+    /// ```no_run
+    /// # use redguard::{Config, RedisLocker};
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// # let locker = RedisLocker::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
+    /// if !locker.force_release("nightly-report")? {
+    ///     println!("nobody had it");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn force_release(&self, key: &str) -> Result<bool, Error> {
         self.nodes.engine().force_release(self.parse(key)?)
     }

@@ -1,8 +1,9 @@
 //! One node: connecting to it, greeting it, and exchanging a batch of requests with it. What stands for a node here is one
 //! server, the master that sentinels name, or a cluster.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::about::About;
 use crate::config::Settings;
@@ -29,6 +30,7 @@ mod single;
 mod tls;
 #[cfg(feature = "tls")]
 mod tls;
+mod wire;
 
 /// The way to a node, and the node's name: where it is, so that one named twice is found before any I/O. The database is no
 /// part of it.
@@ -97,6 +99,35 @@ pub(crate) trait Session: Send {
 
     /// Asks for a sign of life.
     fn ping(&mut self) -> Result<(), Cause>;
+
+    /// The same session, if its answers can be looked for without waiting.
+    fn prompt(&mut self) -> Option<&mut dyn Prompt> {
+        None
+    }
+}
+
+/// A session whose answers can be looked for. After an error it is of no use any more.
+pub(crate) trait Prompt {
+    /// Whether nothing has to be asked again of what is on the wire: then something else may follow it.
+    fn is_in_order(&self) -> bool;
+
+    /// Sends a request behind those that are on the wire.
+    fn send(&mut self, number: u64, request: &Request) -> Result<(), Cause>;
+
+    /// The next answer to one of the requests on the wire; `None` if it has not come. It is waited for if there is an `end`,
+    /// after which it is an error.
+    fn next(
+        &mut self,
+        flights: &VecDeque<Flight>,
+        end: Option<Instant>,
+    ) -> Result<Option<(u64, Answer)>, Cause>;
+}
+
+/// A request that is on the wire by itself.
+pub(crate) struct Flight {
+    /// No other on the same wire has it.
+    pub(crate) number: u64,
+    pub(crate) request: Request,
 }
 
 /// What a node says of itself and of the session when it is greeted.

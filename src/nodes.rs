@@ -59,7 +59,8 @@ impl Nodes {
     ///
     /// The others are kept: they count in every quorum, and are connected to in the background. Blocks until a
     /// quorum has answered and then, for nodes of which nothing has been heard, as long again (10 ms at least).
-    /// Without a quorum it tries again and again and blocks for `connect_timeout`: nodes may be about to start. With
+    /// Without a quorum it tries again and again and blocks for `connect_timeout`: nodes may be about to start; for those that take
+    /// longer [the guide](crate::guide#a-programs-main) has a loop. With
     /// [`allow_degraded`](Config::allow_degraded) it succeeds then, and locks are held in this process until a quorum is up.
     ///
     /// # Errors
@@ -127,6 +128,14 @@ impl Nodes {
     }
 
     /// How many guards could not be released by their `Drop`: lost by then, or not confirmed by a quorum.
+    ///
+    /// ```no_run
+    /// # fn end(nodes: &redguard::Nodes) {
+    /// if nodes.drop_failures() > 0 {
+    ///     eprintln!("some locks were lost, or are left to their TTLs: the log has them");
+    /// }
+    /// # }
+    /// ```
     pub fn drop_failures(&self) -> u64 {
         self.engine.drop_failures()
     }
@@ -176,6 +185,19 @@ impl Nodes {
     /// # Errors
     /// [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause for each node that is not connected;
     /// [`Closed`](Error::Closed) after a shutdown, also of one that waits.
+    ///
+    /// ```no_run
+    /// use redguard::{Config, Nodes};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let nodes = Nodes::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]).allow_degraded(true))?;
+    /// if let Err(error) = nodes.wait_ready(Duration::from_secs(60)) {
+    ///     eprintln!("goes on with locks in this process alone: {error}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn wait_ready(&self, limit: Duration) -> Result<(), Error> {
         self.engine.wait_ready(time::deadline(time::now(), limit))
     }

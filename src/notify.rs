@@ -14,12 +14,27 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::agenda::Agenda;
 use crate::crew::Helper;
-use crate::error::Error;
+use crate::error::{Error, LossReason};
 use crate::key::Key;
 use crate::lease::{Lease, Look};
 use crate::time;
 
 /// A lock that was lost: what a callback is told ([`LockOptions::on_lost`](crate::LockOptions::on_lost)).
+///
+/// ```
+/// use redguard::{LockOptions, LossReason, LostLock};
+/// use std::time::Duration;
+///
+/// fn alarm(lost: &LostLock) {
+///     let names: Vec<&str> = lost.keys().collect();
+///     eprintln!("lost {names:?}: {}", lost.reason());
+///     if let (LossReason::NotOurs, Some(token)) = (lost.reason(), lost.fencing_token()) {
+///         eprintln!("{}: the store refuses {token} from now on", lost.key());
+///     }
+/// }
+///
+/// let options = LockOptions::new(Duration::from_secs(30)).on_lost(alarm);
+/// ```
 pub struct LostLock {
     lease: Arc<Lease>,
 }
@@ -40,6 +55,12 @@ impl LostLock {
         self.lease.keys().all().iter().map(Key::name)
     }
 
+    /// Why it is lost.
+    pub fn reason(&self) -> LossReason {
+        // Who is told of a loss comes after it.
+        self.lease.loss(time::now()).unwrap_or(LossReason::Expired)
+    }
+
     /// The fencing token that the guard had, if it was to have one.
     pub fn fencing_token(&self) -> Option<u64> {
         self.lease.fence()
@@ -49,7 +70,10 @@ impl LostLock {
 impl fmt::Debug for LostLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("LostLock");
-        shown.field("key", &self.key()).finish_non_exhaustive()
+        shown
+            .field("key", &self.key())
+            .field("reason", &self.reason())
+            .finish_non_exhaustive()
     }
 }
 

@@ -13,9 +13,9 @@ use crate::lease::Mode;
 ///
 /// Every method does nothing unless it is written. A lock on several keys goes by the first of them, in the order of their names.
 ///
-/// They are called on the thread in which the event happens, while no lock of
-/// the library is held: that of a caller, or one of the library's own, which serves many locks. So a method must be quick, and
-/// must not block or take locks of these nodes; a panic in it is caught and logged as an `error`. Counts that need no more than
+/// They are called on the thread in which the event happens: that of a caller, or one of the library's own, which serves many
+/// locks; and [`replied`](Observer::replied) while nobody else can use the connection. So a method must be quick, and must not
+/// block or take locks of these nodes; a panic in it is caught and logged as an `error`. Counts that need no more than
 /// a look now and then are in [`Nodes::stats`](crate::Nodes::stats) without an observer.
 ///
 /// ```
@@ -32,6 +32,10 @@ use crate::lease::Mode;
 ///         if waited > Duration::from_secs(1) {
 ///             self.0.fetch_add(1, Ordering::Relaxed);
 ///         }
+///     }
+///     // Likewise `attempted`, `contended`, `unavailable`, `renewed`, `released` and `replied`.
+///     fn lost(&self, key: &str) {
+///         eprintln!("{key} was lost");
 ///     }
 /// }
 ///
@@ -67,11 +71,26 @@ pub trait Observer: Send + Sync {
 }
 
 /// How a node has replied to one request.
+///
+/// ```
+/// use redguard::{NodeReply, Observer};
+/// use std::time::Duration;
+///
+/// struct Slow;
+///
+/// impl Observer for Slow {
+///     fn replied(&self, node: &str, reply: NodeReply, latency: Duration) {
+///         if reply != NodeReply::Unknown && latency > Duration::from_millis(50) {
+///             eprintln!("{node} took {latency:?}");
+///         }
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NodeReply {
-    /// It granted, extended or deleted, or told what it was asked.
-    Granted,
+    /// It did what it was asked: granted, extended, deleted, or told.
+    Done,
     /// It said no: another holds the lock, or it is not ours.
     Refused,
     /// It answered with an error.

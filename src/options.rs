@@ -17,6 +17,22 @@ use crate::time;
 ///
 /// let options = LockOptions::new(Duration::from_secs(30)).wait_for(Duration::from_secs(5));
 /// ```
+///
+/// All of it at once:
+///
+/// ```
+/// use redguard::{CancelToken, LockOptions};
+/// use std::time::{Duration, Instant};
+///
+/// let stop = CancelToken::new();
+/// let options = LockOptions::new(Duration::from_secs(30))
+///     .wait_until(Instant::now() + Duration::from_secs(5))
+///     .cancel_on(&stop)
+///     .fenced()
+///     .auto_renew()
+///     .max_hold(Duration::from_secs(3600))
+///     .on_lost(|lost| eprintln!("{} is lost: {}", lost.key(), lost.reason()));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "options do nothing until a lock is acquired with them"]
 pub struct LockOptions {

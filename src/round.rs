@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use log::debug;
@@ -11,8 +11,9 @@ use crate::breaker::LanesUp;
 use crate::crew::Crew;
 use crate::error::Cause;
 use crate::inbox::{Ended, Inbox};
+use crate::job::{Addressee, Job};
 use crate::key::Key;
-use crate::lane::{Addressee, Job, Lane};
+use crate::lane::{Lane, Start};
 use crate::lease::Lease;
 use crate::local::Gate;
 use crate::permits::Free;
@@ -29,7 +30,47 @@ pub(crate) struct Nodes {
     pool: usize,
     hasher: RandomState,
     pace: Pace,
+    company: Company,
     meter: Meter,
+}
+
+/// How many callers have a round at present. One that is alone speaks to idle nodes himself; of several the requests go out
+/// together, by the lanes' threads.
+#[derive(Debug, Default)]
+struct Company {
+    here: AtomicUsize,
+    /// When somebody was not alone, in [`time::micros`].
+    met: AtomicU64,
+}
+
+impl Company {
+    /// For so many µs after that nobody counts as alone: they meet again.
+    const LASTS: u64 = 1000;
+
+    /// A caller comes, and stays until the answer is dropped.
+    fn join(&self, now: Instant) -> Caller<'_> {
+        let (others, now) = (self.here.fetch_add(1, Ordering::Relaxed), time::micros(now));
+        if others > 0 {
+            self.met.store(now, Ordering::Relaxed);
+        }
+        let alone = now > self.met.load(Ordering::Relaxed) + Company::LASTS;
+        Caller {
+            company: self,
+            alone,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Caller<'a> {
+    company: &'a Company,
+    alone: bool,
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        self.company.here.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How long rounds take at present, so that a caller knows whether going to sleep is worth it.
@@ -76,7 +117,49 @@ pub(crate) struct Round<'a> {
     free: Vec<Free>,
     /// Empty but while they are counted; kept for its memory.
     answers: Vec<(usize, Answer)>,
-    pace: &'a Pace,
+    nodes: &'a Nodes,
+    caller: Caller<'a>,
+    own: Own<'a>,
+}
+
+/// The nodes that a caller has asked himself, and looks for the answers of. What has not come when this is dropped, their lanes'
+/// threads look for.
+#[derive(Debug)]
+struct Own<'a> {
+    nodes: &'a Nodes,
+    key: &'a Key,
+    open: NodeSet,
+    /// Those of them whose lanes' threads do not look unless they are woken.
+    unseen: NodeSet,
+}
+
+impl Own<'_> {
+    fn note(&mut self, node: usize, wake: bool) {
+        self.open.insert(node);
+        if wake {
+            self.unseen.insert(node);
+        }
+    }
+
+    /// Takes in what has come; or, if that `is_over`, lets the lanes' threads wait for it.
+    fn look(&mut self, is_over: bool) {
+        for (node, lane) in self.nodes.lanes(self.key) {
+            if self.open.contains(node) && (is_over || !lane.look()) {
+                lane.wake();
+                self.open = self.open.without(NodeSet::of(node));
+            }
+        }
+    }
+}
+
+impl Drop for Own<'_> {
+    fn drop(&mut self) {
+        for (node, lane) in self.nodes.lanes(self.key) {
+            if self.open.contains(node) && self.unseen.contains(node) {
+                lane.wake_if_open();
+            }
+        }
+    }
 }
 
 impl Round<'_> {
@@ -88,12 +171,14 @@ impl Round<'_> {
     /// Waits until the nodes have decided or the budget's time is over: nobody ever waits for a lane.
     pub(crate) fn outcome(mut self, budget: Budget) -> Outcome {
         let start = time::now();
-        let soon = self.pace.soon(start);
+        let soon = self.nodes.pace.soon(start);
         let mut ended = Ended::Answered;
         while self.tally.verdict().is_none() && ended == Ended::Answered {
             ended = self.collect(self.tally.at_least(), soon, budget.end());
         }
-        self.pace.note(time::now().saturating_duration_since(start));
+        self.nodes
+            .pace
+            .note(time::now().saturating_duration_since(start));
         self.end(ended)
     }
 
@@ -108,6 +193,7 @@ impl Round<'_> {
 
     /// Waits for `wanted` answers and counts them.
     fn collect(&mut self, wanted: usize, soon: Option<Instant>, end: Option<Instant>) -> Ended {
+        self.look(wanted, time::earlier(soon, end));
         let ended = self.inbox.collect(wanted, soon, end, &mut self.answers);
         for (node, answer) in self.answers.drain(..) {
             match answer {
@@ -126,7 +212,17 @@ impl Round<'_> {
         ended
     }
 
+    /// Looks for the answers of the nodes that the caller has asked himself, until `wanted` are there, or `end` (`None`: it is
+    /// over). What has not come by then the lanes' threads wait for.
+    fn look(&mut self, wanted: usize, end: Option<Instant>) {
+        while self.own.open.len() > 0 && self.inbox.lacks(wanted) {
+            self.own.look(end.is_none_or(|end| end <= time::now()));
+            std::thread::yield_now();
+        }
+    }
+
     fn end(mut self, ended: Ended) -> Outcome {
+        self.inbox.close_round();
         let verdict = self.tally.verdict();
         let verdict = verdict.unwrap_or_else(|| self.tally.close());
         debug!(
@@ -173,6 +269,7 @@ impl Nodes {
             pool,
             hasher: RandomState::new(),
             pace: Pace::default(),
+            company: Company::default(),
             meter,
         }
     }
@@ -293,13 +390,7 @@ impl Nodes {
         addressee: Arc<dyn Addressee>,
     ) -> Round<'a> {
         let mut round = self.open(request, inbox);
-        self.put(
-            instead,
-            &addressee,
-            round.number,
-            |_| true,
-            &mut round.tally,
-        );
+        self.put(&mut round, instead, &addressee, |_| true);
         round
     }
 
@@ -336,6 +427,7 @@ impl Nodes {
         inbox: &'a Arc<Inbox>,
         number: u32,
     ) -> Round<'a> {
+        let now = time::now();
         Round {
             request,
             inbox,
@@ -346,20 +438,21 @@ impl Nodes {
             in_the_way: Vec::new(),
             free: Vec::new(),
             answers: Vec::new(),
-            pace: &self.pace,
+            nodes: self,
+            caller: self.company.join(now),
+            own: Own {
+                nodes: self,
+                key: request.lease.key(),
+                open: NodeSet::default(),
+                unseen: NodeSet::default(),
+            },
         }
     }
 
     /// Answers which nodes were asked.
     fn submit(&self, round: &mut Round<'_>, to: impl Fn(usize) -> bool) -> NodeSet {
         let addressee: Arc<dyn Addressee> = Arc::clone(round.inbox) as _;
-        self.put(
-            round.request,
-            &addressee,
-            round.number,
-            to,
-            &mut round.tally,
-        )
+        self.put(round, round.request, &addressee, to)
     }
 
     /// Asks all nodes for many requests at once, each in a round of `addressee`, who counts the answers himself. Does not
@@ -401,16 +494,16 @@ impl Nodes {
         Tally::new(self.total(), question(request.verb))
     }
 
-    /// Puts a request into the lanes of some nodes, and answers of which. A suspect node's fault is counted at once.
+    /// Asks some nodes, and answers which. A suspect node's fault is counted at once.
     fn put(
         &self,
+        round: &mut Round<'_>,
         request: &Request,
         addressee: &Arc<dyn Addressee>,
-        round: u32,
         to: impl Fn(usize) -> bool,
-        tally: &mut Tally,
     ) -> NodeSet {
         let now = time::now();
+        let in_person = round.caller.alone && self.pace.soon(now).is_some();
         let mut given = NodeSet::default();
         for (node, lane) in self.lanes(request.lease.key()) {
             if !to(node) {
@@ -418,12 +511,21 @@ impl Nodes {
             }
             let job = Job {
                 request: request.clone(),
-                reply: Some((Arc::clone(addressee), round)),
+                reply: Some((Arc::clone(addressee), round.number)),
             };
             let owed = request.verb == Verb::Release && request.lease.asked().contains(node);
-            match lane.submit(job, owed, now) {
-                Ok(()) => given.insert(node),
-                Err(cause) => tally.vote(node, Vote::Fault(cause)),
+            let started = match in_person {
+                true => lane.start_job(job, owed, now),
+                false => lane.submit(job, owed, now).map(|()| Start::Queued),
+            };
+            match started {
+                Ok(started) => {
+                    given.insert(node);
+                    if let Start::Begun { wake } = started {
+                        round.own.note(node, wake);
+                    }
+                }
+                Err(cause) => round.tally.vote(node, Vote::Fault(cause)),
             }
         }
         if matches!(request.verb, Verb::Take | Verb::Adopt | Verb::Swap) {
@@ -479,6 +581,7 @@ impl Nodes {
         addressee: Option<&Arc<dyn Addressee>>,
     ) {
         let now = time::now();
+        let in_person = self.company.join(now).alone && self.pace.soon(now).is_some();
         for (node, lane) in self.lanes(request.lease.key()) {
             if nodes.contains(node) {
                 let job = Job {
@@ -486,7 +589,15 @@ impl Nodes {
                     reply: addressee.map(|addressee| (Arc::clone(addressee), 0)),
                 };
                 // A suspect node's lane owes the release; putting a key back is not worth a second try.
-                let _ = lane.submit(job, request.verb == Verb::Release, now);
+                let owed = request.verb == Verb::Release;
+                match in_person {
+                    true => {
+                        if let Ok(Start::Begun { wake: true }) = lane.start_job(job, owed, now) {
+                            lane.wake();
+                        }
+                    }
+                    false => _ = lane.submit(job, owed, now),
+                }
             }
         }
     }

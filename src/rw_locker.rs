@@ -68,6 +68,19 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     /// policy's `max_delay`, so that it does not miss its turn; of the readers of a process that wait for one lock, one asks
     /// for all.
     ///
+    /// ```
+    /// # use redguard::{LocalRwLocker, LockOptions, RwLocker};
+    /// # use std::time::Duration;
+    /// # let locker = LocalRwLocker::new();
+    /// let options = LockOptions::new(Duration::from_secs(30)).wait_for(Duration::from_millis(5));
+    /// let reading = locker.acquire_read("catalogue", &options)?;
+    /// assert!(locker.try_acquire_read("catalogue", &options)?.is_some()); // beside it
+    /// assert!(locker.try_acquire_write("catalogue", &options)?.is_none()); // after 5 ms
+    /// drop(reading);
+    /// locker.acquire_write("catalogue", &options)?.release()?;
+    /// # Ok::<(), redguard::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`InvalidKey`](Error::InvalidKey) and [`InvalidTtl`](Error::InvalidTtl), before anything else;
     /// [`WriteLockTimeout`](Error::WriteLockTimeout) when the limit on waiting or attempts ran out while a writer held
@@ -162,6 +175,23 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
 ///
 /// On each node one atomic script grants a reader if no writer holds the lock there, and a writer if nobody does; two
 /// quorums share a node, so no reader ever overlaps with a writer, nor two writers.
+///
+/// ```no_run
+/// use redguard::{Config, RedisLocker, RedisRwLocker, RwLocker};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), redguard::Error> {
+/// let locker = RedisRwLocker::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
+/// let reading = locker.read("catalogue", Duration::from_secs(30))?;
+/// // … read …
+/// reading.release()?;
+///
+/// // Exclusive locks on the same nodes; the other way round `RedisRwLocker::new(exclusive.nodes())`.
+/// let exclusive = RedisLocker::new(locker.nodes());
+/// # let _ = RedisRwLocker::new(exclusive.nodes());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct RedisRwLocker {
     nodes: Nodes,

@@ -10,6 +10,17 @@ use crate::locker::Locker;
 
 /// What every [`Locker`] can do besides, also behind `dyn`: a trait of its own, since a method that takes a closure cannot be in
 /// one that is used so.
+///
+/// ```
+/// use redguard::{LocalLocker, Locker, LockerExt};
+/// use std::time::Duration;
+///
+/// fn nightly(locker: &dyn Locker) -> Result<(), redguard::Error> {
+///     locker.with("nightly", Duration::from_secs(60), |_guard| println!("alone"))
+/// }
+///
+/// nightly(&LocalLocker::new()).unwrap();
+/// ```
 pub trait LockerExt: Locker {
     /// Runs `work` under the lock of `key`: a scope that cannot be written wrong. Waits as [`Locker::lock`] does, and
     /// releases the lock when `work` returns or panics.

@@ -6,7 +6,7 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::{Cmd, RedisError, RedisWrite, ServerErrorKind, ToRedisArgs, Value};
@@ -19,7 +19,8 @@ use crate::lease::{Claim, Lease};
 use crate::observer::NodeReply;
 use crate::permits::{Free, MOST_PERMITS};
 
-use self::lua::{SCRIPTS, Script};
+use self::lua::SCRIPTS;
+pub(crate) use self::lua::Script;
 
 mod lua;
 
@@ -114,6 +115,22 @@ impl Request {
         leases.map(|lease| lease.token().id())
     }
 
+    /// Whether it is a command of Redis' own, which a server never asks to have again.
+    pub(crate) fn is_set(&self) -> bool {
+        matches!(self.verb, Verb::Take | Verb::PutBack) && self.is_plain()
+    }
+
+    /// Whether it is about one key of an exclusive lock, and no number of it is wanted.
+    fn is_plain(&self) -> bool {
+        let is_one = self.lease.keys().all().len() == 1;
+        is_one && self.lease.claim() == Claim::Exclusive && !self.is_numbered()
+    }
+
+    /// Whether a grant is to come with a number of the node's fence.
+    fn is_numbered(&self) -> bool {
+        matches!(self.verb, Verb::Take | Verb::Adopt | Verb::Swap) && self.fence.is_some()
+    }
+
     /// Whether this can be told to a node in one call with `other`, which is before it in a batch: readers of one key that
     /// come, or leave, are granted, refused and released together.
     pub(crate) fn joins(&self, other: &Request) -> bool {
@@ -168,9 +185,9 @@ impl Answer {
     pub(crate) fn reply(&self) -> NodeReply {
         match self {
             Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) | Answer::Seen(_) => {
-                NodeReply::Granted
+                NodeReply::Done
             }
-            Answer::Anew(_) => NodeReply::Granted,
+            Answer::Anew(_) => NodeReply::Done,
             Answer::Held(..) | Answer::Absent | Answer::Foreign => NodeReply::Refused,
             Answer::NotThisOne(..) | Answer::OtherPermits(_) => NodeReply::Refused,
             Answer::Fault(_) => NodeReply::Fault,
@@ -192,163 +209,180 @@ pub(crate) enum Holder {
     Turn,
 }
 
-/// The SHA-1 sums under which one server knows the scripts.
-#[derive(Debug, Default)]
-pub(crate) struct Loaded([String; SCRIPTS.len()]);
+/// The scripts, with the SHA-1 sums under which every server knows them that has had them before.
+static HASHED: LazyLock<[redis::Script; SCRIPTS.len()]> =
+    LazyLock::new(|| SCRIPTS.map(redis::Script::new));
 
-impl Loaded {
-    /// How many replies [`load`](Loaded::load) brings.
-    pub(crate) const COUNT: usize = SCRIPTS.len();
+/// Appends the command that loads a script.
+pub(crate) fn write_load(script: Script, wire: &mut Vec<u8>) {
+    let mut load = redis::cmd("SCRIPT");
+    load.arg("LOAD").arg(SCRIPTS[script as usize]);
+    load.write_packed_command(wire);
+}
 
-    /// Appends the commands that load the scripts; each is answered by a SHA-1 for [`learn`](Loaded::learn).
-    pub(crate) fn load(wire: &mut Vec<u8>) {
-        for script in SCRIPTS {
-            redis::cmd("SCRIPT")
-                .arg("LOAD")
-                .arg(script)
-                .write_packed_command(wire);
+/// Whether that is the server's answer to [`write_load`].
+pub(crate) fn is_loaded(script: Script, sha: &str) -> bool {
+    HASHED[script as usize].get_hash() == sha
+}
+
+/// Why a server lacks a script that it was to load, if that was its answer.
+pub(crate) fn unloaded(answer: &Value) -> Cause {
+    match answer {
+        Value::ServerError(error) => cause(&error.clone().into()),
+        _ => Cause::Server("NOSCRIPT after SCRIPT LOAD".into()),
+    }
+}
+
+/// Appends the call of a request, with `cmd` as scratch space; of those that travel with it ([`Request::joins`])
+/// only the tokens. Answers which script it is of, which the server may not have.
+pub(crate) fn write<'a>(
+    request: &Request,
+    joined: impl Iterator<Item = &'a Request>,
+    cmd: &mut Cmd,
+    wire: &mut Vec<u8>,
+) -> Option<Script> {
+    let (key, ttl) = (request.lease.key(), request.ttl);
+    let keys = request.lease.keys().all().iter();
+    let (owners, fences) = (
+        keys.clone().map(Key::owner),
+        keys.map(|key| key.derived(":fence")),
+    );
+    let locks = owners.len();
+    let token = request.lease.token().text();
+    let trace = millis(request.trace());
+    let (owner, readers) = (key.owner(), key.derived(":readers"));
+    let (gate, turn) = (key.derived(":gate"), key.derived(":turn"));
+    let is_new = u8::from(request.verb == Verb::Take);
+    let channel = if request.publish { key.wire() } else { "" };
+    let publish = if request.publish { "1" } else { "" };
+    let mut script = None;
+    cmd.clear();
+    match (request.verb, request.lease.claim()) {
+        (Verb::Take, Claim::Exclusive) if request.fence.is_some() => {
+            script = call(Script::Take, cmd, owners.chain(fences));
+            cmd.arg(token).arg(ttl).arg(locks);
+        }
+        (Verb::Take | Verb::PutBack, Claim::Exclusive) if locks > 1 => {
+            script = call(Script::Take, cmd, owners);
+            cmd.arg(token).arg(ttl).arg(locks);
+        }
+        (Verb::Take | Verb::PutBack, Claim::Exclusive) => {
+            cmd.arg("SET").arg(owner).arg(token);
+            cmd.arg("NX").arg("PX").arg(ttl);
+        }
+        (Verb::Take | Verb::PutBack, Claim::Read) => {
+            script = call(Script::Read, cmd, [owner, readers, gate, turn]);
+            cmd.arg(ttl).arg(trace).arg(is_new).arg(token);
+        }
+        (Verb::Take | Verb::PutBack, Claim::Write) => {
+            let place = request.place.as_ref();
+            let fence = fences.filter(|_| request.fence.is_some());
+            let keys = [owner, readers, gate, turn].into_iter();
+            script = call(Script::Write, cmd, keys.chain(fence));
+            cmd.arg(token).arg(ttl);
+            cmd.arg(place.map_or(0, |_| trace)).arg(is_new);
+            cmd.arg(place.map_or("", |place| place.token().text()));
+        }
+        (Verb::Adopt, _) => {
+            let fences = fences.filter(|_| request.fence.is_some());
+            script = call(Script::Adopt, cmd, owners.chain(fences));
+            let former = request.former.as_ref();
+            cmd.arg(former.map_or("", |lease| lease.token().text()));
+            cmd.arg(token).arg(ttl).arg(locks);
+        }
+        (Verb::Swap, _) => {
+            let fences = fences.filter(|_| request.fence.is_some());
+            script = call(Script::Swap, cmd, owners.chain(fences));
+            let former = request.former.as_ref();
+            cmd.arg(former.map_or("", |lease| lease.token().text()));
+            cmd.arg(token).arg(ttl);
+        }
+        (Verb::Extend, Claim::Exclusive | Claim::Write) => {
+            script = call(Script::Extend, cmd, owners);
+            cmd.arg(token).arg(ttl);
+        }
+        (Verb::Extend, Claim::Read) => {
+            script = call(Script::ExtendRead, cmd, [owner, readers]);
+            cmd.arg(token).arg(ttl);
+        }
+        (Verb::Release, Claim::Exclusive) => {
+            script = call(Script::Release, cmd, owners);
+            cmd.arg(token).arg(publish);
+        }
+        (Verb::Release, Claim::Read) => {
+            script = call(Script::ReleaseRead, cmd, [owner, readers, turn]);
+            cmd.arg(channel).arg(millis(request.refresh)).arg(token);
+        }
+        (Verb::Release, Claim::Write) => {
+            script = call(Script::ReleaseWrite, cmd, [owner, turn]);
+            cmd.arg(token).arg(millis(request.refresh)).arg(channel);
+        }
+        (Verb::Tell, _) => script = call(Script::Tell, cmd, [owner]),
+        (Verb::Break, _) => {
+            script = call(Script::Break, cmd, [owner]);
+            cmd.arg(channel);
+        }
+        (Verb::Take | Verb::PutBack, Claim::Permit { slot, of }) => {
+            script = call(Script::Permit, cmd, owners);
+            cmd.arg(token).arg(ttl).arg(slot).arg(of);
+        }
+        (Verb::Extend, Claim::Permit { slot, .. }) => {
+            script = call(Script::ExtendPermit, cmd, owners);
+            cmd.arg(token).arg(ttl).arg(slot);
+        }
+        (Verb::Release, Claim::Permit { slot, .. }) => {
+            script = call(Script::ReleasePermit, cmd, owners);
+            cmd.arg(token).arg(channel).arg(slot);
+        }
+        (Verb::Knock, _) => {
+            cmd.arg("PUBLISH").arg(key.wire()).arg("");
+        }
+        // A place at the gate is taken by the attempts of its writer, and only ever left by itself.
+        (_, Claim::Gate) => {
+            cmd.arg("ZREM").arg(gate).arg(token);
+        }
+        (Verb::Raise, _) => {
+            script = call(Script::Raise, cmd, owners.chain(fences));
+            cmd.arg(token).arg(request.fence.unwrap_or_default());
+        }
+        (Verb::Downgrade, _) => {
+            script = call(Script::Downgrade, cmd, [owner, readers, turn]);
+            cmd.arg(token).arg(ttl);
+            cmd.arg(millis(request.refresh)).arg(channel);
         }
     }
-
-    pub(crate) fn learn(&mut self, script: usize, sha: String) {
-        self.0[script] = sha;
+    for request in joined {
+        cmd.arg(request.lease.token().text());
     }
+    cmd.write_packed_command(wire);
+    script
+}
 
-    /// Appends the call of a request, with `cmd` as scratch space; of those that travel with it ([`Request::joins`])
-    /// only the tokens.
-    pub(crate) fn write<'a>(
-        &self,
-        request: &Request,
-        joined: impl Iterator<Item = &'a Request>,
-        cmd: &mut Cmd,
-        wire: &mut Vec<u8>,
-    ) {
-        let (key, ttl) = (request.lease.key(), request.ttl);
-        let keys = request.lease.keys().all().iter();
-        let (owners, fences) = (
-            keys.clone().map(Key::owner),
-            keys.map(|key| key.derived(":fence")),
-        );
-        let locks = owners.len();
-        let token = request.lease.token().text();
-        let trace = millis(request.trace());
-        let (owner, readers) = (key.owner(), key.derived(":readers"));
-        let (gate, turn) = (key.derived(":gate"), key.derived(":turn"));
-        let is_new = u8::from(request.verb == Verb::Take);
-        let channel = if request.publish { key.wire() } else { "" };
-        let publish = if request.publish { "1" } else { "" };
-        cmd.clear();
-        match (request.verb, request.lease.claim()) {
-            (Verb::Take, Claim::Exclusive) if request.fence.is_some() => {
-                self.call(Script::Take, cmd, owners.chain(fences));
-                cmd.arg(token).arg(ttl).arg(locks);
-            }
-            (Verb::Take | Verb::PutBack, Claim::Exclusive) if locks > 1 => {
-                self.call(Script::Take, cmd, owners);
-                cmd.arg(token).arg(ttl).arg(locks);
-            }
-            (Verb::Take | Verb::PutBack, Claim::Exclusive) => {
-                cmd.arg("SET").arg(owner).arg(token);
-                cmd.arg("NX").arg("PX").arg(ttl);
-            }
-            (Verb::Take | Verb::PutBack, Claim::Read) => {
-                self.call(Script::Read, cmd, [owner, readers, gate, turn]);
-                cmd.arg(ttl).arg(trace).arg(is_new).arg(token);
-            }
-            (Verb::Take | Verb::PutBack, Claim::Write) => {
-                let place = request.place.as_ref();
-                let fence = fences.filter(|_| request.fence.is_some());
-                let keys = [owner, readers, gate, turn].into_iter();
-                self.call(Script::Write, cmd, keys.chain(fence));
-                cmd.arg(token).arg(ttl);
-                cmd.arg(place.map_or(0, |_| trace)).arg(is_new);
-                cmd.arg(place.map_or("", |place| place.token().text()));
-            }
-            (Verb::Adopt, _) => {
-                let fences = fences.filter(|_| request.fence.is_some());
-                self.call(Script::Adopt, cmd, owners.chain(fences));
-                let former = request.former.as_ref();
-                cmd.arg(former.map_or("", |lease| lease.token().text()));
-                cmd.arg(token).arg(ttl).arg(locks);
-            }
-            (Verb::Swap, _) => {
-                let fences = fences.filter(|_| request.fence.is_some());
-                self.call(Script::Swap, cmd, owners.chain(fences));
-                let former = request.former.as_ref();
-                cmd.arg(former.map_or("", |lease| lease.token().text()));
-                cmd.arg(token).arg(ttl);
-            }
-            (Verb::Extend, Claim::Exclusive | Claim::Write) => {
-                self.call(Script::Extend, cmd, owners);
-                cmd.arg(token).arg(ttl);
-            }
-            (Verb::Extend, Claim::Read) => {
-                self.call(Script::ExtendRead, cmd, [owner, readers]);
-                cmd.arg(token).arg(ttl);
-            }
-            (Verb::Release, Claim::Exclusive) => {
-                self.call(Script::Release, cmd, owners);
-                cmd.arg(token).arg(publish);
-            }
-            (Verb::Release, Claim::Read) => {
-                self.call(Script::ReleaseRead, cmd, [owner, readers, turn]);
-                cmd.arg(channel).arg(millis(request.refresh)).arg(token);
-            }
-            (Verb::Release, Claim::Write) => {
-                self.call(Script::ReleaseWrite, cmd, [owner, turn]);
-                cmd.arg(token).arg(millis(request.refresh)).arg(channel);
-            }
-            (Verb::Tell, _) => self.call(Script::Tell, cmd, [owner]),
-            (Verb::Break, _) => {
-                self.call(Script::Break, cmd, [owner]);
-                cmd.arg(channel);
-            }
-            (Verb::Take | Verb::PutBack, Claim::Permit { slot, of }) => {
-                self.call(Script::Permit, cmd, owners);
-                cmd.arg(token).arg(ttl).arg(slot).arg(of);
-            }
-            (Verb::Extend, Claim::Permit { slot, .. }) => {
-                self.call(Script::ExtendPermit, cmd, owners);
-                cmd.arg(token).arg(ttl).arg(slot);
-            }
-            (Verb::Release, Claim::Permit { slot, .. }) => {
-                self.call(Script::ReleasePermit, cmd, owners);
-                cmd.arg(token).arg(channel).arg(slot);
-            }
-            (Verb::Knock, _) => {
-                cmd.arg("PUBLISH").arg(key.wire()).arg("");
-            }
-            // A place at the gate is taken by the attempts of its writer, and only ever left by itself.
-            (_, Claim::Gate) => {
-                cmd.arg("ZREM").arg(gate).arg(token);
-            }
-            (Verb::Raise, _) => {
-                self.call(Script::Raise, cmd, owners.chain(fences));
-                cmd.arg(token).arg(request.fence.unwrap_or_default());
-            }
-            (Verb::Downgrade, _) => {
-                self.call(Script::Downgrade, cmd, [owner, readers, turn]);
-                cmd.arg(token).arg(ttl);
-                cmd.arg(millis(request.refresh)).arg(channel);
-            }
-        }
-        for request in joined {
-            cmd.arg(request.lease.token().text());
-        }
-        cmd.write_packed_command(wire);
-    }
+/// The same for one that the server may not have the script of, which is loaded before: one reply more.
+pub(crate) fn write_with_script<'a>(
+    request: &Request,
+    joined: impl Iterator<Item = &'a Request>,
+    cmd: &mut Cmd,
+    wire: &mut Vec<u8>,
+) {
+    let mut call = Vec::new();
+    // Who has no script cannot lack it.
+    let script = write(request, joined, cmd, &mut call).unwrap_or(Script::Release);
+    write_load(script, wire);
+    wire.append(&mut call);
+}
 
-    fn call<'a, I>(&self, script: Script, cmd: &mut Cmd, keys: I)
-    where
-        I: IntoIterator<Item = NodeKey<'a>, IntoIter: Clone>,
-    {
-        let keys = keys.into_iter();
-        cmd.arg("EVALSHA").arg(&self.0[script as usize]);
-        cmd.arg(keys.clone().count());
-        for key in keys {
-            cmd.arg(key);
-        }
+fn call<'a, I>(script: Script, cmd: &mut Cmd, keys: I) -> Option<Script>
+where
+    I: IntoIterator<Item = NodeKey<'a>, IntoIter: Clone>,
+{
+    let keys = keys.into_iter();
+    cmd.arg("EVALSHA").arg(HASHED[script as usize].get_hash());
+    cmd.arg(keys.clone().count());
+    for key in keys {
+        cmd.arg(key);
     }
+    Some(script)
 }
 
 impl ToRedisArgs for NodeKey<'_> {
@@ -386,11 +420,11 @@ pub(crate) enum Read {
 /// Reads a reply to a request; of a call for several to that which is number `place` in it.
 pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
     use Verb::{Adopt, Break, Downgrade, Extend, Knock, PutBack, Raise, Release, Swap, Take, Tell};
-    let is_numbered = matches!(request.verb, Take | Adopt | Swap) && request.fence.is_some();
+    let is_numbered = request.is_numbered();
     let claim = request.lease.claim();
     let is_exclusive = claim == Claim::Exclusive;
     let locks = request.lease.keys().all().len();
-    let is_script = is_numbered || !is_exclusive || locks > 1;
+    let is_script = !request.is_plain();
     Read::Answer(match (request.verb, reply) {
         (Take | Adopt, Value::Int(number @ 1..)) if is_numbered => match u64::try_from(*number) {
             Ok(number) if number > 0 => Answer::Numbered(number),

@@ -21,6 +21,9 @@ use crate::take;
 /// served; among processes there is no order. A thread may hold several, but who waits for one while it holds another can wait
 /// for ever, if all others do the same.
 ///
+/// There are no short forms that take a TTL, as `lock` and `try_lock` of a [`Locker`](crate::Locker) are: a permit is held by several,
+/// nearly always for long, and its options say more often than not that it is renewed, or how long to wait.
+///
 /// ```
 /// use redguard::{Error, LocalSemaphore, LockOptions, Semaphore};
 /// use std::time::Duration;
@@ -57,9 +60,27 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// As [`acquire`](Semaphore::acquire), but for `Contended`: an error means that it could not be found out.
+    ///
+    /// ```
+    /// # use redguard::{LocalSemaphore, LockOptions, Semaphore};
+    /// # use std::time::Duration;
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// # let semaphore = LocalSemaphore::new(1)?;
+    /// let Some(permit) = semaphore.try_acquire(&LockOptions::new(Duration::from_secs(30)))? else {
+    ///     return Ok(()); // enough are at it
+    /// };
+    /// # permit.release()
+    /// # }
+    /// ```
     fn try_acquire(&self, options: &LockOptions) -> Result<Option<Permit>, Error>;
 
     /// How many permits there are.
+    ///
+    /// ```
+    /// use redguard::{LocalSemaphore, Semaphore};
+    ///
+    /// assert_eq!(LocalSemaphore::new(3).unwrap().permits(), 3);
+    /// ```
     fn permits(&self) -> u32;
 }
 
@@ -81,8 +102,12 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
 /// let nodes = Nodes::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
 /// let exports = RedisSemaphore::new(&nodes, "exports", 3)?;
 /// let permit = exports.acquire(&LockOptions::new(Duration::from_secs(30)).auto_renew())?;
-/// // … one of three at a time …
-/// permit.release()
+/// println!("one of {} {}", exports.permits(), exports.name());
+/// permit.release()?;
+///
+/// // The same nodes for locks of other kinds.
+/// let locker = redguard::RedisLocker::new(exports.nodes());
+/// # Ok(())
 /// # }
 /// ```
 #[derive(Clone)]
@@ -149,6 +174,19 @@ impl fmt::Debug for RedisSemaphore {
 ///
 /// Its permits are first come, first served, and **do not expire**: a TTL is checked and then ignored. Without a limit in the
 /// options it waits as long as it takes. A cheap clone; all clones share its permits, whose `key()` is `semaphore`.
+///
+/// ```
+/// use redguard::{LocalSemaphore, LockOptions, Semaphore};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), redguard::Error> {
+/// let semaphore = LocalSemaphore::new(1)?;
+/// let options = LockOptions::new(Duration::from_secs(30));
+/// let permit = semaphore.acquire(&options)?;
+/// assert!(semaphore.try_acquire(&options)?.is_none());
+/// permit.release()
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct LocalSemaphore {
     gate: Arc<Gate>,

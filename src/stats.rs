@@ -13,6 +13,16 @@ use crate::observer::{self, NodeReply, Observer};
 /// Counts since the nodes were connected, for all locks on them: see [`Nodes::stats`](crate::Nodes::stats).
 ///
 /// They are read one after the other while work goes on, so they need not fit together to the last one. Each only grows.
+///
+/// ```no_run
+/// use redguard::Nodes;
+///
+/// fn report(nodes: &Nodes) {
+///     let stats = nodes.stats();
+///     println!("{} locks in {} attempts, {} lost", stats.granted, stats.attempts, stats.lost);
+///     println!("held for {:?} on average, {:?} at most", stats.holds.mean(), stats.holds.longest);
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -43,13 +53,22 @@ pub struct Stats {
 }
 
 /// What one node has answered.
+///
+/// ```
+/// use redguard::NodeStats;
+///
+/// fn line(node: &NodeStats) -> String {
+///     let all = node.done + node.refused + node.faults + node.unknown;
+///     format!("{}: {all} requests, {} without an answer, {:?}", node.node, node.unknown, node.latency.mean())
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeStats {
     /// Its address, without credentials.
     pub node: String,
-    /// Requests that it granted, or otherwise did.
-    pub granted: u64,
+    /// Requests that it did: locks that it granted, extended or released, and whatever else it was asked.
+    pub done: u64,
     /// Requests that it refused.
     pub refused: u64,
     /// Requests that it answered with an error.
@@ -61,6 +80,13 @@ pub struct NodeStats {
 }
 
 /// How long something took that happened many times.
+///
+/// ```
+/// use redguard::Spans;
+/// use std::time::Duration;
+///
+/// assert_eq!(Spans::default().mean(), Duration::ZERO);
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Spans {
@@ -211,7 +237,7 @@ impl fmt::Debug for Meter {
 /// What one lane's node has answered.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
-    granted: AtomicU64,
+    done: AtomicU64,
     refused: AtomicU64,
     faults: AtomicU64,
     unknown: AtomicU64,
@@ -221,7 +247,7 @@ pub(crate) struct Traffic {
 impl Traffic {
     pub(crate) fn note(&self, reply: NodeReply, latency: Duration) {
         match reply {
-            NodeReply::Granted => count(&self.granted),
+            NodeReply::Done => count(&self.done),
             NodeReply::Refused => count(&self.refused),
             NodeReply::Fault => count(&self.faults),
             NodeReply::Unknown => return count(&self.unknown),
@@ -231,7 +257,7 @@ impl Traffic {
 
     /// Adds it up with a node's other lanes.
     pub(crate) fn add_to(&self, stats: &mut NodeStats) {
-        stats.granted += read(&self.granted);
+        stats.done += read(&self.done);
         stats.refused += read(&self.refused);
         stats.faults += read(&self.faults);
         stats.unknown += read(&self.unknown);
@@ -243,7 +269,7 @@ impl NodeStats {
     pub(crate) fn of(node: &str) -> NodeStats {
         NodeStats {
             node: node.to_owned(),
-            granted: 0,
+            done: 0,
             refused: 0,
             faults: 0,
             unknown: 0,
@@ -321,7 +347,7 @@ mod tests {
     fn a_reply_is_counted_as_what_it_is_and_none_has_no_latency() {
         let traffic = Traffic::default();
         for (reply, times) in [
-            (NodeReply::Granted, 1),
+            (NodeReply::Done, 1),
             (NodeReply::Refused, 2),
             (NodeReply::Fault, 3),
             (NodeReply::Unknown, 4),
@@ -331,7 +357,7 @@ mod tests {
         let mut stats = NodeStats::of("a");
         traffic.add_to(&mut stats);
         traffic.add_to(&mut stats); // another lane with the same counts
-        assert_eq!((stats.granted, stats.refused), (2, 4));
+        assert_eq!((stats.done, stats.refused), (2, 4));
         assert_eq!((stats.faults, stats.unknown), (6, 8));
         assert_eq!((stats.latency.count, stats.latency.total), (12, ms(12)));
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::error::{Cause, Error, NodeCause};
+use crate::error::{Cause, Error, LossReason, NodeCause};
 use crate::guard::LockGuard;
 use crate::lease::{Claim, Lease};
 use crate::local::Gate;
@@ -42,7 +42,7 @@ use crate::take;
 /// locker.fail(1);
 /// assert!(job(&locker, || {}).unwrap_err().is_unavailable());
 /// let lose = || assert!(locker.lose("job"));
-/// assert_eq!(job(&locker, lose), Err(Error::LockLost));
+/// assert!(matches!(job(&locker, lose), Err(Error::LockLost { .. })));
 /// assert_eq!(job(&locker, || {}), Ok("done"));
 /// ```
 #[derive(Debug, Clone)]
@@ -106,7 +106,7 @@ impl FlakyLocker {
         let at = state
             .held
             .iter()
-            .position(|held| has(held) && held.lease.lose());
+            .position(|held| has(held) && held.lease.lose_for(LossReason::Expired));
         let lost = at.map(|at| state.held.swap_remove(at));
         drop(state); // let go before telling
         let Some(Held { lease, on_lost }) = lost else {
@@ -194,7 +194,7 @@ mod tests {
         let told = Arc::new(AtomicUsize::new(0));
         let tell = Arc::clone(&told);
         let options = LockOptions::new(TTL).on_lost(move |lost| {
-            assert_eq!(lost.key(), "a");
+            assert_eq!((lost.key(), lost.reason()), ("a", LossReason::Expired));
             tell.fetch_add(1, Ordering::Relaxed);
         });
         let guard = locker.lock_all(&["b", "a"], &options).unwrap();
@@ -203,9 +203,9 @@ mod tests {
         assert!(!locker.lose("a"), "it is lost already");
         assert_eq!(told.load(Ordering::Relaxed), 1);
         assert_eq!(watch.wait_lost(Duration::MAX), WaitLost::Lost);
-        assert!(!guard.is_held() && guard.check() == Err(Error::LockLost));
+        assert!(!guard.is_held() && guard.check().unwrap_err().is_lost());
         let next = locker.try_lock("a", TTL).unwrap().expect("it is free");
-        assert_eq!(guard.release(), Err(Error::LockLost));
+        assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
         assert!(next.is_held(), "the end of a lost lock frees nobody else's");
         next.release().unwrap();
         assert!(!locker.lose("a"), "it was released");

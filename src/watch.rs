@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
+use crate::error::LossReason;
 use crate::lease::{Lease, Look};
 use crate::local::Gate;
 use crate::notify::Notifier;
@@ -65,6 +66,22 @@ fn free(lease: &Arc<Lease>, why: &str, gate: &Gate, nodes: &Nodes) {
 }
 
 /// How a wait for the loss of a lock ended.
+///
+/// ```
+/// use redguard::{LossWatch, WaitLost};
+/// use std::time::Duration;
+///
+/// /// Runs beside the work, until the lock has ended in one way or the other.
+/// fn beat(watch: &LossWatch, stop: impl FnOnce()) {
+///     loop {
+///         match watch.wait_lost(Duration::from_secs(10)) {
+///             WaitLost::TimedOut => println!("at work"),
+///             WaitLost::Lost => return stop(),
+///             _ => return,
+///         }
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WaitLost {
@@ -87,6 +104,8 @@ pub enum WaitLost {
 /// # fn main() -> Result<(), redguard::Error> {
 /// let guard = LocalLocker::new().lock("report", Duration::from_secs(30))?;
 /// let watch = guard.watch();
+/// assert!(watch.is_held() && watch.key() == "report" && watch.loss().is_none());
+/// assert_eq!(watch.remaining(), Duration::MAX); // of a local lock
 /// let monitor = std::thread::spawn(move || watch.wait_lost(Duration::MAX));
 /// // … work, which the monitor could stop …
 /// guard.release()?;
@@ -126,6 +145,11 @@ impl LossWatch {
             }
             _ => Duration::ZERO,
         }
+    }
+
+    /// Why the lock is lost; `None` while it is held, and after its release. Does not block.
+    pub fn loss(&self) -> Option<LossReason> {
+        self.lease.loss(time::now())
     }
 
     /// Waits until the lock is lost or released, for `limit` at most; zero only looks, [`Duration::MAX`] sets no limit.

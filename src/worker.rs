@@ -1,4 +1,5 @@
-//! A lane's thread: it owns one connection to one node and serves what waits in the lane's queue.
+//! A lane's thread: it keeps a connection to one node, serves what waits in the lane's queue, and waits for the answers that
+//! callers do not wait for.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,26 +9,22 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{info, trace, warn};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::about::About;
+use crate::desk::{self, Desk};
 use crate::error::Cause;
-use crate::lane::{Census, First, Health, Job, Message, Post};
-use crate::news::{News, Right};
+use crate::job::Job;
+use crate::lane::{First, Message, Post};
+use crate::news::Right;
 use crate::node::{Connector, Greeting, Session};
-use crate::observer::{self, NodeReply, Observer};
-use crate::script::{self, Answer, Request, Verb};
 use crate::time;
 
-use self::owed::{Owed, Return};
-use self::sent::{instead, note_written, unsent};
-
-mod owed;
-pub(crate) mod sent;
-
-/// The most requests that are sent as one pipeline.
-const BATCH: usize = 256;
 /// An idle lane asks for a sign of life that often.
 const PING_EVERY: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 10_000 });
+/// So long an answer may stay unread that no caller waits for, while callers come and read it; at most a quarter of the node's
+/// time-out.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// Pauses between failed connects: from the first, doubling, to the last; half of each is drawn at random.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
@@ -37,37 +34,32 @@ pub(crate) struct Worker {
     node: usize,
     name: String,
     connector: Arc<dyn Connector>,
-    node_timeout: Duration,
     quarantine: Option<Duration>,
     strict: bool,
-    observer: Option<Arc<dyn Observer>>,
+    look_every: Duration,
     queue: Receiver<Message>,
-    health: Arc<Health>,
-    census: Arc<Census>,
+    desk: Arc<Mutex<Desk>>,
     first: Option<Sender<(usize, First)>>,
     /// The session before this one, to be killed at the next connect.
     former: Option<Greeting>,
     /// Whether `former` is counted in the census.
     counted: bool,
-    /// The batch on the wire, and where its answers go.
-    requests: Vec<Request>,
-    returns: Vec<Return>,
     /// Jobs out of the queue that are for the next batches.
     waiting: VecDeque<Job>,
-    /// Releases to be made as soon as the node is back.
-    owed: VecDeque<Owed>,
     stopping: bool,
     /// Dropped when the thread ends, however it ends.
     _alive: Sender<()>,
 }
+
+/// The thread's seat: it leaves it only while it waits for its queue.
+type Seat<'a> = MutexGuard<'a, Desk>;
 
 impl Worker {
     pub(crate) fn new(
         node: usize,
         post: &Post,
         queue: Receiver<Message>,
-        health: Arc<Health>,
-        census: Arc<Census>,
+        desk: Arc<Mutex<Desk>>,
         first: Sender<(usize, First)>,
         alive: Sender<()>,
     ) -> Worker {
@@ -75,20 +67,15 @@ impl Worker {
             node,
             name: post.name.clone(),
             connector: Arc::clone(&post.connector),
-            node_timeout: post.node_timeout,
             quarantine: post.quarantine,
             strict: post.strict,
-            observer: post.observer.clone(),
+            look_every: LOOK_EVERY.min(post.node_timeout / 4),
             queue,
-            health,
-            census,
+            desk,
             first: Some(first),
             former: None,
             counted: false,
-            requests: Vec::with_capacity(BATCH),
-            returns: Vec::with_capacity(BATCH),
             waiting: VecDeque::new(),
-            owed: VecDeque::new(),
             stopping: false,
             _alive: alive,
         }
@@ -99,53 +86,55 @@ impl Worker {
         if !matches!(self.queue.recv(), Ok(Message::Start)) {
             return;
         }
+        let desk = Arc::clone(&self.desk);
+        let mut seat = desk.lock();
+        self.seen(&seat);
         let mut pause = Duration::ZERO;
         while !self.stopping {
-            let turn = AssertUnwindSafe(|| self.connect_and_serve(&mut pause));
+            let turn = AssertUnwindSafe(|| self.connect_and_serve(&mut seat, &mut pause));
             if catch_unwind(turn).is_err() {
-                self.break_off(&panicked());
-                self.fall(panicked());
+                self.fall(&mut seat, desk::panicked());
             }
         }
-        self.give_up_waiting();
+        seat.give_up_waiting();
         trace!("{}: lane ends", self.name);
     }
 
     /// One life of a connection, or the wait after an attempt to get one.
-    fn connect_and_serve(&mut self, pause: &mut Duration) {
-        match self.connect() {
-            Ok(session) => {
+    fn connect_and_serve(&mut self, seat: &mut Seat<'_>, pause: &mut Duration) {
+        match self.connect(seat) {
+            Ok(()) => {
                 *pause = Duration::ZERO;
-                let cause = self.serve(session);
-                self.fall(cause);
+                let cause = self.serve(seat);
+                self.fall(seat, cause);
             }
             Err(cause) => {
-                self.fall(cause);
+                self.fall(seat, cause);
                 // Who still waits for a release learns now that the node does not come back at once.
-                self.give_up_waiting();
+                seat.give_up_waiting();
                 *pause = (*pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
-                self.pause(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0));
+                self.pause(seat, pause.mul_f64(0.5 + rand::random::<f64>() / 2.0));
             }
         }
     }
 
     /// Connects, and pays what is owed. The lane is up only afterwards.
-    fn connect(&mut self) -> Result<Box<dyn Session>, Cause> {
+    fn connect(&mut self, seat: &mut Desk) -> Result<(), Cause> {
         let attempt = AssertUnwindSafe(|| self.connector.connect(self.former.as_ref()));
-        let attempt = catch_unwind(attempt).unwrap_or_else(|_| Err(panicked()));
-        let (mut session, greeting) = match attempt {
+        let attempt = catch_unwind(attempt).unwrap_or_else(|_| Err(desk::panicked()));
+        let (session, greeting): (Box<dyn Session>, _) = match attempt {
             Ok(connected) => connected,
             Err(cause) => {
                 // Nobody can mend that but who runs the nodes.
-                if matches!(cause, Cause::Denied(_)) && self.news().denied(Right::Connect) {
+                if matches!(cause, Cause::Denied(_)) && seat.news().denied(Right::Connect) {
                     warn!("{}: {cause}", self.name);
                 }
                 self.tell_first(First::Down(cause.clone()));
                 return Err(cause);
             }
         };
-        self.news().allowed(Right::Connect);
-        let twin = self.census.enter(self.node, &greeting.run_id);
+        seat.news().allowed(Right::Connect);
+        let twin = seat.census.enter(self.node, &greeting.run_id);
         let (about, run_id) = (greeting.about.clone(), greeting.run_id.clone());
         let how = match self.former.replace(greeting) {
             None => "connected",
@@ -158,31 +147,31 @@ impl Worker {
             ));
         }
         self.counted = true;
-        if let Err(cause) = self.judge(about, &run_id) {
+        if let Err(cause) = self.judge(seat, about, &run_id) {
             self.tell_first(First::Down(cause.clone()));
             return Err(cause);
         }
-        self.pay(&mut *session)?;
-        self.health.report.lock().since = time::now();
-        self.health.up.store(true, Ordering::Release);
+        seat.open(session)?;
+        seat.health.report.lock().since = time::now();
+        seat.health.up.store(true, Ordering::Release);
         info!("{}: {how}", self.name);
         self.tell_first(First::Up);
-        self.census.rise();
-        Ok(session)
+        seat.census.rise();
+        Ok(())
     }
 
     /// What follows from what the node says of itself, before it is up.
-    fn judge(&mut self, about: About, run_id: &str) -> Result<(), Cause> {
-        let (name, now, news) = (&self.name, time::now(), self.news());
+    fn judge(&self, seat: &Desk, about: About, run_id: &str) -> Result<(), Cause> {
+        let (name, now, news) = (&self.name, time::now(), seat.news());
         let quarantine = self.quarantine.map(|max_ttl| about.quarantine(max_ttl));
         let quarantine = quarantine.unwrap_or_default();
         let until = match quarantine.is_zero() {
             true => 0,
             false => time::deadline(now, quarantine).map_or(u64::MAX, time::micros),
         };
-        self.health.quarantined.store(until, Ordering::Release);
+        seat.health.quarantined.store(until, Ordering::Release);
         let fault = about.fault(self.strict);
-        self.health.report.lock().about = Some(about.clone());
+        seat.health.report.lock().about = Some(about.clone());
         if let Some(cause) = fault {
             return Err(cause);
         }
@@ -210,25 +199,11 @@ impl Worker {
     }
 
     /// Serves batches until the session fails or the lane is stopped; answers why it ended.
-    fn serve(&mut self, mut session: Box<dyn Session>) -> Cause {
+    fn serve(&mut self, seat: &mut Seat<'_>) -> Cause {
         loop {
-            let waited = match self.waiting.is_empty() {
-                true => self.queue.recv_timeout(PING_EVERY).map(Some),
-                false => Ok(None),
-            };
-            let done = match waited {
-                Ok(message) => {
-                    message.into_iter().for_each(|message| self.unpack(message));
-                    // Whoever was woken along with us may have a job too: two in one batch are cheaper than two batches.
-                    std::thread::yield_now();
-                    self.fill();
-                    self.exchange(&mut *session)
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    watched(&self.health, &self.census, self.node_timeout, || {
-                        session.ping()
-                    })
-                }
+            let done = match self.wait(seat) {
+                Ok(()) => self.serve_what_waits(seat),
+                Err(RecvTimeoutError::Timeout) => self.look_after(seat),
                 Err(RecvTimeoutError::Disconnected) => {
                     self.stopping = true;
                     Ok(())
@@ -242,234 +217,126 @@ impl Worker {
         }
     }
 
-    fn unpack(&mut self, message: Message) {
+    /// Waits for the queue, and meanwhile leaves the seat to callers. They read what they have sent as a rule, so it looks
+    /// seldom, and sleeps where they do not come.
+    fn wait(&mut self, seat: &mut Seat<'_>) -> Result<(), RecvTimeoutError> {
+        if !self.waiting.is_empty() {
+            return Ok(());
+        }
+        let used = std::mem::take(&mut seat.used);
+        seat.dozes = !used && !seat.is_open();
+        let wait = if seat.dozes {
+            PING_EVERY
+        } else {
+            self.look_every
+        };
+        let queue = &self.queue;
+        let message = MutexGuard::unlocked(seat, || {
+            let message = queue.recv_timeout(wait);
+            // Whoever was woken along with us may have a job too: two in one batch are cheaper than two batches.
+            std::thread::yield_now();
+            message
+        });
+        self.unpack(seat, message?);
+        Ok(())
+    }
+
+    fn serve_what_waits(&mut self, seat: &mut Seat<'_>) -> Result<(), Cause> {
+        // What callers have sent was before.
+        seat.finish()?;
+        self.fill(seat);
+        seat.exchange()
+    }
+
+    /// Nothing was queued for some time.
+    fn look_after(&mut self, seat: &mut Seat<'_>) -> Result<(), Cause> {
+        if seat.dozes {
+            return seat.ping();
+        }
+        match time::now().checked_sub(self.look_every) {
+            Some(then) if !seat.waits_since(then) => Ok(()),
+            _ => seat.finish(),
+        }
+    }
+
+    /// Takes in a message, of which nobody need wait for the seat any more.
+    fn unpack(&mut self, seat: &Desk, message: Message) {
         match message {
             Message::Job(job) => self.waiting.push_back(job),
             Message::Jobs(jobs) => self.waiting.extend(jobs),
             Message::Stop => self.stopping = true,
-            Message::Start => {}
+            Message::Start | Message::Look => {}
         }
+        self.seen(seat);
+    }
+
+    /// A message is out of the queue, and what it brings in our hands.
+    fn seen(&self, seat: &Desk) {
+        seat.health.queued.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Gathers a batch of what waits, up to the limit.
-    fn fill(&mut self) {
-        while self.requests.len() < BATCH {
+    fn fill(&mut self, seat: &mut Desk) {
+        while seat.has_room() {
             match self.waiting.pop_front() {
-                Some(job) if self.shares_a_token(&job) => {
+                Some(job) if seat.shares_a_token(&job) => {
                     // Within a batch the order is not kept when scripts have to be loaded again.
                     self.waiting.push_front(job);
                     return;
                 }
-                Some(job) => self.admit(job),
+                Some(job) => seat.admit(job),
                 // What comes after a stop is not served.
                 None if self.stopping => return,
                 None => match self.queue.try_recv() {
-                    Ok(message) => self.unpack(message),
+                    Ok(message) => self.unpack(seat, message),
                     Err(_) => return,
                 },
             }
         }
     }
 
-    fn shares_a_token(&self, job: &Job) -> bool {
-        let mut others = self.requests.iter();
-        others.any(|other| other.shares_a_token(&job.request))
-    }
-
-    /// Puts a job into the batch, unless what it is for is over: then it is dropped unsent.
-    fn admit(&mut self, job: Job) {
-        let Job { mut request, reply } = job;
-        let mut back = Return {
-            to: reply,
-            again: false,
-            owed: true,
-        };
-        let now = time::now();
-        if let Some(answer) = unsent(&request, self.health.quarantine(now), now) {
-            let Some(release) = instead(&request, &answer) else {
-                back.post(self.node, answer);
-                return;
-            };
-            (request, back.again) = (release, true);
-        }
-        note_written(&request, now);
-        self.requests.push(request);
-        self.returns.push(back);
-    }
-
-    /// Sends the batch and hands out the answers. Afterwards it is empty, whatever happened.
-    fn exchange(&mut self, session: &mut dyn Session) -> Result<(), Cause> {
-        if self.requests.is_empty() {
-            return Ok(());
-        }
-        let (node, name) = (self.node, &self.name);
-        let (requests, returns) = (&self.requests, &mut self.returns);
-        let news = self.census.news(node);
-        let (traffic, observer) = (&self.health.traffic, self.observer.as_ref());
-        let (sent, mut replies) = (time::now(), 0);
-        let note = |reply, latency| {
-            traffic.note(reply, latency);
-            observer::tell(observer, |observer| observer.replied(name, reply, latency));
-        };
-        let mut undone = None;
-        let attempt = || {
-            session.exchange(requests, &mut |index, answer| {
-                let request = &requests[index];
-                trace!("{name}: {:?} {answer:?}", request.verb);
-                let now = time::now();
-                replies += 1;
-                note(answer.reply(), now.saturating_duration_since(sent));
-                // The node may have taken its time: what it did, it did by now.
-                note_written(request, now);
-                let right = Right::Serve(request.verb, request.lease.claim());
-                match &answer {
-                    Answer::Fault(cause @ Cause::Denied(_)) if news.denied(right) => {
-                        warn!("{name}: {:?}: {cause}", request.verb);
-                    }
-                    Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) | Answer::Anew(_) => {
-                        news.allowed(right);
-                    }
-                    _ => {}
-                }
-                match &answer {
-                    // A server that cannot delete now (MISCONF, BUSY …) may be able to later: the release stays owed.
-                    Answer::Fault(cause)
-                        if request.verb == Verb::Release && !script::is_final(cause) =>
-                    {
-                        undone = Some(cause.clone());
-                        returns[index].owed = true;
-                    }
-                    _ => returns[index].owed = false,
-                }
-                returns[index].post(node, answer);
-            })
-        };
-        let done = watched(&self.health, &self.census, self.node_timeout, attempt);
-        let took = time::now().saturating_duration_since(sent);
-        (replies..requests.len()).for_each(|_| note(NodeReply::Unknown, took));
-        let done = done.and(undone.map_or(Ok(()), Err));
-        match &done {
-            Ok(()) => {
-                self.requests.clear();
-                self.returns.clear();
-            }
-            Err(cause) => self.break_off(cause),
-        }
-        done
-    }
-
     /// The node does not answer: tells the callers, and answers all that the lane holds before anything blocks.
-    fn fall(&mut self, cause: Cause) {
-        let mut report = self.health.report.lock();
+    fn fall(&mut self, seat: &mut Desk, cause: Cause) {
+        let mut report = seat.health.report.lock();
         let news = report.cause != cause;
         report.cause = cause.clone();
         // Only now: who sees it down asks for the cause.
-        let was_up = self.health.up.swap(false, Ordering::AcqRel);
+        let was_up = seat.health.up.swap(false, Ordering::AcqRel);
         if was_up {
             report.since = time::now();
         }
         drop(report);
         if let (true, Some(former)) = (std::mem::take(&mut self.counted), &self.former) {
-            self.census.leave(self.node, &former.run_id);
+            seat.census.leave(self.node, &former.run_id);
         }
         if (was_up || news) && !self.stopping {
             info!("{}: suspect: {cause}", self.name);
         }
+        seat.close(&cause);
         while let Some(job) = self.waiting.pop_front() {
-            self.refuse(job);
+            seat.refuse(job);
         }
         while let Ok(message) = self.queue.try_recv() {
-            self.refuse_message(message);
+            self.refuse_message(seat, message);
         }
     }
 
     /// Waits before the next connect, and answers what comes in the meantime.
-    fn pause(&mut self, pause: Duration) {
+    fn pause(&mut self, seat: &mut Desk, pause: Duration) {
         let end = time::now() + pause;
         while !self.stopping {
             match self.queue.recv_deadline(end) {
-                Ok(message) => self.refuse_message(message),
+                Ok(message) => self.refuse_message(seat, message),
                 Err(RecvTimeoutError::Timeout) => return,
                 Err(RecvTimeoutError::Disconnected) => self.stopping = true,
             }
         }
     }
 
-    fn refuse_message(&mut self, message: Message) {
-        match message {
-            Message::Job(job) => self.refuse(job),
-            Message::Jobs(jobs) => jobs.into_iter().for_each(|job| self.refuse(job)),
-            Message::Stop => self.stopping = true,
-            Message::Start => {}
+    fn refuse_message(&mut self, seat: &mut Desk, message: Message) {
+        self.unpack(seat, message);
+        while let Some(job) = self.waiting.pop_front() {
+            seat.refuse(job);
         }
-    }
-
-    /// What the log has said of the node.
-    fn news(&self) -> &News {
-        self.census.news(self.node)
-    }
-
-    /// Why the lane is not up.
-    fn cause(&self) -> Cause {
-        self.health.report.lock().cause.clone()
-    }
-}
-
-/// Talks to the node. While that is overdue, callers see it: a reply that comes byte by byte can take longer than any
-/// time-out, and what were queued behind it would not be served.
-fn watched(
-    health: &Health,
-    census: &Census,
-    node_timeout: Duration,
-    talk: impl FnOnce() -> Result<(), Cause>,
-) -> Result<(), Cause> {
-    let overdue = time::micros(time::now() + node_timeout);
-    health.overdue.store(overdue, Ordering::Release);
-    let done = catch_unwind(AssertUnwindSafe(talk)).unwrap_or_else(|_| Err(panicked()));
-    health.overdue.store(u64::MAX, Ordering::Release);
-    if done.is_ok() && time::micros(time::now()) > overdue {
-        census.rise(); // callers have seen it down
-    }
-    done
-}
-
-fn panicked() -> Cause {
-    Cause::Unreachable("a panic in the lane".into())
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-    use crate::lane::Lane;
-    use std::sync::atomic::AtomicBool;
-
-    #[test]
-    fn who_waits_for_a_node_is_woken_when_it_answers_what_was_overdue() {
-        let (_, _, health) = Lane::new();
-        let census = Census::of(1);
-        let (looked, looks) = crossbeam_channel::unbounded();
-        let answered = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let waits = scope.spawn(|| {
-                census.wait_until(Some(time::now() + Duration::from_secs(20)), || {
-                    let _ = looked.send(());
-                    answered.load(Ordering::Acquire)
-                })
-            });
-            assert!(looks.recv().is_ok());
-            let done = watched(&health, &census, Duration::from_millis(1), || {
-                answered.store(true, Ordering::Release);
-                let overdue = health.overdue.load(Ordering::Acquire);
-                while time::micros(time::now()) <= overdue {
-                    std::thread::yield_now();
-                }
-                Ok(())
-            });
-            assert_eq!((done, census.risen()), (Ok(()), 1));
-            assert!(waits.join().is_ok_and(|holds| holds));
-        });
-        let long = Duration::from_secs(60);
-        assert_eq!(watched(&health, &census, long, || Ok(())), Ok(()));
-        assert_eq!(census.risen(), 1, "it was in time");
     }
 }

@@ -1,15 +1,14 @@
-//! Who is measured: redguard, and the floors, which are the least that a lock on bare connections can do.
+//! Who is measured: redguard, and the floors.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use redguard::{
     Config, LockGuard, Locker, Nodes, OnDrop, ReadGuard, RedisLocker, RedisRwLocker, RwLocker,
     WriteGuard,
 };
-use redis::{Cmd, Connection, IntoConnectionInfo, Value};
 
 use crate::Result;
+use crate::floors::Bare;
 use crate::servers::Server;
 
 /// The lease of every lock here, of which none is held nearly as long.
@@ -67,9 +66,11 @@ impl Side {
                 let take = move |name: &str| Ok(Guard::Write(locker.write(name, TTL)?));
                 Ok(Ours::clients(names, OnDrop::Wait, take))
             }
-            Side::Bare => names
-                .map(|name| Ok(Box::new(Bare::connect(servers, &name)?) as _))
-                .collect(),
+            Side::Bare => {
+                let urls: Vec<String> = servers.iter().map(Server::url).collect();
+                let bare = |name: String| Ok(Box::new(Bare::connect(&urls, &name, TTL)?) as _);
+                names.map(bare).collect()
+            }
         }
     }
 }
@@ -127,74 +128,12 @@ impl<F: Fn(&str) -> Result<Guard> + Send> Client for Ours<F> {
     }
 }
 
-/// Compare and delete, as in the Redlock text.
-const RELEASE: &str = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end";
-
-struct Bare {
-    connections: Vec<Connection>,
-    key: String,
-    token: String,
-    sha: String,
-    cmd: Cmd,
-    wire: Vec<u8>,
-}
-
-impl Bare {
-    fn connect(servers: &[Server], name: &str) -> Result<Bare> {
-        let mut sha = String::new();
-        let mut connections = Vec::new();
-        for server in servers {
-            let info = server.url().into_connection_info()?;
-            let tcp = info.tcp_settings().clone().set_nodelay(true);
-            let client = redis::Client::open(info.set_tcp_settings(tcp))?;
-            let mut connection = client.get_connection()?;
-            let mut load = redis::cmd("SCRIPT");
-            sha = load.arg("LOAD").arg(RELEASE).query(&mut connection)?;
-            connections.push(connection);
-        }
-        Ok(Bare {
-            connections,
-            key: format!("redguard:{name}"), // as redguard's default prefix makes it
-            token: String::new(),
-            sha,
-            cmd: Cmd::new(),
-            wire: Vec::new(),
-        })
-    }
-
-    /// Writes the command to all nodes, then reads from all. No majority: every node must agree.
-    fn scatter(&mut self, expected: &Value) -> Result<()> {
-        self.wire.clear();
-        self.cmd.write_packed_command(&mut self.wire);
-        for connection in &mut self.connections {
-            connection.send_packed_command(&self.wire)?;
-        }
-        for connection in &mut self.connections {
-            let value = connection.recv_response()?;
-            if value != *expected {
-                return Err(format!("{}: {value:?}, not {expected:?}", self.key).into());
-            }
-        }
-        Ok(())
-    }
-}
-
 impl Client for Bare {
     fn take(&mut self) -> Result<()> {
-        self.token.clear();
-        for byte in rand::random::<[u8; 20]>() {
-            write!(self.token, "{byte:02x}")?;
-        }
-        self.cmd.clear();
-        let set = self.cmd.arg("SET").arg(&self.key).arg(&self.token);
-        set.arg("NX").arg("PX").arg(TTL.as_millis() as u64);
-        self.scatter(&Value::Okay)
+        Bare::take(self)
     }
 
     fn release(&mut self) -> Result<()> {
-        self.cmd.clear();
-        let script = self.cmd.arg("EVALSHA").arg(&self.sha).arg(1);
-        script.arg(&self.key).arg(&self.token);
-        self.scatter(&Value::Int(1))
+        Bare::release(self)
     }
 }

@@ -9,22 +9,28 @@
 
 mod cell;
 mod clients;
+mod costs;
 mod count;
 mod extras;
+mod facts;
+mod floors;
 mod outage;
+mod process;
+mod renewed;
 mod rows;
 #[path = "../../examples/common/servers.rs"]
 mod servers;
 mod sharing;
+mod spread;
 
+use std::error;
 use std::io::{self, Write};
-use std::process::Command;
 use std::time::{Duration, Instant};
-use std::{env, error, fs, thread};
 
 use clap::Parser;
 
 use crate::extras::EXTRAS;
+use crate::facts::load;
 use crate::rows::ROWS;
 use crate::servers::Server;
 
@@ -49,6 +55,12 @@ struct Args {
     /// Only the rows whose name contains this
     #[arg(long, default_value = "")]
     only: String,
+    /// Nothing but so many pairs of one thread on all nodes, for `benches/instructions`
+    #[arg(long)]
+    pairs: Option<u32>,
+    /// Those on bare connections
+    #[arg(long, requires = "pairs")]
+    floor: bool,
     /// What `cargo bench` passes to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -65,11 +77,14 @@ fn main() -> Result<()> {
     let servers: Vec<Server> = (0..NODES)
         .map(|_| Server::start())
         .collect::<io::Result<_>>()?;
+    if let Some(pairs) = args.pairs {
+        return costs::only_pairs(&servers, args.floor, pairs);
+    }
     let mut out = io::stdout().lock();
     writeln!(
         out,
         "{}\nturns: {turns} of {cell:?} a cell",
-        facts(&servers[0])?
+        facts::line(&servers[0])?
     )?;
 
     let chosen = ROWS.iter().filter(|row| row.name.contains(&args.only));
@@ -85,36 +100,17 @@ fn main() -> Result<()> {
     }
     writeln!(out)?;
     for (name, extra) in EXTRAS.iter().filter(|(name, _)| name.contains(&args.only)) {
-        writeln!(out, "{name}: {}", extra(&servers, args.short)?)?;
+        let text = once_more(|| extra(&servers, args.short), &[name])?;
+        writeln!(out, "{name}: {text}")?;
     }
     writeln!(out, "took {:.0?}, load {}", began.elapsed(), load())?;
     Ok(())
 }
 
-/// What the figures depend on.
-fn facts(server: &Server) -> Result<String> {
-    let mut connection = redis::Client::open(server.url())?.get_connection()?;
-    let info: String = redis::cmd("INFO").arg("server").query(&mut connection)?;
-    let redis = info
-        .lines()
-        .find_map(|line| line.strip_prefix("redis_version:"));
-    let rustc = Command::new(env::var("RUSTC").unwrap_or("rustc".into()))
-        .arg("-V")
-        .output();
-    let rustc = rustc.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    Ok(format!(
-        "machine: {} cores, {} {}, load {}; redis-server {} on loopback; {}",
-        thread::available_parallelism()?,
-        env::consts::OS,
-        env::consts::ARCH,
-        load(),
-        redis.unwrap_or("unknown"),
-        rustc.unwrap_or("rustc unknown".into()),
-    ))
-}
-
-/// The mean load of the last minute, since other work on the machine is in every figure.
-fn load() -> String {
-    let loads = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    loads.split(' ').next().unwrap_or_default().to_owned()
+/// A machine that is too busy to answer within the time-outs fails locks, which says nothing about speed.
+fn once_more<T>(measure: impl Fn() -> Result<T>, names: &[&str]) -> Result<T> {
+    measure().or_else(|error| {
+        eprintln!("{}: {error}: once more", names.join(", "));
+        measure()
+    })
 }

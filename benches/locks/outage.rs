@@ -6,13 +6,10 @@ use redguard::{Config, LockGuard, Locker, OnDrop, RedisLocker, RetryPolicy};
 
 use crate::Result;
 use crate::clients;
+use crate::extras::word;
 use crate::servers::Server;
 
 const TTL: Duration = Duration::from_secs(60);
-
-fn word(ok: bool) -> &'static str {
-    if ok { "ok" } else { "short" }
-}
 
 /// Stops two of three nodes while something is measured.
 fn without_quorum(servers: &[Server], measure: impl FnOnce() -> Result<String>) -> Result<String> {

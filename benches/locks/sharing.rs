@@ -9,6 +9,7 @@ use redguard::{Locker, OnDrop, RedisLocker};
 
 use crate::Result;
 use crate::clients;
+use crate::extras::word;
 use crate::servers::Server;
 
 const TTL: Duration = Duration::from_secs(30);
@@ -111,7 +112,6 @@ pub(crate) fn contended(
     let least = counts.iter().min().copied().unwrap_or_default() as f64;
     let fairness = least / counts.iter().max().copied().unwrap_or(1) as f64;
     let (late, last) = (waits[waits.len() * 999 / 1000], waits[waits.len() - 1]);
-    let word = |ok| if ok { "ok" } else { "short" };
     Ok(format!(
         "{rate:.0} of ideally {ideal:.0} holds/s: {:.2}, goal ≥ {goal}: {}; the slowest has {fairness:.2} of the fastest, \
          goal ≥ 0.7: {}; waits p99.9 {late:.1?}, max {last:.1?}, goals ≤ 50 and 200 ms: {}",
@@ -161,11 +161,11 @@ pub(crate) fn handed_over(
     times.sort_unstable();
     let median = times[times.len() / 2];
     let ratio = median.as_secs_f64() / take.as_secs_f64();
-    let word = if ratio <= goal { "ok" } else { "short" };
     Ok(format!(
-        "p50 {median:.0?}, p99 {:.0?}; {ratio:.2} of an uncontended lock ({take:.0?}), goal ≤ {goal}: {word}; {:.2} of one \
+        "p50 {median:.0?}, p99 {:.0?}; {ratio:.2} of an uncontended lock ({take:.0?}), goal ≤ {goal}: {}; {:.2} of one \
          after the same rest ({rested:.0?})",
         times[times.len() * 99 / 100],
+        word(ratio <= goal),
         median.as_secs_f64() / rested.as_secs_f64()
     ))
 }
@@ -173,6 +173,7 @@ pub(crate) fn handed_over(
 /// Threads of one process that want one lock, and nothing with it.
 pub(crate) fn threads(servers: &[Server], short: bool) -> Result<String> {
     const THREADS: usize = 8;
+    const GOAL: f64 = 1.5;
     let time = Duration::from_secs(if short { 1 } else { 3 });
     let locker = locker(&servers[..1])?;
     let count = |threads: usize| -> Result<Vec<usize>> {
@@ -200,10 +201,9 @@ pub(crate) fn threads(servers: &[Server], short: bool) -> Result<String> {
     let share = |count: Option<&usize>| count.copied().unwrap_or_default() as f64 / mean;
     let (least, most) = (share(each.iter().min()), share(each.iter().max()));
     let ratio = all as f64 / alone as f64;
-    let word = |ok| if ok { "ok" } else { "short" };
     Ok(format!(
-        "{ratio:.2} of one thread alone, goal ≥ 0.8: {}; a thread has {least:.2} to {most:.2} of the mean, goal 0.8 to 1.25: {}",
-        word(ratio >= 0.8),
+        "{ratio:.2} of one thread alone, goal ≥ {GOAL}: {}; a thread has {least:.2} to {most:.2} of the mean, goal 0.8 to 1.25: {}",
+        word(ratio >= GOAL),
         word(least >= 0.8 && most <= 1.25)
     ))
 }

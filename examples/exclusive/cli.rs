@@ -35,7 +35,17 @@ pub(crate) struct Cli {
 #[command(next_help_heading = "Options of all commands")]
 pub(crate) struct Common {
     /// The nodes, all of them and the same ones for everybody [default: REDIS_URLS from the environment]
-    #[arg(long, global = true, value_name = "URL,URL,…", value_delimiter = ',')]
+    ///
+    /// Each is a server: host, host:port, redis://user:password@host:port/db, unix:///path, or rediss://…
+    /// where this is built with --features tls. A Sentinel's master and a Cluster, which a program names by
+    /// Endpoint::sentinel and Endpoint::cluster, cannot be named here.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL,URL,…",
+        value_delimiter = ',',
+        verbatim_doc_comment
+    )]
     redis: Vec<String>,
     /// What stands before a lock's name to make its key on the nodes
     #[arg(long, global = true, value_name = "TEXT", default_value = "redguard:")]

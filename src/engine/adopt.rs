@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::cancel;
 use crate::engine::attempt::Bid;
 use crate::engine::{Engine, Patience, Wish, turned_away};
-use crate::error::Error;
+use crate::error::{Error, LossReason};
 use crate::inbox::Inbox;
 use crate::key::Token;
 use crate::lease::{Lease, Mode};
@@ -88,7 +88,7 @@ impl Engine {
                 attempts: 1,
                 ttl: wish.ttl.duration(),
             },
-            Verdict::Refused => Error::LockLost,
+            Verdict::Refused => lease.lost_for(LossReason::NotOurs),
             Verdict::Unavailable => match self.go_on(inbox) {
                 Ok(()) => self.insufficient(outcome.tally),
                 Err(error) => error,

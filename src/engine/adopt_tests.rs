@@ -62,7 +62,10 @@ fn one_that_answers_late_is_released_too() {
         late.arrived();
         decides.arrived();
         decides.go();
-        assert_eq!(adopts.join().unwrap().unwrap_err(), Error::LockLost);
+        assert!(matches!(
+            adopts.join().unwrap().unwrap_err(),
+            Error::LockLost { .. }
+        ));
         late.go();
     });
     fakes[0].sins(Sin::Honest);
@@ -77,8 +80,13 @@ fn two_of_four_are_no_quorum() {
     for fake in &fakes[..2] {
         fake.seize("x", TTL);
     }
-    assert_eq!(child.adopt(&token, TTL).unwrap_err(), Error::LockLost);
+    assert!(matches!(
+        child.adopt(&token, TTL).unwrap_err(),
+        Error::LockLost { .. }
+    ));
+    // A node that was not asked by the time of the verdict is not asked any more, and keeps what it has.
+    let undone = |t: Option<String>| t.is_none_or(|t| t == token.text());
     fake::eventually("they are undone", || {
-        fakes[2..].iter().all(|f| f.token("x").is_none())
+        fakes[2..].iter().all(|fake| undone(fake.token("x")))
     });
 }

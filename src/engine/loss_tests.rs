@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::cancel::CancelToken;
 use crate::config::OnDrop;
 use crate::engine::{Care, Engine, Patience, Taken, Wish};
-use crate::error::Error;
+use crate::error::{Error, LossReason};
 use crate::fake::{Fake, Sin, eventually, locker};
 use crate::key::{Family, Key, Ttl};
 use crate::lease::{Claim, Lease, Look};
@@ -287,8 +287,9 @@ fn a_loss_is_told_by_the_clock_where_nobody_looks_and_nothing_renews() {
     // At once to who asks late, and to everybody who does.
     for _ in 0..2 {
         assert_eq!(guard.watch().wait_lost(Duration::ZERO), WaitLost::Lost);
+        assert_eq!(guard.watch().loss(), Some(LossReason::Expired));
     }
-    assert_eq!(guard.release(), Err(Error::LockLost));
+    assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
     assert_eq!(told.load(Ordering::SeqCst), 1);
 }
 
@@ -441,7 +442,7 @@ fn a_renewal_that_is_answered_after_the_lease_has_ended_revives_nothing() {
     assert_eq!(guard.watch().wait_lost(Duration::ZERO), WaitLost::Lost);
     assert!(!guard.is_held() && guard.remaining().is_zero());
     assert_eq!(renewing(locker.nodes()), 0);
-    assert_eq!(guard.release(), Err(Error::LockLost));
+    assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
     assert_eq!(told.load(Ordering::SeqCst), 1, "once");
 }
 

@@ -12,8 +12,8 @@ use crate::config::OnDrop;
 use crate::engine::{Engine, Wish};
 use crate::error::{Cause, Error};
 use crate::inbox::Inbox;
+use crate::job::Addressee;
 use crate::key::Token;
-use crate::lane::Addressee;
 use crate::lease::{Claim, Lease};
 use crate::local::{Baton, Handed, Offer, Pass};
 use crate::quorum::{NodeSet, Verdict};
@@ -76,7 +76,7 @@ impl Engine {
         }
         let outcome = asked.outcome(self.node_budget(now));
         lease.end();
-        Some(self.released(outcome))
+        Some(self.released(lease, outcome))
     }
 
     /// Takes what was handed to a thread that offered it: the lease, or nothing, and then all of it is undone and the thread

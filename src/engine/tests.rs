@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::config::{Config, OnDrop};
-use crate::error::{Cause, Error};
+use crate::error::{Cause, Error, LossReason};
 use crate::fake::{Fake, Sin, at_each_line, eventually, locker};
 use crate::key::{Family, Key};
 use crate::locker::{Locker, RedisLocker};
@@ -251,9 +251,15 @@ fn a_strangers_lock_is_left_alone() {
     let guard = locker.lock("x", TTL).expect("free");
     fakes.iter().for_each(|fake| fake.wipe());
     fakes.iter().for_each(|fake| fake.seize("x", TTL));
-    assert_eq!(guard.extend(TTL), Err(Error::LockLost));
+    let lost = Error::LockLost {
+        key: "x".into(),
+        reason: LossReason::NotOurs,
+    };
+    assert_eq!(guard.extend(TTL), Err(lost.clone()));
     assert!(!guard.is_held());
-    assert_eq!(guard.release(), Err(Error::LockLost));
+    assert_eq!(guard.watch().loss(), Some(LossReason::NotOurs));
+    assert_eq!(guard.check(), Err(lost));
+    assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
     assert!(
         fakes
             .iter()
@@ -422,11 +428,11 @@ fn an_extension_without_a_quorum_puts_nothing_back() {
     eventually("all three", || holders(&fakes, "x") == 3);
     fakes[0].wipe();
     fakes[1].wipe();
-    assert_eq!(guard.extend(TTL), Err(Error::LockLost));
+    assert!(matches!(guard.extend(TTL), Err(Error::LockLost { .. })));
     // Lost, so its token is released on the third too, and nothing has come back.
     all_free(&fakes, "x");
     assert!(fakes.iter().all(|fake| fake.count(Verb::PutBack) == 0));
-    assert_eq!(guard.check(), Err(Error::LockLost));
+    assert!(matches!(guard.check(), Err(Error::LockLost { .. })));
 }
 
 #[test]
@@ -728,7 +734,7 @@ fn a_hung_holder_does_not_block_its_process_beyond_its_lease() {
     let next = locker.lock("x", TTL).expect("the lease has ended");
     assert!(next.is_held() && !hung.is_held());
     // The end of the one that was passed over does not free the slot of the other.
-    assert_eq!(hung.release(), Err(Error::LockLost));
+    assert!(matches!(hung.release(), Err(Error::LockLost { .. })));
     assert!(locker.try_lock("x", TTL).expect("no error").is_none());
     assert!(next.is_held());
 }
@@ -746,7 +752,7 @@ fn a_loss_seen_early_lets_the_next_thread_in() {
         });
         let lost = time::now();
         fakes.iter().for_each(|fake| fake.wipe());
-        assert_eq!(guard.extend(TTL), Err(Error::LockLost));
+        assert!(matches!(guard.extend(TTL), Err(Error::LockLost { .. })));
         let next = waiting.join().expect("no panic").expect("it is free");
         // Without being told it would have slept until the end of the first lease.
         assert!(time::now().duration_since(lost) < TTL / 2);
@@ -850,7 +856,7 @@ fn a_release_that_finds_nothing_is_a_loss() {
     eventually("all three", || holders(&fakes, "x") == 3);
     fakes[0].wipe();
     fakes[2].wipe();
-    assert_eq!(guard.release(), Err(Error::LockLost));
+    assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
 }
 
 #[test]
@@ -888,7 +894,8 @@ fn shutdown_turns_away_waits_and_leaves_what_is_in_use() {
     closed(locker.try_lock("z", TTL).map(drop));
     assert!(fakes[0].token("x").is_some(), "left to its TTL");
     assert!(!guard.is_held());
-    assert_eq!(guard.release(), Err(Error::LockLost));
+    assert_eq!(guard.watch().loss(), Some(LossReason::ShutDown));
+    assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
     locker.nodes().shutdown(Duration::ZERO);
 }
 

@@ -29,7 +29,7 @@ impl Keys {
             Err(Error::InvalidKey { name, reason })
         };
         let (first, rest) = match names {
-            [] => return refuse("", "no names were given".into()),
+            [] => return refuse("", "no name was given".into()),
             [name] => return Key::parse(prefix, name, family).map(Keys::from),
             [first, rest @ ..] => (first, rest),
         };
@@ -142,7 +142,7 @@ mod tests {
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert_eq!(parse(&many[1..]).unwrap().all().len(), MOST_KEYS);
         for (given, words) in [
-            (&[][..], "no names"),
+            (&[][..], "no name was given"),
             (&["a", "b", "a"], "\"a\": it is given twice"),
             (&["a", "a"], "\"a\": it is given twice"),
             (&["a", ""], "it is empty"),

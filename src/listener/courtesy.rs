@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::job::Addressee;
 use crate::key::{Key, Keys};
-use crate::lane::Addressee;
 use crate::listener::{Desk, Listener};
 use crate::script::Answer;
 use crate::time;

@@ -4,21 +4,16 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use redis::{
-    Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, RedisError,
+    ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
 };
 
 use crate::config::Settings;
 use crate::endpoint::Address;
 use crate::error::{Cause, Error};
 use crate::node::tls;
+use crate::node::wire::Wire;
 use crate::script;
 use crate::time;
-
-/// What we tell of ourselves.
-const NAMES: [(&str, &str); 2] = [
-    ("LIB-NAME", env!("CARGO_PKG_NAME")),
-    ("LIB-VER", env!("CARGO_PKG_VERSION")),
-];
 
 /// A Redis or Valkey server, and how we log in there.
 #[derive(Clone)]
@@ -82,7 +77,9 @@ impl Server {
 
     /// The same server, with these credentials and this database.
     pub(super) fn with(self, redis: RedisConnectionInfo) -> Server {
-        let redis = redis.set_skip_set_lib_name();
+        let redis = redis
+            .set_skip_set_lib_name()
+            .set_protocol(ProtocolVersion::RESP2);
         Server {
             info: self.info.set_redis_settings(redis),
         }
@@ -101,45 +98,21 @@ impl Server {
         }
     }
 
-    /// Connects, logs in and says who we are. Where a name has many addresses it can take longer than until `end`.
-    pub(super) fn open(&self, end: Instant) -> Result<Connection, Cause> {
+    /// Connects and logs in. Where a name has many addresses it can take longer than until `end`.
+    pub(super) fn open(&self, end: Instant) -> Result<Wire, Cause> {
         let timeout = match self.info.addr() {
             // What hangs over TLS has more to tell than that it does: in time for who waits for `connect_timeout`.
             ConnectionAddr::TcpTls { .. } => left(end) * 7 / 8,
             _ => left(end),
         };
-        self.try_open(time::now() + timeout)
-            .map_err(|error| match self.info.addr() {
-                #[cfg(feature = "tls")]
-                ConnectionAddr::TcpTls { .. } => tls::cause(&error, self.password()),
-                ConnectionAddr::Tcp(..) if script::is_cut(&error) => {
-                    Cause::Unreachable(format!("{error}: is it a port for TLS?"))
-                }
-                _ => script::cause_without(&error, self.password()),
-            })
-    }
-
-    fn try_open(&self, end: Instant) -> Result<Connection, RedisError> {
-        let redis = self.info.redis_settings();
-        // `redis` waits for each reply of its handshake as long as for all of it.
-        let replies = 1 + u32::from(redis.password().is_some() && redis.db() != 0);
-        let client = redis::Client::open(self.info.clone())?;
-        let mut connection = client.get_connection_with_timeout(left(end) / replies)?;
-        let mut wire = Vec::new();
-        for (what, name) in NAMES {
-            let mut cmd = redis::cmd("CLIENT");
-            cmd.arg("SETINFO").arg(what).arg(name);
-            cmd.write_packed_command(&mut wire);
-        }
-        // Over TLS who writes may read first.
-        connection.set_read_timeout(Some(left(end)))?;
-        connection.set_write_timeout(Some(left(end)))?;
-        connection.send_packed_command(&wire)?;
-        for _ in NAMES {
-            connection.set_read_timeout(Some(left(end)))?;
-            connection.recv_response()?; // before Redis 7.2 it is an error
-        }
-        Ok(connection)
+        Wire::open(self, time::now() + timeout).map_err(|error| match self.info.addr() {
+            #[cfg(feature = "tls")]
+            ConnectionAddr::TcpTls { .. } => tls::cause(&error, self.password()),
+            ConnectionAddr::Tcp(..) if script::is_cut(&error) => {
+                Cause::Unreachable(format!("{error}: is it a port for TLS?"))
+            }
+            _ => script::cause_without(&error, self.password()),
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 use parking_lot::Mutex;
-use redis::{Connection, Value};
+use redis::Value;
 
 use crate::about::About;
 use crate::config::Settings;
@@ -20,6 +20,7 @@ use crate::node::address::{Server, host_and_port, log_in};
 use crate::node::ear::RedisEar;
 use crate::node::guide;
 use crate::node::session::{RedisSession, out_of_step};
+use crate::node::wire::Wire;
 use crate::node::{Connector, Ear, Greeting, Session};
 use crate::script::{Answer, Request, Verb};
 use crate::time;
@@ -68,7 +69,7 @@ impl Cluster {
 
     /// A connection to the first seed that finds the cluster in order, and who has which slot. Each seed has an equal share
     /// of what is left until `end`, and one more is left for the masters.
-    fn survey(&self, end: Instant) -> Result<(Server, Connection, Slots), Cause> {
+    fn survey(&self, end: Instant) -> Result<(Server, Wire, Slots), Cause> {
         let mut cause = Cause::TimedOut;
         for (index, seed) in self.seeds.iter().enumerate() {
             let shares = (self.seeds.len() - index + 1) as u32;
@@ -104,7 +105,7 @@ impl Server {
 
 /// Asks one server for the cluster. One that is cut off from it may know masters that are none any more, and says that
 /// the cluster is down.
-fn ask_seed(seed: &Server, end: Instant) -> Result<(Connection, Slots), Cause> {
+fn ask_seed(seed: &Server, end: Instant) -> Result<(Wire, Slots), Cause> {
     let mut connection = seed.open(end)?;
     let mut ask = |what: &str| {
         let mut question = redis::cmd("CLUSTER");

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use redis::{Cmd, Connection, Msg};
+use redis::{Cmd, Msg};
 
 use crate::error::Cause;
 use crate::key::Channel;
 use crate::node::Ear;
+use crate::node::wire::Wire;
 use crate::script;
 use crate::time;
 
@@ -17,36 +18,34 @@ const MOST_EARLY: usize = 4096;
 /// The subscriber's side of an open connection. Only what is read with [`hear`](Ear::hear) may time out: after a reply that
 /// did, `redis` would skip a message.
 pub(super) struct RedisEar {
-    connection: Connection,
+    connection: Wire,
     node_timeout: Duration,
     /// Messages that came before a reply that was waited for.
     early: VecDeque<Channel>,
 }
 
 impl RedisEar {
-    pub(super) fn new(connection: Connection, node_timeout: Duration) -> Result<RedisEar, Cause> {
-        connection
-            .set_write_timeout(Some(node_timeout))
-            .map_err(|error| script::cause(&error))?;
-        Ok(RedisEar {
+    pub(super) fn new(connection: Wire, node_timeout: Duration) -> Result<RedisEar, Cause> {
+        let mut ear = RedisEar {
             connection,
             node_timeout,
             early: VecDeque::new(),
-        })
+        };
+        ear.connection
+            .introduce_us(time::now() + node_timeout)
+            .map_err(|error| script::cause(&error))?;
+        Ok(ear)
     }
 
     /// We do not do this with the `PubSub` of `redis`: it keeps what comes before the reply, for as long as anything comes.
     fn ask(&mut self, cmd: &Cmd) -> Result<(), Cause> {
         let end = time::now() + self.node_timeout;
         self.connection
-            .set_read_timeout(Some(self.node_timeout))
-            .and_then(|()| {
-                self.connection
-                    .send_packed_command(&cmd.get_packed_command())
-            })
+            .set_timeouts(self.node_timeout)
+            .and_then(|()| self.connection.send(&cmd.get_packed_command()))
             .map_err(|error| script::cause(&error))?;
         while self.early.len() < MOST_EARLY && time::now() < end {
-            let reply = self.connection.recv_response();
+            let reply = self.connection.receive(end);
             let reply = reply.map_err(|error| script::cause(&error))?;
             match Msg::from_owned_value(reply) {
                 Some(message) => self.early.push_back(message.get_channel_name().into()),
@@ -71,12 +70,10 @@ impl Ear for RedisEar {
             return Ok(Some(channel));
         }
         let wait = wait.max(Duration::from_millis(1));
-        let mut messages = self.connection.as_pubsub();
-        let heard = messages
-            .set_read_timeout(Some(wait))
-            .and_then(|()| messages.get_message());
-        // Its destructor would end all subscriptions, and wait for what the server says to that. It owns nothing.
-        std::mem::forget(messages);
+        let heard = self
+            .connection
+            .set_timeouts(wait)
+            .and_then(|()| self.connection.hear(time::now() + wait));
         match heard {
             Ok(message) => Ok(Some(Channel::from(message.get_channel_name()))),
             Err(error) if error.is_timeout() => Ok(None),

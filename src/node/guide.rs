@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
-use redis::{Cmd, Connection, ConnectionAddr, FromRedisValue};
+use redis::{Cmd, ConnectionAddr, FromRedisValue, RedisError};
 
 use crate::config::Settings;
 use crate::endpoint::Address;
 use crate::error::{Cause, Error};
 use crate::node::address::{Server, host_and_port, left, refusal};
+use crate::node::wire::Wire;
 use crate::script;
 
 /// The longest name of a host, in bytes, as DNS has it.
@@ -59,16 +60,18 @@ impl Server {
     /// Asks something on a connection to it that has just been opened.
     pub(super) fn ask<T: FromRedisValue>(
         &self,
-        connection: &mut Connection,
+        connection: &mut Wire,
         question: &Cmd,
         end: Instant,
     ) -> Result<T, Cause> {
-        let left = Some(left(end));
-        connection
-            .set_read_timeout(left)
-            .and_then(|()| connection.set_write_timeout(left))
-            .and_then(|()| question.query(connection))
-            .map_err(|error| script::cause_without(&error, self.password()))
+        let mut ask = || -> Result<T, RedisError> {
+            connection.set_timeouts(left(end))?;
+            connection.send(&question.get_packed_command())?;
+            Ok(redis::from_redis_value(
+                connection.receive(end)?.extract_error()?,
+            )?)
+        };
+        ask().map_err(|error| script::cause_without(&error, self.password()))
     }
 }
 

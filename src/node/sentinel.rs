@@ -6,13 +6,14 @@
 use std::time::Instant;
 
 use log::debug;
-use redis::{Connection, RedisConnectionInfo, Value};
+use redis::{RedisConnectionInfo, Value};
 
 use crate::config::Settings;
 use crate::endpoint::Address;
 use crate::error::{Cause, Error};
 use crate::node::address::{Server, log_in};
 use crate::node::guide;
+use crate::node::wire::Wire;
 use crate::time;
 
 /// Where a sentinel listens, if its address does not say.
@@ -53,7 +54,7 @@ impl Watch {
 
     /// A connection to the master. Of the time until `end` each sentinel has an equal share of what is left, half of it to
     /// answer and the other half for the server that it names.
-    pub(super) fn open(&self, end: Instant) -> Result<(Connection, Server), Cause> {
+    pub(super) fn open(&self, end: Instant) -> Result<(Wire, Server), Cause> {
         let mut causes = Vec::new();
         for (index, (sentinel, like)) in self.sentinels.iter().enumerate() {
             let others = (self.sentinels.len() - index) as u32;
@@ -101,7 +102,7 @@ impl Server {
 }
 
 /// A connection to a server that says itself that it is a master: a sentinel may not know yet, or the server may not.
-fn open_master(server: Server, end: Instant) -> Result<(Connection, Server), Cause> {
+fn open_master(server: Server, end: Instant) -> Result<(Wire, Server), Cause> {
     let cause = |cause| guide::of(&server.place(), cause);
     let mut connection = server.open(end).map_err(cause)?;
     let role: Vec<Value> = server

@@ -1,38 +1,47 @@
 //! A lane's connection to a server: greeting it, and exchanging batches with it.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use redis::{Cmd, Connection, Value};
+use redis::{Cmd, Value};
 
 use crate::about::{self, About};
 use crate::batch::Calls;
 use crate::error::Cause;
-use crate::node::{Greeting, Session};
+use crate::node::wire::{self, Wire};
+use crate::node::{Greeting, Prompt, Session};
 #[cfg(feature = "cluster")]
 use crate::script::Holder;
-use crate::script::{self, Answer, Loaded, Read, Request};
+use crate::script::{self, Answer, Read, Request, Script};
 use crate::time;
+
+use self::prompt::Expected;
 
 /// What a node is asked of itself. The first one has its clock.
 const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
 
 /// An open connection with the scripts loaded.
 pub(super) struct RedisSession {
-    connection: Connection,
+    wire: Wire,
     timeout: Duration,
     /// What it has logged in with, and what no words of an error may have in them.
     password: Box<str>,
     /// The read time-out that the socket has now; `redis` clears it after its handshake.
     armed: Option<Duration>,
-    loaded: Loaded,
     cmd: Cmd,
-    wire: Vec<u8>,
+    out: Vec<u8>,
+    /// What the next replies are, of requests that were sent by themselves.
+    expected: VecDeque<Expected>,
+    /// Why the script is missing of a request that was sent again.
+    unloaded: Option<Cause>,
     /// How a batch is sent.
     calls: Calls,
     /// The calls of a batch, by their first requests, that take a second question. Empty between batches; kept for its
     /// memory.
     again: Vec<(usize, Again)>,
 }
+
+mod prompt;
 
 /// What is asked again after a batch's first replies.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,37 +54,41 @@ enum Again {
 
 impl RedisSession {
     /// An open connection; nothing has been said yet.
-    pub(super) fn new(connection: Connection, timeout: Duration, password: &str) -> RedisSession {
+    pub(super) fn new(wire: Wire, timeout: Duration, password: &str) -> RedisSession {
         RedisSession {
-            connection,
+            wire,
             timeout,
             password: password.into(),
             armed: None,
-            loaded: Loaded::default(),
             cmd: Cmd::new(),
-            wire: Vec::new(),
+            out: Vec::new(),
+            expected: VecDeque::new(),
+            unloaded: None,
             calls: Calls::default(),
             again: Vec::new(),
         }
     }
 
-    /// Learns who the server is, kills what there is of our former connections to it (a run id, and a number within
-    /// that run), and loads the scripts.
+    /// Learns who the server is, loads the scripts, and kills what there is of our former connections to it (a run id, and
+    /// a number within that run).
     pub(super) fn greet(
         &mut self,
         former: &[(String, i64)],
         end: Instant,
     ) -> Result<Greeting, Cause> {
-        self.wire.clear();
+        self.out.clear();
         redis::cmd("CLIENT")
             .arg("ID")
-            .write_packed_command(&mut self.wire);
+            .write_packed_command(&mut self.out);
         // One by one: before Redis 7 it takes one section at a time.
         for section in SECTIONS {
             redis::cmd("INFO")
                 .arg(section)
-                .write_packed_command(&mut self.wire);
+                .write_packed_command(&mut self.out);
         }
+        wire::introduce(&mut self.out);
+        // The others are loaded when they are wanted and missing; of this one it shows whether we may.
+        script::write_load(Script::Release, &mut self.out);
         let sent = time::wall();
         self.send(end)?;
         let client = self.receive_as::<i64>(end)?;
@@ -84,6 +97,13 @@ impl RedisSession {
         for _ in &SECTIONS[1..] {
             info.push('\n');
             info.push_str(&self.receive_as::<String>(end)?);
+        }
+        for _ in 0..wire::INTRODUCED {
+            self.receive(end)?; // before Redis 7.2 it is an error
+        }
+        let sha = self.receive_as::<String>(end)?;
+        if !script::is_loaded(Script::Release, &sha) {
+            return Err(out_of_step());
         }
         let run_id = about::field(&info, "run_id")
             .filter(|run_id| is_digest(run_id))
@@ -99,48 +119,36 @@ impl RedisSession {
             client,
             about,
         };
-        self.wire.clear();
         // After a restart the numbers begin anew: ours may be somebody else's by now.
         let killed = || former.iter().filter(|(run, _)| *run == greeting.run_id);
-        for (_, client) in killed() {
-            redis::cmd("CLIENT")
-                .arg("KILL")
-                .arg("ID")
-                .arg(client)
-                .write_packed_command(&mut self.wire);
-        }
-        Loaded::load(&mut self.wire);
-        self.send(end)?;
-        for _ in killed() {
-            self.receive_as::<i64>(end)?;
-        }
-        self.learn_scripts(end)?;
-        Ok(greeting)
-    }
-
-    fn learn_scripts(&mut self, end: Instant) -> Result<(), Cause> {
-        for script in 0..Loaded::COUNT {
-            let sha = self.receive_as::<String>(end)?;
-            // It is kept, and sent with each call.
-            if !is_digest(&sha) {
-                return Err(out_of_step());
+        if killed().next().is_some() {
+            self.out.clear();
+            for (_, client) in killed() {
+                redis::cmd("CLIENT")
+                    .arg("KILL")
+                    .arg("ID")
+                    .arg(client)
+                    .write_packed_command(&mut self.out);
             }
-            self.loaded.learn(script, sha);
+            self.send(end)?;
+            for _ in killed() {
+                self.receive_as::<i64>(end)?;
+            }
         }
-        Ok(())
+        Ok(greeting)
     }
 
     fn send(&mut self, end: Instant) -> Result<(), Cause> {
         self.arm(end)?;
-        self.connection
-            .send_packed_command(&self.wire)
+        self.wire
+            .send(&self.out)
             .map_err(|error| script::cause_without(&error, &self.password))
     }
 
     fn receive(&mut self, end: Instant) -> Result<Value, Cause> {
         self.arm(end)?;
-        self.connection
-            .recv_response()
+        self.wire
+            .receive(end)
             .map_err(|error| script::cause_without(&error, &self.password))
     }
 
@@ -158,9 +166,8 @@ impl RedisSession {
     ///
     /// After `end` there is a last moment to read what has come by then: it may be us who were held up.
     ///
-    /// The time-out is that of each read, and `redis` reads a reply to its end: one whose bytes keep coming can take longer,
-    /// and holds the lane for as long as they come. Callers see that it is overdue and do not wait for it. We cannot end it: the
-    /// socket is not to be had from `redis`, and cannot be shut down from outside.
+    /// Over TLS, where the socket is that of `redis`, the time-out is that of each read: a reply whose bytes keep coming can take
+    /// longer, and holds the lane for as long as they come. Callers see that it is overdue and do not wait for it.
     fn arm(&mut self, end: Instant) -> Result<(), Cause> {
         let left = end
             .saturating_duration_since(time::now())
@@ -170,9 +177,8 @@ impl RedisSession {
         if self.armed.is_some_and(fits) {
             return Ok(());
         }
-        self.connection
-            .set_read_timeout(Some(left))
-            .and_then(|()| self.connection.set_write_timeout(Some(left)))
+        self.wire
+            .set_timeouts(left)
             .map_err(|error| script::cause(&error))?;
         self.armed = Some(left);
         Ok(())
@@ -183,8 +189,8 @@ impl RedisSession {
     /// Appends a call, given by its first request.
     fn write(&mut self, requests: &[Request], calls: &Calls, first: usize) {
         let joined = calls.members(first).skip(1).map(|index| &requests[index]);
-        let (cmd, wire) = (&mut self.cmd, &mut self.wire);
-        self.loaded.write(&requests[first], joined, cmd, wire);
+        let (cmd, out) = (&mut self.cmd, &mut self.out);
+        script::write(&requests[first], joined, cmd, out);
     }
 
     /// Settles what a batch's first replies have left open, completely: before the next batch.
@@ -196,23 +202,20 @@ impl RedisSession {
         end: Instant,
         answer: &mut dyn FnMut(usize, Answer),
     ) -> Result<(), Cause> {
-        let forgotten = again.iter().any(|(_, what)| *what == Again::Whole);
-        self.wire.clear();
-        if forgotten {
-            Loaded::load(&mut self.wire);
-        }
+        self.out.clear();
         for (first, what) in again {
             match what {
                 Again::Left => {
-                    script::write_left(&requests[*first], &mut self.cmd, &mut self.wire);
+                    script::write_left(&requests[*first], &mut self.cmd, &mut self.out);
                 }
-                Again::Whole => self.write(requests, calls, *first),
+                Again::Whole => {
+                    let joined = calls.members(*first).skip(1).map(|index| &requests[index]);
+                    let (cmd, out) = (&mut self.cmd, &mut self.out);
+                    script::write_with_script(&requests[*first], joined, cmd, out);
+                }
             }
         }
         self.send(end)?;
-        if forgotten {
-            self.learn_scripts(end)?;
-        }
         for (first, what) in again {
             let reply = self.receive(end)?;
             if *what == Again::Left {
@@ -222,13 +225,12 @@ impl RedisSession {
                 }
                 continue;
             }
+            let unloaded = script::unloaded(&reply);
+            let reply = self.receive(end)?;
             for (place, index) in calls.members(*first).enumerate() {
                 match script::read(&requests[index], place, &reply) {
                     Read::Answer(read) => answer(index, read),
-                    Read::NoScript => {
-                        let cause = Cause::Server("NOSCRIPT after SCRIPT LOAD".into());
-                        answer(index, Answer::Fault(cause));
-                    }
+                    Read::NoScript => answer(index, Answer::Fault(unloaded.clone())),
                     Read::Refused | Read::OutOfStep => return Err(out_of_step()),
                 }
             }
@@ -242,7 +244,7 @@ impl RedisSession {
     pub(super) fn write_batch(&mut self, requests: &[Request], end: Instant) -> Result<(), Cause> {
         let mut calls = std::mem::take(&mut self.calls);
         calls.plan(requests);
-        self.wire.clear();
+        self.out.clear();
         for first in calls.firsts() {
             self.write(requests, &calls, first);
         }
@@ -284,12 +286,20 @@ impl RedisSession {
     /// Sends one request to where a slot is on its way to, and reads its answer.
     #[cfg(feature = "cluster")]
     pub(super) fn ask_aside(&mut self, request: &Request, end: Instant) -> Result<Answer, Cause> {
-        self.wire.clear();
-        redis::cmd("ASKING").write_packed_command(&mut self.wire);
-        let (cmd, wire) = (&mut self.cmd, &mut self.wire);
-        self.loaded.write(request, std::iter::empty(), cmd, wire);
+        self.out.clear();
+        let (cmd, out) = (&mut self.cmd, &mut self.out);
+        let mut call = Vec::new();
+        let script = script::write(request, std::iter::empty(), cmd, &mut call);
+        // It may not have been there before, and ASKING holds for one command.
+        if let Some(script) = script {
+            script::write_load(script, out);
+        }
+        redis::cmd("ASKING").write_packed_command(out);
+        out.append(&mut call);
         self.send(end)?;
-        self.receive(end)?;
+        for _ in 0..1 + usize::from(script.is_some()) {
+            self.receive(end)?;
+        }
         let reply = self.receive(end)?;
         match script::read(request, 0, &reply) {
             Read::Answer(answer) => Ok(answer),
@@ -301,8 +311,8 @@ impl RedisSession {
     }
 
     pub(super) fn ping_by(&mut self, end: Instant) -> Result<(), Cause> {
-        self.wire.clear();
-        redis::cmd("PING").write_packed_command(&mut self.wire);
+        self.out.clear();
+        redis::cmd("PING").write_packed_command(&mut self.out);
         self.send(end)?;
         self.receive(end).map(|_| ())
     }
@@ -315,22 +325,19 @@ impl Session for RedisSession {
         answer: &mut dyn FnMut(usize, Answer),
     ) -> Result<(), Cause> {
         let end = time::now() + self.timeout;
-        let mut demoted = None;
         self.write_batch(requests, end)?;
-        self.read_batch(requests, end, &mut |index, read| {
-            if let Answer::Fault(cause) = &read
-                && script::is_read_only(cause)
-            {
-                demoted = Some(cause.clone());
-            }
-            answer(index, read);
-        })?;
-        // It was a master when it was greeted. Another may be by now, where somebody tells us which.
-        demoted.map_or(Ok(()), Err)
+        self.read_batch(requests, end, answer)
     }
 
     fn ping(&mut self) -> Result<(), Cause> {
         self.ping_by(time::now() + self.timeout)
+    }
+
+    fn prompt(&mut self) -> Option<&mut dyn Prompt> {
+        match self.wire.can_look() {
+            true => Some(self),
+            false => None,
+        }
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use redis::Connection;
-
 use crate::config::Settings;
 use crate::error::Cause;
 use crate::node::address::Server;
@@ -11,6 +9,7 @@ use crate::node::ear::RedisEar;
 #[cfg(feature = "sentinel")]
 use crate::node::sentinel::Watch;
 use crate::node::session::RedisSession;
+use crate::node::wire::Wire;
 use crate::node::{Connector, Ear, Greeting, Session};
 use crate::time;
 
@@ -40,7 +39,7 @@ impl Single {
 
 impl Site {
     /// A connection to the server, and which server that is.
-    fn open(&self, end: Instant) -> Result<(Connection, Server), Cause> {
+    fn open(&self, end: Instant) -> Result<(Wire, Server), Cause> {
         match self {
             Site::At(server) => Ok((server.open(end)?, server.clone())),
             #[cfg(feature = "sentinel")]

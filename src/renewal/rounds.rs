@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
+use crate::job::Addressee;
 use crate::key::Ttl;
-use crate::lane::Addressee;
 use crate::lease::{Extension, Lease, Look};
 use crate::quorum::{NodeSet, Tally, Verdict};
 use crate::renewal::{Desk, GATHER, Lost, MOST_OPEN, Renewed, State};

@@ -10,12 +10,11 @@
 //! | `:turn` | `asked` while a refused reader waits, `given` while readers have their turn |
 //! | `:fence` | the last number that was given out, for exclusive locks too |
 //!
-//! A semaphore has one key, `:permits`, a hash: `permits` is how many it has, and each number below that which is held is
-//! the time at which that permit ends, a space, and its owner's token.
-//!
 //! Times are the server's own, in milliseconds (`TIME`); an entry is alive up to and including its time. A sorted set ends a
 //! second after its last entry, so nothing is left when nobody holds or waits. Scripts read first what can fail on its type,
 //! so that they fail before they have changed anything.
+
+use self::permits::{EXTEND_PERMIT, PERMIT, RELEASE_PERMIT};
 
 /// Ends the script unless the first `locks` keys hold our token, all of them: with −1 where another's is in one of them, else
 /// with 0.
@@ -477,107 +476,8 @@ redis.call('DEL', KEYS[1])",
 return heard"
 );
 
-/// Sets `stays` and `owner` from what is stored for a permit, `held`: until when it is held and by whom. Nil where it is free, as
-/// one is whose time is over.
-macro_rules! permit {
-    () => {
-        "
-local stays, owner = string.match(held or '', '^(%d+) (.*)$')
-stays = tonumber(stays)
-if stays and stays < now then stays, owner = nil, nil end"
-    };
-}
-
-/// Stores a permit that is ours until `stays`.
-macro_rules! store {
-    () => {
-        concat!(
-            "
-redis.call('HSET', KEYS[1], ARGV[3], string.format('%.0f %s', stays, ARGV[1]))
-local set, life = KEYS[1], stays - now",
-            keep!()
-        )
-    };
-}
-
-/// Take one permit of a semaphore: a Redlock of its own, so that quorums never give out more of them than there are.
-///
-/// 1. Refused where the semaphore has another number of permits, if one of them is held. Where none is, it has ours from now
-///    on.
-/// 2. Refused while another holds this permit. The answer says which are free, so that the next request asks for one of them.
-/// 3. Otherwise the token is stored with its end, not before that of ours that may be there.
-///
-/// KEYS: the permits. ARGV: token, TTL in ms, which permit, how many there are. Reply: 1 granted; or −1 and how many there are
-/// here; or for how many ms the next one to end is held, and a bit for each that is free, 32 in a number, the lowest first.
-const PERMIT: &str = concat!(
-    "local kept, held = unpack(redis.call('HMGET', KEYS[1], 'permits', ARGV[3]))",
-    now!(),
-    permit!(),
-    "
-local differs = kept and kept ~= ARGV[4]
-if differs or owner and owner ~= ARGV[1] then
-  local taken, next = {}, false
-  local all = redis.call('HGETALL', KEYS[1])
-  for i = 1, #all, 2 do
-    local held = all[i + 1]",
-    permit!(),
-    "
-    if stays then
-      taken[all[i]] = true
-      if not next or stays < next then next = stays end
-    end
-  end
-  if differs and next then return {-1, tonumber(kept)} end
-  if not differs then
-    local reply = {next - now}
-    for slot = 0, ARGV[4] - 1 do
-      local word = math.floor(slot / 32) + 2
-      reply[word] = (reply[word] or 0) + (taken[tostring(slot)] and 0 or 2 ^ (slot % 32))
-    end
-    return reply
-  end
-  redis.call('DEL', KEYS[1])
-end
-stays = math.max(stays or 0, now + ARGV[2])
-redis.call('HSET', KEYS[1], 'permits', ARGV[4])",
-    store!(),
-    "
-return 1"
-);
-
-/// Extend a permit (rule S5): never kills, never revives, never shortens.
-///
-/// KEYS: the permits. ARGV: token, TTL in ms, which permit. Reply: 1 ours and extended, 0 nobody's, −1 another's.
-const EXTEND_PERMIT: &str = concat!(
-    "local held = redis.call('HGET', KEYS[1], ARGV[3])",
-    now!(),
-    permit!(),
-    "
-if owner ~= ARGV[1] then return owner and -1 or 0 end
-if stays < now + ARGV[2] then
-  stays = now + ARGV[2]",
-    store!(),
-    "
-end
-return 1"
-);
-
-/// Release a permit: compare and delete. With the last one the key goes, and with it how many there are.
-///
-/// KEYS: the permits. ARGV: token, where to publish it or nothing, which permit. Reply: 0 nobody's; −1 another's, left untouched;
-/// else it was deleted, and the reply is one more than who heard of it.
-const RELEASE_PERMIT: &str = concat!(
-    "local held, channel = redis.call('HGET', KEYS[1], ARGV[3]), ARGV[2]",
-    now!(),
-    permit!(),
-    "
-if owner ~= ARGV[1] then return owner and -1 or 0 end
-redis.call('HDEL', KEYS[1], ARGV[3])
-if redis.call('HLEN', KEYS[1]) == 1 then redis.call('DEL', KEYS[1]) end",
-    publish!(),
-    "
-return heard"
-);
+// Where the macros above are known to it.
+mod permits;
 
 /// All scripts, in the order of [`Script`].
 pub(super) const SCRIPTS: [&str; 17] = [
@@ -602,7 +502,7 @@ pub(super) const SCRIPTS: [&str; 17] = [
 
 /// Where a script is in [`SCRIPTS`].
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Script {
+pub(crate) enum Script {
     Extend,
     Release,
     Read,

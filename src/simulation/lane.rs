@@ -9,11 +9,11 @@ use crate::error::Cause;
 use crate::quorum::NodeSet;
 use crate::script::{Answer, Request, Verb};
 
+use crate::desk::sent;
 use crate::simulation::knobs::{Bug, Care, Odds};
 use crate::simulation::node::Sent;
 use crate::simulation::rounds::Post;
 use crate::simulation::world::{Told, World};
-use crate::worker::sent;
 
 /// The pauses between failed connects: from the first, doubling, to the last. In µs, and shorter than the real ones, so that
 /// more happens.

@@ -53,7 +53,7 @@ fn prometheus_sees_what_has_happened() {
     for server in shared() {
         let node = server.addr();
         let up = format!("redguard_node_up{{node=\"{node}\"}} 1");
-        let replies = format!("redguard_reply_seconds_count{{node=\"{node}\",reply=\"granted\"}}");
+        let replies = format!("redguard_reply_seconds_count{{node=\"{node}\",reply=\"done\"}}");
         let told = || {
             let after = scrape(addr, "/metrics");
             after.lines().any(|l| l == up) && after.contains(&replies)

@@ -376,7 +376,7 @@ fn every_way_out_of_a_scope_releases(rig: &Rig<Handle>) {
     let key = unique_key("out");
     let returns = || -> Result<(), Error> {
         let _reader = rig.one().read(&key, TTL)?;
-        Err(Error::LockLost)?;
+        Err(Error::Closed)?;
         Ok(())
     };
     assert!(returns().is_err());

@@ -54,8 +54,10 @@ fn bare(args: &[&str]) -> Ended {
     (status, text(out), text(err))
 }
 
+/// Those on whole lines: another may be being written.
 fn objects(lines: &str) -> Vec<Value> {
-    let lines = lines.lines();
+    let whole = lines.rfind('\n').map_or("", |end| &lines[..end]);
+    let lines = whole.lines();
     lines.map(|l| serde_json::from_str(l).unwrap()).collect()
 }
 

@@ -1,0 +1,177 @@
+//! redguard beside the other crates that lock on Redis: `benches/run`, or, from the repository's root,
+//! `cargo run --release --manifest-path benches/peers/Cargo.toml -- [--short] [--turns N] [--time DURATION] [--only SUBSTRING]`.
+//!
+//! All are measured in turns, whose order rotates, on the same throw-away servers, so that a noisy machine hits them alike; a
+//! ratio is the median of the turns' ratios. Every cell is a process of its own, which is killed if it does not end: what hangs
+//! holds up nobody. Nothing passes or fails here: a missed goal is `short`, the exit status 0.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark reads the clock and makes threads"
+)]
+
+mod cell;
+mod csv;
+#[path = "../../locks/facts.rs"]
+mod facts;
+#[path = "../../locks/floors.rs"]
+mod floors;
+mod peers;
+mod plan;
+mod plot;
+#[path = "../../../examples/common/servers.rs"]
+mod servers;
+#[path = "../../locks/spread.rs"]
+mod spread;
+mod summary;
+mod table;
+mod turns;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+use std::{error, fs};
+
+use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::peers::Peer;
+use crate::servers::Server;
+use crate::turns::Measured;
+
+/// What goes wrong outside of a cell ends the run.
+type Result<T> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;
+
+/// The most nodes that a setting has.
+const NODES: usize = 5;
+
+const LOCK_FILE: &str = include_str!("../Cargo.lock");
+
+#[derive(Parser)]
+#[command(about = "Locks of redguard beside those of other crates")]
+struct Args {
+    /// One turn of 0.1 s a cell of a few: a look whether it runs, the figures mean nothing
+    #[arg(long)]
+    short: bool,
+    /// How many turns the medians are of, by default 3
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    turns: Option<u32>,
+    /// How long a cell is timed, by default 500ms; twice as long with a node out, three times where all want one key
+    #[arg(long)]
+    time: Option<humantime::Duration>,
+    /// Only the settings whose name contains this, such as "5 nodes, healthy" or "one key"
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Where results.csv and results.svg go
+    #[arg(long)]
+    out: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Hidden>,
+}
+
+#[derive(Subcommand)]
+enum Hidden {
+    #[command(hide = true)]
+    Cell(cell::Spec),
+}
+
+/// What the figures depend on.
+struct Run {
+    date: String,
+    machine: String,
+    redis: String,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if let Some(Hidden::Cell(spec)) = args.command {
+        // Every thread of the floor has a connection to every node.
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+        return cell::run(&spec);
+    }
+    let (time, turns) = match args.short {
+        true => (Duration::from_millis(100), 1),
+        false => (Duration::from_millis(500), 3),
+    };
+    let time = args.time.map_or(time, Into::into);
+    let turns = args.turns.unwrap_or(turns);
+    let began = Instant::now();
+    let servers: Vec<Server> = (0..NODES)
+        .map(|_| Server::start())
+        .collect::<io::Result<_>>()?;
+    let run = Run::new(&servers[0])?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", facts::line(&servers[0])?)?;
+    writeln!(out, "{}", run.title().join("\n"))?;
+    writeln!(out, "turns: {turns} of {time:?} a cell")?;
+
+    let settings = plan::settings(args.short).into_iter();
+    let chosen = settings.filter(|setting| setting.name().contains(&args.only));
+    let mut all: Vec<Measured> = chosen.map(Measured::new).collect();
+    for turn in 0..turns {
+        for measured in &mut all {
+            let name = measured.setting.name();
+            eprintln!(
+                "turn {} of {turns}, load {}: {name}",
+                turn + 1,
+                facts::load()
+            );
+            measured.turn(turn as usize, &servers, time)?;
+        }
+    }
+    for measured in &all {
+        writeln!(out, "{}", table::setting(measured))?;
+    }
+    writeln!(out, "{}", table::goals(&all))?;
+    // A part must not replace the whole.
+    let whole = !args.short && args.only.is_empty();
+    if let Some(dir) = args
+        .out
+        .or(whole.then(|| env!("CARGO_MANIFEST_DIR").into()))
+    {
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("results.csv"), csv::text(&run, &all))?;
+        fs::write(dir.join("results.svg"), plot::svg(&run, &all)?)?;
+        writeln!(out, "written: {}/results.csv and .svg", dir.display())?;
+    }
+    writeln!(out, "took {:.0?}, load {}", began.elapsed(), facts::load())?;
+    Ok(())
+}
+
+impl Run {
+    fn new(server: &Server) -> Result<Run> {
+        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        Ok(Run {
+            date: now.chars().take(10).collect(),
+            machine: facts::machine()?,
+            redis: facts::redis(server)?,
+        })
+    }
+
+    /// Of all peers with their versions, and of the rest.
+    fn title(&self) -> [String; 2] {
+        let mut names = Vec::new();
+        for peer in Peer::ALL {
+            let name = format!("{} {}", peer.package(), self.version(peer));
+            if peer != Peer::Floor && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        [
+            names.join(", "),
+            format!(
+                "{}, redis-server {} on loopback, {}",
+                self.machine, self.redis, self.date
+            ),
+        ]
+    }
+
+    /// As Cargo.lock has it; the crate `redis` is there in three versions, of which ours is the last.
+    fn version(&self, peer: Peer) -> &'static str {
+        let head = format!("name = \"{}\"\nversion = \"", peer.package());
+        let found = LOCK_FILE.rsplit_once(&head);
+        found
+            .and_then(|(_, rest)| rest.split('"').next())
+            .unwrap_or("unknown")
+    }
+}

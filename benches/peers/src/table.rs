@@ -1,0 +1,123 @@
+//! The table on stdout, and whether the goals are reached.
+
+use std::fmt::Write;
+
+use crate::peers::Peer;
+use crate::summary::{PAIRS, Ratios, Summary, is_judged};
+use crate::turns::Measured;
+
+const HEADS: [&str; 6] = [
+    "pairs/s",
+    "p50 µs",
+    "p99 µs",
+    "max µs",
+    "waited ms",
+    "failed",
+];
+
+pub(crate) fn word(ok: bool) -> &'static str {
+    if ok { "ok" } else { "short" }
+}
+
+/// One setting: a line for each peer with the ratios, redguard to peer.
+pub(crate) fn setting(measured: &Measured) -> String {
+    // Writing to a `String` cannot fail.
+    let mut text = format!("\n{:<48}", measured.setting.name());
+    HEADS.iter().for_each(|head| _ = write!(text, "{head:>10}"));
+    for (peer, samples) in &measured.cells {
+        let summary = Summary::of(samples);
+        _ = write!(text, "\n    {:<44}", peer.name());
+        let longest = summary.longest / 1e3;
+        match summary.word() {
+            Some(word) => _ = write!(text, "{word:>10}{:>40.0}{:>10.0}", longest, summary.failed),
+            None => {
+                let [p50, p99, max] = [summary.p50, summary.p99, summary.max];
+                _ = write!(
+                    text,
+                    "{:>10.0}{p50:>10.0}{p99:>10.0}{max:>10.0}",
+                    summary.rate[1]
+                );
+                _ = write!(text, "{longest:>10.0}{:>10.0}", summary.failed);
+            }
+        }
+        let Some(ratios) = Ratios::of(measured, *peer) else {
+            continue;
+        };
+        if summary.word().is_none() {
+            let [least, pairs, most] = ratios.pairs;
+            _ = write!(text, "  {pairs:.2} × pairs ({least:.2} to {most:.2})");
+            let [least, p99, most] = ratios.p99;
+            _ = write!(text, ", {p99:.2} × p99 ({least:.2} to {most:.2})");
+            if measured.setting.one_key {
+                let [least, longest, most] = ratios.longest;
+                _ = write!(text, ", {longest:.2} × wait ({least:.2} to {most:.2})");
+            }
+        }
+        if is_judged(measured.setting, *peer) {
+            let ok = word(ratios.enough_pairs() && ratios.no_longer_p99());
+            _ = write!(text, ": {ok}");
+        }
+    }
+    text
+}
+
+/// The goals, a line for each peer, and one for the smallest load.
+pub(crate) fn goals(all: &[Measured]) -> String {
+    let mut text = format!(
+        "\nfrom 3 nodes or 16 threads on, goals ≥ {PAIRS} × the pairs of each, and never a longer p99: cells in which they are \
+         reached, and those with no longer a longest wait\n{:<24}{:>14}{:>14}{:>14}{:>14}{:>14}",
+        "", "own keys", "p99", "one key", "p99", "(wait)"
+    );
+    for peer in Peer::ALL {
+        let count = |one_key: bool, reached: fn(&Ratios) -> bool| {
+            let judged = all.iter().filter(|measured| {
+                measured.setting.one_key == one_key && is_judged(measured.setting, peer)
+            });
+            let ratios: Vec<Ratios> = judged
+                .filter_map(|measured| Ratios::of(measured, peer))
+                .collect();
+            (
+                ratios.iter().filter(|ratios| reached(ratios)).count(),
+                ratios.len(),
+            )
+        };
+        let counts = [
+            count(false, Ratios::enough_pairs),
+            count(false, Ratios::no_longer_p99),
+            count(true, Ratios::enough_pairs),
+            count(true, Ratios::no_longer_p99),
+            count(true, Ratios::no_longer_wait),
+        ];
+        if counts.iter().all(|(_, of)| *of == 0) {
+            continue;
+        }
+        _ = write!(text, "\n    {:<20}", peer.name());
+        for (reached, of) in counts {
+            _ = write!(text, "{:>14}", format!("{reached} of {of}"));
+        }
+        let ok = counts[..4].iter().all(|(reached, of)| reached == of);
+        _ = write!(text, "  {}", word(ok));
+    }
+    for measured in all {
+        let setting = measured.setting;
+        if (setting.nodes, setting.threads) == (1, 1) {
+            _ = write!(text, "\n{}", smallest(measured));
+        }
+    }
+    text
+}
+
+/// Ahead of the best is ahead of all.
+fn smallest(measured: &Measured) -> String {
+    let peers = Peer::ALL.into_iter().filter(|peer| *peer != Peer::Floor);
+    let ratios = peers.filter_map(|peer| Some((peer, Ratios::of(measured, peer)?.pairs)));
+    let best = ratios.min_by(|(_, a), (_, b)| a[1].total_cmp(&b[1]));
+    let Some((peer, [least, ratio, most])) = best else {
+        return "1 node, 1 thread: nobody to compare with".into();
+    };
+    format!(
+        "1 node, 1 thread: {ratio:.2} ({least:.2} to {most:.2}) of the pairs of the best, {}, goal > 1: {}",
+        peer.name(),
+        word(ratio > 1.0)
+    )
+}

@@ -1,0 +1,389 @@
+//! One open connection and what is on its wire. The lane's thread sits here, or a caller for a moment, who finds nobody before him:
+//! then his request goes out, and its answer comes back, without a word to the thread.
+//!
+//! What is written here is answered here or owed to the node, whoever wrote it. Nobody but the thread ever waits for the node.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use log::{trace, warn};
+
+use crate::census::Census;
+use crate::error::Cause;
+use crate::job::Job;
+use crate::news::{News, Right};
+use crate::node::{Flight, Prompt, Session};
+use crate::observer::{self, NodeReply, Observer};
+use crate::script::{self, Answer, Request, Verb};
+use crate::time;
+
+pub(crate) use self::health::{Health, Report};
+use self::owed::{Owed, Return};
+use self::sent::{instead, note_written, unsent};
+
+mod health;
+mod owed;
+pub(crate) mod sent;
+
+/// The most requests that are sent as one pipeline.
+pub(crate) const BATCH: usize = 256;
+/// So many requests of callers may be on the wire at a time. More are better sent together, by the thread.
+const FEW: usize = 8;
+
+/// A connection, while there is one, and what is on its wire.
+pub(crate) struct Desk {
+    pub(crate) node: usize,
+    pub(crate) name: String,
+    pub(crate) health: Arc<Health>,
+    pub(crate) census: Arc<Census>,
+    node_timeout: Duration,
+    observer: Option<Arc<dyn Observer>>,
+    session: Option<Box<dyn Session>>,
+    /// The batch on the wire, and where its answers go.
+    requests: Vec<Request>,
+    returns: Vec<Return>,
+    /// What callers have sent, oldest first, and where those answers go.
+    flights: VecDeque<Flight>,
+    backs: VecDeque<(Return, Instant)>,
+    next: u64,
+    /// Releases to be made as soon as the node is back.
+    owed: VecDeque<Owed>,
+    /// Why the connection is of no use any more, until the thread has seen to it.
+    broken: Option<Cause>,
+    /// Whether the thread sleeps until somebody wakes it.
+    pub(crate) dozes: bool,
+    /// Whether a caller has sat here since the thread looked last.
+    pub(crate) used: bool,
+}
+
+/// What became of a caller's request.
+pub(crate) enum Begun {
+    /// Answered already: it was not sent, since what it is for is over.
+    Answered,
+    /// On the wire. `wake` says that the thread does not look for the answer unless it is woken.
+    Sent { wake: bool },
+}
+
+impl Desk {
+    pub(crate) fn new(
+        node: usize,
+        name: &str,
+        node_timeout: Duration,
+        observer: Option<Arc<dyn Observer>>,
+        health: Arc<Health>,
+        census: Arc<Census>,
+    ) -> Desk {
+        Desk {
+            node,
+            name: name.to_owned(),
+            health,
+            census,
+            node_timeout,
+            observer,
+            session: None,
+            requests: Vec::with_capacity(BATCH),
+            returns: Vec::with_capacity(BATCH),
+            flights: VecDeque::new(),
+            backs: VecDeque::new(),
+            next: 0,
+            owed: VecDeque::new(),
+            broken: None,
+            dozes: false,
+            used: false,
+        }
+    }
+
+    /// Takes a session, and pays what is owed.
+    pub(crate) fn open(&mut self, session: Box<dyn Session>) -> Result<(), Cause> {
+        self.session = Some(session);
+        self.broken = None;
+        self.pay()
+    }
+
+    /// What the log has said of the node.
+    pub(crate) fn news(&self) -> &News {
+        self.census.news(self.node)
+    }
+
+    /// Why the lane is not up.
+    pub(crate) fn cause(&self) -> Cause {
+        self.health.report.lock().cause.clone()
+    }
+
+    /// Whether the batch has room.
+    pub(crate) fn has_room(&self) -> bool {
+        self.requests.len() < BATCH
+    }
+
+    pub(crate) fn shares_a_token(&self, job: &Job) -> bool {
+        let mut others = self.requests.iter();
+        others.any(|other| other.shares_a_token(&job.request))
+    }
+
+    /// Puts a job into the batch, unless what it is for is over: then it is dropped unsent.
+    pub(crate) fn admit(&mut self, job: Job) {
+        let now = time::now();
+        if let Some((request, back)) = self.accept(job, now) {
+            note_written(&request, now);
+            self.requests.push(request);
+            self.returns.push(back);
+        }
+    }
+
+    /// `None` where it is answered unsent.
+    fn accept(&self, job: Job, now: Instant) -> Option<(Request, Return)> {
+        let Job { request, reply } = job;
+        let mut back = Return::new(reply);
+        let Some(answer) = unsent(&request, self.health.quarantine(now), now) else {
+            return Some((request, back));
+        };
+        if let Some(release) = instead(&request, &answer) {
+            back.again = true;
+            return Some((release, back));
+        }
+        back.post(self.node, answer);
+        None
+    }
+
+    /// Sends the batch and hands out the answers. Afterwards it is empty, whatever happened.
+    pub(crate) fn exchange(&mut self) -> Result<(), Cause> {
+        if self.requests.is_empty() {
+            return Ok(());
+        }
+        let mut session = self.session.take();
+        let (mut requests, mut returns) = (
+            std::mem::take(&mut self.requests),
+            std::mem::take(&mut self.returns),
+        );
+        let (sent, mut replies, mut undone) = (time::now(), 0, None);
+        let done = self.watched(|| match &mut session {
+            None => Err(gone()),
+            Some(session) => session.exchange(&requests, &mut |index, answer| {
+                replies += 1;
+                let stays = self.answered(&requests[index], &mut returns[index], answer, sent);
+                undone = undone.take().or(stays.err());
+            }),
+        });
+        let took = time::now().saturating_duration_since(sent);
+        (replies..requests.len()).for_each(|_| self.note(NodeReply::Unknown, took));
+        let done = done.and(undone.map_or(Ok(()), Err));
+        match &done {
+            Ok(()) => {
+                requests.clear();
+                returns.clear();
+                self.session = session;
+            }
+            Err(cause) => {
+                for (request, back) in requests.drain(..).zip(returns.drain(..)) {
+                    self.give_up(request, back, cause);
+                }
+                self.break_off(cause);
+            }
+        }
+        (self.requests, self.returns) = (requests, returns);
+        done
+    }
+
+    /// What follows from an answer to what was sent then. The error is why the connection is not to be used any more.
+    fn answered(
+        &self,
+        request: &Request,
+        back: &mut Return,
+        answer: Answer,
+        sent: Instant,
+    ) -> Result<(), Cause> {
+        let (name, news) = (&self.name, self.news());
+        trace!("{name}: {:?} {answer:?}", request.verb);
+        let now = time::now();
+        self.note(answer.reply(), now.saturating_duration_since(sent));
+        // The node may have taken its time: what it did, it did by now.
+        note_written(request, now);
+        let right = Right::Serve(request.verb, request.lease.claim());
+        let mut stays = Ok(());
+        back.owed = false;
+        match &answer {
+            Answer::Fault(cause) => {
+                if matches!(cause, Cause::Denied(_)) && news.denied(right) {
+                    warn!("{name}: {:?}: {cause}", request.verb);
+                }
+                // A server that cannot delete now (MISCONF, BUSY …) may be able to later: the release stays owed.
+                back.owed = request.verb == Verb::Release && !script::is_final(cause);
+                // It was a master when it was greeted. Another may be by now, where somebody tells us which.
+                if back.owed || script::is_read_only(cause) {
+                    stays = Err(cause.clone());
+                }
+            }
+            Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) | Answer::Anew(_) => {
+                news.allowed(right);
+            }
+            _ => {}
+        }
+        back.post(self.node, answer);
+        stays
+    }
+
+    fn note(&self, reply: NodeReply, latency: Duration) {
+        self.health.traffic.note(reply, latency);
+        let observer = self.observer.as_ref();
+        observer::tell(observer, |observer| {
+            observer.replied(&self.name, reply, latency);
+        });
+    }
+
+    /// Asks for a sign of life.
+    pub(crate) fn ping(&mut self) -> Result<(), Cause> {
+        let mut session = self.session.take();
+        let done = self.watched(|| session.as_mut().ok_or_else(gone)?.ping());
+        self.session = session;
+        done
+    }
+
+    /// Talks to the node. While that is overdue, callers see it: a reply that comes byte by byte can take longer than any
+    /// time-out, and what were queued behind it would not be served.
+    fn watched(&self, talk: impl FnOnce() -> Result<(), Cause>) -> Result<(), Cause> {
+        let overdue = time::micros(time::now() + self.node_timeout);
+        self.health.overdue.store(overdue, Ordering::Release);
+        let done = caught(talk);
+        self.health.overdue.store(u64::MAX, Ordering::Release);
+        if done.is_ok() && time::micros(time::now()) > overdue {
+            self.census.rise(); // callers have seen it down
+        }
+        done
+    }
+}
+
+/// What a caller does here, who does not wait.
+impl Desk {
+    /// Sends a job, if nobody is before it. Given back if the thread must do that, or does it better.
+    pub(crate) fn begin(&mut self, job: Job, now: Instant) -> Result<Begun, Job> {
+        let may_follow = |flight: &Flight| {
+            !flight.request.shares_a_token(&job.request) || flight.request.is_set()
+        };
+        let is_free = self.broken.is_none()
+            && self.owed.is_empty()
+            && self.flights.len() < FEW
+            && self.flights.iter().all(may_follow);
+        let prompt = self.session.as_mut().and_then(|session| session.prompt());
+        if !is_free || prompt.is_none_or(|prompt| !prompt.is_in_order()) {
+            return Err(job);
+        }
+        let Some((request, back)) = self.accept(job, now) else {
+            return Ok(Begun::Answered);
+        };
+        note_written(&request, now);
+        let number = self.next;
+        self.next += 1;
+        let sent = self.with_prompt(|prompt, _| prompt.send(number, &request));
+        if self.flights.is_empty() {
+            self.expect_by(now);
+        }
+        self.flights.push_back(Flight { number, request });
+        self.backs.push_back((back, now));
+        self.used = true;
+        if let Err(cause) = sent {
+            self.broken = Some(cause);
+        }
+        Ok(Begun::Sent {
+            wake: self.dozes || self.broken.is_some(),
+        })
+    }
+
+    /// Takes in the answers that have come. `true` if the thread must see to the connection.
+    pub(crate) fn look(&mut self) -> bool {
+        if self.broken.is_none()
+            && let Err(cause) = self.take_in(false)
+        {
+            self.broken = Some(cause);
+        }
+        self.broken.is_some()
+    }
+
+    /// Whether callers have left answers to be waited for.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.flights.is_empty() || self.broken.is_some()
+    }
+
+    /// Whether the oldest of what callers have sent is as old as that.
+    pub(crate) fn waits_since(&self, then: Instant) -> bool {
+        self.broken.is_some() || self.backs.front().is_some_and(|(_, sent)| *sent <= then)
+    }
+
+    /// Waits for the answers to what callers have sent, for each as long as a node may take.
+    pub(crate) fn finish(&mut self) -> Result<(), Cause> {
+        let done = match self.broken.take() {
+            Some(cause) => Err(cause),
+            None => self.take_in(true),
+        };
+        if let Err(cause) = &done {
+            self.break_off(cause);
+        }
+        done
+    }
+
+    /// Takes answers in, waiting for them or not, until none is open, or none is there.
+    fn take_in(&mut self, waits: bool) -> Result<(), Cause> {
+        while let Some((_, sent)) = self.backs.front() {
+            let end = waits.then(|| *sent + self.node_timeout);
+            let next = self.with_prompt(|prompt, flights| prompt.next(flights, end))?;
+            let Some((number, answer)) = next else {
+                return Ok(());
+            };
+            let place = self.flights.iter().position(|one| one.number == number);
+            let flight = place.and_then(|place| self.flights.remove(place));
+            let back = place.and_then(|place| self.backs.remove(place));
+            let (Some(flight), Some((mut back, sent))) = (flight, back) else {
+                continue;
+            };
+            let overdue = self.health.overdue.load(Ordering::Acquire);
+            if time::micros(time::now()) > overdue {
+                self.census.rise(); // callers have seen it down
+            }
+            match self.backs.front() {
+                None => self.health.overdue.store(u64::MAX, Ordering::Release),
+                Some((_, sent)) => self.expect_by(*sent),
+            }
+            let stays = self.answered(&flight.request, &mut back, answer, sent);
+            if let Err(cause) = stays {
+                if back.owed {
+                    self.give_up(flight.request, back, &cause);
+                }
+                return Err(cause);
+            }
+        }
+        Ok(())
+    }
+
+    /// What was sent then is the oldest that is open.
+    fn expect_by(&self, sent: Instant) {
+        let overdue = time::micros(sent + self.node_timeout);
+        self.health.overdue.store(overdue, Ordering::Release);
+    }
+
+    fn with_prompt<T>(
+        &mut self,
+        talk: impl FnOnce(&mut dyn Prompt, &VecDeque<Flight>) -> Result<T, Cause>,
+    ) -> Result<T, Cause> {
+        let prompt = self.session.as_mut().and_then(|session| session.prompt());
+        let prompt = prompt.ok_or_else(gone)?;
+        caught(|| talk(prompt, &self.flights))
+    }
+}
+
+/// A panic as an error: neither a caller nor the lane's thread is to end by what is said to a node.
+fn caught<T>(talk: impl FnOnce() -> Result<T, Cause>) -> Result<T, Cause> {
+    catch_unwind(AssertUnwindSafe(talk)).unwrap_or_else(|_| Err(panicked()))
+}
+
+pub(crate) fn panicked() -> Cause {
+    Cause::Unreachable("a panic in the lane".into())
+}
+
+fn gone() -> Cause {
+    Cause::Unreachable("there is no connection".into())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

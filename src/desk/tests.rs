@@ -1,0 +1,265 @@
+//! Callers at the desk, with a session that answers what the test wants.
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+use super::*;
+use crate::job::Addressee;
+use crate::lease::tests::lease_as;
+use crate::lease::{Claim, Lease};
+use parking_lot::Mutex;
+use std::sync::atomic::AtomicBool;
+
+/// What is to come of what was sent, oldest first; nothing where it is empty.
+#[derive(Clone, Default)]
+struct Script(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    sent: Vec<u64>,
+    answers: VecDeque<Result<(u64, Answer), Cause>>,
+    is_healing: bool,
+    refuses: bool,
+}
+
+impl Session for Script {
+    fn exchange(
+        &mut self,
+        requests: &[Request],
+        answer: &mut dyn FnMut(usize, Answer),
+    ) -> Result<(), Cause> {
+        (0..requests.len()).for_each(|index| answer(index, Answer::Yes));
+        Ok(())
+    }
+
+    fn ping(&mut self) -> Result<(), Cause> {
+        Ok(())
+    }
+
+    fn prompt(&mut self) -> Option<&mut dyn Prompt> {
+        Some(self)
+    }
+}
+
+impl Prompt for Script {
+    fn is_in_order(&self) -> bool {
+        !self.0.lock().is_healing
+    }
+
+    fn send(&mut self, number: u64, _: &Request) -> Result<(), Cause> {
+        let mut state = self.0.lock();
+        state.sent.push(number);
+        match state.refuses {
+            true => Err(gone()),
+            false => Ok(()),
+        }
+    }
+
+    fn next(
+        &mut self,
+        _: &VecDeque<Flight>,
+        end: Option<Instant>,
+    ) -> Result<Option<(u64, Answer)>, Cause> {
+        match self.0.lock().answers.pop_front() {
+            Some(answer) => answer.map(Some),
+            None if end.is_some() => Err(Cause::TimedOut),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Who is told the answers.
+#[derive(Default)]
+struct Told(Mutex<Vec<Answer>>);
+
+impl Addressee for Told {
+    fn post(&self, _: u32, _: usize, answer: Answer) {
+        self.0.lock().push(answer);
+    }
+}
+
+impl Told {
+    fn take(&self) -> Vec<Answer> {
+        std::mem::take(&mut self.0.lock())
+    }
+}
+
+fn desk(node_timeout: Duration) -> Desk {
+    let (health, census) = (Arc::new(Health::new()), Arc::new(Census::of(1)));
+    Desk::new(0, "a", node_timeout, None, health, census)
+}
+
+/// A desk with a session, and who is told.
+fn open() -> (Desk, Script, Arc<Told>) {
+    let (mut desk, script) = (desk(Duration::from_secs(60)), Script::default());
+    desk.open(Box::new(script.clone())).unwrap();
+    (desk, script, Arc::default())
+}
+
+fn job(verb: Verb, lease: &Arc<Lease>, told: &Arc<Told>) -> Job {
+    Job {
+        request: Request::new(verb, lease, 30_000),
+        reply: Some((Arc::clone(told) as _, 0)),
+    }
+}
+
+impl Desk {
+    /// Whether the job was sent.
+    fn begins(&mut self, verb: Verb, lease: &Arc<Lease>, told: &Arc<Told>) -> bool {
+        let begun = self.begin(job(verb, lease, told), time::now());
+        matches!(begun, Ok(Begun::Sent { .. }))
+    }
+
+    fn overdue(&self) -> u64 {
+        self.health.overdue.load(Ordering::Acquire)
+    }
+}
+
+fn exclusive() -> Arc<Lease> {
+    lease_as("x", Claim::Exclusive)
+}
+
+#[test]
+fn callers_send_and_take_in_what_has_come() {
+    let (mut desk, script, told) = open();
+    let (first, second) = (exclusive(), exclusive());
+    assert!(desk.begins(Verb::Take, &first, &told) && desk.begins(Verb::Take, &second, &told));
+    let overdue = desk.overdue();
+    assert!(overdue < u64::MAX && !desk.look() && told.take().is_empty());
+    script.0.lock().answers.push_back(Ok((1, Answer::Yes)));
+    assert!(!desk.look() && desk.is_open());
+    assert_eq!((told.take(), desk.overdue()), (vec![Answer::Yes], overdue));
+    script.0.lock().answers.push_back(Ok((0, Answer::Absent)));
+    assert!(!desk.look() && !desk.is_open());
+    assert_eq!(
+        (told.take(), desk.overdue()),
+        (vec![Answer::Absent], u64::MAX)
+    );
+    assert_eq!(script.0.lock().sent, [0, 1]);
+}
+
+#[test]
+fn nothing_passes_what_may_have_to_be_sent_again() {
+    let (mut desk, script, told) = open();
+    let (plain, read, other) = (exclusive(), lease_as("x", Claim::Read), exclusive());
+    assert!(desk.begins(Verb::Take, &plain, &told));
+    assert!(
+        desk.begins(Verb::Release, &plain, &told),
+        "a SET is not sent again"
+    );
+    assert!(
+        !desk.begins(Verb::Release, &plain, &told),
+        "a script may be"
+    );
+    assert!(desk.begins(Verb::Take, &read, &told));
+    assert!(!desk.begins(Verb::Release, &read, &told));
+    script.0.lock().is_healing = true;
+    assert!(!desk.begins(Verb::Take, &other, &told));
+    script.0.lock().is_healing = false;
+    assert!(desk.begins(Verb::Take, &other, &told));
+    while desk.begins(Verb::Take, &exclusive(), &told) {}
+    assert_eq!(script.0.lock().sent.len(), FEW);
+}
+
+#[test]
+fn what_is_over_is_not_sent() {
+    let (mut desk, script, told) = open();
+    let lease = exclusive();
+    lease.abandon();
+    let begun = desk.begin(job(Verb::Take, &lease, &told), time::now());
+    assert!(matches!(begun, Ok(Begun::Answered)) && told.take().len() == 1);
+    assert!(script.0.lock().sent.is_empty() && !desk.is_open());
+}
+
+#[test]
+fn a_connection_that_breaks_is_left_to_the_thread_and_its_releases_are_owed() {
+    for refuses in [true, false] {
+        let (mut desk, script, told) = open();
+        let lease = exclusive();
+        assert!(desk.begins(Verb::Take, &lease, &told));
+        script.0.lock().refuses = refuses;
+        let begun = desk.begin(job(Verb::Release, &lease, &told), time::now());
+        assert!(matches!(begun, Ok(Begun::Sent { wake }) if wake == refuses));
+        script.0.lock().answers.push_back(Err(gone()));
+        assert!(desk.look(), "the thread must know");
+        assert!(!desk.begins(Verb::Take, &exclusive(), &told));
+        assert!(told.take().is_empty() && desk.is_open());
+        assert_eq!(desk.finish(), Err(gone()));
+        assert_eq!(told.take(), [Answer::Fault(gone())], "the take is unknown");
+        assert!(!desk.is_open() && desk.overdue() == u64::MAX);
+        desk.open(Box::new(Script::default())).unwrap();
+        assert_eq!(told.take(), [Answer::Yes], "the release is made again");
+    }
+}
+
+#[test]
+fn answers_that_nobody_looks_for_are_waited_for_as_long_as_a_node_may_take() {
+    let (mut desk, script, told) = open();
+    let now = time::now();
+    desk.dozes = true;
+    let begun = desk.begin(job(Verb::Take, &exclusive(), &told), now);
+    assert!(matches!(begun, Ok(Begun::Sent { wake: true })) && desk.used);
+    assert!(desk.waits_since(now) && !desk.waits_since(now - Duration::from_millis(1)));
+    script.0.lock().answers.push_back(Ok((0, Answer::Yes)));
+    assert_eq!(desk.finish(), Ok(()));
+    assert_eq!(told.take(), [Answer::Yes]);
+    assert!(desk.begins(Verb::Take, &exclusive(), &told));
+    assert_eq!(desk.finish(), Err(Cause::TimedOut));
+    assert_eq!(told.take(), [Answer::Fault(Cause::TimedOut)]);
+}
+
+#[test]
+fn a_master_that_is_none_any_more_is_connected_to_anew() {
+    let (mut desk, script, told) = open();
+    let read_only = || Cause::Server("READONLY no".into());
+    assert!(desk.begins(Verb::Take, &exclusive(), &told));
+    script
+        .0
+        .lock()
+        .answers
+        .push_back(Ok((0, Answer::Fault(read_only()))));
+    assert!(desk.look());
+    assert_eq!(told.take(), [Answer::Fault(read_only())]);
+    assert_eq!(desk.finish(), Err(read_only()));
+}
+
+#[test]
+fn a_release_that_was_answered_with_an_error_is_owed() {
+    let (mut desk, script, told) = open();
+    let lease = exclusive();
+    assert!(desk.begins(Verb::Take, &lease, &told) && desk.begins(Verb::Release, &lease, &told));
+    let busy = || Cause::Server("BUSY".into());
+    let answers = [Ok((0, Answer::Yes)), Ok((1, Answer::Fault(busy())))];
+    script.0.lock().answers.extend(answers);
+    assert!(desk.look());
+    assert_eq!(told.take(), [Answer::Yes, Answer::Fault(busy())]);
+    assert_eq!((desk.finish(), desk.owed.len()), (Err(busy()), 1));
+}
+
+#[test]
+fn who_waits_for_a_node_is_woken_when_it_answers_what_was_overdue() {
+    let desk = &desk(Duration::from_millis(1));
+    let census = Arc::clone(&desk.census);
+    let (looked, looks) = crossbeam_channel::unbounded();
+    let answered = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| {
+            census.wait_until(Some(time::now() + Duration::from_secs(20)), || {
+                let _ = looked.send(());
+                answered.load(Ordering::Acquire)
+            })
+        });
+        assert!(looks.recv().is_ok());
+        let done = desk.watched(|| {
+            answered.store(true, Ordering::Release);
+            let overdue = desk.health.overdue.load(Ordering::Acquire);
+            while time::micros(time::now()) <= overdue {
+                std::thread::yield_now();
+            }
+            Ok(())
+        });
+        assert_eq!((done, desk.census.risen()), (Ok(()), 1));
+        assert!(waits.join().is_ok_and(|holds| holds));
+    });
+    let patient = self::desk(Duration::from_secs(60));
+    assert_eq!(patient.watched(|| Ok(())), Ok(()));
+    assert_eq!(patient.census.risen(), 0, "it was in time");
+}

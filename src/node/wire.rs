@@ -1,0 +1,190 @@
+//! An open connection to a server: bytes out, replies in, waited for or only looked for.
+//!
+//! The socket is our own where it can be: that of a connection of `redis` is not to be had, and so cannot be looked at without
+//! waiting. Over TLS it is that of `redis`, which alone has the roots that certificates are checked with.
+
+use std::time::{Duration, Instant};
+
+#[cfg(feature = "tls")]
+use redis::Connection;
+use redis::{ConnectionAddr, ErrorKind, Msg, RedisConnectionInfo, RedisResult, Value};
+
+use crate::node::address::{Server, left};
+
+use self::own::Own;
+
+mod own;
+
+/// What we tell of ourselves.
+const NAMES: [(&str, &str); 2] = [
+    ("LIB-NAME", env!("CARGO_PKG_NAME")),
+    ("LIB-VER", env!("CARGO_PKG_VERSION")),
+];
+
+/// How many replies [`introduce`] brings, each of no interest.
+pub(super) const INTRODUCED: usize = NAMES.len();
+
+/// Appends what says who we are.
+pub(super) fn introduce(bytes: &mut Vec<u8>) {
+    for (what, name) in NAMES {
+        let mut cmd = redis::cmd("CLIENT");
+        cmd.arg("SETINFO").arg(what).arg(name);
+        cmd.write_packed_command(bytes);
+    }
+}
+
+/// An open connection. After an error other than a time-out it is of no use any more.
+pub(super) struct Wire(Line);
+
+enum Line {
+    Own(Box<Own>),
+    #[cfg(feature = "tls")]
+    Tls(Box<Connection>),
+}
+
+impl Wire {
+    /// Connects and logs in. Where a name has many addresses it can take longer than until `end`.
+    pub(super) fn open(server: &Server, end: Instant) -> RedisResult<Wire> {
+        let own = match server.info.addr() {
+            ConnectionAddr::Tcp(host, port) => Own::connect(host, *port, end)?,
+            #[cfg(unix)]
+            ConnectionAddr::Unix(path) => Own::connect_local(path)?,
+            #[cfg(feature = "tls")]
+            _ => return Wire::open_tls(server, end),
+            #[cfg(not(feature = "tls"))]
+            _ => return Err((ErrorKind::InvalidClientConfig, "no such socket here").into()),
+        };
+        let mut wire = Wire(Line::Own(Box::new(own)));
+        wire.log_in(server.info.redis_settings(), end)?;
+        Ok(wire)
+    }
+
+    #[cfg(feature = "tls")]
+    fn open_tls(server: &Server, end: Instant) -> RedisResult<Wire> {
+        let redis = server.info.redis_settings();
+        // `redis` waits for each reply of its handshake as long as for all of it.
+        let replies = 1 + u32::from(redis.password().is_some() && redis.db() != 0);
+        let client = redis::Client::open(server.info.clone())?;
+        let connection = client.get_connection_with_timeout(left(end) / replies)?;
+        let mut wire = Wire(Line::Tls(Box::new(connection)));
+        // What is wrong with certificates shows when something is said.
+        wire.introduce_us(end)?;
+        Ok(wire)
+    }
+
+    /// All of it at once, since nothing depends on what is answered.
+    fn log_in(&mut self, redis: &RedisConnectionInfo, end: Instant) -> RedisResult<()> {
+        let mut bytes = Vec::new();
+        if let Some(password) = redis.password() {
+            let mut auth = redis::cmd("AUTH");
+            auth.arg(redis.username()).arg(password);
+            auth.write_packed_command(&mut bytes);
+        }
+        if redis.db() != 0 {
+            let mut select = redis::cmd("SELECT");
+            select.arg(redis.db()).write_packed_command(&mut bytes);
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.set_timeouts(left(end))?;
+        self.send(&bytes)?;
+        let mut receive = || {
+            self.set_timeouts(left(end))?;
+            self.receive(end)
+        };
+        if redis.password().is_some()
+            && let Value::ServerError(error) = receive()?
+        {
+            // Whatever the reason, it is a question of rights.
+            let (kind, words) = (ErrorKind::AuthenticationFailed, error.to_string());
+            return Err((kind, "Password authentication failed", words).into());
+        }
+        if redis.db() != 0
+            && let Value::ServerError(error) = receive()?
+        {
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Says who we are.
+    pub(super) fn introduce_us(&mut self, end: Instant) -> RedisResult<()> {
+        let mut bytes = Vec::new();
+        introduce(&mut bytes);
+        // Over TLS who writes may read first.
+        self.set_timeouts(left(end))?;
+        self.send(&bytes)?;
+        for _ in 0..INTRODUCED {
+            self.set_timeouts(left(end))?;
+            self.receive(end)?; // before Redis 7.2 it is an error
+        }
+        Ok(())
+    }
+
+    /// How long a read and a write may take.
+    pub(super) fn set_timeouts(&self, timeout: Duration) -> RedisResult<()> {
+        match &self.0 {
+            Line::Own(own) => own.set_timeouts(Some(timeout))?,
+            #[cfg(feature = "tls")]
+            Line::Tls(connection) => {
+                connection.set_read_timeout(Some(timeout))?;
+                connection.set_write_timeout(Some(timeout))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn send(&mut self, bytes: &[u8]) -> RedisResult<()> {
+        match &mut self.0 {
+            Line::Own(own) => Ok(own.send(bytes)?),
+            #[cfg(feature = "tls")]
+            Line::Tls(connection) => connection.send_packed_command(bytes),
+        }
+    }
+
+    /// Waits for the next reply, for as long as [`set_timeouts`](Wire::set_timeouts) has said. Over TLS that is for each part of it:
+    /// one whose bytes keep coming can take longer.
+    pub(super) fn receive(&mut self, end: Instant) -> RedisResult<Value> {
+        match &mut self.0 {
+            Line::Own(own) => own.receive(end),
+            #[cfg(feature = "tls")]
+            Line::Tls(connection) => connection.recv_response(),
+        }
+    }
+
+    /// Whether replies can be looked for.
+    pub(super) fn can_look(&self) -> bool {
+        matches!(self.0, Line::Own(_))
+    }
+
+    /// The next reply, if it has come.
+    pub(super) fn look(&mut self) -> RedisResult<Option<Value>> {
+        match &mut self.0 {
+            Line::Own(own) => own.look(),
+            #[cfg(feature = "tls")]
+            Line::Tls(_) => Ok(None),
+        }
+    }
+
+    /// Waits for the next message, for as long as [`set_timeouts`](Wire::set_timeouts) has said; unlike other replies one that
+    /// has not come may come later.
+    pub(super) fn hear(&mut self, end: Instant) -> RedisResult<Msg> {
+        match &mut self.0 {
+            Line::Own(_) => loop {
+                if let Some(message) = Msg::from_owned_value(self.receive(end)?) {
+                    return Ok(message);
+                }
+            },
+            // After a reply that has timed out `redis` would skip a message.
+            #[cfg(feature = "tls")]
+            Line::Tls(connection) => {
+                let mut messages = connection.as_pubsub();
+                let heard = messages.get_message();
+                // Its destructor would end all subscriptions, and wait for what the server says to that. It owns nothing.
+                std::mem::forget(messages);
+                heard
+            }
+        }
+    }
+}

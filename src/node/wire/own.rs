@@ -1,0 +1,352 @@
+//! A socket of our own, and the replies that come out of it.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+#[cfg(unix)]
+use std::os::unix::net::UnixStream;
+#[cfg(unix)]
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use redis::{Parser, RedisResult, Value};
+
+use crate::node::address::left;
+use crate::time;
+
+/// So much is read at once.
+const ROOM: usize = 4096;
+
+/// A socket, and what has been read from it and not been taken yet.
+pub(super) struct Own {
+    input: Input,
+    /// For replies that are no short line. It is given one line at a time, so it has nothing of the reply that follows.
+    parser: Parser,
+    /// It has a part of a reply.
+    is_parsing: bool,
+}
+
+struct Input {
+    socket: Socket,
+    /// Whether a read waits for what is not there yet.
+    waits: bool,
+    bytes: Box<[u8; ROOM]>,
+    start: usize,
+    end: usize,
+}
+
+enum Socket {
+    Tcp(TcpStream),
+    #[cfg(unix)]
+    Unix(UnixStream),
+}
+
+impl Own {
+    /// Connects to the first of a name's addresses that answers.
+    pub(super) fn connect(host: &str, port: u16, end: Instant) -> io::Result<Own> {
+        let mut failed = io::Error::new(ErrorKind::NotFound, "the name has no address");
+        for address in (host, port).to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, left(end)) {
+                Ok(socket) => {
+                    socket.set_nodelay(true)?;
+                    return Ok(Own::new(Socket::Tcp(socket)));
+                }
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    #[cfg(unix)]
+    pub(super) fn connect_local(path: &Path) -> io::Result<Own> {
+        Ok(Own::new(Socket::Unix(UnixStream::connect(path)?)))
+    }
+
+    fn new(socket: Socket) -> Own {
+        Own {
+            input: Input {
+                socket,
+                waits: true,
+                bytes: Box::new([0; ROOM]),
+                start: 0,
+                end: 0,
+            },
+            parser: Parser::new(),
+            is_parsing: false,
+        }
+    }
+
+    pub(super) fn set_timeouts(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match &self.input.socket {
+            Socket::Tcp(tcp) => {
+                tcp.set_read_timeout(timeout)?;
+                tcp.set_write_timeout(timeout)
+            }
+            #[cfg(unix)]
+            Socket::Unix(unix) => {
+                unix.set_read_timeout(timeout)?;
+                unix.set_write_timeout(timeout)
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.input.socket.write(bytes) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !self.input.waits => {
+                    self.input.let_wait(true)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the next reply: for each read as long as [`set_timeouts`](Own::set_timeouts) has said, and until `end` where it
+    /// comes bit by bit.
+    pub(super) fn receive(&mut self, end: Instant) -> RedisResult<Value> {
+        self.input.let_wait(true)?;
+        loop {
+            if let Some(reply) = self.take()? {
+                return Ok(reply);
+            }
+            if self.is_parsing && time::now() > end {
+                return Err(io::Error::from(ErrorKind::TimedOut).into());
+            }
+            self.input.fill()?;
+        }
+    }
+
+    /// The next reply, if it has come.
+    pub(super) fn look(&mut self) -> RedisResult<Option<Value>> {
+        self.input.let_wait(false)?;
+        loop {
+            if let Some(reply) = self.take()? {
+                return Ok(Some(reply));
+            }
+            match self.input.fill() {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// A reply out of what has been read, if all of it has.
+    fn take(&mut self) -> RedisResult<Option<Value>> {
+        if !self.is_parsing
+            && let Some(line) = self.input.line()
+            && let Some(reply) = short(line)
+        {
+            self.input.start += line.len();
+            return Ok(Some(reply));
+        }
+        if self.input.unread().is_empty() {
+            return Ok(None);
+        }
+        match self.parser.parse_value(&mut self.input) {
+            Ok(reply) => {
+                self.is_parsing = false;
+                Ok(Some(reply))
+            }
+            // It keeps what it has.
+            Err(error) if error.is_timeout() => {
+                self.is_parsing = true;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The replies that locks are about: `+OK`, a number, nothing. What is longer or has another form is the parser's.
+fn short(line: &[u8]) -> Option<Value> {
+    match line.strip_suffix(b"\r\n")? {
+        b"+OK" => Some(Value::Okay),
+        b"$-1" => Some(Value::Nil),
+        [b':', digits @ ..] if (1..=18).contains(&digits.len()) => {
+            let is_number = digits.iter().all(u8::is_ascii_digit);
+            let digits = is_number.then(|| std::str::from_utf8(digits))?;
+            Some(Value::Int(digits.ok()?.parse().ok()?))
+        }
+        _ => None,
+    }
+}
+
+impl Input {
+    fn unread(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// The next line that has been read, with its end.
+    fn line(&self) -> Option<&[u8]> {
+        let unread = self.unread();
+        let end = unread.iter().position(|byte| *byte == b'\n')?;
+        Some(&unread[..=end])
+    }
+
+    /// Reads more.
+    fn fill(&mut self) -> io::Result<()> {
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        match self.socket.read(&mut self.bytes[self.end..]) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(more) => {
+                self.end += more;
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes reads wait or not, if they do not already.
+    fn let_wait(&mut self, wait: bool) -> io::Result<()> {
+        if self.waits != wait {
+            match &self.socket {
+                Socket::Tcp(tcp) => tcp.set_nonblocking(!wait)?,
+                #[cfg(unix)]
+                Socket::Unix(unix) => unix.set_nonblocking(!wait)?,
+            }
+            self.waits = wait;
+        }
+        Ok(())
+    }
+}
+
+/// For the parser: no more than the rest of a line, so that nothing is in its hands that is not the reply's. What has not been
+/// read yet is not there.
+impl Read for Input {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let some = self.line().unwrap_or(self.unread());
+        let some = &some[..some.len().min(bytes.len())];
+        if some.is_empty() {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        bytes[..some.len()].copy_from_slice(some);
+        let length = some.len();
+        self.start += length;
+        Ok(length)
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(tcp) => tcp.read(bytes),
+            #[cfg(unix)]
+            Socket::Unix(unix) => unix.read(bytes),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(tcp) => tcp.write(bytes),
+            #[cfg(unix)]
+            Socket::Unix(unix) => unix.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::net::TcpListener;
+
+    /// A socket, and its other end.
+    #[expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+    fn pair() -> (Own, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let socket = TcpStream::connect(address).unwrap();
+        let (other, _) = listener.accept().unwrap();
+        (Own::new(Socket::Tcp(socket)), other)
+    }
+
+    const REPLIES: [&str; 12] = [
+        "+OK\r\n",
+        "+QUEUED\r\n",
+        ":0\r\n",
+        ":-1\r\n",
+        ":1771000000000000\r\n",
+        ":9223372036854775807\r\n",
+        "$-1\r\n",
+        "$0\r\n\r\n",
+        "$9\r\n:1\r\n+OK\r\n\r\n",
+        "*2\r\n:0\r\n:-1\r\n",
+        "*2\r\n$2\r\na\n\r\n*1\r\n:7\r\n",
+        "-NOSCRIPT No matching script.\r\n",
+    ];
+
+    proptest! {
+        #[test]
+        fn replies_come_out_as_the_parser_reads_them(
+            which in proptest::collection::vec(0..REPLIES.len(), 1..8),
+            cuts in proptest::collection::vec(1..9_usize, 1..8),
+            waits in any::<bool>(),
+        ) {
+            let (mut own, mut other) = pair();
+            let end = time::now() + Duration::from_secs(60);
+            let text: String = which.iter().map(|which| REPLIES[*which]).collect();
+            let mut left = text.as_bytes();
+            let mut cuts = cuts.iter().cycle();
+            let mut read = Vec::new();
+            while !left.is_empty() {
+                let cut = cuts.next().map_or(1, |cut| *cut).min(left.len());
+                other.write_all(&left[..cut]).unwrap();
+                left = &left[cut..];
+                while !waits && let Some(reply) = own.look().unwrap() {
+                    read.push(reply);
+                }
+            }
+            while read.len() < which.len() {
+                read.push(own.receive(end).unwrap());
+            }
+            let parse = |which: &usize| redis::parse_redis_value(REPLIES[*which].as_bytes());
+            let expected: Result<Vec<Value>, _> = which.iter().map(parse).collect();
+            prop_assert_eq!(read, expected.unwrap());
+            prop_assert!(own.look().unwrap().is_none());
+            drop(other);
+            prop_assert!(own.receive(end).is_err() && own.look().is_err());
+        }
+    }
+
+    #[test]
+    fn a_reply_without_an_end_is_not_read_for_ever() {
+        let (mut own, mut other) = pair();
+        other.write_all(b"*1000000000\r\n").unwrap();
+        let end = time::now();
+        std::thread::scope(|scope| {
+            let drips = scope.spawn(move || while other.write_all(b":1\r\n").is_ok() {});
+            assert!(own.receive(end).is_err_and(|error| error.is_timeout()));
+            drop(own);
+            drips.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_written_at_once_is_waited_for() {
+        let (mut own, mut other) = pair();
+        assert!(own.look().unwrap().is_none());
+        let much = vec![b'x'; 16 << 20];
+        std::thread::scope(|scope| {
+            let reads = scope.spawn(move || {
+                let mut all = vec![0; 16 << 20];
+                other.read_exact(&mut all).map(|()| all)
+            });
+            own.send(&much).unwrap();
+            assert!(reads.join().unwrap().unwrap() == much);
+        });
+    }
+}
