@@ -55,21 +55,32 @@ impl Company {
         }
         let alone = now > self.met.load(Ordering::Relaxed) + Company::LASTS;
         Caller {
-            company: self,
+            company: Some(self),
             alone,
         }
     }
 }
 
+impl Caller<'_> {
+    /// One who hands something on, or is handed it: nobody has work meanwhile but the nodes, so it keeps no company, and asks idle
+    /// nodes himself.
+    const ASIDE: Caller<'static> = Caller {
+        company: None,
+        alone: true,
+    };
+}
+
 #[derive(Debug)]
 struct Caller<'a> {
-    company: &'a Company,
+    company: Option<&'a Company>,
     alone: bool,
 }
 
 impl Drop for Caller<'_> {
     fn drop(&mut self) {
-        self.company.here.fetch_sub(1, Ordering::Relaxed);
+        if let Some(company) = self.company {
+            company.here.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -377,7 +388,9 @@ impl Nodes {
         inbox: &'a Arc<Inbox>,
         addressee: Arc<dyn Addressee>,
     ) -> Round<'a> {
-        self.ask_instead(request, request, inbox, addressee)
+        let mut round = self.open(request, inbox);
+        self.put(&mut round, request, &addressee, |_| true);
+        round
     }
 
     /// Asks all nodes for something else than `request`, in whose place it is, and whose question the answers are to. They go to
@@ -389,7 +402,7 @@ impl Nodes {
         inbox: &'a Arc<Inbox>,
         addressee: Arc<dyn Addressee>,
     ) -> Round<'a> {
-        let mut round = self.open(request, inbox);
+        let mut round = self.join(request, inbox, inbox.open_round(self.total()));
         self.put(&mut round, instead, &addressee, |_| true);
         round
     }
@@ -417,17 +430,19 @@ impl Nodes {
     }
 
     fn open<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
-        self.join(request, inbox, inbox.open_round(self.total()))
+        let number = inbox.open_round(self.total());
+        let mut round = self.join(request, inbox, number);
+        round.caller = self.company.join(time::now());
+        round
     }
 
-    /// A round of the inbox that was opened before.
+    /// A round of the inbox that was opened before, of one who hands something on or is handed it.
     pub(crate) fn join<'a>(
         &'a self,
         request: &'a Request,
         inbox: &'a Arc<Inbox>,
         number: u32,
     ) -> Round<'a> {
-        let now = time::now();
         Round {
             request,
             inbox,
@@ -439,7 +454,7 @@ impl Nodes {
             free: Vec::new(),
             answers: Vec::new(),
             nodes: self,
-            caller: self.company.join(now),
+            caller: Caller::ASIDE,
             own: Own {
                 nodes: self,
                 key: request.lease.key(),
