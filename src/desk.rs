@@ -22,7 +22,7 @@ use crate::time;
 
 pub(crate) use self::health::{Health, Report};
 use self::owed::{Owed, Return};
-use self::sent::{note_written, unsent};
+use self::sent::{instead, note_written, unsent};
 
 mod health;
 mod owed;
@@ -57,14 +57,6 @@ pub(crate) struct Desk {
     pub(crate) dozes: bool,
     /// Whether a caller has sat here since the thread looked last.
     pub(crate) used: bool,
-}
-
-/// What became of a caller's request.
-pub(crate) enum Begun {
-    /// Answered already: it was not sent, since what it is for is over.
-    Answered,
-    /// On the wire. `wake` says that the thread does not look for the answer unless it is woken.
-    Sent { wake: bool },
 }
 
 impl Desk {
@@ -137,13 +129,15 @@ impl Desk {
     fn accept(&self, job: Job, now: Instant) -> Option<(Request, Return)> {
         let Job { request, reply } = job;
         let mut back = Return::new(reply);
-        match unsent(&request, self.health.quarantine(now), now) {
-            Some(answer) => {
-                back.post(self.node, answer);
-                None
-            }
-            None => Some((request, back)),
+        let Some(answer) = unsent(&request, self.health.quarantine(now), now) else {
+            return Some((request, back));
+        };
+        if let Some(release) = instead(&request, &answer) {
+            back.again = true;
+            return Some((release, back));
         }
+        back.post(self.node, answer);
+        None
     }
 
     /// Sends the batch and hands out the answers. Afterwards it is empty, whatever happened.
@@ -215,7 +209,9 @@ impl Desk {
                     stays = Err(cause.clone());
                 }
             }
-            Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) => news.allowed(right),
+            Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) | Answer::Anew(_) => {
+                news.allowed(right);
+            }
             _ => {}
         }
         back.post(self.node, answer);
@@ -254,8 +250,11 @@ impl Desk {
 
 /// What a caller does here, who does not wait.
 impl Desk {
-    /// Sends a job, whose request is `bytes` on the wire, if nobody is before it. Given back if the thread must do that, or does it better.
-    pub(crate) fn begin(&mut self, job: Job, bytes: &[u8], now: Instant) -> Result<Begun, Job> {
+    /// Answers whether the thread must be woken to look for the answer.
+    ///
+    /// Sends a job, whose request is `bytes` on the wire, if nobody is before it, and answers whether the thread has to be woken
+    /// to look for the answer. The job is given back where the thread must see to it, or does better.
+    pub(crate) fn begin(&mut self, job: Job, bytes: &[u8], now: Instant) -> Result<bool, Job> {
         let may_follow = |flight: &Flight| {
             !flight.request.shares_a_token(&job.request) || flight.request.is_set()
         };
@@ -267,9 +266,10 @@ impl Desk {
         if !is_free || prompt.is_none_or(|prompt| !prompt.is_in_order()) {
             return Err(job);
         }
-        let Some((request, back)) = self.accept(job, now) else {
-            return Ok(Begun::Answered);
-        };
+        if unsent(&job.request, self.health.quarantine(now), now).is_some() {
+            return Err(job); // what it is for is over
+        }
+        let Job { request, reply } = job;
         note_written(&request, now);
         let number = self.next;
         self.next += 1;
@@ -278,14 +278,12 @@ impl Desk {
             self.expect_by(now);
         }
         self.flights.push_back(Flight { number, request });
-        self.backs.push_back((back, now));
+        self.backs.push_back((Return::new(reply), now));
         self.used = true;
         if let Err(cause) = sent {
             self.broken = Some(cause);
         }
-        Ok(Begun::Sent {
-            wake: self.dozes || self.broken.is_some(),
-        })
+        Ok(self.dozes || self.broken.is_some())
     }
 
     /// Takes in the answers that have come. `true` if the thread must see to the connection.

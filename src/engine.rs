@@ -18,7 +18,7 @@ use crate::node::Connector;
 use crate::quorum::{Tally, Verdict};
 use crate::renewal::Renewal;
 use crate::retry::RetryPolicy;
-use crate::round::Nodes;
+use crate::round::{Nodes, Outcome};
 use crate::script::{Request, Verb};
 use crate::stats::Stats;
 use crate::time::{self, Budget, Limit};
@@ -36,6 +36,7 @@ mod extend;
 mod operate;
 mod pause;
 mod permit;
+mod relay;
 mod way;
 
 /// The interval in which a writer that waits says so again, where the policy's `max_delay` is not shorter. It is also how
@@ -167,6 +168,9 @@ impl Engine {
         self.renewal.retire(lease);
         self.still_held(lease, lease.begin_release(now))?;
         self.losses.notifier().forget(lease);
+        if let Some(handed_on) = self.hand_on(lease, pass, on_drop, now) {
+            return handed_on;
+        }
         let mut request = Request::new(Verb::Release, lease, 0);
         request.refresh = self.refresh;
         request.publish = true;
@@ -185,6 +189,11 @@ impl Engine {
         let outcome = round.outcome(self.node_budget(now));
         self.listener.released(lease.keys(), &outcome.heard);
         lease.end();
+        self.released(lease, outcome)
+    }
+
+    /// What the nodes' answers to a release are to its caller.
+    fn released(&self, lease: &Lease, outcome: Outcome) -> Result<(), Error> {
         match outcome.verdict {
             Verdict::Won => Ok(()),
             Verdict::Refused => Err(lease.lost_for(LossReason::NotOurs)),
@@ -317,6 +326,8 @@ mod loss_tests;
 mod outage_tests;
 #[cfg(all(test, not(loom)))]
 mod permit_tests;
+#[cfg(all(test, not(loom)))]
+mod relay_tests;
 #[cfg(all(test, not(loom)))]
 mod rw_tests;
 #[cfg(all(test, not(loom)))]

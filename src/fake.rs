@@ -182,6 +182,11 @@ impl Fake {
         served.iter().filter(|(v, _)| *v == verb).count()
     }
 
+    /// What it served, in order.
+    pub(crate) fn verbs(&self) -> Vec<Verb> {
+        self.served.lock().iter().map(|(verb, _)| *verb).collect()
+    }
+
     /// How often it served an extension of a token.
     pub(crate) fn extensions(&self, token: &str) -> usize {
         let served = self.served.lock();

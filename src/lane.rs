@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use crate::census::Census;
-use crate::desk::{Begun, Desk, Health, Report};
+use crate::desk::{Desk, Health, Report};
 use crate::error::Cause;
 use crate::job::Job;
 use crate::node::Connector;
@@ -40,7 +40,7 @@ pub(crate) struct Lane {
 
 /// What became of a job that a caller wanted to begin himself.
 pub(crate) enum Start {
-    /// It is in the lane's queue, or answered.
+    /// It is in the lane's queue.
     Queued,
     /// It is on the wire. `wake` says that the lane's thread does not look for the answer unless it is woken.
     Begun { wake: bool },
@@ -114,8 +114,7 @@ impl Lane {
     ) -> Result<Start, Cause> {
         let job = match self.desk.try_lock() {
             Some(mut desk) if self.is_idle(now) => match desk.begin(job, bytes, now) {
-                Ok(Begun::Sent { wake }) => return Ok(Start::Begun { wake }),
-                Ok(Begun::Answered) => return Ok(Start::Queued),
+                Ok(wake) => return Ok(Start::Begun { wake }),
                 Err(job) => job,
             },
             _ => job,

@@ -178,6 +178,10 @@
 //! also ends with the holder's TTL, the policy's delay and the caller's limit. A `Nodes` that knows that others listen lets
 //! them pass before it takes the same lock again.
 //!
+//! An exclusive lock of one key goes from thread to thread of a process without being free in between, in one round for the release
+//! of one and the take of the next, 16 times in a row or for 10 ms; then others have their turn. Each has a lease of its
+//! own, with its own TTL, token and number.
+//!
 //! # When things fail
 //!
 //! | what | what the caller sees |

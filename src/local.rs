@@ -12,9 +12,13 @@ use crate::lease::Lease;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::time;
 
+#[cfg(all(test, not(loom)))]
+pub(crate) use self::relay::MOST_IN_A_ROW;
+pub(crate) use self::relay::{Baton, Handed, Offer};
 pub(crate) use self::slot::{Access, Refused};
 use self::slot::{Holder, Slot, Waiter};
 
+mod relay;
 mod slot;
 
 /// One slot per key that is held or waited for; keys at rest take no memory.
@@ -74,6 +78,19 @@ impl Gate {
         end: Option<Instant>,
         settle: impl Fn(&Arc<Lease>),
     ) -> Result<Pass, Refused> {
+        self.enter_offering(keys, access, None, inbox, end, settle)
+    }
+
+    /// The same for one who can be handed the lock together with its slot ([`Pass::baton`]).
+    pub(crate) fn enter_offering(
+        self: &Arc<Self>,
+        keys: &Keys,
+        access: Access,
+        offer: Option<&Offer>,
+        inbox: &Arc<Inbox>,
+        end: Option<Instant>,
+        settle: impl Fn(&Arc<Lease>),
+    ) -> Result<Pass, Refused> {
         if self.is_forked() {
             return Err(Refused::Closed);
         }
@@ -88,6 +105,8 @@ impl Gate {
                 ticket,
                 access,
                 inbox: Arc::clone(inbox),
+                offer: offer.cloned(),
+                looks: None,
             };
             match self.enter_one(state, key, me, end, &settle) {
                 Ok(next) => state = next,
@@ -164,10 +183,7 @@ impl Gate {
                 }
                 return Err(refused);
             }
-            let wake = match first {
-                true => time::earlier(end, slot.next_expiry(now)),
-                false => end,
-            };
+            let wake = time::earlier(end, slot.look_again(ticket, now));
             drop(state); // let go while asleep
             inbox.sleep(wake);
             state = self.state.lock();
@@ -312,6 +328,7 @@ impl Gate {
 impl Pass {
     /// The nodes granted this lease for the slots; `false` if the gate has been closed meanwhile.
     pub(crate) fn bind(&self, lease: &Arc<Lease>) -> bool {
+        let now = time::now();
         let mut state = self.gate.state.lock();
         if state.closed {
             return false;
@@ -324,7 +341,8 @@ impl Pass {
             if let Some(me) = slot.holder(self.ticket) {
                 me.lease = Some(Arc::clone(lease));
             }
-            woken.extend(slot.first()); // it has an expiry to watch now
+            // It has an expiry to watch now.
+            woken.extend(slot.first_to_look(now, lease.expiry(now)));
             let is_counted = slot
                 .holders
                 .iter()

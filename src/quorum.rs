@@ -21,6 +21,10 @@ impl NodeSet {
         NodeSet(1 << node)
     }
 
+    pub(crate) fn all(nodes: usize) -> NodeSet {
+        NodeSet((0..nodes).fold(0, |all, node| all | 1 << node))
+    }
+
     pub(crate) fn insert(&mut self, node: usize) {
         self.0 |= 1 << node;
     }
@@ -175,6 +179,11 @@ impl Tally {
     /// How many nodes have said yes or no.
     pub(crate) fn answers(&self) -> usize {
         self.granted.len() + self.refused.len()
+    }
+
+    /// Why nodes did not grant.
+    pub(crate) fn causes(&self) -> &[(usize, Cause)] {
+        &self.causes
     }
 
     pub(crate) fn granted(&self) -> NodeSet {

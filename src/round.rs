@@ -55,21 +55,32 @@ impl Company {
         }
         let alone = now > self.met.load(Ordering::Relaxed) + Company::LASTS;
         Caller {
-            company: self,
+            company: Some(self),
             alone,
         }
     }
 }
 
+impl Caller<'_> {
+    /// One who hands something on, or is handed it: nobody has work meanwhile but the nodes, so it keeps no company, and asks idle
+    /// nodes himself.
+    const ASIDE: Caller<'static> = Caller {
+        company: None,
+        alone: true,
+    };
+}
+
 #[derive(Debug)]
 struct Caller<'a> {
-    company: &'a Company,
+    company: Option<&'a Company>,
     alone: bool,
 }
 
 impl Drop for Caller<'_> {
     fn drop(&mut self) {
-        self.company.here.fetch_sub(1, Ordering::Relaxed);
+        if let Some(company) = self.company {
+            company.here.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -163,6 +174,11 @@ impl Drop for Own<'_> {
 }
 
 impl Round<'_> {
+    /// What is known so far.
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
     /// Waits until the nodes have decided or the budget's time is over: nobody ever waits for a lane.
     pub(crate) fn outcome(mut self, budget: Budget) -> Outcome {
         let start = time::now();
@@ -192,7 +208,9 @@ impl Round<'_> {
         let ended = self.inbox.collect(wanted, soon, end, &mut self.answers);
         for (node, answer) in self.answers.drain(..) {
             match answer {
-                Answer::Numbered(number) => self.numbers.push((node, number)),
+                Answer::Numbered(number) | Answer::Anew(Some(number)) => {
+                    self.numbers.push((node, number))
+                }
                 Answer::Heard(count) => self.heard.push((node, count)),
                 Answer::Held(Holder::Of(key), _) if !self.in_the_way.contains(&key) => {
                     self.in_the_way.push(key);
@@ -371,7 +389,21 @@ impl Nodes {
         addressee: Arc<dyn Addressee>,
     ) -> Round<'a> {
         let mut round = self.open(request, inbox);
-        self.put(&mut round, &addressee, |_| true);
+        self.put(&mut round, request, &addressee, |_| true);
+        round
+    }
+
+    /// Asks all nodes for something else than `request`, in whose place it is, and whose question the answers are to. They go to
+    /// an addressee as in [`ask_for`](Nodes::ask_for).
+    pub(crate) fn ask_instead<'a>(
+        &'a self,
+        request: &'a Request,
+        instead: &Request,
+        inbox: &'a Arc<Inbox>,
+        addressee: Arc<dyn Addressee>,
+    ) -> Round<'a> {
+        let mut round = self.join(request, inbox, inbox.open_round(self.total()));
+        self.put(&mut round, instead, &addressee, |_| true);
         round
     }
 
@@ -398,11 +430,23 @@ impl Nodes {
     }
 
     fn open<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
-        let now = time::now();
+        let number = inbox.open_round(self.total());
+        let mut round = self.join(request, inbox, number);
+        round.caller = self.company.join(time::now());
+        round
+    }
+
+    /// A round of the inbox that was opened before, of one who hands something on or is handed it.
+    pub(crate) fn join<'a>(
+        &'a self,
+        request: &'a Request,
+        inbox: &'a Arc<Inbox>,
+        number: u32,
+    ) -> Round<'a> {
         Round {
             request,
             inbox,
-            number: inbox.open_round(self.total()),
+            number,
             tally: self.tally(request),
             numbers: Vec::new(),
             heard: Vec::new(),
@@ -410,7 +454,7 @@ impl Nodes {
             free: Vec::new(),
             answers: Vec::new(),
             nodes: self,
-            caller: self.company.join(now),
+            caller: Caller::ASIDE,
             own: Own {
                 nodes: self,
                 key: request.lease.key(),
@@ -423,7 +467,7 @@ impl Nodes {
     /// Answers which nodes were asked.
     fn submit(&self, round: &mut Round<'_>, to: impl Fn(usize) -> bool) -> NodeSet {
         let addressee: Arc<dyn Addressee> = Arc::clone(round.inbox) as _;
-        self.put(round, &addressee, to)
+        self.put(round, round.request, &addressee, to)
     }
 
     /// Asks all nodes for many requests at once, each in a round of `addressee`, who counts the answers himself. Does not
@@ -469,10 +513,11 @@ impl Nodes {
     fn put(
         &self,
         round: &mut Round<'_>,
+        request: &Request,
         addressee: &Arc<dyn Addressee>,
         to: impl Fn(usize) -> bool,
     ) -> NodeSet {
-        let (request, now) = (round.request, time::now());
+        let now = time::now();
         let in_person = round.caller.alone && self.pace.soon(now).is_some();
         let given = script::with_wire(request, |bytes| {
             let mut given = NodeSet::default();
@@ -505,7 +550,7 @@ impl Nodes {
             }
             given
         });
-        if matches!(request.verb, Verb::Take | Verb::Adopt) {
+        if matches!(request.verb, Verb::Take | Verb::Adopt | Verb::Swap) {
             request.leases().for_each(|lease| lease.note_asked(given));
         }
         given
@@ -524,6 +569,13 @@ impl Nodes {
         let lane = lanes.iter().position(votes);
         let lane = lane.or_else(|| lanes.iter().position(|lane| lane.is_up(now)));
         lane.map(|lane| lane / self.pool)
+    }
+
+    /// Whether no node is known to be in quarantine.
+    pub(crate) fn all_vote(&self) -> bool {
+        let now = time::now();
+        let lanes = self.crew.lanes();
+        lanes.iter().all(|lane| lane.quarantine(now).is_zero())
     }
 
     /// Releases a lease's token on all nodes that may hold it, `except` those that certainly do not. Nobody waits.
@@ -596,7 +648,7 @@ impl Nodes {
 /// What a verb asks, as the tally counts it.
 pub(crate) fn question(verb: Verb) -> Question {
     match verb {
-        Verb::Take | Verb::PutBack => Question::Take,
+        Verb::Take | Verb::Swap | Verb::PutBack => Question::Take,
         _ => Question::Mine,
     }
 }
@@ -605,6 +657,7 @@ pub(crate) fn question(verb: Verb) -> Question {
 pub(crate) fn vote(answer: Answer) -> Vote {
     match answer {
         Answer::Yes | Answer::Numbered(_) | Answer::Heard(_) | Answer::Seen(_) => Vote::Granted,
+        Answer::Anew(_) => Vote::Granted,
         Answer::Held(by, remaining) => Vote::Refused(match by {
             Holder::One | Holder::Of(_) => Cause::Held { remaining },
             Holder::Readers => Cause::Readers { remaining },

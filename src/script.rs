@@ -15,7 +15,7 @@ use redis::{Cmd, RedisError, RedisWrite, ServerErrorKind, ToRedisArgs, Value};
 use crate::config::MAX_OWNER;
 use crate::error::Cause;
 use crate::holder::Sight;
-use crate::key::{Key, NodeKey, Token};
+use crate::key::{Key, NodeKey};
 use crate::lease::{Claim, Lease};
 use crate::observer::NodeReply;
 use crate::permits::{Free, MOST_PERMITS};
@@ -43,6 +43,9 @@ pub(crate) enum Verb {
     Take,
     /// Put our token in the place of one that was handed over to us.
     Adopt,
+    /// Give the lock of one thread to the next of the same process in one step: our token in the place of the former one, or
+    /// of none.
+    Swap,
     /// Keep it for us for longer.
     Extend,
     /// Take it again on a node that lost it while a quorum kept it: the same command as `Take`, the same checks. Only the
@@ -76,12 +79,12 @@ pub(crate) struct Request {
     pub(crate) publish: bool,
     /// For a `Take` by a writer that waits: its place at the gate.
     pub(crate) place: Option<Arc<Lease>>,
-    /// For a `Take` or an `Adopt` that is to be numbered, and for a `Raise`: what the node's fence is to be at least.
+    /// For a `Take`, an `Adopt` or a `Swap` that is to be numbered, and for a `Raise`: what the node's fence is to be at least.
     pub(crate) fence: Option<u64>,
     /// As it goes over the wire, where several nodes are told the same ([`with_wire`]).
     pub(crate) wire: Option<Arc<[u8]>>,
-    /// For an `Adopt`: the token that was handed over.
-    pub(crate) former: Option<Arc<Token>>,
+    /// For an `Adopt` or a `Swap`: the lease whose token was handed over.
+    pub(crate) former: Option<Arc<Lease>>,
 }
 
 impl Request {
@@ -105,10 +108,15 @@ impl Request {
         std::iter::once(&self.lease).chain(&self.place)
     }
 
-    /// Whether both can leave something of one lease on a node: then their order matters.
+    /// Whether both speak of one token, so that it matters to a node which of them comes first.
     pub(crate) fn shares_a_token(&self, other: &Request) -> bool {
-        let is_ours = |id| self.leases().any(|lease| lease.token().id() == id);
-        other.leases().any(|lease| is_ours(lease.token().id()))
+        let mut ours = self.tokens();
+        ours.any(|id| other.tokens().any(|other| other == id))
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = u64> {
+        let leases = self.leases().chain(&self.former);
+        leases.map(|lease| lease.token().id())
     }
 
     /// Whether it is a command of Redis' own, which a server never asks to have again.
@@ -124,7 +132,7 @@ impl Request {
 
     /// Whether a grant is to come with a number of the node's fence.
     fn is_numbered(&self) -> bool {
-        matches!(self.verb, Verb::Take | Verb::Adopt) && self.fence.is_some()
+        matches!(self.verb, Verb::Take | Verb::Adopt | Verb::Swap) && self.fence.is_some()
     }
 
     /// Whether this can be told to a node in one call with `other`, which is before it in a batch: readers of one key that
@@ -160,6 +168,8 @@ pub(crate) enum Answer {
     Seen(Box<Sight>),
     /// Granted, with this number of the node's fence.
     Numbered(u64),
+    /// Granted by a `Swap`, but there was nothing of the former token; with the number, if it is to have one.
+    Anew(Option<u64>),
     /// Refused because of somebody who holds it, for so long if that one does not extend it.
     Held(Holder, Option<Duration>),
     /// This permit of a semaphore is held, and these are free. The next one of those that are held ends then.
@@ -181,6 +191,7 @@ impl Answer {
             Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) | Answer::Seen(_) => {
                 NodeReply::Done
             }
+            Answer::Anew(_) => NodeReply::Done,
             Answer::Held(..) | Answer::Absent | Answer::Foreign => NodeReply::Refused,
             Answer::NotThisOne(..) | Answer::OtherPermits(_) => NodeReply::Refused,
             Answer::Fault(_) => NodeReply::Fault,
@@ -279,8 +290,16 @@ pub(crate) fn write<'a>(
         (Verb::Adopt, _) => {
             let fences = fences.filter(|_| request.fence.is_some());
             script = call(Script::Adopt, cmd, owners.chain(fences));
-            cmd.arg(request.former.as_ref().map_or("", |token| token.text()));
+            let former = request.former.as_ref();
+            cmd.arg(former.map_or("", |lease| lease.token().text()));
             cmd.arg(token).arg(ttl).arg(locks);
+        }
+        (Verb::Swap, _) => {
+            let fences = fences.filter(|_| request.fence.is_some());
+            script = call(Script::Swap, cmd, owners.chain(fences));
+            let former = request.former.as_ref();
+            cmd.arg(former.map_or("", |lease| lease.token().text()));
+            cmd.arg(token).arg(ttl);
         }
         (Verb::Extend, Claim::Exclusive | Claim::Write) => {
             script = call(Script::Extend, cmd, owners);
@@ -424,7 +443,7 @@ pub(crate) enum Read {
 
 /// Reads a reply to a request; of a call for several to that which is number `place` in it.
 pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
-    use Verb::{Adopt, Break, Downgrade, Extend, Knock, PutBack, Raise, Release, Take, Tell};
+    use Verb::{Adopt, Break, Downgrade, Extend, Knock, PutBack, Raise, Release, Swap, Take, Tell};
     let is_numbered = request.is_numbered();
     let claim = request.lease.claim();
     let is_exclusive = claim == Claim::Exclusive;
@@ -435,6 +454,12 @@ pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
             Ok(number) if number > 0 => Answer::Numbered(number),
             _ => return Read::OutOfStep,
         },
+        (Swap, Value::Int(0)) => Answer::Foreign,
+        (Swap, Value::Int(number @ ..=-1)) => {
+            Answer::Anew(is_numbered.then_some(number.unsigned_abs()))
+        }
+        (Swap, Value::Int(number @ 1..)) if is_numbered => Answer::Numbered(number.unsigned_abs()),
+        (Swap, Value::Int(1)) => Answer::Yes,
         (Take | PutBack, Value::Int(1)) if is_script => Answer::Yes,
         (Take | PutBack, Value::Array(refused)) if is_script => match (claim, &refused[..]) {
             (Claim::Permit { of, .. }, refused) => match not_this_one(refused, of) {

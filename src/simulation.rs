@@ -2,7 +2,7 @@
 //! from a seed, and each history is checked.
 //!
 //! A *history* is a few clients that take one lock, exclusive or read-write, on one, three or five nodes: fenced or not, waiting
-//! or not, renewed, extended, downgraded, released, cancelled or let run out. Meanwhile messages are slow, lost, or cut off
+//! or not, renewed, extended, downgraded, released, handed on in its process, cancelled or let run out. Meanwhile messages are slow, lost, or cut off
 //! with their connection and late; nodes hang, crash, and lose their data; clients are paused or die; clocks drift and are set.
 //! The faults are those that the library promises to bear, up to the last: clocks that disagree by `ttl / 100 + 2 ms`, nodes
 //! without data that stand back for the longest TTL. What decides is the library's own code: `Tally` and `vote`, `Lease`, `fence`,
@@ -123,6 +123,7 @@ fn every_history_keeps_the_promises() {
         ("second rounds", counts.raises, 100),
         ("extensions by a quorum", counts.extended, 500),
         ("keys put back", counts.put_backs, 10),
+        ("hand-overs in a process", counts.swaps, 50),
         ("downgrades", counts.downgrades, 50),
         ("losses", counts.losses, 50),
         ("releases by a quorum", counts.released, 300),
@@ -146,7 +147,7 @@ fn what_is_planted_is_found() {
     let order = |found: &Found| matches!(found, Found::Order { .. });
     let leftover = |found: &Found| matches!(found, Found::Leftover { .. });
     type Kind<'a> = &'a dyn Fn(&Found) -> bool;
-    let table: [(Bug, Kind<'_>); 12] = [
+    let table: [(Bug, Kind<'_>); 13] = [
         (Bug::Drift, &overlap),
         (Bug::Step, &overlap),
         (Bug::QuorumOfReachable, &overlap),
@@ -156,6 +157,7 @@ fn what_is_planted_is_found() {
         (Bug::OneForgets, &overlap),
         (Bug::FenceForgotten, &order),
         (Bug::NoUndo, &leftover),
+        (Bug::FormerForgotten, &leftover),
         (Bug::NoKill, &leftover),
         (Bug::LateExtensionForgotten, &leftover),
         (Bug::OneToken, &overlap),

@@ -18,8 +18,9 @@ pub(super) type Owed = (Request, Return);
 pub(super) struct Return {
     /// As in [`Job::reply`].
     to: Option<Reply>,
-    /// It is a release that was on the wire when a connection broke, and may have taken effect then.
-    again: bool,
+    /// It is a release that was on the wire when a connection broke, and may have taken effect then; or one that another may
+    /// have made before.
+    pub(super) again: bool,
     /// It has no answer yet, or as a release one that says that it did not take effect.
     pub(super) owed: bool,
 }

@@ -188,14 +188,29 @@ impl Engine {
         };
         let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
         let access = access(wish.claim);
+        let offer = self.offer(wish, queue_end)?;
         let pass = self
             .gate
-            .enter(&wish.keys, access, &inbox, queue_end, settle)
+            .enter_offering(
+                &wish.keys,
+                access,
+                offer.as_ref(),
+                &inbox,
+                queue_end,
+                settle,
+            )
             .map_err(|refused| {
                 let waited = waited();
                 let attempts = retry.attempts_within(waited);
                 turned_away(refused, &wish.keys, wish.claim, attempts, waited)
             })?;
+        if let Some(offer) = &offer
+            && let Some(baton) = pass.baton()
+            && let Some(lease) = self.take_over(wish, offer, &baton, &inbox)
+        {
+            self.keep(&lease, &pass, wish)?;
+            return Ok(Taken::Quorum(lease, pass));
+        }
         if !self.stand_behind(wish, &pass, &inbox, queue_end)? {
             let attempts = retry.attempts_within(waited());
             return Err(contended(wish.claim, access, attempts, waited(), None));

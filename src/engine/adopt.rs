@@ -75,7 +75,7 @@ impl Engine {
         let bid = self.bid(wish, wish.claim)?;
         let Bid { lease, budget, .. } = &bid;
         let mut request = Request::new(Verb::Adopt, lease, wish.ttl.millis());
-        request.former = Some(Arc::new(former));
+        request.former = Some(Arc::new(Lease::new(wish.keys.clone(), former, wish.claim)));
         request.fence = wish.fenced.then_some(0);
         let mut outcome = self.nodes.ask(&request, inbox).outcome(*budget);
         let refused = outcome.tally.refused();

@@ -113,20 +113,30 @@ pub(super) enum Trace<'a> {
 impl Engine {
     /// Draws a token, and starts the clock.
     pub(super) fn bid(&self, wish: &Wish, claim: Claim) -> Result<Bid, Error> {
-        self.nodes.meter().attempted(wish.keys.first());
         let token = Token::fresh(self.settings.owner.as_deref())?;
         let lease = Arc::new(Lease::new(wish.keys.clone(), token, claim));
+        Ok(self.bid_for(wish, &lease, time::now(), time::lead()))
+    }
+
+    /// The same for a lease that there is, which is asked for from `start` on; the wall clock's `lead` is from then.
+    pub(super) fn bid_for(
+        &self,
+        wish: &Wish,
+        lease: &Arc<Lease>,
+        start: Instant,
+        lead: i64,
+    ) -> Bid {
+        self.nodes.meter().attempted(wish.keys.first());
         let least = wish.ttl.least_validity(self.settings.min_validity);
         let validity = time::validity(wish.ttl.duration());
-        let (start, lead) = (time::now(), time::lead());
         let in_time = time::deadline(start, validity - least);
-        Ok(Bid {
-            lease,
+        Bid {
+            lease: Arc::clone(lease),
             budget: self.node_budget(start).and(Limit::Validity, in_time),
             start,
             lead,
             least,
-        })
+        }
     }
 
     /// One attempt with a fresh token: won and valid, or undone on every node that may have granted it.

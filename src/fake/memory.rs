@@ -76,7 +76,7 @@ impl Memory {
                 })),
             },
             (Verb::Adopt, _) => {
-                let former = request.former.as_ref().map(|former| former.text());
+                let former = request.former.as_ref().map(|lease| lease.token().text());
                 match &slot.owner {
                     Some((owner, _)) if Some(owner.as_str()) != former => return Answer::Foreign,
                     None => return Answer::Absent,
@@ -85,6 +85,21 @@ impl Memory {
                 match request.fence {
                     Some(_) => Answer::Numbered(slot.number(now)),
                     None => Answer::Yes,
+                }
+            }
+            (Verb::Swap, _) => {
+                let former = request.former.as_ref().map(|lease| lease.token().text());
+                let owner = slot.owner.as_ref().map(|(owner, _)| owner.as_str());
+                let is_anew = owner.is_none();
+                if !is_anew && owner != former {
+                    return Answer::Foreign;
+                }
+                slot.owner = Some((token.to_owned(), until));
+                let number = request.fence.map(|_| slot.number(now));
+                match (is_anew, number) {
+                    (true, number) => Answer::Anew(number),
+                    (false, Some(number)) => Answer::Numbered(number),
+                    (false, None) => Answer::Yes,
                 }
             }
             (Verb::Break, _) => given(slot.owner.take().is_some()),

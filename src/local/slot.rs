@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::inbox::Inbox;
 use crate::lease::{Lease, Look};
+use crate::local::relay::{Baton, Offer, Row};
 
 /// How a slot is held, or to be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub(super) struct Slot {
     /// In the order in which they came in.
     pub(super) holders: Vec<Holder>,
     pub(super) queue: VecDeque<Waiter>,
+    /// `None` when it was free since it was handed on last.
+    pub(super) row: Option<Row>,
 }
 
 pub(super) struct Holder {
@@ -36,12 +39,20 @@ pub(super) struct Holder {
     pub(super) follows: bool,
     /// The nodes had nothing for it: it waits for what becomes free, before those that come later.
     pub(super) refused: bool,
+    /// It was handed the lock with the slot, and has not looked yet.
+    pub(super) baton: Option<Baton>,
+    /// When that lock's lease ends, if it was granted.
+    pub(super) handed_until: Option<Instant>,
 }
 
 pub(super) struct Waiter {
     pub(super) ticket: u64,
     pub(super) access: Access,
     pub(super) inbox: Arc<Inbox>,
+    /// Where it can be handed the lock with the slot.
+    pub(super) offer: Option<Offer>,
+    /// When it looks by itself at those who hold it now.
+    pub(super) looks: Option<Instant>,
 }
 
 /// Why a thread did not get the slot.
@@ -65,6 +76,7 @@ impl Slot {
         Slot {
             holders: Vec::with_capacity(1),
             queue: VecDeque::new(),
+            row: None,
         }
     }
 
@@ -109,8 +121,31 @@ impl Slot {
 
     /// When the next of the holders' leases ends.
     pub(super) fn next_expiry(&self, now: Instant) -> Option<Instant> {
-        let expiries = self.holders.iter().filter_map(|holder| holder.expiry(now));
-        expiries.min()
+        let ends = self.holders.iter().filter_map(|holder| holder.end(now));
+        ends.min()
+    }
+
+    /// The waiter with this ticket is about to sleep: it looks again when the next of the holders' leases ends, as that is known
+    /// now. Answers when that is.
+    pub(super) fn look_again(&mut self, ticket: u64, now: Instant) -> Option<Instant> {
+        let looks = self.next_expiry(now);
+        // Those that come last look first.
+        let mut waiters = self.queue.iter_mut().rev();
+        let me = waiters.find(|waiter| waiter.ticket == ticket);
+        me.into_iter().for_each(|me| me.looks = looks);
+        looks
+    }
+
+    /// The first in the queue, if it does not look by itself before `expiry`: a lease that ends then was granted.
+    pub(super) fn first_to_look(
+        &self,
+        now: Instant,
+        expiry: Option<Instant>,
+    ) -> Option<Arc<Inbox>> {
+        let first = self.queue.front()?;
+        let looks = first.looks.filter(|looks| *looks > now);
+        let in_time = looks.is_some_and(|looks| expiry.is_none_or(|expiry| looks <= expiry));
+        (!in_time).then(|| Arc::clone(&first.inbox))
     }
 
     pub(super) fn first(&self) -> Option<Arc<Inbox>> {
@@ -179,6 +214,12 @@ impl Holder {
     fn expiry(&self, now: Instant) -> Option<Instant> {
         self.lease.as_ref()?.expiry(now)
     }
+
+    /// The same, or when a lease would end that it was handed and has not looked at yet.
+    fn end(&self, now: Instant) -> Option<Instant> {
+        let handed = self.handed_until.filter(|end| *end > now);
+        self.expiry(now).or(handed)
+    }
 }
 
 impl From<Waiter> for Holder {
@@ -190,6 +231,8 @@ impl From<Waiter> for Holder {
             inbox: waiter.inbox,
             follows: false,
             refused: false,
+            baton: None,
+            handed_until: None,
         }
     }
 }

@@ -25,6 +25,7 @@ fn enter_as(gate: &Arc<Gate>, access: Access, end: Option<Instant>) -> Result<Pa
 mod table {
     use super::*;
     use crate::fake::eventually;
+    use crate::script::{Request, Verb};
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::thread;
 
@@ -47,6 +48,63 @@ mod table {
         });
         assert_eq!(*order.lock(), (0..8).collect::<Vec<_>>());
         assert!(gate.state.lock().slots.is_empty());
+    }
+
+    #[test]
+    fn who_is_handed_the_slot_finds_what_it_was_handed_with_it() {
+        let gate = Arc::new(Gate::new());
+        let first = enter(&gate, None).unwrap();
+        assert!(gate.is_busy(&key()));
+        let alone = first.hand_on(&lease("x"), time::now(), 0, 3);
+        assert!(alone.is_none(), "nobody waits");
+        let inbox = Arc::new(Inbox::new());
+        let offer = Offer {
+            swap: Request::new(Verb::Swap, &lease("x"), 1),
+            end: None,
+        };
+        let former = lease("x");
+        let (handed, second) = thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                let (keys, offer) = (key().into(), Some(&offer));
+                gate.enter_offering(&keys, Access::Alone, offer, &inbox, None, |_| ())
+            });
+            eventually("it queues", || gate.waiting(&key()) == 1);
+            let handed = first.hand_on(&former, time::now(), 0, 3);
+            inbox.wake();
+            drop(first);
+            (handed, waits.join().unwrap().unwrap())
+        });
+        let handed = handed.unwrap();
+        assert!(Arc::ptr_eq(handed.swap.former.as_ref().unwrap(), &former));
+        assert!(Arc::ptr_eq(&handed.inbox, &inbox));
+        let baton = second.baton().unwrap();
+        assert!(Arc::ptr_eq(&baton.former, &former) && baton.round == handed.round);
+        assert!(second.baton().is_none(), "only once");
+        assert!(gate.is_busy(&key()), "the first one has left before");
+        drop(second);
+        assert!(gate.state.lock().slots.is_empty());
+    }
+
+    #[test]
+    fn nobody_is_handed_anything_when_it_is_closed() {
+        let gate = Arc::new(Gate::new());
+        let first = enter(&gate, None).unwrap();
+        let offer = Offer {
+            swap: Request::new(Verb::Swap, &lease("x"), 1),
+            end: None,
+        };
+        let mut state = gate.state.lock();
+        state.closed = true;
+        let slot = state.slots.get_mut(&key()).unwrap();
+        slot.queue.push_back(Waiter {
+            ticket: 2,
+            access: Access::Alone,
+            inbox: Arc::new(Inbox::new()),
+            offer: Some(offer),
+            looks: None,
+        });
+        drop(state);
+        assert!(first.hand_on(&lease("x"), time::now(), 0, 3).is_none());
     }
 
     #[test]

@@ -28,6 +28,8 @@ enum Step {
         fenced: bool,
     },
     Asks(Verb, usize, u32),
+    /// A lock of one key goes from its owner to the next.
+    Swap(usize, u32, bool),
     /// The node loses a key.
     Forgets(&'static str),
     /// Somebody else's value comes under a key, behind everybody's back.
@@ -52,6 +54,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (names, 1..6_u32, any::<bool>())
             .prop_map(|(names, units, fenced)| Step::Take { names, units, fenced }),
         10 => (verb, lease(), 1..6_u32).prop_map(|(verb, lease, units)| Step::Asks(verb, lease, units)),
+        4 => (lease(), 1..6_u32, any::<bool>())
+            .prop_map(|(lease, units, fenced)| Step::Swap(lease, units, fenced)),
         2 => name().prop_map(Step::Forgets),
         1 => name().prop_map(Step::Stranger),
         1 => name().prop_map(Step::Leaps),
@@ -84,7 +88,8 @@ impl Pair<'_> {
                 assert_eq!(named(by), named(wanted), "{what:?}");
             }
             // The model's clock starts elsewhere than the server's.
-            (Answer::Numbered(number), Answer::Numbered(_)) => self.adopt(request, number),
+            (Answer::Numbered(number), Answer::Numbered(_))
+            | (Answer::Anew(Some(number)), Answer::Anew(Some(_))) => self.adopt(request, number),
             (answer, expected) => assert_eq!(answer, expected, "{what:?}"),
         }
     }
@@ -133,6 +138,21 @@ impl Pair<'_> {
                     request.fence = Some(u64::MAX >> 12);
                 }
                 self.ask(&request);
+            }
+            Step::Swap(number, units, fenced) => {
+                let one = |lease: &&Arc<Lease>| lease.keys().only().is_some();
+                let Some(former) = self.leases.iter().rev().filter(one).nth(number) else {
+                    return;
+                };
+                let former = Arc::clone(former);
+                let token = Token::fresh(None).unwrap();
+                let lease = Lease::new(former.keys().clone(), token, Claim::Exclusive);
+                let lease = Arc::new(lease);
+                let mut request = Request::new(Verb::Swap, &lease, millis(units));
+                request.fence = fenced.then_some(0);
+                request.former = Some(former);
+                self.ask(&request);
+                self.leases.push(lease);
             }
             Step::Forgets(name) => {
                 self.model.slot(&key(name), time::now()).owner = None;

@@ -432,6 +432,26 @@ for i = 1, locks do redis.call('SET', KEYS[i], ARGV[2], 'PX', ARGV[3]) end
 return highest"
 );
 
+/// Swap the token of a lock with one key: the release of one thread and the take of the next.
+///
+/// 1. Nothing is changed where another's value is.
+/// 2. What can fail on its type comes first, then the fence, as for a take; then our token takes the place of the former one, or
+///    of none, with our TTL.
+///
+/// KEYS: the lock, and its fence if it is to have a number. ARGV: the former token, ours, TTL in ms. Reply: 0 another's value is
+/// there; else the number, or 1: below zero where there was no value.
+const SWAP: &str = concat!(
+    "local former = redis.call('GET', KEYS[1])
+if former and former ~= ARGV[1] then return 0 end
+local fence, number = KEYS[2], 1
+if fence then",
+    next_number!(),
+    "
+end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return former and number or -number"
+);
+
 /// Raise the fences of a lock that is ours: by the next holder's number they must have been as high as ours on a quorum.
 ///
 /// KEYS: the locks that are held as one, or the writer; the fence of each. ARGV: token, the number. Reply: 1 ours, and the
@@ -477,7 +497,7 @@ return heard"
 mod permits;
 
 /// All scripts, in the order of [`Script`].
-pub(super) const SCRIPTS: [&str; 17] = [
+pub(super) const SCRIPTS: [&str; 18] = [
     EXTEND,
     RELEASE,
     RELEASE_ALL,
@@ -492,6 +512,7 @@ pub(super) const SCRIPTS: [&str; 17] = [
     TELL,
     BREAK,
     ADOPT,
+    SWAP,
     PERMIT,
     EXTEND_PERMIT,
     RELEASE_PERMIT,
@@ -514,6 +535,7 @@ pub(crate) enum Script {
     Tell,
     Break,
     Adopt,
+    Swap,
     Permit,
     ExtendPermit,
     ReleasePermit,

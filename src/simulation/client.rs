@@ -76,6 +76,8 @@ pub(super) struct Attempt {
     refused: NodeSet,
     /// When the nodes are free again, if they said so.
     free: Option<Duration>,
+    /// Of one that was handed the lock: the lease before, and the nodes that have swapped its token.
+    former: Option<(Arc<Lease>, NodeSet)>,
 }
 
 impl Client {
@@ -105,6 +107,7 @@ impl Client {
         let attempt = acquire.and_then(|acquire| acquire.attempt.as_ref());
         let leases = [
             attempt.map(|attempt| &attempt.lease),
+            attempt.and_then(|attempt| Some(&attempt.former.as_ref()?.0)),
             acquire.and_then(|acquire| acquire.place.as_ref()),
             self.hold.as_ref().map(|hold| &hold.lease),
         ];
@@ -171,12 +174,73 @@ impl World {
         let it = &mut self.clients[client];
         it.acquires += 1;
         it.acquire = Some(acquire);
+        self.may_be_cancelled(client);
+        self.attempt(client);
+    }
+
+    fn may_be_cancelled(&mut self, client: usize) {
         if self.knobs.cancelled.strike(&mut self.rng) {
-            let acquire = it.acquires;
+            let acquire = self.clients[client].acquires;
             let at = self.now + self.rng.u64(..self.knobs.longest() / 2);
             self.tell(at, client, Told::Cancel { acquire });
         }
-        self.attempt(client);
+    }
+
+    /// The next thread of the same process is handed the lock by the one that releases it. `false` if nobody waits.
+    pub(super) fn hand_on(&mut self, client: usize, former: &Arc<Lease>, start: Instant) -> bool {
+        let waits = self.clients[client].acquires < self.knobs.acquires && self.rng.bool();
+        if former.claim() != Claim::Exclusive || self.calm || !waits {
+            return false;
+        }
+        let lease = self.lease(client, Claim::Exclusive);
+        let ttl = one_of(&mut self.rng, &self.knobs.ttls);
+        let least = ttl.least_validity(self.knobs.min_validity);
+        let end = start
+            + self
+                .knobs
+                .node_timeout
+                .min(time::validity(ttl.duration()) - least);
+        let fenced = self.rng.bool();
+        let mut request = Request::new(Verb::Swap, &lease, ttl.millis());
+        request.former = Some(Arc::clone(former));
+        request.fence = fenced.then_some(0);
+        let most = one_of(&mut self.rng, &[1, 4, 12]);
+        let it = &mut self.clients[client];
+        it.acquires += 1;
+        it.acquire = Some(Acquire {
+            claim: Claim::Exclusive,
+            ttl,
+            fenced,
+            attempts: 0,
+            most,
+            retries: 0,
+            slow: 0,
+            place: None,
+            attempt: Some(Attempt {
+                lease,
+                start,
+                end,
+                refused: NodeSet::default(),
+                free: None,
+                former: Some((Arc::clone(former), NodeSet::default())),
+            }),
+        });
+        self.counts.swaps += 1;
+        let round = self.ask(client, request, (start, start), None);
+        self.clients[client].round = Some(round);
+        self.may_be_cancelled(client);
+        self.does(client, Doing::Asks, Some(end));
+        self.count(client, false);
+        true
+    }
+
+    /// Where the token before was not swapped it may be there yet.
+    fn give_back(&mut self, client: usize, attempt: &Attempt) {
+        if let Some((former, swapped)) = &attempt.former
+            && !self.knobs.is(Bug::FormerForgotten)
+        {
+            self.release_behind(client, former, *swapped);
+        }
     }
 
     fn lease(&mut self, client: usize, claim: Claim) -> Arc<Lease> {
@@ -224,6 +288,7 @@ impl World {
             end,
             refused: NodeSet::default(),
             free: None,
+            former: None,
         });
         self.clients[client].acquire = Some(acquire);
         let first = match self.knobs.one_first.strike(&mut self.rng) {
@@ -249,6 +314,10 @@ impl World {
             return;
         };
         attempt.refused = round.tally.refused();
+        let swapped = attempt.former.as_mut();
+        swapped
+            .into_iter()
+            .for_each(|(_, nodes)| *nodes = round.tally.granted());
         attempt.free = match by_one {
             true => round.tally.held_for(),
             false => round.tally.free_in(),
@@ -304,6 +373,7 @@ impl World {
             match time::valid_until(start, ttl.duration(), least, now) {
                 Some(end) if attempt.lease.hold(end, 0) => {
                     let claim = acquire.claim;
+                    self.give_back(client, &attempt);
                     self.give_up_acquire(client);
                     return self.hand_out(client, attempt.lease, claim, ttl);
                 }
@@ -357,6 +427,7 @@ impl World {
         if !self.knobs.is(Bug::NoUndo) {
             self.release_behind(client, &attempt.lease, attempt.refused);
         }
+        self.give_back(client, attempt);
     }
 
     pub(super) fn release_behind(&mut self, client: usize, lease: &Arc<Lease>, except: NodeSet) {
@@ -388,8 +459,13 @@ impl World {
         let attempt = acquire.attempt.take();
         let round = it.round.take();
         if let Some(mut attempt) = attempt {
-            if let Some(round) = round.filter(|round| round.request.verb == Verb::Take) {
+            let asks = |round: &Round| matches!(round.request.verb, Verb::Take | Verb::Swap);
+            if let Some(round) = round.filter(asks) {
                 attempt.refused = round.tally.refused();
+                let swapped = attempt.former.as_mut();
+                swapped
+                    .into_iter()
+                    .for_each(|(_, nodes)| *nodes = round.tally.granted());
             }
             self.undo(client, &attempt);
         }

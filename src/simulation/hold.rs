@@ -267,6 +267,9 @@ impl World {
             return self.let_go(client);
         }
         self.end_hold(client);
+        if self.hand_on(client, lease, now) {
+            return lease.end();
+        }
         let mut request = Request::new(Verb::Release, lease, 0);
         request.refresh = self.knobs.refresh;
         if self.rng.bool() {

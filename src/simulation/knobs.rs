@@ -29,6 +29,8 @@ pub(super) enum Bug {
     FenceForgotten,
     /// What an attempt that failed was granted is left where it is.
     NoUndo,
+    /// Of a lock that was handed on the former token is left where it was not swapped.
+    FormerForgotten,
     /// A connection that broke is not killed at the next connect.
     NoKill,
     /// Nobody thinks of an extension without an answer that runs when the node goes on.

@@ -91,7 +91,11 @@ impl Lane {
     /// The next job that may travel with those on the wire: never two of one token.
     fn next_of_batch(&mut self) -> Option<Job> {
         let job = self.queue.front()?;
-        match self.wire.iter().any(|other| shares_a_token(other, job)) {
+        match self
+            .wire
+            .iter()
+            .any(|other| other.request.shares_a_token(&job.request))
+        {
             true => None,
             false => self.queue.pop_front(),
         }
@@ -143,6 +147,18 @@ impl World {
         while let Some(job) = self.clients[client].lanes[node].next_of_batch() {
             let quarantine = self.clients[client].lanes[node].quarantine(now);
             let unsent = sent::unsent(&job.request, quarantine, now);
+            if let Some(release) = unsent
+                .as_ref()
+                .and_then(|answer| sent::instead(&job.request, answer))
+            {
+                // Its round is over; how the one that releases learns of it is not in here.
+                let job = Job::new(&release, None);
+                match sent::unsent(&release, quarantine, now) {
+                    Some(answer) => self.post(client, node, &job, answer),
+                    None => self.clients[client].lanes[node].wire.push(job),
+                }
+                continue;
+            }
             if let Some(answer) = unsent {
                 self.post(client, node, &job, answer);
                 continue;
@@ -361,12 +377,4 @@ impl World {
             });
         }
     }
-}
-
-fn shares_a_token(one: &Job, other: &Job) -> bool {
-    let mut leases = one.request.leases();
-    leases.any(|lease| {
-        let id = lease.token().id();
-        other.request.leases().any(|lease| lease.token().id() == id)
-    })
 }

@@ -81,7 +81,7 @@ impl World {
                 }
             }
         }
-        if request.verb == Verb::Take {
+        if matches!(request.verb, Verb::Take | Verb::Swap) {
             request.leases().for_each(|lease| lease.note_asked(given));
         }
         given
@@ -122,7 +122,9 @@ impl World {
         };
         match answer {
             Answer::Absent => round.absent.insert(node),
-            Answer::Numbered(number) => round.numbers.push((node, number)),
+            Answer::Numbered(number) | Answer::Anew(Some(number)) => {
+                round.numbers.push((node, number))
+            }
             _ => {}
         }
         round.tally.vote(node, vote(answer));
@@ -163,7 +165,7 @@ impl World {
             }
         };
         match round.request.verb {
-            Verb::Take => self.count_take(client, round, verdict),
+            Verb::Take | Verb::Swap => self.count_take(client, round, verdict),
             Verb::Raise => self.finish(client, verdict),
             Verb::Downgrade => self.finish_downgrade(client, verdict),
             _ => self.finish_release(client, verdict),

@@ -36,6 +36,7 @@ pub(super) struct Counts {
     pub(super) extended: u64,
     pub(super) put_backs: u64,
     pub(super) downgrades: u64,
+    pub(super) swaps: u64,
     pub(super) losses: u64,
     pub(super) released: u64,
     pub(super) cancels: u64,
@@ -52,6 +53,7 @@ impl Counts {
         self.extended += other.extended;
         self.put_backs += other.put_backs;
         self.downgrades += other.downgrades;
+        self.swaps += other.swaps;
         self.losses += other.losses;
         self.released += other.released;
         self.cancels += other.cancels;

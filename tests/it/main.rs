@@ -23,6 +23,7 @@ mod nodes;
 mod outage;
 mod parts;
 mod processes;
+mod relay;
 mod rig;
 mod rights;
 mod rw_conformance;

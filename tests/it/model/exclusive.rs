@@ -31,6 +31,14 @@ pub(super) enum Bug {
     NoSecondRound,
     /// A node that restarted without its data votes at once.
     NoQuarantine,
+    /// A swap puts the next token in the place of another owner's, too.
+    SwapsForeign,
+    /// A swap leaves the key the time that it has.
+    SwapKeepsTime,
+    /// Of a swap that failed only the next token is released.
+    FormerForgotten,
+    /// Of a swap that failed only the former token is released.
+    NextForgotten,
 }
 
 /// What is in the model, and how much of it.
@@ -38,6 +46,8 @@ pub(super) enum Bug {
 pub(super) struct Config {
     /// How many attempts each client makes, won or not.
     pub(super) attempts: [u8; 2],
+    /// Whether a client that is left attempts may hand its lock on to the next thread of its process.
+    pub(super) hands_on: bool,
     /// How many extensions each lease gets.
     pub(super) extensions: u8,
     /// For how many ticks a lease is valid to its client, and then kept by a node at the least.
@@ -66,6 +76,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             attempts: [1, 1],
+            hands_on: false,
             extensions: 0,
             validity: 2,
             breaks: 0,
@@ -100,6 +111,8 @@ pub(super) struct Client {
     attempts: u8,
     /// Ticks since the attempt or the extension began.
     age: u8,
+    /// It was handed the lock, and the token before its own is not given back yet.
+    is_next: bool,
     /// How many of the nodes are a quorum.
     quorum: u8,
     /// How many ticks the lease is valid for, as its client sees it.
@@ -146,6 +159,8 @@ pub(super) enum Action {
     Tick,
     Expire(usize),
     Start(usize),
+    /// The holder releases it, and the next thread of its process takes it in the same step.
+    HandOn(usize),
     Serve(usize, usize),
     ServeFormer(usize, usize),
     Deliver(usize, usize),
@@ -233,6 +248,9 @@ impl Model for Config {
                 Phase::Held if client.left == 0 => actions.push(Action::SeeLost(c)),
                 Phase::Held => {
                     actions.push(Action::Release(c));
+                    if self.hands_on && client.attempts < self.attempts[c] && !client.restoring {
+                        actions.push(Action::HandOn(c));
+                    }
                     let idle = client.extending.is_none() && !client.restoring;
                     if idle && client.extensions < self.extensions {
                         actions.push(Action::Extend(c, self.validity));
@@ -266,6 +284,7 @@ impl Model for Config {
             }
             Action::Expire(n) => state.nodes[n].free(),
             Action::Start(c) => self.start(&mut state, c),
+            Action::HandOn(c) => self.hand_on(&mut state, c),
             Action::Serve(c, n) => {
                 let node = &mut state.nodes[n];
                 let message = node.seats[c].lane.next();

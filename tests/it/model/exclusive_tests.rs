@@ -36,6 +36,14 @@ fn second_attempt() -> Config {
     }
 }
 
+/// A client's second attempt may be that of the next thread of its process, which is handed the lock.
+fn handed_on() -> Config {
+    Config {
+        hands_on: true,
+        ..second_attempt()
+    }
+}
+
 fn extensions() -> Config {
     Config {
         extensions: 1,
@@ -85,6 +93,11 @@ fn still(config: Config) -> Config {
 #[test]
 fn rules_are_kept_with_a_second_attempt() {
     keeps_its_rules("second attempt", second_attempt(), 107_000);
+}
+
+#[test]
+fn rules_are_kept_where_a_lock_is_handed_on() {
+    keeps_its_rules("handed on", handed_on(), 150_000);
 }
 
 #[test]
@@ -173,6 +186,47 @@ fn rules_are_kept_in_large() {
                 ..second_attempt()
             },
             722_000,
+        ),
+        (
+            "handed on, broken connection",
+            Config {
+                breaks: 1,
+                ..handed_on()
+            },
+            100_000,
+        ),
+        (
+            "handed on, lost data",
+            Config {
+                losses: 1,
+                ..handed_on()
+            },
+            100_000,
+        ),
+        (
+            "handed on, late answers",
+            Config {
+                answers_wait: true,
+                ..handed_on()
+            },
+            100_000,
+        ),
+        (
+            "handed on, extensions",
+            Config {
+                extensions: 1,
+                ..handed_on()
+            },
+            100_000,
+        ),
+        (
+            "handed on, fenced",
+            Config {
+                hands_on: true,
+                attempts: [2, 1],
+                ..fenced()
+            },
+            10_000,
         ),
         (
             "two attempts each",
@@ -301,4 +355,20 @@ fn where_fences_differ_it_takes_a_second_round() {
 #[test]
 fn a_node_without_its_data_waits_before_it_votes() {
     breaks(ONE_HOLDER, &[Bug::NoQuarantine], still(lost_data()));
+}
+
+#[test]
+fn a_swap_leaves_other_owners_alone_and_begins_a_time_of_its_own() {
+    breaks(ONE_HOLDER, &[Bug::SwapsForeign], handed_on());
+    breaks(ONE_HOLDER, &[Bug::SwapKeepsTime], handed_on());
+}
+
+#[test]
+fn of_a_swap_that_failed_both_tokens_are_released() {
+    breaks(FREE_WHEN_LEFT, &[Bug::NextForgotten], still(handed_on()));
+    let config = Config {
+        breaks: 1,
+        ..handed_on()
+    };
+    breaks(FREE_WHEN_LEFT, &[Bug::FormerForgotten], still(config));
 }

@@ -16,9 +16,11 @@ pub(crate) enum Verb {
     LeaveGate,
     /// What no script does: looks whether a lock is free, and leaves it at that.
     Check,
+    /// Its token takes the place of the one before it, or of none.
+    Swap,
 }
 
-const VERBS: [Verb; 8] = [
+const VERBS: [Verb; 9] = [
     Verb::Take,
     Verb::Extend,
     Verb::PutBack,
@@ -27,6 +29,7 @@ const VERBS: [Verb; 8] = [
     Verb::Downgrade,
     Verb::LeaveGate,
     Verb::Check,
+    Verb::Swap,
 ];
 
 /// A request: a verb, the token by its number among its client's (from 1), a TTL or a fencing number, and whether its answer
@@ -38,20 +41,20 @@ impl Message {
     pub(crate) fn new(verb: Verb, token: u8, value: u8, awaited: bool) -> Message {
         assert!((1..8).contains(&token) && value < 32);
         Message(
-            verb as u16 | u16::from(token) << 3 | u16::from(value) << 6 | u16::from(awaited) << 15,
+            verb as u16 | u16::from(token) << 4 | u16::from(value) << 7 | u16::from(awaited) << 15,
         )
     }
 
     pub(crate) fn verb(self) -> Verb {
-        VERBS[usize::from(self.0 & 7)]
+        VERBS[usize::from(self.0 & 15)]
     }
 
     pub(crate) fn token(self) -> u8 {
-        (self.0 >> 3 & 7) as u8
+        (self.0 >> 4 & 7) as u8
     }
 
     pub(crate) fn value(self) -> u8 {
-        (self.0 >> 6 & 31) as u8
+        (self.0 >> 7 & 31) as u8
     }
 
     pub(crate) fn is_awaited(self) -> bool {
@@ -278,6 +281,8 @@ pub(crate) struct Seat {
     pub(crate) refused: bool,
     /// Its key is to be put back.
     pub(crate) restore: bool,
+    /// The token before may be there yet.
+    pub(crate) former: bool,
 }
 
 impl Seat {
@@ -310,7 +315,13 @@ impl Seat {
 impl Hash for Seat {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         let [exclusive, read, place] = self.lane.owed;
-        let flags = [self.lane.down, self.asked, self.refused, self.restore];
+        let flags = [
+            self.lane.down,
+            self.asked,
+            self.refused,
+            self.restore,
+            self.former,
+        ];
         let flags = flags
             .into_iter()
             .fold(0, |all, flag| all << 1 | u8::from(flag));

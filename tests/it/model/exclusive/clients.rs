@@ -23,6 +23,42 @@ impl Config {
         self.count(state, c);
     }
 
+    /// The holder's release and the take of the next thread are sent as one (`Engine::hand_on`). What is awaited of an extension
+    /// is not any more.
+    pub(super) fn hand_on(&self, state: &mut State, c: usize) {
+        end_round(state, c);
+        let client = &mut state.clients[c];
+        *client = Client {
+            phase: Phase::Trying,
+            attempts: client.attempts + 1,
+            quorum: client.quorum,
+            is_next: true,
+            ..Client::default()
+        };
+        let swap = Message::new(Verb::Swap, self.token(client), self.validity, true);
+        for node in &mut state.nodes {
+            let seat = &mut node.seats[c];
+            (seat.former, seat.refused) = (seat.asked, false);
+            seat.asked = seat.ask(swap);
+        }
+        self.count(state, c);
+    }
+
+    /// Where the former token was not swapped it may be there yet (`Engine::take_over`).
+    fn give_back(&self, state: &mut State, c: usize) {
+        let client = &mut state.clients[c];
+        if !std::mem::take(&mut client.is_next) {
+            return;
+        }
+        let former = Message::new(Verb::Release, client.attempts - 1, 0, false);
+        for node in &mut state.nodes {
+            let seat = &mut node.seats[c];
+            if std::mem::take(&mut seat.former) && !self.has(Bug::FormerForgotten) {
+                seat.lane.submit(former);
+            }
+        }
+    }
+
     /// Asks whether it is mine: an extension, or a raise.
     pub(super) fn ask_mine(&self, state: &mut State, c: usize, verb: Verb, value: u8) {
         end_round(state, c);
@@ -45,6 +81,12 @@ impl Config {
 
     pub(super) fn decide(&self, state: &mut State, c: usize, verdict: Verdict) {
         let client = state.clients[c];
+        if client.phase == Phase::Trying && client.is_next {
+            for node in &mut state.nodes {
+                let seat = &mut node.seats[c];
+                seat.former &= !matches!(seat.vote, Vote::Granted(_));
+            }
+        }
         match (client.phase, verdict) {
             (Phase::Trying, Verdict::Won) if self.fenced => self.number(state, c),
             (Phase::Trying | Phase::Raising, Verdict::Won) => self.hold(state, c),
@@ -113,6 +155,7 @@ impl Config {
             state.fences += 1;
         }
         end_round(state, c);
+        self.give_back(state, c);
     }
 
     /// Not won, or too late: undone on all nodes that may have granted it.
@@ -123,8 +166,12 @@ impl Config {
                 seat.refused = seat.vote == Vote::Refused;
             }
         }
-        match self.has(Bug::NoUndo) {
-            true => leave(state, c),
+        let is_left = state.clients[c].is_next && self.has(Bug::NextForgotten);
+        match self.has(Bug::NoUndo) || is_left {
+            true => {
+                self.give_back(state, c);
+                leave(state, c);
+            }
             false => self.undo(state, c),
         }
     }
@@ -139,6 +186,7 @@ impl Config {
                 seat.lane.submit(release);
             }
         }
+        self.give_back(state, c);
         leave(state, c);
     }
 

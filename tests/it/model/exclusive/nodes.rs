@@ -14,7 +14,7 @@ impl Config {
             None => Vote::Absent,
         };
         match message.verb() {
-            Verb::Take if node.quarantine > 0 => Vote::Fault,
+            Verb::Take | Verb::Swap if node.quarantine > 0 => Vote::Fault,
             Verb::Take | Verb::PutBack => {
                 if node.owner.is_some() {
                     return Vote::Refused;
@@ -22,6 +22,21 @@ impl Config {
                 node.owner = Some(token);
                 node.life = message.value();
                 if self.fenced && message.verb() == Verb::Take {
+                    node.fence += 1;
+                }
+                Vote::Granted(node.fence)
+            }
+            Verb::Swap => {
+                let former = (c as u8, message.token() - 1);
+                let is_free = node.owner.is_none_or(|owner| owner == former);
+                if !is_free && !self.has(Bug::SwapsForeign) {
+                    return Vote::Refused;
+                }
+                if node.owner.is_none() || !self.has(Bug::SwapKeepsTime) {
+                    node.life = message.value();
+                }
+                node.owner = Some(token);
+                if self.fenced {
                     node.fence += 1;
                 }
                 Vote::Granted(node.fence)

@@ -1,0 +1,145 @@
+//! How a lock is handed on in this process: the release of one thread and the take of the next are one script in one round.
+//!
+//! Who releases sends it, with the next one's token and into the next one's inbox, and has nothing more to do with it: a thread
+//! that is slow to wake, or is being cancelled, keeps nobody waiting. The answers come to both. Who is handed the lock counts them
+//! as those to an attempt (rule S2: from before they were sent), and undoes both tokens where that fails (rule S4).
+//! To the one who releases they say what those to a release say.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::OnDrop;
+use crate::engine::{Engine, Wish};
+use crate::error::{Cause, Error};
+use crate::inbox::Inbox;
+use crate::job::Addressee;
+use crate::key::Token;
+use crate::lease::{Claim, Lease};
+use crate::local::{Baton, Handed, Offer, Pass};
+use crate::quorum::{NodeSet, Verdict};
+use crate::script::{Answer, Request, Verb};
+use crate::time;
+
+impl Engine {
+    /// What one who is about to wait for a slot until `end` can be handed: an exclusive lock of one key. All others, and who
+    /// need not wait or does not want to, go the ordinary way.
+    pub(super) fn offer(&self, wish: &Wish, end: Option<Instant>) -> Result<Option<Offer>, Error> {
+        let Some(key) = wish.keys.only() else {
+            return Ok(None);
+        };
+        let waits = || end.is_none_or(|end| end > time::now());
+        if wish.claim != Claim::Exclusive || !self.gate.is_busy(key) || !waits() {
+            return Ok(None);
+        }
+        let token = Token::fresh(self.settings.owner.as_deref())?;
+        let lease = Arc::new(Lease::new(key.clone(), token, wish.claim));
+        let mut swap = Request::new(Verb::Swap, &lease, wish.ttl.millis());
+        swap.fence = wish.fenced.then_some(0);
+        Ok(Some(Offer { swap, end }))
+    }
+
+    /// Ends a lease, whose release began at `now`, by handing its lock on to the next thread that waits for it. `None` if there
+    /// is none that it can be handed to, and nothing was done.
+    ///
+    /// Blocks as [`release`](Engine::release) does.
+    pub(super) fn hand_on(
+        &self,
+        lease: &Arc<Lease>,
+        pass: &Pass,
+        on_drop: OnDrop,
+        now: Instant,
+    ) -> Option<Result<(), Error>> {
+        if self.circuit.is_open() || !self.nodes.all_vote() {
+            return None;
+        }
+        let handed = pass.hand_on(lease, now, time::lead(), self.nodes.total())?;
+        let Handed { swap, inbox, round } = handed;
+        let (release, ours) = (
+            Request::new(Verb::Release, lease, 0),
+            Arc::new(Inbox::new()),
+        );
+        let both = Arc::new(Both {
+            former: Arc::clone(&ours),
+            next: Arc::clone(&inbox),
+            round,
+        });
+        // The next one may have given it up by now: then the lanes release the former token in its place.
+        let asked = self.nodes.ask_instead(&release, &swap, &ours, both);
+        for (node, cause) in asked.tally().causes() {
+            inbox.post(round, *node, Answer::Fault(cause.clone()));
+        }
+        inbox.wake();
+        if on_drop == OnDrop::HandOff {
+            drop(asked);
+            lease.end();
+            return Some(Ok(()));
+        }
+        let outcome = asked.outcome(self.node_budget(now));
+        lease.end();
+        Some(self.released(lease, outcome))
+    }
+
+    /// Takes what was handed to a thread that offered it: the lease, or nothing, and then all of it is undone and the thread
+    /// holds its slot as any other does.
+    ///
+    /// Blocks for `node_timeout` at most, and no longer than a grant would be of use.
+    pub(super) fn take_over(
+        &self,
+        wish: &Wish,
+        offer: &Offer,
+        baton: &Baton,
+        inbox: &Arc<Inbox>,
+    ) -> Option<Arc<Lease>> {
+        let (swap, former) = (&offer.swap, &baton.former);
+        let bid = self.bid_for(wish, &swap.lease, baton.start, baton.lead);
+        let round = self.nodes.join(swap, inbox, baton.round);
+        let mut outcome = round.outcome(bid.budget);
+        let (swapped, refused) = (outcome.tally.granted(), outcome.tally.refused());
+        if outcome.verdict == Verdict::Won && wish.fenced {
+            outcome = self.number(&bid.lease, outcome, inbox, bid.budget);
+        }
+        let is_ours = outcome.verdict == Verdict::Won && bid.take_hold(wish.ttl);
+        if is_ours {
+            self.circuit.succeed();
+        } else {
+            // Before anything is put behind it: what is not sent yet need not be sent.
+            bid.lease.abandon();
+            self.give_back(&bid.lease, refused, true);
+        }
+        // Where it was not swapped it may be there yet.
+        self.give_back(former, swapped, !is_ours);
+        is_ours.then_some(bid.lease)
+    }
+
+    /// Releases a token on all nodes that may hold it, `except` those that certainly do not, and publishes it where that ends
+    /// the lock: of a release that has become an undo others are to hear all the same.
+    fn give_back(&self, lease: &Arc<Lease>, except: NodeSet, publish: bool) {
+        let mut release = Request::new(Verb::Release, lease, 0);
+        release.publish = publish;
+        self.nodes.tell(&release, lease.asked().without(except));
+    }
+}
+
+/// Where the answers to a swap go.
+struct Both {
+    former: Arc<Inbox>,
+    next: Arc<Inbox>,
+    /// That of the next one.
+    round: u32,
+}
+
+impl Addressee for Both {
+    fn post(&self, round: u32, node: usize, answer: Answer) {
+        // A take in place of nothing is a release of nothing; and a node that does not vote on takes may have the token yet.
+        let former = match &answer {
+            Answer::Yes | Answer::Numbered(_) => Answer::Yes,
+            Answer::Anew(_) => Answer::Absent,
+            Answer::Fault(Cause::Quarantined { .. }) => Answer::Fault(Cause::Unreachable(
+                "not asked: in quarantine it grants nothing".into(),
+            )),
+            other => other.clone(),
+        };
+        self.former.post(round, node, former);
+        self.next.post(self.round, node, answer);
+    }
+}
