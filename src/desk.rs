@@ -163,7 +163,8 @@ impl Desk {
             None => Err(gone()),
             Some(session) => session.exchange(&requests, &mut |index, answer| {
                 replies += 1;
-                let stays = self.answered(&requests[index], &mut returns[index], answer, sent);
+                let (request, back) = (&requests[index], &mut returns[index]);
+                let stays = self.answered(request, back, answer, sent, time::now());
                 undone = undone.take().or(stays.err());
             }),
         });
@@ -194,10 +195,10 @@ impl Desk {
         back: &mut Return,
         answer: Answer,
         sent: Instant,
+        now: Instant,
     ) -> Result<(), Cause> {
         let (name, news) = (&self.name, self.news());
         trace!("{name}: {:?} {answer:?}", request.verb);
-        let now = time::now();
         self.note(answer.reply(), now.saturating_duration_since(sent));
         // The node may have taken its time: what it did, it did by now.
         note_written(request, now);
@@ -257,8 +258,8 @@ impl Desk {
 
 /// What a caller does here, who does not wait.
 impl Desk {
-    /// Sends a job, if nobody is before it. Given back if the thread must do that, or does it better.
-    pub(crate) fn begin(&mut self, job: Job, now: Instant) -> Result<Begun, Job> {
+    /// Sends a job, whose request is `bytes` on the wire, if nobody is before it. Given back if the thread must do that, or does it better.
+    pub(crate) fn begin(&mut self, job: Job, bytes: &[u8], now: Instant) -> Result<Begun, Job> {
         let may_follow = |flight: &Flight| {
             !flight.request.shares_a_token(&job.request) || flight.request.is_set()
         };
@@ -276,7 +277,13 @@ impl Desk {
         note_written(&request, now);
         let number = self.next;
         self.next += 1;
-        let sent = self.with_prompt(|prompt, _| prompt.send(number, &request));
+        let sent = match back.again {
+            // Another request is sent in its place.
+            true => script::with_wire(&request, |bytes| {
+                self.with_prompt(|prompt, _| prompt.send(number, bytes))
+            }),
+            false => self.with_prompt(|prompt, _| prompt.send(number, bytes)),
+        };
         if self.flights.is_empty() {
             self.expect_by(now);
         }
@@ -337,15 +344,15 @@ impl Desk {
             let (Some(flight), Some((mut back, sent))) = (flight, back) else {
                 continue;
             };
-            let overdue = self.health.overdue.load(Ordering::Acquire);
-            if time::micros(time::now()) > overdue {
+            let now = time::now();
+            if now > sent + self.node_timeout {
                 self.census.rise(); // callers have seen it down
             }
             match self.backs.front() {
                 None => self.health.overdue.store(u64::MAX, Ordering::Release),
                 Some((_, sent)) => self.expect_by(*sent),
             }
-            let stays = self.answered(&flight.request, &mut back, answer, sent);
+            let stays = self.answered(&flight.request, &mut back, answer, sent, now);
             if let Err(cause) = stays {
                 if back.owed {
                     self.give_up(flight.request, back, &cause);

@@ -456,7 +456,7 @@ impl Prompt for FakeSession {
         true
     }
 
-    fn send(&mut self, number: u64, _: &Request) -> Result<(), Cause> {
+    fn send(&mut self, number: u64, _: &[u8]) -> Result<(), Cause> {
         self.sent.push_back(number);
         Ok(())
     }

@@ -103,11 +103,17 @@ impl Lane {
         self.jobs.send(message).is_ok()
     }
 
-    /// As [`submit`](Lane::submit), but the job is sent by this very thread if nobody is before it: then somebody has to
+    /// As [`submit`](Lane::submit), but the job, whose request is `bytes` on the wire, is sent by this very thread if nobody is before it: then somebody has to
     /// [`look`](Lane::look) for the answer.
-    pub(crate) fn start_job(&self, job: Job, owed: bool, now: Instant) -> Result<Start, Cause> {
+    pub(crate) fn start_job(
+        &self,
+        job: Job,
+        bytes: &[u8],
+        owed: bool,
+        now: Instant,
+    ) -> Result<Start, Cause> {
         let job = match self.desk.try_lock() {
-            Some(mut desk) if self.is_idle(now) => match desk.begin(job, now) {
+            Some(mut desk) if self.is_idle(now) => match desk.begin(job, bytes, now) {
                 Ok(Begun::Sent { wake }) => return Ok(Start::Begun { wake }),
                 Ok(Begun::Answered) => return Ok(Start::Queued),
                 Err(job) => job,
@@ -247,7 +253,7 @@ mod tests {
             reply: None,
         };
         let now = time::now();
-        let start = || lane.start_job(take(), false, now);
+        let start = || lane.start_job(take(), b"", false, now);
         assert!(start().is_err(), "it is not up");
         desk.lock().health.up.store(true, Ordering::Release);
         assert!(matches!(start(), Ok(Start::Begun { wake: false })));

@@ -111,8 +111,8 @@ pub(crate) trait Prompt {
     /// Whether nothing has to be asked again of what is on the wire: then something else may follow it.
     fn is_in_order(&self) -> bool;
 
-    /// Sends a request behind those that are on the wire.
-    fn send(&mut self, number: u64, request: &Request) -> Result<(), Cause>;
+    /// Sends a request, given as it goes over the wire, behind those that are on it.
+    fn send(&mut self, number: u64, bytes: &[u8]) -> Result<(), Cause>;
 
     /// The next answer to one of the requests on the wire; `None` if it has not come. It is waited for if there is an `end`,
     /// after which it is an error.

@@ -18,7 +18,7 @@ use crate::lease::Lease;
 use crate::local::Gate;
 use crate::permits::Free;
 use crate::quorum::{NodeSet, Question, Tally, Verdict, Vote, quorum};
-use crate::script::{Answer, Holder, Request, Verb};
+use crate::script::{self, Answer, Holder, Request, Verb};
 use crate::stats::{Meter, NodeStats, Stats};
 use crate::time::{self, Budget};
 
@@ -227,8 +227,8 @@ impl Round<'_> {
     /// over). What has not come by then the lanes' threads wait for.
     fn look(&mut self, wanted: usize, end: Option<Instant>) {
         while self.own.open.len() > 0 && self.inbox.lacks(wanted) {
+            std::thread::yield_now(); // a server on this machine may want the processor to answer
             self.own.look(end.is_none_or(|end| end <= time::now()));
-            std::thread::yield_now();
         }
     }
 
@@ -519,30 +519,37 @@ impl Nodes {
     ) -> NodeSet {
         let now = time::now();
         let in_person = round.caller.alone && self.pace.soon(now).is_some();
-        let mut given = NodeSet::default();
-        for (node, lane) in self.lanes(request.lease.key()) {
-            if !to(node) {
-                continue;
+        let given = script::with_wire(request, |bytes| {
+            let mut given = NodeSet::default();
+            let mut request = request.clone();
+            if !in_person {
+                request.wire = Some(Arc::from(bytes));
             }
-            let job = Job {
-                request: request.clone(),
-                reply: Some((Arc::clone(addressee), round.number)),
-            };
-            let owed = request.verb == Verb::Release && request.lease.asked().contains(node);
-            let started = match in_person {
-                true => lane.start_job(job, owed, now),
-                false => lane.submit(job, owed, now).map(|()| Start::Queued),
-            };
-            match started {
-                Ok(started) => {
-                    given.insert(node);
-                    if let Start::Begun { wake } = started {
-                        round.own.note(node, wake);
-                    }
+            for (node, lane) in self.lanes(request.lease.key()) {
+                if !to(node) {
+                    continue;
                 }
-                Err(cause) => round.tally.vote(node, Vote::Fault(cause)),
+                let job = Job {
+                    request: request.clone(),
+                    reply: Some((Arc::clone(addressee), round.number)),
+                };
+                let owed = request.verb == Verb::Release && request.lease.asked().contains(node);
+                let started = match in_person {
+                    true => lane.start_job(job, bytes, owed, now),
+                    false => lane.submit(job, owed, now).map(|()| Start::Queued),
+                };
+                match started {
+                    Ok(started) => {
+                        given.insert(node);
+                        if let Start::Begun { wake } = started {
+                            round.own.note(node, wake);
+                        }
+                    }
+                    Err(cause) => round.tally.vote(node, Vote::Fault(cause)),
+                }
             }
-        }
+            given
+        });
         if matches!(request.verb, Verb::Take | Verb::Adopt | Verb::Swap) {
             request.leases().for_each(|lease| lease.note_asked(given));
         }
@@ -597,24 +604,26 @@ impl Nodes {
     ) {
         let now = time::now();
         let in_person = self.company.join(now).alone && self.pace.soon(now).is_some();
-        for (node, lane) in self.lanes(request.lease.key()) {
-            if nodes.contains(node) {
+        script::with_wire(request, |bytes| {
+            for (node, lane) in self.lanes(request.lease.key()) {
+                if !nodes.contains(node) {
+                    continue;
+                }
                 let job = Job {
                     request: request.clone(),
                     reply: addressee.map(|addressee| (Arc::clone(addressee), 0)),
                 };
                 // A suspect node's lane owes the release; putting a key back is not worth a second try.
                 let owed = request.verb == Verb::Release;
-                match in_person {
-                    true => {
-                        if let Ok(Start::Begun { wake: true }) = lane.start_job(job, owed, now) {
-                            lane.wake();
-                        }
-                    }
-                    false => _ = lane.submit(job, owed, now),
+                if !in_person {
+                    _ = lane.submit(job, owed, now);
+                } else if let Ok(Start::Begun { wake: true }) =
+                    lane.start_job(job, bytes, owed, now)
+                {
+                    lane.wake();
                 }
             }
-        }
+        });
     }
 
     /// The lanes that a key uses: of each node's connections always the same one. A lock of several keys uses those of its first.

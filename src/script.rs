@@ -4,6 +4,7 @@
 //! refused asks how long the holder has left. What must look before it acts is an atomic script, sent by its SHA-1
 //! (`EVALSHA`), with all keys in KEYS and integers as replies.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::io;
 use std::sync::{Arc, LazyLock};
@@ -80,6 +81,8 @@ pub(crate) struct Request {
     pub(crate) place: Option<Arc<Lease>>,
     /// For a `Take`, an `Adopt` or a `Swap` that is to be numbered, and for a `Raise`: what the node's fence is to be at least.
     pub(crate) fence: Option<u64>,
+    /// As it goes over the wire, where several nodes are told the same ([`with_wire`]).
+    pub(crate) wire: Option<Arc<[u8]>>,
     /// For an `Adopt` or a `Swap`: the lease whose token was handed over.
     pub(crate) former: Option<Arc<Lease>>,
 }
@@ -95,6 +98,7 @@ impl Request {
             publish: false,
             place: None,
             fence: None,
+            wire: None,
             former: None,
         }
     }
@@ -306,7 +310,11 @@ pub(crate) fn write<'a>(
             cmd.arg(token).arg(ttl);
         }
         (Verb::Release, Claim::Exclusive) => {
-            script = call(Script::Release, cmd, owners);
+            let release = match locks {
+                1 => Script::Release,
+                _ => Script::ReleaseAll,
+            };
+            script = call(release, cmd, owners);
             cmd.arg(token).arg(publish);
         }
         (Verb::Release, Claim::Read) => {
@@ -356,6 +364,22 @@ pub(crate) fn write<'a>(
     }
     cmd.write_packed_command(wire);
     script
+}
+
+/// Calls `tell` with a request as it goes over the wire to every node.
+pub(crate) fn with_wire<T>(request: &Request, tell: impl FnOnce(&[u8]) -> T) -> T {
+    thread_local! {
+        /// Kept for its memory. Empty while it is in use.
+        static SCRATCH: Cell<(Option<Cmd>, Vec<u8>)> = const { Cell::new((None, Vec::new())) };
+    }
+    // In a destructor at the end of a thread there is none any more.
+    let (cmd, mut wire) = SCRATCH.try_with(Cell::take).unwrap_or_default();
+    let mut cmd = cmd.unwrap_or_default();
+    wire.clear();
+    write(request, std::iter::empty(), &mut cmd, &mut wire);
+    let told = tell(&wire);
+    _ = SCRATCH.try_with(|scratch| scratch.set((Some(cmd), wire)));
+    told
 }
 
 /// The same for one that the server may not have the script of, which is loaded before: one reply more.

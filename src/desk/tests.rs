@@ -44,7 +44,7 @@ impl Prompt for Script {
         !self.0.lock().is_healing
     }
 
-    fn send(&mut self, number: u64, _: &Request) -> Result<(), Cause> {
+    fn send(&mut self, number: u64, _: &[u8]) -> Result<(), Cause> {
         let mut state = self.0.lock();
         state.sent.push(number);
         match state.refuses {
@@ -104,7 +104,7 @@ fn job(verb: Verb, lease: &Arc<Lease>, told: &Arc<Told>) -> Job {
 impl Desk {
     /// Whether the job was sent.
     fn begins(&mut self, verb: Verb, lease: &Arc<Lease>, told: &Arc<Told>) -> bool {
-        let begun = self.begin(job(verb, lease, told), time::now());
+        let begun = self.begin(job(verb, lease, told), b"", time::now());
         matches!(begun, Ok(Begun::Sent { .. }))
     }
 
@@ -164,7 +164,7 @@ fn what_is_over_is_not_sent() {
     let (mut desk, script, told) = open();
     let lease = exclusive();
     lease.abandon();
-    let begun = desk.begin(job(Verb::Take, &lease, &told), time::now());
+    let begun = desk.begin(job(Verb::Take, &lease, &told), b"", time::now());
     assert!(matches!(begun, Ok(Begun::Answered)) && told.take().len() == 1);
     assert!(script.0.lock().sent.is_empty() && !desk.is_open());
 }
@@ -176,7 +176,7 @@ fn a_connection_that_breaks_is_left_to_the_thread_and_its_releases_are_owed() {
         let lease = exclusive();
         assert!(desk.begins(Verb::Take, &lease, &told));
         script.0.lock().refuses = refuses;
-        let begun = desk.begin(job(Verb::Release, &lease, &told), time::now());
+        let begun = desk.begin(job(Verb::Release, &lease, &told), b"", time::now());
         assert!(matches!(begun, Ok(Begun::Sent { wake }) if wake == refuses));
         script.0.lock().answers.push_back(Err(gone()));
         assert!(desk.look(), "the thread must know");
@@ -195,7 +195,7 @@ fn answers_that_nobody_looks_for_are_waited_for_as_long_as_a_node_may_take() {
     let (mut desk, script, told) = open();
     let now = time::now();
     desk.dozes = true;
-    let begun = desk.begin(job(Verb::Take, &exclusive(), &told), now);
+    let begun = desk.begin(job(Verb::Take, &exclusive(), &told), b"", now);
     assert!(matches!(begun, Ok(Begun::Sent { wake: true })) && desk.used);
     assert!(desk.waits_since(now) && !desk.waits_since(now - Duration::from_millis(1)));
     script.0.lock().answers.push_back(Ok((0, Answer::Yes)));

@@ -188,9 +188,15 @@ impl RedisSession {
 impl RedisSession {
     /// Appends a call, given by its first request.
     fn write(&mut self, requests: &[Request], calls: &Calls, first: usize) {
-        let joined = calls.members(first).skip(1).map(|index| &requests[index]);
-        let (cmd, out) = (&mut self.cmd, &mut self.out);
-        script::write(&requests[first], joined, cmd, out);
+        let mut joined = calls
+            .members(first)
+            .skip(1)
+            .map(|index| &requests[index])
+            .peekable();
+        match &requests[first].wire {
+            Some(bytes) if joined.peek().is_none() => self.out.extend_from_slice(bytes),
+            _ => _ = script::write(&requests[first], joined, &mut self.cmd, &mut self.out),
+        }
     }
 
     /// Settles what a batch's first replies have left open, completely: before the next batch.

@@ -60,15 +60,32 @@ heard = type(heard) == 'number' and heard + 1 or 1"
     };
 }
 
-/// Release the lock, as in the Redlock text: compare and delete.
+/// Release the lock of one key, as in the Redlock text: compare and delete. Every exclusive lock ends by this, so it does no
+/// more than it must.
 ///
-/// 1. Of several keys those are deleted that are ours, whatever the others are.
+/// 1. Another's token is left untouched.
+/// 2. What was deleted is published under its own name.
+///
+/// KEYS: the lock. ARGV: token, 1 if it is to be published. Reply: 0 it is not there, −1 it is another's, else it was deleted,
+/// and the reply is one more than who heard of it.
+const RELEASE: &str = "\
+local key = KEYS[1]
+local value = redis.call('GET', key)
+if value ~= ARGV[1] then return value and -1 or 0 end
+redis.call('DEL', key)
+if ARGV[2] ~= '1' then return 1 end
+local heard = redis.pcall('PUBLISH', key, '')
+return type(heard) == 'number' and heard + 1 or 1";
+
+/// Release a lock of several keys.
+///
+/// 1. Those are deleted that are ours, whatever the others are.
 /// 2. What was deleted is published, each under its own name.
 ///
 /// KEYS: the locks that are held as one. ARGV: token, 1 if it is to be published. Reply: 0 one of them is not there; −1 one of
 /// them is another's, left untouched; else all were deleted, and the reply is one more than who heard of it, of several the
 /// most.
-const RELEASE: &str = concat!(
+const RELEASE_ALL: &str = concat!(
     "local answer, most, failed, ours = 1, 1, false, {}
 for _, key in ipairs(KEYS) do
   local value = redis.pcall('GET', key)
@@ -480,9 +497,10 @@ return heard"
 mod permits;
 
 /// All scripts, in the order of [`Script`].
-pub(super) const SCRIPTS: [&str; 17] = [
+pub(super) const SCRIPTS: [&str; 18] = [
     EXTEND,
     RELEASE,
+    RELEASE_ALL,
     READ,
     WRITE,
     EXTEND_READ,
@@ -505,6 +523,7 @@ pub(super) const SCRIPTS: [&str; 17] = [
 pub(crate) enum Script {
     Extend,
     Release,
+    ReleaseAll,
     Read,
     Write,
     ExtendRead,
