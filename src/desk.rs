@@ -273,7 +273,13 @@ impl Desk {
         note_written(&request, now);
         let number = self.next;
         self.next += 1;
-        let sent = self.with_prompt(|prompt, _| prompt.send(number, bytes));
+        let sent = match back.again {
+            // Another request is sent in its place.
+            true => script::with_wire(&request, |bytes| {
+                self.with_prompt(|prompt, _| prompt.send(number, bytes))
+            }),
+            false => self.with_prompt(|prompt, _| prompt.send(number, bytes)),
+        };
         if self.flights.is_empty() {
             self.expect_by(now);
         }

@@ -227,21 +227,21 @@ fn who_is_cancelled_when_it_was_sent_undoes_it() {
 fn who_is_cancelled_before_it_was_sent_does_not_spoil_the_release() {
     let fakes = Fake::many(3);
     let locker = healthy(&fakes);
-    let other = locker.lock("y", TTL).expect("free");
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
-    // Another request is on the wire, and keeps all others from it.
-    let busy: Vec<_> = fakes
-        .iter()
-        .map(|fake| fake.is_late(Verb::Extend))
-        .collect();
+    // The lanes' threads wait for the answers to something else.
+    let engine = locker.nodes().engine();
+    let busy: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Knock)).collect();
+    let key = Key::parse("redguard:", "y", Family::Exclusive).expect("a good name");
+    let other = Token::fresh(None).expect("a token");
+    let other = Arc::new(Lease::new(key, other, Claim::Exclusive));
+    (0..3).for_each(|node| engine.nodes.knock(&other, node));
+    busy.iter().for_each(|busy| busy.arrived());
     let token = CancelToken::new();
     thread::scope(|scope| {
         let options = LockOptions::new(TTL).cancel_on(&token);
         let locker = &locker;
         let next = scope.spawn(move || locker.acquire("x", &options).map(drop));
         queued(locker, 1);
-        let extend = scope.spawn(|| other.extend(TTL));
-        busy.iter().for_each(|busy| busy.arrived());
         let release = scope.spawn(|| guard.release());
         queued(locker, 0);
         token.cancel();
@@ -249,7 +249,6 @@ fn who_is_cancelled_before_it_was_sent_does_not_spoil_the_release() {
         fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
         busy.iter().for_each(|busy| busy.go());
         assert_eq!(release.join().expect("no panic"), Ok(()));
-        extend.join().expect("no panic").expect("ours");
     });
     all_free(&fakes);
     assert_eq!(count(&fakes, Verb::Swap), 0, "nobody wanted it any more");
