@@ -250,8 +250,6 @@ impl Desk {
 
 /// What a caller does here, who does not wait.
 impl Desk {
-    /// Answers whether the thread must be woken to look for the answer.
-    ///
     /// Sends a job, whose request is `bytes` on the wire, if nobody is before it, and answers whether the thread has to be woken
     /// to look for the answer. The job is given back where the thread must see to it, or does better.
     pub(crate) fn begin(&mut self, job: Job, bytes: &[u8], now: Instant) -> Result<bool, Job> {
@@ -267,19 +265,13 @@ impl Desk {
             return Err(job);
         }
         if unsent(&job.request, self.health.quarantine(now), now).is_some() {
-            return Err(job); // what it is for is over
+            return Err(job); // what it is for is over: something else may have to be sent in its place
         }
         let Job { request, reply } = job;
         note_written(&request, now);
         let number = self.next;
         self.next += 1;
-        let sent = match back.again {
-            // Another request is sent in its place.
-            true => script::with_wire(&request, |bytes| {
-                self.with_prompt(|prompt, _| prompt.send(number, bytes))
-            }),
-            false => self.with_prompt(|prompt, _| prompt.send(number, bytes)),
-        };
+        let sent = self.with_prompt(|prompt, _| prompt.send(number, bytes));
         if self.flights.is_empty() {
             self.expect_by(now);
         }
