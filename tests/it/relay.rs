@@ -1,7 +1,7 @@
 //! A lock that goes from thread to thread of one process on real nodes: without overlap, in the order of its numbers, whatever
 //! nodes fail, and not past other processes for ever.
 
-use crate::rig::{LIMIT, TTL, calls, config, connect, nowhere, sluggish, take, takes_part};
+use crate::rig::{LIMIT, TTL, config, connect, nowhere, sluggish, take, takes_part};
 use crate::support::{eventually, servers, unique_key};
 use redguard::{LockOptions, Locker, RedisLocker};
 use std::sync::Mutex;
@@ -62,25 +62,18 @@ fn in_turns(locker: &RedisLocker, key: &str, disturb: impl FnOnce(&dyn Fn(usize)
 }
 
 #[test]
-fn a_lock_goes_from_thread_to_thread_while_nodes_end_and_come_back() {
+fn a_lock_goes_from_thread_to_thread_while_a_node_hangs_and_comes_back() {
     let nodes = servers(3);
     let (locker, key) = (connect(&nodes), unique_key("relay"));
     let holders = in_turns(&locker, &key, |more| {
         more(100);
-        let (pairs, released) = (calls(&nodes[0], "incr"), calls(&nodes[0], "del"));
+        nodes[2].stop().unwrap();
         more(100);
-        let (pairs, released) = (
-            calls(&nodes[0], "incr") - pairs,
-            calls(&nodes[0], "del") - released,
-        );
-        assert!(released < pairs, "{released} of {pairs} were released");
-        nodes[2].kill();
-        more(100);
-        nodes[2].restart().unwrap();
+        nodes[2].resume().unwrap();
         takes_part(&locker, &nodes[2]);
         more(100);
     });
-    assert!(holders >= 400);
+    assert!(holders >= 300);
     nowhere(&nodes, &key);
 }
 
