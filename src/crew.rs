@@ -13,7 +13,7 @@ use crate::lane::{First, Lane, Post};
 use crate::worker::Worker;
 
 /// The stack of a thread. `redis` reads a reply that is nested 100 deep, as deep as it goes, with more than 1.25 MiB of it
-/// where it is built without optimisation, and an overflow is the end of the process.
+/// where it is built without optimisation, and an overflow is the end of the process. Callers read none that is nested.
 const STACK: usize = 4 << 20;
 
 /// The threads of all lanes, and what it takes to end them.

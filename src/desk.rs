@@ -30,8 +30,10 @@ pub(crate) mod sent;
 
 /// The most requests that are sent as one pipeline.
 pub(crate) const BATCH: usize = 256;
-/// So many requests of callers may be on the wire at a time. More are better sent together, by the thread.
+/// So many requests of callers may be on the wire at a time, of so many bytes each. More are better sent together, by the thread;
+/// and these a socket takes at once, so that nobody waits for a node that hangs.
 const FEW: usize = 8;
+const SHORT: usize = 2048;
 
 /// A connection, while there is one, and what is on its wire.
 pub(crate) struct Desk {
@@ -226,8 +228,9 @@ impl Desk {
         });
     }
 
-    /// Asks for a sign of life.
+    /// Asks for a sign of life, where nothing is on the wire.
     pub(crate) fn ping(&mut self) -> Result<(), Cause> {
+        debug_assert!(!self.is_open());
         let mut session = self.session.take();
         let done = self.watched(|| session.as_mut().ok_or_else(gone)?.ping());
         self.session = session;
@@ -256,7 +259,10 @@ impl Desk {
         let may_follow = |flight: &Flight| {
             !flight.request.shares_a_token(&job.request) || flight.request.is_set()
         };
+        // What holders are called may be anything, and is no matter of a glance.
+        let is_small = bytes.len() <= SHORT && job.request.verb != Verb::Tell;
         let is_free = self.broken.is_none()
+            && is_small
             && self.owed.is_empty()
             && self.flights.len() < FEW
             && self.flights.iter().all(may_follow);
@@ -331,12 +337,12 @@ impl Desk {
                 continue;
             };
             let now = time::now();
-            if now > sent + self.node_timeout {
-                self.census.rise(); // callers have seen it down
-            }
             match self.backs.front() {
                 None => self.health.overdue.store(u64::MAX, Ordering::Release),
                 Some((_, sent)) => self.expect_by(*sent),
+            }
+            if now > sent + self.node_timeout {
+                self.census.rise(); // callers have seen it down
             }
             let stays = self.answered(&flight.request, &mut back, answer, sent, now);
             if let Err(cause) = stays {

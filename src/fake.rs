@@ -438,6 +438,10 @@ impl Session for FakeSession {
     }
 
     fn ping(&mut self) -> Result<(), Cause> {
+        assert!(
+            self.sent.is_empty(),
+            "its answer would be taken for another"
+        );
         let sin = self.fake.sin.lock().clone();
         if let Sin::LatePing(arrived, go) = sin {
             let _ = arrived.send(());

@@ -7,7 +7,7 @@ use crate::script::Answer;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::time;
 
-/// A blocked caller's letter box. Lanes post answers, everybody else only wakes.
+/// A blocked caller's letter box. Who reads answers posts them, everybody else only wakes.
 ///
 /// A wake-up that comes before the wait is kept until a wait has consumed it, so none is ever lost.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Inbox {
     pub(crate) fn wake(&self) {
         let mut state = self.state.lock();
         state.woken = true;
-        drop(state); // as above
+        drop(state); // the owner need not wait for us when it wakes
         self.changed.notify_one();
     }
 
@@ -123,7 +123,7 @@ impl Inbox {
     pub(crate) fn cancel(&self) {
         let mut state = self.state.lock();
         state.cancelled = true;
-        drop(state); // as above
+        drop(state); // as in `wake`
         self.changed.notify_one();
     }
 

@@ -140,10 +140,10 @@ impl Lane {
         self.queue(Message::Look);
     }
 
-    /// The same, if some are still to come and nobody is at the desk.
+    /// The same, unless it is certain that none is to come.
     pub(crate) fn wake_if_open(&self) {
         let desk = self.desk.try_lock();
-        if desk.is_some_and(|desk| desk.is_open()) {
+        if desk.is_none_or(|desk| desk.is_open()) {
             self.wake();
         }
     }

@@ -174,6 +174,11 @@ impl Drop for Own<'_> {
 }
 
 impl Round<'_> {
+    /// Leaves what is to come to the lanes' threads, since others wait for it.
+    pub(crate) fn leave(mut self) {
+        self.own.look(true);
+    }
+
     /// What is known so far.
     pub(crate) fn tally(&self) -> &Tally {
         &self.tally
@@ -204,7 +209,10 @@ impl Round<'_> {
 
     /// Waits for `wanted` answers and counts them.
     fn collect(&mut self, wanted: usize, soon: Option<Instant>, end: Option<Instant>) -> Ended {
-        self.look(wanted, time::earlier(soon, end));
+        self.look(
+            wanted,
+            soon.map(|soon| end.map_or(soon, |end| soon.min(end))),
+        );
         let ended = self.inbox.collect(wanted, soon, end, &mut self.answers);
         for (node, answer) in self.answers.drain(..) {
             match answer {

@@ -20,8 +20,8 @@ use crate::lease::{Claim, Lease};
 use crate::observer::NodeReply;
 use crate::permits::{Free, MOST_PERMITS};
 
-use self::lua::SCRIPTS;
 pub(crate) use self::lua::Script;
+use self::lua::{ENDS, SCRIPTS};
 
 mod lua;
 
@@ -224,9 +224,15 @@ pub(crate) fn write_load(script: Script, wire: &mut Vec<u8>) {
     load.write_packed_command(wire);
 }
 
-/// Whether that is the server's answer to [`write_load`].
-pub(crate) fn is_loaded(script: Script, sha: &str) -> bool {
-    HASHED[script as usize].get_hash() == sha
+/// Appends the commands that load what is to be there from the beginning. Each is answered by its sum.
+pub(crate) fn write_loads(wire: &mut Vec<u8>) {
+    ENDS.iter().for_each(|script| write_load(*script, wire));
+}
+
+/// The sums that [`write_loads`] is answered by.
+pub(crate) fn sums() -> impl Iterator<Item = &'static str> {
+    ENDS.iter()
+        .map(|script| HASHED[*script as usize].get_hash())
 }
 
 /// Why a server lacks a script that it was to load, if that was its answer.

@@ -250,7 +250,8 @@ impl Worker {
 
     /// Nothing was queued for some time.
     fn look_after(&mut self, seat: &mut Seat<'_>) -> Result<(), Cause> {
-        if seat.dozes {
+        // A caller may have come meanwhile, and its answer is the next to be read.
+        if seat.dozes && !seat.is_open() {
             return seat.ping();
         }
         match time::now().checked_sub(self.look_every) {
@@ -338,5 +339,48 @@ impl Worker {
         while let Some(job) = self.waiting.pop_front() {
             seat.refuse(job);
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::census::Census;
+    use crate::fake::Fake;
+    use crate::lane::Lane;
+    use crate::lease::tests::lease;
+    use crate::script::{Request, Verb};
+
+    #[test]
+    fn a_sign_of_life_is_not_asked_for_while_an_answer_is_to_come() {
+        let fake = Fake::new("a");
+        let post = Post {
+            name: "a".into(),
+            connector: Arc::new(Arc::clone(&fake)),
+            node_timeout: Duration::from_secs(60),
+            quarantine: None,
+            strict: false,
+            observer: None,
+        };
+        let (_lane, queue, desk) = Lane::new(0, &post, &Arc::new(Census::of(1)));
+        let (first, _) = crossbeam_channel::unbounded();
+        let (alive, _) = crossbeam_channel::bounded(0);
+        let mut worker = Worker::new(0, &post, queue, Arc::clone(&desk), first, alive);
+        let mut seat = desk.lock();
+        let (session, _) = match post.connector.connect(None) {
+            Ok(connected) => connected,
+            Err(cause) => panic!("{cause}"),
+        };
+        assert_eq!(seat.open(session), Ok(()));
+        // A caller has come while the thread dozed.
+        seat.dozes = true;
+        let job = Job {
+            request: Request::new(Verb::Take, &lease("x"), 30_000),
+            reply: None,
+        };
+        assert!(seat.begin(job, b"", time::now()).is_ok());
+        assert_eq!(worker.look_after(&mut seat), Ok(()));
+        assert!(!seat.look() && !seat.is_open() && fake.takes().len() == 1);
+        assert_eq!(worker.look_after(&mut seat), Ok(()), "now it is");
     }
 }

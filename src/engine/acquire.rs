@@ -14,7 +14,7 @@ use crate::engine::way::{Stay, Way};
 use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::key::{Key, Keys, Token, Ttl};
-use crate::lease::{Claim, Lease, Look, Mode};
+use crate::lease::{Claim, FOR_EVER, Lease, Look, Mode};
 use crate::listener::{Heard, Listening};
 use crate::local::{Access, Pass, Refused};
 use crate::notify::OnLost;
@@ -204,12 +204,21 @@ impl Engine {
                 let attempts = retry.attempts_within(waited);
                 turned_away(refused, &wish.keys, wish.claim, attempts, waited)
             })?;
+        // Until when those may hold it who refused it.
+        let mut held_until = None;
         if let Some(offer) = &offer
             && let Some(baton) = pass.baton()
-            && let Some(lease) = self.take_over(wish, offer, &baton, &inbox)
         {
-            self.keep(&lease, &pass, wish)?;
-            return Ok(Taken::Quorum(lease, pass));
+            match self.take_over(wish, offer, &baton, &inbox) {
+                Ok(lease) => {
+                    self.keep(&lease, &pass, wish)?;
+                    return Ok(Taken::Quorum(lease, pass));
+                }
+                Err(refused) => {
+                    let for_ever = time::deadline(time::now(), FOR_EVER);
+                    held_until = for_ever.filter(|_| refused.len() > 0);
+                }
+            }
         }
         if !self.stand_behind(wish, &pass, &inbox, queue_end)? {
             let attempts = retry.attempts_within(waited());
@@ -219,8 +228,6 @@ impl Engine {
         let most_in_queue = patience.attempts.map_or(u32::MAX, |most| most - 1);
         let mut attempts = retry.attempts_within(waited()).min(most_in_queue);
         let (mut slow, mut pauses) = (0, Pauses::default());
-        // Until when those may hold it who refused it.
-        let mut held_until = None;
         let mut place: Option<Place<'_>> = None;
         let mut way = self.way(wish, stay, &inbox, held_until)?;
         let keys = wish.keys.all().iter();

@@ -70,7 +70,7 @@ impl Engine {
         }
         inbox.wake();
         if on_drop == OnDrop::HandOff {
-            drop(asked);
+            asked.leave();
             lease.end();
             return Some(Ok(()));
         }
@@ -79,8 +79,8 @@ impl Engine {
         Some(self.released(lease, outcome))
     }
 
-    /// Takes what was handed to a thread that offered it: the lease, or nothing, and then all of it is undone and the thread
-    /// holds its slot as any other does.
+    /// Takes what was handed to a thread that offered it: the lease; or, where that fails, which nodes said that others hold it. Then all of it
+    /// is undone and the thread holds its slot as any other does.
     ///
     /// Blocks for `node_timeout` at most, and no longer than a grant would be of use.
     pub(super) fn take_over(
@@ -89,7 +89,7 @@ impl Engine {
         offer: &Offer,
         baton: &Baton,
         inbox: &Arc<Inbox>,
-    ) -> Option<Arc<Lease>> {
+    ) -> Result<Arc<Lease>, NodeSet> {
         let (swap, former) = (&offer.swap, &baton.former);
         let bid = self.bid_for(wish, &swap.lease, baton.start, baton.lead);
         let round = self.nodes.join(swap, inbox, baton.round);
@@ -108,7 +108,7 @@ impl Engine {
         }
         // Where it was not swapped it may be there yet.
         self.give_back(former, swapped, !is_ours);
-        is_ours.then_some(bid.lease)
+        is_ours.then_some(bid.lease).ok_or(refused)
     }
 
     /// Releases a token on all nodes that may hold it, `except` those that certainly do not, and publishes it where that ends

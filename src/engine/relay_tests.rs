@@ -492,7 +492,7 @@ fn the_time_of_what_was_handed_on_began_before_it_was_sent() {
         };
         inbox.post(baton.round, 0, Answer::Yes);
         let taken = engine.take_over(&wish, &offer, &baton, &inbox);
-        assert_eq!(taken.is_some(), is_in_time, "{ago:?} ago");
+        assert_eq!(taken.is_ok(), is_in_time, "{ago:?} ago");
     }
 }
 

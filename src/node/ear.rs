@@ -15,8 +15,8 @@ use crate::time;
 /// So many messages may come before a reply that a subscriber waits for.
 const MOST_EARLY: usize = 4096;
 
-/// The subscriber's side of an open connection. Only what is read with [`hear`](Ear::hear) may time out: after a reply that
-/// did, `redis` would skip a message.
+/// The subscriber's side of an open connection. Only what is read with [`hear`](Ear::hear) may time out: over TLS, after a reply
+/// that did, `redis` would skip a message.
 pub(super) struct RedisEar {
     connection: Wire,
     node_timeout: Duration,

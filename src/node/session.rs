@@ -12,7 +12,7 @@ use crate::node::wire::{self, Wire};
 use crate::node::{Greeting, Prompt, Session};
 #[cfg(feature = "cluster")]
 use crate::script::Holder;
-use crate::script::{self, Answer, Read, Request, Script};
+use crate::script::{self, Answer, Read, Request};
 use crate::time;
 
 use self::prompt::Expected;
@@ -20,13 +20,13 @@ use self::prompt::Expected;
 /// What a node is asked of itself. The first one has its clock.
 const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
 
-/// An open connection with the scripts loaded.
+/// An open connection, greeted.
 pub(super) struct RedisSession {
     wire: Wire,
     timeout: Duration,
     /// What it has logged in with, and what no words of an error may have in them.
     password: Box<str>,
-    /// The read time-out that the socket has now; `redis` clears it after its handshake.
+    /// The read time-out that the socket has now, if it was set here.
     armed: Option<Duration>,
     cmd: Cmd,
     out: Vec<u8>,
@@ -69,7 +69,7 @@ impl RedisSession {
         }
     }
 
-    /// Learns who the server is, loads the scripts, and kills what there is of our former connections to it (a run id, and
+    /// Learns who the server is, loads the scripts that must be there, and kills what there is of our former connections to it (a run id, and
     /// a number within that run).
     pub(super) fn greet(
         &mut self,
@@ -87,8 +87,7 @@ impl RedisSession {
                 .write_packed_command(&mut self.out);
         }
         wire::introduce(&mut self.out);
-        // The others are loaded when they are wanted and missing; of this one it shows whether we may.
-        script::write_load(Script::Release, &mut self.out);
+        script::write_loads(&mut self.out);
         let sent = time::wall();
         self.send(end)?;
         let client = self.receive_as::<i64>(end)?;
@@ -101,9 +100,10 @@ impl RedisSession {
         for _ in 0..wire::INTRODUCED {
             self.receive(end)?; // before Redis 7.2 it is an error
         }
-        let sha = self.receive_as::<String>(end)?;
-        if !script::is_loaded(Script::Release, &sha) {
-            return Err(out_of_step());
+        for sum in script::sums() {
+            if self.receive_as::<String>(end)? != sum {
+                return Err(out_of_step());
+            }
         }
         let run_id = about::field(&info, "run_id")
             .filter(|run_id| is_digest(run_id))

@@ -143,6 +143,15 @@ impl Wire {
         }
     }
 
+    /// The same where nobody may wait for that: an error if the socket does not take it at once.
+    pub(super) fn send_at_once(&mut self, bytes: &[u8]) -> RedisResult<()> {
+        match &mut self.0 {
+            Line::Own(own) => Ok(own.send_at_once(bytes)?),
+            #[cfg(feature = "tls")]
+            Line::Tls(connection) => connection.send_packed_command(bytes),
+        }
+    }
+
     /// Waits for the next reply, for as long as [`set_timeouts`](Wire::set_timeouts) has said. Over TLS that is for each part of it:
     /// one whose bytes keep coming can take longer.
     pub(super) fn receive(&mut self, end: Instant) -> RedisResult<Value> {

@@ -518,6 +518,17 @@ pub(super) const SCRIPTS: [&str; 18] = [
     RELEASE_PERMIT,
 ];
 
+/// Those that end what another may take right after: loaded at once, so that none has to be sent again behind that one.
+pub(super) const ENDS: [Script; 7] = [
+    Script::Release,
+    Script::ReleaseAll,
+    Script::ReleaseRead,
+    Script::ReleaseWrite,
+    Script::ReleasePermit,
+    Script::Downgrade,
+    Script::Swap,
+];
+
 /// Where a script is in [`SCRIPTS`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Script {

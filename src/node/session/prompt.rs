@@ -32,9 +32,8 @@ impl Prompt for RedisSession {
 
     fn send(&mut self, number: u64, bytes: &[u8]) -> Result<(), Cause> {
         self.expected.push_back(Expected::Whole(number));
-        // A few of them never fill what the system holds for a socket, so the time-out does not matter.
         let cause = |error| script::cause_without(&error, &self.password);
-        self.wire.send(bytes).map_err(cause)
+        self.wire.send_at_once(bytes).map_err(cause)
     }
 
     fn next(

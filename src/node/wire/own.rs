@@ -32,6 +32,9 @@ struct Input {
     bytes: Box<[u8; ROOM]>,
     start: usize,
     end: usize,
+    /// Whether a reply that is nested is an error, and how often the parser has been given the beginning of an array of this one.
+    is_flat: bool,
+    opened: u32,
 }
 
 enum Socket {
@@ -69,6 +72,8 @@ impl Own {
                 bytes: Box::new([0; ROOM]),
                 start: 0,
                 end: 0,
+                is_flat: false,
+                opened: 0,
             },
             parser: Parser::new(),
             is_parsing: false,
@@ -89,15 +94,24 @@ impl Own {
         }
     }
 
-    pub(super) fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Writes all of it, waiting for the socket for as long as [`set_timeouts`](Own::set_timeouts) has said.
+    pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.input.let_wait(true)?;
+        self.write(bytes)
+    }
+
+    /// Writes all of it without waiting.
+    pub(super) fn send_at_once(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.input.let_wait(false)?;
+        self.write(bytes)
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             match self.input.socket.write(bytes) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => bytes = &bytes[written..],
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock && !self.input.waits => {
-                    self.input.let_wait(true)?;
-                }
                 Err(error) => return Err(error),
             }
         }
@@ -108,29 +122,32 @@ impl Own {
     /// comes bit by bit.
     pub(super) fn receive(&mut self, end: Instant) -> RedisResult<Value> {
         self.input.let_wait(true)?;
+        self.input.is_flat = false;
+        let mut has_read = false; // what has come by the end is read also after it
         loop {
             if let Some(reply) = self.take()? {
                 return Ok(reply);
             }
-            if self.is_parsing && time::now() > end {
+            if has_read && time::now() > end {
                 return Err(io::Error::from(ErrorKind::TimedOut).into());
             }
             self.input.fill()?;
+            has_read = true;
         }
     }
 
-    /// The next reply, if it has come.
+    /// The next reply, if it has come. Reads once: who looks does not stay, however much there is. A reply that is nested is an
+    /// error: the parser would need more of the stack than who looks may have.
     pub(super) fn look(&mut self) -> RedisResult<Option<Value>> {
         self.input.let_wait(false)?;
-        loop {
-            if let Some(reply) = self.take()? {
-                return Ok(Some(reply));
-            }
-            match self.input.fill() {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-                Err(error) => return Err(error.into()),
-            }
+        self.input.is_flat = true;
+        if let Some(reply) = self.take()? {
+            return Ok(Some(reply));
+        }
+        match self.input.fill() {
+            Ok(()) => self.take(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -149,6 +166,7 @@ impl Own {
         match self.parser.parse_value(&mut self.input) {
             Ok(reply) => {
                 self.is_parsing = false;
+                self.input.opened = 0;
                 Ok(Some(reply))
             }
             // It keeps what it has.
@@ -223,12 +241,16 @@ impl Input {
 impl Read for Input {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let some = self.line().unwrap_or(self.unread());
-        let some = &some[..some.len().min(bytes.len())];
-        if some.is_empty() {
+        let length = some.len().min(bytes.len());
+        let Some(first) = some.first().copied().filter(|_| length > 0) else {
             return Err(ErrorKind::WouldBlock.into());
+        };
+        bytes[..length].copy_from_slice(&some[..length]);
+        // A line in a text may look like one, too: who looks expects no text.
+        self.opened += u32::from(matches!(first, b'*' | b'%' | b'~' | b'>' | b'|'));
+        if self.is_flat && self.opened > 1 {
+            return Err(ErrorKind::InvalidData.into());
         }
-        bytes[..some.len()].copy_from_slice(some);
-        let length = some.len();
         self.start += length;
         Ok(length)
     }
@@ -285,7 +307,7 @@ mod tests {
         "$0\r\n\r\n",
         "$9\r\n:1\r\n+OK\r\n\r\n",
         "*2\r\n:0\r\n:-1\r\n",
-        "*2\r\n$2\r\na\n\r\n*1\r\n:7\r\n",
+        "*2\r\n$2\r\na\n\r\n:7\r\n",
         "-NOSCRIPT No matching script.\r\n",
     ];
 
@@ -336,10 +358,33 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_at_once_is_waited_for() {
+    fn who_looks_reads_no_reply_that_is_nested_and_does_not_stay_for_one_that_is_long() {
+        let (mut own, mut other) = pair();
+        other.write_all(b"*2\r\n:1\r\n*1\r\n:2\r\n").unwrap();
+        let looked = std::iter::repeat_with(|| own.look());
+        let mut ended = looked.skip_while(|looked| matches!(looked, Ok(None)));
+        assert!(ended.next().is_some_and(|looked| looked.is_err()));
+        let (mut own, mut other) = pair();
+        std::thread::scope(|scope| {
+            let floods = scope.spawn(move || {
+                other.write_all(b"*1000000000\r\n").unwrap();
+                while other.write_all(&b":1\r\n".repeat(1000)).is_ok() {}
+            });
+            for _ in 0..100 {
+                assert!(own.look().unwrap().is_none());
+            }
+            drop(own);
+            floods.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_written_at_once_is_waited_for_or_an_error() {
         let (mut own, mut other) = pair();
         assert!(own.look().unwrap().is_none());
         let much = vec![b'x'; 16 << 20];
+        let (mut hasty, _kept) = pair();
+        assert!(hasty.send_at_once(&much).is_err());
         std::thread::scope(|scope| {
             let reads = scope.spawn(move || {
                 let mut all = vec![0; 16 << 20];
