@@ -110,6 +110,18 @@ impl Fake {
         })
     }
 
+    /// It as the crew knows it.
+    pub(crate) fn post(self: &Arc<Fake>, settings: &Settings) -> Post {
+        Post {
+            name: self.run_id.lock().clone(),
+            connector: Arc::new(Arc::clone(self)),
+            node_timeout: settings.node_timeout,
+            quarantine: settings.quarantine,
+            strict: settings.strict_servers,
+            observer: settings.observer.clone(),
+        }
+    }
+
     pub(crate) fn many(count: usize) -> Vec<Arc<Fake>> {
         (0..count)
             .map(|n| Fake::new(&format!("fake-{n}")))
@@ -508,17 +520,7 @@ pub(crate) fn locker(
 ) -> Result<RedisLocker, Error> {
     let settings = settings(adjust);
     let strict = settings.strict_servers;
-    let posts: Vec<Post> = fakes
-        .iter()
-        .map(|fake| Post {
-            name: fake.run_id.lock().clone(),
-            connector: Arc::new(Arc::clone(fake)),
-            node_timeout: settings.node_timeout,
-            quarantine: settings.quarantine,
-            strict: settings.strict_servers,
-            observer: settings.observer.clone(),
-        })
-        .collect();
+    let posts: Vec<Post> = fakes.iter().map(|fake| fake.post(&settings)).collect();
     let nodes = Nodes::join(settings, &posts)?;
     // A quorum is enough to join, but a test speaks of all nodes that it did not put down.
     let down = |fake: &&Arc<Fake>| {

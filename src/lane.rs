@@ -229,21 +229,14 @@ pub(crate) struct Post {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::fake::Fake;
+    use crate::fake::{self, Fake};
     use crate::lease::tests::lease;
     use crate::script::{Request, Verb};
 
     #[test]
     fn nobody_passes_what_is_queued() {
         let fake = Fake::new("a");
-        let post = Post {
-            name: "a".into(),
-            connector: Arc::new(Arc::clone(&fake)),
-            node_timeout: Duration::from_secs(60),
-            quarantine: None,
-            strict: false,
-            observer: None,
-        };
+        let post = fake.post(&fake::settings(|config| config));
         let (lane, queue, desk) = Lane::new(0, &post, &Arc::new(Census::of(1)));
         let (session, _) = post.connector.connect(None).unwrap();
         desk.lock().open(session).unwrap();

@@ -368,6 +368,7 @@ mod nodes;
 mod notify;
 mod observer;
 mod options;
+mod pace;
 mod permits;
 mod quorum;
 mod renewal;

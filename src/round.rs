@@ -2,7 +2,6 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use log::debug;
@@ -16,6 +15,7 @@ use crate::key::Key;
 use crate::lane::{Lane, Start};
 use crate::lease::Lease;
 use crate::local::Gate;
+use crate::pace::{Caller, Company, Pace};
 use crate::permits::Free;
 use crate::quorum::{NodeSet, Question, Tally, Verdict, Vote, quorum};
 use crate::script::{self, Answer, Holder, Request, Verb};
@@ -32,86 +32,6 @@ pub(crate) struct Nodes {
     pace: Pace,
     company: Company,
     meter: Meter,
-}
-
-/// How many callers have a round at present. One that is alone speaks to idle nodes himself; of several the requests go out
-/// together, by the lanes' threads.
-#[derive(Debug, Default)]
-struct Company {
-    here: AtomicUsize,
-    /// When somebody was not alone, in [`time::micros`].
-    met: AtomicU64,
-}
-
-impl Company {
-    /// For so many µs after that nobody counts as alone: they meet again.
-    const LASTS: u64 = 1000;
-
-    /// A caller comes, and stays until the answer is dropped.
-    fn join(&self, now: Instant) -> Caller<'_> {
-        let (others, now) = (self.here.fetch_add(1, Ordering::Relaxed), time::micros(now));
-        if others > 0 {
-            self.met.store(now, Ordering::Relaxed);
-        }
-        let alone = now > self.met.load(Ordering::Relaxed) + Company::LASTS;
-        Caller {
-            company: Some(self),
-            alone,
-        }
-    }
-}
-
-impl Caller<'_> {
-    /// One who hands something on, or is handed it: nobody has work meanwhile but the nodes, so it keeps no company, and asks idle
-    /// nodes himself.
-    const ASIDE: Caller<'static> = Caller {
-        company: None,
-        alone: true,
-    };
-}
-
-#[derive(Debug)]
-struct Caller<'a> {
-    company: Option<&'a Company>,
-    alone: bool,
-}
-
-impl Drop for Caller<'_> {
-    fn drop(&mut self) {
-        if let Some(company) = self.company {
-            company.here.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// How long rounds take at present, so that a caller knows whether going to sleep is worth it.
-#[derive(Debug, Default)]
-struct Pace(AtomicU64);
-
-impl Pace {
-    /// Where rounds take longer than this, a caller goes to sleep at once.
-    const QUICK: Duration = Duration::from_micros(500);
-    /// So long a caller yields before it goes to sleep.
-    const YIELD: Duration = Duration::from_micros(200);
-
-    /// Until when a caller that begins to wait now should only yield.
-    fn soon(&self, now: Instant) -> Option<Instant> {
-        (self.usual() < Pace::QUICK).then(|| now + Pace::YIELD)
-    }
-
-    fn usual(&self) -> Duration {
-        Duration::from_micros(self.0.load(Ordering::Relaxed))
-    }
-
-    /// A round took so long: an eighth of it goes into what is usual.
-    fn note(&self, took: Duration) {
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let usual = self.0.load(Ordering::Relaxed);
-        // A round that timed out says little about those to come.
-        let took = took.min(4 * Pace::QUICK.as_micros() as u64);
-        self.0
-            .store(usual - usual / 8 + took / 8, Ordering::Relaxed);
-    }
 }
 
 /// One request on its way to the nodes.
@@ -526,7 +446,7 @@ impl Nodes {
         to: impl Fn(usize) -> bool,
     ) -> NodeSet {
         let now = time::now();
-        let in_person = round.caller.alone && self.pace.soon(now).is_some();
+        let in_person = self.asks_in_person(&round.caller, now);
         let given = script::with_wire(request, |bytes| {
             let mut given = NodeSet::default();
             let mut request = request.clone();
@@ -562,6 +482,11 @@ impl Nodes {
             request.leases().for_each(|lease| lease.note_asked(given));
         }
         given
+    }
+
+    /// Whether a caller speaks to idle nodes himself.
+    fn asks_in_person(&self, caller: &Caller<'_>, now: Instant) -> bool {
+        caller.is_alone() && self.pace.soon(now).is_some()
     }
 
     /// Wakes our listener on a node. Nobody waits.
@@ -611,7 +536,7 @@ impl Nodes {
         addressee: Option<&Arc<dyn Addressee>>,
     ) {
         let now = time::now();
-        let in_person = self.company.join(now).alone && self.pace.soon(now).is_some();
+        let in_person = self.asks_in_person(&self.company.join(now), now);
         script::with_wire(request, |bytes| {
             for (node, lane) in self.lanes(request.lease.key()) {
                 if !nodes.contains(node) {

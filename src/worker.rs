@@ -346,7 +346,7 @@ impl Worker {
 mod tests {
     use super::*;
     use crate::census::Census;
-    use crate::fake::Fake;
+    use crate::fake::{self, Fake};
     use crate::lane::Lane;
     use crate::lease::tests::lease;
     use crate::script::{Request, Verb};
@@ -354,14 +354,7 @@ mod tests {
     #[test]
     fn a_sign_of_life_is_not_asked_for_while_an_answer_is_to_come() {
         let fake = Fake::new("a");
-        let post = Post {
-            name: "a".into(),
-            connector: Arc::new(Arc::clone(&fake)),
-            node_timeout: Duration::from_secs(60),
-            quarantine: None,
-            strict: false,
-            observer: None,
-        };
+        let post = fake.post(&fake::settings(|config| config));
         let (_lane, queue, desk) = Lane::new(0, &post, &Arc::new(Census::of(1)));
         let (first, _) = crossbeam_channel::unbounded();
         let (alive, _) = crossbeam_channel::bounded(0);
