@@ -21,8 +21,8 @@ use crate::script::{self, Answer, Request, Verb};
 use crate::time;
 
 pub(crate) use self::health::{Health, Report};
-use self::owed::{Owed, Return};
-use self::sent::{instead, note_written, unsent};
+use self::owed::{PendingReleases, Return, State};
+use self::sent::{instead, note_answered, note_written, unsent};
 
 mod health;
 mod owed;
@@ -51,8 +51,10 @@ pub(crate) struct Desk {
     flights: VecDeque<Flight>,
     backs: VecDeque<(Return, Instant)>,
     next: u64,
-    /// Releases to be made as soon as the node is back.
-    owed: VecDeque<Owed>,
+    /// Releases to be made again.
+    pending: PendingReleases,
+    /// The runs of the servers that the connection leads to, or the last one did.
+    runs: Arc<str>,
     /// Why the connection is of no use any more, until the thread has seen to it.
     broken: Option<Cause>,
     /// Whether the thread sleeps until somebody wakes it.
@@ -73,6 +75,7 @@ impl Desk {
         Desk {
             node,
             name: name.to_owned(),
+            pending: PendingReleases::new(node, &health),
             health,
             census,
             node_timeout,
@@ -83,18 +86,21 @@ impl Desk {
             flights: VecDeque::new(),
             backs: VecDeque::new(),
             next: 0,
-            owed: VecDeque::new(),
+            runs: Arc::default(),
             broken: None,
             dozes: false,
             used: false,
         }
     }
 
-    /// Takes a session, and pays what is owed.
-    pub(crate) fn open(&mut self, session: Box<dyn Session>) -> Result<(), Cause> {
+    /// Takes a session with servers of these runs. What is pending goes behind what is asked from now on.
+    pub(crate) fn open(&mut self, session: Box<dyn Session>, runs: &str) {
         self.session = Some(session);
         self.broken = None;
-        self.pay()
+        if *self.runs != *runs {
+            self.runs = Arc::from(runs);
+        }
+        self.note_killed();
     }
 
     /// What the log has said of the node.
@@ -121,7 +127,7 @@ impl Desk {
     pub(crate) fn admit(&mut self, job: Job) {
         let now = time::now();
         if let Some((request, back)) = self.accept(job, now) {
-            note_written(&request, now);
+            note_written(&request, self.node, now);
             self.requests.push(request);
             self.returns.push(back);
         }
@@ -131,12 +137,18 @@ impl Desk {
     fn accept(&self, job: Job, now: Instant) -> Option<(Request, Return)> {
         let Job { request, reply } = job;
         let mut back = Return::new(reply);
-        let Some(answer) = unsent(&request, self.health.quarantine(now), now) else {
+        let (node, quarantine) = (self.node, self.health.quarantine(now));
+        let Some(mut answer) = unsent(&request, node, quarantine, now) else {
             return Some((request, back));
         };
         if let Some(release) = instead(&request, &answer) {
-            back.again = true;
-            return Some((release, back));
+            match unsent(&release, node, quarantine, now) {
+                None => {
+                    back.sent_to = Some(Arc::clone(&self.runs));
+                    return Some((release, back));
+                }
+                Some(unsent) => answer = unsent,
+            }
         }
         back.post(self.node, answer);
         None
@@ -167,8 +179,9 @@ impl Desk {
         let done = done.and(undone.map_or(Ok(()), Err));
         match &done {
             Ok(()) => {
-                requests.clear();
-                returns.clear();
+                for (request, back) in requests.drain(..).zip(returns.drain(..)) {
+                    self.settle(request, back);
+                }
                 self.session = session;
             }
             Err(cause) => {
@@ -195,19 +208,20 @@ impl Desk {
         trace!("{name}: {:?} {answer:?}", request.verb);
         self.note(answer.reply(), now.saturating_duration_since(sent));
         // The node may have taken its time: what it did, it did by now.
-        note_written(request, now);
+        note_written(request, self.node, now);
+        note_answered(request, self.node, &answer);
         let right = Right::Serve(request.verb, request.lease.claim());
         let mut stays = Ok(());
-        back.owed = false;
+        back.state = State::Answered;
         match &answer {
             Answer::Fault(cause) => {
-                if matches!(cause, Cause::Denied(_)) && news.denied(right) {
+                if request.verb == Verb::Release {
+                    back.state = self.refused_release(request, cause, now);
+                } else if matches!(cause, Cause::Denied(_)) && news.denied(right) {
                     warn!("{name}: {:?}: {cause}", request.verb);
                 }
-                // A server that cannot delete now (MISCONF, BUSY …) may be able to later: the release stays owed.
-                back.owed = request.verb == Verb::Release && !script::is_final(cause);
                 // It was a master when it was greeted. Another may be by now, where somebody tells us which.
-                if back.owed || script::is_read_only(cause) {
+                if script::is_read_only(cause) {
                     stays = Err(cause.clone());
                 }
             }
@@ -216,8 +230,30 @@ impl Desk {
             }
             _ => {}
         }
-        back.post(self.node, answer);
+        back.post_from(&self.runs, self.node, answer);
         stays
+    }
+
+    /// What becomes of a release that was answered with an error. A server that cannot delete now (MISCONF, BUSY …) may be able
+    /// to later.
+    fn refused_release(&self, request: &Request, cause: &Cause, now: Instant) -> State {
+        // On this connection nothing runs any more of the former one.
+        request.lease.note_killed(self.node, now);
+        if cause.is_lasting() || !request.lease.may_exist(self.node, now) {
+            return State::Answered;
+        }
+        let code = match cause {
+            Cause::Server(text) | Cause::Denied(text) => match script::code(text) {
+                "ERR" => text,
+                code => code,
+            },
+            _ => "",
+        };
+        if self.news().refused_release(code) {
+            let name = &self.name;
+            warn!("{name}: release refused, tried again until the lease's TTL is over: {cause}");
+        }
+        State::Refused
     }
 
     fn note(&self, reply: NodeReply, latency: Duration) {
@@ -263,18 +299,17 @@ impl Desk {
         let is_small = bytes.len() <= SHORT && job.request.verb != Verb::Tell;
         let is_free = self.broken.is_none()
             && is_small
-            && self.owed.is_empty()
             && self.flights.len() < FEW
             && self.flights.iter().all(may_follow);
         let prompt = self.session.as_mut().and_then(|session| session.prompt());
         if !is_free || prompt.is_none_or(|prompt| !prompt.is_in_order()) {
             return Err(job);
         }
-        if unsent(&job.request, self.health.quarantine(now), now).is_some() {
+        if unsent(&job.request, self.node, self.health.quarantine(now), now).is_some() {
             return Err(job); // what it is for is over: something else may have to be sent in its place
         }
         let Job { request, reply } = job;
-        note_written(&request, now);
+        note_written(&request, self.node, now);
         let number = self.next;
         self.next += 1;
         let sent = self.with_prompt(|prompt, _| prompt.send(number, bytes));
@@ -345,12 +380,8 @@ impl Desk {
                 self.census.rise(); // callers have seen it down
             }
             let stays = self.answered(&flight.request, &mut back, answer, sent, now);
-            if let Err(cause) = stays {
-                if back.owed {
-                    self.give_up(flight.request, back, &cause);
-                }
-                return Err(cause);
-            }
+            self.settle(flight.request, back);
+            stays?;
         }
         Ok(())
     }

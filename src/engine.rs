@@ -100,6 +100,14 @@ impl Engine {
         self.nodes.up()
     }
 
+    /// How many messages and pending releases wait for a node.
+    #[cfg(all(test, not(loom)))]
+    fn waiting(&self, node: usize) -> u64 {
+        let lanes = self.nodes.each().nth(node).map(|(_, lanes)| lanes);
+        let lanes = lanes.unwrap_or_default().iter();
+        lanes.map(|lane| lane.waiting()).sum()
+    }
+
     pub(crate) fn drop_failures(&self) -> u64 {
         self.nodes.meter().drop_failures()
     }
@@ -324,6 +332,8 @@ mod late_tests;
 mod loss_tests;
 #[cfg(all(test, not(loom)))]
 mod outage_tests;
+#[cfg(all(test, not(loom)))]
+mod pending_tests;
 #[cfg(all(test, not(loom)))]
 mod permit_tests;
 #[cfg(all(test, not(loom)))]

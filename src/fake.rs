@@ -50,6 +50,8 @@ pub(crate) enum Sin {
     GoesDownAfter(Verb),
     /// It serves requests of this verb, but the connection breaks before the answer.
     BreaksAfter(Verb),
+    /// It restarts without its data when a request of this verb comes.
+    RestartsAt(Verb),
     /// It answers takes as if somebody else held the lock.
     Refuses,
     /// Requests of this verb make its lane panic.
@@ -331,6 +333,7 @@ impl Connector for Arc<Fake> {
         connects.push(former.cloned());
         let greeting = Greeting {
             run_id: self.run_id.lock().clone(),
+            others: Vec::new(),
             client: connects.len() as i64,
             about: self.about.lock().clone(),
         };
@@ -387,7 +390,8 @@ impl FakeSession {
             }
             Sin::ErrsAfter(verb) if verb == request.verb => {
                 self.fake.serve(request);
-                Answer::Fault(Cause::Server("OOM".into()))
+                let words = "OOM command not allowed script: f2, on @user_script:9.";
+                Answer::Fault(Cause::Server(words.into()))
             }
             Sin::Errs(verb) if verb == request.verb => {
                 Answer::Fault(Cause::Server("MISCONF".into()))
@@ -399,6 +403,13 @@ impl FakeSession {
             }
             Sin::BreaksAfter(verb) if verb == request.verb => {
                 self.fake.serve(request);
+                self.fake.sins(Sin::Honest);
+                return Err(broken());
+            }
+            Sin::RestartsAt(verb) if verb == request.verb => {
+                self.fake.wipe();
+                let run_id = format!("{} again", self.fake.run_id.lock());
+                self.fake.runs_as(&run_id);
                 self.fake.sins(Sin::Honest);
                 return Err(broken());
             }

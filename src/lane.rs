@@ -177,6 +177,13 @@ impl Lane {
         &self.health.traffic
     }
 
+    /// How many messages and pending releases wait for the node.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn waiting(&self) -> u64 {
+        let pending = self.health.pending.load(Ordering::Acquire) as u64;
+        self.health.queued.load(Ordering::SeqCst) + pending
+    }
+
     pub(crate) fn report(&self) -> Report {
         self.health.report.lock().clone()
     }
@@ -239,7 +246,7 @@ mod tests {
         let post = fake.post(&fake::settings(|config| config));
         let (lane, queue, desk) = Lane::new(0, &post, &Arc::new(Census::of(1)));
         let (session, _) = post.connector.connect(None).unwrap();
-        desk.lock().open(session).unwrap();
+        desk.lock().open(session, "run");
         let take = || Job {
             request: Request::new(Verb::Take, &lease("x"), 30_000),
             reply: None,

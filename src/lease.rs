@@ -103,8 +103,14 @@ pub(crate) struct Lease {
     ///
     /// There is no way back to `Held` from anywhere. `LOST` keeps the reason of the one who made it so.
     state: AtomicU64,
-    /// The moment (in [`time::micros`]) after which the key can exist on no node, written by the lanes.
+    /// The moment (in [`time::micros`]) after which the key can exist on no node that has answered, written by the lanes.
     exists_until: AtomicU64,
+    /// The longest TTL that a node was asked for, in µs.
+    max_ttl: AtomicU64,
+    /// The nodes to whose connections a request to grant it was written.
+    written: AtomicU64,
+    /// Those of them that have not answered, so may run it at any later time.
+    unanswered: AtomicU64,
     /// Its fencing token; 0 for none. Set before it is held.
     fence: AtomicU64,
     /// The nodes that were asked to grant it, so may hold its key.
@@ -142,6 +148,9 @@ impl Lease {
             downgraded: AtomicU64::new(0),
             state: AtomicU64::new(TRYING),
             exists_until: AtomicU64::new(0),
+            max_ttl: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            unanswered: AtomicU64::new(0),
             fence: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             lead: AtomicU64::new(0),
@@ -383,33 +392,58 @@ impl Lease {
         self.changed.notify_all();
     }
 
-    /// A node's lane has been given a request to grant it.
+    /// Nodes' lanes are about to be given a request to grant it.
     pub(crate) fn note_asked(&self, nodes: NodeSet) {
         self.asked.fetch_or(nodes.bits(), Ordering::AcqRel);
     }
 
-    /// The nodes that may hold its key.
+    /// The nodes whose lanes were given a request to grant it. What became of that, each lane knows ([`may_exist`](Lease::may_exist)).
     pub(crate) fn asked(&self) -> NodeSet {
         NodeSet::from_bits(self.asked.load(Ordering::Acquire))
     }
 
     /// A request that can make the key exist for `ttl` is about to be written to a node.
-    pub(crate) fn note_written(&self, now: Instant, ttl: Duration) {
-        let until = now
-            .checked_add(ttl)
-            .and_then(|until| until.checked_add(time::drift(ttl)))
-            .map_or(u64::MAX, time::micros);
+    pub(crate) fn note_written(&self, node: usize, now: Instant, ttl: Duration) {
+        self.note_extended(now, ttl);
+        self.written
+            .fetch_or(NodeSet::of(node).bits(), Ordering::AcqRel);
+    }
+
+    /// A request that can keep the key for `ttl` where it is there is about to be written to a node.
+    pub(crate) fn note_extended(&self, now: Instant, ttl: Duration) {
+        self.max_ttl.fetch_max(life(ttl), Ordering::AcqRel);
+        self.note_exists(now, life(ttl));
+    }
+
+    fn note_exists(&self, now: Instant, life: u64) {
+        let until = time::micros(now).saturating_add(life);
         self.exists_until.fetch_max(until, Ordering::AcqRel);
     }
 
-    /// A request to grant it has no answer and may run at any later time.
-    pub(crate) fn note_unanswered(&self) {
-        self.exists_until.store(u64::MAX, Ordering::Release);
+    /// The node has answered the only request to grant it there, and nothing came of it.
+    pub(crate) fn note_not_granted(&self, node: usize) {
+        self.written
+            .fetch_and(!NodeSet::of(node).bits(), Ordering::AcqRel);
+    }
+
+    /// A request to grant it has no answer, and the node may run it at any later time.
+    pub(crate) fn note_unanswered(&self, node: usize) {
+        self.unanswered
+            .fetch_or(NodeSet::of(node).bits(), Ordering::AcqRel);
+    }
+
+    /// The connection of all that the node has not answered is killed by now: what it has run, it ran before.
+    pub(crate) fn note_killed(&self, node: usize, now: Instant) {
+        let bit = NodeSet::of(node).bits();
+        if self.unanswered.load(Ordering::Acquire) & bit != 0 {
+            self.note_exists(now, self.max_ttl.load(Ordering::Acquire));
+            self.unanswered.fetch_and(!bit, Ordering::AcqRel);
+        }
     }
 
     /// A request to extend it has no answer, and may run for as long as the key is there.
     pub(crate) fn note_unanswered_extension(&self, ttl: Duration) {
-        let more = u64::try_from((ttl + time::drift(ttl)).as_micros()).unwrap_or(u64::MAX);
+        let more = life(ttl);
         let later = |until: u64| Some(until.saturating_add(more));
         // Fails only where there is nothing to be stored.
         let _ = self
@@ -417,10 +451,19 @@ impl Lease {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
     }
 
-    /// Whether the key can still be there on some node: if not, nobody needs to release it.
-    pub(crate) fn may_exist(&self, now: Instant) -> bool {
-        time::micros(now) <= self.exists_until.load(Ordering::Acquire)
+    /// Whether the key can still be there on a node: if not, nobody needs to release it there.
+    pub(crate) fn may_exist(&self, node: usize, now: Instant) -> bool {
+        let is_in =
+            |nodes: &AtomicU64| NodeSet::from_bits(nodes.load(Ordering::Acquire)).contains(node);
+        let is_alive = || time::micros(now) <= self.exists_until.load(Ordering::Acquire);
+        is_in(&self.written) && (is_in(&self.unanswered) || is_alive())
     }
+}
+
+/// How long a key with this TTL is there at the longest by our clock, in µs.
+fn life(ttl: Duration) -> u64 {
+    let life = ttl.saturating_add(time::drift(ttl));
+    u64::try_from(life.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Shows the name and the state, never the token.
@@ -574,28 +617,60 @@ pub(crate) mod tests {
             assert_eq!(lease.look(now), Look::Ended);
         }
 
+        const NODE: usize = 1;
+        const LATER: Duration = Duration::from_millis(13);
+
         #[test]
         fn the_key_may_exist_until_the_last_write_has_run_out() {
             let now = time::now();
             let lease = lease("x");
-            assert!(!lease.may_exist(now), "nothing was written");
-            lease.note_written(now, SECOND);
-            lease.note_written(now, SECOND / 2);
-            assert!(lease.may_exist(now + SECOND));
-            assert!(!lease.may_exist(now + SECOND + Duration::from_millis(13)));
+            assert!(!lease.may_exist(NODE, now), "nothing was written");
+            lease.note_written(NODE, now, SECOND);
+            lease.note_written(NODE, now, SECOND / 2);
+            assert!(lease.may_exist(NODE, now + SECOND));
+            assert!(!lease.may_exist(NODE, now + SECOND + LATER));
+        }
+
+        #[test]
+        fn key_on_a_node_that_was_not_asked_never_exists() {
+            let now = time::now();
+            let lease = lease("x");
+            lease.note_asked(NodeSet::all(3));
+            lease.note_written(NODE, now, SECOND);
+            lease.note_unanswered(NODE);
+            let may_exist = [0, 1, 2].map(|node| lease.may_exist(node, now));
+            assert_eq!(may_exist, [false, true, false]);
+            lease.note_not_granted(NODE);
+            assert!(!lease.may_exist(NODE, now));
+        }
+
+        #[test]
+        fn unanswered_request_counts_until_its_connection_is_killed_and_its_ttl_is_over() {
+            let now = time::now();
+            let lease = lease("x");
+            lease.note_written(NODE, now, SECOND);
+            lease.note_unanswered(NODE);
+            assert!(lease.may_exist(NODE, now + 1_000 * SECOND));
+            let killed = now + 10 * SECOND;
+            lease.note_killed(0, killed + SECOND);
+            assert!(
+                lease.may_exist(NODE, now + 1_000 * SECOND),
+                "another node's"
+            );
+            lease.note_killed(NODE, killed);
+            lease.note_killed(NODE, killed + 10 * SECOND);
+            assert!(lease.may_exist(NODE, killed + SECOND));
+            assert!(!lease.may_exist(NODE, killed + SECOND + LATER));
         }
 
         #[test]
         fn an_extension_without_an_answer_may_run_until_then_and_extend_it_from_there() {
             let now = time::now();
             let lease = lease("x");
-            lease.note_written(now, SECOND);
+            lease.note_written(NODE, now, SECOND);
             lease.note_unanswered_extension(SECOND);
-            assert!(lease.may_exist(now + 2 * SECOND));
-            assert!(!lease.may_exist(now + 2 * SECOND + Duration::from_millis(25)));
-            lease.note_unanswered();
-            lease.note_unanswered_extension(SECOND);
-            assert!(lease.may_exist(now + 1_000 * SECOND));
+            assert!(lease.may_exist(NODE, now + 2 * SECOND));
+            assert!(!lease.may_exist(NODE, now + 2 * SECOND + 2 * LATER));
         }
     }
 

@@ -29,7 +29,8 @@
 //!   are held at the same time.
 //! - A minority of nodes that is down, hung or slow changes nothing: same result, same speed. A hung node costs the
 //!   first round that meets it `node_timeout` at most, and only where that round needs it.
-//! - An attempt that failed, came late or broke off is undone on every node that may have granted it.
+//! - An attempt that failed, came late or broke off is undone on every node that may have granted it. A release that a node
+//!   answers with an error is tried again until the TTL is over, and holds up no other lock.
 //! - *Held by another* and *could not find out* are different errors, all the way up.
 //! - Threads that share a [`Nodes`] get a key in the order in which they asked, readers that follow one another together;
 //!   and one that hangs with a lock blocks the others for its lease, not for ever.
@@ -264,8 +265,8 @@
 //! In a cluster all keys of a lock share a slot. The names of [`lock_all`](Locker::lock_all) must share one, by a hash tag such as
 //! `{orders}`, or are [`InvalidKey`](Error::InvalidKey), which is told before anything is asked. Other keys that do not (a `}` outside of a hash tag does it) are a refusal,
 //! [`Cause::CrossSlot`]. While a slot is moved, exclusive locks in it are served all the time; what needs several keys at once
-//! (read-write locks, fenced ones) is a fault of its own (`TRYAGAIN`) until the slot has arrived, and what is released
-//! meanwhile may be left to its TTL.
+//! (read-write locks, fenced ones) is a fault of its own (`TRYAGAIN`) until the slot has arrived. What is released
+//! meanwhile is released then.
 //!
 //! # Hand over
 //!

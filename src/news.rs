@@ -8,6 +8,9 @@ use parking_lot::Mutex;
 use crate::lease::Claim;
 use crate::script::Verb;
 
+/// More causes than this for which releases were refused are not told of one node.
+const MAX_REFUSED: usize = 32;
+
 /// What has been said of one node.
 #[derive(Debug, Default)]
 pub(crate) struct News {
@@ -22,6 +25,8 @@ struct Said {
     clock_is_off: bool,
     /// The run that is or was in quarantine.
     quarantined: Option<String>,
+    /// The codes of errors that releases were answered by.
+    refused_releases: Vec<String>,
 }
 
 /// What a node can deny.
@@ -72,6 +77,16 @@ impl News {
         is_new
     }
 
+    /// Whether it is news that it answers releases with an error of this code.
+    pub(crate) fn refused_release(&self, code: &str) -> bool {
+        let refused = &mut self.said.lock().refused_releases;
+        let is_new = refused.len() < MAX_REFUSED && !refused.iter().any(|said| said == code);
+        if is_new {
+            refused.push(code.to_owned());
+        }
+        is_new
+    }
+
     /// Whether it is news that it denies this.
     pub(crate) fn denied(&self, right: Right) -> bool {
         let before = self.denied.fetch_or(right.bit(), Ordering::Relaxed);
@@ -100,6 +115,16 @@ mod tests {
             assert!(news.clock(true) && !news.clock(true) && !news.clock(false));
             assert!(news.quarantined("a") && !news.quarantined("a") && news.quarantined("b"));
         }
+    }
+
+    #[test]
+    fn refused_releases_are_told_once_for_each_cause_and_not_without_end() {
+        let news = News::default();
+        assert!(news.refused_release("MISCONF") && news.refused_release("NOPERM"));
+        assert!(!news.refused_release("MISCONF") && !news.refused_release("NOPERM"));
+        let codes = (0..1_000).map(|code| code.to_string());
+        let told = codes.filter(|code| news.refused_release(code)).count();
+        assert_eq!(told, MAX_REFUSED - 2);
     }
 
     #[test]

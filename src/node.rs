@@ -135,9 +135,21 @@ pub(crate) struct Flight {
 pub(crate) struct Greeting {
     /// The server's run id, another one after each restart.
     pub(crate) run_id: String,
+    /// Of a cluster the run ids of its other masters.
+    pub(crate) others: Vec<String>,
     /// The number of this connection within that run.
     pub(crate) client: i64,
     pub(crate) about: About,
+}
+
+impl Greeting {
+    /// The runs of all servers together: the same text only where none of them has restarted, and none is another.
+    pub(crate) fn runs(&self) -> String {
+        let others = self.others.iter().map(String::as_str);
+        let mut runs: Vec<&str> = others.chain([self.run_id.as_str()]).collect();
+        runs.sort_unstable();
+        runs.join(" ")
+    }
 }
 
 #[cfg(all(test, not(loom)))]

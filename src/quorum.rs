@@ -21,6 +21,7 @@ impl NodeSet {
         NodeSet(1 << node)
     }
 
+    #[cfg(test)]
     pub(crate) fn all(nodes: usize) -> NodeSet {
         NodeSet((0..nodes).fold(0, |all, node| all | 1 << node))
     }

@@ -447,7 +447,7 @@ impl Nodes {
     ) -> NodeSet {
         let now = time::now();
         let in_person = self.asks_in_person(&round.caller, now);
-        let given = script::with_wire(request, |bytes| {
+        script::with_wire(request, |bytes| {
             let mut given = NodeSet::default();
             let mut request = request.clone();
             if !in_person {
@@ -461,12 +461,7 @@ impl Nodes {
                     request: request.clone(),
                     reply: Some((Arc::clone(addressee), round.number)),
                 };
-                let owed = request.verb == Verb::Release && request.lease.asked().contains(node);
-                let started = match in_person {
-                    true => lane.start_job(job, bytes, owed, now),
-                    false => lane.submit(job, owed, now).map(|()| Start::Queued),
-                };
-                match started {
+                match give(node, lane, job, in_person.then_some(bytes), now) {
                     Ok(started) => {
                         given.insert(node);
                         if let Start::Begun { wake } = started {
@@ -477,11 +472,7 @@ impl Nodes {
                 }
             }
             given
-        });
-        if matches!(request.verb, Verb::Take | Verb::Adopt | Verb::Swap) {
-            request.leases().for_each(|lease| lease.note_asked(given));
-        }
-        given
+        })
     }
 
     /// Whether a caller speaks to idle nodes himself.
@@ -519,7 +510,6 @@ impl Nodes {
 
     /// Puts a lease's key back on `nodes` that have lost it. Nobody waits.
     pub(crate) fn put_back(&self, lease: &Arc<Lease>, ttl: u64, nodes: NodeSet) {
-        lease.note_asked(nodes);
         self.tell(&Request::new(Verb::PutBack, lease, ttl), nodes);
     }
 
@@ -546,13 +536,8 @@ impl Nodes {
                     request: request.clone(),
                     reply: addressee.map(|addressee| (Arc::clone(addressee), 0)),
                 };
-                // A suspect node's lane owes the release; putting a key back is not worth a second try.
-                let owed = request.verb == Verb::Release;
-                if !in_person {
-                    _ = lane.submit(job, owed, now);
-                } else if let Ok(Start::Begun { wake: true }) =
-                    lane.start_job(job, bytes, owed, now)
-                {
+                let given = give(node, lane, job, in_person.then_some(bytes), now);
+                if let Ok(Start::Begun { wake: true }) = given {
                     lane.wake();
                 }
             }
@@ -575,6 +560,30 @@ impl Nodes {
     /// Ends all lanes when they have served what is queued; `false` if some did not until `end`.
     pub(crate) fn disband(&self, end: Instant) -> bool {
         self.crew.disband(end)
+    }
+}
+
+/// Gives a job to a node's lane, sent by this very thread if it is given as `bytes` on the wire.
+///
+/// A suspect node is asked for nothing and left nothing but the releases of leases that it was asked for before: what waits for
+/// it does not grow with an outage (rule L3).
+fn give(
+    node: usize,
+    lane: &Lane,
+    job: Job,
+    bytes: Option<&[u8]>,
+    now: Instant,
+) -> Result<Start, Cause> {
+    let request = &job.request;
+    // Before it is there. A lease that is given up before that need not be released: then the request is not sent.
+    if request.verb.grants() && lane.is_up(now) {
+        let node = NodeSet::of(node);
+        request.leases().for_each(|lease| lease.note_asked(node));
+    }
+    let owed = request.verb == Verb::Release && request.lease.asked().contains(node);
+    match bytes {
+        Some(bytes) => lane.start_job(job, bytes, owed, now),
+        None => lane.submit(job, owed, now).map(|()| Start::Queued),
     }
 }
 

@@ -65,6 +65,13 @@ pub(crate) enum Verb {
     Release,
 }
 
+impl Verb {
+    /// Whether it can bring a lease's key into being.
+    pub(crate) fn grants(self) -> bool {
+        matches!(self, Verb::Take | Verb::Adopt | Verb::Swap | Verb::PutBack)
+    }
+}
+
 /// One verb on one lease. It owns what it speaks of, so it outlives the caller that has stopped waiting.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
@@ -626,10 +633,53 @@ pub(crate) fn is_read_only(cause: &Cause) -> bool {
     matches!(cause, Cause::Server(text) if text.contains("READONLY"))
 }
 
-/// Whether a release that ended so is not worth a second try. While a slot of a cluster is moved (TRYAGAIN), there is no saying
-/// when: what is to be released has an end, but a lane that waits for it serves nobody.
-pub(crate) fn is_final(cause: &Cause) -> bool {
-    cause.is_lasting() || matches!(cause, Cause::Server(text) if text.starts_with("TRYAGAIN"))
+/// The codes of errors with which a server refuses a command before it runs any of it.
+const NOT_RUN: [&str; 16] = [
+    "ASK",
+    "BUSY",
+    "CLUSTERDOWN",
+    "CROSSSLOT",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "MOVED",
+    "NOAUTH",
+    "NOPERM",
+    "NOREPLICAS",
+    "NOSCRIPT",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "WRONGPASS",
+];
+/// How servers say that an error comes from a command within a script, which may have changed something before: Redis from 7.0
+/// on and Valkey at the end of the text, Redis 6.2 at its beginning.
+const WITHIN_SCRIPT: [&str; 4] = [
+    "script:",
+    "rror running script",
+    "ACL failure in script",
+    "executing the script",
+];
+
+/// Whether a server says with this error that it has run nothing of the command (rule S4): then a request to grant a lease has
+/// left nothing to release. Of all other errors it is not known.
+pub(crate) fn is_not_run(cause: &Cause) -> bool {
+    let text = match cause {
+        // Scripts read all that can fail on its type before they change anything.
+        Cause::WrongType | Cause::CrossSlot => return true,
+        Cause::Server(text) | Cause::Denied(text) => text,
+        _ => return false,
+    };
+    // What says that it was within a script may be what was cut off.
+    let is_within = WITHIN_SCRIPT.iter().any(|words| text.contains(words)) || text.ends_with('…');
+    let is_unknown = text.starts_with("ERR unknown command");
+    let code = code(text);
+    !is_within && (is_unknown || NOT_RUN.contains(&code))
+}
+
+/// The first word of a server's error.
+pub(crate) fn code(text: &str) -> &str {
+    text.split(' ').next().unwrap_or_default()
 }
 
 /// The operating system's error, or that of TLS in its place.
@@ -793,6 +843,93 @@ mod tests {
             "ERR WRONGTYPE Operation against a key script: f_1",
         ] {
             assert_eq!(fault(line), Cause::WrongType, "{line}");
+        }
+    }
+
+    #[test]
+    fn error_before_a_command_runs_is_told_from_one_within_it() {
+        let long = format!("NOPERM User {} has no permissions", "x".repeat(300));
+        for (line, is_not_run) in [
+            ("NOPERM No permissions to access a key", true),
+            (
+                "NOPERM User a has no permissions to run the 'script|load' command",
+                true,
+            ),
+            (
+                "NOPERM No permissions to access a key script: f2, on @user_script:5.",
+                false,
+            ),
+            (&long, false),
+            (
+                "ERR The user executing the script can't run this command or subcommand",
+                false,
+            ),
+            (
+                "ERR Error running script (call to f_2): @user_script:5: ACL failure in script",
+                false,
+            ),
+            ("NOAUTH Authentication required.", true),
+            ("MOVED 3999 127.0.0.1:6381", true),
+            ("ASK 3999 127.0.0.1:6381", true),
+            (
+                "TRYAGAIN Multiple keys request during rehashing of slot",
+                true,
+            ),
+            (
+                "CROSSSLOT Keys in request don't hash to the same slot",
+                true,
+            ),
+            ("CLUSTERDOWN The cluster is down", true),
+            ("LOADING Redis is loading the dataset in memory", true),
+            (
+                "READONLY You can't write against a read only replica.",
+                true,
+            ),
+            (
+                "READONLY You can't write against a read only replica. script: f2, on @user_script:5.",
+                false,
+            ),
+            ("BUSY Redis is busy running a script.", true),
+            ("MISCONF Redis is configured to save RDB snapshots", true),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                true,
+            ),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'. script: f2, on @user_script:9.",
+                false,
+            ),
+            (
+                "ERR Error running script (call to f_2): @user_script:9: -OOM command not allowed",
+                false,
+            ),
+            (
+                "ERR unknown command 'EVALSHA', with args beginning with: 'f2' '1'",
+                true,
+            ),
+            (
+                "ERR unknown command `EVALSHA`, with args beginning with: `f2`, `1`, ",
+                true,
+            ),
+            (
+                "ERR Unknown Redis command called from script script: f2, on @user_script:1.",
+                false,
+            ),
+            ("ERR value is not an integer or out of range", false),
+            (
+                "WRONGTYPE Operation against a key holding the wrong kind of value",
+                true,
+            ),
+            ("SOMETHING else", false),
+        ] {
+            let Some(Answer::Fault(cause)) = answer(Verb::Take, Claim::Exclusive, error(line))
+            else {
+                panic!("{line}");
+            };
+            assert_eq!(super::is_not_run(&cause), is_not_run, "{line}");
+        }
+        for cause in [Cause::TimedOut, Cause::Unreachable("NOAUTH".into())] {
+            assert!(!super::is_not_run(&cause), "{cause}");
         }
     }
 

@@ -118,7 +118,7 @@ impl Worker {
         }
     }
 
-    /// Connects, and pays what is owed. The lane is up only afterwards.
+    /// Connects. What is pending waits behind what callers ask for from now on.
     fn connect(&mut self, seat: &mut Desk) -> Result<(), Cause> {
         let attempt = AssertUnwindSafe(|| self.connector.connect(self.former.as_ref()));
         let attempt = catch_unwind(attempt).unwrap_or_else(|_| Err(desk::panicked()));
@@ -136,6 +136,7 @@ impl Worker {
         seat.news().allowed(Right::Connect);
         let twin = seat.census.enter(self.node, &greeting.run_id);
         let (about, run_id) = (greeting.about.clone(), greeting.run_id.clone());
+        let runs = greeting.runs();
         let how = match self.former.replace(greeting) {
             None => "connected",
             Some(_) => "connected again",
@@ -151,7 +152,7 @@ impl Worker {
             self.tell_first(First::Down(cause.clone()));
             return Err(cause);
         }
-        seat.open(session)?;
+        seat.open(session, &runs);
         seat.health.report.lock().since = time::now();
         seat.health.up.store(true, Ordering::Release);
         info!("{}: {how}", self.name);
@@ -211,7 +212,10 @@ impl Worker {
             };
             match done {
                 Err(cause) => return cause,
-                Ok(()) if self.stopping => return Cause::Unreachable("the lane is stopped".into()),
+                Ok(()) if self.stopping => {
+                    let stopped = Cause::Unreachable("the lane is stopped".into());
+                    return seat.send_all_pending().err().unwrap_or(stopped);
+                }
                 Ok(()) => {}
             }
         }
@@ -230,6 +234,9 @@ impl Worker {
         } else {
             self.look_every
         };
+        let now = time::now();
+        let due = seat.pending_due(now);
+        let wait = due.map_or(wait, |due| wait.min(due.saturating_duration_since(now)));
         let queue = &self.queue;
         let message = MutexGuard::unlocked(seat, || {
             let message = queue.recv_timeout(wait);
@@ -245,11 +252,16 @@ impl Worker {
         // What callers have sent was before.
         seat.finish()?;
         self.fill(seat);
+        seat.admit_pending();
         seat.exchange()
     }
 
     /// Nothing was queued for some time.
     fn look_after(&mut self, seat: &mut Seat<'_>) -> Result<(), Cause> {
+        let now = time::now();
+        if seat.pending_due(now).is_some_and(|due| due <= now) {
+            return self.serve_what_waits(seat);
+        }
         // A caller may have come meanwhile, and its answer is the next to be read.
         if seat.dozes && !seat.is_open() {
             return seat.ping();
@@ -364,7 +376,7 @@ mod tests {
             Ok(connected) => connected,
             Err(cause) => panic!("{cause}"),
         };
-        assert_eq!(seat.open(session), Ok(()));
+        seat.open(session, "run");
         // A caller has come while the thread dozed.
         seat.dozes = true;
         let job = Job {

@@ -1,6 +1,6 @@
 //! What is known of a node without waiting for it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -21,6 +21,8 @@ pub(crate) struct Health {
     pub(crate) quarantined: AtomicU64,
     /// How many messages the lane's thread has not taken out of its queue yet, or not seen to.
     pub(crate) queued: AtomicU64,
+    /// How many releases wait for the node, or for their next try there.
+    pub(crate) pending: AtomicUsize,
     /// What has come back from it.
     pub(crate) traffic: Traffic,
     pub(crate) report: Mutex<Report>,
@@ -45,6 +47,7 @@ impl Health {
             overdue: AtomicU64::new(u64::MAX),
             quarantined: AtomicU64::new(0),
             queued: AtomicU64::new(0),
+            pending: AtomicUsize::new(0),
             traffic: Traffic::default(),
             report: Mutex::new(Report {
                 cause: Cause::Unreachable("not connected yet".into()),

@@ -4,14 +4,19 @@ use std::time::{Duration, Instant};
 
 use crate::error::Cause;
 use crate::lease::Look;
-use crate::script::{Answer, Request, Verb};
+use crate::script::{self, Answer, Request, Verb};
 
 /// The answer to a request that is not sent: because what it is for is over (rules S4, S5), or because the node is in
 /// quarantine for so long.
-pub(crate) fn unsent(request: &Request, quarantine: Duration, now: Instant) -> Option<Answer> {
+pub(crate) fn unsent(
+    request: &Request,
+    node: usize,
+    quarantine: Duration,
+    now: Instant,
+) -> Option<Answer> {
     match (request.verb, request.lease.peek(now)) {
         (Verb::Release, _) => {
-            let gone = !request.lease.may_exist(now);
+            let gone = !request.lease.may_exist(node, now);
             gone.then_some(Answer::Absent)
         }
         // A connection may have broken, and led to a server that has started anew, since this was asked.
@@ -39,23 +44,43 @@ pub(crate) fn instead(request: &Request, answer: &Answer) -> Option<Request> {
     Some(release)
 }
 
-/// From now on the request's key may exist for its TTL.
-pub(crate) fn note_written(request: &Request, now: Instant) {
-    if request.verb != Verb::Release {
-        let ttl = Duration::from_millis(request.ttl);
-        request.lease.note_written(now, ttl);
-        if let Some(place) = &request.place {
-            place.note_written(now, request.trace());
+/// From now on the request's key may exist on the node for its TTL.
+pub(crate) fn note_written(request: &Request, node: usize, now: Instant) {
+    let ttl = Duration::from_millis(request.ttl);
+    match request.verb {
+        verb if verb.grants() => {
+            request.lease.note_written(node, now, ttl);
+            if let Some(place) = &request.place {
+                place.note_written(node, now, request.trace());
+            }
         }
+        Verb::Extend | Verb::Downgrade => request.lease.note_extended(now, ttl),
+        _ => {}
+    }
+}
+
+/// What follows from a node's answer for the key: where the first request to grant a lease is refused, or not run, the node
+/// has nothing of it (rule S4).
+pub(crate) fn note_answered(request: &Request, node: usize, answer: &Answer) {
+    let is_nothing = match answer {
+        Answer::Held(..) | Answer::NotThisOne(..) | Answer::OtherPermits(_) => true,
+        Answer::Absent | Answer::Foreign => true,
+        Answer::Fault(cause) => script::is_not_run(cause),
+        _ => false,
+    };
+    if is_nothing && request.verb.grants() && request.verb != Verb::PutBack {
+        request.lease.note_not_granted(node);
     }
 }
 
 /// A server that hangs may still run it when it goes on, however late that is: until this lane has killed the connection, its
 /// key may come to exist, or for longer.
-pub(crate) fn note_unanswered(request: &Request) {
+pub(crate) fn note_unanswered(request: &Request, node: usize) {
     match request.verb {
-        Verb::Take | Verb::Adopt | Verb::Swap | Verb::PutBack => {
-            request.leases().for_each(|lease| lease.note_unanswered())
+        verb if verb.grants() => {
+            request
+                .leases()
+                .for_each(|lease| lease.note_unanswered(node));
         }
         Verb::Extend => {
             let ttl = Duration::from_millis(request.ttl);
@@ -69,6 +94,7 @@ pub(crate) fn note_unanswered(request: &Request) {
 mod tests {
     use super::*;
     use crate::lease::tests::lease;
+    use crate::script::Holder;
     use crate::time;
     use std::sync::Arc;
 
@@ -79,7 +105,7 @@ mod tests {
         let mut swap = Request::new(Verb::Swap, &next, 1);
         swap.former = Some(Arc::clone(&former));
         let sent = |quarantine| {
-            let answer = unsent(&swap, quarantine, now)?;
+            let answer = unsent(&swap, 0, quarantine, now)?;
             let release = instead(&swap, &answer);
             Some(release.map(|release| (release.verb, release.lease.token().id())))
         };
@@ -91,7 +117,33 @@ mod tests {
         let release = Some(Some((Verb::Release, former.token().id())));
         assert_eq!([sent(Duration::ZERO), sent(ttl)], [release, release]);
         let take = Request::new(Verb::Take, &next, 1);
-        let answer = unsent(&take, Duration::ZERO, now);
+        let answer = unsent(&take, 0, Duration::ZERO, now);
         assert!(answer.is_some_and(|answer| instead(&take, &answer).is_none()));
+    }
+
+    #[test]
+    fn request_to_grant_that_was_refused_or_not_run_leaves_nothing_to_release() {
+        let now = time::now();
+        let ttl = Some(Duration::from_secs(1));
+        let fault = |text: &str| Answer::Fault(Cause::Server(text.into()));
+        for (verb, answer, leaves) in [
+            (Verb::Take, Answer::Yes, true),
+            (Verb::Take, Answer::Held(Holder::One, ttl), false),
+            (Verb::Swap, Answer::Foreign, false),
+            (Verb::Adopt, Answer::Absent, false),
+            (Verb::Take, fault("MOVED 1 a:1"), false),
+            (Verb::Swap, fault("OOM not now script: abc, on @x:1."), true),
+            (Verb::Take, Answer::Fault(Cause::TimedOut), true),
+            (Verb::PutBack, fault("MOVED 1 a:1"), true), // it may have been there before
+            (Verb::Extend, Answer::Absent, true),        // another request may restore it
+        ] {
+            let request = Request::new(verb, &lease("x"), 1_000);
+            let take = Request::new(Verb::Take, &request.lease, 1_000);
+            note_written(&take, 0, now);
+            note_written(&request, 0, now);
+            note_answered(&request, 0, &answer);
+            let is_there = request.lease.may_exist(0, now);
+            assert_eq!(is_there, leaves, "{verb:?} {answer:?}");
+        }
     }
 }

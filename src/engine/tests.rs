@@ -566,7 +566,7 @@ fn held_and_unreachable_are_told_apart() {
     };
     assert_eq!(reachable, 1);
     assert!(matches!(causes[0].cause, Cause::Held { .. }));
-    assert_eq!(causes[1].cause, Cause::Server("OOM".into()));
+    assert!(matches!(&causes[1].cause, Cause::Server(words) if words.starts_with("OOM")));
     assert!(locker.try_lock("x", TTL).is_err(), "not None");
 }
 

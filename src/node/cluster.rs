@@ -140,7 +140,10 @@ impl Connector for Cluster {
             let new = session.members[member].greeting.clone();
             match &mut greeting {
                 None => greeting = Some(new),
-                Some(greeting) => add(&mut greeting.about, new.about),
+                Some(greeting) => {
+                    greeting.others.push(new.run_id);
+                    add(&mut greeting.about, new.about);
+                }
             }
         }
         // `Slots` always has a master.

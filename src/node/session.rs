@@ -116,6 +116,7 @@ impl RedisSession {
         let about = About::read(&info, wall);
         let greeting = Greeting {
             run_id,
+            others: Vec::new(),
             client,
             about,
         };

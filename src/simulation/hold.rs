@@ -180,7 +180,6 @@ impl World {
 
     fn put_back(&mut self, client: usize, lease: &Arc<Lease>, ttl: u64, nodes: NodeSet) {
         self.counts.put_backs += nodes.len() as u64;
-        lease.note_asked(nodes);
         self.tell_nodes(client, &Request::new(Verb::PutBack, lease, ttl), nodes);
     }
 

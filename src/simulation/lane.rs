@@ -19,6 +19,8 @@ use crate::simulation::world::{Told, World};
 /// more happens.
 const FIRST_PAUSE: u64 = 10_000;
 const LAST_PAUSE: u64 = 200_000;
+/// Fewer than in `desk`, so that more happens in between.
+const MAX_BEHIND: usize = 2;
 
 /// One connection to one node, and what is to be sent there.
 #[derive(Debug)]
@@ -41,8 +43,6 @@ pub(super) struct Lane {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Connecting,
-    /// Connected, and paying what is owed.
-    Paying,
     Up,
 }
 
@@ -101,6 +101,12 @@ impl Lane {
         }
     }
 
+    /// The pending releases that travel behind a batch.
+    fn take_pending(&mut self) -> Vec<Job> {
+        let count = self.owed.len().min(MAX_BEHIND);
+        self.owed.drain(..count).collect()
+    }
+
     fn quarantine(&self, now: Instant) -> Duration {
         let until = self.quarantined_until;
         until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
@@ -117,6 +123,10 @@ impl World {
     pub(super) fn submit(&mut self, client: usize, node: usize, job: Job, owed: bool) -> bool {
         let lane = &mut self.clients[client].lanes[node];
         let up = lane.is_up();
+        if up && job.request.verb.grants() {
+            let leases = job.request.leases();
+            leases.for_each(|lease| lease.note_asked(NodeSet::of(node)));
+        }
         if up || owed {
             lane.queue.push_back(job);
             match self.knobs.hop.strike(&mut self.rng) {
@@ -133,7 +143,7 @@ impl World {
     /// Puts a request into the lanes of some nodes. Nobody waits.
     pub(super) fn tell_nodes(&mut self, client: usize, request: &Request, nodes: NodeSet) {
         for node in (0..self.nodes.len()).filter(|node| nodes.contains(*node)) {
-            let owed = request.verb == Verb::Release;
+            let owed = request.verb == Verb::Release && request.lease.asked().contains(node);
             self.submit(client, node, Job::new(request, None), owed);
         }
     }
@@ -146,14 +156,14 @@ impl World {
         }
         while let Some(job) = self.clients[client].lanes[node].next_of_batch() {
             let quarantine = self.clients[client].lanes[node].quarantine(now);
-            let unsent = sent::unsent(&job.request, quarantine, now);
+            let unsent = sent::unsent(&job.request, node, quarantine, now);
             if let Some(release) = unsent
                 .as_ref()
                 .and_then(|answer| sent::instead(&job.request, answer))
             {
                 // Its round is over; how the one that releases learns of it is not in here.
                 let job = Job::new(&release, None);
-                match sent::unsent(&release, quarantine, now) {
+                match sent::unsent(&release, node, quarantine, now) {
                     Some(answer) => self.post(client, node, &job, answer),
                     None => self.clients[client].lanes[node].wire.push(job),
                 }
@@ -163,8 +173,14 @@ impl World {
                 self.post(client, node, &job, answer);
                 continue;
             }
-            sent::note_written(&job.request, now);
+            sent::note_written(&job.request, node, now);
             self.clients[client].lanes[node].wire.push(job);
+        }
+        for job in self.clients[client].lanes[node].take_pending() {
+            match job.request.lease.may_exist(node, now) {
+                true => self.clients[client].lanes[node].wire.push(job),
+                false => self.post(client, node, &job, Answer::Absent),
+            }
         }
         self.send_batch(client, node);
     }
@@ -229,7 +245,8 @@ impl World {
         let whole = answers.len() == lane.wire.len();
         let answered: Vec<Job> = lane.wire.drain(..answers.len()).collect();
         for (job, answer) in answered.iter().zip(answers) {
-            sent::note_written(&job.request, now);
+            sent::note_written(&job.request, node, now);
+            sent::note_answered(&job.request, node, &answer);
             self.post(client, node, job, answer);
         }
         if whole {
@@ -240,11 +257,7 @@ impl World {
 
     /// A lane has nothing on the wire any more.
     fn go_on(&mut self, client: usize, node: usize) {
-        match self.clients[client].lanes[node].state {
-            State::Connecting => {}
-            State::Paying => self.pay(client, node),
-            State::Up => self.pump(client, node),
-        }
+        self.pump(client, node);
     }
 
     pub(super) fn hear_broken(&mut self, client: usize, node: usize, life: u32) {
@@ -263,6 +276,7 @@ impl World {
 
     /// The connection broke: what is open is unknown to its callers, and releases are owed.
     fn break_off(&mut self, client: usize, node: usize) {
+        let now = self.clock(client);
         let lane = &mut self.clients[client].lanes[node];
         lane.state = State::Connecting;
         let life = lane.life;
@@ -281,13 +295,16 @@ impl World {
                     self.post(client, node, &job, fault());
                 }
                 _ => {
-                    sent::note_unanswered(&job.request);
+                    sent::note_unanswered(&job.request, node);
                     self.post(client, node, &job, fault());
                 }
             }
         }
         for job in queue {
             match job.request.verb {
+                Verb::Release if !job.request.lease.may_exist(node, now) => {
+                    self.post(client, node, &job, Answer::Absent);
+                }
                 Verb::Release => self.clients[client].lanes[node].owed.push_back(job),
                 _ => self.post(client, node, &job, fault()),
             }
@@ -337,28 +354,12 @@ impl World {
         let lane = &mut self.clients[client].lanes[node];
         if lane.state == State::Connecting && lane.life == life {
             lane.quarantined_until = Some(now + quarantine);
-            lane.state = State::Paying;
-            lane.failures = 0;
-            self.pay(client, node);
-        }
-    }
-
-    /// Makes the releases that are owed; the lane is up only afterwards.
-    fn pay(&mut self, client: usize, node: usize) {
-        let now = self.clock(client);
-        let owed = std::mem::take(&mut self.clients[client].lanes[node].owed);
-        for job in owed {
-            match job.request.lease.may_exist(now) {
-                true => self.clients[client].lanes[node].wire.push(job),
-                false => self.post(client, node, &job, Answer::Absent),
-            }
-        }
-        let lane = &mut self.clients[client].lanes[node];
-        if lane.wire.is_empty() {
             lane.state = State::Up;
+            lane.failures = 0;
+            for job in &lane.owed {
+                job.request.lease.note_killed(node, now);
+            }
             self.pump(client, node);
-        } else {
-            self.send_batch(client, node);
         }
     }
 

@@ -81,9 +81,6 @@ impl World {
                 }
             }
         }
-        if matches!(request.verb, Verb::Take | Verb::Swap) {
-            request.leases().for_each(|lease| lease.note_asked(given));
-        }
         given
     }
 

@@ -9,7 +9,8 @@
 //!   or not for long: TTL less drift is the validity, so this is as early as the drift bound allows.
 //! - **Messages** are first in, first out on one connection and take any time. A connection may break: then any first part
 //!   of what was on it may still be served, until the next connection kills the former one; the rest is lost, and so are
-//!   the answers. Releases are owed, and sent on the next connection before all else. Nothing else is sent twice.
+//!   the answers. Releases are owed, and sent on the next connection, here before all else: they are of tokens that nobody asks for
+//!   any more, so their place makes no difference. Nothing else is sent twice.
 //! - **Nodes** may end and be back at once, with their data, or without and in quarantine.
 //! - **Rounds** end at the first decided verdict, or at any moment at which their time may be over. Grants may come later.
 //!

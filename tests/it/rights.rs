@@ -1,15 +1,15 @@
 //! Who may do what: passwords, and an ACL user with the rights that the README lists, which are read from there.
 
 use crate::rig::{
-    BRIEF, LIMIT, TTL, ask, at, by_no_clock, calls, config, hasty, now, sluggish, subscribers,
-    take, takes_part,
+    BRIEF, LIMIT, TTL, ask, at, by_no_clock, calls, config, hasty, now, nowhere, pttl, sluggish,
+    subscribers, take, takes_part, wire,
 };
-use crate::support::log_capture::captured_log;
+use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, servers, unique_key};
 use redguard::{
-    Cause, Config, Error, LockOptions, Locker, NodeCause, Nodes, RedisLocker, RedisRwLocker,
-    RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
+    Cause, Config, Error, LockOptions, Locker, NodeCause, NodeState, Nodes, RedisLocker,
+    RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
 };
 use std::collections::HashMap;
 use std::thread;
@@ -233,6 +233,130 @@ fn with_all_that_the_readme_says_nothing_is_refused_under_any_prefix() {
     let mut refused = refusals(node, USER);
     refused.retain(|what| !["client|setinfo", "punsubscribe"].contains(&&**what));
     assert!(refused.is_empty(), "{refused:?}");
+}
+
+// One key's trouble is its own.
+
+/// Since when the only node is connected.
+fn up_since(locker: &RedisLocker) -> std::time::Instant {
+    let health = locker.nodes().health();
+    assert_eq!(health.nodes[0].state, NodeState::Up);
+    health.nodes[0].since
+}
+
+/// Whether the lock is renewed on its node: what it has left there grows.
+fn is_renewed(node: &Server, key: &str) {
+    let mut left = pttl(node, key);
+    eventually(LIMIT, "it is renewed", || {
+        let before = std::mem::replace(&mut left, pttl(node, key));
+        left > before && before > 0
+    });
+}
+
+#[test]
+fn name_without_rights_costs_no_other_lock() {
+    let node = &servers(1)[0];
+    let ours = unique_key("ours");
+    let keys = format!("~redguard:{ours}*");
+    let keys_in_braces = format!("~{{redguard:{ours}*");
+    grant(node, USER, &["+@all", "&*", &keys, &keys_in_braces]);
+    let locker = RedisLocker::connect(as_user(node, USER)).unwrap();
+    let nodes = locker.nodes();
+    let kept_key = format!("{ours}-kept");
+    let renewed = LockOptions::new(BRIEF).auto_renew();
+    let kept = locker.acquire(&kept_key, &renewed).unwrap();
+    let since = up_since(&locker);
+    let rw = RedisRwLocker::new(nodes);
+    let name = unique_key("theirs");
+    let semaphore = RedisSemaphore::new(nodes, &name, 2).unwrap();
+    let once = LockOptions::new(TTL);
+    let fenced = LockOptions::new(TTL).fenced();
+    for _ in 0..10 {
+        let errors = [
+            locker.try_lock(&name, TTL).unwrap_err(),
+            locker.try_acquire(&name, &fenced).unwrap_err(),
+            locker.try_lock_all(&[&name, &ours], &once).unwrap_err(),
+            rw.try_read(&name, TTL).unwrap_err(),
+            rw.try_write(&name, TTL).unwrap_err(),
+            semaphore.try_acquire(&once).unwrap_err(),
+        ];
+        for error in errors {
+            let causes = causes(error);
+            assert!(matches!(causes[0].cause, Cause::Denied(_)), "{causes:?}");
+            take(&locker, &format!("{ours}-other")).release().unwrap();
+        }
+    }
+    is_renewed(node, &kept_key);
+    assert_eq!(up_since(&locker), since, "no connection was given up");
+    kept.release().unwrap();
+}
+
+#[test]
+fn release_that_is_denied_costs_no_other_lock_and_is_made_when_it_is_allowed() {
+    captured_log();
+    let node = &servers(1)[0];
+    let all = ["+@all", "&*", "~*"];
+    grant(node, USER, &all);
+    let locker = RedisLocker::connect(as_user(node, USER)).unwrap();
+    let rw = RedisRwLocker::new(locker.nodes());
+    let kept_key = unique_key("kept");
+    let renewed = LockOptions::new(BRIEF).auto_renew();
+    let kept = locker.acquire(&kept_key, &renewed).unwrap();
+    let since = up_since(&locker);
+    let keys: Vec<String> = (0..20).map(|_| unique_key("denied")).collect();
+    // A script is told by its own DEL or not run at all: likewise.
+    for denied in ["-del", "-evalsha"] {
+        ask::<()>(node, &["ACL", "SETUSER", USER, denied]);
+        for key in &keys {
+            let causes = causes(take(&locker, key).release().unwrap_err());
+            assert!(matches!(causes[0].cause, Cause::Denied(_)), "{causes:?}");
+            let again = locker.try_lock(key, TTL).unwrap();
+            assert!(again.is_none(), "it is there yet");
+            let other = locker.try_lock(&unique_key("other"), TTL).unwrap();
+            assert!(other.is_some_and(|other| other.is_held()));
+        }
+        ask::<()>(node, &["ACL", "SETUSER", USER, "+@all"]);
+        keys.iter()
+            .for_each(|key| nowhere(std::slice::from_ref(node), key));
+    }
+    rw.write(&keys[0], TTL).unwrap().release().unwrap();
+    is_renewed(node, &kept_key);
+    assert_eq!(up_since(&locker), since, "no connection was given up");
+    kept.release().unwrap();
+    let warned = captured_log().lines(Level::Warn, &node.addr());
+    let told = warned
+        .iter()
+        .filter(|line| line.contains("release refused"));
+    assert_eq!(told.count(), 2, "once for each cause: {warned:?}");
+}
+
+/// A server that is a cluster by itself, but for the slot of one key.
+#[test]
+fn slot_that_nobody_serves_costs_no_lock_in_another() {
+    let options = Server::options().arg("--cluster-enabled", "yes");
+    let options = options.arg("--cluster-require-full-coverage", "no");
+    let node = options.start().unwrap();
+    let key = unique_key("nowhere");
+    let slot: u32 = ask(&node, &["CLUSTER", "KEYSLOT", &wire(&key)]);
+    let slots = (0..16_384).filter(|other| *other != slot);
+    let slots: Vec<String> = slots.map(|slot| slot.to_string()).collect();
+    let slots: Vec<&str> = slots.iter().map(String::as_str).collect();
+    ask::<()>(&node, &[&["CLUSTER", "ADDSLOTS"], &slots[..]].concat());
+    eventually(LIMIT, "the cluster is up", || {
+        ask::<String>(&node, &["CLUSTER", "INFO"]).contains("cluster_state:ok")
+    });
+    let locker = RedisLocker::connect(at([node.addr()])).unwrap();
+    let kept = take(&locker, &unique_key("kept"));
+    let since = up_since(&locker);
+    for _ in 0..20 {
+        let causes = causes(locker.try_lock(&key, TTL).unwrap_err());
+        let is_plain =
+            matches!(&causes[0].cause, Cause::Server(words) if words.contains("CLUSTERDOWN"));
+        assert!(is_plain, "{causes:?}");
+        take(&locker, &unique_key("other")).release().unwrap();
+        kept.extend(TTL).unwrap();
+    }
+    assert_eq!(up_since(&locker), since, "no connection was given up");
 }
 
 // Wake-ups.
