@@ -37,6 +37,7 @@ mod operate;
 mod pause;
 mod permit;
 mod relay;
+mod split;
 mod way;
 
 /// The interval in which a writer that waits says so again, where the policy's `max_delay` is not shorter. It is also how
@@ -342,6 +343,8 @@ mod relay_tests;
 mod rw_tests;
 #[cfg(all(test, not(loom)))]
 mod several_tests;
+#[cfg(all(test, not(loom)))]
+mod split_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
 #[cfg(all(test, not(loom)))]

@@ -521,7 +521,11 @@ pub(crate) fn settings(adjust: impl FnOnce(Config) -> Config) -> Settings {
         .node_timeout(Duration::from_secs(5))
         .connect_timeout(Duration::from_secs(5))
         .breaker(u32::MAX, Duration::from_secs(60));
-    adjust(config).check().expect("settings of a test")
+    let settings = adjust(config).check().expect("settings of a test");
+    Settings {
+        max_split: Duration::from_secs(5),
+        ..settings
+    }
 }
 
 /// A locker on these fakes.

@@ -215,8 +215,9 @@ impl Listening<'_> {
         }
     }
 
-    pub(crate) fn has_heard(&self) -> bool {
-        self.waiter.heard.load(Ordering::Acquire) > Heard::Nothing as u8
+    /// Whether there was at least this to hear.
+    pub(crate) fn has_heard(&self, least: Heard) -> bool {
+        self.waiter.heard.load(Ordering::Acquire) >= least as u8
     }
 }
 

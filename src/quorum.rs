@@ -49,6 +49,15 @@ impl NodeSet {
     pub(crate) fn without(self, other: NodeSet) -> NodeSet {
         NodeSet(self.0 & !other.0)
     }
+
+    pub(crate) fn and(self, other: NodeSet) -> NodeSet {
+        NodeSet(self.0 | other.0)
+    }
+
+    /// The lowest of them.
+    pub(crate) fn first(self) -> Option<usize> {
+        (self.0 != 0).then(|| self.0.trailing_zeros() as usize)
+    }
 }
 
 /// What is asked of the nodes; it decides what counts as a clear no.
@@ -83,6 +92,20 @@ pub(crate) enum Verdict {
     Unavailable,
 }
 
+/// A vote that no attempt may have won: some nodes granted ours, and the others may have granted those of other callers that
+/// asked at the same moment (rule L1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Split {
+    /// The nodes that refused, and may grant as soon as the other callers give way.
+    pub(crate) contested: NodeSet,
+    /// The lowest node that granted or is contested. Its grant decides which caller goes on.
+    pub(crate) first: usize,
+    /// Whether that grant is ours.
+    pub(crate) leads: bool,
+    /// Whether another caller may lead by the grant of a lower node.
+    pub(crate) is_doubtful: bool,
+}
+
 /// The votes of one round over all configured nodes (rule S6).
 #[derive(Debug)]
 pub(crate) struct Tally {
@@ -92,6 +115,8 @@ pub(crate) struct Tally {
     refused: NodeSet,
     voted: NodeSet,
     causes: Vec<(usize, Cause)>,
+    /// The refusals of the nodes that are asked once more.
+    former: Vec<(usize, Cause)>,
 }
 
 impl Tally {
@@ -103,6 +128,7 @@ impl Tally {
             refused: NodeSet::default(),
             voted: NodeSet::default(),
             causes: Vec::new(),
+            former: Vec::new(),
         }
     }
 
@@ -150,6 +176,70 @@ impl Tally {
             self.vote(node, Vote::Fault(Cause::TimedOut));
         }
         self.verdict().unwrap_or(Verdict::Unavailable)
+    }
+
+    /// Whether the vote is split: a quorum may yet grant if the other callers give way on the nodes whose refusal `is_recent`,
+    /// and that are not `settled`. `None` if it cannot, or if no node granted.
+    pub(crate) fn split(
+        &self,
+        is_recent: impl Fn(&Cause) -> bool,
+        settled: NodeSet,
+    ) -> Option<Split> {
+        let recent = self.recent(is_recent);
+        let contested = recent.without(settled);
+        let first = self.granted.and(contested).first()?;
+        let may_grant = self.granted.len() + contested.len() + self.open();
+        let is_split = self.granted.len() > 0 && contested.len() > 0;
+        let lower = NodeSet::all(first);
+        (is_split && may_grant >= quorum(self.total)).then_some(Split {
+            contested,
+            first,
+            leads: self.granted.contains(first),
+            is_doubtful: lower.without(self.refused.without(recent)).len() > 0,
+        })
+    }
+
+    /// Whether a node has not voted that would be the first one of a split vote if it granted.
+    pub(crate) fn lacks_first(&self, is_recent: impl Fn(&Cause) -> bool) -> bool {
+        let contested = self.recent(is_recent);
+        let open = NodeSet::all(self.total).without(self.voted);
+        let first = self.granted.and(contested).first();
+        contested.len() > 0 && open.first() < first && open.len() > 0
+    }
+
+    /// The nodes whose refusal is recent.
+    fn recent(&self, is_recent: impl Fn(&Cause) -> bool) -> NodeSet {
+        let mut recent = NodeSet::default();
+        for (node, cause) in &self.causes {
+            if self.refused.contains(*node) && is_recent(cause) {
+                recent.insert(*node);
+            }
+        }
+        recent
+    }
+
+    /// Counts the votes of nodes that refused as open, since they are asked once more.
+    pub(crate) fn reopen(&mut self, nodes: NodeSet) {
+        let again = self
+            .causes
+            .extract_if(.., |(node, _)| nodes.contains(*node));
+        self.former.retain(|(node, _)| !nodes.contains(*node));
+        self.former.extend(again);
+        self.refused = self.refused.without(nodes);
+        self.voted = self.voted.without(nodes);
+    }
+
+    /// Counts the former refusals of nodes that were asked once more and have not answered. Returns these nodes: a grant may
+    /// still come from them.
+    pub(crate) fn restore(&mut self) -> NodeSet {
+        let mut restored = NodeSet::default();
+        for (node, cause) in std::mem::take(&mut self.former) {
+            if !self.voted.contains(node) {
+                restored.insert(node);
+                self.vote(node, Vote::Refused(cause));
+            }
+        }
+        restored
     }
 
     /// How many more votes it takes at the least until there is a verdict, so that nobody wakes for fewer.
@@ -487,5 +577,79 @@ mod tests {
         assert_eq!((needed, reachable, total), (2, 1, 3));
         let names: Vec<_> = causes.iter().map(|cause| &cause.node).collect();
         assert_eq!(names, ["n0", "n1", "n2"]);
+    }
+
+    #[test]
+    fn split_vote_is_told_from_a_held_lock() {
+        // Per node: granted, refused recently, refused by an old holder, failed, open. Expected: contested, first, whether it is
+        // ours, and whether that is doubtful.
+        type Row<'a> = (
+            &'a str,
+            &'a [usize],
+            Option<(&'a [usize], usize, bool, bool)>,
+        );
+        let table: [Row<'_>; 17] = [
+            ("grr", &[], Some((&[1, 2], 0, true, false))),
+            ("rgr", &[], Some((&[0, 2], 0, false, false))),
+            ("rrg", &[], Some((&[0, 1], 0, false, false))),
+            ("rrr", &[], None),
+            ("hhg", &[], None),
+            ("ghh", &[], None),
+            ("hrg", &[], Some((&[1], 1, false, false))),
+            ("hgr", &[], Some((&[2], 1, true, false))),
+            ("fgr", &[], Some((&[2], 1, true, true))),
+            ("gfr", &[], Some((&[2], 0, true, false))),
+            ("rgr", &[0], Some((&[2], 1, true, true))),
+            ("rrg", &[0, 1], None),
+            ("ffg", &[], None),
+            ("ggrrr", &[], Some((&[2, 3, 4], 0, true, false))),
+            ("hggrr", &[], Some((&[3, 4], 1, true, false))),
+            ("hhhgr", &[], None),
+            ("rr..g", &[], Some((&[0, 1], 0, false, false))),
+        ];
+        let set = |nodes: &[usize]| {
+            let mut set = NodeSet::default();
+            nodes.iter().for_each(|node| set.insert(*node));
+            set
+        };
+        let old = Cause::NotOurs;
+        for (votes, settled, expected) in table {
+            let mut tally = Tally::new(votes.len(), Question::Take);
+            for (node, vote) in votes.chars().enumerate() {
+                match vote {
+                    'g' => tally.vote(node, Vote::Granted),
+                    'r' => tally.vote(node, Vote::Refused(HELD)),
+                    'h' => tally.vote(node, Vote::Refused(old.clone())),
+                    'f' => tally.vote(node, Vote::Fault(Cause::TimedOut)),
+                    _ => {}
+                }
+            }
+            let split = tally.split(|cause| *cause == HELD, set(settled));
+            let expected = expected.map(|(contested, first, leads, is_doubtful)| Split {
+                contested: set(contested),
+                first,
+                leads,
+                is_doubtful,
+            });
+            assert_eq!(split, expected, "{votes} {settled:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_asked_again_count_as_open_until_they_are_restored() {
+        let mut tally = tally(Question::Take, &[1, 2, 2]);
+        assert_eq!(tally.verdict(), Some(Verdict::Refused));
+        let contested = NodeSet::all(3).without(NodeSet::of(0));
+        tally.reopen(contested);
+        assert_eq!((tally.verdict(), tally.open()), (None, 2));
+        tally.vote(1, Vote::Refused(HELD));
+        tally.reopen(NodeSet::of(1));
+        assert_eq!(tally.restore(), contested);
+        assert_eq!(tally.verdict(), Some(Verdict::Refused));
+        assert_eq!(tally.causes().len(), 2);
+        tally.reopen(contested);
+        tally.vote(1, Vote::Granted);
+        assert_eq!(tally.verdict(), Some(Verdict::Won));
+        assert_eq!(tally.restore(), NodeSet::of(2));
     }
 }

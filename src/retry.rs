@@ -25,7 +25,8 @@ use crate::error::Error;
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
     /// The most attempts that an acquire makes, at least 1. A back-off delay that passes in the queue of this
-    /// process counts as one. `None` (the default) sets no limit.
+    /// process counts as one. An attempt repeats a split vote of callers that ask at the same moment, for 50 ms at most; these
+    /// repeats belong to it. `None` (the default) sets no limit.
     pub max_attempts: Option<u32>,
     /// The longest that an acquire waits, time in the queue of this process included. An attempt that has begun
     /// is finished, so the call may return up to `node_timeout` later. `None` (the default) sets no limit.

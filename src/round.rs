@@ -106,6 +106,12 @@ impl Round<'_> {
 
     /// Waits until the nodes have decided or the budget's time is over: nobody ever waits for a lane.
     pub(crate) fn outcome(mut self, budget: Budget) -> Outcome {
+        let ended = self.decide(budget);
+        self.end(ended)
+    }
+
+    /// The same for a round that may go on after it.
+    pub(crate) fn decide(&mut self, budget: Budget) -> Ended {
         let start = time::now();
         let soon = self.nodes.pace.soon(start);
         let mut ended = Ended::Answered;
@@ -115,7 +121,29 @@ impl Round<'_> {
         self.nodes
             .pace
             .note(time::now().saturating_duration_since(start));
-        self.end(ended)
+        ended
+    }
+
+    /// Waits until `end` for as long as the votes that have come lack something.
+    pub(crate) fn collect_while(&mut self, lacks: impl Fn(&Tally) -> bool, end: Instant) {
+        let soon = self.nodes.pace.soon(time::now());
+        let mut ended = Ended::Answered;
+        while lacks(&self.tally) && ended == Ended::Answered {
+            ended = self.collect(1, soon, Some(end));
+        }
+    }
+
+    /// Asks nodes that refused once more, for the same lease.
+    pub(crate) fn ask_again(&mut self, contested: NodeSet) {
+        self.tally.reopen(contested);
+        self.free.clear();
+        let nodes = self.nodes;
+        nodes.submit(self, |node| contested.contains(node));
+    }
+
+    /// Counts what has not come as no answer: the nodes had their time.
+    pub(crate) fn close(&mut self) {
+        self.tally.close();
     }
 
     /// Waits for all nodes that were asked, whatever they say, until the budget's time is over.
@@ -160,8 +188,10 @@ impl Round<'_> {
         }
     }
 
-    fn end(mut self, ended: Ended) -> Outcome {
+    /// Ends the round with what is known so far.
+    pub(crate) fn end(mut self, ended: Ended) -> Outcome {
         self.inbox.close_round();
+        let unsettled = self.tally.restore();
         let verdict = self.tally.verdict();
         let verdict = verdict.unwrap_or_else(|| self.tally.close());
         debug!(
@@ -178,8 +208,16 @@ impl Round<'_> {
             heard: self.heard,
             in_the_way: self.in_the_way,
             free: self.free,
+            unsettled,
             ended,
         }
+    }
+}
+
+impl Outcome {
+    /// The nodes that certainly have nothing of the lease.
+    pub(crate) fn refused(&self) -> NodeSet {
+        self.tally.refused().without(self.unsettled)
     }
 }
 
@@ -196,6 +234,8 @@ pub(crate) struct Outcome {
     pub(crate) in_the_way: Vec<usize>,
     /// Which permits of a semaphore are free, on each node that refused one.
     pub(crate) free: Vec<Free>,
+    /// The nodes that refused, were asked once more and have not answered.
+    pub(crate) unsettled: NodeSet,
     /// What ended it.
     pub(crate) ended: Ended,
 }

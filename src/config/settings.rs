@@ -38,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) owner: Option<String>,
     pub(crate) retry: RetryPolicy,
     pub(crate) node_timeout: Duration,
+    /// The longest that an attempt repeats a split vote.
+    pub(crate) max_split: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) min_validity: f64,
     pub(crate) on_drop: OnDrop,
@@ -64,6 +66,7 @@ impl Settings {
             owner: None,
             retry: RetryPolicy::default(),
             node_timeout: Duration::from_millis(200),
+            max_split: Duration::from_millis(50),
             connect_timeout: Duration::from_secs(1),
             min_validity: MIN_VALIDITY,
             on_drop: OnDrop::Wait,

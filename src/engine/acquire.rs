@@ -251,7 +251,8 @@ impl Engine {
             };
             let now = time::now();
             let alone = first.take().filter(|_| now < asked_all + self.refresh);
-            let alone = alone.filter(|_| probe.is_none());
+            // The last attempt is not spent on one node, which cannot say for all that the lock is held.
+            let alone = alone.filter(|_| probe.is_none() && !patience.is_over(attempts));
             if alone.is_none() {
                 asked_all = now;
             }
@@ -319,7 +320,7 @@ impl Engine {
             if let Some(met) = contention {
                 self.listen(wish, met, &inbox, &mut ears);
             }
-            let pause = pauses.next(self, wish.claim, contention);
+            let pause = pauses.next(self, wish.claim);
             budget = budget.and(Limit::Pause, time::deadline(now, pause));
             if let Some(free) = contention.and_then(|contention| contention.free) {
                 // A node counts in whole milliseconds and frees a key in the one after its last.
@@ -331,7 +332,12 @@ impl Engine {
                 wish.keys,
                 budget.limit()
             );
-            let heard = || ears.iter().any(Listening::has_heard);
+            // A limited number of attempts is spent after delays and releases, not on what was released before the subscription.
+            let least = match patience.attempts {
+                Some(_) => Heard::Release,
+                None => Heard::Subscribed,
+            };
+            let heard = || ears.iter().any(|ear| ear.has_heard(least));
             // A wake-up that came late for the slot is no reason to ask sooner; one to close or to cancel is.
             while !heard() && inbox.sleep(budget.end()) && self.go_on(&inbox).is_ok() {}
             let heard = ears.iter().map(Listening::take).max();
@@ -339,7 +345,7 @@ impl Engine {
                 pauses.wake();
             }
             // All who wait ask the same node first, and those who lose there leave nothing to undo.
-            if heard == Some(Heard::Release) || contention.is_some_and(|met| met.split) {
+            if heard == Some(Heard::Release) {
                 first = self.listener.node();
             }
             way = self.way(wish, stay, &inbox, held_until)?;

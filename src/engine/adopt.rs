@@ -72,6 +72,7 @@ impl Engine {
 
     /// One round that puts a fresh token in the place of the former one.
     fn swap(&self, wish: &Wish, former: Token, inbox: &Arc<Inbox>) -> Result<Arc<Lease>, Error> {
+        self.nodes.meter().attempted(wish.keys.first());
         let bid = self.bid(wish, wish.claim)?;
         let Bid { lease, budget, .. } = &bid;
         let mut request = Request::new(Verb::Adopt, lease, wish.ttl.millis());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::circuit::Probe;
+use crate::engine::split::Repeats;
 use crate::engine::{self, Engine, Wish};
 use crate::error::Error;
 use crate::fence::{self, Fence};
@@ -11,7 +12,7 @@ use crate::inbox::{Ended, Inbox};
 use crate::key::{Token, Ttl};
 use crate::lease::{Claim, FOR_EVER, Lease};
 use crate::local::Access;
-use crate::quorum::{NodeSet, Tally, Verdict, quorum};
+use crate::quorum::{NodeSet, Split, Tally, Verdict, quorum};
 use crate::round::Outcome;
 use crate::script::{Request, Verb};
 use crate::time::{self, Budget, Limit};
@@ -54,7 +55,7 @@ pub(super) struct Contention {
     /// Free again after so long, if that is known.
     pub(super) free: Option<Duration>,
     /// Some nodes had granted it: others want it at the same time, and they may all lose.
-    pub(super) split: bool,
+    pub(super) split: Option<Split>,
     /// Only one node was asked, and it refused.
     pub(super) by_one: bool,
     /// How long those may hold it at the longest who refused, if that is known.
@@ -65,7 +66,7 @@ pub(super) struct Contention {
 
 impl Contention {
     /// What those say who refused; `by_one` says that only one was asked.
-    fn of(outcome: Outcome, by_one: bool) -> Contention {
+    fn of(outcome: Outcome, by_one: bool, split: Option<Split>) -> Contention {
         let tally = outcome.tally;
         Contention {
             by: match tally.held_by_readers() {
@@ -76,7 +77,7 @@ impl Contention {
                 true => tally.held_for(),
                 false => tally.free_in(),
             },
-            split: !by_one && tally.granted().len() > 0,
+            split,
             by_one,
             held_for: tally.held_for(),
             in_the_way: outcome.in_the_way,
@@ -88,7 +89,9 @@ impl Contention {
 pub(super) struct Bid {
     pub(super) lease: Arc<Lease>,
     pub(super) budget: Budget,
-    start: Instant,
+    /// Until when a grant would be of use.
+    pub(super) useful_until: Option<Instant>,
+    pub(super) start: Instant,
     lead: i64,
     least: Duration,
 }
@@ -102,12 +105,21 @@ impl Bid {
 }
 
 /// What an attempt leaves on nodes that refuse it, to say that somebody waits.
+#[derive(Clone, Copy)]
 pub(super) enum Trace<'a> {
     None,
     /// A reader's mark: the next writer that releases gives readers a turn.
     Mark,
     /// A writer's place at the gate.
     Place(&'a Arc<Lease>),
+}
+
+/// What is asked of which nodes.
+#[derive(Clone, Copy)]
+struct Ask<'a> {
+    trace: Trace<'a>,
+    /// As in [`attempt`](Engine::attempt).
+    first: Option<usize>,
 }
 
 impl Engine {
@@ -126,25 +138,26 @@ impl Engine {
         start: Instant,
         lead: i64,
     ) -> Bid {
-        self.nodes.meter().attempted(wish.keys.first());
         let least = wish.ttl.least_validity(self.settings.min_validity);
         let validity = time::validity(wish.ttl.duration());
         let in_time = time::deadline(start, validity - least);
         Bid {
             lease: Arc::clone(lease),
             budget: self.node_budget(start).and(Limit::Validity, in_time),
+            useful_until: in_time,
             start,
             lead,
             least,
         }
     }
 
-    /// One attempt with a fresh token: won and valid, or undone on every node that may have granted it.
+    /// One attempt: won and valid, or undone on every node that may have granted it. A split vote is repeated within it, with a
+    /// fresh token each time that it gave way (rule L1).
     ///
     /// If `first` is given that node is asked before all others, and they only if it does not refuse: who loses there leaves
     /// nothing to undo.
     ///
-    /// Blocks for `node_timeout` at most, and no longer than a grant would be of use.
+    /// Blocks for `node_timeout` and the repeats at most, and no longer than a grant would be of use.
     pub(super) fn attempt(
         &self,
         wish: &Wish,
@@ -153,6 +166,7 @@ impl Engine {
         first: Option<usize>,
         probe: Option<&Probe<'_>>,
     ) -> Result<Attempted, Error> {
+        self.nodes.meter().attempted(wish.keys.first());
         match wish.claim {
             Claim::Permit { of, .. } => self.attempt_permits(wish, of, inbox, first, probe),
             claim => self
@@ -171,6 +185,31 @@ impl Engine {
         first: Option<usize>,
         probe: Option<&Probe<'_>>,
     ) -> Result<(Attempted, Vec<u16>), Error> {
+        let mut repeats = Repeats::default();
+        let mut ask = Ask { trace, first };
+        let mut vote = self.vote(wish, claim, inbox, ask, probe, &mut repeats)?;
+        while let Some(next) = repeats.next_after(&vote) {
+            self.pause_until(repeats.pause(), inbox)?;
+            ask.first = next;
+            let again = self.vote(wish, claim, inbox, ask, probe, &mut repeats)?;
+            if matches!(again, (Err(Miss::Unavailable(_)), _)) {
+                break; // there was no time for all to answer: what they said before stands
+            }
+            vote = again;
+        }
+        Ok(repeats.end(vote))
+    }
+
+    /// Asks the nodes for one token, until the vote is won or lost, or others lead in a split one. Then it is undone.
+    fn vote(
+        &self,
+        wish: &Wish,
+        claim: Claim,
+        inbox: &Arc<Inbox>,
+        Ask { trace, first }: Ask<'_>,
+        probe: Option<&Probe<'_>>,
+        repeats: &mut Repeats,
+    ) -> Result<(Attempted, Vec<u16>), Error> {
         let bid = self.bid(wish, claim)?;
         let Bid { lease, budget, .. } = &bid;
         let risen = self.nodes.risen();
@@ -184,14 +223,18 @@ impl Engine {
         if wish.fenced && wish.claim != Claim::Read {
             request.fence = Some(0);
         }
-        let (mut outcome, by_one) = match first {
-            None => (self.nodes.ask(&request, inbox).outcome(*budget), false),
-            Some(first) => match self.nodes.ask_one_first(&request, inbox, first) {
-                Ok(round) => (round.outcome(*budget), false),
-                Err(outcome) => (*outcome, true),
-            },
+        let asked = match first {
+            None => Ok(self.nodes.ask(&request, inbox)),
+            Some(first) => self.nodes.ask_one_first(&request, inbox, first),
         };
-        let refused = outcome.tally.refused();
+        let (mut outcome, split, by_one) = match asked {
+            Ok(round) => {
+                let (outcome, split) = self.settle_split(round, &bid, wish, inbox, repeats);
+                (outcome, split, false)
+            }
+            Err(outcome) => (*outcome, None, true),
+        };
+        let refused = outcome.refused();
         let other_permits = outcome.tally.other_permits();
         let elsewhere = self.likeliest(claim, &outcome, by_one);
         if outcome.verdict == Verdict::Won && request.fence.is_some() {
@@ -203,13 +246,19 @@ impl Engine {
         let miss = match outcome.verdict {
             Verdict::Won if bid.take_hold(wish.ttl) => {
                 self.circuit.succeed();
+                if repeats.was_split() {
+                    // The other callers have given way there by now, or are about to.
+                    self.nodes.put_back(lease, wish.ttl.millis(), refused);
+                }
                 return Ok((Ok(bid.lease), Vec::new()));
             }
             Verdict::Won => Miss::Slow {
                 held_for: held_for(&outcome.tally),
             },
-            Verdict::Refused => Miss::Contended(Contention::of(outcome, only_one)),
-            Verdict::Unavailable if only_one => Miss::Contended(Contention::of(outcome, true)),
+            Verdict::Refused => Miss::Contended(Contention::of(outcome, only_one, split)),
+            Verdict::Unavailable if only_one => {
+                Miss::Contended(Contention::of(outcome, true, None))
+            }
             Verdict::Unavailable
                 if ended == Ended::TimedOut && budget.limit() == Limit::Validity =>
             {
@@ -221,7 +270,7 @@ impl Engine {
         };
         match &miss {
             // Who is cancelled or has no time has not waited to see whether there is a quorum.
-            Miss::Unavailable(_) if ended == Ended::Cancelled => {}
+            Miss::Unavailable(_) if ended == Ended::Cancelled || repeats.was_split() => {}
             Miss::Unavailable(tally) if tally.is_outage() => {
                 self.circuit.fail(bid.start, probe, risen);
             }

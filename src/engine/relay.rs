@@ -91,6 +91,7 @@ impl Engine {
         inbox: &Arc<Inbox>,
     ) -> Result<Arc<Lease>, NodeSet> {
         let (swap, former) = (&offer.swap, &baton.former);
+        self.nodes.meter().attempted(wish.keys.first());
         let bid = self.bid_for(wish, &swap.lease, baton.start, baton.lead);
         let round = self.nodes.join(swap, inbox, baton.round);
         let mut outcome = round.outcome(bid.budget);

@@ -409,6 +409,9 @@ fn the_undo_of_an_attempt_gives_no_turn() {
     thread::scope(|scope| {
         let tried = scope.spawn(|| locker.try_write("x", TTL));
         all(&fakes[2..], "these grant", |slot| slot.owner.is_some());
+        refusing.iter().for_each(Rendezvous::arrived);
+        // Only the first vote is held up, not its repeats.
+        fakes[..2].iter().for_each(|fake| fake.sins(Sin::Honest));
         refusing.iter().for_each(Rendezvous::go);
         let refused = tried.join().expect("it does not panic");
         assert!(refused.expect("no error").is_none());

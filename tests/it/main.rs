@@ -20,6 +20,7 @@ mod metrics;
 mod model;
 mod network;
 mod nodes;
+mod one_shot;
 mod outage;
 mod parts;
 mod processes;
