@@ -1,5 +1,6 @@
 //! What a node says of itself when it is greeted, and whether it can be trusted with locks.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::error::Cause;
@@ -31,7 +32,8 @@ pub enum Role {
     Replica,
 }
 
-/// A node's wall clock beside ours, as exactly as half of a round trip.
+/// A node's wall clock beside ours, as exactly as half of the round trip in which it was asked
+/// ([`NodeHealth::clock_uncertainty`](crate::NodeHealth::clock_uncertainty)).
 ///
 /// ```
 /// use redguard::ClockOffset;
@@ -49,6 +51,17 @@ pub enum ClockOffset {
     Behind(Duration),
 }
 
+/// As in "40 ms behind".
+impl fmt::Display for ClockOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = time::in_words(self.size());
+        match self {
+            ClockOffset::Ahead(_) => write!(f, "{size} ahead"),
+            ClockOffset::Behind(_) => write!(f, "{size} behind"),
+        }
+    }
+}
+
 impl ClockOffset {
     /// Whichever of the two it is.
     pub fn size(self) -> Duration {
@@ -56,6 +69,60 @@ impl ClockOffset {
             ClockOffset::Ahead(size) | ClockOffset::Behind(size) => size,
         }
     }
+}
+
+/// A node's wall clock beside ours, measured in one exchange with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClockReading {
+    pub(crate) offset: ClockOffset,
+    /// By how much the offset may be wrong: half of the exchange's duration, since the node may have read its clock at any time
+    /// within it.
+    pub(crate) uncertainty: Duration,
+}
+
+impl ClockReading {
+    /// How far the clocks are apart at least.
+    pub(crate) fn least(self) -> Duration {
+        self.offset.size().saturating_sub(self.uncertainty)
+    }
+
+    /// How much later the node's clock is than ours, in microseconds.
+    fn signed(self) -> i128 {
+        match self.offset {
+            ClockOffset::Ahead(size) => size.as_micros() as i128,
+            ClockOffset::Behind(size) => -(size.as_micros() as i128),
+        }
+    }
+
+    /// Returns the more exact of two readings, unless they contradict each other: then the clock was set in between, and the later
+    /// one counts.
+    fn better(former: ClockReading, later: ClockReading) -> ClockReading {
+        let apart = former.signed().abs_diff(later.signed());
+        let agree = apart <= (former.uncertainty + later.uncertainty).as_micros();
+        match agree && former.uncertainty < later.uncertainty {
+            true => former,
+            false => later,
+        }
+    }
+}
+
+/// As in "its clock is 401 ms ahead of ours (±12 ms)".
+impl fmt::Display for ClockReading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = match self.offset {
+            ClockOffset::Ahead(_) => " of",
+            ClockOffset::Behind(_) => "",
+        };
+        let uncertainty = time::in_words(self.uncertainty);
+        write!(f, "{}{of} ours (±{uncertainty})", self.offset)
+    }
+}
+
+/// What a server is for, where it is not for locks of a node that stands for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerMode {
+    Sentinel,
+    ClusterMember,
 }
 
 /// A node's own words.
@@ -68,13 +135,16 @@ pub(crate) struct About {
     pub(crate) policy: Option<String>,
     /// How long it has been up.
     pub(crate) uptime: Duration,
-    pub(crate) clock: Option<ClockOffset>,
+    pub(crate) clock: Option<ClockReading>,
+    /// How long it took to answer the first question.
+    pub(crate) round_trip: Duration,
+    pub(crate) mode: Option<ServerMode>,
 }
 
 impl About {
     /// Reads what `INFO server`, `INFO replication` and `INFO memory` say together; `wall` is our wall clock's time since 1970
-    /// when they were said.
-    pub(crate) fn read(info: &str, wall: Duration) -> About {
+    /// in the middle of the `round_trip` in which they were said.
+    pub(crate) fn read(info: &str, wall: Duration, round_trip: Duration) -> About {
         let field = |name: &str| field(info, name);
         let number = |name: &str| field(name)?.parse::<u64>().ok();
         // A word, which is kept and told.
@@ -106,7 +176,26 @@ impl About {
                 .map(|theirs| match theirs.checked_sub(wall) {
                     Some(ahead) => ClockOffset::Ahead(ahead),
                     None => ClockOffset::Behind(wall - theirs),
+                })
+                .map(|offset| ClockReading {
+                    offset,
+                    uncertainty: round_trip / 2,
                 }),
+            round_trip,
+            // Valkey calls it otherwise unless told not to.
+            mode: match field("redis_mode").or_else(|| field("server_mode")) {
+                Some("sentinel") => Some(ServerMode::Sentinel),
+                Some("cluster") => Some(ServerMode::ClusterMember),
+                _ => None,
+            },
+        }
+    }
+
+    /// Takes over what the same node said before where that is more exact.
+    pub(crate) fn refine(&mut self, former: &About) {
+        self.round_trip = self.round_trip.min(former.round_trip);
+        if let (Some(before), Some(now)) = (former.clock, self.clock) {
+            self.clock = Some(ClockReading::better(before, now));
         }
     }
 
@@ -120,6 +209,19 @@ impl About {
         self.danger().filter(|_| strict).map(Cause::Server)
     }
 
+    /// Why it is no node of its own, if it is none.
+    pub(crate) fn wrong_mode(&self) -> Option<Cause> {
+        let words = match self.mode? {
+            ServerMode::Sentinel => {
+                "it is a sentinel, which has no locks: name it with `Endpoint::sentinel` (feature `sentinel`)"
+            }
+            ServerMode::ClusterMember => {
+                "it is a member of a cluster: name the cluster with `Endpoint::cluster` (feature `cluster`)"
+            }
+        };
+        Some(Cause::Server(words.to_owned()))
+    }
+
     /// What is dangerous about it, if it is used all the same.
     pub(crate) fn danger(&self) -> Option<String> {
         let policy = self.evicts.as_ref()?;
@@ -128,10 +230,22 @@ impl About {
         ))
     }
 
-    /// By how much its clock is off, if that is worth a warning: tokens of a node that has lost its count begin there.
-    pub(crate) fn clock_is_off(&self) -> Option<ClockOffset> {
+    /// Its clock, if that is certainly off by so much that it is worth a warning: tokens of a node that has lost its count begin
+    /// there.
+    pub(crate) fn clock_is_off(&self) -> Option<ClockReading> {
         self.clock
-            .filter(|offset| offset.size() > time::drift(USUAL_TTL))
+            .filter(|clock| clock.least() > time::drift(USUAL_TTL))
+    }
+
+    /// Why it will not answer within `node_timeout`, if its first answer took longer.
+    pub(crate) fn is_too_far(&self, node_timeout: Duration) -> Option<String> {
+        (self.round_trip > node_timeout).then(|| {
+            format!(
+                "a round trip takes {}, which is more than node_timeout ({}): it will not answer in time",
+                time::in_words(self.round_trip),
+                time::in_words(node_timeout)
+            )
+        })
     }
 
     /// How long it is not to vote on new locks, where none has a TTL above `max_ttl`. Every lock that it can have forgotten when
@@ -157,7 +271,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn about(info: &str) -> About {
-        About::read(info, 1_000 * SECOND)
+        About::read(info, 1_000 * SECOND, Duration::ZERO)
     }
 
     #[test]
@@ -168,7 +282,7 @@ mod tests {
         assert_eq!(about.role, Some(Role::Master));
         assert_eq!(about.uptime, 77 * SECOND);
         assert_eq!(
-            about.clock,
+            about.clock.map(|clock| clock.offset),
             Some(ClockOffset::Ahead(Duration::from_millis(250)))
         );
         assert_eq!((about.danger(), about.fault(true)), (None, None));
@@ -202,6 +316,78 @@ mod tests {
             let clock = about(&format!("server_time_usec:{micros}")).clock_is_off();
             assert_eq!(clock.is_some(), off, "{micros}");
         }
+    }
+
+    #[test]
+    fn clock_that_may_be_right_is_not_told() {
+        let ms = Duration::from_millis;
+        for (ahead, round_trip, off) in [(401, 0, true), (401, 196, true), (401, 200, false)] {
+            let info = format!("server_time_usec:{}", 1_000_000_000 + ahead * 1000);
+            let about = About::read(&info, 1_000 * SECOND, ms(round_trip));
+            assert_eq!(about.clock_is_off().is_some(), off, "{round_trip} ms");
+        }
+        let info = "server_time_usec:1000401000";
+        let clock = About::read(info, 1_000 * SECOND, ms(24)).clock;
+        let told = clock.map(|clock| clock.to_string());
+        assert_eq!(told.as_deref(), Some("401 ms ahead of ours (±12 ms)"));
+        assert_eq!(
+            ClockOffset::Behind(60 * SECOND).to_string(),
+            "60.0 s behind"
+        );
+    }
+
+    #[test]
+    fn more_exact_reading_of_a_clock_is_kept_until_it_was_set() {
+        let reading = |ahead: i64, uncertainty: u64| ClockReading {
+            offset: match u64::try_from(ahead) {
+                Ok(ahead) => ClockOffset::Ahead(Duration::from_millis(ahead)),
+                Err(_) => ClockOffset::Behind(Duration::from_millis(ahead.unsigned_abs())),
+            },
+            uncertainty: Duration::from_millis(uncertainty),
+        };
+        for (former, later, is_former) in [
+            (reading(0, 1), reading(401, 400), true),
+            (reading(-2, 1), reading(398, 399), true),
+            (reading(-2, 1), reading(399, 399), false),
+            (reading(0, 1), reading(900, 400), false),
+            (reading(401, 400), reading(0, 1), false),
+            (reading(5, 1), reading(4, 1), false),
+        ] {
+            let kept = if is_former { former } else { later };
+            assert_eq!(ClockReading::better(former, later), kept);
+        }
+    }
+
+    #[test]
+    fn servers_that_are_no_nodes_are_named() {
+        for (info, words) in [
+            ("redis_mode:standalone", None),
+            ("redis_mode:sentinel", Some("Endpoint::sentinel")),
+            ("redis_mode:cluster", Some("Endpoint::cluster")),
+            ("server_mode:cluster", Some("Endpoint::cluster")),
+            ("role:master", None),
+        ] {
+            let told = about(info).wrong_mode().map(|cause| cause.to_string());
+            match words {
+                None => assert_eq!(told, None),
+                Some(words) => assert!(told.is_some_and(|told| told.contains(words)), "{info}"),
+            }
+        }
+    }
+
+    #[test]
+    fn node_that_is_too_far_is_told_with_both_durations() {
+        let ms = Duration::from_millis;
+        let far = About::read("", SECOND, ms(264));
+        let told = far.is_too_far(ms(200)).unwrap();
+        assert!(
+            told.contains("264 ms") && told.contains("node_timeout (200 ms)"),
+            "{told}"
+        );
+        assert_eq!(far.is_too_far(ms(264)), None);
+        let mut back = About::read("", SECOND, ms(900));
+        back.refine(&About::read("", SECOND, ms(1)));
+        assert_eq!(back.is_too_far(ms(200)), None, "it was hung");
     }
 
     #[test]

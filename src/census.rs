@@ -1,6 +1,7 @@
 //! All lanes together, as each of their threads knows them: which servers they are connected to, how often one came up, and what
 //! the log has said of their nodes.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -8,23 +9,58 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::news::News;
 
+/// After two servers were seen at one address, so many connects in a row must lead to one of them before the node counts again. A
+/// balancer that takes turns, or draws lots, hardly ever does so by chance.
+const SAME_IN_A_ROW: u32 = 10;
+/// So many earlier runs of a node are known.
+const MAX_FORMER_RUNS: usize = 8;
+
 /// Keeps two addresses of one server from counting twice, also when one of them comes up later: for each node the run
 /// that its lanes which are up are connected to, and how many they are.
+///
+/// It likewise keeps two servers at one address from counting as one node: a connection that leads to another run makes those
+/// before it outdated, and they are made again before they are used. After a restart all lead to the new run. If one leads to the
+/// former run, that is alive: there are two.
 ///
 /// It also tells those who wait for nodes to come up, counts how often one did, so that nobody need look all the time, and has
 /// what the log has said of each.
 #[derive(Debug)]
 pub(crate) struct Census {
-    runs: Mutex<Vec<Option<(String, usize)>>>,
+    runs: Mutex<Vec<Runs>>,
     changed: Condvar,
     risen: AtomicU64,
+    /// For each node how often a connection has led to another run than those that stood.
+    epochs: Vec<AtomicU64>,
     news: Vec<News>,
+}
+
+/// The runs that connections to one node have led to.
+#[derive(Debug, Default)]
+struct Runs {
+    /// The latest, and how many lanes are connected to it.
+    current: Option<(String, usize)>,
+    /// Those that lanes were connected to when a later one was found.
+    former: VecDeque<String>,
+    /// The run that the last connect led to, and how many more must, since two servers were seen.
+    doubted: Option<(String, u32)>,
+}
+
+/// What a connection has led to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Entered {
+    /// The node's server. The connection is outdated when the node's epoch is another one.
+    Counted { epoch: u64 },
+    /// The server of this other node.
+    Twin(usize),
+    /// One of several servers at the node's address.
+    SeveralServers,
 }
 
 impl Census {
     pub(crate) fn of(nodes: usize) -> Census {
         Census {
-            runs: Mutex::new(vec![None; nodes]),
+            runs: Mutex::new((0..nodes).map(|_| Runs::default()).collect()),
+            epochs: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
             changed: Condvar::new(),
             risen: AtomicU64::new(0),
             news: (0..nodes).map(|_| News::default()).collect(),
@@ -67,27 +103,136 @@ impl Census {
         true
     }
 
-    /// `node` runs as `run_id`. Answers the other node that does so already.
-    pub(crate) fn enter(&self, node: usize, run_id: &str) -> Option<usize> {
+    /// A connection to `node` has led to `run_id`. Where sentinels or a cluster stand for the node its server may change, and
+    /// change back.
+    pub(crate) fn enter(&self, node: usize, run_id: &str, is_one_server: bool) -> Entered {
         let mut runs = self.runs.lock();
-        let same = |run: &Option<(String, usize)>| run.as_ref().is_some_and(|run| run.0 == run_id);
+        let same = |runs: &Runs| runs.current.as_ref().is_some_and(|run| run.0 == run_id);
         let twin = runs.iter().position(same).filter(|twin| *twin != node);
-        if twin.is_none() {
-            match &mut runs[node] {
-                Some((run, lanes)) if run == run_id => *lanes += 1,
-                run => *run = Some((run_id.to_owned(), 1)),
+        if let Some(twin) = twin {
+            return Entered::Twin(twin);
+        }
+        let epoch = &self.epochs[node];
+        let it = &mut runs[node];
+        if let Some((last, left)) = &mut it.doubted {
+            *left = match last == run_id {
+                true => *left - 1,
+                false => SAME_IN_A_ROW,
+            };
+            run_id.clone_into(last);
+            if *left > 0 {
+                return Entered::SeveralServers;
+            }
+            *it = Runs::default();
+        }
+        if is_one_server && it.former.iter().any(|former| former == run_id) {
+            it.current = None;
+            it.doubted = Some((run_id.to_owned(), SAME_IN_A_ROW));
+            epoch.fetch_add(1, Ordering::Release);
+            return Entered::SeveralServers;
+        }
+        match &mut it.current {
+            Some((run, lanes)) if run == run_id => *lanes += 1,
+            current => {
+                if let Some((former, _)) = current.replace((run_id.to_owned(), 1)) {
+                    it.former.push_back(former);
+                    if it.former.len() > MAX_FORMER_RUNS {
+                        it.former.pop_front();
+                    }
+                    epoch.fetch_add(1, Ordering::Release);
+                }
             }
         }
-        twin
+        Entered::Counted {
+            epoch: epoch.load(Ordering::Acquire),
+        }
+    }
+
+    /// Which of a node's connections are not outdated.
+    pub(crate) fn epoch(&self, node: usize) -> u64 {
+        self.epochs[node].load(Ordering::Acquire)
     }
 
     /// A lane of `node` is not connected to that run any more. The address may lead elsewhere by the time it is again.
     pub(crate) fn leave(&self, node: usize, run_id: &str) {
         let mut runs = self.runs.lock();
-        match &mut runs[node] {
+        let current = &mut runs[node].current;
+        match current {
             Some((run, lanes)) if run == run_id && *lanes > 1 => *lanes -= 1,
-            Some((run, _)) if run == run_id => runs[node] = None,
+            Some((run, _)) if run == run_id => *current = None,
             _ => {}
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn counted(entered: Entered) -> u64 {
+        match entered {
+            Entered::Counted { epoch } => epoch,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn server_that_restarts_again_and_again_is_one_server() {
+        let census = Census::of(1);
+        let mut epoch = counted(census.enter(0, "run 0", true));
+        assert_eq!(counted(census.enter(0, "run 0", true)), epoch);
+        for run in 1..20 {
+            let run_id = format!("run {run}");
+            let next = counted(census.enter(0, &run_id, true));
+            assert!(
+                next > epoch && census.epoch(0) == next,
+                "the other lane is outdated"
+            );
+            census.leave(0, &format!("run {}", run - 1));
+            epoch = counted(census.enter(0, &run_id, true));
+            assert_eq!(epoch, next);
+        }
+    }
+
+    #[test]
+    fn two_servers_at_one_address_do_not_count_until_one_is_left() {
+        let census = Census::of(1);
+        let first = counted(census.enter(0, "a", true));
+        let second = counted(census.enter(0, "b", true));
+        assert_ne!(first, second);
+        let several = |run_id| assert_eq!(census.enter(0, run_id, true), Entered::SeveralServers);
+        several("a");
+        assert_ne!(
+            census.epoch(0),
+            second,
+            "what led to the other is outdated, too"
+        );
+        for _ in 0..50 {
+            several("b");
+            several("a");
+        }
+        (1..SAME_IN_A_ROW).for_each(|_| several("a"));
+        assert_eq!(counted(census.enter(0, "a", true)), census.epoch(0));
+        // A run that has been left by all is no rival of a later one.
+        census.leave(0, "a");
+        counted(census.enter(0, "c", true));
+        counted(census.enter(0, "c", true));
+    }
+
+    #[test]
+    fn node_whose_server_may_change_back_is_one_node() {
+        let census = Census::of(1);
+        for run_id in ["a", "b", "a", "a", "b"] {
+            counted(census.enter(0, run_id, false));
+        }
+    }
+
+    #[test]
+    fn server_of_another_node_is_told() {
+        let census = Census::of(2);
+        counted(census.enter(0, "a", true));
+        assert_eq!(census.enter(1, "a", true), Entered::Twin(0));
+        census.leave(0, "a");
+        counted(census.enter(1, "a", true));
     }
 }

@@ -11,8 +11,11 @@ use crate::retry::RetryPolicy;
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 
+pub use self::credentials::Credentials;
+pub(crate) use self::credentials::CredentialsProvider;
 pub(crate) use self::settings::{MAX_OWNER, Settings, Terms};
 
+mod credentials;
 mod settings;
 
 /// How long a guard's `Drop` waits for its release.
@@ -104,6 +107,35 @@ impl Config {
         self
     }
 
+    /// User and password for nodes whose address names none, from a function that is called before each connect with the node's
+    /// name (as in [`Health`](crate::Health)): for passwords and tokens that change while the program runs. In place of
+    /// [`username`](Config::username) and [`password`](Config::password). Default: none.
+    ///
+    /// It is called for each connection: a node's own ones, the one for wake-ups, a master that sentinels name, each master of a
+    /// cluster. A connection that stands is not logged in again: a server that ends those with former credentials is connected to
+    /// with the new ones, and where a login is refused the next connect asks again. The function is called on threads of the
+    /// library, perhaps on several at once, and its time is a part of `connect_timeout`: so let it return what another thread has
+    /// fetched. If it panics, that connect fails.
+    ///
+    /// ```
+    /// use redguard::{Config, Credentials};
+    /// use std::sync::{Arc, Mutex};
+    ///
+    /// let token = Arc::new(Mutex::new("of the first quarter of an hour".to_owned()));
+    /// let current = Arc::clone(&token);
+    /// let config = Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"])
+    ///     .credentials(move |_node| Credentials::new("worker", &*current.lock().unwrap()));
+    /// // … and whoever renews the token stores it there:
+    /// *token.lock().unwrap() = "of the second".to_owned();
+    /// ```
+    pub fn credentials<F>(mut self, provider: F) -> Config
+    where
+        F: Fn(&str) -> Credentials + Send + Sync + 'static,
+    {
+        self.settings.credentials = Some(Arc::new(provider));
+        self
+    }
+
     /// The database number for nodes whose address names none; a cluster has none but 0. Default: 0.
     pub fn db(mut self, db: u32) -> Config {
         self.settings.db = Some(db);
@@ -160,8 +192,8 @@ impl Config {
         self
     }
 
-    /// How long connecting to a node, its handshake included, may take; all addresses of a name together. At least
-    /// `node_timeout`, at most an hour. Default: 1 s.
+    /// How long connecting to a node, its handshake included, may take; all addresses of a name together, of which each has an
+    /// equal share of what is left. At least `node_timeout`, at most an hour. Default: 1 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Config {
         self.settings.connect_timeout = timeout;
         self
@@ -246,6 +278,7 @@ impl fmt::Debug for Config {
             .field("nodes", &s.endpoints)
             .field("username", &s.username)
             .field("password", &s.password.as_ref().map(|_| ".."))
+            .field("credentials", &s.credentials.as_ref().map(|_| ".."))
             .field("db", &s.db);
         #[cfg(feature = "tls")]
         shown.field("tls", &s.tls);

@@ -41,6 +41,8 @@ pub(crate) struct Desk {
     pub(crate) name: String,
     pub(crate) health: Arc<Health>,
     pub(crate) census: Arc<Census>,
+    /// The node's epoch when the connection was made.
+    pub(crate) epoch: u64,
     node_timeout: Duration,
     observer: Option<Arc<dyn Observer>>,
     session: Option<Box<dyn Session>>,
@@ -78,6 +80,7 @@ impl Desk {
             pending: PendingReleases::new(node, &health),
             health,
             census,
+            epoch: 0,
             node_timeout,
             observer,
             session: None,
@@ -106,6 +109,22 @@ impl Desk {
     /// What the log has said of the node.
     pub(crate) fn news(&self) -> &News {
         self.census.news(self.node)
+    }
+
+    /// Whether no other connection to the node has led to another run of its server since this one was made.
+    fn is_current(&self) -> bool {
+        self.census.epoch(self.node) == self.epoch
+    }
+
+    /// # Errors
+    /// Why the connection is outdated.
+    pub(crate) fn check_epoch(&self) -> Result<(), Cause> {
+        match self.is_current() {
+            true => Ok(()),
+            false => Err(Cause::Unreachable(
+                "another connection has led to another server, or to this one restarted".to_owned(),
+            )),
+        }
     }
 
     /// Why the lane is not up.
@@ -298,6 +317,7 @@ impl Desk {
         // What holders are called may be anything, and is no matter of a glance.
         let is_small = bytes.len() <= SHORT && job.request.verb != Verb::Tell;
         let is_free = self.broken.is_none()
+            && self.is_current()
             && is_small
             && self.flights.len() < FEW
             && self.flights.iter().all(may_follow);

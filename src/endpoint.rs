@@ -2,14 +2,22 @@
 
 use std::fmt;
 
+pub(crate) use self::address::{ParsedAddress, Target};
+
+mod address;
+
 /// One node: a server, or with the features `sentinel` and `cluster` a system of servers that counts as one.
 ///
-/// A server's address is `host:port`, `host` (port 6379), `redis://[user[:password]@]host[:port][/db]`,
-/// `unix:///path/to/socket[?db=n&user=…&pass=…]`, or with the feature `tls` `rediss://…`, which is `redis://…` over TLS.
+/// A server's address is `host` (port 6379), `host:port`, `[IPv6]:port`, `redis://[user[:password]@]host[:port][/db]`,
+/// `unix:///path/to/socket[?db=n&user=…&pass=…]`, the same without `unix://`, or with the feature `tls` `rediss://…`, which is
+/// `redis://…` over TLS. In a user, password or path other characters than letters and digits may be written as `%` and two
+/// hexadecimal digits.
 ///
-/// It is read when connecting, so a mistake in it is an error of [`Nodes::connect`](crate::Nodes::connect). Its
-/// `Debug` leaves out the credentials. In logs, errors and [`Nodes::health`](crate::Nodes::health) a server is called
-/// `host:port` or by its path, a system `sentinel:master@host:port` or `cluster:host:port`, after the first that is named for it.
+/// It is read when connecting, so a mistake in it is an error of [`Nodes::connect`](crate::Nodes::connect): also a list of
+/// addresses in one text, and a `?` or `#` behind a host, of which nothing is taken silently. `Debug`, errors and logs leave out
+/// the credentials; of a text that is no address they show the scheme and the host at most. In logs, errors and
+/// [`Nodes::health`](crate::Nodes::health) a server is called `host:port` or by its path, a system `sentinel:master@host:port`
+/// or `cluster:host:port`, after the first that is named for it.
 ///
 /// ```
 /// use redguard::Endpoint;
@@ -176,37 +184,20 @@ impl Address {
         }
     }
 
-    /// As given, credentials included: not for messages.
-    pub(crate) fn text(&self) -> &str {
-        &self.text
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is wrong with it, without a secret.
+    pub(crate) fn parse(&self) -> Result<ParsedAddress, String> {
+        address::parse(&self.text)
     }
 }
 
-/// The address with everything before an `@` and after a `?` left out, where credentials stand.
+/// The address without credentials, as [`address::shown`] has it.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (scheme, rest) = match self.text.split_once("://") {
-            Some((scheme, rest)) if is_scheme(scheme) => (Some(scheme), rest),
-            _ => (None, self.text.as_str()),
-        };
-        let is_path = rest.starts_with('/') && scheme.is_some_and(|s| s.ends_with("unix"));
-        let rest = match rest.rsplit_once('@') {
-            Some((before, _)) if !is_path && before.contains('?') => "..", // ends either of them in the other?
-            Some((_, host)) if !is_path => host,
-            _ => rest,
-        };
-        let rest = rest.split_once('?').map_or(rest, |(path, _)| path);
-        match scheme {
-            Some(scheme) => write!(f, "{scheme}://{rest}"),
-            None => f.write_str(rest),
-        }
+        f.write_str(&address::shown(&self.text))
     }
-}
-
-/// Whether this can stand before a `://`. If not, that is a part of a password, for example.
-fn is_scheme(text: &str) -> bool {
-    text.bytes()
-        .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
 }
 
 impl fmt::Debug for Address {
@@ -224,11 +215,32 @@ mod tests {
         for (address, shown) in [
             ("unix:///run/a@b?pass=s3c@ret", "unix:///run/a@b"),
             ("unix://joe:s3c@/run/a?pass=s3c", "unix:///run/a"),
-            ("redis:///joe:s3c@h", "redis://h"),
+            ("redis:///joe:s3c@h", "redis://.."),
             ("redis://joe:s3?c@h:1", "redis://.."),
             ("redis://joe@h?pass=s3@c", "redis://.."),
-            ("joe:s3c://s3c@h:1", "h:1"),
+            ("joe:s3c://s3c@h:1", ".."),
             ("http://h:1", "http://h:1"),
+            ("h:6380,password=s3c=,ssl=True", "h"),
+            ("h:6380,password=s3c@s3c", ".."),
+            ("h:6380,password=s3c@s3c,ssl=True", ".."),
+            ("h:6379 -a s3c@s3c", ".."),
+            ("h:6379:s3c", "h"),
+            ("h:6379s3c", "h"),
+            ("redis://h:s3c", "redis://h"),
+            ("redis://joe:s3c", "redis://joe"),
+            ("redis://:s3c", "redis://.."),
+            ("redis://h:1 -a s3c", "redis://h"),
+            ("redis://h:1/2?password=s3c", "redis://h:1"),
+            ("redis://h:1/2s3c", "redis://h:1"),
+            ("redis://h:1#s3c", "redis://h:1"),
+            ("redis://joe:%73%33c@h:1", "redis://h:1"),
+            ("redis://joe:s3c@[::1]:1", "redis://[::1]:1"),
+            ("::1:6379", "::1:6379"),
+            ("/run/redis.sock", "/run/redis.sock"),
+            ("/run/redis.sock?pass=s3c", "/run/redis.sock"),
+            ("/run/redis.sock,password=s3c", "/run/redis.sock"),
+            ("/run/redis.sock -a s3c", "/run/redis.sock"),
+            ("", ""),
         ] {
             assert_eq!(Endpoint::from(address).to_string(), shown, "{address}");
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 
 use crate::config::{OnDrop, Settings};
-use crate::error::{Error, LossReason};
+use crate::error::{AnswerLimit, Error, LossReason};
 use crate::health::{BreakerState, Health, NodeHealth};
 use crate::inbox::Inbox;
 use crate::key::Keys;
@@ -244,7 +244,27 @@ impl Engine {
     }
 
     fn insufficient(&self, tally: Tally) -> Error {
-        tally.insufficient(|node| self.nodes.name(node).to_owned())
+        let error = tally.insufficient(|node| self.nodes.name(node).to_owned());
+        error.with_limits(|name| self.answer_limit(name))
+    }
+
+    /// How long the node of this name has to answer at present.
+    fn answer_limit(&self, name: &str) -> AnswerLimit {
+        let mut nodes = self.nodes.each();
+        let lanes = nodes.find(|(node, _)| *node == name);
+        let connecting = lanes.and_then(|(_, lanes)| {
+            let each = lanes.iter().map(|lane| lane.report().connecting);
+            each.collect::<Option<Vec<Duration>>>()?.into_iter().max()
+        });
+        match connecting {
+            Some(connecting) => AnswerLimit::Node {
+                node_timeout: self.settings.node_timeout,
+                connecting,
+            },
+            None => AnswerLimit::Connect {
+                connect_timeout: self.settings.connect_timeout,
+            },
+        }
     }
 
     /// What a guard's `Drop` could not do goes here, since nobody is there to be told.

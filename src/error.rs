@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::time;
+
 /// Why a lock was not taken, kept or confirmed.
 ///
 /// *Held by another* ([`Contended`](Error::Contended), and for read-write locks one variant for each side that can stand
@@ -27,7 +29,7 @@ use std::time::Duration;
 /// }
 ///
 /// assert_eq!(advice(&Error::Closed), "mend the program or its settings");
-/// assert_eq!(Error::Closed.to_string(), "the nodes are shut down");
+/// assert!(Error::Closed.to_string().starts_with("the nodes are shut down"));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -157,8 +159,8 @@ pub enum Error {
         reason: LossReason,
     },
 
-    /// The nodes were shut down, or the process is a forked child without their threads.
-    #[error("the nodes are shut down")]
+    /// The nodes were shut down, or the process is a forked child without their threads: a daemon connects after it has forked.
+    #[error("the nodes are shut down, or belong to the process before its fork: connect after it")]
     Closed,
 
     /// The operating system refused something: a thread, or random bytes for a token.
@@ -249,11 +251,59 @@ pub struct NodeCause {
     pub node: String,
     /// What it answered, or why it did not.
     pub cause: Cause,
+    /// The limit that a time-out exceeded.
+    pub(crate) limit: Option<AnswerLimit>,
 }
 
 impl fmt::Display for NodeCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.node, self.cause)
+        match (&self.cause, &self.limit) {
+            (Cause::TimedOut, Some(limit)) => write!(f, "{}: no answer within {limit}", self.node),
+            _ => write!(f, "{}: {}", self.node, self.cause),
+        }
+    }
+}
+
+/// How long a node had to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AnswerLimit {
+    /// It was connected. A round trip took so long when it was connected to, which tells a limit that is too short from a node
+    /// that hangs.
+    Node {
+        node_timeout: Duration,
+        connecting: Duration,
+    },
+    /// It was being connected to.
+    Connect { connect_timeout: Duration },
+}
+
+impl fmt::Display for AnswerLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AnswerLimit::Node {
+                node_timeout,
+                connecting,
+            } => {
+                let [limit, connecting] = [*node_timeout, *connecting].map(time::in_words);
+                write!(f, "{limit} (node_timeout; connecting took {connecting})")
+            }
+            AnswerLimit::Connect { connect_timeout } => {
+                let limit = time::in_words(*connect_timeout);
+                write!(f, "{limit} (connect_timeout)")
+            }
+        }
+    }
+}
+
+impl Error {
+    /// Adds the limits that nodes exceeded, which `of` returns for a node of this name.
+    pub(crate) fn with_limits(mut self, of: impl Fn(&str) -> AnswerLimit) -> Error {
+        if let Error::InsufficientQuorum { causes, .. } = &mut self {
+            for cause in causes.iter_mut().filter(|it| it.cause == Cause::TimedOut) {
+                cause.limit = Some(of(&cause.node));
+            }
+        }
+        self
     }
 }
 
@@ -393,10 +443,12 @@ mod tests {
                 NodeCause {
                     node: "a:1".into(),
                     cause: Cause::TimedOut,
+                    limit: None,
                 },
                 NodeCause {
                     node: "b:2".into(),
                     cause: Cause::Held { remaining: None },
+                    limit: None,
                 },
             ]),
         };
@@ -405,6 +457,39 @@ mod tests {
             "no quorum: 1 of 3 nodes answered, 2 are needed (a:1: no answer in time; b:2: held by another)"
         );
         assert!(error.is_unavailable() && !error.is_contended() && !error.is_lost());
+    }
+
+    #[test]
+    fn timed_out_node_is_told_with_the_limit_that_it_exceeded() {
+        let ms = Duration::from_millis;
+        let timed_out = |node: &str, cause| NodeCause {
+            node: node.into(),
+            cause,
+            limit: None,
+        };
+        let error = Error::InsufficientQuorum {
+            needed: 2,
+            reachable: 0,
+            total: 3,
+            causes: Box::new([
+                timed_out("a:1", Cause::TimedOut),
+                timed_out("b:2", Cause::TimedOut),
+                timed_out("c:3", Cause::Unreachable("gone".into())),
+            ]),
+        };
+        let told = error.with_limits(|node| match node {
+            "a:1" => AnswerLimit::Node {
+                node_timeout: ms(200),
+                connecting: ms(264),
+            },
+            _ => AnswerLimit::Connect {
+                connect_timeout: ms(1000),
+            },
+        });
+        let told = told.to_string();
+        let words = "(a:1: no answer within 200 ms (node_timeout; connecting took 264 ms); \
+                     b:2: no answer within 1000 ms (connect_timeout); c:3: unreachable: gone)";
+        assert!(told.ends_with(words), "{told}");
     }
 
     #[test]

@@ -120,6 +120,7 @@ impl Fake {
             node_timeout: settings.node_timeout,
             quarantine: settings.quarantine,
             strict: settings.strict_servers,
+            is_one_server: true,
             observer: settings.observer.clone(),
         }
     }

@@ -207,12 +207,22 @@
 //! - NTP that slews. A step of a node's clock beyond the drift frees or keeps locks wrongly.
 //! - A user with the rights in the README, and `rediss://` where the network is not yours.
 //! - [`node_timeout`](crate::Config::node_timeout) some ten times the usual round trip, 200 ms within a data centre.
+//!   A round trip that takes longer is named in a warning when a node is connected to.
+//! - **Each address is one server.** No balancer, and no name that leads to several servers: they know nothing of each other's locks. With
+//!   [`pool_size`](crate::Config::pool_size) above 1 a node whose connections lead to different servers is a failure; with one
+//!   connection it cannot be seen. A name with several addresses of *one* server is fine: each has its share of
+//!   [`connect_timeout`](crate::Config::connect_timeout). A TCP balancer before one server at a time is fine, too. Proxies that speak the protocol
+//!   (twemproxy, Envoy's Redis filter) cannot stand between: scripts, `CLIENT` and subscriptions do not pass them.
+//! - The servers' `timeout` (for idle connections) may have any value: a connection that the server has closed is made again.
+//! - Passwords and tokens that change while programs run: [`Config::credentials`](crate::Config::credentials).
 //! - One [`Nodes`](crate::Nodes) per process, shared by all lockers, made before threads and after any `fork`.
 //!
 //! **Changing the list of nodes.** Clients with different lists have different quorums, which need not meet. So:
 //!
-//! 1. Replacing a node under the same address (a new machine, empty) is a restart without data: with `restart_quarantine` there is
-//!    nothing more to do.
+//! 1. Replacing a node under the same address (a new machine, empty) is a restart without data, **once the old machine has been
+//!    stopped**: with `restart_quarantine` there is nothing more to do then. While the old one runs, clients that are connected to it
+//!    go on voting there and new ones vote on the new machine, so that one lock has two holders, with quarantine too. So stop the
+//!    old server first, and only then lead its address to the new one.
 //! 2. For another list, stop all clients, wait for the longest TTL, start them with the new one.
 //! 3. Where nobody may stop: have the new clients take every lock on *both* lists, an old locker first and then a new one, until no client with
 //!    the old list alone is left; then drop the old.

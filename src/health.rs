@@ -92,6 +92,8 @@ pub struct NodeHealth {
     pub eviction_policy: Option<String>,
     /// Its clock beside ours, likewise.
     pub clock_offset: Option<ClockOffset>,
+    /// By how much that may be wrong: half of the round trip in which it was measured.
+    pub clock_uncertainty: Option<Duration>,
 }
 
 /// Whether a node takes part.
@@ -144,7 +146,8 @@ impl NodeHealth {
             cause,
             role: about.role,
             eviction_policy: about.policy,
-            clock_offset: about.clock,
+            clock_offset: about.clock.map(|clock| clock.offset),
+            clock_uncertainty: about.clock.map(|clock| clock.uncertainty),
         }
     }
 }

@@ -230,6 +230,8 @@ pub(crate) struct Post {
     pub(crate) quarantine: Option<Duration>,
     /// Whether a node that may evict locks is not used.
     pub(crate) strict: bool,
+    /// Whether it is a server's address, and no system of servers.
+    pub(crate) is_one_server: bool,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 

@@ -255,6 +255,8 @@
 //! | refused with it | `restart_quarantine` | `restart_quarantine`, and a database other than 0 |
 //! | rights beside those of a server | `+role`; a sentinel's user `+sentinel\|get-master-addr-by-name` | `+cluster\|info +cluster\|slots +asking` |
 //!
+//! A sentinel, or a member of a cluster, whose own address is given as a node is a failure of that node.
+//!
 //! What is given up is what independent masters are for. **Replication is asynchronous**: what a master has granted may not have
 //! reached the replica that takes its place, which then grants it again. All rules above hold as long as a node keeps what it
 //! has granted; such a system keeps it only while nobody fails over, and it has one vote, however many servers it has. So
@@ -314,7 +316,8 @@
 //! # Log levels
 //!
 //! Through the `log` crate. `error`: a callback or an observer panicked. `warn`: a lock was lost, a drop failed, the breaker opened (and locks are held
-//! here from then on), a node denied access, may evict locks or has a clock that is off by more than 302 ms, an even number of nodes.
+//! here from then on), a node denied access, may evict locks, has a clock that is certainly off by more than 302 ms, is
+//! farther away than `node_timeout`, or is several servers at one address; an even number of nodes.
 //! `info`: the breaker closed; a node is connected, connected again, suspect, in quarantine, or cannot be listened to. `debug`: verdicts and retries. `trace`: replies. Never a
 //! token, never a password.
 //!
@@ -395,7 +398,7 @@ mod worker;
 pub use crate::{
     about::{ClockOffset, Role},
     cancel::CancelToken,
-    config::{Config, OnDrop},
+    config::{Config, Credentials, OnDrop},
     endpoint::{Endpoint, Endpoints},
     error::{Cause, Error, LossReason, NodeCause},
     guard::{LockGuard, Permit, ReadGuard, WriteGuard},

@@ -23,6 +23,8 @@ pub(crate) struct News {
 struct Said {
     danger: Option<String>,
     clock_is_off: bool,
+    is_too_far: bool,
+    has_several_servers: bool,
     /// The run that is or was in quarantine.
     quarantined: Option<String>,
     /// The codes of errors that releases were answered by.
@@ -69,6 +71,17 @@ impl News {
         is_off && !was_off
     }
 
+    /// Whether it is news that it is too far for `node_timeout`.
+    pub(crate) fn distance(&self, is_too_far: bool) -> bool {
+        let was = std::mem::replace(&mut self.said.lock().is_too_far, is_too_far);
+        is_too_far && !was
+    }
+
+    /// Whether it is news that several servers answer at its address.
+    pub(crate) fn several_servers(&self) -> bool {
+        !std::mem::replace(&mut self.said.lock().has_several_servers, true)
+    }
+
     /// Whether it is news that this run of it is in quarantine.
     pub(crate) fn quarantined(&self, run_id: &str) -> bool {
         let mut said = self.said.lock();
@@ -108,11 +121,14 @@ mod tests {
     #[test]
     fn what_was_said_is_no_news_until_it_has_changed() {
         let news = News::default();
-        assert!(!news.danger(None) && !news.clock(false));
+        assert!(!news.danger(None) && !news.clock(false) && !news.distance(false));
+        let mut first = true;
         for _ in 0..2 {
             assert!(news.danger(Some("evicts")) && !news.danger(Some("evicts")));
             assert!(news.danger(Some("else")) && !news.danger(None));
             assert!(news.clock(true) && !news.clock(true) && !news.clock(false));
+            assert_eq!(news.several_servers(), std::mem::take(&mut first));
+            assert!(news.distance(true) && !news.distance(true) && !news.distance(false));
             assert!(news.quarantined("a") && !news.quarantined("a") && news.quarantined("b"));
         }
     }

@@ -50,20 +50,20 @@ pub(crate) fn connector(
         #[cfg(feature = "sentinel")]
         Kind::Sentinel { master, sentinels } => {
             let watch = sentinel::Watch::new(master, sentinels, settings)?;
-            let name = watch.name();
+            let name = watch.name().to_owned();
             (name, Arc::new(Single::new(Site::Watched(watch), settings)))
         }
         #[cfg(feature = "cluster")]
         Kind::Cluster { seeds } => {
             let cluster = cluster::Cluster::new(seeds, settings)?;
-            (cluster.name(), Arc::new(cluster))
+            (cluster.name().to_owned(), Arc::new(cluster))
         }
     })
 }
 
 /// Makes sessions with one node. The one seam at which tests put fakes in the place of servers.
 pub(crate) trait Connector: Send + Sync {
-    /// Connects, which can block for longer than any time-out where a name has many addresses. A session that
+    /// Connects, which can block for longer than any time-out while a name is looked up. A session that
     /// had been there before is killed first, so that nothing of it runs any more (rule S4).
     fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause>;
 

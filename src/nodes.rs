@@ -10,8 +10,9 @@ use log::{info, warn};
 
 use crate::config::{Config, Settings};
 use crate::crew::Crew;
+use crate::endpoint::Kind;
 use crate::engine::Engine;
-use crate::error::{Cause, Error};
+use crate::error::{AnswerLimit, Cause, Error};
 use crate::health::Health;
 use crate::lane::{First, Post};
 use crate::node;
@@ -84,6 +85,7 @@ impl Nodes {
                 node_timeout: settings.node_timeout,
                 quarantine: settings.quarantine,
                 strict: settings.strict_servers,
+                is_one_server: matches!(endpoint.kind(), Kind::Server(_)),
                 observer: settings.observer.clone(),
             });
         }
@@ -103,7 +105,9 @@ impl Nodes {
         let names: Vec<String> = posts.iter().map(|post| post.name.clone()).collect();
         let missing = match muster(&first, &settings, &names, start) {
             Ok(Some(tally)) if !(settings.allow_degraded && tally.is_outage()) => {
-                Err(tally.insufficient(|node| names[node].clone()))
+                let error = tally.insufficient(|node| names[node].clone());
+                let connect_timeout = settings.connect_timeout;
+                Err(error.with_limits(|_| AnswerLimit::Connect { connect_timeout }))
             }
             mustered => mustered,
         };

@@ -352,6 +352,7 @@ impl Tally {
                 .map(|(node, cause)| NodeCause {
                     node: name(node),
                     cause,
+                    limit: None,
                 })
                 .collect(),
         }

@@ -139,6 +139,7 @@ impl FlakyLocker {
                 causes: [NodeCause {
                     node: "flaky".to_owned(),
                     cause: Cause::Unreachable("as it was told".to_owned()),
+                    limit: None,
                 }]
                 .into(),
             }),

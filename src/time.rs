@@ -62,6 +62,14 @@ thread_local! {
 }
 
 /// As if the system had been suspended for so long, for all that this thread sees.
+/// A duration as it is read by people.
+pub(crate) fn in_words(duration: Duration) -> String {
+    match duration.as_millis() {
+        ms @ ..10_000 => format!("{ms} ms"),
+        _ => format!("{:.1} s", duration.as_secs_f64()),
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 pub(crate) fn suspend(time: Duration) {
     SUSPENDED.set(SUSPENDED.get() + time.as_micros() as i64);

@@ -12,6 +12,7 @@ use log::{info, trace, warn};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::about::About;
+use crate::census::Entered;
 use crate::desk::{self, Desk};
 use crate::error::Cause;
 use crate::job::Job;
@@ -36,6 +37,8 @@ pub(crate) struct Worker {
     connector: Arc<dyn Connector>,
     quarantine: Option<Duration>,
     strict: bool,
+    is_one_server: bool,
+    node_timeout: Duration,
     look_every: Duration,
     queue: Receiver<Message>,
     desk: Arc<Mutex<Desk>>,
@@ -69,6 +72,8 @@ impl Worker {
             connector: Arc::clone(&post.connector),
             quarantine: post.quarantine,
             strict: post.strict,
+            is_one_server: post.is_one_server,
+            node_timeout: post.node_timeout,
             look_every: LOOK_EVERY.min(post.node_timeout / 4),
             queue,
             desk,
@@ -122,7 +127,10 @@ impl Worker {
     fn connect(&mut self, seat: &mut Desk) -> Result<(), Cause> {
         let attempt = AssertUnwindSafe(|| self.connector.connect(self.former.as_ref()));
         let attempt = catch_unwind(attempt).unwrap_or_else(|_| Err(desk::panicked()));
-        let (session, greeting): (Box<dyn Session>, _) = match attempt {
+        let round_trip = attempt.as_ref().ok();
+        let round_trip = round_trip.map(|(_, greeting)| greeting.about.round_trip);
+        seat.health.report.lock().connecting = round_trip;
+        let (session, mut greeting): (Box<dyn Session>, Greeting) = match attempt {
             Ok(connected) => connected,
             Err(cause) => {
                 // Nobody can mend that but who runs the nodes.
@@ -134,18 +142,38 @@ impl Worker {
             }
         };
         seat.news().allowed(Right::Connect);
-        let twin = seat.census.enter(self.node, &greeting.run_id);
+        if let Some(former) = &self.former
+            && former.run_id == greeting.run_id
+        {
+            greeting.about.refine(&former.about);
+        }
+        let entered = seat
+            .census
+            .enter(self.node, &greeting.run_id, self.is_one_server);
         let (about, run_id) = (greeting.about.clone(), greeting.run_id.clone());
         let runs = greeting.runs();
         let how = match self.former.replace(greeting) {
             None => "connected",
             Some(_) => "connected again",
         };
-        if let Some(twin) = twin {
-            self.tell_first(First::Twin(twin));
-            return Err(Cause::Unreachable(
-                "it is the same server as another of the nodes".into(),
-            ));
+        match entered {
+            Entered::Counted { epoch } => seat.epoch = epoch,
+            Entered::Twin(twin) => {
+                self.tell_first(First::Twin(twin));
+                return Err(Cause::Unreachable(
+                    "it is the same server as another of the nodes".into(),
+                ));
+            }
+            Entered::SeveralServers => {
+                let cause = Cause::Server(
+                    "several servers answer at this address, as behind a balancer: each is a node of its own".into(),
+                );
+                if seat.news().several_servers() {
+                    warn!("{}: {cause}", self.name);
+                }
+                self.tell_first(First::Down(cause.clone()));
+                return Err(cause);
+            }
         }
         self.counted = true;
         if let Err(cause) = self.judge(seat, about, &run_id) {
@@ -181,7 +209,11 @@ impl Worker {
             warn!("{name}: {danger}");
         }
         if let (true, Some(offset)) = (news.clock(offset.is_some()), offset) {
-            warn!("{name}: its clock is off: {offset:?}");
+            warn!("{name}: its clock is {offset}");
+        }
+        let far = about.is_too_far(self.node_timeout);
+        if let (true, Some(far)) = (news.distance(far.is_some()), far) {
+            warn!("{name}: {far}");
         }
         if until > 0 && news.quarantined(run_id) {
             info!("{name}: in quarantine for {quarantine:.1?}, since it started a short time ago");
@@ -251,6 +283,7 @@ impl Worker {
     fn serve_what_waits(&mut self, seat: &mut Seat<'_>) -> Result<(), Cause> {
         // What callers have sent was before.
         seat.finish()?;
+        seat.check_epoch()?;
         self.fill(seat);
         seat.admit_pending();
         seat.exchange()
@@ -258,6 +291,7 @@ impl Worker {
 
     /// Nothing was queued for some time.
     fn look_after(&mut self, seat: &mut Seat<'_>) -> Result<(), Cause> {
+        seat.check_epoch()?;
         let now = time::now();
         if seat.pending_due(now).is_some_and(|due| due <= now) {
             return self.serve_what_waits(seat);

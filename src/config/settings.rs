@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::OnDrop;
+use crate::config::{CredentialsProvider, OnDrop};
 use crate::endpoint::Endpoint;
 #[cfg(any(feature = "sentinel", feature = "cluster"))]
 use crate::endpoint::Kind;
@@ -30,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) username: Option<String>,
     pub(crate) password: Option<String>,
+    /// In place of both, for credentials that change.
+    pub(crate) credentials: Option<CredentialsProvider>,
     pub(crate) db: Option<u32>,
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<Tls>,
@@ -58,6 +60,7 @@ impl Settings {
             endpoints,
             username: None,
             password: None,
+            credentials: None,
             db: None,
             #[cfg(feature = "tls")]
             tls: None,
@@ -144,6 +147,9 @@ impl Settings {
         }
         if self.username.is_some() && self.password.is_none() {
             return refuse("a username is set without a password".into());
+        }
+        if self.credentials.is_some() && (self.username.is_some() || self.password.is_some()) {
+            return refuse("credentials are set together with a username or password".into());
         }
         #[cfg(any(feature = "sentinel", feature = "cluster"))]
         if let Err(text) = self.check_systems() {
@@ -239,7 +245,7 @@ impl Terms {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, Credentials};
     use proptest::prelude::*;
 
     fn config() -> Config {
@@ -267,6 +273,12 @@ mod tests {
             (config().min_validity(f64::NAN), "min_validity NaN"),
             (config().min_validity(-0.1), "min_validity -0.1"),
             (config().username("joe"), "without a password"),
+            (
+                config()
+                    .password("s3cret")
+                    .credentials(|_| Credentials::password("s3cret")),
+                "credentials are set together",
+            ),
             (config().breaker(0, ms(1)), "threshold 0"),
             (config().breaker(1, ms(0)), "open_for 0s"),
             (config().restart_quarantine(ms(0)), "restart_quarantine 0s"),

@@ -35,6 +35,8 @@ pub(crate) struct Report {
     pub(crate) cause: Cause,
     /// Since when it is up, or not up.
     pub(crate) since: Instant,
+    /// How long a round trip took in the last connect; `None` if it failed.
+    pub(crate) connecting: Option<Duration>,
     /// What the node said of itself when it was greeted last.
     pub(crate) about: Option<About>,
 }
@@ -52,6 +54,7 @@ impl Health {
             report: Mutex::new(Report {
                 cause: Cause::Unreachable("not connected yet".into()),
                 since: time::now(),
+                connecting: None,
                 about: None,
             }),
         }

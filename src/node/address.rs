@@ -1,24 +1,32 @@
 //! A server's address, read: how it is connected to, and what its errors mean.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::{
     ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
+    RedisError,
 };
 
-use crate::config::Settings;
-use crate::endpoint::Address;
+use crate::config::{Credentials, CredentialsProvider, Settings};
+use crate::endpoint::{Address, ParsedAddress, Target};
 use crate::error::{Cause, Error};
 use crate::node::tls;
 use crate::node::wire::Wire;
 use crate::script;
 use crate::time;
 
+/// Where a server listens, if its address does not say.
+const PORT: u16 = 6379;
+
 /// A Redis or Valkey server, and how we log in there.
 #[derive(Clone)]
 pub(super) struct Server {
     pub(super) info: ConnectionInfo,
+    /// Returns what is missing in `info` at each connect, for the node of this name.
+    credentials: Option<(CredentialsProvider, Arc<str>)>,
 }
 
 impl Server {
@@ -27,62 +35,91 @@ impl Server {
     /// # Errors
     /// `InvalidConfig` that names the address without its credentials.
     pub(super) fn read(address: &Address, settings: &Settings) -> Result<Server, Error> {
-        let (server, url) = Server::parse(address, settings)?;
+        let (server, parsed) = Server::parse(address, settings)?;
         let mut redis = server.info.redis_settings().clone();
-        if let Some(db) = settings.db
-            && !names_db(&url)
-        {
+        if let (None, Some(db)) = (parsed.db, settings.db) {
             redis = redis.set_db(i64::from(db));
         }
-        Ok(server.with(log_in(redis, settings)))
+        let name = server.place();
+        Ok(server.with(redis).with_login(settings, &name))
     }
 
-    pub(super) fn parse(address: &Address, settings: &Settings) -> Result<(Server, String), Error> {
-        let refuse = |reason: &str| Err(refusal(address, reason));
-        let text = address.text();
-        if text.is_empty() {
-            return refuse("it is empty");
-        }
-        let url = match tls::url(text, settings) {
-            Ok(url) => url,
-            Err(reason) => return refuse(&reason),
-        };
-        if hides_its_end(&url) {
-            return refuse(
-                "in a user name or password '/', '?' and '#' are written %2F, %3F and %23",
-            );
-        }
-        let info = match url.as_str().into_connection_info() {
-            Ok(info) => info,
-            // The parser's detail can repeat what it was given, so only its category is told.
-            Err(error) => return refuse(&format!("not understood ({})", error.category())),
-        };
-        if let Some((host, port)) = host_and_port(&info) {
-            if host.is_empty() {
-                return refuse("no host");
+    pub(super) fn parse(
+        address: &Address,
+        settings: &Settings,
+    ) -> Result<(Server, ParsedAddress), Error> {
+        let refuse = |reason: String| refusal(address, &reason);
+        let parsed = address.parse().map_err(refuse)?;
+        let over_tls = tls::is_asked_for(parsed.tls, settings).map_err(refuse)?;
+        let addr = match parsed.target.clone() {
+            Target::Socket(path) => ConnectionAddr::Unix(path.into()),
+            Target::Host { host, port } => {
+                let port = port.unwrap_or(PORT);
+                match over_tls {
+                    false => ConnectionAddr::Tcp(host, port),
+                    true => ConnectionAddr::TcpTls {
+                        host,
+                        port,
+                        insecure: false,
+                        tls_params: None,
+                    },
+                }
             }
-            if port == 0 {
-                return refuse("port 0");
-            }
-        }
-        let info = match tls::secure(info, settings) {
-            Ok(info) => info,
-            Err(reason) => return refuse(&reason),
         };
+        // It reads nothing here, and can refuse nothing.
+        let info = addr
+            .into_connection_info()
+            .map_err(|error| refuse(error.category().to_owned()))?;
+        let info = tls::secure(info, settings).map_err(refuse)?;
         let tcp = info.tcp_settings().clone().set_nodelay(true);
         let info = info.set_tcp_settings(tcp);
-        let redis = info.redis_settings().clone();
-        Ok((Server { info }.with(redis), url))
+        let mut redis = info.redis_settings().clone();
+        if let Some(username) = &parsed.username {
+            redis = redis.set_username(username);
+        }
+        if let Some(password) = &parsed.password {
+            redis = redis.set_password(password);
+        }
+        let db = parsed.db.unwrap_or_default();
+        let server = Server {
+            info,
+            credentials: None,
+        };
+        Ok((server.with(redis.set_db(i64::from(db))), parsed))
     }
 
     /// The same server, with these credentials and this database.
-    pub(super) fn with(self, redis: RedisConnectionInfo) -> Server {
+    pub(super) fn with(mut self, redis: RedisConnectionInfo) -> Server {
         let redis = redis
             .set_skip_set_lib_name()
             .set_protocol(ProtocolVersion::RESP2);
-        Server {
-            info: self.info.set_redis_settings(redis),
+        self.info = self.info.set_redis_settings(redis);
+        self
+    }
+
+    /// The same with the credentials of the settings for the node of this name, where it has none.
+    pub(super) fn with_login(mut self, settings: &Settings, node: &str) -> Server {
+        let redis = self.info.redis_settings().clone();
+        if let (None, Some(provider)) = (redis.password(), &settings.credentials) {
+            self.credentials = Some((Arc::clone(provider), node.into()));
         }
+        let (username, password) = (&settings.username, &settings.password);
+        self.with(log_in(redis, username.as_deref(), password.as_deref()))
+    }
+
+    /// The same with the credentials of this moment.
+    fn with_current_credentials(&self) -> Result<Server, Cause> {
+        let Some((provider, node)) = &self.credentials else {
+            return Ok(self.clone());
+        };
+        let returned = catch_unwind(AssertUnwindSafe(|| provider(node)));
+        let Ok(Credentials { username, password }) = returned else {
+            let words = "the function of `Config::credentials` panicked";
+            return Err(Cause::Unreachable(words.to_owned()));
+        };
+        let redis = self.info.redis_settings().clone();
+        let redis = log_in(redis, username.as_deref(), Some(&password));
+        Ok(self.clone().with(redis))
     }
 
     /// How it is logged in to; empty if it is not.
@@ -98,31 +135,44 @@ impl Server {
         }
     }
 
-    /// Connects and logs in. Where a name has many addresses it can take longer than until `end`.
-    pub(super) fn open(&self, end: Instant) -> Result<Wire, Cause> {
-        let timeout = match self.info.addr() {
+    /// Connects and logs in. Returns the server with the credentials that did so. Looking up a name has no time-out, so it can
+    /// take longer than until `end`.
+    pub(super) fn open(&self, end: Instant) -> Result<(Wire, Server), Cause> {
+        let server = self.with_current_credentials()?;
+        let timeout = match server.info.addr() {
             // What hangs over TLS has more to tell than that it does: in time for who waits for `connect_timeout`.
             ConnectionAddr::TcpTls { .. } => left(end) * 7 / 8,
             _ => left(end),
         };
-        Wire::open(self, time::now() + timeout).map_err(|error| match self.info.addr() {
+        match Wire::open(&server, time::now() + timeout) {
+            Ok(wire) => Ok((wire, server)),
+            Err(error) => Err(server.connect_failure(&error)),
+        }
+    }
+
+    fn connect_failure(&self, error: &RedisError) -> Cause {
+        match self.info.addr() {
             #[cfg(feature = "tls")]
-            ConnectionAddr::TcpTls { .. } => tls::cause(&error, self.password()),
-            ConnectionAddr::Tcp(..) if script::is_cut(&error) => {
+            ConnectionAddr::TcpTls { .. } => tls::cause(error, self.password()),
+            ConnectionAddr::Tcp(..) if script::is_cut(error) => {
                 Cause::Unreachable(format!("{error}: is it a port for TLS?"))
             }
-            _ => script::cause_without(&error, self.password()),
-        })
+            _ => script::cause_without(error, self.password()),
+        }
     }
 }
 
-/// The settings' credentials, where there are none.
-pub(super) fn log_in(mut redis: RedisConnectionInfo, settings: &Settings) -> RedisConnectionInfo {
+/// Adds these credentials, where there are none.
+fn log_in(
+    mut redis: RedisConnectionInfo,
+    username: Option<&str>,
+    password: Option<&str>,
+) -> RedisConnectionInfo {
     if redis.password().is_none() {
-        if let Some(password) = &settings.password {
+        if let Some(password) = password {
             redis = redis.set_password(password);
         }
-        if let (None, Some(username)) = (redis.username(), &settings.username) {
+        if let (None, Some(username)) = (redis.username(), username) {
             redis = redis.set_username(username);
         }
     }
@@ -135,9 +185,13 @@ pub(super) fn left(end: Instant) -> Duration {
     left.max(Duration::from_millis(1))
 }
 
-/// How a place is called.
+/// How a place is called; an IPv6 address is in brackets, as where it is read.
 pub(super) fn place(host: &str, port: u16) -> String {
-    format!("{}:{port}", host.to_ascii_lowercase())
+    let host = host.to_ascii_lowercase();
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
 }
 
 pub(super) fn refusal(address: &Address, reason: &str) -> Error {
@@ -151,31 +205,6 @@ pub(super) fn host_and_port(info: &ConnectionInfo) -> Option<(&str, u16)> {
         }
         _ => None,
     }
-}
-
-/// Whether credentials have something in them that ends them for the parser: the beginning of a password would be taken
-/// for a port, which is no secret.
-fn hides_its_end(url: &str) -> bool {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return false;
-    };
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    !scheme.ends_with("unix") && rest[end..].contains('@')
-}
-
-/// Whether an address names a database of its own, be it 0.
-fn names_db(url: &str) -> bool {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return false;
-    };
-    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-    if scheme.ends_with("unix") {
-        return query.split('&').any(|pair| pair.starts_with("db="));
-    }
-    path.rsplit_once('@')
-        .map_or(path, |(_, host)| host)
-        .split_once('/')
-        .is_some_and(|(_, db)| !db.is_empty())
 }
 
 impl fmt::Debug for Server {
@@ -214,7 +243,7 @@ mod tests {
         for (address, place) in [
             ("10.0.0.1:6380", "10.0.0.1:6380"),
             ("Redis-1", "redis-1:6379"),
-            ("[::1]:6390", "::1:6390"),
+            ("[::1]:6390", "[::1]:6390"),
             ("redis://h/3", "h:6379"),
             ("redis://u:p@h:1", "h:1"),
             ("unix:///run/redis.sock", "/run/redis.sock"),
@@ -335,16 +364,29 @@ mod tests {
         }
 
         #[test]
-        fn no_password_is_ever_shown(odd in pieces(), form in 0..6_usize, is_encoded in any::<bool>()) {
+        fn no_password_is_ever_shown(odd in pieces(), form in 0..14_usize, is_encoded in any::<bool>()) {
             let password = format!("31337{odd}s3cret");
             let written = if is_encoded { encoded(&password) } else { password.clone() };
+            // `h:1:pw` with an '@' in the password is user, password and host.
+            let written = match form {
+                7..=9 => written.replace('@', "-"),
+                _ => written,
+            };
             let address = match form {
                 0 => format!("redis://joe:{written}@h:1/2"),
                 1 => format!("valkey://:{written}@h"),
                 2 => format!("joe:{written}@h:1"),
                 3 => format!(":{written}@[::1]"),
                 4 => format!("unix:///run/s?user=joe&pass={written}"),
-                _ => format!("http://joe:{written}@h:99999/x"),
+                5 => format!("http://joe:{written}@h:99999/x"),
+                6 => format!("h:6380,password={written},ssl=True"),
+                7 => format!("h:6379:{written}"),
+                8 => format!("redis://h:x{written}"),
+                9 => format!("redis://:{written}"),
+                10 => format!("redis://h:6379 -a {written}"),
+                11 => format!("redis://h/0?password={written}"),
+                12 => format!("rediss://h/{written}"),
+                _ => format!("/run/s?pass={written}"),
             };
             let endpoint = crate::endpoint::Endpoint::from(&address);
             let config = Config::new([&address]).password(&password);

@@ -11,12 +11,12 @@ use log::debug;
 use parking_lot::Mutex;
 use redis::Value;
 
-use crate::about::About;
+use crate::about::{About, ClockReading};
 use crate::config::Settings;
 use crate::endpoint::Address;
 use crate::error::{Cause, Error};
 use crate::key::slot::slot_of;
-use crate::node::address::{Server, host_and_port, log_in};
+use crate::node::address::{Server, host_and_port};
 use crate::node::ear::RedisEar;
 use crate::node::guide;
 use crate::node::session::{RedisSession, out_of_step};
@@ -35,6 +35,7 @@ const PORT: u16 = 6379;
 /// The way to a cluster.
 pub(super) struct Cluster {
     seeds: Vec<Server>,
+    name: String,
     connect_timeout: Duration,
     node_timeout: Duration,
     former: Arc<Former>,
@@ -49,12 +50,14 @@ impl Cluster {
     /// # Errors
     /// `InvalidConfig` that names the address without its credentials.
     pub(super) fn new(seeds: &[Address], settings: &Settings) -> Result<Cluster, Error> {
-        let read = |seed| {
-            let seed = Server::read_guide(seed, settings, PORT)?;
-            Ok(seed.filled_in(settings))
-        };
+        let read = |seed| Server::read_guide(seed, settings, PORT);
+        let seeds = seeds.iter().map(read).collect::<Result<Vec<Server>, _>>()?;
+        let first = seeds.first().map(Server::place);
+        let name = format!("cluster:{}", first.unwrap_or_default());
+        let with_login = |seed: Server| seed.with_login(settings, &name);
         Ok(Cluster {
-            seeds: seeds.iter().map(read).collect::<Result<_, Error>>()?,
+            seeds: seeds.into_iter().map(with_login).collect(),
+            name,
             connect_timeout: settings.connect_timeout,
             node_timeout: settings.node_timeout,
             former: Arc::default(),
@@ -62,9 +65,8 @@ impl Cluster {
     }
 
     /// The node's.
-    pub(super) fn name(&self) -> String {
-        let first = self.seeds.first().map(Server::place);
-        format!("cluster:{}", first.unwrap_or_default())
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// A connection to the first seed that finds the cluster in order, and who has which slot. Each seed has an equal share
@@ -92,12 +94,6 @@ impl Cluster {
 }
 
 impl Server {
-    /// The same with the credentials of the settings, where it has none.
-    fn filled_in(self, settings: &Settings) -> Server {
-        let redis = log_in(self.info.redis_settings().clone(), settings);
-        self.with(redis)
-    }
-
     fn host(&self) -> &str {
         host_and_port(&self.info).map_or("", |(host, _)| host)
     }
@@ -106,7 +102,7 @@ impl Server {
 /// Asks one server for the cluster. One that is cut off from it may know masters that are none any more, and says that
 /// the cluster is down.
 fn ask_seed(seed: &Server, end: Instant) -> Result<(Wire, Slots), Cause> {
-    let mut connection = seed.open(end)?;
+    let (mut connection, seed) = seed.open(end)?;
     let mut ask = |what: &str| {
         let mut question = redis::cmd("CLUSTER");
         question.arg(what);
@@ -169,7 +165,8 @@ fn add(about: &mut About, other: About) {
         about.policy = other.policy;
     }
     about.uptime = about.uptime.min(other.uptime);
-    if other.clock.map(|offset| offset.size()) > about.clock.map(|offset| offset.size()) {
+    about.round_trip = about.round_trip.max(other.round_trip);
+    if other.clock.map(ClockReading::least) > about.clock.map(ClockReading::least) {
         about.clock = other.clock;
     }
 }
@@ -208,7 +205,7 @@ impl ClusterSession {
         let server = self.like.at(&place.0, place.1);
         let name = server.place();
         let cause = |cause| guide::of(&name, cause);
-        let connection = server.open(end).map_err(cause)?;
+        let (connection, server) = server.open(end).map_err(cause)?;
         let mut session = RedisSession::new(connection, self.timeout, server.password());
         let killed = self.former.at(place);
         let greeting = session.greet(&killed, end).map_err(cause)?;

@@ -5,9 +5,9 @@ use std::time::Instant;
 use redis::{Cmd, ConnectionAddr, FromRedisValue, RedisError};
 
 use crate::config::Settings;
-use crate::endpoint::Address;
+use crate::endpoint::{Address, Target};
 use crate::error::{Cause, Error};
-use crate::node::address::{Server, host_and_port, left, refusal};
+use crate::node::address::{Server, left, refusal};
 use crate::node::wire::Wire;
 use crate::script;
 
@@ -22,18 +22,15 @@ impl Server {
         settings: &Settings,
         port: u16,
     ) -> Result<Server, Error> {
-        let (server, url) = Server::parse(address, settings)?;
+        let (server, parsed) = Server::parse(address, settings)?;
         let refuse = |reason| Err(refusal(address, reason));
-        let Some((host, given)) = host_and_port(&server.info) else {
+        let Target::Host { host, port: given } = &parsed.target else {
             return refuse("what it names are hosts and ports, so it must be one of them");
         };
-        if server.info.redis_settings().db() != 0 {
+        if parsed.db.is_some_and(|db| db != 0) {
             return refuse("it has no database but 0");
         }
-        match names_port(&url) {
-            true => Ok(server.at(host, given)),
-            false => Ok(server.at(host, port)),
-        }
+        Ok(server.at(host, given.unwrap_or(port)))
     }
 
     /// Another server that is connected to in the same way.
@@ -52,9 +49,9 @@ impl Server {
             // `read_guide` lets in no other.
             _ => addr = ConnectionAddr::Tcp(host.to_owned(), port),
         }
-        Server {
-            info: self.info.clone().set_addr(addr),
-        }
+        let mut server = self.clone();
+        server.info = server.info.set_addr(addr);
+        server
     }
 
     /// Asks something on a connection to it that has just been opened.
@@ -90,15 +87,6 @@ pub(super) fn of(place: &str, cause: Cause) -> Cause {
     }
 }
 
-/// Whether an address names a port.
-fn names_port(url: &str) -> bool {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let host = rest[..end].rsplit('@').next().unwrap_or_default();
-    let (_, after) = host.rsplit_once(']').unwrap_or(("", host));
-    after.contains(':')
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -115,21 +103,6 @@ mod tests {
         }
         for name in ["", "a b", "a\nb", "a\x1b[2J", "é", &"x".repeat(256)] {
             assert!(!is_host(name), "{name}");
-        }
-    }
-
-    #[test]
-    fn an_address_names_a_port_or_not() {
-        for (url, names) in [
-            ("redis://h", false),
-            ("redis://h:1", true),
-            ("redis://joe:s3cret@h", false),
-            ("redis://joe:s3cret@h:1/0?x=a:b", true),
-            ("redis://[::1]", false),
-            ("redis://[::1]:1", true),
-            ("redis://h/?x=a:b", false),
-        ] {
-            assert_eq!(names_port(url), names, "{url}");
         }
     }
 }

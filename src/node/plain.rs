@@ -4,17 +4,14 @@ use redis::ConnectionInfo;
 
 use crate::config::Settings;
 
-/// The URL of an address.
+/// Whether a server is spoken to over TLS, by what its address says.
 ///
 /// # Errors
 /// One over TLS is refused.
-pub(super) fn url(text: &str, _: &Settings) -> Result<String, String> {
-    let Some((scheme, _)) = text.split_once("://") else {
-        return Ok(format!("redis://{text}"));
-    };
-    match scheme.to_ascii_lowercase().as_str() {
-        "rediss" | "valkeys" => Err("TLS takes the feature `tls` of redguard".to_owned()),
-        _ => Ok(text.to_owned()),
+pub(super) fn is_asked_for(by_address: Option<bool>, _: &Settings) -> Result<bool, String> {
+    match by_address {
+        Some(true) => Err("TLS takes the feature `tls` of redguard".to_owned()),
+        _ => Ok(false),
     }
 }
 

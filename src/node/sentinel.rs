@@ -11,7 +11,7 @@ use redis::{RedisConnectionInfo, Value};
 use crate::config::Settings;
 use crate::endpoint::Address;
 use crate::error::{Cause, Error};
-use crate::node::address::{Server, log_in};
+use crate::node::address::Server;
 use crate::node::guide;
 use crate::node::wire::Wire;
 use crate::time;
@@ -24,6 +24,7 @@ pub(super) struct Watch {
     master: String,
     /// Each with a server like the master, if that one names it.
     sentinels: Vec<(Server, Server)>,
+    name: String,
 }
 
 impl Watch {
@@ -34,22 +35,25 @@ impl Watch {
         sentinels: &[Address],
         settings: &Settings,
     ) -> Result<Watch, Error> {
-        let read = |address| {
-            let sentinel = Server::read_guide(address, settings, PORT)?;
-            let like = sentinel.like_a_node(settings);
-            Ok((sentinel, like))
+        let read = |address| Server::read_guide(address, settings, PORT);
+        let sentinels = sentinels.iter().map(read);
+        let sentinels = sentinels.collect::<Result<Vec<Server>, Error>>()?;
+        let first = sentinels.first().map(Server::place);
+        let name = format!("sentinel:{master}@{}", first.unwrap_or_default());
+        let with_master = |sentinel: Server| {
+            let like = sentinel.like_a_node(settings, &name);
+            (sentinel, like)
         };
         Ok(Watch {
             master: master.to_owned(),
-            sentinels: sentinels.iter().map(read).collect::<Result<_, Error>>()?,
+            sentinels: sentinels.into_iter().map(with_master).collect(),
+            name,
         })
     }
 
     /// The node's.
-    pub(super) fn name(&self) -> String {
-        let first = self.sentinels.first();
-        let first = first.map(|(sentinel, _)| sentinel.place());
-        format!("sentinel:{}@{}", self.master, first.unwrap_or_default())
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// A connection to the master. Of the time until `end` each sentinel has an equal share of what is left, half of it to
@@ -75,7 +79,7 @@ impl Watch {
 
     /// Where the master is, as a sentinel says.
     fn ask(&self, sentinel: &Server, end: Instant) -> Result<(String, u16), Cause> {
-        let mut connection = sentinel.open(end)?;
+        let (mut connection, sentinel) = sentinel.open(end)?;
         let mut question = redis::cmd("SENTINEL");
         question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
         let answer: Option<(String, u16)> = sentinel.ask(&mut connection, &question, end)?;
@@ -94,17 +98,18 @@ impl Watch {
 
 impl Server {
     /// The same with the credentials of the settings in place of its own, and their database.
-    fn like_a_node(&self, settings: &Settings) -> Server {
+    fn like_a_node(&self, settings: &Settings, node: &str) -> Server {
         let db = settings.db.map_or(0, i64::from);
         let redis = RedisConnectionInfo::default().set_db(db);
-        self.clone().with(log_in(redis, settings))
+        self.clone().with(redis).with_login(settings, node)
     }
 }
 
 /// A connection to a server that says itself that it is a master: a sentinel may not know yet, or the server may not.
 fn open_master(server: Server, end: Instant) -> Result<(Wire, Server), Cause> {
-    let cause = |cause| guide::of(&server.place(), cause);
-    let mut connection = server.open(end).map_err(cause)?;
+    let place = server.place();
+    let cause = |cause| guide::of(&place, cause);
+    let (mut connection, server) = server.open(end).map_err(cause)?;
     let role: Vec<Value> = server
         .ask(&mut connection, &redis::cmd("ROLE"), end)
         .map_err(cause)?;

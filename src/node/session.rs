@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use redis::{Cmd, Value};
 
-use crate::about::{self, About};
+use crate::about::{self, About, ServerMode};
 use crate::batch::Calls;
 use crate::error::Cause;
+use crate::node::address::left;
 use crate::node::wire::{self, Wire};
 use crate::node::{Greeting, Prompt, Session};
 #[cfg(feature = "cluster")]
@@ -88,11 +89,11 @@ impl RedisSession {
         }
         wire::introduce(&mut self.out);
         script::write_loads(&mut self.out);
-        let sent = time::wall();
+        let (wall, sent) = (time::wall(), time::now());
         self.send(end)?;
         let client = self.receive_as::<i64>(end)?;
         let mut info = self.receive_as::<String>(end)?;
-        let wall = sent + time::wall().saturating_sub(sent) / 2;
+        let round_trip = time::now().saturating_duration_since(sent);
         for _ in &SECTIONS[1..] {
             info.push('\n');
             info.push_str(&self.receive_as::<String>(end)?);
@@ -100,10 +101,21 @@ impl RedisSession {
         for _ in 0..wire::INTRODUCED {
             self.receive(end)?; // before Redis 7.2 it is an error
         }
+        let mut about = About::read(&info, wall + round_trip / 2, round_trip);
+        // It does not have the scripts' commands, and would be told by that.
+        if about.mode == Some(ServerMode::Sentinel)
+            && let Some(cause) = about.wrong_mode()
+        {
+            return Err(cause);
+        }
         for sum in script::sums() {
             if self.receive_as::<String>(end)? != sum {
                 return Err(out_of_step());
             }
+        }
+        // It may have been hung until just now, which is no news of its clock or of how far it is.
+        if round_trip > self.timeout && left(end) > 2 * round_trip {
+            about.refine(&self.ask_about(end)?);
         }
         let run_id = about::field(&info, "run_id")
             .filter(|run_id| is_digest(run_id))
@@ -113,7 +125,6 @@ impl RedisSession {
         if client <= 0 {
             return Err(out_of_step());
         }
-        let about = About::read(&info, wall);
         let greeting = Greeting {
             run_id,
             others: Vec::new(),
@@ -137,6 +148,19 @@ impl RedisSession {
             }
         }
         Ok(greeting)
+    }
+
+    /// What the server says of itself and its clock, in an exchange of its own.
+    fn ask_about(&mut self, end: Instant) -> Result<About, Cause> {
+        self.out.clear();
+        redis::cmd("INFO")
+            .arg(SECTIONS[0])
+            .write_packed_command(&mut self.out);
+        let (wall, sent) = (time::wall(), time::now());
+        self.send(end)?;
+        let info = self.receive_as::<String>(end)?;
+        let round_trip = time::now().saturating_duration_since(sent);
+        Ok(About::read(&info, wall + round_trip / 2, round_trip))
     }
 
     fn send(&mut self, end: Instant) -> Result<(), Cause> {

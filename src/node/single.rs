@@ -41,7 +41,7 @@ impl Site {
     /// A connection to the server, and which server that is.
     fn open(&self, end: Instant) -> Result<(Wire, Server), Cause> {
         match self {
-            Site::At(server) => Ok((server.open(end)?, server.clone())),
+            Site::At(server) => server.open(end),
             #[cfg(feature = "sentinel")]
             Site::Watched(watch) => watch.open(end),
         }
@@ -55,6 +55,9 @@ impl Connector for Single {
         let mut session = RedisSession::new(connection, self.node_timeout, server.password());
         let former = former.map(|former| (former.run_id.clone(), former.client));
         let greeting = session.greet(former.as_slice(), end)?;
+        if let Some(cause) = greeting.about.wrong_mode() {
+            return Err(cause);
+        }
         Ok((Box::new(session), greeting))
     }
 

@@ -13,13 +13,9 @@ use crate::error::Cause;
 use crate::script;
 use crate::tls::Tls;
 
-/// The URL of an address. One without a scheme is over TLS if TLS is set.
-pub(super) fn url(text: &str, settings: &Settings) -> Result<String, String> {
-    Ok(match (text.contains("://"), &settings.tls) {
-        (true, _) => text.to_owned(),
-        (false, Some(_)) => format!("rediss://{text}"),
-        (false, None) => format!("redis://{text}"),
-    })
+/// Whether a server is spoken to over TLS, by what its address says. One without a scheme is if TLS is set.
+pub(super) fn is_asked_for(by_address: Option<bool>, settings: &Settings) -> Result<bool, String> {
+    Ok(by_address.unwrap_or(settings.tls.is_some()))
 }
 
 /// Gives an address over TLS the certificates of the settings.
@@ -28,15 +24,12 @@ pub(super) fn url(text: &str, settings: &Settings) -> Result<String, String> {
 /// If the address is not over TLS though TLS is set, and for certificates and keys that cannot be used. The text has
 /// nothing of their content.
 pub(super) fn secure(info: ConnectionInfo, settings: &Settings) -> Result<ConnectionInfo, String> {
-    let ConnectionAddr::TcpTls { host, insecure, .. } = info.addr() else {
+    let ConnectionAddr::TcpTls { host, .. } = info.addr() else {
         return match settings.tls {
             Some(_) => Err("it is not over TLS, though `Config::tls` is set".to_owned()),
             None => Ok(info),
         };
     };
-    if *insecure {
-        return Err("`#insecure` is not supported: set the authority with `Tls::ca`".to_owned());
-    }
     if ServerName::try_from(host.as_str()).is_err() {
         return Err(format!("no certificate can be for a host {host:?}"));
     }
@@ -145,7 +138,7 @@ mod tests {
         for (address, alone, set) in [
             ("h:1", false, Some("h:1")),
             ("H", false, Some("h:6379")),
-            ("[::1]:1", false, Some("::1:1")),
+            ("[::1]:1", false, Some("[::1]:1")),
             ("redis://h:1", false, None),
             ("valkey://h:1", false, None),
             ("unix:///s", false, None),

@@ -43,15 +43,16 @@ enum Line {
 }
 
 impl Wire {
-    /// Connects and logs in. Where a name has many addresses it can take longer than until `end`.
+    /// Connects and logs in. While a name is looked up it can take longer than until `end`.
     pub(super) fn open(server: &Server, end: Instant) -> RedisResult<Wire> {
         let own = match server.info.addr() {
             ConnectionAddr::Tcp(host, port) => Own::connect(host, *port, end)?,
             #[cfg(unix)]
             ConnectionAddr::Unix(path) => Own::connect_local(path)?,
             #[cfg(feature = "tls")]
-            _ => return Wire::open_tls(server, end),
-            #[cfg(not(feature = "tls"))]
+            ConnectionAddr::TcpTls { host, port, .. } => {
+                return Wire::open_tls(server, host, *port, end);
+            }
             _ => return Err((ErrorKind::InvalidClientConfig, "no such socket here").into()),
         };
         let mut wire = Wire(Line::Own(Box::new(own)));
@@ -60,12 +61,13 @@ impl Wire {
     }
 
     #[cfg(feature = "tls")]
-    fn open_tls(server: &Server, end: Instant) -> RedisResult<Wire> {
+    fn open_tls(server: &Server, host: &str, port: u16, end: Instant) -> RedisResult<Wire> {
         let redis = server.info.redis_settings();
-        // `redis` waits for each reply of its handshake as long as for all of it.
-        let replies = 1 + u32::from(redis.password().is_some() && redis.db() != 0);
+        // `redis` waits for each address of a name, and for each reply of its handshake, as long as for all of it.
+        let addresses = own::count_addresses(host, port)?.max(1);
+        let waits = addresses + u32::from(redis.password().is_some() && redis.db() != 0);
         let client = redis::Client::open(server.info.clone())?;
-        let connection = client.get_connection_with_timeout(left(end) / replies)?;
+        let connection = client.get_connection_with_timeout(left(end) / waits)?;
         let mut wire = Wire(Line::Tls(Box::new(connection)));
         // What is wrong with certificates shows when something is said.
         wire.introduce_us(end)?;

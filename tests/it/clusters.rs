@@ -6,8 +6,8 @@ use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, servers, unique_key};
 use redguard::{
-    Cause, Config, Endpoint, Error, LockOptions, Locker, NodeState, Nodes, RedisLocker,
-    RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
+    Cause, Config, Credentials, Endpoint, Error, LockOptions, Locker, NodeState, Nodes,
+    RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
 };
 use redis::FromRedisValue;
 use std::thread;
@@ -43,6 +43,25 @@ fn has(server: &Server, key: &str) -> bool {
 fn connect_error(config: Config) -> Error {
     let brief = Duration::from_secs(1);
     Nodes::connect(config.connect_timeout(brief).node_timeout(brief)).unwrap_err()
+}
+
+#[test]
+fn masters_of_a_cluster_are_logged_in_to_with_credentials_that_are_asked_for() {
+    let cluster = Cluster::shared();
+    for master in &cluster.masters {
+        let rights = ["on", ">s3cret", "~*", "&*", "+@all"];
+        ask::<()>(
+            master,
+            &[&["ACL", "SETUSER", "asked-for"], &rights[..]].concat(),
+        );
+    }
+    let config = config(cluster).credentials(|_| Credentials::new("asked-for", "s3cret"));
+    let locker = RedisLocker::connect(config).unwrap();
+    take(&locker, &unique_key("asked")).release().unwrap();
+    for master in &cluster.masters {
+        let clients: String = ask(master, &["CLIENT", "LIST"]);
+        assert!(clients.contains(" user=asked-for "), "{clients}");
+    }
 }
 
 #[test]
@@ -433,4 +452,14 @@ fn a_cluster_counts_as_one_node_among_others() {
     take(&locker, &key).release().unwrap();
     let name = format!("cluster:{}: connected", cluster.masters[0].addr());
     assert!(!captured_log().lines(Level::Info, &name).is_empty());
+}
+
+#[test]
+fn member_of_a_cluster_as_a_plain_node_is_told_as_what_it_is() {
+    let cluster = Cluster::shared();
+    let told = cause(connect_error(at([cluster.masters[0].addr()])));
+    let Cause::Server(words) = &told else {
+        panic!("{told}");
+    };
+    assert!(words.contains("`Endpoint::cluster`"), "{told}");
 }

@@ -1,10 +1,11 @@
 //! Bad networks: replies that are cut, requests that come late, doors that are shut, and what is left behind them.
 
 use crate::rig::{LIMIT, TTL, ask, at, calls, everywhere, now, nowhere, pttl, take, token};
+use crate::support::log_capture::{Level, captured_log};
 use crate::support::proxy::{Door, Flow, Proxy};
 use crate::support::servers::Server;
 use crate::support::{eventually, raw, servers, unique_key};
-use redguard::{Cause, Config, Error, Locker, RedisLocker};
+use redguard::{Cause, Config, Error, Locker, RedisLocker, RetryPolicy};
 use redis::ConnectionLike;
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -125,6 +126,11 @@ fn a_release_that_did_not_arrive_is_made_again() {
 
 /// A port that leads its first connection to `first` and all others to `rest`; it ends with the program.
 fn switch(first: String, rest: String) -> String {
+    lead([first].into_iter().chain(std::iter::repeat(rest)))
+}
+
+/// A port that leads each connection to the next target; it ends with the program.
+fn lead(targets: impl Iterator<Item = String> + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let here = listener.local_addr().unwrap().to_string();
     let carry = |from: &TcpStream, to: &TcpStream| {
@@ -135,7 +141,6 @@ fn switch(first: String, rest: String) -> String {
         });
     };
     detached(move || {
-        let targets = [first].into_iter().chain(std::iter::repeat(rest));
         for (client, target) in listener.incoming().zip(targets) {
             let (client, server) = (client.unwrap(), TcpStream::connect(target).unwrap());
             carry(&client, &server);
@@ -303,4 +308,83 @@ fn a_refused_minority_is_not_noticed_at_connect_and_found_later() {
     });
     guard.release().unwrap();
     nowhere(&nodes, &key);
+}
+
+#[test]
+fn node_that_is_farther_than_node_timeout_is_told_with_the_limit() {
+    let log = captured_log();
+    let node = Server::start().unwrap();
+    let proxy = Proxy::to(node.addr());
+    proxy.both(Flow::Delay(Duration::from_millis(150)));
+    let config = at([proxy.addr()]).node_timeout(Duration::from_millis(100));
+    let locker = RedisLocker::connect(config).unwrap();
+    let told = locker.try_lock(&unique_key("far"), TTL).unwrap_err();
+    let words = "no answer within 100 ms (node_timeout; connecting took ";
+    assert!(told.to_string().contains(words), "{told}");
+    let warned = log.lines(Level::Warn, &proxy.addr());
+    let is_told = |line: &String| line.contains("more than node_timeout (100 ms)");
+    assert_eq!(
+        warned.iter().filter(|line| is_told(line)).count(),
+        1,
+        "{warned:?}"
+    );
+}
+
+#[test]
+fn node_that_was_hung_while_it_was_connected_to_has_no_clock_that_is_off() {
+    let log = captured_log();
+    let node = Server::start().unwrap();
+    let proxy = Proxy::to(node.addr());
+    proxy.requests(Flow::Hold);
+    // As if it were hung: what is said to it is answered much later.
+    let config = at([proxy.addr()]).node_timeout(Duration::from_millis(100));
+    let locker = thread::scope(|scope| {
+        let connecting = scope.spawn(|| RedisLocker::connect(config).unwrap());
+        let has_greeted = || proxy.request_bytes() > 0;
+        eventually(LIMIT, "the greeting is on its way", has_greeted);
+        let greeted = now();
+        // Longer than what is worth a warning; how much longer does not matter.
+        let is_late = || greeted.elapsed() > 2 * HUNG;
+        eventually(LIMIT, "it has been hung for long", is_late);
+        proxy.pass();
+        connecting.join().unwrap()
+    });
+    let health = locker.nodes().health();
+    let [offset, uncertainty] = [
+        health.nodes[0].clock_offset.unwrap().size(),
+        health.nodes[0].clock_uncertainty.unwrap(),
+    ];
+    assert!(
+        offset <= uncertainty + Duration::from_millis(1),
+        "{offset:?} {uncertainty:?}"
+    );
+    let warned = log.lines(Level::Warn, &proxy.addr());
+    let is_odd = |line: &String| line.contains("clock") || line.contains("node_timeout");
+    assert!(!warned.iter().any(is_odd), "{warned:?}");
+}
+
+#[test]
+fn two_servers_behind_one_address_are_a_failure_of_the_node() {
+    let nodes = servers(2);
+    let in_turn = nodes.iter().map(Server::addr).collect::<Vec<_>>();
+    let address = lead(in_turn.into_iter().cycle());
+    let config = at([address]).pool_size(2).retry(RetryPolicy {
+        max_outage: Duration::ZERO,
+        ..RetryPolicy::default()
+    });
+    let locker = match RedisLocker::connect(config) {
+        Ok(locker) => locker,
+        Err(error) => return assert!(error.to_string().contains("several servers"), "{error}"),
+    };
+    // Each key has its connection: with several both are used.
+    eventually(LIMIT, "it is told", || {
+        _ = locker.try_lock(&unique_key("behind"), TTL);
+        let node = &locker.nodes().health().nodes[0];
+        let told = node.cause.as_ref().map(Cause::to_string);
+        told.is_some_and(|told| told.contains("several servers"))
+    });
+    for _ in 0..20 {
+        let tried = locker.try_lock(&unique_key("behind"), TTL);
+        assert!(tried.is_err(), "{tried:?}");
+    }
 }

@@ -8,10 +8,11 @@ use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, servers, unique_key};
 use redguard::{
-    Cause, Config, Error, LockOptions, Locker, NodeCause, NodeState, Nodes, RedisLocker,
-    RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
+    Cause, Config, Credentials, Error, LockOptions, Locker, NodeCause, NodeState, Nodes,
+    RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
 };
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -59,6 +60,72 @@ fn a_password_opens_the_door_and_is_never_shown() {
     }
     assert!(captured_log().mentions(&node.addr()));
     assert!(!captured_log().mentions(&right) && !captured_log().mentions(&wrong));
+}
+
+#[test]
+fn credentials_that_change_are_asked_for_at_each_connect() {
+    let node = Server::start().unwrap();
+    let set_password = |password: &str| {
+        let rights = ["resetpass", password, "~*", "&*", "+@all"];
+        ask::<()>(
+            &node,
+            &[&["ACL", "SETUSER", "rotates", "on"], &rights[..]].concat(),
+        );
+    };
+    let cut = || {
+        let killed: u64 = ask(&node, &["CLIENT", "KILL", "USER", "rotates"]);
+        killed
+    };
+    set_password(">first-secret");
+    let current = Arc::new(Mutex::new("first-secret"));
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let config = at([node.addr()]).credentials({
+        let (current, asked) = (Arc::clone(&current), Arc::clone(&asked));
+        move |name| {
+            asked.lock().unwrap().push(name.to_owned());
+            let password = *current.lock().unwrap();
+            assert_ne!(password, "", "it panics");
+            Credentials::new("rotates", password)
+        }
+    });
+    assert!(!format!("{config:?}").contains("secret"));
+    let locker = RedisLocker::connect(config).unwrap();
+    let kept = LockOptions::new(LIMIT).auto_renew();
+    let kept = locker.acquire(&unique_key("kept"), &kept).unwrap();
+    // The connection for wake-ups logs in likewise.
+    let key = unique_key("listened-at");
+    let held = take(&locker, &key);
+    thread::scope(|scope| {
+        let other = RedisLocker::connect(
+            at([node.addr()])
+                .credentials(|_| Credentials::new("rotates", "first-secret"))
+                .retry(sluggish()),
+        )
+        .unwrap();
+        let key = &key;
+        let waits = scope.spawn(move || take(&other, key).release().unwrap());
+        eventually(LIMIT, "it listens", || subscribers(&node, key) == 1);
+        held.release().unwrap();
+        waits.join().unwrap();
+    });
+    set_password(">second-secret");
+    // A login that is refused, and a function that panics, fail one connect each.
+    let node_cause = || locker.nodes().health().nodes[0].cause.clone();
+    assert!(cut() > 0);
+    eventually(LIMIT, "the former password is refused", || {
+        matches!(node_cause(), Some(Cause::Denied(_)))
+    });
+    *current.lock().unwrap() = "";
+    eventually(LIMIT, "the function panics", || {
+        node_cause().is_some_and(|cause| cause.to_string().contains("Config::credentials"))
+    });
+    *current.lock().unwrap() = "second-secret";
+    takes_part(&locker, &node);
+    kept.check().unwrap();
+    assert!(kept.is_held());
+    kept.release().unwrap();
+    let asked = asked.lock().unwrap();
+    assert!(asked.len() > 3 && asked.iter().all(|name| *name == node.addr()));
 }
 
 /// The README's lines, one after the other: for exclusive locks, read-write locks, fencing, semaphores, and wake-ups. Without the

@@ -5,7 +5,9 @@ use crate::support::hostile::{Hostile, Sin, Then};
 use crate::support::sentinels::{MASTER, Watched};
 use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, servers, unique_key};
-use redguard::{Cause, Config, Endpoint, Error, Locker, NodeState, Nodes, RedisLocker, Role};
+use redguard::{
+    Cause, Config, Credentials, Endpoint, Error, Locker, NodeState, Nodes, RedisLocker, Role,
+};
 use std::thread;
 use std::time::Duration;
 
@@ -180,6 +182,18 @@ fn a_sentinel_and_its_master_have_passwords_of_their_own() {
     assert!(!format!("{config:?}").contains("secret"));
     let locker = RedisLocker::connect(config.clone()).unwrap();
     take(&locker, &unique_key("locked")).release().unwrap();
+    let asks = by(&[&address]).credentials({
+        let (name, ours) = (
+            format!("sentinel:mymaster@{}", sentinel.addr()),
+            ours.clone(),
+        );
+        move |node| match node == name {
+            true => Credentials::password(&*ours),
+            false => Credentials::password("of another node"),
+        }
+    });
+    let locker = RedisLocker::connect(asks).unwrap();
+    take(&locker, &unique_key("asked")).release().unwrap();
     // The numbered databases are the master's.
     let numbered = RedisLocker::connect(config.db(3)).unwrap();
     let key = unique_key("db");
@@ -247,4 +261,14 @@ fn what_cannot_be_had_through_sentinels_is_refused_at_the_door() {
     // A port that is not named is the sentinels' own.
     let told = cause(refused(by(&["127.0.0.1"]))).to_string();
     assert!(told.contains("127.0.0.1:26379"), "{told}");
+}
+
+#[test]
+fn sentinel_as_a_plain_node_is_told_as_what_it_is() {
+    let sentinel = Server::options().sentinel("").start().unwrap();
+    let told = cause(refused(at([sentinel.addr()])));
+    let Cause::Server(words) = &told else {
+        panic!("{told}");
+    };
+    assert!(words.contains("`Endpoint::sentinel`"), "{told}");
 }

@@ -1,7 +1,7 @@
 //! A socket of our own, and the replies that come out of it.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 #[cfg(unix)]
 use std::os::unix::net::UnixStream;
 #[cfg(unix)]
@@ -15,6 +15,8 @@ use crate::time;
 
 /// So much is read at once.
 const ROOM: usize = 4096;
+/// A share of no time at all would be an error.
+const MIN_SHARE: Duration = Duration::from_millis(1);
 
 /// A socket, and what has been read from it and not been taken yet.
 pub(super) struct Own {
@@ -46,17 +48,11 @@ enum Socket {
 impl Own {
     /// Connects to the first of a name's addresses that answers.
     pub(super) fn connect(host: &str, port: u16, end: Instant) -> io::Result<Own> {
-        let mut failed = io::Error::new(ErrorKind::NotFound, "the name has no address");
-        for address in (host, port).to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, left(end)) {
-                Ok(socket) => {
-                    socket.set_nodelay(true)?;
-                    return Ok(Own::new(Socket::Tcp(socket)));
-                }
-                Err(error) => failed = error,
-            }
-        }
-        Err(failed)
+        let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
+        let is_name = host.parse::<IpAddr>().is_err();
+        let socket = connect_to_any(&addresses, is_name, end)?;
+        socket.set_nodelay(true)?;
+        Ok(Own::new(Socket::Tcp(socket)))
     }
 
     #[cfg(unix)]
@@ -177,6 +173,42 @@ impl Own {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Returns how many addresses a name has.
+#[cfg(feature = "tls")]
+pub(super) fn count_addresses(host: &str, port: u16) -> io::Result<u32> {
+    Ok((host, port).to_socket_addrs()?.count() as u32)
+}
+
+/// Connects to the first address that answers. Each has an equal share of the time that is left, so that an address that
+/// swallows everything costs a part of it. (RFC 8305 starts them side by side, which takes a thread for each.)
+///
+/// # Errors
+/// Of an address that stands for a name, the one that the name led to is told, and of several each.
+fn connect_to_any(addresses: &[SocketAddr], is_name: bool, end: Instant) -> io::Result<TcpStream> {
+    let mut failures: Vec<String> = Vec::new();
+    let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
+    for (address, others) in addresses.iter().zip((1..=addresses.len() as u32).rev()) {
+        let share = left(end) / others;
+        last = match TcpStream::connect_timeout(address, share.max(MIN_SHARE)) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => error,
+        };
+        failures.push(match last.kind() {
+            ErrorKind::TimedOut => format!("{address}: no answer within {share:.0?}"),
+            _ => format!("{address}: {last}"),
+        });
+    }
+    if is_name && !failures.is_empty() {
+        // As a time-out it would be told without its words.
+        let kind = match last.kind() {
+            ErrorKind::TimedOut => ErrorKind::NotConnected,
+            kind => kind,
+        };
+        return Err(io::Error::new(kind, failures.join("; ")));
+    }
+    Err(last)
 }
 
 /// The replies that locks are about: `+OK`, a number, nothing. What is longer or has another form is the parser's.
@@ -342,6 +374,53 @@ mod tests {
             drop(other);
             prop_assert!(own.receive(end).is_err() && own.look().is_err());
         }
+    }
+
+    /// A listener whose queue is full, so that connects to it hang, and what fills it.
+    #[cfg(target_os = "linux")]
+    #[expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+    fn black_hole() -> (TcpListener, Vec<TcpStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let connects = std::iter::repeat_with(|| {
+            TcpStream::connect_timeout(&address, Duration::from_millis(200))
+        });
+        let fill = connects.map_while(Result::ok).collect();
+        (listener, fill)
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn name_with_black_hole_before_its_server_connects_in_time() {
+        let (hole, _fill) = black_hole();
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addresses = [&hole, &hole, &server].map(|listener| listener.local_addr().unwrap());
+        let end = time::now() + Duration::from_secs(6);
+        let socket = connect_to_any(&addresses, true, end).unwrap();
+        assert_eq!(socket.peer_addr().unwrap(), addresses[2]);
+        assert!(time::now() < end);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn name_none_of_whose_addresses_answers_is_an_error_that_names_each() {
+        let (hole, _fill) = black_hole();
+        let hung = hole.local_addr().unwrap();
+        let closed = SocketAddr::from(([127, 0, 0, 1], 1));
+        for addresses in [[hung, closed], [closed, hung]] {
+            let end = time::now() + Duration::from_millis(200);
+            let error = connect_to_any(&addresses, true, end).unwrap_err();
+            let told = error.to_string();
+            assert!(
+                told.contains(&format!("{hung}: no answer within ")),
+                "{told}"
+            );
+            assert!(
+                told.contains(&format!("{closed}: Connection refused")),
+                "{told}"
+            );
+        }
+        assert!(connect_to_any(&[], true, time::now()).is_err());
     }
 
     #[test]
