@@ -1,7 +1,7 @@
 //! When to stop asking nodes that do not answer, and when to ask again: a state machine without a clock of its own.
 //!
-//! Closed, open, half-open as in M. Nygard, *Release It!* (2007), over rounds in place of calls: only a round that ran to its own
-//! end and found fewer nodes than a quorum counts. A refusal is an answer, so contention is health.
+//! Closed, open, half-open as in M. Nygard, *Release It!* (2007), over rounds in place of calls: only a round counts that ran to its
+//! own end and in which fewer nodes than a quorum replied anything. Contention is health, and so is an error reply.
 
 use std::time::{Duration, Instant};
 
@@ -60,8 +60,10 @@ pub(crate) struct Breaker {
     open_for: Duration,
     phase: Phase,
     failures: u32,
-    /// The start of the first failed round in a row.
-    since: Option<Instant>,
+    /// Whether a round has failed since a quorum was last seen.
+    failing: bool,
+    /// Since when it has not been closed.
+    opened: Option<Instant>,
     /// The end of the last failed round that counted: those that began before it overlap with it.
     counted: Option<Instant>,
     /// When a quorum was last seen.
@@ -77,7 +79,8 @@ impl Breaker {
             open_for,
             phase: Phase::Closed,
             failures: 0,
-            since: None,
+            failing: false,
+            opened: None,
             counted: None,
             seen: now,
             probes: 0,
@@ -88,14 +91,14 @@ impl Breaker {
         self.phase
     }
 
-    /// Since when no quorum has answered; `None` while one does.
-    pub(crate) fn since(&self) -> Option<Instant> {
-        self.since
+    /// Since when it has not been closed; `None` while it is.
+    pub(crate) fn opened(&self) -> Option<Instant> {
+        self.opened
     }
 
     /// Whether it is closed and has seen no failure since the last quorum.
     pub(crate) fn is_calm(&self) -> bool {
-        self.since.is_none()
+        !self.failing
     }
 
     /// Whether one who wants to ask may.
@@ -139,7 +142,7 @@ impl Breaker {
         if start < self.seen {
             return false; // a quorum has answered since: it says nothing about now
         }
-        self.since.get_or_insert(start);
+        self.failing = true;
         let opens = match self.phase {
             Phase::Closed => {
                 if self.counted.is_some_and(|counted| start < counted) {
@@ -154,14 +157,16 @@ impl Breaker {
             Phase::Open { .. } | Phase::HalfOpen => false,
         };
         if opens {
-            self.open(start, now, risen);
+            self.open(now, now, risen);
         }
         opens
     }
 
-    /// Opens at once, for an outage that began at `start`, when a lane had come up `risen` times.
+    /// Opens at once, for an outage that began at `start`, when a lane had come up `risen` times. A failed probe opens it again,
+    /// for the same outage.
     pub(crate) fn open(&mut self, start: Instant, now: Instant, risen: u64) {
-        self.since.get_or_insert(start);
+        self.failing = true;
+        self.opened.get_or_insert(start);
         let until = now.checked_add(self.open_for);
         // An instant beyond the clock's range: then only lanes that come up end it.
         let until = until.unwrap_or_else(|| now + Duration::from_secs(100 * 365 * 24 * 3600));
@@ -218,8 +223,9 @@ mod tests {
         let (mut breaker, now) = breaker();
         assert!(!failures(&mut breaker, now, 2));
         assert_eq!(breaker.admit(now, DOWN), Admission::Go);
-        assert_eq!(breaker.since(), Some(now));
+        assert_eq!(breaker.opened(), None);
         assert!(failures(&mut breaker, now + ms(10), 1));
+        assert_eq!(breaker.opened(), Some(now + ms(11)));
         let left = OPEN_FOR - ms(5);
         let asked = now + ms(11) + ms(5);
         assert_eq!(breaker.admit(asked, DOWN), Admission::Open(left));
@@ -303,9 +309,12 @@ mod tests {
 
         let mut breaker = probing();
         assert!(!breaker.fail(now, now, None, 1), "not the probe's");
+        let opened = breaker.opened();
+        assert!(opened.is_some_and(|opened| opened < now));
         assert!(breaker.fail(now, now, Some(1), 1));
         breaker.end_probe(1);
         assert_eq!(breaker.admit(now, UP), Admission::Open(OPEN_FOR));
+        assert_eq!(breaker.opened(), opened, "it is the same outage");
 
         let mut breaker = probing();
         breaker.end_probe(1);

@@ -2,11 +2,13 @@
 //! the log has said of their nodes.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::inbox::Inbox;
 use crate::news::News;
 
 /// After two servers were seen at one address, so many connects in a row must lead to one of them before the node counts again. A
@@ -31,6 +33,10 @@ pub(crate) struct Census {
     risen: AtomicU64,
     /// For each node how often a connection has led to another run than those that stood.
     epochs: Vec<AtomicU64>,
+    /// Of each node, whether the last connect reached it. An established connection that breaks does not change it: the node may
+    /// be there.
+    reached: Vec<AtomicBool>,
+    waiters: Arc<Waiters>,
     news: Vec<News>,
 }
 
@@ -56,6 +62,52 @@ pub(crate) enum Entered {
     SeveralServers,
 }
 
+/// The callers that wait for nodes to come up, or for a verdict on whether they are.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters {
+    inboxes: Mutex<Vec<Arc<Inbox>>>,
+}
+
+/// The registration of one waiter, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Waiter<'a> {
+    waiters: &'a Waiters,
+    inbox: Arc<Inbox>,
+}
+
+impl Waiters {
+    /// Registers an inbox. A change after this call wakes it, so its owner looks after this call and sleeps then.
+    pub(crate) fn join(&self, inbox: &Arc<Inbox>) -> Waiter<'_> {
+        self.inboxes.lock().push(Arc::clone(inbox));
+        Waiter {
+            waiters: self,
+            inbox: Arc::clone(inbox),
+        }
+    }
+
+    /// Wakes all waiters, so that they look again.
+    pub(crate) fn wake(&self) {
+        let inboxes = self.inboxes.lock().clone(); // unlocked before waking
+        inboxes.iter().for_each(|inbox| inbox.wake());
+    }
+
+    /// Returns how many wait.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn count(&self) -> usize {
+        self.inboxes.lock().len()
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut inboxes = self.waiters.inboxes.lock();
+        let own = |inbox: &Arc<Inbox>| Arc::ptr_eq(inbox, &self.inbox);
+        if let Some(place) = inboxes.iter().position(own) {
+            inboxes.swap_remove(place);
+        }
+    }
+}
+
 impl Census {
     pub(crate) fn of(nodes: usize) -> Census {
         Census {
@@ -63,6 +115,8 @@ impl Census {
             epochs: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
             changed: Condvar::new(),
             risen: AtomicU64::new(0),
+            reached: (0..nodes).map(|_| AtomicBool::new(false)).collect(),
+            waiters: Arc::default(),
             news: (0..nodes).map(|_| News::default()).collect(),
         }
     }
@@ -78,6 +132,20 @@ impl Census {
         self.announce();
     }
 
+    /// Notes whether a fresh connect has reached a node, in time and with its data loaded.
+    pub(crate) fn note_connect(&self, node: usize, reached: bool) {
+        let before = self.reached[node].swap(reached, Ordering::AcqRel);
+        if before && !reached {
+            self.announce(); // a waiter may go local now
+        }
+    }
+
+    /// Returns how many nodes the last connect to them has reached.
+    pub(crate) fn reached(&self) -> usize {
+        let reached = |node: &&AtomicBool| node.load(Ordering::Acquire);
+        self.reached.iter().filter(reached).count()
+    }
+
     /// How often a lane has come up. What is up by then was not before, if this has changed.
     pub(crate) fn risen(&self) -> u64 {
         self.risen.load(Ordering::Acquire)
@@ -88,6 +156,12 @@ impl Census {
         // Who has seen it down, and is about to wait, has the lock.
         drop(self.runs.lock());
         self.changed.notify_all();
+        self.waiters.wake();
+    }
+
+    /// The callers that wait for a change.
+    pub(crate) fn waiters(&self) -> &Arc<Waiters> {
+        &self.waiters
     }
 
     /// Waits until `holds`, which lanes that come up may bring about, until `end`. `false` if it does not.

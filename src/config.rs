@@ -212,10 +212,11 @@ impl Config {
         self
     }
 
-    /// When to stop asking nodes of which no quorum answers: after `threshold` rounds in a row (and 1 s) without one, an
-    /// acquire is [`CircuitOpen`](Error::CircuitOpen) at once, for `open_for` or until a quorum of nodes is connected again. Then
-    /// one acquire asks them, and those that come meanwhile wait for what it finds. Rounds that overlap in time count once, and
-    /// contention does not count. `u32::MAX` never stops asking. Default: 5 rounds, 60 s.
+    /// When to stop asking nodes of which no quorum replies: after `threshold` rounds in a row (and 1 s) without one, for `open_for`
+    /// or until a quorum of nodes is connected again. An acquire that does not wait is [`CircuitOpen`](Error::CircuitOpen) at once
+    /// meanwhile; an acquire that waits sleeps, for [`max_outage`](RetryPolicy::max_outage) at most. Then
+    /// one acquire asks the nodes, and all others wait for its result. Rounds that overlap in time count once;
+    /// contention and error replies do not count. `u32::MAX` never stops asking. Default: 5 rounds, 60 s.
     pub fn breaker(mut self, threshold: u32, open_for: Duration) -> Config {
         self.settings.threshold = threshold;
         self.settings.open_for = open_for;
@@ -223,10 +224,10 @@ impl Config {
     }
 
     /// Whether locks are held **in this process alone** while no quorum of nodes can be reached: when connecting, or when the
-    /// [`breaker`](Config::breaker) is open. Threads of this process exclude each other all the time, **other processes are
+    /// [`breaker`](Config::breaker) is open and fresh connects have failed too. Threads of this process exclude each other all the time, **other processes are
     /// not excluded**, and each of them may hold the same lock. So it is for work where doing nothing is worse than doing it
     /// twice. Such a guard says [`Mode::Local`](crate::Mode::Local) and does not expire; a fenced lock is never taken so, and
-    /// wrong credentials never lead there. When nodes are back new locks are held on them again. Default: `false`.
+    /// wrong credentials or another error that nodes reply never lead there. When nodes are back new locks are held on them again. Default: `false`.
     pub fn allow_degraded(mut self, allow: bool) -> Config {
         self.settings.allow_degraded = allow;
         self

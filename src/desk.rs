@@ -345,14 +345,16 @@ impl Desk {
         Ok(self.dozes || self.broken.is_some())
     }
 
-    /// Takes in the answers that have come. `true` if the thread must see to the connection.
+    /// Takes in the answers that have come. `true` if the thread must see to the connection, or to a pending release.
     pub(crate) fn look(&mut self) -> bool {
+        let pending = self.pending.len();
         if self.broken.is_none()
             && let Err(cause) = self.take_in(false)
         {
             self.broken = Some(cause);
         }
-        self.broken.is_some()
+        // A release that is to be tried again is new to the thread, which may sleep for longer.
+        self.broken.is_some() || self.pending.len() > pending
     }
 
     /// Whether callers have left answers to be waited for.

@@ -82,7 +82,7 @@ impl Engine {
         Ok(Engine {
             rw_retry,
             refresh,
-            circuit: Circuit::new(&settings, nodes.names().join(", ")),
+            circuit: Circuit::new(&settings, &nodes),
             listener: Listener::new(&settings.key_prefix, &nodes, connectors)?,
             renewal: Renewal::new(&nodes, settings.node_timeout, lost),
             losses,
@@ -119,8 +119,8 @@ impl Engine {
     }
 
     /// No quorum could be connected to since `start`: locks are held in this process until one can (rule S9).
-    pub(crate) fn begin_degraded(&self, start: Instant) {
-        self.circuit.open(start);
+    pub(crate) fn begin_degraded(&self, start: Instant, tally: &Tally) {
+        self.circuit.open(start, tally);
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -151,7 +151,7 @@ impl Engine {
         match (self.nodes.wait_up(end, &self.gate), self.gate.is_closed()) {
             (_, true) => Err(Error::Closed),
             (true, false) => Ok(()),
-            (false, false) => Err(self.insufficient(self.nodes.roll_call())),
+            (false, false) => Err(self.insufficient(self.nodes.roll_call(&[]))),
         }
     }
 

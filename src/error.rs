@@ -20,7 +20,7 @@ use crate::time;
 ///
 /// fn advice(error: &Error) -> &'static str {
 ///     match error {
-///         Error::CircuitOpen { retry_in } if retry_in.as_secs() > 30 => "come back in a minute",
+///         Error::CircuitOpen { retry_in, .. } if retry_in.as_secs() > 30 => "come back in a minute",
 ///         _ if error.is_contended() => "another one is at it",
 ///         _ if error.is_unavailable() => "the nodes do not answer",
 ///         _ if error.is_lost() => "stop, and look at what was done",
@@ -84,12 +84,18 @@ pub enum Error {
         causes: Box<[NodeCause]>,
     },
 
-    /// No quorum has answered for so many rounds that the nodes are not asked for a while
-    /// ([`Config::breaker`](crate::Config::breaker)), or only to see whether they are back.
-    #[error("no quorum answers: the circuit is open, tried again in {retry_in:.1?}")]
+    /// No quorum has replied for so many rounds that the nodes are not asked for a while
+    /// ([`Config::breaker`](crate::Config::breaker)), or only to see whether they are back. Returned at once by calls that do not
+    /// wait; all others wait for the nodes, as [`RetryPolicy::max_outage`](crate::RetryPolicy::max_outage) says.
+    #[error(
+        "circuit breaker open (no quorum); next attempt in {retry_in:.0?} at the latest, sooner when nodes are back{}",
+        Appended(causes)
+    )]
     CircuitOpen {
         /// When the nodes are asked again at the latest; sooner if a quorum of them is connected before.
         retry_in: Duration,
+        /// Why each node that is not connected is not, or did not reply when it was asked last, in the order of the configuration.
+        causes: Box<[NodeCause]>,
     },
 
     /// The lock is held by another, and a limit on waiting ran out.
@@ -390,6 +396,20 @@ impl Cause {
         matches!(self, Cause::WrongType | Cause::CrossSlot)
     }
 
+    /// Whether the node could not be reached, did not reply, or is loading its data: then it serves nobody else either, as far as
+    /// can be told. Any other error is a reply of a node that could also serve another holder (rule S9).
+    pub(crate) fn is_outage(&self) -> bool {
+        match self {
+            Cause::Unreachable(_) | Cause::TimedOut => true,
+            // With a place before it where a sentinel named the server. At its limit a server refuses the connection itself.
+            Cause::Server(text) => {
+                let is_loading = text.starts_with("LOADING") || text.contains(": LOADING");
+                is_loading || text.contains("max number of clients")
+            }
+            _ => false,
+        }
+    }
+
     /// For how long this stands in the way, if that is known.
     pub(crate) fn remaining(&self) -> Option<Duration> {
         match self {
@@ -426,6 +446,15 @@ impl fmt::Display for Listed<'_> {
         } else {
             f.write_str(")")
         }
+    }
+}
+
+/// Causes behind a message that has an end of its own.
+struct Appended<'a>(&'a [NodeCause]);
+
+impl fmt::Display for Appended<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|cause| write!(f, "; {cause}"))
     }
 }
 
@@ -490,6 +519,54 @@ mod tests {
         let words = "(a:1: no answer within 200 ms (node_timeout; connecting took 264 ms); \
                      b:2: no answer within 1000 ms (connect_timeout); c:3: unreachable: gone)";
         assert!(told.ends_with(words), "{told}");
+    }
+
+    #[test]
+    fn an_open_breaker_names_the_last_causes() {
+        let cause = |node: &str| NodeCause {
+            node: node.into(),
+            cause: Cause::TimedOut,
+            limit: None,
+        };
+        let error = Error::CircuitOpen {
+            retry_in: Duration::from_secs(60),
+            causes: Box::new([cause("a:1"), cause("b:2")]),
+        };
+        let timed_out = Cause::TimedOut.to_string();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "circuit breaker open (no quorum); next attempt in 60s at the latest, sooner when nodes are back; a:1: {timed_out}; b:2: {timed_out}"
+            )
+        );
+        assert!(error.is_unavailable());
+    }
+
+    #[test]
+    fn only_silence_refusal_to_connect_and_loading_are_outages() {
+        let server = |text: &str| Cause::Server(text.into());
+        for (cause, expected) in [
+            (Cause::TimedOut, true),
+            (Cause::Unreachable("refused".into()), true),
+            (
+                server("LOADING Redis is loading the dataset in memory"),
+                true,
+            ),
+            (server("10.0.0.1:6379: LOADING Redis is loading"), true),
+            (server("ERR max number of clients reached"), true),
+            (server("OOM command not allowed"), false),
+            (server("TRYAGAIN Multiple keys"), false),
+            (server("MISCONF Redis is configured to save"), false),
+            (server("BUSY Redis is busy running a script"), false),
+            (server("MASTERDOWN Link with MASTER is down"), false),
+            (server("CLUSTERDOWN the cluster is down"), false),
+            (server("ERR value is not an integer or out of range"), false),
+            (Cause::Denied("NOPERM".into()), false),
+            (Cause::WrongType, false),
+            (Cause::Held { remaining: None }, false),
+        ] {
+            assert_eq!(cause.is_outage(), expected, "{cause}");
+        }
     }
 
     #[test]

@@ -46,12 +46,18 @@ pub(crate) enum Sin {
     ErrsAfter(Verb),
     /// It answers requests of this verb with an error, and does not serve them.
     Errs(Verb),
+    /// It answers requests of this verb that it is loading its data.
+    Loads(Verb),
     /// It serves requests of this verb, but goes down before the answer.
     GoesDownAfter(Verb),
     /// It serves requests of this verb, but the connection breaks before the answer.
     BreaksAfter(Verb),
     /// It restarts without its data when a request of this verb comes.
     RestartsAt(Verb),
+    /// The connection breaks at each request of this verb, unserved; a new one can be had at once.
+    Breaks(Verb),
+    /// It answers takes of the exclusive lock of this name with an error.
+    ErrsOn(&'static str),
     /// It answers takes as if somebody else held the lock.
     Refuses,
     /// Requests of this verb make its lane panic.
@@ -396,6 +402,15 @@ impl FakeSession {
             }
             Sin::Errs(verb) if verb == request.verb => {
                 Answer::Fault(Cause::Server("MISCONF".into()))
+            }
+            Sin::Loads(verb) if verb == request.verb => {
+                Answer::Fault(Cause::Server("LOADING Redis is loading".into()))
+            }
+            Sin::Breaks(verb) if verb == request.verb => return Err(broken()),
+            Sin::ErrsOn(name)
+                if request.verb == Verb::Take && request.lease.key().name() == name =>
+            {
+                Answer::Fault(Cause::Server("OOM".into()))
             }
             Sin::GoesDownAfter(verb) if verb == request.verb => {
                 self.fake.serve(request);

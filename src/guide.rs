@@ -110,7 +110,7 @@
 //! # When Redis is away
 //!
 //! The default is to fail: an error says so at once or after [`max_outage`](crate::RetryPolicy::max_outage), and nothing runs twice. With
-//! [`allow_degraded`](crate::Config::allow_degraded) locks are held in this process alone meanwhile, so each process may hold its own. Ask
+//! [`allow_degraded`](crate::Config::allow_degraded) locks are held in this process alone while no quorum can be connected to, so each process may hold its own. Ask
 //! which is worse:
 //!
 //! | doing nothing is worse | doing it twice is worse |

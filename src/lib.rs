@@ -190,10 +190,11 @@
 //! | a minority of nodes down, hung or slow | nothing |
 //! | no quorum at the start | [`Nodes::connect`] tries for `connect_timeout`, and is [`InsufficientQuorum`](Error::InsufficientQuorum); [the guide](guide#a-programs-main) waits longer |
 //! | no quorum reachable | [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node, after [`max_outage`](RetryPolicy::max_outage); from `try_…` at once |
-//! | the same for five rounds in a row and a second | the breaker opens: [`CircuitOpen`](Error::CircuitOpen) at once, or a local guard ([below](#when-no-quorum-answers)) |
+//! | no reply from a quorum for five rounds in a row and a second | the breaker opens: calls that wait sleep until nodes are back, for `max_outage`; all others are [`CircuitOpen`](Error::CircuitOpen) at once; or a local guard ([below](#when-no-quorum-answers)) |
 //! | nodes come back | lanes connect again by themselves, with capped and jittered back-off |
 //! | scripts flushed | healed within the request |
-//! | `READONLY`, `LOADING`, `OOM`, `NOAUTH`, a certificate that is not accepted … | a fault of that node, with that cause |
+//! | `READONLY`, `LOADING`, `OOM`, `TRYAGAIN` … | a fault of that node, with that cause; waited out as an outage of that lock alone |
+//! | `NOAUTH`, `NOPERM`, a certificate that is not accepted, from so many nodes that no quorum is left | [`InsufficientQuorum`](Error::InsufficientQuorum) at once, with that cause: waiting does not help |
 //! | a foreign value under the key | [`Contended`](Error::Contended), or its like for read-write locks, and the value is left alone |
 //! | the holder is killed | free after the TTL at the latest; waiters wake then, not at their next poll |
 //! | the nodes are too slow for the TTL | [`ValidityExhausted`](Error::ValidityExhausted) after three attempts in a row |
@@ -204,14 +205,16 @@
 //! # When no quorum answers
 //!
 //! A *circuit breaker* ([`Config::breaker`]; M. Nygard, *Release It!*) keeps callers from waiting in vain. It counts rounds of
-//! acquires, in a row, that ran to their own end and found fewer nodes than a quorum; rounds that overlap in time count once.
-//! After five of them, and a second without a quorum, it opens, and the nodes are not asked: an acquire is
-//! [`CircuitOpen`](Error::CircuitOpen) at once, one that waits included. When a node has come up and a quorum is connected, or after
-//! 60 s, one acquire asks them, and those that come meanwhile wait for what it finds, for `node_timeout` at most. A lock that
-//! is held by another, extensions and releases neither open nor close it.
+//! acquires, in a row, that ran to their own end and in which fewer nodes than a quorum replied; rounds that overlap in time count
+//! once. An error is a reply, unless the node says that it is loading its data. After five of them, and a second without a quorum,
+//! the breaker opens, and the nodes are not asked. An acquire that waits sleeps then, until nodes are back, its own limit has come,
+//! or no quorum has answered it for [`max_outage`](RetryPolicy::max_outage); an acquire that does not wait is
+//! [`CircuitOpen`](Error::CircuitOpen) at once. When a node has come up and a quorum is connected, or after
+//! 60 s, one acquire asks the nodes, and all others wait for its result, for `node_timeout` at most where they do not wait
+//! otherwise. A lock that is held by another closes it. Extensions, handoffs and releases neither open nor close it.
 //!
-//! With [`Config::allow_degraded`] locks are held in this process alone while it is open, and from the start where no quorum
-//! could be connected to. **Other processes are not excluded then.** What stays: threads of this process exclude each
+//! With [`Config::allow_degraded`] locks are held in this process alone while the breaker is open and fresh connects have failed to so
+//! many nodes that no quorum is left, and from the start where no quorum could be connected to. **Other processes are not excluded then.** What stays: threads of this process exclude each
 //! other all the time, also across the change, because they queue for a key before the nodes are asked; waits, limits and
 //! cancellation are as ever; such a guard says [`Mode::Local`], does not expire, and is released where it was taken. What
 //! never goes there: a fenced lock, a lock that was refused by a holder whose lease can still run, and wrong credentials. Use it

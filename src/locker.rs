@@ -48,7 +48,8 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// [`InvalidKey`](Error::InvalidKey) and [`InvalidTtl`](Error::InvalidTtl), before anything else;
     /// [`Contended`](Error::Contended) when the limit on waiting or attempts ran out;
     /// [`InsufficientQuorum`](Error::InsufficientQuorum) when too few nodes answered for longer than
-    /// `max_outage`, or at the end of the wait; [`CircuitOpen`](Error::CircuitOpen) instead of it once no quorum has answered for
+    /// `max_outage`, or at the end of the wait, and at once where they deny access;
+    /// [`CircuitOpen`](Error::CircuitOpen) only without a wait, once no quorum has replied for
     /// some rounds ([`Config::breaker`]); [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
     /// too slow for the TTL; [`Cancelled`](Error::Cancelled) by the options' token; [`Closed`](Error::Closed) after a shutdown; [`System`](Error::System) without random
     /// bytes for a token.

@@ -67,8 +67,8 @@ impl Nodes {
     /// # Errors
     /// [`NoAddresses`](Error::NoAddresses) and [`InvalidConfig`](Error::InvalidConfig) for settings that are out of
     /// range or contradict each other, also for two addresses of one server;
-    /// [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node, in degraded mode only where wrong credentials
-    /// have a part in it;
+    /// [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node, in degraded mode only where a quorum of nodes
+    /// replied, be it with an error: wrong credentials, for example;
     /// [`System`](Error::System) when there are no threads to be had.
     pub fn connect(config: Config) -> Result<Nodes, Error> {
         let settings = config.check()?;
@@ -119,8 +119,8 @@ impl Nodes {
         let nodes = round::Nodes::new(crew, names, settings.pool_size, meter);
         let connectors = posts.iter().map(|post| Arc::clone(&post.connector));
         let engine = Engine::new(settings, nodes, connectors.collect())?;
-        if missing.is_some() {
-            engine.begin_degraded(start);
+        if let Some(tally) = missing {
+            engine.begin_degraded(start, &tally);
         }
         Ok(Nodes {
             engine: Arc::new(engine),

@@ -21,7 +21,6 @@ impl NodeSet {
         NodeSet(1 << node)
     }
 
-    #[cfg(test)]
     pub(crate) fn all(nodes: usize) -> NodeSet {
         NodeSet((0..nodes).fold(0, |all, node| all | 1 << node))
     }
@@ -259,12 +258,29 @@ impl Tally {
             .unwrap_or(open)
     }
 
-    /// Whether it was for want of answers that there is no quorum. A node that denies access has answered, and it would be no
-    /// remedy to do without it: a wrong password is no outage (rule S9).
+    /// Returns how many nodes replied anything, be it an error: such a node could serve another holder as well (rule S9).
+    pub(crate) fn replied(&self) -> usize {
+        self.voted.len() - self.silent().count()
+    }
+
+    /// Whether fewer nodes than a quorum replied anything.
     pub(crate) fn is_outage(&self) -> bool {
+        self.replied() < quorum(self.total)
+    }
+
+    /// The nodes that did not reply, with the causes.
+    pub(crate) fn silent(&self) -> impl Iterator<Item = &(usize, Cause)> {
+        let fault = |(node, _): &&(usize, Cause)| !self.refused.contains(*node);
+        self.causes
+            .iter()
+            .filter(fault)
+            .filter(|(_, cause)| cause.is_outage())
+    }
+
+    /// Whether so many nodes deny access that no quorum is left: waiting does not help.
+    pub(crate) fn is_denied(&self) -> bool {
         let denied = |(_, cause): &&(usize, Cause)| matches!(cause, Cause::Denied(_));
-        let denied = self.causes.iter().filter(denied).count();
-        self.answers() + denied < quorum(self.total)
+        self.causes.iter().filter(denied).count() > self.total - quorum(self.total)
     }
 
     /// How many nodes have said yes or no.
@@ -340,22 +356,24 @@ impl Tally {
 
     /// What stands in the answer where too few nodes answered; `name` gives a node's address.
     pub(crate) fn insufficient(self, name: impl Fn(usize) -> String) -> Error {
-        let reachable = self.answers();
-        let mut causes = self.causes;
-        causes.sort_by_key(|(node, _)| *node);
         Error::InsufficientQuorum {
             needed: quorum(self.total),
-            reachable,
+            reachable: self.answers(),
             total: self.total,
-            causes: causes
-                .into_iter()
-                .map(|(node, cause)| NodeCause {
-                    node: name(node),
-                    cause,
-                    limit: None,
-                })
-                .collect(),
+            causes: self.named_causes(name),
         }
+    }
+
+    /// Returns the causes in the order of the nodes; `name` gives a node's address.
+    pub(crate) fn named_causes(self, name: impl Fn(usize) -> String) -> Box<[NodeCause]> {
+        let mut causes = self.causes;
+        causes.sort_by_key(|(node, _)| *node);
+        let named = |(node, cause)| NodeCause {
+            node: name(node),
+            cause,
+            limit: None,
+        };
+        causes.into_iter().map(named).collect()
     }
 }
 
@@ -557,6 +575,34 @@ mod tests {
                 tally.vote(node, Vote::Refused(Cause::Held { remaining }));
             }
             assert_eq!(tally.free_in(), expected.map(ms), "{total} {holds:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_a_reply() {
+        let yes = || Vote::Granted;
+        let held = || Vote::Refused(HELD);
+        let error = || Vote::Fault(Cause::Server("OOM".into()));
+        let denied = || Vote::Fault(Cause::Denied("NOPERM".into()));
+        let silent = || Vote::Fault(Cause::TimedOut);
+        for (votes, replied, is_denied) in [
+            (vec![], 0, false),
+            (vec![yes()], 1, false),
+            (vec![yes(), silent(), silent()], 1, false),
+            (vec![silent(), error(), error()], 2, false),
+            (vec![held(), error(), silent()], 2, false),
+            (vec![held(), denied(), silent()], 2, false),
+            (vec![silent(), denied(), denied()], 2, true),
+            (vec![yes(), denied(), denied()], 3, true),
+            (vec![silent(), silent(), denied()], 1, false),
+        ] {
+            let mut tally = Tally::new(3, Question::Take);
+            for (node, vote) in votes.iter().enumerate() {
+                tally.vote(node, vote.clone());
+            }
+            assert_eq!(tally.replied(), replied, "{votes:?}");
+            assert_eq!(tally.is_outage(), replied < 2, "{votes:?}");
+            assert_eq!(tally.is_denied(), is_denied, "{votes:?}");
         }
     }
 

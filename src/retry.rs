@@ -31,9 +31,9 @@ pub struct RetryPolicy {
     /// The longest that an acquire waits, time in the queue of this process included. An attempt that has begun
     /// is finished, so the call may return up to `node_timeout` later. `None` (the default) sets no limit.
     pub max_wait: Option<Duration>,
-    /// How long an acquire bears with fewer than a quorum of nodes answering, unless the breaker
-    /// ([`Config::breaker`](crate::Config::breaker)) opens before: with its defaults that is so after a second or two. Default:
-    /// 10 s.
+    /// How long an acquire that waits bears with fewer than a quorum of nodes answering its own rounds, in a row; time at an open
+    /// breaker ([`Config::breaker`](crate::Config::breaker)) counts. Then it is
+    /// [`InsufficientQuorum`](Error::InsufficientQuorum). Default: 10 s.
     pub max_outage: Duration,
     /// The first delay; more than zero. Default: 100 ms.
     pub initial_delay: Duration,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use log::debug;
 
 use crate::breaker::LanesUp;
+use crate::census::Waiters;
 use crate::crew::Crew;
 use crate::error::Cause;
 use crate::inbox::{Ended, Inbox};
@@ -310,16 +311,29 @@ impl Nodes {
         census.wait_until(end, || self.quorum_up() || gate.is_closed()) && self.quorum_up()
     }
 
+    /// Returns whether fresh connects have failed to so many nodes that no quorum is left (rule S9).
+    pub(crate) fn no_quorum_reachable(&self) -> bool {
+        self.crew.census().reached() < quorum(self.total())
+    }
+
+    /// The callers that wait for nodes to come up.
+    pub(crate) fn waiters(&self) -> &Arc<Waiters> {
+        self.crew.census().waiters()
+    }
+
     /// Lets those look who wait for nodes.
     pub(crate) fn announce(&self) {
         self.crew.census().announce();
     }
 
-    /// Which nodes are connected, and why the others are not.
-    pub(crate) fn roll_call(&self) -> Tally {
+    /// Which nodes are connected, and why the others are not; `last` names those that are, but did not reply when they were
+    /// asked last.
+    pub(crate) fn roll_call(&self, last: &[(usize, Cause)]) -> Tally {
         let (now, mut tally) = (time::now(), Tally::new(self.total(), Question::Take));
         for (node, (_, lanes)) in self.each().enumerate() {
             let cause = lanes.iter().find_map(|lane| lane.suspect(now));
+            let silent = || last.iter().find(|(silent, _)| *silent == node);
+            let cause = cause.or_else(|| silent().map(|(_, cause)| cause.clone()));
             tally.vote(node, cause.map_or(Vote::Granted, Vote::Fault));
         }
         tally

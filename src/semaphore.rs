@@ -47,8 +47,9 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
     /// numbers are named);
     /// [`Contended`](Error::Contended) when the limit on waiting or attempts ran out while all permits were held;
     /// [`InsufficientQuorum`](Error::InsufficientQuorum) when too few nodes answered for longer than
-    /// `max_outage`, or at the end of the wait; [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
-    /// too slow for the TTL; [`CircuitOpen`](Error::CircuitOpen); [`Cancelled`](Error::Cancelled) by the options' token;
+    /// `max_outage`, or at the end of the wait, and at once where they deny access; [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
+    /// too slow for the TTL; [`CircuitOpen`](Error::CircuitOpen) without a wait;
+    /// [`Cancelled`](Error::Cancelled) by the options' token;
     /// [`Closed`](Error::Closed) after a shutdown; [`System`](Error::System) without random bytes for a token.
     fn acquire(&self, options: &LockOptions) -> Result<Permit, Error>;
 

@@ -123,6 +123,7 @@ fn every_history_keeps_the_promises() {
         ("second rounds", counts.raises, 100),
         ("extensions by a quorum", counts.extended, 500),
         ("keys put back", counts.put_backs, 10),
+        ("nodes asked again in a split vote", counts.repeats, 50),
         ("hand-overs in a process", counts.swaps, 50),
         ("downgrades", counts.downgrades, 50),
         ("losses", counts.losses, 50),

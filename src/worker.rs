@@ -130,6 +130,8 @@ impl Worker {
         let round_trip = attempt.as_ref().ok();
         let round_trip = round_trip.map(|(_, greeting)| greeting.about.round_trip);
         seat.health.report.lock().connecting = round_trip;
+        let reached = !attempt.as_ref().is_err_and(Cause::is_outage);
+        seat.census.note_connect(self.node, reached);
         let (session, mut greeting): (Box<dyn Session>, Greeting) = match attempt {
             Ok(connected) => connected,
             Err(cause) => {

@@ -254,7 +254,8 @@ fn refused_release(desk: &mut Desk, script: &Script, told: &Arc<Told>) {
 fn release_answered_with_an_error_is_pending_and_leaves_the_connection_alone() {
     let (mut desk, script, told) = open();
     refused_release(&mut desk, &script, &told);
-    assert!(!desk.look(), "nothing is to be seen to");
+    assert!(desk.look(), "the thread must know when to try it again");
+    assert!(!desk.look() && !desk.is_open());
     assert_eq!(told.take(), [Answer::Yes, Answer::Fault(busy())]);
     assert_eq!((desk.finish(), desk.pending.len()), (Ok(()), 1));
     assert!(desk.begins(Verb::Take, &exclusive(), &told), "others go on");

@@ -10,7 +10,7 @@ use crate::config::OnDrop;
 use crate::engine::Engine;
 use crate::engine::attempt::{Contention, Miss, Trace};
 use crate::engine::pause::Pauses;
-use crate::engine::way::{Stay, Way};
+use crate::engine::way::{Outage, Stay, Way};
 use crate::error::Error;
 use crate::inbox::Inbox;
 use crate::key::{Key, Keys, Token, Ttl};
@@ -181,11 +181,7 @@ impl Engine {
         let span = patience.attempts.map(|attempts| retry.span(attempts));
         let queue_end = span.and_then(|span| time::deadline(started, span));
         let queue_end = time::earlier(patience.end, queue_end);
-        let stay = Stay {
-            started,
-            end: patience.end,
-            queue_end,
-        };
+        let stay = Stay { started, queue_end };
         let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
         let access = access(wish.claim);
         let offer = self.offer(wish, queue_end)?;
@@ -229,7 +225,8 @@ impl Engine {
         let mut attempts = retry.attempts_within(waited()).min(most_in_queue);
         let (mut slow, mut pauses) = (0, Pauses::default());
         let mut place: Option<Place<'_>> = None;
-        let mut way = self.way(wish, stay, &inbox, held_until)?;
+        let mut outage = Outage::default();
+        let mut way = self.way(wish, stay, &inbox, held_until, &mut outage)?;
         let keys = wish.keys.all().iter();
         let mut ears: Vec<Listening<'_>> = keys
             .filter_map(|key| self.listener.join_others(key, &inbox))
@@ -270,6 +267,7 @@ impl Engine {
                 Miss::Contended(contention) => Some(contention),
                 _ => None,
             };
+            outage.note(&miss, now);
             slow = match miss {
                 Miss::Slow { .. } => slow + 1,
                 _ => 0,
@@ -280,15 +278,19 @@ impl Engine {
             }
             let now = time::now();
             let outage_end = match miss {
-                Miss::Unavailable(_) => self.outage_end(started),
+                Miss::Unavailable(_) => outage.end(self.settings.retry.max_outage),
                 _ => None,
             };
+            let is_denied = matches!(&miss, Miss::Unavailable(tally) if tally.is_denied());
             if let Some(held_for) = miss.held_for() {
                 held_until = held_until.max(time::deadline(now, held_for));
             }
             let is_open = matches!(miss, Miss::Unavailable(_)) && self.circuit.is_open();
+            if is_open && self.goes_local(wish, held_until) {
+                return Ok(Taken::Local(pass));
+            }
             let over = patience.is_over(attempts) || outage_end.is_some_and(|end| end <= now);
-            if over && !(is_open && self.settings.allow_degraded) || slow == MOST_SLOW {
+            if over || is_denied || slow == MOST_SLOW {
                 return Err(self.give_up(miss, wish, attempts, waited()));
             }
             // A place at the gate is for writers who know that a quorum answers (rule S10).
@@ -302,7 +304,7 @@ impl Engine {
                 _ => {}
             }
             if is_open {
-                way = self.way(wish, stay, &inbox, held_until)?;
+                way = self.way(wish, stay, &inbox, held_until, &mut outage)?;
                 continue;
             }
             let mut budget = Budget::new(Limit::Wait, patience.end).and(Limit::Outage, outage_end);
@@ -314,7 +316,7 @@ impl Engine {
                 attempts = attempts
                     .saturating_add(retry.attempts_within(slept))
                     .min(most_in_queue);
-                way = self.way(wish, stay, &inbox, held_until)?;
+                way = self.way(wish, stay, &inbox, held_until, &mut outage)?;
                 continue;
             }
             if let Some(met) = contention {
@@ -348,7 +350,7 @@ impl Engine {
             if heard == Some(Heard::Release) {
                 first = self.listener.node();
             }
-            way = self.way(wish, stay, &inbox, held_until)?;
+            way = self.way(wish, stay, &inbox, held_until, &mut outage)?;
         }
     }
 
@@ -449,13 +451,6 @@ impl Engine {
             nodes: &self.nodes,
             lease: Arc::new(Lease::new(key.clone(), token, Claim::Gate)),
         })
-    }
-
-    /// When an outage has lasted as long as the policy bears with, for a caller that came at `started`.
-    pub(super) fn outage_end(&self, started: Instant) -> Option<Instant> {
-        let since = self.circuit.since();
-        let began = since.map_or(started, |since| since.max(started));
-        time::deadline(began, self.settings.retry.max_outage)
     }
 
     fn give_up(&self, miss: Miss, wish: &Wish, attempts: u32, waited: Duration) -> Error {

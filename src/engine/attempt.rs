@@ -23,6 +23,8 @@ pub(super) enum Miss {
     Unavailable(Tally),
     /// Granted too late, or no verdict within the time in which a grant would have been of use.
     Slow {
+        /// Whether a quorum granted it.
+        won: bool,
         /// As [`held_for`](Miss::held_for).
         held_for: Option<Duration>,
     },
@@ -38,7 +40,7 @@ impl Miss {
         match self {
             Miss::Contended(met) => Some(met.held_for.unwrap_or(FOR_EVER)),
             Miss::Unavailable(tally) => held_for(tally),
-            Miss::Slow { held_for } => *held_for,
+            Miss::Slow { held_for, .. } => *held_for,
         }
     }
 }
@@ -241,7 +243,7 @@ impl Engine {
             outcome = self.number(lease, outcome, inbox, *budget);
         }
         let (won, ended) = (outcome.verdict == Verdict::Won, outcome.ended);
-        let answers = outcome.tally.answers();
+        let replied = outcome.tally.replied();
         let only_one = by_one && ended != Ended::Cancelled;
         let miss = match outcome.verdict {
             Verdict::Won if bid.take_hold(wish.ttl) => {
@@ -253,6 +255,7 @@ impl Engine {
                 return Ok((Ok(bid.lease), Vec::new()));
             }
             Verdict::Won => Miss::Slow {
+                won,
                 held_for: held_for(&outcome.tally),
             },
             Verdict::Refused => Miss::Contended(Contention::of(outcome, only_one, split)),
@@ -263,6 +266,7 @@ impl Engine {
                 if ended == Ended::TimedOut && budget.limit() == Limit::Validity =>
             {
                 Miss::Slow {
+                    won,
                     held_for: held_for(&outcome.tally),
                 }
             }
@@ -272,13 +276,10 @@ impl Engine {
             // Who is cancelled or has no time has not waited to see whether there is a quorum.
             Miss::Unavailable(_) if ended == Ended::Cancelled || repeats.was_split() => {}
             Miss::Unavailable(tally) if tally.is_outage() => {
-                self.circuit.fail(bid.start, probe, risen);
+                self.circuit.fail(bid.start, probe, risen, tally);
             }
-            // With those that deny access a quorum answers: locks are not held in this process for that.
-            Miss::Unavailable(_) => self.circuit.succeed(),
-            // One node is no quorum, and of an even number neither are those that decide a tie.
-            Miss::Contended(_) if answers >= quorum(self.nodes.total()) => self.circuit.succeed(),
-            _ if won => self.circuit.succeed(),
+            // One node is no quorum, and of an even number neither are those that decide a tie. An error is a reply.
+            _ if replied >= quorum(self.nodes.total()) => self.circuit.succeed(),
             _ => {}
         }
         lease.abandon();

@@ -8,11 +8,15 @@ use log::{info, warn};
 use parking_lot::Mutex;
 
 use crate::breaker::{Admission, Breaker, LanesUp, Phase};
+use crate::census::{Waiter, Waiters};
 use crate::config::Settings;
+use crate::error::Cause;
 use crate::inbox::Inbox;
+use crate::quorum::Tally;
+use crate::round::Nodes;
 use crate::time;
 
-/// A breaker, and those who wait until it is known whether the nodes are back.
+/// A breaker, and the callers that wait until it is known whether the nodes are back.
 #[derive(Debug)]
 pub(super) struct Circuit {
     state: Mutex<State>,
@@ -27,12 +31,15 @@ pub(super) struct Circuit {
     degrades: bool,
     /// The names of the nodes, for the log.
     nodes: String,
+    /// The callers that wait until it is known whether the nodes are back.
+    waiters: Arc<Waiters>,
 }
 
 #[derive(Debug)]
 struct State {
     breaker: Breaker,
-    waiting: Vec<Arc<Inbox>>,
+    /// The nodes that did not reply in the last failed round, with the causes.
+    silent: Vec<(usize, Cause)>,
 }
 
 /// Leave to ask the nodes.
@@ -42,7 +49,7 @@ pub(super) enum Leave<'a> {
     Granted,
     /// As the one whose attempt says whether the nodes are back.
     Probe(Probe<'a>),
-    /// Not now: another one's attempt says so; the inbox is woken.
+    /// Not now: another one's attempt says so, and wakes those that wait.
     Wait,
     /// Not for so long.
     Refused(Duration),
@@ -56,26 +63,33 @@ pub(super) struct Probe<'a> {
 }
 
 impl Circuit {
-    pub(super) fn new(settings: &Settings, nodes: String) -> Circuit {
+    pub(super) fn new(settings: &Settings, nodes: &Nodes) -> Circuit {
         let now = time::now();
         Circuit {
             state: Mutex::new(State {
                 breaker: Breaker::new(settings.threshold, settings.open_for, now),
-                waiting: Vec::new(),
+                silent: Vec::new(),
             }),
             calm: AtomicBool::new(true),
             seen: AtomicU64::new(time::micros(now)),
             degrades: settings.allow_degraded,
-            nodes,
+            nodes: nodes.names().join(", "),
+            waiters: Arc::clone(nodes.waiters()),
         }
     }
 
-    /// Whether one who waits in `inbox` may ask.
-    pub(super) fn leave(&self, inbox: &Arc<Inbox>, lanes: impl FnOnce() -> LanesUp) -> Leave<'_> {
-        if self.calm.load(Ordering::Acquire) {
-            return Leave::Granted;
-        }
-        let lanes = lanes();
+    /// Whether no round has failed since a quorum answered.
+    pub(super) fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::Acquire)
+    }
+
+    /// Registers a caller that may have to wait: a verdict, and each lane that comes up, wake its inbox.
+    pub(super) fn join(&self, inbox: &Arc<Inbox>) -> Waiter<'_> {
+        self.waiters.join(inbox)
+    }
+
+    /// Whether a caller may ask.
+    pub(super) fn leave(&self, lanes: LanesUp) -> Leave<'_> {
         let mut state = self.state.lock();
         match state.breaker.admit(time::now(), lanes) {
             Admission::Go => Leave::Granted,
@@ -84,10 +98,7 @@ impl Circuit {
                 number,
             }),
             Admission::Open(left) => Leave::Refused(left),
-            Admission::Wait => {
-                state.waiting.push(Arc::clone(inbox));
-                Leave::Wait
-            }
+            Admission::Wait => Leave::Wait,
         }
     }
 
@@ -102,7 +113,9 @@ impl Circuit {
         let was_closed = state.breaker.phase() == Phase::Closed;
         state.breaker.succeed(now);
         self.calm.store(true, Ordering::SeqCst);
-        wake(state);
+        state.silent = Vec::new();
+        drop(state); // unlock before waking
+        self.waiters.wake();
         if !was_closed {
             info!(
                 "{}: a quorum answers again: circuit closed{}",
@@ -112,8 +125,15 @@ impl Circuit {
         }
     }
 
-    /// A round of takes that began at `start`, when a lane had come up `risen` times, has run to its own end without a quorum.
-    pub(super) fn fail(&self, start: Instant, probe: Option<&Probe<'_>>, risen: u64) {
+    /// A round of takes that began at `start`, when a lane had come up `risen` times, has run to its own end, and fewer nodes than a
+    /// quorum replied.
+    pub(super) fn fail(
+        &self,
+        start: Instant,
+        probe: Option<&Probe<'_>>,
+        risen: u64,
+        tally: &Tally,
+    ) {
         let mut state = self.state.lock();
         let was_calm = self.calm.swap(false, Ordering::SeqCst);
         if let (true, Some(seen)) = (was_calm, time::instant(self.seen.load(Ordering::SeqCst))) {
@@ -121,22 +141,27 @@ impl Circuit {
         }
         let was_closed = state.breaker.phase() == Phase::Closed;
         let probe = probe.map(|probe| probe.number);
-        if state.breaker.fail(start, time::now(), probe, risen) {
-            wake(state);
-            if was_closed {
-                self.warn();
-            }
-        } else {
-            self.calm.store(state.breaker.is_calm(), Ordering::SeqCst);
+        let opens = state.breaker.fail(start, time::now(), probe, risen);
+        self.calm.store(state.breaker.is_calm(), Ordering::SeqCst);
+        if !state.breaker.is_calm() {
+            state.silent = tally.silent().cloned().collect();
+        }
+        drop(state); // unlock before waking and telling
+        if opens {
+            self.waiters.wake();
+        }
+        if opens && was_closed {
+            self.warn();
         }
     }
 
     /// No quorum could be connected to.
-    pub(super) fn open(&self, start: Instant) {
+    pub(super) fn open(&self, start: Instant, tally: &Tally) {
         let mut state = self.state.lock();
         self.calm.store(false, Ordering::SeqCst);
         // Before the lanes began: each that is up is news.
         state.breaker.open(start, time::now(), 0);
+        state.silent = tally.silent().cloned().collect();
         drop(state); // let go before telling
         self.warn();
     }
@@ -145,7 +170,7 @@ impl Circuit {
         warn!(
             "{}: no quorum answers: circuit open{}",
             self.nodes,
-            self.words("; locks are held in this process alone until one does")
+            self.words("; locks are held in this process alone while none can be connected to")
         );
     }
 
@@ -153,12 +178,14 @@ impl Circuit {
         if self.degrades { degraded } else { "" }
     }
 
-    /// Since when no quorum has answered; `None` while one does.
-    pub(super) fn since(&self) -> Option<Instant> {
-        if self.calm.load(Ordering::Acquire) {
-            return None;
-        }
-        self.state.lock().breaker.since()
+    /// Since when it has not been closed; `None` while it is.
+    pub(super) fn opened(&self) -> Option<Instant> {
+        self.state.lock().breaker.opened()
+    }
+
+    /// The nodes that did not reply when they were asked last, with the causes; none once a quorum has replied since.
+    pub(super) fn silent(&self) -> Vec<(usize, Cause)> {
+        self.state.lock().silent.clone()
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -168,7 +195,7 @@ impl Circuit {
     /// How many wait for a verdict.
     #[cfg(all(test, not(loom)))]
     pub(super) fn waiting(&self) -> usize {
-        self.state.lock().waiting.len()
+        self.waiters.count()
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -180,13 +207,7 @@ impl Drop for Probe<'_> {
     fn drop(&mut self) {
         let mut state = self.circuit.state.lock();
         state.breaker.end_probe(self.number);
-        wake(state);
+        drop(state); // unlock before waking
+        self.circuit.waiters.wake();
     }
-}
-
-/// Lets those who wait look again, when the lock is let go.
-fn wake(mut state: parking_lot::MutexGuard<'_, State>) {
-    let waiting = std::mem::take(&mut state.waiting);
-    drop(state); // let go before waking
-    waiting.iter().for_each(|inbox| inbox.wake());
 }

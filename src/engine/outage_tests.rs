@@ -2,6 +2,7 @@
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -11,17 +12,20 @@ use crate::about::{About, Role};
 use crate::breaker::QUIET;
 use crate::cancel::CancelToken;
 use crate::config::Config;
-use crate::engine::attempt::{Miss, Trace};
+use crate::engine::attempt::{Contention, Miss, Trace};
+use crate::engine::way::Outage;
 use crate::engine::{Care, Wish};
-use crate::error::{Cause, Error};
+use crate::error::{Cause, Error, NodeCause};
 use crate::fake::{Fake, Sin, at_each_line, eventually, locker};
 use crate::guard::LockGuard;
 use crate::health::{BreakerState, NodeState};
 use crate::inbox::Inbox;
 use crate::key::{Family, Key, Ttl};
 use crate::lease::{Claim, Mode};
+use crate::local::Access;
 use crate::locker::{Locker, RedisLocker};
 use crate::options::LockOptions;
+use crate::quorum::{Question, Tally};
 use crate::retry::RetryPolicy;
 use crate::rw_locker::{RedisRwLocker, RwLocker};
 use crate::script::Verb;
@@ -69,6 +73,8 @@ fn break_down(fakes: &[Arc<Fake>], locker: &RedisLocker) {
         let _ = locker.try_lock("opens it", TTL);
         is_open(locker)
     });
+    let nodes = &locker.nodes().engine().nodes;
+    eventually("connects have failed", || nodes.no_quorum_reachable());
 }
 
 fn all_up(locker: &RedisLocker) {
@@ -104,10 +110,16 @@ fn nobody_is_asked_while_it_is_open_and_all_are_when_the_nodes_are_back() {
     break_down(&fakes, &locker);
     let asked = fakes[0].count(Verb::Take);
     for _ in 0..10 {
-        let error = locker.lock("x", TTL).expect_err("it is open");
-        let Error::CircuitOpen { retry_in } = error else {
+        let error = locker.try_lock("x", TTL).expect_err("it is open");
+        let Error::CircuitOpen {
+            retry_in,
+            ref causes,
+        } = error
+        else {
             panic!("{error}")
         };
+        let silent: Vec<&str> = causes.iter().map(|cause| cause.node.as_str()).collect();
+        assert_eq!(silent, ["fake-1", "fake-2"], "{error}");
         assert!(retry_in <= LONG && retry_in > LONG / 2, "{retry_in:?}");
         assert!(error.is_unavailable() && !error.is_contended());
     }
@@ -117,13 +129,266 @@ fn nobody_is_asked_while_it_is_open_and_all_are_when_the_nodes_are_back() {
     assert_eq!(breaker(&locker), BreakerState::Closed);
 }
 
+/// A locker that bears with an outage for so long.
+fn bears(fakes: &[Arc<Fake>], max_outage: Duration) -> RedisLocker {
+    let adjust = |c: Config| {
+        let policy = RetryPolicy {
+            initial_delay: Duration::from_millis(1),
+            max_delay: Duration::from_millis(5),
+            max_outage,
+            ..RetryPolicy::default()
+        };
+        config(c).retry(policy)
+    };
+    locker(fakes, adjust).expect("a quorum is up")
+}
+
+fn been_quiet() {
+    let quiet = time::now() + 2 * QUIET;
+    eventually("it has been quiet", || time::now() > quiet);
+}
+
+/// The nodes that an error names, which says that no quorum was found.
+fn without_quorum(error: Error) -> Vec<String> {
+    let Error::InsufficientQuorum { causes, .. } = error else {
+        panic!("{error}")
+    };
+    causes.iter().map(|cause| cause.node.clone()).collect()
+}
+
 #[test]
-fn who_waits_is_told_when_it_opens() {
+fn a_waiter_sleeps_through_an_open_breaker_until_nodes_are_back() {
     let fakes = Fake::many(3);
-    let locker = plain(&fakes);
+    let locker = bears(&fakes, Duration::MAX);
+    break_down(&fakes, &locker);
+    let asked = fakes[0].count(Verb::Take);
+    let circuit = &locker.nodes().engine().circuit;
+    thread::scope(|scope| {
+        let wait = |key: &'static str| {
+            let locker = &locker;
+            scope.spawn(move || locker.lock(key, TTL))
+        };
+        let waits = ["a", "b", "c"].map(wait);
+        eventually("they sleep", || circuit.waiting() == 3);
+        let error = locker.try_lock("x", TTL).expect_err("it does not wait");
+        assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
+        assert_eq!(fakes[0].count(Verb::Take), asked, "nobody is asked");
+        // No clock ends that: only lanes that come up.
+        sin(&fakes, &Sin::Honest);
+        for waits in waits {
+            drop(waits.join().expect("no panic").expect("free"));
+        }
+    });
+    assert_eq!(breaker(&locker), BreakerState::Closed);
+    assert_eq!(circuit.waiting(), 0);
+}
+
+#[test]
+fn a_waiter_at_an_open_breaker_ends_by_max_outage_its_limit_cancellation_or_a_shutdown() {
+    let fakes = Fake::many(3);
+    let locker = bears(&fakes, Duration::from_millis(50));
+    break_down(&fakes, &locker);
+    let error = locker.lock("x", TTL).expect_err("it lasts");
+    assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
+
+    let fakes = Fake::many(3);
+    let locker = bears(&fakes, Duration::MAX);
+    break_down(&fakes, &locker);
+    let brief = LockOptions::new(TTL).wait_for(Duration::from_millis(50));
+    let error = locker.acquire("x", &brief).expect_err("it lasts");
+    assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
+    let circuit = &locker.nodes().engine().circuit;
+    let token = CancelToken::new();
+    let cancelled = LockOptions::new(TTL).cancel_on(&token);
+    thread::scope(|scope| {
+        let one = scope.spawn(|| locker.acquire("x", &cancelled).err());
+        let other = scope.spawn(|| locker.lock("y", TTL).err());
+        eventually("they sleep", || circuit.waiting() == 2);
+        token.cancel();
+        assert_eq!(one.join().expect("no panic"), Some(Error::Cancelled));
+        locker.nodes().shutdown(Duration::ZERO);
+        assert_eq!(other.join().expect("no panic"), Some(Error::Closed));
+    });
+    assert_eq!(circuit.waiting(), 0);
+}
+
+#[test]
+fn waiters_in_one_queue_at_an_open_breaker_do_not_wait_for_max_outage_in_turn() {
+    let fakes = Fake::many(3);
+    let max_outage = Duration::from_millis(500);
+    let locker = bears(&fakes, max_outage);
+    break_down(&fakes, &locker);
+    let began = time::now();
+    thread::scope(|scope| {
+        let waits = [(); 40].map(|()| scope.spawn(|| locker.lock("x", TTL).err()));
+        for waits in waits {
+            without_quorum(waits.join().expect("no panic").expect("it lasts"));
+        }
+    });
+    assert!(time::now() - began < 20 * max_outage);
+}
+
+#[test]
+fn error_replies_do_not_open_the_breaker() {
+    let loading = Sin::Loads(Verb::Take);
+    let errs = Sin::Errs(Verb::Take);
+    // Of three nodes, what two of them do.
+    for (sins, is_outage) in [
+        ([&errs, &errs], false),
+        ([&Sin::Forbids(Verb::Take), &errs], false),
+        ([&Sin::Down, &errs], false),
+        ([&Sin::Down, &loading], true),
+        ([&loading, &loading], true),
+    ] {
+        let fakes = Fake::many(3);
+        let adjust = |c: Config| config(c).breaker(1, LONG).allow_degraded(true);
+        let locker = locker(&fakes, adjust).expect("a quorum is up");
+        been_quiet();
+        for (fake, sins) in fakes[1..].iter().zip(sins) {
+            fake.sins(sins.clone());
+        }
+        let circuit = &locker.nodes().engine().circuit;
+        for _ in 0..20 {
+            // Also where it opens: a node that is loading is connected to, so no lock is local.
+            locker.try_lock("x", TTL).expect_err("no quorum");
+        }
+        assert_eq!(circuit.is_open(), is_outage, "{sins:?}");
+        assert_eq!(circuit.is_calm(), !is_outage, "{sins:?}");
+    }
+}
+
+#[test]
+fn connections_that_break_and_are_had_again_never_lead_to_local_locks() {
+    let fakes = Fake::many(3);
+    let adjust = |c: Config| config(c).breaker(1, LONG).allow_degraded(true);
+    let locker = locker(&fakes, adjust).expect("a quorum is up");
+    been_quiet();
+    sin(&fakes[1..], &Sin::Breaks(Verb::Take));
+    for _ in 0..50 {
+        let tried = locker.try_lock("x", TTL);
+        assert!(tried.is_err_and(|error| error.is_unavailable()));
+    }
+    let circuit = &locker.nodes().engine().circuit;
+    assert!(!circuit.is_calm(), "it was an outage");
     sin(&fakes[1..], &Sin::Down);
-    let error = locker.lock("x", TTL).expect_err("it opens");
-    assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
+    let guard = locker.lock("x", TTL).expect("connects fail as well");
+    assert_eq!(guard.mode(), Mode::Local);
+}
+
+#[test]
+fn a_long_wait_for_a_held_lock_survives_broken_connections_beside_others_that_succeed() {
+    let fakes = Fake::many(3);
+    let max_outage = Duration::from_secs(2);
+    let locker = bears(&fakes, max_outage);
+    fakes.iter().for_each(|fake| fake.seize("x", LONG));
+    let token = CancelToken::new();
+    let options = LockOptions::new(TTL).cancel_on(&token);
+    thread::scope(|scope| {
+        let began = time::now();
+        let waits = scope.spawn(|| locker.acquire("x", &options).err());
+        eventually("it has waited for long", || {
+            time::now() > began + max_outage
+        });
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = locker.try_lock("other", TTL);
+                }
+            });
+            for _ in 0..50 {
+                let connects = || fakes[1].connects().len() + fakes[2].connects().len();
+                let before = connects();
+                sin(&fakes[1..], &Sin::BreaksAfter(Verb::Take));
+                eventually("they are connected again", || connects() >= before + 2);
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        token.cancel();
+        let error = waits.join().expect("no panic");
+        assert_eq!(error, Some(Error::Cancelled), "it waited on");
+    });
+}
+
+#[test]
+fn a_lock_that_all_nodes_answer_with_an_error_ends_by_max_outage_beside_others_that_succeed() {
+    let fakes = Fake::many(3);
+    let locker = bears(&fakes, Duration::from_millis(200));
+    sin(&fakes, &Sin::ErrsOn("x"));
+    let (began, is_over) = (time::now(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| {
+            let error = locker.acquire("x", &options()).expect_err("errors");
+            is_over.store(true, Ordering::Relaxed);
+            error
+        });
+        while !is_over.load(Ordering::Relaxed) {
+            drop(locker.try_lock("other", TTL).expect("no error"));
+        }
+        let error = waits.join().expect("no panic");
+        assert!(error.to_string().contains("OOM"), "{error}");
+        without_quorum(error);
+    });
+    assert!(time::now() - began < LIMIT, "its own limit ended it");
+    assert!(locker.nodes().engine().circuit.is_calm());
+}
+
+#[test]
+fn a_lock_that_is_denied_ends_at_once() {
+    let fakes = Fake::many(3);
+    let locker = bears(&fakes, Duration::MAX);
+    sin(&fakes[1..], &Sin::Forbids(Verb::Take));
+    let began = time::now();
+    let error = locker.acquire("x", &options()).expect_err("denied");
+    assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
+    assert!(time::now() - began < LIMIT, "its own limit ended it");
+}
+
+#[test]
+fn an_outage_is_that_of_the_acquires_own_rounds() {
+    let start = time::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let contended = |by_one| {
+        Miss::Contended(Contention {
+            by: Access::Alone,
+            free: None,
+            split: None,
+            by_one,
+            held_for: None,
+            in_the_way: Vec::new(),
+        })
+    };
+    let slow = |won| Miss::Slow {
+        won,
+        held_for: None,
+    };
+    let unavailable = || Miss::Unavailable(Tally::new(3, Question::Take));
+    for (rounds, began) in [
+        (vec![], None),
+        (vec![unavailable()], Some(0)),
+        (vec![unavailable(), unavailable()], Some(0)),
+        (
+            vec![contended(false), unavailable(), unavailable()],
+            Some(1),
+        ),
+        (vec![unavailable(), contended(false)], None),
+        (
+            vec![unavailable(), contended(false), unavailable()],
+            Some(2),
+        ),
+        (vec![unavailable(), contended(true), unavailable()], Some(0)),
+        (vec![unavailable(), slow(true)], None),
+        (vec![unavailable(), slow(false)], Some(0)),
+        (vec![slow(false), contended(true)], None),
+    ] {
+        let mut outage = Outage::default();
+        for (second, miss) in rounds.iter().enumerate() {
+            outage.note(miss, at(second as u64));
+        }
+        let ten = Duration::from_secs(10);
+        assert_eq!(outage.end(ten), began.map(|began| at(began + 10)));
+        assert_eq!(outage.end(Duration::MAX), None);
+    }
 }
 
 #[test]
@@ -162,13 +427,18 @@ fn a_probe_that_fails_opens_it_again_and_one_without_a_verdict_does_not_count() 
     let fakes = Fake::many(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
-    sin(&fakes[1..], &Sin::Errs(Verb::Take));
+    sin(&fakes[1..], &Sin::Loads(Verb::Take));
     all_up(&locker);
-    // The first one finds that they answer with errors only; lanes that are up are no news any more.
+    // The first one finds that they are loading; lanes that are up are no news any more.
     let error = locker.try_lock("x", TTL).expect_err("no quorum");
     assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
     let error = locker.try_lock("x", TTL).expect_err("open again");
-    assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
+    let Error::CircuitOpen { causes, .. } = &error else {
+        panic!("{error}")
+    };
+    // They are connected: what they did not reply last is the cause.
+    let loading = |cause: &NodeCause| matches!(&cause.cause, Cause::Server(_));
+    assert!(causes.len() == 2 && causes.iter().all(loading), "{error}");
 
     let fakes = Fake::many(3);
     let locker = plain(&fakes);
@@ -200,8 +470,7 @@ fn contention_cancellation_and_extensions_do_not_open_it() {
     let locker = locker(&fakes, |c| config(c).breaker(1, LONG)).expect("up");
     let held = locker.lock("held", TTL).expect("free");
     fakes.iter().for_each(|fake| fake.seize("x", LONG));
-    let quiet = time::now() + 2 * QUIET;
-    eventually("it has been quiet", || time::now() > quiet);
+    been_quiet();
     for _ in 0..20 {
         assert!(locker.try_lock("x", TTL).expect("no error").is_none());
     }
@@ -222,7 +491,7 @@ fn contention_cancellation_and_extensions_do_not_open_it() {
     });
     assert_eq!(breaker(&locker), BreakerState::Closed);
     let circuit = &locker.nodes().engine().circuit;
-    assert_eq!(circuit.since(), None, "it does not count either");
+    assert!(circuit.is_calm(), "it does not count either");
     sin(&fakes, &Sin::Honest);
     late.iter().for_each(|late| late.go());
 }
@@ -253,10 +522,11 @@ fn the_round_that_opens_it_goes_local_however_long_an_outage_is_borne_with() {
         c.allow_degraded(true).breaker(1, LONG).retry(policy)
     };
     let locker = locker(&fakes, patient).expect("a quorum is up");
-    let quiet = time::now() + 2 * QUIET;
-    eventually("it has been quiet", || time::now() > quiet);
+    been_quiet();
     sin(&fakes[1..], &Sin::Down);
-    assert!(is_local(locker.try_lock("x", TTL)));
+    // As soon as fresh connects have failed too.
+    let guard = locker.lock("x", TTL).expect("held here");
+    assert_eq!(guard.mode(), Mode::Local);
 }
 
 /// Nodes that have been asked for a lock that a stranger holds for long, and went down: who waits does not go local.
@@ -318,7 +588,7 @@ fn a_lane_that_came_up_between_two_looks_is_not_missed() {
     comes_back(&fakes, &locker);
     drop(locker.acquire("x", &options()).expect("the probe"));
     all_up(&locker);
-    sin(&fakes[1..], &Sin::Errs(Verb::Take));
+    sin(&fakes[1..], &Sin::Loads(Verb::Take));
     eventually("it opens while all are up", || {
         let _ = locker.try_lock("opens it", TTL);
         is_open(&locker)
@@ -389,7 +659,7 @@ fn a_degraded_lock_is_held_here_and_the_next_holder_waits_for_it_when_the_nodes_
     assert!(locker.try_lock("x", TTL).expect("no error").is_none());
     assert!(is_local(locker.try_lock("y", TTL)));
     let fenced = LockOptions::new(TTL).fenced();
-    let error = locker.acquire("z", &fenced).expect_err("never local");
+    let error = locker.try_acquire("z", &fenced).expect_err("never local");
     assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
     let rw = RedisRwLocker::new(locker.nodes());
     let readers = [(); 2].map(|()| rw.read("x", TTL).expect("together"));
@@ -451,8 +721,8 @@ fn who_was_refused_by_a_holder_does_not_go_local_before_that_ones_lease_can_have
                     assert!(time::now() - held >= left, "too early");
                 }
                 Err(error) => {
-                    let is_open = matches!(error, Error::CircuitOpen { .. });
-                    assert!(!becomes_local && is_open, "{error}");
+                    let has_waited = matches!(error, Error::InsufficientQuorum { .. });
+                    assert!(!becomes_local && has_waited, "{error}");
                 }
             }
         });
@@ -655,8 +925,7 @@ fn nodes_in_quarantine_do_not_vote_but_serve_what_is_held() {
     restart(&fakes[1]);
     fakes[1].sins(Sin::BreaksAfter(Verb::Take));
     eventually("it is connected again", || quarantined(1));
-    let quiet = time::now() + 2 * QUIET;
-    eventually("it has been quiet", || time::now() > quiet);
+    been_quiet();
     for _ in 0..5 {
         assert!(locker.try_lock("x", TTL).expect("no error").is_none());
     }

@@ -100,9 +100,7 @@ impl Engine {
             outcome = self.number(&bid.lease, outcome, inbox, bid.budget);
         }
         let is_ours = outcome.verdict == Verdict::Won && bid.take_hold(wish.ttl);
-        if is_ours {
-            self.circuit.succeed();
-        } else {
+        if !is_ours {
             // Before anything is put behind it: what is not sent yet need not be sent.
             bid.lease.abandon();
             self.give_back(&bid.lease, refused, true);

@@ -19,6 +19,7 @@ use crate::lease::{Claim, Lease};
 use crate::local::{Baton, MOST_IN_A_ROW};
 use crate::locker::{Locker, RedisLocker};
 use crate::options::LockOptions;
+use crate::quorum::{Question, Tally};
 use crate::script::{Answer, Verb};
 use crate::time;
 
@@ -430,11 +431,28 @@ fn while_the_breaker_is_open_nothing_is_handed_on() {
     let fakes = Fake::many(1);
     let locker = locker(&fakes, |config| config.allow_degraded(true)).expect("it is up");
     let engine = locker.nodes().engine();
-    let open = || engine.begin_degraded(time::now());
+    let open = || engine.begin_degraded(time::now(), &Tally::new(1, Question::Take));
     let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), open, || ());
     assert_eq!(released, Ok(()));
     drop(next.expect("here or there"));
     assert_eq!(fakes[0].count(Verb::Swap), 0);
+}
+
+#[test]
+fn a_lock_that_is_handed_on_does_not_feed_the_breaker() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let circuit = &locker.nodes().engine().circuit;
+    let fails = || circuit.fail(time::now(), None, 0, &Tally::new(3, Question::Take));
+    let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), fails, || ());
+    assert_eq!(released, Ok(()));
+    let next = next.expect("handed on");
+    next.extend(TTL).expect("ours");
+    next.release().expect("ours");
+    assert_eq!(count(&fakes, Verb::Take), 3, "the first one's");
+    assert!(!circuit.is_calm());
+    drop(locker.lock("x", TTL).expect("free"));
+    assert!(circuit.is_calm());
 }
 
 #[test]

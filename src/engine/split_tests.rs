@@ -185,15 +185,15 @@ fn split_vote_over_a_leftover_of_the_first_node_has_one_winner() {
         let other = scope.spawn(|| exclusive(&other));
         also.iter().for_each(Rendezvous::arrived);
         fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        let order = |node: usize| match node < 3 {
+            true => [&late[node], &also[node]],
+            false => [&also[node], &late[node]],
+        };
         for (node, fake) in fakes.iter().enumerate() {
-            let (granted, refused) = match node < 3 {
-                true => (&late, &also),
-                false => (&also, &late),
-            };
-            granted[node].go();
+            order(node)[0].go();
             eventually("it answers", || fake.count(Verb::Take) > 0);
-            refused[node].go();
         }
+        (0..fakes.len()).for_each(|node| order(node)[1].go());
         let ended = [one, other].map(|caller| caller.join().expect("no panic"));
         let won = ended.map(|ended| ended.expect("a quorum answers"));
         assert_eq!(won.iter().flatten().count(), 1);

@@ -1,8 +1,9 @@
 //! Where an acquire that holds its slot goes: to the nodes, or while no quorum of them answers nowhere else than here.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crate::engine::attempt::Miss;
 use crate::engine::circuit::{Leave, Probe};
 use crate::engine::{Engine, Wish};
 use crate::error::Error;
@@ -21,53 +22,122 @@ pub(super) enum Way<'a> {
 /// How long an acquire waits for its way.
 #[derive(Clone, Copy)]
 pub(super) struct Stay {
-    /// When its caller came, from when on it bears with an outage.
+    /// When its caller came.
     pub(super) started: Instant,
-    /// When the caller's wait ends.
-    pub(super) end: Option<Instant>,
-    /// When that ends, or all attempts would be over.
+    /// When the caller's wait ends, or all attempts would be over.
     pub(super) queue_end: Option<Instant>,
 }
 
+impl Stay {
+    /// Whether the caller waits at all.
+    fn waits(self) -> bool {
+        self.queue_end.is_none_or(|end| end > self.started)
+    }
+}
+
+/// Since when the rounds of one acquire, in a row, found no quorum, or it waited for an open breaker instead. What other acquires
+/// meet is no part of it: their locks may have less trouble than this one, or more.
+#[derive(Debug, Default)]
+pub(super) struct Outage {
+    began: Option<Instant>,
+}
+
+impl Outage {
+    /// Notes how a round ended that began at `start`.
+    pub(super) fn note(&mut self, miss: &Miss, start: Instant) {
+        match miss {
+            Miss::Unavailable(_) => self.begin(start),
+            Miss::Slow { won: true, .. } => self.began = None,
+            Miss::Contended(met) if !met.by_one => self.began = None,
+            // Neither says whether there is a quorum.
+            Miss::Slow { .. } | Miss::Contended(_) => {}
+        }
+    }
+
+    /// Begins at `start`, unless it has begun.
+    fn begin(&mut self, start: Instant) {
+        self.began.get_or_insert(start);
+    }
+
+    /// When it has lasted for `max_outage`; `None` without an outage, or where that is beyond the clock's range.
+    pub(super) fn end(&self, max_outage: Duration) -> Option<Instant> {
+        self.began
+            .and_then(|began| time::deadline(began, max_outage))
+    }
+}
+
 impl Engine {
-    /// Chooses the way, and waits for it where another finds out whether the nodes are back, or where a holder that refused us
-    /// may go on holding the lock until `held_until`; for that no longer than the policy bears with an outage.
+    /// Chooses the way. While the breaker is open the acquire sleeps until nodes are back, another acquire has found out whether
+    /// they are, its own limit has come, or the outage has lasted for `max_outage`.
     ///
-    /// Without patience it waits for a `node_timeout` all the same, since the other one takes no longer.
+    /// Without a wait it sleeps for a `node_timeout` only where another acquire probes, since that takes no longer.
     pub(super) fn way(
         &self,
         wish: &Wish,
         stay: Stay,
         inbox: &Arc<Inbox>,
         held_until: Option<Instant>,
+        outage: &mut Outage,
     ) -> Result<Way<'_>, Error> {
-        let probed = stay.end.map(|end| end.max(self.soon()));
+        self.go_on(inbox)?;
+        if self.circuit.is_calm() {
+            return Ok(Way::Nodes(None));
+        }
+        // Before the first look, so that no change after it is missed.
+        let _waiter = self.circuit.join(inbox);
+        let probed = self.soon();
         loop {
             self.go_on(inbox)?;
-            let retry_in = match self.circuit.leave(inbox, || self.nodes.lanes_up()) {
+            let (is_probing, retry_in) = match self.circuit.leave(self.nodes.lanes_up()) {
                 Leave::Granted => return Ok(Way::Nodes(None)),
                 Leave::Probe(probe) => return Ok(Way::Nodes(Some(probe))),
-                Leave::Refused(retry_in) => retry_in,
-                Leave::Wait if inbox.sleep(probed) => continue,
-                Leave::Wait => self.settings.node_timeout,
+                Leave::Wait => (true, self.settings.node_timeout),
+                Leave::Refused(retry_in) => (false, retry_in),
             };
-            self.go_on(inbox)?;
             let now = time::now();
-            let numbered = wish.fenced && wish.claim != Claim::Read;
-            let until = held_until.filter(|until| *until > now);
-            let end = time::earlier(stay.queue_end, self.outage_end(stay.started));
-            match until {
-                _ if numbered || !self.settings.allow_degraded => {}
-                None => return Ok(Way::Local),
-                // It may be free before, on nodes that are back.
-                Some(until) if end.is_none_or(|end| end > now) => {
-                    let look = time::deadline(now, self.settings.retry.max_delay);
-                    inbox.sleep(time::earlier(Some(until), time::earlier(end, look)));
-                    continue;
-                }
-                Some(_) => {}
+            // An acquire that stood in the queue of its key while the breaker was open has waited for the nodes in that time.
+            let opened = self.circuit.opened().unwrap_or(now);
+            outage.begin(opened.max(stay.started));
+            let mut end = time::earlier(stay.queue_end, outage.end(self.settings.retry.max_outage));
+            if is_probing {
+                end = end.map(|end| end.max(probed));
             }
-            return Err(Error::CircuitOpen { retry_in });
+            let is_over = end.is_some_and(|end| end <= now);
+            if (is_over || !is_probing) && self.goes_local(wish, held_until) {
+                return Ok(Way::Local);
+            }
+            if is_over {
+                return Err(self.no_way(stay, retry_in));
+            }
+            let held_until = held_until.filter(|until| *until > now && self.may_go_local(wish));
+            let look = time::deadline(now, retry_in).filter(|_| !is_probing);
+            inbox.sleep(time::earlier(end, time::earlier(look, held_until)));
         }
+    }
+
+    /// The error of an acquire that the open breaker keeps from asking.
+    fn no_way(&self, stay: Stay, retry_in: Duration) -> Error {
+        let tally = self.nodes.roll_call(&self.circuit.silent());
+        if stay.waits() {
+            return self.insufficient(tally);
+        }
+        Error::CircuitOpen {
+            retry_in,
+            causes: tally.named_causes(|node| self.nodes.name(node).to_owned()),
+        }
+    }
+
+    /// Whether the settings and the wish allow a lock in this process alone.
+    fn may_go_local(&self, wish: &Wish) -> bool {
+        let is_fenced = wish.fenced && wish.claim != Claim::Read;
+        self.settings.allow_degraded && !is_fenced
+    }
+
+    /// Whether an acquire is to be local while the breaker is open: only where fresh connects have failed to so many nodes that no
+    /// quorum is left, and where those that refused it, and may hold the lock until `held_until`, hold it no longer (rule S9).
+    pub(super) fn goes_local(&self, wish: &Wish, held_until: Option<Instant>) -> bool {
+        self.may_go_local(wish)
+            && held_until.is_none_or(|until| until <= time::now())
+            && self.nodes.no_quorum_reachable()
     }
 }

@@ -313,7 +313,7 @@ impl World {
         let Some(attempt) = acquire.and_then(|acquire| acquire.attempt.as_mut()) else {
             return;
         };
-        attempt.refused = round.tally.refused();
+        attempt.refused = round.tally.refused().without(round.unsettled);
         let swapped = attempt.former.as_mut();
         swapped
             .into_iter()

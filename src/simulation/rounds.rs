@@ -11,6 +11,9 @@ use crate::simulation::knobs::Bug;
 use crate::simulation::lane::Job;
 use crate::simulation::world::World;
 
+/// How often nodes that refused are asked again.
+const MAX_REPEATS: u32 = 3;
+
 /// One request to all nodes, and what they say.
 pub(super) struct Round {
     pub(super) number: u32,
@@ -23,6 +26,10 @@ pub(super) struct Round {
     pub(super) until: Instant,
     /// The node that was asked before all others, until it has answered.
     pub(super) first: Option<usize>,
+    /// How often nodes that refused were asked again.
+    pub(super) repeats: u32,
+    /// Of those the nodes that have not answered.
+    pub(super) unsettled: NodeSet,
 }
 
 /// An answer for a round.
@@ -53,6 +60,8 @@ impl World {
             start,
             until,
             first,
+            repeats: 0,
+            unsettled: NodeSet::default(),
         };
         let given = self.put_round(client, &mut round, |node| first.is_none_or(|it| it == node));
         if first.is_some() && given.len() == 0 {
@@ -82,6 +91,27 @@ impl World {
             }
         }
         given
+    }
+
+    /// Asks nodes that refused a take once more, for the same lease, as an attempt does that leads in a split vote. Whether it
+    /// leads is no matter of safety: it is drawn. `None` if they were asked.
+    pub(super) fn unless_asked_again(&mut self, client: usize, mut round: Round) -> Option<Round> {
+        let is_held = |cause: &Cause| matches!(cause, Cause::Held { .. } | Cause::Readers { .. });
+        let split = round.tally.split(is_held, NodeSet::default());
+        let goes_on = round.request.verb == Verb::Take && round.first.is_none();
+        let Some(split) = split.filter(|_| goes_on && round.repeats < MAX_REPEATS) else {
+            return Some(round);
+        };
+        if !self.rng.bool() {
+            return Some(round);
+        }
+        round.repeats += 1;
+        round.tally.reopen(split.contested);
+        self.put_round(client, &mut round, |node| split.contested.contains(node));
+        self.clients[client].round = Some(round);
+        self.counts.repeats += 1;
+        self.count(client, false);
+        None
     }
 
     /// The node that was asked first takes its time, or granted it: then the others are asked. `false` if they have been.
@@ -154,8 +184,18 @@ impl World {
             return;
         };
         let verdict = match self.verdict(client, &round) {
+            Some(Verdict::Refused) if !over => match self.unless_asked_again(client, round) {
+                Some(it) => {
+                    round = it;
+                    Verdict::Refused
+                }
+                None => return,
+            },
             Some(verdict) => verdict,
-            None if over => round.tally.close(),
+            None if over => {
+                round.unsettled = round.tally.restore();
+                round.tally.close()
+            }
             None => {
                 self.clients[client].round = Some(round);
                 return;

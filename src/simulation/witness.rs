@@ -29,6 +29,7 @@ pub(super) enum Found {
 pub(super) struct Counts {
     pub(super) events: u64,
     pub(super) attempts: u64,
+    pub(super) repeats: u64,
     pub(super) holds: u64,
     pub(super) fenced: u64,
     pub(super) raises: u64,
@@ -46,6 +47,7 @@ impl Counts {
     pub(super) fn add(&mut self, other: &Counts) {
         self.events += other.events;
         self.attempts += other.attempts;
+        self.repeats += other.repeats;
         self.holds += other.holds;
         self.fenced += other.fenced;
         self.raises += other.raises;

@@ -399,7 +399,7 @@ fn what_cannot_be_had_from_a_cluster_is_refused_at_the_door() {
         ),
         (
             at([Endpoint::cluster(["http://joe:s3cret@h"])]),
-            ["http://h", "not understood"],
+            ["http://h", "none of redis, rediss"],
         ),
         (at([seed(), seed()]), ["cluster:", "named twice"]),
         // Only the servers can tell that these are one.

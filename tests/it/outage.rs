@@ -11,7 +11,7 @@ use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
 use redguard::{
     BreakerState, Cause, Config, Error, LockOptions, Locker, Mode, NodeState, Nodes, RedisLocker,
-    RedisRwLocker, Role, RwLocker,
+    RedisRwLocker, RetryPolicy, Role, RwLocker,
 };
 use std::thread;
 use std::time::Duration;
@@ -46,8 +46,12 @@ fn an_outage_opens_the_breaker_and_its_end_closes_it() {
     let nodes = servers(3);
     let locker = connect_by(config_with_breaker(&nodes), &nodes);
     break_down(&nodes, &locker);
-    let error = locker.lock("x", TTL).unwrap_err();
-    assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
+    let error = locker.try_lock("x", TTL).unwrap_err();
+    let Error::CircuitOpen { causes, .. } = &error else {
+        panic!("{error}")
+    };
+    let named: Vec<&str> = causes.iter().map(|cause| cause.node.as_str()).collect();
+    assert_eq!(named, [nodes[1].addr(), nodes[2].addr()], "{error}");
     let health = locker.nodes().health();
     for (node, health) in nodes.iter().zip(&health.nodes) {
         assert_eq!(health.node, node.addr());
@@ -69,6 +73,51 @@ fn an_outage_opens_the_breaker_and_its_end_closes_it() {
             .count()
     };
     assert_eq!((circuit(Level::Warn), circuit(Level::Info)), (1, 1));
+}
+
+#[test]
+fn a_lock_waits_through_the_breaker_until_hung_nodes_are_back() {
+    let nodes = servers(3);
+    let soon = Duration::from_millis(200);
+    let policy = RetryPolicy {
+        max_outage: 10 * LIMIT,
+        ..hasty()
+    };
+    let config = Config::new(nodes.iter().map(Server::addr)).retry(policy);
+    let locker = connect_by(config.node_timeout(soon).breaker(3, 10 * LIMIT), &nodes);
+    nodes[1..].iter().for_each(|node| node.stop().unwrap());
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| locker.lock("x", TTL));
+        eventually(LIMIT, "the breaker opens", || {
+            matches!(locker.nodes().health().breaker, BreakerState::Open { .. })
+        });
+        let error = locker.try_lock("y", TTL).unwrap_err();
+        assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
+        assert!(!waits.is_finished());
+        nodes[1..].iter().for_each(|node| node.resume().unwrap());
+        waits.join().unwrap().unwrap().release().unwrap();
+    });
+}
+
+/// What all nodes answer about one lock leads no other lock to be held twice.
+#[test]
+fn errors_about_one_lock_lead_no_other_lock_to_be_local() {
+    let nodes = servers(3);
+    let config = config(&nodes).breaker(1, TTL).allow_degraded(true);
+    let [locker, other] = [(); 2].map(|()| connect_by(config.clone(), &nodes));
+    for node in &nodes {
+        ask::<()>(node, &["SET", "{redguard:junk}:fence", "junk"]);
+    }
+    let held = take(&other, "held");
+    let fenced = LockOptions::new(TTL).fenced();
+    let start = now();
+    while start.elapsed() < Duration::from_millis(1500) {
+        let error = locker.try_acquire("junk", &fenced).unwrap_err();
+        assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    }
+    assert_eq!(locker.nodes().health().breaker, BreakerState::Closed);
+    assert!(locker.try_lock("held", TTL).unwrap().is_none());
+    assert!(held.is_held());
 }
 
 #[test]

@@ -185,7 +185,7 @@ impl Actor<'_> {
     /// Where asking again at once would be answered at once, it is put off.
     fn note(&self, during: &str, error: &Error) {
         self.tally.add_error(during, error);
-        if let Error::CircuitOpen { retry_in } = error {
+        if let Error::CircuitOpen { retry_in, .. } = error {
             thread::park_timeout((*retry_in).min(10 * LOOK));
         }
     }
