@@ -167,6 +167,9 @@ impl Config {
 
     /// What stands before every lock name to make its key on the nodes. Clients that share locks must agree on it.
     /// Default: `redguard:`.
+    ///
+    /// With an empty one a read-write lock or semaphore cannot be named `{x}`, in braces as a whole: it would have the same keys
+    /// on the nodes as `x`, and is [`InvalidKey`](crate::Error::InvalidKey).
     pub fn key_prefix(mut self, prefix: impl Into<String>) -> Config {
         self.settings.key_prefix = prefix.into();
         self

@@ -232,8 +232,22 @@ impl Desk {
         let right = Right::Serve(request.verb, request.lease.claim());
         let mut stays = Ok(());
         back.state = State::Answered;
+        let keys = request.lease.keys();
+        if answer.is_endless() {
+            let key = match &answer {
+                Answer::Held(script::Holder::Of(key), _) => keys.all().get(*key),
+                _ => None,
+            };
+            let key = key.unwrap_or(keys.first());
+            if news.foreign(key) {
+                warn!("{name}: {key:?}: held without an end, as no lock is: it is left untouched");
+            }
+        }
         match &answer {
             Answer::Fault(cause) => {
+                if *cause == Cause::WrongType && news.foreign(keys.first()) {
+                    warn!("{name}: {keys:?}: {cause}: it is left untouched");
+                }
                 if request.verb == Verb::Release {
                     back.state = self.refused_release(request, cause, now);
                 } else if matches!(cause, Cause::Denied(_)) && news.denied(right) {
@@ -246,6 +260,9 @@ impl Desk {
             }
             Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) | Answer::Anew(_) => {
                 news.allowed(right);
+                if matches!(request.verb, Verb::Take | Verb::Swap) {
+                    news.not_foreign(keys);
+                }
             }
             _ => {}
         }

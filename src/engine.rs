@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 
 use crate::config::{OnDrop, Settings};
-use crate::error::{AnswerLimit, Error, LossReason};
+use crate::error::{AnswerLimit, Error, LossReason, Operation};
 use crate::health::{BreakerState, Health, NodeHealth};
 use crate::inbox::Inbox;
 use crate::key::Keys;
@@ -151,7 +151,7 @@ impl Engine {
         match (self.nodes.wait_up(end, &self.gate), self.gate.is_closed()) {
             (_, true) => Err(Error::Closed),
             (true, false) => Ok(()),
-            (false, false) => Err(self.insufficient(self.nodes.roll_call(&[]))),
+            (false, false) => Err(self.insufficient(Operation::Connect, self.nodes.roll_call(&[]))),
         }
     }
 
@@ -206,7 +206,7 @@ impl Engine {
         match outcome.verdict {
             Verdict::Won => Ok(()),
             Verdict::Refused => Err(lease.lost_for(LossReason::NotOurs)),
-            Verdict::Unavailable => Err(self.insufficient(outcome.tally)),
+            Verdict::Unavailable => Err(self.insufficient(Operation::Release, outcome.tally)),
         }
     }
 
@@ -243,8 +243,8 @@ impl Engine {
         }
     }
 
-    fn insufficient(&self, tally: Tally) -> Error {
-        let error = tally.insufficient(|node| self.nodes.name(node).to_owned());
+    fn insufficient(&self, operation: Operation, tally: Tally) -> Error {
+        let error = tally.insufficient(operation, |node| self.nodes.name(node).to_owned());
         error.with_limits(|name| self.answer_limit(name))
     }
 

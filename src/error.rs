@@ -9,8 +9,8 @@ use crate::time;
 ///
 /// *Held by another* ([`Contended`](Error::Contended), and for read-write locks one variant for each side that can stand
 /// in the way of which) and *could not find out* ([`InsufficientQuorum`](Error::InsufficientQuorum)) are never mixed up:
-/// the first means that a quorum of the nodes answered. [`is_contended`](Error::is_contended), [`is_unavailable`](Error::is_unavailable) and
-/// [`is_lost`](Error::is_lost) sort errors by what a program can do about them.
+/// the first means that a quorum of the nodes answered. [`is_contended`](Error::is_contended), [`is_unavailable`](Error::is_unavailable),
+/// [`is_denied`](Error::is_denied) and [`is_lost`](Error::is_lost) sort errors by what a program can do about them.
 ///
 /// `Display` has one line for people, causes included; `Debug` has the fields. [The guide](crate::guide#a-programs-main) has a
 /// `main` that makes exit codes of them.
@@ -23,6 +23,7 @@ use crate::time;
 ///         Error::CircuitOpen { retry_in, .. } if retry_in.as_secs() > 30 => "come back in a minute",
 ///         _ if error.is_contended() => "another one is at it",
 ///         _ if error.is_unavailable() => "the nodes do not answer",
+///         _ if error.is_denied() => "mend the password, the rights or the certificates",
 ///         _ if error.is_lost() => "stop, and look at what was done",
 ///         _ => "mend the program or its settings",
 ///     }
@@ -68,19 +69,23 @@ pub enum Error {
         reason: String,
     },
 
-    /// Fewer nodes than a quorum answered, so nobody knows who holds the lock.
+    /// Fewer nodes than a quorum did what was asked of them, and too few said that they will not: nobody knows who holds the
+    /// lock.
     #[error(
-        "no quorum: {reachable} of {total} nodes answered, {needed} are needed{}",
+        "no quorum: {operation} {} of {total} nodes, {needed} are needed{}",
+        operation.done(*total, causes),
         Listed(causes)
     )]
     InsufficientQuorum {
+        /// What the nodes were asked to do.
+        operation: Operation,
         /// The quorum of the configured nodes, `total / 2 + 1`.
         needed: usize,
-        /// How many nodes answered.
+        /// How many nodes answered anything, errors included.
         reachable: usize,
         /// How many nodes are configured.
         total: usize,
-        /// What stood in the way on each node that did not grant, in the order of the configuration.
+        /// What stood in the way on each node that did not do it, in the order of the configuration.
         causes: Box<[NodeCause]>,
     },
 
@@ -191,19 +196,84 @@ impl Error {
         )
     }
 
-    /// Whether nobody could find out, because too few nodes answered in time.
+    /// Whether nobody could find out, because too few nodes answered in time: waiting may help, unless it
+    /// [`is_denied`](Error::is_denied).
     pub fn is_unavailable(&self) -> bool {
-        matches!(
+        let is_unknown = matches!(
             self,
             Error::InsufficientQuorum { .. }
                 | Error::CircuitOpen { .. }
                 | Error::ValidityExhausted { .. }
-        )
+        );
+        is_unknown && !self.is_denied()
+    }
+
+    /// Whether so many nodes deny access that no quorum is left without them: waiting does not help, but other credentials,
+    /// rights or certificates do.
+    pub fn is_denied(&self) -> bool {
+        let Error::InsufficientQuorum {
+            needed,
+            total,
+            causes,
+            ..
+        } = self
+        else {
+            return false;
+        };
+        let denied = causes
+            .iter()
+            .filter(|node| matches!(node.cause, Cause::Denied(_)));
+        denied.count() > total.saturating_sub(*needed)
     }
 
     /// Whether a lock that was held is held no longer.
     pub fn is_lost(&self) -> bool {
         matches!(self, Error::LockLost { .. })
+    }
+}
+
+/// What the nodes were asked to do, as an [`Error::InsufficientQuorum`] tells it.
+///
+/// ```
+/// use redguard::Operation;
+///
+/// assert_eq!(format!("{} 1 of 3 nodes", Operation::Release), "released on 1 of 3 nodes");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operation {
+    /// To accept a connection.
+    Connect,
+    /// To grant a lock.
+    Acquire,
+    /// To extend a lock, or to confirm that it is held.
+    Extend,
+    /// To release a lock.
+    Release,
+    /// To say who holds a lock, or to delete it whoever holds it.
+    Inspect,
+}
+
+impl Operation {
+    /// How many of the nodes did it. All others have a cause, but some of these are answers.
+    fn done(self, total: usize, causes: &[NodeCause]) -> usize {
+        let is_answer = |cause: &Cause| *cause == Cause::NotOurs || cause.is_lasting();
+        let others = causes
+            .iter()
+            .filter(|node| self != Operation::Inspect || !is_answer(&node.cause));
+        total.saturating_sub(others.count())
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Operation::Connect => "connected to",
+            Operation::Acquire => "granted by",
+            Operation::Extend => "extended on",
+            Operation::Release => "released on",
+            Operation::Inspect => "answered by",
+        })
     }
 }
 
@@ -241,7 +311,7 @@ pub enum LossReason {
 /// ```
 /// use redguard::{Cause, Error};
 ///
-/// /// The nodes with which it takes an operator: waiting does not help.
+/// /// The nodes with which it takes an operator: waiting for them does not help.
 /// fn denied(error: &Error) -> Vec<&str> {
 ///     let Error::InsufficientQuorum { causes, .. } = error else {
 ///         return Vec::new();
@@ -381,7 +451,8 @@ pub enum Cause {
     #[error("not ours")]
     NotOurs,
 
-    /// A value of another type stands under one of the lock's keys. It is left untouched.
+    /// A value of another type stands under one of the lock's keys, or what is no number under its fence counter. It is left
+    /// untouched.
     #[error("a value of another type stands under the key")]
     WrongType,
 
@@ -408,6 +479,11 @@ impl Cause {
             }
             _ => false,
         }
+    }
+
+    /// Whether a node replied with this error.
+    pub(crate) fn is_reply(&self) -> bool {
+        self.is_lasting() || matches!(self, Cause::Server(_) | Cause::Denied(_))
     }
 
     /// For how long this stands in the way, if that is known.
@@ -439,13 +515,9 @@ struct Listed<'a>(&'a [NodeCause]);
 impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, cause) in self.0.iter().enumerate() {
-            write!(f, "{}{cause}", if i == 0 { " (" } else { "; " })?;
+            write!(f, "{}{cause}", if i == 0 { ": " } else { "; " })?;
         }
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            f.write_str(")")
-        }
+        Ok(())
     }
 }
 
@@ -464,28 +536,61 @@ mod tests {
 
     #[test]
     fn messages_name_each_node_and_cause() {
-        let error = Error::InsufficientQuorum {
+        for (operation, words) in [
+            (Operation::Connect, "connected to"),
+            (Operation::Acquire, "granted by"),
+            (Operation::Extend, "extended on"),
+            (Operation::Release, "released on"),
+            (Operation::Inspect, "answered by"),
+        ] {
+            let error = insufficient(
+                operation,
+                &[Cause::TimedOut, Cause::Held { remaining: None }],
+            );
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "no quorum: {words} 1 of 3 nodes, 2 are needed: n0: no answer in time; n1: held by another"
+                )
+            );
+            assert!(error.is_unavailable() && !error.is_contended() && !error.is_lost());
+        }
+    }
+
+    /// Of three nodes, with the causes of those that did not do it.
+    fn insufficient(operation: Operation, causes: &[Cause]) -> Error {
+        let causes = causes.iter().enumerate().map(|(node, cause)| NodeCause {
+            node: format!("n{node}"),
+            cause: cause.clone(),
+            limit: None,
+        });
+        let causes: Box<[NodeCause]> = causes.collect();
+        Error::InsufficientQuorum {
+            operation,
             needed: 2,
-            reachable: 1,
+            reachable: 3 - causes.len(),
             total: 3,
-            causes: Box::new([
-                NodeCause {
-                    node: "a:1".into(),
-                    cause: Cause::TimedOut,
-                    limit: None,
-                },
-                NodeCause {
-                    node: "b:2".into(),
-                    cause: Cause::Held { remaining: None },
-                    limit: None,
-                },
-            ]),
-        };
-        assert_eq!(
-            error.to_string(),
-            "no quorum: 1 of 3 nodes answered, 2 are needed (a:1: no answer in time; b:2: held by another)"
-        );
-        assert!(error.is_unavailable() && !error.is_contended() && !error.is_lost());
+            causes,
+        }
+    }
+
+    #[test]
+    fn denial_of_so_many_nodes_that_no_quorum_is_left_is_no_outage() {
+        let (down, denied) = (Cause::TimedOut, Cause::Denied("WRONGPASS".into()));
+        for (causes, is_denied) in [
+            (vec![&denied, &denied], true),
+            (vec![&denied, &denied, &denied], true),
+            (vec![&down, &denied, &denied], true),
+            (vec![&denied, &down], false),
+            (vec![&denied, &down, &down], false),
+            (vec![&down, &down], false),
+        ] {
+            let causes: Vec<Cause> = causes.into_iter().cloned().collect();
+            let error = insufficient(Operation::Acquire, &causes);
+            assert_eq!(error.is_denied(), is_denied, "{error}");
+            assert_eq!(error.is_unavailable(), !is_denied, "{error}");
+        }
+        assert!(!Error::Closed.is_denied());
     }
 
     #[test]
@@ -497,6 +602,7 @@ mod tests {
             limit: None,
         };
         let error = Error::InsufficientQuorum {
+            operation: Operation::Connect,
             needed: 2,
             reachable: 0,
             total: 3,
@@ -516,8 +622,8 @@ mod tests {
             },
         });
         let told = told.to_string();
-        let words = "(a:1: no answer within 200 ms (node_timeout; connecting took 264 ms); \
-                     b:2: no answer within 1000 ms (connect_timeout); c:3: unreachable: gone)";
+        let words = ": a:1: no answer within 200 ms (node_timeout; connecting took 264 ms); \
+                     b:2: no answer within 1000 ms (connect_timeout); c:3: unreachable: gone";
         assert!(told.ends_with(words), "{told}");
     }
 

@@ -146,7 +146,7 @@
 //! ```
 //!
 //! **Exit codes.** A `main` that returns an [`Error`](crate::Error) has it shown as `Debug` does, for programmers. What it says to
-//! people is its `Display`, and what to do about it is in three predicates.
+//! people is its `Display`, and what to do about it is in four predicates.
 //!
 //! **Signals.** The default for SIGINT and SIGTERM ends a process without its destructors, and leaves the lock to its TTL. A
 //! [`CancelToken`](crate::CancelToken) ends a wait and says to the work that it is to stop, here with the crate `ctrlc` (its feature
@@ -169,6 +169,7 @@
 //!         Error::Cancelled => 130,           // as a shell says of SIGINT
 //!         _ if error.is_contended() => 75,   // sysexits.h: try again later
 //!         _ if error.is_unavailable() => 69, // the nodes are away
+//!         _ if error.is_denied() => 77,      // credentials, rights, certificates
 //!         _ if error.is_lost() => 70,        // somebody else may have worked at the same time
 //!         _ => 78,                           // a setting, a name
 //!     })

@@ -33,6 +33,9 @@ pub struct Holder {
     /// How many it needs, of the configured ones. With fewer the lock is not held: it is about to be, or was, or the rest of
     /// it has been lost.
     pub needed: usize,
+    /// Whether it is no lock, but a value of another type under the lock's key. It stands in the way for as long as it is there:
+    /// [`force_release`](crate::RedisLocker::force_release) leaves it alone.
+    pub foreign: bool,
 }
 
 impl Holder {
@@ -45,7 +48,7 @@ impl Holder {
 /// What one node says of a lock's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sight {
-    /// Tells tokens apart, without giving them away: who knows a token can release the lock.
+    /// Tells tokens apart, without giving them away: who knows a token can release the lock. Empty for a value of another type.
     pub(crate) digest: String,
     pub(crate) owner: String,
     pub(crate) remaining: Option<Duration>,
@@ -67,6 +70,7 @@ pub(crate) fn holder(sights: &[Sight], needed: usize) -> Option<Holder> {
         remaining: ends[decisive],
         nodes: ends.len(),
         needed,
+        foreign: most.digest.is_empty(),
     })
 }
 
@@ -99,6 +103,12 @@ mod tests {
             assert_eq!((found.nodes, found.has_quorum()), (nodes, nodes >= 2));
         }
         assert_eq!(holder(&[], 2), None);
+        for (sights, foreign) in [
+            (vec![a(3), a(3), sight("", None)], false),
+            (vec![sight("", None)], true),
+        ] {
+            assert_eq!(holder(&sights, 2).map(|found| found.foreign), Some(foreign));
+        }
         let nameless = Sight {
             owner: String::new(),
             ..sight("a", None)

@@ -45,7 +45,7 @@ pub(crate) enum Family {
 
 impl Key {
     /// # Errors
-    /// `InvalidKey` when the name is empty, longer than 16 KiB, or ends like a derived key.
+    /// `InvalidKey` when the name is empty, longer than 16 KiB, ends like a derived key, or would share its keys with another.
     pub(crate) fn parse(prefix: &str, name: &str, family: Family) -> Result<Key, Error> {
         let refuse = |reason: String| {
             Err(Error::InvalidKey {
@@ -62,11 +62,19 @@ impl Key {
         if let Some(ending) = RESERVED.iter().find(|ending| name.ends_with(**ending)) {
             return refuse(format!("the ending {ending:?} is reserved"));
         }
-        let text = if prefix.is_empty() {
+        let text: Arc<str> = if prefix.is_empty() {
             Arc::from(name)
         } else {
             Arc::from([prefix, name].concat())
         };
+        if let Some(twin) = twin(prefix, &text)
+            && family != Family::Exclusive
+        {
+            let twin = shortened(twin);
+            return refuse(format!(
+                "without a key prefix it has the same keys as {twin:?}"
+            ));
+        }
         Ok(Key {
             text,
             prefix: prefix.len(),
@@ -136,6 +144,14 @@ fn hash_tag(key: &str) -> Option<&str> {
     Some(tag).filter(|tag| !tag.is_empty())
 }
 
+/// The other name under this prefix whose derived keys are the same, if there is one: `x` for `{x}`, since a key without a hash
+/// tag is made one by braces. No prefix but an empty one, or one of nothing but `{`, allows both.
+fn twin<'a>(prefix: &str, text: &'a str) -> Option<&'a str> {
+    let inner = text.strip_prefix('{')?.strip_suffix('}')?;
+    let name = inner.strip_prefix(prefix)?;
+    (!name.is_empty() && hash_tag(inner).is_none()).then_some(name)
+}
+
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.text, f)
@@ -191,6 +207,26 @@ mod tests {
         ] {
             let key = Key::parse("p:", name, Family::ReadWrite).unwrap();
             assert_eq!(key.derived(":writer").to_string(), derived);
+        }
+    }
+
+    #[test]
+    fn name_in_braces_without_a_prefix_is_refused_where_keys_are_derived() {
+        for (prefix, name, is_refused) in [
+            ("", "{x}", true),
+            ("", "{a}b}", true),
+            ("{", "{x}", true),
+            ("", "x", false),
+            ("", "{x}y", false),
+            ("", "{{x}}", false),
+            ("", "{}", false),
+            ("redguard:", "{x}", false),
+        ] {
+            for family in [Family::ReadWrite, Family::Semaphore] {
+                let parsed = Key::parse(prefix, name, family);
+                assert_eq!(parsed.is_err(), is_refused, "{prefix:?} {name:?}");
+            }
+            Key::parse(prefix, name, Family::Exclusive).unwrap();
         }
     }
 

@@ -193,9 +193,10 @@
 //! | no reply from a quorum for five rounds in a row and a second | the breaker opens: calls that wait sleep until nodes are back, for `max_outage`; all others are [`CircuitOpen`](Error::CircuitOpen) at once; or a local guard ([below](#when-no-quorum-answers)) |
 //! | nodes come back | lanes connect again by themselves, with capped and jittered back-off |
 //! | scripts flushed | healed within the request |
-//! | `READONLY`, `LOADING`, `OOM`, `TRYAGAIN` … | a fault of that node, with that cause; waited out as an outage of that lock alone |
-//! | `NOAUTH`, `NOPERM`, a certificate that is not accepted, from so many nodes that no quorum is left | [`InsufficientQuorum`](Error::InsufficientQuorum) at once, with that cause: waiting does not help |
-//! | a foreign value under the key | [`Contended`](Error::Contended), or its like for read-write locks, and the value is left alone |
+//! | `READONLY`, `LOADING`, `TRYAGAIN`, a server error … | a fault of that node, with that cause; waited out as an outage of that lock alone |
+//! | `NOAUTH`, a right that is missing, a certificate that is not accepted, from so many nodes that no quorum is left | the error [`is_denied`](Error::is_denied) at once: waiting does not help |
+//! | `OOM`: no memory under `noeviction` | a fault of that node for a new lock, or where it is to get back one that it lost; locks that are held are extended, renewed, downgraded, handed on, adopted and released |
+//! | a foreign value under one of the lock's keys | [`Contended`](Error::Contended), or its like for read-write locks; the value is left alone, and the log has one warning per node for one of another type, or without an end |
 //! | the holder is killed | free after the TTL at the latest; waiters wake then, not at their next poll |
 //! | the nodes are too slow for the TTL | [`ValidityExhausted`](Error::ValidityExhausted) after three attempts in a row |
 //! | the process exits without destructors | the TTL frees the lock |
@@ -403,7 +404,7 @@ pub use crate::{
     cancel::CancelToken,
     config::{Config, Credentials, OnDrop},
     endpoint::{Endpoint, Endpoints},
-    error::{Cause, Error, LossReason, NodeCause},
+    error::{Cause, Error, LossReason, NodeCause, Operation},
     guard::{LockGuard, Permit, ReadGuard, WriteGuard},
     handover::LockToken,
     health::{BreakerState, Health, NodeHealth, NodeState},

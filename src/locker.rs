@@ -242,7 +242,7 @@ impl RedisLocker {
     }
 
     /// Who holds the lock of `key`, for operators to see: **a look, not a lock**, out of date when it is returned. `None` if no
-    /// node that answered has it.
+    /// node that answered has it. A value of another type under the key is told as [`foreign`](Holder::foreign).
     ///
     /// Asks all nodes, the breaker notwithstanding; blocks until those that are connected have answered, for `node_timeout`
     /// at most. Locks that are held in a process alone ([`Mode::Local`](crate::Mode::Local)) and read-write locks are not seen.
@@ -269,7 +269,7 @@ impl RedisLocker {
     /// Takes the lock of `key` away from whoever holds it, on all nodes that answer: **its holder goes on** until it looks, and
     /// may overlap with the next one. For operators who know that the holder is dead, and cannot wait for the TTL.
     ///
-    /// `true` if a node had it. A holder that is alive finds its lock lost when it is renewed, extended or released next, and
+    /// `true` if a node had it. A value of another type is no lock, and left alone. A holder that is alive finds its lock lost when it is renewed, extended or released next, and
     /// whoever waits for it is woken. Blocks as [`holder`](RedisLocker::holder) does. A lock may stay on nodes that did not
     /// answer: a minority, unless it is an error.
     ///

@@ -1,15 +1,19 @@
 //! What the log has said of a node, so that it says only what is new: however many connections there are to it, and however
 //! often they are made.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::key::{Key, Keys};
 use crate::lease::Claim;
 use crate::script::Verb;
 
 /// More causes than this for which releases were refused are not told of one node.
 const MAX_REFUSED: usize = 32;
+/// The most keys of a node with foreign values that are remembered, and named in the log.
+const MAX_FOREIGN: usize = 256;
 
 /// What has been said of one node.
 #[derive(Debug, Default)]
@@ -17,6 +21,8 @@ pub(crate) struct News {
     said: Mutex<Said>,
     /// What it has denied since it last allowed it, as bits: looked at with every answer.
     denied: AtomicU64,
+    /// Whether keys with foreign values are known: read with every answer.
+    has_foreign: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -29,6 +35,8 @@ struct Said {
     quarantined: Option<String>,
     /// The codes of errors that releases were answered by.
     refused_releases: Vec<String>,
+    /// The keys under which foreign values stand.
+    foreign: HashSet<Key>,
 }
 
 /// What a node can deny.
@@ -106,6 +114,26 @@ impl News {
         before & right.bit() == 0
     }
 
+    /// Whether it is news that a foreign value stands under this key, or one of those derived from it.
+    pub(crate) fn foreign(&self, key: &Key) -> bool {
+        let mut said = self.said.lock();
+        let is_new = said.foreign.len() < MAX_FOREIGN && said.foreign.insert(key.clone());
+        self.has_foreign.store(true, Ordering::Relaxed);
+        is_new
+    }
+
+    /// The lock of these keys was granted, so no foreign value is there any more.
+    pub(crate) fn not_foreign(&self, keys: &Keys) {
+        if self.has_foreign.load(Ordering::Relaxed) {
+            let mut said = self.said.lock();
+            keys.all()
+                .iter()
+                .for_each(|key| _ = said.foreign.remove(key));
+            self.has_foreign
+                .store(!said.foreign.is_empty(), Ordering::Relaxed);
+        }
+    }
+
     /// It does not deny this.
     pub(crate) fn allowed(&self, right: Right) {
         if self.denied.load(Ordering::Relaxed) & right.bit() != 0 {
@@ -141,6 +169,23 @@ mod tests {
         let codes = (0..1_000).map(|code| code.to_string());
         let told = codes.filter(|code| news.refused_release(code)).count();
         assert_eq!(told, MAX_REFUSED - 2);
+    }
+
+    #[test]
+    fn foreign_value_is_news_once_until_its_key_is_granted() {
+        let key = |name: &str| Key::parse("p:", name, crate::key::Family::Exclusive).unwrap();
+        let news = News::default();
+        for _ in 0..2 {
+            assert!(news.foreign(&key("a")) && news.foreign(&key("b")));
+            assert!(!news.foreign(&key("a")) && !news.foreign(&key("b")));
+            news.not_foreign(&key("a").into());
+            assert!(news.foreign(&key("a")));
+            for name in ["a", "b"] {
+                news.not_foreign(&key(name).into());
+            }
+        }
+        let told = (0..2 * MAX_FOREIGN).filter(|n| news.foreign(&key(&n.to_string())));
+        assert_eq!(told.count(), MAX_FOREIGN);
     }
 
     #[test]

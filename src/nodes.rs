@@ -12,7 +12,7 @@ use crate::config::{Config, Settings};
 use crate::crew::Crew;
 use crate::endpoint::Kind;
 use crate::engine::Engine;
-use crate::error::{AnswerLimit, Cause, Error};
+use crate::error::{AnswerLimit, Cause, Error, Operation};
 use crate::health::Health;
 use crate::lane::{First, Post};
 use crate::node;
@@ -105,7 +105,7 @@ impl Nodes {
         let names: Vec<String> = posts.iter().map(|post| post.name.clone()).collect();
         let missing = match muster(&first, &settings, &names, start) {
             Ok(Some(tally)) if !(settings.allow_degraded && tally.is_outage()) => {
-                let error = tally.insufficient(|node| names[node].clone());
+                let error = tally.insufficient(Operation::Connect, |node| names[node].clone());
                 let connect_timeout = settings.connect_timeout;
                 Err(error.with_limits(|_| AnswerLimit::Connect { connect_timeout }))
             }

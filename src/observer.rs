@@ -54,7 +54,7 @@ pub trait Observer: Send + Sync {
     fn contended(&self, key: &str, waited: Duration) {}
 
     /// An acquire ended without the lock, after `waited`: whether it is free could not be found out, as
-    /// [`Error::is_unavailable`](crate::Error::is_unavailable) has it.
+    /// [`Error::is_unavailable`](crate::Error::is_unavailable) and [`Error::is_denied`](crate::Error::is_denied) have it.
     fn unavailable(&self, key: &str, waited: Duration) {}
 
     /// A lock that was held is lost.

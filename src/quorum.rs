@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::{Cause, Error, NodeCause};
+use crate::error::{Cause, Error, NodeCause, Operation};
 
 /// The most nodes that a configuration may name: a set of them fits one word.
 pub(crate) const MAX_NODES: usize = 64;
@@ -354,11 +354,21 @@ impl Tally {
         holds.max_by_key(|held| held.unwrap_or(Duration::MAX))?
     }
 
-    /// What stands in the answer where too few nodes answered; `name` gives a node's address.
-    pub(crate) fn insufficient(self, name: impl Fn(usize) -> String) -> Error {
+    /// The error where too few nodes did what was asked of them; `name` gives a node's address.
+    pub(crate) fn insufficient(
+        self,
+        operation: Operation,
+        name: impl Fn(usize) -> String,
+    ) -> Error {
+        let errors = self
+            .causes
+            .iter()
+            .filter(|(node, cause)| cause.is_reply() && !self.refused.contains(*node));
+        let reachable = self.answers() + errors.count();
         Error::InsufficientQuorum {
+            operation,
             needed: quorum(self.total),
-            reachable: self.answers(),
+            reachable,
             total: self.total,
             causes: self.named_causes(name),
         }
@@ -607,6 +617,45 @@ mod tests {
     }
 
     #[test]
+    fn error_counts_nodes_that_replied_with_errors_as_reachable() {
+        let oom = || Vote::Fault(Cause::Server("OOM".into()));
+        for (votes, operation, expected) in [
+            ([Vote::Granted, oom(), oom()], Operation::Acquire, (1, 3)),
+            (
+                [
+                    Vote::Granted,
+                    Vote::Refused(Cause::NotOurs),
+                    Vote::Fault(Cause::TimedOut),
+                ],
+                Operation::Release,
+                (1, 2),
+            ),
+            (
+                [
+                    Vote::Refused(Cause::WrongType),
+                    oom(),
+                    Vote::Fault(Cause::TimedOut),
+                ],
+                Operation::Inspect,
+                (1, 2),
+            ),
+        ] {
+            let mut tally = Tally::new(3, Question::Mine);
+            for (node, vote) in votes.into_iter().enumerate() {
+                tally.vote(node, vote);
+            }
+            let error = tally.insufficient(operation, |node| format!("n{node}"));
+            let text = error.to_string();
+            let Error::InsufficientQuorum { reachable, .. } = error else {
+                panic!("{error}")
+            };
+            assert_eq!(reachable, expected.1, "{text}");
+            let done = format!("{operation} {} of 3 nodes", expected.0);
+            assert!(text.contains(&done), "{text}");
+        }
+    }
+
+    #[test]
     fn an_error_names_the_causes_in_order() {
         let mut tally = Tally::new(3, Question::Take);
         tally.vote(2, Vote::Fault(Cause::TimedOut));
@@ -617,7 +666,8 @@ mod tests {
             reachable,
             total,
             causes,
-        } = tally.insufficient(|node| format!("n{node}"))
+            ..
+        } = tally.insufficient(Operation::Acquire, |node| format!("n{node}"))
         else {
             panic!("another error")
         };

@@ -14,7 +14,7 @@ use crate::inbox::{Ended, Inbox};
 use crate::job::{Addressee, Job};
 use crate::key::Key;
 use crate::lane::{Lane, Start};
-use crate::lease::Lease;
+use crate::lease::{FOR_EVER, Lease};
 use crate::local::Gate;
 use crate::pace::{Caller, Company, Pace};
 use crate::permits::Free;
@@ -655,14 +655,14 @@ pub(crate) fn vote(answer: Answer) -> Vote {
         Answer::Yes | Answer::Numbered(_) | Answer::Heard(_) | Answer::Seen(_) => Vote::Granted,
         Answer::Anew(_) => Vote::Granted,
         Answer::Held(by, remaining) => Vote::Refused(match by {
-            Holder::One | Holder::Of(_) => Cause::Held { remaining },
+            Holder::One | Holder::Unknown | Holder::Of(_) => Cause::Held { remaining },
             Holder::Readers => Cause::Readers { remaining },
             // Who comes in during the turn may stay for longer.
             Holder::Turn => Cause::Readers { remaining: None },
             Holder::Gate => Cause::WriterWaiting { remaining },
         }),
         Answer::NotThisOne(_, next) => Vote::Refused(Cause::Held {
-            remaining: Some(next),
+            remaining: Some(next).filter(|next| *next < FOR_EVER),
         }),
         Answer::OtherPermits(permits) => Vote::Refused(Cause::OtherPermits {
             permits: u32::from(permits),

@@ -16,7 +16,7 @@ use crate::config::MAX_OWNER;
 use crate::error::Cause;
 use crate::holder::Sight;
 use crate::key::{Key, NodeKey};
-use crate::lease::{Claim, Lease};
+use crate::lease::{Claim, FOR_EVER, Lease};
 use crate::observer::NodeReply;
 use crate::permits::{Free, MOST_PERMITS};
 
@@ -192,6 +192,16 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
+    /// Whether what stands in the way has no end. Every lock of this library has one.
+    pub(crate) fn is_endless(&self) -> bool {
+        match self {
+            Answer::Held(Holder::Unknown, _) => false,
+            Answer::Held(_, left) => left.is_none(),
+            Answer::NotThisOne(_, next) => *next >= FOR_EVER,
+            _ => false,
+        }
+    }
+
     /// The same for an observer.
     pub(crate) fn reply(&self) -> NodeReply {
         match self {
@@ -211,6 +221,8 @@ impl Answer {
 pub(crate) enum Holder {
     /// One that has the lock alone: another owner, or a writer.
     One,
+    /// The same, of whom the node does not say how long.
+    Unknown,
     /// The owner of this one of the lock's keys, of several.
     Of(usize),
     Readers,
@@ -576,23 +588,23 @@ fn owner_of(number: i64, locks: usize) -> Option<Holder> {
     }
 }
 
-/// The inner `None` is without an end; the outer one a number that no server says.
+/// The inner `None` is without an end, as one is that nobody lives to see; the outer one a number that no server says.
 fn left_of(millis: i64) -> Option<Option<Duration>> {
-    match millis {
-        -1 => Some(None),
-        -2 => Some(Some(Duration::ZERO)), // gone since
-        _ => Some(Some(Duration::from_millis(u64::try_from(millis).ok()?))),
-    }
+    let left = match millis {
+        -1 => return Some(None),
+        -2 => 0, // gone since
+        _ => u64::try_from(millis).ok()?,
+    };
+    Some(Some(Duration::from_millis(left)).filter(|left| *left < FOR_EVER))
 }
 
 /// Reads a reply to the question of [`write_left`]; `None` where it is not one.
 pub(crate) fn read_left(reply: &Value) -> Option<Answer> {
-    let left = match reply {
-        Value::Int(left) => left_of(*left)?,
-        Value::ServerError(_) => None, // nobody may say
-        _ => return None,
-    };
-    Some(Answer::Held(Holder::One, left))
+    match reply {
+        Value::Int(left) => Some(Answer::Held(Holder::One, left_of(*left)?)),
+        Value::ServerError(_) => Some(Answer::Held(Holder::Unknown, None)), // nobody may say
+        _ => None,
+    }
 }
 
 /// What an error of `redis` means to us. The one place where they are told apart.
@@ -781,6 +793,7 @@ mod tests {
             (-1, Some(Answer::Held(Holder::One, None))),
             (0, held(Holder::One, 0)),
             (70, held(Holder::One, 70)),
+            (i64::MAX, Some(Answer::Held(Holder::One, None))),
             (-3, None),
         ] {
             assert_eq!(read_left(&Value::Int(reply)), expected);
@@ -1079,7 +1092,7 @@ mod tests {
                 }
             }
             if let Some(left) = read_left(&value) {
-                prop_assert!(matches!(left, Answer::Held(Holder::One, _)));
+                prop_assert!(matches!(left, Answer::Held(Holder::One | Holder::Unknown, _)));
             }
         }
     }

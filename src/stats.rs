@@ -32,7 +32,7 @@ pub struct Stats {
     pub granted_locally: u64,
     /// Acquires that ended because others held the lock, tries included.
     pub contended: u64,
-    /// Acquires that ended because it could not be found out ([`Error::is_unavailable`]).
+    /// Acquires that ended because it could not be found out ([`Error::is_unavailable`], [`Error::is_denied`]).
     pub unavailable: u64,
     /// Rounds in which nodes were asked for a lock. Above `granted` by those that were in vain.
     pub attempts: u64,
@@ -170,7 +170,7 @@ impl Meter {
                 count(&self.contended);
                 self.tell(|observer| observer.contended(key.name(), waited));
             }
-            Err(error) if error.is_unavailable() => {
+            Err(error) if error.is_unavailable() || error.is_denied() => {
                 count(&self.unavailable);
                 self.tell(|observer| observer.unavailable(key.name(), waited));
             }

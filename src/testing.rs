@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::error::{Cause, Error, LossReason, NodeCause};
+use crate::error::{Cause, Error, LossReason, NodeCause, Operation};
 use crate::guard::LockGuard;
 use crate::lease::{Claim, Lease};
 use crate::local::Gate;
@@ -133,6 +133,7 @@ impl FlakyLocker {
                 remaining: None,
             }),
             Some(Order::Unavailable) => Err(Error::InsufficientQuorum {
+                operation: Operation::Acquire,
                 needed: 1,
                 reachable: 0,
                 total: 1,

@@ -101,8 +101,8 @@ pub(crate) fn validity(ttl: Duration) -> Duration {
     ttl.saturating_sub(drift(ttl))
 }
 
-/// Until when a lease of `ttl` is good that was asked for at `start`, if at least `least` of that is left at `now`: the last
-/// step before a guard is handed out (rule S2).
+/// Until when a lease of `ttl` is good that was asked for at `start`, if some of that is left at `now`, and `least` at least: the
+/// last step before a guard is handed out (rule S2).
 pub(crate) fn valid_until(
     start: Instant,
     ttl: Duration,
@@ -110,7 +110,8 @@ pub(crate) fn valid_until(
     now: Instant,
 ) -> Option<Instant> {
     let end = deadline(start, validity(ttl))?;
-    (end.saturating_duration_since(now) >= least).then_some(end)
+    let left = end.saturating_duration_since(now);
+    (!left.is_zero() && left >= least).then_some(end)
 }
 
 /// So many milliseconds that a node whose clock is as fast as is allowed keeps it for as long as we think it held.
@@ -217,7 +218,9 @@ mod tests {
             (0, 500, Some(end)),
             (488, 500, Some(end)),
             (489, 500, None),
-            (988, 0, Some(end)),
+            (987, 0, Some(end)),
+            (988, 0, None),
+            (989, 0, None),
             (2_000, 500, None),
         ] {
             let until = valid_until(start, ms(1_000), ms(least), start + ms(elapsed));

@@ -187,6 +187,7 @@ Exit status: each command's help has its own; for all of them
   64   bad usage
   69   no quorum of the nodes could be reached, or no nodes were given
   71   the operating system refused something
+  77   the nodes deny access: credentials, rights or certificates
   141  nobody reads the output any more
 An end by one of these writes one line on standard error that begins with `exclusive: `.
 
@@ -198,7 +199,7 @@ With --json, on standard output:
              node_up), time, node and cause; or event (unknown, known), time and cause
   break      key, broken, owner, nodes
 on standard error:
-  an error   error, kind (usage, unavailable, system, held, not_executable, not_found, signal, not_confirmed),
+  an error   error, kind (usage, unavailable, denied, system, held, not_executable, not_found, signal, not_confirmed),
              status
   a warning  warning, and key or node
 Fields may be added; these keep their meaning.";
@@ -209,6 +210,7 @@ Exit status: the command's own, or
   69     no quorum of the nodes could be reached, or no nodes were given
   71     the operating system refused something
   75     the lock is held by another
+  77     the nodes deny access: credentials, rights or certificates
   126    the command could not be executed
   127    the command was not found
   128+n  signal n ended the command, or the wait for the lock
@@ -219,19 +221,22 @@ Exit status:
   0   it is held
   1   it is not
   64  bad usage
-  69  no quorum of the nodes could be reached, or no nodes were given";
+  69  no quorum of the nodes could be reached, or no nodes were given
+  77  the nodes deny access: credentials, rights or certificates";
 
 const LIST_STATUSES: &str = "\
 Exit status:
   0   it could be found out, also that there are none
   64  bad usage
-  69  too few nodes could be reached, or no nodes were given";
+  69  too few nodes could be reached, or no nodes were given
+  77  the nodes deny access: credentials, rights or certificates";
 
 const WATCH_STATUSES: &str = "\
 Exit status:
   0   ended by Ctrl-C, SIGTERM, or the end of the terminal
   64  bad usage
-  69  at the start no quorum of the nodes could be reached, or no nodes were given";
+  69  at the start no quorum of the nodes could be reached, or no nodes were given
+  77  the nodes deny access: credentials, rights or certificates";
 
 const BREAK_STATUSES: &str = "\
 Exit status:
@@ -239,7 +244,8 @@ Exit status:
   1   there was none
   2   not confirmed, or in other hands by then: nothing was done
   64  bad usage, also without --yes where there is no terminal to ask at
-  69  no quorum of the nodes could be reached, or no nodes were given";
+  69  no quorum of the nodes could be reached, or no nodes were given
+  77  the nodes deny access: credentials, rights or certificates";
 
 /// What the arguments ask for: a command, or help.
 pub(crate) fn parse(args: &[OsString]) -> Result<Result<Cli, clap::Error>, Refusal> {

@@ -32,7 +32,10 @@ impl Lock {
             total,
             nodes: holder.as_ref().map_or(0, |holder| holder.nodes),
             remaining: holder.as_ref().and_then(|holder| holder.remaining),
-            owner: holder.and_then(|holder| holder.owner),
+            owner: holder.and_then(|holder| match holder.foreign {
+                true => Some("a value of another type".to_owned()),
+                false => holder.owner,
+            }),
         }
     }
 

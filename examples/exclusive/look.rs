@@ -136,9 +136,11 @@ impl Survey {
             let mut locks = Vec::new();
             while let Some(name) = names.get(next.fetch_add(1, Relaxed)).filter(|_| go_on()) {
                 match self.locker.holder(name) {
-                    Ok(Some(holder)) => locks.push(Lock::told(name, Some(holder), total)),
-                    // Released since then; or what no lock can be called, such as the inner parts of a read-write lock.
-                    Ok(None) | Err(Error::InvalidKey { .. }) => {}
+                    Ok(Some(holder)) if !holder.foreign => {
+                        locks.push(Lock::told(name, Some(holder), total));
+                    }
+                    // Released since then; or what is no lock; or what no lock can be called, such as the inner parts of a read-write lock.
+                    Ok(_) | Err(Error::InvalidKey { .. }) => {}
                     Err(error) => return Err(error.into()),
                 }
             }

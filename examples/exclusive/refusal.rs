@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     NotConfirmed,
     Usage,
     Unavailable,
+    /// The nodes deny access.
+    Denied,
     /// The operating system refused something.
     System,
     Held,
@@ -50,6 +52,7 @@ impl Refusal {
             Kind::Unavailable => 69,
             Kind::System => 71,
             Kind::Held => 75,
+            Kind::Denied => 77,
             Kind::NotExecutable => 126,
             Kind::NotFound => 127,
             Kind::Signal(signal) => killed_by(signal),
@@ -63,6 +66,7 @@ impl Refusal {
             Kind::NotConfirmed => "not_confirmed",
             Kind::Usage => "usage",
             Kind::Unavailable => "unavailable",
+            Kind::Denied => "denied",
             Kind::System => "system",
             Kind::Held => "held",
             Kind::NotExecutable => "not_executable",
@@ -80,6 +84,7 @@ pub(crate) fn killed_by(signal: i32) -> u8 {
 impl From<Error> for Refusal {
     fn from(error: Error) -> Refusal {
         let kind = match error {
+            _ if error.is_denied() => Kind::Denied,
             Error::Contended { .. } => Kind::Held,
             Error::InvalidKey { .. } | Error::InvalidTtl { .. } | Error::InvalidConfig(_) => {
                 Kind::Usage

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::engine::attempt::{Contention, Miss, Trace};
 use crate::engine::pause::Pauses;
 use crate::engine::way::{Outage, Stay, Way};
-use crate::error::Error;
+use crate::error::{Error, Operation};
 use crate::inbox::Inbox;
 use crate::key::{Key, Keys, Token, Ttl};
 use crate::lease::{Claim, FOR_EVER, Lease, Look, Mode};
@@ -458,7 +458,7 @@ impl Engine {
             Miss::Contended(Contention { by, free, .. }) => {
                 contended(wish.claim, by, attempts, waited, free)
             }
-            Miss::Unavailable(tally) => self.insufficient(tally),
+            Miss::Unavailable(tally) => self.insufficient(Operation::Acquire, tally),
             Miss::Slow { .. } => Error::ValidityExhausted {
                 attempts,
                 ttl: wish.ttl.duration(),

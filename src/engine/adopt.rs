@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::cancel;
 use crate::engine::attempt::Bid;
 use crate::engine::{Engine, Patience, Wish, turned_away};
-use crate::error::{Error, LossReason};
+use crate::error::{Error, LossReason, Operation};
 use crate::inbox::Inbox;
 use crate::key::Token;
 use crate::lease::{Lease, Mode};
@@ -91,7 +91,7 @@ impl Engine {
             },
             Verdict::Refused => lease.lost_for(LossReason::NotOurs),
             Verdict::Unavailable => match self.go_on(inbox) {
-                Ok(()) => self.insufficient(outcome.tally),
+                Ok(()) => self.insufficient(Operation::Acquire, outcome.tally),
                 Err(error) => error,
             },
         };

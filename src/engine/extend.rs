@@ -6,7 +6,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::engine::Engine;
-use crate::error::Error;
+use crate::error::{Error, Operation};
 use crate::inbox::Inbox;
 use crate::job::Addressee;
 use crate::key::Ttl;
@@ -76,7 +76,7 @@ impl Engine {
             Verdict::Refused => Err(self.not_ours(lease)),
             Verdict::Unavailable => {
                 self.still_held(lease, lease.look(time::now()))?;
-                Err(self.insufficient(outcome.tally))
+                Err(self.insufficient(Operation::Extend, outcome.tally))
             }
         }
     }

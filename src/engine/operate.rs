@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::engine::Engine;
-use crate::error::Error;
+use crate::error::{Error, Operation};
 use crate::holder::{Holder, Sight, holder};
 use crate::inbox::Inbox;
 use crate::job::Addressee;
@@ -53,7 +53,7 @@ impl Engine {
         let round = self.nodes.ask_for(&request, &inbox, addressee);
         let Outcome { tally, .. } = round.of_all(self.node_budget(time::now()));
         if tally.granted().len() + tally.refused().len() < quorum(self.nodes.total()) {
-            return Err(self.insufficient(tally));
+            return Err(self.insufficient(Operation::Inspect, tally));
         }
         Ok(std::mem::take(&mut *hearer.answers.lock()))
     }

@@ -5,7 +5,7 @@
 //! as those to an attempt (rule S2: from before they were sent), and undoes both tokens where that fails (rule S4).
 //! To the one who releases they say what those to a release say.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use crate::config::OnDrop;
@@ -17,6 +17,7 @@ use crate::key::Token;
 use crate::lease::{Claim, Lease};
 use crate::local::{Baton, Handed, Offer, Pass};
 use crate::quorum::{NodeSet, Verdict};
+use crate::round::Nodes;
 use crate::script::{Answer, Request, Verb};
 use crate::time;
 
@@ -62,6 +63,8 @@ impl Engine {
             former: Arc::clone(&ours),
             next: Arc::clone(&inbox),
             round,
+            nodes: Arc::downgrade(&self.nodes),
+            lease: Arc::clone(lease),
         });
         // The next one may have given it up by now: then the lanes release the former token in its place.
         let asked = self.nodes.ask_instead(&release, &swap, &ours, both);
@@ -125,20 +128,68 @@ struct Both {
     next: Arc<Inbox>,
     /// That of the next one.
     round: u32,
+    nodes: Weak<Nodes>,
+    /// The former one.
+    lease: Arc<Lease>,
+}
+
+impl Both {
+    /// Releases the former token on a node that refused the swap with an error: what it may not grant to the next one, or has no
+    /// memory for, is no reason to keep it from the former one. It is sent before the next one hears of the error, so it comes
+    /// before what that one undoes.
+    fn release(&self, round: u32, node: usize, cause: &Cause) {
+        let fault = Answer::Fault(cause.clone());
+        let Some(nodes) = self.nodes.upgrade() else {
+            return self.former.post(round, node, fault);
+        };
+        let mut release = Request::new(Verb::Release, &self.lease, 0);
+        release.publish = true;
+        let instead: Arc<dyn Addressee> = Arc::new(Instead {
+            former: Arc::clone(&self.former),
+            round,
+            fault,
+        });
+        nodes.tell_for(&release, NodeSet::of(node), Some(&instead));
+    }
 }
 
 impl Addressee for Both {
     fn post(&self, round: u32, node: usize, answer: Answer) {
         // A take in place of nothing is a release of nothing; and a node that does not vote on takes may have the token yet.
         let former = match &answer {
-            Answer::Yes | Answer::Numbered(_) => Answer::Yes,
-            Answer::Anew(_) => Answer::Absent,
-            Answer::Fault(Cause::Quarantined { .. }) => Answer::Fault(Cause::Unreachable(
+            Answer::Yes | Answer::Numbered(_) => Some(Answer::Yes),
+            Answer::Anew(_) => Some(Answer::Absent),
+            Answer::Fault(Cause::Quarantined { .. }) => Some(Answer::Fault(Cause::Unreachable(
                 "not asked: in quarantine it grants nothing".into(),
-            )),
-            other => other.clone(),
+            ))),
+            Answer::Fault(cause) if cause.is_reply() => {
+                self.release(round, node, cause);
+                None
+            }
+            other => Some(other.clone()),
         };
-        self.former.post(round, node, former);
+        if let Some(former) = former {
+            self.former.post(round, node, former);
+        }
         self.next.post(self.round, node, answer);
+    }
+}
+
+/// Where the answer goes to a release that was sent after a swap had failed.
+struct Instead {
+    former: Arc<Inbox>,
+    round: u32,
+    /// What the swap ended with.
+    fault: Answer,
+}
+
+impl Addressee for Instead {
+    fn post(&self, _: u32, node: usize, answer: Answer) {
+        let answer = match answer {
+            // It may be the next one's: the error need not mean that nothing was done.
+            Answer::Foreign => self.fault.clone(),
+            answer => answer,
+        };
+        self.former.post(self.round, node, answer);
     }
 }

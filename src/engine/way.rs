@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::engine::attempt::Miss;
 use crate::engine::circuit::{Leave, Probe};
 use crate::engine::{Engine, Wish};
-use crate::error::Error;
+use crate::error::{Error, Operation};
 use crate::inbox::Inbox;
 use crate::lease::Claim;
 use crate::time;
@@ -119,7 +119,7 @@ impl Engine {
     fn no_way(&self, stay: Stay, retry_in: Duration) -> Error {
         let tally = self.nodes.roll_call(&self.circuit.silent());
         if stay.waits() {
-            return self.insufficient(tally);
+            return self.insufficient(Operation::Acquire, tally);
         }
         Error::CircuitOpen {
             retry_in,

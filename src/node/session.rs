@@ -335,7 +335,7 @@ impl RedisSession {
         match script::read(request, 0, &reply) {
             Read::Answer(answer) => Ok(answer),
             // For how long would be one more question aside, and it is told as unknown as well.
-            Read::Refused => Ok(Answer::Held(Holder::One, None)),
+            Read::Refused => Ok(Answer::Held(Holder::Unknown, None)),
             Read::NoScript => Ok(Answer::Fault(Cause::Server("NOSCRIPT aside".into()))),
             Read::OutOfStep => Err(out_of_step()),
         }

@@ -13,6 +13,14 @@
 //! Times are the server's own, in milliseconds (`TIME`); an entry is alive up to and including its time. A sorted set ends a
 //! second after its last entry, so nothing is left when nobody holds or waits. Scripts read first what can fail on its type,
 //! so that they fail before they have changed anything.
+//!
+//! Anybody can write anything under these keys. A foreign value is left untouched, and refuses the request: of another type by
+//! `WRONGTYPE`, which is also what a fence counter answers that is no number of ours. Times are bounded before they are
+//! returned: beyond 2^53 no integer is exact in Lua, and infinity is none.
+//!
+//! A server that is out of memory refuses a script at its first write, if that may take memory, and none after it (Redis manual,
+//! "Running scripts under low memory conditions"). So what only keeps a lock writes first what takes none (`PEXPIRE`,
+//! `ZREMRANGEBYSCORE`, `HDEL`).
 
 use self::permits::{EXTEND_PERMIT, PERMIT, RELEASE_PERMIT};
 
@@ -30,6 +38,25 @@ for i = 1, locks do
   end
 end
 if absent then return 0 end"
+    };
+}
+
+/// The greatest integer below which all are exact in Lua, 2^53 − 1. A time beyond it is without an end.
+macro_rules! most {
+    () => {
+        "9007199254740991"
+    };
+}
+
+/// Bounds the time in the answer `refused`, which may come of a foreign value.
+macro_rules! bound {
+    () => {
+        concat!(
+            "
+if refused[2] > ",
+            most!(),
+            " then refused[2] = -1 end"
+        )
     };
 }
 
@@ -126,15 +153,33 @@ macro_rules! unused {
     };
 }
 
-/// Sets `number` to the next one of the fence `fence` (rule S12). An absent fence begins at the server's time in µs: above all
-/// that it gave out before it lost its data. An integer below 2^53 is exact in Lua, and passed on without `..` or
+/// Sets `last` to the last number of the fence `fence`, false for none. Ends the script with an error where a foreign value is
+/// there: what is no integer, or too great to be counted on.
+macro_rules! last_number {
+    () => {
+        concat!(
+            "
+local last = redis.call('GET', fence)
+if last and last ~= '0' and not (string.find(last, '^[1-9]%d*$') and tonumber(last) < ",
+            most!(),
+            ") then
+  return redis.error_reply('WRONGTYPE the fence counter is no number')
+end"
+        )
+    };
+}
+
+/// Sets `number` to the next one of the fence `fence` (rule S12), after `last`. An absent fence begins at the server's time in
+/// µs: above all that it gave out before it lost its data. An integer below 2^53 is exact in Lua, and passed on without `..` or
 /// `tostring`, which would round it.
 macro_rules! next_number {
     () => {
         concat!(
             "
-local time = redis.call('TIME')
-redis.call('SET', fence, time[1] * 1000000 + time[2], 'NX')
+if not last then
+  local time = redis.call('TIME')
+  redis.call('SET', fence, time[1] * 1000000 + time[2])
+end
 number = redis.call('INCR', fence)
 redis.call('PEXPIRE', fence, ",
             unused!(),
@@ -151,18 +196,30 @@ if interval ~= '0' and redis.pcall('GET', turn) == 'asked' then redis.call('SET'
     };
 }
 
-/// Lets the sorted set `set` end a second after an entry that ends in `life` ms, unless it ends later anyway.
+/// Lets `set`, which was to end in `left` ms before it was written to, end a second after an entry that ends in `life` ms,
+/// unless it ends later anyway. One without an end stays so: a foreign entry in it may have none.
 macro_rules! keep {
     () => {
         "
-if redis.call('PTTL', set) < life + 1000 then redis.call('PEXPIRE', set, life + 1000) end"
+if left ~= -1 and left < life + 1000 then redis.call('PEXPIRE', set, life + 1000) end"
     };
 }
 
-/// Enters `member` into the sorted set `set`, to end in `life` ms.
+/// Sweeps entries that have ended out of the sorted set `set`, and sets `left` to when it is to end.
+macro_rules! sweep {
+    () => {
+        "
+redis.call('ZREMRANGEBYSCORE', set, '-inf', now - 1)
+local left = redis.call('PTTL', set)"
+    };
+}
+
+/// Enters `member` into the sorted set `set`, to end in `life` ms. The sweep before it takes no memory, so that a server which
+/// has none refuses neither.
 macro_rules! enter {
     () => {
         concat!(
+            sweep!(),
             "
 redis.call('ZADD', set, now + life, member)",
             keep!()
@@ -174,7 +231,8 @@ redis.call('ZADD', set, now + life, member)",
 ///
 /// 1. Refused while there is a writer.
 /// 2. Refused while a place at the gate is alive, unless the readers have their turn, or the gate is not heeded.
-/// 3. Who is refused and waits leaves a mark, unless the readers have their turn already.
+/// 3. Who is refused and waits leaves a mark, unless the readers have their turn already, or a foreign value is there. A server
+///    that has no memory for it refuses all the same.
 /// 4. Otherwise: readers that have ended are swept out, and the tokens are entered.
 ///
 /// KEYS: writer, readers, gate, turn. ARGV: TTL in ms, how long a mark stays in ms or 0 for none, 1 if the gate is heeded,
@@ -193,13 +251,17 @@ elseif some and ARGV[3] == '1' then
   if last and tonumber(last) >= now and redis.call('GET', KEYS[4]) ~= 'given' then refused = {2, last - now} end
 end
 if refused then
-  if ARGV[2] ~= '0' and redis.call('GET', KEYS[4]) ~= 'given' then
-    redis.call('SET', KEYS[4], 'asked', 'PX', ARGV[2])
-  end
+  local turn = ARGV[2] ~= '0' and redis.call('GET', KEYS[4])
+  if ARGV[2] ~= '0' and (not turn or turn == 'asked') then
+    redis.pcall('SET', KEYS[4], 'asked', 'PX', ARGV[2])
+  end",
+    bound!(),
+    "
   return refused
 end
-local set, life = KEYS[2], tonumber(ARGV[1])
-redis.call('ZREMRANGEBYSCORE', set, '-inf', now - 1)
+local set, life = KEYS[2], tonumber(ARGV[1])",
+    sweep!(),
+    "
 local entries = {}
 for i = 4, #ARGV do
   entries[2 * i - 7], entries[2 * i - 6] = now + life, ARGV[i]
@@ -238,17 +300,19 @@ elseif ARGV[4] == '1' and redis.call('GET', KEYS[4]) == 'given' then
 end
 if refused then
   if ARGV[3] ~= '0' then
-    local set, member, life = KEYS[3], ARGV[5], tonumber(ARGV[3])
-    redis.call('ZREMRANGEBYSCORE', set, '-inf', now - 1)",
+    local set, member, life = KEYS[3], ARGV[5], tonumber(ARGV[3])",
     enter!(),
     "
-  end
+  end",
+    bound!(),
+    "
   return refused
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 1)
 end
 local fence, number = KEYS[5], 1
 if fence then",
+    last_number!(),
     next_number!(),
     "
 end
@@ -270,7 +334,9 @@ const EXTEND_READ: &str = concat!(
 local set, member, life = KEYS[2], ARGV[1], tonumber(ARGV[2])
 if not score or tonumber(score) < now then
   if redis.call('GET', KEYS[1]) ~= member then return 0 end
-  score, life = now, math.max(life, redis.call('PTTL', KEYS[1]))
+  score, life = now, math.max(life, math.min(redis.call('PTTL', KEYS[1]), ",
+    most!(),
+    "))
   redis.call('DEL', KEYS[1])
 end
 if tonumber(score) < now + life then",
@@ -284,7 +350,7 @@ return 1"
 ///
 /// 1. The tokens are taken out; the set then ends a second after the last of those that are left.
 /// 2. One may be in the writer's place, where a downgrade did not come: then it is deleted there, and waiting readers get the
-///    turn that the downgrade would have given them.
+///    turn that the downgrade would have given them. A foreign value there is nobody's token, and keeps no other from its end.
 /// 3. If something was taken out and no reader is left, that is published.
 ///
 /// KEYS: writer, readers, turn. ARGV: where to publish it or nothing, how long a turn is in ms or 0 for none, tokens. Reply: one
@@ -300,13 +366,16 @@ for i, score in ipairs(scores) do
     score = tonumber(score)
     if score > found then found = score end
     ended[i] = score >= now and 1 or 0
-  elseif redis.call('GET', KEYS[1]) == ARGV[i] then
-    ended[i] = redis.call('DEL', KEYS[1])
-    freed = true",
+  else
+    local writer = redis.pcall('GET', KEYS[1])
+    if type(writer) == 'table' and not string.find(writer.err, 'WRONGTYPE', 1, true) then return writer end
+    ended[i] = 0
+    if writer == ARGV[i] then
+      ended[i] = redis.call('DEL', KEYS[1])
+      freed = true",
     give_turn!(),
     "
-  else
-    ended[i] = 0
+    end
   end
   all = all and ended[i] == 1
 end
@@ -315,7 +384,11 @@ if found > 0 then
   freed = true
 end
 local last = freed and redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
-if last and tonumber(last) < found then redis.call('PEXPIREAT', KEYS[2], last + 1000) end
+if last and tonumber(last) < found then
+  redis.call('PEXPIREAT', KEYS[2], math.min(math.ceil(last) + 1000, ",
+    most!(),
+    "))
+end
 if not freed or last and tonumber(last) >= now then channel = '' end",
     publish!(),
     "
@@ -353,7 +426,10 @@ if writer ~= ARGV[1] then
   return writer and -1 or 0
 end
 local set, member, life = KEYS[2], ARGV[1], redis.call('PTTL', KEYS[1])
-if life < 0 then life = tonumber(ARGV[2]) end",
+if life < 0 then life = tonumber(ARGV[2]) end
+life = math.min(life, ",
+    most!(),
+    ")",
     enter!(),
     "
 redis.call('DEL', KEYS[1])
@@ -364,15 +440,31 @@ local turn, interval, channel = KEYS[3], ARGV[3], ARGV[4]",
 return heard"
 );
 
+/// Sets `known` to the last numbers of all fences behind the locks. Ends the script where one of them is foreign.
+macro_rules! last_numbers {
+    () => {
+        concat!(
+            "
+local known = {}
+for i = locks + 1, #KEYS do
+  local fence = KEYS[i]",
+            last_number!(),
+            "
+  known[i] = last
+end"
+        )
+    };
+}
+
 /// Sets `highest` to the next number of the fence that is highest, to which all fences behind the locks are raised; to 1 where
-/// there is none.
+/// there is none. The last ones are `known`.
 macro_rules! number_all {
     () => {
         concat!(
             "
 local number, highest = 1, 1
 for i = locks + 1, #KEYS do
-  local fence = KEYS[i]",
+  local fence, last = KEYS[i], known[i]",
             next_number!(),
             "
   if number > highest then highest = number end
@@ -406,8 +498,12 @@ for i = 1, locks do
     if not refused or left < 0 or refused[2] >= 0 and left > refused[2] then refused = {i - 1, left} end
   end
 end
-if refused then return refused end
-",
+if refused then",
+    bound!(),
+    "
+  return refused
+end",
+    last_numbers!(),
     number_all!(),
     "
 for i = 1, locks do
@@ -419,13 +515,17 @@ return highest"
 /// Adopt a lock that was handed over: compare and set.
 ///
 /// 1. Nothing is changed unless each value is the token that was handed over.
-/// 2. What can fail on its type comes first, then the fences, as for a take; then our token takes its place, with our TTL.
+/// 2. What can fail on its type comes first. Then our TTL, which takes no memory: a lock changes hands on a server that has none.
+/// 3. Then the fences, as for a take; then our token takes its place, with our TTL.
 ///
 /// KEYS: the locks that are held as one, and their fences if it is to have a number. ARGV: the former token, ours, TTL in ms,
 /// how many locks there are. Reply: the number, or 1; 0 one of the locks is not there; −1 one of them is another's.
 const ADOPT: &str = concat!(
     "local locks = tonumber(ARGV[4])",
     ours!(),
+    last_numbers!(),
+    "
+for i = 1, locks do redis.call('PEXPIRE', KEYS[i], ARGV[3]) end",
     number_all!(),
     "
 for i = 1, locks do redis.call('SET', KEYS[i], ARGV[2], 'PX', ARGV[3]) end
@@ -435,16 +535,23 @@ return highest"
 /// Swap the token of a lock with one key: the release of one thread and the take of the next.
 ///
 /// 1. Nothing is changed where another's value is.
-/// 2. What can fail on its type comes first, then the fence, as for a take; then our token takes the place of the former one, or
-///    of none, with our TTL.
+/// 2. What can fail on its type comes first. Then our TTL for the former token, if it is there, as for an adoption.
+/// 3. Then the fence, as for a take; then our token takes the place of the former one, or of none, with our TTL.
 ///
 /// KEYS: the lock, and its fence if it is to have a number. ARGV: the former token, ours, TTL in ms. Reply: 0 another's value is
 /// there; else the number, or 1: below zero where there was no value.
 const SWAP: &str = concat!(
     "local former = redis.call('GET', KEYS[1])
 if former and former ~= ARGV[1] then return 0 end
-local fence, number = KEYS[2], 1
+local fence, known, number = KEYS[2], false, 1
 if fence then",
+    last_number!(),
+    "
+  known = last
+end
+if former then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+if fence then
+  local last = known",
     next_number!(),
     "
 end
@@ -459,10 +566,11 @@ return former and number or -number"
 const RAISE: &str = concat!(
     "local locks = #KEYS / 2",
     ours!(),
+    last_numbers!(),
     "
 for i = locks + 1, #KEYS do
-  local fence = redis.call('GET', KEYS[i])
-  if not fence or tonumber(fence) < tonumber(ARGV[2]) then redis.call('SET', KEYS[i], ARGV[2], 'PX', ",
+  local last = known[i]
+  if not last or tonumber(last) < tonumber(ARGV[2]) then redis.call('SET', KEYS[i], ARGV[2], 'PX', ",
     unused!(),
     ") end
 end
@@ -471,12 +579,20 @@ return 1"
 
 /// Tell who holds an exclusive lock, without its token: who knows that can release the lock.
 ///
+/// 1. A value of another type has no digest and no owner. It stands in the way of the lock all the same.
+/// 2. Of an owner no more is told than can be shown: anybody may have written a long one.
+///
 /// KEYS: the lock. Reply: 0 no such key; else a digest of the value, what is before its last `:`, and for how many ms (−1 without
 /// an end).
 const TELL: &str = "\
-local value = redis.call('GET', KEYS[1])
+local value, digest, owner = redis.pcall('GET', KEYS[1]), '', ''
 if not value then return 0 end
-return {redis.sha1hex(value), string.match(value, '^(.*):') or '', redis.call('PTTL', KEYS[1])}";
+if type(value) == 'string' then
+  digest, owner = redis.sha1hex(value), string.match(value, '^(.*):') or ''
+elseif not string.find(value.err, 'WRONGTYPE', 1, true) then
+  return value
+end
+return {digest, string.sub(owner, 1, 256), redis.call('PTTL', KEYS[1])}";
 
 /// Delete an exclusive lock whoever holds it, as an operator says.
 ///

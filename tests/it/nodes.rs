@@ -27,6 +27,7 @@ fn insufficient(error: Error) -> ([usize; 3], Box<[NodeCause]>) {
             reachable,
             total,
             causes,
+            ..
         } => ([needed, reachable, total], causes),
         other => panic!("{other}"),
     }
@@ -282,8 +283,11 @@ fn refuses(node: &Server, how: &[&str], code: &str, back: &[&str], check: impl F
     let held = take(&locker, &unique_key("held"));
     ask::<()>(node, how);
     let key = unique_key("refused");
-    let (counts, causes) = insufficient(locker.try_lock(&key, TTL).unwrap_err());
-    assert_eq!(counts, [1, 0, 1]);
+    let error = locker.try_lock(&key, TTL).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("granted by 0 of 1 nodes"), "{text}");
+    let (counts, causes) = insufficient(error);
+    assert_eq!(counts, [1, 1, 1], "an error is an answer");
     assert!(
         matches!(&causes[0].cause, Cause::Server(text) if text.contains(code)),
         "{causes:?}"

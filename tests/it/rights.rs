@@ -48,6 +48,8 @@ fn a_password_opens_the_door_and_is_never_shown() {
         let error = Nodes::connect(config.clone()).unwrap_err();
         let shown = format!("{config:?} {error} {error:?}");
         assert!(!shown.contains("secret"), "{shown}");
+        assert_eq!(error.is_denied(), denied, "{shown}");
+        assert_eq!(error.is_unavailable(), !denied, "{shown}");
         let is_denied = matches!(causes(error)[0].cause, Cause::Denied(_));
         assert_eq!(is_denied, denied, "{shown}");
     }
