@@ -1,10 +1,13 @@
 //! The threads of all lanes together: building, starting and ending them.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use log::error;
 use parking_lot::Mutex;
 
 use crate::census::Census;
@@ -124,6 +127,27 @@ impl Helper {
         }
         ended
     }
+}
+
+/// Runs `turn`, of a thread's loop or of a destructor. A panic in it, of a logger or a callback say, is written to the log and
+/// goes no further: `None`.
+pub(crate) fn catch<T>(whose: &str, turn: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(turn))
+        .map_err(|panic| {
+            // The logger may be what panics, and what is thrown may panic when it is dropped.
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                error!("{whose}: a panic was caught: {}", said(&*panic));
+                drop(panic);
+            }));
+        })
+        .ok()
+}
+
+/// Returns the message of a panic.
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message")
 }
 
 /// Starts a named thread.

@@ -246,12 +246,12 @@ impl Desk {
         match &answer {
             Answer::Fault(cause) => {
                 if *cause == Cause::WrongType && news.foreign(keys.first()) {
-                    warn!("{name}: {keys:?}: {cause}: it is left untouched");
+                    warn!("{name}: {keys}: {cause}: it is left untouched");
                 }
                 if request.verb == Verb::Release {
                     back.state = self.refused_release(request, cause, now);
                 } else if matches!(cause, Cause::Denied(_)) && news.denied(right) {
-                    warn!("{name}: {:?}: {cause}", request.verb);
+                    warn!("{name}: {}: {cause}", request.verb);
                 }
                 // It was a master when it was greeted. Another may be by now, where somebody tells us which.
                 if script::is_read_only(cause) {

@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{debug, warn};
+use log::{Level, debug, log, warn};
 
 use crate::config::{OnDrop, Settings};
+use crate::crew;
 use crate::error::{AnswerLimit, Error, LossReason, Operation};
 use crate::health::{BreakerState, Health, NodeHealth};
 use crate::inbox::Inbox;
-use crate::key::Keys;
 use crate::lease::{Lease, Look};
 use crate::listener::Listener;
 use crate::local::{Gate, Pass};
@@ -267,10 +267,20 @@ impl Engine {
         }
     }
 
-    /// What a guard's `Drop` could not do goes here, since nobody is there to be told.
-    pub(crate) fn note_failed_drop(&self, keys: &Keys, error: &Error) {
+    /// A guard's `Drop` was cut short by a panic.
+    pub(crate) fn count_failed_drop(&self) {
         self.nodes.meter().drop_failed();
-        warn!("{keys:?}: release by drop failed: {error}");
+    }
+
+    /// What a guard's `Drop` could not do goes here, since nobody is there to be told.
+    pub(crate) fn note_failed_drop(&self, lease: &Lease, error: &Error) {
+        self.nodes.meter().drop_failed();
+        // The loss of a lock is in the log already where it was found before the release began.
+        let level = match lease.peek(time::now()) {
+            Look::Lost => Level::Debug,
+            _ => Level::Warn,
+        };
+        log!(level, "{}: release by drop failed: {error}", lease.keys());
     }
 
     /// Closes the gate, waits for live guards, drains the lanes and ends their threads; at most for `grace`, and
@@ -287,9 +297,9 @@ impl Engine {
         for lease in &alive {
             if lease.lose_for(LossReason::ShutDown) {
                 // Nothing in use is ever deleted: its holder may not have looked yet.
-                warn!("{:?}: lock lost: shut down, left to its TTL", lease.keys());
                 self.nodes.meter().lost(lease.key());
                 self.losses.notifier().lost(lease);
+                warn!("{}: lock lost: shut down, left to its TTL", lease.keys());
             }
         }
         // Who is still asking undoes it yet: the lanes must be there for that.
@@ -328,7 +338,8 @@ impl Drop for Engine {
             // The lanes' channels may have been in use by threads that do not exist here: never touch them.
             std::mem::forget(Arc::clone(&self.nodes));
         } else {
-            self.drain();
+            // As in the `Drop` of a guard, which may hold the last handle.
+            crew::catch("drop of the nodes", || self.drain());
         }
     }
 }

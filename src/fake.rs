@@ -17,7 +17,7 @@ use crate::key::{Channel, Family, Key};
 use crate::lane::Post;
 use crate::lease::Claim;
 use crate::locker::RedisLocker;
-use crate::node::{Connector, Ear, Flight, Greeting, Prompt, Session};
+use crate::node::{Connector, Ear, Event, Flight, Greeting, Prompt, Session};
 use crate::nodes::Nodes;
 use crate::script::{Answer, Holder, Request, Verb};
 use crate::time;
@@ -35,6 +35,8 @@ pub(crate) enum Sin {
     Down,
     /// It denies access, at connect and to each request.
     Denies,
+    /// It lets nobody subscribe.
+    DeniesSubscribers,
     /// It denies requests of this verb alone.
     Forbids(Verb),
     /// It takes requests of this verb and tells the test so, and serves them only when the test says: as one that
@@ -75,7 +77,7 @@ pub(crate) struct Fake {
     published: AtomicUsize,
     run_id: Mutex<String>,
     about: Mutex<About>,
-    ears: Mutex<Vec<(Channel, Sender<Channel>)>>,
+    ears: Mutex<Vec<(Channel, Sender<Event>)>>,
 }
 
 /// The test's end of a [`Sin::Late`].
@@ -268,7 +270,8 @@ impl Fake {
     pub(crate) fn publish(&self, channel: &Channel) -> u64 {
         let ears = self.ears.lock();
         let subscribed = ears.iter().filter(|(name, _)| name == channel);
-        let heard = subscribed.filter(|(_, ear)| ear.send(Arc::clone(channel)).is_ok());
+        let message = || Event::Message(Arc::clone(channel));
+        let heard = subscribed.filter(|(_, ear)| ear.send(message()).is_ok());
         heard.count() as u64
     }
 
@@ -282,31 +285,40 @@ impl Fake {
 
 struct FakeEar<'a> {
     fake: &'a Fake,
-    tell: Sender<Channel>,
-    told: Receiver<Channel>,
+    tell: Sender<Event>,
+    told: Receiver<Event>,
 }
 
 impl Ear for FakeEar<'_> {
-    fn subscribe(&mut self, channel: &str) -> Result<(), Cause> {
+    fn subscribe(&mut self, command: u64, channels: &[Channel]) -> Result<(), Cause> {
+        self.fake.up()?;
+        if matches!(*self.fake.sin.lock(), Sin::DeniesSubscribers) {
+            _ = self.tell.send(Event::Refused(command, denied()));
+            return Ok(());
+        }
         let mut ears = self.fake.ears.lock();
-        ears.push((channel.into(), self.tell.clone()));
-        self.fake.up()
+        for channel in channels {
+            ears.push((Arc::clone(channel), self.tell.clone()));
+            let confirmed = Event::Subscribed(command, Arc::clone(channel));
+            _ = self.tell.send(confirmed);
+        }
+        Ok(())
     }
 
-    fn unsubscribe(&mut self, channel: &str) -> Result<(), Cause> {
+    fn unsubscribe(&mut self, channels: &[Channel]) -> Result<(), Cause> {
         let tell = &self.tell;
         let mut ears = self.fake.ears.lock();
-        ears.retain(|(name, ear)| !(**name == *channel && ear.same_channel(tell)));
+        ears.retain(|(name, ear)| !(channels.contains(name) && ear.same_channel(tell)));
         self.fake.up()
-    }
-
-    fn hear(&mut self, wait: Duration) -> Result<Option<Channel>, Cause> {
-        let heard = self.told.recv_timeout(wait).ok();
-        self.fake.up().map(|()| heard)
     }
 
     fn ping(&mut self) -> Result<(), Cause> {
         self.fake.up()
+    }
+
+    fn hear(&mut self, wait: Duration) -> Result<Option<Event>, Cause> {
+        let heard = self.told.recv_timeout(wait).ok();
+        self.fake.up().map(|()| heard)
     }
 }
 

@@ -152,6 +152,13 @@ fn twin<'a>(prefix: &str, text: &'a str) -> Option<&'a str> {
     (!name.is_empty() && hash_tag(inner).is_none()).then_some(name)
 }
 
+/// The name as the caller gave it, quoted as in errors: what the log shows.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.name(), f)
+    }
+}
+
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.text, f)

@@ -174,7 +174,7 @@
 //! # Waiting
 //!
 //! Threads of one process queue for a key, and the first of them goes to the nodes. If others hold the lock it listens on the
-//! first node that is connected (`SUBSCRIBE` to the lock's key): a release is published, wakes it, and it asks that node
+//! first node that is connected and does not refuse it (`SUBSCRIBE` to the lock's key): a release is published, wakes it, and it asks that node
 //! before the others, so that of many who are woken at once all but one are turned away there. A message is a hint: each wait
 //! also ends with the holder's TTL, the policy's delay and the caller's limit. A `Nodes` that knows that others listen lets
 //! them pass before it takes the same lock again.
@@ -319,9 +319,10 @@
 //!
 //! # Log levels
 //!
-//! Through the `log` crate. `error`: a callback or an observer panicked. `warn`: a lock was lost, a drop failed, the breaker opened (and locks are held
+//! Through the `log` crate, each fact once: an outage of a node is one line, whatever its causes, and a lock has the name that was
+//! given. `error`: a panic of a callback, an observer or the logger itself, after which all goes on. `warn`: a lock was lost, a drop failed, the breaker opened (and locks are held
 //! here from then on), a node denied access, may evict locks, has a clock that is certainly off by more than 302 ms, is
-//! farther away than `node_timeout`, or is several servers at one address; an even number of nodes.
+//! farther away than `node_timeout`, or is several servers at one address; a foreign value under a lock's key; an even number of nodes.
 //! `info`: the breaker closed; a node is connected, connected again, suspect, in quarantine, or cannot be listened to. `debug`: verdicts and retries. `trace`: replies. Never a
 //! token, never a password.
 //!
@@ -379,6 +380,7 @@ mod options;
 mod pace;
 mod permits;
 mod quorum;
+mod random;
 mod renewal;
 mod retry;
 mod round;

@@ -4,32 +4,44 @@
 //! subscription stands, tries once more, and only then relies on a message. The thread sits on the first node that is
 //! connected. It starts with the first waiter; nothing stays subscribed for long when nobody waits.
 
-use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use log::{debug, info};
+use log::{Level, debug, info, log};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::crew::Helper;
+use crate::crew::{self, Helper};
+use crate::desk;
 use crate::error::{Cause, Error};
 use crate::inbox::Inbox;
 use crate::key::{Channel, Family, Key, Token};
 use crate::lease::{Claim, Lease};
-use crate::node::{Connector, Ear};
+use crate::node::{Connector, Ear, Event};
 use crate::round::Nodes;
 use crate::time;
 
-mod courtesy;
+use self::courtesy::Courtesies;
+use self::rests::Rests;
+use self::subscriptions::Subscriptions;
 
+mod courtesy;
+mod rests;
+mod subscriptions;
+
+/// The thread's name.
+const NAME: &str = "redguard-listener";
 /// A subscription outlives its last waiter by this, since who waited for a lock is likely to wait for it again.
 const LINGER: Duration = Duration::from_millis(500);
-/// So long it hears nothing before it asks for a sign of life.
+/// So long it hears nothing before it asks for a sign of life. As often it looks whether a node before its own can be had.
 const PING_EVERY: Duration = Duration::from_secs(1);
-/// The first pause after a connection that failed; it is doubled so many times.
+/// The first pause of a node after a connection that failed; it is doubled so many times.
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
 const MOST_DOUBLED: u32 = 6;
+/// The number of the SUBSCRIBE to the private channel.
+const PRIVATE: u64 = 0;
+
 /// The listening of a `Nodes`.
 pub(crate) struct Listener {
     desk: Arc<Desk>,
@@ -51,23 +63,14 @@ struct Desk {
 }
 
 struct State {
-    channels: HashMap<Channel, Post>,
+    subscriptions: Subscriptions,
     /// Until when others are let pass who were heard to listen.
-    courtesies: HashMap<Channel, Instant>,
+    courtesies: Courtesies,
     /// Where the thread listens.
     node: Option<usize>,
     /// It has been told, and has not looked since.
     knocked: bool,
     stopping: bool,
-}
-
-/// A channel that somebody waits at, or waited at a moment ago.
-#[derive(Default)]
-struct Post {
-    waiters: Vec<Arc<Waiter>>,
-    subscribed: bool,
-    /// Since when nobody waits.
-    idle: Option<Instant>,
 }
 
 struct Waiter {
@@ -107,8 +110,8 @@ impl Listener {
         Ok(Listener {
             desk: Arc::new(Desk {
                 state: Mutex::new(State {
-                    channels: HashMap::new(),
-                    courtesies: HashMap::new(),
+                    subscriptions: Subscriptions::new(),
+                    courtesies: Courtesies::new(),
                     node: None,
                     knocked: false,
                     stopping: false,
@@ -131,9 +134,8 @@ impl Listener {
             return None;
         }
         let mut state = self.desk.state.lock();
-        let post = state.channels.get_mut(key.channel().as_ref())?;
-        post.subscribed
-            .then(|| self.desk.enter(post, key.channel(), inbox))
+        let is_heard = state.subscriptions.is_confirmed(key.channel().as_ref());
+        is_heard.then(|| self.desk.enter(&mut state, key, inbox).0)
     }
 
     /// Listens at a key. The inbox is woken when the subscription stands, and with every release that is published.
@@ -145,16 +147,14 @@ impl Listener {
             self.start()?;
         }
         let mut state = self.desk.state.lock();
-        let post = state.channels.entry(key.channel()).or_default();
-        let listening = self.desk.enter(post, key.channel(), inbox);
-        if post.subscribed {
+        let (listening, is_new) = self.desk.enter(&mut state, key, inbox);
+        if state.subscriptions.is_confirmed(&listening.channel) {
             // What was released before is not heard.
             listening.waiter.hear(Heard::Subscribed);
         }
-        let new = !post.subscribed && post.waiters.len() == 1;
-        let channels = state.channels.len();
+        let channels = state.subscriptions.len();
         self.desk.channels.store(channels, Ordering::Release);
-        if new {
+        if is_new {
             self.desk.knock(state);
         }
         Ok(listening)
@@ -164,7 +164,7 @@ impl Listener {
         let mut thread = self.thread.lock();
         if thread.is_none() {
             let (desk, connectors) = (Arc::clone(&self.desk), Arc::clone(&self.connectors));
-            *thread = Some(Helper::start("redguard-listener", move || {
+            *thread = Some(Helper::start(NAME, move || {
                 desk.run(&connectors);
             })?);
             self.started.store(true, Ordering::Release);
@@ -180,7 +180,7 @@ impl Listener {
     /// How many channels are subscribed to.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn count(&self) -> usize {
-        self.desk.state.lock().channels.len()
+        self.desk.state.lock().subscriptions.len()
     }
 
     /// Lets the thread end.
@@ -230,28 +230,26 @@ impl Waiter {
 impl Drop for Listening<'_> {
     fn drop(&mut self) {
         let mut state = self.desk.state.lock();
-        if let Some(post) = state.channels.get_mut(&self.channel) {
-            post.waiters.retain(|w| !Arc::ptr_eq(w, &self.waiter));
-            if post.waiters.is_empty() {
-                post.idle = Some(time::now());
-            }
-        }
+        let subscriptions = &mut state.subscriptions;
+        subscriptions.leave(&self.channel, &self.waiter, time::now());
     }
 }
 
 impl Desk {
-    fn enter(&self, post: &mut Post, channel: Channel, inbox: &Arc<Inbox>) -> Listening<'_> {
+    /// Adds a waiter, and tells whether its channel is a new one.
+    fn enter(&self, state: &mut State, key: &Key, inbox: &Arc<Inbox>) -> (Listening<'_>, bool) {
+        let channel = key.channel();
         let waiter = Arc::new(Waiter {
             inbox: Arc::clone(inbox),
             heard: AtomicU8::new(Heard::Nothing as u8),
         });
-        post.waiters.push(Arc::clone(&waiter));
-        post.idle = None;
-        Listening {
+        let is_new = state.subscriptions.enter(&channel, &waiter);
+        let listening = Listening {
             desk: self,
             channel,
             waiter,
-        }
+        };
+        (listening, is_new)
     }
 
     /// Lets the thread look at what is to be done.
@@ -266,124 +264,246 @@ impl Desk {
     }
 
     fn run(&self, connectors: &[Arc<dyn Connector>]) {
-        let mut failures = 0_u32;
-        while let Some(node) = self.wait_for_work() {
-            let heard = connectors[node].listen(&mut |ear| self.serve(ear, node));
-            let mut state = self.state.lock();
-            if state.node.take().is_some() {
-                failures = 0;
-            }
-            state
-                .channels
-                .values_mut()
-                .for_each(|p| p.subscribed = false);
-            self.sweep(&mut state, Duration::ZERO);
-            if state.stopping {
-                return;
-            }
-            if let Err(cause) = heard {
-                let name = self.nodes.name(node);
-                match failures {
-                    0 => info!("{name}: no wake-ups from it: {cause}"),
-                    _ => debug!("{name}: no wake-ups from it: {cause}"),
-                }
-                let end = time::now() + PAUSE * (1 << failures.min(MOST_DOUBLED));
-                failures += 1;
-                while !state.stopping && time::now() < end {
-                    self.changed.wait_until(&mut state, end);
-                }
-            }
-        }
+        let mut rests = Rests::new(connectors.len());
+        // After a panic it goes on with the next node.
+        while crew::catch(NAME, || self.turn(connectors, &mut rests)) != Some(false) {}
     }
 
-    /// Waits until somebody waits and a node is connected; `None` when the thread is to end.
-    fn wait_for_work(&self) -> Option<usize> {
+    /// Listens to one node until that ends. `false` when the thread is to end.
+    fn turn(&self, connectors: &[Arc<dyn Connector>], rests: &mut Rests) -> bool {
+        let Some(node) = self.wait_for_work(rests) else {
+            return false;
+        };
+        let began = time::now();
+        let listen = || connectors[node].listen(&mut |ear| self.serve(ear, node, rests));
+        let ended = catch_unwind(AssertUnwindSafe(listen));
+        let now = time::now();
+        let mut state = self.state.lock();
+        state.node = None;
+        state.subscriptions.end();
+        self.sweep(&mut state, Duration::ZERO);
+        let stopping = state.stopping;
+        drop(state);
+        let level = match ended {
+            Ok(Err(_)) if !rests.fail(node, began, now) => Level::Debug,
+            Ok(Err(_)) => Level::Info,
+            Ok(Ok(())) => return !stopping,
+            Err(_) => {
+                rests.fail(node, began, now);
+                Level::Error
+            }
+        };
+        let cause = ended.unwrap_or_else(|_| Err(desk::panicked()));
+        if let (Err(cause), false) = (cause, stopping) {
+            let name = self.nodes.name(node);
+            log!(level, "{name}: no wake-ups from it: {cause}");
+        }
+        !stopping
+    }
+
+    /// Waits until somebody waits and a node is connected that can be listened to; `None` when the thread is to end.
+    fn wait_for_work(&self, rests: &Rests) -> Option<usize> {
         let mut state = self.state.lock();
         loop {
             state.knocked = false;
             if state.stopping {
                 return None;
             }
-            if state.channels.is_empty() {
+            if state.subscriptions.is_empty() {
                 self.changed.wait(&mut state);
                 continue;
             }
-            if let Some(node) = self.nodes.first_up() {
+            let now = time::now();
+            if let Some(node) = self.nodes.first_up_of(|node| !rests.is_resting(node, now)) {
                 return Some(node);
             }
-            self.changed.wait_until(&mut state, time::now() + PAUSE);
+            self.changed.wait_until(&mut state, now + PAUSE);
             self.sweep(&mut state, LINGER);
         }
     }
 
-    /// Forgets the channels at which nobody has waited for so long; answers those that were subscribed to.
-    fn sweep(&self, state: &mut State, linger: Duration) -> Vec<Channel> {
-        let now = time::now();
-        let mut swept = Vec::new();
-        let old = |post: &mut Post| post.idle.is_some_and(|since| since + linger <= now);
-        for (channel, post) in state.channels.extract_if(|_, post| old(post)) {
-            if post.subscribed {
-                swept.push(channel);
-            }
-        }
-        self.channels.store(state.channels.len(), Ordering::Release);
+    /// Forgets the channels at which nobody has waited for so long. Returns the UNSUBSCRIBE commands that are to be sent.
+    fn sweep(&self, state: &mut State, linger: Duration) -> Vec<Vec<Channel>> {
+        let swept = state.subscriptions.sweep(time::now(), linger);
+        let channels = state.subscriptions.len();
+        self.channels.store(channels, Ordering::Release);
         swept
     }
 
-    /// Hears what one connection brings, until it fails or nobody waits any more.
-    fn serve(&self, ear: &mut dyn Ear, node: usize) -> Result<(), Cause> {
-        let private = self.private.key().channel();
-        ear.subscribe(&private)?;
-        self.state.lock().node = Some(node);
-        debug!("{}: listening", self.nodes.name(node));
-        let mut heard_of = time::now();
+    /// Hears what one connection brings, until it fails or nobody waits any more. Nothing that is sent is waited for: replies
+    /// and messages are taken as they come.
+    fn serve(&self, ear: &mut dyn Ear, node: usize, rests: &Rests) -> Result<(), Cause> {
+        ear.subscribe(PRIVATE, &[self.private.key().channel()])?;
+        self.state.lock().subscriptions.begin();
+        let mut heard_at = time::now();
+        let mut look_at = heard_at + PING_EVERY;
         loop {
-            let (new, gone, wait) = {
+            let (new, gone, due) = {
                 let mut state = self.state.lock();
                 state.knocked = false;
                 let gone = self.sweep(&mut state, LINGER);
-                if state.stopping || state.channels.is_empty() {
+                if state.stopping || state.subscriptions.is_empty() {
                     return Ok(());
                 }
-                let new = state.channels.iter().filter(|(_, post)| !post.subscribed);
-                let new: Vec<Channel> = new.map(|(channel, _)| channel.clone()).collect();
-                let idle = state.channels.values().any(|post| post.idle.is_some());
-                (new, gone, if idle { LINGER } else { PING_EVERY })
+                let new = state.subscriptions.take_unsent();
+                (new, gone, state.subscriptions.next_sweep(LINGER))
             };
-            for channel in &gone {
-                ear.unsubscribe(channel)?;
+            for channels in &gone {
+                ear.unsubscribe(channels)?;
             }
-            for channel in &new {
-                ear.subscribe(channel)?;
-                self.wake(channel, Heard::Subscribed);
+            for (command, channels) in &new {
+                ear.subscribe(*command, channels)?;
             }
-            match ear.hear(wait)? {
-                Some(channel) => {
-                    heard_of = time::now();
-                    self.wake(&channel, Heard::Release);
+            let now = time::now();
+            if now >= look_at {
+                look_at = now + PING_EVERY;
+                let suits = |other| other == node || !rests.is_resting(other, now);
+                if self
+                    .nodes
+                    .first_up_of(suits)
+                    .is_some_and(|first| first < node)
+                {
+                    return Ok(()); // back to where all others listen
                 }
-                None if time::now() >= heard_of + PING_EVERY => {
-                    ear.ping()?;
-                    heard_of = time::now();
-                    if self.nodes.first_up().is_some_and(|first| first < node) {
-                        return Ok(()); // back to where all others listen
-                    }
-                }
-                None => {}
+            }
+            if now >= heard_at + PING_EVERY {
+                ear.ping()?;
+                heard_at = now;
+            }
+            let next = look_at.min(heard_at + PING_EVERY);
+            let next = due.map_or(next, |due| due.min(next));
+            if let Some(event) = ear.hear(next.saturating_duration_since(now))? {
+                heard_at = time::now();
+                self.take(event, node)?;
             }
         }
     }
 
-    /// Wakes who waits at a channel.
-    fn wake(&self, channel: &str, heard: Heard) {
+    /// Takes in what the server has sent. The error is why it is of no use.
+    fn take(&self, event: Event, node: usize) -> Result<(), Cause> {
         let mut state = self.state.lock();
-        let Some(post) = state.channels.get_mut(channel) else {
-            return; // the private one, or nobody waits any more
-        };
-        post.subscribed = true;
-        for waiter in &post.waiters {
-            waiter.hear(heard);
-            waiter.inbox.wake();
+        match event {
+            Event::Message(channel) => state.subscriptions.message(&channel),
+            Event::Subscribed(PRIVATE, _) => {
+                state.node = Some(node);
+                drop(state); // let go before telling
+                debug!("{}: listening", self.nodes.name(node));
+            }
+            Event::Subscribed(command, channel) => state.subscriptions.confirm(command, &channel),
+            Event::Refused(PRIVATE, cause) => return Err(cause),
+            Event::Refused(command, cause) => {
+                let refused = state.subscriptions.refuse(command);
+                drop(state); // let go before telling
+                if let Some(channel) = refused {
+                    let name = self.nodes.name(node);
+                    info!("{name}: no wake-ups from its channel {channel:?}: {cause}");
+                }
+            }
+            Event::Other => {}
         }
+        Ok(())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+    use super::*;
+    use crate::crew::Crew;
+    use crate::fake::{self, Fake};
+    use crate::stats::Meter;
+    use std::collections::VecDeque;
+
+    /// A connection whose server says what the test wants, and which writes down what it is sent.
+    struct Script<'a> {
+        sent: Vec<(u64, usize)>,
+        says: VecDeque<Step<'a>>,
+    }
+
+    /// What the server sends next, given what it was sent.
+    type Step<'a> = Box<dyn FnOnce(&[(u64, usize)]) -> Option<Event> + 'a>;
+
+    impl Ear for Script<'_> {
+        fn subscribe(&mut self, command: u64, channels: &[Channel]) -> Result<(), Cause> {
+            self.sent.push((command, channels.len()));
+            Ok(())
+        }
+
+        fn unsubscribe(&mut self, _: &[Channel]) -> Result<(), Cause> {
+            Ok(())
+        }
+
+        fn ping(&mut self) -> Result<(), Cause> {
+            Ok(())
+        }
+
+        fn hear(&mut self, _: Duration) -> Result<Option<Event>, Cause> {
+            let step = self.says.pop_front().ok_or(Cause::TimedOut)?;
+            Ok(step(&self.sent))
+        }
+    }
+
+    fn listener() -> Listener {
+        let fake = Fake::new("a");
+        let settings = fake::settings(|config| config);
+        let (crew, _) = Crew::build(&[fake.post(&settings)], 1).unwrap();
+        let nodes = Nodes::new(crew, vec!["a".to_owned()], 1, Meter::new(None));
+        let listener = Listener::new("", &Arc::new(nodes), Arc::from([])).unwrap();
+        // No thread of its own is to listen.
+        listener.started.store(true, Ordering::Release);
+        listener
+    }
+
+    #[test]
+    fn a_subscribe_waits_for_no_reply_and_only_its_confirmation_counts() {
+        let listener = listener();
+        let parse = |name| Key::parse("", name, Family::Exclusive).unwrap();
+        let (keys, inbox) = (["x", "y", "z"].map(parse), Arc::new(Inbox::new()));
+        let ears = [0, 1].map(|key: usize| listener.join(&keys[key], &inbox).unwrap());
+        let late = std::cell::RefCell::new(None);
+        let desk = &listener.desk;
+        let private = desk.private.key().channel();
+        let is_confirmed = |name: &str| desk.state.lock().subscriptions.is_confirmed(name);
+        let says: [Step<'_>; 6] = [
+            Box::new(|sent| {
+                assert_eq!(sent, [(PRIVATE, 1), (1, 2)], "both at once");
+                *late.borrow_mut() = listener.join(&keys[2], &inbox).ok();
+                // One of a subscription before.
+                Some(Event::Message("x".into()))
+            }),
+            Box::new(|sent| {
+                assert_eq!(sent.last(), Some(&(2, 1)), "behind it, unconfirmed");
+                assert_eq!(ears[0].take(), Heard::Release);
+                assert!(!is_confirmed("x") && desk.state.lock().node.is_none());
+                Some(Event::Subscribed(PRIVATE, private))
+            }),
+            Box::new(|_| {
+                assert_eq!(desk.state.lock().node, Some(0));
+                Some(Event::Subscribed(1, "x".into()))
+            }),
+            Box::new(|_| {
+                assert!(is_confirmed("x") && !is_confirmed("y"));
+                assert_eq!(ears[0].take(), Heard::Subscribed);
+                Some(Event::Subscribed(2, "z".into()))
+            }),
+            Box::new(|_| {
+                assert!(is_confirmed("z") && !is_confirmed("y"));
+                Some(Event::Refused(1, Cause::Denied("no".into())))
+            }),
+            Box::new(|sent| {
+                assert_eq!(sent.last(), Some(&(3, 1)), "what was not confirmed");
+                None
+            }),
+        ];
+        let mut script = Script {
+            sent: Vec::new(),
+            says: says.into(),
+        };
+        assert_eq!(
+            desk.serve(&mut script, 0, &Rests::new(1)),
+            Err(Cause::TimedOut)
+        );
+        assert!(script.says.is_empty());
     }
 }

@@ -27,6 +27,9 @@ pub(crate) struct News {
 
 #[derive(Debug, Default)]
 struct Said {
+    /// How many of its connections are down.
+    down: usize,
+    was_connected: bool,
     danger: Option<String>,
     clock_is_off: bool,
     is_too_far: bool,
@@ -65,6 +68,21 @@ impl Right {
 }
 
 impl News {
+    /// One of its connections is down that was not. Whether it is news that the node is.
+    pub(crate) fn fell(&self) -> bool {
+        let mut said = self.said.lock();
+        said.down += 1;
+        said.down == 1
+    }
+
+    /// One of its connections is up, which had been down or is new. Whether it is news that the node is connected.
+    pub(crate) fn rose(&self, was_down: bool) -> bool {
+        let mut said = self.said.lock();
+        said.down -= usize::from(was_down);
+        let is_first = !std::mem::replace(&mut said.was_connected, true);
+        said.down == 0 && (was_down || is_first)
+    }
+
     /// Whether this danger is news.
     pub(crate) fn danger(&self, danger: Option<&str>) -> bool {
         let mut said = self.said.lock();
@@ -186,6 +204,15 @@ mod tests {
         }
         let told = (0..2 * MAX_FOREIGN).filter(|n| news.foreign(&key(&n.to_string())));
         assert_eq!(told.count(), MAX_FOREIGN);
+    }
+
+    #[test]
+    fn an_outage_over_all_connections_of_a_node_is_news_once() {
+        let news = News::default();
+        assert!(news.rose(false) && !news.rose(false));
+        assert!(news.fell() && !news.fell());
+        assert!(!news.rose(true) && news.rose(true));
+        assert!(news.fell() && news.rose(true));
     }
 
     #[test]

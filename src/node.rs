@@ -74,14 +74,31 @@ pub(crate) trait Connector: Send + Sync {
 
 /// A connection that hears what is published. After an error it is of no use any more.
 pub(crate) trait Ear {
-    fn subscribe(&mut self, channel: &str) -> Result<(), Cause>;
-    fn unsubscribe(&mut self, channel: &str) -> Result<(), Cause>;
+    /// Sends one SUBSCRIBE with this number for all of these channels, and does not wait for the replies.
+    fn subscribe(&mut self, command: u64, channels: &[Channel]) -> Result<(), Cause>;
 
-    /// Waits for a message, for `wait` at most. Answers its channel.
-    fn hear(&mut self, wait: Duration) -> Result<Option<Channel>, Cause>;
+    /// Sends one UNSUBSCRIBE, in the same way.
+    fn unsubscribe(&mut self, channels: &[Channel]) -> Result<(), Cause>;
 
-    /// Asks for a sign of life.
+    /// Asks for a sign of life, in the same way.
     fn ping(&mut self) -> Result<(), Cause>;
+
+    /// Waits for what the server sends next, for `wait` at most, or for as long as a reply may take that is to come. An error is
+    /// also that a reply has not come in time.
+    fn hear(&mut self, wait: Duration) -> Result<Option<Event>, Cause>;
+}
+
+/// What a server has sent to one that listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// Something was published on this channel.
+    Message(Channel),
+    /// The SUBSCRIBE of this number has been executed for this channel.
+    Subscribed(u64, Channel),
+    /// The SUBSCRIBE of this number is refused, for all of its channels.
+    Refused(u64, Cause),
+    /// Another reply, as a sign of life.
+    Other,
 }
 
 /// An open connection to one node.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use log::{info, warn};
+use log::warn;
 
 use crate::config::{Config, Settings};
 use crate::crew::Crew;
@@ -259,7 +259,6 @@ fn muster(
                 )));
             }
             Some((node, First::Down(cause))) => {
-                info!("{}: not connected yet: {cause}", names[node]);
                 causes[node] = Some(cause);
             }
             Some((node, First::Up)) => {

@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use log::error;
 use parking_lot::{Condvar, Mutex};
 
 use crate::agenda::Agenda;
-use crate::crew::Helper;
+use crate::crew::{self, Helper};
 use crate::error::{Error, LossReason};
 use crate::key::Key;
 use crate::lease::{Lease, Look};
@@ -95,6 +94,9 @@ impl fmt::Debug for OnLost {
     }
 }
 
+/// The thread's name.
+const NAME: &str = "redguard-notify";
+
 /// What is owed by whoever finds a lease lost, besides the telling.
 pub(crate) type Settle = Arc<dyn Fn(&Arc<Lease>) + Send + Sync>;
 
@@ -150,7 +152,7 @@ impl Notifier {
         let mut thread = self.thread.lock();
         if thread.is_none() {
             let (desk, settle) = (Arc::clone(&self.desk), Arc::clone(&self.settle));
-            *thread = Some(Helper::start("redguard-notify", move || desk.run(&settle))?);
+            *thread = Some(Helper::start(NAME, move || desk.run(&settle))?);
             self.started.store(true, Ordering::Release);
         }
         drop(thread);
@@ -198,7 +200,7 @@ impl Desk {
         while let Some((id, watched)) = self.next() {
             let look = watched.lease.look(time::now());
             if look == Look::JustLost {
-                settle(&watched.lease);
+                crew::catch(NAME, || settle(&watched.lease));
             }
             match look {
                 Look::Held(expiry) => self.put_back(id, expiry, watched),
@@ -235,14 +237,11 @@ impl Desk {
 /// Calls back, and drops the callback here, where a panic of either does no harm.
 fn tell(watched: Watched) {
     let Watched { lease, tell } = watched;
-    let keys = lease.keys().clone();
-    let call = AssertUnwindSafe(move || {
+    let callback = format!("{}: callback for its loss", lease.keys());
+    crew::catch(&callback, move || {
         tell.0(&LostLock { lease });
         drop(tell);
     });
-    if catch_unwind(call).is_err() {
-        error!("{keys:?}: the callback for its loss panicked");
-    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -312,6 +311,18 @@ mod tests {
         notifier.lost(&last);
         assert!(notifier.stop(time::now() + LONG));
         assert_eq!((read(&told), read(&other), read(&settled)), (1, 0, 0));
+    }
+
+    #[test]
+    fn a_panic_while_a_loss_is_settled_keeps_no_loss_from_being_told() {
+        let settle = |_: &Arc<Lease>| panic!("as the test wants it");
+        let notifier = Notifier::new(Arc::new(settle));
+        let (_first, told_first) = watched(&notifier, SOON);
+        let (_next, told_next) = watched(&notifier, 2 * SOON);
+        eventually("both are told", || {
+            (read(&told_first), read(&told_next)) == (1, 1)
+        });
+        assert!(notifier.stop(time::now() + LONG));
     }
 
     #[test]

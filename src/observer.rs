@@ -1,11 +1,9 @@
 //! What a program can have told to it of each lock, at the moment when it happens: [`Observer`].
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::error;
-
+use crate::crew;
 use crate::lease::Mode;
 
 /// Hears what happens to the locks of a [`Nodes`](crate::Nodes): for metrics and traces of one's own. See
@@ -104,7 +102,5 @@ pub(crate) fn tell(observer: Option<&Arc<dyn Observer>>, event: impl FnOnce(&dyn
     let Some(observer) = observer else {
         return;
     };
-    if catch_unwind(AssertUnwindSafe(|| event(&**observer))).is_err() {
-        error!("an observer panicked");
-    }
+    crew::catch("observer", || event(&**observer));
 }

@@ -4,7 +4,7 @@
 //! tried for the first time at a third of its TTL, and after a failure again and again, with back-off, until it ends. Only a
 //! quorum that says "not yours", or the clock, makes it lost (rules S5, S7).
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::job::Addressee;
 use crate::key::Ttl;
 use crate::lease::Lease;
+use crate::random;
 use crate::round::Nodes;
 use crate::script::Answer;
 use crate::time;
@@ -25,6 +26,8 @@ use self::rounds::Rounds;
 
 mod rounds;
 
+/// The thread's name.
+const NAME: &str = "redguard-renewal";
 /// So many renewals are on their way at once, so that a lane's queue has no more of them.
 const MOST_OPEN: usize = 256;
 /// Renewals go out early by up to this part of their TTL, so that those which are due at about the same time travel together.
@@ -54,8 +57,8 @@ struct Desk {
 
 struct State {
     agenda: Agenda<Renewed>,
-    /// The leases whose renewal is on its way: those are in no agenda.
-    open: HashSet<u64>,
+    /// The leases whose renewal is on its way, and not in the agenda: what the thread has of them may be gone with a panic.
+    open: HashMap<u64, Renewed>,
     /// Answers, with the numbers of their rounds and nodes.
     arrived: Vec<(u32, usize, Answer)>,
     /// The thread sleeps until so many answers are there.
@@ -63,6 +66,7 @@ struct State {
     stopping: bool,
 }
 
+#[derive(Clone)]
 struct Renewed {
     lease: Arc<Lease>,
     ttl: Ttl,
@@ -77,7 +81,7 @@ impl Renewal {
             desk: Arc::new(Desk {
                 state: Mutex::new(State {
                     agenda: Agenda::new(),
-                    open: HashSet::new(),
+                    open: HashMap::new(),
                     arrived: Vec::new(),
                     wanted: 0,
                     stopping: false,
@@ -129,7 +133,7 @@ impl Renewal {
             let nodes = Arc::clone(&self.nodes);
             let lost = Arc::clone(&self.lost);
             let mut rounds = Rounds::new(&self.desk, nodes, self.node_timeout, lost);
-            *thread = Some(Helper::start("redguard-renewal", move || rounds.run())?);
+            *thread = Some(Helper::start(NAME, move || rounds.run())?);
             self.started.store(true, Ordering::Release);
         }
         Ok(())
@@ -140,8 +144,7 @@ impl Renewal {
         if self.started.load(Ordering::Acquire) {
             let id = lease.token().id();
             let mut state = self.desk.state.lock();
-            let renewed = state.agenda.take(id);
-            state.open.remove(&id);
+            let renewed = (state.agenda.take(id), state.open.remove(&id));
             drop(state);
             drop(renewed);
         }
@@ -171,7 +174,7 @@ impl Renewed {
     /// From one renewal to the next: a third of the TTL, a tenth more or less, so that what was taken in one burst does not
     /// come in one burst for ever.
     fn interval(&self) -> Duration {
-        let spread = 0.9 + 0.2 * rand::random::<f64>();
+        let spread = 0.9 + 0.2 * random::unit();
         (self.ttl.duration() / 3).mul_f64(spread)
     }
 
@@ -179,7 +182,7 @@ impl Renewed {
     fn pause(&self) -> Duration {
         let longest = self.ttl.duration() / LONGEST_PAUSE;
         let doubled = longest / 8 * (1 << self.failures.min(3));
-        doubled.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+        doubled.mul_f64(0.5 + random::unit() / 2.0)
     }
 
     fn early(&self) -> Duration {

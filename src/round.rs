@@ -1,6 +1,6 @@
 //! Many nodes, once: one request into every node's lane, and one wait for what they answer.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,6 @@ pub(crate) struct Nodes {
     crew: Crew,
     names: Vec<String>,
     pool: usize,
-    hasher: RandomState,
     pace: Pace,
     company: Company,
     meter: Meter,
@@ -196,9 +195,9 @@ impl Round<'_> {
         let verdict = self.tally.verdict();
         let verdict = verdict.unwrap_or_else(|| self.tally.close());
         debug!(
-            "{:?} {:?}: {verdict:?}, {} granted, {} refused",
-            self.request.verb,
+            "{}: {}: {verdict:?}, {} granted, {} refused",
             self.request.lease.keys(),
+            self.request.verb,
             self.tally.granted().len(),
             self.tally.refused().len(),
         );
@@ -247,7 +246,6 @@ impl Nodes {
             crew,
             names,
             pool,
-            hasher: RandomState::new(),
             pace: Pace::default(),
             company: Company::default(),
             meter,
@@ -541,12 +539,18 @@ impl Nodes {
 
     /// The first node that is connected, of those that vote if there are any: one in quarantine refuses everybody.
     pub(crate) fn first_up(&self) -> Option<usize> {
+        self.first_up_of(|_| true)
+    }
+
+    /// The same of those nodes that suit.
+    pub(crate) fn first_up_of(&self, suits: impl Fn(usize) -> bool) -> Option<usize> {
         let now = time::now();
-        let lanes = self.crew.lanes();
-        let votes = |lane: &Lane| lane.is_up(now) && lane.quarantine(now).is_zero();
-        let lane = lanes.iter().position(votes);
-        let lane = lane.or_else(|| lanes.iter().position(|lane| lane.is_up(now)));
-        lane.map(|lane| lane / self.pool)
+        let lanes = || self.crew.lanes().iter().enumerate();
+        let is_up = |(number, lane): &(usize, &Lane)| lane.is_up(now) && suits(number / self.pool);
+        let votes = |(_, lane): &(usize, &Lane)| lane.quarantine(now).is_zero();
+        let lane = lanes().filter(is_up).find(votes);
+        let lane = lane.or_else(|| lanes().find(is_up));
+        lane.map(|(number, _)| number / self.pool)
     }
 
     /// Whether no node is known to be in quarantine.
@@ -607,7 +611,10 @@ impl Nodes {
     fn choice(&self, key: &Key) -> usize {
         match self.pool {
             1 => 0,
-            pool => (self.hasher.hash_one(key) % pool as u64) as usize,
+            pool => {
+                let hasher = BuildHasherDefault::<DefaultHasher>::default();
+                (hasher.hash_one(key) % pool as u64) as usize
+            }
         }
     }
 

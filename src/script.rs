@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -69,6 +70,25 @@ impl Verb {
     /// Whether it can bring a lease's key into being.
     pub(crate) fn grants(self) -> bool {
         matches!(self, Verb::Take | Verb::Adopt | Verb::Swap | Verb::PutBack)
+    }
+}
+
+/// What the log calls it.
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verb::Take => "acquire",
+            Verb::Adopt => "adopt",
+            Verb::Swap => "handoff",
+            Verb::Extend => "extend",
+            Verb::PutBack => "restore",
+            Verb::Downgrade => "downgrade",
+            Verb::Raise => "raise the fence",
+            Verb::Knock => "publish",
+            Verb::Tell => "holder",
+            Verb::Break => "break",
+            Verb::Release => "release",
+        })
     }
 }
 

@@ -26,7 +26,10 @@ pub(crate) struct Losses {
 impl Losses {
     pub(crate) fn new(gate: &Arc<Gate>, nodes: &Arc<Nodes>) -> Losses {
         let (for_gate, for_nodes) = (Arc::clone(gate), Arc::clone(nodes));
-        let settle = move |lease: &Arc<Lease>| free(lease, ENDED, &for_gate, &for_nodes);
+        let settle = move |lease: &Arc<Lease>| {
+            free(lease, &for_gate, &for_nodes);
+            log_loss(lease, ENDED);
+        };
         Losses {
             gate: Arc::clone(gate),
             nodes: Arc::clone(nodes),
@@ -40,8 +43,9 @@ impl Losses {
 
     /// To be called by who made the lease lost, and only by that one.
     pub(crate) fn settle(&self, lease: &Arc<Lease>, why: &str) {
-        free(lease, why, &self.gate, &self.nodes);
+        free(lease, &self.gate, &self.nodes);
         self.notifier.lost(lease);
+        log_loss(lease, why);
     }
 
     /// Looks at a lease; a loss that this look is the first to see is settled.
@@ -58,11 +62,15 @@ impl Losses {
 /// Why a lease is lost whose time is over.
 pub(crate) const ENDED: &str = "its lease ended";
 
-fn free(lease: &Arc<Lease>, why: &str, gate: &Gate, nodes: &Nodes) {
-    warn!("{:?}: lock lost: {why}", lease.keys());
+fn free(lease: &Arc<Lease>, gate: &Gate, nodes: &Nodes) {
     nodes.release_behind(lease, NodeSet::default());
     gate.poke(lease.keys());
     nodes.meter().lost(lease.key());
+}
+
+/// Last of all: a logger that panics keeps nothing else from being done.
+fn log_loss(lease: &Lease, why: &str) {
+    warn!("{}: lock lost: {why}", lease.keys());
 }
 
 /// How a wait for the loss of a lock ended.

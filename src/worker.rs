@@ -8,17 +8,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use log::{info, trace, warn};
+use log::{Level, info, log, trace, warn};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::about::About;
 use crate::census::Entered;
+use crate::crew;
 use crate::desk::{self, Desk};
 use crate::error::Cause;
 use crate::job::Job;
 use crate::lane::{First, Message, Post};
 use crate::news::Right;
 use crate::node::{Connector, Greeting, Session};
+use crate::random;
 use crate::time;
 
 /// An idle lane asks for a sign of life that often.
@@ -47,6 +49,8 @@ pub(crate) struct Worker {
     former: Option<Greeting>,
     /// Whether `former` is counted in the census.
     counted: bool,
+    /// Whether it has fallen since it was up last, or has never been up.
+    is_down: bool,
     /// Jobs out of the queue that are for the next batches.
     waiting: VecDeque<Job>,
     stopping: bool,
@@ -80,6 +84,7 @@ impl Worker {
             first: Some(first),
             former: None,
             counted: false,
+            is_down: false,
             waiting: VecDeque::new(),
             stopping: false,
             _alive: alive,
@@ -96,9 +101,11 @@ impl Worker {
         self.seen(&seat);
         let mut pause = Duration::ZERO;
         while !self.stopping {
-            let turn = AssertUnwindSafe(|| self.connect_and_serve(&mut seat, &mut pause));
-            if catch_unwind(turn).is_err() {
+            let name = self.name.clone();
+            let turn = || self.connect_and_serve(&mut seat, &mut pause);
+            if crew::catch(&name, turn).is_none() {
                 self.fall(&mut seat, desk::panicked());
+                self.pause_after_failure(&mut seat, &mut pause);
             }
         }
         seat.give_up_waiting();
@@ -117,10 +124,14 @@ impl Worker {
                 self.fall(seat, cause);
                 // Who still waits for a release learns now that the node does not come back at once.
                 seat.give_up_waiting();
-                *pause = (*pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
-                self.pause(seat, pause.mul_f64(0.5 + rand::random::<f64>() / 2.0));
+                self.pause_after_failure(seat, pause);
             }
         }
+    }
+
+    fn pause_after_failure(&mut self, seat: &mut Seat<'_>, pause: &mut Duration) {
+        *pause = (*pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
+        self.pause(seat, pause.mul_f64(0.5 + random::unit() / 2.0));
     }
 
     /// Connects. What is pending waits behind what callers ask for from now on.
@@ -185,9 +196,10 @@ impl Worker {
         seat.open(session, &runs);
         seat.health.report.lock().since = time::now();
         seat.health.up.store(true, Ordering::Release);
-        info!("{}: {how}", self.name);
         self.tell_first(First::Up);
         seat.census.rise();
+        let is_news = seat.news().rose(std::mem::take(&mut self.is_down));
+        self.log(is_news, how);
         Ok(())
     }
 
@@ -358,8 +370,10 @@ impl Worker {
         if let (true, Some(former)) = (std::mem::take(&mut self.counted), &self.former) {
             seat.census.leave(self.node, &former.run_id);
         }
-        if (was_up || news) && !self.stopping {
-            info!("{}: suspect: {cause}", self.name);
+        let is_first = !std::mem::replace(&mut self.is_down, true);
+        let is_outage = is_first && seat.news().fell();
+        if (is_outage || was_up || news) && !self.stopping {
+            self.log(is_outage, &format!("suspect: {cause}"));
         }
         seat.close(&cause);
         while let Some(job) = self.waiting.pop_front() {
@@ -368,6 +382,13 @@ impl Worker {
         while let Ok(message) = self.queue.try_recv() {
             self.refuse_message(seat, message);
         }
+    }
+
+    /// What is news of the node is for everybody, and what repeats it, or is of one more connection to it, for debugging. A
+    /// logger that panics is no fault of the node.
+    fn log(&self, is_news: bool, what: &str) {
+        let level = if is_news { Level::Info } else { Level::Debug };
+        crew::catch(&self.name, || log!(level, "{}: {what}", self.name));
     }
 
     /// Waits before the next connect, and answers what comes in the meantime.

@@ -330,7 +330,7 @@ impl Engine {
                 budget = budget.and(Limit::Pause, time::deadline(now, free));
             }
             debug!(
-                "{:?}: attempt {attempts} missed, next after {:?}",
+                "{}: attempt {attempts} missed, next after {:?}",
                 wish.keys,
                 budget.limit()
             );
@@ -386,7 +386,7 @@ impl Engine {
         for key in one.chain(some) {
             if !ears.iter().any(|ear| ear.is_at(key)) {
                 let ear = self.listener.join(key, inbox);
-                ears.extend(ear.inspect_err(|error| debug!("{key:?}: not listening: {error}")));
+                ears.extend(ear.inspect_err(|error| debug!("{key}: not listening: {error}")));
             }
         }
     }

@@ -11,13 +11,14 @@ use crate::cancel::CancelToken;
 use crate::config::OnDrop;
 use crate::engine::{Care, Engine, Patience, Taken, Wish};
 use crate::error::{Error, LossReason};
-use crate::fake::{Fake, Sin, eventually, locker};
+use crate::fake::{Fake, Sin, at_each_line, eventually, locker};
 use crate::key::{Family, Key, Ttl};
 use crate::lease::{Claim, Lease, Look};
 use crate::local::Pass;
 use crate::locker::{LocalLocker, Locker, RedisLocker};
 use crate::nodes::Nodes;
 use crate::options::LockOptions;
+use crate::renewal::Renewal;
 use crate::rw_locker::{RedisRwLocker, RwLocker};
 use crate::script::Verb;
 use crate::time;
@@ -374,6 +375,48 @@ fn on_nodes(engine: &Engine, wish: &Wish) -> (Arc<Lease>, Pass) {
         Taken::Quorum(lease, pass) => (lease, pass),
         Taken::Local(_) => panic!("a quorum is up"),
     }
+}
+
+#[test]
+fn a_panic_while_a_loss_is_told_ends_no_other_renewal() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let engine = locker.nodes().engine();
+    let mut plain = ["x", "y"].map(|name| wish(name, LONGER));
+    plain.iter_mut().for_each(|wish| wish.care.renews = false);
+    let [(lost, _slot), (kept, _other)] = plain.each_ref().map(|wish| on_nodes(engine, wish));
+    let panics = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&panics);
+    let told = move |_: &Arc<Lease>, _: &str| {
+        count.fetch_add(1, Ordering::SeqCst);
+        panic!("as the test wants it");
+    };
+    let renewal = Renewal::new(&engine.nodes, LIMIT, Arc::new(told));
+    fakes[0].seize("x", LONG);
+    for (lease, wish) in [&lost, &kept].into_iter().zip(&plain) {
+        renewal.register(lease, wish.ttl, None).expect("a thread");
+    }
+    let served = || fakes[0].extensions(kept.token().text());
+    eventually("the loss is told", || panics.load(Ordering::SeqCst) == 1);
+    let before = served();
+    eventually("the other is renewed", || served() > before);
+    assert!(matches!(kept.look(time::now()), Look::Held(_)));
+    assert_eq!((renewal.count(), panics.load(Ordering::SeqCst)), (1, 1));
+    renewal.stop();
+    assert!(renewal.await_end(time::now() + LIMIT));
+}
+
+#[test]
+fn a_drop_during_which_the_logger_panics_does_not_panic_and_is_counted() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", LONG).expect("free");
+    at_each_line(|_| panic!("as the test wants it"));
+    drop(guard);
+    at_each_line(|_| {});
+    assert_eq!(locker.nodes().drop_failures(), 1);
+    // What was released is released, whatever the logger does.
+    eventually("it is free", || fakes[0].token("x").is_none());
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::engine::Engine;
 use crate::lease::Claim;
+use crate::random;
 
 /// The pauses between the attempts of one acquire.
 #[derive(Default)]
@@ -30,6 +31,6 @@ impl Pauses {
             let round = engine.nodes.usual_round();
             policy.initial_delay = policy.initial_delay.min(round);
         }
-        policy.delay(self.retries, rand::random())
+        policy.delay(self.retries, random::unit())
     }
 }

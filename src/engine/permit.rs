@@ -10,6 +10,7 @@ use crate::inbox::Inbox;
 use crate::lease::Claim;
 use crate::permits;
 use crate::quorum::quorum;
+use crate::random;
 use crate::round::Outcome;
 use crate::time;
 
@@ -30,7 +31,7 @@ impl Engine {
         probe: Option<&Probe<'_>>,
     ) -> Result<Attempted, Error> {
         let end = self.node_budget(time::now()).end();
-        let mut slot = rand::random_range(0..of);
+        let mut slot = random::below(of.into()) as u16;
         let mut tried = 0;
         loop {
             let claim = Claim::Permit { slot, of };
@@ -40,7 +41,7 @@ impl Engine {
             match ended {
                 Err(Miss::Contended(_)) if !free.is_empty() && !is_over => {
                     self.go_on(inbox)?;
-                    slot = free[rand::random_range(0..free.len())];
+                    slot = free[random::below(free.len())];
                 }
                 ended => return Ok(ended),
             }

@@ -13,6 +13,7 @@ use crate::error::{Cause, Error};
 use crate::inbox::{Ended, Inbox};
 use crate::lease::Claim;
 use crate::quorum::{NodeSet, Split, Tally, Verdict};
+use crate::random;
 use crate::round::{Outcome, Round};
 use crate::time::{self, Budget, Limit};
 
@@ -23,7 +24,7 @@ const MAX_GIVEN_WAY: u32 = 1;
 /// How often in a row a caller that leads asks again without a new grant: by then those that give way have done so.
 const MAX_IDLE: u32 = 3;
 /// What a caller asks again at the most that cannot be sure to lead: two that lead by different nodes do not wait for each other.
-const MAX_DOUBTFUL: u32 = 4;
+const MAX_DOUBTFUL: usize = 4;
 
 /// What an attempt has spent on a split vote.
 #[derive(Debug, Default)]
@@ -107,7 +108,7 @@ impl Repeats {
         if self.alone.is_none() {
             return Some(now);
         }
-        let pause = self.pause.mul_f64(0.5 + rand::random::<f64>());
+        let pause = self.pause.mul_f64(0.5 + random::unit());
         self.pause *= 2;
         time::earlier(self.end, time::deadline(now, pause))
     }
@@ -164,7 +165,7 @@ impl Engine {
                 return (round.end(ended), None);
             };
             repeats.begin(took, max_split);
-            let is_given_up = split.is_doubtful && asked >= rand::random_range(1..=MAX_DOUBTFUL);
+            let is_given_up = split.is_doubtful && asked > random::below(MAX_DOUBTFUL);
             if !split.leads || is_given_up || ended == Ended::Cancelled || !repeats.spend() {
                 return (round.end(ended), Some(split));
             }

@@ -2,7 +2,7 @@
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -173,6 +173,45 @@ fn a_listener_that_loses_its_node_goes_to_the_next_and_all_try_again() {
         listens(&fakes, "x", 3);
         fakes[0].sins(Sin::Down);
         eventually("another is listened to", || fakes[1].subscribed("x") > 0);
+        let began = time::now();
+        drop(held);
+        waits.join().expect("no panic").map(drop).expect("woken");
+        by_no_clock(began);
+    });
+}
+
+/// Ends a flow of messages when it is dropped.
+struct Flow<'a>(&'a AtomicBool);
+
+impl Drop for Flow<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_listener_that_a_node_refuses_goes_to_the_next_and_back_under_a_flow_of_messages() {
+    let fakes = Fake::many(3);
+    let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    let held = held_everywhere(&holder, &fakes);
+    fakes[0].sins(Sin::DeniesSubscribers);
+    let stop = AtomicBool::new(false);
+    let key = Key::parse("redguard:", "x", Family::Exclusive).expect("good");
+    thread::scope(|scope| {
+        let flow = Flow(&stop);
+        let waits = scope.spawn(|| waiter.lock("x", TTL));
+        eventually("another is listened to", || fakes[1].subscribed("x") > 0);
+        scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                fakes[1].publish(&key.channel());
+                thread::park_timeout(Duration::from_millis(5));
+            }
+        });
+        fakes[0].sins(Sin::Honest);
+        eventually("the first one is again", || {
+            fakes[0].subscribed("x") > 0 && fakes[1].subscribed("x") == 0
+        });
+        drop(flow);
         let began = time::now();
         drop(held);
         waits.join().expect("no panic").map(drop).expect("woken");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use crate::config::{OnDrop, Terms};
+use crate::crew;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::handover::LockToken;
@@ -172,13 +173,26 @@ impl Hold {
         handed.map(|()| LockToken::of(&self.lease))
     }
 
+    /// What `Drop` does.
+    fn end_by_drop(&mut self) {
+        let engine = self.engine.clone();
+        let on_drop = engine
+            .as_ref()
+            .map_or(OnDrop::HandOff, |engine| engine.settings().on_drop);
+        if let (Err(error), Some(engine)) = (self.end(on_drop), engine)
+            && error != Error::Closed
+        {
+            engine.note_failed_drop(&self.lease, &error);
+        }
+    }
+
     /// The one end, with two doors: `release` and `Drop`.
     fn end(&mut self, on_drop: OnDrop) -> Result<(), Error> {
         self.ended = true;
         if self.pass.is_forked() {
             warn!(
-                "{:?}: released in a forked child, which is ignored",
-                self.pass
+                "{}: released in a forked child, which is ignored",
+                self.pass.keys()
             );
             return Err(Error::Closed);
         }
@@ -206,14 +220,12 @@ impl Drop for Hold {
         if self.ended {
             return;
         }
-        let engine = self.engine.clone();
-        let on_drop = engine
-            .as_ref()
-            .map_or(OnDrop::HandOff, |engine| engine.settings().on_drop);
-        if let (Err(error), Some(engine)) = (self.end(on_drop), engine)
-            && error != Error::Closed
+        // A panic that leaves a destructor, of a logger say, would end the process where it comes during another, or when a
+        // thread's locals are dropped.
+        if crew::catch("drop of a guard", || self.end_by_drop()).is_none()
+            && let Some(engine) = &self.engine
         {
-            engine.note_failed_drop(self.pass.keys(), &error);
+            engine.count_failed_drop();
         }
     }
 }

@@ -94,6 +94,17 @@ impl From<Key> for Keys {
     }
 }
 
+/// The names as the caller gave them, quoted as in errors: what the log shows.
+impl fmt::Display for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, key) in self.all().iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{key}")?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.all {

@@ -2,10 +2,8 @@
 
 use std::fmt;
 
-use rand::TryRng;
-use rand::rngs::SysRng;
-
 use crate::error::Error;
+use crate::random;
 
 /// What is stored under a lock's key: 160 random bits of the operating system in hexadecimal digits, after the
 /// owner's label if there is one. Fresh for every attempt (rule S3).
@@ -46,12 +44,7 @@ impl Token {
     /// `System` when the operating system has no random bytes to give.
     pub(crate) fn fresh(owner: Option<&str>) -> Result<Token, Error> {
         let mut bits = [0_u8; 20];
-        SysRng
-            .try_fill_bytes(&mut bits)
-            .map_err(|error| Error::System {
-                what: "random bytes",
-                reason: error.to_string(),
-            })?;
+        random::fill(&mut bits)?;
         let owner = owner.unwrap_or_default();
         let colon = usize::from(!owner.is_empty());
         let mut text = String::with_capacity(owner.len() + colon + 2 * bits.len());

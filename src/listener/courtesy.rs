@@ -1,13 +1,15 @@
 //! Who releases a lock that others wait for lets them pass: a release tells how many heard of it, and what they have before
 //! this `Nodes` asks for it again.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::job::Addressee;
-use crate::key::{Key, Keys};
+use crate::key::{Channel, Key, Keys};
 use crate::listener::{Desk, Listener};
+use crate::random;
 use crate::script::Answer;
 use crate::time;
 
@@ -20,9 +22,8 @@ impl Listener {
         if self.desk.courtesies.load(Ordering::Acquire) > 0 {
             let mut state = self.desk.state.lock();
             for key in keys.all() {
-                if let Some(until) = state.courtesies.get_mut(key.channel().as_ref()) {
-                    *until = self.desk.others_pass();
-                }
+                let until = self.desk.others_pass();
+                state.courtesies.prolong(key.channel().as_ref(), until);
             }
         }
     }
@@ -46,7 +47,7 @@ impl Listener {
             return None;
         }
         let state = self.desk.state.lock();
-        let until = |key: &Key| state.courtesies.get(key.channel().as_ref()).copied();
+        let until = |key: &Key| state.courtesies.until(key.channel().as_ref());
         keys.all().iter().filter_map(until).max()
     }
 }
@@ -67,6 +68,81 @@ impl Addressee for Released {
     }
 }
 
+/// Until when others are let pass, for each key that others were seen to listen to.
+pub(super) struct Courtesies {
+    /// `None` where nobody was heard to listen last; kept until the queue comes to it.
+    until: HashMap<Channel, Option<Instant>>,
+    /// Each channel once, with when it is to be looked at whether it can be forgotten.
+    queue: VecDeque<(Instant, Channel)>,
+    /// How many are not `None`.
+    count: usize,
+}
+
+impl Courtesies {
+    pub(super) fn new() -> Courtesies {
+        Courtesies {
+            until: HashMap::new(),
+            queue: VecDeque::new(),
+            count: 0,
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn until(&self, channel: &str) -> Option<Instant> {
+        self.until.get(channel).copied().flatten()
+    }
+
+    /// Sets until when others are let pass at a channel, and forgets up to two others that are over: one more than is added, so
+    /// that no release looks at all of them.
+    fn put(&mut self, channel: &Channel, until: Instant, now: Instant) {
+        self.forget_some(now);
+        match self.until.insert(Arc::clone(channel), Some(until)) {
+            Some(Some(_)) => {}
+            Some(None) => self.count += 1,
+            None => {
+                self.count += 1;
+                self.queue.push_back((now + KEPT, Arc::clone(channel)));
+            }
+        }
+    }
+
+    /// Moves the end of one that is there.
+    fn prolong(&mut self, channel: &str, end: Instant) {
+        if let Some(Some(until)) = self.until.get_mut(channel) {
+            *until = end;
+        }
+    }
+
+    fn remove(&mut self, channel: &str) {
+        if let Some(until) = self.until.get_mut(channel)
+            && until.take().is_some()
+        {
+            self.count -= 1;
+        }
+    }
+
+    fn forget_some(&mut self, now: Instant) {
+        for _ in 0..2 {
+            if self.queue.front().is_none_or(|(due, _)| *due > now) {
+                return;
+            }
+            let Some((_, channel)) = self.queue.pop_front() else {
+                return;
+            };
+            match self.until.get(&channel).copied().flatten() {
+                Some(until) if now < until + KEPT => self.queue.push_back((now + KEPT, channel)),
+                until => {
+                    self.count -= usize::from(until.is_some());
+                    self.until.remove(&channel);
+                }
+            }
+        }
+    }
+}
+
 impl Desk {
     /// Of a lock with several keys a node says how many heard of the one that most heard of: those who listen to the others
     /// are let pass as well.
@@ -78,21 +154,19 @@ impl Desk {
         let mut state = self.state.lock();
         for key in keys.all() {
             let channel = key.channel();
-            let post = state.channels.get(&channel);
-            let ours = state.node.filter(|_| post.is_some_and(|p| p.subscribed));
+            let is_ours = state.subscriptions.is_confirmed(&channel);
+            let ours = state.node.filter(|_| is_ours);
             let others = heard
                 .iter()
                 .any(|(node, count)| *count > u64::from(ours == Some(*node)));
             if others {
-                let now = time::now();
-                state.courtesies.retain(|_, until| now < *until + KEPT);
                 let until = self.others_pass();
-                state.courtesies.insert(channel, until);
+                state.courtesies.put(&channel, until, time::now());
             } else {
                 state.courtesies.remove(&channel);
             }
         }
-        let count = state.courtesies.len();
+        let count = state.courtesies.count();
         self.courtesies.store(count, Ordering::Release);
     }
 
@@ -105,6 +179,37 @@ impl Desk {
 
     /// Two round trips and as much again, more or less, from now on.
     fn others_pass(&self) -> Instant {
-        time::now() + (2 * self.nodes.usual_round()).mul_f64(1.0 + rand::random::<f64>())
+        time::now() + (2 * self.nodes.usual_round()).mul_f64(1.0 + random::unit())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn courtesies_that_are_over_are_forgotten_a_few_with_each_release() {
+        let mut all = Courtesies::new();
+        let start = time::now();
+        let name = |n: u32| Channel::from(format!("x{n}"));
+        for n in 0..100 {
+            all.put(&name(n), start, start);
+            all.put(&name(n), start, start);
+            all.remove("x7");
+        }
+        assert_eq!(
+            (all.count(), all.until.len(), all.queue.len()),
+            (99, 100, 100)
+        );
+        assert_eq!((all.until("x8"), all.until("x7")), (Some(start), None));
+        let later = start + 2 * KEPT;
+        all.prolong("x1", later);
+        // Each release forgets two at the most.
+        all.put(&name(1000), later, later);
+        assert_eq!((all.count(), all.until.len()), (99, 100));
+        for n in 0..100 {
+            all.put(&name(n % 2), later, later);
+        }
+        assert_eq!((all.count(), all.until.len(), all.queue.len()), (3, 3, 3));
     }
 }

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
+use crate::crew;
 use crate::job::Addressee;
 use crate::key::Ttl;
 use crate::lease::{Extension, Lease, Look};
 use crate::quorum::{NodeSet, Tally, Verdict};
-use crate::renewal::{Desk, GATHER, Lost, MOST_OPEN, Renewed, State};
+use crate::renewal::{Desk, GATHER, Lost, MOST_OPEN, NAME, Renewed, State};
 use crate::round::{self, Nodes};
 use crate::script::{Answer, Request, Verb};
 use crate::time;
@@ -73,24 +74,50 @@ impl Rounds {
     }
 
     pub(super) fn run(&mut self) {
-        let mut answers = Vec::new();
-        let mut due = Vec::new();
-        while self.wait(&mut answers, &mut due) {
-            answers
-                .drain(..)
-                .for_each(|(round, node, answer)| self.count(round, node, answer));
-            let begun = due
-                .drain(..)
-                .filter_map(|(id, renewed)| self.begin(id, renewed));
-            let begun: Vec<Begun> = begun.collect();
-            self.send(begun);
-            let now = time::now();
-            let over = |open: &Open| open.tally.verdict().is_some() || open.end <= now;
-            let over = self.open.extract_if(|_, open| over(open));
-            for (round, open) in over.collect::<Vec<_>>() {
-                self.finish(round, open);
+        loop {
+            match crew::catch(NAME, || self.turn()) {
+                Some(true) => {}
+                Some(false) => return,
+                None => self.start_again(),
             }
-            self.late.retain(|_, late| now < late.end);
+        }
+    }
+
+    /// Serves what has come and what is due. `false` when the thread is to end.
+    fn turn(&mut self) -> bool {
+        let (mut answers, mut due) = (Vec::new(), Vec::new());
+        if !self.wait(&mut answers, &mut due) {
+            return false;
+        }
+        for (round, node, answer) in answers {
+            self.count(round, node, answer);
+        }
+        let begun = due
+            .into_iter()
+            .filter_map(|(id, renewed)| self.begin(id, renewed));
+        let begun: Vec<Begun> = begun.collect();
+        self.send(begun);
+        let now = time::now();
+        let over = |open: &Open| open.tally.verdict().is_some() || open.end <= now;
+        let over = self.open.extract_if(|_, open| over(open));
+        for (round, open) in over.collect::<Vec<_>>() {
+            self.finish(round, open);
+        }
+        self.late.retain(|_, late| now < late.end);
+        true
+    }
+
+    /// After a panic nothing is known of the renewals that were on their way: all of them are due again, as after a failure.
+    fn start_again(&mut self) {
+        self.open.clear();
+        self.late.clear();
+        let now = time::now();
+        let mut state = self.desk.state.lock();
+        let open = std::mem::take(&mut state.open);
+        for (id, mut renewed) in open {
+            let due = now + renewed.pause();
+            renewed.failures = renewed.failures.saturating_add(1);
+            state.agenda.put(id, due, renewed);
         }
     }
 
@@ -131,7 +158,7 @@ impl Rounds {
                     let Some((id, renewed)) = state.agenda.pop() else {
                         break;
                     };
-                    state.open.insert(id);
+                    state.open.insert(id, renewed.clone());
                     due.push((id, renewed));
                 }
             }
@@ -169,8 +196,8 @@ impl Rounds {
             }
         };
         if renewed.until.is_some_and(|until| until <= start) {
-            debug!("{:?}: renewed no more after max_hold", renewed.lease.keys());
             self.desk.state.lock().open.remove(&id);
+            debug!("{}: renewed no more after max_hold", renewed.lease.keys());
             return None;
         }
         let Some(turn) = renewed.lease.try_begin_extension() else {
@@ -261,10 +288,11 @@ impl Rounds {
                 self.put_back(id, renewed, due);
             }
             (Look::Held(expiry), _) => {
-                debug!("{:?}: not renewed: {verdict:?}", lease.keys());
+                let keys = lease.keys().clone();
                 let due = expiry.min(now + renewed.pause());
-                renewed.failures += 1;
+                renewed.failures = renewed.failures.saturating_add(1);
                 self.put_back(id, renewed, due);
+                debug!("{keys}: not renewed: {verdict:?}");
             }
             (look, _) => {
                 self.desk.state.lock().open.remove(&id);
@@ -278,7 +306,7 @@ impl Rounds {
     /// Once more at `due`, unless it was retired meanwhile.
     fn put_back(&self, id: u64, renewed: Renewed, due: Instant) {
         let mut state = self.desk.state.lock();
-        if state.open.remove(&id) {
+        if state.open.remove(&id).is_some() {
             state.agenda.put(id, due, renewed);
         }
     }

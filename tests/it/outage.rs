@@ -2,8 +2,8 @@
 //! and servers that cannot vote.
 
 use crate::rig::{
-    LIMIT, TTL, ask, at, config, connect, connect_by, everywhere, hasty, now, nowhere, take, token,
-    try_ask,
+    LIMIT, TTL, ask, at, config, connect, connect_by, everywhere, hasty, now, nowhere, take,
+    takes_part, token, try_ask,
 };
 use crate::support::hostile::{Hostile, Sin, Then};
 use crate::support::log_capture::{Level, captured_log};
@@ -423,6 +423,31 @@ fn a_server_that_loads_its_data_is_a_fault_with_its_cause() {
 }
 
 #[test]
+fn a_node_that_is_down_is_told_once_and_when_it_is_back_once() {
+    let log = captured_log();
+    let nodes = servers(3);
+    let locker = connect_by(config(&nodes).pool_size(2), &nodes);
+    let told = |what| {
+        let lines = log.lines(Level::Info, &nodes[0].addr());
+        lines.iter().filter(|line| line.contains(what)).count()
+    };
+    for outage in 1..=2 {
+        // Its connections end, and then it cannot be connected to: one outage with two causes.
+        nodes[0].kill();
+        eventually(LIMIT, "both connections have two causes to tell", || {
+            _ = locker.try_lock(&unique_key("x"), TTL);
+            let lines = log.lines(Level::Debug, &nodes[0].addr());
+            let suspect = lines.iter().filter(|line| line.contains("suspect"));
+            suspect.count() >= 3 * outage
+        });
+        nodes[0].restart().unwrap();
+        takes_part(&locker, &nodes[0]);
+        eventually(LIMIT, "it is back", || told("connected again") == outage);
+        assert_eq!((told("suspect"), told("connected again")), (outage, outage));
+    }
+}
+
+#[test]
 fn a_clock_that_is_off_is_warned_about_once() {
     let log = captured_log();
     let node = &servers(1)[0];
@@ -442,14 +467,15 @@ fn a_clock_that_is_off_is_warned_about_once() {
     let offset = health.nodes[0].clock_offset.unwrap();
     assert!(offset.size() > Duration::from_secs(1_000_000_000));
     ask::<u64>(node, &["CLIENT", "KILL", "TYPE", "normal"]);
+    let again = |level| {
+        let lines = log.lines(level, &hostile.addr());
+        let again = lines.iter().filter(|line| line.contains("connected again"));
+        again.count()
+    };
+    // That the node is back is told once, if both are down together.
     eventually(LIMIT, "both are connected again", || {
         _ = locker.try_lock(&unique_key("x"), TTL);
-        let lines = log.lines(Level::Info, &hostile.addr());
-        lines
-            .iter()
-            .filter(|line| line.contains("connected again"))
-            .count()
-            >= 2
+        again(Level::Info) + again(Level::Debug) >= 2
     });
     let warned = log.lines(Level::Warn, &hostile.addr());
     assert_eq!(warned.len(), 1, "{warned:?}");

@@ -1,0 +1,118 @@
+//! Random bits for tokens and jitter, seedable in tests.
+//!
+//! Nothing here is thread-local: a guard can be dropped when the locals of its thread are gone.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+
+use crate::error::Error;
+
+/// Fills `bytes` from the operating system's generator.
+///
+/// # Errors
+/// `System` if the operating system has no random bytes to give.
+pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), Error> {
+    SysRng.try_fill_bytes(bytes).map_err(|error| Error::System {
+        what: "random bytes",
+        reason: error.to_string(),
+    })
+}
+
+/// Returns a number from 0.0 up to, but not including, 1.0. For jitter alone.
+pub(crate) fn unit() -> f64 {
+    jitter().unit()
+}
+
+/// Returns an index below `end`; 0 if `end` is 0. For jitter alone.
+pub(crate) fn below(end: usize) -> usize {
+    jitter().below(end)
+}
+
+/// Returns the generator of this process.
+fn jitter() -> &'static Jitter {
+    static JITTER: OnceLock<Jitter> = OnceLock::new();
+    JITTER.get_or_init(|| {
+        let mut seed = [0; 8];
+        // Without random bytes no lock can be acquired, so the seed does not matter then.
+        let _ = fill(&mut seed);
+        Jitter::seeded(u64::from_le_bytes(seed))
+    })
+}
+
+/// A small generator that all threads share: SplitMix64 (Steele, Lea and Flood, *Fast Splittable Pseudorandom Number
+/// Generators*, OOPSLA 2014). Its numbers can be guessed.
+struct Jitter {
+    state: AtomicU64,
+}
+
+impl Jitter {
+    const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+
+    fn seeded(seed: u64) -> Jitter {
+        Jitter {
+            state: AtomicU64::new(seed),
+        }
+    }
+
+    fn next(&self) -> u64 {
+        let state = self.state.fetch_add(Jitter::STEP, Ordering::Relaxed);
+        // A forked child has a copy of the state, and must not draw what its parent and its siblings draw.
+        mix(state ^ mix(u64::from(std::process::id())))
+    }
+
+    fn unit(&self) -> f64 {
+        // As many bits as an f64 has in its significand.
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    fn below(&self, end: usize) -> usize {
+        let product = u128::from(self.next()) * end as u128;
+        (product >> 64) as usize
+    }
+}
+
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_of_one_seed_is_one_sequence_and_of_another_another() {
+        let drawn = |seed| {
+            let jitter = Jitter::seeded(seed);
+            (0..100).map(|_| jitter.next()).collect::<Vec<_>>()
+        };
+        assert_eq!(drawn(7), drawn(7));
+        let (one, other) = (drawn(7), drawn(8));
+        assert!(one.iter().all(|number| !other.contains(number)));
+    }
+
+    #[test]
+    fn jitter_spreads_evenly_over_its_range() {
+        let jitter = Jitter::seeded(1);
+        let (mut units, mut indices) = ([0; 10], [0; 7]);
+        for _ in 0..70_000 {
+            let unit = jitter.unit();
+            assert!((0.0..1.0).contains(&unit));
+            units[(unit * 10.0) as usize] += 1;
+            indices[jitter.below(7)] += 1;
+        }
+        assert!(
+            units.iter().all(|count| (6_300..7_700).contains(count)),
+            "{units:?}"
+        );
+        assert!(
+            indices.iter().all(|count| (9_000..11_000).contains(count)),
+            "{indices:?}"
+        );
+        assert_eq!((jitter.below(0), jitter.below(1)), (0, 0));
+    }
+}
