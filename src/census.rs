@@ -222,6 +222,18 @@ impl Census {
         }
     }
 
+    /// Another server than the node's latest run is alive, too: no connection counts until one server is left.
+    pub(crate) fn doubt(&self, node: usize) {
+        let mut runs = self.runs.lock();
+        let it = &mut runs[node];
+        if it.doubted.is_none()
+            && let Some((run, _)) = it.current.take()
+        {
+            it.doubted = Some((run, SAME_IN_A_ROW));
+            self.epochs[node].fetch_add(1, Ordering::Release);
+        }
+    }
+
     /// Which of a node's connections are not outdated.
     pub(crate) fn epoch(&self, node: usize) -> u64 {
         self.epochs[node].load(Ordering::Acquire)
@@ -291,6 +303,18 @@ mod tests {
         census.leave(0, "a");
         counted(census.enter(0, "c", true));
         counted(census.enter(0, "c", true));
+    }
+
+    #[test]
+    fn server_that_is_alive_beside_a_later_one_makes_the_node_doubted() {
+        let census = Census::of(1);
+        counted(census.enter(0, "a", true));
+        let later = counted(census.enter(0, "b", true));
+        census.doubt(0);
+        assert_ne!(census.epoch(0), later);
+        assert_eq!(census.enter(0, "b", true), Entered::SeveralServers);
+        census.doubt(0);
+        assert_eq!(census.epoch(0), later + 1, "it is known");
     }
 
     #[test]

@@ -240,7 +240,7 @@ impl Desk {
             };
             let key = key.unwrap_or(keys.first());
             if news.foreign(key) {
-                warn!("{name}: {key:?}: held without an end, as no lock is: it is left untouched");
+                warn!("{name}: {key}: held without an end, as no lock is: it is left untouched");
             }
         }
         match &answer {
@@ -300,6 +300,15 @@ impl Desk {
         });
     }
 
+    /// Finds out whether the connection has ended, or is out of step, where nothing is on the wire: then nothing is lost with it.
+    pub(crate) fn check_idle(&mut self) -> Result<(), Cause> {
+        debug_assert!(!self.is_open());
+        let mut session = self.session.take();
+        let done = self.watched(|| session.as_mut().ok_or_else(gone)?.check_idle());
+        self.session = session;
+        done
+    }
+
     /// Asks for a sign of life, where nothing is on the wire.
     pub(crate) fn ping(&mut self) -> Result<(), Cause> {
         debug_assert!(!self.is_open());
@@ -345,12 +354,17 @@ impl Desk {
         if unsent(&job.request, self.node, self.health.quarantine(now), now).is_some() {
             return Err(job); // what it is for is over: something else may have to be sent in its place
         }
+        let is_idle = self.flights.is_empty();
+        let check = |session: &mut Box<dyn Session>| caught(|| session.check_idle()).is_ok();
+        if is_idle && !self.session.as_mut().is_some_and(check) {
+            return Err(job); // the thread finds the same, and connects before it sends the job
+        }
         let Job { request, reply } = job;
         note_written(&request, self.node, now);
         let number = self.next;
         self.next += 1;
         let sent = self.with_prompt(|prompt, _| prompt.send(number, bytes));
-        if self.flights.is_empty() {
+        if is_idle {
             self.expect_by(now);
         }
         self.flights.push_back(Flight { number, request });
@@ -423,6 +437,16 @@ impl Desk {
             stays?;
         }
         Ok(())
+    }
+
+    /// The connection has ended, and a connect follows. Callers may wait for it as they do for an answer.
+    pub(crate) fn expect_connect(&self) {
+        self.expect_by(time::now());
+    }
+
+    /// Whether what is expected of the node has not come in time.
+    pub(crate) fn is_overdue(&self) -> bool {
+        time::micros(time::now()) > self.health.overdue.load(Ordering::Acquire)
     }
 
     /// What was sent then is the oldest that is open.

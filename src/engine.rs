@@ -359,6 +359,8 @@ mod cancel_tests;
 #[cfg(all(test, not(loom)))]
 mod fence_tests;
 #[cfg(all(test, not(loom)))]
+mod idle_tests;
+#[cfg(all(test, not(loom)))]
 mod late_tests;
 #[cfg(all(test, not(loom)))]
 mod loss_tests;

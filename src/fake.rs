@@ -44,6 +44,8 @@ pub(crate) enum Sin {
     Late(Verb, Sender<()>, Receiver<()>),
     /// The same for a ping.
     LatePing(Sender<()>, Receiver<()>),
+    /// The same for a connect.
+    LateConnect(Sender<()>, Receiver<()>),
     /// It serves requests of this verb, but answers with an error.
     ErrsAfter(Verb),
     /// It answers requests of this verb with an error, and does not serve them.
@@ -73,6 +75,9 @@ pub(crate) struct Fake {
     memory: Mutex<Memory>,
     served: Mutex<Vec<(Verb, String)>>,
     connects: Mutex<Vec<Option<Greeting>>>,
+    /// How many of its connections it has closed.
+    closed: AtomicUsize,
+    no_kill: Mutex<Option<Cause>>,
     refused: AtomicUsize,
     published: AtomicUsize,
     run_id: Mutex<String>,
@@ -112,6 +117,8 @@ impl Fake {
             memory: Mutex::new(Memory::default()),
             served: Mutex::new(Vec::new()),
             connects: Mutex::new(Vec::new()),
+            closed: AtomicUsize::new(0),
+            no_kill: Mutex::new(None),
             refused: AtomicUsize::new(0),
             published: AtomicUsize::new(0),
             run_id: Mutex::new(name.to_owned()),
@@ -148,6 +155,17 @@ impl Fake {
         name.clone_into(&mut self.run_id.lock());
     }
 
+    /// Closes all its connections.
+    pub(crate) fn closes_connections(&self) {
+        let connects = self.connects.lock().len();
+        self.closed.store(connects, Ordering::Release);
+    }
+
+    /// Refuses CLIENT KILL from the next connect on, or does not.
+    pub(crate) fn refuses_to_kill(&self, cause: Option<Cause>) {
+        *self.no_kill.lock() = cause;
+    }
+
     /// What it says of itself from the next connect on.
     pub(crate) fn says(&self, about: About) {
         *self.about.lock() = about;
@@ -164,6 +182,13 @@ impl Fake {
         let (tell, arrived) = unbounded();
         let (go, wait) = unbounded();
         self.sins(Sin::LatePing(tell, wait));
+        Rendezvous { arrived, go }
+    }
+
+    pub(crate) fn is_late_with_a_connect(&self) -> Rendezvous {
+        let (tell, arrived) = unbounded();
+        let (go, wait) = unbounded();
+        self.sins(Sin::LateConnect(tell, wait));
         Rendezvous { arrived, go }
     }
 
@@ -348,6 +373,11 @@ impl Connector for Arc<Fake> {
         if matches!(*self.sin.lock(), Sin::Denies) {
             return Err(denied());
         }
+        let sin = self.sin.lock().clone();
+        if let Sin::LateConnect(arrived, go) = sin {
+            let _ = arrived.send(());
+            let _ = go.recv();
+        }
         let mut connects = self.connects.lock();
         connects.push(former.cloned());
         let greeting = Greeting {
@@ -355,9 +385,11 @@ impl Connector for Arc<Fake> {
             others: Vec::new(),
             client: connects.len() as i64,
             about: self.about.lock().clone(),
+            no_kill: self.no_kill.lock().clone(),
         };
         let session = FakeSession {
             fake: Arc::clone(self),
+            number: connects.len(),
             sent: VecDeque::new(),
             late: None,
         };
@@ -380,6 +412,8 @@ impl Connector for Arc<Fake> {
 
 struct FakeSession {
     fake: Arc<Fake>,
+    /// Which of the fake's connections it is, from 1.
+    number: usize,
     /// The numbers of the requests that were sent one by one.
     sent: VecDeque<u64>,
     /// The one of them that the test knows of, which is late.
@@ -394,6 +428,7 @@ impl FakeSession {
         number: Option<u64>,
         waits: bool,
     ) -> Result<Option<Answer>, Cause> {
+        self.is_open()?;
         if let Some((_, go)) = self.late.take_if(|(late, _)| Some(*late) == number) {
             return self.serve_late(request, number, waits, go);
         }
@@ -455,6 +490,13 @@ impl FakeSession {
 }
 
 impl FakeSession {
+    fn is_open(&self) -> Result<(), Cause> {
+        match self.number > self.fake.closed.load(Ordering::Acquire) {
+            true => Ok(()),
+            false => Err(Cause::Unreachable("closed".into())),
+        }
+    }
+
     /// The test knows of it, and says when.
     fn serve_late(
         &mut self,
@@ -488,7 +530,13 @@ impl Session for FakeSession {
         Ok(())
     }
 
+    fn check_idle(&mut self) -> Result<(), Cause> {
+        assert!(self.sent.is_empty(), "it is not idle");
+        self.is_open()
+    }
+
     fn ping(&mut self) -> Result<(), Cause> {
+        self.is_open()?;
         assert!(
             self.sent.is_empty(),
             "its answer would be taken for another"

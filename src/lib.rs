@@ -321,7 +321,7 @@
 //!
 //! Through the `log` crate, each fact once: an outage of a node is one line, whatever its causes, and a lock has the name that was
 //! given. `error`: a panic of a callback, an observer or the logger itself, after which all goes on. `warn`: a lock was lost, a drop failed, the breaker opened (and locks are held
-//! here from then on), a node denied access, may evict locks, has a clock that is certainly off by more than 302 ms, is
+//! here from then on), a node denied access or CLIENT KILL, may evict locks, has a clock that is certainly off by more than 302 ms, is
 //! farther away than `node_timeout`, or is several servers at one address; a foreign value under a lock's key; an even number of nodes.
 //! `info`: the breaker closed; a node is connected, connected again, suspect, in quarantine, or cannot be listened to. `debug`: verdicts and retries. `trace`: replies. Never a
 //! token, never a password.

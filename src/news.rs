@@ -46,6 +46,8 @@ struct Said {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Right {
     Connect,
+    /// To kill our former connection.
+    Kill,
     Serve(Verb, Claim),
 }
 
@@ -53,6 +55,7 @@ impl Right {
     fn bit(self) -> u64 {
         match self {
             Right::Connect => 1,
+            Right::Kill => 2,
             Right::Serve(verb, claim) => {
                 let kind = match claim {
                     Claim::Exclusive => 0,
@@ -61,7 +64,7 @@ impl Right {
                     Claim::Gate => 3,
                     Claim::Permit { .. } => 4,
                 };
-                2 << (5 * verb as u32 + kind)
+                4 << (5 * verb as u32 + kind)
             }
         }
     }
@@ -236,7 +239,7 @@ mod tests {
         ];
         let serve = |verb| claims.map(|claim| Right::Serve(verb, claim));
         let mut rights: Vec<Right> = verbs.into_iter().flat_map(serve).collect();
-        rights.push(Right::Connect);
+        rights.extend([Right::Connect, Right::Kill]);
         let news = News::default();
         assert!(rights.iter().all(|right| news.denied(*right)));
         for right in rights {

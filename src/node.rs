@@ -64,7 +64,7 @@ pub(crate) fn connector(
 /// Makes sessions with one node. The one seam at which tests put fakes in the place of servers.
 pub(crate) trait Connector: Send + Sync {
     /// Connects, which can block for longer than any time-out while a name is looked up. A session that
-    /// had been there before is killed first, so that nothing of it runs any more (rule S4).
+    /// had been there before is killed first, so that nothing of it runs any more (rule S4), where the server lets us.
     fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause>;
 
     /// Opens a connection of its own to hear what is published, and keeps it while `serve` runs. Answers why it ended.
@@ -114,6 +114,13 @@ pub(crate) trait Session: Send {
         answer: &mut dyn FnMut(usize, Answer),
     ) -> Result<(), Cause>;
 
+    /// Finds out, before the first bytes of a batch and while nothing is in flight, whether the other side has closed the
+    /// connection or sent something that was not asked for. Does not block a session that has a [`prompt`](Session::prompt).
+    ///
+    /// # Errors
+    /// If the session is of no use any more. What is to be sent has not been.
+    fn check_idle(&mut self) -> Result<(), Cause>;
+
     /// Asks for a sign of life.
     fn ping(&mut self) -> Result<(), Cause>;
 
@@ -157,6 +164,8 @@ pub(crate) struct Greeting {
     /// The number of this connection within that run.
     pub(crate) client: i64,
     pub(crate) about: About,
+    /// Why the server does not let us kill the former connection, if it does not.
+    pub(crate) no_kill: Option<Cause>,
 }
 
 impl Greeting {

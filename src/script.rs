@@ -11,7 +11,7 @@ use std::io;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use redis::{Cmd, RedisError, RedisWrite, ServerErrorKind, ToRedisArgs, Value};
+use redis::{Cmd, RedisError, RedisWrite, ServerError, ServerErrorKind, ToRedisArgs, Value};
 
 use crate::config::MAX_OWNER;
 use crate::error::Cause;
@@ -648,7 +648,7 @@ pub(crate) fn cause_without(error: &RedisError, secret: &str) -> Cause {
     let text = in_short(&text, secret);
     match (error.kind(), error.code()) {
         (redis::ErrorKind::AuthenticationFailed, _) => Cause::Denied(text),
-        (_, Some("NOAUTH" | "WRONGPASS" | "NOPERM")) => Cause::Denied(text),
+        (_, Some("NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED")) => Cause::Denied(text),
         (_, Some("WRONGTYPE")) => Cause::WrongType,
         (_, Some("CROSSSLOT")) => Cause::CrossSlot,
         (_, Some(_)) if is_of_type => Cause::WrongType,
@@ -657,6 +657,22 @@ pub(crate) fn cause_without(error: &RedisError, secret: &str) -> Cause {
         // In place of the page that `rustls` writes on it.
         _ if is_end(error) => Cause::Unreachable("the other side closed the connection".to_owned()),
         _ => Cause::Unreachable(text),
+    }
+}
+
+/// Whether an error reply to AUTH refuses the credentials. Others are about the connection or the server.
+pub(crate) fn is_about_auth(error: &ServerError) -> bool {
+    // `ERR` covers: no password is set on the server (two wordings), and a wrong one before Redis 6.
+    const WORDS: [&str; 3] = [
+        "called without any password configured",
+        "no password is set",
+        "invalid password",
+    ];
+    match error.code() {
+        "NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED" => true,
+        _ => error
+            .details()
+            .is_some_and(|text| WORDS.iter().any(|words| text.contains(words))),
     }
 }
 
@@ -860,6 +876,8 @@ mod tests {
         for line in [
             "NOAUTH Authentication required.",
             "NOPERM no",
+            "WRONGPASS invalid username-password pair or user is disabled.",
+            "DENIED Redis is running in protected mode because no password is set",
             // Inside a script: Redis 6.2, 7.0, and later ones.
             "ERR Error running script (call to f_1): @user_script:1: The user executing the script can't run this command",
             "ERR ACL failure in script: User joe has no permissions to run the 'zadd' command",
@@ -868,7 +886,12 @@ mod tests {
         ] {
             assert!(matches!(fault(line), Cause::Denied(_)), "{line}");
         }
-        for line in ["READONLY You can't write", "LOADING Redis", "OOM command"] {
+        for line in [
+            "READONLY You can't write",
+            "LOADING Redis",
+            "OOM command",
+            "ERR max number of clients reached",
+        ] {
             assert!(matches!(fault(line), Cause::Server(text) if text.contains(&line[..3])));
         }
         for line in [
@@ -963,6 +986,39 @@ mod tests {
         }
         for cause in [Cause::TimedOut, Cause::Unreachable("NOAUTH".into())] {
             assert!(!super::is_not_run(&cause), "{cause}");
+        }
+    }
+
+    #[test]
+    fn reply_to_auth_is_a_denial_only_in_words_about_auth() {
+        for (line, expected) in [
+            (
+                "WRONGPASS invalid username-password pair or user is disabled.",
+                true,
+            ),
+            ("NOAUTH Authentication required.", true),
+            ("NOPERM no", true),
+            ("DENIED Redis is running in protected mode", true),
+            (
+                "ERR AUTH <password> called without any password configured for the default user. Are you sure?",
+                true,
+            ),
+            ("ERR Client sent AUTH, but no password is set", true),
+            ("ERR invalid password", true),
+            ("ERR max number of clients reached", false),
+            (
+                "ERR max number of clients + cluster connections reached",
+                false,
+            ),
+            ("ERR unknown command 'AUTH'", false),
+            ("LOADING Redis is loading the dataset in memory", false),
+            ("MASTERDOWN Link with MASTER is down", false),
+            ("ERR", false),
+        ] {
+            let Value::ServerError(error) = error(line) else {
+                panic!("{line}");
+            };
+            assert_eq!(is_about_auth(&error), expected, "{line}");
         }
     }
 

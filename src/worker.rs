@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use log::{Level, info, log, trace, warn};
+use log::{Level, debug, info, log, trace, warn};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::about::About;
@@ -117,8 +117,12 @@ impl Worker {
         match self.connect(seat) {
             Ok(()) => {
                 *pause = Duration::ZERO;
-                let cause = self.serve(seat);
-                self.fall(seat, cause);
+                match self.serve(seat) {
+                    // It does not answer, or is not asked any more.
+                    cause @ Cause::TimedOut => self.fall(seat, cause),
+                    cause if self.stopping => self.fall(seat, cause),
+                    cause => self.lose(seat, &cause),
+                }
             }
             Err(cause) => {
                 self.fall(seat, cause);
@@ -155,6 +159,7 @@ impl Worker {
             }
         };
         seat.news().allowed(Right::Connect);
+        self.tell_of_kill(seat, greeting.no_kill.as_ref());
         if let Some(former) = &self.former
             && former.run_id == greeting.run_id
         {
@@ -165,9 +170,13 @@ impl Worker {
             .enter(self.node, &greeting.run_id, self.is_one_server);
         let (about, run_id) = (greeting.about.clone(), greeting.run_id.clone());
         let runs = greeting.runs();
-        let how = match self.former.replace(greeting) {
-            None => "connected",
-            Some(_) => "connected again",
+        let (how, is_quiet) = match self.former.replace(greeting) {
+            None => ("connected", false),
+            // Something that closes idle connections may do so all day.
+            Some(former) if seat.health.up.load(Ordering::Acquire) => {
+                ("connected again", former.run_id == run_id)
+            }
+            Some(_) => ("connected again", false),
         };
         match entered {
             Entered::Counted { epoch } => seat.epoch = epoch,
@@ -193,13 +202,21 @@ impl Worker {
             self.tell_first(First::Down(cause.clone()));
             return Err(cause);
         }
+        if seat.is_overdue() {
+            // It was suspect for that long, and those who submitted before have stopped waiting.
+            seat.health.report.lock().cause = Cause::TimedOut;
+            self.refuse_what_waits(seat);
+        }
         seat.open(session, &runs);
-        seat.health.report.lock().since = time::now();
-        seat.health.up.store(true, Ordering::Release);
+        seat.health.overdue.store(u64::MAX, Ordering::Release);
+        if !seat.health.up.load(Ordering::Acquire) {
+            seat.health.report.lock().since = time::now();
+            seat.health.up.store(true, Ordering::Release);
+        }
         self.tell_first(First::Up);
         seat.census.rise();
         let is_news = seat.news().rose(std::mem::take(&mut self.is_down));
-        self.log(is_news, how);
+        self.log(is_news && !is_quiet, how);
         Ok(())
     }
 
@@ -233,6 +250,19 @@ impl Worker {
             info!("{name}: in quarantine for {quarantine:.1?}, since it started a short time ago");
         }
         Ok(())
+    }
+
+    /// Warns, once, where the server does not let us kill the former connection.
+    fn tell_of_kill(&self, seat: &Desk, no_kill: Option<&Cause>) {
+        match no_kill {
+            None => seat.news().allowed(Right::Kill),
+            Some(cause) if seat.news().denied(Right::Kill) => warn!(
+                "{}: no right to CLIENT KILL: after a broken connection a request that was sent on it may still be executed, and \
+                 its lock is then taken until its TTL ends: {cause}",
+                self.name
+            ),
+            Some(_) => {}
+        }
     }
 
     fn tell_first(&mut self, outcome: First) {
@@ -297,21 +327,37 @@ impl Worker {
     fn serve_what_waits(&mut self, seat: &mut Seat<'_>) -> Result<(), Cause> {
         // What callers have sent was before.
         seat.finish()?;
-        seat.check_epoch()?;
+        // What waits has not been sent yet, so it can wait for the next connection.
+        seat.check_idle()?;
+        self.check_epoch(seat)?;
         self.fill(seat);
         seat.admit_pending();
         seat.exchange()
     }
 
+    /// # Errors
+    /// Why the connection is outdated. If its server is alive, it did not restart: several answer at the address.
+    fn check_epoch(&self, seat: &mut Desk) -> Result<(), Cause> {
+        let outdated = seat.check_epoch();
+        if outdated.is_err()
+            && self.is_one_server
+            && seat.finish().and_then(|()| seat.ping()).is_ok()
+        {
+            seat.census.doubt(self.node);
+        }
+        outdated
+    }
+
     /// Nothing was queued for some time.
     fn look_after(&mut self, seat: &mut Seat<'_>) -> Result<(), Cause> {
-        seat.check_epoch()?;
+        self.check_epoch(seat)?;
         let now = time::now();
         if seat.pending_due(now).is_some_and(|due| due <= now) {
             return self.serve_what_waits(seat);
         }
         // A caller may have come meanwhile, and its answer is the next to be read.
         if seat.dozes && !seat.is_open() {
+            seat.check_idle()?;
             return seat.ping();
         }
         match time::now().checked_sub(self.look_every) {
@@ -356,6 +402,22 @@ impl Worker {
         }
     }
 
+    /// The connection has ended, which says nothing of the node yet. What was not sent waits for one connect, and callers may go
+    /// on to submit, for as long as they wait for an answer: else all would fail on all nodes at once where something closes idle
+    /// connections.
+    fn lose(&mut self, seat: &mut Desk, cause: &Cause) {
+        debug!("{}: connection ended, reconnecting: {cause}", self.name);
+        self.leave_census(seat);
+        seat.close(cause);
+        seat.expect_connect();
+    }
+
+    fn leave_census(&mut self, seat: &Desk) {
+        if let (true, Some(former)) = (std::mem::take(&mut self.counted), &self.former) {
+            seat.census.leave(self.node, &former.run_id);
+        }
+    }
+
     /// The node does not answer: tells the callers, and answers all that the lane holds before anything blocks.
     fn fall(&mut self, seat: &mut Desk, cause: Cause) {
         let mut report = seat.health.report.lock();
@@ -367,15 +429,18 @@ impl Worker {
             report.since = time::now();
         }
         drop(report);
-        if let (true, Some(former)) = (std::mem::take(&mut self.counted), &self.former) {
-            seat.census.leave(self.node, &former.run_id);
-        }
+        self.leave_census(seat);
         let is_first = !std::mem::replace(&mut self.is_down, true);
         let is_outage = is_first && seat.news().fell();
         if (is_outage || was_up || news) && !self.stopping {
             self.log(is_outage, &format!("suspect: {cause}"));
         }
         seat.close(&cause);
+        self.refuse_what_waits(seat);
+    }
+
+    /// Answers what has not been sent, here and in the queue.
+    fn refuse_what_waits(&mut self, seat: &mut Desk) {
         while let Some(job) = self.waiting.pop_front() {
             seat.refuse(job);
         }

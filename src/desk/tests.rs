@@ -21,6 +21,8 @@ struct State {
     verbs: Vec<Verb>,
     exchanged: VecDeque<Answer>,
     breaks: bool,
+    /// The other side has closed it.
+    is_closed: bool,
 }
 
 impl Session for Script {
@@ -38,6 +40,13 @@ impl Session for Script {
             answer(index, state.exchanged.pop_front().unwrap_or(Answer::Yes));
         }
         Ok(())
+    }
+
+    fn check_idle(&mut self) -> Result<(), Cause> {
+        match self.0.lock().is_closed {
+            true => Err(gone()),
+            false => Ok(()),
+        }
     }
 
     fn ping(&mut self) -> Result<(), Cause> {
@@ -179,6 +188,20 @@ fn what_is_over_is_not_sent() {
         "the thread sees to it"
     );
     assert!(script.0.lock().sent.is_empty() && !desk.is_open());
+}
+
+#[test]
+fn job_on_a_connection_that_has_ended_is_given_back() {
+    let (mut desk, script, told) = open();
+    script.0.lock().is_closed = true;
+    assert!(!desk.begins(Verb::Take, &exclusive(), &told));
+    assert!(script.0.lock().sent.is_empty() && told.take().is_empty());
+    assert!(!desk.is_open() && desk.check_idle() == Err(gone()));
+    // While something is in flight it says nothing of an end.
+    script.0.lock().is_closed = false;
+    assert!(desk.begins(Verb::Take, &exclusive(), &told));
+    script.0.lock().is_closed = true;
+    assert!(desk.begins(Verb::Take, &exclusive(), &told));
 }
 
 #[test]

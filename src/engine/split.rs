@@ -21,8 +21,8 @@ use crate::time::{self, Budget, Limit};
 const MAX_REPEATS: u32 = 8;
 /// How often an attempt gives way.
 const MAX_GIVEN_WAY: u32 = 1;
-/// How often in a row a caller that leads asks again without a new grant: by then those that give way have done so.
-const MAX_IDLE: u32 = 3;
+/// How often in a row a caller that leads asks again without a new grant: it outlasts all callers that give way.
+const MAX_IDLE: u32 = 4;
 /// What a caller asks again at the most that cannot be sure to lead: two that lead by different nodes do not wait for each other.
 const MAX_DOUBTFUL: usize = 4;
 

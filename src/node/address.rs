@@ -155,7 +155,7 @@ impl Server {
             #[cfg(feature = "tls")]
             ConnectionAddr::TcpTls { .. } => tls::cause(error, self.password()),
             ConnectionAddr::Tcp(..) if script::is_cut(error) => {
-                Cause::Unreachable(format!("{error}: is it a port for TLS?"))
+                Cause::Unreachable(format!("{error}: is it a port for TLS? (rediss://)"))
             }
             _ => script::cause_without(error, self.password()),
         }

@@ -139,6 +139,7 @@ impl Connector for Cluster {
                 Some(greeting) => {
                     greeting.others.push(new.run_id);
                     add(&mut greeting.about, new.about);
+                    greeting.no_kill = greeting.no_kill.take().or(new.no_kill);
                 }
             }
         }
@@ -311,6 +312,14 @@ impl Session for ClusterSession {
             let member = &mut self.members[member];
             let read = member.session.ask_aside(&requests[index], end);
             answer(index, read.map_err(|cause| guide::of(&member.name, cause))?);
+        }
+        Ok(())
+    }
+
+    fn check_idle(&mut self) -> Result<(), Cause> {
+        for member in &mut self.members {
+            let checked = member.session.check_idle();
+            checked.map_err(|cause| guide::of(&member.name, cause))?;
         }
         Ok(())
     }

@@ -42,9 +42,8 @@ impl RedisEar {
             sent: VecDeque::new(),
             early: 0,
         };
-        ear.connection
-            .introduce_us(time::now() + node_timeout)
-            .map_err(|error| script::cause(&error))?;
+        let introduced = ear.connection.introduce_us(time::now() + node_timeout);
+        introduced.map_err(|error| ear.connection.cause(&error, ""))?;
         Ok(ear)
     }
 

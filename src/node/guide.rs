@@ -9,7 +9,6 @@ use crate::endpoint::{Address, Target};
 use crate::error::{Cause, Error};
 use crate::node::address::{Server, left, refusal};
 use crate::node::wire::Wire;
-use crate::script;
 
 /// The longest name of a host, in bytes, as DNS has it.
 const MOST_HOST: usize = 255;
@@ -68,7 +67,8 @@ impl Server {
                 connection.receive(end)?.extract_error()?,
             )?)
         };
-        ask().map_err(|error| script::cause_without(&error, self.password()))
+        let asked = ask();
+        asked.map_err(|error| connection.cause(&error, self.password()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! A lane's connection to a server: greeting it, and exchanging batches with it.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, Value};
@@ -21,6 +22,12 @@ use self::prompt::Expected;
 /// What a node is asked of itself. The first one has its clock.
 const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
 
+/// The number of no connection: to kill it shows whether we have the right to, and changes nothing.
+const NOBODY: i64 = i64::MAX;
+/// Where the wire cannot be read without blocking, a PING goes before the requests after an idle time of at least this many round
+/// trips: so it adds a sixteenth at most to the time between two requests.
+const PING_SHARE: u32 = 16;
+
 /// An open connection, greeted.
 pub(super) struct RedisSession {
     wire: Wire,
@@ -29,6 +36,10 @@ pub(super) struct RedisSession {
     password: Box<str>,
     /// The read time-out that the socket has now, if it was set here.
     armed: Option<Duration>,
+    /// When the last bytes were sent; and when the last round trip ended and how long it took. Only where the wire cannot be read
+    /// without blocking.
+    sent: Instant,
+    used: Option<(Instant, Duration)>,
     cmd: Cmd,
     out: Vec<u8>,
     /// What the next replies are, of requests that were sent by themselves.
@@ -61,6 +72,8 @@ impl RedisSession {
             timeout,
             password: password.into(),
             armed: None,
+            sent: time::now(),
+            used: None,
             cmd: Cmd::new(),
             out: Vec::new(),
             expected: VecDeque::new(),
@@ -87,6 +100,7 @@ impl RedisSession {
                 .arg(section)
                 .write_packed_command(&mut self.out);
         }
+        write_kill(NOBODY, &mut self.out);
         wire::introduce(&mut self.out);
         script::write_loads(&mut self.out);
         let (wall, sent) = (time::wall(), time::now());
@@ -98,6 +112,7 @@ impl RedisSession {
             info.push('\n');
             info.push_str(&self.receive_as::<String>(end)?);
         }
+        let mut no_kill = self.receive_kill(end)?;
         for _ in 0..wire::INTRODUCED {
             self.receive(end)?; // before Redis 7.2 it is an error
         }
@@ -125,28 +140,24 @@ impl RedisSession {
         if client <= 0 {
             return Err(out_of_step());
         }
+        // After a restart the numbers begin anew: ours may be somebody else's by now.
+        let killed = || former.iter().filter(|(run, _)| *run == run_id);
+        if no_kill.is_none() && killed().next().is_some() {
+            self.out.clear();
+            killed().for_each(|(_, client)| write_kill(*client, &mut self.out));
+            self.send(end)?;
+            for _ in killed() {
+                no_kill = no_kill.or(self.receive_kill(end)?);
+            }
+        }
+        self.note_used();
         let greeting = Greeting {
             run_id,
             others: Vec::new(),
             client,
             about,
+            no_kill,
         };
-        // After a restart the numbers begin anew: ours may be somebody else's by now.
-        let killed = || former.iter().filter(|(run, _)| *run == greeting.run_id);
-        if killed().next().is_some() {
-            self.out.clear();
-            for (_, client) in killed() {
-                redis::cmd("CLIENT")
-                    .arg("KILL")
-                    .arg("ID")
-                    .arg(client)
-                    .write_packed_command(&mut self.out);
-            }
-            self.send(end)?;
-            for _ in killed() {
-                self.receive_as::<i64>(end)?;
-            }
-        }
         Ok(greeting)
     }
 
@@ -163,18 +174,32 @@ impl RedisSession {
         Ok(About::read(&info, wall + round_trip / 2, round_trip))
     }
 
+    /// Reads the reply to CLIENT KILL. Returns why the server refused it, if it did.
+    fn receive_kill(&mut self, end: Instant) -> Result<Option<Cause>, Cause> {
+        match self.receive(end)? {
+            Value::Int(_) => Ok(None),
+            Value::ServerError(error) => {
+                Ok(Some(script::cause_without(&error.into(), &self.password)))
+            }
+            _ => Err(out_of_step()),
+        }
+    }
+
     fn send(&mut self, end: Instant) -> Result<(), Cause> {
         self.arm(end)?;
+        if !self.wire.can_look() {
+            self.sent = time::now();
+        }
         self.wire
             .send(&self.out)
-            .map_err(|error| script::cause_without(&error, &self.password))
+            .map_err(|error| self.wire.cause(&error, &self.password))
     }
 
     fn receive(&mut self, end: Instant) -> Result<Value, Cause> {
         self.arm(end)?;
         self.wire
             .receive(end)
-            .map_err(|error| script::cause_without(&error, &self.password))
+            .map_err(|error| self.wire.cause(&error, &self.password))
     }
 
     fn receive_as<T: redis::FromRedisValue>(&mut self, end: Instant) -> Result<T, Cause> {
@@ -311,6 +336,7 @@ impl RedisSession {
         }
         again.clear();
         (self.again, self.calls) = (again, calls);
+        self.note_used();
         Ok(())
     }
 
@@ -341,11 +367,34 @@ impl RedisSession {
         }
     }
 
+    /// # Errors
+    /// Also if the reply is another one's, which was not asked for.
     pub(super) fn ping_by(&mut self, end: Instant) -> Result<(), Cause> {
         self.out.clear();
         redis::cmd("PING").write_packed_command(&mut self.out);
         self.send(end)?;
-        self.receive(end).map(|_| ())
+        match self.receive(end)? {
+            Value::SimpleString(pong) if pong == "PONG" => {}
+            Value::ServerError(_) => {} // a sign of life, too
+            _ => return Err(out_of_step()),
+        }
+        self.note_used();
+        Ok(())
+    }
+
+    /// A round trip is over.
+    fn note_used(&mut self) {
+        if !self.wire.can_look() {
+            let now = time::now();
+            self.used = Some((now, now.saturating_duration_since(self.sent)));
+        }
+    }
+
+    /// Whether asking for a sign of life takes a small part only of the time for which the connection has been idle.
+    fn may_ping_first(&self) -> bool {
+        self.used.is_some_and(|(used, round_trip)| {
+            time::now().saturating_duration_since(used) >= PING_SHARE * round_trip
+        })
     }
 }
 
@@ -360,6 +409,18 @@ impl Session for RedisSession {
         self.read_batch(requests, end, answer)
     }
 
+    fn check_idle(&mut self) -> Result<(), Cause> {
+        debug_assert!(self.expected.is_empty());
+        match self.wire.check_idle() {
+            Ok(true) => Ok(()),
+            // Over TLS the socket is that of `redis`, which cannot be read without blocking.
+            Ok(false) if self.may_ping_first() => self.ping(),
+            Ok(false) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::InvalidData => Err(out_of_step()),
+            Err(error) => Err(script::cause(&error.into())),
+        }
+    }
+
     fn ping(&mut self) -> Result<(), Cause> {
         self.ping_by(time::now() + self.timeout)
     }
@@ -370,6 +431,13 @@ impl Session for RedisSession {
             false => None,
         }
     }
+}
+
+/// Appends CLIENT KILL for a connection of ours.
+fn write_kill(client: i64, out: &mut Vec<u8>) {
+    let mut cmd = redis::cmd("CLIENT");
+    cmd.arg("KILL").arg("ID").arg(client);
+    cmd.write_packed_command(out);
 }
 
 /// Whether it looks like a SHA-1 or a run id: 40 hexadecimal digits.

@@ -3,13 +3,18 @@
 //! The socket is our own where it can be: that of a connection of `redis` is not to be had, and so cannot be looked at without
 //! waiting. Over TLS it is that of `redis`, which alone has the roots that certificates are checked with.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 #[cfg(feature = "tls")]
 use redis::Connection;
-use redis::{ConnectionAddr, ErrorKind, Msg, RedisConnectionInfo, RedisResult, Value};
+#[cfg(feature = "tls")]
+use redis::ProtocolVersion;
+use redis::{ConnectionAddr, ErrorKind, Msg, RedisConnectionInfo, RedisError, RedisResult, Value};
 
+use crate::error::Cause;
 use crate::node::address::{Server, left};
+use crate::script;
 
 use self::own::Own;
 
@@ -34,7 +39,11 @@ pub(super) fn introduce(bytes: &mut Vec<u8>) {
 }
 
 /// An open connection. After an error other than a time-out it is of no use any more.
-pub(super) struct Wire(Line);
+pub(super) struct Wire {
+    line: Line,
+    /// Whether anything has been received.
+    has_heard: bool,
+}
 
 enum Line {
     Own(Box<Own>),
@@ -55,23 +64,33 @@ impl Wire {
             }
             _ => return Err((ErrorKind::InvalidClientConfig, "no such socket here").into()),
         };
-        let mut wire = Wire(Line::Own(Box::new(own)));
+        let mut wire = Wire::new(Line::Own(Box::new(own)));
         wire.log_in(server.info.redis_settings(), end)?;
         Ok(wire)
     }
 
     #[cfg(feature = "tls")]
     fn open_tls(server: &Server, host: &str, port: u16, end: Instant) -> RedisResult<Wire> {
-        let redis = server.info.redis_settings();
-        // `redis` waits for each address of a name, and for each reply of its handshake, as long as for all of it.
+        // `redis` waits for each address of a name as long as for all of them.
         let addresses = own::count_addresses(host, port)?.max(1);
-        let waits = addresses + u32::from(redis.password().is_some() && redis.db() != 0);
-        let client = redis::Client::open(server.info.clone())?;
-        let connection = client.get_connection_with_timeout(left(end) / waits)?;
-        let mut wire = Wire(Line::Tls(Box::new(connection)));
+        // We log in ourselves: what `redis` makes of a refused AUTH does not have the server's words.
+        let alone = RedisConnectionInfo::default()
+            .set_skip_set_lib_name()
+            .set_protocol(ProtocolVersion::RESP2);
+        let client = redis::Client::open(server.info.clone().set_redis_settings(alone))?;
+        let connection = client.get_connection_with_timeout(left(end) / addresses)?;
+        let mut wire = Wire::new(Line::Tls(Box::new(connection)));
+        wire.log_in(server.info.redis_settings(), end)?;
         // What is wrong with certificates shows when something is said.
         wire.introduce_us(end)?;
         Ok(wire)
+    }
+
+    fn new(line: Line) -> Wire {
+        Wire {
+            line,
+            has_heard: false,
+        }
     }
 
     /// All of it at once, since nothing depends on what is answered.
@@ -98,9 +117,14 @@ impl Wire {
         if redis.password().is_some()
             && let Value::ServerError(error) = receive()?
         {
-            // Whatever the reason, it is a question of rights.
-            let (kind, words) = (ErrorKind::AuthenticationFailed, error.to_string());
-            return Err((kind, "Password authentication failed", words).into());
+            // The first reply of a server may be about the connection, whatever was asked: "max number of clients reached".
+            return Err(match script::is_about_auth(&error) {
+                true => {
+                    let (kind, words) = (ErrorKind::AuthenticationFailed, error.to_string());
+                    (kind, "Password authentication failed", words).into()
+                }
+                false => error.into(),
+            });
         }
         if redis.db() != 0
             && let Value::ServerError(error) = receive()?
@@ -126,7 +150,7 @@ impl Wire {
 
     /// How long a read and a write may take.
     pub(super) fn set_timeouts(&self, timeout: Duration) -> RedisResult<()> {
-        match &self.0 {
+        match &self.line {
             Line::Own(own) => own.set_timeouts(Some(timeout))?,
             #[cfg(feature = "tls")]
             Line::Tls(connection) => {
@@ -138,7 +162,7 @@ impl Wire {
     }
 
     pub(super) fn send(&mut self, bytes: &[u8]) -> RedisResult<()> {
-        match &mut self.0 {
+        match &mut self.line {
             Line::Own(own) => Ok(own.send(bytes)?),
             #[cfg(feature = "tls")]
             Line::Tls(connection) => connection.send_packed_command(bytes),
@@ -147,7 +171,7 @@ impl Wire {
 
     /// The same where nobody may wait for that: an error if the socket does not take it at once.
     pub(super) fn send_at_once(&mut self, bytes: &[u8]) -> RedisResult<()> {
-        match &mut self.0 {
+        match &mut self.line {
             Line::Own(own) => Ok(own.send_at_once(bytes)?),
             #[cfg(feature = "tls")]
             Line::Tls(connection) => connection.send_packed_command(bytes),
@@ -157,21 +181,48 @@ impl Wire {
     /// Waits for the next reply, for as long as [`set_timeouts`](Wire::set_timeouts) has said. Over TLS that is for each part of it:
     /// one whose bytes keep coming can take longer.
     pub(super) fn receive(&mut self, end: Instant) -> RedisResult<Value> {
-        match &mut self.0 {
+        let received = match &mut self.line {
             Line::Own(own) => own.receive(end),
             #[cfg(feature = "tls")]
             Line::Tls(connection) => connection.recv_response(),
+        };
+        self.has_heard |= received.is_ok();
+        received
+    }
+
+    /// Returns what an error says of the node, in words without the password.
+    pub(super) fn cause(&self, error: &RedisError, password: &str) -> Cause {
+        let is_tcp = matches!(&self.line, Line::Own(own) if own.is_tcp());
+        let cause = script::cause_without(error, password);
+        match cause {
+            // A server that expects TLS closes the connection at the first bytes that are none.
+            Cause::Unreachable(text) if is_tcp && !self.has_heard && script::is_cut(error) => {
+                Cause::Unreachable(format!("{text}: is it a port for TLS? (rediss://)"))
+            }
+            cause => cause,
+        }
+    }
+
+    /// Reads once, without blocking, while no reply is outstanding. `false` where that cannot be done.
+    ///
+    /// # Errors
+    /// If the other side has closed the connection, or has sent something that was not asked for (`InvalidData`).
+    pub(super) fn check_idle(&mut self) -> io::Result<bool> {
+        match &mut self.line {
+            Line::Own(own) => own.check_idle().map(|()| true),
+            #[cfg(feature = "tls")]
+            Line::Tls(_) => Ok(false),
         }
     }
 
     /// Whether replies can be looked for.
     pub(super) fn can_look(&self) -> bool {
-        matches!(self.0, Line::Own(_))
+        matches!(self.line, Line::Own(_))
     }
 
     /// The next reply, if it has come.
     pub(super) fn look(&mut self) -> RedisResult<Option<Value>> {
-        match &mut self.0 {
+        match &mut self.line {
             Line::Own(own) => own.look(),
             #[cfg(feature = "tls")]
             Line::Tls(_) => Ok(None),
@@ -181,7 +232,7 @@ impl Wire {
     /// Waits for the next message, for as long as [`set_timeouts`](Wire::set_timeouts) has said; unlike other replies one that
     /// has not come may come later.
     pub(super) fn hear(&mut self, end: Instant) -> RedisResult<Msg> {
-        match &mut self.0 {
+        match &mut self.line {
             Line::Own(_) => loop {
                 if let Some(message) = Msg::from_owned_value(self.receive(end)?) {
                     return Ok(message);

@@ -34,6 +34,8 @@ pub(super) struct Lane {
     queue: VecDeque<Job>,
     owed: VecDeque<Job>,
     failures: u32,
+    /// Whether the connection broke and one connect is waited for: what is queued stays so until that fails.
+    waits: bool,
     /// Until then the node does not vote on new leases.
     quarantined_until: Option<Instant>,
     /// Until then everything between the two is lost.
@@ -75,6 +77,7 @@ impl Lane {
             queue: VecDeque::new(),
             owed: VecDeque::new(),
             failures: 0,
+            waits: false,
             quarantined_until: None,
             cut_off_until: 0,
         }
@@ -122,7 +125,7 @@ impl World {
     /// Hands a job to a lane; `false` if the node is suspect. Then nothing is queued but what is owed.
     pub(super) fn submit(&mut self, client: usize, node: usize, job: Job, owed: bool) -> bool {
         let lane = &mut self.clients[client].lanes[node];
-        let up = lane.is_up();
+        let up = lane.is_up() || lane.waits;
         if up && job.request.verb.grants() {
             let leases = job.request.leases();
             leases.for_each(|lease| lease.note_asked(NodeSet::of(node)));
@@ -263,27 +266,25 @@ impl World {
     pub(super) fn hear_broken(&mut self, client: usize, node: usize, life: u32) {
         let lane = &self.clients[client].lanes[node];
         if lane.life == life && lane.state != State::Connecting {
-            self.break_off(client, node);
+            self.break_off(client, node, true);
         }
     }
 
     pub(super) fn hear_overdue(&mut self, client: usize, node: usize, batch: (u32, u32)) {
         let lane = &self.clients[client].lanes[node];
         if (lane.life, lane.batch) == batch && !lane.wire.is_empty() {
-            self.break_off(client, node);
+            self.break_off(client, node, false);
         }
     }
 
-    /// The connection broke: what is open is unknown to its callers, and releases are owed.
-    fn break_off(&mut self, client: usize, node: usize) {
-        let now = self.clock(client);
+    /// The connection broke: what is open is unknown to its callers, and releases are owed. What is queued `waits` for one connect
+    /// where the connection has ended, and is answered where the node does not answer.
+    fn break_off(&mut self, client: usize, node: usize, waits: bool) {
         let lane = &mut self.clients[client].lanes[node];
+        lane.waits = waits && lane.is_up();
         lane.state = State::Connecting;
         let life = lane.life;
-        let (wire, queue) = (
-            std::mem::take(&mut lane.wire),
-            std::mem::take(&mut lane.queue),
-        );
+        let wire = std::mem::take(&mut lane.wire);
         let fault = || Answer::Fault(Cause::TimedOut);
         for mut job in wire {
             match job.request.verb {
@@ -300,16 +301,24 @@ impl World {
                 }
             }
         }
-        for job in queue {
+        if !self.clients[client].lanes[node].waits {
+            self.refuse_queue(client, node);
+        }
+        self.tell(self.now, client, Told::Dial { node, life });
+    }
+
+    /// Answers what is queued; releases are owed.
+    fn refuse_queue(&mut self, client: usize, node: usize) {
+        let now = self.clock(client);
+        for job in std::mem::take(&mut self.clients[client].lanes[node].queue) {
             match job.request.verb {
                 Verb::Release if !job.request.lease.may_exist(node, now) => {
                     self.post(client, node, &job, Answer::Absent);
                 }
                 Verb::Release => self.clients[client].lanes[node].owed.push_back(job),
-                _ => self.post(client, node, &job, fault()),
+                _ => self.post(client, node, &job, Answer::Fault(Cause::TimedOut)),
             }
         }
-        self.tell(self.now, client, Told::Dial { node, life });
     }
 
     /// Tries to connect.
@@ -337,6 +346,8 @@ impl World {
             let pause = (FIRST_PAUSE << lane.failures.min(8)).min(LAST_PAUSE);
             lane.failures += 1;
             let at = self.now + pause / 2 + self.rng.u64(..pause / 2);
+            lane.waits = false;
+            self.refuse_queue(client, node);
             self.tell(at, client, Told::Dial { node, life });
         }
     }
@@ -354,6 +365,7 @@ impl World {
         let lane = &mut self.clients[client].lanes[node];
         if lane.state == State::Connecting && lane.life == life {
             lane.quarantined_until = Some(now + quarantine);
+            lane.waits = false;
             lane.state = State::Up;
             lane.failures = 0;
             for job in &lane.owed {

@@ -166,7 +166,7 @@ fn foreign_value_refuses_its_own_lock_and_breaks_no_connection() {
         let after: Vec<_> = servers.iter().map(|node| dump(node, &foreign)).collect();
         assert!(before == after, "{what}: it is left untouched");
         assert_eq!(up_since(nodes), since, "{what}: no connection broke");
-        let quoted = format!("{:?}", wire(&key));
+        let quoted = format!("{key:?}");
         let said = captured_log().lines(Level::Warn, &quoted);
         assert_eq!(said.len(), servers.len(), "{what}: {said:?}");
     }

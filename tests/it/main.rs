@@ -16,6 +16,7 @@ mod fencing;
 mod foreign;
 mod handover;
 mod hostile;
+mod idle;
 mod inside;
 mod keeping;
 mod metrics;

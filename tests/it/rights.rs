@@ -8,10 +8,11 @@ use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, servers, unique_key};
 use redguard::{
-    Cause, Config, Credentials, Error, LockOptions, Locker, NodeCause, NodeState, Nodes,
+    Cause, Config, Credentials, Endpoint, Error, LockOptions, Locker, NodeCause, NodeState, Nodes,
     RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
 };
 use std::collections::HashMap;
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -170,7 +171,6 @@ fn every_request(node: &Server, config: Config) -> Result<(), Error> {
     guard.extend(2 * TTL)?;
     let user = ["CLIENT", "KILL", "USER", USER];
     assert!(ask::<u32>(node, &user) > 0);
-    // The first acquire finds the connection broken, and the retry has the new one.
     locker.lock(&unique_key("acl"), TTL)?.release()?;
     guard.release()
 }
@@ -256,6 +256,10 @@ fn no_more_and_no_less(
         let rights = least.iter().chain(besides).copied();
         let rights: Vec<&str> = rights.filter(|one| one != left_out).collect();
         grant(node, USER, &rights);
+        if *left_out == "+client|kill" {
+            every(node, config.clone()).unwrap(); // it is warned about
+            continue;
+        }
         let refused = || causes(every(node, config.clone()).expect_err(left_out));
         let mut causes = refused();
         // On a machine that is so busy the node's time may be over before it has refused.
@@ -267,6 +271,70 @@ fn no_more_and_no_less(
         let is_plain = matches!(&causes[0].cause, Cause::Denied(_));
         assert!(is_plain, "without {left_out}: {causes:?}");
     }
+}
+
+/// A user that may do all but what is dangerous, as many hosts give it out.
+const ALL_BUT_DANGEROUS: [&str; 5] = ["~*", "&*", "+@all", "-@dangerous", "+info"];
+
+#[test]
+fn reconnect_without_the_right_to_kill_the_former_connection_works_and_is_warned_about_once() {
+    captured_log();
+    let warnings = |node: &Server| {
+        let lines = captured_log().lines(Level::Warn, &node.addr());
+        let about = lines.iter().filter(|line| line.contains("CLIENT KILL"));
+        about.count()
+    };
+    for is_withdrawn in [false, true] {
+        let node = &servers(1)[0];
+        let rights: &[&str] = match is_withdrawn {
+            false => &ALL_BUT_DANGEROUS,
+            true => &["~*", "&*", "+@all"],
+        };
+        grant(node, USER, rights);
+        let locker = RedisLocker::connect(as_user(node, USER)).unwrap();
+        take(&locker, &unique_key("first")).release().unwrap();
+        assert_eq!(warnings(node), usize::from(!is_withdrawn), "at connect");
+        if is_withdrawn {
+            // It also ends the connection of one who has lost a right.
+            grant(node, USER, &ALL_BUT_DANGEROUS);
+        }
+        for _ in 0..3 {
+            let _: u32 = ask(node, &["CLIENT", "KILL", "USER", USER]);
+            take(&locker, &unique_key("again")).release().unwrap();
+        }
+        eventually(LIMIT, "it is warned about", || warnings(node) > 0);
+        assert_eq!(warnings(node), 1);
+        let health = locker.nodes().health();
+        assert!(matches!(health.nodes[0].state, NodeState::Up), "{health:?}");
+    }
+}
+
+#[test]
+fn connect_to_a_server_without_room_is_no_denial() {
+    let options = Server::options().arg("--requirepass", "pass");
+    let node = options.arg("--maxclients", "4").start().unwrap();
+    let full: Vec<TcpStream> = (0..4)
+        .map(|_| TcpStream::connect(node.addr()).unwrap())
+        .collect();
+    for password in [None, Some("pass"), Some("wrong")] {
+        let mut config = at([node.addr()])
+            .node_timeout(REFUSED)
+            .connect_timeout(REFUSED);
+        if let Some(password) = password {
+            config = config.password(password);
+        }
+        let error = Nodes::connect(config.clone()).unwrap_err();
+        let cause = causes(error)[0].cause.clone();
+        assert!(
+            matches!(&cause, Cause::Server(text) if text.contains("max number of clients")),
+            "{cause}"
+        );
+        Nodes::connect(config.allow_degraded(true)).unwrap();
+    }
+    drop(full);
+    let config = at([node.addr()]).password("pass");
+    let locker = RedisLocker::connect(config).unwrap();
+    take(&locker, &unique_key("room")).release().unwrap();
 }
 
 #[test]
@@ -414,7 +482,7 @@ fn slot_that_nobody_serves_costs_no_lock_in_another() {
     eventually(LIMIT, "the cluster is up", || {
         ask::<String>(&node, &["CLUSTER", "INFO"]).contains("cluster_state:ok")
     });
-    let locker = RedisLocker::connect(at([node.addr()])).unwrap();
+    let locker = RedisLocker::connect(Config::new([Endpoint::cluster([node.addr()])])).unwrap();
     let kept = take(&locker, &unique_key("kept"));
     let since = up_since(&locker);
     for _ in 0..20 {

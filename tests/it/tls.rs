@@ -178,6 +178,7 @@ fn who_is_not_trusted_or_speaks_otherwise_is_named_with_the_reason_and_no_secret
             "a port for TLS?",
             false,
         ),
+        (at([here.addr()]), "a port for TLS?", false),
         (
             at([plain.addr()]).tls(trusted()).password(&*password),
             "no answer in time",

@@ -76,6 +76,10 @@ impl Own {
         }
     }
 
+    pub(super) fn is_tcp(&self) -> bool {
+        matches!(self.input.socket, Socket::Tcp(_))
+    }
+
     pub(super) fn set_timeouts(&self, timeout: Option<Duration>) -> io::Result<()> {
         match &self.input.socket {
             Socket::Tcp(tcp) => {
@@ -145,6 +149,22 @@ impl Own {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Reads once, without blocking, while no reply is outstanding.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` or the system's error if the other side has closed the connection; `InvalidData` if it has sent something.
+    pub(super) fn check_idle(&mut self) -> io::Result<()> {
+        self.input.let_wait(false)?;
+        while !self.is_parsing && self.input.unread().is_empty() {
+            match self.input.fill() {
+                Ok(()) => {} // interrupted, or there is something now
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ErrorKind::InvalidData.into())
     }
 
     /// A reply out of what has been read, if all of it has.
@@ -455,6 +475,46 @@ mod tests {
             drop(own);
             floods.join().unwrap();
         });
+    }
+
+    #[test]
+    fn check_idle_finds_a_connection_that_is_closed_reset_or_out_of_step() {
+        let end = time::now() + Duration::from_secs(60);
+        // What the other side has done has arrived, over loopback, when it returns; or is waited for by a reply.
+        let (mut own, mut other) = pair();
+        own.check_idle().unwrap();
+        other.write_all(b"+OK\r\n").unwrap();
+        own.receive(end).unwrap();
+        own.check_idle().unwrap();
+        drop(other);
+        let kinds = [own.check_idle(), own.check_idle()].map(|checked| checked.unwrap_err().kind());
+        assert_eq!(kinds, [ErrorKind::UnexpectedEof; 2]);
+        // What has not been read when it is closed resets the connection.
+        let (mut own, other) = pair();
+        own.send_at_once(b"PING\r\n").unwrap();
+        drop(other);
+        assert_eq!(
+            own.check_idle().unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
+        assert_eq!(
+            own.check_idle().unwrap_err().kind(),
+            ErrorKind::UnexpectedEof
+        );
+        // Behind the reply that was asked for, read along with it; one by itself; and a part of one.
+        for (asked, more) in [
+            ("+OK\r\n:1\r\n", ""),
+            ("+OK\r\n", "+OK\r\n"),
+            ("+OK\r\n", "*"),
+        ] {
+            let (mut own, mut other) = pair();
+            other.write_all(asked.as_bytes()).unwrap();
+            own.receive(end).unwrap();
+            other.write_all(more.as_bytes()).unwrap();
+            let kinds =
+                [own.check_idle(), own.check_idle()].map(|checked| checked.unwrap_err().kind());
+            assert_eq!(kinds, [ErrorKind::InvalidData; 2], "{asked:?} {more:?}");
+        }
     }
 
     #[test]
