@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::time;
+use crate::time::clock;
 
 /// Why a lock was not taken, kept or confirmed.
 ///
@@ -360,11 +360,11 @@ impl fmt::Display for AnswerLimit {
                 node_timeout,
                 connecting,
             } => {
-                let [limit, connecting] = [*node_timeout, *connecting].map(time::in_words);
+                let [limit, connecting] = [*node_timeout, *connecting].map(clock::in_words);
                 write!(f, "{limit} (node_timeout; connecting took {connecting})")
             }
             AnswerLimit::Connect { connect_timeout } => {
-                let limit = time::in_words(*connect_timeout);
+                let limit = clock::in_words(*connect_timeout);
                 write!(f, "{limit} (connect_timeout)")
             }
         }

@@ -343,93 +343,48 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
-mod about;
-mod agenda;
-mod batch;
-mod breaker;
-mod cancel;
-mod census;
+mod api;
+mod background;
 mod config;
-mod crew;
-mod desk;
-mod endpoint;
 mod engine;
 mod error;
-#[cfg(all(test, not(loom)))]
-mod fake;
-mod fence;
-mod guard;
 pub mod guide;
-mod handover;
-mod health;
-mod holder;
-mod inbox;
-mod job;
-mod key;
-mod lane;
-mod lease;
-mod listener;
 mod local;
-mod locker;
-mod news;
-mod node;
-mod nodes;
-mod notify;
-mod observer;
-mod options;
-mod pace;
-mod permits;
-mod quorum;
+mod protocol;
 mod random;
-mod renewal;
-mod retry;
-mod round;
-mod rw_locker;
-mod scope;
-mod script;
-mod semaphore;
-#[cfg(all(test, not(loom)))]
-mod simulation;
-mod stats;
 mod sync;
-mod take;
-#[cfg(feature = "testing")]
-mod testing;
+mod telemetry;
+#[cfg(test)]
+mod tests;
 mod time;
-#[cfg(feature = "tls")]
-mod tls;
-mod watch;
-mod worker;
+mod transport;
 
-pub use crate::{
-    about::{ClockOffset, Role},
-    cancel::CancelToken,
-    config::{Config, Credentials, OnDrop},
-    endpoint::{Endpoint, Endpoints},
-    error::{Cause, Error, LossReason, NodeCause, Operation},
-    guard::{LockGuard, Permit, ReadGuard, WriteGuard},
-    handover::LockToken,
-    health::{BreakerState, Health, NodeHealth, NodeState},
-    holder::Holder,
-    lease::Mode,
-    locker::{LocalLocker, Locker, RedisLocker},
-    nodes::Nodes,
-    notify::LostLock,
-    observer::{NodeReply, Observer},
-    options::LockOptions,
-    retry::RetryPolicy,
-    rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker},
-    scope::LockerExt,
-    semaphore::{LocalSemaphore, RedisSemaphore, Semaphore},
-    stats::{NodeStats, Spans, Stats},
-    watch::{LossWatch, WaitLost},
-};
-
-#[cfg(feature = "tls")]
-pub use crate::tls::Tls;
-
+pub use crate::api::ext::LockerExt;
 #[cfg(feature = "testing")]
-pub use crate::testing::FlakyLocker;
+pub use crate::api::flaky::FlakyLocker;
+pub use crate::api::guard::{LockGuard, Permit, ReadGuard, WriteGuard};
+pub use crate::api::lock_token::LockToken;
+pub use crate::api::locker::{LocalLocker, Locker, RedisLocker};
+pub use crate::api::nodes::Nodes;
+pub use crate::api::options::LockOptions;
+pub use crate::api::rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker};
+pub use crate::api::semaphore::{LocalSemaphore, RedisSemaphore, Semaphore};
+pub use crate::api::watch::{LossWatch, WaitLost};
+pub use crate::background::loss_notifier::LostLock;
+pub use crate::config::builder::{Config, OnDrop};
+pub use crate::config::credentials::Credentials;
+pub use crate::config::endpoint::{Endpoint, Endpoints};
+#[cfg(feature = "tls")]
+pub use crate::config::tls::Tls;
+pub use crate::error::{Cause, Error, LossReason, NodeCause, Operation};
+pub use crate::protocol::holder::Holder;
+pub use crate::protocol::lease::Mode;
+pub use crate::protocol::retry::RetryPolicy;
+pub use crate::protocol::server_info::{ClockOffset, Role};
+pub use crate::telemetry::health::{BreakerState, Health, NodeHealth, NodeState};
+pub use crate::telemetry::observer::{NodeReply, Observer};
+pub use crate::telemetry::stats::{NodeStats, Spans, Stats};
+pub use crate::transport::cancel::CancelToken;
 
 /// The README's examples, compiled.
 #[cfg(doctest)]

@@ -3,19 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{CredentialsProvider, OnDrop};
-use crate::endpoint::Endpoint;
+use crate::config::builder::OnDrop;
+use crate::config::credentials::CredentialsProvider;
+use crate::config::endpoint::Endpoint;
 #[cfg(any(feature = "sentinel", feature = "cluster"))]
-use crate::endpoint::Kind;
+use crate::config::endpoint::Kind;
+#[cfg(feature = "tls")]
+use crate::config::tls::Tls;
 use crate::error::Error;
 #[cfg(feature = "cluster")]
-use crate::key::Keys;
-use crate::key::Ttl;
-use crate::observer::Observer;
-use crate::quorum;
-use crate::retry::RetryPolicy;
-#[cfg(feature = "tls")]
-use crate::tls::Tls;
+use crate::protocol::key_set::Keys;
+use crate::protocol::quorum;
+use crate::protocol::retry::RetryPolicy;
+use crate::protocol::ttl::Ttl;
+use crate::telemetry::observer::Observer;
 
 /// The part of a TTL that an attempt must leave, unless it is set.
 const MIN_VALIDITY: f64 = 0.5;
@@ -244,9 +245,11 @@ impl Terms {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::*;
-    use crate::config::{Config, Credentials};
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::builder::Config;
+    use crate::config::credentials::Credentials;
 
     fn config() -> Config {
         Config::new(["a:1", "b:2", "c:3"])

@@ -5,24 +5,30 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use crate::cancel::{self, CancelToken};
-use crate::config::OnDrop;
-use crate::engine::Engine;
+use crate::api::watch;
+use crate::background::loss_notifier::OnLost;
+use crate::background::release_listener::listener::{Heard, Listening};
+use crate::config::builder::OnDrop;
 use crate::engine::attempt::{Contention, Miss, Trace};
-use crate::engine::pause::Pauses;
-use crate::engine::way::{Outage, Stay, Way};
+use crate::engine::backend::{Outage, Stay, Way};
+use crate::engine::backoff::Pauses;
+use crate::engine::core::Engine;
 use crate::error::{Error, Operation};
-use crate::inbox::Inbox;
-use crate::key::{Key, Keys, Token, Ttl};
-use crate::lease::{Claim, FOR_EVER, Lease, Look, Mode};
-use crate::listener::{Heard, Listening};
-use crate::local::{Access, Pass, Refused};
-use crate::notify::OnLost;
-use crate::quorum::NodeSet;
-use crate::retry::RetryPolicy;
-use crate::round::Nodes;
-use crate::time::{self, Budget, Limit};
-use crate::watch;
+use crate::local::entry::{Access, Refused};
+use crate::local::lock_table::Pass;
+use crate::protocol::key::Key;
+use crate::protocol::key_set::Keys;
+use crate::protocol::lease::{Claim, FOR_EVER, Lease, Look, Mode};
+use crate::protocol::quorum::NodeSet;
+use crate::protocol::retry::RetryPolicy;
+use crate::protocol::token::Token;
+use crate::protocol::ttl::Ttl;
+use crate::time::clock;
+use crate::time::clock::{Budget, Limit};
+use crate::transport::cancel;
+use crate::transport::cancel::CancelToken;
+use crate::transport::inbox::Inbox;
+use crate::transport::round::Nodes;
 
 /// So many attempts in a row that were too slow end an acquire.
 const MOST_SLOW: u32 = 3;
@@ -70,7 +76,7 @@ impl Patience {
     /// Whether this is over after so many attempts.
     fn is_over(&self, attempts: u32) -> bool {
         self.attempts.is_some_and(|most| attempts >= most)
-            || self.end.is_some_and(|end| end <= time::now())
+            || self.end.is_some_and(|end| end <= clock::now())
     }
 }
 
@@ -160,14 +166,14 @@ impl Engine {
     ///
     /// Blocks until `patience` ends, and for the attempt that has begun by then.
     pub(crate) fn acquire(&self, wish: &Wish, patience: Patience) -> Result<Taken, Error> {
-        let started = time::now();
+        let started = clock::now();
         let taken = self.pursue(wish, patience, started);
         let outcome = match &taken {
             Ok(Taken::Quorum(..)) => Ok(Mode::Quorum),
             Ok(Taken::Local(_)) => Ok(Mode::Local),
             Err(error) => Err(error),
         };
-        let waited = time::now().saturating_duration_since(started);
+        let waited = clock::now().saturating_duration_since(started);
         self.nodes
             .meter()
             .acquired(wish.keys.first(), outcome, waited);
@@ -175,12 +181,12 @@ impl Engine {
     }
 
     fn pursue(&self, wish: &Wish, patience: Patience, started: Instant) -> Result<Taken, Error> {
-        let waited = || time::now().saturating_duration_since(started);
+        let waited = || clock::now().saturating_duration_since(started);
         let inbox = cancel::inbox(wish.cancel.as_ref())?;
         let retry = self.retry(wish.claim);
         let span = patience.attempts.map(|attempts| retry.span(attempts));
-        let queue_end = span.and_then(|span| time::deadline(started, span));
-        let queue_end = time::earlier(patience.end, queue_end);
+        let queue_end = span.and_then(|span| clock::deadline(started, span));
+        let queue_end = clock::earlier(patience.end, queue_end);
         let stay = Stay { started, queue_end };
         let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
         let access = access(wish.claim);
@@ -211,7 +217,7 @@ impl Engine {
                     return Ok(Taken::Quorum(lease, pass));
                 }
                 Err(refused) => {
-                    let for_ever = time::deadline(time::now(), FOR_EVER);
+                    let for_ever = clock::deadline(clock::now(), FOR_EVER);
                     held_until = for_ever.filter(|_| refused.len() > 0);
                 }
             }
@@ -246,7 +252,7 @@ impl Engine {
                 (Claim::Write, Some(place)) => Trace::Place(&place.lease),
                 _ => Trace::None,
             };
-            let now = time::now();
+            let now = clock::now();
             let alone = first.take().filter(|_| now < asked_all + self.refresh);
             // The last attempt is not spent on one node, which cannot say for all that the lock is held.
             let alone = alone.filter(|_| probe.is_none() && !patience.is_over(attempts));
@@ -276,14 +282,14 @@ impl Engine {
                 way = Way::Nodes(None);
                 continue; // one node cannot say for all that it is held
             }
-            let now = time::now();
+            let now = clock::now();
             let outage_end = match miss {
                 Miss::Unavailable(_) => outage.end(self.settings.retry.max_outage),
                 _ => None,
             };
             let is_denied = matches!(&miss, Miss::Unavailable(tally) if tally.is_denied());
             if let Some(held_for) = miss.held_for() {
-                held_until = held_until.max(time::deadline(now, held_for));
+                held_until = held_until.max(clock::deadline(now, held_for));
             }
             let is_open = matches!(miss, Miss::Unavailable(_)) && self.circuit.is_open();
             if is_open && self.goes_local(wish, held_until) {
@@ -312,7 +318,7 @@ impl Engine {
             if wish.claim.is_shared() && has_time && contention.is_some() && pass.follow() {
                 // Another thread of this process asks for us, too, and its grant wakes us.
                 inbox.sleep(budget.and(Limit::Pause, queue_end).end());
-                let slept = time::now().saturating_duration_since(now);
+                let slept = clock::now().saturating_duration_since(now);
                 attempts = attempts
                     .saturating_add(retry.attempts_within(slept))
                     .min(most_in_queue);
@@ -323,11 +329,11 @@ impl Engine {
                 self.listen(wish, met, &inbox, &mut ears);
             }
             let pause = pauses.next(self, wish.claim);
-            budget = budget.and(Limit::Pause, time::deadline(now, pause));
+            budget = budget.and(Limit::Pause, clock::deadline(now, pause));
             if let Some(free) = contention.and_then(|contention| contention.free) {
                 // A node counts in whole milliseconds and frees a key in the one after its last.
                 let free = free.saturating_add(Duration::from_millis(1));
-                budget = budget.and(Limit::Pause, time::deadline(now, free));
+                budget = budget.and(Limit::Pause, clock::deadline(now, free));
             }
             debug!(
                 "{}: attempt {attempts} missed, next after {:?}",
@@ -364,7 +370,7 @@ impl Engine {
     ) -> Result<bool, Error> {
         while matches!(wish.claim, Claim::Permit { .. }) && pass.is_behind() {
             self.go_on(inbox)?;
-            if end.is_some_and(|end| end <= time::now()) {
+            if end.is_some_and(|end| end <= clock::now()) {
                 return Ok(false);
             }
             inbox.sleep(end);
@@ -394,13 +400,13 @@ impl Engine {
     /// Waits while others may pass who wait in other processes for what was released in this one. Who only tries does not.
     fn let_others_pass(&self, wish: &Wish, patience: Patience, inbox: &Inbox) {
         if let Some(until) = self.listener.courtesy(&wish.keys) {
-            let end = time::earlier(Some(until), patience.end);
+            let end = clock::earlier(Some(until), patience.end);
             while inbox.sleep(end) && self.go_on(inbox).is_ok() {}
         }
     }
 
     /// Gives a lease that was won its slot, and what is to be done for it; given back where that cannot be.
-    pub(super) fn keep(&self, lease: &Arc<Lease>, pass: &Pass, wish: &Wish) -> Result<(), Error> {
+    pub(crate) fn keep(&self, lease: &Arc<Lease>, pass: &Pass, wish: &Wish) -> Result<(), Error> {
         let kept = match pass.bind(lease) {
             true => self.care_for(lease, wish),
             false => Err(Error::Closed),
@@ -413,9 +419,9 @@ impl Engine {
     }
 
     /// Before anybody sees the guard, so that nothing can be missed.
-    pub(super) fn care_for(&self, lease: &Arc<Lease>, wish: &Wish) -> Result<(), Error> {
+    pub(crate) fn care_for(&self, lease: &Arc<Lease>, wish: &Wish) -> Result<(), Error> {
         if let Some(tell) = &wish.care.on_lost {
-            let now = time::now();
+            let now = clock::now();
             let due = match lease.peek(now) {
                 Look::Held(expiry) => expiry,
                 _ => now, // lost already: to be told at once
@@ -429,7 +435,7 @@ impl Engine {
     }
 
     /// Whether somebody who waits in this inbox may.
-    pub(super) fn go_on(&self, inbox: &Inbox) -> Result<(), Error> {
+    pub(crate) fn go_on(&self, inbox: &Inbox) -> Result<(), Error> {
         match (self.gate.is_closed(), inbox.is_cancelled()) {
             (true, _) => Err(Error::Closed),
             (false, true) => Err(Error::Cancelled),
@@ -438,7 +444,7 @@ impl Engine {
     }
 
     /// The policy for a claim.
-    pub(super) fn retry(&self, claim: Claim) -> &RetryPolicy {
+    pub(crate) fn retry(&self, claim: Claim) -> &RetryPolicy {
         match claim {
             Claim::Exclusive | Claim::Permit { .. } => &self.settings.retry,
             Claim::Read | Claim::Write | Claim::Gate => &self.rw_retry,

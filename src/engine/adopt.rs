@@ -3,25 +3,27 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cancel;
+use crate::api::watch;
+use crate::engine::acquire::{Patience, Wish, turned_away};
 use crate::engine::attempt::Bid;
-use crate::engine::{Engine, Patience, Wish, turned_away};
+use crate::engine::core::Engine;
 use crate::error::{Error, LossReason, Operation};
-use crate::inbox::Inbox;
-use crate::key::Token;
-use crate::lease::{Lease, Mode};
-use crate::local::{Access, Pass};
-use crate::quorum::Verdict;
-use crate::script::{Request, Verb};
-use crate::time;
-use crate::watch;
+use crate::local::entry::Access;
+use crate::local::lock_table::Pass;
+use crate::protocol::lease::{Lease, Mode};
+use crate::protocol::quorum::Verdict;
+use crate::protocol::request::{Request, Verb};
+use crate::protocol::token::Token;
+use crate::time::clock;
+use crate::transport::cancel;
+use crate::transport::inbox::Inbox;
 
 impl Engine {
     /// Ends a lease that is held, without its release: the nodes keep its token, for another to adopt, until the TTL is over.
     /// Does not block.
     pub(crate) fn hand_over(&self, lease: &Arc<Lease>, pass: &Pass) -> Result<(), Error> {
         self.renewal.retire(lease);
-        self.still_held(lease, lease.begin_release(time::now()))?;
+        self.still_held(lease, lease.begin_release(clock::now()))?;
         self.losses.notifier().forget(lease);
         lease.end();
         pass.leave();
@@ -40,9 +42,9 @@ impl Engine {
         former: Token,
         patience: Patience,
     ) -> Result<(Arc<Lease>, Pass), Error> {
-        let started = time::now();
+        let started = clock::now();
         let adopted = self.take_up(wish, former, patience, started);
-        let waited = time::now().saturating_duration_since(started);
+        let waited = clock::now().saturating_duration_since(started);
         let outcome = adopted.as_ref().map(|_| Mode::Quorum);
         let meter = self.nodes.meter();
         meter.acquired(wish.keys.first(), outcome, waited);
@@ -62,7 +64,7 @@ impl Engine {
             .gate
             .enter(&wish.keys, Access::Alone, &inbox, patience.end, settle)
             .map_err(|refused| {
-                let waited = time::now().saturating_duration_since(started);
+                let waited = clock::now().saturating_duration_since(started);
                 turned_away(refused, &wish.keys, wish.claim, 0, waited)
             })?;
         let lease = self.swap(wish, former, &inbox)?;

@@ -3,22 +3,27 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::circuit::Probe;
+use crate::engine::acquire;
+use crate::engine::acquire::Wish;
+use crate::engine::breaker::Probe;
+use crate::engine::core::Engine;
 use crate::engine::split::Repeats;
-use crate::engine::{self, Engine, Wish};
 use crate::error::Error;
-use crate::fence::{self, Fence};
-use crate::inbox::{Ended, Inbox};
-use crate::key::{Token, Ttl};
-use crate::lease::{Claim, FOR_EVER, Lease};
-use crate::local::Access;
-use crate::quorum::{NodeSet, Split, Tally, Verdict, quorum};
-use crate::round::Outcome;
-use crate::script::{Request, Verb};
-use crate::time::{self, Budget, Limit};
+use crate::local::entry::Access;
+use crate::protocol::fencing;
+use crate::protocol::fencing::Fence;
+use crate::protocol::lease::{Claim, FOR_EVER, Lease};
+use crate::protocol::quorum::{NodeSet, Split, Tally, Verdict, quorum};
+use crate::protocol::request::{Request, Verb};
+use crate::protocol::token::Token;
+use crate::protocol::ttl::Ttl;
+use crate::time::clock;
+use crate::time::clock::{Budget, Limit};
+use crate::transport::inbox::{Ended, Inbox};
+use crate::transport::round::Outcome;
 
 /// How an attempt ended that was not won.
-pub(super) enum Miss {
+pub(crate) enum Miss {
     Contended(Contention),
     Unavailable(Tally),
     /// Granted too late, or no verdict within the time in which a grant would have been of use.
@@ -31,12 +36,12 @@ pub(super) enum Miss {
 }
 
 /// What an attempt has come to.
-pub(super) type Attempted = Result<Arc<Lease>, Miss>;
+pub(crate) type Attempted = Result<Arc<Lease>, Miss>;
 
 impl Miss {
     /// How long somebody may hold the lock who refused it on a node, be it the only one that answered; for ever where that is
     /// not known.
-    pub(super) fn held_for(&self) -> Option<Duration> {
+    pub(crate) fn held_for(&self) -> Option<Duration> {
         match self {
             Miss::Contended(met) => Some(met.held_for.unwrap_or(FOR_EVER)),
             Miss::Unavailable(tally) => held_for(tally),
@@ -51,19 +56,19 @@ fn held_for(tally: &Tally) -> Option<Duration> {
 
 /// Held by others.
 #[derive(Clone, Debug)]
-pub(super) struct Contention {
+pub(crate) struct Contention {
     /// How most of the nodes that refused say that it is held.
-    pub(super) by: Access,
+    pub(crate) by: Access,
     /// Free again after so long, if that is known.
-    pub(super) free: Option<Duration>,
+    pub(crate) free: Option<Duration>,
     /// Some nodes had granted it: others want it at the same time, and they may all lose.
-    pub(super) split: Option<Split>,
+    pub(crate) split: Option<Split>,
     /// Only one node was asked, and it refused.
-    pub(super) by_one: bool,
+    pub(crate) by_one: bool,
     /// How long those may hold it at the longest who refused, if that is known.
-    pub(super) held_for: Option<Duration>,
+    pub(crate) held_for: Option<Duration>,
     /// Which of the lock's keys are held, where it has several.
-    pub(super) in_the_way: Vec<usize>,
+    pub(crate) in_the_way: Vec<usize>,
 }
 
 impl Contention {
@@ -88,27 +93,27 @@ impl Contention {
 }
 
 /// A lease that is about to be asked for, under a token of its own, and until when a grant would be of use.
-pub(super) struct Bid {
-    pub(super) lease: Arc<Lease>,
-    pub(super) budget: Budget,
+pub(crate) struct Bid {
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) budget: Budget,
     /// Until when a grant would be of use.
-    pub(super) useful_until: Option<Instant>,
-    pub(super) start: Instant,
+    pub(crate) useful_until: Option<Instant>,
+    pub(crate) start: Instant,
     lead: i64,
     least: Duration,
 }
 
 impl Bid {
     /// A quorum has granted it: `true` if enough validity is left, and then it is held (rule S2).
-    pub(super) fn take_hold(&self, ttl: Ttl) -> bool {
-        time::valid_until(self.start, ttl.duration(), self.least, time::now())
+    pub(crate) fn take_hold(&self, ttl: Ttl) -> bool {
+        clock::valid_until(self.start, ttl.duration(), self.least, clock::now())
             .is_some_and(|end| self.lease.hold(end, self.lead))
     }
 }
 
 /// What an attempt leaves on nodes that refuse it, to say that somebody waits.
 #[derive(Clone, Copy)]
-pub(super) enum Trace<'a> {
+pub(crate) enum Trace<'a> {
     None,
     /// A reader's mark: the next writer that releases gives readers a turn.
     Mark,
@@ -126,14 +131,14 @@ struct Ask<'a> {
 
 impl Engine {
     /// Draws a token, and starts the clock.
-    pub(super) fn bid(&self, wish: &Wish, claim: Claim) -> Result<Bid, Error> {
+    pub(crate) fn bid(&self, wish: &Wish, claim: Claim) -> Result<Bid, Error> {
         let token = Token::fresh(self.settings.owner.as_deref())?;
         let lease = Arc::new(Lease::new(wish.keys.clone(), token, claim));
-        Ok(self.bid_for(wish, &lease, time::now(), time::lead()))
+        Ok(self.bid_for(wish, &lease, clock::now(), clock::lead()))
     }
 
     /// The same for a lease that there is, which is asked for from `start` on; the wall clock's `lead` is from then.
-    pub(super) fn bid_for(
+    pub(crate) fn bid_for(
         &self,
         wish: &Wish,
         lease: &Arc<Lease>,
@@ -141,8 +146,8 @@ impl Engine {
         lead: i64,
     ) -> Bid {
         let least = wish.ttl.least_validity(self.settings.min_validity);
-        let validity = time::validity(wish.ttl.duration());
-        let in_time = time::deadline(start, validity - least);
+        let validity = clock::validity(wish.ttl.duration());
+        let in_time = clock::deadline(start, validity - least);
         Bid {
             lease: Arc::clone(lease),
             budget: self.node_budget(start).and(Limit::Validity, in_time),
@@ -160,7 +165,7 @@ impl Engine {
     /// nothing to undo.
     ///
     /// Blocks for `node_timeout` and the repeats at most, and no longer than a grant would be of use.
-    pub(super) fn attempt(
+    pub(crate) fn attempt(
         &self,
         wish: &Wish,
         inbox: &Arc<Inbox>,
@@ -178,7 +183,7 @@ impl Engine {
     }
 
     /// The same, for a permit a certain one. Answers also which others may be had in its place.
-    pub(super) fn attempt_as(
+    pub(crate) fn attempt_as(
         &self,
         wish: &Wish,
         claim: Claim,
@@ -286,14 +291,14 @@ impl Engine {
         // Nodes that refused have nothing of it. All others may have, also those that answered with an error (S4).
         self.nodes.release_behind(lease, refused);
         match other_permits {
-            Some(other) => Err(engine::other_permits(&wish.keys, claim, other)),
+            Some(other) => Err(acquire::other_permits(&wish.keys, claim, other)),
             None => Ok((Err(miss), elsewhere)),
         }
     }
 
     /// Gives a lease that a quorum has granted its fencing token (rule S12), in a second round where the nodes' fences differ.
     /// Answers how the attempt has ended by that.
-    pub(super) fn number(
+    pub(crate) fn number(
         &self,
         lease: &Arc<Lease>,
         granted: Outcome,
@@ -302,7 +307,7 @@ impl Engine {
     ) -> Outcome {
         let numbers = granted.numbers.iter().map(|(_, number)| *number).collect();
         let mut raise = Request::new(Verb::Raise, lease, 0);
-        match fence::fence(numbers, quorum(self.nodes.total())) {
+        match fencing::fence(numbers, quorum(self.nodes.total())) {
             Some(Fence::Agreed(token)) => {
                 raise.fence = Some(token);
                 let mut behind = NodeSet::default();

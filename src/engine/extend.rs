@@ -5,16 +5,17 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::engine::Engine;
+use crate::engine::core::Engine;
 use crate::error::{Error, Operation};
-use crate::inbox::Inbox;
-use crate::job::Addressee;
-use crate::key::Ttl;
-use crate::lease::Lease;
-use crate::quorum::{NodeSet, Verdict};
-use crate::round::Nodes;
-use crate::script::{Answer, Request, Verb};
-use crate::time::{self, Limit};
+use crate::protocol::lease::Lease;
+use crate::protocol::quorum::{NodeSet, Verdict};
+use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::ttl::Ttl;
+use crate::time::clock;
+use crate::time::clock::Limit;
+use crate::transport::inbox::Inbox;
+use crate::transport::job::Addressee;
+use crate::transport::round::Nodes;
 
 impl Engine {
     /// Extends a lease that is held by `ttl` from now, on a quorum of nodes (rule S5).
@@ -25,9 +26,9 @@ impl Engine {
             return Err(Error::Closed);
         }
         let _turn = lease.begin_extension();
-        let start = time::now();
+        let start = clock::now();
         let expiry = self.still_held(lease, lease.look(start))?;
-        let until = time::deadline(start, time::validity(ttl.duration()));
+        let until = clock::deadline(start, clock::validity(ttl.duration()));
         self.extend_until(lease, ttl.millis(), expiry, until.unwrap_or(expiry))
     }
 
@@ -39,9 +40,9 @@ impl Engine {
             return Err(Error::Closed);
         }
         let _turn = lease.begin_extension();
-        let start = time::now();
+        let start = clock::now();
         let expiry = self.still_held(lease, lease.look(start))?;
-        self.extend_until(lease, time::outlasts(expiry, start), expiry, expiry)
+        self.extend_until(lease, clock::outlasts(expiry, start), expiry, expiry)
     }
 
     /// Extends a lease by `ttl` milliseconds, with which it is held until `until`.
@@ -52,7 +53,7 @@ impl Engine {
         expiry: Instant,
         until: Instant,
     ) -> Result<(), Error> {
-        let (start, lead) = (time::now(), time::lead());
+        let (start, lead) = (clock::now(), clock::lead());
         let budget = self.node_budget(start).and(Limit::Validity, Some(expiry));
         let request = Request::new(Verb::Extend, lease, ttl);
         let inbox = Arc::new(Inbox::new());
@@ -68,14 +69,14 @@ impl Engine {
         let outcome = round.outcome(budget);
         match outcome.verdict {
             Verdict::Won => {
-                let look = lease.prolong(time::now(), until, lead);
+                let look = lease.prolong(clock::now(), until, lead);
                 self.still_held(lease, look)?;
                 restorer.restore();
                 Ok(())
             }
             Verdict::Refused => Err(self.not_ours(lease)),
             Verdict::Unavailable => {
-                self.still_held(lease, lease.look(time::now()))?;
+                self.still_held(lease, lease.look(clock::now()))?;
                 Err(self.insufficient(Operation::Extend, outcome.tally))
             }
         }
@@ -89,11 +90,11 @@ impl Engine {
     /// Blocks for `node_timeout` at most.
     pub(crate) fn downgrade(&self, lease: &Arc<Lease>) -> Result<(), Error> {
         let _turn = lease.begin_extension();
-        let now = time::now();
+        let now = clock::now();
         let expiry = self.still_held(lease, lease.look(now))?;
         // First of all, so that whoever releases it from now on, for whatever reason, looks for both forms.
         lease.downgrade();
-        let mut request = Request::new(Verb::Downgrade, lease, time::outlasts(expiry, now));
+        let mut request = Request::new(Verb::Downgrade, lease, clock::outlasts(expiry, now));
         request.refresh = self.refresh;
         request.publish = true;
         let inbox = Arc::new(Inbox::new());
@@ -102,7 +103,7 @@ impl Engine {
         match outcome.verdict {
             Verdict::Refused => Err(self.not_ours(lease)),
             Verdict::Won | Verdict::Unavailable => {
-                self.still_held(lease, lease.look(time::now())).map(|_| ())
+                self.still_held(lease, lease.look(clock::now())).map(|_| ())
             }
         }
     }

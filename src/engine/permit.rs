@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
+use crate::engine::acquire::Wish;
 use crate::engine::attempt::{Attempted, Miss, Trace};
-use crate::engine::circuit::Probe;
-use crate::engine::{Engine, Wish};
+use crate::engine::breaker::Probe;
+use crate::engine::core::Engine;
 use crate::error::Error;
-use crate::inbox::Inbox;
-use crate::lease::Claim;
-use crate::permits;
-use crate::quorum::quorum;
+use crate::protocol::lease::Claim;
+use crate::protocol::permits;
+use crate::protocol::quorum::quorum;
 use crate::random;
-use crate::round::Outcome;
-use crate::time;
+use crate::time::clock;
+use crate::transport::inbox::Inbox;
+use crate::transport::round::Outcome;
 
 /// So many permits in a row that others took at the same time end an attempt.
 const MOST_TRIED: u32 = 16;
@@ -22,7 +23,7 @@ impl Engine {
     /// free. Which one is drawn at random, so that those who come together seldom want the same.
     ///
     /// Blocks for `node_timeout`, and for the round that has begun by then.
-    pub(super) fn attempt_permits(
+    pub(crate) fn attempt_permits(
         &self,
         wish: &Wish,
         of: u16,
@@ -30,14 +31,14 @@ impl Engine {
         first: Option<usize>,
         probe: Option<&Probe<'_>>,
     ) -> Result<Attempted, Error> {
-        let end = self.node_budget(time::now()).end();
+        let end = self.node_budget(clock::now()).end();
         let mut slot = random::below(of.into()) as u16;
         let mut tried = 0;
         loop {
             let claim = Claim::Permit { slot, of };
             let (ended, free) = self.attempt_as(wish, claim, inbox, Trace::None, first, probe)?;
             tried += 1;
-            let is_over = tried == MOST_TRIED || end.is_some_and(|end| end <= time::now());
+            let is_over = tried == MOST_TRIED || end.is_some_and(|end| end <= clock::now());
             match ended {
                 Err(Miss::Contended(_)) if !free.is_empty() && !is_over => {
                     self.go_on(inbox)?;
@@ -49,7 +50,7 @@ impl Engine {
     }
 
     /// Which permits may be had in place of the one that was asked for, by what the nodes have said.
-    pub(super) fn likeliest(&self, claim: Claim, outcome: &Outcome, by_one: bool) -> Vec<u16> {
+    pub(crate) fn likeliest(&self, claim: Claim, outcome: &Outcome, by_one: bool) -> Vec<u16> {
         let Claim::Permit { of, .. } = claim else {
             return Vec::new();
         };

@@ -7,15 +7,17 @@
 
 use std::time::{Duration, Instant};
 
+use crate::engine::acquire::Wish;
 use crate::engine::attempt::{Attempted, Bid, Miss};
-use crate::engine::{Engine, Wish};
+use crate::engine::core::Engine;
 use crate::error::{Cause, Error};
-use crate::inbox::{Ended, Inbox};
-use crate::lease::Claim;
-use crate::quorum::{NodeSet, Split, Tally, Verdict};
+use crate::protocol::lease::Claim;
+use crate::protocol::quorum::{NodeSet, Split, Tally, Verdict};
 use crate::random;
-use crate::round::{Outcome, Round};
-use crate::time::{self, Budget, Limit};
+use crate::time::clock;
+use crate::time::clock::{Budget, Limit};
+use crate::transport::inbox::{Ended, Inbox};
+use crate::transport::round::{Outcome, Round};
 
 /// The most rounds that one attempt spends on a split vote.
 const MAX_REPEATS: u32 = 8;
@@ -28,7 +30,7 @@ const MAX_DOUBTFUL: usize = 4;
 
 /// What an attempt has spent on a split vote.
 #[derive(Debug, Default)]
-pub(super) struct Repeats {
+pub(crate) struct Repeats {
     spent: u32,
     /// When its time is over; from the first split vote on.
     end: Option<Instant>,
@@ -46,13 +48,13 @@ impl Repeats {
     /// The vote was split for the first time, in a round that took so long.
     fn begin(&mut self, took: Duration, max_split: Duration) {
         if self.end.is_none() {
-            self.end = time::deadline(time::now(), max_split);
+            self.end = clock::deadline(clock::now(), max_split);
             self.pause = took;
         }
     }
 
     fn is_over(&self) -> bool {
-        self.spent >= MAX_REPEATS || self.end.is_some_and(|end| end <= time::now())
+        self.spent >= MAX_REPEATS || self.end.is_some_and(|end| end <= clock::now())
     }
 
     /// Counts a round trip, if there is one left.
@@ -63,7 +65,7 @@ impl Repeats {
     }
 
     /// Whether the attempt is repeated after it gave way, and which node is asked alone then.
-    pub(super) fn next_after(
+    pub(crate) fn next_after(
         &mut self,
         (vote, elsewhere): &(Attempted, Vec<u16>),
     ) -> Option<Option<usize>> {
@@ -89,12 +91,12 @@ impl Repeats {
     }
 
     /// The vote was split, and is won: the nodes that refused are left to be asked once more.
-    pub(super) fn was_split(&self) -> bool {
+    pub(crate) fn was_split(&self) -> bool {
         self.end.is_some()
     }
 
     /// The vote as that of the whole attempt: all nodes were asked in it, though one alone at the end.
-    pub(super) fn end(&self, mut vote: (Attempted, Vec<u16>)) -> (Attempted, Vec<u16>) {
+    pub(crate) fn end(&self, mut vote: (Attempted, Vec<u16>)) -> (Attempted, Vec<u16>) {
         if let (Err(Miss::Contended(met)), Some(_)) = (&mut vote.0, self.end) {
             met.by_one = false;
         }
@@ -103,14 +105,14 @@ impl Repeats {
 
     /// Until when the caller pauses before it asks a node alone: as long as the others may need for a round, more or less, and
     /// longer each time.
-    pub(super) fn pause(&mut self) -> Option<Instant> {
-        let now = time::now();
+    pub(crate) fn pause(&mut self) -> Option<Instant> {
+        let now = clock::now();
         if self.alone.is_none() {
             return Some(now);
         }
         let pause = self.pause.mul_f64(0.5 + random::unit());
         self.pause *= 2;
-        time::earlier(self.end, time::deadline(now, pause))
+        clock::earlier(self.end, clock::deadline(now, pause))
     }
 }
 
@@ -132,7 +134,7 @@ fn is_recent(cause: &Cause, claim: Claim, ttl: Duration, max_split: Duration) ->
 impl Engine {
     /// Waits for the nodes' verdict on a token. In a split vote that we lead, asks the contested nodes again. Returns how the
     /// round ended, and if that is a split vote which one.
-    pub(super) fn settle_split(
+    pub(crate) fn settle_split(
         &self,
         mut round: Round<'_>,
         bid: &Bid,
@@ -147,12 +149,12 @@ impl Engine {
         if ended == Ended::TimedOut {
             round.close();
         }
-        let took = time::now().saturating_duration_since(bid.start);
+        let took = clock::now().saturating_duration_since(bid.start);
         let took = took.max(self.nodes.usual_round()).min(max_split);
         let is_refused = |round: &Round<'_>| round.tally().verdict() == Some(Verdict::Refused);
         if is_refused(&round) && ended == Ended::Answered {
             let lacks = |tally: &Tally| tally.lacks_first(is_recent);
-            round.collect_while(lacks, time::now() + took);
+            round.collect_while(lacks, clock::now() + took);
         }
         let mut pause = Duration::ZERO;
         let (mut asked, mut idle, mut granted) = (0, 0, 0);
@@ -178,7 +180,7 @@ impl Engine {
             }
             granted = round.tally().granted().len();
             asked += 1;
-            let end = time::earlier(repeats.end, time::deadline(time::now(), pause));
+            let end = clock::earlier(repeats.end, clock::deadline(clock::now(), pause));
             if self.pause_until(end, inbox).is_err() {
                 return (round.end(Ended::Cancelled), Some(split));
             }
@@ -190,7 +192,7 @@ impl Engine {
     }
 
     /// Pauses within an attempt.
-    pub(super) fn pause_until(&self, end: Option<Instant>, inbox: &Inbox) -> Result<(), Error> {
+    pub(crate) fn pause_until(&self, end: Option<Instant>, inbox: &Inbox) -> Result<(), Error> {
         while inbox.sleep(end) && self.go_on(inbox).is_ok() {}
         self.go_on(inbox)
     }

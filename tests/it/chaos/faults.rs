@@ -8,27 +8,29 @@
 //!   that has become shorter makes a quarantine longer, and one below zero counts as nothing.
 //! - *Ahead*, by no more than the drift of the shortest TTL in all the steps that fall into one. A greater step ends keys
 //!   before their time, as if the node had lost them, and is not to be seen in its uptime, so that no quarantine helps: the grant of
-//!   that node may be the one that the quorum of a holder rests on. [`super::controls`] shows what happens then.
+//!   that node may be the one that the quorum of a holder rests on. [`crate::chaos::negative_controls`] shows what happens then.
 //! - *Right again*, when the node comes back without its data under quarantine: there is nothing then that could end too early.
 //!
 //! Where nodes lose the counts that fencing tokens come from, these begin with the node's clock. Tokens are promised to increase as
 //! long as the clocks of a quorum are in step: only a minority steps there, always the same, and it is never ahead. The token is
 //! the greatest number that a quorum has reached, which is never one of a minority that is behind.
 
-use super::part::{MAX_TTL, MIN_TTL};
-use super::{Data, LEFT};
-use crate::parts::Program;
-use crate::rig::{LIMIT, now, try_ask};
-use crate::support::clock::Clock;
-use crate::support::eventually;
-use crate::support::proxy::{Flow, Proxy};
-use crate::support::servers::Server;
-use rand::RngExt;
-use rand::rngs::StdRng;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+use crate::chaos::worker::{MAX_TTL, MIN_TTL};
+use crate::chaos::{Data, LEFT};
+use crate::support::child_process::Program;
+use crate::support::clock::Clock;
+use crate::support::eventually;
+use crate::support::fixtures::{LIMIT, now, try_ask};
+use crate::support::proxy::{Flow, Proxy};
+use crate::support::servers::Server;
 
 const PROCESSES: usize = 4;
 const MS: Duration = Duration::from_millis(1);

@@ -2,10 +2,11 @@
 
 use stateright::{Model, Property};
 
-use self::clients::is_asking;
-use super::lane::{Seat, Verb, Verdict, Vote};
+use crate::model::exclusive::clients::is_asking;
+use crate::model::lane::{Seat, Verb, Verdict, Vote};
 
 mod clients;
+
 mod nodes;
 
 /// A known mistake, put into the model to see that the checker finds it.
@@ -334,11 +335,13 @@ impl Model for Config {
 
     fn properties(&self) -> Vec<Property<Config>> {
         vec![
-            Property::always(super::ONE_HOLDER, |_, state: &State| {
+            Property::always(crate::model::ONE_HOLDER, |_, state: &State| {
                 !state.clients.iter().all(Client::holds)
             }),
-            Property::always(super::FENCE_INCREASES, |_, state: &State| !state.fence_fell),
-            Property::always(super::FREE_WHEN_LEFT, |_, state: &State| {
+            Property::always(crate::model::FENCE_INCREASES, |_, state: &State| {
+                !state.fence_fell
+            }),
+            Property::always(crate::model::FREE_WHEN_LEFT, |_, state: &State| {
                 !state.is_quiet() || state.nodes.iter().all(|node| node.owner.is_none())
             }),
             Property::sometimes("the last attempt of all is won", |config, state: &State| {

@@ -1,7 +1,7 @@
 //! The exclusive lock keeps its rules in every state; with a known mistake in it, it does not.
 
-use super::exclusive::{Bug, Config, State};
-use super::{
+use crate::model::exclusive::{Bug, Config, State};
+use crate::model::{
     FENCE_INCREASES, FREE_WHEN_LEFT, ONE_HOLDER, counterexample, hold_everywhere, is_large,
 };
 

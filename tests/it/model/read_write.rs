@@ -5,9 +5,10 @@
 
 use stateright::{Model, Property};
 
-use super::lane::{Seat, Verb, Verdict, Vote};
+use crate::model::lane::{Seat, Verb, Verdict, Vote};
 
 mod clients;
+
 mod nodes;
 
 /// A known mistake, put into the model to see that the checker finds it.
@@ -369,16 +370,16 @@ impl Model for Config {
 
     fn properties(&self) -> Vec<Property<Config>> {
         vec![
-            Property::always(super::ONE_WRITER, |_, state: &State| {
+            Property::always(crate::model::ONE_WRITER, |_, state: &State| {
                 state.count(Client::holds_to_write) <= 1
             }),
-            Property::always(super::READERS_OR_WRITER, |_, state: &State| {
+            Property::always(crate::model::READERS_OR_WRITER, |_, state: &State| {
                 state.count(Client::holds_to_write) == 0 || state.count(Client::holds_to_read) == 0
             }),
-            Property::always(super::GATE_STOPS_NEW_ONLY, |_, state: &State| {
+            Property::always(crate::model::GATE_STOPS_NEW_ONLY, |_, state: &State| {
                 !state.gate_stopped
             }),
-            Property::always(super::FREE_WHEN_LEFT, |_, state: &State| {
+            Property::always(crate::model::FREE_WHEN_LEFT, |_, state: &State| {
                 !state.is_quiet() || state.nodes.iter().all(Node::is_free)
             }),
             Property::sometimes("two hold to read", |config, state: &State| {

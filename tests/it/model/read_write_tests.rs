@@ -1,8 +1,10 @@
 //! The read-write lock keeps its rules in every state; with a known mistake in it, it does not.
 
-use super::read_write::{Bug, CLIENTS, Config, Role, State};
-use super::{FREE_WHEN_LEFT, GATE_STOPS_NEW_ONLY, READERS_OR_WRITER};
-use super::{counterexample, hold_everywhere, is_large};
+use crate::model::read_write::{Bug, CLIENTS, Config, Role, State};
+use crate::model::{
+    FREE_WHEN_LEFT, GATE_STOPS_NEW_ONLY, READERS_OR_WRITER, counterexample, hold_everywhere,
+    is_large,
+};
 
 /// Which one is gone through of the states that differ in what makes no difference.
 fn in_order(config: &Config) -> fn(&State) -> State {

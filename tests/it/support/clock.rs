@@ -1,13 +1,14 @@
 //! Servers whose wall clock is stepped while they run, by libfaketime where that is installed.
 
-use super::raw;
-use super::servers::{Options, Server};
-use std::fs;
-use std::io;
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{fs, io};
+
 use tempfile::TempDir;
+
+use crate::support::raw;
+use crate::support::servers::{Options, Server};
 
 /// Far more than two clocks can differ that nobody steps.
 const FAR: Duration = Duration::from_secs(1000);

@@ -1,11 +1,13 @@
 //! Real clusters of throw-away servers.
 
-use crate::support::servers::{Options, Server, free_port};
-use crate::support::{eventually, raw};
-use redguard::Endpoint;
-use redis::FromRedisValue;
 use std::sync::LazyLock;
 use std::time::Duration;
+
+use redguard::Endpoint;
+use redis::FromRedisValue;
+
+use crate::support::servers::{Options, Server, free_port};
+use crate::support::{eventually, raw};
 
 const SLOTS: usize = 16_384;
 /// Servers need some seconds by themselves before they trust a cluster.

@@ -1,12 +1,15 @@
 //! A server that is a real one's mouth and ear, until it is told to answer some command in a way of its own.
 
-use redis::{Parser, Value};
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
+use std::{io, thread};
+
+use redis::{Parser, Value};
 
 /// What it does instead of an answer.
 #[derive(Clone, Debug)]

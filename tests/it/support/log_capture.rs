@@ -1,10 +1,10 @@
 //! The log of this process as the tests see it: all levels, all targets, the newest lines.
 
-use log::{LevelFilter, Log, Metadata, Record};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 pub(crate) use log::Level;
+use log::{LevelFilter, Log, Metadata, Record};
 
 /// Stress tests write without end; nobody looks back this far.
 const KEPT: usize = 200_000;

@@ -5,23 +5,29 @@
 )]
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
+pub(crate) mod child_process;
 pub(crate) mod clock;
 #[cfg(feature = "cluster")]
 pub(crate) mod clusters;
+pub(crate) mod fixtures;
 pub(crate) mod hostile;
 pub(crate) mod log_capture;
 pub(crate) mod proxy;
+pub(crate) mod self_test;
 #[cfg(feature = "sentinel")]
 pub(crate) mod sentinels;
-#[path = "../../../examples/common/servers.rs"]
-pub(crate) mod servers;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 pub(crate) mod witness;
 
-use servers::Server;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
+
+use crate::support::servers::Server;
+
+#[path = "../../../examples/common/servers.rs"]
+pub(crate) mod servers;
 
 /// `n` servers of the test's own.
 ///

@@ -1,14 +1,16 @@
 //! A TCP proxy before one server, which delays, holds, swallows, cuts and refuses as the test says.
 
-mod wire;
-
-use super::{eventually, servers::free_port};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use wire::{Shared, Way, lock, start};
+
+use crate::support::eventually;
+use crate::support::proxy::wire::{Shared, Way, lock, start};
+use crate::support::servers::free_port;
+
+mod wire;
 
 /// Far more than the sockets of a process need that is being started.
 const SETTLED: Duration = Duration::from_secs(5);

@@ -1,10 +1,12 @@
 //! A real master with a replica, and real sentinels that watch it.
 
-use crate::support::servers::Server;
-use crate::support::{eventually, raw};
-use redguard::Endpoint;
 use std::collections::HashMap;
 use std::time::Duration;
+
+use redguard::Endpoint;
+
+use crate::support::servers::Server;
+use crate::support::{eventually, raw};
 
 /// What the master is called.
 pub(crate) const MASTER: &str = "mymaster";

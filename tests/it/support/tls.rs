@@ -1,14 +1,15 @@
 //! Servers that speak TLS, and the authorities, certificates and keys for it, made anew for each test.
 
-use super::servers::{Server, free_port};
+use std::path::Path;
+use std::{fs, io};
+
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
 };
 use redguard::Tls;
-use std::fs;
-use std::io;
-use std::path::Path;
 use tempfile::TempDir;
+
+use crate::support::servers::{Server, free_port};
 
 /// Who signs certificates.
 pub(crate) struct Authority {

@@ -1,14 +1,15 @@
 //! Witnesses that no two holders of a lock overlap: among threads at once, among processes from a journal afterwards.
 
-use nix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
-use std::fmt::{self, Display, Formatter};
-use std::fs::{self, File};
+use std::fmt::{Display, Formatter};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{fmt, fs, process};
+
+use nix::time::{ClockId, clock_gettime};
 
 /// How a lock is held: readers may overlap one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

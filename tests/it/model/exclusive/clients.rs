@@ -1,7 +1,7 @@
 //! What clients do: attempts, extensions, releases. Stands for `engine.rs`, `engine/attempt.rs`, `round.rs`, `fence.rs`.
 
-use super::super::lane::{Message, Verb, Verdict, Vote, verdict};
-use super::{Bug, Client, Config, Phase, State};
+use crate::model::exclusive::{Bug, Client, Config, Phase, State};
+use crate::model::lane::{Message, Verb, Verdict, Vote, verdict};
 
 impl Config {
     /// One attempt begins (`Engine::attempt`, `Nodes::ask`).

@@ -1,8 +1,8 @@
 //! What nodes do with requests, and what becomes of their answers. Stands for `script/lua.rs` and `worker.rs`.
 
-use super::super::lane::{Message, Verb, Vote};
-use super::clients::is_asking;
-use super::{Bug, Config, Node, Phase, State};
+use crate::model::exclusive::clients::is_asking;
+use crate::model::exclusive::{Bug, Config, Node, Phase, State};
+use crate::model::lane::{Message, Verb, Vote};
 
 impl Config {
     /// What a node does with a request, and says to it (`script/lua.rs`).

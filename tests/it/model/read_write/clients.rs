@@ -1,7 +1,7 @@
 //! What clients do: attempts, extensions, downgrades, releases. Stands for `engine.rs`, `engine/acquire.rs`, `engine/attempt.rs`.
 
-use super::super::lane::{Message, Verb, Verdict, Vote, verdict};
-use super::{Bug, Client, Config, Phase, Role, Round, State};
+use crate::model::lane::{Message, Verb, Verdict, Vote, verdict};
+use crate::model::read_write::{Bug, Client, Config, Phase, Role, Round, State};
 
 impl Config {
     /// One attempt begins (`Engine::attempt`, `Nodes::ask`).

@@ -1,7 +1,7 @@
 //! What nodes do with requests. Stands for `script/lua.rs`.
 
-use super::super::lane::{Message, Verb, Vote};
-use super::{AS_READER, Bug, CLIENTS, Config, Life, Node, Role, State};
+use crate::model::lane::{Message, Verb, Vote};
+use crate::model::read_write::{AS_READER, Bug, CLIENTS, Config, Life, Node, Role, State};
 
 impl Config {
     /// What a node does with a request, and says to it (`script/lua.rs`).

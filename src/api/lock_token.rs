@@ -1,0 +1,185 @@
+//! A lock on its way from one process to another: what its guard becomes, and how it is written down.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::Error;
+use crate::protocol::key::Family;
+use crate::protocol::key_set::Keys;
+use crate::protocol::lease::Lease;
+
+/// The form in which it is written, so that another one can follow.
+const VERSION: &str = "1";
+
+/// A lock that nobody guards, to be taken up by another process: from
+/// [`LockGuard::into_token`](crate::LockGuard::into_token) to [`RedisLocker::adopt`](crate::RedisLocker::adopt).
+///
+/// It is a text of letters, digits and points, which goes through environments, arguments and pipes, by `Display` and `FromStr`.
+/// **It is a secret**: who has it can take the lock. (Arguments of a process can be read by others on its machine.) `Debug`
+/// shows the names alone. Nothing happens when it is dropped: the lock ends with its TTL.
+///
+/// ```
+/// use redguard::LockToken;
+///
+/// assert!("not a token".parse::<LockToken>().is_err());
+///
+/// fn adopt_and_say(text: &str) -> Result<(), redguard::Error> {
+///     let token: LockToken = text.parse()?;
+///     println!("carries on with {:?}", token.keys().collect::<Vec<_>>());
+///     Ok(())
+/// }
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+#[must_use = "if it is not adopted the lock is left to its TTL"]
+pub struct LockToken {
+    names: Vec<String>,
+    token: String,
+    fenced: bool,
+}
+
+impl LockToken {
+    pub(crate) fn of(lease: &Lease) -> LockToken {
+        let names = lease.keys().all().iter();
+        LockToken {
+            names: names.map(|key| key.name().to_owned()).collect(),
+            token: lease.token().text().to_owned(),
+            fenced: lease.fence().is_some(),
+        }
+    }
+
+    /// The names of the lock's keys, as they were given, in their order.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.names.iter().map(String::as_str)
+    }
+
+    /// The lock's keys for a process that uses this prefix.
+    ///
+    /// # Errors
+    /// `InvalidKey` for names that no guard can have had.
+    pub(crate) fn parse(&self, prefix: &str) -> Result<Keys, Error> {
+        let names: Vec<&str> = self.keys().collect();
+        Keys::parse(prefix, &names, Family::Exclusive)
+    }
+
+    /// What the nodes have under the keys.
+    pub(crate) fn text(&self) -> &str {
+        &self.token
+    }
+
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+}
+
+/// Version, whether it is fenced, the token and the names in hexadecimal digits, with points between them.
+impl fmt::Display for LockToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{VERSION}.{}", u8::from(self.fenced))?;
+        for part in std::iter::once(&self.token).chain(&self.names) {
+            f.write_str(".")?;
+            for byte in part.bytes() {
+                write!(f, "{byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// # Errors
+/// [`InvalidToken`](Error::InvalidToken).
+impl FromStr for LockToken {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<LockToken, Error> {
+        read(text.trim()).ok_or(Error::InvalidToken)
+    }
+}
+
+fn read(text: &str) -> Option<LockToken> {
+    let mut parts = text.split('.');
+    let version = parts.next()?;
+    let fenced = match parts.next()? {
+        "0" => false,
+        "1" => true,
+        _ => return None,
+    };
+    let token = unhex(parts.next()?).filter(|token| !token.is_empty())?;
+    let names: Vec<String> = parts.map(unhex).collect::<Option<_>>()?;
+    (version == VERSION && !names.is_empty()).then_some(LockToken {
+        names,
+        token,
+        fenced,
+    })
+}
+
+fn unhex(digits: &str) -> Option<String> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let bytes = digits.as_bytes().chunks(2).map(|pair| match pair {
+        [high, low] => u8::try_from(digit(*high)? << 4 | digit(*low)?).ok(),
+        _ => None,
+    });
+    String::from_utf8(bytes.collect::<Option<_>>()?).ok()
+}
+
+impl fmt::Debug for LockToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LockToken").field(&self.names).finish()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_token_is_refused() {
+        for text in [
+            "",
+            ".",
+            "1",
+            "1.0",
+            "1.0.",
+            "1.0..61",
+            "1.0.61",
+            "2.0.61.61",
+            "1.2.61.61",
+            "1.0.6.61",
+            "1.0.6g.61",
+            "1.0.61.ff",
+            "1.0.61.6é",
+            "1.0.+1.61",
+        ] {
+            assert_eq!(
+                text.parse::<LockToken>(),
+                Err(Error::InvalidToken),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn it_keeps_its_secret_and_says_its_names() {
+        let token: LockToken = "1.1.7365637265742d746f6b656e.61.62".parse().unwrap();
+        assert_eq!(token.text(), "secret-token");
+        assert!(token.is_fenced() && token.keys().eq(["a", "b"]));
+        assert_eq!(format!("{token:?}"), r#"LockToken(["a", "b"])"#);
+        assert!(token.parse("p:").unwrap().all().len() == 2);
+    }
+
+    proptest! {
+        #[test]
+        fn every_token_comes_back(names in prop::collection::vec(".{0,20}", 1..4), token in ".{1,40}", fenced: bool) {
+            let before = LockToken { names, token, fenced };
+            let text = before.to_string();
+            prop_assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.'));
+            prop_assert_eq!(format!(" {text}\n").parse::<LockToken>(), Ok(before));
+        }
+
+        #[test]
+        fn nothing_that_is_read_panics(text in ".{0,60}") {
+            let _ = text.parse::<LockToken>();
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! A lease from outside: what a monitor keeps of a guard, and what is owed by whoever sees that it is lost.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::warn;
+
+use crate::background::loss_notifier::Notifier;
+use crate::error::LossReason;
+use crate::local::lock_table::Gate;
+use crate::protocol::lease::{Lease, Look};
+use crate::protocol::quorum::NodeSet;
+use crate::time::clock;
+use crate::transport::round::Nodes;
+
+/// What is owed by whoever makes a lease lost (rule S7): it is told, its token is released, and the first thread that waits
+/// for its slot may take it.
+#[derive(Clone)]
+pub(crate) struct Losses {
+    gate: Arc<Gate>,
+    nodes: Arc<Nodes>,
+    notifier: Arc<Notifier>,
+}
+
+impl Losses {
+    pub(crate) fn new(gate: &Arc<Gate>, nodes: &Arc<Nodes>) -> Losses {
+        let (for_gate, for_nodes) = (Arc::clone(gate), Arc::clone(nodes));
+        let settle = move |lease: &Arc<Lease>| {
+            free(lease, &for_gate, &for_nodes);
+            log_loss(lease, ENDED);
+        };
+        Losses {
+            gate: Arc::clone(gate),
+            nodes: Arc::clone(nodes),
+            notifier: Arc::new(Notifier::new(Arc::new(settle))),
+        }
+    }
+
+    pub(crate) fn notifier(&self) -> &Notifier {
+        &self.notifier
+    }
+
+    /// To be called by who made the lease lost, and only by that one.
+    pub(crate) fn settle(&self, lease: &Arc<Lease>, why: &str) {
+        free(lease, &self.gate, &self.nodes);
+        self.notifier.lost(lease);
+        log_loss(lease, why);
+    }
+
+    /// Looks at a lease; a loss that this look is the first to see is settled.
+    pub(crate) fn look(&self, lease: &Arc<Lease>) -> Look {
+        let look = lease.look(clock::now());
+        // In a forked child there are no lanes that could release anything.
+        if look == Look::JustLost && !self.gate.is_forked() {
+            self.settle(lease, ENDED);
+        }
+        look
+    }
+}
+
+/// Why a lease is lost whose time is over.
+pub(crate) const ENDED: &str = "its lease ended";
+
+fn free(lease: &Arc<Lease>, gate: &Gate, nodes: &Nodes) {
+    nodes.release_behind(lease, NodeSet::default());
+    gate.poke(lease.keys());
+    nodes.meter().lost(lease.key());
+}
+
+/// Last of all: a logger that panics keeps nothing else from being done.
+fn log_loss(lease: &Lease, why: &str) {
+    warn!("{}: lock lost: {why}", lease.keys());
+}
+
+/// How a wait for the loss of a lock ended.
+///
+/// ```
+/// use redguard::{LossWatch, WaitLost};
+/// use std::time::Duration;
+///
+/// /// Runs beside the work, until the lock has ended in one way or the other.
+/// fn beat(watch: &LossWatch, stop: impl FnOnce()) {
+///     loop {
+///         match watch.wait_lost(Duration::from_secs(10)) {
+///             WaitLost::TimedOut => println!("at work"),
+///             WaitLost::Lost => return stop(),
+///             _ => return,
+///         }
+///     }
+/// }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WaitLost {
+    /// The lock is lost: its lease ended, or a quorum of nodes says that it is not ours.
+    Lost,
+    /// It was released.
+    Released,
+    /// Neither, for as long as it was waited.
+    TimedOut,
+}
+
+/// A guard's lock as a monitor sees it: whether it is held, and when it is lost. A cheap clone.
+///
+/// It holds nothing: the lock ends with its guard, and it may outlive the guard and the nodes.
+///
+/// ```
+/// use redguard::{LocalLocker, Locker, WaitLost};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), redguard::Error> {
+/// let guard = LocalLocker::new().lock("report", Duration::from_secs(30))?;
+/// let watch = guard.watch();
+/// assert!(watch.is_held() && watch.key() == "report" && watch.loss().is_none());
+/// assert_eq!(watch.remaining(), Duration::MAX); // of a local lock
+/// let monitor = std::thread::spawn(move || watch.wait_lost(Duration::MAX));
+/// // … work, which the monitor could stop …
+/// guard.release()?;
+/// assert_eq!(monitor.join().unwrap(), WaitLost::Released);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct LossWatch {
+    lease: Arc<Lease>,
+    /// Without it the lock is a local one, which does not expire.
+    losses: Option<Losses>,
+}
+
+impl LossWatch {
+    pub(crate) fn new(lease: Arc<Lease>, losses: Option<Losses>) -> LossWatch {
+        LossWatch { lease, losses }
+    }
+
+    /// The lock's name, as it was given; of several the first, as [`LockGuard::key`](crate::LockGuard::key).
+    pub fn key(&self) -> &str {
+        self.lease.key().name()
+    }
+
+    /// Whether the lock is still held, as [`LockGuard::is_held`](crate::LockGuard::is_held). Does not block.
+    pub fn is_held(&self) -> bool {
+        !self.remaining().is_zero()
+    }
+
+    /// How long the lock is held for at least; zero when it is lost, released or in doubt, and [`Duration::MAX`] for a local
+    /// lock that is held. Does not block.
+    pub fn remaining(&self) -> Duration {
+        match (self.look(), &self.losses) {
+            (Look::Held(_), None) => Duration::MAX,
+            (Look::Held(expiry), Some(_)) if !self.lease.is_doubtful() => {
+                expiry.saturating_duration_since(clock::now())
+            }
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Why the lock is lost; `None` while it is held, and after its release. Does not block.
+    pub fn loss(&self) -> Option<LossReason> {
+        self.lease.loss(clock::now())
+    }
+
+    /// Waits until the lock is lost or released, for `limit` at most; zero only looks, [`Duration::MAX`] sets no limit.
+    ///
+    /// A lock that ends because its time is over is lost at that moment, whether anybody looks or not. Who asks after the
+    /// loss, or after the release, is told at once.
+    pub fn wait_lost(&self, limit: Duration) -> WaitLost {
+        let end = clock::deadline(clock::now(), limit);
+        loop {
+            let expiry = match self.look() {
+                Look::Held(expiry) => expiry,
+                Look::JustLost | Look::Lost => return WaitLost::Lost,
+                Look::Trying | Look::Ended => return WaitLost::Released,
+            };
+            if is_over(end) {
+                return WaitLost::TimedOut;
+            }
+            self.lease.wait_change(clock::earlier(end, Some(expiry)));
+        }
+    }
+
+    fn look(&self) -> Look {
+        match &self.losses {
+            Some(losses) => losses.look(&self.lease),
+            None => self.lease.peek(clock::now()),
+        }
+    }
+}
+
+fn is_over(end: Option<Instant>) -> bool {
+    end.is_some_and(|end| end <= clock::now())
+}
+
+/// Does not block, and shows no token.
+impl fmt::Debug for LossWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("LossWatch");
+        shown.field("lease", &self.lease).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,6 @@
+//! Wakes callers that wait for a lock when it is released.
+
+pub(crate) mod listener;
+pub(crate) mod rests;
+pub(crate) mod subscriptions;
+pub(crate) mod yielding;

@@ -1,0 +1,4 @@
+//! Renews the leases of guards that asked for it.
+
+pub(crate) mod service;
+pub(crate) mod worker;

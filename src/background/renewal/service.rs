@@ -1,0 +1,248 @@
+//! The clock after a lock: one thread that extends all leases of a `Nodes` that are to be renewed.
+//!
+//! It never blocks on a round: due renewals go into the lanes together, answers are collected as they come. A lease is
+//! tried for the first time at a third of its TTL, and after a failure again and again, with back-off, until it ends. Only a
+//! quorum that says "not yours", or the clock, makes it lost (rules S5, S7).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::background::renewal::worker::Rounds;
+use crate::error::Error;
+use crate::protocol::lease::Lease;
+use crate::protocol::request::Answer;
+use crate::protocol::ttl::Ttl;
+use crate::random;
+use crate::time::clock;
+use crate::time::timer_queue::Agenda;
+use crate::transport::job::Addressee;
+use crate::transport::round::Nodes;
+use crate::transport::worker_pool::Helper;
+
+/// The thread's name.
+pub(crate) const NAME: &str = "redguard-renewal";
+/// So many renewals are on their way at once, so that a lane's queue has no more of them.
+pub(crate) const MOST_OPEN: usize = 256;
+/// Renewals go out early by up to this part of their TTL, so that those which are due at about the same time travel together.
+const EARLY: u32 = 60;
+/// So long the thread waits for more answers when it has some.
+pub(crate) const GATHER: Duration = Duration::from_millis(2);
+/// The longest pause after failures is this part of a TTL; the first one is an eighth of it.
+const LONGEST_PAUSE: u32 = 8;
+
+/// Is told of a lease that was found lost, and how; it owes all the rest.
+pub(crate) type Lost = Arc<dyn Fn(&Arc<Lease>, &str) + Send + Sync>;
+
+/// The leases that are renewed, and their thread once there is one.
+pub(crate) struct Renewal {
+    desk: Arc<Desk>,
+    nodes: Arc<Nodes>,
+    node_timeout: Duration,
+    lost: Lost,
+    started: AtomicBool,
+    thread: Mutex<Option<Helper>>,
+}
+
+pub(crate) struct Desk {
+    pub(crate) state: Mutex<State>,
+    pub(crate) changed: Condvar,
+}
+
+pub(crate) struct State {
+    pub(crate) agenda: Agenda<Renewed>,
+    /// The leases whose renewal is on its way, and not in the agenda: what the thread has of them may be gone with a panic.
+    pub(crate) open: HashMap<u64, Renewed>,
+    /// Answers, with the numbers of their rounds and nodes.
+    pub(crate) arrived: Vec<(u32, usize, Answer)>,
+    /// The thread sleeps until so many answers are there.
+    pub(crate) wanted: usize,
+    pub(crate) stopping: bool,
+}
+
+#[derive(Clone)]
+pub(crate) struct Renewed {
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) ttl: Ttl,
+    /// When renewing ends, whatever the lease.
+    pub(crate) until: Option<Instant>,
+    pub(crate) failures: u32,
+}
+
+impl Renewal {
+    pub(crate) fn new(nodes: &Arc<Nodes>, node_timeout: Duration, lost: Lost) -> Renewal {
+        Renewal {
+            desk: Arc::new(Desk {
+                state: Mutex::new(State {
+                    agenda: Agenda::new(),
+                    open: HashMap::new(),
+                    arrived: Vec::new(),
+                    wanted: 0,
+                    stopping: false,
+                }),
+                changed: Condvar::new(),
+            }),
+            nodes: Arc::clone(nodes),
+            node_timeout,
+            lost,
+            started: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        }
+    }
+
+    /// From now on a lease is renewed, for `most` at the longest.
+    ///
+    /// # Errors
+    /// `System` when there is no thread to be had.
+    pub(crate) fn register(
+        &self,
+        lease: &Arc<Lease>,
+        ttl: Ttl,
+        most: Option<Duration>,
+    ) -> Result<(), Error> {
+        if !self.started.load(Ordering::Acquire) {
+            self.start()?;
+        }
+        let now = clock::now();
+        let renewed = Renewed {
+            lease: Arc::clone(lease),
+            ttl,
+            until: most.and_then(|most| clock::deadline(now, most)),
+            failures: 0,
+        };
+        let mut state = self.desk.state.lock();
+        let first = state.agenda.first().map(|(due, _)| due);
+        let due = now + renewed.interval();
+        state.agenda.put(lease.token().id(), due, renewed);
+        drop(state);
+        if first.is_none_or(|first| due < first) {
+            self.desk.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    fn start(&self) -> Result<(), Error> {
+        let mut thread = self.thread.lock();
+        if thread.is_none() {
+            let nodes = Arc::clone(&self.nodes);
+            let lost = Arc::clone(&self.lost);
+            let mut rounds = Rounds::new(&self.desk, nodes, self.node_timeout, lost);
+            *thread = Some(Helper::start(NAME, move || rounds.run())?);
+            self.started.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// A lease is not renewed any more. A renewal that is on its way may still extend it.
+    pub(crate) fn retire(&self, lease: &Lease) {
+        if self.started.load(Ordering::Acquire) {
+            let id = lease.token().id();
+            let mut state = self.desk.state.lock();
+            let renewed = (state.agenda.take(id), state.open.remove(&id));
+            drop(state);
+            drop(renewed);
+        }
+    }
+
+    /// How many leases are renewed.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn count(&self) -> usize {
+        let state = self.desk.state.lock();
+        state.agenda.len() + state.open.len()
+    }
+
+    /// Lets the thread end.
+    pub(crate) fn stop(&self) {
+        self.desk.state.lock().stopping = true;
+        self.desk.changed.notify_one();
+    }
+
+    /// Waits until the thread has ended, until `end`. `false` if it has not.
+    pub(crate) fn await_end(&self, end: Instant) -> bool {
+        let thread = self.thread.lock().take();
+        thread.is_none_or(|thread| thread.join(end))
+    }
+}
+
+impl Renewed {
+    /// From one renewal to the next: a third of the TTL, a tenth more or less, so that what was taken in one burst does not
+    /// come in one burst for ever.
+    pub(crate) fn interval(&self) -> Duration {
+        let spread = 0.9 + 0.2 * random::unit();
+        (self.ttl.duration() / 3).mul_f64(spread)
+    }
+
+    /// The pause after a failure.
+    pub(crate) fn pause(&self) -> Duration {
+        let longest = self.ttl.duration() / LONGEST_PAUSE;
+        let doubled = longest / 8 * (1 << self.failures.min(3));
+        doubled.mul_f64(0.5 + random::unit() / 2.0)
+    }
+
+    pub(crate) fn early(&self) -> Duration {
+        self.ttl.duration() / EARLY
+    }
+}
+
+impl Addressee for Desk {
+    fn post(&self, round: u32, node: usize, answer: Answer) {
+        let mut state = self.state.lock();
+        state.arrived.push((round, node, answer));
+        // The first one wakes it, too: then it waits for the others with a limit.
+        let enough = state.arrived.len() == 1 || state.arrived.len() == state.wanted;
+        drop(state); // the thread need not wait for us when it wakes
+        if enough {
+            self.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+    use super::*;
+    use crate::protocol::lease::tests::lease;
+
+    const TTL: Duration = Duration::from_secs(64);
+
+    fn renewed(failures: u32) -> Renewed {
+        Renewed {
+            lease: lease("x"),
+            ttl: Ttl::parse(TTL, 0.5).unwrap(),
+            until: None,
+            failures,
+        }
+    }
+
+    #[test]
+    fn renewals_are_a_third_of_the_ttl_apart_a_tenth_more_or_less() {
+        let drawn: Vec<Duration> = (0..1000).map(|_| renewed(0).interval()).collect();
+        let (third, least, most) = (TTL / 3, drawn.iter().min(), drawn.iter().max());
+        let within = |part: f64, low: f64, high: f64| (low..=high).contains(&part);
+        let parts = [least, most].map(|part| part.unwrap().as_secs_f64() / third.as_secs_f64());
+        // Of a thousand some come near to both ends.
+        assert!(within(parts[0], 0.9, 0.92), "{parts:?}");
+        assert!(within(parts[1], 1.08, 1.1), "{parts:?}");
+    }
+
+    #[test]
+    fn pauses_after_failures_double_up_to_an_eighth_of_the_ttl() {
+        for (failures, whole) in [(0, 1), (1, 2), (2, 4), (3, 8), (4, 8), (u32::MAX, 8)] {
+            let whole = Duration::from_secs(whole);
+            let drawn: Vec<Duration> = (0..1000).map(|_| renewed(failures).pause()).collect();
+            assert!(
+                drawn
+                    .iter()
+                    .all(|pause| (whole / 2..=whole).contains(pause)),
+                "after {failures}"
+            );
+            let (least, most) = (drawn.iter().min(), drawn.iter().max());
+            let spread = *most.unwrap() - *least.unwrap();
+            assert!(spread > whole / 4, "after {failures}: {spread:?}");
+        }
+    }
+}

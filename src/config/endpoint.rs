@@ -1,0 +1,265 @@
+//! What stands for one node of the quorum: a server's address, the master that a Sentinel watches, or a cluster.
+
+use std::fmt;
+
+use crate::config::address;
+use crate::config::address::ParsedAddress;
+
+/// One node: a server, or with the features `sentinel` and `cluster` a system of servers that counts as one.
+///
+/// A server's address is `host` (port 6379), `host:port`, `[IPv6]:port`, `redis://[user[:password]@]host[:port][/db]`,
+/// `unix:///path/to/socket[?db=n&user=…&pass=…]`, the same without `unix://`, or with the feature `tls` `rediss://…`, which is
+/// `redis://…` over TLS. In a user, password or path other characters than letters and digits may be written as `%` and two
+/// hexadecimal digits.
+///
+/// It is read when connecting, so a mistake in it is an error of [`Nodes::connect`](crate::Nodes::connect): also a list of
+/// addresses in one text, and a `?` or `#` behind a host, of which nothing is taken silently. `Debug`, errors and logs leave out
+/// the credentials; of a text that is no address they show the scheme and the host at most. In logs, errors and
+/// [`Nodes::health`](crate::Nodes::health) a server is called `host:port` or by its path, a system `sentinel:master@host:port`
+/// or `cluster:host:port`, after the first that is named for it.
+///
+/// ```
+/// use redguard::Endpoint;
+///
+/// let node: Endpoint = "redis://worker:s3cret@10.0.0.1:6379".into();
+/// assert!(!format!("{node:?}").contains("s3cret"));
+/// let socket = Endpoint::from("unix:///run/redis/redis.sock?db=2&user=worker&pass=s3cret");
+/// assert!(!format!("{socket:?}").contains("s3cret"));
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    kind: Kind,
+}
+
+/// What an endpoint is.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Server(Address),
+    #[cfg(feature = "sentinel")]
+    Sentinel {
+        master: String,
+        sentinels: Vec<Address>,
+    },
+    #[cfg(feature = "cluster")]
+    Cluster {
+        seeds: Vec<Address>,
+    },
+}
+
+/// A server's address as given. It shows itself without its credentials.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Address {
+    text: String,
+}
+
+impl Endpoint {
+    /// The server that `sentinels` name as the master of this name, as **one** node. With the feature `sentinel`.
+    ///
+    /// The sentinels (`host` is `host:26379`) are asked in turn, under one [`connect_timeout`](crate::Config::connect_timeout)
+    /// in which each has its share, so one that hangs does not stand in the way. The first answer counts whose server says
+    /// itself that it is a master. After a fail-over the connection breaks, or is given up at the first `READONLY`, and the
+    /// sentinels are asked anew.
+    ///
+    /// What an address names as user and password is that sentinel's own; the master's are
+    /// [`Config::username`](crate::Config::username), [`password`](crate::Config::password) and [`db`](crate::Config::db). The
+    /// master is spoken to over TLS if the sentinel is that named it.
+    ///
+    /// Replication is asynchronous: **a fail-over may lose locks**, and then grants them again. So take several such systems,
+    /// or servers without replicas, where that must not be (see [the crate docs](crate#sentinel-and-cluster)).
+    ///
+    /// ```
+    /// use redguard::{Config, Endpoint};
+    ///
+    /// let node = Endpoint::sentinel("mymaster", ["10.0.0.1", "10.0.0.2", "redis://asks:s3cret@10.0.0.3:26379"]);
+    /// let config = Config::new([node]).password("the-master-s");
+    /// ```
+    #[cfg(feature = "sentinel")]
+    pub fn sentinel<I>(master: impl Into<String>, sentinels: I) -> Endpoint
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        let master = master.into();
+        let sentinels = addresses(sentinels);
+        Endpoint {
+            kind: Kind::Sentinel { master, sentinels },
+        }
+    }
+
+    /// The Redis Cluster that `seeds` belong to, as **one** node. With the feature `cluster`.
+    ///
+    /// The seeds are asked in turn, as above, for the cluster's masters; name enough of them that one is always there. The node
+    /// is up while all masters with slots are. User, password and TLS are those of the seed that answered, or of the
+    /// [`Config`](crate::Config), for all of its servers; there is no database but 0.
+    ///
+    /// Replication is asynchronous in a cluster, too: **a fail-over may lose locks** (see
+    /// [the crate docs](crate#sentinel-and-cluster)).
+    ///
+    /// ```
+    /// use redguard::{Config, Endpoint};
+    ///
+    /// let config = Config::new([Endpoint::cluster(["10.0.0.1:7000", "10.0.0.2:7000", "10.0.0.3:7000"])]);
+    /// ```
+    #[cfg(feature = "cluster")]
+    pub fn cluster<I>(seeds: I) -> Endpoint
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        let seeds = addresses(seeds);
+        Endpoint {
+            kind: Kind::Cluster { seeds },
+        }
+    }
+
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
+    }
+}
+
+#[cfg(any(feature = "sentinel", feature = "cluster"))]
+fn addresses<I>(texts: I) -> Vec<Address>
+where
+    I: IntoIterator,
+    I::Item: AsRef<str>,
+{
+    let texts = texts.into_iter();
+    texts.map(|text| Address::new(text.as_ref())).collect()
+}
+
+/// What [`Config::new`](crate::Config::new) takes: addresses or endpoints in an array, a `Vec`, an iterator, or whatever else is
+/// [`IntoIterator`]. All that are have this trait, which is there for the compiler's message to those that are not.
+///
+/// ```
+/// use redguard::Config;
+///
+/// let one = Config::new(["10.0.0.1:6379"]);
+/// let listed = Config::new("10.0.0.1,10.0.0.2,10.0.0.3".split(','));
+/// let read: Vec<String> = vec!["10.0.0.1".to_owned()];
+/// let read = Config::new(read);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a list of nodes",
+    label = "not a list of nodes",
+    note = "one node is a list of one, as in `Config::new([address])`; addresses with commas in between are split, as in \
+            `Config::new(addresses.split(','))`"
+)]
+pub trait Endpoints: IntoIterator<Item: Into<Endpoint>> {}
+
+impl<I: IntoIterator<Item: Into<Endpoint>>> Endpoints for I {}
+
+impl<T: AsRef<str>> From<T> for Endpoint {
+    fn from(address: T) -> Endpoint {
+        Endpoint {
+            kind: Kind::Server(Address::new(address.as_ref())),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Server(address) => write!(f, "{address}"),
+            #[cfg(feature = "sentinel")]
+            Kind::Sentinel { master, sentinels } => {
+                write!(f, "sentinel({master:?}, {sentinels:?})")
+            }
+            #[cfg(feature = "cluster")]
+            Kind::Cluster { seeds } => write!(f, "cluster({seeds:?})"),
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({self})")
+    }
+}
+
+impl Address {
+    fn new(text: &str) -> Address {
+        Address {
+            text: text.trim().to_owned(),
+        }
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is wrong with it, without a secret.
+    pub(crate) fn parse(&self) -> Result<ParsedAddress, String> {
+        address::parse(&self.text)
+    }
+}
+
+/// The address without credentials, as [`address::shown`] has it.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&address::shown(&self.text))
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_a_secret_is_not_shown() {
+        for (address, shown) in [
+            ("unix:///run/a@b?pass=s3c@ret", "unix:///run/a@b"),
+            ("unix://joe:s3c@/run/a?pass=s3c", "unix:///run/a"),
+            ("redis:///joe:s3c@h", "redis://.."),
+            ("redis://joe:s3?c@h:1", "redis://.."),
+            ("redis://joe@h?pass=s3@c", "redis://.."),
+            ("joe:s3c://s3c@h:1", ".."),
+            ("http://h:1", "http://h:1"),
+            ("h:6380,password=s3c=,ssl=True", "h"),
+            ("h:6380,password=s3c@s3c", ".."),
+            ("h:6380,password=s3c@s3c,ssl=True", ".."),
+            ("h:6379 -a s3c@s3c", ".."),
+            ("h:6379:s3c", "h"),
+            ("h:6379s3c", "h"),
+            ("redis://h:s3c", "redis://h"),
+            ("redis://joe:s3c", "redis://joe"),
+            ("redis://:s3c", "redis://.."),
+            ("redis://h:1 -a s3c", "redis://h"),
+            ("redis://h:1/2?password=s3c", "redis://h:1"),
+            ("redis://h:1/2s3c", "redis://h:1"),
+            ("redis://h:1#s3c", "redis://h:1"),
+            ("redis://joe:%73%33c@h:1", "redis://h:1"),
+            ("redis://joe:s3c@[::1]:1", "redis://[::1]:1"),
+            ("::1:6379", "::1:6379"),
+            ("/run/redis.sock", "/run/redis.sock"),
+            ("/run/redis.sock?pass=s3c", "/run/redis.sock"),
+            ("/run/redis.sock,password=s3c", "/run/redis.sock"),
+            ("/run/redis.sock -a s3c", "/run/redis.sock"),
+            ("", ""),
+        ] {
+            assert_eq!(Endpoint::from(address).to_string(), shown, "{address}");
+        }
+    }
+
+    #[cfg(feature = "sentinel")]
+    #[test]
+    fn a_sentinel_shows_its_master_and_no_secret() {
+        let endpoint = Endpoint::sentinel("mymaster", ["redis://joe:s3cret@a:1", "b"]);
+        let shown = r#"Endpoint(sentinel("mymaster", [redis://a:1, b]))"#;
+        assert_eq!(format!("{endpoint:?}"), shown);
+    }
+
+    #[cfg(feature = "cluster")]
+    #[test]
+    fn a_cluster_shows_its_seeds_and_no_secret() {
+        let endpoint = Endpoint::cluster(["redis://joe:s3cret@a:1", "b"]);
+        assert_eq!(
+            format!("{endpoint:?}"),
+            "Endpoint(cluster([redis://a:1, b]))"
+        );
+    }
+}

@@ -1,0 +1,9 @@
+//! What a program sets, validated.
+
+pub(crate) mod address;
+pub(crate) mod builder;
+pub(crate) mod credentials;
+pub(crate) mod endpoint;
+pub(crate) mod settings;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;

@@ -1,0 +1,341 @@
+//! What an attempt, an extension, a downgrade and a release are.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::{Level, debug, log, warn};
+
+use crate::api::watch;
+use crate::api::watch::Losses;
+use crate::background::release_listener::listener::Listener;
+use crate::background::renewal::service::Renewal;
+use crate::config::builder::OnDrop;
+use crate::config::settings::Settings;
+use crate::engine::breaker::Circuit;
+use crate::error::{AnswerLimit, Error, LossReason, Operation};
+use crate::local::lock_table::{Gate, Pass};
+use crate::protocol::lease::{Lease, Look};
+use crate::protocol::quorum::{Tally, Verdict};
+use crate::protocol::request::{Request, Verb};
+use crate::protocol::retry::RetryPolicy;
+use crate::telemetry::health::{BreakerState, Health, NodeHealth};
+use crate::telemetry::stats::Stats;
+use crate::time::clock;
+use crate::time::clock::{Budget, Limit};
+use crate::transport::inbox::Inbox;
+use crate::transport::node::traits::Connector;
+use crate::transport::round::{Nodes, Outcome};
+use crate::transport::worker_pool;
+
+/// The interval in which a writer that waits says so again, where the policy's `max_delay` is not shorter. It is also how
+/// long a turn of the readers takes; a writer's place at the gate has three times as long.
+const REFRESH: Duration = Duration::from_millis(100);
+/// An interval below this would be over before a slow round is.
+const LEAST_REFRESH: Duration = Duration::from_millis(10);
+
+/// The nodes, the gate before them, and what they have in common. Guards and handles share it.
+pub(crate) struct Engine {
+    pub(crate) settings: Settings,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) nodes: Arc<Nodes>,
+    /// The policy for read-write locks: with pauses so short that no place at the gate lapses and no turn is missed.
+    pub(crate) rw_retry: RetryPolicy,
+    pub(crate) refresh: Duration,
+    pub(crate) losses: Losses,
+    pub(crate) renewal: Renewal,
+    pub(crate) listener: Listener,
+    pub(crate) circuit: Circuit,
+}
+
+impl Engine {
+    /// # Errors
+    /// `System` when there are no random bytes for a name.
+    pub(crate) fn new(
+        settings: Settings,
+        nodes: Nodes,
+        connectors: Arc<[Arc<dyn Connector>]>,
+    ) -> Result<Engine, Error> {
+        let policy = &settings.retry;
+        let refresh = policy.max_delay.clamp(LEAST_REFRESH, REFRESH);
+        let rw_retry = RetryPolicy {
+            initial_delay: policy.initial_delay.min(refresh / 2),
+            max_delay: policy.max_delay.min(refresh / 2),
+            ..policy.clone()
+        };
+        let (gate, nodes) = (Arc::new(Gate::new()), Arc::new(nodes));
+        let losses = Losses::new(&gate, &nodes);
+        let lost = losses.clone();
+        let lost = Arc::new(move |lease: &Arc<Lease>, why: &str| lost.settle(lease, why));
+        Ok(Engine {
+            rw_retry,
+            refresh,
+            circuit: Circuit::new(&settings, &nodes),
+            listener: Listener::new(&settings.key_prefix, &nodes, connectors)?,
+            renewal: Renewal::new(&nodes, settings.node_timeout, lost),
+            losses,
+            settings,
+            gate,
+            nodes,
+        })
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn nodes_up(&self) -> usize {
+        self.nodes.up()
+    }
+
+    /// How many messages and pending releases wait for a node.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn waiting(&self, node: usize) -> u64 {
+        let lanes = self.nodes.each().nth(node).map(|(_, lanes)| lanes);
+        let lanes = lanes.unwrap_or_default().iter();
+        lanes.map(|lane| lane.waiting()).sum()
+    }
+
+    pub(crate) fn drop_failures(&self) -> u64 {
+        self.nodes.meter().drop_failures()
+    }
+
+    /// Whether this process is a child that was forked off the one with the lanes' threads.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.gate.is_forked()
+    }
+
+    /// No quorum could be connected to since `start`: locks are held in this process until one can (rule S9).
+    pub(crate) fn begin_degraded(&self, start: Instant, tally: &Tally) {
+        self.circuit.open(start, tally);
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.nodes.stats()
+    }
+
+    /// A guard has ended that was handed out `held` ago.
+    pub(crate) fn note_end(&self, lease: &Lease, held: Duration, late: bool) {
+        self.nodes.meter().released(lease.key(), held, late);
+    }
+
+    /// How the nodes are, and whether they are asked.
+    pub(crate) fn health(&self) -> Health {
+        let nodes = self.nodes.each();
+        Health {
+            breaker: BreakerState::of(self.circuit.phase()),
+            nodes: nodes
+                .filter_map(|(node, lanes)| NodeHealth::of(node, lanes))
+                .collect(),
+        }
+    }
+
+    /// Waits until a quorum of nodes is connected, until `end`.
+    pub(crate) fn wait_ready(&self, end: Option<Instant>) -> Result<(), Error> {
+        if self.is_forked() || self.gate.is_closed() {
+            return Err(Error::Closed);
+        }
+        match (self.nodes.wait_up(end, &self.gate), self.gate.is_closed()) {
+            (_, true) => Err(Error::Closed),
+            (true, false) => Ok(()),
+            (false, false) => Err(self.insufficient(Operation::Connect, self.nodes.roll_call(&[]))),
+        }
+    }
+
+    /// The time that the nodes have for a round that begins at `start`.
+    pub(crate) fn node_budget(&self, start: Instant) -> Budget {
+        Budget::new(
+            Limit::Node,
+            clock::deadline(start, self.settings.node_timeout),
+        )
+    }
+
+    /// The end of a lease, from `release()` and from `Drop` alike. Its slot is free for the next thread as soon as
+    /// the release is queued: whatever that thread asks comes behind it in every lane.
+    ///
+    /// Blocks for `node_timeout` at most; with `HandOff` not at all.
+    pub(crate) fn release(
+        &self,
+        lease: &Arc<Lease>,
+        pass: &Pass,
+        on_drop: OnDrop,
+    ) -> Result<(), Error> {
+        let now = clock::now();
+        self.renewal.retire(lease);
+        self.still_held(lease, lease.begin_release(now))?;
+        self.losses.notifier().forget(lease);
+        if let Some(handed_on) = self.hand_on(lease, pass, on_drop, now) {
+            return handed_on;
+        }
+        let mut request = Request::new(Verb::Release, lease, 0);
+        request.refresh = self.refresh;
+        request.publish = true;
+        self.listener.releases(lease.keys());
+        if on_drop == OnDrop::HandOff {
+            let heard = self.listener.addressee(lease.keys());
+            let nodes = lease.asked();
+            self.nodes.tell_for(&request, nodes, Some(&heard));
+            lease.end();
+            pass.leave();
+            return Ok(());
+        }
+        let inbox = Arc::new(Inbox::new());
+        let round = self.nodes.ask(&request, &inbox);
+        pass.leave();
+        let outcome = round.outcome(self.node_budget(now));
+        self.listener.released(lease.keys(), &outcome.heard);
+        lease.end();
+        self.released(lease, outcome)
+    }
+
+    /// What the nodes' answers to a release are to its caller.
+    pub(crate) fn released(&self, lease: &Lease, outcome: Outcome) -> Result<(), Error> {
+        match outcome.verdict {
+            Verdict::Won => Ok(()),
+            Verdict::Refused => Err(lease.lost_for(LossReason::NotOurs)),
+            Verdict::Unavailable => Err(self.insufficient(Operation::Release, outcome.tally)),
+        }
+    }
+
+    /// The nodes say that a lease is not ours: it is lost.
+    pub(crate) fn not_ours(&self, lease: &Arc<Lease>) -> Error {
+        if lease.lose() {
+            self.losses
+                .settle(lease, "a quorum of nodes says that it is not ours");
+        }
+        lease.lost()
+    }
+
+    /// What is owed for a lost lease; a monitor of one has a clone.
+    pub(crate) fn losses(&self) -> &Losses {
+        &self.losses
+    }
+
+    /// A lease is not renewed any more, and ends at its expiry.
+    pub(crate) fn stop_renewing(&self, lease: &Lease) {
+        if !self.is_forked() {
+            self.renewal.retire(lease);
+        }
+    }
+
+    /// The expiry, if a look found the lease held; a loss that the look was the first to see is settled.
+    pub(crate) fn still_held(&self, lease: &Arc<Lease>, look: Look) -> Result<Instant, Error> {
+        match look {
+            Look::Held(expiry) => Ok(expiry),
+            Look::JustLost => {
+                self.losses.settle(lease, watch::ENDED);
+                Err(lease.lost())
+            }
+            Look::Lost | Look::Trying | Look::Ended => Err(lease.lost()),
+        }
+    }
+
+    pub(crate) fn insufficient(&self, operation: Operation, tally: Tally) -> Error {
+        let error = tally.insufficient(operation, |node| self.nodes.name(node).to_owned());
+        error.with_limits(|name| self.answer_limit(name))
+    }
+
+    /// How long the node of this name has to answer at present.
+    fn answer_limit(&self, name: &str) -> AnswerLimit {
+        let mut nodes = self.nodes.each();
+        let lanes = nodes.find(|(node, _)| *node == name);
+        let connecting = lanes.and_then(|(_, lanes)| {
+            let each = lanes.iter().map(|lane| lane.report().connecting);
+            each.collect::<Option<Vec<Duration>>>()?.into_iter().max()
+        });
+        match connecting {
+            Some(connecting) => AnswerLimit::Node {
+                node_timeout: self.settings.node_timeout,
+                connecting,
+            },
+            None => AnswerLimit::Connect {
+                connect_timeout: self.settings.connect_timeout,
+            },
+        }
+    }
+
+    /// A guard's `Drop` was cut short by a panic.
+    pub(crate) fn count_failed_drop(&self) {
+        self.nodes.meter().drop_failed();
+    }
+
+    /// What a guard's `Drop` could not do goes here, since nobody is there to be told.
+    pub(crate) fn note_failed_drop(&self, lease: &Lease, error: &Error) {
+        self.nodes.meter().drop_failed();
+        // The loss of a lock is in the log already where it was found before the release began.
+        let level = match lease.peek(clock::now()) {
+            Look::Lost => Level::Debug,
+            _ => Level::Warn,
+        };
+        log!(level, "{}: release by drop failed: {error}", lease.keys());
+    }
+
+    /// Closes the gate, waits for live guards, drains the lanes and ends their threads; at most for `grace`, and
+    /// `node_timeout` for the draining. `false` if a guard was still alive or a thread did not end in time.
+    pub(crate) fn shutdown(&self, grace: Duration) -> bool {
+        if self.is_forked() {
+            return false;
+        }
+        let end = clock::deadline(clock::now(), grace);
+        self.gate.close();
+        self.nodes.announce();
+        let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
+        let alive = self.gate.wait_empty(end, settle);
+        for lease in &alive {
+            if lease.lose_for(LossReason::ShutDown) {
+                // Nothing in use is ever deleted: its holder may not have looked yet.
+                self.nodes.meter().lost(lease.key());
+                self.losses.notifier().lost(lease);
+                warn!("{}: lock lost: shut down, left to its TTL", lease.keys());
+            }
+        }
+        // Who is still asking undoes it yet: the lanes must be there for that.
+        let settled = self.gate.wait_settled(self.soon());
+        self.drain() && settled && alive.is_empty()
+    }
+
+    /// A `node_timeout` from now.
+    pub(crate) fn soon(&self) -> Instant {
+        let now = clock::now();
+        clock::deadline(now, self.settings.node_timeout).unwrap_or(now)
+    }
+
+    /// Ends the threads when they have served what is queued, within `node_timeout`.
+    fn drain(&self) -> bool {
+        let end = self.soon();
+        // All are told before one of them is waited for; the lanes last, since the listener is told through them.
+        self.renewal.stop();
+        self.listener.stop();
+        let lanes = self.nodes.disband(end);
+        let helpers = self.renewal.await_end(end) & self.listener.await_end(end);
+        if !lanes {
+            debug!("some lanes are busy connecting and end by themselves");
+        }
+        let notifier = self.losses.notifier().stop(end);
+        if !notifier {
+            debug!("a callback for a lost lock is still running");
+        }
+        helpers && lanes && notifier
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if self.is_forked() {
+            // The lanes' channels may have been in use by threads that do not exist here: never touch them.
+            std::mem::forget(Arc::clone(&self.nodes));
+        } else {
+            // As in the `Drop` of a guard, which may hold the last handle.
+            worker_pool::catch("drop of the nodes", || self.drain());
+        }
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries((0..self.nodes.total()).map(|node| self.nodes.name(node)))
+            .finish()
+    }
+}

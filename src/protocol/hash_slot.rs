@@ -1,0 +1,56 @@
+//! The slot of a key in a cluster.
+
+use crate::protocol::key::hash_tag;
+
+/// So many slots a cluster has.
+pub(crate) const SLOTS: usize = 16_384;
+
+/// The slot of a key: that of its hash tag, or else of all of it (Redis Cluster specification, "Key distribution model").
+pub(crate) fn slot_of(key: &str) -> u16 {
+    crc16(hash_tag(key).unwrap_or(key).as_bytes()) % SLOTS as u16
+}
+
+/// CRC16-CCITT (XMODEM): polynomial 1021 hexadecimal, from zero, nothing reflected (the same, appendix A).
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| match crc & 0x8000 {
+            0 => crc << 1,
+            _ => (crc << 1) ^ 0x1021,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::key::{Family, Key};
+
+    #[test]
+    fn slots_are_those_of_the_specification() {
+        assert_eq!(crc16(b"123456789"), 0x31C3);
+        // As a server says with CLUSTER KEYSLOT.
+        for (key, slot) in [
+            ("", 0),
+            ("foo", 12_182),
+            ("{foo}bar", 12_182),
+            ("x{foo}", 12_182),
+            ("foo{}{bar}", 8_363),
+            ("foo{{bar}}zap", 4_015),
+            ("foo{bar}{zap}", 5_061),
+        ] {
+            assert_eq!(slot_of(key), slot, "{key}");
+        }
+    }
+
+    #[test]
+    fn the_keys_of_a_lock_share_its_slot() {
+        for name in ["nightly", "a{b}c", "{a}", "a:b"] {
+            let key = Key::parse("redguard:", name, Family::ReadWrite).unwrap();
+            let slots = [
+                ":writer", ":readers", ":gate", ":turn", ":fence", ":permits",
+            ]
+            .map(|ending| slot_of(&key.derived(ending).to_string()));
+            assert_eq!(slots, [slot_of(key.wire()); 6], "{name}");
+        }
+    }
+}

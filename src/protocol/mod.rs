@@ -1,0 +1,20 @@
+//! The pure part of the protocol: no I/O, no threads, no clock of its own.
+
+pub(crate) mod batch;
+pub(crate) mod breaker;
+pub(crate) mod fencing;
+#[cfg(any(feature = "cluster", all(test, not(loom))))]
+pub(crate) mod hash_slot;
+pub(crate) mod holder;
+pub(crate) mod key;
+pub(crate) mod key_set;
+pub(crate) mod lease;
+pub(crate) mod permits;
+pub(crate) mod quorum;
+pub(crate) mod request;
+pub(crate) mod retry;
+pub(crate) mod scripts;
+pub(crate) mod send_check;
+pub(crate) mod server_info;
+pub(crate) mod token;
+pub(crate) mod ttl;

@@ -1,0 +1,3 @@
+//! Mutexes, condition variables and threads.
+
+pub(crate) mod primitives;

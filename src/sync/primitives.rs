@@ -1,0 +1,87 @@
+//! Locks and atomics, so that the model checker can put its own in their place (`--cfg loom`).
+
+#[cfg(not(all(test, loom)))]
+pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+
+#[cfg(all(test, loom))]
+pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+#[cfg(not(all(test, loom)))]
+pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
+
+#[cfg(all(test, loom))]
+pub(crate) use self::modelled::{Condvar, Mutex, MutexGuard};
+
+/// `loom`'s mutex and condition variable in the shape of `parking_lot`'s.
+#[cfg(all(test, loom))]
+mod modelled {
+    use std::ops::{Deref, DerefMut};
+    use std::time::Instant;
+
+    #[derive(Debug)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    /// Empty only inside [`Condvar::wait`].
+    #[derive(Debug)]
+    pub(crate) struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+
+    #[derive(Debug)]
+    pub(crate) struct Condvar(loom::sync::Condvar);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Mutex<T> {
+            Mutex(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            MutexGuard(Some(self.0.lock().unwrap()))
+        }
+    }
+
+    impl<T> Deref for MutexGuard<'_, T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            self.0.as_ref().unwrap()
+        }
+    }
+
+    impl<T> DerefMut for MutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            self.0.as_mut().unwrap()
+        }
+    }
+
+    impl Condvar {
+        pub(crate) fn new() -> Condvar {
+            Condvar(loom::sync::Condvar::new())
+        }
+
+        pub(crate) fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+            let waited = self.0.wait(guard.0.take().unwrap()).unwrap();
+            guard.0 = Some(waited);
+        }
+
+        /// The model has no clock: time-outs are left out, so a wake-up that never comes shows as a dead-lock.
+        pub(crate) fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, _end: Instant) -> Waited {
+            self.wait(guard);
+            Waited
+        }
+
+        pub(crate) fn notify_one(&self) {
+            self.0.notify_one();
+        }
+
+        pub(crate) fn notify_all(&self) {
+            self.0.notify_all();
+        }
+    }
+
+    /// What a wait with a limit ended by: in the model always a wake-up.
+    pub(crate) struct Waited;
+
+    impl Waited {
+        pub(crate) fn timed_out(&self) -> bool {
+            false
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Adoptions that meet each other, or nodes that are late: forced on fakes.
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::api::lock_token::LockToken;
+use crate::api::locker::{Locker, RedisLocker};
+use crate::error::Error;
+use crate::protocol::request::Verb;
+use crate::tests::fake_node::node;
+use crate::tests::fake_node::node::{Fake, Sin};
+
+const TTL: Duration = Duration::from_secs(30);
+
+/// A lock that is on all of the nodes, handed over; and who may adopt it.
+fn handed_over(fakes: &[Arc<Fake>]) -> (RedisLocker, LockToken) {
+    let parent = node::locker(fakes, |c| c).expect("a quorum is up");
+    let guard = parent.lock("x", TTL).expect("free");
+    node::eventually("all nodes have it", || {
+        fakes.iter().all(|f| f.token("x").is_some())
+    });
+    (
+        node::locker(fakes, |c| c).expect("a quorum is up"),
+        guard.into_token().expect("held"),
+    )
+}
+
+#[test]
+fn what_an_adoption_without_a_quorum_has_swapped_is_released() {
+    let fakes = Fake::many(3);
+    let (child, token) = handed_over(&fakes);
+    for fake in &fakes[1..] {
+        fake.sins(Sin::Errs(Verb::Adopt));
+    }
+    let error = child.adopt(&token, TTL).unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+    node::eventually("what was swapped is released", || {
+        fakes[0].token("x").is_none()
+    });
+    for fake in &fakes[1..] {
+        assert_eq!(
+            fake.token("x").as_deref(),
+            Some(token.text()),
+            "not swapped"
+        );
+    }
+}
+
+#[test]
+fn one_that_answers_late_is_released_too() {
+    let fakes = Fake::many(3);
+    let (child, token) = handed_over(&fakes);
+    // Somebody else has swapped on two of them by now.
+    for fake in &fakes[1..] {
+        fake.seize("x", TTL);
+    }
+    let late = fakes[0].is_late(Verb::Adopt);
+    let decides = fakes[1].is_late(Verb::Adopt);
+    thread::scope(|scope| {
+        let adopts = scope.spawn(|| child.adopt(&token, TTL));
+        late.arrived();
+        decides.arrived();
+        decides.go();
+        assert!(matches!(
+            adopts.join().unwrap().unwrap_err(),
+            Error::LockLost { .. }
+        ));
+        late.go();
+    });
+    fakes[0].sins(Sin::Honest);
+    node::eventually("the late one is undone", || fakes[0].token("x").is_none());
+    assert!(fakes[1].token("x").is_some(), "the other one keeps it");
+}
+
+#[test]
+fn two_of_four_are_no_quorum() {
+    let fakes = Fake::many(4);
+    let (child, token) = handed_over(&fakes);
+    for fake in &fakes[..2] {
+        fake.seize("x", TTL);
+    }
+    assert!(matches!(
+        child.adopt(&token, TTL).unwrap_err(),
+        Error::LockLost { .. }
+    ));
+    // A node that was not asked by the time of the verdict is not asked any more, and keeps what it has.
+    let undone = |t: Option<String>| t.is_none_or(|t| t == token.text());
+    node::eventually("they are undone", || {
+        fakes[2..].iter().all(|fake| undone(fake.token("x")))
+    });
+}

@@ -1,0 +1,139 @@
+//! Fencing over fake nodes: one round where they agree, two where they differ, and no lock without its token.
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::api::locker::{Locker, RedisLocker};
+use crate::api::options::LockOptions;
+use crate::api::rw_locker::{RedisRwLocker, RwLocker};
+use crate::error::Error;
+use crate::protocol::key::Family;
+use crate::protocol::request::Verb;
+use crate::tests::fake_node::node::{Fake, Sin, eventually, locker};
+
+fn fenced() -> LockOptions {
+    LockOptions::new(Duration::from_secs(30)).fenced()
+}
+
+fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, |config| config).expect("a quorum is up")
+}
+
+fn count(fake: &Fake) -> Option<u64> {
+    fake.slot("x", Family::Exclusive).fence
+}
+
+fn raises(fakes: &[Arc<Fake>]) -> usize {
+    fakes.iter().map(|fake| fake.count(Verb::Raise)).sum()
+}
+
+/// The token of one more holder, when all nodes have served what it asked.
+fn token(locker: &RedisLocker, fakes: &[Arc<Fake>]) -> u64 {
+    let up = |fake: &&Arc<Fake>| fake.slot("x", Family::Exclusive).owner.is_some();
+    let guard = locker.acquire("x", &fenced()).expect("free");
+    eventually("all nodes have granted", || {
+        fakes.iter().all(|fake| up(&fake))
+    });
+    let token = guard.fencing_token().expect("it is fenced");
+    guard.release().expect("ours");
+    // Or another process could come before its release, and be refused there.
+    eventually("all nodes are free", || !fakes.iter().any(|fake| up(&fake)));
+    token
+}
+
+#[test]
+fn tokens_strictly_increase_and_take_one_round_when_the_nodes_agree() {
+    let fakes = Fake::many(3);
+    let [locker, other] = [healthy(&fakes), healthy(&fakes)];
+    // The nodes' clocks differ, so the first take two.
+    let mut last = 0;
+    eventually("they agree", || {
+        last = token(&locker, &fakes);
+        let counts: Vec<_> = fakes.iter().map(|fake| count(fake)).collect();
+        counts.windows(2).all(|pair| pair[0] == pair[1])
+    });
+    let before = raises(&fakes);
+    for locker in [&other, &locker, &other] {
+        let token = token(locker, &fakes);
+        assert!(token > last, "{token} after {last}");
+        last = token;
+    }
+    assert_eq!(raises(&fakes), before);
+    let plain = locker.lock("x", Duration::from_secs(30)).expect("free");
+    assert_eq!(plain.fencing_token(), None);
+}
+
+#[test]
+fn a_quorum_is_as_high_as_the_token_before_it_is_handed_out() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let mut last = token(&locker, &fakes);
+    // Then both that are left must be as high.
+    fakes[2].sins(Sin::Down);
+    for round in 0..12 {
+        // One node ran ahead, as by attempts that others refused.
+        fakes[round % 2].meddle("x", Family::Exclusive, |slot| {
+            slot.fence = slot.fence.map(|fence| fence + 1_000);
+        });
+        let guard = locker.acquire("x", &fenced()).expect("free");
+        let token = guard.fencing_token().expect("it is fenced");
+        let as_high = fakes.iter().filter(|fake| count(fake) >= Some(token));
+        assert!(as_high.count() >= 2, "not on a quorum");
+        assert!(token > last, "{token} after {last}");
+        last = token;
+    }
+    assert!(raises(&fakes) > 0);
+}
+
+#[test]
+fn nodes_that_lose_their_data_one_after_the_other_do_not_turn_it_back() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let mut last = 0;
+    for round in 0..12 {
+        let token = token(&locker, &fakes);
+        assert!(token > last, "{token} after {last}");
+        last = token;
+        fakes[round % 3].wipe();
+    }
+}
+
+#[test]
+fn a_lock_whose_token_no_quorum_confirms_is_not_had() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let last = token(&locker, &fakes);
+    fakes[0].meddle("x", Family::Exclusive, |slot| {
+        slot.fence = slot.fence.map(|fence| fence + 1_000);
+    });
+    // The two that are left differ.
+    fakes[2].sins(Sin::Down);
+    fakes[..2]
+        .iter()
+        .for_each(|fake| fake.sins(Sin::Errs(Verb::Raise)));
+    let error = locker
+        .try_acquire("x", &fenced())
+        .expect_err("no quorum for the raise");
+    assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    eventually("the grants are undone", || {
+        fakes[..2].iter().all(|fake| fake.token("x").is_none())
+    });
+    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    let guard = locker.acquire("x", &fenced()).expect("free");
+    assert!(guard.fencing_token() > Some(last));
+}
+
+#[test]
+fn writers_have_tokens_and_readers_have_none() {
+    let fakes = Fake::many(3);
+    let locker = RedisRwLocker::new(healthy(&fakes).nodes());
+    let mut last = 0;
+    for _ in 0..4 {
+        let writer = locker.acquire_write("x", &fenced()).expect("free");
+        let token = writer.fencing_token().expect("it is fenced");
+        assert!(token > last, "{token} after {last}");
+        last = token;
+        writer.downgrade().expect("ours").release().expect("ours");
+        drop(locker.acquire_read("x", &fenced()).expect("free"));
+    }
+    drop(locker.write("x", Duration::from_secs(30)).expect("free"));
+}

@@ -1,0 +1,553 @@
+//! A lock that is handed on in this process: what each side is told, and what is left on nodes, forced on fakes.
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::api::guard::LockGuard;
+use crate::api::locker::{Locker, RedisLocker};
+use crate::api::options::LockOptions;
+use crate::config::builder::{Config, OnDrop};
+use crate::engine::acquire::{Care, Wish};
+use crate::error::Error;
+use crate::local::handoff::{Baton, MOST_IN_A_ROW};
+use crate::protocol::key::{Family, Key};
+use crate::protocol::lease::{Claim, Lease};
+use crate::protocol::quorum::{Question, Tally};
+use crate::protocol::request::{Answer, Verb};
+use crate::protocol::server_info::About;
+use crate::protocol::token::Token;
+use crate::protocol::ttl::Ttl;
+use crate::tests::fake_node::node::{Fake, Sin, eventually, locker};
+use crate::time::clock;
+use crate::transport::cancel::CancelToken;
+use crate::transport::inbox::Inbox;
+use crate::transport::job::Addressee;
+
+const TTL: Duration = Duration::from_secs(300);
+
+fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, |config| config).expect("a quorum is up")
+}
+
+/// Waits until so many threads queue for the lock.
+fn queued(locker: &RedisLocker, count: usize) {
+    let key = Key::parse("redguard:", "x", Family::Exclusive).expect("a good name");
+    let gate = &locker.nodes().engine().gate;
+    eventually("they queue", || gate.waiting(&key) == count);
+}
+
+/// A lock that all of the nodes have.
+fn held(locker: &RedisLocker, fakes: &[Arc<Fake>], options: &LockOptions) -> LockGuard {
+    let guard = locker.acquire("x", options).expect("free");
+    eventually("all have it", || {
+        fakes.iter().all(|fake| fake.token("x").is_some())
+    });
+    guard
+}
+
+/// Holds the lock, lets another thread wait for it with these options, releases it in a third one, and does in between what the
+/// test wants. Answers how the release ended, and what the other thread has got.
+fn handed_on(
+    locker: &RedisLocker,
+    fakes: &[Arc<Fake>],
+    options: &LockOptions,
+    before: impl FnOnce(),
+    between: impl FnOnce(),
+) -> (Result<(), Error>, Result<LockGuard, Error>) {
+    let guard = held(locker, fakes, &LockOptions::new(TTL));
+    thread::scope(|scope| {
+        let next = scope.spawn(|| locker.acquire("x", options));
+        queued(locker, 1);
+        before();
+        let release = scope.spawn(|| guard.release());
+        between();
+        (
+            release.join().expect("no panic"),
+            next.join().expect("no panic"),
+        )
+    })
+}
+
+fn all_free(fakes: &[Arc<Fake>]) {
+    eventually("all nodes are free", || {
+        fakes.iter().all(|fake| fake.token("x").is_none())
+    });
+}
+
+fn count(fakes: &[Arc<Fake>], verb: Verb) -> usize {
+    fakes.iter().map(|fake| fake.count(verb)).sum()
+}
+
+#[test]
+fn who_waits_takes_it_with_the_release() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), || (), || ());
+    assert_eq!(released, Ok(()));
+    let next = next.expect("handed on");
+    assert!(next.is_held() && next.remaining() > TTL / 2);
+    eventually("all have swapped", || count(&fakes, Verb::Swap) == 3);
+    assert_eq!(count(&fakes, Verb::Take), 3, "the first one's");
+    assert!(fakes.iter().all(|fake| fake.published() == 0));
+    next.extend(TTL).expect("ours");
+    assert_eq!(next.release(), Ok(()));
+    all_free(&fakes);
+    eventually("that is told", || {
+        fakes.iter().all(|fake| fake.published() == 1)
+    });
+}
+
+#[test]
+fn a_lock_is_handed_on_in_order_and_is_free_now_and_then() {
+    const THREADS: usize = 40;
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let first = held(&locker, &fakes, &LockOptions::new(TTL));
+    let order = parking_lot::Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for number in 0..THREADS {
+            let (locker, order) = (&locker, &order);
+            scope.spawn(move || {
+                let guard = locker.lock("x", TTL).expect("handed on");
+                order.lock().push(number);
+                guard.release().expect("ours");
+            });
+            queued(locker, number + 1);
+        }
+        first.release().expect("ours");
+    });
+    assert_eq!(*order.lock(), (0..THREADS).collect::<Vec<_>>());
+    all_free(&fakes);
+    let served = fakes[0].verbs();
+    let mut rows = served.split(|verb| *verb == Verb::Take);
+    let swaps = |row: &[Verb]| row.iter().filter(|verb| **verb == Verb::Swap).count();
+    assert!(
+        rows.all(|row| swaps(row) <= MOST_IN_A_ROW as usize),
+        "{served:?}"
+    );
+    assert!(served.contains(&Verb::Swap));
+    // Each row ends in a release that is published, and begins with a take.
+    let takes = fakes[0].count(Verb::Take);
+    assert_eq!(fakes[0].published(), takes);
+    assert_eq!(takes + fakes[0].count(Verb::Swap), THREADS + 1);
+}
+
+#[test]
+fn a_release_ends_as_it_would_if_nobody_waited() {
+    #[derive(Clone, Copy, Debug)]
+    enum Node {
+        Ours,
+        Absent,
+        Foreign,
+        Down,
+        /// It cannot swap, as one that is out of memory and has lost the key, or has a foreign value under the fence.
+        Errs,
+    }
+    let states = [
+        Node::Ours,
+        Node::Absent,
+        Node::Foreign,
+        Node::Down,
+        Node::Errs,
+    ];
+    let all = states.map(|a| states.map(|b| states.map(|c| [a, b, c])));
+    for nodes in all.as_flattened().as_flattened() {
+        let released = |waits: bool| {
+            let fakes = Fake::many(3);
+            let locker = healthy(&fakes);
+            let spoil = || {
+                for (fake, node) in fakes.iter().zip(nodes) {
+                    match node {
+                        Node::Ours => {}
+                        Node::Absent => fake.wipe(),
+                        Node::Foreign => fake.seize("x", TTL),
+                        Node::Down => fake.sins(Sin::Down),
+                        Node::Errs => fake.sins(Sin::Errs(Verb::Swap)),
+                    }
+                }
+            };
+            if !waits {
+                let guard = held(&locker, &fakes, &LockOptions::new(TTL));
+                spoil();
+                return guard.release();
+            }
+            let token = CancelToken::new();
+            let options = LockOptions::new(TTL).cancel_on(&token);
+            let cancel = || {
+                eventually("it was asked", || {
+                    let asked = |(fake, node): (&Arc<Fake>, &Node)| {
+                        // One that comes when it is decided gets a release.
+                        let served = fake.count(Verb::Swap) + fake.count(Verb::Release);
+                        matches!(node, Node::Down) || served > 0
+                    };
+                    fakes.iter().zip(nodes).all(asked)
+                });
+                token.cancel();
+            };
+            let (released, next) = handed_on(&locker, &fakes, &options, spoil, cancel);
+            drop(next);
+            released
+        };
+        let (plain, handed) = (released(false), released(true));
+        let kind = |end: &Result<(), Error>| match end {
+            Ok(()) => "released",
+            Err(error) if error.is_lost() => "lost",
+            Err(error) if error.is_unavailable() => "unknown",
+            Err(_) => "else",
+        };
+        assert_eq!(
+            kind(&plain),
+            kind(&handed),
+            "{nodes:?}: {plain:?}, {handed:?}"
+        );
+    }
+}
+
+#[test]
+fn who_is_cancelled_when_it_was_sent_undoes_it() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Swap)).collect();
+    let token = CancelToken::new();
+    let guard = held(&locker, &fakes, &LockOptions::new(TTL));
+    thread::scope(|scope| {
+        let options = LockOptions::new(TTL).cancel_on(&token);
+        let (locker, fakes) = (&locker, &fakes);
+        let next = scope.spawn(move || locker.acquire("x", &options).map(drop));
+        queued(locker, 1);
+        let release = scope.spawn(|| guard.release());
+        late.iter().for_each(|late| late.arrived());
+        token.cancel();
+        // It does not wait for the nodes.
+        assert_eq!(next.join().expect("no panic"), Err(Error::Cancelled));
+        assert!(fakes.iter().all(|fake| fake.count(Verb::Swap) == 0));
+        fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        late.iter().for_each(|late| late.go());
+        assert_eq!(release.join().expect("no panic"), Ok(()));
+    });
+    all_free(&fakes);
+    locker
+        .lock("x", TTL)
+        .expect("free")
+        .release()
+        .expect("ours");
+}
+
+#[test]
+fn who_is_cancelled_before_it_was_sent_does_not_spoil_the_release() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let guard = held(&locker, &fakes, &LockOptions::new(TTL));
+    // The lanes' threads wait for the answers to something else.
+    let engine = locker.nodes().engine();
+    let busy: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Knock)).collect();
+    let key = Key::parse("redguard:", "y", Family::Exclusive).expect("a good name");
+    let other = Token::fresh(None).expect("a token");
+    let other = Arc::new(Lease::new(key, other, Claim::Exclusive));
+    (0..3).for_each(|node| engine.nodes.knock(&other, node));
+    busy.iter().for_each(|busy| busy.arrived());
+    let token = CancelToken::new();
+    thread::scope(|scope| {
+        let options = LockOptions::new(TTL).cancel_on(&token);
+        let locker = &locker;
+        let next = scope.spawn(move || locker.acquire("x", &options).map(drop));
+        queued(locker, 1);
+        let release = scope.spawn(|| guard.release());
+        queued(locker, 0);
+        token.cancel();
+        assert_eq!(next.join().expect("no panic"), Err(Error::Cancelled));
+        fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        busy.iter().for_each(|busy| busy.go());
+        assert_eq!(release.join().expect("no panic"), Ok(()));
+    });
+    all_free(&fakes);
+    assert_eq!(count(&fakes, Verb::Swap), 0, "nobody wanted it any more");
+    eventually("that is told", || {
+        fakes.iter().all(|fake| fake.published() == 1)
+    });
+}
+
+#[test]
+fn a_shutdown_meanwhile_leaves_nothing() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let guard = held(&locker, &fakes, &LockOptions::new(TTL));
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Swap)).collect();
+    thread::scope(|scope| {
+        let next = scope.spawn(|| locker.lock("x", TTL).map(drop));
+        queued(&locker, 1);
+        let release = scope.spawn(|| guard.release());
+        late.iter().for_each(|late| late.arrived());
+        let shutdown = scope.spawn(|| locker.nodes().shutdown(TTL));
+        let gate = &locker.nodes().engine().gate;
+        eventually("it is closed", || gate.is_closed());
+        fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        late.iter().for_each(|late| late.go());
+        assert_eq!(release.join().expect("no panic"), Ok(()));
+        assert_eq!(next.join().expect("no panic"), Err(Error::Closed));
+        assert!(shutdown.join().expect("no panic"));
+    });
+    assert!(fakes.iter().all(|fake| fake.token("x").is_none()));
+}
+
+#[test]
+fn a_node_that_is_down_gets_nothing_and_is_owed_the_release() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let goes_down = || {
+        fakes[2].sins(Sin::Down);
+        eventually("it is seen", || locker.nodes().engine().nodes_up() == 2);
+    };
+    let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), goes_down, || ());
+    assert_eq!(released, Ok(()));
+    let next = next.expect("by a quorum");
+    assert!(fakes[2].token("x").is_some(), "the former one's");
+    fakes[2].sins(Sin::Honest);
+    eventually("it is paid", || fakes[2].token("x").is_none());
+    assert!(next.is_held());
+    next.release().expect("ours");
+    all_free(&fakes);
+}
+
+#[test]
+fn without_a_quorum_both_tokens_are_released_and_the_next_goes_the_ordinary_way() {
+    for (sin, is_told) in [
+        (Sin::Errs(Verb::Swap), true),
+        (Sin::ErrsAfter(Verb::Swap), false),
+    ] {
+        let fakes = Fake::many(3);
+        let locker = healthy(&fakes);
+        let sins = || fakes[1..].iter().for_each(|fake| fake.sins(sin.clone()));
+        let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), sins, || ());
+        // What was not swapped is released by itself. What the next one has by now tells nothing of the former one.
+        match released {
+            Ok(()) => assert!(is_told),
+            Err(error) => assert!(error.is_unavailable() && !is_told, "{error}"),
+        }
+        let next = next.expect("by an attempt of its own");
+        assert_eq!(fakes[0].count(Verb::Swap), 1);
+        next.check().expect("held");
+        next.release().expect("ours");
+        all_free(&fakes);
+    }
+}
+
+#[test]
+fn a_swap_that_comes_too_late_is_undone() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let ttl = Duration::from_millis(100);
+    let late = fakes[0].is_late(Verb::Swap);
+    let held_up = || {
+        late.arrived();
+        let came = clock::now();
+        eventually("the time is over", || {
+            clock::now().duration_since(came) > ttl
+        });
+        fakes[0].sins(Sin::Errs(Verb::Take));
+        late.go();
+    };
+    let options = LockOptions::new(ttl);
+    let (released, next) = handed_on(
+        &locker,
+        &fakes,
+        &options,
+        || (),
+        || {
+            held_up();
+            eventually("it asks by itself", || fakes[0].count(Verb::Release) >= 2);
+            fakes[0].sins(Sin::Honest);
+        },
+    );
+    assert_eq!(released, Ok(()));
+    drop(next);
+    all_free(&fakes);
+}
+
+#[test]
+fn another_owners_value_is_left_alone_and_the_loss_is_told() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let options = LockOptions::new(TTL).wait_for(Duration::from_millis(300));
+    let seize = || fakes[1..].iter().for_each(|fake| fake.seize("x", TTL));
+    let (released, next) = handed_on(&locker, &fakes, &options, seize, || ());
+    let error = released.expect_err("a stranger has it");
+    assert!(error.is_lost(), "{error}");
+    let error = next.expect_err("it is another's");
+    assert!(error.is_contended(), "{error}");
+    eventually("our part is free", || fakes[0].token("x").is_none());
+    for fake in &fakes[1..] {
+        assert_eq!(fake.token("x").as_deref(), Some("stranger"));
+    }
+}
+
+#[test]
+fn a_drop_that_hands_off_does_not_wait_for_it() {
+    let fakes = Fake::many(3);
+    let hand_off = |config: Config| config.on_drop(OnDrop::HandOff);
+    let locker = locker(&fakes, hand_off).expect("a quorum is up");
+    let guard = held(&locker, &fakes, &LockOptions::new(TTL));
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Swap)).collect();
+    thread::scope(|scope| {
+        let next = scope.spawn(|| locker.lock("x", TTL));
+        queued(&locker, 1);
+        drop(guard); // no node answers yet
+        late.iter().for_each(|late| late.arrived());
+        fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        late.iter().for_each(|late| late.go());
+        drop(next.join().expect("no panic").expect("handed on"));
+    });
+    all_free(&fakes);
+}
+
+#[test]
+fn numbers_increase_from_one_to_the_next_also_where_fences_differ() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let options = LockOptions::new(TTL).fenced();
+    let mut last = held(&locker, &fakes, &options);
+    for ahead in 0..6 {
+        fakes[ahead % 3].meddle("x", Family::Exclusive, |slot| {
+            slot.fence = slot.fence.map(|fence| fence + 100);
+        });
+        let number = last.fencing_token();
+        last = thread::scope(|scope| {
+            let next = scope.spawn(|| locker.acquire("x", &options));
+            queued(&locker, 1);
+            last.release().expect("ours");
+            next.join().expect("no panic").expect("handed on")
+        });
+        assert!(last.fencing_token() > number);
+    }
+    assert!(count(&fakes, Verb::Swap) >= 2 * 3);
+}
+
+#[test]
+fn who_wants_more_than_that_lock_goes_the_ordinary_way() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let guard = held(&locker, &fakes, &LockOptions::new(TTL));
+    thread::scope(|scope| {
+        let next = scope.spawn(|| locker.lock_all(&["x", "y"], &LockOptions::new(TTL)));
+        queued(&locker, 1);
+        guard.release().expect("ours");
+        let both = next.join().expect("no panic").expect("free");
+        let next = scope.spawn(|| locker.lock("x", TTL));
+        queued(&locker, 1);
+        both.release().expect("ours");
+        drop(next.join().expect("no panic").expect("free"));
+    });
+    assert_eq!(fakes[0].count(Verb::Swap), 0);
+    assert!(!locker.nodes().engine().circuit.is_open());
+}
+
+#[test]
+fn while_the_breaker_is_open_nothing_is_handed_on() {
+    let fakes = Fake::many(1);
+    let locker = locker(&fakes, |config| config.allow_degraded(true)).expect("it is up");
+    let engine = locker.nodes().engine();
+    let open = || engine.begin_degraded(clock::now(), &Tally::new(1, Question::Take));
+    let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), open, || ());
+    assert_eq!(released, Ok(()));
+    drop(next.expect("here or there"));
+    assert_eq!(fakes[0].count(Verb::Swap), 0);
+}
+
+#[test]
+fn a_lock_that_is_handed_on_does_not_feed_the_breaker() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let circuit = &locker.nodes().engine().circuit;
+    let fails = || circuit.fail(clock::now(), None, 0, &Tally::new(3, Question::Take));
+    let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), fails, || ());
+    assert_eq!(released, Ok(()));
+    let next = next.expect("handed on");
+    next.extend(TTL).expect("ours");
+    next.release().expect("ours");
+    assert_eq!(count(&fakes, Verb::Take), 3, "the first one's");
+    assert!(!circuit.is_calm());
+    drop(locker.lock("x", TTL).expect("free"));
+    assert!(circuit.is_calm());
+}
+
+#[test]
+fn a_node_in_quarantine_is_asked_for_a_release_alone() {
+    let fakes = Fake::many(1);
+    let up_for = |uptime| {
+        fakes[0].says(About {
+            uptime,
+            ..About::default()
+        });
+    };
+    up_for(2 * TTL);
+    let quarantined = |config: Config| config.restart_quarantine(TTL);
+    let locker = locker(&fakes, quarantined).expect("it is up");
+    let restarts = || {
+        fakes[0].sins(Sin::Down);
+        eventually("it is seen", || locker.nodes().engine().nodes_up() == 0);
+        up_for(Duration::ZERO);
+        fakes[0].sins(Sin::Honest);
+        eventually("it is back", || locker.nodes().engine().nodes_up() == 1);
+    };
+    let options = LockOptions::new(TTL).wait_for(Duration::from_millis(200));
+    let (released, next) = handed_on(&locker, &fakes, &options, restarts, || ());
+    assert_eq!(released, Ok(()));
+    assert!(next.is_err(), "it grants nothing yet");
+    assert_eq!(fakes[0].count(Verb::Swap), 0);
+    all_free(&fakes);
+}
+
+#[test]
+fn the_time_of_what_was_handed_on_began_before_it_was_sent() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let engine = locker.nodes().engine();
+    let key = Key::parse("redguard:", "x", Family::Exclusive).expect("a good name");
+    let wish = Wish {
+        keys: key.clone().into(),
+        claim: Claim::Exclusive,
+        ttl: Ttl::parse(TTL, 0.5).expect("a good one"),
+        fenced: false,
+        cancel: None,
+        care: Care::default(),
+    };
+    let _busy = locker.lock("x", TTL).expect("free");
+    for (ago, is_in_time) in [(TTL / 4, true), (TTL * 3 / 4, false)] {
+        let inbox = Arc::new(Inbox::new());
+        let offer = engine.offer(&wish, None).expect("a token");
+        let offer = offer.expect("somebody holds it");
+        let former = Token::fresh(None).expect("a token");
+        let baton = Baton {
+            former: Arc::new(Lease::new(key.clone(), former, Claim::Exclusive)),
+            start: clock::now().checked_sub(ago).expect("not that long ago"),
+            lead: clock::lead(),
+            round: inbox.open_round(1),
+        };
+        inbox.post(baton.round, 0, Answer::Yes);
+        let taken = engine.take_over(&wish, &offer, &baton, &inbox);
+        assert_eq!(taken.is_ok(), is_in_time, "{ago:?} ago");
+    }
+}
+
+#[test]
+fn many_threads_pass_it_on_and_none_fails() {
+    for nodes in [1, 3] {
+        let fakes = Fake::many(nodes);
+        let locker = healthy(&fakes);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        locker
+                            .lock("x", TTL)
+                            .expect("free")
+                            .release()
+                            .expect("ours");
+                    }
+                });
+            }
+        });
+        all_free(&fakes);
+        assert!(fakes[0].count(Verb::Swap) > 0);
+    }
+}

@@ -1,0 +1,133 @@
+//! Connections that ended while nothing was in flight, over fake nodes: what waits for the next one, and what does not.
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::api::locker::{Locker, RedisLocker};
+use crate::error::{Cause, Error};
+use crate::protocol::request::Verb;
+use crate::tests::fake_node::node::{Fake, Sin, eventually, locker};
+use crate::time::clock;
+
+const TTL: Duration = Duration::from_secs(60);
+
+fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, |config| config).expect("a quorum is up")
+}
+
+fn close_all(fakes: &[Arc<Fake>]) {
+    fakes.iter().for_each(|fake| fake.closes_connections());
+}
+
+/// Nothing is in flight any more once every node has served as many releases as takes.
+fn settle(fakes: &[Arc<Fake>]) {
+    eventually("all is released", || {
+        let settled = |fake: &Arc<Fake>| fake.count(Verb::Take) == fake.count(Verb::Release);
+        fakes.iter().all(settled)
+    });
+}
+
+#[test]
+fn round_on_connections_that_were_closed_is_granted_by_all_nodes() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    for round in 1..=20 {
+        close_all(&fakes);
+        let guard = locker.try_lock("x", TTL).expect("nothing was sent before");
+        let guard = guard.expect("it is free");
+        eventually("all have granted", || {
+            fakes.iter().all(|fake| fake.takes().len() == round)
+        });
+        close_all(&fakes);
+        guard.release().expect("nor of the release");
+        settle(&fakes);
+    }
+}
+
+#[test]
+fn rounds_of_many_callers_on_connections_that_were_closed_are_granted() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    for _ in 0..10 {
+        close_all(&fakes);
+        thread::scope(|scope| {
+            for caller in 0..8 {
+                let locker = &locker;
+                scope.spawn(move || {
+                    let guard = locker.try_lock(&caller.to_string(), TTL);
+                    drop(guard.expect("nothing was sent before").expect("it is free"));
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn round_on_connections_that_cannot_be_replaced_fails_with_the_cause_of_the_connect() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    fakes.iter().for_each(|fake| fake.sins(Sin::Down));
+    close_all(&fakes);
+    let began = clock::now();
+    for _ in 0..20 {
+        let error = locker.try_lock("x", TTL).expect_err("all are down");
+        let Error::InsufficientQuorum { causes, .. } = error else {
+            panic!("{error}")
+        };
+        let down = Cause::Unreachable("down".into());
+        assert!(causes.iter().any(|cause| cause.cause == down), "{causes:?}");
+    }
+    // None waits for its time-out, which is 5 s.
+    assert!(clock::now().duration_since(began) < Duration::from_secs(50));
+    assert!(fakes.iter().all(|fake| fake.takes().is_empty()));
+}
+
+#[test]
+fn connection_that_was_closed_is_replaced_while_nobody_asks() {
+    let fakes = Fake::many(1);
+    let _locker = healthy(&fakes);
+    close_all(&fakes);
+    eventually("it is connected again", || fakes[0].connects().len() == 2);
+}
+
+#[test]
+fn former_connection_that_may_not_be_killed_stops_no_reconnect() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let denied = Cause::Denied("NOPERM".into());
+    fakes[0].refuses_to_kill(Some(denied));
+    for _ in 0..3 {
+        close_all(&fakes);
+        drop(locker.lock("x", TTL).expect("it is connected again"));
+        settle(&fakes);
+    }
+    assert!(fakes[0].connects().len() > 1);
+}
+
+#[test]
+fn requests_during_a_connect_that_takes_long_fail_in_time_and_are_not_sent_later() {
+    let fakes = Fake::many(1);
+    let short = Duration::from_millis(100);
+    let locker = locker(&fakes, |config| config.node_timeout(short)).expect("it is up");
+    let key = "x";
+    let guard = locker.lock(key, TTL).expect("it is up");
+    let connect = fakes[0].is_late_with_a_connect();
+    close_all(&fakes);
+    connect.arrived();
+    let began = clock::now();
+    let unavailable = |error: Error| assert!(error.is_unavailable(), "{error}");
+    unavailable(locker.force_release(key).expect_err("nothing is sent"));
+    unavailable(locker.try_lock("y", TTL).expect_err("nothing is sent"));
+    unavailable(guard.release().expect_err("nothing is sent"));
+    // Once the time is over nobody waits at all.
+    for _ in 0..1000 {
+        unavailable(locker.try_lock("y", TTL).expect_err("it is suspect"));
+    }
+    assert!(clock::now().duration_since(began) < 100 * short);
+    connect.go();
+    fakes[0].sins(Sin::Honest);
+    eventually("the release is made", || fakes[0].token(key).is_none());
+    drop(locker.lock("y", TTL).expect("it is up"));
+    assert_eq!(fakes[0].count(Verb::Break), 0);
+    assert_eq!(fakes[0].takes().len(), 2);
+}

@@ -1,0 +1,145 @@
+//! What comes late: answers after the verdict, a callback after the loss, and a lock that is free without a message.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::api::locker::{Locker, RedisLocker};
+use crate::api::options::LockOptions;
+use crate::background::loss_notifier::OnLost;
+use crate::config::builder::OnDrop;
+use crate::engine::acquire::{Care, Wish};
+use crate::protocol::key::{Family, Key};
+use crate::protocol::lease::{Claim, Lease};
+use crate::protocol::request::Verb;
+use crate::protocol::retry::RetryPolicy;
+use crate::protocol::token::Token;
+use crate::protocol::ttl::Ttl;
+use crate::tests::fake_node::node::{Fake, eventually, locker};
+use crate::time::clock;
+
+const TTL: Duration = Duration::from_secs(60);
+
+fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, |config| config).expect("a quorum is up")
+}
+
+/// The last node, which has lost the key, answers when the others have decided.
+fn answers_last(fakes: &[Arc<Fake>], extended: impl FnOnce()) {
+    fakes[2].meddle("x", Family::Exclusive, |slot| slot.owner = None);
+    let late = fakes[2].is_late(Verb::Extend);
+    extended();
+    late.arrived();
+    assert_eq!(fakes[2].token("x"), None);
+    late.go();
+    eventually("the key is back", || fakes[2].token("x").is_some());
+}
+
+fn everywhere(fakes: &[Arc<Fake>]) {
+    eventually("all have granted", || {
+        fakes.iter().all(|fake| fake.token("x").is_some())
+    });
+}
+
+#[test]
+fn a_node_that_answers_an_extension_last_gets_the_key_back() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", TTL).expect("free");
+    everywhere(&fakes);
+    answers_last(&fakes, || guard.extend(TTL).expect("by a quorum"));
+    guard.release().expect("ours");
+}
+
+#[test]
+fn a_node_that_answers_a_renewal_last_gets_the_key_back() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let options = LockOptions::new(Duration::from_secs(6)).auto_renew();
+    let guard = locker.acquire("x", &options).expect("free");
+    everywhere(&fakes);
+    let left = guard.remaining();
+    answers_last(&fakes, || {
+        eventually("it runs down", || {
+            guard.remaining() + Duration::from_secs(1) < left
+        });
+        eventually("renewed by a quorum", || {
+            guard.remaining() + Duration::from_millis(500) > left
+        });
+    });
+    assert!(guard.is_held());
+}
+
+#[test]
+fn a_loss_that_came_before_anybody_could_be_told_is_told() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let engine = locker.nodes().engine();
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let tell = OnLost(Arc::new(move |_: &_| {
+        count.fetch_add(1, Ordering::SeqCst);
+    }));
+    let wish = |key: &Key| Wish {
+        keys: key.clone().into(),
+        claim: Claim::Exclusive,
+        ttl: Ttl::parse(TTL, 0.5).expect("a good one"),
+        fenced: false,
+        cancel: None,
+        care: Care {
+            on_lost: Some(tell.clone()),
+            ..Care::default()
+        },
+    };
+    for (n, is_over) in [true, false].into_iter().enumerate() {
+        let key = Key::parse("redguard:", "x", Family::Exclusive).expect("a good name");
+        let token = Token::fresh(None).expect("random bytes");
+        let lease = Arc::new(Lease::new(key.clone(), token, Claim::Exclusive));
+        let now = clock::now();
+        assert!(lease.hold(if is_over { now } else { now + TTL }, clock::lead()));
+        assert!(is_over || lease.lose());
+        engine.care_for(&lease, &wish(&key)).expect("a thread");
+        eventually("it is told", || told.load(Ordering::SeqCst) == n + 1);
+    }
+}
+
+/// Whose delays are so long that they explain no progress.
+fn sluggish(fakes: &[Arc<Fake>]) -> RedisLocker {
+    let policy = RetryPolicy {
+        initial_delay: 5 * TTL,
+        max_delay: 5 * TTL,
+        jitter: 0.0,
+        ..RetryPolicy::default()
+    };
+    locker(fakes, |config| {
+        config.retry(policy).on_drop(OnDrop::HandOff)
+    })
+    .expect("a quorum is up")
+}
+
+#[test]
+fn split_vote_whose_first_node_granted_is_won_without_a_message() {
+    let fakes = Fake::many(3);
+    let locker = sluggish(&fakes);
+    fakes[1..].iter().for_each(|fake| fake.seize("x", 5 * TTL));
+    let start = clock::now();
+    thread::scope(|scope| {
+        let refusing = [fakes[1].is_late(Verb::Take), fakes[2].is_late(Verb::Take)];
+        let patient = LockOptions::new(TTL).wait_for(TTL);
+        let waits = scope.spawn({
+            let locker = &locker;
+            move || locker.acquire("x", &patient)
+        });
+        // The contested nodes are asked again until they are given back.
+        for n in 1..=3 {
+            refusing.iter().for_each(|late| late.arrived());
+            for fake in fakes[1..].iter().filter(|_| n == 3) {
+                fake.meddle("x", Family::Exclusive, |slot| slot.owner = None);
+            }
+            refusing.iter().for_each(|late| late.go());
+        }
+        drop(waits.join().expect("no panic").expect("it is free"));
+    });
+    assert_eq!(fakes[0].count(Verb::Take), 1, "its grant is kept");
+    assert!(clock::now() - start < TTL, "by a delay of the policy");
+}

@@ -1,0 +1,698 @@
+//! Renewal and loss over fake nodes: what keeps a lease, what ends it, and who is told.
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use crate::api::locker::{LocalLocker, Locker, RedisLocker};
+use crate::api::nodes::Nodes;
+use crate::api::options::LockOptions;
+use crate::api::rw_locker::{RedisRwLocker, RwLocker};
+use crate::api::watch::WaitLost;
+use crate::background::renewal::service::Renewal;
+use crate::config::builder::OnDrop;
+use crate::engine::acquire::{Care, Patience, Taken, Wish};
+use crate::engine::core::Engine;
+use crate::error::{Error, LossReason};
+use crate::local::lock_table::Pass;
+use crate::protocol::key::{Family, Key};
+use crate::protocol::lease::{Claim, Lease, Look};
+use crate::protocol::request::Verb;
+use crate::protocol::ttl::Ttl;
+use crate::tests::fake_node::node::{Fake, Sin, at_each_line, eventually, locker};
+use crate::time::clock;
+use crate::transport::cancel::CancelToken;
+
+/// Renewed every 400 ms or so: a thread that is held up for twice as long loses nothing yet.
+const TTL: Duration = Duration::from_millis(1_200);
+/// For locks whose end is waited for, and which nobody renews.
+const BRIEF: Duration = Duration::from_millis(400);
+/// Renewed after three seconds or so: it is held for long while that is held up.
+const LONGER: Duration = Duration::from_secs(9);
+const LONG: Duration = Duration::from_secs(300);
+/// Wide: only a hang takes this long.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, |config| config).expect("a quorum is up")
+}
+
+/// Lets a lock that is to end soon be taken however slowly.
+fn lax(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, |config| config.min_validity(0.0)).expect("a quorum is up")
+}
+
+fn renewed(ttl: Duration) -> LockOptions {
+    LockOptions::new(ttl).auto_renew()
+}
+
+/// Options that count how often the loss was told.
+fn counted(options: LockOptions) -> (LockOptions, Arc<AtomicUsize>) {
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let options = options.on_lost(move |lost| {
+        assert_eq!(lost.key(), "x");
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    (options, told)
+}
+
+/// For who wants the lease itself, and no guard around it.
+fn wish(name: &str, ttl: Duration) -> Wish {
+    Wish {
+        keys: Key::parse("redguard:", name, Family::Exclusive)
+            .expect("good")
+            .into(),
+        claim: Claim::Exclusive,
+        ttl: Ttl::parse(ttl, 0.5).expect("good"),
+        fenced: false,
+        cancel: None,
+        care: Care {
+            renews: true,
+            ..Care::default()
+        },
+    }
+}
+
+const FOR_EVER: Patience = Patience {
+    end: None,
+    attempts: None,
+};
+
+fn renewals(fake: &Fake) -> usize {
+    fake.count(Verb::Extend)
+}
+
+fn renewing(nodes: &Nodes) -> usize {
+    nodes.engine().renewal.count()
+}
+
+/// Time for what must not happen.
+fn a_while() {
+    thread::park_timeout(TTL / 2);
+}
+
+/// All that were taken by now, with `LONGER` as their TTL.
+fn until_all_are_due() {
+    let overdue = clock::now() + LONGER * 3 / 8;
+    eventually("they are due", || clock::now() > overdue);
+}
+
+#[test]
+fn a_lock_is_renewed_until_it_is_released() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(renewed(TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    let rival = healthy(&fakes);
+    eventually("it is held three times its TTL", || {
+        assert!(guard.is_held());
+        assert!(rival.try_lock("x", TTL).expect("no error").is_none());
+        renewals(&fakes[0]) >= 10
+    });
+    guard.release().expect("ours");
+    assert_eq!(renewing(locker.nodes()), 0);
+    // Each node has served what was on its way.
+    let after: Vec<usize> = fakes.iter().map(|fake| renewals(fake)).collect();
+    a_while();
+    a_while();
+    let later: Vec<usize> = fakes.iter().map(|fake| renewals(fake)).collect();
+    assert!(after.iter().zip(&later).all(|(a, b)| b - a <= 1));
+    assert!(fakes.iter().all(|fake| fake.token("x").is_none()));
+    assert_eq!(told.load(Ordering::SeqCst), 0, "released, not lost");
+}
+
+#[test]
+fn readers_and_writers_are_renewed_too() {
+    let fakes = Fake::many(3);
+    let locker = RedisRwLocker::new(healthy(&fakes).nodes());
+    let writer = locker.acquire_write("x", &renewed(TTL)).expect("free");
+    eventually("the writer is renewed", || renewals(&fakes[0]) >= 3);
+    assert!(writer.is_held());
+    let reader = writer.downgrade().expect("ours");
+    let before = renewals(&fakes[0]);
+    eventually("and goes on as a reader", || {
+        renewals(&fakes[0]) >= before + 3
+    });
+    assert!(reader.is_held());
+    let other = locker.acquire_read("x", &renewed(TTL)).expect("beside it");
+    drop(reader);
+    let before = renewals(&fakes[0]);
+    eventually("each has its own", || renewals(&fakes[0]) >= before + 3);
+    other.release().expect("ours");
+    assert_eq!(renewing(locker.nodes()), 0);
+}
+
+#[test]
+fn who_stops_renewing_keeps_the_lock_to_its_end() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let guard = locker.acquire("x", &renewed(TTL)).expect("free");
+    eventually("it is renewed", || renewals(&fakes[0]) >= 2);
+    guard.stop_renewing();
+    guard.stop_renewing();
+    assert_eq!(renewing(locker.nodes()), 0);
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert!(guard.extend(TTL).expect_err("lost").is_lost());
+    guard.stop_renewing();
+    assert!(locker.lock("x", TTL).is_ok());
+}
+
+#[test]
+fn max_hold_ends_the_renewal_and_the_lease_ends_then() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let start = clock::now();
+    let (options, told) = counted(renewed(TTL).max_hold(2 * TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert!(clock::now() - start > 2 * TTL, "not before its time");
+    eventually("it was renewed before", || renewals(&fakes[0]) >= 2);
+    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+    // None at all: it ends with its first TTL.
+    let options = renewed(TTL).max_hold(Duration::ZERO);
+    let guard = locker.acquire("y", &options).expect("free");
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+}
+
+#[test]
+fn a_minority_that_is_down_or_errs_does_not_matter_and_gets_the_key_back() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(renewed(TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    for sin in [Sin::Down, Sin::Errs(Verb::Extend)] {
+        fakes[0].sins(sin);
+        fakes[0].wipe();
+        let before = renewals(&fakes[1]);
+        eventually("renewed by the others", || {
+            renewals(&fakes[1]) >= before + 3
+        });
+        assert!(guard.is_held());
+        // But for the renewal that was on its way there when it was told to sin: that may be served, once.
+        eventually("nothing is put back there", || {
+            fakes[0].token("x").is_none()
+        });
+        fakes[0].sins(Sin::Honest);
+        eventually("the key is back", || fakes[0].token("x").is_some());
+    }
+    guard.release().expect("ours");
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_renewal_that_fails_is_tried_again_before_the_lease_ends() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(renewed(3 * TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    for fake in &fakes {
+        fake.sins(Sin::ErrsAfter(Verb::Extend));
+    }
+    // Extended, but nobody knows.
+    eventually("tried again and again", || renewals(&fakes[0]) >= 5);
+    assert!(guard.is_held(), "an error is no loss");
+    let seen = guard.remaining();
+    for fake in &fakes {
+        fake.sins(Sin::Honest);
+    }
+    eventually("extended again", || guard.remaining() > seen);
+    guard.release().expect("ours");
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn errors_until_the_lease_ends_are_a_loss_which_is_told_once() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(renewed(TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    for fake in &fakes[..2] {
+        fake.sins(Sin::Errs(Verb::Extend));
+    }
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+    for fake in &fakes {
+        fake.sins(Sin::Honest);
+    }
+    let before = renewals(&fakes[2]);
+    a_while();
+    a_while();
+    // But for one that was on its way there.
+    assert!(renewals(&fakes[2]) <= before + 1, "never renewed again");
+    assert_eq!(renewing(locker.nodes()), 0);
+    assert!(!guard.is_held() && guard.remaining().is_zero());
+    assert!(guard.release().expect_err("lost").is_lost());
+    assert_eq!(told.load(Ordering::SeqCst), 1);
+    eventually("the survivors' keys are released", || {
+        fakes.iter().all(|fake| fake.token("x").is_none())
+    });
+}
+
+#[test]
+fn a_quorum_that_says_not_yours_is_a_loss_at_the_next_renewal() {
+    for strangers in [true, false] {
+        let fakes = Fake::many(3);
+        let locker = healthy(&fakes);
+        let (options, told) = counted(renewed(5 * TTL));
+        let guard = locker.acquire("x", &options).expect("free");
+        let expiry = clock::now() + guard.remaining();
+        eventually("all have it", || {
+            fakes.iter().all(|fake| fake.token("x").is_some())
+        });
+        for fake in &fakes[1..] {
+            fake.wipe();
+            if strangers {
+                fake.seize("x", LONG);
+            }
+        }
+        assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+        assert!(clock::now() < expiry, "long before its lease ends");
+        eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+        eventually("released where it was ours", || {
+            fakes[0].token("x").is_none()
+        });
+        assert_eq!(fakes[1].token("x").is_some(), strangers, "left alone");
+        assert!(guard.check().expect_err("lost").is_lost());
+    }
+}
+
+#[test]
+fn a_loss_is_told_by_the_clock_where_nobody_looks_and_nothing_renews() {
+    let fakes = Fake::many(3);
+    let locker = lax(&fakes);
+    let (options, told) = counted(LockOptions::new(BRIEF));
+    let guard = locker.acquire("x", &options).expect("free");
+    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+    // At once to who asks late, and to everybody who does.
+    for _ in 0..2 {
+        assert_eq!(guard.watch().wait_lost(Duration::ZERO), WaitLost::Lost);
+        assert_eq!(guard.watch().loss(), Some(LossReason::Expired));
+    }
+    assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
+    assert_eq!(told.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn an_extension_moves_the_telling() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(LockOptions::new(TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    guard.extend(LONG).expect("ours");
+    thread::park_timeout(TTL);
+    a_while();
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+    assert_eq!(guard.watch().wait_lost(Duration::ZERO), WaitLost::TimedOut);
+    // By a reply, long before its time.
+    for fake in &fakes {
+        fake.wipe();
+    }
+    assert!(guard.extend(LONG).expect_err("gone").is_lost());
+    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+}
+
+#[test]
+fn a_monitor_is_told_of_a_release_and_of_a_drop() {
+    let fakes = Fake::many(3);
+    let locker = locker(&fakes, |config| config.on_drop(OnDrop::HandOff)).expect("up");
+    let local = LocalLocker::new();
+    let lockers: [&dyn Locker; 2] = [&locker, &local];
+    for locker in lockers {
+        for by_drop in [true, false] {
+            let guard = locker.lock("x", LONG).expect("free");
+            let watch = guard.watch();
+            assert!(watch.is_held() && watch.remaining() > LONG / 2);
+            assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::TimedOut);
+            let (begun, waits) = mpsc::channel();
+            let monitor = watch.clone();
+            thread::scope(|scope| {
+                let monitor = scope.spawn(move || {
+                    begun.send(()).expect("the test waits");
+                    monitor.wait_lost(Duration::MAX)
+                });
+                waits.recv().expect("it has begun");
+                match by_drop {
+                    true => drop(guard),
+                    false => guard.release().expect("ours"),
+                }
+                assert_eq!(monitor.join().expect("no panic"), WaitLost::Released);
+            });
+            assert_eq!(watch.wait_lost(LIMIT), WaitLost::Released);
+            assert!(!watch.is_held() && watch.remaining().is_zero());
+        }
+    }
+}
+
+#[test]
+fn a_release_beside_a_renewal_leaves_nothing_and_tells_nothing() {
+    for _ in 0..5 {
+        let fakes = Fake::many(3);
+        let locker = healthy(&fakes);
+        let (options, told) = counted(renewed(TTL));
+        let guard = locker.acquire("x", &options).expect("free");
+        let watch = guard.watch();
+        let late: Vec<_> = fakes.iter().map(|f| f.is_late(Verb::Extend)).collect();
+        late.iter().for_each(|late| late.arrived());
+        thread::scope(|scope| {
+            let released = scope.spawn(|| guard.release());
+            // The renewal is on every node when the release has begun.
+            assert_eq!(watch.wait_lost(LIMIT), WaitLost::Released);
+            late.iter().for_each(|late| late.go());
+            released.join().expect("no panic").expect("ours");
+        });
+        eventually("no key is left", || {
+            fakes.iter().all(|fake| fake.token("x").is_none())
+        });
+        assert_eq!(renewing(locker.nodes()), 0);
+        assert_eq!(told.load(Ordering::SeqCst), 0);
+    }
+}
+
+fn on_nodes(engine: &Engine, wish: &Wish) -> (Arc<Lease>, Pass) {
+    match engine.acquire(wish, FOR_EVER).expect("free") {
+        Taken::Quorum(lease, pass) => (lease, pass),
+        Taken::Local(_) => panic!("a quorum is up"),
+    }
+}
+
+#[test]
+fn a_panic_while_a_loss_is_told_ends_no_other_renewal() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let engine = locker.nodes().engine();
+    let mut plain = ["x", "y"].map(|name| wish(name, LONGER));
+    plain.iter_mut().for_each(|wish| wish.care.renews = false);
+    let [(lost, _slot), (kept, _other)] = plain.each_ref().map(|wish| on_nodes(engine, wish));
+    let panics = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&panics);
+    let told = move |_: &Arc<Lease>, _: &str| {
+        count.fetch_add(1, Ordering::SeqCst);
+        panic!("as the test wants it");
+    };
+    let renewal = Renewal::new(&engine.nodes, LIMIT, Arc::new(told));
+    fakes[0].seize("x", LONG);
+    for (lease, wish) in [&lost, &kept].into_iter().zip(&plain) {
+        renewal.register(lease, wish.ttl, None).expect("a thread");
+    }
+    let served = || fakes[0].extensions(kept.token().text());
+    eventually("the loss is told", || panics.load(Ordering::SeqCst) == 1);
+    let before = served();
+    eventually("the other is renewed", || served() > before);
+    assert!(matches!(kept.look(clock::now()), Look::Held(_)));
+    assert_eq!((renewal.count(), panics.load(Ordering::SeqCst)), (1, 1));
+    renewal.stop();
+    assert!(renewal.await_end(clock::now() + LIMIT));
+}
+
+#[test]
+fn a_drop_during_which_the_logger_panics_does_not_panic_and_is_counted() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", LONG).expect("free");
+    at_each_line(|_| panic!("as the test wants it"));
+    drop(guard);
+    at_each_line(|_| {});
+    assert_eq!(locker.nodes().drop_failures(), 1);
+    // What was released is released, whatever the logger does.
+    eventually("it is free", || fakes[0].token("x").is_none());
+}
+
+#[test]
+fn a_renewal_and_an_extension_take_turns() {
+    let fakes = Fake::many(1);
+    let locker = healthy(&fakes);
+    let engine = locker.nodes().engine();
+    let (lease, _pass) = on_nodes(engine, &wish("x", LONGER));
+    // A renewal that is due waits for an extension, though its thread does not.
+    let turn = lease.begin_extension();
+    let beside = locker.acquire("y", &renewed(TTL)).expect("free");
+    until_all_are_due();
+    let before = renewals(&fakes[0]);
+    eventually("others are renewed", || renewals(&fakes[0]) >= before + 3);
+    let served = || fakes[0].extensions(lease.token().text());
+    assert_eq!(served(), 0);
+    drop(beside);
+    let late = fakes[0].is_late(Verb::Extend);
+    drop(turn);
+    // The other way round.
+    late.arrived();
+    assert!(
+        lease.try_begin_extension().is_none(),
+        "a renewal is on its way"
+    );
+    fakes[0].sins(Sin::Honest);
+    late.go();
+    eventually("now it is", || served() > 0);
+    engine.stop_renewing(&lease);
+}
+
+#[test]
+fn a_renewal_that_is_answered_after_the_lease_has_ended_revives_nothing() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(renewed(TTL));
+    let guard = locker.acquire("x", &options).expect("free");
+    eventually("all have it", || {
+        fakes.iter().all(|fake| fake.token("x").is_some())
+    });
+    let late = [&fakes[0], &fakes[1]].map(|fake| fake.is_late(Verb::Extend));
+    late.iter().for_each(|late| late.arrived());
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    // Their clocks are so slow that they have it still: they extend it, and say so.
+    let token = fakes[0].takes().remove(0);
+    for fake in &fakes[..2] {
+        fake.meddle("x", Family::Exclusive, |slot| {
+            slot.owner = Some((token.clone(), clock::now() + LONG));
+        });
+    }
+    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    late.iter().for_each(|late| late.go());
+    eventually("they have extended it", || {
+        fakes[..2].iter().all(|fake| fake.extensions(&token) == 1)
+    });
+    eventually("it is released all the same", || {
+        assert!(!guard.is_held(), "revived");
+        fakes.iter().all(|fake| fake.token("x").is_none())
+    });
+    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+    let end = clock::now() + TTL / 2;
+    eventually("a while has passed", || {
+        assert!(!guard.is_held(), "revived");
+        clock::now() > end
+    });
+    assert_eq!(guard.watch().wait_lost(Duration::ZERO), WaitLost::Lost);
+    assert!(!guard.is_held() && guard.remaining().is_zero());
+    assert_eq!(renewing(locker.nodes()), 0);
+    assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
+    assert_eq!(told.load(Ordering::SeqCst), 1, "once");
+}
+
+#[test]
+fn who_is_cancelled_is_not_renewed_and_who_holds_is_renewed_all_the_same() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    // During the round that would have granted it.
+    let token = CancelToken::new();
+    let (options, told) = counted(renewed(TTL).cancel_on(&token));
+    let late = [&fakes[1], &fakes[2]].map(|fake| fake.is_late(Verb::Take));
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| locker.acquire("x", &options).err());
+        late.iter().for_each(|late| late.arrived());
+        token.cancel();
+        assert_eq!(waits.join().expect("no panic"), Some(Error::Cancelled));
+    });
+    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    late.iter().for_each(|late| late.go());
+    assert_eq!(renewing(locker.nodes()), 0);
+    eventually("what was granted late is undone", || {
+        fakes.iter().all(|fake| fake.count(Verb::Release) == 1)
+    });
+    // While a renewal is on every node.
+    let token = CancelToken::new();
+    let (options, beside) = counted(renewed(TTL).cancel_on(&token));
+    let guard = locker.acquire("x", &options).expect("free");
+    let late: Vec<_> = fakes.iter().map(|f| f.is_late(Verb::Extend)).collect();
+    late.iter().for_each(|late| late.arrived());
+    token.cancel();
+    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    late.iter().for_each(|late| late.go());
+    eventually("it goes on", || renewals(&fakes[0]) >= 4);
+    assert!(guard.is_held());
+    guard.release().expect("ours");
+    let told = [told, beside].map(|told| told.load(Ordering::SeqCst));
+    assert_eq!(told, [0, 0], "nothing was lost");
+}
+
+#[test]
+fn so_many_renewals_are_on_their_way_at_once_and_no_more() {
+    const MANY: usize = 300;
+    let fakes = Fake::many(1);
+    let locker = locker(&fakes, |config| {
+        config.node_timeout(LIMIT).connect_timeout(LIMIT)
+    });
+    let locker = locker.expect("up");
+    let engine = locker.nodes().engine();
+    let held: Vec<_> = (0..MANY)
+        .map(|n| on_nodes(engine, &wish(&format!("k{n}"), LONGER)))
+        .collect();
+    let late = fakes[0].is_late(Verb::Extend);
+    until_all_are_due();
+    // A lease has one extension at a time.
+    let open = || {
+        let open = held.iter().filter(|(lease, _)| {
+            let turn = lease.try_begin_extension();
+            turn.is_none()
+        });
+        open.count()
+    };
+    eventually("as many as may be", || open() >= 256);
+    a_while();
+    assert_eq!(open(), 256);
+    // The others come when there is room for them.
+    fakes[0].sins(Sin::Honest);
+    late.go(); // only the first of a batch has been taken
+    eventually("all are renewed", || {
+        let served = |lease: &Arc<Lease>| fakes[0].extensions(lease.token().text()) > 0;
+        held.iter().all(|(lease, _)| served(lease))
+    });
+    for (lease, pass) in &held {
+        assert!(matches!(lease.look(clock::now()), Look::Held(_)));
+        engine.release(lease, pass, OnDrop::HandOff).expect("ours");
+    }
+}
+
+#[test]
+fn many_are_renewed_together_and_none_is_lost() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let options = renewed(4 * TTL).on_lost(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    let guards: Vec<_> = (0..1000)
+        .map(|n| locker.acquire(&format!("k{n}"), &options).expect("free"))
+        .collect();
+    assert_eq!(renewing(locker.nodes()), 1000);
+    eventually("each is renewed twice", || {
+        a_while();
+        renewals(&fakes[0]) >= 2000
+    });
+    assert!(guards.iter().all(|guard| guard.is_held()));
+    drop(guards);
+    assert_eq!(renewing(locker.nodes()), 0);
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_callback_may_be_slow_panic_or_drop_the_last_handle() {
+    let fakes = Fake::many(3);
+    let locker = lax(&fakes);
+    let (go, wait) = mpsc::channel::<()>();
+    let (begun, begins) = mpsc::channel::<()>();
+    let owned = parking_lot::Mutex::new((begun, wait));
+    let slow = LockOptions::new(BRIEF).on_lost(move |_| {
+        let owned = owned.lock();
+        let _ = owned.0.send(());
+        let _ = owned.1.recv();
+    });
+    let _slow = locker.acquire("slow", &slow).expect("free");
+    let beside = locker.acquire("beside", &renewed(TTL)).expect("free");
+    begins.recv_timeout(LIMIT).expect("it is told");
+    let before = renewals(&fakes[0]);
+    eventually("others are renewed", || renewals(&fakes[0]) >= before + 3);
+    beside.check().expect("ours");
+    let panics = LockOptions::new(BRIEF).on_lost(|_| panic!("as the test wants it"));
+    let panics = locker.acquire("panics", &panics).expect("free");
+    let (options, told) = counted(LockOptions::new(BRIEF));
+    let last = locker.acquire("x", &options).expect("free");
+    assert_eq!(last.watch().wait_lost(LIMIT), WaitLost::Lost);
+    a_while();
+    assert_eq!(told.load(Ordering::SeqCst), 0, "behind the slow one");
+    drop(go);
+    eventually("after all others", || told.load(Ordering::SeqCst) == 1);
+    drop((last, panics, beside, _slow));
+
+    let (gone, wait) = mpsc::channel::<()>();
+    let (ended, seen) = mpsc::channel();
+    let owned = parking_lot::Mutex::new((wait, Some(locker.clone())));
+    let drops = LockOptions::new(BRIEF).on_lost(move |_| {
+        let mut owned = owned.lock();
+        let _ = owned.0.recv();
+        owned.1 = None;
+        let _ = ended.send(());
+    });
+    let guard = locker.acquire("y", &drops).expect("free");
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    drop((guard, locker));
+    drop(gone);
+    seen.recv_timeout(LIMIT).expect("no dead-lock");
+}
+
+#[test]
+fn a_shutdown_tells_who_is_still_alive() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let (options, told) = counted(renewed(LONG));
+    let guard = locker.acquire("x", &options).expect("free");
+    let watch = guard.watch();
+    eventually("all have it", || {
+        fakes.iter().all(|fake| fake.token("x").is_some())
+    });
+    assert!(!locker.nodes().shutdown(Duration::ZERO));
+    assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::Lost);
+    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert!(guard.release().is_err());
+    assert!(fakes.iter().all(|fake| fake.token("x").is_some()));
+}
+
+#[test]
+fn after_a_suspend_only_the_nodes_know() {
+    let fakes = Fake::many(3);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", LONG).expect("free");
+    let watch = guard.watch();
+    guard.check().expect("ours");
+    assert_eq!(renewals(&fakes[0]), 0, "nobody was asked");
+    clock::suspend(Duration::from_secs(60));
+    assert!(!guard.is_held() && guard.remaining().is_zero());
+    assert!(!watch.is_held() && watch.remaining().is_zero());
+    // In doubt is not lost.
+    assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::TimedOut);
+    guard.check().expect("the nodes have it still");
+    assert!(guard.is_held() && guard.remaining() > LONG / 2);
+    guard.check().expect("ours");
+    eventually("they were asked", || {
+        fakes.iter().all(|fake| renewals(fake) == 1)
+    });
+
+    // Too few answer: not known.
+    clock::suspend(Duration::from_secs(60));
+    for fake in &fakes[..2] {
+        fake.sins(Sin::Errs(Verb::Extend));
+    }
+    let unknown = guard.check().expect_err("not known");
+    assert!(unknown.is_unavailable(), "{unknown:?}");
+    assert!(!guard.is_held());
+    for fake in &fakes[..2] {
+        fake.sins(Sin::Honest);
+    }
+    eventually("an extension helps too", || {
+        guard.extend(2 * LONG).is_ok() && guard.is_held()
+    });
+
+    // The nodes' time went on, and somebody else has it.
+    clock::suspend(Duration::from_secs(600));
+    for fake in &fakes {
+        fake.meddle("x", Family::Exclusive, |slot| slot.owner = None);
+        fake.seize("x", LONG);
+    }
+    assert!(guard.check().expect_err("theirs").is_lost());
+    assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::Lost);
+
+    // A local lock does not end.
+    let local = LocalLocker::new().lock("x", LONG).expect("free");
+    clock::suspend(Duration::from_secs(600));
+    assert!(local.is_held() && local.check().is_ok() && local.watch().is_held());
+}

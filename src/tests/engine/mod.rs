@@ -1,0 +1,17 @@
+//! The engine over fake nodes.
+
+pub(crate) mod adopt;
+pub(crate) mod cancel;
+pub(crate) mod fencing;
+pub(crate) mod handoff;
+pub(crate) mod idle;
+pub(crate) mod late_replies;
+pub(crate) mod loss;
+pub(crate) mod multi_key;
+pub(crate) mod outage;
+pub(crate) mod pending;
+pub(crate) mod permits;
+pub(crate) mod quorum;
+pub(crate) mod read_write;
+pub(crate) mod split;
+pub(crate) mod wake_up;

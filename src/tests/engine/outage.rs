@@ -1,0 +1,978 @@
+//! Outages over fake nodes: when nobody is asked any more, who finds out that they are back, and locks that are held here.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::api::guard::LockGuard;
+use crate::api::locker::{Locker, RedisLocker};
+use crate::api::options::LockOptions;
+use crate::api::rw_locker::{RedisRwLocker, RwLocker};
+use crate::api::watch::WaitLost;
+use crate::config::builder::Config;
+use crate::engine::acquire::{Care, Wish};
+use crate::engine::attempt::{Contention, Miss, Trace};
+use crate::engine::backend::Outage;
+use crate::error::{Cause, Error, NodeCause};
+use crate::local::entry::Access;
+use crate::protocol::breaker::QUIET;
+use crate::protocol::key::{Family, Key};
+use crate::protocol::lease::{Claim, Mode};
+use crate::protocol::quorum::{Question, Tally};
+use crate::protocol::request::Verb;
+use crate::protocol::retry::RetryPolicy;
+use crate::protocol::server_info::{About, Role};
+use crate::protocol::ttl::Ttl;
+use crate::telemetry::health::{BreakerState, NodeState};
+use crate::tests::fake_node::node::{Fake, Sin, at_each_line, eventually, locker};
+use crate::time::clock;
+use crate::transport::cancel::CancelToken;
+use crate::transport::inbox::Inbox;
+
+const TTL: Duration = Duration::from_secs(60);
+/// Wide: only a hang takes this long.
+const LIMIT: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(600);
+
+/// Opens after three rounds, and not again by time.
+fn config(config: Config) -> Config {
+    config.breaker(3, LONG).retry(RetryPolicy {
+        initial_delay: Duration::from_millis(1),
+        max_delay: Duration::from_millis(20),
+        ..RetryPolicy::default()
+    })
+}
+
+fn plain(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, config).expect("a quorum is up")
+}
+
+fn degraded(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, |c| config(c).allow_degraded(true)).expect("a quorum is up")
+}
+
+fn sin(fakes: &[Arc<Fake>], sin: &Sin) {
+    fakes.iter().for_each(|fake| fake.sins(sin.clone()));
+}
+
+fn breaker(locker: &RedisLocker) -> BreakerState {
+    locker.nodes().health().breaker
+}
+
+fn is_open(locker: &RedisLocker) -> bool {
+    matches!(breaker(locker), BreakerState::Open { .. })
+}
+
+/// Takes a majority down, and tries until nobody is asked any more.
+fn break_down(fakes: &[Arc<Fake>], locker: &RedisLocker) {
+    sin(&fakes[1..], &Sin::Down);
+    eventually("the breaker opens", || {
+        let _ = locker.try_lock("opens it", TTL);
+        is_open(locker)
+    });
+    let nodes = &locker.nodes().engine().nodes;
+    eventually("connects have failed", || nodes.no_quorum_reachable());
+}
+
+fn all_up(locker: &RedisLocker) {
+    let nodes = || locker.nodes().health().nodes;
+    eventually("all are up", || {
+        nodes().iter().all(|node| node.state == NodeState::Up)
+    });
+}
+
+fn comes_back(fakes: &[Arc<Fake>], locker: &RedisLocker) {
+    sin(fakes, &Sin::Honest);
+    locker.nodes().wait_ready(LIMIT).expect("they are back");
+}
+
+fn options() -> LockOptions {
+    LockOptions::new(TTL).wait_for(LIMIT)
+}
+
+fn is_local(taken: Result<Option<LockGuard>, Error>) -> bool {
+    let guard = taken.expect("no error").expect("free");
+    guard.mode() == Mode::Local
+}
+
+#[test]
+fn nobody_is_asked_while_it_is_open_and_all_are_when_the_nodes_are_back() {
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    let error = {
+        sin(&fakes[1..], &Sin::Down);
+        locker.try_lock("x", TTL).expect_err("two are down")
+    };
+    assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    break_down(&fakes, &locker);
+    let asked = fakes[0].count(Verb::Take);
+    for _ in 0..10 {
+        let error = locker.try_lock("x", TTL).expect_err("it is open");
+        let Error::CircuitOpen {
+            retry_in,
+            ref causes,
+        } = error
+        else {
+            panic!("{error}")
+        };
+        let silent: Vec<&str> = causes.iter().map(|cause| cause.node.as_str()).collect();
+        assert_eq!(silent, ["fake-1", "fake-2"], "{error}");
+        assert!(retry_in <= LONG && retry_in > LONG / 2, "{retry_in:?}");
+        assert!(error.is_unavailable() && !error.is_contended());
+    }
+    assert_eq!(fakes[0].count(Verb::Take), asked, "nobody is asked");
+    comes_back(&fakes, &locker);
+    drop(locker.lock("x", TTL).expect("the probe"));
+    assert_eq!(breaker(&locker), BreakerState::Closed);
+}
+
+/// A locker that bears with an outage for so long.
+fn bears(fakes: &[Arc<Fake>], max_outage: Duration) -> RedisLocker {
+    let adjust = |c: Config| {
+        let policy = RetryPolicy {
+            initial_delay: Duration::from_millis(1),
+            max_delay: Duration::from_millis(5),
+            max_outage,
+            ..RetryPolicy::default()
+        };
+        config(c).retry(policy)
+    };
+    locker(fakes, adjust).expect("a quorum is up")
+}
+
+fn been_quiet() {
+    let quiet = clock::now() + 2 * QUIET;
+    eventually("it has been quiet", || clock::now() > quiet);
+}
+
+/// The nodes that an error names, which says that no quorum was found.
+fn without_quorum(error: Error) -> Vec<String> {
+    let Error::InsufficientQuorum { causes, .. } = error else {
+        panic!("{error}")
+    };
+    causes.iter().map(|cause| cause.node.clone()).collect()
+}
+
+#[test]
+fn a_waiter_sleeps_through_an_open_breaker_until_nodes_are_back() {
+    let fakes = Fake::many(3);
+    let locker = bears(&fakes, Duration::MAX);
+    break_down(&fakes, &locker);
+    let asked = fakes[0].count(Verb::Take);
+    let circuit = &locker.nodes().engine().circuit;
+    thread::scope(|scope| {
+        let wait = |key: &'static str| {
+            let locker = &locker;
+            scope.spawn(move || locker.lock(key, TTL))
+        };
+        let waits = ["a", "b", "c"].map(wait);
+        eventually("they sleep", || circuit.waiting() == 3);
+        let error = locker.try_lock("x", TTL).expect_err("it does not wait");
+        assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
+        assert_eq!(fakes[0].count(Verb::Take), asked, "nobody is asked");
+        // No clock ends that: only lanes that come up.
+        sin(&fakes, &Sin::Honest);
+        for waits in waits {
+            drop(waits.join().expect("no panic").expect("free"));
+        }
+    });
+    assert_eq!(breaker(&locker), BreakerState::Closed);
+    assert_eq!(circuit.waiting(), 0);
+}
+
+#[test]
+fn a_waiter_at_an_open_breaker_ends_by_max_outage_its_limit_cancellation_or_a_shutdown() {
+    let fakes = Fake::many(3);
+    let locker = bears(&fakes, Duration::from_millis(50));
+    break_down(&fakes, &locker);
+    let error = locker.lock("x", TTL).expect_err("it lasts");
+    assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
+
+    let fakes = Fake::many(3);
+    let locker = bears(&fakes, Duration::MAX);
+    break_down(&fakes, &locker);
+    let brief = LockOptions::new(TTL).wait_for(Duration::from_millis(50));
+    let error = locker.acquire("x", &brief).expect_err("it lasts");
+    assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
+    let circuit = &locker.nodes().engine().circuit;
+    let token = CancelToken::new();
+    let cancelled = LockOptions::new(TTL).cancel_on(&token);
+    thread::scope(|scope| {
+        let one = scope.spawn(|| locker.acquire("x", &cancelled).err());
+        let other = scope.spawn(|| locker.lock("y", TTL).err());
+        eventually("they sleep", || circuit.waiting() == 2);
+        token.cancel();
+        assert_eq!(one.join().expect("no panic"), Some(Error::Cancelled));
+        locker.nodes().shutdown(Duration::ZERO);
+        assert_eq!(other.join().expect("no panic"), Some(Error::Closed));
+    });
+    assert_eq!(circuit.waiting(), 0);
+}
+
+#[test]
+fn waiters_in_one_queue_at_an_open_breaker_do_not_wait_for_max_outage_in_turn() {
+    let fakes = Fake::many(3);
+    let max_outage = Duration::from_millis(500);
+    let locker = bears(&fakes, max_outage);
+    break_down(&fakes, &locker);
+    let began = clock::now();
+    thread::scope(|scope| {
+        let waits = [(); 40].map(|()| scope.spawn(|| locker.lock("x", TTL).err()));
+        for waits in waits {
+            without_quorum(waits.join().expect("no panic").expect("it lasts"));
+        }
+    });
+    assert!(clock::now() - began < 20 * max_outage);
+}
+
+#[test]
+fn error_replies_do_not_open_the_breaker() {
+    let loading = Sin::Loads(Verb::Take);
+    let errs = Sin::Errs(Verb::Take);
+    // Of three nodes, what two of them do.
+    for (sins, is_outage) in [
+        ([&errs, &errs], false),
+        ([&Sin::Forbids(Verb::Take), &errs], false),
+        ([&Sin::Down, &errs], false),
+        ([&Sin::Down, &loading], true),
+        ([&loading, &loading], true),
+    ] {
+        let fakes = Fake::many(3);
+        let adjust = |c: Config| config(c).breaker(1, LONG).allow_degraded(true);
+        let locker = locker(&fakes, adjust).expect("a quorum is up");
+        been_quiet();
+        for (fake, sins) in fakes[1..].iter().zip(sins) {
+            fake.sins(sins.clone());
+        }
+        let circuit = &locker.nodes().engine().circuit;
+        for _ in 0..20 {
+            // Also where it opens: a node that is loading is connected to, so no lock is local.
+            locker.try_lock("x", TTL).expect_err("no quorum");
+        }
+        assert_eq!(circuit.is_open(), is_outage, "{sins:?}");
+        assert_eq!(circuit.is_calm(), !is_outage, "{sins:?}");
+    }
+}
+
+#[test]
+fn connections_that_break_and_are_had_again_never_lead_to_local_locks() {
+    let fakes = Fake::many(3);
+    let adjust = |c: Config| config(c).breaker(1, LONG).allow_degraded(true);
+    let locker = locker(&fakes, adjust).expect("a quorum is up");
+    been_quiet();
+    sin(&fakes[1..], &Sin::Breaks(Verb::Take));
+    for _ in 0..50 {
+        let tried = locker.try_lock("x", TTL);
+        assert!(tried.is_err_and(|error| error.is_unavailable()));
+    }
+    let circuit = &locker.nodes().engine().circuit;
+    assert!(!circuit.is_calm(), "it was an outage");
+    sin(&fakes[1..], &Sin::Down);
+    let guard = locker.lock("x", TTL).expect("connects fail as well");
+    assert_eq!(guard.mode(), Mode::Local);
+}
+
+#[test]
+fn a_long_wait_for_a_held_lock_survives_broken_connections_beside_others_that_succeed() {
+    let fakes = Fake::many(3);
+    let max_outage = Duration::from_secs(2);
+    let locker = bears(&fakes, max_outage);
+    fakes.iter().for_each(|fake| fake.seize("x", LONG));
+    let token = CancelToken::new();
+    let options = LockOptions::new(TTL).cancel_on(&token);
+    thread::scope(|scope| {
+        let began = clock::now();
+        let waits = scope.spawn(|| locker.acquire("x", &options).err());
+        eventually("it has waited for long", || {
+            clock::now() > began + max_outage
+        });
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = locker.try_lock("other", TTL);
+                }
+            });
+            for _ in 0..50 {
+                let connects = || fakes[1].connects().len() + fakes[2].connects().len();
+                let before = connects();
+                sin(&fakes[1..], &Sin::BreaksAfter(Verb::Take));
+                eventually("they are connected again", || connects() >= before + 2);
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        token.cancel();
+        let error = waits.join().expect("no panic");
+        assert_eq!(error, Some(Error::Cancelled), "it waited on");
+    });
+}
+
+#[test]
+fn a_lock_that_all_nodes_answer_with_an_error_ends_by_max_outage_beside_others_that_succeed() {
+    let fakes = Fake::many(3);
+    let locker = bears(&fakes, Duration::from_millis(200));
+    sin(&fakes, &Sin::ErrsOn("x"));
+    let (began, is_over) = (clock::now(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| {
+            let error = locker.acquire("x", &options()).expect_err("errors");
+            is_over.store(true, Ordering::Relaxed);
+            error
+        });
+        while !is_over.load(Ordering::Relaxed) {
+            drop(locker.try_lock("other", TTL).expect("no error"));
+        }
+        let error = waits.join().expect("no panic");
+        assert!(error.to_string().contains("OOM"), "{error}");
+        without_quorum(error);
+    });
+    assert!(clock::now() - began < LIMIT, "its own limit ended it");
+    assert!(locker.nodes().engine().circuit.is_calm());
+}
+
+#[test]
+fn a_lock_that_is_denied_ends_at_once() {
+    let fakes = Fake::many(3);
+    let locker = bears(&fakes, Duration::MAX);
+    sin(&fakes[1..], &Sin::Forbids(Verb::Take));
+    let began = clock::now();
+    let error = locker.acquire("x", &options()).expect_err("denied");
+    assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
+    assert!(clock::now() - began < LIMIT, "its own limit ended it");
+}
+
+#[test]
+fn an_outage_is_that_of_the_acquires_own_rounds() {
+    let start = clock::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let contended = |by_one| {
+        Miss::Contended(Contention {
+            by: Access::Alone,
+            free: None,
+            split: None,
+            by_one,
+            held_for: None,
+            in_the_way: Vec::new(),
+        })
+    };
+    let slow = |won| Miss::Slow {
+        won,
+        held_for: None,
+    };
+    let unavailable = || Miss::Unavailable(Tally::new(3, Question::Take));
+    for (rounds, began) in [
+        (vec![], None),
+        (vec![unavailable()], Some(0)),
+        (vec![unavailable(), unavailable()], Some(0)),
+        (
+            vec![contended(false), unavailable(), unavailable()],
+            Some(1),
+        ),
+        (vec![unavailable(), contended(false)], None),
+        (
+            vec![unavailable(), contended(false), unavailable()],
+            Some(2),
+        ),
+        (vec![unavailable(), contended(true), unavailable()], Some(0)),
+        (vec![unavailable(), slow(true)], None),
+        (vec![unavailable(), slow(false)], Some(0)),
+        (vec![slow(false), contended(true)], None),
+    ] {
+        let mut outage = Outage::default();
+        for (second, miss) in rounds.iter().enumerate() {
+            outage.note(miss, at(second as u64));
+        }
+        let ten = Duration::from_secs(10);
+        assert_eq!(outage.end(ten), began.map(|began| at(began + 10)));
+        assert_eq!(outage.end(Duration::MAX), None);
+    }
+}
+
+#[test]
+fn one_acquire_probes_and_the_others_wait_for_its_verdict() {
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    break_down(&fakes, &locker);
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    all_up(&locker);
+    let asked = || fakes[0].takes().len();
+    let before = asked();
+    thread::scope(|scope| {
+        let probe = scope.spawn(|| locker.lock("probe", TTL).expect("free"));
+        late.iter().for_each(|late| late.arrived());
+        assert_eq!(breaker(&locker), BreakerState::HalfOpen);
+        let others = ["a", "b", "c"].map(|key| {
+            let locker = locker.clone();
+            scope.spawn(move || locker.try_lock(key, TTL))
+        });
+        let circuit = &locker.nodes().engine().circuit;
+        eventually("they wait", || circuit.waiting() == 3);
+        assert_eq!(asked(), before, "none of them is served");
+        sin(&fakes, &Sin::Honest);
+        late.iter().for_each(|late| late.go());
+        drop(probe.join().expect("no panic"));
+        for other in others {
+            let other = other.join().expect("no panic").expect("no error");
+            assert!(other.is_some(), "a try asks as well");
+        }
+    });
+    assert_eq!(breaker(&locker), BreakerState::Closed);
+}
+
+#[test]
+fn a_probe_that_fails_opens_it_again_and_one_without_a_verdict_does_not_count() {
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    break_down(&fakes, &locker);
+    sin(&fakes[1..], &Sin::Loads(Verb::Take));
+    all_up(&locker);
+    // The first one finds that they are loading; lanes that are up are no news any more.
+    let error = locker.try_lock("x", TTL).expect_err("no quorum");
+    assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    let error = locker.try_lock("x", TTL).expect_err("open again");
+    let Error::CircuitOpen { causes, .. } = &error else {
+        panic!("{error}")
+    };
+    // They are connected: what they did not reply last is the cause.
+    let loading = |cause: &NodeCause| matches!(&cause.cause, Cause::Server(_));
+    assert!(causes.len() == 2 && causes.iter().all(loading), "{error}");
+
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    break_down(&fakes, &locker);
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    all_up(&locker);
+    let token = CancelToken::new();
+    thread::scope(|scope| {
+        let options = options().cancel_on(&token);
+        let locker = &locker;
+        let probe = scope.spawn(move || locker.acquire("x", &options).err());
+        late.iter().for_each(|late| late.arrived());
+        token.cancel();
+        assert_eq!(probe.join().expect("no panic"), Some(Error::Cancelled));
+    });
+    assert_eq!(breaker(&locker), BreakerState::HalfOpen);
+    sin(&fakes, &Sin::Honest);
+    late.iter().for_each(|late| late.go());
+    drop(
+        locker
+            .acquire("y", &options())
+            .expect("the next one probes"),
+    );
+}
+
+#[test]
+fn contention_cancellation_and_extensions_do_not_open_it() {
+    let fakes = Fake::many(3);
+    let locker = locker(&fakes, |c| config(c).breaker(1, LONG)).expect("up");
+    let held = locker.lock("held", TTL).expect("free");
+    fakes.iter().for_each(|fake| fake.seize("x", LONG));
+    been_quiet();
+    for _ in 0..20 {
+        assert!(locker.try_lock("x", TTL).expect("no error").is_none());
+    }
+    sin(&fakes[1..], &Sin::Errs(Verb::Extend));
+    for _ in 0..20 {
+        assert!(held.extend(TTL).expect_err("errors").is_unavailable());
+    }
+    // Cancelled in the midst of a round that has no quorum by then, and would open it.
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    let token = CancelToken::new();
+    thread::scope(|scope| {
+        let cancelled = options().cancel_on(&token);
+        let locker = &locker;
+        let waits = scope.spawn(move || locker.acquire("y", &cancelled).err());
+        late.iter().for_each(|late| late.arrived());
+        token.cancel();
+        assert_eq!(waits.join().expect("no panic"), Some(Error::Cancelled));
+    });
+    assert_eq!(breaker(&locker), BreakerState::Closed);
+    let circuit = &locker.nodes().engine().circuit;
+    assert!(circuit.is_calm(), "it does not count either");
+    sin(&fakes, &Sin::Honest);
+    late.iter().for_each(|late| late.go());
+}
+
+#[test]
+fn a_tie_of_an_even_number_is_no_quorum_that_answers() {
+    let fakes = Fake::many(4);
+    let locker = plain(&fakes);
+    sin(&fakes[2..], &Sin::Down);
+    fakes[..2].iter().for_each(|fake| fake.seize("x", LONG));
+    eventually("the breaker opens", || {
+        let _ = locker.try_lock("y", TTL);
+        // Refused by two of four: contended, whatever the others would say.
+        let contended = locker.try_lock("x", TTL);
+        assert!(is_open(&locker) || contended.is_ok_and(|guard| guard.is_none()));
+        is_open(&locker)
+    });
+}
+
+#[test]
+fn the_round_that_opens_it_goes_local_however_long_an_outage_is_borne_with() {
+    let fakes = Fake::many(3);
+    let patient = |c: Config| {
+        let policy = RetryPolicy {
+            max_outage: Duration::MAX,
+            ..RetryPolicy::default()
+        };
+        c.allow_degraded(true).breaker(1, LONG).retry(policy)
+    };
+    let locker = locker(&fakes, patient).expect("a quorum is up");
+    been_quiet();
+    sin(&fakes[1..], &Sin::Down);
+    // As soon as fresh connects have failed too.
+    let guard = locker.lock("x", TTL).expect("held here");
+    assert_eq!(guard.mode(), Mode::Local);
+}
+
+/// Nodes that have been asked for a lock that a stranger holds for long, and went down: who waits does not go local.
+#[test]
+fn who_was_refused_bears_with_an_outage_no_longer_than_the_policy_says() {
+    let soon = Duration::from_millis(300);
+    let few = RetryPolicy {
+        max_attempts: Some(20),
+        ..RetryPolicy::default()
+    };
+    let brief = RetryPolicy {
+        max_outage: soon,
+        ..RetryPolicy::default()
+    };
+    for policy in [few, brief] {
+        let policy = RetryPolicy {
+            initial_delay: Duration::from_millis(1),
+            max_delay: Duration::from_millis(20),
+            ..policy
+        };
+        let fakes = Fake::many(3);
+        let adjust = |c: Config| config(c).allow_degraded(true).retry(policy);
+        let locker = locker(&fakes, adjust).expect("a quorum is up");
+        fakes[0].seize("x", LIMIT);
+        sin(&fakes[1..], &Sin::Down);
+        let error = locker.lock("x", TTL).expect_err("held for long");
+        assert!(error.is_unavailable(), "{error}");
+        break_down(&fakes, &locker);
+        assert!(is_local(locker.try_lock("free", TTL)), "it was not refused");
+    }
+}
+
+#[test]
+fn nodes_that_deny_access_end_an_outage_and_that_is_told_once() {
+    let fakes = Fake::many(3);
+    let locker = degraded(&fakes);
+    break_down(&fakes, &locker);
+    assert!(is_local(locker.try_lock("x", TTL)));
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&lines);
+    at_each_line(move |line| seen.lock().push(line.to_owned()));
+    sin(&fakes[1..], &Sin::Forbids(Verb::Take));
+    locker.nodes().wait_ready(LIMIT).expect("connected");
+    for _ in 0..5 {
+        let error = locker.try_lock("x", TTL).expect_err("denied");
+        assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    }
+    assert_eq!(breaker(&locker), BreakerState::Closed);
+    let told = lines.lock();
+    let ends = told.iter().filter(|line| line.contains("circuit closed"));
+    assert_eq!(ends.count(), 1, "{told:?}");
+}
+
+#[test]
+fn a_lane_that_came_up_between_two_looks_is_not_missed() {
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    break_down(&fakes, &locker);
+    comes_back(&fakes, &locker);
+    drop(locker.acquire("x", &options()).expect("the probe"));
+    all_up(&locker);
+    sin(&fakes[1..], &Sin::Loads(Verb::Take));
+    eventually("it opens while all are up", || {
+        let _ = locker.try_lock("opens it", TTL);
+        is_open(&locker)
+    });
+    let error = locker.try_lock("x", TTL).expect_err("no news");
+    assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
+    // Nobody looks while they are down.
+    let before: Vec<usize> = fakes.iter().map(|fake| fake.refused()).collect();
+    sin(&fakes[1..], &Sin::Down);
+    eventually("they go down", || {
+        (1..3).all(|node| fakes[node].refused() > before[node])
+    });
+    sin(&fakes[1..], &Sin::Honest);
+    all_up(&locker);
+    drop(locker.lock("x", TTL).expect("the probe"));
+}
+
+#[test]
+fn a_local_lock_is_under_the_limit_for_ttls_too() {
+    let fakes = with(&[(); 3].map(|()| up_for(LONG)));
+    let locker = locker(&fakes, |c| {
+        config(c).allow_degraded(true).restart_quarantine(TTL)
+    });
+    let locker = locker.expect("a quorum is up");
+    break_down(&fakes, &locker);
+    let guard = locker.lock("x", TTL).expect("held here");
+    assert_eq!(guard.mode(), Mode::Local);
+    guard.extend(TTL).expect("as long as it may be");
+    let error = guard.extend(2 * TTL).expect_err("too long");
+    assert!(matches!(error, Error::InvalidTtl { .. }), "{error}");
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_a_lock_that_is_lost() {
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    let brief = Duration::from_secs(2);
+    let [one, other] = ["one", "other"].map(|key| locker.lock(key, brief).expect("free"));
+    let watch = one.watch();
+    assert_eq!(watch.wait_lost(LIMIT), WaitLost::Lost);
+    // The other one is lost in the meantime.
+    assert!(locker.nodes().shutdown(LIMIT), "nobody holds a lock");
+    assert!(matches!(other.release(), Err(Error::LockLost { .. })));
+    drop(one);
+}
+
+#[test]
+fn the_first_node_is_one_that_votes_if_there_is_one() {
+    let [young, old] = [Duration::from_secs(1), LONG].map(up_for);
+    let fakes = with(&[young.clone(), old, young]);
+    let locker = locker(&fakes, |c| config(c).restart_quarantine(TTL)).expect("up");
+    assert_eq!(locker.nodes().engine().nodes.first_up(), Some(1));
+    sin(&fakes[1..2], &Sin::Down);
+    eventually("one in quarantine is better than none", || {
+        let _ = locker.try_lock("x", TTL);
+        locker.nodes().engine().nodes.first_up() == Some(0)
+    });
+}
+
+#[test]
+fn a_degraded_lock_is_held_here_and_the_next_holder_waits_for_it_when_the_nodes_are_back() {
+    let fakes = Fake::many(3);
+    let locker = degraded(&fakes);
+    break_down(&fakes, &locker);
+    let local = locker.lock("x", TTL).expect("held here");
+    assert_eq!(local.mode(), Mode::Local);
+    assert_eq!(local.remaining(), Duration::MAX);
+    assert!(locker.try_lock("x", TTL).expect("no error").is_none());
+    assert!(is_local(locker.try_lock("y", TTL)));
+    let fenced = LockOptions::new(TTL).fenced();
+    let error = locker.try_acquire("z", &fenced).expect_err("never local");
+    assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
+    let rw = RedisRwLocker::new(locker.nodes());
+    let readers = [(); 2].map(|()| rw.read("x", TTL).expect("together"));
+    assert!(readers.iter().all(|guard| guard.mode() == Mode::Local));
+    assert!(rw.try_write("x", TTL).expect("no error").is_none());
+    drop(readers);
+    let reader = rw.write("x", TTL).expect("alone").downgrade();
+    reader.expect("local, too").release().expect("it was held");
+
+    comes_back(&fakes, &locker);
+    // The nodes are asked again, but not while the lock is held here.
+    let other = locker.lock("other", TTL).expect("on the nodes");
+    assert_eq!(other.mode(), Mode::Quorum);
+    assert!(locker.try_lock("x", TTL).expect("no error").is_none());
+    thread::scope(|scope| {
+        let next = scope.spawn(|| locker.lock("x", TTL).expect("its turn"));
+        let waiting = || {
+            let key = Key::parse("redguard:", "x", Family::Exclusive);
+            let gate = &locker.nodes().engine().gate;
+            gate.waiting(&key.expect("a good name"))
+        };
+        eventually("it waits for the local holder", || waiting() == 1);
+        assert!(fakes.iter().all(|fake| fake.token("x").is_none()));
+        local.release().expect("it was held all the time");
+        assert_eq!(next.join().expect("no panic").mode(), Mode::Quorum);
+    });
+}
+
+#[test]
+fn who_was_refused_by_a_holder_does_not_go_local_before_that_ones_lease_can_have_ended() {
+    let fakes = Fake::many(3);
+    let locker = degraded(&fakes);
+    for (left, becomes_local) in [(Duration::from_millis(400), true), (LONG, false)] {
+        sin(&fakes, &Sin::Honest);
+        all_up(&locker);
+        let guard = locker.lock("probe", TTL).expect("on the nodes");
+        eventually("all have granted it", || {
+            fakes.iter().all(|fake| fake.token("probe").is_some())
+        });
+        drop(guard);
+        let before: Vec<usize> = fakes.iter().map(|fake| fake.count(Verb::Take)).collect();
+        let held = clock::now();
+        fakes.iter().for_each(|fake| fake.seize("x", left));
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                let wait = if becomes_local {
+                    LIMIT
+                } else {
+                    Duration::from_secs(1)
+                };
+                locker.acquire("x", &LockOptions::new(TTL).wait_for(wait))
+            });
+            let asked = |node: usize| fakes[node].count(Verb::Take) > before[node] + 1;
+            eventually("it is refused, and asks again", || asked(1) && asked(2));
+            break_down(&fakes, &locker);
+            match waits.join().expect("no panic") {
+                Ok(guard) => {
+                    assert!(becomes_local && guard.mode() == Mode::Local);
+                    assert!(clock::now() - held >= left, "too early");
+                }
+                Err(error) => {
+                    let has_waited = matches!(error, Error::InsufficientQuorum { .. });
+                    assert!(!becomes_local && has_waited, "{error}");
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn a_holder_that_only_one_node_knows_of_is_waited_for_as_well() {
+    let fakes = Fake::many(3);
+    let locker = degraded(&fakes);
+    all_up(&locker);
+    let left = Duration::from_millis(400);
+    let held = clock::now();
+    fakes[0].seize("x", left);
+    sin(&fakes[1..], &Sin::Down);
+    let guard = locker
+        .acquire("x", &options())
+        .expect("held here in the end");
+    assert_eq!(guard.mode(), Mode::Local);
+    assert!(clock::now() - held >= left, "too early");
+}
+
+#[test]
+fn an_attempt_that_was_too_slow_tells_who_holds_it_as_well() {
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    fakes[0].seize("x", LONG);
+    let late: Vec<_> = fakes[1..]
+        .iter()
+        .map(|fake| fake.is_late(Verb::Take))
+        .collect();
+    let wish = Wish {
+        keys: Key::parse("redguard:", "x", Family::Exclusive)
+            .expect("good")
+            .into(),
+        claim: Claim::Exclusive,
+        ttl: Ttl::parse(Duration::from_secs(3), 0.5).expect("good"),
+        fenced: false,
+        cancel: None,
+        care: Care::default(),
+    };
+    let inbox = Arc::new(Inbox::new());
+    let engine = locker.nodes().engine();
+    let attempt = engine.attempt(&wish, &inbox, Trace::None, None, None);
+    let miss = attempt.expect("randomness").expect_err("too slow");
+    assert!(matches!(miss, Miss::Slow { .. }));
+    assert!(miss.held_for() > Some(LONG / 2), "{:?}", miss.held_for());
+    sin(&fakes, &Sin::Honest);
+    late.iter().for_each(|late| late.go());
+}
+
+#[test]
+fn who_waits_for_the_verdict_of_a_probe_can_be_cancelled() {
+    let fakes = Fake::many(3);
+    let locker = plain(&fakes);
+    break_down(&fakes, &locker);
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    all_up(&locker);
+    let token = CancelToken::new();
+    thread::scope(|scope| {
+        let probe = scope.spawn(|| locker.lock("probe", TTL).expect("free"));
+        late.iter().for_each(|late| late.arrived());
+        let cancelled = options().cancel_on(&token);
+        let waits = scope.spawn({
+            let locker = &locker;
+            move || locker.acquire("x", &cancelled).err()
+        });
+        let circuit = &locker.nodes().engine().circuit;
+        eventually("it waits", || circuit.waiting() == 1);
+        token.cancel();
+        assert_eq!(waits.join().expect("no panic"), Some(Error::Cancelled));
+        sin(&fakes, &Sin::Honest);
+        late.iter().for_each(|late| late.go());
+        drop(probe.join().expect("no panic"));
+    });
+}
+
+#[test]
+fn wrong_credentials_never_lead_there() {
+    let fakes = Fake::many(3);
+    let locker = degraded(&fakes);
+    sin(&fakes[..2], &Sin::Denies);
+    let end = clock::now() + 4 * QUIET;
+    while clock::now() < end {
+        let error = locker.try_lock("x", TTL).expect_err("denied");
+        assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    }
+    // One that is down beside one that denies: with that one's leave there would be a quorum.
+    sin(&fakes[..1], &Sin::Down);
+    for _ in 0..20 {
+        let error = locker.try_lock("x", TTL).expect_err("no quorum");
+        assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    }
+    // At connect it is an error.
+    let connects = || {
+        let quick = Duration::from_secs(1);
+        let config = |c| config(c).node_timeout(quick).connect_timeout(quick);
+        crate::tests::fake_node::node::locker(&fakes, |c| config(c).allow_degraded(true))
+    };
+    let Error::InsufficientQuorum { causes, .. } = connects().expect_err("denied") else {
+        panic!("another error")
+    };
+    assert!(matches!(causes[1].cause, Cause::Denied(_)), "{causes:?}");
+    sin(&fakes[..2], &Sin::Down);
+    connects().expect("that is an outage");
+}
+
+#[test]
+fn a_process_that_starts_without_nodes_recovers_by_itself() {
+    let fakes = Fake::many(3);
+    sin(&fakes, &Sin::Down);
+    let quick = Duration::from_secs(1);
+    let config = |c| config(c).node_timeout(quick).connect_timeout(quick);
+    let error = locker(&fakes, config).expect_err("not allowed");
+    assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+    // A probe that takes too long on a busy machine is not the last one.
+    let soon = Duration::from_millis(100);
+    let degraded = |c| config(c).allow_degraded(true).breaker(3, soon);
+    let locker = locker(&fakes, degraded).expect("degraded");
+    assert!(is_local(locker.try_lock("x", TTL)));
+    let error = locker.nodes().wait_ready(Duration::ZERO).expect_err("down");
+    assert!(
+        matches!(error, Error::InsufficientQuorum { reachable: 0, .. }),
+        "{error}"
+    );
+    comes_back(&fakes, &locker);
+    eventually("on the nodes", || {
+        let guard = locker.acquire("x", &options()).expect("free");
+        guard.mode() == Mode::Quorum
+    });
+}
+
+#[test]
+fn a_shutdown_ends_local_locks_and_waits_for_nodes() {
+    let fakes = Fake::many(3);
+    let locker = degraded(&fakes);
+    break_down(&fakes, &locker);
+    let guard = locker.lock("x", TTL).expect("held here");
+    let watch = guard.watch();
+    let nodes = locker.nodes().clone();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| nodes.wait_ready(LIMIT));
+        assert!(!locker.nodes().shutdown(Duration::ZERO), "a guard is alive");
+        assert_eq!(waits.join().expect("no panic"), Err(Error::Closed));
+    });
+    assert_eq!(watch.wait_lost(LIMIT), WaitLost::Lost);
+    assert!(!guard.is_held() && guard.check().is_err());
+    assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
+}
+
+/// Nodes that say these things of themselves.
+fn with(about: &[About]) -> Vec<Arc<Fake>> {
+    let fakes = Fake::many(about.len());
+    for (fake, about) in fakes.iter().zip(about) {
+        fake.says(about.clone());
+    }
+    fakes
+}
+
+fn up_for(uptime: Duration) -> About {
+    About {
+        uptime,
+        ..About::default()
+    }
+}
+
+#[test]
+fn nodes_in_quarantine_do_not_vote_but_serve_what_is_held() {
+    let old = up_for(LONG);
+    let fakes = with(&[old.clone(), old.clone(), old]);
+    let locker = locker(&fakes, |c| {
+        let c = config(c).allow_degraded(true).breaker(1, LONG);
+        c.restart_quarantine(TTL)
+    });
+    let locker = locker.expect("a quorum is up");
+    let held = locker.lock("held", TTL).expect("free");
+    let restart = |fake: &Arc<Fake>| {
+        fake.wipe();
+        fake.says(up_for(Duration::from_secs(1)));
+        fake.sins(Sin::BreaksAfter(Verb::Knock));
+    };
+    let error = locker.lock("x", 2 * TTL).expect_err("too long");
+    assert!(matches!(error, Error::InvalidTtl { .. }), "{error}");
+    let error = held.extend(2 * TTL).expect_err("too long");
+    assert!(matches!(error, Error::InvalidTtl { .. }), "{error}");
+    // One of them does not matter, and gets back what it has lost.
+    restart(&fakes[0]);
+    fakes[0].sins(Sin::BreaksAfter(Verb::Take));
+    // One that is over before it could be sent to that node is not sent there.
+    let quarantined = |node: usize| {
+        let _ = locker.try_lock("x", TTL);
+        let health = locker.nodes().health();
+        health.nodes[node].state == NodeState::Quarantined
+    };
+    eventually("it is connected again", || quarantined(0));
+    drop(locker.lock("x", TTL).expect("by the others"));
+    held.extend(TTL).expect("ours on two");
+    eventually("put back", || fakes[0].token("held").is_some());
+    // With another one a new lock is contended, which is no outage.
+    restart(&fakes[1]);
+    fakes[1].sins(Sin::BreaksAfter(Verb::Take));
+    eventually("it is connected again", || quarantined(1));
+    been_quiet();
+    for _ in 0..5 {
+        assert!(locker.try_lock("x", TTL).expect("no error").is_none());
+    }
+    let brief = LockOptions::new(TTL).wait_for(Duration::from_millis(50));
+    let error = locker.acquire("x", &brief).expect_err("quarantine");
+    let Error::Contended { remaining, .. } = error else {
+        panic!("{error}")
+    };
+    let remaining = remaining.expect("the time to retry");
+    assert!(
+        remaining > TTL / 2 && remaining < TTL + Duration::from_secs(2),
+        "{remaining:?}"
+    );
+    assert_eq!(breaker(&locker), BreakerState::Closed);
+    held.extend(TTL).expect("ours on two");
+    held.release().expect("ours");
+}
+
+#[test]
+fn a_replica_and_with_strictness_one_that_evicts_do_not_vote() {
+    let replica = About {
+        role: Some(Role::Replica),
+        ..About::default()
+    };
+    let evicts = About {
+        evicts: Some("allkeys-lru".into()),
+        ..About::default()
+    };
+    for (about, strict, is_fault) in [
+        (replica, false, true),
+        (evicts.clone(), false, false),
+        (evicts, true, true),
+    ] {
+        let fakes = with(&[about.clone(), About::default(), About::default()]);
+        let locker = locker(&fakes, |c| config(c).strict_servers(strict)).expect("a quorum");
+        drop(locker.lock("x", TTL).expect("by the others"));
+        let health = || locker.nodes().health().nodes[0].clone();
+        eventually("it is judged", || match health().cause {
+            Some(Cause::Server(_)) => is_fault && health().state == NodeState::Suspect,
+            cause => !is_fault && cause.is_none(),
+        });
+        assert_eq!(health().role, about.role);
+        // When it says otherwise it takes part.
+        fakes[0].says(About::default());
+        eventually("it votes", || {
+            // The undo of the one before may be on its way.
+            let _ = locker.try_lock("x", TTL);
+            fakes[0].count(Verb::Take) > 0
+        });
+    }
+}

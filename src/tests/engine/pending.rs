@@ -1,0 +1,276 @@
+//! Pending releases over fake nodes: what waits for a node does not grow with an outage, and one key's trouble is its own.
+use std::thread;
+use std::time::Duration;
+
+use crate::api::locker::{Locker, RedisLocker};
+use crate::api::options::LockOptions;
+use crate::api::rw_locker::{RedisRwLocker, RwLocker};
+use crate::api::semaphore::{RedisSemaphore, Semaphore};
+use crate::config::builder::Config;
+use crate::error::Error;
+use crate::protocol::key::Family;
+use crate::protocol::request::Verb;
+use crate::tests::fake_node::node::{Fake, Sin, eventually, locker};
+use crate::transport::cancel::CancelToken;
+
+const TTL: Duration = Duration::from_secs(300);
+/// What may wait for a node that is away: of the leases that were alive when it went, and of what was on its way then.
+const FEW: u64 = 8;
+
+/// Nodes are found hung soon.
+fn impatient(config: Config) -> Config {
+    config.node_timeout(Duration::from_millis(100))
+}
+
+fn options() -> LockOptions {
+    LockOptions::new(TTL)
+}
+
+/// What waits for the third node.
+fn waiting(locker: &RedisLocker) -> u64 {
+    locker.nodes().engine().waiting(2)
+}
+
+/// Hands a lock from thread to thread of this process.
+fn hand_on(locker: &RedisLocker) {
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..250 {
+                    let guard = locker.lock("handed", TTL).expect("a quorum is up");
+                    guard.release().expect("ours");
+                }
+            });
+        }
+    });
+}
+
+fn acquire_and_release(locker: &RedisLocker) {
+    for n in 0..250 {
+        drop(locker.lock(&format!("own-{n}"), TTL).expect("free"));
+        drop(locker.lock_all(&["a", "b"], &options()).expect("free"));
+    }
+}
+
+/// Attempts at what another holds on both nodes that are up, or on one of them.
+fn fail(locker: &RedisLocker) {
+    for _ in 0..250 {
+        assert!(locker.try_lock("held", TTL).expect("a quorum").is_none());
+        _ = locker.try_lock("half held", TTL);
+    }
+}
+
+fn cancel(locker: &RedisLocker) {
+    let held = locker.lock("waited for", TTL).expect("free");
+    let rw = RedisRwLocker::new(locker.nodes());
+    let written = rw.write("waited for", TTL).expect("free");
+    let other = RedisRwLocker::new(locker.nodes());
+    thread::scope(|scope| {
+        for n in 0..100 {
+            let (cancel, rw) = (CancelToken::new(), &other);
+            let options = options().cancel_on(&cancel);
+            let waits = scope.spawn(move || match n % 3 {
+                0 => locker.acquire("waited for", &options).map(drop),
+                1 => rw.acquire_read("waited for", &options).map(drop),
+                _ => rw.acquire_write("waited for", &options).map(drop),
+            });
+            cancel.cancel();
+            assert_eq!(waits.join().expect("no panic"), Err(Error::Cancelled));
+        }
+    });
+    drop((held, written));
+}
+
+fn read_and_write(locker: &RedisLocker) {
+    let rw = RedisRwLocker::new(locker.nodes());
+    for _ in 0..250 {
+        rw.read("x", TTL).expect("free").release().expect("ours");
+        let written = rw.write("x", TTL).expect("free");
+        written.downgrade().expect("ours").release().expect("ours");
+    }
+}
+
+fn count_permits(locker: &RedisLocker) {
+    let semaphore = RedisSemaphore::new(locker.nodes(), "x", 2).expect("good");
+    for _ in 0..250 {
+        let [one, two] = [(); 2].map(|()| semaphore.acquire(&options()).expect("free"));
+        assert!(semaphore.try_acquire(&options()).expect("known").is_none());
+        drop((one, two));
+    }
+}
+
+/// Leases that are extended while nodes lose their keys.
+fn extend(locker: &RedisLocker) {
+    for _ in 0..50 {
+        let guard = locker.lock("extended", TTL).expect("free");
+        for _ in 0..10 {
+            guard.extend(TTL).expect("ours");
+        }
+    }
+}
+
+#[test]
+fn node_that_is_away_is_left_nothing_that_it_was_not_asked_for() {
+    type Work = fn(&RedisLocker);
+    let all: [(&str, Work); 7] = [
+        ("handoffs", hand_on),
+        ("acquires", acquire_and_release),
+        ("failed attempts", fail),
+        ("cancelled attempts", cancel),
+        ("readers and writers", read_and_write),
+        ("permits", count_permits),
+        ("extensions", extend),
+    ];
+    for hangs in [false, true] {
+        for (what, work) in all {
+            let fakes = Fake::many(3);
+            let locker = locker(&fakes, impatient).expect("all are up");
+            fakes[..2].iter().for_each(|fake| fake.seize("held", TTL));
+            fakes[0].seize("half held", TTL);
+            let late = match hangs {
+                true => Some(fakes[2].is_late(Verb::Take)),
+                false => {
+                    fakes[2].sins(Sin::Down);
+                    None
+                }
+            };
+            // It is found away by what was on its way to it.
+            drop(locker.try_lock("before", TTL));
+            let up = || locker.nodes().engine().nodes_up();
+            eventually("it is suspect", || up() == 2);
+            work(&locker);
+            let waiting = waiting(&locker);
+            assert!(waiting <= FEW, "{what}, hung: {hangs}: {waiting} wait");
+            fakes[2].sins(Sin::Honest);
+            drop(late); // it serves what it has
+            eventually("all is free there", || {
+                fakes[2].token("before").is_none() && fakes[2].token("handed").is_none()
+            });
+        }
+    }
+}
+
+#[test]
+fn release_that_is_denied_costs_no_other_lock() {
+    for sin in [Sin::Forbids(Verb::Release), Sin::Errs(Verb::Release)] {
+        let fakes = Fake::many(1);
+        let locker = locker(&fakes, |config| config).expect("it is up");
+        let kept = locker.lock("kept", TTL).expect("free");
+        let guard = locker.lock("x", TTL).expect("free");
+        fakes[0].sins(sin);
+        let error = guard.release().expect_err("refused");
+        assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
+        for n in 0..20 {
+            kept.extend(TTL).expect("it goes on");
+            let other = locker.try_lock(&format!("other-{n}"), TTL);
+            assert!(other.expect("it answers").is_some());
+        }
+        assert_eq!(fakes[0].connects().len(), 1, "nothing was given up");
+        fakes[0].sins(Sin::Honest);
+        eventually("all is released", || {
+            let other = |n: usize| fakes[0].token(&format!("other-{n}")).is_none();
+            fakes[0].token("x").is_none() && (0..20).all(other)
+        });
+        assert_eq!(fakes[0].connects().len(), 1);
+    }
+}
+
+#[test]
+fn acquire_that_was_refused_before_it_ran_is_not_undone() {
+    let fakes = Fake::many(3);
+    let locker = locker(&fakes, |config| config).expect("all are up");
+    let forbid = || Sin::Forbids(Verb::Take);
+    fakes.iter().for_each(|fake| fake.sins(forbid()));
+    for _ in 0..20 {
+        locker.try_lock("x", TTL).expect_err("denied");
+    }
+    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    drop(locker.lock("y", TTL).expect("free"));
+    eventually("that one is released", || {
+        fakes.iter().all(|fake| fake.token("y").is_none())
+    });
+    for fake in &fakes {
+        assert!(fake.count(Verb::Release) <= 1, "of the other lock");
+    }
+}
+
+/// Acquires a lock of each kind, lets all nodes meet with `sin` at its release, and checks how that ends.
+fn release_meets(sin: &Sin, check: impl Fn(&str, Result<(), Error>)) {
+    type Release = Box<dyn FnOnce() -> Result<(), Error>>;
+    type Acquire = fn(&RedisLocker) -> Release;
+    let exclusive: Acquire = |locker| {
+        let guard = locker.lock("x", TTL).expect("free");
+        Box::new(|| guard.release())
+    };
+    let several: Acquire = |locker| {
+        let guard = locker.lock_all(&["x", "y"], &options()).expect("free");
+        Box::new(|| guard.release())
+    };
+    let reader: Acquire = |locker| {
+        let rw = RedisRwLocker::new(locker.nodes());
+        let guard = rw.read("x", TTL).expect("free");
+        Box::new(|| guard.release())
+    };
+    let writer: Acquire = |locker| {
+        let rw = RedisRwLocker::new(locker.nodes());
+        let guard = rw.write("x", TTL).expect("free");
+        Box::new(|| guard.release())
+    };
+    let permit: Acquire = |locker| {
+        let semaphore = RedisSemaphore::new(locker.nodes(), "x", 1).expect("good");
+        let permit = semaphore.acquire(&options()).expect("free");
+        Box::new(|| permit.release())
+    };
+    for (kind, acquire) in [
+        ("exclusive", exclusive),
+        ("several", several),
+        ("reader", reader),
+        ("writer", writer),
+        ("permit", permit),
+    ] {
+        let fakes = Fake::many(3);
+        let locker = locker(&fakes, |config| config).expect("all are up");
+        let release = acquire(&locker);
+        fakes.iter().for_each(|fake| fake.sins(sin.clone()));
+        check(kind, release());
+    }
+}
+
+#[test]
+fn release_on_nodes_that_have_restarted_empty_is_a_loss() {
+    release_meets(&Sin::RestartsAt(Verb::Release), |kind, released| {
+        let error = released.expect_err(kind);
+        assert!(error.is_lost(), "{kind}: {error}");
+    });
+}
+
+#[test]
+fn release_whose_connection_broke_behind_it_is_a_release() {
+    release_meets(&Sin::BreaksAfter(Verb::Release), |kind, released| {
+        assert_eq!(released, Ok(()), "{kind}");
+    });
+}
+
+#[test]
+fn node_that_is_back_serves_before_the_releases_that_wait_for_it() {
+    let fakes = Fake::many(1);
+    let locker = locker(&fakes, |config| config).expect("it is up");
+    let guards: Vec<_> = (0..500)
+        .map(|n| locker.lock(&format!("x-{n}"), TTL).expect("free"))
+        .collect();
+    fakes[0].sins(Sin::Down);
+    eventually("it is suspect", || locker.nodes().engine().nodes_up() == 0);
+    drop(guards);
+    // It is back, and no release gets an answer there until the test says so.
+    let late = fakes[0].is_late(Verb::Release);
+    eventually("it is up", || locker.nodes().engine().nodes_up() == 1);
+    late.arrived();
+    fakes[0].sins(Sin::Honest);
+    late.go();
+    let free = |n: &usize| {
+        let slot = fakes[0].slot(&format!("x-{n}"), Family::Exclusive);
+        slot.owner.is_none()
+    };
+    eventually("all are released", || (0..500).all(|n| free(&n)));
+    assert_eq!(fakes[0].count(Verb::Release), 500);
+}

@@ -1,0 +1,408 @@
+//! Semaphores over fake nodes: never more permits than there are, and all of them.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::api::guard::Permit;
+use crate::api::locker::Locker;
+use crate::api::nodes::Nodes;
+use crate::api::options::LockOptions;
+use crate::api::semaphore::{LocalSemaphore, RedisSemaphore, Semaphore};
+use crate::api::watch::WaitLost;
+use crate::config::builder::Config;
+use crate::error::{Cause, Error};
+use crate::protocol::key::Family;
+use crate::protocol::lease::Mode;
+use crate::protocol::request::Verb;
+use crate::protocol::retry::RetryPolicy;
+use crate::tests::fake_node::node::{Fake, Sin, attempts, by_no_clock, eventually, locker};
+use crate::time::clock;
+use crate::transport::cancel::CancelToken;
+
+const TTL: Duration = Duration::from_secs(300);
+
+fn options() -> LockOptions {
+    LockOptions::new(TTL)
+}
+
+fn nodes(fakes: &[Arc<Fake>], adjust: impl FnOnce(Config) -> Config) -> Nodes {
+    let locker = locker(fakes, adjust).expect("a quorum is up");
+    locker.nodes().clone()
+}
+
+fn semaphore(fakes: &[Arc<Fake>], permits: u32) -> RedisSemaphore {
+    let nodes = nodes(fakes, |config| config);
+    RedisSemaphore::new(&nodes, "x", permits).expect("good")
+}
+
+/// Only a message explains progress.
+fn sluggish(config: Config) -> Config {
+    config.retry(RetryPolicy {
+        initial_delay: TTL,
+        max_delay: TTL,
+        jitter: 0.0,
+        ..RetryPolicy::default()
+    })
+}
+
+/// How many permits a node has given out.
+fn held(fake: &Fake) -> usize {
+    fake.slot("x", Family::Semaphore).permits.len()
+}
+
+fn all_hold(fakes: &[Arc<Fake>], permits: usize) {
+    eventually("all nodes hold so many", || {
+        fakes.iter().all(|fake| held(fake) == permits)
+    });
+}
+
+fn tried(semaphore: &RedisSemaphore) -> Option<Permit> {
+    semaphore.try_acquire(&options()).expect("answered")
+}
+
+#[test]
+fn all_permits_can_be_held_and_no_more() {
+    for count in [1, 3, 5] {
+        let fakes = Fake::many(count);
+        let both = [semaphore(&fakes, 3), semaphore(&fakes, 3)];
+        let mut permits: Vec<Permit> = Vec::new();
+        for one in [&both[0], &both[1], &both[1]] {
+            permits.push(tried(one).expect("one is left"));
+            all_hold(&fakes, permits.len());
+        }
+        assert!(both.iter().all(|semaphore| tried(semaphore).is_none()));
+        assert!(
+            permits
+                .iter()
+                .all(|permit| permit.key() == "x" && permit.is_held())
+        );
+        permits.remove(1).release().expect("ours");
+        all_hold(&fakes, 2);
+        permits.push(tried(&both[0]).expect("one is free again"));
+        drop(permits);
+        all_hold(&fakes, 0);
+    }
+}
+
+#[test]
+fn one_refusal_is_enough_to_find_the_one_that_is_free() {
+    let fakes = Fake::many(3);
+    let [ours, other] = [semaphore(&fakes, 1024), semaphore(&fakes, 1024)];
+    let mut permits: Vec<Permit> = (0..1023).map(|_| tried(&ours).expect("left")).collect();
+    all_hold(&fakes, 1023);
+    let takes = || fakes.iter().map(|fake| fake.count(Verb::Take)).max();
+    let before = takes();
+    permits.push(tried(&other).expect("the last one"));
+    assert!(takes() <= before.map(|takes| takes + 2));
+    all_hold(&fakes, 1024);
+    assert!(tried(&other).is_none());
+}
+
+#[test]
+fn a_node_down_makes_no_difference_and_two_do() {
+    let fakes = Fake::many(3);
+    let semaphore = semaphore(&fakes, 4);
+    fakes[1].sins(Sin::Down);
+    eventually("it is known", || semaphore.nodes().engine().nodes_up() == 2);
+    let permits: Vec<Permit> = (0..4).map(|_| tried(&semaphore).expect("left")).collect();
+    assert!(tried(&semaphore).is_none());
+    fakes[2].sins(Sin::Down);
+    eventually("it is known", || semaphore.nodes().engine().nodes_up() == 1);
+    drop(permits);
+    let error = semaphore.try_acquire(&options()).expect_err("no quorum");
+    assert!(error.is_unavailable(), "{error}");
+}
+
+#[test]
+fn another_number_is_told_while_a_permit_is_held_and_taken_when_none_is() {
+    let fakes = Fake::many(3);
+    let [three, five] = [3, 5].map(|permits| semaphore(&fakes, permits));
+    let permit = tried(&three).expect("free");
+    all_hold(&fakes, 1);
+    let error = five.acquire(&options()).expect_err("3 and not 5");
+    let text = error.to_string();
+    assert!(matches!(error, Error::InvalidConfig(_)), "{text}");
+    assert!(text.contains("\"x\"") && text.contains('3') && text.contains('5'));
+    // The same among threads that share the nodes, where the nodes need not be asked.
+    let beside = RedisSemaphore::new(three.nodes(), "x", 4).expect("good");
+    let takes = fakes[0].count(Verb::Take);
+    let error = beside.try_acquire(&options()).expect_err("3 and not 4");
+    assert!(
+        error.to_string().contains("4 permits, but has 3"),
+        "{error}"
+    );
+    assert_eq!(fakes[0].count(Verb::Take), takes);
+    permit.release().expect("ours");
+    all_hold(&fakes, 0);
+    let permits: Vec<Permit> = (0..5).map(|_| tried(&five).expect("left")).collect();
+    all_hold(&fakes, 5);
+    assert!(matches!(
+        three.try_acquire(&options()),
+        Err(Error::InvalidConfig(_))
+    ));
+    drop(permits);
+}
+
+#[test]
+fn a_minority_with_another_number_is_as_good_as_one_that_refuses() {
+    let fakes = Fake::many(3);
+    let alone = semaphore(&fakes[..1], 5);
+    let odd = tried(&alone).expect("free");
+    let three = semaphore(&fakes, 3);
+    let permits: Vec<Permit> = (0..3).map(|_| tried(&three).expect("left")).collect();
+    assert!(tried(&three).is_none());
+    drop(permits);
+    // With another node down there is no quorum for anything, and nobody is told that his number is wrong.
+    fakes[2].sins(Sin::Down);
+    eventually("it is known", || three.nodes().engine().nodes_up() == 2);
+    eventually("what was held is released", || held(&fakes[1]) == 0);
+    assert!(tried(&three).is_none());
+    drop(odd);
+    eventually("it has ours again", || {
+        tried(&three).is_some() && fakes[0].slot("x", Family::Semaphore).count == 3
+    });
+}
+
+#[test]
+fn a_permit_is_extended_put_back_and_lost_like_a_lock() {
+    let fakes = Fake::many(3);
+    let semaphore = semaphore(&fakes, 2);
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&told);
+    let wanted = options().on_lost(move |lost| {
+        assert_eq!(lost.key(), "x");
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    let permit = semaphore.acquire(&wanted).expect("free");
+    all_hold(&fakes, 1);
+    fakes[0].wipe();
+    permit.extend(2 * TTL).expect("a quorum has it");
+    eventually("it is put back", || held(&fakes[0]) == 1);
+    permit.check().expect("ours");
+    assert_eq!(permit.mode(), Mode::Quorum);
+    let watch = permit.watch();
+    for fake in &fakes {
+        fake.meddle("x", Family::Semaphore, |slot| {
+            for (token, _) in slot.permits.values_mut() {
+                *token = "stranger".to_owned();
+            }
+        });
+    }
+    assert!(matches!(permit.extend(TTL), Err(Error::LockLost { .. })));
+    assert_eq!(watch.wait_lost(TTL), WaitLost::Lost);
+    assert!(matches!(permit.release(), Err(Error::LockLost { .. })));
+    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+    assert!(fakes.iter().all(|fake| held(fake) == 1), "the stranger's");
+}
+
+#[test]
+fn permits_are_renewed_and_a_dead_holders_come_back() {
+    let fakes = Fake::many(3);
+    let brief = Duration::from_millis(600);
+    let [ours, other] = [semaphore(&fakes, 2), semaphore(&fakes, 2)];
+    let renewed = ours.acquire(&LockOptions::new(brief).auto_renew());
+    let renewed = renewed.expect("free");
+    // Forgotten, as by a process that was killed.
+    let dead = ours.acquire(&LockOptions::new(brief)).expect("free");
+    std::mem::forget(dead);
+    let next = other.acquire(&options().wait_for(Duration::from_secs(20)));
+    let next = next.expect("the dead one's has ended");
+    eventually("it was renewed", || {
+        fakes.iter().any(|fake| fake.count(Verb::Extend) > 0)
+    });
+    renewed.check().expect("it is renewed");
+    assert!(tried(&other).is_none());
+    drop(next);
+}
+
+#[test]
+fn an_attempt_without_a_quorum_is_undone() {
+    let fakes = Fake::many(3);
+    let semaphore = semaphore(&fakes, 2);
+    fakes[1..]
+        .iter()
+        .for_each(|fake| fake.sins(Sin::ErrsAfter(Verb::Take)));
+    match semaphore.try_acquire(&options()) {
+        Err(Error::InsufficientQuorum { causes, .. }) => {
+            assert!(causes.iter().all(|of| matches!(of.cause, Cause::Server(_))));
+        }
+        other => panic!("{other:?}"),
+    }
+    all_hold(&fakes, 0);
+}
+
+#[test]
+fn a_release_wakes_a_waiter_of_another_process_and_the_next_of_ours() {
+    let fakes = Fake::many(3);
+    let [holder, waiter] =
+        [(); 2].map(|()| RedisSemaphore::new(&nodes(&fakes, sluggish), "x", 2).expect("good"));
+    let permits = [(); 2].map(|()| holder.acquire(&options()).expect("free"));
+    all_hold(&fakes, 2);
+    let began = clock::now();
+    let served = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                let permit = waiter.acquire(&options()).expect("it becomes free");
+                served.fetch_add(1, Ordering::SeqCst);
+                drop(permit);
+            });
+        }
+        eventually("one listens", || fakes[0].subscribed("x") == 1);
+        eventually("and has tried again", || attempts(&fakes) >= 4);
+        drop(permits);
+    });
+    assert_eq!(served.load(Ordering::SeqCst), 6);
+    by_no_clock(began);
+    all_hold(&fakes, 0);
+}
+
+#[test]
+fn who_came_first_in_this_process_is_served_first_and_one_asks_for_all() {
+    let fakes = Fake::many(1);
+    let [holder, waiter] = [semaphore(&fakes, 3), semaphore(&fakes, 3)];
+    let taken = [(); 3].map(|()| tried(&holder).expect("free"));
+    let mut taken = Vec::from(taken);
+    let order = parking_lot::Mutex::new(Vec::new());
+    let engine = waiter.nodes().engine();
+    thread::scope(|scope| {
+        for number in 0..5 {
+            let (waiter, order) = (&waiter, &order);
+            scope.spawn(move || match waiter.acquire(&options()) {
+                Ok(permit) => {
+                    order.lock().push(number);
+                    std::mem::forget(permit);
+                }
+                Err(error) => assert_eq!(error, Error::Closed),
+            });
+            let key = crate::protocol::key::Key::parse("redguard:", "x", Family::Semaphore)
+                .expect("good");
+            eventually("it waits where it must", || {
+                let (following, queued) = engine.gate.behind(&key);
+                (following, queued) == (number.min(2), usize::saturating_sub(number, 2))
+            });
+            if number == 0 {
+                // It has been refused then, and who comes now is behind it.
+                eventually("it listens", || fakes[0].subscribed("x") == 1);
+            } else {
+                // Behind others that wait nobody is asked.
+                assert!(tried(waiter).is_none());
+            }
+        }
+        for served in 1..4 {
+            drop(taken.pop());
+            eventually("the next has it", || order.lock().len() == served);
+        }
+        // Those have all permits for good; the others are to end, too.
+        waiter.nodes().shutdown(Duration::ZERO);
+    });
+    assert_eq!(*order.lock(), [0, 1, 2]);
+}
+
+#[test]
+fn cancellation_reaches_who_asks_who_follows_and_who_queues() {
+    let fakes = Fake::many(1);
+    let [holder, waiter] = [semaphore(&fakes, 2), semaphore(&fakes, 2)];
+    let _taken = [(); 2].map(|()| tried(&holder).expect("free"));
+    let cancel = CancelToken::new();
+    let wanted = options().cancel_on(&cancel);
+    thread::scope(|scope| {
+        let waits: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| waiter.acquire(&wanted)))
+            .collect();
+        let key =
+            crate::protocol::key::Key::parse("redguard:", "x", Family::Semaphore).expect("good");
+        eventually("they wait", || {
+            waiter.nodes().engine().gate.behind(&key) == (1, 2)
+        });
+        cancel.cancel();
+        for wait in waits {
+            let ended = wait.join().expect("no panic");
+            assert!(matches!(ended, Err(Error::Cancelled)), "{ended:?}");
+        }
+    });
+    all_hold(&fakes, 2);
+}
+
+#[test]
+fn while_no_quorum_answers_the_gate_counts() {
+    let fakes = Fake::many(3);
+    fakes.iter().for_each(|fake| fake.sins(Sin::Down));
+    let nodes = nodes(&fakes, |config| {
+        config
+            .allow_degraded(true)
+            .connect_timeout(Duration::from_millis(200))
+            .node_timeout(Duration::from_millis(200))
+    });
+    let semaphore = RedisSemaphore::new(&nodes, "x", 2).expect("good");
+    let two = [(); 2].map(|()| tried(&semaphore).expect("free here"));
+    let mut permits = Vec::from(two);
+    assert!(permits.iter().all(|permit| permit.mode() == Mode::Local));
+    assert!(tried(&semaphore).is_none());
+    permits.pop();
+    assert!(tried(&semaphore).is_some());
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_at_the_door() {
+    let fakes = Fake::many(1);
+    let nodes = nodes(&fakes, |config| config);
+    for permits in [0, 1025, u32::MAX] {
+        for error in [
+            RedisSemaphore::new(&nodes, "x", permits).expect_err("out of range"),
+            LocalSemaphore::new(permits).expect_err("out of range"),
+        ] {
+            let text = error.to_string();
+            assert!(matches!(error, Error::InvalidConfig(_)), "{text}");
+            assert!(text.contains(&permits.to_string()) && text.contains("1024"));
+        }
+    }
+    for name in ["", "x:permits", "x:fence"] {
+        let error = RedisSemaphore::new(&nodes, name, 1).expect_err("no name");
+        assert!(matches!(error, Error::InvalidKey { .. }), "{error}");
+    }
+    let semaphore = RedisSemaphore::new(&nodes, "x", 1024).expect("good");
+    let fenced = options().fenced();
+    for error in [
+        semaphore.acquire(&fenced).expect_err("no fencing"),
+        LocalSemaphore::new(1)
+            .expect("good")
+            .try_acquire(&fenced)
+            .expect_err("no fencing"),
+    ] {
+        assert!(matches!(error, Error::InvalidConfig(_)), "{error}");
+    }
+    assert_eq!(fakes[0].count(Verb::Take), 0);
+    // A lock of that name is something else.
+    let lock = crate::api::locker::RedisLocker::new(&nodes)
+        .lock("x", TTL)
+        .expect("free");
+    assert!(tried(&semaphore).is_some());
+    drop(lock);
+}
+
+#[test]
+fn permits_of_one_process_are_first_come_first_served() {
+    let semaphore = LocalSemaphore::new(2).expect("good");
+    let permits = [(); 2].map(|()| semaphore.acquire(&options()).expect("free"));
+    let order = parking_lot::Mutex::new(Vec::new());
+    let key = crate::protocol::key::Key::parse("", "semaphore", Family::Semaphore).expect("good");
+    thread::scope(|scope| {
+        for number in 0..4 {
+            let (semaphore, order) = (&semaphore, &order);
+            scope.spawn(move || {
+                let permit = semaphore.acquire(&options()).expect("it becomes free");
+                order.lock().push(number);
+                eventually("it is seen", || order.lock().len() > number);
+                drop(permit);
+            });
+            eventually("it queues", || semaphore.gate().waiting(&key) == number + 1);
+        }
+        let [first, second] = permits;
+        first.release().expect("ours");
+        eventually("they are served", || order.lock().len() == 4);
+        drop(second);
+    });
+    assert_eq!(*order.lock(), [0, 1, 2, 3]);
+}

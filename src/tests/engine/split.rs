@@ -1,0 +1,247 @@
+//! Split votes over fake nodes: callers that are granted a free lock by some nodes each, forced by rendezvous (rule L1).
+use std::any::Any;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::api::locker::{Locker, RedisLocker};
+use crate::api::options::LockOptions;
+use crate::api::rw_locker::{RedisRwLocker, RwLocker};
+use crate::api::semaphore::{RedisSemaphore, Semaphore};
+use crate::config::builder::Config;
+use crate::error::Error;
+use crate::protocol::key::Family;
+use crate::protocol::request::Verb;
+use crate::protocol::retry::RetryPolicy;
+use crate::tests::fake_node::node::{Fake, Rendezvous, Sin, attempts, eventually, locker};
+use crate::time::clock;
+
+const TTL: Duration = Duration::from_secs(300);
+
+type Guard = Box<dyn Any + Send>;
+type Try = fn(&RedisLocker) -> Result<Option<Guard>, Error>;
+
+fn boxed<G: Send + 'static>(guard: Option<G>) -> Option<Guard> {
+    guard.map(|guard| Box::new(guard) as Guard)
+}
+
+fn exclusive(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
+    locker.try_lock("x", TTL).map(boxed)
+}
+
+fn exclusive_for_less(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
+    locker.try_lock("x", TTL / 2).map(boxed)
+}
+
+fn fenced(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
+    let options = LockOptions::new(TTL).fenced();
+    locker.try_acquire("x", &options).map(boxed)
+}
+
+fn several(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
+    let options = LockOptions::new(TTL);
+    locker.try_lock_all(&["x", "y"], &options).map(boxed)
+}
+
+fn writer(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
+    let locker = RedisRwLocker::new(locker.nodes());
+    locker.try_write("x", TTL).map(boxed)
+}
+
+fn reader(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
+    let locker = RedisRwLocker::new(locker.nodes());
+    locker.try_read("x", TTL).map(boxed)
+}
+
+fn permit(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
+    let semaphore = RedisSemaphore::new(locker.nodes(), "x", 1)?;
+    semaphore.try_acquire(&LockOptions::new(TTL)).map(boxed)
+}
+
+fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
+    locker(fakes, |config| config).expect("a quorum is up")
+}
+
+/// Lets every caller ask all nodes before one of them answers, and each node grant the caller with its number, modulo how many
+/// callers there are. Returns how many callers acquired the lock, and drops their guards.
+fn winners_of_a_split(fakes: &[Arc<Fake>], tries: &[Try]) -> usize {
+    let lockers: Vec<RedisLocker> = tries.iter().map(|_| healthy(fakes)).collect();
+    let served: Vec<usize> = fakes.iter().map(|fake| fake.count(Verb::Take)).collect();
+    thread::scope(|scope| {
+        let (mut callers, mut held_up) = (Vec::new(), Vec::new());
+        for (locker, acquire) in lockers.iter().zip(tries) {
+            let nodes = fakes.iter().map(|fake| fake.is_late(Verb::Take));
+            let nodes: Vec<Rendezvous> = nodes.collect();
+            callers.push(scope.spawn(move || acquire(locker)));
+            nodes.iter().for_each(Rendezvous::arrived);
+            held_up.push(nodes);
+        }
+        // Only the first votes are held up, not their repeats.
+        fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        let granted = |node: usize| node % tries.len();
+        for (node, fake) in fakes.iter().enumerate() {
+            held_up[granted(node)][node].go();
+            eventually("it grants", || fake.count(Verb::Take) > served[node]);
+        }
+        for (caller, nodes) in held_up.iter().enumerate() {
+            let refusing = nodes.iter().enumerate();
+            let refusing = refusing.filter(|(node, _)| granted(*node) != caller);
+            refusing.for_each(|(_, late)| late.go());
+        }
+        let ended = callers.into_iter().map(|caller| {
+            let ended = caller.join().expect("no panic");
+            ended.expect("a quorum answers")
+        });
+        // Held until all have ended.
+        let guards: Vec<Guard> = ended.collect::<Vec<_>>().into_iter().flatten().collect();
+        guards.len()
+    })
+}
+
+fn nothing_is_left(fakes: &[Arc<Fake>]) {
+    let families = [Family::Exclusive, Family::ReadWrite, Family::Semaphore];
+    eventually("nothing is left", || {
+        let slots = fakes.iter().flat_map(|fake| {
+            let names = ["x", "y"].into_iter();
+            names.flat_map(|name| families.map(|family| fake.slot(name, family)))
+        });
+        slots
+            .into_iter()
+            .all(|slot| slot.owner.is_none() && slot.readers.is_empty() && slot.permits.is_empty())
+    });
+}
+
+#[test]
+fn split_vote_of_any_kind_has_one_winner() {
+    let kinds: [(&str, [Try; 3]); 7] = [
+        ("exclusive", [exclusive; 3]),
+        ("fenced", [fenced; 3]),
+        ("several keys", [several; 3]),
+        ("writers", [writer; 3]),
+        ("permits", [permit; 3]),
+        ("a reader among writers", [writer, reader, writer]),
+        (
+            "TTLs that differ",
+            [exclusive, exclusive_for_less, exclusive],
+        ),
+    ];
+    for nodes in [3, 5] {
+        for (kind, tries) in kinds {
+            let fakes = Fake::many(nodes);
+            let winners = winners_of_a_split(&fakes, &tries);
+            assert_eq!(winners, 1, "{kind}, {nodes} nodes");
+            nothing_is_left(&fakes);
+        }
+    }
+}
+
+#[test]
+fn split_vote_with_a_node_down_has_one_winner() {
+    for (nodes, down) in [(3, 0), (3, 2), (5, 0), (5, 4)] {
+        let mut fakes = Fake::many(nodes);
+        fakes[down].sins(Sin::Down);
+        let lockers = [healthy(&fakes), healthy(&fakes)];
+        let down = fakes.remove(down);
+        let first = &fakes[0];
+        // Without rendezvous: half of the nodes that are up grant each.
+        let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+        thread::scope(|scope| {
+            let one = scope.spawn(|| exclusive(&lockers[0]));
+            late.iter().for_each(Rendezvous::arrived);
+            let also: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+            let other = scope.spawn(|| exclusive(&lockers[1]));
+            also.iter().for_each(Rendezvous::arrived);
+            fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+            for (node, fake) in fakes.iter().enumerate() {
+                let granted = if node % 2 == 0 { &late } else { &also };
+                granted[node].go();
+                eventually("it grants", || fake.count(Verb::Take) > 0);
+            }
+            for node in 0..fakes.len() {
+                let refused = if node % 2 == 0 { &also } else { &late };
+                refused[node].go();
+            }
+            let ended = [one, other].map(|caller| caller.join().expect("no panic"));
+            let won = ended.map(|ended| ended.expect("a quorum answers"));
+            assert_eq!(won.iter().flatten().count(), 1, "{nodes} nodes");
+        });
+        assert!(first.count(Verb::Take) >= 2 && down.count(Verb::Take) == 0);
+        nothing_is_left(&fakes);
+    }
+}
+
+#[test]
+fn split_vote_over_a_leftover_of_the_first_node_has_one_winner() {
+    let fakes = Fake::many(5);
+    fakes[0].seize("x", 10 * TTL);
+    let [one, other] = [healthy(&fakes), healthy(&fakes)];
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    thread::scope(|scope| {
+        let one = scope.spawn(|| exclusive(&one));
+        late.iter().for_each(Rendezvous::arrived);
+        let also: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+        let other = scope.spawn(|| exclusive(&other));
+        also.iter().for_each(Rendezvous::arrived);
+        fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        let order = |node: usize| match node < 3 {
+            true => [&late[node], &also[node]],
+            false => [&also[node], &late[node]],
+        };
+        for (node, fake) in fakes.iter().enumerate() {
+            order(node)[0].go();
+            eventually("it answers", || fake.count(Verb::Take) > 0);
+        }
+        (0..fakes.len()).for_each(|node| order(node)[1].go());
+        let ended = [one, other].map(|caller| caller.join().expect("no panic"));
+        let won = ended.map(|ended| ended.expect("a quorum answers"));
+        assert_eq!(won.iter().flatten().count(), 1);
+    });
+}
+
+#[test]
+fn held_lock_that_one_node_forgot_is_told_at_once() {
+    for forgot in 0..3 {
+        let fakes = Fake::many(3);
+        let locker = healthy(&fakes);
+        let holds = fakes.iter().enumerate().filter(|(node, _)| *node != forgot);
+        // Its holder has had it for longer than votes take.
+        holds.for_each(|(_, fake)| fake.seize("x", TTL / 2));
+        assert!(exclusive(&locker).expect("answered").is_none());
+        assert_eq!(attempts(&fakes), 1);
+        eventually("it is undone", || fakes[forgot].token("x").is_none());
+    }
+}
+
+#[test]
+fn limits_with_split_votes_are_kept_to_the_letter() {
+    for max in 1..=3 {
+        for forgot in 0..3 {
+            let fakes = Fake::many(3);
+            let delay = Duration::from_millis(40);
+            let locker = locker(&fakes, |config: Config| {
+                config.retry(RetryPolicy {
+                    max_attempts: Some(max),
+                    initial_delay: delay,
+                    max_delay: delay,
+                    jitter: 0.0,
+                    ..RetryPolicy::default()
+                })
+            });
+            let locker = locker.expect("a quorum is up");
+            let holds = fakes.iter().enumerate().filter(|(node, _)| *node != forgot);
+            holds.for_each(|(_, fake)| fake.seize("x", 2 * TTL));
+            let start = clock::now();
+            let error = locker.lock("x", TTL).expect_err("held");
+            let took = clock::now() - start;
+            let Error::Contended { attempts, .. } = error else {
+                panic!("{error}");
+            };
+            assert_eq!(
+                (attempts, locker.nodes().stats().attempts),
+                (max, max.into())
+            );
+            assert!(took >= delay * (max - 1), "{took:?}");
+            eventually("it is undone", || fakes[forgot].token("x").is_none());
+        }
+    }
+}

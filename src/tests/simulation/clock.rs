@@ -1,0 +1,64 @@
+//! The clocks of nodes and clients: what each shows at a true time.
+
+use std::time::Instant;
+
+use crate::time::clock;
+
+/// Clocks are ahead of the true time by this much, in µs, so that none begins before zero.
+const FIRST: i64 = 10_000_000_000;
+
+/// A clock that runs at its own speed. True time is in µs from the beginning of the history.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    /// How far it is ahead, in µs.
+    offset: i64,
+    /// How much faster it runs, in millionths.
+    rate: i64,
+}
+
+impl Clock {
+    pub(crate) fn new(offset: i64, rate: i64) -> Clock {
+        Clock {
+            offset: FIRST + offset,
+            rate,
+        }
+    }
+
+    fn micros(&self, now: u64) -> i64 {
+        let now = now as i64;
+        now + now * self.rate / 1_000_000 + self.offset
+    }
+
+    pub(crate) fn at(&self, now: u64) -> Instant {
+        clock::instant(self.micros(now) as u64).expect("within the clock's range")
+    }
+
+    /// The first true time at which it shows `at` or more.
+    pub(crate) fn when(&self, at: Instant) -> u64 {
+        let shown = clock::micros(at) as i64;
+        let guess = (shown - self.offset) * 1_000_000 / (1_000_000 + self.rate);
+        let mut when = (guess - 2).max(0) as u64;
+        while self.micros(when) < shown {
+            when += 1;
+        }
+        when
+    }
+
+    /// Somebody sets it.
+    pub(crate) fn step(&mut self, by: i64) {
+        self.offset += by;
+    }
+}
+
+#[test]
+fn a_clock_shows_what_it_is_asked_for() {
+    for (offset, rate) in [(0, 0), (77, 5_000), (-3_600_000_000, -5_000), (5, 50_000)] {
+        let clock = Clock::new(offset, rate);
+        for now in [0, 1, 999, 1_000_000, 123_456_789] {
+            let shown = clock.at(now);
+            let when = clock.when(shown);
+            assert!(clock.at(when) >= shown && when <= now, "{clock:?} {now}");
+            assert!(when == 0 || clock.at(when - 1) < shown, "{clock:?} {now}");
+        }
+    }
+}

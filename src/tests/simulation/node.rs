@@ -1,0 +1,149 @@
+//! A node: it serves what reaches it from the model of a real one, if it is there.
+
+use std::time::{Duration, Instant};
+
+use crate::error::Cause;
+use crate::protocol::request::{Answer, Request, Verb};
+use crate::tests::fake_node::store::Memory;
+use crate::tests::simulation::clock::Clock;
+use crate::tests::simulation::config::Bug;
+use crate::tests::simulation::simulator::{Told, World};
+use crate::time::clock;
+
+/// Nodes have been up for so long in the beginning.
+const LONG_AGO: Duration = Duration::from_secs(3_000);
+
+/// A node: what it keeps, and whether it serves.
+pub(crate) struct Node {
+    pub(crate) memory: Memory,
+    pub(crate) clock: Clock,
+    pub(crate) down: bool,
+    pub(crate) hung_until: u64,
+    /// By its own clock.
+    pub(crate) started: Instant,
+    /// For each client the first connection that has not been killed, nor died with the server.
+    pub(crate) living: Vec<u32>,
+}
+
+/// What comes to a node.
+pub(crate) enum Sent {
+    /// A pipeline of requests, of which it serves so many and answers so many.
+    Batch {
+        client: usize,
+        life: u32,
+        batch: u32,
+        requests: Vec<Request>,
+        served: usize,
+        answered: usize,
+        /// The answers go into a black hole.
+        unheard: bool,
+    },
+    /// A new connection. It kills those before it.
+    Hello { client: usize, life: u32 },
+}
+
+impl Node {
+    pub(crate) fn new(clock: Clock, clients: usize) -> Node {
+        Node {
+            memory: Memory::default(),
+            clock,
+            down: false,
+            hung_until: 0,
+            started: clock.at(0) - LONG_AGO,
+            living: vec![0; clients],
+        }
+    }
+
+    /// As servers count it: in whole seconds of a wall clock.
+    fn uptime(&self, now: u64) -> Duration {
+        let second = |at: Instant| clock::micros(at) / 1_000_000;
+        let uptime = second(self.clock.at(now)).saturating_sub(second(self.started));
+        Duration::from_secs(uptime)
+    }
+}
+
+impl World {
+    /// A message reaches a node.
+    pub(crate) fn reach(&mut self, at: usize, sent: Sent) {
+        let (client, life) = match sent {
+            Sent::Batch { client, life, .. } | Sent::Hello { client, life } => (client, life),
+        };
+        let node = &mut self.nodes[at];
+        if node.down || life < node.living[client] {
+            if self.rng.bool() {
+                let back = self.now + self.travel();
+                self.tell(back, client, Told::Broken { node: at, life });
+            }
+            return;
+        }
+        if node.hung_until > self.now {
+            // When it goes on it takes up connections in any order.
+            let resumed = node.hung_until + self.rng.u64(..1_000);
+            return self.send(resumed, at, sent);
+        }
+        match sent {
+            Sent::Batch {
+                client,
+                life,
+                batch,
+                requests,
+                served,
+                answered,
+                unheard,
+            } => {
+                let mut answers = Vec::with_capacity(requests.len());
+                for request in requests.iter().take(served) {
+                    answers.push(self.serve(at, client, request));
+                }
+                if unheard {
+                    return;
+                }
+                let back = self.now + self.travel();
+                let whole = answered == requests.len();
+                answers.truncate(answered);
+                let told = Told::Answers {
+                    node: at,
+                    life,
+                    batch,
+                    answers,
+                };
+                self.tell(back, client, told);
+                if !whole {
+                    self.tell(back, client, Told::Broken { node: at, life });
+                }
+            }
+            Sent::Hello { client, life } => {
+                if !self.knobs.is(Bug::NoKill) && !self.knobs.is(Bug::OneToken) {
+                    self.nodes[at].living[client] = life;
+                }
+                let back = self.now + self.travel();
+                let uptime = self.nodes[at].uptime(self.now);
+                let node = at;
+                self.tell(back, client, Told::Welcome { node, life, uptime });
+            }
+        }
+    }
+
+    fn serve(&mut self, at: usize, client: usize, request: &Request) -> Answer {
+        let is_faulty =
+            request.verb != Verb::Release && !self.calm && self.knobs.errs.strike(&mut self.rng);
+        let error = Answer::Fault(Cause::Server(String::new()));
+        if is_faulty && self.rng.bool() {
+            return error;
+        }
+        let node = &mut self.nodes[at];
+        let now = node.clock.at(self.now);
+        let answer = node.memory.serve(request, now);
+        self.note(|_| {
+            let token = request.lease.token().text();
+            format!(
+                "node {at}: {client}'s {:?} {token}: {answer:?}",
+                request.verb
+            )
+        });
+        match is_faulty {
+            true => error,
+            false => answer,
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The in-memory node model agrees with a real server.
+
+pub(crate) mod multi_key;
+pub(crate) mod permits;
+pub(crate) mod single_key;

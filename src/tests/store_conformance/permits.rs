@@ -1,0 +1,168 @@
+//! A semaphore's scripts on a real server beside the plain model: any order of requests by several owners ends alike.
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use redis::Connection;
+
+use crate::protocol::key::{Family, Key};
+use crate::protocol::lease::{Claim, Lease};
+use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::token::Token;
+use crate::tests::fake_node::store::Memory;
+use crate::tests::store_conformance::single_key::{close, connected, millis, told};
+use crate::time::clock;
+use crate::transport::node::traits::Session;
+
+/// What happens next. Numbers choose among the leases that there have been so far, counted from the last.
+#[derive(Clone, Debug)]
+enum Step {
+    /// By somebody who says that there are so many.
+    Take {
+        slot: u16,
+        of: u16,
+        units: u32,
+    },
+    Asks(Verb, usize, u32),
+    /// A permit has come to its end.
+    Expires(u16),
+    Forgets,
+    ScriptsAreFlushed,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let lease = prop_oneof![3 => 0..1_usize, 3 => 0..3_usize, 1 => 0..8_usize];
+    let of = prop_oneof![8 => Just(3_u16), 2 => Just(40_u16), 1 => Just(2_u16)];
+    let verb = vec![Verb::PutBack, Verb::Extend, Verb::Release, Verb::Release];
+    let verb = proptest::sample::select(verb);
+    prop_oneof![
+        8 => (any::<u16>(), of, 1..6_u32).prop_map(|(slot, of, units)| Step::Take { slot: slot % of, of, units }),
+        8 => (verb, lease, 1..6_u32).prop_map(|(verb, lease, units)| Step::Asks(verb, lease, units)),
+        2 => (0..3_u16).prop_map(Step::Expires),
+        1 => Just(Step::Forgets),
+        1 => Just(Step::ScriptsAreFlushed),
+    ]
+}
+
+struct Pair<'a> {
+    key: Key,
+    session: &'a mut dyn Session,
+    raw: &'a mut Connection,
+    model: Memory,
+    leases: Vec<Arc<Lease>>,
+}
+
+impl Pair<'_> {
+    fn ask(&mut self, request: &Request) {
+        let answer = told(self.session, request);
+        let expected = self.model.serve(request, clock::now());
+        let what = (request.verb, request.lease.claim());
+        match (answer, expected) {
+            (Answer::NotThisOne(free, next), Answer::NotThisOne(wanted, soonest)) => {
+                assert!(close(next, soonest), "{what:?}: {next:?}, {soonest:?}");
+                assert_eq!(free, wanted, "{what:?}");
+            }
+            (answer, expected) => assert_eq!(answer, expected, "{what:?}"),
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Take { slot, of, units } => {
+                let token = Token::fresh(Some("a label")).unwrap();
+                let claim = Claim::Permit { slot, of };
+                let lease = Arc::new(Lease::new(self.key.clone(), token, claim));
+                self.ask(&Request::new(Verb::Take, &lease, millis(units)));
+                self.leases.push(lease);
+            }
+            Step::Asks(verb, number, units) => {
+                let Some(place) = number.checked_rem(self.leases.len()) else {
+                    return;
+                };
+                let lease = &self.leases[self.leases.len() - 1 - place];
+                let request = Request::new(verb, lease, millis(units));
+                self.ask(&request);
+            }
+            Step::Expires(permit) => {
+                let slot = self.model.slot(&self.key, clock::now());
+                if let Some((token, _)) = slot.permits.remove(&permit) {
+                    let ended = format!("1 {token}");
+                    self.run(&["HSET", &self.wire(), &permit.to_string(), &ended]);
+                }
+            }
+            Step::Forgets => {
+                self.model.clear();
+                self.run(&["FLUSHALL"]);
+            }
+            Step::ScriptsAreFlushed => self.run(&["SCRIPT", "FLUSH"]),
+        }
+    }
+
+    fn wire(&self) -> String {
+        self.key.owner().to_string()
+    }
+
+    fn run(&mut self, words: &[&str]) {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).exec(self.raw).unwrap();
+    }
+
+    /// What stands on the server is what stands in the model.
+    fn compare(&mut self) {
+        let (now, wire) = (clock::now(), self.wire());
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(self.raw).unwrap();
+        let server = seconds * 1000 + micros / 1000;
+        let all: HashMap<String, String> =
+            redis::cmd("HGETALL").arg(&wire).query(self.raw).unwrap();
+        let left: i64 = redis::cmd("PTTL").arg(&wire).query(self.raw).unwrap();
+        let slot = self.model.slot(&self.key, now).clone();
+        let (mut found, mut last) = (0, 0);
+        for (permit, held) in all.iter().filter(|(field, _)| *field != "permits") {
+            let (end, token) = held.split_once(' ').unwrap();
+            let end: u64 = end.parse().unwrap();
+            if end < server {
+                continue;
+            }
+            let (owner, until) = &slot.permits[&permit.parse::<u16>().unwrap()];
+            assert_eq!(token, owner);
+            assert!(close(Duration::from_millis(end - server), *until - now));
+            (found, last) = (found + 1, last.max(end - server));
+        }
+        assert_eq!(found, slot.permits.len());
+        if found > 0 {
+            assert_eq!(all["permits"], slot.count.to_string());
+            assert!(left >= last as i64, "the key ends before its last permit");
+        }
+    }
+}
+
+#[test]
+fn a_semaphores_scripts_and_model_agree() {
+    let (_server, session, raw) = connected();
+    let ends = RefCell::new((session, raw));
+    let config = ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(192)
+    };
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    let steps = proptest::collection::vec(step(), 1..40);
+    let outcome = runner.run(&steps, |steps| {
+        let (session, raw) = &mut *ends.borrow_mut();
+        redis::cmd("FLUSHALL").exec(raw).unwrap();
+        let mut pair = Pair {
+            key: Key::parse("p:", "x", Family::Semaphore).unwrap(),
+            session: &mut **session,
+            raw,
+            model: Memory::default(),
+            leases: Vec::new(),
+        };
+        for step in steps {
+            pair.step(&step);
+            pair.compare();
+        }
+        Ok(())
+    });
+    outcome.unwrap();
+}

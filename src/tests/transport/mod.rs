@@ -1,0 +1,3 @@
+//! Connections and pipelines over fake nodes.
+
+pub(crate) mod pipeline;

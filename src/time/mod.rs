@@ -1,0 +1,4 @@
+//! The clock, deadlines and a queue of timers.
+
+pub(crate) mod clock;
+pub(crate) mod timer_queue;

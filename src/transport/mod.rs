@@ -1,0 +1,16 @@
+//! Rounds over all nodes, node connections, their workers.
+
+pub(crate) mod cancel;
+pub(crate) mod connection;
+pub(crate) mod inbox;
+pub(crate) mod job;
+pub(crate) mod load;
+pub(crate) mod node;
+pub(crate) mod pipeline;
+pub(crate) mod registry;
+pub(crate) mod round;
+pub(crate) mod status;
+pub(crate) mod unreleased;
+pub(crate) mod warning_state;
+pub(crate) mod worker;
+pub(crate) mod worker_pool;

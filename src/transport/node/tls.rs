@@ -1,0 +1,246 @@
+//! TLS to a node: what the settings say, made into what `redis` and `rustls` understand, and back into causes.
+
+use std::io;
+
+use redis::{Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, RedisError, TlsCertificates};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{AlertDescription, ClientConfig, RootCertStore};
+
+use crate::config::settings::Settings;
+use crate::config::tls::Tls;
+use crate::error::Cause;
+use crate::protocol::request;
+
+/// Whether a server is spoken to over TLS, by what its address says. One without a scheme is if TLS is set.
+pub(crate) fn is_asked_for(by_address: Option<bool>, settings: &Settings) -> Result<bool, String> {
+    Ok(by_address.unwrap_or(settings.tls.is_some()))
+}
+
+/// Gives an address over TLS the certificates of the settings.
+///
+/// # Errors
+/// If the address is not over TLS though TLS is set, and for certificates and keys that cannot be used. The text has
+/// nothing of their content.
+pub(crate) fn secure(info: ConnectionInfo, settings: &Settings) -> Result<ConnectionInfo, String> {
+    let ConnectionAddr::TcpTls { host, .. } = info.addr() else {
+        return match settings.tls {
+            Some(_) => Err("it is not over TLS, though `Config::tls` is set".to_owned()),
+            None => Ok(info),
+        };
+    };
+    if ServerName::try_from(host.as_str()).is_err() {
+        return Err(format!("no certificate can be for a host {host:?}"));
+    }
+    provide();
+    let Some(tls) = &settings.tls else {
+        return Ok(info);
+    };
+    check(tls)?;
+    let certificates = TlsCertificates {
+        client_tls: tls.client().map(|(certificate, key)| ClientTlsConfig {
+            client_cert: certificate.to_vec(),
+            client_key: key.to_vec(),
+        }),
+        root_cert: tls.authorities().map(<[u8]>::to_vec),
+    };
+    // Its text is not told, as it may repeat lines of what it was given. `check` has found all that is known to be wrong.
+    let client = Client::build_with_tls(info, certificates)
+        .map_err(|_| "its certificates or key cannot be used".to_owned())?;
+    Ok(client.get_connection_info().clone())
+}
+
+/// `rustls` asks for the process's provider of cryptography and panics where there is none, or a choice of several. A
+/// program that has installed one keeps it.
+fn provide() {
+    if CryptoProvider::get_default().is_none() {
+        // It fails if another thread was first, which is as good.
+        _ = ring::default_provider().install_default();
+    }
+}
+
+/// Uses certificates and key as `redis` will at each connect, which would be late for an error.
+fn check(tls: &Tls) -> Result<(), String> {
+    let mut roots = RootCertStore::empty();
+    if let Some(pem) = tls.authorities() {
+        for certificate in certificates(pem, "Tls::ca")? {
+            if roots.add(certificate).is_err() {
+                return Err("Tls::ca: a certificate in it cannot be used".to_owned());
+            }
+        }
+    }
+    let Some((certificate, key)) = tls.client() else {
+        return Ok(());
+    };
+    let chain = certificates(certificate, "Tls::client_certificate")?;
+    let Ok(key) = PrivateKeyDer::from_pem_slice(key) else {
+        return Err("Tls::client_certificate: no key in the PEM text of the key".to_owned());
+    };
+    let config = ClientConfig::builder().with_root_certificates(roots);
+    match config.with_client_auth_cert(chain, key) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("Tls::client_certificate: {error}")),
+    }
+}
+
+fn certificates(pem: &[u8], whose: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(format!("{whose}: no certificate in the PEM text")),
+        Err(_) => Err(format!("{whose}: the PEM text is damaged")),
+    }
+}
+
+/// What an error of a connect says of the node. A certificate that one side does not accept is a question of rights, as
+/// a wrong password is: it does not pass by waiting.
+pub(crate) fn cause(error: &RedisError, password: &str) -> Cause {
+    if error.is_timeout() {
+        return Cause::Unreachable("no answer in time: is it a port for TLS?".to_owned());
+    }
+    let inner = request::io(error).and_then(io::Error::get_ref);
+    let Some(tls) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+        return request::cause_without(error, password);
+    };
+    let text = request::in_short(&format!("TLS: {tls}"), password);
+    match tls {
+        rustls::Error::AlertReceived(AlertDescription::InternalError) => Cause::Unreachable(text),
+        rustls::Error::AlertReceived(_) | rustls::Error::InvalidCertificate(_) => {
+            Cause::Denied(text)
+        }
+        _ => Cause::Unreachable(text),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+    use crate::config::builder::Config;
+    use crate::error::Error;
+    use crate::transport::node::address::{Server, only};
+
+    fn server(config: Config) -> Result<Server, Error> {
+        let settings = config.check()?;
+        only(&settings)
+    }
+
+    /// A certificate that is its own authority, and its key.
+    fn identity() -> Result<[String; 2], rcgen::Error> {
+        let key = KeyPair::generate()?;
+        let params = CertificateParams::new(["h".to_owned()])?;
+        Ok([params.self_signed(&key)?.pem(), key.serialize_pem()])
+    }
+
+    #[test]
+    fn an_address_is_over_tls_if_it_says_so_or_says_nothing_and_tls_is_set() {
+        for (address, alone, set) in [
+            ("h:1", false, Some("h:1")),
+            ("H", false, Some("h:6379")),
+            ("[::1]:1", false, Some("[::1]:1")),
+            ("redis://h:1", false, None),
+            ("valkey://h:1", false, None),
+            ("unix:///s", false, None),
+            ("rediss://joe:pass@h:1/3", true, Some("h:1")),
+            ("REDISS://h:1", true, Some("h:1")),
+            ("valkeys://h", true, Some("h:6379")),
+        ] {
+            let over_tls = |server: &Server| {
+                assert!(server.info.tcp_settings().nodelay());
+                matches!(server.info.addr(), ConnectionAddr::TcpTls { .. })
+            };
+            let server_alone = server(Config::new([address])).unwrap();
+            assert_eq!(over_tls(&server_alone), alone, "{address}");
+            match (server(Config::new([address]).tls(Tls::new())), set) {
+                (Ok(server), Some(place)) => {
+                    assert!(over_tls(&server), "{address}");
+                    assert_eq!(server.place(), place);
+                }
+                (Err(error), None) => {
+                    let error = error.to_string();
+                    assert!(
+                        error.contains(address) && error.contains("Config::tls"),
+                        "{error}"
+                    );
+                }
+                (result, _) => panic!("{address}: {result:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_cannot_turn_the_checks_off() {
+        for address in [
+            "rediss://joe:s3cret@h#insecure",
+            "rediss://joe:s3cret@h#else",
+            "rediss://joe:s3cret@h:0",
+            "rediss://joe:s3cret@-",
+        ] {
+            let error = server(Config::new([address])).unwrap_err().to_string();
+            assert!(error.contains("address \"rediss://"), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_told_without_its_content() {
+        let [certificate, key] = identity().unwrap();
+        let [_, stranger] = identity().unwrap();
+        let middle = |pem: &str| pem.lines().nth(1).unwrap().to_owned();
+        let empty = pem("CERTIFICATE", "");
+        let nonsense = pem("CERTIFICATE", "c3ByaW5n");
+        let damaged = certificate.replace("-----END", "---END");
+        let short = key.replace(&middle(&key), "");
+        let encrypted = key.replace("PRIVATE", "ENCRYPTED PRIVATE");
+        let swapped = key.replace("-----BEGIN", &format!("-----BEGIN {}", middle(&key)));
+        let us = |certificate: &str, key: &str| Tls::new().client_certificate(certificate, key);
+        let ok = [
+            Tls::new(),
+            Tls::new().ca(&*certificate),
+            Tls::new().ca(format!("{certificate}\n{certificate}")),
+            us(&certificate, &key),
+            us(&certificate, &key).ca(&*certificate),
+        ];
+        for tls in ok {
+            server(Config::new(["h"]).tls(tls)).unwrap();
+        }
+        for (tls, whose) in [
+            (Tls::new().ca(""), "Tls::ca: no certificate"),
+            (Tls::new().ca(&*key), "Tls::ca: no certificate"),
+            (Tls::new().ca([0xff; 9]), "Tls::ca: no certificate"),
+            (Tls::new().ca(empty), "Tls::ca"),
+            (Tls::new().ca(&*nonsense), "Tls::ca: a certificate"),
+            (Tls::new().ca(damaged), "Tls::ca: the PEM text is damaged"),
+            (us("", &key), "Tls::client_certificate: no certificate"),
+            (us(&certificate, ""), "Tls::client_certificate: no key"),
+            (us(&certificate, &encrypted), "no key"),
+            (us(&certificate, &swapped), "no key"),
+            (us(&certificate, &short), "Tls::client_certificate"),
+            (us(&certificate, &stranger), "Tls::client_certificate"),
+            (us(&nonsense, &key), "Tls::client_certificate"),
+            (us(&key, &certificate), "Tls::client_certificate"),
+        ] {
+            let config = Config::new(["h"]).tls(tls);
+            let shown = format!("{config:?}");
+            let error = server(config).expect_err(whose).to_string();
+            assert!(
+                error.contains("address \"h\"") && error.contains(whose),
+                "{error}"
+            );
+            for pem in [&key, &stranger, &certificate] {
+                for line in pem.lines().filter(|line| line.len() == 64) {
+                    assert!(
+                        !format!("{error} {shown}").contains(line),
+                        "{error} {shown}"
+                    );
+                }
+            }
+        }
+    }
+
+    fn pem(label: &str, text: &str) -> String {
+        format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+    }
+}

@@ -1,0 +1,411 @@
+//! Where answers go, and the pending releases of a node: kept over a broken connection, and where the node answers with an
+//! error, until they have taken effect or their keys cannot exist any more (rules S4, L3).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::error::Cause;
+use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::send_check::{note_unanswered, unsent};
+use crate::telemetry::observer::NodeReply;
+use crate::time::clock;
+use crate::transport::job::{Job, Reply};
+use crate::transport::pipeline::{BATCH, Desk};
+use crate::transport::status::Health;
+
+/// At most this many pending releases travel behind each batch of other requests: no key waits for a backlog (rule L3).
+const MAX_BEHIND: usize = 32;
+/// Pauses between tries of releases that were answered with an error: from the first, doubling, to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
+
+/// A release that waits for the node, or for its next try.
+type Pending = (Request, Return);
+
+/// Where the answer to a request goes.
+pub(crate) struct Return {
+    /// As in [`Job::reply`].
+    to: Option<Reply>,
+    /// The runs of the servers that it was sent to first, of a release that may have taken effect then.
+    pub(crate) sent_to: Option<Arc<str>>,
+    pub(crate) state: State,
+    /// It is a release that was answered with an error before.
+    was_refused: bool,
+}
+
+/// What became of a request that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It has no answer yet.
+    Open,
+    /// It is a release, and the answer is an error that may pass.
+    Refused,
+    Answered,
+}
+
+impl Return {
+    pub(crate) fn new(to: Option<Reply>) -> Return {
+        Return {
+            to,
+            sent_to: None,
+            state: State::Open,
+            was_refused: false,
+        }
+    }
+
+    pub(crate) fn post(&mut self, node: usize, answer: Answer) {
+        if let Some((addressee, round)) = self.to.take() {
+            addressee.post(round, node, answer);
+        }
+    }
+
+    /// The same for an answer of a server of these runs. Absent after a release that was sent to them before: that one deleted
+    /// the key. A server that has restarted since may have lost it, and granted it to another meanwhile.
+    pub(crate) fn post_from(&mut self, runs: &Arc<str>, node: usize, answer: Answer) {
+        let is_our_doing = answer == Answer::Absent && self.sent_to.as_ref() == Some(runs);
+        self.post(node, if is_our_doing { Answer::Yes } else { answer });
+    }
+}
+
+/// The pending releases of a node.
+pub(crate) struct PendingReleases {
+    node: usize,
+    /// Without an answer: there was no connection, or it broke.
+    unanswered: VecDeque<Pending>,
+    /// Answered with an error. They are tried at a pace of their own, however many they are.
+    refused: VecDeque<Pending>,
+    /// When the next of those are tried, and the pause after that.
+    due: Instant,
+    pause: Duration,
+    health: Arc<Health>,
+}
+
+impl PendingReleases {
+    pub(crate) fn new(node: usize, health: &Arc<Health>) -> PendingReleases {
+        PendingReleases {
+            node,
+            unanswered: VecDeque::new(),
+            refused: VecDeque::new(),
+            due: clock::now(),
+            pause: FIRST_PAUSE,
+            health: Arc::clone(health),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.unanswered.len() + self.refused.len()
+    }
+
+    /// A release that has no answer.
+    fn push(&mut self, request: Request, back: Return) {
+        self.unanswered.push_back((request, back));
+        self.note_len();
+    }
+
+    /// A release that was answered with an error.
+    fn push_refused(&mut self, request: Request, mut back: Return, now: Instant) {
+        if self.refused.is_empty() && !back.was_refused {
+            self.pause = FIRST_PAUSE;
+            self.due = now + self.pause;
+        }
+        back.was_refused = true;
+        self.refused.push_back((request, back));
+        self.note_len();
+    }
+
+    /// A release that was refused before has taken effect: what stood in its way may not stand in that of the others either.
+    fn note_success(&mut self, now: Instant) {
+        self.pause = FIRST_PAUSE;
+        self.due = self.due.min(now);
+    }
+
+    /// When the next ones are to be sent, if there are any.
+    fn due(&self, now: Instant) -> Option<Instant> {
+        match (self.unanswered.is_empty(), self.refused.is_empty()) {
+            (false, _) => Some(now),
+            (true, false) => Some(self.due),
+            (true, true) => None,
+        }
+    }
+
+    /// Takes out those that are to be sent now, at most [`MAX_BEHIND`].
+    fn take_due(&mut self, now: Instant) -> Vec<Pending> {
+        if self.len() == 0 {
+            return Vec::new();
+        }
+        let count = self.unanswered.len().min(MAX_BEHIND);
+        let mut due: Vec<Pending> = self.unanswered.drain(..count).collect();
+        if self.due <= now && count < MAX_BEHIND && !self.refused.is_empty() {
+            self.drop_expired(now);
+            let count = self.refused.len().min(MAX_BEHIND - count);
+            due.extend(self.refused.drain(..count));
+            self.pause = (2 * self.pause).min(LAST_PAUSE);
+            self.due = now + self.pause;
+        }
+        let node = self.node;
+        due.retain_mut(|pending| keep(pending, node, now));
+        self.note_len();
+        due
+    }
+
+    /// Takes out all.
+    fn take_all(&mut self) -> VecDeque<Pending> {
+        let mut all = std::mem::take(&mut self.unanswered);
+        all.append(&mut self.refused);
+        self.note_len();
+        all
+    }
+
+    /// Drops those whose key cannot exist any more, so that a node which is down for hours collects nothing.
+    fn drop_expired(&mut self, now: Instant) {
+        let node = self.node;
+        self.unanswered
+            .retain_mut(|pending| keep(pending, node, now));
+        self.refused.retain_mut(|pending| keep(pending, node, now));
+        self.note_len();
+    }
+
+    /// A connection has killed the former one.
+    fn note_killed(&self, now: Instant) {
+        for (request, _) in self.unanswered.iter().chain(&self.refused) {
+            request.lease.note_killed(self.node, now);
+        }
+    }
+
+    fn note_len(&self) {
+        self.health.pending.store(self.len(), Ordering::Release);
+    }
+}
+
+/// Whether the key of a release may be there yet. Otherwise that is told.
+fn keep((request, back): &mut Pending, node: usize, now: Instant) -> bool {
+    let keep = request.lease.may_exist(node, now);
+    if !keep {
+        back.post(node, Answer::Absent);
+    }
+    keep
+}
+
+impl Desk {
+    /// The connection broke, or is given up: what is open is unknown to its callers, and the releases that did not take effect
+    /// for certain are pending.
+    pub(crate) fn break_off(&mut self, cause: &Cause) {
+        self.session = None;
+        self.broken = None;
+        self.health.overdue.store(u64::MAX, Ordering::Release);
+        let (now, flights) = (clock::now(), std::mem::take(&mut self.flights));
+        let backs = std::mem::take(&mut self.backs);
+        for (flight, (back, sent)) in flights.into_iter().zip(backs) {
+            if back.state == State::Open {
+                self.note(NodeReply::Unknown, now.saturating_duration_since(sent));
+            }
+            self.give_up(flight.request, back, cause);
+        }
+    }
+
+    /// The lane goes down: nothing is left on the wire of what connection there was.
+    pub(crate) fn close(&mut self, cause: &Cause) {
+        self.break_off(cause);
+        let (requests, returns) = (self.requests.drain(..), self.returns.drain(..));
+        let batch: Vec<_> = requests.zip(returns).collect();
+        for (request, back) in batch {
+            self.give_up(request, back, cause);
+        }
+    }
+
+    /// It was on the wire when the connection broke.
+    pub(crate) fn give_up(&mut self, request: Request, mut back: Return, cause: &Cause) {
+        if back.state != State::Open {
+            return self.settle(request, back);
+        }
+        if request.verb == Verb::Release {
+            back.sent_to.get_or_insert_with(|| Arc::clone(&self.runs));
+            return self.pending.push(request, back);
+        }
+        note_unanswered(&request, self.node);
+        // A server's error is the answer to another request: of this one nothing is known.
+        let cause = match cause {
+            Cause::Server(_) | Cause::Denied(_) => {
+                Cause::Unreachable(format!("the connection was given up: {cause}"))
+            }
+            cause => cause.clone(),
+        };
+        back.post(self.node, Answer::Fault(cause));
+    }
+
+    /// It has its answer.
+    pub(crate) fn settle(&mut self, request: Request, back: Return) {
+        match back.state {
+            State::Refused => self.pending.push_refused(request, back, clock::now()),
+            _ if back.was_refused => self.pending.note_success(clock::now()),
+            _ => {}
+        }
+    }
+
+    /// When pending releases are to be sent, if there are any.
+    pub(crate) fn pending_due(&self, now: Instant) -> Option<Instant> {
+        self.pending.due(now)
+    }
+
+    /// Puts pending releases that are due behind what is in the batch. They are of tokens that nobody asks for any more, so it
+    /// does not matter what else is in it.
+    pub(crate) fn admit_pending(&mut self) {
+        for (request, back) in self.pending.take_due(clock::now()) {
+            self.readmit(request, back);
+        }
+    }
+
+    fn readmit(&mut self, request: Request, mut back: Return) {
+        back.state = State::Open;
+        self.requests.push(request);
+        self.returns.push(back);
+    }
+
+    /// Sends all pending releases once, since the lane ends.
+    pub(crate) fn send_all_pending(&mut self) -> Result<(), Cause> {
+        self.pending.drop_expired(clock::now());
+        let mut all = self.pending.take_all();
+        let mut done = Ok(());
+        while !all.is_empty() {
+            let count = all.len().min(BATCH);
+            all.drain(..count)
+                .for_each(|(request, back)| self.readmit(request, back));
+            done = done.and_then(|()| self.exchange());
+            if done.is_err() {
+                break;
+            }
+        }
+        for (request, back) in all {
+            self.pending.push(request, back);
+        }
+        done
+    }
+
+    /// A new connection has killed the former one: what was open on that has been run by now, or never is.
+    pub(crate) fn note_killed(&self) {
+        self.pending.note_killed(clock::now());
+    }
+
+    /// A job for a node that does not answer: releases of what the node may have are pending, everything else was not sent.
+    pub(crate) fn refuse(&mut self, job: Job) {
+        let mut back = Return::new(job.reply);
+        if job.request.verb != Verb::Release {
+            let cause = self.cause();
+            return back.post(self.node, Answer::Fault(cause));
+        }
+        match unsent(&job.request, self.node, Duration::ZERO, clock::now()) {
+            Some(answer) => back.post(self.node, answer),
+            None => self.pending.push(job.request, back),
+        }
+    }
+
+    /// Answers those who wait for a pending release; the releases stay pending.
+    pub(crate) fn give_up_waiting(&mut self) {
+        self.pending.drop_expired(clock::now());
+        let cause = self.cause();
+        for (_, back) in &mut self.pending.unanswered {
+            back.post(self.node, Answer::Fault(cause.clone()));
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::protocol::lease::tests::lease;
+    use crate::time::clock;
+
+    const NODE: usize = 0;
+
+    fn pending_releases() -> PendingReleases {
+        PendingReleases::new(NODE, &Arc::new(Health::new()))
+    }
+
+    fn release(now: Instant, ttl: Duration) -> Pending {
+        let lease = lease("x");
+        lease.note_written(NODE, now, ttl);
+        (Request::new(Verb::Release, &lease, 0), Return::new(None))
+    }
+
+    fn refuse(pending: &mut PendingReleases, some: Vec<Pending>, now: Instant) {
+        for (request, back) in some {
+            pending.push_refused(request, back, now);
+        }
+    }
+
+    #[test]
+    fn refused_releases_are_tried_ever_more_seldom_however_many_they_are() {
+        let (mut pending, start) = (pending_releases(), clock::now());
+        let hour = Duration::from_secs(3600);
+        let many = (0..10_000).map(|_| release(start, hour)).collect();
+        refuse(&mut pending, many, start);
+        assert!(pending.take_due(start).is_empty(), "not at once");
+        let (mut now, mut tried) = (start, 0);
+        while now < start + Duration::from_secs(60) {
+            now = now.max(pending.due(now).expect("some are left"));
+            let due = pending.take_due(now);
+            tried += due.len();
+            refuse(&mut pending, due, now);
+        }
+        assert!(tried <= MAX_BEHIND * 40, "{tried}");
+        assert_eq!(pending.len(), 10_000);
+        // What stood in the way is gone: all go in a row.
+        while pending.len() > 0 {
+            pending.note_success(now);
+            assert_eq!(pending.take_due(now).len().min(1), 1);
+        }
+        assert_eq!(pending.due(now), None);
+    }
+
+    #[test]
+    fn single_refused_release_is_not_tried_without_a_pause() {
+        let (mut pending, start) = (pending_releases(), clock::now());
+        refuse(
+            &mut pending,
+            vec![release(start, Duration::from_secs(3600))],
+            start,
+        );
+        let mut pauses = Vec::new();
+        let mut now = start;
+        for _ in 0..10 {
+            let due = pending.due(now).expect("it is left");
+            pauses.push(due - now);
+            now = due;
+            let due = pending.take_due(now);
+            assert_eq!(due.len(), 1);
+            refuse(&mut pending, due, now);
+        }
+        assert!(pauses.is_sorted() && pauses[0] >= FIRST_PAUSE);
+        assert_eq!(pauses[9], LAST_PAUSE);
+    }
+
+    #[test]
+    fn pending_release_ends_with_its_ttl_also_while_the_node_refuses_it() {
+        let (mut pending, start) = (pending_releases(), clock::now());
+        let ttl = Duration::from_secs(1);
+        let (request, back) = release(start, ttl);
+        request.lease.note_unanswered(NODE);
+        pending.push(request, back);
+        let (request, back) = release(start, ttl);
+        pending.push_refused(request, back, start);
+        let mut now = start + 2 * ttl;
+        pending.drop_expired(now);
+        assert_eq!(
+            pending.len(),
+            1,
+            "the node may yet run what it has not answered"
+        );
+        pending.note_killed(now);
+        now += ttl;
+        assert_eq!(pending.take_due(now).len(), 1);
+        let (request, back) = release(start, ttl);
+        request.lease.note_unanswered(NODE);
+        pending.push(request, back);
+        pending.note_killed(now);
+        now += 2 * ttl;
+        assert!(pending.take_due(now).is_empty());
+        assert_eq!(pending.health.pending.load(Ordering::Acquire), 0);
+    }
+}

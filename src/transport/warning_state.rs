@@ -1,0 +1,253 @@
+//! What the log has said of a node, so that it says only what is new: however many connections there are to it, and however
+//! often they are made.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::protocol::key::Key;
+use crate::protocol::key_set::Keys;
+use crate::protocol::lease::Claim;
+use crate::protocol::request::Verb;
+
+/// More causes than this for which releases were refused are not told of one node.
+const MAX_REFUSED: usize = 32;
+/// The most keys of a node with foreign values that are remembered, and named in the log.
+const MAX_FOREIGN: usize = 256;
+
+/// What has been said of one node.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    said: Mutex<Said>,
+    /// What it has denied since it last allowed it, as bits: looked at with every answer.
+    denied: AtomicU64,
+    /// Whether keys with foreign values are known: read with every answer.
+    has_foreign: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    /// How many of its connections are down.
+    down: usize,
+    was_connected: bool,
+    danger: Option<String>,
+    clock_is_off: bool,
+    is_too_far: bool,
+    has_several_servers: bool,
+    /// The run that is or was in quarantine.
+    quarantined: Option<String>,
+    /// The codes of errors that releases were answered by.
+    refused_releases: Vec<String>,
+    /// The keys under which foreign values stand.
+    foreign: HashSet<Key>,
+}
+
+/// What a node can deny.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Right {
+    Connect,
+    /// To kill our former connection.
+    Kill,
+    Serve(Verb, Claim),
+}
+
+impl Right {
+    fn bit(self) -> u64 {
+        match self {
+            Right::Connect => 1,
+            Right::Kill => 2,
+            Right::Serve(verb, claim) => {
+                let kind = match claim {
+                    Claim::Exclusive => 0,
+                    Claim::Read => 1,
+                    Claim::Write => 2,
+                    Claim::Gate => 3,
+                    Claim::Permit { .. } => 4,
+                };
+                4 << (5 * verb as u32 + kind)
+            }
+        }
+    }
+}
+
+impl News {
+    /// One of its connections is down that was not. Whether it is news that the node is.
+    pub(crate) fn fell(&self) -> bool {
+        let mut said = self.said.lock();
+        said.down += 1;
+        said.down == 1
+    }
+
+    /// One of its connections is up, which had been down or is new. Whether it is news that the node is connected.
+    pub(crate) fn rose(&self, was_down: bool) -> bool {
+        let mut said = self.said.lock();
+        said.down -= usize::from(was_down);
+        let is_first = !std::mem::replace(&mut said.was_connected, true);
+        said.down == 0 && (was_down || is_first)
+    }
+
+    /// Whether this danger is news.
+    pub(crate) fn danger(&self, danger: Option<&str>) -> bool {
+        let mut said = self.said.lock();
+        let is_new = said.danger.as_deref() != danger;
+        said.danger = danger.map(str::to_owned);
+        is_new && danger.is_some()
+    }
+
+    /// Whether it is news that its clock is off.
+    pub(crate) fn clock(&self, is_off: bool) -> bool {
+        let was_off = std::mem::replace(&mut self.said.lock().clock_is_off, is_off);
+        is_off && !was_off
+    }
+
+    /// Whether it is news that it is too far for `node_timeout`.
+    pub(crate) fn distance(&self, is_too_far: bool) -> bool {
+        let was = std::mem::replace(&mut self.said.lock().is_too_far, is_too_far);
+        is_too_far && !was
+    }
+
+    /// Whether it is news that several servers answer at its address.
+    pub(crate) fn several_servers(&self) -> bool {
+        !std::mem::replace(&mut self.said.lock().has_several_servers, true)
+    }
+
+    /// Whether it is news that this run of it is in quarantine.
+    pub(crate) fn quarantined(&self, run_id: &str) -> bool {
+        let mut said = self.said.lock();
+        let is_new = said.quarantined.as_deref() != Some(run_id);
+        said.quarantined = Some(run_id.to_owned());
+        is_new
+    }
+
+    /// Whether it is news that it answers releases with an error of this code.
+    pub(crate) fn refused_release(&self, code: &str) -> bool {
+        let refused = &mut self.said.lock().refused_releases;
+        let is_new = refused.len() < MAX_REFUSED && !refused.iter().any(|said| said == code);
+        if is_new {
+            refused.push(code.to_owned());
+        }
+        is_new
+    }
+
+    /// Whether it is news that it denies this.
+    pub(crate) fn denied(&self, right: Right) -> bool {
+        let before = self.denied.fetch_or(right.bit(), Ordering::Relaxed);
+        before & right.bit() == 0
+    }
+
+    /// Whether it is news that a foreign value stands under this key, or one of those derived from it.
+    pub(crate) fn foreign(&self, key: &Key) -> bool {
+        let mut said = self.said.lock();
+        let is_new = said.foreign.len() < MAX_FOREIGN && said.foreign.insert(key.clone());
+        self.has_foreign.store(true, Ordering::Relaxed);
+        is_new
+    }
+
+    /// The lock of these keys was granted, so no foreign value is there any more.
+    pub(crate) fn not_foreign(&self, keys: &Keys) {
+        if self.has_foreign.load(Ordering::Relaxed) {
+            let mut said = self.said.lock();
+            keys.all()
+                .iter()
+                .for_each(|key| _ = said.foreign.remove(key));
+            self.has_foreign
+                .store(!said.foreign.is_empty(), Ordering::Relaxed);
+        }
+    }
+
+    /// It does not deny this.
+    pub(crate) fn allowed(&self, right: Right) {
+        if self.denied.load(Ordering::Relaxed) & right.bit() != 0 {
+            self.denied.fetch_and(!right.bit(), Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_is_no_news_until_it_has_changed() {
+        let news = News::default();
+        assert!(!news.danger(None) && !news.clock(false) && !news.distance(false));
+        let mut first = true;
+        for _ in 0..2 {
+            assert!(news.danger(Some("evicts")) && !news.danger(Some("evicts")));
+            assert!(news.danger(Some("else")) && !news.danger(None));
+            assert!(news.clock(true) && !news.clock(true) && !news.clock(false));
+            assert_eq!(news.several_servers(), std::mem::take(&mut first));
+            assert!(news.distance(true) && !news.distance(true) && !news.distance(false));
+            assert!(news.quarantined("a") && !news.quarantined("a") && news.quarantined("b"));
+        }
+    }
+
+    #[test]
+    fn refused_releases_are_told_once_for_each_cause_and_not_without_end() {
+        let news = News::default();
+        assert!(news.refused_release("MISCONF") && news.refused_release("NOPERM"));
+        assert!(!news.refused_release("MISCONF") && !news.refused_release("NOPERM"));
+        let codes = (0..1_000).map(|code| code.to_string());
+        let told = codes.filter(|code| news.refused_release(code)).count();
+        assert_eq!(told, MAX_REFUSED - 2);
+    }
+
+    #[test]
+    fn foreign_value_is_news_once_until_its_key_is_granted() {
+        let key =
+            |name: &str| Key::parse("p:", name, crate::protocol::key::Family::Exclusive).unwrap();
+        let news = News::default();
+        for _ in 0..2 {
+            assert!(news.foreign(&key("a")) && news.foreign(&key("b")));
+            assert!(!news.foreign(&key("a")) && !news.foreign(&key("b")));
+            news.not_foreign(&key("a").into());
+            assert!(news.foreign(&key("a")));
+            for name in ["a", "b"] {
+                news.not_foreign(&key(name).into());
+            }
+        }
+        let told = (0..2 * MAX_FOREIGN).filter(|n| news.foreign(&key(&n.to_string())));
+        assert_eq!(told.count(), MAX_FOREIGN);
+    }
+
+    #[test]
+    fn an_outage_over_all_connections_of_a_node_is_news_once() {
+        let news = News::default();
+        assert!(news.rose(false) && !news.rose(false));
+        assert!(news.fell() && !news.fell());
+        assert!(!news.rose(true) && news.rose(true));
+        assert!(news.fell() && news.rose(true));
+    }
+
+    #[test]
+    fn each_right_is_told_by_itself() {
+        let verbs = [
+            Verb::Take,
+            Verb::Extend,
+            Verb::PutBack,
+            Verb::Downgrade,
+            Verb::Raise,
+            Verb::Knock,
+            Verb::Release,
+        ];
+        let permit = Claim::Permit { slot: 1, of: 2 };
+        let claims = [
+            Claim::Exclusive,
+            Claim::Read,
+            Claim::Write,
+            Claim::Gate,
+            permit,
+        ];
+        let serve = |verb| claims.map(|claim| Right::Serve(verb, claim));
+        let mut rights: Vec<Right> = verbs.into_iter().flat_map(serve).collect();
+        rights.extend([Right::Connect, Right::Kill]);
+        let news = News::default();
+        assert!(rights.iter().all(|right| news.denied(*right)));
+        for right in rights {
+            assert!(!news.denied(right));
+            news.allowed(right);
+            assert!(news.denied(right));
+        }
+    }
+}

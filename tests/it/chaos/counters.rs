@@ -1,0 +1,71 @@
+//! What the processes of the chaos count, a line each time, so that one that is killed has told all the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{Pid, getppid};
+use redguard::Error;
+
+const SHORT: usize = 120;
+
+/// A file of such lines, and beside it the sign to stop.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    lines: PathBuf,
+    stop: PathBuf,
+    parent: Pid,
+}
+
+impl Tally {
+    pub(crate) fn beside(journal: &Path) -> Tally {
+        Tally {
+            lines: journal.with_extension("tally"),
+            stop: journal.with_extension("stop"),
+            parent: getppid(),
+        }
+    }
+
+    pub(crate) fn add(&self, times: u64, what: &str) {
+        let file = File::options().create(true).append(true).open(&self.lines);
+        let line = format!("{times} {what}\n");
+        file.unwrap().write_all(line.as_bytes()).unwrap();
+    }
+
+    /// By its variant alone.
+    pub(crate) fn add_error(&self, during: &str, error: &Error) {
+        let mut what = format!("{error:?}");
+        what.truncate(what.find(|c: char| !c.is_alphanumeric()).unwrap_or(SHORT));
+        self.add(1, &format!("{during}: {what}"));
+    }
+
+    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
+        let text = fs::read_to_string(&self.lines).unwrap_or_default();
+        let mut counts = BTreeMap::new();
+        for line in text.lines() {
+            let (times, what) = line.split_once(' ').unwrap();
+            *counts.entry(what.to_owned()).or_default() += times.parse::<u64>().unwrap();
+        }
+        counts
+    }
+
+    /// All that begins so.
+    pub(crate) fn of(&self, beginning: &str) -> u64 {
+        let counts = self.counts();
+        let of = counts
+            .iter()
+            .filter(|(what, _)| what.starts_with(beginning));
+        of.map(|(_, times)| times).sum()
+    }
+
+    pub(crate) fn stop(&self) {
+        File::create(&self.stop).unwrap();
+    }
+
+    /// Also when whoever started this process is gone.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.exists() || getppid() != self.parent
+    }
+}

@@ -1,0 +1,334 @@
+//! What one process does in the chaos: its threads take, keep, extend, downgrade and give back, until they are told to stop.
+
+use std::time::Duration;
+use std::{fs, thread};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use redguard::{
+    Config, Error, LockGuard, LockOptions, Locker, OnDrop, ReadGuard, RedisLocker, RedisRwLocker,
+    RetryPolicy, RwLocker, WriteGuard,
+};
+
+use crate::chaos::Data;
+use crate::chaos::counters::Tally;
+use crate::support::child_process::Part;
+use crate::support::fixtures::{LIMIT, at};
+use crate::support::witness::{Journal, Kind};
+use crate::support::{eventually, witness};
+
+pub(crate) const MAX_TTL: Duration = Duration::from_secs(2);
+pub(crate) const KEYS: [&str; 4] = ["a", "b", "c", "d"];
+pub(crate) const MIN_TTL: Duration = Duration::from_millis(600);
+const THREADS: u64 = 8;
+/// How often a holder looks whether it still is one.
+const LOOK: Duration = Duration::from_millis(10);
+/// A few times what is left of a process that has done its work: the stacks of threads, which are kept for others, and tables that
+/// have grown. Ten thousand holds and more must not need it.
+#[cfg(target_os = "linux")]
+const KIBIBYTES: u64 = 4 << 10;
+
+#[test]
+fn part_where_data_is_kept() {
+    play(Data::Kept, |config| config);
+}
+
+#[test]
+fn part_under_quarantine() {
+    play(Data::Lost, |config| config.restart_quarantine(MAX_TTL));
+}
+
+/// The part's key is a seed: the locks have the same names in all processes.
+fn play(data: Data, with: impl Fn(Config) -> Config) {
+    let Some(part) = Part::mine() else { return };
+    // One that is stopped could not see that nobody is there any more who wakes it.
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
+    let tally = Tally::beside(&part.file);
+    let before = Footprint::now();
+    let mut rng = StdRng::seed_from_u64(part.key.parse().unwrap());
+    let config = with(at(part.nodes.clone()))
+        .node_timeout(Duration::from_millis(250))
+        .connect_timeout(Duration::from_secs(1))
+        .breaker(5, Duration::from_secs(1))
+        .pool_size(rng.random_range(1..=2))
+        .on_drop(if rng.random() {
+            OnDrop::Wait
+        } else {
+            OnDrop::HandOff
+        })
+        .retry(RetryPolicy {
+            initial_delay: Duration::from_millis(20),
+            max_delay: Duration::from_millis(200),
+            ..RetryPolicy::default()
+        });
+    let Some(locker) = connect(&config, &tally) else {
+        return;
+    };
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            let actor = Actor {
+                rw: RedisRwLocker::new(locker.nodes()),
+                locker: locker.clone(),
+                journal: Journal::at(&part.file),
+                tally: &tally,
+                data,
+            };
+            let rng = StdRng::from_rng(&mut rng);
+            scope.spawn(move || actor.act(rng));
+        }
+    });
+    let all = locker.nodes().shutdown(LIMIT);
+    tally.add(
+        1,
+        if all {
+            "shut down"
+        } else {
+            "shut down, threads late"
+        },
+    );
+    drop(locker);
+    before.comes_back(&tally);
+}
+
+/// `None` when it is told to stop before a quorum was reached.
+fn connect(config: &Config, tally: &Tally) -> Option<RedisLocker> {
+    while !tally.is_stopped() {
+        match RedisLocker::connect(config.clone()) {
+            Ok(locker) => return Some(locker),
+            Err(error) => tally.add_error("connect", &error),
+        }
+    }
+    None
+}
+
+pub(crate) fn take_write(locker: &RedisRwLocker, key: &str) -> WriteGuard {
+    let patient = LockOptions::new(MAX_TTL).wait_for(LIMIT);
+    locker.acquire_write(key, &patient).unwrap()
+}
+
+/// One thread.
+struct Actor<'a> {
+    locker: RedisLocker,
+    rw: RedisRwLocker,
+    journal: Journal,
+    tally: &'a Tally,
+    data: Data,
+}
+
+/// What it does with one lock.
+struct Plan {
+    key: String,
+    options: LockOptions,
+    renewed: bool,
+    stay: Duration,
+    extends: Option<Duration>,
+    releases: bool,
+    downgrades: bool,
+    name: String,
+}
+
+impl Plan {
+    fn draw(rng: &mut StdRng) -> Plan {
+        let ttl = rng.random_range(MIN_TTL..=MAX_TTL);
+        let mut options = LockOptions::new(ttl).wait_for(rng.random_range(Duration::ZERO..MAX_TTL));
+        let (renewed, fenced) = (rng.random_ratio(1, 3), rng.random_ratio(1, 2));
+        if renewed {
+            options = options.auto_renew();
+        }
+        if fenced {
+            options = options.fenced();
+        }
+        // Now and then for longer than a TTL: whoever is not renewed loses the lock then.
+        let most = match rng.random_range(0..40) {
+            0 => 2 * MAX_TTL,
+            1..8 => MAX_TTL / 8,
+            _ => MAX_TTL / 80,
+        };
+        Plan {
+            key: KEYS[rng.random_range(0..KEYS.len())].to_owned(),
+            options,
+            renewed,
+            stay: rng.random_range(Duration::ZERO..most),
+            extends: rng
+                .random_ratio(1, 8)
+                .then(|| rng.random_range(MIN_TTL..=MAX_TTL)),
+            releases: rng.random(),
+            downgrades: rng.random_ratio(1, 3),
+            name: ["", ", renewed"][usize::from(renewed)].to_owned()
+                + ["", ", fenced"][usize::from(fenced)],
+        }
+    }
+}
+
+impl Actor<'_> {
+    fn act(&self, mut rng: StdRng) {
+        while !self.tally.is_stopped() {
+            let plan = Plan::draw(&mut rng);
+            let (key, options) = (&plan.key, &plan.options);
+            match rng.random_range(0..10) {
+                0..4 => match self.locker.acquire(key, options) {
+                    Ok(guard) => self.keep(guard, &plan, "exclusive", Kind::Exclusive),
+                    Err(error) => self.note("acquire", &error),
+                },
+                4..8 => match self.rw.acquire_read(key, options) {
+                    Ok(guard) => self.keep(guard, &plan, "read", Kind::Shared),
+                    Err(error) => self.note("read", &error),
+                },
+                _ => match self.rw.acquire_write(key, options) {
+                    Ok(guard) if plan.downgrades => self.downgrade(guard, &plan),
+                    Ok(guard) => self.keep(guard, &plan, "write", Kind::Exclusive),
+                    Err(error) => self.note("write", &error),
+                },
+            }
+        }
+    }
+
+    /// Where asking again at once would be answered at once, it is put off.
+    fn note(&self, during: &str, error: &Error) {
+        self.tally.add_error(during, error);
+        if let Error::CircuitOpen { retry_in, .. } = error {
+            thread::park_timeout((*retry_in).min(10 * LOOK));
+        }
+    }
+
+    fn downgrade(&self, guard: WriteGuard, plan: &Plan) {
+        self.stay(&guard, plan, "write", Kind::Exclusive);
+        match guard.downgrade() {
+            Ok(guard) => self.keep(guard, plan, "downgraded", Kind::Shared),
+            Err(error) => self.tally.add_error("downgrade", &error),
+        }
+    }
+
+    fn keep(&self, guard: impl Guard, plan: &Plan, what: &str, kind: Kind) {
+        self.stay(&guard, plan, what, kind);
+        if plan.releases {
+            if let Err(error) = guard.release() {
+                self.tally.add_error("release", &error);
+            }
+        } else {
+            drop(guard);
+        }
+    }
+
+    /// Holds it, in the journal's eyes from after it was had to the last look that found it held. Where it was lost it was
+    /// held until the end of its validity, as that was seen last, however late a process that was stopped comes to know.
+    ///
+    /// But where nodes lose their data, a renewal or an extension may find that it is lost before that end, and what is left
+    /// of it is then given back at once: there the last look is all that can be claimed.
+    fn stay(&self, guard: &impl Guard, plan: &Plan, what: &str, kind: Kind) {
+        // Of locks and read-write locks of one name, which are different ones.
+        let key = format!(
+            "{}:{}",
+            if what == "exclusive" { "lock" } else { "rw" },
+            plan.key
+        );
+        let mut entry = self.journal.enter_as(&key, kind);
+        let expires = self.data == Data::Kept || !plan.renewed && plan.extends.is_none();
+        let (mut until, mut seen) = (Duration::ZERO, Duration::ZERO);
+        entry.numbered(guard.fence());
+        let end = witness::now() + plan.stay;
+        let mut extends = plan.extends;
+        loop {
+            // In this order: a pause in between must not prolong it.
+            let now = witness::now();
+            let remaining = guard.remaining();
+            if remaining.is_zero() {
+                let early = witness::now() < until;
+                let what = ["lost", "lost before its end"][usize::from(early)];
+                self.tally.add(1, what);
+                entry.until(if expires { until } else { seen });
+                break;
+            }
+            (until, seen) = (now + remaining, now);
+            if now >= end {
+                entry.until(seen);
+                break;
+            }
+            if let Some(ttl) = extends.take()
+                && let Err(error) = guard.extend(ttl)
+            {
+                self.tally.add_error("extend", &error);
+            }
+            thread::park_timeout((end - now).min(LOOK));
+        }
+        drop(entry);
+        self.tally.add(1, &format!("held {what}{}", plan.name));
+    }
+}
+
+/// What the three guards have in common.
+trait Guard {
+    fn remaining(&self) -> Duration;
+    fn extend(&self, ttl: Duration) -> Result<(), Error>;
+    fn release(self) -> Result<(), Error>;
+    fn fence(&self) -> Option<u64>;
+}
+
+macro_rules! guard {
+    ($guard:ident, $fence:expr) => {
+        impl Guard for $guard {
+            fn remaining(&self) -> Duration {
+                self.remaining()
+            }
+
+            fn extend(&self, ttl: Duration) -> Result<(), Error> {
+                self.extend(ttl)
+            }
+
+            fn release(self) -> Result<(), Error> {
+                self.release()
+            }
+
+            fn fence(&self) -> Option<u64> {
+                $fence(self)
+            }
+        }
+    };
+}
+
+guard!(LockGuard, LockGuard::fencing_token);
+guard!(WriteGuard, WriteGuard::fencing_token);
+guard!(ReadGuard, |_: &ReadGuard| None);
+
+/// What a process has of the machine; of its memory what it has written, not what is mapped from its program.
+struct Footprint {
+    sockets: usize,
+    kibibytes: u64,
+}
+
+impl Footprint {
+    fn now() -> Footprint {
+        let fds = fs::read_dir("/proc/self/fd").into_iter().flatten();
+        let ends = fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        let sockets = ends.filter(|end| end.to_string_lossy().starts_with("socket:"));
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let anonymous = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let kibibytes = anonymous.and_then(|text| text.trim().split(' ').next()?.parse().ok());
+        Footprint {
+            sockets: sockets.count(),
+            kibibytes: kibibytes.unwrap_or_default(),
+        }
+    }
+
+    /// No thread of the library's, no socket, and next to no memory.
+    #[cfg(target_os = "linux")]
+    fn comes_back(&self, tally: &Tally) {
+        use crate::locks::processes::lanes;
+
+        eventually(LIMIT, "no thread and no socket is left", || {
+            lanes() == 0 && Footprint::now().sockets == self.sockets
+        });
+        let more = Footprint::now().kibibytes.saturating_sub(self.kibibytes);
+        assert!(more < KIBIBYTES, "{more} KiB more than at the start");
+        tally.add(
+            more,
+            "KiB more than at the start, in all processes together",
+        );
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn comes_back(&self, _: &Tally) {}
+}

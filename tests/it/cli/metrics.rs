@@ -1,0 +1,70 @@
+//! The exporter of `examples/metrics.rs`, scraped.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use redguard::{Locker, Nodes, RedisLocker};
+
+use crate::cli::metrics::exporter::{Exporter, Histograms};
+use crate::support::fixtures::{LIMIT, TTL, config, shared};
+use crate::support::{eventually, unique_key};
+
+#[path = "../../../examples/metrics/exporter.rs"]
+mod exporter;
+
+/// Status line, headers and body, as they come.
+fn scrape(addr: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn prometheus_sees_what_has_happened() {
+    let histograms = Histograms::new();
+    let nodes = Nodes::connect(config(shared()).observer(histograms.clone())).unwrap();
+    let exporter = Exporter::serve(&nodes, &histograms, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = exporter.addr().unwrap();
+    let before = scrape(addr, "/metrics");
+    assert!(before.contains("\nredguard_granted_total 0\n"), "{before}");
+
+    let locker = RedisLocker::new(&nodes);
+    let key = unique_key("scraped");
+    locker.lock(&key, TTL).unwrap().release().unwrap();
+    let guard = locker.lock(&key, TTL).unwrap();
+    assert!(locker.try_lock(&key, TTL).unwrap().is_none());
+    for line in [
+        "redguard_granted_total 2",
+        "redguard_contended_total 1",
+        "redguard_unavailable_total 0",
+        "redguard_lost_total 0",
+        "redguard_breaker_open 0",
+        "redguard_wait_seconds_count 2",
+        "redguard_hold_seconds_count 1",
+    ] {
+        let after = scrape(addr, "/metrics");
+        assert!(after.lines().any(|l| l == line), "{line} in {after}");
+    }
+    for server in shared() {
+        let node = server.addr();
+        let up = format!("redguard_node_up{{node=\"{node}\"}} 1");
+        let replies = format!("redguard_reply_seconds_count{{node=\"{node}\",reply=\"done\"}}");
+        let told = || {
+            let after = scrape(addr, "/metrics");
+            after.lines().any(|l| l == up) && after.contains(&replies)
+        };
+        eventually(LIMIT, &node, told);
+    }
+    assert!(scrape(addr, "/").starts_with("HTTP/1.1 404"));
+    assert!(before.starts_with("HTTP/1.1 200") && before.contains("openmetrics-text"));
+    assert!(scrape(addr, "/metrics").contains("# EOF\n"));
+    drop(guard);
+    drop(exporter); // its thread ends
+}

@@ -1,0 +1,577 @@
+//! Who may do what: passwords, and an ACL user with the rights that the README lists, which are read from there.
+
+use std::collections::HashMap;
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use redguard::{
+    Cause, Config, Credentials, Endpoint, Error, LockOptions, Locker, NodeCause, NodeState, Nodes,
+    RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
+};
+
+use crate::support::fixtures::{
+    BRIEF, LIMIT, TTL, ask, at, by_no_clock, calls, config, hasty, now, nowhere, pttl, sluggish,
+    subscribers, take, takes_part, wire,
+};
+use crate::support::log_capture::{Level, captured_log};
+use crate::support::servers::{Server, free_port};
+use crate::support::{eventually, servers, unique_key};
+
+/// What a node that refuses may take. Far longer than a healthy one takes on a busy machine.
+const REFUSED: Duration = Duration::from_secs(1);
+const USER: &str = "locks";
+
+fn causes(error: Error) -> Box<[NodeCause]> {
+    match error {
+        Error::InsufficientQuorum { causes, .. } => causes,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_password_opens_the_door_and_is_never_shown() {
+    let [right, wrong] = ["right", "wrong"].map(|word| unique_key(&format!("{word}-secret")));
+    captured_log();
+    let options = Server::options().arg("--requirepass", &right);
+    let node = options.start().unwrap();
+    let named = |secret: &str| at([format!("redis://:{secret}@{}", node.addr())]);
+    let nowhere = format!("redis://joe:{right}@127.0.0.1:{}", free_port().unwrap());
+    let no_socket = format!("unix:///nowhere?user=joe&pass={right}");
+    for (config, denied) in [
+        (at([node.addr()]).password(&*wrong), true),
+        (at([node.addr()]).username("nobody").password(&*right), true),
+        (named(&wrong), true),
+        (at([node.addr()]), true),
+        (at([nowhere]), false),
+        (at([no_socket]), false),
+    ] {
+        let config = config.node_timeout(REFUSED).connect_timeout(REFUSED);
+        let error = Nodes::connect(config.clone()).unwrap_err();
+        let shown = format!("{config:?} {error} {error:?}");
+        assert!(!shown.contains("secret"), "{shown}");
+        assert_eq!(error.is_denied(), denied, "{shown}");
+        assert_eq!(error.is_unavailable(), !denied, "{shown}");
+        let is_denied = matches!(causes(error)[0].cause, Cause::Denied(_));
+        assert_eq!(is_denied, denied, "{shown}");
+    }
+    for config in [at([node.addr()]).password(&*right), named(&right)] {
+        let locker = RedisLocker::connect(config).unwrap();
+        let shown = format!("{locker:?} {:?}", locker.nodes());
+        assert!(!shown.contains("secret"), "{shown}");
+        take(&locker, &unique_key("open")).release().unwrap();
+        assert!(locker.nodes().shutdown(LIMIT));
+    }
+    assert!(captured_log().mentions(&node.addr()));
+    assert!(!captured_log().mentions(&right) && !captured_log().mentions(&wrong));
+}
+
+#[test]
+fn credentials_that_change_are_asked_for_at_each_connect() {
+    let node = Server::start().unwrap();
+    let set_password = |password: &str| {
+        let rights = ["resetpass", password, "~*", "&*", "+@all"];
+        ask::<()>(
+            &node,
+            &[&["ACL", "SETUSER", "rotates", "on"], &rights[..]].concat(),
+        );
+    };
+    let cut = || {
+        let killed: u64 = ask(&node, &["CLIENT", "KILL", "USER", "rotates"]);
+        killed
+    };
+    set_password(">first-secret");
+    let current = Arc::new(Mutex::new("first-secret"));
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let config = at([node.addr()]).credentials({
+        let (current, asked) = (Arc::clone(&current), Arc::clone(&asked));
+        move |name| {
+            asked.lock().unwrap().push(name.to_owned());
+            let password = *current.lock().unwrap();
+            assert_ne!(password, "", "it panics");
+            Credentials::new("rotates", password)
+        }
+    });
+    assert!(!format!("{config:?}").contains("secret"));
+    let locker = RedisLocker::connect(config).unwrap();
+    let kept = LockOptions::new(LIMIT).auto_renew();
+    let kept = locker.acquire(&unique_key("kept"), &kept).unwrap();
+    // The connection for wake-ups logs in likewise.
+    let key = unique_key("listened-at");
+    let held = take(&locker, &key);
+    thread::scope(|scope| {
+        let other = RedisLocker::connect(
+            at([node.addr()])
+                .credentials(|_| Credentials::new("rotates", "first-secret"))
+                .retry(sluggish()),
+        )
+        .unwrap();
+        let key = &key;
+        let waits = scope.spawn(move || take(&other, key).release().unwrap());
+        eventually(LIMIT, "it listens", || subscribers(&node, key) == 1);
+        held.release().unwrap();
+        waits.join().unwrap();
+    });
+    set_password(">second-secret");
+    // A login that is refused, and a function that panics, fail one connect each.
+    let node_cause = || locker.nodes().health().nodes[0].cause.clone();
+    assert!(cut() > 0);
+    eventually(LIMIT, "the former password is refused", || {
+        matches!(node_cause(), Some(Cause::Denied(_)))
+    });
+    *current.lock().unwrap() = "";
+    eventually(LIMIT, "the function panics", || {
+        node_cause().is_some_and(|cause| cause.to_string().contains("Config::credentials"))
+    });
+    *current.lock().unwrap() = "second-secret";
+    takes_part(&locker, &node);
+    kept.check().unwrap();
+    assert!(kept.is_held());
+    kept.release().unwrap();
+    let asked = asked.lock().unwrap();
+    assert!(asked.len() > 3 && asked.iter().all(|name| *name == node.addr()));
+}
+
+/// The README's lines, one after the other: for exclusive locks, read-write locks, fencing, semaphores, and wake-ups. Without the
+/// user's name and password.
+fn readme() -> [Vec<&'static str>; 5] {
+    let text = include_str!("../../../README.md");
+    let lines = text.lines().filter_map(|line| {
+        let words = line.strip_prefix("ACL SETUSER locks ")?.split(' ');
+        Some(words.filter(|word| *word != "on" && !word.starts_with('>')))
+    });
+    let lines: Vec<Vec<&str>> = lines.map(Iterator::collect).collect();
+    lines.try_into().expect("five lines in the README")
+}
+
+fn grant(node: &Server, user: &str, rights: &[&str]) {
+    let start = ["ACL", "SETUSER", user, "reset", "on", ">pass"];
+    ask::<()>(node, &[&start[..], rights].concat());
+}
+
+fn as_user(node: &Server, user: &str) -> Config {
+    at([node.addr()]).username(user).password("pass")
+}
+
+/// What a user has been refused: commands, keys and channels.
+fn refusals(node: &Server, user: &str) -> Vec<String> {
+    let log: Vec<HashMap<String, redis::Value>> = ask(node, &["ACL", "LOG", "1000"]);
+    let text = |entry: &HashMap<String, redis::Value>, field: &str| -> String {
+        redis::from_redis_value(entry[field].clone()).unwrap()
+    };
+    let theirs = log.iter().filter(|entry| text(entry, "username") == user);
+    theirs.map(|entry| text(entry, "object")).collect()
+}
+
+/// Each kind of request once, with a reconnect in between.
+fn every_request(node: &Server, config: Config) -> Result<(), Error> {
+    let key = unique_key("acl");
+    let locker = RedisLocker::connect(config.clone())?;
+    let guard = locker.try_lock(&key, TTL)?.unwrap();
+    assert!(RedisLocker::connect(config)?.try_lock(&key, TTL)?.is_none());
+    guard.extend(2 * TTL)?;
+    let user = ["CLIENT", "KILL", "USER", USER];
+    assert!(ask::<u32>(node, &user) > 0);
+    locker.lock(&unique_key("acl"), TTL)?.release()?;
+    guard.release()
+}
+
+/// Each kind of request for read-write locks once, the refused ones included.
+fn every_rw_request(_: &Server, config: Config) -> Result<(), Error> {
+    let key = unique_key("acl");
+    let locker = RedisRwLocker::connect(config.clone())?;
+    let other = RedisRwLocker::connect(config)?;
+    let brief = LockOptions::new(TTL).wait_for(Duration::from_millis(100));
+    let writing = locker.write(&key, TTL)?;
+    assert!(other.try_acquire_read(&key, &brief)?.is_none());
+    assert!(other.try_acquire_write(&key, &brief)?.is_none());
+    writing.extend(TTL)?;
+    let reading = writing.downgrade()?;
+    // Where a downgrade was refused it is made up for by now, or known to be impossible.
+    reading.extend(2 * TTL)?;
+    let beside = other.read(&key, TTL)?;
+    assert!(other.try_acquire_write(&key, &brief)?.is_none());
+    reading.release()?;
+    beside.release()
+}
+
+fn every_fenced_request(node: &Server, config: Config) -> Result<(), Error> {
+    let fenced = LockOptions::new(TTL).fenced();
+    let locker = RedisLocker::connect(config.clone())?;
+    for _ in 0..2 {
+        let guard = locker.acquire(&unique_key("acl"), &fenced)?;
+        assert!(guard.fencing_token().is_some());
+        guard.release()?;
+    }
+    every_request(node, config)
+}
+
+/// Each kind of request for a permit once, the refused one included.
+fn every_request_for_permits(_: &Server, config: Config) -> Result<(), Error> {
+    let name = unique_key("acl");
+    let once = LockOptions::new(TTL);
+    let semaphore = RedisSemaphore::connect(config.clone(), &name, 1)?;
+    let permit = semaphore.acquire(&once)?;
+    let other = RedisSemaphore::connect(config, &name, 1)?;
+    assert!(other.try_acquire(&once)?.is_none());
+    permit.extend(2 * TTL)?;
+    permit.release()
+}
+
+#[test]
+fn an_acl_user_needs_no_more_than_the_readme_says_and_no_less() {
+    let [least, rw, fenced, permits, _] = readme();
+    type Requests = fn(&Server, Config) -> Result<(), Error>;
+    let none = Vec::new();
+    let kinds: [(&Vec<&str>, Requests); 4] = [
+        (&none, every_request),
+        (&rw, every_rw_request),
+        (&fenced, every_fenced_request),
+        (&permits, every_request_for_permits),
+    ];
+    // What is refused is waited for, so each kind has a node of its own, and all wait together.
+    thread::scope(|scope| {
+        for (besides, every) in kinds {
+            let least = &least;
+            scope.spawn(move || no_more_and_no_less(least, besides, every));
+        }
+    });
+}
+
+fn no_more_and_no_less(
+    least: &[&str],
+    besides: &[&str],
+    every: impl Fn(&Server, Config) -> Result<(), Error>,
+) {
+    let node = &servers(1)[0];
+    let patient = as_user(node, USER);
+    let policy = RetryPolicy {
+        max_outage: REFUSED,
+        ..hasty()
+    };
+    let config = patient.clone().retry(policy);
+    let config = config.node_timeout(REFUSED).connect_timeout(REFUSED);
+    grant(node, USER, &[least, besides].concat());
+    every(node, patient).unwrap();
+    for left_out in if besides.is_empty() { least } else { besides } {
+        let rights = least.iter().chain(besides).copied();
+        let rights: Vec<&str> = rights.filter(|one| one != left_out).collect();
+        grant(node, USER, &rights);
+        if *left_out == "+client|kill" {
+            every(node, config.clone()).unwrap(); // it is warned about
+            continue;
+        }
+        let refused = || causes(every(node, config.clone()).expect_err(left_out));
+        let mut causes = refused();
+        // On a machine that is so busy the node's time may be over before it has refused.
+        for _ in 0..10 {
+            if causes[0].cause == Cause::TimedOut {
+                causes = refused();
+            }
+        }
+        let is_plain = matches!(&causes[0].cause, Cause::Denied(_));
+        assert!(is_plain, "without {left_out}: {causes:?}");
+    }
+}
+
+/// A user that may do all but what is dangerous, as many hosts give it out.
+const ALL_BUT_DANGEROUS: [&str; 5] = ["~*", "&*", "+@all", "-@dangerous", "+info"];
+
+#[test]
+fn reconnect_without_the_right_to_kill_the_former_connection_works_and_is_warned_about_once() {
+    captured_log();
+    let warnings = |node: &Server| {
+        let lines = captured_log().lines(Level::Warn, &node.addr());
+        let about = lines.iter().filter(|line| line.contains("CLIENT KILL"));
+        about.count()
+    };
+    for is_withdrawn in [false, true] {
+        let node = &servers(1)[0];
+        let rights: &[&str] = match is_withdrawn {
+            false => &ALL_BUT_DANGEROUS,
+            true => &["~*", "&*", "+@all"],
+        };
+        grant(node, USER, rights);
+        let locker = RedisLocker::connect(as_user(node, USER)).unwrap();
+        take(&locker, &unique_key("first")).release().unwrap();
+        assert_eq!(warnings(node), usize::from(!is_withdrawn), "at connect");
+        if is_withdrawn {
+            // It also ends the connection of one who has lost a right.
+            grant(node, USER, &ALL_BUT_DANGEROUS);
+        }
+        for _ in 0..3 {
+            let _: u32 = ask(node, &["CLIENT", "KILL", "USER", USER]);
+            take(&locker, &unique_key("again")).release().unwrap();
+        }
+        eventually(LIMIT, "it is warned about", || warnings(node) > 0);
+        assert_eq!(warnings(node), 1);
+        let health = locker.nodes().health();
+        assert!(matches!(health.nodes[0].state, NodeState::Up), "{health:?}");
+    }
+}
+
+#[test]
+fn connect_to_a_server_without_room_is_no_denial() {
+    let options = Server::options().arg("--requirepass", "pass");
+    let node = options.arg("--maxclients", "4").start().unwrap();
+    let full: Vec<TcpStream> = (0..4)
+        .map(|_| TcpStream::connect(node.addr()).unwrap())
+        .collect();
+    for password in [None, Some("pass"), Some("wrong")] {
+        let mut config = at([node.addr()])
+            .node_timeout(REFUSED)
+            .connect_timeout(REFUSED);
+        if let Some(password) = password {
+            config = config.password(password);
+        }
+        let error = Nodes::connect(config.clone()).unwrap_err();
+        let cause = causes(error)[0].cause.clone();
+        assert!(
+            matches!(&cause, Cause::Server(text) if text.contains("max number of clients")),
+            "{cause}"
+        );
+        Nodes::connect(config.allow_degraded(true)).unwrap();
+    }
+    drop(full);
+    let config = at([node.addr()]).password("pass");
+    let locker = RedisLocker::connect(config).unwrap();
+    take(&locker, &unique_key("room")).release().unwrap();
+}
+
+#[test]
+fn with_all_that_the_readme_says_nothing_is_refused_under_any_prefix() {
+    let node = &servers(1)[0];
+    for (prefix, db) in [("redguard:", 0), ("billing:", 3)] {
+        let rights = readme().concat().join(" ").replace("redguard:", prefix);
+        let mut rights: Vec<&str> = rights.split(' ').collect();
+        if db > 0 {
+            rights.push("+select");
+        }
+        grant(node, USER, &rights);
+        let config = as_user(node, USER).key_prefix(prefix).db(db);
+        every_request(node, config.clone()).unwrap();
+        every_rw_request(node, config.clone()).unwrap();
+        every_fenced_request(node, config.clone()).unwrap();
+        // One that renews while another one waits.
+        let [holder, waiter] = [(); 2].map(|()| RedisRwLocker::connect(config.clone()).unwrap());
+        let key = unique_key("acl");
+        let renewed = LockOptions::new(BRIEF).auto_renew();
+        let writing = holder.acquire_write(&key, &renewed).unwrap();
+        let waits = renewed.clone().wait_for(BRIEF);
+        assert!(
+            waiter
+                .acquire_read(&key, &waits)
+                .unwrap_err()
+                .is_contended()
+        );
+        writing.check().unwrap();
+        writing.release().unwrap();
+    }
+    // What may be refused without harm: our name and version, and what ends a connection.
+    let mut refused = refusals(node, USER);
+    refused.retain(|what| !["client|setinfo", "punsubscribe"].contains(&&**what));
+    assert!(refused.is_empty(), "{refused:?}");
+}
+
+// One key's trouble is its own.
+
+/// Since when the only node is connected.
+fn up_since(locker: &RedisLocker) -> std::time::Instant {
+    let health = locker.nodes().health();
+    assert_eq!(health.nodes[0].state, NodeState::Up);
+    health.nodes[0].since
+}
+
+/// Whether the lock is renewed on its node: what it has left there grows.
+fn is_renewed(node: &Server, key: &str) {
+    let mut left = pttl(node, key);
+    eventually(LIMIT, "it is renewed", || {
+        let before = std::mem::replace(&mut left, pttl(node, key));
+        left > before && before > 0
+    });
+}
+
+#[test]
+fn name_without_rights_costs_no_other_lock() {
+    let node = &servers(1)[0];
+    let ours = unique_key("ours");
+    let keys = format!("~redguard:{ours}*");
+    let keys_in_braces = format!("~{{redguard:{ours}*");
+    grant(node, USER, &["+@all", "&*", &keys, &keys_in_braces]);
+    let locker = RedisLocker::connect(as_user(node, USER)).unwrap();
+    let nodes = locker.nodes();
+    let kept_key = format!("{ours}-kept");
+    let renewed = LockOptions::new(BRIEF).auto_renew();
+    let kept = locker.acquire(&kept_key, &renewed).unwrap();
+    let since = up_since(&locker);
+    let rw = RedisRwLocker::new(nodes);
+    let name = unique_key("theirs");
+    let semaphore = RedisSemaphore::new(nodes, &name, 2).unwrap();
+    let once = LockOptions::new(TTL);
+    let fenced = LockOptions::new(TTL).fenced();
+    for _ in 0..10 {
+        let errors = [
+            locker.try_lock(&name, TTL).unwrap_err(),
+            locker.try_acquire(&name, &fenced).unwrap_err(),
+            locker.try_lock_all(&[&name, &ours], &once).unwrap_err(),
+            rw.try_read(&name, TTL).unwrap_err(),
+            rw.try_write(&name, TTL).unwrap_err(),
+            semaphore.try_acquire(&once).unwrap_err(),
+        ];
+        for error in errors {
+            let causes = causes(error);
+            assert!(matches!(causes[0].cause, Cause::Denied(_)), "{causes:?}");
+            take(&locker, &format!("{ours}-other")).release().unwrap();
+        }
+    }
+    is_renewed(node, &kept_key);
+    assert_eq!(up_since(&locker), since, "no connection was given up");
+    kept.release().unwrap();
+}
+
+#[test]
+fn release_that_is_denied_costs_no_other_lock_and_is_made_when_it_is_allowed() {
+    captured_log();
+    let node = &servers(1)[0];
+    let all = ["+@all", "&*", "~*"];
+    grant(node, USER, &all);
+    let locker = RedisLocker::connect(as_user(node, USER)).unwrap();
+    let rw = RedisRwLocker::new(locker.nodes());
+    let kept_key = unique_key("kept");
+    let renewed = LockOptions::new(BRIEF).auto_renew();
+    let kept = locker.acquire(&kept_key, &renewed).unwrap();
+    let since = up_since(&locker);
+    let keys: Vec<String> = (0..20).map(|_| unique_key("denied")).collect();
+    // A script is told by its own DEL or not run at all: likewise.
+    for denied in ["-del", "-evalsha"] {
+        ask::<()>(node, &["ACL", "SETUSER", USER, denied]);
+        for key in &keys {
+            let causes = causes(take(&locker, key).release().unwrap_err());
+            assert!(matches!(causes[0].cause, Cause::Denied(_)), "{causes:?}");
+            let again = locker.try_lock(key, TTL).unwrap();
+            assert!(again.is_none(), "it is there yet");
+            let other = locker.try_lock(&unique_key("other"), TTL).unwrap();
+            assert!(other.is_some_and(|other| other.is_held()));
+        }
+        ask::<()>(node, &["ACL", "SETUSER", USER, "+@all"]);
+        keys.iter()
+            .for_each(|key| nowhere(std::slice::from_ref(node), key));
+    }
+    rw.write(&keys[0], TTL).unwrap().release().unwrap();
+    is_renewed(node, &kept_key);
+    assert_eq!(up_since(&locker), since, "no connection was given up");
+    kept.release().unwrap();
+    let warned = captured_log().lines(Level::Warn, &node.addr());
+    let told = warned
+        .iter()
+        .filter(|line| line.contains("release refused"));
+    assert_eq!(told.count(), 2, "once for each cause: {warned:?}");
+}
+
+/// A server that is a cluster by itself, but for the slot of one key.
+#[test]
+fn slot_that_nobody_serves_costs_no_lock_in_another() {
+    let options = Server::options().arg("--cluster-enabled", "yes");
+    let options = options.arg("--cluster-require-full-coverage", "no");
+    let node = options.start().unwrap();
+    let key = unique_key("nowhere");
+    let slot: u32 = ask(&node, &["CLUSTER", "KEYSLOT", &wire(&key)]);
+    let slots = (0..16_384).filter(|other| *other != slot);
+    let slots: Vec<String> = slots.map(|slot| slot.to_string()).collect();
+    let slots: Vec<&str> = slots.iter().map(String::as_str).collect();
+    ask::<()>(&node, &[&["CLUSTER", "ADDSLOTS"], &slots[..]].concat());
+    eventually(LIMIT, "the cluster is up", || {
+        ask::<String>(&node, &["CLUSTER", "INFO"]).contains("cluster_state:ok")
+    });
+    let locker = RedisLocker::connect(Config::new([Endpoint::cluster([node.addr()])])).unwrap();
+    let kept = take(&locker, &unique_key("kept"));
+    let since = up_since(&locker);
+    for _ in 0..20 {
+        let causes = causes(locker.try_lock(&key, TTL).unwrap_err());
+        let is_plain =
+            matches!(&causes[0].cause, Cause::Server(words) if words.contains("CLUSTERDOWN"));
+        assert!(is_plain, "{causes:?}");
+        take(&locker, &unique_key("other")).release().unwrap();
+        kept.extend(TTL).unwrap();
+    }
+    assert_eq!(up_since(&locker), since, "no connection was given up");
+}
+
+// Wake-ups.
+
+#[test]
+fn a_user_with_the_rights_of_the_readme_is_woken() {
+    let node = &servers(1)[0];
+    let [least, .., wakes] = readme();
+    grant(node, USER, &[least, wakes].concat());
+    let config = as_user(node, USER).retry(sluggish());
+    let [holder, waiter] = [(); 2].map(|()| RedisLocker::connect(config.clone()).unwrap());
+    let key = unique_key("hears");
+    let held = holder.lock(&key, TTL).unwrap();
+    let pings = calls(node, "ping");
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock(&key, TTL));
+        eventually(LIMIT, "it listens", || subscribers(node, &key) == 1);
+        eventually(LIMIT, "it asks for a sign of life", || {
+            calls(node, "ping") > pings
+        });
+        let began = now();
+        held.release().unwrap();
+        waits.join().unwrap().unwrap().release().unwrap();
+        by_no_clock(began);
+    });
+    eventually(LIMIT, "nothing stays subscribed", || {
+        subscribers(node, &key) == 0
+    });
+}
+
+#[test]
+fn without_one_of_the_rights_to_be_woken_it_is_refused_and_waits_end_by_time() {
+    let node = &servers(1)[0];
+    let [least, .., wakes] = readme();
+    assert_eq!(wakes.len(), 5);
+    thread::scope(|scope| {
+        for left_out in &wakes {
+            let least = &least;
+            let wakes = &wakes;
+            scope.spawn(move || {
+                let user = unique_key("mute");
+                let rights = wakes.iter().filter(|one| *one != left_out);
+                let rights: Vec<&str> = least.iter().chain(rights).copied().collect();
+                grant(node, &user, &rights);
+                let config = config(std::slice::from_ref(node))
+                    .username(&*user)
+                    .password("pass");
+                let [holder, waiter] =
+                    [(); 2].map(|()| RedisLocker::connect(config.clone()).unwrap());
+                let [key, other] = ["mute", "other"].map(unique_key);
+                // What is no command is a channel.
+                let refused = left_out.strip_prefix('+').unwrap_or("redguard:");
+                let is_refused = || {
+                    let refusals = refusals(node, &user);
+                    refusals.iter().any(|what| what.starts_with(refused))
+                };
+                let held = holder.lock(&key, TTL).unwrap();
+                let others = holder.lock(&other, TTL).unwrap();
+                thread::scope(|scope| {
+                    let waits = scope.spawn(|| waiter.lock(&key, TTL));
+                    // As long as somebody waits for another lock, the subscription to this one is given up by itself.
+                    let waits_on = scope.spawn(|| waiter.lock(&other, TTL));
+                    match refused {
+                        "publish" | "unsubscribe" => {
+                            eventually(LIMIT, "it listens", || subscribers(node, &key) == 1);
+                        }
+                        _ => eventually(LIMIT, left_out, is_refused),
+                    }
+                    held.release().unwrap();
+                    waits.join().unwrap().unwrap().release().unwrap();
+                    eventually(LIMIT, left_out, is_refused);
+                    others.release().unwrap();
+                    waits_on.join().unwrap().unwrap().release().unwrap();
+                });
+                takes_part(&waiter, node);
+            });
+        }
+    });
+}

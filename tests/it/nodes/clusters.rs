@@ -1,0 +1,470 @@
+//! A cluster as a node: slots that move, masters that die, and what a cluster cannot do.
+
+use std::thread;
+use std::time::Duration;
+
+use redguard::{
+    Cause, Config, Credentials, Endpoint, Error, LockOptions, Locker, NodeState, Nodes,
+    RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
+};
+use redis::FromRedisValue;
+
+use crate::support::clusters::Cluster;
+use crate::support::fixtures::{
+    BRIEF, LIMIT, TTL, at, by_no_clock, calls, hasty, now, sluggish, take, token,
+};
+use crate::support::log_capture::{Level, captured_log};
+use crate::support::servers::{Server, free_port};
+use crate::support::{clusters, eventually, servers, unique_key};
+
+fn config(cluster: &Cluster) -> Config {
+    at([cluster.endpoint()])
+}
+
+fn ask<T: FromRedisValue>(server: &Server, words: &[&str]) -> T {
+    crate::support::fixtures::ask(server, words)
+}
+
+fn wire(key: &str) -> String {
+    crate::support::fixtures::wire(key)
+}
+
+/// The only node's cause in an error.
+fn cause(error: Error) -> Cause {
+    match error {
+        Error::InsufficientQuorum { causes, .. } => causes[0].cause.clone(),
+        other => panic!("{other}"),
+    }
+}
+
+/// Whether a server has the key of a lock, whoever has its slot.
+fn has(server: &Server, key: &str) -> bool {
+    let slot: u32 = clusters::ask(server, &["KEYSLOT", &wire(key)]);
+    let keys: Vec<String> = clusters::ask(server, &["GETKEYSINSLOT", &slot.to_string(), "1000"]);
+    keys.contains(&wire(key))
+}
+
+fn connect_error(config: Config) -> Error {
+    let brief = Duration::from_secs(1);
+    Nodes::connect(config.connect_timeout(brief).node_timeout(brief)).unwrap_err()
+}
+
+#[test]
+fn masters_of_a_cluster_are_logged_in_to_with_credentials_that_are_asked_for() {
+    let cluster = Cluster::shared();
+    for master in &cluster.masters {
+        let rights = ["on", ">s3cret", "~*", "&*", "+@all"];
+        ask::<()>(
+            master,
+            &[&["ACL", "SETUSER", "asked-for"], &rights[..]].concat(),
+        );
+    }
+    let config = config(cluster).credentials(|_| Credentials::new("asked-for", "s3cret"));
+    let locker = RedisLocker::connect(config).unwrap();
+    take(&locker, &unique_key("asked")).release().unwrap();
+    for master in &cluster.masters {
+        let clients: String = ask(master, &["CLIENT", "LIST"]);
+        assert!(clients.contains(" user=asked-for "), "{clients}");
+    }
+}
+
+#[test]
+fn locks_are_where_their_slots_are_and_stay_renewed() {
+    let cluster = Cluster::shared();
+    let [locker, other] = [(); 2].map(|()| RedisLocker::connect(config(cluster)).unwrap());
+    let rw = RedisRwLocker::new(locker.nodes());
+    let keys: Vec<String> = (0..30).map(|_| unique_key("spread")).collect();
+    let renewed = LockOptions::new(BRIEF).auto_renew();
+    let guards: Vec<_> = keys
+        .iter()
+        .map(|key| locker.acquire(key, &renewed).unwrap())
+        .collect();
+    let reading: Vec<_> = keys
+        .iter()
+        .map(|key| rw.acquire_read(key, &renewed).unwrap())
+        .collect();
+    let mut held = [0; 3];
+    for key in &keys {
+        let (owner, _) = cluster.owner(&wire(key));
+        assert!(has(&cluster.masters[owner], key));
+        held[owner] += 1;
+    }
+    assert!(held.iter().all(|count| *count > 0), "{held:?}");
+    let extended = |server: &Server| calls(server, "pexpire");
+    let before: Vec<u64> = cluster.masters.iter().map(extended).collect();
+    eventually(LIMIT, "all masters extend", || {
+        let now = cluster.masters.iter().map(extended);
+        now.zip(&before).all(|(now, before)| now > *before)
+    });
+    for (key, guard) in keys.iter().zip(guards) {
+        guard.check().unwrap();
+        assert!(other.try_lock(key, TTL).unwrap().is_none());
+        guard.release().unwrap();
+        assert!(other.try_lock(key, TTL).unwrap().is_some());
+    }
+    for guard in reading {
+        guard.release().unwrap();
+    }
+    let health = locker.nodes().health();
+    assert_eq!(
+        health.nodes[0].node,
+        format!("cluster:{}", cluster.masters[0].addr())
+    );
+    assert_eq!(health.nodes[0].state, NodeState::Up);
+}
+
+#[test]
+fn who_waits_is_woken_whichever_master_has_the_lock() {
+    let cluster = Cluster::shared();
+    let [holder, waiter] =
+        [(); 2].map(|()| RedisLocker::connect(config(cluster).retry(sluggish())).unwrap());
+    let keys: Vec<String> = (0..9).map(|_| unique_key("woken")).collect();
+    thread::scope(|scope| {
+        let waits: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                let held = holder.lock(key, TTL).unwrap();
+                (held, scope.spawn(|| waiter.lock(key, TTL)))
+            })
+            .collect();
+        let listens = |server: &Server, key: &str| {
+            let (_, count): (String, u64) = ask(server, &["PUBSUB", "NUMSUB", &wire(key)]);
+            count > 0
+        };
+        for key in &keys {
+            eventually(LIMIT, "it listens", || {
+                cluster.masters.iter().any(|s| listens(s, key))
+            });
+        }
+        let began = now();
+        for (held, waits) in waits {
+            held.release().unwrap();
+            waits.join().unwrap().unwrap().release().unwrap();
+        }
+        by_no_clock(began);
+    });
+}
+
+/// All locks of a tag share a slot, and so do those of a name with it.
+fn tagged(tag: &str, name: &str) -> String {
+    format!("{{{tag}}}{name}")
+}
+
+#[test]
+fn a_slot_moves_under_the_locks_in_it() {
+    let cluster = Cluster::shared();
+    let [locker, other] = [(); 2].map(|()| RedisLocker::connect(config(cluster)).unwrap());
+    let brief = RetryPolicy {
+        max_outage: Duration::from_millis(100),
+        ..hasty()
+    };
+    let rw = RedisRwLocker::connect(config(cluster).retry(brief)).unwrap();
+    let tag = unique_key("moves");
+    let [held, new, late] = ["held", "new", "late"].map(|name| tagged(&tag, name));
+    let (from, slot) = cluster.owner(&wire(&held));
+    let to = (from + 1) % 3;
+    let [source, target] = [from, to].map(|number| &cluster.masters[number]);
+    let up_since = [&locker, &other].map(|locker| locker.nodes().health().nodes[0].since);
+
+    let guard = take(&locker, &held);
+    let writing = rw.write(&tagged(&tag, "rw"), TTL).unwrap();
+    let fenced = LockOptions::new(TTL).wait_for(LIMIT).fenced();
+    let first = locker.acquire(&tagged(&tag, "fenced"), &fenced).unwrap();
+    let number = first.fencing_token().unwrap();
+    first.release().unwrap();
+
+    cluster.begin_move(&slot, from, to);
+    // What is there is served where it is, and what is new comes to be where the slot goes.
+    guard.extend(2 * TTL).unwrap();
+    assert!(other.try_lock(&held, TTL).unwrap().is_none());
+    let moved = locker.try_lock(&new, TTL).unwrap().unwrap();
+    assert!(has(source, &held) && !has(target, &held) && !has(source, &new));
+    assert!(other.try_lock(&new, TTL).unwrap().is_none());
+    moved.extend(2 * TTL).unwrap();
+    // Several keys are served nowhere while the slot is on its way. That is an error of theirs alone.
+    let error = cause(rw.write(&tagged(&tag, "other"), TTL).unwrap_err());
+    assert!(
+        matches!(&error, Cause::Server(text) if text.contains("TRYAGAIN")),
+        "{error}"
+    );
+    let stuck = rw.write(&tagged(&tag, "never"), TTL).unwrap_err();
+    assert!(stuck.is_unavailable());
+
+    cluster.move_keys(&slot, from, to);
+    assert!(!has(source, &held));
+    guard.extend(3 * TTL).unwrap();
+    assert!(other.try_lock(&held, TTL).unwrap().is_none());
+    let more = other.try_lock(&late, TTL).unwrap().unwrap();
+    more.release().unwrap();
+
+    cluster.end_move(&slot, from, to);
+    assert!(has(target, &held) && has(target, &new));
+    guard.extend(4 * TTL).unwrap();
+    writing.extend(2 * TTL).unwrap();
+    assert!(other.try_lock(&held, TTL).unwrap().is_none());
+    guard.release().unwrap();
+    moved.release().unwrap();
+    writing.release().unwrap();
+    take(&other, &held).release().unwrap();
+    let next = other.acquire(&tagged(&tag, "fenced"), &fenced).unwrap();
+    assert!(next.fencing_token().unwrap() > number);
+    rw.write(&tagged(&tag, "other"), TTL)
+        .unwrap()
+        .release()
+        .unwrap();
+    let since = [&locker, &other].map(|locker| locker.nodes().health().nodes[0].since);
+    assert_eq!(since, up_since, "no connection was given up");
+}
+
+#[test]
+fn a_release_in_a_slot_that_moves_does_not_bring_the_cluster_down() {
+    let cluster = Cluster::shared();
+    let locker = RedisLocker::connect(config(cluster)).unwrap();
+    let rw = RedisRwLocker::new(locker.nodes());
+    let tag = unique_key("leaves");
+    let key = tagged(&tag, "rw");
+    let (from, slot) = cluster.owner(&wire(&key));
+    let to = (from + 1) % 3;
+    let writing = rw.write(&key, TTL).unwrap();
+    let since = locker.nodes().health().nodes[0].since;
+    cluster.begin_move(&slot, from, to);
+    let error = writing.release().unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+    take(&locker, &unique_key("elsewhere")).release().unwrap();
+    assert_eq!(locker.nodes().health().nodes[0].since, since);
+    cluster.move_keys(&slot, from, to);
+    cluster.end_move(&slot, from, to);
+    // It is made when the slot has arrived.
+    let options = LockOptions::new(TTL).wait_for(LIMIT);
+    rw.acquire_write(&key, &options).unwrap().release().unwrap();
+}
+
+#[test]
+fn keys_in_several_slots_are_a_refusal_with_that_cause() {
+    let cluster = Cluster::shared();
+    let policy = RetryPolicy {
+        max_attempts: Some(1),
+        ..hasty()
+    };
+    let locker = RedisLocker::connect(config(cluster).retry(policy)).unwrap();
+    // With its `}` outside of a hash tag the lock's key and its fence share no slot.
+    let key = unique_key("a}b");
+    captured_log();
+    let fenced = LockOptions::new(TTL).fenced();
+    assert!(locker.acquire(&key, &fenced).unwrap_err().is_contended());
+    assert!(captured_log().mentions("CrossSlot"));
+    take(&locker, &key).release().unwrap();
+    assert_eq!(locker.nodes().health().nodes[0].state, NodeState::Up);
+}
+
+#[test]
+fn several_keys_must_share_a_slot_and_permits_do() {
+    let cluster = Cluster::shared();
+    let locker = RedisLocker::connect(config(cluster)).unwrap();
+    let tag = unique_key("several");
+    let names = ["a", "b", "c"].map(|name| tagged(&tag, name));
+    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let fenced = LockOptions::new(TTL).wait_for(LIMIT).fenced();
+    for options in [fenced, LockOptions::new(TTL).wait_for(LIMIT)] {
+        let guard = locker.lock_all(&names, &options).unwrap();
+        assert!(locker.try_lock(names[1], TTL).unwrap().is_none());
+        guard.extend(2 * TTL).unwrap();
+        guard.release().unwrap();
+    }
+    names.push("elsewhere");
+    match locker.lock_all(&names, &LockOptions::new(TTL)) {
+        Err(Error::InvalidKey { reason, .. }) => {
+            assert!(reason.contains("another slot"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // A cluster among other nodes is one all the same.
+    let others = servers(2);
+    let endpoints = others.iter().map(|node| Endpoint::from(node.addr()));
+    let mixed = Config::new(endpoints.chain([cluster.endpoint()]));
+    let mixed = RedisLocker::connect(mixed.connect_timeout(LIMIT)).unwrap();
+    let refused = mixed.try_lock_all(&names, &LockOptions::new(TTL));
+    assert!(
+        matches!(refused, Err(Error::InvalidKey { .. })),
+        "{refused:?}"
+    );
+
+    let name = unique_key("permits");
+    let exports = RedisSemaphore::new(locker.nodes(), &name, 2).unwrap();
+    let patient = LockOptions::new(TTL).wait_for(LIMIT);
+    let permits = [(); 2].map(|()| exports.acquire(&patient).unwrap());
+    assert!(
+        exports
+            .try_acquire(&LockOptions::new(TTL))
+            .unwrap()
+            .is_none()
+    );
+    for permit in permits {
+        permit.extend(2 * TTL).unwrap();
+        permit.release().unwrap();
+    }
+}
+
+#[test]
+fn after_one_connection_broke_all_former_ones_are_killed() {
+    let cluster = Cluster::start(LIMIT);
+    let locker = RedisLocker::connect(config(&cluster)).unwrap();
+    let keys: Vec<String> = (0..9).map(|_| unique_key("killed")).collect();
+    let guards: Vec<_> = keys.iter().map(|key| take(&locker, key)).collect();
+    let kills = |server: &Server| calls(server, "client|kill");
+    // Each connect asks once whether it may.
+    assert!(cluster.masters.iter().all(|master| kills(master) == 1));
+    ask::<u32>(&cluster.masters[1], &["CLIENT", "KILL", "TYPE", "normal"]);
+    eventually(LIMIT, "it is connected again", || {
+        guards.iter().all(|guard| guard.extend(2 * TTL).is_ok())
+    });
+    // One of them is the test's own.
+    for (master, least) in cluster.masters.iter().zip([3, 4, 3]) {
+        assert!(kills(master) >= least, "{}", master.addr());
+        eventually(LIMIT, "one connection is left", || {
+            let clients: String = ask(master, &["CLIENT", "LIST"]);
+            let ours = clients.lines().filter(|line| !line.contains("cmd=client"));
+            ours.count() == 1
+        });
+    }
+}
+
+#[test]
+fn a_killed_master_is_that_nodes_fault_until_its_replica_has_taken_over() {
+    let patience = Duration::from_secs(1);
+    let cluster = Cluster::start(patience);
+    let replica = cluster.replica_of(0, patience);
+    let locker = RedisLocker::connect(config(&cluster)).unwrap();
+    let tag = (0..)
+        .map(|_| unique_key("dies"))
+        .find(|tag| cluster.owner(&tagged(tag, "")).0 == 0)
+        .unwrap();
+    let key = tagged(&tag, "held");
+    let guard = take(&locker, &key);
+    eventually(LIMIT, "the replica has it", || has(&replica, &key));
+    cluster.masters[0].kill();
+    if let Err(error) = locker.try_lock(&tagged(&tag, "new"), TTL) {
+        assert!(error.is_unavailable(), "{error}");
+    }
+    eventually(LIMIT, "its replica has taken over", || {
+        locker
+            .try_lock(&tagged(&tag, "new"), TTL)
+            .is_ok_and(|got| got.is_some())
+    });
+    assert!(has(&replica, &key));
+    eventually(LIMIT, "it is extended there", || {
+        guard.extend(2 * TTL).is_ok()
+    });
+    take(&locker, &unique_key("others")).release().unwrap();
+    guard.release().unwrap();
+    assert!(!has(&replica, &key));
+}
+
+#[test]
+fn a_stopped_seed_and_one_of_another_kind_do_not_stand_in_the_way() {
+    let cluster = Cluster::shared();
+    let plain = &servers(2);
+    plain[0].stop().unwrap();
+    let nowhere = format!("127.0.0.1:{}", free_port().unwrap());
+    let seeds = [
+        plain[0].addr(),
+        nowhere,
+        plain[1].addr(),
+        cluster.masters[2].addr(),
+    ];
+    let name = format!("cluster:{}", seeds[0]);
+    let config = at([Endpoint::cluster(seeds)]).connect_timeout(Duration::from_secs(3));
+    let locker = RedisLocker::connect(config).unwrap();
+    take(&locker, &unique_key("seeds")).release().unwrap();
+    assert_eq!(locker.nodes().health().nodes[0].node, name);
+}
+
+#[test]
+fn what_cannot_be_had_from_a_cluster_is_refused_at_the_door() {
+    let cluster = Cluster::shared();
+    let seed = || Endpoint::cluster([cluster.masters[0].addr()]);
+    let max_ttl = Duration::from_secs(7);
+    for (config, words) in [
+        (at([seed()]).db(3), ["db 3", "cluster("]),
+        (
+            at([seed()]).restart_quarantine(max_ttl),
+            ["restart_quarantine 7s", "cluster("],
+        ),
+        (
+            at([Endpoint::cluster([""; 0])]),
+            ["cluster([])", "no address"],
+        ),
+        (
+            at([Endpoint::cluster(["redis://joe:s3cret@h/3"])]),
+            ["redis://h/3", "no database"],
+        ),
+        (
+            at([Endpoint::cluster(["unix:///run/s?pass=s3cret"])]),
+            ["unix:///run/s", "hosts and ports"],
+        ),
+        (
+            at([Endpoint::cluster(["http://joe:s3cret@h"])]),
+            ["http://h", "none of redis, rediss"],
+        ),
+        (at([seed(), seed()]), ["cluster:", "named twice"]),
+        // Only the servers can tell that these are one.
+        (
+            at([seed(), Endpoint::cluster([cluster.masters[1].addr()])]),
+            ["cluster:", "same server"],
+        ),
+    ] {
+        let error = connect_error(config);
+        let Error::InvalidConfig(text) = &error else {
+            panic!("{words:?}: {error}");
+        };
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+    for (server, words) in [
+        (&servers(1)[0], "cluster support disabled"),
+        (&clusters::server(LIMIT), "CLUSTERDOWN"),
+    ] {
+        let told = cause(connect_error(at([Endpoint::cluster([server.addr()])])));
+        let is_told = |text: &str| text.contains(&server.addr()) && text.contains(words);
+        assert!(
+            matches!(&told, Cause::Server(text) if is_told(text)),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn a_cluster_counts_as_one_node_among_others() {
+    let cluster = Cluster::shared();
+    let plain = servers(2);
+    captured_log();
+    let nodes = [
+        cluster.endpoint(),
+        plain[0].addr().into(),
+        plain[1].addr().into(),
+    ];
+    let locker = RedisLocker::connect(at(nodes)).unwrap();
+    let key = unique_key("mixed");
+    eventually(LIMIT, "all take part", || {
+        let guard = take(&locker, &key);
+        let (owner, _) = cluster.owner(&wire(&key));
+        let everywhere = has(&cluster.masters[owner], &key)
+            && plain.iter().all(|node| token(node, &key).is_some());
+        guard.release().unwrap();
+        everywhere
+    });
+    plain[0].kill();
+    take(&locker, &key).release().unwrap();
+    let name = format!("cluster:{}: connected", cluster.masters[0].addr());
+    assert!(!captured_log().lines(Level::Info, &name).is_empty());
+}
+
+#[test]
+fn member_of_a_cluster_as_a_plain_node_is_told_as_what_it_is() {
+    let cluster = Cluster::shared();
+    let told = cause(connect_error(at([cluster.masters[0].addr()])));
+    let Cause::Server(words) = &told else {
+        panic!("{told}");
+    };
+    assert!(words.contains("`Endpoint::cluster`"), "{told}");
+}

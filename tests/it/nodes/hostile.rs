@@ -1,0 +1,419 @@
+//! Servers that break off, lie, babble, hang and flood: an error and never a panic, in time, and recovered from.
+
+use std::sync::Once;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
+use std::thread;
+use std::time::Duration;
+
+use redguard::{
+    Cause, Config, Error, LockOptions, Locker, NodeState, Nodes, RedisLocker, RedisRwLocker,
+    RwLocker,
+};
+
+use crate::support::fixtures::{
+    LIMIT, TTL, ask, at, now, nowhere, seize, shared, take, takes_part, wire,
+};
+use crate::support::hostile::{Hostile, Sin, Then};
+use crate::support::servers::Server;
+use crate::support::{eventually, unique_key};
+
+/// How long a node has that is not needed: far longer than a healthy one takes on a busy machine.
+const SOON: Duration = Duration::from_secs(1);
+/// So many of a table's rows at the same time.
+const AT_ONCE: usize = 8;
+
+/// Answers to a command that has `+OK`, a number or an array for an answer, but for the last two: none of them is one.
+fn sins() -> Vec<Sin> {
+    let deep = |levels: usize| "*1\r\n".repeat(levels);
+    let long = "x".repeat(1_000_000);
+    let noise = |n: u32| (n.wrapping_mul(2_654_435_761) >> 13).to_le_bytes();
+    let noise: Vec<u8> = (0..1024).flat_map(noise).collect();
+    let text = |says: &str, then| Sin {
+        says: says.into(),
+        then,
+    };
+    let mut sins = vec![
+        Sin {
+            says: noise,
+            then: Then::Hang,
+        },
+        text("", Then::Close),
+        text("+O", Then::Close),
+        text("*2\r\n:0\r\n", Then::Close),
+        text("$10\r\n123", Then::Close),
+        text("", Then::Hang),
+        text("+OK\r", Then::Hang),
+        // More than there is.
+        text("$999999999999\r\nabc", Then::Hang),
+        text("$9223372036854775807\r\n", Then::Hang),
+        text("!-1\r\nabc", Then::Hang),
+        text("*1000000000\r\n:1\r\n:1\r\n", Then::Hang),
+        text("*9223372036854775807\r\n:1\r\n", Then::Hang),
+        text("%4611686018427387904\r\n:1\r\n", Then::Hang),
+        text("|9223372036854775807\r\n:1\r\n", Then::Hang),
+        text(&"*1000000000\r\n".repeat(100), Then::Hang),
+        text(&deep(99), Then::Hang),
+        text(&deep(1_000_000), Then::Hang),
+    ];
+    for says in [
+        "$99999999999999999999\r\n",
+        "*x\r\n",
+        ":\r\n",
+        "\r\n",
+        "\0",
+        "HTTP/1.1 400 Bad Request\r\n\r\n",
+        // Of another type.
+        "+QUEUED\r\n",
+        "$3\r\nfoo\r\n",
+        "*0\r\n",
+        "*3\r\n:1\r\n:1\r\n:1\r\n",
+        "*2\r\n:9\r\n:-9\r\n",
+        ":-9223372036854775808\r\n",
+        ",nan\r\n",
+        "#t\r\n",
+        "(1\r\n",
+        "=6\r\ntxt:OK\r\n",
+        "~1\r\n+OK\r\n",
+        "%1\r\n+a\r\n+b\r\n",
+        "|1\r\n+a\r\n+b\r\n+OK\r\n",
+        ">3\r\n+message\r\n+a\r\n+b\r\n",
+        ">-1\r\n",
+        &format!("{}:1\r\n", deep(99)),
+        // Errors.
+        "-\r\n",
+        "-ERR two\nlines\r\n",
+        "-NOSCRIPT no\r\n",
+        "-MOVED 1 127.0.0.1:1\r\n",
+        &format!("-ERR {long}\r\n"),
+        &format!("-{long}\r\n"),
+        "!3\r\nERR\r\n",
+    ] {
+        sins.push(text(says, Then::GoOn));
+    }
+    // The right answer, and one that nobody asked for.
+    sins.push(text("+OK\r\n+OK\r\n", Then::GoOn));
+    sins.push(text("$-1\r\n:5\r\n:5\r\n", Then::GoOn));
+    sins
+}
+
+/// No lane, and no listener, is to panic.
+fn watch_for_panics() -> impl Fn() {
+    static HOOKED: Once = Once::new();
+    static PANICS: AtomicU64 = AtomicU64::new(0);
+    HOOKED.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if thread::current()
+                .name()
+                .is_some_and(|name| name.starts_with("redguard-"))
+            {
+                PANICS.fetch_add(1, SeqCst);
+            }
+            before(info);
+        }));
+    });
+    || assert_eq!(PANICS.load(SeqCst), 0)
+}
+
+/// Some at a time, each with a number.
+fn each<T: Sync>(table: &[T], row: impl Fn(usize, &T) + Sync) {
+    let (next, row) = (AtomicU64::new(0), &row);
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(number) = usize::try_from(next.fetch_add(1, SeqCst)).ok()
+                    && number < table.len()
+                {
+                    row(number, &table[number]);
+                }
+            });
+        }
+    });
+}
+
+/// Soon done with a node that does not answer, and not done with it for longer than that.
+fn hasty(addresses: impl IntoIterator<Item = String>) -> Config {
+    let config = at(addresses).breaker(u32::MAX, LIMIT);
+    config.node_timeout(SOON).connect_timeout(SOON)
+}
+
+/// The same, but patient while it connects.
+fn alone(hostile: &Hostile) -> RedisLocker {
+    RedisLocker::connect(hasty([hostile.addr()]).connect_timeout(LIMIT)).unwrap()
+}
+
+/// Three nodes, of which the first is not what it seems.
+fn two_honest(first: String) -> Config {
+    let honest = shared()[1..].iter().map(Server::addr);
+    at([first].into_iter().chain(honest))
+}
+
+/// Waits for what must not take for ever, and answers what came of it.
+fn in_time<T>(what: &str, act: impl FnOnce() -> T) -> T {
+    let start = now();
+    let done = act();
+    assert!(start.elapsed() < LIMIT, "{what} took {:?}", start.elapsed());
+    done
+}
+
+#[test]
+fn a_quorum_of_honest_nodes_goes_on_and_the_hostile_one_comes_back() {
+    let no_panic = watch_for_panics();
+    each(&sins(), |_, sin| {
+        let hostile = Hostile::before(shared()[0].addr());
+        let nodes = Nodes::connect(two_honest(hostile.addr())).unwrap();
+        let (locks, rw) = (RedisLocker::new(&nodes), RedisRwLocker::new(&nodes));
+        eventually(LIMIT, "all are up", || {
+            let nodes = nodes.health().nodes;
+            nodes.iter().all(|node| node.state == NodeState::Up)
+        });
+        for command in ["SET", "EVALSHA"] {
+            let before = hostile.sins();
+            hostile.sin(command, sin);
+            let key = unique_key("hostile");
+            let patient = LockOptions::new(TTL).wait_for(LIMIT);
+            // A lane may be away for a moment, and then hears nothing of a round.
+            eventually(LIMIT, "a sin is committed", || {
+                let guard = take(&locks, &key);
+                guard.extend(TTL).unwrap();
+                guard.release().unwrap();
+                drop(rw.acquire_write(&key, &patient).unwrap());
+                drop(rw.acquire_read(&key, &patient).unwrap());
+                hostile.sins() > before
+            });
+            hostile.repent();
+            takes_part(&locks, &shared()[0]);
+            nowhere(shared(), &key);
+        }
+    });
+    no_panic();
+    assert!(peak_memory() < 16 << 30, "what is declared is allocated");
+}
+
+/// The most address space that this process ever had, in bytes.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:"));
+    peak.map_or(0, |kb| {
+        kb.trim_end_matches("kB").trim().parse::<u64>().unwrap() << 10
+    })
+}
+
+#[test]
+fn a_hostile_node_alone_is_an_error_in_time() {
+    let no_panic = watch_for_panics();
+    let sins = sins();
+    let (errors, answers) = sins.split_at(sins.len() - 2);
+    each(errors, |number, sin| {
+        let hostile = Hostile::before(shared()[0].addr());
+        let locks = alone(&hostile);
+        hostile.sin("SET", sin);
+        let key = unique_key("alone");
+        let error = in_time("an attempt", || locks.try_lock(&key, TTL).unwrap_err());
+        assert!(error.is_unavailable(), "row {number}: {error}");
+        let text = error.to_string();
+        assert!(
+            text.chars().count() < 500 && !text.contains(char::is_control),
+            "{text}"
+        );
+        hostile.repent();
+        take(&locks, &key).release().unwrap();
+        assert!(locks.nodes().shutdown(LIMIT), "row {number}");
+    });
+    // A reply too many is noticed when it is no answer to what is asked next.
+    for sin in answers {
+        let hostile = Hostile::before(shared()[0].addr());
+        let locks = alone(&hostile);
+        hostile.sin("SET", sin);
+        let _ = in_time("an attempt", || locks.try_lock(&unique_key("alone"), TTL));
+        hostile.repent();
+        take(&locks, &unique_key("alone")).release().unwrap();
+    }
+    no_panic();
+}
+
+#[test]
+fn hostile_greetings() {
+    let no_panic = watch_for_panics();
+    let greetings = ["AUTH", "SELECT", "CLIENT", "INFO", "SCRIPT"];
+    let rows = greetings.iter().cycle().zip(sins());
+    let mut table: Vec<_> = rows.collect();
+    let usual = table.len();
+    // What cannot be killed at the next connect, and what no server is called.
+    for (command, says) in [(&"CLIENT", ":-5\r\n"), (&"INFO", "$8\r\nrun_id:x\r\n")] {
+        let (says, then) = (says.into(), Then::GoOn);
+        table.push((command, Sin { says, then }));
+    }
+    each(&table, |number, (command, sin)| {
+        let hostile = Hostile::before(shared()[0].addr());
+        hostile.sin(command, sin);
+        // The real server has no password, and says so in an error that we would stop at: only the hostile one is asked.
+        let needs = matches!(**command, "AUTH" | "SELECT");
+        let first = match needs {
+            true => format!("redis://:s3cret@{}/1", hostile.addr()),
+            false => hostile.addr(),
+        };
+        if number % 4 == 0 || number >= usual {
+            let error = in_time("connecting", || Nodes::connect(hasty([first.clone()])));
+            match error {
+                Err(error) => {
+                    let is_known = error.is_unavailable() || error.is_denied();
+                    assert!(is_known, "row {number}: {error}");
+                }
+                // Some of it is an answer there.
+                Ok(_) => assert!(!matches!(**command, "INFO" | "SCRIPT"), "row {number}"),
+            }
+        }
+        let nodes = in_time("connecting", || Nodes::connect(two_honest(first)).unwrap());
+        let locks = RedisLocker::new(&nodes);
+        take(&locks, &unique_key("greeted")).release().unwrap();
+        eventually(LIMIT, "the greeting was hostile", || hostile.sins() > 0);
+        hostile.repent();
+        if !needs {
+            takes_part(&locks, &shared()[0]);
+        }
+        in_time("shutting down", || nodes.shutdown(LIMIT));
+    });
+    no_panic();
+}
+
+#[test]
+fn a_password_that_comes_back_is_not_passed_on() {
+    let options = Server::options().arg("--requirepass", "s3cret");
+    let node = options.start().unwrap();
+    // Where an error is cut off, in the midst of it.
+    let long = format!("-ERR {}s3cret\r\n", "x".repeat(193));
+    let words = [
+        "-ERR unknown command 'AUTH', with args beginning with: 's3cret' \r\n",
+        "-ERR not now: AUTH s3cret\r\n",
+        &long,
+    ];
+    let commands = ["AUTH", "SELECT", "INFO"];
+    let table: Vec<_> = words
+        .iter()
+        .flat_map(|words| commands.map(|at| (*words, at)))
+        .collect();
+    each(&table, |_, (words, command)| {
+        let hostile = Hostile::before(node.addr());
+        let says = words.as_bytes().to_vec();
+        let then = Then::GoOn;
+        hostile.sin(command, &Sin { says, then });
+        let address = format!("redis://:s3cret@{}/1", hostile.addr());
+        let error = Nodes::connect(hasty([address])).unwrap_err();
+        assert!(error.is_unavailable() || error.is_denied(), "{error}");
+        assert!(hostile.sins() > 0, "{error}");
+        assert!(!format!("{error} {error:?}").contains("s3c"), "{error}");
+    });
+}
+
+#[test]
+fn what_comes_a_byte_at_a_time_comes() {
+    let hostile = Hostile::before(shared()[0].addr());
+    let locks = RedisLocker::connect(at([hostile.addr()])).unwrap();
+    let sin = Sin {
+        says: "+OK\r\n".into(),
+        then: Then::Slowly,
+    };
+    hostile.sin("SET", &sin);
+    let guard = locks.try_lock(&unique_key("slow"), TTL).unwrap();
+    assert!(guard.is_some_and(|guard| guard.is_held()) && hostile.sins() > 0);
+}
+
+/// A reply without an end holds nobody, and its lane no longer than a node may take.
+#[test]
+fn who_drips_holds_no_caller() {
+    let no_panic = watch_for_panics();
+    let drip = Sin {
+        says: "*1000000000\r\n:1\r\n".into(),
+        then: Then::Drip(4),
+    };
+    let hostile = Hostile::before(shared()[0].addr());
+    let locks = RedisLocker::connect(two_honest(hostile.addr())).unwrap();
+    let (recovers, ends) = (alone(&hostile), alone(&hostile));
+    hostile.sin("SET", &drip);
+    for _ in 0..20 {
+        let key = unique_key("drip");
+        in_time("a lock", || drop(take(&locks, &key)));
+    }
+    for locks in [&recovers, &ends] {
+        for _ in 0..5 {
+            let key = unique_key("drip");
+            match in_time("an attempt", || locks.try_lock(&key, TTL)) {
+                Err(Error::InsufficientQuorum { causes, .. }) => {
+                    assert_eq!(causes[0].cause, Cause::TimedOut);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(in_time("shutting down", || ends.nodes().shutdown(LIMIT)));
+    hostile.repent();
+    take(&recovers, &unique_key("drip")).release().unwrap();
+    takes_part(&locks, &shared()[0]);
+    assert!(locks.nodes().shutdown(LIMIT));
+    no_panic();
+}
+
+/// What may be heard instead of a subscription, or after it.
+fn tales() -> Vec<Sin> {
+    // There are two: to the private channel, and to a lock's.
+    let confirmed = "*3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n";
+    let message = "*3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$0\r\n\r\n";
+    let text = |says: String, then| Sin {
+        says: says.into(),
+        then,
+    };
+    let mut tales = vec![
+        text(message.into(), Then::Flood(message.len())),
+        text(format!("{confirmed}{message}"), Then::Flood(message.len())),
+        text(
+            format!("{confirmed}{confirmed}{message}"),
+            Then::Flood(message.len()),
+        ),
+        text(format!("{confirmed}{confirmed}:1\r\n"), Then::Drip(4)),
+        text(message.into(), Then::Drip(message.len())),
+        text(format!("{confirmed}{message}"), Then::Drip(message.len())),
+        text(format!("{confirmed}*1000000000\r\n"), Then::Hang),
+        text(
+            format!("{confirmed}*3\r\n$7\r\nmessage\r\n:1\r\n:2\r\n"),
+            Then::Hang,
+        ),
+        text(format!("{confirmed}*1\r\n$7\r\nmessage\r\n"), Then::Hang),
+        text(format!("{confirmed}-ERR no\r\n:1\r\n+OK\r\n"), Then::Hang),
+        text(format!("{confirmed}\0"), Then::Hang),
+        text(confirmed.into(), Then::Close),
+    ];
+    tales.extend(sins().into_iter().step_by(3));
+    tales
+}
+
+/// Whether something to listen to always comes.
+fn is_endless(tale: &Sin) -> bool {
+    matches!(tale.then, Then::Flood(_))
+}
+
+#[test]
+fn a_hostile_ear_keeps_nobody_from_a_lock() {
+    let no_panic = watch_for_panics();
+    each(&tales(), |number, tale| {
+        let hostile = Hostile::before(shared()[0].addr());
+        let nodes = Nodes::connect(two_honest(hostile.addr())).unwrap();
+        let locks = RedisLocker::new(&nodes);
+        takes_part(&locks, &shared()[0]);
+        hostile.sin("SUBSCRIBE", tale);
+        let key = unique_key("ear");
+        shared().iter().for_each(|node| seize(node, &key, TTL));
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| take(&locks, &key));
+            eventually(LIMIT, "it is listened to", || hostile.sins() > 0);
+            for node in shared() {
+                ask::<i64>(node, &["DEL", &wire(&key)]);
+            }
+            waiter.join().unwrap().release().unwrap();
+        });
+        let ended = in_time("shutting down", || nodes.shutdown(LIMIT));
+        assert!(ended || !is_endless(tale), "row {number}: it listens on");
+    });
+    no_panic();
+}

@@ -1,0 +1,182 @@
+//! Connections that end while nothing is in flight: real servers that close them in each way, for each kind of node.
+
+use std::thread;
+use std::time::Duration;
+
+use redguard::{BreakerState, Config, Locker, RedisLocker};
+
+#[cfg(feature = "cluster")]
+use crate::support::clusters::Cluster;
+use crate::support::fixtures::{LIMIT, TTL, ask, at, config, connect_by, seize, take};
+use crate::support::hostile::{Hostile, Sin, Then};
+use crate::support::proxy::Proxy;
+#[cfg(feature = "sentinel")]
+use crate::support::sentinels::Watched;
+use crate::support::servers::Server;
+#[cfg(feature = "tls")]
+use crate::support::tls::{Ask, Authority, TlsServer};
+use crate::support::{eventually, on_socket, servers, unique_key};
+
+/// One failed round opens the breaker.
+fn strict(config: Config) -> Config {
+    config.breaker(1, LIMIT)
+}
+
+/// The clients of a server that have sent requests of locks last, as numbers.
+fn clients(node: &Server) -> Vec<String> {
+    let list: String = ask(node, &["CLIENT", "LIST"]);
+    let ours = |line: &&str| line.contains("cmd=set ") || line.contains("cmd=evalsha ");
+    let id = |line: &str| line.split([' ', '=']).nth(1).unwrap().to_owned();
+    list.lines().filter(ours).map(id).collect()
+}
+
+/// Kills all connections of lockers that have done something.
+fn kill(nodes: &[Server]) {
+    for node in nodes {
+        for id in clients(node) {
+            let _: u32 = ask(node, &["CLIENT", "KILL", "ID", &id]);
+        }
+        eventually(LIMIT, "they are closed", || clients(node).is_empty());
+    }
+}
+
+/// Lets the servers close what is idle for a second, and waits for that.
+fn let_idle_connections_end(nodes: &[Server]) {
+    let set = |seconds| {
+        let each = nodes.iter();
+        each.for_each(|node| ask(node, &["CONFIG", "SET", "timeout", seconds]));
+    };
+    set("1");
+    for node in nodes {
+        eventually(LIMIT, "idle connections are closed", || {
+            clients(node).is_empty()
+        });
+    }
+    set("0");
+}
+
+/// `try_lock` succeeds in one round after each `end` of the connections, for one caller and for several at once. The release before
+/// has been answered by a quorum, so a request can be in flight on a minority.
+fn try_lock_succeeds_after(locker: &RedisLocker, nodes: &[Server], end: impl Fn(&[Server])) {
+    let lock = |name: &str| {
+        let locked = locker.try_lock(&unique_key(name), TTL).unwrap();
+        locked.expect("it is free")
+    };
+    for _ in 0..3 {
+        take(locker, &unique_key("before")).release().unwrap();
+        end(nodes);
+        lock("alone").release().unwrap();
+        end(nodes);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| lock("together").release().unwrap());
+            }
+        });
+        let health = locker.nodes().health();
+        assert!(matches!(health.breaker, BreakerState::Closed), "{health:?}");
+    }
+}
+
+#[test]
+fn try_lock_after_connections_were_killed_succeeds() {
+    let nodes = servers(3);
+    let locker = connect_by(strict(config(&nodes)), &nodes);
+    try_lock_succeeds_after(&locker, &nodes, kill);
+}
+
+#[test]
+fn try_lock_after_the_servers_closed_idle_connections_succeeds() {
+    let nodes = servers(3);
+    let locker = connect_by(strict(config(&nodes)), &nodes);
+    try_lock_succeeds_after(&locker, &nodes, let_idle_connections_end);
+}
+
+#[test]
+fn try_lock_after_a_proxy_cut_the_connections_succeeds() {
+    let nodes = servers(3);
+    let proxies: Vec<Proxy> = nodes.iter().map(|node| Proxy::to(node.addr())).collect();
+    let through = at(proxies.iter().map(Proxy::addr));
+    let locker = connect_by(strict(through), &nodes);
+    try_lock_succeeds_after(&locker, &nodes, |_| proxies.iter().for_each(Proxy::cut));
+}
+
+#[test]
+fn try_lock_after_the_servers_restarted_succeeds() {
+    let nodes = servers(3);
+    let locker = connect_by(strict(config(&nodes)), &nodes);
+    try_lock_succeeds_after(&locker, &nodes, |nodes| {
+        for node in nodes {
+            node.kill();
+            node.restart().unwrap();
+        }
+    });
+}
+
+#[test]
+fn try_lock_over_a_socket_that_was_closed_succeeds() {
+    let (node, url) = on_socket("");
+    let nodes = [node];
+    let locker = connect_by(strict(at([url])), &nodes);
+    try_lock_succeeds_after(&locker, &nodes, kill);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn try_lock_over_tls_after_the_servers_closed_idle_connections_succeeds() {
+    let ca = Authority::new("ours");
+    let start = || TlsServer::start(&ca.signs(&["127.0.0.1"]), &ca, Ask::No, &[]);
+    let started = [(); 3].map(|()| start());
+    let addresses: Vec<String> = started.iter().map(TlsServer::addr).collect();
+    let started = started.map(|node| (node.server, node.tls));
+    let (nodes, _ports): (Vec<_>, Vec<_>) = started.into_iter().unzip();
+    let locker = connect_by(strict(at(addresses).tls(ca.trusted())), &nodes);
+    try_lock_succeeds_after(&locker, &nodes, let_idle_connections_end);
+}
+
+#[cfg(feature = "cluster")]
+#[test]
+fn try_lock_on_a_cluster_that_killed_the_connections_succeeds() {
+    let cluster = Cluster::start(Duration::from_secs(30));
+    let locker = RedisLocker::connect(strict(at([cluster.endpoint()]))).unwrap();
+    let ends = |masters: &[Server]| {
+        masters
+            .iter()
+            .for_each(|one| kill(std::slice::from_ref(one)))
+    };
+    for _ in 0..5 {
+        let guard = take(&locker, &unique_key("before"));
+        ends(&cluster.masters);
+        guard.release().unwrap();
+        ends(&cluster.masters);
+        let again = locker.try_lock(&unique_key("cluster"), TTL).unwrap();
+        again.expect("it is free").release().unwrap();
+    }
+}
+
+#[cfg(feature = "sentinel")]
+#[test]
+fn try_lock_on_a_watched_master_that_killed_the_connection_succeeds() {
+    let watched = Watched::start(1);
+    let locker = RedisLocker::connect(strict(at([watched.endpoint()]))).unwrap();
+    let master = std::slice::from_ref(&watched.master);
+    try_lock_succeeds_after(&locker, master, kill);
+}
+
+#[test]
+fn a_reply_that_was_not_asked_for_is_no_grant() {
+    let node = Server::start().unwrap();
+    let hostile = Hostile::before(node.addr());
+    let locker = RedisLocker::connect(strict(at([hostile.addr()]))).unwrap();
+    let twice = Sin {
+        says: b"+OK\r\n+OK\r\n".to_vec(),
+        then: Then::GoOn,
+    };
+    hostile.sin("SET", &twice);
+    let first = locker.try_lock(&unique_key("first"), TTL).unwrap();
+    hostile.sin("NOTHING", &twice);
+    let key = unique_key("second");
+    seize(&node, &key, TTL);
+    let second = locker.try_lock(&key, TTL).unwrap();
+    assert!(second.is_none(), "a stranger has it");
+    drop(first);
+}

@@ -1,0 +1,373 @@
+//! A look inside: counts, what an observer is told, who holds a lock, and a lock that is taken away.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redguard::{
+    Config, Error, LockOptions, Locker, Mode, NodeReply, NodeState, NodeStats, Nodes, Observer,
+    RedisLocker, RedisRwLocker, RwLocker, WaitLost,
+};
+
+use crate::support::fixtures::{BRIEF, LIMIT, TTL, at, config, hasty, shared};
+use crate::support::{eventually, raw, servers, unique_key};
+
+/// Writes down what it is told.
+#[derive(Default)]
+struct Diary {
+    lines: Mutex<Vec<String>>,
+    replies: Mutex<HashMap<(String, NodeReply), u64>>,
+}
+
+impl Diary {
+    fn note(&self, what: &str, key: &str) {
+        self.lines.lock().unwrap().push(format!("{what} {key}"));
+    }
+
+    fn of(&self, key: &str) -> Vec<String> {
+        let lines = self.lines.lock().unwrap();
+        let of = lines.iter().filter_map(|line| line.strip_suffix(key));
+        of.map(|what| what.trim_end().to_owned()).collect()
+    }
+}
+
+impl Observer for Diary {
+    fn attempted(&self, key: &str) {
+        self.note("attempted", key);
+    }
+
+    fn granted(&self, key: &str, mode: Mode, _waited: Duration) {
+        self.note(
+            if mode == Mode::Quorum {
+                "granted"
+            } else {
+                "granted here"
+            },
+            key,
+        );
+    }
+
+    fn contended(&self, key: &str, _waited: Duration) {
+        self.note("contended", key);
+    }
+
+    fn unavailable(&self, key: &str, _waited: Duration) {
+        self.note("unavailable", key);
+    }
+
+    fn lost(&self, key: &str) {
+        self.note("lost", key);
+    }
+
+    fn released(&self, key: &str, _held: Duration, late: bool) {
+        self.note(if late { "released late" } else { "released" }, key);
+    }
+
+    fn renewed(&self, key: &str) {
+        self.note("renewed", key);
+    }
+
+    fn replied(&self, node: &str, reply: NodeReply, latency: Duration) {
+        assert!(latency < LIMIT);
+        *self
+            .replies
+            .lock()
+            .unwrap()
+            .entry((node.to_owned(), reply))
+            .or_default() += 1;
+    }
+}
+
+fn watched(config: Config) -> (RedisLocker, Arc<Diary>) {
+    let diary = Arc::new(Diary::default());
+    let locker = RedisLocker::connect(config.observer(diary.clone())).unwrap();
+    (locker, diary)
+}
+
+/// Waits until no node is left out: who is not connected yet is not asked.
+fn all_up(locker: &RedisLocker) {
+    eventually(LIMIT, "all nodes are up", || {
+        let nodes = locker.nodes().health().nodes;
+        nodes.iter().all(|node| node.state == NodeState::Up)
+    });
+}
+
+#[test]
+fn what_happens_to_a_lock_is_counted_and_told() {
+    let (locker, diary) = watched(config(shared()));
+    let (key, other) = (unique_key("told"), unique_key("taken"));
+    let guard = locker.lock(&key, TTL).unwrap();
+    assert!(locker.try_lock(&key, TTL).unwrap().is_none()); // busy here: nobody is asked
+    guard.release().unwrap();
+    let foreign = RedisLocker::connect(config(shared()))
+        .unwrap()
+        .lock(&other, TTL)
+        .unwrap();
+    assert!(locker.try_lock(&other, TTL).unwrap().is_none());
+    foreign.release().unwrap();
+    assert_eq!(
+        diary.of(&key),
+        ["attempted", "granted", "contended", "released"]
+    );
+    assert_eq!(diary.of(&other), ["attempted", "contended"]);
+
+    let stats = locker.nodes().stats();
+    assert_eq!((stats.granted, stats.granted_locally), (1, 0));
+    assert_eq!((stats.contended, stats.unavailable), (2, 0));
+    assert_eq!((stats.attempts, stats.lost, stats.released_late), (2, 0, 0));
+    assert_eq!((stats.waits.count, stats.holds.count), (1, 1));
+    assert!(stats.waits.total > Duration::ZERO && stats.holds.longest > Duration::ZERO);
+}
+
+#[test]
+fn each_nodes_replies_are_counted_with_their_time() {
+    let (locker, diary) = watched(config(shared()));
+    all_up(&locker);
+    let key = unique_key("replies");
+    let foreign = RedisLocker::connect(config(shared()))
+        .unwrap()
+        .lock(&key, TTL)
+        .unwrap();
+    assert!(locker.try_lock(&key, TTL).unwrap().is_none());
+    foreign.release().unwrap();
+    locker.lock(&key, TTL).unwrap().release().unwrap();
+    // Two refused it, and two granted and released it. A third node may answer after the quorum has, be asked to undo what it
+    // has refused, or not be asked for what is decided already.
+    let told = || {
+        let nodes = locker.nodes().stats().nodes;
+        let sum = |part: fn(&NodeStats) -> u64| nodes.iter().map(part).sum::<u64>();
+        let all = nodes.iter().all(|node| node.latency.count >= 1);
+        all && sum(|node| node.refused) >= 2 && sum(|node| node.done) >= 4
+    };
+    eventually(LIMIT, "all replies are in", told);
+    let told = || {
+        let stats = locker.nodes().stats();
+        let replies = diary.replies.lock().unwrap();
+        let count = |name: &str, reply| *replies.get(&(name.to_owned(), reply)).unwrap_or(&0);
+        stats.nodes.iter().all(|node| {
+            node.done == count(&node.node, NodeReply::Done)
+                && node.refused == count(&node.node, NodeReply::Refused)
+                && node.latency.count == node.done + node.refused
+        })
+    };
+    eventually(LIMIT, "the observer has been told the same", told);
+    for (node, server) in locker.nodes().stats().nodes.iter().zip(shared()) {
+        assert_eq!(node.node, server.addr());
+        assert_eq!((node.faults, node.unknown), (0, 0));
+        assert!(node.latency.total > Duration::ZERO);
+        assert!(node.latency.mean() <= node.latency.longest);
+    }
+}
+
+#[test]
+fn a_node_that_does_not_answer_is_counted_as_such() {
+    let nodes = servers(3);
+    let (locker, diary) =
+        watched(at(nodes.iter().map(|s| s.addr())).node_timeout(Duration::from_millis(500)));
+    let key = unique_key("unknown");
+    nodes[2].stop().unwrap();
+    locker.lock(&key, TTL).unwrap().release().unwrap();
+    let unknown = || locker.nodes().stats().nodes[2].unknown > 0;
+    eventually(LIMIT, "it has not answered", unknown);
+    nodes[2].resume().unwrap();
+    assert!(diary.replies.lock().unwrap()[&(nodes[2].addr(), NodeReply::Unknown)] > 0);
+    assert_eq!(locker.nodes().stats().nodes[0].unknown, 0);
+}
+
+#[test]
+fn renewals_and_losses_are_counted_and_told() {
+    let (locker, diary) = watched(config(shared()));
+    let key = unique_key("kept");
+    let guard = locker
+        .acquire(&key, &LockOptions::new(BRIEF).auto_renew())
+        .unwrap();
+    eventually(LIMIT, "it is renewed", || {
+        locker.nodes().stats().renewals > 0
+    });
+    assert!(locker.force_release(&key).unwrap());
+    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
+    eventually(LIMIT, "its loss is counted", || {
+        locker.nodes().stats().lost == 1
+    });
+    let stats = locker.nodes().stats();
+    assert_eq!((stats.released_late, stats.holds.count), (1, 0));
+    let told = diary.of(&key);
+    for what in ["renewed", "lost", "released late"] {
+        assert!(told.iter().any(|line| line == what), "{what} in {told:?}");
+    }
+}
+
+#[test]
+fn an_outage_is_unavailable_not_contended() {
+    let nodes = servers(1);
+    let policy = redguard::RetryPolicy {
+        max_outage: Duration::from_millis(1),
+        ..hasty()
+    };
+    let (locker, diary) = watched(config(&nodes).retry(policy));
+    let key = unique_key("outage");
+    drop(nodes);
+    let error = locker.lock(&key, TTL).unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+    assert_eq!(diary.of(&key).last().unwrap(), "unavailable");
+    let stats = locker.nodes().stats();
+    assert_eq!(
+        (stats.unavailable, stats.contended, stats.granted),
+        (1, 0, 0)
+    );
+}
+
+#[test]
+fn an_observer_that_panics_harms_nobody() {
+    struct Panics;
+    impl Observer for Panics {
+        fn attempted(&self, _: &str) {
+            panic!("attempted");
+        }
+
+        fn granted(&self, _: &str, _: Mode, _: Duration) {
+            panic!("granted");
+        }
+
+        fn released(&self, _: &str, _: Duration, _: bool) {
+            panic!("released");
+        }
+
+        fn replied(&self, _: &str, _: NodeReply, _: Duration) {
+            std::panic::resume_unwind(Box::new(
+                "in a lane, where another test counts what the hook is told of",
+            ));
+        }
+    }
+    let locker = RedisLocker::connect(config(shared()).observer(Arc::new(Panics))).unwrap();
+    let key = unique_key("panics");
+    for _ in 0..3 {
+        locker.lock(&key, TTL).unwrap().release().unwrap();
+    }
+    let stats = locker.nodes().stats();
+    assert_eq!((stats.granted, stats.holds.count), (3, 3));
+    assert!(stats.nodes.iter().all(|node| node.unknown == 0));
+}
+
+#[test]
+fn the_holder_is_seen_with_its_label_and_its_rest() {
+    let locker = RedisLocker::connect(config(shared()).owner("night shift")).unwrap();
+    all_up(&locker);
+    let key = unique_key("seen");
+    assert_eq!(locker.holder(&key).unwrap(), None);
+    let guard = locker.lock(&key, TTL).unwrap();
+    let look = || {
+        RedisLocker::connect(config(shared()))
+            .unwrap()
+            .holder(&key)
+            .unwrap()
+            .unwrap()
+    };
+    eventually(LIMIT, "all nodes have it", || look().nodes == 3);
+    let holder = look();
+    assert_eq!(holder.owner.as_deref(), Some("night shift"));
+    assert!(holder.has_quorum() && holder.needed == 2);
+    let remaining = holder.remaining.unwrap();
+    assert!(remaining <= TTL && remaining > TTL / 2, "{remaining:?}");
+    guard.release().unwrap();
+    eventually(LIMIT, "it is gone", || {
+        locker.holder(&key).unwrap().is_none()
+    });
+}
+
+#[test]
+fn what_is_not_a_quorum_and_what_is_no_lock_is_said_so() {
+    let locker = RedisLocker::connect(config(shared())).unwrap();
+    let key = unique_key("parts");
+    let wire = format!("redguard:{key}");
+    let mut node = raw(&shared()[1]);
+    redis::cmd("SET")
+        .arg(&wire)
+        .arg("someone\n:else")
+        .exec(&mut node)
+        .unwrap();
+    let holder = locker.holder(&key).unwrap().unwrap();
+    assert_eq!(
+        (holder.nodes, holder.has_quorum(), holder.remaining),
+        (1, false, None)
+    );
+    assert_eq!(holder.owner.as_deref(), Some("someone "));
+    assert!(locker.force_release(&key).unwrap());
+    assert!(
+        !locker.force_release(&key).unwrap(),
+        "there is nothing left"
+    );
+
+    for node in &shared()[..2] {
+        redis::cmd("RPUSH")
+            .arg(&wire)
+            .arg("a list")
+            .exec(&mut raw(node))
+            .unwrap();
+    }
+    // What is no lock stands in the way of one.
+    assert!(locker.holder(&key).unwrap().unwrap().foreign);
+    assert!(!locker.force_release(&key).unwrap());
+    for node in &shared()[..2] {
+        let left: i64 = redis::cmd("DEL").arg(&wire).query(&mut raw(node)).unwrap();
+        assert_eq!(left, 1, "a foreign value is left alone");
+    }
+}
+
+#[test]
+fn a_lock_that_is_broken_wakes_who_waits_for_it() {
+    let holder = RedisLocker::connect(config(shared())).unwrap();
+    let waiter =
+        RedisLocker::connect(config(shared()).retry(crate::support::fixtures::sluggish())).unwrap();
+    let key = unique_key("broken");
+    let guard = holder.lock(&key, TTL).unwrap();
+    let began = crate::support::fixtures::now();
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock(&key, TTL).map(|guard| guard.release()));
+        eventually(LIMIT, "it waits", || waiter.nodes().stats().attempts >= 2);
+        assert!(holder.force_release(&key).unwrap());
+        waits.join().unwrap().unwrap().unwrap();
+    });
+    crate::support::fixtures::by_no_clock(began);
+    assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
+}
+
+#[test]
+fn operators_too_learn_that_they_could_not_find_out() {
+    let nodes = servers(3);
+    let locker = RedisLocker::connect(config(&nodes)).unwrap();
+    let key = unique_key("unreachable");
+    assert!(matches!(locker.holder(""), Err(Error::InvalidKey { .. })));
+    assert!(matches!(
+        locker.force_release("x:gate"),
+        Err(Error::InvalidKey { .. })
+    ));
+    drop(nodes);
+    for error in [
+        locker.holder(&key).unwrap_err(),
+        locker.force_release(&key).unwrap_err(),
+    ] {
+        assert!(
+            matches!(error, Error::InsufficientQuorum { needed: 2, .. }),
+            "{error}"
+        );
+    }
+    locker.nodes().shutdown(Duration::ZERO);
+    assert_eq!(locker.holder(&key), Err(Error::Closed));
+    assert_eq!(locker.force_release(&key), Err(Error::Closed));
+    assert!(locker.nodes().stats().nodes.len() == 3);
+}
+
+#[test]
+fn a_read_write_lock_is_counted_too_but_has_no_holder() {
+    let nodes = Nodes::connect(config(shared())).unwrap();
+    let (rw, locker) = (RedisRwLocker::new(&nodes), RedisLocker::new(&nodes));
+    let key = unique_key("shared");
+    let guard = rw.write(&key, TTL).unwrap();
+    assert_eq!(locker.holder(&key).unwrap(), None, "it is another lock");
+    assert!(!locker.force_release(&key).unwrap());
+    guard.downgrade().unwrap().release().unwrap();
+    let stats = nodes.stats();
+    assert_eq!((stats.granted, stats.holds.count), (1, 1));
+}

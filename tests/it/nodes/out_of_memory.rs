@@ -1,0 +1,156 @@
+//! Servers without memory under `noeviction`, the policy that we ask for: what only ends or keeps a lock works. Which commands a
+//! script may run then only a real server knows.
+
+use std::thread;
+use std::time::Duration;
+
+use redguard::{
+    LockOptions, Locker, RedisLocker, RedisRwLocker, RedisSemaphore, RwLocker, Semaphore,
+};
+
+use crate::support::fixtures::{BRIEF, LIMIT, TTL, ask, connect, nowhere};
+use crate::support::servers::Server;
+use crate::support::{eventually, servers, unique_key};
+
+/// Limits the memory of all servers to one byte until it is dropped.
+struct OutOfMemory<'a>(&'a [Server]);
+
+impl OutOfMemory<'_> {
+    fn of(nodes: &[Server]) -> OutOfMemory<'_> {
+        for node in nodes {
+            ask::<()>(node, &["CONFIG", "SET", "maxmemory", "1"]);
+            // The first use of any script finds it missing, too.
+            ask::<()>(node, &["SCRIPT", "FLUSH"]);
+        }
+        OutOfMemory(nodes)
+    }
+}
+
+impl Drop for OutOfMemory<'_> {
+    fn drop(&mut self) {
+        for node in self.0 {
+            ask::<()>(node, &["CONFIG", "SET", "maxmemory", "0"]);
+        }
+    }
+}
+
+fn all_gone(nodes: &[Server]) {
+    eventually(LIMIT, "nothing is left", || {
+        let left = nodes.iter().map(|node| {
+            let keys: Vec<String> = ask(node, &["KEYS", "*"]);
+            keys.iter().filter(|key| !key.ends_with(":fence")).count()
+        });
+        left.sum::<usize>() == 0
+    });
+}
+
+#[test]
+fn locks_of_every_kind_go_on_and_end_without_memory() {
+    let nodes = servers(3);
+    let locker = connect(&nodes);
+    let rw = RedisRwLocker::new(locker.nodes());
+    let semaphore = RedisSemaphore::new(locker.nodes(), &unique_key("permits"), 2).unwrap();
+    let once = LockOptions::new(TTL);
+    let [read, write, turned, many, more, handed] = [0; 6].map(|_| unique_key("memory"));
+    let reader = rw.read(&read, TTL).unwrap();
+    // One that lasts longer, so that the end of what holds both does not move.
+    let longer = rw.read(&read, 3 * TTL).unwrap();
+    let writer = rw.write(&write, TTL).unwrap();
+    let turning = rw.write(&turned, TTL).unwrap();
+    let several = locker.lock_all(&[&many, &more], &once).unwrap();
+    let permit = semaphore.acquire(&once).unwrap();
+    let other = semaphore.acquire(&LockOptions::new(3 * TTL)).unwrap();
+    let token = locker.lock(&handed, TTL).unwrap().into_token().unwrap();
+    let out = OutOfMemory::of(&nodes);
+    assert!(locker.try_lock(&unique_key("new"), TTL).is_err());
+    reader.extend(2 * TTL).unwrap();
+    longer.extend(2 * TTL).unwrap();
+    writer.extend(2 * TTL).unwrap();
+    several.extend(2 * TTL).unwrap();
+    permit.extend(2 * TTL).unwrap();
+    other.extend(2 * TTL).unwrap();
+    let turned = turning.downgrade().unwrap();
+    turned.extend(2 * TTL).unwrap();
+    let adopted = locker.adopt(&token, TTL).unwrap();
+    adopted.extend(2 * TTL).unwrap();
+    // Who is refused and waits is told so, although the mark of it finds no memory.
+    let brief = LockOptions::new(TTL).wait_for(Duration::from_millis(50));
+    let refused = rw.acquire_read(&write, &brief).unwrap_err();
+    assert!(refused.is_contended(), "{refused}");
+    let refused = rw.acquire_write(&read, &brief).unwrap_err();
+    assert!(refused.is_contended(), "{refused}");
+    for released in [
+        reader.release(),
+        longer.release(),
+        writer.release(),
+        turned.release(),
+        several.release(),
+        permit.release(),
+        other.release(),
+        adopted.release(),
+    ] {
+        assert_eq!(released, Ok(()));
+    }
+    all_gone(&nodes);
+    drop(out);
+}
+
+#[test]
+fn readers_and_permits_are_renewed_without_memory() {
+    let nodes = servers(3);
+    let locker = connect(&nodes);
+    let rw = RedisRwLocker::new(locker.nodes());
+    let semaphore = RedisSemaphore::new(locker.nodes(), &unique_key("permits"), 1).unwrap();
+    let renewed = LockOptions::new(BRIEF).auto_renew();
+    let reader = rw.acquire_read(&unique_key("memory"), &renewed).unwrap();
+    let permit = semaphore.acquire(&renewed).unwrap();
+    let out = OutOfMemory::of(&nodes);
+    let before = locker.nodes().stats().renewals;
+    // Each is renewed twice at the least, by which time its first lease would be over.
+    eventually(LIMIT, "they are renewed", || {
+        assert!(reader.is_held() && permit.is_held());
+        locker.nodes().stats().renewals >= before + 8
+    });
+    assert_eq!((reader.release(), permit.release()), (Ok(()), Ok(())));
+    all_gone(&nodes);
+    drop(out);
+}
+
+/// Releases a lock that another thread of this process waits for. `true` if that one was granted it.
+fn is_handed_on(nodes: &[Server], locker: &RedisLocker, next: &LockOptions) -> bool {
+    let key = unique_key("handed on");
+    let once = LockOptions::new(TTL).fenced();
+    let first = locker.acquire(&key, &once).unwrap();
+    let granted = thread::scope(|scope| {
+        let waits = scope.spawn(|| locker.acquire(&key, next).map(|guard| guard.release()));
+        let out = OutOfMemory::of(nodes);
+        assert_eq!(first.release(), Ok(()));
+        let waited = waits.join().unwrap();
+        drop(out);
+        match waited {
+            Ok(released) => {
+                assert_eq!(released, Ok(()));
+                true
+            }
+            // It came when the lock was free: then it is an acquire like all others.
+            Err(error) => {
+                assert!(error.is_unavailable(), "{error}");
+                false
+            }
+        }
+    });
+    nowhere(nodes, &key);
+    granted
+}
+
+#[test]
+fn lock_is_handed_on_within_the_process_without_memory() {
+    let nodes = servers(3);
+    let locker = connect(&nodes);
+    let patient = LockOptions::new(TTL).wait_for(Duration::from_millis(500));
+    for options in [patient.clone(), patient.fenced()] {
+        eventually(LIMIT, "the thread waits when it is released", || {
+            is_handed_on(&nodes, &locker, &options)
+        });
+    }
+}

@@ -1,0 +1,345 @@
+//! Locks over TLS, and what is said when one side does not accept the other.
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::thread;
+use std::time::Duration;
+
+#[cfg(feature = "cluster")]
+use redguard::Endpoint;
+use redguard::{
+    Cause, Config, Error, LockOptions, Locker, Nodes, RedisLocker, RedisRwLocker, RetryPolicy,
+    RwLocker, Tls, WaitLost,
+};
+
+use crate::support::fixtures::{
+    BRIEF, LIMIT, TTL, ask, at, connect_by, everywhere, now, nowhere, sluggish, subscribers, take,
+    takes_part,
+};
+use crate::support::log_capture::{Level, captured_log};
+use crate::support::proxy::{Flow, Proxy};
+use crate::support::servers::Server;
+#[cfg(feature = "cluster")]
+use crate::support::servers::free_port;
+use crate::support::tls::{Ask, Authority, Identity, TlsServer};
+use crate::support::{eventually, servers, unique_key};
+
+const HERE: &str = "127.0.0.1";
+/// What a node that hangs may take.
+const HUNG: Duration = Duration::from_millis(300);
+/// What a node that answers at once may take on a busy machine, for as long as it is asked.
+const PROMPT: Duration = Duration::from_secs(3);
+
+fn node(identity: &Identity, authority: &Authority, more: &[(&str, &str)]) -> TlsServer {
+    TlsServer::start(identity, authority, Ask::No, more)
+}
+
+fn shown_by(identity: &Identity, tls: Tls) -> Tls {
+    tls.client_certificate(&*identity.certificate, &*identity.key)
+}
+
+/// Whose cause it is, and the cause.
+fn refused(config: Config) -> (String, Cause) {
+    match Nodes::connect(config) {
+        Ok(_) => panic!("connected"),
+        Err(Error::InsufficientQuorum { causes, .. }) => {
+            (causes[0].node.clone(), causes[0].cause.clone())
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// How many connections to a port of its own a server has.
+fn connections(server: &Server, addr: &str) -> usize {
+    let list: String = ask(server, &["CLIENT", "LIST"]);
+    list.matches(&format!("laddr={addr} ")).count()
+}
+
+#[test]
+fn locks_of_all_kinds_are_taken_kept_and_handed_over() {
+    let ca = Authority::new("ours");
+    let start = || node(&ca.signs(&[HERE, "localhost"]), &ca, &[]);
+    let nodes = [(); 3].map(|()| start());
+    let addresses = || nodes.iter().map(TlsServer::addr);
+    let config = at(addresses()).tls(ca.trusted());
+    let by_name = addresses().map(|addr| format!("rediss://{addr}/0").replace(HERE, "localhost"));
+    let by_name = at(by_name).tls(ca.trusted()).retry(sluggish());
+    let nodes = nodes.map(|node| (node.tls, node.server));
+    let (tls, servers): (Vec<_>, Vec<_>) = nodes.into_iter().unzip();
+    let locker = connect_by(config, &servers);
+    let waiter = connect_by(by_name, &servers);
+    for (server, tls) in servers.iter().zip(&tls) {
+        assert_eq!(connections(server, &tls.addr()), 2);
+        // The one that asks.
+        assert_eq!(connections(server, &server.addr()), 1);
+    }
+
+    let key = unique_key("tls");
+    let renewed = LockOptions::new(BRIEF).auto_renew();
+    let held = locker.acquire(&key, &renewed).unwrap();
+    everywhere(&servers, &key);
+    assert!(waiter.try_lock(&key, TTL).unwrap().is_none());
+    assert_eq!(held.watch().wait_lost(2 * BRIEF), WaitLost::TimedOut);
+    held.check().unwrap();
+    // Only a message explains that the waiter gets it.
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock(&key, TTL));
+        eventually(LIMIT, "it listens", || subscribers(&servers[0], &key) == 1);
+        held.release().unwrap();
+        let guard = waits.join().unwrap().unwrap();
+        guard.extend(2 * TTL).unwrap();
+        guard.release().unwrap();
+    });
+    nowhere(&servers, &key);
+    let fenced = LockOptions::new(TTL).fenced();
+    let tokens = [&locker, &waiter].map(|locker| {
+        let guard = locker.acquire(&key, &fenced).unwrap();
+        let token = guard.fencing_token().unwrap();
+        guard.release().unwrap();
+        token
+    });
+    assert!(tokens[0] < tokens[1], "{tokens:?}");
+    let rw = RedisRwLocker::new(locker.nodes());
+    let reading = rw.write(&key, TTL).unwrap().downgrade().unwrap();
+    assert!(rw.try_write(&key, TTL).unwrap().is_none());
+    reading.release().unwrap();
+
+    // One of three hangs, dies and comes back.
+    let without = |what: &str| {
+        let guard = take(&locker, &key);
+        assert!(waiter.try_lock(&key, TTL).unwrap().is_none(), "{what}");
+        guard.release().unwrap();
+    };
+    servers[1].stop().unwrap();
+    without("hung");
+    servers[1].kill();
+    without("dead");
+    servers[1].restart().unwrap();
+    takes_part(&locker, &servers[1]);
+    takes_part(&waiter, &servers[1]);
+}
+
+#[test]
+fn a_client_shows_its_certificate_where_it_is_asked_for() {
+    let (ca, other) = (Authority::new("ours"), Authority::new("theirs"));
+    let us = ca.signs(&["worker"]);
+    // TLS 1.3 tells a client that its certificate is refused after the handshake, 1.2 within it.
+    thread::scope(|scope| {
+        for versions in ["TLSv1.2", "TLSv1.3"] {
+            let more = [("--tls-protocols", versions)];
+            let node = TlsServer::start(&ca.signs(&[HERE]), &ca, Ask::Yes, &more);
+            let config = at([node.addr()]);
+            let locker = RedisLocker::connect(config.clone().tls(shown_by(&us, ca.trusted())));
+            let guard = take(&locker.unwrap(), &unique_key("shown"));
+            guard.release().unwrap();
+            let (ca, other) = (&ca, &other);
+            scope.spawn(move || {
+                let strangers = other.signs(&["worker"]);
+                for (tls, reasons) in [
+                    (ca.trusted(), ["CertificateRequired", "HandshakeFailure"]),
+                    (shown_by(&strangers, ca.trusted()), ["UnknownCA"; 2]),
+                ] {
+                    let (name, cause) = refused(config.clone().connect_timeout(PROMPT).tls(tls));
+                    assert_eq!(name, node.addr());
+                    let is_reason = |text: &str| reasons.iter().any(|one| text.contains(one));
+                    assert!(
+                        matches!(&cause, Cause::Denied(text) if is_reason(text)),
+                        "{versions}: {cause}"
+                    );
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn who_is_not_trusted_or_speaks_otherwise_is_named_with_the_reason_and_no_secret_is_told() {
+    captured_log();
+    let password = unique_key("secret");
+    let (ca, other) = (Authority::new("ours"), Authority::new("theirs"));
+    let us = ca.signs(&["worker"]);
+    let here = node(&ca.signs(&[HERE]), &ca, &[]);
+    let elsewhere = node(&ca.signs(&["elsewhere.example"]), &ca, &[]);
+    let locked = node(&ca.signs(&[HERE]), &ca, &[("--requirepass", "another")]);
+    let plain = &servers(1)[0];
+    let trusted = || shown_by(&us, ca.trusted());
+    let named = |node: &TlsServer| at([format!("rediss://:{password}@{}", node.addr())]);
+    let cases = [
+        (named(&here).tls(other.trusted()), "UnknownIssuer", true),
+        (named(&here), "UnknownIssuer", true),
+        (named(&elsewhere).tls(trusted()), "elsewhere.example", true),
+        (named(&locked).tls(trusted()), "authentication", true),
+        (
+            at([locked.addr()]).tls(trusted()).password(&*password),
+            "authentication",
+            true,
+        ),
+        (at([locked.addr()]).tls(trusted()), "NOAUTH", true),
+        (
+            at([here.addr()]).password(&*password),
+            "a port for TLS?",
+            false,
+        ),
+        (at([here.addr()]), "a port for TLS?", false),
+        (
+            at([plain.addr()]).tls(trusted()).password(&*password),
+            "no answer in time",
+            false,
+        ),
+    ];
+    let lines = us.key.lines().filter(|line| !line.starts_with('-'));
+    let secrets: Vec<&str> = lines.chain([&*password]).collect();
+    assert!(secrets.len() > 3, "{} lines of a key", secrets.len() - 1);
+    let is_secret = &|text: &str| secrets.iter().any(|secret| text.contains(secret));
+    thread::scope(|scope| {
+        for (config, reason, denied) in cases {
+            scope.spawn(move || {
+                let shown = format!("{config:?}");
+                let begun = now();
+                let error = Nodes::connect(config.connect_timeout(PROMPT)).unwrap_err();
+                assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+                let shown = format!("{shown} {error} {error:?}");
+                assert!(!is_secret(&shown), "{shown}");
+                let Error::InsufficientQuorum { causes, .. } = error else {
+                    panic!("{shown}");
+                };
+                assert!(causes[0].node.starts_with(HERE), "{shown}");
+                assert!(causes[0].cause.to_string().contains(reason), "{shown}");
+                assert_eq!(
+                    matches!(causes[0].cause, Cause::Denied(_)),
+                    denied,
+                    "{shown}"
+                );
+            });
+        }
+    });
+    // On a busy machine `connect` may not hear any more what the lane has to say of it.
+    eventually(LIMIT, "it is told why", || {
+        let told = captured_log().lines(Level::Info, &plain.addr());
+        told.iter().any(|line| line.contains("a port for TLS?"))
+    });
+    // And one that works, up to the last line that it writes.
+    let open = at([here.addr()]).tls(trusted());
+    let locker = RedisLocker::connect(open).unwrap();
+    take(&locker, &unique_key("open")).release().unwrap();
+    assert!(!is_secret(&format!("{locker:?}")));
+    assert!(locker.nodes().shutdown(LIMIT));
+    assert!(captured_log().mentions(&here.addr()));
+    for secret in &secrets {
+        assert!(!captured_log().mentions(secret));
+    }
+}
+
+#[test]
+fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
+    captured_log();
+    let ca = Authority::new("ours");
+    let node = node(&ca.signs(&[HERE]), &ca, &[]);
+    let brief = |address: String| {
+        at([address])
+            .tls(ca.trusted())
+            .node_timeout(HUNG)
+            .connect_timeout(HUNG)
+            .retry(RetryPolicy {
+                max_outage: HUNG,
+                ..RetryPolicy::default()
+            })
+    };
+    let in_time = |what: &str, work: &dyn Fn()| {
+        let begun = now();
+        work();
+        assert!(begun.elapsed() < LIMIT, "{what}: {:?}", begun.elapsed());
+    };
+    let tells = |address: String, words: &str| {
+        in_time(words, &|| {
+            let (name, cause) = refused(brief(address.clone()));
+            assert!(cause.to_string().contains(words), "{name}: {cause}");
+        });
+    };
+
+    // Within the handshake: before its first byte, in the middle, and cut off there.
+    let proxy = Proxy::to(node.addr());
+    proxy.replies(Flow::Hold);
+    tells(proxy.addr(), "no answer in time");
+    proxy.pass();
+    let listener = TcpListener::bind((HERE, 0)).unwrap();
+    let half = listener.local_addr().unwrap().to_string();
+    in_time("in the middle", &|| {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.set_read_timeout(Some(LIMIT)).unwrap();
+                // A record of 122 bytes begins, a hello of the server in it.
+                stream.write_all(b"\x16\x03\x03\x00\x7a\x02\x00").unwrap();
+                // Until the client has had enough of it.
+                _ = std::io::copy(&mut stream, &mut std::io::sink());
+            });
+            tells(half.clone(), "no answer in time");
+        });
+    });
+    drop(listener);
+    proxy.cut_reply_after(20);
+    let locker = RedisLocker::connect(brief(proxy.addr()).connect_timeout(LIMIT));
+    drop(locker.unwrap());
+
+    // On an open connection, and while it is connected to anew.
+    let patient = brief(node.addr()).node_timeout(Duration::from_secs(2));
+    let locker = RedisLocker::connect(patient.connect_timeout(LIMIT)).unwrap();
+    let key = unique_key("hung");
+    let guard = take(&locker, &key);
+    node.server.stop().unwrap();
+    in_time("hung", &|| {
+        assert!(guard.extend(TTL).unwrap_err().is_unavailable());
+        assert!(
+            locker
+                .try_lock(&key, TTL)
+                .is_ok_and(|guard| guard.is_none())
+        );
+        let other = unique_key("hung");
+        assert!(locker.try_lock(&other, TTL).unwrap_err().is_unavailable());
+        assert!(locker.lock(&other, TTL).unwrap_err().is_unavailable());
+        // Callers wait for no lane, but the lane must not wait for ever either.
+        eventually(LIMIT, "the lane gives it up", || {
+            let told = captured_log().lines(Level::Info, &node.addr());
+            told.iter().any(|line| line.contains("suspect"))
+        });
+    });
+    tells(node.addr(), "no answer in time");
+    node.server.resume().unwrap();
+    eventually(LIMIT, "it is connected again", || guard.extend(TTL).is_ok());
+    guard.release().unwrap();
+    node.server.stop().unwrap();
+    in_time("shut down", &|| _ = locker.nodes().shutdown(Duration::ZERO));
+}
+
+#[cfg(feature = "cluster")]
+#[test]
+fn a_cluster_is_spoken_to_over_tls_wherever_its_seed_sends_us() {
+    let ca = Authority::new("ours");
+    let bus = free_port().unwrap().to_string();
+    let more = [
+        ("--cluster-enabled", "yes"),
+        ("--cluster-port", &bus),
+        ("--tls-cluster", "yes"),
+    ];
+    let one = node(&ca.signs(&[HERE]), &ca, &more);
+    ask::<()>(&one.server, &["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    eventually(LIMIT, "the cluster is in order", || {
+        ask::<String>(&one.server, &["CLUSTER", "INFO"]).contains("cluster_state:ok")
+    });
+    for seed in [one.addr(), format!("rediss://{}", one.addr())] {
+        let before = connections(&one.server, &one.addr());
+        let locker =
+            RedisLocker::connect(at([Endpoint::cluster([seed])]).tls(ca.trusted())).unwrap();
+        take(&locker, &unique_key("tls")).release().unwrap();
+        assert_eq!(connections(&one.server, &one.addr()), before + 1);
+        locker.nodes().shutdown(LIMIT);
+    }
+    let stranger = Authority::new("theirs");
+    let config = at([Endpoint::cluster([one.addr()])]).tls(stranger.trusted());
+    let (name, cause) = refused(config.connect_timeout(PROMPT));
+    assert!(
+        name == format!("cluster:{}", one.addr()) && matches!(cause, Cause::Denied(_)),
+        "{cause}"
+    );
+}

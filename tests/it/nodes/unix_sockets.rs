@@ -1,0 +1,104 @@
+//! Nodes on sockets in the file system. What is locked there is in the conformance suites.
+
+use std::time::Duration;
+
+use redguard::{Cause, Error, Locker, Nodes, RedisLocker};
+
+use crate::support::fixtures::{LIMIT, TTL, at, connect_by, take};
+use crate::support::log_capture::captured_log;
+use crate::support::{eventually, on_socket, raw, unique_key};
+
+fn cause(error: Error) -> (String, Cause) {
+    match error {
+        Error::InsufficientQuorum { causes, .. } => {
+            (causes[0].node.clone(), causes[0].cause.clone())
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_socket_takes_user_password_and_database() {
+    let password = unique_key("socket secret/&?#");
+    let written: String = password
+        .bytes()
+        .map(|byte| format!("%{byte:02X}"))
+        .collect();
+    captured_log();
+    let (server, url) = on_socket(&password);
+    let key = unique_key("socket");
+    let brief = Duration::from_secs(1);
+    for (address, good) in [
+        (format!("{url}?db=3&user=default&pass={written}"), true),
+        (format!("{url}?pass={written}&db=3"), true),
+        (format!("{url}?db=3&pass=wrong"), false),
+        (url.clone(), false),
+    ] {
+        let config = at([&address]).connect_timeout(brief).node_timeout(brief);
+        let shown = format!("{config:?}");
+        assert!(
+            !shown.contains(&password) && !shown.contains(&written),
+            "{shown}"
+        );
+        match (Nodes::connect(config), good) {
+            (Ok(nodes), true) => {
+                let guard = take(&RedisLocker::new(&nodes), &key);
+                let mut bare = redis::Client::open(&*address)
+                    .unwrap()
+                    .get_connection()
+                    .unwrap();
+                let there = redis::cmd("EXISTS")
+                    .arg(format!("redguard:{key}"))
+                    .query::<bool>(&mut bare);
+                assert!(there.unwrap());
+                guard.release().unwrap();
+                let health = nodes.health();
+                assert!(url.ends_with(&health.nodes[0].node), "{health:?}");
+            }
+            (Err(error), false) => {
+                let (name, cause) = cause(error);
+                assert!(
+                    url.ends_with(&name) && matches!(cause, Cause::Denied(_)),
+                    "{cause}"
+                );
+            }
+            (result, _) => panic!("{address}: {result:?}"),
+        }
+    }
+    // The same for those that the settings give to an address without.
+    let locker = RedisLocker::connect(at([&url]).password(&*password).db(3)).unwrap();
+    take(&locker, &key).release().unwrap();
+    assert!(!captured_log().mentions(&password) && !captured_log().mentions(&written));
+    drop(server);
+}
+
+#[test]
+fn a_socket_that_is_gone_is_unreachable_until_it_is_back() {
+    let (server, url) = on_socket("");
+    let locker = connect_by(at([&url]), std::slice::from_ref(&server));
+    let (key, brief) = (unique_key("gone"), Duration::from_secs(1));
+    server.kill();
+    let error = locker.try_lock(&key, TTL).unwrap_err();
+    assert!(matches!(cause(error).1, Cause::Unreachable(_)));
+    let nowhere = at(["unix:///nowhere.sock"])
+        .connect_timeout(brief)
+        .node_timeout(brief);
+    let (name, cause) = cause(Nodes::connect(nowhere).unwrap_err());
+    assert_eq!(name, "/nowhere.sock");
+    assert!(matches!(cause, Cause::Unreachable(_)), "{cause}");
+    server.restart().unwrap();
+    eventually(LIMIT, "it is back", || {
+        locker.try_lock(&key, TTL).is_ok_and(|got| got.is_some())
+    });
+    drop(raw(&server));
+}
+
+#[test]
+fn one_server_by_its_port_and_its_socket_is_refused() {
+    let (server, url) = on_socket("");
+    let error = Nodes::connect(at([server.addr(), url])).unwrap_err();
+    assert!(
+        matches!(&error, Error::InvalidConfig(text) if text.contains("same server")),
+        "{error}"
+    );
+}

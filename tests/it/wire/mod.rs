@@ -1,0 +1,6 @@
+//! What is on the nodes and on the wire.
+
+pub(crate) mod foreign_values;
+pub(crate) mod rw_notifications;
+pub(crate) mod rw_wire_format;
+pub(crate) mod wire_format;

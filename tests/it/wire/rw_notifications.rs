@@ -1,0 +1,71 @@
+//! What the release of a read lock publishes: only that of the last reader, and only where it was held.
+
+use redguard::{RedisRwLocker, RwLocker};
+
+use crate::support::fixtures::{LIMIT, TTL, ask, config, wire};
+use crate::support::servers::Server;
+use crate::support::{eventually, raw, servers, unique_key};
+
+const MARKER: &str = "the end";
+
+/// What was published for a key on a node while `act` ran, but for the marker at its end.
+fn published(node: &Server, key: &str, act: impl FnOnce()) -> usize {
+    let mut connection = raw(node);
+    let mut messages = connection.as_pubsub();
+    messages.subscribe(wire(key)).unwrap();
+    act();
+    ask::<()>(node, &["PUBLISH", &wire(key), MARKER]);
+    messages.set_read_timeout(Some(LIMIT)).unwrap();
+    let heard = std::iter::repeat_with(|| {
+        let message = messages.get_message().unwrap();
+        message.get_payload::<String>().unwrap()
+    });
+    heard.take_while(|payload| payload != MARKER).count()
+}
+
+fn readers(node: &Server, key: &str) -> usize {
+    ask(node, &["ZCARD", &format!("{{{}}}:readers", wire(key))])
+}
+
+#[test]
+fn only_the_last_reader_that_leaves_is_heard_of() {
+    let nodes = servers(1);
+    let locker = RedisRwLocker::connect(config(&nodes)).unwrap();
+    let key = unique_key("last");
+    let [first, last] = [(); 2].map(|()| locker.read(&key, TTL).unwrap());
+    let alone = published(&nodes[0], &key, || first.release().unwrap());
+    assert_eq!(alone, 0, "another one is inside");
+    let alone = published(&nodes[0], &key, || last.release().unwrap());
+    assert_eq!(alone, 1);
+}
+
+#[test]
+fn a_node_that_had_refused_a_reader_publishes_nothing() {
+    let nodes = servers(3);
+    let locker = RedisRwLocker::connect(config(&nodes)).unwrap();
+    let key = unique_key("refused");
+    // A place at the gate of one node.
+    let gate = format!("{{{}}}:gate", wire(&key));
+    let (seconds, _): (u64, u64) = ask(&nodes[0], &["TIME"]);
+    let end = ((seconds + 1000) * 1000).to_string();
+    ask::<()>(&nodes[0], &["ZADD", &gate, &end, "a writer"]);
+    let reader = locker.read(&key, TTL).unwrap();
+    for node in &nodes[1..] {
+        eventually(LIMIT, "the others granted", || readers(node, &key) == 1);
+    }
+    assert_eq!(readers(&nodes[0], &key), 0);
+    let released = |node: &Server| readers(node, &key) == 0;
+    let heard = published(&nodes[0], &key, || {
+        reader.release().unwrap();
+        nodes[1..]
+            .iter()
+            .for_each(|node| eventually(LIMIT, "released", || released(node)));
+        // A release of the refused reader would have been served before that of another lock.
+        let other = unique_key("other");
+        locker.read(&other, TTL).unwrap().release().unwrap();
+        eventually(LIMIT, "the node has served the other release", || {
+            ask::<String>(&nodes[0], &["INFO", "commandstats"]).contains("cmdstat_zmscore:calls=1,")
+        });
+    });
+    assert_eq!(heard, 0);
+}
