@@ -61,7 +61,6 @@ thread_local! {
     static SUSPENDED: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
 }
 
-/// As if the system had been suspended for so long, for all that this thread sees.
 /// A duration as it is read by people.
 pub(crate) fn in_words(duration: Duration) -> String {
     match duration.as_millis() {
@@ -70,6 +69,7 @@ pub(crate) fn in_words(duration: Duration) -> String {
     }
 }
 
+/// As if the system had been suspended for so long, for all that this thread sees.
 #[cfg(all(test, not(loom)))]
 pub(crate) fn suspend(time: Duration) {
     SUSPENDED.set(SUSPENDED.get() + time.as_micros() as i64);
