@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::time::clock;
+use crate::error;
 
 /// Why a lock was not taken, kept or confirmed.
 ///
@@ -360,11 +360,11 @@ impl fmt::Display for AnswerLimit {
                 node_timeout,
                 connecting,
             } => {
-                let [limit, connecting] = [*node_timeout, *connecting].map(clock::in_words);
+                let [limit, connecting] = [*node_timeout, *connecting].map(error::in_words);
                 write!(f, "{limit} (node_timeout; connecting took {connecting})")
             }
             AnswerLimit::Connect { connect_timeout } => {
-                let limit = clock::in_words(*connect_timeout);
+                let limit = error::in_words(*connect_timeout);
                 write!(f, "{limit} (connect_timeout)")
             }
         }
@@ -527,6 +527,14 @@ struct Appended<'a>(&'a [NodeCause]);
 impl fmt::Display for Appended<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|cause| write!(f, "; {cause}"))
+    }
+}
+
+/// A duration as it is read by people.
+pub(crate) fn in_words(duration: Duration) -> String {
+    match duration.as_millis() {
+        ms @ ..10_000 => format!("{ms} ms"),
+        _ => format!("{:.1} s", duration.as_secs_f64()),
     }
 }
 

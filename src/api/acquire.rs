@@ -7,12 +7,12 @@ use crate::api::lock_token::LockToken;
 use crate::api::nodes::Nodes;
 use crate::api::options::{LockOptions, Strength};
 use crate::config::settings::{Settings, Terms};
-use crate::engine::acquire;
-use crate::engine::acquire::{Taken, Wish};
+use crate::engine::params;
+use crate::engine::params::{Taken, Wish};
 use crate::error::Error;
 use crate::local::lock_table::Gate;
 use crate::protocol::key_set::Keys;
-use crate::protocol::lease::Claim;
+use crate::protocol::kind::Claim;
 use crate::protocol::retry::RetryPolicy;
 use crate::protocol::token::Token;
 use crate::time::clock;
@@ -109,12 +109,12 @@ pub(crate) fn parsed_in_process(
     let start = clock::now();
     let patience = options.patience(strength, &RetryPolicy::default(), start);
     let inbox = cancel::inbox(options.cancel())?;
-    let access = acquire::access(claim);
+    let access = params::access(claim);
     let pass = gate
         .enter(keys, access, &inbox, patience.end, |_| ())
         .map_err(|refused| {
             let waited = clock::now().saturating_duration_since(start);
-            acquire::turned_away(refused, keys, claim, 1, waited)
+            params::turned_away(refused, keys, claim, 1, waited)
         })?;
     let fence = options.is_fenced().then(|| gate.next_number());
     Hold::local(pass, claim, terms, fence)

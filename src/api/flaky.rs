@@ -10,10 +10,11 @@ use crate::api::acquire;
 use crate::api::guard::LockGuard;
 use crate::api::locker::{Locker, locker};
 use crate::api::options::{LockOptions, Strength};
-use crate::background::loss_notifier::{LostLock, OnLost};
 use crate::error::{Cause, Error, LossReason, NodeCause, Operation};
 use crate::local::lock_table::Gate;
-use crate::protocol::lease::{Claim, Lease};
+use crate::protocol::kind::Claim;
+use crate::protocol::lease::Lease;
+use crate::protocol::lost_lock::{LostLock, OnLost};
 
 /// Exclusive locks in this process that fail on demand, behind the trait [`Locker`]: for tests of what a program does when a
 /// lock is contended, cannot be had, or is lost under its hands. With the feature `testing`.

@@ -8,7 +8,7 @@ use crate::api::lock_token::LockToken;
 use crate::api::watch::LossWatch;
 use crate::error::Error;
 use crate::protocol::key::Key;
-use crate::protocol::lease::Mode;
+use crate::protocol::mode::Mode;
 
 /// A guard with the methods that all of them have.
 macro_rules! guard {

@@ -7,16 +7,18 @@ use log::warn;
 
 use crate::api::lock_token::LockToken;
 use crate::api::watch::LossWatch;
-use crate::config::builder::OnDrop;
+use crate::config::on_drop::OnDrop;
 use crate::config::settings::Terms;
 use crate::engine::core::Engine;
 use crate::error::Error;
-use crate::local::lock_table::Pass;
+use crate::local::guard::Pass;
 use crate::protocol::key_set::Keys;
-use crate::protocol::lease::{Claim, FOR_EVER, Lease, Look, Mode};
+use crate::protocol::kind::Claim;
+use crate::protocol::lease::{FOR_EVER, Lease, Look};
+use crate::protocol::mode::Mode;
 use crate::protocol::token::Token;
+use crate::sync::threads;
 use crate::time::clock;
-use crate::transport::worker_pool;
 
 /// A lock that is held.
 pub(crate) struct Hold {
@@ -224,7 +226,7 @@ impl Drop for Hold {
         }
         // A panic that leaves a destructor, of a logger say, would end the process where it comes during another, or when a
         // thread's locals are dropped.
-        if worker_pool::catch("drop of a guard", || self.end_by_drop()).is_none()
+        if threads::catch("drop of a guard", || self.end_by_drop()).is_none()
             && let Some(engine) = &self.engine
         {
             engine.count_failed_drop();

@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::Error;
-use crate::protocol::key::Family;
 use crate::protocol::key_set::Keys;
+use crate::protocol::kind::Family;
 use crate::protocol::lease::Lease;
 
 /// The form in which it is written, so that another one can follow.

@@ -13,8 +13,8 @@ use crate::config::builder::Config;
 use crate::error::Error;
 use crate::local::lock_table::Gate;
 use crate::protocol::holder::Holder;
-use crate::protocol::key::{Family, Key};
-use crate::protocol::lease::Claim;
+use crate::protocol::key::Key;
+use crate::protocol::kind::{Claim, Family};
 
 /// Takes exclusive locks by name, one or several as one. Write a program against `&dyn Locker`, and run it with Redis or without.
 ///

@@ -3,27 +3,23 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::Receiver;
 use log::warn;
 
 use crate::config::builder::Config;
 use crate::config::endpoint::Kind;
 use crate::config::settings::Settings;
 use crate::engine::core::Engine;
-use crate::error::{AnswerLimit, Cause, Error, Operation};
-use crate::protocol::quorum::{Question, Tally, Vote, quorum};
+use crate::error::{AnswerLimit, Error, Operation};
 use crate::telemetry::health::Health;
 use crate::telemetry::stats::{Meter, Stats};
-use crate::time::clock;
-use crate::transport::connection::{First, Post};
-use crate::transport::node::traits;
-use crate::transport::round;
+use crate::time::{clock, deadline};
+use crate::transport::messages::Post;
+use crate::transport::node::factory;
+use crate::transport::node_group;
+use crate::transport::startup::muster;
 use crate::transport::worker_pool::Crew;
-
-/// Nodes that are not needed for a quorum get at least this much longer than the quorum did.
-const LEAST_GRACE: Duration = Duration::from_millis(10);
 
 /// The configured nodes, connected: what the lockers of a process share. A cheap clone of one handle.
 ///
@@ -76,7 +72,7 @@ impl Nodes {
         let mut places = HashSet::new();
         let mut posts = Vec::new();
         for endpoint in &settings.endpoints {
-            let (name, connector) = traits::connector(endpoint, &settings)?;
+            let (name, connector) = factory::connector(endpoint, &settings)?;
             if !places.insert(name.clone()) {
                 return Err(Error::InvalidConfig(format!("{name} is named twice")));
             }
@@ -117,7 +113,7 @@ impl Nodes {
             crew.disband(clock::now());
         })?;
         let meter = Meter::new(settings.observer.clone());
-        let nodes = round::Nodes::new(crew, names, settings.pool_size, meter);
+        let nodes = node_group::Nodes::new(crew, names, settings.pool_size, meter);
         let connectors = posts.iter().map(|post| Arc::clone(&post.connector));
         let engine = Engine::new(settings, nodes, connectors.collect())?;
         if let Some(tally) = missing {
@@ -204,7 +200,8 @@ impl Nodes {
     /// # }
     /// ```
     pub fn wait_ready(&self, limit: Duration) -> Result<(), Error> {
-        self.engine.wait_ready(clock::deadline(clock::now(), limit))
+        self.engine
+            .wait_ready(deadline::deadline(clock::now(), limit))
     }
 
     /// Ends the nodes' service: from now on every acquire is [`Closed`](Error::Closed), those that wait included.
@@ -225,63 +222,4 @@ impl fmt::Debug for Nodes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Nodes").field(&self.engine).finish()
     }
-}
-
-/// Waits until a quorum is up, and then for those of whom nothing has been heard, for a while. Answers what became of the nodes
-/// if there is no quorum.
-fn muster(
-    first: &Receiver<(usize, First)>,
-    settings: &Settings,
-    names: &[String],
-    start: Instant,
-) -> Result<Option<Tally>, Error> {
-    let total = names.len();
-    let mut lanes_up = vec![0; total];
-    let mut causes: Vec<Option<Cause>> = vec![None; total];
-    let mut end = clock::deadline(start, settings.connect_timeout);
-    let is_up = |lanes: &usize| *lanes == settings.pool_size;
-    loop {
-        let up = lanes_up.iter().filter(|lanes| is_up(lanes)).count();
-        let heard_of = |node: &usize| is_up(&lanes_up[*node]) || causes[*node].is_some();
-        if up >= quorum(total) && (0..total).all(|node| heard_of(&node)) {
-            return Ok(None);
-        }
-        let outcome = match end {
-            Some(end) => first.recv_deadline(end).ok(),
-            None => first.recv().ok(),
-        };
-        match outcome {
-            None if up >= quorum(total) => return Ok(None),
-            None => break,
-            Some((node, First::Twin(twin))) => {
-                return Err(Error::InvalidConfig(format!(
-                    "{} and {} are the same server",
-                    names[twin], names[node]
-                )));
-            }
-            Some((node, First::Down(cause))) => {
-                causes[node] = Some(cause);
-            }
-            Some((node, First::Up)) => {
-                lanes_up[node] += 1;
-                if up + 1 == quorum(total) && is_up(&lanes_up[node]) {
-                    let now = clock::now();
-                    let grace = now.saturating_duration_since(start).max(LEAST_GRACE);
-                    end = clock::earlier(end, clock::deadline(now, grace));
-                }
-            }
-        }
-    }
-    let mut tally = Tally::new(total, Question::Take);
-    for (node, cause) in causes.into_iter().enumerate() {
-        tally.vote(
-            node,
-            match cause {
-                _ if is_up(&lanes_up[node]) => Vote::Granted,
-                Some(cause) => Vote::Fault(cause),
-                None => Vote::Fault(Cause::TimedOut),
-            },
-        );
-    }
-    Ok(Some(tally))
 }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::background::loss_notifier::{LostLock, OnLost};
-use crate::engine::acquire::{Care, Patience};
+use crate::engine::params::{Care, Patience};
+use crate::protocol::lost_lock::{LostLock, OnLost};
 use crate::protocol::retry::RetryPolicy;
-use crate::time::clock;
+use crate::time::deadline;
 use crate::transport::cancel::CancelToken;
 
 /// How a lock is to be taken. Can be kept and used again.
@@ -161,11 +161,13 @@ impl LockOptions {
         start: Instant,
     ) -> Patience {
         let (end, attempts) = match (self.wait, strength) {
-            (Some(Wait::For(limit)), _) => (clock::deadline(start, limit), None),
+            (Some(Wait::For(limit)), _) => (deadline::deadline(start, limit), None),
             (Some(Wait::Until(end)), _) => (Some(end), None),
             (None, Strength::Once) => (Some(start), None),
             (None, Strength::Policy) => {
-                let end = retry.max_wait.and_then(|wait| clock::deadline(start, wait));
+                let end = retry
+                    .max_wait
+                    .and_then(|wait| deadline::deadline(start, wait));
                 (end, retry.max_attempts)
             }
         };

@@ -11,7 +11,7 @@ use crate::api::options::{LockOptions, Strength};
 use crate::config::builder::Config;
 use crate::error::Error;
 use crate::local::lock_table::Gate;
-use crate::protocol::lease::Claim;
+use crate::protocol::kind::Claim;
 
 /// Takes read-write locks by name: any number of readers at once, or one writer. Write a program against
 /// `&dyn RwLocker`, and run it with Redis or without.

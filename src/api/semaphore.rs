@@ -10,9 +10,9 @@ use crate::api::options::{LockOptions, Strength};
 use crate::config::builder::Config;
 use crate::error::Error;
 use crate::local::lock_table::Gate;
-use crate::protocol::key::{Family, Key};
+use crate::protocol::key::Key;
 use crate::protocol::key_set::Keys;
-use crate::protocol::lease::Claim;
+use crate::protocol::kind::{Claim, Family};
 use crate::protocol::permits::MOST_PERMITS;
 
 /// Gives out a number of permits and never more: so many at a time may do something, in all processes together. Write a

@@ -3,7 +3,6 @@
 //! A lease is told of once, when it is lost and not when it was released. The thread looks by itself when a lease ends, so
 //! a loss is told also where nobody looks and nothing renews. A callback that takes its time delays other callbacks only.
 
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,89 +10,13 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::error::{Error, LossReason};
-use crate::protocol::key::Key;
+use crate::error::Error;
 use crate::protocol::lease::{Lease, Look};
+use crate::protocol::lost_lock::{LostLock, OnLost};
+use crate::sync::threads;
+use crate::sync::threads::Helper;
 use crate::time::clock;
 use crate::time::timer_queue::Agenda;
-use crate::transport::worker_pool;
-use crate::transport::worker_pool::Helper;
-
-/// A lock that was lost: what a callback is told ([`LockOptions::on_lost`](crate::LockOptions::on_lost)).
-///
-/// ```
-/// use redguard::{LockOptions, LossReason, LostLock};
-/// use std::time::Duration;
-///
-/// fn alarm(lost: &LostLock) {
-///     let names: Vec<&str> = lost.keys().collect();
-///     eprintln!("lost {names:?}: {}", lost.reason());
-///     if let (LossReason::NotOurs, Some(token)) = (lost.reason(), lost.fencing_token()) {
-///         eprintln!("{}: the store refuses {token} from now on", lost.key());
-///     }
-/// }
-///
-/// let options = LockOptions::new(Duration::from_secs(30)).on_lost(alarm);
-/// ```
-pub struct LostLock {
-    lease: Arc<Lease>,
-}
-
-impl LostLock {
-    #[cfg(feature = "testing")]
-    pub(crate) fn of(lease: Arc<Lease>) -> LostLock {
-        LostLock { lease }
-    }
-
-    /// The lock's name, as it was given; of several the first in their order.
-    pub fn key(&self) -> &str {
-        self.lease.key().name()
-    }
-
-    /// All names of a lock that was taken with several, in their order; of others the one.
-    pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.lease.keys().all().iter().map(Key::name)
-    }
-
-    /// Why it is lost.
-    pub fn reason(&self) -> LossReason {
-        // Who is told of a loss comes after it.
-        self.lease.loss(clock::now()).unwrap_or(LossReason::Expired)
-    }
-
-    /// The fencing token that the guard had, if it was to have one.
-    pub fn fencing_token(&self) -> Option<u64> {
-        self.lease.fence()
-    }
-}
-
-impl fmt::Debug for LostLock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct("LostLock");
-        shown
-            .field("key", &self.key())
-            .field("reason", &self.reason())
-            .finish_non_exhaustive()
-    }
-}
-
-/// A callback. Equal are clones of one.
-#[derive(Clone)]
-pub(crate) struct OnLost(pub(crate) Arc<dyn Fn(&LostLock) + Send + Sync>);
-
-impl PartialEq for OnLost {
-    fn eq(&self, other: &OnLost) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl Eq for OnLost {}
-
-impl fmt::Debug for OnLost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OnLost(..)")
-    }
-}
 
 /// The thread's name.
 const NAME: &str = "redguard-notify";
@@ -119,7 +42,7 @@ struct State {
     stopping: bool,
 }
 
-struct Watched {
+pub(crate) struct Watched {
     lease: Arc<Lease>,
     tell: OnLost,
 }
@@ -201,7 +124,7 @@ impl Desk {
         while let Some((id, watched)) = self.next() {
             let look = watched.lease.look(clock::now());
             if look == Look::JustLost {
-                worker_pool::catch(NAME, || settle(&watched.lease));
+                threads::catch(NAME, || settle(&watched.lease));
             }
             match look {
                 Look::Held(expiry) => self.put_back(id, expiry, watched),
@@ -236,117 +159,11 @@ impl Desk {
 }
 
 /// Calls back, and drops the callback here, where a panic of either does no harm.
-fn tell(watched: Watched) {
+pub(crate) fn tell(watched: Watched) {
     let Watched { lease, tell } = watched;
     let callback = format!("{}: callback for its loss", lease.keys());
-    worker_pool::catch(&callback, move || {
+    threads::catch(&callback, move || {
         tell.0(&LostLock { lease });
         drop(tell);
     });
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
-
-    use std::sync::atomic::AtomicUsize;
-    use std::time::Duration;
-
-    use super::*;
-    use crate::protocol::lease::tests::lease;
-    use crate::tests::fake_node::node::eventually;
-    use crate::time::clock;
-
-    const SOON: Duration = Duration::from_millis(200);
-    const LONG: Duration = Duration::from_secs(300);
-
-    /// A notifier, and how often it found a lease lost itself.
-    fn notifier() -> (Notifier, Arc<AtomicUsize>) {
-        let settled = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&settled);
-        let settle = Arc::new(move |_: &Arc<Lease>| {
-            count.fetch_add(1, Ordering::SeqCst);
-        });
-        (Notifier::new(settle), settled)
-    }
-
-    /// A lease that is held for so long, and watched, and how often its loss was told.
-    fn watched(notifier: &Notifier, left: Duration) -> (Arc<Lease>, Arc<AtomicUsize>) {
-        let told = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&told);
-        let tell = OnLost(Arc::new(move |_| {
-            count.fetch_add(1, Ordering::SeqCst);
-        }));
-        let (lease, expiry) = (lease("x"), clock::now() + left);
-        assert!(lease.hold(expiry, clock::lead()));
-        notifier.watch(&lease, expiry, tell).unwrap();
-        (lease, told)
-    }
-
-    fn read(count: &AtomicUsize) -> usize {
-        count.load(Ordering::SeqCst)
-    }
-
-    #[test]
-    fn a_lease_that_ends_is_settled_and_told_by_the_clock() {
-        let (notifier, settled) = notifier();
-        let (lease, told) = watched(&notifier, SOON);
-        eventually("it is told", || read(&told) == 1);
-        assert_eq!(read(&settled), 1);
-        assert_eq!(lease.look(clock::now()), Look::Lost);
-        // Once, also where it is said again.
-        notifier.lost(&lease);
-        assert!(notifier.stop(clock::now() + LONG));
-        assert_eq!((read(&told), read(&settled)), (1, 1));
-    }
-
-    #[test]
-    fn a_loss_that_others_found_is_told_at_once_and_settled_by_them() {
-        let (notifier, settled) = notifier();
-        let (lease, told) = watched(&notifier, LONG);
-        let (_kept, other) = watched(&notifier, LONG);
-        assert!(lease.lose());
-        notifier.lost(&lease);
-        eventually("it is told", || read(&told) == 1);
-        // What is lost when it stops is told yet; what is held is not.
-        let (last, told) = watched(&notifier, LONG);
-        assert!(last.lose());
-        notifier.lost(&last);
-        assert!(notifier.stop(clock::now() + LONG));
-        assert_eq!((read(&told), read(&other), read(&settled)), (1, 0, 0));
-    }
-
-    #[test]
-    fn a_panic_while_a_loss_is_settled_keeps_no_loss_from_being_told() {
-        let settle = |_: &Arc<Lease>| panic!("as the test wants it");
-        let notifier = Notifier::new(Arc::new(settle));
-        let (_first, told_first) = watched(&notifier, SOON);
-        let (_next, told_next) = watched(&notifier, 2 * SOON);
-        eventually("both are told", || {
-            (read(&told_first), read(&told_next)) == (1, 1)
-        });
-        assert!(notifier.stop(clock::now() + LONG));
-    }
-
-    #[test]
-    fn what_is_extended_or_forgotten_is_not_told() {
-        let (notifier, settled) = notifier();
-        let (longer, extended) = watched(&notifier, SOON);
-        let until = clock::now() + LONG;
-        let look = longer.prolong(clock::now(), until, clock::lead());
-        let (released, forgotten) = watched(&notifier, LONG);
-        notifier.forget(&released);
-        released.lose();
-        notifier.lost(&released);
-        // Behind both.
-        let (_last, told) = watched(&notifier, 2 * SOON);
-        eventually("the last is told", || read(&told) == 1);
-        assert_eq!(read(&forgotten), 0);
-        // But on a machine so busy that it had ended before it was extended.
-        let lost = usize::from(!matches!(look, Look::Held(_)));
-        assert_eq!(read(&extended), lost);
-        assert!(notifier.stop(clock::now() + LONG));
-        let by_clock = usize::from(look == Look::Lost);
-        assert_eq!(read(&settled), 1 + by_clock);
-    }
 }

@@ -6,31 +6,13 @@ use std::time::Duration;
 
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::Endpoints;
+use crate::config::on_drop::OnDrop;
 use crate::config::settings::Settings;
 #[cfg(feature = "tls")]
 use crate::config::tls::Tls;
 use crate::error::Error;
 use crate::protocol::retry::RetryPolicy;
 use crate::telemetry::observer::Observer;
-
-/// How long a guard's `Drop` waits for its release.
-///
-/// ```
-/// use redguard::{Config, OnDrop};
-///
-/// let quick = Config::new(["10.0.0.1"]).on_drop(OnDrop::HandOff);
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum OnDrop {
-    /// Until a quorum of nodes has answered the release, at most `node_timeout`. Nodes that are known to be
-    /// unreachable are not waited for.
-    #[default]
-    Wait,
-    /// Not at all: it returns when the release is queued. Whether it was confirmed is not reported. (The last handle
-    /// of all, which may be a guard, still sends what is queued before it goes.)
-    HandOff,
-}
 
 /// The nodes, and how to deal with them. A builder that is passed by value.
 ///

@@ -4,6 +4,7 @@ pub(crate) mod address;
 pub(crate) mod builder;
 pub(crate) mod credentials;
 pub(crate) mod endpoint;
+pub(crate) mod on_drop;
 pub(crate) mod settings;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;

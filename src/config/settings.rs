@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::builder::OnDrop;
 use crate::config::credentials::CredentialsProvider;
 use crate::config::endpoint::Endpoint;
 #[cfg(any(feature = "sentinel", feature = "cluster"))]
 use crate::config::endpoint::Kind;
+use crate::config::on_drop::OnDrop;
 #[cfg(feature = "tls")]
 use crate::config::tls::Tls;
 use crate::error::Error;
@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::protocol::key_set::Keys;
 use crate::protocol::quorum;
 use crate::protocol::retry::RetryPolicy;
+use crate::protocol::token::MAX_OWNER;
 use crate::protocol::ttl::Ttl;
 use crate::telemetry::observer::Observer;
 
@@ -23,7 +24,6 @@ const MIN_VALIDITY: f64 = 0.5;
 
 const MOST_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_POOL: usize = 64;
-pub(crate) const MAX_OWNER: usize = 64;
 
 /// All that a [`Config`](crate::Config) says.
 #[derive(Clone)]

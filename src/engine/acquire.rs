@@ -5,80 +5,33 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use crate::api::watch;
-use crate::background::loss_notifier::OnLost;
-use crate::background::release_listener::listener::{Heard, Listening};
-use crate::config::builder::OnDrop;
-use crate::engine::attempt::{Contention, Miss, Trace};
-use crate::engine::backend::{Outage, Stay, Way};
+use crate::background::loss_handler;
+use crate::background::release_listener::shared::Listening;
+use crate::background::release_listener::subscriptions::Heard;
+use crate::config::on_drop::OnDrop;
+use crate::engine::attempt::Trace;
+use crate::engine::attempt_result::{Contention, Miss};
+use crate::engine::backend::{Outage, Way};
 use crate::engine::backoff::Pauses;
 use crate::engine::core::Engine;
+use crate::engine::params::{Patience, Stay, Taken, Wish, access, contended, turned_away};
 use crate::error::{Error, Operation};
-use crate::local::entry::{Access, Refused};
-use crate::local::lock_table::Pass;
+use crate::local::guard::Pass;
 use crate::protocol::key::Key;
-use crate::protocol::key_set::Keys;
-use crate::protocol::lease::{Claim, FOR_EVER, Lease, Look, Mode};
+use crate::protocol::kind::Claim;
+use crate::protocol::lease::{FOR_EVER, Lease, Look};
+use crate::protocol::mode::Mode;
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::retry::RetryPolicy;
 use crate::protocol::token::Token;
-use crate::protocol::ttl::Ttl;
-use crate::time::clock;
-use crate::time::clock::{Budget, Limit};
+use crate::time::deadline::{Budget, Limit};
+use crate::time::{clock, deadline};
 use crate::transport::cancel;
-use crate::transport::cancel::CancelToken;
 use crate::transport::inbox::Inbox;
-use crate::transport::round::Nodes;
+use crate::transport::node_group::Nodes;
 
 /// So many attempts in a row that were too slow end an acquire.
 const MOST_SLOW: u32 = 3;
-
-/// What an acquire is to take.
-#[derive(Debug)]
-pub(crate) struct Wish {
-    pub(crate) keys: Keys,
-    pub(crate) claim: Claim,
-    pub(crate) ttl: Ttl,
-    /// Whether it is to have a fencing token. Without meaning for readers.
-    pub(crate) fenced: bool,
-    /// What can end it from outside.
-    pub(crate) cancel: Option<CancelToken>,
-    /// What is to be done for it once it is held.
-    pub(crate) care: Care,
-}
-
-/// What is done for a lease that is held without its holder's doing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Care {
-    pub(crate) renews: bool,
-    /// How long it is renewed at the longest.
-    pub(crate) max_hold: Option<Duration>,
-    pub(crate) on_lost: Option<OnLost>,
-}
-
-/// What an acquire has taken.
-#[derive(Debug)]
-pub(crate) enum Taken {
-    /// A lease on a quorum of nodes.
-    Quorum(Arc<Lease>, Pass),
-    /// The slot in this process, while no quorum answers.
-    Local(Pass),
-}
-
-/// How long an acquire is ready to try.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    pub(crate) end: Option<Instant>,
-    pub(crate) attempts: Option<u32>,
-}
-
-impl Patience {
-    /// Whether this is over after so many attempts.
-    fn is_over(&self, attempts: u32) -> bool {
-        self.attempts.is_some_and(|most| attempts >= most)
-            || self.end.is_some_and(|end| end <= clock::now())
-    }
-}
 
 /// A writer's place at the gate, under one token for all its attempts. It is left however the acquire ends.
 struct Place<'a> {
@@ -90,75 +43,6 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.nodes.release_behind(&self.lease, NodeSet::default());
     }
-}
-
-/// Whether a claim shares the slot of its key.
-pub(crate) fn access(claim: Claim) -> Access {
-    match claim {
-        Claim::Read => Access::Shared,
-        Claim::Permit { of, .. } => Access::Counted(of),
-        Claim::Exclusive | Claim::Write | Claim::Gate => Access::Alone,
-    }
-}
-
-/// The error of one whose limit ran out while others held the lock.
-pub(crate) fn contended(
-    claim: Claim,
-    by: Access,
-    attempts: u32,
-    waited: Duration,
-    remaining: Option<Duration>,
-) -> Error {
-    match (claim, by) {
-        (Claim::Read, _) => Error::WriteLockTimeout {
-            attempts,
-            waited,
-            remaining,
-        },
-        (Claim::Write, Access::Alone | Access::Counted(_)) => Error::WriteLockHeld {
-            attempts,
-            waited,
-            remaining,
-        },
-        (Claim::Write, Access::Shared) => Error::ReadersTimeout {
-            attempts,
-            waited,
-            remaining,
-        },
-        (Claim::Exclusive | Claim::Permit { .. } | Claim::Gate, _) => Error::Contended {
-            attempts,
-            waited,
-            remaining,
-        },
-    }
-}
-
-/// The error of one who did not get into the slot of a key.
-pub(crate) fn turned_away(
-    refused: Refused,
-    keys: &Keys,
-    claim: Claim,
-    attempts: u32,
-    waited: Duration,
-) -> Error {
-    match refused {
-        Refused::Closed => Error::Closed,
-        Refused::Cancelled => Error::Cancelled,
-        Refused::OtherPermits(other) => other_permits(keys, claim, u32::from(other)),
-        Refused::Busy { by, remaining } => contended(claim, by, attempts, waited, remaining),
-    }
-}
-
-/// The error of one who says that a semaphore has another number of permits than those do who hold some.
-pub(crate) fn other_permits(keys: &Keys, claim: Claim, other: u32) -> Error {
-    let ours = match claim {
-        Claim::Permit { of, .. } => of,
-        _ => 0,
-    };
-    Error::InvalidConfig(format!(
-        "the semaphore {:?} is to have {ours} permits, but has {other} while one of them is held",
-        keys.first().name()
-    ))
 }
 
 impl Engine {
@@ -185,10 +69,10 @@ impl Engine {
         let inbox = cancel::inbox(wish.cancel.as_ref())?;
         let retry = self.retry(wish.claim);
         let span = patience.attempts.map(|attempts| retry.span(attempts));
-        let queue_end = span.and_then(|span| clock::deadline(started, span));
-        let queue_end = clock::earlier(patience.end, queue_end);
+        let queue_end = span.and_then(|span| deadline::deadline(started, span));
+        let queue_end = deadline::earlier(patience.end, queue_end);
         let stay = Stay { started, queue_end };
-        let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
+        let settle = |lease: &Arc<Lease>| self.losses.settle(lease, loss_handler::ENDED);
         let access = access(wish.claim);
         let offer = self.offer(wish, queue_end)?;
         let pass = self
@@ -217,7 +101,7 @@ impl Engine {
                     return Ok(Taken::Quorum(lease, pass));
                 }
                 Err(refused) => {
-                    let for_ever = clock::deadline(clock::now(), FOR_EVER);
+                    let for_ever = deadline::deadline(clock::now(), FOR_EVER);
                     held_until = for_ever.filter(|_| refused.len() > 0);
                 }
             }
@@ -289,7 +173,7 @@ impl Engine {
             };
             let is_denied = matches!(&miss, Miss::Unavailable(tally) if tally.is_denied());
             if let Some(held_for) = miss.held_for() {
-                held_until = held_until.max(clock::deadline(now, held_for));
+                held_until = held_until.max(deadline::deadline(now, held_for));
             }
             let is_open = matches!(miss, Miss::Unavailable(_)) && self.circuit.is_open();
             if is_open && self.goes_local(wish, held_until) {
@@ -329,11 +213,11 @@ impl Engine {
                 self.listen(wish, met, &inbox, &mut ears);
             }
             let pause = pauses.next(self, wish.claim);
-            budget = budget.and(Limit::Pause, clock::deadline(now, pause));
+            budget = budget.and(Limit::Pause, deadline::deadline(now, pause));
             if let Some(free) = contention.and_then(|contention| contention.free) {
                 // A node counts in whole milliseconds and frees a key in the one after its last.
                 let free = free.saturating_add(Duration::from_millis(1));
-                budget = budget.and(Limit::Pause, clock::deadline(now, free));
+                budget = budget.and(Limit::Pause, deadline::deadline(now, free));
             }
             debug!(
                 "{}: attempt {attempts} missed, next after {:?}",
@@ -400,7 +284,7 @@ impl Engine {
     /// Waits while others may pass who wait in other processes for what was released in this one. Who only tries does not.
     fn let_others_pass(&self, wish: &Wish, patience: Patience, inbox: &Inbox) {
         if let Some(until) = self.listener.courtesy(&wish.keys) {
-            let end = clock::earlier(Some(until), patience.end);
+            let end = deadline::earlier(Some(until), patience.end);
             while inbox.sleep(end) && self.go_on(inbox).is_ok() {}
         }
     }

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::api::watch;
-use crate::engine::acquire::{Patience, Wish, turned_away};
+use crate::background::loss_handler;
 use crate::engine::attempt::Bid;
 use crate::engine::core::Engine;
+use crate::engine::params::{Patience, Wish, turned_away};
 use crate::error::{Error, LossReason, Operation};
 use crate::local::entry::Access;
-use crate::local::lock_table::Pass;
-use crate::protocol::lease::{Lease, Mode};
+use crate::local::guard::Pass;
+use crate::protocol::lease::Lease;
+use crate::protocol::mode::Mode;
 use crate::protocol::quorum::Verdict;
 use crate::protocol::request::{Request, Verb};
 use crate::protocol::token::Token;
@@ -59,7 +60,7 @@ impl Engine {
         started: Instant,
     ) -> Result<(Arc<Lease>, Pass), Error> {
         let inbox = cancel::inbox(wish.cancel.as_ref())?;
-        let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
+        let settle = |lease: &Arc<Lease>| self.losses.settle(lease, loss_handler::ENDED);
         let pass = self
             .gate
             .enter(&wish.keys, Access::Alone, &inbox, patience.end, settle)

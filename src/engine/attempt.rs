@@ -3,94 +3,23 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::acquire;
-use crate::engine::acquire::Wish;
+use crate::engine::attempt_result::{Attempted, Contention, Miss, held_for};
 use crate::engine::breaker::Probe;
 use crate::engine::core::Engine;
-use crate::engine::split::Repeats;
+use crate::engine::params;
+use crate::engine::params::Wish;
+use crate::engine::repeats::Repeats;
 use crate::error::Error;
-use crate::local::entry::Access;
-use crate::protocol::fencing;
-use crate::protocol::fencing::Fence;
-use crate::protocol::lease::{Claim, FOR_EVER, Lease};
-use crate::protocol::quorum::{NodeSet, Split, Tally, Verdict, quorum};
+use crate::protocol::kind::Claim;
+use crate::protocol::lease::Lease;
+use crate::protocol::quorum::{Verdict, quorum};
 use crate::protocol::request::{Request, Verb};
 use crate::protocol::token::Token;
 use crate::protocol::ttl::Ttl;
-use crate::time::clock;
-use crate::time::clock::{Budget, Limit};
+use crate::protocol::validity;
+use crate::time::deadline::{Budget, Limit};
+use crate::time::{clock, deadline};
 use crate::transport::inbox::{Ended, Inbox};
-use crate::transport::round::Outcome;
-
-/// How an attempt ended that was not won.
-pub(crate) enum Miss {
-    Contended(Contention),
-    Unavailable(Tally),
-    /// Granted too late, or no verdict within the time in which a grant would have been of use.
-    Slow {
-        /// Whether a quorum granted it.
-        won: bool,
-        /// As [`held_for`](Miss::held_for).
-        held_for: Option<Duration>,
-    },
-}
-
-/// What an attempt has come to.
-pub(crate) type Attempted = Result<Arc<Lease>, Miss>;
-
-impl Miss {
-    /// How long somebody may hold the lock who refused it on a node, be it the only one that answered; for ever where that is
-    /// not known.
-    pub(crate) fn held_for(&self) -> Option<Duration> {
-        match self {
-            Miss::Contended(met) => Some(met.held_for.unwrap_or(FOR_EVER)),
-            Miss::Unavailable(tally) => held_for(tally),
-            Miss::Slow { held_for, .. } => *held_for,
-        }
-    }
-}
-
-fn held_for(tally: &Tally) -> Option<Duration> {
-    (tally.refused().len() > 0).then(|| tally.held_for().unwrap_or(FOR_EVER))
-}
-
-/// Held by others.
-#[derive(Clone, Debug)]
-pub(crate) struct Contention {
-    /// How most of the nodes that refused say that it is held.
-    pub(crate) by: Access,
-    /// Free again after so long, if that is known.
-    pub(crate) free: Option<Duration>,
-    /// Some nodes had granted it: others want it at the same time, and they may all lose.
-    pub(crate) split: Option<Split>,
-    /// Only one node was asked, and it refused.
-    pub(crate) by_one: bool,
-    /// How long those may hold it at the longest who refused, if that is known.
-    pub(crate) held_for: Option<Duration>,
-    /// Which of the lock's keys are held, where it has several.
-    pub(crate) in_the_way: Vec<usize>,
-}
-
-impl Contention {
-    /// What those say who refused; `by_one` says that only one was asked.
-    fn of(outcome: Outcome, by_one: bool, split: Option<Split>) -> Contention {
-        let tally = outcome.tally;
-        Contention {
-            by: match tally.held_by_readers() {
-                true => Access::Shared,
-                false => Access::Alone,
-            },
-            free: match by_one {
-                true => tally.held_for(),
-                false => tally.free_in(),
-            },
-            split,
-            by_one,
-            held_for: tally.held_for(),
-            in_the_way: outcome.in_the_way,
-        }
-    }
-}
 
 /// A lease that is about to be asked for, under a token of its own, and until when a grant would be of use.
 pub(crate) struct Bid {
@@ -106,7 +35,7 @@ pub(crate) struct Bid {
 impl Bid {
     /// A quorum has granted it: `true` if enough validity is left, and then it is held (rule S2).
     pub(crate) fn take_hold(&self, ttl: Ttl) -> bool {
-        clock::valid_until(self.start, ttl.duration(), self.least, clock::now())
+        validity::valid_until(self.start, ttl.duration(), self.least, clock::now())
             .is_some_and(|end| self.lease.hold(end, self.lead))
     }
 }
@@ -146,8 +75,8 @@ impl Engine {
         lead: i64,
     ) -> Bid {
         let least = wish.ttl.least_validity(self.settings.min_validity);
-        let validity = clock::validity(wish.ttl.duration());
-        let in_time = clock::deadline(start, validity - least);
+        let validity = validity::validity(wish.ttl.duration());
+        let in_time = deadline::deadline(start, validity - least);
         Bid {
             lease: Arc::clone(lease),
             budget: self.node_budget(start).and(Limit::Validity, in_time),
@@ -291,38 +220,8 @@ impl Engine {
         // Nodes that refused have nothing of it. All others may have, also those that answered with an error (S4).
         self.nodes.release_behind(lease, refused);
         match other_permits {
-            Some(other) => Err(acquire::other_permits(&wish.keys, claim, other)),
+            Some(other) => Err(params::other_permits(&wish.keys, claim, other)),
             None => Ok((Err(miss), elsewhere)),
-        }
-    }
-
-    /// Gives a lease that a quorum has granted its fencing token (rule S12), in a second round where the nodes' fences differ.
-    /// Answers how the attempt has ended by that.
-    pub(crate) fn number(
-        &self,
-        lease: &Arc<Lease>,
-        granted: Outcome,
-        inbox: &Arc<Inbox>,
-        budget: Budget,
-    ) -> Outcome {
-        let numbers = granted.numbers.iter().map(|(_, number)| *number).collect();
-        let mut raise = Request::new(Verb::Raise, lease, 0);
-        match fencing::fence(numbers, quorum(self.nodes.total())) {
-            Some(Fence::Agreed(token)) => {
-                raise.fence = Some(token);
-                let mut behind = NodeSet::default();
-                let lower = granted.numbers.iter().filter(|(_, number)| *number < token);
-                lower.for_each(|(node, _)| behind.insert(*node));
-                self.nodes.tell(&raise, behind); // so that they agree next time
-                lease.number(token);
-                granted
-            }
-            Some(Fence::Raise(token)) => {
-                raise.fence = Some(token);
-                lease.number(token);
-                self.nodes.ask(&raise, inbox).outcome(budget)
-            }
-            None => granted,
         }
     }
 }

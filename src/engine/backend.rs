@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::acquire::Wish;
-use crate::engine::attempt::Miss;
+use crate::engine::attempt_result::Miss;
 use crate::engine::breaker::{Leave, Probe};
 use crate::engine::core::Engine;
+use crate::engine::params::{Stay, Wish};
 use crate::error::{Error, Operation};
-use crate::protocol::lease::Claim;
-use crate::time::clock;
+use crate::protocol::kind::Claim;
+use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;
 
 /// Where an attempt is made. Chosen when the slot is held, and again before each attempt (rule S9).
@@ -18,22 +18,6 @@ pub(crate) enum Way<'a> {
     Nodes(Option<Probe<'a>>),
     /// In this process alone, where no attempt is needed.
     Local,
-}
-
-/// How long an acquire waits for its way.
-#[derive(Clone, Copy)]
-pub(crate) struct Stay {
-    /// When its caller came.
-    pub(crate) started: Instant,
-    /// When the caller's wait ends, or all attempts would be over.
-    pub(crate) queue_end: Option<Instant>,
-}
-
-impl Stay {
-    /// Whether the caller waits at all.
-    fn waits(self) -> bool {
-        self.queue_end.is_none_or(|end| end > self.started)
-    }
 }
 
 /// Since when the rounds of one acquire, in a row, found no quorum, or it waited for an open breaker instead. What other acquires
@@ -63,7 +47,7 @@ impl Outage {
     /// When it has lasted for `max_outage`; `None` without an outage, or where that is beyond the clock's range.
     pub(crate) fn end(&self, max_outage: Duration) -> Option<Instant> {
         self.began
-            .and_then(|began| clock::deadline(began, max_outage))
+            .and_then(|began| deadline::deadline(began, max_outage))
     }
 }
 
@@ -100,7 +84,7 @@ impl Engine {
             let opened = self.circuit.opened().unwrap_or(now);
             outage.begin(opened.max(stay.started));
             let mut end =
-                clock::earlier(stay.queue_end, outage.end(self.settings.retry.max_outage));
+                deadline::earlier(stay.queue_end, outage.end(self.settings.retry.max_outage));
             if is_probing {
                 end = end.map(|end| end.max(probed));
             }
@@ -112,8 +96,8 @@ impl Engine {
                 return Err(self.no_way(stay, retry_in));
             }
             let held_until = held_until.filter(|until| *until > now && self.may_go_local(wish));
-            let look = clock::deadline(now, retry_in).filter(|_| !is_probing);
-            inbox.sleep(clock::earlier(end, clock::earlier(look, held_until)));
+            let look = deadline::deadline(now, retry_in).filter(|_| !is_probing);
+            inbox.sleep(deadline::earlier(end, deadline::earlier(look, held_until)));
         }
     }
 

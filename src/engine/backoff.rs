@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::engine::core::Engine;
-use crate::protocol::lease::Claim;
+use crate::protocol::kind::Claim;
 use crate::random;
 
 /// The pauses between the attempts of one acquire.

@@ -13,8 +13,8 @@ use crate::protocol::breaker::{Admission, Breaker, LanesUp, Phase};
 use crate::protocol::quorum::Tally;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
+use crate::transport::node_group::Nodes;
 use crate::transport::registry::{Waiter, Waiters};
-use crate::transport::round::Nodes;
 
 /// A breaker, and the callers that wait until it is known whether the nodes are back.
 #[derive(Debug)]

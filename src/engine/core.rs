@@ -4,29 +4,26 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{Level, debug, log, warn};
+use log::{debug, warn};
 
-use crate::api::watch;
-use crate::api::watch::Losses;
+use crate::background::loss_handler;
+use crate::background::loss_handler::Losses;
 use crate::background::release_listener::listener::Listener;
 use crate::background::renewal::service::Renewal;
-use crate::config::builder::OnDrop;
 use crate::config::settings::Settings;
 use crate::engine::breaker::Circuit;
 use crate::error::{AnswerLimit, Error, LossReason, Operation};
-use crate::local::lock_table::{Gate, Pass};
-use crate::protocol::lease::{Lease, Look};
-use crate::protocol::quorum::{Tally, Verdict};
-use crate::protocol::request::{Request, Verb};
+use crate::local::lock_table::Gate;
+use crate::protocol::lease::Lease;
+use crate::protocol::quorum::Tally;
 use crate::protocol::retry::RetryPolicy;
+use crate::sync::threads;
 use crate::telemetry::health::{BreakerState, Health, NodeHealth};
 use crate::telemetry::stats::Stats;
-use crate::time::clock;
-use crate::time::clock::{Budget, Limit};
-use crate::transport::inbox::Inbox;
+use crate::time::deadline::{Budget, Limit};
+use crate::time::{clock, deadline};
 use crate::transport::node::traits::Connector;
-use crate::transport::round::{Nodes, Outcome};
-use crate::transport::worker_pool;
+use crate::transport::node_group::Nodes;
 
 /// The interval in which a writer that waits says so again, where the policy's `max_delay` is not shorter. It is also how
 /// long a turn of the readers takes; a writer's place at the gate has three times as long.
@@ -115,11 +112,6 @@ impl Engine {
         self.nodes.stats()
     }
 
-    /// A guard has ended that was handed out `held` ago.
-    pub(crate) fn note_end(&self, lease: &Lease, held: Duration, late: bool) {
-        self.nodes.meter().released(lease.key(), held, late);
-    }
-
     /// How the nodes are, and whether they are asked.
     pub(crate) fn health(&self) -> Health {
         let nodes = self.nodes.each();
@@ -147,64 +139,8 @@ impl Engine {
     pub(crate) fn node_budget(&self, start: Instant) -> Budget {
         Budget::new(
             Limit::Node,
-            clock::deadline(start, self.settings.node_timeout),
+            deadline::deadline(start, self.settings.node_timeout),
         )
-    }
-
-    /// The end of a lease, from `release()` and from `Drop` alike. Its slot is free for the next thread as soon as
-    /// the release is queued: whatever that thread asks comes behind it in every lane.
-    ///
-    /// Blocks for `node_timeout` at most; with `HandOff` not at all.
-    pub(crate) fn release(
-        &self,
-        lease: &Arc<Lease>,
-        pass: &Pass,
-        on_drop: OnDrop,
-    ) -> Result<(), Error> {
-        let now = clock::now();
-        self.renewal.retire(lease);
-        self.still_held(lease, lease.begin_release(now))?;
-        self.losses.notifier().forget(lease);
-        if let Some(handed_on) = self.hand_on(lease, pass, on_drop, now) {
-            return handed_on;
-        }
-        let mut request = Request::new(Verb::Release, lease, 0);
-        request.refresh = self.refresh;
-        request.publish = true;
-        self.listener.releases(lease.keys());
-        if on_drop == OnDrop::HandOff {
-            let heard = self.listener.addressee(lease.keys());
-            let nodes = lease.asked();
-            self.nodes.tell_for(&request, nodes, Some(&heard));
-            lease.end();
-            pass.leave();
-            return Ok(());
-        }
-        let inbox = Arc::new(Inbox::new());
-        let round = self.nodes.ask(&request, &inbox);
-        pass.leave();
-        let outcome = round.outcome(self.node_budget(now));
-        self.listener.released(lease.keys(), &outcome.heard);
-        lease.end();
-        self.released(lease, outcome)
-    }
-
-    /// What the nodes' answers to a release are to its caller.
-    pub(crate) fn released(&self, lease: &Lease, outcome: Outcome) -> Result<(), Error> {
-        match outcome.verdict {
-            Verdict::Won => Ok(()),
-            Verdict::Refused => Err(lease.lost_for(LossReason::NotOurs)),
-            Verdict::Unavailable => Err(self.insufficient(Operation::Release, outcome.tally)),
-        }
-    }
-
-    /// The nodes say that a lease is not ours: it is lost.
-    pub(crate) fn not_ours(&self, lease: &Arc<Lease>) -> Error {
-        if lease.lose() {
-            self.losses
-                .settle(lease, "a quorum of nodes says that it is not ours");
-        }
-        lease.lost()
     }
 
     /// What is owed for a lost lease; a monitor of one has a clone.
@@ -219,25 +155,8 @@ impl Engine {
         }
     }
 
-    /// The expiry, if a look found the lease held; a loss that the look was the first to see is settled.
-    pub(crate) fn still_held(&self, lease: &Arc<Lease>, look: Look) -> Result<Instant, Error> {
-        match look {
-            Look::Held(expiry) => Ok(expiry),
-            Look::JustLost => {
-                self.losses.settle(lease, watch::ENDED);
-                Err(lease.lost())
-            }
-            Look::Lost | Look::Trying | Look::Ended => Err(lease.lost()),
-        }
-    }
-
-    pub(crate) fn insufficient(&self, operation: Operation, tally: Tally) -> Error {
-        let error = tally.insufficient(operation, |node| self.nodes.name(node).to_owned());
-        error.with_limits(|name| self.answer_limit(name))
-    }
-
     /// How long the node of this name has to answer at present.
-    fn answer_limit(&self, name: &str) -> AnswerLimit {
+    pub(crate) fn answer_limit(&self, name: &str) -> AnswerLimit {
         let mut nodes = self.nodes.each();
         let lanes = nodes.find(|(node, _)| *node == name);
         let connecting = lanes.and_then(|(_, lanes)| {
@@ -260,27 +179,16 @@ impl Engine {
         self.nodes.meter().drop_failed();
     }
 
-    /// What a guard's `Drop` could not do goes here, since nobody is there to be told.
-    pub(crate) fn note_failed_drop(&self, lease: &Lease, error: &Error) {
-        self.nodes.meter().drop_failed();
-        // The loss of a lock is in the log already where it was found before the release began.
-        let level = match lease.peek(clock::now()) {
-            Look::Lost => Level::Debug,
-            _ => Level::Warn,
-        };
-        log!(level, "{}: release by drop failed: {error}", lease.keys());
-    }
-
     /// Closes the gate, waits for live guards, drains the lanes and ends their threads; at most for `grace`, and
     /// `node_timeout` for the draining. `false` if a guard was still alive or a thread did not end in time.
     pub(crate) fn shutdown(&self, grace: Duration) -> bool {
         if self.is_forked() {
             return false;
         }
-        let end = clock::deadline(clock::now(), grace);
+        let end = deadline::deadline(clock::now(), grace);
         self.gate.close();
         self.nodes.announce();
-        let settle = |lease: &Arc<Lease>| self.losses.settle(lease, watch::ENDED);
+        let settle = |lease: &Arc<Lease>| self.losses.settle(lease, loss_handler::ENDED);
         let alive = self.gate.wait_empty(end, settle);
         for lease in &alive {
             if lease.lose_for(LossReason::ShutDown) {
@@ -298,7 +206,7 @@ impl Engine {
     /// A `node_timeout` from now.
     pub(crate) fn soon(&self) -> Instant {
         let now = clock::now();
-        clock::deadline(now, self.settings.node_timeout).unwrap_or(now)
+        deadline::deadline(now, self.settings.node_timeout).unwrap_or(now)
     }
 
     /// Ends the threads when they have served what is queued, within `node_timeout`.
@@ -327,7 +235,7 @@ impl Drop for Engine {
             std::mem::forget(Arc::clone(&self.nodes));
         } else {
             // As in the `Drop` of a guard, which may hold the last handle.
-            worker_pool::catch("drop of the nodes", || self.drain());
+            threads::catch("drop of the nodes", || self.drain());
         }
     }
 }

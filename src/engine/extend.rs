@@ -9,13 +9,15 @@ use crate::engine::core::Engine;
 use crate::error::{Error, Operation};
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{NodeSet, Verdict};
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
 use crate::protocol::ttl::Ttl;
-use crate::time::clock;
-use crate::time::clock::Limit;
+use crate::protocol::validity;
+use crate::time::deadline::Limit;
+use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;
 use crate::transport::job::Addressee;
-use crate::transport::round::Nodes;
+use crate::transport::node_group::Nodes;
 
 impl Engine {
     /// Extends a lease that is held by `ttl` from now, on a quorum of nodes (rule S5).
@@ -28,7 +30,7 @@ impl Engine {
         let _turn = lease.begin_extension();
         let start = clock::now();
         let expiry = self.still_held(lease, lease.look(start))?;
-        let until = clock::deadline(start, clock::validity(ttl.duration()));
+        let until = deadline::deadline(start, validity::validity(ttl.duration()));
         self.extend_until(lease, ttl.millis(), expiry, until.unwrap_or(expiry))
     }
 
@@ -42,7 +44,7 @@ impl Engine {
         let _turn = lease.begin_extension();
         let start = clock::now();
         let expiry = self.still_held(lease, lease.look(start))?;
-        self.extend_until(lease, clock::outlasts(expiry, start), expiry, expiry)
+        self.extend_until(lease, validity::outlasts(expiry, start), expiry, expiry)
     }
 
     /// Extends a lease by `ttl` milliseconds, with which it is held until `until`.
@@ -94,7 +96,7 @@ impl Engine {
         let expiry = self.still_held(lease, lease.look(now))?;
         // First of all, so that whoever releases it from now on, for whatever reason, looks for both forms.
         lease.downgrade();
-        let mut request = Request::new(Verb::Downgrade, lease, clock::outlasts(expiry, now));
+        let mut request = Request::new(Verb::Downgrade, lease, validity::outlasts(expiry, now));
         request.refresh = self.refresh;
         request.publish = true;
         let inbox = Arc::new(Inbox::new());

@@ -8,20 +8,22 @@
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use crate::config::builder::OnDrop;
-use crate::engine::acquire::Wish;
+use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
+use crate::engine::params::Wish;
 use crate::error::{Cause, Error};
+use crate::local::guard::Pass;
 use crate::local::handoff::{Baton, Handed, Offer};
-use crate::local::lock_table::Pass;
-use crate::protocol::lease::{Claim, Lease};
+use crate::protocol::kind::Claim;
+use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{NodeSet, Verdict};
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
 use crate::protocol::token::Token;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
 use crate::transport::job::Addressee;
-use crate::transport::round::Nodes;
+use crate::transport::node_group::Nodes;
 
 impl Engine {
     /// What one who is about to wait for a slot until `end` can be handed: an exclusive lock of one key. All others, and who

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::engine::acquire::Wish;
-use crate::engine::attempt::{Attempted, Miss, Trace};
+use crate::engine::attempt::Trace;
+use crate::engine::attempt_result::{Attempted, Miss};
 use crate::engine::breaker::Probe;
 use crate::engine::core::Engine;
+use crate::engine::params::Wish;
 use crate::error::Error;
-use crate::protocol::lease::Claim;
+use crate::protocol::kind::Claim;
 use crate::protocol::permits;
 use crate::protocol::quorum::quorum;
 use crate::random;

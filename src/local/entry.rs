@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::local::handoff::{Baton, Offer, Row};
+use crate::local::handoff::{Baton, LONGEST_ROW, MOST_IN_A_ROW, Offer, Row};
 use crate::protocol::lease::{Lease, Look};
+use crate::protocol::validity;
+use crate::time::deadline;
 use crate::transport::inbox::Inbox;
 
 /// How a slot is held, or to be held.
@@ -234,5 +236,154 @@ impl From<Waiter> for Holder {
             baton: None,
             handed_until: None,
         }
+    }
+}
+
+/// What a waiter had, who is a holder now.
+pub(crate) struct Taken {
+    pub(crate) offer: Offer,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) round: u32,
+}
+
+impl Slot {
+    pub(crate) fn hand_on(
+        &mut self,
+        ticket: u64,
+        now: Instant,
+        nodes: usize,
+        baton: impl FnOnce(u32) -> Baton,
+    ) -> Option<Taken> {
+        let row = self.row.take().unwrap_or(Row {
+            count: 0,
+            since: now,
+        });
+        let is_over = row.count == MOST_IN_A_ROW || now >= row.since + LONGEST_ROW;
+        let first = self.queue.front()?;
+        let is_alone = self.holders.iter().all(|holder| holder.ticket == ticket);
+        let waits = |offer: &Offer| offer.end.is_none_or(|end| end > now);
+        let can = first.offer.as_ref().is_some_and(waits) && !first.inbox.is_cancelled();
+        if is_over || !is_alone || !can || self.holders.is_empty() || first.access != Access::Alone
+        {
+            return None;
+        }
+        let mut next = self.queue.pop_front()?;
+        let offer = next.offer.take()?;
+        let inbox = Arc::clone(&next.inbox);
+        let round = inbox.open_round(nodes);
+        let mut next = Holder::from(next);
+        next.baton = Some(baton(round));
+        let ttl = Duration::from_millis(offer.swap.ttl);
+        next.handed_until = deadline::deadline(now, validity::validity(ttl));
+        self.holders.clear();
+        self.holders.push(next);
+        self.row = Some(Row {
+            count: row.count + 1,
+            ..row
+        });
+        Some(Taken {
+            offer,
+            inbox,
+            round,
+        })
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use crate::local::entry::{Access, Holder, Slot, Taken, Waiter};
+    use crate::local::handoff::{Baton, LONGEST_ROW, MOST_IN_A_ROW, Offer};
+    use crate::protocol::lease::tests::lease;
+    use crate::protocol::request::{Request, Verb};
+    use crate::time::clock;
+    use crate::transport::inbox::Inbox;
+
+    const HOLDER: u64 = 1;
+
+    fn waiter(ticket: u64, access: Access, end: Option<Option<Instant>>) -> Waiter {
+        let offer = |end| Offer {
+            swap: Request::new(Verb::Swap, &lease("x"), 1),
+            end,
+        };
+        Waiter {
+            ticket,
+            access,
+            inbox: Arc::new(Inbox::new()),
+            offer: end.map(offer),
+            looks: None,
+        }
+    }
+
+    /// A slot that is held, with these in the queue.
+    fn slot(access: Access, queue: impl IntoIterator<Item = Waiter>) -> Slot {
+        let mut slot = Slot::new();
+        slot.holders
+            .push(Holder::from(waiter(HOLDER, access, None)));
+        slot.queue.extend(queue);
+        slot
+    }
+
+    fn hand_on(slot: &mut Slot, ticket: u64, now: Instant) -> Option<Taken> {
+        slot.hand_on(ticket, now, 3, |round| Baton {
+            former: lease("x"),
+            start: now,
+            lead: 0,
+            round,
+        })
+    }
+
+    #[test]
+    fn the_first_is_handed_it_if_it_waits_for_that_lock_alone_and_may_wait() {
+        let now = clock::now();
+        let alone = Access::Alone;
+        let cancelled = waiter(2, alone, Some(None));
+        cancelled.inbox.cancel();
+        for (handed, held, first) in [
+            (true, alone, waiter(2, alone, Some(None))),
+            (true, alone, waiter(2, alone, Some(Some(now + LONGEST_ROW)))),
+            (false, alone, waiter(2, alone, Some(Some(now)))),
+            (false, alone, waiter(2, alone, None)),
+            (false, alone, cancelled),
+            (false, Access::Shared, waiter(2, Access::Shared, Some(None))),
+        ] {
+            let what = format!("{first_end:?}", first_end = first.offer);
+            let mut slot = slot(held, [first, waiter(3, alone, Some(None))]);
+            let taken = hand_on(&mut slot, HOLDER, now);
+            assert_eq!(taken.is_some(), handed, "{what}");
+            let (holder, waiting) = if handed { (2, 1) } else { (HOLDER, 2) };
+            let tickets: Vec<u64> = slot.holders.iter().map(|h| h.ticket).collect();
+            assert_eq!((tickets, slot.queue.len()), (vec![holder], waiting));
+            let asked = taken.map(|taken| taken.offer.swap.lease.asked());
+            assert!(asked.is_none_or(|asked| asked.len() == 0), "not yet");
+        }
+    }
+
+    #[test]
+    fn who_does_not_hold_it_hands_nothing_on() {
+        let mut slot = slot(Access::Alone, [waiter(2, Access::Alone, Some(None))]);
+        assert!(hand_on(&mut slot, 7, clock::now()).is_none(), "passed over");
+        slot.holders.clear();
+        assert!(hand_on(&mut slot, HOLDER, clock::now()).is_none());
+    }
+
+    #[test]
+    fn a_row_ends_by_its_length_and_by_its_time() {
+        let now = clock::now();
+        let queue = || (2..40).map(|ticket| waiter(ticket, Access::Alone, Some(None)));
+        let mut long = slot(Access::Alone, queue());
+        for holder in 1..=u64::from(MOST_IN_A_ROW) {
+            assert!(hand_on(&mut long, holder, now).is_some(), "{holder}");
+        }
+        let last = u64::from(MOST_IN_A_ROW) + 1;
+        assert!(hand_on(&mut long, last, now).is_none());
+        assert!(hand_on(&mut long, last, now).is_some(), "a new row");
+        let mut slow = slot(Access::Alone, queue());
+        let later = now + LONGEST_ROW;
+        assert!(hand_on(&mut slow, 1, now).is_some());
+        assert!(hand_on(&mut slow, 2, later).is_none());
+        assert!(hand_on(&mut slow, 2, later).is_some(), "a new row");
     }
 }

@@ -64,7 +64,7 @@ impl Calls {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::protocol::lease::Claim;
+    use crate::protocol::kind::Claim;
     use crate::protocol::lease::tests::lease_as;
     use crate::protocol::request::Verb;
 

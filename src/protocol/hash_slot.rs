@@ -23,7 +23,8 @@ fn crc16(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::key::{Family, Key};
+    use crate::protocol::key::Key;
+    use crate::protocol::kind::Family;
 
     #[test]
     fn slots_are_those_of_the_specification() {

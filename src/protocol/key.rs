@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::protocol::kind::Family;
 
 /// The longest lock name, in bytes; a path of the longest length that Linux allows fits well.
 const MAX_NAME: usize = 16 * 1024;
@@ -24,14 +25,6 @@ pub(crate) struct Key {
 
 /// The name of a channel on the nodes.
 pub(crate) type Channel = Arc<str>;
-
-/// What kind of lock a name names: two of different kinds are different locks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Family {
-    Exclusive,
-    ReadWrite,
-    Semaphore,
-}
 
 impl Key {
     /// # Errors
@@ -168,6 +161,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::protocol::kind::Family;
 
     #[test]
     fn names_come_back_unchanged() {

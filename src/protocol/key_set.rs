@@ -6,7 +6,8 @@ use std::{fmt, slice};
 use crate::error::Error;
 #[cfg(any(feature = "cluster", all(test, not(loom))))]
 use crate::protocol::hash_slot::slot_of;
-use crate::protocol::key::{Family, Key, shortened};
+use crate::protocol::key::{Key, shortened};
+use crate::protocol::kind::Family;
 
 /// The most names that one lock may have: a node looks at all of them in one step, in which it serves nobody else.
 pub(crate) const MOST_KEYS: usize = 256;

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, LossReason};
-use crate::protocol::key::{Family, Key};
+use crate::protocol::key::Key;
 use crate::protocol::key_set::Keys;
+use crate::protocol::kind::Claim;
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::token::Token;
+use crate::protocol::validity;
 use crate::sync::primitives::{AtomicU64, Condvar, Mutex, Ordering};
 use crate::time::clock;
 
@@ -27,61 +29,6 @@ const MOST_LEAD: i64 = 100_000;
 
 /// A lease that does not expire ends after this: never.
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-
-/// Where a lock is held.
-///
-/// ```
-/// use redguard::{LockGuard, Mode};
-///
-/// /// Whether no other process can be at it.
-/// fn may_migrate(guard: &LockGuard) -> bool {
-///     guard.mode() == Mode::Quorum
-/// }
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Mode {
-    /// On a quorum of the configured nodes: excludes every process that uses them.
-    Quorum,
-    /// In this process alone: it does not expire, and other processes are not excluded.
-    Local,
-}
-
-/// What a lease gives its holder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Claim {
-    /// An exclusive lock.
-    Exclusive,
-    /// A read lock, beside others.
-    Read,
-    /// A write lock.
-    Write,
-    /// One permit of a semaphore, beside others.
-    Permit {
-        /// Which of them, from 0 on.
-        slot: u16,
-        /// How many the semaphore has.
-        of: u16,
-    },
-    /// A writer's place at the gate that keeps new readers out while it waits. Never held, only left.
-    Gate,
-}
-
-impl Claim {
-    /// Whether others can have the same beside it.
-    pub(crate) fn is_shared(self) -> bool {
-        matches!(self, Claim::Read | Claim::Permit { .. })
-    }
-
-    /// The kind of lock that it is a claim of.
-    pub(crate) fn family(self) -> Family {
-        match self {
-            Claim::Exclusive => Family::Exclusive,
-            Claim::Read | Claim::Write | Claim::Gate => Family::ReadWrite,
-            Claim::Permit { .. } => Family::Semaphore,
-        }
-    }
-}
 
 /// A lease on a lock's keys, nearly always one, under one token, from the attempt that asks for it to its end (rule S7).
 ///
@@ -464,7 +411,7 @@ impl Lease {
 
 /// How long a key with this TTL is there at the longest by our clock, in µs.
 fn life(ttl: Duration) -> u64 {
-    let life = ttl.saturating_add(clock::drift(ttl));
+    let life = ttl.saturating_add(validity::drift(ttl));
     u64::try_from(life.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -515,6 +462,7 @@ fn read(state: u64) -> Look {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::protocol::kind::Claim;
 
     pub(crate) fn lease(name: &str) -> Arc<Lease> {
         lease_as(name, Claim::Exclusive)

@@ -2,19 +2,26 @@
 
 pub(crate) mod batch;
 pub(crate) mod breaker;
+pub(crate) mod encode;
 pub(crate) mod fencing;
 #[cfg(any(feature = "cluster", all(test, not(loom))))]
 pub(crate) mod hash_slot;
 pub(crate) mod holder;
 pub(crate) mod key;
 pub(crate) mod key_set;
+pub(crate) mod kind;
 pub(crate) mod lease;
+pub(crate) mod lost_lock;
+pub(crate) mod mode;
 pub(crate) mod permits;
 pub(crate) mod quorum;
+pub(crate) mod reply;
 pub(crate) mod request;
 pub(crate) mod retry;
 pub(crate) mod scripts;
 pub(crate) mod send_check;
+pub(crate) mod server_error;
 pub(crate) mod server_info;
 pub(crate) mod token;
 pub(crate) mod ttl;
+pub(crate) mod validity;

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::Cause;
 use crate::protocol::lease::Look;
-use crate::protocol::request;
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
+use crate::protocol::server_error;
 
 /// The answer to a request that is not sent: because what it is for is over (rules S4, S5), or because the node is in
 /// quarantine for so long.
@@ -66,7 +67,7 @@ pub(crate) fn note_answered(request: &Request, node: usize, answer: &Answer) {
     let is_nothing = match answer {
         Answer::Held(..) | Answer::NotThisOne(..) | Answer::OtherPermits(_) => true,
         Answer::Absent | Answer::Foreign => true,
-        Answer::Fault(cause) => request::is_not_run(cause),
+        Answer::Fault(cause) => server_error::is_not_run(cause),
         _ => false,
     };
     if is_nothing && request.verb.grants() && request.verb != Verb::PutBack {
@@ -97,7 +98,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::lease::tests::lease;
-    use crate::protocol::request::Holder;
+    use crate::protocol::reply::Holder;
     use crate::time::clock;
 
     #[test]

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::error;
 use crate::error::Cause;
-use crate::time::clock;
+use crate::protocol::validity;
 
 /// Above this an uptime is taken for nothing: a server's clock that was set from 1970 to the present counts as that much.
 const MOST_UPTIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
@@ -54,7 +55,7 @@ pub enum ClockOffset {
 /// As in "40 ms behind".
 impl fmt::Display for ClockOffset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size = clock::in_words(self.size());
+        let size = error::in_words(self.size());
         match self {
             ClockOffset::Ahead(_) => write!(f, "{size} ahead"),
             ClockOffset::Behind(_) => write!(f, "{size} behind"),
@@ -113,7 +114,7 @@ impl fmt::Display for ClockReading {
             ClockOffset::Ahead(_) => " of",
             ClockOffset::Behind(_) => "",
         };
-        let uncertainty = clock::in_words(self.uncertainty);
+        let uncertainty = error::in_words(self.uncertainty);
         write!(f, "{}{of} ours (±{uncertainty})", self.offset)
     }
 }
@@ -234,7 +235,7 @@ impl About {
     /// there.
     pub(crate) fn clock_is_off(&self) -> Option<ClockReading> {
         self.clock
-            .filter(|clock| clock.least() > clock::drift(USUAL_TTL))
+            .filter(|clock| clock.least() > validity::drift(USUAL_TTL))
     }
 
     /// Why it will not answer within `node_timeout`, if its first answer took longer.
@@ -242,8 +243,8 @@ impl About {
         (self.round_trip > node_timeout).then(|| {
             format!(
                 "a round trip takes {}, which is more than node_timeout ({}): it will not answer in time",
-                clock::in_words(self.round_trip),
-                clock::in_words(node_timeout)
+                error::in_words(self.round_trip),
+                error::in_words(node_timeout)
             )
         })
     }
@@ -252,7 +253,7 @@ impl About {
     /// it started has ended after that: `max_ttl` and drift after the start, and a second, since uptimes are rounded.
     pub(crate) fn quarantine(&self, max_ttl: Duration) -> Duration {
         let after = max_ttl
-            .saturating_add(clock::drift(max_ttl))
+            .saturating_add(validity::drift(max_ttl))
             .saturating_add(ROUNDING);
         after.saturating_sub(self.uptime)
     }

@@ -81,6 +81,8 @@ impl fmt::Debug for Token {
     }
 }
 
+pub(crate) const MAX_OWNER: usize = 64;
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::collections::HashSet;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::time::clock;
+use crate::protocol::validity;
 
 /// Above this many milliseconds a number is not exact in a Lua script any more.
 const MAX_MILLIS: u64 = 1 << 53;
@@ -25,7 +25,7 @@ impl Ttl {
             _ => return refuse("it is longer than Redis can count".into()),
         };
         let whole = Ttl(millis);
-        let valid = clock::validity(whole.duration());
+        let valid = validity::validity(whole.duration());
         if valid.is_zero() || valid < whole.least_validity(min_validity) {
             let least = least_millis(min_validity);
             return refuse(format!(
@@ -61,7 +61,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::time::clock;
+    use crate::protocol::validity;
 
     #[test]
     fn a_ttl_that_cannot_pass_is_refused() {
@@ -112,7 +112,7 @@ mod tests {
                 Ok(parsed) => {
                     prop_assert!(parsed.duration() <= ttl && parsed.millis() <= MAX_MILLIS);
                     let least = parsed.least_validity(min_validity);
-                    prop_assert!(least <= clock::validity(parsed.duration()));
+                    prop_assert!(least <= validity::validity(parsed.duration()));
                 }
                 Err(error) => {
                     let shown = format!("{ttl:?}");

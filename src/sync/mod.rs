@@ -1,3 +1,4 @@
 //! Mutexes, condition variables and threads.
 
 pub(crate) mod primitives;
+pub(crate) mod threads;

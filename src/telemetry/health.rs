@@ -6,7 +6,6 @@ use crate::error::Cause;
 use crate::protocol::breaker::Phase;
 use crate::protocol::server_info::{ClockOffset, Role};
 use crate::time::clock;
-use crate::transport::connection::Lane;
 
 /// How the nodes are at this moment, and whether they are asked.
 ///
@@ -115,41 +114,6 @@ pub enum NodeState {
     /// It is up, but does not vote on new locks yet
     /// ([`Config::restart_quarantine`](crate::Config::restart_quarantine)).
     Quarantined,
-}
-
-impl NodeHealth {
-    /// Of several connections the worst one is told.
-    pub(crate) fn of(node: &str, lanes: &[Lane]) -> Option<NodeHealth> {
-        let now = clock::now();
-        let each = lanes
-            .iter()
-            .map(|lane| NodeHealth::of_lane(node, lane, now));
-        each.min_by_key(|health| health.state == NodeState::Up)
-    }
-
-    fn of_lane(node: &str, lane: &Lane, now: Instant) -> NodeHealth {
-        let report = lane.report();
-        let remaining = lane.quarantine(now);
-        let (state, cause) = match lane.suspect(now) {
-            Some(cause) => (NodeState::Suspect, Some(cause)),
-            None if remaining.is_zero() => (NodeState::Up, None),
-            None => (
-                NodeState::Quarantined,
-                Some(Cause::Quarantined { remaining }),
-            ),
-        };
-        let about = report.about.unwrap_or_default();
-        NodeHealth {
-            node: node.to_owned(),
-            state,
-            since: lane.overdue(now).unwrap_or(report.since),
-            cause,
-            role: about.role,
-            eviction_policy: about.policy,
-            clock_offset: about.clock.map(|clock| clock.offset),
-            clock_uncertainty: about.clock.map(|clock| clock.uncertainty),
-        }
-    }
 }
 
 impl BreakerState {

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::protocol::lease::Mode;
-use crate::transport::worker_pool;
+use crate::protocol::mode::Mode;
+use crate::protocol::reply::Answer;
+use crate::sync::threads;
 
 /// Hears what happens to the locks of a [`Nodes`](crate::Nodes): for metrics and traces of one's own. See
 /// [`Config::observer`](crate::Config::observer).
@@ -102,5 +103,20 @@ pub(crate) fn tell(observer: Option<&Arc<dyn Observer>>, event: impl FnOnce(&dyn
     let Some(observer) = observer else {
         return;
     };
-    worker_pool::catch("observer", || event(&**observer));
+    threads::catch("observer", || event(&**observer));
+}
+
+impl Answer {
+    /// The same for an observer.
+    pub(crate) fn reply(&self) -> NodeReply {
+        match self {
+            Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) | Answer::Seen(_) => {
+                NodeReply::Done
+            }
+            Answer::Anew(_) => NodeReply::Done,
+            Answer::Held(..) | Answer::Absent | Answer::Foreign => NodeReply::Refused,
+            Answer::NotThisOne(..) | Answer::OtherPermits(_) => NodeReply::Refused,
+            Answer::Fault(_) => NodeReply::Fault,
+        }
+    }
 }

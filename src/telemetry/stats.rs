@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::protocol::key::Key;
-use crate::protocol::lease::Mode;
+use crate::protocol::mode::Mode;
 use crate::telemetry::observer;
 use crate::telemetry::observer::{NodeReply, Observer};
 

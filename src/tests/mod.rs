@@ -1,6 +1,8 @@
 //! Fake nodes, the simulator and white-box tests.
 
 #[cfg(all(test, not(loom)))]
+pub(crate) mod background;
+#[cfg(all(test, not(loom)))]
 pub(crate) mod engine;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod fake_node;

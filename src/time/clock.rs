@@ -3,9 +3,6 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Clock drift that is granted to every node, besides a hundredth of the TTL.
-const DRIFT_FLOOR: Duration = Duration::from_millis(2);
-
 /// Two clocks were read at the same time if no more than this lies between, in µs; else they are read again, so often.
 const AT_ONCE: u64 = 1_000;
 const MOST_TRIES: u32 = 20;
@@ -61,64 +58,10 @@ thread_local! {
     static SUSPENDED: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
 }
 
-/// A duration as it is read by people.
-pub(crate) fn in_words(duration: Duration) -> String {
-    match duration.as_millis() {
-        ms @ ..10_000 => format!("{ms} ms"),
-        _ => format!("{:.1} s", duration.as_secs_f64()),
-    }
-}
-
 /// As if the system had been suspended for so long, for all that this thread sees.
 #[cfg(all(test, not(loom)))]
 pub(crate) fn suspend(time: Duration) {
     SUSPENDED.set(SUSPENDED.get() + time.as_micros() as i64);
-}
-
-/// The moment `after` from `start`; `None`, which means no deadline, where that is beyond the clock's range.
-pub(crate) fn deadline(start: Instant, after: Duration) -> Option<Instant> {
-    start.checked_add(after)
-}
-
-/// The earlier of two deadlines, where `None` is never.
-pub(crate) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
-}
-
-/// What the clocks of two machines may disagree by while a lease of `ttl` runs: `ttl / 100 + 2 ms`.
-///
-/// The same allowance as in the Redlock text (*Distributed Locks with Redis*, section "The Redlock
-/// algorithm": validity = TTL − elapsed − drift).
-pub(crate) fn drift(ttl: Duration) -> Duration {
-    ttl / 100 + DRIFT_FLOOR
-}
-
-/// How long a lease of `ttl` is good for, counted from just before its first request was sent.
-pub(crate) fn validity(ttl: Duration) -> Duration {
-    ttl.saturating_sub(drift(ttl))
-}
-
-/// Until when a lease of `ttl` is good that was asked for at `start`, if some of that is left at `now`, and `least` at least: the
-/// last step before a guard is handed out (rule S2).
-pub(crate) fn valid_until(
-    start: Instant,
-    ttl: Duration,
-    least: Duration,
-    now: Instant,
-) -> Option<Instant> {
-    let end = deadline(start, validity(ttl))?;
-    let left = end.saturating_duration_since(now);
-    (!left.is_zero() && left >= least).then_some(end)
-}
-
-/// So many milliseconds that a node whose clock is as fast as is allowed keeps it for as long as we think it held.
-pub(crate) fn outlasts(expiry: Instant, now: Instant) -> u64 {
-    let left = expiry.saturating_duration_since(now);
-    let millis = (left + 2 * drift(left)).as_millis();
-    u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1)
 }
 
 /// An instant as microseconds, so that it fits an atomic. Instants before the first call count as 0.
@@ -141,55 +84,11 @@ fn base() -> Instant {
     })
 }
 
-/// The limits that can end a wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Limit {
-    /// A node had its `node_timeout` to answer.
-    Node,
-    /// The lease that is asked for could not be valid long enough any more.
-    Validity,
-    /// The pause between two attempts is over, or the holder's lease may have ended.
-    Pause,
-    /// The caller does not want to wait any longer.
-    Wait,
-    /// There was no quorum for as long as the policy bears with.
-    Outage,
-}
-
-/// The end of a wait, and the limit that it comes from: the earliest of all that were put in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Budget {
-    end: Option<Instant>,
-    limit: Limit,
-}
-
-impl Budget {
-    pub(crate) fn new(limit: Limit, end: Option<Instant>) -> Budget {
-        Budget { end, limit }
-    }
-
-    /// Adds a limit; of two that end together the one that was there first is kept.
-    #[must_use]
-    pub(crate) fn and(self, limit: Limit, end: Option<Instant>) -> Budget {
-        match (self.end, end) {
-            (Some(old), Some(new)) if new < old => Budget::new(limit, end),
-            (None, Some(_)) => Budget::new(limit, end),
-            _ => self,
-        }
-    }
-
-    pub(crate) fn end(&self) -> Option<Instant> {
-        self.end
-    }
-
-    pub(crate) fn limit(&self) -> Limit {
-        self.limit
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::validity::{valid_until, validity};
+    use crate::time::deadline::{Budget, Limit, deadline, earlier};
 
     const fn ms(n: u64) -> Duration {
         Duration::from_millis(n)

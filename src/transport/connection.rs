@@ -10,41 +10,19 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use crate::error::Cause;
-use crate::telemetry::observer::Observer;
 use crate::telemetry::stats::Traffic;
 use crate::time::clock;
 use crate::transport::job::Job;
-use crate::transport::node::traits::Connector;
+use crate::transport::messages::{Message, Post, Start};
 use crate::transport::pipeline::Desk;
 use crate::transport::registry::Census;
 use crate::transport::status::{Health, Report};
-
-/// What a lane's thread takes from its queue.
-pub(crate) enum Message {
-    Job(Job),
-    /// Many at once, so that they are not taken one by one by a thread that is quicker than who sends.
-    Jobs(Vec<Job>),
-    /// A caller has left something on the wire, and nobody looks for the answer.
-    Look,
-    /// Connect for the first time. Sent when all threads have been built.
-    Start,
-    /// End when everything before this has been served.
-    Stop,
-}
 
 /// A lane as its callers see it.
 pub(crate) struct Lane {
     jobs: Sender<Message>,
     desk: Arc<Mutex<Desk>>,
     health: Arc<Health>,
-}
-
-/// What became of a job that a caller wanted to begin himself.
-pub(crate) enum Start {
-    /// It is in the lane's queue.
-    Queued,
-    /// It is on the wire. `wake` says that the lane's thread does not look for the answer unless it is woken.
-    Begun { wake: bool },
 }
 
 impl Lane {
@@ -210,65 +188,4 @@ impl fmt::Debug for Lane {
 
 fn stopped() -> Cause {
     Cause::Unreachable("the lane is stopped".into())
-}
-
-/// What became of a lane's connect, told until it is up for the first time.
-#[derive(Debug)]
-pub(crate) enum First {
-    Up,
-    /// It tries again.
-    Down(Cause),
-    /// It is the same server as another node of the configuration.
-    Twin(usize),
-}
-
-/// One node, as the crew needs to know it.
-pub(crate) struct Post {
-    pub(crate) name: String,
-    pub(crate) connector: Arc<dyn Connector>,
-    pub(crate) node_timeout: Duration,
-    /// The longest TTL of a lock, where nodes that have just started are not to vote.
-    pub(crate) quarantine: Option<Duration>,
-    /// Whether a node that may evict locks is not used.
-    pub(crate) strict: bool,
-    /// Whether it is a server's address, and no system of servers.
-    pub(crate) is_one_server: bool,
-    pub(crate) observer: Option<Arc<dyn Observer>>,
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-    use crate::protocol::lease::tests::lease;
-    use crate::protocol::request::{Request, Verb};
-    use crate::tests::fake_node::node;
-    use crate::tests::fake_node::node::Fake;
-    use crate::time::clock;
-
-    #[test]
-    fn nobody_passes_what_is_queued() {
-        let fake = Fake::new("a");
-        let post = fake.post(&node::settings(|config| config));
-        let (lane, queue, desk) = Lane::new(0, &post, &Arc::new(Census::of(1)));
-        let (session, _) = post.connector.connect(None).unwrap();
-        desk.lock().open(session, "run");
-        let take = || Job {
-            request: Request::new(Verb::Take, &lease("x"), 30_000),
-            reply: None,
-        };
-        let now = clock::now();
-        let start = || lane.start_job(take(), b"", false, now);
-        assert!(start().is_err(), "it is not up");
-        desk.lock().health.up.store(true, Ordering::Release);
-        assert!(matches!(start(), Ok(Start::Begun { wake: false })));
-        let seat = desk.lock();
-        assert!(matches!(start(), Ok(Start::Queued)), "somebody is there");
-        drop(seat);
-        assert!(matches!(start(), Ok(Start::Queued)), "that one is before");
-        // The thread has taken both out, but not seen to them yet.
-        assert_eq!(queue.try_iter().count(), 2);
-        assert!(matches!(start(), Ok(Start::Queued)));
-        desk.lock().health.queued.store(0, Ordering::SeqCst);
-        assert!(matches!(start(), Ok(Start::Begun { .. })));
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::protocol::request::Answer;
+use crate::protocol::reply::Answer;
 use crate::sync::primitives::{Condvar, Mutex, MutexGuard};
 use crate::time::clock;
 use crate::transport::job::Addressee;

@@ -12,21 +12,20 @@ use std::time::{Duration, Instant};
 use log::{trace, warn};
 
 use crate::error::Cause;
-use crate::protocol::request;
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
 use crate::protocol::send_check::{instead, note_answered, note_written, unsent};
+use crate::protocol::{reply, server_error};
 use crate::telemetry::observer;
 use crate::telemetry::observer::{NodeReply, Observer};
 use crate::time::clock;
-use crate::transport::job::Job;
+use crate::transport::job::{BATCH, Job, Return, State};
 use crate::transport::node::traits::{Flight, Prompt, Session};
+use crate::transport::pending_releases::PendingReleases;
 use crate::transport::registry::Census;
 use crate::transport::status::Health;
-use crate::transport::unreleased::{PendingReleases, Return, State};
 use crate::transport::warning_state::{News, Right};
 
-/// The most requests that are sent as one pipeline.
-pub(crate) const BATCH: usize = 256;
 /// So many requests of callers may be on the wire at a time, of so many bytes each. More are better sent together, by the thread;
 /// and these a socket takes at once, so that nobody waits for a node that hangs.
 pub(crate) const FEW: usize = 8;
@@ -232,7 +231,7 @@ impl Desk {
         let keys = request.lease.keys();
         if answer.is_endless() {
             let key = match &answer {
-                Answer::Held(request::Holder::Of(key), _) => keys.all().get(*key),
+                Answer::Held(reply::Holder::Of(key), _) => keys.all().get(*key),
                 _ => None,
             };
             let key = key.unwrap_or(keys.first());
@@ -251,7 +250,7 @@ impl Desk {
                     warn!("{name}: {}: {cause}", request.verb);
                 }
                 // It was a master when it was greeted. Another may be by now, where somebody tells us which.
-                if request::is_read_only(cause) {
+                if server_error::is_read_only(cause) {
                     stays = Err(cause.clone());
                 }
             }
@@ -276,7 +275,7 @@ impl Desk {
             return State::Answered;
         }
         let code = match cause {
-            Cause::Server(text) | Cause::Denied(text) => match request::code(text) {
+            Cause::Server(text) | Cause::Denied(text) => match server_error::code(text) {
                 "ERR" => text,
                 code => code,
             },

@@ -1,192 +1,18 @@
 //! Where answers go, and the pending releases of a node: kept over a broken connection, and where the node answers with an
 //! error, until they have taken effect or their keys cannot exist any more (rules S4, L3).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::error::Cause;
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
 use crate::protocol::send_check::{note_unanswered, unsent};
 use crate::telemetry::observer::NodeReply;
 use crate::time::clock;
-use crate::transport::job::{Job, Reply};
-use crate::transport::pipeline::{BATCH, Desk};
-use crate::transport::status::Health;
-
-/// At most this many pending releases travel behind each batch of other requests: no key waits for a backlog (rule L3).
-const MAX_BEHIND: usize = 32;
-/// Pauses between tries of releases that were answered with an error: from the first, doubling, to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LAST_PAUSE: Duration = Duration::from_secs(2);
-
-/// A release that waits for the node, or for its next try.
-type Pending = (Request, Return);
-
-/// Where the answer to a request goes.
-pub(crate) struct Return {
-    /// As in [`Job::reply`].
-    to: Option<Reply>,
-    /// The runs of the servers that it was sent to first, of a release that may have taken effect then.
-    pub(crate) sent_to: Option<Arc<str>>,
-    pub(crate) state: State,
-    /// It is a release that was answered with an error before.
-    was_refused: bool,
-}
-
-/// What became of a request that was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
-    /// It has no answer yet.
-    Open,
-    /// It is a release, and the answer is an error that may pass.
-    Refused,
-    Answered,
-}
-
-impl Return {
-    pub(crate) fn new(to: Option<Reply>) -> Return {
-        Return {
-            to,
-            sent_to: None,
-            state: State::Open,
-            was_refused: false,
-        }
-    }
-
-    pub(crate) fn post(&mut self, node: usize, answer: Answer) {
-        if let Some((addressee, round)) = self.to.take() {
-            addressee.post(round, node, answer);
-        }
-    }
-
-    /// The same for an answer of a server of these runs. Absent after a release that was sent to them before: that one deleted
-    /// the key. A server that has restarted since may have lost it, and granted it to another meanwhile.
-    pub(crate) fn post_from(&mut self, runs: &Arc<str>, node: usize, answer: Answer) {
-        let is_our_doing = answer == Answer::Absent && self.sent_to.as_ref() == Some(runs);
-        self.post(node, if is_our_doing { Answer::Yes } else { answer });
-    }
-}
-
-/// The pending releases of a node.
-pub(crate) struct PendingReleases {
-    node: usize,
-    /// Without an answer: there was no connection, or it broke.
-    unanswered: VecDeque<Pending>,
-    /// Answered with an error. They are tried at a pace of their own, however many they are.
-    refused: VecDeque<Pending>,
-    /// When the next of those are tried, and the pause after that.
-    due: Instant,
-    pause: Duration,
-    health: Arc<Health>,
-}
-
-impl PendingReleases {
-    pub(crate) fn new(node: usize, health: &Arc<Health>) -> PendingReleases {
-        PendingReleases {
-            node,
-            unanswered: VecDeque::new(),
-            refused: VecDeque::new(),
-            due: clock::now(),
-            pause: FIRST_PAUSE,
-            health: Arc::clone(health),
-        }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.unanswered.len() + self.refused.len()
-    }
-
-    /// A release that has no answer.
-    fn push(&mut self, request: Request, back: Return) {
-        self.unanswered.push_back((request, back));
-        self.note_len();
-    }
-
-    /// A release that was answered with an error.
-    fn push_refused(&mut self, request: Request, mut back: Return, now: Instant) {
-        if self.refused.is_empty() && !back.was_refused {
-            self.pause = FIRST_PAUSE;
-            self.due = now + self.pause;
-        }
-        back.was_refused = true;
-        self.refused.push_back((request, back));
-        self.note_len();
-    }
-
-    /// A release that was refused before has taken effect: what stood in its way may not stand in that of the others either.
-    fn note_success(&mut self, now: Instant) {
-        self.pause = FIRST_PAUSE;
-        self.due = self.due.min(now);
-    }
-
-    /// When the next ones are to be sent, if there are any.
-    fn due(&self, now: Instant) -> Option<Instant> {
-        match (self.unanswered.is_empty(), self.refused.is_empty()) {
-            (false, _) => Some(now),
-            (true, false) => Some(self.due),
-            (true, true) => None,
-        }
-    }
-
-    /// Takes out those that are to be sent now, at most [`MAX_BEHIND`].
-    fn take_due(&mut self, now: Instant) -> Vec<Pending> {
-        if self.len() == 0 {
-            return Vec::new();
-        }
-        let count = self.unanswered.len().min(MAX_BEHIND);
-        let mut due: Vec<Pending> = self.unanswered.drain(..count).collect();
-        if self.due <= now && count < MAX_BEHIND && !self.refused.is_empty() {
-            self.drop_expired(now);
-            let count = self.refused.len().min(MAX_BEHIND - count);
-            due.extend(self.refused.drain(..count));
-            self.pause = (2 * self.pause).min(LAST_PAUSE);
-            self.due = now + self.pause;
-        }
-        let node = self.node;
-        due.retain_mut(|pending| keep(pending, node, now));
-        self.note_len();
-        due
-    }
-
-    /// Takes out all.
-    fn take_all(&mut self) -> VecDeque<Pending> {
-        let mut all = std::mem::take(&mut self.unanswered);
-        all.append(&mut self.refused);
-        self.note_len();
-        all
-    }
-
-    /// Drops those whose key cannot exist any more, so that a node which is down for hours collects nothing.
-    fn drop_expired(&mut self, now: Instant) {
-        let node = self.node;
-        self.unanswered
-            .retain_mut(|pending| keep(pending, node, now));
-        self.refused.retain_mut(|pending| keep(pending, node, now));
-        self.note_len();
-    }
-
-    /// A connection has killed the former one.
-    fn note_killed(&self, now: Instant) {
-        for (request, _) in self.unanswered.iter().chain(&self.refused) {
-            request.lease.note_killed(self.node, now);
-        }
-    }
-
-    fn note_len(&self) {
-        self.health.pending.store(self.len(), Ordering::Release);
-    }
-}
-
-/// Whether the key of a release may be there yet. Otherwise that is told.
-fn keep((request, back): &mut Pending, node: usize, now: Instant) -> bool {
-    let keep = request.lease.may_exist(node, now);
-    if !keep {
-        back.post(node, Answer::Absent);
-    }
-    keep
-}
+use crate::transport::job::{BATCH, Job, Return, State};
+use crate::transport::pipeline::Desk;
 
 impl Desk {
     /// The connection broke, or is given up: what is open is unknown to its callers, and the releases that did not take effect
@@ -316,6 +142,11 @@ mod tests {
     use super::*;
     use crate::protocol::lease::tests::lease;
     use crate::time::clock;
+    use crate::transport::job::{Pending, Return};
+    use crate::transport::pending_releases::{
+        FIRST_PAUSE, LAST_PAUSE, MAX_BEHIND, PendingReleases,
+    };
+    use crate::transport::status::Health;
 
     const NODE: usize = 0;
 

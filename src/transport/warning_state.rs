@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::protocol::key::Key;
 use crate::protocol::key_set::Keys;
-use crate::protocol::lease::Claim;
+use crate::protocol::kind::Claim;
 use crate::protocol::request::Verb;
 
 /// More causes than this for which releases were refused are not told of one node.
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn foreign_value_is_news_once_until_its_key_is_granted() {
         let key =
-            |name: &str| Key::parse("p:", name, crate::protocol::key::Family::Exclusive).unwrap();
+            |name: &str| Key::parse("p:", name, crate::protocol::kind::Family::Exclusive).unwrap();
         let news = News::default();
         for _ in 0..2 {
             assert!(news.foreign(&key("a")) && news.foreign(&key("b")));

@@ -14,14 +14,15 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::error::Cause;
 use crate::protocol::server_info::About;
 use crate::random;
-use crate::time::clock;
-use crate::transport::connection::{First, Message, Post};
+use crate::sync::threads;
+use crate::time::{clock, deadline};
 use crate::transport::job::Job;
+use crate::transport::messages::{First, Message, Post};
 use crate::transport::node::traits::{Connector, Greeting, Session};
+use crate::transport::pipeline;
 use crate::transport::pipeline::Desk;
 use crate::transport::registry::Entered;
 use crate::transport::warning_state::Right;
-use crate::transport::{pipeline, worker_pool};
 
 /// An idle lane asks for a sign of life that often.
 const PING_EVERY: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 10_000 });
@@ -103,7 +104,7 @@ impl Worker {
         while !self.stopping {
             let name = self.name.clone();
             let turn = || self.connect_and_serve(&mut seat, &mut pause);
-            if worker_pool::catch(&name, turn).is_none() {
+            if threads::catch(&name, turn).is_none() {
                 self.fall(&mut seat, pipeline::panicked());
                 self.pause_after_failure(&mut seat, &mut pause);
             }
@@ -227,7 +228,7 @@ impl Worker {
         let quarantine = quarantine.unwrap_or_default();
         let until = match quarantine.is_zero() {
             true => 0,
-            false => clock::deadline(now, quarantine).map_or(u64::MAX, clock::micros),
+            false => deadline::deadline(now, quarantine).map_or(u64::MAX, clock::micros),
         };
         seat.health.quarantined.store(until, Ordering::Release);
         let fault = about.fault(self.strict);
@@ -349,7 +350,7 @@ impl Worker {
     }
 
     /// Nothing was queued for some time.
-    fn look_after(&mut self, seat: &mut Seat<'_>) -> Result<(), Cause> {
+    pub(crate) fn look_after(&mut self, seat: &mut Seat<'_>) -> Result<(), Cause> {
         self.check_epoch(seat)?;
         let now = clock::now();
         if seat.pending_due(now).is_some_and(|due| due <= now) {
@@ -453,7 +454,7 @@ impl Worker {
     /// logger that panics is no fault of the node.
     fn log(&self, is_news: bool, what: &str) {
         let level = if is_news { Level::Info } else { Level::Debug };
-        worker_pool::catch(&self.name, || log!(level, "{}: {what}", self.name));
+        threads::catch(&self.name, || log!(level, "{}: {what}", self.name));
     }
 
     /// Waits before the next connect, and answers what comes in the meantime.
@@ -473,43 +474,5 @@ impl Worker {
         while let Some(job) = self.waiting.pop_front() {
             seat.refuse(job);
         }
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-    use crate::protocol::lease::tests::lease;
-    use crate::protocol::request::{Request, Verb};
-    use crate::tests::fake_node::node;
-    use crate::tests::fake_node::node::Fake;
-    use crate::time::clock;
-    use crate::transport::connection::Lane;
-    use crate::transport::registry::Census;
-
-    #[test]
-    fn a_sign_of_life_is_not_asked_for_while_an_answer_is_to_come() {
-        let fake = Fake::new("a");
-        let post = fake.post(&node::settings(|config| config));
-        let (_lane, queue, desk) = Lane::new(0, &post, &Arc::new(Census::of(1)));
-        let (first, _) = crossbeam_channel::unbounded();
-        let (alive, _) = crossbeam_channel::bounded(0);
-        let mut worker = Worker::new(0, &post, queue, Arc::clone(&desk), first, alive);
-        let mut seat = desk.lock();
-        let (session, _) = match post.connector.connect(None) {
-            Ok(connected) => connected,
-            Err(cause) => panic!("{cause}"),
-        };
-        seat.open(session, "run");
-        // A caller has come while the thread dozed.
-        seat.dozes = true;
-        let job = Job {
-            request: Request::new(Verb::Take, &lease("x"), 30_000),
-            reply: None,
-        };
-        assert!(seat.begin(job, b"", clock::now()).is_ok());
-        assert_eq!(worker.look_after(&mut seat), Ok(()));
-        assert!(!seat.look() && !seat.is_open() && fake.takes().len() == 1);
-        assert_eq!(worker.look_after(&mut seat), Ok(()), "now it is");
     }
 }

@@ -2,5 +2,6 @@
 
 pub(crate) mod listener;
 pub(crate) mod rests;
+pub(crate) mod shared;
 pub(crate) mod subscriptions;
 pub(crate) mod yielding;

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::background::release_listener::listener::{MOST_DOUBLED, PAUSE};
-
 /// The pauses of all nodes.
 pub(crate) struct Rests {
     nodes: Vec<Rest>,
@@ -44,9 +42,15 @@ fn pause(failures: u32) -> Duration {
     PAUSE * (1 << failures.min(MOST_DOUBLED))
 }
 
+/// The first pause of a node after a connection that failed; it is doubled so many times.
+pub(crate) const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
+
+pub(crate) const MOST_DOUBLED: u32 = 6;
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::background::release_listener::rests::{MOST_DOUBLED, PAUSE};
     use crate::time::clock;
 
     #[test]

@@ -5,10 +5,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::background::release_listener::listener::{Heard, Waiter};
 use crate::protocol::key::Channel;
+use crate::transport::inbox::Inbox;
 
 /// The most channels of one SUBSCRIBE or UNSUBSCRIBE.
 const MAX_CHANNELS: usize = 1000;
@@ -223,11 +224,34 @@ impl Entry {
     }
 }
 
+pub(crate) struct Waiter {
+    pub(crate) inbox: Arc<Inbox>,
+    /// The greatest of what it has heard since it looked last.
+    pub(crate) heard: AtomicU8,
+}
+
+/// What a waiter has heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Heard {
+    Nothing,
+    /// From now on a release is heard; one before may not have been.
+    Subscribed,
+    /// There was a release.
+    Release,
+}
+
+impl Waiter {
+    pub(crate) fn hear(&self, heard: Heard) {
+        self.heard.fetch_max(heard as u8, Ordering::AcqRel);
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::atomic::{AtomicU8, Ordering};
 
     use super::*;
+    use crate::background::release_listener::subscriptions::{Heard, Waiter};
     use crate::time::clock;
     use crate::transport::inbox::Inbox;
 

@@ -3,71 +3,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::background::release_listener::listener::{Desk, Listener};
-use crate::protocol::key::{Channel, Key};
-use crate::protocol::key_set::Keys;
-use crate::protocol::request::Answer;
-use crate::random;
-use crate::time::clock;
-use crate::transport::job::Addressee;
-
-/// A `Nodes` that let others pass at a key forgets it after this.
-const KEPT: Duration = Duration::from_secs(10);
-
-impl Listener {
-    /// A lock of ours is being released. If others are known to listen there, they are let pass from now on.
-    pub(crate) fn releases(&self, keys: &Keys) {
-        if self.desk.courtesies.load(Ordering::Acquire) > 0 {
-            let mut state = self.desk.state.lock();
-            for key in keys.all() {
-                let until = self.desk.others_pass();
-                state.courtesies.prolong(key.channel().as_ref(), until);
-            }
-        }
-    }
-
-    /// So many heard on these nodes that a lock of ours was released.
-    pub(crate) fn released(&self, keys: &Keys, heard: &[(usize, u64)]) {
-        self.desk.released(keys, heard);
-    }
-
-    /// Hears how many heard of a release that nobody waits for.
-    pub(crate) fn addressee(&self, keys: &Keys) -> Arc<dyn Addressee> {
-        Arc::new(Released {
-            desk: Arc::clone(&self.desk),
-            keys: keys.clone(),
-        })
-    }
-
-    /// Until when others are let pass at one of these keys.
-    pub(crate) fn courtesy(&self, keys: &Keys) -> Option<Instant> {
-        if self.desk.courtesies.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        let state = self.desk.state.lock();
-        let until = |key: &Key| state.courtesies.until(key.channel().as_ref());
-        keys.all().iter().filter_map(until).max()
-    }
-}
-
-/// Where the answers to a release go that nobody waits for.
-struct Released {
-    desk: Arc<Desk>,
-    keys: Keys,
-}
-
-impl Addressee for Released {
-    fn post(&self, _: u32, node: usize, answer: Answer) {
-        match answer {
-            Answer::Heard(count) => self.desk.released(&self.keys, &[(node, count)]),
-            Answer::Yes => self.desk.unheard(&self.keys, node),
-            _ => {}
-        }
-    }
-}
+use crate::background::release_listener::shared::KEPT;
+use crate::protocol::key::Channel;
 
 /// Until when others are let pass, for each key that others were seen to listen to.
 pub(crate) struct Courtesies {
@@ -88,17 +27,17 @@ impl Courtesies {
         }
     }
 
-    fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.count
     }
 
-    fn until(&self, channel: &str) -> Option<Instant> {
+    pub(crate) fn until(&self, channel: &str) -> Option<Instant> {
         self.until.get(channel).copied().flatten()
     }
 
     /// Sets until when others are let pass at a channel, and forgets up to two others that are over: one more than is added, so
     /// that no release looks at all of them.
-    fn put(&mut self, channel: &Channel, until: Instant, now: Instant) {
+    pub(crate) fn put(&mut self, channel: &Channel, until: Instant, now: Instant) {
         self.forget_some(now);
         match self.until.insert(Arc::clone(channel), Some(until)) {
             Some(Some(_)) => {}
@@ -111,13 +50,13 @@ impl Courtesies {
     }
 
     /// Moves the end of one that is there.
-    fn prolong(&mut self, channel: &str, end: Instant) {
+    pub(crate) fn prolong(&mut self, channel: &str, end: Instant) {
         if let Some(Some(until)) = self.until.get_mut(channel) {
             *until = end;
         }
     }
 
-    fn remove(&mut self, channel: &str) {
+    pub(crate) fn remove(&mut self, channel: &str) {
         if let Some(until) = self.until.get_mut(channel)
             && until.take().is_some()
         {
@@ -144,49 +83,10 @@ impl Courtesies {
     }
 }
 
-impl Desk {
-    /// Of a lock with several keys a node says how many heard of the one that most heard of: those who listen to the others
-    /// are let pass as well.
-    fn released(&self, keys: &Keys, heard: &[(usize, u64)]) {
-        let known = self.courtesies.load(Ordering::Acquire) > 0;
-        if heard.is_empty() && !known {
-            return;
-        }
-        let mut state = self.state.lock();
-        for key in keys.all() {
-            let channel = key.channel();
-            let is_ours = state.subscriptions.is_confirmed(&channel);
-            let ours = state.node.filter(|_| is_ours);
-            let others = heard
-                .iter()
-                .any(|(node, count)| *count > u64::from(ours == Some(*node)));
-            if others {
-                let until = self.others_pass();
-                state.courtesies.put(&channel, until, clock::now());
-            } else {
-                state.courtesies.remove(&channel);
-            }
-        }
-        let count = state.courtesies.count();
-        self.courtesies.store(count, Ordering::Release);
-    }
-
-    /// Nobody heard of it on this node. Where others listen they do so on the first one.
-    fn unheard(&self, keys: &Keys, node: usize) {
-        if self.nodes.first_up() == Some(node) {
-            self.released(keys, &[]);
-        }
-    }
-
-    /// Two round trips and as much again, more or less, from now on.
-    fn others_pass(&self) -> Instant {
-        clock::now() + (2 * self.nodes.usual_round()).mul_f64(1.0 + random::unit())
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::background::release_listener::shared::KEPT;
     use crate::time::clock;
 
     #[test]

@@ -11,31 +11,15 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::background::renewal::queue::{Desk, Lost, NAME, Renewed, State};
 use crate::background::renewal::worker::Rounds;
 use crate::error::Error;
 use crate::protocol::lease::Lease;
-use crate::protocol::request::Answer;
 use crate::protocol::ttl::Ttl;
-use crate::random;
-use crate::time::clock;
+use crate::sync::threads::Helper;
 use crate::time::timer_queue::Agenda;
-use crate::transport::job::Addressee;
-use crate::transport::round::Nodes;
-use crate::transport::worker_pool::Helper;
-
-/// The thread's name.
-pub(crate) const NAME: &str = "redguard-renewal";
-/// So many renewals are on their way at once, so that a lane's queue has no more of them.
-pub(crate) const MOST_OPEN: usize = 256;
-/// Renewals go out early by up to this part of their TTL, so that those which are due at about the same time travel together.
-const EARLY: u32 = 60;
-/// So long the thread waits for more answers when it has some.
-pub(crate) const GATHER: Duration = Duration::from_millis(2);
-/// The longest pause after failures is this part of a TTL; the first one is an eighth of it.
-const LONGEST_PAUSE: u32 = 8;
-
-/// Is told of a lease that was found lost, and how; it owes all the rest.
-pub(crate) type Lost = Arc<dyn Fn(&Arc<Lease>, &str) + Send + Sync>;
+use crate::time::{clock, deadline};
+use crate::transport::node_group::Nodes;
 
 /// The leases that are renewed, and their thread once there is one.
 pub(crate) struct Renewal {
@@ -45,31 +29,6 @@ pub(crate) struct Renewal {
     lost: Lost,
     started: AtomicBool,
     thread: Mutex<Option<Helper>>,
-}
-
-pub(crate) struct Desk {
-    pub(crate) state: Mutex<State>,
-    pub(crate) changed: Condvar,
-}
-
-pub(crate) struct State {
-    pub(crate) agenda: Agenda<Renewed>,
-    /// The leases whose renewal is on its way, and not in the agenda: what the thread has of them may be gone with a panic.
-    pub(crate) open: HashMap<u64, Renewed>,
-    /// Answers, with the numbers of their rounds and nodes.
-    pub(crate) arrived: Vec<(u32, usize, Answer)>,
-    /// The thread sleeps until so many answers are there.
-    pub(crate) wanted: usize,
-    pub(crate) stopping: bool,
-}
-
-#[derive(Clone)]
-pub(crate) struct Renewed {
-    pub(crate) lease: Arc<Lease>,
-    pub(crate) ttl: Ttl,
-    /// When renewing ends, whatever the lease.
-    pub(crate) until: Option<Instant>,
-    pub(crate) failures: u32,
 }
 
 impl Renewal {
@@ -110,7 +69,7 @@ impl Renewal {
         let renewed = Renewed {
             lease: Arc::clone(lease),
             ttl,
-            until: most.and_then(|most| clock::deadline(now, most)),
+            until: most.and_then(|most| deadline::deadline(now, most)),
             failures: 0,
         };
         let mut state = self.desk.state.lock();
@@ -167,44 +126,12 @@ impl Renewal {
     }
 }
 
-impl Renewed {
-    /// From one renewal to the next: a third of the TTL, a tenth more or less, so that what was taken in one burst does not
-    /// come in one burst for ever.
-    pub(crate) fn interval(&self) -> Duration {
-        let spread = 0.9 + 0.2 * random::unit();
-        (self.ttl.duration() / 3).mul_f64(spread)
-    }
-
-    /// The pause after a failure.
-    pub(crate) fn pause(&self) -> Duration {
-        let longest = self.ttl.duration() / LONGEST_PAUSE;
-        let doubled = longest / 8 * (1 << self.failures.min(3));
-        doubled.mul_f64(0.5 + random::unit() / 2.0)
-    }
-
-    pub(crate) fn early(&self) -> Duration {
-        self.ttl.duration() / EARLY
-    }
-}
-
-impl Addressee for Desk {
-    fn post(&self, round: u32, node: usize, answer: Answer) {
-        let mut state = self.state.lock();
-        state.arrived.push((round, node, answer));
-        // The first one wakes it, too: then it waits for the others with a limit.
-        let enough = state.arrived.len() == 1 || state.arrived.len() == state.wanted;
-        drop(state); // the thread need not wait for us when it wakes
-        if enough {
-            self.changed.notify_one();
-        }
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
     use super::*;
+    use crate::background::renewal::queue::Renewed;
     use crate::protocol::lease::tests::lease;
 
     const TTL: Duration = Duration::from_secs(64);

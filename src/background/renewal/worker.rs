@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use crate::background::renewal::service::{Desk, GATHER, Lost, MOST_OPEN, NAME, Renewed, State};
+use crate::background::renewal::queue::{Desk, Lost, NAME, Renewed, State};
 use crate::protocol::lease::{Extension, Lease, Look};
 use crate::protocol::quorum::{NodeSet, Tally, Verdict};
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
 use crate::protocol::ttl::Ttl;
-use crate::time::clock;
+use crate::protocol::{reply, validity};
+use crate::sync::threads;
+use crate::time::{clock, deadline};
 use crate::transport::job::Addressee;
-use crate::transport::round::Nodes;
-use crate::transport::{round, worker_pool};
+use crate::transport::node_group::Nodes;
 
 /// A renewal that is about to be sent.
 struct Begun {
@@ -75,7 +77,7 @@ impl Rounds {
 
     pub(crate) fn run(&mut self) {
         loop {
-            match worker_pool::catch(NAME, || self.turn()) {
+            match threads::catch(NAME, || self.turn()) {
                 Some(true) => {}
                 Some(false) => return,
                 None => self.start_again(),
@@ -126,7 +128,7 @@ impl Rounds {
             if answer == Answer::Absent {
                 open.absent.insert(node);
             }
-            open.tally.vote(node, round::vote(answer));
+            open.tally.vote(node, reply::vote(answer));
         } else if let (Some(late), Answer::Absent) = (self.late.get(&round), answer) {
             let nodes = NodeSet::of(node);
             self.nodes.put_back(&late.lease, late.ttl.millis(), nodes);
@@ -174,8 +176,8 @@ impl Rounds {
                 return true;
             }
             let next = state.agenda.first().filter(|_| room > 0);
-            let next = clock::earlier(next.map(|(at, _)| at), gathered);
-            match clock::earlier(next, end) {
+            let next = deadline::earlier(next.map(|(at, _)| at), gathered);
+            match deadline::earlier(next, end) {
                 Some(end) => _ = self.desk.changed.wait_until(&mut state, end),
                 None => self.desk.changed.wait(&mut state),
             }
@@ -261,7 +263,7 @@ impl Rounds {
         let verdict = tally.verdict().unwrap_or_else(|| tally.close());
         let look = match (
             verdict,
-            clock::deadline(start, clock::validity(ttl.duration())),
+            deadline::deadline(start, validity::validity(ttl.duration())),
         ) {
             (Verdict::Won, Some(until)) => lease.prolong(now, until, lead),
             (Verdict::Refused, _) if lease.lose() => {
@@ -311,3 +313,9 @@ impl Rounds {
         }
     }
 }
+
+/// So many renewals are on their way at once, so that a lane's queue has no more of them.
+pub(crate) const MOST_OPEN: usize = 256;
+
+/// So long the thread waits for more answers when it has some.
+pub(crate) const GATHER: Duration = Duration::from_millis(2);

@@ -1,4 +1,5 @@
 //! Adoptions that meet each other, or nodes that are late: forced on fakes.
+
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! Cancellation over fake nodes: wherever a wait is, it ends, and what it may have been granted is undone.
+
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,7 +8,8 @@ use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::error::Error;
-use crate::protocol::key::{Family, Key};
+use crate::protocol::key::Key;
+use crate::protocol::kind::Family;
 use crate::protocol::request::Verb;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::fake_node::node::{Fake, Sin, eventually, locker, places_were_left};

@@ -1,4 +1,5 @@
 //! Fencing over fake nodes: one round where they agree, two where they differ, and no lock without its token.
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::error::Error;
-use crate::protocol::key::Family;
+use crate::protocol::kind::Family;
 use crate::protocol::request::Verb;
 use crate::tests::fake_node::node::{Fake, Sin, eventually, locker};
 

@@ -1,4 +1,5 @@
 //! A lock that is handed on in this process: what each side is told, and what is left on nodes, forced on fakes.
+
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -6,14 +7,17 @@ use std::time::Duration;
 use crate::api::guard::LockGuard;
 use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
-use crate::config::builder::{Config, OnDrop};
-use crate::engine::acquire::{Care, Wish};
+use crate::config::builder::Config;
+use crate::config::on_drop::OnDrop;
+use crate::engine::params::{Care, Wish};
 use crate::error::Error;
 use crate::local::handoff::{Baton, MOST_IN_A_ROW};
-use crate::protocol::key::{Family, Key};
-use crate::protocol::lease::{Claim, Lease};
+use crate::protocol::key::Key;
+use crate::protocol::kind::{Claim, Family};
+use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{Question, Tally};
-use crate::protocol::request::{Answer, Verb};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::Verb;
 use crate::protocol::server_info::About;
 use crate::protocol::token::Token;
 use crate::protocol::ttl::Ttl;

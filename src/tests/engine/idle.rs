@@ -1,4 +1,5 @@
 //! Connections that ended while nothing was in flight, over fake nodes: what waits for the next one, and what does not.
+
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! What comes late: answers after the verdict, a callback after the loss, and a lock that is free without a message.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -6,11 +7,12 @@ use std::time::Duration;
 
 use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
-use crate::background::loss_notifier::OnLost;
-use crate::config::builder::OnDrop;
-use crate::engine::acquire::{Care, Wish};
-use crate::protocol::key::{Family, Key};
-use crate::protocol::lease::{Claim, Lease};
+use crate::config::on_drop::OnDrop;
+use crate::engine::params::{Care, Wish};
+use crate::protocol::key::Key;
+use crate::protocol::kind::{Claim, Family};
+use crate::protocol::lease::Lease;
+use crate::protocol::lost_lock::OnLost;
 use crate::protocol::request::Verb;
 use crate::protocol::retry::RetryPolicy;
 use crate::protocol::token::Token;

@@ -1,4 +1,5 @@
 //! Renewal and loss over fake nodes: what keeps a lease, what ends it, and who is told.
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -10,13 +11,14 @@ use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::watch::WaitLost;
 use crate::background::renewal::service::Renewal;
-use crate::config::builder::OnDrop;
-use crate::engine::acquire::{Care, Patience, Taken, Wish};
+use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
+use crate::engine::params::{Care, Patience, Taken, Wish};
 use crate::error::{Error, LossReason};
-use crate::local::lock_table::Pass;
-use crate::protocol::key::{Family, Key};
-use crate::protocol::lease::{Claim, Lease, Look};
+use crate::local::guard::Pass;
+use crate::protocol::key::Key;
+use crate::protocol::kind::{Claim, Family};
+use crate::protocol::lease::{Lease, Look};
 use crate::protocol::request::Verb;
 use crate::protocol::ttl::Ttl;
 use crate::tests::fake_node::node::{Fake, Sin, at_each_line, eventually, locker};

@@ -1,4 +1,5 @@
 //! Locks of several keys over fake nodes: on each of them all or nothing, and everything else as with one.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -10,8 +11,8 @@ use crate::api::options::LockOptions;
 use crate::api::watch::WaitLost;
 use crate::config::builder::Config;
 use crate::error::Error;
-use crate::protocol::key::Family;
-use crate::protocol::lease::Mode;
+use crate::protocol::kind::Family;
+use crate::protocol::mode::Mode;
 use crate::protocol::request::Verb;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::fake_node::node::{Fake, Sin, attempts, by_no_clock, eventually, locker};

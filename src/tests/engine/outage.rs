@@ -1,4 +1,5 @@
 //! Outages over fake nodes: when nobody is asked any more, who finds out that they are back, and locks that are held here.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,14 +13,16 @@ use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::watch::WaitLost;
 use crate::config::builder::Config;
-use crate::engine::acquire::{Care, Wish};
-use crate::engine::attempt::{Contention, Miss, Trace};
+use crate::engine::attempt::Trace;
+use crate::engine::attempt_result::{Contention, Miss};
 use crate::engine::backend::Outage;
+use crate::engine::params::{Care, Wish};
 use crate::error::{Cause, Error, NodeCause};
 use crate::local::entry::Access;
 use crate::protocol::breaker::QUIET;
-use crate::protocol::key::{Family, Key};
-use crate::protocol::lease::{Claim, Mode};
+use crate::protocol::key::Key;
+use crate::protocol::kind::{Claim, Family};
+use crate::protocol::mode::Mode;
 use crate::protocol::quorum::{Question, Tally};
 use crate::protocol::request::Verb;
 use crate::protocol::retry::RetryPolicy;

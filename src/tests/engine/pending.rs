@@ -1,4 +1,5 @@
 //! Pending releases over fake nodes: what waits for a node does not grow with an outage, and one key's trouble is its own.
+
 use std::thread;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
 use crate::config::builder::Config;
 use crate::error::Error;
-use crate::protocol::key::Family;
+use crate::protocol::kind::Family;
 use crate::protocol::request::Verb;
 use crate::tests::fake_node::node::{Fake, Sin, eventually, locker};
 use crate::transport::cancel::CancelToken;

@@ -1,4 +1,5 @@
 //! Semaphores over fake nodes: never more permits than there are, and all of them.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -12,8 +13,8 @@ use crate::api::semaphore::{LocalSemaphore, RedisSemaphore, Semaphore};
 use crate::api::watch::WaitLost;
 use crate::config::builder::Config;
 use crate::error::{Cause, Error};
-use crate::protocol::key::Family;
-use crate::protocol::lease::Mode;
+use crate::protocol::kind::Family;
+use crate::protocol::mode::Mode;
 use crate::protocol::request::Verb;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::fake_node::node::{Fake, Sin, attempts, by_no_clock, eventually, locker};

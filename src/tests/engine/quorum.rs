@@ -1,13 +1,16 @@
 //! The protocol over fake nodes: interleavings are forced by rendezvous, never by sleeping.
+
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
-use crate::config::builder::{Config, OnDrop};
+use crate::config::builder::Config;
+use crate::config::on_drop::OnDrop;
 use crate::error::{Cause, Error, LossReason};
-use crate::protocol::key::{Family, Key};
+use crate::protocol::key::Key;
+use crate::protocol::kind::Family;
 use crate::protocol::request::Verb;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::fake_node::node::{Fake, Sin, at_each_line, eventually, locker};

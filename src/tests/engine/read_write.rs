@@ -1,13 +1,16 @@
 //! Read-write locks over fake nodes: what a quorum, a gate, a turn and a downgrade do when nodes differ.
+
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
-use crate::config::builder::{Config, OnDrop};
+use crate::config::builder::Config;
+use crate::config::on_drop::OnDrop;
 use crate::error::Error;
-use crate::protocol::key::{Family, Key};
+use crate::protocol::key::Key;
+use crate::protocol::kind::Family;
 use crate::protocol::request::Verb;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::fake_node::node::{Fake, Rendezvous, Sin, eventually, locker, places_were_left};

@@ -1,4 +1,5 @@
 //! Split votes over fake nodes: callers that are granted a free lock by some nodes each, forced by rendezvous (rule L1).
+
 use std::any::Any;
 use std::sync::Arc;
 use std::thread;
@@ -10,7 +11,7 @@ use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
 use crate::config::builder::Config;
 use crate::error::Error;
-use crate::protocol::key::Family;
+use crate::protocol::kind::Family;
 use crate::protocol::request::Verb;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::fake_node::node::{Fake, Rendezvous, Sin, attempts, eventually, locker};

@@ -1,4 +1,5 @@
 //! Wake-ups over fake nodes: delays are so long here that only a message explains progress.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -7,11 +8,12 @@ use std::time::Duration;
 use crate::api::guard::LockGuard;
 use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
-use crate::engine::acquire::{Care, Wish};
-use crate::engine::attempt::{Miss, Trace};
+use crate::engine::attempt::Trace;
+use crate::engine::attempt_result::Miss;
+use crate::engine::params::{Care, Wish};
 use crate::error::Error;
-use crate::protocol::key::{Family, Key};
-use crate::protocol::lease::Claim;
+use crate::protocol::key::Key;
+use crate::protocol::kind::{Claim, Family};
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::request::Verb;
 use crate::protocol::retry::RetryPolicy;

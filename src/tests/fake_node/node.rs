@@ -1,4 +1,5 @@
 //! Fake nodes for tests, each named for its sin, at the one seam where a server would be.
+
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -13,13 +14,14 @@ use crate::api::nodes::Nodes;
 use crate::config::builder::Config;
 use crate::config::settings::Settings;
 use crate::error::{Cause, Error};
-use crate::protocol::key::{Channel, Family, Key};
-use crate::protocol::lease::Claim;
-use crate::protocol::request::{Answer, Holder, Request, Verb};
+use crate::protocol::key::{Channel, Key};
+use crate::protocol::kind::{Claim, Family};
+use crate::protocol::reply::{Answer, Holder};
+use crate::protocol::request::{Request, Verb};
 use crate::protocol::server_info::About;
 use crate::tests::fake_node::store::{Memory, Slot};
 use crate::time::clock;
-use crate::transport::connection::Post;
+use crate::transport::messages::Post;
 use crate::transport::node::traits::{Connector, Ear, Event, Flight, Greeting, Prompt, Session};
 
 /// What is wrong with a node.

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use crate::protocol::holder::Sight;
 use crate::protocol::key::Key;
-use crate::protocol::lease::Claim;
+use crate::protocol::kind::Claim;
 use crate::protocol::permits::Free;
-use crate::protocol::request::{Answer, Holder, Request, Verb};
+use crate::protocol::reply::{Answer, Holder};
+use crate::protocol::request::{Request, Verb};
 use crate::time::clock;
 
 /// The locks of a node, and what tells who waits for them.

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::local::entry::{Access, Refused};
-use crate::local::lock_table::{Gate, Pass};
-use crate::protocol::key::{Family, Key};
+use crate::local::guard::Pass;
+use crate::local::lock_table::Gate;
+use crate::protocol::key::Key;
+use crate::protocol::kind::Family;
 use crate::protocol::lease::tests::lease;
 use crate::transport::inbox::Inbox;
 
@@ -32,8 +34,9 @@ mod table {
 
     use super::*;
     use crate::local::entry::{Access, Refused, Waiter};
+    use crate::local::guard::Pass;
     use crate::local::handoff::Offer;
-    use crate::local::lock_table::{Gate, Pass};
+    use crate::local::lock_table::Gate;
     use crate::protocol::key::Key;
     use crate::protocol::lease::Lease;
     use crate::protocol::request::{Request, Verb};

@@ -1,14 +1,16 @@
 //! Locks of several keys at the gate: all slots or none, in an order that dead-locks nobody.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::local::entry::{Access, Refused};
-use crate::local::lock_table::{Gate, Pass};
-use crate::protocol::key::Family;
+use crate::local::guard::Pass;
+use crate::local::lock_table::Gate;
 use crate::protocol::key_set::Keys;
-use crate::protocol::lease::{Claim, Lease};
+use crate::protocol::kind::{Claim, Family};
+use crate::protocol::lease::Lease;
 use crate::protocol::token::Token;
 use crate::sync::primitives::Mutex;
 use crate::tests::fake_node::node::eventually;

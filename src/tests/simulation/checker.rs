@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::protocol::lease::{Claim, Lease, Look};
+use crate::protocol::kind::Claim;
+use crate::protocol::lease::{Lease, Look};
 use crate::tests::simulation::client::Doing;
 use crate::tests::simulation::simulator::World;
 

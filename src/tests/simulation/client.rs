@@ -5,19 +5,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::protocol::fencing::{Fence, fence};
-use crate::protocol::key::Family;
-use crate::protocol::lease::{Claim, Lease};
+use crate::protocol::kind::{Claim, Family};
+use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{NodeSet, Verdict, quorum};
 use crate::protocol::request::{Request, Verb};
 use crate::protocol::token::Token;
 use crate::protocol::ttl::Ttl;
+use crate::protocol::validity;
 use crate::tests::simulation::clock::Clock;
 use crate::tests::simulation::config::{Bug, one_of};
 use crate::tests::simulation::connection::Lane;
 use crate::tests::simulation::hold::{Hold, Late};
 use crate::tests::simulation::rounds::Round;
 use crate::tests::simulation::simulator::{Told, World};
-use crate::time::clock;
 
 /// So many attempts in a row that were too slow end an acquire.
 const MOST_SLOW: u32 = 3;
@@ -201,7 +201,7 @@ impl World {
             + self
                 .knobs
                 .node_timeout
-                .min(clock::validity(ttl.duration()) - least);
+                .min(validity::validity(ttl.duration()) - least);
         let fenced = self.rng.bool();
         let mut request = Request::new(Verb::Swap, &lease, ttl.millis());
         request.former = Some(Arc::clone(former));
@@ -268,7 +268,7 @@ impl World {
         acquire.attempts += 1;
         let lease = self.lease(client, acquire.claim);
         let least = acquire.ttl.least_validity(self.knobs.min_validity);
-        let validity = clock::validity(acquire.ttl.duration());
+        let validity = validity::validity(acquire.ttl.duration());
         let end = start + self.knobs.node_timeout.min(validity - least);
         let mut request = Request::new(Verb::Take, &lease, acquire.ttl.millis());
         match (acquire.claim, &acquire.place) {
@@ -372,7 +372,7 @@ impl World {
                 true => now,
                 false => attempt.start,
             };
-            match clock::valid_until(start, ttl.duration(), least, now) {
+            match validity::valid_until(start, ttl.duration(), least, now) {
                 Some(end) if attempt.lease.hold(end, 0) => {
                     let claim = acquire.claim;
                     self.give_back(client, &attempt);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use crate::protocol::key::Family;
+use crate::protocol::kind::Family;
 use crate::protocol::retry::RetryPolicy;
 use crate::protocol::ttl::Ttl;
 use crate::tests::simulation::clock::Clock;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::Cause;
 use crate::protocol::quorum::NodeSet;
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
 use crate::protocol::send_check;
 use crate::protocol::server_info::About;
 use crate::tests::simulation::config::{Bug, Care, Odds};

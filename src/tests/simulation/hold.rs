@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::protocol::lease::{Claim, Lease, Look};
+use crate::protocol::kind::Claim;
+use crate::protocol::lease::{Lease, Look};
 use crate::protocol::quorum::{NodeSet, Verdict};
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
 use crate::protocol::ttl::Ttl;
+use crate::protocol::validity;
 use crate::tests::simulation::client::Doing;
 use crate::tests::simulation::config::one_of;
 use crate::tests::simulation::simulator::{Told, World};
-use crate::time::clock;
 
 /// A guard, and what is to become of it.
 pub(crate) struct Hold {
@@ -101,10 +103,10 @@ impl World {
         if !renews {
             ttl = one_of(&mut self.rng, &self.knobs.ttls);
         }
-        let (mut millis, mut until) = (ttl.millis(), start + clock::validity(ttl.duration()));
+        let (mut millis, mut until) = (ttl.millis(), start + validity::validity(ttl.duration()));
         if !renews && self.rng.u32(..4) == 0 {
             // Only to make sure.
-            (millis, until) = (clock::outlasts(expiry, start), expiry);
+            (millis, until) = (validity::outlasts(expiry, start), expiry);
         }
         let request = Request::new(Verb::Extend, &lease, millis);
         let round = self.ask(client, request, (start, until), None);
@@ -226,7 +228,7 @@ impl World {
         };
         self.may(client, None);
         lease.downgrade();
-        let mut request = Request::new(Verb::Downgrade, lease, clock::outlasts(expiry, now));
+        let mut request = Request::new(Verb::Downgrade, lease, validity::outlasts(expiry, now));
         request.refresh = self.knobs.refresh;
         let round = self.ask(client, request, (now, now), None);
         self.clients[client].round = Some(round);

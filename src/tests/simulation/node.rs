@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::error::Cause;
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
 use crate::tests::fake_node::store::Memory;
 use crate::tests::simulation::clock::Clock;
 use crate::tests::simulation::config::Bug;

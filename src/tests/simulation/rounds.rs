@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use crate::error::Cause;
 use crate::protocol::quorum::{NodeSet, Tally, Verdict, Vote, quorum};
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::reply::{Answer, question, vote};
+use crate::protocol::request::{Request, Verb};
 use crate::tests::simulation::client::Doing;
 use crate::tests::simulation::config::Bug;
 use crate::tests::simulation::connection::Job;
 use crate::tests::simulation::simulator::World;
-use crate::transport::round::{question, vote};
 
 /// How often nodes that refused are asked again.
 const MAX_REPEATS: u32 = 3;

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use crate::protocol::key::{Family, Key};
-use crate::protocol::request::Answer;
+use crate::protocol::key::Key;
+use crate::protocol::kind::Family;
+use crate::protocol::reply::Answer;
 use crate::tests::simulation::checker::{Counts, Found};
 use crate::tests::simulation::client::Client;
 use crate::tests::simulation::clock::Clock;

@@ -1,5 +1,6 @@
 //! Locks of several keys on a real server beside the plain model: any order of requests by owners whose keys overlap ends
 //! alike, and no owner ever has a part of its keys by its own doing.
+
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,10 +8,12 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use redis::Connection;
 
-use crate::protocol::key::{Family, Key};
+use crate::protocol::key::Key;
 use crate::protocol::key_set::Keys;
-use crate::protocol::lease::{Claim, Lease};
-use crate::protocol::request::{Answer, Holder, Request, Verb};
+use crate::protocol::kind::{Claim, Family};
+use crate::protocol::lease::Lease;
+use crate::protocol::reply::{Answer, Holder};
+use crate::protocol::request::{Request, Verb};
 use crate::protocol::token::Token;
 use crate::tests::fake_node::store::Memory;
 use crate::tests::store_conformance::single_key::{UNIT, close, connected, millis, told};

@@ -1,4 +1,5 @@
 //! A semaphore's scripts on a real server beside the plain model: any order of requests by several owners ends alike.
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,9 +8,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 use redis::Connection;
 
-use crate::protocol::key::{Family, Key};
-use crate::protocol::lease::{Claim, Lease};
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::key::Key;
+use crate::protocol::kind::{Claim, Family};
+use crate::protocol::lease::Lease;
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
 use crate::protocol::token::Token;
 use crate::tests::fake_node::store::Memory;
 use crate::tests::store_conformance::single_key::{close, connected, millis, told};

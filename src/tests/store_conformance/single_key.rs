@@ -1,4 +1,5 @@
 //! The scripts on a real server beside the plain model: any order of requests by several owners ends alike.
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -8,9 +9,11 @@ use proptest::prelude::*;
 use redis::Connection;
 
 use crate::config::builder::Config;
-use crate::protocol::key::{Family, Key};
-use crate::protocol::lease::{Claim, Lease};
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::key::Key;
+use crate::protocol::kind::{Claim, Family};
+use crate::protocol::lease::Lease;
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
 use crate::protocol::token::Token;
 use crate::tests::fake_node::store::{Memory, Slot, Turn};
 use crate::time::clock;
@@ -370,7 +373,7 @@ pub(crate) fn connected() -> (servers::Server, Box<dyn Session>, Connection) {
         .check()
         .unwrap();
     let (_, connector) =
-        crate::transport::node::traits::connector(&settings.endpoints[0], &settings).unwrap();
+        crate::transport::node::factory::connector(&settings.endpoints[0], &settings).unwrap();
     let (session, _) = connector.connect(None).unwrap();
     let client = redis::Client::open(server.url()).unwrap();
     let raw = client.get_connection().unwrap();

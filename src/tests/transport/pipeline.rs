@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::Cause;
+use crate::protocol::kind::Claim;
+use crate::protocol::lease::Lease;
 use crate::protocol::lease::tests::lease_as;
-use crate::protocol::lease::{Claim, Lease};
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
 use crate::time::clock;
 use crate::transport::job::{Addressee, Job};
 use crate::transport::node::traits::{Flight, Prompt, Session};
@@ -391,7 +393,7 @@ fn cause_that_ends_a_connection_is_not_told_for_what_it_was_no_answer_to() {
     let told = told.take();
     assert_eq!(told[0], Answer::Fault(read_only()));
     let is_unknown = |answer: &Answer| match answer {
-        Answer::Fault(cause) => !crate::protocol::request::is_not_run(cause),
+        Answer::Fault(cause) => !crate::protocol::server_error::is_not_run(cause),
         _ => false,
     };
     assert!(is_unknown(&told[1]), "{told:?}");

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use redis::{
     ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
@@ -15,9 +14,7 @@ use crate::config::credentials::{Credentials, CredentialsProvider};
 use crate::config::endpoint::Address;
 use crate::config::settings::Settings;
 use crate::error::{Cause, Error};
-use crate::protocol::request;
-use crate::time::clock;
-use crate::transport::node::stream::Wire;
+use crate::protocol::server_error;
 use crate::transport::node::tls;
 
 /// Where a server listens, if its address does not say.
@@ -110,7 +107,7 @@ impl Server {
     }
 
     /// The same with the credentials of this moment.
-    fn with_current_credentials(&self) -> Result<Server, Cause> {
+    pub(crate) fn with_current_credentials(&self) -> Result<Server, Cause> {
         let Some((provider, node)) = &self.credentials else {
             return Ok(self.clone());
         };
@@ -137,29 +134,14 @@ impl Server {
         }
     }
 
-    /// Connects and logs in. Returns the server with the credentials that did so. Looking up a name has no time-out, so it can
-    /// take longer than until `end`.
-    pub(crate) fn open(&self, end: Instant) -> Result<(Wire, Server), Cause> {
-        let server = self.with_current_credentials()?;
-        let timeout = match server.info.addr() {
-            // What hangs over TLS has more to tell than that it does: in time for who waits for `connect_timeout`.
-            ConnectionAddr::TcpTls { .. } => left(end) * 7 / 8,
-            _ => left(end),
-        };
-        match Wire::open(&server, clock::now() + timeout) {
-            Ok(wire) => Ok((wire, server)),
-            Err(error) => Err(server.connect_failure(&error)),
-        }
-    }
-
-    fn connect_failure(&self, error: &RedisError) -> Cause {
+    pub(crate) fn connect_failure(&self, error: &RedisError) -> Cause {
         match self.info.addr() {
             #[cfg(feature = "tls")]
             ConnectionAddr::TcpTls { .. } => tls::cause(error, self.password()),
-            ConnectionAddr::Tcp(..) if request::is_cut(error) => {
+            ConnectionAddr::Tcp(..) if server_error::is_cut(error) => {
                 Cause::Unreachable(format!("{error}: is it a port for TLS? (rediss://)"))
             }
-            _ => request::cause_without(error, self.password()),
+            _ => server_error::cause_without(error, self.password()),
         }
     }
 }
@@ -179,12 +161,6 @@ fn log_in(
         }
     }
     redis
-}
-
-/// A time-out that ends then; never zero, which would be none at all.
-pub(crate) fn left(end: Instant) -> Duration {
-    let left = end.saturating_duration_since(clock::now());
-    left.max(Duration::from_millis(1))
 }
 
 /// How a place is called; an IPv6 address is in brackets, as where it is read.

@@ -15,13 +15,15 @@ use crate::config::endpoint::Address;
 use crate::config::settings::Settings;
 use crate::error::{Cause, Error};
 use crate::protocol::hash_slot::slot_of;
-use crate::protocol::request::{Answer, Request, Verb};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::{Request, Verb};
+use crate::protocol::server_error::out_of_step;
 use crate::protocol::server_info::{About, ClockReading};
 use crate::time::clock;
 use crate::transport::node::address::{Server, host_and_port};
 #[cfg(any(feature = "sentinel", feature = "cluster"))]
 use crate::transport::node::discovery;
-use crate::transport::node::session::{RedisSession, out_of_step};
+use crate::transport::node::session::RedisSession;
 use crate::transport::node::slot_map::{Place, Slots, read_target};
 use crate::transport::node::stream::Wire;
 use crate::transport::node::subscriber::RedisEar;

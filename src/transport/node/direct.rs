@@ -6,24 +6,12 @@ use std::time::Instant;
 use redis::Value;
 
 use crate::error::Cause;
-use crate::protocol::request;
-use crate::protocol::request::{Answer, Read};
+use crate::protocol::reply::{Answer, Read};
+use crate::protocol::server_error::out_of_step;
+use crate::protocol::{encode, reply, server_error};
 use crate::time::clock;
-use crate::transport::node::session::{RedisSession, out_of_step};
+use crate::transport::node::session::{Expected, RedisSession};
 use crate::transport::node::traits::{Flight, Prompt};
-
-/// What a reply is, of one that was sent by itself.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expected {
-    /// That to the request with this number.
-    Whole(u64),
-    /// For how long the lock is held that it was refused.
-    Left(u64),
-    /// That to the loading of a script that the server did not have.
-    Script,
-    /// That to the request with this number, which was sent again after its script.
-    Again(u64),
-}
 
 impl Prompt for RedisSession {
     fn is_in_order(&self) -> bool {
@@ -33,7 +21,7 @@ impl Prompt for RedisSession {
 
     fn send(&mut self, number: u64, bytes: &[u8]) -> Result<(), Cause> {
         self.expected.push_back(Expected::Whole(number));
-        let cause = |error| request::cause_without(&error, &self.password);
+        let cause = |error| server_error::cause_without(&error, &self.password);
         self.wire.send_at_once(bytes).map_err(cause)
     }
 
@@ -63,7 +51,7 @@ impl RedisSession {
     fn look(&mut self) -> Result<Option<Value>, Cause> {
         self.wire
             .look()
-            .map_err(|error| request::cause_without(&error, &self.password))
+            .map_err(|error| server_error::cause_without(&error, &self.password))
     }
 
     /// The answer that a reply is, unless more has to be asked.
@@ -75,25 +63,25 @@ impl RedisSession {
     ) -> Result<Option<(u64, Answer)>, Cause> {
         let (Expected::Whole(number) | Expected::Left(number) | Expected::Again(number)) = expected
         else {
-            self.unloaded = Some(request::unloaded(reply));
+            self.unloaded = Some(server_error::unloaded(reply));
             return Ok(None);
         };
         let flight = flights.iter().find(|flight| flight.number == number);
         let request = &flight.ok_or_else(out_of_step)?.request;
         if let Expected::Left(_) = expected {
-            let held = request::read_left(reply).ok_or_else(out_of_step)?;
+            let held = reply::read_left(reply).ok_or_else(out_of_step)?;
             return Ok(Some((number, held)));
         }
         self.out.clear();
-        let next = match (request::read(request, 0, reply), expected) {
+        let next = match (reply::read(request, 0, reply), expected) {
             (Read::Answer(answer), _) => return Ok(Some((number, answer))),
             (Read::Refused, Expected::Whole(_)) => {
-                request::write_left(request, &mut self.cmd, &mut self.out);
+                encode::write_left(request, &mut self.cmd, &mut self.out);
                 Expected::Left(number)
             }
             (Read::NoScript, Expected::Whole(_)) => {
                 let (cmd, out) = (&mut self.cmd, &mut self.out);
-                request::write_with_script(request, std::iter::empty(), cmd, out);
+                encode::write_with_script(request, std::iter::empty(), cmd, out);
                 self.expected.push_back(Expected::Script);
                 Expected::Again(number)
             }

@@ -8,7 +8,8 @@ use crate::config::address::Target;
 use crate::config::endpoint::Address;
 use crate::config::settings::Settings;
 use crate::error::{Cause, Error};
-use crate::transport::node::address::{Server, left, refusal};
+use crate::time::deadline::left;
+use crate::transport::node::address::{Server, refusal};
 use crate::transport::node::stream::Wire;
 
 /// The longest name of a host, in bytes, as DNS has it.

@@ -3,9 +3,11 @@
 pub(crate) mod address;
 #[cfg(feature = "cluster")]
 pub(crate) mod cluster;
+pub(crate) mod connect;
 pub(crate) mod direct;
 #[cfg(any(feature = "sentinel", feature = "cluster"))]
 pub(crate) mod discovery;
+pub(crate) mod factory;
 pub(crate) mod plain_stream;
 #[cfg(feature = "sentinel")]
 pub(crate) mod sentinel;

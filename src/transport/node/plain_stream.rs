@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use redis::{Parser, RedisResult, Value};
 
 use crate::time::clock;
-use crate::transport::node::address::left;
+use crate::time::deadline::left;
 
 /// So much is read at once.
 const ROOM: usize = 4096;

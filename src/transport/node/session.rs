@@ -9,13 +9,14 @@ use redis::{Cmd, Value};
 use crate::error::Cause;
 use crate::protocol::batch::Calls;
 #[cfg(feature = "cluster")]
-use crate::protocol::request::Holder;
-use crate::protocol::request::{Answer, Read, Request};
+use crate::protocol::reply::Holder;
+use crate::protocol::reply::{Answer, Read};
+use crate::protocol::request::Request;
+use crate::protocol::server_error::out_of_step;
 use crate::protocol::server_info::{About, ServerMode};
-use crate::protocol::{request, server_info};
+use crate::protocol::{encode, reply, server_error, server_info};
 use crate::time::clock;
-use crate::transport::node::address::left;
-use crate::transport::node::direct::Expected;
+use crate::time::deadline::left;
 use crate::transport::node::stream;
 use crate::transport::node::stream::Wire;
 use crate::transport::node::traits::{Greeting, Prompt, Session};
@@ -101,7 +102,7 @@ impl RedisSession {
         }
         write_kill(NOBODY, &mut self.out);
         stream::introduce(&mut self.out);
-        request::write_loads(&mut self.out);
+        encode::write_loads(&mut self.out);
         let (wall, sent) = (clock::wall(), clock::now());
         self.send(end)?;
         let client = self.receive_as::<i64>(end)?;
@@ -122,7 +123,7 @@ impl RedisSession {
         {
             return Err(cause);
         }
-        for sum in request::sums() {
+        for sum in encode::sums() {
             if self.receive_as::<String>(end)? != sum {
                 return Err(out_of_step());
             }
@@ -177,9 +178,10 @@ impl RedisSession {
     fn receive_kill(&mut self, end: Instant) -> Result<Option<Cause>, Cause> {
         match self.receive(end)? {
             Value::Int(_) => Ok(None),
-            Value::ServerError(error) => {
-                Ok(Some(request::cause_without(&error.into(), &self.password)))
-            }
+            Value::ServerError(error) => Ok(Some(server_error::cause_without(
+                &error.into(),
+                &self.password,
+            ))),
             _ => Err(out_of_step()),
         }
     }
@@ -203,7 +205,7 @@ impl RedisSession {
 
     fn receive_as<T: redis::FromRedisValue>(&mut self, end: Instant) -> Result<T, Cause> {
         let value = self.receive(end)?;
-        let cause = |error| request::cause_without(&error, &self.password);
+        let cause = |error| server_error::cause_without(&error, &self.password);
         match value {
             Value::ServerError(error) => Err(cause(error.into())),
             value => redis::from_redis_value(value).map_err(|error| cause(error.into())),
@@ -228,7 +230,7 @@ impl RedisSession {
         }
         self.wire
             .set_timeouts(left)
-            .map_err(|error| request::cause(&error))?;
+            .map_err(|error| server_error::cause(&error))?;
         self.armed = Some(left);
         Ok(())
     }
@@ -244,7 +246,7 @@ impl RedisSession {
             .peekable();
         match &requests[first].wire {
             Some(bytes) if joined.peek().is_none() => self.out.extend_from_slice(bytes),
-            _ => _ = request::write(&requests[first], joined, &mut self.cmd, &mut self.out),
+            _ => _ = encode::write(&requests[first], joined, &mut self.cmd, &mut self.out),
         }
     }
 
@@ -261,12 +263,12 @@ impl RedisSession {
         for (first, what) in again {
             match what {
                 Again::Left => {
-                    request::write_left(&requests[*first], &mut self.cmd, &mut self.out);
+                    encode::write_left(&requests[*first], &mut self.cmd, &mut self.out);
                 }
                 Again::Whole => {
                     let joined = calls.members(*first).skip(1).map(|index| &requests[index]);
                     let (cmd, out) = (&mut self.cmd, &mut self.out);
-                    request::write_with_script(&requests[*first], joined, cmd, out);
+                    encode::write_with_script(&requests[*first], joined, cmd, out);
                 }
             }
         }
@@ -274,16 +276,16 @@ impl RedisSession {
         for (first, what) in again {
             let reply = self.receive(end)?;
             if *what == Again::Left {
-                match request::read_left(&reply) {
+                match reply::read_left(&reply) {
                     Some(held) => answer(*first, held),
                     None => return Err(out_of_step()),
                 }
                 continue;
             }
-            let unloaded = request::unloaded(&reply);
+            let unloaded = server_error::unloaded(&reply);
             let reply = self.receive(end)?;
             for (place, index) in calls.members(*first).enumerate() {
-                match request::read(&requests[index], place, &reply) {
+                match reply::read(&requests[index], place, &reply) {
                     Read::Answer(read) => answer(index, read),
                     Read::NoScript => answer(index, Answer::Fault(unloaded.clone())),
                     Read::Refused | Read::OutOfStep => return Err(out_of_step()),
@@ -319,7 +321,7 @@ impl RedisSession {
         for first in calls.firsts() {
             let reply = self.receive(end)?;
             for (place, index) in calls.members(first).enumerate() {
-                match request::read(&requests[index], place, &reply) {
+                match reply::read(&requests[index], place, &reply) {
                     Read::Answer(read) => answer(index, read),
                     Read::Refused => again.push((index, Again::Left)),
                     Read::NoScript => {
@@ -345,10 +347,10 @@ impl RedisSession {
         self.out.clear();
         let (cmd, out) = (&mut self.cmd, &mut self.out);
         let mut call = Vec::new();
-        let script = request::write(request, std::iter::empty(), cmd, &mut call);
+        let script = encode::write(request, std::iter::empty(), cmd, &mut call);
         // It may not have been there before, and ASKING holds for one command.
         if let Some(script) = script {
-            request::write_load(script, out);
+            encode::write_load(script, out);
         }
         redis::cmd("ASKING").write_packed_command(out);
         out.append(&mut call);
@@ -357,7 +359,7 @@ impl RedisSession {
             self.receive(end)?;
         }
         let reply = self.receive(end)?;
-        match request::read(request, 0, &reply) {
+        match reply::read(request, 0, &reply) {
             Read::Answer(answer) => Ok(answer),
             // For how long would be one more question aside, and it is told as unknown as well.
             Read::Refused => Ok(Answer::Held(Holder::Unknown, None)),
@@ -416,7 +418,7 @@ impl Session for RedisSession {
             Ok(false) if self.may_ping_first() => self.ping(),
             Ok(false) => Ok(()),
             Err(error) if error.kind() == ErrorKind::InvalidData => Err(out_of_step()),
-            Err(error) => Err(request::cause(&error.into())),
+            Err(error) => Err(server_error::cause(&error.into())),
         }
     }
 
@@ -444,6 +446,15 @@ fn is_digest(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-pub(crate) fn out_of_step() -> Cause {
-    Cause::Unreachable("an unexpected reply: is it a Redis server?".into())
+/// What a reply is, of one that was sent by itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// That to the request with this number.
+    Whole(u64),
+    /// For how long the lock is held that it was refused.
+    Left(u64),
+    /// That to the loading of a script that the server did not have.
+    Script,
+    /// That to the request with this number, which was sent again after its script.
+    Again(u64),
 }

@@ -11,8 +11,9 @@ use redis::{Connection, ProtocolVersion};
 use redis::{ConnectionAddr, ErrorKind, Msg, RedisConnectionInfo, RedisError, RedisResult, Value};
 
 use crate::error::Cause;
-use crate::protocol::request;
-use crate::transport::node::address::{Server, left};
+use crate::protocol::server_error;
+use crate::time::deadline::left;
+use crate::transport::node::address::Server;
 use crate::transport::node::plain_stream;
 use crate::transport::node::plain_stream::Own;
 
@@ -114,7 +115,7 @@ impl Wire {
             && let Value::ServerError(error) = receive()?
         {
             // The first reply of a server may be about the connection, whatever was asked: "max number of clients reached".
-            return Err(match request::is_about_auth(&error) {
+            return Err(match server_error::is_about_auth(&error) {
                 true => {
                     let (kind, words) = (ErrorKind::AuthenticationFailed, error.to_string());
                     (kind, "Password authentication failed", words).into()
@@ -189,10 +190,12 @@ impl Wire {
     /// Returns what an error says of the node, in words without the password.
     pub(crate) fn cause(&self, error: &RedisError, password: &str) -> Cause {
         let is_tcp = matches!(&self.line, Line::Own(own) if own.is_tcp());
-        let cause = request::cause_without(error, password);
+        let cause = server_error::cause_without(error, password);
         match cause {
             // A server that expects TLS closes the connection at the first bytes that are none.
-            Cause::Unreachable(text) if is_tcp && !self.has_heard && request::is_cut(error) => {
+            Cause::Unreachable(text)
+                if is_tcp && !self.has_heard && server_error::is_cut(error) =>
+            {
                 Cause::Unreachable(format!("{text}: is it a port for TLS? (rediss://)"))
             }
             cause => cause,

@@ -7,9 +7,9 @@ use redis::{Cmd, Msg, Value};
 
 use crate::error::Cause;
 use crate::protocol::key::Channel;
-use crate::protocol::request;
+use crate::protocol::server_error;
 use crate::time::clock;
-use crate::transport::node::address::left;
+use crate::time::deadline::left;
 use crate::transport::node::stream::Wire;
 use crate::transport::node::traits::{Ear, Event};
 
@@ -52,7 +52,7 @@ impl RedisEar {
         self.connection
             .set_timeouts(self.node_timeout)
             .and_then(|()| self.connection.send(&cmd.get_packed_command()))
-            .map_err(|error| request::cause(&error))?;
+            .map_err(|error| server_error::cause(&error))?;
         self.sent.push_back(Sent {
             subscribe,
             replies,
@@ -75,7 +75,7 @@ impl RedisEar {
             return Err(out_of_step());
         };
         if let Value::ServerError(error) = reply {
-            let cause = request::cause(&error.into());
+            let cause = server_error::cause(&error.into());
             let refused = sent.subscribe;
             self.sent.pop_front();
             return refused.map_or(Err(cause.clone()), |command| {
@@ -144,7 +144,7 @@ impl Ear for RedisEar {
                 .connection
                 .set_timeouts(left(end))
                 .and_then(|()| self.connection.receive(end));
-            let reply = reply.map_err(|error| request::cause(&error))?;
+            let reply = reply.map_err(|error| server_error::cause(&error))?;
             return self.read(reply, end).map(Some);
         }
         let end = clock::now() + wait;
@@ -158,7 +158,7 @@ impl Ear for RedisEar {
                 Ok(Some(Event::Message(channel)))
             }
             Err(error) if error.is_timeout() => Ok(None),
-            Err(error) => Err(request::cause(&error)),
+            Err(error) => Err(server_error::cause(&error)),
         }
     }
 }

@@ -11,7 +11,7 @@ use rustls::{AlertDescription, ClientConfig, RootCertStore};
 use crate::config::settings::Settings;
 use crate::config::tls::Tls;
 use crate::error::Cause;
-use crate::protocol::request;
+use crate::protocol::server_error;
 
 /// Whether a server is spoken to over TLS, by what its address says. One without a scheme is if TLS is set.
 pub(crate) fn is_asked_for(by_address: Option<bool>, settings: &Settings) -> Result<bool, String> {
@@ -99,11 +99,11 @@ pub(crate) fn cause(error: &RedisError, password: &str) -> Cause {
     if error.is_timeout() {
         return Cause::Unreachable("no answer in time: is it a port for TLS?".to_owned());
     }
-    let inner = request::io(error).and_then(io::Error::get_ref);
+    let inner = server_error::io(error).and_then(io::Error::get_ref);
     let Some(tls) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
-        return request::cause_without(error, password);
+        return server_error::cause_without(error, password);
     };
-    let text = request::in_short(&format!("TLS: {tls}"), password);
+    let text = server_error::in_short(&format!("TLS: {tls}"), password);
     match tls {
         rustls::Error::AlertReceived(AlertDescription::InternalError) => Cause::Unreachable(text),
         rustls::Error::AlertReceived(_) | rustls::Error::InvalidCertificate(_) => {

@@ -2,50 +2,13 @@
 //! server, the master that sentinels name, or a cluster.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::endpoint::{Endpoint, Kind};
-use crate::config::settings::Settings;
-use crate::error::{Cause, Error};
+use crate::error::Cause;
 use crate::protocol::key::Channel;
-use crate::protocol::request::{Answer, Request};
+use crate::protocol::reply::Answer;
+use crate::protocol::request::Request;
 use crate::protocol::server_info::About;
-use crate::transport::node::address::Server;
-#[cfg(feature = "cluster")]
-use crate::transport::node::cluster;
-#[cfg(feature = "sentinel")]
-use crate::transport::node::sentinel;
-use crate::transport::node::single::{Single, Site};
-
-/// The way to a node, and the node's name: where it is, so that one named twice is found before any I/O. The database is no
-/// part of it.
-///
-/// # Errors
-/// `InvalidConfig` that names the address without its credentials.
-pub(crate) fn connector(
-    endpoint: &Endpoint,
-    settings: &Settings,
-) -> Result<(String, Arc<dyn Connector>), Error> {
-    Ok(match endpoint.kind() {
-        Kind::Server(address) => {
-            let server = Server::read(address, settings)?;
-            let name = server.place();
-            (name, Arc::new(Single::new(Site::At(server), settings)))
-        }
-        #[cfg(feature = "sentinel")]
-        Kind::Sentinel { master, sentinels } => {
-            let watch = sentinel::Watch::new(master, sentinels, settings)?;
-            let name = watch.name().to_owned();
-            (name, Arc::new(Single::new(Site::Watched(watch), settings)))
-        }
-        #[cfg(feature = "cluster")]
-        Kind::Cluster { seeds } => {
-            let cluster = cluster::Cluster::new(seeds, settings)?;
-            (cluster.name().to_owned(), Arc::new(cluster))
-        }
-    })
-}
 
 /// Makes sessions with one node. The one seam at which tests put fakes in the place of servers.
 pub(crate) trait Connector: Send + Sync {

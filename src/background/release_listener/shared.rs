@@ -1,0 +1,316 @@
+//! Channels, their waiters, and the thread that listens.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use log::{Level, debug, info, log};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::background::release_listener::rests::{PAUSE, Rests};
+use crate::background::release_listener::subscriptions::{Heard, Subscriptions, Waiter};
+use crate::background::release_listener::yielding::Courtesies;
+use crate::error::Cause;
+use crate::protocol::key::{Channel, Key};
+use crate::protocol::key_set::Keys;
+use crate::protocol::lease::Lease;
+use crate::random;
+use crate::sync::threads;
+use crate::time::clock;
+use crate::transport::inbox::Inbox;
+use crate::transport::node::traits::{Connector, Ear, Event};
+use crate::transport::node_group::Nodes;
+use crate::transport::pipeline;
+
+/// The thread's name.
+pub(crate) const NAME: &str = "redguard-listener";
+
+/// A subscription outlives its last waiter by this, since who waited for a lock is likely to wait for it again.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// So long it hears nothing before it asks for a sign of life. As often it looks whether a node before its own can be had.
+const PING_EVERY: Duration = Duration::from_secs(1);
+
+/// The number of the SUBSCRIBE to the private channel.
+pub(crate) const PRIVATE: u64 = 0;
+
+pub(crate) struct Desk {
+    pub(crate) state: Mutex<State>,
+    pub(crate) changed: Condvar,
+    pub(crate) nodes: Arc<Nodes>,
+    /// The private channel on which the thread is told that there is something to do: a read cannot be interrupted.
+    pub(crate) private: Arc<Lease>,
+    /// How many channels there are, so that who does not wait need not ask.
+    pub(crate) channels: AtomicUsize,
+    /// How many keys others were seen to listen to.
+    pub(crate) courtesies: AtomicUsize,
+}
+
+pub(crate) struct State {
+    pub(crate) subscriptions: Subscriptions,
+    /// Until when others are let pass who were heard to listen.
+    pub(crate) courtesies: Courtesies,
+    /// Where the thread listens.
+    pub(crate) node: Option<usize>,
+    /// It has been told, and has not looked since.
+    pub(crate) knocked: bool,
+    pub(crate) stopping: bool,
+}
+
+/// A waiter's ear at a key. It hears until it is dropped.
+pub(crate) struct Listening<'a> {
+    desk: &'a Desk,
+    pub(crate) channel: Channel,
+    pub(crate) waiter: Arc<Waiter>,
+}
+
+impl Listening<'_> {
+    pub(crate) fn is_at(&self, key: &Key) -> bool {
+        *self.channel == *key.wire()
+    }
+
+    /// What there was to hear since this was asked last.
+    pub(crate) fn take(&self) -> Heard {
+        match self
+            .waiter
+            .heard
+            .swap(Heard::Nothing as u8, Ordering::AcqRel)
+        {
+            0 => Heard::Nothing,
+            1 => Heard::Subscribed,
+            _ => Heard::Release,
+        }
+    }
+
+    /// Whether there was at least this to hear.
+    pub(crate) fn has_heard(&self, least: Heard) -> bool {
+        self.waiter.heard.load(Ordering::Acquire) >= least as u8
+    }
+}
+
+impl Drop for Listening<'_> {
+    fn drop(&mut self) {
+        let mut state = self.desk.state.lock();
+        let subscriptions = &mut state.subscriptions;
+        subscriptions.leave(&self.channel, &self.waiter, clock::now());
+    }
+}
+
+impl Desk {
+    /// Adds a waiter, and tells whether its channel is a new one.
+    pub(crate) fn enter(
+        &self,
+        state: &mut State,
+        key: &Key,
+        inbox: &Arc<Inbox>,
+    ) -> (Listening<'_>, bool) {
+        let channel = key.channel();
+        let waiter = Arc::new(Waiter {
+            inbox: Arc::clone(inbox),
+            heard: AtomicU8::new(Heard::Nothing as u8),
+        });
+        let is_new = state.subscriptions.enter(&channel, &waiter);
+        let listening = Listening {
+            desk: self,
+            channel,
+            waiter,
+        };
+        (listening, is_new)
+    }
+
+    /// Lets the thread look at what is to be done.
+    pub(crate) fn knock(&self, mut state: MutexGuard<'_, State>) {
+        let knocks = !std::mem::replace(&mut state.knocked, true);
+        let node = state.node;
+        drop(state);
+        self.changed.notify_one();
+        if let (true, Some(node)) = (knocks, node) {
+            self.nodes.knock(&self.private, node);
+        }
+    }
+
+    pub(crate) fn run(&self, connectors: &[Arc<dyn Connector>]) {
+        let mut rests = Rests::new(connectors.len());
+        // After a panic it goes on with the next node.
+        while threads::catch(NAME, || self.turn(connectors, &mut rests)) != Some(false) {}
+    }
+
+    /// Listens to one node until that ends. `false` when the thread is to end.
+    fn turn(&self, connectors: &[Arc<dyn Connector>], rests: &mut Rests) -> bool {
+        let Some(node) = self.wait_for_work(rests) else {
+            return false;
+        };
+        let began = clock::now();
+        let listen = || connectors[node].listen(&mut |ear| self.serve(ear, node, rests));
+        let ended = catch_unwind(AssertUnwindSafe(listen));
+        let now = clock::now();
+        let mut state = self.state.lock();
+        state.node = None;
+        state.subscriptions.end();
+        self.sweep(&mut state, Duration::ZERO);
+        let stopping = state.stopping;
+        drop(state);
+        let level = match ended {
+            Ok(Err(_)) if !rests.fail(node, began, now) => Level::Debug,
+            Ok(Err(_)) => Level::Info,
+            Ok(Ok(())) => return !stopping,
+            Err(_) => {
+                rests.fail(node, began, now);
+                Level::Error
+            }
+        };
+        let cause = ended.unwrap_or_else(|_| Err(pipeline::panicked()));
+        if let (Err(cause), false) = (cause, stopping) {
+            let name = self.nodes.name(node);
+            log!(level, "{name}: no wake-ups from it: {cause}");
+        }
+        !stopping
+    }
+
+    /// Waits until somebody waits and a node is connected that can be listened to; `None` when the thread is to end.
+    fn wait_for_work(&self, rests: &Rests) -> Option<usize> {
+        let mut state = self.state.lock();
+        loop {
+            state.knocked = false;
+            if state.stopping {
+                return None;
+            }
+            if state.subscriptions.is_empty() {
+                self.changed.wait(&mut state);
+                continue;
+            }
+            let now = clock::now();
+            if let Some(node) = self.nodes.first_up_of(|node| !rests.is_resting(node, now)) {
+                return Some(node);
+            }
+            self.changed.wait_until(&mut state, now + PAUSE);
+            self.sweep(&mut state, LINGER);
+        }
+    }
+
+    /// Forgets the channels at which nobody has waited for so long. Returns the UNSUBSCRIBE commands that are to be sent.
+    fn sweep(&self, state: &mut State, linger: Duration) -> Vec<Vec<Channel>> {
+        let swept = state.subscriptions.sweep(clock::now(), linger);
+        let channels = state.subscriptions.len();
+        self.channels.store(channels, Ordering::Release);
+        swept
+    }
+
+    /// Hears what one connection brings, until it fails or nobody waits any more. Nothing that is sent is waited for: replies
+    /// and messages are taken as they come.
+    pub(crate) fn serve(&self, ear: &mut dyn Ear, node: usize, rests: &Rests) -> Result<(), Cause> {
+        ear.subscribe(PRIVATE, &[self.private.key().channel()])?;
+        self.state.lock().subscriptions.begin();
+        let mut heard_at = clock::now();
+        let mut look_at = heard_at + PING_EVERY;
+        loop {
+            let (new, gone, due) = {
+                let mut state = self.state.lock();
+                state.knocked = false;
+                let gone = self.sweep(&mut state, LINGER);
+                if state.stopping || state.subscriptions.is_empty() {
+                    return Ok(());
+                }
+                let new = state.subscriptions.take_unsent();
+                (new, gone, state.subscriptions.next_sweep(LINGER))
+            };
+            for channels in &gone {
+                ear.unsubscribe(channels)?;
+            }
+            for (command, channels) in &new {
+                ear.subscribe(*command, channels)?;
+            }
+            let now = clock::now();
+            if now >= look_at {
+                look_at = now + PING_EVERY;
+                let suits = |other| other == node || !rests.is_resting(other, now);
+                if self
+                    .nodes
+                    .first_up_of(suits)
+                    .is_some_and(|first| first < node)
+                {
+                    return Ok(()); // back to where all others listen
+                }
+            }
+            if now >= heard_at + PING_EVERY {
+                ear.ping()?;
+                heard_at = now;
+            }
+            let next = look_at.min(heard_at + PING_EVERY);
+            let next = due.map_or(next, |due| due.min(next));
+            if let Some(event) = ear.hear(next.saturating_duration_since(now))? {
+                heard_at = clock::now();
+                self.take(event, node)?;
+            }
+        }
+    }
+
+    /// Takes in what the server has sent. The error is why it is of no use.
+    fn take(&self, event: Event, node: usize) -> Result<(), Cause> {
+        let mut state = self.state.lock();
+        match event {
+            Event::Message(channel) => state.subscriptions.message(&channel),
+            Event::Subscribed(PRIVATE, _) => {
+                state.node = Some(node);
+                drop(state); // let go before telling
+                debug!("{}: listening", self.nodes.name(node));
+            }
+            Event::Subscribed(command, channel) => state.subscriptions.confirm(command, &channel),
+            Event::Refused(PRIVATE, cause) => return Err(cause),
+            Event::Refused(command, cause) => {
+                let refused = state.subscriptions.refuse(command);
+                drop(state); // let go before telling
+                if let Some(channel) = refused {
+                    let name = self.nodes.name(node);
+                    info!("{name}: no wake-ups from its channel {channel:?}: {cause}");
+                }
+            }
+            Event::Other => {}
+        }
+        Ok(())
+    }
+}
+
+/// A `Nodes` that let others pass at a key forgets it after this.
+pub(crate) const KEPT: Duration = Duration::from_secs(10);
+
+impl Desk {
+    /// Of a lock with several keys a node says how many heard of the one that most heard of: those who listen to the others
+    /// are let pass as well.
+    pub(crate) fn released(&self, keys: &Keys, heard: &[(usize, u64)]) {
+        let known = self.courtesies.load(Ordering::Acquire) > 0;
+        if heard.is_empty() && !known {
+            return;
+        }
+        let mut state = self.state.lock();
+        for key in keys.all() {
+            let channel = key.channel();
+            let is_ours = state.subscriptions.is_confirmed(&channel);
+            let ours = state.node.filter(|_| is_ours);
+            let others = heard
+                .iter()
+                .any(|(node, count)| *count > u64::from(ours == Some(*node)));
+            if others {
+                let until = self.others_pass();
+                state.courtesies.put(&channel, until, clock::now());
+            } else {
+                state.courtesies.remove(&channel);
+            }
+        }
+        let count = state.courtesies.count();
+        self.courtesies.store(count, Ordering::Release);
+    }
+
+    /// Nobody heard of it on this node. Where others listen they do so on the first one.
+    pub(crate) fn unheard(&self, keys: &Keys, node: usize) {
+        if self.nodes.first_up() == Some(node) {
+            self.released(keys, &[]);
+        }
+    }
+
+    /// Two round trips and as much again, more or less, from now on.
+    pub(crate) fn others_pass(&self) -> Instant {
+        clock::now() + (2 * self.nodes.usual_round()).mul_f64(1.0 + random::unit())
+    }
+}

@@ -1,0 +1,85 @@
+//! What an `on_lost` callback is told.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::LossReason;
+use crate::protocol::key::Key;
+use crate::protocol::lease::Lease;
+use crate::time::clock;
+
+/// A lock that was lost: what a callback is told ([`LockOptions::on_lost`](crate::LockOptions::on_lost)).
+///
+/// ```
+/// use redguard::{LockOptions, LossReason, LostLock};
+/// use std::time::Duration;
+///
+/// fn alarm(lost: &LostLock) {
+///     let names: Vec<&str> = lost.keys().collect();
+///     eprintln!("lost {names:?}: {}", lost.reason());
+///     if let (LossReason::NotOurs, Some(token)) = (lost.reason(), lost.fencing_token()) {
+///         eprintln!("{}: the store refuses {token} from now on", lost.key());
+///     }
+/// }
+///
+/// let options = LockOptions::new(Duration::from_secs(30)).on_lost(alarm);
+/// ```
+pub struct LostLock {
+    pub(crate) lease: Arc<Lease>,
+}
+
+impl LostLock {
+    #[cfg(feature = "testing")]
+    pub(crate) fn of(lease: Arc<Lease>) -> LostLock {
+        LostLock { lease }
+    }
+
+    /// The lock's name, as it was given; of several the first in their order.
+    pub fn key(&self) -> &str {
+        self.lease.key().name()
+    }
+
+    /// All names of a lock that was taken with several, in their order; of others the one.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.lease.keys().all().iter().map(Key::name)
+    }
+
+    /// Why it is lost.
+    pub fn reason(&self) -> LossReason {
+        // Who is told of a loss comes after it.
+        self.lease.loss(clock::now()).unwrap_or(LossReason::Expired)
+    }
+
+    /// The fencing token that the guard had, if it was to have one.
+    pub fn fencing_token(&self) -> Option<u64> {
+        self.lease.fence()
+    }
+}
+
+impl fmt::Debug for LostLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("LostLock");
+        shown
+            .field("key", &self.key())
+            .field("reason", &self.reason())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A callback. Equal are clones of one.
+#[derive(Clone)]
+pub(crate) struct OnLost(pub(crate) Arc<dyn Fn(&LostLock) + Send + Sync>);
+
+impl PartialEq for OnLost {
+    fn eq(&self, other: &OnLost) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for OnLost {}
+
+impl fmt::Debug for OnLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnLost(..)")
+    }
+}

@@ -1,0 +1,3 @@
+//! The threads that serve all locks, over fake nodes.
+
+pub(crate) mod loss_notifier;
