@@ -74,8 +74,8 @@ fn run(cli: &Cli) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let stats = nodes.stats();
     println!(
         "{} locks, after {:?} on average; {} contended, {} unavailable, {} lost",
-        stats.granted,
-        stats.waits.mean(),
+        stats.acquired,
+        stats.wait_time.mean(),
         stats.contended,
         stats.unavailable,
         stats.lost

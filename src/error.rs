@@ -37,11 +37,11 @@ use crate::error;
 pub enum Error {
     /// A text that should be a [`LockToken`](crate::LockToken) is none.
     #[error("not a token of a lock that was handed over")]
-    InvalidToken,
+    InvalidLockToken,
 
     /// The lock is held in this process alone, so it cannot be handed over to another. It is released.
     #[error("the lock is held in this process alone")]
-    HeldLocally,
+    NotOnNodes,
 
     /// The list of nodes is empty.
     #[error("no node addresses were given")]
@@ -52,7 +52,7 @@ pub enum Error {
     InvalidConfig(String),
 
     /// A lock name that cannot be used.
-    #[error("invalid lock name{}: {reason}", Named(name))]
+    #[error("invalid lock name{}: {reason}", QuotedName(name))]
     InvalidKey {
         /// The name that was given, shortened when it is long.
         name: String,
@@ -74,7 +74,7 @@ pub enum Error {
     #[error(
         "no quorum: {operation} {} of {total} nodes, {needed} are needed{}",
         operation.done(*total, causes),
-        Listed(causes)
+        FailureList(causes)
     )]
     InsufficientQuorum {
         /// What the nodes were asked to do.
@@ -86,11 +86,11 @@ pub enum Error {
         /// How many nodes are configured.
         total: usize,
         /// What stood in the way on each node that did not do it, in the order of the configuration.
-        causes: Box<[NodeCause]>,
+        causes: Box<[FailedNode]>,
     },
 
     /// No quorum has replied for so many rounds that the nodes are not asked for a while
-    /// ([`Config::breaker`](crate::Config::breaker)), or only to see whether they are back. Returned at once by calls that do not
+    /// ([`Config::circuit_breaker`](crate::Config::circuit_breaker)), or only to see whether they are back. Returned at once by calls that do not
     /// wait; all others wait for the nodes, as [`RetryPolicy::max_outage`](crate::RetryPolicy::max_outage) says.
     #[error(
         "circuit breaker open (no quorum); next attempt in {retry_in:.0?} at the latest, sooner when nodes are back{}",
@@ -100,7 +100,7 @@ pub enum Error {
         /// When the nodes are asked again at the latest; sooner if a quorum of them is connected before.
         retry_in: Duration,
         /// Why each node that is not connected is not, or did not reply when it was asked last, in the order of the configuration.
-        causes: Box<[NodeCause]>,
+        causes: Box<[FailedNode]>,
     },
 
     /// The lock is held by another, and a limit on waiting ran out.
@@ -222,7 +222,7 @@ impl Error {
         };
         let denied = causes
             .iter()
-            .filter(|node| matches!(node.cause, Cause::Denied(_)));
+            .filter(|node| matches!(node.failure, NodeFailure::AccessDenied(_)));
         denied.count() > total.saturating_sub(*needed)
     }
 
@@ -256,11 +256,12 @@ pub enum Operation {
 
 impl Operation {
     /// How many of the nodes did it. All others have a cause, but some of these are answers.
-    fn done(self, total: usize, causes: &[NodeCause]) -> usize {
-        let is_answer = |cause: &Cause| *cause == Cause::NotOurs || cause.is_lasting();
+    fn done(self, total: usize, causes: &[FailedNode]) -> usize {
+        let is_answer =
+            |cause: &NodeFailure| *cause == NodeFailure::NotOurs || cause.is_permanent();
         let others = causes
             .iter()
-            .filter(|node| self != Operation::Inspect || !is_answer(&node.cause));
+            .filter(|node| self != Operation::Inspect || !is_answer(&node.failure));
         total.saturating_sub(others.count())
     }
 }
@@ -283,7 +284,7 @@ impl fmt::Display for Operation {
 /// use redguard::{LockGuard, LossReason};
 ///
 /// fn explain(guard: &LockGuard) {
-///     match guard.watch().loss() {
+///     match guard.watch().loss_reason() {
 ///         None => println!("held, or released"),
 ///         Some(LossReason::Expired) => println!("paused for too long, or no quorum to renew it on"),
 ///         Some(reason) => println!("{reason}"),
@@ -309,33 +310,35 @@ pub enum LossReason {
 /// One node's part in an [`Error::InsufficientQuorum`].
 ///
 /// ```
-/// use redguard::{Cause, Error};
+/// use redguard::{NodeFailure, Error};
 ///
 /// /// The nodes with which it takes an operator: waiting for them does not help.
 /// fn denied(error: &Error) -> Vec<&str> {
 ///     let Error::InsufficientQuorum { causes, .. } = error else {
 ///         return Vec::new();
 ///     };
-///     let denied = causes.iter().filter(|c| matches!(c.cause, Cause::Denied(_)));
+///     let denied = causes.iter().filter(|c| matches!(c.failure, NodeFailure::AccessDenied(_)));
 ///     denied.map(|c| c.node.as_str()).collect()
 /// }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct NodeCause {
+pub struct FailedNode {
     /// The node's address, without credentials.
     pub node: String,
     /// What it answered, or why it did not.
-    pub cause: Cause,
+    pub failure: NodeFailure,
     /// The limit that a time-out exceeded.
     pub(crate) limit: Option<AnswerLimit>,
 }
 
-impl fmt::Display for NodeCause {
+impl fmt::Display for FailedNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.cause, &self.limit) {
-            (Cause::TimedOut, Some(limit)) => write!(f, "{}: no answer within {limit}", self.node),
-            _ => write!(f, "{}: {}", self.node, self.cause),
+        match (&self.failure, &self.limit) {
+            (NodeFailure::TimedOut, Some(limit)) => {
+                write!(f, "{}: no answer within {limit}", self.node)
+            }
+            _ => write!(f, "{}: {}", self.node, self.failure),
         }
     }
 }
@@ -375,7 +378,10 @@ impl Error {
     /// Adds the limits that nodes exceeded, which `of` returns for a node of this name.
     pub(crate) fn with_limits(mut self, of: impl Fn(&str) -> AnswerLimit) -> Error {
         if let Error::InsufficientQuorum { causes, .. } = &mut self {
-            for cause in causes.iter_mut().filter(|it| it.cause == Cause::TimedOut) {
+            for cause in causes
+                .iter_mut()
+                .filter(|it| it.failure == NodeFailure::TimedOut)
+            {
                 cause.limit = Some(of(&cause.node));
             }
         }
@@ -386,14 +392,14 @@ impl Error {
 /// Why a node did not grant.
 ///
 /// ```
-/// use redguard::Cause;
+/// use redguard::NodeFailure;
 ///
-/// let cause = Cause::Unreachable("Connection refused (os error 111)".to_owned());
+/// let cause = NodeFailure::Unreachable("Connection refused (os error 111)".to_owned());
 /// assert_eq!(cause.to_string(), "unreachable: Connection refused (os error 111)");
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Cause {
+pub enum NodeFailure {
     /// No connection, or it broke. The text is the operating system's.
     #[error("unreachable: {0}")]
     Unreachable(String),
@@ -405,11 +411,11 @@ pub enum Cause {
     /// The credentials are wrong, missing, or not allowed to do what is needed; or one side does not accept the other's
     /// certificate.
     #[error("access denied: {0}")]
-    Denied(String),
+    AccessDenied(String),
 
     /// The server answered with an error (`READONLY`, `LOADING`, `OOM` …), given in its own words.
     #[error("server error: {0}")]
-    Server(String),
+    ServerError(String),
 
     /// The lock is held by another there, for `remaining` at most if the holder does not extend it.
     #[error("held by another")]
@@ -420,7 +426,7 @@ pub enum Cause {
 
     /// Readers hold the lock there, or have their turn; for `remaining` at most if none of them extends.
     #[error("held by readers")]
-    Readers {
+    HeldByReaders {
         /// Until the last of them ends.
         remaining: Option<Duration>,
     },
@@ -442,7 +448,7 @@ pub enum Cause {
 
     /// The semaphore has another number of permits there, of which one is held.
     #[error("the semaphore has {permits} permits there")]
-    OtherPermits {
+    PermitCountMismatch {
         /// How many it has there.
         permits: u32,
     },
@@ -461,19 +467,19 @@ pub enum Cause {
     CrossSlot,
 }
 
-impl Cause {
+impl NodeFailure {
     /// Whether it does not pass by asking again.
-    pub(crate) fn is_lasting(&self) -> bool {
-        matches!(self, Cause::WrongType | Cause::CrossSlot)
+    pub(crate) fn is_permanent(&self) -> bool {
+        matches!(self, NodeFailure::WrongType | NodeFailure::CrossSlot)
     }
 
     /// Whether the node could not be reached, did not reply, or is loading its data: then it serves nobody else either, as far as
     /// can be told. Any other error is a reply of a node that could also serve another holder (rule S9).
     pub(crate) fn is_outage(&self) -> bool {
         match self {
-            Cause::Unreachable(_) | Cause::TimedOut => true,
+            NodeFailure::Unreachable(_) | NodeFailure::TimedOut => true,
             // With a place before it where a sentinel named the server. At its limit a server refuses the connection itself.
-            Cause::Server(text) => {
+            NodeFailure::ServerError(text) => {
                 let is_loading = text.starts_with("LOADING") || text.contains(": LOADING");
                 is_loading || text.contains("max number of clients")
             }
@@ -483,14 +489,20 @@ impl Cause {
 
     /// Whether a node replied with this error.
     pub(crate) fn is_reply(&self) -> bool {
-        self.is_lasting() || matches!(self, Cause::Server(_) | Cause::Denied(_))
+        self.is_permanent()
+            || matches!(
+                self,
+                NodeFailure::ServerError(_) | NodeFailure::AccessDenied(_)
+            )
     }
 
     /// For how long this stands in the way, if that is known.
     pub(crate) fn remaining(&self) -> Option<Duration> {
         match self {
-            Cause::Held { remaining } | Cause::Readers { remaining } => *remaining,
-            Cause::Quarantined { remaining } => Some(*remaining),
+            NodeFailure::Held { remaining } | NodeFailure::HeldByReaders { remaining } => {
+                *remaining
+            }
+            NodeFailure::Quarantined { remaining } => Some(*remaining),
             // A writer that waits may have the lock before it is free for us.
             _ => None,
         }
@@ -498,9 +510,9 @@ impl Cause {
 }
 
 /// A name in a message, if there is one.
-struct Named<'a>(&'a str);
+struct QuotedName<'a>(&'a str);
 
-impl fmt::Display for Named<'_> {
+impl fmt::Display for QuotedName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             "" => Ok(()),
@@ -510,9 +522,9 @@ impl fmt::Display for Named<'_> {
 }
 
 /// Causes as they stand at the end of a message.
-struct Listed<'a>(&'a [NodeCause]);
+struct FailureList<'a>(&'a [FailedNode]);
 
-impl fmt::Display for Listed<'_> {
+impl fmt::Display for FailureList<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, cause) in self.0.iter().enumerate() {
             write!(f, "{}{cause}", if i == 0 { ": " } else { "; " })?;
@@ -522,7 +534,7 @@ impl fmt::Display for Listed<'_> {
 }
 
 /// Causes behind a message that has an end of its own.
-struct Appended<'a>(&'a [NodeCause]);
+struct Appended<'a>(&'a [FailedNode]);
 
 impl fmt::Display for Appended<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -553,7 +565,7 @@ mod tests {
         ] {
             let error = insufficient(
                 operation,
-                &[Cause::TimedOut, Cause::Held { remaining: None }],
+                &[NodeFailure::TimedOut, NodeFailure::Held { remaining: None }],
             );
             assert_eq!(
                 error.to_string(),
@@ -566,13 +578,13 @@ mod tests {
     }
 
     /// Of three nodes, with the causes of those that did not do it.
-    fn insufficient(operation: Operation, causes: &[Cause]) -> Error {
-        let causes = causes.iter().enumerate().map(|(node, cause)| NodeCause {
+    fn insufficient(operation: Operation, causes: &[NodeFailure]) -> Error {
+        let causes = causes.iter().enumerate().map(|(node, cause)| FailedNode {
             node: format!("n{node}"),
-            cause: cause.clone(),
+            failure: cause.clone(),
             limit: None,
         });
-        let causes: Box<[NodeCause]> = causes.collect();
+        let causes: Box<[FailedNode]> = causes.collect();
         Error::InsufficientQuorum {
             operation,
             needed: 2,
@@ -584,7 +596,10 @@ mod tests {
 
     #[test]
     fn denial_of_so_many_nodes_that_no_quorum_is_left_is_no_outage() {
-        let (down, denied) = (Cause::TimedOut, Cause::Denied("WRONGPASS".into()));
+        let (down, denied) = (
+            NodeFailure::TimedOut,
+            NodeFailure::AccessDenied("WRONGPASS".into()),
+        );
         for (causes, is_denied) in [
             (vec![&denied, &denied], true),
             (vec![&denied, &denied, &denied], true),
@@ -593,7 +608,7 @@ mod tests {
             (vec![&denied, &down, &down], false),
             (vec![&down, &down], false),
         ] {
-            let causes: Vec<Cause> = causes.into_iter().cloned().collect();
+            let causes: Vec<NodeFailure> = causes.into_iter().cloned().collect();
             let error = insufficient(Operation::Acquire, &causes);
             assert_eq!(error.is_denied(), is_denied, "{error}");
             assert_eq!(error.is_unavailable(), !is_denied, "{error}");
@@ -604,9 +619,9 @@ mod tests {
     #[test]
     fn timed_out_node_is_told_with_the_limit_that_it_exceeded() {
         let ms = Duration::from_millis;
-        let timed_out = |node: &str, cause| NodeCause {
+        let timed_out = |node: &str, cause| FailedNode {
             node: node.into(),
-            cause,
+            failure: cause,
             limit: None,
         };
         let error = Error::InsufficientQuorum {
@@ -615,9 +630,9 @@ mod tests {
             reachable: 0,
             total: 3,
             causes: Box::new([
-                timed_out("a:1", Cause::TimedOut),
-                timed_out("b:2", Cause::TimedOut),
-                timed_out("c:3", Cause::Unreachable("gone".into())),
+                timed_out("a:1", NodeFailure::TimedOut),
+                timed_out("b:2", NodeFailure::TimedOut),
+                timed_out("c:3", NodeFailure::Unreachable("gone".into())),
             ]),
         };
         let told = error.with_limits(|node| match node {
@@ -637,16 +652,16 @@ mod tests {
 
     #[test]
     fn an_open_breaker_names_the_last_causes() {
-        let cause = |node: &str| NodeCause {
+        let cause = |node: &str| FailedNode {
             node: node.into(),
-            cause: Cause::TimedOut,
+            failure: NodeFailure::TimedOut,
             limit: None,
         };
         let error = Error::CircuitOpen {
             retry_in: Duration::from_secs(60),
             causes: Box::new([cause("a:1"), cause("b:2")]),
         };
-        let timed_out = Cause::TimedOut.to_string();
+        let timed_out = NodeFailure::TimedOut.to_string();
         assert_eq!(
             error.to_string(),
             format!(
@@ -658,10 +673,10 @@ mod tests {
 
     #[test]
     fn only_silence_refusal_to_connect_and_loading_are_outages() {
-        let server = |text: &str| Cause::Server(text.into());
+        let server = |text: &str| NodeFailure::ServerError(text.into());
         for (cause, expected) in [
-            (Cause::TimedOut, true),
-            (Cause::Unreachable("refused".into()), true),
+            (NodeFailure::TimedOut, true),
+            (NodeFailure::Unreachable("refused".into()), true),
             (
                 server("LOADING Redis is loading the dataset in memory"),
                 true,
@@ -675,9 +690,9 @@ mod tests {
             (server("MASTERDOWN Link with MASTER is down"), false),
             (server("CLUSTERDOWN the cluster is down"), false),
             (server("ERR value is not an integer or out of range"), false),
-            (Cause::Denied("NOPERM".into()), false),
-            (Cause::WrongType, false),
-            (Cause::Held { remaining: None }, false),
+            (NodeFailure::AccessDenied("NOPERM".into()), false),
+            (NodeFailure::WrongType, false),
+            (NodeFailure::Held { remaining: None }, false),
         ] {
             assert_eq!(cause.is_outage(), expected, "{cause}");
         }

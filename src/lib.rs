@@ -48,7 +48,7 @@
 //! | a clock runs wrong by more than `ttl / 100 + 2 ms` within a TTL | a node frees the lock early | run NTP with slewing on the nodes |
 //! | a node restarts without its data | it grants again what it had granted | append-only file with `appendfsync always`, or [`restart_quarantine`](Config::restart_quarantine) |
 //! | fail-over to a replica | the same: replication is asynchronous | independent masters, no replicas ([below](#sentinel-and-cluster)) |
-//! | eviction under `maxmemory`, `FLUSHALL` | the same | `maxmemory-policy noeviction` and [`strict_servers`](Config::strict_servers); a server for locks alone |
+//! | eviction under `maxmemory`, `FLUSHALL` | the same | `maxmemory-policy noeviction` and [`reject_evicting_servers`](Config::reject_evicting_servers); a server for locks alone |
 //! | the list of nodes is changed under way | two lists have two quorums | stop all holders, or wait the longest TTL |
 //! | a node lies | it counts as one vote, whatever it says | servers of your own, in a private network |
 //!
@@ -74,7 +74,7 @@
 //!
 //! # Several keys as one lock
 //!
-//! [`lock_all`](Locker::lock_all) takes the locks of several names as one, all or none, for work that touches several things:
+//! [`acquire_all`](Locker::acquire_all) takes the locks of several names as one, all or none, for work that touches several things:
 //! a transfer between two accounts, say. The order of the names does not matter, callers whose names overlap exclude each
 //! other, and no two wait for each other: in a process the names are queued for in their order, and each node grants all of
 //! them in one step or none. Each key holds the same token, so those that take one of them alone are excluded, too.
@@ -157,14 +157,14 @@
 //! [`auto_renew`](LockOptions::auto_renew) lets one thread renew all locks of a [`Nodes`] that want it. The TTL is then how long
 //! a lock outlives a process that was killed. A renewal that fails is tried again until the lease ends; only a quorum that
 //! says "not yours", or the clock, makes a lock lost, and a lost lock is never renewed. A guard that is forgotten keeps its
-//! lock for as long as the process lives, unless [`max_hold`](LockOptions::max_hold) ends the renewal.
+//! lock for as long as the process lives, unless [`max_renewal`](LockOptions::max_renewal) ends the renewal.
 //!
 //! A loss is told, once, by the clock or by what nodes say, whichever is first:
 //!
 //! | who | how |
 //! |---|---|
 //! | the worker, at its next step | [`check`](LockGuard::check), [`is_held`](LockGuard::is_held), [`remaining`](LockGuard::remaining) |
-//! | a thread that waits for it | [`LossWatch::wait_lost`], from [`watch`](LockGuard::watch) |
+//! | a thread that waits for it | [`LockWatch::wait_ended`], from [`watch`](LockGuard::watch) |
 //! | a callback | [`LockOptions::on_lost`], on a thread that callbacks share |
 //!
 //! While a computer is suspended the steady clock stands still, and so do leases as we see them, but not on the nodes. A look
@@ -201,11 +201,11 @@
 //! | the nodes are too slow for the TTL | [`ValidityExhausted`](Error::ValidityExhausted) after three attempts in a row |
 //! | the process exits without destructors | the TTL frees the lock |
 //! | a server says `READONLY` | it is connected to anew, and found again where sentinels or a cluster tell |
-//! | a node is a replica, or with [`strict_servers`](Config::strict_servers) may evict locks | a fault of that node until it is not; it is asked at connect |
+//! | a node is a replica, or with [`reject_evicting_servers`](Config::reject_evicting_servers) may evict locks | a fault of that node until it is not; it is asked at connect |
 //!
 //! # When no quorum answers
 //!
-//! A *circuit breaker* ([`Config::breaker`]; M. Nygard, *Release It!*) keeps callers from waiting in vain. It counts rounds of
+//! A *circuit breaker* ([`Config::circuit_breaker`]; M. Nygard, *Release It!*) keeps callers from waiting in vain. It counts rounds of
 //! acquires, in a row, that ran to their own end and in which fewer nodes than a quorum replied; rounds that overlap in time count
 //! once. An error is a reply, unless the node says that it is loading its data. After five of them, and a second without a quorum,
 //! the breaker opens, and the nodes are not asked. An acquire that waits sleeps then, until nodes are back, its own limit has come,
@@ -268,9 +268,9 @@
 //! ([`fenced`](LockOptions::fenced)) makes good for it as far as clocks are in step. That what was in flight is undone ("no
 //! leftovers") is best effort: at a server that is not reached again what it holds is left to its TTL.
 //!
-//! In a cluster all keys of a lock share a slot. The names of [`lock_all`](Locker::lock_all) must share one, by a hash tag such as
+//! In a cluster all keys of a lock share a slot. The names of [`acquire_all`](Locker::acquire_all) must share one, by a hash tag such as
 //! `{orders}`, or are [`InvalidKey`](Error::InvalidKey), which is told before anything is asked. Other keys that do not (a `}` outside of a hash tag does it) are a refusal,
-//! [`Cause::CrossSlot`]. While a slot is moved, exclusive locks in it are served all the time; what needs several keys at once
+//! [`NodeFailure::CrossSlot`]. While a slot is moved, exclusive locks in it are served all the time; what needs several keys at once
 //! (read-write locks, fenced ones) is a fault of its own (`TRYAGAIN`) until the slot has arrived. What is released
 //! meanwhile is released then.
 //!
@@ -299,7 +299,7 @@
 //!   its first guard ends. `try_lock` answers `None`.
 //! - There is **no poisoning**: a panic drops the guard, which releases the lock.
 //! - `let _ = locker.lock(…)` releases **at once**; `let _guard = …` holds to the end of the scope.
-//! - `Drop` may block for `node_timeout`, also while unwinding; [`OnDrop::HandOff`] does not block. What goes wrong in
+//! - `Drop` may block for `node_timeout`, also while unwinding; [`OnDrop::Background`] does not block. What goes wrong in
 //!   it is logged and counted.
 //! - A wait ends by its limits, or from another thread by a [`CancelToken`]; what it may have been granted is undone.
 //! - Guards in statics are never dropped; `process::exit` and `panic = "abort"` run no destructors. The TTL frees
@@ -362,21 +362,21 @@ mod transport;
 pub use crate::api::ext::LockerExt;
 #[cfg(feature = "testing")]
 pub use crate::api::flaky::FlakyLocker;
-pub use crate::api::guard::{LockGuard, Permit, ReadGuard, WriteGuard};
+pub use crate::api::guard::{LockGuard, ReadGuard, SemaphorePermit, WriteGuard};
 pub use crate::api::lock_token::LockToken;
 pub use crate::api::locker::{LocalLocker, Locker, RedisLocker};
 pub use crate::api::nodes::Nodes;
 pub use crate::api::options::LockOptions;
 pub use crate::api::rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker};
 pub use crate::api::semaphore::{LocalSemaphore, RedisSemaphore, Semaphore};
-pub use crate::api::watch::{LossWatch, WaitLost};
+pub use crate::api::watch::{LockWatch, WatchOutcome};
 pub use crate::config::builder::Config;
 pub use crate::config::credentials::Credentials;
-pub use crate::config::endpoint::{Endpoint, Endpoints};
+pub use crate::config::endpoint::{Endpoint, IntoEndpoints};
 pub use crate::config::on_drop::OnDrop;
 #[cfg(feature = "tls")]
 pub use crate::config::tls::Tls;
-pub use crate::error::{Cause, Error, LossReason, NodeCause, Operation};
+pub use crate::error::{Error, FailedNode, LossReason, NodeFailure, Operation};
 pub use crate::protocol::holder::Holder;
 pub use crate::protocol::lost_lock::LostLock;
 pub use crate::protocol::mode::Mode;
@@ -384,7 +384,7 @@ pub use crate::protocol::retry::RetryPolicy;
 pub use crate::protocol::server_info::{ClockOffset, Role};
 pub use crate::telemetry::health::{BreakerState, Health, NodeHealth, NodeState};
 pub use crate::telemetry::observer::{NodeReply, Observer};
-pub use crate::telemetry::stats::{NodeStats, Spans, Stats};
+pub use crate::telemetry::stats::{DurationSummary, NodeStats, Stats};
 pub use crate::transport::cancel::CancelToken;
 
 /// The README's examples, compiled.

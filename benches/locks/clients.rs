@@ -118,7 +118,7 @@ impl<F: Fn(&str) -> Result<Guard> + Send> Client for Ours<F> {
 
     fn release(&mut self) -> Result<()> {
         match self.guard.take() {
-            Some(_) | None if self.on_drop == OnDrop::HandOff => {} // dropped
+            Some(_) | None if self.on_drop == OnDrop::Background => {} // dropped
             Some(Guard::Lock(guard)) => guard.release()?,
             Some(Guard::Read(guard)) => guard.release()?,
             Some(Guard::Write(guard)) => guard.release()?,

@@ -25,7 +25,7 @@ pub(crate) fn refused(servers: &[Server], short: bool) -> Result<String> {
         max_delay: Duration::from_millis(100),
         ..RetryPolicy::default()
     });
-    let locker = RedisLocker::connect(config.breaker(1, TTL))?;
+    let locker = RedisLocker::connect(config.circuit_breaker(1, TTL))?;
     without_quorum(servers, || {
         while !matches!(
             locker.try_lock("opens it", TTL),

@@ -92,7 +92,7 @@ impl Row {
     const fn handed_off(name: &'static str, nodes: usize) -> Row {
         Row {
             sides: [
-                ("hand-off", Side::Redguard(OnDrop::HandOff)),
+                ("hand-off", Side::Redguard(OnDrop::Background)),
                 ("wait", OURS),
             ],
             ..Row::new(name, nodes, 1, [1.6, 0.0, 0.0])

@@ -288,7 +288,7 @@ impl Common {
     pub(crate) fn connect(&self) -> Result<RedisLocker, Refusal> {
         let config = Config::new(self.addresses()?)
             .key_prefix(&self.prefix)
-            .owner(self.owner.clone().unwrap_or_else(here))
+            .owner_label(self.owner.clone().unwrap_or_else(here))
             .node_timeout(*self.timeout)
             .connect_timeout(self.timeout.saturating_mul(5));
         Ok(RedisLocker::connect(config)?)

@@ -34,7 +34,7 @@ impl Lock {
             remaining: holder.as_ref().and_then(|holder| holder.remaining),
             owner: holder.and_then(|holder| match holder.foreign {
                 true => Some("a value of another type".to_owned()),
-                false => holder.owner,
+                false => holder.owner_label,
             }),
         }
     }

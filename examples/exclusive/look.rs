@@ -102,7 +102,7 @@ impl Survey {
         })
     }
 
-    /// Finds the names, and asks who holds each. `go_on` ends it early, with less than there is.
+    /// Finds the names, and asks who holds each. `check_cancelled` ends it early, with less than there is.
     pub(crate) fn look(&mut self, go_on: &(dyn Fn() -> bool + Sync)) -> Result<Seen, Refusal> {
         let health = self.locker.nodes().health();
         let total = health.nodes.len();

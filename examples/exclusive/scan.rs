@@ -67,7 +67,7 @@ impl Scanner {
 
     /// Asks all nodes at the same time, but for those that are known to be absent, by their causes. Blocks for as long as the
     /// slowest needs to go through all its keys, and for five times the timeout to connect and once for each reply at most.
-    /// `go_on` is asked between two replies.
+    /// `check_cancelled` is asked between two replies.
     pub(crate) fn scan(
         &mut self,
         absent: &[Option<String>],

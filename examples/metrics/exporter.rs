@@ -43,7 +43,7 @@ fn buckets() -> Histogram {
 }
 
 impl Observer for Histograms {
-    fn granted(&self, _key: &str, _mode: Mode, waited: Duration) {
+    fn acquired(&self, _key: &str, _mode: Mode, waited: Duration) {
         self.waits.observe(waited.as_secs_f64());
     }
 
@@ -69,7 +69,7 @@ impl Collector for Counts {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
         let stats = self.0.stats();
         for (name, help, count) in [
-            ("granted", "Locks that were handed out", stats.granted),
+            ("granted", "Locks that were handed out", stats.acquired),
             ("contended", "Acquires that found it held", stats.contended),
             (
                 "unavailable",

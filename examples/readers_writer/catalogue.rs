@@ -53,7 +53,7 @@ impl Catalogue {
         Some(Catalogue { version, prices })
     }
 
-    /// Replaces the file's content in place. Before each piece `go_on` may stop it, and leave the file half-written.
+    /// Replaces the file's content in place. Before each piece `check_cancelled` may stop it, and leave the file half-written.
     pub(crate) fn store<E: From<io::Error>>(
         &self,
         path: &Path,

@@ -16,7 +16,7 @@ use crate::error::Error;
 /// use std::time::Duration;
 ///
 /// fn nightly(locker: &dyn Locker) -> Result<(), redguard::Error> {
-///     locker.with("nightly", Duration::from_secs(60), |_guard| println!("alone"))
+///     locker.with_lock("nightly", Duration::from_secs(60), |_guard| println!("alone"))
 /// }
 ///
 /// nightly(&LocalLocker::new()).unwrap();
@@ -37,7 +37,7 @@ pub trait LockerExt: Locker {
     /// use std::time::Duration;
     ///
     /// # fn main() -> Result<(), redguard::Error> {
-    /// let sum = LocalLocker::new().with("account-7", Duration::from_secs(30), |guard| {
+    /// let sum = LocalLocker::new().with_lock("account-7", Duration::from_secs(30), |guard| {
     ///     guard.check()?;
     ///     Ok::<_, redguard::Error>(1 + 1)
     /// })??;
@@ -45,7 +45,7 @@ pub trait LockerExt: Locker {
     /// # Ok(())
     /// # }
     /// ```
-    fn with<R>(
+    fn with_lock<R>(
         &self,
         key: &str,
         ttl: Duration,
@@ -54,18 +54,18 @@ pub trait LockerExt: Locker {
 }
 
 impl<L: Locker + ?Sized> LockerExt for L {
-    fn with<R>(
+    fn with_lock<R>(
         &self,
         key: &str,
         ttl: Duration,
         work: impl FnOnce(&LockGuard) -> R,
     ) -> Result<R, Error> {
-        within(self.lock(key, ttl)?, work)
+        run_locked(self.lock(key, ttl)?, work)
     }
 }
 
 /// Runs `work` under a lock, and releases it.
-fn within<R>(guard: LockGuard, work: impl FnOnce(&LockGuard) -> R) -> Result<R, Error> {
+fn run_locked<R>(guard: LockGuard, work: impl FnOnce(&LockGuard) -> R) -> Result<R, Error> {
     let done = work(&guard);
     let key = guard.key().to_owned();
     match guard.release() {
@@ -92,14 +92,14 @@ mod tests {
                 assert!(guard.is_held() && locker.try_lock("a", TTL).unwrap().is_none());
                 run
             };
-            assert_eq!(locker.with("a", TTL, held), Ok(run));
-            assert_eq!(behind.with("a", TTL, held), Ok(run));
+            assert_eq!(locker.with_lock("a", TTL, held), Ok(run));
+            assert_eq!(behind.with_lock("a", TTL, held), Ok(run));
         }
         let error = locker
-            .with("", TTL, |_| unreachable!("no such lock"))
+            .with_lock("", TTL, |_| unreachable!("no such lock"))
             .unwrap_err();
         assert!(matches!(error, Error::InvalidKey { .. }));
-        let panics = || locker.with("a", TTL, |_| panic!("in the scope"));
+        let panics = || locker.with_lock("a", TTL, |_| panic!("in the scope"));
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).unwrap_err();
         locker.lock("a", TTL).unwrap().release().unwrap();
     }

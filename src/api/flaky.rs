@@ -9,12 +9,12 @@ use parking_lot::Mutex;
 use crate::api::acquire;
 use crate::api::guard::LockGuard;
 use crate::api::locker::{Locker, locker};
-use crate::api::options::{LockOptions, Strength};
-use crate::error::{Cause, Error, LossReason, NodeCause, Operation};
-use crate::local::lock_table::Gate;
-use crate::protocol::kind::Claim;
+use crate::api::options::{DefaultWait, LockOptions};
+use crate::error::{Error, FailedNode, LossReason, NodeFailure, Operation};
+use crate::local::lock_table::LockTable;
+use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
-use crate::protocol::lost_lock::{LostLock, OnLost};
+use crate::protocol::lost_lock::{LostLock, OnLostCallback};
 
 /// Exclusive locks in this process that fail on demand, behind the trait [`Locker`]: for tests of what a program does when a
 /// lock is contended, cannot be had, or is lost under its hands. With the feature `testing`.
@@ -48,12 +48,12 @@ use crate::protocol::lost_lock::{LostLock, OnLost};
 /// ```
 #[derive(Debug, Clone)]
 pub struct FlakyLocker {
-    gate: Arc<Gate>,
-    state: Arc<Mutex<State>>,
+    gate: Arc<LockTable>,
+    state: Arc<Mutex<FlakyState>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct FlakyState {
     orders: VecDeque<Order>,
     held: Vec<Held>,
 }
@@ -68,14 +68,14 @@ enum Order {
 #[derive(Debug)]
 struct Held {
     lease: Arc<Lease>,
-    on_lost: Option<OnLost>,
+    on_lost: Option<OnLostCallback>,
 }
 
 impl FlakyLocker {
     /// No locks are held, and nothing is to fail yet.
     pub fn new() -> FlakyLocker {
         FlakyLocker {
-            gate: Arc::new(Gate::new()),
+            gate: Arc::new(LockTable::new()),
             state: Arc::default(),
         }
     }
@@ -83,16 +83,16 @@ impl FlakyLocker {
     /// Lets the next `times` acquires find the lock held by another, behind those that were told of before:
     /// [`Contended`](Error::Contended) at once, whatever they would wait, and `None` where they only try.
     pub fn contend(&self, times: usize) {
-        self.order(Order::Contended, times);
+        self.queue_outcome(Order::Contended, times);
     }
 
     /// Lets the next `times` acquires find no node that answers, behind those that were told of before:
     /// [`InsufficientQuorum`](Error::InsufficientQuorum) at once.
     pub fn fail(&self, times: usize) {
-        self.order(Order::Unavailable, times);
+        self.queue_outcome(Order::Unavailable, times);
     }
 
-    fn order(&self, order: Order, times: usize) {
+    fn queue_outcome(&self, order: Order, times: usize) {
         let mut state = self.state.lock();
         state.orders.extend(std::iter::repeat_n(order, times));
     }
@@ -103,18 +103,18 @@ impl FlakyLocker {
     /// lock is free for the next one.
     pub fn lose(&self, key: &str) -> bool {
         let mut state = self.state.lock();
-        let has = |held: &Held| held.lease.keys().all().iter().any(|k| k.name() == key);
+        let has = |held: &Held| held.lease.keys().as_slice().iter().any(|k| k.name() == key);
         let at = state
             .held
             .iter()
-            .position(|held| has(held) && held.lease.lose_for(LossReason::Expired));
+            .position(|held| has(held) && held.lease.mark_lost(LossReason::Expired));
         let lost = at.map(|at| state.held.swap_remove(at));
         drop(state); // let go before telling
         let Some(Held { lease, on_lost }) = lost else {
             return false;
         };
-        self.gate.poke(lease.keys());
-        if let Some(OnLost(tell)) = on_lost {
+        self.gate.recheck(lease.keys());
+        if let Some(OnLostCallback(tell)) = on_lost {
             tell(&LostLock::of(lease));
         }
         true
@@ -124,7 +124,7 @@ impl FlakyLocker {
         &self,
         keys: &[&str],
         options: &LockOptions,
-        how: Strength,
+        how: DefaultWait,
     ) -> Result<LockGuard, Error> {
         let order = self.state.lock().orders.pop_front();
         match order {
@@ -138,21 +138,22 @@ impl FlakyLocker {
                 needed: 1,
                 reachable: 0,
                 total: 1,
-                causes: [NodeCause {
+                causes: [FailedNode {
                     node: "flaky".to_owned(),
-                    cause: Cause::Unreachable("as it was told".to_owned()),
+                    failure: NodeFailure::Unreachable("as it was told".to_owned()),
                     limit: None,
                 }]
                 .into(),
             }),
             None => {
-                let hold = acquire::in_process(&self.gate, keys, Claim::Exclusive, options, how)?;
+                let hold =
+                    acquire::acquire_local(&self.gate, keys, LeaseKind::Exclusive, options, how)?;
                 let mut state = self.state.lock();
                 // Those that have ended since can be forgotten.
                 state.held.retain(|held| held.lease.is_held());
                 state.held.push(Held {
                     lease: Arc::clone(hold.lease()),
-                    on_lost: options.care().on_lost.clone(),
+                    on_lost: options.lease_options().on_lost.clone(),
                 });
                 Ok(LockGuard::from(hold))
             }
@@ -173,7 +174,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::api::watch::WaitLost;
+    use crate::api::watch::WatchOutcome;
 
     const TTL: Duration = Duration::from_secs(30);
 
@@ -201,12 +202,12 @@ mod tests {
             assert_eq!((lost.key(), lost.reason()), ("a", LossReason::Expired));
             tell.fetch_add(1, Ordering::Relaxed);
         });
-        let guard = locker.lock_all(&["b", "a"], &options).unwrap();
+        let guard = locker.acquire_all(&["b", "a"], &options).unwrap();
         let watch = guard.watch();
         assert!(locker.lose("b"));
         assert!(!locker.lose("a"), "it is lost already");
         assert_eq!(told.load(Ordering::Relaxed), 1);
-        assert_eq!(watch.wait_lost(Duration::MAX), WaitLost::Lost);
+        assert_eq!(watch.wait_ended(Duration::MAX), WatchOutcome::Lost);
         assert!(!guard.is_held() && guard.check().unwrap_err().is_lost());
         let next = locker.try_lock("a", TTL).unwrap().expect("it is free");
         assert!(matches!(guard.release(), Err(Error::LockLost { .. })));

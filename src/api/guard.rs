@@ -3,9 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::api::guard_inner::Hold;
+use crate::api::guard_inner::GuardInner;
 use crate::api::lock_token::LockToken;
-use crate::api::watch::LossWatch;
+use crate::api::watch::LockWatch;
 use crate::error::Error;
 use crate::protocol::key::Key;
 use crate::protocol::mode::Mode;
@@ -22,7 +22,7 @@ macro_rules! guard {
         /// [`Nodes::drop_failures`](crate::Nodes::drop_failures). In a forked child it does nothing but warn. A guard
         /// that is the very last handle on its nodes also ends their threads, for `node_timeout` more at most.
         #[must_use = "if unused the lock is released at once: bind it to `_guard`, since `let _ =` releases it, too"]
-        pub struct $guard(Hold);
+        pub struct $guard(GuardInner);
 
         impl $guard {
             /// The lock's name, as it was given.
@@ -97,14 +97,14 @@ macro_rules! guard {
             }
 
             /// This lock for a monitor, which can wait until it is lost. Does not block.
-            pub fn watch(&self) -> LossWatch {
+            pub fn watch(&self) -> LockWatch {
                 self.0.watch()
             }
 
             /// Ends the renewal that [`auto_renew`](crate::LockOptions::auto_renew) began: the lock ends when the TTL of its
             /// last renewal is over, or is released before. One that is on its way may still extend it. Does not block.
-            pub fn stop_renewing(&self) {
-                self.0.stop_renewing();
+            pub fn stop_renewal(&self) {
+                self.0.stop_renewal();
             }
 
             /// Whether the lock is held on the nodes or in this process only.
@@ -113,8 +113,8 @@ macro_rules! guard {
             }
         }
 
-        impl From<Hold> for $guard {
-            fn from(hold: Hold) -> $guard {
+        impl From<GuardInner> for $guard {
+            fn from(hold: GuardInner) -> $guard {
                 $guard(hold)
             }
         }
@@ -123,7 +123,7 @@ macro_rules! guard {
         impl fmt::Debug for $guard {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let mut shown = f.debug_struct(stringify!($guard));
-                let names: Vec<&str> = self.0.keys().all().iter().map(Key::name).collect();
+                let names: Vec<&str> = self.0.keys().as_slice().iter().map(Key::name).collect();
                 match names[..] {
                     [name] => shown.field("key", &name),
                     _ => shown.field("keys", &names),
@@ -162,7 +162,7 @@ guard! {
     /// assert!(guard.is_held() && guard.key() == "report" && guard.mode() == Mode::Local);
     /// assert!(guard.keys().eq(["report"]));
     /// let (watch, token) = (guard.watch(), guard.fencing_token());
-    /// guard.stop_renewing(); // it ends with its TTL now
+    /// guard.stop_renewal(); // it ends with its TTL now
     /// drop(guard);
     /// assert!(token.is_some() && !watch.is_held());
     /// # Ok(())
@@ -231,7 +231,7 @@ guard! {
     /// # Ok(())
     /// # }
     /// ```
-    Permit
+    SemaphorePermit
 }
 
 /// The fencing token of guards that hold a lock alone.
@@ -262,7 +262,7 @@ impl LockGuard {
     /// the nodes.
     ///
     /// # Errors
-    /// [`LockLost`](Error::LockLost) when it had expired; [`HeldLocally`](Error::HeldLocally) for a lock that no node knows
+    /// [`LockLost`](Error::LockLost) when it had expired; [`NotOnNodes`](Error::NotOnNodes) for a lock that no node knows
     /// of, which is released; [`Closed`](Error::Closed) in a forked child.
     ///
     /// ```no_run
@@ -280,12 +280,12 @@ impl LockGuard {
     /// # }
     /// ```
     pub fn into_token(self) -> Result<LockToken, Error> {
-        self.0.hand_over()
+        self.0.detach()
     }
 
-    /// All names of a lock that was taken with [`lock_all`](crate::Locker::lock_all), in their order; of others the one.
+    /// All names of a lock that was taken with [`acquire_all`](crate::Locker::acquire_all), in their order; of others the one.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.0.keys().all().iter().map(Key::name)
+        self.0.keys().as_slice().iter().map(Key::name)
     }
 }
 

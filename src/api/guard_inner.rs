@@ -6,39 +6,43 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use crate::api::lock_token::LockToken;
-use crate::api::watch::LossWatch;
+use crate::api::watch::LockWatch;
 use crate::config::on_drop::OnDrop;
-use crate::config::settings::Terms;
+use crate::config::settings::TtlLimits;
 use crate::engine::core::Engine;
 use crate::error::Error;
-use crate::local::guard::Pass;
-use crate::protocol::key_set::Keys;
-use crate::protocol::kind::Claim;
-use crate::protocol::lease::{FOR_EVER, Lease, Look};
+use crate::local::guard::LocalGuard;
+use crate::protocol::key_set::KeySet;
+use crate::protocol::kind::LeaseKind;
+use crate::protocol::lease::{Lease, LeaseState, NEVER_EXPIRES_AFTER};
 use crate::protocol::mode::Mode;
 use crate::protocol::token::Token;
 use crate::sync::threads;
 use crate::time::clock;
 
 /// A lock that is held.
-pub(crate) struct Hold {
-    pass: Pass,
+pub(crate) struct GuardInner {
+    local: LocalGuard,
     lease: Arc<Lease>,
     /// Who knows the nodes. Without it the lock is held in this process alone.
     engine: Option<Arc<Engine>>,
-    terms: Terms,
-    taken: Instant,
+    ttl_limits: TtlLimits,
+    acquired_at: Instant,
     ended: bool,
 }
 
-impl Hold {
-    pub(crate) fn quorum(engine: Arc<Engine>, lease: Arc<Lease>, pass: Pass) -> Hold {
-        Hold {
-            pass,
+impl GuardInner {
+    pub(crate) fn on_nodes(
+        engine: Arc<Engine>,
+        lease: Arc<Lease>,
+        local: LocalGuard,
+    ) -> GuardInner {
+        GuardInner {
+            local,
             lease,
-            terms: engine.settings().terms(),
+            ttl_limits: engine.settings().terms(),
             engine: Some(engine),
-            taken: clock::now(),
+            acquired_at: clock::now(),
             ended: false,
         }
     }
@@ -46,23 +50,25 @@ impl Hold {
     /// # Errors
     /// `Closed` where a shutdown has come before it.
     pub(crate) fn local(
-        pass: Pass,
-        claim: Claim,
-        terms: Terms,
+        pass: LocalGuard,
+        claim: LeaseKind,
+        terms: TtlLimits,
         fence: Option<u64>,
-    ) -> Result<Hold, Error> {
-        let lease = Arc::new(Lease::new(pass.keys().clone(), Token::local(), claim));
-        fence.into_iter().for_each(|fence| lease.number(fence));
-        lease.hold(clock::now() + FOR_EVER, clock::lead());
-        if !pass.bind(&lease) {
+    ) -> Result<GuardInner, Error> {
+        let lease = Arc::new(Lease::new(pass.keys().clone(), Token::empty(), claim));
+        fence
+            .into_iter()
+            .for_each(|fence| lease.set_fencing_token(fence));
+        lease.activate(clock::now() + NEVER_EXPIRES_AFTER, clock::wall_offset());
+        if !pass.attach_lease(&lease) {
             return Err(Error::Closed);
         }
-        Ok(Hold {
-            pass,
+        Ok(GuardInner {
+            local: pass,
             lease,
             engine: None,
-            terms,
-            taken: clock::now(),
+            ttl_limits: terms,
+            acquired_at: clock::now(),
             ended: false,
         })
     }
@@ -72,24 +78,24 @@ impl Hold {
         &self.lease
     }
 
-    pub(crate) fn keys(&self) -> &Keys {
-        self.pass.keys()
+    pub(crate) fn keys(&self) -> &KeySet {
+        self.local.keys()
     }
 
     /// Without touching anything, for `Debug`.
-    pub(crate) fn peek(&self) -> Look {
+    pub(crate) fn peek(&self) -> LeaseState {
         self.lease.peek(clock::now())
     }
 
-    pub(crate) fn watch(&self) -> LossWatch {
+    pub(crate) fn watch(&self) -> LockWatch {
         let losses = self.engine.as_ref().map(|engine| engine.losses().clone());
-        LossWatch::new(Arc::clone(&self.lease), losses)
+        LockWatch::new(Arc::clone(&self.lease), losses)
     }
 
     /// A local lock does not expire, but ends with a shutdown of the nodes that it stands in for.
-    fn look(&self) -> Look {
+    fn lease_state(&self) -> LeaseState {
         match &self.engine {
-            Some(engine) => engine.losses().look(&self.lease),
+            Some(engine) => engine.losses().expire_if_due(&self.lease),
             None => self.lease.peek(clock::now()),
         }
     }
@@ -99,9 +105,9 @@ impl Hold {
     }
 
     pub(crate) fn remaining(&self) -> Duration {
-        match (&self.engine, self.look()) {
-            (None, Look::Held(_)) => Duration::MAX,
-            (Some(_), Look::Held(expiry)) if !self.lease.is_doubtful() => {
+        match (&self.engine, self.lease_state()) {
+            (None, LeaseState::Held(_)) => Duration::MAX,
+            (Some(_), LeaseState::Held(expiry)) if !self.lease.is_in_doubt() => {
                 expiry.saturating_duration_since(clock::now())
             }
             _ => Duration::ZERO,
@@ -109,26 +115,26 @@ impl Hold {
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
-        match (&self.engine, self.look()) {
-            (Some(engine), Look::Held(_)) if self.lease.is_doubtful() => {
-                engine.make_sure(&self.lease)
+        match (&self.engine, self.lease_state()) {
+            (Some(engine), LeaseState::Held(_)) if self.lease.is_in_doubt() => {
+                engine.confirm(&self.lease)
             }
-            (_, Look::Held(_)) => Ok(()),
-            _ => Err(self.lease.lost()),
+            (_, LeaseState::Held(_)) => Ok(()),
+            _ => Err(self.lease.lost_error()),
         }
     }
 
     pub(crate) fn extend(&self, ttl: Duration) -> Result<(), Error> {
-        let ttl = self.terms.ttl(ttl)?;
+        let ttl = self.ttl_limits.validate(ttl)?;
         match &self.engine {
             Some(engine) => engine.extend(&self.lease, ttl),
             None => Ok(()),
         }
     }
 
-    pub(crate) fn stop_renewing(&self) {
+    pub(crate) fn stop_renewal(&self) {
         if let Some(engine) = &self.engine {
-            engine.stop_renewing(&self.lease);
+            engine.stop_renewal(&self.lease);
         }
     }
 
@@ -140,12 +146,12 @@ impl Hold {
     }
 
     pub(crate) fn fencing_token(&self) -> Option<u64> {
-        self.lease.fence()
+        self.lease.fencing_token()
     }
 
     /// Turns a write lock into a read lock. Where that fails the lock is lost, which the error tells; its `Drop` is silent.
-    pub(crate) fn downgrade(mut self) -> Result<Hold, Error> {
-        if self.pass.is_forked() {
+    pub(crate) fn downgrade(mut self) -> Result<GuardInner, Error> {
+        if self.local.is_forked() {
             return Err(Error::Closed);
         }
         if let Some(engine) = &self.engine
@@ -154,27 +160,27 @@ impl Hold {
             self.ended = true;
             return Err(error);
         }
-        self.pass.share();
+        self.local.downgrade();
         Ok(self)
     }
 
     pub(crate) fn release(mut self) -> Result<(), Error> {
-        self.end(OnDrop::Wait)
+        self.release_inner(OnDrop::Wait)
     }
 
     /// Leaves the lock on the nodes for another process, and ends here.
-    pub(crate) fn hand_over(mut self) -> Result<LockToken, Error> {
+    pub(crate) fn detach(mut self) -> Result<LockToken, Error> {
         let Some(engine) = &self.engine else {
-            return Err(Error::HeldLocally); // dropped here, and so released
+            return Err(Error::NotOnNodes); // dropped here, and so released
         };
         self.ended = true;
-        if self.pass.is_forked() {
+        if self.local.is_forked() {
             return Err(Error::Closed);
         }
-        let held = clock::now().saturating_duration_since(self.taken);
-        let handed = engine.hand_over(&self.lease, &self.pass);
-        engine.note_end(&self.lease, held, handed.is_err());
-        handed.map(|()| LockToken::of(&self.lease))
+        let held = clock::now().saturating_duration_since(self.acquired_at);
+        let handed = engine.detach(&self.lease, &self.local);
+        engine.record_end(&self.lease, held, handed.is_err());
+        handed.map(|()| LockToken::from_lease(&self.lease))
     }
 
     /// What `Drop` does.
@@ -182,44 +188,44 @@ impl Hold {
         let engine = self.engine.clone();
         let on_drop = engine
             .as_ref()
-            .map_or(OnDrop::HandOff, |engine| engine.settings().on_drop);
-        if let (Err(error), Some(engine)) = (self.end(on_drop), engine)
+            .map_or(OnDrop::Background, |engine| engine.settings().on_drop);
+        if let (Err(error), Some(engine)) = (self.release_inner(on_drop), engine)
             && error != Error::Closed
         {
-            engine.note_failed_drop(&self.lease, &error);
+            engine.record_failed_drop(&self.lease, &error);
         }
     }
 
     /// The one end, with two doors: `release` and `Drop`.
-    fn end(&mut self, on_drop: OnDrop) -> Result<(), Error> {
+    fn release_inner(&mut self, on_drop: OnDrop) -> Result<(), Error> {
         self.ended = true;
-        if self.pass.is_forked() {
+        if self.local.is_forked() {
             warn!(
                 "{}: released in a forked child, which is ignored",
-                self.pass.keys()
+                self.local.keys()
             );
             return Err(Error::Closed);
         }
         match &self.engine {
             Some(engine) => {
-                let held = clock::now().saturating_duration_since(self.taken);
-                let released = engine.release(&self.lease, &self.pass, on_drop);
+                let held = clock::now().saturating_duration_since(self.acquired_at);
+                let released = engine.release(&self.lease, &self.local, on_drop);
                 let late = released.as_ref().is_err_and(Error::is_lost);
-                engine.note_end(&self.lease, held, late);
+                engine.record_end(&self.lease, held, late);
                 released
             }
             None => match self.lease.begin_release(clock::now()) {
-                Look::Held(_) => {
-                    self.lease.end();
+                LeaseState::Held(_) => {
+                    self.lease.finish_release();
                     Ok(())
                 }
-                _ => Err(self.lease.lost()),
+                _ => Err(self.lease.lost_error()),
             },
         }
     }
 }
 
-impl Drop for Hold {
+impl Drop for GuardInner {
     fn drop(&mut self) {
         if self.ended {
             return;

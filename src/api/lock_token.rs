@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::Error;
-use crate::protocol::key_set::Keys;
-use crate::protocol::kind::Family;
+use crate::protocol::key_set::KeySet;
+use crate::protocol::kind::LockKind;
 use crate::protocol::lease::Lease;
 
 /// The form in which it is written, so that another one can follow.
@@ -38,12 +38,12 @@ pub struct LockToken {
 }
 
 impl LockToken {
-    pub(crate) fn of(lease: &Lease) -> LockToken {
-        let names = lease.keys().all().iter();
+    pub(crate) fn from_lease(lease: &Lease) -> LockToken {
+        let names = lease.keys().as_slice().iter();
         LockToken {
             names: names.map(|key| key.name().to_owned()).collect(),
             token: lease.token().text().to_owned(),
-            fenced: lease.fence().is_some(),
+            fenced: lease.fencing_token().is_some(),
         }
     }
 
@@ -56,13 +56,13 @@ impl LockToken {
     ///
     /// # Errors
     /// `InvalidKey` for names that no guard can have had.
-    pub(crate) fn parse(&self, prefix: &str) -> Result<Keys, Error> {
+    pub(crate) fn keys_with_prefix(&self, prefix: &str) -> Result<KeySet, Error> {
         let names: Vec<&str> = self.keys().collect();
-        Keys::parse(prefix, &names, Family::Exclusive)
+        KeySet::parse(prefix, &names, LockKind::Exclusive)
     }
 
     /// What the nodes have under the keys.
-    pub(crate) fn text(&self) -> &str {
+    pub(crate) fn secret(&self) -> &str {
         &self.token
     }
 
@@ -86,16 +86,16 @@ impl fmt::Display for LockToken {
 }
 
 /// # Errors
-/// [`InvalidToken`](Error::InvalidToken).
+/// [`InvalidLockToken`](Error::InvalidLockToken).
 impl FromStr for LockToken {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<LockToken, Error> {
-        read(text.trim()).ok_or(Error::InvalidToken)
+        parse_text(text.trim()).ok_or(Error::InvalidLockToken)
     }
 }
 
-fn read(text: &str) -> Option<LockToken> {
+fn parse_text(text: &str) -> Option<LockToken> {
     let mut parts = text.split('.');
     let version = parts.next()?;
     let fenced = match parts.next()? {
@@ -103,8 +103,8 @@ fn read(text: &str) -> Option<LockToken> {
         "1" => true,
         _ => return None,
     };
-    let token = unhex(parts.next()?).filter(|token| !token.is_empty())?;
-    let names: Vec<String> = parts.map(unhex).collect::<Option<_>>()?;
+    let token = decode_hex(parts.next()?).filter(|token| !token.is_empty())?;
+    let names: Vec<String> = parts.map(decode_hex).collect::<Option<_>>()?;
     (version == VERSION && !names.is_empty()).then_some(LockToken {
         names,
         token,
@@ -112,7 +112,7 @@ fn read(text: &str) -> Option<LockToken> {
     })
 }
 
-fn unhex(digits: &str) -> Option<String> {
+fn decode_hex(digits: &str) -> Option<String> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     let bytes = digits.as_bytes().chunks(2).map(|pair| match pair {
         [high, low] => u8::try_from(digit(*high)? << 4 | digit(*low)?).ok(),
@@ -153,7 +153,7 @@ mod tests {
         ] {
             assert_eq!(
                 text.parse::<LockToken>(),
-                Err(Error::InvalidToken),
+                Err(Error::InvalidLockToken),
                 "{text}"
             );
         }
@@ -162,10 +162,10 @@ mod tests {
     #[test]
     fn it_keeps_its_secret_and_says_its_names() {
         let token: LockToken = "1.1.7365637265742d746f6b656e.61.62".parse().unwrap();
-        assert_eq!(token.text(), "secret-token");
+        assert_eq!(token.secret(), "secret-token");
         assert!(token.is_fenced() && token.keys().eq(["a", "b"]));
         assert_eq!(format!("{token:?}"), r#"LockToken(["a", "b"])"#);
-        assert!(token.parse("p:").unwrap().all().len() == 2);
+        assert!(token.keys_with_prefix("p:").unwrap().as_slice().len() == 2);
     }
 
     proptest! {

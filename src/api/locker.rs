@@ -8,13 +8,13 @@ use crate::api::acquire;
 use crate::api::guard::LockGuard;
 use crate::api::lock_token::LockToken;
 use crate::api::nodes::Nodes;
-use crate::api::options::{LockOptions, Strength};
+use crate::api::options::{DefaultWait, LockOptions};
 use crate::config::builder::Config;
 use crate::error::Error;
-use crate::local::lock_table::Gate;
+use crate::local::lock_table::LockTable;
 use crate::protocol::holder::Holder;
 use crate::protocol::key::Key;
-use crate::protocol::kind::{Claim, Family};
+use crate::protocol::kind::{LeaseKind, LockKind};
 
 /// Takes exclusive locks by name, one or several as one. Write a program against `&dyn Locker`, and run it with Redis or without.
 ///
@@ -50,7 +50,7 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// [`InsufficientQuorum`](Error::InsufficientQuorum) when too few nodes answered for longer than
     /// `max_outage`, or at the end of the wait, and at once where they deny access;
     /// [`CircuitOpen`](Error::CircuitOpen) only without a wait, once no quorum has replied for
-    /// some rounds ([`Config::breaker`]); [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
+    /// some rounds ([`Config::circuit_breaker`]); [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
     /// too slow for the TTL; [`Cancelled`](Error::Cancelled) by the options' token; [`Closed`](Error::Closed) after a shutdown; [`System`](Error::System) without random
     /// bytes for a token.
     fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error>;
@@ -92,7 +92,7 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// A list that is put together is a `Vec<String>`: `names.iter().map(String::as_str).collect::<Vec<_>>()` makes what is asked for
     /// here of it.
     ///
-    /// There are `lock_all` and `try_lock_all` and no `acquire_all`, since both take options: who locks several things says
+    /// There are `acquire_all` and `try_acquire_all` and no `acquire_all`, since both take options: who locks several things says
     /// more often than not how long to wait.
     ///
     /// # Errors
@@ -107,23 +107,22 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// # fn main() -> Result<(), redguard::Error> {
     /// let locker = LocalLocker::new();
     /// let options = LockOptions::new(Duration::from_secs(30)).wait_for(Duration::from_secs(5));
-    /// let guard = locker.lock_all(&["account:9", "account:7"], &options)?;
+    /// let guard = locker.acquire_all(&["account:9", "account:7"], &options)?;
     /// assert!(guard.keys().eq(["account:7", "account:9"]));
-    /// assert!(locker.try_lock_all(&["account:8", "account:9"], &LockOptions::new(Duration::from_secs(30)))?.is_none());
+    /// assert!(locker.try_acquire_all(&["account:8", "account:9"], &LockOptions::new(Duration::from_secs(30)))?.is_none());
     /// assert!(locker.try_lock("account:7", Duration::from_secs(30))?.is_none());
     /// // … move the money …
     /// guard.release()
     /// # }
     /// ```
-    #[doc(alias = "acquire_all")]
-    fn lock_all(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error>;
+    fn acquire_all(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error>;
 
     /// The same, with one attempt unless the options set a wait, and `None` where a limit ran out: as
     /// [`try_acquire`](Locker::try_acquire) is to [`acquire`](Locker::acquire).
     ///
     /// # Errors
-    /// As [`lock_all`](Locker::lock_all), but for `Contended`: an error means that it could not be found out.
-    fn try_lock_all(
+    /// As [`acquire_all`](Locker::acquire_all), but for `Contended`: an error means that it could not be found out.
+    fn try_acquire_all(
         &self,
         keys: &[&str],
         options: &LockOptions,
@@ -238,7 +237,7 @@ impl RedisLocker {
     /// }
     /// ```
     pub fn adopt_with(&self, token: &LockToken, options: &LockOptions) -> Result<LockGuard, Error> {
-        acquire::adopted(&self.nodes, token, options).map(LockGuard::from)
+        acquire::adopt(&self.nodes, token, options).map(LockGuard::from)
     }
 
     /// Who holds the lock of `key`, for operators to see: **a look, not a lock**, out of date when it is returned. `None` if no
@@ -256,7 +255,7 @@ impl RedisLocker {
     /// # fn main() -> Result<(), redguard::Error> {
     /// # let locker = RedisLocker::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
     /// if let Some(holder) = locker.holder("nightly-report")? {
-    ///     let owner = holder.owner.as_deref().unwrap_or("somebody");
+    ///     let owner = holder.owner_label.as_deref().unwrap_or("somebody");
     ///     println!("held by {owner}, for {:?} unless extended", holder.remaining);
     /// }
     /// # Ok(())
@@ -293,16 +292,17 @@ impl RedisLocker {
 
     fn parse(&self, key: &str) -> Result<Key, Error> {
         let prefix = &self.nodes.engine().settings().key_prefix;
-        Key::parse(prefix, key, Family::Exclusive)
+        Key::parse(prefix, key, LockKind::Exclusive)
     }
 
     fn take(
         &self,
         keys: &[&str],
         options: &LockOptions,
-        how: Strength,
+        how: DefaultWait,
     ) -> Result<LockGuard, Error> {
-        acquire::on_nodes(&self.nodes, keys, Claim::Exclusive, options, how).map(LockGuard::from)
+        acquire::acquire_on_nodes(&self.nodes, keys, LeaseKind::Exclusive, options, how)
+            .map(LockGuard::from)
     }
 }
 
@@ -311,7 +311,7 @@ macro_rules! locker {
     ($locker:ident) => {
         impl Locker for $locker {
             fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error> {
-                self.take(&[key], options, Strength::Policy)
+                self.take(&[key], options, DefaultWait::Policy)
             }
 
             fn try_acquire(
@@ -319,19 +319,23 @@ macro_rules! locker {
                 key: &str,
                 options: &LockOptions,
             ) -> Result<Option<LockGuard>, Error> {
-                acquire::unless_contended(self.take(&[key], options, Strength::Once))
+                acquire::none_if_contended(self.take(&[key], options, DefaultWait::NoWait))
             }
 
-            fn lock_all(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error> {
-                self.take(keys, options, Strength::Policy)
+            fn acquire_all(
+                &self,
+                keys: &[&str],
+                options: &LockOptions,
+            ) -> Result<LockGuard, Error> {
+                self.take(keys, options, DefaultWait::Policy)
             }
 
-            fn try_lock_all(
+            fn try_acquire_all(
                 &self,
                 keys: &[&str],
                 options: &LockOptions,
             ) -> Result<Option<LockGuard>, Error> {
-                acquire::unless_contended(self.take(keys, options, Strength::Once))
+                acquire::none_if_contended(self.take(keys, options, DefaultWait::NoWait))
             }
         }
     };
@@ -363,14 +367,14 @@ locker!(LocalLocker);
 /// ```
 #[derive(Debug, Clone)]
 pub struct LocalLocker {
-    gate: Arc<Gate>,
+    gate: Arc<LockTable>,
 }
 
 impl LocalLocker {
     /// No locks are held. Two of them do not exclude each other; clones of one do.
     pub fn new() -> LocalLocker {
         LocalLocker {
-            gate: Arc::new(Gate::new()),
+            gate: Arc::new(LockTable::new()),
         }
     }
 
@@ -378,9 +382,10 @@ impl LocalLocker {
         &self,
         keys: &[&str],
         options: &LockOptions,
-        how: Strength,
+        how: DefaultWait,
     ) -> Result<LockGuard, Error> {
-        acquire::in_process(&self.gate, keys, Claim::Exclusive, options, how).map(LockGuard::from)
+        acquire::acquire_local(&self.gate, keys, LeaseKind::Exclusive, options, how)
+            .map(LockGuard::from)
     }
 }
 

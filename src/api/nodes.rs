@@ -8,18 +8,18 @@ use std::time::Duration;
 use log::warn;
 
 use crate::config::builder::Config;
-use crate::config::endpoint::Kind;
+use crate::config::endpoint::EndpointKind;
 use crate::config::settings::Settings;
 use crate::engine::core::Engine;
 use crate::error::{AnswerLimit, Error, Operation};
 use crate::telemetry::health::Health;
-use crate::telemetry::stats::{Meter, Stats};
+use crate::telemetry::stats::{LockCounters, Stats};
 use crate::time::{clock, deadline};
-use crate::transport::messages::Post;
+use crate::transport::messages::NodeConfig;
 use crate::transport::node::factory;
 use crate::transport::node_group;
-use crate::transport::startup::muster;
-use crate::transport::worker_pool::Crew;
+use crate::transport::startup::wait_for_quorum;
+use crate::transport::worker_pool::WorkerPool;
 
 /// The configured nodes, connected: what the lockers of a process share. A cheap clone of one handle.
 ///
@@ -68,29 +68,29 @@ impl Nodes {
     /// replied, be it with an error: wrong credentials, for example;
     /// [`System`](Error::System) when there are no threads to be had.
     pub fn connect(config: Config) -> Result<Nodes, Error> {
-        let settings = config.check()?;
+        let settings = config.validate()?;
         let mut places = HashSet::new();
         let mut posts = Vec::new();
         for endpoint in &settings.endpoints {
-            let (name, connector) = factory::connector(endpoint, &settings)?;
+            let (name, connector) = factory::make_connector(endpoint, &settings)?;
             if !places.insert(name.clone()) {
                 return Err(Error::InvalidConfig(format!("{name} is named twice")));
             }
-            posts.push(Post {
+            posts.push(NodeConfig {
                 name,
                 connector,
                 node_timeout: settings.node_timeout,
-                quarantine: settings.quarantine,
-                strict: settings.strict_servers,
-                is_one_server: matches!(endpoint.kind(), Kind::Server(_)),
+                restart_quarantine: settings.restart_quarantine,
+                reject_evicting: settings.reject_evicting_servers,
+                is_one_server: matches!(endpoint.kind(), EndpointKind::Server(_)),
                 observer: settings.observer.clone(),
             });
         }
-        Nodes::join(settings, &posts)
+        Nodes::start(settings, &posts)
     }
 
     /// The part of `connect` behind the seam.
-    pub(crate) fn join(settings: Settings, posts: &[Post]) -> Result<Nodes, Error> {
+    pub(crate) fn start(settings: Settings, posts: &[NodeConfig]) -> Result<Nodes, Error> {
         let total = posts.len();
         if total.is_multiple_of(2) {
             warn!(
@@ -98,11 +98,11 @@ impl Nodes {
             );
         }
         let start = clock::now();
-        let (crew, first) = Crew::build(posts, settings.pool_size)?;
+        let (crew, first) = WorkerPool::spawn(posts, settings.pool_size)?;
         let names: Vec<String> = posts.iter().map(|post| post.name.clone()).collect();
-        let missing = match muster(&first, &settings, &names, start) {
+        let missing = match wait_for_quorum(&first, &settings, &names, start) {
             Ok(Some(tally)) if !(settings.allow_degraded && tally.is_outage()) => {
-                let error = tally.insufficient(Operation::Connect, |node| names[node].clone());
+                let error = tally.into_error(Operation::Connect, |node| names[node].clone());
                 let connect_timeout = settings.connect_timeout;
                 Err(error.with_limits(|_| AnswerLimit::Connect { connect_timeout }))
             }
@@ -110,14 +110,14 @@ impl Nodes {
         };
         let missing = missing.inspect_err(|_| {
             // Those that are still connecting end when they notice.
-            crew.disband(clock::now());
+            crew.shutdown(clock::now());
         })?;
-        let meter = Meter::new(settings.observer.clone());
-        let nodes = node_group::Nodes::new(crew, names, settings.pool_size, meter);
+        let meter = LockCounters::new(settings.observer.clone());
+        let nodes = node_group::NodeGroup::new(crew, names, settings.pool_size, meter);
         let connectors = posts.iter().map(|post| Arc::clone(&post.connector));
         let engine = Engine::new(settings, nodes, connectors.collect())?;
         if let Some(tally) = missing {
-            engine.begin_degraded(start, &tally);
+            engine.start_degraded(start, &tally);
         }
         Ok(Nodes {
             engine: Arc::new(engine),
@@ -150,9 +150,9 @@ impl Nodes {
     /// let nodes = Nodes::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
     /// // … work …
     /// let stats = nodes.stats();
-    /// println!("{} locks, after {:?} on average", stats.granted, stats.waits.mean());
+    /// println!("{} locks, after {:?} on average", stats.acquired, stats.wait_time.mean());
     /// for node in &stats.nodes {
-    ///     println!("{}: {} requests without an answer", node.node, node.unknown);
+    ///     println!("{}: {} requests without an answer", node.node, node.no_reply);
     /// }
     /// # Ok(())
     /// # }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::params::{Care, Patience};
-use crate::protocol::lost_lock::{LostLock, OnLost};
+use crate::engine::params::{LeaseOptions, WaitLimit};
+use crate::protocol::lost_lock::{LostLock, OnLostCallback};
 use crate::protocol::retry::RetryPolicy;
 use crate::time::deadline;
 use crate::transport::cancel::CancelToken;
@@ -30,7 +30,7 @@ use crate::transport::cancel::CancelToken;
 ///     .cancel_on(&stop)
 ///     .fenced()
 ///     .auto_renew()
-///     .max_hold(Duration::from_secs(3600))
+///     .max_renewal(Duration::from_secs(3600))
 ///     .on_lost(|lost| eprintln!("{} is lost: {}", lost.key(), lost.reason()));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub struct LockOptions {
     wait: Option<Wait>,
     cancel: Option<CancelToken>,
     fenced: bool,
-    care: Care,
+    lease_options: LeaseOptions,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl LockOptions {
             wait: None,
             cancel: None,
             fenced: false,
-            care: Care::default(),
+            lease_options: LeaseOptions::default(),
         }
     }
 
@@ -99,16 +99,16 @@ impl LockOptions {
     /// ours, it is lost, which is told once and never mended. Without meaning for local locks, which do not expire.
     ///
     /// A guard that is forgotten, in a static or by a thread that hangs, is renewed for as long as its process lives: set
-    /// [`max_hold`](LockOptions::max_hold) where that could happen. Default: no renewal.
+    /// [`max_renewal`](LockOptions::max_renewal) where that could happen. Default: no renewal.
     pub fn auto_renew(mut self) -> LockOptions {
-        self.care.renews = true;
+        self.lease_options.auto_renew = true;
         self
     }
 
     /// Ends the renewal `limit` after the lock was taken: it is then held until the TTL of its last renewal is over, and
     /// lost. Without [`auto_renew`](LockOptions::auto_renew) it has no meaning. Default: no limit.
-    pub fn max_hold(mut self, limit: Duration) -> LockOptions {
-        self.care.max_hold = Some(limit);
+    pub fn max_renewal(mut self, limit: Duration) -> LockOptions {
+        self.lease_options.max_renewal = Some(limit);
         self
     }
 
@@ -132,12 +132,12 @@ impl LockOptions {
     ///     .on_lost(move |_| flag.store(true, Ordering::Relaxed));
     /// ```
     pub fn on_lost(mut self, f: impl Fn(&LostLock) + Send + Sync + 'static) -> LockOptions {
-        self.care.on_lost = Some(OnLost(Arc::new(f)));
+        self.lease_options.on_lost = Some(OnLostCallback(Arc::new(f)));
         self
     }
 
-    pub(crate) fn care(&self) -> &Care {
-        &self.care
+    pub(crate) fn lease_options(&self) -> &LeaseOptions {
+        &self.lease_options
     }
 
     pub(crate) fn is_fenced(&self) -> bool {
@@ -154,32 +154,35 @@ impl LockOptions {
 
     /// How long a call that begins at `start` is ready to try; without a wait in the options as the policy says, or
     /// once.
-    pub(crate) fn patience(
+    pub(crate) fn wait_limit(
         &self,
-        strength: Strength,
+        strength: DefaultWait,
         retry: &RetryPolicy,
         start: Instant,
-    ) -> Patience {
+    ) -> WaitLimit {
         let (end, attempts) = match (self.wait, strength) {
             (Some(Wait::For(limit)), _) => (deadline::deadline(start, limit), None),
             (Some(Wait::Until(end)), _) => (Some(end), None),
-            (None, Strength::Once) => (Some(start), None),
-            (None, Strength::Policy) => {
+            (None, DefaultWait::NoWait) => (Some(start), None),
+            (None, DefaultWait::Policy) => {
                 let end = retry
                     .max_wait
                     .and_then(|wait| deadline::deadline(start, wait));
                 (end, retry.max_attempts)
             }
         };
-        Patience { end, attempts }
+        WaitLimit {
+            deadline: end,
+            max_attempts: attempts,
+        }
     }
 }
 
 /// What a verb does without a wait in the options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Strength {
+pub(crate) enum DefaultWait {
     /// `acquire_…`: tries as long as the policy says.
     Policy,
     /// `try_…`: tries once.
-    Once,
+    NoWait,
 }

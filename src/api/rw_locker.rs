@@ -7,11 +7,11 @@ use std::time::Duration;
 use crate::api::acquire;
 use crate::api::guard::{ReadGuard, WriteGuard};
 use crate::api::nodes::Nodes;
-use crate::api::options::{LockOptions, Strength};
+use crate::api::options::{DefaultWait, LockOptions};
 use crate::config::builder::Config;
 use crate::error::Error;
-use crate::local::lock_table::Gate;
-use crate::protocol::kind::Claim;
+use crate::local::lock_table::LockTable;
+use crate::protocol::kind::LeaseKind;
 
 /// Takes read-write locks by name: any number of readers at once, or one writer. Write a program against
 /// `&dyn RwLocker`, and run it with Redis or without.
@@ -88,7 +88,7 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     /// [`InsufficientQuorum`](Error::InsufficientQuorum) when too few nodes answered for longer than
     /// `max_outage`, or at the end of the wait, and at once where they deny access;
     /// [`CircuitOpen`](Error::CircuitOpen) only without a wait, once no quorum has replied for
-    /// some rounds ([`Config::breaker`]); [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
+    /// some rounds ([`Config::circuit_breaker`]); [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
     /// too slow for the TTL; [`Cancelled`](Error::Cancelled) by the options' token; [`Closed`](Error::Closed) after a shutdown; [`System`](Error::System) without random
     /// bytes for a token.
     fn acquire_read(&self, key: &str, options: &LockOptions) -> Result<ReadGuard, Error>;
@@ -242,14 +242,14 @@ impl RedisRwLocker {
 /// ```
 #[derive(Debug, Clone)]
 pub struct LocalRwLocker {
-    gate: Arc<Gate>,
+    gate: Arc<LockTable>,
 }
 
 impl LocalRwLocker {
     /// No locks are held. Two of them do not exclude each other; clones of one do.
     pub fn new() -> LocalRwLocker {
         LocalRwLocker {
-            gate: Arc::new(Gate::new()),
+            gate: Arc::new(LockTable::new()),
         }
     }
 }
@@ -265,8 +265,14 @@ macro_rules! rw_locker {
     ($locker:ident: $take:path, $from:ident) => {
         impl RwLocker for $locker {
             fn acquire_read(&self, key: &str, options: &LockOptions) -> Result<ReadGuard, Error> {
-                $take(&self.$from, &[key], Claim::Read, options, Strength::Policy)
-                    .map(ReadGuard::from)
+                $take(
+                    &self.$from,
+                    &[key],
+                    LeaseKind::Read,
+                    options,
+                    DefaultWait::Policy,
+                )
+                .map(ReadGuard::from)
             }
 
             fn try_acquire_read(
@@ -274,13 +280,25 @@ macro_rules! rw_locker {
                 key: &str,
                 options: &LockOptions,
             ) -> Result<Option<ReadGuard>, Error> {
-                let taken = $take(&self.$from, &[key], Claim::Read, options, Strength::Once);
-                acquire::unless_contended(taken.map(ReadGuard::from))
+                let taken = $take(
+                    &self.$from,
+                    &[key],
+                    LeaseKind::Read,
+                    options,
+                    DefaultWait::NoWait,
+                );
+                acquire::none_if_contended(taken.map(ReadGuard::from))
             }
 
             fn acquire_write(&self, key: &str, options: &LockOptions) -> Result<WriteGuard, Error> {
-                $take(&self.$from, &[key], Claim::Write, options, Strength::Policy)
-                    .map(WriteGuard::from)
+                $take(
+                    &self.$from,
+                    &[key],
+                    LeaseKind::Write,
+                    options,
+                    DefaultWait::Policy,
+                )
+                .map(WriteGuard::from)
             }
 
             fn try_acquire_write(
@@ -288,15 +306,21 @@ macro_rules! rw_locker {
                 key: &str,
                 options: &LockOptions,
             ) -> Result<Option<WriteGuard>, Error> {
-                let taken = $take(&self.$from, &[key], Claim::Write, options, Strength::Once);
-                acquire::unless_contended(taken.map(WriteGuard::from))
+                let taken = $take(
+                    &self.$from,
+                    &[key],
+                    LeaseKind::Write,
+                    options,
+                    DefaultWait::NoWait,
+                );
+                acquire::none_if_contended(taken.map(WriteGuard::from))
             }
         }
     };
 }
 
-rw_locker!(RedisRwLocker: acquire::on_nodes, nodes);
-rw_locker!(LocalRwLocker: acquire::in_process, gate);
+rw_locker!(RedisRwLocker: acquire::acquire_on_nodes, nodes);
+rw_locker!(LocalRwLocker: acquire::acquire_local, gate);
 
 /// Everything public goes to any thread and is used by many at once.
 const _: () = {

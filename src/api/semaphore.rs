@@ -4,16 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::api::acquire;
-use crate::api::guard::Permit;
+use crate::api::guard::SemaphorePermit;
 use crate::api::nodes::Nodes;
-use crate::api::options::{LockOptions, Strength};
+use crate::api::options::{DefaultWait, LockOptions};
 use crate::config::builder::Config;
 use crate::error::Error;
-use crate::local::lock_table::Gate;
+use crate::local::lock_table::LockTable;
 use crate::protocol::key::Key;
-use crate::protocol::key_set::Keys;
-use crate::protocol::kind::{Claim, Family};
-use crate::protocol::permits::MOST_PERMITS;
+use crate::protocol::key_set::KeySet;
+use crate::protocol::kind::{LeaseKind, LockKind};
+use crate::protocol::permits::MAX_PERMITS;
 
 /// Gives out a number of permits and never more: so many at a time may do something, in all processes together. Write a
 /// program against `&dyn Semaphore`, and run it with Redis or without.
@@ -52,7 +52,7 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
     /// too slow for the TTL; [`CircuitOpen`](Error::CircuitOpen) without a wait;
     /// [`Cancelled`](Error::Cancelled) by the options' token;
     /// [`Closed`](Error::Closed) after a shutdown; [`System`](Error::System) without random bytes for a token.
-    fn acquire(&self, options: &LockOptions) -> Result<Permit, Error>;
+    fn acquire(&self, options: &LockOptions) -> Result<SemaphorePermit, Error>;
 
     /// The same, with one attempt unless the options set a wait, and `None` where a limit ran out.
     ///
@@ -74,7 +74,7 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
     /// # permit.release()
     /// # }
     /// ```
-    fn try_acquire(&self, options: &LockOptions) -> Result<Option<Permit>, Error>;
+    fn try_acquire(&self, options: &LockOptions) -> Result<Option<SemaphorePermit>, Error>;
 
     /// How many permits there are.
     ///
@@ -129,7 +129,7 @@ impl RedisSemaphore {
     pub fn new(nodes: &Nodes, name: &str, permits: u32) -> Result<RedisSemaphore, Error> {
         let prefix = &nodes.engine().settings().key_prefix;
         Ok(RedisSemaphore {
-            key: Key::parse(prefix, name, Family::Semaphore)?,
+            key: Key::parse(prefix, name, LockKind::Semaphore)?,
             permits: count(permits)?,
             nodes: nodes.clone(),
         })
@@ -155,10 +155,11 @@ impl RedisSemaphore {
         self.key.name()
     }
 
-    fn take(&self, options: &LockOptions, how: Strength) -> Result<Permit, Error> {
+    fn take(&self, options: &LockOptions, how: DefaultWait) -> Result<SemaphorePermit, Error> {
         let claim = claim(self.permits, options)?;
-        let keys = Keys::from(self.key.clone());
-        acquire::parsed_on_nodes(&self.nodes, keys, claim, options, how).map(Permit::from)
+        let keys = KeySet::from(self.key.clone());
+        acquire::acquire_parsed_on_nodes(&self.nodes, keys, claim, options, how)
+            .map(SemaphorePermit::from)
     }
 }
 
@@ -191,7 +192,7 @@ impl fmt::Debug for RedisSemaphore {
 /// ```
 #[derive(Debug, Clone)]
 pub struct LocalSemaphore {
-    gate: Arc<Gate>,
+    gate: Arc<LockTable>,
     key: Key,
     permits: u16,
 }
@@ -204,21 +205,22 @@ impl LocalSemaphore {
     /// [`InvalidConfig`](Error::InvalidConfig) for the number.
     pub fn new(permits: u32) -> Result<LocalSemaphore, Error> {
         Ok(LocalSemaphore {
-            gate: Arc::new(Gate::new()),
-            key: Key::parse("", "semaphore", Family::Semaphore)?,
+            gate: Arc::new(LockTable::new()),
+            key: Key::parse("", "semaphore", LockKind::Semaphore)?,
             permits: count(permits)?,
         })
     }
 
     #[cfg(all(test, not(loom)))]
-    pub(crate) fn gate(&self) -> &Gate {
+    pub(crate) fn gate(&self) -> &LockTable {
         &self.gate
     }
 
-    fn take(&self, options: &LockOptions, how: Strength) -> Result<Permit, Error> {
+    fn take(&self, options: &LockOptions, how: DefaultWait) -> Result<SemaphorePermit, Error> {
         let claim = claim(self.permits, options)?;
-        let keys = Keys::from(self.key.clone());
-        acquire::parsed_in_process(&self.gate, &keys, claim, options, how).map(Permit::from)
+        let keys = KeySet::from(self.key.clone());
+        acquire::acquire_parsed_local(&self.gate, &keys, claim, options, how)
+            .map(SemaphorePermit::from)
     }
 }
 
@@ -226,12 +228,12 @@ impl LocalSemaphore {
 macro_rules! semaphore {
     ($semaphore:ident) => {
         impl Semaphore for $semaphore {
-            fn acquire(&self, options: &LockOptions) -> Result<Permit, Error> {
-                self.take(options, Strength::Policy)
+            fn acquire(&self, options: &LockOptions) -> Result<SemaphorePermit, Error> {
+                self.take(options, DefaultWait::Policy)
             }
 
-            fn try_acquire(&self, options: &LockOptions) -> Result<Option<Permit>, Error> {
-                acquire::unless_contended(self.take(options, Strength::Once))
+            fn try_acquire(&self, options: &LockOptions) -> Result<Option<SemaphorePermit>, Error> {
+                acquire::none_if_contended(self.take(options, DefaultWait::NoWait))
             }
 
             fn permits(&self) -> u32 {
@@ -246,17 +248,17 @@ semaphore!(LocalSemaphore);
 
 fn count(permits: u32) -> Result<u16, Error> {
     match u16::try_from(permits) {
-        Ok(count @ 1..=MOST_PERMITS) => Ok(count),
+        Ok(count @ 1..=MAX_PERMITS) => Ok(count),
         _ => Err(Error::InvalidConfig(format!(
-            "{permits} permits are not within 1 to {MOST_PERMITS}"
+            "{permits} permits are not within 1 to {MAX_PERMITS}"
         ))),
     }
 }
 
 /// A claim of one permit, of which each attempt says which one it is.
-fn claim(of: u16, options: &LockOptions) -> Result<Claim, Error> {
+fn claim(of: u16, options: &LockOptions) -> Result<LeaseKind, Error> {
     match options.is_fenced() {
-        false => Ok(Claim::Permit { slot: 0, of }),
+        false => Ok(LeaseKind::Permit { index: 0, total: of }),
         true => Err(Error::InvalidConfig(
             "a permit has no fencing token: several are held at a time, and none is after the other".into(),
         )),
@@ -269,5 +271,5 @@ const _: () = {
     shared::<RedisSemaphore>();
     shared::<LocalSemaphore>();
     shared::<dyn Semaphore>();
-    shared::<Permit>();
+    shared::<SemaphorePermit>();
 };

@@ -11,48 +11,48 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::Error;
-use crate::protocol::lease::{Lease, Look};
-use crate::protocol::lost_lock::{LostLock, OnLost};
+use crate::protocol::lease::{Lease, LeaseState};
+use crate::protocol::lost_lock::{LostLock, OnLostCallback};
 use crate::sync::threads;
-use crate::sync::threads::Helper;
+use crate::sync::threads::BackgroundThread;
 use crate::time::clock;
-use crate::time::timer_queue::Agenda;
+use crate::time::timer_queue::TimerQueue;
 
 /// The thread's name.
 const NAME: &str = "redguard-notify";
 
 /// What is owed by whoever finds a lease lost, besides the telling.
-pub(crate) type Settle = Arc<dyn Fn(&Arc<Lease>) + Send + Sync>;
+pub(crate) type OnExpiry = Arc<dyn Fn(&Arc<Lease>) + Send + Sync>;
 
 /// The callbacks of all guards, and their thread once there is one.
-pub(crate) struct Notifier {
-    desk: Arc<Desk>,
-    settle: Settle,
+pub(crate) struct LossNotifier {
+    desk: Arc<NotifierState>,
+    settle: OnExpiry,
     started: AtomicBool,
-    thread: Mutex<Option<Helper>>,
+    thread: Mutex<Option<BackgroundThread>>,
 }
 
-struct Desk {
-    state: Mutex<State>,
+struct NotifierState {
+    state: Mutex<NotifierQueue>,
     changed: Condvar,
 }
 
-struct State {
-    agenda: Agenda<Watched>,
+struct NotifierQueue {
+    agenda: TimerQueue<WatchedLease>,
     stopping: bool,
 }
 
-pub(crate) struct Watched {
+pub(crate) struct WatchedLease {
     lease: Arc<Lease>,
-    tell: OnLost,
+    callback: OnLostCallback,
 }
 
-impl Notifier {
-    pub(crate) fn new(settle: Settle) -> Notifier {
-        Notifier {
-            desk: Arc::new(Desk {
-                state: Mutex::new(State {
-                    agenda: Agenda::new(),
+impl LossNotifier {
+    pub(crate) fn new(settle: OnExpiry) -> LossNotifier {
+        LossNotifier {
+            desk: Arc::new(NotifierState {
+                state: Mutex::new(NotifierQueue {
+                    agenda: TimerQueue::new(),
                     stopping: false,
                 }),
                 changed: Condvar::new(),
@@ -71,32 +71,39 @@ impl Notifier {
         &self,
         lease: &Arc<Lease>,
         expiry: Instant,
-        tell: OnLost,
+        tell: OnLostCallback,
     ) -> Result<(), Error> {
         let mut thread = self.thread.lock();
         if thread.is_none() {
             let (desk, settle) = (Arc::clone(&self.desk), Arc::clone(&self.settle));
-            *thread = Some(Helper::start(NAME, move || desk.run(&settle))?);
+            *thread = Some(BackgroundThread::spawn(NAME, move || desk.run(&settle))?);
             self.started.store(true, Ordering::Release);
         }
         drop(thread);
         let lease = Arc::clone(lease);
         let mut state = self.desk.state.lock();
         let id = lease.token().id();
-        state.agenda.put(id, expiry, Watched { lease, tell });
+        state.agenda.insert(
+            id,
+            expiry,
+            WatchedLease {
+                lease,
+                callback: tell,
+            },
+        );
         drop(state);
         self.desk.changed.notify_one();
         Ok(())
     }
 
     /// A lease is lost before its time: its callback is due.
-    pub(crate) fn lost(&self, lease: &Lease) {
+    pub(crate) fn notify_lost(&self, lease: &Lease) {
         let id = lease.token().id();
         let mut state = self.desk.state.lock();
-        let Some(watched) = state.agenda.take(id) else {
+        let Some(watched) = state.agenda.remove(id) else {
             return; // nobody wants to know, or it is being told
         };
-        state.agenda.put(id, clock::now(), watched);
+        state.agenda.insert(id, clock::now(), watched);
         drop(state);
         self.desk.changed.notify_one();
     }
@@ -104,7 +111,7 @@ impl Notifier {
     /// A lease is being released: there is nothing to tell any more.
     pub(crate) fn forget(&self, lease: &Lease) {
         if self.started.load(Ordering::Acquire) {
-            let watched = self.desk.state.lock().agenda.take(lease.token().id());
+            let watched = self.desk.state.lock().agenda.remove(lease.token().id());
             // Not under the lock, and not into a guard's `Drop`: the callback may own anything.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(watched)));
         }
@@ -115,30 +122,30 @@ impl Notifier {
         self.desk.state.lock().stopping = true;
         self.desk.changed.notify_one();
         let thread = self.thread.lock().take();
-        thread.is_none_or(|thread| thread.join(end))
+        thread.is_none_or(|thread| thread.join_until(end))
     }
 }
 
-impl Desk {
-    fn run(&self, settle: &Settle) {
+impl NotifierState {
+    fn run(&self, settle: &OnExpiry) {
         while let Some((id, watched)) = self.next() {
-            let look = watched.lease.look(clock::now());
-            if look == Look::JustLost {
+            let look = watched.lease.expire_if_due(clock::now());
+            if look == LeaseState::JustLost {
                 threads::catch(NAME, || settle(&watched.lease));
             }
             match look {
-                Look::Held(expiry) => self.put_back(id, expiry, watched),
-                Look::JustLost | Look::Lost => tell(watched),
-                Look::Trying | Look::Ended => {}
+                LeaseState::Held(expiry) => self.reschedule(id, expiry, watched),
+                LeaseState::JustLost | LeaseState::Lost => run_callback(watched),
+                LeaseState::Pending | LeaseState::Ended => {}
             }
         }
     }
 
     /// Waits for the next lease that ends; `None` when the thread is to end.
-    fn next(&self) -> Option<(u64, Watched)> {
+    fn next(&self) -> Option<(u64, WatchedLease)> {
         let mut state = self.state.lock();
         loop {
-            let due = state.agenda.first().map(|(due, _)| due);
+            let due = state.agenda.peek().map(|(due, _)| due);
             match due {
                 Some(due) if due <= clock::now() => return state.agenda.pop(),
                 _ if state.stopping => return None,
@@ -149,18 +156,21 @@ impl Desk {
     }
 
     /// It was extended meanwhile. Who made it lost since then has not found it in the agenda.
-    fn put_back(&self, id: u64, expiry: Instant, watched: Watched) {
+    fn reschedule(&self, id: u64, expiry: Instant, watched: WatchedLease) {
         let mut state = self.state.lock();
         let now = clock::now();
-        let held = matches!(watched.lease.peek(now), Look::Held(_));
+        let held = matches!(watched.lease.peek(now), LeaseState::Held(_));
         let due = if held { expiry } else { now };
-        state.agenda.put(id, due, watched);
+        state.agenda.insert(id, due, watched);
     }
 }
 
 /// Calls back, and drops the callback here, where a panic of either does no harm.
-pub(crate) fn tell(watched: Watched) {
-    let Watched { lease, tell } = watched;
+pub(crate) fn run_callback(watched: WatchedLease) {
+    let WatchedLease {
+        lease,
+        callback: tell,
+    } = watched;
     let callback = format!("{}: callback for its loss", lease.keys());
     threads::catch(&callback, move || {
         tell.0(&LostLock { lease });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::credentials::Credentials;
-use crate::config::endpoint::Endpoints;
+use crate::config::endpoint::IntoEndpoints;
 use crate::config::on_drop::OnDrop;
 use crate::config::settings::Settings;
 #[cfg(feature = "tls")]
@@ -25,10 +25,10 @@ use crate::telemetry::observer::Observer;
 /// let config = Config::new(["10.0.0.1:6379", "10.0.0.2:6379", "10.0.0.3:6379"])
 ///     .password("s3cret")
 ///     .key_prefix("billing:")
-///     .owner("nightly-7")
+///     .owner_label("nightly-7")
 ///     .node_timeout(Duration::from_millis(100))
 ///     .retry(RetryPolicy { max_wait: Some(Duration::from_secs(5)), ..RetryPolicy::default() })
-///     .on_drop(OnDrop::HandOff);
+///     .on_drop(OnDrop::Background);
 /// ```
 ///
 /// For nodes that are far away and may restart without their data, with a look inside:
@@ -46,9 +46,9 @@ use crate::telemetry::observer::Observer;
 ///     .node_timeout(Duration::from_millis(500))
 ///     .connect_timeout(Duration::from_secs(3))
 ///     .min_validity(0.3)
-///     .breaker(10, Duration::from_secs(30))
+///     .circuit_breaker(10, Duration::from_secs(30))
 ///     .restart_quarantine(Duration::from_secs(60))
-///     .strict_servers(true)
+///     .reject_evicting_servers(true)
 ///     .allow_degraded(false)
 ///     .observer(observer)
 /// # }
@@ -66,7 +66,7 @@ impl Config {
     /// have no quorum with one down, and of four a tie is a loss for both sides.
     ///
     /// One node is a list of one: `Config::new(["10.0.0.1"])`.
-    pub fn new<I: Endpoints>(nodes: I) -> Config {
+    pub fn new<I: IntoEndpoints>(nodes: I) -> Config {
         Config {
             settings: Settings::new(nodes.into_iter().map(Into::into).collect()),
         }
@@ -154,8 +154,8 @@ impl Config {
 
     /// A label that is stored before the token, so that an operator sees who holds a lock: at most 64 printable
     /// ASCII characters without `:`. Default: none.
-    pub fn owner(mut self, label: impl Into<String>) -> Config {
-        self.settings.owner = Some(label.into());
+    pub fn owner_label(mut self, label: impl Into<String>) -> Config {
+        self.settings.owner_label = Some(label.into());
         self
     }
 
@@ -192,19 +192,19 @@ impl Config {
         self
     }
 
-    /// When to stop asking nodes of which no quorum replies: after `threshold` rounds in a row (and 1 s) without one, for `open_for`
+    /// When to stop asking nodes of which no quorum replies: after `threshold` rounds in a row (and 1 s) without one, for `breaker_open_for`
     /// or until a quorum of nodes is connected again. An acquire that does not wait is [`CircuitOpen`](Error::CircuitOpen) at once
     /// meanwhile; an acquire that waits sleeps, for [`max_outage`](RetryPolicy::max_outage) at most. Then
     /// one acquire asks the nodes, and all others wait for its result. Rounds that overlap in time count once;
     /// contention and error replies do not count. `u32::MAX` never stops asking. Default: 5 rounds, 60 s.
-    pub fn breaker(mut self, threshold: u32, open_for: Duration) -> Config {
-        self.settings.threshold = threshold;
-        self.settings.open_for = open_for;
+    pub fn circuit_breaker(mut self, threshold: u32, open_for: Duration) -> Config {
+        self.settings.breaker_threshold = threshold;
+        self.settings.breaker_open_for = open_for;
         self
     }
 
     /// Whether locks are held **in this process alone** while no quorum of nodes can be reached: when connecting, or when the
-    /// [`breaker`](Config::breaker) is open and fresh connects have failed too. Threads of this process exclude each other all the time, **other processes are
+    /// [`circuit_breaker`](Config::circuit_breaker) is open and fresh connects have failed too. Threads of this process exclude each other all the time, **other processes are
     /// not excluded**, and each of them may hold the same lock. So it is for work where doing nothing is worse than doing it
     /// twice. Such a guard says [`Mode::Local`](crate::Mode::Local) and does not expire; a fenced lock is never taken so, and
     /// wrong credentials or another error that nodes reply never lead there. When nodes are back new locks are held on them again. Default: `false`.
@@ -226,15 +226,15 @@ impl Config {
     /// quarantine shorter by as much. More than zero, and not with a Sentinel's master or a cluster, which can forget locks without
     /// a restart. Default: off.
     pub fn restart_quarantine(mut self, max_ttl: Duration) -> Config {
-        self.settings.quarantine = Some(max_ttl);
+        self.settings.restart_quarantine = Some(max_ttl);
         self
     }
 
     /// Whether a node that can evict locks (`maxmemory` with another policy than `noeviction`) is not used, in place of a
     /// warning in the log that names it. A node is asked for this, and whether it is a replica, when it is connected to: what is
     /// set later is seen at the next connect. Default: `false`.
-    pub fn strict_servers(mut self, strict: bool) -> Config {
-        self.settings.strict_servers = strict;
+    pub fn reject_evicting_servers(mut self, strict: bool) -> Config {
+        self.settings.reject_evicting_servers = strict;
         self
     }
 
@@ -246,8 +246,8 @@ impl Config {
 
     /// # Errors
     /// `NoAddresses` and `InvalidConfig`, which names what was given.
-    pub(crate) fn check(self) -> Result<Settings, Error> {
-        self.settings.check()
+    pub(crate) fn validate(self) -> Result<Settings, Error> {
+        self.settings.validate()
     }
 }
 
@@ -266,16 +266,16 @@ impl fmt::Debug for Config {
         shown
             .field("pool_size", &s.pool_size)
             .field("key_prefix", &s.key_prefix)
-            .field("owner", &s.owner)
+            .field("owner", &s.owner_label)
             .field("retry", &s.retry)
             .field("node_timeout", &s.node_timeout)
             .field("connect_timeout", &s.connect_timeout)
             .field("min_validity", &s.min_validity)
             .field("on_drop", &s.on_drop)
-            .field("breaker", &(s.threshold, s.open_for))
+            .field("breaker", &(s.breaker_threshold, s.breaker_open_for))
             .field("allow_degraded", &s.allow_degraded)
-            .field("restart_quarantine", &s.quarantine)
-            .field("strict_servers", &s.strict_servers)
+            .field("restart_quarantine", &s.restart_quarantine)
+            .field("strict_servers", &s.reject_evicting_servers)
             .field("observer", &s.observer.as_ref().map(|_| ".."))
             .finish()
     }

@@ -28,12 +28,12 @@ use crate::config::address::ParsedAddress;
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    kind: Kind,
+    kind: EndpointKind,
 }
 
 /// What an endpoint is.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum EndpointKind {
     Server(Address),
     #[cfg(feature = "sentinel")]
     Sentinel {
@@ -82,7 +82,7 @@ impl Endpoint {
         let master = master.into();
         let sentinels = addresses(sentinels);
         Endpoint {
-            kind: Kind::Sentinel { master, sentinels },
+            kind: EndpointKind::Sentinel { master, sentinels },
         }
     }
 
@@ -108,11 +108,11 @@ impl Endpoint {
     {
         let seeds = addresses(seeds);
         Endpoint {
-            kind: Kind::Cluster { seeds },
+            kind: EndpointKind::Cluster { seeds },
         }
     }
 
-    pub(crate) fn kind(&self) -> &Kind {
+    pub(crate) fn kind(&self) -> &EndpointKind {
         &self.kind
     }
 }
@@ -144,14 +144,14 @@ where
     note = "one node is a list of one, as in `Config::new([address])`; addresses with commas in between are split, as in \
             `Config::new(addresses.split(','))`"
 )]
-pub trait Endpoints: IntoIterator<Item: Into<Endpoint>> {}
+pub trait IntoEndpoints: IntoIterator<Item: Into<Endpoint>> {}
 
-impl<I: IntoIterator<Item: Into<Endpoint>>> Endpoints for I {}
+impl<I: IntoIterator<Item: Into<Endpoint>>> IntoEndpoints for I {}
 
 impl<T: AsRef<str>> From<T> for Endpoint {
     fn from(address: T) -> Endpoint {
         Endpoint {
-            kind: Kind::Server(Address::new(address.as_ref())),
+            kind: EndpointKind::Server(Address::new(address.as_ref())),
         }
     }
 }
@@ -159,13 +159,13 @@ impl<T: AsRef<str>> From<T> for Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
-            Kind::Server(address) => write!(f, "{address}"),
+            EndpointKind::Server(address) => write!(f, "{address}"),
             #[cfg(feature = "sentinel")]
-            Kind::Sentinel { master, sentinels } => {
+            EndpointKind::Sentinel { master, sentinels } => {
                 write!(f, "sentinel({master:?}, {sentinels:?})")
             }
             #[cfg(feature = "cluster")]
-            Kind::Cluster { seeds } => write!(f, "cluster({seeds:?})"),
+            EndpointKind::Cluster { seeds } => write!(f, "cluster({seeds:?})"),
         }
     }
 }

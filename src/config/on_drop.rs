@@ -5,7 +5,7 @@
 /// ```
 /// use redguard::{Config, OnDrop};
 ///
-/// let quick = Config::new(["10.0.0.1"]).on_drop(OnDrop::HandOff);
+/// let quick = Config::new(["10.0.0.1"]).on_drop(OnDrop::Background);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -16,5 +16,5 @@ pub enum OnDrop {
     Wait,
     /// Not at all: it returns when the release is queued. Whether it was confirmed is not reported. (The last handle
     /// of all, which may be a guard, still sends what is queued before it goes.)
-    HandOff,
+    Background,
 }

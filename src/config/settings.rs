@@ -6,23 +6,23 @@ use std::time::Duration;
 use crate::config::credentials::CredentialsProvider;
 use crate::config::endpoint::Endpoint;
 #[cfg(any(feature = "sentinel", feature = "cluster"))]
-use crate::config::endpoint::Kind;
+use crate::config::endpoint::EndpointKind;
 use crate::config::on_drop::OnDrop;
 #[cfg(feature = "tls")]
 use crate::config::tls::Tls;
 use crate::error::Error;
 #[cfg(feature = "cluster")]
-use crate::protocol::key_set::Keys;
+use crate::protocol::key_set::KeySet;
 use crate::protocol::quorum;
 use crate::protocol::retry::RetryPolicy;
-use crate::protocol::token::MAX_OWNER;
+use crate::protocol::token::MAX_OWNER_LABEL;
 use crate::protocol::ttl::Ttl;
 use crate::telemetry::observer::Observer;
 
 /// The part of a TTL that an attempt must leave, unless it is set.
-const MIN_VALIDITY: f64 = 0.5;
+const DEFAULT_MIN_VALIDITY: f64 = 0.5;
 
-const MOST_TIMEOUT: Duration = Duration::from_secs(3600);
+const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_POOL: usize = 64;
 
 /// All that a [`Config`](crate::Config) says.
@@ -38,7 +38,7 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<Tls>,
     pub(crate) pool_size: usize,
     pub(crate) key_prefix: String,
-    pub(crate) owner: Option<String>,
+    pub(crate) owner_label: Option<String>,
     pub(crate) retry: RetryPolicy,
     pub(crate) node_timeout: Duration,
     /// The longest that an attempt repeats a split vote.
@@ -46,11 +46,11 @@ pub(crate) struct Settings {
     pub(crate) connect_timeout: Duration,
     pub(crate) min_validity: f64,
     pub(crate) on_drop: OnDrop,
-    pub(crate) threshold: u32,
-    pub(crate) open_for: Duration,
+    pub(crate) breaker_threshold: u32,
+    pub(crate) breaker_open_for: Duration,
     pub(crate) allow_degraded: bool,
-    pub(crate) quarantine: Option<Duration>,
-    pub(crate) strict_servers: bool,
+    pub(crate) restart_quarantine: Option<Duration>,
+    pub(crate) reject_evicting_servers: bool,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
@@ -67,25 +67,25 @@ impl Settings {
             tls: None,
             pool_size: 1,
             key_prefix: "redguard:".to_owned(),
-            owner: None,
+            owner_label: None,
             retry: RetryPolicy::default(),
             node_timeout: Duration::from_millis(200),
             max_split: Duration::from_millis(50),
             connect_timeout: Duration::from_secs(1),
-            min_validity: MIN_VALIDITY,
+            min_validity: DEFAULT_MIN_VALIDITY,
             on_drop: OnDrop::Wait,
-            threshold: 5,
-            open_for: Duration::from_secs(60),
+            breaker_threshold: 5,
+            breaker_open_for: Duration::from_secs(60),
             allow_degraded: false,
-            quarantine: None,
-            strict_servers: false,
+            restart_quarantine: None,
+            reject_evicting_servers: false,
             observer: None,
         }
     }
 
     /// # Errors
     /// `NoAddresses` and `InvalidConfig`, which names what was given.
-    pub(crate) fn check(self) -> Result<Settings, Error> {
+    pub(crate) fn validate(self) -> Result<Settings, Error> {
         let refuse = |text: String| Err(Error::InvalidConfig(text));
         let nodes = self.endpoints.len();
         if nodes == 0 {
@@ -100,13 +100,13 @@ impl Settings {
                 self.pool_size
             ));
         }
-        if let Some(owner) = &self.owner {
+        if let Some(owner) = &self.owner_label {
             let printable = owner
                 .bytes()
                 .all(|b| (b' '..=b'~').contains(&b) && b != b':');
-            if owner.is_empty() || owner.len() > MAX_OWNER || !printable {
+            if owner.is_empty() || owner.len() > MAX_OWNER_LABEL || !printable {
                 return refuse(format!(
-                    "owner {owner:?} is not 1 to {MAX_OWNER} printable ASCII characters without ':'"
+                    "owner {owner:?} is not 1 to {MAX_OWNER_LABEL} printable ASCII characters without ':'"
                 ));
             }
         }
@@ -124,9 +124,9 @@ impl Settings {
             ));
         }
         // What blocks for so long is as good as blocked for ever; so `node_timeout` is bounded too.
-        if self.connect_timeout > MOST_TIMEOUT {
+        if self.connect_timeout > MAX_TIMEOUT {
             return refuse(format!(
-                "connect_timeout {:?} is above {MOST_TIMEOUT:?}",
+                "connect_timeout {:?} is above {MAX_TIMEOUT:?}",
                 self.connect_timeout
             ));
         }
@@ -137,13 +137,16 @@ impl Settings {
                 self.min_validity
             ));
         }
-        if self.threshold == 0 {
+        if self.breaker_threshold == 0 {
             return refuse("breaker threshold 0: it takes one round at the least".into());
         }
-        if self.open_for.is_zero() {
+        if self.breaker_open_for.is_zero() {
             return refuse("breaker open_for 0s: it would never be open".into());
         }
-        if self.quarantine.is_some_and(|max_ttl| max_ttl.is_zero()) {
+        if self
+            .restart_quarantine
+            .is_some_and(|max_ttl| max_ttl.is_zero())
+        {
             return refuse("restart_quarantine 0s: no TTL is as short".into());
         }
         if self.username.is_some() && self.password.is_none() {
@@ -153,17 +156,17 @@ impl Settings {
             return refuse("credentials are set together with a username or password".into());
         }
         #[cfg(any(feature = "sentinel", feature = "cluster"))]
-        if let Err(text) = self.check_systems() {
+        if let Err(text) = self.validate_topologies() {
             return refuse(text);
         }
-        self.retry.check()?;
+        self.retry.validate()?;
         Ok(self)
     }
 
     /// What a lock's TTL may be on these nodes.
-    pub(crate) fn terms(&self) -> Terms {
-        Terms {
-            most: self.quarantine.unwrap_or(Duration::MAX),
+    pub(crate) fn terms(&self) -> TtlLimits {
+        TtlLimits {
+            max_ttl: self.restart_quarantine.unwrap_or(Duration::MAX),
             min_validity: self.min_validity,
         }
     }
@@ -173,29 +176,30 @@ impl Settings {
     /// # Errors
     /// `InvalidKey` with one whose slot is another.
     #[cfg(feature = "cluster")]
-    pub(crate) fn check_slots(&self, keys: &Keys) -> Result<(), Error> {
-        let is_cluster = |endpoint: &Endpoint| matches!(endpoint.kind(), Kind::Cluster { .. });
-        match keys.only().is_none() && self.endpoints.iter().any(is_cluster) {
-            true => keys.check_slots(),
+    pub(crate) fn validate_hash_slots(&self, keys: &KeySet) -> Result<(), Error> {
+        let is_cluster =
+            |endpoint: &Endpoint| matches!(endpoint.kind(), EndpointKind::Cluster { .. });
+        match keys.single().is_none() && self.endpoints.iter().any(is_cluster) {
+            true => keys.require_one_slot(),
             false => Ok(()),
         }
     }
 
     /// Whether what is set can be had from systems of servers.
     #[cfg(any(feature = "sentinel", feature = "cluster"))]
-    fn check_systems(&self) -> Result<(), String> {
+    fn validate_topologies(&self) -> Result<(), String> {
         for endpoint in &self.endpoints {
             let empty = match endpoint.kind() {
-                Kind::Server(_) => continue,
+                EndpointKind::Server(_) => continue,
                 #[cfg(feature = "sentinel")]
-                Kind::Sentinel { master, sentinels } => {
+                EndpointKind::Sentinel { master, sentinels } => {
                     if master.is_empty() || master.contains(|c: char| c.is_control()) {
                         return Err(format!("{endpoint}: no master can have this name"));
                     }
                     sentinels.is_empty()
                 }
                 #[cfg(feature = "cluster")]
-                Kind::Cluster { seeds } => {
+                EndpointKind::Cluster { seeds } => {
                     if let Some(db @ 1..) = self.db {
                         return Err(format!("db {db} with {endpoint}: a cluster has none but 0"));
                     }
@@ -205,7 +209,7 @@ impl Settings {
             if empty {
                 return Err(format!("{endpoint} names no address"));
             }
-            if let Some(max_ttl) = self.quarantine {
+            if let Some(max_ttl) = self.restart_quarantine {
                 return Err(format!(
                     "restart_quarantine {max_ttl:?} with {endpoint}: it can forget locks without a restart"
                 ));
@@ -217,22 +221,22 @@ impl Settings {
 
 /// What a lock's TTL may be.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Terms {
-    most: Duration,
+pub(crate) struct TtlLimits {
+    max_ttl: Duration,
     min_validity: f64,
 }
 
-impl Terms {
+impl TtlLimits {
     /// Where no nodes have a say.
-    pub(crate) const LOCAL: Terms = Terms {
-        most: Duration::MAX,
-        min_validity: MIN_VALIDITY,
+    pub(crate) const LOCAL: TtlLimits = TtlLimits {
+        max_ttl: Duration::MAX,
+        min_validity: DEFAULT_MIN_VALIDITY,
     };
 
     /// # Errors
     /// `InvalidTtl`.
-    pub(crate) fn ttl(self, ttl: Duration) -> Result<Ttl, Error> {
-        let most = self.most;
+    pub(crate) fn validate(self, ttl: Duration) -> Result<Ttl, Error> {
+        let most = self.max_ttl;
         if ttl > most {
             return Err(Error::InvalidTtl {
                 ttl,
@@ -262,10 +266,10 @@ mod tests {
             (Config::new::<[&str; 0]>([]), "no node addresses"),
             (Config::new(vec!["a"; 65]), "65 nodes are over 64"),
             (config().pool_size(0), "pool_size 0"),
-            (config().owner("a:b"), "\"a:b\""),
-            (config().owner(""), "owner \"\""),
-            (config().owner("é"), "owner"),
-            (config().owner("x".repeat(65)), "owner"),
+            (config().owner_label("a:b"), "\"a:b\""),
+            (config().owner_label(""), "owner \"\""),
+            (config().owner_label("é"), "owner"),
+            (config().owner_label("x".repeat(65)), "owner"),
             (config().node_timeout(Duration::ZERO), "node_timeout 0ns"),
             (
                 config().node_timeout(ms(300)).connect_timeout(ms(200)),
@@ -282,18 +286,18 @@ mod tests {
                     .credentials(|_| Credentials::password("s3cret")),
                 "credentials are set together",
             ),
-            (config().breaker(0, ms(1)), "threshold 0"),
-            (config().breaker(1, ms(0)), "open_for 0s"),
+            (config().circuit_breaker(0, ms(1)), "threshold 0"),
+            (config().circuit_breaker(1, ms(0)), "open_for 0s"),
             (config().restart_quarantine(ms(0)), "restart_quarantine 0s"),
         ];
         for (config, words) in table {
-            let error = match config.check() {
+            let error = match config.validate() {
                 Ok(_) => panic!("accepted, though {words}"),
                 Err(error) => error.to_string(),
             };
             assert!(error.contains(words), "{error}");
         }
-        assert!(config().check().is_ok());
+        assert!(config().validate().is_ok());
     }
 
     fn duration() -> impl Strategy<Value = Duration> {
@@ -341,15 +345,15 @@ mod tests {
                 .min_validity(min_validity)
                 .retry(retry.clone());
             let _ = format!("{config:?}");
-            match config.check() {
+            match config.validate() {
                 Ok(settings) => {
                     prop_assert!((1..=64).contains(&nodes) && (1..=64).contains(&pool));
-                    prop_assert!(node <= connect && connect <= MOST_TIMEOUT && !node.is_zero());
+                    prop_assert!(node <= connect && connect <= MAX_TIMEOUT && !node.is_zero());
                     prop_assert!((0.0..0.99).contains(&min_validity));
                     // A policy that was let in can be counted with.
                     let most = retry.max_attempts.unwrap_or(u32::MAX);
-                    settings.retry.attempts_within(waited);
-                    settings.retry.span(most);
+                    settings.retry.attempts_elapsed(waited);
+                    settings.retry.total_delay(most);
                     prop_assert!(settings.retry.delay(most, 1.0) <= retry.max_delay);
                 }
                 Err(Error::NoAddresses) => prop_assert_eq!(nodes, 0),
@@ -375,7 +379,7 @@ mod tests {
         fn any_owner_is_good_or_named(owner in "[ -~]{0,70}|\\PC{0,70}") {
             let good = (1..=64).contains(&owner.len())
                 && owner.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b':');
-            match config().owner(&owner).check() {
+            match config().owner_label(&owner).validate() {
                 Ok(_) => prop_assert!(good),
                 Err(error) => {
                     let shown = format!("{owner:?}");

@@ -3,77 +3,86 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::local::entry::Access;
-use crate::protocol::lease::{FOR_EVER, Lease};
+use crate::local::entry::AccessMode;
+use crate::protocol::lease::{Lease, NEVER_EXPIRES_AFTER};
 use crate::protocol::quorum::{Split, Tally};
-use crate::transport::round::Outcome;
+use crate::transport::round::RoundOutcome;
 
 /// How an attempt ended that was not won.
-pub(crate) enum Miss {
+pub(crate) enum AttemptFailure {
     Contended(Contention),
     Unavailable(Tally),
     /// Granted too late, or no verdict within the time in which a grant would have been of use.
-    Slow {
+    TooSlow {
         /// Whether a quorum granted it.
         won: bool,
-        /// As [`held_for`](Miss::held_for).
-        held_for: Option<Duration>,
+        /// As [`max_hold_left`](AttemptFailure::max_hold_left).
+        max_hold_left: Option<Duration>,
     },
 }
 
 /// What an attempt has come to.
-pub(crate) type Attempted = Result<Arc<Lease>, Miss>;
+pub(crate) type AttemptResult = Result<Arc<Lease>, AttemptFailure>;
 
-impl Miss {
+impl AttemptFailure {
     /// How long somebody may hold the lock who refused it on a node, be it the only one that answered; for ever where that is
     /// not known.
-    pub(crate) fn held_for(&self) -> Option<Duration> {
+    pub(crate) fn max_hold_left(&self) -> Option<Duration> {
         match self {
-            Miss::Contended(met) => Some(met.held_for.unwrap_or(FOR_EVER)),
-            Miss::Unavailable(tally) => held_for(tally),
-            Miss::Slow { held_for, .. } => *held_for,
+            AttemptFailure::Contended(met) => {
+                Some(met.max_hold_left.unwrap_or(NEVER_EXPIRES_AFTER))
+            }
+            AttemptFailure::Unavailable(tally) => max_hold_left(tally),
+            AttemptFailure::TooSlow {
+                max_hold_left: held_for,
+                ..
+            } => *held_for,
         }
     }
 }
 
-pub(crate) fn held_for(tally: &Tally) -> Option<Duration> {
-    (tally.refused().len() > 0).then(|| tally.held_for().unwrap_or(FOR_EVER))
+pub(crate) fn max_hold_left(tally: &Tally) -> Option<Duration> {
+    (tally.refused().len() > 0).then(|| tally.max_hold_left().unwrap_or(NEVER_EXPIRES_AFTER))
 }
 
 /// Held by others.
 #[derive(Clone, Debug)]
 pub(crate) struct Contention {
     /// How most of the nodes that refused say that it is held.
-    pub(crate) by: Access,
+    pub(crate) held_by: AccessMode,
     /// Free again after so long, if that is known.
-    pub(crate) free: Option<Duration>,
+    pub(crate) free_in: Option<Duration>,
     /// Some nodes had granted it: others want it at the same time, and they may all lose.
-    pub(crate) split: Option<Split>,
+    pub(crate) split_vote: Option<Split>,
     /// Only one node was asked, and it refused.
-    pub(crate) by_one: bool,
+    pub(crate) single_node: bool,
     /// How long those may hold it at the longest who refused, if that is known.
-    pub(crate) held_for: Option<Duration>,
+    pub(crate) max_hold_left: Option<Duration>,
     /// Which of the lock's keys are held, where it has several.
-    pub(crate) in_the_way: Vec<usize>,
+    pub(crate) blocking_keys: Vec<usize>,
 }
 
 impl Contention {
-    /// What those say who refused; `by_one` says that only one was asked.
-    pub(crate) fn of(outcome: Outcome, by_one: bool, split: Option<Split>) -> Contention {
+    /// What those say who refused; `single_node` says that only one was asked.
+    pub(crate) fn of(
+        outcome: RoundOutcome,
+        single_node: bool,
+        split_vote: Option<Split>,
+    ) -> Contention {
         let tally = outcome.tally;
         Contention {
-            by: match tally.held_by_readers() {
-                true => Access::Shared,
-                false => Access::Alone,
+            held_by: match tally.held_by_readers() {
+                true => AccessMode::Shared,
+                false => AccessMode::Exclusive,
             },
-            free: match by_one {
-                true => tally.held_for(),
+            free_in: match single_node {
+                true => tally.max_hold_left(),
                 false => tally.free_in(),
             },
-            split,
-            by_one,
-            held_for: tally.held_for(),
-            in_the_way: outcome.in_the_way,
+            split_vote,
+            single_node,
+            max_hold_left: tally.max_hold_left(),
+            blocking_keys: outcome.blocking_keys,
         }
     }
 }

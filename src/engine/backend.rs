@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::attempt_result::Miss;
-use crate::engine::breaker::{Leave, Probe};
+use crate::engine::attempt_result::AttemptFailure;
+use crate::engine::breaker::{Probe, SharedAdmission};
 use crate::engine::core::Engine;
-use crate::engine::params::{Stay, Wish};
+use crate::engine::params::{AcquireParams, Deadlines};
 use crate::error::{Error, Operation};
-use crate::protocol::kind::Claim;
+use crate::protocol::kind::LeaseKind;
 use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;
 
 /// Where an attempt is made. Chosen when the slot is held, and again before each attempt (rule S9).
-pub(crate) enum Way<'a> {
+pub(crate) enum Backend<'a> {
     /// On the nodes, perhaps as the one that finds out whether they are back.
     Nodes(Option<Probe<'a>>),
     /// In this process alone, where no attempt is needed.
@@ -29,13 +29,13 @@ pub(crate) struct Outage {
 
 impl Outage {
     /// Notes how a round ended that began at `start`.
-    pub(crate) fn note(&mut self, miss: &Miss, start: Instant) {
+    pub(crate) fn note(&mut self, miss: &AttemptFailure, start: Instant) {
         match miss {
-            Miss::Unavailable(_) => self.begin(start),
-            Miss::Slow { won: true, .. } => self.began = None,
-            Miss::Contended(met) if !met.by_one => self.began = None,
+            AttemptFailure::Unavailable(_) => self.begin(start),
+            AttemptFailure::TooSlow { won: true, .. } => self.began = None,
+            AttemptFailure::Contended(met) if !met.single_node => self.began = None,
             // Neither says whether there is a quorum.
-            Miss::Slow { .. } | Miss::Contended(_) => {}
+            AttemptFailure::TooSlow { .. } | AttemptFailure::Contended(_) => {}
         }
     }
 
@@ -56,41 +56,40 @@ impl Engine {
     /// they are, its own limit has come, or the outage has lasted for `max_outage`.
     ///
     /// Without a wait it sleeps for a `node_timeout` only where another acquire probes, since that takes no longer.
-    pub(crate) fn way(
+    pub(crate) fn choose_backend(
         &self,
-        wish: &Wish,
-        stay: Stay,
+        wish: &AcquireParams,
+        stay: Deadlines,
         inbox: &Arc<Inbox>,
         held_until: Option<Instant>,
         outage: &mut Outage,
-    ) -> Result<Way<'_>, Error> {
-        self.go_on(inbox)?;
+    ) -> Result<Backend<'_>, Error> {
+        self.check_cancelled(inbox)?;
         if self.circuit.is_calm() {
-            return Ok(Way::Nodes(None));
+            return Ok(Backend::Nodes(None));
         }
         // Before the first look, so that no change after it is missed.
         let _waiter = self.circuit.join(inbox);
-        let probed = self.soon();
+        let probed = self.node_timeout_from_now();
         loop {
-            self.go_on(inbox)?;
-            let (is_probing, retry_in) = match self.circuit.leave(self.nodes.lanes_up()) {
-                Leave::Granted => return Ok(Way::Nodes(None)),
-                Leave::Probe(probe) => return Ok(Way::Nodes(Some(probe))),
-                Leave::Wait => (true, self.settings.node_timeout),
-                Leave::Refused(retry_in) => (false, retry_in),
+            self.check_cancelled(inbox)?;
+            let (is_probing, retry_in) = match self.circuit.admit(self.nodes.connectivity()) {
+                SharedAdmission::Allowed => return Ok(Backend::Nodes(None)),
+                SharedAdmission::Probe(probe) => return Ok(Backend::Nodes(Some(probe))),
+                SharedAdmission::Wait => (true, self.settings.node_timeout),
+                SharedAdmission::Rejected(retry_in) => (false, retry_in),
             };
             let now = clock::now();
             // An acquire that stood in the queue of its key while the breaker was open has waited for the nodes in that time.
             let opened = self.circuit.opened().unwrap_or(now);
             outage.begin(opened.max(stay.started));
-            let mut end =
-                deadline::earlier(stay.queue_end, outage.end(self.settings.retry.max_outage));
+            let mut end = deadline::earlier(stay.queue, outage.end(self.settings.retry.max_outage));
             if is_probing {
                 end = end.map(|end| end.max(probed));
             }
             let is_over = end.is_some_and(|end| end <= now);
             if (is_over || !is_probing) && self.goes_local(wish, held_until) {
-                return Ok(Way::Local);
+                return Ok(Backend::Local);
             }
             if is_over {
                 return Err(self.no_way(stay, retry_in));
@@ -102,10 +101,10 @@ impl Engine {
     }
 
     /// The error of an acquire that the open breaker keeps from asking.
-    fn no_way(&self, stay: Stay, retry_in: Duration) -> Error {
-        let tally = self.nodes.roll_call(&self.circuit.silent());
+    fn no_way(&self, stay: Deadlines, retry_in: Duration) -> Error {
+        let tally = self.nodes.connection_tally(&self.circuit.silent());
         if stay.waits() {
-            return self.insufficient(Operation::Acquire, tally);
+            return self.insufficient_quorum(Operation::Acquire, tally);
         }
         Error::CircuitOpen {
             retry_in,
@@ -114,14 +113,14 @@ impl Engine {
     }
 
     /// Whether the settings and the wish allow a lock in this process alone.
-    fn may_go_local(&self, wish: &Wish) -> bool {
-        let is_fenced = wish.fenced && wish.claim != Claim::Read;
+    fn may_go_local(&self, wish: &AcquireParams) -> bool {
+        let is_fenced = wish.fenced && wish.kind != LeaseKind::Read;
         self.settings.allow_degraded && !is_fenced
     }
 
     /// Whether an acquire is to be local while the breaker is open: only where fresh connects have failed to so many nodes that no
     /// quorum is left, and where those that refused it, and may hold the lock until `held_until`, hold it no longer (rule S9).
-    pub(crate) fn goes_local(&self, wish: &Wish, held_until: Option<Instant>) -> bool {
+    pub(crate) fn goes_local(&self, wish: &AcquireParams, held_until: Option<Instant>) -> bool {
         self.may_go_local(wish)
             && held_until.is_none_or(|until| until <= clock::now())
             && self.nodes.no_quorum_reachable()

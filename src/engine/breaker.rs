@@ -8,27 +8,27 @@ use log::{info, warn};
 use parking_lot::Mutex;
 
 use crate::config::settings::Settings;
-use crate::error::Cause;
-use crate::protocol::breaker::{Admission, Breaker, LanesUp, Phase};
+use crate::error::NodeFailure;
+use crate::protocol::breaker::{Admission, CircuitBreaker, Connectivity, Phase};
 use crate::protocol::quorum::Tally;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
-use crate::transport::node_group::Nodes;
+use crate::transport::node_group::NodeGroup;
 use crate::transport::registry::{Waiter, Waiters};
 
 /// A breaker, and the callers that wait until it is known whether the nodes are back.
 #[derive(Debug)]
-pub(crate) struct Circuit {
-    state: Mutex<State>,
+pub(crate) struct SharedBreaker {
+    state: Mutex<SharedBreakerState>,
     /// Whether a quorum answered the last round: then nobody needs to look at the state.
     ///
     /// Who succeeds writes `seen` and then reads this; who fails takes this and then reads `seen`. Both are sequentially
     /// consistent, since with less both could read what was before, and the success would be lost.
-    calm: AtomicBool,
+    fully_closed: AtomicBool,
     /// When a quorum was last seen while it was calm, in [`time::micros`].
-    seen: AtomicU64,
+    last_quorum: AtomicU64,
     /// Whether locks are held in this process while it is open.
-    degrades: bool,
+    allow_degraded: bool,
     /// The names of the nodes, for the log.
     nodes: String,
     /// The callers that wait until it is known whether the nodes are back.
@@ -36,43 +36,47 @@ pub(crate) struct Circuit {
 }
 
 #[derive(Debug)]
-struct State {
-    breaker: Breaker,
+struct SharedBreakerState {
+    breaker: CircuitBreaker,
     /// The nodes that did not reply in the last failed round, with the causes.
-    silent: Vec<(usize, Cause)>,
+    silent: Vec<(usize, NodeFailure)>,
 }
 
 /// Leave to ask the nodes.
 #[derive(Debug)]
-pub(crate) enum Leave<'a> {
+pub(crate) enum SharedAdmission<'a> {
     /// As at all times.
-    Granted,
+    Allowed,
     /// As the one whose attempt says whether the nodes are back.
     Probe(Probe<'a>),
     /// Not now: another one's attempt says so, and wakes those that wait.
     Wait,
     /// Not for so long.
-    Refused(Duration),
+    Rejected(Duration),
 }
 
 /// The probe of a half-open breaker. Dropped without a verdict, the next one probes.
 #[derive(Debug)]
 pub(crate) struct Probe<'a> {
-    circuit: &'a Circuit,
+    circuit: &'a SharedBreaker,
     number: u64,
 }
 
-impl Circuit {
-    pub(crate) fn new(settings: &Settings, nodes: &Nodes) -> Circuit {
+impl SharedBreaker {
+    pub(crate) fn new(settings: &Settings, nodes: &NodeGroup) -> SharedBreaker {
         let now = clock::now();
-        Circuit {
-            state: Mutex::new(State {
-                breaker: Breaker::new(settings.threshold, settings.open_for, now),
+        SharedBreaker {
+            state: Mutex::new(SharedBreakerState {
+                breaker: CircuitBreaker::new(
+                    settings.breaker_threshold,
+                    settings.breaker_open_for,
+                    now,
+                ),
                 silent: Vec::new(),
             }),
-            calm: AtomicBool::new(true),
-            seen: AtomicU64::new(clock::micros(now)),
-            degrades: settings.allow_degraded,
+            fully_closed: AtomicBool::new(true),
+            last_quorum: AtomicU64::new(clock::to_micros(now)),
+            allow_degraded: settings.allow_degraded,
             nodes: nodes.names().join(", "),
             waiters: Arc::clone(nodes.waiters()),
         }
@@ -80,7 +84,7 @@ impl Circuit {
 
     /// Whether no round has failed since a quorum answered.
     pub(crate) fn is_calm(&self) -> bool {
-        self.calm.load(Ordering::Acquire)
+        self.fully_closed.load(Ordering::Acquire)
     }
 
     /// Registers a caller that may have to wait: a verdict, and each lane that comes up, wake its inbox.
@@ -89,30 +93,31 @@ impl Circuit {
     }
 
     /// Whether a caller may ask.
-    pub(crate) fn leave(&self, lanes: LanesUp) -> Leave<'_> {
+    pub(crate) fn admit(&self, lanes: Connectivity) -> SharedAdmission<'_> {
         let mut state = self.state.lock();
         match state.breaker.admit(clock::now(), lanes) {
-            Admission::Go => Leave::Granted,
-            Admission::Probe(number) => Leave::Probe(Probe {
+            Admission::Allowed => SharedAdmission::Allowed,
+            Admission::Probe(number) => SharedAdmission::Probe(Probe {
                 circuit: self,
                 number,
             }),
-            Admission::Open(left) => Leave::Refused(left),
-            Admission::Wait => Leave::Wait,
+            Admission::Rejected(left) => SharedAdmission::Rejected(left),
+            Admission::Wait => SharedAdmission::Wait,
         }
     }
 
     /// A quorum has answered.
-    pub(crate) fn succeed(&self) {
+    pub(crate) fn record_quorum(&self) {
         let now = clock::now();
-        self.seen.store(clock::micros(now), Ordering::SeqCst);
-        if self.calm.load(Ordering::SeqCst) {
+        self.last_quorum
+            .store(clock::to_micros(now), Ordering::SeqCst);
+        if self.fully_closed.load(Ordering::SeqCst) {
             return;
         }
         let mut state = self.state.lock();
         let was_closed = state.breaker.phase() == Phase::Closed;
-        state.breaker.succeed(now);
-        self.calm.store(true, Ordering::SeqCst);
+        state.breaker.record_quorum(now);
+        self.fully_closed.store(true, Ordering::SeqCst);
         state.silent = Vec::new();
         drop(state); // unlock before waking
         self.waiters.wake();
@@ -120,14 +125,14 @@ impl Circuit {
             info!(
                 "{}: a quorum answers again: circuit closed{}",
                 self.nodes,
-                self.words("; no more locks are held in this process alone")
+                self.degraded_suffix("; no more locks are held in this process alone")
             );
         }
     }
 
     /// A round of takes that began at `start`, when a lane had come up `risen` times, has run to its own end, and fewer nodes than a
     /// quorum replied.
-    pub(crate) fn fail(
+    pub(crate) fn record_failure(
         &self,
         start: Instant,
         probe: Option<&Probe<'_>>,
@@ -135,15 +140,21 @@ impl Circuit {
         tally: &Tally,
     ) {
         let mut state = self.state.lock();
-        let was_calm = self.calm.swap(false, Ordering::SeqCst);
-        if let (true, Some(seen)) = (was_calm, clock::instant(self.seen.load(Ordering::SeqCst))) {
-            state.breaker.succeed(seen);
+        let was_calm = self.fully_closed.swap(false, Ordering::SeqCst);
+        if let (true, Some(seen)) = (
+            was_calm,
+            clock::from_micros(self.last_quorum.load(Ordering::SeqCst)),
+        ) {
+            state.breaker.record_quorum(seen);
         }
         let was_closed = state.breaker.phase() == Phase::Closed;
         let probe = probe.map(|probe| probe.number);
-        let opens = state.breaker.fail(start, clock::now(), probe, risen);
-        self.calm.store(state.breaker.is_calm(), Ordering::SeqCst);
-        if !state.breaker.is_calm() {
+        let opens = state
+            .breaker
+            .record_failure(start, clock::now(), probe, risen);
+        self.fully_closed
+            .store(state.breaker.is_fully_closed(), Ordering::SeqCst);
+        if !state.breaker.is_fully_closed() {
             state.silent = tally.silent().cloned().collect();
         }
         drop(state); // unlock before waking and telling
@@ -158,7 +169,7 @@ impl Circuit {
     /// No quorum could be connected to.
     pub(crate) fn open(&self, start: Instant, tally: &Tally) {
         let mut state = self.state.lock();
-        self.calm.store(false, Ordering::SeqCst);
+        self.fully_closed.store(false, Ordering::SeqCst);
         // Before the lanes began: each that is up is news.
         state.breaker.open(start, clock::now(), 0);
         state.silent = tally.silent().cloned().collect();
@@ -170,12 +181,14 @@ impl Circuit {
         warn!(
             "{}: no quorum answers: circuit open{}",
             self.nodes,
-            self.words("; locks are held in this process alone while none can be connected to")
+            self.degraded_suffix(
+                "; locks are held in this process alone while none can be connected to"
+            )
         );
     }
 
-    fn words(&self, degraded: &'static str) -> &'static str {
-        if self.degrades { degraded } else { "" }
+    fn degraded_suffix(&self, degraded: &'static str) -> &'static str {
+        if self.allow_degraded { degraded } else { "" }
     }
 
     /// Since when it has not been closed; `None` while it is.
@@ -184,7 +197,7 @@ impl Circuit {
     }
 
     /// The nodes that did not reply when they were asked last, with the causes; none once a quorum has replied since.
-    pub(crate) fn silent(&self) -> Vec<(usize, Cause)> {
+    pub(crate) fn silent(&self) -> Vec<(usize, NodeFailure)> {
         self.state.lock().silent.clone()
     }
 
@@ -199,14 +212,14 @@ impl Circuit {
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        !self.calm.load(Ordering::Acquire) && matches!(self.phase(), Phase::Open { .. })
+        !self.fully_closed.load(Ordering::Acquire) && matches!(self.phase(), Phase::Open { .. })
     }
 }
 
 impl Drop for Probe<'_> {
     fn drop(&mut self) {
         let mut state = self.circuit.state.lock();
-        state.breaker.end_probe(self.number);
+        state.breaker.abandon_probe(self.number);
         drop(state); // unlock before waking
         self.circuit.waiters.wake();
     }

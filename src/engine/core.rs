@@ -7,42 +7,42 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 
 use crate::background::loss_handler;
-use crate::background::loss_handler::Losses;
-use crate::background::release_listener::listener::Listener;
-use crate::background::renewal::service::Renewal;
+use crate::background::loss_handler::LossHandler;
+use crate::background::release_listener::listener::ReleaseListener;
+use crate::background::renewal::service::RenewalService;
 use crate::config::settings::Settings;
-use crate::engine::breaker::Circuit;
+use crate::engine::breaker::SharedBreaker;
 use crate::error::{AnswerLimit, Error, LossReason, Operation};
-use crate::local::lock_table::Gate;
+use crate::local::lock_table::LockTable;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::Tally;
 use crate::protocol::retry::RetryPolicy;
 use crate::sync::threads;
 use crate::telemetry::health::{BreakerState, Health, NodeHealth};
 use crate::telemetry::stats::Stats;
-use crate::time::deadline::{Budget, Limit};
+use crate::time::deadline::{Deadline, DeadlineCause};
 use crate::time::{clock, deadline};
 use crate::transport::node::traits::Connector;
-use crate::transport::node_group::Nodes;
+use crate::transport::node_group::NodeGroup;
 
 /// The interval in which a writer that waits says so again, where the policy's `max_delay` is not shorter. It is also how
 /// long a turn of the readers takes; a writer's place at the gate has three times as long.
-const REFRESH: Duration = Duration::from_millis(100);
+const MAX_REFRESH_INTERVAL: Duration = Duration::from_millis(100);
 /// An interval below this would be over before a slow round is.
-const LEAST_REFRESH: Duration = Duration::from_millis(10);
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The nodes, the gate before them, and what they have in common. Guards and handles share it.
 pub(crate) struct Engine {
     pub(crate) settings: Settings,
-    pub(crate) gate: Arc<Gate>,
-    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) lock_table: Arc<LockTable>,
+    pub(crate) nodes: Arc<NodeGroup>,
     /// The policy for read-write locks: with pauses so short that no place at the gate lapses and no turn is missed.
     pub(crate) rw_retry: RetryPolicy,
-    pub(crate) refresh: Duration,
-    pub(crate) losses: Losses,
-    pub(crate) renewal: Renewal,
-    pub(crate) listener: Listener,
-    pub(crate) circuit: Circuit,
+    pub(crate) refresh_interval: Duration,
+    pub(crate) loss_handler: LossHandler,
+    pub(crate) renewal: RenewalService,
+    pub(crate) listener: ReleaseListener,
+    pub(crate) circuit: SharedBreaker,
 }
 
 impl Engine {
@@ -50,29 +50,31 @@ impl Engine {
     /// `System` when there are no random bytes for a name.
     pub(crate) fn new(
         settings: Settings,
-        nodes: Nodes,
+        nodes: NodeGroup,
         connectors: Arc<[Arc<dyn Connector>]>,
     ) -> Result<Engine, Error> {
         let policy = &settings.retry;
-        let refresh = policy.max_delay.clamp(LEAST_REFRESH, REFRESH);
+        let refresh = policy
+            .max_delay
+            .clamp(MIN_REFRESH_INTERVAL, MAX_REFRESH_INTERVAL);
         let rw_retry = RetryPolicy {
             initial_delay: policy.initial_delay.min(refresh / 2),
             max_delay: policy.max_delay.min(refresh / 2),
             ..policy.clone()
         };
-        let (gate, nodes) = (Arc::new(Gate::new()), Arc::new(nodes));
-        let losses = Losses::new(&gate, &nodes);
+        let (gate, nodes) = (Arc::new(LockTable::new()), Arc::new(nodes));
+        let losses = LossHandler::new(&gate, &nodes);
         let lost = losses.clone();
-        let lost = Arc::new(move |lease: &Arc<Lease>, why: &str| lost.settle(lease, why));
+        let lost = Arc::new(move |lease: &Arc<Lease>, why: &str| lost.handle_loss(lease, why));
         Ok(Engine {
             rw_retry,
-            refresh,
-            circuit: Circuit::new(&settings, &nodes),
-            listener: Listener::new(&settings.key_prefix, &nodes, connectors)?,
-            renewal: Renewal::new(&nodes, settings.node_timeout, lost),
-            losses,
+            refresh_interval: refresh,
+            circuit: SharedBreaker::new(&settings, &nodes),
+            listener: ReleaseListener::new(&settings.key_prefix, &nodes, connectors)?,
+            renewal: RenewalService::new(&nodes, settings.node_timeout, lost),
+            loss_handler: losses,
             settings,
-            gate,
+            lock_table: gate,
             nodes,
         })
     }
@@ -89,22 +91,22 @@ impl Engine {
     /// How many messages and pending releases wait for a node.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn waiting(&self, node: usize) -> u64 {
-        let lanes = self.nodes.each().nth(node).map(|(_, lanes)| lanes);
+        let lanes = self.nodes.nodes().nth(node).map(|(_, lanes)| lanes);
         let lanes = lanes.unwrap_or_default().iter();
         lanes.map(|lane| lane.waiting()).sum()
     }
 
     pub(crate) fn drop_failures(&self) -> u64 {
-        self.nodes.meter().drop_failures()
+        self.nodes.counters().drop_failures()
     }
 
     /// Whether this process is a child that was forked off the one with the lanes' threads.
     pub(crate) fn is_forked(&self) -> bool {
-        self.gate.is_forked()
+        self.lock_table.is_forked()
     }
 
     /// No quorum could be connected to since `start`: locks are held in this process until one can (rule S9).
-    pub(crate) fn begin_degraded(&self, start: Instant, tally: &Tally) {
+    pub(crate) fn start_degraded(&self, start: Instant, tally: &Tally) {
         self.circuit.open(start, tally);
     }
 
@@ -114,7 +116,7 @@ impl Engine {
 
     /// How the nodes are, and whether they are asked.
     pub(crate) fn health(&self) -> Health {
-        let nodes = self.nodes.each();
+        let nodes = self.nodes.nodes();
         Health {
             breaker: BreakerState::of(self.circuit.phase()),
             nodes: nodes
@@ -125,39 +127,44 @@ impl Engine {
 
     /// Waits until a quorum of nodes is connected, until `end`.
     pub(crate) fn wait_ready(&self, end: Option<Instant>) -> Result<(), Error> {
-        if self.is_forked() || self.gate.is_closed() {
+        if self.is_forked() || self.lock_table.is_closed() {
             return Err(Error::Closed);
         }
-        match (self.nodes.wait_up(end, &self.gate), self.gate.is_closed()) {
+        match (
+            self.nodes.wait_for_quorum(end, &self.lock_table),
+            self.lock_table.is_closed(),
+        ) {
             (_, true) => Err(Error::Closed),
             (true, false) => Ok(()),
-            (false, false) => Err(self.insufficient(Operation::Connect, self.nodes.roll_call(&[]))),
+            (false, false) => {
+                Err(self.insufficient_quorum(Operation::Connect, self.nodes.connection_tally(&[])))
+            }
         }
     }
 
     /// The time that the nodes have for a round that begins at `start`.
-    pub(crate) fn node_budget(&self, start: Instant) -> Budget {
-        Budget::new(
-            Limit::Node,
+    pub(crate) fn node_budget(&self, start: Instant) -> Deadline {
+        Deadline::new(
+            DeadlineCause::NodeTimeout,
             deadline::deadline(start, self.settings.node_timeout),
         )
     }
 
     /// What is owed for a lost lease; a monitor of one has a clone.
-    pub(crate) fn losses(&self) -> &Losses {
-        &self.losses
+    pub(crate) fn losses(&self) -> &LossHandler {
+        &self.loss_handler
     }
 
     /// A lease is not renewed any more, and ends at its expiry.
-    pub(crate) fn stop_renewing(&self, lease: &Lease) {
+    pub(crate) fn stop_renewal(&self, lease: &Lease) {
         if !self.is_forked() {
-            self.renewal.retire(lease);
+            self.renewal.unregister(lease);
         }
     }
 
     /// How long the node of this name has to answer at present.
     pub(crate) fn answer_limit(&self, name: &str) -> AnswerLimit {
-        let mut nodes = self.nodes.each();
+        let mut nodes = self.nodes.nodes();
         let lanes = nodes.find(|(node, _)| *node == name);
         let connecting = lanes.and_then(|(_, lanes)| {
             let each = lanes.iter().map(|lane| lane.report().connecting);
@@ -176,7 +183,7 @@ impl Engine {
 
     /// A guard's `Drop` was cut short by a panic.
     pub(crate) fn count_failed_drop(&self) {
-        self.nodes.meter().drop_failed();
+        self.nodes.counters().record_failed_drop();
     }
 
     /// Closes the gate, waits for live guards, drains the lanes and ends their threads; at most for `grace`, and
@@ -186,41 +193,46 @@ impl Engine {
             return false;
         }
         let end = deadline::deadline(clock::now(), grace);
-        self.gate.close();
+        self.lock_table.close();
         self.nodes.announce();
-        let settle = |lease: &Arc<Lease>| self.losses.settle(lease, loss_handler::ENDED);
-        let alive = self.gate.wait_empty(end, settle);
+        let settle = |lease: &Arc<Lease>| {
+            self.loss_handler
+                .handle_loss(lease, loss_handler::EXPIRED_MSG)
+        };
+        let alive = self.lock_table.wait_idle(end, settle);
         for lease in &alive {
-            if lease.lose_for(LossReason::ShutDown) {
+            if lease.mark_lost(LossReason::ShutDown) {
                 // Nothing in use is ever deleted: its holder may not have looked yet.
-                self.nodes.meter().lost(lease.key());
-                self.losses.notifier().lost(lease);
+                self.nodes.counters().lost(lease.key());
+                self.loss_handler.notifier().notify_lost(lease);
                 warn!("{}: lock lost: shut down, left to its TTL", lease.keys());
             }
         }
         // Who is still asking undoes it yet: the lanes must be there for that.
-        let settled = self.gate.wait_settled(self.soon());
-        self.drain() && settled && alive.is_empty()
+        let settled = self
+            .lock_table
+            .wait_no_pending(self.node_timeout_from_now());
+        self.stop_threads() && settled && alive.is_empty()
     }
 
     /// A `node_timeout` from now.
-    pub(crate) fn soon(&self) -> Instant {
+    pub(crate) fn node_timeout_from_now(&self) -> Instant {
         let now = clock::now();
         deadline::deadline(now, self.settings.node_timeout).unwrap_or(now)
     }
 
     /// Ends the threads when they have served what is queued, within `node_timeout`.
-    fn drain(&self) -> bool {
-        let end = self.soon();
+    fn stop_threads(&self) -> bool {
+        let end = self.node_timeout_from_now();
         // All are told before one of them is waited for; the lanes last, since the listener is told through them.
         self.renewal.stop();
         self.listener.stop();
-        let lanes = self.nodes.disband(end);
-        let helpers = self.renewal.await_end(end) & self.listener.await_end(end);
+        let lanes = self.nodes.shutdown(end);
+        let helpers = self.renewal.await_end(end) & self.listener.join_until(end);
         if !lanes {
             debug!("some lanes are busy connecting and end by themselves");
         }
-        let notifier = self.losses.notifier().stop(end);
+        let notifier = self.loss_handler.notifier().stop(end);
         if !notifier {
             debug!("a callback for a lost lock is still running");
         }
@@ -235,7 +247,7 @@ impl Drop for Engine {
             std::mem::forget(Arc::clone(&self.nodes));
         } else {
             // As in the `Drop` of a guard, which may hold the last handle.
-            threads::catch("drop of the nodes", || self.drain());
+            threads::catch("drop of the nodes", || self.stop_threads());
         }
     }
 }

@@ -9,15 +9,15 @@ use crate::engine::core::Engine;
 use crate::error::{Error, Operation};
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{NodeSet, Verdict};
-use crate::protocol::reply::Answer;
-use crate::protocol::request::{Request, Verb};
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Op, Request};
 use crate::protocol::ttl::Ttl;
 use crate::protocol::validity;
-use crate::time::deadline::Limit;
+use crate::time::deadline::DeadlineCause;
 use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;
-use crate::transport::job::Addressee;
-use crate::transport::node_group::Nodes;
+use crate::transport::job::ReplySink;
+use crate::transport::node_group::NodeGroup;
 
 impl Engine {
     /// Extends a lease that is held by `ttl` from now, on a quorum of nodes (rule S5).
@@ -27,9 +27,9 @@ impl Engine {
         if self.is_forked() {
             return Err(Error::Closed);
         }
-        let _turn = lease.begin_extension();
+        let _turn = lease.lock_extension();
         let start = clock::now();
-        let expiry = self.still_held(lease, lease.look(start))?;
+        let expiry = self.require_held(lease, lease.expire_if_due(start))?;
         let until = deadline::deadline(start, validity::validity(ttl.duration()));
         self.extend_until(lease, ttl.millis(), expiry, until.unwrap_or(expiry))
     }
@@ -37,14 +37,19 @@ impl Engine {
     /// Asks the nodes whether a lease is still ours that may not be: after a suspend only they know (rule S11).
     ///
     /// Blocks as [`extend`](Engine::extend) does.
-    pub(crate) fn make_sure(&self, lease: &Arc<Lease>) -> Result<(), Error> {
+    pub(crate) fn confirm(&self, lease: &Arc<Lease>) -> Result<(), Error> {
         if self.is_forked() {
             return Err(Error::Closed);
         }
-        let _turn = lease.begin_extension();
+        let _turn = lease.lock_extension();
         let start = clock::now();
-        let expiry = self.still_held(lease, lease.look(start))?;
-        self.extend_until(lease, validity::outlasts(expiry, start), expiry, expiry)
+        let expiry = self.require_held(lease, lease.expire_if_due(start))?;
+        self.extend_until(
+            lease,
+            validity::ttl_to_outlast(expiry, start),
+            expiry,
+            expiry,
+        )
     }
 
     /// Extends a lease by `ttl` milliseconds, with which it is held until `until`.
@@ -55,31 +60,33 @@ impl Engine {
         expiry: Instant,
         until: Instant,
     ) -> Result<(), Error> {
-        let (start, lead) = (clock::now(), clock::lead());
-        let budget = self.node_budget(start).and(Limit::Validity, Some(expiry));
-        let request = Request::new(Verb::Extend, lease, ttl);
+        let (start, lead) = (clock::now(), clock::wall_offset());
+        let budget = self
+            .node_budget(start)
+            .min_with(DeadlineCause::Validity, Some(expiry));
+        let request = Request::new(Op::Extend, lease, ttl);
         let inbox = Arc::new(Inbox::new());
-        let restorer = Arc::new(Restorer {
+        let restorer = Arc::new(RestoreSink {
             inbox: Arc::clone(&inbox),
             nodes: Arc::downgrade(&self.nodes),
             lease: Arc::clone(lease),
             ttl,
-            state: Mutex::new(Restored::default()),
+            state: Mutex::new(RestoreState::default()),
         });
-        let addressee = Arc::clone(&restorer) as Arc<dyn Addressee>;
-        let round = self.nodes.ask_for(&request, &inbox, addressee);
-        let outcome = round.outcome(budget);
+        let addressee = Arc::clone(&restorer) as Arc<dyn ReplySink>;
+        let round = self.nodes.send_with_sink(&request, &inbox, addressee);
+        let outcome = round.wait(budget);
         match outcome.verdict {
-            Verdict::Won => {
-                let look = lease.prolong(clock::now(), until, lead);
-                self.still_held(lease, look)?;
-                restorer.restore();
+            Verdict::Granted => {
+                let look = lease.extend_to(clock::now(), until, lead);
+                self.require_held(lease, look)?;
+                restorer.restore_absent();
                 Ok(())
             }
-            Verdict::Refused => Err(self.not_ours(lease)),
+            Verdict::Refused => Err(self.mark_not_ours(lease)),
             Verdict::Unavailable => {
-                self.still_held(lease, lease.look(clock::now()))?;
-                Err(self.insufficient(Operation::Extend, outcome.tally))
+                self.require_held(lease, lease.expire_if_due(clock::now()))?;
+                Err(self.insufficient_quorum(Operation::Extend, outcome.tally))
             }
         }
     }
@@ -91,70 +98,72 @@ impl Engine {
     ///
     /// Blocks for `node_timeout` at most.
     pub(crate) fn downgrade(&self, lease: &Arc<Lease>) -> Result<(), Error> {
-        let _turn = lease.begin_extension();
+        let _turn = lease.lock_extension();
         let now = clock::now();
-        let expiry = self.still_held(lease, lease.look(now))?;
+        let expiry = self.require_held(lease, lease.expire_if_due(now))?;
         // First of all, so that whoever releases it from now on, for whatever reason, looks for both forms.
         lease.downgrade();
-        let mut request = Request::new(Verb::Downgrade, lease, validity::outlasts(expiry, now));
-        request.refresh = self.refresh;
+        let mut request = Request::new(Op::Downgrade, lease, validity::ttl_to_outlast(expiry, now));
+        request.refresh_interval = self.refresh_interval;
         request.publish = true;
         let inbox = Arc::new(Inbox::new());
-        let budget = self.node_budget(now).and(Limit::Validity, Some(expiry));
-        let outcome = self.nodes.ask(&request, &inbox).outcome(budget);
+        let budget = self
+            .node_budget(now)
+            .min_with(DeadlineCause::Validity, Some(expiry));
+        let outcome = self.nodes.send_to_all(&request, &inbox).wait(budget);
         match outcome.verdict {
-            Verdict::Refused => Err(self.not_ours(lease)),
-            Verdict::Won | Verdict::Unavailable => {
-                self.still_held(lease, lease.look(clock::now())).map(|_| ())
-            }
+            Verdict::Refused => Err(self.mark_not_ours(lease)),
+            Verdict::Granted | Verdict::Unavailable => self
+                .require_held(lease, lease.expire_if_due(clock::now()))
+                .map(|_| ()),
         }
     }
 }
 
 /// Hears what nodes say to an extension, also those that come after the verdict, and puts the key back where it was lost:
 /// once a quorum has said that it is ours, and not before (rule S5).
-struct Restorer {
+struct RestoreSink {
     inbox: Arc<Inbox>,
-    nodes: Weak<Nodes>,
+    nodes: Weak<NodeGroup>,
     lease: Arc<Lease>,
     ttl: u64,
-    state: Mutex<Restored>,
+    state: Mutex<RestoreState>,
 }
 
 #[derive(Default)]
-struct Restored {
-    ours: bool,
+struct RestoreState {
+    confirmed: bool,
     absent: NodeSet,
 }
 
-impl Restorer {
+impl RestoreSink {
     /// A quorum has said that it is ours.
-    fn restore(&self) {
+    fn restore_absent(&self) {
         let mut state = self.state.lock();
-        state.ours = true;
+        state.confirmed = true;
         let absent = state.absent;
         drop(state); // let go before sending
-        self.put_back(absent);
+        self.restore(absent);
     }
 
-    fn put_back(&self, nodes: NodeSet) {
+    fn restore(&self, nodes: NodeSet) {
         if let Some(all) = self.nodes.upgrade() {
-            all.put_back(&self.lease, self.ttl, nodes);
+            all.restore(&self.lease, self.ttl, nodes);
         }
     }
 }
 
-impl Addressee for Restorer {
-    fn post(&self, round: u32, node: usize, answer: Answer) {
-        if answer == Answer::Absent {
+impl ReplySink for RestoreSink {
+    fn deliver(&self, round: u32, node: usize, answer: Reply) {
+        if answer == Reply::Absent {
             let mut state = self.state.lock();
             state.absent.insert(node);
-            let ours = state.ours;
+            let ours = state.confirmed;
             drop(state); // let go before sending
             if ours {
-                self.put_back(NodeSet::of(node));
+                self.restore(NodeSet::single(node));
             }
         }
-        self.inbox.post(round, node, answer);
+        self.inbox.deliver(round, node, answer);
     }
 }

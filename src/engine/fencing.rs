@@ -4,40 +4,47 @@ use std::sync::Arc;
 
 use crate::engine::core::Engine;
 use crate::protocol::fencing;
-use crate::protocol::fencing::Fence;
+use crate::protocol::fencing::FencingOutcome;
 use crate::protocol::lease::Lease;
-use crate::protocol::quorum::{NodeSet, quorum};
-use crate::protocol::request::{Request, Verb};
-use crate::time::deadline::Budget;
+use crate::protocol::quorum::{NodeSet, majority};
+use crate::protocol::request::{Op, Request};
+use crate::time::deadline::Deadline;
 use crate::transport::inbox::Inbox;
-use crate::transport::round::Outcome;
+use crate::transport::round::RoundOutcome;
 
 impl Engine {
     /// Gives a lease that a quorum has granted its fencing token (rule S12), in a second round where the nodes' fences differ.
     /// Answers how the attempt has ended by that.
-    pub(crate) fn number(
+    pub(crate) fn assign_fencing_token(
         &self,
         lease: &Arc<Lease>,
-        granted: Outcome,
+        granted: RoundOutcome,
         inbox: &Arc<Inbox>,
-        budget: Budget,
-    ) -> Outcome {
-        let numbers = granted.numbers.iter().map(|(_, number)| *number).collect();
-        let mut raise = Request::new(Verb::Raise, lease, 0);
-        match fencing::fence(numbers, quorum(self.nodes.total())) {
-            Some(Fence::Agreed(token)) => {
-                raise.fence = Some(token);
+        budget: Deadline,
+    ) -> RoundOutcome {
+        let numbers = granted
+            .fencing_tokens
+            .iter()
+            .map(|(_, number)| *number)
+            .collect();
+        let mut raise = Request::new(Op::RaiseFence, lease, 0);
+        match fencing::choose_token(numbers, majority(self.nodes.total())) {
+            Some(FencingOutcome::Agreed(token)) => {
+                raise.min_fence = Some(token);
                 let mut behind = NodeSet::default();
-                let lower = granted.numbers.iter().filter(|(_, number)| *number < token);
+                let lower = granted
+                    .fencing_tokens
+                    .iter()
+                    .filter(|(_, number)| *number < token);
                 lower.for_each(|(node, _)| behind.insert(*node));
-                self.nodes.tell(&raise, behind); // so that they agree next time
-                lease.number(token);
+                self.nodes.send_unawaited(&raise, behind); // so that they agree next time
+                lease.set_fencing_token(token);
                 granted
             }
-            Some(Fence::Raise(token)) => {
-                raise.fence = Some(token);
-                lease.number(token);
-                self.nodes.ask(&raise, inbox).outcome(budget)
+            Some(FencingOutcome::Raise(token)) => {
+                raise.min_fence = Some(token);
+                lease.set_fencing_token(token);
+                self.nodes.send_to_all(&raise, inbox).wait(budget)
             }
             None => granted,
         }

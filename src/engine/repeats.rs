@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::attempt_result::{Attempted, Miss};
-use crate::error::Cause;
-use crate::protocol::kind::Claim;
+use crate::engine::attempt_result::{AttemptFailure, AttemptResult};
+use crate::error::NodeFailure;
+use crate::protocol::kind::LeaseKind;
 use crate::protocol::quorum::NodeSet;
 use crate::random;
 use crate::time::{clock, deadline};
@@ -54,21 +54,21 @@ impl Repeats {
     /// Whether the attempt is repeated after it gave way, and which node is asked alone then.
     pub(crate) fn next_after(
         &mut self,
-        (vote, elsewhere): &(Attempted, Vec<u16>),
+        (vote, elsewhere): &(AttemptResult, Vec<u16>),
     ) -> Option<Option<usize>> {
-        let Err(Miss::Contended(met)) = vote else {
+        let Err(AttemptFailure::Contended(met)) = vote else {
             return None;
         };
         if !elsewhere.is_empty() || self.end.is_none() {
             return None;
         }
-        self.alone = match (met.split, met.by_one) {
+        self.alone = match (met.split_vote, met.single_node) {
             (Some(split), _) if self.given_way < MAX_GIVEN_WAY => {
                 self.given_way += 1;
                 Some(split.first)
             }
             (None, true) => {
-                let node = self.alone.map(NodeSet::of).unwrap_or_default();
+                let node = self.alone.map(NodeSet::single).unwrap_or_default();
                 self.settled = self.settled.and(node);
                 None
             }
@@ -83,9 +83,9 @@ impl Repeats {
     }
 
     /// The vote as that of the whole attempt: all nodes were asked in it, though one alone at the end.
-    pub(crate) fn end(&self, mut vote: (Attempted, Vec<u16>)) -> (Attempted, Vec<u16>) {
-        if let (Err(Miss::Contended(met)), Some(_)) = (&mut vote.0, self.end) {
-            met.by_one = false;
+    pub(crate) fn end(&self, mut vote: (AttemptResult, Vec<u16>)) -> (AttemptResult, Vec<u16>) {
+        if let (Err(AttemptFailure::Contended(met)), Some(_)) = (&mut vote.0, self.end) {
+            met.single_node = false;
         }
         vote
     }
@@ -105,15 +105,20 @@ impl Repeats {
 
 /// Whether a refusal may be of a caller that asked at the same moment for `ttl`: then the other's lease has as much left. A lease
 /// that began before may have less. One for a longer time looks young; that costs time and is no error.
-pub(crate) fn is_recent(cause: &Cause, claim: Claim, ttl: Duration, max_split: Duration) -> bool {
+pub(crate) fn is_recent(
+    cause: &NodeFailure,
+    claim: LeaseKind,
+    ttl: Duration,
+    max_split: Duration,
+) -> bool {
     // A grant is as old as a round and the repeats after it.
     let is_young = |left: Duration| left.is_zero() || left.saturating_add(2 * max_split) >= ttl;
     match (cause, claim) {
         // What is told is the end of another permit than the one that was asked for.
-        (Cause::Held { .. }, Claim::Permit { .. }) => true,
-        (Cause::Held { remaining }, _) => remaining.is_none_or(is_young),
+        (NodeFailure::Held { .. }, LeaseKind::Permit { .. }) => true,
+        (NodeFailure::Held { remaining }, _) => remaining.is_none_or(is_young),
         // Those without an end have their turn.
-        (Cause::Readers { remaining }, _) => remaining.is_some_and(is_young),
+        (NodeFailure::HeldByReaders { remaining }, _) => remaining.is_some_and(is_young),
         _ => false,
     }
 }

@@ -33,7 +33,7 @@
 //! | steps whose length is known | [`extend`](crate::LockGuard::extend) before each |
 //! | as long as it takes | [`auto_renew`](crate::LockOptions::auto_renew) |
 //!
-//! Renewal makes a hung worker hold its lock for ever. [`max_hold`](crate::LockOptions::max_hold) bounds that; so does a loop
+//! Renewal makes a hung worker hold its lock for ever. [`max_renewal`](crate::LockOptions::max_renewal) bounds that; so does a loop
 //! that asks [`check`](crate::LockGuard::check) and makes progress. It cannot keep a lock whose nodes say that it is not ours, and does
 //! not try: loss is final and told once.
 //!
@@ -44,7 +44,7 @@
 //! # fn run(locker: &dyn Locker, files: &[&str]) -> Result<(), Error> {
 //! let options = LockOptions::new(Duration::from_secs(30))
 //!     .auto_renew()
-//!     .max_hold(Duration::from_secs(3600)); // a night's work never takes longer
+//!     .max_renewal(Duration::from_secs(3600)); // a night's work never takes longer
 //! let guard = locker.acquire("import", &options)?;
 //! for file in files {
 //!     guard.check()?; // a checkpoint: `LockLost` ends the loop
@@ -101,7 +101,7 @@
 //!
 //! # Several things at once
 //!
-//! - **A transfer between two accounts**: [`lock_all`](crate::Locker::lock_all). Never one lock after the other: two transfers in opposite
+//! - **A transfer between two accounts**: [`acquire_all`](crate::Locker::acquire_all). Never one lock after the other: two transfers in opposite
 //!   directions wait for each other until a TTL ends.
 //! - **Many read, few write**: [`RwLocker`](crate::RwLocker), if reading takes long.
 //! - **At most five exports at a time**: a semaphore, [`Semaphore`](crate::Semaphore).
@@ -244,7 +244,7 @@
 //! | [`extend`](crate::LockGuard::extend) | | `extend` | `Extend`, `extend` | (watchdog) | `extend`, `reacquire` |
 //! | [`auto_renew`](crate::LockOptions::auto_renew) | | | | the default without a lease time | |
 //! | [`is_held`](crate::LockGuard::is_held) | | `is_freed` | `Valid` | `isHeldByCurrentThread` | `owned` |
-//! | [`lock_all`](crate::Locker::lock_all) | | | | `getMultiLock` | |
+//! | [`acquire_all`](crate::Locker::acquire_all) | | | | `getMultiLock` | |
 //! | [`RwLocker`](crate::RwLocker) | | | | `getReadWriteLock` | |
 //! | [`fenced`](crate::LockOptions::fenced) | | | | `getFencedLock` | |
 //! | [`force_release`](crate::RedisLocker::force_release) | | | | `forceUnlock` | |

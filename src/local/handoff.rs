@@ -9,12 +9,12 @@ use crate::protocol::request::Request;
 use crate::transport::inbox::Inbox;
 
 /// So often in a row a lock is handed on, and for so long: then it is free for a moment, so that other processes have their turn.
-pub(crate) const MOST_IN_A_ROW: u32 = 16;
-pub(crate) const LONGEST_ROW: Duration = Duration::from_millis(10);
+pub(crate) const MAX_STREAK: u32 = 16;
+pub(crate) const MAX_STREAK_TIME: Duration = Duration::from_millis(10);
 
 /// What one who waits in a queue can be handed.
 #[derive(Clone, Debug)]
-pub(crate) struct Offer {
+pub(crate) struct HandoffOffer {
     /// What is asked of the nodes for it, but for the former lease.
     pub(crate) swap: Request,
     /// When its wait ends.
@@ -23,7 +23,7 @@ pub(crate) struct Offer {
 
 /// What one who holds the slot has been handed with it: a round of its inbox in which the nodes are asked to swap.
 #[derive(Debug)]
-pub(crate) struct Baton {
+pub(crate) struct Handoff {
     pub(crate) former: Arc<Lease>,
     /// From before anything was sent; with the wall clock's lead at that time.
     pub(crate) start: Instant,
@@ -33,7 +33,7 @@ pub(crate) struct Baton {
 
 /// Whom a slot was handed to, and what is to be asked for that one.
 #[derive(Debug)]
-pub(crate) struct Handed {
+pub(crate) struct HandoffTarget {
     pub(crate) swap: Request,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) round: u32,
@@ -41,7 +41,7 @@ pub(crate) struct Handed {
 
 /// How often a lock was handed on since it was free.
 #[derive(Clone, Copy)]
-pub(crate) struct Row {
+pub(crate) struct HandoffStreak {
     pub(crate) count: u32,
     pub(crate) since: Instant,
 }

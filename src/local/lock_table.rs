@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::local::entry::Slot;
+use crate::local::entry::KeyEntry;
 use crate::protocol::key::Key;
-use crate::protocol::key_set::Keys;
+use crate::protocol::key_set::KeySet;
 use crate::protocol::lease::Lease;
 use crate::sync::primitives::{Condvar, Mutex};
 use crate::time::{clock, deadline};
@@ -20,47 +20,50 @@ use crate::time::{clock, deadline};
 /// A slot has no clock of its own. The first in the queue may take it from a holder whose lease is lost, and makes
 /// the lease lost itself when its expiry has passed (rule S8): so one hung thread cannot block its process for
 /// ever. A holder that is still asking for its lease, or whose lock does not expire, cannot be passed over.
-pub(crate) struct Gate {
-    pub(crate) state: Mutex<State>,
-    emptied: Condvar,
-    process: u32,
+pub(crate) struct LockTable {
+    pub(crate) state: Mutex<LockTableState>,
+    idle: Condvar,
+    owner_pid: u32,
 }
 
-pub(crate) struct State {
-    pub(crate) slots: HashMap<Key, Slot>,
+pub(crate) struct LockTableState {
+    pub(crate) slots: HashMap<Key, KeyEntry>,
     pub(crate) last_ticket: u64,
     last_number: u64,
     pub(crate) closed: bool,
 }
 
-impl Gate {
-    pub(crate) fn new() -> Gate {
-        Gate {
-            state: Mutex::new(State {
+impl LockTable {
+    pub(crate) fn new() -> LockTable {
+        LockTable {
+            state: Mutex::new(LockTableState {
                 slots: HashMap::new(),
                 last_ticket: 0,
                 last_number: 0,
                 closed: false,
             }),
-            emptied: Condvar::new(),
-            process: std::process::id(),
+            idle: Condvar::new(),
+            owner_pid: std::process::id(),
         }
     }
 
     /// One more than before: the fencing token of one who holds a slot alone.
-    pub(crate) fn next_number(&self) -> u64 {
+    pub(crate) fn next_fencing_token(&self) -> u64 {
         let mut state = self.state.lock();
         state.last_number += 1;
         state.last_number
     }
 
     /// Something about a holder's lease has changed: lets the first in the queue of each of its keys look.
-    pub(crate) fn poke(&self, keys: &Keys) {
+    pub(crate) fn recheck(&self, keys: &KeySet) {
         let state = self.state.lock();
-        let slots = keys.all().iter().filter_map(|key| state.slots.get(key));
-        let first: Vec<_> = slots.filter_map(Slot::first).collect();
+        let slots = keys
+            .as_slice()
+            .iter()
+            .filter_map(|key| state.slots.get(key));
+        let first: Vec<_> = slots.filter_map(KeyEntry::first).collect();
         if state.closed {
-            self.emptied.notify_all(); // a lease that is lost need not be waited for
+            self.idle.notify_all(); // a lease that is lost need not be waited for
         }
         drop(state); // let go before waking
         first.iter().for_each(|inbox| inbox.wake());
@@ -85,15 +88,15 @@ impl Gate {
 
     /// Whether this process is a child that was forked off the one with the gate's threads.
     pub(crate) fn is_forked(&self) -> bool {
-        self.process != std::process::id()
+        self.owner_pid != std::process::id()
     }
 
     /// Waits until nobody is still asking for a lease, at most until `end`. `false` if somebody is.
-    pub(crate) fn wait_settled(&self, end: Instant) -> bool {
-        let asking = |state: &State| state.slots.values().any(Slot::is_asking);
+    pub(crate) fn wait_no_pending(&self, end: Instant) -> bool {
+        let asking = |state: &LockTableState| state.slots.values().any(KeyEntry::has_pending);
         let mut state = self.state.lock();
         while asking(&state) {
-            if self.emptied.wait_until(&mut state, end).timed_out() {
+            if self.idle.wait_until(&mut state, end).timed_out() {
                 return !asking(&state);
             }
         }
@@ -101,8 +104,8 @@ impl Gate {
     }
 
     /// Waits until no slot is held, at most until `end`; answers the leases of those that still are. Who has lost its lease is
-    /// not waited for. `settle` as for [`enter`](Gate::enter).
-    pub(crate) fn wait_empty(
+    /// not waited for. `settle` as for [`acquire`](Gate::acquire).
+    pub(crate) fn wait_idle(
         &self,
         end: Option<Instant>,
         settle: impl Fn(&Arc<Lease>),
@@ -127,8 +130,8 @@ impl Gate {
                 .values()
                 .filter_map(|slot| slot.next_expiry(now));
             match deadline::earlier(end, expiries.min()) {
-                None => self.emptied.wait(&mut state),
-                Some(end) => _ = self.emptied.wait_until(&mut state, end),
+                None => self.idle.wait(&mut state),
+                Some(end) => _ = self.idle.wait_until(&mut state, end),
             }
         }
     }
@@ -142,15 +145,15 @@ impl Gate {
 
     /// How many follow another at a key, and how many queue for it.
     #[cfg(all(test, not(loom)))]
-    pub(crate) fn behind(&self, key: &Key) -> (usize, usize) {
+    pub(crate) fn follower_counts(&self, key: &Key) -> (usize, usize) {
         let state = self.state.lock();
         state.slots.get(key).map_or((0, 0), |slot| {
-            let following = slot.holders.iter().filter(|holder| holder.follows);
+            let following = slot.holders.iter().filter(|holder| holder.following);
             (following.count(), slot.queue.len())
         })
     }
 
-    pub(crate) fn leave(&self, key: &Key, ticket: u64) {
+    pub(crate) fn release(&self, key: &Key, ticket: u64) {
         if self.is_forked() {
             return; // a forked child has a copy of the lock, perhaps one that was held by another thread
         }
@@ -175,20 +178,20 @@ impl Gate {
             }
         }
         if closed || state.slots.is_empty() {
-            self.emptied.notify_all();
+            self.idle.notify_all();
         }
         drop(state); // let go before waking
         woken.iter().for_each(|inbox| inbox.wake());
     }
 }
 
-impl fmt::Debug for Gate {
+impl fmt::Debug for LockTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Gate(..)")
     }
 }
 
-impl Gate {
+impl LockTable {
     /// Whether somebody holds the slot of a key, or wants it. It may be otherwise a moment later.
     pub(crate) fn is_busy(&self, key: &Key) -> bool {
         self.state.lock().slots.contains_key(key)

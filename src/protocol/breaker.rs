@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 /// So long no quorum must have answered before it opens, however many rounds have failed.
-pub(crate) const QUIET: Duration = Duration::from_millis(if cfg!(test) { 30 } else { 1_000 });
+pub(crate) const MIN_OUTAGE: Duration = Duration::from_millis(if cfg!(test) { 30 } else { 1_000 });
 
 /// # State table
 ///
@@ -14,7 +14,7 @@ pub(crate) const QUIET: Duration = Duration::from_millis(if cfg!(test) { 30 } el
 /// |-------------|-------------|---------------------------------------------------------------------------------|
 /// | `Closed`    | `Open`      | the `threshold`-th failed round in a row, when no quorum was seen for [`QUIET`] |
 /// | any         | `Closed`    | a quorum that answers                                                           |
-/// | `Open`      | `Probing`   | one who asks when a quorum of lanes is up and one came up since, or after `open_for` |
+/// | `Open`      | `Probing`   | one who asks when a quorum of lanes is up and one came up since, or after `breaker_open_for` |
 /// | `Probing`   | `Open`      | the probe's round, if it failed                                                 |
 /// | `Probing`   | `HalfOpen`  | a probe that ended without a verdict; an earlier one has no say                 |
 /// | `HalfOpen`  | `Probing`   | the next one who asks                                                           |
@@ -24,7 +24,7 @@ pub(crate) enum Phase {
     Open {
         until: Instant,
         /// How often a lane had come up: that those are up says nothing new.
-        risen: u64,
+        connect_epoch: u64,
     },
     HalfOpen,
     /// By the probe of this number.
@@ -33,29 +33,29 @@ pub(crate) enum Phase {
 
 /// Which lanes are up.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LanesUp {
+pub(crate) struct Connectivity {
     /// Whether a quorum of nodes is connected.
-    pub(crate) quorum: bool,
+    pub(crate) quorum_up: bool,
     /// How often a lane has come up by then.
-    pub(crate) risen: u64,
+    pub(crate) epoch: u64,
 }
 
 /// What one may do who wants to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     /// Ask.
-    Go,
+    Allowed,
     /// Ask, and say under this number how it ended: others wait for that.
     Probe(u64),
     /// Wait for the verdict of another, who probes.
     Wait,
     /// Do not ask for so long.
-    Open(Duration),
+    Rejected(Duration),
 }
 
 /// The breaker of one `Nodes`.
 #[derive(Debug)]
-pub(crate) struct Breaker {
+pub(crate) struct CircuitBreaker {
     threshold: u32,
     open_for: Duration,
     phase: Phase,
@@ -65,25 +65,25 @@ pub(crate) struct Breaker {
     /// Since when it has not been closed.
     opened: Option<Instant>,
     /// The end of the last failed round that counted: those that began before it overlap with it.
-    counted: Option<Instant>,
+    last_failure_end: Option<Instant>,
     /// When a quorum was last seen.
-    seen: Instant,
-    probes: u64,
+    last_quorum: Instant,
+    probe_seq: u64,
 }
 
-impl Breaker {
+impl CircuitBreaker {
     /// Closed, with a quorum that was seen at `now`.
-    pub(crate) fn new(threshold: u32, open_for: Duration, now: Instant) -> Breaker {
-        Breaker {
+    pub(crate) fn new(threshold: u32, open_for: Duration, now: Instant) -> CircuitBreaker {
+        CircuitBreaker {
             threshold,
             open_for,
             phase: Phase::Closed,
             failures: 0,
             failing: false,
             opened: None,
-            counted: None,
-            seen: now,
-            probes: 0,
+            last_failure_end: None,
+            last_quorum: now,
+            probe_seq: 0,
         }
     }
 
@@ -97,61 +97,64 @@ impl Breaker {
     }
 
     /// Whether it is closed and has seen no failure since the last quorum.
-    pub(crate) fn is_calm(&self) -> bool {
+    pub(crate) fn is_fully_closed(&self) -> bool {
         !self.failing
     }
 
     /// Whether one who wants to ask may.
-    pub(crate) fn admit(&mut self, now: Instant, lanes: LanesUp) -> Admission {
+    pub(crate) fn admit(&mut self, now: Instant, lanes: Connectivity) -> Admission {
         match self.phase {
-            Phase::Closed => Admission::Go,
+            Phase::Closed => Admission::Allowed,
             Phase::Probing(_) => Admission::Wait,
             Phase::HalfOpen => self.probe(),
-            Phase::Open { until, risen } => {
-                if until <= now || lanes.quorum && lanes.risen != risen {
+            Phase::Open {
+                until,
+                connect_epoch: risen,
+            } => {
+                if until <= now || lanes.quorum_up && lanes.epoch != risen {
                     return self.probe();
                 }
-                Admission::Open(until.saturating_duration_since(now))
+                Admission::Rejected(until.saturating_duration_since(now))
             }
         }
     }
 
     fn probe(&mut self) -> Admission {
-        self.probes += 1;
-        self.phase = Phase::Probing(self.probes);
-        Admission::Probe(self.probes)
+        self.probe_seq += 1;
+        self.phase = Phase::Probing(self.probe_seq);
+        Admission::Probe(self.probe_seq)
     }
 
     /// A quorum has answered, whatever it said.
-    pub(crate) fn succeed(&mut self, now: Instant) {
-        *self = Breaker {
-            probes: self.probes,
-            ..Breaker::new(self.threshold, self.open_for, self.seen.max(now))
+    pub(crate) fn record_quorum(&mut self, now: Instant) {
+        *self = CircuitBreaker {
+            probe_seq: self.probe_seq,
+            ..CircuitBreaker::new(self.threshold, self.open_for, self.last_quorum.max(now))
         };
     }
 
     /// A round that began at `start`, when a lane had come up `risen` times, has ended without a quorum. `true` if that
     /// opened it.
-    pub(crate) fn fail(
+    pub(crate) fn record_failure(
         &mut self,
         start: Instant,
         now: Instant,
         probe: Option<u64>,
         risen: u64,
     ) -> bool {
-        if start < self.seen {
+        if start < self.last_quorum {
             return false; // a quorum has answered since: it says nothing about now
         }
         self.failing = true;
         let opens = match self.phase {
             Phase::Closed => {
-                if self.counted.is_some_and(|counted| start < counted) {
+                if self.last_failure_end.is_some_and(|counted| start < counted) {
                     return false;
                 }
-                self.counted = Some(now);
+                self.last_failure_end = Some(now);
                 self.failures = self.failures.saturating_add(1);
-                let quiet = now.saturating_duration_since(self.seen);
-                self.failures >= self.threshold && quiet >= QUIET
+                let quiet = now.saturating_duration_since(self.last_quorum);
+                self.failures >= self.threshold && quiet >= MIN_OUTAGE
             }
             Phase::Probing(number) => probe == Some(number),
             Phase::Open { .. } | Phase::HalfOpen => false,
@@ -170,11 +173,14 @@ impl Breaker {
         let until = now.checked_add(self.open_for);
         // An instant beyond the clock's range: then only lanes that come up end it.
         let until = until.unwrap_or_else(|| now + Duration::from_secs(100 * 365 * 24 * 3600));
-        self.phase = Phase::Open { until, risen };
+        self.phase = Phase::Open {
+            until,
+            connect_epoch: risen,
+        };
     }
 
     /// The one who probed under this number is gone. Without a verdict the next one probes.
-    pub(crate) fn end_probe(&mut self, number: u64) {
+    pub(crate) fn abandon_probe(&mut self, number: u64) {
         if self.phase == Phase::Probing(number) {
             self.phase = Phase::HalfOpen;
         }
@@ -187,12 +193,15 @@ mod tests {
     use crate::time::clock;
 
     const OPEN_FOR: Duration = Duration::from_secs(60);
-    const DOWN: LanesUp = lanes(false, 0);
+    const DOWN: Connectivity = lanes(false, 0);
     /// One has come up since it opened.
-    const UP: LanesUp = lanes(true, 1);
+    const UP: Connectivity = lanes(true, 1);
 
-    const fn lanes(quorum: bool, risen: u64) -> LanesUp {
-        LanesUp { quorum, risen }
+    const fn lanes(quorum: bool, risen: u64) -> Connectivity {
+        Connectivity {
+            quorum_up: quorum,
+            epoch: risen,
+        }
     }
 
     const fn ms(n: u64) -> Duration {
@@ -200,19 +209,19 @@ mod tests {
     }
 
     /// A breaker that opens at the third failure, and a moment at which it has been quiet for long.
-    fn breaker() -> (Breaker, Instant) {
+    fn breaker() -> (CircuitBreaker, Instant) {
         let now = clock::now();
-        (Breaker::new(3, OPEN_FOR, now), now + 10 * QUIET)
+        (CircuitBreaker::new(3, OPEN_FOR, now), now + 10 * MIN_OUTAGE)
     }
 
     /// Rounds of 1 ms one after the other that find no quorum; answers whether the last one opened it.
-    fn failures(breaker: &mut Breaker, from: Instant, count: u32) -> bool {
+    fn failures(breaker: &mut CircuitBreaker, from: Instant, count: u32) -> bool {
         let round = |n| from + n * ms(2);
-        let fail = |n| breaker.fail(round(n), round(n) + ms(1), None, 0);
+        let fail = |n| breaker.record_failure(round(n), round(n) + ms(1), None, 0);
         (0..count).map(fail).last().unwrap_or_default()
     }
 
-    fn open() -> (Breaker, Instant) {
+    fn open() -> (CircuitBreaker, Instant) {
         let (mut breaker, now) = breaker();
         assert!(failures(&mut breaker, now, 3));
         (breaker, now + ms(10))
@@ -222,13 +231,13 @@ mod tests {
     fn it_opens_at_the_threshold_and_not_before() {
         let (mut breaker, now) = breaker();
         assert!(!failures(&mut breaker, now, 2));
-        assert_eq!(breaker.admit(now, DOWN), Admission::Go);
+        assert_eq!(breaker.admit(now, DOWN), Admission::Allowed);
         assert_eq!(breaker.opened(), None);
         assert!(failures(&mut breaker, now + ms(10), 1));
         assert_eq!(breaker.opened(), Some(now + ms(11)));
         let left = OPEN_FOR - ms(5);
         let asked = now + ms(11) + ms(5);
-        assert_eq!(breaker.admit(asked, DOWN), Admission::Open(left));
+        assert_eq!(breaker.admit(asked, DOWN), Admission::Rejected(left));
         assert!(!failures(&mut breaker, asked, 5), "opened twice");
     }
 
@@ -236,9 +245,9 @@ mod tests {
     fn one_quorum_breaks_the_row() {
         let (mut breaker, now) = breaker();
         failures(&mut breaker, now, 2);
-        breaker.succeed(now + ms(5));
-        assert!(breaker.is_calm());
-        let later = now + 10 * QUIET;
+        breaker.record_quorum(now + ms(5));
+        assert!(breaker.is_fully_closed());
+        let later = now + 10 * MIN_OUTAGE;
         assert!(!failures(&mut breaker, later, 2));
         assert!(failures(&mut breaker, later + ms(5), 1));
     }
@@ -246,31 +255,31 @@ mod tests {
     #[test]
     fn a_round_that_began_before_the_last_quorum_says_nothing() {
         let (mut breaker, now) = breaker();
-        breaker.succeed(now);
-        assert!(!breaker.fail(now - ms(1), now + ms(1), None, 0));
-        assert!(breaker.is_calm());
+        breaker.record_quorum(now);
+        assert!(!breaker.record_failure(now - ms(1), now + ms(1), None, 0));
+        assert!(breaker.is_fully_closed());
     }
 
     #[test]
     fn rounds_that_overlap_count_once() {
         let (mut breaker, now) = breaker();
         for _ in 0..100 {
-            assert!(!breaker.fail(now, now + ms(200), None, 0));
+            assert!(!breaker.record_failure(now, now + ms(200), None, 0));
         }
         for _ in 0..100 {
-            assert!(!breaker.fail(now + ms(199), now + ms(300), None, 0));
+            assert!(!breaker.record_failure(now + ms(199), now + ms(300), None, 0));
         }
-        assert!(!breaker.fail(now + ms(200), now + ms(400), None, 0));
-        assert!(breaker.fail(now + ms(400), now + ms(600), None, 0));
+        assert!(!breaker.record_failure(now + ms(200), now + ms(400), None, 0));
+        assert!(breaker.record_failure(now + ms(400), now + ms(600), None, 0));
     }
 
     #[test]
     fn it_stays_closed_where_a_quorum_was_seen_a_moment_ago() {
         let now = clock::now();
-        let mut breaker = Breaker::new(3, OPEN_FOR, now);
+        let mut breaker = CircuitBreaker::new(3, OPEN_FOR, now);
         assert!(!failures(&mut breaker, now, 9));
-        let late = now + QUIET;
-        assert!(breaker.fail(late, late, None, 0));
+        let late = now + MIN_OUTAGE;
+        assert!(breaker.record_failure(late, late, None, 0));
     }
 
     #[test]
@@ -296,55 +305,58 @@ mod tests {
 
     #[test]
     fn the_probe_decides() {
-        let now = clock::now() + 20 * QUIET;
+        let now = clock::now() + 20 * MIN_OUTAGE;
         let probing = || {
             let (mut breaker, _) = open();
             assert_eq!(breaker.admit(now, UP), Admission::Probe(1));
             breaker
         };
         let mut breaker = probing();
-        breaker.succeed(now);
-        breaker.end_probe(1);
-        assert_eq!(breaker.admit(now, DOWN), Admission::Go);
+        breaker.record_quorum(now);
+        breaker.abandon_probe(1);
+        assert_eq!(breaker.admit(now, DOWN), Admission::Allowed);
 
         let mut breaker = probing();
-        assert!(!breaker.fail(now, now, None, 1), "not the probe's");
+        assert!(
+            !breaker.record_failure(now, now, None, 1),
+            "not the probe's"
+        );
         let opened = breaker.opened();
         assert!(opened.is_some_and(|opened| opened < now));
-        assert!(breaker.fail(now, now, Some(1), 1));
-        breaker.end_probe(1);
-        assert_eq!(breaker.admit(now, UP), Admission::Open(OPEN_FOR));
+        assert!(breaker.record_failure(now, now, Some(1), 1));
+        breaker.abandon_probe(1);
+        assert_eq!(breaker.admit(now, UP), Admission::Rejected(OPEN_FOR));
         assert_eq!(breaker.opened(), opened, "it is the same outage");
 
         let mut breaker = probing();
-        breaker.end_probe(1);
+        breaker.abandon_probe(1);
         assert_eq!(breaker.admit(now, DOWN), Admission::Probe(2), "the next");
         assert_eq!(breaker.admit(now, DOWN), Admission::Wait);
     }
 
     #[test]
     fn a_probe_that_is_over_has_no_say_in_the_next_one() {
-        let now = clock::now() + 20 * QUIET;
+        let now = clock::now() + 20 * MIN_OUTAGE;
         let (mut breaker, _) = open();
         assert_eq!(breaker.admit(now, UP), Admission::Probe(1));
         // Another's late round finds a quorum, which is gone again at once.
-        breaker.succeed(now);
+        breaker.record_quorum(now);
         breaker.open(now, now, 1);
         assert_eq!(breaker.admit(now, lanes(true, 2)), Admission::Probe(2));
-        breaker.end_probe(1);
+        breaker.abandon_probe(1);
         assert_eq!(breaker.admit(now, UP), Admission::Wait);
-        assert!(!breaker.fail(now, now, Some(1), 2));
+        assert!(!breaker.record_failure(now, now, Some(1), 2));
         assert_eq!(breaker.admit(now, UP), Admission::Wait);
-        assert!(breaker.fail(now, now, Some(2), 2));
+        assert!(breaker.record_failure(now, now, Some(2), 2));
     }
 
     #[test]
     fn the_longest_times_do_not_overflow() {
-        let now = clock::now() + 10 * QUIET;
-        let mut breaker = Breaker::new(1, Duration::MAX, clock::now());
-        assert!(breaker.fail(now, now, None, 0));
-        assert!(matches!(breaker.admit(now, DOWN), Admission::Open(_)));
-        let mut never = Breaker::new(u32::MAX, OPEN_FOR, clock::now());
+        let now = clock::now() + 10 * MIN_OUTAGE;
+        let mut breaker = CircuitBreaker::new(1, Duration::MAX, clock::now());
+        assert!(breaker.record_failure(now, now, None, 0));
+        assert!(matches!(breaker.admit(now, DOWN), Admission::Rejected(_)));
+        let mut never = CircuitBreaker::new(u32::MAX, OPEN_FOR, clock::now());
         assert!(!failures(&mut never, now, 1_000));
     }
 }

@@ -6,153 +6,166 @@ use std::time::Duration;
 
 use redis::{Cmd, RedisWrite, ToRedisArgs};
 
-use crate::protocol::key::{Key, NodeKey};
-use crate::protocol::kind::Claim;
-use crate::protocol::request::{Request, Verb};
-use crate::protocol::scripts::{ENDS, SCRIPTS, Script};
+use crate::protocol::key::{Key, RedisKey};
+use crate::protocol::kind::LeaseKind;
+use crate::protocol::request::{Op, Request};
+use crate::protocol::scripts::{PRELOADED, SCRIPTS, Script};
 
 /// The scripts, with the SHA-1 sums under which every server knows them that has had them before.
-static HASHED: LazyLock<[redis::Script; SCRIPTS.len()]> =
+static SCRIPT_HASHES: LazyLock<[redis::Script; SCRIPTS.len()]> =
     LazyLock::new(|| SCRIPTS.map(redis::Script::new));
 
 /// Appends the command that loads a script.
-pub(crate) fn write_load(script: Script, wire: &mut Vec<u8>) {
+pub(crate) fn encode_script_load(script: Script, wire: &mut Vec<u8>) {
     let mut load = redis::cmd("SCRIPT");
     load.arg("LOAD").arg(SCRIPTS[script as usize]);
     load.write_packed_command(wire);
 }
 
 /// Appends the commands that load what is to be there from the beginning. Each is answered by its sum.
-pub(crate) fn write_loads(wire: &mut Vec<u8>) {
-    ENDS.iter().for_each(|script| write_load(*script, wire));
+pub(crate) fn encode_script_loads(wire: &mut Vec<u8>) {
+    PRELOADED
+        .iter()
+        .for_each(|script| encode_script_load(*script, wire));
 }
 
-/// The sums that [`write_loads`] is answered by.
-pub(crate) fn sums() -> impl Iterator<Item = &'static str> {
-    ENDS.iter()
-        .map(|script| HASHED[*script as usize].get_hash())
+/// The sums that [`encode_script_loads`] is answered by.
+pub(crate) fn script_hashes() -> impl Iterator<Item = &'static str> {
+    PRELOADED
+        .iter()
+        .map(|script| SCRIPT_HASHES[*script as usize].get_hash())
 }
 
-/// Appends the call of a request, with `cmd` as scratch space; of those that travel with it ([`Request::joins`])
+/// Appends the call of a request, with `cmd` as scratch space; of those that travel with it ([`Request::can_join`])
 /// only the tokens. Answers which script it is of, which the server may not have.
-pub(crate) fn write<'a>(
+pub(crate) fn encode_request<'a>(
     request: &Request,
     joined: impl Iterator<Item = &'a Request>,
     cmd: &mut Cmd,
     wire: &mut Vec<u8>,
 ) -> Option<Script> {
     let (key, ttl) = (request.lease.key(), request.ttl);
-    let keys = request.lease.keys().all().iter();
+    let keys = request.lease.keys().as_slice().iter();
     let (owners, fences) = (
-        keys.clone().map(Key::owner),
+        keys.clone().map(Key::token_key),
         keys.map(|key| key.derived(":fence")),
     );
     let locks = owners.len();
     let token = request.lease.token().text();
-    let trace = millis(request.trace());
-    let (owner, readers) = (key.owner(), key.derived(":readers"));
+    let trace = millis(request.marker_ttl());
+    let (owner, readers) = (key.token_key(), key.derived(":readers"));
     let (gate, turn) = (key.derived(":gate"), key.derived(":turn"));
-    let is_new = u8::from(request.verb == Verb::Take);
-    let channel = if request.publish { key.wire() } else { "" };
+    let is_new = u8::from(request.verb == Op::Acquire);
+    let channel = if request.publish { key.as_str() } else { "" };
     let publish = if request.publish { "1" } else { "" };
     let mut script = None;
     cmd.clear();
     match (request.verb, request.lease.claim()) {
-        (Verb::Take, Claim::Exclusive) if request.fence.is_some() => {
-            script = call(Script::Take, cmd, owners.chain(fences));
+        (Op::Acquire, LeaseKind::Exclusive) if request.min_fence.is_some() => {
+            script = encode_evalsha(Script::Take, cmd, owners.chain(fences));
             cmd.arg(token).arg(ttl).arg(locks);
         }
-        (Verb::Take | Verb::PutBack, Claim::Exclusive) if locks > 1 => {
-            script = call(Script::Take, cmd, owners);
+        (Op::Acquire | Op::Restore, LeaseKind::Exclusive) if locks > 1 => {
+            script = encode_evalsha(Script::Take, cmd, owners);
             cmd.arg(token).arg(ttl).arg(locks);
         }
-        (Verb::Take | Verb::PutBack, Claim::Exclusive) => {
+        (Op::Acquire | Op::Restore, LeaseKind::Exclusive) => {
             cmd.arg("SET").arg(owner).arg(token);
             cmd.arg("NX").arg("PX").arg(ttl);
         }
-        (Verb::Take | Verb::PutBack, Claim::Read) => {
-            script = call(Script::Read, cmd, [owner, readers, gate, turn]);
+        (Op::Acquire | Op::Restore, LeaseKind::Read) => {
+            script = encode_evalsha(Script::Read, cmd, [owner, readers, gate, turn]);
             cmd.arg(ttl).arg(trace).arg(is_new).arg(token);
         }
-        (Verb::Take | Verb::PutBack, Claim::Write) => {
-            let place = request.place.as_ref();
-            let fence = fences.filter(|_| request.fence.is_some());
+        (Op::Acquire | Op::Restore, LeaseKind::Write) => {
+            let place = request.gate_entry.as_ref();
+            let fence = fences.filter(|_| request.min_fence.is_some());
             let keys = [owner, readers, gate, turn].into_iter();
-            script = call(Script::Write, cmd, keys.chain(fence));
+            script = encode_evalsha(Script::Write, cmd, keys.chain(fence));
             cmd.arg(token).arg(ttl);
             cmd.arg(place.map_or(0, |_| trace)).arg(is_new);
             cmd.arg(place.map_or("", |place| place.token().text()));
         }
-        (Verb::Adopt, _) => {
-            let fences = fences.filter(|_| request.fence.is_some());
-            script = call(Script::Adopt, cmd, owners.chain(fences));
-            let former = request.former.as_ref();
+        (Op::Adopt, _) => {
+            let fences = fences.filter(|_| request.min_fence.is_some());
+            script = encode_evalsha(Script::Adopt, cmd, owners.chain(fences));
+            let former = request.former_lease.as_ref();
             cmd.arg(former.map_or("", |lease| lease.token().text()));
             cmd.arg(token).arg(ttl).arg(locks);
         }
-        (Verb::Swap, _) => {
-            let fences = fences.filter(|_| request.fence.is_some());
-            script = call(Script::Swap, cmd, owners.chain(fences));
-            let former = request.former.as_ref();
+        (Op::Swap, _) => {
+            let fences = fences.filter(|_| request.min_fence.is_some());
+            script = encode_evalsha(Script::Swap, cmd, owners.chain(fences));
+            let former = request.former_lease.as_ref();
             cmd.arg(former.map_or("", |lease| lease.token().text()));
             cmd.arg(token).arg(ttl);
         }
-        (Verb::Extend, Claim::Exclusive | Claim::Write) => {
-            script = call(Script::Extend, cmd, owners);
+        (Op::Extend, LeaseKind::Exclusive | LeaseKind::Write) => {
+            script = encode_evalsha(Script::Extend, cmd, owners);
             cmd.arg(token).arg(ttl);
         }
-        (Verb::Extend, Claim::Read) => {
-            script = call(Script::ExtendRead, cmd, [owner, readers]);
+        (Op::Extend, LeaseKind::Read) => {
+            script = encode_evalsha(Script::ExtendRead, cmd, [owner, readers]);
             cmd.arg(token).arg(ttl);
         }
-        (Verb::Release, Claim::Exclusive) => {
+        (Op::Release, LeaseKind::Exclusive) => {
             let release = match locks {
                 1 => Script::Release,
                 _ => Script::ReleaseAll,
             };
-            script = call(release, cmd, owners);
+            script = encode_evalsha(release, cmd, owners);
             cmd.arg(token).arg(publish);
         }
-        (Verb::Release, Claim::Read) => {
-            script = call(Script::ReleaseRead, cmd, [owner, readers, turn]);
-            cmd.arg(channel).arg(millis(request.refresh)).arg(token);
+        (Op::Release, LeaseKind::Read) => {
+            script = encode_evalsha(Script::ReleaseRead, cmd, [owner, readers, turn]);
+            cmd.arg(channel)
+                .arg(millis(request.refresh_interval))
+                .arg(token);
         }
-        (Verb::Release, Claim::Write) => {
-            script = call(Script::ReleaseWrite, cmd, [owner, turn]);
-            cmd.arg(token).arg(millis(request.refresh)).arg(channel);
+        (Op::Release, LeaseKind::Write) => {
+            script = encode_evalsha(Script::ReleaseWrite, cmd, [owner, turn]);
+            cmd.arg(token)
+                .arg(millis(request.refresh_interval))
+                .arg(channel);
         }
-        (Verb::Tell, _) => script = call(Script::Tell, cmd, [owner]),
-        (Verb::Break, _) => {
-            script = call(Script::Break, cmd, [owner]);
+        (Op::Inspect, _) => script = encode_evalsha(Script::Tell, cmd, [owner]),
+        (Op::ForceRelease, _) => {
+            script = encode_evalsha(Script::Break, cmd, [owner]);
             cmd.arg(channel);
         }
-        (Verb::Take | Verb::PutBack, Claim::Permit { slot, of }) => {
-            script = call(Script::Permit, cmd, owners);
+        (
+            Op::Acquire | Op::Restore,
+            LeaseKind::Permit {
+                index: slot,
+                total: of,
+            },
+        ) => {
+            script = encode_evalsha(Script::Permit, cmd, owners);
             cmd.arg(token).arg(ttl).arg(slot).arg(of);
         }
-        (Verb::Extend, Claim::Permit { slot, .. }) => {
-            script = call(Script::ExtendPermit, cmd, owners);
+        (Op::Extend, LeaseKind::Permit { index: slot, .. }) => {
+            script = encode_evalsha(Script::ExtendPermit, cmd, owners);
             cmd.arg(token).arg(ttl).arg(slot);
         }
-        (Verb::Release, Claim::Permit { slot, .. }) => {
-            script = call(Script::ReleasePermit, cmd, owners);
+        (Op::Release, LeaseKind::Permit { index: slot, .. }) => {
+            script = encode_evalsha(Script::ReleasePermit, cmd, owners);
             cmd.arg(token).arg(channel).arg(slot);
         }
-        (Verb::Knock, _) => {
-            cmd.arg("PUBLISH").arg(key.wire()).arg("");
+        (Op::WakeListener, _) => {
+            cmd.arg("PUBLISH").arg(key.as_str()).arg("");
         }
         // A place at the gate is taken by the attempts of its writer, and only ever left by itself.
-        (_, Claim::Gate) => {
+        (_, LeaseKind::GateEntry) => {
             cmd.arg("ZREM").arg(gate).arg(token);
         }
-        (Verb::Raise, _) => {
-            script = call(Script::Raise, cmd, owners.chain(fences));
-            cmd.arg(token).arg(request.fence.unwrap_or_default());
+        (Op::RaiseFence, _) => {
+            script = encode_evalsha(Script::Raise, cmd, owners.chain(fences));
+            cmd.arg(token).arg(request.min_fence.unwrap_or_default());
         }
-        (Verb::Downgrade, _) => {
-            script = call(Script::Downgrade, cmd, [owner, readers, turn]);
+        (Op::Downgrade, _) => {
+            script = encode_evalsha(Script::Downgrade, cmd, [owner, readers, turn]);
             cmd.arg(token).arg(ttl);
-            cmd.arg(millis(request.refresh)).arg(channel);
+            cmd.arg(millis(request.refresh_interval)).arg(channel);
         }
     }
     for request in joined {
@@ -163,7 +176,7 @@ pub(crate) fn write<'a>(
 }
 
 /// Calls `tell` with a request as it goes over the wire to every node.
-pub(crate) fn with_wire<T>(request: &Request, tell: impl FnOnce(&[u8]) -> T) -> T {
+pub(crate) fn with_encoded<T>(request: &Request, tell: impl FnOnce(&[u8]) -> T) -> T {
     thread_local! {
         /// Kept for its memory. Empty while it is in use.
         static SCRATCH: Cell<(Option<Cmd>, Vec<u8>)> = const { Cell::new((None, Vec::new())) };
@@ -172,14 +185,14 @@ pub(crate) fn with_wire<T>(request: &Request, tell: impl FnOnce(&[u8]) -> T) -> 
     let (cmd, mut wire) = SCRATCH.try_with(Cell::take).unwrap_or_default();
     let mut cmd = cmd.unwrap_or_default();
     wire.clear();
-    write(request, std::iter::empty(), &mut cmd, &mut wire);
+    encode_request(request, std::iter::empty(), &mut cmd, &mut wire);
     let told = tell(&wire);
     _ = SCRATCH.try_with(|scratch| scratch.set((Some(cmd), wire)));
     told
 }
 
 /// The same for one that the server may not have the script of, which is loaded before: one reply more.
-pub(crate) fn write_with_script<'a>(
+pub(crate) fn encode_with_script_load<'a>(
     request: &Request,
     joined: impl Iterator<Item = &'a Request>,
     cmd: &mut Cmd,
@@ -187,17 +200,18 @@ pub(crate) fn write_with_script<'a>(
 ) {
     let mut call = Vec::new();
     // Who has no script cannot lack it.
-    let script = write(request, joined, cmd, &mut call).unwrap_or(Script::Release);
-    write_load(script, wire);
+    let script = encode_request(request, joined, cmd, &mut call).unwrap_or(Script::Release);
+    encode_script_load(script, wire);
     wire.append(&mut call);
 }
 
-fn call<'a, I>(script: Script, cmd: &mut Cmd, keys: I) -> Option<Script>
+fn encode_evalsha<'a, I>(script: Script, cmd: &mut Cmd, keys: I) -> Option<Script>
 where
-    I: IntoIterator<Item = NodeKey<'a>, IntoIter: Clone>,
+    I: IntoIterator<Item = RedisKey<'a>, IntoIter: Clone>,
 {
     let keys = keys.into_iter();
-    cmd.arg("EVALSHA").arg(HASHED[script as usize].get_hash());
+    cmd.arg("EVALSHA")
+        .arg(SCRIPT_HASHES[script as usize].get_hash());
     cmd.arg(keys.clone().count());
     for key in keys {
         cmd.arg(key);
@@ -205,10 +219,10 @@ where
     Some(script)
 }
 
-impl ToRedisArgs for NodeKey<'_> {
+impl ToRedisArgs for RedisKey<'_> {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
         match self {
-            NodeKey::Lock(key) => out.write_arg(key.wire().as_bytes()),
+            RedisKey::Plain(key) => out.write_arg(key.as_str().as_bytes()),
             derived => out.write_arg_fmt(derived),
         }
     }
@@ -219,9 +233,9 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 }
 
 /// Appends the question how long a lock is held for, which is asked where a take was refused.
-pub(crate) fn write_left(request: &Request, cmd: &mut Cmd, wire: &mut Vec<u8>) {
+pub(crate) fn encode_pttl(request: &Request, cmd: &mut Cmd, wire: &mut Vec<u8>) {
     cmd.clear();
-    cmd.arg("PTTL").arg(request.lease.key().wire());
+    cmd.arg("PTTL").arg(request.lease.key().as_str());
     cmd.write_packed_command(wire);
 }
 
@@ -232,54 +246,54 @@ mod tests {
     use proptest::prelude::*;
     use redis::Value;
 
-    use crate::error::Cause;
+    use crate::error::NodeFailure;
 
-    use crate::protocol::kind::Claim;
+    use crate::protocol::kind::LeaseKind;
     use crate::protocol::lease::tests::lease_as;
-    use crate::protocol::reply::{Answer, Holder, Read, read, read_left};
-    use crate::protocol::request::{Request, Verb};
-    use crate::protocol::server_error::{MOST_WORDS, in_short, is_about_auth};
+    use crate::protocol::reply::{Blocker, ParsedReply, Reply, parse_pttl, parse_reply};
+    use crate::protocol::request::{Op, Request};
+    use crate::protocol::server_error::{MAX_ERROR_CHARS, is_about_auth, redact_and_truncate};
 
     fn error(line: &str) -> Value {
         let wire = format!("-{line}\r\n");
         redis::parse_redis_value(wire.as_bytes()).unwrap_or(Value::Nil)
     }
 
-    fn request(verb: Verb, claim: Claim) -> Request {
+    fn request(verb: Op, claim: LeaseKind) -> Request {
         Request::new(verb, &lease_as("x", claim), 30)
     }
 
     /// The answer that a reply is, if it is one.
-    fn answer(verb: Verb, claim: Claim, reply: Value) -> Option<Answer> {
-        match read(&request(verb, claim), 0, &reply) {
-            Read::Answer(answer) => Some(answer),
-            Read::OutOfStep => None,
+    fn answer(verb: Op, claim: LeaseKind, reply: Value) -> Option<Reply> {
+        match parse_reply(&request(verb, claim), 0, &reply) {
+            ParsedReply::Reply(answer) => Some(answer),
+            ParsedReply::ProtocolError => None,
             other => panic!("{other:?}"),
         }
     }
 
-    fn held(by: Holder, millis: u64) -> Option<Answer> {
-        Some(Answer::Held(by, Some(Duration::from_millis(millis))))
+    fn held(by: Blocker, millis: u64) -> Option<Reply> {
+        Some(Reply::Held(by, Some(Duration::from_millis(millis))))
     }
 
     #[test]
     fn replies_to_a_take() {
-        for verb in [Verb::Take, Verb::PutBack] {
-            let exclusive = |reply| answer(verb, Claim::Exclusive, reply);
-            assert_eq!(exclusive(Value::Okay), Some(Answer::Yes));
+        for verb in [Op::Acquire, Op::Restore] {
+            let exclusive = |reply| answer(verb, LeaseKind::Exclusive, reply);
+            assert_eq!(exclusive(Value::Okay), Some(Reply::Done));
             assert_eq!(exclusive(Value::Int(1)), None);
-            let nil = read(&request(verb, Claim::Exclusive), 0, &Value::Nil);
-            assert!(matches!(nil, Read::Refused));
-            for claim in [Claim::Read, Claim::Write] {
-                assert_eq!(answer(verb, claim, Value::Int(1)), Some(Answer::Yes));
+            let nil = parse_reply(&request(verb, LeaseKind::Exclusive), 0, &Value::Nil);
+            assert!(matches!(nil, ParsedReply::RefusedAskTtl));
+            for claim in [LeaseKind::Read, LeaseKind::Write] {
+                assert_eq!(answer(verb, claim, Value::Int(1)), Some(Reply::Done));
                 for bad in [Value::Okay, Value::Nil, Value::Int(0)] {
                     assert_eq!(answer(verb, claim, bad), None);
                 }
                 for (holder, left, expected) in [
-                    (0, -1, Some(Answer::Held(Holder::One, None))),
-                    (1, 70, held(Holder::Readers, 70)),
-                    (2, 0, held(Holder::Gate, 0)),
-                    (3, -2, held(Holder::Turn, 0)),
+                    (0, -1, Some(Reply::Held(Blocker::Owner, None))),
+                    (1, 70, held(Blocker::Readers, 70)),
+                    (2, 0, held(Blocker::WaitingWriter, 0)),
+                    (3, -2, held(Blocker::ReaderTurn, 0)),
                     (4, 0, None),
                     (-1, 0, None),
                     (0, -3, None),
@@ -290,38 +304,41 @@ mod tests {
             }
         }
         for (reply, expected) in [
-            (-2, held(Holder::One, 0)),
-            (-1, Some(Answer::Held(Holder::One, None))),
-            (0, held(Holder::One, 0)),
-            (70, held(Holder::One, 70)),
-            (i64::MAX, Some(Answer::Held(Holder::One, None))),
+            (-2, held(Blocker::Owner, 0)),
+            (-1, Some(Reply::Held(Blocker::Owner, None))),
+            (0, held(Blocker::Owner, 0)),
+            (70, held(Blocker::Owner, 70)),
+            (i64::MAX, Some(Reply::Held(Blocker::Owner, None))),
             (-3, None),
         ] {
-            assert_eq!(read_left(&Value::Int(reply)), expected);
+            assert_eq!(parse_pttl(&Value::Int(reply)), expected);
         }
-        assert_eq!(read_left(&Value::Okay), None);
+        assert_eq!(parse_pttl(&Value::Okay), None);
     }
 
     #[test]
     fn replies_to_one_that_has_a_token() {
-        for verb in [Verb::Extend, Verb::Downgrade, Verb::Release] {
+        for verb in [Op::Extend, Op::Downgrade, Op::Release] {
             for (reply, expected) in [
-                (1, Some(Answer::Yes)),
-                (0, Some(Answer::Absent)),
-                (-1, Some(Answer::Foreign)),
+                (1, Some(Reply::Done)),
+                (0, Some(Reply::Absent)),
+                (-1, Some(Reply::OtherToken)),
                 (-2, None),
-                (3, (verb != Verb::Extend).then_some(Answer::Heard(2))),
+                (3, (verb != Op::Extend).then_some(Reply::DoneNotified(2))),
             ] {
-                assert_eq!(answer(verb, Claim::Exclusive, Value::Int(reply)), expected);
+                assert_eq!(
+                    answer(verb, LeaseKind::Exclusive, Value::Int(reply)),
+                    expected
+                );
             }
-            assert_eq!(answer(verb, Claim::Write, Value::Okay), None);
+            assert_eq!(answer(verb, LeaseKind::Write, Value::Okay), None);
         }
         // One reply for several that leave together.
         let reply = Value::Array(vec![Value::Int(1), Value::Int(0)]);
-        let release = request(Verb::Release, Claim::Read);
-        for (place, expected) in [(0, Some(Answer::Yes)), (1, Some(Answer::Absent)), (2, None)] {
-            let answer = match read(&release, place, &reply) {
-                Read::Answer(answer) => Some(answer),
+        let release = request(Op::Release, LeaseKind::Read);
+        for (place, expected) in [(0, Some(Reply::Done)), (1, Some(Reply::Absent)), (2, None)] {
+            let answer = match parse_reply(&release, place, &reply) {
+                ParsedReply::Reply(answer) => Some(answer),
                 _ => None,
             };
             assert_eq!(answer, expected);
@@ -331,10 +348,13 @@ mod tests {
     #[test]
     fn errors_are_told_apart() {
         let forgotten = error("NOSCRIPT No matching script.");
-        let release = request(Verb::Release, Claim::Exclusive);
-        assert!(matches!(read(&release, 0, &forgotten), Read::NoScript));
-        let fault = |line: &str| match answer(Verb::Take, Claim::Exclusive, error(line)) {
-            Some(Answer::Fault(cause)) => cause,
+        let release = request(Op::Release, LeaseKind::Exclusive);
+        assert!(matches!(
+            parse_reply(&release, 0, &forgotten),
+            ParsedReply::ScriptMissing
+        ));
+        let fault = |line: &str| match answer(Op::Acquire, LeaseKind::Exclusive, error(line)) {
+            Some(Reply::Failed(cause)) => cause,
             other => panic!("{other:?}"),
         };
         let far = "x".repeat(1_000);
@@ -349,7 +369,10 @@ mod tests {
             "ERR NOPERM User joe has no permissions to run the 'zadd' command script: f_1",
             &format!("ERR {far} ACL failure in script"),
         ] {
-            assert!(matches!(fault(line), Cause::Denied(_)), "{line}");
+            assert!(
+                matches!(fault(line), NodeFailure::AccessDenied(_)),
+                "{line}"
+            );
         }
         for line in [
             "READONLY You can't write",
@@ -357,13 +380,15 @@ mod tests {
             "OOM command",
             "ERR max number of clients reached",
         ] {
-            assert!(matches!(fault(line), Cause::Server(text) if text.contains(&line[..3])));
+            assert!(
+                matches!(fault(line), NodeFailure::ServerError(text) if text.contains(&line[..3]))
+            );
         }
         for line in [
             "WRONGTYPE Operation against a key",
             "ERR WRONGTYPE Operation against a key script: f_1",
         ] {
-            assert_eq!(fault(line), Cause::WrongType, "{line}");
+            assert_eq!(fault(line), NodeFailure::WrongType, "{line}");
         }
     }
 
@@ -443,7 +468,7 @@ mod tests {
             ),
             ("SOMETHING else", false),
         ] {
-            let Some(Answer::Fault(cause)) = answer(Verb::Take, Claim::Exclusive, error(line))
+            let Some(Reply::Failed(cause)) = answer(Op::Acquire, LeaseKind::Exclusive, error(line))
             else {
                 panic!("{line}");
             };
@@ -453,7 +478,10 @@ mod tests {
                 "{line}"
             );
         }
-        for cause in [Cause::TimedOut, Cause::Unreachable("NOAUTH".into())] {
+        for cause in [
+            NodeFailure::TimedOut,
+            NodeFailure::Unreachable("NOAUTH".into()),
+        ] {
             assert!(
                 !crate::protocol::server_error::is_not_run(&cause),
                 "{cause}"
@@ -496,25 +524,25 @@ mod tests {
 
     #[test]
     fn a_servers_words_are_passed_on_in_short() {
-        let told = |line: &str| match answer(Verb::Take, Claim::Exclusive, error(line)) {
-            Some(Answer::Fault(Cause::Server(text))) => text,
+        let told = |line: &str| match answer(Op::Acquire, LeaseKind::Exclusive, error(line)) {
+            Some(Reply::Failed(NodeFailure::ServerError(text))) => text,
             other => panic!("{other:?}"),
         };
         let echo = "ERR unknown command 'AUTH', with args beginning with: 'joe' 's3cret' ";
         assert_eq!(told(echo), "ERR unknown command 'AUTH'");
         assert_eq!(told("ERR two\nlines\x1b[2J"), "ERR two lines [2J");
         let long = told(&format!("ERR {}", "é".repeat(1_000_000)));
-        assert!(long.ends_with("é…") && long.chars().count() == MOST_WORDS + 1);
+        assert!(long.ends_with("é…") && long.chars().count() == MAX_ERROR_CHARS + 1);
         let code = told(&"E".repeat(1_000_000));
-        assert!(code.chars().count() == MOST_WORDS + 1);
+        assert!(code.chars().count() == MAX_ERROR_CHARS + 1);
         let far = format!("ERR {} WRONGTYPE", "x".repeat(1_000));
-        let answer = answer(Verb::Take, Claim::Exclusive, error(&far));
-        assert_eq!(answer, Some(Answer::Fault(Cause::WrongType)));
+        let answer = answer(Op::Acquire, LeaseKind::Exclusive, error(&far));
+        assert_eq!(answer, Some(Reply::Failed(NodeFailure::WrongType)));
     }
 
     #[test]
     fn words_with_a_secret_in_them_are_not_passed_on_not_even_in_part() {
-        let cut = format!("{}s3cret", "x".repeat(MOST_WORDS - 3));
+        let cut = format!("{}s3cret", "x".repeat(MAX_ERROR_CHARS - 3));
         let long = "0123456789".repeat(30);
         let own = "p, with args beginning with";
         for (words, secret, is_hidden) in [
@@ -532,7 +560,7 @@ mod tests {
                 false,
             ),
         ] {
-            let told = in_short(words, secret);
+            let told = redact_and_truncate(words, secret);
             assert_eq!(
                 told.contains("password in them"),
                 is_hidden,
@@ -605,42 +633,42 @@ mod tests {
                 _ => None,
             };
             for verb in [
-                Verb::Take, Verb::Extend, Verb::PutBack, Verb::Downgrade, Verb::Raise, Verb::Knock, Verb::Release,
+                Op::Acquire, Op::Extend, Op::Restore, Op::Downgrade, Op::RaiseFence, Op::WakeListener, Op::Release,
             ] {
-                for claim in [Claim::Exclusive, Claim::Read, Claim::Write, Claim::Gate] {
+                for claim in [LeaseKind::Exclusive, LeaseKind::Read, LeaseKind::Write, LeaseKind::GateEntry] {
                     for fence in [None, Some(0)] {
                         let mut request = request(verb, claim);
-                        request.fence = fence;
-                        let is_numbered = verb == Verb::Take && fence.is_some();
-                        match read(&request, place, &value) {
+                        request.min_fence = fence;
+                        let is_numbered = verb == Op::Acquire && fence.is_some();
+                        match parse_reply(&request, place, &value) {
                             // Nothing but its own word is a grant.
-                            Read::Answer(Answer::Yes) if matches!(verb, Verb::Take | Verb::PutBack) => {
-                                let good = if claim == Claim::Exclusive && !is_numbered {
+                            ParsedReply::Reply(Reply::Done) if matches!(verb, Op::Acquire | Op::Restore) => {
+                                let good = if claim == LeaseKind::Exclusive && !is_numbered {
                                     value == Value::Okay
                                 } else {
                                     number == Some(1)
                                 };
                                 prop_assert!(good, "{:?} {:?}", verb, value);
                             }
-                            Read::Answer(Answer::Numbered(given)) => {
+                            ParsedReply::Reply(Reply::Fenced(given)) => {
                                 let same = number == i64::try_from(given).ok();
                                 prop_assert!(is_numbered && same && given > 0);
                             }
-                            Read::Answer(Answer::Heard(heard)) => prop_assert!(heard > 0),
-                            Read::Answer(Answer::Fault(cause)) => {
+                            ParsedReply::Reply(Reply::DoneNotified(heard)) => prop_assert!(heard > 0),
+                            ParsedReply::Reply(Reply::Failed(cause)) => {
                                 let text = cause.to_string();
-                                prop_assert!(text.chars().count() < MOST_WORDS + 50);
+                                prop_assert!(text.chars().count() < MAX_ERROR_CHARS + 50);
                                 prop_assert!(!text.contains(char::is_control));
                             }
-                            Read::Answer(_) | Read::OutOfStep => {}
-                            Read::Refused => prop_assert_eq!(&value, &Value::Nil),
-                            Read::NoScript => prop_assert!(matches!(value, Value::ServerError(_))),
+                            ParsedReply::Reply(_) | ParsedReply::ProtocolError => {}
+                            ParsedReply::RefusedAskTtl => prop_assert_eq!(&value, &Value::Nil),
+                            ParsedReply::ScriptMissing => prop_assert!(matches!(value, Value::ServerError(_))),
                         }
                     }
                 }
             }
-            if let Some(left) = read_left(&value) {
-                prop_assert!(matches!(left, Answer::Held(Holder::One | Holder::Unknown, _)));
+            if let Some(left) = parse_pttl(&value) {
+                prop_assert!(matches!(left, Reply::Held(Blocker::Owner | Blocker::Unknown, _)));
             }
         }
     }

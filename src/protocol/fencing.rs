@@ -6,7 +6,7 @@
 
 /// What follows from the numbers of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fence {
+pub(crate) enum FencingOutcome {
     /// A quorum of the nodes is as high as this already: it is the token.
     Agreed(u64),
     /// It is the token when a quorum of the nodes has been raised to it.
@@ -14,13 +14,13 @@ pub(crate) enum Fence {
 }
 
 /// Reads the numbers that at least `quorum` nodes gave; fewer are no grant, and have no answer.
-pub(crate) fn fence(mut numbers: Vec<u64>, quorum: usize) -> Option<Fence> {
+pub(crate) fn choose_token(mut numbers: Vec<u64>, quorum: usize) -> Option<FencingOutcome> {
     numbers.sort_unstable();
     let token = *numbers.get(quorum.checked_sub(1)?)?;
     let as_high = numbers.iter().filter(|number| **number >= token).count();
     match (as_high >= quorum, numbers.last()) {
-        (true, _) => Some(Fence::Agreed(token)),
-        (false, last) => last.map(|greatest| Fence::Raise(*greatest)),
+        (true, _) => Some(FencingOutcome::Agreed(token)),
+        (false, last) => last.map(|greatest| FencingOutcome::Raise(*greatest)),
     }
 }
 
@@ -29,24 +29,28 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::quorum::quorum;
+    use crate::protocol::quorum::majority;
 
     #[test]
     fn nodes_in_step_agree_at_once_and_others_do_not() {
         for (numbers, quorum, expected) in [
             (vec![], 1, None),
-            (vec![7], 1, Some(Fence::Agreed(7))),
+            (vec![7], 1, Some(FencingOutcome::Agreed(7))),
             (vec![7], 2, None),
-            (vec![7, 7], 2, Some(Fence::Agreed(7))),
-            (vec![7, 9], 2, Some(Fence::Raise(9))),
-            (vec![9, 9, 4], 2, Some(Fence::Agreed(9))),
-            (vec![9, 4, 4], 2, Some(Fence::Agreed(4))),
-            (vec![9, 7, 4], 2, Some(Fence::Agreed(7))),
-            (vec![8, 9, 4], 3, Some(Fence::Raise(9))),
-            (vec![8, 9, 4, 8, 9], 3, Some(Fence::Agreed(8))),
-            (vec![9, 9, 9, 4, 5], 3, Some(Fence::Agreed(9))),
+            (vec![7, 7], 2, Some(FencingOutcome::Agreed(7))),
+            (vec![7, 9], 2, Some(FencingOutcome::Raise(9))),
+            (vec![9, 9, 4], 2, Some(FencingOutcome::Agreed(9))),
+            (vec![9, 4, 4], 2, Some(FencingOutcome::Agreed(4))),
+            (vec![9, 7, 4], 2, Some(FencingOutcome::Agreed(7))),
+            (vec![8, 9, 4], 3, Some(FencingOutcome::Raise(9))),
+            (vec![8, 9, 4, 8, 9], 3, Some(FencingOutcome::Agreed(8))),
+            (vec![9, 9, 9, 4, 5], 3, Some(FencingOutcome::Agreed(9))),
         ] {
-            assert_eq!(fence(numbers.clone(), quorum), expected, "{numbers:?}");
+            assert_eq!(
+                choose_token(numbers.clone(), quorum),
+                expected,
+                "{numbers:?}"
+            );
         }
     }
 
@@ -83,7 +87,7 @@ mod tests {
     proptest! {
         #[test]
         fn tokens_strictly_increase((nodes, turns) in turns()) {
-            let quorum = quorum(nodes);
+            let quorum = majority(nodes);
             // Servers' clocks in µs, in step; a node that forgot starts from there.
             let mut clock = 1_000_000_u64;
             let mut counters = vec![None; nodes];
@@ -103,9 +107,9 @@ mod tests {
                 let in_hand = (quorum + turn.beyond).min(nodes);
                 let granted = &turn.order[..in_hand];
                 let numbers = granted.iter().map(|node| next(&mut counters[*node])).collect();
-                let token = match fence(numbers, quorum) {
-                    Some(Fence::Agreed(token)) => token,
-                    Some(Fence::Raise(token)) => {
+                let token = match choose_token(numbers, quorum) {
+                    Some(FencingOutcome::Agreed(token)) => token,
+                    Some(FencingOutcome::Raise(token)) => {
                         // Only as many as must be.
                         for node in &turn.order[..quorum] {
                             counters[*node] = counters[*node].max(Some(token));

@@ -3,11 +3,11 @@
 use crate::protocol::key::hash_tag;
 
 /// So many slots a cluster has.
-pub(crate) const SLOTS: usize = 16_384;
+pub(crate) const SLOT_COUNT: usize = 16_384;
 
 /// The slot of a key: that of its hash tag, or else of all of it (Redis Cluster specification, "Key distribution model").
-pub(crate) fn slot_of(key: &str) -> u16 {
-    crc16(hash_tag(key).unwrap_or(key).as_bytes()) % SLOTS as u16
+pub(crate) fn hash_slot(key: &str) -> u16 {
+    crc16(hash_tag(key).unwrap_or(key).as_bytes()) % SLOT_COUNT as u16
 }
 
 /// CRC16-CCITT (XMODEM): polynomial 1021 hexadecimal, from zero, nothing reflected (the same, appendix A).
@@ -24,7 +24,7 @@ fn crc16(bytes: &[u8]) -> u16 {
 mod tests {
     use super::*;
     use crate::protocol::key::Key;
-    use crate::protocol::kind::Family;
+    use crate::protocol::kind::LockKind;
 
     #[test]
     fn slots_are_those_of_the_specification() {
@@ -39,19 +39,19 @@ mod tests {
             ("foo{{bar}}zap", 4_015),
             ("foo{bar}{zap}", 5_061),
         ] {
-            assert_eq!(slot_of(key), slot, "{key}");
+            assert_eq!(hash_slot(key), slot, "{key}");
         }
     }
 
     #[test]
     fn the_keys_of_a_lock_share_its_slot() {
         for name in ["nightly", "a{b}c", "{a}", "a:b"] {
-            let key = Key::parse("redguard:", name, Family::ReadWrite).unwrap();
+            let key = Key::parse("redguard:", name, LockKind::ReadWrite).unwrap();
             let slots = [
                 ":writer", ":readers", ":gate", ":turn", ":fence", ":permits",
             ]
-            .map(|ending| slot_of(&key.derived(ending).to_string()));
-            assert_eq!(slots, [slot_of(key.wire()); 6], "{name}");
+            .map(|ending| hash_slot(&key.derived(ending).to_string()));
+            assert_eq!(slots, [hash_slot(key.as_str()); 6], "{name}");
         }
     }
 }

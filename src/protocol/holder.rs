@@ -11,20 +11,20 @@ use std::time::Duration;
 /// use redguard::Holder;
 ///
 /// fn line(holder: &Holder) -> String {
-///     let owner = holder.owner.as_deref().unwrap_or("somebody");
+///     let owner = holder.owner_label.as_deref().unwrap_or("somebody");
 ///     match (holder.has_quorum(), holder.remaining) {
 ///         (true, Some(rest)) => format!("{owner} holds it for {rest:.0?}"),
 ///         (true, None) => format!("{owner} holds it without an end"),
-///         (false, _) => format!("{owner} has {} of {} nodes", holder.nodes, holder.needed),
+///         (false, _) => format!("{owner} has {} of {} nodes", holder.nodes, holder.quorum),
 ///     }
 /// }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holder {
-    /// The label that its process has set with [`Config::owner`](crate::Config::owner), if any. A foreign client's value is
+    /// The label that its process has set with [`Config::owner_label`](crate::Config::owner_label), if any. A foreign client's value is
     /// shown up to its last `:`.
-    pub owner: Option<String>,
+    pub owner_label: Option<String>,
     /// Until a quorum of nodes does not hold it any more, if it is not extended; for one that holds fewer nodes than that,
     /// until the last of them is free. `None` if that never comes to pass, since the key has no end.
     pub remaining: Option<Duration>,
@@ -32,7 +32,7 @@ pub struct Holder {
     pub nodes: usize,
     /// How many it needs, of the configured ones. With fewer the lock is not held: it is about to be, or was, or the rest of
     /// it has been lost.
-    pub needed: usize,
+    pub quorum: usize,
     /// Whether it is no lock, but a value of another type under the lock's key. It stands in the way for as long as it is there:
     /// [`force_release`](crate::RedisLocker::force_release) leaves it alone.
     pub foreign: bool,
@@ -41,13 +41,13 @@ pub struct Holder {
 impl Holder {
     /// Whether it has a quorum of nodes, so that the lock is held.
     pub fn has_quorum(&self) -> bool {
-        self.nodes >= self.needed
+        self.nodes >= self.quorum
     }
 }
 
 /// What one node says of a lock's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Sight {
+pub(crate) struct NodeHolder {
     /// Tells tokens apart, without giving them away: who knows a token can release the lock. Empty for a value of another type.
     pub(crate) digest: String,
     pub(crate) owner: String,
@@ -55,8 +55,8 @@ pub(crate) struct Sight {
 }
 
 /// Who holds the lock of whom the nodes say this: the one with the most nodes.
-pub(crate) fn holder(sights: &[Sight], needed: usize) -> Option<Holder> {
-    let ends_of = |wanted: &Sight| {
+pub(crate) fn merge_holders(sights: &[NodeHolder], needed: usize) -> Option<Holder> {
+    let ends_of = |wanted: &NodeHolder| {
         let same = sights.iter().filter(|s| s.digest == wanted.digest);
         same.map(|s| s.remaining).collect::<Vec<_>>()
     };
@@ -66,10 +66,10 @@ pub(crate) fn holder(sights: &[Sight], needed: usize) -> Option<Holder> {
     ends.sort_by_key(|end| std::cmp::Reverse(end.unwrap_or(Duration::MAX)));
     let decisive = if ends.len() < needed { 0 } else { needed - 1 };
     Some(Holder {
-        owner: Some(most.owner.clone()).filter(|owner| !owner.is_empty()),
+        owner_label: Some(most.owner.clone()).filter(|owner| !owner.is_empty()),
         remaining: ends[decisive],
         nodes: ends.len(),
-        needed,
+        quorum: needed,
         foreign: most.digest.is_empty(),
     })
 }
@@ -78,8 +78,8 @@ pub(crate) fn holder(sights: &[Sight], needed: usize) -> Option<Holder> {
 mod tests {
     use super::*;
 
-    fn sight(digest: &str, seconds: Option<u64>) -> Sight {
-        Sight {
+    fn sight(digest: &str, seconds: Option<u64>) -> NodeHolder {
+        NodeHolder {
             digest: digest.to_owned(),
             owner: format!("of {digest}"),
             remaining: seconds.map(Duration::from_secs),
@@ -97,22 +97,25 @@ mod tests {
             (vec![sight("a", None), a(4), a(2)], "of a", Some(4), 3),
             (vec![sight("a", None), sight("a", None)], "of a", None, 2),
         ] {
-            let found = holder(&sights, 2).unwrap();
-            assert_eq!(found.owner.as_deref(), Some(owner));
+            let found = merge_holders(&sights, 2).unwrap();
+            assert_eq!(found.owner_label.as_deref(), Some(owner));
             assert_eq!(found.remaining, remaining.map(Duration::from_secs));
             assert_eq!((found.nodes, found.has_quorum()), (nodes, nodes >= 2));
         }
-        assert_eq!(holder(&[], 2), None);
+        assert_eq!(merge_holders(&[], 2), None);
         for (sights, foreign) in [
             (vec![a(3), a(3), sight("", None)], false),
             (vec![sight("", None)], true),
         ] {
-            assert_eq!(holder(&sights, 2).map(|found| found.foreign), Some(foreign));
+            assert_eq!(
+                merge_holders(&sights, 2).map(|found| found.foreign),
+                Some(foreign)
+            );
         }
-        let nameless = Sight {
+        let nameless = NodeHolder {
             owner: String::new(),
             ..sight("a", None)
         };
-        assert_eq!(holder(&[nameless], 1).unwrap().owner, None);
+        assert_eq!(merge_holders(&[nameless], 1).unwrap().owner_label, None);
     }
 }

@@ -4,14 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::protocol::kind::Family;
+use crate::protocol::kind::LockKind;
 
 /// The longest lock name, in bytes; a path of the longest length that Linux allows fits well.
 const MAX_NAME: usize = 16 * 1024;
 
 /// The endings of keys that this library derives from a lock's key. A lock whose name had one of them could be
 /// taken for another lock's inner parts.
-const RESERVED: [&str; 6] = [
+const RESERVED_SUFFIXES: [&str; 6] = [
     ":writer", ":readers", ":gate", ":turn", ":fence", ":permits",
 ];
 
@@ -20,7 +20,7 @@ const RESERVED: [&str; 6] = [
 pub(crate) struct Key {
     text: Arc<str>,
     prefix: usize,
-    family: Family,
+    family: LockKind,
 }
 
 /// The name of a channel on the nodes.
@@ -29,10 +29,10 @@ pub(crate) type Channel = Arc<str>;
 impl Key {
     /// # Errors
     /// `InvalidKey` when the name is empty, longer than 16 KiB, ends like a derived key, or would share its keys with another.
-    pub(crate) fn parse(prefix: &str, name: &str, family: Family) -> Result<Key, Error> {
+    pub(crate) fn parse(prefix: &str, name: &str, family: LockKind) -> Result<Key, Error> {
         let refuse = |reason: String| {
             Err(Error::InvalidKey {
-                name: shortened(name),
+                name: truncate_for_message(name),
                 reason,
             })
         };
@@ -42,7 +42,10 @@ impl Key {
         if name.len() > MAX_NAME {
             return refuse(format!("{} bytes are over {MAX_NAME}", name.len()));
         }
-        if let Some(ending) = RESERVED.iter().find(|ending| name.ends_with(**ending)) {
+        if let Some(ending) = RESERVED_SUFFIXES
+            .iter()
+            .find(|ending| name.ends_with(**ending))
+        {
             return refuse(format!("the ending {ending:?} is reserved"));
         }
         let text: Arc<str> = if prefix.is_empty() {
@@ -51,9 +54,9 @@ impl Key {
             Arc::from([prefix, name].concat())
         };
         if let Some(twin) = twin(prefix, &text)
-            && family != Family::Exclusive
+            && family != LockKind::Exclusive
         {
-            let twin = shortened(twin);
+            let twin = truncate_for_message(twin);
             return refuse(format!(
                 "without a key prefix it has the same keys as {twin:?}"
             ));
@@ -71,7 +74,7 @@ impl Key {
     }
 
     /// An exclusive lock's key as it stands on the nodes.
-    pub(crate) fn wire(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 
@@ -82,39 +85,39 @@ impl Key {
 
     /// Where the token stands of one who holds the lock alone: under an exclusive lock's own key, or as the writer. And where
     /// all permits of a semaphore stand.
-    pub(crate) fn owner(&self) -> NodeKey<'_> {
+    pub(crate) fn token_key(&self) -> RedisKey<'_> {
         match self.family {
-            Family::Exclusive => NodeKey::Lock(self),
-            Family::ReadWrite => self.derived(":writer"),
-            Family::Semaphore => self.derived(":permits"),
+            LockKind::Exclusive => RedisKey::Plain(self),
+            LockKind::ReadWrite => self.derived(":writer"),
+            LockKind::Semaphore => self.derived(":permits"),
         }
     }
 
     /// A key that is derived from this one, in the same cluster slot as all others that are, and as this one if there is no
     /// `}` in it outside of a hash tag. (There is no such slot for a key that begins with one.)
-    pub(crate) fn derived(&self, ending: &'static str) -> NodeKey<'_> {
-        debug_assert!(RESERVED.contains(&ending));
-        NodeKey::Derived(self, ending)
+    pub(crate) fn derived(&self, ending: &'static str) -> RedisKey<'_> {
+        debug_assert!(RESERVED_SUFFIXES.contains(&ending));
+        RedisKey::Derived(self, ending)
     }
 }
 
 /// A key as it stands on the nodes.
 #[derive(Clone, Copy)]
-pub(crate) enum NodeKey<'a> {
+pub(crate) enum RedisKey<'a> {
     /// The lock's own.
-    Lock(&'a Key),
+    Plain(&'a Key),
     /// The lock's with an ending. One without a hash tag is made one by braces around the whole of it.
     Derived(&'a Key, &'static str),
 }
 
-impl fmt::Display for NodeKey<'_> {
+impl fmt::Display for RedisKey<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            NodeKey::Lock(key) => f.write_str(&key.text),
-            NodeKey::Derived(key, ending) if hash_tag(&key.text).is_some() => {
+            RedisKey::Plain(key) => f.write_str(&key.text),
+            RedisKey::Derived(key, ending) if hash_tag(&key.text).is_some() => {
                 write!(f, "{}{ending}", key.text)
             }
-            NodeKey::Derived(key, ending) => write!(f, "{{{}}}{ending}", key.text),
+            RedisKey::Derived(key, ending) => write!(f, "{{{}}}{ending}", key.text),
         }
     }
 }
@@ -149,7 +152,7 @@ impl fmt::Debug for Key {
 }
 
 /// The start of a name, short enough for a message.
-pub(crate) fn shortened(name: &str) -> String {
+pub(crate) fn truncate_for_message(name: &str) -> String {
     match name.char_indices().nth(64) {
         Some((end, _)) => format!("{}…", &name[..end]),
         None => name.to_owned(),
@@ -161,7 +164,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::kind::Family;
+    use crate::protocol::kind::LockKind;
 
     #[test]
     fn names_come_back_unchanged() {
@@ -175,17 +178,17 @@ mod tests {
             "with space",
             "{tag}x",
         ] {
-            let key = Key::parse("redguard:", name, Family::Exclusive).unwrap();
+            let key = Key::parse("redguard:", name, LockKind::Exclusive).unwrap();
             assert_eq!(key.name(), name);
-            assert_eq!(key.wire(), format!("redguard:{name}"));
+            assert_eq!(key.as_str(), format!("redguard:{name}"));
         }
     }
 
     #[test]
     fn prefix_and_name_together_make_the_key() {
-        let parse = |prefix, name| Key::parse(prefix, name, Family::Exclusive).unwrap();
-        assert_eq!(parse("P", "N").wire(), parse("", "PN").wire());
-        assert_ne!(parse("P", "N").wire(), parse("", "N").wire());
+        let parse = |prefix, name| Key::parse(prefix, name, LockKind::Exclusive).unwrap();
+        assert_eq!(parse("P", "N").as_str(), parse("", "PN").as_str());
+        assert_ne!(parse("P", "N").as_str(), parse("", "N").as_str());
     }
 
     #[test]
@@ -197,7 +200,7 @@ mod tests {
             ("a}b", "{p:a}b}:writer"),
             ("{a", "{p:{a}:writer"),
         ] {
-            let key = Key::parse("p:", name, Family::ReadWrite).unwrap();
+            let key = Key::parse("p:", name, LockKind::ReadWrite).unwrap();
             assert_eq!(key.derived(":writer").to_string(), derived);
         }
     }
@@ -214,18 +217,18 @@ mod tests {
             ("", "{}", false),
             ("redguard:", "{x}", false),
         ] {
-            for family in [Family::ReadWrite, Family::Semaphore] {
+            for family in [LockKind::ReadWrite, LockKind::Semaphore] {
                 let parsed = Key::parse(prefix, name, family);
                 assert_eq!(parsed.is_err(), is_refused, "{prefix:?} {name:?}");
             }
-            Key::parse(prefix, name, Family::Exclusive).unwrap();
+            Key::parse(prefix, name, LockKind::Exclusive).unwrap();
         }
     }
 
     #[test]
     fn an_exclusive_and_a_read_write_lock_of_one_name_are_two() {
         let parse = |family| Key::parse("p:", "x", family).unwrap();
-        assert_ne!(parse(Family::Exclusive), parse(Family::ReadWrite));
+        assert_ne!(parse(LockKind::Exclusive), parse(LockKind::ReadWrite));
     }
 
     #[test]
@@ -240,12 +243,12 @@ mod tests {
             ":fence",
             &long,
         ] {
-            let error = Key::parse("p:", name, Family::Exclusive).unwrap_err();
+            let error = Key::parse("p:", name, LockKind::Exclusive).unwrap_err();
             assert!(matches!(error, Error::InvalidKey { .. }), "{error}");
             assert!(error.to_string().len() < 300);
         }
-        Key::parse("p:", &"x".repeat(MAX_NAME), Family::Exclusive).unwrap();
-        Key::parse("p:", "writer", Family::Exclusive).unwrap();
+        Key::parse("p:", &"x".repeat(MAX_NAME), LockKind::Exclusive).unwrap();
+        Key::parse("p:", "writer", LockKind::Exclusive).unwrap();
     }
 
     /// Any text, some of it close to what has a meaning in a key.
@@ -254,7 +257,7 @@ mod tests {
             any::<char>().prop_map(String::from),
             proptest::sample::select(&["{", "}", ":", "", "redguard:", "x"][..])
                 .prop_map(String::from),
-            proptest::sample::select(&RESERVED[..]).prop_map(String::from),
+            proptest::sample::select(&RESERVED_SUFFIXES[..]).prop_map(String::from),
         ];
         let text = proptest::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat());
         (text, prop_oneof![9 => Just(1), 1 => 1..4_000_usize])
@@ -275,15 +278,15 @@ mod tests {
     proptest! {
         #[test]
         fn any_name_is_a_key_or_refused(prefix in name(), name in name()) {
-            match Key::parse(&prefix, &name, Family::ReadWrite) {
+            match Key::parse(&prefix, &name, LockKind::ReadWrite) {
                 Ok(key) => {
                     prop_assert!(!name.is_empty() && name.len() <= MAX_NAME);
                     prop_assert_eq!(key.name(), &name);
-                    prop_assert_eq!(key.wire(), format!("{prefix}{name}"));
-                    let derived = RESERVED.map(|ending| key.derived(ending).to_string());
+                    prop_assert_eq!(key.as_str(), format!("{prefix}{name}"));
+                    let derived = RESERVED_SUFFIXES.map(|ending| key.derived(ending).to_string());
                     // No hash tag can have a `}` in it, so there is none for a key that begins with one.
-                    let (slot, has_none) = (tag(&derived[0]), key.wire().starts_with('}'));
-                    for (derived, ending) in derived.iter().zip(RESERVED) {
+                    let (slot, has_none) = (tag(&derived[0]), key.as_str().starts_with('}'));
+                    for (derived, ending) in derived.iter().zip(RESERVED_SUFFIXES) {
                         prop_assert!(derived.ends_with(ending));
                         prop_assert!(tag(derived) == slot || has_none);
                     }
@@ -291,7 +294,7 @@ mod tests {
                 Err(error) => {
                     let good = !name.is_empty()
                         && name.len() <= MAX_NAME
-                        && !RESERVED.iter().any(|ending| name.ends_with(ending));
+                        && !RESERVED_SUFFIXES.iter().any(|ending| name.ends_with(ending));
                     prop_assert!(!good && error.to_string().len() < 1_000, "{}", error);
                 }
             }

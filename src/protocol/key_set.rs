@@ -5,47 +5,47 @@ use std::{fmt, slice};
 
 use crate::error::Error;
 #[cfg(any(feature = "cluster", all(test, not(loom))))]
-use crate::protocol::hash_slot::slot_of;
-use crate::protocol::key::{Key, shortened};
-use crate::protocol::kind::Family;
+use crate::protocol::hash_slot::hash_slot;
+use crate::protocol::key::{Key, truncate_for_message};
+use crate::protocol::kind::LockKind;
 
 /// The most names that one lock may have: a node looks at all of them in one step, in which it serves nobody else.
-pub(crate) const MOST_KEYS: usize = 256;
+pub(crate) const MAX_KEYS: usize = 256;
 
 /// The keys of a lock, in the order of their names. Where it is one that takes no memory but its own.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Keys {
+pub(crate) struct KeySet {
     first: Key,
     /// All of them, where there are several.
     all: Option<Arc<[Key]>>,
 }
 
-impl Keys {
+impl KeySet {
     /// # Errors
     /// `InvalidKey` when there is none, one is twice, there are too many, or one of them is unusable.
-    pub(crate) fn parse(prefix: &str, names: &[&str], family: Family) -> Result<Keys, Error> {
+    pub(crate) fn parse(prefix: &str, names: &[&str], family: LockKind) -> Result<KeySet, Error> {
         let refuse = |name: &str, reason: String| {
-            let name = shortened(name);
+            let name = truncate_for_message(name);
             Err(Error::InvalidKey { name, reason })
         };
         let (first, rest) = match names {
             [] => return refuse("", "no name was given".into()),
-            [name] => return Key::parse(prefix, name, family).map(Keys::from),
+            [name] => return Key::parse(prefix, name, family).map(KeySet::from),
             [first, rest @ ..] => (first, rest),
         };
-        if names.len() > MOST_KEYS {
-            let reason = format!("it is one of {}, which are over {MOST_KEYS}", names.len());
+        if names.len() > MAX_KEYS {
+            let reason = format!("it is one of {}, which are over {MAX_KEYS}", names.len());
             return refuse(first, reason);
         }
         let mut all = vec![Key::parse(prefix, first, family)?];
         for name in rest {
             all.push(Key::parse(prefix, name, family)?);
         }
-        all.sort_unstable_by(|a, b| a.wire().cmp(b.wire()));
+        all.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         if let Some(twice) = all.windows(2).find(|pair| pair[0] == pair[1]) {
             return refuse(twice[0].name(), "it is given twice".into());
         }
-        Ok(Keys {
+        Ok(KeySet {
             first: all[0].clone(),
             all: Some(all.into()),
         })
@@ -55,7 +55,7 @@ impl Keys {
         &self.first
     }
 
-    pub(crate) fn all(&self) -> &[Key] {
+    pub(crate) fn as_slice(&self) -> &[Key] {
         match &self.all {
             Some(all) => all,
             None => slice::from_ref(&self.first),
@@ -63,7 +63,7 @@ impl Keys {
     }
 
     /// The only one, if it is.
-    pub(crate) fn only(&self) -> Option<&Key> {
+    pub(crate) fn single(&self) -> Option<&Key> {
         self.all.is_none().then_some(&self.first)
     }
 
@@ -72,32 +72,36 @@ impl Keys {
     /// # Errors
     /// `InvalidKey` with the first name whose slot is not that of the others.
     #[cfg(any(feature = "cluster", all(test, not(loom))))]
-    pub(crate) fn check_slots(&self) -> Result<(), Error> {
-        let slot = slot_of(self.first.wire());
-        match self.all().iter().find(|key| slot_of(key.wire()) != slot) {
+    pub(crate) fn require_one_slot(&self) -> Result<(), Error> {
+        let slot = hash_slot(self.first.as_str());
+        match self
+            .as_slice()
+            .iter()
+            .find(|key| hash_slot(key.as_str()) != slot)
+        {
             None => Ok(()),
             Some(other) => Err(Error::InvalidKey {
-                name: shortened(other.name()),
+                name: truncate_for_message(other.name()),
                 reason: format!(
                     "a node is a cluster, where it is in another slot than {:?}: \
                      give them a hash tag in common, as in \"{{orders}}:7\"",
-                    shortened(self.first.name())
+                    truncate_for_message(self.first.name())
                 ),
             }),
         }
     }
 }
 
-impl From<Key> for Keys {
-    fn from(first: Key) -> Keys {
-        Keys { first, all: None }
+impl From<Key> for KeySet {
+    fn from(first: Key) -> KeySet {
+        KeySet { first, all: None }
     }
 }
 
 /// The names as the caller gave them, quoted as in errors: what the log shows.
-impl fmt::Display for Keys {
+impl fmt::Display for KeySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, key) in self.all().iter().enumerate() {
+        for (index, key) in self.as_slice().iter().enumerate() {
             let comma = if index == 0 { "" } else { ", " };
             write!(f, "{comma}{key}")?;
         }
@@ -105,7 +109,7 @@ impl fmt::Display for Keys {
     }
 }
 
-impl fmt::Debug for Keys {
+impl fmt::Debug for KeySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.all {
             None => self.first.fmt(f),
@@ -118,12 +122,12 @@ impl fmt::Debug for Keys {
 mod tests {
     use super::*;
 
-    fn parse(names: &[&str]) -> Result<Keys, Error> {
-        Keys::parse("p:", names, Family::Exclusive)
+    fn parse(names: &[&str]) -> Result<KeySet, Error> {
+        KeySet::parse("p:", names, LockKind::Exclusive)
     }
 
-    fn names(keys: &Keys) -> Vec<&str> {
-        keys.all().iter().map(Key::name).collect()
+    fn names(keys: &KeySet) -> Vec<&str> {
+        keys.as_slice().iter().map(Key::name).collect()
     }
 
     #[test]
@@ -131,7 +135,7 @@ mod tests {
         for given in [["b", "a", "c"], ["c", "b", "a"], ["a", "b", "c"]] {
             let keys = parse(&given).unwrap();
             assert_eq!(names(&keys), ["a", "b", "c"]);
-            assert_eq!((keys.first().name(), keys.only()), ("a", None));
+            assert_eq!((keys.first().name(), keys.single()), ("a", None));
             assert_eq!(format!("{keys:?}"), r#"["p:a", "p:b", "p:c"]"#);
         }
     }
@@ -139,19 +143,19 @@ mod tests {
     #[test]
     fn one_is_as_if_it_were_alone() {
         let keys = parse(&["a"]).unwrap();
-        let alone = Key::parse("p:", "a", Family::Exclusive).unwrap();
+        let alone = Key::parse("p:", "a", LockKind::Exclusive).unwrap();
         assert_eq!(
-            (keys.only(), keys.all()),
+            (keys.single(), keys.as_slice()),
             (Some(&alone), &[alone.clone()][..])
         );
-        assert_eq!(keys, Keys::from(alone));
+        assert_eq!(keys, KeySet::from(alone));
     }
 
     #[test]
     fn what_cannot_be_locked_is_named() {
-        let many: Vec<String> = (0..=MOST_KEYS).map(|n| n.to_string()).collect();
+        let many: Vec<String> = (0..=MAX_KEYS).map(|n| n.to_string()).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        assert_eq!(parse(&many[1..]).unwrap().all().len(), MOST_KEYS);
+        assert_eq!(parse(&many[1..]).unwrap().as_slice().len(), MAX_KEYS);
         for (given, words) in [
             (&[][..], "no name was given"),
             (&["a", "b", "a"], "\"a\": it is given twice"),
@@ -169,10 +173,14 @@ mod tests {
     #[test]
     fn keys_of_a_hash_tag_share_a_slot_and_others_do_not() {
         for good in [&["{o}1", "x{o}2", "{o}"][..], &["a"], &["{a}b{c}", "{a}"]] {
-            assert!(parse(good).unwrap().check_slots().is_ok(), "{good:?}");
+            assert!(parse(good).unwrap().require_one_slot().is_ok(), "{good:?}");
         }
         for bad in [&["a", "b"][..], &["{}o", "{}p"], &["{o}1", "{p}1"]] {
-            let error = parse(bad).unwrap().check_slots().unwrap_err().to_string();
+            let error = parse(bad)
+                .unwrap()
+                .require_one_slot()
+                .unwrap_err()
+                .to_string();
             assert!(
                 error.contains("cluster") && error.contains(bad[0]),
                 "{error}"

@@ -2,7 +2,7 @@
 
 /// What kind of lock a name names: two of different kinds are different locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Family {
+pub(crate) enum LockKind {
     Exclusive,
     ReadWrite,
     Semaphore,
@@ -10,7 +10,7 @@ pub(crate) enum Family {
 
 /// What a lease gives its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Claim {
+pub(crate) enum LeaseKind {
     /// An exclusive lock.
     Exclusive,
     /// A read lock, beside others.
@@ -20,26 +20,26 @@ pub(crate) enum Claim {
     /// One permit of a semaphore, beside others.
     Permit {
         /// Which of them, from 0 on.
-        slot: u16,
+        index: u16,
         /// How many the semaphore has.
-        of: u16,
+        total: u16,
     },
     /// A writer's place at the gate that keeps new readers out while it waits. Never held, only left.
-    Gate,
+    GateEntry,
 }
 
-impl Claim {
+impl LeaseKind {
     /// Whether others can have the same beside it.
     pub(crate) fn is_shared(self) -> bool {
-        matches!(self, Claim::Read | Claim::Permit { .. })
+        matches!(self, LeaseKind::Read | LeaseKind::Permit { .. })
     }
 
     /// The kind of lock that it is a claim of.
-    pub(crate) fn family(self) -> Family {
+    pub(crate) fn lock_kind(self) -> LockKind {
         match self {
-            Claim::Exclusive => Family::Exclusive,
-            Claim::Read | Claim::Write | Claim::Gate => Family::ReadWrite,
-            Claim::Permit { .. } => Family::Semaphore,
+            LeaseKind::Exclusive => LockKind::Exclusive,
+            LeaseKind::Read | LeaseKind::Write | LeaseKind::GateEntry => LockKind::ReadWrite,
+            LeaseKind::Permit { .. } => LockKind::Semaphore,
         }
     }
 }

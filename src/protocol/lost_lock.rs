@@ -41,18 +41,20 @@ impl LostLock {
 
     /// All names of a lock that was taken with several, in their order; of others the one.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.lease.keys().all().iter().map(Key::name)
+        self.lease.keys().as_slice().iter().map(Key::name)
     }
 
     /// Why it is lost.
     pub fn reason(&self) -> LossReason {
         // Who is told of a loss comes after it.
-        self.lease.loss(clock::now()).unwrap_or(LossReason::Expired)
+        self.lease
+            .loss_reason(clock::now())
+            .unwrap_or(LossReason::Expired)
     }
 
     /// The fencing token that the guard had, if it was to have one.
     pub fn fencing_token(&self) -> Option<u64> {
-        self.lease.fence()
+        self.lease.fencing_token()
     }
 }
 
@@ -68,17 +70,17 @@ impl fmt::Debug for LostLock {
 
 /// A callback. Equal are clones of one.
 #[derive(Clone)]
-pub(crate) struct OnLost(pub(crate) Arc<dyn Fn(&LostLock) + Send + Sync>);
+pub(crate) struct OnLostCallback(pub(crate) Arc<dyn Fn(&LostLock) + Send + Sync>);
 
-impl PartialEq for OnLost {
-    fn eq(&self, other: &OnLost) -> bool {
+impl PartialEq for OnLostCallback {
+    fn eq(&self, other: &OnLostCallback) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for OnLost {}
+impl Eq for OnLostCallback {}
 
-impl fmt::Debug for OnLost {
+impl fmt::Debug for OnLostCallback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("OnLost(..)")
     }

@@ -1,37 +1,37 @@
 //! Which permits of a semaphore are free, as nodes tell, and which of them to ask for next. Pure.
 
 /// The most permits that a semaphore may have: a node that has none left looks at all of them.
-pub(crate) const MOST_PERMITS: u16 = 1024;
+pub(crate) const MAX_PERMITS: u16 = 1024;
 
 /// So many permits stand in a word of a node's answer.
-const WORD: u16 = 32;
+const BITS_PER_WORD: u16 = 32;
 
 /// The permits that are free on one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Free(Box<[u32]>);
+pub(crate) struct FreePermits(Box<[u32]>);
 
-impl Free {
+impl FreePermits {
     /// From a node's words, lowest permits first; `None` where they are not those of so many permits.
-    pub(crate) fn read(words: &[i64], of: u16) -> Option<Free> {
-        if words.len() != usize::from(of.div_ceil(WORD)) {
+    pub(crate) fn from_words(words: &[i64], of: u16) -> Option<FreePermits> {
+        if words.len() != usize::from(of.div_ceil(BITS_PER_WORD)) {
             return None;
         }
         let words: Option<Box<[u32]>> =
             words.iter().map(|word| u32::try_from(*word).ok()).collect();
-        let free = Free(words?);
-        let beyond = (of..of.next_multiple_of(WORD)).any(|permit| free.contains(permit));
+        let free = FreePermits(words?);
+        let beyond = (of..of.next_multiple_of(BITS_PER_WORD)).any(|permit| free.contains(permit));
         (!beyond).then_some(free)
     }
 
     pub(crate) fn contains(&self, permit: u16) -> bool {
-        let word = self.0.get(usize::from(permit / WORD));
-        word.is_some_and(|word| word & (1 << (permit % WORD)) != 0)
+        let word = self.0.get(usize::from(permit / BITS_PER_WORD));
+        word.is_some_and(|word| word & (1 << (permit % BITS_PER_WORD)) != 0)
     }
 }
 
 /// The permits of `of` that are likeliest to be had on a quorum, by what nodes say that did not grant another one: those
 /// that most of them call free, if it were enough with `others`, the nodes that may grant and have not said which are free.
-pub(crate) fn likeliest(lists: &[Free], of: u16, others: usize, quorum: usize) -> Vec<u16> {
+pub(crate) fn candidates(lists: &[FreePermits], of: u16, others: usize, quorum: usize) -> Vec<u16> {
     let votes = |permit: u16| lists.iter().filter(|free| free.contains(permit)).count();
     let most = (0..of).map(votes).max().unwrap_or_default();
     if most == 0 || most + others < quorum {
@@ -46,12 +46,12 @@ mod tests {
 
     use super::*;
 
-    fn free(permits: &[u16], of: u16) -> Free {
-        let mut words = vec![0_i64; usize::from(of.div_ceil(WORD))];
+    fn free(permits: &[u16], of: u16) -> FreePermits {
+        let mut words = vec![0_i64; usize::from(of.div_ceil(BITS_PER_WORD))];
         for permit in permits {
-            words[usize::from(permit / WORD)] += 1 << (permit % WORD);
+            words[usize::from(permit / BITS_PER_WORD)] += 1 << (permit % BITS_PER_WORD);
         }
-        Free::read(&words, of).unwrap()
+        FreePermits::from_words(&words, of).unwrap()
     }
 
     #[test]
@@ -68,9 +68,13 @@ mod tests {
             (&[8], 3),
             (&[0, 2], 33),
         ] {
-            assert_eq!(Free::read(words, of), None, "{words:?} of {of}");
+            assert_eq!(
+                FreePermits::from_words(words, of),
+                None,
+                "{words:?} of {of}"
+            );
         }
-        assert!(Free::read(&[0; 32], MOST_PERMITS).is_some());
+        assert!(FreePermits::from_words(&[0; 32], MAX_PERMITS).is_some());
     }
 
     #[test]
@@ -88,8 +92,8 @@ mod tests {
             (&[&[1, 3], &[3], &[0]], 1, 3, &[3]),
         ];
         for (lists, others, quorum, expected) in table {
-            let lists: Vec<Free> = lists.iter().map(|list| free(list, 4)).collect();
-            assert_eq!(likeliest(&lists, 4, others, quorum), expected);
+            let lists: Vec<FreePermits> = lists.iter().map(|list| free(list, 4)).collect();
+            assert_eq!(candidates(&lists, 4, others, quorum), expected);
         }
     }
 }

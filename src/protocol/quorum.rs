@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use crate::error::{Cause, Error, NodeCause, Operation};
+use crate::error::{Error, FailedNode, NodeFailure, Operation};
 
 /// The most nodes that a configuration may name: a set of them fits one word.
 pub(crate) const MAX_NODES: usize = 64;
 
 /// The quorum of `total` *configured* nodes, whatever is reachable (rule S1). Two quorums share a node.
-pub(crate) fn quorum(total: usize) -> usize {
+pub(crate) fn majority(total: usize) -> usize {
     total / 2 + 1
 }
 
@@ -17,7 +17,7 @@ pub(crate) fn quorum(total: usize) -> usize {
 pub(crate) struct NodeSet(u64);
 
 impl NodeSet {
-    pub(crate) fn of(node: usize) -> NodeSet {
+    pub(crate) fn single(node: usize) -> NodeSet {
         NodeSet(1 << node)
     }
 
@@ -45,7 +45,7 @@ impl NodeSet {
         NodeSet(bits)
     }
 
-    pub(crate) fn without(self, other: NodeSet) -> NodeSet {
+    pub(crate) fn difference(self, other: NodeSet) -> NodeSet {
         NodeSet(self.0 & !other.0)
     }
 
@@ -61,12 +61,12 @@ impl NodeSet {
 
 /// What is asked of the nodes; it decides what counts as a clear no.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Question {
+pub(crate) enum VoteRule {
     /// *May I have it?* A quorum of answers that cannot become a quorum of grants is a no.
-    Take,
+    Acquire,
     /// *Is it (still) mine?* Only so many refusals that no quorum of ours can exist are a no: a lock is not
     /// lost because nodes are silent.
-    Mine,
+    Ownership,
 }
 
 /// One node's part in a round.
@@ -75,16 +75,16 @@ pub(crate) enum Vote {
     /// It answered yes.
     Granted,
     /// It answered no.
-    Refused(Cause),
+    Refused(NodeFailure),
     /// It did not answer, or with an error: nobody knows what it holds.
-    Fault(Cause),
+    Fault(NodeFailure),
 }
 
 /// How a round ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// A quorum granted.
-    Won,
+    Granted,
     /// The nodes said no: see [`Question`] for how many that takes.
     Refused,
     /// Too few nodes answered to say either.
@@ -109,17 +109,17 @@ pub(crate) struct Split {
 #[derive(Debug)]
 pub(crate) struct Tally {
     total: usize,
-    question: Question,
+    question: VoteRule,
     granted: NodeSet,
     refused: NodeSet,
     voted: NodeSet,
-    causes: Vec<(usize, Cause)>,
+    causes: Vec<(usize, NodeFailure)>,
     /// The refusals of the nodes that are asked once more.
-    former: Vec<(usize, Cause)>,
+    former: Vec<(usize, NodeFailure)>,
 }
 
 impl Tally {
-    pub(crate) fn new(total: usize, question: Question) -> Tally {
+    pub(crate) fn new(total: usize, question: VoteRule) -> Tally {
         Tally {
             total,
             question,
@@ -149,7 +149,7 @@ impl Tally {
 
     /// The verdict: a yes or a no as soon as no vote that is still out can change it, `Unavailable` when all are in.
     pub(crate) fn verdict(&self) -> Option<Verdict> {
-        let open = self.open();
+        let open = self.outstanding();
         decide(
             self.question,
             self.total,
@@ -160,19 +160,19 @@ impl Tally {
     }
 
     /// How many nodes have not voted.
-    pub(crate) fn open(&self) -> usize {
+    pub(crate) fn outstanding(&self) -> usize {
         self.total - self.voted.len()
     }
 
     /// Whether all nodes have voted.
     pub(crate) fn is_complete(&self) -> bool {
-        self.open() == 0
+        self.outstanding() == 0
     }
 
     /// The verdict when the round's time is over: who has not voted did not answer.
-    pub(crate) fn close(&mut self) -> Verdict {
+    pub(crate) fn close_with_timeouts(&mut self) -> Verdict {
         for node in 0..self.total {
-            self.vote(node, Vote::Fault(Cause::TimedOut));
+            self.vote(node, Vote::Fault(NodeFailure::TimedOut));
         }
         self.verdict().unwrap_or(Verdict::Unavailable)
     }
@@ -181,33 +181,33 @@ impl Tally {
     /// and that are not `settled`. `None` if it cannot, or if no node granted.
     pub(crate) fn split(
         &self,
-        is_recent: impl Fn(&Cause) -> bool,
+        is_recent: impl Fn(&NodeFailure) -> bool,
         settled: NodeSet,
     ) -> Option<Split> {
         let recent = self.recent(is_recent);
-        let contested = recent.without(settled);
+        let contested = recent.difference(settled);
         let first = self.granted.and(contested).first()?;
-        let may_grant = self.granted.len() + contested.len() + self.open();
+        let may_grant = self.granted.len() + contested.len() + self.outstanding();
         let is_split = self.granted.len() > 0 && contested.len() > 0;
         let lower = NodeSet::all(first);
-        (is_split && may_grant >= quorum(self.total)).then_some(Split {
+        (is_split && may_grant >= majority(self.total)).then_some(Split {
             contested,
             first,
             leads: self.granted.contains(first),
-            is_doubtful: lower.without(self.refused.without(recent)).len() > 0,
+            is_doubtful: lower.difference(self.refused.difference(recent)).len() > 0,
         })
     }
 
     /// Whether a node has not voted that would be the first one of a split vote if it granted.
-    pub(crate) fn lacks_first(&self, is_recent: impl Fn(&Cause) -> bool) -> bool {
+    pub(crate) fn lacks_first(&self, is_recent: impl Fn(&NodeFailure) -> bool) -> bool {
         let contested = self.recent(is_recent);
-        let open = NodeSet::all(self.total).without(self.voted);
+        let open = NodeSet::all(self.total).difference(self.voted);
         let first = self.granted.and(contested).first();
         contested.len() > 0 && open.first() < first && open.len() > 0
     }
 
     /// The nodes whose refusal is recent.
-    fn recent(&self, is_recent: impl Fn(&Cause) -> bool) -> NodeSet {
+    fn recent(&self, is_recent: impl Fn(&NodeFailure) -> bool) -> NodeSet {
         let mut recent = NodeSet::default();
         for (node, cause) in &self.causes {
             if self.refused.contains(*node) && is_recent(cause) {
@@ -224,8 +224,8 @@ impl Tally {
             .extract_if(.., |(node, _)| nodes.contains(*node));
         self.former.retain(|(node, _)| !nodes.contains(*node));
         self.former.extend(again);
-        self.refused = self.refused.without(nodes);
-        self.voted = self.voted.without(nodes);
+        self.refused = self.refused.difference(nodes);
+        self.voted = self.voted.difference(nodes);
     }
 
     /// Counts the former refusals of nodes that were asked once more and have not answered. Returns these nodes: a grant may
@@ -242,9 +242,9 @@ impl Tally {
     }
 
     /// How many more votes it takes at the least until there is a verdict, so that nobody wakes for fewer.
-    pub(crate) fn at_least(&self) -> usize {
+    pub(crate) fn min_votes_to_decide(&self) -> usize {
         let (granted, refused) = (self.granted.len(), self.refused.len());
-        let open = self.open();
+        let open = self.outstanding();
         let decided = |granted, refused, open| {
             decide(self.question, self.total, granted, refused, open).is_some()
         };
@@ -265,12 +265,12 @@ impl Tally {
 
     /// Whether fewer nodes than a quorum replied anything.
     pub(crate) fn is_outage(&self) -> bool {
-        self.replied() < quorum(self.total)
+        self.replied() < majority(self.total)
     }
 
     /// The nodes that did not reply, with the causes.
-    pub(crate) fn silent(&self) -> impl Iterator<Item = &(usize, Cause)> {
-        let fault = |(node, _): &&(usize, Cause)| !self.refused.contains(*node);
+    pub(crate) fn silent(&self) -> impl Iterator<Item = &(usize, NodeFailure)> {
+        let fault = |(node, _): &&(usize, NodeFailure)| !self.refused.contains(*node);
         self.causes
             .iter()
             .filter(fault)
@@ -279,17 +279,18 @@ impl Tally {
 
     /// Whether so many nodes deny access that no quorum is left: waiting does not help.
     pub(crate) fn is_denied(&self) -> bool {
-        let denied = |(_, cause): &&(usize, Cause)| matches!(cause, Cause::Denied(_));
-        self.causes.iter().filter(denied).count() > self.total - quorum(self.total)
+        let denied =
+            |(_, cause): &&(usize, NodeFailure)| matches!(cause, NodeFailure::AccessDenied(_));
+        self.causes.iter().filter(denied).count() > self.total - majority(self.total)
     }
 
     /// How many nodes have said yes or no.
-    pub(crate) fn answers(&self) -> usize {
+    pub(crate) fn answered(&self) -> usize {
         self.granted.len() + self.refused.len()
     }
 
     /// Why nodes did not grant.
-    pub(crate) fn causes(&self) -> &[(usize, Cause)] {
+    pub(crate) fn causes(&self) -> &[(usize, NodeFailure)] {
         &self.causes
     }
 
@@ -303,26 +304,27 @@ impl Tally {
 
     /// Whether most of the nodes that refused did so because of readers.
     pub(crate) fn held_by_readers(&self) -> bool {
-        let readers = |(_, cause): &&(usize, Cause)| matches!(cause, Cause::Readers { .. });
+        let readers =
+            |(_, cause): &&(usize, NodeFailure)| matches!(cause, NodeFailure::HeldByReaders { .. });
         2 * self.causes.iter().filter(readers).count() > self.refused.len()
     }
 
     /// How many nodes may grant what others have refused: those that have granted it, and those whose votes are out.
-    pub(crate) fn willing(&self) -> usize {
+    pub(crate) fn possible_grants(&self) -> usize {
         self.granted.len() + self.total - self.voted.len()
     }
 
     /// How many permits the semaphore has on so many nodes that no quorum can be ours.
-    pub(crate) fn other_permits(&self) -> Option<u32> {
+    pub(crate) fn permit_count_mismatch(&self) -> Option<u32> {
         let others = self.causes.iter().filter_map(|(_, cause)| match cause {
-            Cause::OtherPermits { permits } => Some(*permits),
+            NodeFailure::PermitCountMismatch { permits } => Some(*permits),
             _ => None,
         });
         // Where nodes differ among each other, too, what one of them says is as good an answer as any.
         others
             .clone()
             .max()
-            .filter(|_| others.count() > self.total - quorum(self.total))
+            .filter(|_| others.count() > self.total - majority(self.total))
     }
 
     /// When so many refusing nodes can be free that a quorum could grant, by the TTLs they told; `None` if unknown.
@@ -336,7 +338,7 @@ impl Tally {
         // Those without an end last.
         holds.sort_by_key(|remaining| remaining.unwrap_or(Duration::MAX));
         let willing = self.total - holds.len();
-        let wanted = quorum(self.total).saturating_sub(willing);
+        let wanted = majority(self.total).saturating_sub(willing);
         match wanted {
             0 => None,
             n => holds.get(n - 1).copied().flatten(),
@@ -344,8 +346,8 @@ impl Tally {
     }
 
     /// How long the nodes that refused say that it is held, the longest of it; `None` if one does not know.
-    pub(crate) fn held_for(&self) -> Option<Duration> {
-        let refused = |(node, _): &&(usize, Cause)| self.refused.contains(*node);
+    pub(crate) fn max_hold_left(&self) -> Option<Duration> {
+        let refused = |(node, _): &&(usize, NodeFailure)| self.refused.contains(*node);
         let holds = self
             .causes
             .iter()
@@ -355,19 +357,15 @@ impl Tally {
     }
 
     /// The error where too few nodes did what was asked of them; `name` gives a node's address.
-    pub(crate) fn insufficient(
-        self,
-        operation: Operation,
-        name: impl Fn(usize) -> String,
-    ) -> Error {
+    pub(crate) fn into_error(self, operation: Operation, name: impl Fn(usize) -> String) -> Error {
         let errors = self
             .causes
             .iter()
             .filter(|(node, cause)| cause.is_reply() && !self.refused.contains(*node));
-        let reachable = self.answers() + errors.count();
+        let reachable = self.answered() + errors.count();
         Error::InsufficientQuorum {
             operation,
-            needed: quorum(self.total),
+            needed: majority(self.total),
             reachable,
             total: self.total,
             causes: self.named_causes(name),
@@ -375,12 +373,12 @@ impl Tally {
     }
 
     /// Returns the causes in the order of the nodes; `name` gives a node's address.
-    pub(crate) fn named_causes(self, name: impl Fn(usize) -> String) -> Box<[NodeCause]> {
+    pub(crate) fn named_causes(self, name: impl Fn(usize) -> String) -> Box<[FailedNode]> {
         let mut causes = self.causes;
         causes.sort_by_key(|(node, _)| *node);
-        let named = |(node, cause)| NodeCause {
+        let named = |(node, cause)| FailedNode {
             node: name(node),
-            cause,
+            failure: cause,
             limit: None,
         };
         causes.into_iter().map(named).collect()
@@ -389,15 +387,15 @@ impl Tally {
 
 /// The decision table. `open` votes are still out; the rest of `total` are faults.
 fn decide(
-    question: Question,
+    question: VoteRule,
     total: usize,
     granted: usize,
     refused: usize,
     open: usize,
 ) -> Option<Verdict> {
-    let quorum = quorum(total);
+    let quorum = majority(total);
     if granted >= quorum {
-        return Some(Verdict::Won);
+        return Some(Verdict::Granted);
     }
     // With an even total a tie is decided: neither side can reach a quorum.
     if refused > total - quorum {
@@ -405,7 +403,7 @@ fn decide(
     }
     let can_win = granted + open >= quorum;
     match question {
-        Question::Take if !can_win && granted + refused >= quorum => Some(Verdict::Refused),
+        VoteRule::Acquire if !can_win && granted + refused >= quorum => Some(Verdict::Refused),
         // Only when all votes are in, even where nothing else is possible any more: the error owes a cause per node.
         _ if open == 0 => Some(Verdict::Unavailable),
         _ => None,
@@ -416,7 +414,7 @@ fn decide(
 mod tests {
     use super::*;
 
-    const HELD: Cause = Cause::Held { remaining: None };
+    const HELD: NodeFailure = NodeFailure::Held { remaining: None };
 
     /// Every way in which `total` nodes can have voted: 0 open, 1 granted, 2 refused, 3 fault.
     fn every_state(total: usize) -> impl Iterator<Item = Vec<u8>> {
@@ -431,13 +429,13 @@ mod tests {
         })
     }
 
-    fn tally(question: Question, votes: &[u8]) -> Tally {
+    fn tally(question: VoteRule, votes: &[u8]) -> Tally {
         let mut tally = Tally::new(votes.len(), question);
         for (node, vote) in votes.iter().enumerate() {
             match vote {
                 1 => tally.vote(node, Vote::Granted),
                 2 => tally.vote(node, Vote::Refused(HELD)),
-                3 => tally.vote(node, Vote::Fault(Cause::TimedOut)),
+                3 => tally.vote(node, Vote::Fault(NodeFailure::TimedOut)),
                 _ => {}
             }
         }
@@ -445,15 +443,15 @@ mod tests {
     }
 
     /// The rule as it stands in the design, for votes that are all in.
-    fn final_verdict(question: Question, votes: &[u8]) -> Verdict {
+    fn final_verdict(question: VoteRule, votes: &[u8]) -> Verdict {
         let count = |kind| votes.iter().filter(|vote| **vote == kind).count();
         let (granted, refused, majority) = (count(1), count(2), votes.len() / 2 + 1);
         let no = match question {
-            Question::Take => granted + refused >= majority || refused > votes.len() - majority,
-            Question::Mine => refused > votes.len() - majority,
+            VoteRule::Acquire => granted + refused >= majority || refused > votes.len() - majority,
+            VoteRule::Ownership => refused > votes.len() - majority,
         };
         match granted >= majority {
-            true => Verdict::Won,
+            true => Verdict::Granted,
             false if no => Verdict::Refused,
             false => Verdict::Unavailable,
         }
@@ -475,15 +473,15 @@ mod tests {
 
     #[test]
     fn quorum_and_failure_threshold_of_one_to_nine() {
-        let quorums: Vec<_> = (1..=9).map(quorum).collect();
+        let quorums: Vec<_> = (1..=9).map(majority).collect();
         assert_eq!(quorums, [1, 2, 2, 3, 3, 4, 4, 5, 5]);
-        let failing: Vec<_> = (1..=9).map(|n| n - quorum(n) + 1).collect();
+        let failing: Vec<_> = (1..=9).map(|n| n - majority(n) + 1).collect();
         assert_eq!(failing, [1, 1, 2, 2, 3, 3, 4, 4, 5]);
     }
 
     #[test]
     fn a_verdict_comes_exactly_when_nothing_can_change_it() {
-        for question in [Question::Take, Question::Mine] {
+        for question in [VoteRule::Acquire, VoteRule::Ownership] {
             for votes in (1..=5).flat_map(every_state) {
                 let ends: Vec<_> = completions(&votes)
                     .iter()
@@ -501,19 +499,19 @@ mod tests {
 
     #[test]
     fn a_tie_of_four_is_decided_and_not_awaited() {
-        let verdict = tally(Question::Take, &[1, 1, 2, 2]).verdict();
+        let verdict = tally(VoteRule::Acquire, &[1, 1, 2, 2]).verdict();
         assert_eq!(verdict, Some(Verdict::Refused));
-        let early = tally(Question::Take, &[0, 0, 2, 2]).verdict();
+        let early = tally(VoteRule::Acquire, &[0, 0, 2, 2]).verdict();
         assert_eq!(early, Some(Verdict::Refused));
-        let mine = tally(Question::Mine, &[1, 1, 2, 2]).verdict();
+        let mine = tally(VoteRule::Ownership, &[1, 1, 2, 2]).verdict();
         assert_eq!(mine, Some(Verdict::Refused));
     }
 
     #[test]
     fn nobody_wakes_before_a_verdict_is_possible_nor_after() {
-        for question in [Question::Take, Question::Mine] {
+        for question in [VoteRule::Acquire, VoteRule::Ownership] {
             for votes in (1..=5).flat_map(every_state) {
-                let least = tally(question, &votes).at_least();
+                let least = tally(question, &votes).min_votes_to_decide();
                 let soonest = soonest(question, &votes);
                 assert_eq!(least, soonest, "{question:?} {votes:?}");
             }
@@ -521,7 +519,7 @@ mod tests {
     }
 
     /// By trying: the fewest further votes after which some order of them has a verdict.
-    fn soonest(question: Question, votes: &[u8]) -> usize {
+    fn soonest(question: VoteRule, votes: &[u8]) -> usize {
         let mut states = vec![votes.to_vec()];
         for more in 0.. {
             if states
@@ -547,10 +545,10 @@ mod tests {
 
     #[test]
     fn closing_counts_the_silent_as_faults() {
-        for question in [Question::Take, Question::Mine] {
+        for question in [VoteRule::Acquire, VoteRule::Ownership] {
             for votes in (1..=5).flat_map(every_state) {
                 let silent: Vec<_> = votes.iter().map(|v| if *v == 0 { 3 } else { *v }).collect();
-                let closed = tally(question, &votes).close();
+                let closed = tally(question, &votes).close_with_timeouts();
                 assert_eq!(closed, final_verdict(question, &silent), "{votes:?}");
             }
         }
@@ -558,7 +556,7 @@ mod tests {
 
     #[test]
     fn a_second_vote_of_a_node_does_not_count() {
-        let mut tally = Tally::new(3, Question::Take);
+        let mut tally = Tally::new(3, VoteRule::Acquire);
         for _ in 0..3 {
             tally.vote(1, Vote::Granted);
         }
@@ -579,10 +577,10 @@ mod tests {
             (5, &[None, None, None, Some(9)], None),
         ];
         for (total, holds, expected) in table {
-            let mut tally = Tally::new(total, Question::Take);
+            let mut tally = Tally::new(total, VoteRule::Acquire);
             for (node, hold) in holds.iter().enumerate() {
                 let remaining = hold.map(ms);
-                tally.vote(node, Vote::Refused(Cause::Held { remaining }));
+                tally.vote(node, Vote::Refused(NodeFailure::Held { remaining }));
             }
             assert_eq!(tally.free_in(), expected.map(ms), "{total} {holds:?}");
         }
@@ -592,9 +590,9 @@ mod tests {
     fn an_error_is_a_reply() {
         let yes = || Vote::Granted;
         let held = || Vote::Refused(HELD);
-        let error = || Vote::Fault(Cause::Server("OOM".into()));
-        let denied = || Vote::Fault(Cause::Denied("NOPERM".into()));
-        let silent = || Vote::Fault(Cause::TimedOut);
+        let error = || Vote::Fault(NodeFailure::ServerError("OOM".into()));
+        let denied = || Vote::Fault(NodeFailure::AccessDenied("NOPERM".into()));
+        let silent = || Vote::Fault(NodeFailure::TimedOut);
         for (votes, replied, is_denied) in [
             (vec![], 0, false),
             (vec![yes()], 1, false),
@@ -606,7 +604,7 @@ mod tests {
             (vec![yes(), denied(), denied()], 3, true),
             (vec![silent(), silent(), denied()], 1, false),
         ] {
-            let mut tally = Tally::new(3, Question::Take);
+            let mut tally = Tally::new(3, VoteRule::Acquire);
             for (node, vote) in votes.iter().enumerate() {
                 tally.vote(node, vote.clone());
             }
@@ -618,33 +616,33 @@ mod tests {
 
     #[test]
     fn error_counts_nodes_that_replied_with_errors_as_reachable() {
-        let oom = || Vote::Fault(Cause::Server("OOM".into()));
+        let oom = || Vote::Fault(NodeFailure::ServerError("OOM".into()));
         for (votes, operation, expected) in [
             ([Vote::Granted, oom(), oom()], Operation::Acquire, (1, 3)),
             (
                 [
                     Vote::Granted,
-                    Vote::Refused(Cause::NotOurs),
-                    Vote::Fault(Cause::TimedOut),
+                    Vote::Refused(NodeFailure::NotOurs),
+                    Vote::Fault(NodeFailure::TimedOut),
                 ],
                 Operation::Release,
                 (1, 2),
             ),
             (
                 [
-                    Vote::Refused(Cause::WrongType),
+                    Vote::Refused(NodeFailure::WrongType),
                     oom(),
-                    Vote::Fault(Cause::TimedOut),
+                    Vote::Fault(NodeFailure::TimedOut),
                 ],
                 Operation::Inspect,
                 (1, 2),
             ),
         ] {
-            let mut tally = Tally::new(3, Question::Mine);
+            let mut tally = Tally::new(3, VoteRule::Ownership);
             for (node, vote) in votes.into_iter().enumerate() {
                 tally.vote(node, vote);
             }
-            let error = tally.insufficient(operation, |node| format!("n{node}"));
+            let error = tally.into_error(operation, |node| format!("n{node}"));
             let text = error.to_string();
             let Error::InsufficientQuorum { reachable, .. } = error else {
                 panic!("{error}")
@@ -657,17 +655,17 @@ mod tests {
 
     #[test]
     fn an_error_names_the_causes_in_order() {
-        let mut tally = Tally::new(3, Question::Take);
-        tally.vote(2, Vote::Fault(Cause::TimedOut));
+        let mut tally = Tally::new(3, VoteRule::Acquire);
+        tally.vote(2, Vote::Fault(NodeFailure::TimedOut));
         tally.vote(0, Vote::Refused(HELD));
-        tally.close();
+        tally.close_with_timeouts();
         let Error::InsufficientQuorum {
             needed,
             reachable,
             total,
             causes,
             ..
-        } = tally.insufficient(Operation::Acquire, |node| format!("n{node}"))
+        } = tally.into_error(Operation::Acquire, |node| format!("n{node}"))
         else {
             panic!("another error")
         };
@@ -709,15 +707,15 @@ mod tests {
             nodes.iter().for_each(|node| set.insert(*node));
             set
         };
-        let old = Cause::NotOurs;
+        let old = NodeFailure::NotOurs;
         for (votes, settled, expected) in table {
-            let mut tally = Tally::new(votes.len(), Question::Take);
+            let mut tally = Tally::new(votes.len(), VoteRule::Acquire);
             for (node, vote) in votes.chars().enumerate() {
                 match vote {
                     'g' => tally.vote(node, Vote::Granted),
                     'r' => tally.vote(node, Vote::Refused(HELD)),
                     'h' => tally.vote(node, Vote::Refused(old.clone())),
-                    'f' => tally.vote(node, Vote::Fault(Cause::TimedOut)),
+                    'f' => tally.vote(node, Vote::Fault(NodeFailure::TimedOut)),
                     _ => {}
                 }
             }
@@ -734,19 +732,19 @@ mod tests {
 
     #[test]
     fn refusals_asked_again_count_as_open_until_they_are_restored() {
-        let mut tally = tally(Question::Take, &[1, 2, 2]);
+        let mut tally = tally(VoteRule::Acquire, &[1, 2, 2]);
         assert_eq!(tally.verdict(), Some(Verdict::Refused));
-        let contested = NodeSet::all(3).without(NodeSet::of(0));
+        let contested = NodeSet::all(3).difference(NodeSet::single(0));
         tally.reopen(contested);
-        assert_eq!((tally.verdict(), tally.open()), (None, 2));
+        assert_eq!((tally.verdict(), tally.outstanding()), (None, 2));
         tally.vote(1, Vote::Refused(HELD));
-        tally.reopen(NodeSet::of(1));
+        tally.reopen(NodeSet::single(1));
         assert_eq!(tally.restore(), contested);
         assert_eq!(tally.verdict(), Some(Verdict::Refused));
         assert_eq!(tally.causes().len(), 2);
         tally.reopen(contested);
         tally.vote(1, Vote::Granted);
-        assert_eq!(tally.verdict(), Some(Verdict::Won));
-        assert_eq!(tally.restore(), NodeSet::of(2));
+        assert_eq!(tally.verdict(), Some(Verdict::Granted));
+        assert_eq!(tally.restore(), NodeSet::single(2));
     }
 }

@@ -4,50 +4,50 @@ use std::time::Duration;
 
 use redis::{ServerErrorKind, Value};
 
-use crate::error::Cause;
-use crate::protocol::holder::Sight;
-use crate::protocol::kind::Claim;
-use crate::protocol::lease::FOR_EVER;
-use crate::protocol::permits::{Free, MOST_PERMITS};
-use crate::protocol::quorum::{Question, Vote};
-use crate::protocol::request::{Request, Verb};
-use crate::protocol::server_error::cause;
-use crate::protocol::token::MAX_OWNER;
+use crate::error::NodeFailure;
+use crate::protocol::holder::NodeHolder;
+use crate::protocol::kind::LeaseKind;
+use crate::protocol::lease::NEVER_EXPIRES_AFTER;
+use crate::protocol::permits::{FreePermits, MAX_PERMITS};
+use crate::protocol::quorum::{Vote, VoteRule};
+use crate::protocol::request::{Op, Request};
+use crate::protocol::server_error::failure;
+use crate::protocol::token::MAX_OWNER_LABEL;
 
 /// A node's answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum Reply {
     /// Granted, extended or deleted.
-    Yes,
+    Done,
     /// Deleted, and so many heard of it.
-    Heard(u64),
+    DoneNotified(u64),
     /// Somebody holds it.
-    Seen(Box<Sight>),
+    Holder(Box<NodeHolder>),
     /// Granted, with this number of the node's fence.
-    Numbered(u64),
+    Fenced(u64),
     /// Granted by a `Swap`, but there was nothing of the former token; with the number, if it is to have one.
-    Anew(Option<u64>),
+    SwappedAbsent(Option<u64>),
     /// Refused because of somebody who holds it, for so long if that one does not extend it.
-    Held(Holder, Option<Duration>),
+    Held(Blocker, Option<Duration>),
     /// This permit of a semaphore is held, and these are free. The next one of those that are held ends then.
-    NotThisOne(Free, Duration),
+    PermitTaken(FreePermits, Duration),
     /// The semaphore has so many permits here, and not as many as we say.
-    OtherPermits(u16),
+    PermitCountMismatch(u16),
     /// There is no such key.
     Absent,
     /// Another's token is there.
-    Foreign,
+    OtherToken,
     /// An error reply, or none: nobody knows whether the request took effect.
-    Fault(Cause),
+    Failed(NodeFailure),
 }
 
-impl Answer {
+impl Reply {
     /// Whether what stands in the way has no end. Every lock of this library has one.
     pub(crate) fn is_endless(&self) -> bool {
         match self {
-            Answer::Held(Holder::Unknown, _) => false,
-            Answer::Held(_, left) => left.is_none(),
-            Answer::NotThisOne(_, next) => *next >= FOR_EVER,
+            Reply::Held(Blocker::Unknown, _) => false,
+            Reply::Held(_, left) => left.is_none(),
+            Reply::PermitTaken(_, next) => *next >= NEVER_EXPIRES_AFTER,
             _ => false,
         }
     }
@@ -55,97 +55,108 @@ impl Answer {
 
 /// Who stands in the way of a take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
+pub(crate) enum Blocker {
     /// One that has the lock alone: another owner, or a writer.
-    One,
+    Owner,
     /// The same, of whom the node does not say how long.
     Unknown,
     /// The owner of this one of the lock's keys, of several.
-    Of(usize),
+    OwnerOfKey(usize),
     Readers,
     /// A writer that waits.
-    Gate,
+    WaitingWriter,
     /// Readers that waited and have their turn.
-    Turn,
+    ReaderTurn,
 }
 
 /// A reply, read as the answer to a request.
 #[derive(Debug)]
-pub(crate) enum Read {
-    Answer(Answer),
-    /// A take was refused; for how long is asked with [`write_left`].
-    Refused,
+pub(crate) enum ParsedReply {
+    Reply(Reply),
+    /// A take was refused; for how long is asked with [`encode_pttl`].
+    RefusedAskTtl,
     /// The server has forgotten the scripts: the only answer after which a request is sent twice.
-    NoScript,
+    ScriptMissing,
     /// Not a reply to this: the connection is out of step and of no use any more.
-    OutOfStep,
+    ProtocolError,
 }
 
 /// Reads a reply to a request; of a call for several to that which is number `place` in it.
-pub(crate) fn read(request: &Request, place: usize, reply: &Value) -> Read {
-    use Verb::{Adopt, Break, Downgrade, Extend, Knock, PutBack, Raise, Release, Swap, Take, Tell};
-    let is_numbered = request.is_numbered();
+pub(crate) fn parse_reply(request: &Request, place: usize, reply: &Value) -> ParsedReply {
+    use Op::{
+        Acquire, Adopt, Downgrade, Extend, ForceRelease, Inspect, RaiseFence, Release, Restore,
+        Swap, WakeListener,
+    };
+    let is_numbered = request.wants_fencing_token();
     let claim = request.lease.claim();
-    let is_exclusive = claim == Claim::Exclusive;
-    let locks = request.lease.keys().all().len();
-    let is_script = !request.is_plain();
-    Read::Answer(match (request.verb, reply) {
-        (Take | Adopt, Value::Int(number @ 1..)) if is_numbered => match u64::try_from(*number) {
-            Ok(number) if number > 0 => Answer::Numbered(number),
-            _ => return Read::OutOfStep,
-        },
-        (Swap, Value::Int(0)) => Answer::Foreign,
-        (Swap, Value::Int(number @ ..=-1)) => {
-            Answer::Anew(is_numbered.then_some(number.unsigned_abs()))
+    let is_exclusive = claim == LeaseKind::Exclusive;
+    let locks = request.lease.keys().as_slice().len();
+    let is_script = !request.is_single_exclusive();
+    ParsedReply::Reply(match (request.verb, reply) {
+        (Acquire | Adopt, Value::Int(number @ 1..)) if is_numbered => {
+            match u64::try_from(*number) {
+                Ok(number) if number > 0 => Reply::Fenced(number),
+                _ => return ParsedReply::ProtocolError,
+            }
         }
-        (Swap, Value::Int(number @ 1..)) if is_numbered => Answer::Numbered(number.unsigned_abs()),
-        (Swap, Value::Int(1)) => Answer::Yes,
-        (Take | PutBack, Value::Int(1)) if is_script => Answer::Yes,
-        (Take | PutBack, Value::Array(refused)) if is_script => match (claim, &refused[..]) {
-            (Claim::Permit { of, .. }, refused) => match not_this_one(refused, of) {
-                Some(answer) => answer,
-                None => return Read::OutOfStep,
-            },
-            (_, &[Value::Int(number), Value::Int(left)]) => {
-                let holder = match is_exclusive {
-                    true => owner_of(number, locks),
-                    false => holder_of(number),
-                };
-                match (holder, left_of(left)) {
-                    (Some(holder), Some(left)) => Answer::Held(holder, left),
-                    _ => return Read::OutOfStep,
+        (Swap, Value::Int(0)) => Reply::OtherToken,
+        (Swap, Value::Int(number @ ..=-1)) => {
+            Reply::SwappedAbsent(is_numbered.then_some(number.unsigned_abs()))
+        }
+        (Swap, Value::Int(number @ 1..)) if is_numbered => Reply::Fenced(number.unsigned_abs()),
+        (Swap, Value::Int(1)) => Reply::Done,
+        (Acquire | Restore, Value::Int(1)) if is_script => Reply::Done,
+        (Acquire | Restore, Value::Array(refused)) if is_script => match (claim, &refused[..]) {
+            (LeaseKind::Permit { total: of, .. }, refused) => {
+                match parse_permit_refusal(refused, of) {
+                    Some(answer) => answer,
+                    None => return ParsedReply::ProtocolError,
                 }
             }
-            _ => return Read::OutOfStep,
+            (_, &[Value::Int(number), Value::Int(left)]) => {
+                let holder = match is_exclusive {
+                    true => parse_blocking_key(number, locks),
+                    false => parse_blocker(number),
+                };
+                match (holder, parse_ttl(left)) {
+                    (Some(holder), Some(left)) => Reply::Held(holder, left),
+                    _ => return ParsedReply::ProtocolError,
+                }
+            }
+            _ => return ParsedReply::ProtocolError,
         },
-        (Take | PutBack, Value::Okay) if !is_script => Answer::Yes,
-        (Take | PutBack, Value::Nil) if !is_script => return Read::Refused,
+        (Acquire | Restore, Value::Okay) if !is_script => Reply::Done,
+        (Acquire | Restore, Value::Nil) if !is_script => return ParsedReply::RefusedAskTtl,
         (Release, Value::Array(each)) if is_script => match each.get(place) {
-            Some(one @ Value::Int(_)) => return read(request, 0, one),
-            _ => return Read::OutOfStep,
+            Some(one @ Value::Int(_)) => return parse_reply(request, 0, one),
+            _ => return ParsedReply::ProtocolError,
         },
-        (Knock, Value::Int(_)) => Answer::Yes,
-        (Tell, Value::Array(said)) => match sight(said) {
-            Some(sight) => Answer::Seen(Box::new(sight)),
-            None => return Read::OutOfStep,
+        (WakeListener, Value::Int(_)) => Reply::Done,
+        (Inspect, Value::Array(said)) => match parse_holder(said) {
+            Some(sight) => Reply::Holder(Box::new(sight)),
+            None => return ParsedReply::ProtocolError,
         },
-        (Tell, Value::Int(0)) => Answer::Absent,
-        (Downgrade | Release | Break, Value::Int(more)) if *more > 1 => {
-            Answer::Heard(*more as u64 - 1)
+        (Inspect, Value::Int(0)) => Reply::Absent,
+        (Downgrade | Release | ForceRelease, Value::Int(more)) if *more > 1 => {
+            Reply::DoneNotified(*more as u64 - 1)
         }
-        (Adopt | Extend | Downgrade | Raise | Release | Break, Value::Int(1)) => Answer::Yes,
-        (Adopt | Extend | Downgrade | Raise | Release | Break, Value::Int(0)) => Answer::Absent,
-        (Adopt | Extend | Downgrade | Raise | Release, Value::Int(-1)) => Answer::Foreign,
+        (Adopt | Extend | Downgrade | RaiseFence | Release | ForceRelease, Value::Int(1)) => {
+            Reply::Done
+        }
+        (Adopt | Extend | Downgrade | RaiseFence | Release | ForceRelease, Value::Int(0)) => {
+            Reply::Absent
+        }
+        (Adopt | Extend | Downgrade | RaiseFence | Release, Value::Int(-1)) => Reply::OtherToken,
         (_, Value::ServerError(error)) => match error.kind() {
-            Some(ServerErrorKind::NoScript) => return Read::NoScript,
-            _ => Answer::Fault(cause(&error.clone().into())),
+            Some(ServerErrorKind::NoScript) => return ParsedReply::ScriptMissing,
+            _ => Reply::Failed(failure(&error.clone().into())),
         },
-        _ => return Read::OutOfStep,
+        _ => return ParsedReply::ProtocolError,
     })
 }
 
 /// A label is at most as long as one can be set, and printable: a foreign client may have written anything.
-fn sight(said: &[Value]) -> Option<Sight> {
+fn parse_holder(said: &[Value]) -> Option<NodeHolder> {
     let [
         Value::BulkString(digest),
         Value::BulkString(owner),
@@ -156,25 +167,25 @@ fn sight(said: &[Value]) -> Option<Sight> {
     };
     let owner = String::from_utf8_lossy(owner);
     let shown = |c: char| if c.is_control() { ' ' } else { c };
-    Some(Sight {
+    Some(NodeHolder {
         digest: String::from_utf8(digest.clone()).ok()?,
-        owner: owner.chars().take(MAX_OWNER).map(shown).collect(),
-        remaining: left_of(*left)?,
+        owner: owner.chars().take(MAX_OWNER_LABEL).map(shown).collect(),
+        remaining: parse_ttl(*left)?,
     })
 }
 
-fn holder_of(number: i64) -> Option<Holder> {
+fn parse_blocker(number: i64) -> Option<Blocker> {
     Some(match number {
-        0 => Holder::One,
-        1 => Holder::Readers,
-        2 => Holder::Gate,
-        3 => Holder::Turn,
+        0 => Blocker::Owner,
+        1 => Blocker::Readers,
+        2 => Blocker::WaitingWriter,
+        3 => Blocker::ReaderTurn,
         _ => return None,
     })
 }
 
 /// The refusal of one permit of so many.
-fn not_this_one(refused: &[Value], of: u16) -> Option<Answer> {
+fn parse_permit_refusal(refused: &[Value], of: u16) -> Option<Reply> {
     let number = |value: &Value| match value {
         Value::Int(number) => Some(*number),
         _ => None,
@@ -183,74 +194,79 @@ fn not_this_one(refused: &[Value], of: u16) -> Option<Answer> {
     match numbers?[..] {
         [-1, permits] => {
             let permits = u16::try_from(permits).ok()?;
-            let is_other = (1..=MOST_PERMITS).contains(&permits) && permits != of;
-            is_other.then_some(Answer::OtherPermits(permits))
+            let is_other = (1..=MAX_PERMITS).contains(&permits) && permits != of;
+            is_other.then_some(Reply::PermitCountMismatch(permits))
         }
         [next, ref words @ ..] => {
             let next = Duration::from_millis(u64::try_from(next).ok()?);
-            Some(Answer::NotThisOne(Free::read(words, of)?, next))
+            Some(Reply::PermitTaken(
+                FreePermits::from_words(words, of)?,
+                next,
+            ))
         }
         [] => None,
     }
 }
 
 /// Who owns the lock with this number, of so many that are held as one.
-fn owner_of(number: i64, locks: usize) -> Option<Holder> {
+fn parse_blocking_key(number: i64, locks: usize) -> Option<Blocker> {
     let number = usize::try_from(number).ok()?;
     match locks {
-        1 => (number == 0).then_some(Holder::One),
-        _ => (number < locks).then_some(Holder::Of(number)),
+        1 => (number == 0).then_some(Blocker::Owner),
+        _ => (number < locks).then_some(Blocker::OwnerOfKey(number)),
     }
 }
 
 /// The inner `None` is without an end, as one is that nobody lives to see; the outer one a number that no server says.
-fn left_of(millis: i64) -> Option<Option<Duration>> {
+fn parse_ttl(millis: i64) -> Option<Option<Duration>> {
     let left = match millis {
         -1 => return Some(None),
         -2 => 0, // gone since
         _ => u64::try_from(millis).ok()?,
     };
-    Some(Some(Duration::from_millis(left)).filter(|left| *left < FOR_EVER))
+    Some(Some(Duration::from_millis(left)).filter(|left| *left < NEVER_EXPIRES_AFTER))
 }
 
-/// Reads a reply to the question of [`write_left`]; `None` where it is not one.
-pub(crate) fn read_left(reply: &Value) -> Option<Answer> {
+/// Reads a reply to the question of [`encode_pttl`]; `None` where it is not one.
+pub(crate) fn parse_pttl(reply: &Value) -> Option<Reply> {
     match reply {
-        Value::Int(left) => Some(Answer::Held(Holder::One, left_of(*left)?)),
-        Value::ServerError(_) => Some(Answer::Held(Holder::Unknown, None)), // nobody may say
+        Value::Int(left) => Some(Reply::Held(Blocker::Owner, parse_ttl(*left)?)),
+        Value::ServerError(_) => Some(Reply::Held(Blocker::Unknown, None)), // nobody may say
         _ => None,
     }
 }
 
 /// What a verb asks, as the tally counts it.
-pub(crate) fn question(verb: Verb) -> Question {
+pub(crate) fn vote_rule(verb: Op) -> VoteRule {
     match verb {
-        Verb::Take | Verb::Swap | Verb::PutBack => Question::Take,
-        _ => Question::Mine,
+        Op::Acquire | Op::Swap | Op::Restore => VoteRule::Acquire,
+        _ => VoteRule::Ownership,
     }
 }
 
 /// An answer as a vote. A value of another type, for example, is a clear refusal: it will not go away by asking again.
-pub(crate) fn vote(answer: Answer) -> Vote {
+pub(crate) fn vote_of(answer: Reply) -> Vote {
     match answer {
-        Answer::Yes | Answer::Numbered(_) | Answer::Heard(_) | Answer::Seen(_) => Vote::Granted,
-        Answer::Anew(_) => Vote::Granted,
-        Answer::Held(by, remaining) => Vote::Refused(match by {
-            Holder::One | Holder::Unknown | Holder::Of(_) => Cause::Held { remaining },
-            Holder::Readers => Cause::Readers { remaining },
+        Reply::Done | Reply::Fenced(_) | Reply::DoneNotified(_) | Reply::Holder(_) => Vote::Granted,
+        Reply::SwappedAbsent(_) => Vote::Granted,
+        Reply::Held(by, remaining) => Vote::Refused(match by {
+            Blocker::Owner | Blocker::Unknown | Blocker::OwnerOfKey(_) => {
+                NodeFailure::Held { remaining }
+            }
+            Blocker::Readers => NodeFailure::HeldByReaders { remaining },
             // Who comes in during the turn may stay for longer.
-            Holder::Turn => Cause::Readers { remaining: None },
-            Holder::Gate => Cause::WriterWaiting { remaining },
+            Blocker::ReaderTurn => NodeFailure::HeldByReaders { remaining: None },
+            Blocker::WaitingWriter => NodeFailure::WriterWaiting { remaining },
         }),
-        Answer::NotThisOne(_, next) => Vote::Refused(Cause::Held {
-            remaining: Some(next).filter(|next| *next < FOR_EVER),
+        Reply::PermitTaken(_, next) => Vote::Refused(NodeFailure::Held {
+            remaining: Some(next).filter(|next| *next < NEVER_EXPIRES_AFTER),
         }),
-        Answer::OtherPermits(permits) => Vote::Refused(Cause::OtherPermits {
+        Reply::PermitCountMismatch(permits) => Vote::Refused(NodeFailure::PermitCountMismatch {
             permits: u32::from(permits),
         }),
-        Answer::Absent | Answer::Foreign => Vote::Refused(Cause::NotOurs),
-        Answer::Fault(cause @ Cause::Quarantined { .. }) => Vote::Refused(cause),
-        Answer::Fault(cause) if cause.is_lasting() => Vote::Refused(cause),
-        Answer::Fault(cause) => Vote::Fault(cause),
+        Reply::Absent | Reply::OtherToken => Vote::Refused(NodeFailure::NotOurs),
+        Reply::Failed(cause @ NodeFailure::Quarantined { .. }) => Vote::Refused(cause),
+        Reply::Failed(cause) if cause.is_permanent() => Vote::Refused(cause),
+        Reply::Failed(cause) => Vote::Fault(cause),
     }
 }

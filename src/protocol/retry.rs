@@ -32,7 +32,7 @@ pub struct RetryPolicy {
     /// is finished, so the call may return up to `node_timeout` later. `None` (the default) sets no limit.
     pub max_wait: Option<Duration>,
     /// How long an acquire that waits bears with fewer than a quorum of nodes answering its own rounds, in a row; time at an open
-    /// breaker ([`Config::breaker`](crate::Config::breaker)) counts. Then it is
+    /// breaker ([`Config::circuit_breaker`](crate::Config::circuit_breaker)) counts. Then it is
     /// [`InsufficientQuorum`](Error::InsufficientQuorum). Default: 10 s.
     pub max_outage: Duration,
     /// The first delay; more than zero. Default: 100 ms.
@@ -60,7 +60,7 @@ impl Default for RetryPolicy {
 impl RetryPolicy {
     /// # Errors
     /// `InvalidConfig` that names the numbers which do not go together.
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
         let refuse = |text: String| Err(Error::InvalidConfig(text));
         if self.max_attempts == Some(0) {
             return refuse("max_attempts is 0, an acquire makes at least 1".into());
@@ -82,7 +82,7 @@ impl RetryPolicy {
 
     /// The delay before retry number `retry` (from 1), with `draw` from 0.0 to 1.0 as the random part.
     pub(crate) fn delay(&self, retry: u32, draw: f64) -> Duration {
-        let whole = self.whole_delay(retry);
+        let whole = self.delay_without_jitter(retry);
         let part = 1.0 - self.jitter * (1.0 - draw.clamp(0.0, 1.0));
         // The longest durations are rounded up when they become a float, also beyond the type's range.
         Duration::try_from_secs_f64(whole.as_secs_f64() * part)
@@ -90,11 +90,11 @@ impl RetryPolicy {
     }
 
     /// How many of the (whole) delays have passed after `waited`: as many attempts would have been made.
-    pub(crate) fn attempts_within(&self, waited: Duration) -> u32 {
+    pub(crate) fn attempts_elapsed(&self, waited: Duration) -> u32 {
         let mut attempts = 0_u32;
         let mut left = waited;
         loop {
-            let delay = self.whole_delay(attempts.saturating_add(1));
+            let delay = self.delay_without_jitter(attempts.saturating_add(1));
             if delay == self.max_delay {
                 let rest = left.as_nanos() / delay.as_nanos().max(1);
                 return attempts.saturating_add(u32::try_from(rest).unwrap_or(u32::MAX));
@@ -108,10 +108,10 @@ impl RetryPolicy {
     }
 
     /// How long `attempts` attempts may take in the queue: the sum of the delays between them.
-    pub(crate) fn span(&self, attempts: u32) -> Duration {
+    pub(crate) fn total_delay(&self, attempts: u32) -> Duration {
         let mut sum = Duration::ZERO;
         for retry in 1..attempts {
-            let delay = self.whole_delay(retry);
+            let delay = self.delay_without_jitter(retry);
             if delay == self.max_delay {
                 let rest = delay.checked_mul(attempts - retry);
                 return sum.saturating_add(rest.unwrap_or(Duration::MAX));
@@ -121,7 +121,7 @@ impl RetryPolicy {
         sum
     }
 
-    fn whole_delay(&self, retry: u32) -> Duration {
+    fn delay_without_jitter(&self, retry: u32) -> Duration {
         let mut delay = self.initial_delay;
         for _ in 1..retry {
             if delay >= self.max_delay {
@@ -190,8 +190,8 @@ mod tests {
             ..RetryPolicy::default()
         };
         assert_eq!(huge.delay(9, 1.0), Duration::MAX);
-        assert_eq!(huge.span(u32::MAX), Duration::MAX);
-        assert_eq!(huge.attempts_within(Duration::MAX), 1);
+        assert_eq!(huge.total_delay(u32::MAX), Duration::MAX);
+        assert_eq!(huge.attempts_elapsed(Duration::MAX), 1);
         let tiny = RetryPolicy {
             initial_delay: Duration::from_nanos(1),
             max_delay: Duration::from_secs(3_600),
@@ -223,11 +223,11 @@ mod tests {
             (700, 3),
             (1_100, 4),
         ] {
-            assert_eq!(plain.attempts_within(ms(waited)), attempts, "{waited} ms");
+            assert_eq!(plain.attempts_elapsed(ms(waited)), attempts, "{waited} ms");
         }
         for attempts in 1..9 {
-            let span = plain.span(attempts);
-            assert_eq!(plain.attempts_within(span), attempts - 1);
+            let span = plain.total_delay(attempts);
+            assert_eq!(plain.attempts_elapsed(span), attempts - 1);
         }
     }
 
@@ -243,9 +243,9 @@ mod tests {
             (policy(1, 2, f64::NAN), "jitter NaN"),
         ];
         for (policy, words) in table {
-            let error = policy.check().unwrap_err();
+            let error = policy.validate().unwrap_err();
             assert!(error.to_string().contains(words), "{error}");
         }
-        RetryPolicy::default().check().unwrap();
+        RetryPolicy::default().validate().unwrap();
     }
 }

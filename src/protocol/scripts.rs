@@ -22,7 +22,7 @@
 //! "Running scripts under low memory conditions"). So what only keeps a lock writes first what takes none (`PEXPIRE`,
 //! `ZREMRANGEBYSCORE`, `HDEL`).
 
-use crate::protocol::scripts::permits::{EXTEND_PERMIT, PERMIT, RELEASE_PERMIT};
+use crate::protocol::scripts::permits::{ACQUIRE_PERMIT, EXTEND_PERMIT, RELEASE_PERMIT};
 
 /// Ends the script unless the first `locks` keys hold our token, all of them: with −1 where another's is in one of them, else
 /// with 0.
@@ -238,7 +238,7 @@ redis.call('ZADD', set, now + life, member)",
 /// KEYS: writer, readers, gate, turn. ARGV: TTL in ms, how long a mark stays in ms or 0 for none, 1 if the gate is heeded,
 /// tokens. Reply: 1 granted to all, or who stands in the way of all (0 a writer, 2 the gate) and for how many ms (−1
 /// without an end).
-const READ: &str = concat!(
+const ACQUIRE_READ: &str = concat!(
     "local some = redis.call('EXISTS', KEYS[1], KEYS[3]) > 0
 local writer = some and redis.call('GET', KEYS[1])",
     now!(),
@@ -283,7 +283,7 @@ return 1"
 /// KEYS: writer, readers, gate, turn. ARGV: token, TTL in ms, how long a place at the gate stays in ms or 0 for none,
 /// 1 if a turn is heeded, the place's token. Reply: 1 granted, or who stands in the way (0 a writer, 1 readers, 3 their turn)
 /// and for how many ms (−1 without an end). A fifth key is the lock's fence: then a grant's reply is the next number of it.
-const WRITE: &str = concat!(
+const ACQUIRE_WRITE: &str = concat!(
     "
 if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then
 local writer = redis.call('GET', KEYS[1])
@@ -489,7 +489,7 @@ end"
 /// KEYS: the locks that are held as one, and their fences if it is to have a number. ARGV: token, TTL in ms, how many locks
 /// there are. Reply: the number, or 1; or which lock stands in the way for the longest, from 0 on, and for how many ms (−1
 /// without an end).
-const TAKE: &str = concat!(
+const ACQUIRE: &str = concat!(
     "local locks, ttl, refused = tonumber(ARGV[3]), tonumber(ARGV[2])
 for i = 1, locks do
   local value = redis.call('GET', KEYS[i])
@@ -563,7 +563,7 @@ return former and number or -number"
 ///
 /// KEYS: the locks that are held as one, or the writer; the fence of each. ARGV: token, the number. Reply: 1 ours, and the
 /// fences are as high; 0 one of the locks is not there; −1 one of them is another's.
-const RAISE: &str = concat!(
+const RAISE_FENCE: &str = concat!(
     "local locks = #KEYS / 2",
     ours!(),
     last_numbers!(),
@@ -584,7 +584,7 @@ return 1"
 ///
 /// KEYS: the lock. Reply: 0 no such key; else a digest of the value, what is before its last `:`, and for how many ms (−1 without
 /// an end).
-const TELL: &str = "\
+const INSPECT: &str = "\
 local value, digest, owner = redis.pcall('GET', KEYS[1]), '', ''
 if not value then return 0 end
 if type(value) == 'string' then
@@ -600,7 +600,7 @@ return {digest, string.sub(owner, 1, 256), redis.call('PTTL', KEYS[1])}";
 ///
 /// KEYS: the lock. ARGV: where to publish it. Reply: 0 no such key; else it was deleted, and the reply is one more than who
 /// heard of it.
-const BREAK: &str = concat!(
+const FORCE_RELEASE: &str = concat!(
     "local channel = ARGV[1]
 if not redis.call('GET', KEYS[1]) then return 0 end
 redis.call('DEL', KEYS[1])",
@@ -617,25 +617,25 @@ pub(crate) const SCRIPTS: [&str; 18] = [
     EXTEND,
     RELEASE,
     RELEASE_ALL,
-    READ,
-    WRITE,
+    ACQUIRE_READ,
+    ACQUIRE_WRITE,
     EXTEND_READ,
     RELEASE_READ,
     RELEASE_WRITE,
     DOWNGRADE,
-    TAKE,
-    RAISE,
-    TELL,
-    BREAK,
+    ACQUIRE,
+    RAISE_FENCE,
+    INSPECT,
+    FORCE_RELEASE,
     ADOPT,
     SWAP,
-    PERMIT,
+    ACQUIRE_PERMIT,
     EXTEND_PERMIT,
     RELEASE_PERMIT,
 ];
 
 /// Those that end what another may take right after: loaded at once, so that none has to be sent again behind that one.
-pub(crate) const ENDS: [Script; 7] = [
+pub(crate) const PRELOADED: [Script; 7] = [
     Script::Release,
     Script::ReleaseAll,
     Script::ReleaseRead,

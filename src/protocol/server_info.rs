@@ -4,15 +4,15 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error;
-use crate::error::Cause;
+use crate::error::NodeFailure;
 use crate::protocol::validity;
 
 /// Above this an uptime is taken for nothing: a server's clock that was set from 1970 to the present counts as that much.
-const MOST_UPTIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+const MAX_PLAUSIBLE_UPTIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 /// Servers count their uptime in whole seconds of their wall clock.
-const ROUNDING: Duration = Duration::from_secs(1);
+const UPTIME_ROUNDING: Duration = Duration::from_secs(1);
 /// A clock is warned about that is off by more than may be granted to it within this TTL, 302 ms.
-const USUAL_TTL: Duration = Duration::from_secs(30);
+const CLOCK_WARNING_TTL: Duration = Duration::from_secs(30);
 
 /// What a node is among its replicas.
 ///
@@ -41,7 +41,7 @@ pub enum Role {
 /// use std::time::Duration;
 ///
 /// let behind = ClockOffset::Behind(Duration::from_millis(40));
-/// assert_eq!(behind.size(), Duration::from_millis(40));
+/// assert_eq!(behind.abs(), Duration::from_millis(40));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -55,7 +55,7 @@ pub enum ClockOffset {
 /// As in "40 ms behind".
 impl fmt::Display for ClockOffset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size = error::in_words(self.size());
+        let size = error::in_words(self.abs());
         match self {
             ClockOffset::Ahead(_) => write!(f, "{size} ahead"),
             ClockOffset::Behind(_) => write!(f, "{size} behind"),
@@ -65,7 +65,7 @@ impl fmt::Display for ClockOffset {
 
 impl ClockOffset {
     /// Whichever of the two it is.
-    pub fn size(self) -> Duration {
+    pub fn abs(self) -> Duration {
         match self {
             ClockOffset::Ahead(size) | ClockOffset::Behind(size) => size,
         }
@@ -84,7 +84,7 @@ pub(crate) struct ClockReading {
 impl ClockReading {
     /// How far the clocks are apart at least.
     pub(crate) fn least(self) -> Duration {
-        self.offset.size().saturating_sub(self.uncertainty)
+        self.offset.abs().saturating_sub(self.uncertainty)
     }
 
     /// How much later the node's clock is than ours, in microseconds.
@@ -128,51 +128,51 @@ pub(crate) enum ServerMode {
 
 /// A node's own words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct About {
+pub(crate) struct ServerInfo {
     pub(crate) role: Option<Role>,
     /// The policy by which it evicts keys when it has no memory left; `None` if it does not.
-    pub(crate) evicts: Option<String>,
+    pub(crate) eviction_risk: Option<String>,
     /// Its `maxmemory-policy`, whether or not there is a limit.
-    pub(crate) policy: Option<String>,
+    pub(crate) maxmemory_policy: Option<String>,
     /// How long it has been up.
     pub(crate) uptime: Duration,
-    pub(crate) clock: Option<ClockReading>,
+    pub(crate) clock_offset: Option<ClockReading>,
     /// How long it took to answer the first question.
     pub(crate) round_trip: Duration,
     pub(crate) mode: Option<ServerMode>,
 }
 
-impl About {
+impl ServerInfo {
     /// Reads what `INFO server`, `INFO replication` and `INFO memory` say together; `wall` is our wall clock's time since 1970
     /// in the middle of the `round_trip` in which they were said.
-    pub(crate) fn read(info: &str, wall: Duration, round_trip: Duration) -> About {
-        let field = |name: &str| field(info, name);
+    pub(crate) fn parse_info(info: &str, wall: Duration, round_trip: Duration) -> ServerInfo {
+        let field = |name: &str| info_field(info, name);
         let number = |name: &str| field(name)?.parse::<u64>().ok();
         // A word, which is kept and told.
-        let policy = field("maxmemory_policy")
+        let maxmemory_policy = field("maxmemory_policy")
             .filter(|policy| {
                 policy.len() < 40 && policy.bytes().all(|byte| byte.is_ascii_graphic())
             })
             .map(str::to_owned);
         let is_limited = number("maxmemory").is_some_and(|bytes| bytes > 0);
-        let evicts = policy
+        let eviction_risk = maxmemory_policy
             .clone()
             .filter(|policy| is_limited && policy != "noeviction");
         let uptime = number("uptime_in_seconds").map_or(Duration::ZERO, Duration::from_secs);
-        About {
+        ServerInfo {
             role: match field("role") {
                 Some("master") => Some(Role::Master),
                 Some("slave" | "replica") => Some(Role::Replica),
                 _ => None,
             },
-            evicts,
-            policy,
-            uptime: if uptime > MOST_UPTIME {
+            eviction_risk,
+            maxmemory_policy,
+            uptime: if uptime > MAX_PLAUSIBLE_UPTIME {
                 Duration::ZERO
             } else {
                 uptime
             },
-            clock: number("server_time_usec")
+            clock_offset: number("server_time_usec")
                 .map(Duration::from_micros)
                 .map(|theirs| match theirs.checked_sub(wall) {
                     Some(ahead) => ClockOffset::Ahead(ahead),
@@ -193,25 +193,27 @@ impl About {
     }
 
     /// Takes over what the same node said before where that is more exact.
-    pub(crate) fn refine(&mut self, former: &About) {
+    pub(crate) fn refine(&mut self, former: &ServerInfo) {
         self.round_trip = self.round_trip.min(former.round_trip);
-        if let (Some(before), Some(now)) = (former.clock, self.clock) {
-            self.clock = Some(ClockReading::better(before, now));
+        if let (Some(before), Some(now)) = (former.clock_offset, self.clock_offset) {
+            self.clock_offset = Some(ClockReading::better(before, now));
         }
     }
 
     /// Why it cannot vote at all, if it cannot.
-    pub(crate) fn fault(&self, strict: bool) -> Option<Cause> {
+    pub(crate) fn rejection(&self, strict: bool) -> Option<NodeFailure> {
         if self.role == Some(Role::Replica) {
-            return Some(Cause::Server(
+            return Some(NodeFailure::ServerError(
                 "it is a replica, which cannot grant locks".into(),
             ));
         }
-        self.danger().filter(|_| strict).map(Cause::Server)
+        self.eviction_warning()
+            .filter(|_| strict)
+            .map(NodeFailure::ServerError)
     }
 
     /// Why it is no node of its own, if it is none.
-    pub(crate) fn wrong_mode(&self) -> Option<Cause> {
+    pub(crate) fn wrong_mode(&self) -> Option<NodeFailure> {
         let words = match self.mode? {
             ServerMode::Sentinel => {
                 "it is a sentinel, which has no locks: name it with `Endpoint::sentinel` (feature `sentinel`)"
@@ -220,12 +222,12 @@ impl About {
                 "it is a member of a cluster: name the cluster with `Endpoint::cluster` (feature `cluster`)"
             }
         };
-        Some(Cause::Server(words.to_owned()))
+        Some(NodeFailure::ServerError(words.to_owned()))
     }
 
     /// What is dangerous about it, if it is used all the same.
-    pub(crate) fn danger(&self) -> Option<String> {
-        let policy = self.evicts.as_ref()?;
+    pub(crate) fn eviction_warning(&self) -> Option<String> {
+        let policy = self.eviction_risk.as_ref()?;
         Some(format!(
             "maxmemory-policy {policy} may evict locks; it should be noeviction"
         ))
@@ -233,9 +235,9 @@ impl About {
 
     /// Its clock, if that is certainly off by so much that it is worth a warning: tokens of a node that has lost its count begin
     /// there.
-    pub(crate) fn clock_is_off(&self) -> Option<ClockReading> {
-        self.clock
-            .filter(|clock| clock.least() > validity::drift(USUAL_TTL))
+    pub(crate) fn excessive_clock_offset(&self) -> Option<ClockReading> {
+        self.clock_offset
+            .filter(|clock| clock.least() > validity::drift(CLOCK_WARNING_TTL))
     }
 
     /// Why it will not answer within `node_timeout`, if its first answer took longer.
@@ -251,16 +253,16 @@ impl About {
 
     /// How long it is not to vote on new locks, where none has a TTL above `max_ttl`. Every lock that it can have forgotten when
     /// it started has ended after that: `max_ttl` and drift after the start, and a second, since uptimes are rounded.
-    pub(crate) fn quarantine(&self, max_ttl: Duration) -> Duration {
+    pub(crate) fn quarantine_left(&self, max_ttl: Duration) -> Duration {
         let after = max_ttl
             .saturating_add(validity::drift(max_ttl))
-            .saturating_add(ROUNDING);
+            .saturating_add(UPTIME_ROUNDING);
         after.saturating_sub(self.uptime)
     }
 }
 
 /// The value of a field in an INFO reply.
-pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = info.lines();
     lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
 }
@@ -271,8 +273,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn about(info: &str) -> About {
-        About::read(info, 1_000 * SECOND, Duration::ZERO)
+    fn about(info: &str) -> ServerInfo {
+        ServerInfo::parse_info(info, 1_000 * SECOND, Duration::ZERO)
     }
 
     #[test]
@@ -283,28 +285,35 @@ mod tests {
         assert_eq!(about.role, Some(Role::Master));
         assert_eq!(about.uptime, 77 * SECOND);
         assert_eq!(
-            about.clock.map(|clock| clock.offset),
+            about.clock_offset.map(|clock| clock.offset),
             Some(ClockOffset::Ahead(Duration::from_millis(250)))
         );
-        assert_eq!((about.danger(), about.fault(true)), (None, None));
-        assert_eq!(about.policy.as_deref(), Some("allkeys-lru"));
-        assert_eq!(about.clock_is_off(), None);
+        assert_eq!(
+            (about.eviction_warning(), about.rejection(true)),
+            (None, None)
+        );
+        assert_eq!(about.maxmemory_policy.as_deref(), Some("allkeys-lru"));
+        assert_eq!(about.excessive_clock_offset(), None);
     }
 
     #[test]
     fn replicas_and_those_that_evict_are_told_apart() {
         let replica = about("role:slave");
-        assert!(replica.fault(false).is_some() && replica.danger().is_none());
+        assert!(replica.rejection(false).is_some() && replica.eviction_warning().is_none());
         let evicts = about("role:master\nmaxmemory:1000\nmaxmemory_policy:volatile-ttl");
         assert!(
             evicts
-                .danger()
+                .eviction_warning()
                 .is_some_and(|words| words.contains("volatile-ttl"))
         );
-        assert!(evicts.fault(false).is_none() && evicts.fault(true).is_some());
+        assert!(evicts.rejection(false).is_none() && evicts.rejection(true).is_some());
         let keeps = about("role:master\nmaxmemory:1000\nmaxmemory_policy:noeviction");
-        assert!(keeps.fault(true).is_none());
-        assert_eq!(about("").fault(true), None, "who may not ask does not know");
+        assert!(keeps.rejection(true).is_none());
+        assert_eq!(
+            about("").rejection(true),
+            None,
+            "who may not ask does not know"
+        );
     }
 
     #[test]
@@ -314,7 +323,7 @@ mod tests {
             (999_700_000, false),
             (1_000_303_000, true),
         ] {
-            let clock = about(&format!("server_time_usec:{micros}")).clock_is_off();
+            let clock = about(&format!("server_time_usec:{micros}")).excessive_clock_offset();
             assert_eq!(clock.is_some(), off, "{micros}");
         }
     }
@@ -324,11 +333,15 @@ mod tests {
         let ms = Duration::from_millis;
         for (ahead, round_trip, off) in [(401, 0, true), (401, 196, true), (401, 200, false)] {
             let info = format!("server_time_usec:{}", 1_000_000_000 + ahead * 1000);
-            let about = About::read(&info, 1_000 * SECOND, ms(round_trip));
-            assert_eq!(about.clock_is_off().is_some(), off, "{round_trip} ms");
+            let about = ServerInfo::parse_info(&info, 1_000 * SECOND, ms(round_trip));
+            assert_eq!(
+                about.excessive_clock_offset().is_some(),
+                off,
+                "{round_trip} ms"
+            );
         }
         let info = "server_time_usec:1000401000";
-        let clock = About::read(info, 1_000 * SECOND, ms(24)).clock;
+        let clock = ServerInfo::parse_info(info, 1_000 * SECOND, ms(24)).clock_offset;
         let told = clock.map(|clock| clock.to_string());
         assert_eq!(told.as_deref(), Some("401 ms ahead of ours (±12 ms)"));
         assert_eq!(
@@ -379,15 +392,15 @@ mod tests {
     #[test]
     fn node_that_is_too_far_is_told_with_both_durations() {
         let ms = Duration::from_millis;
-        let far = About::read("", SECOND, ms(264));
+        let far = ServerInfo::parse_info("", SECOND, ms(264));
         let told = far.is_too_far(ms(200)).unwrap();
         assert!(
             told.contains("264 ms") && told.contains("node_timeout (200 ms)"),
             "{told}"
         );
         assert_eq!(far.is_too_far(ms(264)), None);
-        let mut back = About::read("", SECOND, ms(900));
-        back.refine(&About::read("", SECOND, ms(1)));
+        let mut back = ServerInfo::parse_info("", SECOND, ms(900));
+        back.refine(&ServerInfo::parse_info("", SECOND, ms(1)));
         assert_eq!(back.is_too_far(ms(200)), None, "it was hung");
     }
 
@@ -403,27 +416,27 @@ mod tests {
             (50 * 365 * 24 * 3600, Duration::from_millis(11_102)),
         ] {
             let about = about(&format!("uptime_in_seconds:{uptime}"));
-            assert_eq!(about.quarantine(max_ttl), left, "{uptime} s");
+            assert_eq!(about.quarantine_left(max_ttl), left, "{uptime} s");
         }
         assert_eq!(
-            about("uptime_in_seconds:soon").quarantine(max_ttl),
+            about("uptime_in_seconds:soon").quarantine_left(max_ttl),
             Duration::from_millis(11_102)
         );
-        assert!(about("").quarantine(Duration::MAX) > max_ttl);
+        assert!(about("").quarantine_left(Duration::MAX) > max_ttl);
     }
 
     #[test]
     fn a_policy_is_a_word() {
         for policy in ["x".repeat(1_000_000), "allkeys-lru\x1b[2J".to_owned()] {
             let about = about(&format!("maxmemory:7\r\nmaxmemory_policy:{policy}\r\n"));
-            assert_eq!((about.policy, about.evicts), (None, None));
+            assert_eq!((about.maxmemory_policy, about.eviction_risk), (None, None));
         }
     }
 
     #[test]
     fn fields_are_whole_names() {
         let info = "used_memory:5\r\nmaxmemory_human:1M\r\nmaxmemory:7\r\n";
-        assert_eq!(field(info, "maxmemory"), Some("7"));
-        assert_eq!(field(info, "memory"), None);
+        assert_eq!(info_field(info, "maxmemory"), Some("7"));
+        assert_eq!(info_field(info, "memory"), None);
     }
 }

@@ -16,7 +16,7 @@ pub(crate) struct Token {
 
 impl Token {
     /// For a lock that no node knows of.
-    pub(crate) fn local() -> Token {
+    pub(crate) fn empty() -> Token {
         Token {
             text: "".into(),
             id: 0,
@@ -24,7 +24,7 @@ impl Token {
     }
 
     /// One that was another's, to be looked for.
-    pub(crate) fn former(text: &str) -> Token {
+    pub(crate) fn existing(text: &str) -> Token {
         Token {
             text: text.into(),
             id: 0,
@@ -33,7 +33,7 @@ impl Token {
 
     /// For a history that is to be the same each time.
     #[cfg(all(test, not(loom)))]
-    pub(crate) fn of(text: String, id: u64) -> Token {
+    pub(crate) fn fixed(text: String, id: u64) -> Token {
         Token {
             text: text.into_boxed_str(),
             id,
@@ -81,7 +81,7 @@ impl fmt::Debug for Token {
     }
 }
 
-pub(crate) const MAX_OWNER: usize = 64;
+pub(crate) const MAX_OWNER_LABEL: usize = 64;
 
 #[cfg(all(test, not(loom)))]
 mod tests {

@@ -26,8 +26,8 @@ impl Ttl {
         };
         let whole = Ttl(millis);
         let valid = validity::validity(whole.duration());
-        if valid.is_zero() || valid < whole.least_validity(min_validity) {
-            let least = least_millis(min_validity);
+        if valid.is_zero() || valid < whole.min_validity(min_validity) {
+            let least = shortest_ttl_millis(min_validity);
             return refuse(format!(
                 "it must be at least {least} ms, of which an allowance for clock drift leaves min_validity ({min_validity})"
             ));
@@ -44,13 +44,13 @@ impl Ttl {
     }
 
     /// The validity below which an attempt counts as too slow.
-    pub(crate) fn least_validity(self, min_validity: f64) -> Duration {
+    pub(crate) fn min_validity(self, min_validity: f64) -> Duration {
         self.duration().mul_f64(min_validity)
     }
 }
 
 /// The shortest TTL that passes, for a message.
-fn least_millis(min_validity: f64) -> u64 {
+fn shortest_ttl_millis(min_validity: f64) -> u64 {
     // What is left after the hundredth and the 2 ms of `time::drift`, and what of it must be.
     let least = 2.0 / (0.99 - min_validity);
     (least.ceil() as u64).max(3)
@@ -93,7 +93,7 @@ mod tests {
     fn what_is_too_short_is_told_what_is_not() {
         let parse = |ms, min_validity| Ttl::parse(Duration::from_millis(ms), min_validity);
         for min_validity in [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98] {
-            let least = least_millis(min_validity);
+            let least = shortest_ttl_millis(min_validity);
             parse(least, min_validity).unwrap();
             let error = parse(least - 1, min_validity).unwrap_err().to_string();
             assert!(error.contains(&format!("at least {least} ms")), "{error}");
@@ -111,7 +111,7 @@ mod tests {
             match Ttl::parse(ttl, min_validity) {
                 Ok(parsed) => {
                     prop_assert!(parsed.duration() <= ttl && parsed.millis() <= MAX_MILLIS);
-                    let least = parsed.least_validity(min_validity);
+                    let least = parsed.min_validity(min_validity);
                     prop_assert!(least <= validity::validity(parsed.duration()));
                 }
                 Err(error) => {

@@ -34,7 +34,7 @@ pub(crate) fn valid_until(
 }
 
 /// So many milliseconds that a node whose clock is as fast as is allowed keeps it for as long as we think it held.
-pub(crate) fn outlasts(expiry: Instant, now: Instant) -> u64 {
+pub(crate) fn ttl_to_outlast(expiry: Instant, now: Instant) -> u64 {
     let left = expiry.saturating_duration_since(now);
     let millis = (left + 2 * drift(left)).as_millis();
     u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1)

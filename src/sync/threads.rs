@@ -12,35 +12,41 @@ use crate::error::Error;
 
 /// The stack of a thread. `redis` reads a reply that is nested 100 deep, as deep as it goes, with more than 1.25 MiB of it
 /// where it is built without optimisation, and an overflow is the end of the process. Callers read none that is nested.
-const STACK: usize = 4 << 20;
+const STACK_SIZE: usize = 4 << 20;
 
 /// A thread of its own beside the lanes, started when it is first needed.
 #[derive(Debug)]
-pub(crate) struct Helper {
+pub(crate) struct BackgroundThread {
     thread: JoinHandle<()>,
     /// Disconnected when it has ended.
-    ended: Receiver<()>,
+    exited: Receiver<()>,
 }
 
-impl Helper {
+impl BackgroundThread {
     /// # Errors
     /// `System` when the thread cannot be had.
-    pub(crate) fn start(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Helper, Error> {
+    pub(crate) fn spawn(
+        name: &str,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<BackgroundThread, Error> {
         let (alive, ended) = crossbeam_channel::bounded::<()>(0);
         let thread = spawn(name.to_owned(), move || {
             let _alive = alive;
             body();
         })?;
-        Ok(Helper { thread, ended })
+        Ok(BackgroundThread {
+            thread,
+            exited: ended,
+        })
     }
 
     /// Waits until it has ended, which somebody has told it to do, until `end`. `false` if it has not. The thread itself
     /// does not wait: it may be the one that drops the last handle, and ends after that.
-    pub(crate) fn join(self, end: Instant) -> bool {
+    pub(crate) fn join_until(self, end: Instant) -> bool {
         if self.thread.thread().id() == std::thread::current().id() {
             return true;
         }
-        let ended = self.ended.recv_deadline(end);
+        let ended = self.exited.recv_deadline(end);
         let ended = matches!(ended, Err(RecvTimeoutError::Disconnected));
         if ended {
             // What panics in it has been told by the panic itself.
@@ -82,7 +88,7 @@ pub(crate) fn spawn(
 ) -> Result<JoinHandle<()>, Error> {
     std::thread::Builder::new()
         .name(name)
-        .stack_size(STACK)
+        .stack_size(STACK_SIZE)
         .spawn(body)
         .map_err(|error| Error::System {
             what: "a thread",

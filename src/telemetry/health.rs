@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::error::Cause;
+use crate::error::NodeFailure;
 use crate::protocol::breaker::Phase;
 use crate::protocol::server_info::{ClockOffset, Role};
 use crate::time::clock;
@@ -34,7 +34,7 @@ pub struct Health {
     pub nodes: Box<[NodeHealth]>,
 }
 
-/// Whether acquires ask the nodes ([`Config::breaker`](crate::Config::breaker)).
+/// Whether acquires ask the nodes ([`Config::circuit_breaker`](crate::Config::circuit_breaker)).
 ///
 /// ```
 /// use redguard::BreakerState;
@@ -84,7 +84,7 @@ pub struct NodeHealth {
     /// Since when it is up (a quarantine counts as such), or not.
     pub since: Instant,
     /// Why it is not up, or in quarantine.
-    pub cause: Option<Cause>,
+    pub cause: Option<NodeFailure>,
     /// What it said when it was connected to last; `None` if it never was.
     pub role: Option<Role>,
     /// Its `maxmemory-policy`, likewise.

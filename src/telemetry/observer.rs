@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::protocol::mode::Mode;
-use crate::protocol::reply::Answer;
+use crate::protocol::reply::Reply;
 use crate::sync::threads;
 
 /// Hears what happens to the locks of a [`Nodes`](crate::Nodes): for metrics and traces of one's own. See
@@ -27,7 +27,7 @@ use crate::sync::threads;
 /// struct SlowLocks(AtomicU64);
 ///
 /// impl Observer for SlowLocks {
-///     fn granted(&self, _key: &str, _mode: Mode, waited: Duration) {
+///     fn acquired(&self, _key: &str, _mode: Mode, waited: Duration) {
 ///         if waited > Duration::from_secs(1) {
 ///             self.0.fetch_add(1, Ordering::Relaxed);
 ///         }
@@ -47,7 +47,7 @@ pub trait Observer: Send + Sync {
     fn attempted(&self, key: &str) {}
 
     /// A lock was handed out, after a wait of `waited` from the call on.
-    fn granted(&self, key: &str, mode: Mode, waited: Duration) {}
+    fn acquired(&self, key: &str, mode: Mode, waited: Duration) {}
 
     /// An acquire ended without the lock, after `waited`: others held it for all of that time.
     fn contended(&self, key: &str, waited: Duration) {}
@@ -79,7 +79,7 @@ pub trait Observer: Send + Sync {
 ///
 /// impl Observer for Slow {
 ///     fn replied(&self, node: &str, reply: NodeReply, latency: Duration) {
-///         if reply != NodeReply::Unknown && latency > Duration::from_millis(50) {
+///         if reply != NodeReply::NoReply && latency > Duration::from_millis(50) {
 ///             eprintln!("{node} took {latency:?}");
 ///         }
 ///     }
@@ -93,30 +93,30 @@ pub enum NodeReply {
     /// It said no: another holds the lock, or it is not ours.
     Refused,
     /// It answered with an error.
-    Fault,
+    Error,
     /// Its answer did not come in time, or the connection broke.
-    Unknown,
+    NoReply,
 }
 
 /// Tells an observer of something, if there is one.
-pub(crate) fn tell(observer: Option<&Arc<dyn Observer>>, event: impl FnOnce(&dyn Observer)) {
+pub(crate) fn notify(observer: Option<&Arc<dyn Observer>>, event: impl FnOnce(&dyn Observer)) {
     let Some(observer) = observer else {
         return;
     };
     threads::catch("observer", || event(&**observer));
 }
 
-impl Answer {
+impl Reply {
     /// The same for an observer.
     pub(crate) fn reply(&self) -> NodeReply {
         match self {
-            Answer::Yes | Answer::Heard(_) | Answer::Numbered(_) | Answer::Seen(_) => {
+            Reply::Done | Reply::DoneNotified(_) | Reply::Fenced(_) | Reply::Holder(_) => {
                 NodeReply::Done
             }
-            Answer::Anew(_) => NodeReply::Done,
-            Answer::Held(..) | Answer::Absent | Answer::Foreign => NodeReply::Refused,
-            Answer::NotThisOne(..) | Answer::OtherPermits(_) => NodeReply::Refused,
-            Answer::Fault(_) => NodeReply::Fault,
+            Reply::SwappedAbsent(_) => NodeReply::Done,
+            Reply::Held(..) | Reply::Absent | Reply::OtherToken => NodeReply::Refused,
+            Reply::PermitTaken(..) | Reply::PermitCountMismatch(_) => NodeReply::Refused,
+            Reply::Failed(_) => NodeReply::Error,
         }
     }
 }

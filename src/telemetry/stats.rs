@@ -20,17 +20,17 @@ use crate::telemetry::observer::{NodeReply, Observer};
 ///
 /// fn report(nodes: &Nodes) {
 ///     let stats = nodes.stats();
-///     println!("{} locks in {} attempts, {} lost", stats.granted, stats.attempts, stats.lost);
-///     println!("held for {:?} on average, {:?} at most", stats.holds.mean(), stats.holds.longest);
+///     println!("{} locks in {} attempts, {} lost", stats.acquired, stats.attempts, stats.lost);
+///     println!("held for {:?} on average, {:?} at most", stats.hold_time.mean(), stats.hold_time.max);
 /// }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Locks that were handed out.
-    pub granted: u64,
+    pub acquired: u64,
     /// Those of them that are held in this process alone ([`Mode::Local`]).
-    pub granted_locally: u64,
+    pub acquired_locally: u64,
     /// Acquires that ended because others held the lock, tries included.
     pub contended: u64,
     /// Acquires that ended because it could not be found out ([`Error::is_unavailable`], [`Error::is_denied`]).
@@ -46,9 +46,9 @@ pub struct Stats {
     /// Guards whose `Drop` could not release their lock, as [`Nodes::drop_failures`](crate::Nodes::drop_failures).
     pub drop_failures: u64,
     /// How long acquires waited that got their lock, from the call on.
-    pub waits: Spans,
+    pub wait_time: DurationSummary,
     /// How long locks on the nodes were held until their guard ended, unless they were lost.
-    pub holds: Spans,
+    pub hold_time: DurationSummary,
     /// Each node, in the order of the configuration.
     pub nodes: Box<[NodeStats]>,
 }
@@ -59,8 +59,8 @@ pub struct Stats {
 /// use redguard::NodeStats;
 ///
 /// fn line(node: &NodeStats) -> String {
-///     let all = node.done + node.refused + node.faults + node.unknown;
-///     format!("{}: {all} requests, {} without an answer, {:?}", node.node, node.unknown, node.latency.mean())
+///     let all = node.done + node.refused + node.errors + node.no_reply;
+///     format!("{}: {all} requests, {} without an answer, {:?}", node.node, node.no_reply, node.latency.mean())
 /// }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,33 +73,33 @@ pub struct NodeStats {
     /// Requests that it refused.
     pub refused: u64,
     /// Requests that it answered with an error.
-    pub faults: u64,
+    pub errors: u64,
     /// Requests that were sent and have no answer. A node that is known to be unreachable is not asked.
-    pub unknown: u64,
+    pub no_reply: u64,
     /// From the sending of a batch of requests to each answer.
-    pub latency: Spans,
+    pub latency: DurationSummary,
 }
 
 /// How long something took that happened many times.
 ///
 /// ```
-/// use redguard::Spans;
+/// use redguard::DurationSummary;
 /// use std::time::Duration;
 ///
-/// assert_eq!(Spans::default().mean(), Duration::ZERO);
+/// assert_eq!(DurationSummary::default().mean(), Duration::ZERO);
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Spans {
+pub struct DurationSummary {
     /// How many times.
     pub count: u64,
     /// All of it together.
     pub total: Duration,
     /// The longest.
-    pub longest: Duration,
+    pub max: Duration,
 }
 
-impl Spans {
+impl DurationSummary {
     /// The mean; zero where there was none.
     pub fn mean(&self) -> Duration {
         match self.count {
@@ -108,17 +108,17 @@ impl Spans {
         }
     }
 
-    fn and(self, other: Spans) -> Spans {
-        Spans {
+    fn and(self, other: DurationSummary) -> DurationSummary {
+        DurationSummary {
             count: self.count + other.count,
             total: self.total.saturating_add(other.total),
-            longest: self.longest.max(other.longest),
+            max: self.max.max(other.max),
         }
     }
 }
 
 /// Counts what happens to locks, and tells the observer.
-pub(crate) struct Meter {
+pub(crate) struct LockCounters {
     observer: Option<Arc<dyn Observer>>,
     granted: AtomicU64,
     granted_locally: AtomicU64,
@@ -129,13 +129,13 @@ pub(crate) struct Meter {
     lost: AtomicU64,
     released_late: AtomicU64,
     drop_failures: AtomicU64,
-    waits: Clocked,
-    holds: Clocked,
+    waits: DurationCounter,
+    holds: DurationCounter,
 }
 
-impl Meter {
-    pub(crate) fn new(observer: Option<Arc<dyn Observer>>) -> Meter {
-        Meter {
+impl LockCounters {
+    pub(crate) fn new(observer: Option<Arc<dyn Observer>>) -> LockCounters {
+        LockCounters {
             observer,
             granted: AtomicU64::new(0),
             granted_locally: AtomicU64::new(0),
@@ -146,14 +146,14 @@ impl Meter {
             lost: AtomicU64::new(0),
             released_late: AtomicU64::new(0),
             drop_failures: AtomicU64::new(0),
-            waits: Clocked::default(),
-            holds: Clocked::default(),
+            waits: DurationCounter::default(),
+            holds: DurationCounter::default(),
         }
     }
 
     pub(crate) fn attempted(&self, key: &Key) {
         count(&self.attempts);
-        self.tell(|observer| observer.attempted(key.name()));
+        self.notify(|observer| observer.attempted(key.name()));
     }
 
     /// An acquire has ended, after `waited`. One that was cancelled, say, is neither contended nor unavailable.
@@ -164,16 +164,16 @@ impl Meter {
                 if mode == Mode::Local {
                     count(&self.granted_locally);
                 }
-                self.waits.note(waited);
-                self.tell(|observer| observer.granted(key.name(), mode, waited));
+                self.waits.record(waited);
+                self.notify(|observer| observer.acquired(key.name(), mode, waited));
             }
             Err(error) if error.is_contended() => {
                 count(&self.contended);
-                self.tell(|observer| observer.contended(key.name(), waited));
+                self.notify(|observer| observer.contended(key.name(), waited));
             }
             Err(error) if error.is_unavailable() || error.is_denied() => {
                 count(&self.unavailable);
-                self.tell(|observer| observer.unavailable(key.name(), waited));
+                self.notify(|observer| observer.unavailable(key.name(), waited));
             }
             Err(_) => {}
         }
@@ -181,12 +181,12 @@ impl Meter {
 
     pub(crate) fn renewed(&self, key: &Key) {
         count(&self.renewals);
-        self.tell(|observer| observer.renewed(key.name()));
+        self.notify(|observer| observer.renewed(key.name()));
     }
 
     pub(crate) fn lost(&self, key: &Key) {
         count(&self.lost);
-        self.tell(|observer| observer.lost(key.name()));
+        self.notify(|observer| observer.lost(key.name()));
     }
 
     /// A guard has ended that was handed out `held` ago.
@@ -194,12 +194,12 @@ impl Meter {
         if late {
             count(&self.released_late);
         } else {
-            self.holds.note(held);
+            self.holds.record(held);
         }
-        self.tell(|observer| observer.released(key.name(), held, late));
+        self.notify(|observer| observer.released(key.name(), held, late));
     }
 
-    pub(crate) fn drop_failed(&self) {
+    pub(crate) fn record_failed_drop(&self) {
         count(&self.drop_failures);
     }
 
@@ -209,8 +209,8 @@ impl Meter {
 
     pub(crate) fn stats(&self, nodes: Box<[NodeStats]>) -> Stats {
         Stats {
-            granted: read(&self.granted),
-            granted_locally: read(&self.granted_locally),
+            acquired: read(&self.granted),
+            acquired_locally: read(&self.granted_locally),
             contended: read(&self.contended),
             unavailable: read(&self.unavailable),
             attempts: read(&self.attempts),
@@ -218,18 +218,18 @@ impl Meter {
             lost: read(&self.lost),
             released_late: read(&self.released_late),
             drop_failures: self.drop_failures(),
-            waits: self.waits.read(),
-            holds: self.holds.read(),
+            wait_time: self.waits.read(),
+            hold_time: self.holds.read(),
             nodes,
         }
     }
 
-    fn tell(&self, event: impl FnOnce(&dyn Observer)) {
-        observer::tell(self.observer.as_ref(), event);
+    fn notify(&self, event: impl FnOnce(&dyn Observer)) {
+        observer::notify(self.observer.as_ref(), event);
     }
 }
 
-impl fmt::Debug for Meter {
+impl fmt::Debug for LockCounters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.stats(Box::default()).fmt(f)
     }
@@ -237,31 +237,31 @@ impl fmt::Debug for Meter {
 
 /// What one lane's node has answered.
 #[derive(Debug, Default)]
-pub(crate) struct Traffic {
+pub(crate) struct NodeCounters {
     done: AtomicU64,
     refused: AtomicU64,
     faults: AtomicU64,
     unknown: AtomicU64,
-    latency: Clocked,
+    latency: DurationCounter,
 }
 
-impl Traffic {
-    pub(crate) fn note(&self, reply: NodeReply, latency: Duration) {
+impl NodeCounters {
+    pub(crate) fn record(&self, reply: NodeReply, latency: Duration) {
         match reply {
             NodeReply::Done => count(&self.done),
             NodeReply::Refused => count(&self.refused),
-            NodeReply::Fault => count(&self.faults),
-            NodeReply::Unknown => return count(&self.unknown),
+            NodeReply::Error => count(&self.faults),
+            NodeReply::NoReply => return count(&self.unknown),
         }
-        self.latency.note(latency);
+        self.latency.record(latency);
     }
 
     /// Adds it up with a node's other lanes.
     pub(crate) fn add_to(&self, stats: &mut NodeStats) {
         stats.done += read(&self.done);
         stats.refused += read(&self.refused);
-        stats.faults += read(&self.faults);
-        stats.unknown += read(&self.unknown);
+        stats.errors += read(&self.faults);
+        stats.no_reply += read(&self.unknown);
         stats.latency = stats.latency.and(self.latency.read());
     }
 }
@@ -272,23 +272,23 @@ impl NodeStats {
             node: node.to_owned(),
             done: 0,
             refused: 0,
-            faults: 0,
-            unknown: 0,
-            latency: Spans::default(),
+            errors: 0,
+            no_reply: 0,
+            latency: DurationSummary::default(),
         }
     }
 }
 
 /// Spans as they are added up, in nanoseconds: enough for some hundred years.
 #[derive(Debug, Default)]
-struct Clocked {
+struct DurationCounter {
     count: AtomicU64,
     total: AtomicU64,
     longest: AtomicU64,
 }
 
-impl Clocked {
-    fn note(&self, took: Duration) {
+impl DurationCounter {
+    fn record(&self, took: Duration) {
         let took = nanos(took);
         count(&self.count);
         self.total.fetch_add(took, Ordering::Relaxed);
@@ -297,11 +297,11 @@ impl Clocked {
         }
     }
 
-    fn read(&self) -> Spans {
-        Spans {
+    fn read(&self) -> DurationSummary {
+        DurationSummary {
             count: read(&self.count),
             total: Duration::from_nanos(read(&self.total)),
-            longest: Duration::from_nanos(read(&self.longest)),
+            max: Duration::from_nanos(read(&self.longest)),
         }
     }
 }
@@ -328,38 +328,38 @@ mod tests {
 
     #[test]
     fn spans_add_up() {
-        let clocked = Clocked::default();
+        let clocked = DurationCounter::default();
         assert_eq!(clocked.read().mean(), Duration::ZERO);
         for took in [ms(1), ms(5), ms(3)] {
-            clocked.note(took);
+            clocked.record(took);
         }
         let spans = clocked.read();
         assert_eq!((spans.count, spans.total), (3, ms(9)));
-        assert_eq!((spans.longest, spans.mean()), (ms(5), ms(3)));
-        let both = spans.and(Spans {
+        assert_eq!((spans.max, spans.mean()), (ms(5), ms(3)));
+        let both = spans.and(DurationSummary {
             count: 1,
             total: ms(7),
-            longest: ms(7),
+            max: ms(7),
         });
-        assert_eq!((both.count, both.total, both.longest), (4, ms(16), ms(7)));
+        assert_eq!((both.count, both.total, both.max), (4, ms(16), ms(7)));
     }
 
     #[test]
     fn a_reply_is_counted_as_what_it_is_and_none_has_no_latency() {
-        let traffic = Traffic::default();
+        let traffic = NodeCounters::default();
         for (reply, times) in [
             (NodeReply::Done, 1),
             (NodeReply::Refused, 2),
-            (NodeReply::Fault, 3),
-            (NodeReply::Unknown, 4),
+            (NodeReply::Error, 3),
+            (NodeReply::NoReply, 4),
         ] {
-            (0..times).for_each(|_| traffic.note(reply, ms(1)));
+            (0..times).for_each(|_| traffic.record(reply, ms(1)));
         }
         let mut stats = NodeStats::of("a");
         traffic.add_to(&mut stats);
         traffic.add_to(&mut stats); // another lane with the same counts
         assert_eq!((stats.done, stats.refused), (2, 4));
-        assert_eq!((stats.faults, stats.unknown), (6, 8));
+        assert_eq!((stats.errors, stats.no_reply), (6, 8));
         assert_eq!((stats.latency.count, stats.latency.total), (12, ms(12)));
     }
 }

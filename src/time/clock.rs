@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Two clocks were read at the same time if no more than this lies between, in µs; else they are read again, so often.
-const AT_ONCE: u64 = 1_000;
-const MOST_TRIES: u32 = 20;
+const CLOCK_READ_TOLERANCE_US: u64 = 1_000;
+const MAX_CLOCK_READS: u32 = 20;
 
 /// The current time, on a clock that never goes back.
 #[expect(
@@ -17,7 +17,7 @@ pub(crate) fn now() -> Instant {
 }
 
 /// The wall clock's time since 1970.
-pub(crate) fn wall() -> Duration {
+pub(crate) fn unix_time() -> Duration {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.unwrap_or_default()
 }
@@ -28,15 +28,15 @@ pub(crate) fn wall() -> Duration {
     clippy::cast_possible_truncation,
     reason = "centuries in microseconds fit"
 )]
-pub(crate) fn lead() -> i64 {
+pub(crate) fn wall_offset() -> i64 {
     let mut tries = 0;
     loop {
-        let before = micros(now());
-        let wall = wall();
-        let after = micros(now());
+        let before = to_micros(now());
+        let wall = unix_time();
+        let after = to_micros(now());
         tries += 1;
         // Whoever was held up between the two clocks would take that for a suspend.
-        if after - before < AT_ONCE || tries == MOST_TRIES {
+        if after - before < CLOCK_READ_TOLERANCE_US || tries == MAX_CLOCK_READS {
             return wall.as_micros() as i64 - after as i64 + suspended();
         }
     }
@@ -65,18 +65,18 @@ pub(crate) fn suspend(time: Duration) {
 }
 
 /// An instant as microseconds, so that it fits an atomic. Instants before the first call count as 0.
-pub(crate) fn micros(at: Instant) -> u64 {
-    let since = at.saturating_duration_since(base()).as_micros();
+pub(crate) fn to_micros(at: Instant) -> u64 {
+    let since = at.saturating_duration_since(epoch()).as_micros();
     u64::try_from(since).unwrap_or(u64::MAX)
 }
 
 /// The reverse of [`micros`]; `None` beyond the clock's range.
-pub(crate) fn instant(micros: u64) -> Option<Instant> {
-    base().checked_add(Duration::from_micros(micros))
+pub(crate) fn from_micros(micros: u64) -> Option<Instant> {
+    epoch().checked_add(Duration::from_micros(micros))
 }
 
 /// An hour before the first look at the clock, so that instants which a caller took earlier still have a number.
-fn base() -> Instant {
+fn epoch() -> Instant {
     static BASE: OnceLock<Instant> = OnceLock::new();
     *BASE.get_or_init(|| {
         let now = now();
@@ -88,7 +88,7 @@ fn base() -> Instant {
 mod tests {
     use super::*;
     use crate::protocol::validity::{valid_until, validity};
-    use crate::time::deadline::{Budget, Limit, deadline, earlier};
+    use crate::time::deadline::{Deadline, DeadlineCause, deadline, earlier};
 
     const fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
@@ -131,25 +131,25 @@ mod tests {
     #[test]
     fn micros_and_back() {
         let at = now();
-        let back = instant(micros(at)).unwrap();
+        let back = from_micros(to_micros(at)).unwrap();
         assert!(at.saturating_duration_since(back) < Duration::from_micros(1));
-        assert!(micros(at + ms(5)) - micros(at) >= 4_999);
-        assert_eq!(micros(base()), 0);
+        assert!(to_micros(at + ms(5)) - to_micros(at) >= 4_999);
+        assert_eq!(to_micros(epoch()), 0);
     }
 
     #[test]
     fn a_budget_knows_which_limit_is_first() {
         let start = now();
-        let budget = Budget::new(Limit::Node, Some(start + ms(200)))
-            .and(Limit::Validity, Some(start + ms(50)))
-            .and(Limit::Wait, None)
-            .and(Limit::Outage, Some(start + ms(50)));
+        let budget = Deadline::new(DeadlineCause::NodeTimeout, Some(start + ms(200)))
+            .min_with(DeadlineCause::Validity, Some(start + ms(50)))
+            .min_with(DeadlineCause::CallerWait, None)
+            .min_with(DeadlineCause::Outage, Some(start + ms(50)));
         assert_eq!(budget.end(), Some(start + ms(50)));
-        assert_eq!(budget.limit(), Limit::Validity);
-        let forever = Budget::new(Limit::Wait, None);
+        assert_eq!(budget.limit(), DeadlineCause::Validity);
+        let forever = Deadline::new(DeadlineCause::CallerWait, None);
         assert_eq!(forever.end(), None);
-        let bounded = forever.and(Limit::Pause, Some(start));
-        assert_eq!(bounded.limit(), Limit::Pause);
+        let bounded = forever.min_with(DeadlineCause::RetryDelay, Some(start));
+        assert_eq!(bounded.limit(), DeadlineCause::RetryDelay);
     }
 
     #[test]

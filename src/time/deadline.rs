@@ -19,37 +19,37 @@ pub(crate) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant>
 
 /// The limits that can end a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Limit {
+pub(crate) enum DeadlineCause {
     /// A node had its `node_timeout` to answer.
-    Node,
+    NodeTimeout,
     /// The lease that is asked for could not be valid long enough any more.
     Validity,
     /// The pause between two attempts is over, or the holder's lease may have ended.
-    Pause,
+    RetryDelay,
     /// The caller does not want to wait any longer.
-    Wait,
+    CallerWait,
     /// There was no quorum for as long as the policy bears with.
     Outage,
 }
 
 /// The end of a wait, and the limit that it comes from: the earliest of all that were put in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Budget {
+pub(crate) struct Deadline {
     end: Option<Instant>,
-    limit: Limit,
+    limit: DeadlineCause,
 }
 
-impl Budget {
-    pub(crate) fn new(limit: Limit, end: Option<Instant>) -> Budget {
-        Budget { end, limit }
+impl Deadline {
+    pub(crate) fn new(limit: DeadlineCause, end: Option<Instant>) -> Deadline {
+        Deadline { end, limit }
     }
 
     /// Adds a limit; of two that end together the one that was there first is kept.
     #[must_use]
-    pub(crate) fn and(self, limit: Limit, end: Option<Instant>) -> Budget {
+    pub(crate) fn min_with(self, limit: DeadlineCause, end: Option<Instant>) -> Deadline {
         match (self.end, end) {
-            (Some(old), Some(new)) if new < old => Budget::new(limit, end),
-            (None, Some(_)) => Budget::new(limit, end),
+            (Some(old), Some(new)) if new < old => Deadline::new(limit, end),
+            (None, Some(_)) => Deadline::new(limit, end),
             _ => self,
         }
     }
@@ -58,13 +58,13 @@ impl Budget {
         self.end
     }
 
-    pub(crate) fn limit(&self) -> Limit {
+    pub(crate) fn limit(&self) -> DeadlineCause {
         self.limit
     }
 }
 
 /// A time-out that ends then; never zero, which would be none at all.
-pub(crate) fn left(end: Instant) -> Duration {
+pub(crate) fn remaining_timeout(end: Instant) -> Duration {
     let left = end.saturating_duration_since(clock::now());
     left.max(Duration::from_millis(1))
 }

@@ -5,39 +5,39 @@ use std::time::Instant;
 
 /// Items in the order in which they are due, each under a number of its own.
 #[derive(Debug)]
-pub(crate) struct Agenda<T> {
+pub(crate) struct TimerQueue<T> {
     by_time: BTreeMap<(Instant, u64), T>,
-    times: HashMap<u64, Instant>,
+    deadline_of: HashMap<u64, Instant>,
 }
 
-impl<T> Agenda<T> {
-    pub(crate) fn new() -> Agenda<T> {
-        Agenda {
+impl<T> TimerQueue<T> {
+    pub(crate) fn new() -> TimerQueue<T> {
+        TimerQueue {
             by_time: BTreeMap::new(),
-            times: HashMap::new(),
+            deadline_of: HashMap::new(),
         }
     }
 
     /// Enters an item, in the place of one with the same number.
-    pub(crate) fn put(&mut self, id: u64, due: Instant, item: T) {
-        self.take(id);
-        self.times.insert(id, due);
+    pub(crate) fn insert(&mut self, id: u64, due: Instant, item: T) {
+        self.remove(id);
+        self.deadline_of.insert(id, due);
         self.by_time.insert((due, id), item);
     }
 
     /// Takes an item out, due or not.
-    pub(crate) fn take(&mut self, id: u64) -> Option<T> {
-        let due = self.times.remove(&id)?;
+    pub(crate) fn remove(&mut self, id: u64) -> Option<T> {
+        let due = self.deadline_of.remove(&id)?;
         self.by_time.remove(&(due, id))
     }
 
     #[cfg(all(test, not(loom)))]
     pub(crate) fn len(&self) -> usize {
-        self.times.len()
+        self.deadline_of.len()
     }
 
     /// The item that is due next, and when.
-    pub(crate) fn first(&self) -> Option<(Instant, &T)> {
+    pub(crate) fn peek(&self) -> Option<(Instant, &T)> {
         let ((due, _), item) = self.by_time.first_key_value()?;
         Some((*due, item))
     }
@@ -45,7 +45,7 @@ impl<T> Agenda<T> {
     /// Takes the first item out.
     pub(crate) fn pop(&mut self) -> Option<(u64, T)> {
         let ((_, id), item) = self.by_time.pop_first()?;
-        self.times.remove(&id);
+        self.deadline_of.remove(&id);
         Some((id, item))
     }
 }
@@ -61,17 +61,17 @@ mod tests {
     fn items_come_when_they_are_due_and_once() {
         let now = clock::now();
         let at = |n| now + Duration::from_secs(n);
-        let mut agenda = Agenda::new();
-        agenda.put(1, at(3), "c");
-        agenda.put(2, at(1), "a");
-        agenda.put(3, at(1), "b");
-        agenda.put(4, at(2), "never");
-        assert_eq!(agenda.take(4), Some("never"));
-        assert_eq!(agenda.take(4), None);
-        assert_eq!(agenda.first(), Some((at(1), &"a")));
-        agenda.put(1, at(0), "now first");
+        let mut agenda = TimerQueue::new();
+        agenda.insert(1, at(3), "c");
+        agenda.insert(2, at(1), "a");
+        agenda.insert(3, at(1), "b");
+        agenda.insert(4, at(2), "never");
+        assert_eq!(agenda.remove(4), Some("never"));
+        assert_eq!(agenda.remove(4), None);
+        assert_eq!(agenda.peek(), Some((at(1), &"a")));
+        agenda.insert(1, at(0), "now first");
         let order: Vec<_> = std::iter::from_fn(|| agenda.pop()).collect();
         assert_eq!(order, [(1, "now first"), (2, "a"), (3, "b")]);
-        assert!(agenda.times.is_empty() && agenda.first().is_none());
+        assert!(agenda.deadline_of.is_empty() && agenda.peek().is_none());
     }
 }

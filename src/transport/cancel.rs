@@ -33,14 +33,14 @@ use crate::transport::inbox::Inbox;
 /// # }
 /// ```
 #[derive(Clone, Default)]
-pub struct CancelToken(Arc<Mutex<State>>);
+pub struct CancelToken(Arc<Mutex<CancelState>>);
 
 #[derive(Default)]
-struct State {
+struct CancelState {
     cancelled: bool,
     /// Where those wait who have the token. Swept when it has doubled.
     waiting: Vec<Weak<Inbox>>,
-    sweep_at: usize,
+    prune_at: usize,
 }
 
 impl CancelToken {
@@ -66,16 +66,16 @@ impl CancelToken {
     }
 
     /// Lets it end the waits in an inbox, for as long as that is there; at once if it is cancelled.
-    pub(crate) fn reach(&self, inbox: &Arc<Inbox>) {
+    pub(crate) fn register(&self, inbox: &Arc<Inbox>) {
         let mut state = self.0.lock();
         if state.cancelled {
             drop(state); // let go before waking
             inbox.cancel();
             return;
         }
-        if state.waiting.len() >= state.sweep_at {
+        if state.waiting.len() >= state.prune_at {
             state.waiting.retain(|inbox| inbox.strong_count() > 0);
-            state.sweep_at = 2 * state.waiting.len().max(8);
+            state.prune_at = 2 * state.waiting.len().max(8);
         }
         state.waiting.push(Arc::downgrade(inbox));
     }
@@ -85,10 +85,10 @@ impl CancelToken {
 ///
 /// # Errors
 /// `Cancelled` if it has been cancelled already.
-pub(crate) fn inbox(token: Option<&CancelToken>) -> Result<Arc<Inbox>, Error> {
+pub(crate) fn cancellable_inbox(token: Option<&CancelToken>) -> Result<Arc<Inbox>, Error> {
     let inbox = Arc::new(Inbox::new());
     if let Some(token) = token {
-        token.reach(&inbox);
+        token.register(&inbox);
     }
     match inbox.is_cancelled() {
         true => Err(Error::Cancelled),
@@ -133,17 +133,17 @@ mod tests {
         let token = CancelToken::new();
         let inboxes = [0; 100].map(|_| Arc::new(Inbox::new()));
         for inbox in &inboxes {
-            token.reach(inbox);
+            token.register(inbox);
         }
         for _ in 0..10_000 {
-            token.reach(&Arc::new(Inbox::new()));
+            token.register(&Arc::new(Inbox::new()));
         }
         assert!(token.0.lock().waiting.len() < 1_000);
         assert!(!inboxes[0].is_cancelled());
         token.cancel();
         assert!(inboxes.iter().all(|inbox| inbox.is_cancelled()));
         let late = Arc::new(Inbox::new());
-        token.reach(&late);
+        token.register(&late);
         assert!(late.is_cancelled());
     }
 }

@@ -2,27 +2,27 @@
 
 use std::time::Instant;
 
-use crate::protocol::reply::Answer;
+use crate::protocol::reply::Reply;
 use crate::sync::primitives::{Condvar, Mutex, MutexGuard};
 use crate::time::clock;
-use crate::transport::job::Addressee;
+use crate::transport::job::ReplySink;
 
 /// A blocked caller's letter box. Who reads answers posts them, everybody else only wakes.
 ///
 /// A wake-up that comes before the wait is kept until a wait has consumed it, so none is ever lost.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    state: Mutex<State>,
+    state: Mutex<InboxState>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
-struct State {
+struct InboxState {
     /// The round whose answers are welcome; those of former rounds come too late and are dropped.
     round: u32,
-    answers: Vec<(usize, Answer)>,
+    answers: Vec<(usize, Reply)>,
     /// The owner sleeps until so many answers are there.
-    wanted: usize,
+    wake_at: usize,
     woken: bool,
     /// Its owner is not to wait any more, for anything.
     cancelled: bool,
@@ -30,9 +30,9 @@ struct State {
 
 /// What a wait for answers ended by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum WaitEnd {
     /// As many answers as were wanted have come.
-    Answered,
+    Complete,
     /// The time is over. Some answers may have come.
     TimedOut,
     /// The owner was cancelled. Some answers may have come.
@@ -42,10 +42,10 @@ pub(crate) enum Ended {
 impl Inbox {
     pub(crate) fn new() -> Inbox {
         Inbox {
-            state: Mutex::new(State {
+            state: Mutex::new(InboxState {
                 round: 0,
                 answers: Vec::new(),
-                wanted: 0,
+                wake_at: 0,
                 woken: false,
                 cancelled: false,
             }),
@@ -73,31 +73,31 @@ impl Inbox {
     ///
     /// Until `soon` it only yields the processor: where answers come within microseconds, going to sleep and being
     /// woken takes longer than the answers do.
-    pub(crate) fn collect(
+    pub(crate) fn wait_replies(
         &self,
         wanted: usize,
         soon: Option<Instant>,
         end: Option<Instant>,
-        answers: &mut Vec<(usize, Answer)>,
-    ) -> Ended {
+        answers: &mut Vec<(usize, Reply)>,
+    ) -> WaitEnd {
         let mut state = self.state.lock();
-        let waits = |state: &State| state.answers.len() < wanted && !state.cancelled;
+        let waits = |state: &InboxState| state.answers.len() < wanted && !state.cancelled;
         while waits(&state) && soon.is_some_and(|soon| clock::now() < soon) {
             drop(state); // for those who post
             std::thread::yield_now();
             state = self.state.lock();
         }
-        state.wanted = wanted;
+        state.wake_at = wanted;
         let mut timed_out = false;
         while waits(&state) && !timed_out {
             timed_out = self.wait(&mut state, end);
         }
         let ended = match (state.answers.len() >= wanted, state.cancelled) {
-            (true, _) => Ended::Answered,
-            (false, true) => Ended::Cancelled,
-            (false, false) => Ended::TimedOut,
+            (true, _) => WaitEnd::Complete,
+            (false, true) => WaitEnd::Cancelled,
+            (false, false) => WaitEnd::TimedOut,
         };
-        state.wanted = 0;
+        state.wake_at = 0;
         match answers.is_empty() {
             true => std::mem::swap(answers, &mut state.answers),
             false => answers.append(&mut state.answers),
@@ -106,7 +106,7 @@ impl Inbox {
     }
 
     /// Whether fewer answers than `wanted` have come, and the owner is to wait for more.
-    pub(crate) fn lacks(&self, wanted: usize) -> bool {
+    pub(crate) fn needs_more(&self, wanted: usize) -> bool {
         let state = self.state.lock();
         state.answers.len() < wanted && !state.cancelled
     }
@@ -143,7 +143,7 @@ impl Inbox {
     }
 
     /// One wait, which may end for no reason; `true` when the time is over.
-    fn wait(&self, state: &mut MutexGuard<'_, State>, end: Option<Instant>) -> bool {
+    fn wait(&self, state: &mut MutexGuard<'_, InboxState>, end: Option<Instant>) -> bool {
         match end {
             None => self.changed.wait(state),
             Some(end) => return self.changed.wait_until(state, end).timed_out(),
@@ -152,15 +152,15 @@ impl Inbox {
     }
 }
 
-impl Addressee for Inbox {
+impl ReplySink for Inbox {
     /// Wakes the owner only if it has now as many as it waits for. Answers of former rounds are dropped.
-    fn post(&self, round: u32, node: usize, answer: Answer) {
+    fn deliver(&self, round: u32, node: usize, answer: Reply) {
         let mut state = self.state.lock();
         if state.round != round {
             return;
         }
         state.answers.push((node, answer));
-        let enough = state.answers.len() == state.wanted;
+        let enough = state.answers.len() == state.wake_at;
         drop(state); // the owner need not wait for us when it wakes
         if enough {
             self.changed.notify_one();
@@ -179,26 +179,26 @@ mod tests {
     fn answers_of_a_former_round_are_dropped() {
         let inbox = Inbox::new();
         let first = inbox.open_round(3);
-        inbox.post(first, 0, Answer::Yes);
+        inbox.deliver(first, 0, Reply::Done);
         let second = inbox.open_round(3);
-        inbox.post(first, 1, Answer::Yes);
-        inbox.post(second, 2, Answer::Absent);
+        inbox.deliver(first, 1, Reply::Done);
+        inbox.deliver(second, 2, Reply::Absent);
         let mut answers = Vec::new();
-        let ended = inbox.collect(1, None, None, &mut answers);
-        assert_eq!(ended, Ended::Answered);
-        assert_eq!(answers, [(2, Answer::Absent)]);
+        let ended = inbox.wait_replies(1, None, None, &mut answers);
+        assert_eq!(ended, WaitEnd::Complete);
+        assert_eq!(answers, [(2, Reply::Absent)]);
     }
 
     #[test]
     fn time_ends_a_wait_with_what_came() {
         let inbox = Inbox::new();
         let round = inbox.open_round(3);
-        inbox.post(round, 1, Answer::Yes);
+        inbox.deliver(round, 1, Reply::Done);
         let mut answers = Vec::new();
         let end = clock::now() + Duration::from_millis(5);
         assert_eq!(
-            inbox.collect(2, None, Some(end), &mut answers),
-            Ended::TimedOut
+            inbox.wait_replies(2, None, Some(end), &mut answers),
+            WaitEnd::TimedOut
         );
         assert_eq!(answers.len(), 1);
     }

@@ -2,32 +2,32 @@
 
 use std::sync::Arc;
 
-use crate::protocol::reply::Answer;
+use crate::protocol::reply::Reply;
 use crate::protocol::request::Request;
 
 /// Who is told what nodes answer.
-pub(crate) trait Addressee: Send + Sync {
+pub(crate) trait ReplySink: Send + Sync {
     /// A node's answer in one of its rounds. Must not block.
-    fn post(&self, round: u32, node: usize, answer: Answer);
+    fn deliver(&self, round: u32, node: usize, answer: Reply);
 }
 
 /// Where an answer goes: to whom, and in which of its rounds.
-pub(crate) type Reply = (Arc<dyn Addressee>, u32);
+pub(crate) type ReplyTo = (Arc<dyn ReplySink>, u32);
 
 /// A request on its way, and where its answer goes.
 pub(crate) struct Job {
     pub(crate) request: Request,
     /// `None` where nobody waits.
-    pub(crate) reply: Option<Reply>,
+    pub(crate) reply: Option<ReplyTo>,
 }
 
 /// A release that waits for the node, or for its next try.
-pub(crate) type Pending = (Request, Return);
+pub(crate) type Pending = (Request, PendingReply);
 
 /// Where the answer to a request goes.
-pub(crate) struct Return {
+pub(crate) struct PendingReply {
     /// As in [`Job::reply`].
-    to: Option<Reply>,
+    to: Option<ReplyTo>,
     /// The runs of the servers that it was sent to first, of a release that may have taken effect then.
     pub(crate) sent_to: Option<Arc<str>>,
     pub(crate) state: State,
@@ -45,9 +45,9 @@ pub(crate) enum State {
     Answered,
 }
 
-impl Return {
-    pub(crate) fn new(to: Option<Reply>) -> Return {
-        Return {
+impl PendingReply {
+    pub(crate) fn new(to: Option<ReplyTo>) -> PendingReply {
+        PendingReply {
             to,
             sent_to: None,
             state: State::Open,
@@ -55,19 +55,19 @@ impl Return {
         }
     }
 
-    pub(crate) fn post(&mut self, node: usize, answer: Answer) {
+    pub(crate) fn deliver(&mut self, node: usize, answer: Reply) {
         if let Some((addressee, round)) = self.to.take() {
-            addressee.post(round, node, answer);
+            addressee.deliver(round, node, answer);
         }
     }
 
     /// The same for an answer of a server of these runs. Absent after a release that was sent to them before: that one deleted
     /// the key. A server that has restarted since may have lost it, and granted it to another meanwhile.
-    pub(crate) fn post_from(&mut self, runs: &Arc<str>, node: usize, answer: Answer) {
-        let is_our_doing = answer == Answer::Absent && self.sent_to.as_ref() == Some(runs);
-        self.post(node, if is_our_doing { Answer::Yes } else { answer });
+    pub(crate) fn post_from(&mut self, runs: &Arc<str>, node: usize, answer: Reply) {
+        let is_our_doing = answer == Reply::Absent && self.sent_to.as_ref() == Some(runs);
+        self.deliver(node, if is_our_doing { Reply::Done } else { answer });
     }
 }
 
 /// The most requests that are sent as one pipeline.
-pub(crate) const BATCH: usize = 256;
+pub(crate) const MAX_BATCH: usize = 256;

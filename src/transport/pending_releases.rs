@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::protocol::reply::Answer;
+use crate::protocol::reply::Reply;
 use crate::protocol::request::Request;
 use crate::time::clock;
-use crate::transport::job::{Pending, Return};
-use crate::transport::status::Health;
+use crate::transport::job::{Pending, PendingReply};
+use crate::transport::status::ConnectionStatus;
 
 /// At most this many pending releases travel behind each batch of other requests: no key waits for a backlog (rule L3).
 pub(crate) const MAX_BEHIND: usize = 32;
@@ -29,11 +29,11 @@ pub(crate) struct PendingReleases {
     /// When the next of those are tried, and the pause after that.
     due: Instant,
     pause: Duration,
-    pub(crate) health: Arc<Health>,
+    pub(crate) health: Arc<ConnectionStatus>,
 }
 
 impl PendingReleases {
-    pub(crate) fn new(node: usize, health: &Arc<Health>) -> PendingReleases {
+    pub(crate) fn new(node: usize, health: &Arc<ConnectionStatus>) -> PendingReleases {
         PendingReleases {
             node,
             unanswered: VecDeque::new(),
@@ -49,13 +49,13 @@ impl PendingReleases {
     }
 
     /// A release that has no answer.
-    pub(crate) fn push(&mut self, request: Request, back: Return) {
+    pub(crate) fn push(&mut self, request: Request, back: PendingReply) {
         self.unanswered.push_back((request, back));
         self.note_len();
     }
 
     /// A release that was answered with an error.
-    pub(crate) fn push_refused(&mut self, request: Request, mut back: Return, now: Instant) {
+    pub(crate) fn push_refused(&mut self, request: Request, mut back: PendingReply, now: Instant) {
         if self.refused.is_empty() && !back.was_refused {
             self.pause = FIRST_PAUSE;
             self.due = now + self.pause;
@@ -133,7 +133,7 @@ impl PendingReleases {
 fn keep((request, back): &mut Pending, node: usize, now: Instant) -> bool {
     let keep = request.lease.may_exist(node, now);
     if !keep {
-        back.post(node, Answer::Absent);
+        back.deliver(node, Reply::Absent);
     }
     keep
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::transport::inbox::Inbox;
-use crate::transport::warning_state::News;
+use crate::transport::warning_state::WarningState;
 
 /// After two servers were seen at one address, so many connects in a row must lead to one of them before the node counts again. A
 /// balancer that takes turns, or draws lots, hardly ever does so by chance.
@@ -27,17 +27,17 @@ const MAX_FORMER_RUNS: usize = 8;
 /// It also tells those who wait for nodes to come up, counts how often one did, so that nobody need look all the time, and has
 /// what the log has said of each.
 #[derive(Debug)]
-pub(crate) struct Census {
-    runs: Mutex<Vec<Runs>>,
+pub(crate) struct NodeRegistry {
+    run_ids: Mutex<Vec<Runs>>,
     changed: Condvar,
-    risen: AtomicU64,
+    connect_epoch: AtomicU64,
     /// For each node how often a connection has led to another run than those that stood.
     epochs: Vec<AtomicU64>,
     /// Of each node, whether the last connect reached it. An established connection that breaks does not change it: the node may
     /// be there.
     reached: Vec<AtomicBool>,
     waiters: Arc<Waiters>,
-    news: Vec<News>,
+    warnings: Vec<WarningState>,
 }
 
 /// The runs that connections to one node have led to.
@@ -108,35 +108,35 @@ impl Drop for Waiter<'_> {
     }
 }
 
-impl Census {
-    pub(crate) fn of(nodes: usize) -> Census {
-        Census {
-            runs: Mutex::new((0..nodes).map(|_| Runs::default()).collect()),
+impl NodeRegistry {
+    pub(crate) fn of(nodes: usize) -> NodeRegistry {
+        NodeRegistry {
+            run_ids: Mutex::new((0..nodes).map(|_| Runs::default()).collect()),
             epochs: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
             changed: Condvar::new(),
-            risen: AtomicU64::new(0),
+            connect_epoch: AtomicU64::new(0),
             reached: (0..nodes).map(|_| AtomicBool::new(false)).collect(),
             waiters: Arc::default(),
-            news: (0..nodes).map(|_| News::default()).collect(),
+            warnings: (0..nodes).map(|_| WarningState::default()).collect(),
         }
     }
 
     /// What the log has said of a node.
-    pub(crate) fn news(&self, node: usize) -> &News {
-        &self.news[node]
+    pub(crate) fn warnings(&self, node: usize) -> &WarningState {
+        &self.warnings[node]
     }
 
     /// A lane has come up, or answers again with what was overdue.
-    pub(crate) fn rise(&self) {
-        self.risen.fetch_add(1, Ordering::Release);
-        self.announce();
+    pub(crate) fn record_connected(&self) {
+        self.connect_epoch.fetch_add(1, Ordering::Release);
+        self.notify_waiters();
     }
 
     /// Notes whether a fresh connect has reached a node, in time and with its data loaded.
     pub(crate) fn note_connect(&self, node: usize, reached: bool) {
         let before = self.reached[node].swap(reached, Ordering::AcqRel);
         if before && !reached {
-            self.announce(); // a waiter may go local now
+            self.notify_waiters(); // a waiter may go local now
         }
     }
 
@@ -147,14 +147,14 @@ impl Census {
     }
 
     /// How often a lane has come up. What is up by then was not before, if this has changed.
-    pub(crate) fn risen(&self) -> u64 {
-        self.risen.load(Ordering::Acquire)
+    pub(crate) fn connect_epoch(&self) -> u64 {
+        self.connect_epoch.load(Ordering::Acquire)
     }
 
     /// Lets those look who wait.
-    pub(crate) fn announce(&self) {
+    pub(crate) fn notify_waiters(&self) {
         // Who has seen it down, and is about to wait, has the lock.
-        drop(self.runs.lock());
+        drop(self.run_ids.lock());
         self.changed.notify_all();
         self.waiters.wake();
     }
@@ -166,7 +166,7 @@ impl Census {
 
     /// Waits until `holds`, which lanes that come up may bring about, until `end`. `false` if it does not.
     pub(crate) fn wait_until(&self, end: Option<Instant>, holds: impl Fn() -> bool) -> bool {
-        let mut runs = self.runs.lock();
+        let mut runs = self.run_ids.lock();
         while !holds() {
             match end {
                 None => self.changed.wait(&mut runs),
@@ -179,8 +179,8 @@ impl Census {
 
     /// A connection to `node` has led to `run_id`. Where sentinels or a cluster stand for the node its server may change, and
     /// change back.
-    pub(crate) fn enter(&self, node: usize, run_id: &str, is_one_server: bool) -> Entered {
-        let mut runs = self.runs.lock();
+    pub(crate) fn register_run(&self, node: usize, run_id: &str, is_one_server: bool) -> Entered {
+        let mut runs = self.run_ids.lock();
         let same = |runs: &Runs| runs.current.as_ref().is_some_and(|run| run.0 == run_id);
         let twin = runs.iter().position(same).filter(|twin| *twin != node);
         if let Some(twin) = twin {
@@ -224,7 +224,7 @@ impl Census {
 
     /// Another server than the node's latest run is alive, too: no connection counts until one server is left.
     pub(crate) fn doubt(&self, node: usize) {
-        let mut runs = self.runs.lock();
+        let mut runs = self.run_ids.lock();
         let it = &mut runs[node];
         if it.doubted.is_none()
             && let Some((run, _)) = it.current.take()
@@ -240,8 +240,8 @@ impl Census {
     }
 
     /// A lane of `node` is not connected to that run any more. The address may lead elsewhere by the time it is again.
-    pub(crate) fn leave(&self, node: usize, run_id: &str) {
-        let mut runs = self.runs.lock();
+    pub(crate) fn unregister_run(&self, node: usize, run_id: &str) {
+        let mut runs = self.run_ids.lock();
         let current = &mut runs[node].current;
         match current {
             Some((run, lanes)) if run == run_id && *lanes > 1 => *lanes -= 1,
@@ -264,29 +264,34 @@ mod tests {
 
     #[test]
     fn server_that_restarts_again_and_again_is_one_server() {
-        let census = Census::of(1);
-        let mut epoch = counted(census.enter(0, "run 0", true));
-        assert_eq!(counted(census.enter(0, "run 0", true)), epoch);
+        let census = NodeRegistry::of(1);
+        let mut epoch = counted(census.register_run(0, "run 0", true));
+        assert_eq!(counted(census.register_run(0, "run 0", true)), epoch);
         for run in 1..20 {
             let run_id = format!("run {run}");
-            let next = counted(census.enter(0, &run_id, true));
+            let next = counted(census.register_run(0, &run_id, true));
             assert!(
                 next > epoch && census.epoch(0) == next,
                 "the other lane is outdated"
             );
-            census.leave(0, &format!("run {}", run - 1));
-            epoch = counted(census.enter(0, &run_id, true));
+            census.unregister_run(0, &format!("run {}", run - 1));
+            epoch = counted(census.register_run(0, &run_id, true));
             assert_eq!(epoch, next);
         }
     }
 
     #[test]
     fn two_servers_at_one_address_do_not_count_until_one_is_left() {
-        let census = Census::of(1);
-        let first = counted(census.enter(0, "a", true));
-        let second = counted(census.enter(0, "b", true));
+        let census = NodeRegistry::of(1);
+        let first = counted(census.register_run(0, "a", true));
+        let second = counted(census.register_run(0, "b", true));
         assert_ne!(first, second);
-        let several = |run_id| assert_eq!(census.enter(0, run_id, true), Entered::SeveralServers);
+        let several = |run_id| {
+            assert_eq!(
+                census.register_run(0, run_id, true),
+                Entered::SeveralServers
+            )
+        };
         several("a");
         assert_ne!(
             census.epoch(0),
@@ -298,39 +303,39 @@ mod tests {
             several("a");
         }
         (1..SAME_IN_A_ROW).for_each(|_| several("a"));
-        assert_eq!(counted(census.enter(0, "a", true)), census.epoch(0));
+        assert_eq!(counted(census.register_run(0, "a", true)), census.epoch(0));
         // A run that has been left by all is no rival of a later one.
-        census.leave(0, "a");
-        counted(census.enter(0, "c", true));
-        counted(census.enter(0, "c", true));
+        census.unregister_run(0, "a");
+        counted(census.register_run(0, "c", true));
+        counted(census.register_run(0, "c", true));
     }
 
     #[test]
     fn server_that_is_alive_beside_a_later_one_makes_the_node_doubted() {
-        let census = Census::of(1);
-        counted(census.enter(0, "a", true));
-        let later = counted(census.enter(0, "b", true));
+        let census = NodeRegistry::of(1);
+        counted(census.register_run(0, "a", true));
+        let later = counted(census.register_run(0, "b", true));
         census.doubt(0);
         assert_ne!(census.epoch(0), later);
-        assert_eq!(census.enter(0, "b", true), Entered::SeveralServers);
+        assert_eq!(census.register_run(0, "b", true), Entered::SeveralServers);
         census.doubt(0);
         assert_eq!(census.epoch(0), later + 1, "it is known");
     }
 
     #[test]
     fn node_whose_server_may_change_back_is_one_node() {
-        let census = Census::of(1);
+        let census = NodeRegistry::of(1);
         for run_id in ["a", "b", "a", "a", "b"] {
-            counted(census.enter(0, run_id, false));
+            counted(census.register_run(0, run_id, false));
         }
     }
 
     #[test]
     fn server_of_another_node_is_told() {
-        let census = Census::of(2);
-        counted(census.enter(0, "a", true));
-        assert_eq!(census.enter(1, "a", true), Entered::Twin(0));
-        census.leave(0, "a");
-        counted(census.enter(1, "a", true));
+        let census = NodeRegistry::of(2);
+        counted(census.register_run(0, "a", true));
+        assert_eq!(census.register_run(1, "a", true), Entered::Twin(0));
+        census.unregister_run(0, "a");
+        counted(census.register_run(1, "a", true));
     }
 }

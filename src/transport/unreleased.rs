@@ -5,64 +5,69 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::error::Cause;
-use crate::protocol::reply::Answer;
-use crate::protocol::request::{Request, Verb};
-use crate::protocol::send_check::{note_unanswered, unsent};
+use crate::error::NodeFailure;
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Op, Request};
+use crate::protocol::send_check::{record_unanswered, skip_reply};
 use crate::telemetry::observer::NodeReply;
 use crate::time::clock;
-use crate::transport::job::{BATCH, Job, Return, State};
-use crate::transport::pipeline::Desk;
+use crate::transport::job::{Job, MAX_BATCH, PendingReply, State};
+use crate::transport::pipeline::Pipeline;
 
-impl Desk {
+impl Pipeline {
     /// The connection broke, or is given up: what is open is unknown to its callers, and the releases that did not take effect
     /// for certain are pending.
-    pub(crate) fn break_off(&mut self, cause: &Cause) {
+    pub(crate) fn abort_connection(&mut self, cause: &NodeFailure) {
         self.session = None;
-        self.broken = None;
-        self.health.overdue.store(u64::MAX, Ordering::Release);
-        let (now, flights) = (clock::now(), std::mem::take(&mut self.flights));
-        let backs = std::mem::take(&mut self.backs);
+        self.failure = None;
+        self.health.overdue_at.store(u64::MAX, Ordering::Release);
+        let (now, flights) = (clock::now(), std::mem::take(&mut self.in_flight));
+        let backs = std::mem::take(&mut self.pending_replies);
         for (flight, (back, sent)) in flights.into_iter().zip(backs) {
             if back.state == State::Open {
-                self.note(NodeReply::Unknown, now.saturating_duration_since(sent));
+                self.record_reply(NodeReply::NoReply, now.saturating_duration_since(sent));
             }
-            self.give_up(flight.request, back, cause);
+            self.abandon_request(flight.request, back, cause);
         }
     }
 
     /// The lane goes down: nothing is left on the wire of what connection there was.
-    pub(crate) fn close(&mut self, cause: &Cause) {
-        self.break_off(cause);
-        let (requests, returns) = (self.requests.drain(..), self.returns.drain(..));
+    pub(crate) fn go_down(&mut self, cause: &NodeFailure) {
+        self.abort_connection(cause);
+        let (requests, returns) = (self.batch.drain(..), self.batch_pending.drain(..));
         let batch: Vec<_> = requests.zip(returns).collect();
         for (request, back) in batch {
-            self.give_up(request, back, cause);
+            self.abandon_request(request, back, cause);
         }
     }
 
     /// It was on the wire when the connection broke.
-    pub(crate) fn give_up(&mut self, request: Request, mut back: Return, cause: &Cause) {
+    pub(crate) fn abandon_request(
+        &mut self,
+        request: Request,
+        mut back: PendingReply,
+        cause: &NodeFailure,
+    ) {
         if back.state != State::Open {
             return self.settle(request, back);
         }
-        if request.verb == Verb::Release {
+        if request.verb == Op::Release {
             back.sent_to.get_or_insert_with(|| Arc::clone(&self.runs));
             return self.pending.push(request, back);
         }
-        note_unanswered(&request, self.node);
+        record_unanswered(&request, self.node);
         // A server's error is the answer to another request: of this one nothing is known.
         let cause = match cause {
-            Cause::Server(_) | Cause::Denied(_) => {
-                Cause::Unreachable(format!("the connection was given up: {cause}"))
+            NodeFailure::ServerError(_) | NodeFailure::AccessDenied(_) => {
+                NodeFailure::Unreachable(format!("the connection was given up: {cause}"))
             }
             cause => cause.clone(),
         };
-        back.post(self.node, Answer::Fault(cause));
+        back.deliver(self.node, Reply::Failed(cause));
     }
 
     /// It has its answer.
-    pub(crate) fn settle(&mut self, request: Request, back: Return) {
+    pub(crate) fn settle(&mut self, request: Request, back: PendingReply) {
         match back.state {
             State::Refused => self.pending.push_refused(request, back, clock::now()),
             _ if back.was_refused => self.pending.note_success(clock::now()),
@@ -83,22 +88,22 @@ impl Desk {
         }
     }
 
-    fn readmit(&mut self, request: Request, mut back: Return) {
+    fn readmit(&mut self, request: Request, mut back: PendingReply) {
         back.state = State::Open;
-        self.requests.push(request);
-        self.returns.push(back);
+        self.batch.push(request);
+        self.batch_pending.push(back);
     }
 
     /// Sends all pending releases once, since the lane ends.
-    pub(crate) fn send_all_pending(&mut self) -> Result<(), Cause> {
+    pub(crate) fn send_all_pending(&mut self) -> Result<(), NodeFailure> {
         self.pending.drop_expired(clock::now());
         let mut all = self.pending.take_all();
         let mut done = Ok(());
         while !all.is_empty() {
-            let count = all.len().min(BATCH);
+            let count = all.len().min(MAX_BATCH);
             all.drain(..count)
                 .for_each(|(request, back)| self.readmit(request, back));
-            done = done.and_then(|()| self.exchange());
+            done = done.and_then(|()| self.send_batch());
             if done.is_err() {
                 break;
             }
@@ -115,24 +120,24 @@ impl Desk {
     }
 
     /// A job for a node that does not answer: releases of what the node may have are pending, everything else was not sent.
-    pub(crate) fn refuse(&mut self, job: Job) {
-        let mut back = Return::new(job.reply);
-        if job.request.verb != Verb::Release {
+    pub(crate) fn reject(&mut self, job: Job) {
+        let mut back = PendingReply::new(job.reply);
+        if job.request.verb != Op::Release {
             let cause = self.cause();
-            return back.post(self.node, Answer::Fault(cause));
+            return back.deliver(self.node, Reply::Failed(cause));
         }
-        match unsent(&job.request, self.node, Duration::ZERO, clock::now()) {
-            Some(answer) => back.post(self.node, answer),
+        match skip_reply(&job.request, self.node, Duration::ZERO, clock::now()) {
+            Some(answer) => back.deliver(self.node, answer),
             None => self.pending.push(job.request, back),
         }
     }
 
     /// Answers those who wait for a pending release; the releases stay pending.
-    pub(crate) fn give_up_waiting(&mut self) {
+    pub(crate) fn fail_release_waiters(&mut self) {
         self.pending.drop_expired(clock::now());
         let cause = self.cause();
         for (_, back) in &mut self.pending.unanswered {
-            back.post(self.node, Answer::Fault(cause.clone()));
+            back.deliver(self.node, Reply::Failed(cause.clone()));
         }
     }
 }
@@ -142,22 +147,25 @@ mod tests {
     use super::*;
     use crate::protocol::lease::tests::lease;
     use crate::time::clock;
-    use crate::transport::job::{Pending, Return};
+    use crate::transport::job::{Pending, PendingReply};
     use crate::transport::pending_releases::{
         FIRST_PAUSE, LAST_PAUSE, MAX_BEHIND, PendingReleases,
     };
-    use crate::transport::status::Health;
+    use crate::transport::status::ConnectionStatus;
 
     const NODE: usize = 0;
 
     fn pending_releases() -> PendingReleases {
-        PendingReleases::new(NODE, &Arc::new(Health::new()))
+        PendingReleases::new(NODE, &Arc::new(ConnectionStatus::new()))
     }
 
     fn release(now: Instant, ttl: Duration) -> Pending {
         let lease = lease("x");
-        lease.note_written(NODE, now, ttl);
-        (Request::new(Verb::Release, &lease, 0), Return::new(None))
+        lease.record_sent(NODE, now, ttl);
+        (
+            Request::new(Op::Release, &lease, 0),
+            PendingReply::new(None),
+        )
     }
 
     fn refuse(pending: &mut PendingReleases, some: Vec<Pending>, now: Instant) {
@@ -217,7 +225,7 @@ mod tests {
         let (mut pending, start) = (pending_releases(), clock::now());
         let ttl = Duration::from_secs(1);
         let (request, back) = release(start, ttl);
-        request.lease.note_unanswered(NODE);
+        request.lease.record_unanswered(NODE);
         pending.push(request, back);
         let (request, back) = release(start, ttl);
         pending.push_refused(request, back, start);
@@ -232,7 +240,7 @@ mod tests {
         now += ttl;
         assert_eq!(pending.take_due(now).len(), 1);
         let (request, back) = release(start, ttl);
-        request.lease.note_unanswered(NODE);
+        request.lease.record_unanswered(NODE);
         pending.push(request, back);
         pending.note_killed(now);
         now += 2 * ttl;

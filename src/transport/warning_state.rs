@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::protocol::key::Key;
-use crate::protocol::key_set::Keys;
-use crate::protocol::kind::Claim;
-use crate::protocol::request::Verb;
+use crate::protocol::key_set::KeySet;
+use crate::protocol::kind::LeaseKind;
+use crate::protocol::request::Op;
 
 /// More causes than this for which releases were refused are not told of one node.
 const MAX_REFUSED: usize = 32;
@@ -18,8 +18,8 @@ const MAX_FOREIGN: usize = 256;
 
 /// What has been said of one node.
 #[derive(Debug, Default)]
-pub(crate) struct News {
-    said: Mutex<Said>,
+pub(crate) struct WarningState {
+    said: Mutex<Reported>,
     /// What it has denied since it last allowed it, as bits: looked at with every answer.
     denied: AtomicU64,
     /// Whether keys with foreign values are known: read with every answer.
@@ -27,7 +27,7 @@ pub(crate) struct News {
 }
 
 #[derive(Debug, Default)]
-struct Said {
+struct Reported {
     /// How many of its connections are down.
     down: usize,
     was_connected: bool,
@@ -45,25 +45,25 @@ struct Said {
 
 /// What a node can deny.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Right {
+pub(crate) enum Permission {
     Connect,
     /// To kill our former connection.
     Kill,
-    Serve(Verb, Claim),
+    Run(Op, LeaseKind),
 }
 
-impl Right {
+impl Permission {
     fn bit(self) -> u64 {
         match self {
-            Right::Connect => 1,
-            Right::Kill => 2,
-            Right::Serve(verb, claim) => {
+            Permission::Connect => 1,
+            Permission::Kill => 2,
+            Permission::Run(verb, claim) => {
                 let kind = match claim {
-                    Claim::Exclusive => 0,
-                    Claim::Read => 1,
-                    Claim::Write => 2,
-                    Claim::Gate => 3,
-                    Claim::Permit { .. } => 4,
+                    LeaseKind::Exclusive => 0,
+                    LeaseKind::Read => 1,
+                    LeaseKind::Write => 2,
+                    LeaseKind::GateEntry => 3,
+                    LeaseKind::Permit { .. } => 4,
                 };
                 4 << (5 * verb as u32 + kind)
             }
@@ -71,7 +71,7 @@ impl Right {
     }
 }
 
-impl News {
+impl WarningState {
     /// One of its connections is down that was not. Whether it is news that the node is.
     pub(crate) fn fell(&self) -> bool {
         let mut said = self.said.lock();
@@ -88,7 +88,7 @@ impl News {
     }
 
     /// Whether this danger is news.
-    pub(crate) fn danger(&self, danger: Option<&str>) -> bool {
+    pub(crate) fn is_new_eviction_warning(&self, danger: Option<&str>) -> bool {
         let mut said = self.said.lock();
         let is_new = said.danger.as_deref() != danger;
         said.danger = danger.map(str::to_owned);
@@ -96,7 +96,7 @@ impl News {
     }
 
     /// Whether it is news that its clock is off.
-    pub(crate) fn clock(&self, is_off: bool) -> bool {
+    pub(crate) fn is_new_clock_warning(&self, is_off: bool) -> bool {
         let was_off = std::mem::replace(&mut self.said.lock().clock_is_off, is_off);
         is_off && !was_off
     }
@@ -113,7 +113,7 @@ impl News {
     }
 
     /// Whether it is news that this run of it is in quarantine.
-    pub(crate) fn quarantined(&self, run_id: &str) -> bool {
+    pub(crate) fn is_new_quarantine(&self, run_id: &str) -> bool {
         let mut said = self.said.lock();
         let is_new = said.quarantined.as_deref() != Some(run_id);
         said.quarantined = Some(run_id.to_owned());
@@ -131,7 +131,7 @@ impl News {
     }
 
     /// Whether it is news that it denies this.
-    pub(crate) fn denied(&self, right: Right) -> bool {
+    pub(crate) fn is_newly_denied(&self, right: Permission) -> bool {
         let before = self.denied.fetch_or(right.bit(), Ordering::Relaxed);
         before & right.bit() == 0
     }
@@ -145,10 +145,10 @@ impl News {
     }
 
     /// The lock of these keys was granted, so no foreign value is there any more.
-    pub(crate) fn not_foreign(&self, keys: &Keys) {
+    pub(crate) fn not_foreign(&self, keys: &KeySet) {
         if self.has_foreign.load(Ordering::Relaxed) {
             let mut said = self.said.lock();
-            keys.all()
+            keys.as_slice()
                 .iter()
                 .for_each(|key| _ = said.foreign.remove(key));
             self.has_foreign
@@ -157,7 +157,7 @@ impl News {
     }
 
     /// It does not deny this.
-    pub(crate) fn allowed(&self, right: Right) {
+    pub(crate) fn clear_denied(&self, right: Permission) {
         if self.denied.load(Ordering::Relaxed) & right.bit() != 0 {
             self.denied.fetch_and(!right.bit(), Ordering::Relaxed);
         }
@@ -170,22 +170,39 @@ mod tests {
 
     #[test]
     fn what_was_said_is_no_news_until_it_has_changed() {
-        let news = News::default();
-        assert!(!news.danger(None) && !news.clock(false) && !news.distance(false));
+        let news = WarningState::default();
+        assert!(
+            !news.is_new_eviction_warning(None)
+                && !news.is_new_clock_warning(false)
+                && !news.distance(false)
+        );
         let mut first = true;
         for _ in 0..2 {
-            assert!(news.danger(Some("evicts")) && !news.danger(Some("evicts")));
-            assert!(news.danger(Some("else")) && !news.danger(None));
-            assert!(news.clock(true) && !news.clock(true) && !news.clock(false));
+            assert!(
+                news.is_new_eviction_warning(Some("evicts"))
+                    && !news.is_new_eviction_warning(Some("evicts"))
+            );
+            assert!(
+                news.is_new_eviction_warning(Some("else")) && !news.is_new_eviction_warning(None)
+            );
+            assert!(
+                news.is_new_clock_warning(true)
+                    && !news.is_new_clock_warning(true)
+                    && !news.is_new_clock_warning(false)
+            );
             assert_eq!(news.several_servers(), std::mem::take(&mut first));
             assert!(news.distance(true) && !news.distance(true) && !news.distance(false));
-            assert!(news.quarantined("a") && !news.quarantined("a") && news.quarantined("b"));
+            assert!(
+                news.is_new_quarantine("a")
+                    && !news.is_new_quarantine("a")
+                    && news.is_new_quarantine("b")
+            );
         }
     }
 
     #[test]
     fn refused_releases_are_told_once_for_each_cause_and_not_without_end() {
-        let news = News::default();
+        let news = WarningState::default();
         assert!(news.refused_release("MISCONF") && news.refused_release("NOPERM"));
         assert!(!news.refused_release("MISCONF") && !news.refused_release("NOPERM"));
         let codes = (0..1_000).map(|code| code.to_string());
@@ -195,9 +212,10 @@ mod tests {
 
     #[test]
     fn foreign_value_is_news_once_until_its_key_is_granted() {
-        let key =
-            |name: &str| Key::parse("p:", name, crate::protocol::kind::Family::Exclusive).unwrap();
-        let news = News::default();
+        let key = |name: &str| {
+            Key::parse("p:", name, crate::protocol::kind::LockKind::Exclusive).unwrap()
+        };
+        let news = WarningState::default();
         for _ in 0..2 {
             assert!(news.foreign(&key("a")) && news.foreign(&key("b")));
             assert!(!news.foreign(&key("a")) && !news.foreign(&key("b")));
@@ -213,7 +231,7 @@ mod tests {
 
     #[test]
     fn an_outage_over_all_connections_of_a_node_is_news_once() {
-        let news = News::default();
+        let news = WarningState::default();
         assert!(news.rose(false) && !news.rose(false));
         assert!(news.fell() && !news.fell());
         assert!(!news.rose(true) && news.rose(true));
@@ -223,31 +241,31 @@ mod tests {
     #[test]
     fn each_right_is_told_by_itself() {
         let verbs = [
-            Verb::Take,
-            Verb::Extend,
-            Verb::PutBack,
-            Verb::Downgrade,
-            Verb::Raise,
-            Verb::Knock,
-            Verb::Release,
+            Op::Acquire,
+            Op::Extend,
+            Op::Restore,
+            Op::Downgrade,
+            Op::RaiseFence,
+            Op::WakeListener,
+            Op::Release,
         ];
-        let permit = Claim::Permit { slot: 1, of: 2 };
+        let permit = LeaseKind::Permit { index: 1, total: 2 };
         let claims = [
-            Claim::Exclusive,
-            Claim::Read,
-            Claim::Write,
-            Claim::Gate,
+            LeaseKind::Exclusive,
+            LeaseKind::Read,
+            LeaseKind::Write,
+            LeaseKind::GateEntry,
             permit,
         ];
-        let serve = |verb| claims.map(|claim| Right::Serve(verb, claim));
-        let mut rights: Vec<Right> = verbs.into_iter().flat_map(serve).collect();
-        rights.extend([Right::Connect, Right::Kill]);
-        let news = News::default();
-        assert!(rights.iter().all(|right| news.denied(*right)));
+        let serve = |verb| claims.map(|claim| Permission::Run(verb, claim));
+        let mut rights: Vec<Permission> = verbs.into_iter().flat_map(serve).collect();
+        rights.extend([Permission::Connect, Permission::Kill]);
+        let news = WarningState::default();
+        assert!(rights.iter().all(|right| news.is_newly_denied(*right)));
         for right in rights {
-            assert!(!news.denied(right));
-            news.allowed(right);
-            assert!(news.denied(right));
+            assert!(!news.is_newly_denied(right));
+            news.clear_denied(right);
+            assert!(news.is_newly_denied(right));
         }
     }
 }

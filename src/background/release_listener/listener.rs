@@ -10,53 +10,55 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::background::release_listener::shared::{Desk, Listening, NAME, State};
-use crate::background::release_listener::subscriptions::{Heard, Subscriptions};
+use crate::background::release_listener::shared::{
+    ListenerShared, ListenerState, NAME, Subscription,
+};
+use crate::background::release_listener::subscriptions::{Signal, Subscriptions};
 use crate::background::release_listener::yielding::Courtesies;
 use crate::error::Error;
 use crate::protocol::key::Key;
-use crate::protocol::key_set::Keys;
-use crate::protocol::kind::{Claim, Family};
+use crate::protocol::key_set::KeySet;
+use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
-use crate::protocol::reply::Answer;
+use crate::protocol::reply::Reply;
 use crate::protocol::token::Token;
-use crate::sync::threads::Helper;
+use crate::sync::threads::BackgroundThread;
 use crate::transport::inbox::Inbox;
-use crate::transport::job::Addressee;
+use crate::transport::job::ReplySink;
 use crate::transport::node::traits::Connector;
-use crate::transport::node_group::Nodes;
+use crate::transport::node_group::NodeGroup;
 
 /// The listening of a `Nodes`.
-pub(crate) struct Listener {
-    pub(crate) desk: Arc<Desk>,
+pub(crate) struct ReleaseListener {
+    pub(crate) desk: Arc<ListenerShared>,
     connectors: Arc<[Arc<dyn Connector>]>,
     started: AtomicBool,
-    thread: Mutex<Option<Helper>>,
+    thread: Mutex<Option<BackgroundThread>>,
 }
 
-impl Listener {
+impl ReleaseListener {
     /// # Errors
     /// `System` when there are no random bytes for the name of the private channel.
     pub(crate) fn new(
         prefix: &str,
-        nodes: &Arc<Nodes>,
+        nodes: &Arc<NodeGroup>,
         connectors: Arc<[Arc<dyn Connector>]>,
-    ) -> Result<Listener, Error> {
+    ) -> Result<ReleaseListener, Error> {
         let token = Token::fresh(None)?;
         let name = format!("listener:{:016x}", token.id());
-        let key = Key::parse(prefix, &name, Family::Exclusive)?;
-        Ok(Listener {
-            desk: Arc::new(Desk {
-                state: Mutex::new(State {
+        let key = Key::parse(prefix, &name, LockKind::Exclusive)?;
+        Ok(ReleaseListener {
+            desk: Arc::new(ListenerShared {
+                state: Mutex::new(ListenerState {
                     subscriptions: Subscriptions::new(),
                     courtesies: Courtesies::new(),
                     node: None,
-                    knocked: false,
+                    wake_pending: false,
                     stopping: false,
                 }),
                 changed: Condvar::new(),
                 nodes: Arc::clone(nodes),
-                private: Arc::new(Lease::new(key, token, Claim::Exclusive)),
+                wake_channel: Arc::new(Lease::new(key, token, LeaseKind::Exclusive)),
                 channels: AtomicUsize::new(0),
                 courtesies: AtomicUsize::new(0),
             }),
@@ -67,33 +69,41 @@ impl Listener {
     }
 
     /// Listens at a key if others of this process do, or did a moment ago: then what is released from now on is heard.
-    pub(crate) fn join_others(&self, key: &Key, inbox: &Arc<Inbox>) -> Option<Listening<'_>> {
+    pub(crate) fn subscribe_if_active(
+        &self,
+        key: &Key,
+        inbox: &Arc<Inbox>,
+    ) -> Option<Subscription<'_>> {
         if self.desk.channels.load(Ordering::Acquire) == 0 {
             return None;
         }
         let mut state = self.desk.state.lock();
         let is_heard = state.subscriptions.is_confirmed(key.channel().as_ref());
-        is_heard.then(|| self.desk.enter(&mut state, key, inbox).0)
+        is_heard.then(|| self.desk.add_waiter(&mut state, key, inbox).0)
     }
 
     /// Listens at a key. The inbox is woken when the subscription stands, and with every release that is published.
     ///
     /// # Errors
     /// `System` when there is no thread to be had.
-    pub(crate) fn join(&self, key: &Key, inbox: &Arc<Inbox>) -> Result<Listening<'_>, Error> {
+    pub(crate) fn subscribe(
+        &self,
+        key: &Key,
+        inbox: &Arc<Inbox>,
+    ) -> Result<Subscription<'_>, Error> {
         if !self.started.load(Ordering::Acquire) {
             self.start()?;
         }
         let mut state = self.desk.state.lock();
-        let (listening, is_new) = self.desk.enter(&mut state, key, inbox);
+        let (listening, is_new) = self.desk.add_waiter(&mut state, key, inbox);
         if state.subscriptions.is_confirmed(&listening.channel) {
             // What was released before is not heard.
-            listening.waiter.hear(Heard::Subscribed);
+            listening.waiter.signal(Signal::Subscribed);
         }
         let channels = state.subscriptions.len();
         self.desk.channels.store(channels, Ordering::Release);
         if is_new {
-            self.desk.knock(state);
+            self.desk.wake_thread(state);
         }
         Ok(listening)
     }
@@ -102,7 +112,7 @@ impl Listener {
         let mut thread = self.thread.lock();
         if thread.is_none() {
             let (desk, connectors) = (Arc::clone(&self.desk), Arc::clone(&self.connectors));
-            *thread = Some(Helper::start(NAME, move || {
+            *thread = Some(BackgroundThread::spawn(NAME, move || {
                 desk.run(&connectors);
             })?);
             self.started.store(true, Ordering::Release);
@@ -111,7 +121,7 @@ impl Listener {
     }
 
     /// The node that is listened to, where a release is heard of first.
-    pub(crate) fn node(&self) -> Option<usize> {
+    pub(crate) fn current_node(&self) -> Option<usize> {
         self.desk.state.lock().node
     }
 
@@ -125,63 +135,63 @@ impl Listener {
     pub(crate) fn stop(&self) {
         let mut state = self.desk.state.lock();
         state.stopping = true;
-        self.desk.knock(state);
+        self.desk.wake_thread(state);
     }
 
     /// Waits until the thread has ended, until `end`. `false` if it has not.
-    pub(crate) fn await_end(&self, end: Instant) -> bool {
+    pub(crate) fn join_until(&self, end: Instant) -> bool {
         let thread = self.thread.lock().take();
-        thread.is_none_or(|thread| thread.join(end))
+        thread.is_none_or(|thread| thread.join_until(end))
     }
 }
 
-impl Listener {
+impl ReleaseListener {
     /// A lock of ours is being released. If others are known to listen there, they are let pass from now on.
-    pub(crate) fn releases(&self, keys: &Keys) {
+    pub(crate) fn release_started(&self, keys: &KeySet) {
         if self.desk.courtesies.load(Ordering::Acquire) > 0 {
             let mut state = self.desk.state.lock();
-            for key in keys.all() {
-                let until = self.desk.others_pass();
+            for key in keys.as_slice() {
+                let until = self.desk.new_yield_deadline();
                 state.courtesies.prolong(key.channel().as_ref(), until);
             }
         }
     }
 
     /// So many heard on these nodes that a lock of ours was released.
-    pub(crate) fn released(&self, keys: &Keys, heard: &[(usize, u64)]) {
-        self.desk.released(keys, heard);
+    pub(crate) fn record_receivers(&self, keys: &KeySet, heard: &[(usize, u64)]) {
+        self.desk.record_receivers(keys, heard);
     }
 
     /// Hears how many heard of a release that nobody waits for.
-    pub(crate) fn addressee(&self, keys: &Keys) -> Arc<dyn Addressee> {
-        Arc::new(Released {
+    pub(crate) fn receiver_count_sink(&self, keys: &KeySet) -> Arc<dyn ReplySink> {
+        Arc::new(ReceiverCountSink {
             desk: Arc::clone(&self.desk),
             keys: keys.clone(),
         })
     }
 
     /// Until when others are let pass at one of these keys.
-    pub(crate) fn courtesy(&self, keys: &Keys) -> Option<Instant> {
+    pub(crate) fn yield_deadline(&self, keys: &KeySet) -> Option<Instant> {
         if self.desk.courtesies.load(Ordering::Acquire) == 0 {
             return None;
         }
         let state = self.desk.state.lock();
         let until = |key: &Key| state.courtesies.until(key.channel().as_ref());
-        keys.all().iter().filter_map(until).max()
+        keys.as_slice().iter().filter_map(until).max()
     }
 }
 
 /// Where the answers to a release go that nobody waits for.
-struct Released {
-    desk: Arc<Desk>,
-    keys: Keys,
+struct ReceiverCountSink {
+    desk: Arc<ListenerShared>,
+    keys: KeySet,
 }
 
-impl Addressee for Released {
-    fn post(&self, _: u32, node: usize, answer: Answer) {
+impl ReplySink for ReceiverCountSink {
+    fn deliver(&self, _: u32, node: usize, answer: Reply) {
         match answer {
-            Answer::Heard(count) => self.desk.released(&self.keys, &[(node, count)]),
-            Answer::Yes => self.desk.unheard(&self.keys, node),
+            Reply::DoneNotified(count) => self.desk.record_receivers(&self.keys, &[(node, count)]),
+            Reply::Done => self.desk.record_no_receivers(&self.keys, node),
             _ => {}
         }
     }
@@ -197,14 +207,14 @@ mod tests {
     use super::*;
     use crate::background::release_listener::rests::Rests;
     use crate::background::release_listener::shared::PRIVATE;
-    use crate::background::release_listener::subscriptions::Heard;
-    use crate::error::Cause;
+    use crate::background::release_listener::subscriptions::Signal;
+    use crate::error::NodeFailure;
     use crate::protocol::key::Channel;
-    use crate::telemetry::stats::Meter;
+    use crate::telemetry::stats::LockCounters;
     use crate::tests::fake_node::node;
-    use crate::tests::fake_node::node::Fake;
-    use crate::transport::node::traits::{Ear, Event};
-    use crate::transport::worker_pool::Crew;
+    use crate::tests::fake_node::node::FakeNode;
+    use crate::transport::node::traits::{Event, Subscriber};
+    use crate::transport::worker_pool::WorkerPool;
 
     /// A connection whose server says what the test wants, and which writes down what it is sent.
     struct Script<'a> {
@@ -215,32 +225,32 @@ mod tests {
     /// What the server sends next, given what it was sent.
     type Step<'a> = Box<dyn FnOnce(&[(u64, usize)]) -> Option<Event> + 'a>;
 
-    impl Ear for Script<'_> {
-        fn subscribe(&mut self, command: u64, channels: &[Channel]) -> Result<(), Cause> {
+    impl Subscriber for Script<'_> {
+        fn subscribe(&mut self, command: u64, channels: &[Channel]) -> Result<(), NodeFailure> {
             self.sent.push((command, channels.len()));
             Ok(())
         }
 
-        fn unsubscribe(&mut self, _: &[Channel]) -> Result<(), Cause> {
+        fn unsubscribe(&mut self, _: &[Channel]) -> Result<(), NodeFailure> {
             Ok(())
         }
 
-        fn ping(&mut self) -> Result<(), Cause> {
+        fn ping(&mut self) -> Result<(), NodeFailure> {
             Ok(())
         }
 
-        fn hear(&mut self, _: Duration) -> Result<Option<Event>, Cause> {
-            let step = self.says.pop_front().ok_or(Cause::TimedOut)?;
+        fn next_message(&mut self, _: Duration) -> Result<Option<Event>, NodeFailure> {
+            let step = self.says.pop_front().ok_or(NodeFailure::TimedOut)?;
             Ok(step(&self.sent))
         }
     }
 
-    fn listener() -> Listener {
-        let fake = Fake::new("a");
+    fn listener() -> ReleaseListener {
+        let fake = FakeNode::new("a");
         let settings = node::settings(|config| config);
-        let (crew, _) = Crew::build(&[fake.post(&settings)], 1).unwrap();
-        let nodes = Nodes::new(crew, vec!["a".to_owned()], 1, Meter::new(None));
-        let listener = Listener::new("", &Arc::new(nodes), Arc::from([])).unwrap();
+        let (crew, _) = WorkerPool::spawn(&[fake.node_config(&settings)], 1).unwrap();
+        let nodes = NodeGroup::new(crew, vec!["a".to_owned()], 1, LockCounters::new(None));
+        let listener = ReleaseListener::new("", &Arc::new(nodes), Arc::from([])).unwrap();
         // No thread of its own is to listen.
         listener.started.store(true, Ordering::Release);
         listener
@@ -249,23 +259,23 @@ mod tests {
     #[test]
     fn a_subscribe_waits_for_no_reply_and_only_its_confirmation_counts() {
         let listener = listener();
-        let parse = |name| Key::parse("", name, Family::Exclusive).unwrap();
+        let parse = |name| Key::parse("", name, LockKind::Exclusive).unwrap();
         let (keys, inbox) = (["x", "y", "z"].map(parse), Arc::new(Inbox::new()));
-        let ears = [0, 1].map(|key: usize| listener.join(&keys[key], &inbox).unwrap());
+        let ears = [0, 1].map(|key: usize| listener.subscribe(&keys[key], &inbox).unwrap());
         let late = std::cell::RefCell::new(None);
         let desk = &listener.desk;
-        let private = desk.private.key().channel();
+        let private = desk.wake_channel.key().channel();
         let is_confirmed = |name: &str| desk.state.lock().subscriptions.is_confirmed(name);
         let says: [Step<'_>; 6] = [
             Box::new(|sent| {
                 assert_eq!(sent, [(PRIVATE, 1), (1, 2)], "both at once");
-                *late.borrow_mut() = listener.join(&keys[2], &inbox).ok();
+                *late.borrow_mut() = listener.subscribe(&keys[2], &inbox).ok();
                 // One of a subscription before.
                 Some(Event::Message("x".into()))
             }),
             Box::new(|sent| {
                 assert_eq!(sent.last(), Some(&(2, 1)), "behind it, unconfirmed");
-                assert_eq!(ears[0].take(), Heard::Release);
+                assert_eq!(ears[0].take_signal(), Signal::Released);
                 assert!(!is_confirmed("x") && desk.state.lock().node.is_none());
                 Some(Event::Subscribed(PRIVATE, private))
             }),
@@ -275,12 +285,12 @@ mod tests {
             }),
             Box::new(|_| {
                 assert!(is_confirmed("x") && !is_confirmed("y"));
-                assert_eq!(ears[0].take(), Heard::Subscribed);
+                assert_eq!(ears[0].take_signal(), Signal::Subscribed);
                 Some(Event::Subscribed(2, "z".into()))
             }),
             Box::new(|_| {
                 assert!(is_confirmed("z") && !is_confirmed("y"));
-                Some(Event::Refused(1, Cause::Denied("no".into())))
+                Some(Event::Refused(1, NodeFailure::AccessDenied("no".into())))
             }),
             Box::new(|sent| {
                 assert_eq!(sent.last(), Some(&(3, 1)), "what was not confirmed");
@@ -292,8 +302,8 @@ mod tests {
             says: says.into(),
         };
         assert_eq!(
-            desk.serve(&mut script, 0, &Rests::new(1)),
-            Err(Cause::TimedOut)
+            desk.run_connection(&mut script, 0, &Rests::new(1)),
+            Err(NodeFailure::TimedOut)
         );
         assert!(script.says.is_empty());
     }

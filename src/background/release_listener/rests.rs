@@ -39,18 +39,19 @@ impl Rests {
 }
 
 fn pause(failures: u32) -> Duration {
-    PAUSE * (1 << failures.min(MOST_DOUBLED))
+    RECONNECT_DELAY * (1 << failures.min(MAX_DOUBLINGS))
 }
 
 /// The first pause of a node after a connection that failed; it is doubled so many times.
-pub(crate) const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
+pub(crate) const RECONNECT_DELAY: Duration =
+    Duration::from_millis(if cfg!(test) { 20 } else { 500 });
 
-pub(crate) const MOST_DOUBLED: u32 = 6;
+pub(crate) const MAX_DOUBLINGS: u32 = 6;
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::background::release_listener::rests::{MOST_DOUBLED, PAUSE};
+    use crate::background::release_listener::rests::{MAX_DOUBLINGS, RECONNECT_DELAY};
     use crate::time::clock;
 
     #[test]
@@ -60,13 +61,13 @@ mod tests {
         for doubled in [0, 1, 2, 3, 4, 5, 6, 6, 6] {
             assert!(!rests.is_resting(0, now));
             assert_eq!(rests.fail(0, now, now), now == start);
-            let end = now + PAUSE * (1 << doubled);
+            let end = now + RECONNECT_DELAY * (1 << doubled);
             assert!(rests.is_resting(0, end - Duration::from_micros(1)));
             assert!(!rests.is_resting(0, end) && !rests.is_resting(1, now));
             now = end;
         }
-        let later = now + 2 * PAUSE * (1 << MOST_DOUBLED);
+        let later = now + 2 * RECONNECT_DELAY * (1 << MAX_DOUBLINGS);
         assert!(rests.fail(0, now, later), "it had been a good one");
-        assert!(!rests.is_resting(0, later + PAUSE));
+        assert!(!rests.is_resting(0, later + RECONNECT_DELAY));
     }
 }

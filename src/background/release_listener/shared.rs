@@ -8,88 +8,84 @@ use std::time::{Duration, Instant};
 use log::{Level, debug, info, log};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::background::release_listener::rests::{PAUSE, Rests};
-use crate::background::release_listener::subscriptions::{Heard, Subscriptions, Waiter};
+use crate::background::release_listener::rests::{RECONNECT_DELAY, Rests};
+use crate::background::release_listener::subscriptions::{ChannelWaiter, Signal, Subscriptions};
 use crate::background::release_listener::yielding::Courtesies;
-use crate::error::Cause;
+use crate::error::NodeFailure;
 use crate::protocol::key::{Channel, Key};
-use crate::protocol::key_set::Keys;
+use crate::protocol::key_set::KeySet;
 use crate::protocol::lease::Lease;
 use crate::random;
 use crate::sync::threads;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
-use crate::transport::node::traits::{Connector, Ear, Event};
-use crate::transport::node_group::Nodes;
+use crate::transport::node::traits::{Connector, Event, Subscriber};
+use crate::transport::node_group::NodeGroup;
 use crate::transport::pipeline;
 
 /// The thread's name.
 pub(crate) const NAME: &str = "redguard-listener";
 
 /// A subscription outlives its last waiter by this, since who waited for a lock is likely to wait for it again.
-const LINGER: Duration = Duration::from_millis(500);
+const UNSUBSCRIBE_DELAY: Duration = Duration::from_millis(500);
 
 /// So long it hears nothing before it asks for a sign of life. As often it looks whether a node before its own can be had.
-const PING_EVERY: Duration = Duration::from_secs(1);
+const PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The number of the SUBSCRIBE to the private channel.
 pub(crate) const PRIVATE: u64 = 0;
 
-pub(crate) struct Desk {
-    pub(crate) state: Mutex<State>,
+pub(crate) struct ListenerShared {
+    pub(crate) state: Mutex<ListenerState>,
     pub(crate) changed: Condvar,
-    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) nodes: Arc<NodeGroup>,
     /// The private channel on which the thread is told that there is something to do: a read cannot be interrupted.
-    pub(crate) private: Arc<Lease>,
+    pub(crate) wake_channel: Arc<Lease>,
     /// How many channels there are, so that who does not wait need not ask.
     pub(crate) channels: AtomicUsize,
     /// How many keys others were seen to listen to.
     pub(crate) courtesies: AtomicUsize,
 }
 
-pub(crate) struct State {
+pub(crate) struct ListenerState {
     pub(crate) subscriptions: Subscriptions,
     /// Until when others are let pass who were heard to listen.
     pub(crate) courtesies: Courtesies,
     /// Where the thread listens.
     pub(crate) node: Option<usize>,
     /// It has been told, and has not looked since.
-    pub(crate) knocked: bool,
+    pub(crate) wake_pending: bool,
     pub(crate) stopping: bool,
 }
 
 /// A waiter's ear at a key. It hears until it is dropped.
-pub(crate) struct Listening<'a> {
-    desk: &'a Desk,
+pub(crate) struct Subscription<'a> {
+    desk: &'a ListenerShared,
     pub(crate) channel: Channel,
-    pub(crate) waiter: Arc<Waiter>,
+    pub(crate) waiter: Arc<ChannelWaiter>,
 }
 
-impl Listening<'_> {
+impl Subscription<'_> {
     pub(crate) fn is_at(&self, key: &Key) -> bool {
-        *self.channel == *key.wire()
+        *self.channel == *key.as_str()
     }
 
     /// What there was to hear since this was asked last.
-    pub(crate) fn take(&self) -> Heard {
-        match self
-            .waiter
-            .heard
-            .swap(Heard::Nothing as u8, Ordering::AcqRel)
-        {
-            0 => Heard::Nothing,
-            1 => Heard::Subscribed,
-            _ => Heard::Release,
+    pub(crate) fn take_signal(&self) -> Signal {
+        match self.waiter.heard.swap(Signal::None as u8, Ordering::AcqRel) {
+            0 => Signal::None,
+            1 => Signal::Subscribed,
+            _ => Signal::Released,
         }
     }
 
     /// Whether there was at least this to hear.
-    pub(crate) fn has_heard(&self, least: Heard) -> bool {
+    pub(crate) fn has_signal(&self, least: Signal) -> bool {
         self.waiter.heard.load(Ordering::Acquire) >= least as u8
     }
 }
 
-impl Drop for Listening<'_> {
+impl Drop for Subscription<'_> {
     fn drop(&mut self) {
         let mut state = self.desk.state.lock();
         let subscriptions = &mut state.subscriptions;
@@ -97,21 +93,21 @@ impl Drop for Listening<'_> {
     }
 }
 
-impl Desk {
+impl ListenerShared {
     /// Adds a waiter, and tells whether its channel is a new one.
-    pub(crate) fn enter(
+    pub(crate) fn add_waiter(
         &self,
-        state: &mut State,
+        state: &mut ListenerState,
         key: &Key,
         inbox: &Arc<Inbox>,
-    ) -> (Listening<'_>, bool) {
+    ) -> (Subscription<'_>, bool) {
         let channel = key.channel();
-        let waiter = Arc::new(Waiter {
+        let waiter = Arc::new(ChannelWaiter {
             inbox: Arc::clone(inbox),
-            heard: AtomicU8::new(Heard::Nothing as u8),
+            heard: AtomicU8::new(Signal::None as u8),
         });
         let is_new = state.subscriptions.enter(&channel, &waiter);
-        let listening = Listening {
+        let listening = Subscription {
             desk: self,
             channel,
             waiter,
@@ -120,13 +116,13 @@ impl Desk {
     }
 
     /// Lets the thread look at what is to be done.
-    pub(crate) fn knock(&self, mut state: MutexGuard<'_, State>) {
-        let knocks = !std::mem::replace(&mut state.knocked, true);
+    pub(crate) fn wake_thread(&self, mut state: MutexGuard<'_, ListenerState>) {
+        let knocks = !std::mem::replace(&mut state.wake_pending, true);
         let node = state.node;
         drop(state);
         self.changed.notify_one();
         if let (true, Some(node)) = (knocks, node) {
-            self.nodes.knock(&self.private, node);
+            self.nodes.wake_listener(&self.wake_channel, node);
         }
     }
 
@@ -142,13 +138,14 @@ impl Desk {
             return false;
         };
         let began = clock::now();
-        let listen = || connectors[node].listen(&mut |ear| self.serve(ear, node, rests));
+        let listen =
+            || connectors[node].with_subscriber(&mut |ear| self.run_connection(ear, node, rests));
         let ended = catch_unwind(AssertUnwindSafe(listen));
         let now = clock::now();
         let mut state = self.state.lock();
         state.node = None;
         state.subscriptions.end();
-        self.sweep(&mut state, Duration::ZERO);
+        self.remove_idle(&mut state, Duration::ZERO);
         let stopping = state.stopping;
         drop(state);
         let level = match ended {
@@ -160,7 +157,7 @@ impl Desk {
                 Level::Error
             }
         };
-        let cause = ended.unwrap_or_else(|_| Err(pipeline::panicked()));
+        let cause = ended.unwrap_or_else(|_| Err(pipeline::panic_failure()));
         if let (Err(cause), false) = (cause, stopping) {
             let name = self.nodes.name(node);
             log!(level, "{name}: no wake-ups from it: {cause}");
@@ -172,7 +169,7 @@ impl Desk {
     fn wait_for_work(&self, rests: &Rests) -> Option<usize> {
         let mut state = self.state.lock();
         loop {
-            state.knocked = false;
+            state.wake_pending = false;
             if state.stopping {
                 return None;
             }
@@ -184,13 +181,13 @@ impl Desk {
             if let Some(node) = self.nodes.first_up_of(|node| !rests.is_resting(node, now)) {
                 return Some(node);
             }
-            self.changed.wait_until(&mut state, now + PAUSE);
-            self.sweep(&mut state, LINGER);
+            self.changed.wait_until(&mut state, now + RECONNECT_DELAY);
+            self.remove_idle(&mut state, UNSUBSCRIBE_DELAY);
         }
     }
 
     /// Forgets the channels at which nobody has waited for so long. Returns the UNSUBSCRIBE commands that are to be sent.
-    fn sweep(&self, state: &mut State, linger: Duration) -> Vec<Vec<Channel>> {
+    fn remove_idle(&self, state: &mut ListenerState, linger: Duration) -> Vec<Vec<Channel>> {
         let swept = state.subscriptions.sweep(clock::now(), linger);
         let channels = state.subscriptions.len();
         self.channels.store(channels, Ordering::Release);
@@ -199,21 +196,26 @@ impl Desk {
 
     /// Hears what one connection brings, until it fails or nobody waits any more. Nothing that is sent is waited for: replies
     /// and messages are taken as they come.
-    pub(crate) fn serve(&self, ear: &mut dyn Ear, node: usize, rests: &Rests) -> Result<(), Cause> {
-        ear.subscribe(PRIVATE, &[self.private.key().channel()])?;
+    pub(crate) fn run_connection(
+        &self,
+        ear: &mut dyn Subscriber,
+        node: usize,
+        rests: &Rests,
+    ) -> Result<(), NodeFailure> {
+        ear.subscribe(PRIVATE, &[self.wake_channel.key().channel()])?;
         self.state.lock().subscriptions.begin();
         let mut heard_at = clock::now();
-        let mut look_at = heard_at + PING_EVERY;
+        let mut look_at = heard_at + PING_INTERVAL;
         loop {
             let (new, gone, due) = {
                 let mut state = self.state.lock();
-                state.knocked = false;
-                let gone = self.sweep(&mut state, LINGER);
+                state.wake_pending = false;
+                let gone = self.remove_idle(&mut state, UNSUBSCRIBE_DELAY);
                 if state.stopping || state.subscriptions.is_empty() {
                     return Ok(());
                 }
                 let new = state.subscriptions.take_unsent();
-                (new, gone, state.subscriptions.next_sweep(LINGER))
+                (new, gone, state.subscriptions.next_sweep(UNSUBSCRIBE_DELAY))
             };
             for channels in &gone {
                 ear.unsubscribe(channels)?;
@@ -223,7 +225,7 @@ impl Desk {
             }
             let now = clock::now();
             if now >= look_at {
-                look_at = now + PING_EVERY;
+                look_at = now + PING_INTERVAL;
                 let suits = |other| other == node || !rests.is_resting(other, now);
                 if self
                     .nodes
@@ -233,13 +235,13 @@ impl Desk {
                     return Ok(()); // back to where all others listen
                 }
             }
-            if now >= heard_at + PING_EVERY {
+            if now >= heard_at + PING_INTERVAL {
                 ear.ping()?;
                 heard_at = now;
             }
-            let next = look_at.min(heard_at + PING_EVERY);
+            let next = look_at.min(heard_at + PING_INTERVAL);
             let next = due.map_or(next, |due| due.min(next));
-            if let Some(event) = ear.hear(next.saturating_duration_since(now))? {
+            if let Some(event) = ear.next_message(next.saturating_duration_since(now))? {
                 heard_at = clock::now();
                 self.take(event, node)?;
             }
@@ -247,7 +249,7 @@ impl Desk {
     }
 
     /// Takes in what the server has sent. The error is why it is of no use.
-    fn take(&self, event: Event, node: usize) -> Result<(), Cause> {
+    fn take(&self, event: Event, node: usize) -> Result<(), NodeFailure> {
         let mut state = self.state.lock();
         match event {
             Event::Message(channel) => state.subscriptions.message(&channel),
@@ -273,18 +275,18 @@ impl Desk {
 }
 
 /// A `Nodes` that let others pass at a key forgets it after this.
-pub(crate) const KEPT: Duration = Duration::from_secs(10);
+pub(crate) const FORGET_AFTER: Duration = Duration::from_secs(10);
 
-impl Desk {
+impl ListenerShared {
     /// Of a lock with several keys a node says how many heard of the one that most heard of: those who listen to the others
     /// are let pass as well.
-    pub(crate) fn released(&self, keys: &Keys, heard: &[(usize, u64)]) {
+    pub(crate) fn record_receivers(&self, keys: &KeySet, heard: &[(usize, u64)]) {
         let known = self.courtesies.load(Ordering::Acquire) > 0;
         if heard.is_empty() && !known {
             return;
         }
         let mut state = self.state.lock();
-        for key in keys.all() {
+        for key in keys.as_slice() {
             let channel = key.channel();
             let is_ours = state.subscriptions.is_confirmed(&channel);
             let ours = state.node.filter(|_| is_ours);
@@ -292,7 +294,7 @@ impl Desk {
                 .iter()
                 .any(|(node, count)| *count > u64::from(ours == Some(*node)));
             if others {
-                let until = self.others_pass();
+                let until = self.new_yield_deadline();
                 state.courtesies.put(&channel, until, clock::now());
             } else {
                 state.courtesies.remove(&channel);
@@ -303,14 +305,14 @@ impl Desk {
     }
 
     /// Nobody heard of it on this node. Where others listen they do so on the first one.
-    pub(crate) fn unheard(&self, keys: &Keys, node: usize) {
-        if self.nodes.first_up() == Some(node) {
-            self.released(keys, &[]);
+    pub(crate) fn record_no_receivers(&self, keys: &KeySet, node: usize) {
+        if self.nodes.first_voting_node() == Some(node) {
+            self.record_receivers(keys, &[]);
         }
     }
 
     /// Two round trips and as much again, more or less, from now on.
-    pub(crate) fn others_pass(&self) -> Instant {
-        clock::now() + (2 * self.nodes.usual_round()).mul_f64(1.0 + random::unit())
+    pub(crate) fn new_yield_deadline(&self) -> Instant {
+        clock::now() + (2 * self.nodes.rtt_estimate()).mul_f64(1.0 + random::unit())
     }
 }

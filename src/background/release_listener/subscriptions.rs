@@ -29,7 +29,7 @@ pub(crate) struct Subscriptions {
 }
 
 struct Entry {
-    waiters: Vec<Arc<Waiter>>,
+    waiters: Vec<Arc<ChannelWaiter>>,
     stage: Stage,
     /// Since when nobody waits.
     idle: Option<Instant>,
@@ -70,7 +70,7 @@ impl Subscriptions {
     }
 
     /// Adds a waiter. Returns whether the channel is a new one, which is to be subscribed.
-    pub(crate) fn enter(&mut self, channel: &Channel, waiter: &Arc<Waiter>) -> bool {
+    pub(crate) fn enter(&mut self, channel: &Channel, waiter: &Arc<ChannelWaiter>) -> bool {
         let mut is_new = false;
         let entry = self.entries.entry(Arc::clone(channel)).or_insert_with(|| {
             is_new = true;
@@ -89,7 +89,7 @@ impl Subscriptions {
     }
 
     /// Removes a waiter.
-    pub(crate) fn leave(&mut self, channel: &Channel, waiter: &Arc<Waiter>, now: Instant) {
+    pub(crate) fn leave(&mut self, channel: &Channel, waiter: &Arc<ChannelWaiter>, now: Instant) {
         let Some(entry) = self.entries.get_mut(channel) else {
             return;
         };
@@ -172,7 +172,7 @@ impl Subscriptions {
             && entry.stage == Stage::Sent(command)
         {
             entry.stage = Stage::Confirmed;
-            entry.wake(Heard::Subscribed);
+            entry.wake(Signal::Subscribed);
         }
     }
 
@@ -210,21 +210,21 @@ impl Subscriptions {
     /// A message has come. Whether the channel is subscribed it does not say: it may be one of before.
     pub(crate) fn message(&self, channel: &str) {
         if let Some(entry) = self.entries.get(channel) {
-            entry.wake(Heard::Release);
+            entry.wake(Signal::Released);
         }
     }
 }
 
 impl Entry {
-    fn wake(&self, heard: Heard) {
+    fn wake(&self, heard: Signal) {
         for waiter in &self.waiters {
-            waiter.hear(heard);
+            waiter.signal(heard);
             waiter.inbox.wake();
         }
     }
 }
 
-pub(crate) struct Waiter {
+pub(crate) struct ChannelWaiter {
     pub(crate) inbox: Arc<Inbox>,
     /// The greatest of what it has heard since it looked last.
     pub(crate) heard: AtomicU8,
@@ -232,16 +232,16 @@ pub(crate) struct Waiter {
 
 /// What a waiter has heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Heard {
-    Nothing,
+pub(crate) enum Signal {
+    None,
     /// From now on a release is heard; one before may not have been.
     Subscribed,
     /// There was a release.
-    Release,
+    Released,
 }
 
-impl Waiter {
-    pub(crate) fn hear(&self, heard: Heard) {
+impl ChannelWaiter {
+    pub(crate) fn signal(&self, heard: Signal) {
         self.heard.fetch_max(heard as u8, Ordering::AcqRel);
     }
 }
@@ -251,21 +251,21 @@ mod tests {
     use std::sync::atomic::{AtomicU8, Ordering};
 
     use super::*;
-    use crate::background::release_listener::subscriptions::{Heard, Waiter};
+    use crate::background::release_listener::subscriptions::{ChannelWaiter, Signal};
     use crate::time::clock;
     use crate::transport::inbox::Inbox;
 
     const LINGER: Duration = Duration::from_millis(500);
 
-    fn waiter() -> Arc<Waiter> {
-        Arc::new(Waiter {
+    fn waiter() -> Arc<ChannelWaiter> {
+        Arc::new(ChannelWaiter {
             inbox: Arc::new(Inbox::new()),
-            heard: AtomicU8::new(Heard::Nothing as u8),
+            heard: AtomicU8::new(Signal::None as u8),
         })
     }
 
-    fn heard(waiter: &Waiter) -> u8 {
-        waiter.heard.swap(Heard::Nothing as u8, Ordering::SeqCst)
+    fn heard(waiter: &ChannelWaiter) -> u8 {
+        waiter.heard.swap(Signal::None as u8, Ordering::SeqCst)
     }
 
     fn wanted(names: &[&str]) -> (Subscriptions, Vec<Channel>) {
@@ -293,7 +293,7 @@ mod tests {
         assert!(all.enter(&x, &waits));
         let first = send(&mut all);
         all.confirm(first, "x");
-        assert_eq!(heard(&waits), Heard::Subscribed as u8);
+        assert_eq!(heard(&waits), Signal::Subscribed as u8);
         all.leave(&x, &waits, clock::now());
         let now = clock::now() + LINGER;
         assert_eq!(all.sweep(now, LINGER), [vec![Arc::clone(&x)]]);
@@ -301,13 +301,13 @@ mod tests {
         assert!(all.enter(&x, &waits));
         all.message("x");
         assert!(!all.is_confirmed("x"));
-        assert_eq!(heard(&waits), Heard::Release as u8);
+        assert_eq!(heard(&waits), Signal::Released as u8);
         let second = send(&mut all);
         all.message("x");
         assert!(!all.is_confirmed("x"));
         all.confirm(second, "x");
         assert!(all.is_confirmed("x"));
-        assert_eq!(heard(&waits), Heard::Release as u8);
+        assert_eq!(heard(&waits), Signal::Released as u8);
     }
 
     #[test]

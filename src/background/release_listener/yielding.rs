@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::background::release_listener::shared::KEPT;
+use crate::background::release_listener::shared::FORGET_AFTER;
 use crate::protocol::key::Channel;
 
 /// Until when others are let pass, for each key that others were seen to listen to.
@@ -44,7 +44,8 @@ impl Courtesies {
             Some(None) => self.count += 1,
             None => {
                 self.count += 1;
-                self.queue.push_back((now + KEPT, Arc::clone(channel)));
+                self.queue
+                    .push_back((now + FORGET_AFTER, Arc::clone(channel)));
             }
         }
     }
@@ -73,7 +74,9 @@ impl Courtesies {
                 return;
             };
             match self.until.get(&channel).copied().flatten() {
-                Some(until) if now < until + KEPT => self.queue.push_back((now + KEPT, channel)),
+                Some(until) if now < until + FORGET_AFTER => {
+                    self.queue.push_back((now + FORGET_AFTER, channel))
+                }
                 until => {
                     self.count -= usize::from(until.is_some());
                     self.until.remove(&channel);
@@ -86,7 +89,7 @@ impl Courtesies {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::background::release_listener::shared::KEPT;
+    use crate::background::release_listener::shared::FORGET_AFTER;
     use crate::time::clock;
 
     #[test]
@@ -104,7 +107,7 @@ mod tests {
             (99, 100, 100)
         );
         assert_eq!((all.until("x8"), all.until("x7")), (Some(start), None));
-        let later = start + 2 * KEPT;
+        let later = start + 2 * FORGET_AFTER;
         all.prolong("x1", later);
         // Each release forgets two at the most.
         all.put(&name(1000), later, later);

@@ -11,32 +11,38 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::background::renewal::queue::{Desk, Lost, NAME, Renewed, State};
-use crate::background::renewal::worker::Rounds;
+use crate::background::renewal::queue::{
+    NAME, OnLeaseLost, RenewalEntry, RenewalQueue, RenewalQueueState,
+};
+use crate::background::renewal::worker::RenewalWorker;
 use crate::error::Error;
 use crate::protocol::lease::Lease;
 use crate::protocol::ttl::Ttl;
-use crate::sync::threads::Helper;
-use crate::time::timer_queue::Agenda;
+use crate::sync::threads::BackgroundThread;
+use crate::time::timer_queue::TimerQueue;
 use crate::time::{clock, deadline};
-use crate::transport::node_group::Nodes;
+use crate::transport::node_group::NodeGroup;
 
 /// The leases that are renewed, and their thread once there is one.
-pub(crate) struct Renewal {
-    desk: Arc<Desk>,
-    nodes: Arc<Nodes>,
+pub(crate) struct RenewalService {
+    desk: Arc<RenewalQueue>,
+    nodes: Arc<NodeGroup>,
     node_timeout: Duration,
-    lost: Lost,
+    lost: OnLeaseLost,
     started: AtomicBool,
-    thread: Mutex<Option<Helper>>,
+    thread: Mutex<Option<BackgroundThread>>,
 }
 
-impl Renewal {
-    pub(crate) fn new(nodes: &Arc<Nodes>, node_timeout: Duration, lost: Lost) -> Renewal {
-        Renewal {
-            desk: Arc::new(Desk {
-                state: Mutex::new(State {
-                    agenda: Agenda::new(),
+impl RenewalService {
+    pub(crate) fn new(
+        nodes: &Arc<NodeGroup>,
+        node_timeout: Duration,
+        lost: OnLeaseLost,
+    ) -> RenewalService {
+        RenewalService {
+            desk: Arc::new(RenewalQueue {
+                state: Mutex::new(RenewalQueueState {
+                    agenda: TimerQueue::new(),
                     open: HashMap::new(),
                     arrived: Vec::new(),
                     wanted: 0,
@@ -66,16 +72,16 @@ impl Renewal {
             self.start()?;
         }
         let now = clock::now();
-        let renewed = Renewed {
+        let renewed = RenewalEntry {
             lease: Arc::clone(lease),
             ttl,
             until: most.and_then(|most| deadline::deadline(now, most)),
             failures: 0,
         };
         let mut state = self.desk.state.lock();
-        let first = state.agenda.first().map(|(due, _)| due);
+        let first = state.agenda.peek().map(|(due, _)| due);
         let due = now + renewed.interval();
-        state.agenda.put(lease.token().id(), due, renewed);
+        state.agenda.insert(lease.token().id(), due, renewed);
         drop(state);
         if first.is_none_or(|first| due < first) {
             self.desk.changed.notify_one();
@@ -88,19 +94,19 @@ impl Renewal {
         if thread.is_none() {
             let nodes = Arc::clone(&self.nodes);
             let lost = Arc::clone(&self.lost);
-            let mut rounds = Rounds::new(&self.desk, nodes, self.node_timeout, lost);
-            *thread = Some(Helper::start(NAME, move || rounds.run())?);
+            let mut rounds = RenewalWorker::new(&self.desk, nodes, self.node_timeout, lost);
+            *thread = Some(BackgroundThread::spawn(NAME, move || rounds.run())?);
             self.started.store(true, Ordering::Release);
         }
         Ok(())
     }
 
     /// A lease is not renewed any more. A renewal that is on its way may still extend it.
-    pub(crate) fn retire(&self, lease: &Lease) {
+    pub(crate) fn unregister(&self, lease: &Lease) {
         if self.started.load(Ordering::Acquire) {
             let id = lease.token().id();
             let mut state = self.desk.state.lock();
-            let renewed = (state.agenda.take(id), state.open.remove(&id));
+            let renewed = (state.agenda.remove(id), state.open.remove(&id));
             drop(state);
             drop(renewed);
         }
@@ -122,7 +128,7 @@ impl Renewal {
     /// Waits until the thread has ended, until `end`. `false` if it has not.
     pub(crate) fn await_end(&self, end: Instant) -> bool {
         let thread = self.thread.lock().take();
-        thread.is_none_or(|thread| thread.join(end))
+        thread.is_none_or(|thread| thread.join_until(end))
     }
 }
 
@@ -131,13 +137,13 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
     use super::*;
-    use crate::background::renewal::queue::Renewed;
+    use crate::background::renewal::queue::RenewalEntry;
     use crate::protocol::lease::tests::lease;
 
     const TTL: Duration = Duration::from_secs(64);
 
-    fn renewed(failures: u32) -> Renewed {
-        Renewed {
+    fn renewed(failures: u32) -> RenewalEntry {
+        RenewalEntry {
             lease: lease("x"),
             ttl: Ttl::parse(TTL, 0.5).unwrap(),
             until: None,

@@ -6,31 +6,33 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use crate::background::renewal::queue::{Desk, Lost, NAME, Renewed, State};
-use crate::protocol::lease::{Extension, Lease, Look};
+use crate::background::renewal::queue::{
+    NAME, OnLeaseLost, RenewalEntry, RenewalQueue, RenewalQueueState,
+};
+use crate::protocol::lease::{ExtensionGuard, Lease, LeaseState};
 use crate::protocol::quorum::{NodeSet, Tally, Verdict};
-use crate::protocol::reply::Answer;
-use crate::protocol::request::{Request, Verb};
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Op, Request};
 use crate::protocol::ttl::Ttl;
 use crate::protocol::{reply, validity};
 use crate::sync::threads;
 use crate::time::{clock, deadline};
-use crate::transport::job::Addressee;
-use crate::transport::node_group::Nodes;
+use crate::transport::job::ReplySink;
+use crate::transport::node_group::NodeGroup;
 
 /// A renewal that is about to be sent.
-struct Begun {
+struct DueRenewal {
     id: u64,
-    renewed: Renewed,
-    turn: Extension,
+    renewed: RenewalEntry,
+    turn: ExtensionGuard,
     expiry: Instant,
 }
 
 /// A renewal on its way.
-struct Open {
+struct InFlightRenewal {
     id: u64,
-    renewed: Renewed,
-    _turn: Extension,
+    renewed: RenewalEntry,
+    _turn: ExtensionGuard,
     tally: Tally,
     absent: NodeSet,
     start: Instant,
@@ -39,32 +41,32 @@ struct Open {
 }
 
 /// What the thread owns.
-pub(crate) struct Rounds {
-    desk: Arc<Desk>,
-    nodes: Arc<Nodes>,
+pub(crate) struct RenewalWorker {
+    desk: Arc<RenewalQueue>,
+    nodes: Arc<NodeGroup>,
     node_timeout: Duration,
-    lost: Lost,
-    open: HashMap<u32, Open>,
+    lost: OnLeaseLost,
+    open: HashMap<u32, InFlightRenewal>,
     /// Renewals that a quorum has confirmed while some nodes had not answered.
-    late: HashMap<u32, Late>,
+    late: HashMap<u32, ConfirmedRenewal>,
     last: u32,
 }
 
 /// A node that answers when a quorum has may be the one that has lost the key.
-struct Late {
+struct ConfirmedRenewal {
     lease: Arc<Lease>,
     ttl: Ttl,
     end: Instant,
 }
 
-impl Rounds {
+impl RenewalWorker {
     pub(crate) fn new(
-        desk: &Arc<Desk>,
-        nodes: Arc<Nodes>,
+        desk: &Arc<RenewalQueue>,
+        nodes: Arc<NodeGroup>,
         node_timeout: Duration,
-        lost: Lost,
-    ) -> Rounds {
-        Rounds {
+        lost: OnLeaseLost,
+    ) -> RenewalWorker {
+        RenewalWorker {
             desk: Arc::clone(desk),
             nodes,
             node_timeout,
@@ -92,15 +94,15 @@ impl Rounds {
             return false;
         }
         for (round, node, answer) in answers {
-            self.count(round, node, answer);
+            self.count_reply(round, node, answer);
         }
         let begun = due
             .into_iter()
             .filter_map(|(id, renewed)| self.begin(id, renewed));
-        let begun: Vec<Begun> = begun.collect();
+        let begun: Vec<DueRenewal> = begun.collect();
         self.send(begun);
         let now = clock::now();
-        let over = |open: &Open| open.tally.verdict().is_some() || open.end <= now;
+        let over = |open: &InFlightRenewal| open.tally.verdict().is_some() || open.end <= now;
         let over = self.open.extract_if(|_, open| over(open));
         for (round, open) in over.collect::<Vec<_>>() {
             self.finish(round, open);
@@ -119,27 +121,34 @@ impl Rounds {
         for (id, mut renewed) in open {
             let due = now + renewed.pause();
             renewed.failures = renewed.failures.saturating_add(1);
-            state.agenda.put(id, due, renewed);
+            state.agenda.insert(id, due, renewed);
         }
     }
 
-    fn count(&mut self, round: u32, node: usize, answer: Answer) {
+    fn count_reply(&mut self, round: u32, node: usize, answer: Reply) {
         if let Some(open) = self.open.get_mut(&round) {
-            if answer == Answer::Absent {
+            if answer == Reply::Absent {
                 open.absent.insert(node);
             }
-            open.tally.vote(node, reply::vote(answer));
-        } else if let (Some(late), Answer::Absent) = (self.late.get(&round), answer) {
-            let nodes = NodeSet::of(node);
-            self.nodes.put_back(&late.lease, late.ttl.millis(), nodes);
+            open.tally.vote(node, reply::vote_of(answer));
+        } else if let (Some(late), Reply::Absent) = (self.late.get(&round), answer) {
+            let nodes = NodeSet::single(node);
+            self.nodes.restore(&late.lease, late.ttl.millis(), nodes);
         }
     }
 
     /// Waits until there is something to do, and moves that into `answers` and `due`. `false` when the thread is to end.
-    fn wait(&self, answers: &mut Vec<(u32, usize, Answer)>, due: &mut Vec<(u64, Renewed)>) -> bool {
+    fn wait(
+        &self,
+        answers: &mut Vec<(u32, usize, Reply)>,
+        due: &mut Vec<(u64, RenewalEntry)>,
+    ) -> bool {
         let mut state = self.desk.state.lock();
         // As many as could decide all that are open: who is woken for less does less at a time.
-        let decide = self.open.values().map(|open| open.tally.at_least());
+        let decide = self
+            .open
+            .values()
+            .map(|open| open.tally.min_votes_to_decide());
         state.wanted = decide.sum();
         let end = self.open.values().map(|open| open.end).min();
         let mut gathered = None;
@@ -148,12 +157,13 @@ impl Rounds {
                 return false;
             }
             let now = clock::now();
-            let room = MOST_OPEN - self.open.len();
+            let room = MAX_IN_FLIGHT - self.open.len();
             // When the first one is due, all others go with it that soon will be.
-            let is_due = |state: &State| state.agenda.first().is_some_and(|(at, _)| at <= now);
-            let goes = |state: &State| {
-                let first = state.agenda.first();
-                first.is_some_and(|(at, renewed)| at <= now + renewed.early())
+            let is_due =
+                |state: &RenewalQueueState| state.agenda.peek().is_some_and(|(at, _)| at <= now);
+            let goes = |state: &RenewalQueueState| {
+                let first = state.agenda.peek();
+                first.is_some_and(|(at, renewed)| at <= now + renewed.send_ahead())
             };
             if is_due(&state) {
                 while due.len() < room && goes(&state) {
@@ -166,7 +176,7 @@ impl Rounds {
             }
             let some = !state.arrived.is_empty();
             if some && gathered.is_none() {
-                gathered = Some(now + GATHER);
+                gathered = Some(now + REPLY_GATHER_TIME);
             }
             let arrived = some && state.arrived.len() >= state.wanted;
             let arrived = arrived || gathered.is_some_and(|gathered| gathered <= now);
@@ -175,7 +185,7 @@ impl Rounds {
                 answers.append(&mut state.arrived);
                 return true;
             }
-            let next = state.agenda.first().filter(|_| room > 0);
+            let next = state.agenda.peek().filter(|_| room > 0);
             let next = deadline::earlier(next.map(|(at, _)| at), gathered);
             match deadline::earlier(next, end) {
                 Some(end) => _ = self.desk.changed.wait_until(&mut state, end),
@@ -185,13 +195,13 @@ impl Rounds {
     }
 
     /// A renewal that is due may be sent, unless there is nothing to renew any more.
-    fn begin(&self, id: u64, renewed: Renewed) -> Option<Begun> {
+    fn begin(&self, id: u64, renewed: RenewalEntry) -> Option<DueRenewal> {
         let start = clock::now();
-        let expiry = match renewed.lease.look(start) {
-            Look::Held(expiry) => expiry,
+        let expiry = match renewed.lease.expire_if_due(start) {
+            LeaseState::Held(expiry) => expiry,
             look => {
                 self.desk.state.lock().open.remove(&id);
-                if look == Look::JustLost {
+                if look == LeaseState::JustLost {
                     (self.lost)(&renewed.lease, "its lease ended before it could be renewed");
                 }
                 return None;
@@ -204,11 +214,11 @@ impl Rounds {
         }
         let Some(turn) = renewed.lease.try_begin_extension() else {
             // Its holder extends it at this moment.
-            let pause = renewed.early();
+            let pause = renewed.send_ahead();
             self.put_back(id, renewed, start + pause);
             return None;
         };
-        Some(Begun {
+        Some(DueRenewal {
             id,
             renewed,
             turn,
@@ -217,21 +227,21 @@ impl Rounds {
     }
 
     /// Sends renewals, all that are due in one message to each lane.
-    fn send(&mut self, begun: Vec<Begun>) {
+    fn send(&mut self, begun: Vec<DueRenewal>) {
         if begun.is_empty() {
             return;
         }
-        let (start, lead) = (clock::now(), clock::lead());
+        let (start, lead) = (clock::now(), clock::wall_offset());
         let mut requests = Vec::with_capacity(begun.len());
-        for Begun { renewed, .. } in &begun {
+        for DueRenewal { renewed, .. } in &begun {
             self.last = self.last.wrapping_add(1);
-            let request = Request::new(Verb::Extend, &renewed.lease, renewed.ttl.millis());
+            let request = Request::new(Op::Extend, &renewed.lease, renewed.ttl.millis());
             requests.push((request, self.last));
         }
-        let desk: Arc<dyn Addressee> = Arc::clone(&self.desk) as _;
-        let tallies = self.nodes.ask_for_many(&requests, &desk);
+        let desk: Arc<dyn ReplySink> = Arc::clone(&self.desk) as _;
+        let tallies = self.nodes.send_many(&requests, &desk);
         for ((begun, (_, round)), tally) in begun.into_iter().zip(requests).zip(tallies) {
-            let open = Open {
+            let open = InFlightRenewal {
                 id: begun.id,
                 renewed: begun.renewed,
                 _turn: begun.turn,
@@ -246,8 +256,8 @@ impl Rounds {
     }
 
     /// What a renewal has come to.
-    fn finish(&mut self, round: u32, open: Open) {
-        let Open {
+    fn finish(&mut self, round: u32, open: InFlightRenewal) {
+        let InFlightRenewal {
             id,
             mut renewed,
             _turn,
@@ -260,25 +270,27 @@ impl Rounds {
         drop(_turn);
         let (lease, ttl) = (&renewed.lease, renewed.ttl);
         let now = clock::now();
-        let verdict = tally.verdict().unwrap_or_else(|| tally.close());
+        let verdict = tally
+            .verdict()
+            .unwrap_or_else(|| tally.close_with_timeouts());
         let look = match (
             verdict,
             deadline::deadline(start, validity::validity(ttl.duration())),
         ) {
-            (Verdict::Won, Some(until)) => lease.prolong(now, until, lead),
-            (Verdict::Refused, _) if lease.lose() => {
+            (Verdict::Granted, Some(until)) => lease.extend_to(now, until, lead),
+            (Verdict::Refused, _) if lease.mark_not_ours() => {
                 (self.lost)(lease, "a quorum of nodes says that it is not ours");
-                Look::Lost
+                LeaseState::Lost
             }
-            _ => lease.look(now),
+            _ => lease.expire_if_due(now),
         };
         match (look, verdict) {
-            (Look::Held(_), Verdict::Won) => {
-                self.nodes.meter().renewed(lease.key());
+            (LeaseState::Held(_), Verdict::Granted) => {
+                self.nodes.counters().renewed(lease.key());
                 // Only now, with a quorum that is ours, may it come back where it was lost.
-                self.nodes.put_back(lease, ttl.millis(), absent);
+                self.nodes.restore(lease, ttl.millis(), absent);
                 if !tally.is_complete() {
-                    let late = Late {
+                    let late = ConfirmedRenewal {
                         lease: Arc::clone(lease),
                         ttl,
                         end: start + self.node_timeout,
@@ -289,7 +301,7 @@ impl Rounds {
                 let due = start + renewed.interval();
                 self.put_back(id, renewed, due);
             }
-            (Look::Held(expiry), _) => {
+            (LeaseState::Held(expiry), _) => {
                 let keys = lease.keys().clone();
                 let due = expiry.min(now + renewed.pause());
                 renewed.failures = renewed.failures.saturating_add(1);
@@ -298,7 +310,7 @@ impl Rounds {
             }
             (look, _) => {
                 self.desk.state.lock().open.remove(&id);
-                if look == Look::JustLost {
+                if look == LeaseState::JustLost {
                     (self.lost)(lease, "its lease ended before it could be renewed");
                 }
             }
@@ -306,16 +318,16 @@ impl Rounds {
     }
 
     /// Once more at `due`, unless it was retired meanwhile.
-    fn put_back(&self, id: u64, renewed: Renewed, due: Instant) {
+    fn put_back(&self, id: u64, renewed: RenewalEntry, due: Instant) {
         let mut state = self.desk.state.lock();
         if state.open.remove(&id).is_some() {
-            state.agenda.put(id, due, renewed);
+            state.agenda.insert(id, due, renewed);
         }
     }
 }
 
 /// So many renewals are on their way at once, so that a lane's queue has no more of them.
-pub(crate) const MOST_OPEN: usize = 256;
+pub(crate) const MAX_IN_FLIGHT: usize = 256;
 
 /// So long the thread waits for more answers when it has some.
-pub(crate) const GATHER: Duration = Duration::from_millis(2);
+pub(crate) const REPLY_GATHER_TIME: Duration = Duration::from_millis(2);

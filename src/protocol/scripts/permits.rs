@@ -45,7 +45,7 @@ redis.call('HSET', set, ",
 ///
 /// KEYS: the permits. ARGV: token, TTL in ms, which permit, how many there are. Reply: 1 granted; or −1 and how many there are
 /// here; or for how many ms the next one to end is held, and a bit for each that is free, 32 in a number, the lowest first.
-pub(crate) const PERMIT: &str = concat!(
+pub(crate) const ACQUIRE_PERMIT: &str = concat!(
     "local kept, held = unpack(redis.call('HMGET', KEYS[1], 'permits', ARGV[3]))",
     now!(),
     permit!(),

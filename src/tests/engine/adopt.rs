@@ -7,31 +7,31 @@ use std::time::Duration;
 use crate::api::lock_token::LockToken;
 use crate::api::locker::{Locker, RedisLocker};
 use crate::error::Error;
-use crate::protocol::request::Verb;
+use crate::protocol::request::Op;
 use crate::tests::fake_node::node;
-use crate::tests::fake_node::node::{Fake, Sin};
+use crate::tests::fake_node::node::{FakeNode, Fault};
 
 const TTL: Duration = Duration::from_secs(30);
 
 /// A lock that is on all of the nodes, handed over; and who may adopt it.
-fn handed_over(fakes: &[Arc<Fake>]) -> (RedisLocker, LockToken) {
-    let parent = node::locker(fakes, |c| c).expect("a quorum is up");
+fn handed_over(fakes: &[Arc<FakeNode>]) -> (RedisLocker, LockToken) {
+    let parent = node::connected_locker(fakes, |c| c).expect("a quorum is up");
     let guard = parent.lock("x", TTL).expect("free");
     node::eventually("all nodes have it", || {
         fakes.iter().all(|f| f.token("x").is_some())
     });
     (
-        node::locker(fakes, |c| c).expect("a quorum is up"),
+        node::connected_locker(fakes, |c| c).expect("a quorum is up"),
         guard.into_token().expect("held"),
     )
 }
 
 #[test]
 fn what_an_adoption_without_a_quorum_has_swapped_is_released() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let (child, token) = handed_over(&fakes);
     for fake in &fakes[1..] {
-        fake.sins(Sin::Errs(Verb::Adopt));
+        fake.set_fault(Fault::Fails(Op::Adopt));
     }
     let error = child.adopt(&token, TTL).unwrap_err();
     assert!(error.is_unavailable(), "{error}");
@@ -41,7 +41,7 @@ fn what_an_adoption_without_a_quorum_has_swapped_is_released() {
     for fake in &fakes[1..] {
         assert_eq!(
             fake.token("x").as_deref(),
-            Some(token.text()),
+            Some(token.secret()),
             "not swapped"
         );
     }
@@ -49,14 +49,14 @@ fn what_an_adoption_without_a_quorum_has_swapped_is_released() {
 
 #[test]
 fn one_that_answers_late_is_released_too() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let (child, token) = handed_over(&fakes);
     // Somebody else has swapped on two of them by now.
     for fake in &fakes[1..] {
         fake.seize("x", TTL);
     }
-    let late = fakes[0].is_late(Verb::Adopt);
-    let decides = fakes[1].is_late(Verb::Adopt);
+    let late = fakes[0].is_late(Op::Adopt);
+    let decides = fakes[1].is_late(Op::Adopt);
     thread::scope(|scope| {
         let adopts = scope.spawn(|| child.adopt(&token, TTL));
         late.arrived();
@@ -68,14 +68,14 @@ fn one_that_answers_late_is_released_too() {
         ));
         late.go();
     });
-    fakes[0].sins(Sin::Honest);
+    fakes[0].set_fault(Fault::None);
     node::eventually("the late one is undone", || fakes[0].token("x").is_none());
     assert!(fakes[1].token("x").is_some(), "the other one keeps it");
 }
 
 #[test]
 fn two_of_four_are_no_quorum() {
-    let fakes = Fake::many(4);
+    let fakes = FakeNode::fakes(4);
     let (child, token) = handed_over(&fakes);
     for fake in &fakes[..2] {
         fake.seize("x", TTL);
@@ -85,7 +85,7 @@ fn two_of_four_are_no_quorum() {
         Error::LockLost { .. }
     ));
     // A node that was not asked by the time of the verdict is not asked any more, and keeps what it has.
-    let undone = |t: Option<String>| t.is_none_or(|t| t == token.text());
+    let undone = |t: Option<String>| t.is_none_or(|t| t == token.secret());
     node::eventually("they are undone", || {
         fakes[2..].iter().all(|fake| undone(fake.token("x")))
     });

@@ -9,24 +9,26 @@ use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::error::Error;
 use crate::protocol::key::Key;
-use crate::protocol::kind::Family;
-use crate::protocol::request::Verb;
+use crate::protocol::kind::LockKind;
+use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::tests::fake_node::node::{Fake, Sin, eventually, locker, places_were_left};
+use crate::tests::fake_node::node::{
+    FakeNode, Fault, connected_locker, eventually, places_were_left,
+};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
 
 const TTL: Duration = Duration::from_secs(300);
 
 /// With delays that no test waits for: only a cancellation ends these waits.
-fn sluggish(fakes: &[Arc<Fake>]) -> RedisLocker {
+fn sluggish(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     let policy = RetryPolicy {
         initial_delay: TTL,
         max_delay: TTL,
         jitter: 0.0,
         ..RetryPolicy::default()
     };
-    locker(fakes, |config| config.retry(policy)).expect("a quorum is up")
+    connected_locker(fakes, |config| config.retry(policy)).expect("a quorum is up")
 }
 
 fn cancellable(token: &CancelToken) -> LockOptions {
@@ -39,13 +41,13 @@ fn at_once(cancelled: Instant) {
     assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
-fn slot_key(family: Family) -> Key {
+fn slot_key(family: LockKind) -> Key {
     Key::parse("redguard:", "x", family).expect("a good name")
 }
 
 #[test]
 fn a_token_that_is_cancelled_beforehand_touches_no_node() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = sluggish(&fakes);
     let token = CancelToken::new();
     token.cancel();
@@ -58,12 +60,12 @@ fn a_token_that_is_cancelled_beforehand_touches_no_node() {
     assert!(matches!(bad, Some(Error::InvalidKey { .. })));
     let _held = locker.lock("y", TTL).expect("free");
     assert_eq!(locker.try_acquire("y", &options).err(), cancelled);
-    assert!(fakes.iter().all(|fake| fake.count(Verb::Take) <= 1));
+    assert!(fakes.iter().all(|fake| fake.count(Op::Acquire) <= 1));
 }
 
 #[test]
 fn a_hundred_that_queue_are_cancelled_and_none_is_left_in_the_queue() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = sluggish(&fakes);
     let held = locker.lock("x", TTL).expect("free");
     let token = CancelToken::new();
@@ -71,8 +73,8 @@ fn a_hundred_that_queue_are_cancelled_and_none_is_left_in_the_queue() {
         locker
             .nodes()
             .engine()
-            .gate
-            .waiting(&slot_key(Family::Exclusive))
+            .lock_table
+            .waiting(&slot_key(LockKind::Exclusive))
     };
     thread::scope(|scope| {
         let waiters =
@@ -93,27 +95,27 @@ fn a_hundred_that_queue_are_cancelled_and_none_is_left_in_the_queue() {
 
 #[test]
 fn a_pause_between_two_attempts_is_ended() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let locker = sluggish(&fakes);
     fakes.iter().for_each(|fake| fake.seize("x", TTL));
     let token = CancelToken::new();
     thread::scope(|scope| {
         let waiting = scope.spawn(|| locker.acquire("x", &cancellable(&token)).err());
         // Once more when it listens.
-        eventually("it is refused twice", || fakes[0].count(Verb::Take) == 2);
+        eventually("it is refused twice", || fakes[0].count(Op::Acquire) == 2);
         let began = clock::now();
         token.cancel();
         assert_eq!(waiting.join().expect("no panic"), Some(Error::Cancelled));
         at_once(began);
     });
-    assert_eq!(fakes[0].count(Verb::Take), 2);
+    assert_eq!(fakes[0].count(Op::Acquire), 2);
 }
 
 #[test]
 fn a_round_is_ended_and_what_comes_late_is_undone() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = sluggish(&fakes);
-    let late = [fakes[1].is_late(Verb::Take), fakes[2].is_late(Verb::Take)];
+    let late = [fakes[1].is_late(Op::Acquire), fakes[2].is_late(Op::Acquire)];
     let token = CancelToken::new();
     thread::scope(|scope| {
         let waiting = scope.spawn(|| locker.acquire("x", &cancellable(&token)).err());
@@ -124,12 +126,12 @@ fn a_round_is_ended_and_what_comes_late_is_undone() {
         assert_eq!(waiting.join().expect("no panic"), Some(Error::Cancelled));
         at_once(began); // the round would have gone on for 5 s
     });
-    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
     late.iter().for_each(|late| late.go());
     eventually("the grants are undone", || {
         fakes
             .iter()
-            .all(|fake| fake.count(Verb::Release) == 1 && fake.token("x").is_none())
+            .all(|fake| fake.count(Op::Release) == 1 && fake.token("x").is_none())
     });
     let is_calm = locker.nodes().engine().circuit.is_calm();
     assert!(is_calm, "no outage");
@@ -138,11 +140,11 @@ fn a_round_is_ended_and_what_comes_late_is_undone() {
 
 #[test]
 fn readers_that_follow_and_a_writer_at_the_gate_are_cancelled() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = RedisRwLocker::new(sluggish(&fakes).nodes());
     let seize = |until| {
         for fake in &fakes {
-            fake.meddle("x", Family::ReadWrite, |slot| {
+            fake.meddle("x", LockKind::ReadWrite, |slot| {
                 slot.owner = Some(("stranger".into(), until));
             });
         }
@@ -152,7 +154,7 @@ fn readers_that_follow_and_a_writer_at_the_gate_are_cancelled() {
     let options = cancellable(&token);
     thread::scope(|scope| {
         let readers = [0; 4].map(|_| scope.spawn(|| locker.acquire_read("x", &options).err()));
-        eventually("all have asked", || fakes[0].count(Verb::Take) >= 4);
+        eventually("all have asked", || fakes[0].count(Op::Acquire) >= 4);
         let began = clock::now();
         token.cancel();
         for reader in readers {
@@ -160,7 +162,7 @@ fn readers_that_follow_and_a_writer_at_the_gate_are_cancelled() {
         }
         at_once(began);
     });
-    let gate = |fake: &Arc<Fake>| fake.slot("x", Family::ReadWrite).gate;
+    let gate = |fake: &Arc<FakeNode>| fake.slot("x", LockKind::ReadWrite).gate;
     let waits_and_is_cancelled = || {
         let token = CancelToken::new();
         thread::scope(|scope| {
@@ -184,7 +186,7 @@ fn readers_that_follow_and_a_writer_at_the_gate_are_cancelled() {
 
 #[test]
 fn a_lock_that_is_held_does_not_mind() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = sluggish(&fakes);
     let token = CancelToken::new();
     let held = locker.acquire("x", &cancellable(&token)).expect("free");

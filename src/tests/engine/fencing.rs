@@ -7,29 +7,29 @@ use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::error::Error;
-use crate::protocol::kind::Family;
-use crate::protocol::request::Verb;
-use crate::tests::fake_node::node::{Fake, Sin, eventually, locker};
+use crate::protocol::kind::LockKind;
+use crate::protocol::request::Op;
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 
 fn fenced() -> LockOptions {
     LockOptions::new(Duration::from_secs(30)).fenced()
 }
 
-fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
-    locker(fakes, |config| config).expect("a quorum is up")
+fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+    connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
-fn count(fake: &Fake) -> Option<u64> {
-    fake.slot("x", Family::Exclusive).fence
+fn count(fake: &FakeNode) -> Option<u64> {
+    fake.slot("x", LockKind::Exclusive).fence
 }
 
-fn raises(fakes: &[Arc<Fake>]) -> usize {
-    fakes.iter().map(|fake| fake.count(Verb::Raise)).sum()
+fn raises(fakes: &[Arc<FakeNode>]) -> usize {
+    fakes.iter().map(|fake| fake.count(Op::RaiseFence)).sum()
 }
 
 /// The token of one more holder, when all nodes have served what it asked.
-fn token(locker: &RedisLocker, fakes: &[Arc<Fake>]) -> u64 {
-    let up = |fake: &&Arc<Fake>| fake.slot("x", Family::Exclusive).owner.is_some();
+fn token(locker: &RedisLocker, fakes: &[Arc<FakeNode>]) -> u64 {
+    let up = |fake: &&Arc<FakeNode>| fake.slot("x", LockKind::Exclusive).owner.is_some();
     let guard = locker.acquire("x", &fenced()).expect("free");
     eventually("all nodes have granted", || {
         fakes.iter().all(|fake| up(&fake))
@@ -43,7 +43,7 @@ fn token(locker: &RedisLocker, fakes: &[Arc<Fake>]) -> u64 {
 
 #[test]
 fn tokens_strictly_increase_and_take_one_round_when_the_nodes_agree() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let [locker, other] = [healthy(&fakes), healthy(&fakes)];
     // The nodes' clocks differ, so the first take two.
     let mut last = 0;
@@ -65,14 +65,14 @@ fn tokens_strictly_increase_and_take_one_round_when_the_nodes_agree() {
 
 #[test]
 fn a_quorum_is_as_high_as_the_token_before_it_is_handed_out() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let mut last = token(&locker, &fakes);
     // Then both that are left must be as high.
-    fakes[2].sins(Sin::Down);
+    fakes[2].set_fault(Fault::Down);
     for round in 0..12 {
         // One node ran ahead, as by attempts that others refused.
-        fakes[round % 2].meddle("x", Family::Exclusive, |slot| {
+        fakes[round % 2].meddle("x", LockKind::Exclusive, |slot| {
             slot.fence = slot.fence.map(|fence| fence + 1_000);
         });
         let guard = locker.acquire("x", &fenced()).expect("free");
@@ -87,7 +87,7 @@ fn a_quorum_is_as_high_as_the_token_before_it_is_handed_out() {
 
 #[test]
 fn nodes_that_lose_their_data_one_after_the_other_do_not_turn_it_back() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let mut last = 0;
     for round in 0..12 {
@@ -100,17 +100,17 @@ fn nodes_that_lose_their_data_one_after_the_other_do_not_turn_it_back() {
 
 #[test]
 fn a_lock_whose_token_no_quorum_confirms_is_not_had() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let last = token(&locker, &fakes);
-    fakes[0].meddle("x", Family::Exclusive, |slot| {
+    fakes[0].meddle("x", LockKind::Exclusive, |slot| {
         slot.fence = slot.fence.map(|fence| fence + 1_000);
     });
     // The two that are left differ.
-    fakes[2].sins(Sin::Down);
+    fakes[2].set_fault(Fault::Down);
     fakes[..2]
         .iter()
-        .for_each(|fake| fake.sins(Sin::Errs(Verb::Raise)));
+        .for_each(|fake| fake.set_fault(Fault::Fails(Op::RaiseFence)));
     let error = locker
         .try_acquire("x", &fenced())
         .expect_err("no quorum for the raise");
@@ -118,14 +118,14 @@ fn a_lock_whose_token_no_quorum_confirms_is_not_had() {
     eventually("the grants are undone", || {
         fakes[..2].iter().all(|fake| fake.token("x").is_none())
     });
-    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
     let guard = locker.acquire("x", &fenced()).expect("free");
     assert!(guard.fencing_token() > Some(last));
 }
 
 #[test]
 fn writers_have_tokens_and_readers_have_none() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = RedisRwLocker::new(healthy(&fakes).nodes());
     let mut last = 0;
     for _ in 0..4 {

@@ -9,39 +9,39 @@ use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::config::builder::Config;
 use crate::config::on_drop::OnDrop;
-use crate::engine::params::{Care, Wish};
+use crate::engine::params::{AcquireParams, LeaseOptions};
 use crate::error::Error;
-use crate::local::handoff::{Baton, MOST_IN_A_ROW};
+use crate::local::handoff::{Handoff, MAX_STREAK};
 use crate::protocol::key::Key;
-use crate::protocol::kind::{Claim, Family};
+use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
-use crate::protocol::quorum::{Question, Tally};
-use crate::protocol::reply::Answer;
-use crate::protocol::request::Verb;
-use crate::protocol::server_info::About;
+use crate::protocol::quorum::{Tally, VoteRule};
+use crate::protocol::reply::Reply;
+use crate::protocol::request::Op;
+use crate::protocol::server_info::ServerInfo;
 use crate::protocol::token::Token;
 use crate::protocol::ttl::Ttl;
-use crate::tests::fake_node::node::{Fake, Sin, eventually, locker};
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
 use crate::transport::inbox::Inbox;
-use crate::transport::job::Addressee;
+use crate::transport::job::ReplySink;
 
 const TTL: Duration = Duration::from_secs(300);
 
-fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
-    locker(fakes, |config| config).expect("a quorum is up")
+fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+    connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
 /// Waits until so many threads queue for the lock.
 fn queued(locker: &RedisLocker, count: usize) {
-    let key = Key::parse("redguard:", "x", Family::Exclusive).expect("a good name");
-    let gate = &locker.nodes().engine().gate;
+    let key = Key::parse("redguard:", "x", LockKind::Exclusive).expect("a good name");
+    let gate = &locker.nodes().engine().lock_table;
     eventually("they queue", || gate.waiting(&key) == count);
 }
 
 /// A lock that all of the nodes have.
-fn held(locker: &RedisLocker, fakes: &[Arc<Fake>], options: &LockOptions) -> LockGuard {
+fn held(locker: &RedisLocker, fakes: &[Arc<FakeNode>], options: &LockOptions) -> LockGuard {
     let guard = locker.acquire("x", options).expect("free");
     eventually("all have it", || {
         fakes.iter().all(|fake| fake.token("x").is_some())
@@ -53,7 +53,7 @@ fn held(locker: &RedisLocker, fakes: &[Arc<Fake>], options: &LockOptions) -> Loc
 /// test wants. Answers how the release ended, and what the other thread has got.
 fn handed_on(
     locker: &RedisLocker,
-    fakes: &[Arc<Fake>],
+    fakes: &[Arc<FakeNode>],
     options: &LockOptions,
     before: impl FnOnce(),
     between: impl FnOnce(),
@@ -72,26 +72,26 @@ fn handed_on(
     })
 }
 
-fn all_free(fakes: &[Arc<Fake>]) {
+fn all_free(fakes: &[Arc<FakeNode>]) {
     eventually("all nodes are free", || {
         fakes.iter().all(|fake| fake.token("x").is_none())
     });
 }
 
-fn count(fakes: &[Arc<Fake>], verb: Verb) -> usize {
+fn count(fakes: &[Arc<FakeNode>], verb: Op) -> usize {
     fakes.iter().map(|fake| fake.count(verb)).sum()
 }
 
 #[test]
 fn who_waits_takes_it_with_the_release() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), || (), || ());
     assert_eq!(released, Ok(()));
     let next = next.expect("handed on");
     assert!(next.is_held() && next.remaining() > TTL / 2);
-    eventually("all have swapped", || count(&fakes, Verb::Swap) == 3);
-    assert_eq!(count(&fakes, Verb::Take), 3, "the first one's");
+    eventually("all have swapped", || count(&fakes, Op::Swap) == 3);
+    assert_eq!(count(&fakes, Op::Acquire), 3, "the first one's");
     assert!(fakes.iter().all(|fake| fake.published() == 0));
     next.extend(TTL).expect("ours");
     assert_eq!(next.release(), Ok(()));
@@ -104,7 +104,7 @@ fn who_waits_takes_it_with_the_release() {
 #[test]
 fn a_lock_is_handed_on_in_order_and_is_free_now_and_then() {
     const THREADS: usize = 40;
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let first = held(&locker, &fakes, &LockOptions::new(TTL));
     let order = parking_lot::Mutex::new(Vec::new());
@@ -123,17 +123,17 @@ fn a_lock_is_handed_on_in_order_and_is_free_now_and_then() {
     assert_eq!(*order.lock(), (0..THREADS).collect::<Vec<_>>());
     all_free(&fakes);
     let served = fakes[0].verbs();
-    let mut rows = served.split(|verb| *verb == Verb::Take);
-    let swaps = |row: &[Verb]| row.iter().filter(|verb| **verb == Verb::Swap).count();
+    let mut rows = served.split(|verb| *verb == Op::Acquire);
+    let swaps = |row: &[Op]| row.iter().filter(|verb| **verb == Op::Swap).count();
     assert!(
-        rows.all(|row| swaps(row) <= MOST_IN_A_ROW as usize),
+        rows.all(|row| swaps(row) <= MAX_STREAK as usize),
         "{served:?}"
     );
-    assert!(served.contains(&Verb::Swap));
+    assert!(served.contains(&Op::Swap));
     // Each row ends in a release that is published, and begins with a take.
-    let takes = fakes[0].count(Verb::Take);
+    let takes = fakes[0].count(Op::Acquire);
     assert_eq!(fakes[0].published(), takes);
-    assert_eq!(takes + fakes[0].count(Verb::Swap), THREADS + 1);
+    assert_eq!(takes + fakes[0].count(Op::Swap), THREADS + 1);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn a_release_ends_as_it_would_if_nobody_waited() {
     let all = states.map(|a| states.map(|b| states.map(|c| [a, b, c])));
     for nodes in all.as_flattened().as_flattened() {
         let released = |waits: bool| {
-            let fakes = Fake::many(3);
+            let fakes = FakeNode::fakes(3);
             let locker = healthy(&fakes);
             let spoil = || {
                 for (fake, node) in fakes.iter().zip(nodes) {
@@ -165,8 +165,8 @@ fn a_release_ends_as_it_would_if_nobody_waited() {
                         Node::Ours => {}
                         Node::Absent => fake.wipe(),
                         Node::Foreign => fake.seize("x", TTL),
-                        Node::Down => fake.sins(Sin::Down),
-                        Node::Errs => fake.sins(Sin::Errs(Verb::Swap)),
+                        Node::Down => fake.set_fault(Fault::Down),
+                        Node::Errs => fake.set_fault(Fault::Fails(Op::Swap)),
                     }
                 }
             };
@@ -179,9 +179,9 @@ fn a_release_ends_as_it_would_if_nobody_waited() {
             let options = LockOptions::new(TTL).cancel_on(&token);
             let cancel = || {
                 eventually("it was asked", || {
-                    let asked = |(fake, node): (&Arc<Fake>, &Node)| {
+                    let asked = |(fake, node): (&Arc<FakeNode>, &Node)| {
                         // One that comes when it is decided gets a release.
-                        let served = fake.count(Verb::Swap) + fake.count(Verb::Release);
+                        let served = fake.count(Op::Swap) + fake.count(Op::Release);
                         matches!(node, Node::Down) || served > 0
                     };
                     fakes.iter().zip(nodes).all(asked)
@@ -209,9 +209,9 @@ fn a_release_ends_as_it_would_if_nobody_waited() {
 
 #[test]
 fn who_is_cancelled_when_it_was_sent_undoes_it() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Swap)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Swap)).collect();
     let token = CancelToken::new();
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
     thread::scope(|scope| {
@@ -224,8 +224,8 @@ fn who_is_cancelled_when_it_was_sent_undoes_it() {
         token.cancel();
         // It does not wait for the nodes.
         assert_eq!(next.join().expect("no panic"), Err(Error::Cancelled));
-        assert!(fakes.iter().all(|fake| fake.count(Verb::Swap) == 0));
-        fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        assert!(fakes.iter().all(|fake| fake.count(Op::Swap) == 0));
+        fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
         late.iter().for_each(|late| late.go());
         assert_eq!(release.join().expect("no panic"), Ok(()));
     });
@@ -239,16 +239,19 @@ fn who_is_cancelled_when_it_was_sent_undoes_it() {
 
 #[test]
 fn who_is_cancelled_before_it_was_sent_does_not_spoil_the_release() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
     // The lanes' threads wait for the answers to something else.
     let engine = locker.nodes().engine();
-    let busy: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Knock)).collect();
-    let key = Key::parse("redguard:", "y", Family::Exclusive).expect("a good name");
+    let busy: Vec<_> = fakes
+        .iter()
+        .map(|fake| fake.is_late(Op::WakeListener))
+        .collect();
+    let key = Key::parse("redguard:", "y", LockKind::Exclusive).expect("a good name");
     let other = Token::fresh(None).expect("a token");
-    let other = Arc::new(Lease::new(key, other, Claim::Exclusive));
-    (0..3).for_each(|node| engine.nodes.knock(&other, node));
+    let other = Arc::new(Lease::new(key, other, LeaseKind::Exclusive));
+    (0..3).for_each(|node| engine.nodes.wake_listener(&other, node));
     busy.iter().for_each(|busy| busy.arrived());
     let token = CancelToken::new();
     thread::scope(|scope| {
@@ -260,12 +263,12 @@ fn who_is_cancelled_before_it_was_sent_does_not_spoil_the_release() {
         queued(locker, 0);
         token.cancel();
         assert_eq!(next.join().expect("no panic"), Err(Error::Cancelled));
-        fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
         busy.iter().for_each(|busy| busy.go());
         assert_eq!(release.join().expect("no panic"), Ok(()));
     });
     all_free(&fakes);
-    assert_eq!(count(&fakes, Verb::Swap), 0, "nobody wanted it any more");
+    assert_eq!(count(&fakes, Op::Swap), 0, "nobody wanted it any more");
     eventually("that is told", || {
         fakes.iter().all(|fake| fake.published() == 1)
     });
@@ -273,19 +276,19 @@ fn who_is_cancelled_before_it_was_sent_does_not_spoil_the_release() {
 
 #[test]
 fn a_shutdown_meanwhile_leaves_nothing() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Swap)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Swap)).collect();
     thread::scope(|scope| {
         let next = scope.spawn(|| locker.lock("x", TTL).map(drop));
         queued(&locker, 1);
         let release = scope.spawn(|| guard.release());
         late.iter().for_each(|late| late.arrived());
         let shutdown = scope.spawn(|| locker.nodes().shutdown(TTL));
-        let gate = &locker.nodes().engine().gate;
+        let gate = &locker.nodes().engine().lock_table;
         eventually("it is closed", || gate.is_closed());
-        fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
         late.iter().for_each(|late| late.go());
         assert_eq!(release.join().expect("no panic"), Ok(()));
         assert_eq!(next.join().expect("no panic"), Err(Error::Closed));
@@ -296,17 +299,17 @@ fn a_shutdown_meanwhile_leaves_nothing() {
 
 #[test]
 fn a_node_that_is_down_gets_nothing_and_is_owed_the_release() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let goes_down = || {
-        fakes[2].sins(Sin::Down);
+        fakes[2].set_fault(Fault::Down);
         eventually("it is seen", || locker.nodes().engine().nodes_up() == 2);
     };
     let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), goes_down, || ());
     assert_eq!(released, Ok(()));
     let next = next.expect("by a quorum");
     assert!(fakes[2].token("x").is_some(), "the former one's");
-    fakes[2].sins(Sin::Honest);
+    fakes[2].set_fault(Fault::None);
     eventually("it is paid", || fakes[2].token("x").is_none());
     assert!(next.is_held());
     next.release().expect("ours");
@@ -316,12 +319,16 @@ fn a_node_that_is_down_gets_nothing_and_is_owed_the_release() {
 #[test]
 fn without_a_quorum_both_tokens_are_released_and_the_next_goes_the_ordinary_way() {
     for (sin, is_told) in [
-        (Sin::Errs(Verb::Swap), true),
-        (Sin::ErrsAfter(Verb::Swap), false),
+        (Fault::Fails(Op::Swap), true),
+        (Fault::FailsAfterApplying(Op::Swap), false),
     ] {
-        let fakes = Fake::many(3);
+        let fakes = FakeNode::fakes(3);
         let locker = healthy(&fakes);
-        let sins = || fakes[1..].iter().for_each(|fake| fake.sins(sin.clone()));
+        let sins = || {
+            fakes[1..]
+                .iter()
+                .for_each(|fake| fake.set_fault(sin.clone()))
+        };
         let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), sins, || ());
         // What was not swapped is released by itself. What the next one has by now tells nothing of the former one.
         match released {
@@ -329,7 +336,7 @@ fn without_a_quorum_both_tokens_are_released_and_the_next_goes_the_ordinary_way(
             Err(error) => assert!(error.is_unavailable() && !is_told, "{error}"),
         }
         let next = next.expect("by an attempt of its own");
-        assert_eq!(fakes[0].count(Verb::Swap), 1);
+        assert_eq!(fakes[0].count(Op::Swap), 1);
         next.check().expect("held");
         next.release().expect("ours");
         all_free(&fakes);
@@ -338,17 +345,17 @@ fn without_a_quorum_both_tokens_are_released_and_the_next_goes_the_ordinary_way(
 
 #[test]
 fn a_swap_that_comes_too_late_is_undone() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let ttl = Duration::from_millis(100);
-    let late = fakes[0].is_late(Verb::Swap);
+    let late = fakes[0].is_late(Op::Swap);
     let held_up = || {
         late.arrived();
         let came = clock::now();
         eventually("the time is over", || {
             clock::now().duration_since(came) > ttl
         });
-        fakes[0].sins(Sin::Errs(Verb::Take));
+        fakes[0].set_fault(Fault::Fails(Op::Acquire));
         late.go();
     };
     let options = LockOptions::new(ttl);
@@ -359,8 +366,8 @@ fn a_swap_that_comes_too_late_is_undone() {
         || (),
         || {
             held_up();
-            eventually("it asks by itself", || fakes[0].count(Verb::Release) >= 2);
-            fakes[0].sins(Sin::Honest);
+            eventually("it asks by itself", || fakes[0].count(Op::Release) >= 2);
+            fakes[0].set_fault(Fault::None);
         },
     );
     assert_eq!(released, Ok(()));
@@ -370,7 +377,7 @@ fn a_swap_that_comes_too_late_is_undone() {
 
 #[test]
 fn another_owners_value_is_left_alone_and_the_loss_is_told() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let options = LockOptions::new(TTL).wait_for(Duration::from_millis(300));
     let seize = || fakes[1..].iter().for_each(|fake| fake.seize("x", TTL));
@@ -387,17 +394,17 @@ fn another_owners_value_is_left_alone_and_the_loss_is_told() {
 
 #[test]
 fn a_drop_that_hands_off_does_not_wait_for_it() {
-    let fakes = Fake::many(3);
-    let hand_off = |config: Config| config.on_drop(OnDrop::HandOff);
-    let locker = locker(&fakes, hand_off).expect("a quorum is up");
+    let fakes = FakeNode::fakes(3);
+    let hand_off = |config: Config| config.on_drop(OnDrop::Background);
+    let locker = connected_locker(&fakes, hand_off).expect("a quorum is up");
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Swap)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Swap)).collect();
     thread::scope(|scope| {
         let next = scope.spawn(|| locker.lock("x", TTL));
         queued(&locker, 1);
         drop(guard); // no node answers yet
         late.iter().for_each(|late| late.arrived());
-        fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
         late.iter().for_each(|late| late.go());
         drop(next.join().expect("no panic").expect("handed on"));
     });
@@ -406,12 +413,12 @@ fn a_drop_that_hands_off_does_not_wait_for_it() {
 
 #[test]
 fn numbers_increase_from_one_to_the_next_also_where_fences_differ() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let options = LockOptions::new(TTL).fenced();
     let mut last = held(&locker, &fakes, &options);
     for ahead in 0..6 {
-        fakes[ahead % 3].meddle("x", Family::Exclusive, |slot| {
+        fakes[ahead % 3].meddle("x", LockKind::Exclusive, |slot| {
             slot.fence = slot.fence.map(|fence| fence + 100);
         });
         let number = last.fencing_token();
@@ -423,16 +430,16 @@ fn numbers_increase_from_one_to_the_next_also_where_fences_differ() {
         });
         assert!(last.fencing_token() > number);
     }
-    assert!(count(&fakes, Verb::Swap) >= 2 * 3);
+    assert!(count(&fakes, Op::Swap) >= 2 * 3);
 }
 
 #[test]
 fn who_wants_more_than_that_lock_goes_the_ordinary_way() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
     thread::scope(|scope| {
-        let next = scope.spawn(|| locker.lock_all(&["x", "y"], &LockOptions::new(TTL)));
+        let next = scope.spawn(|| locker.acquire_all(&["x", "y"], &LockOptions::new(TTL)));
         queued(&locker, 1);
         guard.release().expect("ours");
         let both = next.join().expect("no panic").expect("free");
@@ -441,34 +448,34 @@ fn who_wants_more_than_that_lock_goes_the_ordinary_way() {
         both.release().expect("ours");
         drop(next.join().expect("no panic").expect("free"));
     });
-    assert_eq!(fakes[0].count(Verb::Swap), 0);
+    assert_eq!(fakes[0].count(Op::Swap), 0);
     assert!(!locker.nodes().engine().circuit.is_open());
 }
 
 #[test]
 fn while_the_breaker_is_open_nothing_is_handed_on() {
-    let fakes = Fake::many(1);
-    let locker = locker(&fakes, |config| config.allow_degraded(true)).expect("it is up");
+    let fakes = FakeNode::fakes(1);
+    let locker = connected_locker(&fakes, |config| config.allow_degraded(true)).expect("it is up");
     let engine = locker.nodes().engine();
-    let open = || engine.begin_degraded(clock::now(), &Tally::new(1, Question::Take));
+    let open = || engine.start_degraded(clock::now(), &Tally::new(1, VoteRule::Acquire));
     let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), open, || ());
     assert_eq!(released, Ok(()));
     drop(next.expect("here or there"));
-    assert_eq!(fakes[0].count(Verb::Swap), 0);
+    assert_eq!(fakes[0].count(Op::Swap), 0);
 }
 
 #[test]
 fn a_lock_that_is_handed_on_does_not_feed_the_breaker() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let circuit = &locker.nodes().engine().circuit;
-    let fails = || circuit.fail(clock::now(), None, 0, &Tally::new(3, Question::Take));
+    let fails = || circuit.record_failure(clock::now(), None, 0, &Tally::new(3, VoteRule::Acquire));
     let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), fails, || ());
     assert_eq!(released, Ok(()));
     let next = next.expect("handed on");
     next.extend(TTL).expect("ours");
     next.release().expect("ours");
-    assert_eq!(count(&fakes, Verb::Take), 3, "the first one's");
+    assert_eq!(count(&fakes, Op::Acquire), 3, "the first one's");
     assert!(!circuit.is_calm());
     drop(locker.lock("x", TTL).expect("free"));
     assert!(circuit.is_calm());
@@ -476,59 +483,59 @@ fn a_lock_that_is_handed_on_does_not_feed_the_breaker() {
 
 #[test]
 fn a_node_in_quarantine_is_asked_for_a_release_alone() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let up_for = |uptime| {
-        fakes[0].says(About {
+        fakes[0].says(ServerInfo {
             uptime,
-            ..About::default()
+            ..ServerInfo::default()
         });
     };
     up_for(2 * TTL);
     let quarantined = |config: Config| config.restart_quarantine(TTL);
-    let locker = locker(&fakes, quarantined).expect("it is up");
+    let locker = connected_locker(&fakes, quarantined).expect("it is up");
     let restarts = || {
-        fakes[0].sins(Sin::Down);
+        fakes[0].set_fault(Fault::Down);
         eventually("it is seen", || locker.nodes().engine().nodes_up() == 0);
         up_for(Duration::ZERO);
-        fakes[0].sins(Sin::Honest);
+        fakes[0].set_fault(Fault::None);
         eventually("it is back", || locker.nodes().engine().nodes_up() == 1);
     };
     let options = LockOptions::new(TTL).wait_for(Duration::from_millis(200));
     let (released, next) = handed_on(&locker, &fakes, &options, restarts, || ());
     assert_eq!(released, Ok(()));
     assert!(next.is_err(), "it grants nothing yet");
-    assert_eq!(fakes[0].count(Verb::Swap), 0);
+    assert_eq!(fakes[0].count(Op::Swap), 0);
     all_free(&fakes);
 }
 
 #[test]
 fn the_time_of_what_was_handed_on_began_before_it_was_sent() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
-    let key = Key::parse("redguard:", "x", Family::Exclusive).expect("a good name");
-    let wish = Wish {
+    let key = Key::parse("redguard:", "x", LockKind::Exclusive).expect("a good name");
+    let wish = AcquireParams {
         keys: key.clone().into(),
-        claim: Claim::Exclusive,
+        kind: LeaseKind::Exclusive,
         ttl: Ttl::parse(TTL, 0.5).expect("a good one"),
         fenced: false,
         cancel: None,
-        care: Care::default(),
+        lease_options: LeaseOptions::default(),
     };
     let _busy = locker.lock("x", TTL).expect("free");
     for (ago, is_in_time) in [(TTL / 4, true), (TTL * 3 / 4, false)] {
         let inbox = Arc::new(Inbox::new());
-        let offer = engine.offer(&wish, None).expect("a token");
+        let offer = engine.handoff_offer(&wish, None).expect("a token");
         let offer = offer.expect("somebody holds it");
         let former = Token::fresh(None).expect("a token");
-        let baton = Baton {
-            former: Arc::new(Lease::new(key.clone(), former, Claim::Exclusive)),
+        let baton = Handoff {
+            former: Arc::new(Lease::new(key.clone(), former, LeaseKind::Exclusive)),
             start: clock::now().checked_sub(ago).expect("not that long ago"),
-            lead: clock::lead(),
+            lead: clock::wall_offset(),
             round: inbox.open_round(1),
         };
-        inbox.post(baton.round, 0, Answer::Yes);
-        let taken = engine.take_over(&wish, &offer, &baton, &inbox);
+        inbox.deliver(baton.round, 0, Reply::Done);
+        let taken = engine.accept_handoff(&wish, &offer, &baton, &inbox);
         assert_eq!(taken.is_ok(), is_in_time, "{ago:?} ago");
     }
 }
@@ -536,7 +543,7 @@ fn the_time_of_what_was_handed_on_began_before_it_was_sent() {
 #[test]
 fn many_threads_pass_it_on_and_none_fails() {
     for nodes in [1, 3] {
-        let fakes = Fake::many(nodes);
+        let fakes = FakeNode::fakes(nodes);
         let locker = healthy(&fakes);
         thread::scope(|scope| {
             for _ in 0..8 {
@@ -552,6 +559,6 @@ fn many_threads_pass_it_on_and_none_fails() {
             }
         });
         all_free(&fakes);
-        assert!(fakes[0].count(Verb::Swap) > 0);
+        assert!(fakes[0].count(Op::Swap) > 0);
     }
 }

@@ -5,32 +5,32 @@ use std::thread;
 use std::time::Duration;
 
 use crate::api::locker::{Locker, RedisLocker};
-use crate::error::{Cause, Error};
-use crate::protocol::request::Verb;
-use crate::tests::fake_node::node::{Fake, Sin, eventually, locker};
+use crate::error::{Error, NodeFailure};
+use crate::protocol::request::Op;
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::time::clock;
 
 const TTL: Duration = Duration::from_secs(60);
 
-fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
-    locker(fakes, |config| config).expect("a quorum is up")
+fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+    connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
-fn close_all(fakes: &[Arc<Fake>]) {
+fn close_all(fakes: &[Arc<FakeNode>]) {
     fakes.iter().for_each(|fake| fake.closes_connections());
 }
 
 /// Nothing is in flight any more once every node has served as many releases as takes.
-fn settle(fakes: &[Arc<Fake>]) {
+fn settle(fakes: &[Arc<FakeNode>]) {
     eventually("all is released", || {
-        let settled = |fake: &Arc<Fake>| fake.count(Verb::Take) == fake.count(Verb::Release);
+        let settled = |fake: &Arc<FakeNode>| fake.count(Op::Acquire) == fake.count(Op::Release);
         fakes.iter().all(settled)
     });
 }
 
 #[test]
 fn round_on_connections_that_were_closed_is_granted_by_all_nodes() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     for round in 1..=20 {
         close_all(&fakes);
@@ -47,7 +47,7 @@ fn round_on_connections_that_were_closed_is_granted_by_all_nodes() {
 
 #[test]
 fn rounds_of_many_callers_on_connections_that_were_closed_are_granted() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     for _ in 0..10 {
         close_all(&fakes);
@@ -65,9 +65,9 @@ fn rounds_of_many_callers_on_connections_that_were_closed_are_granted() {
 
 #[test]
 fn round_on_connections_that_cannot_be_replaced_fails_with_the_cause_of_the_connect() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    fakes.iter().for_each(|fake| fake.sins(Sin::Down));
+    fakes.iter().for_each(|fake| fake.set_fault(Fault::Down));
     close_all(&fakes);
     let began = clock::now();
     for _ in 0..20 {
@@ -75,8 +75,11 @@ fn round_on_connections_that_cannot_be_replaced_fails_with_the_cause_of_the_conn
         let Error::InsufficientQuorum { causes, .. } = error else {
             panic!("{error}")
         };
-        let down = Cause::Unreachable("down".into());
-        assert!(causes.iter().any(|cause| cause.cause == down), "{causes:?}");
+        let down = NodeFailure::Unreachable("down".into());
+        assert!(
+            causes.iter().any(|cause| cause.failure == down),
+            "{causes:?}"
+        );
     }
     // None waits for its time-out, which is 5 s.
     assert!(clock::now().duration_since(began) < Duration::from_secs(50));
@@ -85,7 +88,7 @@ fn round_on_connections_that_cannot_be_replaced_fails_with_the_cause_of_the_conn
 
 #[test]
 fn connection_that_was_closed_is_replaced_while_nobody_asks() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let _locker = healthy(&fakes);
     close_all(&fakes);
     eventually("it is connected again", || fakes[0].connects().len() == 2);
@@ -93,9 +96,9 @@ fn connection_that_was_closed_is_replaced_while_nobody_asks() {
 
 #[test]
 fn former_connection_that_may_not_be_killed_stops_no_reconnect() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
-    let denied = Cause::Denied("NOPERM".into());
+    let denied = NodeFailure::AccessDenied("NOPERM".into());
     fakes[0].refuses_to_kill(Some(denied));
     for _ in 0..3 {
         close_all(&fakes);
@@ -107,9 +110,9 @@ fn former_connection_that_may_not_be_killed_stops_no_reconnect() {
 
 #[test]
 fn requests_during_a_connect_that_takes_long_fail_in_time_and_are_not_sent_later() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let short = Duration::from_millis(100);
-    let locker = locker(&fakes, |config| config.node_timeout(short)).expect("it is up");
+    let locker = connected_locker(&fakes, |config| config.node_timeout(short)).expect("it is up");
     let key = "x";
     let guard = locker.lock(key, TTL).expect("it is up");
     let connect = fakes[0].is_late_with_a_connect();
@@ -126,9 +129,9 @@ fn requests_during_a_connect_that_takes_long_fail_in_time_and_are_not_sent_later
     }
     assert!(clock::now().duration_since(began) < 100 * short);
     connect.go();
-    fakes[0].sins(Sin::Honest);
+    fakes[0].set_fault(Fault::None);
     eventually("the release is made", || fakes[0].token(key).is_none());
     drop(locker.lock("y", TTL).expect("it is up"));
-    assert_eq!(fakes[0].count(Verb::Break), 0);
+    assert_eq!(fakes[0].count(Op::ForceRelease), 0);
     assert_eq!(fakes[0].takes().len(), 2);
 }

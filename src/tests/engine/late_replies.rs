@@ -8,28 +8,28 @@ use std::time::Duration;
 use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::config::on_drop::OnDrop;
-use crate::engine::params::{Care, Wish};
+use crate::engine::params::{AcquireParams, LeaseOptions};
 use crate::protocol::key::Key;
-use crate::protocol::kind::{Claim, Family};
+use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
-use crate::protocol::lost_lock::OnLost;
-use crate::protocol::request::Verb;
+use crate::protocol::lost_lock::OnLostCallback;
+use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
 use crate::protocol::token::Token;
 use crate::protocol::ttl::Ttl;
-use crate::tests::fake_node::node::{Fake, eventually, locker};
+use crate::tests::fake_node::node::{FakeNode, connected_locker, eventually};
 use crate::time::clock;
 
 const TTL: Duration = Duration::from_secs(60);
 
-fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
-    locker(fakes, |config| config).expect("a quorum is up")
+fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+    connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
 /// The last node, which has lost the key, answers when the others have decided.
-fn answers_last(fakes: &[Arc<Fake>], extended: impl FnOnce()) {
-    fakes[2].meddle("x", Family::Exclusive, |slot| slot.owner = None);
-    let late = fakes[2].is_late(Verb::Extend);
+fn answers_last(fakes: &[Arc<FakeNode>], extended: impl FnOnce()) {
+    fakes[2].meddle("x", LockKind::Exclusive, |slot| slot.owner = None);
+    let late = fakes[2].is_late(Op::Extend);
     extended();
     late.arrived();
     assert_eq!(fakes[2].token("x"), None);
@@ -37,7 +37,7 @@ fn answers_last(fakes: &[Arc<Fake>], extended: impl FnOnce()) {
     eventually("the key is back", || fakes[2].token("x").is_some());
 }
 
-fn everywhere(fakes: &[Arc<Fake>]) {
+fn everywhere(fakes: &[Arc<FakeNode>]) {
     eventually("all have granted", || {
         fakes.iter().all(|fake| fake.token("x").is_some())
     });
@@ -45,7 +45,7 @@ fn everywhere(fakes: &[Arc<Fake>]) {
 
 #[test]
 fn a_node_that_answers_an_extension_last_gets_the_key_back() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = locker.lock("x", TTL).expect("free");
     everywhere(&fakes);
@@ -55,7 +55,7 @@ fn a_node_that_answers_an_extension_last_gets_the_key_back() {
 
 #[test]
 fn a_node_that_answers_a_renewal_last_gets_the_key_back() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let options = LockOptions::new(Duration::from_secs(6)).auto_renew();
     let guard = locker.acquire("x", &options).expect("free");
@@ -74,59 +74,61 @@ fn a_node_that_answers_a_renewal_last_gets_the_key_back() {
 
 #[test]
 fn a_loss_that_came_before_anybody_could_be_told_is_told() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
     let told = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&told);
-    let tell = OnLost(Arc::new(move |_: &_| {
+    let tell = OnLostCallback(Arc::new(move |_: &_| {
         count.fetch_add(1, Ordering::SeqCst);
     }));
-    let wish = |key: &Key| Wish {
+    let wish = |key: &Key| AcquireParams {
         keys: key.clone().into(),
-        claim: Claim::Exclusive,
+        kind: LeaseKind::Exclusive,
         ttl: Ttl::parse(TTL, 0.5).expect("a good one"),
         fenced: false,
         cancel: None,
-        care: Care {
+        lease_options: LeaseOptions {
             on_lost: Some(tell.clone()),
-            ..Care::default()
+            ..LeaseOptions::default()
         },
     };
     for (n, is_over) in [true, false].into_iter().enumerate() {
-        let key = Key::parse("redguard:", "x", Family::Exclusive).expect("a good name");
+        let key = Key::parse("redguard:", "x", LockKind::Exclusive).expect("a good name");
         let token = Token::fresh(None).expect("random bytes");
-        let lease = Arc::new(Lease::new(key.clone(), token, Claim::Exclusive));
+        let lease = Arc::new(Lease::new(key.clone(), token, LeaseKind::Exclusive));
         let now = clock::now();
-        assert!(lease.hold(if is_over { now } else { now + TTL }, clock::lead()));
-        assert!(is_over || lease.lose());
-        engine.care_for(&lease, &wish(&key)).expect("a thread");
+        assert!(lease.activate(if is_over { now } else { now + TTL }, clock::wall_offset()));
+        assert!(is_over || lease.mark_not_ours());
+        engine
+            .apply_lease_options(&lease, &wish(&key))
+            .expect("a thread");
         eventually("it is told", || told.load(Ordering::SeqCst) == n + 1);
     }
 }
 
 /// Whose delays are so long that they explain no progress.
-fn sluggish(fakes: &[Arc<Fake>]) -> RedisLocker {
+fn sluggish(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     let policy = RetryPolicy {
         initial_delay: 5 * TTL,
         max_delay: 5 * TTL,
         jitter: 0.0,
         ..RetryPolicy::default()
     };
-    locker(fakes, |config| {
-        config.retry(policy).on_drop(OnDrop::HandOff)
+    connected_locker(fakes, |config| {
+        config.retry(policy).on_drop(OnDrop::Background)
     })
     .expect("a quorum is up")
 }
 
 #[test]
 fn split_vote_whose_first_node_granted_is_won_without_a_message() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = sluggish(&fakes);
     fakes[1..].iter().for_each(|fake| fake.seize("x", 5 * TTL));
     let start = clock::now();
     thread::scope(|scope| {
-        let refusing = [fakes[1].is_late(Verb::Take), fakes[2].is_late(Verb::Take)];
+        let refusing = [fakes[1].is_late(Op::Acquire), fakes[2].is_late(Op::Acquire)];
         let patient = LockOptions::new(TTL).wait_for(TTL);
         let waits = scope.spawn({
             let locker = &locker;
@@ -136,12 +138,12 @@ fn split_vote_whose_first_node_granted_is_won_without_a_message() {
         for n in 1..=3 {
             refusing.iter().for_each(|late| late.arrived());
             for fake in fakes[1..].iter().filter(|_| n == 3) {
-                fake.meddle("x", Family::Exclusive, |slot| slot.owner = None);
+                fake.meddle("x", LockKind::Exclusive, |slot| slot.owner = None);
             }
             refusing.iter().for_each(|late| late.go());
         }
         drop(waits.join().expect("no panic").expect("it is free"));
     });
-    assert_eq!(fakes[0].count(Verb::Take), 1, "its grant is kept");
+    assert_eq!(fakes[0].count(Op::Acquire), 1, "its grant is kept");
     assert!(clock::now() - start < TTL, "by a delay of the policy");
 }

@@ -9,19 +9,19 @@ use crate::api::locker::{LocalLocker, Locker, RedisLocker};
 use crate::api::nodes::Nodes;
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
-use crate::api::watch::WaitLost;
-use crate::background::renewal::service::Renewal;
+use crate::api::watch::WatchOutcome;
+use crate::background::renewal::service::RenewalService;
 use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
-use crate::engine::params::{Care, Patience, Taken, Wish};
+use crate::engine::params::{AcquireParams, Acquired, LeaseOptions, WaitLimit};
 use crate::error::{Error, LossReason};
-use crate::local::guard::Pass;
+use crate::local::guard::LocalGuard;
 use crate::protocol::key::Key;
-use crate::protocol::kind::{Claim, Family};
-use crate::protocol::lease::{Lease, Look};
-use crate::protocol::request::Verb;
+use crate::protocol::kind::{LeaseKind, LockKind};
+use crate::protocol::lease::{Lease, LeaseState};
+use crate::protocol::request::Op;
 use crate::protocol::ttl::Ttl;
-use crate::tests::fake_node::node::{Fake, Sin, at_each_line, eventually, locker};
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually, on_log_line};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
 
@@ -35,13 +35,13 @@ const LONG: Duration = Duration::from_secs(300);
 /// Wide: only a hang takes this long.
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
-    locker(fakes, |config| config).expect("a quorum is up")
+fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+    connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
 /// Lets a lock that is to end soon be taken however slowly.
-fn lax(fakes: &[Arc<Fake>]) -> RedisLocker {
-    locker(fakes, |config| config.min_validity(0.0)).expect("a quorum is up")
+fn lax(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+    connected_locker(fakes, |config| config.min_validity(0.0)).expect("a quorum is up")
 }
 
 fn renewed(ttl: Duration) -> LockOptions {
@@ -60,29 +60,29 @@ fn counted(options: LockOptions) -> (LockOptions, Arc<AtomicUsize>) {
 }
 
 /// For who wants the lease itself, and no guard around it.
-fn wish(name: &str, ttl: Duration) -> Wish {
-    Wish {
-        keys: Key::parse("redguard:", name, Family::Exclusive)
+fn wish(name: &str, ttl: Duration) -> AcquireParams {
+    AcquireParams {
+        keys: Key::parse("redguard:", name, LockKind::Exclusive)
             .expect("good")
             .into(),
-        claim: Claim::Exclusive,
+        kind: LeaseKind::Exclusive,
         ttl: Ttl::parse(ttl, 0.5).expect("good"),
         fenced: false,
         cancel: None,
-        care: Care {
-            renews: true,
-            ..Care::default()
+        lease_options: LeaseOptions {
+            auto_renew: true,
+            ..LeaseOptions::default()
         },
     }
 }
 
-const FOR_EVER: Patience = Patience {
-    end: None,
-    attempts: None,
+const FOR_EVER: WaitLimit = WaitLimit {
+    deadline: None,
+    max_attempts: None,
 };
 
-fn renewals(fake: &Fake) -> usize {
-    fake.count(Verb::Extend)
+fn renewals(fake: &FakeNode) -> usize {
+    fake.count(Op::Extend)
 }
 
 fn renewing(nodes: &Nodes) -> usize {
@@ -102,7 +102,7 @@ fn until_all_are_due() {
 
 #[test]
 fn a_lock_is_renewed_until_it_is_released() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let (options, told) = counted(renewed(TTL));
     let guard = locker.acquire("x", &options).expect("free");
@@ -126,7 +126,7 @@ fn a_lock_is_renewed_until_it_is_released() {
 
 #[test]
 fn readers_and_writers_are_renewed_too() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = RedisRwLocker::new(healthy(&fakes).nodes());
     let writer = locker.acquire_write("x", &renewed(TTL)).expect("free");
     eventually("the writer is renewed", || renewals(&fakes[0]) >= 3);
@@ -147,44 +147,44 @@ fn readers_and_writers_are_renewed_too() {
 
 #[test]
 fn who_stops_renewing_keeps_the_lock_to_its_end() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = locker.acquire("x", &renewed(TTL)).expect("free");
     eventually("it is renewed", || renewals(&fakes[0]) >= 2);
-    guard.stop_renewing();
-    guard.stop_renewing();
+    guard.stop_renewal();
+    guard.stop_renewal();
     assert_eq!(renewing(locker.nodes()), 0);
-    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
     assert!(guard.extend(TTL).expect_err("lost").is_lost());
-    guard.stop_renewing();
+    guard.stop_renewal();
     assert!(locker.lock("x", TTL).is_ok());
 }
 
 #[test]
 fn max_hold_ends_the_renewal_and_the_lease_ends_then() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let start = clock::now();
-    let (options, told) = counted(renewed(TTL).max_hold(2 * TTL));
+    let (options, told) = counted(renewed(TTL).max_renewal(2 * TTL));
     let guard = locker.acquire("x", &options).expect("free");
-    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
     assert!(clock::now() - start > 2 * TTL, "not before its time");
     eventually("it was renewed before", || renewals(&fakes[0]) >= 2);
     eventually("it is told", || told.load(Ordering::SeqCst) == 1);
     // None at all: it ends with its first TTL.
-    let options = renewed(TTL).max_hold(Duration::ZERO);
+    let options = renewed(TTL).max_renewal(Duration::ZERO);
     let guard = locker.acquire("y", &options).expect("free");
-    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
 }
 
 #[test]
 fn a_minority_that_is_down_or_errs_does_not_matter_and_gets_the_key_back() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let (options, told) = counted(renewed(TTL));
     let guard = locker.acquire("x", &options).expect("free");
-    for sin in [Sin::Down, Sin::Errs(Verb::Extend)] {
-        fakes[0].sins(sin);
+    for sin in [Fault::Down, Fault::Fails(Op::Extend)] {
+        fakes[0].set_fault(sin);
         fakes[0].wipe();
         let before = renewals(&fakes[1]);
         eventually("renewed by the others", || {
@@ -195,7 +195,7 @@ fn a_minority_that_is_down_or_errs_does_not_matter_and_gets_the_key_back() {
         eventually("nothing is put back there", || {
             fakes[0].token("x").is_none()
         });
-        fakes[0].sins(Sin::Honest);
+        fakes[0].set_fault(Fault::None);
         eventually("the key is back", || fakes[0].token("x").is_some());
     }
     guard.release().expect("ours");
@@ -204,19 +204,19 @@ fn a_minority_that_is_down_or_errs_does_not_matter_and_gets_the_key_back() {
 
 #[test]
 fn a_renewal_that_fails_is_tried_again_before_the_lease_ends() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let (options, told) = counted(renewed(3 * TTL));
     let guard = locker.acquire("x", &options).expect("free");
     for fake in &fakes {
-        fake.sins(Sin::ErrsAfter(Verb::Extend));
+        fake.set_fault(Fault::FailsAfterApplying(Op::Extend));
     }
     // Extended, but nobody knows.
     eventually("tried again and again", || renewals(&fakes[0]) >= 5);
     assert!(guard.is_held(), "an error is no loss");
     let seen = guard.remaining();
     for fake in &fakes {
-        fake.sins(Sin::Honest);
+        fake.set_fault(Fault::None);
     }
     eventually("extended again", || guard.remaining() > seen);
     guard.release().expect("ours");
@@ -225,17 +225,17 @@ fn a_renewal_that_fails_is_tried_again_before_the_lease_ends() {
 
 #[test]
 fn errors_until_the_lease_ends_are_a_loss_which_is_told_once() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let (options, told) = counted(renewed(TTL));
     let guard = locker.acquire("x", &options).expect("free");
     for fake in &fakes[..2] {
-        fake.sins(Sin::Errs(Verb::Extend));
+        fake.set_fault(Fault::Fails(Op::Extend));
     }
-    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
     eventually("it is told", || told.load(Ordering::SeqCst) == 1);
     for fake in &fakes {
-        fake.sins(Sin::Honest);
+        fake.set_fault(Fault::None);
     }
     let before = renewals(&fakes[2]);
     a_while();
@@ -254,7 +254,7 @@ fn errors_until_the_lease_ends_are_a_loss_which_is_told_once() {
 #[test]
 fn a_quorum_that_says_not_yours_is_a_loss_at_the_next_renewal() {
     for strangers in [true, false] {
-        let fakes = Fake::many(3);
+        let fakes = FakeNode::fakes(3);
         let locker = healthy(&fakes);
         let (options, told) = counted(renewed(5 * TTL));
         let guard = locker.acquire("x", &options).expect("free");
@@ -268,7 +268,7 @@ fn a_quorum_that_says_not_yours_is_a_loss_at_the_next_renewal() {
                 fake.seize("x", LONG);
             }
         }
-        assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+        assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
         assert!(clock::now() < expiry, "long before its lease ends");
         eventually("it is told", || told.load(Ordering::SeqCst) == 1);
         eventually("released where it was ours", || {
@@ -281,15 +281,15 @@ fn a_quorum_that_says_not_yours_is_a_loss_at_the_next_renewal() {
 
 #[test]
 fn a_loss_is_told_by_the_clock_where_nobody_looks_and_nothing_renews() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = lax(&fakes);
     let (options, told) = counted(LockOptions::new(BRIEF));
     let guard = locker.acquire("x", &options).expect("free");
     eventually("it is told", || told.load(Ordering::SeqCst) == 1);
     // At once to who asks late, and to everybody who does.
     for _ in 0..2 {
-        assert_eq!(guard.watch().wait_lost(Duration::ZERO), WaitLost::Lost);
-        assert_eq!(guard.watch().loss(), Some(LossReason::Expired));
+        assert_eq!(guard.watch().wait_ended(Duration::ZERO), WatchOutcome::Lost);
+        assert_eq!(guard.watch().loss_reason(), Some(LossReason::Expired));
     }
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
     assert_eq!(told.load(Ordering::SeqCst), 1);
@@ -297,7 +297,7 @@ fn a_loss_is_told_by_the_clock_where_nobody_looks_and_nothing_renews() {
 
 #[test]
 fn an_extension_moves_the_telling() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let (options, told) = counted(LockOptions::new(TTL));
     let guard = locker.acquire("x", &options).expect("free");
@@ -305,7 +305,10 @@ fn an_extension_moves_the_telling() {
     thread::park_timeout(TTL);
     a_while();
     assert_eq!(told.load(Ordering::SeqCst), 0);
-    assert_eq!(guard.watch().wait_lost(Duration::ZERO), WaitLost::TimedOut);
+    assert_eq!(
+        guard.watch().wait_ended(Duration::ZERO),
+        WatchOutcome::TimedOut
+    );
     // By a reply, long before its time.
     for fake in &fakes {
         fake.wipe();
@@ -316,8 +319,8 @@ fn an_extension_moves_the_telling() {
 
 #[test]
 fn a_monitor_is_told_of_a_release_and_of_a_drop() {
-    let fakes = Fake::many(3);
-    let locker = locker(&fakes, |config| config.on_drop(OnDrop::HandOff)).expect("up");
+    let fakes = FakeNode::fakes(3);
+    let locker = connected_locker(&fakes, |config| config.on_drop(OnDrop::Background)).expect("up");
     let local = LocalLocker::new();
     let lockers: [&dyn Locker; 2] = [&locker, &local];
     for locker in lockers {
@@ -325,22 +328,22 @@ fn a_monitor_is_told_of_a_release_and_of_a_drop() {
             let guard = locker.lock("x", LONG).expect("free");
             let watch = guard.watch();
             assert!(watch.is_held() && watch.remaining() > LONG / 2);
-            assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::TimedOut);
+            assert_eq!(watch.wait_ended(Duration::ZERO), WatchOutcome::TimedOut);
             let (begun, waits) = mpsc::channel();
             let monitor = watch.clone();
             thread::scope(|scope| {
                 let monitor = scope.spawn(move || {
                     begun.send(()).expect("the test waits");
-                    monitor.wait_lost(Duration::MAX)
+                    monitor.wait_ended(Duration::MAX)
                 });
                 waits.recv().expect("it has begun");
                 match by_drop {
                     true => drop(guard),
                     false => guard.release().expect("ours"),
                 }
-                assert_eq!(monitor.join().expect("no panic"), WaitLost::Released);
+                assert_eq!(monitor.join().expect("no panic"), WatchOutcome::Released);
             });
-            assert_eq!(watch.wait_lost(LIMIT), WaitLost::Released);
+            assert_eq!(watch.wait_ended(LIMIT), WatchOutcome::Released);
             assert!(!watch.is_held() && watch.remaining().is_zero());
         }
     }
@@ -349,17 +352,17 @@ fn a_monitor_is_told_of_a_release_and_of_a_drop() {
 #[test]
 fn a_release_beside_a_renewal_leaves_nothing_and_tells_nothing() {
     for _ in 0..5 {
-        let fakes = Fake::many(3);
+        let fakes = FakeNode::fakes(3);
         let locker = healthy(&fakes);
         let (options, told) = counted(renewed(TTL));
         let guard = locker.acquire("x", &options).expect("free");
         let watch = guard.watch();
-        let late: Vec<_> = fakes.iter().map(|f| f.is_late(Verb::Extend)).collect();
+        let late: Vec<_> = fakes.iter().map(|f| f.is_late(Op::Extend)).collect();
         late.iter().for_each(|late| late.arrived());
         thread::scope(|scope| {
             let released = scope.spawn(|| guard.release());
             // The renewal is on every node when the release has begun.
-            assert_eq!(watch.wait_lost(LIMIT), WaitLost::Released);
+            assert_eq!(watch.wait_ended(LIMIT), WatchOutcome::Released);
             late.iter().for_each(|late| late.go());
             released.join().expect("no panic").expect("ours");
         });
@@ -371,20 +374,22 @@ fn a_release_beside_a_renewal_leaves_nothing_and_tells_nothing() {
     }
 }
 
-fn on_nodes(engine: &Engine, wish: &Wish) -> (Arc<Lease>, Pass) {
+fn on_nodes(engine: &Engine, wish: &AcquireParams) -> (Arc<Lease>, LocalGuard) {
     match engine.acquire(wish, FOR_EVER).expect("free") {
-        Taken::Quorum(lease, pass) => (lease, pass),
-        Taken::Local(_) => panic!("a quorum is up"),
+        Acquired::Quorum(lease, pass) => (lease, pass),
+        Acquired::Local(_) => panic!("a quorum is up"),
     }
 }
 
 #[test]
 fn a_panic_while_a_loss_is_told_ends_no_other_renewal() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
     let mut plain = ["x", "y"].map(|name| wish(name, LONGER));
-    plain.iter_mut().for_each(|wish| wish.care.renews = false);
+    plain
+        .iter_mut()
+        .for_each(|wish| wish.lease_options.auto_renew = false);
     let [(lost, _slot), (kept, _other)] = plain.each_ref().map(|wish| on_nodes(engine, wish));
     let panics = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&panics);
@@ -392,7 +397,7 @@ fn a_panic_while_a_loss_is_told_ends_no_other_renewal() {
         count.fetch_add(1, Ordering::SeqCst);
         panic!("as the test wants it");
     };
-    let renewal = Renewal::new(&engine.nodes, LIMIT, Arc::new(told));
+    let renewal = RenewalService::new(&engine.nodes, LIMIT, Arc::new(told));
     fakes[0].seize("x", LONG);
     for (lease, wish) in [&lost, &kept].into_iter().zip(&plain) {
         renewal.register(lease, wish.ttl, None).expect("a thread");
@@ -401,7 +406,10 @@ fn a_panic_while_a_loss_is_told_ends_no_other_renewal() {
     eventually("the loss is told", || panics.load(Ordering::SeqCst) == 1);
     let before = served();
     eventually("the other is renewed", || served() > before);
-    assert!(matches!(kept.look(clock::now()), Look::Held(_)));
+    assert!(matches!(
+        kept.expire_if_due(clock::now()),
+        LeaseState::Held(_)
+    ));
     assert_eq!((renewal.count(), panics.load(Ordering::SeqCst)), (1, 1));
     renewal.stop();
     assert!(renewal.await_end(clock::now() + LIMIT));
@@ -409,12 +417,12 @@ fn a_panic_while_a_loss_is_told_ends_no_other_renewal() {
 
 #[test]
 fn a_drop_during_which_the_logger_panics_does_not_panic_and_is_counted() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let guard = locker.lock("x", LONG).expect("free");
-    at_each_line(|_| panic!("as the test wants it"));
+    on_log_line(|_| panic!("as the test wants it"));
     drop(guard);
-    at_each_line(|_| {});
+    on_log_line(|_| {});
     assert_eq!(locker.nodes().drop_failures(), 1);
     // What was released is released, whatever the logger does.
     eventually("it is free", || fakes[0].token("x").is_none());
@@ -422,12 +430,12 @@ fn a_drop_during_which_the_logger_panics_does_not_panic_and_is_counted() {
 
 #[test]
 fn a_renewal_and_an_extension_take_turns() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
     let (lease, _pass) = on_nodes(engine, &wish("x", LONGER));
     // A renewal that is due waits for an extension, though its thread does not.
-    let turn = lease.begin_extension();
+    let turn = lease.lock_extension();
     let beside = locker.acquire("y", &renewed(TTL)).expect("free");
     until_all_are_due();
     let before = renewals(&fakes[0]);
@@ -435,7 +443,7 @@ fn a_renewal_and_an_extension_take_turns() {
     let served = || fakes[0].extensions(lease.token().text());
     assert_eq!(served(), 0);
     drop(beside);
-    let late = fakes[0].is_late(Verb::Extend);
+    let late = fakes[0].is_late(Op::Extend);
     drop(turn);
     // The other way round.
     late.arrived();
@@ -443,32 +451,32 @@ fn a_renewal_and_an_extension_take_turns() {
         lease.try_begin_extension().is_none(),
         "a renewal is on its way"
     );
-    fakes[0].sins(Sin::Honest);
+    fakes[0].set_fault(Fault::None);
     late.go();
     eventually("now it is", || served() > 0);
-    engine.stop_renewing(&lease);
+    engine.stop_renewal(&lease);
 }
 
 #[test]
 fn a_renewal_that_is_answered_after_the_lease_has_ended_revives_nothing() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let (options, told) = counted(renewed(TTL));
     let guard = locker.acquire("x", &options).expect("free");
     eventually("all have it", || {
         fakes.iter().all(|fake| fake.token("x").is_some())
     });
-    let late = [&fakes[0], &fakes[1]].map(|fake| fake.is_late(Verb::Extend));
+    let late = [&fakes[0], &fakes[1]].map(|fake| fake.is_late(Op::Extend));
     late.iter().for_each(|late| late.arrived());
-    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
     // Their clocks are so slow that they have it still: they extend it, and say so.
     let token = fakes[0].takes().remove(0);
     for fake in &fakes[..2] {
-        fake.meddle("x", Family::Exclusive, |slot| {
+        fake.meddle("x", LockKind::Exclusive, |slot| {
             slot.owner = Some((token.clone(), clock::now() + LONG));
         });
     }
-    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
     late.iter().for_each(|late| late.go());
     eventually("they have extended it", || {
         fakes[..2].iter().all(|fake| fake.extensions(&token) == 1)
@@ -483,7 +491,7 @@ fn a_renewal_that_is_answered_after_the_lease_has_ended_revives_nothing() {
         assert!(!guard.is_held(), "revived");
         clock::now() > end
     });
-    assert_eq!(guard.watch().wait_lost(Duration::ZERO), WaitLost::Lost);
+    assert_eq!(guard.watch().wait_ended(Duration::ZERO), WatchOutcome::Lost);
     assert!(!guard.is_held() && guard.remaining().is_zero());
     assert_eq!(renewing(locker.nodes()), 0);
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
@@ -492,32 +500,32 @@ fn a_renewal_that_is_answered_after_the_lease_has_ended_revives_nothing() {
 
 #[test]
 fn who_is_cancelled_is_not_renewed_and_who_holds_is_renewed_all_the_same() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     // During the round that would have granted it.
     let token = CancelToken::new();
     let (options, told) = counted(renewed(TTL).cancel_on(&token));
-    let late = [&fakes[1], &fakes[2]].map(|fake| fake.is_late(Verb::Take));
+    let late = [&fakes[1], &fakes[2]].map(|fake| fake.is_late(Op::Acquire));
     thread::scope(|scope| {
         let waits = scope.spawn(|| locker.acquire("x", &options).err());
         late.iter().for_each(|late| late.arrived());
         token.cancel();
         assert_eq!(waits.join().expect("no panic"), Some(Error::Cancelled));
     });
-    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
     late.iter().for_each(|late| late.go());
     assert_eq!(renewing(locker.nodes()), 0);
     eventually("what was granted late is undone", || {
-        fakes.iter().all(|fake| fake.count(Verb::Release) == 1)
+        fakes.iter().all(|fake| fake.count(Op::Release) == 1)
     });
     // While a renewal is on every node.
     let token = CancelToken::new();
     let (options, beside) = counted(renewed(TTL).cancel_on(&token));
     let guard = locker.acquire("x", &options).expect("free");
-    let late: Vec<_> = fakes.iter().map(|f| f.is_late(Verb::Extend)).collect();
+    let late: Vec<_> = fakes.iter().map(|f| f.is_late(Op::Extend)).collect();
     late.iter().for_each(|late| late.arrived());
     token.cancel();
-    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
     late.iter().for_each(|late| late.go());
     eventually("it goes on", || renewals(&fakes[0]) >= 4);
     assert!(guard.is_held());
@@ -529,8 +537,8 @@ fn who_is_cancelled_is_not_renewed_and_who_holds_is_renewed_all_the_same() {
 #[test]
 fn so_many_renewals_are_on_their_way_at_once_and_no_more() {
     const MANY: usize = 300;
-    let fakes = Fake::many(1);
-    let locker = locker(&fakes, |config| {
+    let fakes = FakeNode::fakes(1);
+    let locker = connected_locker(&fakes, |config| {
         config.node_timeout(LIMIT).connect_timeout(LIMIT)
     });
     let locker = locker.expect("up");
@@ -538,7 +546,7 @@ fn so_many_renewals_are_on_their_way_at_once_and_no_more() {
     let held: Vec<_> = (0..MANY)
         .map(|n| on_nodes(engine, &wish(&format!("k{n}"), LONGER)))
         .collect();
-    let late = fakes[0].is_late(Verb::Extend);
+    let late = fakes[0].is_late(Op::Extend);
     until_all_are_due();
     // A lease has one extension at a time.
     let open = || {
@@ -552,21 +560,26 @@ fn so_many_renewals_are_on_their_way_at_once_and_no_more() {
     a_while();
     assert_eq!(open(), 256);
     // The others come when there is room for them.
-    fakes[0].sins(Sin::Honest);
+    fakes[0].set_fault(Fault::None);
     late.go(); // only the first of a batch has been taken
     eventually("all are renewed", || {
         let served = |lease: &Arc<Lease>| fakes[0].extensions(lease.token().text()) > 0;
         held.iter().all(|(lease, _)| served(lease))
     });
     for (lease, pass) in &held {
-        assert!(matches!(lease.look(clock::now()), Look::Held(_)));
-        engine.release(lease, pass, OnDrop::HandOff).expect("ours");
+        assert!(matches!(
+            lease.expire_if_due(clock::now()),
+            LeaseState::Held(_)
+        ));
+        engine
+            .release(lease, pass, OnDrop::Background)
+            .expect("ours");
     }
 }
 
 #[test]
 fn many_are_renewed_together_and_none_is_lost() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let told = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&told);
@@ -589,7 +602,7 @@ fn many_are_renewed_together_and_none_is_lost() {
 
 #[test]
 fn a_callback_may_be_slow_panic_or_drop_the_last_handle() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = lax(&fakes);
     let (go, wait) = mpsc::channel::<()>();
     let (begun, begins) = mpsc::channel::<()>();
@@ -609,7 +622,7 @@ fn a_callback_may_be_slow_panic_or_drop_the_last_handle() {
     let panics = locker.acquire("panics", &panics).expect("free");
     let (options, told) = counted(LockOptions::new(BRIEF));
     let last = locker.acquire("x", &options).expect("free");
-    assert_eq!(last.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert_eq!(last.watch().wait_ended(LIMIT), WatchOutcome::Lost);
     a_while();
     assert_eq!(told.load(Ordering::SeqCst), 0, "behind the slow one");
     drop(go);
@@ -626,7 +639,7 @@ fn a_callback_may_be_slow_panic_or_drop_the_last_handle() {
         let _ = ended.send(());
     });
     let guard = locker.acquire("y", &drops).expect("free");
-    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
     drop((guard, locker));
     drop(gone);
     seen.recv_timeout(LIMIT).expect("no dead-lock");
@@ -634,7 +647,7 @@ fn a_callback_may_be_slow_panic_or_drop_the_last_handle() {
 
 #[test]
 fn a_shutdown_tells_who_is_still_alive() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let (options, told) = counted(renewed(LONG));
     let guard = locker.acquire("x", &options).expect("free");
@@ -643,7 +656,7 @@ fn a_shutdown_tells_who_is_still_alive() {
         fakes.iter().all(|fake| fake.token("x").is_some())
     });
     assert!(!locker.nodes().shutdown(Duration::ZERO));
-    assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::Lost);
+    assert_eq!(watch.wait_ended(Duration::ZERO), WatchOutcome::Lost);
     assert_eq!(told.load(Ordering::SeqCst), 1);
     assert!(guard.release().is_err());
     assert!(fakes.iter().all(|fake| fake.token("x").is_some()));
@@ -651,7 +664,7 @@ fn a_shutdown_tells_who_is_still_alive() {
 
 #[test]
 fn after_a_suspend_only_the_nodes_know() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = locker.lock("x", LONG).expect("free");
     let watch = guard.watch();
@@ -661,7 +674,7 @@ fn after_a_suspend_only_the_nodes_know() {
     assert!(!guard.is_held() && guard.remaining().is_zero());
     assert!(!watch.is_held() && watch.remaining().is_zero());
     // In doubt is not lost.
-    assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::TimedOut);
+    assert_eq!(watch.wait_ended(Duration::ZERO), WatchOutcome::TimedOut);
     guard.check().expect("the nodes have it still");
     assert!(guard.is_held() && guard.remaining() > LONG / 2);
     guard.check().expect("ours");
@@ -672,13 +685,13 @@ fn after_a_suspend_only_the_nodes_know() {
     // Too few answer: not known.
     clock::suspend(Duration::from_secs(60));
     for fake in &fakes[..2] {
-        fake.sins(Sin::Errs(Verb::Extend));
+        fake.set_fault(Fault::Fails(Op::Extend));
     }
     let unknown = guard.check().expect_err("not known");
     assert!(unknown.is_unavailable(), "{unknown:?}");
     assert!(!guard.is_held());
     for fake in &fakes[..2] {
-        fake.sins(Sin::Honest);
+        fake.set_fault(Fault::None);
     }
     eventually("an extension helps too", || {
         guard.extend(2 * LONG).is_ok() && guard.is_held()
@@ -687,11 +700,11 @@ fn after_a_suspend_only_the_nodes_know() {
     // The nodes' time went on, and somebody else has it.
     clock::suspend(Duration::from_secs(600));
     for fake in &fakes {
-        fake.meddle("x", Family::Exclusive, |slot| slot.owner = None);
+        fake.meddle("x", LockKind::Exclusive, |slot| slot.owner = None);
         fake.seize("x", LONG);
     }
     assert!(guard.check().expect_err("theirs").is_lost());
-    assert_eq!(watch.wait_lost(Duration::ZERO), WaitLost::Lost);
+    assert_eq!(watch.wait_ended(Duration::ZERO), WatchOutcome::Lost);
 
     // A local lock does not end.
     let local = LocalLocker::new().lock("x", LONG).expect("free");

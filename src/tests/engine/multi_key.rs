@@ -8,14 +8,16 @@ use std::time::Duration;
 use crate::api::guard::LockGuard;
 use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
-use crate::api::watch::WaitLost;
+use crate::api::watch::WatchOutcome;
 use crate::config::builder::Config;
 use crate::error::Error;
-use crate::protocol::kind::Family;
+use crate::protocol::kind::LockKind;
 use crate::protocol::mode::Mode;
-use crate::protocol::request::Verb;
+use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::tests::fake_node::node::{Fake, Sin, attempts, by_no_clock, eventually, locker};
+use crate::tests::fake_node::node::{
+    FakeNode, Fault, assert_no_timeout_elapsed, attempts, connected_locker, eventually,
+};
 use crate::time::clock;
 
 const TTL: Duration = Duration::from_secs(300);
@@ -25,17 +27,21 @@ fn options() -> LockOptions {
     LockOptions::new(TTL)
 }
 
-fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
-    locker(fakes, |config| config).expect("a quorum is up")
+fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+    connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
 /// The tokens of `a`, `b` and `c` on a node.
-fn tokens(fake: &Fake) -> [Option<String>; 3] {
+fn tokens(fake: &FakeNode) -> [Option<String>; 3] {
     ["a", "b", "c"].map(|name| fake.token(name))
 }
 
-fn both_everywhere(locker: &RedisLocker, fakes: &[Arc<Fake>], options: &LockOptions) -> LockGuard {
-    let guard = locker.lock_all(&BOTH, options).expect("free");
+fn both_everywhere(
+    locker: &RedisLocker,
+    fakes: &[Arc<FakeNode>],
+    options: &LockOptions,
+) -> LockGuard {
+    let guard = locker.acquire_all(&BOTH, options).expect("free");
     eventually("they are on every node", || {
         fakes.iter().all(|fake| fake.token("a").is_some())
     });
@@ -45,7 +51,7 @@ fn both_everywhere(locker: &RedisLocker, fakes: &[Arc<Fake>], options: &LockOpti
     guard
 }
 
-fn nothing_anywhere(fakes: &[Arc<Fake>]) {
+fn nothing_anywhere(fakes: &[Arc<FakeNode>]) {
     eventually("nothing is left", || {
         fakes.iter().all(|fake| tokens(fake) == [None, None, None])
     });
@@ -53,7 +59,7 @@ fn nothing_anywhere(fakes: &[Arc<Fake>]) {
 
 #[test]
 fn one_token_for_all_keys_in_one_request_for_each_verb() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = both_everywhere(&locker, &fakes, &options());
     assert!(guard.key() == "a" && guard.keys().eq(["a", "b"]));
@@ -62,23 +68,23 @@ fn one_token_for_all_keys_in_one_request_for_each_verb() {
     guard.release().expect("ours");
     nothing_anywhere(&fakes);
     let served = |verb| fakes.iter().map(move |fake| fake.count(verb));
-    assert!(served(Verb::Take).eq([1, 1, 1]) && served(Verb::Release).eq([1, 1, 1]));
+    assert!(served(Op::Acquire).eq([1, 1, 1]) && served(Op::Release).eq([1, 1, 1]));
     // One that a quorum could do without may be dropped, since the lock is released by then.
-    assert!(served(Verb::Extend).all(|count| count <= 1));
-    assert!(served(Verb::Extend).sum::<usize>() >= 2);
+    assert!(served(Op::Extend).all(|count| count <= 1));
+    assert!(served(Op::Extend).sum::<usize>() >= 2);
 }
 
 #[test]
 fn sets_that_overlap_and_single_locks_exclude_each_other() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let [ours, other] = [healthy(&fakes), healthy(&fakes)];
     let guard = both_everywhere(&ours, &fakes, &options());
     for locker in [&ours, &other] {
         for names in [&["a"][..], &["b"], &["a", "b"], &["c", "b"]] {
-            let tried = locker.try_lock_all(names, &options());
+            let tried = locker.try_acquire_all(names, &options());
             assert!(tried.expect("answered").is_none(), "{names:?}");
         }
-        let beside = locker.try_lock_all(&["c", "d"], &options());
+        let beside = locker.try_acquire_all(&["c", "d"], &options());
         beside
             .expect("answered")
             .expect("free")
@@ -88,7 +94,7 @@ fn sets_that_overlap_and_single_locks_exclude_each_other() {
     drop(guard);
     let single = other.lock("b", TTL).expect("free");
     assert!(
-        ours.try_lock_all(&BOTH, &options())
+        ours.try_acquire_all(&BOTH, &options())
             .expect("answered")
             .is_none()
     );
@@ -98,11 +104,11 @@ fn sets_that_overlap_and_single_locks_exclude_each_other() {
 
 #[test]
 fn a_minority_where_one_key_is_anothers_has_none_of_ours() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     fakes[0].seize("b", TTL);
     let locker = healthy(&fakes);
     let guard = locker
-        .lock_all(&BOTH, &options())
+        .acquire_all(&BOTH, &options())
         .expect("a quorum is free");
     guard.extend(TTL).expect("a quorum has it");
     guard.release().expect("a quorum had it");
@@ -112,7 +118,7 @@ fn a_minority_where_one_key_is_anothers_has_none_of_ours() {
     });
     // Where a quorum refuses, what the others granted is undone.
     fakes[1].seize("a", TTL);
-    let error = locker.lock_all(&BOTH, &options().wait_for(Duration::ZERO));
+    let error = locker.acquire_all(&BOTH, &options().wait_for(Duration::ZERO));
     let error = error.expect_err("held");
     assert!(error.is_contended(), "{error}");
     eventually("it is undone", || tokens(&fakes[2]) == [None, None, None]);
@@ -121,7 +127,7 @@ fn a_minority_where_one_key_is_anothers_has_none_of_ours() {
 #[test]
 fn one_key_that_a_quorum_gave_away_makes_all_of_it_lost() {
     for look in ["extend", "release", "renew"] {
-        let fakes = Fake::many(3);
+        let fakes = FakeNode::fakes(3);
         let locker = healthy(&fakes);
         let told = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&told);
@@ -135,16 +141,16 @@ fn one_key_that_a_quorum_gave_away_makes_all_of_it_lost() {
         let guard = both_everywhere(&locker, &fakes, &wanted);
         let watch = guard.watch();
         fakes[..2].iter().for_each(|fake| {
-            fake.meddle("b", Family::Exclusive, |slot| slot.owner = None);
+            fake.meddle("b", LockKind::Exclusive, |slot| slot.owner = None);
             fake.seize("b", TTL);
         });
         match look {
             "extend" => {
                 assert!(matches!(guard.extend(TTL), Err(Error::LockLost { .. })));
-                assert_eq!(watch.wait_lost(TTL), WaitLost::Lost);
+                assert_eq!(watch.wait_ended(TTL), WatchOutcome::Lost);
                 eventually("it is told", || told.load(Ordering::SeqCst) == 1);
             }
-            "renew" => assert_eq!(watch.wait_lost(TTL), WaitLost::Lost),
+            "renew" => assert_eq!(watch.wait_ended(TTL), WatchOutcome::Lost),
             _ => {}
         }
         assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
@@ -159,12 +165,12 @@ fn one_key_that_a_quorum_gave_away_makes_all_of_it_lost() {
 
 #[test]
 fn what_a_node_lost_of_it_is_put_back_whole_or_not_at_all() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = both_everywhere(&locker, &fakes, &options());
     let token = fakes[0].token("a");
     let forget = |name| {
-        fakes[2].meddle(name, Family::Exclusive, |slot| slot.owner = None);
+        fakes[2].meddle(name, LockKind::Exclusive, |slot| slot.owner = None);
     };
     for lost in [&["a"][..], &["b"], &["a", "b"]] {
         lost.iter().for_each(|name| forget(name));
@@ -177,23 +183,23 @@ fn what_a_node_lost_of_it_is_put_back_whole_or_not_at_all() {
     forget("a");
     forget("b");
     fakes[2].seize("b", TTL);
-    let served = fakes[2].count(Verb::Extend);
+    let served = fakes[2].count(Op::Extend);
     guard.extend(TTL).expect("a quorum has it");
-    eventually("it was asked", || fakes[2].count(Verb::Extend) > served);
+    eventually("it was asked", || fakes[2].count(Op::Extend) > served);
     guard.release().expect("a quorum had it");
     eventually("nothing of ours is there", || {
-        fakes[2].count(Verb::Release) > 0 && fakes[2].token("a").is_none()
+        fakes[2].count(Op::Release) > 0 && fakes[2].token("a").is_none()
     });
     assert_eq!(fakes[2].token("b").as_deref(), Some("stranger"));
 }
 
 #[test]
 fn its_number_is_above_those_of_all_its_keys_and_theirs_are_above_it() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let fenced = options().fenced();
     let number = |names: &[&str]| {
-        let guard = locker.lock_all(names, &fenced).expect("free");
+        let guard = locker.acquire_all(names, &fenced).expect("free");
         let number = guard.fencing_token().expect("it is fenced");
         guard.release().expect("ours");
         number
@@ -201,7 +207,7 @@ fn its_number_is_above_those_of_all_its_keys_and_theirs_are_above_it() {
     let ahead = 1 << 50;
     fakes
         .iter()
-        .for_each(|fake| fake.meddle("b", Family::Exclusive, |slot| slot.fence = Some(ahead)));
+        .for_each(|fake| fake.meddle("b", LockKind::Exclusive, |slot| slot.fence = Some(ahead)));
     let (a, b) = (number(&["a"]), number(&["b"]));
     assert!(a < ahead && b > ahead);
     let both = number(&BOTH);
@@ -210,13 +216,14 @@ fn its_number_is_above_those_of_all_its_keys_and_theirs_are_above_it() {
     assert!(a > both && b > both, "{a} {b} {both}");
     // Nodes that differ: it takes a second round, which raises all of them.
     for (fake, by) in fakes.iter().zip([3, 6, 9]) {
-        fake.meddle("a", Family::Exclusive, |slot| {
+        fake.meddle("a", LockKind::Exclusive, |slot| {
             slot.fence = Some((1 << 51) + by)
         });
     }
     let both = number(&BOTH);
     for name in BOTH {
-        let as_high = |fake: &&Arc<Fake>| fake.slot(name, Family::Exclusive).fence >= Some(both);
+        let as_high =
+            |fake: &&Arc<FakeNode>| fake.slot(name, LockKind::Exclusive).fence >= Some(both);
         assert!(fakes.iter().filter(as_high).count() >= 2, "{name}");
         assert!(number(&[name]) > both);
     }
@@ -224,7 +231,7 @@ fn its_number_is_above_those_of_all_its_keys_and_theirs_are_above_it() {
 
 #[test]
 fn a_waiter_is_woken_by_the_key_that_stands_in_its_way() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let sluggish = |config: Config| {
         config.retry(RetryPolicy {
             initial_delay: TTL,
@@ -233,11 +240,11 @@ fn a_waiter_is_woken_by_the_key_that_stands_in_its_way() {
             ..RetryPolicy::default()
         })
     };
-    let [holder, waiter] = [(); 2].map(|()| locker(&fakes, sluggish).expect("up"));
+    let [holder, waiter] = [(); 2].map(|()| connected_locker(&fakes, sluggish).expect("up"));
     let held = holder.lock("b", TTL).expect("free");
     let began = clock::now();
     thread::scope(|scope| {
-        let waits = scope.spawn(|| waiter.lock_all(&["a", "b", "c"], &options()));
+        let waits = scope.spawn(|| waiter.acquire_all(&["a", "b", "c"], &options()));
         eventually("it listens", || fakes[0].subscribed("b") == 1);
         assert_eq!([fakes[0].subscribed("a"), fakes[0].subscribed("c")], [0, 0]);
         // Its last attempt before that may still be on its way: only what is released after it counts.
@@ -251,38 +258,38 @@ fn a_waiter_is_woken_by_the_key_that_stands_in_its_way() {
         all.release().expect("ours");
         drop(single.join().expect("no panic").expect("free"));
     });
-    by_no_clock(began);
+    assert_no_timeout_elapsed(began);
     nothing_anywhere(&fakes);
 }
 
 #[test]
 fn an_undo_of_several_goes_wherever_they_may_have_been_granted() {
-    let fakes = Fake::many(3);
-    fakes[1].sins(Sin::ErrsAfter(Verb::Take));
-    fakes[2].sins(Sin::ErrsAfter(Verb::Take));
+    let fakes = FakeNode::fakes(3);
+    fakes[1].set_fault(Fault::FailsAfterApplying(Op::Acquire));
+    fakes[2].set_fault(Fault::FailsAfterApplying(Op::Acquire));
     let locker = healthy(&fakes);
-    let error = locker.try_lock_all(&BOTH, &options());
+    let error = locker.try_acquire_all(&BOTH, &options());
     assert!(error.expect_err("no quorum").is_unavailable());
     nothing_anywhere(&fakes);
 }
 
 #[test]
 fn while_no_quorum_answers_they_are_held_here_one_by_one_with_others() {
-    let fakes = Fake::many(3);
-    fakes.iter().for_each(|fake| fake.sins(Sin::Down));
-    let locker = locker(&fakes, |config| {
+    let fakes = FakeNode::fakes(3);
+    fakes.iter().for_each(|fake| fake.set_fault(Fault::Down));
+    let locker = connected_locker(&fakes, |config| {
         config
             .allow_degraded(true)
             .connect_timeout(Duration::from_millis(200))
             .node_timeout(Duration::from_millis(200))
     });
     let locker = locker.expect("in this process");
-    let guard = locker.lock_all(&BOTH, &options()).expect("free here");
+    let guard = locker.acquire_all(&BOTH, &options()).expect("free here");
     assert_eq!(guard.mode(), Mode::Local);
     for names in [&["a"][..], &["b", "c"]] {
         assert!(
             locker
-                .try_lock_all(names, &options())
+                .try_acquire_all(names, &options())
                 .expect("known")
                 .is_none()
         );
@@ -293,15 +300,15 @@ fn while_no_quorum_answers_they_are_held_here_one_by_one_with_others() {
 
 #[test]
 fn what_cannot_be_locked_is_refused_before_anything_else() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     for names in [&[][..], &["a", "a"], &["a", "x:fence"], &["a", ""]] {
-        let error = locker.lock_all(names, &options()).expect_err("bad");
+        let error = locker.acquire_all(names, &options()).expect_err("bad");
         assert!(matches!(error, Error::InvalidKey { .. }), "{error}");
     }
-    assert_eq!(fakes[0].count(Verb::Take), 0);
+    assert_eq!(fakes[0].count(Op::Acquire), 0);
     // One name is a lock like any other.
-    let guard = locker.lock_all(&["a"], &options()).expect("free");
+    let guard = locker.acquire_all(&["a"], &options()).expect("free");
     assert!(locker.try_lock("a", TTL).expect("answered").is_none());
     drop(guard);
 }

@@ -11,25 +11,25 @@ use crate::api::guard::LockGuard;
 use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
-use crate::api::watch::WaitLost;
+use crate::api::watch::WatchOutcome;
 use crate::config::builder::Config;
-use crate::engine::attempt::Trace;
-use crate::engine::attempt_result::{Contention, Miss};
+use crate::engine::attempt::WaitMarker;
+use crate::engine::attempt_result::{AttemptFailure, Contention};
 use crate::engine::backend::Outage;
-use crate::engine::params::{Care, Wish};
-use crate::error::{Cause, Error, NodeCause};
-use crate::local::entry::Access;
-use crate::protocol::breaker::QUIET;
+use crate::engine::params::{AcquireParams, LeaseOptions};
+use crate::error::{Error, FailedNode, NodeFailure};
+use crate::local::entry::AccessMode;
+use crate::protocol::breaker::MIN_OUTAGE;
 use crate::protocol::key::Key;
-use crate::protocol::kind::{Claim, Family};
+use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::mode::Mode;
-use crate::protocol::quorum::{Question, Tally};
-use crate::protocol::request::Verb;
+use crate::protocol::quorum::{Tally, VoteRule};
+use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::protocol::server_info::{About, Role};
+use crate::protocol::server_info::{Role, ServerInfo};
 use crate::protocol::ttl::Ttl;
 use crate::telemetry::health::{BreakerState, NodeState};
-use crate::tests::fake_node::node::{Fake, Sin, at_each_line, eventually, locker};
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually, on_log_line};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
 use crate::transport::inbox::Inbox;
@@ -41,23 +41,23 @@ const LONG: Duration = Duration::from_secs(600);
 
 /// Opens after three rounds, and not again by time.
 fn config(config: Config) -> Config {
-    config.breaker(3, LONG).retry(RetryPolicy {
+    config.circuit_breaker(3, LONG).retry(RetryPolicy {
         initial_delay: Duration::from_millis(1),
         max_delay: Duration::from_millis(20),
         ..RetryPolicy::default()
     })
 }
 
-fn plain(fakes: &[Arc<Fake>]) -> RedisLocker {
-    locker(fakes, config).expect("a quorum is up")
+fn plain(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+    connected_locker(fakes, config).expect("a quorum is up")
 }
 
-fn degraded(fakes: &[Arc<Fake>]) -> RedisLocker {
-    locker(fakes, |c| config(c).allow_degraded(true)).expect("a quorum is up")
+fn degraded(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+    connected_locker(fakes, |c| config(c).allow_degraded(true)).expect("a quorum is up")
 }
 
-fn sin(fakes: &[Arc<Fake>], sin: &Sin) {
-    fakes.iter().for_each(|fake| fake.sins(sin.clone()));
+fn sin(fakes: &[Arc<FakeNode>], sin: &Fault) {
+    fakes.iter().for_each(|fake| fake.set_fault(sin.clone()));
 }
 
 fn breaker(locker: &RedisLocker) -> BreakerState {
@@ -69,8 +69,8 @@ fn is_open(locker: &RedisLocker) -> bool {
 }
 
 /// Takes a majority down, and tries until nobody is asked any more.
-fn break_down(fakes: &[Arc<Fake>], locker: &RedisLocker) {
-    sin(&fakes[1..], &Sin::Down);
+fn break_down(fakes: &[Arc<FakeNode>], locker: &RedisLocker) {
+    sin(&fakes[1..], &Fault::Down);
     eventually("the breaker opens", || {
         let _ = locker.try_lock("opens it", TTL);
         is_open(locker)
@@ -86,8 +86,8 @@ fn all_up(locker: &RedisLocker) {
     });
 }
 
-fn comes_back(fakes: &[Arc<Fake>], locker: &RedisLocker) {
-    sin(fakes, &Sin::Honest);
+fn comes_back(fakes: &[Arc<FakeNode>], locker: &RedisLocker) {
+    sin(fakes, &Fault::None);
     locker.nodes().wait_ready(LIMIT).expect("they are back");
 }
 
@@ -102,15 +102,15 @@ fn is_local(taken: Result<Option<LockGuard>, Error>) -> bool {
 
 #[test]
 fn nobody_is_asked_while_it_is_open_and_all_are_when_the_nodes_are_back() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     let error = {
-        sin(&fakes[1..], &Sin::Down);
+        sin(&fakes[1..], &Fault::Down);
         locker.try_lock("x", TTL).expect_err("two are down")
     };
     assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
     break_down(&fakes, &locker);
-    let asked = fakes[0].count(Verb::Take);
+    let asked = fakes[0].count(Op::Acquire);
     for _ in 0..10 {
         let error = locker.try_lock("x", TTL).expect_err("it is open");
         let Error::CircuitOpen {
@@ -125,14 +125,14 @@ fn nobody_is_asked_while_it_is_open_and_all_are_when_the_nodes_are_back() {
         assert!(retry_in <= LONG && retry_in > LONG / 2, "{retry_in:?}");
         assert!(error.is_unavailable() && !error.is_contended());
     }
-    assert_eq!(fakes[0].count(Verb::Take), asked, "nobody is asked");
+    assert_eq!(fakes[0].count(Op::Acquire), asked, "nobody is asked");
     comes_back(&fakes, &locker);
     drop(locker.lock("x", TTL).expect("the probe"));
     assert_eq!(breaker(&locker), BreakerState::Closed);
 }
 
 /// A locker that bears with an outage for so long.
-fn bears(fakes: &[Arc<Fake>], max_outage: Duration) -> RedisLocker {
+fn bears(fakes: &[Arc<FakeNode>], max_outage: Duration) -> RedisLocker {
     let adjust = |c: Config| {
         let policy = RetryPolicy {
             initial_delay: Duration::from_millis(1),
@@ -142,11 +142,11 @@ fn bears(fakes: &[Arc<Fake>], max_outage: Duration) -> RedisLocker {
         };
         config(c).retry(policy)
     };
-    locker(fakes, adjust).expect("a quorum is up")
+    connected_locker(fakes, adjust).expect("a quorum is up")
 }
 
 fn been_quiet() {
-    let quiet = clock::now() + 2 * QUIET;
+    let quiet = clock::now() + 2 * MIN_OUTAGE;
     eventually("it has been quiet", || clock::now() > quiet);
 }
 
@@ -160,10 +160,10 @@ fn without_quorum(error: Error) -> Vec<String> {
 
 #[test]
 fn a_waiter_sleeps_through_an_open_breaker_until_nodes_are_back() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = bears(&fakes, Duration::MAX);
     break_down(&fakes, &locker);
-    let asked = fakes[0].count(Verb::Take);
+    let asked = fakes[0].count(Op::Acquire);
     let circuit = &locker.nodes().engine().circuit;
     thread::scope(|scope| {
         let wait = |key: &'static str| {
@@ -174,9 +174,9 @@ fn a_waiter_sleeps_through_an_open_breaker_until_nodes_are_back() {
         eventually("they sleep", || circuit.waiting() == 3);
         let error = locker.try_lock("x", TTL).expect_err("it does not wait");
         assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
-        assert_eq!(fakes[0].count(Verb::Take), asked, "nobody is asked");
+        assert_eq!(fakes[0].count(Op::Acquire), asked, "nobody is asked");
         // No clock ends that: only lanes that come up.
-        sin(&fakes, &Sin::Honest);
+        sin(&fakes, &Fault::None);
         for waits in waits {
             drop(waits.join().expect("no panic").expect("free"));
         }
@@ -187,13 +187,13 @@ fn a_waiter_sleeps_through_an_open_breaker_until_nodes_are_back() {
 
 #[test]
 fn a_waiter_at_an_open_breaker_ends_by_max_outage_its_limit_cancellation_or_a_shutdown() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = bears(&fakes, Duration::from_millis(50));
     break_down(&fakes, &locker);
     let error = locker.lock("x", TTL).expect_err("it lasts");
     assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
 
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = bears(&fakes, Duration::MAX);
     break_down(&fakes, &locker);
     let brief = LockOptions::new(TTL).wait_for(Duration::from_millis(50));
@@ -216,7 +216,7 @@ fn a_waiter_at_an_open_breaker_ends_by_max_outage_its_limit_cancellation_or_a_sh
 
 #[test]
 fn waiters_in_one_queue_at_an_open_breaker_do_not_wait_for_max_outage_in_turn() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let max_outage = Duration::from_millis(500);
     let locker = bears(&fakes, max_outage);
     break_down(&fakes, &locker);
@@ -232,22 +232,22 @@ fn waiters_in_one_queue_at_an_open_breaker_do_not_wait_for_max_outage_in_turn() 
 
 #[test]
 fn error_replies_do_not_open_the_breaker() {
-    let loading = Sin::Loads(Verb::Take);
-    let errs = Sin::Errs(Verb::Take);
+    let loading = Fault::Loads(Op::Acquire);
+    let errs = Fault::Fails(Op::Acquire);
     // Of three nodes, what two of them do.
     for (sins, is_outage) in [
         ([&errs, &errs], false),
-        ([&Sin::Forbids(Verb::Take), &errs], false),
-        ([&Sin::Down, &errs], false),
-        ([&Sin::Down, &loading], true),
+        ([&Fault::DeniesOp(Op::Acquire), &errs], false),
+        ([&Fault::Down, &errs], false),
+        ([&Fault::Down, &loading], true),
         ([&loading, &loading], true),
     ] {
-        let fakes = Fake::many(3);
-        let adjust = |c: Config| config(c).breaker(1, LONG).allow_degraded(true);
-        let locker = locker(&fakes, adjust).expect("a quorum is up");
+        let fakes = FakeNode::fakes(3);
+        let adjust = |c: Config| config(c).circuit_breaker(1, LONG).allow_degraded(true);
+        let locker = connected_locker(&fakes, adjust).expect("a quorum is up");
         been_quiet();
         for (fake, sins) in fakes[1..].iter().zip(sins) {
-            fake.sins(sins.clone());
+            fake.set_fault(sins.clone());
         }
         let circuit = &locker.nodes().engine().circuit;
         for _ in 0..20 {
@@ -261,25 +261,25 @@ fn error_replies_do_not_open_the_breaker() {
 
 #[test]
 fn connections_that_break_and_are_had_again_never_lead_to_local_locks() {
-    let fakes = Fake::many(3);
-    let adjust = |c: Config| config(c).breaker(1, LONG).allow_degraded(true);
-    let locker = locker(&fakes, adjust).expect("a quorum is up");
+    let fakes = FakeNode::fakes(3);
+    let adjust = |c: Config| config(c).circuit_breaker(1, LONG).allow_degraded(true);
+    let locker = connected_locker(&fakes, adjust).expect("a quorum is up");
     been_quiet();
-    sin(&fakes[1..], &Sin::Breaks(Verb::Take));
+    sin(&fakes[1..], &Fault::Breaks(Op::Acquire));
     for _ in 0..50 {
         let tried = locker.try_lock("x", TTL);
         assert!(tried.is_err_and(|error| error.is_unavailable()));
     }
     let circuit = &locker.nodes().engine().circuit;
     assert!(!circuit.is_calm(), "it was an outage");
-    sin(&fakes[1..], &Sin::Down);
+    sin(&fakes[1..], &Fault::Down);
     let guard = locker.lock("x", TTL).expect("connects fail as well");
     assert_eq!(guard.mode(), Mode::Local);
 }
 
 #[test]
 fn a_long_wait_for_a_held_lock_survives_broken_connections_beside_others_that_succeed() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let max_outage = Duration::from_secs(2);
     let locker = bears(&fakes, max_outage);
     fakes.iter().for_each(|fake| fake.seize("x", LONG));
@@ -301,7 +301,7 @@ fn a_long_wait_for_a_held_lock_survives_broken_connections_beside_others_that_su
             for _ in 0..50 {
                 let connects = || fakes[1].connects().len() + fakes[2].connects().len();
                 let before = connects();
-                sin(&fakes[1..], &Sin::BreaksAfter(Verb::Take));
+                sin(&fakes[1..], &Fault::DisconnectsAfter(Op::Acquire));
                 eventually("they are connected again", || connects() >= before + 2);
             }
             is_over.store(true, Ordering::Relaxed);
@@ -314,9 +314,9 @@ fn a_long_wait_for_a_held_lock_survives_broken_connections_beside_others_that_su
 
 #[test]
 fn a_lock_that_all_nodes_answer_with_an_error_ends_by_max_outage_beside_others_that_succeed() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = bears(&fakes, Duration::from_millis(200));
-    sin(&fakes, &Sin::ErrsOn("x"));
+    sin(&fakes, &Fault::ErrsOn("x"));
     let (began, is_over) = (clock::now(), AtomicBool::new(false));
     thread::scope(|scope| {
         let waits = scope.spawn(|| {
@@ -337,9 +337,9 @@ fn a_lock_that_all_nodes_answer_with_an_error_ends_by_max_outage_beside_others_t
 
 #[test]
 fn a_lock_that_is_denied_ends_at_once() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = bears(&fakes, Duration::MAX);
-    sin(&fakes[1..], &Sin::Forbids(Verb::Take));
+    sin(&fakes[1..], &Fault::DeniesOp(Op::Acquire));
     let began = clock::now();
     let error = locker.acquire("x", &options()).expect_err("denied");
     assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
@@ -351,20 +351,20 @@ fn an_outage_is_that_of_the_acquires_own_rounds() {
     let start = clock::now();
     let at = |seconds| start + Duration::from_secs(seconds);
     let contended = |by_one| {
-        Miss::Contended(Contention {
-            by: Access::Alone,
-            free: None,
-            split: None,
-            by_one,
-            held_for: None,
-            in_the_way: Vec::new(),
+        AttemptFailure::Contended(Contention {
+            held_by: AccessMode::Exclusive,
+            free_in: None,
+            split_vote: None,
+            single_node: by_one,
+            max_hold_left: None,
+            blocking_keys: Vec::new(),
         })
     };
-    let slow = |won| Miss::Slow {
+    let slow = |won| AttemptFailure::TooSlow {
         won,
-        held_for: None,
+        max_hold_left: None,
     };
-    let unavailable = || Miss::Unavailable(Tally::new(3, Question::Take));
+    let unavailable = || AttemptFailure::Unavailable(Tally::new(3, VoteRule::Acquire));
     for (rounds, began) in [
         (vec![], None),
         (vec![unavailable()], Some(0)),
@@ -395,10 +395,10 @@ fn an_outage_is_that_of_the_acquires_own_rounds() {
 
 #[test]
 fn one_acquire_probes_and_the_others_wait_for_its_verdict() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
     all_up(&locker);
     let asked = || fakes[0].takes().len();
     let before = asked();
@@ -413,7 +413,7 @@ fn one_acquire_probes_and_the_others_wait_for_its_verdict() {
         let circuit = &locker.nodes().engine().circuit;
         eventually("they wait", || circuit.waiting() == 3);
         assert_eq!(asked(), before, "none of them is served");
-        sin(&fakes, &Sin::Honest);
+        sin(&fakes, &Fault::None);
         late.iter().for_each(|late| late.go());
         drop(probe.join().expect("no panic"));
         for other in others {
@@ -426,10 +426,10 @@ fn one_acquire_probes_and_the_others_wait_for_its_verdict() {
 
 #[test]
 fn a_probe_that_fails_opens_it_again_and_one_without_a_verdict_does_not_count() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
-    sin(&fakes[1..], &Sin::Loads(Verb::Take));
+    sin(&fakes[1..], &Fault::Loads(Op::Acquire));
     all_up(&locker);
     // The first one finds that they are loading; lanes that are up are no news any more.
     let error = locker.try_lock("x", TTL).expect_err("no quorum");
@@ -439,13 +439,13 @@ fn a_probe_that_fails_opens_it_again_and_one_without_a_verdict_does_not_count() 
         panic!("{error}")
     };
     // They are connected: what they did not reply last is the cause.
-    let loading = |cause: &NodeCause| matches!(&cause.cause, Cause::Server(_));
+    let loading = |cause: &FailedNode| matches!(&cause.failure, NodeFailure::ServerError(_));
     assert!(causes.len() == 2 && causes.iter().all(loading), "{error}");
 
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
     all_up(&locker);
     let token = CancelToken::new();
     thread::scope(|scope| {
@@ -457,7 +457,7 @@ fn a_probe_that_fails_opens_it_again_and_one_without_a_verdict_does_not_count() 
         assert_eq!(probe.join().expect("no panic"), Some(Error::Cancelled));
     });
     assert_eq!(breaker(&locker), BreakerState::HalfOpen);
-    sin(&fakes, &Sin::Honest);
+    sin(&fakes, &Fault::None);
     late.iter().for_each(|late| late.go());
     drop(
         locker
@@ -468,20 +468,20 @@ fn a_probe_that_fails_opens_it_again_and_one_without_a_verdict_does_not_count() 
 
 #[test]
 fn contention_cancellation_and_extensions_do_not_open_it() {
-    let fakes = Fake::many(3);
-    let locker = locker(&fakes, |c| config(c).breaker(1, LONG)).expect("up");
+    let fakes = FakeNode::fakes(3);
+    let locker = connected_locker(&fakes, |c| config(c).circuit_breaker(1, LONG)).expect("up");
     let held = locker.lock("held", TTL).expect("free");
     fakes.iter().for_each(|fake| fake.seize("x", LONG));
     been_quiet();
     for _ in 0..20 {
         assert!(locker.try_lock("x", TTL).expect("no error").is_none());
     }
-    sin(&fakes[1..], &Sin::Errs(Verb::Extend));
+    sin(&fakes[1..], &Fault::Fails(Op::Extend));
     for _ in 0..20 {
         assert!(held.extend(TTL).expect_err("errors").is_unavailable());
     }
     // Cancelled in the midst of a round that has no quorum by then, and would open it.
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
     let token = CancelToken::new();
     thread::scope(|scope| {
         let cancelled = options().cancel_on(&token);
@@ -494,15 +494,15 @@ fn contention_cancellation_and_extensions_do_not_open_it() {
     assert_eq!(breaker(&locker), BreakerState::Closed);
     let circuit = &locker.nodes().engine().circuit;
     assert!(circuit.is_calm(), "it does not count either");
-    sin(&fakes, &Sin::Honest);
+    sin(&fakes, &Fault::None);
     late.iter().for_each(|late| late.go());
 }
 
 #[test]
 fn a_tie_of_an_even_number_is_no_quorum_that_answers() {
-    let fakes = Fake::many(4);
+    let fakes = FakeNode::fakes(4);
     let locker = plain(&fakes);
-    sin(&fakes[2..], &Sin::Down);
+    sin(&fakes[2..], &Fault::Down);
     fakes[..2].iter().for_each(|fake| fake.seize("x", LONG));
     eventually("the breaker opens", || {
         let _ = locker.try_lock("y", TTL);
@@ -515,17 +515,19 @@ fn a_tie_of_an_even_number_is_no_quorum_that_answers() {
 
 #[test]
 fn the_round_that_opens_it_goes_local_however_long_an_outage_is_borne_with() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let patient = |c: Config| {
         let policy = RetryPolicy {
             max_outage: Duration::MAX,
             ..RetryPolicy::default()
         };
-        c.allow_degraded(true).breaker(1, LONG).retry(policy)
+        c.allow_degraded(true)
+            .circuit_breaker(1, LONG)
+            .retry(policy)
     };
-    let locker = locker(&fakes, patient).expect("a quorum is up");
+    let locker = connected_locker(&fakes, patient).expect("a quorum is up");
     been_quiet();
-    sin(&fakes[1..], &Sin::Down);
+    sin(&fakes[1..], &Fault::Down);
     // As soon as fresh connects have failed too.
     let guard = locker.lock("x", TTL).expect("held here");
     assert_eq!(guard.mode(), Mode::Local);
@@ -549,11 +551,11 @@ fn who_was_refused_bears_with_an_outage_no_longer_than_the_policy_says() {
             max_delay: Duration::from_millis(20),
             ..policy
         };
-        let fakes = Fake::many(3);
+        let fakes = FakeNode::fakes(3);
         let adjust = |c: Config| config(c).allow_degraded(true).retry(policy);
-        let locker = locker(&fakes, adjust).expect("a quorum is up");
+        let locker = connected_locker(&fakes, adjust).expect("a quorum is up");
         fakes[0].seize("x", LIMIT);
-        sin(&fakes[1..], &Sin::Down);
+        sin(&fakes[1..], &Fault::Down);
         let error = locker.lock("x", TTL).expect_err("held for long");
         assert!(error.is_unavailable(), "{error}");
         break_down(&fakes, &locker);
@@ -563,14 +565,14 @@ fn who_was_refused_bears_with_an_outage_no_longer_than_the_policy_says() {
 
 #[test]
 fn nodes_that_deny_access_end_an_outage_and_that_is_told_once() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
     break_down(&fakes, &locker);
     assert!(is_local(locker.try_lock("x", TTL)));
     let lines = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&lines);
-    at_each_line(move |line| seen.lock().push(line.to_owned()));
-    sin(&fakes[1..], &Sin::Forbids(Verb::Take));
+    on_log_line(move |line| seen.lock().push(line.to_owned()));
+    sin(&fakes[1..], &Fault::DeniesOp(Op::Acquire));
     locker.nodes().wait_ready(LIMIT).expect("connected");
     for _ in 0..5 {
         let error = locker.try_lock("x", TTL).expect_err("denied");
@@ -584,13 +586,13 @@ fn nodes_that_deny_access_end_an_outage_and_that_is_told_once() {
 
 #[test]
 fn a_lane_that_came_up_between_two_looks_is_not_missed() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
     comes_back(&fakes, &locker);
     drop(locker.acquire("x", &options()).expect("the probe"));
     all_up(&locker);
-    sin(&fakes[1..], &Sin::Loads(Verb::Take));
+    sin(&fakes[1..], &Fault::Loads(Op::Acquire));
     eventually("it opens while all are up", || {
         let _ = locker.try_lock("opens it", TTL);
         is_open(&locker)
@@ -599,11 +601,11 @@ fn a_lane_that_came_up_between_two_looks_is_not_missed() {
     assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
     // Nobody looks while they are down.
     let before: Vec<usize> = fakes.iter().map(|fake| fake.refused()).collect();
-    sin(&fakes[1..], &Sin::Down);
+    sin(&fakes[1..], &Fault::Down);
     eventually("they go down", || {
         (1..3).all(|node| fakes[node].refused() > before[node])
     });
-    sin(&fakes[1..], &Sin::Honest);
+    sin(&fakes[1..], &Fault::None);
     all_up(&locker);
     drop(locker.lock("x", TTL).expect("the probe"));
 }
@@ -611,7 +613,7 @@ fn a_lane_that_came_up_between_two_looks_is_not_missed() {
 #[test]
 fn a_local_lock_is_under_the_limit_for_ttls_too() {
     let fakes = with(&[(); 3].map(|()| up_for(LONG)));
-    let locker = locker(&fakes, |c| {
+    let locker = connected_locker(&fakes, |c| {
         config(c).allow_degraded(true).restart_quarantine(TTL)
     });
     let locker = locker.expect("a quorum is up");
@@ -625,12 +627,12 @@ fn a_local_lock_is_under_the_limit_for_ttls_too() {
 
 #[test]
 fn a_shutdown_does_not_wait_for_a_lock_that_is_lost() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     let brief = Duration::from_secs(2);
     let [one, other] = ["one", "other"].map(|key| locker.lock(key, brief).expect("free"));
     let watch = one.watch();
-    assert_eq!(watch.wait_lost(LIMIT), WaitLost::Lost);
+    assert_eq!(watch.wait_ended(LIMIT), WatchOutcome::Lost);
     // The other one is lost in the meantime.
     assert!(locker.nodes().shutdown(LIMIT), "nobody holds a lock");
     assert!(matches!(other.release(), Err(Error::LockLost { .. })));
@@ -641,18 +643,18 @@ fn a_shutdown_does_not_wait_for_a_lock_that_is_lost() {
 fn the_first_node_is_one_that_votes_if_there_is_one() {
     let [young, old] = [Duration::from_secs(1), LONG].map(up_for);
     let fakes = with(&[young.clone(), old, young]);
-    let locker = locker(&fakes, |c| config(c).restart_quarantine(TTL)).expect("up");
-    assert_eq!(locker.nodes().engine().nodes.first_up(), Some(1));
-    sin(&fakes[1..2], &Sin::Down);
+    let locker = connected_locker(&fakes, |c| config(c).restart_quarantine(TTL)).expect("up");
+    assert_eq!(locker.nodes().engine().nodes.first_voting_node(), Some(1));
+    sin(&fakes[1..2], &Fault::Down);
     eventually("one in quarantine is better than none", || {
         let _ = locker.try_lock("x", TTL);
-        locker.nodes().engine().nodes.first_up() == Some(0)
+        locker.nodes().engine().nodes.first_voting_node() == Some(0)
     });
 }
 
 #[test]
 fn a_degraded_lock_is_held_here_and_the_next_holder_waits_for_it_when_the_nodes_are_back() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
     break_down(&fakes, &locker);
     let local = locker.lock("x", TTL).expect("held here");
@@ -679,8 +681,8 @@ fn a_degraded_lock_is_held_here_and_the_next_holder_waits_for_it_when_the_nodes_
     thread::scope(|scope| {
         let next = scope.spawn(|| locker.lock("x", TTL).expect("its turn"));
         let waiting = || {
-            let key = Key::parse("redguard:", "x", Family::Exclusive);
-            let gate = &locker.nodes().engine().gate;
+            let key = Key::parse("redguard:", "x", LockKind::Exclusive);
+            let gate = &locker.nodes().engine().lock_table;
             gate.waiting(&key.expect("a good name"))
         };
         eventually("it waits for the local holder", || waiting() == 1);
@@ -692,17 +694,17 @@ fn a_degraded_lock_is_held_here_and_the_next_holder_waits_for_it_when_the_nodes_
 
 #[test]
 fn who_was_refused_by_a_holder_does_not_go_local_before_that_ones_lease_can_have_ended() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
     for (left, becomes_local) in [(Duration::from_millis(400), true), (LONG, false)] {
-        sin(&fakes, &Sin::Honest);
+        sin(&fakes, &Fault::None);
         all_up(&locker);
         let guard = locker.lock("probe", TTL).expect("on the nodes");
         eventually("all have granted it", || {
             fakes.iter().all(|fake| fake.token("probe").is_some())
         });
         drop(guard);
-        let before: Vec<usize> = fakes.iter().map(|fake| fake.count(Verb::Take)).collect();
+        let before: Vec<usize> = fakes.iter().map(|fake| fake.count(Op::Acquire)).collect();
         let held = clock::now();
         fakes.iter().for_each(|fake| fake.seize("x", left));
         thread::scope(|scope| {
@@ -714,7 +716,7 @@ fn who_was_refused_by_a_holder_does_not_go_local_before_that_ones_lease_can_have
                 };
                 locker.acquire("x", &LockOptions::new(TTL).wait_for(wait))
             });
-            let asked = |node: usize| fakes[node].count(Verb::Take) > before[node] + 1;
+            let asked = |node: usize| fakes[node].count(Op::Acquire) > before[node] + 1;
             eventually("it is refused, and asks again", || asked(1) && asked(2));
             break_down(&fakes, &locker);
             match waits.join().expect("no panic") {
@@ -733,13 +735,13 @@ fn who_was_refused_by_a_holder_does_not_go_local_before_that_ones_lease_can_have
 
 #[test]
 fn a_holder_that_only_one_node_knows_of_is_waited_for_as_well() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
     all_up(&locker);
     let left = Duration::from_millis(400);
     let held = clock::now();
     fakes[0].seize("x", left);
-    sin(&fakes[1..], &Sin::Down);
+    sin(&fakes[1..], &Fault::Down);
     let guard = locker
         .acquire("x", &options())
         .expect("held here in the end");
@@ -749,39 +751,43 @@ fn a_holder_that_only_one_node_knows_of_is_waited_for_as_well() {
 
 #[test]
 fn an_attempt_that_was_too_slow_tells_who_holds_it_as_well() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     fakes[0].seize("x", LONG);
     let late: Vec<_> = fakes[1..]
         .iter()
-        .map(|fake| fake.is_late(Verb::Take))
+        .map(|fake| fake.is_late(Op::Acquire))
         .collect();
-    let wish = Wish {
-        keys: Key::parse("redguard:", "x", Family::Exclusive)
+    let wish = AcquireParams {
+        keys: Key::parse("redguard:", "x", LockKind::Exclusive)
             .expect("good")
             .into(),
-        claim: Claim::Exclusive,
+        kind: LeaseKind::Exclusive,
         ttl: Ttl::parse(Duration::from_secs(3), 0.5).expect("good"),
         fenced: false,
         cancel: None,
-        care: Care::default(),
+        lease_options: LeaseOptions::default(),
     };
     let inbox = Arc::new(Inbox::new());
     let engine = locker.nodes().engine();
-    let attempt = engine.attempt(&wish, &inbox, Trace::None, None, None);
+    let attempt = engine.attempt(&wish, &inbox, WaitMarker::None, None, None);
     let miss = attempt.expect("randomness").expect_err("too slow");
-    assert!(matches!(miss, Miss::Slow { .. }));
-    assert!(miss.held_for() > Some(LONG / 2), "{:?}", miss.held_for());
-    sin(&fakes, &Sin::Honest);
+    assert!(matches!(miss, AttemptFailure::TooSlow { .. }));
+    assert!(
+        miss.max_hold_left() > Some(LONG / 2),
+        "{:?}",
+        miss.max_hold_left()
+    );
+    sin(&fakes, &Fault::None);
     late.iter().for_each(|late| late.go());
 }
 
 #[test]
 fn who_waits_for_the_verdict_of_a_probe_can_be_cancelled() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
     all_up(&locker);
     let token = CancelToken::new();
     thread::scope(|scope| {
@@ -796,7 +802,7 @@ fn who_waits_for_the_verdict_of_a_probe_can_be_cancelled() {
         eventually("it waits", || circuit.waiting() == 1);
         token.cancel();
         assert_eq!(waits.join().expect("no panic"), Some(Error::Cancelled));
-        sin(&fakes, &Sin::Honest);
+        sin(&fakes, &Fault::None);
         late.iter().for_each(|late| late.go());
         drop(probe.join().expect("no panic"));
     });
@@ -804,16 +810,16 @@ fn who_waits_for_the_verdict_of_a_probe_can_be_cancelled() {
 
 #[test]
 fn wrong_credentials_never_lead_there() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
-    sin(&fakes[..2], &Sin::Denies);
-    let end = clock::now() + 4 * QUIET;
+    sin(&fakes[..2], &Fault::DeniesAccess);
+    let end = clock::now() + 4 * MIN_OUTAGE;
     while clock::now() < end {
         let error = locker.try_lock("x", TTL).expect_err("denied");
         assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
     }
     // One that is down beside one that denies: with that one's leave there would be a quorum.
-    sin(&fakes[..1], &Sin::Down);
+    sin(&fakes[..1], &Fault::Down);
     for _ in 0..20 {
         let error = locker.try_lock("x", TTL).expect_err("no quorum");
         assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
@@ -822,28 +828,31 @@ fn wrong_credentials_never_lead_there() {
     let connects = || {
         let quick = Duration::from_secs(1);
         let config = |c| config(c).node_timeout(quick).connect_timeout(quick);
-        crate::tests::fake_node::node::locker(&fakes, |c| config(c).allow_degraded(true))
+        crate::tests::fake_node::node::connected_locker(&fakes, |c| config(c).allow_degraded(true))
     };
     let Error::InsufficientQuorum { causes, .. } = connects().expect_err("denied") else {
         panic!("another error")
     };
-    assert!(matches!(causes[1].cause, Cause::Denied(_)), "{causes:?}");
-    sin(&fakes[..2], &Sin::Down);
+    assert!(
+        matches!(causes[1].failure, NodeFailure::AccessDenied(_)),
+        "{causes:?}"
+    );
+    sin(&fakes[..2], &Fault::Down);
     connects().expect("that is an outage");
 }
 
 #[test]
 fn a_process_that_starts_without_nodes_recovers_by_itself() {
-    let fakes = Fake::many(3);
-    sin(&fakes, &Sin::Down);
+    let fakes = FakeNode::fakes(3);
+    sin(&fakes, &Fault::Down);
     let quick = Duration::from_secs(1);
     let config = |c| config(c).node_timeout(quick).connect_timeout(quick);
-    let error = locker(&fakes, config).expect_err("not allowed");
+    let error = connected_locker(&fakes, config).expect_err("not allowed");
     assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
     // A probe that takes too long on a busy machine is not the last one.
     let soon = Duration::from_millis(100);
-    let degraded = |c| config(c).allow_degraded(true).breaker(3, soon);
-    let locker = locker(&fakes, degraded).expect("degraded");
+    let degraded = |c| config(c).allow_degraded(true).circuit_breaker(3, soon);
+    let locker = connected_locker(&fakes, degraded).expect("degraded");
     assert!(is_local(locker.try_lock("x", TTL)));
     let error = locker.nodes().wait_ready(Duration::ZERO).expect_err("down");
     assert!(
@@ -859,7 +868,7 @@ fn a_process_that_starts_without_nodes_recovers_by_itself() {
 
 #[test]
 fn a_shutdown_ends_local_locks_and_waits_for_nodes() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
     break_down(&fakes, &locker);
     let guard = locker.lock("x", TTL).expect("held here");
@@ -870,24 +879,24 @@ fn a_shutdown_ends_local_locks_and_waits_for_nodes() {
         assert!(!locker.nodes().shutdown(Duration::ZERO), "a guard is alive");
         assert_eq!(waits.join().expect("no panic"), Err(Error::Closed));
     });
-    assert_eq!(watch.wait_lost(LIMIT), WaitLost::Lost);
+    assert_eq!(watch.wait_ended(LIMIT), WatchOutcome::Lost);
     assert!(!guard.is_held() && guard.check().is_err());
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
 }
 
 /// Nodes that say these things of themselves.
-fn with(about: &[About]) -> Vec<Arc<Fake>> {
-    let fakes = Fake::many(about.len());
+fn with(about: &[ServerInfo]) -> Vec<Arc<FakeNode>> {
+    let fakes = FakeNode::fakes(about.len());
     for (fake, about) in fakes.iter().zip(about) {
         fake.says(about.clone());
     }
     fakes
 }
 
-fn up_for(uptime: Duration) -> About {
-    About {
+fn up_for(uptime: Duration) -> ServerInfo {
+    ServerInfo {
         uptime,
-        ..About::default()
+        ..ServerInfo::default()
     }
 }
 
@@ -895,16 +904,16 @@ fn up_for(uptime: Duration) -> About {
 fn nodes_in_quarantine_do_not_vote_but_serve_what_is_held() {
     let old = up_for(LONG);
     let fakes = with(&[old.clone(), old.clone(), old]);
-    let locker = locker(&fakes, |c| {
-        let c = config(c).allow_degraded(true).breaker(1, LONG);
+    let locker = connected_locker(&fakes, |c| {
+        let c = config(c).allow_degraded(true).circuit_breaker(1, LONG);
         c.restart_quarantine(TTL)
     });
     let locker = locker.expect("a quorum is up");
     let held = locker.lock("held", TTL).expect("free");
-    let restart = |fake: &Arc<Fake>| {
+    let restart = |fake: &Arc<FakeNode>| {
         fake.wipe();
         fake.says(up_for(Duration::from_secs(1)));
-        fake.sins(Sin::BreaksAfter(Verb::Knock));
+        fake.set_fault(Fault::DisconnectsAfter(Op::WakeListener));
     };
     let error = locker.lock("x", 2 * TTL).expect_err("too long");
     assert!(matches!(error, Error::InvalidTtl { .. }), "{error}");
@@ -912,7 +921,7 @@ fn nodes_in_quarantine_do_not_vote_but_serve_what_is_held() {
     assert!(matches!(error, Error::InvalidTtl { .. }), "{error}");
     // One of them does not matter, and gets back what it has lost.
     restart(&fakes[0]);
-    fakes[0].sins(Sin::BreaksAfter(Verb::Take));
+    fakes[0].set_fault(Fault::DisconnectsAfter(Op::Acquire));
     // One that is over before it could be sent to that node is not sent there.
     let quarantined = |node: usize| {
         let _ = locker.try_lock("x", TTL);
@@ -925,7 +934,7 @@ fn nodes_in_quarantine_do_not_vote_but_serve_what_is_held() {
     eventually("put back", || fakes[0].token("held").is_some());
     // With another one a new lock is contended, which is no outage.
     restart(&fakes[1]);
-    fakes[1].sins(Sin::BreaksAfter(Verb::Take));
+    fakes[1].set_fault(Fault::DisconnectsAfter(Op::Acquire));
     eventually("it is connected again", || quarantined(1));
     been_quiet();
     for _ in 0..5 {
@@ -948,34 +957,35 @@ fn nodes_in_quarantine_do_not_vote_but_serve_what_is_held() {
 
 #[test]
 fn a_replica_and_with_strictness_one_that_evicts_do_not_vote() {
-    let replica = About {
+    let replica = ServerInfo {
         role: Some(Role::Replica),
-        ..About::default()
+        ..ServerInfo::default()
     };
-    let evicts = About {
-        evicts: Some("allkeys-lru".into()),
-        ..About::default()
+    let evicts = ServerInfo {
+        eviction_risk: Some("allkeys-lru".into()),
+        ..ServerInfo::default()
     };
     for (about, strict, is_fault) in [
         (replica, false, true),
         (evicts.clone(), false, false),
         (evicts, true, true),
     ] {
-        let fakes = with(&[about.clone(), About::default(), About::default()]);
-        let locker = locker(&fakes, |c| config(c).strict_servers(strict)).expect("a quorum");
+        let fakes = with(&[about.clone(), ServerInfo::default(), ServerInfo::default()]);
+        let locker = connected_locker(&fakes, |c| config(c).reject_evicting_servers(strict))
+            .expect("a quorum");
         drop(locker.lock("x", TTL).expect("by the others"));
         let health = || locker.nodes().health().nodes[0].clone();
         eventually("it is judged", || match health().cause {
-            Some(Cause::Server(_)) => is_fault && health().state == NodeState::Suspect,
+            Some(NodeFailure::ServerError(_)) => is_fault && health().state == NodeState::Suspect,
             cause => !is_fault && cause.is_none(),
         });
         assert_eq!(health().role, about.role);
         // When it says otherwise it takes part.
-        fakes[0].says(About::default());
+        fakes[0].says(ServerInfo::default());
         eventually("it votes", || {
             // The undo of the one before may be on its way.
             let _ = locker.try_lock("x", TTL);
-            fakes[0].count(Verb::Take) > 0
+            fakes[0].count(Op::Acquire) > 0
         });
     }
 }

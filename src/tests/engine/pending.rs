@@ -9,9 +9,9 @@ use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
 use crate::config::builder::Config;
 use crate::error::Error;
-use crate::protocol::kind::Family;
-use crate::protocol::request::Verb;
-use crate::tests::fake_node::node::{Fake, Sin, eventually, locker};
+use crate::protocol::kind::LockKind;
+use crate::protocol::request::Op;
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::transport::cancel::CancelToken;
 
 const TTL: Duration = Duration::from_secs(300);
@@ -49,7 +49,7 @@ fn hand_on(locker: &RedisLocker) {
 fn acquire_and_release(locker: &RedisLocker) {
     for n in 0..250 {
         drop(locker.lock(&format!("own-{n}"), TTL).expect("free"));
-        drop(locker.lock_all(&["a", "b"], &options()).expect("free"));
+        drop(locker.acquire_all(&["a", "b"], &options()).expect("free"));
     }
 }
 
@@ -124,14 +124,14 @@ fn node_that_is_away_is_left_nothing_that_it_was_not_asked_for() {
     ];
     for hangs in [false, true] {
         for (what, work) in all {
-            let fakes = Fake::many(3);
-            let locker = locker(&fakes, impatient).expect("all are up");
+            let fakes = FakeNode::fakes(3);
+            let locker = connected_locker(&fakes, impatient).expect("all are up");
             fakes[..2].iter().for_each(|fake| fake.seize("held", TTL));
             fakes[0].seize("half held", TTL);
             let late = match hangs {
-                true => Some(fakes[2].is_late(Verb::Take)),
+                true => Some(fakes[2].is_late(Op::Acquire)),
                 false => {
-                    fakes[2].sins(Sin::Down);
+                    fakes[2].set_fault(Fault::Down);
                     None
                 }
             };
@@ -142,7 +142,7 @@ fn node_that_is_away_is_left_nothing_that_it_was_not_asked_for() {
             work(&locker);
             let waiting = waiting(&locker);
             assert!(waiting <= FEW, "{what}, hung: {hangs}: {waiting} wait");
-            fakes[2].sins(Sin::Honest);
+            fakes[2].set_fault(Fault::None);
             drop(late); // it serves what it has
             eventually("all is free there", || {
                 fakes[2].token("before").is_none() && fakes[2].token("handed").is_none()
@@ -153,12 +153,12 @@ fn node_that_is_away_is_left_nothing_that_it_was_not_asked_for() {
 
 #[test]
 fn release_that_is_denied_costs_no_other_lock() {
-    for sin in [Sin::Forbids(Verb::Release), Sin::Errs(Verb::Release)] {
-        let fakes = Fake::many(1);
-        let locker = locker(&fakes, |config| config).expect("it is up");
+    for sin in [Fault::DeniesOp(Op::Release), Fault::Fails(Op::Release)] {
+        let fakes = FakeNode::fakes(1);
+        let locker = connected_locker(&fakes, |config| config).expect("it is up");
         let kept = locker.lock("kept", TTL).expect("free");
         let guard = locker.lock("x", TTL).expect("free");
-        fakes[0].sins(sin);
+        fakes[0].set_fault(sin);
         let error = guard.release().expect_err("refused");
         assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
         for n in 0..20 {
@@ -167,7 +167,7 @@ fn release_that_is_denied_costs_no_other_lock() {
             assert!(other.expect("it answers").is_some());
         }
         assert_eq!(fakes[0].connects().len(), 1, "nothing was given up");
-        fakes[0].sins(Sin::Honest);
+        fakes[0].set_fault(Fault::None);
         eventually("all is released", || {
             let other = |n: usize| fakes[0].token(&format!("other-{n}")).is_none();
             fakes[0].token("x").is_none() && (0..20).all(other)
@@ -178,25 +178,25 @@ fn release_that_is_denied_costs_no_other_lock() {
 
 #[test]
 fn acquire_that_was_refused_before_it_ran_is_not_undone() {
-    let fakes = Fake::many(3);
-    let locker = locker(&fakes, |config| config).expect("all are up");
-    let forbid = || Sin::Forbids(Verb::Take);
-    fakes.iter().for_each(|fake| fake.sins(forbid()));
+    let fakes = FakeNode::fakes(3);
+    let locker = connected_locker(&fakes, |config| config).expect("all are up");
+    let forbid = || Fault::DeniesOp(Op::Acquire);
+    fakes.iter().for_each(|fake| fake.set_fault(forbid()));
     for _ in 0..20 {
         locker.try_lock("x", TTL).expect_err("denied");
     }
-    fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+    fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
     drop(locker.lock("y", TTL).expect("free"));
     eventually("that one is released", || {
         fakes.iter().all(|fake| fake.token("y").is_none())
     });
     for fake in &fakes {
-        assert!(fake.count(Verb::Release) <= 1, "of the other lock");
+        assert!(fake.count(Op::Release) <= 1, "of the other lock");
     }
 }
 
 /// Acquires a lock of each kind, lets all nodes meet with `sin` at its release, and checks how that ends.
-fn release_meets(sin: &Sin, check: impl Fn(&str, Result<(), Error>)) {
+fn release_meets(sin: &Fault, check: impl Fn(&str, Result<(), Error>)) {
     type Release = Box<dyn FnOnce() -> Result<(), Error>>;
     type Acquire = fn(&RedisLocker) -> Release;
     let exclusive: Acquire = |locker| {
@@ -204,7 +204,7 @@ fn release_meets(sin: &Sin, check: impl Fn(&str, Result<(), Error>)) {
         Box::new(|| guard.release())
     };
     let several: Acquire = |locker| {
-        let guard = locker.lock_all(&["x", "y"], &options()).expect("free");
+        let guard = locker.acquire_all(&["x", "y"], &options()).expect("free");
         Box::new(|| guard.release())
     };
     let reader: Acquire = |locker| {
@@ -229,17 +229,17 @@ fn release_meets(sin: &Sin, check: impl Fn(&str, Result<(), Error>)) {
         ("writer", writer),
         ("permit", permit),
     ] {
-        let fakes = Fake::many(3);
-        let locker = locker(&fakes, |config| config).expect("all are up");
+        let fakes = FakeNode::fakes(3);
+        let locker = connected_locker(&fakes, |config| config).expect("all are up");
         let release = acquire(&locker);
-        fakes.iter().for_each(|fake| fake.sins(sin.clone()));
+        fakes.iter().for_each(|fake| fake.set_fault(sin.clone()));
         check(kind, release());
     }
 }
 
 #[test]
 fn release_on_nodes_that_have_restarted_empty_is_a_loss() {
-    release_meets(&Sin::RestartsAt(Verb::Release), |kind, released| {
+    release_meets(&Fault::RestartsAt(Op::Release), |kind, released| {
         let error = released.expect_err(kind);
         assert!(error.is_lost(), "{kind}: {error}");
     });
@@ -247,31 +247,31 @@ fn release_on_nodes_that_have_restarted_empty_is_a_loss() {
 
 #[test]
 fn release_whose_connection_broke_behind_it_is_a_release() {
-    release_meets(&Sin::BreaksAfter(Verb::Release), |kind, released| {
+    release_meets(&Fault::DisconnectsAfter(Op::Release), |kind, released| {
         assert_eq!(released, Ok(()), "{kind}");
     });
 }
 
 #[test]
 fn node_that_is_back_serves_before_the_releases_that_wait_for_it() {
-    let fakes = Fake::many(1);
-    let locker = locker(&fakes, |config| config).expect("it is up");
+    let fakes = FakeNode::fakes(1);
+    let locker = connected_locker(&fakes, |config| config).expect("it is up");
     let guards: Vec<_> = (0..500)
         .map(|n| locker.lock(&format!("x-{n}"), TTL).expect("free"))
         .collect();
-    fakes[0].sins(Sin::Down);
+    fakes[0].set_fault(Fault::Down);
     eventually("it is suspect", || locker.nodes().engine().nodes_up() == 0);
     drop(guards);
     // It is back, and no release gets an answer there until the test says so.
-    let late = fakes[0].is_late(Verb::Release);
+    let late = fakes[0].is_late(Op::Release);
     eventually("it is up", || locker.nodes().engine().nodes_up() == 1);
     late.arrived();
-    fakes[0].sins(Sin::Honest);
+    fakes[0].set_fault(Fault::None);
     late.go();
     let free = |n: &usize| {
-        let slot = fakes[0].slot(&format!("x-{n}"), Family::Exclusive);
+        let slot = fakes[0].slot(&format!("x-{n}"), LockKind::Exclusive);
         slot.owner.is_none()
     };
     eventually("all are released", || (0..500).all(|n| free(&n)));
-    assert_eq!(fakes[0].count(Verb::Release), 500);
+    assert_eq!(fakes[0].count(Op::Release), 500);
 }

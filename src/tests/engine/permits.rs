@@ -5,19 +5,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::api::guard::Permit;
+use crate::api::guard::SemaphorePermit;
 use crate::api::locker::Locker;
 use crate::api::nodes::Nodes;
 use crate::api::options::LockOptions;
 use crate::api::semaphore::{LocalSemaphore, RedisSemaphore, Semaphore};
-use crate::api::watch::WaitLost;
+use crate::api::watch::WatchOutcome;
 use crate::config::builder::Config;
-use crate::error::{Cause, Error};
-use crate::protocol::kind::Family;
+use crate::error::{Error, NodeFailure};
+use crate::protocol::kind::LockKind;
 use crate::protocol::mode::Mode;
-use crate::protocol::request::Verb;
+use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::tests::fake_node::node::{Fake, Sin, attempts, by_no_clock, eventually, locker};
+use crate::tests::fake_node::node::{
+    FakeNode, Fault, assert_no_timeout_elapsed, attempts, connected_locker, eventually,
+};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
 
@@ -27,12 +29,12 @@ fn options() -> LockOptions {
     LockOptions::new(TTL)
 }
 
-fn nodes(fakes: &[Arc<Fake>], adjust: impl FnOnce(Config) -> Config) -> Nodes {
-    let locker = locker(fakes, adjust).expect("a quorum is up");
+fn nodes(fakes: &[Arc<FakeNode>], adjust: impl FnOnce(Config) -> Config) -> Nodes {
+    let locker = connected_locker(fakes, adjust).expect("a quorum is up");
     locker.nodes().clone()
 }
 
-fn semaphore(fakes: &[Arc<Fake>], permits: u32) -> RedisSemaphore {
+fn semaphore(fakes: &[Arc<FakeNode>], permits: u32) -> RedisSemaphore {
     let nodes = nodes(fakes, |config| config);
     RedisSemaphore::new(&nodes, "x", permits).expect("good")
 }
@@ -48,26 +50,26 @@ fn sluggish(config: Config) -> Config {
 }
 
 /// How many permits a node has given out.
-fn held(fake: &Fake) -> usize {
-    fake.slot("x", Family::Semaphore).permits.len()
+fn held(fake: &FakeNode) -> usize {
+    fake.slot("x", LockKind::Semaphore).permits.len()
 }
 
-fn all_hold(fakes: &[Arc<Fake>], permits: usize) {
+fn all_hold(fakes: &[Arc<FakeNode>], permits: usize) {
     eventually("all nodes hold so many", || {
         fakes.iter().all(|fake| held(fake) == permits)
     });
 }
 
-fn tried(semaphore: &RedisSemaphore) -> Option<Permit> {
+fn tried(semaphore: &RedisSemaphore) -> Option<SemaphorePermit> {
     semaphore.try_acquire(&options()).expect("answered")
 }
 
 #[test]
 fn all_permits_can_be_held_and_no_more() {
     for count in [1, 3, 5] {
-        let fakes = Fake::many(count);
+        let fakes = FakeNode::fakes(count);
         let both = [semaphore(&fakes, 3), semaphore(&fakes, 3)];
-        let mut permits: Vec<Permit> = Vec::new();
+        let mut permits: Vec<SemaphorePermit> = Vec::new();
         for one in [&both[0], &both[1], &both[1]] {
             permits.push(tried(one).expect("one is left"));
             all_hold(&fakes, permits.len());
@@ -88,11 +90,12 @@ fn all_permits_can_be_held_and_no_more() {
 
 #[test]
 fn one_refusal_is_enough_to_find_the_one_that_is_free() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let [ours, other] = [semaphore(&fakes, 1024), semaphore(&fakes, 1024)];
-    let mut permits: Vec<Permit> = (0..1023).map(|_| tried(&ours).expect("left")).collect();
+    let mut permits: Vec<SemaphorePermit> =
+        (0..1023).map(|_| tried(&ours).expect("left")).collect();
     all_hold(&fakes, 1023);
-    let takes = || fakes.iter().map(|fake| fake.count(Verb::Take)).max();
+    let takes = || fakes.iter().map(|fake| fake.count(Op::Acquire)).max();
     let before = takes();
     permits.push(tried(&other).expect("the last one"));
     assert!(takes() <= before.map(|takes| takes + 2));
@@ -102,13 +105,13 @@ fn one_refusal_is_enough_to_find_the_one_that_is_free() {
 
 #[test]
 fn a_node_down_makes_no_difference_and_two_do() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let semaphore = semaphore(&fakes, 4);
-    fakes[1].sins(Sin::Down);
+    fakes[1].set_fault(Fault::Down);
     eventually("it is known", || semaphore.nodes().engine().nodes_up() == 2);
-    let permits: Vec<Permit> = (0..4).map(|_| tried(&semaphore).expect("left")).collect();
+    let permits: Vec<SemaphorePermit> = (0..4).map(|_| tried(&semaphore).expect("left")).collect();
     assert!(tried(&semaphore).is_none());
-    fakes[2].sins(Sin::Down);
+    fakes[2].set_fault(Fault::Down);
     eventually("it is known", || semaphore.nodes().engine().nodes_up() == 1);
     drop(permits);
     let error = semaphore.try_acquire(&options()).expect_err("no quorum");
@@ -117,7 +120,7 @@ fn a_node_down_makes_no_difference_and_two_do() {
 
 #[test]
 fn another_number_is_told_while_a_permit_is_held_and_taken_when_none_is() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let [three, five] = [3, 5].map(|permits| semaphore(&fakes, permits));
     let permit = tried(&three).expect("free");
     all_hold(&fakes, 1);
@@ -127,16 +130,16 @@ fn another_number_is_told_while_a_permit_is_held_and_taken_when_none_is() {
     assert!(text.contains("\"x\"") && text.contains('3') && text.contains('5'));
     // The same among threads that share the nodes, where the nodes need not be asked.
     let beside = RedisSemaphore::new(three.nodes(), "x", 4).expect("good");
-    let takes = fakes[0].count(Verb::Take);
+    let takes = fakes[0].count(Op::Acquire);
     let error = beside.try_acquire(&options()).expect_err("3 and not 4");
     assert!(
         error.to_string().contains("4 permits, but has 3"),
         "{error}"
     );
-    assert_eq!(fakes[0].count(Verb::Take), takes);
+    assert_eq!(fakes[0].count(Op::Acquire), takes);
     permit.release().expect("ours");
     all_hold(&fakes, 0);
-    let permits: Vec<Permit> = (0..5).map(|_| tried(&five).expect("left")).collect();
+    let permits: Vec<SemaphorePermit> = (0..5).map(|_| tried(&five).expect("left")).collect();
     all_hold(&fakes, 5);
     assert!(matches!(
         three.try_acquire(&options()),
@@ -147,27 +150,27 @@ fn another_number_is_told_while_a_permit_is_held_and_taken_when_none_is() {
 
 #[test]
 fn a_minority_with_another_number_is_as_good_as_one_that_refuses() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let alone = semaphore(&fakes[..1], 5);
     let odd = tried(&alone).expect("free");
     let three = semaphore(&fakes, 3);
-    let permits: Vec<Permit> = (0..3).map(|_| tried(&three).expect("left")).collect();
+    let permits: Vec<SemaphorePermit> = (0..3).map(|_| tried(&three).expect("left")).collect();
     assert!(tried(&three).is_none());
     drop(permits);
     // With another node down there is no quorum for anything, and nobody is told that his number is wrong.
-    fakes[2].sins(Sin::Down);
+    fakes[2].set_fault(Fault::Down);
     eventually("it is known", || three.nodes().engine().nodes_up() == 2);
     eventually("what was held is released", || held(&fakes[1]) == 0);
     assert!(tried(&three).is_none());
     drop(odd);
     eventually("it has ours again", || {
-        tried(&three).is_some() && fakes[0].slot("x", Family::Semaphore).count == 3
+        tried(&three).is_some() && fakes[0].slot("x", LockKind::Semaphore).count == 3
     });
 }
 
 #[test]
 fn a_permit_is_extended_put_back_and_lost_like_a_lock() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let semaphore = semaphore(&fakes, 2);
     let told = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&told);
@@ -184,14 +187,14 @@ fn a_permit_is_extended_put_back_and_lost_like_a_lock() {
     assert_eq!(permit.mode(), Mode::Quorum);
     let watch = permit.watch();
     for fake in &fakes {
-        fake.meddle("x", Family::Semaphore, |slot| {
+        fake.meddle("x", LockKind::Semaphore, |slot| {
             for (token, _) in slot.permits.values_mut() {
                 *token = "stranger".to_owned();
             }
         });
     }
     assert!(matches!(permit.extend(TTL), Err(Error::LockLost { .. })));
-    assert_eq!(watch.wait_lost(TTL), WaitLost::Lost);
+    assert_eq!(watch.wait_ended(TTL), WatchOutcome::Lost);
     assert!(matches!(permit.release(), Err(Error::LockLost { .. })));
     eventually("it is told", || told.load(Ordering::SeqCst) == 1);
     assert!(fakes.iter().all(|fake| held(fake) == 1), "the stranger's");
@@ -199,7 +202,7 @@ fn a_permit_is_extended_put_back_and_lost_like_a_lock() {
 
 #[test]
 fn permits_are_renewed_and_a_dead_holders_come_back() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let brief = Duration::from_millis(600);
     let [ours, other] = [semaphore(&fakes, 2), semaphore(&fakes, 2)];
     let renewed = ours.acquire(&LockOptions::new(brief).auto_renew());
@@ -210,7 +213,7 @@ fn permits_are_renewed_and_a_dead_holders_come_back() {
     let next = other.acquire(&options().wait_for(Duration::from_secs(20)));
     let next = next.expect("the dead one's has ended");
     eventually("it was renewed", || {
-        fakes.iter().any(|fake| fake.count(Verb::Extend) > 0)
+        fakes.iter().any(|fake| fake.count(Op::Extend) > 0)
     });
     renewed.check().expect("it is renewed");
     assert!(tried(&other).is_none());
@@ -219,14 +222,18 @@ fn permits_are_renewed_and_a_dead_holders_come_back() {
 
 #[test]
 fn an_attempt_without_a_quorum_is_undone() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let semaphore = semaphore(&fakes, 2);
     fakes[1..]
         .iter()
-        .for_each(|fake| fake.sins(Sin::ErrsAfter(Verb::Take)));
+        .for_each(|fake| fake.set_fault(Fault::FailsAfterApplying(Op::Acquire)));
     match semaphore.try_acquire(&options()) {
         Err(Error::InsufficientQuorum { causes, .. }) => {
-            assert!(causes.iter().all(|of| matches!(of.cause, Cause::Server(_))));
+            assert!(
+                causes
+                    .iter()
+                    .all(|of| matches!(of.failure, NodeFailure::ServerError(_)))
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -235,7 +242,7 @@ fn an_attempt_without_a_quorum_is_undone() {
 
 #[test]
 fn a_release_wakes_a_waiter_of_another_process_and_the_next_of_ours() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let [holder, waiter] =
         [(); 2].map(|()| RedisSemaphore::new(&nodes(&fakes, sluggish), "x", 2).expect("good"));
     let permits = [(); 2].map(|()| holder.acquire(&options()).expect("free"));
@@ -255,13 +262,13 @@ fn a_release_wakes_a_waiter_of_another_process_and_the_next_of_ours() {
         drop(permits);
     });
     assert_eq!(served.load(Ordering::SeqCst), 6);
-    by_no_clock(began);
+    assert_no_timeout_elapsed(began);
     all_hold(&fakes, 0);
 }
 
 #[test]
 fn who_came_first_in_this_process_is_served_first_and_one_asks_for_all() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let [holder, waiter] = [semaphore(&fakes, 3), semaphore(&fakes, 3)];
     let taken = [(); 3].map(|()| tried(&holder).expect("free"));
     let mut taken = Vec::from(taken);
@@ -277,10 +284,10 @@ fn who_came_first_in_this_process_is_served_first_and_one_asks_for_all() {
                 }
                 Err(error) => assert_eq!(error, Error::Closed),
             });
-            let key = crate::protocol::key::Key::parse("redguard:", "x", Family::Semaphore)
+            let key = crate::protocol::key::Key::parse("redguard:", "x", LockKind::Semaphore)
                 .expect("good");
             eventually("it waits where it must", || {
-                let (following, queued) = engine.gate.behind(&key);
+                let (following, queued) = engine.lock_table.follower_counts(&key);
                 (following, queued) == (number.min(2), usize::saturating_sub(number, 2))
             });
             if number == 0 {
@@ -303,7 +310,7 @@ fn who_came_first_in_this_process_is_served_first_and_one_asks_for_all() {
 
 #[test]
 fn cancellation_reaches_who_asks_who_follows_and_who_queues() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let [holder, waiter] = [semaphore(&fakes, 2), semaphore(&fakes, 2)];
     let _taken = [(); 2].map(|()| tried(&holder).expect("free"));
     let cancel = CancelToken::new();
@@ -313,9 +320,9 @@ fn cancellation_reaches_who_asks_who_follows_and_who_queues() {
             .map(|_| scope.spawn(|| waiter.acquire(&wanted)))
             .collect();
         let key =
-            crate::protocol::key::Key::parse("redguard:", "x", Family::Semaphore).expect("good");
+            crate::protocol::key::Key::parse("redguard:", "x", LockKind::Semaphore).expect("good");
         eventually("they wait", || {
-            waiter.nodes().engine().gate.behind(&key) == (1, 2)
+            waiter.nodes().engine().lock_table.follower_counts(&key) == (1, 2)
         });
         cancel.cancel();
         for wait in waits {
@@ -328,8 +335,8 @@ fn cancellation_reaches_who_asks_who_follows_and_who_queues() {
 
 #[test]
 fn while_no_quorum_answers_the_gate_counts() {
-    let fakes = Fake::many(3);
-    fakes.iter().for_each(|fake| fake.sins(Sin::Down));
+    let fakes = FakeNode::fakes(3);
+    fakes.iter().for_each(|fake| fake.set_fault(Fault::Down));
     let nodes = nodes(&fakes, |config| {
         config
             .allow_degraded(true)
@@ -347,7 +354,7 @@ fn while_no_quorum_answers_the_gate_counts() {
 
 #[test]
 fn what_makes_no_sense_is_refused_at_the_door() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let nodes = nodes(&fakes, |config| config);
     for permits in [0, 1025, u32::MAX] {
         for error in [
@@ -374,7 +381,7 @@ fn what_makes_no_sense_is_refused_at_the_door() {
     ] {
         assert!(matches!(error, Error::InvalidConfig(_)), "{error}");
     }
-    assert_eq!(fakes[0].count(Verb::Take), 0);
+    assert_eq!(fakes[0].count(Op::Acquire), 0);
     // A lock of that name is something else.
     let lock = crate::api::locker::RedisLocker::new(&nodes)
         .lock("x", TTL)
@@ -388,7 +395,7 @@ fn permits_of_one_process_are_first_come_first_served() {
     let semaphore = LocalSemaphore::new(2).expect("good");
     let permits = [(); 2].map(|()| semaphore.acquire(&options()).expect("free"));
     let order = parking_lot::Mutex::new(Vec::new());
-    let key = crate::protocol::key::Key::parse("", "semaphore", Family::Semaphore).expect("good");
+    let key = crate::protocol::key::Key::parse("", "semaphore", LockKind::Semaphore).expect("good");
     thread::scope(|scope| {
         for number in 0..4 {
             let (semaphore, order) = (&semaphore, &order);

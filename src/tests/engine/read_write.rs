@@ -10,11 +10,13 @@ use crate::config::builder::Config;
 use crate::config::on_drop::OnDrop;
 use crate::error::Error;
 use crate::protocol::key::Key;
-use crate::protocol::kind::Family;
-use crate::protocol::request::Verb;
+use crate::protocol::kind::LockKind;
+use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::tests::fake_node::node::{Fake, Rendezvous, Sin, eventually, locker, places_were_left};
-use crate::tests::fake_node::store::{Slot, Turn};
+use crate::tests::fake_node::node::{
+    FakeNode, Fault, Rendezvous, connected_locker, eventually, places_were_left,
+};
+use crate::tests::fake_node::store::{StoredLock, Turn};
 use crate::time::clock;
 
 const TTL: Duration = Duration::from_secs(30);
@@ -24,11 +26,15 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// The TTL of a lock whose end is waited for.
 const BRIEF: Duration = Duration::from_secs(1);
 
-fn rw(fakes: &[Arc<Fake>], adjust: impl FnOnce(Config) -> Config) -> RedisRwLocker {
-    RedisRwLocker::new(locker(fakes, adjust).expect("a quorum is up").nodes())
+fn rw(fakes: &[Arc<FakeNode>], adjust: impl FnOnce(Config) -> Config) -> RedisRwLocker {
+    RedisRwLocker::new(
+        connected_locker(fakes, adjust)
+            .expect("a quorum is up")
+            .nodes(),
+    )
 }
 
-fn healthy(fakes: &[Arc<Fake>]) -> RedisRwLocker {
+fn healthy(fakes: &[Arc<FakeNode>]) -> RedisRwLocker {
     rw(fakes, |config| config)
 }
 
@@ -41,35 +47,35 @@ fn impatient() -> LockOptions {
     LockOptions::new(TTL).wait_for(SHORT)
 }
 
-fn slot(fake: &Fake) -> Slot {
-    fake.slot("x", Family::ReadWrite)
+fn slot(fake: &FakeNode) -> StoredLock {
+    fake.slot("x", LockKind::ReadWrite)
 }
 
-fn meddle(fakes: &[Arc<Fake>], mut act: impl FnMut(&mut Slot)) {
+fn meddle(fakes: &[Arc<FakeNode>], mut act: impl FnMut(&mut StoredLock)) {
     for fake in fakes {
-        fake.meddle("x", Family::ReadWrite, &mut act);
+        fake.meddle("x", LockKind::ReadWrite, &mut act);
     }
 }
 
 /// A stranger writes, or reads, on these nodes.
-fn a_writer(slot: &mut Slot) {
+fn a_writer(slot: &mut StoredLock) {
     slot.owner = Some(("stranger".into(), clock::now() + TTL));
 }
 
-fn a_reader(slot: &mut Slot) {
+fn a_reader(slot: &mut StoredLock) {
     slot.readers.insert("stranger".into(), clock::now() + TTL);
 }
 
-fn a_gate(slot: &mut Slot) {
+fn a_gate(slot: &mut StoredLock) {
     slot.gate.insert("stranger".into(), clock::now() + TTL);
 }
 
-fn nobody(slot: &mut Slot) {
-    *slot = Slot::default();
+fn nobody(slot: &mut StoredLock) {
+    *slot = StoredLock::default();
 }
 
 /// The token of the one writer that waits. On a busy machine its place may have lapsed until it says again that it waits.
-fn place(fake: &Fake) -> String {
+fn place(fake: &FakeNode) -> String {
     let mut place = None;
     eventually("a place at the gate", || {
         place = slot(fake).gate.into_keys().next();
@@ -79,7 +85,7 @@ fn place(fake: &Fake) -> String {
 }
 
 /// A reader that was refused has left its mark, and no clock will decide whether it gets its turn.
-fn a_quorum_is_asked_for_a_turn(fakes: &[Arc<Fake>]) {
+fn a_quorum_is_asked_for_a_turn(fakes: &[Arc<FakeNode>]) {
     fakes.iter().for_each(|fake| fake.signs_last(TTL));
     most(
         fakes,
@@ -88,17 +94,17 @@ fn a_quorum_is_asked_for_a_turn(fakes: &[Arc<Fake>]) {
     );
 }
 
-fn all(fakes: &[Arc<Fake>], what: &str, holds: impl Fn(&Slot) -> bool) {
+fn all(fakes: &[Arc<FakeNode>], what: &str, holds: impl Fn(&StoredLock) -> bool) {
     eventually(what, || fakes.iter().all(|fake| holds(&slot(fake))));
 }
 
 /// Of a quorum: on a busy machine the last one may never be asked, as two have decided before.
-fn most(fakes: &[Arc<Fake>], what: &str, holds: impl Fn(&Slot) -> bool) {
-    let of = |fake: &&Arc<Fake>| holds(&slot(fake));
+fn most(fakes: &[Arc<FakeNode>], what: &str, holds: impl Fn(&StoredLock) -> bool) {
+    let of = |fake: &&Arc<FakeNode>| holds(&slot(fake));
     eventually(what, || fakes.iter().filter(of).count() > fakes.len() / 2);
 }
 
-fn all_free(fakes: &[Arc<Fake>]) {
+fn all_free(fakes: &[Arc<FakeNode>]) {
     all(fakes, "nobody holds or waits", |slot| {
         slot.owner.is_none() && slot.readers.is_empty() && slot.gate.is_empty()
     });
@@ -109,11 +115,11 @@ fn all_free(fakes: &[Arc<Fake>]) {
 #[test]
 fn a_writer_and_a_reader_that_see_different_nodes_do_not_both_win() {
     for read_first in [true, false] {
-        let fakes = Fake::many(5);
+        let fakes = FakeNode::fakes(5);
         let lockers = [healthy(&fakes), healthy(&fakes)];
-        let down = |fakes: &[Arc<Fake>], other: &[Arc<Fake>]| {
-            other.iter().for_each(|fake| fake.sins(Sin::Honest));
-            fakes.iter().for_each(|fake| fake.sins(Sin::Down));
+        let down = |fakes: &[Arc<FakeNode>], other: &[Arc<FakeNode>]| {
+            other.iter().for_each(|fake| fake.set_fault(Fault::None));
+            fakes.iter().for_each(|fake| fake.set_fault(Fault::Down));
         };
         // The first has A, B and C.
         down(&fakes[3..], &[]);
@@ -125,7 +131,7 @@ fn a_writer_and_a_reader_that_see_different_nodes_do_not_both_win() {
         }
         // The second has C, D and E.
         down(&fakes[..2], &fakes[3..]);
-        let asked = |fake: &Arc<Fake>| fake.count(Verb::Take);
+        let asked = |fake: &Arc<FakeNode>| fake.count(Op::Acquire);
         let before = [asked(&fakes[3]), asked(&fakes[4])];
         eventually("D and E are asked", || {
             let won = match read_first {
@@ -141,7 +147,7 @@ fn a_writer_and_a_reader_that_see_different_nodes_do_not_both_win() {
 
 #[test]
 fn a_minority_that_refuses_does_not_matter() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     meddle(&fakes[..1], a_reader);
     locker
@@ -163,7 +169,7 @@ fn a_minority_that_refuses_does_not_matter() {
 
 #[test]
 fn readers_of_one_process_have_a_lease_each() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let first = locker.read("x", TTL).expect("free");
     let second = locker.read("x", TTL).expect("shared");
@@ -178,7 +184,7 @@ fn readers_of_one_process_have_a_lease_each() {
 
 #[test]
 fn a_wait_that_ran_out_says_for_whom() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let write = || locker.acquire_write("x", &impatient()).expect_err("held");
     let read = || locker.acquire_read("x", &impatient()).expect_err("held");
@@ -191,7 +197,7 @@ fn a_wait_that_ran_out_says_for_whom() {
     meddle(&fakes, a_gate);
     assert!(matches!(read(), Error::WriteLockTimeout { .. }));
     // Where nodes differ, what most of them say: here of any three that decide.
-    let fakes = Fake::many(5);
+    let fakes = FakeNode::fakes(5);
     let locker = healthy(&fakes);
     let write = || locker.acquire_write("x", &impatient()).expect_err("held");
     meddle(&fakes[..1], a_writer);
@@ -205,7 +211,7 @@ fn a_wait_that_ran_out_says_for_whom() {
 
 #[test]
 fn attempts_are_counted_apart_from_the_wait_and_the_ttl() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let locker = rw(&fakes, |config| {
         config.retry(RetryPolicy {
             max_attempts: Some(3),
@@ -213,7 +219,7 @@ fn attempts_are_counted_apart_from_the_wait_and_the_ttl() {
         })
     });
     let options = LockOptions::new(TTL);
-    let takes = || fakes[0].count(Verb::Take);
+    let takes = || fakes[0].count(Op::Acquire);
     meddle(&fakes, a_writer);
     let error = locker.acquire_read("x", &options).expect_err("held");
     assert!(matches!(error, Error::WriteLockTimeout { attempts: 3, .. }));
@@ -239,7 +245,7 @@ fn attempts_are_counted_apart_from_the_wait_and_the_ttl() {
 
 #[test]
 fn a_writer_that_waits_keeps_new_readers_out_and_gets_in() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let [locker, other] = [healthy(&fakes), healthy(&fakes)];
     let reader = other.read("x", TTL).expect("free");
     all(&fakes, "it reads everywhere", |slot| {
@@ -266,7 +272,7 @@ fn a_writer_that_waits_keeps_new_readers_out_and_gets_in() {
 
 #[test]
 fn who_only_tries_keeps_nobody_out() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let at_once = LockOptions::new(TTL).wait_for(Duration::ZERO);
     meddle(&fakes, a_reader);
@@ -283,7 +289,7 @@ fn who_only_tries_keeps_nobody_out() {
 
 #[test]
 fn a_writer_that_gives_up_leaves_the_gate() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     meddle(&fakes, a_reader);
     let gives_up = || {
@@ -298,7 +304,7 @@ fn a_writer_that_gives_up_leaves_the_gate() {
 
 #[test]
 fn a_writer_that_finds_no_quorum_leaves_the_gate_and_takes_no_new_place() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     meddle(&fakes, a_reader);
     thread::scope(|scope| {
@@ -306,12 +312,16 @@ fn a_writer_that_finds_no_quorum_leaves_the_gate_and_takes_no_new_place() {
         all(&fakes, "its place is at the gate", |slot| {
             slot.gate.len() == 1
         });
-        fakes[1..].iter().for_each(|fake| fake.sins(Sin::Down));
+        fakes[1..]
+            .iter()
+            .for_each(|fake| fake.set_fault(Fault::Down));
         eventually("the place is left", || slot(&fakes[0]).gate.is_empty());
-        let asked = fakes[0].count(Verb::Take);
-        eventually("it asks on", || fakes[0].count(Verb::Take) > asked + 3);
+        let asked = fakes[0].count(Op::Acquire);
+        eventually("it asks on", || fakes[0].count(Op::Acquire) > asked + 3);
         assert!(slot(&fakes[0]).gate.is_empty());
-        fakes[1..].iter().for_each(|fake| fake.sins(Sin::Honest));
+        fakes[1..]
+            .iter()
+            .for_each(|fake| fake.set_fault(Fault::None));
         meddle(&fakes, |slot| slot.readers.clear());
         drop(writer.join().expect("no panic").expect("a quorum is back"));
     });
@@ -320,7 +330,7 @@ fn a_writer_that_finds_no_quorum_leaves_the_gate_and_takes_no_new_place() {
 
 #[test]
 fn writers_that_split_the_nodes_undo_their_grants_and_keep_their_places() {
-    let fakes = Fake::many(4);
+    let fakes = FakeNode::fakes(4);
     let locker = healthy(&fakes);
     // As a second writer does that was first on two of four nodes.
     meddle(&fakes[..2], a_writer);
@@ -332,8 +342,8 @@ fn writers_that_split_the_nodes_undo_their_grants_and_keep_their_places() {
         all(&fakes[2..], "the grants are undone", |slot| {
             slot.owner.is_none()
         });
-        let (first, asked) = (place(&fakes[0]), fakes[0].count(Verb::Take));
-        eventually("it asks on", || fakes[0].count(Verb::Take) > asked + 3);
+        let (first, asked) = (place(&fakes[0]), fakes[0].count(Op::Acquire));
+        eventually("it asks on", || fakes[0].count(Op::Acquire) > asked + 3);
         assert_eq!(place(&fakes[0]), first, "one token for all its attempts");
         meddle(&fakes[..2], |slot| slot.owner = None);
         let writer = writer.join().expect("no panic");
@@ -344,7 +354,7 @@ fn writers_that_split_the_nodes_undo_their_grants_and_keep_their_places() {
 
 #[test]
 fn two_writers_that_split_the_nodes_settle() {
-    let fakes = Fake::many(4);
+    let fakes = FakeNode::fakes(4);
     let lockers = [healthy(&fakes), healthy(&fakes)];
     thread::scope(|scope| {
         for locker in &lockers {
@@ -366,8 +376,8 @@ fn two_writers_that_split_the_nodes_settle() {
 
 #[test]
 fn a_refused_reader_gets_a_turn_when_the_writer_releases() {
-    for on_drop in [OnDrop::Wait, OnDrop::HandOff] {
-        let fakes = Fake::many(3);
+    for on_drop in [OnDrop::Wait, OnDrop::Background] {
+        let fakes = FakeNode::fakes(3);
         let locker = rw(&fakes, |config| config.on_drop(on_drop));
         let [other, third] = [healthy(&fakes), healthy(&fakes)];
         let writer = locker.write("x", TTL).expect("free");
@@ -401,19 +411,21 @@ fn a_refused_reader_gets_a_turn_when_the_writer_releases() {
 
 #[test]
 fn the_undo_of_an_attempt_gives_no_turn() {
-    let fakes = Fake::many(4);
+    let fakes = FakeNode::fakes(4);
     let locker = healthy(&fakes);
     meddle(&fakes[..2], a_writer);
     meddle(&fakes, |slot| {
         slot.turn = Some((Turn::Asked, clock::now() + TTL))
     });
-    let refusing = [fakes[0].is_late(Verb::Take), fakes[1].is_late(Verb::Take)];
+    let refusing = [fakes[0].is_late(Op::Acquire), fakes[1].is_late(Op::Acquire)];
     thread::scope(|scope| {
         let tried = scope.spawn(|| locker.try_write("x", TTL));
         all(&fakes[2..], "these grant", |slot| slot.owner.is_some());
         refusing.iter().for_each(Rendezvous::arrived);
         // Only the first vote is held up, not its repeats.
-        fakes[..2].iter().for_each(|fake| fake.sins(Sin::Honest));
+        fakes[..2]
+            .iter()
+            .for_each(|fake| fake.set_fault(Fault::None));
         refusing.iter().for_each(Rendezvous::go);
         let refused = tried.join().expect("it does not panic");
         assert!(refused.expect("no error").is_none());
@@ -428,7 +440,7 @@ fn the_undo_of_an_attempt_gives_no_turn() {
 
 #[test]
 fn readers_of_one_process_that_wait_get_in_together() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     meddle(&fakes, a_writer);
     let inside = std::sync::Barrier::new(8);
@@ -440,9 +452,9 @@ fn readers_of_one_process_that_wait_get_in_together() {
                 drop(reader);
             });
         }
-        eventually("all have asked", || fakes[0].count(Verb::Take) >= 8);
-        let (began, asked) = (clock::now(), fakes[0].count(Verb::Take));
-        let more = || fakes[0].count(Verb::Take) - asked;
+        eventually("all have asked", || fakes[0].count(Op::Acquire) >= 8);
+        let (began, asked) = (clock::now(), fakes[0].count(Op::Acquire));
+        let more = || fakes[0].count(Op::Acquire) - asked;
         eventually("a while in which it asks again", || {
             clock::now() > began + 3 * SHORT && more() > 0
         });
@@ -456,18 +468,18 @@ fn readers_of_one_process_that_wait_get_in_together() {
 
 #[test]
 fn the_next_reader_asks_when_the_one_that_asked_for_all_gives_up() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = &healthy(&fakes);
     meddle(&fakes, a_writer);
     thread::scope(|scope| {
         let first = scope.spawn(|| locker.acquire_read("x", &impatient()).is_err());
-        eventually("it asks", || fakes[0].count(Verb::Take) > 0);
+        eventually("it asks", || fakes[0].count(Op::Acquire) > 0);
         let long = LockOptions::new(TTL).wait_for(3 * LIMIT);
         let second = scope.spawn(move || locker.acquire_read("x", &long).map(drop));
         assert!(first.join().expect("no panic"));
         // Once it may have asked by itself, when it came.
-        let asked = fakes[0].count(Verb::Take);
-        eventually("it asks", || fakes[0].count(Verb::Take) > asked + 3);
+        let asked = fakes[0].count(Op::Acquire);
+        eventually("it asks", || fakes[0].count(Op::Acquire) > asked + 3);
         meddle(&fakes, nobody);
         second.join().expect("no panic").expect("it is free");
     });
@@ -477,7 +489,7 @@ fn the_next_reader_asks_when_the_one_that_asked_for_all_gives_up() {
 
 #[test]
 fn a_downgrade_lets_readers_in_and_no_writer() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let [locker, other] = [healthy(&fakes), healthy(&fakes)];
     let writer = locker.write("x", TTL).expect("free");
     let left = writer.remaining();
@@ -497,7 +509,7 @@ fn a_downgrade_lets_readers_in_and_no_writer() {
 
 #[test]
 fn a_downgrade_gives_readers_that_wait_a_turn() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let [locker, other] = [healthy(&fakes), healthy(&fakes)];
     let writer = locker.write("x", TTL).expect("free");
     thread::scope(|scope| {
@@ -513,18 +525,20 @@ fn a_downgrade_gives_readers_that_wait_a_turn() {
 
 #[test]
 fn a_downgrade_that_most_nodes_did_not_hear_of_is_a_read_lock_all_the_same() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let [locker, other] = [healthy(&fakes), healthy(&fakes)];
     for extends in [false, true] {
         let writer = locker.write("x", TTL).expect("free");
         all(&fakes, "it is everywhere", |slot| slot.owner.is_some());
         fakes[1..]
             .iter()
-            .for_each(|fake| fake.sins(Sin::Errs(Verb::Downgrade)));
+            .for_each(|fake| fake.set_fault(Fault::Fails(Op::Downgrade)));
         let reader = writer.downgrade().expect("held as it was");
         assert!(slot(&fakes[1]).owner.is_some(), "in its old form");
         assert!(other.try_write("x", TTL).expect("no error").is_none());
-        fakes[1..].iter().for_each(|fake| fake.sins(Sin::Honest));
+        fakes[1..]
+            .iter()
+            .for_each(|fake| fake.set_fault(Fault::None));
         if extends {
             reader.extend(TTL).expect("in both forms");
             all(&fakes, "the downgrade is made up for", |slot| {
@@ -539,7 +553,7 @@ fn a_downgrade_that_most_nodes_did_not_hear_of_is_a_read_lock_all_the_same() {
 
 #[test]
 fn a_downgrade_of_a_lost_lock_says_so() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let writer = locker.write("x", TTL).expect("free");
     fakes.iter().for_each(|fake| fake.wipe());
@@ -560,7 +574,7 @@ fn a_downgrade_of_a_lost_lock_says_so() {
 
 #[test]
 fn what_a_node_lost_is_put_back_past_gate_and_turn() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let reader = locker.read("x", TTL).expect("free");
     all(&fakes, "it is everywhere", |slot| slot.readers.len() == 1);
@@ -589,7 +603,7 @@ fn what_a_node_lost_is_put_back_past_gate_and_turn() {
         nobody(slot);
         a_reader(slot);
     });
-    let restored = || fakes[2].count(Verb::PutBack);
+    let restored = || fakes[2].count(Op::Restore);
     let before = restored();
     eventually("a restore is tried", || {
         writer.extend(TTL).expect("two of three");
@@ -601,7 +615,7 @@ fn what_a_node_lost_is_put_back_past_gate_and_turn() {
 
 #[test]
 fn a_writer_takes_the_slot_from_a_reader_that_hangs() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let hung = locker.read("x", BRIEF).expect("free");
     let writer = locker
@@ -614,7 +628,7 @@ fn a_writer_takes_the_slot_from_a_reader_that_hangs() {
 
 #[test]
 fn pauses_are_short_enough_for_gate_and_turn_whatever_the_policy() {
-    let fakes = Fake::many(1);
+    let fakes = FakeNode::fakes(1);
     let locker = rw(&fakes, |config| {
         config.retry(RetryPolicy {
             initial_delay: 2 * TTL,
@@ -629,10 +643,10 @@ fn pauses_are_short_enough_for_gate_and_turn_whatever_the_policy() {
         all(&fakes, "its place is at the gate", |slot| {
             slot.gate.len() == 1
         });
-        let key = Key::parse("redguard:", "x", Family::ReadWrite).expect("a good name");
+        let key = Key::parse("redguard:", "x", LockKind::ReadWrite).expect("a good name");
         let reader = scope.spawn(|| locker.acquire_read("x", &patient()));
         eventually("it queues", || {
-            locker.nodes().engine().gate.waiting(&key) == 1
+            locker.nodes().engine().lock_table.waiting(&key) == 1
         });
         meddle(&fakes, |slot| slot.readers.clear());
         drop(writer.join().expect("no panic").expect("well before that"));
@@ -642,13 +656,13 @@ fn pauses_are_short_enough_for_gate_and_turn_whatever_the_policy() {
 
 #[test]
 fn a_shutdown_ends_readers_that_wait_and_waits_for_those_that_read() {
-    let fakes = Fake::many(3);
+    let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let reader = locker.read("x", TTL).expect("free");
     meddle(&fakes, a_gate);
     thread::scope(|scope| {
         let waiting = [0; 2].map(|_| scope.spawn(|| locker.read("x", TTL)));
-        eventually("both ask", || fakes[0].count(Verb::Take) >= 3);
+        eventually("both ask", || fakes[0].count(Op::Acquire) >= 3);
         let nodes = locker.nodes().clone();
         let ended = scope.spawn(move || nodes.shutdown(Duration::from_secs(20)));
         for waiting in waiting {

@@ -11,10 +11,12 @@ use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
 use crate::config::builder::Config;
 use crate::error::Error;
-use crate::protocol::kind::Family;
-use crate::protocol::request::Verb;
+use crate::protocol::kind::LockKind;
+use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::tests::fake_node::node::{Fake, Rendezvous, Sin, attempts, eventually, locker};
+use crate::tests::fake_node::node::{
+    FakeNode, Fault, Rendezvous, attempts, connected_locker, eventually,
+};
 use crate::time::clock;
 
 const TTL: Duration = Duration::from_secs(300);
@@ -41,7 +43,7 @@ fn fenced(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
 
 fn several(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
     let options = LockOptions::new(TTL);
-    locker.try_lock_all(&["x", "y"], &options).map(boxed)
+    locker.try_acquire_all(&["x", "y"], &options).map(boxed)
 }
 
 fn writer(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
@@ -59,30 +61,30 @@ fn permit(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
     semaphore.try_acquire(&LockOptions::new(TTL)).map(boxed)
 }
 
-fn healthy(fakes: &[Arc<Fake>]) -> RedisLocker {
-    locker(fakes, |config| config).expect("a quorum is up")
+fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+    connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
 /// Lets every caller ask all nodes before one of them answers, and each node grant the caller with its number, modulo how many
 /// callers there are. Returns how many callers acquired the lock, and drops their guards.
-fn winners_of_a_split(fakes: &[Arc<Fake>], tries: &[Try]) -> usize {
+fn winners_of_a_split(fakes: &[Arc<FakeNode>], tries: &[Try]) -> usize {
     let lockers: Vec<RedisLocker> = tries.iter().map(|_| healthy(fakes)).collect();
-    let served: Vec<usize> = fakes.iter().map(|fake| fake.count(Verb::Take)).collect();
+    let served: Vec<usize> = fakes.iter().map(|fake| fake.count(Op::Acquire)).collect();
     thread::scope(|scope| {
         let (mut callers, mut held_up) = (Vec::new(), Vec::new());
         for (locker, acquire) in lockers.iter().zip(tries) {
-            let nodes = fakes.iter().map(|fake| fake.is_late(Verb::Take));
+            let nodes = fakes.iter().map(|fake| fake.is_late(Op::Acquire));
             let nodes: Vec<Rendezvous> = nodes.collect();
             callers.push(scope.spawn(move || acquire(locker)));
             nodes.iter().for_each(Rendezvous::arrived);
             held_up.push(nodes);
         }
         // Only the first votes are held up, not their repeats.
-        fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
         let granted = |node: usize| node % tries.len();
         for (node, fake) in fakes.iter().enumerate() {
             held_up[granted(node)][node].go();
-            eventually("it grants", || fake.count(Verb::Take) > served[node]);
+            eventually("it grants", || fake.count(Op::Acquire) > served[node]);
         }
         for (caller, nodes) in held_up.iter().enumerate() {
             let refusing = nodes.iter().enumerate();
@@ -99,8 +101,12 @@ fn winners_of_a_split(fakes: &[Arc<Fake>], tries: &[Try]) -> usize {
     })
 }
 
-fn nothing_is_left(fakes: &[Arc<Fake>]) {
-    let families = [Family::Exclusive, Family::ReadWrite, Family::Semaphore];
+fn nothing_is_left(fakes: &[Arc<FakeNode>]) {
+    let families = [
+        LockKind::Exclusive,
+        LockKind::ReadWrite,
+        LockKind::Semaphore,
+    ];
     eventually("nothing is left", || {
         let slots = fakes.iter().flat_map(|fake| {
             let names = ["x", "y"].into_iter();
@@ -128,7 +134,7 @@ fn split_vote_of_any_kind_has_one_winner() {
     ];
     for nodes in [3, 5] {
         for (kind, tries) in kinds {
-            let fakes = Fake::many(nodes);
+            let fakes = FakeNode::fakes(nodes);
             let winners = winners_of_a_split(&fakes, &tries);
             assert_eq!(winners, 1, "{kind}, {nodes} nodes");
             nothing_is_left(&fakes);
@@ -139,24 +145,24 @@ fn split_vote_of_any_kind_has_one_winner() {
 #[test]
 fn split_vote_with_a_node_down_has_one_winner() {
     for (nodes, down) in [(3, 0), (3, 2), (5, 0), (5, 4)] {
-        let mut fakes = Fake::many(nodes);
-        fakes[down].sins(Sin::Down);
+        let mut fakes = FakeNode::fakes(nodes);
+        fakes[down].set_fault(Fault::Down);
         let lockers = [healthy(&fakes), healthy(&fakes)];
         let down = fakes.remove(down);
         let first = &fakes[0];
         // Without rendezvous: half of the nodes that are up grant each.
-        let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+        let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
         thread::scope(|scope| {
             let one = scope.spawn(|| exclusive(&lockers[0]));
             late.iter().for_each(Rendezvous::arrived);
-            let also: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+            let also: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
             let other = scope.spawn(|| exclusive(&lockers[1]));
             also.iter().for_each(Rendezvous::arrived);
-            fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+            fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
             for (node, fake) in fakes.iter().enumerate() {
                 let granted = if node % 2 == 0 { &late } else { &also };
                 granted[node].go();
-                eventually("it grants", || fake.count(Verb::Take) > 0);
+                eventually("it grants", || fake.count(Op::Acquire) > 0);
             }
             for node in 0..fakes.len() {
                 let refused = if node % 2 == 0 { &also } else { &late };
@@ -166,31 +172,31 @@ fn split_vote_with_a_node_down_has_one_winner() {
             let won = ended.map(|ended| ended.expect("a quorum answers"));
             assert_eq!(won.iter().flatten().count(), 1, "{nodes} nodes");
         });
-        assert!(first.count(Verb::Take) >= 2 && down.count(Verb::Take) == 0);
+        assert!(first.count(Op::Acquire) >= 2 && down.count(Op::Acquire) == 0);
         nothing_is_left(&fakes);
     }
 }
 
 #[test]
 fn split_vote_over_a_leftover_of_the_first_node_has_one_winner() {
-    let fakes = Fake::many(5);
+    let fakes = FakeNode::fakes(5);
     fakes[0].seize("x", 10 * TTL);
     let [one, other] = [healthy(&fakes), healthy(&fakes)];
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
     thread::scope(|scope| {
         let one = scope.spawn(|| exclusive(&one));
         late.iter().for_each(Rendezvous::arrived);
-        let also: Vec<_> = fakes.iter().map(|fake| fake.is_late(Verb::Take)).collect();
+        let also: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
         let other = scope.spawn(|| exclusive(&other));
         also.iter().for_each(Rendezvous::arrived);
-        fakes.iter().for_each(|fake| fake.sins(Sin::Honest));
+        fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
         let order = |node: usize| match node < 3 {
             true => [&late[node], &also[node]],
             false => [&also[node], &late[node]],
         };
         for (node, fake) in fakes.iter().enumerate() {
             order(node)[0].go();
-            eventually("it answers", || fake.count(Verb::Take) > 0);
+            eventually("it answers", || fake.count(Op::Acquire) > 0);
         }
         (0..fakes.len()).for_each(|node| order(node)[1].go());
         let ended = [one, other].map(|caller| caller.join().expect("no panic"));
@@ -202,7 +208,7 @@ fn split_vote_over_a_leftover_of_the_first_node_has_one_winner() {
 #[test]
 fn held_lock_that_one_node_forgot_is_told_at_once() {
     for forgot in 0..3 {
-        let fakes = Fake::many(3);
+        let fakes = FakeNode::fakes(3);
         let locker = healthy(&fakes);
         let holds = fakes.iter().enumerate().filter(|(node, _)| *node != forgot);
         // Its holder has had it for longer than votes take.
@@ -217,9 +223,9 @@ fn held_lock_that_one_node_forgot_is_told_at_once() {
 fn limits_with_split_votes_are_kept_to_the_letter() {
     for max in 1..=3 {
         for forgot in 0..3 {
-            let fakes = Fake::many(3);
+            let fakes = FakeNode::fakes(3);
             let delay = Duration::from_millis(40);
-            let locker = locker(&fakes, |config: Config| {
+            let locker = connected_locker(&fakes, |config: Config| {
                 config.retry(RetryPolicy {
                     max_attempts: Some(max),
                     initial_delay: delay,

@@ -13,77 +13,79 @@ use crate::api::locker::RedisLocker;
 use crate::api::nodes::Nodes;
 use crate::config::builder::Config;
 use crate::config::settings::Settings;
-use crate::error::{Cause, Error};
+use crate::error::{Error, NodeFailure};
 use crate::protocol::key::{Channel, Key};
-use crate::protocol::kind::{Claim, Family};
-use crate::protocol::reply::{Answer, Holder};
-use crate::protocol::request::{Request, Verb};
-use crate::protocol::server_info::About;
-use crate::tests::fake_node::store::{Memory, Slot};
+use crate::protocol::kind::{LeaseKind, LockKind};
+use crate::protocol::reply::{Blocker, Reply};
+use crate::protocol::request::{Op, Request};
+use crate::protocol::server_info::ServerInfo;
+use crate::tests::fake_node::store::{NodeStore, StoredLock};
 use crate::time::clock;
-use crate::transport::messages::Post;
-use crate::transport::node::traits::{Connector, Ear, Event, Flight, Greeting, Prompt, Session};
+use crate::transport::messages::NodeConfig;
+use crate::transport::node::traits::{
+    Connector, DirectIo, Event, Handshake, InFlight, Session, Subscriber,
+};
 
 /// What is wrong with a node.
 #[derive(Clone, Debug)]
-pub(crate) enum Sin {
+pub(crate) enum Fault {
     /// Nothing.
-    Honest,
+    None,
     /// It cannot be connected to.
     Down,
     /// It denies access, at connect and to each request.
-    Denies,
+    DeniesAccess,
     /// It lets nobody subscribe.
     DeniesSubscribers,
     /// It denies requests of this verb alone.
-    Forbids(Verb),
+    DeniesOp(Op),
     /// It takes requests of this verb and tells the test so, and serves them only when the test says: as one that
     /// grants, extends or releases late does.
-    Late(Verb, Sender<()>, Receiver<()>),
+    Delays(Op, Sender<()>, Receiver<()>),
     /// The same for a ping.
     LatePing(Sender<()>, Receiver<()>),
     /// The same for a connect.
     LateConnect(Sender<()>, Receiver<()>),
     /// It serves requests of this verb, but answers with an error.
-    ErrsAfter(Verb),
+    FailsAfterApplying(Op),
     /// It answers requests of this verb with an error, and does not serve them.
-    Errs(Verb),
+    Fails(Op),
     /// It answers requests of this verb that it is loading its data.
-    Loads(Verb),
+    Loads(Op),
     /// It serves requests of this verb, but goes down before the answer.
-    GoesDownAfter(Verb),
+    GoesDownAfter(Op),
     /// It serves requests of this verb, but the connection breaks before the answer.
-    BreaksAfter(Verb),
+    DisconnectsAfter(Op),
     /// It restarts without its data when a request of this verb comes.
-    RestartsAt(Verb),
+    RestartsAt(Op),
     /// The connection breaks at each request of this verb, unserved; a new one can be had at once.
-    Breaks(Verb),
+    Breaks(Op),
     /// It answers takes of the exclusive lock of this name with an error.
     ErrsOn(&'static str),
     /// It answers takes as if somebody else held the lock.
     Refuses,
     /// Requests of this verb make its lane panic.
-    Panics(Verb),
+    Panics(Op),
 }
 
 /// A node in memory that keeps keys as the scripts do, and a log of what it served.
 #[derive(Debug)]
-pub(crate) struct Fake {
-    sin: Mutex<Sin>,
-    memory: Mutex<Memory>,
-    served: Mutex<Vec<(Verb, String)>>,
-    connects: Mutex<Vec<Option<Greeting>>>,
+pub(crate) struct FakeNode {
+    sin: Mutex<Fault>,
+    memory: Mutex<NodeStore>,
+    served: Mutex<Vec<(Op, String)>>,
+    connects: Mutex<Vec<Option<Handshake>>>,
     /// How many of its connections it has closed.
     closed: AtomicUsize,
-    no_kill: Mutex<Option<Cause>>,
+    no_kill: Mutex<Option<NodeFailure>>,
     refused: AtomicUsize,
     published: AtomicUsize,
     run_id: Mutex<String>,
-    about: Mutex<About>,
+    about: Mutex<ServerInfo>,
     ears: Mutex<Vec<(Channel, Sender<Event>)>>,
 }
 
-/// The test's end of a [`Sin::Late`].
+/// The test's end of a [`Fault::Delays`].
 pub(crate) struct Rendezvous {
     arrived: Receiver<()>,
     go: Sender<()>,
@@ -108,11 +110,11 @@ impl Rendezvous {
     }
 }
 
-impl Fake {
-    pub(crate) fn new(name: &str) -> Arc<Fake> {
-        Arc::new(Fake {
-            sin: Mutex::new(Sin::Honest),
-            memory: Mutex::new(Memory::default()),
+impl FakeNode {
+    pub(crate) fn new(name: &str) -> Arc<FakeNode> {
+        Arc::new(FakeNode {
+            sin: Mutex::new(Fault::None),
+            memory: Mutex::new(NodeStore::default()),
             served: Mutex::new(Vec::new()),
             connects: Mutex::new(Vec::new()),
             closed: AtomicUsize::new(0),
@@ -120,36 +122,36 @@ impl Fake {
             refused: AtomicUsize::new(0),
             published: AtomicUsize::new(0),
             run_id: Mutex::new(name.to_owned()),
-            about: Mutex::new(About::default()),
+            about: Mutex::new(ServerInfo::default()),
             ears: Mutex::new(Vec::new()),
         })
     }
 
     /// It as the crew knows it.
-    pub(crate) fn post(self: &Arc<Fake>, settings: &Settings) -> Post {
-        Post {
+    pub(crate) fn node_config(self: &Arc<FakeNode>, settings: &Settings) -> NodeConfig {
+        NodeConfig {
             name: self.run_id.lock().clone(),
             connector: Arc::new(Arc::clone(self)),
             node_timeout: settings.node_timeout,
-            quarantine: settings.quarantine,
-            strict: settings.strict_servers,
+            restart_quarantine: settings.restart_quarantine,
+            reject_evicting: settings.reject_evicting_servers,
             is_one_server: true,
             observer: settings.observer.clone(),
         }
     }
 
-    pub(crate) fn many(count: usize) -> Vec<Arc<Fake>> {
+    pub(crate) fn fakes(count: usize) -> Vec<Arc<FakeNode>> {
         (0..count)
-            .map(|n| Fake::new(&format!("fake-{n}")))
+            .map(|n| FakeNode::new(&format!("fake-{n}")))
             .collect()
     }
 
-    pub(crate) fn sins(&self, sin: Sin) {
+    pub(crate) fn set_fault(&self, sin: Fault) {
         *self.sin.lock() = sin;
     }
 
     /// Another server is behind its address from now on.
-    pub(crate) fn runs_as(&self, name: &str) {
+    pub(crate) fn set_run_id(&self, name: &str) {
         name.clone_into(&mut self.run_id.lock());
     }
 
@@ -160,57 +162,57 @@ impl Fake {
     }
 
     /// Refuses CLIENT KILL from the next connect on, or does not.
-    pub(crate) fn refuses_to_kill(&self, cause: Option<Cause>) {
+    pub(crate) fn refuses_to_kill(&self, cause: Option<NodeFailure>) {
         *self.no_kill.lock() = cause;
     }
 
     /// What it says of itself from the next connect on.
-    pub(crate) fn says(&self, about: About) {
+    pub(crate) fn says(&self, about: ServerInfo) {
         *self.about.lock() = about;
     }
 
-    pub(crate) fn is_late(&self, verb: Verb) -> Rendezvous {
+    pub(crate) fn is_late(&self, verb: Op) -> Rendezvous {
         let (tell, arrived) = unbounded();
         let (go, wait) = unbounded();
-        self.sins(Sin::Late(verb, tell, wait));
+        self.set_fault(Fault::Delays(verb, tell, wait));
         Rendezvous { arrived, go }
     }
 
     pub(crate) fn is_late_with_a_ping(&self) -> Rendezvous {
         let (tell, arrived) = unbounded();
         let (go, wait) = unbounded();
-        self.sins(Sin::LatePing(tell, wait));
+        self.set_fault(Fault::LatePing(tell, wait));
         Rendezvous { arrived, go }
     }
 
     pub(crate) fn is_late_with_a_connect(&self) -> Rendezvous {
         let (tell, arrived) = unbounded();
         let (go, wait) = unbounded();
-        self.sins(Sin::LateConnect(tell, wait));
+        self.set_fault(Fault::LateConnect(tell, wait));
         Rendezvous { arrived, go }
     }
 
     /// The token under an exclusive lock's key, if it has not expired.
     pub(crate) fn token(&self, name: &str) -> Option<String> {
-        let (token, _) = self.slot(name, Family::Exclusive).owner?;
+        let (token, _) = self.slot(name, LockKind::Exclusive).owner?;
         Some(token)
     }
 
     /// What it keeps for a lock.
-    pub(crate) fn slot(&self, name: &str, family: Family) -> Slot {
+    pub(crate) fn slot(&self, name: &str, family: LockKind) -> StoredLock {
         let mut memory = self.memory.lock();
         memory.slot(&key(name, family), clock::now()).clone()
     }
 
     /// Changes what it keeps for a lock behind everybody's back.
-    pub(crate) fn meddle(&self, name: &str, family: Family, act: impl FnOnce(&mut Slot)) {
+    pub(crate) fn meddle(&self, name: &str, family: LockKind, act: impl FnOnce(&mut StoredLock)) {
         act(self.memory.lock().slot(&key(name, family), clock::now()));
     }
 
     /// Puts a stranger's value under an exclusive lock's key.
     pub(crate) fn seize(&self, name: &str, ttl: Duration) {
         let value = ("stranger".to_owned(), clock::now() + ttl);
-        self.meddle(name, Family::Exclusive, |slot| slot.owner = Some(value));
+        self.meddle(name, LockKind::Exclusive, |slot| slot.owner = Some(value));
     }
 
     /// Marks and turns end no sooner than after `least` from now on: then no clock decides who gets in.
@@ -223,32 +225,32 @@ impl Fake {
     }
 
     /// How often it served a verb.
-    pub(crate) fn count(&self, verb: Verb) -> usize {
+    pub(crate) fn count(&self, verb: Op) -> usize {
         let served = self.served.lock();
         served.iter().filter(|(v, _)| *v == verb).count()
     }
 
     /// What it served, in order.
-    pub(crate) fn verbs(&self) -> Vec<Verb> {
+    pub(crate) fn verbs(&self) -> Vec<Op> {
         self.served.lock().iter().map(|(verb, _)| *verb).collect()
     }
 
     /// How often it served an extension of a token.
     pub(crate) fn extensions(&self, token: &str) -> usize {
         let served = self.served.lock();
-        let of_it = |(verb, of): &&(Verb, String)| *verb == Verb::Extend && of == token;
+        let of_it = |(verb, of): &&(Op, String)| *verb == Op::Extend && of == token;
         served.iter().filter(of_it).count()
     }
 
     /// The tokens of the takes that it served, in order.
     pub(crate) fn takes(&self) -> Vec<String> {
         let served = self.served.lock();
-        let takes = served.iter().filter(|(verb, _)| *verb == Verb::Take);
+        let takes = served.iter().filter(|(verb, _)| *verb == Op::Acquire);
         takes.map(|(_, token)| token.clone()).collect()
     }
 
     /// For each connect that worked, the session that was to be killed.
-    pub(crate) fn connects(&self) -> Vec<Option<Greeting>> {
+    pub(crate) fn connects(&self) -> Vec<Option<Handshake>> {
         self.connects.lock().clone()
     }
 
@@ -262,20 +264,20 @@ impl Fake {
         self.refused.load(Ordering::Relaxed)
     }
 
-    fn serve(&self, request: &Request) -> Answer {
+    fn serve(&self, request: &Request) -> Reply {
         let token = request.lease.token().text().to_owned();
         self.served.lock().push((request.verb, token));
         let answer = self.memory.lock().serve(request, clock::now());
-        let publishes = request.publish || request.verb == Verb::Knock;
-        if publishes && answer == Answer::Yes && !self.leaves_readers(request) {
-            let keys = request.lease.keys().all().iter();
+        let publishes = request.publish || request.verb == Op::WakeListener;
+        if publishes && answer == Reply::Done && !self.leaves_readers(request) {
+            let keys = request.lease.keys().as_slice().iter();
             let heard = keys.map(|key| self.publish(&key.channel())).max();
             let heard = heard.unwrap_or_default();
             if request.publish {
                 self.published.fetch_add(1, Ordering::Relaxed);
             }
             if request.publish && heard > 0 {
-                return Answer::Heard(heard);
+                return Reply::DoneNotified(heard);
             }
         }
         answer
@@ -285,8 +287,8 @@ impl Fake {
     fn leaves_readers(&self, request: &Request) -> bool {
         let mut memory = self.memory.lock();
         let slot = memory.slot(request.lease.key(), clock::now());
-        request.verb == Verb::Release
-            && request.lease.claim() == Claim::Read
+        request.verb == Op::Release
+            && request.lease.claim() == LeaseKind::Read
             && !slot.readers.is_empty()
     }
 
@@ -300,22 +302,22 @@ impl Fake {
 
     /// How many subscriptions there are to a lock's channel.
     pub(crate) fn subscribed(&self, name: &str) -> usize {
-        let channel = key(name, Family::Exclusive).channel();
+        let channel = key(name, LockKind::Exclusive).channel();
         let ears = self.ears.lock();
         ears.iter().filter(|(name, _)| *name == channel).count()
     }
 }
 
-struct FakeEar<'a> {
-    fake: &'a Fake,
+struct FakeSubscriber<'a> {
+    fake: &'a FakeNode,
     tell: Sender<Event>,
     told: Receiver<Event>,
 }
 
-impl Ear for FakeEar<'_> {
-    fn subscribe(&mut self, command: u64, channels: &[Channel]) -> Result<(), Cause> {
+impl Subscriber for FakeSubscriber<'_> {
+    fn subscribe(&mut self, command: u64, channels: &[Channel]) -> Result<(), NodeFailure> {
         self.fake.up()?;
-        if matches!(*self.fake.sin.lock(), Sin::DeniesSubscribers) {
+        if matches!(*self.fake.sin.lock(), Fault::DeniesSubscribers) {
             _ = self.tell.send(Event::Refused(command, denied()));
             return Ok(());
         }
@@ -328,24 +330,24 @@ impl Ear for FakeEar<'_> {
         Ok(())
     }
 
-    fn unsubscribe(&mut self, channels: &[Channel]) -> Result<(), Cause> {
+    fn unsubscribe(&mut self, channels: &[Channel]) -> Result<(), NodeFailure> {
         let tell = &self.tell;
         let mut ears = self.fake.ears.lock();
         ears.retain(|(name, ear)| !(channels.contains(name) && ear.same_channel(tell)));
         self.fake.up()
     }
 
-    fn ping(&mut self) -> Result<(), Cause> {
+    fn ping(&mut self) -> Result<(), NodeFailure> {
         self.fake.up()
     }
 
-    fn hear(&mut self, wait: Duration) -> Result<Option<Event>, Cause> {
+    fn next_message(&mut self, wait: Duration) -> Result<Option<Event>, NodeFailure> {
         let heard = self.told.recv_timeout(wait).ok();
         self.fake.up().map(|()| heard)
     }
 }
 
-impl Drop for FakeEar<'_> {
+impl Drop for FakeSubscriber<'_> {
     fn drop(&mut self) {
         let tell = &self.tell;
         let mut ears = self.fake.ears.lock();
@@ -353,36 +355,39 @@ impl Drop for FakeEar<'_> {
     }
 }
 
-impl Fake {
-    fn up(&self) -> Result<(), Cause> {
+impl FakeNode {
+    fn up(&self) -> Result<(), NodeFailure> {
         match *self.sin.lock() {
-            Sin::Down => Err(Cause::Unreachable("down".into())),
+            Fault::Down => Err(NodeFailure::Unreachable("down".into())),
             _ => Ok(()),
         }
     }
 }
 
-impl Connector for Arc<Fake> {
-    fn connect(&self, former: Option<&Greeting>) -> Result<(Box<dyn Session>, Greeting), Cause> {
-        if matches!(*self.sin.lock(), Sin::Down) {
+impl Connector for Arc<FakeNode> {
+    fn connect(
+        &self,
+        former: Option<&Handshake>,
+    ) -> Result<(Box<dyn Session>, Handshake), NodeFailure> {
+        if matches!(*self.sin.lock(), Fault::Down) {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(Cause::Unreachable("down".into()));
+            return Err(NodeFailure::Unreachable("down".into()));
         }
-        if matches!(*self.sin.lock(), Sin::Denies) {
+        if matches!(*self.sin.lock(), Fault::DeniesAccess) {
             return Err(denied());
         }
         let sin = self.sin.lock().clone();
-        if let Sin::LateConnect(arrived, go) = sin {
+        if let Fault::LateConnect(arrived, go) = sin {
             let _ = arrived.send(());
             let _ = go.recv();
         }
         let mut connects = self.connects.lock();
         connects.push(former.cloned());
-        let greeting = Greeting {
+        let greeting = Handshake {
             run_id: self.run_id.lock().clone(),
             others: Vec::new(),
-            client: connects.len() as i64,
-            about: self.about.lock().clone(),
+            client_id: connects.len() as i64,
+            server_info: self.about.lock().clone(),
             no_kill: self.no_kill.lock().clone(),
         };
         let session = FakeSession {
@@ -394,13 +399,13 @@ impl Connector for Arc<Fake> {
         Ok((Box::new(session), greeting))
     }
 
-    fn listen(
+    fn with_subscriber(
         &self,
-        serve: &mut dyn FnMut(&mut dyn Ear) -> Result<(), Cause>,
-    ) -> Result<(), Cause> {
+        serve: &mut dyn FnMut(&mut dyn Subscriber) -> Result<(), NodeFailure>,
+    ) -> Result<(), NodeFailure> {
         self.up()?;
         let (tell, told) = unbounded();
-        serve(&mut FakeEar {
+        serve(&mut FakeSubscriber {
             fake: self,
             tell,
             told,
@@ -409,7 +414,7 @@ impl Connector for Arc<Fake> {
 }
 
 struct FakeSession {
-    fake: Arc<Fake>,
+    fake: Arc<FakeNode>,
     /// Which of the fake's connections it is, from 1.
     number: usize,
     /// The numbers of the requests that were sent one by one.
@@ -425,61 +430,61 @@ impl FakeSession {
         request: &Request,
         number: Option<u64>,
         waits: bool,
-    ) -> Result<Option<Answer>, Cause> {
+    ) -> Result<Option<Reply>, NodeFailure> {
         self.is_open()?;
         if let Some((_, go)) = self.late.take_if(|(late, _)| Some(*late) == number) {
             return self.serve_late(request, number, waits, go);
         }
-        let broken = || Cause::Unreachable("broken".into());
+        let broken = || NodeFailure::Unreachable("broken".into());
         let sin = self.fake.sin.lock().clone();
         Ok(Some(match sin {
-            Sin::Down => return Err(broken()),
-            Sin::Denies => Answer::Fault(denied()),
-            Sin::Forbids(verb) if verb == request.verb => Answer::Fault(denied()),
-            Sin::Late(verb, arrived, go) if verb == request.verb => {
+            Fault::Down => return Err(broken()),
+            Fault::DeniesAccess => Reply::Failed(denied()),
+            Fault::DeniesOp(verb) if verb == request.verb => Reply::Failed(denied()),
+            Fault::Delays(verb, arrived, go) if verb == request.verb => {
                 let _ = arrived.send(());
                 return self.serve_late(request, number, waits, go);
             }
-            Sin::ErrsAfter(verb) if verb == request.verb => {
+            Fault::FailsAfterApplying(verb) if verb == request.verb => {
                 self.fake.serve(request);
                 let words = "OOM command not allowed script: f2, on @user_script:9.";
-                Answer::Fault(Cause::Server(words.into()))
+                Reply::Failed(NodeFailure::ServerError(words.into()))
             }
-            Sin::Errs(verb) if verb == request.verb => {
-                Answer::Fault(Cause::Server("MISCONF".into()))
+            Fault::Fails(verb) if verb == request.verb => {
+                Reply::Failed(NodeFailure::ServerError("MISCONF".into()))
             }
-            Sin::Loads(verb) if verb == request.verb => {
-                Answer::Fault(Cause::Server("LOADING Redis is loading".into()))
+            Fault::Loads(verb) if verb == request.verb => {
+                Reply::Failed(NodeFailure::ServerError("LOADING Redis is loading".into()))
             }
-            Sin::Breaks(verb) if verb == request.verb => return Err(broken()),
-            Sin::ErrsOn(name)
-                if request.verb == Verb::Take && request.lease.key().name() == name =>
+            Fault::Breaks(verb) if verb == request.verb => return Err(broken()),
+            Fault::ErrsOn(name)
+                if request.verb == Op::Acquire && request.lease.key().name() == name =>
             {
-                Answer::Fault(Cause::Server("OOM".into()))
+                Reply::Failed(NodeFailure::ServerError("OOM".into()))
             }
-            Sin::GoesDownAfter(verb) if verb == request.verb => {
+            Fault::GoesDownAfter(verb) if verb == request.verb => {
                 self.fake.serve(request);
-                self.fake.sins(Sin::Down);
+                self.fake.set_fault(Fault::Down);
                 return Err(broken());
             }
-            Sin::BreaksAfter(verb) if verb == request.verb => {
+            Fault::DisconnectsAfter(verb) if verb == request.verb => {
                 self.fake.serve(request);
-                self.fake.sins(Sin::Honest);
+                self.fake.set_fault(Fault::None);
                 return Err(broken());
             }
-            Sin::RestartsAt(verb) if verb == request.verb => {
+            Fault::RestartsAt(verb) if verb == request.verb => {
                 self.fake.wipe();
                 let run_id = format!("{} again", self.fake.run_id.lock());
-                self.fake.runs_as(&run_id);
-                self.fake.sins(Sin::Honest);
+                self.fake.set_run_id(&run_id);
+                self.fake.set_fault(Fault::None);
                 return Err(broken());
             }
-            Sin::Refuses if request.verb == Verb::Take => {
-                self.fake.served.lock().push((Verb::Take, String::new()));
-                Answer::Held(Holder::One, Some(Duration::from_secs(60)))
+            Fault::Refuses if request.verb == Op::Acquire => {
+                self.fake.served.lock().push((Op::Acquire, String::new()));
+                Reply::Held(Blocker::Owner, Some(Duration::from_secs(60)))
             }
-            Sin::Panics(verb) if verb == request.verb => {
-                self.fake.sins(Sin::Honest);
+            Fault::Panics(verb) if verb == request.verb => {
+                self.fake.set_fault(Fault::None);
                 panic!("as the test wants it")
             }
             _ => self.fake.serve(request),
@@ -488,10 +493,10 @@ impl FakeSession {
 }
 
 impl FakeSession {
-    fn is_open(&self) -> Result<(), Cause> {
+    fn is_open(&self) -> Result<(), NodeFailure> {
         match self.number > self.fake.closed.load(Ordering::Acquire) {
             true => Ok(()),
-            false => Err(Cause::Unreachable("closed".into())),
+            false => Err(NodeFailure::Unreachable("closed".into())),
         }
     }
 
@@ -502,7 +507,7 @@ impl FakeSession {
         number: Option<u64>,
         waits: bool,
         go: Receiver<()>,
-    ) -> Result<Option<Answer>, Cause> {
+    ) -> Result<Option<Reply>, NodeFailure> {
         // The test has ended when its end is gone.
         if waits {
             let _ = go.recv();
@@ -515,11 +520,11 @@ impl FakeSession {
 }
 
 impl Session for FakeSession {
-    fn exchange(
+    fn send_batch(
         &mut self,
         requests: &[Request],
-        answer: &mut dyn FnMut(usize, Answer),
-    ) -> Result<(), Cause> {
+        answer: &mut dyn FnMut(usize, Reply),
+    ) -> Result<(), NodeFailure> {
         for (index, request) in requests.iter().enumerate() {
             if let Some(served) = self.serve(request, None, true)? {
                 answer(index, served);
@@ -528,45 +533,45 @@ impl Session for FakeSession {
         Ok(())
     }
 
-    fn check_idle(&mut self) -> Result<(), Cause> {
+    fn check_idle(&mut self) -> Result<(), NodeFailure> {
         assert!(self.sent.is_empty(), "it is not idle");
         self.is_open()
     }
 
-    fn ping(&mut self) -> Result<(), Cause> {
+    fn ping(&mut self) -> Result<(), NodeFailure> {
         self.is_open()?;
         assert!(
             self.sent.is_empty(),
             "its answer would be taken for another"
         );
         let sin = self.fake.sin.lock().clone();
-        if let Sin::LatePing(arrived, go) = sin {
+        if let Fault::LatePing(arrived, go) = sin {
             let _ = arrived.send(());
             let _ = go.recv();
         }
         self.fake.up()
     }
 
-    fn prompt(&mut self) -> Option<&mut dyn Prompt> {
+    fn direct_io(&mut self) -> Option<&mut dyn DirectIo> {
         Some(self)
     }
 }
 
-impl Prompt for FakeSession {
-    fn is_in_order(&self) -> bool {
+impl DirectIo for FakeSession {
+    fn can_append(&self) -> bool {
         true
     }
 
-    fn send(&mut self, number: u64, _: &[u8]) -> Result<(), Cause> {
+    fn send(&mut self, number: u64, _: &[u8]) -> Result<(), NodeFailure> {
         self.sent.push_back(number);
         Ok(())
     }
 
-    fn next(
+    fn next_reply(
         &mut self,
-        flights: &VecDeque<Flight>,
+        flights: &VecDeque<InFlight>,
         end: Option<Instant>,
-    ) -> Result<Option<(u64, Answer)>, Cause> {
+    ) -> Result<Option<(u64, Reply)>, NodeFailure> {
         let Some(number) = self.sent.front().copied() else {
             return Ok(None);
         };
@@ -580,11 +585,11 @@ impl Prompt for FakeSession {
     }
 }
 
-fn denied() -> Cause {
-    Cause::Denied("NOAUTH".into())
+fn denied() -> NodeFailure {
+    NodeFailure::AccessDenied("NOAUTH".into())
 }
 
-fn key(name: &str, family: Family) -> Key {
+fn key(name: &str, family: LockKind) -> Key {
     Key::parse("redguard:", name, family).expect("a good name")
 }
 
@@ -594,8 +599,8 @@ pub(crate) fn settings(adjust: impl FnOnce(Config) -> Config) -> Settings {
     let config = Config::new(["unused"])
         .node_timeout(Duration::from_secs(5))
         .connect_timeout(Duration::from_secs(5))
-        .breaker(u32::MAX, Duration::from_secs(60));
-    let settings = adjust(config).check().expect("settings of a test");
+        .circuit_breaker(u32::MAX, Duration::from_secs(60));
+    let settings = adjust(config).validate().expect("settings of a test");
     Settings {
         max_split: Duration::from_secs(5),
         ..settings
@@ -603,18 +608,21 @@ pub(crate) fn settings(adjust: impl FnOnce(Config) -> Config) -> Settings {
 }
 
 /// A locker on these fakes.
-pub(crate) fn locker(
-    fakes: &[Arc<Fake>],
+pub(crate) fn connected_locker(
+    fakes: &[Arc<FakeNode>],
     adjust: impl FnOnce(Config) -> Config,
 ) -> Result<RedisLocker, Error> {
     let settings = settings(adjust);
-    let strict = settings.strict_servers;
-    let posts: Vec<Post> = fakes.iter().map(|fake| fake.post(&settings)).collect();
-    let nodes = Nodes::join(settings, &posts)?;
+    let strict = settings.reject_evicting_servers;
+    let posts: Vec<NodeConfig> = fakes
+        .iter()
+        .map(|fake| fake.node_config(&settings))
+        .collect();
+    let nodes = Nodes::start(settings, &posts)?;
     // A quorum is enough to join, but a test speaks of all nodes that it did not put down.
-    let down = |fake: &&Arc<Fake>| {
-        let fault = fake.about.lock().fault(strict);
-        fault.is_some() || matches!(*fake.sin.lock(), Sin::Down | Sin::Denies)
+    let down = |fake: &&Arc<FakeNode>| {
+        let fault = fake.about.lock().rejection(strict);
+        fault.is_some() || matches!(*fake.sin.lock(), Fault::Down | Fault::DeniesAccess)
     };
     let expected = fakes.len() - fakes.iter().filter(down).count();
     eventually("all lanes are up", || nodes.engine().nodes_up() == expected);
@@ -629,7 +637,7 @@ thread_local! {
 }
 
 /// Calls `act` with every line that this thread logs: a foot in the door of code that has no other seam.
-pub(crate) fn at_each_line(act: impl FnMut(&str) + 'static) {
+pub(crate) fn on_log_line(act: impl FnMut(&str) + 'static) {
     struct Lines;
 
     impl log::Log for Lines {
@@ -655,17 +663,17 @@ pub(crate) fn at_each_line(act: impl FnMut(&str) + 'static) {
 }
 
 /// How many attempts were made at these nodes. None of them need have seen all: what a quorum has refused is not sent to others.
-pub(crate) fn attempts(fakes: &[Arc<Fake>]) -> usize {
+pub(crate) fn attempts(fakes: &[Arc<FakeNode>]) -> usize {
     let tokens: HashSet<String> = fakes.iter().flat_map(|fake| fake.takes()).collect();
     tokens.len()
 }
 
 /// Whether each of them served a release of what no take had asked any of them for: a place at the gate was given back.
-pub(crate) fn places_were_left(fakes: &[Arc<Fake>]) -> bool {
+pub(crate) fn places_were_left(fakes: &[Arc<FakeNode>]) -> bool {
     let taken: HashSet<String> = fakes.iter().flat_map(|fake| fake.takes()).collect();
     fakes.iter().all(|fake| {
         let served = fake.served.lock();
-        let mut releases = served.iter().filter(|(verb, _)| *verb == Verb::Release);
+        let mut releases = served.iter().filter(|(verb, _)| *verb == Op::Release);
         releases.any(|(_, token)| !taken.contains(token))
     })
 }
@@ -680,7 +688,7 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Holds where nothing but a message, or a wake-up, can have brought about what began at `began`: all clocks are slower.
-pub(crate) fn by_no_clock(began: Instant) {
+pub(crate) fn assert_no_timeout_elapsed(began: Instant) {
     let took = clock::now().saturating_duration_since(began);
     assert!(took < Duration::from_secs(60), "{took:?}");
 }

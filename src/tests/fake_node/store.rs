@@ -3,25 +3,25 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use crate::protocol::holder::Sight;
+use crate::protocol::holder::NodeHolder;
 use crate::protocol::key::Key;
-use crate::protocol::kind::Claim;
-use crate::protocol::permits::Free;
-use crate::protocol::reply::{Answer, Holder};
-use crate::protocol::request::{Request, Verb};
+use crate::protocol::kind::LeaseKind;
+use crate::protocol::permits::FreePermits;
+use crate::protocol::reply::{Blocker, Reply};
+use crate::protocol::request::{Op, Request};
 use crate::time::clock;
 
 /// The locks of a node, and what tells who waits for them.
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
-    slots: HashMap<Key, Slot>,
+pub(crate) struct NodeStore {
+    slots: HashMap<Key, StoredLock>,
     /// Marks and turns last for so long at the least.
     pub(crate) least_sign: Duration,
 }
 
 /// One lock: each token with the moment at which it ends.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Slot {
+pub(crate) struct StoredLock {
     /// The owner of an exclusive lock, or the writer.
     pub(crate) owner: Option<(String, Instant)>,
     pub(crate) readers: HashMap<String, Instant>,
@@ -40,9 +40,9 @@ pub(crate) enum Turn {
     Given,
 }
 
-impl Memory {
+impl NodeStore {
     /// What is there for a key at `now`.
-    pub(crate) fn slot(&mut self, key: &Key, now: Instant) -> &mut Slot {
+    pub(crate) fn slot(&mut self, key: &Key, now: Instant) -> &mut StoredLock {
         let slot = self.slots.entry(key.clone()).or_default();
         slot.sweep(now);
         slot
@@ -52,21 +52,21 @@ impl Memory {
         self.slots.clear();
     }
 
-    pub(crate) fn serve(&mut self, request: &Request, now: Instant) -> Answer {
+    pub(crate) fn serve(&mut self, request: &Request, now: Instant) -> Reply {
         let (lease, until) = (&request.lease, now + Duration::from_millis(request.ttl));
-        if lease.keys().only().is_none() {
+        if lease.keys().single().is_none() {
             return self.serve_several(request, until, now);
         }
         let token = lease.token().text();
-        let is_new = request.verb == Verb::Take;
+        let is_new = request.verb == Op::Acquire;
         let sign = |end: Duration| now + end.max(self.least_sign);
-        let (mark_end, turn_end) = (sign(request.trace()), sign(request.refresh));
+        let (mark_end, turn_end) = (sign(request.marker_ttl()), sign(request.refresh_interval));
         let slot = self.slot(lease.key(), now);
         match (request.verb, lease.claim()) {
-            (Verb::Knock, _) => Answer::Yes,
-            (Verb::Tell, _) => match &slot.owner {
-                None => Answer::Absent,
-                Some((token, end)) => Answer::Seen(Box::new(Sight {
+            (Op::WakeListener, _) => Reply::Done,
+            (Op::Inspect, _) => match &slot.owner {
+                None => Reply::Absent,
+                Some((token, end)) => Reply::Holder(Box::new(NodeHolder {
                     digest: token.clone(),
                     owner: token
                         .rsplit_once(':')
@@ -76,77 +76,90 @@ impl Memory {
                     remaining: Some(end.saturating_duration_since(now)),
                 })),
             },
-            (Verb::Adopt, _) => {
-                let former = request.former.as_ref().map(|lease| lease.token().text());
+            (Op::Adopt, _) => {
+                let former = request
+                    .former_lease
+                    .as_ref()
+                    .map(|lease| lease.token().text());
                 match &slot.owner {
-                    Some((owner, _)) if Some(owner.as_str()) != former => return Answer::Foreign,
-                    None => return Answer::Absent,
+                    Some((owner, _)) if Some(owner.as_str()) != former => return Reply::OtherToken,
+                    None => return Reply::Absent,
                     Some(_) => slot.owner = Some((token.to_owned(), until)),
                 }
-                match request.fence {
-                    Some(_) => Answer::Numbered(slot.number(now)),
-                    None => Answer::Yes,
+                match request.min_fence {
+                    Some(_) => Reply::Fenced(slot.number(now)),
+                    None => Reply::Done,
                 }
             }
-            (Verb::Swap, _) => {
-                let former = request.former.as_ref().map(|lease| lease.token().text());
+            (Op::Swap, _) => {
+                let former = request
+                    .former_lease
+                    .as_ref()
+                    .map(|lease| lease.token().text());
                 let owner = slot.owner.as_ref().map(|(owner, _)| owner.as_str());
                 let is_anew = owner.is_none();
                 if !is_anew && owner != former {
-                    return Answer::Foreign;
+                    return Reply::OtherToken;
                 }
                 slot.owner = Some((token.to_owned(), until));
-                let number = request.fence.map(|_| slot.number(now));
+                let number = request.min_fence.map(|_| slot.number(now));
                 match (is_anew, number) {
-                    (true, number) => Answer::Anew(number),
-                    (false, Some(number)) => Answer::Numbered(number),
-                    (false, None) => Answer::Yes,
+                    (true, number) => Reply::SwappedAbsent(number),
+                    (false, Some(number)) => Reply::Fenced(number),
+                    (false, None) => Reply::Done,
                 }
             }
-            (Verb::Break, _) => given(slot.owner.take().is_some()),
-            (verb, Claim::Permit { slot: permit, of }) => {
-                slot.serve_permit(verb, permit, of, (token, until), now)
-            }
-            (_, Claim::Gate) => given(slot.gate.remove(token).is_some()),
-            (Verb::Take | Verb::PutBack, Claim::Read) => {
+            (Op::ForceRelease, _) => given(slot.owner.take().is_some()),
+            (
+                verb,
+                LeaseKind::Permit {
+                    index: permit,
+                    total: of,
+                },
+            ) => slot.serve_permit(verb, permit, of, (token, until), now),
+            (_, LeaseKind::GateEntry) => given(slot.gate.remove(token).is_some()),
+            (Op::Acquire | Op::Restore, LeaseKind::Read) => {
                 let refused = slot.refuses_reader(is_new);
                 if refused.is_none() {
                     slot.readers.insert(token.to_owned(), until);
-                } else if !request.refresh.is_zero() && !slot.is_turn(Turn::Given) {
+                } else if !request.refresh_interval.is_zero() && !slot.is_turn(Turn::Given) {
                     slot.turn = Some((Turn::Asked, mark_end));
                 }
-                refused.map_or(Answer::Yes, |(by, end)| held(by, end, now))
+                refused.map_or(Reply::Done, |(by, end)| held(by, end, now))
             }
-            (Verb::Take | Verb::PutBack, _) => {
+            (Op::Acquire | Op::Restore, _) => {
                 let refused = slot.refuses_writer(is_new);
                 if refused.is_none() {
                     slot.owner = Some((token.to_owned(), until));
-                    if request.fence.is_some() {
-                        return Answer::Numbered(slot.number(now));
+                    if request.min_fence.is_some() {
+                        return Reply::Fenced(slot.number(now));
                     }
-                } else if let Some(place) = &request.place {
-                    let end = now + request.trace();
+                } else if let Some(place) = &request.gate_entry {
+                    let end = now + request.marker_ttl();
                     slot.gate.insert(place.token().text().to_owned(), end);
                 }
-                refused.map_or(Answer::Yes, |(by, end)| held(by, end, now))
+                refused.map_or(Reply::Done, |(by, end)| held(by, end, now))
             }
-            (Verb::Raise, _) => slot.mine(token, |slot, _| {
-                slot.fence = slot.fence.max(request.fence);
+            (Op::RaiseFence, _) => slot.mine(token, |slot, _| {
+                slot.fence = slot.fence.max(request.min_fence);
             }),
-            (Verb::Extend | Verb::Release, Claim::Read) => {
+            (Op::Extend | Op::Release, LeaseKind::Read) => {
                 let owned = slot.owner.take_if(|(owner, _)| owner == token);
-                if owned.is_some() && request.verb == Verb::Release && !request.refresh.is_zero() {
-                    slot.give_turn(now + request.refresh);
+                if owned.is_some()
+                    && request.verb == Op::Release
+                    && !request.refresh_interval.is_zero()
+                {
+                    slot.give_turn(now + request.refresh_interval);
                 }
                 let found = slot.readers.remove(token).or(owned.map(|(_, end)| end));
-                if let (Some(end), Verb::Extend) = (found, request.verb) {
+                if let (Some(end), Op::Extend) = (found, request.verb) {
                     slot.readers.insert(token.to_owned(), end.max(until));
                 }
                 given(found.is_some())
             }
-            (Verb::Downgrade, _) => {
+            (Op::Downgrade, _) => {
                 if slot.readers.contains_key(token) {
-                    return Answer::Yes;
+                    return Reply::Done;
                 }
                 slot.mine(token, |slot, end| {
                     slot.owner = None;
@@ -154,12 +167,12 @@ impl Memory {
                     slot.give_turn(turn_end);
                 })
             }
-            (Verb::Extend, _) => slot.mine(token, |slot, end| {
+            (Op::Extend, _) => slot.mine(token, |slot, end| {
                 slot.owner = Some((token.to_owned(), end.max(until)));
             }),
-            (Verb::Release, _) => slot.mine(token, |slot, _| {
+            (Op::Release, _) => slot.mine(token, |slot, _| {
                 slot.owner = None;
-                if !request.refresh.is_zero() {
+                if !request.refresh_interval.is_zero() {
                     slot.give_turn(turn_end);
                 }
             }),
@@ -167,10 +180,13 @@ impl Memory {
     }
 }
 
-impl Memory {
+impl NodeStore {
     /// The same for a lock of several keys: all of it or nothing.
-    fn serve_several(&mut self, request: &Request, until: Instant, now: Instant) -> Answer {
-        let (keys, token) = (request.lease.keys().all(), request.lease.token().text());
+    fn serve_several(&mut self, request: &Request, until: Instant, now: Instant) -> Reply {
+        let (keys, token) = (
+            request.lease.keys().as_slice(),
+            request.lease.token().text(),
+        );
         let owners: Vec<Option<(String, Instant)>> = keys
             .iter()
             .map(|key| self.slot(key, now).owner.clone())
@@ -178,18 +194,18 @@ impl Memory {
         let is_other = |owner: &Option<(String, Instant)>| {
             owner.as_ref().is_some_and(|(other, _)| other != token)
         };
-        let is_take = matches!(request.verb, Verb::Take | Verb::PutBack);
+        let is_take = matches!(request.verb, Op::Acquire | Op::Restore);
         let others = (0..keys.len()).filter(|key| is_other(&owners[*key]));
         // Of those that end at the same time the first.
         let end = |key: &usize| owners[*key].as_ref().map(|(_, end)| *end);
         let longest = others.rev().max_by_key(end);
         if let (Some(key), true) = (longest, is_take) {
             let end = end(&key).unwrap_or(now);
-            return held(Holder::Of(key), end, now);
+            return held(Blocker::OwnerOfKey(key), end, now);
         }
         let absent = owners.iter().any(Option::is_none);
         let ours = longest.is_none() && !absent;
-        let numbers = (is_take && request.fence.is_some()).then(|| {
+        let numbers = (is_take && request.min_fence.is_some()).then(|| {
             let each = keys.iter().map(|key| self.slot(key, now).number(now));
             each.max().unwrap_or_default()
         });
@@ -198,26 +214,26 @@ impl Memory {
             let is_ours = owner.as_ref().is_some_and(|(other, _)| other == token);
             let end = owner.map_or(until, |(_, end)| end.max(until));
             match request.verb {
-                Verb::Take | Verb::PutBack => {
+                Op::Acquire | Op::Restore => {
                     slot.owner = Some((token.to_owned(), end));
                     slot.fence = numbers.or(slot.fence);
                 }
-                Verb::Extend if ours => slot.owner = Some((token.to_owned(), end)),
-                Verb::Raise if ours => slot.fence = slot.fence.max(request.fence),
-                Verb::Release if is_ours => slot.owner = None,
+                Op::Extend if ours => slot.owner = Some((token.to_owned(), end)),
+                Op::RaiseFence if ours => slot.fence = slot.fence.max(request.min_fence),
+                Op::Release if is_ours => slot.owner = None,
                 _ => {}
             }
         }
         match (is_take, numbers) {
-            (true, Some(number)) => Answer::Numbered(number),
-            (true, None) => Answer::Yes,
-            (false, _) if longest.is_some() => Answer::Foreign,
+            (true, Some(number)) => Reply::Fenced(number),
+            (true, None) => Reply::Done,
+            (false, _) if longest.is_some() => Reply::OtherToken,
             (false, _) => given(!absent),
         }
     }
 }
 
-impl Slot {
+impl StoredLock {
     fn sweep(&mut self, now: Instant) {
         self.owner.take_if(|(_, end)| *end <= now);
         self.readers.retain(|_, end| *end > now);
@@ -228,44 +244,44 @@ impl Slot {
 
     fn serve_permit(
         &mut self,
-        verb: Verb,
+        verb: Op,
         permit: u16,
         of: u16,
         (token, until): (&str, Instant),
         now: Instant,
-    ) -> Answer {
+    ) -> Reply {
         let held = self.permits.get(&permit).cloned();
         let is_ours = held.as_ref().is_some_and(|(owner, _)| owner == token);
         let last = held.as_ref().map_or(until, |(_, end)| until.max(*end));
         let next = self.permits.values().map(|(_, end)| *end - now).min();
         match (verb, next) {
-            (Verb::Take | Verb::PutBack, Some(_)) if self.count != of => {
-                return Answer::OtherPermits(self.count);
+            (Op::Acquire | Op::Restore, Some(_)) if self.count != of => {
+                return Reply::PermitCountMismatch(self.count);
             }
-            (Verb::Take | Verb::PutBack, Some(next)) if held.is_some() && !is_ours => {
+            (Op::Acquire | Op::Restore, Some(next)) if held.is_some() && !is_ours => {
                 let mut words = vec![0; usize::from(of.div_ceil(32))];
                 for free in (0..of).filter(|permit| !self.permits.contains_key(permit)) {
                     words[usize::from(free / 32)] |= 1 << (free % 32);
                 }
-                let free = Free::read(&words, of);
-                return free.map_or(Answer::Foreign, |free| Answer::NotThisOne(free, next));
+                let free = FreePermits::from_words(&words, of);
+                return free.map_or(Reply::OtherToken, |free| Reply::PermitTaken(free, next));
             }
-            (Verb::Take | Verb::PutBack, _) => self.count = of,
-            (Verb::Extend, _) if is_ours => {}
-            (Verb::Release, _) if is_ours => {
+            (Op::Acquire | Op::Restore, _) => self.count = of,
+            (Op::Extend, _) if is_ours => {}
+            (Op::Release, _) if is_ours => {
                 self.permits.remove(&permit);
-                return Answer::Yes;
+                return Reply::Done;
             }
-            _ if held.is_some() => return Answer::Foreign,
-            _ => return Answer::Absent,
+            _ if held.is_some() => return Reply::OtherToken,
+            _ => return Reply::Absent,
         }
         self.permits.insert(permit, (token.to_owned(), last));
-        Answer::Yes
+        Reply::Done
     }
 
     /// An absent fence begins at the time in µs, as on a server.
     fn number(&mut self, now: Instant) -> u64 {
-        let next = self.fence.unwrap_or_else(|| clock::micros(now)) + 1;
+        let next = self.fence.unwrap_or_else(|| clock::to_micros(now)) + 1;
         self.fence = Some(next);
         next
     }
@@ -280,44 +296,46 @@ impl Slot {
         }
     }
 
-    fn refuses_reader(&self, heeds_gate: bool) -> Option<(Holder, Instant)> {
+    fn refuses_reader(&self, heeds_gate: bool) -> Option<(Blocker, Instant)> {
         match (&self.owner, self.gate.values().max()) {
-            (Some((_, end)), _) => Some((Holder::One, *end)),
+            (Some((_, end)), _) => Some((Blocker::Owner, *end)),
             (None, Some(end)) if heeds_gate && !self.is_turn(Turn::Given) => {
-                Some((Holder::Gate, *end))
+                Some((Blocker::WaitingWriter, *end))
             }
             _ => None,
         }
     }
 
-    fn refuses_writer(&self, heeds_turn: bool) -> Option<(Holder, Instant)> {
+    fn refuses_writer(&self, heeds_turn: bool) -> Option<(Blocker, Instant)> {
         match (&self.owner, self.readers.values().max(), self.turn) {
-            (Some((_, end)), _, _) => Some((Holder::One, *end)),
-            (None, Some(end), _) => Some((Holder::Readers, *end)),
-            (None, None, Some((Turn::Given, end))) if heeds_turn => Some((Holder::Turn, end)),
+            (Some((_, end)), _, _) => Some((Blocker::Owner, *end)),
+            (None, Some(end), _) => Some((Blocker::Readers, *end)),
+            (None, None, Some((Turn::Given, end))) if heeds_turn => {
+                Some((Blocker::ReaderTurn, end))
+            }
             _ => None,
         }
     }
 
-    fn mine(&mut self, token: &str, act: impl FnOnce(&mut Slot, Instant)) -> Answer {
+    fn mine(&mut self, token: &str, act: impl FnOnce(&mut StoredLock, Instant)) -> Reply {
         match self.owner.clone() {
-            None => Answer::Absent,
-            Some((owner, _)) if owner != token => Answer::Foreign,
+            None => Reply::Absent,
+            Some((owner, _)) if owner != token => Reply::OtherToken,
             Some((_, end)) => {
                 act(self, end);
-                Answer::Yes
+                Reply::Done
             }
         }
     }
 }
 
-fn given(found: bool) -> Answer {
+fn given(found: bool) -> Reply {
     match found {
-        true => Answer::Yes,
-        false => Answer::Absent,
+        true => Reply::Done,
+        false => Reply::Absent,
     }
 }
 
-fn held(by: Holder, end: Instant, now: Instant) -> Answer {
-    Answer::Held(by, Some(end.saturating_duration_since(now)))
+fn held(by: Blocker, end: Instant, now: Instant) -> Reply {
+    Reply::Held(by, Some(end.saturating_duration_since(now)))
 }

@@ -3,28 +3,32 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::local::entry::{Access, Refused};
-use crate::local::guard::Pass;
-use crate::local::lock_table::Gate;
+use crate::local::entry::{AccessMode, Refusal};
+use crate::local::guard::LocalGuard;
+use crate::local::lock_table::LockTable;
 use crate::protocol::key::Key;
-use crate::protocol::kind::Family;
+use crate::protocol::kind::LockKind;
 use crate::protocol::lease::tests::lease;
 use crate::transport::inbox::Inbox;
 
 fn key() -> Key {
-    Key::parse("test:", "x", Family::Exclusive).unwrap()
+    Key::parse("test:", "x", LockKind::Exclusive).unwrap()
 }
 
-fn enter(gate: &Arc<Gate>, end: Option<Instant>) -> Result<Pass, Refused> {
-    enter_as(gate, Access::Alone, end)
+fn enter(gate: &Arc<LockTable>, end: Option<Instant>) -> Result<LocalGuard, Refusal> {
+    enter_as(gate, AccessMode::Exclusive, end)
 }
 
-fn share(gate: &Arc<Gate>, end: Option<Instant>) -> Result<Pass, Refused> {
-    enter_as(gate, Access::Shared, end)
+fn share(gate: &Arc<LockTable>, end: Option<Instant>) -> Result<LocalGuard, Refusal> {
+    enter_as(gate, AccessMode::Shared, end)
 }
 
-fn enter_as(gate: &Arc<Gate>, access: Access, end: Option<Instant>) -> Result<Pass, Refused> {
-    gate.enter(&key().into(), access, &Arc::new(Inbox::new()), end, |_| ())
+fn enter_as(
+    gate: &Arc<LockTable>,
+    access: AccessMode,
+    end: Option<Instant>,
+) -> Result<LocalGuard, Refusal> {
+    gate.acquire(&key().into(), access, &Arc::new(Inbox::new()), end, |_| ())
 }
 
 #[cfg(not(loom))]
@@ -33,13 +37,13 @@ mod table {
     use std::thread;
 
     use super::*;
-    use crate::local::entry::{Access, Refused, Waiter};
-    use crate::local::guard::Pass;
-    use crate::local::handoff::Offer;
-    use crate::local::lock_table::Gate;
+    use crate::local::entry::{AccessMode, LocalWaiter, Refusal};
+    use crate::local::guard::LocalGuard;
+    use crate::local::handoff::HandoffOffer;
+    use crate::local::lock_table::LockTable;
     use crate::protocol::key::Key;
     use crate::protocol::lease::Lease;
-    use crate::protocol::request::{Request, Verb};
+    use crate::protocol::request::{Op, Request};
     use crate::sync::primitives::Mutex;
     use crate::tests::fake_node::node::eventually;
     use crate::time::clock;
@@ -47,7 +51,7 @@ mod table {
 
     #[test]
     fn threads_get_the_slot_in_the_order_in_which_they_came() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let first = enter(&gate, None).unwrap();
         let order = Mutex::new(Vec::new());
         thread::scope(|scope| {
@@ -68,34 +72,37 @@ mod table {
 
     #[test]
     fn who_is_handed_the_slot_finds_what_it_was_handed_with_it() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let first = enter(&gate, None).unwrap();
         assert!(gate.is_busy(&key()));
-        let alone = first.hand_on(&lease("x"), clock::now(), 0, 3);
+        let alone = first.hand_off(&lease("x"), clock::now(), 0, 3);
         assert!(alone.is_none(), "nobody waits");
         let inbox = Arc::new(Inbox::new());
-        let offer = Offer {
-            swap: Request::new(Verb::Swap, &lease("x"), 1),
+        let offer = HandoffOffer {
+            swap: Request::new(Op::Swap, &lease("x"), 1),
             end: None,
         };
         let former = lease("x");
         let (handed, second) = thread::scope(|scope| {
             let waits = scope.spawn(|| {
                 let (keys, offer) = (key().into(), Some(&offer));
-                gate.enter_offering(&keys, Access::Alone, offer, &inbox, None, |_| ())
+                gate.acquire_offering(&keys, AccessMode::Exclusive, offer, &inbox, None, |_| ())
             });
             eventually("it queues", || gate.waiting(&key()) == 1);
-            let handed = first.hand_on(&former, clock::now(), 0, 3);
+            let handed = first.hand_off(&former, clock::now(), 0, 3);
             inbox.wake();
             drop(first);
             (handed, waits.join().unwrap().unwrap())
         });
         let handed = handed.unwrap();
-        assert!(Arc::ptr_eq(handed.swap.former.as_ref().unwrap(), &former));
+        assert!(Arc::ptr_eq(
+            handed.swap.former_lease.as_ref().unwrap(),
+            &former
+        ));
         assert!(Arc::ptr_eq(&handed.inbox, &inbox));
-        let baton = second.baton().unwrap();
+        let baton = second.take_handoff().unwrap();
         assert!(Arc::ptr_eq(&baton.former, &former) && baton.round == handed.round);
-        assert!(second.baton().is_none(), "only once");
+        assert!(second.take_handoff().is_none(), "only once");
         assert!(gate.is_busy(&key()), "the first one has left before");
         drop(second);
         assert!(gate.state.lock().slots.is_empty());
@@ -103,29 +110,29 @@ mod table {
 
     #[test]
     fn nobody_is_handed_anything_when_it_is_closed() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let first = enter(&gate, None).unwrap();
-        let offer = Offer {
-            swap: Request::new(Verb::Swap, &lease("x"), 1),
+        let offer = HandoffOffer {
+            swap: Request::new(Op::Swap, &lease("x"), 1),
             end: None,
         };
         let mut state = gate.state.lock();
         state.closed = true;
         let slot = state.slots.get_mut(&key()).unwrap();
-        slot.queue.push_back(Waiter {
+        slot.queue.push_back(LocalWaiter {
             ticket: 2,
-            access: Access::Alone,
+            access: AccessMode::Exclusive,
             inbox: Arc::new(Inbox::new()),
             offer: Some(offer),
-            looks: None,
+            rechecks_at: None,
         });
         drop(state);
-        assert!(first.hand_on(&lease("x"), clock::now(), 0, 3).is_none());
+        assert!(first.hand_off(&lease("x"), clock::now(), 0, 3).is_none());
     }
 
     #[test]
     fn one_inside_at_a_time() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let inside = AtomicU64::new(0);
         thread::scope(|scope| {
             for _ in 0..8 {
@@ -144,13 +151,13 @@ mod table {
 
     #[test]
     fn keys_at_rest_take_no_memory() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let mut passes = Vec::new();
         for n in 0..10_000 {
-            let key = Key::parse("", &n.to_string(), Family::Exclusive).unwrap();
+            let key = Key::parse("", &n.to_string(), LockKind::Exclusive).unwrap();
             let inbox = Arc::new(Inbox::new());
             passes.push(
-                gate.enter(&key.into(), Access::Alone, &inbox, None, |_| ())
+                gate.acquire(&key.into(), AccessMode::Exclusive, &inbox, None, |_| ())
                     .unwrap(),
             );
         }
@@ -161,23 +168,23 @@ mod table {
 
     #[test]
     fn a_time_out_leaves_the_queue_and_the_next_watches_the_lease() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let entered = enter(&gate, None).unwrap();
         let lease = lease("x");
         let soon = clock::now() + Duration::from_millis(500);
         let end = clock::now() + Duration::from_secs(2);
-        lease.hold(end, 0);
-        entered.bind(&lease);
+        lease.activate(end, 0);
+        entered.attach_lease(&lease);
         thread::scope(|scope| {
             let first = scope.spawn(|| enter(&gate, Some(soon)).err());
             eventually("it queues", || gate.waiting(&key()) > 0);
-            let second = scope.spawn(|| enter_and_tell(&gate, Access::Alone));
+            let second = scope.spawn(|| enter_and_tell(&gate, AccessMode::Exclusive));
             let refused = first.join().unwrap();
-            let alone = |refused: &Refused| {
+            let alone = |refused: &Refusal| {
                 matches!(
                     refused,
-                    Refused::Busy {
-                        by: Access::Alone,
+                    Refusal::Busy {
+                        by: AccessMode::Exclusive,
                         remaining: Some(_)
                     }
                 )
@@ -199,40 +206,40 @@ mod table {
 
     /// A lease's expiry is kept in whole microseconds.
     fn lease_end(end: Instant) -> Instant {
-        clock::instant(clock::micros(end)).unwrap()
+        clock::from_micros(clock::to_micros(end)).unwrap()
     }
 
     #[test]
     fn who_is_behind_another_does_not_pass_it() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let entered = enter(&gate, None).unwrap();
         let lease = lease("x");
-        lease.hold(clock::now() + Duration::from_secs(60), 0);
-        entered.bind(&lease);
+        lease.activate(clock::now() + Duration::from_secs(60), 0);
+        entered.attach_lease(&lease);
         thread::scope(|scope| {
-            let first = scope.spawn(|| enter_and_tell(&gate, Access::Alone));
+            let first = scope.spawn(|| enter_and_tell(&gate, AccessMode::Exclusive));
             eventually("it queues", || gate.waiting(&key()) > 0);
-            lease.lose();
+            lease.mark_not_ours();
             // The lease is lost, but the slot is for the one who came first.
             let busy = enter(&gate, Some(clock::now())).unwrap_err();
-            let unknown = Refused::Busy {
-                by: Access::Alone,
+            let unknown = Refusal::Busy {
+                by: AccessMode::Exclusive,
                 remaining: None,
             };
             assert_eq!(busy, unknown);
-            gate.poke(&key().into());
+            gate.recheck(&key().into());
             let (_first, lost) = first.join().unwrap();
             assert!(lost.is_empty(), "the loss was another's to tell");
         });
     }
 
     /// Enters, and answers the leases that this made lost as well.
-    fn enter_and_tell(gate: &Arc<Gate>, access: Access) -> (Pass, Vec<Arc<Lease>>) {
+    fn enter_and_tell(gate: &Arc<LockTable>, access: AccessMode) -> (LocalGuard, Vec<Arc<Lease>>) {
         let told = Mutex::new(Vec::new());
         let tell = |lease: &Arc<Lease>| told.lock().push(Arc::clone(lease));
         let inbox = Arc::new(Inbox::new());
         let pass = gate
-            .enter(&key().into(), access, &inbox, None, tell)
+            .acquire(&key().into(), access, &inbox, None, tell)
             .unwrap();
         (pass, told.into_inner())
     }
@@ -243,14 +250,14 @@ mod table {
 
     #[test]
     fn readers_share_and_one_alone_shares_with_nobody() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let readers = [share(&gate, at_once()), share(&gate, at_once())].map(Result::unwrap);
         let busy = enter(&gate, at_once()).unwrap_err();
         assert!(
             matches!(
                 busy,
-                Refused::Busy {
-                    by: Access::Shared,
+                Refusal::Busy {
+                    by: AccessMode::Shared,
                     ..
                 }
             ),
@@ -263,8 +270,8 @@ mod table {
             assert!(
                 matches!(
                     busy,
-                    Refused::Busy {
-                        by: Access::Alone,
+                    Refusal::Busy {
+                        by: AccessMode::Exclusive,
                         ..
                     }
                 ),
@@ -277,7 +284,7 @@ mod table {
 
     #[test]
     fn a_reader_does_not_pass_a_writer_that_waits_and_readers_behind_it_enter_together() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let reader = share(&gate, None).unwrap();
         thread::scope(|scope| {
             let writer = scope.spawn(|| enter(&gate, None).unwrap());
@@ -286,8 +293,8 @@ mod table {
             assert!(
                 matches!(
                     busy,
-                    Refused::Busy {
-                        by: Access::Alone,
+                    Refusal::Busy {
+                        by: AccessMode::Exclusive,
                         ..
                     }
                 ),
@@ -315,7 +322,7 @@ mod table {
 
     #[test]
     fn a_writer_that_gives_up_lets_the_readers_behind_it_in() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let _reader = share(&gate, None).unwrap();
         let soon = clock::now() + Duration::from_secs(2);
         thread::scope(|scope| {
@@ -329,16 +336,16 @@ mod table {
 
     #[test]
     fn a_writer_takes_the_slot_from_readers_when_the_last_lease_has_ended() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let now = clock::now();
         let leases = [lease("x"), lease("x"), lease("x")];
         let ends = [300, 50, 150].map(|ms| now + Duration::from_millis(ms));
         let passes = leases.each_ref().map(|_| share(&gate, None).unwrap());
         for ((lease, pass), end) in leases.iter().zip(&passes).zip(ends) {
-            lease.hold(end, 0);
-            pass.bind(lease);
+            lease.activate(end, 0);
+            pass.attach_lease(lease);
         }
-        let (_writer, lost) = enter_and_tell(&gate, Access::Alone);
+        let (_writer, lost) = enter_and_tell(&gate, AccessMode::Exclusive);
         assert!(clock::now() >= lease_end(ends[0]));
         assert_eq!(lost.len(), 3);
         drop(passes);
@@ -347,12 +354,12 @@ mod table {
 
     #[test]
     fn who_shares_what_it_had_alone_lets_readers_in_and_no_writer() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let writer = enter(&gate, None).unwrap();
         thread::scope(|scope| {
             let reader = scope.spawn(|| share(&gate, None).unwrap());
             eventually("the reader queues", || gate.waiting(&key()) == 1);
-            writer.share();
+            writer.downgrade();
             let reader = reader.join().unwrap();
             assert!(enter(&gate, at_once()).is_err());
             drop(reader);
@@ -364,29 +371,32 @@ mod table {
 
     #[test]
     fn of_those_that_share_and_ask_one_asks_for_all() {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let inboxes = [0; 3].map(|_| Arc::new(Inbox::new()));
         let [first, second, third] = inboxes.each_ref().map(|inbox| {
-            gate.enter(&key().into(), Access::Shared, inbox, None, |_| ())
+            gate.acquire(&key().into(), AccessMode::Shared, inbox, None, |_| ())
                 .unwrap()
         });
         assert_eq!(
-            [&first, &second, &third].map(Pass::follow),
+            [&first, &second, &third].map(LocalGuard::follow_leader),
             [false, true, true]
         );
         drop(first);
         let woken = |inbox: &Inbox| inbox.sleep(at_once());
         assert!(woken(&inboxes[1]), "it is the one from now on");
         assert!(!woken(&inboxes[2]));
-        assert_eq!([&second, &third].map(Pass::follow), [false, true]);
+        assert_eq!(
+            [&second, &third].map(LocalGuard::follow_leader),
+            [false, true]
+        );
         let lease = lease("x");
-        lease.hold(clock::now() + Duration::from_secs(60), 0);
-        assert!(second.bind(&lease));
+        lease.activate(clock::now() + Duration::from_secs(60), 0);
+        assert!(second.attach_lease(&lease));
         assert!(
             woken(&inboxes[2]),
             "what one was granted the others may be, too"
         );
-        assert!(!third.follow());
+        assert!(!third.follow_leader());
     }
 }
 
@@ -398,16 +408,16 @@ mod loom_gate {
     use loom::sync::atomic::AtomicU64;
 
     use super::*;
-    use crate::local::entry::Refused;
-    use crate::local::lock_table::Gate;
+    use crate::local::entry::Refusal;
+    use crate::local::lock_table::LockTable;
     use crate::time::clock;
 
     #[test]
     fn loom_one_inside_and_no_wake_up_is_lost() {
         loom::model(|| {
-            let gate = Arc::new(Gate::new());
+            let gate = Arc::new(LockTable::new());
             let inside = Arc::new(AtomicU64::new(0));
-            let visit = |gate: &Arc<Gate>, inside: &AtomicU64| {
+            let visit = |gate: &Arc<LockTable>, inside: &AtomicU64| {
                 let entered = enter(gate, None).unwrap();
                 assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0, "two inside");
                 inside.fetch_sub(1, Ordering::Relaxed);
@@ -429,18 +439,18 @@ mod loom_gate {
     fn loom_a_waiter_passes_a_holder_that_lost_its_lease() {
         let start = clock::now();
         loom::model(move || {
-            let gate = Arc::new(Gate::new());
+            let gate = Arc::new(LockTable::new());
             let holder = enter(&gate, None).unwrap();
             let waiter = {
                 let gate = Arc::clone(&gate);
                 loom::thread::spawn(move || drop(enter(&gate, None).unwrap()))
             };
             let lease = lease("x");
-            assert!(lease.hold(start + Duration::from_secs(3600), 0));
-            assert!(holder.bind(&lease));
+            assert!(lease.activate(start + Duration::from_secs(3600), 0));
+            assert!(holder.attach_lease(&lease));
             // As a reply does that says the lock is not ours: the holder itself hangs and never leaves.
-            assert!(lease.lose());
-            gate.poke(&key().into());
+            assert!(lease.mark_not_ours());
+            gate.recheck(&key().into());
             waiter.join().unwrap();
             drop(holder);
             assert!(gate.state.lock().slots.is_empty());
@@ -450,14 +460,14 @@ mod loom_gate {
     #[test]
     fn loom_closing_reaches_every_waiter() {
         loom::model(|| {
-            let gate = Arc::new(Gate::new());
+            let gate = Arc::new(LockTable::new());
             let holder = enter(&gate, None).unwrap();
             let waiter = {
                 let gate = Arc::clone(&gate);
                 loom::thread::spawn(move || enter(&gate, None).map(drop))
             };
             gate.close();
-            assert_eq!(waiter.join().unwrap(), Err(Refused::Closed));
+            assert_eq!(waiter.join().unwrap(), Err(Refusal::Closed));
             drop(holder);
         });
     }
@@ -468,7 +478,7 @@ mod loom_gate {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(2);
         model.check(|| {
-            let gate = Arc::new(Gate::new());
+            let gate = Arc::new(LockTable::new());
             // Readers count one each, the writer counts a hundred.
             let inside = Arc::new(AtomicU64::new(0));
             let readers = [0; 2].map(|_| {

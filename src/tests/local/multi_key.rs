@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::local::entry::{Access, Refused};
-use crate::local::guard::Pass;
-use crate::local::lock_table::Gate;
-use crate::protocol::key_set::Keys;
-use crate::protocol::kind::{Claim, Family};
+use crate::local::entry::{AccessMode, Refusal};
+use crate::local::guard::LocalGuard;
+use crate::local::lock_table::LockTable;
+use crate::protocol::key_set::KeySet;
+use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
 use crate::protocol::token::Token;
 use crate::sync::primitives::Mutex;
@@ -17,13 +17,17 @@ use crate::tests::fake_node::node::eventually;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
 
-fn keys(names: &[&str]) -> Keys {
-    Keys::parse("", names, Family::Exclusive).unwrap()
+fn keys(names: &[&str]) -> KeySet {
+    KeySet::parse("", names, LockKind::Exclusive).unwrap()
 }
 
-fn enter(gate: &Arc<Gate>, names: &[&str], end: Option<Instant>) -> Result<Pass, Refused> {
+fn enter(
+    gate: &Arc<LockTable>,
+    names: &[&str],
+    end: Option<Instant>,
+) -> Result<LocalGuard, Refusal> {
     let inbox = Arc::new(Inbox::new());
-    gate.enter(&keys(names), Access::Alone, &inbox, end, |_| ())
+    gate.acquire(&keys(names), AccessMode::Exclusive, &inbox, end, |_| ())
 }
 
 fn at_once() -> Option<Instant> {
@@ -45,7 +49,7 @@ fn names(mask: usize, turned: bool) -> Vec<&'static str> {
 
 #[test]
 fn sets_that_overlap_exclude_each_other_and_nobody_waits_in_a_circle() {
-    let gate = Arc::new(Gate::new());
+    let gate = Arc::new(LockTable::new());
     let inside = [const { AtomicU64::new(0) }; 4];
     thread::scope(|scope| {
         for thread in 0..8 {
@@ -70,10 +74,10 @@ fn sets_that_overlap_exclude_each_other_and_nobody_waits_in_a_circle() {
 
 #[test]
 fn who_does_not_get_all_has_none() {
-    let gate = Arc::new(Gate::new());
+    let gate = Arc::new(LockTable::new());
     let one = enter(&gate, &["b"], None).unwrap();
     let busy = enter(&gate, &["a", "b", "c"], at_once()).unwrap_err();
-    assert!(matches!(busy, Refused::Busy { .. }), "{busy:?}");
+    assert!(matches!(busy, Refusal::Busy { .. }), "{busy:?}");
     let rest = enter(&gate, &["a", "c"], at_once()).unwrap();
     drop(one);
     assert!(enter(&gate, &["b", "c"], at_once()).is_err());
@@ -84,7 +88,7 @@ fn who_does_not_get_all_has_none() {
 
 #[test]
 fn who_waits_for_a_later_key_is_first_in_the_queue_of_those_before_it() {
-    let gate = Arc::new(Gate::new());
+    let gate = Arc::new(LockTable::new());
     let later = enter(&gate, &["b"], None).unwrap();
     let order = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -108,12 +112,12 @@ fn who_waits_for_a_later_key_is_first_in_the_queue_of_those_before_it() {
 
 #[test]
 fn a_hung_holder_of_several_is_passed_over_at_each_of_its_keys() {
-    let gate = Arc::new(Gate::new());
+    let gate = Arc::new(LockTable::new());
     let hung = enter(&gate, &["a", "b"], None).unwrap();
-    let lease = Lease::new(keys(&["a", "b"]), Token::local(), Claim::Exclusive);
+    let lease = Lease::new(keys(&["a", "b"]), Token::empty(), LeaseKind::Exclusive);
     let lease = Arc::new(lease);
-    lease.hold(clock::now() + Duration::from_millis(100), 0);
-    assert!(hung.bind(&lease));
+    lease.activate(clock::now() + Duration::from_millis(100), 0);
+    assert!(hung.attach_lease(&lease));
     let told = AtomicU64::new(0);
     thread::scope(|scope| {
         for names in [["b", "c"], ["a", "d"]] {
@@ -121,7 +125,7 @@ fn a_hung_holder_of_several_is_passed_over_at_each_of_its_keys() {
             scope.spawn(move || {
                 let inbox = Arc::new(Inbox::new());
                 let settle = |_: &Arc<Lease>| _ = told.fetch_add(1, Ordering::SeqCst);
-                let pass = gate.enter(&keys(&names), Access::Alone, &inbox, None, settle);
+                let pass = gate.acquire(&keys(&names), AccessMode::Exclusive, &inbox, None, settle);
                 assert!(pass.is_ok());
             });
         }
@@ -134,13 +138,13 @@ fn a_hung_holder_of_several_is_passed_over_at_each_of_its_keys() {
 #[test]
 fn a_closed_gate_and_a_cancelled_wait_leave_no_key_behind() {
     for closes in [true, false] {
-        let gate = Arc::new(Gate::new());
+        let gate = Arc::new(LockTable::new());
         let later = enter(&gate, &["b"], None).unwrap();
         let inbox = Arc::new(Inbox::new());
         thread::scope(|scope| {
             let both = scope.spawn(|| {
                 let both = keys(&["a", "b"]);
-                gate.enter(&both, Access::Alone, &inbox, None, |_| ())
+                gate.acquire(&both, AccessMode::Exclusive, &inbox, None, |_| ())
                     .map(drop)
             });
             let later = keys(&["b"]);
@@ -151,9 +155,9 @@ fn a_closed_gate_and_a_cancelled_wait_leave_no_key_behind() {
             }
             let refused = both.join().unwrap();
             let expected = if closes {
-                Refused::Closed
+                Refusal::Closed
             } else {
-                Refused::Cancelled
+                Refusal::Cancelled
             };
             assert_eq!(refused, Err(expected));
         });

@@ -2,32 +2,32 @@
 
 use std::sync::Arc;
 
-use crate::protocol::kind::Claim;
-use crate::protocol::lease::{Lease, Look};
-use crate::tests::simulation::client::Doing;
-use crate::tests::simulation::simulator::World;
+use crate::protocol::kind::LeaseKind;
+use crate::protocol::lease::{Lease, LeaseState};
+use crate::tests::simulation::client::ClientState;
+use crate::tests::simulation::simulator::Simulator;
 
 /// What should not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum Violation {
     /// Two hold it, and not both of them read.
     Overlap {
-        first: (usize, Claim),
-        second: (usize, Claim),
+        first: (usize, LeaseKind),
+        second: (usize, LeaseKind),
     },
     /// A token that is not greater than that of the holder before.
     Order { before: u64, after: u64 },
     /// A node keeps a token of a client that has finished with it, and has nothing more to say to the node.
     Leftover { node: usize, token: String },
     /// A client still waits for something when nothing can happen any more.
-    Stuck { client: usize, doing: Doing },
+    Stuck { client: usize, doing: ClientState },
     /// It goes on and on.
     Endless,
 }
 
 /// What happened in some histories, so that it shows if they are about nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
+pub(crate) struct Coverage {
     pub(crate) events: u64,
     pub(crate) attempts: u64,
     pub(crate) repeats: u64,
@@ -44,8 +44,8 @@ pub(crate) struct Counts {
     pub(crate) cancels: u64,
 }
 
-impl Counts {
-    pub(crate) fn add(&mut self, other: &Counts) {
+impl Coverage {
+    pub(crate) fn add(&mut self, other: &Coverage) {
         self.events += other.events;
         self.attempts += other.attempts;
         self.repeats += other.repeats;
@@ -63,14 +63,14 @@ impl Counts {
     }
 }
 
-impl World {
+impl Simulator {
     /// At the moment at which a client gets a guard, or one of another kind: nobody else may hold it by his own clock.
-    pub(crate) fn check_hand_out(&mut self, client: usize, lease: &Arc<Lease>, claim: Claim) {
+    pub(crate) fn check_hand_out(&mut self, client: usize, lease: &Arc<Lease>, claim: LeaseKind) {
         self.note(|_| {
             format!(
                 "{client} HOLDS as {claim:?}: {} {:?}",
                 lease.token().text(),
-                lease.fence()
+                lease.fencing_token()
             )
         });
         self.counts.holds += 1;
@@ -82,20 +82,20 @@ impl World {
             let Some(may) = hold.may else {
                 continue;
             };
-            let both_read = (may, claim) == (Claim::Read, Claim::Read);
+            let both_read = (may, claim) == (LeaseKind::Read, LeaseKind::Read);
             // Who is paused, or has not looked, believes it until its own clock says otherwise.
-            if matches!(hold.lease.peek(now), Look::Held(_)) && !both_read {
-                self.find(Found::Overlap {
+            if matches!(hold.lease.peek(now), LeaseState::Held(_)) && !both_read {
+                self.find(Violation::Overlap {
                     first: (other, may),
                     second: (client, claim),
                 });
             }
         }
         // A downgrade is no new holder.
-        if let Some(token) = lease.fence().filter(|_| claim != Claim::Read) {
+        if let Some(token) = lease.fencing_token().filter(|_| claim != LeaseKind::Read) {
             self.counts.fenced += 1;
             if token <= self.last_fence {
-                self.find(Found::Order {
+                self.find(Violation::Order {
                     before: self.last_fence,
                     after: token,
                 });
@@ -119,7 +119,7 @@ impl World {
             of == Some(client) && !self.clients[client].answers_for(token)
         });
         if let Some(token) = left.cloned() {
-            self.find(Found::Leftover { node, token });
+            self.find(Violation::Leftover { node, token });
         }
     }
 
@@ -127,9 +127,9 @@ impl World {
     pub(crate) fn check_the_end(&mut self) {
         for client in 0..self.clients.len() {
             let it = &self.clients[client];
-            if !it.dead && it.doing != Doing::Nothing {
+            if !it.dead && it.doing != ClientState::Nothing {
                 let doing = it.doing;
-                return self.find(Found::Stuck { client, doing });
+                return self.find(Violation::Stuck { client, doing });
             }
             (0..self.nodes.len()).for_each(|node| self.check_lane(client, node));
         }
@@ -147,7 +147,7 @@ impl World {
                 .chain(slot.gate.keys())
                 .next();
             if let Some(token) = left.cloned() {
-                self.find(Found::Leftover { node, token });
+                self.find(Violation::Leftover { node, token });
             }
         }
     }

@@ -4,20 +4,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::protocol::fencing::{Fence, fence};
-use crate::protocol::kind::{Claim, Family};
+use crate::protocol::fencing::{FencingOutcome, choose_token};
+use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
-use crate::protocol::quorum::{NodeSet, Verdict, quorum};
-use crate::protocol::request::{Request, Verb};
+use crate::protocol::quorum::{NodeSet, Verdict, majority};
+use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
 use crate::protocol::ttl::Ttl;
 use crate::protocol::validity;
 use crate::tests::simulation::clock::Clock;
-use crate::tests::simulation::config::{Bug, one_of};
+use crate::tests::simulation::config::{PlantedBug, one_of};
 use crate::tests::simulation::connection::Lane;
-use crate::tests::simulation::hold::{Hold, Late};
+use crate::tests::simulation::hold::{ConfirmedRenewal, Hold};
 use crate::tests::simulation::rounds::Round;
-use crate::tests::simulation::simulator::{Told, World};
+use crate::tests::simulation::simulator::{SimEvent, Simulator};
 
 /// So many attempts in a row that were too slow end an acquire.
 const MOST_SLOW: u32 = 3;
@@ -28,7 +28,7 @@ pub(crate) struct Client {
     pub(crate) lanes: Vec<Lane>,
     pub(crate) dead: bool,
     pub(crate) paused_until: u64,
-    pub(crate) doing: Doing,
+    pub(crate) doing: ClientState,
     pub(crate) acquire: Option<Acquire>,
     /// How many acquires have begun.
     acquires: u32,
@@ -36,7 +36,7 @@ pub(crate) struct Client {
     /// The round that it waits for, the extension that is on its way, and the one that was confirmed last.
     pub(crate) round: Option<Round>,
     pub(crate) extension: Option<Round>,
-    pub(crate) late: Option<Late>,
+    pub(crate) late: Option<ConfirmedRenewal>,
     pub(crate) rounds: u32,
     pub(crate) hold: Option<Hold>,
     /// The alarms that count: those with other numbers are of something that is over.
@@ -45,7 +45,7 @@ pub(crate) struct Client {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Doing {
+pub(crate) enum ClientState {
     Nothing,
     /// Waits for the end of an attempt's round.
     Asks,
@@ -58,7 +58,7 @@ pub(crate) enum Doing {
 
 /// An acquire, from its first attempt to its last.
 pub(crate) struct Acquire {
-    pub(crate) claim: Claim,
+    pub(crate) claim: LeaseKind,
     pub(crate) ttl: Ttl,
     fenced: bool,
     attempts: u32,
@@ -89,7 +89,7 @@ impl Client {
             lanes: (0..nodes).map(|_| Lane::new()).collect(),
             dead: false,
             paused_until: 0,
-            doing: Doing::Nothing,
+            doing: ClientState::Nothing,
             acquire: None,
             acquires: 0,
             tokens: 0,
@@ -120,16 +120,16 @@ impl Client {
     }
 }
 
-impl World {
+impl Simulator {
     /// What a client does from now on, and the time of its next alarm.
-    pub(crate) fn does(&mut self, client: usize, doing: Doing, alarm: Option<Instant>) {
+    pub(crate) fn does(&mut self, client: usize, doing: ClientState, alarm: Option<Instant>) {
         let it = &mut self.clients[client];
         it.doing = doing;
         it.ticket += 1;
         let (ticket, clock) = (it.ticket, it.clock);
         if let Some(alarm) = alarm {
             let at = clock.when(alarm).max(self.now);
-            self.tell(at, client, Told::Wake { ticket });
+            self.tell(at, client, SimEvent::Wake { ticket });
         }
     }
 
@@ -138,15 +138,15 @@ impl World {
             return;
         }
         match self.clients[client].doing {
-            Doing::Nothing => self.begin(client),
-            Doing::Pauses => self.attempt(client),
-            Doing::Asks => {
+            ClientState::Nothing => self.begin(client),
+            ClientState::Pauses => self.attempt(client),
+            ClientState::Asks => {
                 if !self.ask_the_others(client) {
                     self.count(client, true);
                 }
             }
-            Doing::Releases | Doing::Downgrades => self.count(client, true),
-            Doing::Holds => self.act(client),
+            ClientState::Releases | ClientState::Downgrades => self.count(client, true),
+            ClientState::Holds => self.act(client),
         }
     }
 
@@ -156,10 +156,10 @@ impl World {
             return;
         }
         let claim = match self.knobs.family {
-            Family::Exclusive => Claim::Exclusive,
+            LockKind::Exclusive => LeaseKind::Exclusive,
             // No knob turns to semaphores yet.
-            Family::ReadWrite | Family::Semaphore => {
-                one_of(&mut self.rng, &[Claim::Read, Claim::Write])
+            LockKind::ReadWrite | LockKind::Semaphore => {
+                one_of(&mut self.rng, &[LeaseKind::Read, LeaseKind::Write])
             }
         };
         let acquire = Acquire {
@@ -184,33 +184,33 @@ impl World {
         if self.knobs.cancelled.strike(&mut self.rng) {
             let acquire = self.clients[client].acquires;
             let at = self.now + self.rng.u64(..self.knobs.longest() / 2);
-            self.tell(at, client, Told::Cancel { acquire });
+            self.tell(at, client, SimEvent::Cancel { acquire });
         }
     }
 
     /// The next thread of the same process is handed the lock by the one that releases it. `false` if nobody waits.
     pub(crate) fn hand_on(&mut self, client: usize, former: &Arc<Lease>, start: Instant) -> bool {
         let waits = self.clients[client].acquires < self.knobs.acquires && self.rng.bool();
-        if former.claim() != Claim::Exclusive || self.calm || !waits {
+        if former.claim() != LeaseKind::Exclusive || self.calm || !waits {
             return false;
         }
-        let lease = self.lease(client, Claim::Exclusive);
+        let lease = self.lease(client, LeaseKind::Exclusive);
         let ttl = one_of(&mut self.rng, &self.knobs.ttls);
-        let least = ttl.least_validity(self.knobs.min_validity);
+        let least = ttl.min_validity(self.knobs.min_validity);
         let end = start
             + self
                 .knobs
                 .node_timeout
                 .min(validity::validity(ttl.duration()) - least);
         let fenced = self.rng.bool();
-        let mut request = Request::new(Verb::Swap, &lease, ttl.millis());
-        request.former = Some(Arc::clone(former));
-        request.fence = fenced.then_some(0);
+        let mut request = Request::new(Op::Swap, &lease, ttl.millis());
+        request.former_lease = Some(Arc::clone(former));
+        request.min_fence = fenced.then_some(0);
         let most = one_of(&mut self.rng, &[1, 4, 12]);
         let it = &mut self.clients[client];
         it.acquires += 1;
         it.acquire = Some(Acquire {
-            claim: Claim::Exclusive,
+            claim: LeaseKind::Exclusive,
             ttl,
             fenced,
             attempts: 0,
@@ -231,7 +231,7 @@ impl World {
         let round = self.ask(client, request, (start, start), None);
         self.clients[client].round = Some(round);
         self.may_be_cancelled(client);
-        self.does(client, Doing::Asks, Some(end));
+        self.does(client, ClientState::Asks, Some(end));
         self.count(client, false);
         true
     }
@@ -239,23 +239,23 @@ impl World {
     /// Where the token before was not swapped it may be there yet.
     fn give_back(&mut self, client: usize, attempt: &Attempt) {
         if let Some((former, swapped)) = &attempt.former
-            && !self.knobs.is(Bug::FormerForgotten)
+            && !self.knobs.is(PlantedBug::FormerForgotten)
         {
             self.release_behind(client, former, *swapped);
         }
     }
 
-    fn lease(&mut self, client: usize, claim: Claim) -> Arc<Lease> {
+    fn lease(&mut self, client: usize, claim: LeaseKind) -> Arc<Lease> {
         let it = &mut self.clients[client];
-        if !self.knobs.is(Bug::OneToken) || it.tokens == 0 || claim == Claim::Gate {
+        if !self.knobs.is(PlantedBug::OneToken) || it.tokens == 0 || claim == LeaseKind::GateEntry {
             it.tokens += 1;
         }
-        let number = match self.knobs.is(Bug::OneToken) && claim != Claim::Gate {
+        let number = match self.knobs.is(PlantedBug::OneToken) && claim != LeaseKind::GateEntry {
             true => 1,
             false => it.tokens,
         };
         let id = ((client as u64) << 32) | number;
-        let token = Token::of(format!("{client}.{number}"), id);
+        let token = Token::fixed(format!("{client}.{number}"), id);
         Arc::new(Lease::new(self.key.clone(), token, claim))
     }
 
@@ -267,22 +267,22 @@ impl World {
         };
         acquire.attempts += 1;
         let lease = self.lease(client, acquire.claim);
-        let least = acquire.ttl.least_validity(self.knobs.min_validity);
+        let least = acquire.ttl.min_validity(self.knobs.min_validity);
         let validity = validity::validity(acquire.ttl.duration());
         let end = start + self.knobs.node_timeout.min(validity - least);
-        let mut request = Request::new(Verb::Take, &lease, acquire.ttl.millis());
+        let mut request = Request::new(Op::Acquire, &lease, acquire.ttl.millis());
         match (acquire.claim, &acquire.place) {
-            (Claim::Read, _) if acquire.attempts < acquire.most => {
-                request.refresh = self.knobs.refresh;
+            (LeaseKind::Read, _) if acquire.attempts < acquire.most => {
+                request.refresh_interval = self.knobs.refresh;
             }
-            (Claim::Write, Some(place)) => {
-                request.refresh = self.knobs.refresh;
-                request.place = Some(Arc::clone(place));
+            (LeaseKind::Write, Some(place)) => {
+                request.refresh_interval = self.knobs.refresh;
+                request.gate_entry = Some(Arc::clone(place));
             }
             _ => {}
         }
-        if acquire.fenced && acquire.claim != Claim::Read {
-            request.fence = Some(0);
+        if acquire.fenced && acquire.claim != LeaseKind::Read {
+            request.min_fence = Some(0);
         }
         acquire.attempt = Some(Attempt {
             lease,
@@ -305,7 +305,7 @@ impl World {
             None => end,
         };
         self.clients[client].round = Some(round);
-        self.does(client, Doing::Asks, Some(alarm));
+        self.does(client, ClientState::Asks, Some(alarm));
         self.count(client, false);
     }
 
@@ -315,45 +315,45 @@ impl World {
         let Some(attempt) = acquire.and_then(|acquire| acquire.attempt.as_mut()) else {
             return;
         };
-        attempt.refused = round.tally.refused().without(round.unsettled);
+        attempt.refused = round.tally.refused().difference(round.unsettled);
         let swapped = attempt.former.as_mut();
         swapped
             .into_iter()
             .for_each(|(_, nodes)| *nodes = round.tally.granted());
         attempt.free = match by_one {
-            true => round.tally.held_for(),
+            true => round.tally.max_hold_left(),
             false => round.tally.free_in(),
         };
-        if verdict != Verdict::Won || round.request.fence.is_none() {
+        if verdict != Verdict::Granted || round.request.min_fence.is_none() {
             let verdict = if by_one { Verdict::Refused } else { verdict };
             return self.finish(client, verdict);
         }
         let (lease, start, end) = (Arc::clone(&attempt.lease), attempt.start, attempt.end);
         let numbers = round.numbers.iter().map(|(_, number)| *number).collect();
-        let mut raise = Request::new(Verb::Raise, &lease, 0);
-        match fence(numbers, quorum(self.nodes.len())) {
-            Some(Fence::Agreed(token)) => {
-                raise.fence = Some(token);
+        let mut raise = Request::new(Op::RaiseFence, &lease, 0);
+        match choose_token(numbers, majority(self.nodes.len())) {
+            Some(FencingOutcome::Agreed(token)) => {
+                raise.min_fence = Some(token);
                 let mut behind = NodeSet::default();
                 let lower = round.numbers.iter().filter(|(_, number)| *number < token);
                 lower.for_each(|(node, _)| behind.insert(*node));
                 self.tell_nodes(client, &raise, behind);
-                lease.number(token);
+                lease.set_fencing_token(token);
             }
-            Some(Fence::Raise(token)) => {
-                raise.fence = Some(token);
-                lease.number(token);
+            Some(FencingOutcome::Raise(token)) => {
+                raise.min_fence = Some(token);
+                lease.set_fencing_token(token);
                 self.counts.raises += 1;
-                if !self.knobs.is(Bug::NoSecondFenceRound) {
+                if !self.knobs.is(PlantedBug::NoSecondFenceRound) {
                     let round = self.ask(client, raise, (start, start), None);
                     self.clients[client].round = Some(round);
-                    self.does(client, Doing::Asks, Some(end));
+                    self.does(client, ClientState::Asks, Some(end));
                     return self.count(client, false);
                 }
             }
             None => {}
         }
-        self.finish(client, Verdict::Won);
+        self.finish(client, Verdict::Granted);
     }
 
     /// The end of an attempt: a guard, or an undo.
@@ -366,14 +366,14 @@ impl World {
             return;
         };
         let mut slow = false;
-        if verdict == Verdict::Won {
-            let least = ttl.least_validity(self.knobs.min_validity);
-            let start = match self.knobs.is(Bug::ElapsedNotCounted) {
+        if verdict == Verdict::Granted {
+            let least = ttl.min_validity(self.knobs.min_validity);
+            let start = match self.knobs.is(PlantedBug::ElapsedNotCounted) {
                 true => now,
                 false => attempt.start,
             };
             match validity::valid_until(start, ttl.duration(), least, now) {
-                Some(end) if attempt.lease.hold(end, 0) => {
+                Some(end) if attempt.lease.activate(end, 0) => {
                     let claim = acquire.claim;
                     self.give_back(client, &attempt);
                     self.give_up_acquire(client);
@@ -391,12 +391,12 @@ impl World {
             self.give_up_acquire(client);
             return self.rest(client);
         }
-        let wants_place = verdict == Verdict::Refused && acquire.claim == Claim::Write;
+        let wants_place = verdict == Verdict::Refused && acquire.claim == LeaseKind::Write;
         if verdict == Verdict::Unavailable {
             let place = acquire.place.take();
             self.leave(client, place);
         } else if wants_place && acquire.place.is_none() {
-            let place = self.lease(client, Claim::Gate);
+            let place = self.lease(client, LeaseKind::GateEntry);
             let acquire = self.clients[client].acquire.as_mut();
             acquire
                 .into_iter()
@@ -413,28 +413,28 @@ impl World {
         };
         acquire.retries += 1;
         let mut pause = self.knobs.retry.delay(acquire.retries, draw);
-        if acquire.claim != Claim::Exclusive {
+        if acquire.claim != LeaseKind::Exclusive {
             pause = pause.min(self.knobs.refresh / 2);
         }
         if let Some(free) = free {
             // The engine waits for a millisecond more, since servers count in whole ones.
             pause = pause.min(free + Duration::from_micros(later));
         }
-        self.does(client, Doing::Pauses, Some(now + pause));
+        self.does(client, ClientState::Pauses, Some(now + pause));
     }
 
     /// What an attempt may have been granted is released, everywhere but where it was refused.
     fn undo(&mut self, client: usize, attempt: &Attempt) {
         attempt.lease.abandon();
-        if !self.knobs.is(Bug::NoUndo) {
+        if !self.knobs.is(PlantedBug::NoUndo) {
             self.release_behind(client, &attempt.lease, attempt.refused);
         }
         self.give_back(client, attempt);
     }
 
     pub(crate) fn release_behind(&mut self, client: usize, lease: &Arc<Lease>, except: NodeSet) {
-        let request = Request::new(Verb::Release, lease, 0);
-        self.tell_nodes(client, &request, lease.asked().without(except));
+        let request = Request::new(Op::Release, lease, 0);
+        self.tell_nodes(client, &request, lease.contacted().difference(except));
     }
 
     /// The end of an acquire, however it ends: a writer's place at the gate is left.
@@ -461,7 +461,7 @@ impl World {
         let attempt = acquire.attempt.take();
         let round = it.round.take();
         if let Some(mut attempt) = attempt {
-            let asks = |round: &Round| matches!(round.request.verb, Verb::Take | Verb::Swap);
+            let asks = |round: &Round| matches!(round.request.verb, Op::Acquire | Op::Swap);
             if let Some(round) = round.filter(asks) {
                 attempt.refused = round.tally.refused();
                 let swapped = attempt.former.as_mut();
@@ -483,6 +483,6 @@ impl World {
             false => self.rng.u64(..self.knobs.longest() / 4),
         };
         let alarm = self.clock(client) + Duration::from_micros(rest);
-        self.does(client, Doing::Nothing, Some(alarm));
+        self.does(client, ClientState::Nothing, Some(alarm));
     }
 }

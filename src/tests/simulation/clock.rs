@@ -30,12 +30,12 @@ impl Clock {
     }
 
     pub(crate) fn at(&self, now: u64) -> Instant {
-        clock::instant(self.micros(now) as u64).expect("within the clock's range")
+        clock::from_micros(self.micros(now) as u64).expect("within the clock's range")
     }
 
     /// The first true time at which it shows `at` or more.
     pub(crate) fn when(&self, at: Instant) -> u64 {
-        let shown = clock::micros(at) as i64;
+        let shown = clock::to_micros(at) as i64;
         let guess = (shown - self.offset) * 1_000_000 / (1_000_000 + self.rate);
         let mut when = (guess - 2).max(0) as u64;
         while self.micros(when) < shown {

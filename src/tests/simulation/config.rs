@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use crate::protocol::kind::Family;
+use crate::protocol::kind::LockKind;
 use crate::protocol::retry::RetryPolicy;
 use crate::protocol::ttl::Ttl;
 use crate::tests::simulation::clock::Clock;
 
 /// What is planted, so that the checks can be seen to find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bug {
+pub(crate) enum PlantedBug {
     /// Clocks run apart by ten times what is allowed for.
     Drift,
     /// The clock of a node is set forward by more than a TTL.
@@ -55,9 +55,9 @@ const OF: u32 = 10_000;
 
 /// How often something happens to a message.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Odds(u32);
+pub(crate) struct Probability(u32);
 
-impl Odds {
+impl Probability {
     pub(crate) fn strike(self, rng: &mut Rng) -> bool {
         self.0 > 0 && rng.u32(..OF) < self.0
     }
@@ -65,11 +65,11 @@ impl Odds {
 
 /// One history's settings. Times are in µs where they have no type.
 #[derive(Debug)]
-pub(crate) struct Knobs {
-    pub(crate) bug: Option<Bug>,
+pub(crate) struct SimConfig {
+    pub(crate) bug: Option<PlantedBug>,
     pub(crate) nodes: usize,
     pub(crate) clients: usize,
-    pub(crate) family: Family,
+    pub(crate) family: LockKind,
     pub(crate) ttls: [Ttl; 2],
     pub(crate) min_validity: f64,
     pub(crate) node_timeout: Duration,
@@ -80,21 +80,21 @@ pub(crate) struct Knobs {
     /// How long most messages take at the most.
     pub(crate) delay: u64,
     /// Messages that take up to half a TTL.
-    pub(crate) slow: Odds,
+    pub(crate) slow: Probability,
     /// Messages into a black hole, and answers out of one.
-    pub(crate) lost: Odds,
+    pub(crate) lost: Probability,
     /// Messages whose connection breaks under way, behind some of the requests or of the answers.
-    pub(crate) cut: Odds,
+    pub(crate) cut: Probability,
     /// Of the messages whose connection breaks those that arrive all the same, up to a TTL later.
-    pub(crate) late: Odds,
+    pub(crate) late: Probability,
     /// Requests that are answered with an error, whether or not they were served.
-    pub(crate) errs: Odds,
+    pub(crate) errs: Probability,
     /// Jobs that a lane takes up only after a while.
-    pub(crate) hop: Odds,
+    pub(crate) hop: Probability,
     /// Attempts that ask one node before the others.
-    pub(crate) one_first: Odds,
+    pub(crate) one_first: Probability,
     /// Acquires that are cancelled, if they last.
-    pub(crate) cancelled: Odds,
+    pub(crate) cancelled: Probability,
     /// How often these happen.
     pub(crate) pauses: usize,
     pub(crate) deaths: usize,
@@ -113,10 +113,12 @@ pub(crate) struct Knobs {
     pub(crate) node_clocks: Vec<Clock>,
 }
 
-impl Knobs {
-    pub(crate) fn draw(rng: &mut Rng, bug: Option<Bug>) -> Knobs {
+impl SimConfig {
+    pub(crate) fn draw(rng: &mut Rng, bug: Option<PlantedBug>) -> SimConfig {
         let nodes = match bug {
-            Some(Bug::OneForgets | Bug::QuorumOfReachable | Bug::FenceForgotten) => 3,
+            Some(
+                PlantedBug::OneForgets | PlantedBug::QuorumOfReachable | PlantedBug::FenceForgotten,
+            ) => 3,
             _ => one_of(rng, &[1, 3, 3, 3, 5]),
         };
         let clients = rng.usize(2..=4);
@@ -129,8 +131,8 @@ impl Knobs {
         // Some histories are quiet, and most are not quiet in all respects.
         let busy = rng.u32(..8) > 0;
         let odds = |rng: &mut Rng, most: u32| match busy && rng.bool() {
-            true => Odds(rng.u32(..=most)),
-            false => Odds(0),
+            true => Probability(rng.u32(..=most)),
+            false => Probability(0),
         };
         let count = |rng: &mut Rng, most: usize| match busy && rng.bool() {
             true => rng.usize(..=most),
@@ -143,11 +145,11 @@ impl Knobs {
             jitter: one_of(rng, &[1.0, 1.0, 0.0, 0.5]),
             ..RetryPolicy::default()
         };
-        let mut knobs = Knobs {
+        let mut knobs = SimConfig {
             bug,
             nodes,
             clients,
-            family: one_of(rng, &[Family::Exclusive, Family::ReadWrite]),
+            family: one_of(rng, &[LockKind::Exclusive, LockKind::ReadWrite]),
             ttls,
             min_validity,
             node_timeout: Duration::from_micros(rng.u64(20_000..200_000)),
@@ -169,7 +171,7 @@ impl Knobs {
             crashes: count(rng, 3),
             forgets: 0,
             care: match bug {
-                Some(Bug::MajorityForgets | Bug::OneForgets) => Care::None,
+                Some(PlantedBug::MajorityForgets | PlantedBug::OneForgets) => Care::None,
                 _ => one_of(rng, &[Care::KeptDown, Care::Quarantine]),
             },
             partitions: count(rng, 4),
@@ -184,10 +186,10 @@ impl Knobs {
             knobs.forgets = count(rng, 2);
         }
         match bug {
-            Some(Bug::MajorityForgets) => knobs.forgets = nodes / 2 + 1,
-            Some(Bug::OneForgets) => knobs.forgets = 1,
-            Some(Bug::FenceForgotten) => knobs.forgets = 2,
-            Some(Bug::LateExtensionForgotten) => {
+            Some(PlantedBug::MajorityForgets) => knobs.forgets = nodes / 2 + 1,
+            Some(PlantedBug::OneForgets) => knobs.forgets = 1,
+            Some(PlantedBug::FenceForgotten) => knobs.forgets = 2,
+            Some(PlantedBug::LateExtensionForgotten) => {
                 (knobs.hangs, knobs.pauses, knobs.acquires) = (3, 2, 3);
             }
             _ => {}
@@ -200,12 +202,12 @@ impl Knobs {
     /// left for steps. The time of day may be anything, but where nodes forget their fences: there it is in step.
     fn set_clocks(&mut self, rng: &mut Rng) {
         let rate = match (self.bug, rng.u32(..4)) {
-            (Some(Bug::Drift), _) => 50_000,
+            (Some(PlantedBug::Drift), _) => 50_000,
             (_, 0) => 0,
             _ => 5_000,
         };
         let apart = match (self.bug, self.forgets) {
-            (Some(Bug::FenceForgotten), _) => 3_600_000_000,
+            (Some(PlantedBug::FenceForgotten), _) => 3_600_000_000,
             (_, 0) => one_of(rng, &[0, 1_000, 3_600_000_000]),
             _ => 5_000,
         };
@@ -228,7 +230,7 @@ impl Knobs {
         longest(self.ttls)
     }
 
-    pub(crate) fn is(&self, bug: Bug) -> bool {
+    pub(crate) fn is(&self, bug: PlantedBug) -> bool {
         self.bug == Some(bug)
     }
 

@@ -4,16 +4,16 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::error::Cause;
+use crate::error::NodeFailure;
 use crate::protocol::quorum::NodeSet;
-use crate::protocol::reply::Answer;
-use crate::protocol::request::{Request, Verb};
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Op, Request};
 use crate::protocol::send_check;
-use crate::protocol::server_info::About;
-use crate::tests::simulation::config::{Bug, Care, Odds};
+use crate::protocol::server_info::ServerInfo;
+use crate::tests::simulation::config::{Care, PlantedBug, Probability};
 use crate::tests::simulation::node::Sent;
 use crate::tests::simulation::rounds::Post;
-use crate::tests::simulation::simulator::{Told, World};
+use crate::tests::simulation::simulator::{SimEvent, Simulator};
 
 /// The pauses between failed connects: from the first, doubling, to the last. In µs, and shorter than the real ones, so that
 /// more happens.
@@ -97,7 +97,7 @@ impl Lane {
         match self
             .wire
             .iter()
-            .any(|other| other.request.shares_a_token(&job.request))
+            .any(|other| other.request.shares_token(&job.request))
         {
             true => None,
             false => self.queue.pop_front(),
@@ -121,21 +121,21 @@ impl Lane {
     }
 }
 
-impl World {
+impl Simulator {
     /// Hands a job to a lane; `false` if the node is suspect. Then nothing is queued but what is owed.
     pub(crate) fn submit(&mut self, client: usize, node: usize, job: Job, owed: bool) -> bool {
         let lane = &mut self.clients[client].lanes[node];
         let up = lane.is_up() || lane.waits;
         if up && job.request.verb.grants() {
-            let leases = job.request.leases();
-            leases.for_each(|lease| lease.note_asked(NodeSet::of(node)));
+            let leases = job.request.written_leases();
+            leases.for_each(|lease| lease.record_contacted(NodeSet::single(node)));
         }
         if up || owed {
             lane.queue.push_back(job);
             match self.knobs.hop.strike(&mut self.rng) {
                 true => {
                     let at = self.now + self.travel();
-                    self.tell(at, client, Told::Pump { node });
+                    self.tell(at, client, SimEvent::Pump { node });
                 }
                 false => self.pump(client, node),
             }
@@ -146,7 +146,7 @@ impl World {
     /// Puts a request into the lanes of some nodes. Nobody waits.
     pub(crate) fn tell_nodes(&mut self, client: usize, request: &Request, nodes: NodeSet) {
         for node in (0..self.nodes.len()).filter(|node| nodes.contains(*node)) {
-            let owed = request.verb == Verb::Release && request.lease.asked().contains(node);
+            let owed = request.verb == Op::Release && request.lease.contacted().contains(node);
             self.submit(client, node, Job::new(request, None), owed);
         }
     }
@@ -159,14 +159,14 @@ impl World {
         }
         while let Some(job) = self.clients[client].lanes[node].next_of_batch() {
             let quarantine = self.clients[client].lanes[node].quarantine(now);
-            let unsent = send_check::unsent(&job.request, node, quarantine, now);
+            let unsent = send_check::skip_reply(&job.request, node, quarantine, now);
             if let Some(release) = unsent
                 .as_ref()
-                .and_then(|answer| send_check::instead(&job.request, answer))
+                .and_then(|answer| send_check::replacement_release(&job.request, answer))
             {
                 // Its round is over; how the one that releases learns of it is not in here.
                 let job = Job::new(&release, None);
-                match send_check::unsent(&release, node, quarantine, now) {
+                match send_check::skip_reply(&release, node, quarantine, now) {
                     Some(answer) => self.post(client, node, &job, answer),
                     None => self.clients[client].lanes[node].wire.push(job),
                 }
@@ -176,13 +176,13 @@ impl World {
                 self.post(client, node, &job, answer);
                 continue;
             }
-            send_check::note_written(&job.request, node, now);
+            send_check::record_sent(&job.request, node, now);
             self.clients[client].lanes[node].wire.push(job);
         }
         for job in self.clients[client].lanes[node].take_pending() {
             match job.request.lease.may_exist(node, now) {
                 true => self.clients[client].lanes[node].wire.push(job),
-                false => self.post(client, node, &job, Answer::Absent),
+                false => self.post(client, node, &job, Reply::Absent),
             }
         }
         self.send_batch(client, node);
@@ -200,9 +200,9 @@ impl World {
         let cut_off = lane.cut_off_until > self.now;
         let clock = self.clients[client].clock;
         let overdue = clock.when(clock.at(self.now) + self.knobs.node_timeout);
-        self.tell(overdue, client, Told::Overdue { node, life, batch });
+        self.tell(overdue, client, SimEvent::Overdue { node, life, batch });
         let calm = self.calm;
-        let mut strikes = |odds: Odds| !calm && odds.strike(&mut self.rng);
+        let mut strikes = |odds: Probability| !calm && odds.strike(&mut self.rng);
         let lost = cut_off || strikes(self.knobs.lost);
         let cut = strikes(self.knobs.cut);
         let (mut served, mut answered) = (count, count);
@@ -217,7 +217,7 @@ impl World {
         if cut {
             // Seen sooner than what was sent arrives, or later.
             let seen = self.now + self.travel() + self.travel();
-            self.tell(seen, client, Told::Broken { node, life });
+            self.tell(seen, client, SimEvent::Broken { node, life });
         }
         if served > 0 || !lost {
             let sent = Sent::Batch {
@@ -238,7 +238,7 @@ impl World {
         client: usize,
         node: usize,
         (life, batch): (u32, u32),
-        answers: Vec<Answer>,
+        answers: Vec<Reply>,
     ) {
         let now = self.clock(client);
         let lane = &mut self.clients[client].lanes[node];
@@ -248,7 +248,7 @@ impl World {
         let whole = answers.len() == lane.wire.len();
         let answered: Vec<Job> = lane.wire.drain(..answers.len()).collect();
         for (job, answer) in answered.iter().zip(answers) {
-            send_check::note_written(&job.request, node, now);
+            send_check::record_sent(&job.request, node, now);
             send_check::note_answered(&job.request, node, &answer);
             self.post(client, node, job, answer);
         }
@@ -285,18 +285,18 @@ impl World {
         lane.state = State::Connecting;
         let life = lane.life;
         let wire = std::mem::take(&mut lane.wire);
-        let fault = || Answer::Fault(Cause::TimedOut);
+        let fault = || Reply::Failed(NodeFailure::TimedOut);
         for mut job in wire {
             match job.request.verb {
-                Verb::Release => {
+                Op::Release => {
                     job.again = true;
                     self.clients[client].lanes[node].owed.push_back(job);
                 }
-                Verb::Extend if self.knobs.is(Bug::LateExtensionForgotten) => {
+                Op::Extend if self.knobs.is(PlantedBug::LateExtensionForgotten) => {
                     self.post(client, node, &job, fault());
                 }
                 _ => {
-                    send_check::note_unanswered(&job.request, node);
+                    send_check::record_unanswered(&job.request, node);
                     self.post(client, node, &job, fault());
                 }
             }
@@ -304,7 +304,7 @@ impl World {
         if !self.clients[client].lanes[node].waits {
             self.refuse_queue(client, node);
         }
-        self.tell(self.now, client, Told::Dial { node, life });
+        self.tell(self.now, client, SimEvent::Dial { node, life });
     }
 
     /// Answers what is queued; releases are owed.
@@ -312,11 +312,11 @@ impl World {
         let now = self.clock(client);
         for job in std::mem::take(&mut self.clients[client].lanes[node].queue) {
             match job.request.verb {
-                Verb::Release if !job.request.lease.may_exist(node, now) => {
-                    self.post(client, node, &job, Answer::Absent);
+                Op::Release if !job.request.lease.may_exist(node, now) => {
+                    self.post(client, node, &job, Reply::Absent);
                 }
-                Verb::Release => self.clients[client].lanes[node].owed.push_back(job),
-                _ => self.post(client, node, &job, Answer::Fault(Cause::TimedOut)),
+                Op::Release => self.clients[client].lanes[node].owed.push_back(job),
+                _ => self.post(client, node, &job, Reply::Failed(NodeFailure::TimedOut)),
             }
         }
     }
@@ -332,7 +332,7 @@ impl World {
         let cut_off = lane.cut_off_until > self.now;
         let clock = self.clients[client].clock;
         let end = clock.when(clock.at(self.now) + self.knobs.node_timeout);
-        self.tell(end, client, Told::Unwelcome { node, life });
+        self.tell(end, client, SimEvent::Unwelcome { node, life });
         if !cut_off {
             let at = self.now + self.travel();
             self.send(at, node, Sent::Hello { client, life });
@@ -348,18 +348,18 @@ impl World {
             let at = self.now + pause / 2 + self.rng.u64(..pause / 2);
             lane.waits = false;
             self.refuse_queue(client, node);
-            self.tell(at, client, Told::Dial { node, life });
+            self.tell(at, client, SimEvent::Dial { node, life });
         }
     }
 
     pub(crate) fn hear_welcome(&mut self, client: usize, node: usize, life: u32, uptime: Duration) {
         let now = self.clock(client);
-        let about = About {
+        let about = ServerInfo {
             uptime,
-            ..About::default()
+            ..ServerInfo::default()
         };
         let quarantine = match self.knobs.care {
-            Care::Quarantine => about.quarantine(Duration::from_micros(self.knobs.longest())),
+            Care::Quarantine => about.quarantine_left(Duration::from_micros(self.knobs.longest())),
             _ => Duration::ZERO,
         };
         let lane = &mut self.clients[client].lanes[node];
@@ -376,10 +376,10 @@ impl World {
     }
 
     /// An answer for the round that it belongs to. Absent where a release was sent before: it was that which deleted the key.
-    fn post(&mut self, client: usize, node: usize, job: &Job, answer: Answer) {
+    fn post(&mut self, client: usize, node: usize, job: &Job, answer: Reply) {
         if let Some(round) = job.round {
             let answer = match answer {
-                Answer::Absent if job.again => Answer::Yes,
+                Reply::Absent if job.again => Reply::Done,
                 answer => answer,
             };
             self.posts.push_back(Post {

@@ -1,7 +1,7 @@
 //! What goes wrong, and when: drawn before the history begins.
 
-use crate::tests::simulation::config::{Bug, Care, Knobs, one_of};
-use crate::tests::simulation::simulator::{Event, Told, World};
+use crate::tests::simulation::config::{Care, PlantedBug, SimConfig, one_of};
+use crate::tests::simulation::simulator::{Event, SimEvent, Simulator};
 
 /// A thing that happens to a client, a node, or what is between them.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +41,9 @@ pub(crate) enum Fault {
     Over,
 }
 
-impl World {
+impl Simulator {
     pub(crate) fn draw_faults(&mut self) {
-        let Knobs {
+        let SimConfig {
             pauses,
             deaths,
             hangs,
@@ -102,7 +102,7 @@ impl World {
         let together = self.knobs.step_together;
         for node in 0..if together { nodes } else { steps } {
             let by = match self.knobs.bug {
-                Some(Bug::Step) => longest as i64 + 2_000,
+                Some(PlantedBug::Step) => longest as i64 + 2_000,
                 _ if together => 2_000,
                 _ => one_of(&mut self.rng, &[2_000, 500, -500, -2_000]),
             };
@@ -146,7 +146,7 @@ impl World {
             }
             Fault::Breaks { client, node } => {
                 let life = self.clients[client].lanes[node].life;
-                self.tell(self.now, client, Told::Broken { node, life });
+                self.tell(self.now, client, SimEvent::Broken { node, life });
             }
             Fault::Step { node, by } => self.nodes[node].clock.step(by),
             Fault::Over => {
@@ -190,7 +190,7 @@ impl World {
             if self.rng.bool() {
                 let life = self.clients[client].lanes[at].life;
                 let back = self.now + self.travel();
-                self.tell(back, client, Told::Broken { node: at, life });
+                self.tell(back, client, SimEvent::Broken { node: at, life });
             }
         }
     }

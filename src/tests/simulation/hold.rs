@@ -3,22 +3,22 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::protocol::kind::Claim;
-use crate::protocol::lease::{Lease, Look};
+use crate::protocol::kind::LeaseKind;
+use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::quorum::{NodeSet, Verdict};
-use crate::protocol::reply::Answer;
-use crate::protocol::request::{Request, Verb};
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Op, Request};
 use crate::protocol::ttl::Ttl;
 use crate::protocol::validity;
-use crate::tests::simulation::client::Doing;
+use crate::tests::simulation::client::ClientState;
 use crate::tests::simulation::config::one_of;
-use crate::tests::simulation::simulator::{Told, World};
+use crate::tests::simulation::simulator::{SimEvent, Simulator};
 
 /// A guard, and what is to become of it.
 pub(crate) struct Hold {
     pub(crate) lease: Arc<Lease>,
     /// What its holder may do at present; `None` while nobody can say.
-    pub(crate) may: Option<Claim>,
+    pub(crate) may: Option<LeaseKind>,
     pub(crate) ttl: Ttl,
     /// Extended at every third of its TTL; otherwise once at the most.
     renews: bool,
@@ -29,15 +29,21 @@ pub(crate) struct Hold {
 }
 
 /// An extension that a quorum has confirmed while some nodes had not answered.
-pub(crate) struct Late {
+pub(crate) struct ConfirmedRenewal {
     round: u32,
     lease: Arc<Lease>,
     ttl: u64,
 }
 
-impl World {
+impl Simulator {
     /// A guard is there. What the check finds is found here.
-    pub(crate) fn hand_out(&mut self, client: usize, lease: Arc<Lease>, claim: Claim, ttl: Ttl) {
+    pub(crate) fn hand_out(
+        &mut self,
+        client: usize,
+        lease: Arc<Lease>,
+        claim: LeaseKind,
+        ttl: Ttl,
+    ) {
         self.check_hand_out(client, &lease, claim);
         let now = self.clock(client);
         let whole = ttl.duration();
@@ -48,7 +54,7 @@ impl World {
             ttl,
             renews: self.rng.bool(),
             failures: 0,
-            downgrades: claim == Claim::Write && self.rng.bool(),
+            downgrades: claim == LeaseKind::Write && self.rng.bool(),
             end: now + stay,
         };
         let due = match hold.renews {
@@ -60,7 +66,7 @@ impl World {
             false => hold.end,
         };
         self.clients[client].hold = Some(hold);
-        self.does(client, Doing::Holds, Some(act));
+        self.does(client, ClientState::Holds, Some(act));
         self.set_renewal(client, due.map(|due| now + due));
     }
 
@@ -70,7 +76,7 @@ impl World {
         let (ticket, clock) = (it.renewal_ticket, it.clock);
         if let Some(due) = due {
             let at = clock.when(due).max(self.now);
-            self.tell(at, client, Told::Renew { ticket });
+            self.tell(at, client, SimEvent::Renew { ticket });
         }
     }
 
@@ -92,12 +98,12 @@ impl World {
         let Some(hold) = &it.hold else {
             return;
         };
-        if it.doing != Doing::Holds {
+        if it.doing != ClientState::Holds {
             // The downgrade has its turn.
             return self.set_renewal(client, Some(start + hold.ttl.duration() / 60));
         }
         let (lease, renews, mut ttl) = (Arc::clone(&hold.lease), hold.renews, hold.ttl);
-        let Some(expiry) = self.still_held(client, &lease, lease.look(start)) else {
+        let Some(expiry) = self.still_held(client, &lease, lease.expire_if_due(start)) else {
             return;
         };
         if !renews {
@@ -106,9 +112,9 @@ impl World {
         let (mut millis, mut until) = (ttl.millis(), start + validity::validity(ttl.duration()));
         if !renews && self.rng.u32(..4) == 0 {
             // Only to make sure.
-            (millis, until) = (validity::outlasts(expiry, start), expiry);
+            (millis, until) = (validity::ttl_to_outlast(expiry, start), expiry);
         }
-        let request = Request::new(Verb::Extend, &lease, millis);
+        let request = Request::new(Op::Extend, &lease, millis);
         let round = self.ask(client, request, (start, until), None);
         self.clients[client].extension = Some(round);
         self.counts.extensions += 1;
@@ -125,7 +131,7 @@ impl World {
         };
         let verdict = match self.verdict(client, &round) {
             Some(verdict) => verdict,
-            None if over => round.tally.close(),
+            None if over => round.tally.close_with_timeouts(),
             None => {
                 self.clients[client].extension = Some(round);
                 return;
@@ -133,17 +139,17 @@ impl World {
         };
         let (lease, ttl) = (Arc::clone(&round.request.lease), round.request.ttl);
         let look = match verdict {
-            Verdict::Won => lease.prolong(now, round.until, 0),
-            Verdict::Refused if lease.lose() => Look::JustLost,
-            Verdict::Refused | Verdict::Unavailable => lease.look(now),
+            Verdict::Granted => lease.extend_to(now, round.until, 0),
+            Verdict::Refused if lease.mark_not_ours() => LeaseState::JustLost,
+            Verdict::Refused | Verdict::Unavailable => lease.expire_if_due(now),
         };
         self.note(|_| format!("{client} extends: {verdict:?}, {}", named(look)));
         let expiry = self.still_held(client, &lease, look);
-        if let (Verdict::Won, Some(_)) = (verdict, expiry) {
+        if let (Verdict::Granted, Some(_)) = (verdict, expiry) {
             self.counts.extended += 1;
             // Only now, with a quorum that is ours, may it come back where it was lost.
             self.put_back(client, &lease, ttl, round.absent);
-            self.clients[client].late = Some(Late {
+            self.clients[client].late = Some(ConfirmedRenewal {
                 round: round.number,
                 lease: Arc::clone(&lease),
                 ttl,
@@ -158,7 +164,7 @@ impl World {
         };
         let whole = hold.ttl.duration();
         let due = match verdict {
-            Verdict::Won => {
+            Verdict::Granted => {
                 hold.failures = 0;
                 round.start + (whole / 3).mul_f64(0.9 + 0.2 * draw)
             }
@@ -172,28 +178,33 @@ impl World {
     }
 
     /// An answer comes after the verdict: also there the key is put back where it was lost.
-    pub(crate) fn deliver_late(&mut self, client: usize, round: u32, node: usize, answer: &Answer) {
+    pub(crate) fn deliver_late(&mut self, client: usize, round: u32, node: usize, answer: &Reply) {
         let late = self.clients[client].late.as_ref();
-        let late = late.filter(|late| late.round == round && *answer == Answer::Absent);
+        let late = late.filter(|late| late.round == round && *answer == Reply::Absent);
         if let Some((lease, ttl)) = late.map(|late| (Arc::clone(&late.lease), late.ttl)) {
-            self.put_back(client, &lease, ttl, NodeSet::of(node));
+            self.put_back(client, &lease, ttl, NodeSet::single(node));
         }
     }
 
     fn put_back(&mut self, client: usize, lease: &Arc<Lease>, ttl: u64, nodes: NodeSet) {
         self.counts.put_backs += nodes.len() as u64;
-        self.tell_nodes(client, &Request::new(Verb::PutBack, lease, ttl), nodes);
+        self.tell_nodes(client, &Request::new(Op::Restore, lease, ttl), nodes);
     }
 
     /// The expiry, if a look found the lease held; a loss that the look was the first to see is settled.
-    fn still_held(&mut self, client: usize, lease: &Arc<Lease>, look: Look) -> Option<Instant> {
+    fn still_held(
+        &mut self,
+        client: usize,
+        lease: &Arc<Lease>,
+        look: LeaseState,
+    ) -> Option<Instant> {
         match look {
-            Look::Held(expiry) => Some(expiry),
-            Look::JustLost => {
+            LeaseState::Held(expiry) => Some(expiry),
+            LeaseState::JustLost => {
                 self.settle(client, lease);
                 None
             }
-            Look::Lost | Look::Trying | Look::Ended => None,
+            LeaseState::Lost | LeaseState::Pending | LeaseState::Ended => None,
         }
     }
 
@@ -214,7 +225,7 @@ impl World {
         match downgrades {
             // One that would have to wait for an extension is left out.
             true if self.clients[client].extension.is_some() => {
-                self.does(client, Doing::Holds, Some(end));
+                self.does(client, ClientState::Holds, Some(end));
             }
             true => self.downgrade(client, &lease, now),
             false => self.release(client, &lease, now),
@@ -222,18 +233,18 @@ impl World {
     }
 
     fn downgrade(&mut self, client: usize, lease: &Arc<Lease>, now: Instant) {
-        let look = lease.look(now);
+        let look = lease.expire_if_due(now);
         let Some(expiry) = self.still_held(client, lease, look) else {
             return self.let_go(client);
         };
         self.may(client, None);
         lease.downgrade();
-        let mut request = Request::new(Verb::Downgrade, lease, validity::outlasts(expiry, now));
-        request.refresh = self.knobs.refresh;
+        let mut request = Request::new(Op::Downgrade, lease, validity::ttl_to_outlast(expiry, now));
+        request.refresh_interval = self.knobs.refresh;
         let round = self.ask(client, request, (now, now), None);
         self.clients[client].round = Some(round);
         let end = expiry.min(now + self.knobs.node_timeout);
-        self.does(client, Doing::Downgrades, Some(end));
+        self.does(client, ClientState::Downgrades, Some(end));
         self.wake_if_decided(client);
     }
 
@@ -244,19 +255,19 @@ impl World {
         };
         let (lease, end) = (Arc::clone(&hold.lease), hold.end);
         let look = match verdict {
-            Verdict::Refused if lease.lose() => Look::JustLost,
-            _ => lease.look(now),
+            Verdict::Refused if lease.mark_not_ours() => LeaseState::JustLost,
+            _ => lease.expire_if_due(now),
         };
         if self.still_held(client, &lease, look).is_none() {
             return self.let_go(client);
         }
         self.counts.downgrades += 1;
-        self.check_hand_out(client, &lease, Claim::Read);
-        self.may(client, Some(Claim::Read));
-        self.does(client, Doing::Holds, Some(end.max(now)));
+        self.check_hand_out(client, &lease, LeaseKind::Read);
+        self.may(client, Some(LeaseKind::Read));
+        self.does(client, ClientState::Holds, Some(end.max(now)));
     }
 
-    fn may(&mut self, client: usize, claim: Option<Claim>) {
+    fn may(&mut self, client: usize, claim: Option<LeaseKind>) {
         let hold = self.clients[client].hold.as_mut();
         hold.into_iter().for_each(|hold| hold.may = claim);
     }
@@ -269,24 +280,28 @@ impl World {
         }
         self.end_hold(client);
         if self.hand_on(client, lease, now) {
-            return lease.end();
+            return lease.finish_release();
         }
-        let mut request = Request::new(Verb::Release, lease, 0);
-        request.refresh = self.knobs.refresh;
+        let mut request = Request::new(Op::Release, lease, 0);
+        request.refresh_interval = self.knobs.refresh;
         if self.rng.bool() {
             // Handed off.
-            self.tell_nodes(client, &request, lease.asked());
-            lease.end();
+            self.tell_nodes(client, &request, lease.contacted());
+            lease.finish_release();
             return self.rest(client);
         }
         let round = self.ask(client, request, (now, now), None);
         self.clients[client].round = Some(round);
-        self.does(client, Doing::Releases, Some(now + self.knobs.node_timeout));
+        self.does(
+            client,
+            ClientState::Releases,
+            Some(now + self.knobs.node_timeout),
+        );
         self.wake_if_decided(client);
     }
 
     pub(crate) fn finish_release(&mut self, client: usize, verdict: Verdict) {
-        self.counts.released += u64::from(verdict == Verdict::Won);
+        self.counts.released += u64::from(verdict == Verdict::Granted);
         self.rest(client);
     }
 
@@ -312,16 +327,16 @@ impl World {
             .is_some_and(|round| round.tally.verdict().is_some());
         if decided {
             let ticket = it.ticket;
-            self.tell(self.now, client, Told::Wake { ticket });
+            self.tell(self.now, client, SimEvent::Wake { ticket });
         }
     }
 }
 
 /// A look without its time, which is another in each run of the program.
-fn named(look: Look) -> &'static str {
+fn named(look: LeaseState) -> &'static str {
     match look {
-        Look::Held(_) => "held",
-        Look::JustLost | Look::Lost => "lost",
-        Look::Trying | Look::Ended => "over",
+        LeaseState::Held(_) => "held",
+        LeaseState::JustLost | LeaseState::Lost => "lost",
+        LeaseState::Pending | LeaseState::Ended => "over",
     }
 }

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::error::Cause;
-use crate::protocol::reply::Answer;
-use crate::protocol::request::{Request, Verb};
-use crate::tests::fake_node::store::Memory;
+use crate::error::NodeFailure;
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Op, Request};
+use crate::tests::fake_node::store::NodeStore;
 use crate::tests::simulation::clock::Clock;
-use crate::tests::simulation::config::Bug;
-use crate::tests::simulation::simulator::{Told, World};
+use crate::tests::simulation::config::PlantedBug;
+use crate::tests::simulation::simulator::{SimEvent, Simulator};
 use crate::time::clock;
 
 /// Nodes have been up for so long in the beginning.
@@ -16,7 +16,7 @@ const LONG_AGO: Duration = Duration::from_secs(3_000);
 
 /// A node: what it keeps, and whether it serves.
 pub(crate) struct Node {
-    pub(crate) memory: Memory,
+    pub(crate) memory: NodeStore,
     pub(crate) clock: Clock,
     pub(crate) down: bool,
     pub(crate) hung_until: u64,
@@ -46,7 +46,7 @@ pub(crate) enum Sent {
 impl Node {
     pub(crate) fn new(clock: Clock, clients: usize) -> Node {
         Node {
-            memory: Memory::default(),
+            memory: NodeStore::default(),
             clock,
             down: false,
             hung_until: 0,
@@ -57,13 +57,13 @@ impl Node {
 
     /// As servers count it: in whole seconds of a wall clock.
     fn uptime(&self, now: u64) -> Duration {
-        let second = |at: Instant| clock::micros(at) / 1_000_000;
+        let second = |at: Instant| clock::to_micros(at) / 1_000_000;
         let uptime = second(self.clock.at(now)).saturating_sub(second(self.started));
         Duration::from_secs(uptime)
     }
 }
 
-impl World {
+impl Simulator {
     /// A message reaches a node.
     pub(crate) fn reach(&mut self, at: usize, sent: Sent) {
         let (client, life) = match sent {
@@ -73,7 +73,7 @@ impl World {
         if node.down || life < node.living[client] {
             if self.rng.bool() {
                 let back = self.now + self.travel();
-                self.tell(back, client, Told::Broken { node: at, life });
+                self.tell(back, client, SimEvent::Broken { node: at, life });
             }
             return;
         }
@@ -102,7 +102,7 @@ impl World {
                 let back = self.now + self.travel();
                 let whole = answered == requests.len();
                 answers.truncate(answered);
-                let told = Told::Answers {
+                let told = SimEvent::Answers {
                     node: at,
                     life,
                     batch,
@@ -110,25 +110,25 @@ impl World {
                 };
                 self.tell(back, client, told);
                 if !whole {
-                    self.tell(back, client, Told::Broken { node: at, life });
+                    self.tell(back, client, SimEvent::Broken { node: at, life });
                 }
             }
             Sent::Hello { client, life } => {
-                if !self.knobs.is(Bug::NoKill) && !self.knobs.is(Bug::OneToken) {
+                if !self.knobs.is(PlantedBug::NoKill) && !self.knobs.is(PlantedBug::OneToken) {
                     self.nodes[at].living[client] = life;
                 }
                 let back = self.now + self.travel();
                 let uptime = self.nodes[at].uptime(self.now);
                 let node = at;
-                self.tell(back, client, Told::Welcome { node, life, uptime });
+                self.tell(back, client, SimEvent::Welcome { node, life, uptime });
             }
         }
     }
 
-    fn serve(&mut self, at: usize, client: usize, request: &Request) -> Answer {
+    fn serve(&mut self, at: usize, client: usize, request: &Request) -> Reply {
         let is_faulty =
-            request.verb != Verb::Release && !self.calm && self.knobs.errs.strike(&mut self.rng);
-        let error = Answer::Fault(Cause::Server(String::new()));
+            request.verb != Op::Release && !self.calm && self.knobs.errs.strike(&mut self.rng);
+        let error = Reply::Failed(NodeFailure::ServerError(String::new()));
         if is_faulty && self.rng.bool() {
             return error;
         }

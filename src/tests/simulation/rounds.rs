@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use crate::error::Cause;
-use crate::protocol::quorum::{NodeSet, Tally, Verdict, Vote, quorum};
-use crate::protocol::reply::{Answer, question, vote};
-use crate::protocol::request::{Request, Verb};
-use crate::tests::simulation::client::Doing;
-use crate::tests::simulation::config::Bug;
+use crate::error::NodeFailure;
+use crate::protocol::quorum::{NodeSet, Tally, Verdict, Vote, majority};
+use crate::protocol::reply::{Reply, vote_of, vote_rule};
+use crate::protocol::request::{Op, Request};
+use crate::tests::simulation::client::ClientState;
+use crate::tests::simulation::config::PlantedBug;
 use crate::tests::simulation::connection::Job;
-use crate::tests::simulation::simulator::World;
+use crate::tests::simulation::simulator::Simulator;
 
 /// How often nodes that refused are asked again.
 const MAX_REPEATS: u32 = 3;
@@ -38,10 +38,10 @@ pub(crate) struct Post {
     pub(crate) client: usize,
     pub(crate) round: u32,
     pub(crate) node: usize,
-    pub(crate) answer: Answer,
+    pub(crate) answer: Reply,
 }
 
-impl World {
+impl Simulator {
     /// Opens a round and asks all nodes, or only the `first`.
     pub(crate) fn ask(
         &mut self,
@@ -53,7 +53,7 @@ impl World {
         self.clients[client].rounds += 1;
         let mut round = Round {
             number: self.clients[client].rounds,
-            tally: Tally::new(self.nodes.len(), question(request.verb)),
+            tally: Tally::new(self.nodes.len(), vote_rule(request.verb)),
             request,
             absent: NodeSet::default(),
             numbers: Vec::new(),
@@ -80,12 +80,12 @@ impl World {
         let request = &round.request;
         let mut given = NodeSet::default();
         for node in (0..self.nodes.len()).filter(|node| to(*node)) {
-            let owed = request.verb == Verb::Release && request.lease.asked().contains(node);
+            let owed = request.verb == Op::Release && request.lease.contacted().contains(node);
             let job = Job::new(request, Some(round.number));
             match self.submit(client, node, job, owed) {
                 true => given.insert(node),
                 false => {
-                    let cause = Cause::Unreachable(String::new());
+                    let cause = NodeFailure::Unreachable(String::new());
                     round.tally.vote(node, Vote::Fault(cause));
                 }
             }
@@ -96,9 +96,14 @@ impl World {
     /// Asks nodes that refused a take once more, for the same lease, as an attempt does that leads in a split vote. Whether it
     /// leads is no matter of safety: it is drawn. `None` if they were asked.
     pub(crate) fn unless_asked_again(&mut self, client: usize, mut round: Round) -> Option<Round> {
-        let is_held = |cause: &Cause| matches!(cause, Cause::Held { .. } | Cause::Readers { .. });
+        let is_held = |cause: &NodeFailure| {
+            matches!(
+                cause,
+                NodeFailure::Held { .. } | NodeFailure::HeldByReaders { .. }
+            )
+        };
         let split = round.tally.split(is_held, NodeSet::default());
-        let goes_on = round.request.verb == Verb::Take && round.first.is_none();
+        let goes_on = round.request.verb == Op::Acquire && round.first.is_none();
         let Some(split) = split.filter(|_| goes_on && round.repeats < MAX_REPEATS) else {
             return Some(round);
         };
@@ -127,7 +132,7 @@ impl World {
         if first.is_some() {
             let acquire = self.clients[client].acquire.as_ref();
             let end = acquire.and_then(|acquire| Some(acquire.attempt.as_ref()?.end));
-            self.does(client, Doing::Asks, end);
+            self.does(client, ClientState::Asks, end);
             self.count(client, false);
         }
         first.is_some()
@@ -148,16 +153,16 @@ impl World {
             return self.deliver_late(client, number, node, &answer);
         };
         match answer {
-            Answer::Absent => round.absent.insert(node),
-            Answer::Numbered(number) | Answer::Anew(Some(number)) => {
+            Reply::Absent => round.absent.insert(node),
+            Reply::Fenced(number) | Reply::SwappedAbsent(Some(number)) => {
                 round.numbers.push((node, number))
             }
             _ => {}
         }
-        round.tally.vote(node, vote(answer));
+        round.tally.vote(node, vote_of(answer));
         let is_first = round.first == Some(node);
         let refused = round.tally.refused().contains(node);
-        if round.request.verb == Verb::Extend {
+        if round.request.verb == Op::Extend {
             self.count_extension(client, false);
         } else if is_first && refused {
             self.count(client, true);
@@ -168,11 +173,11 @@ impl World {
 
     /// The verdict of a round, as its tally says, or as somebody might have thought who counts what is reachable.
     pub(crate) fn verdict(&self, client: usize, round: &Round) -> Option<Verdict> {
-        if self.knobs.is(Bug::QuorumOfReachable) {
+        if self.knobs.is(PlantedBug::QuorumOfReachable) {
             let lanes = &self.clients[client].lanes;
             let reachable = lanes.iter().filter(|lane| lane.is_up()).count();
-            if reachable > 0 && round.tally.granted().len() >= quorum(reachable) {
-                return Some(Verdict::Won);
+            if reachable > 0 && round.tally.granted().len() >= majority(reachable) {
+                return Some(Verdict::Granted);
             }
         }
         round.tally.verdict()
@@ -194,7 +199,7 @@ impl World {
             Some(verdict) => verdict,
             None if over => {
                 round.unsettled = round.tally.restore();
-                round.tally.close()
+                round.tally.close_with_timeouts()
             }
             None => {
                 self.clients[client].round = Some(round);
@@ -202,9 +207,9 @@ impl World {
             }
         };
         match round.request.verb {
-            Verb::Take | Verb::Swap => self.count_take(client, round, verdict),
-            Verb::Raise => self.finish(client, verdict),
-            Verb::Downgrade => self.finish_downgrade(client, verdict),
+            Op::Acquire | Op::Swap => self.count_take(client, round, verdict),
+            Op::RaiseFence => self.finish(client, verdict),
+            Op::Downgrade => self.finish_downgrade(client, verdict),
             _ => self.finish_release(client, verdict),
         }
     }

@@ -25,9 +25,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use crate::tests::simulation::checker::{Counts, Found};
-use crate::tests::simulation::config::Bug;
-use crate::tests::simulation::simulator::World;
+use crate::tests::simulation::checker::{Coverage, Violation};
+use crate::tests::simulation::config::PlantedBug;
+use crate::tests::simulation::simulator::Simulator;
 
 /// How many histories there are when nobody says how many.
 const FEW: u64 = 2_000;
@@ -38,25 +38,25 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// One history.
-fn history(seed: u64, bug: Option<Bug>) -> (Counts, Option<Found>) {
-    let mut world = World::new(seed, bug, false);
+fn history(seed: u64, bug: Option<PlantedBug>) -> (Coverage, Option<Violation>) {
+    let mut world = Simulator::new(seed, bug, false);
     world.run();
     (world.counts, world.found)
 }
 
 /// The same, told line by line.
-fn told(seed: u64, bug: Option<Bug>) -> (Option<Found>, Vec<String>) {
-    let mut world = World::new(seed, bug, true);
+fn told(seed: u64, bug: Option<PlantedBug>) -> (Option<Violation>, Vec<String>) {
+    let mut world = Simulator::new(seed, bug, true);
     world.run();
     (world.found.take(), world.into_history())
 }
 
 /// As many histories as there are seeds from 0, on all cores. Answers what happened in them, and the lowest seed of those
 /// that something was found in.
-fn histories(count: u64, bug: Option<Bug>) -> (Counts, Option<(u64, Found)>) {
+fn histories(count: u64, bug: Option<PlantedBug>) -> (Coverage, Option<(u64, Violation)>) {
     let (next, end) = (AtomicU64::new(0), AtomicU64::new(count));
     let work = || {
-        let (mut counts, mut first) = (Counts::default(), None);
+        let (mut counts, mut first) = (Coverage::default(), None);
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= end.load(Ordering::Relaxed) {
@@ -71,7 +71,7 @@ fn histories(count: u64, bug: Option<Bug>) -> (Counts, Option<(u64, Found)>) {
         }
     };
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let (mut counts, mut first) = (Counts::default(), None::<(u64, Found)>);
+    let (mut counts, mut first) = (Coverage::default(), None::<(u64, Violation)>);
     thread::scope(|scope| {
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
         for thread in threads {
@@ -84,7 +84,7 @@ fn histories(count: u64, bug: Option<Bug>) -> (Counts, Option<(u64, Found)>) {
     (counts, first)
 }
 
-fn tell(seed: u64, bug: Option<Bug>) -> Option<Found> {
+fn tell(seed: u64, bug: Option<PlantedBug>) -> Option<Violation> {
     let (found, history) = told(seed, bug);
     println!("seed {seed}:");
     history.iter().for_each(|line| println!("{line}"));
@@ -132,24 +132,24 @@ fn a_seed_is_one_history() {
 /// What must be found where something is planted, so that the checks are known to see it.
 #[test]
 fn what_is_planted_is_found() {
-    let overlap = |found: &Found| matches!(found, Found::Overlap { .. });
-    let order = |found: &Found| matches!(found, Found::Order { .. });
-    let leftover = |found: &Found| matches!(found, Found::Leftover { .. });
-    type Kind<'a> = &'a dyn Fn(&Found) -> bool;
-    let table: [(Bug, Kind<'_>); 13] = [
-        (Bug::Drift, &overlap),
-        (Bug::Step, &overlap),
-        (Bug::QuorumOfReachable, &overlap),
-        (Bug::ElapsedNotCounted, &overlap),
-        (Bug::NoSecondFenceRound, &order),
-        (Bug::MajorityForgets, &overlap),
-        (Bug::OneForgets, &overlap),
-        (Bug::FenceForgotten, &order),
-        (Bug::NoUndo, &leftover),
-        (Bug::FormerForgotten, &leftover),
-        (Bug::NoKill, &leftover),
-        (Bug::LateExtensionForgotten, &leftover),
-        (Bug::OneToken, &overlap),
+    let overlap = |found: &Violation| matches!(found, Violation::Overlap { .. });
+    let order = |found: &Violation| matches!(found, Violation::Order { .. });
+    let leftover = |found: &Violation| matches!(found, Violation::Leftover { .. });
+    type Kind<'a> = &'a dyn Fn(&Violation) -> bool;
+    let table: [(PlantedBug, Kind<'_>); 13] = [
+        (PlantedBug::Drift, &overlap),
+        (PlantedBug::Step, &overlap),
+        (PlantedBug::QuorumOfReachable, &overlap),
+        (PlantedBug::ElapsedNotCounted, &overlap),
+        (PlantedBug::NoSecondFenceRound, &order),
+        (PlantedBug::MajorityForgets, &overlap),
+        (PlantedBug::OneForgets, &overlap),
+        (PlantedBug::FenceForgotten, &order),
+        (PlantedBug::NoUndo, &leftover),
+        (PlantedBug::FormerForgotten, &leftover),
+        (PlantedBug::NoKill, &leftover),
+        (PlantedBug::LateExtensionForgotten, &leftover),
+        (PlantedBug::OneToken, &overlap),
     ];
     for (bug, is_it) in table {
         let mut seeds = 0..50_000;

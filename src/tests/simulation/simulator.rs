@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 
 use crate::protocol::key::Key;
-use crate::protocol::kind::Family;
-use crate::protocol::reply::Answer;
-use crate::tests::simulation::checker::{Counts, Found};
+use crate::protocol::kind::LockKind;
+use crate::protocol::reply::Reply;
+use crate::tests::simulation::checker::{Coverage, Violation};
 use crate::tests::simulation::client::Client;
 use crate::tests::simulation::clock::Clock;
-use crate::tests::simulation::config::{Bug, Knobs};
+use crate::tests::simulation::config::{PlantedBug, SimConfig};
 use crate::tests::simulation::faults::Fault;
 use crate::tests::simulation::node::{Node, Sent};
 use crate::tests::simulation::rounds::Post;
@@ -21,8 +21,8 @@ use crate::tests::simulation::rounds::Post;
 const MOST_EVENTS: u64 = 200_000;
 
 /// One history while it happens. Everything in it follows from the seed.
-pub(crate) struct World {
-    pub(crate) knobs: Knobs,
+pub(crate) struct Simulator {
+    pub(crate) knobs: SimConfig,
     pub(crate) rng: Rng,
     pub(crate) key: Key,
     pub(crate) now: u64,
@@ -38,8 +38,8 @@ pub(crate) struct World {
     /// No faults any more, and nobody begins anything.
     pub(crate) calm: bool,
     pub(crate) last_fence: u64,
-    pub(crate) counts: Counts,
-    pub(crate) found: Option<Found>,
+    pub(crate) counts: Coverage,
+    pub(crate) found: Option<Violation>,
     /// What happened, line by line, if somebody wants to know.
     told: Option<Vec<String>>,
 }
@@ -52,17 +52,17 @@ struct Entry {
 
 pub(crate) enum Event {
     ToNode(usize, Sent),
-    ToClient(usize, Told),
+    ToClient(usize, SimEvent),
     Fault(Fault),
 }
 
 /// What comes to a client. It has to wait while the client is paused.
-pub(crate) enum Told {
+pub(crate) enum SimEvent {
     Answers {
         node: usize,
         life: u32,
         batch: u32,
-        answers: Vec<Answer>,
+        answers: Vec<Reply>,
     },
     Broken {
         node: usize,
@@ -104,13 +104,13 @@ pub(crate) enum Told {
     },
 }
 
-impl World {
-    pub(crate) fn new(seed: u64, bug: Option<Bug>, tells: bool) -> World {
+impl Simulator {
+    pub(crate) fn new(seed: u64, bug: Option<PlantedBug>, tells: bool) -> Simulator {
         let mut rng = Rng::with_seed(seed);
-        let knobs = Knobs::draw(&mut rng, bug);
+        let knobs = SimConfig::draw(&mut rng, bug);
         let node = |clock: &Clock| Node::new(*clock, knobs.clients);
         let client = |clock: &Clock| Client::new(*clock, knobs.nodes);
-        let mut world = World {
+        let mut world = Simulator {
             key: key(knobs.family),
             now: 0,
             queue: BinaryHeap::with_capacity(64),
@@ -121,7 +121,7 @@ impl World {
             to_check: None,
             calm: false,
             last_fence: 0,
-            counts: Counts::default(),
+            counts: Coverage::default(),
             found: None,
             told: tells.then(Vec::new),
             knobs,
@@ -131,7 +131,7 @@ impl World {
         world.draw_faults();
         for client in 0..world.clients.len() {
             let at = world.rng.u64(..world.knobs.end / 4);
-            world.tell(at, client, Told::Wake { ticket: 0 });
+            world.tell(at, client, SimEvent::Wake { ticket: 0 });
         }
         world
     }
@@ -153,7 +153,7 @@ impl World {
                 self.check_lane(client, node);
             }
             if self.counts.events > MOST_EVENTS {
-                self.find(Found::Endless);
+                self.find(Violation::Endless);
             }
             if self.found.is_some() {
                 return;
@@ -166,14 +166,14 @@ impl World {
         self.told.unwrap_or_default()
     }
 
-    pub(crate) fn note(&mut self, line: impl FnOnce(&World) -> String) {
+    pub(crate) fn note(&mut self, line: impl FnOnce(&Simulator) -> String) {
         if self.told.is_some() {
             let line = format!("{:>10} {}", self.now, line(self));
             self.told.get_or_insert_default().push(line);
         }
     }
 
-    pub(crate) fn find(&mut self, found: Found) {
+    pub(crate) fn find(&mut self, found: Violation) {
         self.note(|_| format!("FOUND {found:?}"));
         self.found.get_or_insert(found);
     }
@@ -188,7 +188,7 @@ impl World {
         self.put(at, Event::ToNode(node, sent));
     }
 
-    pub(crate) fn tell(&mut self, at: u64, client: usize, told: Told) {
+    pub(crate) fn tell(&mut self, at: u64, client: usize, told: SimEvent) {
         self.put(at, Event::ToClient(client, told));
     }
 
@@ -202,7 +202,7 @@ impl World {
         self.knobs.travel(&mut self.rng, self.calm)
     }
 
-    fn hear(&mut self, client: usize, told: Told) {
+    fn hear(&mut self, client: usize, told: SimEvent) {
         let Client {
             dead, paused_until, ..
         } = self.clients[client];
@@ -213,23 +213,25 @@ impl World {
             return self.tell(paused_until, client, told);
         }
         match told {
-            Told::Answers {
+            SimEvent::Answers {
                 node,
                 life,
                 batch,
                 answers,
             } => self.hear_answers(client, node, (life, batch), answers),
-            Told::Broken { node, life } => self.hear_broken(client, node, life),
-            Told::Overdue { node, life, batch } => self.hear_overdue(client, node, (life, batch)),
-            Told::Dial { node, life } => self.dial(client, node, life),
-            Told::Unwelcome { node, life } => self.hear_unwelcome(client, node, life),
-            Told::Welcome { node, life, uptime } => {
+            SimEvent::Broken { node, life } => self.hear_broken(client, node, life),
+            SimEvent::Overdue { node, life, batch } => {
+                self.hear_overdue(client, node, (life, batch))
+            }
+            SimEvent::Dial { node, life } => self.dial(client, node, life),
+            SimEvent::Unwelcome { node, life } => self.hear_unwelcome(client, node, life),
+            SimEvent::Welcome { node, life, uptime } => {
                 self.hear_welcome(client, node, life, uptime);
             }
-            Told::Pump { node } => self.pump(client, node),
-            Told::Wake { ticket } => self.wake(client, ticket),
-            Told::Renew { ticket } => self.wake_renewal(client, ticket),
-            Told::Cancel { acquire } => self.cancel(client, acquire),
+            SimEvent::Pump { node } => self.pump(client, node),
+            SimEvent::Wake { ticket } => self.wake(client, ticket),
+            SimEvent::Renew { ticket } => self.wake_renewal(client, ticket),
+            SimEvent::Cancel { acquire } => self.cancel(client, acquire),
         }
     }
 }
@@ -255,6 +257,6 @@ impl Ord for Entry {
     }
 }
 
-fn key(family: Family) -> Key {
+fn key(family: LockKind) -> Key {
     Key::parse("", "lock", family).expect("a good name")
 }

@@ -9,13 +9,13 @@ use proptest::prelude::*;
 use redis::Connection;
 
 use crate::protocol::key::Key;
-use crate::protocol::key_set::Keys;
-use crate::protocol::kind::{Claim, Family};
+use crate::protocol::key_set::KeySet;
+use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
-use crate::protocol::reply::{Answer, Holder};
-use crate::protocol::request::{Request, Verb};
+use crate::protocol::reply::{Blocker, Reply};
+use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
-use crate::tests::fake_node::store::Memory;
+use crate::tests::fake_node::store::NodeStore;
 use crate::tests::store_conformance::single_key::{UNIT, close, connected, millis, told};
 use crate::time::clock;
 use crate::transport::node::traits::Session;
@@ -30,7 +30,7 @@ enum Step {
         units: u32,
         fenced: bool,
     },
-    Asks(Verb, usize, u32),
+    Asks(Op, usize, u32),
     /// A lock of one key goes from its owner to the next.
     Swap(usize, u32, bool),
     /// The node loses a key.
@@ -47,11 +47,11 @@ fn step() -> impl Strategy<Value = Step> {
     let name = || proptest::sample::select(NAMES.to_vec());
     let names = proptest::sample::subsequence(NAMES.to_vec(), 1..=4);
     let verb = proptest::sample::select(vec![
-        Verb::PutBack,
-        Verb::Extend,
-        Verb::Raise,
-        Verb::Release,
-        Verb::Release,
+        Op::Restore,
+        Op::Extend,
+        Op::RaiseFence,
+        Op::Release,
+        Op::Release,
     ]);
     prop_oneof![
         6 => (names, 1..6_u32, any::<bool>())
@@ -69,12 +69,12 @@ fn step() -> impl Strategy<Value = Step> {
 struct Pair<'a> {
     session: &'a mut dyn Session,
     raw: &'a mut Connection,
-    model: Memory,
+    model: NodeStore,
     leases: Vec<Arc<Lease>>,
 }
 
 fn key(name: &str) -> Key {
-    Key::parse("p:", name, Family::Exclusive).unwrap()
+    Key::parse("p:", name, LockKind::Exclusive).unwrap()
 }
 
 impl Pair<'_> {
@@ -83,23 +83,25 @@ impl Pair<'_> {
         let expected = self.model.serve(request, clock::now());
         let what = (request.verb, request.lease.keys());
         match (answer, expected) {
-            (Answer::Held(by, left), Answer::Held(wanted, until)) => {
+            (Reply::Held(by, left), Reply::Held(wanted, until)) => {
                 let (left, until) = (left.unwrap(), until.unwrap());
                 assert!(close(left, until), "{what:?}: {left:?}, {until:?}");
                 // Of two that end at the same time either may be named.
-                let named = |by| matches!(by, Holder::Of(_));
+                let named = |by| matches!(by, Blocker::OwnerOfKey(_));
                 assert_eq!(named(by), named(wanted), "{what:?}");
             }
             // The model's clock starts elsewhere than the server's.
-            (Answer::Numbered(number), Answer::Numbered(_))
-            | (Answer::Anew(Some(number)), Answer::Anew(Some(_))) => self.adopt(request, number),
+            (Reply::Fenced(number), Reply::Fenced(_))
+            | (Reply::SwappedAbsent(Some(number)), Reply::SwappedAbsent(Some(_))) => {
+                self.adopt(request, number)
+            }
             (answer, expected) => assert_eq!(answer, expected, "{what:?}"),
         }
     }
 
     /// All fences of a lock are at its number, which is above what each of them was.
     fn adopt(&mut self, request: &Request, number: u64) {
-        for key in request.lease.keys().all() {
+        for key in request.lease.keys().as_slice() {
             let fence = self.fence(key);
             assert_eq!(fence, Some(number), "{key:?}");
             let slot = self.model.slot(key, clock::now());
@@ -119,14 +121,14 @@ impl Pair<'_> {
                 units,
                 fenced,
             } => {
-                let keys = Keys::parse("p:", names, Family::Exclusive).unwrap();
-                let before: Vec<_> = keys.all().iter().map(|key| self.fence(key)).collect();
+                let keys = KeySet::parse("p:", names, LockKind::Exclusive).unwrap();
+                let before: Vec<_> = keys.as_slice().iter().map(|key| self.fence(key)).collect();
                 let token = Token::fresh(None).unwrap();
-                let lease = Arc::new(Lease::new(keys.clone(), token, Claim::Exclusive));
-                let mut request = Request::new(Verb::Take, &lease, millis(units));
-                request.fence = fenced.then_some(0);
+                let lease = Arc::new(Lease::new(keys.clone(), token, LeaseKind::Exclusive));
+                let mut request = Request::new(Op::Acquire, &lease, millis(units));
+                request.min_fence = fenced.then_some(0);
                 self.ask(&request);
-                for (key, before) in keys.all().iter().zip(before) {
+                for (key, before) in keys.as_slice().iter().zip(before) {
                     assert!(self.fence(key) >= before);
                 }
                 self.leases.push(lease);
@@ -137,34 +139,34 @@ impl Pair<'_> {
                 };
                 let lease = &self.leases[self.leases.len() - 1 - place];
                 let mut request = Request::new(verb, lease, millis(units));
-                if verb == Verb::Raise {
-                    request.fence = Some(u64::MAX >> 12);
+                if verb == Op::RaiseFence {
+                    request.min_fence = Some(u64::MAX >> 12);
                 }
                 self.ask(&request);
             }
             Step::Swap(number, units, fenced) => {
-                let one = |lease: &&Arc<Lease>| lease.keys().only().is_some();
+                let one = |lease: &&Arc<Lease>| lease.keys().single().is_some();
                 let Some(former) = self.leases.iter().rev().filter(one).nth(number) else {
                     return;
                 };
                 let former = Arc::clone(former);
                 let token = Token::fresh(None).unwrap();
-                let lease = Lease::new(former.keys().clone(), token, Claim::Exclusive);
+                let lease = Lease::new(former.keys().clone(), token, LeaseKind::Exclusive);
                 let lease = Arc::new(lease);
-                let mut request = Request::new(Verb::Swap, &lease, millis(units));
-                request.fence = fenced.then_some(0);
-                request.former = Some(former);
+                let mut request = Request::new(Op::Swap, &lease, millis(units));
+                request.min_fence = fenced.then_some(0);
+                request.former_lease = Some(former);
                 self.ask(&request);
                 self.leases.push(lease);
             }
             Step::Forgets(name) => {
                 self.model.slot(&key(name), clock::now()).owner = None;
-                self.run(&["DEL", key(name).wire()]);
+                self.run(&["DEL", key(name).as_str()]);
             }
             Step::Stranger(name) => {
                 let until = clock::now() + UNIT;
                 self.model.slot(&key(name), clock::now()).owner = Some(("s".to_owned(), until));
-                self.run(&["SET", key(name).wire(), "s", "PX", &millis(1).to_string()]);
+                self.run(&["SET", key(name).as_str(), "s", "PX", &millis(1).to_string()]);
             }
             Step::Leaps(name) => {
                 let ahead = 1 << 51;
@@ -186,8 +188,12 @@ impl Pair<'_> {
     fn compare(&mut self) {
         let now = clock::now();
         for key in NAMES.map(key) {
-            let value: Option<String> = redis::cmd("GET").arg(key.wire()).query(self.raw).unwrap();
-            let left: i64 = redis::cmd("PTTL").arg(key.wire()).query(self.raw).unwrap();
+            let value: Option<String> =
+                redis::cmd("GET").arg(key.as_str()).query(self.raw).unwrap();
+            let left: i64 = redis::cmd("PTTL")
+                .arg(key.as_str())
+                .query(self.raw)
+                .unwrap();
             let slot = self.model.slot(&key, now).clone();
             let left = |end: Instant| {
                 let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
@@ -221,7 +227,7 @@ fn scripts_for_several_keys_and_model_agree() {
         let mut pair = Pair {
             session: &mut **session,
             raw,
-            model: Memory::default(),
+            model: NodeStore::default(),
             leases: Vec::new(),
         };
         for step in steps {

@@ -9,12 +9,12 @@ use proptest::prelude::*;
 use redis::Connection;
 
 use crate::protocol::key::Key;
-use crate::protocol::kind::{Claim, Family};
+use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
-use crate::protocol::reply::Answer;
-use crate::protocol::request::{Request, Verb};
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
-use crate::tests::fake_node::store::Memory;
+use crate::tests::fake_node::store::NodeStore;
 use crate::tests::store_conformance::single_key::{close, connected, millis, told};
 use crate::time::clock;
 use crate::transport::node::traits::Session;
@@ -28,7 +28,7 @@ enum Step {
         of: u16,
         units: u32,
     },
-    Asks(Verb, usize, u32),
+    Asks(Op, usize, u32),
     /// A permit has come to its end.
     Expires(u16),
     Forgets,
@@ -38,7 +38,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let lease = prop_oneof![3 => 0..1_usize, 3 => 0..3_usize, 1 => 0..8_usize];
     let of = prop_oneof![8 => Just(3_u16), 2 => Just(40_u16), 1 => Just(2_u16)];
-    let verb = vec![Verb::PutBack, Verb::Extend, Verb::Release, Verb::Release];
+    let verb = vec![Op::Restore, Op::Extend, Op::Release, Op::Release];
     let verb = proptest::sample::select(verb);
     prop_oneof![
         8 => (any::<u16>(), of, 1..6_u32).prop_map(|(slot, of, units)| Step::Take { slot: slot % of, of, units }),
@@ -53,7 +53,7 @@ struct Pair<'a> {
     key: Key,
     session: &'a mut dyn Session,
     raw: &'a mut Connection,
-    model: Memory,
+    model: NodeStore,
     leases: Vec<Arc<Lease>>,
 }
 
@@ -63,7 +63,7 @@ impl Pair<'_> {
         let expected = self.model.serve(request, clock::now());
         let what = (request.verb, request.lease.claim());
         match (answer, expected) {
-            (Answer::NotThisOne(free, next), Answer::NotThisOne(wanted, soonest)) => {
+            (Reply::PermitTaken(free, next), Reply::PermitTaken(wanted, soonest)) => {
                 assert!(close(next, soonest), "{what:?}: {next:?}, {soonest:?}");
                 assert_eq!(free, wanted, "{what:?}");
             }
@@ -75,9 +75,12 @@ impl Pair<'_> {
         match *step {
             Step::Take { slot, of, units } => {
                 let token = Token::fresh(Some("a label")).unwrap();
-                let claim = Claim::Permit { slot, of };
+                let claim = LeaseKind::Permit {
+                    index: slot,
+                    total: of,
+                };
                 let lease = Arc::new(Lease::new(self.key.clone(), token, claim));
-                self.ask(&Request::new(Verb::Take, &lease, millis(units)));
+                self.ask(&Request::new(Op::Acquire, &lease, millis(units)));
                 self.leases.push(lease);
             }
             Step::Asks(verb, number, units) => {
@@ -104,7 +107,7 @@ impl Pair<'_> {
     }
 
     fn wire(&self) -> String {
-        self.key.owner().to_string()
+        self.key.token_key().to_string()
     }
 
     fn run(&mut self, words: &[&str]) {
@@ -155,10 +158,10 @@ fn a_semaphores_scripts_and_model_agree() {
         let (session, raw) = &mut *ends.borrow_mut();
         redis::cmd("FLUSHALL").exec(raw).unwrap();
         let mut pair = Pair {
-            key: Key::parse("p:", "x", Family::Semaphore).unwrap(),
+            key: Key::parse("p:", "x", LockKind::Semaphore).unwrap(),
             session: &mut **session,
             raw,
-            model: Memory::default(),
+            model: NodeStore::default(),
             leases: Vec::new(),
         };
         for step in steps {

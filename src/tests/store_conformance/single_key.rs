@@ -10,12 +10,12 @@ use redis::Connection;
 
 use crate::config::builder::Config;
 use crate::protocol::key::Key;
-use crate::protocol::kind::{Claim, Family};
+use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
-use crate::protocol::reply::Answer;
-use crate::protocol::request::{Request, Verb};
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
-use crate::tests::fake_node::store::{Memory, Slot, Turn};
+use crate::tests::fake_node::store::{NodeStore, StoredLock, Turn};
 use crate::time::clock;
 use crate::transport::node::traits::Session;
 
@@ -29,7 +29,7 @@ pub(crate) const UNIT: Duration = Duration::from_secs(100);
 #[derive(Clone, Debug)]
 enum Step {
     Take {
-        claim: Claim,
+        claim: LeaseKind,
         units: u32,
         /// The attempt leaves traces, those of a writer under the same token as that lease's.
         waits: Option<usize>,
@@ -61,7 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
     // Mostly one of the last: they are those that still matter.
     let lease = || prop_oneof![3 => 0..1_usize, 3 => 0..3_usize, 1 => 0..8_usize];
     let units = || 1..6_u32;
-    let claim = prop_oneof![Just(Claim::Read), Just(Claim::Write)];
+    let claim = prop_oneof![Just(LeaseKind::Read), Just(LeaseKind::Write)];
     let waits = proptest::option::of(lease());
     prop_oneof![
         8 => (claim, units(), waits).prop_map(|(claim, units, waits)| Step::Take { claim, units, waits }),
@@ -92,12 +92,12 @@ struct Pair<'a> {
     key: Key,
     session: &'a mut dyn Session,
     raw: &'a mut Connection,
-    model: Memory,
+    model: NodeStore,
     owners: Vec<Owner>,
 }
 
 impl Pair<'_> {
-    fn lease(&self, claim: Claim) -> Arc<Lease> {
+    fn lease(&self, claim: LeaseKind) -> Arc<Lease> {
         let token = Token::fresh(Some("model")).unwrap();
         Arc::new(Lease::new(self.key.clone(), token, claim))
     }
@@ -117,28 +117,28 @@ impl Pair<'_> {
         if requests.is_empty() {
             return;
         }
-        let mut answers: Vec<Option<Answer>> = vec![None; requests.len()];
+        let mut answers: Vec<Option<Reply>> = vec![None; requests.len()];
         let mut told = |index: usize, answer| answers[index] = Some(answer);
-        self.session.exchange(requests, &mut told).unwrap();
+        self.session.send_batch(requests, &mut told).unwrap();
         for (request, answer) in requests.iter().zip(answers) {
             let expected = Some(self.model.serve(request, clock::now()));
             let what = (request.verb, request.lease.claim());
             match (&answer, &expected) {
-                (Some(Answer::Held(by, Some(left))), Some(Answer::Held(wanted, Some(until)))) => {
+                (Some(Reply::Held(by, Some(left))), Some(Reply::Held(wanted, Some(until)))) => {
                     assert_eq!(by, wanted, "{what:?}");
                     assert!(close(*left, *until), "{what:?}: {left:?}, {until:?}");
                 }
                 // Nobody asks whether a place that is left had ended: the server may not have swept it yet.
-                (Some(_), _) if request.lease.claim() == Claim::Gate => {}
+                (Some(_), _) if request.lease.claim() == LeaseKind::GateEntry => {}
                 _ => assert_eq!(answer, expected, "{what:?}"),
             }
         }
     }
 
     /// A new owner's request for a lease.
-    fn take(&mut self, claim: Claim, units: u32) -> Request {
-        let (lease, place) = (self.lease(claim), self.lease(Claim::Gate));
-        let request = Request::new(Verb::Take, &lease, millis(units));
+    fn take(&mut self, claim: LeaseKind, units: u32) -> Request {
+        let (lease, place) = (self.lease(claim), self.lease(LeaseKind::GateEntry));
+        let request = Request::new(Op::Acquire, &lease, millis(units));
         self.owners.push(Owner { lease, place });
         request
     }
@@ -154,22 +154,22 @@ impl Pair<'_> {
                 let place = waits.map(|owner| Arc::clone(&owner.place));
                 let mut request = self.take(claim, units);
                 if place.is_some() {
-                    request.refresh = UNIT;
-                    request.place = place.filter(|_| claim == Claim::Write);
+                    request.refresh_interval = UNIT;
+                    request.gate_entry = place.filter(|_| claim == LeaseKind::Write);
                 }
                 self.ask(request);
             }
             Step::Come(count) => {
-                let come: Vec<_> = (0..count).map(|_| self.take(Claim::Read, 3)).collect();
+                let come: Vec<_> = (0..count).map(|_| self.take(LeaseKind::Read, 3)).collect();
                 self.ask_all(&come);
             }
-            Step::PutBack(number, units) => self.ask_of(number, Verb::PutBack, units),
-            Step::Extend(number, units) => self.ask_of(number, Verb::Extend, units),
+            Step::PutBack(number, units) => self.ask_of(number, Op::Restore, units),
+            Step::Extend(number, units) => self.ask_of(number, Op::Extend, units),
             Step::Downgrade(number) => {
                 if let Some(Owner { lease, .. }) = self.owner(number) {
                     lease.downgrade();
-                    let mut request = Request::new(Verb::Downgrade, lease, millis(1));
-                    request.refresh = UNIT;
+                    let mut request = Request::new(Op::Downgrade, lease, millis(1));
+                    request.refresh_interval = UNIT;
                     self.ask(request);
                 }
             }
@@ -180,8 +180,8 @@ impl Pair<'_> {
             }
             Step::Release { lease, gives_turn } => {
                 if let Some(Owner { lease, .. }) = self.owner(lease) {
-                    let mut request = Request::new(Verb::Release, lease, 0);
-                    request.refresh = UNIT * u32::from(gives_turn);
+                    let mut request = Request::new(Op::Release, lease, 0);
+                    request.refresh_interval = UNIT * u32::from(gives_turn);
                     self.ask(request);
                 }
             }
@@ -189,19 +189,19 @@ impl Pair<'_> {
                 let count = self.owners.len();
                 let who: HashSet<_> = who.iter().filter_map(|n| n.checked_rem(count)).collect();
                 let leave =
-                    |number: usize| Request::new(Verb::Release, &self.owners[number].lease, 0);
+                    |number: usize| Request::new(Op::Release, &self.owners[number].lease, 0);
                 let leave: Vec<_> = who.into_iter().map(leave).collect();
                 self.ask_all(&leave);
             }
             Step::LeaveGate(number) => {
                 if let Some(Owner { place, .. }) = self.owner(number) {
-                    self.ask(Request::new(Verb::Release, place, 0));
+                    self.ask(Request::new(Op::Release, place, 0));
                 }
             }
             Step::Raise(number) => {
                 if let Some(Owner { lease, .. }) = self.owner(number) {
-                    let mut request = Request::new(Verb::Raise, lease, 0);
-                    request.fence = Some(7);
+                    let mut request = Request::new(Op::RaiseFence, lease, 0);
+                    request.min_fence = Some(7);
                     self.ask(request);
                 }
             }
@@ -215,7 +215,7 @@ impl Pair<'_> {
         }
     }
 
-    fn ask_of(&mut self, number: usize, verb: Verb, units: u32) {
+    fn ask_of(&mut self, number: usize, verb: Op, units: u32) {
         if let Some(Owner { lease, .. }) = self.owner(number) {
             self.ask(Request::new(verb, lease, millis(units)));
         }
@@ -261,7 +261,7 @@ impl Pair<'_> {
             found.owner.is_none() || found.readers.is_empty(),
             "{found:?}"
         );
-        let ends = |slot: &Slot| {
+        let ends = |slot: &StoredLock| {
             let mut ends: Vec<(String, Duration)> = Vec::new();
             let mut add = |name: String, end: Instant| ends.push((name, end - now));
             slot.owner
@@ -288,7 +288,7 @@ impl Pair<'_> {
         assert!(alike, "on the server {found:?}\nin the model {expected:?}");
     }
 
-    fn found(&mut self, now: Instant) -> Slot {
+    fn found(&mut self, now: Instant) -> StoredLock {
         let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(self.raw).unwrap();
         let server = seconds * 1000 + micros / 1000;
         let [writer, readers, gate, turn] =
@@ -315,7 +315,7 @@ impl Pair<'_> {
             let until = |end| now + Duration::from_millis(end - server);
             alive.map(|(token, end)| (token, until(end))).collect()
         };
-        Slot {
+        StoredLock {
             readers: set(&readers),
             gate: set(&gate),
             owner,
@@ -332,11 +332,11 @@ impl Pair<'_> {
 }
 
 /// What the server says to one request.
-pub(crate) fn told(session: &mut dyn Session, request: &Request) -> Answer {
+pub(crate) fn told(session: &mut dyn Session, request: &Request) -> Reply {
     let mut answer = None;
     let requests = std::slice::from_ref(request);
     session
-        .exchange(requests, &mut |_, told| answer = Some(told))
+        .send_batch(requests, &mut |_, told| answer = Some(told))
         .unwrap();
     answer.unwrap()
 }
@@ -349,7 +349,7 @@ pub(crate) fn close(a: Duration, b: Duration) -> bool {
     a.abs_diff(b) < UNIT / 4
 }
 
-fn take(claim: Claim, waits: Option<usize>) -> Step {
+fn take(claim: LeaseKind, waits: Option<usize>) -> Step {
     Step::Take {
         claim,
         units: 3,
@@ -370,10 +370,10 @@ pub(crate) fn connected() -> (servers::Server, Box<dyn Session>, Connection) {
     let settings = Config::new([server.addr()])
         .node_timeout(Duration::from_secs(5))
         .connect_timeout(Duration::from_secs(5))
-        .check()
+        .validate()
         .unwrap();
     let (_, connector) =
-        crate::transport::node::factory::connector(&settings.endpoints[0], &settings).unwrap();
+        crate::transport::node::factory::make_connector(&settings.endpoints[0], &settings).unwrap();
     let (session, _) = connector.connect(None).unwrap();
     let client = redis::Client::open(server.url()).unwrap();
     let raw = client.get_connection().unwrap();
@@ -394,10 +394,10 @@ fn scripts_and_model_agree() {
         let (session, raw) = &mut *ends.borrow_mut();
         redis::cmd("FLUSHALL").exec(raw).unwrap(); // what a case that failed has left
         let mut pair = Pair {
-            key: Key::parse("redguard:", "x", Family::ReadWrite).unwrap(),
+            key: Key::parse("redguard:", "x", LockKind::ReadWrite).unwrap(),
             session: &mut **session,
             raw,
-            model: Memory::default(),
+            model: NodeStore::default(),
             owners: Vec::new(),
         };
         for step in steps {
@@ -424,19 +424,23 @@ fn scripts_and_model_agree() {
         release(0),
         Step::Leave(HashSet::from([0, 1])),
     ] {
-        play(&[take(Claim::Write, None), Step::DowngradeElsewhere(0), then]);
-    }
-    for refused in [Claim::Read, Claim::Write] {
         play(&[
-            take(Claim::Write, None),
+            take(LeaseKind::Write, None),
+            Step::DowngradeElsewhere(0),
+            then,
+        ]);
+    }
+    for refused in [LeaseKind::Read, LeaseKind::Write] {
+        play(&[
+            take(LeaseKind::Write, None),
             take(refused, Some(0)),
             release(1),
-            take(Claim::Write, Some(0)),
-            take(Claim::Read, None),
+            take(LeaseKind::Write, Some(0)),
+            take(LeaseKind::Read, None),
             release(0),
             Step::TurnEnds,
-            take(Claim::Read, None),
-            take(Claim::Write, None),
+            take(LeaseKind::Read, None),
+            take(LeaseKind::Write, None),
         ]);
     }
     let outcome = runner.run(&steps, |steps| {

@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::error::Cause;
-use crate::protocol::kind::Claim;
+use crate::error::NodeFailure;
+use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::lease::tests::lease_as;
-use crate::protocol::reply::Answer;
-use crate::protocol::request::{Request, Verb};
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Op, Request};
 use crate::time::clock;
-use crate::transport::job::{Addressee, Job};
-use crate::transport::node::traits::{Flight, Prompt, Session};
-use crate::transport::pipeline::{Desk, FEW, gone};
-use crate::transport::registry::Census;
-use crate::transport::status::Health;
+use crate::transport::job::{Job, ReplySink};
+use crate::transport::node::traits::{DirectIo, InFlight, Session};
+use crate::transport::pipeline::{MAX_DIRECT_IN_FLIGHT, Pipeline, no_connection};
+use crate::transport::registry::NodeRegistry;
+use crate::transport::status::ConnectionStatus;
 
 /// What is to come of what was sent, oldest first; nothing where it is empty.
 #[derive(Clone, Default)]
@@ -27,72 +27,72 @@ struct Script(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     sent: Vec<u64>,
-    answers: VecDeque<Result<(u64, Answer), Cause>>,
+    answers: VecDeque<Result<(u64, Reply), NodeFailure>>,
     is_healing: bool,
     refuses: bool,
     /// The verbs of all batches, and the answers to them; `Yes` where there are no more.
-    verbs: Vec<Verb>,
-    exchanged: VecDeque<Answer>,
+    verbs: Vec<Op>,
+    exchanged: VecDeque<Reply>,
     breaks: bool,
     /// The other side has closed it.
     is_closed: bool,
 }
 
 impl Session for Script {
-    fn exchange(
+    fn send_batch(
         &mut self,
         requests: &[Request],
-        answer: &mut dyn FnMut(usize, Answer),
-    ) -> Result<(), Cause> {
+        answer: &mut dyn FnMut(usize, Reply),
+    ) -> Result<(), NodeFailure> {
         let mut state = self.0.lock();
         if state.breaks {
-            return Err(gone());
+            return Err(no_connection());
         }
         for (index, request) in requests.iter().enumerate() {
             state.verbs.push(request.verb);
-            answer(index, state.exchanged.pop_front().unwrap_or(Answer::Yes));
+            answer(index, state.exchanged.pop_front().unwrap_or(Reply::Done));
         }
         Ok(())
     }
 
-    fn check_idle(&mut self) -> Result<(), Cause> {
+    fn check_idle(&mut self) -> Result<(), NodeFailure> {
         match self.0.lock().is_closed {
-            true => Err(gone()),
+            true => Err(no_connection()),
             false => Ok(()),
         }
     }
 
-    fn ping(&mut self) -> Result<(), Cause> {
+    fn ping(&mut self) -> Result<(), NodeFailure> {
         Ok(())
     }
 
-    fn prompt(&mut self) -> Option<&mut dyn Prompt> {
+    fn direct_io(&mut self) -> Option<&mut dyn DirectIo> {
         Some(self)
     }
 }
 
-impl Prompt for Script {
-    fn is_in_order(&self) -> bool {
+impl DirectIo for Script {
+    fn can_append(&self) -> bool {
         !self.0.lock().is_healing
     }
 
-    fn send(&mut self, number: u64, _: &[u8]) -> Result<(), Cause> {
+    fn send(&mut self, number: u64, _: &[u8]) -> Result<(), NodeFailure> {
         let mut state = self.0.lock();
         state.sent.push(number);
         match state.refuses {
-            true => Err(gone()),
+            true => Err(no_connection()),
             false => Ok(()),
         }
     }
 
-    fn next(
+    fn next_reply(
         &mut self,
-        _: &VecDeque<Flight>,
+        _: &VecDeque<InFlight>,
         end: Option<Instant>,
-    ) -> Result<Option<(u64, Answer)>, Cause> {
+    ) -> Result<Option<(u64, Reply)>, NodeFailure> {
         match self.0.lock().answers.pop_front() {
             Some(answer) => answer.map(Some),
-            None if end.is_some() => Err(Cause::TimedOut),
+            None if end.is_some() => Err(NodeFailure::TimedOut),
             None => Ok(None),
         }
     }
@@ -100,70 +100,73 @@ impl Prompt for Script {
 
 /// Who is told the answers.
 #[derive(Default)]
-struct Told(Mutex<Vec<Answer>>);
+struct Told(Mutex<Vec<Reply>>);
 
-impl Addressee for Told {
-    fn post(&self, _: u32, _: usize, answer: Answer) {
+impl ReplySink for Told {
+    fn deliver(&self, _: u32, _: usize, answer: Reply) {
         self.0.lock().push(answer);
     }
 }
 
 impl Told {
-    fn take(&self) -> Vec<Answer> {
+    fn take(&self) -> Vec<Reply> {
         std::mem::take(&mut self.0.lock())
     }
 }
 
-fn desk(node_timeout: Duration) -> Desk {
-    let (health, census) = (Arc::new(Health::new()), Arc::new(Census::of(1)));
-    Desk::new(0, "a", node_timeout, None, health, census)
+fn desk(node_timeout: Duration) -> Pipeline {
+    let (health, census) = (
+        Arc::new(ConnectionStatus::new()),
+        Arc::new(NodeRegistry::of(1)),
+    );
+    Pipeline::new(0, "a", node_timeout, None, health, census)
 }
 
 /// A desk with a session, and who is told.
-fn open() -> (Desk, Script, Arc<Told>) {
+fn open() -> (Pipeline, Script, Arc<Told>) {
     let (mut desk, script) = (desk(Duration::from_secs(60)), Script::default());
-    desk.open(Box::new(script.clone()), "run");
+    desk.attach_session(Box::new(script.clone()), "run");
     (desk, script, Arc::default())
 }
 
-fn job(verb: Verb, lease: &Arc<Lease>, told: &Arc<Told>) -> Job {
+fn job(verb: Op, lease: &Arc<Lease>, told: &Arc<Told>) -> Job {
     Job {
         request: Request::new(verb, lease, 30_000),
         reply: Some((Arc::clone(told) as _, 0)),
     }
 }
 
-impl Desk {
+impl Pipeline {
     /// Whether the job was sent.
-    fn begins(&mut self, verb: Verb, lease: &Arc<Lease>, told: &Arc<Told>) -> bool {
-        self.begin(job(verb, lease, told), b"", clock::now())
+    fn begins(&mut self, verb: Op, lease: &Arc<Lease>, told: &Arc<Told>) -> bool {
+        self.send_direct(job(verb, lease, told), b"", clock::now())
             .is_ok()
     }
 
     fn overdue(&self) -> u64 {
-        self.health.overdue.load(Ordering::Acquire)
+        self.health.overdue_at.load(Ordering::Acquire)
     }
 }
 
 fn exclusive() -> Arc<Lease> {
-    lease_as("x", Claim::Exclusive)
+    lease_as("x", LeaseKind::Exclusive)
 }
 
 #[test]
 fn callers_send_and_take_in_what_has_come() {
     let (mut desk, script, told) = open();
     let (first, second) = (exclusive(), exclusive());
-    assert!(desk.begins(Verb::Take, &first, &told) && desk.begins(Verb::Take, &second, &told));
+    assert!(desk.begins(Op::Acquire, &first, &told) && desk.begins(Op::Acquire, &second, &told));
     let overdue = desk.overdue();
-    assert!(overdue < u64::MAX && !desk.look() && told.take().is_empty());
-    script.0.lock().answers.push_back(Ok((1, Answer::Yes)));
-    assert!(!desk.look() && desk.is_open());
-    assert_eq!((told.take(), desk.overdue()), (vec![Answer::Yes], overdue));
-    script.0.lock().answers.push_back(Ok((0, Answer::Absent)));
-    assert!(!desk.look() && !desk.is_open());
+    assert!(overdue < u64::MAX && !desk.poll_replies() && told.take().is_empty());
+    script.0.lock().answers.push_back(Ok((1, Reply::Done)));
+    assert!(!desk.poll_replies() && desk.has_in_flight());
+    assert_eq!((told.take(), desk.overdue()), (vec![Reply::Done], overdue));
+    script.0.lock().answers.push_back(Ok((0, Reply::Absent)));
+    assert!(!desk.poll_replies() && !desk.has_in_flight());
     assert_eq!(
         (told.take(), desk.overdue()),
-        (vec![Answer::Absent], u64::MAX)
+        (vec![Reply::Absent], u64::MAX)
     );
     assert_eq!(script.0.lock().sent, [0, 1]);
 }
@@ -171,24 +174,21 @@ fn callers_send_and_take_in_what_has_come() {
 #[test]
 fn nothing_passes_what_may_have_to_be_sent_again() {
     let (mut desk, script, told) = open();
-    let (plain, read, other) = (exclusive(), lease_as("x", Claim::Read), exclusive());
-    assert!(desk.begins(Verb::Take, &plain, &told));
+    let (plain, read, other) = (exclusive(), lease_as("x", LeaseKind::Read), exclusive());
+    assert!(desk.begins(Op::Acquire, &plain, &told));
     assert!(
-        desk.begins(Verb::Release, &plain, &told),
+        desk.begins(Op::Release, &plain, &told),
         "a SET is not sent again"
     );
-    assert!(
-        !desk.begins(Verb::Release, &plain, &told),
-        "a script may be"
-    );
-    assert!(desk.begins(Verb::Take, &read, &told));
-    assert!(!desk.begins(Verb::Release, &read, &told));
+    assert!(!desk.begins(Op::Release, &plain, &told), "a script may be");
+    assert!(desk.begins(Op::Acquire, &read, &told));
+    assert!(!desk.begins(Op::Release, &read, &told));
     script.0.lock().is_healing = true;
-    assert!(!desk.begins(Verb::Take, &other, &told));
+    assert!(!desk.begins(Op::Acquire, &other, &told));
     script.0.lock().is_healing = false;
-    assert!(desk.begins(Verb::Take, &other, &told));
-    while desk.begins(Verb::Take, &exclusive(), &told) {}
-    assert_eq!(script.0.lock().sent.len(), FEW);
+    assert!(desk.begins(Op::Acquire, &other, &told));
+    while desk.begins(Op::Acquire, &exclusive(), &told) {}
+    assert_eq!(script.0.lock().sent.len(), MAX_DIRECT_IN_FLIGHT);
 }
 
 #[test]
@@ -196,26 +196,26 @@ fn what_is_over_is_not_sent() {
     let (mut desk, script, told) = open();
     let lease = exclusive();
     lease.abandon();
-    let begun = desk.begin(job(Verb::Take, &lease, &told), b"", clock::now());
+    let begun = desk.send_direct(job(Op::Acquire, &lease, &told), b"", clock::now());
     assert!(
         begun.is_err() && told.take().is_empty(),
         "the thread sees to it"
     );
-    assert!(script.0.lock().sent.is_empty() && !desk.is_open());
+    assert!(script.0.lock().sent.is_empty() && !desk.has_in_flight());
 }
 
 #[test]
 fn job_on_a_connection_that_has_ended_is_given_back() {
     let (mut desk, script, told) = open();
     script.0.lock().is_closed = true;
-    assert!(!desk.begins(Verb::Take, &exclusive(), &told));
+    assert!(!desk.begins(Op::Acquire, &exclusive(), &told));
     assert!(script.0.lock().sent.is_empty() && told.take().is_empty());
-    assert!(!desk.is_open() && desk.check_idle() == Err(gone()));
+    assert!(!desk.has_in_flight() && desk.check_idle() == Err(no_connection()));
     // While something is in flight it says nothing of an end.
     script.0.lock().is_closed = false;
-    assert!(desk.begins(Verb::Take, &exclusive(), &told));
+    assert!(desk.begins(Op::Acquire, &exclusive(), &told));
     script.0.lock().is_closed = true;
-    assert!(desk.begins(Verb::Take, &exclusive(), &told));
+    assert!(desk.begins(Op::Acquire, &exclusive(), &told));
 }
 
 #[test]
@@ -223,20 +223,24 @@ fn a_connection_that_breaks_is_left_to_the_thread_and_its_releases_are_owed() {
     for refuses in [true, false] {
         let (mut desk, script, told) = open();
         let lease = exclusive();
-        assert!(desk.begins(Verb::Take, &lease, &told));
+        assert!(desk.begins(Op::Acquire, &lease, &told));
         script.0.lock().refuses = refuses;
-        let begun = desk.begin(job(Verb::Release, &lease, &told), b"", clock::now());
+        let begun = desk.send_direct(job(Op::Release, &lease, &told), b"", clock::now());
         assert!(begun.is_ok_and(|wake| wake == refuses));
-        script.0.lock().answers.push_back(Err(gone()));
-        assert!(desk.look(), "the thread must know");
-        assert!(!desk.begins(Verb::Take, &exclusive(), &told));
-        assert!(told.take().is_empty() && desk.is_open());
-        assert_eq!(desk.finish(), Err(gone()));
-        assert_eq!(told.take(), [Answer::Fault(gone())], "the take is unknown");
-        assert!(!desk.is_open() && desk.overdue() == u64::MAX);
-        desk.open(Box::new(Script::default()), "run");
+        script.0.lock().answers.push_back(Err(no_connection()));
+        assert!(desk.poll_replies(), "the thread must know");
+        assert!(!desk.begins(Op::Acquire, &exclusive(), &told));
+        assert!(told.take().is_empty() && desk.has_in_flight());
+        assert_eq!(desk.drain_replies(), Err(no_connection()));
+        assert_eq!(
+            told.take(),
+            [Reply::Failed(no_connection())],
+            "the take is unknown"
+        );
+        assert!(!desk.has_in_flight() && desk.overdue() == u64::MAX);
+        desk.attach_session(Box::new(Script::default()), "run");
         assert_eq!(desk.send_all_pending(), Ok(()));
-        assert_eq!(told.take(), [Answer::Yes], "the release is made again");
+        assert_eq!(told.take(), [Reply::Done], "the release is made again");
     }
 }
 
@@ -244,45 +248,47 @@ fn a_connection_that_breaks_is_left_to_the_thread_and_its_releases_are_owed() {
 fn answers_that_nobody_looks_for_are_waited_for_as_long_as_a_node_may_take() {
     let (mut desk, script, told) = open();
     let now = clock::now();
-    desk.dozes = true;
-    let begun = desk.begin(job(Verb::Take, &exclusive(), &told), b"", now);
-    assert!(begun.is_ok_and(|wake| wake) && desk.used);
-    assert!(desk.waits_since(now) && !desk.waits_since(now - Duration::from_millis(1)));
-    script.0.lock().answers.push_back(Ok((0, Answer::Yes)));
-    assert_eq!(desk.finish(), Ok(()));
-    assert_eq!(told.take(), [Answer::Yes]);
-    assert!(desk.begins(Verb::Take, &exclusive(), &told));
-    assert_eq!(desk.finish(), Err(Cause::TimedOut));
-    assert_eq!(told.take(), [Answer::Fault(Cause::TimedOut)]);
+    desk.worker_asleep = true;
+    let begun = desk.send_direct(job(Op::Acquire, &exclusive(), &told), b"", now);
+    assert!(begun.is_ok_and(|wake| wake) && desk.used_since_poll);
+    assert!(
+        desk.oldest_sent_before(now) && !desk.oldest_sent_before(now - Duration::from_millis(1))
+    );
+    script.0.lock().answers.push_back(Ok((0, Reply::Done)));
+    assert_eq!(desk.drain_replies(), Ok(()));
+    assert_eq!(told.take(), [Reply::Done]);
+    assert!(desk.begins(Op::Acquire, &exclusive(), &told));
+    assert_eq!(desk.drain_replies(), Err(NodeFailure::TimedOut));
+    assert_eq!(told.take(), [Reply::Failed(NodeFailure::TimedOut)]);
 }
 
 #[test]
 fn a_master_that_is_none_any_more_is_connected_to_anew() {
     let (mut desk, script, told) = open();
-    let read_only = || Cause::Server("READONLY no".into());
-    assert!(desk.begins(Verb::Take, &exclusive(), &told));
+    let read_only = || NodeFailure::ServerError("READONLY no".into());
+    assert!(desk.begins(Op::Acquire, &exclusive(), &told));
     script
         .0
         .lock()
         .answers
-        .push_back(Ok((0, Answer::Fault(read_only()))));
-    assert!(desk.look());
-    assert_eq!(told.take(), [Answer::Fault(read_only())]);
-    assert_eq!(desk.finish(), Err(read_only()));
+        .push_back(Ok((0, Reply::Failed(read_only()))));
+    assert!(desk.poll_replies());
+    assert_eq!(told.take(), [Reply::Failed(read_only())]);
+    assert_eq!(desk.drain_replies(), Err(read_only()));
 }
 
-fn busy() -> Cause {
-    Cause::Server("BUSY".into())
+fn busy() -> NodeFailure {
+    NodeFailure::ServerError("BUSY".into())
 }
 
 /// A release that was answered with an error, as the answer to a caller's own request.
-fn refused_release(desk: &mut Desk, script: &Script, told: &Arc<Told>) {
+fn refused_release(desk: &mut Pipeline, script: &Script, told: &Arc<Told>) {
     let lease = exclusive();
-    let next = desk.next;
-    assert!(desk.begins(Verb::Take, &lease, told) && desk.begins(Verb::Release, &lease, told));
+    let next = desk.next_id;
+    assert!(desk.begins(Op::Acquire, &lease, told) && desk.begins(Op::Release, &lease, told));
     let answers = [
-        Ok((next, Answer::Yes)),
-        Ok((next + 1, Answer::Fault(busy()))),
+        Ok((next, Reply::Done)),
+        Ok((next + 1, Reply::Failed(busy()))),
     ];
     script.0.lock().answers.extend(answers);
 }
@@ -291,15 +297,24 @@ fn refused_release(desk: &mut Desk, script: &Script, told: &Arc<Told>) {
 fn release_answered_with_an_error_is_pending_and_leaves_the_connection_alone() {
     let (mut desk, script, told) = open();
     refused_release(&mut desk, &script, &told);
-    assert!(desk.look(), "the thread must know when to try it again");
-    assert!(!desk.look() && !desk.is_open());
-    assert_eq!(told.take(), [Answer::Yes, Answer::Fault(busy())]);
-    assert_eq!((desk.finish(), desk.pending.len()), (Ok(()), 1));
-    assert!(desk.begins(Verb::Take, &exclusive(), &told), "others go on");
-    script.0.lock().answers.push_back(Ok((2, Answer::Yes)));
-    assert_eq!((desk.finish(), told.take()), (Ok(()), vec![Answer::Yes]));
+    assert!(
+        desk.poll_replies(),
+        "the thread must know when to try it again"
+    );
+    assert!(!desk.poll_replies() && !desk.has_in_flight());
+    assert_eq!(told.take(), [Reply::Done, Reply::Failed(busy())]);
+    assert_eq!((desk.drain_replies(), desk.pending.len()), (Ok(()), 1));
+    assert!(
+        desk.begins(Op::Acquire, &exclusive(), &told),
+        "others go on"
+    );
+    script.0.lock().answers.push_back(Ok((2, Reply::Done)));
+    assert_eq!(
+        (desk.drain_replies(), told.take()),
+        (Ok(()), vec![Reply::Done])
+    );
     // In a batch likewise, and to the end.
-    script.0.lock().exchanged.extend([Answer::Fault(busy())]);
+    script.0.lock().exchanged.extend([Reply::Failed(busy())]);
     assert_eq!(desk.send_all_pending(), Ok(()));
     assert_eq!(desk.pending.len(), 1);
     assert_eq!(desk.send_all_pending(), Ok(()));
@@ -312,20 +327,20 @@ fn pending_releases_go_behind_what_is_asked_a_few_at_a_time() {
     let (mut desk, script, told) = open();
     let leases: Vec<_> = (0..100).map(|_| exclusive()).collect();
     for lease in &leases {
-        lease.note_written(0, clock::now(), Duration::from_secs(60));
-        desk.refuse(job(Verb::Release, lease, &told));
+        lease.record_sent(0, clock::now(), Duration::from_secs(60));
+        desk.reject(job(Op::Release, lease, &told));
     }
     assert_eq!(desk.pending.len(), 100);
-    desk.open(Box::new(script.clone()), "run");
+    desk.attach_session(Box::new(script.clone()), "run");
     assert!(script.0.lock().verbs.is_empty(), "nothing is sent at once");
     let mut batches = 0;
     while desk.pending.len() > 0 {
-        desk.admit(job(Verb::Take, &exclusive(), &told));
+        desk.push_to_batch(job(Op::Acquire, &exclusive(), &told));
         desk.admit_pending();
-        assert_eq!(desk.exchange(), Ok(()));
+        assert_eq!(desk.send_batch(), Ok(()));
         let verbs = std::mem::take(&mut script.0.lock().verbs);
-        assert_eq!(verbs[0], Verb::Take);
-        assert!(verbs[1..].iter().all(|verb| *verb == Verb::Release));
+        assert_eq!(verbs[0], Op::Acquire);
+        assert!(verbs[1..].iter().all(|verb| *verb == Op::Release));
         assert!(verbs.len() <= 33, "{}", verbs.len());
         batches += 1;
     }
@@ -336,48 +351,48 @@ fn pending_releases_go_behind_what_is_asked_a_few_at_a_time() {
 fn what_a_node_cannot_have_is_not_pending() {
     let (mut desk, _, told) = open();
     let (never, over) = (exclusive(), exclusive());
-    over.note_written(
+    over.record_sent(
         0,
         clock::now() - Duration::from_secs(60),
         Duration::from_secs(1),
     );
-    over.note_written(1, clock::now(), Duration::from_secs(1)); // another node
+    over.record_sent(1, clock::now(), Duration::from_secs(1)); // another node
     let refused = exclusive();
-    assert!(desk.begins(Verb::Take, &refused, &told));
+    assert!(desk.begins(Op::Acquire, &refused, &told));
     for lease in [&never, &refused] {
-        lease.note_asked(crate::protocol::quorum::NodeSet::of(0));
+        lease.record_contacted(crate::protocol::quorum::NodeSet::single(0));
     }
     refused.note_not_granted(0);
     [never, refused]
         .iter()
-        .for_each(|lease| desk.refuse(job(Verb::Release, lease, &told)));
-    assert_eq!(told.take(), [Answer::Absent, Answer::Absent]);
+        .for_each(|lease| desk.reject(job(Op::Release, lease, &told)));
+    assert_eq!(told.take(), [Reply::Absent, Reply::Absent]);
     assert_eq!(desk.pending.len(), 0);
 }
 
 #[test]
 fn absent_is_our_own_release_only_where_the_server_is_the_same_run() {
     let run = ["run", "run", "other run"];
-    let answers = [Answer::Foreign, Answer::Absent, Answer::Absent];
-    let told_answers = [Answer::Foreign, Answer::Yes, Answer::Absent];
+    let answers = [Reply::OtherToken, Reply::Absent, Reply::Absent];
+    let told_answers = [Reply::OtherToken, Reply::Done, Reply::Absent];
     for ((run, answer), told_answer) in run.into_iter().zip(answers).zip(told_answers) {
         let (mut desk, script, told) = open();
         let lease = exclusive();
-        assert!(desk.begins(Verb::Take, &lease, &told));
-        assert!(desk.begins(Verb::Release, &lease, &told));
-        let answers = [Ok((0, Answer::Yes)), Err(gone())];
+        assert!(desk.begins(Op::Acquire, &lease, &told));
+        assert!(desk.begins(Op::Release, &lease, &told));
+        let answers = [Ok((0, Reply::Done)), Err(no_connection())];
         script.0.lock().answers.extend(answers);
-        assert_eq!(desk.finish(), Err(gone()));
+        assert_eq!(desk.drain_replies(), Err(no_connection()));
         // It breaks once more, before or after the server has restarted: what counts is where it was sent first.
         let next = Script::default();
         next.0.lock().breaks = true;
-        desk.open(Box::new(next), run);
-        assert_eq!(desk.send_all_pending(), Err(gone()));
+        desk.attach_session(Box::new(next), run);
+        assert_eq!(desk.send_all_pending(), Err(no_connection()));
         let last = Script::default();
         last.0.lock().exchanged.push_back(answer);
-        desk.open(Box::new(last), run);
+        desk.attach_session(Box::new(last), run);
         assert_eq!(desk.send_all_pending(), Ok(()));
-        assert_eq!(told.take(), [Answer::Yes, told_answer], "{run}");
+        assert_eq!(told.take(), [Reply::Done, told_answer], "{run}");
     }
 }
 
@@ -385,15 +400,17 @@ fn absent_is_our_own_release_only_where_the_server_is_the_same_run() {
 fn cause_that_ends_a_connection_is_not_told_for_what_it_was_no_answer_to() {
     let (mut desk, script, told) = open();
     let other = exclusive();
-    assert!(desk.begins(Verb::Take, &exclusive(), &told) && desk.begins(Verb::Take, &other, &told));
-    let read_only = || Cause::Server("READONLY no".into());
-    let answers = [Ok((0, Answer::Fault(read_only())))];
+    assert!(
+        desk.begins(Op::Acquire, &exclusive(), &told) && desk.begins(Op::Acquire, &other, &told)
+    );
+    let read_only = || NodeFailure::ServerError("READONLY no".into());
+    let answers = [Ok((0, Reply::Failed(read_only())))];
     script.0.lock().answers.extend(answers);
-    assert_eq!(desk.finish(), Err(read_only()));
+    assert_eq!(desk.drain_replies(), Err(read_only()));
     let told = told.take();
-    assert_eq!(told[0], Answer::Fault(read_only()));
-    let is_unknown = |answer: &Answer| match answer {
-        Answer::Fault(cause) => !crate::protocol::server_error::is_not_run(cause),
+    assert_eq!(told[0], Reply::Failed(read_only()));
+    let is_unknown = |answer: &Reply| match answer {
+        Reply::Failed(cause) => !crate::protocol::server_error::is_not_run(cause),
         _ => false,
     };
     assert!(is_unknown(&told[1]), "{told:?}");
@@ -414,18 +431,18 @@ fn who_waits_for_a_node_is_woken_when_it_answers_what_was_overdue() {
             })
         });
         assert!(looks.recv().is_ok());
-        let done = desk.watched(|| {
+        let done = desk.with_overdue_mark(|| {
             answered.store(true, Ordering::Release);
-            let overdue = desk.health.overdue.load(Ordering::Acquire);
-            while clock::micros(clock::now()) <= overdue {
+            let overdue = desk.health.overdue_at.load(Ordering::Acquire);
+            while clock::to_micros(clock::now()) <= overdue {
                 std::thread::yield_now();
             }
             Ok(())
         });
-        assert_eq!((done, desk.census.risen()), (Ok(()), 1));
+        assert_eq!((done, desk.census.connect_epoch()), (Ok(()), 1));
         assert!(waits.join().is_ok_and(|holds| holds));
     });
     let patient = crate::tests::transport::pipeline::desk(Duration::from_secs(60));
-    assert_eq!(patient.watched(|| Ok(())), Ok(()));
-    assert_eq!(patient.census.risen(), 0, "it was in time");
+    assert_eq!(patient.with_overdue_mark(|| Ok(())), Ok(()));
+    assert_eq!(patient.census.connect_epoch(), 0, "it was in time");
 }

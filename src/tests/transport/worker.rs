@@ -3,20 +3,20 @@
 use std::sync::Arc;
 
 use crate::protocol::lease::tests::lease;
-use crate::protocol::request::{Request, Verb};
+use crate::protocol::request::{Op, Request};
 use crate::tests::fake_node::node;
-use crate::tests::fake_node::node::Fake;
+use crate::tests::fake_node::node::FakeNode;
 use crate::time::clock;
-use crate::transport::connection::Lane;
+use crate::transport::connection::NodeConnection;
 use crate::transport::job::Job;
-use crate::transport::registry::Census;
+use crate::transport::registry::NodeRegistry;
 use crate::transport::worker::Worker;
 
 #[test]
 fn a_sign_of_life_is_not_asked_for_while_an_answer_is_to_come() {
-    let fake = Fake::new("a");
-    let post = fake.post(&node::settings(|config| config));
-    let (_lane, queue, desk) = Lane::new(0, &post, &Arc::new(Census::of(1)));
+    let fake = FakeNode::new("a");
+    let post = fake.node_config(&node::settings(|config| config));
+    let (_lane, queue, desk) = NodeConnection::new(0, &post, &Arc::new(NodeRegistry::of(1)));
     let (first, _) = crossbeam_channel::unbounded();
     let (alive, _) = crossbeam_channel::bounded(0);
     let mut worker = Worker::new(0, &post, queue, Arc::clone(&desk), first, alive);
@@ -25,15 +25,15 @@ fn a_sign_of_life_is_not_asked_for_while_an_answer_is_to_come() {
         Ok(connected) => connected,
         Err(cause) => panic!("{cause}"),
     };
-    seat.open(session, "run");
+    seat.attach_session(session, "run");
     // A caller has come while the thread dozed.
-    seat.dozes = true;
+    seat.worker_asleep = true;
     let job = Job {
-        request: Request::new(Verb::Take, &lease("x"), 30_000),
+        request: Request::new(Op::Acquire, &lease("x"), 30_000),
         reply: None,
     };
-    assert!(seat.begin(job, b"", clock::now()).is_ok());
-    assert_eq!(worker.look_after(&mut seat), Ok(()));
-    assert!(!seat.look() && !seat.is_open() && fake.takes().len() == 1);
-    assert_eq!(worker.look_after(&mut seat), Ok(()), "now it is");
+    assert!(seat.send_direct(job, b"", clock::now()).is_ok());
+    assert_eq!(worker.idle_tick(&mut seat), Ok(()));
+    assert!(!seat.poll_replies() && !seat.has_in_flight() && fake.takes().len() == 1);
+    assert_eq!(worker.idle_tick(&mut seat), Ok(()), "now it is");
 }

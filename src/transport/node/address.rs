@@ -13,7 +13,7 @@ use crate::config::address::{ParsedAddress, Target};
 use crate::config::credentials::{Credentials, CredentialsProvider};
 use crate::config::endpoint::Address;
 use crate::config::settings::Settings;
-use crate::error::{Cause, Error};
+use crate::error::{Error, NodeFailure};
 use crate::protocol::server_error;
 use crate::transport::node::tls;
 
@@ -22,32 +22,35 @@ const PORT: u16 = 6379;
 
 /// A Redis or Valkey server, and how we log in there.
 #[derive(Clone)]
-pub(crate) struct Server {
+pub(crate) struct ServerAddress {
     pub(crate) info: ConnectionInfo,
     /// Returns what is missing in `info` at each connect, for the node of this name.
     credentials: Option<(CredentialsProvider, Arc<str>)>,
 }
 
-impl Server {
+impl ServerAddress {
     /// Reads a node's address; credentials and database of the settings fill in what it leaves out.
     ///
     /// # Errors
     /// `InvalidConfig` that names the address without its credentials.
-    pub(crate) fn read(address: &Address, settings: &Settings) -> Result<Server, Error> {
-        let (server, parsed) = Server::parse(address, settings)?;
+    pub(crate) fn from_address(
+        address: &Address,
+        settings: &Settings,
+    ) -> Result<ServerAddress, Error> {
+        let (server, parsed) = ServerAddress::parse(address, settings)?;
         let mut redis = server.info.redis_settings().clone();
         if let (None, Some(db)) = (parsed.db, settings.db) {
             redis = redis.set_db(i64::from(db));
         }
-        let name = server.place();
-        Ok(server.with(redis).with_login(settings, &name))
+        let name = server.host_port();
+        Ok(server.with_credentials(redis).with_login(settings, &name))
     }
 
     pub(crate) fn parse(
         address: &Address,
         settings: &Settings,
-    ) -> Result<(Server, ParsedAddress), Error> {
-        let refuse = |reason: String| refusal(address, &reason);
+    ) -> Result<(ServerAddress, ParsedAddress), Error> {
+        let refuse = |reason: String| address_error(address, &reason);
         let parsed = address.parse().map_err(refuse)?;
         let over_tls = tls::is_asked_for(parsed.tls, settings).map_err(refuse)?;
         let addr = match parsed.target.clone() {
@@ -69,7 +72,7 @@ impl Server {
         let info = addr
             .into_connection_info()
             .map_err(|error| refuse(error.category().to_owned()))?;
-        let info = tls::secure(info, settings).map_err(refuse)?;
+        let info = tls::apply_tls(info, settings).map_err(refuse)?;
         let tcp = info.tcp_settings().clone().set_nodelay(true);
         let info = info.set_tcp_settings(tcp);
         let mut redis = info.redis_settings().clone();
@@ -80,15 +83,15 @@ impl Server {
             redis = redis.set_password(password);
         }
         let db = parsed.db.unwrap_or_default();
-        let server = Server {
+        let server = ServerAddress {
             info,
             credentials: None,
         };
-        Ok((server.with(redis.set_db(i64::from(db))), parsed))
+        Ok((server.with_credentials(redis.set_db(i64::from(db))), parsed))
     }
 
     /// The same server, with these credentials and this database.
-    pub(crate) fn with(mut self, redis: RedisConnectionInfo) -> Server {
+    pub(crate) fn with_credentials(mut self, redis: RedisConnectionInfo) -> ServerAddress {
         let redis = redis
             .set_skip_set_lib_name()
             .set_protocol(ProtocolVersion::RESP2);
@@ -97,28 +100,32 @@ impl Server {
     }
 
     /// The same with the credentials of the settings for the node of this name, where it has none.
-    pub(crate) fn with_login(mut self, settings: &Settings, node: &str) -> Server {
+    pub(crate) fn with_login(mut self, settings: &Settings, node: &str) -> ServerAddress {
         let redis = self.info.redis_settings().clone();
         if let (None, Some(provider)) = (redis.password(), &settings.credentials) {
             self.credentials = Some((Arc::clone(provider), node.into()));
         }
         let (username, password) = (&settings.username, &settings.password);
-        self.with(log_in(redis, username.as_deref(), password.as_deref()))
+        self.with_credentials(fill_credentials(
+            redis,
+            username.as_deref(),
+            password.as_deref(),
+        ))
     }
 
     /// The same with the credentials of this moment.
-    pub(crate) fn with_current_credentials(&self) -> Result<Server, Cause> {
+    pub(crate) fn with_current_credentials(&self) -> Result<ServerAddress, NodeFailure> {
         let Some((provider, node)) = &self.credentials else {
             return Ok(self.clone());
         };
         let returned = catch_unwind(AssertUnwindSafe(|| provider(node)));
         let Ok(Credentials { username, password }) = returned else {
             let words = "the function of `Config::credentials` panicked";
-            return Err(Cause::Unreachable(words.to_owned()));
+            return Err(NodeFailure::Unreachable(words.to_owned()));
         };
         let redis = self.info.redis_settings().clone();
-        let redis = log_in(redis, username.as_deref(), Some(&password));
-        Ok(self.clone().with(redis))
+        let redis = fill_credentials(redis, username.as_deref(), Some(&password));
+        Ok(self.clone().with_credentials(redis))
     }
 
     /// How it is logged in to; empty if it is not.
@@ -127,27 +134,27 @@ impl Server {
     }
 
     /// Where the server is. The database is no part of it.
-    pub(crate) fn place(&self) -> String {
+    pub(crate) fn host_port(&self) -> String {
         match host_and_port(&self.info) {
             Some((host, port)) => place(host, port),
             None => self.info.addr().to_string(),
         }
     }
 
-    pub(crate) fn connect_failure(&self, error: &RedisError) -> Cause {
+    pub(crate) fn connect_failure(&self, error: &RedisError) -> NodeFailure {
         match self.info.addr() {
             #[cfg(feature = "tls")]
-            ConnectionAddr::TcpTls { .. } => tls::cause(error, self.password()),
-            ConnectionAddr::Tcp(..) if server_error::is_cut(error) => {
-                Cause::Unreachable(format!("{error}: is it a port for TLS? (rediss://)"))
+            ConnectionAddr::TcpTls { .. } => tls::connect_failure(error, self.password()),
+            ConnectionAddr::Tcp(..) if server_error::is_peer_close(error) => {
+                NodeFailure::Unreachable(format!("{error}: is it a port for TLS? (rediss://)"))
             }
-            _ => server_error::cause_without(error, self.password()),
+            _ => server_error::failure_redacted(error, self.password()),
         }
     }
 }
 
 /// Adds these credentials, where there are none.
-fn log_in(
+fn fill_credentials(
     mut redis: RedisConnectionInfo,
     username: Option<&str>,
     password: Option<&str>,
@@ -172,7 +179,7 @@ pub(crate) fn place(host: &str, port: u16) -> String {
     }
 }
 
-pub(crate) fn refusal(address: &Address, reason: &str) -> Error {
+pub(crate) fn address_error(address: &Address, reason: &str) -> Error {
     Error::InvalidConfig(format!("address {:?}: {reason}", address.to_string()))
 }
 
@@ -185,17 +192,19 @@ pub(crate) fn host_and_port(info: &ConnectionInfo) -> Option<(&str, u16)> {
     }
 }
 
-impl fmt::Debug for Server {
+impl fmt::Debug for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Server({})", self.place())
+        write!(f, "Server({})", self.host_port())
     }
 }
 
 /// The server of settings that have no other.
 #[cfg(all(test, not(loom)))]
-pub(crate) fn only(settings: &Settings) -> Result<Server, Error> {
+pub(crate) fn only(settings: &Settings) -> Result<ServerAddress, Error> {
     match settings.endpoints[0].kind() {
-        crate::config::endpoint::Kind::Server(address) => Server::read(address, settings),
+        crate::config::endpoint::EndpointKind::Server(address) => {
+            ServerAddress::from_address(address, settings)
+        }
         #[cfg(any(feature = "sentinel", feature = "cluster"))]
         _ => panic!("not a server's address"),
     }
@@ -208,12 +217,12 @@ mod tests {
     use super::*;
     use crate::config::builder::Config;
 
-    fn server(address: &str) -> Result<Server, Error> {
+    fn server(address: &str) -> Result<ServerAddress, Error> {
         let settings = Config::new([address])
             .username("joe")
             .password("s3cret")
             .db(7)
-            .check()?;
+            .validate()?;
         only(&settings)
     }
 
@@ -227,7 +236,7 @@ mod tests {
             ("redis://u:p@h:1", "h:1"),
             ("unix:///run/redis.sock", "/run/redis.sock"),
         ] {
-            assert_eq!(server(address).unwrap().place(), place, "{address}");
+            assert_eq!(server(address).unwrap().host_port(), place, "{address}");
         }
     }
 
@@ -333,7 +342,7 @@ mod tests {
         fn any_text_is_an_address_or_refused(text in pieces()) {
             match server(&text) {
                 Ok(server) => {
-                    let place = server.place();
+                    let place = server.host_port();
                     prop_assert_eq!(format!("{server:?}"), format!("Server({place})"));
                     let is_tcp = matches!(server.info.addr(), ConnectionAddr::Tcp(..));
                     prop_assert!(!is_tcp || !place.contains(['@', '/', '?']), "{}", place);
@@ -372,7 +381,7 @@ mod tests {
             let mut shown = format!("{endpoint} {endpoint:?} {config:?}");
             let server = server(&address);
             match &server {
-                Ok(server) => shown += &format!("{} {server:?}", server.place()),
+                Ok(server) => shown += &format!("{} {server:?}", server.host_port()),
                 Err(error) => shown += &format!("{error} {error:?}"),
             }
             prop_assert!(!shown.contains("31337") && !shown.contains("s3cret"), "{}", shown);

@@ -5,41 +5,41 @@ use std::time::Instant;
 
 use redis::Value;
 
-use crate::error::Cause;
-use crate::protocol::reply::{Answer, Read};
-use crate::protocol::server_error::out_of_step;
+use crate::error::NodeFailure;
+use crate::protocol::reply::{ParsedReply, Reply};
+use crate::protocol::server_error::protocol_error;
 use crate::protocol::{encode, reply, server_error};
 use crate::time::clock;
-use crate::transport::node::session::{Expected, RedisSession};
-use crate::transport::node::traits::{Flight, Prompt};
+use crate::transport::node::session::{ExpectedReply, RedisSession};
+use crate::transport::node::traits::{DirectIo, InFlight};
 
-impl Prompt for RedisSession {
-    fn is_in_order(&self) -> bool {
+impl DirectIo for RedisSession {
+    fn can_append(&self) -> bool {
         let mut expected = self.expected.iter();
-        expected.all(|one| matches!(one, Expected::Whole(_)))
+        expected.all(|one| matches!(one, ExpectedReply::Request(_)))
     }
 
-    fn send(&mut self, number: u64, bytes: &[u8]) -> Result<(), Cause> {
-        self.expected.push_back(Expected::Whole(number));
-        let cause = |error| server_error::cause_without(&error, &self.password);
-        self.wire.send_at_once(bytes).map_err(cause)
+    fn send(&mut self, number: u64, bytes: &[u8]) -> Result<(), NodeFailure> {
+        self.expected.push_back(ExpectedReply::Request(number));
+        let cause = |error| server_error::failure_redacted(&error, &self.password);
+        self.stream.send_nonblocking(bytes).map_err(cause)
     }
 
-    fn next(
+    fn next_reply(
         &mut self,
-        flights: &VecDeque<Flight>,
+        flights: &VecDeque<InFlight>,
         end: Option<Instant>,
-    ) -> Result<Option<(u64, Answer)>, Cause> {
+    ) -> Result<Option<(u64, Reply)>, NodeFailure> {
         while let Some(expected) = self.expected.front().copied() {
             let reply = match end {
                 Some(end) => self.receive(end)?,
-                None => match self.look()? {
+                None => match self.poll_reply()? {
                     Some(reply) => reply,
                     None => return Ok(None),
                 },
             };
             self.expected.pop_front();
-            if let Some(answer) = self.take(expected, &reply, flights)? {
+            if let Some(answer) = self.handle_reply(expected, &reply, flights)? {
                 return Ok(Some(answer));
             }
         }
@@ -48,48 +48,55 @@ impl Prompt for RedisSession {
 }
 
 impl RedisSession {
-    fn look(&mut self) -> Result<Option<Value>, Cause> {
-        self.wire
-            .look()
-            .map_err(|error| server_error::cause_without(&error, &self.password))
+    fn poll_reply(&mut self) -> Result<Option<Value>, NodeFailure> {
+        self.stream
+            .poll_reply()
+            .map_err(|error| server_error::failure_redacted(&error, &self.password))
     }
 
     /// The answer that a reply is, unless more has to be asked.
-    fn take(
+    fn handle_reply(
         &mut self,
-        expected: Expected,
+        expected: ExpectedReply,
         reply: &Value,
-        flights: &VecDeque<Flight>,
-    ) -> Result<Option<(u64, Answer)>, Cause> {
-        let (Expected::Whole(number) | Expected::Left(number) | Expected::Again(number)) = expected
+        flights: &VecDeque<InFlight>,
+    ) -> Result<Option<(u64, Reply)>, NodeFailure> {
+        let (ExpectedReply::Request(number)
+        | ExpectedReply::RemainingTtl(number)
+        | ExpectedReply::Resent(number)) = expected
         else {
-            self.unloaded = Some(server_error::unloaded(reply));
+            self.script_load_failure = Some(server_error::unloaded(reply));
             return Ok(None);
         };
         let flight = flights.iter().find(|flight| flight.number == number);
-        let request = &flight.ok_or_else(out_of_step)?.request;
-        if let Expected::Left(_) = expected {
-            let held = reply::read_left(reply).ok_or_else(out_of_step)?;
+        let request = &flight.ok_or_else(protocol_error)?.request;
+        if let ExpectedReply::RemainingTtl(_) = expected {
+            let held = reply::parse_pttl(reply).ok_or_else(protocol_error)?;
             return Ok(Some((number, held)));
         }
         self.out.clear();
-        let next = match (reply::read(request, 0, reply), expected) {
-            (Read::Answer(answer), _) => return Ok(Some((number, answer))),
-            (Read::Refused, Expected::Whole(_)) => {
-                encode::write_left(request, &mut self.cmd, &mut self.out);
-                Expected::Left(number)
+        let next = match (reply::parse_reply(request, 0, reply), expected) {
+            (ParsedReply::Reply(answer), _) => return Ok(Some((number, answer))),
+            (ParsedReply::RefusedAskTtl, ExpectedReply::Request(_)) => {
+                encode::encode_pttl(request, &mut self.cmd, &mut self.out);
+                ExpectedReply::RemainingTtl(number)
             }
-            (Read::NoScript, Expected::Whole(_)) => {
+            (ParsedReply::ScriptMissing, ExpectedReply::Request(_)) => {
                 let (cmd, out) = (&mut self.cmd, &mut self.out);
-                encode::write_with_script(request, std::iter::empty(), cmd, out);
-                self.expected.push_back(Expected::Script);
-                Expected::Again(number)
+                encode::encode_with_script_load(request, std::iter::empty(), cmd, out);
+                self.expected.push_back(ExpectedReply::ScriptLoad);
+                ExpectedReply::Resent(number)
             }
-            (Read::NoScript, _) => {
-                let cause = self.unloaded.take().unwrap_or_else(out_of_step);
-                return Ok(Some((number, Answer::Fault(cause))));
+            (ParsedReply::ScriptMissing, _) => {
+                let cause = self
+                    .script_load_failure
+                    .take()
+                    .unwrap_or_else(protocol_error);
+                return Ok(Some((number, Reply::Failed(cause))));
             }
-            (Read::Refused | Read::OutOfStep, _) => return Err(out_of_step()),
+            (ParsedReply::RefusedAskTtl | ParsedReply::ProtocolError, _) => {
+                return Err(protocol_error());
+            }
         };
         self.expected.push_back(next);
         RedisSession::send(self, clock::now() + self.timeout)?;

@@ -7,35 +7,35 @@ use redis::{Cmd, ConnectionAddr, FromRedisValue, RedisError};
 use crate::config::address::Target;
 use crate::config::endpoint::Address;
 use crate::config::settings::Settings;
-use crate::error::{Cause, Error};
-use crate::time::deadline::left;
-use crate::transport::node::address::{Server, refusal};
-use crate::transport::node::stream::Wire;
+use crate::error::{Error, NodeFailure};
+use crate::time::deadline::remaining_timeout;
+use crate::transport::node::address::{ServerAddress, address_error};
+use crate::transport::node::stream::Stream;
 
 /// The longest name of a host, in bytes, as DNS has it.
-const MOST_HOST: usize = 255;
+const MAX_HOST_LEN: usize = 255;
 
-impl Server {
+impl ServerAddress {
     /// Reads the address of one that tells where the servers are, with its own credentials only. Where it names no port
     /// it has this one.
-    pub(crate) fn read_guide(
+    pub(crate) fn from_discovery_address(
         address: &Address,
         settings: &Settings,
         port: u16,
-    ) -> Result<Server, Error> {
-        let (server, parsed) = Server::parse(address, settings)?;
-        let refuse = |reason| Err(refusal(address, reason));
+    ) -> Result<ServerAddress, Error> {
+        let (server, parsed) = ServerAddress::parse(address, settings)?;
+        let refuse = |reason| Err(address_error(address, reason));
         let Target::Host { host, port: given } = &parsed.target else {
             return refuse("what it names are hosts and ports, so it must be one of them");
         };
         if parsed.db.is_some_and(|db| db != 0) {
             return refuse("it has no database but 0");
         }
-        Ok(server.at(host, given.unwrap_or(port)))
+        Ok(server.with_host_port(host, given.unwrap_or(port)))
     }
 
     /// Another server that is connected to in the same way.
-    pub(crate) fn at(&self, host: &str, port: u16) -> Server {
+    pub(crate) fn with_host_port(&self, host: &str, port: u16) -> ServerAddress {
         let mut addr = self.info.addr().clone();
         match &mut addr {
             ConnectionAddr::TcpTls {
@@ -47,7 +47,7 @@ impl Server {
                 host.clone_into(old_host);
                 *old_port = port;
             }
-            // `read_guide` lets in no other.
+            // `from_discovery_address` lets in no other.
             _ => addr = ConnectionAddr::Tcp(host.to_owned(), port),
         }
         let mut server = self.clone();
@@ -56,14 +56,14 @@ impl Server {
     }
 
     /// Asks something on a connection to it that has just been opened.
-    pub(crate) fn ask<T: FromRedisValue>(
+    pub(crate) fn query<T: FromRedisValue>(
         &self,
-        connection: &mut Wire,
+        connection: &mut Stream,
         question: &Cmd,
         end: Instant,
-    ) -> Result<T, Cause> {
+    ) -> Result<T, NodeFailure> {
         let mut ask = || -> Result<T, RedisError> {
-            connection.set_timeouts(left(end))?;
+            connection.set_timeouts(remaining_timeout(end))?;
             connection.send(&question.get_packed_command())?;
             Ok(redis::from_redis_value(
                 connection.receive(end)?.extract_error()?,
@@ -76,16 +76,16 @@ impl Server {
 
 /// Whether others may name this as a host. It is passed on in logs and errors.
 pub(crate) fn is_host(name: &str) -> bool {
-    (1..=MOST_HOST).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
+    (1..=MAX_HOST_LEN).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// A cause of one of a node's servers, told as the node's.
-pub(crate) fn of(place: &str, cause: Cause) -> Cause {
+pub(crate) fn prefix_failure(place: &str, cause: NodeFailure) -> NodeFailure {
     match cause {
-        Cause::Denied(text) => Cause::Denied(format!("{place}: {text}")),
-        Cause::Server(text) => Cause::Server(format!("{place}: {text}")),
-        Cause::Unreachable(text) => Cause::Unreachable(format!("{place}: {text}")),
-        other => Cause::Unreachable(format!("{place}: {other}")),
+        NodeFailure::AccessDenied(text) => NodeFailure::AccessDenied(format!("{place}: {text}")),
+        NodeFailure::ServerError(text) => NodeFailure::ServerError(format!("{place}: {text}")),
+        NodeFailure::Unreachable(text) => NodeFailure::Unreachable(format!("{place}: {text}")),
+        other => NodeFailure::Unreachable(format!("{place}: {other}")),
     }
 }
 

@@ -12,32 +12,32 @@ use std::time::{Duration, Instant};
 use redis::{Parser, RedisResult, Value};
 
 use crate::time::clock;
-use crate::time::deadline::left;
+use crate::time::deadline::remaining_timeout;
 
 /// So much is read at once.
-const ROOM: usize = 4096;
+const READ_BUFFER: usize = 4096;
 /// A share of no time at all would be an error.
 const MIN_SHARE: Duration = Duration::from_millis(1);
 
 /// A socket, and what has been read from it and not been taken yet.
-pub(crate) struct Own {
-    input: Input,
+pub(crate) struct PlainStream {
+    input: ReadBuffer,
     /// For replies that are no short line. It is given one line at a time, so it has nothing of the reply that follows.
     parser: Parser,
     /// It has a part of a reply.
     is_parsing: bool,
 }
 
-struct Input {
+struct ReadBuffer {
     socket: Socket,
     /// Whether a read waits for what is not there yet.
-    waits: bool,
-    bytes: Box<[u8; ROOM]>,
+    blocking: bool,
+    bytes: Box<[u8; READ_BUFFER]>,
     start: usize,
     end: usize,
     /// Whether a reply that is nested is an error, and how often the parser has been given the beginning of an array of this one.
-    is_flat: bool,
-    opened: u32,
+    reject_nested: bool,
+    array_headers: u32,
 }
 
 enum Socket {
@@ -46,31 +46,31 @@ enum Socket {
     Unix(UnixStream),
 }
 
-impl Own {
+impl PlainStream {
     /// Connects to the first of a name's addresses that answers.
-    pub(crate) fn connect(host: &str, port: u16, end: Instant) -> io::Result<Own> {
+    pub(crate) fn connect(host: &str, port: u16, end: Instant) -> io::Result<PlainStream> {
         let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
         let is_name = host.parse::<IpAddr>().is_err();
         let socket = connect_to_any(&addresses, is_name, end)?;
         socket.set_nodelay(true)?;
-        Ok(Own::new(Socket::Tcp(socket)))
+        Ok(PlainStream::new(Socket::Tcp(socket)))
     }
 
     #[cfg(unix)]
-    pub(crate) fn connect_local(path: &Path) -> io::Result<Own> {
-        Ok(Own::new(Socket::Unix(UnixStream::connect(path)?)))
+    pub(crate) fn connect_unix(path: &Path) -> io::Result<PlainStream> {
+        Ok(PlainStream::new(Socket::Unix(UnixStream::connect(path)?)))
     }
 
-    fn new(socket: Socket) -> Own {
-        Own {
-            input: Input {
+    fn new(socket: Socket) -> PlainStream {
+        PlainStream {
+            input: ReadBuffer {
                 socket,
-                waits: true,
-                bytes: Box::new([0; ROOM]),
+                blocking: true,
+                bytes: Box::new([0; READ_BUFFER]),
                 start: 0,
                 end: 0,
-                is_flat: false,
-                opened: 0,
+                reject_nested: false,
+                array_headers: 0,
             },
             parser: Parser::new(),
             is_parsing: false,
@@ -97,13 +97,13 @@ impl Own {
 
     /// Writes all of it, waiting for the socket for as long as [`set_timeouts`](Own::set_timeouts) has said.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.input.let_wait(true)?;
+        self.input.set_blocking(true)?;
         self.write(bytes)
     }
 
     /// Writes all of it without waiting.
     pub(crate) fn send_at_once(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.input.let_wait(false)?;
+        self.input.set_blocking(false)?;
         self.write(bytes)
     }
 
@@ -122,8 +122,8 @@ impl Own {
     /// Waits for the next reply: for each read as long as [`set_timeouts`](Own::set_timeouts) has said, and until `end` where it
     /// comes bit by bit.
     pub(crate) fn receive(&mut self, end: Instant) -> RedisResult<Value> {
-        self.input.let_wait(true)?;
-        self.input.is_flat = false;
+        self.input.set_blocking(true)?;
+        self.input.reject_nested = false;
         let mut has_read = false; // what has come by the end is read also after it
         loop {
             if let Some(reply) = self.take()? {
@@ -139,9 +139,9 @@ impl Own {
 
     /// The next reply, if it has come. Reads once: who looks does not stay, however much there is. A reply that is nested is an
     /// error: the parser would need more of the stack than who looks may have.
-    pub(crate) fn look(&mut self) -> RedisResult<Option<Value>> {
-        self.input.let_wait(false)?;
-        self.input.is_flat = true;
+    pub(crate) fn poll_reply(&mut self) -> RedisResult<Option<Value>> {
+        self.input.set_blocking(false)?;
+        self.input.reject_nested = true;
         if let Some(reply) = self.take()? {
             return Ok(Some(reply));
         }
@@ -157,7 +157,7 @@ impl Own {
     /// # Errors
     /// `UnexpectedEof` or the system's error if the other side has closed the connection; `InvalidData` if it has sent something.
     pub(crate) fn check_idle(&mut self) -> io::Result<()> {
-        self.input.let_wait(false)?;
+        self.input.set_blocking(false)?;
         while !self.is_parsing && self.input.unread().is_empty() {
             match self.input.fill() {
                 Ok(()) => {} // interrupted, or there is something now
@@ -172,7 +172,7 @@ impl Own {
     fn take(&mut self) -> RedisResult<Option<Value>> {
         if !self.is_parsing
             && let Some(line) = self.input.line()
-            && let Some(reply) = short(line)
+            && let Some(reply) = parse_short_reply(line)
         {
             self.input.start += line.len();
             return Ok(Some(reply));
@@ -183,7 +183,7 @@ impl Own {
         match self.parser.parse_value(&mut self.input) {
             Ok(reply) => {
                 self.is_parsing = false;
-                self.input.opened = 0;
+                self.input.array_headers = 0;
                 Ok(Some(reply))
             }
             // It keeps what it has.
@@ -211,7 +211,7 @@ fn connect_to_any(addresses: &[SocketAddr], is_name: bool, end: Instant) -> io::
     let mut failures: Vec<String> = Vec::new();
     let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
     for (address, others) in addresses.iter().zip((1..=addresses.len() as u32).rev()) {
-        let share = left(end) / others;
+        let share = remaining_timeout(end) / others;
         last = match TcpStream::connect_timeout(address, share.max(MIN_SHARE)) {
             Ok(socket) => return Ok(socket),
             Err(error) => error,
@@ -233,7 +233,7 @@ fn connect_to_any(addresses: &[SocketAddr], is_name: bool, end: Instant) -> io::
 }
 
 /// The replies that locks are about: `+OK`, a number, nothing. What is longer or has another form is the parser's.
-fn short(line: &[u8]) -> Option<Value> {
+fn parse_short_reply(line: &[u8]) -> Option<Value> {
     match line.strip_suffix(b"\r\n")? {
         b"+OK" => Some(Value::Okay),
         b"$-1" => Some(Value::Nil),
@@ -246,7 +246,7 @@ fn short(line: &[u8]) -> Option<Value> {
     }
 }
 
-impl Input {
+impl ReadBuffer {
     fn unread(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
@@ -276,14 +276,14 @@ impl Input {
     }
 
     /// Makes reads wait or not, if they do not already.
-    fn let_wait(&mut self, wait: bool) -> io::Result<()> {
-        if self.waits != wait {
+    fn set_blocking(&mut self, wait: bool) -> io::Result<()> {
+        if self.blocking != wait {
             match &self.socket {
                 Socket::Tcp(tcp) => tcp.set_nonblocking(!wait)?,
                 #[cfg(unix)]
                 Socket::Unix(unix) => unix.set_nonblocking(!wait)?,
             }
-            self.waits = wait;
+            self.blocking = wait;
         }
         Ok(())
     }
@@ -291,7 +291,7 @@ impl Input {
 
 /// For the parser: no more than the rest of a line, so that nothing is in its hands that is not the reply's. What has not been
 /// read yet is not there.
-impl Read for Input {
+impl Read for ReadBuffer {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let some = self.line().unwrap_or(self.unread());
         let length = some.len().min(bytes.len());
@@ -300,8 +300,8 @@ impl Read for Input {
         };
         bytes[..length].copy_from_slice(&some[..length]);
         // A line in a text may look like one, too: who looks expects no text.
-        self.opened += u32::from(matches!(first, b'*' | b'%' | b'~' | b'>' | b'|'));
-        if self.is_flat && self.opened > 1 {
+        self.array_headers += u32::from(matches!(first, b'*' | b'%' | b'~' | b'>' | b'|'));
+        if self.reject_nested && self.array_headers > 1 {
             return Err(ErrorKind::InvalidData.into());
         }
         self.start += length;
@@ -344,12 +344,12 @@ mod tests {
 
     /// A socket, and its other end.
     #[expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
-    fn pair() -> (Own, TcpStream) {
+    fn pair() -> (PlainStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let socket = TcpStream::connect(address).unwrap();
         let (other, _) = listener.accept().unwrap();
-        (Own::new(Socket::Tcp(socket)), other)
+        (PlainStream::new(Socket::Tcp(socket)), other)
     }
 
     const REPLIES: [&str; 12] = [
@@ -384,7 +384,7 @@ mod tests {
                 let cut = cuts.next().map_or(1, |cut| *cut).min(left.len());
                 other.write_all(&left[..cut]).unwrap();
                 left = &left[cut..];
-                while !waits && let Some(reply) = own.look().unwrap() {
+                while !waits && let Some(reply) = own.poll_reply().unwrap() {
                     read.push(reply);
                 }
             }
@@ -394,9 +394,9 @@ mod tests {
             let parse = |which: &usize| redis::parse_redis_value(REPLIES[*which].as_bytes());
             let expected: Result<Vec<Value>, _> = which.iter().map(parse).collect();
             prop_assert_eq!(read, expected.unwrap());
-            prop_assert!(own.look().unwrap().is_none());
+            prop_assert!(own.poll_reply().unwrap().is_none());
             drop(other);
-            prop_assert!(own.receive(end).is_err() && own.look().is_err());
+            prop_assert!(own.receive(end).is_err() && own.poll_reply().is_err());
         }
     }
 
@@ -464,7 +464,7 @@ mod tests {
     fn who_looks_reads_no_reply_that_is_nested_and_does_not_stay_for_one_that_is_long() {
         let (mut own, mut other) = pair();
         other.write_all(b"*2\r\n:1\r\n*1\r\n:2\r\n").unwrap();
-        let looked = std::iter::repeat_with(|| own.look());
+        let looked = std::iter::repeat_with(|| own.poll_reply());
         let mut ended = looked.skip_while(|looked| matches!(looked, Ok(None)));
         assert!(ended.next().is_some_and(|looked| looked.is_err()));
         let (mut own, mut other) = pair();
@@ -474,7 +474,7 @@ mod tests {
                 while other.write_all(&b":1\r\n".repeat(1000)).is_ok() {}
             });
             for _ in 0..100 {
-                assert!(own.look().unwrap().is_none());
+                assert!(own.poll_reply().unwrap().is_none());
             }
             drop(own);
             floods.join().unwrap();
@@ -524,7 +524,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_at_once_is_waited_for_or_an_error() {
         let (mut own, mut other) = pair();
-        assert!(own.look().unwrap().is_none());
+        assert!(own.poll_reply().unwrap().is_none());
         let much = vec![b'x'; 16 << 20];
         let (mut hasty, _kept) = pair();
         assert!(hasty.send_at_once(&much).is_err());

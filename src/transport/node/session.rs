@@ -6,23 +6,23 @@ use std::time::{Duration, Instant};
 
 use redis::{Cmd, Value};
 
-use crate::error::Cause;
-use crate::protocol::batch::Calls;
+use crate::error::NodeFailure;
+use crate::protocol::batch::BatchPlan;
 #[cfg(feature = "cluster")]
-use crate::protocol::reply::Holder;
-use crate::protocol::reply::{Answer, Read};
+use crate::protocol::reply::Blocker;
+use crate::protocol::reply::{ParsedReply, Reply};
 use crate::protocol::request::Request;
-use crate::protocol::server_error::out_of_step;
-use crate::protocol::server_info::{About, ServerMode};
+use crate::protocol::server_error::protocol_error;
+use crate::protocol::server_info::{ServerInfo, ServerMode};
 use crate::protocol::{encode, reply, server_error, server_info};
 use crate::time::clock;
-use crate::time::deadline::left;
+use crate::time::deadline::remaining_timeout;
 use crate::transport::node::stream;
-use crate::transport::node::stream::Wire;
-use crate::transport::node::traits::{Greeting, Prompt, Session};
+use crate::transport::node::stream::Stream;
+use crate::transport::node::traits::{DirectIo, Handshake, Session};
 
 /// What a node is asked of itself. The first one has its clock.
-const SECTIONS: [&str; 3] = ["server", "replication", "memory"];
+const INFO_SECTIONS: [&str; 3] = ["server", "replication", "memory"];
 
 /// The number of no connection: to kill it shows whether we have the right to, and changes nothing.
 const NOBODY: i64 = i64::MAX;
@@ -32,12 +32,12 @@ const PING_SHARE: u32 = 16;
 
 /// An open connection, greeted.
 pub(crate) struct RedisSession {
-    pub(crate) wire: Wire,
+    pub(crate) stream: Stream,
     pub(crate) timeout: Duration,
     /// What it has logged in with, and what no words of an error may have in them.
     pub(crate) password: Box<str>,
     /// The read time-out that the socket has now, if it was set here.
-    armed: Option<Duration>,
+    socket_timeout: Option<Duration>,
     /// When the last bytes were sent; and when the last round trip ended and how long it took. Only where the wire cannot be read
     /// without blocking.
     sent: Instant,
@@ -45,100 +45,100 @@ pub(crate) struct RedisSession {
     pub(crate) cmd: Cmd,
     pub(crate) out: Vec<u8>,
     /// What the next replies are, of requests that were sent by themselves.
-    pub(crate) expected: VecDeque<Expected>,
+    pub(crate) expected: VecDeque<ExpectedReply>,
     /// Why the script is missing of a request that was sent again.
-    pub(crate) unloaded: Option<Cause>,
+    pub(crate) script_load_failure: Option<NodeFailure>,
     /// How a batch is sent.
-    calls: Calls,
+    calls: BatchPlan,
     /// The calls of a batch, by their first requests, that take a second question. Empty between batches; kept for its
     /// memory.
-    again: Vec<(usize, Again)>,
+    followups: Vec<(usize, Followup)>,
 }
 
 /// What is asked again after a batch's first replies.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Again {
+enum Followup {
     /// How long the lock is held for, after a refusal.
-    Left,
+    RemainingTtl,
     /// All of the call, after NOSCRIPT.
-    Whole,
+    Resend,
 }
 
 impl RedisSession {
     /// An open connection; nothing has been said yet.
-    pub(crate) fn new(wire: Wire, timeout: Duration, password: &str) -> RedisSession {
+    pub(crate) fn new(stream: Stream, timeout: Duration, password: &str) -> RedisSession {
         RedisSession {
-            wire,
+            stream,
             timeout,
             password: password.into(),
-            armed: None,
+            socket_timeout: None,
             sent: clock::now(),
             used: None,
             cmd: Cmd::new(),
             out: Vec::new(),
             expected: VecDeque::new(),
-            unloaded: None,
-            calls: Calls::default(),
-            again: Vec::new(),
+            script_load_failure: None,
+            calls: BatchPlan::default(),
+            followups: Vec::new(),
         }
     }
 
     /// Learns who the server is, loads the scripts that must be there, and kills what there is of our former connections to it (a run id, and
     /// a number within that run).
-    pub(crate) fn greet(
+    pub(crate) fn handshake(
         &mut self,
         former: &[(String, i64)],
         end: Instant,
-    ) -> Result<Greeting, Cause> {
+    ) -> Result<Handshake, NodeFailure> {
         self.out.clear();
         redis::cmd("CLIENT")
             .arg("ID")
             .write_packed_command(&mut self.out);
         // One by one: before Redis 7 it takes one section at a time.
-        for section in SECTIONS {
+        for section in INFO_SECTIONS {
             redis::cmd("INFO")
                 .arg(section)
                 .write_packed_command(&mut self.out);
         }
         write_kill(NOBODY, &mut self.out);
-        stream::introduce(&mut self.out);
-        encode::write_loads(&mut self.out);
-        let (wall, sent) = (clock::wall(), clock::now());
+        stream::write_client_info(&mut self.out);
+        encode::encode_script_loads(&mut self.out);
+        let (wall, sent) = (clock::unix_time(), clock::now());
         self.send(end)?;
         let client = self.receive_as::<i64>(end)?;
         let mut info = self.receive_as::<String>(end)?;
         let round_trip = clock::now().saturating_duration_since(sent);
-        for _ in &SECTIONS[1..] {
+        for _ in &INFO_SECTIONS[1..] {
             info.push('\n');
             info.push_str(&self.receive_as::<String>(end)?);
         }
         let mut no_kill = self.receive_kill(end)?;
-        for _ in 0..stream::INTRODUCED {
+        for _ in 0..stream::CLIENT_INFO_REPLIES {
             self.receive(end)?; // before Redis 7.2 it is an error
         }
-        let mut about = About::read(&info, wall + round_trip / 2, round_trip);
+        let mut about = ServerInfo::parse_info(&info, wall + round_trip / 2, round_trip);
         // It does not have the scripts' commands, and would be told by that.
         if about.mode == Some(ServerMode::Sentinel)
             && let Some(cause) = about.wrong_mode()
         {
             return Err(cause);
         }
-        for sum in encode::sums() {
+        for sum in encode::script_hashes() {
             if self.receive_as::<String>(end)? != sum {
-                return Err(out_of_step());
+                return Err(protocol_error());
             }
         }
         // It may have been hung until just now, which is no news of its clock or of how far it is.
-        if round_trip > self.timeout && left(end) > 2 * round_trip {
+        if round_trip > self.timeout && remaining_timeout(end) > 2 * round_trip {
             about.refine(&self.ask_about(end)?);
         }
-        let run_id = server_info::field(&info, "run_id")
-            .filter(|run_id| is_digest(run_id))
-            .ok_or_else(|| Cause::Server("INFO server names no run_id".into()))?
+        let run_id = server_info::info_field(&info, "run_id")
+            .filter(|run_id| is_sha1_hex(run_id))
+            .ok_or_else(|| NodeFailure::ServerError("INFO server names no run_id".into()))?
             .to_owned();
         // A server refuses to kill such a one, and would do so at every connect from now on.
         if client <= 0 {
-            return Err(out_of_step());
+            return Err(protocol_error());
         }
         // After a restart the numbers begin anew: ours may be somebody else's by now.
         let killed = || former.iter().filter(|(run, _)| *run == run_id);
@@ -151,61 +151,65 @@ impl RedisSession {
             }
         }
         self.note_used();
-        let greeting = Greeting {
+        let greeting = Handshake {
             run_id,
             others: Vec::new(),
-            client,
-            about,
+            client_id: client,
+            server_info: about,
             no_kill,
         };
         Ok(greeting)
     }
 
     /// What the server says of itself and its clock, in an exchange of its own.
-    fn ask_about(&mut self, end: Instant) -> Result<About, Cause> {
+    fn ask_about(&mut self, end: Instant) -> Result<ServerInfo, NodeFailure> {
         self.out.clear();
         redis::cmd("INFO")
-            .arg(SECTIONS[0])
+            .arg(INFO_SECTIONS[0])
             .write_packed_command(&mut self.out);
-        let (wall, sent) = (clock::wall(), clock::now());
+        let (wall, sent) = (clock::unix_time(), clock::now());
         self.send(end)?;
         let info = self.receive_as::<String>(end)?;
         let round_trip = clock::now().saturating_duration_since(sent);
-        Ok(About::read(&info, wall + round_trip / 2, round_trip))
+        Ok(ServerInfo::parse_info(
+            &info,
+            wall + round_trip / 2,
+            round_trip,
+        ))
     }
 
     /// Reads the reply to CLIENT KILL. Returns why the server refused it, if it did.
-    fn receive_kill(&mut self, end: Instant) -> Result<Option<Cause>, Cause> {
+    fn receive_kill(&mut self, end: Instant) -> Result<Option<NodeFailure>, NodeFailure> {
         match self.receive(end)? {
             Value::Int(_) => Ok(None),
-            Value::ServerError(error) => Ok(Some(server_error::cause_without(
+            Value::ServerError(error) => Ok(Some(server_error::failure_redacted(
                 &error.into(),
                 &self.password,
             ))),
-            _ => Err(out_of_step()),
+            _ => Err(protocol_error()),
         }
     }
 
-    pub(crate) fn send(&mut self, end: Instant) -> Result<(), Cause> {
-        self.arm(end)?;
-        if !self.wire.can_look() {
+    pub(crate) fn send(&mut self, end: Instant) -> Result<(), NodeFailure> {
+        self.set_socket_timeout(end)?;
+        if !self.stream.can_poll() {
             self.sent = clock::now();
         }
-        self.wire
+        self.stream
             .send(&self.out)
-            .map_err(|error| self.wire.cause(&error, &self.password))
+            .map_err(|error| self.stream.cause(&error, &self.password))
     }
 
-    pub(crate) fn receive(&mut self, end: Instant) -> Result<Value, Cause> {
-        self.arm(end)?;
-        self.wire
+    pub(crate) fn receive(&mut self, end: Instant) -> Result<Value, NodeFailure> {
+        self.set_socket_timeout(end)?;
+        self.stream
             .receive(end)
-            .map_err(|error| self.wire.cause(&error, &self.password))
+            .map_err(|error| self.stream.cause(&error, &self.password))
     }
 
-    fn receive_as<T: redis::FromRedisValue>(&mut self, end: Instant) -> Result<T, Cause> {
+    fn receive_as<T: redis::FromRedisValue>(&mut self, end: Instant) -> Result<T, NodeFailure> {
         let value = self.receive(end)?;
-        let cause = |error| server_error::cause_without(&error, &self.password);
+        let cause = |error| server_error::failure_redacted(&error, &self.password);
         match value {
             Value::ServerError(error) => Err(cause(error.into())),
             value => redis::from_redis_value(value).map_err(|error| cause(error.into())),
@@ -219,76 +223,81 @@ impl RedisSession {
     ///
     /// Over TLS, where the socket is that of `redis`, the time-out is that of each read: a reply whose bytes keep coming can take
     /// longer, and holds the lane for as long as they come. Callers see that it is overdue and do not wait for it.
-    fn arm(&mut self, end: Instant) -> Result<(), Cause> {
+    fn set_socket_timeout(&mut self, end: Instant) -> Result<(), NodeFailure> {
         let left = end
             .saturating_duration_since(clock::now())
             .max(Duration::from_millis(1));
         let slack = self.timeout / 8;
         let fits = |armed: Duration| armed <= left + slack && left <= armed + slack;
-        if self.armed.is_some_and(fits) {
+        if self.socket_timeout.is_some_and(fits) {
             return Ok(());
         }
-        self.wire
+        self.stream
             .set_timeouts(left)
-            .map_err(|error| server_error::cause(&error))?;
-        self.armed = Some(left);
+            .map_err(|error| server_error::failure(&error))?;
+        self.socket_timeout = Some(left);
         Ok(())
     }
 }
 
 impl RedisSession {
     /// Appends a call, given by its first request.
-    fn write(&mut self, requests: &[Request], calls: &Calls, first: usize) {
+    fn write(&mut self, requests: &[Request], calls: &BatchPlan, first: usize) {
         let mut joined = calls
-            .members(first)
+            .group_members(first)
             .skip(1)
             .map(|index| &requests[index])
             .peekable();
-        match &requests[first].wire {
+        match &requests[first].encoded {
             Some(bytes) if joined.peek().is_none() => self.out.extend_from_slice(bytes),
-            _ => _ = encode::write(&requests[first], joined, &mut self.cmd, &mut self.out),
+            _ => _ = encode::encode_request(&requests[first], joined, &mut self.cmd, &mut self.out),
         }
     }
 
     /// Settles what a batch's first replies have left open, completely: before the next batch.
-    fn ask_again(
+    fn send_followups(
         &mut self,
         requests: &[Request],
-        calls: &Calls,
-        again: &[(usize, Again)],
+        calls: &BatchPlan,
+        again: &[(usize, Followup)],
         end: Instant,
-        answer: &mut dyn FnMut(usize, Answer),
-    ) -> Result<(), Cause> {
+        answer: &mut dyn FnMut(usize, Reply),
+    ) -> Result<(), NodeFailure> {
         self.out.clear();
         for (first, what) in again {
             match what {
-                Again::Left => {
-                    encode::write_left(&requests[*first], &mut self.cmd, &mut self.out);
+                Followup::RemainingTtl => {
+                    encode::encode_pttl(&requests[*first], &mut self.cmd, &mut self.out);
                 }
-                Again::Whole => {
-                    let joined = calls.members(*first).skip(1).map(|index| &requests[index]);
+                Followup::Resend => {
+                    let joined = calls
+                        .group_members(*first)
+                        .skip(1)
+                        .map(|index| &requests[index]);
                     let (cmd, out) = (&mut self.cmd, &mut self.out);
-                    encode::write_with_script(&requests[*first], joined, cmd, out);
+                    encode::encode_with_script_load(&requests[*first], joined, cmd, out);
                 }
             }
         }
         self.send(end)?;
         for (first, what) in again {
             let reply = self.receive(end)?;
-            if *what == Again::Left {
-                match reply::read_left(&reply) {
+            if *what == Followup::RemainingTtl {
+                match reply::parse_pttl(&reply) {
                     Some(held) => answer(*first, held),
-                    None => return Err(out_of_step()),
+                    None => return Err(protocol_error()),
                 }
                 continue;
             }
             let unloaded = server_error::unloaded(&reply);
             let reply = self.receive(end)?;
-            for (place, index) in calls.members(*first).enumerate() {
-                match reply::read(&requests[index], place, &reply) {
-                    Read::Answer(read) => answer(index, read),
-                    Read::NoScript => answer(index, Answer::Fault(unloaded.clone())),
-                    Read::Refused | Read::OutOfStep => return Err(out_of_step()),
+            for (place, index) in calls.group_members(*first).enumerate() {
+                match reply::parse_reply(&requests[index], place, &reply) {
+                    ParsedReply::Reply(read) => answer(index, read),
+                    ParsedReply::ScriptMissing => answer(index, Reply::Failed(unloaded.clone())),
+                    ParsedReply::RefusedAskTtl | ParsedReply::ProtocolError => {
+                        return Err(protocol_error());
+                    }
                 }
             }
         }
@@ -298,11 +307,15 @@ impl RedisSession {
 
 impl RedisSession {
     /// Sends a batch, whose answers are then to be read with [`read_batch`](RedisSession::read_batch).
-    pub(crate) fn write_batch(&mut self, requests: &[Request], end: Instant) -> Result<(), Cause> {
+    pub(crate) fn write_batch(
+        &mut self,
+        requests: &[Request],
+        end: Instant,
+    ) -> Result<(), NodeFailure> {
         let mut calls = std::mem::take(&mut self.calls);
         calls.plan(requests);
         self.out.clear();
-        for first in calls.firsts() {
+        for first in calls.group_leaders() {
             self.write(requests, &calls, first);
         }
         self.calls = calls;
@@ -314,43 +327,47 @@ impl RedisSession {
         &mut self,
         requests: &[Request],
         end: Instant,
-        answer: &mut dyn FnMut(usize, Answer),
-    ) -> Result<(), Cause> {
+        answer: &mut dyn FnMut(usize, Reply),
+    ) -> Result<(), NodeFailure> {
         let calls = std::mem::take(&mut self.calls);
-        let mut again = std::mem::take(&mut self.again);
-        for first in calls.firsts() {
+        let mut again = std::mem::take(&mut self.followups);
+        for first in calls.group_leaders() {
             let reply = self.receive(end)?;
-            for (place, index) in calls.members(first).enumerate() {
-                match reply::read(&requests[index], place, &reply) {
-                    Read::Answer(read) => answer(index, read),
-                    Read::Refused => again.push((index, Again::Left)),
-                    Read::NoScript => {
-                        again.push((first, Again::Whole));
+            for (place, index) in calls.group_members(first).enumerate() {
+                match reply::parse_reply(&requests[index], place, &reply) {
+                    ParsedReply::Reply(read) => answer(index, read),
+                    ParsedReply::RefusedAskTtl => again.push((index, Followup::RemainingTtl)),
+                    ParsedReply::ScriptMissing => {
+                        again.push((first, Followup::Resend));
                         break;
                     }
-                    Read::OutOfStep => return Err(out_of_step()),
+                    ParsedReply::ProtocolError => return Err(protocol_error()),
                 }
             }
         }
         if !again.is_empty() {
-            self.ask_again(requests, &calls, &again, end, answer)?;
+            self.send_followups(requests, &calls, &again, end, answer)?;
         }
         again.clear();
-        (self.again, self.calls) = (again, calls);
+        (self.followups, self.calls) = (again, calls);
         self.note_used();
         Ok(())
     }
 
     /// Sends one request to where a slot is on its way to, and reads its answer.
     #[cfg(feature = "cluster")]
-    pub(crate) fn ask_aside(&mut self, request: &Request, end: Instant) -> Result<Answer, Cause> {
+    pub(crate) fn send_asking(
+        &mut self,
+        request: &Request,
+        end: Instant,
+    ) -> Result<Reply, NodeFailure> {
         self.out.clear();
         let (cmd, out) = (&mut self.cmd, &mut self.out);
         let mut call = Vec::new();
-        let script = encode::write(request, std::iter::empty(), cmd, &mut call);
+        let script = encode::encode_request(request, std::iter::empty(), cmd, &mut call);
         // It may not have been there before, and ASKING holds for one command.
         if let Some(script) = script {
-            encode::write_load(script, out);
+            encode::encode_script_load(script, out);
         }
         redis::cmd("ASKING").write_packed_command(out);
         out.append(&mut call);
@@ -359,25 +376,27 @@ impl RedisSession {
             self.receive(end)?;
         }
         let reply = self.receive(end)?;
-        match reply::read(request, 0, &reply) {
-            Read::Answer(answer) => Ok(answer),
+        match reply::parse_reply(request, 0, &reply) {
+            ParsedReply::Reply(answer) => Ok(answer),
             // For how long would be one more question aside, and it is told as unknown as well.
-            Read::Refused => Ok(Answer::Held(Holder::Unknown, None)),
-            Read::NoScript => Ok(Answer::Fault(Cause::Server("NOSCRIPT aside".into()))),
-            Read::OutOfStep => Err(out_of_step()),
+            ParsedReply::RefusedAskTtl => Ok(Reply::Held(Blocker::Unknown, None)),
+            ParsedReply::ScriptMissing => Ok(Reply::Failed(NodeFailure::ServerError(
+                "NOSCRIPT aside".into(),
+            ))),
+            ParsedReply::ProtocolError => Err(protocol_error()),
         }
     }
 
     /// # Errors
     /// Also if the reply is another one's, which was not asked for.
-    pub(crate) fn ping_by(&mut self, end: Instant) -> Result<(), Cause> {
+    pub(crate) fn ping_by(&mut self, end: Instant) -> Result<(), NodeFailure> {
         self.out.clear();
         redis::cmd("PING").write_packed_command(&mut self.out);
         self.send(end)?;
         match self.receive(end)? {
             Value::SimpleString(pong) if pong == "PONG" => {}
             Value::ServerError(_) => {} // a sign of life, too
-            _ => return Err(out_of_step()),
+            _ => return Err(protocol_error()),
         }
         self.note_used();
         Ok(())
@@ -385,7 +404,7 @@ impl RedisSession {
 
     /// A round trip is over.
     fn note_used(&mut self) {
-        if !self.wire.can_look() {
+        if !self.stream.can_poll() {
             let now = clock::now();
             self.used = Some((now, now.saturating_duration_since(self.sent)));
         }
@@ -400,34 +419,34 @@ impl RedisSession {
 }
 
 impl Session for RedisSession {
-    fn exchange(
+    fn send_batch(
         &mut self,
         requests: &[Request],
-        answer: &mut dyn FnMut(usize, Answer),
-    ) -> Result<(), Cause> {
+        answer: &mut dyn FnMut(usize, Reply),
+    ) -> Result<(), NodeFailure> {
         let end = clock::now() + self.timeout;
         self.write_batch(requests, end)?;
         self.read_batch(requests, end, answer)
     }
 
-    fn check_idle(&mut self) -> Result<(), Cause> {
+    fn check_idle(&mut self) -> Result<(), NodeFailure> {
         debug_assert!(self.expected.is_empty());
-        match self.wire.check_idle() {
+        match self.stream.check_idle() {
             Ok(true) => Ok(()),
             // Over TLS the socket is that of `redis`, which cannot be read without blocking.
             Ok(false) if self.may_ping_first() => self.ping(),
             Ok(false) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::InvalidData => Err(out_of_step()),
-            Err(error) => Err(server_error::cause(&error.into())),
+            Err(error) if error.kind() == ErrorKind::InvalidData => Err(protocol_error()),
+            Err(error) => Err(server_error::failure(&error.into())),
         }
     }
 
-    fn ping(&mut self) -> Result<(), Cause> {
+    fn ping(&mut self) -> Result<(), NodeFailure> {
         self.ping_by(clock::now() + self.timeout)
     }
 
-    fn prompt(&mut self) -> Option<&mut dyn Prompt> {
-        match self.wire.can_look() {
+    fn direct_io(&mut self) -> Option<&mut dyn DirectIo> {
+        match self.stream.can_poll() {
             true => Some(self),
             false => None,
         }
@@ -442,19 +461,19 @@ fn write_kill(client: i64, out: &mut Vec<u8>) {
 }
 
 /// Whether it looks like a SHA-1 or a run id: 40 hexadecimal digits.
-fn is_digest(text: &str) -> bool {
+fn is_sha1_hex(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// What a reply is, of one that was sent by itself.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expected {
+pub(crate) enum ExpectedReply {
     /// That to the request with this number.
-    Whole(u64),
+    Request(u64),
     /// For how long the lock is held that it was refused.
-    Left(u64),
+    RemainingTtl(u64),
     /// That to the loading of a script that the server did not have.
-    Script,
+    ScriptLoad,
     /// That to the request with this number, which was sent again after its script.
-    Again(u64),
+    Resent(u64),
 }

@@ -2,31 +2,31 @@
 
 use redis::Value;
 
-use crate::protocol::hash_slot::SLOTS;
+use crate::protocol::hash_slot::SLOT_COUNT;
 use crate::transport::node::discovery::is_host;
 
 /// Where a server of the cluster is.
-pub(crate) type Place = (String, u16);
+pub(crate) type HostPort = (String, u16);
 
 /// The masters, and which slots they have.
-pub(crate) struct Slots {
-    masters: Vec<Place>,
+pub(crate) struct SlotMap {
+    masters: Vec<HostPort>,
     /// For each slot the number of its master.
-    owners: Box<[Option<u16>]>,
+    slot_owner: Box<[Option<u16>]>,
 }
 
-impl Slots {
+impl SlotMap {
     /// Reads a reply to `CLUSTER SLOTS` of a server at `host`. `None` where it is not one, or no slot has a master.
-    pub(crate) fn read(reply: &Value, host: &str) -> Option<Slots> {
+    pub(crate) fn read(reply: &Value, host: &str) -> Option<SlotMap> {
         let Value::Array(ranges) = reply else {
             return None;
         };
-        if ranges.len() > SLOTS {
+        if ranges.len() > SLOT_COUNT {
             return None;
         }
-        let mut slots = Slots {
+        let mut slots = SlotMap {
             masters: Vec::new(),
-            owners: vec![None; SLOTS].into_boxed_slice(),
+            slot_owner: vec![None; SLOT_COUNT].into_boxed_slice(),
         };
         for range in ranges {
             let Value::Array(range) = range else {
@@ -41,21 +41,21 @@ impl Slots {
             else {
                 return None;
             };
-            let master = read_place(master, host)?;
+            let master = parse_host_port(master, host)?;
             let (first, last) = (usize::try_from(*first).ok()?, usize::try_from(*last).ok()?);
-            if first > last || last >= SLOTS {
+            if first > last || last >= SLOT_COUNT {
                 return None;
             }
-            let number = slots.number(&master)?;
-            slots.owners[first..=last].fill(Some(number));
+            let number = slots.master_index(&master)?;
+            slots.slot_owner[first..=last].fill(Some(number));
         }
         (!slots.masters.is_empty()).then_some(slots)
     }
 
     /// All masters that have a slot, first that of the lowest.
-    pub(crate) fn masters(&self) -> Vec<Place> {
+    pub(crate) fn masters(&self) -> Vec<HostPort> {
         let mut found: Vec<u16> = Vec::new();
-        for owner in self.owners.iter().flatten() {
+        for owner in self.slot_owner.iter().flatten() {
             if !found.contains(owner) {
                 found.push(*owner);
             }
@@ -65,19 +65,19 @@ impl Slots {
     }
 
     /// The master of a slot. One that has none is asked of any of them, which knows better by now, or says so.
-    pub(crate) fn master(&self, slot: u16) -> &Place {
-        let owner = self.owners[usize::from(slot)].unwrap_or_default();
+    pub(crate) fn master(&self, slot: u16) -> &HostPort {
+        let owner = self.slot_owner[usize::from(slot)].unwrap_or_default();
         &self.masters[usize::from(owner)]
     }
 
     /// A slot is somewhere else.
-    pub(crate) fn learn(&mut self, slot: u16, place: &Place) {
-        if let Some(number) = self.number(place) {
-            self.owners[usize::from(slot)] = Some(number);
+    pub(crate) fn set_owner(&mut self, slot: u16, place: &HostPort) {
+        if let Some(number) = self.master_index(place) {
+            self.slot_owner[usize::from(slot)] = Some(number);
         }
     }
 
-    fn number(&mut self, place: &Place) -> Option<u16> {
+    fn master_index(&mut self, place: &HostPort) -> Option<u16> {
         let known = self.masters.iter().position(|master| master == place);
         let number = known.unwrap_or_else(|| {
             self.masters.push(place.clone());
@@ -85,12 +85,12 @@ impl Slots {
         });
         u16::try_from(number)
             .ok()
-            .filter(|number| usize::from(*number) < SLOTS)
+            .filter(|number| usize::from(*number) < SLOT_COUNT)
     }
 }
 
 /// A server that does not know by which name we know it leaves that out.
-fn read_place(server: &[Value], host: &str) -> Option<Place> {
+fn parse_host_port(server: &[Value], host: &str) -> Option<HostPort> {
     let [name, Value::Int(port), ..] = server else {
         return None;
     };
@@ -105,12 +105,12 @@ fn read_place(server: &[Value], host: &str) -> Option<Place> {
 }
 
 /// The words of a redirection: a slot, and where it is to be asked for, as seen from `host`.
-pub(crate) fn read_target(words: &str, host: &str) -> Option<(u16, Place)> {
+pub(crate) fn parse_redirect(words: &str, host: &str) -> Option<(u16, HostPort)> {
     let (slot, place) = words.split_once(' ')?;
     let slot = slot
         .parse()
         .ok()
-        .filter(|slot| usize::from(*slot) < SLOTS)?;
+        .filter(|slot| usize::from(*slot) < SLOT_COUNT)?;
     let (name, port) = place.split(' ').next()?.rsplit_once(':')?;
     let name = name.trim_start_matches('[').trim_end_matches(']');
     let name = if name.is_empty() { host } else { name };
@@ -123,7 +123,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::hash_slot::slot_of;
+    use crate::protocol::hash_slot::hash_slot;
 
     fn text(text: &str) -> Value {
         Value::BulkString(text.as_bytes().to_vec())
@@ -142,7 +142,7 @@ mod tests {
             range(0, 99, text("a"), 7_000),
             range(100, 200, Value::Nil, 7_002),
         ]);
-        let mut slots = Slots::read(&reply, "here").unwrap();
+        let mut slots = SlotMap::read(&reply, "here").unwrap();
         let place = |host: &str, port| (host.to_owned(), port);
         let masters = [place("a", 7_000), place("here", 7_002), place("b", 7_001)];
         assert_eq!(slots.masters(), masters);
@@ -151,8 +151,8 @@ mod tests {
         assert_eq!(*slots.master(16_383), masters[2]);
         // Nobody's.
         assert!(masters.contains(slots.master(3_000)));
-        slots.learn(3_000, &place("c", 1));
-        slots.learn(99, &masters[2]);
+        slots.set_owner(3_000, &place("c", 1));
+        slots.set_owner(99, &masters[2]);
         assert_eq!(*slots.master(3_000), place("c", 1));
         assert_eq!(*slots.master(99), masters[2]);
         assert_eq!(*slots.master(98), masters[0]);
@@ -175,7 +175,7 @@ mod tests {
             Value::Array(vec![range(0, 1, place(), 1); 16_385]),
             Value::Array(vec![Value::Array(vec![Value::Int(0), Value::Int(1)])]),
         ] {
-            assert!(Slots::read(&reply, "here").is_none(), "{reply:?}");
+            assert!(SlotMap::read(&reply, "here").is_none(), "{reply:?}");
         }
     }
 
@@ -197,15 +197,15 @@ mod tests {
             ("3999", None),
             ("", None),
         ] {
-            assert_eq!(read_target(words, "here"), target, "{words}");
+            assert_eq!(parse_redirect(words, "here"), target, "{words}");
         }
     }
 
     proptest! {
         #[test]
         fn any_key_has_a_slot_and_any_words_are_a_target_or_not(text in "\\PC{0,40}") {
-            prop_assert!(usize::from(slot_of(&text)) < SLOTS);
-            let _ = read_target(&text, "h");
+            prop_assert!(usize::from(hash_slot(&text)) < SLOT_COUNT);
+            let _ = parse_redirect(&text, "h");
         }
     }
 }

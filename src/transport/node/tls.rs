@@ -10,7 +10,7 @@ use rustls::{AlertDescription, ClientConfig, RootCertStore};
 
 use crate::config::settings::Settings;
 use crate::config::tls::Tls;
-use crate::error::Cause;
+use crate::error::NodeFailure;
 use crate::protocol::server_error;
 
 /// Whether a server is spoken to over TLS, by what its address says. One without a scheme is if TLS is set.
@@ -23,7 +23,10 @@ pub(crate) fn is_asked_for(by_address: Option<bool>, settings: &Settings) -> Res
 /// # Errors
 /// If the address is not over TLS though TLS is set, and for certificates and keys that cannot be used. The text has
 /// nothing of their content.
-pub(crate) fn secure(info: ConnectionInfo, settings: &Settings) -> Result<ConnectionInfo, String> {
+pub(crate) fn apply_tls(
+    info: ConnectionInfo,
+    settings: &Settings,
+) -> Result<ConnectionInfo, String> {
     let ConnectionAddr::TcpTls { host, .. } = info.addr() else {
         return match settings.tls {
             Some(_) => Err("it is not over TLS, though `Config::tls` is set".to_owned()),
@@ -33,11 +36,11 @@ pub(crate) fn secure(info: ConnectionInfo, settings: &Settings) -> Result<Connec
     if ServerName::try_from(host.as_str()).is_err() {
         return Err(format!("no certificate can be for a host {host:?}"));
     }
-    provide();
+    install_crypto_provider();
     let Some(tls) = &settings.tls else {
         return Ok(info);
     };
-    check(tls)?;
+    validate(tls)?;
     let certificates = TlsCertificates {
         client_tls: tls.client().map(|(certificate, key)| ClientTlsConfig {
             client_cert: certificate.to_vec(),
@@ -53,7 +56,7 @@ pub(crate) fn secure(info: ConnectionInfo, settings: &Settings) -> Result<Connec
 
 /// `rustls` asks for the process's provider of cryptography and panics where there is none, or a choice of several. A
 /// program that has installed one keeps it.
-fn provide() {
+fn install_crypto_provider() {
     if CryptoProvider::get_default().is_none() {
         // It fails if another thread was first, which is as good.
         _ = ring::default_provider().install_default();
@@ -61,10 +64,10 @@ fn provide() {
 }
 
 /// Uses certificates and key as `redis` will at each connect, which would be late for an error.
-fn check(tls: &Tls) -> Result<(), String> {
+fn validate(tls: &Tls) -> Result<(), String> {
     let mut roots = RootCertStore::empty();
     if let Some(pem) = tls.authorities() {
-        for certificate in certificates(pem, "Tls::ca")? {
+        for certificate in parse_certificates(pem, "Tls::ca")? {
             if roots.add(certificate).is_err() {
                 return Err("Tls::ca: a certificate in it cannot be used".to_owned());
             }
@@ -73,7 +76,7 @@ fn check(tls: &Tls) -> Result<(), String> {
     let Some((certificate, key)) = tls.client() else {
         return Ok(());
     };
-    let chain = certificates(certificate, "Tls::client_certificate")?;
+    let chain = parse_certificates(certificate, "Tls::client_certificate")?;
     let Ok(key) = PrivateKeyDer::from_pem_slice(key) else {
         return Err("Tls::client_certificate: no key in the PEM text of the key".to_owned());
     };
@@ -84,7 +87,7 @@ fn check(tls: &Tls) -> Result<(), String> {
     }
 }
 
-fn certificates(pem: &[u8], whose: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+fn parse_certificates(pem: &[u8], whose: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
@@ -95,21 +98,23 @@ fn certificates(pem: &[u8], whose: &str) -> Result<Vec<CertificateDer<'static>>,
 
 /// What an error of a connect says of the node. A certificate that one side does not accept is a question of rights, as
 /// a wrong password is: it does not pass by waiting.
-pub(crate) fn cause(error: &RedisError, password: &str) -> Cause {
+pub(crate) fn connect_failure(error: &RedisError, password: &str) -> NodeFailure {
     if error.is_timeout() {
-        return Cause::Unreachable("no answer in time: is it a port for TLS?".to_owned());
+        return NodeFailure::Unreachable("no answer in time: is it a port for TLS?".to_owned());
     }
     let inner = server_error::io(error).and_then(io::Error::get_ref);
     let Some(tls) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
-        return server_error::cause_without(error, password);
+        return server_error::failure_redacted(error, password);
     };
-    let text = server_error::in_short(&format!("TLS: {tls}"), password);
+    let text = server_error::redact_and_truncate(&format!("TLS: {tls}"), password);
     match tls {
-        rustls::Error::AlertReceived(AlertDescription::InternalError) => Cause::Unreachable(text),
-        rustls::Error::AlertReceived(_) | rustls::Error::InvalidCertificate(_) => {
-            Cause::Denied(text)
+        rustls::Error::AlertReceived(AlertDescription::InternalError) => {
+            NodeFailure::Unreachable(text)
         }
-        _ => Cause::Unreachable(text),
+        rustls::Error::AlertReceived(_) | rustls::Error::InvalidCertificate(_) => {
+            NodeFailure::AccessDenied(text)
+        }
+        _ => NodeFailure::Unreachable(text),
     }
 }
 
@@ -120,10 +125,10 @@ mod tests {
     use super::*;
     use crate::config::builder::Config;
     use crate::error::Error;
-    use crate::transport::node::address::{Server, only};
+    use crate::transport::node::address::{ServerAddress, only};
 
-    fn server(config: Config) -> Result<Server, Error> {
-        let settings = config.check()?;
+    fn server(config: Config) -> Result<ServerAddress, Error> {
+        let settings = config.validate()?;
         only(&settings)
     }
 
@@ -147,7 +152,7 @@ mod tests {
             ("REDISS://h:1", true, Some("h:1")),
             ("valkeys://h", true, Some("h:6379")),
         ] {
-            let over_tls = |server: &Server| {
+            let over_tls = |server: &ServerAddress| {
                 assert!(server.info.tcp_settings().nodelay());
                 matches!(server.info.addr(), ConnectionAddr::TcpTls { .. })
             };
@@ -156,7 +161,7 @@ mod tests {
             match (server(Config::new([address]).tls(Tls::new())), set) {
                 (Ok(server), Some(place)) => {
                     assert!(over_tls(&server), "{address}");
-                    assert_eq!(server.place(), place);
+                    assert_eq!(server.host_port(), place);
                 }
                 (Err(error), None) => {
                     let error = error.to_string();

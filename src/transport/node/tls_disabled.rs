@@ -15,7 +15,7 @@ pub(crate) fn is_asked_for(by_address: Option<bool>, _: &Settings) -> Result<boo
     }
 }
 
-pub(crate) fn secure(info: ConnectionInfo, _: &Settings) -> Result<ConnectionInfo, String> {
+pub(crate) fn apply_tls(info: ConnectionInfo, _: &Settings) -> Result<ConnectionInfo, String> {
     Ok(info)
 }
 

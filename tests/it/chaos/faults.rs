@@ -42,25 +42,25 @@ const REST: Duration = LEFT.saturating_add(FURTHEST);
 const AHEAD: Duration = Duration::from_millis(3);
 
 /// Faults on a set of nodes, and the processes that use them. Each node, proxy and process has one fault at a time.
-pub(super) struct Storm<'a> {
+pub(super) struct FaultInjector<'a> {
     nodes: &'a [Server],
-    clocks: Vec<Hand<'a>>,
+    clocks: Vec<NodeHandle<'a>>,
     data: Data,
     file: PathBuf,
     links: Vec<Proxy>,
     programs: Vec<Program>,
-    lasting: Vec<(Instant, Mend)>,
+    lasting: Vec<(Instant, Recovery)>,
     counts: BTreeMap<&'static str, u64>,
     rng: StdRng,
 }
 
 /// A clock that may be stepped, and by how much it is behind.
-struct Hand<'a> {
+struct NodeHandle<'a> {
     clock: &'a Clock,
     behind: Duration,
 }
 
-impl Hand<'_> {
+impl NodeHandle<'_> {
     fn set(&mut self, behind: Duration) {
         self.behind = behind;
         self.clock.behind(behind);
@@ -69,7 +69,7 @@ impl Hand<'_> {
 
 /// The end of a fault that lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mend {
+enum Recovery {
     Resume(usize),
     Restart(usize),
     MakeRoom(usize),
@@ -87,18 +87,20 @@ enum Place {
     Clock(usize),
 }
 
-impl Mend {
+impl Recovery {
     fn place(self) -> Place {
         match self {
-            Mend::Resume(node) | Mend::Restart(node) | Mend::MakeRoom(node) => Place::Node(node),
-            Mend::Pass(link) => Place::Link(link),
-            Mend::Wake(program) => Place::Program(program),
-            Mend::Rest(clock) => Place::Clock(clock),
+            Recovery::Resume(node) | Recovery::Restart(node) | Recovery::MakeRoom(node) => {
+                Place::Node(node)
+            }
+            Recovery::Pass(link) => Place::Link(link),
+            Recovery::Wake(program) => Place::Program(program),
+            Recovery::Rest(clock) => Place::Clock(clock),
         }
     }
 }
 
-impl<'a> Storm<'a> {
+impl<'a> FaultInjector<'a> {
     /// The clocks are those of the nodes, or none.
     pub(super) fn over(
         nodes: &'a [Server],
@@ -106,17 +108,17 @@ impl<'a> Storm<'a> {
         data: Data,
         file: PathBuf,
         rng: StdRng,
-    ) -> Storm<'a> {
+    ) -> FaultInjector<'a> {
         let links = nodes.iter().map(|node| Proxy::to(node.addr())).collect();
         let stepped = match data {
             Data::Kept => nodes.len(),
             Data::Lost => (nodes.len() - 1) / 2,
         };
-        let clocks = clocks.iter().take(stepped).map(|clock| Hand {
+        let clocks = clocks.iter().take(stepped).map(|clock| NodeHandle {
             clock,
             behind: Duration::ZERO,
         });
-        let mut storm = Storm {
+        let mut storm = FaultInjector {
             nodes,
             clocks: clocks.collect(),
             data,
@@ -183,15 +185,15 @@ impl<'a> Storm<'a> {
     }
 
     /// What is to be mended first, if that is before `limit`.
-    fn due(&mut self, limit: Instant) -> Option<(Instant, Mend)> {
+    fn due(&mut self, limit: Instant) -> Option<(Instant, Recovery)> {
         let first = (0..self.lasting.len()).min_by_key(|&at| self.lasting[at].0)?;
         (self.lasting[first].0 < limit).then(|| self.lasting.swap_remove(first))
     }
 
-    fn mend(&mut self, mend: Mend) {
+    fn mend(&mut self, mend: Recovery) {
         match mend {
-            Mend::Resume(node) => self.nodes[node].resume().unwrap(),
-            Mend::Restart(node) => {
+            Recovery::Resume(node) => self.nodes[node].resume().unwrap(),
+            Recovery::Restart(node) => {
                 if let (Data::Lost, Some(hand)) = (self.data, self.clocks.get_mut(node)) {
                     hand.set(Duration::ZERO);
                 }
@@ -200,14 +202,16 @@ impl<'a> Storm<'a> {
                     self.lasting.push((now() + MAX_TTL / 4, mend));
                 }
             }
-            Mend::MakeRoom(node) => tell(&self.nodes[node], &["CONFIG", "SET", "maxmemory", "0"]),
-            Mend::Pass(link) => self.links[link].pass(),
-            Mend::Wake(program) => self.programs[program].resume(),
-            Mend::Rest(_) => {}
+            Recovery::MakeRoom(node) => {
+                tell(&self.nodes[node], &["CONFIG", "SET", "maxmemory", "0"])
+            }
+            Recovery::Pass(link) => self.links[link].pass(),
+            Recovery::Wake(program) => self.programs[program].resume(),
+            Recovery::Rest(_) => {}
         }
     }
 
-    fn last(&mut self, least: Duration, most: Duration, mend: Mend) {
+    fn last(&mut self, least: Duration, most: Duration, mend: Recovery) {
         let end = now() + self.rng.random_range(least..most);
         self.lasting.push((end, mend));
     }
@@ -244,12 +248,12 @@ impl<'a> Storm<'a> {
         for at in free {
             if place(at) == Place::Node(at) {
                 self.nodes[at].kill();
-                self.last(10 * MS, MAX_TTL / 10, Mend::Restart(at));
+                self.last(10 * MS, MAX_TTL / 10, Recovery::Restart(at));
                 name = "all nodes killed";
             } else {
                 let delay = self.rng.random_range(10 * MS..100 * MS);
                 self.links[at].both(Flow::Delay(delay));
-                self.last(MAX_TTL / 4, MAX_TTL, Mend::Pass(at));
+                self.last(MAX_TTL / 4, MAX_TTL, Recovery::Pass(at));
                 name = "all links slow";
             }
         }
@@ -265,11 +269,11 @@ impl<'a> Storm<'a> {
         let hand = self.clocks.get_mut(any)?;
         if self.rng.random() {
             hand.set(hand.behind + back);
-            self.last(REST, 2 * REST, Mend::Rest(any));
+            self.last(REST, 2 * REST, Recovery::Rest(any));
             Some("clock stepped back")
         } else {
             hand.set(hand.behind.checked_sub(AHEAD)?);
-            self.last(MIN_TTL, 2 * MIN_TTL, Mend::Rest(any));
+            self.last(MIN_TTL, 2 * MIN_TTL, Recovery::Rest(any));
             Some("clock stepped ahead")
         }
     }
@@ -298,12 +302,12 @@ impl<'a> Storm<'a> {
         Some(match what {
             0..3 => {
                 node.stop().unwrap();
-                self.last(50 * MS, 2 * MAX_TTL, Mend::Resume(any));
+                self.last(50 * MS, 2 * MAX_TTL, Recovery::Resume(any));
                 "node stopped"
             }
             3..6 => {
                 node.kill();
-                self.last(10 * MS, MAX_TTL, Mend::Restart(any));
+                self.last(10 * MS, MAX_TTL, Recovery::Restart(any));
                 "node killed"
             }
             6..8 => {
@@ -317,13 +321,13 @@ impl<'a> Storm<'a> {
             }
             10..12 => {
                 tell(node, &["CONFIG", "SET", "maxmemory", "1"]);
-                self.last(50 * MS, MAX_TTL, Mend::MakeRoom(any));
+                self.last(50 * MS, MAX_TTL, Recovery::MakeRoom(any));
                 "node without memory"
             }
             12..15 => {
                 let delay = self.rng.random_range(2 * MS..400 * MS);
                 self.links[any].both(Flow::Delay(delay));
-                self.last(100 * MS, MAX_TTL, Mend::Pass(any));
+                self.last(100 * MS, MAX_TTL, Recovery::Pass(any));
                 "link slow"
             }
             15..18 => {
@@ -333,7 +337,7 @@ impl<'a> Storm<'a> {
                 } else {
                     self.links[any].replies(flow);
                 }
-                self.last(100 * MS, MAX_TTL, Mend::Pass(any));
+                self.last(100 * MS, MAX_TTL, Recovery::Pass(any));
                 "link swallows or holds one way"
             }
             18..20 => {
@@ -352,7 +356,7 @@ impl<'a> Storm<'a> {
             }
             _ => {
                 self.programs[other].stop();
-                self.last(50 * MS, 2 * MAX_TTL, Mend::Wake(other));
+                self.last(50 * MS, 2 * MAX_TTL, Recovery::Wake(other));
                 "process stopped"
             }
         })

@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng};
 use redguard::RedisRwLocker;
 
 use crate::chaos::counters::Tally;
-use crate::chaos::faults::{FURTHEST, Storm};
+use crate::chaos::faults::{FURTHEST, FaultInjector};
 use crate::chaos::worker::{KEYS, MAX_TTL};
 use crate::support::child_process::scratch;
 use crate::support::clock::Clock;
@@ -78,7 +78,7 @@ fn sitting(nodes: usize, data: Data, length: Duration, rng: &mut StdRng) {
     let nodes: Vec<Server> = (0..nodes).map(|at| node(data, clocks.get(at))).collect();
     let (_dir, file) = scratch();
     let tally = Tally::beside(&file);
-    let mut storm = Storm::over(&nodes, &clocks, data, file.clone(), StdRng::from_rng(rng));
+    let mut storm = FaultInjector::over(&nodes, &clocks, data, file.clone(), StdRng::from_rng(rng));
     let start = now();
     storm.blow(|| start.elapsed() >= length && tally.of("held ") >= FEWEST_HOLDS);
     let faults = storm.calm();

@@ -50,12 +50,12 @@ fn play(data: Data, with: impl Fn(Config) -> Config) {
     let config = with(at(part.nodes.clone()))
         .node_timeout(Duration::from_millis(250))
         .connect_timeout(Duration::from_secs(1))
-        .breaker(5, Duration::from_secs(1))
+        .circuit_breaker(5, Duration::from_secs(1))
         .pool_size(rng.random_range(1..=2))
         .on_drop(if rng.random() {
             OnDrop::Wait
         } else {
-            OnDrop::HandOff
+            OnDrop::Background
         })
         .retry(RetryPolicy {
             initial_delay: Duration::from_millis(20),

@@ -86,7 +86,7 @@ impl Paper {
 }
 
 fn labelled(nodes: &[Server], label: &str) -> RedisLocker {
-    connect_by(config(nodes).owner(label), nodes)
+    connect_by(config(nodes).owner_label(label), nodes)
 }
 
 #[test]

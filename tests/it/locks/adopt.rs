@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use redguard::{
-    Config, Error, LocalLocker, LockOptions, LockToken, Locker, RedisLocker, RetryPolicy, WaitLost,
+    Config, Error, LocalLocker, LockOptions, LockToken, Locker, RedisLocker, RetryPolicy,
+    WatchOutcome,
 };
 
 use crate::support::fixtures::{BRIEF, LIMIT, TTL, config, hasty, shared};
@@ -20,12 +21,16 @@ fn sent(token: &LockToken) -> LockToken {
 
 #[test]
 fn a_child_carries_on_what_its_parent_has_taken() {
-    let (parent, child, other) = (locker(|c| c), locker(|c| c.owner("child")), locker(|c| c));
+    let (parent, child, other) = (
+        locker(|c| c),
+        locker(|c| c.owner_label("child")),
+        locker(|c| c),
+    );
     let key = unique_key("carried on");
     let guard = parent.lock(&key, TTL).unwrap();
     let watch = guard.watch();
     let token = guard.into_token().unwrap();
-    assert_eq!(watch.wait_lost(LIMIT), WaitLost::Released);
+    assert_eq!(watch.wait_ended(LIMIT), WatchOutcome::Released);
     assert!(token.keys().eq([key.as_str()]));
     assert!(
         other.try_lock(&key, TTL).unwrap().is_none(),
@@ -40,7 +45,7 @@ fn a_child_carries_on_what_its_parent_has_taken() {
     assert!(adopted.is_held() && adopted.remaining() <= TTL);
     assert_eq!(adopted.fencing_token(), None);
     assert!(other.try_lock(&key, TTL).unwrap().is_none());
-    let owner = || other.holder(&key).unwrap().unwrap().owner;
+    let owner = || other.holder(&key).unwrap().unwrap().owner_label;
     eventually(LIMIT, "it is the child's", || {
         owner().as_deref() == Some("child")
     });
@@ -170,7 +175,7 @@ fn several_keys_are_handed_over_as_one() {
     let names = [unique_key("b"), unique_key("a"), unique_key("c")];
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let options = LockOptions::new(TTL).fenced();
-    let guard = parent.lock_all(&names, &options).unwrap();
+    let guard = parent.acquire_all(&names, &options).unwrap();
     let number = guard.fencing_token().unwrap();
     let token = sent(&guard.into_token().unwrap());
     assert_eq!(token.keys().len(), 3);
@@ -181,7 +186,7 @@ fn several_keys_are_handed_over_as_one() {
     }
     adopted.release().unwrap();
     parent
-        .lock_all(&names, &options)
+        .acquire_all(&names, &options)
         .unwrap()
         .release()
         .unwrap();
@@ -192,7 +197,7 @@ fn a_lock_of_which_a_part_is_another_s_is_not_adopted_in_parts() {
     let (parent, child) = (locker(|c| c), locker(|c| c));
     let (one, two) = (unique_key("one"), unique_key("two"));
     let guard = parent
-        .lock_all(&[&one, &two], &LockOptions::new(TTL))
+        .acquire_all(&[&one, &two], &LockOptions::new(TTL))
         .unwrap();
     let token = guard.into_token().unwrap();
     assert!(child.force_release(&two).unwrap());
@@ -230,7 +235,7 @@ fn a_lock_that_is_lost_or_local_cannot_be_handed_over() {
 
     let local = LocalLocker::new();
     let guard = local.lock(&key, TTL).unwrap();
-    assert_eq!(guard.into_token().unwrap_err(), Error::HeldLocally);
+    assert_eq!(guard.into_token().unwrap_err(), Error::NotOnNodes);
     let free = local.try_lock(&key, TTL).unwrap();
     assert!(free.is_some(), "it was released");
 }
@@ -262,6 +267,6 @@ fn an_adoption_that_cannot_be_had_says_why() {
     assert_eq!(child.adopt(&token, TTL).unwrap_err(), Error::Closed);
     assert!(matches!(
         "lock".parse::<LockToken>(),
-        Err(Error::InvalidToken)
+        Err(Error::InvalidLockToken)
     ));
 }

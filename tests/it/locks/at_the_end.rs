@@ -65,7 +65,7 @@ fn end_a_thread(locker: &RedisLocker, others: &RedisLocker, node: &str, key: &st
 fn part_whose_threads_end_with_guards_in_their_locals() {
     let Some(part) = Part::mine() else { return };
     let others = part.locker();
-    for on_drop in [OnDrop::Wait, OnDrop::HandOff] {
+    for on_drop in [OnDrop::Wait, OnDrop::Background] {
         let config = at(part.nodes.clone()).node_timeout(HUNG).on_drop(on_drop);
         let locker = RedisLocker::connect(config).unwrap();
         for order in [Order::First, Order::Last] {
@@ -100,7 +100,7 @@ extern "C" fn drop_what_is_left() {
 fn part_that_drops_a_guard_when_it_exits() {
     let Some(part) = Part::mine() else { return };
     let on_drop = match part.key.ends_with("HandOff") {
-        true => OnDrop::HandOff,
+        true => OnDrop::Background,
         false => OnDrop::Wait,
     };
     let config = at(part.nodes.clone()).node_timeout(HUNG).on_drop(on_drop);

@@ -21,7 +21,7 @@ fn patient() -> LockOptions {
 }
 
 fn take_all(locker: &dyn Locker, keys: &[&str]) -> LockGuard {
-    locker.lock_all(keys, &patient()).unwrap()
+    locker.acquire_all(keys, &patient()).unwrap()
 }
 
 /// What each thread locks, one after the other.
@@ -44,7 +44,7 @@ fn play(lockers: [&dyn Locker; 2], plans: &[Vec<Vec<usize>>]) {
             scope.spawn(move || {
                 for set in plan {
                     let names: Vec<&str> = set.iter().map(|n| keys[*n].as_str()).collect();
-                    let guard = locker.lock_all(&names, &patient().fenced()).unwrap();
+                    let guard = locker.acquire_all(&names, &patient().fenced()).unwrap();
                     let inside: Vec<_> = names.iter().map(|name| witness.enter(name)).collect();
                     let number = guard.fencing_token().unwrap();
                     for key in set {
@@ -122,7 +122,7 @@ fn each_key_is_a_plain_lock_with_one_token_for_all() {
         .iter()
         .for_each(|node| seize(node, names[2], TTL));
     assert!(
-        ours.try_lock_all(&names, &LockOptions::new(TTL))
+        ours.try_acquire_all(&names, &LockOptions::new(TTL))
             .unwrap()
             .is_none()
     );
@@ -154,7 +154,7 @@ fn a_key_that_a_node_lost_comes_back_and_one_that_others_took_is_the_end_of_all(
     let items: Vec<u32> = ask(&nodes[1], &["LRANGE", &wire(names[1]), "0", "-1"]);
     assert_eq!(items, [1]);
     assert!(
-        ours.try_lock_all(&names, &LockOptions::new(TTL))
+        ours.try_acquire_all(&names, &LockOptions::new(TTL))
             .unwrap()
             .is_none()
     );
@@ -170,7 +170,7 @@ fn the_most_keys_at_once_with_a_node_down() {
         .map(|n| format!("{n} {}", "é".repeat(50)))
         .collect();
     let names: Vec<&str> = keys.iter().map(String::as_str).collect();
-    let guard = ours.lock_all(&names, &patient().fenced()).unwrap();
+    let guard = ours.acquire_all(&names, &patient().fenced()).unwrap();
     let count = |node: &Server| -> usize {
         let keys: Vec<String> = ask(node, &["KEYS", &format!("{PREFIX}*")]);
         keys.len()

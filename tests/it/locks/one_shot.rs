@@ -65,7 +65,7 @@ fn callers_of_every_kind_that_try_once_have_one_winner() {
         ("several keys", |nodes, key| {
             let (other, options) = (format!("{key}:2"), LockOptions::new(TTL));
             let locker = RedisLocker::new(nodes);
-            locker.try_lock_all(&[key, &other], &options).map(boxed)
+            locker.try_acquire_all(&[key, &other], &options).map(boxed)
         }),
         ("fenced", |nodes, key| {
             let options = LockOptions::new(TTL).fenced();

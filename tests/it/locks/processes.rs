@@ -237,7 +237,7 @@ fn in_the_child(locker: RedisLocker, guards: [LockGuard; 3], key: &str) -> Resul
     let [dropped, released, cared_for] = guards;
     let start = now();
     expect(cared_for.extend(TTL).is_err(), "nor this one's extend")?;
-    cared_for.stop_renewing();
+    cared_for.stop_renewal();
     _ = cared_for.release();
     drop(dropped);
     let warned = captured_log().lines(Level::Warn, &format!("{key}dropped"));

@@ -9,8 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 use redguard::{
-    Config, LockGuard, LockOptions, Locker, LossWatch, RedisLocker, RedisRwLocker, RwLocker,
-    WaitLost,
+    Config, LockGuard, LockOptions, LockWatch, Locker, RedisLocker, RedisRwLocker, RwLocker,
+    WatchOutcome,
 };
 
 use crate::support::child_process::{Part, Program, scratch};
@@ -40,8 +40,8 @@ fn keep(locker: &RedisLocker, nodes: &[Server], key: &str) -> (LockGuard, Arc<At
     (guard, told)
 }
 
-fn is_lost(watch: &LossWatch, told: &AtomicUsize) {
-    assert_eq!(watch.wait_lost(LIMIT), WaitLost::Lost);
+fn is_lost(watch: &LockWatch, told: &AtomicUsize) {
+    assert_eq!(watch.wait_ended(LIMIT), WatchOutcome::Lost);
     eventually(LIMIT, "it is told", || told.load(Ordering::SeqCst) == 1);
 }
 
@@ -56,7 +56,7 @@ fn a_lock_is_kept_for_ten_ttls_while_each_node_hangs_dies_and_comes_back() {
     let watch = guard.watch();
     let goes_on = || {
         // Longer than what a renewal takes; the lease would end in two of these.
-        assert_eq!(watch.wait_lost(BRIEF / 2), WaitLost::TimedOut);
+        assert_eq!(watch.wait_ended(BRIEF / 2), WatchOutcome::TimedOut);
         let taken = rival.try_lock(&key, TTL).unwrap();
         assert!(taken.is_none(), "two holders");
     };
@@ -77,7 +77,7 @@ fn a_lock_is_kept_for_ten_ttls_while_each_node_hangs_dies_and_comes_back() {
     goes_on();
     goes_on();
     guard.release().unwrap();
-    assert_eq!(watch.wait_lost(LIMIT), WaitLost::Released);
+    assert_eq!(watch.wait_ended(LIMIT), WatchOutcome::Released);
     nowhere(&nodes, &key);
     assert_eq!(told.load(Ordering::SeqCst), 0);
 }
@@ -110,7 +110,8 @@ fn a_writer_and_readers_are_kept_while_a_node_hangs_and_told_of_their_loss() {
     let options = renewed(BRIEF).on_lost(move |_| {
         count.fetch_add(1, Ordering::SeqCst);
     });
-    let kept = |watch: &LossWatch| assert_eq!(watch.wait_lost(BRIEF * 3 / 2), WaitLost::TimedOut);
+    let kept =
+        |watch: &LockWatch| assert_eq!(watch.wait_ended(BRIEF * 3 / 2), WatchOutcome::TimedOut);
     let writer = locker.acquire_write(&key, &options).unwrap();
     nodes[0].stop().unwrap();
     kept(&writer.watch());
@@ -134,7 +135,7 @@ fn a_writer_and_readers_are_kept_while_a_node_hangs_and_told_of_their_loss() {
     eventually(LIMIT, "it is lost", || {
         let forgetful = nodes[1..].iter();
         forgetful.for_each(|node| ask(node, &["FLUSHALL"]));
-        lost.watch().wait_lost(BRIEF / 2) == WaitLost::Lost
+        lost.watch().wait_ended(BRIEF / 2) == WatchOutcome::Lost
     });
     eventually(LIMIT, "it is told", || told.load(Ordering::SeqCst) > 0);
     assert!(lost.release().unwrap_err().is_lost());
@@ -143,7 +144,7 @@ fn a_writer_and_readers_are_kept_while_a_node_hangs_and_told_of_their_loss() {
     eventually(LIMIT, "it is lost", || {
         let forgetful = nodes[1..].iter();
         forgetful.for_each(|node| ask(node, &["FLUSHALL"]));
-        writer.watch().wait_lost(BRIEF / 2) == WaitLost::Lost
+        writer.watch().wait_ended(BRIEF / 2) == WatchOutcome::Lost
     });
     eventually(LIMIT, "it is told", || told.load(Ordering::SeqCst) > 1);
     drop(writer);
@@ -171,7 +172,7 @@ fn flushed_nodes_and_a_strangers_value_are_a_loss_long_before_the_lease_ends() {
                     false => ask::<()>(node, &["FLUSHALL"]),
                 }
             }
-            guard.watch().wait_lost(BRIEF / 2) == WaitLost::Lost
+            guard.watch().wait_ended(BRIEF / 2) == WatchOutcome::Lost
         });
         is_lost(&guard.watch(), &told);
         nowhere(&nodes[..1], &key);
@@ -213,7 +214,7 @@ fn one_node_that_forgets_gets_the_key_back() {
     everywhere(&nodes, &key);
     // A stranger's value is left alone, and the lock is ours all the same.
     ask::<()>(&nodes[0], &["SET", &wire(&key), STRANGER]);
-    assert_eq!(guard.watch().wait_lost(BRIEF), WaitLost::TimedOut);
+    assert_eq!(guard.watch().wait_ended(BRIEF), WatchOutcome::TimedOut);
     assert_eq!(token(&nodes[0], &key).as_deref(), Some(STRANGER));
     guard.release().unwrap();
 }
@@ -244,7 +245,7 @@ fn part_that_is_stopped() {
         thread::yield_now();
     }
     let looks = [guard.is_held(), watch.is_held()];
-    let lost = watch.wait_lost(Duration::ZERO);
+    let lost = watch.wait_ended(Duration::ZERO);
     let work = guard.check();
     fs::write(
         &part.file,

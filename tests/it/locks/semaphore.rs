@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use redguard::{Error, LockOptions, Nodes, Permit, RedisSemaphore, Semaphore};
+use redguard::{Error, LockOptions, Nodes, RedisSemaphore, Semaphore, SemaphorePermit};
 
 use crate::support::child_process::{BRIEF, Part, Program, scratch};
 use crate::support::fixtures::{LIMIT, PREFIX, TTL, ask, config, connect, shared};
@@ -21,7 +21,7 @@ fn patient() -> LockOptions {
     LockOptions::new(TTL).wait_for(2 * LIMIT)
 }
 
-fn tried(semaphore: &RedisSemaphore) -> Option<Permit> {
+fn tried(semaphore: &RedisSemaphore) -> Option<SemaphorePermit> {
     semaphore.try_acquire(&LockOptions::new(TTL)).unwrap()
 }
 
@@ -127,7 +127,7 @@ fn crowd(nodes: &[Server], permits: u32, disturb: impl FnOnce(&dyn Fn(usize))) {
     });
     assert_eq!(taken.into_inner(), THREADS * ROUNDS);
     // All of them can be had at once by whoever comes now.
-    let all: Vec<Permit> = (0..permits)
+    let all: Vec<SemaphorePermit> = (0..permits)
         .map(|n| both[n as usize % 2].acquire(&patient()).unwrap())
         .collect();
     assert!(both.iter().all(|semaphore| tried(semaphore).is_none()));

@@ -3,7 +3,7 @@
 use stateright::{Model, Property};
 
 use crate::model::exclusive::clients::is_asking;
-use crate::model::lane::{Seat, Verb, Verdict, Vote};
+use crate::model::lane::{NodeSlot, Verb, Verdict, Vote};
 
 mod clients;
 
@@ -99,7 +99,7 @@ pub(super) enum Phase {
     #[default]
     Idle,
     Trying,
-    /// A quorum has granted, and its fences are raised (`Engine::number`).
+    /// A quorum has granted, and its fences are raised (`Engine::assign_fencing_token`).
     Raising,
     Held,
 }
@@ -137,7 +137,7 @@ pub(super) struct Node {
     fence: u8,
     /// So many ticks it grants nothing yet.
     quarantine: u8,
-    seats: [Seat; 2],
+    seats: [NodeSlot; 2],
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -371,7 +371,7 @@ impl State {
     /// Nobody has the lock or wants it at the moment, and nothing is on its way.
     fn is_quiet(&self) -> bool {
         let at_rest = |client: &Client| client.phase == Phase::Idle && !client.restoring;
-        let quiet = |seat: &Seat| seat.lane.is_quiet();
+        let quiet = |seat: &NodeSlot| seat.lane.is_quiet();
         self.clients.iter().all(at_rest)
             && self.nodes.iter().flat_map(|node| &node.seats).all(quiet)
     }

@@ -77,9 +77,9 @@ impl fmt::Debug for Message {
 
 /// What was written to one connection and is not served yet: the next one in the lowest bits, zeros behind the last.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Line(u128);
+pub(crate) struct Link(u128);
 
-impl Line {
+impl Link {
     pub(crate) fn iter(self) -> impl Iterator<Item = Message> {
         (0..8)
             .map(move |i| Message((self.0 >> (16 * i)) as u16))
@@ -111,7 +111,7 @@ impl Line {
     }
 }
 
-impl fmt::Debug for Line {
+impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.iter()).finish()
     }
@@ -125,9 +125,9 @@ impl fmt::Debug for Line {
 pub(crate) struct Lane {
     pub(crate) down: bool,
     /// Not served yet on this connection.
-    wire: Line,
+    wire: Link,
     /// Not served yet on the connection that broke. The node may still serve it, until it is killed.
-    former: Line,
+    former: Link,
     /// What is released as soon as the lane is connected again, a bit for each token: see [`debt`].
     owed: [u8; 3],
 }
@@ -193,13 +193,13 @@ impl Lane {
         if !self.down {
             self.break_off();
         }
-        self.former = Line::default();
+        self.former = Link::default();
     }
 
     /// A new connection. It kills the former one, unless that has been forgotten.
     pub(crate) fn connect(&mut self, kills: bool) {
         if kills {
-            self.former = Line::default();
+            self.former = Link::default();
         }
         self.down = false;
         let owed = std::mem::take(&mut self.owed);
@@ -269,7 +269,7 @@ impl Vote {
 
 /// What a client knows of a node, and its lane there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Seat {
+pub(crate) struct NodeSlot {
     pub(crate) lane: Lane,
     /// In the round that is not over.
     pub(crate) vote: Vote,
@@ -285,8 +285,8 @@ pub(crate) struct Seat {
     pub(crate) former: bool,
 }
 
-impl Seat {
-    /// Asks in a new round. A node whose lane is down is not asked, and its fault is counted at once (`Nodes::put`).
+impl NodeSlot {
+    /// Asks in a new round. A node whose lane is down is not asked, and its fault is counted at once (`Nodes::dispatch`).
     pub(crate) fn ask(&mut self, message: Message) -> bool {
         let sent = self.lane.submit(message);
         self.vote = if sent { Vote::Open } else { Vote::Fault };
@@ -312,7 +312,7 @@ impl Seat {
 }
 
 /// In three pieces, since most of the time goes into this.
-impl Hash for Seat {
+impl Hash for NodeSlot {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         let [exclusive, read, place] = self.lane.owed;
         let flags = [

@@ -5,7 +5,7 @@
 
 use stateright::{Model, Property};
 
-use crate::model::lane::{Seat, Verb, Verdict, Vote};
+use crate::model::lane::{NodeSlot, Verb, Verdict, Vote};
 
 mod clients;
 
@@ -129,7 +129,7 @@ struct Node {
     place_asked: [bool; CLIENTS],
     /// For readers that check first: what they found.
     found_free: [bool; CLIENTS],
-    seats: [Seat; CLIENTS],
+    seats: [NodeSlot; CLIENTS],
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -398,7 +398,7 @@ impl State {
     fn is_quiet(&self) -> bool {
         let at_rest =
             |client: &Client| client.phase == Phase::Idle && client.place == 0 && !client.restoring;
-        let quiet = |seat: &Seat| seat.lane.is_quiet();
+        let quiet = |seat: &NodeSlot| seat.lane.is_quiet();
         self.clients.iter().all(at_rest)
             && self.nodes.iter().flat_map(|node| &node.seats).all(quiet)
     }

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use redguard::{
-    Cause, Config, Credentials, Endpoint, Error, LockOptions, Locker, NodeCause, NodeState, Nodes,
-    RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
+    Config, Credentials, Endpoint, Error, FailedNode, LockOptions, Locker, NodeFailure, NodeState,
+    Nodes, RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
 };
 
 use crate::support::fixtures::{
@@ -23,7 +23,7 @@ use crate::support::{eventually, servers, unique_key};
 const REFUSED: Duration = Duration::from_secs(1);
 const USER: &str = "locks";
 
-fn causes(error: Error) -> Box<[NodeCause]> {
+fn causes(error: Error) -> Box<[FailedNode]> {
     match error {
         Error::InsufficientQuorum { causes, .. } => causes,
         other => panic!("{other}"),
@@ -53,7 +53,7 @@ fn a_password_opens_the_door_and_is_never_shown() {
         assert!(!shown.contains("secret"), "{shown}");
         assert_eq!(error.is_denied(), denied, "{shown}");
         assert_eq!(error.is_unavailable(), !denied, "{shown}");
-        let is_denied = matches!(causes(error)[0].cause, Cause::Denied(_));
+        let is_denied = matches!(causes(error)[0].failure, NodeFailure::AccessDenied(_));
         assert_eq!(is_denied, denied, "{shown}");
     }
     for config in [at([node.addr()]).password(&*right), named(&right)] {
@@ -118,7 +118,7 @@ fn credentials_that_change_are_asked_for_at_each_connect() {
     let node_cause = || locker.nodes().health().nodes[0].cause.clone();
     assert!(cut() > 0);
     eventually(LIMIT, "the former password is refused", || {
-        matches!(node_cause(), Some(Cause::Denied(_)))
+        matches!(node_cause(), Some(NodeFailure::AccessDenied(_)))
     });
     *current.lock().unwrap() = "";
     eventually(LIMIT, "the function panics", || {
@@ -266,11 +266,11 @@ fn no_more_and_no_less(
         let mut causes = refused();
         // On a machine that is so busy the node's time may be over before it has refused.
         for _ in 0..10 {
-            if causes[0].cause == Cause::TimedOut {
+            if causes[0].failure == NodeFailure::TimedOut {
                 causes = refused();
             }
         }
-        let is_plain = matches!(&causes[0].cause, Cause::Denied(_));
+        let is_plain = matches!(&causes[0].failure, NodeFailure::AccessDenied(_));
         assert!(is_plain, "without {left_out}: {causes:?}");
     }
 }
@@ -326,9 +326,9 @@ fn connect_to_a_server_without_room_is_no_denial() {
             config = config.password(password);
         }
         let error = Nodes::connect(config.clone()).unwrap_err();
-        let cause = causes(error)[0].cause.clone();
+        let cause = causes(error)[0].failure.clone();
         assert!(
-            matches!(&cause, Cause::Server(text) if text.contains("max number of clients")),
+            matches!(&cause, NodeFailure::ServerError(text) if text.contains("max number of clients")),
             "{cause}"
         );
         Nodes::connect(config.allow_degraded(true)).unwrap();
@@ -414,14 +414,17 @@ fn name_without_rights_costs_no_other_lock() {
         let errors = [
             locker.try_lock(&name, TTL).unwrap_err(),
             locker.try_acquire(&name, &fenced).unwrap_err(),
-            locker.try_lock_all(&[&name, &ours], &once).unwrap_err(),
+            locker.try_acquire_all(&[&name, &ours], &once).unwrap_err(),
             rw.try_read(&name, TTL).unwrap_err(),
             rw.try_write(&name, TTL).unwrap_err(),
             semaphore.try_acquire(&once).unwrap_err(),
         ];
         for error in errors {
             let causes = causes(error);
-            assert!(matches!(causes[0].cause, Cause::Denied(_)), "{causes:?}");
+            assert!(
+                matches!(causes[0].failure, NodeFailure::AccessDenied(_)),
+                "{causes:?}"
+            );
             take(&locker, &format!("{ours}-other")).release().unwrap();
         }
     }
@@ -448,7 +451,10 @@ fn release_that_is_denied_costs_no_other_lock_and_is_made_when_it_is_allowed() {
         ask::<()>(node, &["ACL", "SETUSER", USER, denied]);
         for key in &keys {
             let causes = causes(take(&locker, key).release().unwrap_err());
-            assert!(matches!(causes[0].cause, Cause::Denied(_)), "{causes:?}");
+            assert!(
+                matches!(causes[0].failure, NodeFailure::AccessDenied(_)),
+                "{causes:?}"
+            );
             let again = locker.try_lock(key, TTL).unwrap();
             assert!(again.is_none(), "it is there yet");
             let other = locker.try_lock(&unique_key("other"), TTL).unwrap();
@@ -489,8 +495,7 @@ fn slot_that_nobody_serves_costs_no_lock_in_another() {
     let since = up_since(&locker);
     for _ in 0..20 {
         let causes = causes(locker.try_lock(&key, TTL).unwrap_err());
-        let is_plain =
-            matches!(&causes[0].cause, Cause::Server(words) if words.contains("CLUSTERDOWN"));
+        let is_plain = matches!(&causes[0].failure, NodeFailure::ServerError(words) if words.contains("CLUSTERDOWN"));
         assert!(is_plain, "{causes:?}");
         take(&locker, &unique_key("other")).release().unwrap();
         kept.extend(TTL).unwrap();

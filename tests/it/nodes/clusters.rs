@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use redguard::{
-    Cause, Config, Credentials, Endpoint, Error, LockOptions, Locker, NodeState, Nodes,
+    Config, Credentials, Endpoint, Error, LockOptions, Locker, NodeFailure, NodeState, Nodes,
     RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
 };
 use redis::FromRedisValue;
@@ -30,9 +30,9 @@ fn wire(key: &str) -> String {
 }
 
 /// The only node's cause in an error.
-fn cause(error: Error) -> Cause {
+fn cause(error: Error) -> NodeFailure {
     match error {
-        Error::InsufficientQuorum { causes, .. } => causes[0].cause.clone(),
+        Error::InsufficientQuorum { causes, .. } => causes[0].failure.clone(),
         other => panic!("{other}"),
     }
 }
@@ -184,7 +184,7 @@ fn a_slot_moves_under_the_locks_in_it() {
     // Several keys are served nowhere while the slot is on its way. That is an error of theirs alone.
     let error = cause(rw.write(&tagged(&tag, "other"), TTL).unwrap_err());
     assert!(
-        matches!(&error, Cause::Server(text) if text.contains("TRYAGAIN")),
+        matches!(&error, NodeFailure::ServerError(text) if text.contains("TRYAGAIN")),
         "{error}"
     );
     let stuck = rw.write(&tagged(&tag, "never"), TTL).unwrap_err();
@@ -266,13 +266,13 @@ fn several_keys_must_share_a_slot_and_permits_do() {
     let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
     let fenced = LockOptions::new(TTL).wait_for(LIMIT).fenced();
     for options in [fenced, LockOptions::new(TTL).wait_for(LIMIT)] {
-        let guard = locker.lock_all(&names, &options).unwrap();
+        let guard = locker.acquire_all(&names, &options).unwrap();
         assert!(locker.try_lock(names[1], TTL).unwrap().is_none());
         guard.extend(2 * TTL).unwrap();
         guard.release().unwrap();
     }
     names.push("elsewhere");
-    match locker.lock_all(&names, &LockOptions::new(TTL)) {
+    match locker.acquire_all(&names, &LockOptions::new(TTL)) {
         Err(Error::InvalidKey { reason, .. }) => {
             assert!(reason.contains("another slot"), "{reason}");
         }
@@ -283,7 +283,7 @@ fn several_keys_must_share_a_slot_and_permits_do() {
     let endpoints = others.iter().map(|node| Endpoint::from(node.addr()));
     let mixed = Config::new(endpoints.chain([cluster.endpoint()]));
     let mixed = RedisLocker::connect(mixed.connect_timeout(LIMIT)).unwrap();
-    let refused = mixed.try_lock_all(&names, &LockOptions::new(TTL));
+    let refused = mixed.try_acquire_all(&names, &LockOptions::new(TTL));
     assert!(
         matches!(refused, Err(Error::InvalidKey { .. })),
         "{refused:?}"
@@ -427,7 +427,7 @@ fn what_cannot_be_had_from_a_cluster_is_refused_at_the_door() {
         let told = cause(connect_error(at([Endpoint::cluster([server.addr()])])));
         let is_told = |text: &str| text.contains(&server.addr()) && text.contains(words);
         assert!(
-            matches!(&told, Cause::Server(text) if is_told(text)),
+            matches!(&told, NodeFailure::ServerError(text) if is_told(text)),
             "{told}"
         );
     }
@@ -463,7 +463,7 @@ fn a_cluster_counts_as_one_node_among_others() {
 fn member_of_a_cluster_as_a_plain_node_is_told_as_what_it_is() {
     let cluster = Cluster::shared();
     let told = cause(connect_error(at([cluster.masters[0].addr()])));
-    let Cause::Server(words) = &told else {
+    let NodeFailure::ServerError(words) = &told else {
         panic!("{told}");
     };
     assert!(words.contains("`Endpoint::cluster`"), "{told}");

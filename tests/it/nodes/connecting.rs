@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use redguard::{
-    Cause, Config, Error, LockGuard, Locker, NodeCause, NodeState, Nodes, RedisLocker, Role,
+    Config, Error, FailedNode, LockGuard, Locker, NodeFailure, NodeState, Nodes, RedisLocker, Role,
 };
 
 use crate::support::fixtures::{
@@ -21,7 +21,7 @@ fn impatient(nodes: &[Server]) -> RedisLocker {
 }
 
 /// What an `InsufficientQuorum` says: needed, reachable and total, and the cause of each node.
-fn insufficient(error: Error) -> ([usize; 3], Box<[NodeCause]>) {
+fn insufficient(error: Error) -> ([usize; 3], Box<[FailedNode]>) {
     assert!(error.is_unavailable() && !error.is_contended() && !error.is_lost());
     match error {
         Error::InsufficientQuorum {
@@ -70,7 +70,10 @@ fn without_any_node_each_one_has_its_cause() {
     assert_eq!(counts, [2, 0, 3]);
     for (cause, address) in causes.iter().zip(&addresses) {
         assert_eq!(cause.node, *address);
-        assert!(matches!(cause.cause, Cause::Unreachable(_)), "{cause}");
+        assert!(
+            matches!(cause.failure, NodeFailure::Unreachable(_)),
+            "{cause}"
+        );
     }
     assert_eq!(causes.len(), 3);
 }
@@ -116,9 +119,11 @@ fn connecting_to_hung_nodes_ends_at_its_time_out() {
     assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
     let (counts, causes) = insufficient(error);
     assert_eq!(counts, [2, 1, 3]);
-    let hung = causes.iter().map(|cause| (&*cause.node, &cause.cause));
+    let hung = causes.iter().map(|cause| (&*cause.node, &cause.failure));
     let expected = nodes[1..].iter().map(Server::addr).collect::<Vec<_>>();
-    let expected = expected.iter().map(|node| (&**node, &Cause::TimedOut));
+    let expected = expected
+        .iter()
+        .map(|node| (&**node, &NodeFailure::TimedOut));
     assert!(hung.clone().eq(expected), "{causes:?}");
 }
 
@@ -163,14 +168,14 @@ fn with_a_majority_hung_nobody_can_find_out() {
         assert_eq!(counts, [2, 1, 3]);
         let hung: Vec<_> = causes
             .iter()
-            .map(|cause| (&cause.node, &cause.cause))
+            .map(|cause| (&cause.node, &cause.failure))
             .collect();
         let expected = [0, 1].map(|node: usize| nodes[node].addr());
         assert_eq!(
             hung,
             [
-                (&expected[0], &Cause::TimedOut),
-                (&expected[1], &Cause::TimedOut)
+                (&expected[0], &NodeFailure::TimedOut),
+                (&expected[1], &NodeFailure::TimedOut)
             ]
         );
     }
@@ -291,7 +296,7 @@ fn refuses(node: &Server, how: &[&str], code: &str, back: &[&str], check: impl F
     let (counts, causes) = insufficient(error);
     assert_eq!(counts, [1, 1, 1], "an error is an answer");
     assert!(
-        matches!(&causes[0].cause, Cause::Server(text) if text.contains(code)),
+        matches!(&causes[0].failure, NodeFailure::ServerError(text) if text.contains(code)),
         "{causes:?}"
     );
     check(&held);

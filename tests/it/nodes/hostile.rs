@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use redguard::{
-    Cause, Config, Error, LockOptions, Locker, NodeState, Nodes, RedisLocker, RedisRwLocker,
+    Config, Error, LockOptions, Locker, NodeFailure, NodeState, Nodes, RedisLocker, RedisRwLocker,
     RwLocker,
 };
 
@@ -134,7 +134,7 @@ fn each<T: Sync>(table: &[T], row: impl Fn(usize, &T) + Sync) {
 
 /// Soon done with a node that does not answer, and not done with it for longer than that.
 fn hasty(addresses: impl IntoIterator<Item = String>) -> Config {
-    let config = at(addresses).breaker(u32::MAX, LIMIT);
+    let config = at(addresses).circuit_breaker(u32::MAX, LIMIT);
     config.node_timeout(SOON).connect_timeout(SOON)
 }
 
@@ -341,7 +341,7 @@ fn who_drips_holds_no_caller() {
             let key = unique_key("drip");
             match in_time("an attempt", || locks.try_lock(&key, TTL)) {
                 Err(Error::InsufficientQuorum { causes, .. }) => {
-                    assert_eq!(causes[0].cause, Cause::TimedOut);
+                    assert_eq!(causes[0].failure, NodeFailure::TimedOut);
                 }
                 other => panic!("{other:?}"),
             }

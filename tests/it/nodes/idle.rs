@@ -19,7 +19,7 @@ use crate::support::{eventually, on_socket, servers, unique_key};
 
 /// One failed round opens the breaker.
 fn strict(config: Config) -> Config {
-    config.breaker(1, LIMIT)
+    config.circuit_breaker(1, LIMIT)
 }
 
 /// The clients of a server that have sent requests of locks last, as numbers.

@@ -4,7 +4,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 use std::{io, thread};
 
-use redguard::{Cause, Config, Error, Locker, RedisLocker, RetryPolicy};
+use redguard::{Config, Error, Locker, NodeFailure, RedisLocker, RetryPolicy};
 use redis::ConnectionLike;
 
 use crate::support::fixtures::{
@@ -43,10 +43,10 @@ fn addresses(nodes: &[Server], proxy: &Proxy) -> Vec<String> {
     [proxy.addr()].into_iter().chain(direct).collect()
 }
 
-fn cause(error: Error) -> Cause {
+fn cause(error: Error) -> NodeFailure {
     assert!(error.is_unavailable(), "{error}");
     match error {
-        Error::InsufficientQuorum { causes, .. } => causes[0].cause.clone(),
+        Error::InsufficientQuorum { causes, .. } => causes[0].failure.clone(),
         other => panic!("{other}"),
     }
 }
@@ -66,7 +66,7 @@ fn a_grant_whose_reply_was_cut_is_undone() {
         let key = unique_key("cut");
         proxy.cut_reply_after(bytes);
         let error = locker.try_lock(&key, TTL).unwrap_err();
-        assert!(matches!(cause(error), Cause::Unreachable(_)));
+        assert!(matches!(cause(error), NodeFailure::Unreachable(_)));
         // It was there, and somebody took it away.
         eventually(LIMIT, "granted and undone", || {
             calls(&nodes[0], "del") > dels
@@ -91,7 +91,7 @@ fn a_release_whose_reply_was_cut_is_a_release() {
     let key = unique_key("swallowed");
     let guard = take(&locker, &key);
     proxy.replies(Flow::Swallow);
-    assert_eq!(cause(guard.release().unwrap_err()), Cause::TimedOut);
+    assert_eq!(cause(guard.release().unwrap_err()), NodeFailure::TimedOut);
     nowhere(&nodes, &key);
     proxy.pass();
     is_idle(&locker);
@@ -121,7 +121,7 @@ fn a_release_that_did_not_arrive_is_made_again() {
     let key = unique_key("owed");
     let guard = take(&locker, &key);
     proxy.requests(Flow::Swallow);
-    assert_eq!(cause(guard.release().unwrap_err()), Cause::TimedOut);
+    assert_eq!(cause(guard.release().unwrap_err()), NodeFailure::TimedOut);
     assert!(pttl(&nodes[0], &key) > 0);
     proxy.pass();
     nowhere(&nodes, &key);
@@ -171,7 +171,7 @@ fn what_is_left_of_a_former_connection_never_runs() {
     slow.requests(Flow::Hold);
     assert_eq!(
         cause(locker.try_lock(&key, TTL).unwrap_err()),
-        Cause::TimedOut
+        NodeFailure::TimedOut
     );
     assert!(slow.request_bytes() > sent, "the request is on its way");
     // On the new connection the undo has been made; it came too early.
@@ -283,7 +283,7 @@ fn a_door_that_opens_again_is_found() {
         proxy.cut();
         eventually(LIMIT, "the lane has noticed", || {
             let error = locker.try_lock(&unique_key("door"), TTL).unwrap_err();
-            matches!(cause(error), Cause::Unreachable(_))
+            matches!(cause(error), NodeFailure::Unreachable(_))
         });
         assert!(guard.is_held());
         let accepted = proxy.accepted();
@@ -354,7 +354,7 @@ fn node_that_was_hung_while_it_was_connected_to_has_no_clock_that_is_off() {
     });
     let health = locker.nodes().health();
     let [offset, uncertainty] = [
-        health.nodes[0].clock_offset.unwrap().size(),
+        health.nodes[0].clock_offset.unwrap().abs(),
         health.nodes[0].clock_uncertainty.unwrap(),
     ];
     assert!(
@@ -383,7 +383,7 @@ fn two_servers_behind_one_address_are_a_failure_of_the_node() {
     eventually(LIMIT, "it is told", || {
         _ = locker.try_lock(&unique_key("behind"), TTL);
         let node = &locker.nodes().health().nodes[0];
-        let told = node.cause.as_ref().map(Cause::to_string);
+        let told = node.cause.as_ref().map(NodeFailure::to_string);
         told.is_some_and(|told| told.contains("several servers"))
     });
     for _ in 0..20 {

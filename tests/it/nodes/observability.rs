@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redguard::{
     Config, Error, LockOptions, Locker, Mode, NodeReply, NodeState, NodeStats, Nodes, Observer,
-    RedisLocker, RedisRwLocker, RwLocker, WaitLost,
+    RedisLocker, RedisRwLocker, RwLocker, WatchOutcome,
 };
 
 use crate::support::fixtures::{BRIEF, LIMIT, TTL, at, config, hasty, shared};
@@ -36,7 +36,7 @@ impl Observer for Diary {
         self.note("attempted", key);
     }
 
-    fn granted(&self, key: &str, mode: Mode, _waited: Duration) {
+    fn acquired(&self, key: &str, mode: Mode, _waited: Duration) {
         self.note(
             if mode == Mode::Quorum {
                 "granted"
@@ -112,11 +112,11 @@ fn what_happens_to_a_lock_is_counted_and_told() {
     assert_eq!(diary.of(&other), ["attempted", "contended"]);
 
     let stats = locker.nodes().stats();
-    assert_eq!((stats.granted, stats.granted_locally), (1, 0));
+    assert_eq!((stats.acquired, stats.acquired_locally), (1, 0));
     assert_eq!((stats.contended, stats.unavailable), (2, 0));
     assert_eq!((stats.attempts, stats.lost, stats.released_late), (2, 0, 0));
-    assert_eq!((stats.waits.count, stats.holds.count), (1, 1));
-    assert!(stats.waits.total > Duration::ZERO && stats.holds.longest > Duration::ZERO);
+    assert_eq!((stats.wait_time.count, stats.hold_time.count), (1, 1));
+    assert!(stats.wait_time.total > Duration::ZERO && stats.hold_time.max > Duration::ZERO);
 }
 
 #[test]
@@ -153,9 +153,9 @@ fn each_nodes_replies_are_counted_with_their_time() {
     eventually(LIMIT, "the observer has been told the same", told);
     for (node, server) in locker.nodes().stats().nodes.iter().zip(shared()) {
         assert_eq!(node.node, server.addr());
-        assert_eq!((node.faults, node.unknown), (0, 0));
+        assert_eq!((node.errors, node.no_reply), (0, 0));
         assert!(node.latency.total > Duration::ZERO);
-        assert!(node.latency.mean() <= node.latency.longest);
+        assert!(node.latency.mean() <= node.latency.max);
     }
 }
 
@@ -167,11 +167,11 @@ fn a_node_that_does_not_answer_is_counted_as_such() {
     let key = unique_key("unknown");
     nodes[2].stop().unwrap();
     locker.lock(&key, TTL).unwrap().release().unwrap();
-    let unknown = || locker.nodes().stats().nodes[2].unknown > 0;
+    let unknown = || locker.nodes().stats().nodes[2].no_reply > 0;
     eventually(LIMIT, "it has not answered", unknown);
     nodes[2].resume().unwrap();
-    assert!(diary.replies.lock().unwrap()[&(nodes[2].addr(), NodeReply::Unknown)] > 0);
-    assert_eq!(locker.nodes().stats().nodes[0].unknown, 0);
+    assert!(diary.replies.lock().unwrap()[&(nodes[2].addr(), NodeReply::NoReply)] > 0);
+    assert_eq!(locker.nodes().stats().nodes[0].no_reply, 0);
 }
 
 #[test]
@@ -185,13 +185,13 @@ fn renewals_and_losses_are_counted_and_told() {
         locker.nodes().stats().renewals > 0
     });
     assert!(locker.force_release(&key).unwrap());
-    assert_eq!(guard.watch().wait_lost(LIMIT), WaitLost::Lost);
+    assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
     eventually(LIMIT, "its loss is counted", || {
         locker.nodes().stats().lost == 1
     });
     let stats = locker.nodes().stats();
-    assert_eq!((stats.released_late, stats.holds.count), (1, 0));
+    assert_eq!((stats.released_late, stats.hold_time.count), (1, 0));
     let told = diary.of(&key);
     for what in ["renewed", "lost", "released late"] {
         assert!(told.iter().any(|line| line == what), "{what} in {told:?}");
@@ -213,7 +213,7 @@ fn an_outage_is_unavailable_not_contended() {
     assert_eq!(diary.of(&key).last().unwrap(), "unavailable");
     let stats = locker.nodes().stats();
     assert_eq!(
-        (stats.unavailable, stats.contended, stats.granted),
+        (stats.unavailable, stats.contended, stats.acquired),
         (1, 0, 0)
     );
 }
@@ -226,7 +226,7 @@ fn an_observer_that_panics_harms_nobody() {
             panic!("attempted");
         }
 
-        fn granted(&self, _: &str, _: Mode, _: Duration) {
+        fn acquired(&self, _: &str, _: Mode, _: Duration) {
             panic!("granted");
         }
 
@@ -246,13 +246,13 @@ fn an_observer_that_panics_harms_nobody() {
         locker.lock(&key, TTL).unwrap().release().unwrap();
     }
     let stats = locker.nodes().stats();
-    assert_eq!((stats.granted, stats.holds.count), (3, 3));
-    assert!(stats.nodes.iter().all(|node| node.unknown == 0));
+    assert_eq!((stats.acquired, stats.hold_time.count), (3, 3));
+    assert!(stats.nodes.iter().all(|node| node.no_reply == 0));
 }
 
 #[test]
 fn the_holder_is_seen_with_its_label_and_its_rest() {
-    let locker = RedisLocker::connect(config(shared()).owner("night shift")).unwrap();
+    let locker = RedisLocker::connect(config(shared()).owner_label("night shift")).unwrap();
     all_up(&locker);
     let key = unique_key("seen");
     assert_eq!(locker.holder(&key).unwrap(), None);
@@ -266,8 +266,8 @@ fn the_holder_is_seen_with_its_label_and_its_rest() {
     };
     eventually(LIMIT, "all nodes have it", || look().nodes == 3);
     let holder = look();
-    assert_eq!(holder.owner.as_deref(), Some("night shift"));
-    assert!(holder.has_quorum() && holder.needed == 2);
+    assert_eq!(holder.owner_label.as_deref(), Some("night shift"));
+    assert!(holder.has_quorum() && holder.quorum == 2);
     let remaining = holder.remaining.unwrap();
     assert!(remaining <= TTL && remaining > TTL / 2, "{remaining:?}");
     guard.release().unwrap();
@@ -292,7 +292,7 @@ fn what_is_not_a_quorum_and_what_is_no_lock_is_said_so() {
         (holder.nodes, holder.has_quorum(), holder.remaining),
         (1, false, None)
     );
-    assert_eq!(holder.owner.as_deref(), Some("someone "));
+    assert_eq!(holder.owner_label.as_deref(), Some("someone "));
     assert!(locker.force_release(&key).unwrap());
     assert!(
         !locker.force_release(&key).unwrap(),
@@ -369,5 +369,5 @@ fn a_read_write_lock_is_counted_too_but_has_no_holder() {
     assert!(!locker.force_release(&key).unwrap());
     guard.downgrade().unwrap().release().unwrap();
     let stats = nodes.stats();
-    assert_eq!((stats.granted, stats.holds.count), (1, 1));
+    assert_eq!((stats.acquired, stats.hold_time.count), (1, 1));
 }

@@ -57,7 +57,7 @@ fn locks_of_every_kind_go_on_and_end_without_memory() {
     let longer = rw.read(&read, 3 * TTL).unwrap();
     let writer = rw.write(&write, TTL).unwrap();
     let turning = rw.write(&turned, TTL).unwrap();
-    let several = locker.lock_all(&[&many, &more], &once).unwrap();
+    let several = locker.acquire_all(&[&many, &more], &once).unwrap();
     let permit = semaphore.acquire(&once).unwrap();
     let other = semaphore.acquire(&LockOptions::new(3 * TTL)).unwrap();
     let token = locker.lock(&handed, TTL).unwrap().into_token().unwrap();

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use redguard::{
-    Cause, Config, Credentials, Endpoint, Error, Locker, NodeState, Nodes, RedisLocker, Role,
+    Config, Credentials, Endpoint, Error, Locker, NodeFailure, NodeState, Nodes, RedisLocker, Role,
 };
 
 use crate::support::fixtures::{LIMIT, TTL, ask, at, now, take, token, wire};
@@ -42,9 +42,9 @@ fn refused(config: Config) -> Error {
     Nodes::connect(config.connect_timeout(brief).node_timeout(brief)).unwrap_err()
 }
 
-fn cause(error: Error) -> Cause {
+fn cause(error: Error) -> NodeFailure {
     match error {
-        Error::InsufficientQuorum { causes, .. } => causes[0].cause.clone(),
+        Error::InsufficientQuorum { causes, .. } => causes[0].failure.clone(),
         other => panic!("{other}"),
     }
 }
@@ -107,7 +107,7 @@ fn a_master_that_is_told_to_follow_another_is_left() {
     let key = unique_key("after");
     let told = cause(locker.try_lock(&key, TTL).unwrap_err());
     assert!(
-        matches!(&told, Cause::Server(text) if text.contains("READONLY")),
+        matches!(&told, NodeFailure::ServerError(text) if text.contains("READONLY")),
         "{told}"
     );
     eventually(LIMIT, "the new one serves", || {
@@ -214,7 +214,7 @@ fn a_sentinel_and_its_master_have_passwords_of_their_own() {
     for config in [by(&[&address]), by(&[&address]).password("wrong")] {
         let told = cause(refused(config));
         assert!(
-            matches!(&told, Cause::Denied(text) if !text.contains("secret")),
+            matches!(&told, NodeFailure::AccessDenied(text) if !text.contains("secret")),
             "{told}"
         );
     }
@@ -269,7 +269,7 @@ fn what_cannot_be_had_through_sentinels_is_refused_at_the_door() {
 fn sentinel_as_a_plain_node_is_told_as_what_it_is() {
     let sentinel = Server::options().sentinel("").start().unwrap();
     let told = cause(refused(at([sentinel.addr()])));
-    let Cause::Server(words) = &told else {
+    let NodeFailure::ServerError(words) = &told else {
         panic!("{told}");
     };
     assert!(words.contains("`Endpoint::sentinel`"), "{told}");

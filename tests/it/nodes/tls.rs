@@ -8,8 +8,8 @@ use std::time::Duration;
 #[cfg(feature = "cluster")]
 use redguard::Endpoint;
 use redguard::{
-    Cause, Config, Error, LockOptions, Locker, Nodes, RedisLocker, RedisRwLocker, RetryPolicy,
-    RwLocker, Tls, WaitLost,
+    Config, Error, LockOptions, Locker, NodeFailure, Nodes, RedisLocker, RedisRwLocker,
+    RetryPolicy, RwLocker, Tls, WatchOutcome,
 };
 
 use crate::support::fixtures::{
@@ -39,11 +39,11 @@ fn shown_by(identity: &Identity, tls: Tls) -> Tls {
 }
 
 /// Whose cause it is, and the cause.
-fn refused(config: Config) -> (String, Cause) {
+fn refused(config: Config) -> (String, NodeFailure) {
     match Nodes::connect(config) {
         Ok(_) => panic!("connected"),
         Err(Error::InsufficientQuorum { causes, .. }) => {
-            (causes[0].node.clone(), causes[0].cause.clone())
+            (causes[0].node.clone(), causes[0].failure.clone())
         }
         Err(error) => panic!("{error}"),
     }
@@ -79,7 +79,7 @@ fn locks_of_all_kinds_are_taken_kept_and_handed_over() {
     let held = locker.acquire(&key, &renewed).unwrap();
     everywhere(&servers, &key);
     assert!(waiter.try_lock(&key, TTL).unwrap().is_none());
-    assert_eq!(held.watch().wait_lost(2 * BRIEF), WaitLost::TimedOut);
+    assert_eq!(held.watch().wait_ended(2 * BRIEF), WatchOutcome::TimedOut);
     held.check().unwrap();
     // Only a message explains that the waiter gets it.
     thread::scope(|scope| {
@@ -143,7 +143,7 @@ fn a_client_shows_its_certificate_where_it_is_asked_for() {
                     assert_eq!(name, node.addr());
                     let is_reason = |text: &str| reasons.iter().any(|one| text.contains(one));
                     assert!(
-                        matches!(&cause, Cause::Denied(text) if is_reason(text)),
+                        matches!(&cause, NodeFailure::AccessDenied(text) if is_reason(text)),
                         "{versions}: {cause}"
                     );
                 }
@@ -204,9 +204,9 @@ fn who_is_not_trusted_or_speaks_otherwise_is_named_with_the_reason_and_no_secret
                     panic!("{shown}");
                 };
                 assert!(causes[0].node.starts_with(HERE), "{shown}");
-                assert!(causes[0].cause.to_string().contains(reason), "{shown}");
+                assert!(causes[0].failure.to_string().contains(reason), "{shown}");
                 assert_eq!(
-                    matches!(causes[0].cause, Cause::Denied(_)),
+                    matches!(causes[0].failure, NodeFailure::AccessDenied(_)),
                     denied,
                     "{shown}"
                 );
@@ -339,7 +339,7 @@ fn a_cluster_is_spoken_to_over_tls_wherever_its_seed_sends_us() {
     let config = at([Endpoint::cluster([one.addr()])]).tls(stranger.trusted());
     let (name, cause) = refused(config.connect_timeout(PROMPT));
     assert!(
-        name == format!("cluster:{}", one.addr()) && matches!(cause, Cause::Denied(_)),
+        name == format!("cluster:{}", one.addr()) && matches!(cause, NodeFailure::AccessDenied(_)),
         "{cause}"
     );
 }

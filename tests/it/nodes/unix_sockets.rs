@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use redguard::{Cause, Error, Locker, Nodes, RedisLocker};
+use redguard::{Error, Locker, NodeFailure, Nodes, RedisLocker};
 
 use crate::support::fixtures::{LIMIT, TTL, at, connect_by, take};
 use crate::support::log_capture::captured_log;
 use crate::support::{eventually, on_socket, raw, unique_key};
 
-fn cause(error: Error) -> (String, Cause) {
+fn cause(error: Error) -> (String, NodeFailure) {
     match error {
         Error::InsufficientQuorum { causes, .. } => {
-            (causes[0].node.clone(), causes[0].cause.clone())
+            (causes[0].node.clone(), causes[0].failure.clone())
         }
         other => panic!("{other}"),
     }
@@ -58,7 +58,7 @@ fn a_socket_takes_user_password_and_database() {
             (Err(error), false) => {
                 let (name, cause) = cause(error);
                 assert!(
-                    url.ends_with(&name) && matches!(cause, Cause::Denied(_)),
+                    url.ends_with(&name) && matches!(cause, NodeFailure::AccessDenied(_)),
                     "{cause}"
                 );
             }
@@ -79,13 +79,13 @@ fn a_socket_that_is_gone_is_unreachable_until_it_is_back() {
     let (key, brief) = (unique_key("gone"), Duration::from_secs(1));
     server.kill();
     let error = locker.try_lock(&key, TTL).unwrap_err();
-    assert!(matches!(cause(error).1, Cause::Unreachable(_)));
+    assert!(matches!(cause(error).1, NodeFailure::Unreachable(_)));
     let nowhere = at(["unix:///nowhere.sock"])
         .connect_timeout(brief)
         .node_timeout(brief);
     let (name, cause) = cause(Nodes::connect(nowhere).unwrap_err());
     assert_eq!(name, "/nowhere.sock");
-    assert!(matches!(cause, Cause::Unreachable(_)), "{cause}");
+    assert!(matches!(cause, NodeFailure::Unreachable(_)), "{cause}");
     server.restart().unwrap();
     eventually(LIMIT, "it is back", || {
         locker.try_lock(&key, TTL).is_ok_and(|got| got.is_some())

@@ -34,7 +34,7 @@ pub(crate) fn at(addresses: impl IntoIterator<Item = impl Into<Endpoint>>) -> Co
     Config::new(addresses)
         .node_timeout(Duration::from_secs(2))
         .connect_timeout(Duration::from_secs(10))
-        .breaker(u32::MAX, LIMIT)
+        .circuit_breaker(u32::MAX, LIMIT)
         .retry(hasty())
 }
 

@@ -41,7 +41,7 @@ impl Kind {
             Kind::Exclusive => locker.try_acquire(key, &brief)?.is_some(),
             Kind::Several => {
                 let other = format!("beside {key}");
-                locker.try_lock_all(&[&other, key], &brief)?.is_some()
+                locker.try_acquire_all(&[&other, key], &brief)?.is_some()
             }
             Kind::Fenced => locker.try_acquire(key, &brief.fenced())?.is_some(),
             Kind::Read => rw.try_acquire_read(key, &brief)?.is_some(),
@@ -276,7 +276,7 @@ fn holder_of_a_key_with_a_foreign_value_is_told_as_foreign() {
     }
     let holder = locker.holder(&key).unwrap().unwrap();
     assert!(holder.foreign && holder.has_quorum(), "{holder:?}");
-    assert_eq!((holder.owner, holder.remaining), (None, None));
+    assert_eq!((holder.owner_label, holder.remaining), (None, None));
     assert!(!locker.force_release(&key).unwrap());
     // A label of any length is told in short.
     let key = unique_key("long");
@@ -286,6 +286,6 @@ fn holder_of_a_key_with_a_foreign_value_is_told_as_foreign() {
     }
     let holder = locker.holder(&key).unwrap().unwrap();
     assert!(!holder.foreign);
-    assert_eq!(holder.owner.unwrap().chars().count(), 64);
+    assert_eq!(holder.owner_label.unwrap().chars().count(), 64);
     assert!(locker.force_release(&key).unwrap());
 }

@@ -62,7 +62,7 @@ fn the_key_is_prefix_and_name_and_holds_a_token_for_the_ttl() {
 #[test]
 fn an_owner_label_stands_before_the_token() {
     let (key, nodes) = (unique_key("owned"), shared());
-    let ours = connect_by(config(nodes).owner("nightly 7"), nodes);
+    let ours = connect_by(config(nodes).owner_label("nightly 7"), nodes);
     let guard = take(&ours, &key);
     let stored = everywhere(nodes, &key);
     let (label, random) = stored.split_once(':').unwrap();

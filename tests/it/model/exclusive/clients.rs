@@ -4,7 +4,7 @@ use crate::model::exclusive::{Bug, Client, Config, Phase, State};
 use crate::model::lane::{Message, Verb, Verdict, Vote, verdict};
 
 impl Config {
-    /// One attempt begins (`Engine::attempt`, `Nodes::ask`).
+    /// One attempt begins (`Engine::attempt`, `Nodes::send_to_all`).
     pub(super) fn start(&self, state: &mut State, c: usize) {
         let up = state.nodes.iter().filter(|node| !node.seats[c].lane.down);
         let total = match self.has(Bug::QuorumOfReachable) {
@@ -23,7 +23,7 @@ impl Config {
         self.count(state, c);
     }
 
-    /// The holder's release and the take of the next thread are sent as one (`Engine::hand_on`). What is awaited of an extension
+    /// The holder's release and the take of the next thread are sent as one (`Engine::hand_off`). What is awaited of an extension
     /// is not any more.
     pub(super) fn hand_on(&self, state: &mut State, c: usize) {
         end_round(state, c);
@@ -44,7 +44,7 @@ impl Config {
         self.count(state, c);
     }
 
-    /// Where the former token was not swapped it may be there yet (`Engine::take_over`).
+    /// Where the former token was not swapped it may be there yet (`Engine::accept_handoff`).
     fn give_back(&self, state: &mut State, c: usize) {
         let client = &mut state.clients[c];
         if !std::mem::take(&mut client.is_next) {
@@ -69,7 +69,7 @@ impl Config {
         self.count(state, c);
     }
 
-    /// Whether the client's round is decided, and what follows (`Round::outcome`).
+    /// Whether the client's round is decided, and what follows (`Round::wait`).
     pub(super) fn count(&self, state: &mut State, c: usize) {
         let client = state.clients[c];
         let votes = state.nodes.map(|node| node.seats[c].vote);
@@ -102,7 +102,7 @@ impl Config {
         }
     }
 
-    /// Gives the lease its number, or begins the second round (`Engine::number`, `fence.rs`).
+    /// Gives the lease its number, or begins the second round (`Engine::assign_fencing_token`, `fence.rs`).
     pub(super) fn number(&self, state: &mut State, c: usize) {
         let mut numbers: Vec<u8> = Vec::with_capacity(3);
         for node in &mut state.nodes {
@@ -190,7 +190,7 @@ impl Config {
         leave(state, c);
     }
 
-    /// A quorum has extended the lease (`Lease::prolong`, then `Nodes::put_back`).
+    /// A quorum has extended the lease (`Lease::extend_to`, then `Nodes::restore`).
     pub(super) fn prolong(&self, state: &mut State, c: usize) {
         let client = &mut state.clients[c];
         let ttl = client.extending.take().unwrap_or(0);

@@ -4,7 +4,7 @@ use crate::model::lane::{Message, Verb, Verdict, Vote, verdict};
 use crate::model::read_write::{Bug, Client, Config, Phase, Role, Round, State};
 
 impl Config {
-    /// One attempt begins (`Engine::attempt`, `Nodes::ask`).
+    /// One attempt begins (`Engine::attempt`, `Nodes::send_to_all`).
     pub(super) fn start(&self, state: &mut State, c: usize) {
         let client = &mut state.clients[c];
         client.phase = Phase::Trying;
@@ -36,7 +36,7 @@ impl Config {
         self.count(state, c);
     }
 
-    /// Whether the client's round is decided, and what follows (`Round::outcome`).
+    /// Whether the client's round is decided, and what follows (`Round::wait`).
     pub(super) fn count(&self, state: &mut State, c: usize) {
         let client = state.clients[c];
         let votes = state.nodes.map(|node| node.seats[c].vote);
@@ -130,7 +130,7 @@ impl Config {
         };
     }
 
-    /// A quorum has extended the lease (`Lease::prolong`, then `Nodes::put_back`).
+    /// A quorum has extended the lease (`Lease::extend_to`, then `Nodes::restore`).
     pub(super) fn prolong(&self, state: &mut State, c: usize) {
         let client = &mut state.clients[c];
         client.round = Round::None;
