@@ -5,6 +5,7 @@
     reason = "in a test a panic is the report; `.clippy.toml` allows it in the test functions only, not in their helpers"
 )]
 
+mod architecture;
 mod chaos;
 mod cli;
 mod locks;

@@ -274,9 +274,6 @@ impl ListenerShared {
     }
 }
 
-/// A `Nodes` that let others pass at a key forgets it after this.
-pub(crate) const FORGET_AFTER: Duration = Duration::from_secs(10);
-
 impl ListenerShared {
     /// Of a lock with several keys a node says how many heard of the one that most heard of: those who listen to the others
     /// are let pass as well.

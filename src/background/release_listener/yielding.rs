@@ -3,10 +3,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::background::release_listener::shared::FORGET_AFTER;
 use crate::protocol::key::Channel;
+
+/// A `Nodes` that let others pass at a key forgets it after this.
+const FORGET_AFTER: Duration = Duration::from_secs(10);
 
 /// Until when others are let pass, for each key that others were seen to listen to.
 pub(crate) struct Courtesies {
@@ -89,7 +91,6 @@ impl Courtesies {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::background::release_listener::shared::FORGET_AFTER;
     use crate::time::clock;
 
     #[test]

@@ -1,0 +1,289 @@
+//! The layout of `src/`: which folder may import which, and which file alone may do what. Reads the sources; runs nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// From the top to the bottom; a file imports from its own folder and from those below. Names in one string are one layer.
+const LAYERS: [&[&str]; 10] = [
+    &["api"],
+    &["engine"],
+    &["background"],
+    &["local"],
+    &["transport"],
+    &["config"],
+    &["telemetry"],
+    &["protocol"],
+    &["time", "sync", "random"],
+    &["error"],
+];
+/// Imports that break the order or close a circle. Each is to go; an entry that is no longer needed fails the test.
+const KNOWN_IMPORTS: &[(&str, &str)] = &[
+    ("transport/node_group.rs", "local/lock_table.rs"),
+    ("transport/round.rs", "transport/node_group.rs"),
+];
+/// Files that draw random numbers beside `random.rs`. Each is to go.
+const KNOWN_RANDOM: &[&str] = &[];
+/// Types that share their name with another one. Each is to go.
+const KNOWN_NAMES: &[&str] = &[];
+
+/// The production code of a file below `src/`, without comments and test modules.
+struct Source {
+    path: String,
+    code: String,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    collect(&root, &root, &mut found);
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    assert!(found.len() > 50, "src/ was not found");
+    found
+}
+
+fn collect(root: &Path, folder: &Path, found: &mut Vec<Source>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path: PathBuf = entry.unwrap().path();
+        if path == root.join("tests") || path == root.join("lib.rs") {
+            continue;
+        }
+        if path.is_dir() {
+            collect(root, &path, found);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let path = path.strip_prefix(root).unwrap().to_str().unwrap();
+            found.push(Source {
+                path: path.to_owned(),
+                code: production(&text),
+            });
+        }
+    }
+}
+
+/// Cuts comments, and modules at the top of a file that are for tests alone.
+fn production(text: &str) -> String {
+    let mut code = String::new();
+    let (mut skipping, mut for_tests) = (false, false);
+    for line in text.lines() {
+        if skipping {
+            skipping = line != "}";
+            continue;
+        }
+        let is_mod = line.starts_with("mod ") || line.starts_with("pub(crate) mod ");
+        if for_tests && is_mod && line.ends_with('{') {
+            skipping = true;
+            continue;
+        }
+        for_tests = line.starts_with("#[cfg(") && (line.contains("test") || line.contains("loom"));
+        let line = line.trim_start();
+        if !line.starts_with("//") {
+            code.push_str(line.split(" // ").next().unwrap_or(line));
+            code.push('\n');
+        }
+    }
+    code
+}
+
+/// The files that a file imports from, by `use crate::…` and by paths in its code.
+fn imports(source: &Source, files: &BTreeSet<&str>) -> BTreeSet<String> {
+    let mut targets = BTreeSet::new();
+    let mut rest = source.code.as_str();
+    while let Some(at) = rest.find("crate::") {
+        let before = rest[..at].chars().next_back();
+        rest = &rest[at + "crate::".len()..];
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
+            continue;
+        }
+        expand(rest, "", &mut |path| {
+            if let Some(file) = file_of(path, files) {
+                targets.insert(file);
+            }
+        });
+    }
+    targets.remove(&source.path);
+    targets
+}
+
+/// Calls `found` for each path of a use tree that begins here; returns what follows it.
+fn expand<'a>(text: &'a str, prefix: &str, found: &mut dyn FnMut(&str)) -> &'a str {
+    if let Some(mut rest) = text.strip_prefix('{') {
+        loop {
+            rest = rest.trim_start_matches([',', ' ', '\n']);
+            if let Some(after) = rest.strip_prefix('}') {
+                return after;
+            }
+            let next = expand(rest, prefix, found);
+            if next.len() == rest.len() {
+                return rest;
+            }
+            rest = next;
+        }
+    }
+    let end = text
+        .find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '*'))
+        .unwrap_or(text.len());
+    let path = format!("{prefix}/{}", &text[..end]);
+    match text[end..].strip_prefix("::") {
+        Some(rest) if !rest.starts_with('<') => expand(rest, &path, found),
+        _ => {
+            found(&path);
+            &text[end..]
+        }
+    }
+}
+
+/// The file that a path such as `/protocol/key/Key` leads to.
+fn file_of(path: &str, files: &BTreeSet<&str>) -> Option<String> {
+    let mut path = path.trim_start_matches('/');
+    loop {
+        for file in [format!("{path}.rs"), format!("{path}/mod.rs")] {
+            if files.contains(file.as_str()) {
+                return Some(file);
+            }
+        }
+        path = &path[..path.rfind('/')?];
+    }
+}
+
+fn layer(path: &str) -> Option<usize> {
+    let top = path.split('/').next()?.trim_end_matches(".rs");
+    LAYERS.iter().position(|names| names.contains(&top))
+}
+
+fn graph(sources: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
+    let files = sources.iter().map(|s| s.path.as_str()).collect();
+    sources
+        .iter()
+        .map(|source| (source.path.clone(), imports(source, &files)))
+        .collect()
+}
+
+#[test]
+fn imports_point_down_and_to_no_mod_file() {
+    let mut known: BTreeSet<_> = KNOWN_IMPORTS.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for (file, targets) in graph(&sources()) {
+        let Some(from) = layer(&file) else { continue };
+        for target in &targets {
+            let is_down = layer(target).is_some_and(|to| from <= to);
+            if (!is_down && !known.contains(&(file.as_str(), target.as_str())))
+                || target.ends_with("mod.rs")
+            {
+                wrong.push(format!("{file} imports from {target}"));
+            }
+        }
+        known.retain(|(f, t)| *f != file || !targets.contains(*t));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(known.is_empty(), "no longer needed: {known:?}");
+}
+
+#[test]
+fn imports_form_no_circle() {
+    let mut left = graph(&sources());
+    for (file, target) in KNOWN_IMPORTS {
+        if let Some(targets) = left.get_mut(*file) {
+            targets.remove(*target);
+        }
+    }
+    // What imports nothing that is left, or is imported by nothing that is left, is in no circle.
+    loop {
+        let imported: BTreeSet<String> = left.values().flatten().cloned().collect();
+        let files: BTreeSet<String> = left.keys().cloned().collect();
+        let before = left.len();
+        left.retain(|file, targets| {
+            imported.contains(file) && targets.iter().any(|t| files.contains(t))
+        });
+        if left.len() == before {
+            break;
+        }
+    }
+    assert!(left.is_empty(), "in circles: {:#?}", left.keys());
+}
+
+#[test]
+fn mod_files_only_declare() {
+    for source in sources() {
+        if !source.path.ends_with("mod.rs") || source.path.starts_with("guide/") {
+            continue;
+        }
+        for line in source.code.lines() {
+            let declares = line.starts_with('#')
+                || line.is_empty()
+                || line.ends_with(';') && line.contains("mod ");
+            assert!(
+                declares || line.starts_with("pub use "),
+                "{}: {line}",
+                source.path
+            );
+        }
+    }
+}
+
+#[test]
+fn outside_is_reached_in_one_place() {
+    let mut random: BTreeSet<_> = KNOWN_RANDOM.iter().copied().collect();
+    for source in sources() {
+        let path = source.path.as_str();
+        let names = |what: &str| {
+            source.code.match_indices(what).any(|(at, _)| {
+                !source.code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_')
+            })
+        };
+        let speaks_redis = path.starts_with("transport/node/")
+            || ["encode", "reply", "server_error"]
+                .iter()
+                .any(|f| path == format!("protocol/{f}.rs"));
+        assert!(speaks_redis || !names("redis::"), "{path} names `redis`");
+        let reads_clock = names("Instant::now") || names("SystemTime::now");
+        assert!(
+            path == "time/clock.rs" || !reads_clock,
+            "{path} reads a clock"
+        );
+        let starts_thread = names("thread::spawn") || names("thread::Builder");
+        assert!(
+            path == "sync/threads.rs" || !starts_thread,
+            "{path} starts a thread"
+        );
+        if path != "random.rs" && names("rand::") {
+            assert!(random.remove(path), "{path} draws random numbers");
+        }
+    }
+    assert!(random.is_empty(), "no longer needed: {random:?}");
+}
+
+#[test]
+fn top_of_src_has_few_entries() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let count = fs::read_dir(root).unwrap().count();
+    assert!(count <= 15, "{count} entries");
+}
+
+#[test]
+fn each_type_has_a_name_of_its_own() {
+    let mut seen: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for source in sources() {
+        let mut here = BTreeSet::new();
+        for line in source.code.lines() {
+            let line = line
+                .trim_start_matches("pub(crate) ")
+                .trim_start_matches("pub ");
+            for kind in ["struct ", "enum ", "trait ", "union "] {
+                if let Some(rest) = line.strip_prefix(kind) {
+                    let end = rest
+                        .find(|c: char| !(c.is_alphanumeric() || c == '_'))
+                        .unwrap_or(rest.len());
+                    here.insert(rest[..end].to_owned());
+                }
+            }
+        }
+        for name in here.into_iter().filter(|name| !name.is_empty()) {
+            seen.entry(name).or_default().push(source.path.clone());
+        }
+    }
+    seen.retain(|_, files| files.len() > 1);
+    let known: BTreeSet<_> = KNOWN_NAMES.iter().map(|name| (*name).to_owned()).collect();
+    let twice: BTreeSet<_> = seen.keys().cloned().collect();
+    assert_eq!(twice, known, "{seen:#?}");
+}
