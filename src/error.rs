@@ -377,7 +377,9 @@ impl fmt::Display for AnswerLimit {
 impl Error {
     /// Adds the limits that nodes exceeded, which `of` returns for a node of this name.
     pub(crate) fn with_limits(mut self, of: impl Fn(&str) -> AnswerLimit) -> Error {
-        if let Error::InsufficientQuorum { causes, .. } = &mut self {
+        if let Error::InsufficientQuorum { causes, .. } | Error::CircuitOpen { causes, .. } =
+            &mut self
+        {
             for cause in causes
                 .iter_mut()
                 .filter(|it| it.failure == NodeFailure::TimedOut)
@@ -647,6 +649,17 @@ mod tests {
         let told = told.to_string();
         let words = ": a:1: no answer within 200 ms (node_timeout; connecting took 264 ms); \
                      b:2: no answer within 1000 ms (connect_timeout); c:3: unreachable: gone";
+        assert!(told.ends_with(words), "{told}");
+        let open = Error::CircuitOpen {
+            retry_in: Duration::from_secs(60),
+            causes: Box::new([timed_out("a:1", NodeFailure::TimedOut)]),
+        };
+        let told = open.with_limits(|_| AnswerLimit::Node {
+            node_timeout: ms(200),
+            connecting: ms(1),
+        });
+        let told = told.to_string();
+        let words = "; a:1: no answer within 200 ms (node_timeout; connecting took 1 ms)";
         assert!(told.ends_with(words), "{told}");
     }
 

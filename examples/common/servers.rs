@@ -208,6 +208,11 @@ impl Server {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What the server has logged since it was started last.
+    pub(crate) fn logged(&self) -> String {
+        read_lossy(&self.log())
+    }
+
     fn log(&self) -> PathBuf {
         self.root.path().join("redis.log")
     }

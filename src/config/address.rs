@@ -38,6 +38,9 @@ pub(crate) fn parse(text: &str) -> Result<ParsedAddress, String> {
     let (scheme, rest) = split_scheme(text);
     let scheme = scheme.map(str::to_ascii_lowercase);
     match scheme.as_deref() {
+        None if text.starts_with("//") => {
+            Err("what stands before '//' is missing, as in redis://host".to_owned())
+        }
         None if is_path(text) => parse_socket(text, None),
         None => parse_host(rest, None),
         Some("redis" | "valkey") => parse_host(rest, Some(false)),
@@ -51,7 +54,8 @@ pub(crate) fn parse(text: &str) -> Result<ParsedAddress, String> {
 /// cannot be read, the scheme and the host up to the first character that cannot be in one.
 pub(crate) fn shown(text: &str) -> String {
     let (scheme, rest) = split_scheme(text);
-    let is_socket = scheme.map_or(is_path(text), |scheme| scheme.ends_with("unix"));
+    let is_bare_path = is_path(text) && !text.starts_with("//");
+    let is_socket = scheme.map_or(is_bare_path, |scheme| scheme.ends_with("unix"));
     let shown = if is_socket {
         shown_socket(rest)
     } else {
@@ -484,6 +488,8 @@ mod tests {
             ("redis://h/s3c", "database"),
             ("redis://h/-1", "database"),
             ("redis://joe:s3c%ff@h", "UTF-8"),
+            ("//joe:s3c@h:1", "redis://host"),
+            ("//run/redis.sock", "redis://host"),
             ("unix://run/redis.sock", "begins with '/'"),
             ("unix://joe:s3c@/run/redis.sock", "begins with '/'"),
             ("unix:///s?password=s3c", "`password`"),

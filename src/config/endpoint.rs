@@ -218,6 +218,8 @@ mod tests {
             ("redis://joe:s3?c@h:1", "redis://.."),
             ("redis://joe@h?pass=s3@c", "redis://.."),
             ("joe:s3c://s3c@h:1", ".."),
+            ("//joe:s3c@h:1", ".."),
+            ("//h:s3c", ".."),
             ("http://h:1", "http://h:1"),
             ("h:6380,password=s3c=,ssl=True", "h"),
             ("h:6380,password=s3c@s3c", ".."),

@@ -238,7 +238,10 @@ impl Engine {
             }
             let pause = pauses.next_delay(self, wish.kind);
             budget = budget.min_with(DeadlineCause::RetryDelay, deadline::deadline(now, pause));
-            if let Some(free) = contention.and_then(|contention| contention.free_in) {
+            let free = contention.and_then(|contention| contention.free_in);
+            // Who refused may have been a caller that gave way in a split vote: its end is no reason to spend another attempt now.
+            let free = free.filter(|free| patience.max_attempts.is_none() || !free.is_zero());
+            if let Some(free) = free {
                 // A node counts in whole milliseconds and frees a key in the one after its last.
                 let free = free.saturating_add(Duration::from_millis(1));
                 budget = budget.min_with(DeadlineCause::RetryDelay, deadline::deadline(now, free));

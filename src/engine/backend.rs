@@ -103,12 +103,10 @@ impl Engine {
     /// The error of an acquire that the open breaker keeps from asking.
     fn no_way(&self, stay: Deadlines, retry_in: Duration) -> Error {
         let tally = self.nodes.connection_tally(&self.circuit.silent());
-        if stay.waits() {
-            return self.insufficient_quorum(Operation::Acquire, tally);
-        }
-        Error::CircuitOpen {
-            retry_in,
-            causes: tally.named_causes(|node| self.nodes.name(node).to_owned()),
+        match stay.waits() {
+            // Nobody has been asked to grant it.
+            true => self.insufficient_quorum(Operation::Connect, tally),
+            false => self.circuit_open(retry_in, tally),
         }
     }
 

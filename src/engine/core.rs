@@ -162,6 +162,13 @@ impl Engine {
         }
     }
 
+    /// The error of an acquire that does not wait, while the breaker is open.
+    pub(crate) fn circuit_open(&self, retry_in: Duration, tally: Tally) -> Error {
+        let causes = tally.named_causes(|node| self.nodes.name(node).to_owned());
+        let error = Error::CircuitOpen { retry_in, causes };
+        error.with_limits(|name| self.answer_limit(name))
+    }
+
     /// How long the node of this name has to answer at present.
     pub(crate) fn answer_limit(&self, name: &str) -> AnswerLimit {
         let mut nodes = self.nodes.nodes();

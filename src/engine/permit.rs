@@ -23,7 +23,7 @@ impl Engine {
     /// Asks for one permit, each time under a fresh token, and if others hold it for one of those that a quorum of nodes calls
     /// free. Which one is drawn at random, so that those who come together seldom want the same.
     ///
-    /// Blocks for `node_timeout`, and for the round that has begun by then.
+    /// Blocks for `node_timeout`, and for the round and its repeats that have begun by then.
     pub(crate) fn attempt_any_permit(
         &self,
         wish: &AcquireParams,

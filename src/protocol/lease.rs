@@ -149,6 +149,11 @@ impl Lease {
         self.wall_offset.store(lead as u64, Ordering::Release);
     }
 
+    /// Whether a quorum of nodes has said so since then.
+    pub(crate) fn was_confirmed_since(&self, then: Instant) -> bool {
+        self.confirmed.load(Ordering::Acquire) >= clock::to_micros(then)
+    }
+
     /// Whether the wall clock has run ahead since the nodes were last asked, as after a suspend: then the lease may have
     /// ended on the nodes although it has not by our clock, and only they know (rule S11).
     pub(crate) fn is_in_doubt(&self) -> bool {

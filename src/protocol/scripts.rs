@@ -21,6 +21,9 @@
 //! A server that is out of memory refuses a script at its first write, if that may take memory, and none after it (Redis manual,
 //! "Running scripts under low memory conditions"). So what only keeps a lock writes first what takes none (`PEXPIRE`,
 //! `ZREMRANGEBYSCORE`, `HDEL`).
+//!
+//! A script that is refused a command in its middle, by a right that was withdrawn, keeps what it has changed before. So nothing
+//! of a holder is deleted before what takes its place is there, and hints to others (turns, messages) are no reason to fail.
 
 use crate::protocol::scripts::permits::{ACQUIRE_PERMIT, EXTEND_PERMIT, RELEASE_PERMIT};
 
@@ -188,11 +191,12 @@ redis.call('PEXPIRE', fence, ",
     };
 }
 
-/// Gives the readers a turn of `interval` ms, if a refused one has left its mark in `turn`. Zero is no turn.
+/// Gives the readers a turn of `interval` ms, if a refused one has left its mark in `turn`. Zero is no turn. Where we may not
+/// write it, there is none.
 macro_rules! give_turn {
     () => {
         "
-if interval ~= '0' and redis.pcall('GET', turn) == 'asked' then redis.call('SET', turn, 'given', 'PX', interval) end"
+if interval ~= '0' and redis.pcall('GET', turn) == 'asked' then redis.pcall('SET', turn, 'given', 'PX', interval) end"
     };
 }
 
@@ -332,17 +336,18 @@ const EXTEND_READ: &str = concat!(
     now!(),
     "
 local set, member, life = KEYS[2], ARGV[1], tonumber(ARGV[2])
-if not score or tonumber(score) < now then
+local is_writer = not score or tonumber(score) < now
+if is_writer then
   if redis.call('GET', KEYS[1]) ~= member then return 0 end
   score, life = now, math.max(life, math.min(redis.call('PTTL', KEYS[1]), ",
     most!(),
     "))
-  redis.call('DEL', KEYS[1])
 end
 if tonumber(score) < now + life then",
     enter!(),
     "
 end
+if is_writer then redis.call('DEL', KEYS[1]) end
 return 1"
 );
 

@@ -1,7 +1,9 @@
 //! A request on its way to a node, and who is told the answer.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use crate::protocol::lease::Lease;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Request;
 
@@ -28,8 +30,8 @@ pub(crate) type Pending = (Request, PendingReply);
 pub(crate) struct PendingReply {
     /// As in [`Job::reply`].
     to: Option<ReplyTo>,
-    /// The runs of the servers that it was sent to first, of a release that may have taken effect then.
-    pub(crate) sent_to: Option<Arc<str>>,
+    /// It is a release that was sent before, and may have taken effect then.
+    pub(crate) was_sent: bool,
     pub(crate) state: State,
     /// It is a release that was answered with an error before.
     pub(crate) was_refused: bool,
@@ -49,7 +51,7 @@ impl PendingReply {
     pub(crate) fn new(to: Option<ReplyTo>) -> PendingReply {
         PendingReply {
             to,
-            sent_to: None,
+            was_sent: false,
             state: State::Open,
             was_refused: false,
         }
@@ -61,10 +63,12 @@ impl PendingReply {
         }
     }
 
-    /// The same for an answer of a server of these runs. Absent after a release that was sent to them before: that one deleted
-    /// the key. A server that has restarted since may have lost it, and granted it to another meanwhile.
-    pub(crate) fn post_from(&mut self, runs: &Arc<str>, node: usize, answer: Reply) {
-        let is_our_doing = answer == Reply::Absent && self.sent_to.as_ref() == Some(runs);
+    /// The same for an answer of a server that has run since then. Absent after a release that was sent before: that one deleted
+    /// the key. A server that has restarted since a quorum confirmed the lease may have lost it, and granted it to another
+    /// meanwhile.
+    pub(crate) fn post_from(&mut self, since: Instant, lease: &Lease, node: usize, answer: Reply) {
+        let is_ours = || self.was_sent && lease.was_confirmed_since(since);
+        let is_our_doing = answer == Reply::Absent && is_ours();
         self.deliver(node, if is_our_doing { Reply::Done } else { answer });
     }
 }

@@ -52,7 +52,11 @@ pub(crate) struct Pipeline {
     /// Releases to be made again.
     pub(crate) pending: PendingReleases,
     /// The runs of the servers that the connection leads to, or the last one did.
-    pub(crate) runs: Arc<str>,
+    runs: String,
+    /// When the first connection to them was made.
+    runs_since: Instant,
+    /// Whether the node has answered anything on the connection.
+    has_answered: bool,
     /// Why the connection is of no use any more, until the thread has seen to it.
     pub(crate) failure: Option<NodeFailure>,
     /// Whether the thread sleeps until somebody wakes it.
@@ -85,7 +89,9 @@ impl Pipeline {
             in_flight: VecDeque::new(),
             pending_replies: VecDeque::new(),
             next_id: 0,
-            runs: Arc::default(),
+            runs: String::new(),
+            runs_since: clock::now(),
+            has_answered: false,
             failure: None,
             worker_asleep: false,
             used_since_poll: false,
@@ -95,9 +101,11 @@ impl Pipeline {
     /// Takes a session with servers of these runs. What is pending goes behind what is asked from now on.
     pub(crate) fn attach_session(&mut self, session: Box<dyn Session>, runs: &str) {
         self.session = Some(session);
+        self.has_answered = false;
         self.failure = None;
-        if *self.runs != *runs {
-            self.runs = Arc::from(runs);
+        if self.runs != runs {
+            runs.clone_into(&mut self.runs);
+            self.runs_since = clock::now();
         }
         self.note_killed();
     }
@@ -121,6 +129,11 @@ impl Pipeline {
                 "another connection has led to another server, or to this one restarted".to_owned(),
             )),
         }
+    }
+
+    /// Whether the node has answered anything on the connection, or on the last one.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.has_answered
     }
 
     /// Why the lane is not up.
@@ -159,7 +172,7 @@ impl Pipeline {
         if let Some(release) = replacement_release(&request, &answer) {
             match skip_reply(&release, node, quarantine, now) {
                 None => {
-                    back.sent_to = Some(Arc::clone(&self.runs));
+                    back.was_sent = true;
                     return Some((release, back));
                 }
                 Some(unsent) => answer = unsent,
@@ -189,6 +202,7 @@ impl Pipeline {
                 undone = undone.take().or(stays.err());
             }),
         });
+        self.has_answered |= replies > 0;
         let took = clock::now().saturating_duration_since(sent);
         (replies..requests.len()).for_each(|_| self.record_reply(NodeReply::NoReply, took));
         let done = done.and(undone.map_or(Ok(()), Err));
@@ -235,13 +249,13 @@ impl Pipeline {
                 _ => None,
             };
             let key = key.unwrap_or(keys.first());
-            if news.foreign(key) {
+            if news.foreign(key, request) {
                 warn!("{name}: {key}: held without an end, as no lock is: it is left untouched");
             }
         }
         match &answer {
             Reply::Failed(cause) => {
-                if *cause == NodeFailure::WrongType && news.foreign(keys.first()) {
+                if *cause == NodeFailure::WrongType && news.foreign(keys.first(), request) {
                     warn!("{name}: {keys}: {cause}: it is left untouched");
                 }
                 if request.verb == Op::Release {
@@ -259,12 +273,12 @@ impl Pipeline {
             Reply::Done | Reply::DoneNotified(_) | Reply::Fenced(_) | Reply::SwappedAbsent(_) => {
                 news.clear_denied(right);
                 if matches!(request.verb, Op::Acquire | Op::Swap) {
-                    news.not_foreign(keys);
+                    news.not_foreign(request);
                 }
             }
             _ => {}
         }
-        back.post_from(&self.runs, self.node, answer);
+        back.post_from(self.runs_since, &request.lease, self.node, answer);
         stays
     }
 
@@ -302,19 +316,24 @@ impl Pipeline {
 
     /// Finds out whether the connection has ended, or is out of step, where nothing is on the wire: then nothing is lost with it.
     pub(crate) fn check_idle(&mut self) -> Result<(), NodeFailure> {
-        debug_assert!(!self.has_in_flight());
-        let mut session = self.session.take();
-        let done =
-            self.with_overdue_mark(|| session.as_mut().ok_or_else(no_connection)?.check_idle());
-        self.session = session;
-        done
+        self.while_idle(|session| session.check_idle())
     }
 
     /// Asks for a sign of life, where nothing is on the wire.
     pub(crate) fn ping(&mut self) -> Result<(), NodeFailure> {
+        let done = self.while_idle(|session| session.ping());
+        self.has_answered |= done.is_ok();
+        done
+    }
+
+    fn while_idle(
+        &mut self,
+        talk: impl FnOnce(&mut dyn Session) -> Result<(), NodeFailure>,
+    ) -> Result<(), NodeFailure> {
         debug_assert!(!self.has_in_flight());
         let mut session = self.session.take();
-        let done = self.with_overdue_mark(|| session.as_mut().ok_or_else(no_connection)?.ping());
+        let done =
+            self.with_overdue_mark(|| talk(session.as_deref_mut().ok_or_else(no_connection)?));
         self.session = session;
         done
     }
@@ -450,6 +469,7 @@ impl Pipeline {
                 self.census.record_connected(); // callers have seen it down
             }
             let stays = self.handle_reply(&flight.request, &mut back, answer, sent, now);
+            self.has_answered = true;
             self.settle(flight.request, back);
             stays?;
         }
@@ -486,7 +506,9 @@ impl Pipeline {
 }
 
 /// A panic as an error: neither a caller nor the lane's thread is to end by what is said to a node.
-fn catch_panic<T>(talk: impl FnOnce() -> Result<T, NodeFailure>) -> Result<T, NodeFailure> {
+pub(crate) fn catch_panic<T>(
+    talk: impl FnOnce() -> Result<T, NodeFailure>,
+) -> Result<T, NodeFailure> {
     catch_unwind(AssertUnwindSafe(talk)).unwrap_or_else(|_| Err(panic_failure()))
 }
 

@@ -246,14 +246,18 @@ pub(crate) fn give(
     now: Instant,
 ) -> Result<Submitted, NodeFailure> {
     let request = &job.request;
-    // Before it is there. A lease that is given up before that need not be released: then the request is not sent.
-    if request.verb.grants() && lane.is_up(now) {
+    let owed = request.verb == Op::Release && request.lease.contacted().contains(node);
+    if !owed && let Some(cause) = lane.unavailable(now) {
+        return Err(cause);
+    }
+    // Whether or not the lane is up by the time it is submitted, and before it is there. A lease that is given up before that
+    // need not be released: then the request is not sent.
+    if request.verb.grants() {
         let node = NodeSet::single(node);
         request
             .written_leases()
             .for_each(|lease| lease.record_contacted(node));
     }
-    let owed = request.verb == Op::Release && request.lease.contacted().contains(node);
     match bytes {
         Some(bytes) => lane.send_or_submit(job, bytes, owed, now),
         None => lane.submit(job, owed, now).map(|()| Submitted::Queued),

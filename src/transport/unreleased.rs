@@ -1,7 +1,6 @@
 //! Where answers go, and the pending releases of a node: kept over a broken connection, and where the node answers with an
 //! error, until they have taken effect or their keys cannot exist any more (rules S4, L3).
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -52,7 +51,7 @@ impl Pipeline {
             return self.settle(request, back);
         }
         if request.verb == Op::Release {
-            back.sent_to.get_or_insert_with(|| Arc::clone(&self.runs));
+            back.was_sent = true;
             return self.pending.push(request, back);
         }
         record_unanswered(&request, self.node);
@@ -114,7 +113,8 @@ impl Pipeline {
         done
     }
 
-    /// A new connection has killed the former one: what was open on that has been run by now, or never is.
+    /// A new connection has killed the former one: what was open on that has been run by now, or never is. Where the server does
+    /// not let us kill it, what it runs later is left to its TTL, as the log has said: nothing waits for that without an end.
     pub(crate) fn note_killed(&self) {
         self.pending.note_killed(clock::now());
     }
@@ -144,6 +144,8 @@ impl Pipeline {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::protocol::lease::tests::lease;
     use crate::time::clock;

@@ -1,15 +1,14 @@
 //! What the log has said of a node, so that it says only what is new: however many connections there are to it, and however
 //! often they are made.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::protocol::key::Key;
-use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LeaseKind;
-use crate::protocol::request::Op;
+use crate::protocol::request::{Op, Request};
 
 /// More causes than this for which releases were refused are not told of one node.
 const MAX_REFUSED: usize = 32;
@@ -31,6 +30,8 @@ struct Reported {
     /// How many of its connections are down.
     down: usize,
     was_connected: bool,
+    /// The runs of its servers.
+    runs: Option<String>,
     danger: Option<String>,
     clock_is_off: bool,
     is_too_far: bool,
@@ -39,8 +40,35 @@ struct Reported {
     quarantined: Option<String>,
     /// The codes of errors that releases were answered by.
     refused_releases: Vec<String>,
-    /// The keys under which foreign values stand.
-    foreign: HashSet<Key>,
+    /// The keys under which foreign values stand, and what was asked for when they were met.
+    foreign: HashMap<Key, Asked>,
+}
+
+/// What was asked for under a key: a foreign value is in the way of some of it, such as a fence counter of fenced locks alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked {
+    kind: u32,
+    is_fenced: bool,
+}
+
+impl Asked {
+    fn of(request: &Request) -> Asked {
+        Asked {
+            kind: kind(request.lease.claim()),
+            is_fenced: request.min_fence.is_some(),
+        }
+    }
+}
+
+/// Claims of one kind need the same rights, and meet the same values.
+fn kind(claim: LeaseKind) -> u32 {
+    match claim {
+        LeaseKind::Exclusive => 0,
+        LeaseKind::Read => 1,
+        LeaseKind::Write => 2,
+        LeaseKind::GateEntry => 3,
+        LeaseKind::Permit { .. } => 4,
+    }
 }
 
 /// What a node can deny.
@@ -57,16 +85,7 @@ impl Permission {
         match self {
             Permission::Connect => 1,
             Permission::Kill => 2,
-            Permission::Run(verb, claim) => {
-                let kind = match claim {
-                    LeaseKind::Exclusive => 0,
-                    LeaseKind::Read => 1,
-                    LeaseKind::Write => 2,
-                    LeaseKind::GateEntry => 3,
-                    LeaseKind::Permit { .. } => 4,
-                };
-                4 << (5 * verb as u32 + kind)
-            }
+            Permission::Run(verb, claim) => 4 << (5 * verb as u32 + kind(claim)),
         }
     }
 }
@@ -85,6 +104,13 @@ impl WarningState {
         said.down -= usize::from(was_down);
         let is_first = !std::mem::replace(&mut said.was_connected, true);
         said.down == 0 && (was_down || is_first)
+    }
+
+    /// Whether it is news that its servers are these runs, and not those of before.
+    pub(crate) fn ran_as(&self, runs: &str) -> bool {
+        let mut said = self.said.lock();
+        let is_same = said.runs.as_deref() == Some(runs);
+        !is_same && said.runs.replace(runs.to_owned()).is_some()
     }
 
     /// Whether this danger is news.
@@ -136,23 +162,29 @@ impl WarningState {
         before & right.bit() == 0
     }
 
-    /// Whether it is news that a foreign value stands under this key, or one of those derived from it.
-    pub(crate) fn foreign(&self, key: &Key) -> bool {
-        let mut said = self.said.lock();
-        let is_new = said.foreign.len() < MAX_FOREIGN && said.foreign.insert(key.clone());
+    /// Whether it is news that a request has met a foreign value under this key, or one of those derived from it.
+    pub(crate) fn foreign(&self, key: &Key, request: &Request) -> bool {
+        let foreign = &mut self.said.lock().foreign;
+        let is_new = foreign.len() < MAX_FOREIGN && !foreign.contains_key(key);
+        if is_new {
+            foreign.insert(key.clone(), Asked::of(request));
+        }
         self.has_foreign.store(true, Ordering::Relaxed);
         is_new
     }
 
-    /// The lock of these keys was granted, so no foreign value is there any more.
-    pub(crate) fn not_foreign(&self, keys: &KeySet) {
+    /// A request was granted: a foreign value that stood in the way of the same is not there any more.
+    pub(crate) fn not_foreign(&self, request: &Request) {
         if self.has_foreign.load(Ordering::Relaxed) {
-            let mut said = self.said.lock();
-            keys.as_slice()
-                .iter()
-                .for_each(|key| _ = said.foreign.remove(key));
+            let foreign = &mut self.said.lock().foreign;
+            let asked = Asked::of(request);
+            for key in request.lease.keys().as_slice() {
+                if foreign.get(key) == Some(&asked) {
+                    foreign.remove(key);
+                }
+            }
             self.has_foreign
-                .store(!said.foreign.is_empty(), Ordering::Relaxed);
+                .store(!foreign.is_empty(), Ordering::Relaxed);
         }
     }
 
@@ -167,6 +199,7 @@ impl WarningState {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::protocol::lease::tests::lease_as;
 
     #[test]
     fn what_was_said_is_no_news_until_it_has_changed() {
@@ -192,6 +225,8 @@ mod tests {
             );
             assert_eq!(news.several_servers(), std::mem::take(&mut first));
             assert!(news.distance(true) && !news.distance(true) && !news.distance(false));
+            assert!(!news.ran_as("a") && !news.ran_as("a"));
+            assert!(news.ran_as("b") && !news.ran_as("b") && news.ran_as("a"));
             assert!(
                 news.is_new_quarantine("a")
                     && !news.is_new_quarantine("a")
@@ -210,23 +245,49 @@ mod tests {
         assert_eq!(told, MAX_REFUSED - 2);
     }
 
+    fn take(name: &str, claim: LeaseKind, is_fenced: bool) -> Request {
+        let mut request = Request::new(Op::Acquire, &lease_as(name, claim), 1_000);
+        request.min_fence = is_fenced.then_some(0);
+        request
+    }
+
     #[test]
-    fn foreign_value_is_news_once_until_its_key_is_granted() {
-        let key = |name: &str| {
-            Key::parse("p:", name, crate::protocol::kind::LockKind::Exclusive).unwrap()
-        };
+    fn foreign_value_is_news_once_until_what_met_it_is_granted() {
         let news = WarningState::default();
+        let foreign = |request: &Request| news.foreign(request.lease.keys().first(), request);
+        let plain = |name: &str| take(name, LeaseKind::Exclusive, false);
         for _ in 0..2 {
-            assert!(news.foreign(&key("a")) && news.foreign(&key("b")));
-            assert!(!news.foreign(&key("a")) && !news.foreign(&key("b")));
-            news.not_foreign(&key("a").into());
-            assert!(news.foreign(&key("a")));
+            assert!(foreign(&plain("a")) && foreign(&plain("b")));
+            assert!(!foreign(&plain("a")) && !foreign(&plain("b")));
+            news.not_foreign(&plain("a"));
+            assert!(foreign(&plain("a")));
             for name in ["a", "b"] {
-                news.not_foreign(&key(name).into());
+                news.not_foreign(&plain(name));
             }
         }
-        let told = (0..2 * MAX_FOREIGN).filter(|n| news.foreign(&key(&n.to_string())));
+        let told = (0..2 * MAX_FOREIGN).filter(|n| foreign(&plain(&n.to_string())));
         assert_eq!(told.count(), MAX_FOREIGN);
+    }
+
+    #[test]
+    fn foreign_value_in_the_way_of_some_requests_is_no_news_again_when_others_are_granted() {
+        for (refused, granted) in [
+            ((LeaseKind::Exclusive, true), (LeaseKind::Exclusive, false)),
+            ((LeaseKind::Read, false), (LeaseKind::Write, false)),
+            ((LeaseKind::Write, true), (LeaseKind::Write, false)),
+        ] {
+            let news = WarningState::default();
+            let refused = take("a", refused.0, refused.1);
+            let granted = take("a", granted.0, granted.1);
+            let key = refused.lease.keys().first();
+            assert!(news.foreign(key, &refused));
+            for _ in 0..2 {
+                news.not_foreign(&granted);
+                assert!(!news.foreign(key, &refused), "{refused:?}");
+            }
+            news.not_foreign(&refused);
+            assert!(news.foreign(key, &refused));
+        }
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! callers do not wait for.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -52,6 +51,8 @@ pub(crate) struct Worker {
     registered: bool,
     /// Whether it has fallen since it was up last, or has never been up.
     is_down: bool,
+    /// Whether the connection was made at once for requests that the one before it had not served.
+    is_retry: bool,
     /// Jobs out of the queue that are for the next batches.
     queued_jobs: VecDeque<Job>,
     stopping: bool,
@@ -86,6 +87,7 @@ impl Worker {
             former_session: None,
             registered: false,
             is_down: false,
+            is_retry: false,
             queued_jobs: VecDeque::new(),
             stopping: false,
             _alive: alive,
@@ -105,8 +107,7 @@ impl Worker {
             let name = self.name.clone();
             let turn = || self.connect_and_serve(&mut seat, &mut pause);
             if threads::catch(&name, turn).is_none() {
-                self.go_down(&mut seat, pipeline::panic_failure());
-                self.pause_after_failure(&mut seat, &mut pause);
+                self.fail(&mut seat, pipeline::panic_failure(), &mut pause);
             }
         }
         seat.fail_release_waiters();
@@ -117,32 +118,36 @@ impl Worker {
     fn connect_and_serve(&mut self, seat: &mut PipelineGuard<'_>, pause: &mut Duration) {
         match self.connect(seat) {
             Ok(()) => {
-                *pause = Duration::ZERO;
-                match self.serve(seat) {
+                let cause = self.serve(seat);
+                if seat.has_answered() {
+                    (*pause, self.is_retry) = (Duration::ZERO, false);
+                }
+                match cause {
                     // It does not answer, or is not asked any more.
                     cause @ NodeFailure::TimedOut => self.go_down(seat, cause),
                     cause if self.stopping => self.go_down(seat, cause),
+                    // What waited for it has waited for one connect, and does not wait for a second one.
+                    cause if self.is_retry => self.fail(seat, cause, pause),
                     cause => self.lose(seat, &cause),
                 }
             }
-            Err(cause) => {
-                self.go_down(seat, cause);
-                // Who still waits for a release learns now that the node does not come back at once.
-                seat.fail_release_waiters();
-                self.pause_after_failure(seat, pause);
-            }
+            Err(cause) => self.fail(seat, cause, pause),
         }
     }
 
-    fn pause_after_failure(&mut self, seat: &mut PipelineGuard<'_>, pause: &mut Duration) {
+    /// The node cannot be had at present: the next connect comes after a pause.
+    fn fail(&mut self, seat: &mut PipelineGuard<'_>, cause: NodeFailure, pause: &mut Duration) {
+        self.go_down(seat, cause);
+        // Who still waits for a release learns now that the node does not come back at once.
+        seat.fail_release_waiters();
         *pause = (*pause * 2).clamp(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
         self.wait_before_reconnect(seat, pause.mul_f64(0.5 + random::unit() / 2.0));
     }
 
     /// Connects. What is pending waits behind what callers ask for from now on.
     fn connect(&mut self, seat: &mut Pipeline) -> Result<(), NodeFailure> {
-        let attempt = AssertUnwindSafe(|| self.connector.connect(self.former_session.as_ref()));
-        let attempt = catch_unwind(attempt).unwrap_or_else(|_| Err(pipeline::panic_failure()));
+        let attempt =
+            pipeline::catch_panic(|| self.connector.connect(self.former_session.as_ref()));
         let round_trip = attempt.as_ref().ok();
         let round_trip = round_trip.map(|(_, greeting)| greeting.server_info.round_trip);
         seat.health.report.lock().connecting = round_trip;
@@ -173,14 +178,7 @@ impl Worker {
             .register_run(self.node, &greeting.run_id, self.is_one_server);
         let (about, run_id) = (greeting.server_info.clone(), greeting.run_id.clone());
         let runs = greeting.runs();
-        let (how, is_quiet) = match self.former_session.replace(greeting) {
-            None => ("connected", false),
-            // Something that closes idle connections may do so all day.
-            Some(former) if seat.health.up.load(Ordering::Acquire) => {
-                ("connected again", former.run_id == run_id)
-            }
-            Some(_) => ("connected again", false),
-        };
+        let is_first = self.former_session.replace(greeting).is_none();
         match entered {
             Entered::Counted { epoch } => seat.epoch = epoch,
             Entered::Twin(twin) => {
@@ -218,8 +216,15 @@ impl Worker {
         }
         self.send_connect_event(ConnectEvent::Up);
         seat.census.record_connected();
-        let is_news = seat.news().rose(std::mem::take(&mut self.is_down));
-        self.log(is_news && !is_quiet, how);
+        let was_down = std::mem::take(&mut self.is_down);
+        let (is_back, has_changed) = (seat.news().rose(was_down), seat.news().ran_as(&runs));
+        let how = match (is_first, has_changed) {
+            (_, true) => "connected again, after its restart or to another server",
+            (true, false) => "connected",
+            (false, false) => "connected again",
+        };
+        // Something that closes idle connections may do so all day, which is no news.
+        self.log(is_back || has_changed && !was_down, how);
         Ok(())
     }
 
@@ -422,6 +427,9 @@ impl Worker {
         self.leave_census(seat);
         seat.go_down(cause);
         seat.expect_connect();
+        let now = clock::now();
+        let is_due = seat.pending_due(now).is_some_and(|due| due <= now);
+        self.is_retry = is_due || !self.queued_jobs.is_empty();
     }
 
     fn leave_census(&mut self, seat: &Pipeline) {
@@ -442,6 +450,7 @@ impl Worker {
         }
         drop(report);
         self.leave_census(seat);
+        self.is_retry = false;
         let is_first = !std::mem::replace(&mut self.is_down, true);
         let is_outage = is_first && seat.news().fell();
         if (is_outage || was_up || news) && !self.stopping {

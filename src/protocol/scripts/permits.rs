@@ -87,8 +87,12 @@ stays = math.max(stays or 0, now + ARGV[2])",
 return 1"
 );
 
-/// Extend a permit (rule S5): never kills, never revives, never shortens. What it stores first gives memory back, so that a server
-/// which has none lets the permit go on.
+/// Extend a permit (rule S5): never kills, never revives, never shortens.
+///
+/// 1. Nothing is changed unless the permit is our token's.
+/// 2. A field that is not there is deleted (our token is none), so that a server without memory lets the permit go on. To delete
+///    the permit itself would lose it where we may not store it again.
+/// 3. The end becomes the later of what it is and the TTL from now.
 ///
 /// KEYS: the permits. ARGV: token, TTL in ms, which permit. Reply: 1 ours and extended, 0 nobody's, −1 another's.
 pub(crate) const EXTEND_PERMIT: &str = concat!(
@@ -99,7 +103,7 @@ pub(crate) const EXTEND_PERMIT: &str = concat!(
 if owner ~= ARGV[1] then return owner and -1 or 0 end
 if stays < now + ARGV[2] then
   stays = now + ARGV[2]
-  redis.call('HDEL', KEYS[1], ARGV[3])",
+  redis.call('HDEL', KEYS[1], ARGV[1])",
     store!(""),
     "
 end

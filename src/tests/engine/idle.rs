@@ -87,6 +87,40 @@ fn round_on_connections_that_cannot_be_replaced_fails_with_the_cause_of_the_conn
 }
 
 #[test]
+fn request_waits_for_one_connect_alone_where_each_connection_is_closed() {
+    let fakes = FakeNode::fakes(1);
+    let locker = healthy(&fakes);
+    fakes[0].set_fault(Fault::Closes);
+    let (began, before) = (clock::now(), fakes[0].connects().len());
+    for _ in 0..3 {
+        let error = locker.try_lock("x", TTL).expect_err("nothing is served");
+        assert!(error.is_unavailable(), "{error}");
+    }
+    // It neither waits for the time-out, which is 5 s, nor connects as fast as it can meanwhile.
+    let took = clock::now().duration_since(began);
+    let connects = fakes[0].connects().len() - before;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(connects < 100, "{connects}");
+    fakes[0].set_fault(Fault::None);
+    drop(locker.lock("x", TTL).expect("it serves again"));
+}
+
+#[test]
+fn release_that_breaks_each_connection_is_not_tried_without_a_pause() {
+    let fakes = FakeNode::fakes(1);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", TTL).expect("it is up");
+    fakes[0].set_fault(Fault::Breaks(Op::Release));
+    let before = fakes[0].connects().len();
+    guard.release().expect_err("no answer");
+    thread::park_timeout(Duration::from_millis(500));
+    let connects = fakes[0].connects().len() - before;
+    assert!(connects < 100, "{connects}");
+    fakes[0].set_fault(Fault::None);
+    eventually("the release is made", || fakes[0].token("x").is_none());
+}
+
+#[test]
 fn connection_that_was_closed_is_replaced_while_nobody_asks() {
     let fakes = FakeNode::fakes(1);
     let _locker = healthy(&fakes);

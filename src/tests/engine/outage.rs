@@ -191,6 +191,8 @@ fn a_waiter_at_an_open_breaker_ends_by_max_outage_its_limit_cancellation_or_a_sh
     let locker = bears(&fakes, Duration::from_millis(50));
     break_down(&fakes, &locker);
     let error = locker.lock("x", TTL).expect_err("it lasts");
+    let words = "connected to 1 of 3 nodes, 2 are needed"; // none of them was asked to grant it
+    assert!(error.to_string().contains(words), "{error}");
     assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
 
     let fakes = FakeNode::fakes(3);

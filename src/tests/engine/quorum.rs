@@ -588,6 +588,28 @@ fn attempts_are_counted_and_the_last_has_no_sleep_after_it() {
 }
 
 #[test]
+fn delay_of_a_limited_attempt_is_not_cut_by_a_holder_that_is_gone() {
+    let fakes = FakeNode::fakes(1);
+    fakes[0].set_fault(Fault::RefusesLate);
+    let delay = Duration::from_millis(40);
+    let locker = connected_locker(&fakes, |config| {
+        config.retry(RetryPolicy {
+            max_attempts: Some(3),
+            initial_delay: delay,
+            max_delay: delay,
+            jitter: 0.0,
+            ..RetryPolicy::default()
+        })
+    });
+    let locker = locker.expect("it is up");
+    let start = clock::now();
+    let error = locker.lock("x", TTL).expect_err("refused");
+    assert!(error.is_contended(), "{error}");
+    assert!(clock::now() - start >= 2 * delay);
+    assert_eq!(fakes[0].count(Op::Acquire), 3);
+}
+
+#[test]
 fn an_outage_ends_an_acquire_with_its_own_error() {
     let fakes = FakeNode::fakes(3);
     let locker = connected_locker(&fakes, |config| {

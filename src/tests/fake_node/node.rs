@@ -60,10 +60,14 @@ pub(crate) enum Fault {
     RestartsAt(Op),
     /// The connection breaks at each request of this verb, unserved; a new one can be had at once.
     Breaks(Op),
+    /// It can be connected to, and closes each connection before the first request.
+    Closes,
     /// It answers takes of the exclusive lock of this name with an error.
     ErrsOn(&'static str),
     /// It answers takes as if somebody else held the lock.
     Refuses,
+    /// It answers takes as if somebody else had held the lock until just now.
+    RefusesLate,
     /// Requests of this verb make its lane panic.
     Panics(Op),
 }
@@ -479,6 +483,10 @@ impl FakeSession {
                 self.fake.set_fault(Fault::None);
                 return Err(broken());
             }
+            Fault::RefusesLate if request.verb == Op::Acquire => {
+                self.fake.served.lock().push((Op::Acquire, String::new()));
+                Reply::Held(Blocker::Owner, Some(Duration::ZERO))
+            }
             Fault::Refuses if request.verb == Op::Acquire => {
                 self.fake.served.lock().push((Op::Acquire, String::new()));
                 Reply::Held(Blocker::Owner, Some(Duration::from_secs(60)))
@@ -494,7 +502,8 @@ impl FakeSession {
 
 impl FakeSession {
     fn is_open(&self) -> Result<(), NodeFailure> {
-        match self.number > self.fake.closed.load(Ordering::Acquire) {
+        let closes = matches!(*self.fake.sin.lock(), Fault::Closes);
+        match !closes && self.number > self.fake.closed.load(Ordering::Acquire) {
             true => Ok(()),
             false => Err(NodeFailure::Unreachable("closed".into())),
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::{Lease, LeaseState};
+use crate::protocol::quorum::{NodeSet, majority};
 use crate::tests::simulation::client::ClientState;
 use crate::tests::simulation::simulator::Simulator;
 
@@ -19,6 +20,8 @@ pub(crate) enum Violation {
     Order { before: u64, after: u64 },
     /// A node keeps a token of a client that has finished with it, and has nothing more to say to the node.
     Leftover { node: usize, token: String },
+    /// A release was told as made by a quorum, of which so many nodes had lost the lock before.
+    Told { lost: usize },
     /// A client still waits for something when nothing can happen any more.
     Stuck { client: usize, doing: ClientState },
     /// It goes on and on.
@@ -31,6 +34,8 @@ pub(crate) struct Coverage {
     pub(crate) events: u64,
     pub(crate) attempts: u64,
     pub(crate) repeats: u64,
+    pub(crate) waits: u64,
+    pub(crate) pending: u64,
     pub(crate) holds: u64,
     pub(crate) fenced: u64,
     pub(crate) raises: u64,
@@ -49,6 +54,8 @@ impl Coverage {
         self.events += other.events;
         self.attempts += other.attempts;
         self.repeats += other.repeats;
+        self.waits += other.waits;
+        self.pending += other.pending;
         self.holds += other.holds;
         self.fenced += other.fenced;
         self.raises += other.raises;
@@ -101,6 +108,19 @@ impl Simulator {
                 });
             }
             self.last_fence = token;
+        }
+    }
+
+    /// When a release has been told as made: a quorum of the nodes that say so has not lost the lock since a quorum confirmed it.
+    pub(crate) fn check_release(&mut self, lease: &Arc<Lease>, released: NodeSet) {
+        let token = lease.token();
+        let confirmed = self.confirmed.get(&token.id()).copied();
+        let has_lost = |node: usize| self.nodes[node].lost.get(token.text()).copied() > confirmed;
+        let nodes = 0..self.nodes.len();
+        let lost = nodes.filter(|node| released.contains(*node) && has_lost(*node));
+        let lost = lost.count();
+        if released.len() - lost < majority(self.nodes.len()) {
+            self.find(Violation::Told { lost });
         }
     }
 

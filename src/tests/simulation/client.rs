@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::protocol::fencing::{FencingOutcome, choose_token};
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
-use crate::protocol::quorum::{NodeSet, Verdict, majority};
+use crate::protocol::quorum::{NodeSet, Verdict, Vote, majority};
 use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
 use crate::protocol::ttl::Ttl;
@@ -65,6 +65,8 @@ pub(crate) struct Acquire {
     most: u32,
     retries: u32,
     slow: u32,
+    /// What the attempt before was granted, where that is planted to count.
+    granted: NodeSet,
     /// A writer's place at the gate.
     place: Option<Arc<Lease>>,
     pub(crate) attempt: Option<Attempt>,
@@ -76,6 +78,9 @@ pub(crate) struct Attempt {
     pub(crate) end: Instant,
     /// The nodes that certainly have nothing of it.
     refused: NodeSet,
+    granted: NodeSet,
+    /// Whether nodes that had refused were asked again.
+    is_split: bool,
     /// When the nodes are free again, if they said so.
     free: Option<Duration>,
     /// Of one that was handed the lock: the lease before, and the nodes that have swapped its token.
@@ -170,6 +175,7 @@ impl Simulator {
             most: one_of(&mut self.rng, &[1, 4, 12]),
             retries: 0,
             slow: 0,
+            granted: NodeSet::default(),
             place: None,
             attempt: None,
         };
@@ -217,12 +223,15 @@ impl Simulator {
             most,
             retries: 0,
             slow: 0,
+            granted: NodeSet::default(),
             place: None,
             attempt: Some(Attempt {
                 lease,
                 start,
                 end,
                 refused: NodeSet::default(),
+                granted: NodeSet::default(),
+                is_split: false,
                 free: None,
                 former: Some((Arc::clone(former), NodeSet::default())),
             }),
@@ -266,6 +275,7 @@ impl Simulator {
             return;
         };
         acquire.attempts += 1;
+        let former = std::mem::take(&mut acquire.granted);
         let lease = self.lease(client, acquire.claim);
         let least = acquire.ttl.min_validity(self.knobs.min_validity);
         let validity = validity::validity(acquire.ttl.duration());
@@ -289,6 +299,8 @@ impl Simulator {
             start,
             end,
             refused: NodeSet::default(),
+            granted: NodeSet::default(),
+            is_split: false,
             free: None,
             former: None,
         });
@@ -298,7 +310,9 @@ impl Simulator {
             false => None,
         };
         self.counts.attempts += 1;
-        let round = self.ask(client, request, (start, start), first);
+        let mut round = self.ask(client, request, (start, start), first);
+        let granted = (0..self.nodes.len()).filter(|node| former.contains(*node));
+        granted.for_each(|node| round.tally.vote(node, Vote::Granted));
         let alarm = match round.first {
             // As four usual rounds.
             Some(_) => end.min(start + Duration::from_micros(8 * self.knobs.delay)),
@@ -316,6 +330,8 @@ impl Simulator {
             return;
         };
         attempt.refused = round.tally.refused().difference(round.unsettled);
+        attempt.granted = round.tally.granted();
+        attempt.is_split = round.repeats > 0;
         let swapped = attempt.former.as_mut();
         swapped
             .into_iter()
@@ -377,6 +393,9 @@ impl Simulator {
                     let claim = acquire.claim;
                     self.give_back(client, &attempt);
                     self.give_up_acquire(client);
+                    if attempt.is_split {
+                        self.put_back(client, &attempt.lease, ttl.millis(), attempt.refused);
+                    }
                     return self.hand_out(client, attempt.lease, claim, ttl);
                 }
                 _ => slow = true,
@@ -386,6 +405,9 @@ impl Simulator {
         let Some(acquire) = self.clients[client].acquire.as_mut() else {
             return;
         };
+        if self.knobs.is(PlantedBug::GrantsOfFormerToken) {
+            acquire.granted = attempt.granted;
+        }
         acquire.slow = if slow { acquire.slow + 1 } else { 0 };
         if self.calm || acquire.attempts >= acquire.most || acquire.slow == MOST_SLOW {
             self.give_up_acquire(client);

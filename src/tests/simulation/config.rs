@@ -38,6 +38,12 @@ pub(crate) enum PlantedBug {
     LateExtensionForgotten,
     /// Broken connections are not killed, and all attempts of a client go by one token.
     OneToken,
+    /// The next attempt counts the grants of the one before it.
+    GrantsOfFormerToken,
+    /// A release that is sent again deletes the lock by its name, whoever holds it.
+    ReleaseByName,
+    /// That nothing is there counts as the doing of a release that was sent before, though the node has restarted meanwhile.
+    RestartIsOurDoing,
 }
 
 /// What is done so that a node which has lost its data does not help to give a lock away twice.
@@ -186,7 +192,9 @@ impl SimConfig {
             knobs.forgets = count(rng, 2);
         }
         match bug {
-            Some(PlantedBug::MajorityForgets) => knobs.forgets = nodes / 2 + 1,
+            Some(PlantedBug::MajorityForgets | PlantedBug::RestartIsOurDoing) => {
+                knobs.forgets = nodes / 2 + 1
+            }
             Some(PlantedBug::OneForgets) => knobs.forgets = 1,
             Some(PlantedBug::FenceForgotten) => knobs.forgets = 2,
             Some(PlantedBug::LateExtensionForgotten) => {

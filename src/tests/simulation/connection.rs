@@ -34,6 +34,9 @@ pub(crate) struct Lane {
     queue: VecDeque<Job>,
     owed: VecDeque<Job>,
     failures: u32,
+    /// The run of the node that the connection leads to, or the last one did, and when that was met first.
+    run: u32,
+    run_since: u64,
     /// Whether the connection broke and one connect is waited for: what is queued stays so until that fails.
     waits: bool,
     /// Until then the node does not vote on new leases.
@@ -54,7 +57,7 @@ pub(crate) struct Job {
     pub(crate) request: Request,
     pub(crate) round: Option<u32>,
     /// It is a release that was on the wire before.
-    again: bool,
+    was_sent: bool,
 }
 
 impl Job {
@@ -62,7 +65,7 @@ impl Job {
         Job {
             request: request.clone(),
             round,
-            again: false,
+            was_sent: false,
         }
     }
 }
@@ -77,6 +80,8 @@ impl Lane {
             queue: VecDeque::new(),
             owed: VecDeque::new(),
             failures: 0,
+            run: 0,
+            run_since: 0,
             waits: false,
             quarantined_until: None,
             cut_off_until: 0,
@@ -126,6 +131,7 @@ impl Simulator {
     pub(crate) fn submit(&mut self, client: usize, node: usize, job: Job, owed: bool) -> bool {
         let lane = &mut self.clients[client].lanes[node];
         let up = lane.is_up() || lane.waits;
+        self.counts.waits += u64::from(up && !lane.is_up());
         if up && job.request.verb.grants() {
             let leases = job.request.written_leases();
             leases.for_each(|lease| lease.record_contacted(NodeSet::single(node)));
@@ -196,7 +202,15 @@ impl Simulator {
         }
         lane.batch += 1;
         let (life, batch, count) = (lane.life, lane.batch, lane.wire.len());
-        let requests = lane.wire.iter().map(|job| job.request.clone()).collect();
+        let by_name = self.knobs.is(PlantedBug::ReleaseByName);
+        let requests = lane.wire.iter().map(|job| {
+            let mut request = job.request.clone();
+            if by_name && job.was_sent {
+                request.verb = Op::ForceRelease;
+            }
+            request
+        });
+        let requests = requests.collect();
         let cut_off = lane.cut_off_until > self.now;
         let clock = self.clients[client].clock;
         let overdue = clock.when(clock.at(self.now) + self.knobs.node_timeout);
@@ -289,7 +303,8 @@ impl Simulator {
         for mut job in wire {
             match job.request.verb {
                 Op::Release => {
-                    job.again = true;
+                    job.was_sent = true;
+                    self.counts.pending += 1;
                     self.clients[client].lanes[node].owed.push_back(job);
                 }
                 Op::Extend if self.knobs.is(PlantedBug::LateExtensionForgotten) => {
@@ -352,7 +367,13 @@ impl Simulator {
         }
     }
 
-    pub(crate) fn hear_welcome(&mut self, client: usize, node: usize, life: u32, uptime: Duration) {
+    pub(crate) fn hear_welcome(
+        &mut self,
+        client: usize,
+        node: usize,
+        (life, run): (u32, u32),
+        uptime: Duration,
+    ) {
         let now = self.clock(client);
         let about = ServerInfo {
             uptime,
@@ -368,6 +389,9 @@ impl Simulator {
             lane.waits = false;
             lane.state = State::Up;
             lane.failures = 0;
+            if lane.run != run {
+                (lane.run, lane.run_since) = (run, self.now);
+            }
             for job in &lane.owed {
                 job.request.lease.note_killed(node, now);
             }
@@ -375,11 +399,16 @@ impl Simulator {
         }
     }
 
-    /// An answer for the round that it belongs to. Absent where a release was sent before: it was that which deleted the key.
+    /// An answer for the round that it belongs to. Absent where a release was sent before: it was that which deleted the key,
+    /// unless the node has restarted since the lease was confirmed.
     fn post(&mut self, client: usize, node: usize, job: &Job, answer: Reply) {
         if let Some(round) = job.round {
+            let since = self.clients[client].lanes[node].run_since;
+            let confirmed = self.confirmed.get(&job.request.lease.token().id());
+            let is_ours = confirmed.is_some_and(|confirmed| *confirmed >= since)
+                || self.knobs.is(PlantedBug::RestartIsOurDoing);
             let answer = match answer {
-                Reply::Absent if job.again => Reply::Done,
+                Reply::Absent if job.was_sent && is_ours => Reply::Done,
                 answer => answer,
             };
             self.posts.push_back(Post {

@@ -77,7 +77,7 @@ impl Simulator {
                 forgets: false,
             });
         }
-        let at_once = self.knobs.care == Care::None;
+        let at_once = self.knobs.care == Care::None || self.knobs.is(PlantedBug::RestartIsOurDoing);
         let moment = self.rng.u64(..self.knobs.end);
         for node in 0..forgets.min(nodes) {
             let fault = Fault::Crashes {
@@ -137,8 +137,9 @@ impl Simulator {
                 node.down = false;
                 node.hung_until = 0;
                 node.started = node.clock.at(self.now);
+                node.run += 1;
                 if forgot {
-                    node.memory.clear();
+                    node.forget(&self.key, self.now);
                 }
             }
             Fault::Partition { client, node, time } => {

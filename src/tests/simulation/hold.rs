@@ -12,6 +12,7 @@ use crate::protocol::ttl::Ttl;
 use crate::protocol::validity;
 use crate::tests::simulation::client::ClientState;
 use crate::tests::simulation::config::one_of;
+use crate::tests::simulation::rounds::Round;
 use crate::tests::simulation::simulator::{SimEvent, Simulator};
 
 /// A guard, and what is to become of it.
@@ -45,6 +46,7 @@ impl Simulator {
         ttl: Ttl,
     ) {
         self.check_hand_out(client, &lease, claim);
+        self.confirmed.insert(lease.token().id(), self.now);
         let now = self.clock(client);
         let whole = ttl.duration();
         let stay = whole.mul_f64(one_of(&mut self.rng, &[0.1, 0.5, 1.5, 3.0]) * self.rng.f64());
@@ -147,6 +149,7 @@ impl Simulator {
         let expiry = self.still_held(client, &lease, look);
         if let (Verdict::Granted, Some(_)) = (verdict, expiry) {
             self.counts.extended += 1;
+            self.confirmed.insert(lease.token().id(), self.now);
             // Only now, with a quorum that is ours, may it come back where it was lost.
             self.put_back(client, &lease, ttl, round.absent);
             self.clients[client].late = Some(ConfirmedRenewal {
@@ -186,7 +189,7 @@ impl Simulator {
         }
     }
 
-    fn put_back(&mut self, client: usize, lease: &Arc<Lease>, ttl: u64, nodes: NodeSet) {
+    pub(crate) fn put_back(&mut self, client: usize, lease: &Arc<Lease>, ttl: u64, nodes: NodeSet) {
         self.counts.put_backs += nodes.len() as u64;
         self.tell_nodes(client, &Request::new(Op::Restore, lease, ttl), nodes);
     }
@@ -300,8 +303,11 @@ impl Simulator {
         self.wake_if_decided(client);
     }
 
-    pub(crate) fn finish_release(&mut self, client: usize, verdict: Verdict) {
-        self.counts.released += u64::from(verdict == Verdict::Granted);
+    pub(crate) fn finish_release(&mut self, client: usize, round: &Round, verdict: Verdict) {
+        if verdict == Verdict::Granted {
+            self.counts.released += 1;
+            self.check_release(&round.request.lease, round.tally.granted());
+        }
         self.rest(client);
     }
 

@@ -1,8 +1,10 @@
 //! A node: it serves what reaches it from the model of a real one, if it is there.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::error::NodeFailure;
+use crate::protocol::key::Key;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::tests::fake_node::store::NodeStore;
@@ -22,6 +24,10 @@ pub(crate) struct Node {
     pub(crate) hung_until: u64,
     /// By its own clock.
     pub(crate) started: Instant,
+    /// The number of its present run.
+    pub(crate) run: u32,
+    /// The tokens that it had when it lost its data, and when that was.
+    pub(crate) lost: HashMap<String, u64>,
     /// For each client the first connection that has not been killed, nor died with the server.
     pub(crate) living: Vec<u32>,
 }
@@ -51,8 +57,19 @@ impl Node {
             down: false,
             hung_until: 0,
             started: clock.at(0) - LONG_AGO,
+            run: 0,
+            lost: HashMap::new(),
             living: vec![0; clients],
         }
+    }
+
+    /// Loses its data.
+    pub(crate) fn forget(&mut self, key: &Key, now: u64) {
+        let slot = self.memory.slot(key, self.clock.at(now));
+        let owner = slot.owner.iter().map(|(token, _)| token);
+        let tokens = owner.chain(slot.readers.keys()).cloned();
+        self.lost.extend(tokens.map(|token| (token, now)));
+        self.memory.clear();
     }
 
     /// As servers count it: in whole seconds of a wall clock.
@@ -118,9 +135,13 @@ impl Simulator {
                     self.nodes[at].living[client] = life;
                 }
                 let back = self.now + self.travel();
-                let uptime = self.nodes[at].uptime(self.now);
-                let node = at;
-                self.tell(back, client, SimEvent::Welcome { node, life, uptime });
+                let welcome = SimEvent::Welcome {
+                    node: at,
+                    life,
+                    run: self.nodes[at].run,
+                    uptime: self.nodes[at].uptime(self.now),
+                };
+                self.tell(back, client, welcome);
             }
         }
     }

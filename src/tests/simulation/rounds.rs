@@ -210,7 +210,7 @@ impl Simulator {
             Op::Acquire | Op::Swap => self.count_take(client, round, verdict),
             Op::RaiseFence => self.finish(client, verdict),
             Op::Downgrade => self.finish_downgrade(client, verdict),
-            _ => self.finish_release(client, verdict),
+            _ => self.finish_release(client, &round, verdict),
         }
     }
 }

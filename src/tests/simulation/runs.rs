@@ -13,6 +13,7 @@
 //! |---|---|
 //! | no two hold it at the same true time by their own latches and clocks, but readers with readers (S7, S10) | as each guard is handed out |
 //! | fencing tokens increase (S12) | the same |
+//! | a release that is told as made was made on a quorum | as its answers come |
 //! | a lane with nothing to do has left nothing of an attempt or a lock that is over (S4) | as each answer comes |
 //! | nobody waits for ever; all is free in the end | at the end |
 //!
@@ -113,6 +114,8 @@ fn every_history_keeps_the_promises() {
         ("keys put back", counts.put_backs, 10),
         ("nodes asked again in a split vote", counts.repeats, 50),
         ("hand-overs in a process", counts.swaps, 50),
+        ("requests that wait for one reconnect", counts.waits, 50),
+        ("releases that outlast a connection", counts.pending, 50),
         ("downgrades", counts.downgrades, 50),
         ("losses", counts.losses, 50),
         ("releases by a quorum", counts.released, 300),
@@ -136,7 +139,8 @@ fn what_is_planted_is_found() {
     let order = |found: &Violation| matches!(found, Violation::Order { .. });
     let leftover = |found: &Violation| matches!(found, Violation::Leftover { .. });
     type Kind<'a> = &'a dyn Fn(&Violation) -> bool;
-    let table: [(PlantedBug, Kind<'_>); 13] = [
+    let told = |found: &Violation| matches!(found, Violation::Told { .. });
+    let table: [(PlantedBug, Kind<'_>); 16] = [
         (PlantedBug::Drift, &overlap),
         (PlantedBug::Step, &overlap),
         (PlantedBug::QuorumOfReachable, &overlap),
@@ -150,6 +154,9 @@ fn what_is_planted_is_found() {
         (PlantedBug::NoKill, &leftover),
         (PlantedBug::LateExtensionForgotten, &leftover),
         (PlantedBug::OneToken, &overlap),
+        (PlantedBug::GrantsOfFormerToken, &overlap),
+        (PlantedBug::ReleaseByName, &overlap),
+        (PlantedBug::RestartIsOurDoing, &told),
     ];
     for (bug, is_it) in table {
         let mut seeds = 0..50_000;

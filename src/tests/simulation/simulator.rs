@@ -1,7 +1,7 @@
 //! The world: true time, and what happens in which order.
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -38,6 +38,8 @@ pub(crate) struct Simulator {
     /// No faults any more, and nobody begins anything.
     pub(crate) calm: bool,
     pub(crate) last_fence: u64,
+    /// When a quorum confirmed each lease last.
+    pub(crate) confirmed: HashMap<u64, u64>,
     pub(crate) counts: Coverage,
     pub(crate) found: Option<Violation>,
     /// What happened, line by line, if somebody wants to know.
@@ -85,6 +87,7 @@ pub(crate) enum SimEvent {
         node: usize,
         life: u32,
         /// The node's, as it says.
+        run: u32,
         uptime: Duration,
     },
     /// A lane takes up what is queued.
@@ -121,6 +124,7 @@ impl Simulator {
             to_check: None,
             calm: false,
             last_fence: 0,
+            confirmed: HashMap::new(),
             counts: Coverage::default(),
             found: None,
             told: tells.then(Vec::new),
@@ -225,9 +229,12 @@ impl Simulator {
             }
             SimEvent::Dial { node, life } => self.dial(client, node, life),
             SimEvent::Unwelcome { node, life } => self.hear_unwelcome(client, node, life),
-            SimEvent::Welcome { node, life, uptime } => {
-                self.hear_welcome(client, node, life, uptime);
-            }
+            SimEvent::Welcome {
+                node,
+                life,
+                run,
+                uptime,
+            } => self.hear_welcome(client, node, (life, run), uptime),
             SimEvent::Pump { node } => self.pump(client, node),
             SimEvent::Wake { ticket } => self.wake(client, ticket),
             SimEvent::Renew { ticket } => self.wake_renewal(client, ticket),

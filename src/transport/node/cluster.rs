@@ -259,7 +259,7 @@ impl ClusterSession {
         shares.retain(|share| {
             let member = &mut self.members[share.member];
             let sent = member.session.write_batch(&share.requests, end);
-            let sent = sent.map_err(|cause| discovery::prefix_failure(&member.name, cause));
+            let sent = sent.map_err(|cause| of_member(&member.name, cause));
             let is_sent = sent.is_ok();
             done = std::mem::replace(&mut done, Ok(())).and(sent);
             is_sent
@@ -278,9 +278,18 @@ impl ClusterSession {
             for (index, read) in answers {
                 answer(index, member, read);
             }
-            done = done.and(read.map_err(|cause| discovery::prefix_failure(&member.name, cause)));
+            done = done.and(read.map_err(|cause| of_member(&member.name, cause)));
         }
         done
+    }
+}
+
+/// A cause of a member that is connected, told as the cluster's. That it does not answer stays what it is: the lane is to know
+/// it, since such a node is not waited for as one is whose connection has ended.
+fn of_member(name: &str, cause: NodeFailure) -> NodeFailure {
+    match cause {
+        NodeFailure::TimedOut => NodeFailure::TimedOut,
+        cause => discovery::prefix_failure(name, cause),
     }
 }
 
@@ -316,10 +325,7 @@ impl Session for ClusterSession {
             let member = self.master_session(&place, end)?;
             let member = &mut self.members[member];
             let read = member.session.send_asking(&requests[index], end);
-            answer(
-                index,
-                read.map_err(|cause| discovery::prefix_failure(&member.name, cause))?,
-            );
+            answer(index, read.map_err(|cause| of_member(&member.name, cause))?);
         }
         Ok(())
     }
@@ -327,7 +333,7 @@ impl Session for ClusterSession {
     fn check_idle(&mut self) -> Result<(), NodeFailure> {
         for member in &mut self.members {
             let checked = member.session.check_idle();
-            checked.map_err(|cause| discovery::prefix_failure(&member.name, cause))?;
+            checked.map_err(|cause| of_member(&member.name, cause))?;
         }
         Ok(())
     }
@@ -336,7 +342,7 @@ impl Session for ClusterSession {
         let end = clock::now() + self.timeout;
         for member in &mut self.members {
             let pinged = member.session.ping_by(end);
-            pinged.map_err(|cause| discovery::prefix_failure(&member.name, cause))?;
+            pinged.map_err(|cause| of_member(&member.name, cause))?;
         }
         Ok(())
     }

@@ -1,21 +1,23 @@
 //! What the processes of the chaos count, a line each time, so that one that is killed has told all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::fs;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Pid, getppid};
-use redguard::Error;
+use redguard::{Error, NodeFailure};
 
 const SHORT: usize = 120;
 
-/// A file of such lines, and beside it the sign to stop.
+/// A file of such lines, and beside it the sign to stop, and the one to rest.
 #[derive(Debug)]
 pub(crate) struct Tally {
     lines: PathBuf,
     stop: PathBuf,
+    rest: PathBuf,
     parent: Pid,
 }
 
@@ -24,6 +26,7 @@ impl Tally {
         Tally {
             lines: journal.with_extension("tally"),
             stop: journal.with_extension("stop"),
+            rest: journal.with_extension("rest"),
             parent: getppid(),
         }
     }
@@ -34,10 +37,17 @@ impl Tally {
         file.unwrap().write_all(line.as_bytes()).unwrap();
     }
 
-    /// By its variant alone.
+    /// By its variant, and the kinds of the causes that nodes gave.
     pub(crate) fn add_error(&self, during: &str, error: &Error) {
-        let mut what = format!("{error:?}");
-        what.truncate(what.find(|c: char| !c.is_alphanumeric()).unwrap_or(SHORT));
+        let mut what = word(error);
+        if let Error::InsufficientQuorum { causes, .. } = error {
+            let kinds = causes.iter().map(|node| match &node.failure {
+                NodeFailure::ServerError(text) => first_word(text),
+                cause => word(cause),
+            });
+            let kinds: BTreeSet<String> = kinds.collect();
+            what = format!("{what} {kinds:?}");
+        }
         self.add(1, &format!("{during}: {what}"));
     }
 
@@ -64,8 +74,32 @@ impl Tally {
         File::create(&self.stop).unwrap();
     }
 
+    /// Says that the process with this id is to rest; 0 is nobody.
+    pub(crate) fn rest(&self, pid: Pid) {
+        fs::write(&self.rest, pid.to_string()).unwrap();
+    }
+
+    pub(crate) fn is_resting(&self) -> bool {
+        fs::read_to_string(&self.rest).is_ok_and(|pid| pid == Pid::this().to_string())
+    }
+
     /// Also when whoever started this process is gone.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.exists() || getppid() != self.parent
     }
+}
+
+/// The name of a variant.
+fn word(value: &impl Debug) -> String {
+    let mut word = format!("{value:?}");
+    word.truncate(word.find(|c: char| !c.is_alphanumeric()).unwrap_or(SHORT));
+    word
+}
+
+/// The code that a server's error begins with.
+fn first_word(text: &str) -> String {
+    text.split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }

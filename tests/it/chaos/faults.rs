@@ -20,15 +20,18 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use crate::chaos::counters::Tally;
+use crate::chaos::values::Foreign;
 use crate::chaos::worker::{MAX_TTL, MIN_TTL};
-use crate::chaos::{Data, LEFT};
+use crate::chaos::{Data, LEFT, values};
 use crate::support::child_process::Program;
 use crate::support::clock::Clock;
 use crate::support::eventually;
-use crate::support::fixtures::{LIMIT, now, try_ask};
+use crate::support::fixtures::{LIMIT, ask, now, try_ask};
 use crate::support::proxy::{Flow, Proxy};
 use crate::support::servers::Server;
 
@@ -41,6 +44,56 @@ const REST: Duration = LEFT.saturating_add(FURTHEST);
 /// Two of these can fall into the shortest TTL, whose drift is 8 ms, and one more into each 600 ms of a longer one, which add 6.
 const AHEAD: Duration = Duration::from_millis(3);
 
+/// A server closes connections that are idle for its `timeout`, a second, within so long.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// The kinds of faults that need no clock to be stepped.
+pub(super) const KINDS: [&str; 19] = [
+    "node stopped",
+    "node killed",
+    "node without memory",
+    "node denies a right",
+    "scripts flushed",
+    "clients killed",
+    "all nodes killed",
+    "all nodes without memory",
+    "all nodes deny a right",
+    "all clients killed",
+    "all links slow",
+    "idle connections closed",
+    "foreign value",
+    "foreign value on all nodes",
+    "links cut while a node is down",
+    "link slow",
+    "link swallows or holds one way",
+    "link cut in a reply",
+    "process killed",
+];
+/// What shows that some of them have had an effect, as the beginnings of their names.
+pub(super) const EFFECTS: [&str; 4] = [
+    "clients that were killed",
+    "idle clients that were closed",
+    "denied: ",
+    "foreign: ",
+];
+
+const PEXPIRE: &str = "-pexpire";
+/// Rights that the library needs; at last all but what is dangerous, as many hosts give it out.
+const RIGHTS: [&[&str]; 12] = [
+    &["-set"],
+    &["-get"],
+    &["-del"],
+    &["-evalsha"],
+    &[PEXPIRE],
+    &["-zadd"],
+    &["-hset"],
+    &["-incr"],
+    &["-publish"],
+    &["-subscribe"],
+    &["-script"],
+    &["-@dangerous", "+acl", "+info"],
+];
+
 /// Faults on a set of nodes, and the processes that use them. Each node, proxy and process has one fault at a time.
 pub(super) struct FaultInjector<'a> {
     nodes: &'a [Server],
@@ -50,9 +103,13 @@ pub(super) struct FaultInjector<'a> {
     links: Vec<Proxy>,
     programs: Vec<Program>,
     lasting: Vec<(Instant, Recovery)>,
-    counts: BTreeMap<&'static str, u64>,
+    counts: Counts,
+    effects: Counts,
     rng: StdRng,
 }
+
+/// How often something was seen.
+pub(super) type Counts = BTreeMap<String, u64>;
 
 /// A clock that may be stepped, and by how much it is behind.
 struct NodeHandle<'a> {
@@ -68,33 +125,53 @@ impl NodeHandle<'_> {
 }
 
 /// The end of a fault that lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Recovery {
     Resume(usize),
     Restart(usize),
     MakeRoom(usize),
+    GiveBack(usize, &'static str),
+    /// The node has closed so many connections for being idle before.
+    KeepIdle(usize, u64),
+    Remove(usize, Foreign),
     Pass(usize),
     Wake(usize),
+    Work(usize),
     Rest(usize),
+}
+
+/// What a node suffers by itself.
+#[derive(Clone, Copy, Debug)]
+enum Harm {
+    Stopped,
+    Killed,
+    WithoutMemory,
+    Denies(&'static [&'static str]),
+    ScriptsFlushed,
+    ClientsKilled,
 }
 
 /// What a fault is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Node(usize),
+    Value(usize),
     Link(usize),
     Program(usize),
     Clock(usize),
 }
 
 impl Recovery {
-    fn place(self) -> Place {
-        match self {
-            Recovery::Resume(node) | Recovery::Restart(node) | Recovery::MakeRoom(node) => {
-                Place::Node(node)
-            }
+    fn place(&self) -> Place {
+        match *self {
+            Recovery::Resume(node)
+            | Recovery::Restart(node)
+            | Recovery::MakeRoom(node)
+            | Recovery::GiveBack(node, _)
+            | Recovery::KeepIdle(node, _) => Place::Node(node),
+            Recovery::Remove(node, _) => Place::Value(node),
             Recovery::Pass(link) => Place::Link(link),
-            Recovery::Wake(program) => Place::Program(program),
+            Recovery::Wake(program) | Recovery::Work(program) => Place::Program(program),
             Recovery::Rest(clock) => Place::Clock(clock),
         }
     }
@@ -126,7 +203,8 @@ impl<'a> FaultInjector<'a> {
             links,
             programs: Vec::new(),
             lasting: Vec::new(),
-            counts: BTreeMap::new(),
+            counts: Counts::new(),
+            effects: Counts::new(),
             rng,
         };
         storm.programs = (0..PROCESSES).map(|_| storm.program()).collect();
@@ -146,15 +224,15 @@ impl<'a> FaultInjector<'a> {
         }
     }
 
-    /// Ends all that lasts, and says what there was.
-    pub(super) fn calm(&mut self) -> BTreeMap<&'static str, u64> {
+    /// Ends all that lasts, and says which faults there were, and what shows their effects.
+    pub(super) fn calm(&mut self) -> (Counts, Counts) {
         eventually(LIMIT, "all faults are over", || {
             for (_, mend) in std::mem::take(&mut self.lasting) {
                 self.mend(mend);
             }
             self.lasting.is_empty()
         });
-        self.counts.clone()
+        (self.counts.clone(), self.effects.clone())
     }
 
     /// The proxies stay as long as they do.
@@ -205,9 +283,35 @@ impl<'a> FaultInjector<'a> {
             Recovery::MakeRoom(node) => {
                 tell(&self.nodes[node], &["CONFIG", "SET", "maxmemory", "0"])
             }
+            Recovery::GiveBack(node, right) => {
+                tell(&self.nodes[node], &["ACL", "SETUSER", "default", "+@all"]);
+                if right == PEXPIRE {
+                    values::end_all(&self.nodes[node]);
+                }
+            }
+            Recovery::KeepIdle(node, before) => {
+                tell(&self.nodes[node], &["CONFIG", "SET", "timeout", "0"]);
+                let closed = closed_for_being_idle(&self.nodes[node]) - before;
+                self.note("idle clients that were closed", closed);
+            }
+            Recovery::Remove(node, foreign) => match self.is_at(Place::Node(node)) {
+                true => {
+                    let later = now() + MAX_TTL / 8;
+                    self.lasting.push((later, Recovery::Remove(node, foreign)));
+                }
+                false => foreign.remove(&self.nodes[node]),
+            },
             Recovery::Pass(link) => self.links[link].pass(),
+            Recovery::Work(_) => Tally::beside(&self.file).rest(Pid::from_raw(0)),
             Recovery::Wake(program) => self.programs[program].resume(),
             Recovery::Rest(_) => {}
+        }
+    }
+
+    /// Counts an effect that was seen so many times.
+    fn note(&mut self, effect: &str, times: u64) {
+        if times > 0 {
+            *self.effects.entry(effect.to_owned()).or_default() += times;
         }
     }
 
@@ -226,38 +330,153 @@ impl<'a> FaultInjector<'a> {
 
     /// A fault that is drawn, unless there is one already where it would be.
     fn strike(&mut self) -> bool {
-        let name = match self.rng.random_range(0..36) {
-            0 => self.strike_all(Place::Node),
-            1 | 2 => self.strike_all(Place::Link),
-            3..6 => self.step(),
+        let name = match self.rng.random_range(0..50) {
+            0..6 => self.strike_all(),
+            6..8 => self.slow_all_links(),
+            8..11 => self.step(),
+            11..13 => self.let_idle_connections_end(),
+            13..15 => self.cut_links_while_a_node_is_down(),
+            15..19 => self.put_foreign_value(),
             _ => self.strike_one(),
         };
         name.into_iter()
-            .for_each(|name| *self.counts.entry(name).or_default() += 1);
+            .for_each(|name| *self.counts.entry(name.to_owned()).or_default() += 1);
         name.is_some()
     }
 
-    /// One that a quorum has at once: what each node must do by itself, and what no other can make up for.
-    fn strike_all(&mut self, place: fn(usize) -> Place) -> Option<&'static str> {
+    /// Those of all places of a kind that have no fault, if they are a quorum.
+    fn free(&self, place: fn(usize) -> Place) -> Option<Vec<usize>> {
         let all = 0..self.nodes.len();
         let free: Vec<usize> = all.filter(|&at| !self.is_at(place(at))).collect();
-        if free.len() <= self.nodes.len() / 2 {
+        (free.len() > self.nodes.len() / 2).then_some(free)
+    }
+
+    /// One that a quorum has at once: what each node must do by itself, and what no other can make up for.
+    fn strike_all(&mut self) -> Option<&'static str> {
+        let free = self.free(Place::Node)?;
+        let (harm, name) = match self.rng.random_range(0..6) {
+            0 => (Harm::Killed, "all nodes killed"),
+            1 => (Harm::WithoutMemory, "all nodes without memory"),
+            2..5 => (self.denial(), "all nodes deny a right"),
+            _ => (Harm::ClientsKilled, "all clients killed"),
+        };
+        let most = match harm {
+            Harm::Killed => MAX_TTL / 10,
+            _ => MAX_TTL,
+        };
+        free.into_iter()
+            .for_each(|node| self.harm(node, harm, most));
+        Some(name)
+    }
+
+    fn slow_all_links(&mut self) -> Option<&'static str> {
+        for at in self.free(Place::Link)? {
+            let delay = self.rng.random_range(10 * MS..100 * MS);
+            self.links[at].both(Flow::Delay(delay));
+            self.last(MAX_TTL / 4, MAX_TTL, Recovery::Pass(at));
+        }
+        Some("all links slow")
+    }
+
+    /// All nodes close what is idle, and one process has nothing to do meanwhile; then its threads go on together.
+    fn let_idle_connections_end(&mut self) -> Option<&'static str> {
+        let rests = self.rng.random_range(0..PROCESSES);
+        let is_free = |mend: &Recovery| !matches!(mend, Recovery::Work(_));
+        let is_free = self.lasting.iter().all(|(_, mend)| is_free(mend));
+        let free = self.free(Place::Node)?;
+        if !is_free || self.is_at(Place::Program(rests)) {
             return None;
         }
-        let mut name = "";
-        for at in free {
-            if place(at) == Place::Node(at) {
-                self.nodes[at].kill();
-                self.last(10 * MS, MAX_TTL / 10, Recovery::Restart(at));
-                name = "all nodes killed";
-            } else {
-                let delay = self.rng.random_range(10 * MS..100 * MS);
-                self.links[at].both(Flow::Delay(delay));
-                self.last(MAX_TTL / 4, MAX_TTL, Recovery::Pass(at));
-                name = "all links slow";
+        for node in free {
+            tell(&self.nodes[node], &["CONFIG", "SET", "timeout", "1"]);
+            let before = closed_for_being_idle(&self.nodes[node]);
+            self.last(IDLE, IDLE + MAX_TTL, Recovery::KeepIdle(node, before));
+        }
+        Tally::beside(&self.file).rest(self.programs[rests].pid());
+        self.last(IDLE, IDLE + MAX_TTL, Recovery::Work(rests));
+        Some("idle connections closed")
+    }
+
+    /// A connection that ends says nothing of its node, also while another one cannot be had.
+    fn cut_links_while_a_node_is_down(&mut self) -> Option<&'static str> {
+        let down = self.lasting.iter().find_map(|(_, mend)| match mend {
+            Recovery::Restart(node) | Recovery::Resume(node) => Some(*node),
+            _ => None,
+        });
+        let down = match down {
+            Some(node) => node,
+            None => {
+                let node = *self.free(Place::Node)?.first()?;
+                self.harm(node, Harm::Killed, MAX_TTL);
+                node
+            }
+        };
+        let links = self.links.iter().enumerate();
+        links
+            .filter(|(link, _)| *link != down)
+            .for_each(|(_, link)| link.cut());
+        Some("links cut while a node is down")
+    }
+
+    fn put_foreign_value(&mut self) -> Option<&'static str> {
+        let foreign = Foreign::draw(&mut self.rng);
+        let on_all = self.rng.random_ratio(1, 3);
+        let mut nodes: Vec<usize> = (0..self.nodes.len())
+            .filter(|&node| !self.is_at(Place::Node(node)) && !self.is_at(Place::Value(node)))
+            .collect();
+        if !on_all && !nodes.is_empty() {
+            nodes = vec![nodes[self.rng.random_range(0..nodes.len())]];
+        }
+        nodes.retain(|&node| foreign.put(&self.nodes[node]));
+        let count = nodes.len();
+        for node in nodes {
+            self.note(&format!("foreign: {}", foreign.what()), 1);
+            self.last(50 * MS, MAX_TTL, Recovery::Remove(node, foreign.clone()));
+        }
+        match count > self.nodes.len() / 2 {
+            true => Some("foreign value on all nodes"),
+            false => (count > 0).then_some("foreign value"),
+        }
+    }
+
+    fn denial(&mut self) -> Harm {
+        Harm::Denies(RIGHTS[self.rng.random_range(0..RIGHTS.len())])
+    }
+
+    /// Harms a node that nothing is at. What lasts does so for `most`.
+    fn harm(&mut self, at: usize, harm: Harm, most: Duration) {
+        let node = &self.nodes[at];
+        match harm {
+            Harm::Stopped => {
+                node.stop().unwrap();
+                self.last(50 * MS, most, Recovery::Resume(at));
+            }
+            Harm::Killed => {
+                node.kill();
+                self.last(10 * MS, most, Recovery::Restart(at));
+            }
+            Harm::WithoutMemory => {
+                tell(node, &["CONFIG", "SET", "maxmemory", "1"]);
+                self.last(50 * MS, most, Recovery::MakeRoom(at));
+            }
+            Harm::Denies(rights) => {
+                // So that scripts have to be loaded while that may be denied.
+                tell(node, &["SCRIPT", "FLUSH"]);
+                tell(node, &[&["ACL", "SETUSER", "default"], rights].concat());
+                self.note(&format!("denied: {}", rights[0]), 1);
+                self.last(50 * MS, most, Recovery::GiveBack(at, rights[0]));
+            }
+            Harm::ScriptsFlushed => tell(node, &["SCRIPT", "FLUSH"]),
+            Harm::ClientsKilled => {
+                let also = self.rng.random::<bool>().then_some("pubsub");
+                let killed = ["normal"].into_iter().chain(also).map(|kind| {
+                    let words = ["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"];
+                    ask::<u64>(node, &words)
+                });
+                let killed = killed.sum();
+                self.note("clients that were killed", killed);
             }
         }
-        Some(name)
     }
 
     fn step(&mut self) -> Option<&'static str> {
@@ -281,10 +500,10 @@ impl<'a> FaultInjector<'a> {
     fn strike_one(&mut self) -> Option<&'static str> {
         let any = self.rng.random_range(0..self.nodes.len());
         let other = self.rng.random_range(0..PROCESSES);
-        let what = self.rng.random_range(0..24);
+        let what = self.rng.random_range(0..27);
         let place = match what {
-            0..12 => Place::Node(any),
-            12..21 => Place::Link(any),
+            0..15 => Place::Node(any),
+            15..24 => Place::Link(any),
             _ => Place::Program(other),
         };
         if self.is_at(place) {
@@ -298,69 +517,64 @@ impl<'a> FaultInjector<'a> {
         {
             return None;
         }
-        let node = &self.nodes[any];
-        Some(match what {
+        let (harm, most, name) = match what {
+            0..3 => (Harm::Stopped, 2 * MAX_TTL, "node stopped"),
+            3..6 => (Harm::Killed, MAX_TTL, "node killed"),
+            6..8 => (Harm::ScriptsFlushed, MAX_TTL, "scripts flushed"),
+            8..10 => (Harm::ClientsKilled, MAX_TTL, "clients killed"),
+            10..12 => (Harm::WithoutMemory, MAX_TTL, "node without memory"),
+            12..15 => (self.denial(), MAX_TTL, "node denies a right"),
+            15..24 => return Some(self.hurt_link(any)),
+            _ => return Some(self.hurt_program(other)),
+        };
+        self.harm(any, harm, most);
+        Some(name)
+    }
+
+    fn hurt_link(&mut self, link: usize) -> &'static str {
+        match self.rng.random_range(0..9) {
             0..3 => {
-                node.stop().unwrap();
-                self.last(50 * MS, 2 * MAX_TTL, Recovery::Resume(any));
-                "node stopped"
-            }
-            3..6 => {
-                node.kill();
-                self.last(10 * MS, MAX_TTL, Recovery::Restart(any));
-                "node killed"
-            }
-            6..8 => {
-                tell(node, &["SCRIPT", "FLUSH"]);
-                "scripts flushed"
-            }
-            8..10 => {
-                let kind = ["normal", "pubsub"][self.rng.random_range(0..2)];
-                tell(node, &["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"]);
-                "clients killed"
-            }
-            10..12 => {
-                tell(node, &["CONFIG", "SET", "maxmemory", "1"]);
-                self.last(50 * MS, MAX_TTL, Recovery::MakeRoom(any));
-                "node without memory"
-            }
-            12..15 => {
                 let delay = self.rng.random_range(2 * MS..400 * MS);
-                self.links[any].both(Flow::Delay(delay));
-                self.last(100 * MS, MAX_TTL, Recovery::Pass(any));
+                self.links[link].both(Flow::Delay(delay));
+                self.last(100 * MS, MAX_TTL, Recovery::Pass(link));
                 "link slow"
             }
-            15..18 => {
+            3..6 => {
                 let flow = [Flow::Swallow, Flow::Hold][self.rng.random_range(0..2)];
                 if self.rng.random() {
-                    self.links[any].requests(flow);
+                    self.links[link].requests(flow);
                 } else {
-                    self.links[any].replies(flow);
+                    self.links[link].replies(flow);
                 }
-                self.last(100 * MS, MAX_TTL, Recovery::Pass(any));
+                self.last(100 * MS, MAX_TTL, Recovery::Pass(link));
                 "link swallows or holds one way"
             }
-            18..20 => {
-                self.links[any].cut_reply_after(self.rng.random_range(0..200));
+            6..8 => {
+                self.links[link].cut_reply_after(self.rng.random_range(0..200));
                 "link cut in a reply"
             }
-            20 => {
-                self.links[any].cut();
+            _ => {
+                self.links[link].cut();
                 "link cut"
             }
-            21 => {
-                self.programs[other].stop();
-                let next = self.program();
-                std::mem::replace(&mut self.programs[other], next).kill();
-                "process killed"
-            }
-            _ => {
-                self.programs[other].stop();
-                self.last(50 * MS, 2 * MAX_TTL, Recovery::Wake(other));
-                "process stopped"
-            }
-        })
+        }
     }
+
+    fn hurt_program(&mut self, program: usize) -> &'static str {
+        self.programs[program].stop();
+        if self.rng.random_ratio(1, 3) {
+            let next = self.program();
+            std::mem::replace(&mut self.programs[program], next).kill();
+            "process killed"
+        } else {
+            self.last(50 * MS, 2 * MAX_TTL, Recovery::Wake(program));
+            "process stopped"
+        }
+    }
+}
+
+fn closed_for_being_idle(node: &Server) -> u64 {
+    node.logged().matches("Closing idle client").count() as u64
 }
 
 /// A server that is up, but may be too busy to answer in time.

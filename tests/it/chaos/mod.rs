@@ -7,6 +7,7 @@
 pub(crate) mod counters;
 pub(crate) mod faults;
 pub(crate) mod negative_controls;
+pub(crate) mod values;
 pub(crate) mod worker;
 
 use std::env;
@@ -14,23 +15,25 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use redguard::RedisRwLocker;
+use redguard::{LockOptions, RedisRwLocker, Semaphore};
 
 use crate::chaos::counters::Tally;
 use crate::chaos::faults::{FURTHEST, FaultInjector};
-use crate::chaos::worker::{KEYS, MAX_TTL};
+use crate::chaos::worker::{KEYS, MAX_TTL, PERMITS};
 use crate::support::child_process::scratch;
 use crate::support::clock::Clock;
 use crate::support::eventually;
 use crate::support::fixtures::{LIMIT, PREFIX, ask, connect, now, take};
 use crate::support::servers::Server;
-use crate::support::witness::{Journal, Kind};
+use crate::support::witness::{Hold, Journal, Kind};
 
 const USUAL: u64 = 20;
 /// So that a journal can be held in memory.
 const LONGEST: Duration = Duration::from_secs(300);
 /// A sitting lasts until there were as many, however busy the machine is.
 const FEWEST_HOLDS: u64 = 300;
+/// In a sitting as long as this each kind of fault must have been seen.
+const ALL_KINDS: Duration = Duration::from_secs(120);
 /// What nodes can have left of a lock that nobody gave back: a set of readers outlives its last entry by a second.
 const LEFT: Duration = MAX_TTL.saturating_add(Duration::from_secs(1));
 
@@ -81,7 +84,7 @@ fn sitting(nodes: usize, data: Data, length: Duration, rng: &mut StdRng) {
     let mut storm = FaultInjector::over(&nodes, &clocks, data, file.clone(), StdRng::from_rng(rng));
     let start = now();
     storm.blow(|| start.elapsed() >= length && tally.of("held ") >= FEWEST_HOLDS);
-    let faults = storm.calm();
+    let (faults, effects) = storm.calm();
     tally.stop();
     storm.end();
     everything_is_free(&nodes);
@@ -92,7 +95,10 @@ fn sitting(nodes: usize, data: Data, length: Duration, rng: &mut StdRng) {
     let of = |kind| holds.iter().filter(|hold| hold.kind == kind).count();
     let (alone, shared) = (of(Kind::Exclusive), of(Kind::Shared));
     let fenced = holds.iter().filter(|hold| hold.fence.is_some()).count();
+    let permits = Journal::at(worker::of_permits(&file)).holds();
     eprintln!("faults: {} {faults:?}", faults.values().sum::<u64>());
+    eprintln!("of them: {effects:?}");
+    eprintln!("permits held: {}", permits.len());
     eprintln!(
         "holds: {} ({alone} alone, {shared} shared, {fenced} with a fencing token)",
         holds.len()
@@ -102,6 +108,19 @@ fn sitting(nodes: usize, data: Data, length: Duration, rng: &mut StdRng) {
     }
     if let Err(found) = journal.check() {
         panic!("{found}");
+    }
+    if let Some(found) = too_many(&permits) {
+        panic!("more than {PERMITS} hold a permit: {found:#?}");
+    }
+    if length >= ALL_KINDS {
+        for kind in faults::KINDS {
+            assert!(faults.contains_key(kind), "{kind:?} was never seen");
+        }
+        for effect in faults::EFFECTS {
+            let mut seen = effects.keys();
+            let is_seen = seen.any(|seen| seen.starts_with(effect));
+            assert!(is_seen, "{effect:?} was never seen");
+        }
     }
     assert!(
         alone > 0 && shared > 0 && fenced > 0 && faults.len() > 1,
@@ -120,11 +139,28 @@ fn node(data: Data, clock: Option<&Clock>) -> Server {
     let mut options = match data {
         Data::Kept => Server::options().append_always(),
         Data::Lost => Server::options(),
-    };
+    }
+    // It says which connections it closes for being idle.
+    .arg("--loglevel", "verbose");
     if let Some(clock) = clock {
         options = clock.drive(options);
     }
     options.start().unwrap()
+}
+
+/// The holds at whose beginning more than there are permits were held, with those that were.
+fn too_many(holds: &[Hold]) -> Option<Vec<&Hold>> {
+    let mut holds: Vec<&Hold> = holds.iter().collect();
+    holds.sort_by_key(|hold| hold.begin);
+    let mut held: Vec<&Hold> = Vec::new();
+    for hold in holds {
+        held.retain(|before| before.end > hold.begin);
+        held.push(hold);
+        if held.len() > PERMITS as usize {
+            return Some(held);
+        }
+    }
+    None
 }
 
 /// Within a TTL and a step of the node's clock, by the ends that the keys have, and by taking all locks.
@@ -147,6 +183,12 @@ fn everything_is_free(nodes: &[Server]) {
     for key in KEYS {
         take(&locker, key).release().unwrap();
         worker::take_write(&rw, key).release().unwrap();
+    }
+    let semaphore = worker::semaphore(&locker);
+    let patient = LockOptions::new(MAX_TTL).wait_for(LIMIT);
+    let permits = (0..PERMITS).map(|_| semaphore.acquire(&patient).unwrap());
+    for permit in permits.collect::<Vec<_>>() {
+        permit.release().unwrap();
     }
     eventually(LIMIT, "no key of a lock is left", || {
         nodes.iter().all(|node| left(node).is_empty())

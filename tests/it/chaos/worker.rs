@@ -1,5 +1,6 @@
 //! What one process does in the chaos: its threads take, keep, extend, downgrade and give back, until they are told to stop.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, thread};
 
@@ -7,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use redguard::{
     Config, Error, LockGuard, LockOptions, Locker, OnDrop, ReadGuard, RedisLocker, RedisRwLocker,
-    RetryPolicy, RwLocker, WriteGuard,
+    RedisSemaphore, RetryPolicy, RwLocker, Semaphore, SemaphorePermit, WriteGuard,
 };
 
 use crate::chaos::Data;
@@ -19,6 +20,9 @@ use crate::support::{eventually, witness};
 
 pub(crate) const MAX_TTL: Duration = Duration::from_secs(2);
 pub(crate) const KEYS: [&str; 4] = ["a", "b", "c", "d"];
+/// The semaphore has the name of a lock.
+pub(crate) const SEMAPHORE: &str = KEYS[0];
+pub(crate) const PERMITS: u32 = 2;
 pub(crate) const MIN_TTL: Duration = Duration::from_millis(600);
 const THREADS: u64 = 8;
 /// How often a holder looks whether it still is one.
@@ -70,7 +74,9 @@ fn play(data: Data, with: impl Fn(Config) -> Config) {
             let actor = Actor {
                 rw: RedisRwLocker::new(locker.nodes()),
                 locker: locker.clone(),
+                semaphore: semaphore(&locker),
                 journal: Journal::at(&part.file),
+                permits: Journal::at(of_permits(&part.file)),
                 tally: &tally,
                 data,
             };
@@ -96,10 +102,22 @@ fn connect(config: &Config, tally: &Tally) -> Option<RedisLocker> {
     while !tally.is_stopped() {
         match RedisLocker::connect(config.clone()) {
             Ok(locker) => return Some(locker),
-            Err(error) => tally.add_error("connect", &error),
+            Err(error) => {
+                tally.add_error("connect", &error);
+                thread::park_timeout(LOOK);
+            }
         }
     }
     None
+}
+
+pub(crate) fn semaphore(locker: &RedisLocker) -> RedisSemaphore {
+    RedisSemaphore::new(locker.nodes(), SEMAPHORE, PERMITS).unwrap()
+}
+
+/// The journal of those that hold permits, beside that of locks.
+pub(crate) fn of_permits(journal: &Path) -> PathBuf {
+    journal.with_extension("permits")
 }
 
 pub(crate) fn take_write(locker: &RedisRwLocker, key: &str) -> WriteGuard {
@@ -111,7 +129,9 @@ pub(crate) fn take_write(locker: &RedisRwLocker, key: &str) -> WriteGuard {
 struct Actor<'a> {
     locker: RedisLocker,
     rw: RedisRwLocker,
+    semaphore: RedisSemaphore,
     journal: Journal,
+    permits: Journal,
     tally: &'a Tally,
     data: Data,
 }
@@ -120,12 +140,12 @@ struct Actor<'a> {
 struct Plan {
     key: String,
     options: LockOptions,
+    fenced: bool,
     renewed: bool,
     stay: Duration,
     extends: Option<Duration>,
     releases: bool,
     downgrades: bool,
-    name: String,
 }
 
 impl Plan {
@@ -136,9 +156,6 @@ impl Plan {
         if renewed {
             options = options.auto_renew();
         }
-        if fenced {
-            options = options.fenced();
-        }
         // Now and then for longer than a TTL: whoever is not renewed loses the lock then.
         let most = match rng.random_range(0..40) {
             0 => 2 * MAX_TTL,
@@ -148,6 +165,7 @@ impl Plan {
         Plan {
             key: KEYS[rng.random_range(0..KEYS.len())].to_owned(),
             options,
+            fenced,
             renewed,
             stay: rng.random_range(Duration::ZERO..most),
             extends: rng
@@ -155,8 +173,6 @@ impl Plan {
                 .then(|| rng.random_range(MIN_TTL..=MAX_TTL)),
             releases: rng.random(),
             downgrades: rng.random_ratio(1, 3),
-            name: ["", ", renewed"][usize::from(renewed)].to_owned()
-                + ["", ", fenced"][usize::from(fenced)],
         }
     }
 }
@@ -164,9 +180,17 @@ impl Plan {
 impl Actor<'_> {
     fn act(&self, mut rng: StdRng) {
         while !self.tally.is_stopped() {
+            if self.tally.is_resting() {
+                thread::park_timeout(LOOK);
+                continue;
+            }
             let plan = Plan::draw(&mut rng);
-            let (key, options) = (&plan.key, &plan.options);
-            match rng.random_range(0..10) {
+            let key = &plan.key;
+            let options = &match plan.fenced {
+                true => plan.options.clone().fenced(),
+                false => plan.options.clone(),
+            };
+            match rng.random_range(0..12) {
                 0..4 => match self.locker.acquire(key, options) {
                     Ok(guard) => self.keep(guard, &plan, "exclusive", Kind::Exclusive),
                     Err(error) => self.note("acquire", &error),
@@ -174,6 +198,10 @@ impl Actor<'_> {
                 4..8 => match self.rw.acquire_read(key, options) {
                     Ok(guard) => self.keep(guard, &plan, "read", Kind::Shared),
                     Err(error) => self.note("read", &error),
+                },
+                8..10 => match self.semaphore.acquire(&plan.options) {
+                    Ok(permit) => self.keep(permit, &plan, "permit", Kind::Shared),
+                    Err(error) => self.note("permit", &error),
                 },
                 _ => match self.rw.acquire_write(key, options) {
                     Ok(guard) if plan.downgrades => self.downgrade(guard, &plan),
@@ -187,8 +215,12 @@ impl Actor<'_> {
     /// Where asking again at once would be answered at once, it is put off.
     fn note(&self, during: &str, error: &Error) {
         self.tally.add_error(during, error);
-        if let Error::CircuitOpen { retry_in, .. } = error {
-            thread::park_timeout((*retry_in).min(10 * LOOK));
+        match error {
+            Error::CircuitOpen { retry_in, .. } => {
+                thread::park_timeout((*retry_in).min(10 * LOOK));
+            }
+            _ if error.is_denied() => thread::park_timeout(10 * LOOK),
+            _ => {}
         }
     }
 
@@ -218,12 +250,12 @@ impl Actor<'_> {
     /// of it is then given back at once: there the last look is all that can be claimed.
     fn stay(&self, guard: &impl Guard, plan: &Plan, what: &str, kind: Kind) {
         // Of locks and read-write locks of one name, which are different ones.
-        let key = format!(
-            "{}:{}",
-            if what == "exclusive" { "lock" } else { "rw" },
-            plan.key
-        );
-        let mut entry = self.journal.enter_as(&key, kind);
+        let (journal, key) = match what {
+            "exclusive" => (&self.journal, format!("lock:{}", plan.key)),
+            "permit" => (&self.permits, SEMAPHORE.to_owned()),
+            _ => (&self.journal, format!("rw:{}", plan.key)),
+        };
+        let mut entry = journal.enter_as(&key, kind);
         let expires = self.data == Data::Kept || !plan.renewed && plan.extends.is_none();
         let (mut until, mut seen) = (Duration::ZERO, Duration::ZERO);
         entry.numbered(guard.fence());
@@ -253,11 +285,13 @@ impl Actor<'_> {
             thread::park_timeout((end - now).min(LOOK));
         }
         drop(entry);
-        self.tally.add(1, &format!("held {what}{}", plan.name));
+        let renewed = if plan.renewed { ", renewed" } else { "" };
+        let fenced = guard.fence().map_or("", |_| ", fenced");
+        self.tally.add(1, &format!("held {what}{renewed}{fenced}"));
     }
 }
 
-/// What the three guards have in common.
+/// What the four guards have in common.
 trait Guard {
     fn remaining(&self) -> Duration;
     fn extend(&self, ttl: Duration) -> Result<(), Error>;
@@ -290,6 +324,7 @@ macro_rules! guard {
 guard!(LockGuard, LockGuard::fencing_token);
 guard!(WriteGuard, WriteGuard::fencing_token);
 guard!(ReadGuard, |_: &ReadGuard| None);
+guard!(SemaphorePermit, |_: &SemaphorePermit| None);
 
 /// What a process has of the machine; of its memory what it has written, not what is mapped from its program.
 struct Footprint {

@@ -7,13 +7,14 @@ use std::thread;
 use std::time::Duration;
 
 use redguard::{
-    Config, Credentials, Endpoint, Error, FailedNode, LockOptions, Locker, NodeFailure, NodeState,
-    Nodes, RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
+    Config, Credentials, Endpoint, Error, FailedNode, LockGuard, LockOptions, Locker, NodeFailure,
+    NodeState, Nodes, ReadGuard, RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker,
+    Semaphore, SemaphorePermit, WriteGuard,
 };
 
 use crate::support::fixtures::{
-    BRIEF, LIMIT, TTL, ask, at, by_no_clock, calls, config, hasty, now, nowhere, pttl, sluggish,
-    subscribers, take, takes_part, wire,
+    BRIEF, LIMIT, TTL, ask, at, by_no_clock, calls, config, connect, hasty, now, nowhere, pttl,
+    sluggish, subscribers, take, takes_part, wire,
 };
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::{Server, free_port};
@@ -476,6 +477,106 @@ fn release_that_is_denied_costs_no_other_lock_and_is_made_when_it_is_allowed() {
 }
 
 /// A server that is a cluster by itself, but for the slot of one key.
+/// What is held, as far as it matters here.
+enum Held {
+    Lock(LockGuard),
+    Read(ReadGuard),
+    Write(WriteGuard),
+    Permit(SemaphorePermit),
+}
+
+#[test]
+fn extension_that_is_denied_in_the_middle_of_a_script_keeps_what_is_held() {
+    let node = &servers(1)[0];
+    let all = ["+@all", "&*", "~*"];
+    grant(node, USER, &all);
+    let locker = RedisLocker::connect(as_user(node, USER)).unwrap();
+    let rival = connect(std::slice::from_ref(node));
+    let [rw, rival_rw] = [&locker, &rival].map(|locker| RedisRwLocker::new(locker.nodes()));
+    let one_permit = |locker: &RedisLocker, name: &str| {
+        let semaphore = RedisSemaphore::new(locker.nodes(), name, 1);
+        semaphore.unwrap()
+    };
+    let once = LockOptions::new(TTL);
+    for right in [
+        "get",
+        "set",
+        "del",
+        "pttl",
+        "pexpire",
+        "time",
+        "zadd",
+        "zscore",
+        "zremrangebyscore",
+        "hset",
+        "hdel",
+        "hget",
+    ] {
+        for kind in 0..5 {
+            let key = unique_key("denied");
+            let held = match kind {
+                0 => Held::Lock(locker.lock(&key, TTL).unwrap()),
+                1 => Held::Read(rw.read(&key, TTL).unwrap()),
+                2 | 3 => Held::Write(rw.write(&key, TTL).unwrap()),
+                _ => Held::Permit(one_permit(&locker, &key).acquire(&once).unwrap()),
+            };
+            let denied = format!("-{right}");
+            ask::<()>(node, &["ACL", "SETUSER", USER, &denied]);
+            // Whether or not that succeeds.
+            let held = match held {
+                Held::Write(guard) if kind == 3 => Held::Read(guard.downgrade().unwrap()),
+                held => held,
+            };
+            _ = match &held {
+                Held::Lock(guard) => guard.extend(2 * TTL),
+                Held::Read(guard) => guard.extend(2 * TTL),
+                Held::Write(guard) => guard.extend(2 * TTL),
+                Held::Permit(permit) => permit.extend(2 * TTL),
+            };
+            let is_free = match &held {
+                Held::Lock(_) => rival.try_lock(&key, TTL).unwrap().is_some(),
+                Held::Read(_) | Held::Write(_) => rival_rw.try_write(&key, TTL).unwrap().is_some(),
+                Held::Permit(_) => {
+                    let semaphore = one_permit(&rival, &key);
+                    semaphore.try_acquire(&once).unwrap().is_some()
+                }
+            };
+            ask::<()>(node, &["ACL", "SETUSER", USER, &format!("+{right}")]);
+            assert!(!is_free, "{denied}, kind {kind}");
+        }
+    }
+}
+
+#[test]
+fn release_succeeds_where_the_turn_of_waiting_readers_is_denied() {
+    let node = &servers(1)[0];
+    grant(node, USER, &["+@all", "&*", "~*"]);
+    let rw = RedisRwLocker::connect(as_user(node, USER)).unwrap();
+    let rival = RedisRwLocker::new(connect(std::slice::from_ref(node)).nodes());
+    for is_downgraded in [false, true] {
+        let key = unique_key("turn");
+        let writer = rw.write(&key, TTL).unwrap();
+        let turn = format!("{{{}}}:turn", wire(&key));
+        thread::scope(|scope| {
+            let patient = LockOptions::new(TTL).wait_for(LIMIT);
+            let (rival, key) = (&rival, &key);
+            let waits = scope.spawn(move || rival.acquire_read(key, &patient));
+            eventually(LIMIT, "the reader leaves its mark", || {
+                let mark: Option<String> = ask(node, &["GET", &turn]);
+                mark.is_some()
+            });
+            ask::<()>(node, &["ACL", "SETUSER", USER, "-set"]);
+            if is_downgraded {
+                writer.downgrade().unwrap().release().unwrap();
+            } else {
+                writer.release().unwrap();
+            }
+            ask::<()>(node, &["ACL", "SETUSER", USER, "+set"]);
+            waits.join().unwrap().unwrap().release().unwrap();
+        });
+    }
+}
+
 #[test]
 fn slot_that_nobody_serves_costs_no_lock_in_another() {
     let options = Server::options().arg("--cluster-enabled", "yes");

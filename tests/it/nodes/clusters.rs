@@ -361,6 +361,31 @@ fn a_killed_master_is_that_nodes_fault_until_its_replica_has_taken_over() {
 }
 
 #[test]
+fn master_that_hangs_is_told_as_a_node_that_does_not_answer() {
+    let log = captured_log();
+    let cluster = Cluster::start(LIMIT);
+    let locker = RedisLocker::connect(config(&cluster)).unwrap();
+    let key = (0..)
+        .map(|_| unique_key("hangs"))
+        .find(|key| cluster.owner(&wire(key)).0 == 1)
+        .unwrap();
+    cluster.masters[1].stop().unwrap();
+    let error = locker.try_lock(&key, TTL).unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+    // It is not waited for as one is whose connection has ended.
+    let name = locker.nodes().health().nodes[0].node.clone();
+    eventually(LIMIT, "it is suspect", || {
+        let _ = locker.try_lock(&key, TTL);
+        let lines = log.lines(Level::Info, &name);
+        lines.iter().any(|line| line.contains("suspect"))
+    });
+    let lines = log.lines(Level::Info, &name);
+    let suspect = lines.iter().find(|line| line.contains("suspect"));
+    let is_late = |line: &String| line.ends_with("suspect: no answer in time");
+    assert!(suspect.is_some_and(is_late), "{lines:?}");
+}
+
+#[test]
 fn a_stopped_seed_and_one_of_another_kind_do_not_stand_in_the_way() {
     let cluster = Cluster::shared();
     let plain = &servers(2);
