@@ -2,14 +2,18 @@
 //!
 //! `cargo run --release --example fencing [-- --redis URL,URL,…]`
 //!
-//! A holder is paused (it stops itself, as a long pause of the machine would) between taking the lock and writing. Its lease
-//! ends, another takes the lock and writes. Then the first goes on and writes, too: it was told nothing while it stood still.
-//! Without fencing its stale write wins. With fencing each write carries the token of its lock, the store remembers the
-//! greatest that it has seen, and refuses what is below.
+//! The first holder stops itself between the acquire and its write, as a long pause of the machine
+//! would. Its lease expires, and a second holder acquires the lock and writes. Then the first holder
+//! continues and writes too, because a stopped process learns of no loss.
+//! Without fencing the stale write overwrites the newer one. With fencing each write carries the token
+//! of its lock; the store keeps the greatest token and refuses writes with a lower one.
 //!
-//! It takes a store that looks. Where there is none, `check()` right before the write makes the gap small, not nothing.
+//! Fencing needs a store that compares tokens. Without one, `check()` right before the write makes the
+//! gap small but does not close it.
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
+#[path = "common/exit_status.rs"]
+mod exit_status;
 #[path = "common/servers.rs"]
 mod servers;
 
@@ -30,25 +34,27 @@ const TTL: Duration = Duration::from_secs(1);
 
 type Outcome<T> = Result<T, Box<dyn error::Error + Send + Sync>>;
 
-/// A holder that is paused past its lease meets a store that checks fencing tokens, and one that does not
+/// Shows a stale write to a store with fencing tokens, and to one without
 ///
-/// Without --redis it takes redis-server on the PATH for three throw-away nodes. The exit status is 0 if
-/// the stale write was refused with fencing, and did its damage without.
+/// Without --redis it starts three temporary nodes; redis-server must be on the PATH.
+///
+/// Exit status: 0 if the stale write was refused with fencing and applied without, 1 if not, 64 for bad
+/// usage, 69 without a quorum of the nodes, 77 if they deny access, else 70.
 #[derive(Parser)]
 #[command(name = "fencing", verbatim_doc_comment)]
 struct Cli {
-    /// The nodes
+    /// Addresses of the nodes
     #[arg(long, value_name = "URL,URL,…", value_delimiter = ',')]
     redis: Vec<String>,
-    /// Be the holder that is paused, for the store in this file
+    /// Run as the first holder, with the store in this file
     #[arg(long, hide = true)]
     store: Option<PathBuf>,
-    /// Without tokens
+    /// Acquire without fencing tokens
     #[arg(long, hide = true)]
     plain: bool,
 }
 
-/// A file with one value, and the greatest token that came with a write.
+/// File with one value and the greatest token of all writes.
 struct Store<'a>(&'a Path);
 
 impl Store<'_> {
@@ -58,9 +64,9 @@ impl Store<'_> {
         Ok((token.parse().unwrap_or(0), value.to_owned()))
     }
 
-    /// `false` if the write is refused: somebody with a greater token was here. A write without one is not looked at.
+    /// Returns `false` if the store has seen a greater token. A write without a token is never refused.
     ///
-    /// A real store does this in one step, as `UPDATE … SET token = 7 WHERE token <= 7` does.
+    /// A real store compares and writes in one step, as `UPDATE … SET token = 7 WHERE token <= 7` does.
     fn write(&self, token: Option<u64>, value: &str) -> io::Result<bool> {
         let (seen, _) = self.read()?;
         if token.is_some_and(|token| token < seen) {
@@ -72,7 +78,7 @@ impl Store<'_> {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = exit_status::parse();
     let ended = match &cli.store {
         Some(path) => paused(&cli, path).map(|()| true),
         None => compare(&cli),
@@ -82,12 +88,12 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("fencing: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(exit_status::exit_status(&*error))
         }
     }
 }
 
-/// Both stories, one after the other.
+/// Runs both scenarios; returns whether only the one without fencing applied the stale write.
 fn compare(cli: &Cli) -> Outcome<bool> {
     let mut nodes = Vec::new();
     let mut urls = cli.redis.clone();
@@ -96,36 +102,36 @@ fn compare(cli: &Cli) -> Outcome<bool> {
         urls = nodes.iter().map(Server::url).collect();
     }
     println!("with fencing");
-    let fenced = story(&urls, false)?;
-    println!("without");
-    let plain = story(&urls, true)?;
+    let fenced = run_scenario(&urls, false)?;
+    println!("without fencing");
+    let plain = run_scenario(&urls, true)?;
     drop(nodes);
     Ok(fenced == "second" && plain == "first")
 }
 
-/// One holder is paused past its lease, another writes meanwhile; answers what is in the store when both are done.
-fn story(urls: &[String], plain: bool) -> Outcome<String> {
+/// Pauses the first holder past its lease and lets the second write; returns the final value of the store.
+fn run_scenario(urls: &[String], plain: bool) -> Outcome<String> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("store");
     fs::write(&path, "0\tnothing")?;
 
     let mut first = Holder::start(urls, &path, plain)?;
-    first.wait_until_it_stands_still()?;
-    println!("    first    has the lock, and is paused");
+    first.wait_until_stopped()?;
+    println!("    first    holds the lock and is paused");
 
     let nodes = Nodes::connect(Config::new(urls))?;
-    let guard = RedisLocker::new(&nodes).acquire(NAME, &options(plain))?; // when the lease of the first has ended
+    let guard = RedisLocker::new(&nodes).acquire(NAME, &options(plain))?; // after the lease of the first has expired
     Store(&path).write(guard.fencing_token(), "second")?;
     println!(
-        "    second   has the lock after it, and writes with token {:?}",
+        "    second   acquires the lock and writes with token {:?}",
         guard.fencing_token()
     );
     guard.release()?;
-    nodes.shutdown(Duration::ZERO);
+    _ = nodes.shutdown(Duration::ZERO);
 
-    first.go_on()?;
+    first.resume()?;
     let (_, value) = Store(&path).read()?;
-    println!("    store    holds what the {value} has written");
+    println!("    store    contains the write of the {value} holder");
     Ok(value)
 }
 
@@ -133,28 +139,28 @@ fn options(plain: bool) -> LockOptions {
     let options = LockOptions::new(TTL);
     match plain {
         true => options,
-        false => options.fenced(),
+        false => options.fencing(true),
     }
 }
 
-/// What the first holder does, in a process of its own.
+/// Runs the first holder in its own process.
 fn paused(cli: &Cli, path: &Path) -> Outcome<()> {
     let nodes = Nodes::connect(Config::new(&cli.redis))?;
     let guard = RedisLocker::new(&nodes).acquire(NAME, &options(cli.plain))?;
     let token = guard.fencing_token();
-    guard.check()?; // it is ours, now
-    raise(Signal::SIGSTOP)?; // … and nobody tells us when it is not any more
+    guard.check()?; // the lock is held here
+    raise(Signal::SIGSTOP)?; // the lock expires while this process is stopped
     match Store(path).write(token, "first")? {
-        true => println!("    first    goes on and writes, with token {token:?}"),
-        false => println!("    first    goes on, and its write with token {token:?} is refused"),
+        true => println!("    first    continues and writes with token {token:?}"),
+        false => println!("    first    continues; its write with token {token:?} is refused"),
     }
     if let Err(lost) = guard.release() {
-        println!("    first    learns at its release: {lost}");
+        println!("    first    release fails: {lost}");
     }
     Ok(())
 }
 
-/// The process of the first holder; killed if it is dropped before its end.
+/// Process of the first holder; killed on drop.
 struct Holder(Child);
 
 impl Holder {
@@ -174,14 +180,14 @@ impl Holder {
         Pid::from_raw(self.0.id().cast_signed())
     }
 
-    fn wait_until_it_stands_still(&self) -> Outcome<()> {
+    fn wait_until_stopped(&self) -> Outcome<()> {
         match waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED))? {
             WaitStatus::Stopped(..) => Ok(()),
             other => Err(format!("the first holder did not stop: {other:?}").into()),
         }
     }
 
-    fn go_on(&mut self) -> Outcome<()> {
+    fn resume(&mut self) -> Outcome<()> {
         kill(self.pid(), Signal::SIGCONT)?;
         match self.0.wait()?.success() {
             true => Ok(()),
@@ -192,7 +198,7 @@ impl Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        // Both fail where it has ended and been waited for.
+        // Both fail for a process that has ended, which is the usual case.
         _ = self.0.kill();
         _ = self.0.wait();
     }

@@ -1,12 +1,15 @@
-//! Locks under load, and what Prometheus sees of them.
+//! Exports the metrics of locks under load to Prometheus.
 //!
-//! `cargo run --release --example metrics [-- --redis URL,URL,…] [--for 60s] [--listen 127.0.0.1:9184]`, and in another terminal
-//! `curl http://127.0.0.1:9184/metrics`.
+//! `cargo run --release --example metrics [-- --redis URL,URL,…] [--for 60s] [--listen 127.0.0.1:9184]`
+//! and in another terminal `curl http://127.0.0.1:9184/metrics`.
 //!
-//! Counts come from [`Nodes::stats`](redguard::Nodes::stats) at each scrape; how waits, holds and replies are distributed comes
-//! from an [`Observer`](redguard::Observer) that feeds histograms.
+//! Counters are read from [`Nodes::stats`](redguard::Nodes::stats) at each scrape. An
+//! [`Observer`](redguard::Observer) fills the histograms of wait, hold and reply times.
+//! Exit statuses are those of `common/exit_status.rs`.
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
+#[path = "common/exit_status.rs"]
+mod exit_status;
 #[path = "metrics/exporter.rs"]
 mod exporter;
 #[path = "common/servers.rs"]
@@ -21,29 +24,31 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Eight threads share four locks, and what Prometheus sees of them is served on loopback
+/// Lets eight threads share four locks and serves their metrics to Prometheus on loopback
 ///
-/// Without --redis it takes redis-server on the PATH for three throw-away nodes.
+/// Without --redis it starts three temporary nodes; redis-server must be on the PATH.
+///
+/// Exit status: 0, 64 for bad usage, 69 without a quorum of the nodes, 77 if they deny access, else 70.
 #[derive(Parser)]
 #[command(name = "metrics", verbatim_doc_comment)]
 struct Cli {
-    /// The nodes
+    /// Addresses of the nodes
     #[arg(long, value_name = "URL,URL,…", value_delimiter = ',')]
     redis: Vec<String>,
-    /// Where to serve it; port 0 takes a free one
+    /// Address of the HTTP server; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9184")]
     listen: SocketAddr,
-    /// How long
+    /// Running time
     #[arg(long = "for", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
     time: Duration,
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    match run(&exit_status::parse::<Cli>()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("metrics: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(exit_status::exit_status(&*error))
         }
     }
 }
@@ -73,7 +78,7 @@ fn run(cli: &Cli) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     });
     let stats = nodes.stats();
     println!(
-        "{} locks, after {:?} on average; {} contended, {} unavailable, {} lost",
+        "{} acquired, mean wait {:?}; {} contended, {} unavailable, {} lost",
         stats.acquired,
         stats.wait_time.mean(),
         stats.contended,
@@ -81,16 +86,13 @@ fn run(cli: &Cli) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         stats.lost
     );
     drop(exporter);
-    nodes.shutdown(Duration::from_secs(5));
+    _ = nodes.shutdown(Duration::from_secs(5));
     drop(own);
     Ok(())
 }
 
-/// Takes one lock after the other, and holds each for a moment.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "it stands for work that takes time"
-)]
+/// Acquires one lock after the other and holds each for up to 20 ms.
+#[expect(clippy::disallowed_methods, reason = "the sleep stands for work")]
 fn work(locker: &RedisLocker, number: usize, end: Instant) {
     let options = LockOptions::new(Duration::from_secs(10)).wait_for(Duration::from_millis(50));
     while Instant::now() < end {

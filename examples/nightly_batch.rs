@@ -1,27 +1,29 @@
-//! Notes lines, bytes and CRC-32 of every file of a tree, each file once a night, however many copies of it run.
+//! Reports lines, bytes and CRC-32 of every file of a tree, each file once a night, from several processes.
 //!
 //! `cargo run --release --example nightly_batch -- [--copies N] [--threads N] [--redis URL,URL,…] [--out FILE] [DIR]`
 //!
-//! The first process (this file) starts the nodes, unless it is given some, and the copies (`copy.rs`), shows how far they
-//! are, and reads the report back at the end. The copies share nothing but the tree, the report and the locks: a row is
-//! written under the lock of its file, and only if the report, read under that lock, has none of this night.
+//! The first process (this file) starts temporary nodes unless it is given some, starts the copies
+//! (`worker.rs`), shows their progress and reads the report at the end. The copies share only the tree, the
+//! report and the locks. A copy writes a row under the lock of its file, and only if the report, read under
+//! that lock, has no row of this night.
 //!
-//! What no lock can promise is not promised here: a copy that stands still for longer than `--ttl` exactly between its last
-//! look at the lock and its write may write a row twice. The end of the program would say so.
+//! No lock can prevent one case: a copy that pauses for longer than `--ttl` between its last check of the
+//! lock and its write may write a second row. The final report counts it as a duplicate.
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
-#[path = "nightly_batch/copy.rs"]
-mod copy;
-#[path = "nightly_batch/disturb.rs"]
-mod disturb;
+#[path = "common/exit_status.rs"]
+mod exit_status;
+#[path = "nightly_batch/fault.rs"]
+mod fault;
 #[path = "nightly_batch/report.rs"]
 mod report;
 #[path = "common/servers.rs"]
 mod servers;
+#[path = "nightly_batch/worker.rs"]
+mod worker;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use copy::Counts;
-use disturb::{Disturb, Disturbance};
+use fault::{Disturb, Disturbance};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::{Entry, Report};
 use servers::Server;
@@ -33,24 +35,24 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, SystemTime};
 use std::{env, error, thread};
+use worker::Counts;
 
 const TICK: Duration = Duration::from_millis(20);
-/// How long the copies may take to end after Ctrl-C, before they are killed.
+/// Time between Ctrl-C and the kill of copies that are still running.
 const GRACE: Duration = Duration::from_secs(3);
-/// As `EX_UNAVAILABLE` of sysexits.h.
-const NO_QUORUM: u8 = 69;
 
 type Outcome<T> = Result<T, Box<dyn error::Error + Send + Sync>>;
 
-/// Notes lines, bytes and CRC-32 of every file of a tree, each once a night, by any number of copies
+/// Reports lines, bytes and CRC-32 of every file of a tree, each once a night, with any number of copies
 ///
-/// Each copy has threads which take files in an order of their own, each file under the lock of its
-/// path, and append a row to the report. Programs that share a report need the same nodes: give them
-/// the same --redis or REDIS_URLS. Without either there are three throw-away nodes if redis-server is
-/// on the PATH, else one copy with locks inside its process.
+/// Each thread of a copy reads the files in random order, each file under the lock of its path, and
+/// appends a row to the report. Programs that share a report need the same nodes in --redis or
+/// REDIS_URLS. Without either, the program starts three temporary nodes if redis-server is on the PATH,
+/// else one copy with in-process locks.
 ///
-/// The exit status is 0 if in the end each file has exactly one row, 69 if rows are missing because no
-/// quorum of the nodes was reachable, 130 after Ctrl-C, 2 for bad usage, else 1.
+/// Exit status: 0 if each file has exactly one row, 1 if rows are missing or duplicated, 64 for bad
+/// usage, 69 if rows are missing because no quorum of the nodes answered, 77 because they deny access,
+/// 70 because of another failure, 130 after Ctrl-C.
 #[derive(Parser)]
 #[command(name = "nightly_batch", verbatim_doc_comment)]
 struct Cli {
@@ -60,25 +62,25 @@ struct Cli {
     /// Threads in each copy
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), default_value_t = 4)]
     threads: u16,
-    /// The nodes; in REDIS_URLS they are not seen by others who list processes
+    /// Addresses of the nodes; process lists show them, unlike those in REDIS_URLS
     #[arg(long, value_name = "URL,URL,…", value_delimiter = ',')]
     redis: Vec<String>,
-    /// The report, appended to: files with a row of this night in it are done [default: a new file]
+    /// Report to append to; files with a row of this night are done [default: a new file]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// What the report calls this night [default: the date in UTC]
+    /// Name of this night in the report [default: the date in UTC]
     #[arg(long, value_name = "NAME", value_parser = night_name)]
     night: Option<String>,
-    /// How long the lock of a copy that was killed keeps others from its file
+    /// TTL of the locks: how long the lock of a killed copy blocks other copies
     #[arg(long, value_name = "TIME", default_value = "10s")]
     ttl: humantime::Duration,
-    /// Do this to a throw-away node when a quarter of the rows are written
+    /// Fault of a temporary node after a quarter of the rows
     #[arg(long, value_enum, value_name = "HOW")]
     disturb: Option<Disturb>,
-    /// Be one of the copies. The end of standard input means: stop
+    /// Run as one of the copies; the end of standard input stops it
     #[arg(long, hide = true)]
     copy: bool,
-    /// The tree
+    /// Root of the tree
     #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/src"))]
     dir: PathBuf,
 }
@@ -92,43 +94,44 @@ fn night_name(text: &str) -> Result<String, &'static str> {
 }
 
 fn main() -> ExitCode {
-    let mut cli = Cli::parse();
+    let mut cli: Cli = exit_status::parse();
     if let (true, Ok(urls)) = (cli.redis.is_empty(), env::var("REDIS_URLS")) {
         cli.redis = urls.split(',').map(str::to_owned).collect();
     }
     cli.redis.retain(|url| !url.trim().is_empty());
     let ended = match cli.copy {
-        true => copy::run(&cli).map(|()| ExitCode::SUCCESS),
+        true => worker::run(&cli).map(|()| ExitCode::SUCCESS),
         false => first(&cli),
     };
     ended.unwrap_or_else(|error| {
         eprintln!("nightly_batch: {error}");
-        let lock: Option<&redguard::Error> = error.downcast_ref();
-        match lock.is_some_and(redguard::Error::is_unavailable) {
-            true => ExitCode::from(NO_QUORUM),
-            false => ExitCode::FAILURE,
-        }
+        ExitCode::from(exit_status::exit_status(&*error))
     })
 }
 
-/// What the first process does.
+/// Runs the first process.
+#[expect(
+    clippy::too_many_lines,
+    reason = "the whole batch, from the servers to the report, in its order"
+)]
 fn first(cli: &Cli) -> Outcome<ExitCode> {
     let misuse = |text| {
-        Cli::command()
-            .error(ErrorKind::ArgumentConflict, text)
-            .exit()
+        let error = Cli::command().error(ErrorKind::ArgumentConflict, text);
+        exit_status::end_with(&error)
     };
     let own = cli.redis.is_empty() && servers::available();
     let local = cli.redis.is_empty() && !own;
     if local && cli.copies.is_some_and(|copies| copies > 1) {
-        misuse("--copies above 1 need Redis: give --redis or REDIS_URLS, or install redis-server");
+        misuse(
+            "more than one copy needs Redis: give --redis or REDIS_URLS, or install redis-server",
+        );
     }
     if !own && cli.disturb.is_some() {
         misuse(
-            "--disturb is for throw-away nodes: with redis-server, without --redis and REDIS_URLS",
+            "--disturb needs temporary nodes: install redis-server, and omit --redis and REDIS_URLS",
         );
     }
-    // Set before there is anything to tidy up. Those who own the copies and the nodes tidy up, also after a panic.
+    // Before the copies and nodes start, so that Ctrl-C always ends in their destructors.
     let (events, inbox) = mpsc::channel();
     let interrupts = events.clone();
     ctrlc::set_handler(move || _ = interrupts.send(Event::Interrupted))?;
@@ -136,18 +139,15 @@ fn first(cli: &Cli) -> Outcome<ExitCode> {
     let mut nodes = Vec::new();
     let mut urls = cli.redis.clone();
     if own {
-        // Synced before each reply: a node that is killed comes back with all that it had granted.
+        // Synced before each reply, so that a killed node restarts with all that it granted.
         let start = |_| Server::options().append_always().start();
         nodes = (0..3).map(start).collect::<io::Result<_>>()?;
         urls = nodes.iter().map(Server::url).collect();
-        println!(
-            "nodes            three throw-away ones: {}",
-            urls.join(", ")
-        );
+        println!("nodes            three temporary ones: {}", urls.join(", "));
     } else if local {
         println!("nodes            no --redis and no redis-server: in-process locks, one copy");
     } else {
-        println!("nodes            {}, as given", urls.len());
+        println!("nodes            {} given", urls.len());
     }
     let out = match &cli.out {
         Some(out) => out.clone(),
@@ -172,7 +172,7 @@ fn first(cli: &Cli) -> Outcome<ExitCode> {
         disturbance: None,
         sum: Counts::default(),
         complaints: BTreeSet::new(),
-        no_quorum: false,
+        failed: None,
         interrupted: false,
     };
     if let Some(how) = cli.disturb {
@@ -191,7 +191,7 @@ fn first(cli: &Cli) -> Outcome<ExitCode> {
 }
 
 enum Event {
-    /// The copy of this number is at its end; what it wrote to standard output and to standard error.
+    /// The number of a copy that has ended, its standard output and its standard error.
     Ended(usize, String, String),
     Interrupted,
 }
@@ -205,17 +205,18 @@ struct Run<'a> {
     files: Vec<Entry>,
     disturbance: Option<Disturbance<'a>>,
     sum: Counts,
-    /// A set, for all copies meet the same outage and the same files that cannot be read.
+    /// A set, because all copies report the same outage and the same unreadable files.
     complaints: BTreeSet<String>,
-    no_quorum: bool,
+    /// Exit status of the first copy that failed.
+    failed: Option<u8>,
     interrupted: bool,
 }
 
 impl Run<'_> {
-    /// Runs the copies and shows how far they are. Blocks until all have ended, and says how long that took.
+    /// Runs the copies and shows their progress. Blocks until all have ended; returns how long that took.
     fn supervise(&mut self, events: Sender<Event>, inbox: &Receiver<Event>) -> Outcome<Duration> {
         self.report.end_torn_line()?;
-        // The report may have rows of other trees too. What grows from here on is taken for ours.
+        // The report may have rows of other trees; new rows count as rows of this tree.
         let foreign = {
             let seen = self.report.catch_up()?;
             let ours = |file: &&Entry| seen.rows.contains_key(&file.id);
@@ -231,7 +232,7 @@ impl Run<'_> {
                 copies.push(copy);
                 let events = events.clone();
                 scope.spawn(move || {
-                    // Standard output is one line, which its pipe holds until the other one has been read.
+                    // Standard output is one line, which fits into its pipe while standard error is read.
                     let (complained, said) = (read_all(complained), read_all(said));
                     _ = events.send(Event::Ended(number, said, complained));
                 });
@@ -247,7 +248,7 @@ impl Run<'_> {
                     Ok(Event::Interrupted) => {
                         self.interrupted = true;
                         end = end.min(bar.elapsed() + GRACE);
-                        // The end of their input is what makes copies stop after the file at hand.
+                        // The end of its standard input stops a copy after the current file.
                         copies.iter_mut().for_each(|copy| drop(copy.0.stdin.take()));
                     }
                     Err(_) => {}
@@ -272,7 +273,8 @@ impl Run<'_> {
         complained: &str,
     ) -> io::Result<()> {
         let status = copy.0.wait()?;
-        self.no_quorum |= status.code() == Some(NO_QUORUM.into());
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        self.failed = self.failed.or(code.filter(|code| *code != 0));
         if let Some(counts) = Counts::parse(said) {
             self.sum += counts;
         } else if complained.is_empty() {
@@ -284,7 +286,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Reads the report anew, prints what it says about this night, and makes the exit status of it.
+    /// Reads the report again, prints its figures of this night, and returns the exit status.
     fn read_back(&self, took: Duration) -> Outcome<ExitCode> {
         let report = Report::open(&self.out, &self.report.night)?;
         let seen = report.catch_up()?;
@@ -292,7 +294,7 @@ impl Run<'_> {
         for file in &self.files {
             match seen.rows.get(&file.id) {
                 Some(&n) => (rows, duplicates) = (rows + n, duplicates + n - 1),
-                // A file that was deleted meanwhile is not missed.
+                // A file that was deleted meanwhile is not missing.
                 None => missing += u32::from(file.path.symlink_metadata().is_ok()),
             }
         }
@@ -301,8 +303,8 @@ impl Run<'_> {
         println!("duplicates       {duplicates}");
         println!("missing          {missing}");
         println!(
-            "locks taken      {}, {} lost",
-            self.sum.taken, self.sum.lost
+            "locks acquired   {}, {} lost",
+            self.sum.acquired, self.sum.lost
         );
         println!("contended tries  {}", self.sum.contended);
         println!("time             {:.2} s", took.as_secs_f64());
@@ -312,13 +314,13 @@ impl Run<'_> {
         Ok(match (duplicates, missing) {
             _ if self.interrupted => ExitCode::from(130),
             (0, 0) => ExitCode::SUCCESS,
-            (0, _) if self.no_quorum => ExitCode::from(NO_QUORUM),
+            (0, _) => self.failed.map_or(ExitCode::FAILURE, ExitCode::from),
             _ => ExitCode::FAILURE,
         })
     }
 }
 
-/// A copy. It ends with this value, also by a panic; and when this program is killed, with its input.
+/// Process of a copy; killed on drop. It also ends with its standard input, if this program is killed.
 struct Process(Child);
 
 impl Process {
@@ -332,7 +334,7 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl-C at the terminal is for the first process, which lets the copies finish what they have in hand.
+            // Ctrl-C reaches only the first process, which lets the copies finish their current files.
             .process_group(0)
             .spawn()?;
         Ok(Process(child))
@@ -341,7 +343,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Neither does anything to one that was waited for.
+        // Both fail for a process that has ended, which is the usual case.
         _ = self.0.kill();
         _ = self.0.wait();
     }

@@ -1,19 +1,22 @@
-//! Many read a catalogue and some reload it: threads of several processes, under read locks and write locks of one name.
+//! Readers and reloaders of one catalogue file, in several processes, under a read-write lock.
 //!
 //! `cargo run --release --example readers_writer -- [--processes N] [--reporters N] [--reloads N] [--redis URL,URL,…]`
 //!
-//! The file is replaced in place, piece by piece, so that nothing but the lock keeps a reporter from a half-written one;
-//! `--without-locks` shows what happens then. Watch for three things:
+//! The file is replaced in place, piece by piece, so that only the lock keeps a reporter from reading a
+//! half-written file. `--without-locks` shows the difference. Three points matter:
 //!
-//! - a reporter holds its read lock for as long as it reads, and no longer;
-//! - a reloader looks before each piece whether the lock is still its own (`check`), since a lease can end;
-//! - who wants to read what it has just written *downgrades*. To release and read again would let another reloader between.
+//! - a reporter holds its read lock only while it reads;
+//! - a reloader calls `check` before each piece, because a lease can expire;
+//! - a reloader that reads its own write *downgrades* its lock. A release and a new read lock would let
+//!   another reloader in between.
 //!
-//! A real program writes a new file and renames it, too: no lock helps against a reloader that dies half-way.
+//! A real program also writes a new file and renames it, because no lock helps if a reloader dies half-way.
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
 #[path = "readers_writer/catalogue.rs"]
 mod catalogue;
+#[path = "common/exit_status.rs"]
+mod exit_status;
 #[path = "common/servers.rs"]
 mod servers;
 
@@ -27,50 +30,48 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{env, error, io, thread};
 
-/// The lock's name, for all who read or write the file.
+/// Name of the lock of the file.
 const NAME: &str = "catalogue";
-/// Far longer than a section takes. Who is killed keeps the others out for no longer.
+/// Much longer than a read or reload. The lock of a killed process blocks others for at most this time.
 const TTL: Duration = Duration::from_secs(10);
-/// As `EX_UNAVAILABLE` of sysexits.h.
-const NO_QUORUM: u8 = 69;
 
 type Outcome<T> = Result<T, Box<dyn error::Error + Send + Sync>>;
 
-/// Reports on a shared catalogue while others reload it, and checks that nobody sees one half-written
+/// Reads and reloads a shared catalogue, and checks that no reader sees a half-written one
 ///
-/// Without --redis there are three throw-away nodes if redis-server is on the PATH, else one process
-/// with locks inside it.
+/// Without --redis it starts three temporary nodes if redis-server is on the PATH, else one process with
+/// in-process locks.
 ///
-/// The exit status is 0 if no report was about a half-written catalogue and every reload counted, 69 if
-/// no quorum of the nodes was reachable, 2 for bad usage, else 1.
+/// Exit status: 0 if no report read a half-written catalogue and no reload was lost, 1 if not, 64 for bad
+/// usage, 69 without a quorum of the nodes, 77 if they deny access, else 70.
 #[derive(Parser)]
 #[command(name = "readers_writer", verbatim_doc_comment)]
 struct Cli {
     /// Processes that share the catalogue
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32), default_value_t = 3)]
     processes: u16,
-    /// Threads in each process that report on it
+    /// Reporting threads in each process
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64), default_value_t = 4)]
     reporters: u16,
-    /// How often each process reloads it
+    /// Reloads by each process
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000), default_value_t = 10)]
     reloads: u64,
-    /// How long a reloader waits for the next delivery
+    /// Pause of a reloader before each reload
     #[arg(long, value_name = "TIME", default_value = "50ms")]
     every: humantime::Duration,
-    /// The nodes
+    /// Addresses of the nodes
     #[arg(long, value_name = "URL,URL,…", value_delimiter = ',')]
     redis: Vec<String>,
-    /// Do the same without any lock, and see
+    /// Run without locks
     #[arg(long)]
     without_locks: bool,
-    /// Be one of the processes, for the catalogue in this file
+    /// Run as one of the processes, with the catalogue in this file
     #[arg(long, hide = true)]
     catalogue: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = exit_status::parse();
     let ended = match &cli.catalogue {
         Some(path) => process(&cli, path).map(|counts| {
             println!("{}", counts.to_line());
@@ -80,23 +81,19 @@ fn main() -> ExitCode {
     };
     ended.unwrap_or_else(|error| {
         eprintln!("readers_writer: {error}");
-        let lock: Option<&redguard::Error> = error.downcast_ref();
         let process: Option<&ProcessEnded> = error.downcast_ref();
-        let no_quorum = lock.is_some_and(redguard::Error::is_unavailable)
-            || process.is_some_and(|process| process.0.code() == Some(NO_QUORUM.into()));
-        match no_quorum {
-            true => ExitCode::from(NO_QUORUM),
-            false => ExitCode::FAILURE,
-        }
+        let status = process.and_then(|process| process.0.code());
+        let status = status.and_then(|status| u8::try_from(status).ok());
+        ExitCode::from(status.unwrap_or_else(|| exit_status::exit_status(&*error)))
     })
 }
 
-/// What a process has to tell at its end.
+/// Result of a process.
 #[derive(Default)]
 struct Counts {
     reports: usize,
     half_written: usize,
-    /// Reloads that did not find after their downgrade what they had written.
+    /// Reloads that read another catalogue than their own after the downgrade.
     overtaken: usize,
     most_at_once: usize,
 }
@@ -123,7 +120,7 @@ impl Counts {
     }
 }
 
-/// Starts the nodes and the processes, and sums up.
+/// Starts the nodes and the processes, and prints the sums.
 fn parent(cli: &Cli) -> Outcome<ExitCode> {
     let mut nodes = Vec::new();
     let mut urls = cli.redis.clone();
@@ -132,7 +129,7 @@ fn parent(cli: &Cli) -> Outcome<ExitCode> {
         nodes = (0..3).map(|_| Server::start()).collect::<io::Result<_>>()?;
         urls = nodes.iter().map(Server::url).collect();
     } else if urls.is_empty() {
-        eprintln!("no --redis and no redis-server: one process, with locks inside it");
+        eprintln!("no --redis and no redis-server: one process with in-process locks");
         processes = 1;
     }
     let dir = tempfile::tempdir()?;
@@ -171,7 +168,7 @@ fn parent(cli: &Cli) -> Outcome<ExitCode> {
     );
     println!("  overtaken      {}", sum.overtaken);
     let good = sum.half_written == 0 && sum.overtaken == 0 && last == Some(wanted);
-    println!("{}", if good { "all is well" } else { "NOT WELL" });
+    println!("{}", if good { "passed" } else { "FAILED" });
     Ok(if good {
         ExitCode::SUCCESS
     } else {
@@ -179,12 +176,12 @@ fn parent(cli: &Cli) -> Outcome<ExitCode> {
     })
 }
 
-/// One of the processes failed, and has said why.
+/// Failure of a process, which has printed its error.
 #[derive(Debug, thiserror::Error)]
 #[error("a process ended with {0}")]
 struct ProcessEnded(ExitStatus);
 
-/// This program once more; killed if it is dropped before its end.
+/// Process of this program; killed on drop.
 struct Process(Child);
 
 impl Process {
@@ -214,13 +211,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail where it has ended and been waited for.
+        // Both fail for a process that has ended, which is the usual case.
         _ = self.0.kill();
         _ = self.0.wait();
     }
 }
 
-/// What each process does: its reporters go on until its reloader is done.
+/// Runs one process: its reporters run until its reloader has finished.
 fn process(cli: &Cli, path: &Path) -> Outcome<Counts> {
     let nodes = match cli.redis.is_empty() {
         true => None,
@@ -254,7 +251,7 @@ fn process(cli: &Cli, path: &Path) -> Outcome<Counts> {
         Outcome::Ok(counts)
     });
     if let Some(nodes) = &nodes {
-        nodes.shutdown(Duration::from_secs(1));
+        _ = nodes.shutdown(Duration::from_secs(1));
     }
     Ok(Counts {
         most_at_once: shop.most.into_inner(),
@@ -262,7 +259,7 @@ fn process(cli: &Cli, path: &Path) -> Outcome<Counts> {
     })
 }
 
-/// What the threads of a process share.
+/// State that the threads of a process share.
 struct Shop<'a> {
     locker: &'a dyn RwLocker,
     locked: bool,
@@ -273,7 +270,7 @@ struct Shop<'a> {
 }
 
 impl Shop<'_> {
-    /// A reporter. Answers how many reports it made, and how many catalogues were half-written.
+    /// Runs a reporter; returns the numbers of reports and of half-written catalogues.
     fn report(&self) -> Outcome<(usize, usize)> {
         let (mut reports, mut half_written) = (0, 0);
         while !self.closed.load(Ordering::Relaxed) {
@@ -285,7 +282,7 @@ impl Shop<'_> {
             self.most.fetch_max(now, Ordering::Relaxed);
             let catalogue = Catalogue::load(self.path);
             self.reporting.fetch_sub(1, Ordering::Relaxed);
-            // What was read counts only if the lock was held to the end.
+            // The report counts only if the lock was held until the end of the read.
             if guard.is_some_and(|guard| guard.release().is_err()) {
                 continue;
             }
@@ -300,7 +297,7 @@ impl Shop<'_> {
         Ok((reports, half_written))
     }
 
-    /// The reloader. Answers how often another came between what it wrote and what it read.
+    /// Runs the reloader; returns how often another reload came between its write and its read.
     fn reload(&self, reloads: u64, every: Duration) -> Outcome<usize> {
         let mut overtaken = 0;
         for _ in 0..reloads {
@@ -309,21 +306,21 @@ impl Shop<'_> {
                 true => Some(self.locker.write(NAME, TTL)?),
                 false => None,
             };
-            // Only without locks, or after one that died half-way, there is nothing to go on from.
+            // The file is half-written without locks, and after a reloader that died half-way.
             let catalogue = Catalogue::load(self.path)?
                 .unwrap_or_else(Catalogue::first)
                 .next();
             catalogue.store(self.path, || {
                 guard.as_ref().map_or(Ok(()), |guard| guard.check())?;
-                thread::yield_now(); // as a slow disk would
+                thread::yield_now(); // stands for a slow disk
                 Outcome::Ok(())
             })?;
-            // Others may read now, but nobody writes before we have read, too.
+            // Readers are admitted now, but no other writer before this read.
             let guard = guard.map(|guard| guard.downgrade()).transpose()?;
             if Catalogue::load(self.path)?.as_ref() != Some(&catalogue) {
                 overtaken += 1;
             }
-            // Where too few nodes answered in time it ends by its TTL.
+            // If too few nodes answer in time, the lock ends with its TTL.
             match guard.map_or(Ok(()), |guard| guard.release()) {
                 Err(error) if !error.is_unavailable() => return Err(error.into()),
                 _ => {}

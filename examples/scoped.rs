@@ -1,8 +1,11 @@
-//! A lock in a scope, from taking it to seeing how it ended: `cargo run --example scoped`.
+//! Acquires a lock, works under it and releases it: `cargo run --example scoped`.
 //!
-//! Runs on the nodes in REDIS_URLS (separated by commas), else on a throw-away `redis-server`, else within the process.
+//! The lock is on the nodes in REDIS_URLS (separated by commas), else on a temporary `redis-server`,
+//! else within the process. Exit statuses are those of `common/exit_status.rs`.
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
+#[path = "common/exit_status.rs"]
+mod exit_status;
 #[path = "common/servers.rs"]
 mod servers;
 
@@ -14,47 +17,47 @@ const TTL: Duration = Duration::from_secs(30);
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
-        // Not a `main` that returns it, which would show its `Debug`.
+        // A `main` that returns the error would print its `Debug` form.
         Err(error) => {
             eprintln!("scoped: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(exit_status::exit_status(&*error))
         }
     }
 }
 
-fn run() -> Result<(), Box<dyn Error>> {
+fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     if let Ok(urls) = env::var("REDIS_URLS") {
         println!("locks on the nodes in REDIS_URLS");
-        count_sheep(&RedisLocker::connect(Config::new(urls.split(',')))?)
+        import_orders(&RedisLocker::connect(Config::new(urls.split(',')))?)
     } else if servers::available() {
         let server = servers::Server::start()?;
-        println!("REDIS_URLS is not set: locks on a throw-away redis-server");
-        count_sheep(&RedisLocker::connect(Config::new([server.addr()]))?)
+        println!("REDIS_URLS is not set: locks on a temporary redis-server");
+        import_orders(&RedisLocker::connect(Config::new([server.addr()]))?)
     } else {
-        println!("neither REDIS_URLS nor redis-server: locks within this process alone");
-        count_sheep(&LocalLocker::new())
+        println!("neither REDIS_URLS nor redis-server: locks within this process only");
+        import_orders(&LocalLocker::new())
     }
 }
 
-/// The program proper. It knows the trait only, so it runs with Redis and without.
-fn count_sheep(locker: &dyn Locker) -> Result<(), Box<dyn Error>> {
+/// Works under a lock. It uses only the trait, so it runs with Redis and without.
+fn import_orders(locker: &dyn Locker) -> Result<(), Box<dyn Error + Send + Sync>> {
     {
-        // Waits until the lock is free. A name is needed: `let _ =` would release it on the spot.
-        let guard = locker.lock("sheep", TTL)?;
+        // Blocks until the lock is acquired. `let _ =` would release it at once, so the guard has a name.
+        let guard = locker.lock("orders", TTL)?;
         println!("locked {:?}, {:?}", guard.key(), guard.mode());
-        for sheep in 1..=3 {
-            // A guard can end before it is dropped, so each step asks whether the lock is still ours.
+        for batch in 1..=3 {
+            // The lock can be lost before the guard is dropped, so each step checks it.
             guard.check()?;
-            println!("sheep {sheep}");
+            println!("imported batch {batch}");
         }
-        // Held by us, so nobody gets it: not even this thread, for locks are not re-entrant.
-        assert!(locker.try_lock("sheep", TTL)?.is_none());
-    } // Dropped here, and so released: also on the way out by `?` or a panic.
+        // A second acquire fails, also in this thread: locks are not re-entrant.
+        assert!(locker.try_lock("orders", TTL)?.is_none());
+    } // The drop releases the lock, also on a return by `?` and on a panic.
 
-    match locker.try_lock("sheep", TTL)? {
-        // `release` does what dropping does, and says whether the lock was ours until the end.
+    match locker.try_lock("orders", TTL)? {
+        // `release` releases like a drop and returns an error if the lock was lost before.
         Some(guard) => guard.release()?,
-        None => println!("somebody else was faster"),
+        None => println!("another process holds the lock"),
     }
     println!("released");
     Ok(())

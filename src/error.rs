@@ -1,191 +1,207 @@
-//! What can go wrong, as a caller sees it: one small enum, and the cause that each node gave.
+//! The public error type, with a failure for each node.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::error;
 
-/// Why a lock was not taken, kept or confirmed.
+/// Why a lock was not acquired, extended or released.
 ///
-/// *Held by another* ([`Contended`](Error::Contended), and for read-write locks one variant for each side that can stand
-/// in the way of which) and *could not find out* ([`InsufficientQuorum`](Error::InsufficientQuorum)) are never mixed up:
-/// the first means that a quorum of the nodes answered. [`is_contended`](Error::is_contended), [`is_unavailable`](Error::is_unavailable),
-/// [`is_denied`](Error::is_denied) and [`is_lost`](Error::is_lost) sort errors by what a program can do about them.
+/// *Held by another* ([`Contended`](Error::Contended) and its like for read-write locks) means that
+/// a quorum of nodes answered. *Could not find out*
+/// ([`InsufficientQuorum`](Error::InsufficientQuorum)) means that none did. The two are never mixed
+/// up. [`is_contended`](Error::is_contended), [`is_unavailable`](Error::is_unavailable),
+/// [`is_denied`](Error::is_denied) and [`is_lost`](Error::is_lost) sort errors by the reaction to
+/// them.
 ///
-/// `Display` has one line for people, causes included; `Debug` has the fields. [The guide](crate::guide#a-programs-main) has a
-/// `main` that makes exit codes of them.
+/// `Display` is one line for people, with the causes; `Debug` shows the fields. [The
+/// guide](crate::guide::getting_started#exit-codes-and-signals) has a `main` that turns errors into
+/// exit codes.
 ///
 /// ```
 /// use redguard::Error;
 ///
 /// fn advice(error: &Error) -> &'static str {
 ///     match error {
-///         Error::CircuitOpen { retry_in, .. } if retry_in.as_secs() > 30 => "come back in a minute",
-///         _ if error.is_contended() => "another one is at it",
+///         Error::CircuitOpen { .. } => "come back in a minute",
+///         _ if error.is_contended() => "held by another",
 ///         _ if error.is_unavailable() => "the nodes do not answer",
-///         _ if error.is_denied() => "mend the password, the rights or the certificates",
-///         _ if error.is_lost() => "stop, and look at what was done",
-///         _ => "mend the program or its settings",
+///         _ if error.is_denied() => "correct the password, the rights or the certificates",
+///         _ if error.is_lost() => "stop, and check the work",
+///         _ => "correct the program or its settings",
 ///     }
 /// }
 ///
-/// assert_eq!(advice(&Error::Closed), "mend the program or its settings");
-/// assert!(Error::Closed.to_string().starts_with("the nodes are shut down"));
+/// assert_eq!(advice(&Error::Closed), "correct the program or its settings");
+/// assert!(Error::Closed.to_string().starts_with("nodes shut down"));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A text that should be a [`LockToken`](crate::LockToken) is none.
-    #[error("not a token of a lock that was handed over")]
+    /// The text is not a [`LockToken`](crate::LockToken).
+    #[error("invalid lock token")]
     InvalidLockToken,
 
-    /// The lock is held in this process alone, so it cannot be handed over to another. It is released.
-    #[error("the lock is held in this process alone")]
+    /// The lock is held in this process alone, so no other process can adopt it. It is released.
+    #[error("not on the nodes: the lock is held in this process alone")]
     NotOnNodes,
 
     /// The list of nodes is empty.
-    #[error("no node addresses were given")]
+    #[error("no node addresses")]
     NoAddresses,
 
-    /// A setting is out of range, or contradicts another. The text names what was given.
+    /// A setting is out of range, or contradicts another. The text names the values.
     #[error("invalid configuration: {0}")]
     InvalidConfig(String),
 
-    /// A lock name that cannot be used.
+    /// The lock name cannot be used.
     #[error("invalid lock name{}: {reason}", QuotedName(name))]
     InvalidKey {
-        /// The name that was given, shortened when it is long.
+        /// The name as it was given; a long one is shortened.
         name: String,
-        /// What is wrong with it.
+        /// Why it cannot be used.
         reason: String,
     },
 
-    /// A TTL that Redis does not take, or that no attempt could be fast enough for.
+    /// The TTL is too long for Redis, or too short for any attempt.
     #[error("invalid TTL of {ttl:?}: {reason}")]
     InvalidTtl {
-        /// The TTL that was given.
+        /// The TTL as it was given.
         ttl: Duration,
-        /// What is wrong with it.
+        /// Why it cannot be used.
         reason: String,
     },
 
-    /// Fewer nodes than a quorum did what was asked of them, and too few said that they will not: nobody knows who holds the
-    /// lock.
+    /// Fewer nodes than a quorum did as they were asked, and too few refused: the holder of the
+    /// lock is unknown.
     #[error(
         "no quorum: {operation} {} of {total} nodes, {needed} are needed{}",
         operation.done(*total, causes),
         FailureList(causes)
     )]
     InsufficientQuorum {
-        /// What the nodes were asked to do.
+        /// The request.
         operation: Operation,
         /// The quorum of the configured nodes, `total / 2 + 1`.
         needed: usize,
-        /// How many nodes answered anything, errors included.
+        /// The number of nodes that answered, errors included.
         reachable: usize,
-        /// How many nodes are configured.
+        /// The number of configured nodes.
         total: usize,
-        /// What stood in the way on each node that did not do it, in the order of the configuration.
+        /// The failure of each node that did not do it, in the order of the configuration.
         causes: Box<[FailedNode]>,
     },
 
-    /// No quorum has replied for so many rounds that the nodes are not asked for a while
-    /// ([`Config::circuit_breaker`](crate::Config::circuit_breaker)), or only to see whether they are back. Returned at once by calls that do not
-    /// wait; all others wait for the nodes, as [`RetryPolicy::max_outage`](crate::RetryPolicy::max_outage) says.
+    /// The circuit breaker is open ([`Config::circuit_breaker`](crate::Config::circuit_breaker)):
+    /// no quorum has replied for a number of rounds. Returned at once by calls that do not wait;
+    /// others wait for the nodes, as [`RetryPolicy::max_outage`](crate::RetryPolicy::max_outage)
+    /// says.
     #[error(
-        "circuit breaker open (no quorum); next attempt in {retry_in:.0?} at the latest, sooner when nodes are back{}",
+        "circuit breaker open (no quorum); next attempt in {retry_in:.0?} or with a quorum connected{}",
         Appended(causes)
     )]
     CircuitOpen {
-        /// When the nodes are asked again at the latest; sooner if a quorum of them is connected before.
+        /// The longest time until the nodes are asked again; a quorum that is connected before ends
+        /// it.
         retry_in: Duration,
-        /// Why each node that is not connected is not, or did not reply when it was asked last, in the order of the configuration.
+        /// The last failure of each node that is not connected or did not reply, in the order of
+        /// the configuration.
         causes: Box<[FailedNode]>,
     },
 
-    /// The lock is held by another, and a limit on waiting ran out.
+    /// Another holder has the lock, and a limit on waiting or attempts was reached.
     #[error("held by another (attempts: {attempts}, waited {waited:.1?})")]
     Contended {
-        /// How many attempts were made. A back-off delay that passed in the queue of this process counts as one.
+        /// The number of attempts. Each retry delay spent in the queue of this process counts as
+        /// one.
         attempts: u32,
-        /// How long the call waited.
+        /// The time since the call.
         waited: Duration,
-        /// When the lock is free at the latest if its holder does not extend it; `None` where that is unknown.
+        /// The time until the lock is free, unless its holder extends it; `None` if unknown.
         remaining: Option<Duration>,
     },
 
-    /// A read lock was waited for: a writer holds the lock, or waits for it, and a limit on waiting ran out.
+    /// A writer holds the lock or waits for it, and a limit on waiting for a read lock was reached.
     #[error("held or waited for by a writer (attempts: {attempts}, waited {waited:.1?})")]
     WriteLockTimeout {
-        /// How many attempts were made. A back-off delay that passed in the queue of this process counts as one.
+        /// The number of attempts. Each retry delay spent in the queue of this process counts as
+        /// one.
         attempts: u32,
-        /// How long the call waited.
+        /// The time since the call.
         waited: Duration,
-        /// When the writer is gone at the latest if it does not extend; `None` where that is unknown.
+        /// The time until the writer's lease ends, unless it is extended; `None` if unknown.
         remaining: Option<Duration>,
     },
 
-    /// A write lock was waited for: another writer holds it, and a limit on waiting ran out.
+    /// Another writer holds the lock, and a limit on waiting for a write lock was reached.
     #[error("held by another writer (attempts: {attempts}, waited {waited:.1?})")]
     WriteLockHeld {
-        /// How many attempts were made. A back-off delay that passed in the queue of this process counts as one.
+        /// The number of attempts. Each retry delay spent in the queue of this process counts as
+        /// one.
         attempts: u32,
-        /// How long the call waited.
+        /// The time since the call.
         waited: Duration,
-        /// When the writer is gone at the latest if it does not extend; `None` where that is unknown.
+        /// The time until the writer's lease ends, unless it is extended; `None` if unknown.
         remaining: Option<Duration>,
     },
 
-    /// A write lock was waited for: readers hold the lock, or have their turn, and a limit on waiting ran out.
+    /// Readers hold the lock or have their turn, and a limit on waiting for a write lock was
+    /// reached.
     #[error("held by readers (attempts: {attempts}, waited {waited:.1?})")]
     ReadersTimeout {
-        /// How many attempts were made. A back-off delay that passed in the queue of this process counts as one.
+        /// The number of attempts. Each retry delay spent in the queue of this process counts as
+        /// one.
         attempts: u32,
-        /// How long the call waited.
+        /// The time since the call.
         waited: Duration,
-        /// When the last of the readers is gone if none of them extends; `None` where that is unknown.
+        /// The time until the last reader's lease ends, unless one is extended; `None` if unknown.
         remaining: Option<Duration>,
     },
 
-    /// Three attempts in a row (or the only one that was allowed) won too late to leave the validity that
-    /// [`Config::min_validity`](crate::Config::min_validity) asks for. The nodes are too slow for this TTL.
-    #[error("nodes too slow for a TTL of {ttl:?}: {attempts} attempts left too little validity")]
+    /// The nodes are too slow for the TTL: three attempts in a row, or the only one allowed, left
+    /// less validity than [`Config::min_validity`](crate::Config::min_validity) asks for.
+    #[error(
+        "nodes too slow for a TTL of {ttl:?}: too little validity left after {attempts} attempts"
+    )]
     ValidityExhausted {
-        /// How many attempts were made.
+        /// The number of attempts.
         attempts: u32,
-        /// The TTL that was asked for.
+        /// The TTL of the acquire.
         ttl: Duration,
     },
 
-    /// The wait was ended by its [`CancelToken`](crate::CancelToken). Nothing is held, and what was asked for is undone.
-    #[error("the wait for the lock was cancelled")]
+    /// A [`CancelToken`](crate::CancelToken) ended the wait. The lock is not held, and an attempt
+    /// in progress is undone.
+    #[error("wait for the lock cancelled")]
     Cancelled,
 
-    /// The guard no longer holds its lock: it expired, or a quorum of nodes says that it is not ours.
-    #[error("the lock of {key:?} is lost: {reason}")]
+    /// The guard does not hold its lock any more: the lease expired, or a quorum of nodes replied
+    /// that the lock is not ours.
+    #[error("{key:?}: lock lost: {reason}")]
     LockLost {
-        /// The lock's name, as it was given; of several the first in their order.
+        /// The lock's name as it was given; of several the first in sorted order.
         key: String,
-        /// Why it is lost.
+        /// Why the lock is lost.
         reason: LossReason,
     },
 
-    /// The nodes were shut down, or the process is a forked child without their threads: a daemon connects after it has forked.
-    #[error("the nodes are shut down, or belong to the process before its fork: connect after it")]
+    /// The nodes are shut down, or the process is a forked child, which has none of their threads.
+    /// A daemon connects after its fork.
+    #[error("nodes shut down, or connected before a fork: connect in the child process")]
     Closed,
 
-    /// The operating system refused something: a thread, or random bytes for a token.
-    #[error("the operating system refused {what}: {reason}")]
+    /// The operating system refused a thread, or random bytes for a token.
+    #[error("operating system refused {what}: {reason}")]
     System {
-        /// What was asked for.
+        /// The refused resource.
         what: &'static str,
-        /// The system's own words.
+        /// The system's own error text.
         reason: String,
     },
 }
 
 impl Error {
-    /// Whether the lock is held by another: trying again later may help.
+    /// Returns whether another holder has the lock: a later attempt may succeed.
     pub fn is_contended(&self) -> bool {
         matches!(
             self,
@@ -196,8 +212,8 @@ impl Error {
         )
     }
 
-    /// Whether nobody could find out, because too few nodes answered in time: waiting may help, unless it
-    /// [`is_denied`](Error::is_denied).
+    /// Returns whether too few nodes answered in time to find out: waiting may help. `false` for an
+    /// error that [`is_denied`](Error::is_denied).
     pub fn is_unavailable(&self) -> bool {
         let is_unknown = matches!(
             self,
@@ -208,8 +224,8 @@ impl Error {
         is_unknown && !self.is_denied()
     }
 
-    /// Whether so many nodes deny access that no quorum is left without them: waiting does not help, but other credentials,
-    /// rights or certificates do.
+    /// Returns whether so many nodes deny access that no quorum is left: other credentials, rights
+    /// or certificates help, waiting does not.
     pub fn is_denied(&self) -> bool {
         let Error::InsufficientQuorum {
             needed,
@@ -226,13 +242,13 @@ impl Error {
         denied.count() > total.saturating_sub(*needed)
     }
 
-    /// Whether a lock that was held is held no longer.
+    /// Returns whether a held lock was lost.
     pub fn is_lost(&self) -> bool {
         matches!(self, Error::LockLost { .. })
     }
 }
 
-/// What the nodes were asked to do, as an [`Error::InsufficientQuorum`] tells it.
+/// The request that an [`Error::InsufficientQuorum`] reports on. `Display` is the verb of its text.
 ///
 /// ```
 /// use redguard::Operation;
@@ -242,20 +258,21 @@ impl Error {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Operation {
-    /// To accept a connection.
+    /// Connect to the nodes.
     Connect,
-    /// To grant a lock.
+    /// Acquire a lock.
     Acquire,
-    /// To extend a lock, or to confirm that it is held.
+    /// Extend a lock, or confirm that it is held.
     Extend,
-    /// To release a lock.
+    /// Release a lock.
     Release,
-    /// To say who holds a lock, or to delete it whoever holds it.
+    /// Read the holder of a lock, or delete the lock by force.
     Inspect,
 }
 
 impl Operation {
-    /// How many of the nodes did it. All others have a cause, but some of these are answers.
+    /// Returns the number of nodes that did it. All others have a cause; for `Inspect` some causes
+    /// are answers, too.
     fn done(self, total: usize, causes: &[FailedNode]) -> usize {
         let is_answer =
             |cause: &NodeFailure| *cause == NodeFailure::NotOurs || cause.is_permanent();
@@ -278,7 +295,7 @@ impl fmt::Display for Operation {
     }
 }
 
-/// Why a lock is lost that was held.
+/// Why a held lock was lost.
 ///
 /// ```
 /// use redguard::{LockGuard, LossReason};
@@ -286,7 +303,7 @@ impl fmt::Display for Operation {
 /// fn explain(guard: &LockGuard) {
 ///     match guard.watch().loss_reason() {
 ///         None => println!("held, or released"),
-///         Some(LossReason::Expired) => println!("paused for too long, or no quorum to renew it on"),
+///         Some(LossReason::Expired) => println!("paused too long, or no quorum"),
 ///         Some(reason) => println!("{reason}"),
 ///     }
 /// }
@@ -294,25 +311,27 @@ impl fmt::Display for Operation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum LossReason {
-    /// Its lease ended: it was not extended in time, or could not be.
-    #[error("its lease ended")]
+    /// The lease expired: it was not extended in time, or could not be.
+    #[error("lease expired")]
     Expired,
 
-    /// A quorum of nodes says that another has it, or nobody: it expired there, was deleted, taken away or adopted.
-    #[error("a quorum of nodes says that it is not ours")]
+    /// On a quorum of nodes the lock is not ours any more: it expired there, or was deleted,
+    /// force-released or adopted.
+    #[error("not ours on a quorum of nodes")]
     NotOurs,
 
-    /// The nodes were shut down while it was held ([`Nodes::shutdown`](crate::Nodes::shutdown)): it is left to its TTL.
-    #[error("the nodes were shut down")]
+    /// The nodes were shut down while the lock was held
+    /// ([`Nodes::shutdown`](crate::Nodes::shutdown)). It is left to its TTL.
+    #[error("nodes shut down")]
     ShutDown,
 }
 
-/// One node's part in an [`Error::InsufficientQuorum`].
+/// A node and its failure, in an [`Error::InsufficientQuorum`] or [`Error::CircuitOpen`].
 ///
 /// ```
 /// use redguard::{NodeFailure, Error};
 ///
-/// /// The nodes with which it takes an operator: waiting for them does not help.
+/// /// The nodes that need an operator: waiting does not help.
 /// fn denied(error: &Error) -> Vec<&str> {
 ///     let Error::InsufficientQuorum { causes, .. } = error else {
 ///         return Vec::new();
@@ -326,9 +345,9 @@ pub enum LossReason {
 pub struct FailedNode {
     /// The node's address, without credentials.
     pub node: String,
-    /// What it answered, or why it did not.
+    /// The error that it replied, or why it did not reply.
     pub failure: NodeFailure,
-    /// The limit that a time-out exceeded.
+    /// For a time-out the limit that was exceeded.
     pub(crate) limit: Option<AnswerLimit>,
 }
 
@@ -343,16 +362,16 @@ impl fmt::Display for FailedNode {
     }
 }
 
-/// How long a node had to answer.
+/// The time limit of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AnswerLimit {
-    /// It was connected. A round trip took so long when it was connected to, which tells a limit that is too short from a node
-    /// that hangs.
+    /// The node was connected. `connecting` is the round trip measured then: it distinguishes a
+    /// short limit from a hung node.
     Node {
         node_timeout: Duration,
         connecting: Duration,
     },
-    /// It was being connected to.
+    /// The node was being connected to.
     Connect { connect_timeout: Duration },
 }
 
@@ -363,11 +382,11 @@ impl fmt::Display for AnswerLimit {
                 node_timeout,
                 connecting,
             } => {
-                let [limit, connecting] = [*node_timeout, *connecting].map(error::in_words);
+                let [limit, connecting] = [*node_timeout, *connecting].map(error::format_duration);
                 write!(f, "{limit} (node_timeout; connecting took {connecting})")
             }
             AnswerLimit::Connect { connect_timeout } => {
-                let limit = error::in_words(*connect_timeout);
+                let limit = error::format_duration(*connect_timeout);
                 write!(f, "{limit} (connect_timeout)")
             }
         }
@@ -375,8 +394,8 @@ impl fmt::Display for AnswerLimit {
 }
 
 impl Error {
-    /// Adds the limits that nodes exceeded, which `of` returns for a node of this name.
-    pub(crate) fn with_limits(mut self, of: impl Fn(&str) -> AnswerLimit) -> Error {
+    /// Adds the limits that nodes exceeded. `limit_of` returns the limit of a node by its name.
+    pub(crate) fn with_limits(mut self, limit_of: impl Fn(&str) -> AnswerLimit) -> Error {
         if let Error::InsufficientQuorum { causes, .. } | Error::CircuitOpen { causes, .. } =
             &mut self
         {
@@ -384,14 +403,14 @@ impl Error {
                 .iter_mut()
                 .filter(|it| it.failure == NodeFailure::TimedOut)
             {
-                cause.limit = Some(of(&cause.node));
+                cause.limit = Some(limit_of(&cause.node));
             }
         }
         self
     }
 }
 
-/// Why a node did not grant.
+/// Why a node did not do as it was asked.
 ///
 /// ```
 /// use redguard::NodeFailure;
@@ -402,85 +421,87 @@ impl Error {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NodeFailure {
-    /// No connection, or it broke. The text is the operating system's.
+    /// The node is not connected, or the connection broke. The text is the operating system's.
     #[error("unreachable: {0}")]
     Unreachable(String),
 
-    /// The connection stands, but no answer came in time.
+    /// The node is connected, but did not answer in time.
     #[error("no answer in time")]
     TimedOut,
 
-    /// The credentials are wrong, missing, or not allowed to do what is needed; or one side does not accept the other's
-    /// certificate.
+    /// The credentials are wrong or missing, a right is missing, or one side does not accept the
+    /// other's certificate.
     #[error("access denied: {0}")]
     AccessDenied(String),
 
-    /// The server answered with an error (`READONLY`, `LOADING`, `OOM` …), given in its own words.
+    /// The server replied an error (`READONLY`, `LOADING`, `OOM` …). The text is the server's.
     #[error("server error: {0}")]
     ServerError(String),
 
-    /// The lock is held by another there, for `remaining` at most if the holder does not extend it.
+    /// Another holder has the lock on the node.
     #[error("held by another")]
     Held {
-        /// The rest of the holder's TTL; `None` if the key has no expiry.
+        /// The rest of the holder's TTL, unless it is extended; `None` if the key does not expire.
         remaining: Option<Duration>,
     },
 
-    /// Readers hold the lock there, or have their turn; for `remaining` at most if none of them extends.
+    /// Readers hold the lock on the node, or have their turn.
     #[error("held by readers")]
     HeldByReaders {
-        /// Until the last of them ends.
+        /// The time until the last reader's lease ends, unless one is extended.
         remaining: Option<Duration>,
     },
 
-    /// A writer waits for the lock there, and new readers stand back.
-    #[error("a writer waits for it")]
+    /// A writer waits for the lock on the node, so new readers are refused.
+    #[error("a writer is waiting")]
     WriterWaiting {
-        /// Until it has to say again that it waits.
+        /// The time until the writer's gate entry ends, unless it is refreshed.
         remaining: Option<Duration>,
     },
 
-    /// The node has started so short a time ago that it may have lost locks which are still held
-    /// ([`Config::restart_quarantine`](crate::Config::restart_quarantine)): it does not vote on new ones.
-    #[error("in quarantine after its start")]
+    /// The node has started so recently that it may have lost locks which are still held. It does
+    /// not vote on new locks ([`Config::restart_quarantine`](crate::Config::restart_quarantine)).
+    #[error("quarantined after its start")]
     Quarantined {
-        /// Until it votes.
+        /// The time until the node votes.
         remaining: Duration,
     },
 
-    /// The semaphore has another number of permits there, of which one is held.
-    #[error("the semaphore has {permits} permits there")]
+    /// The semaphore has another number of permits on the node, where one of them is held.
+    #[error("semaphore of {permits} permits")]
     PermitCountMismatch {
-        /// How many it has there.
+        /// The number of permits on the node.
         permits: u32,
     },
 
-    /// The lock is not ours there (any more).
+    /// The lock is not ours on the node, or not any more.
     #[error("not ours")]
     NotOurs,
 
-    /// A value of another type stands under one of the lock's keys, or what is no number under its fence counter. It is left
-    /// untouched.
-    #[error("a value of another type stands under the key")]
+    /// One of the lock's keys has a value of another type on the node, or its fence counter is not
+    /// a number. The value is left untouched.
+    #[error("value of another type under the key")]
     WrongType,
 
-    /// The node is a cluster, and the keys that are asked for together do not share one of its slots.
-    #[error("the keys do not share a slot of the cluster")]
+    /// The node is a cluster, and the keys of the lock are in different slots.
+    #[error("keys in different cluster slots")]
     CrossSlot,
 }
 
 impl NodeFailure {
-    /// Whether it does not pass by asking again.
+    /// Returns whether a repeated request would fail in the same way.
     pub(crate) fn is_permanent(&self) -> bool {
         matches!(self, NodeFailure::WrongType | NodeFailure::CrossSlot)
     }
 
-    /// Whether the node could not be reached, did not reply, or is loading its data: then it serves nobody else either, as far as
-    /// can be told. Any other error is a reply of a node that could also serve another holder (rule S9).
+    /// Returns whether the node could not be reached, did not reply, or is loading its data: then
+    /// it serves no other holder either. Any other error is a reply of a node that could serve
+    /// another holder (S9).
     pub(crate) fn is_outage(&self) -> bool {
         match self {
             NodeFailure::Unreachable(_) | NodeFailure::TimedOut => true,
-            // With a place before it where a sentinel named the server. At its limit a server refuses the connection itself.
+            // The text starts with an address if a sentinel named the server. A server at its
+            // client limit refuses to connect.
             NodeFailure::ServerError(text) => {
                 let is_loading = text.starts_with("LOADING") || text.contains(": LOADING");
                 is_loading || text.contains("max number of clients")
@@ -489,7 +510,7 @@ impl NodeFailure {
         }
     }
 
-    /// Whether a node replied with this error.
+    /// Returns whether the failure is an error that the node replied.
     pub(crate) fn is_reply(&self) -> bool {
         self.is_permanent()
             || matches!(
@@ -498,20 +519,20 @@ impl NodeFailure {
             )
     }
 
-    /// For how long this stands in the way, if that is known.
+    /// Returns for how long the node will refuse, if that is known.
     pub(crate) fn remaining(&self) -> Option<Duration> {
         match self {
             NodeFailure::Held { remaining } | NodeFailure::HeldByReaders { remaining } => {
                 *remaining
             }
             NodeFailure::Quarantined { remaining } => Some(*remaining),
-            // A writer that waits may have the lock before it is free for us.
+            // A waiting writer may acquire the lock first.
             _ => None,
         }
     }
 }
 
-/// A name in a message, if there is one.
+/// A quoted name in a message, or nothing if it is empty.
 struct QuotedName<'a>(&'a str);
 
 impl fmt::Display for QuotedName<'_> {
@@ -523,7 +544,7 @@ impl fmt::Display for QuotedName<'_> {
     }
 }
 
-/// Causes as they stand at the end of a message.
+/// Failures at the end of a message: `: a; b`.
 struct FailureList<'a>(&'a [FailedNode]);
 
 impl fmt::Display for FailureList<'_> {
@@ -535,7 +556,7 @@ impl fmt::Display for FailureList<'_> {
     }
 }
 
-/// Causes behind a message that has an end of its own.
+/// Failures after a complete message: `; a; b`.
 struct Appended<'a>(&'a [FailedNode]);
 
 impl fmt::Display for Appended<'_> {
@@ -544,8 +565,8 @@ impl fmt::Display for Appended<'_> {
     }
 }
 
-/// A duration as it is read by people.
-pub(crate) fn in_words(duration: Duration) -> String {
+/// Formats a duration for people: `200 ms`, `12.5 s`.
+pub(crate) fn format_duration(duration: Duration) -> String {
     match duration.as_millis() {
         ms @ ..10_000 => format!("{ms} ms"),
         _ => format!("{:.1} s", duration.as_secs_f64()),
@@ -557,8 +578,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_name_each_node_and_cause() {
-        for (operation, words) in [
+    fn insufficient_quorum_names_each_node_and_failure() {
+        for (operation, verb) in [
             (Operation::Connect, "connected to"),
             (Operation::Acquire, "granted by"),
             (Operation::Extend, "extended on"),
@@ -572,14 +593,14 @@ mod tests {
             assert_eq!(
                 error.to_string(),
                 format!(
-                    "no quorum: {words} 1 of 3 nodes, 2 are needed: n0: no answer in time; n1: held by another"
+                    "no quorum: {verb} 1 of 3 nodes, 2 are needed: n0: no answer in time; n1: held by another"
                 )
             );
             assert!(error.is_unavailable() && !error.is_contended() && !error.is_lost());
         }
     }
 
-    /// Of three nodes, with the causes of those that did not do it.
+    /// An error of three nodes, with the failures of those that did not do it.
     fn insufficient(operation: Operation, causes: &[NodeFailure]) -> Error {
         let causes = causes.iter().enumerate().map(|(node, cause)| FailedNode {
             node: format!("n{node}"),
@@ -597,7 +618,7 @@ mod tests {
     }
 
     #[test]
-    fn denial_of_so_many_nodes_that_no_quorum_is_left_is_no_outage() {
+    fn denial_that_leaves_no_quorum_is_denied_and_not_unavailable() {
         let (down, denied) = (
             NodeFailure::TimedOut,
             NodeFailure::AccessDenied("WRONGPASS".into()),
@@ -619,7 +640,7 @@ mod tests {
     }
 
     #[test]
-    fn timed_out_node_is_told_with_the_limit_that_it_exceeded() {
+    fn timed_out_node_names_the_limit_that_it_exceeded() {
         let ms = Duration::from_millis;
         let timed_out = |node: &str, cause| FailedNode {
             node: node.into(),
@@ -637,7 +658,7 @@ mod tests {
                 timed_out("c:3", NodeFailure::Unreachable("gone".into())),
             ]),
         };
-        let told = error.with_limits(|node| match node {
+        let error = error.with_limits(|node| match node {
             "a:1" => AnswerLimit::Node {
                 node_timeout: ms(200),
                 connecting: ms(264),
@@ -646,25 +667,25 @@ mod tests {
                 connect_timeout: ms(1000),
             },
         });
-        let told = told.to_string();
-        let words = ": a:1: no answer within 200 ms (node_timeout; connecting took 264 ms); \
+        let text = error.to_string();
+        let expected = ": a:1: no answer within 200 ms (node_timeout; connecting took 264 ms); \
                      b:2: no answer within 1000 ms (connect_timeout); c:3: unreachable: gone";
-        assert!(told.ends_with(words), "{told}");
+        assert!(text.ends_with(expected), "{text}");
         let open = Error::CircuitOpen {
             retry_in: Duration::from_secs(60),
             causes: Box::new([timed_out("a:1", NodeFailure::TimedOut)]),
         };
-        let told = open.with_limits(|_| AnswerLimit::Node {
+        let open = open.with_limits(|_| AnswerLimit::Node {
             node_timeout: ms(200),
             connecting: ms(1),
         });
-        let told = told.to_string();
-        let words = "; a:1: no answer within 200 ms (node_timeout; connecting took 1 ms)";
-        assert!(told.ends_with(words), "{told}");
+        let text = open.to_string();
+        let expected = "; a:1: no answer within 200 ms (node_timeout; connecting took 1 ms)";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]
-    fn an_open_breaker_names_the_last_causes() {
+    fn circuit_open_names_the_last_failures() {
         let cause = |node: &str| FailedNode {
             node: node.into(),
             failure: NodeFailure::TimedOut,
@@ -678,14 +699,14 @@ mod tests {
         assert_eq!(
             error.to_string(),
             format!(
-                "circuit breaker open (no quorum); next attempt in 60s at the latest, sooner when nodes are back; a:1: {timed_out}; b:2: {timed_out}"
+                "circuit breaker open (no quorum); next attempt in 60s or with a quorum connected; a:1: {timed_out}; b:2: {timed_out}"
             )
         );
         assert!(error.is_unavailable());
     }
 
     #[test]
-    fn only_silence_refusal_to_connect_and_loading_are_outages() {
+    fn outage_is_only_silence_refusal_to_connect_or_loading() {
         let server = |text: &str| NodeFailure::ServerError(text.into());
         for (cause, expected) in [
             (NodeFailure::TimedOut, true),
@@ -712,7 +733,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_none_is_not_shown() {
+    fn invalid_key_without_a_name_shows_no_quotes() {
         for (name, text) in [
             ("", "invalid lock name: none was given"),
             ("a:gate", "invalid lock name \"a:gate\": none was given"),
@@ -726,7 +747,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_stays_small() {
+    fn error_size_is_at_most_64_bytes() {
         assert!(size_of::<Error>() <= 64, "{}", size_of::<Error>());
     }
 }

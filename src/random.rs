@@ -1,6 +1,7 @@
-//! Random bits for tokens and jitter, seedable in tests.
+//! Random bytes for tokens, and random numbers for jitter.
 //!
-//! Nothing here is thread-local: a guard can be dropped when the locals of its thread are gone.
+//! Tokens never come from the jitter generator, whose numbers can be guessed. Nothing here is
+//! thread-local, because a guard can be dropped after the locals of its thread are destroyed.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use crate::error::Error;
 /// Fills `bytes` from the operating system's generator.
 ///
 /// # Errors
-/// `System` if the operating system has no random bytes to give.
+/// - `System` if the operating system returns no random bytes.
 pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), Error> {
     SysRng.try_fill_bytes(bytes).map_err(|error| Error::System {
         what: "random bytes",
@@ -21,17 +22,17 @@ pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), Error> {
     })
 }
 
-/// Returns a number from 0.0 up to, but not including, 1.0. For jitter alone.
+/// Returns a number from 0.0 up to, but not including, 1.0. Only for jitter.
 pub(crate) fn unit() -> f64 {
     jitter().unit()
 }
 
-/// Returns an index below `end`; 0 if `end` is 0. For jitter alone.
+/// Returns an index below `end`, or 0 if `end` is 0. Only for jitter.
 pub(crate) fn below(end: usize) -> usize {
     jitter().below(end)
 }
 
-/// Returns the generator of this process.
+/// Returns the jitter generator of this process.
 fn jitter() -> &'static Jitter {
     static JITTER: OnceLock<Jitter> = OnceLock::new();
     JITTER.get_or_init(|| {
@@ -42,8 +43,10 @@ fn jitter() -> &'static Jitter {
     })
 }
 
-/// A small generator that all threads share: SplitMix64 (Steele, Lea and Flood, *Fast Splittable Pseudorandom Number
-/// Generators*, OOPSLA 2014). Its numbers can be guessed.
+/// A small generator that all threads share. Its numbers can be guessed.
+///
+/// Algorithm: SplitMix64 (Steele, Lea and Flood, *Fast Splittable Pseudorandom Number Generators*,
+/// OOPSLA 2014).
 struct Jitter {
     state: AtomicU64,
 }
@@ -59,12 +62,13 @@ impl Jitter {
 
     fn next(&self) -> u64 {
         let state = self.state.fetch_add(Jitter::STEP, Ordering::Relaxed);
-        // A forked child has a copy of the state, and must not draw what its parent and its siblings draw.
+        // A forked child has a copy of the state: without the process id it would draw the same
+        // numbers as its parent.
         mix(state ^ mix(u64::from(std::process::id())))
     }
 
     fn unit(&self) -> f64 {
-        // As many bits as an f64 has in its significand.
+        // The significand of an f64 has 53 bits.
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
@@ -85,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jitter_of_one_seed_is_one_sequence_and_of_another_another() {
+    fn jitter_of_two_seeds_is_two_sequences() {
         let drawn = |seed| {
             let jitter = Jitter::seeded(seed);
             (0..100).map(|_| jitter.next()).collect::<Vec<_>>()
@@ -96,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_spreads_evenly_over_its_range() {
+    fn jitter_drawn_often_spreads_evenly_over_its_range() {
         let jitter = Jitter::seeded(1);
         let (mut units, mut indices) = ([0; 10], [0; 7]);
         for _ in 0..70_000 {

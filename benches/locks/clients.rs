@@ -8,7 +8,7 @@ use redguard::{
 };
 
 use crate::Result;
-use crate::floors::Bare;
+use crate::baseline::Bare;
 use crate::servers::Server;
 
 /// The lease of every lock here, of which none is held nearly as long.

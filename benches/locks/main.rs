@@ -7,21 +7,21 @@
     reason = "a benchmark reads the clock and waits for time to pass"
 )]
 
-mod cell;
+mod alloc_counter;
+mod baseline;
 mod clients;
-mod costs;
-mod count;
-mod extras;
-mod facts;
-mod floors;
+mod contention;
+mod environment;
+mod extra_rows;
+mod measurement;
 mod outage;
-mod process;
-mod renewed;
-mod rows;
+mod overhead;
+mod proc_stats;
+mod renewal;
 #[path = "../../examples/common/servers.rs"]
 mod servers;
-mod sharing;
-mod spread;
+mod stats;
+mod table;
 
 use std::error;
 use std::io::{self, Write};
@@ -29,10 +29,10 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-use crate::extras::EXTRAS;
-use crate::facts::load;
-use crate::rows::ROWS;
+use crate::environment::load;
+use crate::extra_rows::EXTRAS;
 use crate::servers::Server;
+use crate::table::ROWS;
 
 /// What goes wrong ends the run: a failed lock is a failed measurement.
 type Result<T> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;
@@ -41,7 +41,7 @@ type Result<T> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;
 const NODES: usize = 5;
 
 #[global_allocator]
-static HEAP: count::Counting = count::Counting;
+static HEAP: alloc_counter::Counting = alloc_counter::Counting;
 
 #[derive(Parser)]
 #[command(about = "Locks of redguard beside floors made of bare connections")]
@@ -78,13 +78,13 @@ fn main() -> Result<()> {
         .map(|_| Server::start())
         .collect::<io::Result<_>>()?;
     if let Some(pairs) = args.pairs {
-        return costs::only_pairs(&servers, args.floor, pairs);
+        return overhead::only_pairs(&servers, args.floor, pairs);
     }
     let mut out = io::stdout().lock();
     writeln!(
         out,
         "{}\nturns: {turns} of {cell:?} a cell",
-        facts::line(&servers[0])?
+        environment::line(&servers[0])?
     )?;
 
     let chosen = ROWS.iter().filter(|row| row.name.contains(&args.only));

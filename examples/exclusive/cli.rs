@@ -1,27 +1,26 @@
-//! The command line, and the help that goes with it.
+//! Command line and help.
 
-use super::refusal::{Kind, Refusal};
+use super::exit_error::{Kind, Refusal};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use redguard::{Config, RedisLocker};
 use std::env;
 use std::ffi::OsString;
 
-/// Runs a command under a lock on a quorum of Redis nodes, and shows operators who holds which lock
+/// Runs a command under a lock on a quorum of Redis nodes, and shows operators the holders of locks
 ///
 ///   exclusive run --key backup --no-wait -- pg_dump shop    as flock(1), but on any number of machines
-///   exclusive status backup                                 who holds this one?
-///   exclusive list 'shop:*'                                 who holds which?
-///   exclusive watch                                         the same as a live table
-///   exclusive break backup                                  takes it away from a holder that is dead
+///   exclusive status backup                                 shows the holder of one lock
+///   exclusive list 'shop:*'                                 lists held locks
+///   exclusive watch                                         shows them as a live table
+///   exclusive break backup                                  removes the lock of a dead holder
 ///
-/// The nodes come from --redis or REDIS_URLS: all of them, and the same ones for everybody who uses the
-/// locks. A lock is held by whoever has it on a quorum of them, which is more than half; a minority that is
-/// down is named and changes nothing. Only exclusive locks are seen, not read-write locks, and not those that
-/// programs hold in degraded mode.
+/// --redis or REDIS_URLS names all nodes. All programs that use the locks need the same list. A lock is
+/// held if more than half of the nodes granted it to one holder. A minority of nodes that are down is
+/// reported and changes nothing. Read-write locks and locks held in degraded mode are not shown.
 ///
-/// What is told of a lock is a look, not a lock: it is out of date when it is printed. Who wants a lock runs
-/// `run`, and does not look first.
+/// The state of a lock is out of date when it is printed. To acquire a lock, use `run`; do not check it
+/// with `status` first.
 #[derive(Debug, Parser)]
 #[command(name = "exclusive", verbatim_doc_comment, after_long_help = OUTPUT)]
 pub(crate) struct Cli {
@@ -34,11 +33,10 @@ pub(crate) struct Cli {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Options of all commands")]
 pub(crate) struct Common {
-    /// The nodes, all of them and the same ones for everybody [default: REDIS_URLS from the environment]
+    /// Addresses of all nodes, the same for all programs [default: REDIS_URLS from the environment]
     ///
-    /// Each is a server: host, host:port, redis://user:password@host:port/db, unix:///path, or rediss://…
-    /// where this is built with --features tls. A Sentinel's master and a Cluster, which a program names by
-    /// Endpoint::sentinel and Endpoint::cluster, cannot be named here.
+    /// Each address names a server: host, host:port, redis://user:password@host:port/db, unix:///path, or
+    /// rediss://… in a build with --features tls. Sentinels and clusters are not supported here.
     #[arg(
         long,
         global = true,
@@ -47,16 +45,16 @@ pub(crate) struct Common {
         verbatim_doc_comment
     )]
     redis: Vec<String>,
-    /// What stands before a lock's name to make its key on the nodes
+    /// Prefix of the keys of locks on the nodes
     #[arg(long, global = true, value_name = "TEXT", default_value = "redguard:")]
     pub(crate) prefix: String,
-    /// The label that `run` stores with its lock, for operators to see [default: HOST/PID]
+    /// Owner label that `run` stores with its lock, for operators [default: HOST/PID]
     #[arg(long, global = true, value_name = "LABEL")]
     owner: Option<String>,
-    /// How long a node has to answer; to be connected to, five times as long
+    /// Time limit for replies of a node; five times as long for its connect
     #[arg(long, global = true, value_name = "TIME", default_value = "200ms")]
     pub(crate) timeout: humantime::Duration,
-    /// Speak in JSON, one object per line, errors included
+    /// Write JSON, one object per line, also for errors
     #[arg(long, global = true)]
     json: bool,
 }
@@ -64,11 +62,11 @@ pub(crate) struct Common {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(Run),
-    /// Tells who holds a lock, on how many nodes, and when that ends
+    /// Shows the holder of a lock, its nodes and its remaining time
     ///
-    /// Since when it is held nobody knows: nodes keep only when it ends (see watch). A holder without a label
-    /// took its lock without --owner or Config::owner. One that has less than a quorum of nodes is about to
-    /// have it, or gives it back, or has lost the rest: it is told, and does not count as held.
+    /// Nodes store only the end of a lease, so its start is unknown (see watch). A holder without a label
+    /// did not set --owner or Config::owner_label. An owner on less than a quorum of nodes is acquiring or
+    /// releasing the lock, or has lost it: it is shown, but the lock does not count as held.
     ///
     ///   exclusive status backup
     ///   exclusive status backup --json | jq .remaining_ms
@@ -77,52 +75,51 @@ pub(crate) enum Command {
         /// The lock's name, without the prefix
         key: String,
     },
-    /// Lists the locks that are held, and by whom
+    /// Lists the held locks and their holders
     ///
-    /// Names are found with SCAN on every node, which reads through all keys of its database but never blocks
-    /// it as KEYS does; the nodes' user needs the right +scan. Who holds each is asked as by status. A node that
-    /// is down is named on standard error; so many must be listed that no lock which is held can be missed.
-    /// Locks that are taken or released meanwhile may be missing. With an empty --prefix every string key
-    /// looks like a lock.
+    /// SCAN on every node finds the names. It reads all keys of the database but does not block the server
+    /// as KEYS does; the user needs the right +scan. The holder of each lock is read as by status. Nodes that
+    /// are down are reported on standard error; enough nodes must be up that no held lock can be missed.
+    /// Locks that are acquired or released meanwhile may be missing. With an empty --prefix every string key
+    /// counts as a lock.
     ///
     ///   exclusive list
-    ///   exclusive list 'shop:*'              those whose names begin with shop:
+    ///   exclusive list 'shop:*'              names that begin with shop:
     ///   exclusive list --json | jq -r 'select(.owner == null) | .key'
     #[command(verbatim_doc_comment, after_help = LIST_STATUSES)]
     List {
-        /// Which names, as Redis matches them: * ? [abc] [^a] [a-z], and \ before what is meant literally
+        /// Pattern of names, as in Redis: * ? [abc] [^a] [a-z], and \ before a literal character
         #[arg(default_value = "*")]
         pattern: String,
     },
-    /// Shows who holds which lock, live, until Ctrl-C
+    /// Shows the holders of locks live, until Ctrl-C
     ///
-    /// On a terminal a table is redrawn in place, also over ssh. Elsewhere, with --json, and where TERM is dumb
-    /// it writes a line for each change. It looks as list does, once per --interval: a node that goes down, or an outage of
-    /// a quorum, is shown and outlasted.
+    /// On a terminal it redraws a table in place. Elsewhere, with --json, and if TERM is dumb, it writes one
+    /// line per change. It lists the locks once per --interval and continues during outages of nodes.
     ///
-    /// It cannot know since when a lock is held, only for how long it has itself seen it in the same hands:
-    /// "seen for". A lock that is taken and released between two looks is not seen, and two holders in a row
-    /// with the same label, or without any, look like one.
+    /// "Seen for" is how long watch itself has seen the same owner, because nodes do not store the start of
+    /// a lease. A lock that is acquired and released within one interval is not seen. Two successive
+    /// holders with the same label, or without labels, count as one.
     ///
     ///   exclusive watch --interval 5s
     ///   exclusive watch 'shop:*' --json >>locks.jsonl
     #[command(verbatim_doc_comment, after_help = WATCH_STATUSES)]
     Watch {
-        /// Which names, as for list
+        /// Pattern of names, as for list
         #[arg(default_value = "*")]
         pattern: String,
-        /// The time between two looks
+        /// Time between two lists
         #[arg(long, value_name = "TIME", default_value = "1s")]
         interval: humantime::Duration,
     },
-    /// Takes a lock away from whoever holds it
+    /// Removes a lock from its holder
     ///
-    /// For operators who know that the holder is dead, and cannot wait until its lock ends by itself. It
-    /// cannot know whether that is so: a holder that lives goes on, beside the next one, until it looks at its
-    /// lock or tries to renew it. A node that is down keeps its part of the lock until that ends.
+    /// For locks whose holder is certainly dead and whose TTL is too long to wait for. break cannot check
+    /// that: a living holder continues beside the next one until it checks or renews its lock. A node that
+    /// is down keeps its grant until that expires.
     ///
-    /// On a terminal it says who holds the lock and asks, unless told --yes; if the lock is in other hands by
-    /// the time of the answer, as far as labels tell, nothing is done. Without a terminal it needs --yes.
+    /// On a terminal it shows the holder and asks for confirmation, unless --yes is given. If the owner label
+    /// has changed by the time of the answer, it does nothing. Without a terminal --yes is required.
     ///
     ///   exclusive break backup
     ///   exclusive break backup --yes --json
@@ -130,7 +127,7 @@ pub(crate) enum Command {
     Break {
         /// The lock's name, without the prefix
         key: String,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
@@ -138,35 +135,33 @@ pub(crate) enum Command {
 
 /// Runs a command while holding a lock, as flock(1) does with a file
 ///
-/// It waits until the lock is free, or for as long as --wait says. While the command runs, the lock is
-/// renewed; when the command has ended, it is released. When the lock is lost while the command runs,
-/// because no quorum could be reached for a TTL or somebody deleted it, a line on standard error says
-/// so, and the command is ended: SIGTERM, and SIGKILL 5 s later (see --on-lost). Only the command
-/// itself gets the signals: one that starts others, as a shell does, has to pass them on.
+/// It waits until the lock is free, at most for --wait. The lock is renewed while the command runs, and
+/// released after its end. The lock is lost if no quorum is reachable for a TTL or if its key is deleted.
+/// Then exclusive writes a line to standard error and ends the command: SIGTERM, and SIGKILL 5 s later
+/// (see --on-lost). Only the command itself gets the signals: a shell must pass them on to its children.
 ///
-/// Ctrl-C at the terminal reaches the command itself, and SIGTERM is passed on to it; exclusive lives
-/// until the command has ended. If exclusive itself is killed (SIGKILL, a power cut), nobody renews or
-/// releases the lock: it stays held until its TTL is over, and a command that lives on is not protected
-/// after that.
+/// Ctrl-C at the terminal reaches the command, and exclusive passes SIGTERM on to it; exclusive ends after
+/// the command. If exclusive is killed (SIGKILL, power failure), the lock is neither renewed nor released:
+/// it stays held until its TTL ends, and a command that still runs is not protected after that.
 ///
 ///   exclusive run --key backup --no-wait -- pg_dump shop
 ///   exclusive run --key deploy --wait 10m --owner "$USER" -- ./deploy.sh
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment, after_help = RUN_STATUSES)]
 pub(crate) struct Run {
-    /// The lock's name; those who use the same name exclude each other
+    /// Name of the lock
     #[arg(long)]
     pub(crate) key: String,
-    /// How long the lock stays held when exclusive is killed, or cut off from the nodes
+    /// How long the lock stays held after the death of exclusive, or without connection to the nodes
     #[arg(long, value_name = "TIME", default_value = "30s")]
     pub(crate) ttl: humantime::Duration,
-    /// Wait no longer than this for the lock [default: as long as it takes]
+    /// Longest wait for the lock [default: unlimited]
     #[arg(long, value_name = "TIME")]
     pub(crate) wait: Option<humantime::Duration>,
-    /// Do not wait if the lock is held: the same as --wait 0s
+    /// Do not wait for a held lock: the same as --wait 0s
     #[arg(long, conflicts_with = "wait")]
     pub(crate) no_wait: bool,
-    /// What happens to the command when the lock is lost while it runs
+    /// Action if the lock is lost while the command runs
     #[arg(long, value_enum, value_name = "HOW", default_value = "kill")]
     pub(crate) on_lost: OnLost,
     /// The command and its arguments, after `--`
@@ -176,9 +171,9 @@ pub(crate) struct Run {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum OnLost {
-    /// It is ended: SIGTERM, and SIGKILL 5 s later
+    /// End the command: SIGTERM, and SIGKILL 5 s later
     Kill,
-    /// It goes on, and others may run beside it
+    /// Only warn; other holders may run beside the command
     Warn,
 }
 
@@ -188,14 +183,14 @@ Exit status: each command's help has its own; for all of them
   69   no quorum of the nodes could be reached, or no nodes were given
   71   the operating system refused something
   77   the nodes deny access: credentials, rights or certificates
-  141  nobody reads the output any more
-An end by one of these writes one line on standard error that begins with `exclusive: `.
+  141  the reader of the output has closed it
+Each of these except 141 writes one line on standard error that begins with `exclusive: `.
 
 With --json, on standard output:
   a lock     key, held (by a quorum), owner (null without a label), remaining_ms (null if free or endless),
-             nodes (that its holder has), needed (for a quorum), total
-  watch      the same with event (held, partial, passed, freed) and time; if passed or freed, seen_ms (for how
-             long it was seen in the hands it left); if passed, from (whose they were); or event (node_down,
+             nodes (on which its owner holds it), needed (the quorum), total
+  watch      the same with event (held, partial, passed, freed) and time; if passed or freed, seen_ms (how
+             long the former owner was seen); if passed, from (the former owner); or event (node_down,
              node_up), time, node and cause; or event (unknown, known), time and cause
   break      key, broken, owner, nodes
 on standard error:
@@ -209,24 +204,24 @@ Exit status: the command's own, or
   64     bad usage
   69     no quorum of the nodes could be reached, or no nodes were given
   71     the operating system refused something
-  75     the lock is held by another
+  75     another holder has the lock
   77     the nodes deny access: credentials, rights or certificates
   126    the command could not be executed
   127    the command was not found
   128+n  signal n ended the command, or the wait for the lock
-Where the command did not run, one line on standard error that begins with `exclusive: ` says why.";
+If the command did not run, one line on standard error that begins with `exclusive: ` has the cause.";
 
 const STATUS_STATUSES: &str = "\
 Exit status:
-  0   it is held
-  1   it is not
+  0   the lock is held
+  1   the lock is not held
   64  bad usage
   69  no quorum of the nodes could be reached, or no nodes were given
   77  the nodes deny access: credentials, rights or certificates";
 
 const LIST_STATUSES: &str = "\
 Exit status:
-  0   it could be found out, also that there are none
+  0   the locks were listed, also if there are none
   64  bad usage
   69  too few nodes could be reached, or no nodes were given
   77  the nodes deny access: credentials, rights or certificates";
@@ -240,14 +235,14 @@ Exit status:
 
 const BREAK_STATUSES: &str = "\
 Exit status:
-  0   there was a lock, or a part of one, and it is taken away
-  1   there was none
-  2   not confirmed, or in other hands by then: nothing was done
-  64  bad usage, also without --yes where there is no terminal to ask at
+  0   the lock, or its part on some nodes, was removed
+  1   there was no lock
+  2   not confirmed, or the owner changed meanwhile: nothing was done
+  64  bad usage, or neither --yes nor a terminal
   69  no quorum of the nodes could be reached, or no nodes were given
   77  the nodes deny access: credentials, rights or certificates";
 
-/// What the arguments ask for: a command, or help.
+/// Parses the arguments into a command, or into help to print.
 pub(crate) fn parse(args: &[OsString]) -> Result<Result<Cli, clap::Error>, Refusal> {
     use ErrorKind::{DisplayHelpOnMissingArgumentOrSubcommand, MissingSubcommand};
     let line = match Cli::try_parse_from(args) {
@@ -263,14 +258,14 @@ pub(crate) fn parse(args: &[OsString]) -> Result<Result<Cli, clap::Error>, Refus
     Err(Refusal::new(Kind::Usage, line))
 }
 
-/// Whether they ask for JSON, also if they are wrong otherwise.
+/// Returns whether the arguments contain `--json`, also if they are otherwise wrong.
 pub(crate) fn wants_json(args: &[OsString]) -> bool {
     let mut own = args.iter().take_while(|arg| *arg != "--");
     own.any(|arg| arg == "--json")
 }
 
 impl Common {
-    /// The nodes' addresses.
+    /// Returns the addresses of the nodes.
     pub(crate) fn addresses(&self) -> Result<Vec<String>, Refusal> {
         let mut addresses = self.redis.clone();
         if let (true, Ok(urls)) = (addresses.is_empty(), env::var("REDIS_URLS")) {
@@ -284,7 +279,7 @@ impl Common {
         Ok(addresses)
     }
 
-    /// Blocks for five times the timeout at most.
+    /// Connects to the nodes. Blocks for at most five times `--timeout`.
     pub(crate) fn connect(&self) -> Result<RedisLocker, Refusal> {
         let config = Config::new(self.addresses()?)
             .key_prefix(&self.prefix)
@@ -295,7 +290,7 @@ impl Common {
     }
 }
 
-/// `HOST/PID`, as far as a label can be that.
+/// Returns `HOST/PID`, without characters that a label cannot contain.
 fn here() -> String {
     let host = nix::unistd::gethostname().unwrap_or_default();
     let host = host.to_string_lossy();
@@ -310,7 +305,7 @@ fn here() -> String {
     format!("{host}/{}", std::process::id())
 }
 
-/// The message of a usage error without the lines about usage that follow it.
+/// Returns the message of a usage error without the usage lines.
 fn in_one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let message = text.split("\n\n").next().unwrap_or(&text);

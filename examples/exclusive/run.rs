@@ -1,10 +1,10 @@
-//! `run`: a command under a lock.
+//! `run`: runs a command under a lock.
 
 use super::NO_GRACE;
 use super::cli::{Common, OnLost, Run};
-use super::refusal::{Kind, Refusal, killed_by};
+use super::exit_error::{Kind, Refusal, killed_by};
+use super::output::Voice;
 use super::signals::Signals;
-use super::voice::Voice;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use redguard::{CancelToken, LockOptions, Locker, RedisLocker};
@@ -16,20 +16,20 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 use std::{io, thread};
 
-/// How long the command has after SIGTERM when the lock is lost.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Time between SIGTERM and SIGKILL after the loss of the lock.
+const KILL_DELAY: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(run: &Run, common: &Common, voice: &mut Voice<'_>) -> Result<u8, Refusal> {
-    // Before there are threads, which inherit it.
+    // Before any thread starts, because threads inherit the block.
     let signals = Signals::block()?;
     let locker = common.connect()?;
     let ended = run_locked(run, &locker, &signals, voice);
-    // Sends what is still queued: the release for the slowest node, or what undoes an attempt that was not won.
-    locker.nodes().shutdown(NO_GRACE);
+    // Sends the queued releases, also those that undo a failed attempt.
+    _ = locker.nodes().shutdown(NO_GRACE);
     ended
 }
 
-/// Takes the lock, runs the command, and releases the lock on every way out: that is what guards are for.
+/// Acquires the lock and runs the command. The guard releases the lock on every return.
 fn run_locked(
     run: &Run,
     locker: &RedisLocker,
@@ -50,7 +50,7 @@ fn run_locked(
     })?;
     let lost = events.clone();
     let mut options = LockOptions::new(*run.ttl)
-        .auto_renew()
+        .auto_renew(true)
         .cancel_on(&stop)
         .on_lost(move |_| _ = lost.send(Event::Lost));
     if let Some(limit) = run.wait {
@@ -58,31 +58,31 @@ fn run_locked(
     } else if run.no_wait {
         options = options.wait_for(Duration::ZERO);
     }
-    let taken = locker.acquire(&run.key, &options);
+    let acquired = locker.acquire(&run.key, &options);
     if let Some(signal) = FIRST.get_or_init(|| None) {
         let line = format!("{signal} while waiting for the lock");
         return Err(Refusal::new(Kind::Signal(*signal as i32), line));
     }
-    let guard = taken.map_err(|error| Refusal::of_lock(&run.key, error))?;
+    let guard = acquired.map_err(|error| Refusal::of_lock(&run.key, error))?;
     let child = start(run, signals)?;
     let (status, told) = attend(child, run, events, &inbox, voice)?;
     match guard.release() {
         Err(error) if !told => {
             let object = json!({ "warning": error.to_string(), "key": run.key });
-            voice.warn(&format!("when it was to be released: {error}"), &object);
+            voice.warn(&format!("release failed: {error}"), &object);
         }
         _ => {}
     }
     Ok(status)
 }
 
-/// What came first: the lock (`None`), or a signal that ends the wait for it. Decided once, by whoever is first.
+/// The first event: the acquire (`None`) or a signal that ends the wait for the lock.
 static FIRST: OnceLock<Option<Signal>> = OnceLock::new();
 
 enum Event {
     Ended(io::Result<ExitStatus>),
     Signal(Signal),
-    /// The lock is.
+    /// The lock was lost.
     Lost,
 }
 
@@ -99,7 +99,7 @@ fn start(run: &Run, signals: &Signals) -> Result<Child, Refusal> {
     })
 }
 
-/// Waits until the command has ended; says how, and whether it has told of the lock's loss.
+/// Blocks until the command has ended. Returns its status, and whether the loss of the lock was reported.
 fn attend(
     mut child: Child,
     run: &Run,
@@ -114,8 +114,8 @@ fn attend(
         scope.spawn(move || events.send(Event::Ended(child.wait())));
         loop {
             match inbox.recv_timeout(patience) {
-                Ok(Event::Ended(status)) => return Ok((passed_on(status?), told)),
-                // The others are sent to the terminal's whole process group: the command has them already.
+                Ok(Event::Ended(status)) => return Ok((status_of(status?), told)),
+                // The terminal sends the other signals to the whole process group, so to the command too.
                 Ok(Event::Signal(Signal::SIGTERM)) => _ = kill(pid, Signal::SIGTERM),
                 Ok(Event::Signal(_)) => {}
                 Ok(Event::Lost) => {
@@ -128,7 +128,7 @@ fn attend(
                     voice.warn(&text, &json!({ "warning": text, "key": run.key }));
                     if run.on_lost == OnLost::Kill {
                         _ = kill(pid, Signal::SIGTERM);
-                        patience = LAST_WORDS;
+                        patience = KILL_DELAY;
                     }
                 }
                 Err(_) => {
@@ -140,7 +140,7 @@ fn attend(
     })
 }
 
-fn passed_on(status: ExitStatus) -> u8 {
+fn status_of(status: ExitStatus) -> u8 {
     match (status.code(), status.signal()) {
         (Some(code), _) => code as u8,
         (_, signal) => killed_by(signal.unwrap_or(0)),

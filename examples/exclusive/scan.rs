@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_is_matched_literally() {
+    fn prefix_is_matched_literally() {
         for (text, pattern) in [
             ("redguard:", "redguard:"),
             ("a*b?", r"a\*b\?"),

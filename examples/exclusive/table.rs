@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_as_wide_as_their_widest_cell() {
+    fn columns_have_the_width_of_their_widest_cell() {
         let row = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
         let rows = [row("日本", "x"), row("a", ""), row("", "long")];
         let lines = ["KEY   B", "日本  x", "a", "      long"];

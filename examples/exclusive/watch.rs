@@ -1,10 +1,10 @@
 //! `watch`: who holds what, again and again.
 
-use super::changes::{Change, Watched};
-use super::look::Survey;
-use super::refusal::Refusal;
-use super::screen::{self, Screen};
-use super::voice::{Voice, shown};
+use super::alt_screen::{self, Screen};
+use super::diff::{Change, Watched};
+use super::exit_error::Refusal;
+use super::output::{Voice, shown};
+use super::status::Survey;
 use parking_lot::{Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -40,7 +40,7 @@ pub(crate) fn watch(
     stop: &Stop,
     voice: &mut Voice<'_>,
 ) -> Result<u8, Refusal> {
-    if voice.json || !screen::is_there() {
+    if voice.json || !alt_screen::is_there() {
         return write(survey, interval, stop, voice);
     }
     let last = draw(survey, interval, stop, voice)?;
@@ -91,7 +91,7 @@ fn draw(
             return Ok(lines);
         };
         let title = format!("{what}, every {every}, at {}; Ctrl-C ends it", clock());
-        lines = screen::frame(&title, &watched, now);
+        lines = alt_screen::frame(&title, &watched, now);
         screen.draw(&lines)?;
         if stop.wait(interval) {
             return Ok(lines);

@@ -1,4 +1,4 @@
-//! The counts of a `Nodes` as Prometheus reads them, served over HTTP on loopback.
+//! Serves the statistics of a `Nodes` to Prometheus over HTTP.
 #![expect(
     clippy::disallowed_methods,
     reason = "the exporter's thread is the example's own"
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// What counts cannot tell: how waits, holds and replies are distributed. An observer that feeds histograms.
+/// Observer that fills the histograms of wait, hold and reply times.
 #[derive(Debug)]
 pub(crate) struct Histograms {
     waits: Histogram,
@@ -37,7 +37,7 @@ impl Histograms {
     }
 }
 
-/// From 100 µs to some 100 s.
+/// Histogram with buckets from 100 µs to about 100 s.
 fn buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.0001, 4.0, 11))
 }
@@ -61,7 +61,7 @@ impl Observer for Histograms {
     }
 }
 
-/// Reads the counts at each scrape: nothing is counted twice.
+/// Collector that reads the counters at each scrape, so that nothing is counted twice.
 #[derive(Debug)]
 struct Counts(Nodes);
 
@@ -69,22 +69,30 @@ impl Collector for Counts {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
         let stats = self.0.stats();
         for (name, help, count) in [
-            ("granted", "Locks that were handed out", stats.acquired),
-            ("contended", "Acquires that found it held", stats.contended),
+            ("acquired", "Locks acquired", stats.acquired),
+            (
+                "contended",
+                "Acquires refused because the lock was held",
+                stats.contended,
+            ),
             (
                 "unavailable",
-                "Acquires that could not find out",
+                "Acquires without an answer of a quorum",
                 stats.unavailable,
             ),
-            ("attempts", "Rounds of asking the nodes", stats.attempts),
+            ("attempts", "Attempts to acquire a lock", stats.attempts),
             ("renewals", "Renewals by a quorum", stats.renewals),
-            ("lost", "Locks that were lost while held", stats.lost),
+            ("lost", "Locks lost while held", stats.lost),
             (
                 "released_late",
-                "Guards that ended after that",
+                "Guards released after the loss of their lock",
                 stats.released_late,
             ),
-            ("drop_failures", "Failed drops", stats.drop_failures),
+            (
+                "drop_failures",
+                "Drops whose release failed",
+                stats.drop_failures,
+            ),
         ] {
             let metric = ConstCounter::new(count);
             let encoder = to.encode_descriptor(name, help, None, metric.metric_type())?;
@@ -99,7 +107,7 @@ impl Collector for Counts {
             open.metric_type(),
         )?;
         open.encode(encoder)?;
-        let help = "1 for a node that takes part";
+        let help = "1 for a node that is up";
         let up = ConstGauge::new(0_i64).metric_type();
         let mut encoder = to.encode_descriptor("node_up", help, None, up)?;
         for node in &health.nodes {
@@ -111,14 +119,14 @@ impl Collector for Counts {
     }
 }
 
-/// Serves `/metrics` until it is dropped.
+/// HTTP server that answers `/metrics` until it is dropped.
 pub(crate) struct Exporter {
     server: Arc<tiny_http::Server>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Exporter {
-    /// Port 0 takes a free one.
+    /// Starts the server in a thread of its own; port 0 selects a free port.
     pub(crate) fn serve(
         nodes: &Nodes,
         histograms: &Histograms,
@@ -129,11 +137,11 @@ impl Exporter {
         let mut add = |name: &str, help: &str, metric: &Histogram| {
             registry.register_with_unit(name, help, seconds(), metric.clone());
         };
-        add("wait", "How long locks were waited for", &histograms.waits);
-        add("hold", "How long locks were held", &histograms.holds);
+        add("wait", "Time from acquire to grant", &histograms.waits);
+        add("hold", "Time from acquire to release", &histograms.holds);
         registry.register_with_unit(
             "reply",
-            "How long nodes took to reply",
+            "Time from request to reply of a node",
             seconds(),
             histograms.replies.clone(),
         );
@@ -156,7 +164,7 @@ impl Exporter {
                         }
                         _ => tiny_http::Response::from_string("see /metrics\n").with_status_code(404),
                     };
-                    // Who has hung up does not want it.
+                    // The client may have closed the connection.
                     let _ = request.respond(response);
                 }
             })?;

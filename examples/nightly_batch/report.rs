@@ -1,4 +1,4 @@
-//! The tree's files and the report about them, which any number of processes append to and read as it grows.
+//! The files of the tree, and the report, which several processes append to and read as it grows.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
@@ -10,11 +10,12 @@ use walkdir::WalkDir;
 
 pub(crate) struct Entry {
     pub(crate) path: PathBuf,
-    /// The path as the report and the locks name it.
+    /// The path in the report and in the names of locks.
     pub(crate) id: String,
 }
 
-/// The regular files under `dir`, by absolute paths so that all copies name them alike, and without the report.
+/// Returns the regular files under `dir` except the report. Paths are absolute, so that all copies
+/// use the same names.
 pub(crate) fn list(dir: &Path, report: &Path) -> io::Result<Vec<Entry>> {
     let mut files = Vec::new();
     for entry in WalkDir::new(dir.canonicalize().map_err(|error| naming(dir, &error))?) {
@@ -28,7 +29,7 @@ pub(crate) fn list(dir: &Path, report: &Path) -> io::Result<Vec<Entry>> {
     Ok(files)
 }
 
-/// Any path as text without tabs and line ends: `%` and two digits for what is special or not UTF-8.
+/// Returns a path as text without tabs and line ends. Special and non-UTF-8 bytes become `%` and two digits.
 fn id(path: &Path) -> String {
     let mut id = String::new();
     for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
@@ -45,19 +46,19 @@ fn id(path: &Path) -> String {
     id
 }
 
-/// Rows of five fields with tabs between: night, file, lines, bytes, CRC-32. Other lines are passed over.
+/// Rows of five fields with tabs between: night, file, lines, bytes, CRC-32. Other lines are ignored.
 pub(crate) struct Report {
     file: File,
     pub(crate) night: String,
-    /// Held across reads, which no lock should be without a reason: how far the file was read is just what it guards.
+    /// Locked during reads, because it contains the offset of the next read.
     seen: Mutex<Seen>,
 }
 
-/// This night's rows so far.
+/// Rows of this night so far.
 #[derive(Default)]
 pub(crate) struct Seen {
     offset: u64,
-    /// How many rows each file has: one, if all goes well.
+    /// Number of rows per file; more than one is a duplicate.
     pub(crate) rows: HashMap<String, u32>,
 }
 
@@ -72,12 +73,12 @@ impl Report {
         })
     }
 
-    /// Whether this night's row for the file is there by now.
+    /// Returns whether the report has a row of this night for the file.
     pub(crate) fn has(&self, file: &Entry) -> io::Result<bool> {
         Ok(self.catch_up()?.rows.contains_key(&file.id))
     }
 
-    /// Reads what anybody has appended since the last time, up to the last whole line.
+    /// Reads the rows appended since the last call, up to the last whole line.
     pub(crate) fn catch_up(&self) -> io::Result<MutexGuard<'_, Seen>> {
         let mut seen = self.seen.lock();
         let new = self.file.metadata()?.len().saturating_sub(seen.offset);
@@ -98,12 +99,12 @@ impl Report {
         Ok(seen)
     }
 
-    /// Appends this night's row for the file: in one write of a whole line, so that rows of several processes do not mix.
+    /// Appends the row of a file in one write, so that rows of several processes do not mix.
     pub(crate) fn append(&self, file: &Entry, digest: &str) -> io::Result<()> {
         self.write(&format!("{}\t{}\t{digest}\n", self.night, file.id))
     }
 
-    /// A write that was cut short by a full disk or a crash shall not spoil the next row as well.
+    /// Ends a line that a full disk or a crash left incomplete, so that the next row stays whole.
     pub(crate) fn end_torn_line(&self) -> io::Result<()> {
         let len = self.file.metadata()?.len();
         let mut last = *b"\n";
@@ -119,7 +120,7 @@ impl Report {
     fn write(&self, line: &str) -> io::Result<()> {
         match (&self.file).write(line.as_bytes())? {
             all if all == line.len() => Ok(()),
-            _ => Err(io::Error::other("the report took only a part of a row")),
+            _ => Err(io::Error::other("the row was written only in part")),
         }
     }
 }

@@ -1,16 +1,16 @@
-//! The shared file: written in place, piece by piece, and told from a half-written one by the checksum at its end.
+//! The shared file: written in place, piece by piece. A checksum at its end shows a half-written file.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// So many items are written at a time.
+/// Items per write.
 const PIECE: usize = 20;
 const ITEMS: usize = 200;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Catalogue {
-    /// One more with each reload.
+    /// Number of reloads so far.
     pub(crate) version: u64,
     prices: Vec<u64>,
 }
@@ -20,7 +20,7 @@ impl Catalogue {
         Catalogue::of(0)
     }
 
-    /// What a reload brings.
+    /// Returns the catalogue of the next reload.
     pub(crate) fn next(&self) -> Catalogue {
         Catalogue::of(self.version + 1)
     }
@@ -33,12 +33,12 @@ impl Catalogue {
         }
     }
 
-    /// What a report is about.
+    /// Returns the sum of all prices.
     pub(crate) fn total(&self) -> u64 {
         self.prices.iter().sum()
     }
 
-    /// `None` if it is half-written.
+    /// Returns `None` if the file is half-written.
     pub(crate) fn load(path: &Path) -> io::Result<Option<Catalogue>> {
         Ok(Catalogue::parse(&fs::read_to_string(path)?))
     }
@@ -53,11 +53,12 @@ impl Catalogue {
         Some(Catalogue { version, prices })
     }
 
-    /// Replaces the file's content in place. Before each piece `check_cancelled` may stop it, and leave the file half-written.
+    /// Replaces the content of the file in place. An error of `check`, which is called before each piece,
+    /// leaves the file half-written.
     pub(crate) fn store<E: From<io::Error>>(
         &self,
         path: &Path,
-        mut go_on: impl FnMut() -> Result<(), E>,
+        mut check: impl FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
         let mut file = File::create(path)?;
         let mut crc = crc32fast::Hasher::new();
@@ -65,13 +66,13 @@ impl Catalogue {
         for (item, price) in self.prices.iter().enumerate() {
             piece += &format!("\nitem-{item}\t{price}");
             if item % PIECE == 0 || item + 1 == ITEMS {
-                go_on()?;
+                check()?;
                 crc.update(piece.as_bytes());
                 file.write_all(piece.as_bytes())?;
                 piece.clear();
             }
         }
-        go_on()?;
+        check()?;
         writeln!(file, "\ncrc {:08x}", crc.finalize())?;
         Ok(())
     }

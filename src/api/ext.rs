@@ -1,4 +1,4 @@
-//! A lock for as long as a closure runs: a scope that cannot be written wrong.
+//! Runs a closure under a lock.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::api::guard::LockGuard;
 use crate::api::locker::Locker;
 use crate::error::Error;
 
-/// What every [`Locker`] can do besides, also behind `dyn`: a trait of its own, since a method that takes a closure cannot be in
-/// one that is used so.
+/// Methods that every [`Locker`] has besides its own, also behind `dyn`. They are generic, which
+/// methods of a trait for `dyn` cannot be.
 ///
 /// ```
 /// use redguard::{LocalLocker, Locker, LockerExt};
@@ -22,15 +22,17 @@ use crate::error::Error;
 /// nightly(&LocalLocker::new()).unwrap();
 /// ```
 pub trait LockerExt: Locker {
-    /// Runs `work` under the lock of `key`: a scope that cannot be written wrong. Waits as [`Locker::lock`] does, and
-    /// releases the lock when `work` returns or panics.
+    /// Runs `work` under the lock of `key`. Waits as [`Locker::lock`] does, and releases the lock
+    /// when `work` returns or panics.
     ///
-    /// `Ok` with what `work` returned means that the lock was held to its end. For options there are guards.
+    /// `Ok` with the value of `work` means that the lock was held to its end. [`Locker::acquire`]
+    /// takes options.
     ///
     /// # Errors
-    /// As [`Locker::acquire`], and `work` was not run. [`LockLost`](Error::LockLost) when the lock was lost while it ran:
-    /// it may have overlapped with another holder's, and what it returned is dropped. A `work` that takes its time asks the guard
-    /// whether it is still held.
+    /// As [`Locker::acquire`], if `work` was not run, and
+    /// - [`LockLost`](Error::LockLost): the lock was lost while `work` ran, which may have
+    ///   overlapped with another holder's. Its value is dropped. A long `work` calls
+    ///   [`check`](LockGuard::check) on the guard.
     ///
     /// ```
     /// use redguard::{LocalLocker, LockerExt};
@@ -64,16 +66,16 @@ impl<L: Locker + ?Sized> LockerExt for L {
     }
 }
 
-/// Runs `work` under a lock, and releases it.
+/// Runs `work` under an acquired lock, and releases it.
 fn run_locked<R>(guard: LockGuard, work: impl FnOnce(&LockGuard) -> R) -> Result<R, Error> {
-    let done = work(&guard);
+    let value = work(&guard);
     let key = guard.key().to_owned();
     match guard.release() {
-        // It was held to the end; that it was not confirmed does not harm what was done.
+        // The lock was held to the end of `work`, so an unconfirmed release does no harm.
         Err(error) if !error.is_lost() => warn!("{key:?}: release failed: {error}"),
         released => released?,
     }
-    Ok(done)
+    Ok(value)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -84,7 +86,7 @@ mod tests {
     const TTL: Duration = Duration::from_secs(30);
 
     #[test]
-    fn the_lock_is_held_while_it_runs_and_free_after_it() {
+    fn closure_runs_under_the_lock_which_is_free_after_it() {
         let locker = LocalLocker::new();
         let behind: &dyn Locker = &locker;
         for run in 0..2 {

@@ -1,32 +1,36 @@
-//! A locker that misbehaves when it is told to, for the tests of programs that take locks.
+//! A locker that fails on demand, for the tests of programs that acquire locks.
 
 use std::collections::VecDeque;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::api::acquire;
+use crate::api::acquire::AcquireFrom;
 use crate::api::guard::LockGuard;
-use crate::api::locker::{Locker, locker};
+use crate::api::guard_inner::GuardInner;
+use crate::api::locker::Locker;
 use crate::api::options::{DefaultWait, LockOptions};
 use crate::error::{Error, FailedNode, LossReason, NodeFailure, Operation};
 use crate::local::lock_table::LockTable;
-use crate::protocol::kind::LeaseKind;
+use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
 use crate::protocol::lost_lock::{LostLock, OnLostCallback};
 
-/// Exclusive locks in this process that fail on demand, behind the trait [`Locker`]: for tests of what a program does when a
-/// lock is contended, cannot be had, or is lost under its hands. With the feature `testing`.
+/// Exclusive locks in this process that fail on demand, behind the trait [`Locker`]: for tests of
+/// what a program does when a lock is contended, unavailable, or lost while it is held. With the
+/// feature `testing`.
 ///
-/// It is a [`LocalLocker`](crate::LocalLocker) until it is told otherwise. A cheap clone; all clones share their locks and
-/// what they were told.
+/// Behaves as a [`LocalLocker`](crate::LocalLocker) until a failure is queued. A cheap clone; all
+/// clones share their locks and their queued failures.
 ///
 /// ```
 /// use redguard::{Error, FlakyLocker, Locker};
 /// use std::time::Duration;
 ///
-/// /// What is to be tested.
+/// /// The function under test.
 /// fn job(locker: &dyn Locker, step: impl Fn()) -> Result<&'static str, Error> {
 ///     let Some(guard) = locker.try_lock("job", Duration::from_secs(30))? else {
 ///         return Ok("skipped");
@@ -48,19 +52,19 @@ use crate::protocol::lost_lock::{LostLock, OnLostCallback};
 /// ```
 #[derive(Debug, Clone)]
 pub struct FlakyLocker {
-    gate: Arc<LockTable>,
+    lock_table: Arc<LockTable>,
     state: Arc<Mutex<FlakyState>>,
 }
 
 #[derive(Debug, Default)]
 struct FlakyState {
-    orders: VecDeque<Order>,
+    failures: VecDeque<QueuedFailure>,
     held: Vec<Held>,
 }
 
-/// What the next acquire is to be.
+/// How the next acquire fails.
 #[derive(Debug, Clone, Copy)]
-enum Order {
+enum QueuedFailure {
     Contended,
     Unavailable,
 }
@@ -72,35 +76,39 @@ struct Held {
 }
 
 impl FlakyLocker {
-    /// No locks are held, and nothing is to fail yet.
+    /// Creates a locker whose locks are all free, without a queued failure.
     pub fn new() -> FlakyLocker {
         FlakyLocker {
-            gate: Arc::new(LockTable::new()),
+            lock_table: Arc::new(LockTable::new()),
             state: Arc::default(),
         }
     }
 
-    /// Lets the next `times` acquires find the lock held by another, behind those that were told of before:
-    /// [`Contended`](Error::Contended) at once, whatever they would wait, and `None` where they only try.
-    pub fn contend(&self, times: usize) {
-        self.queue_outcome(Order::Contended, times);
-    }
-
-    /// Lets the next `times` acquires find no node that answers, behind those that were told of before:
-    /// [`InsufficientQuorum`](Error::InsufficientQuorum) at once.
-    pub fn fail(&self, times: usize) {
-        self.queue_outcome(Order::Unavailable, times);
-    }
-
-    fn queue_outcome(&self, order: Order, times: usize) {
-        let mut state = self.state.lock();
-        state.orders.extend(std::iter::repeat_n(order, times));
-    }
-
-    /// Makes the lock lost that has `key` among its names, as if its lease had ended; `false` if there is none.
+    /// Makes the next `times` acquires fail as *contended*, after the failures queued before.
     ///
-    /// Its guard sees that, whoever watches it is woken, the callback of its options has been called when this returns, and the
-    /// lock is free for the next one.
+    /// They return [`Contended`](Error::Contended) at once, whatever their wait; `try_` calls
+    /// return `None`.
+    pub fn contend(&self, times: usize) {
+        self.queue_outcome(QueuedFailure::Contended, times);
+    }
+
+    /// Makes the next `times` acquires fail as *unavailable*, after the failures queued before.
+    ///
+    /// They return [`InsufficientQuorum`](Error::InsufficientQuorum) at once.
+    pub fn fail(&self, times: usize) {
+        self.queue_outcome(QueuedFailure::Unavailable, times);
+    }
+
+    fn queue_outcome(&self, failure: QueuedFailure, times: usize) {
+        let mut state = self.state.lock();
+        state.failures.extend(std::iter::repeat_n(failure, times));
+    }
+
+    /// Makes the lock that has `key` among its names lost, as if its lease had expired. Returns
+    /// `false` if there is none.
+    ///
+    /// Its guard and watches see the loss, the callback of its options has been called when this
+    /// returns, and the next caller can acquire the lock.
     pub fn lose(&self, key: &str) -> bool {
         let mut state = self.state.lock();
         let has = |held: &Held| held.lease.keys().as_slice().iter().any(|k| k.name() == key);
@@ -109,65 +117,102 @@ impl FlakyLocker {
             .iter()
             .position(|held| has(held) && held.lease.mark_lost(LossReason::Expired));
         let lost = at.map(|at| state.held.swap_remove(at));
-        drop(state); // let go before telling
+        drop(state); // unlock before the callback
         let Some(Held { lease, on_lost }) = lost else {
             return false;
         };
-        self.gate.recheck(lease.keys());
-        if let Some(OnLostCallback(tell)) = on_lost {
-            tell(&LostLock::of(lease));
+        self.lock_table.recheck(lease.keys());
+        if let Some(OnLostCallback(callback)) = on_lost {
+            callback(&LostLock::of(lease));
         }
         true
     }
 
-    fn take(
+    fn acquire_with(
         &self,
-        keys: &[&str],
+        names: &[&str],
         options: &LockOptions,
-        how: DefaultWait,
+        default_wait: DefaultWait,
     ) -> Result<LockGuard, Error> {
-        let order = self.state.lock().orders.pop_front();
-        match order {
-            Some(Order::Contended) => Err(Error::Contended {
+        let failure = self.state.lock().failures.pop_front();
+        if let Some(failure) = failure {
+            return Err(failure.into_error());
+        }
+        let keys = self.lock_table.parse_keys(names, LockKind::Exclusive)?;
+        let guard =
+            self.lock_table
+                .acquire_keys(keys, LeaseKind::Exclusive, options, default_wait)?;
+        self.remember(&guard, options);
+        Ok(LockGuard::from(guard))
+    }
+
+    /// Keeps what `lose` needs of a lock, and forgets the locks that have ended.
+    fn remember(&self, guard: &GuardInner, options: &LockOptions) {
+        let mut state = self.state.lock();
+        state.held.retain(|held| held.lease.is_held());
+        state.held.push(Held {
+            lease: Arc::clone(guard.lease()),
+            on_lost: options.lease_options().on_lost.clone(),
+        });
+    }
+}
+
+impl QueuedFailure {
+    fn into_error(self) -> Error {
+        match self {
+            QueuedFailure::Contended => Error::Contended {
                 attempts: 1,
                 waited: Duration::ZERO,
                 remaining: None,
-            }),
-            Some(Order::Unavailable) => Err(Error::InsufficientQuorum {
+            },
+            QueuedFailure::Unavailable => Error::InsufficientQuorum {
                 operation: Operation::Acquire,
                 needed: 1,
                 reachable: 0,
                 total: 1,
                 causes: [FailedNode {
                     node: "flaky".to_owned(),
-                    failure: NodeFailure::Unreachable("as it was told".to_owned()),
+                    failure: NodeFailure::Unreachable("simulated by FlakyLocker".to_owned()),
                     limit: None,
                 }]
                 .into(),
-            }),
-            None => {
-                let hold =
-                    acquire::acquire_local(&self.gate, keys, LeaseKind::Exclusive, options, how)?;
-                let mut state = self.state.lock();
-                // Those that have ended since can be forgotten.
-                state.held.retain(|held| held.lease.is_held());
-                state.held.push(Held {
-                    lease: Arc::clone(hold.lease()),
-                    on_lost: options.lease_options().on_lost.clone(),
-                });
-                Ok(LockGuard::from(hold))
-            }
+            },
         }
     }
 }
+
+impl Locker for FlakyLocker {
+    fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error> {
+        self.acquire_all(&[key], options)
+    }
+
+    fn try_acquire(&self, key: &str, options: &LockOptions) -> Result<Option<LockGuard>, Error> {
+        self.try_acquire_all(&[key], options)
+    }
+
+    fn acquire_all(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error> {
+        self.acquire_with(keys, options, DefaultWait::Policy)
+    }
+
+    fn try_acquire_all(
+        &self,
+        keys: &[&str],
+        options: &LockOptions,
+    ) -> Result<Option<LockGuard>, Error> {
+        acquire::none_if_contended(self.acquire_with(keys, options, DefaultWait::NoWait))
+    }
+}
+
+/// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the
+/// caller.
+impl UnwindSafe for FlakyLocker {}
+impl RefUnwindSafe for FlakyLocker {}
 
 impl Default for FlakyLocker {
     fn default() -> FlakyLocker {
         FlakyLocker::new()
     }
 }
-
-locker!(FlakyLocker);
 
 #[cfg(all(test, not(loom)))]
 mod tests {
@@ -179,45 +224,48 @@ mod tests {
     const TTL: Duration = Duration::from_secs(30);
 
     #[test]
-    fn it_fails_as_often_as_it_is_told_in_that_order() {
+    fn acquire_with_queued_failures_fails_in_their_order() {
         let locker = FlakyLocker::new();
         locker.clone().contend(2);
         locker.fail(1);
         assert!(locker.lock("a", TTL).unwrap_err().is_contended());
         assert!(locker.try_lock("a", TTL).unwrap().is_none());
         let error = locker.try_lock("a", TTL).unwrap_err();
-        assert!(error.is_unavailable() && error.to_string().contains("as it was told"));
+        assert!(error.is_unavailable() && error.to_string().contains("simulated by FlakyLocker"));
         locker.lock("a", TTL).unwrap().release().unwrap();
         locker.fail(0);
         locker.lock("a", TTL).unwrap().release().unwrap();
     }
 
     #[test]
-    fn a_lock_is_lost_on_demand_and_told_once() {
+    fn lock_lost_on_demand_is_reported_once() {
         let locker = FlakyLocker::new();
         assert!(!locker.lose("a"));
-        let told = Arc::new(AtomicUsize::new(0));
-        let tell = Arc::clone(&told);
+        let calls = Arc::new(AtomicUsize::new(0));
+        let calls_seen = Arc::clone(&calls);
         let options = LockOptions::new(TTL).on_lost(move |lost| {
             assert_eq!((lost.key(), lost.reason()), ("a", LossReason::Expired));
-            tell.fetch_add(1, Ordering::Relaxed);
+            calls_seen.fetch_add(1, Ordering::Relaxed);
         });
         let guard = locker.acquire_all(&["b", "a"], &options).unwrap();
         let watch = guard.watch();
         assert!(locker.lose("b"));
-        assert!(!locker.lose("a"), "it is lost already");
-        assert_eq!(told.load(Ordering::Relaxed), 1);
+        assert!(!locker.lose("a"), "already lost");
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
         assert_eq!(watch.wait_ended(Duration::MAX), WatchOutcome::Lost);
         assert!(!guard.is_held() && guard.check().unwrap_err().is_lost());
-        let next = locker.try_lock("a", TTL).unwrap().expect("it is free");
+        let next = locker.try_lock("a", TTL).unwrap().expect("free");
         assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
-        assert!(next.is_held(), "the end of a lost lock frees nobody else's");
+        assert!(
+            next.is_held(),
+            "releasing a lost lock does not free the next holder's"
+        );
         next.release().unwrap();
-        assert!(!locker.lose("a"), "it was released");
+        assert!(!locker.lose("a"), "released");
     }
 
     #[test]
-    fn who_waits_gets_a_lock_that_was_lost() {
+    fn waiting_thread_acquires_a_lock_that_was_lost() {
         let locker = FlakyLocker::new();
         let hung = locker.lock("a", TTL).unwrap();
         std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Proof of holding a lock: what a program keeps in scope while it works.
+//! Guards: a program holds a lock while it keeps the guard in scope.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,112 +10,127 @@ use crate::error::Error;
 use crate::protocol::key::Key;
 use crate::protocol::mode::Mode;
 
-/// A guard with the methods that all of them have.
+/// Defines a guard with the methods that all guards share.
 macro_rules! guard {
     ($(#[$docs:meta])* $guard:ident) => {
         $(#[$docs])*
         ///
-        /// It owns all it needs: it can outlive its locker, move to another thread, and be asked from several at once.
+        /// A guard can outlive its locker, move to another thread, and be shared by several
+        /// threads.
         ///
-        /// `Drop` releases the lock as `release` does, and may block as long (see [`OnDrop`](crate::OnDrop)), also while a panic
-        /// unwinds. It never panics. What goes wrong in it is a `warn` line in the log, and counted by
-        /// [`Nodes::drop_failures`](crate::Nodes::drop_failures). In a forked child it does nothing but warn. A guard
-        /// that is the very last handle on its nodes also ends their threads, for `node_timeout` more at most.
-        #[must_use = "if unused the lock is released at once: bind it to `_guard`, since `let _ =` releases it, too"]
+        /// `Drop` releases the lock as [`release`](Self::release) does, and may block as long (see
+        /// [`OnDrop`](crate::OnDrop)), also while a panic unwinds. It never panics. A failure in it
+        /// is a `warn` line in the log, and is counted by
+        /// [`Nodes::drop_failures`](crate::Nodes::drop_failures). In a forked child it only warns.
+        /// A guard that is the last handle on its nodes also ends their threads, for at most
+        /// `node_timeout` more.
+        #[must_use = "an unused guard releases its lock at once: bind it to `_guard`, because `let _ =` releases the lock, too"]
         pub struct $guard(GuardInner);
 
         impl $guard {
-            /// The lock's name, as it was given.
+            /// Returns the lock's name as it was given; of several the first in sorted order.
             pub fn key(&self) -> &str {
                 self.0.keys().first().name()
             }
 
-            /// Whether the lock is still held, by the clock and by what the nodes have said. Does not block or ask them.
+            /// Returns whether the lock is held, by the clock and the latest replies of the nodes.
+            /// Does not block or ask them.
             ///
-            /// `false` also where the wall clock has run ahead of the steady one since the nodes were last asked, as it does
-            /// while a computer is suspended: then only they know, and [`check`](Self::check) asks them.
+            /// `false` also if the wall clock has run ahead of the steady clock since the nodes
+            /// were last asked, as after a suspend of the computer: [`check`](Self::check) asks the
+            /// nodes then.
             ///
-            /// Only a look: the lease may end right after it. Work that must not go on without the lock belongs well
-            /// inside [`remaining`](Self::remaining).
+            /// The lease may end right after the call. Work that must not continue without the lock
+            /// belongs well inside [`remaining`](Self::remaining).
             pub fn is_held(&self) -> bool {
                 self.0.is_held()
             }
 
-            /// How long the lock is held for at least, if nobody deletes its keys; zero when it is lost. Does not block.
+            /// Returns how long the lock is held for at least; zero if it is lost. Does not block.
             ///
-            /// This is the validity: the TTL less the time that taking it took, less an allowance for clock drift
-            /// (`ttl / 100 + 2 ms`). A local lock does not expire: it has [`Duration::MAX`], so `Instant::now() + guard.remaining()`
-            /// would panic. A deadline is `Instant::now().checked_add(guard.remaining())`, where `None` means that there is none.
+            /// This is the validity: the TTL, less the time of the acquire, less the allowance for
+            /// clock drift (`ttl / 100 + 2 ms`). It holds unless keys are deleted on the nodes;
+            /// [the guide](crate::guide::failures) says what follows if nodes lose their data.
             ///
-            /// A node that loses its data deletes keys. Under [`restart_quarantine`](crate::Config::restart_quarantine) nobody
-            /// else gets the lock before this time is over, but if too many nodes do so the lock may be lost early, which is
-            /// told as any loss is. Without it not even one node may lose its data: the quorum can rest on its grant.
+            /// A local lock does not expire and returns [`Duration::MAX`], with which
+            /// `Instant::now() + guard.remaining()` panics. Compute a deadline as
+            /// `Instant::now().checked_add(guard.remaining())`, where `None` means that there is
+            /// none.
             pub fn remaining(&self) -> Duration {
                 self.0.remaining()
             }
 
-            /// `Ok` while the lock is held: for the checkpoints of a loop, with `?`.
+            /// Returns `Ok` while the lock is held: for the checkpoints of a loop, with `?`.
             ///
-            /// Does not block, but after the computer was suspended, or the wall clock set forward: then it asks the nodes,
-            /// for `node_timeout` at most, behind a renewal that is on its way.
+            /// Does not block, except after a suspend of the computer or if the wall clock was set
+            /// forward. Then it asks the nodes, for at most `node_timeout`, after a renewal in
+            /// progress.
             ///
             /// # Errors
-            /// [`LockLost`](Error::LockLost) when it is not held; after a suspend also
-            /// [`InsufficientQuorum`](Error::InsufficientQuorum) when too few nodes answered, and [`Closed`](Error::Closed) in
-            /// a forked child.
+            /// - [`LockLost`](Error::LockLost): the lock is not held any more.
+            /// - [`InsufficientQuorum`](Error::InsufficientQuorum): after a suspend, too few nodes
+            ///   answered.
+            /// - [`Closed`](Error::Closed): after a suspend, in a forked child.
             pub fn check(&self) -> Result<(), Error> {
                 self.0.check()
             }
 
-            /// Holds the lock for `ttl` from now on, if that is longer than it is held anyway: an extension never
-            /// shortens.
+            /// Holds the lock for `ttl` from now on. An extension never shortens.
             ///
-            /// Blocks for `node_timeout` at most, behind extensions that other threads make through this guard and a renewal
-            /// that is on its way. Where it
-            /// fails the lock stays held until its old expiry, unless it is lost. On nodes that have lost the key it is
-            /// put back once a quorum has kept it. A local lock does not expire: its TTL is checked and ignored.
+            /// Blocks for at most `node_timeout`, after extensions by other threads and a renewal
+            /// in progress. If it fails, the lock stays held until its old expiry, unless it is
+            /// lost. On nodes that have lost the key it is restored after a quorum has confirmed
+            /// the lease. A local lock does not expire: its TTL is validated and ignored.
             ///
             /// # Errors
-            /// [`InvalidTtl`](Error::InvalidTtl); [`LockLost`](Error::LockLost) when the lock has expired or too many
-            /// nodes say that it is not ours; [`InsufficientQuorum`](Error::InsufficientQuorum) when too few answered:
-            /// trying again before it expires may help; [`Closed`](Error::Closed) in a forked child.
+            /// - [`InvalidTtl`](Error::InvalidTtl): the TTL is too short or too long.
+            /// - [`LockLost`](Error::LockLost): the lock has expired, or too many nodes reply that
+            ///   it is not ours.
+            /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes answered.
+            ///   Repeating the call before the expiry may help.
+            /// - [`Closed`](Error::Closed): the process is a forked child.
             pub fn extend(&self, ttl: Duration) -> Result<(), Error> {
                 self.0.extend(ttl)
             }
 
-            /// Releases the lock and says how that ended. Blocks for `node_timeout` at most.
+            /// Releases the lock and returns the result. Blocks for at most `node_timeout`.
             ///
-            /// `Ok` means that a quorum of nodes deleted it, so that others can have the lock at once.
+            /// `Ok` means that a quorum of nodes deleted the lock, so that others can acquire it at
+            /// once.
             ///
             /// # Errors
-            /// [`LockLost`](Error::LockLost) when it had expired, or too many nodes say that it was not ours any more:
-            /// work may have overlapped with another holder's. [`InsufficientQuorum`](Error::InsufficientQuorum) when
-            /// too few nodes answered: then the TTL frees it, or the nodes' lanes do when they are back;
-            /// [`Closed`](Error::Closed) in a forked child, which releases nothing.
+            /// - [`LockLost`](Error::LockLost): the lock had expired, or too many nodes reply that
+            ///   it was not ours any more. Work may have overlapped with another holder's.
+            /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes answered. The
+            ///   release is sent to the others when they are back; at the latest the TTL frees the
+            ///   lock.
+            /// - [`Closed`](Error::Closed): the process is a forked child, which releases nothing.
             pub fn release(self) -> Result<(), Error> {
                 self.0.release()
             }
 
-            /// This lock for a monitor, which can wait until it is lost. Does not block.
+            /// Returns a watch, by which another thread can wait for the end of the lock. Does not
+            /// block.
             pub fn watch(&self) -> LockWatch {
                 self.0.watch()
             }
 
-            /// Ends the renewal that [`auto_renew`](crate::LockOptions::auto_renew) began: the lock ends when the TTL of its
-            /// last renewal is over, or is released before. One that is on its way may still extend it. Does not block.
+            /// Ends the renewal that [`auto_renew`](crate::LockOptions::auto_renew) started. The
+            /// lock is then held until the TTL of its last renewal ends. A renewal in progress may
+            /// still extend it. Does not block.
             pub fn stop_renewal(&self) {
                 self.0.stop_renewal();
             }
 
-            /// Whether the lock is held on the nodes or in this process only.
+            /// Returns whether the lock is held on the nodes or in this process alone.
             pub fn mode(&self) -> Mode {
                 self.0.mode()
             }
         }
 
         impl From<GuardInner> for $guard {
-            fn from(hold: GuardInner) -> $guard {
-                $guard(hold)
+            fn from(inner: GuardInner) -> $guard {
+                $guard(inner)
             }
         }
 
@@ -139,7 +154,8 @@ macro_rules! guard {
 }
 
 guard! {
-    /// Holds an exclusive lock until it is dropped or released, or until its lease ends, **whichever is first**.
+    /// Holds an exclusive lock until it is dropped or released, or until its lease ends,
+    /// **whichever is first**.
     ///
     /// ```
     /// use redguard::{LocalLocker, LockOptions, Locker, Mode};
@@ -149,20 +165,20 @@ guard! {
     /// let locker = LocalLocker::new();
     /// let guard = locker.lock("report", Duration::from_secs(30))?;
     /// for page in 0..3 {
-    ///     guard.check()?; // still ours? else stop here
+    ///     guard.check()?; // still held? else stop here
     ///     if guard.remaining() < Duration::from_secs(10) {
     ///         guard.extend(Duration::from_secs(30))?;
     ///     }
     ///     // … write the page …
     /// }
-    /// guard.release()?; // or drop it, if how it ended does not matter
+    /// guard.release()?; // or drop it, if the result does not matter
     ///
-    /// let options = LockOptions::new(Duration::from_secs(30)).fenced().auto_renew();
+    /// let options = LockOptions::new(Duration::from_secs(30)).fencing(true).auto_renew(true);
     /// let guard = locker.acquire("report", &options)?;
     /// assert!(guard.is_held() && guard.key() == "report" && guard.mode() == Mode::Local);
     /// assert!(guard.keys().eq(["report"]));
     /// let (watch, token) = (guard.watch(), guard.fencing_token());
-    /// guard.stop_renewal(); // it ends with its TTL now
+    /// guard.stop_renewal(); // it expires with its TTL now
     /// drop(guard);
     /// assert!(token.is_some() && !watch.is_held());
     /// # Ok(())
@@ -172,8 +188,8 @@ guard! {
 }
 
 guard! {
-    /// Holds a read lock, beside other readers, until it is dropped or released, or until its lease ends, **whichever is
-    /// first**. It has a lease of its own, also among readers of one process.
+    /// Holds a read lock, beside other readers, until it is dropped or released, or until its lease
+    /// ends, **whichever is first**. It has a lease of its own, also among readers of one process.
     ///
     /// ```
     /// use redguard::{LocalRwLocker, RwLocker};
@@ -184,7 +200,7 @@ guard! {
     /// let guard = locker.read("catalogue", Duration::from_secs(30))?;
     /// assert!(guard.is_held() && guard.key() == "catalogue");
     /// for chapter in 0..3 {
-    ///     guard.check()?; // still ours? else what is read may be half written
+    ///     guard.check()?; // still held? else the data may be half written
     ///     guard.extend(Duration::from_secs(30))?;
     ///     // … read the chapter …
     /// }
@@ -195,7 +211,8 @@ guard! {
 }
 
 guard! {
-    /// Holds a write lock, alone, until it is dropped or released, or until its lease ends, **whichever is first**.
+    /// Holds a write lock, alone, until it is dropped or released, or until its lease ends,
+    /// **whichever is first**.
     ///
     /// ```
     /// use redguard::{LocalRwLocker, LockOptions, RwLocker};
@@ -203,9 +220,9 @@ guard! {
     ///
     /// # fn main() -> Result<(), redguard::Error> {
     /// let locker = LocalRwLocker::new();
-    /// let options = LockOptions::new(Duration::from_secs(30)).fenced();
+    /// let options = LockOptions::new(Duration::from_secs(30)).fencing(true);
     /// let guard = locker.acquire_write("catalogue", &options)?;
-    /// guard.check()?; // still ours? else stop here
+    /// guard.check()?; // still held? else stop here
     /// println!("written with the fencing token {:?}", guard.fencing_token());
     /// guard.release()
     /// # }
@@ -214,8 +231,9 @@ guard! {
 }
 
 guard! {
-    /// Holds one permit of a semaphore until it is dropped or released, or until its lease ends, **whichever is first**. It has a
-    /// lease of its own, also among permits of one process; where its docs say *the lock* that is this permit.
+    /// Holds one permit of a semaphore until it is dropped or released, or until its lease ends,
+    /// **whichever is first**. It has a lease of its own, also among permits of one process. In its
+    /// docs *the lock* is this permit.
     ///
     /// ```
     /// use redguard::{LocalSemaphore, LockOptions, Semaphore};
@@ -234,19 +252,24 @@ guard! {
     SemaphorePermit
 }
 
-/// The fencing token of guards that hold a lock alone.
+/// Defines `fencing_token` for guards that exclude all others.
 macro_rules! fenced {
     ($guard:ident) => {
         impl $guard {
-            /// The fencing token, if the lock was taken with [`fenced`](crate::LockOptions::fenced): greater than that of
-            /// every holder of this lock before. Send it along with each write, and let the store refuse a write whose
-            /// token is below one that it has seen: then a holder that was paused past its lease does no harm (M. Kleppmann,
-            /// *How to do distributed locking*, 2016).
+            /// Returns the fencing token, if the lock was acquired with
+            /// [`fencing`](crate::LockOptions::fencing): a number greater than that of every
+            /// earlier holder of this lock.
             ///
-            /// Tokens strictly increase as long as the nodes' clocks are in step, or fewer nodes than a quorum have lost their
-            /// data or missed the last grant: a count that is lost begins anew from the node's clock. They are not
-            /// consecutive, and begin with the microseconds since 1970, at some 1.8e15: a store needs 64 bits for them (`BIGINT`; a
-            /// JSON number has 53, which is enough for the next two centuries). A local lock's are comparable within its process only, and among clones of one locker.
+            /// Send it along with each write, and let the store refuse a write whose token is below
+            /// the greatest it has seen. Then a holder that was paused past its lease does no harm
+            /// (M. Kleppmann, *How to do distributed locking*, 2016).
+            ///
+            /// Tokens strictly increase as long as the nodes' clocks are in step, or the nodes that
+            /// have lost their data and those that missed the last grant are together fewer than a
+            /// quorum. They are not consecutive. They start at the microseconds since 1970, about
+            /// 1.8e15, so a store needs 64 bits (`BIGINT`); the 53 bits of a JSON number last for
+            /// two centuries. Tokens of a local lock are comparable only among clones of one
+            /// locker.
             pub fn fencing_token(&self) -> Option<u64> {
                 self.0.fencing_token()
             }
@@ -255,15 +278,17 @@ macro_rules! fenced {
 }
 
 impl LockGuard {
-    /// Hands the lock over to another process: this guard ends and is not renewed any more, but **the lock stays taken**, with
-    /// what is left of its TTL, until [`adopt`](crate::RedisLocker::adopt) takes it up under a TTL of its own.
+    /// Detaches the lock, for another process to adopt. This guard and its renewal end, but **the
+    /// lock stays acquired**, for the rest of its TTL, until [`adopt`](crate::RedisLocker::adopt)
+    /// gives it a new guard and TTL.
     ///
-    /// Does not block or ask the nodes. In this process the lock is free to be asked for: who asks waits until it has ended on
-    /// the nodes.
+    /// Does not block or ask the nodes. Threads of this process may ask for the lock, and wait
+    /// until it ends on the nodes.
     ///
     /// # Errors
-    /// [`LockLost`](Error::LockLost) when it had expired; [`NotOnNodes`](Error::NotOnNodes) for a lock that no node knows
-    /// of, which is released; [`Closed`](Error::Closed) in a forked child.
+    /// - [`LockLost`](Error::LockLost): the lock had expired.
+    /// - [`NotOnNodes`](Error::NotOnNodes): the lock is held in this process alone. It is released.
+    /// - [`Closed`](Error::Closed): the process is a forked child.
     ///
     /// ```no_run
     /// use redguard::{Config, Locker, RedisLocker};
@@ -283,7 +308,8 @@ impl LockGuard {
         self.0.detach()
     }
 
-    /// All names of a lock that was taken with [`acquire_all`](crate::Locker::acquire_all), in their order; of others the one.
+    /// Returns all names of a lock acquired with [`acquire_all`](crate::Locker::acquire_all),
+    /// sorted; of others the one name.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
         self.0.keys().as_slice().iter().map(Key::name)
     }
@@ -293,15 +319,16 @@ fenced!(LockGuard);
 fenced!(WriteGuard);
 
 impl WriteGuard {
-    /// Turns the write lock into a read lock without letting another writer in between: what was written can be read in
-    /// peace. The lease goes on as it was; readers can get in at once.
+    /// Turns the write lock into a read lock, without letting another writer in between. The lease
+    /// continues as it was; other readers can acquire the lock at once.
     ///
-    /// Blocks for `node_timeout` at most. Nodes that do not answer go on keeping readers out until this lock is released
-    /// or extended.
+    /// Blocks for at most `node_timeout`. Nodes that do not answer keep readers out until this lock
+    /// is released or extended.
     ///
     /// # Errors
-    /// [`LockLost`](Error::LockLost) when it had expired, or too many nodes say that it was not ours any more;
-    /// [`Closed`](Error::Closed) in a forked child.
+    /// - [`LockLost`](Error::LockLost): the lock had expired, or too many nodes reply that it was
+    ///   not ours any more.
+    /// - [`Closed`](Error::Closed): the process is a forked child.
     ///
     /// ```
     /// use redguard::{LocalRwLocker, RwLocker};

@@ -1,5 +1,6 @@
-//! What all guards are, from here on to the one end of a lock that is held.
+//! The part that all guards share: a lease with its local guard, and the release at its end.
 
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,11 +21,11 @@ use crate::protocol::token::Token;
 use crate::sync::threads;
 use crate::time::clock;
 
-/// A lock that is held.
+/// A held lock: the lease on the nodes, or in this process alone, and the local guard.
 pub(crate) struct GuardInner {
     local: LocalGuard,
     lease: Arc<Lease>,
-    /// Who knows the nodes. Without it the lock is held in this process alone.
+    /// `None` if the lock is held in this process alone.
     engine: Option<Arc<Engine>>,
     ttl_limits: TtlLimits,
     acquired_at: Instant,
@@ -40,34 +41,36 @@ impl GuardInner {
         GuardInner {
             local,
             lease,
-            ttl_limits: engine.settings().terms(),
+            ttl_limits: engine.settings().ttl_limits(),
             engine: Some(engine),
             acquired_at: clock::now(),
             ended: false,
         }
     }
 
+    /// Creates the guard of a lock in this process alone, with a lease that does not expire.
+    ///
     /// # Errors
-    /// `Closed` where a shutdown has come before it.
+    /// `Closed` if the lock table was closed meanwhile.
     pub(crate) fn local(
-        pass: LocalGuard,
-        claim: LeaseKind,
-        terms: TtlLimits,
-        fence: Option<u64>,
+        local: LocalGuard,
+        kind: LeaseKind,
+        ttl_limits: TtlLimits,
+        fencing_token: Option<u64>,
     ) -> Result<GuardInner, Error> {
-        let lease = Arc::new(Lease::new(pass.keys().clone(), Token::empty(), claim));
-        fence
-            .into_iter()
-            .for_each(|fence| lease.set_fencing_token(fence));
+        let lease = Arc::new(Lease::new(local.keys().clone(), Token::empty(), kind));
+        if let Some(fencing_token) = fencing_token {
+            lease.set_fencing_token(fencing_token);
+        }
         lease.activate(clock::now() + NEVER_EXPIRES_AFTER, clock::wall_offset());
-        if !pass.attach_lease(&lease) {
+        if !local.attach_lease(&lease) {
             return Err(Error::Closed);
         }
         Ok(GuardInner {
-            local: pass,
+            local,
             lease,
             engine: None,
-            ttl_limits: terms,
+            ttl_limits,
             acquired_at: clock::now(),
             ended: false,
         })
@@ -82,17 +85,19 @@ impl GuardInner {
         self.local.keys()
     }
 
-    /// Without touching anything, for `Debug`.
+    /// Returns the state of the lease without an effect on it, for `Debug`.
     pub(crate) fn peek(&self) -> LeaseState {
         self.lease.peek(clock::now())
     }
 
     pub(crate) fn watch(&self) -> LockWatch {
-        let losses = self.engine.as_ref().map(|engine| engine.losses().clone());
-        LockWatch::new(Arc::clone(&self.lease), losses)
+        let engine = self.engine.as_ref();
+        let loss_handler = engine.map(|engine| engine.losses().clone());
+        LockWatch::new(Arc::clone(&self.lease), loss_handler)
     }
 
-    /// A local lock does not expire, but ends with a shutdown of the nodes that it stands in for.
+    /// Returns the state of the lease, which becomes lost if it has expired. The lease of a local
+    /// lock ends only with a shutdown of the nodes that it replaces.
     fn lease_state(&self) -> LeaseState {
         match &self.engine {
             Some(engine) => engine.losses().expire_if_due(&self.lease),
@@ -149,7 +154,8 @@ impl GuardInner {
         self.lease.fencing_token()
     }
 
-    /// Turns a write lock into a read lock. Where that fails the lock is lost, which the error tells; its `Drop` is silent.
+    /// Turns a write lock into a read lock. A failure means that the lock is lost: the error
+    /// reports it, and `Drop` does not.
     pub(crate) fn downgrade(mut self) -> Result<GuardInner, Error> {
         if self.local.is_forked() {
             return Err(Error::Closed);
@@ -168,23 +174,23 @@ impl GuardInner {
         self.release_inner(OnDrop::Wait)
     }
 
-    /// Leaves the lock on the nodes for another process, and ends here.
+    /// Ends this guard and leaves the lock on the nodes, for another process to adopt.
     pub(crate) fn detach(mut self) -> Result<LockToken, Error> {
         let Some(engine) = &self.engine else {
-            return Err(Error::NotOnNodes); // dropped here, and so released
+            return Err(Error::NotOnNodes); // the drop of `self` releases the lock
         };
         self.ended = true;
         if self.local.is_forked() {
             return Err(Error::Closed);
         }
         let held = clock::now().saturating_duration_since(self.acquired_at);
-        let handed = engine.detach(&self.lease, &self.local);
-        engine.record_end(&self.lease, held, handed.is_err());
-        handed.map(|()| LockToken::from_lease(&self.lease))
+        let detached = engine.detach(&self.lease, &self.local);
+        engine.record_end(&self.lease, held, detached.is_err());
+        detached.map(|()| LockToken::from_lease(&self.lease))
     }
 
-    /// What `Drop` does.
-    fn end_by_drop(&mut self) {
+    /// Releases the lock as the configuration says, and records a failure.
+    fn release_on_drop(&mut self) {
         let engine = self.engine.clone();
         let on_drop = engine
             .as_ref()
@@ -196,12 +202,12 @@ impl GuardInner {
         }
     }
 
-    /// The one end, with two doors: `release` and `Drop`.
+    /// Releases the lock, for `release` and `Drop`.
     fn release_inner(&mut self, on_drop: OnDrop) -> Result<(), Error> {
         self.ended = true;
         if self.local.is_forked() {
             warn!(
-                "{}: released in a forked child, which is ignored",
+                "{}: release ignored: the process is a forked child",
                 self.local.keys()
             );
             return Err(Error::Closed);
@@ -210,8 +216,8 @@ impl GuardInner {
             Some(engine) => {
                 let held = clock::now().saturating_duration_since(self.acquired_at);
                 let released = engine.release(&self.lease, &self.local, on_drop);
-                let late = released.as_ref().is_err_and(Error::is_lost);
-                engine.record_end(&self.lease, held, late);
+                let is_lost = released.as_ref().is_err_and(Error::is_lost);
+                engine.record_end(&self.lease, held, is_lost);
                 released
             }
             None => match self.lease.begin_release(clock::now()) {
@@ -225,14 +231,19 @@ impl GuardInner {
     }
 }
 
+/// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the
+/// caller.
+impl UnwindSafe for GuardInner {}
+impl RefUnwindSafe for GuardInner {}
+
 impl Drop for GuardInner {
     fn drop(&mut self) {
         if self.ended {
             return;
         }
-        // A panic that leaves a destructor, of a logger say, would end the process where it comes during another, or when a
-        // thread's locals are dropped.
-        if threads::catch("drop of a guard", || self.end_by_drop()).is_none()
+        // A panic here, of a logger for example, would abort the process during another panic or
+        // the drop of thread-locals.
+        if threads::catch("drop of a guard", || self.release_on_drop()).is_none()
             && let Some(engine) = &self.engine
         {
             engine.count_failed_drop();

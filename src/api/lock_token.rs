@@ -1,4 +1,4 @@
-//! A lock on its way from one process to another: what its guard becomes, and how it is written down.
+//! Lock tokens: detached locks, as a text that another process adopts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,15 +8,17 @@ use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LockKind;
 use crate::protocol::lease::Lease;
 
-/// The form in which it is written, so that another one can follow.
+/// The version of the text form.
 const VERSION: &str = "1";
 
-/// A lock that nobody guards, to be taken up by another process: from
-/// [`LockGuard::into_token`](crate::LockGuard::into_token) to [`RedisLocker::adopt`](crate::RedisLocker::adopt).
+/// A detached lock, for another process to adopt: from
+/// [`LockGuard::into_token`](crate::LockGuard::into_token) to
+/// [`RedisLocker::adopt`](crate::RedisLocker::adopt).
 ///
-/// It is a text of letters, digits and points, which goes through environments, arguments and pipes, by `Display` and `FromStr`.
-/// **It is a secret**: who has it can take the lock. (Arguments of a process can be read by others on its machine.) `Debug`
-/// shows the names alone. Nothing happens when it is dropped: the lock ends with its TTL.
+/// By `Display` and `FromStr` it is a text of letters, digits and points, which passes through
+/// environments, arguments and pipes. **It is a secret**: any process that has it can take the lock
+/// over. (Other users of a machine can read the arguments of a process.) `Debug` shows the names
+/// alone. Dropping a token does nothing: the lock ends with its TTL.
 ///
 /// ```
 /// use redguard::LockToken;
@@ -30,7 +32,7 @@ const VERSION: &str = "1";
 /// }
 /// ```
 #[derive(Clone, PartialEq, Eq)]
-#[must_use = "if it is not adopted the lock is left to its TTL"]
+#[must_use = "a lock that is not adopted is left to its TTL"]
 pub struct LockToken {
     names: Vec<String>,
     token: String,
@@ -47,21 +49,21 @@ impl LockToken {
         }
     }
 
-    /// The names of the lock's keys, as they were given, in their order.
+    /// Returns the names of the lock as they were given, sorted.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
         self.names.iter().map(String::as_str)
     }
 
-    /// The lock's keys for a process that uses this prefix.
+    /// Parses the names with the key prefix of the adopting process.
     ///
     /// # Errors
-    /// `InvalidKey` for names that no guard can have had.
+    /// `InvalidKey` for names that no guard can have.
     pub(crate) fn keys_with_prefix(&self, prefix: &str) -> Result<KeySet, Error> {
         let names: Vec<&str> = self.keys().collect();
         KeySet::parse(prefix, &names, LockKind::Exclusive)
     }
 
-    /// What the nodes have under the keys.
+    /// Returns the value under the keys on the nodes.
     pub(crate) fn secret(&self) -> &str {
         &self.token
     }
@@ -71,7 +73,8 @@ impl LockToken {
     }
 }
 
-/// Version, whether it is fenced, the token and the names in hexadecimal digits, with points between them.
+/// The version, whether the lock is fenced (`0` or `1`), the token and the names in hexadecimal
+/// digits, separated by points.
 impl fmt::Display for LockToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{VERSION}.{}", u8::from(self.fenced))?;
@@ -134,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_token_is_refused() {
+    fn text_that_is_not_a_token_is_refused() {
         for text in [
             "",
             ".",
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn it_keeps_its_secret_and_says_its_names() {
+    fn token_shows_its_names_and_not_its_secret() {
         let token: LockToken = "1.1.7365637265742d746f6b656e.61.62".parse().unwrap();
         assert_eq!(token.secret(), "secret-token");
         assert!(token.is_fenced() && token.keys().eq(["a", "b"]));
@@ -170,7 +173,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_token_comes_back(names in prop::collection::vec(".{0,20}", 1..4), token in ".{1,40}", fenced: bool) {
+        fn token_printed_and_parsed_is_unchanged(names in prop::collection::vec(".{0,20}", 1..4), token in ".{1,40}", fenced: bool) {
             let before = LockToken { names, token, fenced };
             let text = before.to_string();
             prop_assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.'));
@@ -178,7 +181,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_that_is_read_panics(text in ".{0,60}") {
+        fn parsing_any_text_does_not_panic(text in ".{0,60}") {
             let _ = text.parse::<LockToken>();
         }
     }

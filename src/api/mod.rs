@@ -1,4 +1,4 @@
-//! What a program names: lockers, guards, options, watches.
+//! The public handles: lockers, guards, options, watches.
 
 pub(crate) mod acquire;
 pub(crate) mod ext;

@@ -1,7 +1,8 @@
-//! The handle on the N nodes with their threads: connecting to them and shutting them down.
+//! `Nodes`: connects to the nodes, reports on them, and shuts them down.
 
 use std::collections::HashSet;
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::config::endpoint::EndpointKind;
 use crate::config::settings::Settings;
 use crate::engine::core::Engine;
 use crate::error::{AnswerLimit, Error, Operation};
+use crate::protocol::quorum::Tally;
 use crate::telemetry::health::Health;
 use crate::telemetry::stats::{LockCounters, Stats};
 use crate::time::{clock, deadline};
@@ -21,13 +23,16 @@ use crate::transport::node_group;
 use crate::transport::startup::wait_for_quorum;
 use crate::transport::worker_pool::WorkerPool;
 
-/// The configured nodes, connected: what the lockers of a process share. A cheap clone of one handle.
+/// The configured nodes with their connections, shared by the lockers of a process. A cheap clone
+/// of one handle.
 ///
-/// Have one per process: threads that share it queue for a key in the process, in order, before Redis is asked,
-/// and their requests travel together. Two of them exclude each other through Redis only.
+/// Use one per process. Threads that share it queue for a key in the process, in order, before the
+/// nodes are asked, and their requests are sent together. Two `Nodes` exclude each other only
+/// through the servers.
 ///
-/// Each connection has a thread, named `redguard-…`. When the last handle goes, guards included, what is queued is
-/// sent to the nodes that answer, for `node_timeout` at most, and the threads end; [`shutdown`](Nodes::shutdown) does so in an orderly way.
+/// Each connection has a worker thread, named `redguard-…`. When the last handle is dropped, guards
+/// included, queued releases are sent to the nodes that answer, for at most `node_timeout`, and the
+/// threads end. [`shutdown`](Nodes::shutdown) does so explicitly.
 ///
 /// ```no_run
 /// use redguard::{Config, Locker, Nodes, RedisLocker};
@@ -43,7 +48,9 @@ use crate::transport::worker_pool::WorkerPool;
 ///         });
 ///     }
 /// });
-/// nodes.shutdown(Duration::from_secs(5));
+/// if !nodes.shutdown(Duration::from_secs(5)) {
+///     eprintln!("guards are left: their locks end with their TTLs");
+/// }
 /// # Ok(())
 /// # }
 /// ```
@@ -53,30 +60,33 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Connects to all nodes at the same time, and succeeds when a quorum of them has answered.
+    /// Connects to all nodes at the same time, and returns when a quorum is connected.
     ///
-    /// The others are kept: they count in every quorum, and are connected to in the background. Blocks until a
-    /// quorum has answered and then, for nodes of which nothing has been heard, as long again (10 ms at least).
-    /// Without a quorum it tries again and again and blocks for `connect_timeout`: nodes may be about to start; for those that take
-    /// longer [the guide](crate::guide#a-programs-main) has a loop. With
-    /// [`allow_degraded`](Config::allow_degraded) it succeeds then, and locks are held in this process until a quorum is up.
+    /// The other nodes count in every quorum, and are connected to in the background. After the
+    /// quorum, nodes that have not been heard of get as long again, at least 10 ms.
+    ///
+    /// Without a quorum this blocks for `connect_timeout` and repeats its attempts, because nodes
+    /// may be starting. [The guide](crate::guide::getting_started#nodes-that-are-not-up-yet) has a
+    /// loop for longer waits. With [`allow_degraded`](Config::allow_degraded) it then succeeds, and
+    /// locks are held in this process until a quorum is connected.
     ///
     /// # Errors
-    /// [`NoAddresses`](Error::NoAddresses) and [`InvalidConfig`](Error::InvalidConfig) for settings that are out of
-    /// range or contradict each other, also for two addresses of one server;
-    /// [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause per node, in degraded mode only where a quorum of nodes
-    /// replied, be it with an error: wrong credentials, for example;
-    /// [`System`](Error::System) when there are no threads to be had.
+    /// - [`NoAddresses`](Error::NoAddresses), [`InvalidConfig`](Error::InvalidConfig): settings
+    ///   that are out of range or contradict each other, also two addresses of one server.
+    /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes are connected, with a
+    ///   cause for each. In degraded mode only if a quorum of nodes replied, with errors included:
+    ///   wrong credentials, for example.
+    /// - [`System`](Error::System): the operating system has no threads left.
     pub fn connect(config: Config) -> Result<Nodes, Error> {
         let settings = config.validate()?;
-        let mut places = HashSet::new();
-        let mut posts = Vec::new();
+        let mut seen_names = HashSet::new();
+        let mut nodes = Vec::new();
         for endpoint in &settings.endpoints {
             let (name, connector) = factory::make_connector(endpoint, &settings)?;
-            if !places.insert(name.clone()) {
+            if !seen_names.insert(name.clone()) {
                 return Err(Error::InvalidConfig(format!("{name} is named twice")));
             }
-            posts.push(NodeConfig {
+            nodes.push(NodeConfig {
                 name,
                 connector,
                 node_timeout: settings.node_timeout,
@@ -86,35 +96,27 @@ impl Nodes {
                 observer: settings.observer.clone(),
             });
         }
-        Nodes::start(settings, &posts)
+        Nodes::start(settings, &nodes)
     }
 
-    /// The part of `connect` behind the seam.
-    pub(crate) fn start(settings: Settings, posts: &[NodeConfig]) -> Result<Nodes, Error> {
-        let total = posts.len();
+    /// Starts the workers of validated nodes and waits for a quorum. Tests call it with fake nodes.
+    pub(crate) fn start(settings: Settings, configs: &[NodeConfig]) -> Result<Nodes, Error> {
+        let total = configs.len();
         if total.is_multiple_of(2) {
             warn!(
-                "{total} nodes: an even number has no more quorums than one less, and a tie is a loss for both sides"
+                "{total} nodes: even number, which tolerates no more failures than one node less"
             );
         }
         let start = clock::now();
-        let (crew, first) = WorkerPool::spawn(posts, settings.pool_size)?;
-        let names: Vec<String> = posts.iter().map(|post| post.name.clone()).collect();
-        let missing = match wait_for_quorum(&first, &settings, &names, start) {
-            Ok(Some(tally)) if !(settings.allow_degraded && tally.is_outage()) => {
-                let error = tally.into_error(Operation::Connect, |node| names[node].clone());
-                let connect_timeout = settings.connect_timeout;
-                Err(error.with_limits(|_| AnswerLimit::Connect { connect_timeout }))
-            }
-            mustered => mustered,
-        };
-        let missing = missing.inspect_err(|_| {
-            // Those that are still connecting end when they notice.
-            crew.shutdown(clock::now());
-        })?;
-        let meter = LockCounters::new(settings.observer.clone());
-        let nodes = node_group::NodeGroup::new(crew, names, settings.pool_size, meter);
-        let connectors = posts.iter().map(|post| Arc::clone(&post.connector));
+        let (workers, connects) = WorkerPool::spawn(configs, settings.pool_size)?;
+        let names: Vec<String> = configs.iter().map(|node| node.name.clone()).collect();
+        let connected = wait_for_quorum(&connects, &settings, &names, start)
+            .and_then(|missing| accept_missing(missing, &settings, &names));
+        // Workers that are still connecting end when they notice the shutdown.
+        let missing = connected.inspect_err(|_| _ = workers.shutdown(clock::now()))?;
+        let counters = LockCounters::new(settings.observer.clone());
+        let nodes = node_group::NodeGroup::new(workers, names, settings.pool_size, counters);
+        let connectors = configs.iter().map(|node| Arc::clone(&node.connector));
         let engine = Engine::new(settings, nodes, connectors.collect())?;
         if let Some(tally) = missing {
             engine.start_degraded(start, &tally);
@@ -128,12 +130,13 @@ impl Nodes {
         &self.engine
     }
 
-    /// How many guards could not be released by their `Drop`: lost by then, or not confirmed by a quorum.
+    /// Returns how many guards failed to release their lock in `Drop`: it was lost, or a quorum did
+    /// not confirm.
     ///
     /// ```no_run
     /// # fn end(nodes: &redguard::Nodes) {
     /// if nodes.drop_failures() > 0 {
-    ///     eprintln!("some locks were lost, or are left to their TTLs: the log has them");
+    ///     eprintln!("some locks were lost, or are left to their TTLs: see the log");
     /// }
     /// # }
     /// ```
@@ -141,7 +144,8 @@ impl Nodes {
         self.engine.drop_failures()
     }
 
-    /// What has happened to locks on these nodes since they were connected, in numbers. Does not block.
+    /// Returns counts of what happened to locks on these nodes since they were connected. Does not
+    /// block.
     ///
     /// ```no_run
     /// use redguard::{Config, Nodes};
@@ -161,7 +165,7 @@ impl Nodes {
         self.engine.stats()
     }
 
-    /// How the nodes are at this moment, and whether they are asked. Does not block.
+    /// Returns the present state of the circuit breaker and of each node. Does not block.
     ///
     /// ```no_run
     /// use redguard::{Config, NodeState, Nodes};
@@ -180,21 +184,26 @@ impl Nodes {
         self.engine.health()
     }
 
-    /// Waits until a quorum of nodes is connected, for `limit` at most; zero only looks, [`Duration::MAX`] sets no limit. For
-    /// programs that may start before their nodes ([`Config::allow_degraded`]) or want to see them back.
+    /// Blocks until a quorum of nodes is connected, for at most `limit`; zero does not block,
+    /// [`Duration::MAX`] sets no limit.
+    ///
+    /// For programs that may start before their nodes ([`Config::allow_degraded`]), or wait for the
+    /// end of an outage.
     ///
     /// # Errors
-    /// [`InsufficientQuorum`](Error::InsufficientQuorum) with a cause for each node that is not connected;
-    /// [`Closed`](Error::Closed) after a shutdown, also of one that waits.
+    /// - [`InsufficientQuorum`](Error::InsufficientQuorum): the limit was reached, with a cause for
+    ///   each node that is not connected.
+    /// - [`Closed`](Error::Closed): the nodes are shut down, before or during the wait.
     ///
     /// ```no_run
     /// use redguard::{Config, Nodes};
     /// use std::time::Duration;
     ///
     /// # fn main() -> Result<(), redguard::Error> {
-    /// let nodes = Nodes::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]).allow_degraded(true))?;
+    /// let config = Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]).allow_degraded(true);
+    /// let nodes = Nodes::connect(config)?;
     /// if let Err(error) = nodes.wait_ready(Duration::from_secs(60)) {
-    ///     eprintln!("goes on with locks in this process alone: {error}");
+    ///     eprintln!("continuing with locks in this process alone: {error}");
     /// }
     /// # Ok(())
     /// # }
@@ -204,19 +213,48 @@ impl Nodes {
             .wait_ready(deadline::deadline(clock::now(), limit))
     }
 
-    /// Ends the nodes' service: from now on every acquire is [`Closed`](Error::Closed), those that wait included.
+    /// Shuts the nodes down: from now on every acquire is [`Closed`](Error::Closed), waiting ones
+    /// included.
     ///
-    /// Guards whose lock is held are waited for, at most for `grace` (do not call it with one in your own hands); then what is
-    /// queued is sent and the threads end, for `node_timeout` more at most. Guards that are alive after that are lost
-    /// and their keys left to the TTL: nothing in use is ever deleted. `true` if none was and all threads have ended.
-    /// A second call finds nothing left to do.
+    /// Blocks until all guards whose lock is held have ended, for at most `grace`; so do not call
+    /// it while the calling thread holds one. Then it sends the queued releases and ends the
+    /// threads, for at most `node_timeout` more. Locks of guards that are still alive are lost and
+    /// left to their TTLs; a lock in use is never deleted.
     ///
-    /// A program that ends without it drains too, but only when the last handle goes: one that a thread keeps, or a
-    /// guard in a static, is enough to leave releases unsent. So call this at the end of `main`.
+    /// Returns `true` if no such guard was left and all threads have ended. A second call has
+    /// nothing left to do.
+    ///
+    /// Call it at the end of `main`. Without it queued releases are sent when the last handle is
+    /// dropped, which does not happen while a thread or a static keeps a handle or a guard.
+    #[must_use = "`false` means that guards were left, or threads have not ended"]
     pub fn shutdown(&self, grace: Duration) -> bool {
         self.engine.shutdown(grace)
     }
 }
+
+/// Accepts nodes without a quorum if degraded mode is allowed and the nodes are out of service.
+///
+/// # Errors
+/// `InsufficientQuorum` otherwise.
+fn accept_missing(
+    missing: Option<Tally>,
+    settings: &Settings,
+    names: &[String],
+) -> Result<Option<Tally>, Error> {
+    match missing {
+        Some(tally) if !(settings.allow_degraded && tally.is_outage()) => {
+            let error = tally.into_error(Operation::Connect, |node| names[node].clone());
+            let connect_timeout = settings.connect_timeout;
+            Err(error.with_limits(|_| AnswerLimit::Connect { connect_timeout }))
+        }
+        accepted => Ok(accepted),
+    }
+}
+
+/// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the
+/// caller.
+impl UnwindSafe for Nodes {}
+impl RefUnwindSafe for Nodes {}
 
 impl fmt::Debug for Nodes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,4 +1,4 @@
-//! How a lock is to be taken, in a caller's words.
+//! Options of a single acquire.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,8 @@ use crate::protocol::retry::RetryPolicy;
 use crate::time::deadline;
 use crate::transport::cancel::CancelToken;
 
-/// How a lock is to be taken. Can be kept and used again.
+/// Options of an acquire: the TTL, the wait, renewal, fencing, and the reaction to a loss. They can
+/// be kept and used again.
 ///
 /// ```
 /// use redguard::LockOptions;
@@ -18,7 +19,7 @@ use crate::transport::cancel::CancelToken;
 /// let options = LockOptions::new(Duration::from_secs(30)).wait_for(Duration::from_secs(5));
 /// ```
 ///
-/// All of it at once:
+/// All options at once:
 ///
 /// ```
 /// use redguard::{CancelToken, LockOptions};
@@ -28,8 +29,8 @@ use crate::transport::cancel::CancelToken;
 /// let options = LockOptions::new(Duration::from_secs(30))
 ///     .wait_until(Instant::now() + Duration::from_secs(5))
 ///     .cancel_on(&stop)
-///     .fenced()
-///     .auto_renew()
+///     .fencing(true)
+///     .auto_renew(true)
 ///     .max_renewal(Duration::from_secs(3600))
 ///     .on_lost(|lost| eprintln!("{} is lost: {}", lost.key(), lost.reason()));
 /// ```
@@ -50,8 +51,9 @@ enum Wait {
 }
 
 impl LockOptions {
-    /// A lock that ends after `ttl` unless it is released or extended before; in whole milliseconds, parts are cut
-    /// off. Default for all else: wait as the configuration's [`RetryPolicy`](crate::RetryPolicy) says.
+    /// Creates options for a lock that expires `ttl` after it was acquired, unless it is released
+    /// or extended before. Fractions of a millisecond are cut off. Without further options an
+    /// acquire waits as the configuration's [`RetryPolicy`](crate::RetryPolicy) says.
     pub fn new(ttl: Duration) -> LockOptions {
         LockOptions {
             ttl,
@@ -62,62 +64,73 @@ impl LockOptions {
         }
     }
 
-    /// Waits for the lock no longer than `limit`; zero makes one attempt. Replaces the policy's limits on wait and
-    /// attempts, but not the one on outages. An attempt that has begun is finished, so the call may return up to
-    /// `node_timeout` later. Default: the policy's limits.
+    /// Sets the longest wait; zero makes one attempt. Replaces the policy's limits on wait and
+    /// attempts, but not the one on outages. An attempt that has begun is finished, so the call may
+    /// return up to `node_timeout` later. Default: the policy's limits.
     pub fn wait_for(mut self, limit: Duration) -> LockOptions {
         self.wait = Some(Wait::For(limit));
         self
     }
 
-    /// The same until a moment; one in the past makes one attempt. Default: the policy's limits.
+    /// Sets the moment at which the wait ends, as [`wait_for`](LockOptions::wait_for) does; one in
+    /// the past makes one attempt. Default: the policy's limits.
     pub fn wait_until(mut self, end: Instant) -> LockOptions {
         self.wait = Some(Wait::Until(end));
         self
     }
 
-    /// Lets `token` end the wait, with [`Cancelled`](crate::Error::Cancelled): in the queue of this process, between two
-    /// attempts, and while nodes are asked. A token that is cancelled already ends it before anything is asked. What an
-    /// attempt may have been granted is undone behind the caller's back. Once a lock is held the token has no say.
-    /// Default: none.
+    /// Lets `token` end the wait with [`Cancelled`](crate::Error::Cancelled): in the queue of this
+    /// process, between two attempts, and while the nodes are asked. A token that is already
+    /// cancelled ends it before any node is asked.
+    ///
+    /// An attempt in progress is undone in the background. Once the lock is held the token has no
+    /// effect. Default: none.
     pub fn cancel_on(mut self, token: &CancelToken) -> LockOptions {
         self.cancel = Some(token.clone());
         self
     }
 
-    /// Gives the lock a fencing token (see [`LockGuard::fencing_token`](crate::LockGuard::fencing_token)): a number that is
-    /// greater than that of every holder before. Where nodes differ in their counts it takes a second round. For exclusive
-    /// locks and write locks; read locks have none. Default: no token.
-    pub fn fenced(mut self) -> LockOptions {
-        self.fenced = true;
-        self
-    }
-
-    /// Renews the lock while its guard lives: from a third of the TTL on it is extended again and again, by one thread for
-    /// all guards of a [`Nodes`](crate::Nodes). The TTL is then how long the lock outlives a process that was killed. Where
-    /// a renewal fails it is tried again until the lease ends; after that, or when a quorum of nodes says that the lock is not
-    /// ours, it is lost, which is told once and never mended. Without meaning for local locks, which do not expire.
+    /// Sets whether the lock gets a fencing token
+    /// ([`LockGuard::fencing_token`](crate::LockGuard::fencing_token)): a number greater than that
+    /// of every earlier holder. Needs a second round where the nodes' counters differ.
     ///
-    /// A guard that is forgotten, in a static or by a thread that hangs, is renewed for as long as its process lives: set
-    /// [`max_renewal`](LockOptions::max_renewal) where that could happen. Default: no renewal.
-    pub fn auto_renew(mut self) -> LockOptions {
-        self.lease_options.auto_renew = true;
+    /// For exclusive locks and write locks. Ignored for read locks; with a semaphore an acquire is
+    /// [`InvalidConfig`](crate::Error::InvalidConfig). Default: `false`.
+    pub fn fencing(mut self, enabled: bool) -> LockOptions {
+        self.fenced = enabled;
         self
     }
 
-    /// Ends the renewal `limit` after the lock was taken: it is then held until the TTL of its last renewal is over, and
-    /// lost. Without [`auto_renew`](LockOptions::auto_renew) it has no meaning. Default: no limit.
+    /// Sets whether the lock is renewed while its guard lives. One thread renews all locks of a
+    /// [`Nodes`](crate::Nodes), each from a third of its TTL on. The TTL is then how long the lock
+    /// outlives a process that was killed.
+    ///
+    /// A renewal that fails is repeated until the lease ends. The lock is lost when the lease ends,
+    /// or when a quorum of nodes replies that the lock is not ours. Ignored for local locks, which
+    /// do not expire.
+    ///
+    /// The lock of a guard in a static, or in a thread that hangs, is renewed for as long as the
+    /// process lives: [`max_renewal`](LockOptions::max_renewal) bounds that. Default: `false`.
+    pub fn auto_renew(mut self, enabled: bool) -> LockOptions {
+        self.lease_options.auto_renew = enabled;
+        self
+    }
+
+    /// Ends the renewal `limit` after the lock was acquired. The lock is then held until the TTL of
+    /// its last renewal ends, and is lost after it. Ignored without
+    /// [`auto_renew`](LockOptions::auto_renew). Default: no limit.
     pub fn max_renewal(mut self, limit: Duration) -> LockOptions {
         self.lease_options.max_renewal = Some(limit);
         self
     }
 
-    /// Calls `f` when the lock is lost, once: because its lease ended, by the clock and whether anybody looks or not, or
-    /// because nodes said that it is not ours. Never for a lock that was released.
+    /// Sets a callback for the loss of the lock. It is called once: when the lease ends, at that
+    /// moment, or when the nodes have replied that the lock is not ours. It is never called for a
+    /// released lock, nor for local locks, which do not expire.
     ///
-    /// It runs on a thread that all callbacks of a [`Nodes`](crate::Nodes) share: one that takes its time delays the other
-    /// callbacks, but no lock, no renewal and no [`check`](crate::LockGuard::check). A panic in it is caught and logged. Never
-    /// called for local locks, which do not expire. Default: none.
+    /// All callbacks of a [`Nodes`](crate::Nodes) share a thread. A slow callback delays the
+    /// others, but no lock, no renewal and no [`check`](crate::LockGuard::check). A panic in it is
+    /// caught and logged. Default: none.
     ///
     /// ```
     /// use redguard::LockOptions;
@@ -128,11 +141,11 @@ impl LockOptions {
     /// let stop = Arc::new(AtomicBool::new(false));
     /// let flag = Arc::clone(&stop);
     /// let options = LockOptions::new(Duration::from_secs(30))
-    ///     .auto_renew()
+    ///     .auto_renew(true)
     ///     .on_lost(move |_| flag.store(true, Ordering::Relaxed));
     /// ```
-    pub fn on_lost(mut self, f: impl Fn(&LostLock) + Send + Sync + 'static) -> LockOptions {
-        self.lease_options.on_lost = Some(OnLostCallback(Arc::new(f)));
+    pub fn on_lost(mut self, callback: impl Fn(&LostLock) + Send + Sync + 'static) -> LockOptions {
+        self.lease_options.on_lost = Some(OnLostCallback(Arc::new(callback)));
         self
     }
 
@@ -152,37 +165,36 @@ impl LockOptions {
         self.ttl
     }
 
-    /// How long a call that begins at `start` is ready to try; without a wait in the options as the policy says, or
-    /// once.
+    /// Returns the limits of a call that begins at `start`: those of the options, else those of
+    /// `default_wait`.
     pub(crate) fn wait_limit(
         &self,
-        strength: DefaultWait,
+        default_wait: DefaultWait,
         retry: &RetryPolicy,
         start: Instant,
     ) -> WaitLimit {
-        let (end, attempts) = match (self.wait, strength) {
+        let (deadline, max_attempts) = match (self.wait, default_wait) {
             (Some(Wait::For(limit)), _) => (deadline::deadline(start, limit), None),
             (Some(Wait::Until(end)), _) => (Some(end), None),
             (None, DefaultWait::NoWait) => (Some(start), None),
             (None, DefaultWait::Policy) => {
-                let end = retry
-                    .max_wait
-                    .and_then(|wait| deadline::deadline(start, wait));
-                (end, retry.max_attempts)
+                let max_wait = retry.max_wait;
+                let deadline = max_wait.and_then(|wait| deadline::deadline(start, wait));
+                (deadline, retry.max_attempts)
             }
         };
         WaitLimit {
-            deadline: end,
-            max_attempts: attempts,
+            deadline,
+            max_attempts,
         }
     }
 }
 
-/// What a verb does without a wait in the options.
+/// The wait of a call whose options set none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DefaultWait {
-    /// `acquire_…`: tries as long as the policy says.
+    /// `acquire…`: as the retry policy says.
     Policy,
-    /// `try_…`: tries once.
+    /// `try_…`: one attempt.
     NoWait,
 }

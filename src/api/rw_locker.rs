@@ -1,42 +1,49 @@
-//! The public handles for read-write locks, and the trait that they share.
+//! Read-write locks: the trait `RwLocker`, and its handles on the nodes and in this process alone.
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::acquire;
+use crate::api::acquire::AcquireFrom;
 use crate::api::guard::{ReadGuard, WriteGuard};
 use crate::api::nodes::Nodes;
-use crate::api::options::{DefaultWait, LockOptions};
+use crate::api::options::LockOptions;
 use crate::config::builder::Config;
 use crate::error::Error;
 use crate::local::lock_table::LockTable;
 use crate::protocol::kind::LeaseKind;
 
-/// Takes read-write locks by name: any number of readers at once, or one writer. Write a program against
-/// `&dyn RwLocker`, and run it with Redis or without.
+/// Acquires read-write locks by name: any number of readers at once, or one writer. A program
+/// written against `&dyn RwLocker` runs with Redis or without.
 ///
-/// Worth it where reading takes long and writing is rare; an exclusive lock ([`Locker`](crate::Locker)) is cheaper,
-/// and fairer where everybody writes. Names are as for `Locker`, but an exclusive lock and a read-write lock of one
-/// name are **different locks**.
+/// Use them where reading takes long and writing is rare. An exclusive lock
+/// ([`Locker`](crate::Locker)) is cheaper, and fairer where everybody writes. Names are as for
+/// `Locker`, but an exclusive lock and a read-write lock of one name are **different locks**.
 ///
 /// # Fairness
 ///
-/// Neither side starves the other; writers of different processes have no order among them. Threads of one process that share a handle's nodes get a lock in the order in which they came,
-/// readers that come one after another together. Between processes a writer that *waits* turns new readers away until
-/// it has had the lock (but not the extensions of those that read), and readers that were refused get a turn when a writer
-/// releases: for a refresh interval, 100 ms by default, no new writer gets in. Whoever only tries, without a
-/// wait, has no part in this.
+/// Neither side starves the other. Threads that share a handle's nodes acquire a lock in the order
+/// in which they asked; consecutive readers share it. Between processes:
 ///
-/// # Dead-locks
+/// - A *waiting* writer turns new readers away until it has held the lock, but not the extensions
+///   of current readers.
+/// - When a writer releases, refused readers that wait are admitted for one refresh interval (100
+///   ms by default), in which new writers are refused.
+/// - Writers of different processes have no order. Calls that do not wait have no part in this.
 ///
-/// Locks are not re-entrant. A thread that asks for a lock which it holds in a way that excludes the new one waits, like
-/// any other, for its own lease to end (`LocalRwLocker`: for ever). **A second `read` by a thread that reads already** is such
-/// a wait as soon as a writer waits in between: the reader stands behind the writer, and the writer behind the reader.
+/// [The guide](crate::guide::read_write_locks) has the bounds.
 ///
-/// There is no upgrade from reading to writing, because two readers that both wait to be the only one wait for each other.
-/// Drop the read lock, take the write lock, and **look again**: another writer may have been there in between. The other way
-/// is safe: [`WriteGuard::downgrade`].
+/// # Deadlocks
+///
+/// Locks are not re-entrant. A thread that asks for a lock which its own guard excludes waits like
+/// any other for the end of that lease (`LocalRwLocker`: without end). **A second `read` by a
+/// thread that reads already** is such a wait as soon as a writer waits in between: the reader
+/// queues behind the writer, and the writer behind the reader.
+///
+/// There is no upgrade from reading to writing, because two readers that upgrade would wait for
+/// each other. Drop the read lock, acquire the write lock, and **check again**: another writer may
+/// have come in between. The reverse is safe: [`WriteGuard::downgrade`].
 ///
 /// ```
 /// use redguard::{Error, LocalRwLocker, RwLocker};
@@ -52,9 +59,9 @@ use crate::protocol::kind::LeaseKind;
 ///     drop(reading); // never wait for a write lock while reading
 ///     let writing = locker.write("catalogue", TTL)?;
 ///     if stale() {
-///         // … reload: nobody else has done so in the meantime …
+///         // … reload: no other writer has done so in the meantime …
 ///     }
-///     let reading = writing.downgrade()?; // others may read now, but nobody writes before we have read, too
+///     let reading = writing.downgrade()?; // others may read, but nobody can write
 ///     // … read …
 ///     reading.release()
 /// }
@@ -62,11 +69,12 @@ use crate::protocol::kind::LeaseKind;
 /// reload_if_stale(&LocalRwLocker::new(), || true).unwrap();
 /// ```
 pub trait RwLocker: fmt::Debug + Send + Sync {
-    /// Takes a read lock of `key`, waiting for it as the options and the retry policy say.
+    /// Acquires a read lock of `key`, waiting for it as the options and the retry policy say.
     ///
-    /// Blocks until it is taken or a limit runs out. Between two attempts it sleeps for 50 ms at most, whatever the
-    /// policy's `max_delay`, so that it does not miss its turn; of the readers of a process that wait for one lock, one asks
-    /// for all.
+    /// Blocks until the lock is acquired or a limit ends the wait. Between two attempts it sleeps
+    /// for at most 50 ms, whatever the policy's `max_delay`, so that it does not miss its reader
+    /// turn. Of the readers of one process that wait for the same lock only the first polls the
+    /// nodes.
     ///
     /// ```
     /// # use redguard::{LocalRwLocker, LockOptions, RwLocker};
@@ -82,60 +90,57 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     /// ```
     ///
     /// # Errors
-    /// [`InvalidKey`](Error::InvalidKey) and [`InvalidTtl`](Error::InvalidTtl), before anything else;
-    /// [`WriteLockTimeout`](Error::WriteLockTimeout) when the limit on waiting or attempts ran out while a writer held
-    /// the lock or waited for it;
-    /// [`InsufficientQuorum`](Error::InsufficientQuorum) when too few nodes answered for longer than
-    /// `max_outage`, or at the end of the wait, and at once where they deny access;
-    /// [`CircuitOpen`](Error::CircuitOpen) only without a wait, once no quorum has replied for
-    /// some rounds ([`Config::circuit_breaker`]); [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
-    /// too slow for the TTL; [`Cancelled`](Error::Cancelled) by the options' token; [`Closed`](Error::Closed) after a shutdown; [`System`](Error::System) without random
-    /// bytes for a token.
+    /// As [`Locker::acquire`](crate::Locker::acquire), with one variant in place of `Contended`:
+    /// - [`WriteLockTimeout`](Error::WriteLockTimeout): a writer held the lock or waited for it,
+    ///   and a limit on waiting or attempts was reached.
     fn acquire_read(&self, key: &str, options: &LockOptions) -> Result<ReadGuard, Error>;
 
-    /// The same, with one attempt unless the options set a wait, and `None` where a limit ran out.
+    /// Acquires a read lock of `key` with one attempt, or with the wait in the options. Returns
+    /// `None` if a writer holds the lock or waits for it.
     ///
-    /// Without a wait it blocks for `node_timeout` at most (for two of them where it first waits for another thread that finds
-    /// out whether the nodes are back from an outage), and does not ask the nodes while a thread of this process stands in the
-    /// way.
+    /// Blocks as [`Locker::try_acquire`](crate::Locker::try_acquire) does. The nodes are not asked
+    /// while a thread of this process excludes the reader.
     ///
     /// # Errors
-    /// As [`acquire_read`](RwLocker::acquire_read), but for `WriteLockTimeout`: an error means that it could not be found
-    /// out.
+    /// As [`acquire_read`](RwLocker::acquire_read), but for `WriteLockTimeout`: an error means that
+    /// nobody could find out.
     fn try_acquire_read(
         &self,
         key: &str,
         options: &LockOptions,
     ) -> Result<Option<ReadGuard>, Error>;
 
-    /// Takes the write lock of `key`, waiting for it as the options and the retry policy say. While it waits, from its second
-    /// attempt on, new readers of all processes are turned away; in its own process's queue they stand behind it.
+    /// Acquires the write lock of `key`, waiting for it as the options and the retry policy say.
     ///
-    /// Blocks until it is taken or a limit runs out. Between two attempts it sleeps for 50 ms at most, whatever the
-    /// policy's `max_delay`, so that readers are turned away all the time.
+    /// Blocks until the lock is acquired or a limit ends the wait. While it waits, from its second
+    /// attempt on, new readers of all processes are turned away; in its own process they queue
+    /// behind it. Between two attempts it sleeps for at most 50 ms, whatever the policy's
+    /// `max_delay`, so that its gate entries do not expire.
     ///
     /// # Errors
-    /// As [`acquire_read`](RwLocker::acquire_read), but a limit that ran out is
-    /// [`WriteLockHeld`](Error::WriteLockHeld) where another writer held the lock, and
-    /// [`ReadersTimeout`](Error::ReadersTimeout) where readers did; where the nodes differ, what most of them say.
+    /// As [`Locker::acquire`](crate::Locker::acquire), with two variants in place of `Contended`.
+    /// Where the nodes differ, most of them decide:
+    /// - [`WriteLockHeld`](Error::WriteLockHeld): another writer held the lock.
+    /// - [`ReadersTimeout`](Error::ReadersTimeout): readers held it, or had their turn.
     fn acquire_write(&self, key: &str, options: &LockOptions) -> Result<WriteGuard, Error>;
 
-    /// The same, with one attempt unless the options set a wait, and `None` where a limit ran out.
+    /// Acquires the write lock of `key` with one attempt, or with the wait in the options. Returns
+    /// `None` if it is held by another.
     ///
-    /// Without a wait it turns no reader away, blocks as [`try_acquire_read`](RwLocker::try_acquire_read) does, and does not ask
-    /// the nodes while a thread of this process stands in the way.
+    /// Blocks as [`Locker::try_acquire`](crate::Locker::try_acquire) does; without a wait it turns
+    /// no reader away. The nodes are not asked while a thread of this process excludes the writer.
     ///
     /// # Errors
-    /// As [`acquire_write`](RwLocker::acquire_write), but for `WriteLockHeld` and `ReadersTimeout`: an error means that it
-    /// could not be found out.
+    /// As [`acquire_write`](RwLocker::acquire_write), but for `WriteLockHeld` and `ReadersTimeout`:
+    /// an error means that nobody could find out.
     fn try_acquire_write(
         &self,
         key: &str,
         options: &LockOptions,
     ) -> Result<Option<WriteGuard>, Error>;
 
-    /// Takes a read lock of `key` for `ttl`: [`acquire_read`](RwLocker::acquire_read) with the policy's patience, by
-    /// default as long as it takes.
+    /// Acquires a read lock of `key` for `ttl`: [`acquire_read`](RwLocker::acquire_read) with the
+    /// limits of the retry policy, which are none by default.
     ///
     /// # Errors
     /// As [`acquire_read`](RwLocker::acquire_read).
@@ -143,7 +148,7 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
         self.acquire_read(key, &LockOptions::new(ttl))
     }
 
-    /// Takes a read lock of `key` for `ttl` if no writer stands in the way:
+    /// Acquires a read lock of `key` for `ttl` if no writer holds it or waits for it:
     /// [`try_acquire_read`](RwLocker::try_acquire_read) without a wait.
     ///
     /// # Errors
@@ -152,8 +157,8 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
         self.try_acquire_read(key, &LockOptions::new(ttl))
     }
 
-    /// Takes the write lock of `key` for `ttl`: [`acquire_write`](RwLocker::acquire_write) with the policy's patience, by
-    /// default as long as it takes.
+    /// Acquires the write lock of `key` for `ttl`: [`acquire_write`](RwLocker::acquire_write) with
+    /// the limits of the retry policy, which are none by default.
     ///
     /// # Errors
     /// As [`acquire_write`](RwLocker::acquire_write).
@@ -161,7 +166,7 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
         self.acquire_write(key, &LockOptions::new(ttl))
     }
 
-    /// Takes the write lock of `key` for `ttl` if it is free:
+    /// Acquires the write lock of `key` for `ttl` if it is free:
     /// [`try_acquire_write`](RwLocker::try_acquire_write) without a wait.
     ///
     /// # Errors
@@ -171,11 +176,12 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     }
 }
 
-/// Read-write locks on a quorum of Redis nodes, with a lease of its own for every reader. A cheap clone; all clones share
-/// their nodes.
+/// Read-write locks on a quorum of Redis nodes, with a lease of its own for every reader. A cheap
+/// clone; all clones share their nodes.
 ///
-/// On each node one atomic script grants a reader if no writer holds the lock there, and a writer if nobody does; two
-/// quorums share a node, so no reader ever overlaps with a writer, nor two writers.
+/// On each node an atomic script grants a reader if no writer holds the lock there, and a writer if
+/// neither a reader nor a writer does. Two quorums share a node, so a writer never overlaps with a
+/// reader or another writer.
 ///
 /// ```no_run
 /// use redguard::{Config, RedisLocker, RedisRwLocker, RwLocker};
@@ -187,7 +193,7 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
 /// // … read …
 /// reading.release()?;
 ///
-/// // Exclusive locks on the same nodes; the other way round `RedisRwLocker::new(exclusive.nodes())`.
+/// // Exclusive locks on the same nodes; or vice versa `RedisRwLocker::new(exclusive.nodes())`.
 /// let exclusive = RedisLocker::new(locker.nodes());
 /// # let _ = RedisRwLocker::new(exclusive.nodes());
 /// # Ok(())
@@ -199,14 +205,15 @@ pub struct RedisRwLocker {
 }
 
 impl RedisRwLocker {
-    /// Locks on nodes that are connected already, and perhaps shared. Does not block.
+    /// Creates a locker on connected nodes, which may be shared. Does not block.
     pub fn new(nodes: &Nodes) -> RedisRwLocker {
         RedisRwLocker {
             nodes: nodes.clone(),
         }
     }
 
-    /// The short form where nothing else uses the nodes: [`Nodes::connect`], and a locker on them.
+    /// Connects to the nodes and creates a locker on them, for programs that use the nodes for
+    /// nothing else. Blocks as [`Nodes::connect`] does.
     ///
     /// # Errors
     /// As [`Nodes::connect`].
@@ -214,17 +221,46 @@ impl RedisRwLocker {
         Nodes::connect(config).map(|nodes| RedisRwLocker { nodes })
     }
 
-    /// The nodes that it locks on.
+    /// Returns the nodes of this locker.
     pub fn nodes(&self) -> &Nodes {
         &self.nodes
     }
 }
 
-/// Read-write locks in this process alone, behind the same trait: for programs that run without Redis, and for tests.
+impl RwLocker for RedisRwLocker {
+    fn acquire_read(&self, key: &str, options: &LockOptions) -> Result<ReadGuard, Error> {
+        self.nodes.acquire_guard(&[key], LeaseKind::Read, options)
+    }
+
+    fn try_acquire_read(
+        &self,
+        key: &str,
+        options: &LockOptions,
+    ) -> Result<Option<ReadGuard>, Error> {
+        self.nodes
+            .try_acquire_guard(&[key], LeaseKind::Read, options)
+    }
+
+    fn acquire_write(&self, key: &str, options: &LockOptions) -> Result<WriteGuard, Error> {
+        self.nodes.acquire_guard(&[key], LeaseKind::Write, options)
+    }
+
+    fn try_acquire_write(
+        &self,
+        key: &str,
+        options: &LockOptions,
+    ) -> Result<Option<WriteGuard>, Error> {
+        self.nodes
+            .try_acquire_guard(&[key], LeaseKind::Write, options)
+    }
+}
+
+/// Read-write locks in this process alone, behind the same trait: for programs that run without
+/// Redis, and for tests.
 ///
-/// Its locks are first come, first served (readers that come one after another together), and **do not expire**: a TTL is
-/// checked and then ignored. Without a limit in the options it waits as long as it takes. A cheap clone; all clones share
-/// their locks.
+/// Threads acquire a lock in the order in which they asked; consecutive readers share it. Locks
+/// **do not expire**: a TTL is validated and then ignored. Without a limit in the options an
+/// acquire blocks until the lock is free. A cheap clone; all clones share their locks.
 ///
 /// ```
 /// use redguard::{LocalRwLocker, RwLocker};
@@ -242,17 +278,23 @@ impl RedisRwLocker {
 /// ```
 #[derive(Debug, Clone)]
 pub struct LocalRwLocker {
-    gate: Arc<LockTable>,
+    lock_table: Arc<LockTable>,
 }
 
 impl LocalRwLocker {
-    /// No locks are held. Two of them do not exclude each other; clones of one do.
+    /// Creates a locker whose locks are all free. Two of them do not exclude each other; clones of
+    /// one do.
     pub fn new() -> LocalRwLocker {
         LocalRwLocker {
-            gate: Arc::new(LockTable::new()),
+            lock_table: Arc::new(LockTable::new()),
         }
     }
 }
+
+/// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the
+/// caller.
+impl UnwindSafe for LocalRwLocker {}
+impl RefUnwindSafe for LocalRwLocker {}
 
 impl Default for LocalRwLocker {
     fn default() -> LocalRwLocker {
@@ -260,74 +302,32 @@ impl Default for LocalRwLocker {
     }
 }
 
-/// The four verbs of a handle over one function that takes a lock from where it has them.
-macro_rules! rw_locker {
-    ($locker:ident: $take:path, $from:ident) => {
-        impl RwLocker for $locker {
-            fn acquire_read(&self, key: &str, options: &LockOptions) -> Result<ReadGuard, Error> {
-                $take(
-                    &self.$from,
-                    &[key],
-                    LeaseKind::Read,
-                    options,
-                    DefaultWait::Policy,
-                )
-                .map(ReadGuard::from)
-            }
+impl RwLocker for LocalRwLocker {
+    fn acquire_read(&self, key: &str, options: &LockOptions) -> Result<ReadGuard, Error> {
+        self.lock_table
+            .acquire_guard(&[key], LeaseKind::Read, options)
+    }
 
-            fn try_acquire_read(
-                &self,
-                key: &str,
-                options: &LockOptions,
-            ) -> Result<Option<ReadGuard>, Error> {
-                let taken = $take(
-                    &self.$from,
-                    &[key],
-                    LeaseKind::Read,
-                    options,
-                    DefaultWait::NoWait,
-                );
-                acquire::none_if_contended(taken.map(ReadGuard::from))
-            }
+    fn try_acquire_read(
+        &self,
+        key: &str,
+        options: &LockOptions,
+    ) -> Result<Option<ReadGuard>, Error> {
+        self.lock_table
+            .try_acquire_guard(&[key], LeaseKind::Read, options)
+    }
 
-            fn acquire_write(&self, key: &str, options: &LockOptions) -> Result<WriteGuard, Error> {
-                $take(
-                    &self.$from,
-                    &[key],
-                    LeaseKind::Write,
-                    options,
-                    DefaultWait::Policy,
-                )
-                .map(WriteGuard::from)
-            }
+    fn acquire_write(&self, key: &str, options: &LockOptions) -> Result<WriteGuard, Error> {
+        self.lock_table
+            .acquire_guard(&[key], LeaseKind::Write, options)
+    }
 
-            fn try_acquire_write(
-                &self,
-                key: &str,
-                options: &LockOptions,
-            ) -> Result<Option<WriteGuard>, Error> {
-                let taken = $take(
-                    &self.$from,
-                    &[key],
-                    LeaseKind::Write,
-                    options,
-                    DefaultWait::NoWait,
-                );
-                acquire::none_if_contended(taken.map(WriteGuard::from))
-            }
-        }
-    };
+    fn try_acquire_write(
+        &self,
+        key: &str,
+        options: &LockOptions,
+    ) -> Result<Option<WriteGuard>, Error> {
+        self.lock_table
+            .try_acquire_guard(&[key], LeaseKind::Write, options)
+    }
 }
-
-rw_locker!(RedisRwLocker: acquire::acquire_on_nodes, nodes);
-rw_locker!(LocalRwLocker: acquire::acquire_local, gate);
-
-/// Everything public goes to any thread and is used by many at once.
-const _: () = {
-    const fn shared<T: Send + Sync + ?Sized>() {}
-    shared::<RedisRwLocker>();
-    shared::<LocalRwLocker>();
-    shared::<dyn RwLocker>();
-    shared::<ReadGuard>();
-    shared::<WriteGuard>();
-};

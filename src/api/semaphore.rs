@@ -1,9 +1,11 @@
-//! The public handles for semaphores, and the trait that they share.
+//! Semaphores: the trait `Semaphore`, and its handles on the nodes and in this process alone.
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 use crate::api::acquire;
+use crate::api::acquire::AcquireFrom;
 use crate::api::guard::SemaphorePermit;
 use crate::api::nodes::Nodes;
 use crate::api::options::{DefaultWait, LockOptions};
@@ -15,22 +17,23 @@ use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::permits::MAX_PERMITS;
 
-/// Gives out a number of permits and never more: so many at a time may do something, in all processes together. Write a
-/// program against `&dyn Semaphore`, and run it with Redis or without.
+/// Acquires the permits of a semaphore: at most n holders at a time, in all processes together. A
+/// program written against `&dyn Semaphore` runs with Redis or without.
 ///
-/// Permits expire, are renewed and are lost like locks. Among threads that share a handle's nodes they are first come, first
-/// served; among processes there is no order. A thread may hold several, but who waits for one while it holds another can wait
-/// for ever, if all others do the same.
+/// Permits expire, are renewed and are lost like locks. Threads that share a handle's nodes acquire
+/// them in the order in which they asked; processes have no order. A thread may hold several
+/// permits. Threads that wait for one while they hold another can deadlock.
 ///
-/// There are no short forms that take a TTL, as `lock` and `try_lock` of a [`Locker`](crate::Locker) are: a permit is held by several,
-/// nearly always for long, and its options say more often than not that it is renewed, or how long to wait.
+/// There are no short forms that take a TTL, as [`lock`](crate::Locker::lock) is: permits are
+/// mostly held for long, with options for renewal or waiting.
 ///
 /// ```
 /// use redguard::{Error, LocalSemaphore, LockOptions, Semaphore};
 /// use std::time::Duration;
 ///
 /// fn export(semaphore: &dyn Semaphore) -> Result<(), Error> {
-///     let permit = semaphore.acquire(&LockOptions::new(Duration::from_secs(30)).auto_renew())?;
+///     let options = LockOptions::new(Duration::from_secs(30)).auto_renew(true);
+///     let permit = semaphore.acquire(&options)?;
 ///     // … export, beside a few others …
 ///     permit.release()
 /// }
@@ -38,30 +41,31 @@ use crate::protocol::permits::MAX_PERMITS;
 /// export(&LocalSemaphore::new(3).unwrap()).unwrap();
 /// ```
 pub trait Semaphore: fmt::Debug + Send + Sync {
-    /// Takes a permit, waiting for it as the options and the retry policy say.
+    /// Acquires a permit, waiting for it as the options and the retry policy say.
     ///
-    /// Blocks until there is one or a limit runs out. Of the threads of a process that wait for one, one asks for all.
+    /// Blocks until a permit is acquired or a limit ends the wait. Of the threads of one process
+    /// that wait, only the first polls the nodes.
     ///
     /// # Errors
-    /// [`InvalidTtl`](Error::InvalidTtl); [`InvalidConfig`](Error::InvalidConfig) for options that ask for a fencing token, which
-    /// permits do not have, and where others hold permits of a semaphore of that name with another number of them (both
-    /// numbers are named);
-    /// [`Contended`](Error::Contended) when the limit on waiting or attempts ran out while all permits were held;
-    /// [`InsufficientQuorum`](Error::InsufficientQuorum) when too few nodes answered for longer than
-    /// `max_outage`, or at the end of the wait, and at once where they deny access; [`ValidityExhausted`](Error::ValidityExhausted) when the nodes are
-    /// too slow for the TTL; [`CircuitOpen`](Error::CircuitOpen) without a wait;
-    /// [`Cancelled`](Error::Cancelled) by the options' token;
-    /// [`Closed`](Error::Closed) after a shutdown; [`System`](Error::System) without random bytes for a token.
+    /// As [`Locker::acquire`](crate::Locker::acquire), without `InvalidKey`, and
+    /// - [`InvalidConfig`](Error::InvalidConfig): the options ask for a fencing token, which
+    ///   permits do not have; or others hold permits of a semaphore of this name with another
+    ///   number of permits. The text names both numbers.
+    /// - [`Contended`](Error::Contended): all permits were held, and a limit on waiting or attempts
+    ///   was reached.
     fn acquire(&self, options: &LockOptions) -> Result<SemaphorePermit, Error>;
 
-    /// The same, with one attempt unless the options set a wait, and `None` where a limit ran out.
+    /// Acquires a permit with one attempt, or with the wait in the options. Returns `None` if all
+    /// permits are held.
     ///
-    /// Without a wait it blocks for two `node_timeout` at most, and does not ask the nodes while as many threads of this process
-    /// as there are permits hold or want one, or one of them waits. Where others take permits in the same moment it can be
-    /// `None` although one is left.
+    /// Without a wait it blocks for at most twice `node_timeout`. The nodes are not asked while as
+    /// many threads of this process as there are permits hold or want one, or while one of them
+    /// waits. It can return `None` although a permit is left, where other callers acquire permits
+    /// at the same moment.
     ///
     /// # Errors
-    /// As [`acquire`](Semaphore::acquire), but for `Contended`: an error means that it could not be found out.
+    /// As [`acquire`](Semaphore::acquire), but for `Contended`: an error means that nobody could
+    /// find out.
     ///
     /// ```
     /// # use redguard::{LocalSemaphore, LockOptions, Semaphore};
@@ -69,14 +73,14 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
     /// # fn main() -> Result<(), redguard::Error> {
     /// # let semaphore = LocalSemaphore::new(1)?;
     /// let Some(permit) = semaphore.try_acquire(&LockOptions::new(Duration::from_secs(30)))? else {
-    ///     return Ok(()); // enough are at it
+    ///     return Ok(()); // all permits are held
     /// };
     /// # permit.release()
     /// # }
     /// ```
     fn try_acquire(&self, options: &LockOptions) -> Result<Option<SemaphorePermit>, Error>;
 
-    /// How many permits there are.
+    /// Returns the number of permits, held or not.
     ///
     /// ```
     /// use redguard::{LocalSemaphore, Semaphore};
@@ -86,15 +90,16 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
     fn permits(&self) -> u32;
 }
 
-/// A semaphore on a quorum of Redis nodes. A cheap clone; all handles with one name share its permits.
+/// A semaphore on a quorum of Redis nodes. A cheap clone; all handles of one name share its
+/// permits.
 ///
-/// Each permit is a Redlock of its own: a quorum of nodes grants this one to one holder. (To count the holders on each node would
-/// not do: three holders of two permits can each have two of three nodes.) The permits of a semaphore stand under one key
-/// of each node, so an attempt asks for one, drawn at random, and learns which are free if it is not.
+/// Each permit is a Redlock of its own: a quorum of nodes grants it to one holder. An attempt asks
+/// for one permit, drawn at random, and learns from a refusal which ones are free.
 ///
-/// How many there are is kept with them on each node, for as long as one of them is held: who says otherwise meanwhile is told
-/// so by [`InvalidConfig`](Error::InvalidConfig). To change the number, let all holders end, or wait the longest TTL. Threads
-/// that share a [`Nodes`] are told at once, by the number with which others hold or want permits.
+/// The nodes store the number of permits while one of them is held. A handle with another number
+/// gets [`InvalidConfig`](Error::InvalidConfig) meanwhile, and at once where threads that share its
+/// [`Nodes`] hold or want permits. To change the number, let all holders end, or wait for the
+/// longest TTL.
 ///
 /// ```no_run
 /// use redguard::{Config, LockOptions, Nodes, RedisSemaphore, Semaphore};
@@ -103,7 +108,7 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
 /// # fn main() -> Result<(), redguard::Error> {
 /// let nodes = Nodes::connect(Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]))?;
 /// let exports = RedisSemaphore::new(&nodes, "exports", 3)?;
-/// let permit = exports.acquire(&LockOptions::new(Duration::from_secs(30)).auto_renew())?;
+/// let permit = exports.acquire(&LockOptions::new(Duration::from_secs(30)).auto_renew(true))?;
 /// println!("one of {} {}", exports.permits(), exports.name());
 /// permit.release()?;
 ///
@@ -120,46 +125,65 @@ pub struct RedisSemaphore {
 }
 
 impl RedisSemaphore {
-    /// The semaphore `name` with so many permits, 1 to 1024, on nodes that are connected already, and perhaps shared. Does not
-    /// block, and asks nobody. A name is as for [`Locker`](crate::Locker); a semaphore and a lock of one name have nothing to
-    /// do with each other.
+    /// Creates the semaphore `name` with 1 to 1024 permits, on connected nodes, which may be
+    /// shared. Does not block or ask the nodes. A name is as for [`Locker`](crate::Locker); a
+    /// semaphore and a lock of one name are different locks.
     ///
     /// # Errors
-    /// [`InvalidKey`](Error::InvalidKey) for the name, [`InvalidConfig`](Error::InvalidConfig) for the number.
+    /// - [`InvalidKey`](Error::InvalidKey): the name cannot be used.
+    /// - [`InvalidConfig`](Error::InvalidConfig): the number of permits is out of range.
     pub fn new(nodes: &Nodes, name: &str, permits: u32) -> Result<RedisSemaphore, Error> {
         let prefix = &nodes.engine().settings().key_prefix;
         Ok(RedisSemaphore {
             key: Key::parse(prefix, name, LockKind::Semaphore)?,
-            permits: count(permits)?,
+            permits: validate_permits(permits)?,
             nodes: nodes.clone(),
         })
     }
 
-    /// The short form where nothing else uses the nodes: [`Nodes::connect`], and a semaphore on them.
+    /// Connects to the nodes and creates a semaphore on them, for programs that use the nodes for
+    /// nothing else. Blocks as [`Nodes::connect`] does.
     ///
     /// # Errors
     /// As [`Nodes::connect`] and [`new`](RedisSemaphore::new).
     pub fn connect(config: Config, name: &str, permits: u32) -> Result<RedisSemaphore, Error> {
-        // What is wrong with the number is told before anything is connected to.
-        count(permits)?;
+        validate_permits(permits)?; // before any I/O
         RedisSemaphore::new(&Nodes::connect(config)?, name, permits)
     }
 
-    /// The nodes that keep its permits.
+    /// Returns the nodes of this semaphore.
     pub fn nodes(&self) -> &Nodes {
         &self.nodes
     }
 
-    /// Its name, as it was given.
+    /// Returns its name, as it was given.
     pub fn name(&self) -> &str {
         self.key.name()
     }
 
-    fn take(&self, options: &LockOptions, how: DefaultWait) -> Result<SemaphorePermit, Error> {
-        let claim = claim(self.permits, options)?;
+    fn acquire_permit(
+        &self,
+        options: &LockOptions,
+        default_wait: DefaultWait,
+    ) -> Result<SemaphorePermit, Error> {
+        let kind = permit_kind(self.permits, options)?;
         let keys = KeySet::from(self.key.clone());
-        acquire::acquire_parsed_on_nodes(&self.nodes, keys, claim, options, how)
-            .map(SemaphorePermit::from)
+        let acquired = self.nodes.acquire_keys(keys, kind, options, default_wait);
+        acquired.map(SemaphorePermit::from)
+    }
+}
+
+impl Semaphore for RedisSemaphore {
+    fn acquire(&self, options: &LockOptions) -> Result<SemaphorePermit, Error> {
+        self.acquire_permit(options, DefaultWait::Policy)
+    }
+
+    fn try_acquire(&self, options: &LockOptions) -> Result<Option<SemaphorePermit>, Error> {
+        acquire::none_if_contended(self.acquire_permit(options, DefaultWait::NoWait))
+    }
+
+    fn permits(&self) -> u32 {
+        u32::from(self.permits)
     }
 }
 
@@ -173,10 +197,12 @@ impl fmt::Debug for RedisSemaphore {
     }
 }
 
-/// A semaphore in this process alone, behind the same trait: for programs that run without Redis, and for tests.
+/// A semaphore in this process alone, behind the same trait: for programs that run without Redis,
+/// and for tests.
 ///
-/// Its permits are first come, first served, and **do not expire**: a TTL is checked and then ignored. Without a limit in the
-/// options it waits as long as it takes. A cheap clone; all clones share its permits, whose `key()` is `semaphore`.
+/// Threads acquire permits in the order in which they asked. Permits **do not expire**: a TTL is
+/// validated and then ignored. Without a limit in the options an acquire blocks until a permit is
+/// free. A cheap clone; all clones share its permits, whose `key()` is `semaphore`.
 ///
 /// ```
 /// use redguard::{LocalSemaphore, LockOptions, Semaphore};
@@ -192,61 +218,66 @@ impl fmt::Debug for RedisSemaphore {
 /// ```
 #[derive(Debug, Clone)]
 pub struct LocalSemaphore {
-    gate: Arc<LockTable>,
+    lock_table: Arc<LockTable>,
     key: Key,
     permits: u16,
 }
 
 impl LocalSemaphore {
-    /// So many permits, 1 to 1024, of which none is held. Two of them have nothing to do with each other; clones of one share
-    /// theirs.
+    /// Creates a semaphore with 1 to 1024 permits, all free. Two of them share nothing; clones of
+    /// one share their permits.
     ///
     /// # Errors
-    /// [`InvalidConfig`](Error::InvalidConfig) for the number.
+    /// - [`InvalidConfig`](Error::InvalidConfig): the number of permits is out of range.
     pub fn new(permits: u32) -> Result<LocalSemaphore, Error> {
         Ok(LocalSemaphore {
-            gate: Arc::new(LockTable::new()),
+            lock_table: Arc::new(LockTable::new()),
             key: Key::parse("", "semaphore", LockKind::Semaphore)?,
-            permits: count(permits)?,
+            permits: validate_permits(permits)?,
         })
     }
 
     #[cfg(all(test, not(loom)))]
-    pub(crate) fn gate(&self) -> &LockTable {
-        &self.gate
+    pub(crate) fn lock_table(&self) -> &LockTable {
+        &self.lock_table
     }
 
-    fn take(&self, options: &LockOptions, how: DefaultWait) -> Result<SemaphorePermit, Error> {
-        let claim = claim(self.permits, options)?;
+    fn acquire_permit(
+        &self,
+        options: &LockOptions,
+        default_wait: DefaultWait,
+    ) -> Result<SemaphorePermit, Error> {
+        let kind = permit_kind(self.permits, options)?;
         let keys = KeySet::from(self.key.clone());
-        acquire::acquire_parsed_local(&self.gate, &keys, claim, options, how)
-            .map(SemaphorePermit::from)
+        let acquired = self
+            .lock_table
+            .acquire_keys(keys, kind, options, default_wait);
+        acquired.map(SemaphorePermit::from)
     }
 }
 
-/// The verbs of a handle over its `take`.
-macro_rules! semaphore {
-    ($semaphore:ident) => {
-        impl Semaphore for $semaphore {
-            fn acquire(&self, options: &LockOptions) -> Result<SemaphorePermit, Error> {
-                self.take(options, DefaultWait::Policy)
-            }
+/// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the
+/// caller.
+impl UnwindSafe for LocalSemaphore {}
+impl RefUnwindSafe for LocalSemaphore {}
 
-            fn try_acquire(&self, options: &LockOptions) -> Result<Option<SemaphorePermit>, Error> {
-                acquire::none_if_contended(self.take(options, DefaultWait::NoWait))
-            }
+impl Semaphore for LocalSemaphore {
+    fn acquire(&self, options: &LockOptions) -> Result<SemaphorePermit, Error> {
+        self.acquire_permit(options, DefaultWait::Policy)
+    }
 
-            fn permits(&self) -> u32 {
-                u32::from(self.permits)
-            }
-        }
-    };
+    fn try_acquire(&self, options: &LockOptions) -> Result<Option<SemaphorePermit>, Error> {
+        acquire::none_if_contended(self.acquire_permit(options, DefaultWait::NoWait))
+    }
+
+    fn permits(&self) -> u32 {
+        u32::from(self.permits)
+    }
 }
 
-semaphore!(RedisSemaphore);
-semaphore!(LocalSemaphore);
-
-fn count(permits: u32) -> Result<u16, Error> {
+/// # Errors
+/// `InvalidConfig` for a number of permits that is out of range.
+fn validate_permits(permits: u32) -> Result<u16, Error> {
     match u16::try_from(permits) {
         Ok(count @ 1..=MAX_PERMITS) => Ok(count),
         _ => Err(Error::InvalidConfig(format!(
@@ -255,21 +286,15 @@ fn count(permits: u32) -> Result<u16, Error> {
     }
 }
 
-/// A claim of one permit, of which each attempt says which one it is.
-fn claim(of: u16, options: &LockOptions) -> Result<LeaseKind, Error> {
+/// Returns the lease kind of a permit whose index each attempt sets.
+///
+/// # Errors
+/// `InvalidConfig` if the options ask for a fencing token.
+fn permit_kind(total: u16, options: &LockOptions) -> Result<LeaseKind, Error> {
     match options.is_fenced() {
-        false => Ok(LeaseKind::Permit { index: 0, total: of }),
+        false => Ok(LeaseKind::Permit { index: 0, total }),
         true => Err(Error::InvalidConfig(
-            "a permit has no fencing token: several are held at a time, and none is after the other".into(),
+            "fencing is set, but permits have no fencing token: several are held at a time".into(),
         )),
     }
 }
-
-/// Everything public goes to any thread and is used by many at once.
-const _: () = {
-    const fn shared<T: Send + Sync + ?Sized>() {}
-    shared::<RedisSemaphore>();
-    shared::<LocalSemaphore>();
-    shared::<dyn Semaphore>();
-    shared::<SemaphorePermit>();
-};

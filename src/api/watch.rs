@@ -1,6 +1,7 @@
-//! A lease from outside: what a monitor keeps of a guard, and what is owed by whoever sees that it is lost.
+//! Watches: a lock as a thread beside its holder sees it.
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,13 +10,13 @@ use crate::error::LossReason;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::time::{clock, deadline};
 
-/// How a wait for the loss of a lock ended.
+/// The result of [`LockWatch::wait_ended`].
 ///
 /// ```
 /// use redguard::{LockWatch, WatchOutcome};
 /// use std::time::Duration;
 ///
-/// /// Runs beside the work, until the lock has ended in one way or the other.
+/// /// Runs beside the work, until the lock is lost or released.
 /// fn beat(watch: &LockWatch, stop: impl FnOnce()) {
 ///     loop {
 ///         match watch.wait_ended(Duration::from_secs(10)) {
@@ -29,17 +30,18 @@ use crate::time::{clock, deadline};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WatchOutcome {
-    /// The lock is lost: its lease ended, or a quorum of nodes says that it is not ours.
+    /// The lock is lost: its lease ended, or a quorum of nodes replied that the lock is not ours.
     Lost,
-    /// It was released.
+    /// The lock was released.
     Released,
-    /// Neither, for as long as it was waited.
+    /// The lock is still held at the end of the wait.
     TimedOut,
 }
 
-/// A guard's lock as a monitor sees it: whether it is held, and when it is lost. A cheap clone.
+/// A guard's lock for a monitor: whether the lock is held, and when it ends. A cheap clone.
 ///
-/// It holds nothing: the lock ends with its guard, and it may outlive the guard and the nodes.
+/// A watch does not hold the lock, which ends with its guard. It may outlive the guard and the
+/// nodes.
 ///
 /// ```
 /// use redguard::{LocalLocker, Locker, WatchOutcome};
@@ -60,29 +62,34 @@ pub enum WatchOutcome {
 #[derive(Clone)]
 pub struct LockWatch {
     lease: Arc<Lease>,
-    /// Without it the lock is a local one, which does not expire.
-    losses: Option<LossHandler>,
+    /// `None` for a local lock, which does not expire.
+    loss_handler: Option<LossHandler>,
 }
 
 impl LockWatch {
-    pub(crate) fn new(lease: Arc<Lease>, losses: Option<LossHandler>) -> LockWatch {
-        LockWatch { lease, losses }
+    pub(crate) fn new(lease: Arc<Lease>, loss_handler: Option<LossHandler>) -> LockWatch {
+        LockWatch {
+            lease,
+            loss_handler,
+        }
     }
 
-    /// The lock's name, as it was given; of several the first, as [`LockGuard::key`](crate::LockGuard::key).
+    /// Returns the lock's name as it was given; of several the first, as
+    /// [`LockGuard::key`](crate::LockGuard::key) does.
     pub fn key(&self) -> &str {
         self.lease.key().name()
     }
 
-    /// Whether the lock is still held, as [`LockGuard::is_held`](crate::LockGuard::is_held). Does not block.
+    /// Returns whether the lock is held, as [`LockGuard::is_held`](crate::LockGuard::is_held) does.
+    /// Does not block.
     pub fn is_held(&self) -> bool {
         !self.remaining().is_zero()
     }
 
-    /// How long the lock is held for at least; zero when it is lost, released or in doubt, and [`Duration::MAX`] for a local
-    /// lock that is held. Does not block.
+    /// Returns how long the lock is held for at least: zero when it is lost, released or in doubt,
+    /// and [`Duration::MAX`] for a local lock that is held. Does not block.
     pub fn remaining(&self) -> Duration {
-        match (self.expire_if_due(), &self.losses) {
+        match (self.expire_if_due(), &self.loss_handler) {
             (LeaseState::Held(_), None) => Duration::MAX,
             (LeaseState::Held(expiry), Some(_)) if !self.lease.is_in_doubt() => {
                 expiry.saturating_duration_since(clock::now())
@@ -91,46 +98,54 @@ impl LockWatch {
         }
     }
 
-    /// Why the lock is lost; `None` while it is held, and after its release. Does not block.
+    /// Returns why the lock is lost; `None` while it is held, and after its release. Does not
+    /// block.
     pub fn loss_reason(&self) -> Option<LossReason> {
         self.lease.loss_reason(clock::now())
     }
 
-    /// Waits until the lock is lost or released, for `limit` at most; zero only looks, [`Duration::MAX`] sets no limit.
+    /// Blocks until the lock is lost or released, for at most `limit`; zero does not block,
+    /// [`Duration::MAX`] sets no limit.
     ///
-    /// A lock that ends because its time is over is lost at that moment, whether anybody looks or not. Who asks after the
-    /// loss, or after the release, is told at once.
+    /// A lease that expires is lost at that moment, also without a check. After the loss or the
+    /// release this returns at once.
     pub fn wait_ended(&self, limit: Duration) -> WatchOutcome {
-        let end = deadline::deadline(clock::now(), limit);
+        let deadline = deadline::deadline(clock::now(), limit);
         loop {
             let expiry = match self.expire_if_due() {
                 LeaseState::Held(expiry) => expiry,
                 LeaseState::JustLost | LeaseState::Lost => return WatchOutcome::Lost,
                 LeaseState::Pending | LeaseState::Ended => return WatchOutcome::Released,
             };
-            if is_over(end) {
+            if is_over(deadline) {
                 return WatchOutcome::TimedOut;
             }
-            self.lease.wait_change(deadline::earlier(end, Some(expiry)));
+            self.lease
+                .wait_change(deadline::earlier(deadline, Some(expiry)));
         }
     }
 
     fn expire_if_due(&self) -> LeaseState {
-        match &self.losses {
-            Some(losses) => losses.expire_if_due(&self.lease),
+        match &self.loss_handler {
+            Some(handler) => handler.expire_if_due(&self.lease),
             None => self.lease.peek(clock::now()),
         }
     }
 }
 
-fn is_over(end: Option<Instant>) -> bool {
-    end.is_some_and(|end| end <= clock::now())
+fn is_over(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|end| end <= clock::now())
 }
+
+/// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the
+/// caller.
+impl UnwindSafe for LockWatch {}
+impl RefUnwindSafe for LockWatch {}
 
 /// Does not block, and shows no token.
 impl fmt::Debug for LockWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct("LossWatch");
+        let mut shown = f.debug_struct("LockWatch");
         shown.field("lease", &self.lease).finish_non_exhaustive()
     }
 }

@@ -1,4 +1,7 @@
-//! What is done when a lease ends by itself.
+//! The steps of a loss, in one place: release the token, admit the next waiter, count, report.
+//!
+//! The thread that marks a lease lost calls [`LossHandler::handle_loss`] exactly once (S7, S11).
+//! Nothing here blocks on a node, and no user callback runs here: the loss notifier runs them.
 
 use std::sync::Arc;
 
@@ -11,26 +14,28 @@ use crate::protocol::quorum::NodeSet;
 use crate::time::clock;
 use crate::transport::node_group::NodeGroup;
 
-/// What is owed by whoever makes a lease lost (rule S7): it is told, its token is released, and the first thread that waits
-/// for its slot may take it.
+/// The reason in the log for a lease whose validity ended.
+pub(crate) const EXPIRED_MSG: &str = "its lease ended";
+
+/// Handles the losses of leases.
 #[derive(Clone)]
 pub(crate) struct LossHandler {
-    gate: Arc<LockTable>,
+    lock_table: Arc<LockTable>,
     nodes: Arc<NodeGroup>,
     notifier: Arc<LossNotifier>,
 }
 
 impl LossHandler {
-    pub(crate) fn new(gate: &Arc<LockTable>, nodes: &Arc<NodeGroup>) -> LossHandler {
-        let (for_gate, for_nodes) = (Arc::clone(gate), Arc::clone(nodes));
-        let settle = move |lease: &Arc<Lease>| {
-            free_lost_lease(lease, &for_gate, &for_nodes);
+    pub(crate) fn new(lock_table: &Arc<LockTable>, nodes: &Arc<NodeGroup>) -> LossHandler {
+        let (its_table, its_nodes) = (Arc::clone(lock_table), Arc::clone(nodes));
+        let on_expiry = move |lease: &Arc<Lease>| {
+            free_lost_lease(lease, &its_table, &its_nodes);
             log_loss(lease, EXPIRED_MSG);
         };
         LossHandler {
-            gate: Arc::clone(gate),
+            lock_table: Arc::clone(lock_table),
             nodes: Arc::clone(nodes),
-            notifier: Arc::new(LossNotifier::new(Arc::new(settle))),
+            notifier: Arc::new(LossNotifier::new(Arc::new(on_expiry))),
         }
     }
 
@@ -38,34 +43,33 @@ impl LossHandler {
         &self.notifier
     }
 
-    /// To be called by who made the lease lost, and only by that one.
-    pub(crate) fn handle_loss(&self, lease: &Arc<Lease>, why: &str) {
-        free_lost_lease(lease, &self.gate, &self.nodes);
+    /// Handles the loss of a lease. Only the thread that marked the lease lost may call this.
+    /// `reason` is for the log. Does not block.
+    pub(crate) fn handle_loss(&self, lease: &Arc<Lease>, reason: &str) {
+        free_lost_lease(lease, &self.lock_table, &self.nodes);
         self.notifier.notify_lost(lease);
-        log_loss(lease, why);
+        log_loss(lease, reason);
     }
 
-    /// Looks at a lease; a loss that this look is the first to see is settled.
+    /// Marks a lease lost if its expiry has passed, and handles the loss if this call marked it.
     pub(crate) fn expire_if_due(&self, lease: &Arc<Lease>) -> LeaseState {
-        let look = lease.expire_if_due(clock::now());
-        // In a forked child there are no lanes that could release anything.
-        if look == LeaseState::JustLost && !self.gate.is_forked() {
+        let state = lease.expire_if_due(clock::now());
+        // A forked child has no workers that could release the token.
+        if state == LeaseState::JustLost && !self.lock_table.is_forked() {
             self.handle_loss(lease, EXPIRED_MSG);
         }
-        look
+        state
     }
 }
 
-/// Why a lease is lost whose time is over.
-pub(crate) const EXPIRED_MSG: &str = "its lease ended";
-
-fn free_lost_lease(lease: &Arc<Lease>, gate: &LockTable, nodes: &NodeGroup) {
+/// Queues the release of the token on all nodes that may hold it, and admits the next waiter.
+fn free_lost_lease(lease: &Arc<Lease>, lock_table: &LockTable, nodes: &NodeGroup) {
     nodes.release_unawaited(lease, NodeSet::default());
-    gate.recheck(lease.keys());
-    nodes.counters().lost(lease.key());
+    lock_table.recheck(lease.keys());
+    nodes.counters().lost(lease.key().name());
 }
 
-/// Last of all: a logger that panics keeps nothing else from being done.
-fn log_loss(lease: &Lease, why: &str) {
-    warn!("{}: lock lost: {why}", lease.keys());
+/// Logs the loss. Called last, so that a panic of the logger prevents no other step.
+fn log_loss(lease: &Lease, reason: &str) {
+    warn!("{}: lock lost: {reason}", lease.keys());
 }

@@ -1,11 +1,18 @@
-//! The teller of losses: one thread with a clock that calls back who wants to be told, and never anybody else's work.
+//! The loss notifier: one thread that runs the `on_lost` callbacks (S11).
 //!
-//! A lease is told of once, when it is lost and not when it was released. The thread looks by itself when a lease ends, so
-//! a loss is told also where nobody looks and nothing renews. A callback that takes its time delays other callbacks only.
+//! A callback runs once, when its lease is lost; never for a lease that was released. The thread
+//! wakes at the expiry of each watched lease, so a loss is reported even if no thread checks or
+//! renews the lease. A slow callback delays only other callbacks: the thread does no other work.
+//!
+//! | lease of a callback     | in the timer queue, due at | ends by                              |
+//! |-------------------------|----------------------------|--------------------------------------|
+//! | held                    | its expiry                 | due: extended, or lost and called    |
+//! | lost, found by another  | at once (`notify_lost`)    | due: called                          |
+//! | released                | no (`forget`)              | the callback is dropped              |
+//! | being called            | no                         | the callback returns and is dropped  |
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -14,126 +21,123 @@ use crate::error::Error;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::lost_lock::{LostLock, OnLostCallback};
 use crate::sync::threads;
-use crate::sync::threads::BackgroundThread;
+use crate::sync::threads::LazyThread;
 use crate::time::clock;
 use crate::time::timer_queue::TimerQueue;
 
 /// The thread's name.
 const NAME: &str = "redguard-notify";
 
-/// What is owed by whoever finds a lease lost, besides the telling.
+/// Handles the loss of a lease that the notifier itself marked lost, except for the callback.
 pub(crate) type OnExpiry = Arc<dyn Fn(&Arc<Lease>) + Send + Sync>;
 
-/// The callbacks of all guards, and their thread once there is one.
+/// The callbacks of all guards, and the thread that runs them, started by the first callback.
 pub(crate) struct LossNotifier {
-    desk: Arc<NotifierState>,
-    settle: OnExpiry,
-    started: AtomicBool,
-    thread: Mutex<Option<BackgroundThread>>,
+    shared: Arc<NotifierState>,
+    on_expiry: OnExpiry,
+    thread: LazyThread,
 }
 
 struct NotifierState {
-    state: Mutex<NotifierQueue>,
+    queue: Mutex<NotifierQueue>,
     changed: Condvar,
 }
 
 struct NotifierQueue {
-    agenda: TimerQueue<WatchedLease>,
+    /// By token id, due when the lease is to be checked.
+    timers: TimerQueue<WatchedLease>,
     stopping: bool,
 }
 
-pub(crate) struct WatchedLease {
+struct WatchedLease {
     lease: Arc<Lease>,
     callback: OnLostCallback,
 }
 
 impl LossNotifier {
-    pub(crate) fn new(settle: OnExpiry) -> LossNotifier {
+    pub(crate) fn new(on_expiry: OnExpiry) -> LossNotifier {
         LossNotifier {
-            desk: Arc::new(NotifierState {
-                state: Mutex::new(NotifierQueue {
-                    agenda: TimerQueue::new(),
+            shared: Arc::new(NotifierState {
+                queue: Mutex::new(NotifierQueue {
+                    timers: TimerQueue::new(),
                     stopping: false,
                 }),
                 changed: Condvar::new(),
             }),
-            settle,
-            started: AtomicBool::new(false),
-            thread: Mutex::new(None),
+            on_expiry,
+            thread: LazyThread::new(NAME),
         }
     }
 
-    /// From now on `tell` is called when a lease is lost that is held until `expiry` at present.
+    /// Registers the callback of a lease that is held until `expiry`, or lost already and due now.
     ///
     /// # Errors
-    /// `System` when there is no thread to be had.
+    /// - `System` if the operating system refuses the thread.
+    /// - `Closed` if the notifier was stopped: the callback would never run.
     pub(crate) fn watch(
         &self,
         lease: &Arc<Lease>,
         expiry: Instant,
-        tell: OnLostCallback,
+        callback: OnLostCallback,
     ) -> Result<(), Error> {
-        let mut thread = self.thread.lock();
-        if thread.is_none() {
-            let (desk, settle) = (Arc::clone(&self.desk), Arc::clone(&self.settle));
-            *thread = Some(BackgroundThread::spawn(NAME, move || desk.run(&settle))?);
-            self.started.store(true, Ordering::Release);
+        if !self.thread.is_started() {
+            let (shared, on_expiry) = (Arc::clone(&self.shared), Arc::clone(&self.on_expiry));
+            self.thread.start(move || shared.run(&on_expiry))?;
         }
-        drop(thread);
-        let lease = Arc::clone(lease);
-        let mut state = self.desk.state.lock();
-        let id = lease.token().id();
-        state.agenda.insert(
-            id,
-            expiry,
-            WatchedLease {
-                lease,
-                callback: tell,
-            },
-        );
-        drop(state);
-        self.desk.changed.notify_one();
+        let watched = WatchedLease {
+            lease: Arc::clone(lease),
+            callback,
+        };
+        let mut queue = self.shared.queue.lock();
+        if queue.stopping {
+            drop(queue); // unlock before `watched` is dropped
+            return Err(Error::Closed);
+        }
+        queue.timers.insert(lease.token().id(), expiry, watched);
+        drop(queue); // unlock before waking
+        self.shared.changed.notify_one();
         Ok(())
     }
 
-    /// A lease is lost before its time: its callback is due.
+    /// Makes the callback of a lease due at once, because another thread marked the lease lost.
     pub(crate) fn notify_lost(&self, lease: &Lease) {
         let id = lease.token().id();
-        let mut state = self.desk.state.lock();
-        let Some(watched) = state.agenda.remove(id) else {
-            return; // nobody wants to know, or it is being told
+        let mut queue = self.shared.queue.lock();
+        let Some(watched) = queue.timers.remove(id) else {
+            return; // no callback, or the thread runs it at this moment
         };
-        state.agenda.insert(id, clock::now(), watched);
-        drop(state);
-        self.desk.changed.notify_one();
+        queue.timers.insert(id, clock::now(), watched);
+        drop(queue); // unlock before waking
+        self.shared.changed.notify_one();
     }
 
-    /// A lease is being released: there is nothing to tell any more.
+    /// Drops the callback of a lease that is being released.
     pub(crate) fn forget(&self, lease: &Lease) {
-        if self.started.load(Ordering::Acquire) {
-            let watched = self.desk.state.lock().agenda.remove(lease.token().id());
-            // Not under the lock, and not into a guard's `Drop`: the callback may own anything.
+        if self.thread.is_started() {
+            let watched = self.shared.queue.lock().timers.remove(lease.token().id());
+            // The callback may own anything. Its destructor must not run with the queue locked, and
+            // its panic must not reach the `Drop` of a guard.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(watched)));
         }
     }
 
-    /// Ends the thread when it has told what is lost by now, and waits for that until `end`. `false` if it did not.
+    /// Ends the thread after the callbacks that are due. Blocks until then, at most until `end`.
+    /// Returns `false` if the thread still runs.
     pub(crate) fn stop(&self, end: Instant) -> bool {
-        self.desk.state.lock().stopping = true;
-        self.desk.changed.notify_one();
-        let thread = self.thread.lock().take();
-        thread.is_none_or(|thread| thread.join_until(end))
+        self.shared.queue.lock().stopping = true;
+        self.shared.changed.notify_one();
+        self.thread.join_until(end)
     }
 }
 
 impl NotifierState {
-    fn run(&self, settle: &OnExpiry) {
-        while let Some((id, watched)) = self.next() {
-            let look = watched.lease.expire_if_due(clock::now());
-            if look == LeaseState::JustLost {
-                threads::catch(NAME, || settle(&watched.lease));
+    fn run(&self, on_expiry: &OnExpiry) {
+        while let Some((id, watched)) = self.next_due() {
+            let state = watched.lease.expire_if_due(clock::now());
+            if state == LeaseState::JustLost {
+                threads::catch(NAME, || on_expiry(&watched.lease));
             }
-            match look {
+            match state {
                 LeaseState::Held(expiry) => self.reschedule(id, expiry, watched),
                 LeaseState::JustLost | LeaseState::Lost => run_callback(watched),
                 LeaseState::Pending | LeaseState::Ended => {}
@@ -141,39 +145,37 @@ impl NotifierState {
         }
     }
 
-    /// Waits for the next lease that ends; `None` when the thread is to end.
-    fn next(&self) -> Option<(u64, WatchedLease)> {
-        let mut state = self.state.lock();
+    /// Blocks until a lease is due and removes it. Returns `None` if the thread is to end.
+    fn next_due(&self) -> Option<(u64, WatchedLease)> {
+        let mut queue = self.queue.lock();
         loop {
-            let due = state.agenda.peek().map(|(due, _)| due);
+            let due = queue.timers.peek().map(|(due, _)| due);
             match due {
-                Some(due) if due <= clock::now() => return state.agenda.pop(),
-                _ if state.stopping => return None,
-                Some(due) => _ = self.changed.wait_until(&mut state, due),
-                None => self.changed.wait(&mut state),
+                Some(due) if due <= clock::now() => return queue.timers.pop(),
+                _ if queue.stopping => return None,
+                Some(due) => _ = self.changed.wait_until(&mut queue, due),
+                None => self.changed.wait(&mut queue),
             }
         }
     }
 
-    /// It was extended meanwhile. Who made it lost since then has not found it in the agenda.
+    /// Puts a lease back that was extended. A thread that marked it lost in between did not find it
+    /// in the queue, so the lease is checked again under the mutex.
     fn reschedule(&self, id: u64, expiry: Instant, watched: WatchedLease) {
-        let mut state = self.state.lock();
+        let mut queue = self.queue.lock();
         let now = clock::now();
-        let held = matches!(watched.lease.peek(now), LeaseState::Held(_));
-        let due = if held { expiry } else { now };
-        state.agenda.insert(id, due, watched);
+        let is_held = matches!(watched.lease.peek(now), LeaseState::Held(_));
+        let due = if is_held { expiry } else { now };
+        queue.timers.insert(id, due, watched);
     }
 }
 
-/// Calls back, and drops the callback here, where a panic of either does no harm.
-pub(crate) fn run_callback(watched: WatchedLease) {
-    let WatchedLease {
-        lease,
-        callback: tell,
-    } = watched;
-    let callback = format!("{}: callback for its loss", lease.keys());
-    threads::catch(&callback, move || {
-        tell.0(&LostLock { lease });
-        drop(tell);
+/// Runs and drops the callback. A panic of either is caught.
+fn run_callback(watched: WatchedLease) {
+    let WatchedLease { lease, callback } = watched;
+    let context = format!("{}: on_lost callback", lease.keys());
+    threads::catch(&context, move || {
+        callback.0(&LostLock { lease });
+        drop(callback);
     });
 }

@@ -1,4 +1,6 @@
-//! Threads that serve all locks: renewal, the release listener, losses.
+//! Threads that serve all locks of a `Nodes`: renewal, release listener, loss notifier.
+//!
+//! Each starts on first use, holds no handle that keeps a `Nodes` alive, and survives a panic.
 
 pub(crate) mod loss_handler;
 pub(crate) mod loss_notifier;

@@ -1,13 +1,14 @@
-//! The text of a server's address: what it says, and what of it may be shown.
+//! Parses the text of a server's address, and shows it without secrets.
 //!
-//! Read by ourselves and not as a URL is: a URL's parser drops what it does not know, and repeats what it does not understand.
+//! A parser of its own, because a URL parser drops unknown parts silently and repeats invalid ones,
+//! secrets included, in its errors.
 
 use std::net::Ipv6Addr;
 
-/// The longest name of a host, in bytes, as DNS has it.
+/// The longest host name in bytes (RFC 1035).
 const MAX_HOST_LEN: usize = 255;
 
-/// What an address says. It has no `Debug`, which would show the password.
+/// The parts of an address. It has no `Debug`, which would show the password.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct ParsedAddress {
     /// Whether the scheme asks for TLS; `None` without a scheme.
@@ -21,19 +22,19 @@ pub(crate) struct ParsedAddress {
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// An IPv6 address is without its brackets.
+    /// A name or an IP address; IPv6 without its brackets.
     Host { host: String, port: Option<u16> },
     /// The path of a Unix socket.
     Socket(String),
 }
 
-/// Reads an address.
+/// Parses an address.
 ///
 /// # Errors
-/// What is wrong with it, in words that repeat nothing of the address that may be a secret.
+/// Returns a reason that repeats nothing of the address that may be a secret.
 pub(crate) fn parse(text: &str) -> Result<ParsedAddress, String> {
     if text.is_empty() {
-        return Err("it is empty".to_owned());
+        return Err("empty address".to_owned());
     }
     let (scheme, rest) = split_scheme(text);
     let scheme = scheme.map(str::to_ascii_lowercase);
@@ -46,20 +47,21 @@ pub(crate) fn parse(text: &str) -> Result<ParsedAddress, String> {
         Some("redis" | "valkey") => parse_host(rest, Some(false)),
         Some("rediss" | "valkeys") => parse_host(rest, Some(true)),
         Some("unix" | "redis+unix" | "valkey+unix") => parse_socket(rest, Some(false)),
-        Some(_) => Err("its scheme is none of redis, rediss, valkey, valkeys, unix".to_owned()),
+        Some(_) => Err("unknown scheme: use redis, rediss, valkey, valkeys or unix".to_owned()),
     }
 }
 
-/// Returns the address without what may be a secret: its scheme, host, port and database, or the path of its socket. Where it
-/// cannot be read, the scheme and the host up to the first character that cannot be in one.
-pub(crate) fn shown(text: &str) -> String {
+/// Returns the address without anything that may be a secret: scheme, host, port and database, or
+/// the path of the socket. Of an invalid address it returns the scheme, and the host up to the
+/// first character that a host cannot have.
+pub(crate) fn without_secrets(text: &str) -> String {
     let (scheme, rest) = split_scheme(text);
     let is_bare_path = is_path(text) && !text.starts_with("//");
     let is_socket = scheme.map_or(is_bare_path, |scheme| scheme.ends_with("unix"));
     let shown = if is_socket {
-        shown_socket(rest)
+        socket_without_secrets(rest)
     } else {
-        shown_host(rest)
+        host_without_secrets(rest)
     };
     match scheme {
         Some(scheme) => format!("{scheme}://{shown}"),
@@ -74,13 +76,13 @@ fn split_scheme(text: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// Whether this can stand before a `://`. If not, that is a part of a password, for example.
+/// Returns whether this is a scheme; else the `://` after it is part of a password, for example.
 fn is_scheme(text: &str) -> bool {
     text.bytes()
         .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
 }
 
-/// Whether an address without a scheme is the path of a socket.
+/// Returns whether an address without a scheme is the path of a socket.
 fn is_path(text: &str) -> bool {
     text.starts_with('/')
 }
@@ -89,16 +91,14 @@ fn parse_host(rest: &str, tls: Option<bool>) -> Result<ParsedAddress, String> {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(end);
     if rest.contains(',') {
-        return Err(
-            "a ',' separates addresses, each of which is passed by itself, as in \
-             `Config::new(text.split(','))`; options behind one are settings of `Config`, and in a \
-             user name or password it is written %2C"
-                .to_owned(),
-        );
+        return Err("a ',' separates addresses: pass each one by itself, as in \
+             `Config::new(text.split(','))`; options are settings of `Config`; in a user name or \
+             password write %2C"
+            .to_owned());
     }
     if tail.contains('@') {
         return Err(
-            "in a user name or password '/', '?' and '#' are written %2F, %3F and %23".to_owned(),
+            "in a user name or password write %2F, %3F and %23 for '/', '?' and '#'".to_owned(),
         );
     }
     let (login, host_port) = match authority.rsplit_once('@') {
@@ -106,21 +106,21 @@ fn parse_host(rest: &str, tls: Option<bool>) -> Result<ParsedAddress, String> {
         None => (None, authority),
     };
     if login.is_some_and(|login| login.contains(is_space)) {
-        return Err("in a user name or password white space is written as %20".to_owned());
+        return Err("in a user name or password write %20 for white space".to_owned());
     }
     let (host, port) = parse_host_port(host_port)?;
     let (path, query, fragment) = split_tail(tail);
     if let Some(fragment) = fragment {
         return Err(match fragment {
             "insecure" => "`#insecure` is not supported: set the authority with `Tls::ca`",
-            _ => "what stands behind '#' has no meaning here",
+            _ => "a '#' with text after it is not part of an address",
         }
         .to_owned());
     }
     if let Some(query) = query {
         return Err(refused_query(
             query,
-            "of a TCP address: the database stands behind '/', user and password before '@', all else is set with `Config`",
+            "of a TCP address: write the database after '/', user and password before '@', and set all else with `Config`",
         ));
     }
     let db = match path.trim_matches('/') {
@@ -156,7 +156,7 @@ fn parse_host_port(text: &str) -> Result<(String, Option<u16>), String> {
         let parsed = bracketed.split_once(']');
         let parsed = parsed.and_then(|(ip, after)| Some((ip.parse::<Ipv6Addr>().ok()?, after)));
         let Some((ip, after)) = parsed else {
-            return Err("between '[' and ']' stands no IPv6 address".to_owned());
+            return Err("no IPv6 address between '[' and ']'".to_owned());
         };
         if ip.is_unspecified() {
             return Err(NO_TARGET.to_owned());
@@ -164,12 +164,12 @@ fn parse_host_port(text: &str) -> Result<(String, Option<u16>), String> {
         let port = match after.strip_prefix(':') {
             Some(port) => Some(parse_port(port)?),
             None if after.is_empty() => None,
-            None => return Err("behind ']' stands no port".to_owned()),
+            None => return Err("no port after ']'".to_owned()),
         };
         return Ok((ip.to_string(), port));
     }
     if is_bare_ipv6(text) {
-        return Err("an IPv6 address stands in brackets, as in [::1]:6379".to_owned());
+        return Err("an IPv6 address needs brackets, as in [::1]:6379".to_owned());
     }
     let (host, port) = match text.split_once(':') {
         Some((host, port)) => (host, Some(port)),
@@ -180,7 +180,7 @@ fn parse_host_port(text: &str) -> Result<(String, Option<u16>), String> {
     }
     if host.len() > MAX_HOST_LEN || !host.bytes().all(is_host_byte) {
         return Err(
-            "a host has letters, digits, '-', '.' and '_' of ASCII alone (a name with others in its xn-- form)"
+            "a host has only ASCII letters, digits, '-', '.' and '_' (write other names in their xn-- form)"
                 .to_owned(),
         );
     }
@@ -190,29 +190,30 @@ fn parse_host_port(text: &str) -> Result<(String, Option<u16>), String> {
     Ok((host.to_owned(), port.map(parse_port).transpose()?))
 }
 
-const NO_TARGET: &str = "it is where servers listen, and no address to connect to";
+const NO_TARGET: &str = "a server listens there; it is no address to connect to";
 
-/// Whether it is an IPv6 address without brackets, perhaps with a port or wrong: a host has one `:` at most, before its port.
+/// Returns whether the text looks like an IPv6 address without brackets: a host has at most one
+/// `:`, before its port.
 fn is_bare_ipv6(text: &str) -> bool {
     let is_ip_byte = |b: u8| b.is_ascii_hexdigit() || b":.".contains(&b);
     text.matches(':').count() > 1 && text.bytes().all(is_ip_byte)
 }
 
-/// The words repeat nothing but a number: what stands in a port's place may be a password.
+/// Parses a port. The error repeats only a number, because a text in its place may be a password.
 fn parse_port(text: &str) -> Result<u16, String> {
     let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     match text.parse::<u16>() {
         Ok(0) => Err("port 0".to_owned()),
         Ok(port) if is_number => Ok(port),
         _ if is_number && text.len() == 5 => Err(format!("port {text} is above 65535")),
-        _ => Err("what stands behind the host's ':' is no port".to_owned()),
+        _ => Err("no port after the host's ':'".to_owned()),
     }
 }
 
 fn parse_db(text: &str) -> Result<u32, String> {
     let is_number = text.bytes().all(|b| b.is_ascii_digit());
     let db = text.parse().ok().filter(|_| is_number);
-    db.ok_or_else(|| "the database is no number".to_owned())
+    db.ok_or_else(|| "the database is not a number".to_owned())
 }
 
 fn parse_socket(rest: &str, tls: Option<bool>) -> Result<ParsedAddress, String> {
@@ -221,7 +222,7 @@ fn parse_socket(rest: &str, tls: Option<bool>) -> Result<ParsedAddress, String> 
     }
     let (path, query, fragment) = split_tail(rest);
     if fragment.is_some() {
-        return Err("in a path '#' is written %23".to_owned());
+        return Err("in a path write %23 for '#'".to_owned());
     }
     if !is_path(path) {
         return Err(
@@ -230,12 +231,11 @@ fn parse_socket(rest: &str, tls: Option<bool>) -> Result<ParsedAddress, String> 
     }
     if path.contains(',') {
         return Err(
-            "a ',' separates addresses, each of which is passed by itself; in a path it is written %2C"
-                .to_owned(),
+            "a ',' separates addresses: pass each one by itself; in a path write %2C".to_owned(),
         );
     }
     if path.contains(is_space) {
-        return Err("in a path white space is written as %20".to_owned());
+        return Err("in a path write %20 for white space".to_owned());
     }
     let mut parsed = ParsedAddress {
         tls,
@@ -252,17 +252,14 @@ fn parse_socket(rest: &str, tls: Option<bool>) -> Result<ParsedAddress, String> 
             "user" => parsed.username = Some(value()?),
             "pass" => parsed.password = Some(value()?),
             _ => {
-                return Err(refused_query(
-                    pair,
-                    "of a socket: they are db, user and pass",
-                ));
+                return Err(refused_query(pair, "of a socket: use db, user and pass"));
             }
         }
     }
     Ok(parsed)
 }
 
-/// Splits what follows a host, or a path, at its `?` and `#`.
+/// Splits the text after a host, or a path, into path, query and fragment.
 fn split_tail(tail: &str) -> (&str, Option<&str>, Option<&str>) {
     let (tail, fragment) = match tail.split_once('#') {
         Some((tail, fragment)) => (tail, Some(fragment)),
@@ -274,7 +271,8 @@ fn split_tail(tail: &str) -> (&str, Option<&str>, Option<&str>) {
     }
 }
 
-/// The words for parameters that are not taken. Their names are told, and what may be one of a secret is not.
+/// Returns the reason for refused parameters. It repeats their names, but no text that may be part
+/// of a secret.
 fn refused_query(query: &str, why: &str) -> String {
     let is_name = |name: &str| {
         (1..=24).contains(&name.len())
@@ -288,12 +286,12 @@ fn refused_query(query: &str, why: &str) -> String {
         (is_name(name) && !value.trim_matches('=').is_empty()).then(|| format!("`{name}`"))
     });
     match names.collect::<Vec<_>>() {
-        names if names.is_empty() => format!("what stands behind '?' is no parameter {why}"),
+        names if names.is_empty() => format!("the text after '?' is no parameter {why}"),
         names => format!("{} is no parameter {why}", names.join(", ")),
     }
 }
 
-/// Reads what is written with `%` and two hexadecimal digits.
+/// Decodes characters that are written as `%` and two hexadecimal digits.
 fn decode(text: &str) -> Result<String, String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -305,7 +303,7 @@ fn decode(text: &str) -> Result<String, String> {
         decoded.push(code.unwrap_or(*byte));
         rest = if code.is_some() { &after[2..] } else { after };
     }
-    String::from_utf8(decoded).map_err(|_| "what is written with '%' is not UTF-8".to_owned())
+    String::from_utf8(decoded).map_err(|_| "the bytes written with '%' are not UTF-8".to_owned())
 }
 
 fn hex(digit: u8) -> Option<u8> {
@@ -322,20 +320,20 @@ fn is_space(c: char) -> bool {
     c.is_whitespace() || c.is_control()
 }
 
-fn shown_host(rest: &str) -> String {
+fn host_without_secrets(rest: &str) -> String {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(end);
     let (login, host_port) = match authority.rsplit_once('@') {
         Some((login, host_port)) => (Some(login), host_port),
         None => (None, authority),
     };
-    // Where a login ends that is not written as it should be, nobody knows: an '@' may be a part of it.
+    // The end of a malformed login is unknown, because an '@' may be part of it.
     let is_odd = |login: &str| login.contains(|c| c == ',' || is_space(c));
     if tail.contains('@') || login.is_some_and(is_odd) {
         return HIDDEN.to_owned();
     }
     if host_port.parse::<Ipv6Addr>().is_ok() {
-        return host_port.to_owned(); // without the brackets that it needs
+        return host_port.to_owned(); // IPv6 without its brackets
     }
     if parse_host_port(host_port).is_ok() {
         return match parse_host(rest, None) {
@@ -343,7 +341,7 @@ fn shown_host(rest: &str) -> String {
             _ => host_port.to_owned(),
         };
     }
-    // A password may begin as a port does.
+    // The text after the host is hidden, because a password may begin like a port.
     let end = host_port.bytes().position(|byte| !is_host_byte(byte));
     match &host_port[..end.unwrap_or(host_port.len())] {
         "" if rest.is_empty() => String::new(),
@@ -352,10 +350,10 @@ fn shown_host(rest: &str) -> String {
     }
 }
 
-fn shown_socket(rest: &str) -> String {
+fn socket_without_secrets(rest: &str) -> String {
     let is_end = |c: char| matches!(c, '?' | '#' | ',') || is_space(c);
     let path = &rest[..rest.find(is_end).unwrap_or(rest.len())];
-    // A login before the path is none of a socket's address, and yet may be written there.
+    // A login before the path is invalid, but may be written there.
     let path = match path.rsplit_once('@') {
         Some((_, path)) if !is_path(rest) => path,
         _ => path,
@@ -367,7 +365,7 @@ fn shown_socket(rest: &str) -> String {
     }
 }
 
-/// Stands where nothing may be shown.
+/// Replaces a text that may be a secret.
 const HIDDEN: &str = "..";
 
 #[cfg(all(test, not(loom)))]
@@ -377,11 +375,11 @@ mod tests {
     fn refused(text: &str) -> String {
         parse(text)
             .err()
-            .unwrap_or_else(|| panic!("{text} is read"))
+            .unwrap_or_else(|| panic!("{text} is parsed"))
     }
 
     #[test]
-    fn address_in_each_form_is_read() {
+    fn address_in_each_form_is_parsed() {
         let host = |host: &str, port| Target::Host {
             host: host.to_owned(),
             port,
@@ -439,22 +437,22 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_no_address_is_refused_in_words_without_a_secret() {
+    fn invalid_address_is_refused_without_repeating_a_secret() {
         for (text, words) in [
             ("", "empty"),
             ("redis://", "no host"),
             (":6379", "no host"),
-            ("a:1,b:2", "passed by itself"),
-            ("redis://a:1,redis://b:2", "passed by itself"),
+            ("a:1,b:2", "each one by itself"),
+            ("redis://a:1,redis://b:2", "each one by itself"),
             (
                 "redis://joe:s3c@a:1/0,redis://joe:s3c@b:2/0",
-                "passed by itself",
+                "each one by itself",
             ),
-            ("joe:s3c@a:1,joe:s3c@b:2", "passed by itself"),
-            ("/run/a.sock,/run/b.sock", "passed by itself"),
+            ("joe:s3c@a:1,joe:s3c@b:2", "each one by itself"),
+            ("/run/a.sock,/run/b.sock", "each one by itself"),
             ("h:6380,password=s3c=,ssl=True", "settings of `Config`"),
-            ("h:6380,password=s3c@s3c,ssl=True", "passed by itself"),
-            ("h:6380,password=s3c@s3c", "passed by itself"),
+            ("h:6380,password=s3c@s3c,ssl=True", "each one by itself"),
+            ("h:6380,password=s3c@s3c", "each one by itself"),
             ("redis://:s3,c@h", "%2C"),
             ("redis://h:1 -a s3@c", "%20"),
             ("a:1 b:2", "no port"),
@@ -479,8 +477,8 @@ mod tests {
             ("h?db=2", "`db` is no parameter"),
             ("redis://h:1/0?password=s3c&ssl=true", "`password`, `ssl`"),
             ("redis://h?protocol=3", "`protocol`"),
-            ("redis://h?s3c", "behind '?'"),
-            ("redis://h?S3c=", "behind '?'"),
+            ("redis://h?s3c", "after '?'"),
+            ("redis://h?S3c=", "after '?'"),
             ("redis://h#s3c", "'#'"),
             ("rediss://h#insecure", "Tls::ca"),
             ("redis://joe:s3/c@h", "%2F"),

@@ -1,4 +1,4 @@
-//! What a user can set: the nodes' addresses and how the library deals with them.
+//! `Config`: the nodes' addresses and all settings.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use crate::error::Error;
 use crate::protocol::retry::RetryPolicy;
 use crate::telemetry::observer::Observer;
 
-/// The nodes, and how to deal with them. A builder that is passed by value.
+/// The addresses of the nodes and all settings: a builder that is passed by value.
 ///
-/// Everything is checked when connecting, before any I/O: see [`Nodes::connect`](crate::Nodes::connect).
+/// [`Nodes::connect`](crate::Nodes::connect) validates it before any I/O.
 ///
 /// ```
 /// use redguard::{Config, OnDrop, RetryPolicy};
@@ -31,7 +31,7 @@ use crate::telemetry::observer::Observer;
 ///     .on_drop(OnDrop::Background);
 /// ```
 ///
-/// For nodes that are far away and may restart without their data, with a look inside:
+/// For distant nodes that may restart without their data, with an observer:
 ///
 /// ```
 /// # use redguard::{Config, Observer};
@@ -60,39 +60,44 @@ pub struct Config {
 }
 
 impl Config {
-    /// A configuration of these nodes, which must be independent masters, and defaults for everything else.
+    /// Creates a configuration of these nodes, with defaults for everything else. The nodes must be
+    /// independent masters.
     ///
-    /// Locks need a quorum of all of them, `n / 2 + 1`, whatever is reachable. So take an odd number: two nodes
-    /// have no quorum with one down, and of four a tie is a loss for both sides.
+    /// Locks need a quorum of all of them, `n / 2 + 1`, whatever is reachable. Take an odd number:
+    /// two nodes have no quorum with one down, and of four a tie is a loss for both sides.
     ///
-    /// One node is a list of one: `Config::new(["10.0.0.1"])`.
+    /// A single node is a list of one: `Config::new(["10.0.0.1"])`.
     pub fn new<I: IntoEndpoints>(nodes: I) -> Config {
         Config {
             settings: Settings::new(nodes.into_iter().map(Into::into).collect()),
         }
     }
 
-    /// The ACL user for nodes whose address names none. Default: the server's `default` user.
+    /// Sets the ACL user for nodes whose address names none. Default: the server's `default` user.
     pub fn username(mut self, username: impl Into<String>) -> Config {
         self.settings.username = Some(username.into());
         self
     }
 
-    /// The password for nodes whose address names none. Default: none.
+    /// Sets the password for nodes whose address names none. Default: none.
     pub fn password(mut self, password: impl Into<String>) -> Config {
         self.settings.password = Some(password.into());
         self
     }
 
-    /// User and password for nodes whose address names none, from a function that is called before each connect with the node's
-    /// name (as in [`Health`](crate::Health)): for passwords and tokens that change while the program runs. In place of
-    /// [`username`](Config::username) and [`password`](Config::password). Default: none.
+    /// Sets a function that returns user and password before each connect, for credentials that
+    /// change while the program runs. It gets the node's name, as in [`Health`](crate::Health), and
+    /// is called only for nodes whose address names none. Replaces [`username`](Config::username)
+    /// and [`password`](Config::password). Default: none.
     ///
-    /// It is called for each connection: a node's own ones, the one for wake-ups, a master that sentinels name, each master of a
-    /// cluster. A connection that stands is not logged in again: a server that ends those with former credentials is connected to
-    /// with the new ones, and where a login is refused the next connect asks again. The function is called on threads of the
-    /// library, perhaps on several at once, and its time is a part of `connect_timeout`: so let it return what another thread has
-    /// fetched. If it panics, that connect fails.
+    /// It is called for each connection: those of a node, the one for release notifications, a
+    /// master that sentinels name, each master of a cluster. An open connection is not logged in
+    /// again. A server that ends connections with former credentials is reconnected with the new
+    /// ones, and after a refused login the next connect calls the function again.
+    ///
+    /// It runs on threads of the library, perhaps on several at once, and its time is part of
+    /// `connect_timeout`: let it return what another thread has fetched. If it panics, that connect
+    /// fails.
     ///
     /// ```
     /// use redguard::{Config, Credentials};
@@ -102,7 +107,7 @@ impl Config {
     /// let current = Arc::clone(&token);
     /// let config = Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"])
     ///     .credentials(move |_node| Credentials::new("worker", &*current.lock().unwrap()));
-    /// // … and whoever renews the token stores it there:
+    /// // … and the thread that renews the token stores it there:
     /// *token.lock().unwrap() = "of the second".to_owned();
     /// ```
     pub fn credentials<F>(mut self, provider: F) -> Config
@@ -113,15 +118,16 @@ impl Config {
         self
     }
 
-    /// The database number for nodes whose address names none; a cluster has none but 0. Default: 0.
+    /// Sets the database number for nodes whose address names none; a cluster has only 0. Default:
+    /// 0.
     pub fn db(mut self, db: u32) -> Config {
         self.settings.db = Some(db);
         self
     }
 
-    /// TLS for all nodes: an address without a scheme is spoken to over TLS, and one that says otherwise (`redis://`,
-    /// `unix://`) is refused when connecting. With the feature `tls`. Default: TLS for `rediss://` addresses alone, as
-    /// [`Tls::new()`] has it.
+    /// Sets TLS for all nodes: addresses without a scheme are connected to over TLS, and an address
+    /// of another scheme (`redis://`, `unix://`) is [`InvalidConfig`](Error::InvalidConfig). With
+    /// the feature `tls`. Default: TLS only for `rediss://` addresses, with [`Tls::new()`].
     ///
     /// ```
     /// use redguard::{Config, Tls};
@@ -134,118 +140,134 @@ impl Config {
         self
     }
 
-    /// Connections per node, 1 to 64, each with a thread of its own. A key always uses the same one, and a
-    /// lock of several keys that of its first. More than one
-    /// pays only where a single connection's throughput is the limit. Default: 1.
+    /// Sets the connections per node, 1 to 64, each with a thread of its own. A key always uses the
+    /// same connection, a lock of several keys that of its first. More than one helps only if the
+    /// throughput of one connection is the limit. Default: 1.
     pub fn pool_size(mut self, connections: usize) -> Config {
         self.settings.pool_size = connections;
         self
     }
 
-    /// What stands before every lock name to make its key on the nodes. Clients that share locks must agree on it.
+    /// Sets the prefix of every lock name on the nodes. Clients that share locks must agree on it.
     /// Default: `redguard:`.
     ///
-    /// With an empty one a read-write lock or semaphore cannot be named `{x}`, in braces as a whole: it would have the same keys
-    /// on the nodes as `x`, and is [`InvalidKey`](crate::Error::InvalidKey).
+    /// With an empty prefix the name `{x}`, in braces as a whole, is
+    /// [`InvalidKey`](crate::Error::InvalidKey) for read-write locks and semaphores, because it
+    /// would have the same keys on the nodes as `x`.
     pub fn key_prefix(mut self, prefix: impl Into<String>) -> Config {
         self.settings.key_prefix = prefix.into();
         self
     }
 
-    /// A label that is stored before the token, so that an operator sees who holds a lock: at most 64 printable
-    /// ASCII characters without `:`. Default: none.
+    /// Sets a label that is stored before the token, which shows operators the holder of a lock: at
+    /// most 64 printable ASCII characters without `:`. Default: none.
     pub fn owner_label(mut self, label: impl Into<String>) -> Config {
         self.settings.owner_label = Some(label.into());
         self
     }
 
-    /// How acquires try again and when they give up. Default: [`RetryPolicy::default()`], without a limit.
+    /// Sets the delays and limits of acquires. Default: [`RetryPolicy::default()`], which waits
+    /// without a limit.
     pub fn retry(mut self, policy: RetryPolicy) -> Config {
         self.settings.retry = policy;
         self
     }
 
-    /// How long a node has to answer a request before it counts as hung and is connected to anew. A round with a
-    /// hung node takes this long at most, and only until the node is known as hung. Default: 200 ms.
+    /// Sets how long a node may take to answer a request; after that it counts as hung and is
+    /// reconnected. A round with a hung node takes at most this long, and only until the node is
+    /// known to hang. At least 1 ms. Default: 200 ms.
     pub fn node_timeout(mut self, timeout: Duration) -> Config {
         self.settings.node_timeout = timeout;
         self
     }
 
-    /// How long connecting to a node, its handshake included, may take; all addresses of a name together, of which each has an
-    /// equal share of what is left. At least `node_timeout`, at most an hour. Default: 1 s.
+    /// Sets how long connecting to a node may take, its handshake included. The addresses of a name
+    /// share this time. At least `node_timeout`, at most an hour. Default: 1 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Config {
         self.settings.connect_timeout = timeout;
         self
     }
 
-    /// The part of the TTL, 0.0 to below 0.99, that must be left as validity when a guard is handed out. An
-    /// attempt that took too long for it is undone. Default: 0.5.
+    /// Sets the part of the TTL, 0.0 to below 0.99, that must be left as validity when a guard is
+    /// returned. A slower attempt is undone. Default: 0.5.
     pub fn min_validity(mut self, fraction: f64) -> Config {
         self.settings.min_validity = fraction;
         self
     }
 
-    /// How long a guard's `Drop` waits for its release. Default: [`OnDrop::Wait`].
+    /// Sets whether a guard's `Drop` waits for its release. Default: [`OnDrop::Wait`].
     pub fn on_drop(mut self, on_drop: OnDrop) -> Config {
         self.settings.on_drop = on_drop;
         self
     }
 
-    /// When to stop asking nodes of which no quorum replies: after `threshold` rounds in a row (and 1 s) without one, for `breaker_open_for`
-    /// or until a quorum of nodes is connected again. An acquire that does not wait is [`CircuitOpen`](Error::CircuitOpen) at once
-    /// meanwhile; an acquire that waits sleeps, for [`max_outage`](RetryPolicy::max_outage) at most. Then
-    /// one acquire asks the nodes, and all others wait for its result. Rounds that overlap in time count once;
-    /// contention and error replies do not count. `u32::MAX` never stops asking. Default: 5 rounds, 60 s.
+    /// Sets the circuit breaker: after `threshold` rounds in a row (and 1 s) in which no quorum
+    /// replied, the nodes are not asked for `open_for`, or until a quorum is connected again.
+    /// Default: 5 rounds, 60 s. `u32::MAX` never opens it.
+    ///
+    /// While it is open, an acquire that does not wait is [`CircuitOpen`](Error::CircuitOpen) at
+    /// once, and one that waits sleeps, for at most [`max_outage`](RetryPolicy::max_outage). Then
+    /// one acquire asks the nodes, and the others wait for its result. Rounds that overlap in time
+    /// count once; contention and error replies do not count.
     pub fn circuit_breaker(mut self, threshold: u32, open_for: Duration) -> Config {
         self.settings.breaker_threshold = threshold;
         self.settings.breaker_open_for = open_for;
         self
     }
 
-    /// Whether locks are held **in this process alone** while no quorum of nodes can be reached: when connecting, or when the
-    /// [`circuit_breaker`](Config::circuit_breaker) is open and fresh connects have failed too. Threads of this process exclude each other all the time, **other processes are
-    /// not excluded**, and each of them may hold the same lock. So it is for work where doing nothing is worse than doing it
-    /// twice. Such a guard says [`Mode::Local`](crate::Mode::Local) and does not expire; a fenced lock is never taken so, and
-    /// wrong credentials or another error that nodes reply never lead there. When nodes are back new locks are held on them again. Default: `false`.
+    /// Sets whether locks are held **in this process alone** while no quorum of nodes can be
+    /// reached: at connect, or while the [circuit breaker](Config::circuit_breaker) is open and
+    /// fresh connects have failed, too. Default: `false`.
+    ///
+    /// Threads of this process exclude each other all the time. **Other processes are not
+    /// excluded**, and each may hold the same lock; so it is for work where doing nothing is worse
+    /// than doing it twice. Such a guard has [`Mode::Local`](crate::Mode::Local) and does not
+    /// expire. Fenced locks are never acquired so, and error replies of nodes, wrong credentials
+    /// for example, never lead to it. When the nodes are back, new locks are acquired on them.
     pub fn allow_degraded(mut self, allow: bool) -> Config {
         self.settings.allow_degraded = allow;
         self
     }
 
-    /// Keeps a node that has started a short time ago from voting on new locks, since it may have come back without the locks
-    /// that it had granted: until it has been up for `max_ttl`, an allowance for drift (`max_ttl / 100 + 2 ms`) and 1 s, by which
-    /// servers round their uptime. By then every lock that it can have forgotten has ended. This is what the Redlock text
-    /// (*Distributed Locks with Redis*, "Performance, crash recovery and fsync") asks operators to do by hand.
+    /// Keeps a node that has just started from voting on new locks, because it may have lost locks
+    /// that it had granted. The quarantine ends when the node has been up for `max_ttl`, an
+    /// allowance for drift (`max_ttl / 100 + 2 ms`) and 1 s, to which servers round their uptime.
+    /// Every lock that it can have lost has ended by then. Default: off.
     ///
-    /// TTLs and extensions above `max_ttl` are [`InvalidTtl`](Error::InvalidTtl). Releases, extensions, and what they put back
-    /// are served all the time. Where a quorum is in quarantine a lock is contended, with the time until it votes.
+    /// The Redlock text (*Distributed Locks with Redis*, "Performance, crash recovery and fsync")
+    /// asks operators to do this by hand. TTLs and extensions above `max_ttl` are
+    /// [`InvalidTtl`](Error::InvalidTtl). Releases, extensions and restores are served all the
+    /// time. If a quorum is in quarantine a lock is contended, with the time until it votes.
     ///
-    /// **Every client** of the nodes must set it, to the longest TTL that *any* of them uses or more: one that does not takes from
-    /// such a node what another still holds. A server's clock that is set forward while it runs makes its uptime longer, and the
-    /// quarantine shorter by as much. More than zero, and not with a Sentinel's master or a cluster, which can forget locks without
-    /// a restart. Default: off.
+    /// **Every client** of the nodes must set it, to the longest TTL that *any* of them uses or
+    /// more: a client without it acquires from such a node what another client still holds. A
+    /// server clock that is set forward while the server runs makes the quarantine shorter by as
+    /// much. More than zero; not with a Sentinel-watched master or a cluster, which can lose locks
+    /// without a restart.
     pub fn restart_quarantine(mut self, max_ttl: Duration) -> Config {
         self.settings.restart_quarantine = Some(max_ttl);
         self
     }
 
-    /// Whether a node that can evict locks (`maxmemory` with another policy than `noeviction`) is not used, in place of a
-    /// warning in the log that names it. A node is asked for this, and whether it is a replica, when it is connected to: what is
-    /// set later is seen at the next connect. Default: `false`.
-    pub fn reject_evicting_servers(mut self, strict: bool) -> Config {
-        self.settings.reject_evicting_servers = strict;
+    /// Sets whether a node that can evict locks (`maxmemory` with a policy other than `noeviction`)
+    /// counts as failed; else it is a warning in the log. Nodes are asked for this, and whether
+    /// they are replicas, at connect: a later change is seen at the next connect. Default: `false`.
+    pub fn reject_evicting_servers(mut self, reject: bool) -> Config {
+        self.settings.reject_evicting_servers = reject;
         self
     }
 
-    /// Who is told of each grant, loss and release, and of each node's replies. Default: nobody.
+    /// Sets an observer, which is called for each acquire, loss and release, and for each reply of
+    /// a node. Default: none.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Config {
         self.settings.observer = Some(observer);
         self
     }
 
+    /// Validates all settings.
+    ///
     /// # Errors
-    /// `NoAddresses` and `InvalidConfig`, which names what was given.
+    /// `NoAddresses` and `InvalidConfig`, which names the values.
     pub(crate) fn validate(self) -> Result<Settings, Error> {
         self.settings.validate()
     }
@@ -266,16 +288,19 @@ impl fmt::Debug for Config {
         shown
             .field("pool_size", &s.pool_size)
             .field("key_prefix", &s.key_prefix)
-            .field("owner", &s.owner_label)
+            .field("owner_label", &s.owner_label)
             .field("retry", &s.retry)
             .field("node_timeout", &s.node_timeout)
             .field("connect_timeout", &s.connect_timeout)
             .field("min_validity", &s.min_validity)
             .field("on_drop", &s.on_drop)
-            .field("breaker", &(s.breaker_threshold, s.breaker_open_for))
+            .field(
+                "circuit_breaker",
+                &(s.breaker_threshold, s.breaker_open_for),
+            )
             .field("allow_degraded", &s.allow_degraded)
             .field("restart_quarantine", &s.restart_quarantine)
-            .field("strict_servers", &s.reject_evicting_servers)
+            .field("reject_evicting_servers", &s.reject_evicting_servers)
             .field("observer", &s.observer.as_ref().map(|_| ".."))
             .finish()
     }
@@ -286,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_shows_no_secret() {
+    fn config_debug_shows_no_secret() {
         let config = Config::new([
             "redis://joe:s3cret@h:1/2",
             "joe:s3c@ret@h",

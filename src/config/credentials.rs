@@ -1,10 +1,10 @@
-//! Credentials that are asked for at each connect, because they change while a program runs.
+//! Credentials that a function returns at each connect, because they change while a program runs.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// A user and a password, as a function of [`Config::credentials`](crate::Config::credentials) returns them. `Debug` hides the
-/// password.
+/// A user and a password, returned by the function of
+/// [`Config::credentials`](crate::Config::credentials). `Debug` hides the password.
 ///
 /// ```
 /// use redguard::Credentials;
@@ -20,7 +20,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// An ACL user and its password.
+    /// Creates credentials of an ACL user.
     pub fn new(username: impl Into<String>, password: impl Into<String>) -> Credentials {
         Credentials {
             username: Some(username.into()),
@@ -28,7 +28,7 @@ impl Credentials {
         }
     }
 
-    /// The password of the server's `default` user.
+    /// Creates credentials of the server's `default` user.
     pub fn password(password: impl Into<String>) -> Credentials {
         Credentials {
             username: None,
@@ -45,5 +45,5 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Returns the credentials for the node of this name.
+/// A function from the name of a node to its credentials.
 pub(crate) type CredentialsProvider = Arc<dyn Fn(&str) -> Credentials + Send + Sync>;

@@ -1,22 +1,30 @@
-//! What stands for one node of the quorum: a server's address, the master that a Sentinel watches, or a cluster.
+//! Endpoints: one node of the quorum is a server's address, a Sentinel-watched master, or a
+//! cluster.
 
 use std::fmt;
 
 use crate::config::address;
 use crate::config::address::ParsedAddress;
 
-/// One node: a server, or with the features `sentinel` and `cluster` a system of servers that counts as one.
+/// One node of the quorum: a server, or with the features `sentinel` and `cluster` a system of
+/// servers.
 ///
-/// A server's address is `host` (port 6379), `host:port`, `[IPv6]:port`, `redis://[user[:password]@]host[:port][/db]`,
-/// `unix:///path/to/socket[?db=n&user=…&pass=…]`, the same without `unix://`, or with the feature `tls` `rediss://…`, which is
-/// `redis://…` over TLS. In a user, password or path other characters than letters and digits may be written as `%` and two
-/// hexadecimal digits.
+/// A server's address is one of
 ///
-/// It is read when connecting, so a mistake in it is an error of [`Nodes::connect`](crate::Nodes::connect): also a list of
-/// addresses in one text, and a `?` or `#` behind a host, of which nothing is taken silently. `Debug`, errors and logs leave out
-/// the credentials; of a text that is no address they show the scheme and the host at most. In logs, errors and
-/// [`Nodes::health`](crate::Nodes::health) a server is called `host:port` or by its path, a system `sentinel:master@host:port`
-/// or `cluster:host:port`, after the first that is named for it.
+/// - `host` (port 6379), `host:port`, `[IPv6]:port`;
+/// - `redis://[user[:password]@]host[:port][/db]`; with the feature `tls` `rediss://…`, the same
+///   over TLS;
+/// - `unix:///path/to/socket[?db=n&user=…&pass=…]`, with or without `unix://`.
+///
+/// Characters other than letters and digits in a user, password or path may be written as `%` and
+/// two hexadecimal digits. Each address must lead to one server.
+///
+/// Addresses are parsed by [`Nodes::connect`](crate::Nodes::connect), which reports mistakes: also
+/// a list of addresses in one text, and a `?` or `#` after a host. `Debug`, errors and logs hide
+/// credentials; of a text that is not an address they show at most the scheme and the host.
+///
+/// In logs, errors and [`Nodes::health`](crate::Nodes::health) a server is named `host:port` or by
+/// its path, a system `sentinel:master@host:port` or `cluster:host:port`, after its first address.
 ///
 /// ```
 /// use redguard::Endpoint;
@@ -31,7 +39,7 @@ pub struct Endpoint {
     kind: EndpointKind,
 }
 
-/// What an endpoint is.
+/// The kinds of endpoint.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum EndpointKind {
     Server(Address),
@@ -46,31 +54,35 @@ pub(crate) enum EndpointKind {
     },
 }
 
-/// A server's address as given. It shows itself without its credentials.
+/// A server's address as given. `Display` and `Debug` hide its credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Address {
     text: String,
 }
 
 impl Endpoint {
-    /// The server that `sentinels` name as the master of this name, as **one** node. With the feature `sentinel`.
+    /// Creates an endpoint for the master that `sentinels` name, as **one** node. With the feature
+    /// `sentinel`.
     ///
-    /// The sentinels (`host` is `host:26379`) are asked in turn, under one [`connect_timeout`](crate::Config::connect_timeout)
-    /// in which each has its share, so one that hangs does not stand in the way. The first answer counts whose server says
-    /// itself that it is a master. After a fail-over the connection breaks, or is given up at the first `READONLY`, and the
-    /// sentinels are asked anew.
+    /// The sentinels (`host` is `host:26379`) are asked in turn. They share one
+    /// [`connect_timeout`](crate::Config::connect_timeout), so one that hangs does not block the
+    /// others. The first answer counts whose server reports that it is a master. After a fail-over,
+    /// when the connection breaks or the server replies `READONLY`, the sentinels are asked again.
     ///
-    /// What an address names as user and password is that sentinel's own; the master's are
-    /// [`Config::username`](crate::Config::username), [`password`](crate::Config::password) and [`db`](crate::Config::db). The
-    /// master is spoken to over TLS if the sentinel is that named it.
+    /// User and password in a sentinel's address are for that sentinel. The master's are
+    /// [`Config::username`](crate::Config::username), [`password`](crate::Config::password) and
+    /// [`db`](crate::Config::db). The master is connected to over TLS if the sentinel that named it
+    /// is.
     ///
-    /// Replication is asynchronous: **a fail-over may lose locks**, and then grants them again. So take several such systems,
-    /// or servers without replicas, where that must not be (see [the crate docs](crate#sentinel-and-cluster)).
+    /// Replication is asynchronous: **a fail-over may lose locks**, and then grants them again.
+    /// Where that must not happen, use several such systems, or servers without replicas ([the
+    /// guide](crate::guide::sentinel_cluster#what-is-given-up)).
     ///
     /// ```
     /// use redguard::{Config, Endpoint};
     ///
-    /// let node = Endpoint::sentinel("mymaster", ["10.0.0.1", "10.0.0.2", "redis://asks:s3cret@10.0.0.3:26379"]);
+    /// let sentinels = ["10.0.0.1", "10.0.0.2", "redis://asks:s3cret@10.0.0.3:26379"];
+    /// let node = Endpoint::sentinel("mymaster", sentinels);
     /// let config = Config::new([node]).password("the-master-s");
     /// ```
     #[cfg(feature = "sentinel")]
@@ -86,19 +98,22 @@ impl Endpoint {
         }
     }
 
-    /// The Redis Cluster that `seeds` belong to, as **one** node. With the feature `cluster`.
+    /// Creates an endpoint for the Redis Cluster of `seeds`, as **one** node. With the feature
+    /// `cluster`.
     ///
-    /// The seeds are asked in turn, as above, for the cluster's masters; name enough of them that one is always there. The node
-    /// is up while all masters with slots are. User, password and TLS are those of the seed that answered, or of the
-    /// [`Config`](crate::Config), for all of its servers; there is no database but 0.
+    /// The seeds are asked in turn for the cluster's masters, within one
+    /// [`connect_timeout`](crate::Config::connect_timeout); name enough of them that one is always
+    /// up. The node is up while all masters with slots are. User, password and TLS of the seed that
+    /// answered, or of the [`Config`](crate::Config), are used for all servers; the database is 0.
     ///
-    /// Replication is asynchronous in a cluster, too: **a fail-over may lose locks** (see
-    /// [the crate docs](crate#sentinel-and-cluster)).
+    /// Replication is asynchronous: **a fail-over may lose locks** ([the
+    /// guide](crate::guide::sentinel_cluster#what-is-given-up)).
     ///
     /// ```
     /// use redguard::{Config, Endpoint};
     ///
-    /// let config = Config::new([Endpoint::cluster(["10.0.0.1:7000", "10.0.0.2:7000", "10.0.0.3:7000"])]);
+    /// let seeds = ["10.0.0.1:7000", "10.0.0.2:7000", "10.0.0.3:7000"];
+    /// let config = Config::new([Endpoint::cluster(seeds)]);
     /// ```
     #[cfg(feature = "cluster")]
     pub fn cluster<I>(seeds: I) -> Endpoint
@@ -127,8 +142,9 @@ where
     texts.map(|text| Address::new(text.as_ref())).collect()
 }
 
-/// What [`Config::new`](crate::Config::new) takes: addresses or endpoints in an array, a `Vec`, an iterator, or whatever else is
-/// [`IntoIterator`]. All that are have this trait, which is there for the compiler's message to those that are not.
+/// Addresses or endpoints for [`Config::new`](crate::Config::new): an array, a `Vec`, an iterator,
+/// or any other [`IntoIterator`]. All of these implement it; it exists for the compiler's message
+/// about types that do not.
 ///
 /// ```
 /// use redguard::Config;
@@ -141,7 +157,7 @@ where
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a list of nodes",
     label = "not a list of nodes",
-    note = "one node is a list of one, as in `Config::new([address])`; addresses with commas in between are split, as in \
+    note = "a single node is a list of one: `Config::new([address])`; split a text of several addresses: \
             `Config::new(addresses.split(','))`"
 )]
 pub trait IntoEndpoints: IntoIterator<Item: Into<Endpoint>> {}
@@ -183,19 +199,19 @@ impl Address {
         }
     }
 
-    /// Reads it.
+    /// Parses the address.
     ///
     /// # Errors
-    /// What is wrong with it, without a secret.
+    /// Returns a reason that contains no secret.
     pub(crate) fn parse(&self) -> Result<ParsedAddress, String> {
         address::parse(&self.text)
     }
 }
 
-/// The address without credentials, as [`address::shown`] has it.
+/// Shows the address without its credentials.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&address::shown(&self.text))
+        f.write_str(&address::without_secrets(&self.text))
     }
 }
 
@@ -210,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_a_secret_is_not_shown() {
+    fn endpoint_shows_nothing_that_may_be_a_secret() {
         for (address, shown) in [
             ("unix:///run/a@b?pass=s3c@ret", "unix:///run/a@b"),
             ("unix://joe:s3c@/run/a?pass=s3c", "unix:///run/a"),
@@ -249,7 +265,7 @@ mod tests {
 
     #[cfg(feature = "sentinel")]
     #[test]
-    fn a_sentinel_shows_its_master_and_no_secret() {
+    fn sentinel_shows_its_master_and_no_secret() {
         let endpoint = Endpoint::sentinel("mymaster", ["redis://joe:s3cret@a:1", "b"]);
         let shown = r#"Endpoint(sentinel("mymaster", [redis://a:1, b]))"#;
         assert_eq!(format!("{endpoint:?}"), shown);
@@ -257,7 +273,7 @@ mod tests {
 
     #[cfg(feature = "cluster")]
     #[test]
-    fn a_cluster_shows_its_seeds_and_no_secret() {
+    fn cluster_shows_its_seeds_and_no_secret() {
         let endpoint = Endpoint::cluster(["redis://joe:s3cret@a:1", "b"]);
         assert_eq!(
             format!("{endpoint:?}"),

@@ -1,4 +1,4 @@
-//! What a program sets, validated.
+//! Settings, validated before any I/O.
 
 pub(crate) mod address;
 pub(crate) mod builder;

@@ -1,6 +1,6 @@
-//! What a guard does when it is dropped.
+//! `OnDrop`: the release in a guard's drop.
 
-/// How long a guard's `Drop` waits for its release.
+/// Whether a guard's `Drop` waits for its release.
 ///
 /// ```
 /// use redguard::{Config, OnDrop};
@@ -10,11 +10,11 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnDrop {
-    /// Until a quorum of nodes has answered the release, at most `node_timeout`. Nodes that are known to be
-    /// unreachable are not waited for.
+    /// `Drop` waits until a quorum of nodes has answered the release, for at most `node_timeout`.
+    /// It does not wait for nodes that are known to be unreachable.
     #[default]
     Wait,
-    /// Not at all: it returns when the release is queued. Whether it was confirmed is not reported. (The last handle
-    /// of all, which may be a guard, still sends what is queued before it goes.)
+    /// `Drop` returns when the release is queued; whether the nodes confirmed it is not reported.
+    /// The last handle of all, which may be a guard, still sends queued releases before it ends.
     Background,
 }

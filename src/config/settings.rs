@@ -1,4 +1,4 @@
-//! What was set, as the rooms below see it: defaults, and what is refused since it is out of range or contradicts the rest.
+//! The settings of a `Config`: defaults, and validation of ranges and contradictions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,19 +19,21 @@ use crate::protocol::token::MAX_OWNER_LABEL;
 use crate::protocol::ttl::Ttl;
 use crate::telemetry::observer::Observer;
 
-/// The part of a TTL that an attempt must leave, unless it is set.
+/// The part of a TTL that an attempt must leave.
 const DEFAULT_MIN_VALIDITY: f64 = 0.5;
 
+const MIN_TIMEOUT: Duration = Duration::from_millis(1);
+/// A longer block is as good as endless.
 const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_POOL: usize = 64;
 
-/// All that a [`Config`](crate::Config) says.
+/// All settings of a [`Config`](crate::Config).
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) username: Option<String>,
     pub(crate) password: Option<String>,
-    /// In place of both, for credentials that change.
+    /// Replaces user and password, for credentials that change.
     pub(crate) credentials: Option<CredentialsProvider>,
     pub(crate) db: Option<u32>,
     #[cfg(feature = "tls")]
@@ -41,7 +43,7 @@ pub(crate) struct Settings {
     pub(crate) owner_label: Option<String>,
     pub(crate) retry: RetryPolicy,
     pub(crate) node_timeout: Duration,
-    /// The longest that an attempt repeats a split vote.
+    /// The longest time for which an attempt repeats a split vote (L1).
     pub(crate) max_split: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) min_validity: f64,
@@ -55,7 +57,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Defaults for all but the nodes.
+    /// Creates settings with defaults for all but the nodes.
     pub(crate) fn new(endpoints: Vec<Endpoint>) -> Settings {
         Settings {
             endpoints,
@@ -83,98 +85,113 @@ impl Settings {
         }
     }
 
+    /// Validates all settings.
+    ///
     /// # Errors
-    /// `NoAddresses` and `InvalidConfig`, which names what was given.
+    /// `NoAddresses`, and `InvalidConfig`, which names the values.
     pub(crate) fn validate(self) -> Result<Settings, Error> {
-        let refuse = |text: String| Err(Error::InvalidConfig(text));
-        let nodes = self.endpoints.len();
-        if nodes == 0 {
+        if self.endpoints.is_empty() {
             return Err(Error::NoAddresses);
         }
-        if nodes > quorum::MAX_NODES {
-            return refuse(format!("{nodes} nodes are over {}", quorum::MAX_NODES));
-        }
-        if !(1..=MAX_POOL).contains(&self.pool_size) {
-            return refuse(format!(
-                "pool_size {} is not within 1 to {MAX_POOL}",
-                self.pool_size
-            ));
-        }
-        if let Some(owner) = &self.owner_label {
-            let printable = owner
-                .bytes()
-                .all(|b| (b' '..=b'~').contains(&b) && b != b':');
-            if owner.is_empty() || owner.len() > MAX_OWNER_LABEL || !printable {
-                return refuse(format!(
-                    "owner {owner:?} is not 1 to {MAX_OWNER_LABEL} printable ASCII characters without ':'"
-                ));
-            }
-        }
-        let least = Duration::from_millis(1);
-        if self.node_timeout < least {
-            return refuse(format!(
-                "node_timeout {:?} is below {least:?}",
-                self.node_timeout
-            ));
-        }
-        if self.connect_timeout < self.node_timeout {
-            return refuse(format!(
-                "connect_timeout {:?} is below node_timeout {:?}",
-                self.connect_timeout, self.node_timeout
-            ));
-        }
-        // What blocks for so long is as good as blocked for ever; so `node_timeout` is bounded too.
-        if self.connect_timeout > MAX_TIMEOUT {
-            return refuse(format!(
-                "connect_timeout {:?} is above {MAX_TIMEOUT:?}",
-                self.connect_timeout
-            ));
-        }
-        // At 0.99 the allowance for drift, a hundredth of the TTL and 2 ms, leaves no TTL that could pass.
-        if !(0.0..0.99).contains(&self.min_validity) {
-            return refuse(format!(
-                "min_validity {} is not within 0.0 to below 0.99",
-                self.min_validity
-            ));
-        }
-        if self.breaker_threshold == 0 {
-            return refuse("breaker threshold 0: it takes one round at the least".into());
-        }
-        if self.breaker_open_for.is_zero() {
-            return refuse("breaker open_for 0s: it would never be open".into());
-        }
-        if self
-            .restart_quarantine
-            .is_some_and(|max_ttl| max_ttl.is_zero())
-        {
-            return refuse("restart_quarantine 0s: no TTL is as short".into());
-        }
-        if self.username.is_some() && self.password.is_none() {
-            return refuse("a username is set without a password".into());
-        }
-        if self.credentials.is_some() && (self.username.is_some() || self.password.is_some()) {
-            return refuse("credentials are set together with a username or password".into());
-        }
+        self.validate_nodes()
+            .and_then(|()| self.validate_owner_label())
+            .and_then(|()| self.validate_timeouts())
+            .and_then(|()| self.validate_breaker())
+            .and_then(|()| self.validate_credentials())
+            .map_err(Error::InvalidConfig)?;
         #[cfg(any(feature = "sentinel", feature = "cluster"))]
-        if let Err(text) = self.validate_topologies() {
-            return refuse(text);
-        }
+        self.validate_topologies().map_err(Error::InvalidConfig)?;
         self.retry.validate()?;
         Ok(self)
     }
 
-    /// What a lock's TTL may be on these nodes.
-    pub(crate) fn terms(&self) -> TtlLimits {
+    fn validate_nodes(&self) -> Result<(), String> {
+        let (nodes, pool_size) = (self.endpoints.len(), self.pool_size);
+        if nodes > quorum::MAX_NODES {
+            return Err(format!("{nodes} nodes are over {}", quorum::MAX_NODES));
+        }
+        match pool_size {
+            1..=MAX_POOL => Ok(()),
+            _ => Err(format!(
+                "pool_size {pool_size} is not within 1 to {MAX_POOL}"
+            )),
+        }
+    }
+
+    fn validate_owner_label(&self) -> Result<(), String> {
+        let Some(label) = &self.owner_label else {
+            return Ok(());
+        };
+        let is_allowed = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
+        match (1..=MAX_OWNER_LABEL).contains(&label.len()) && label.bytes().all(is_allowed) {
+            true => Ok(()),
+            false => Err(format!(
+                "owner_label {label:?} is not 1 to {MAX_OWNER_LABEL} printable ASCII characters without ':'"
+            )),
+        }
+    }
+
+    fn validate_timeouts(&self) -> Result<(), String> {
+        let (node, connect) = (self.node_timeout, self.connect_timeout);
+        if node < MIN_TIMEOUT {
+            return Err(format!("node_timeout {node:?} is below {MIN_TIMEOUT:?}"));
+        }
+        if connect < node {
+            return Err(format!(
+                "connect_timeout {connect:?} is below node_timeout {node:?}"
+            ));
+        }
+        if connect > MAX_TIMEOUT {
+            return Err(format!(
+                "connect_timeout {connect:?} is above {MAX_TIMEOUT:?}"
+            ));
+        }
+        // At 0.99 the drift allowance, a hundredth of the TTL and 2 ms, leaves no TTL that could
+        // pass.
+        if !(0.0..0.99).contains(&self.min_validity) {
+            return Err(format!(
+                "min_validity {} is not within 0.0 to below 0.99",
+                self.min_validity
+            ));
+        }
+        match self.restart_quarantine {
+            Some(Duration::ZERO) => Err("restart_quarantine 0s: every TTL is longer".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_breaker(&self) -> Result<(), String> {
+        if self.breaker_threshold == 0 {
+            return Err("circuit_breaker threshold 0: at least one round is needed".to_owned());
+        }
+        match self.breaker_open_for {
+            Duration::ZERO => Err("circuit_breaker open_for 0s: it would never be open".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_credentials(&self) -> Result<(), String> {
+        if self.username.is_some() && self.password.is_none() {
+            return Err("a username is set without a password".to_owned());
+        }
+        match self.credentials.is_some() && (self.username.is_some() || self.password.is_some()) {
+            true => Err("credentials are set together with a username or password".to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    /// Returns the limits of a TTL on these nodes.
+    pub(crate) fn ttl_limits(&self) -> TtlLimits {
         TtlLimits {
             max_ttl: self.restart_quarantine.unwrap_or(Duration::MAX),
             min_validity: self.min_validity,
         }
     }
 
-    /// What a lock's names must have in common, where a node is a cluster.
+    /// Validates that the names of a lock share a slot, if a node is a cluster.
     ///
     /// # Errors
-    /// `InvalidKey` with one whose slot is another.
+    /// `InvalidKey` with a name in another slot.
     #[cfg(feature = "cluster")]
     pub(crate) fn validate_hash_slots(&self, keys: &KeySet) -> Result<(), Error> {
         let is_cluster =
@@ -185,7 +202,7 @@ impl Settings {
         }
     }
 
-    /// Whether what is set can be had from systems of servers.
+    /// Validates the settings for nodes that are systems of servers.
     #[cfg(any(feature = "sentinel", feature = "cluster"))]
     fn validate_topologies(&self) -> Result<(), String> {
         for endpoint in &self.endpoints {
@@ -194,24 +211,26 @@ impl Settings {
                 #[cfg(feature = "sentinel")]
                 EndpointKind::Sentinel { master, sentinels } => {
                     if master.is_empty() || master.contains(|c: char| c.is_control()) {
-                        return Err(format!("{endpoint}: no master can have this name"));
+                        return Err(format!("{endpoint}: invalid name of a master"));
                     }
                     sentinels.is_empty()
                 }
                 #[cfg(feature = "cluster")]
                 EndpointKind::Cluster { seeds } => {
                     if let Some(db @ 1..) = self.db {
-                        return Err(format!("db {db} with {endpoint}: a cluster has none but 0"));
+                        return Err(format!(
+                            "db {db} with {endpoint}: a cluster has only database 0"
+                        ));
                     }
                     seeds.is_empty()
                 }
             };
             if empty {
-                return Err(format!("{endpoint} names no address"));
+                return Err(format!("{endpoint}: no addresses"));
             }
             if let Some(max_ttl) = self.restart_quarantine {
                 return Err(format!(
-                    "restart_quarantine {max_ttl:?} with {endpoint}: it can forget locks without a restart"
+                    "restart_quarantine {max_ttl:?} with {endpoint}: it can lose locks without a restart"
                 ));
             }
         }
@@ -219,7 +238,7 @@ impl Settings {
     }
 }
 
-/// What a lock's TTL may be.
+/// The limits of a TTL.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TtlLimits {
     max_ttl: Duration,
@@ -227,20 +246,22 @@ pub(crate) struct TtlLimits {
 }
 
 impl TtlLimits {
-    /// Where no nodes have a say.
+    /// The limits of locks in this process alone.
     pub(crate) const LOCAL: TtlLimits = TtlLimits {
         max_ttl: Duration::MAX,
         min_validity: DEFAULT_MIN_VALIDITY,
     };
 
+    /// Validates a TTL.
+    ///
     /// # Errors
     /// `InvalidTtl`.
     pub(crate) fn validate(self, ttl: Duration) -> Result<Ttl, Error> {
-        let most = self.max_ttl;
-        if ttl > most {
+        let max_ttl = self.max_ttl;
+        if ttl > max_ttl {
             return Err(Error::InvalidTtl {
                 ttl,
-                reason: format!("restart_quarantine is for TTLs up to {most:?}"),
+                reason: format!("restart_quarantine allows TTLs up to {max_ttl:?}"),
             });
         }
         Ttl::parse(ttl, self.min_validity)
@@ -260,16 +281,16 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_name_both_numbers() {
+    fn invalid_config_names_the_values() {
         let ms = Duration::from_millis;
         let table = [
             (Config::new::<[&str; 0]>([]), "no node addresses"),
             (Config::new(vec!["a"; 65]), "65 nodes are over 64"),
             (config().pool_size(0), "pool_size 0"),
             (config().owner_label("a:b"), "\"a:b\""),
-            (config().owner_label(""), "owner \"\""),
-            (config().owner_label("é"), "owner"),
-            (config().owner_label("x".repeat(65)), "owner"),
+            (config().owner_label(""), "owner_label \"\""),
+            (config().owner_label("é"), "owner_label"),
+            (config().owner_label("x".repeat(65)), "owner_label"),
             (config().node_timeout(Duration::ZERO), "node_timeout 0ns"),
             (
                 config().node_timeout(ms(300)).connect_timeout(ms(200)),
@@ -328,7 +349,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_are_good_or_named(
+        fn any_numbers_are_accepted_or_named(
             nodes in 0..70_usize,
             pool in prop_oneof![0..70_usize, any::<usize>()],
             db in any::<u32>(),
@@ -350,11 +371,11 @@ mod tests {
                     prop_assert!((1..=64).contains(&nodes) && (1..=64).contains(&pool));
                     prop_assert!(node <= connect && connect <= MAX_TIMEOUT && !node.is_zero());
                     prop_assert!((0.0..0.99).contains(&min_validity));
-                    // A policy that was let in can be counted with.
-                    let most = retry.max_attempts.unwrap_or(u32::MAX);
+                    // An accepted policy can be computed with, without overflow.
+                    let attempts = retry.max_attempts.unwrap_or(u32::MAX);
                     settings.retry.attempts_elapsed(waited);
-                    settings.retry.total_delay(most);
-                    prop_assert!(settings.retry.delay(most, 1.0) <= retry.max_delay);
+                    settings.retry.total_delay(attempts);
+                    prop_assert!(settings.retry.delay(attempts, 1.0) <= retry.max_delay);
                 }
                 Err(Error::NoAddresses) => prop_assert_eq!(nodes, 0),
                 Err(Error::InvalidConfig(text)) => {
@@ -376,7 +397,7 @@ mod tests {
         }
 
         #[test]
-        fn any_owner_is_good_or_named(owner in "[ -~]{0,70}|\\PC{0,70}") {
+        fn any_owner_label_is_accepted_or_named(owner in "[ -~]{0,70}|\\PC{0,70}") {
             let good = (1..=64).contains(&owner.len())
                 && owner.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b':');
             match config().owner_label(&owner).validate() {

@@ -1,15 +1,18 @@
-//! What a user can set for TLS: whom to trust, and who we are. It is read when connecting, by `node`.
+//! `Tls`: trusted authorities and the client certificate, as PEM texts. `transport::node::tls`
+//! parses them at connect.
 
 use std::fmt;
 
-/// Whom to trust and who we are, where nodes are spoken to over TLS. A builder that is passed by value.
+/// Settings for nodes over TLS: trusted authorities and a client certificate. A builder that is
+/// passed by value.
 ///
-/// A node must show a certificate for the host that its address names, be it a name or an IP address. It is trusted if
-/// it leads to [`ca`](Tls::ca), or where none is set to one of the roots that Mozilla trusts, which are compiled in: the
-/// computer's own certificates are not looked at. There is no way to turn these checks off. TLS 1.2 and 1.3 are spoken.
+/// A node must show a certificate for the host in its address, a name or an IP address. It is
+/// trusted if it leads to [`ca`](Tls::ca), or without that setting to one of Mozilla's roots, which
+/// are compiled in. The computer's own certificates are not read. These checks cannot be turned
+/// off. TLS 1.2 and 1.3 are supported.
 ///
-/// Certificates and keys are PEM texts. They are read when connecting, so a mistake in one is an error of
-/// [`Nodes::connect`](crate::Nodes::connect). `Debug` shows nothing of them.
+/// Certificates and keys are PEM texts. They are parsed at connect, so a mistake in one is an error
+/// of [`Nodes::connect`](crate::Nodes::connect). `Debug` shows nothing of them.
 ///
 /// With the feature `tls`.
 ///
@@ -25,27 +28,28 @@ use std::fmt;
 /// # }
 /// ```
 #[derive(Clone, Default)]
-#[must_use = "it does nothing until it is given to `Config::tls`"]
+#[must_use = "TLS settings do nothing until they are passed to `Config::tls`"]
 pub struct Tls {
     ca: Option<Vec<u8>>,
     client: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Tls {
-    /// TLS with the compiled-in roots and without a client certificate.
+    /// Creates settings with the compiled-in roots and without a client certificate.
     pub fn new() -> Tls {
         Tls::default()
     }
 
-    /// The authorities to trust, one or more certificates, in place of the compiled-in roots. The computer's own are
-    /// in a file, too: on Debian `/etc/ssl/certs/ca-certificates.crt`. Default: the roots that Mozilla trusts.
+    /// Sets the trusted authorities, one or more certificates, in place of the compiled-in roots.
+    /// The computer's own are in a file, too: on Debian `/etc/ssl/certs/ca-certificates.crt`.
+    /// Default: Mozilla's roots.
     pub fn ca(mut self, pem: impl Into<Vec<u8>>) -> Tls {
         self.ca = Some(pem.into());
         self
     }
 
-    /// What we show to nodes that ask for a certificate: our own, followed by those that lead to the authority, and its
-    /// key (PKCS #8, PKCS #1 or SEC 1, not encrypted). Default: none.
+    /// Sets the certificate that is shown to nodes which ask for one, followed by those that lead
+    /// to its authority, and its key (PKCS #8, PKCS #1 or SEC 1, not encrypted). Default: none.
     pub fn client_certificate(
         mut self,
         certificate: impl Into<Vec<u8>>,
@@ -55,19 +59,19 @@ impl Tls {
         self
     }
 
-    /// The authorities as given.
+    /// Returns the authorities as given.
     pub(crate) fn authorities(&self) -> Option<&[u8]> {
         self.ca.as_deref()
     }
 
-    /// Our certificate and its key as given: not for messages.
+    /// Returns the client certificate and its key as given. They must not appear in a message.
     pub(crate) fn client(&self) -> Option<(&[u8], &[u8])> {
         let (certificate, key) = self.client.as_ref()?;
         Some((certificate, key))
     }
 }
 
-/// What is set, and nothing of its content.
+/// Shows which settings are set, without their content.
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tls")
@@ -82,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_shows_what_is_set_and_nothing_of_it() {
+    fn tls_debug_shows_no_content() {
         let tls = Tls::new().ca("abc").client_certificate("def", "ghi");
         let shown = r#"Tls { ca: Some(".."), client_certificate: Some("..") }"#;
         assert_eq!(format!("{tls:?}"), shown);

@@ -1,65 +1,61 @@
-//! How an acquire goes from one attempt to the next.
+//! Runs one acquire: from the lock table to a lease, or to the error that ends it.
+//!
+//! [`Acquisition::run`] is the whole protocol. The caller first waits for its entry in the lock
+//! table (S8). Then it makes attempts until one is granted and valid, or until a limit ends it.
+//! Between two attempts it sleeps in its [`Inbox`], which releases and cancellation wake;
+//! `acquire_wait.rs` has these waits.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::debug;
-
-use crate::background::loss_handler;
 use crate::background::release_listener::shared::Subscription;
-use crate::background::release_listener::subscriptions::Signal;
-use crate::config::on_drop::OnDrop;
-use crate::engine::attempt::WaitMarker;
-use crate::engine::attempt_result::{AttemptFailure, Contention};
-use crate::engine::backend::{Backend, Outage};
+use crate::engine::attempt::{AttemptContext, WaitMarker};
+use crate::engine::attempt_result::{AttemptFailure, AttemptResult, Contention};
+use crate::engine::backend::{Backend, BackendRequest, Outage};
 use crate::engine::backoff::Backoff;
+use crate::engine::breaker::Probe;
 use crate::engine::core::Engine;
+use crate::engine::gate_entry::GateEntry;
 use crate::engine::params::{
     AcquireParams, Acquired, Deadlines, WaitLimit, access_mode, contended_error, refusal_error,
 };
 use crate::error::{Error, Operation};
+use crate::local::entry::LocalRequest;
 use crate::local::guard::LocalGuard;
-use crate::protocol::key::Key;
+use crate::local::handoff::HandoffOffer;
 use crate::protocol::kind::LeaseKind;
-use crate::protocol::lease::{Lease, LeaseState, NEVER_EXPIRES_AFTER};
+use crate::protocol::lease::{Lease, NEVER_EXPIRES_AFTER};
 use crate::protocol::mode::Mode;
-use crate::protocol::quorum::NodeSet;
 use crate::protocol::retry::RetryPolicy;
-use crate::protocol::token::Token;
-use crate::time::deadline::{Deadline, DeadlineCause};
 use crate::time::{clock, deadline};
 use crate::transport::cancel;
 use crate::transport::inbox::Inbox;
-use crate::transport::node_group::NodeGroup;
 
-/// So many attempts in a row that were too slow end an acquire.
+/// Slow attempts in a row that end an acquire as `ValidityExhausted` (S2).
 const MAX_SLOW_ATTEMPTS: u32 = 3;
 
-/// A writer's place at the gate, under one token for all its attempts. It is left however the acquire ends.
-struct GateEntry<'a> {
-    nodes: &'a NodeGroup,
-    lease: Arc<Lease>,
-}
-
-impl Drop for GateEntry<'_> {
-    fn drop(&mut self) {
-        self.nodes
-            .release_unawaited(&self.lease, NodeSet::default());
-    }
-}
-
 impl Engine {
-    /// Takes a lock: the local slot first, then attempt after attempt until one is won or a limit ends it.
+    /// Acquires a lock on a quorum of nodes, or in this process alone in degraded mode (S9).
     ///
-    /// Blocks until `patience` ends, and for the attempt that has begun by then.
+    /// Blocks until `limit` ends, and then for the attempt that has begun by that time.
+    ///
+    /// # Errors
+    /// - `Contended`, `WriteLockHeld`, `WriteLockTimeout`, `ReadersTimeout`: the lock was held
+    ///   until `limit` ended.
+    /// - `InsufficientQuorum`: no quorum replied until `limit` or `max_outage` ended.
+    /// - `CircuitOpen`: the breaker is open, and `limit` allows no wait.
+    /// - `ValidityExhausted`: `MAX_SLOW_ATTEMPTS` attempts in a row were too slow.
+    /// - `Cancelled`, `Closed`: the caller's token was cancelled, or the `Nodes` shut down.
+    /// - `InvalidConfig`: a quorum knows another number of permits.
+    /// - `System`: the operating system has no random bytes, or no thread.
     pub(crate) fn acquire(
         &self,
-        wish: &AcquireParams,
-        patience: WaitLimit,
+        params: &AcquireParams,
+        limit: WaitLimit,
     ) -> Result<Acquired, Error> {
         let started = clock::now();
-        let taken = self.run_acquire(wish, patience, started);
-        let outcome = match &taken {
+        let acquired = Acquisition::queue(self, params, limit, started).and_then(Acquisition::run);
+        let outcome = match &acquired {
             Ok(Acquired::Quorum(..)) => Ok(Mode::Quorum),
             Ok(Acquired::Local(_)) => Ok(Mode::Local),
             Err(error) => Err(error),
@@ -67,345 +63,331 @@ impl Engine {
         let waited = clock::now().saturating_duration_since(started);
         self.nodes
             .counters()
-            .acquired(wish.keys.first(), outcome, waited);
-        taken
+            .acquired(params.keys.first().name(), outcome, waited);
+        acquired
     }
 
-    fn run_acquire(
+    /// Acquires the entries of all keys in the lock table. A thread that has to queue offers the
+    /// releasing thread to hand the lock off to it; the offer is returned with the guard.
+    fn queue_locally(
         &self,
-        wish: &AcquireParams,
-        patience: WaitLimit,
-        started: Instant,
-    ) -> Result<Acquired, Error> {
-        let waited = || clock::now().saturating_duration_since(started);
-        let inbox = cancel::cancellable_inbox(wish.cancel.as_ref())?;
-        let retry = self.retry_policy(wish.kind);
-        let span = patience
-            .max_attempts
-            .map(|attempts| retry.total_delay(attempts));
-        let queue_end = span.and_then(|span| deadline::deadline(started, span));
-        let queue_end = deadline::earlier(patience.deadline, queue_end);
-        let stay = Deadlines {
-            started,
-            queue: queue_end,
-        };
-        let settle = |lease: &Arc<Lease>| {
-            self.loss_handler
-                .handle_loss(lease, loss_handler::EXPIRED_MSG)
-        };
-        let access = access_mode(wish.kind);
-        let offer = self.handoff_offer(wish, queue_end)?;
-        let pass = self
-            .lock_table
-            .acquire_offering(
-                &wish.keys,
-                access,
-                offer.as_ref(),
-                &inbox,
-                queue_end,
-                settle,
-            )
-            .map_err(|refused| {
-                let waited = waited();
-                let attempts = retry.attempts_elapsed(waited);
-                refusal_error(refused, &wish.keys, wish.kind, attempts, waited)
-            })?;
-        // Until when those may hold it who refused it.
-        let mut held_until = None;
-        if let Some(offer) = &offer
-            && let Some(baton) = pass.take_handoff()
-        {
-            match self.accept_handoff(wish, offer, &baton, &inbox) {
-                Ok(lease) => {
-                    self.attach(&lease, &pass, wish)?;
-                    return Ok(Acquired::Quorum(lease, pass));
-                }
-                Err(refused) => {
-                    let for_ever = deadline::deadline(clock::now(), NEVER_EXPIRES_AFTER);
-                    held_until = for_ever.filter(|_| refused.len() > 0);
-                }
-            }
-        }
-        if !self.wait_for_turn(wish, &pass, &inbox, queue_end)? {
-            let attempts = retry.attempts_elapsed(waited());
-            return Err(contended_error(wish.kind, access, attempts, waited(), None));
-        }
-        // What passed by in a queue counts, but there is one attempt left at the least.
-        let most_in_queue = patience.max_attempts.map_or(u32::MAX, |most| most - 1);
-        let mut attempts = retry.attempts_elapsed(waited()).min(most_in_queue);
-        let (mut slow, mut pauses) = (0, Backoff::default());
-        let mut place: Option<GateEntry<'_>> = None;
-        let mut outage = Outage::default();
-        let mut way = self.choose_backend(wish, stay, &inbox, held_until, &mut outage)?;
-        let keys = wish.keys.as_slice().iter();
-        let mut ears: Vec<Subscription<'_>> = keys
-            .filter_map(|key| self.listener.subscribe_if_active(key, &inbox))
-            .collect();
-        self.yield_to_other_processes(wish, patience, &inbox);
-        let mut first = None;
-        // One node alone is not asked for longer than a refresh interval: the traces on the others would be over.
-        let mut asked_all = started;
-        loop {
-            self.check_cancelled(&inbox)?;
-            let Backend::Nodes(probe) = way else {
-                return Ok(Acquired::Local(pass));
-            };
-            attempts = attempts.saturating_add(1);
-            let trace = match (wish.kind, &place) {
-                (LeaseKind::Read, _) if !patience.is_exhausted(attempts) => WaitMarker::Reader,
-                (LeaseKind::Write, Some(place)) => WaitMarker::Writer(&place.lease),
-                _ => WaitMarker::None,
-            };
-            let now = clock::now();
-            let alone = first
-                .take()
-                .filter(|_| now < asked_all + self.refresh_interval);
-            // The last attempt is not spent on one node, which cannot say for all that the lock is held.
-            let alone = alone.filter(|_| probe.is_none() && !patience.is_exhausted(attempts));
-            if alone.is_none() {
-                asked_all = now;
-            }
-            let attempt = self.attempt(wish, &inbox, trace, alone, probe.as_ref())?;
-            drop(probe); // its verdict is known, if there is one
-            let miss = match attempt {
-                Ok(lease) => {
-                    self.attach(&lease, &pass, wish)?;
-                    return Ok(Acquired::Quorum(lease, pass));
-                }
-                Err(miss) => miss,
-            };
-            self.check_cancelled(&inbox)?;
-            let contention = match &miss {
-                AttemptFailure::Contended(contention) => Some(contention),
-                _ => None,
-            };
-            outage.note(&miss, now);
-            slow = match miss {
-                AttemptFailure::TooSlow { .. } => slow + 1,
-                _ => 0,
-            };
-            if contention.is_some_and(|met| met.single_node) && patience.is_exhausted(attempts) {
-                way = Backend::Nodes(None);
-                continue; // one node cannot say for all that it is held
-            }
-            let now = clock::now();
-            let outage_end = match miss {
-                AttemptFailure::Unavailable(_) => outage.end(self.settings.retry.max_outage),
-                _ => None,
-            };
-            let is_denied =
-                matches!(&miss, AttemptFailure::Unavailable(tally) if tally.is_denied());
-            if let Some(held_for) = miss.max_hold_left() {
-                held_until = held_until.max(deadline::deadline(now, held_for));
-            }
-            let is_open = matches!(miss, AttemptFailure::Unavailable(_)) && self.circuit.is_open();
-            if is_open && self.goes_local(wish, held_until) {
-                return Ok(Acquired::Local(pass));
-            }
-            let over = patience.is_exhausted(attempts) || outage_end.is_some_and(|end| end <= now);
-            if over || is_denied || slow == MAX_SLOW_ATTEMPTS {
-                return Err(self.failure_error(miss, wish, attempts, waited()));
-            }
-            // A place at the gate is for writers who know that a quorum answers (rule S10).
-            match miss {
-                AttemptFailure::Unavailable(_) => place = None,
-                AttemptFailure::Contended(ref met)
-                    if wish.kind == LeaseKind::Write && !met.single_node && place.is_none() =>
-                {
-                    place = Some(self.new_gate_entry(wish.keys.first())?);
-                }
-                _ => {}
-            }
-            if is_open {
-                way = self.choose_backend(wish, stay, &inbox, held_until, &mut outage)?;
-                continue;
-            }
-            let mut budget = Deadline::new(DeadlineCause::CallerWait, patience.deadline)
-                .min_with(DeadlineCause::Outage, outage_end);
-            let has_time = queue_end.is_none_or(|end| end > now);
-            if wish.kind.is_shared() && has_time && contention.is_some() && pass.follow_leader() {
-                // Another thread of this process asks for us, too, and its grant wakes us.
-                inbox.sleep(budget.min_with(DeadlineCause::RetryDelay, queue_end).end());
-                let slept = clock::now().saturating_duration_since(now);
-                attempts = attempts
-                    .saturating_add(retry.attempts_elapsed(slept))
-                    .min(most_in_queue);
-                way = self.choose_backend(wish, stay, &inbox, held_until, &mut outage)?;
-                continue;
-            }
-            if let Some(met) = contention {
-                self.subscribe_to_blockers(wish, met, &inbox, &mut ears);
-            }
-            let pause = pauses.next_delay(self, wish.kind);
-            budget = budget.min_with(DeadlineCause::RetryDelay, deadline::deadline(now, pause));
-            let free = contention.and_then(|contention| contention.free_in);
-            // Who refused may have been a caller that gave way in a split vote: its end is no reason to spend another attempt now.
-            let free = free.filter(|free| patience.max_attempts.is_none() || !free.is_zero());
-            if let Some(free) = free {
-                // A node counts in whole milliseconds and frees a key in the one after its last.
-                let free = free.saturating_add(Duration::from_millis(1));
-                budget = budget.min_with(DeadlineCause::RetryDelay, deadline::deadline(now, free));
-            }
-            debug!(
-                "{}: attempt {attempts} missed, next after {:?}",
-                wish.keys,
-                budget.limit()
-            );
-            // A limited number of attempts is spent after delays and releases, not on what was released before the subscription.
-            let least = match patience.max_attempts {
-                Some(_) => Signal::Released,
-                None => Signal::Subscribed,
-            };
-            let heard = || ears.iter().any(|ear| ear.has_signal(least));
-            // A wake-up that came late for the slot is no reason to ask sooner; one to close or to cancel is.
-            while !heard() && inbox.sleep(budget.end()) && self.check_cancelled(&inbox).is_ok() {}
-            let heard = ears.iter().map(Subscription::take_signal).max();
-            if heard == Some(Signal::Released) {
-                pauses.reset_after_release();
-            }
-            // All who wait ask the same node first, and those who lose there leave nothing to undo.
-            if heard == Some(Signal::Released) {
-                first = self.listener.current_node();
-            }
-            way = self.choose_backend(wish, stay, &inbox, held_until, &mut outage)?;
-        }
-    }
-
-    /// Waits while others of this process wait for a permit who came before. `false` where the time was over first.
-    fn wait_for_turn(
-        &self,
-        wish: &AcquireParams,
-        pass: &LocalGuard,
-        inbox: &Inbox,
-        end: Option<Instant>,
-    ) -> Result<bool, Error> {
-        while matches!(wish.kind, LeaseKind::Permit { .. }) && pass.has_earlier_waiter() {
-            self.check_cancelled(inbox)?;
-            if end.is_some_and(|end| end <= clock::now()) {
-                return Ok(false);
-            }
-            inbox.sleep(end);
-        }
-        Ok(true)
-    }
-
-    /// Begins to listen for the release of what others hold: of a lock with several keys those that stood in the way. Without
-    /// an ear a wait is ended by time, as it can be anyway.
-    fn subscribe_to_blockers<'a>(
-        &'a self,
-        wish: &AcquireParams,
-        met: &Contention,
+        params: &AcquireParams,
         inbox: &Arc<Inbox>,
-        ears: &mut Vec<Subscription<'a>>,
-    ) {
-        let one = wish.keys.single().into_iter();
-        let some = met
-            .blocking_keys
-            .iter()
-            .map(|key| &wish.keys.as_slice()[*key]);
-        for key in one.chain(some) {
-            if !ears.iter().any(|ear| ear.is_at(key)) {
-                let ear = self.listener.subscribe(key, inbox);
-                ears.extend(ear.inspect_err(|error| debug!("{key}: not listening: {error}")));
-            }
-        }
-    }
-
-    /// Waits while others may pass who wait in other processes for what was released in this one. Who only tries does not.
-    fn yield_to_other_processes(&self, wish: &AcquireParams, patience: WaitLimit, inbox: &Inbox) {
-        if let Some(until) = self.listener.yield_deadline(&wish.keys) {
-            let end = deadline::earlier(Some(until), patience.deadline);
-            while inbox.sleep(end) && self.check_cancelled(inbox).is_ok() {}
-        }
-    }
-
-    /// Gives a lease that was won its slot, and what is to be done for it; given back where that cannot be.
-    pub(crate) fn attach(
-        &self,
-        lease: &Arc<Lease>,
-        pass: &LocalGuard,
-        wish: &AcquireParams,
-    ) -> Result<(), Error> {
-        let kept = match pass.attach_lease(lease) {
-            true => self.apply_lease_options(lease, wish),
-            false => Err(Error::Closed),
+        deadlines: Deadlines,
+    ) -> Result<(LocalGuard, Option<HandoffOffer>), Error> {
+        let to_error = |refusal| {
+            let waited = clock::now().saturating_duration_since(deadlines.started);
+            let attempts = self.retry_policy(params.kind).attempts_elapsed(waited);
+            refusal_error(refusal, &params.keys, params.kind, attempts, waited)
         };
-        if kept.is_err() {
-            // How that ends is nobody's business any more.
-            let _ = self.release(lease, pass, OnDrop::Background);
+        let mut request = LocalRequest {
+            keys: &params.keys,
+            mode: access_mode(params.kind),
+            offer: None,
+            inbox,
+            deadline: deadlines.queue,
+        };
+        if let Some(local) = self.lock_table.try_acquire(&request).map_err(to_error)? {
+            return Ok((local, None));
         }
-        kept
+        let offer = self.handoff_offer(params, deadlines.queue)?;
+        request.offer = offer.as_ref();
+        let on_lost = |lease: &Arc<Lease>| self.handle_expiry(lease);
+        let local = self.lock_table.acquire(&request, on_lost);
+        Ok((local.map_err(to_error)?, offer))
     }
 
-    /// Before anybody sees the guard, so that nothing can be missed.
-    pub(crate) fn apply_lease_options(
-        &self,
-        lease: &Arc<Lease>,
-        wish: &AcquireParams,
-    ) -> Result<(), Error> {
-        if let Some(tell) = &wish.lease_options.on_lost {
-            let now = clock::now();
-            let due = match lease.peek(now) {
-                LeaseState::Held(expiry) => expiry,
-                _ => now, // lost already: to be told at once
-            };
-            self.loss_handler
-                .notifier()
-                .watch(lease, due, tell.clone())?;
-        }
-        match wish.lease_options.auto_renew {
-            true => self
-                .renewal
-                .register(lease, wish.ttl, wish.lease_options.max_renewal),
-            false => Ok(()),
-        }
-    }
-
-    /// Whether somebody who waits in this inbox may.
-    pub(crate) fn check_cancelled(&self, inbox: &Inbox) -> Result<(), Error> {
-        match (self.lock_table.is_closed(), inbox.is_cancelled()) {
-            (true, _) => Err(Error::Closed),
-            (false, true) => Err(Error::Cancelled),
-            (false, false) => Ok(()),
-        }
-    }
-
-    /// The policy for a claim.
-    pub(crate) fn retry_policy(&self, claim: LeaseKind) -> &RetryPolicy {
-        match claim {
+    /// Returns the retry policy for a kind of lease.
+    pub(super) fn retry_policy(&self, kind: LeaseKind) -> &RetryPolicy {
+        match kind {
             LeaseKind::Exclusive | LeaseKind::Permit { .. } => &self.settings.retry,
             LeaseKind::Read | LeaseKind::Write | LeaseKind::GateEntry => &self.rw_retry,
         }
     }
+}
 
-    fn new_gate_entry(&self, key: &Key) -> Result<GateEntry<'_>, Error> {
-        let token = Token::fresh(self.settings.owner_label.as_deref())?;
-        Ok(GateEntry {
-            nodes: &self.nodes,
-            lease: Arc::new(Lease::new(key.clone(), token, LeaseKind::GateEntry)),
+/// One acquire that holds its entry in the lock table.
+///
+/// The fields are dropped in this order. The gate entry is released before the local guard, so
+/// that the release precedes the requests of the next local caller.
+pub(super) struct Acquisition<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) params: &'a AcquireParams,
+    pub(super) limit: WaitLimit,
+    pub(super) deadlines: Deadlines,
+    pub(super) retry: &'a RetryPolicy,
+    pub(super) subscriptions: Vec<Subscription<'a>>,
+    outage: Outage,
+    gate_entry: Option<GateEntry<'a>>,
+    pub(super) backoff: Backoff,
+    /// The attempts made, plus the attempts that the time in local queues would have allowed.
+    pub(super) attempts: u32,
+    /// The attempts in a row that were too slow.
+    slow_attempts: u32,
+    /// When the latest attempt began.
+    attempt_start: Instant,
+    /// When the latest attempt ended.
+    pub(super) attempt_end: Instant,
+    /// When the latest attempt that asked all nodes began.
+    last_full_round: Instant,
+    /// The node that the next attempt asks before the others.
+    pub(super) preferred_node: Option<usize>,
+    /// The latest time at which a node that refused says the lock expires.
+    blocked_until: Option<Instant>,
+    pub(super) local: LocalGuard,
+    offer: Option<HandoffOffer>,
+    pub(super) inbox: Arc<Inbox>,
+}
+
+impl<'a> Acquisition<'a> {
+    /// Waits for the entries of all keys in the lock table (S8).
+    fn queue(
+        engine: &'a Engine,
+        params: &'a AcquireParams,
+        limit: WaitLimit,
+        started: Instant,
+    ) -> Result<Acquisition<'a>, Error> {
+        let inbox = cancel::cancellable_inbox(params.cancel.as_ref())?;
+        let retry = engine.retry_policy(params.kind);
+        let deadlines = Deadlines::new(started, limit, retry);
+        let (local, offer) = engine.queue_locally(params, &inbox, deadlines)?;
+        Ok(Acquisition {
+            engine,
+            params,
+            limit,
+            deadlines,
+            retry,
+            subscriptions: Vec::new(),
+            outage: Outage::default(),
+            gate_entry: None,
+            backoff: Backoff::default(),
+            attempts: 0,
+            slow_attempts: 0,
+            attempt_start: started,
+            attempt_end: started,
+            last_full_round: started,
+            preferred_node: None,
+            blocked_until: None,
+            local,
+            offer,
+            inbox,
         })
     }
 
-    fn failure_error(
-        &self,
-        miss: AttemptFailure,
-        wish: &AcquireParams,
-        attempts: u32,
-        waited: Duration,
-    ) -> Error {
-        match miss {
+    /// Makes attempts until one is granted or a limit ends the acquire.
+    fn run(mut self) -> Result<Acquired, Error> {
+        if let Some(lease) = self.enter()? {
+            return self.attach(lease);
+        }
+        let mut backend = self.choose_backend()?;
+        self.subscribe_if_active();
+        self.yield_to_other_processes();
+        loop {
+            self.engine.check_cancelled(&self.inbox)?;
+            let Backend::Nodes(probe) = backend else {
+                return Ok(Acquired::Local(self.local));
+            };
+            let failure = match self.attempt(probe)? {
+                Ok(lease) => return self.attach(lease),
+                Err(failure) => failure,
+            };
+            self.engine.check_cancelled(&self.inbox)?;
+            self.note(&failure);
+            let is_breaker_open = failure.is_unavailable() && self.engine.circuit.is_open();
+            if is_breaker_open && self.engine.goes_local(self.params, self.blocked_until) {
+                return Ok(Acquired::Local(self.local));
+            }
+            if self.is_over(&failure) {
+                return Err(self.give_up(failure));
+            }
+            self.update_gate_entry(&failure)?;
+            if !is_breaker_open {
+                self.wait_before_next(&failure);
+            }
+            // Waits while the breaker is open.
+            backend = self.choose_backend()?;
+        }
+    }
+
+    /// Returns the lease of a handoff that came with the entry, or waits for the first attempt.
+    fn enter(&mut self) -> Result<Option<Arc<Lease>>, Error> {
+        if let Some(lease) = self.accept_handoff() {
+            return Ok(Some(lease));
+        }
+        self.wait_for_permit_turn()?;
+        let attempts = self.retry.attempts_elapsed(self.waited());
+        self.attempts = attempts.min(self.max_queued_attempts());
+        Ok(None)
+    }
+
+    /// Accepts the lock from the thread that released it in this process, if it was handed off.
+    fn accept_handoff(&mut self) -> Option<Arc<Lease>> {
+        let offer = self.offer.take()?;
+        let handoff = self.local.take_handoff()?;
+        let accepted = self
+            .engine
+            .accept_handoff(self.params, &offer, &handoff, &self.inbox);
+        match accepted {
+            Ok(lease) => Some(lease),
+            Err(refused) => {
+                // A reply to a `Swap` does not say for how long the other holder has the lock.
+                let never = deadline::deadline(clock::now(), NEVER_EXPIRES_AFTER);
+                self.blocked_until = never.filter(|_| refused.len() > 0);
+                None
+            }
+        }
+    }
+
+    /// Chooses where the next attempt is made. Blocks while the breaker is open.
+    fn choose_backend(&mut self) -> Result<Backend<'a>, Error> {
+        let request = BackendRequest {
+            params: self.params,
+            deadlines: self.deadlines,
+            inbox: &self.inbox,
+            blocked_until: self.blocked_until,
+        };
+        self.engine.choose_backend(&request, &mut self.outage)
+    }
+
+    /// Makes one attempt on the nodes.
+    ///
+    /// Repeats it on all nodes if the preferred node alone refused and the limit ended meanwhile:
+    /// one node cannot say for all that the lock is held.
+    fn attempt(&mut self, mut probe: Option<Probe<'a>>) -> Result<AttemptResult, Error> {
+        loop {
+            self.attempts = self.attempts.saturating_add(1);
+            self.attempt_start = clock::now();
+            let preferred_node = self.next_preferred_node(probe.is_some());
+            let context = AttemptContext {
+                params: self.params,
+                kind: self.params.kind,
+                inbox: &self.inbox,
+                marker: self.wait_marker(),
+                preferred_node,
+                probe: probe.as_ref(),
+            };
+            let keys = &self.params.keys;
+            self.engine.nodes.counters().attempted(keys.first().name());
+            let result = match self.params.kind {
+                LeaseKind::Permit { total, .. } => {
+                    self.engine.attempt_any_permit(&context, total)?
+                }
+                _ => self.engine.attempt(&context)?.result,
+            };
+            drop(probe.take()); // the breaker has its verdict
+            let contention = result.as_ref().err().and_then(AttemptFailure::contention);
+            let is_single_node = contention.is_some_and(|contention| contention.single_node);
+            if !is_single_node || !self.limit.is_exhausted(self.attempts) {
+                return Ok(result);
+            }
+            self.engine.check_cancelled(&self.inbox)?;
+            self.slow_attempts = 0;
+        }
+    }
+
+    /// Returns the node that this attempt asks first; `None` if it asks all nodes at once.
+    fn next_preferred_node(&mut self, is_probe: bool) -> Option<usize> {
+        // Ask only the preferred node for at most one refresh interval, because reader markers and
+        // gate entries on the other nodes expire.
+        let refresh_at = self.last_full_round + self.engine.refresh_interval;
+        let is_last = is_probe || self.limit.is_exhausted(self.attempts);
+        let node = self.preferred_node.take();
+        let node = node.filter(|_| self.attempt_start < refresh_at && !is_last);
+        if node.is_none() {
+            self.last_full_round = self.attempt_start;
+        }
+        node
+    }
+
+    /// Returns what the attempt leaves on nodes that refuse it.
+    fn wait_marker(&self) -> WaitMarker<'_> {
+        match (self.params.kind, &self.gate_entry) {
+            (LeaseKind::Read, _) if !self.limit.is_exhausted(self.attempts) => WaitMarker::Reader,
+            (LeaseKind::Write, Some(entry)) => WaitMarker::Writer(&entry.lease),
+            _ => WaitMarker::None,
+        }
+    }
+
+    /// Records what a failed attempt says about the nodes and about the holder.
+    fn note(&mut self, failure: &AttemptFailure) {
+        self.outage.note(failure, self.attempt_start);
+        self.slow_attempts = match failure {
+            AttemptFailure::TooSlow { .. } => self.slow_attempts + 1,
+            _ => 0,
+        };
+        self.attempt_end = clock::now();
+        if let Some(left) = failure.max_hold_left() {
+            let until = deadline::deadline(self.attempt_end, left);
+            self.blocked_until = self.blocked_until.max(until);
+        }
+    }
+
+    /// Returns whether no further attempt is made.
+    fn is_over(&self, failure: &AttemptFailure) -> bool {
+        // Waiting cannot grant a missing right.
+        let is_denied = matches!(failure, AttemptFailure::Unavailable(tally) if tally.is_denied());
+        let outage_end = self.outage_deadline(failure);
+        self.limit.is_exhausted(self.attempts)
+            || outage_end.is_some_and(|end| end <= self.attempt_end)
+            || is_denied
+            || self.slow_attempts == MAX_SLOW_ATTEMPTS
+    }
+
+    /// Returns the error of an acquire that ends with this failure.
+    fn give_up(&self, failure: AttemptFailure) -> Error {
+        let (kind, attempts) = (self.params.kind, self.attempts);
+        match failure {
             AttemptFailure::Contended(Contention {
-                held_by: by,
-                free_in: free,
-                ..
-            }) => contended_error(wish.kind, by, attempts, waited, free),
+                held_by, free_in, ..
+            }) => contended_error(kind, held_by, attempts, self.waited(), free_in),
             AttemptFailure::Unavailable(tally) => {
-                self.insufficient_quorum(Operation::Acquire, tally)
+                self.engine.insufficient_quorum(Operation::Acquire, tally)
             }
             AttemptFailure::TooSlow { .. } => Error::ValidityExhausted {
                 attempts,
-                ttl: wish.ttl.duration(),
+                ttl: self.params.ttl.duration(),
             },
         }
+    }
+
+    /// Creates a writer's gate entry once a quorum has refused, and releases it in an outage.
+    ///
+    /// A writer without a quorum must not keep readers out (S10).
+    fn update_gate_entry(&mut self, failure: &AttemptFailure) -> Result<(), Error> {
+        let is_writer = self.params.kind == LeaseKind::Write;
+        match failure {
+            AttemptFailure::Unavailable(_) => self.gate_entry = None,
+            AttemptFailure::Contended(contention)
+                if is_writer && !contention.single_node && self.gate_entry.is_none() =>
+            {
+                self.gate_entry = Some(GateEntry::new(self.engine, self.params)?);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Binds the lease to the local guard.
+    fn attach(self, lease: Arc<Lease>) -> Result<Acquired, Error> {
+        self.engine.attach(&lease, &self.local, self.params)?;
+        Ok(Acquired::Quorum(lease, self.local))
+    }
+
+    /// Returns when the outage that the failure belongs to has lasted for `max_outage`.
+    pub(super) fn outage_deadline(&self, failure: &AttemptFailure) -> Option<Instant> {
+        let max_outage = self.engine.settings.retry.max_outage;
+        let end = self.outage.end(max_outage);
+        end.filter(|_| failure.is_unavailable())
+    }
+
+    /// Returns how many attempts local queues may use up: one is always left for the nodes.
+    pub(super) fn max_queued_attempts(&self) -> u32 {
+        let max_attempts = self.limit.max_attempts;
+        max_attempts.map_or(u32::MAX, |max| max.saturating_sub(1))
+    }
+
+    /// Returns the time since the call began.
+    pub(super) fn waited(&self) -> Duration {
+        clock::now().saturating_duration_since(self.deadlines.started)
     }
 }

@@ -1,4 +1,4 @@
-//! What operators may do with other people's locks: look who holds one, and take it away.
+//! Operator requests on locks of other processes: who holds one, and its forced release.
 
 use std::sync::Arc;
 
@@ -20,57 +20,65 @@ use crate::transport::job::ReplySink;
 use crate::transport::round::RoundOutcome;
 
 impl Engine {
-    /// Who holds an exclusive lock. Blocks until all nodes that are connected have answered, for `node_timeout` at most.
+    /// Returns the holder of an exclusive lock.
+    ///
+    /// Blocks until all connected nodes have answered, for at most `node_timeout`.
+    ///
+    /// # Errors
+    /// - `InsufficientQuorum`: fewer nodes than a quorum answered.
+    /// - `Closed`: the `Nodes` shut down, or this process is a forked child.
     pub(crate) fn holder(&self, key: Key) -> Result<Option<Holder>, Error> {
-        let told = self.ask_all_nodes(key, Op::Inspect)?;
-        let sights = told.into_iter().filter_map(|answer| match answer {
-            Reply::Holder(sight) => Some(*sight),
+        let replies = self.ask_all_nodes(key, Op::Inspect)?;
+        let holders = replies.into_iter().filter_map(|reply| match reply {
+            Reply::Holder(holder) => Some(*holder),
             _ => None,
         });
-        let sights: Vec<NodeHolder> = sights.collect();
-        Ok(merge_holders(&sights, majority(self.nodes.total())))
+        let holders: Vec<NodeHolder> = holders.collect();
+        Ok(merge_holders(&holders, majority(self.nodes.total())))
     }
 
-    /// Deletes an exclusive lock on all nodes, whoever holds it. `true` if one of them had it. Blocks likewise.
+    /// Deletes an exclusive lock on all nodes, whatever its token.
+    ///
+    /// Returns whether a node had it. Blocks, and fails, as [`holder`](Engine::holder) does.
     pub(crate) fn force_release(&self, key: Key) -> Result<bool, Error> {
-        let told = self.ask_all_nodes(key, Op::ForceRelease)?;
-        let deleted = |answer: &Reply| matches!(answer, Reply::Done | Reply::DoneNotified(_));
-        Ok(told.iter().any(deleted))
+        let replies = self.ask_all_nodes(key, Op::ForceRelease)?;
+        let is_deleted = |reply: &Reply| matches!(reply, Reply::Done | Reply::DoneNotified(_));
+        Ok(replies.iter().any(is_deleted))
     }
 
-    /// What all nodes say to one question about a key, of whom a quorum must answer.
-    fn ask_all_nodes(&self, key: Key, verb: Op) -> Result<Vec<Reply>, Error> {
+    /// Returns the replies of all nodes to one request about a key.
+    fn ask_all_nodes(&self, key: Key, op: Op) -> Result<Vec<Reply>, Error> {
         if self.is_forked() || self.lock_table.is_closed() {
             return Err(Error::Closed);
         }
-        // Never held: a request needs one to say whose key it is about.
+        // Only names the key of the request; it is never held.
         let lease = Arc::new(Lease::new(key, Token::empty(), LeaseKind::Exclusive));
-        let mut request = Request::new(verb, &lease, 0);
+        let mut request = Request::new(op, &lease, 0);
         request.publish = true;
         let inbox = Arc::new(Inbox::new());
-        let hearer = Arc::new(RecordingSink {
+        let recorder = Arc::new(RecordingSink {
             inbox: Arc::clone(&inbox),
-            answers: Mutex::default(),
+            replies: Mutex::default(),
         });
-        let addressee = Arc::clone(&hearer) as Arc<dyn ReplySink>;
-        let round = self.nodes.send_with_sink(&request, &inbox, addressee);
+        let sink = Arc::clone(&recorder) as Arc<dyn ReplySink>;
+        let round = self.nodes.send_with_sink(&request, &inbox, sink);
         let RoundOutcome { tally, .. } = round.wait_all(self.node_budget(clock::now()));
         if tally.granted().len() + tally.refused().len() < majority(self.nodes.total()) {
             return Err(self.insufficient_quorum(Operation::Inspect, tally));
         }
-        Ok(std::mem::take(&mut *hearer.answers.lock()))
+        Ok(std::mem::take(&mut *recorder.replies.lock()))
     }
 }
 
-/// Keeps what nodes say, besides how they vote.
+/// Records the replies and delivers them to the inbox as votes.
 struct RecordingSink {
     inbox: Arc<Inbox>,
-    answers: Mutex<Vec<Reply>>,
+    replies: Mutex<Vec<Reply>>,
 }
 
 impl ReplySink for RecordingSink {
-    fn deliver(&self, round: u32, node: usize, answer: Reply) {
-        self.answers.lock().push(answer.clone());
-        self.inbox.deliver(round, node, answer);
+    fn deliver(&self, round: u32, node: usize, reply: Reply) {
+        self.replies.lock().push(reply.clone());
+        self.inbox.deliver(round, node, reply);
     }
 }

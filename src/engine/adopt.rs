@@ -1,14 +1,13 @@
-//! What it is to hand a lock over to another process, and to adopt one: the lock stays taken all the time.
+//! Detaches a lock for another process, and adopts a detached one. The lock stays held meanwhile.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::background::loss_handler;
 use crate::engine::attempt::Attempt;
 use crate::engine::core::Engine;
 use crate::engine::params::{AcquireParams, WaitLimit, refusal_error};
 use crate::error::{Error, LossReason, Operation};
-use crate::local::entry::AccessMode;
+use crate::local::entry::{AccessMode, LocalRequest};
 use crate::local::guard::LocalGuard;
 use crate::protocol::lease::Lease;
 use crate::protocol::mode::Mode;
@@ -20,91 +19,102 @@ use crate::transport::cancel;
 use crate::transport::inbox::Inbox;
 
 impl Engine {
-    /// Ends a lease that is held, without its release: the nodes keep its token, for another to adopt, until the TTL is over.
+    /// Ends a held lease without a release: the nodes keep its token until the TTL ends, so that
+    /// another process can adopt it.
+    ///
     /// Does not block.
-    pub(crate) fn detach(&self, lease: &Arc<Lease>, pass: &LocalGuard) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// - `LockLost`: the lease was no longer held.
+    pub(crate) fn detach(&self, lease: &Arc<Lease>, local: &LocalGuard) -> Result<(), Error> {
         self.renewal.unregister(lease);
         self.require_held(lease, lease.begin_release(clock::now()))?;
         self.loss_handler.notifier().forget(lease);
         lease.finish_release();
-        pass.release();
+        local.release();
         Ok(())
     }
 
-    /// Takes up a lock that was handed over with the token `former`, under a fresh one.
+    /// Adopts a lock that was detached under the token `former`, under a fresh token.
     ///
-    /// A node swaps tokens if it has the former one, so of many who adopt it one at most has a quorum. The others, and who comes
-    /// late, release what they have swapped: so the lock ends where nobody has one.
+    /// A node swaps the tokens only if it has the former one, so at most one of several adopters
+    /// has a quorum. The others release what they have swapped. Blocks for the entry in the lock
+    /// table until `limit` ends, and then for at most `node_timeout`.
     ///
-    /// Blocks for the slot until `patience` ends, and for `node_timeout`.
+    /// # Errors
+    /// - `LockLost`: a quorum does not have the former token.
+    /// - `Contended`: another thread of this process held the key until `limit` ended.
+    /// - `InsufficientQuorum`: no quorum answered.
+    /// - `ValidityExhausted`: the nodes answered too late.
+    /// - `Cancelled`, `Closed`: the caller's token was cancelled, or the `Nodes` shut down.
+    /// - `System`: the operating system has no random bytes, or no thread.
     pub(crate) fn adopt(
         &self,
-        wish: &AcquireParams,
+        params: &AcquireParams,
         former: Token,
-        patience: WaitLimit,
+        limit: WaitLimit,
     ) -> Result<(Arc<Lease>, LocalGuard), Error> {
         let started = clock::now();
-        let adopted = self.run_adopt(wish, former, patience, started);
+        let adopted = self.run_adopt(params, former, limit, started);
         let waited = clock::now().saturating_duration_since(started);
         let outcome = adopted.as_ref().map(|_| Mode::Quorum);
-        let meter = self.nodes.counters();
-        meter.acquired(wish.keys.first(), outcome, waited);
+        let counters = self.nodes.counters();
+        counters.acquired(params.keys.first().name(), outcome, waited);
         adopted
     }
 
     fn run_adopt(
         &self,
-        wish: &AcquireParams,
+        params: &AcquireParams,
         former: Token,
-        patience: WaitLimit,
+        limit: WaitLimit,
         started: Instant,
     ) -> Result<(Arc<Lease>, LocalGuard), Error> {
-        let inbox = cancel::cancellable_inbox(wish.cancel.as_ref())?;
-        let settle = |lease: &Arc<Lease>| {
-            self.loss_handler
-                .handle_loss(lease, loss_handler::EXPIRED_MSG)
+        let inbox = cancel::cancellable_inbox(params.cancel.as_ref())?;
+        let request = LocalRequest {
+            keys: &params.keys,
+            mode: AccessMode::Exclusive,
+            offer: None,
+            inbox: &inbox,
+            deadline: limit.deadline,
         };
-        let pass = self
+        let on_lost = |lease: &Arc<Lease>| self.handle_expiry(lease);
+        let local = self
             .lock_table
-            .acquire(
-                &wish.keys,
-                AccessMode::Exclusive,
-                &inbox,
-                patience.deadline,
-                settle,
-            )
-            .map_err(|refused| {
+            .acquire(&request, on_lost)
+            .map_err(|refusal| {
                 let waited = clock::now().saturating_duration_since(started);
-                refusal_error(refused, &wish.keys, wish.kind, 0, waited)
+                refusal_error(refusal, &params.keys, params.kind, 0, waited)
             })?;
-        let lease = self.adopt_round(wish, former, &inbox)?;
-        self.attach(&lease, &pass, wish)?;
-        Ok((lease, pass))
+        let lease = self.adopt_round(params, former, &inbox)?;
+        self.attach(&lease, &local, params)?;
+        Ok((lease, local))
     }
 
-    /// One round that puts a fresh token in the place of the former one.
+    /// Replaces the former token by a fresh one, in one round.
     fn adopt_round(
         &self,
-        wish: &AcquireParams,
+        params: &AcquireParams,
         former: Token,
         inbox: &Arc<Inbox>,
     ) -> Result<Arc<Lease>, Error> {
-        self.nodes.counters().attempted(wish.keys.first());
-        let bid = self.new_attempt(wish, wish.kind)?;
-        let Attempt { lease, budget, .. } = &bid;
-        let mut request = Request::new(Op::Adopt, lease, wish.ttl.millis());
-        request.former_lease = Some(Arc::new(Lease::new(wish.keys.clone(), former, wish.kind)));
-        request.min_fence = wish.fenced.then_some(0);
+        self.nodes.counters().attempted(params.keys.first().name());
+        let attempt = self.new_attempt(params, params.kind)?;
+        let Attempt { lease, budget, .. } = &attempt;
+        let former = Lease::new(params.keys.clone(), former, params.kind);
+        let mut request = Request::new(Op::Adopt, lease, params.ttl.millis());
+        request.former_lease = Some(Arc::new(former));
+        request.min_fence = params.fenced.then_some(0);
         let mut outcome = self.nodes.send_to_all(&request, inbox).wait(*budget);
         let refused = outcome.tally.refused();
-        if outcome.verdict == Verdict::Granted && wish.fenced {
+        if outcome.verdict == Verdict::Granted && params.fenced {
             outcome = self.assign_fencing_token(lease, outcome, inbox, *budget);
         }
         let error = match outcome.verdict {
-            Verdict::Granted if bid.activate(wish.ttl) => return Ok(bid.lease),
+            Verdict::Granted if attempt.activate(params.ttl) => return Ok(attempt.lease),
             Verdict::Granted => Error::ValidityExhausted {
                 attempts: 1,
-                ttl: wish.ttl.duration(),
+                ttl: params.ttl.duration(),
             },
             Verdict::Refused => lease.lost_error_for(LossReason::NotOurs),
             Verdict::Unavailable => match self.check_cancelled(inbox) {

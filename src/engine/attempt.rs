@@ -1,9 +1,9 @@
-//! What one attempt at a lock is: asked of all nodes at once, and won, or undone wherever it may have been granted.
+//! Makes one attempt: asks the nodes for a fresh token, and undoes it unless it is granted in time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::attempt_result::{AttemptFailure, AttemptResult, Contention, max_hold_left};
+use crate::engine::attempt_result::{AttemptFailure, Attempted, VoteOutcome};
 use crate::engine::breaker::Probe;
 use crate::engine::core::Engine;
 use crate::engine::params;
@@ -12,7 +12,7 @@ use crate::engine::repeats::Repeats;
 use crate::error::Error;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
-use crate::protocol::quorum::{Verdict, majority};
+use crate::protocol::quorum::{NodeSet, Verdict, majority};
 use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
 use crate::protocol::ttl::Ttl;
@@ -20,217 +20,278 @@ use crate::protocol::validity;
 use crate::time::deadline::{Deadline, DeadlineCause};
 use crate::time::{clock, deadline};
 use crate::transport::inbox::{Inbox, WaitEnd};
+use crate::transport::round::RoundPlan;
 
-/// A lease that is about to be asked for, under a token of its own, and until when a grant would be of use.
-pub(crate) struct Attempt {
-    pub(crate) lease: Arc<Lease>,
-    pub(crate) budget: Deadline,
-    /// Until when a grant would be of use.
-    pub(crate) useful_until: Option<Instant>,
-    pub(crate) start: Instant,
+/// A pending lease under a token of its own, and the limits of its grant.
+pub(super) struct Attempt {
+    pub(super) lease: Arc<Lease>,
+    /// When the wait for votes ends.
+    pub(super) budget: Deadline,
+    /// Until when a grant leaves enough validity.
+    pub(super) useful_until: Option<Instant>,
+    pub(super) start: Instant,
+    /// How often a node connection had come up before the attempt.
+    connect_epoch: u64,
     wall_offset: i64,
     min_validity: Duration,
 }
 
 impl Attempt {
-    /// A quorum has granted it: `true` if enough validity is left, and then it is held (rule S2).
-    pub(crate) fn activate(&self, ttl: Ttl) -> bool {
+    /// Makes a lease that a quorum granted held, if enough validity is left (S2).
+    ///
+    /// Returns whether the lease is held.
+    pub(super) fn activate(&self, ttl: Ttl) -> bool {
         validity::valid_until(self.start, ttl.duration(), self.min_validity, clock::now())
             .is_some_and(|end| self.lease.activate(end, self.wall_offset))
     }
 }
 
-/// What an attempt leaves on nodes that refuse it, to say that somebody waits.
+/// What an attempt leaves on nodes that refuse it.
 #[derive(Clone, Copy)]
 pub(crate) enum WaitMarker<'a> {
     None,
-    /// A reader's mark: the next writer that releases gives readers a turn.
+    /// A reader marker: the next writer that releases starts a reader turn.
     Reader,
-    /// A writer's place at the gate.
+    /// A gate entry, which keeps new readers out.
     Writer(&'a Arc<Lease>),
 }
 
-/// What is asked of which nodes.
+/// The parameters of one attempt.
 #[derive(Clone, Copy)]
-struct Ask<'a> {
-    trace: WaitMarker<'a>,
-    /// As in [`attempt`](Engine::attempt).
-    first: Option<usize>,
+pub(crate) struct AttemptContext<'a> {
+    pub(crate) params: &'a AcquireParams,
+    /// The kind of lease; for a semaphore, with the permit to ask for.
+    pub(crate) kind: LeaseKind,
+    pub(crate) inbox: &'a Arc<Inbox>,
+    pub(crate) marker: WaitMarker<'a>,
+    /// The node to ask before the others. They are asked only if it does not refuse.
+    pub(crate) preferred_node: Option<usize>,
+    /// The breaker's probe, if this attempt is it.
+    pub(crate) probe: Option<&'a Probe<'a>>,
+}
+
+impl<'a> AttemptContext<'a> {
+    /// Returns the parameters of an attempt that asks all nodes and leaves no marker.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn new(params: &'a AcquireParams, inbox: &'a Arc<Inbox>) -> AttemptContext<'a> {
+        AttemptContext {
+            params,
+            kind: params.kind,
+            inbox,
+            marker: WaitMarker::None,
+            preferred_node: None,
+            probe: None,
+        }
+    }
+
+    /// Returns whether the lease needs a fencing token. Read leases never have one.
+    fn needs_fencing_token(&self) -> bool {
+        self.params.fenced && self.params.kind != LeaseKind::Read
+    }
+}
+
+/// What a vote says about the reachability of a quorum.
+#[derive(Clone, Copy)]
+struct VoteReplies {
+    wait_end: WaitEnd,
+    /// How many nodes replied anything, including an error.
+    count: usize,
+    was_split: bool,
 }
 
 impl Engine {
-    /// Draws a token, and starts the clock.
-    pub(crate) fn new_attempt(
+    /// Draws a token (S3) and starts the stopwatch.
+    ///
+    /// # Errors
+    /// - `System`: the operating system has no random bytes.
+    pub(super) fn new_attempt(
         &self,
-        wish: &AcquireParams,
-        claim: LeaseKind,
+        params: &AcquireParams,
+        kind: LeaseKind,
     ) -> Result<Attempt, Error> {
         let token = Token::fresh(self.settings.owner_label.as_deref())?;
-        let lease = Arc::new(Lease::new(wish.keys.clone(), token, claim));
-        Ok(self.attempt_for_lease(wish, &lease, clock::now(), clock::wall_offset()))
+        let lease = Arc::new(Lease::new(params.keys.clone(), token, kind));
+        Ok(self.attempt_for_lease(params, &lease, clock::now(), clock::wall_offset()))
     }
 
-    /// The same for a lease that there is, which is asked for from `start` on; the wall clock's `lead` is from then.
-    pub(crate) fn attempt_for_lease(
+    /// Returns the attempt of an existing lease whose request was sent at `start`.
+    ///
+    /// `wall_offset` is the offset of the wall clock at that time.
+    pub(super) fn attempt_for_lease(
         &self,
-        wish: &AcquireParams,
+        params: &AcquireParams,
         lease: &Arc<Lease>,
         start: Instant,
-        lead: i64,
+        wall_offset: i64,
     ) -> Attempt {
-        let least = wish.ttl.min_validity(self.settings.min_validity);
-        let validity = validity::validity(wish.ttl.duration());
-        let in_time = deadline::deadline(start, validity - least);
+        let min_validity = params.ttl.min_validity(self.settings.min_validity);
+        let validity = validity::validity(params.ttl.duration());
+        let useful_until = deadline::deadline(start, validity - min_validity);
         Attempt {
             lease: Arc::clone(lease),
             budget: self
                 .node_budget(start)
-                .min_with(DeadlineCause::Validity, in_time),
-            useful_until: in_time,
+                .min_with(DeadlineCause::Validity, useful_until),
+            useful_until,
             start,
-            wall_offset: lead,
-            min_validity: least,
+            connect_epoch: self.nodes.connect_epoch(),
+            wall_offset,
+            min_validity,
         }
     }
 
-    /// One attempt: won and valid, or undone on every node that may have granted it. A split vote is repeated within it, with a
-    /// fresh token each time that it gave way (rule L1).
+    /// Makes one attempt: acquires a held lease, or undoes the attempt.
     ///
-    /// If `first` is given that node is asked before all others, and they only if it does not refuse: who loses there leaves
-    /// nothing to undo.
+    /// A failed attempt is undone on every node that may have granted it (S4).
+    /// Repeats a split vote that other callers lead, with a fresh token each time (L1). Blocks for
+    /// at most `node_timeout` and the repeats, and no longer than a grant would be valid.
     ///
-    /// Blocks for `node_timeout` and the repeats at most, and no longer than a grant would be of use.
-    pub(crate) fn attempt(
-        &self,
-        wish: &AcquireParams,
-        inbox: &Arc<Inbox>,
-        trace: WaitMarker<'_>,
-        first: Option<usize>,
-        probe: Option<&Probe<'_>>,
-    ) -> Result<AttemptResult, Error> {
-        self.nodes.counters().attempted(wish.keys.first());
-        match wish.kind {
-            LeaseKind::Permit { total: of, .. } => {
-                self.attempt_any_permit(wish, of, inbox, first, probe)
-            }
-            claim => self
-                .attempt_kind(wish, claim, inbox, trace, first, probe)
-                .map(|(ended, _)| ended),
-        }
-    }
-
-    /// The same, for a permit a certain one. Answers also which others may be had in its place.
-    pub(crate) fn attempt_kind(
-        &self,
-        wish: &AcquireParams,
-        claim: LeaseKind,
-        inbox: &Arc<Inbox>,
-        trace: WaitMarker<'_>,
-        first: Option<usize>,
-        probe: Option<&Probe<'_>>,
-    ) -> Result<(AttemptResult, Vec<u16>), Error> {
+    /// # Errors
+    /// - `Cancelled`, `Closed`: the caller was cancelled, or the `Nodes` shut down, in a pause.
+    /// - `InvalidConfig`: a quorum knows another number of permits.
+    /// - `System`: the operating system has no random bytes.
+    pub(crate) fn attempt(&self, context: &AttemptContext<'_>) -> Result<Attempted, Error> {
+        let mut context = *context;
         let mut repeats = Repeats::default();
-        let mut ask = Ask { trace, first };
-        let mut vote = self.vote(wish, claim, inbox, ask, probe, &mut repeats)?;
-        while let Some(next) = repeats.next_after(&vote) {
-            self.pause_until(repeats.pause(), inbox)?;
-            ask.first = next;
-            let again = self.vote(wish, claim, inbox, ask, probe, &mut repeats)?;
-            if matches!(again, (Err(AttemptFailure::Unavailable(_)), _)) {
-                break; // there was no time for all to answer: what they said before stands
-            }
-            vote = again;
+        let mut former: Option<Attempted> = None;
+        loop {
+            let attempt = self.new_attempt(context.params, context.kind)?;
+            let vote = self.send_attempt(&context, &attempt, &mut repeats);
+            let attempted = self.conclude(&context, attempt, vote, repeats.was_split())?;
+            let attempted = match (former.take(), attempted.result) {
+                // The repeat had no time for all nodes to answer, so the former votes count.
+                (Some(former), Err(AttemptFailure::Unavailable(_))) => {
+                    return Ok(repeats.conclude(former));
+                }
+                (_, result) => Attempted {
+                    result,
+                    free_permits: attempted.free_permits,
+                },
+            };
+            let Some(preferred_node) = repeats.next_after(&attempted) else {
+                return Ok(repeats.conclude(attempted));
+            };
+            former = Some(attempted);
+            self.pause_until(repeats.pause_end(), context.inbox)?;
+            context.preferred_node = preferred_node;
         }
-        Ok(repeats.end(vote))
     }
 
-    /// Asks the nodes for one token, until the vote is won or lost, or others lead in a split one. Then it is undone.
-    fn vote(
+    /// Asks the nodes for the attempt's token and collects the votes.
+    fn send_attempt(
         &self,
-        wish: &AcquireParams,
-        claim: LeaseKind,
-        inbox: &Arc<Inbox>,
-        Ask { trace, first }: Ask<'_>,
-        probe: Option<&Probe<'_>>,
+        context: &AttemptContext<'_>,
+        attempt: &Attempt,
         repeats: &mut Repeats,
-    ) -> Result<(AttemptResult, Vec<u16>), Error> {
-        let bid = self.new_attempt(wish, claim)?;
-        let Attempt { lease, budget, .. } = &bid;
-        let risen = self.nodes.connect_epoch();
-        let mut request = Request::new(Op::Acquire, lease, wish.ttl.millis());
-        if !matches!(trace, WaitMarker::None) {
-            request.refresh_interval = self.refresh_interval;
+    ) -> VoteOutcome {
+        let ttl = context.params.ttl.millis();
+        let mut request = Request::new(Op::Acquire, &attempt.lease, ttl);
+        match context.marker {
+            WaitMarker::None => {}
+            WaitMarker::Reader => request.refresh_interval = self.refresh_interval,
+            WaitMarker::Writer(entry) => {
+                request.refresh_interval = self.refresh_interval;
+                request.gate_entry = Some(Arc::clone(entry));
+            }
         }
-        if let WaitMarker::Writer(place) = trace {
-            request.gate_entry = Some(Arc::clone(place));
-        }
-        if wish.fenced && wish.kind != LeaseKind::Read {
+        if context.needs_fencing_token() {
             request.min_fence = Some(0);
         }
-        let asked = match first {
-            None => Ok(self.nodes.send_to_all(&request, inbox)),
-            Some(first) => self.nodes.send_preferred_first(&request, inbox, first),
-        };
-        let (mut outcome, split, by_one) = match asked {
+        let plan = context
+            .preferred_node
+            .map_or(RoundPlan::All, RoundPlan::PreferredFirst);
+        match self.nodes.send(&request, context.inbox, plan) {
             Ok(round) => {
-                let (outcome, split) = self.settle_split(round, &bid, wish, inbox, repeats);
-                (outcome, split, false)
-            }
-            Err(outcome) => (*outcome, None, true),
-        };
-        let refused = outcome.refused();
-        let other_permits = outcome.tally.permit_count_mismatch();
-        let elsewhere = self.candidate_permits(claim, &outcome, by_one);
-        if outcome.verdict == Verdict::Granted && request.min_fence.is_some() {
-            outcome = self.assign_fencing_token(lease, outcome, inbox, *budget);
-        }
-        let (won, ended) = (outcome.verdict == Verdict::Granted, outcome.wait_end);
-        let replied = outcome.tally.replied();
-        let only_one = by_one && ended != WaitEnd::Cancelled;
-        let miss = match outcome.verdict {
-            Verdict::Granted if bid.activate(wish.ttl) => {
-                self.circuit.record_quorum();
-                if repeats.was_split() {
-                    // The other callers have given way there by now, or are about to.
-                    self.nodes.restore(lease, wish.ttl.millis(), refused);
+                let (round, split) = self.settle_split(round, context, attempt, repeats);
+                VoteOutcome {
+                    round,
+                    split,
+                    single_node: false,
                 }
-                return Ok((Ok(bid.lease), Vec::new()));
             }
-            Verdict::Granted => AttemptFailure::TooSlow {
-                won,
-                max_hold_left: max_hold_left(&outcome.tally),
+            Err(round) => VoteOutcome {
+                round: *round,
+                split: None,
+                single_node: true,
             },
-            Verdict::Refused => AttemptFailure::Contended(Contention::of(outcome, only_one, split)),
-            Verdict::Unavailable if only_one => {
-                AttemptFailure::Contended(Contention::of(outcome, true, None))
-            }
-            Verdict::Unavailable
-                if ended == WaitEnd::TimedOut && budget.limit() == DeadlineCause::Validity =>
-            {
-                AttemptFailure::TooSlow {
-                    won,
-                    max_hold_left: max_hold_left(&outcome.tally),
-                }
-            }
-            Verdict::Unavailable => AttemptFailure::Unavailable(outcome.tally),
-        };
-        match &miss {
-            // Who is cancelled or has no time has not waited to see whether there is a quorum.
-            AttemptFailure::Unavailable(_)
-                if ended == WaitEnd::Cancelled || repeats.was_split() => {}
-            AttemptFailure::Unavailable(tally) if tally.is_outage() => {
-                self.circuit.record_failure(bid.start, probe, risen, tally);
-            }
-            // One node is no quorum, and of an even number neither are those that decide a tie. An error is a reply.
-            _ if replied >= majority(self.nodes.total()) => self.circuit.record_quorum(),
-            _ => {}
         }
-        lease.abandon();
-        // Nodes that refused have nothing of it. All others may have, also those that answered with an error (S4).
-        self.nodes.release_unawaited(lease, refused);
-        match other_permits {
-            Some(other) => Err(params::permit_count_error(&wish.keys, claim, other)),
-            None => Ok((Err(miss), elsewhere)),
+    }
+
+    /// Returns the held lease of a granted vote, or the failure of the vote after undoing it.
+    fn conclude(
+        &self,
+        context: &AttemptContext<'_>,
+        attempt: Attempt,
+        mut vote: VoteOutcome,
+        was_split: bool,
+    ) -> Result<Attempted, Error> {
+        let params = context.params;
+        // The votes on the token: the round that raises the fence counters replaces them below.
+        let refused = vote.round.refused();
+        let permit_count = vote.round.tally.permit_count_mismatch();
+        let free_permits = self.candidate_permits(context.kind, &vote);
+        if vote.round.verdict == Verdict::Granted && context.needs_fencing_token() {
+            let (lease, budget) = (&attempt.lease, attempt.budget);
+            vote.round = self.assign_fencing_token(lease, vote.round, context.inbox, budget);
+        }
+        if vote.round.verdict == Verdict::Granted && attempt.activate(params.ttl) {
+            self.circuit.record_quorum();
+            if was_split {
+                // The other callers of the split vote give way on the nodes that refused.
+                let ttl = params.ttl.millis();
+                self.nodes.restore(&attempt.lease, ttl, refused);
+            }
+            return Ok(Attempted::held(attempt.lease));
+        }
+        let replies = VoteReplies {
+            wait_end: vote.round.wait_end,
+            count: vote.round.tally.replied(),
+            was_split,
+        };
+        let failure = AttemptFailure::classify(vote, attempt.budget.limit());
+        self.record_breaker(&failure, &attempt, context.probe, replies);
+        self.undo(&attempt, refused);
+        match permit_count {
+            Some(in_use) => Err(params::permit_count_error(
+                &params.keys,
+                context.kind,
+                in_use,
+            )),
+            None => Ok(Attempted {
+                result: Err(failure),
+                free_permits,
+            }),
+        }
+    }
+
+    /// Releases the token on every node that may have granted it (S4). Does not block.
+    ///
+    /// A node that refused granted nothing. Any other may have, even with an error reply.
+    fn undo(&self, attempt: &Attempt, refused: NodeSet) {
+        attempt.lease.abandon();
+        self.nodes.release_unawaited(&attempt.lease, refused);
+    }
+
+    /// Tells the breaker whether the failed attempt reached a quorum.
+    fn record_breaker(
+        &self,
+        failure: &AttemptFailure,
+        attempt: &Attempt,
+        probe: Option<&Probe<'_>>,
+        replies: VoteReplies,
+    ) {
+        // A wait that cancellation or the split-vote limit cut short proves no outage.
+        let is_cut_short = replies.wait_end == WaitEnd::Cancelled || replies.was_split;
+        match failure {
+            AttemptFailure::Unavailable(_) if is_cut_short => {}
+            AttemptFailure::Unavailable(tally) if tally.is_outage() => {
+                let epoch = attempt.connect_epoch;
+                self.circuit
+                    .record_failure(attempt.start, probe, epoch, tally);
+            }
+            // Half of an even number of nodes decides a tie, but is no quorum.
+            _ if replies.count >= majority(self.nodes.total()) => self.circuit.record_quorum(),
+            _ => {}
         }
     }
 }

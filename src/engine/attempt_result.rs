@@ -1,75 +1,142 @@
-//! How an attempt can fail.
+//! The result of one attempt, and how votes are classified as failures.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::local::entry::AccessMode;
 use crate::protocol::lease::{Lease, NEVER_EXPIRES_AFTER};
-use crate::protocol::quorum::{Split, Tally};
+use crate::protocol::quorum::{Split, Tally, Verdict};
+use crate::time::deadline::DeadlineCause;
+use crate::transport::inbox::WaitEnd;
 use crate::transport::round::RoundOutcome;
 
-/// How an attempt ended that was not won.
-pub(crate) enum AttemptFailure {
-    Contended(Contention),
-    Unavailable(Tally),
-    /// Granted too late, or no verdict within the time in which a grant would have been of use.
-    TooSlow {
-        /// Whether a quorum granted it.
-        won: bool,
-        /// As [`max_hold_left`](AttemptFailure::max_hold_left).
-        max_hold_left: Option<Duration>,
-    },
+/// An attempt: a held lease, or a failure that has been undone.
+pub(super) type AttemptResult = Result<Arc<Lease>, AttemptFailure>;
+
+/// An attempt, with what the nodes said about the other permits of a semaphore.
+pub(crate) struct Attempted {
+    pub(crate) result: AttemptResult,
+    /// The permits that a quorum may grant instead.
+    pub(super) free_permits: Vec<u16>,
 }
 
-/// What an attempt has come to.
-pub(crate) type AttemptResult = Result<Arc<Lease>, AttemptFailure>;
-
-impl AttemptFailure {
-    /// How long somebody may hold the lock who refused it on a node, be it the only one that answered; for ever where that is
-    /// not known.
-    pub(crate) fn max_hold_left(&self) -> Option<Duration> {
-        match self {
-            AttemptFailure::Contended(met) => {
-                Some(met.max_hold_left.unwrap_or(NEVER_EXPIRES_AFTER))
-            }
-            AttemptFailure::Unavailable(tally) => max_hold_left(tally),
-            AttemptFailure::TooSlow {
-                max_hold_left: held_for,
-                ..
-            } => *held_for,
+impl Attempted {
+    pub(super) fn held(lease: Arc<Lease>) -> Attempted {
+        Attempted {
+            result: Ok(lease),
+            free_permits: Vec::new(),
         }
     }
 }
 
-pub(crate) fn max_hold_left(tally: &Tally) -> Option<Duration> {
+/// How the votes on one token ended.
+pub(super) struct VoteOutcome {
+    pub(super) round: RoundOutcome,
+    /// The split vote that other callers lead, if the vote ended that way (L1).
+    pub(super) split: Option<Split>,
+    /// Only the preferred node was asked.
+    pub(super) single_node: bool,
+}
+
+/// Why an attempt failed.
+pub(crate) enum AttemptFailure {
+    /// Other callers hold the lock.
+    Contended(Contention),
+    /// Too few nodes answered.
+    Unavailable(Tally),
+    /// A quorum granted too late, or did not answer while a grant would have been valid (S2).
+    TooSlow {
+        /// A quorum granted.
+        won: bool,
+        /// The result of [`AttemptFailure::max_hold_left`].
+        max_hold_left: Option<Duration>,
+    },
+}
+
+impl AttemptFailure {
+    /// Classifies a vote that did not give a valid lease.
+    ///
+    /// `limit` is the limit that the wait for the votes had.
+    pub(super) fn classify(vote: VoteOutcome, limit: DeadlineCause) -> AttemptFailure {
+        let VoteOutcome { round, split, .. } = vote;
+        // A cancelled caller did not wait for the reply of the preferred node.
+        let single_node = vote.single_node && round.wait_end != WaitEnd::Cancelled;
+        let is_too_late = round.wait_end == WaitEnd::TimedOut && limit == DeadlineCause::Validity;
+        match round.verdict {
+            Verdict::Refused => {
+                AttemptFailure::Contended(Contention::new(round, single_node, split))
+            }
+            Verdict::Unavailable if single_node => {
+                AttemptFailure::Contended(Contention::new(round, true, None))
+            }
+            Verdict::Unavailable if !is_too_late => AttemptFailure::Unavailable(round.tally),
+            Verdict::Granted | Verdict::Unavailable => AttemptFailure::TooSlow {
+                won: round.verdict == Verdict::Granted,
+                max_hold_left: max_hold_left(&round.tally),
+            },
+        }
+    }
+
+    /// Returns for how long another caller may hold the lock, by the nodes that refused.
+    ///
+    /// `None` if no node refused; `NEVER_EXPIRES_AFTER` if a refusal did not give a time.
+    pub(crate) fn max_hold_left(&self) -> Option<Duration> {
+        match self {
+            AttemptFailure::Contended(contention) => {
+                Some(contention.max_hold_left.unwrap_or(NEVER_EXPIRES_AFTER))
+            }
+            AttemptFailure::Unavailable(tally) => max_hold_left(tally),
+            AttemptFailure::TooSlow { max_hold_left, .. } => *max_hold_left,
+        }
+    }
+
+    /// Returns how the lock is held, if the attempt was contended.
+    pub(super) fn contention(&self) -> Option<&Contention> {
+        match self {
+            AttemptFailure::Contended(contention) => Some(contention),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_unavailable(&self) -> bool {
+        matches!(self, AttemptFailure::Unavailable(_))
+    }
+
+    /// Returns the noun phrase of the failure, for the log.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            AttemptFailure::Contended(_) => "held by another",
+            AttemptFailure::Unavailable(_) => "no quorum",
+            AttemptFailure::TooSlow { .. } => "too slow",
+        }
+    }
+}
+
+fn max_hold_left(tally: &Tally) -> Option<Duration> {
     (tally.refused().len() > 0).then(|| tally.max_hold_left().unwrap_or(NEVER_EXPIRES_AFTER))
 }
 
-/// Held by others.
+/// What the nodes that refused said about the holder.
 #[derive(Clone, Debug)]
 pub(crate) struct Contention {
-    /// How most of the nodes that refused say that it is held.
+    /// How the lock is held, by most of the nodes that refused.
     pub(crate) held_by: AccessMode,
-    /// Free again after so long, if that is known.
+    /// When a quorum may grant again, if the nodes gave their TTLs.
     pub(crate) free_in: Option<Duration>,
-    /// Some nodes had granted it: others want it at the same time, and they may all lose.
+    /// Some nodes granted: other callers asked at the same time, and perhaps none has a quorum.
     pub(crate) split_vote: Option<Split>,
-    /// Only one node was asked, and it refused.
+    /// Only the preferred node was asked, and it refused.
     pub(crate) single_node: bool,
-    /// How long those may hold it at the longest who refused, if that is known.
+    /// The longest remaining TTL that a node gave, if known.
     pub(crate) max_hold_left: Option<Duration>,
-    /// Which of the lock's keys are held, where it has several.
+    /// The positions of the keys that are held, in a lock of several keys.
     pub(crate) blocking_keys: Vec<usize>,
 }
 
 impl Contention {
-    /// What those say who refused; `single_node` says that only one was asked.
-    pub(crate) fn of(
-        outcome: RoundOutcome,
-        single_node: bool,
-        split_vote: Option<Split>,
-    ) -> Contention {
-        let tally = outcome.tally;
+    fn new(round: RoundOutcome, single_node: bool, split_vote: Option<Split>) -> Contention {
+        let blocking_keys = round.blocking_keys().to_vec();
+        let tally = round.tally;
         Contention {
             held_by: match tally.held_by_readers() {
                 true => AccessMode::Shared,
@@ -82,7 +149,72 @@ impl Contention {
             split_vote,
             single_node,
             max_hold_left: tally.max_hold_left(),
-            blocking_keys: outcome.blocking_keys,
+            blocking_keys,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::NodeFailure;
+    use crate::protocol::quorum::{Vote, VoteRule};
+    use crate::protocol::reply::{Blocker, Reply};
+
+    const LEFT: Duration = Duration::from_secs(7);
+
+    /// One node votes first, the others do not reply.
+    fn vote(verdict: Verdict, wait_end: WaitEnd, single_node: bool) -> VoteOutcome {
+        let mut tally = Tally::new(3, VoteRule::Acquire);
+        let remaining = Some(LEFT);
+        tally.vote(0, Vote::Refused(NodeFailure::Held { remaining }));
+        let blocked = [Reply::Held(Blocker::OwnerOfKey(1), None)];
+        let round = RoundOutcome::with_replies(verdict, tally, wait_end, &blocked);
+        VoteOutcome {
+            round,
+            split: None,
+            single_node,
+        }
+    }
+
+    #[test]
+    fn vote_is_classified_by_verdict_wait_end_and_limit() {
+        use DeadlineCause::{NodeTimeout, Validity};
+        use Verdict::{Granted, Refused, Unavailable};
+        use WaitEnd::{Cancelled, Complete, TimedOut};
+        let (contended, single, no_quorum) = ("contended", "single node", "unavailable");
+        let (late, slow) = ("granted late", "slow");
+        for (verdict, wait_end, single_node, limit, expected) in [
+            (Granted, Complete, false, NodeTimeout, late),
+            (Granted, Complete, false, Validity, late),
+            (Granted, Complete, true, Validity, late),
+            (Refused, Complete, false, NodeTimeout, contended),
+            (Refused, TimedOut, false, Validity, contended),
+            (Refused, Complete, true, NodeTimeout, single),
+            (Refused, Cancelled, true, NodeTimeout, contended),
+            (Unavailable, Complete, true, NodeTimeout, single),
+            (Unavailable, TimedOut, true, Validity, single),
+            (Unavailable, Cancelled, true, Validity, no_quorum),
+            (Unavailable, TimedOut, false, Validity, slow),
+            (Unavailable, TimedOut, false, NodeTimeout, no_quorum),
+            (Unavailable, Complete, false, Validity, no_quorum),
+            (Unavailable, Cancelled, false, Validity, no_quorum),
+        ] {
+            let failure = AttemptFailure::classify(vote(verdict, wait_end, single_node), limit);
+            let name = match &failure {
+                AttemptFailure::Contended(contention) if contention.single_node => single,
+                AttemptFailure::Contended(_) => contended,
+                AttemptFailure::Unavailable(_) => no_quorum,
+                AttemptFailure::TooSlow { won: true, .. } => late,
+                AttemptFailure::TooSlow { won: false, .. } => slow,
+            };
+            assert_eq!(
+                name, expected,
+                "{verdict:?} {wait_end:?} {single_node} {limit:?}"
+            );
+            assert_eq!(failure.max_hold_left(), Some(LEFT));
+            let blocking = failure.contention().map(|met| met.blocking_keys.clone());
+            assert!(blocking.is_none_or(|keys| keys == [1]));
         }
     }
 }

@@ -1,50 +1,63 @@
-//! Where an acquire that holds its slot goes: to the nodes, or while no quorum of them answers nowhere else than here.
+//! Chooses where an attempt is made: on the nodes, or in this process alone in degraded mode (S9).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::attempt_result::AttemptFailure;
-use crate::engine::breaker::{Probe, SharedAdmission};
+use crate::engine::breaker::Probe;
 use crate::engine::core::Engine;
 use crate::engine::params::{AcquireParams, Deadlines};
 use crate::error::{Error, Operation};
+use crate::protocol::breaker::Admission;
 use crate::protocol::kind::LeaseKind;
 use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;
 
-/// Where an attempt is made. Chosen when the slot is held, and again before each attempt (rule S9).
-pub(crate) enum Backend<'a> {
-    /// On the nodes, perhaps as the one that finds out whether they are back.
+/// Where an attempt is made.
+pub(super) enum Backend<'a> {
+    /// On the nodes; with a probe, the attempt tells the breaker whether a quorum is back.
     Nodes(Option<Probe<'a>>),
-    /// In this process alone, where no attempt is needed.
+    /// In this process alone, where the entry in the lock table is the lock.
     Local,
 }
 
-/// Since when the rounds of one acquire, in a row, found no quorum, or it waited for an open breaker instead. What other acquires
-/// meet is no part of it: their locks may have less trouble than this one, or more.
+/// The acquire for which a back end is chosen.
+pub(super) struct BackendRequest<'a> {
+    pub(super) params: &'a AcquireParams,
+    pub(super) deadlines: Deadlines,
+    pub(super) inbox: &'a Arc<Inbox>,
+    /// The latest time at which a node that refused says the lock expires.
+    pub(super) blocked_until: Option<Instant>,
+}
+
+/// The time in which the rounds of one acquire, in a row, found no quorum or an open breaker.
+///
+/// Rounds of other acquires do not count: their keys may have more or less trouble.
 #[derive(Debug, Default)]
 pub(crate) struct Outage {
     began: Option<Instant>,
 }
 
 impl Outage {
-    /// Notes how a round ended that began at `start`.
-    pub(crate) fn note(&mut self, miss: &AttemptFailure, start: Instant) {
-        match miss {
+    /// Records how a round that began at `start` failed.
+    pub(crate) fn note(&mut self, failure: &AttemptFailure, start: Instant) {
+        match failure {
             AttemptFailure::Unavailable(_) => self.begin(start),
             AttemptFailure::TooSlow { won: true, .. } => self.began = None,
-            AttemptFailure::Contended(met) if !met.single_node => self.began = None,
-            // Neither says whether there is a quorum.
+            AttemptFailure::Contended(contention) if !contention.single_node => self.began = None,
+            // Neither shows whether a quorum answers.
             AttemptFailure::TooSlow { .. } | AttemptFailure::Contended(_) => {}
         }
     }
 
-    /// Begins at `start`, unless it has begun.
+    /// Starts the outage at `start`, unless it has begun.
     fn begin(&mut self, start: Instant) {
         self.began.get_or_insert(start);
     }
 
-    /// When it has lasted for `max_outage`; `None` without an outage, or where that is beyond the clock's range.
+    /// Returns when the outage has lasted for `max_outage`.
+    ///
+    /// `None` without an outage, or if that is beyond the range of the clock.
     pub(crate) fn end(&self, max_outage: Duration) -> Option<Instant> {
         self.began
             .and_then(|began| deadline::deadline(began, max_outage))
@@ -52,75 +65,106 @@ impl Outage {
 }
 
 impl Engine {
-    /// Chooses the way. While the breaker is open the acquire sleeps until nodes are back, another acquire has found out whether
-    /// they are, its own limit has come, or the outage has lasted for `max_outage`.
+    /// Chooses the back end of the next attempt.
     ///
-    /// Without a wait it sleeps for a `node_timeout` only where another acquire probes, since that takes no longer.
-    pub(crate) fn choose_backend(
+    /// Blocks while the breaker is open: until a quorum is connected, another acquire has probed,
+    /// the caller's limit ends, or the outage has lasted for `max_outage`. A caller that does not
+    /// wait blocks only for the probe of another acquire, for at most `node_timeout`.
+    ///
+    /// # Errors
+    /// - `Cancelled`, `Closed`: the caller was cancelled, or the `Nodes` shut down.
+    /// - `CircuitOpen`: the breaker is open, and the caller does not wait.
+    /// - `InsufficientQuorum`: the caller's limit or `max_outage` ended.
+    pub(super) fn choose_backend(
         &self,
-        wish: &AcquireParams,
-        stay: Deadlines,
-        inbox: &Arc<Inbox>,
-        held_until: Option<Instant>,
+        request: &BackendRequest<'_>,
         outage: &mut Outage,
     ) -> Result<Backend<'_>, Error> {
+        let BackendRequest {
+            params,
+            deadlines,
+            inbox,
+            blocked_until,
+        } = *request;
         self.check_cancelled(inbox)?;
         if self.circuit.is_calm() {
             return Ok(Backend::Nodes(None));
         }
-        // Before the first look, so that no change after it is missed.
+        // Joins before the first check, so that it misses no change after it.
         let _waiter = self.circuit.join(inbox);
-        let probed = self.node_timeout_from_now();
+        let probe_end = self.node_timeout_from_now();
         loop {
             self.check_cancelled(inbox)?;
             let (is_probing, retry_in) = match self.circuit.admit(self.nodes.connectivity()) {
-                SharedAdmission::Allowed => return Ok(Backend::Nodes(None)),
-                SharedAdmission::Probe(probe) => return Ok(Backend::Nodes(Some(probe))),
-                SharedAdmission::Wait => (true, self.settings.node_timeout),
-                SharedAdmission::Rejected(retry_in) => (false, retry_in),
+                Admission::Allowed => return Ok(Backend::Nodes(None)),
+                Admission::Probe(probe) => return Ok(Backend::Nodes(Some(probe))),
+                Admission::Wait => (true, self.settings.node_timeout),
+                Admission::Rejected(retry_in) => (false, retry_in),
             };
             let now = clock::now();
-            // An acquire that stood in the queue of its key while the breaker was open has waited for the nodes in that time.
-            let opened = self.circuit.opened().unwrap_or(now);
-            outage.begin(opened.max(stay.started));
-            let mut end = deadline::earlier(stay.queue, outage.end(self.settings.retry.max_outage));
-            if is_probing {
-                end = end.map(|end| end.max(probed));
-            }
+            let probe_end = is_probing.then_some(probe_end);
+            let end = self.rejection_end(deadlines, outage, probe_end, now);
             let is_over = end.is_some_and(|end| end <= now);
-            if (is_over || !is_probing) && self.goes_local(wish, held_until) {
+            if (is_over || !is_probing) && self.goes_local(params, blocked_until) {
                 return Ok(Backend::Local);
             }
             if is_over {
-                return Err(self.no_way(stay, retry_in));
+                return Err(self.breaker_error(deadlines, retry_in));
             }
-            let held_until = held_until.filter(|until| *until > now && self.may_go_local(wish));
-            let look = deadline::deadline(now, retry_in).filter(|_| !is_probing);
-            inbox.sleep(deadline::earlier(end, deadline::earlier(look, held_until)));
+            let local_at = blocked_until.filter(|until| *until > now && self.may_go_local(params));
+            let recheck_at = deadline::deadline(now, retry_in).filter(|_| !is_probing);
+            inbox.sleep(deadline::earlier(
+                end,
+                deadline::earlier(recheck_at, local_at),
+            ));
         }
     }
 
-    /// The error of an acquire that the open breaker keeps from asking.
-    fn no_way(&self, stay: Deadlines, retry_in: Duration) -> Error {
+    /// Returns when the wait of a rejected acquire ends, and counts the wait as an outage.
+    ///
+    /// The wait for another acquire's probe lasts until `probe_end`, whatever the limits are.
+    fn rejection_end(
+        &self,
+        deadlines: Deadlines,
+        outage: &mut Outage,
+        probe_end: Option<Instant>,
+        now: Instant,
+    ) -> Option<Instant> {
+        // The time in the local queue while the breaker was open counts, too.
+        let opened = self.circuit.opened().unwrap_or(now);
+        outage.begin(opened.max(deadlines.started));
+        let outage_end = outage.end(self.settings.retry.max_outage);
+        let end = deadline::earlier(deadlines.queue, outage_end);
+        end.map(|end| probe_end.map_or(end, |probe_end| end.max(probe_end)))
+    }
+
+    /// Returns the error of an acquire that the open breaker rejected.
+    fn breaker_error(&self, deadlines: Deadlines, retry_in: Duration) -> Error {
         let tally = self.nodes.connection_tally(&self.circuit.silent());
-        match stay.waits() {
-            // Nobody has been asked to grant it.
-            true => self.insufficient_quorum(Operation::Connect, tally),
-            false => self.circuit_open(retry_in, tally),
+        if deadlines.waits() {
+            // No node was asked to grant the lock.
+            return self.insufficient_quorum(Operation::Connect, tally);
         }
+        self.circuit_open(retry_in, tally)
     }
 
-    /// Whether the settings and the wish allow a lock in this process alone.
-    fn may_go_local(&self, wish: &AcquireParams) -> bool {
-        let is_fenced = wish.fenced && wish.kind != LeaseKind::Read;
+    /// Returns whether degraded mode is allowed for this acquire. A fenced one never goes local.
+    fn may_go_local(&self, params: &AcquireParams) -> bool {
+        let is_fenced = params.fenced && params.kind != LeaseKind::Read;
         self.settings.allow_degraded && !is_fenced
     }
 
-    /// Whether an acquire is to be local while the breaker is open: only where fresh connects have failed to so many nodes that no
-    /// quorum is left, and where those that refused it, and may hold the lock until `held_until`, hold it no longer (rule S9).
-    pub(crate) fn goes_local(&self, wish: &AcquireParams, held_until: Option<Instant>) -> bool {
-        self.may_go_local(wish)
-            && held_until.is_none_or(|until| until <= clock::now())
+    /// Returns whether an acquire goes local while the breaker is open (S9).
+    ///
+    /// It does only if fresh connects reach fewer nodes than a quorum, and after `blocked_until`:
+    /// until then a holder that a node reported may still have the lock.
+    pub(super) fn goes_local(
+        &self,
+        params: &AcquireParams,
+        blocked_until: Option<Instant>,
+    ) -> bool {
+        self.may_go_local(params)
+            && blocked_until.is_none_or(|until| until <= clock::now())
             && self.nodes.no_quorum_reachable()
     }
 }

@@ -1,4 +1,4 @@
-//! How long an acquire pauses between two attempts.
+//! The delays between the attempts of one acquire.
 
 use std::time::Duration;
 
@@ -6,30 +6,30 @@ use crate::engine::core::Engine;
 use crate::protocol::kind::LeaseKind;
 use crate::random;
 
-/// The pauses between the attempts of one acquire.
+/// The state of one acquire's retry delays.
 #[derive(Default)]
-pub(crate) struct Backoff {
+pub(super) struct Backoff {
     retries: u32,
-    /// A release was heard of: from then on delays grow from one round trip.
+    /// A release was published, so the delays start from one round trip.
     fast: bool,
 }
 
 impl Backoff {
-    /// A release was heard of: from one round trip on again.
-    pub(crate) fn reset_after_release(&mut self) {
+    /// Restarts the delays from one round trip, because the waiters now compete for a free lock.
+    pub(super) fn reset_after_release(&mut self) {
         *self = Backoff {
             fast: true,
             ..Backoff::default()
         };
     }
 
-    /// As the policy says.
-    pub(crate) fn next_delay(&mut self, engine: &Engine, claim: LeaseKind) -> Duration {
-        let mut policy = engine.retry_policy(claim).clone();
+    /// Returns the delay before the next attempt, with jitter, by the policy for this kind.
+    pub(super) fn next_delay(&mut self, engine: &Engine, kind: LeaseKind) -> Duration {
+        let mut policy = engine.retry_policy(kind).clone();
         self.retries = self.retries.saturating_add(1);
         if self.fast {
-            let round = engine.nodes.rtt_estimate();
-            policy.initial_delay = policy.initial_delay.min(round);
+            let round_trip = engine.nodes.rtt_estimate();
+            policy.initial_delay = policy.initial_delay.min(round_trip);
         }
         policy.delay(self.retries, random::unit())
     }

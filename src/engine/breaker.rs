@@ -1,8 +1,8 @@
-//! The breaker that the threads of a `Nodes` share: who may ask, who waits for whose verdict, and what is said of it.
+//! The circuit breaker that all callers of a `Nodes` share, with its waiters and its log lines.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::{info, warn};
 use parking_lot::Mutex;
@@ -16,22 +16,22 @@ use crate::transport::inbox::Inbox;
 use crate::transport::node_group::NodeGroup;
 use crate::transport::registry::{Waiter, Waiters};
 
-/// A breaker, and the callers that wait until it is known whether the nodes are back.
+/// A circuit breaker that several threads use. It blocks no caller while it is closed.
 #[derive(Debug)]
 pub(crate) struct SharedBreaker {
     state: Mutex<SharedBreakerState>,
-    /// Whether a quorum answered the last round: then nobody needs to look at the state.
+    /// A quorum answered the last round, so callers need not lock the state.
     ///
-    /// Who succeeds writes `seen` and then reads this; who fails takes this and then reads `seen`. Both are sequentially
-    /// consistent, since with less both could read what was before, and the success would be lost.
+    /// A success stores `last_quorum` and then loads this flag; a failure swaps this flag and then
+    /// loads `last_quorum`. All four are sequentially consistent. With weaker orderings, each side
+    /// could read the old value of the other, and the success would be lost.
     fully_closed: AtomicBool,
-    /// When a quorum was last seen while it was calm, in [`time::micros`].
+    /// When a quorum was last seen while `fully_closed` was set, as `clock::to_micros`.
     last_quorum: AtomicU64,
-    /// Whether locks are held in this process while it is open.
     allow_degraded: bool,
-    /// The names of the nodes, for the log.
-    nodes: String,
-    /// The callers that wait until it is known whether the nodes are back.
+    /// The names of all nodes, for the log.
+    node_names: String,
+    /// The callers that wait for a verdict or for a node to come up.
     waiters: Arc<Waiters>,
 }
 
@@ -42,20 +42,7 @@ struct SharedBreakerState {
     silent: Vec<(usize, NodeFailure)>,
 }
 
-/// Leave to ask the nodes.
-#[derive(Debug)]
-pub(crate) enum SharedAdmission<'a> {
-    /// As at all times.
-    Allowed,
-    /// As the one whose attempt says whether the nodes are back.
-    Probe(Probe<'a>),
-    /// Not now: another one's attempt says so, and wakes those that wait.
-    Wait,
-    /// Not for so long.
-    Rejected(Duration),
-}
-
-/// The probe of a half-open breaker. Dropped without a verdict, the next one probes.
+/// The probe of a half-open breaker. If it is dropped without a verdict, the next caller probes.
 #[derive(Debug)]
 pub(crate) struct Probe<'a> {
     circuit: &'a SharedBreaker,
@@ -63,51 +50,43 @@ pub(crate) struct Probe<'a> {
 }
 
 impl SharedBreaker {
-    pub(crate) fn new(settings: &Settings, nodes: &NodeGroup) -> SharedBreaker {
+    pub(super) fn new(settings: &Settings, nodes: &NodeGroup) -> SharedBreaker {
         let now = clock::now();
+        let (threshold, open_for) = (settings.breaker_threshold, settings.breaker_open_for);
         SharedBreaker {
             state: Mutex::new(SharedBreakerState {
-                breaker: CircuitBreaker::new(
-                    settings.breaker_threshold,
-                    settings.breaker_open_for,
-                    now,
-                ),
+                breaker: CircuitBreaker::new(threshold, open_for, now),
                 silent: Vec::new(),
             }),
             fully_closed: AtomicBool::new(true),
             last_quorum: AtomicU64::new(clock::to_micros(now)),
             allow_degraded: settings.allow_degraded,
-            nodes: nodes.names().join(", "),
+            node_names: nodes.names().join(", "),
             waiters: Arc::clone(nodes.waiters()),
         }
     }
 
-    /// Whether no round has failed since a quorum answered.
+    /// Returns whether no round has failed since a quorum answered. Does not lock.
     pub(crate) fn is_calm(&self) -> bool {
         self.fully_closed.load(Ordering::Acquire)
     }
 
-    /// Registers a caller that may have to wait: a verdict, and each lane that comes up, wake its inbox.
-    pub(crate) fn join(&self, inbox: &Arc<Inbox>) -> Waiter<'_> {
+    /// Registers a caller whose inbox each verdict and each node that comes up wakes.
+    pub(super) fn join(&self, inbox: &Arc<Inbox>) -> Waiter<'_> {
         self.waiters.join(inbox)
     }
 
-    /// Whether a caller may ask.
-    pub(crate) fn admit(&self, lanes: Connectivity) -> SharedAdmission<'_> {
-        let mut state = self.state.lock();
-        match state.breaker.admit(clock::now(), lanes) {
-            Admission::Allowed => SharedAdmission::Allowed,
-            Admission::Probe(number) => SharedAdmission::Probe(Probe {
-                circuit: self,
-                number,
-            }),
-            Admission::Rejected(left) => SharedAdmission::Rejected(left),
-            Admission::Wait => SharedAdmission::Wait,
-        }
+    /// Returns whether a caller may ask the nodes.
+    pub(super) fn admit(&self, connectivity: Connectivity) -> Admission<Probe<'_>> {
+        let admission = self.state.lock().breaker.admit(clock::now(), connectivity);
+        admission.map_probe(|number| Probe {
+            circuit: self,
+            number,
+        })
     }
 
-    /// A quorum has answered.
-    pub(crate) fn record_quorum(&self) {
+    /// Records that a quorum has answered, and closes the breaker.
+    pub(super) fn record_quorum(&self) {
         let now = clock::now();
         self.last_quorum
             .store(clock::to_micros(now), Ordering::SeqCst);
@@ -123,81 +102,78 @@ impl SharedBreaker {
         self.waiters.wake();
         if !was_closed {
             info!(
-                "{}: a quorum answers again: circuit closed{}",
-                self.nodes,
-                self.degraded_suffix("; no more locks are held in this process alone")
+                "{}: quorum reached: circuit closed{}",
+                self.node_names,
+                self.degraded_suffix("; no new local locks")
             );
         }
     }
 
-    /// A round of takes that began at `start`, when a lane had come up `risen` times, has run to its own end, and fewer nodes than a
-    /// quorum replied.
+    /// Records a round that ended by itself and in which fewer nodes than a quorum replied.
+    ///
+    /// The round began at `start`, when connections had come up `connect_epoch` times.
     pub(crate) fn record_failure(
         &self,
         start: Instant,
         probe: Option<&Probe<'_>>,
-        risen: u64,
+        connect_epoch: u64,
         tally: &Tally,
     ) {
         let mut state = self.state.lock();
         let was_calm = self.fully_closed.swap(false, Ordering::SeqCst);
-        if let (true, Some(seen)) = (
-            was_calm,
-            clock::from_micros(self.last_quorum.load(Ordering::SeqCst)),
-        ) {
-            state.breaker.record_quorum(seen);
+        let last_quorum = clock::from_micros(self.last_quorum.load(Ordering::SeqCst));
+        if let (true, Some(last_quorum)) = (was_calm, last_quorum) {
+            state.breaker.record_quorum(last_quorum);
         }
         let was_closed = state.breaker.phase() == Phase::Closed;
         let probe = probe.map(|probe| probe.number);
         let opens = state
             .breaker
-            .record_failure(start, clock::now(), probe, risen);
-        self.fully_closed
-            .store(state.breaker.is_fully_closed(), Ordering::SeqCst);
-        if !state.breaker.is_fully_closed() {
+            .record_failure(start, clock::now(), probe, connect_epoch);
+        let is_fully_closed = state.breaker.is_fully_closed();
+        self.fully_closed.store(is_fully_closed, Ordering::SeqCst);
+        if !is_fully_closed {
             state.silent = tally.silent().cloned().collect();
         }
-        drop(state); // unlock before waking and telling
+        drop(state); // unlock before waking and logging
         if opens {
             self.waiters.wake();
         }
         if opens && was_closed {
-            self.warn();
+            self.log_opened();
         }
     }
 
-    /// No quorum could be connected to.
-    pub(crate) fn open(&self, start: Instant, tally: &Tally) {
+    /// Opens the breaker, since no quorum could be connected to at start.
+    pub(super) fn open(&self, start: Instant, tally: &Tally) {
         let mut state = self.state.lock();
         self.fully_closed.store(false, Ordering::SeqCst);
-        // Before the lanes began: each that is up is news.
+        // Epoch 0: each connection that has come up counts as a reason to probe.
         state.breaker.open(start, clock::now(), 0);
         state.silent = tally.silent().cloned().collect();
-        drop(state); // let go before telling
-        self.warn();
+        drop(state); // unlock before logging
+        self.log_opened();
     }
 
-    fn warn(&self) {
+    fn log_opened(&self) {
         warn!(
-            "{}: no quorum answers: circuit open{}",
-            self.nodes,
-            self.degraded_suffix(
-                "; locks are held in this process alone while none can be connected to"
-            )
+            "{}: no quorum: circuit open{}",
+            self.node_names,
+            self.degraded_suffix("; local locks while no quorum can be connected to")
         );
     }
 
-    fn degraded_suffix(&self, degraded: &'static str) -> &'static str {
-        if self.allow_degraded { degraded } else { "" }
+    fn degraded_suffix(&self, suffix: &'static str) -> &'static str {
+        if self.allow_degraded { suffix } else { "" }
     }
 
-    /// Since when it has not been closed; `None` while it is.
-    pub(crate) fn opened(&self) -> Option<Instant> {
+    /// Returns when the breaker opened; `None` while it is closed.
+    pub(super) fn opened(&self) -> Option<Instant> {
         self.state.lock().breaker.opened()
     }
 
-    /// The nodes that did not reply when they were asked last, with the causes; none once a quorum has replied since.
-    pub(crate) fn silent(&self) -> Vec<(usize, NodeFailure)> {
+    /// Returns the nodes that did not reply in the last failed round; empty after a success.
+    pub(super) fn silent(&self) -> Vec<(usize, NodeFailure)> {
         self.state.lock().silent.clone()
     }
 
@@ -205,7 +181,7 @@ impl SharedBreaker {
         self.state.lock().breaker.phase()
     }
 
-    /// How many wait for a verdict.
+    /// Returns how many callers wait for a verdict.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn waiting(&self) -> usize {
         self.waiters.count()

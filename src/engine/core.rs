@@ -1,4 +1,4 @@
-//! What an attempt, an extension, a downgrade and a release are.
+//! The engine that guards and handles share: its parts, its health, and its shutdown.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 
-use crate::background::loss_handler;
 use crate::background::loss_handler::LossHandler;
 use crate::background::release_listener::listener::ReleaseListener;
 use crate::background::renewal::service::RenewalService;
@@ -25,56 +24,64 @@ use crate::time::{clock, deadline};
 use crate::transport::node::traits::Connector;
 use crate::transport::node_group::NodeGroup;
 
-/// The interval in which a writer that waits says so again, where the policy's `max_delay` is not shorter. It is also how
-/// long a turn of the readers takes; a writer's place at the gate has three times as long.
+/// Upper limit of the refresh interval, which is the policy's `max_delay` if that is shorter.
+///
+/// A waiting writer renews its gate entry once per refresh interval. A reader turn lasts for one;
+/// gate entries and reader markers expire after three.
 const MAX_REFRESH_INTERVAL: Duration = Duration::from_millis(100);
-/// An interval below this would be over before a slow round is.
+/// Lower limit of the refresh interval, because a slow round must fit into it.
 const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The nodes, the gate before them, and what they have in common. Guards and handles share it.
+/// The lock table, the nodes, and the background services of one `Nodes`.
 pub(crate) struct Engine {
-    pub(crate) settings: Settings,
+    pub(super) settings: Settings,
     pub(crate) lock_table: Arc<LockTable>,
     pub(crate) nodes: Arc<NodeGroup>,
-    /// The policy for read-write locks: with pauses so short that no place at the gate lapses and no turn is missed.
-    pub(crate) rw_retry: RetryPolicy,
-    pub(crate) refresh_interval: Duration,
-    pub(crate) loss_handler: LossHandler,
+    /// The retry policy of read-write locks. Its delays are at most half a refresh interval, so
+    /// that no gate entry expires and no reader turn is missed.
+    pub(super) rw_retry: RetryPolicy,
+    pub(super) refresh_interval: Duration,
+    pub(super) loss_handler: LossHandler,
     pub(crate) renewal: RenewalService,
     pub(crate) listener: ReleaseListener,
     pub(crate) circuit: SharedBreaker,
 }
 
 impl Engine {
+    /// Builds the engine. Starts no thread.
+    ///
     /// # Errors
-    /// `System` when there are no random bytes for a name.
+    /// - `System`: the operating system has no random bytes for the name of the private channel.
     pub(crate) fn new(
         settings: Settings,
         nodes: NodeGroup,
         connectors: Arc<[Arc<dyn Connector>]>,
     ) -> Result<Engine, Error> {
         let policy = &settings.retry;
-        let refresh = policy
+        let refresh_interval = policy
             .max_delay
             .clamp(MIN_REFRESH_INTERVAL, MAX_REFRESH_INTERVAL);
+        let max_rw_delay = refresh_interval / 2;
         let rw_retry = RetryPolicy {
-            initial_delay: policy.initial_delay.min(refresh / 2),
-            max_delay: policy.max_delay.min(refresh / 2),
+            initial_delay: policy.initial_delay.min(max_rw_delay),
+            max_delay: policy.max_delay.min(max_rw_delay),
             ..policy.clone()
         };
-        let (gate, nodes) = (Arc::new(LockTable::new()), Arc::new(nodes));
-        let losses = LossHandler::new(&gate, &nodes);
-        let lost = losses.clone();
-        let lost = Arc::new(move |lease: &Arc<Lease>, why: &str| lost.handle_loss(lease, why));
+        let (lock_table, nodes) = (Arc::new(LockTable::new()), Arc::new(nodes));
+        let loss_handler = LossHandler::new(&lock_table, &nodes);
+        let renewal_losses = loss_handler.clone();
+        let on_lost = Arc::new(move |lease: &Arc<Lease>, reason: &str| {
+            renewal_losses.handle_loss(lease, reason);
+        });
         Ok(Engine {
             rw_retry,
-            refresh_interval: refresh,
+            refresh_interval,
             circuit: SharedBreaker::new(&settings, &nodes),
             listener: ReleaseListener::new(&settings.key_prefix, &nodes, connectors)?,
-            renewal: RenewalService::new(&nodes, settings.node_timeout, lost),
-            loss_handler: losses,
+            renewal: RenewalService::new(&nodes, settings.node_timeout, on_lost),
+            loss_handler,
             settings,
-            lock_table: gate,
+            lock_table,
             nodes,
         })
     }
@@ -88,24 +95,25 @@ impl Engine {
         self.nodes.up()
     }
 
-    /// How many messages and pending releases wait for a node.
+    /// Returns how many messages and pending releases wait for a node.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn waiting(&self, node: usize) -> u64 {
-        let lanes = self.nodes.nodes().nth(node).map(|(_, lanes)| lanes);
-        let lanes = lanes.unwrap_or_default().iter();
-        lanes.map(|lane| lane.waiting()).sum()
+        let connections = self.nodes.nodes().nth(node);
+        let connections = connections.map(|(_, connections)| connections);
+        let connections = connections.unwrap_or_default().iter();
+        connections.map(|connection| connection.waiting()).sum()
     }
 
     pub(crate) fn drop_failures(&self) -> u64 {
         self.nodes.counters().drop_failures()
     }
 
-    /// Whether this process is a child that was forked off the one with the lanes' threads.
+    /// Returns whether this process is a forked child, in which the worker threads do not exist.
     pub(crate) fn is_forked(&self) -> bool {
         self.lock_table.is_forked()
     }
 
-    /// No quorum could be connected to since `start`: locks are held in this process until one can (rule S9).
+    /// Opens the breaker, because no quorum could be connected to since `start` (S9).
     pub(crate) fn start_degraded(&self, start: Instant, tally: &Tally) {
         self.circuit.open(start, tally);
     }
@@ -114,67 +122,73 @@ impl Engine {
         self.nodes.stats()
     }
 
-    /// How the nodes are, and whether they are asked.
+    /// Returns the state of the breaker and of each node.
     pub(crate) fn health(&self) -> Health {
         let nodes = self.nodes.nodes();
         Health {
             breaker: BreakerState::of(self.circuit.phase()),
             nodes: nodes
-                .filter_map(|(node, lanes)| NodeHealth::of(node, lanes))
+                .filter_map(|(node, connections)| NodeHealth::of(node, connections))
                 .collect(),
         }
     }
 
-    /// Waits until a quorum of nodes is connected, until `end`.
+    /// Blocks until a quorum of nodes is connected, or until `end` (`None`: no limit).
+    ///
+    /// # Errors
+    /// - `InsufficientQuorum`: no quorum was connected by `end`.
+    /// - `Closed`: the `Nodes` shut down, or this process is a forked child.
     pub(crate) fn wait_ready(&self, end: Option<Instant>) -> Result<(), Error> {
         if self.is_forked() || self.lock_table.is_closed() {
             return Err(Error::Closed);
         }
-        match (
-            self.nodes.wait_for_quorum(end, &self.lock_table),
-            self.lock_table.is_closed(),
-        ) {
+        let is_closed = || self.lock_table.is_closed();
+        let is_ready = self.nodes.wait_for_quorum(end, is_closed);
+        match (is_ready, self.lock_table.is_closed()) {
             (_, true) => Err(Error::Closed),
             (true, false) => Ok(()),
             (false, false) => {
-                Err(self.insufficient_quorum(Operation::Connect, self.nodes.connection_tally(&[])))
+                let tally = self.nodes.connection_tally(&[]);
+                Err(self.insufficient_quorum(Operation::Connect, tally))
             }
         }
     }
 
-    /// The time that the nodes have for a round that begins at `start`.
-    pub(crate) fn node_budget(&self, start: Instant) -> Deadline {
+    /// Returns the time that the nodes have to answer a round that begins at `start`.
+    pub(super) fn node_budget(&self, start: Instant) -> Deadline {
         Deadline::new(
             DeadlineCause::NodeTimeout,
             deadline::deadline(start, self.settings.node_timeout),
         )
     }
 
-    /// What is owed for a lost lease; a monitor of one has a clone.
+    /// Returns the handler of lost leases.
     pub(crate) fn losses(&self) -> &LossHandler {
         &self.loss_handler
     }
 
-    /// A lease is not renewed any more, and ends at its expiry.
+    /// Stops the renewal of a lease, which then ends at its expiry.
     pub(crate) fn stop_renewal(&self, lease: &Lease) {
         if !self.is_forked() {
             self.renewal.unregister(lease);
         }
     }
 
-    /// The error of an acquire that does not wait, while the breaker is open.
-    pub(crate) fn circuit_open(&self, retry_in: Duration, tally: Tally) -> Error {
+    /// Returns the error of an acquire that does not wait, while the breaker is open.
+    pub(super) fn circuit_open(&self, retry_in: Duration, tally: Tally) -> Error {
         let causes = tally.named_causes(|node| self.nodes.name(node).to_owned());
         let error = Error::CircuitOpen { retry_in, causes };
         error.with_limits(|name| self.answer_limit(name))
     }
 
-    /// How long the node of this name has to answer at present.
-    pub(crate) fn answer_limit(&self, name: &str) -> AnswerLimit {
+    /// Returns the time-out that applies to a node at present: for a reply, or for a connect.
+    pub(super) fn answer_limit(&self, name: &str) -> AnswerLimit {
         let mut nodes = self.nodes.nodes();
-        let lanes = nodes.find(|(node, _)| *node == name);
-        let connecting = lanes.and_then(|(_, lanes)| {
-            let each = lanes.iter().map(|lane| lane.report().connecting);
+        let node = nodes.find(|(node, _)| *node == name);
+        let connecting = node.and_then(|(_, connections)| {
+            let each = connections
+                .iter()
+                .map(|connection| connection.report().connecting);
             each.collect::<Option<Vec<Duration>>>()?.into_iter().max()
         });
         match connecting {
@@ -188,13 +202,16 @@ impl Engine {
         }
     }
 
-    /// A guard's `Drop` was cut short by a panic.
+    /// Counts a guard whose `Drop` a panic cut short (S13).
     pub(crate) fn count_failed_drop(&self) {
         self.nodes.counters().record_failed_drop();
     }
 
-    /// Closes the gate, waits for live guards, drains the lanes and ends their threads; at most for `grace`, and
-    /// `node_timeout` for the draining. `false` if a guard was still alive or a thread did not end in time.
+    /// Shuts down: closes the lock table, waits for guards, and ends the threads.
+    ///
+    /// Blocks for at most `grace` for the guards, and then for at most twice `node_timeout` for
+    /// pending acquires and for the threads. Returns `false` if a guard was left or a thread did
+    /// not end in time, and at once in a forked child.
     pub(crate) fn shutdown(&self, grace: Duration) -> bool {
         if self.is_forked() {
             return false;
@@ -202,58 +219,68 @@ impl Engine {
         let end = deadline::deadline(clock::now(), grace);
         self.lock_table.close();
         self.nodes.announce();
-        let settle = |lease: &Arc<Lease>| {
-            self.loss_handler
-                .handle_loss(lease, loss_handler::EXPIRED_MSG)
-        };
-        let alive = self.lock_table.wait_idle(end, settle);
-        for lease in &alive {
+        let on_lost = |lease: &Arc<Lease>| self.handle_expiry(lease);
+        let held = self.lock_table.wait_idle(end, on_lost);
+        for lease in &held {
             if lease.mark_lost(LossReason::ShutDown) {
-                // Nothing in use is ever deleted: its holder may not have looked yet.
-                self.nodes.counters().lost(lease.key());
+                // Not released, because the holder may still rely on the lock.
+                self.nodes.counters().lost(lease.key().name());
                 self.loss_handler.notifier().notify_lost(lease);
                 warn!("{}: lock lost: shut down, left to its TTL", lease.keys());
             }
         }
-        // Who is still asking undoes it yet: the lanes must be there for that.
-        let settled = self
+        // Pending acquires still send their undo, for which the workers must exist.
+        let is_settled = self
             .lock_table
             .wait_no_pending(self.node_timeout_from_now());
-        self.stop_threads() && settled && alive.is_empty()
+        self.stop_threads() && is_settled && held.is_empty()
     }
 
-    /// A `node_timeout` from now.
-    pub(crate) fn node_timeout_from_now(&self) -> Instant {
+    /// Returns the time `node_timeout` from now.
+    pub(super) fn node_timeout_from_now(&self) -> Instant {
         let now = clock::now();
         deadline::deadline(now, self.settings.node_timeout).unwrap_or(now)
     }
 
-    /// Ends the threads when they have served what is queued, within `node_timeout`.
+    fn node_names(&self) -> String {
+        self.nodes.names().join(", ")
+    }
+
+    /// Stops all threads once they have served their queues. Blocks for at most `node_timeout`.
+    ///
+    /// Returns whether all threads ended in time.
     fn stop_threads(&self) -> bool {
         let end = self.node_timeout_from_now();
-        // All are told before one of them is waited for; the lanes last, since the listener is told through them.
+        // All threads are stopped before one is joined. The workers stop last, because they send
+        // the message that wakes the listener.
         self.renewal.stop();
         self.listener.stop();
-        let lanes = self.nodes.shutdown(end);
-        let helpers = self.renewal.await_end(end) & self.listener.join_until(end);
-        if !lanes {
-            debug!("some lanes are busy connecting and end by themselves");
+        let workers_ended = self.nodes.shutdown(end);
+        let helpers_ended = self.renewal.join_until(end) & self.listener.join_until(end);
+        if !workers_ended {
+            debug!(
+                "{}: workers left at shutdown: still connecting",
+                self.node_names()
+            );
         }
-        let notifier = self.loss_handler.notifier().stop(end);
-        if !notifier {
-            debug!("a callback for a lost lock is still running");
+        let notifier_ended = self.loss_handler.notifier().stop(end);
+        if !notifier_ended {
+            debug!(
+                "{}: loss notifier left at shutdown: a callback is still running",
+                self.node_names()
+            );
         }
-        helpers && lanes && notifier
+        helpers_ended && workers_ended && notifier_ended
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
         if self.is_forked() {
-            // The lanes' channels may have been in use by threads that do not exist here: never touch them.
+            // Leaked, because dropping it could block on channels that the missing threads locked.
             std::mem::forget(Arc::clone(&self.nodes));
         } else {
-            // As in the `Drop` of a guard, which may hold the last handle.
+            // A panic is caught, because a guard's `Drop` may drop the last handle (S13).
             threads::catch("drop of the nodes", || self.stop_threads());
         }
     }

@@ -1,4 +1,4 @@
-//! What an extension is, and a downgrade: a lease that is held goes on, on a quorum of nodes.
+//! Extends, confirms and downgrades held leases on a quorum of nodes.
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -11,18 +11,25 @@ use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{NodeSet, Verdict};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
+use crate::protocol::restoration::Restoration;
 use crate::protocol::ttl::Ttl;
 use crate::protocol::validity;
-use crate::time::deadline::DeadlineCause;
+use crate::time::deadline::{Deadline, DeadlineCause};
 use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;
 use crate::transport::job::ReplySink;
 use crate::transport::node_group::NodeGroup;
 
 impl Engine {
-    /// Extends a lease that is held by `ttl` from now, on a quorum of nodes (rule S5).
+    /// Extends a held lease to `ttl` from now, on a quorum of nodes (S5).
     ///
-    /// Blocks for `node_timeout` at most, after extensions of other threads and a renewal that is on its way.
+    /// Blocks for extensions of the same lease by other threads and by the renewal, and then for at
+    /// most `node_timeout`.
+    ///
+    /// # Errors
+    /// - `LockLost`: the lease was not held, or a quorum does not have its token.
+    /// - `InsufficientQuorum`: no quorum answered; the lease is held until its former expiry.
+    /// - `Closed`: this process is a forked child.
     pub(crate) fn extend(&self, lease: &Arc<Lease>, ttl: Ttl) -> Result<(), Error> {
         if self.is_forked() {
             return Err(Error::Closed);
@@ -34,9 +41,10 @@ impl Engine {
         self.extend_until(lease, ttl.millis(), expiry, until.unwrap_or(expiry))
     }
 
-    /// Asks the nodes whether a lease is still ours that may not be: after a suspend only they know (rule S11).
+    /// Asks the nodes whether they still have the token of a lease, without moving its expiry.
     ///
-    /// Blocks as [`extend`](Engine::extend) does.
+    /// After a suspend the clocks of this process cannot say whether a lease is held (S11).
+    /// Blocks, and fails, as [`extend`](Engine::extend) does.
     pub(crate) fn confirm(&self, lease: &Arc<Lease>) -> Result<(), Error> {
         if self.is_forked() {
             return Err(Error::Closed);
@@ -44,15 +52,11 @@ impl Engine {
         let _turn = lease.lock_extension();
         let start = clock::now();
         let expiry = self.require_held(lease, lease.expire_if_due(start))?;
-        self.extend_until(
-            lease,
-            validity::ttl_to_outlast(expiry, start),
-            expiry,
-            expiry,
-        )
+        let ttl = validity::ttl_to_outlast(expiry, start);
+        self.extend_until(lease, ttl, expiry, expiry)
     }
 
-    /// Extends a lease by `ttl` milliseconds, with which it is held until `until`.
+    /// Extends a lease with this expiry by `ttl` milliseconds on the nodes, and here to `until`.
     fn extend_until(
         &self,
         lease: &Arc<Lease>,
@@ -60,10 +64,7 @@ impl Engine {
         expiry: Instant,
         until: Instant,
     ) -> Result<(), Error> {
-        let (start, lead) = (clock::now(), clock::wall_offset());
-        let budget = self
-            .node_budget(start)
-            .min_with(DeadlineCause::Validity, Some(expiry));
+        let (start, wall_offset) = (clock::now(), clock::wall_offset());
         let request = Request::new(Op::Extend, lease, ttl);
         let inbox = Arc::new(Inbox::new());
         let restorer = Arc::new(RestoreSink {
@@ -71,16 +72,16 @@ impl Engine {
             nodes: Arc::downgrade(&self.nodes),
             lease: Arc::clone(lease),
             ttl,
-            state: Mutex::new(RestoreState::default()),
+            restoration: Mutex::default(),
         });
-        let addressee = Arc::clone(&restorer) as Arc<dyn ReplySink>;
-        let round = self.nodes.send_with_sink(&request, &inbox, addressee);
-        let outcome = round.wait(budget);
+        let sink = Arc::clone(&restorer) as Arc<dyn ReplySink>;
+        let round = self.nodes.send_with_sink(&request, &inbox, sink);
+        let outcome = round.wait(self.held_budget(start, expiry));
         match outcome.verdict {
             Verdict::Granted => {
-                let look = lease.extend_to(clock::now(), until, lead);
-                self.require_held(lease, look)?;
-                restorer.restore_absent();
+                let state = lease.extend_to(clock::now(), until, wall_offset);
+                self.require_held(lease, state)?;
+                restorer.confirm();
                 Ok(())
             }
             Verdict::Refused => Err(self.mark_not_ours(lease)),
@@ -91,26 +92,26 @@ impl Engine {
         }
     }
 
-    /// Turns a write lease that is held into a read lease with the same token and the same expiry (rule S10).
+    /// Turns a held write lease into a read lease with the same token and expiry (S10).
     ///
-    /// Nodes that do not answer go on keeping the token as a writer's, which keeps out all that a reader's does and more:
-    /// the read lock is held all the same, and a later extension or release finds the token in either form.
+    /// A node that does not answer keeps the token as a writer's. That excludes every caller that a
+    /// reader's excludes, so the read lock is held all the same. A later extension or release finds
+    /// the token in either form. Blocks for at most `node_timeout`.
     ///
-    /// Blocks for `node_timeout` at most.
+    /// # Errors
+    /// - `LockLost`: the lease was not held, or a quorum does not have its token.
     pub(crate) fn downgrade(&self, lease: &Arc<Lease>) -> Result<(), Error> {
         let _turn = lease.lock_extension();
         let now = clock::now();
         let expiry = self.require_held(lease, lease.expire_if_due(now))?;
-        // First of all, so that whoever releases it from now on, for whatever reason, looks for both forms.
+        // Before the request, so that any release from now on looks for both forms of the token.
         lease.downgrade();
         let mut request = Request::new(Op::Downgrade, lease, validity::ttl_to_outlast(expiry, now));
         request.refresh_interval = self.refresh_interval;
         request.publish = true;
         let inbox = Arc::new(Inbox::new());
-        let budget = self
-            .node_budget(now)
-            .min_with(DeadlineCause::Validity, Some(expiry));
-        let outcome = self.nodes.send_to_all(&request, &inbox).wait(budget);
+        let round = self.nodes.send_to_all(&request, &inbox);
+        let outcome = round.wait(self.held_budget(now, expiry));
         match outcome.verdict {
             Verdict::Refused => Err(self.mark_not_ours(lease)),
             Verdict::Granted | Verdict::Unavailable => self
@@ -118,52 +119,52 @@ impl Engine {
                 .map(|_| ()),
         }
     }
+
+    /// Returns the time for a round on a held lease: `node_timeout`, at most until its expiry.
+    fn held_budget(&self, start: Instant, expiry: Instant) -> Deadline {
+        self.node_budget(start)
+            .min_with(DeadlineCause::Validity, Some(expiry))
+    }
 }
 
-/// Hears what nodes say to an extension, also those that come after the verdict, and puts the key back where it was lost:
-/// once a quorum has said that it is ours, and not before (rule S5).
+/// Delivers the replies to an extension, and restores the key on nodes that have lost it.
+///
+/// Replies that come after the verdict count as well.
 struct RestoreSink {
     inbox: Arc<Inbox>,
     nodes: Weak<NodeGroup>,
     lease: Arc<Lease>,
+    /// In milliseconds.
     ttl: u64,
-    state: Mutex<RestoreState>,
-}
-
-#[derive(Default)]
-struct RestoreState {
-    confirmed: bool,
-    absent: NodeSet,
+    restoration: Mutex<Restoration>,
 }
 
 impl RestoreSink {
-    /// A quorum has said that it is ours.
-    fn restore_absent(&self) {
-        let mut state = self.state.lock();
-        state.confirmed = true;
-        let absent = state.absent;
-        drop(state); // let go before sending
+    /// Restores the key, because a quorum has confirmed the lease.
+    fn confirm(&self) {
+        let mut restoration = self.restoration.lock();
+        let absent = restoration.confirm();
+        drop(restoration); // unlock before sending
         self.restore(absent);
     }
 
     fn restore(&self, nodes: NodeSet) {
-        if let Some(all) = self.nodes.upgrade() {
-            all.restore(&self.lease, self.ttl, nodes);
+        if let Some(group) = self.nodes.upgrade() {
+            group.restore(&self.lease, self.ttl, nodes);
         }
     }
 }
 
 impl ReplySink for RestoreSink {
-    fn deliver(&self, round: u32, node: usize, answer: Reply) {
-        if answer == Reply::Absent {
-            let mut state = self.state.lock();
-            state.absent.insert(node);
-            let ours = state.confirmed;
-            drop(state); // let go before sending
-            if ours {
+    fn deliver(&self, round: u32, node: usize, reply: Reply) {
+        if reply == Reply::Absent {
+            let mut restoration = self.restoration.lock();
+            let is_restored = restoration.record_absent(node);
+            drop(restoration); // unlock before sending
+            if is_restored {
                 self.restore(NodeSet::single(node));
             }
         }
-        self.inbox.deliver(round, node, answer);
+        self.inbox.deliver(round, node, reply);
     }
 }

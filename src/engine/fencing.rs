@@ -1,4 +1,4 @@
-//! Gives a lease its fencing token.
+//! Assigns a fencing token to a lease that a quorum granted (S12).
 
 use std::sync::Arc;
 
@@ -13,31 +13,29 @@ use crate::transport::inbox::Inbox;
 use crate::transport::round::RoundOutcome;
 
 impl Engine {
-    /// Gives a lease that a quorum has granted its fencing token (rule S12), in a second round where the nodes' fences differ.
-    /// Answers how the attempt has ended by that.
-    pub(crate) fn assign_fencing_token(
+    /// Assigns the fencing token to a lease, from the fence counters that the nodes returned.
+    ///
+    /// If no quorum has the greatest counter, a second round raises the others to it. Then the
+    /// outcome of that round is returned instead. Blocks until `budget` ends.
+    pub(super) fn assign_fencing_token(
         &self,
         lease: &Arc<Lease>,
         granted: RoundOutcome,
         inbox: &Arc<Inbox>,
         budget: Deadline,
     ) -> RoundOutcome {
-        let numbers = granted
-            .fencing_tokens
-            .iter()
-            .map(|(_, number)| *number)
-            .collect();
+        let counters = granted.fencing_tokens().iter();
+        let counters = counters.map(|(_, counter)| *counter).collect();
         let mut raise = Request::new(Op::RaiseFence, lease, 0);
-        match fencing::choose_token(numbers, majority(self.nodes.total())) {
+        match fencing::choose_token(counters, majority(self.nodes.total())) {
             Some(FencingOutcome::Agreed(token)) => {
                 raise.min_fence = Some(token);
                 let mut behind = NodeSet::default();
-                let lower = granted
-                    .fencing_tokens
-                    .iter()
-                    .filter(|(_, number)| *number < token);
+                let counters = granted.fencing_tokens().iter();
+                let lower = counters.filter(|(_, counter)| *counter < token);
                 lower.for_each(|(node, _)| behind.insert(*node));
-                self.nodes.send_unawaited(&raise, behind); // so that they agree next time
+                // So that the next acquire needs no second round.
+                self.nodes.send_unawaited(&raise, behind);
                 lease.set_fencing_token(token);
                 granted
             }

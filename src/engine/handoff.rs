@@ -1,9 +1,11 @@
-//! How a lock is handed on in this process: the release of one thread and the take of the next are one script in one round.
+//! Hands a lock off to the next thread of this process: its release and the next acquire are one
+//! `Swap` per node.
 //!
-//! Who releases sends it, with the next one's token and into the next one's inbox, and has nothing more to do with it: a thread
-//! that is slow to wake, or is being cancelled, keeps nobody waiting. The answers come to both. Who is handed the lock counts them
-//! as those to an attempt (rule S2: from before they were sent), and undoes both tokens where that fails (rule S4).
-//! To the one who releases they say what those to a release say.
+//! The releasing thread sends one `Swap` to every node, carrying the next thread's token. The
+//! replies are delivered to both inboxes, and neither thread waits for the other. The acquiring
+//! thread treats the replies as those of an acquire: validity counts from before the swap was sent
+//! (S2), and it releases both tokens if it fails (S4). The releasing thread treats them as replies
+//! to a release.
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -26,100 +28,119 @@ use crate::transport::job::ReplySink;
 use crate::transport::node_group::NodeGroup;
 
 impl Engine {
-    /// What one who is about to wait for a slot until `end` can be handed: an exclusive lock of one key. All others, and who
-    /// need not wait or does not want to, go the ordinary way.
+    /// Returns the `Swap` that a releasing thread may send for a caller that queues until
+    /// `deadline`.
+    ///
+    /// `None` if the caller does not wait. Only exclusive locks of a single key are handed off.
+    /// Draws a token, so it is called only for a thread that has to queue.
+    ///
+    /// # Errors
+    /// - `System`: the operating system has no random bytes.
     pub(crate) fn handoff_offer(
         &self,
-        wish: &AcquireParams,
-        end: Option<Instant>,
+        params: &AcquireParams,
+        deadline: Option<Instant>,
     ) -> Result<Option<HandoffOffer>, Error> {
-        let Some(key) = wish.keys.single() else {
+        let Some(key) = params.keys.single() else {
             return Ok(None);
         };
-        let waits = || end.is_none_or(|end| end > clock::now());
-        if wish.kind != LeaseKind::Exclusive || !self.lock_table.is_busy(key) || !waits() {
+        let waits = || deadline.is_none_or(|deadline| deadline > clock::now());
+        if params.kind != LeaseKind::Exclusive || !waits() {
             return Ok(None);
         }
         let token = Token::fresh(self.settings.owner_label.as_deref())?;
-        let lease = Arc::new(Lease::new(key.clone(), token, wish.kind));
-        let mut swap = Request::new(Op::Swap, &lease, wish.ttl.millis());
-        swap.min_fence = wish.fenced.then_some(0);
-        Ok(Some(HandoffOffer { swap, end }))
+        let lease = Arc::new(Lease::new(key.clone(), token, params.kind));
+        let mut swap = Request::new(Op::Swap, &lease, params.ttl.millis());
+        swap.min_fence = params.fenced.then_some(0);
+        Ok(Some(HandoffOffer { swap, deadline }))
     }
 
-    /// Ends a lease, whose release began at `now`, by handing its lock on to the next thread that waits for it. `None` if there
-    /// is none that it can be handed to, and nothing was done.
+    /// Ends a lease, whose release began at `start`, by a handoff to the next local waiter.
     ///
-    /// Blocks as [`release`](Engine::release) does.
-    pub(crate) fn hand_off(
+    /// `None`, and nothing is done, if no waiter offers to accept it, while the breaker is open or
+    /// while a node is quarantined. Blocks as [`release`](Engine::release) does.
+    ///
+    /// # Errors
+    /// - `LockLost`: a quorum does not have the token.
+    /// - `InsufficientQuorum`: no quorum answered (`OnDrop::Wait` only).
+    pub(super) fn hand_off(
         &self,
         lease: &Arc<Lease>,
-        pass: &LocalGuard,
+        local: &LocalGuard,
         on_drop: OnDrop,
-        now: Instant,
+        start: Instant,
     ) -> Option<Result<(), Error>> {
         if self.circuit.is_open() || !self.nodes.none_quarantined() {
             return None;
         }
-        let handed = pass.hand_off(lease, now, clock::wall_offset(), self.nodes.total())?;
-        let HandoffTarget { swap, inbox, round } = handed;
-        let (release, ours) = (Request::new(Op::Release, lease, 0), Arc::new(Inbox::new()));
-        let both = Arc::new(HandoffSink {
-            releaser: Arc::clone(&ours),
+        let target = local.hand_off(lease, start, clock::wall_offset(), self.nodes.total())?;
+        let HandoffTarget { swap, inbox, round } = target;
+        let release = Request::new(Op::Release, lease, 0);
+        let release_inbox = Arc::new(Inbox::new());
+        let sink = Arc::new(HandoffSink {
+            releaser: Arc::clone(&release_inbox),
             acquirer: Arc::clone(&inbox),
-            round,
+            acquirer_round: round,
             nodes: Arc::downgrade(&self.nodes),
-            lease: Arc::clone(lease),
+            former: Arc::clone(lease),
         });
-        // The next one may have given it up by now: then the lanes release the former token in its place.
-        let asked = self.nodes.send_substitute(&release, &swap, &ours, both);
-        for (node, cause) in asked.tally().causes() {
+        // If the acquirer has given up by now, the connections release the former token instead.
+        let sent = self
+            .nodes
+            .send_substitute(&release, &swap, &release_inbox, sink);
+        for (node, cause) in sent.tally().causes() {
             inbox.deliver(round, *node, Reply::Failed(cause.clone()));
         }
         inbox.wake();
         if on_drop == OnDrop::Background {
-            asked.detach();
+            sent.detach();
             lease.finish_release();
             return Some(Ok(()));
         }
-        let outcome = asked.wait(self.node_budget(now));
+        let outcome = sent.wait(self.node_budget(start));
         lease.finish_release();
         Some(self.release_result(lease, outcome))
     }
 
-    /// Takes what was handed to a thread that offered it: the lease; or, where that fails, which nodes said that others hold it. Then all of it
-    /// is undone and the thread holds its slot as any other does.
+    /// Collects the replies to the `Swap` of a handoff, and returns the held lease.
     ///
-    /// Blocks for `node_timeout` at most, and no longer than a grant would be of use.
+    /// Blocks for at most `node_timeout`, and no longer than a grant would be valid.
+    ///
+    /// # Errors
+    /// The nodes that refused, if the handoff failed. It is undone by then, and the thread still
+    /// holds its entry in the lock table.
     pub(crate) fn accept_handoff(
         &self,
-        wish: &AcquireParams,
+        params: &AcquireParams,
         offer: &HandoffOffer,
-        baton: &Handoff,
+        handoff: &Handoff,
         inbox: &Arc<Inbox>,
     ) -> Result<Arc<Lease>, NodeSet> {
-        let (swap, former) = (&offer.swap, &baton.former);
-        self.nodes.counters().attempted(wish.keys.first());
-        let bid = self.attempt_for_lease(wish, &swap.lease, baton.start, baton.lead);
-        let round = self.nodes.resume_round(swap, inbox, baton.round);
-        let mut outcome = round.wait(bid.budget);
+        let (swap, former) = (&offer.swap, &handoff.former);
+        self.nodes.counters().attempted(params.keys.first().name());
+        let attempt =
+            self.attempt_for_lease(params, &swap.lease, handoff.start, handoff.wall_offset);
+        let round = self.nodes.resume_round(swap, inbox, handoff.round);
+        let mut outcome = round.wait(attempt.budget);
         let (swapped, refused) = (outcome.tally.granted(), outcome.tally.refused());
-        if outcome.verdict == Verdict::Granted && wish.fenced {
-            outcome = self.assign_fencing_token(&bid.lease, outcome, inbox, bid.budget);
+        if outcome.verdict == Verdict::Granted && params.fenced {
+            let (lease, budget) = (&attempt.lease, attempt.budget);
+            outcome = self.assign_fencing_token(lease, outcome, inbox, budget);
         }
-        let is_ours = outcome.verdict == Verdict::Granted && bid.activate(wish.ttl);
-        if !is_ours {
-            // Before anything is put behind it: what is not sent yet need not be sent.
-            bid.lease.abandon();
-            self.release_token(&bid.lease, refused, true);
+        let is_held = outcome.verdict == Verdict::Granted && attempt.activate(params.ttl);
+        if !is_held {
+            // Abandoned before the release is queued, so that a swap not yet sent is dropped.
+            attempt.lease.abandon();
+            self.release_token(&attempt.lease, refused, true);
         }
-        // Where it was not swapped it may be there yet.
-        self.release_token(former, swapped, !is_ours);
-        is_ours.then_some(bid.lease).ok_or(refused)
+        // A node that did not swap may still have the former token.
+        self.release_token(former, swapped, !is_held);
+        is_held.then_some(attempt.lease).ok_or(refused)
     }
 
-    /// Releases a token on all nodes that may hold it, `except` those that certainly do not, and publishes it where that ends
-    /// the lock: of a release that has become an undo others are to hear all the same.
+    /// Releases a token on all nodes that may have it, except the nodes in `except`.
+    ///
+    /// With `publish`, waiters are notified: the handoff failed, so this release frees the lock.
     fn release_token(&self, lease: &Arc<Lease>, except: NodeSet, publish: bool) {
         let mut release = Request::new(Op::Release, lease, 0);
         release.publish = publish;
@@ -128,74 +149,73 @@ impl Engine {
     }
 }
 
-/// Where the answers to a swap go.
+/// Delivers the replies to a `Swap` to both threads.
 struct HandoffSink {
     releaser: Arc<Inbox>,
     acquirer: Arc<Inbox>,
-    /// That of the next one.
-    round: u32,
+    acquirer_round: u32,
     nodes: Weak<NodeGroup>,
-    /// The former one.
-    lease: Arc<Lease>,
+    former: Arc<Lease>,
 }
 
 impl HandoffSink {
-    /// Releases the former token on a node that refused the swap with an error: what it may not grant to the next one, or has no
-    /// memory for, is no reason to keep it from the former one. It is sent before the next one hears of the error, so it comes
-    /// before what that one undoes.
-    fn release(&self, round: u32, node: usize, cause: &NodeFailure) {
-        let fault = Reply::Failed(cause.clone());
+    /// Releases the former token on a node that answered the swap with an error.
+    ///
+    /// A missing right or lack of memory for the swap must not keep the lock from being released.
+    /// This is sent before the acquirer receives the error, so it precedes the acquirer's undo.
+    fn release_former(&self, round: u32, node: usize, cause: &NodeFailure) {
+        let swap_failure = Reply::Failed(cause.clone());
         let Some(nodes) = self.nodes.upgrade() else {
-            return self.releaser.deliver(round, node, fault);
+            return self.releaser.deliver(round, node, swap_failure);
         };
-        let mut release = Request::new(Op::Release, &self.lease, 0);
+        let mut release = Request::new(Op::Release, &self.former, 0);
         release.publish = true;
-        let instead: Arc<dyn ReplySink> = Arc::new(Instead {
-            former: Arc::clone(&self.releaser),
+        let sink: Arc<dyn ReplySink> = Arc::new(FormerReleaseSink {
+            releaser: Arc::clone(&self.releaser),
             round,
-            fault,
+            swap_failure,
         });
-        nodes.send_unawaited_with_sink(&release, NodeSet::single(node), Some(&instead));
+        nodes.send_unawaited_with_sink(&release, NodeSet::single(node), Some(&sink));
     }
 }
 
 impl ReplySink for HandoffSink {
-    fn deliver(&self, round: u32, node: usize, answer: Reply) {
-        // A take in place of nothing is a release of nothing; and a node that does not vote on takes may have the token yet.
-        let former = match &answer {
+    fn deliver(&self, round: u32, node: usize, reply: Reply) {
+        let release_reply = match &reply {
             Reply::Done | Reply::Fenced(_) => Some(Reply::Done),
+            // The node swapped nothing, so it had nothing to release.
             Reply::SwappedAbsent(_) => Some(Reply::Absent),
+            // A quarantined node refuses swaps, but may still have the former token.
             Reply::Failed(NodeFailure::Quarantined { .. }) => Some(Reply::Failed(
-                NodeFailure::Unreachable("not asked: in quarantine it grants nothing".into()),
+                NodeFailure::Unreachable("not asked: quarantined".into()),
             )),
             Reply::Failed(cause) if cause.is_reply() => {
-                self.release(round, node, cause);
+                self.release_former(round, node, cause);
                 None
             }
             other => Some(other.clone()),
         };
-        if let Some(former) = former {
-            self.releaser.deliver(round, node, former);
+        if let Some(reply) = release_reply {
+            self.releaser.deliver(round, node, reply);
         }
-        self.acquirer.deliver(self.round, node, answer);
+        self.acquirer.deliver(self.acquirer_round, node, reply);
     }
 }
 
-/// Where the answer goes to a release that was sent after a swap had failed.
-struct Instead {
-    former: Arc<Inbox>,
+/// Delivers the reply to a release that followed a failed swap.
+struct FormerReleaseSink {
+    releaser: Arc<Inbox>,
     round: u32,
-    /// What the swap ended with.
-    fault: Reply,
+    swap_failure: Reply,
 }
 
-impl ReplySink for Instead {
-    fn deliver(&self, _: u32, node: usize, answer: Reply) {
-        let answer = match answer {
-            // It may be the next one's: the error need not mean that nothing was done.
-            Reply::OtherToken => self.fault.clone(),
-            answer => answer,
+impl ReplySink for FormerReleaseSink {
+    fn deliver(&self, _: u32, node: usize, reply: Reply) {
+        let reply = match reply {
+            // The swap may have been applied in spite of its error: the token is the acquirer's.
+            Reply::OtherToken => self.swap_failure.clone(),
+            reply => reply,
         };
-        self.former.deliver(self.round, node, answer);
+        self.releaser.deliver(self.round, node, reply);
     }
 }

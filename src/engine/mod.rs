@@ -1,19 +1,22 @@
-//! What acquire, extend, release, handoff and adopt are on many nodes.
+//! Decides how one acquire, extend, release, handoff or adoption proceeds on the nodes.
 
-pub(crate) mod acquire;
-pub(crate) mod admin;
-pub(crate) mod adopt;
+mod acquire;
+mod acquire_wait;
+mod admin;
+mod adopt;
+mod attach;
 pub(crate) mod attempt;
 pub(crate) mod attempt_result;
 pub(crate) mod backend;
-pub(crate) mod backoff;
-pub(crate) mod breaker;
+mod backoff;
+mod breaker;
 pub(crate) mod core;
-pub(crate) mod extend;
-pub(crate) mod fencing;
-pub(crate) mod handoff;
+mod extend;
+mod fencing;
+mod gate_entry;
+mod handoff;
 pub(crate) mod params;
-pub(crate) mod permit;
-pub(crate) mod release;
-pub(crate) mod repeats;
-pub(crate) mod split;
+mod permit;
+mod release;
+mod repeats;
+mod split;

@@ -1,124 +1,232 @@
-//! How often a split attempt is repeated.
+//! Counts the rounds and the time that an attempt spends on its split votes.
+//!
+//! [`split`](super::split) describes the algorithm.
 
 use std::time::{Duration, Instant};
 
-use crate::engine::attempt_result::{AttemptFailure, AttemptResult};
+use crate::engine::attempt_result::{AttemptFailure, Attempted};
 use crate::error::NodeFailure;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::quorum::NodeSet;
 use crate::random;
 use crate::time::{clock, deadline};
 
-/// The most rounds that one attempt spends on a split vote.
+/// Further rounds that one attempt spends on split votes (L1).
 const MAX_REPEATS: u32 = 8;
 
-/// How often an attempt gives way.
-const MAX_GIVEN_WAY: u32 = 1;
+/// How often one attempt gives way before it ends as contended. Once is not enough: while the lowest
+/// node is silent every leader is doubtful, and all callers may give way at the same moment.
+const MAX_GIVEN_WAY: u32 = 3;
 
-/// What an attempt has spent on a split vote.
+/// What an attempt has spent on split votes.
 #[derive(Debug, Default)]
-pub(crate) struct Repeats {
+pub(super) struct Repeats {
+    /// The further rounds.
     spent: u32,
-    /// When its time is over; from the first split vote on.
-    pub(crate) end: Option<Instant>,
-    /// The next pause, at first as long as a round took.
+    /// When the time for split votes ends; set by the first split vote.
+    end: Option<Instant>,
+    /// The mean of the next random pause.
     pause: Duration,
-    /// The node that is asked alone next.
-    alone: Option<usize>,
+    /// The node that the next vote asks alone.
+    first_node: Option<usize>,
     /// How often the attempt has given way.
     given_way: u32,
-    /// The nodes that refused when they were asked alone, after a pause: their holder does not give way.
-    pub(crate) settled: NodeSet,
+    /// The nodes that refused when asked alone after a pause: their holder does not give way.
+    settled: NodeSet,
 }
 
 impl Repeats {
-    /// The vote was split for the first time, in a round that took so long.
-    pub(crate) fn begin(&mut self, took: Duration, max_split: Duration) {
+    /// Starts the time for split votes, after a round of this length.
+    ///
+    /// Without effect after the first split vote.
+    pub(super) fn begin(&mut self, round_trip: Duration, max_split: Duration) {
         if self.end.is_none() {
             self.end = deadline::deadline(clock::now(), max_split);
-            self.pause = took;
+            self.pause = round_trip;
         }
     }
 
-    fn is_over(&self) -> bool {
-        self.spent >= MAX_REPEATS || self.end.is_some_and(|end| end <= clock::now())
+    /// Returns when the time for split votes ends; `None` before the first split vote.
+    pub(super) fn end(&self) -> Option<Instant> {
+        self.end
     }
 
-    /// Counts a round trip, if there is one left.
-    pub(crate) fn spend(&mut self) -> bool {
-        let may = !self.is_over();
-        self.spent += u32::from(may);
-        may
+    /// Returns the nodes whose refusal is final.
+    pub(super) fn settled(&self) -> NodeSet {
+        self.settled
     }
 
-    /// Whether the attempt is repeated after it gave way, and which node is asked alone then.
-    pub(crate) fn next_after(
-        &mut self,
-        (vote, elsewhere): &(AttemptResult, Vec<u16>),
-    ) -> Option<Option<usize>> {
-        let Err(AttemptFailure::Contended(met)) = vote else {
+    /// Returns whether a vote of this attempt was split.
+    pub(super) fn was_split(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Counts a further round. Returns `false` if none is left.
+    pub(super) fn spend(&mut self) -> bool {
+        let is_over = self.spent >= MAX_REPEATS || self.end.is_some_and(|end| end <= clock::now());
+        self.spent += u32::from(!is_over);
+        !is_over
+    }
+
+    /// Returns the preferred node of the next vote, or `None` if the attempt ends with this one.
+    ///
+    /// `Some(None)` stands for a vote that asks all nodes at once.
+    pub(super) fn next_after(&mut self, attempted: &Attempted) -> Option<Option<usize>> {
+        let Err(AttemptFailure::Contended(contention)) = &attempted.result else {
             return None;
         };
-        if !elsewhere.is_empty() || self.end.is_none() {
+        // A semaphore tries another permit instead.
+        if !attempted.free_permits.is_empty() || !self.was_split() {
             return None;
         }
-        self.alone = match (met.split_vote, met.single_node) {
+        self.first_node = match (contention.split_vote, contention.single_node) {
             (Some(split), _) if self.given_way < MAX_GIVEN_WAY => {
                 self.given_way += 1;
                 Some(split.first)
             }
             (None, true) => {
-                let node = self.alone.map(NodeSet::single).unwrap_or_default();
-                self.settled = self.settled.and(node);
+                let node = self.first_node.map(NodeSet::single).unwrap_or_default();
+                self.settled = self.settled.union(node);
                 None
             }
             _ => return None,
         };
-        self.spend().then_some(self.alone)
+        self.spend().then_some(self.first_node)
     }
 
-    /// The vote was split, and is won: the nodes that refused are left to be asked once more.
-    pub(crate) fn was_split(&self) -> bool {
-        self.end.is_some()
-    }
-
-    /// The vote as that of the whole attempt: all nodes were asked in it, though one alone at the end.
-    pub(crate) fn end(&self, mut vote: (AttemptResult, Vec<u16>)) -> (AttemptResult, Vec<u16>) {
-        if let (Err(AttemptFailure::Contended(met)), Some(_)) = (&mut vote.0, self.end) {
-            met.single_node = false;
-        }
-        vote
-    }
-
-    /// Until when the caller pauses before it asks a node alone: as long as the others may need for a round, more or less, and
-    /// longer each time.
-    pub(crate) fn pause(&mut self) -> Option<Instant> {
+    /// Returns when the pause before the next vote ends.
+    ///
+    /// A caller that gave way pauses for half to one and a half round trips, because the leader
+    /// needs about one. Each further pause has twice the mean.
+    pub(super) fn pause_end(&mut self) -> Option<Instant> {
         let now = clock::now();
-        if self.alone.is_none() {
+        if self.first_node.is_none() {
             return Some(now);
         }
         let pause = self.pause.mul_f64(0.5 + random::unit());
         self.pause *= 2;
         deadline::earlier(self.end, deadline::deadline(now, pause))
     }
+
+    /// Turns the last vote into the result of the whole attempt, which has asked all nodes.
+    pub(super) fn conclude(&self, mut attempted: Attempted) -> Attempted {
+        if let (Err(AttemptFailure::Contended(contention)), true) =
+            (&mut attempted.result, self.was_split())
+        {
+            contention.single_node = false;
+        }
+        attempted
+    }
 }
 
-/// Whether a refusal may be of a caller that asked at the same moment for `ttl`: then the other's lease has as much left. A lease
-/// that began before may have less. One for a longer time looks young; that costs time and is no error.
-pub(crate) fn is_recent(
+/// Returns whether a refusal may come from a caller that asked for `ttl` at the same moment.
+///
+/// The lease of such a caller has nearly all of its TTL left. A holder with a longer TTL looks like
+/// one, too; that costs a repeat and nothing else.
+pub(super) fn is_recent(
     cause: &NodeFailure,
-    claim: LeaseKind,
+    kind: LeaseKind,
     ttl: Duration,
     max_split: Duration,
 ) -> bool {
-    // A grant is as old as a round and the repeats after it.
+    // A grant is as old as its round and the repeats after it, each at most `max_split`.
     let is_young = |left: Duration| left.is_zero() || left.saturating_add(2 * max_split) >= ttl;
-    match (cause, claim) {
-        // What is told is the end of another permit than the one that was asked for.
+    match (cause, kind) {
+        // The remaining time is that of another permit.
         (NodeFailure::Held { .. }, LeaseKind::Permit { .. }) => true,
         (NodeFailure::Held { remaining }, _) => remaining.is_none_or(is_young),
-        // Those without an end have their turn.
+        // A reader turn gives no remaining time.
         (NodeFailure::HeldByReaders { remaining }, _) => remaining.is_some_and(is_young),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::attempt_result::Contention;
+    use crate::local::entry::AccessMode;
+    use crate::protocol::quorum::Split;
+
+    #[test]
+    fn refusal_is_recent_unless_its_lease_is_older_than_a_split_vote() {
+        let (ttl, max_split) = (Duration::from_secs(30), Duration::from_millis(50));
+        let left = |millis| Some(Duration::from_millis(millis));
+        let held = |remaining| NodeFailure::Held { remaining };
+        let readers = |remaining| NodeFailure::HeldByReaders { remaining };
+        let permit = LeaseKind::Permit { index: 0, total: 1 };
+        for (cause, kind, expected) in [
+            (held(left(30_000)), LeaseKind::Exclusive, true),
+            (held(left(29_900)), LeaseKind::Exclusive, true),
+            (held(left(29_899)), LeaseKind::Exclusive, false),
+            (held(left(60_000)), LeaseKind::Exclusive, true),
+            (held(left(0)), LeaseKind::Exclusive, true),
+            (held(None), LeaseKind::Exclusive, true),
+            (held(left(1)), permit, true),
+            (readers(left(29_990)), LeaseKind::Write, true),
+            (readers(left(1)), LeaseKind::Write, false),
+            (readers(None), LeaseKind::Write, false),
+            (
+                NodeFailure::WriterWaiting { remaining: None },
+                LeaseKind::Read,
+                false,
+            ),
+            (NodeFailure::WrongType, LeaseKind::Exclusive, false),
+            (
+                NodeFailure::Quarantined { remaining: ttl },
+                LeaseKind::Exclusive,
+                false,
+            ),
+        ] {
+            let recent = is_recent(&cause, kind, ttl, max_split);
+            assert_eq!(recent, expected, "{cause:?} {kind:?}");
+        }
+    }
+
+    fn contended(split_vote: Option<Split>, single_node: bool) -> Attempted {
+        Attempted {
+            result: Err(AttemptFailure::Contended(Contention {
+                held_by: AccessMode::Exclusive,
+                free_in: None,
+                split_vote,
+                single_node,
+                max_hold_left: None,
+                blocking_keys: Vec::new(),
+            })),
+            free_permits: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn attempt_gives_way_at_most_max_given_way_times_and_settles_the_first_node() {
+        let split = Split {
+            contested: NodeSet::single(0),
+            first: 1,
+            leads: false,
+            is_doubtful: false,
+        };
+        let mut repeats = Repeats::default();
+        let vote = contended(Some(split), false);
+        assert_eq!(repeats.next_after(&vote), None, "no vote was split yet");
+        repeats.begin(Duration::from_millis(1), Duration::from_secs(60));
+        assert_eq!(repeats.next_after(&vote), Some(Some(1)));
+        let refused_alone = contended(None, true);
+        assert_eq!(repeats.next_after(&refused_alone), Some(None));
+        assert_eq!(repeats.settled(), NodeSet::single(1));
+        for _ in 1..MAX_GIVEN_WAY {
+            assert_eq!(repeats.next_after(&vote), Some(Some(1)));
+        }
+        assert_eq!(repeats.next_after(&vote), None, "gave way too often");
+    }
+
+    #[test]
+    fn attempt_spends_at_most_max_repeats() {
+        let mut repeats = Repeats::default();
+        repeats.begin(Duration::from_millis(1), Duration::from_secs(60));
+        let spent = (0..2 * MAX_REPEATS).filter(|_| repeats.spend()).count();
+        assert_eq!(spent, MAX_REPEATS as usize);
+        let mut repeats = Repeats::default();
+        repeats.begin(Duration::from_millis(1), Duration::ZERO);
+        assert!(!repeats.spend(), "the time is over");
     }
 }

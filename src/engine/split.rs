@@ -1,15 +1,23 @@
-//! How an attempt settles a split vote (rule L1): callers that ask for a free lock at the same moment are granted it by some nodes
-//! each, so that none has a quorum.
+//! Settles split votes within an attempt (L1).
 //!
-//! The lowest node that takes part decides. The caller that has its grant keeps all grants and asks the other nodes again, until
-//! they are given back. All other callers give back what they were granted, pause, and ask that node alone: they leave nothing on
-//! the nodes that the first caller waits for.
+//! Callers that ask for a free lock at the same moment are each granted it by some nodes, so that
+//! none has a quorum. The *first* node, the lowest one that granted or may still grant, decides:
+//!
+//! 1. The caller with the first node's grant *leads*. It keeps its grants and asks the contested
+//!    nodes again, until the other callers have released them there.
+//! 2. Every other caller *gives way*: it undoes its token, pauses for about a round trip, and
+//!    asks the first node alone with a fresh token. It asks the others only if that node grants,
+//!    so it leaves nothing on the nodes that the leader waits for.
+//! 3. If the first node refuses again, its holder does not give way. The caller then asks all nodes
+//!    once, and counts that refusal as final.
+//!
+//! Bound: an attempt spends at most `MAX_REPEATS` (8) further rounds and `max_split` (50 ms) on its
+//! split votes. `repeats.rs` counts both.
 
 use std::time::{Duration, Instant};
 
-use crate::engine::attempt::Attempt;
+use crate::engine::attempt::{Attempt, AttemptContext};
 use crate::engine::core::Engine;
-use crate::engine::params::AcquireParams;
 use crate::engine::repeats::{Repeats, is_recent};
 use crate::error::{Error, NodeFailure};
 use crate::protocol::quorum::{Split, Tally, Verdict};
@@ -19,116 +27,172 @@ use crate::time::{clock, deadline};
 use crate::transport::inbox::{Inbox, WaitEnd};
 use crate::transport::round::{Round, RoundOutcome};
 
-/// How often in a row a caller that leads asks again without a new grant: it outlasts all callers that give way.
-const MAX_IDLE: u32 = 4;
-/// What a caller asks again at the most that cannot be sure to lead: two that lead by different nodes do not wait for each other.
-const MAX_DOUBTFUL: usize = 4;
+/// Rounds in a row without a new grant after which a leader stops. In that many rounds, every
+/// caller that gives way has released its grants.
+const MAX_IDLE_ROUNDS: u32 = 4;
+
+/// Exclusive limit of the rounds, drawn at random, after which a doubtful leader gives way.
+///
+/// A leader is doubtful if a lower node may have granted to another leader. The random limit keeps
+/// two such leaders from waiting for each other.
+const MAX_DOUBTFUL_ROUNDS: usize = 4;
+
+/// The progress of a caller that leads a split vote.
+#[derive(Default)]
+struct LeaderProgress {
+    /// The rounds in which contested nodes were asked again.
+    rounds: usize,
+    idle_rounds: u32,
+    grants: usize,
+    /// The pause before the next round. The first round is sent at once.
+    pause: Duration,
+}
+
+impl LeaderProgress {
+    /// Counts a round. Returns whether the leader goes on.
+    fn record_round(&mut self, grants: usize) -> bool {
+        self.idle_rounds = match grants > self.grants {
+            true => 0,
+            false => self.idle_rounds + 1,
+        };
+        self.grants = grants;
+        self.rounds += 1;
+        self.idle_rounds <= MAX_IDLE_ROUNDS
+    }
+
+    /// Returns whether a doubtful leader gives way.
+    fn gives_way(&self, split: &Split) -> bool {
+        split.is_doubtful && self.rounds > random::below(MAX_DOUBTFUL_ROUNDS)
+    }
+
+    /// Returns the pause before the next round, and lengthens the one after it.
+    fn next_pause(&mut self, round_trip: Duration) -> Duration {
+        let pause = self.pause;
+        self.pause = (2 * pause).max(round_trip / 2);
+        pause
+    }
+}
 
 impl Engine {
-    /// Waits for the nodes' verdict on a token. In a split vote that we lead, asks the contested nodes again. Returns how the
-    /// round ended, and if that is a split vote which one.
-    pub(crate) fn settle_split(
+    /// Waits for the votes on a token and, while this caller leads a split vote, asks the contested
+    /// nodes again.
+    ///
+    /// Returns the votes, and the split vote in which this caller must give way.
+    pub(super) fn settle_split(
         &self,
         mut round: Round<'_>,
-        bid: &Attempt,
-        wish: &AcquireParams,
-        inbox: &Inbox,
+        context: &AttemptContext<'_>,
+        attempt: &Attempt,
         repeats: &mut Repeats,
     ) -> (RoundOutcome, Option<Split>) {
-        let claim = bid.lease.claim();
-        let (ttl, max_split) = (wish.ttl.duration(), self.settings.max_split);
-        let is_recent = |cause: &NodeFailure| is_recent(cause, claim, ttl, max_split);
-        let mut ended = round.decide(bid.budget.min_with(DeadlineCause::NodeTimeout, repeats.end));
-        if ended == WaitEnd::TimedOut {
-            round.close();
+        let (ttl, max_split) = (context.params.ttl.duration(), self.settings.max_split);
+        let is_recent = |cause: &NodeFailure| is_recent(cause, context.kind, ttl, max_split);
+        let mut wait_end = decide_first(&mut round, attempt, repeats);
+        let round_trip = self.round_trip_since(attempt.start);
+        if is_refused(&round) && wait_end == WaitEnd::Complete {
+            // The vote of a lower node decides which caller leads.
+            let lacks_first = |tally: &Tally| tally.lacks_first(is_recent);
+            round.collect_while(lacks_first, clock::now() + round_trip);
         }
-        let took = clock::now().saturating_duration_since(bid.start);
-        let took = took.max(self.nodes.rtt_estimate()).min(max_split);
-        let is_refused = |round: &Round<'_>| round.tally().verdict() == Some(Verdict::Refused);
-        if is_refused(&round) && ended == WaitEnd::Complete {
-            let lacks = |tally: &Tally| tally.lacks_first(is_recent);
-            round.collect_while(lacks, clock::now() + took);
-        }
-        let mut pause = Duration::ZERO;
-        let (mut asked, mut idle, mut granted) = (0, 0, 0);
+        let mut progress = LeaderProgress::default();
         loop {
-            let split = match is_refused(&round) {
-                true => round.tally().split(is_recent, repeats.settled),
-                false => None,
+            let split_of = |tally: &Tally| tally.split(is_recent, repeats.settled());
+            let split = is_refused(&round).then(|| split_of(round.tally()));
+            let Some(split) = split.flatten() else {
+                return (round.finish(wait_end), None);
             };
-            let Some(split) = split else {
-                return (round.finish(ended), None);
-            };
-            repeats.begin(took, max_split);
-            let is_given_up = split.is_doubtful && asked > random::below(MAX_DOUBTFUL);
-            if !split.leads || is_given_up || ended == WaitEnd::Cancelled || !repeats.spend() {
-                return (round.finish(ended), Some(split));
+            repeats.begin(round_trip, max_split);
+            let gives_way = progress.gives_way(&split) || !split.leads;
+            if gives_way || wait_end == WaitEnd::Cancelled || !repeats.spend() {
+                return (round.finish(wait_end), Some(split));
             }
-            idle = match round.tally().granted().len() > granted {
-                true => 0,
-                false => idle + 1,
-            };
-            if idle > MAX_IDLE {
-                return (round.finish(ended), None);
+            if !progress.record_round(round.tally().granted().len()) {
+                return (round.finish(wait_end), None);
             }
-            granted = round.tally().granted().len();
-            asked += 1;
-            let end = deadline::earlier(repeats.end, deadline::deadline(clock::now(), pause));
-            if self.pause_until(end, inbox).is_err() {
+            let pause_end = deadline::deadline(clock::now(), progress.next_pause(round_trip));
+            let pause_end = deadline::earlier(repeats.end(), pause_end);
+            if self.pause_until(pause_end, context.inbox).is_err() {
                 return (round.finish(WaitEnd::Cancelled), Some(split));
             }
-            pause = (2 * pause).max(took / 2);
             round.ask_again(split.contested);
-            let budget = Deadline::new(DeadlineCause::NodeTimeout, repeats.end);
-            ended = round.decide(budget.min_with(DeadlineCause::Validity, bid.useful_until));
+            let budget = Deadline::new(DeadlineCause::NodeTimeout, repeats.end());
+            wait_end = round.decide(budget.min_with(DeadlineCause::Validity, attempt.useful_until));
         }
     }
 
-    /// Pauses within an attempt.
-    pub(crate) fn pause_until(&self, end: Option<Instant>, inbox: &Inbox) -> Result<(), Error> {
+    /// Returns how long a round takes, by one that began at `start`; at most `max_split`.
+    fn round_trip_since(&self, start: Instant) -> Duration {
+        let elapsed = clock::now().saturating_duration_since(start);
+        let round_trip = elapsed.max(self.nodes.rtt_estimate());
+        round_trip.min(self.settings.max_split)
+    }
+
+    /// Blocks until `end`.
+    ///
+    /// # Errors
+    /// - `Cancelled`, `Closed`: the caller was cancelled, or the `Nodes` shut down.
+    pub(super) fn pause_until(&self, end: Option<Instant>, inbox: &Inbox) -> Result<(), Error> {
         while inbox.sleep(end) && self.check_cancelled(inbox).is_ok() {}
         self.check_cancelled(inbox)
     }
 }
 
+/// Waits for the verdict of the first votes on a token.
+fn decide_first(round: &mut Round<'_>, attempt: &Attempt, repeats: &Repeats) -> WaitEnd {
+    let limit = DeadlineCause::NodeTimeout;
+    let wait_end = round.decide(attempt.budget.min_with(limit, repeats.end()));
+    if wait_end == WaitEnd::TimedOut {
+        round.close();
+    }
+    wait_end
+}
+
+fn is_refused(round: &Round<'_>) -> bool {
+    round.tally().verdict() == Some(Verdict::Refused)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::repeats::is_recent;
-    use crate::protocol::kind::LeaseKind;
 
     #[test]
-    fn refusal_is_recent_unless_its_holder_has_had_the_lock_for_longer() {
-        let (ttl, max_split) = (Duration::from_secs(30), Duration::from_millis(50));
-        let left = |millis| Some(Duration::from_millis(millis));
-        let held = |remaining| NodeFailure::Held { remaining };
-        let readers = |remaining| NodeFailure::HeldByReaders { remaining };
-        let permit = LeaseKind::Permit { index: 0, total: 1 };
-        for (cause, claim, expected) in [
-            (held(left(30_000)), LeaseKind::Exclusive, true),
-            (held(left(29_900)), LeaseKind::Exclusive, true),
-            (held(left(29_899)), LeaseKind::Exclusive, false),
-            (held(left(60_000)), LeaseKind::Exclusive, true),
-            (held(left(0)), LeaseKind::Exclusive, true),
-            (held(None), LeaseKind::Exclusive, true),
-            (held(left(1)), permit, true),
-            (readers(left(29_990)), LeaseKind::Write, true),
-            (readers(left(1)), LeaseKind::Write, false),
-            (readers(None), LeaseKind::Write, false),
-            (
-                NodeFailure::WriterWaiting { remaining: None },
-                LeaseKind::Read,
-                false,
-            ),
-            (NodeFailure::WrongType, LeaseKind::Exclusive, false),
-            (
-                NodeFailure::Quarantined { remaining: ttl },
-                LeaseKind::Exclusive,
-                false,
-            ),
-        ] {
-            let recent = is_recent(&cause, claim, ttl, max_split);
-            assert_eq!(recent, expected, "{cause:?} {claim:?}");
+    fn leader_stops_after_max_idle_rounds_and_a_new_grant_restarts_the_count() {
+        let mut progress = LeaderProgress::default();
+        for grants in [1, 2] {
+            assert!(progress.record_round(grants), "a new grant");
+            for _ in 0..MAX_IDLE_ROUNDS {
+                assert!(progress.record_round(grants));
+            }
         }
+        assert!(!progress.record_round(2));
+    }
+
+    #[test]
+    fn leader_pauses_start_at_zero_and_double_from_half_a_round_trip() {
+        let mut progress = LeaderProgress::default();
+        let pauses = [(); 4].map(|()| progress.next_pause(Duration::from_millis(10)));
+        assert_eq!(pauses.map(|pause| pause.as_millis()), [0, 5, 10, 20]);
+    }
+
+    #[test]
+    fn leader_without_doubt_never_gives_way() {
+        let split = Split {
+            contested: Default::default(),
+            first: 0,
+            leads: true,
+            is_doubtful: false,
+        };
+        let rounds = MAX_DOUBTFUL_ROUNDS;
+        let progress = LeaderProgress {
+            rounds,
+            ..LeaderProgress::default()
+        };
+        assert!(!progress.gives_way(&split));
+        let doubtful = Split {
+            is_doubtful: true,
+            ..split
+        };
+        assert!(progress.gives_way(&doubtful));
+        assert!(!LeaderProgress::default().gives_way(&doubtful));
     }
 }

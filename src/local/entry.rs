@@ -1,106 +1,181 @@
-//! One slot of the gate: who holds a key, who waits for it, and who may come in. Without a lock and without a clock.
+//! One key of the lock table: its holders, its wait queue, and the rules of admission (S8).
+//!
+//! Pure: no mutex, no clock, no I/O. The lock table calls it with its own mutex locked, so nothing
+//! here may block, wake a thread or call back. Inboxes to wake and leases that were lost are
+//! returned instead.
+//!
+//! A thread is admitted only if no thread waits before it, and if the holders allow its mode:
+//!
+//! | mode           | admitted while             | used by                    |
+//! |----------------|----------------------------|----------------------------|
+//! | `Exclusive`    | there is no holder         | exclusive locks, writers   |
+//! | `Shared`       | all holders share          | readers                    |
+//! | `Limited(n)`   | there are fewer than n     | permits of a semaphore     |
+//!
+//! Each thread has a ticket, which is in one state per entry:
+//!
+//! | state     | stored as                     | ends by                                        |
+//! |-----------|-------------------------------|------------------------------------------------|
+//! | queued    | in `queue`                    | `admit`, `hand_off`: pending; `leave_queue`    |
+//! | pending   | in `holders`, without `lease` | attach a lease: held; release of the guard     |
+//! | following | pending, with `following`     | `followers`: pending                           |
+//! | handed    | pending, with `handoff`       | the thread takes the handoff: pending          |
+//! | held      | in `holders`, with `lease`    | `evict` after a loss; `hand_off`; release      |
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::local::handoff::{Handoff, HandoffOffer, HandoffStreak, MAX_STREAK, MAX_STREAK_TIME};
+use crate::local::handoff::{Handoff, HandoffOffer, HandoffStreak};
+use crate::protocol::key_set::KeySet;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::validity;
 use crate::time::deadline;
 use crate::transport::inbox::Inbox;
 
-/// How a slot is held, or to be held.
+/// With whom a holder shares an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AccessMode {
-    /// By this one and nobody else: exclusive locks, and writers.
+    /// With no other holder: exclusive locks and writers.
     Exclusive,
-    /// Together with others who share it: readers.
+    /// With any number of `Shared` holders: readers.
     Shared,
-    /// Together with others, up to so many: permits of a semaphore.
+    /// With other holders, up to this number in all: permits of a semaphore.
     Limited(u16),
 }
 
-/// One key that is held or waited for.
+/// A thread's request to the lock table.
+#[derive(Clone, Copy)]
+pub(crate) struct LocalRequest<'a> {
+    /// The keys to acquire, in sorted order.
+    pub(crate) keys: &'a KeySet,
+    pub(crate) mode: AccessMode,
+    /// Lets the former holder hand the lock off; `None` if this thread needs a lease of its own.
+    pub(crate) offer: Option<&'a HandoffOffer>,
+    /// Where the thread sleeps while it is queued.
+    pub(crate) inbox: &'a Arc<Inbox>,
+    /// When the wait in the queue ends; `None` means no limit.
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// The holders and the wait queue of one key.
 pub(crate) struct KeyEntry {
-    /// In the order in which they came in.
-    pub(crate) holders: Vec<LocalHolder>,
+    /// In order of admission.
+    pub(super) holders: Vec<LocalHolder>,
     pub(crate) queue: VecDeque<LocalWaiter>,
-    /// `None` when it was free since it was handed on last.
-    pub(crate) row: Option<HandoffStreak>,
+    /// The handoffs since the key was last free; `None` if there were none.
+    streak: Option<HandoffStreak>,
 }
 
-pub(crate) struct LocalHolder {
-    pub(crate) ticket: u64,
-    pub(crate) access: AccessMode,
-    /// Known once the nodes have granted it.
-    pub(crate) lease: Option<Arc<Lease>>,
-    /// To wake it while it is still asking.
-    pub(crate) inbox: Arc<Inbox>,
-    /// It sleeps while another asks for all that share the slot.
-    pub(crate) following: bool,
-    /// The nodes had nothing for it: it waits for what becomes free, before those that come later.
-    pub(crate) refused_by_nodes: bool,
-    /// It was handed the lock with the slot, and has not looked yet.
-    pub(crate) handoff: Option<Handoff>,
-    /// When that lock's lease ends, if it was granted.
-    pub(crate) handoff_expiry: Option<Instant>,
+/// A thread that holds an entry, pending or with its lease.
+pub(super) struct LocalHolder {
+    pub(super) ticket: u64,
+    pub(super) mode: AccessMode,
+    /// `None` until the nodes have granted the lock.
+    pub(super) lease: Option<Arc<Lease>>,
+    /// Wakes the holder while it is pending.
+    pub(super) inbox: Arc<Inbox>,
+    /// The thread sleeps while another pending holder asks the nodes for both.
+    pub(super) following: bool,
+    /// The nodes refused this holder's last attempt; later arrivals wait behind it.
+    pub(super) refused_by_nodes: bool,
+    /// The handoff that came with the entry, until the thread takes it.
+    pub(super) handoff: Option<Handoff>,
+    /// When the lease of the handoff ends, if the nodes grant it.
+    handoff_expiry: Option<Instant>,
 }
 
+/// A thread in the wait queue of an entry.
 pub(crate) struct LocalWaiter {
     pub(crate) ticket: u64,
-    pub(crate) access: AccessMode,
+    pub(crate) mode: AccessMode,
     pub(crate) inbox: Arc<Inbox>,
-    /// Where it can be handed the lock with the slot.
+    /// Present if the former holder may hand the lock off to this thread.
     pub(crate) offer: Option<HandoffOffer>,
-    /// When it looks by itself at those who hold it now.
+    /// When the thread wakes by itself to check the holders' leases.
     pub(crate) rechecks_at: Option<Instant>,
 }
 
-/// Why a thread did not get the slot.
+/// Why the lock table did not admit a thread.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// Its time was over.
+    /// The deadline passed.
     Busy {
-        /// How those hold it who stood in the way, or want to that came before.
+        /// The mode of the holders, or of the earlier waiters, that were in the way.
         by: AccessMode,
-        /// When the last of their leases ends, if all have one; the first one's where each is enough.
+        /// Until all holders' leases have ended, or the first of them for a permit. `None` if a
+        /// lease that matters is unknown or does not end.
         remaining: Option<Duration>,
     },
-    /// They say that there are so many permits.
+    /// The holders and waiters use this other number of permits.
     PermitCountMismatch(u16),
+    /// The caller's cancel token was cancelled.
     Cancelled,
+    /// The lock table is closed.
     Closed,
 }
 
 impl KeyEntry {
-    pub(crate) fn new() -> KeyEntry {
+    pub(super) fn new() -> KeyEntry {
         KeyEntry {
             holders: Vec::with_capacity(1),
             queue: VecDeque::new(),
-            row: None,
+            streak: None,
         }
     }
 
-    pub(crate) fn admits(&self, access: AccessMode) -> bool {
-        let shared = |holder: &LocalHolder| holder.access == AccessMode::Shared;
-        match access {
+    /// Makes the thread a holder if no thread waits and the holders allow its mode. Returns `false`
+    /// if the thread must queue.
+    ///
+    /// # Errors
+    /// - `PermitCountMismatch` if the semaphore is in use with another number of permits.
+    pub(super) fn try_enter(
+        &mut self,
+        ticket: u64,
+        request: &LocalRequest<'_>,
+    ) -> Result<bool, Refusal> {
+        if let Some(other) = self.conflicting_limit(request.mode) {
+            return Err(Refusal::PermitCountMismatch(other));
+        }
+        if !self.queue.is_empty() || !self.admits(request.mode) {
+            return Ok(false);
+        }
+        let inbox = Arc::clone(request.inbox);
+        self.holders
+            .push(LocalHolder::pending(ticket, request.mode, inbox));
+        Ok(true)
+    }
+
+    /// Puts the thread at the end of the queue.
+    pub(super) fn enqueue(&mut self, ticket: u64, request: &LocalRequest<'_>) {
+        self.queue.push_back(LocalWaiter {
+            ticket,
+            mode: request.mode,
+            inbox: Arc::clone(request.inbox),
+            offer: request.offer.cloned(),
+            rechecks_at: None,
+        });
+    }
+
+    fn admits(&self, mode: AccessMode) -> bool {
+        let shares = |holder: &LocalHolder| holder.mode == AccessMode::Shared;
+        match mode {
             AccessMode::Exclusive => self.holders.is_empty(),
-            AccessMode::Shared => self.holders.iter().all(shared),
-            AccessMode::Limited(most) => self.holders.len() < usize::from(most),
+            AccessMode::Shared => self.holders.iter().all(shares),
+            AccessMode::Limited(max) => self.holders.len() < usize::from(max),
         }
     }
 
-    /// The holder with this ticket, if it still is one.
-    pub(crate) fn holder(&mut self, ticket: u64) -> Option<&mut LocalHolder> {
+    /// Returns the holder with this ticket, if it still is one.
+    pub(super) fn holder(&mut self, ticket: u64) -> Option<&mut LocalHolder> {
         let mut holders = self.holders.iter_mut();
         holders.find(|holder| holder.ticket == ticket)
     }
 
-    /// Lets in from the queue who can be, in order, and answers their inboxes to be woken.
-    pub(crate) fn admit(&mut self) -> Vec<Arc<Inbox>> {
+    /// Admits waiters from the front of the queue, in order. Returns the inboxes to wake.
+    pub(super) fn admit(&mut self) -> Vec<Arc<Inbox>> {
         let mut admitted = Vec::new();
-        while self.queue.front().is_some_and(|w| self.admits(w.access)) {
+        while self.queue.front().is_some_and(|w| self.admits(w.mode)) {
             let next = self.queue.pop_front().map(LocalHolder::from);
             admitted.extend(next.as_ref().map(|holder| Arc::clone(&holder.inbox)));
             self.holders.extend(next);
@@ -108,99 +183,105 @@ impl KeyEntry {
         admitted
     }
 
-    /// Removes the holders whose lease is lost; answers those that this look has made so.
-    pub(crate) fn evict(&mut self, now: Instant) -> Vec<Arc<Lease>> {
+    /// Removes the holders whose lease is lost. Returns the leases that this call marked lost.
+    pub(super) fn evict(&mut self, now: Instant) -> Vec<Arc<Lease>> {
         let mut lost = Vec::new();
         self.holders.retain(|holder| {
-            let look = holder
+            let state = holder
                 .lease
                 .as_ref()
                 .map(|lease| (lease, lease.expire_if_due(now)));
-            if let Some((lease, LeaseState::JustLost)) = look {
+            if let Some((lease, LeaseState::JustLost)) = state {
                 lost.push(Arc::clone(lease));
             }
-            !matches!(look, Some((_, LeaseState::JustLost | LeaseState::Lost)))
+            !matches!(state, Some((_, LeaseState::JustLost | LeaseState::Lost)))
         });
         lost
     }
 
-    /// When the next of the holders' leases ends.
-    pub(crate) fn next_expiry(&self, now: Instant) -> Option<Instant> {
-        let ends = self
-            .holders
-            .iter()
-            .filter_map(|holder| holder.expected_end(now));
-        ends.min()
+    /// Returns when the first of the holders' leases ends.
+    pub(super) fn next_expiry(&self, now: Instant) -> Option<Instant> {
+        let holders = self.holders.iter();
+        holders.filter_map(|holder| holder.expected_end(now)).min()
     }
 
-    /// The waiter with this ticket is about to sleep: it looks again when the next of the holders' leases ends, as that is known
-    /// now. Answers when that is.
-    pub(crate) fn schedule_recheck(&mut self, ticket: u64, now: Instant) -> Option<Instant> {
-        let looks = self.next_expiry(now);
-        // Those that come last look first.
+    /// Sets when the waiter rechecks the holders, just before it sleeps: at their next expiry.
+    /// Returns that time.
+    pub(super) fn schedule_recheck(&mut self, ticket: u64, now: Instant) -> Option<Instant> {
+        let expiry = self.next_expiry(now);
+        // A thread calls this first right after it queued, so its waiter is most likely the last.
         let mut waiters = self.queue.iter_mut().rev();
-        let me = waiters.find(|waiter| waiter.ticket == ticket);
-        me.into_iter().for_each(|me| me.rechecks_at = looks);
-        looks
+        if let Some(waiter) = waiters.find(|waiter| waiter.ticket == ticket) {
+            waiter.rechecks_at = expiry;
+        }
+        expiry
     }
 
-    /// The first in the queue, if it does not look by itself before `expiry`: a lease that ends then was granted.
-    pub(crate) fn waiter_to_wake(
+    /// Returns the inbox of the first waiter if a lease that ends at `expiry` was attached and the
+    /// waiter would recheck only after that.
+    pub(super) fn waiter_to_wake(
         &self,
         now: Instant,
         expiry: Option<Instant>,
     ) -> Option<Arc<Inbox>> {
         let first = self.queue.front()?;
-        let looks = first.rechecks_at.filter(|looks| *looks > now);
-        let in_time = looks.is_some_and(|looks| expiry.is_none_or(|expiry| looks <= expiry));
+        let recheck = first.rechecks_at.filter(|recheck| *recheck > now);
+        let in_time = recheck.is_some_and(|recheck| expiry.is_none_or(|expiry| recheck <= expiry));
         (!in_time).then(|| Arc::clone(&first.inbox))
     }
 
-    pub(crate) fn first(&self) -> Option<Arc<Inbox>> {
+    /// Whether the waiter with this ticket is the first in the queue.
+    pub(super) fn is_first(&self, ticket: u64) -> bool {
+        self.queue.front().is_some_and(|w| w.ticket == ticket)
+    }
+
+    /// Returns the inbox of the first waiter.
+    pub(super) fn first_waiter(&self) -> Option<Arc<Inbox>> {
         self.queue.front().map(|waiter| Arc::clone(&waiter.inbox))
     }
 
-    /// Whether one of the holders has no lease yet.
-    pub(crate) fn has_pending(&self) -> bool {
+    /// Whether a holder has no lease yet.
+    pub(super) fn has_pending(&self) -> bool {
         self.holders.iter().any(|holder| holder.lease.is_none())
     }
 
-    /// How many permits there are to those who hold or want one now, if that is not `most`.
-    pub(crate) fn conflicting_limit(&self, access: AccessMode) -> Option<u16> {
-        let holders = self.holders.iter().map(|holder| holder.access);
-        let mut all = holders.chain(self.queue.iter().map(|waiter| waiter.access));
+    /// Returns the number of permits that a holder or waiter uses, if it differs from that of
+    /// `mode`. `None` for a mode without permits.
+    fn conflicting_limit(&self, mode: AccessMode) -> Option<u16> {
+        if !matches!(mode, AccessMode::Limited(_)) {
+            return None;
+        }
+        let holders = self.holders.iter().map(|holder| holder.mode);
+        let mut all = holders.chain(self.queue.iter().map(|waiter| waiter.mode));
         all.find_map(|other| match other {
-            AccessMode::Limited(most) if other != access => Some(most),
+            AccessMode::Limited(limit) if other != mode => Some(limit),
             _ => None,
         })
     }
 
-    /// Whether somebody waits for what becomes free on the nodes who came before the holder with this ticket; then that one
-    /// follows, and is woken when it is its turn.
-    pub(crate) fn follow_earlier_waiter(&mut self, ticket: u64) -> bool {
-        let before = self.holders.iter().take_while(|h| h.ticket != ticket);
-        let behind = before
-            .into_iter()
-            .any(|h| h.lease.is_none() && h.refused_by_nodes);
-        if let Some(me) = self.holder(ticket) {
-            me.following = behind;
+    /// Whether an earlier holder waits for the nodes. If so, the holder with this ticket follows it
+    /// and is woken when it is next.
+    pub(super) fn follow_earlier_waiter(&mut self, ticket: u64) -> bool {
+        let mut earlier = self.holders.iter().take_while(|h| h.ticket != ticket);
+        let follows = earlier.any(|h| h.lease.is_none() && h.refused_by_nodes);
+        if let Some(holder) = self.holder(ticket) {
+            holder.following = follows;
         }
-        behind
+        follows
     }
 
-    /// The inboxes of those that follow another; each is to be woken once.
-    pub(crate) fn followers(&mut self) -> impl Iterator<Item = Arc<Inbox>> {
+    /// Ends the following of each holder that the iterator reaches. Yields the inboxes to wake.
+    pub(super) fn followers(&mut self) -> impl Iterator<Item = Arc<Inbox>> {
         self.holders.iter_mut().filter_map(|holder| {
             std::mem::take(&mut holder.following).then(|| Arc::clone(&holder.inbox))
         })
     }
 
-    /// What stands in the way of a waiter.
-    pub(crate) fn busy_refusal(&self, ticket: u64, access: AccessMode, now: Instant) -> Refusal {
-        let before = |waiter: &&LocalWaiter| waiter.ticket != ticket;
-        let mut ahead = self.queue.iter().take_while(before);
-        if self.admits(access)
-            || access == AccessMode::Shared && ahead.any(|w| w.access == AccessMode::Exclusive)
+    /// Returns the refusal of a waiter whose deadline has passed.
+    pub(super) fn busy_refusal(&self, ticket: u64, mode: AccessMode, now: Instant) -> Refusal {
+        let mut ahead = self.queue.iter().take_while(|w| w.ticket != ticket);
+        if self.admits(mode)
+            || mode == AccessMode::Shared && ahead.any(|w| w.mode == AccessMode::Exclusive)
         {
             return Refusal::Busy {
                 by: AccessMode::Exclusive,
@@ -208,75 +289,45 @@ impl KeyEntry {
             };
         }
         let expiries: Option<Vec<Instant>> = self.holders.iter().map(|h| h.expiry(now)).collect();
-        let last = match access {
+        let end = match mode {
             AccessMode::Limited(_) => self.next_expiry(now),
             _ => expiries.and_then(|expiries| expiries.into_iter().max()),
         };
         Refusal::Busy {
-            by: self.holders[0].access,
-            remaining: last.map(|last| last.saturating_duration_since(now)),
+            by: self.holders.first().map_or(mode, |holder| holder.mode),
+            remaining: end.map(|end| end.saturating_duration_since(now)),
         }
     }
-}
 
-impl LocalHolder {
-    /// When its lease ends, if it is held and does end.
-    fn expiry(&self, now: Instant) -> Option<Instant> {
-        self.lease.as_ref()?.expiry(now)
+    /// Removes a waiter. Returns the inbox of the waiter that is first now: it may be admissible,
+    /// as a reader behind the writer that left, or must watch the holders' leases from now on.
+    pub(super) fn leave_queue(&mut self, ticket: u64) -> Option<Arc<Inbox>> {
+        self.queue.retain(|waiter| waiter.ticket != ticket);
+        self.first_waiter()
     }
 
-    /// The same, or when a lease would end that it was handed and has not looked at yet.
-    fn expected_end(&self, now: Instant) -> Option<Instant> {
-        let handed = self.handoff_expiry.filter(|end| *end > now);
-        self.expiry(now).or(handed)
-    }
-}
-
-impl From<LocalWaiter> for LocalHolder {
-    fn from(waiter: LocalWaiter) -> LocalHolder {
-        LocalHolder {
-            ticket: waiter.ticket,
-            access: waiter.access,
-            lease: None,
-            inbox: waiter.inbox,
-            following: false,
-            refused_by_nodes: false,
-            handoff: None,
-            handoff_expiry: None,
-        }
-    }
-}
-
-/// What a waiter had, who is a holder now.
-pub(crate) struct AcceptedOffer {
-    pub(crate) offer: HandoffOffer,
-    pub(crate) inbox: Arc<Inbox>,
-    pub(crate) round: u32,
-}
-
-impl KeyEntry {
-    pub(crate) fn hand_off(
+    /// Makes the first waiter the holder in place of the only holder, which is releasing since
+    /// `now`. `handoff` builds the handoff from the round opened in the waiter's inbox.
+    ///
+    /// Returns `None` and changes only the streak if one of these holds:
+    /// - the holder with this ticket is not the only holder;
+    /// - the first waiter made no offer, is not exclusive, was cancelled, or its wait is over;
+    /// - the streak is over.
+    pub(super) fn hand_off(
         &mut self,
         ticket: u64,
         now: Instant,
         nodes: usize,
-        baton: impl FnOnce(u32) -> Handoff,
+        handoff: impl FnOnce(u32) -> Handoff,
     ) -> Option<AcceptedOffer> {
-        let row = self.row.take().unwrap_or(HandoffStreak {
+        let streak = self.streak.take().unwrap_or(HandoffStreak {
             count: 0,
             since: now,
         });
-        let is_over = row.count == MAX_STREAK || now >= row.since + MAX_STREAK_TIME;
-        let first = self.queue.front()?;
-        let is_alone = self.holders.iter().all(|holder| holder.ticket == ticket);
-        let waits = |offer: &HandoffOffer| offer.end.is_none_or(|end| end > now);
-        let can = first.offer.as_ref().is_some_and(waits) && !first.inbox.is_cancelled();
-        if is_over
-            || !is_alone
-            || !can
-            || self.holders.is_empty()
-            || first.access != AccessMode::Exclusive
-        {
+        let is_only_holder =
+            !self.holders.is_empty() && self.holders.iter().all(|holder| holder.ticket == ticket);
+        let accepts = self.queue.front()?.accepts_handoff(now);
+        if streak.is_over(now) || !is_only_holder || !accepts {
             return None;
         }
         let mut next = self.queue.pop_front()?;
@@ -284,14 +335,14 @@ impl KeyEntry {
         let inbox = Arc::clone(&next.inbox);
         let round = inbox.open_round(nodes);
         let mut next = LocalHolder::from(next);
-        next.handoff = Some(baton(round));
+        next.handoff = Some(handoff(round));
         let ttl = Duration::from_millis(offer.swap.ttl);
         next.handoff_expiry = deadline::deadline(now, validity::validity(ttl));
         self.holders.clear();
         self.holders.push(next);
-        self.row = Some(HandoffStreak {
-            count: row.count + 1,
-            ..row
+        self.streak = Some(HandoffStreak {
+            count: streak.count + 1,
+            ..streak
         });
         Some(AcceptedOffer {
             offer,
@@ -301,6 +352,55 @@ impl KeyEntry {
     }
 }
 
+impl LocalHolder {
+    fn pending(ticket: u64, mode: AccessMode, inbox: Arc<Inbox>) -> LocalHolder {
+        LocalHolder {
+            ticket,
+            mode,
+            lease: None,
+            inbox,
+            following: false,
+            refused_by_nodes: false,
+            handoff: None,
+            handoff_expiry: None,
+        }
+    }
+
+    /// Returns when the lease ends, if it is held and ends at all.
+    fn expiry(&self, now: Instant) -> Option<Instant> {
+        self.lease.as_ref()?.expiry(now)
+    }
+
+    /// Returns [`expiry`](LocalHolder::expiry), or else when the lease of a handoff would end.
+    fn expected_end(&self, now: Instant) -> Option<Instant> {
+        let handoff_expiry = self.handoff_expiry.filter(|end| *end > now);
+        self.expiry(now).or(handoff_expiry)
+    }
+}
+
+impl From<LocalWaiter> for LocalHolder {
+    fn from(waiter: LocalWaiter) -> LocalHolder {
+        LocalHolder::pending(waiter.ticket, waiter.mode, waiter.inbox)
+    }
+}
+
+impl LocalWaiter {
+    /// Whether the former holder may hand its lock off to this waiter.
+    fn accepts_handoff(&self, now: Instant) -> bool {
+        let in_time = |offer: &HandoffOffer| offer.deadline.is_none_or(|end| end > now);
+        self.mode == AccessMode::Exclusive
+            && self.offer.as_ref().is_some_and(in_time)
+            && !self.inbox.is_cancelled()
+    }
+}
+
+/// The offer of a waiter that is now a holder, and where the replies to its swap go.
+pub(super) struct AcceptedOffer {
+    pub(super) offer: HandoffOffer,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) round: u32,
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::Arc;
@@ -308,105 +408,98 @@ mod tests {
 
     use crate::local::entry::{AcceptedOffer, AccessMode, KeyEntry, LocalHolder, LocalWaiter};
     use crate::local::handoff::{Handoff, HandoffOffer, MAX_STREAK, MAX_STREAK_TIME};
-    use crate::protocol::lease::tests::lease;
     use crate::protocol::request::{Op, Request};
+    use crate::tests::fixtures::lease;
     use crate::time::clock;
     use crate::transport::inbox::Inbox;
 
     const HOLDER: u64 = 1;
 
-    fn waiter(ticket: u64, access: AccessMode, end: Option<Option<Instant>>) -> LocalWaiter {
-        let offer = |end| HandoffOffer {
+    fn waiter(ticket: u64, mode: AccessMode, deadline: Option<Option<Instant>>) -> LocalWaiter {
+        let offer = |deadline| HandoffOffer {
             swap: Request::new(Op::Swap, &lease("x"), 1),
-            end,
+            deadline,
         };
         LocalWaiter {
             ticket,
-            access,
+            mode,
             inbox: Arc::new(Inbox::new()),
-            offer: end.map(offer),
+            offer: deadline.map(offer),
             rechecks_at: None,
         }
     }
 
-    /// A slot that is held, with these in the queue.
-    fn slot(access: AccessMode, queue: impl IntoIterator<Item = LocalWaiter>) -> KeyEntry {
-        let mut slot = KeyEntry::new();
-        slot.holders
-            .push(LocalHolder::from(waiter(HOLDER, access, None)));
-        slot.queue.extend(queue);
-        slot
+    /// Returns an entry with one holder and these waiters.
+    fn entry(mode: AccessMode, queue: impl IntoIterator<Item = LocalWaiter>) -> KeyEntry {
+        let mut entry = KeyEntry::new();
+        let holder = LocalHolder::from(waiter(HOLDER, mode, None));
+        entry.holders.push(holder);
+        entry.queue.extend(queue);
+        entry
     }
 
-    fn hand_on(slot: &mut KeyEntry, ticket: u64, now: Instant) -> Option<AcceptedOffer> {
-        slot.hand_off(ticket, now, 3, |round| Handoff {
+    fn hand_off(entry: &mut KeyEntry, ticket: u64, now: Instant) -> Option<AcceptedOffer> {
+        entry.hand_off(ticket, now, 3, |round| Handoff {
             former: lease("x"),
             start: now,
-            lead: 0,
+            wall_offset: 0,
             round,
         })
     }
 
     #[test]
-    fn the_first_is_handed_it_if_it_waits_for_that_lock_alone_and_may_wait() {
+    fn first_waiter_with_a_valid_offer_for_an_exclusive_lock_is_handed_it() {
         let now = clock::now();
-        let alone = AccessMode::Exclusive;
-        let cancelled = waiter(2, alone, Some(None));
+        let (exclusive, shared) = (AccessMode::Exclusive, AccessMode::Shared);
+        let cancelled = waiter(2, exclusive, Some(None));
         cancelled.inbox.cancel();
+        let waits = waiter(2, exclusive, Some(Some(now + MAX_STREAK_TIME)));
         for (handed, held, first) in [
-            (true, alone, waiter(2, alone, Some(None))),
-            (
-                true,
-                alone,
-                waiter(2, alone, Some(Some(now + MAX_STREAK_TIME))),
-            ),
-            (false, alone, waiter(2, alone, Some(Some(now)))),
-            (false, alone, waiter(2, alone, None)),
-            (false, alone, cancelled),
-            (
-                false,
-                AccessMode::Shared,
-                waiter(2, AccessMode::Shared, Some(None)),
-            ),
+            (true, exclusive, waiter(2, exclusive, Some(None))),
+            (true, exclusive, waits),
+            (false, exclusive, waiter(2, exclusive, Some(Some(now)))),
+            (false, exclusive, waiter(2, exclusive, None)),
+            (false, exclusive, cancelled),
+            (false, shared, waiter(2, shared, Some(None))),
         ] {
-            let what = format!("{first_end:?}", first_end = first.offer);
-            let mut slot = slot(held, [first, waiter(3, alone, Some(None))]);
-            let taken = hand_on(&mut slot, HOLDER, now);
-            assert_eq!(taken.is_some(), handed, "{what}");
+            let case = format!("{offer:?}", offer = first.offer);
+            let mut entry = entry(held, [first, waiter(3, exclusive, Some(None))]);
+            let accepted = hand_off(&mut entry, HOLDER, now);
+            assert_eq!(accepted.is_some(), handed, "{case}");
             let (holder, waiting) = if handed { (2, 1) } else { (HOLDER, 2) };
-            let tickets: Vec<u64> = slot.holders.iter().map(|h| h.ticket).collect();
-            assert_eq!((tickets, slot.queue.len()), (vec![holder], waiting));
-            let asked = taken.map(|taken| taken.offer.swap.lease.contacted());
-            assert!(asked.is_none_or(|asked| asked.len() == 0), "not yet");
+            let tickets: Vec<u64> = entry.holders.iter().map(|h| h.ticket).collect();
+            assert_eq!((tickets, entry.queue.len()), (vec![holder], waiting));
+            let contacted = accepted.map(|accepted| accepted.offer.swap.lease.contacted());
+            assert!(contacted.is_none_or(|nodes| nodes.len() == 0), "not yet");
         }
     }
 
     #[test]
-    fn who_does_not_hold_it_hands_nothing_on() {
-        let mut slot = slot(
+    fn thread_that_is_no_holder_hands_nothing_off() {
+        let mut entry = entry(
             AccessMode::Exclusive,
             [waiter(2, AccessMode::Exclusive, Some(None))],
         );
-        assert!(hand_on(&mut slot, 7, clock::now()).is_none(), "passed over");
-        slot.holders.clear();
-        assert!(hand_on(&mut slot, HOLDER, clock::now()).is_none());
+        assert!(hand_off(&mut entry, 7, clock::now()).is_none(), "evicted");
+        entry.holders.clear();
+        assert!(hand_off(&mut entry, HOLDER, clock::now()).is_none());
     }
 
     #[test]
-    fn a_row_ends_by_its_length_and_by_its_time() {
+    fn streak_ends_by_its_length_and_by_its_time() {
         let now = clock::now();
         let queue = || (2..40).map(|ticket| waiter(ticket, AccessMode::Exclusive, Some(None)));
-        let mut long = slot(AccessMode::Exclusive, queue());
+        let mut long = entry(AccessMode::Exclusive, queue());
         for holder in 1..=u64::from(MAX_STREAK) {
-            assert!(hand_on(&mut long, holder, now).is_some(), "{holder}");
+            assert!(hand_off(&mut long, holder, now).is_some(), "{holder}");
         }
         let last = u64::from(MAX_STREAK) + 1;
-        assert!(hand_on(&mut long, last, now).is_none());
-        assert!(hand_on(&mut long, last, now).is_some(), "a new row");
-        let mut slow = slot(AccessMode::Exclusive, queue());
+        assert!(hand_off(&mut long, last, now).is_none());
+        assert!(hand_off(&mut long, last, now).is_some(), "a new streak");
+        let mut slow = entry(AccessMode::Exclusive, queue());
         let later = now + MAX_STREAK_TIME;
-        assert!(hand_on(&mut slow, 1, now).is_some());
-        assert!(hand_on(&mut slow, 2, later).is_none());
-        assert!(hand_on(&mut slow, 2, later).is_some(), "a new row");
+        assert!(hand_off(&mut slow, 1, now).is_some());
+        assert!(hand_off(&mut slow, 2, later).is_none());
+        assert!(hand_off(&mut slow, 2, later).is_some(), "a new streak");
     }
 }

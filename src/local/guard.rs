@@ -1,11 +1,16 @@
 //! Acquires keys in this process, and releases or hands them off.
+//!
+//! A [`LocalGuard`] holds the entries of a lock's keys while its thread asks the nodes and while it
+//! holds the lock. It never asks a node: the engine does, and attaches the lease.
+//!
+//! An uncontended acquire locks the table twice: to enter the entries, and to attach the lease.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::local::entry::{AccessMode, KeyEntry, LocalHolder, LocalWaiter, Refusal};
+use crate::local::entry::{AccessMode, KeyEntry, LocalRequest, Refusal};
 use crate::local::handoff::{Handoff, HandoffOffer, HandoffTarget};
 use crate::local::lock_table::{LockTable, LockTableState};
 use crate::protocol::key::Key;
@@ -15,233 +20,326 @@ use crate::sync::primitives::MutexGuard;
 use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;
 
-/// A place in the slot of each of a lock's keys, for as long as it is not dropped and no waiter has taken it over.
+/// Holds the entry of each of a lock's keys until it is dropped, unless a waiter evicts it.
 pub(crate) struct LocalGuard {
-    pub(crate) gate: Arc<LockTable>,
-    pub(crate) keys: KeySet,
-    pub(crate) ticket: u64,
-    pub(crate) released: AtomicBool,
+    table: Arc<LockTable>,
+    keys: KeySet,
+    ticket: u64,
+    /// The entries were released or handed off.
+    released: AtomicBool,
 }
 
 impl LockTable {
-    /// Waits for the slots of all keys, at most until `end` (`None`: for ever), in each behind all that came before.
+    /// Acquires the entry of a single key without queueing. Returns `None` if the thread must
+    /// queue, or if there are several keys; then the caller calls [`acquire`](LockTable::acquire).
     ///
-    /// They are entered one after the other, in the order of their names: who waits for one holds only such as are before it,
-    /// so no two wait for each other.
+    /// Never blocks on another holder. Ignores the offer and the deadline.
     ///
-    /// Leases that this call makes lost go to `settle`: their release and the telling are owed.
-    pub(crate) fn acquire(
+    /// # Errors
+    /// - `Closed` if the table is closed, or in a forked child.
+    /// - `PermitCountMismatch` if the semaphore is in use with another number of permits.
+    pub(crate) fn try_acquire(
         self: &Arc<Self>,
-        keys: &KeySet,
-        access: AccessMode,
-        inbox: &Arc<Inbox>,
-        end: Option<Instant>,
-        settle: impl Fn(&Arc<Lease>),
-    ) -> Result<LocalGuard, Refusal> {
-        self.acquire_offering(keys, access, None, inbox, end, settle)
+        request: &LocalRequest<'_>,
+    ) -> Result<Option<LocalGuard>, Refusal> {
+        let Some(key) = request.keys.single() else {
+            return Ok(None);
+        };
+        let mut state = self.lock_open()?;
+        let ticket = state.next_ticket();
+        let entry = state.entries.entry(key.clone());
+        let entry = entry.or_insert_with(KeyEntry::new);
+        let is_entered = entry.try_enter(ticket, request)?;
+        drop(state);
+        Ok(is_entered.then(|| self.guard(request.keys, ticket)))
     }
 
-    /// The same for one who can be handed the lock together with its slot ([`LocalGuard::take_handoff`]).
-    pub(crate) fn acquire_offering(
+    /// Acquires the entries of all keys. Blocks until the thread holds them, is cancelled, or the
+    /// deadline passes. Threads are admitted per key in FIFO order.
+    ///
+    /// The keys are acquired in sorted order. A thread that waits for a key holds only keys that
+    /// sort before it, which rules out deadlock.
+    ///
+    /// `on_lost` is called for each lease that this call marked lost, with the table unlocked. It
+    /// must do what a loss requires (S7): release the token and report the loss.
+    ///
+    /// # Errors
+    /// - `Busy` if the deadline passed.
+    /// - `Cancelled` if the inbox was cancelled.
+    /// - `Closed` if the table is closed, or in a forked child.
+    /// - `PermitCountMismatch` if the semaphore is in use with another number of permits.
+    pub(crate) fn acquire(
         self: &Arc<Self>,
-        keys: &KeySet,
-        access: AccessMode,
-        offer: Option<&HandoffOffer>,
-        inbox: &Arc<Inbox>,
-        end: Option<Instant>,
-        settle: impl Fn(&Arc<Lease>),
+        request: &LocalRequest<'_>,
+        on_lost: impl Fn(&Arc<Lease>),
     ) -> Result<LocalGuard, Refusal> {
-        if self.is_forked() {
-            return Err(Refusal::Closed);
-        }
-        let mut state = self.state.lock();
-        if state.closed {
-            return Err(Refusal::Closed);
-        }
-        state.last_ticket += 1;
-        let ticket = state.last_ticket;
-        for (entered, key) in keys.as_slice().iter().enumerate() {
-            let me = LocalWaiter {
-                ticket,
-                access,
-                inbox: Arc::clone(inbox),
-                offer: offer.cloned(),
-                rechecks_at: None,
-            };
-            match self.acquire_key(state, key, me, end, &settle) {
-                Ok(next) => state = next,
-                Err(refused) => {
-                    let entered = &keys.as_slice()[..entered];
-                    entered.iter().for_each(|key| self.release(key, ticket));
-                    return Err(refused);
+        let mut state = self.lock_open()?;
+        let waiting = QueuedAcquire {
+            table: self,
+            request,
+            ticket: state.next_ticket(),
+            on_lost,
+        };
+        for (acquired, key) in request.keys.as_slice().iter().enumerate() {
+            match waiting.acquire_key(state, key) {
+                Ok(locked) => state = locked,
+                Err(refusal) => {
+                    let acquired = request.keys.as_slice()[..acquired].iter();
+                    acquired.for_each(|key| self.release(key, waiting.ticket));
+                    return Err(refusal);
                 }
             }
         }
         drop(state);
-        Ok(LocalGuard {
-            gate: Arc::clone(self),
+        Ok(self.guard(request.keys, waiting.ticket))
+    }
+
+    /// Locks the table, unless it is closed or belongs to the parent process.
+    fn lock_open(&self) -> Result<MutexGuard<'_, LockTableState>, Refusal> {
+        // First: in a forked child the mutex may never be unlocked.
+        if self.is_forked() {
+            return Err(Refusal::Closed);
+        }
+        let state = self.state.lock();
+        match self.is_closed() {
+            true => Err(Refusal::Closed),
+            false => Ok(state),
+        }
+    }
+
+    fn guard(self: &Arc<Self>, keys: &KeySet, ticket: u64) -> LocalGuard {
+        LocalGuard {
+            table: Arc::clone(self),
             keys: keys.clone(),
             ticket,
             released: AtomicBool::new(false),
-        })
-    }
-
-    /// Waits for the slot of one key.
-    fn acquire_key<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, LockTableState>,
-        key: &Key,
-        me: LocalWaiter,
-        end: Option<Instant>,
-        settle: &impl Fn(&Arc<Lease>),
-    ) -> Result<MutexGuard<'a, LockTableState>, Refusal> {
-        let (ticket, access, inbox) = (me.ticket, me.access, Arc::clone(&me.inbox));
-        let slot = state.slots.entry(key.clone()).or_insert_with(KeyEntry::new);
-        if let (AccessMode::Limited(_), Some(other)) = (access, slot.conflicting_limit(access)) {
-            return Err(Refusal::PermitCountMismatch(other));
-        }
-        if slot.queue.is_empty() && slot.admits(access) {
-            slot.holders.push(LocalHolder::from(me));
-            return Ok(state);
-        }
-        slot.queue.push_back(me);
-        loop {
-            let now = clock::now();
-            let (closed, cancelled) = (state.closed, inbox.is_cancelled());
-            // While we are in the queue or hold it, the slot is there.
-            let Some(slot) = state.slots.get_mut(key) else {
-                return Err(Refusal::Closed);
-            };
-            if slot.holder(ticket).is_some() {
-                return Ok(state);
-            }
-            let first = slot.queue.front().is_some_and(|w| w.ticket == ticket);
-            if first {
-                let lost = slot.evict(now);
-                let admitted = slot.admit();
-                if !lost.is_empty() || !admitted.is_empty() {
-                    drop(state); // let go before waking and telling
-                    let others = admitted.iter().filter(|other| !Arc::ptr_eq(other, &inbox));
-                    others.for_each(|inbox| inbox.wake());
-                    lost.iter().for_each(settle);
-                    state = self.state.lock();
-                    continue;
-                }
-            }
-            let over = end.is_some_and(|end| end <= now);
-            if over || closed || cancelled {
-                let refused = match (closed, cancelled) {
-                    (true, _) => Refusal::Closed,
-                    (false, true) => Refusal::Cancelled,
-                    (false, false) => slot.busy_refusal(ticket, access, now),
-                };
-                slot.queue.retain(|waiter| waiter.ticket != ticket);
-                let first = slot.first();
-                drop(state); // let go before waking
-                if let Some(first) = first {
-                    first.wake(); // it may get in now, as a reader behind a writer, or has the holders' leases to watch
-                }
-                return Err(refused);
-            }
-            let wake = deadline::earlier(end, slot.schedule_recheck(ticket, now));
-            drop(state); // let go while asleep
-            inbox.sleep(wake);
-            state = self.state.lock();
         }
     }
 }
 
+/// An acquire that queues where it must, key after key.
+struct QueuedAcquire<'a, F> {
+    table: &'a LockTable,
+    request: &'a LocalRequest<'a>,
+    ticket: u64,
+    on_lost: F,
+}
+
+impl<'a, F: Fn(&Arc<Lease>)> QueuedAcquire<'a, F> {
+    /// Acquires the entry of one key, and blocks in its queue if need be.
+    fn acquire_key(
+        &self,
+        mut state: MutexGuard<'a, LockTableState>,
+        key: &Key,
+    ) -> Result<MutexGuard<'a, LockTableState>, Refusal> {
+        let entry = state.entries.entry(key.clone());
+        let entry = entry.or_insert_with(KeyEntry::new);
+        if entry.try_enter(self.ticket, self.request)? {
+            return Ok(state);
+        }
+        entry.enqueue(self.ticket, self.request);
+        self.wait_in_queue(state, key)
+    }
+
+    fn wait_in_queue(
+        &self,
+        mut state: MutexGuard<'a, LockTableState>,
+        key: &Key,
+    ) -> Result<MutexGuard<'a, LockTableState>, Refusal> {
+        let inbox = self.request.inbox;
+        loop {
+            let now = clock::now();
+            // An entry exists as long as a thread queues for it or holds it.
+            let Some(entry) = state.entries.get_mut(key) else {
+                return Err(Refusal::Closed);
+            };
+            if entry.holder(self.ticket).is_some() {
+                return Ok(state);
+            }
+            if entry.is_first(self.ticket) {
+                let (lost, admitted) = (entry.evict(now), entry.admit());
+                if !lost.is_empty() || !admitted.is_empty() {
+                    drop(state); // unlock before waking and `on_lost`
+                    let others = admitted.iter().filter(|other| !Arc::ptr_eq(other, inbox));
+                    others.for_each(|inbox| inbox.wake());
+                    lost.iter().for_each(&self.on_lost);
+                    state = self.table.state.lock();
+                    continue;
+                }
+            }
+            if let Some(refusal) = self.refusal(entry, now) {
+                let first = entry.leave_queue(self.ticket);
+                drop(state); // unlock before waking
+                first.iter().for_each(|inbox| inbox.wake());
+                return Err(refusal);
+            }
+            let recheck = entry.schedule_recheck(self.ticket, now);
+            let wake_at = deadline::earlier(self.request.deadline, recheck);
+            drop(state); // unlock while asleep
+            inbox.sleep(wake_at);
+            state = self.table.state.lock();
+        }
+    }
+
+    /// Returns why the wait in the queue is over, if it is.
+    fn refusal(&self, entry: &KeyEntry, now: Instant) -> Option<Refusal> {
+        let LocalRequest {
+            mode,
+            inbox,
+            deadline,
+            ..
+        } = *self.request;
+        if self.table.is_closed() {
+            return Some(Refusal::Closed);
+        }
+        if inbox.is_cancelled() {
+            return Some(Refusal::Cancelled);
+        }
+        let is_over = deadline.is_some_and(|deadline| deadline <= now);
+        is_over.then(|| entry.busy_refusal(self.ticket, mode, now))
+    }
+}
+
 impl LocalGuard {
-    /// The nodes granted this lease for the slots; `false` if the gate has been closed meanwhile.
+    /// Attaches the lease that the nodes granted. Returns `false` if the table was closed before.
     pub(crate) fn attach_lease(&self, lease: &Arc<Lease>) -> bool {
         let now = clock::now();
-        let mut state = self.gate.state.lock();
-        if state.closed {
+        let mut state = self.table.state.lock();
+        if self.table.is_closed() {
             return false;
         }
         let mut woken = Vec::new();
         for key in self.keys.as_slice() {
-            let Some(slot) = state.slots.get_mut(key) else {
+            let Some(entry) = state.entries.get_mut(key) else {
                 return false;
             };
-            if let Some(me) = slot.holder(self.ticket) {
-                me.lease = Some(Arc::clone(lease));
+            if let Some(holder) = entry.holder(self.ticket) {
+                holder.lease = Some(Arc::clone(lease));
             }
-            // It has an expiry to watch now.
-            woken.extend(slot.waiter_to_wake(now, lease.expiry(now)));
-            let is_counted = slot
-                .holders
-                .iter()
-                .any(|holder| matches!(holder.access, AccessMode::Limited(_)));
-            // What was granted to one who shares is likely to be granted to the others. A permit is not: they come one by one.
-            woken.extend(
-                slot.followers()
-                    .take(if is_counted { 1 } else { usize::MAX }),
-            );
+            // The first waiter now has an expiry to watch.
+            woken.extend(entry.waiter_to_wake(now, lease.expiry(now)));
+            woken.extend(followers_to_wake(entry));
         }
-        drop(state); // let go before waking
+        drop(state); // unlock before waking
         woken.iter().for_each(|inbox| inbox.wake());
         true
     }
 
-    /// Of those that share the slot and wait for a lease one asks the nodes again and again. `true` where that is
-    /// another: then this one may sleep, and is woken when that one is granted a lease or leaves.
+    /// Whether another pending holder asks the nodes for this one, too. If so, the caller may
+    /// sleep: it is woken when that holder's lease is attached or its guard released.
     pub(crate) fn follow_leader(&self) -> bool {
-        let mut state = self.gate.state.lock();
-        let Some(slot) = state.slots.get_mut(self.keys.first()) else {
+        let mut state = self.table.state.lock();
+        let Some(entry) = state.entries.get_mut(self.keys.first()) else {
             return false;
         };
-        if let Some(me) = slot.holder(self.ticket) {
-            (me.following, me.refused_by_nodes) = (false, true);
+        if let Some(holder) = entry.holder(self.ticket) {
+            (holder.following, holder.refused_by_nodes) = (false, true);
         }
-        let mut asking = slot.holders.iter_mut().filter(|h| h.lease.is_none());
-        let (first, me) = (asking.next(), asking.find(|h| h.ticket == self.ticket));
-        match (first, me) {
-            (Some(_), Some(me)) => {
-                me.following = true;
+        let mut pending = entry.holders.iter_mut().filter(|h| h.lease.is_none());
+        let leader = pending.next();
+        let follower = pending.find(|h| h.ticket == self.ticket);
+        match (leader, follower) {
+            (Some(_), Some(follower)) => {
+                follower.following = true;
                 true
             }
             _ => false,
         }
     }
 
-    /// Whether others came before who were refused and wait for a permit. Then this one may sleep, as with
-    /// [`follow_leader`](LocalGuard::follow_leader).
+    /// Whether an earlier thread waits for a permit that the nodes refused. If so, the caller may
+    /// sleep as with [`follow_leader`](LocalGuard::follow_leader).
     pub(crate) fn has_earlier_waiter(&self) -> bool {
-        let mut state = self.gate.state.lock();
-        let slot = state.slots.get_mut(self.keys.first());
-        slot.is_some_and(|slot| slot.follow_earlier_waiter(self.ticket))
+        let mut state = self.table.state.lock();
+        let entry = state.entries.get_mut(self.keys.first());
+        entry.is_some_and(|entry| entry.follow_earlier_waiter(self.ticket))
     }
 
-    /// Shares from now on what it held alone.
+    /// Changes an exclusive hold into a shared one and admits the readers that wait.
     pub(crate) fn downgrade(&self) {
-        let mut state = self.gate.state.lock();
-        let Some(slot) = state.slots.get_mut(self.keys.first()) else {
+        let mut state = self.table.state.lock();
+        let Some(entry) = state.entries.get_mut(self.keys.first()) else {
             return;
         };
-        if let Some(me) = slot.holder(self.ticket) {
-            me.access = AccessMode::Shared;
+        if let Some(holder) = entry.holder(self.ticket) {
+            holder.mode = AccessMode::Shared;
         }
-        let woken = slot.admit();
-        drop(state); // let go before waking
-        woken.iter().for_each(|inbox| inbox.wake());
+        let admitted = entry.admit();
+        drop(state); // unlock before waking
+        admitted.iter().for_each(|inbox| inbox.wake());
     }
 
     pub(crate) fn keys(&self) -> &KeySet {
         &self.keys
     }
 
+    /// Whether this process was forked off the one that acquired the keys.
     pub(crate) fn is_forked(&self) -> bool {
-        self.gate.is_forked()
+        self.table.is_forked()
     }
 
-    /// Hands the slots on before the pass is dropped.
+    /// Releases the entries before the guard is dropped. A second call does nothing.
     pub(crate) fn release(&self) {
         if !self.released.swap(true, Ordering::Relaxed) {
             let keys = self.keys.as_slice().iter();
-            keys.for_each(|key| self.gate.release(key, self.ticket));
+            keys.for_each(|key| self.table.release(key, self.ticket));
         }
     }
+
+    /// Hands the entry off to the first waiter, together with the lease `former`, whose release
+    /// began at `start` on `nodes` nodes. `wall_offset` is the wall clock's offset then, in µs.
+    ///
+    /// The handoff is a promise: the caller must send the returned swap at once. The new holder
+    /// undoes it if the nodes do not grant it.
+    ///
+    /// Returns `None` if the caller must release instead: the lock has several keys, the table is
+    /// closed, or the entry does not hand off ([`KeyEntry::hand_off`]).
+    pub(crate) fn hand_off(
+        &self,
+        former: &Arc<Lease>,
+        start: Instant,
+        wall_offset: i64,
+        nodes: usize,
+    ) -> Option<HandoffTarget> {
+        let mut state = self.table.state.lock();
+        if self.table.is_closed() {
+            return None;
+        }
+        let entry = state.entries.get_mut(self.keys.single()?)?;
+        let accepted = entry.hand_off(self.ticket, start, nodes, |round| Handoff {
+            former: Arc::clone(former),
+            start,
+            wall_offset,
+            round,
+        })?;
+        self.released.store(true, Ordering::Relaxed);
+        drop(state);
+        let HandoffOffer { mut swap, .. } = accepted.offer;
+        swap.former_lease = Some(Arc::clone(former));
+        Some(HandoffTarget {
+            swap,
+            inbox: accepted.inbox,
+            round: accepted.round,
+        })
+    }
+
+    /// Takes the handoff that came with the entry, if there is one. A second call returns `None`.
+    pub(crate) fn take_handoff(&self) -> Option<Handoff> {
+        let mut state = self.table.state.lock();
+        let entry = state.entries.get_mut(self.keys.single()?)?;
+        entry.holder(self.ticket)?.handoff.take()
+    }
+}
+
+/// Ends the following of the holders that may get a lease after this grant. Returns their inboxes.
+///
+/// A lock that is granted to one reader is likely to be granted to all. Permits are granted one by
+/// one, so only the next follower of a semaphore asks.
+fn followers_to_wake(entry: &mut KeyEntry) -> impl Iterator<Item = Arc<Inbox>> {
+    let is_limited = |mode| matches!(mode, AccessMode::Limited(_));
+    let counts_permits = entry.holders.iter().any(|holder| is_limited(holder.mode));
+    let max = if counts_permits { 1 } else { usize::MAX };
+    entry.followers().take(max)
 }
 
 impl Drop for LocalGuard {
@@ -252,50 +350,6 @@ impl Drop for LocalGuard {
 
 impl fmt::Debug for LocalGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pass({:?})", self.keys)
-    }
-}
-
-impl LocalGuard {
-    /// Gives the slot to the first in the queue if that one can be handed the lock with it, whose lease is `former` and being
-    /// released since `start`. What it is handed is a promise: `nodes` nodes are asked right after this, and who is handed it
-    /// undoes it where that fails.
-    ///
-    /// `None` if the slot is not given: nobody waits, or the first cannot be handed it, or is cancelled, or its time is over; or
-    /// the gate is closed; or this has gone on for long enough.
-    pub(crate) fn hand_off(
-        &self,
-        former: &Arc<Lease>,
-        start: Instant,
-        lead: i64,
-        nodes: usize,
-    ) -> Option<HandoffTarget> {
-        let mut state = self.gate.state.lock();
-        if state.closed {
-            return None;
-        }
-        let slot = state.slots.get_mut(self.keys.single()?)?;
-        let handed = slot.hand_off(self.ticket, start, nodes, |round| Handoff {
-            former: Arc::clone(former),
-            start,
-            lead,
-            round,
-        })?;
-        self.released.store(true, Ordering::Relaxed);
-        drop(state);
-        let HandoffOffer { mut swap, .. } = handed.offer;
-        swap.former_lease = Some(Arc::clone(former));
-        Some(HandoffTarget {
-            swap,
-            inbox: handed.inbox,
-            round: handed.round,
-        })
-    }
-
-    /// What this one was handed with the slot, for the first who asks.
-    pub(crate) fn take_handoff(&self) -> Option<Handoff> {
-        let mut state = self.gate.state.lock();
-        let slot = state.slots.get_mut(self.keys.single()?)?;
-        slot.holder(self.ticket)?.handoff.take()
+        write!(f, "LocalGuard({:?})", self.keys)
     }
 }

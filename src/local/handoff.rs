@@ -1,5 +1,17 @@
-//! How a lock goes from one thread to the next that waits for it here, without being free in between: the slot and what is
-//! asked of the nodes change hands in one step.
+//! The data of a handoff, without behaviour of its own.
+//!
+//! A handoff passes a lock from one thread to the next one in the queue without freeing it: one
+//! `Swap` per node puts the next thread's token in place of the releasing thread's. A thread goes
+//! through these types in order:
+//!
+//! | step                                     | thread    | type              |
+//! |------------------------------------------|-----------|-------------------|
+//! | queues with a token of its own           | acquiring | [`HandoffOffer`]  |
+//! | makes that thread the holder             | releasing | [`Handoff`]       |
+//! | sends the swap, for both inboxes         | releasing | [`HandoffTarget`] |
+//! | takes the handoff, waits for the replies | acquiring | [`Handoff`]       |
+//!
+//! Nothing here may send a request: `engine/handoff.rs` does.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,30 +20,36 @@ use crate::protocol::lease::Lease;
 use crate::protocol::request::Request;
 use crate::transport::inbox::Inbox;
 
-/// So often in a row a lock is handed on, and for so long: then it is free for a moment, so that other processes have their turn.
+/// The most handoffs of a key in a row. Then the key is released, so that other processes can
+/// acquire it.
 pub(crate) const MAX_STREAK: u32 = 16;
-pub(crate) const MAX_STREAK_TIME: Duration = Duration::from_millis(10);
 
-/// What one who waits in a queue can be handed.
+/// The longest time of handoffs in a row, for the same reason.
+pub(super) const MAX_STREAK_TIME: Duration = Duration::from_millis(10);
+
+/// A queued thread's part of a handoff: the swap that would make it the holder.
 #[derive(Clone, Debug)]
 pub(crate) struct HandoffOffer {
-    /// What is asked of the nodes for it, but for the former lease.
+    /// The request for the nodes, complete but for the former lease.
     pub(crate) swap: Request,
-    /// When its wait ends.
-    pub(crate) end: Option<Instant>,
+    /// When the thread's wait ends; `None` means no limit.
+    pub(crate) deadline: Option<Instant>,
 }
 
-/// What one who holds the slot has been handed with it: a round of its inbox in which the nodes are asked to swap.
+/// A handoff in progress, stored with the new holder until its thread takes it.
 #[derive(Debug)]
 pub(crate) struct Handoff {
+    /// The lease of the releasing thread.
     pub(crate) former: Arc<Lease>,
-    /// From before anything was sent; with the wall clock's lead at that time.
+    /// Before the swap was sent; the validity counts from here (S2).
     pub(crate) start: Instant,
-    pub(crate) lead: i64,
+    /// The offset of the wall clock at `start`, in µs.
+    pub(crate) wall_offset: i64,
+    /// The round in the new holder's inbox that receives the replies.
     pub(crate) round: u32,
 }
 
-/// Whom a slot was handed to, and what is to be asked for that one.
+/// The swap to send, and where its replies go besides the inbox of the releasing thread.
 #[derive(Debug)]
 pub(crate) struct HandoffTarget {
     pub(crate) swap: Request,
@@ -39,9 +57,16 @@ pub(crate) struct HandoffTarget {
     pub(crate) round: u32,
 }
 
-/// How often a lock was handed on since it was free.
+/// The handoffs of a key since it was last free.
 #[derive(Clone, Copy)]
-pub(crate) struct HandoffStreak {
-    pub(crate) count: u32,
-    pub(crate) since: Instant,
+pub(super) struct HandoffStreak {
+    pub(super) count: u32,
+    pub(super) since: Instant,
+}
+
+impl HandoffStreak {
+    /// Whether the key must be released next.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.count == MAX_STREAK || now >= self.since + MAX_STREAK_TIME
+    }
 }

@@ -1,4 +1,8 @@
-//! The gate before the nodes: threads of one process queue here for a key, first come, first served, readers together.
+//! The lock table: threads of one process queue here for a key before the nodes are asked (S8).
+//!
+//! The table decides which thread may ask; it never asks a node. Its mutex is held for table
+//! operations only: never across I/O, a callback, a wake-up or a sleep. `local/guard.rs` acquires
+//! and releases, `local/entry.rs` holds the rules for one key.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,126 +13,142 @@ use crate::local::entry::KeyEntry;
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::lease::Lease;
-use crate::sync::primitives::{Condvar, Mutex};
+use crate::sync::primitives::{AtomicBool, Condvar, Mutex, Ordering};
 use crate::time::{clock, deadline};
 
-/// One slot per key that is held or waited for; keys at rest take no memory.
+/// The map of entries shrinks only if it has room for more than this.
+const MIN_SHRINK_CAPACITY: usize = 64;
+
+/// The map of entries shrinks if less than one in this number is used.
+const SHRINK_FRACTION: usize = 8;
+
+/// One entry per key that is held or waited for. An unused key takes no memory.
 ///
-/// A slot is held by one alone, or shared by any number, or by so many at most (permits). Its queue is strict: who comes
-/// later waits, also a reader behind a writer that waits while readers hold it, so neither side starves.
+/// A queue is strictly first in, first out. A reader waits behind a writer that waits, even while
+/// readers hold the entry, so neither side starves.
 ///
-/// A slot has no clock of its own. The first in the queue may take it from a holder whose lease is lost, and makes
-/// the lease lost itself when its expiry has passed (rule S8): so one hung thread cannot block its process for
-/// ever. A holder that is still asking for its lease, or whose lock does not expire, cannot be passed over.
+/// An entry has no clock of its own. The first waiter evicts a holder whose lease is lost, and
+/// marks the lease lost itself once its expiry has passed, so a hung thread does not block its
+/// process (S8). A pending holder, or one whose lease does not end, cannot be evicted.
 pub(crate) struct LockTable {
     pub(crate) state: Mutex<LockTableState>,
+    /// Written with `state` locked, so a thread that has locked `state` sees the final value.
+    closed: AtomicBool,
+    /// Notified when the table is empty, and at each release and loss after it was closed.
     idle: Condvar,
     owner_pid: u32,
 }
 
 pub(crate) struct LockTableState {
-    pub(crate) slots: HashMap<Key, KeyEntry>,
-    pub(crate) last_ticket: u64,
-    last_number: u64,
-    pub(crate) closed: bool,
+    pub(crate) entries: HashMap<Key, KeyEntry>,
+    last_ticket: u64,
+    last_fencing_token: u64,
+}
+
+impl LockTableState {
+    pub(super) fn next_ticket(&mut self) -> u64 {
+        self.last_ticket += 1;
+        self.last_ticket
+    }
 }
 
 impl LockTable {
     pub(crate) fn new() -> LockTable {
         LockTable {
             state: Mutex::new(LockTableState {
-                slots: HashMap::new(),
+                entries: HashMap::new(),
                 last_ticket: 0,
-                last_number: 0,
-                closed: false,
+                last_fencing_token: 0,
             }),
+            closed: AtomicBool::new(false),
             idle: Condvar::new(),
             owner_pid: std::process::id(),
         }
     }
 
-    /// One more than before: the fencing token of one who holds a slot alone.
+    /// Returns the next fencing token of a lock that is held in this process alone.
     pub(crate) fn next_fencing_token(&self) -> u64 {
         let mut state = self.state.lock();
-        state.last_number += 1;
-        state.last_number
+        state.last_fencing_token += 1;
+        state.last_fencing_token
     }
 
-    /// Something about a holder's lease has changed: lets the first in the queue of each of its keys look.
+    /// Wakes the first waiter of each key, because the lease of a holder was lost.
     pub(crate) fn recheck(&self, keys: &KeySet) {
         let state = self.state.lock();
-        let slots = keys
-            .as_slice()
-            .iter()
-            .filter_map(|key| state.slots.get(key));
-        let first: Vec<_> = slots.filter_map(KeyEntry::first).collect();
-        if state.closed {
-            self.idle.notify_all(); // a lease that is lost need not be waited for
+        let keys = keys.as_slice().iter();
+        let entries = keys.filter_map(|key| state.entries.get(key));
+        let first: Vec<_> = entries.filter_map(KeyEntry::first_waiter).collect();
+        if self.is_closed() {
+            self.idle.notify_all(); // `wait_idle` does not wait for a lost lease
         }
-        drop(state); // let go before waking
+        drop(state); // unlock before waking
         first.iter().for_each(|inbox| inbox.wake());
     }
 
-    /// From now on nobody gets in; who waits or is still asking is woken to see that.
+    /// Refuses all threads from now on. Wakes waiters and pending holders, so that they return.
     pub(crate) fn close(&self) {
-        let mut state = self.state.lock();
-        state.closed = true;
+        let state = self.state.lock();
+        self.closed.store(true, Ordering::Release);
         let mut inboxes = Vec::new();
-        for slot in state.slots.values() {
-            inboxes.extend(slot.holders.iter().map(|holder| Arc::clone(&holder.inbox)));
-            inboxes.extend(slot.queue.iter().map(|waiter| Arc::clone(&waiter.inbox)));
+        for entry in state.entries.values() {
+            inboxes.extend(entry.holders.iter().map(|holder| Arc::clone(&holder.inbox)));
+            inboxes.extend(entry.queue.iter().map(|waiter| Arc::clone(&waiter.inbox)));
         }
-        drop(state); // let go before waking
+        drop(state); // unlock before waking
         inboxes.iter().for_each(|inbox| inbox.wake());
     }
 
+    /// Whether the table was closed. Does not lock.
     pub(crate) fn is_closed(&self) -> bool {
-        self.state.lock().closed
+        self.closed.load(Ordering::Acquire)
     }
 
-    /// Whether this process is a child that was forked off the one with the gate's threads.
+    /// Whether this process was forked off the one that created the table.
     pub(crate) fn is_forked(&self) -> bool {
         self.owner_pid != std::process::id()
     }
 
-    /// Waits until nobody is still asking for a lease, at most until `end`. `false` if somebody is.
+    /// Blocks until no holder is pending, at most until `end`. Returns `false` if one still is.
     pub(crate) fn wait_no_pending(&self, end: Instant) -> bool {
-        let asking = |state: &LockTableState| state.slots.values().any(KeyEntry::has_pending);
+        let has_pending =
+            |state: &LockTableState| state.entries.values().any(KeyEntry::has_pending);
         let mut state = self.state.lock();
-        while asking(&state) {
+        while has_pending(&state) {
             if self.idle.wait_until(&mut state, end).timed_out() {
-                return !asking(&state);
+                return !has_pending(&state);
             }
         }
         true
     }
 
-    /// Waits until no slot is held, at most until `end`; answers the leases of those that still are. Who has lost its lease is
-    /// not waited for. `settle` as for [`acquire`](Gate::acquire).
+    /// Blocks until no entry is held, at most until `end` (`None`: no limit). Returns the leases
+    /// that are still held then.
+    ///
+    /// Evicts holders whose lease is lost. `on_lost` is called as in
+    /// [`acquire`](LockTable::acquire).
     pub(crate) fn wait_idle(
         &self,
         end: Option<Instant>,
-        settle: impl Fn(&Arc<Lease>),
+        on_lost: impl Fn(&Arc<Lease>),
     ) -> Vec<Arc<Lease>> {
         let mut state = self.state.lock();
         loop {
             let now = clock::now();
-            let slots = state.slots.values_mut();
-            let lost: Vec<Arc<Lease>> = slots.flat_map(|slot| slot.evict(now)).collect();
+            let entries = state.entries.values_mut();
+            let lost: Vec<Arc<Lease>> = entries.flat_map(|entry| entry.evict(now)).collect();
             if !lost.is_empty() {
-                drop(state); // let go before telling
-                lost.iter().for_each(&settle);
+                drop(state); // unlock before `on_lost`
+                lost.iter().for_each(&on_lost);
                 state = self.state.lock();
                 continue;
             }
-            let holders = || state.slots.values().flat_map(|slot| &slot.holders);
+            let holders = || state.entries.values().flat_map(|entry| &entry.holders);
             if holders().next().is_none() || end.is_some_and(|end| end <= now) {
                 return holders().filter_map(|one| one.lease.clone()).collect();
             }
-            let expiries = state
-                .slots
-                .values()
-                .filter_map(|slot| slot.next_expiry(now));
+            let entries = state.entries.values();
+            let expiries = entries.filter_map(|entry| entry.next_expiry(now));
             match deadline::earlier(end, expiries.min()) {
                 None => self.idle.wait(&mut state),
                 Some(end) => _ = self.idle.wait_until(&mut state, end),
@@ -136,64 +156,60 @@ impl LockTable {
         }
     }
 
-    /// How many threads queue for a key.
+    /// Ends the hold of a ticket on one key and admits the next waiters.
+    ///
+    /// Does nothing if the ticket was evicted. Does nothing in a forked child either: there the
+    /// mutex may have been copied while another thread held it.
+    pub(super) fn release(&self, key: &Key, ticket: u64) {
+        if self.is_forked() {
+            return;
+        }
+        let mut state = self.state.lock();
+        let Some(entry) = state.entries.get_mut(key) else {
+            return;
+        };
+        let Some(index) = entry.holders.iter().position(|h| h.ticket == ticket) else {
+            return;
+        };
+        let was_pending = entry.holders.remove(index).lease.is_none();
+        let mut woken = entry.admit();
+        if was_pending {
+            woken.extend(entry.followers().next()); // the next leader
+        }
+        if entry.holders.is_empty() {
+            state.entries.remove(key);
+            let (used, capacity) = (state.entries.len(), state.entries.capacity());
+            if capacity > MIN_SHRINK_CAPACITY && used < capacity / SHRINK_FRACTION {
+                state.entries.shrink_to(used * 2);
+            }
+        }
+        if self.is_closed() || state.entries.is_empty() {
+            self.idle.notify_all();
+        }
+        drop(state); // unlock before waking
+        woken.iter().for_each(|inbox| inbox.wake());
+    }
+
+    /// Returns the number of threads that queue for a key.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn waiting(&self, key: &Key) -> usize {
         let state = self.state.lock();
-        state.slots.get(key).map_or(0, |slot| slot.queue.len())
+        state.entries.get(key).map_or(0, |entry| entry.queue.len())
     }
 
-    /// How many follow another at a key, and how many queue for it.
+    /// Returns the number of holders of a key that follow another one, and that of its waiters.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn follower_counts(&self, key: &Key) -> (usize, usize) {
         let state = self.state.lock();
-        state.slots.get(key).map_or((0, 0), |slot| {
-            let following = slot.holders.iter().filter(|holder| holder.following);
-            (following.count(), slot.queue.len())
+        state.entries.get(key).map_or((0, 0), |entry| {
+            let following = entry.holders.iter().filter(|holder| holder.following);
+            (following.count(), entry.queue.len())
         })
-    }
-
-    pub(crate) fn release(&self, key: &Key, ticket: u64) {
-        if self.is_forked() {
-            return; // a forked child has a copy of the lock, perhaps one that was held by another thread
-        }
-        let mut state = self.state.lock();
-        let closed = state.closed;
-        let Some(slot) = state.slots.get_mut(key) else {
-            return;
-        };
-        let Some(place) = slot.holders.iter().position(|h| h.ticket == ticket) else {
-            return; // a waiter took it over when our lease was lost
-        };
-        let asked = slot.holders.remove(place).lease.is_none();
-        let mut woken = slot.admit();
-        if asked {
-            woken.extend(slot.followers().next()); // from now on it asks for all
-        }
-        if slot.holders.is_empty() {
-            state.slots.remove(key);
-            let (held, room) = (state.slots.len(), state.slots.capacity());
-            if room > 64 && held < room / 8 {
-                state.slots.shrink_to(held * 2);
-            }
-        }
-        if closed || state.slots.is_empty() {
-            self.idle.notify_all();
-        }
-        drop(state); // let go before waking
-        woken.iter().for_each(|inbox| inbox.wake());
     }
 }
 
 impl fmt::Debug for LockTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Gate(..)")
-    }
-}
-
-impl LockTable {
-    /// Whether somebody holds the slot of a key, or wants it. It may be otherwise a moment later.
-    pub(crate) fn is_busy(&self, key: &Key) -> bool {
-        self.state.lock().slots.contains_key(key)
+        f.write_str("LockTable(..)")
     }
 }

@@ -1,4 +1,4 @@
-//! The in-process lock table: which thread of this process may ask the nodes.
+//! The lock table: which thread of this process may ask the nodes (S8).
 
 pub(crate) mod entry;
 pub(crate) mod guard;

@@ -1,29 +1,30 @@
-//! Which requests of a batch travel as one call: readers of one key that come, or leave, together.
+//! Groups the requests of a batch that share one script call: readers of one key that acquire, or
+//! release, together. A request never overtakes one of its key with which it does not commute (S4).
 
 use crate::protocol::request::Request;
 
-/// So many calls back a request looks for one that it can join.
+/// The number of groups, counted from the last, that a request may join.
 const JOIN_LOOKBACK: usize = 8;
 
-/// The calls of a batch. Kept from one batch to the next for its memory.
+/// The groups of a batch. Reused for the next batch to keep its memory.
 #[derive(Debug, Default)]
 pub(crate) struct BatchPlan {
-    /// The first and the last request of each call.
+    /// The first and the last request of each group.
     groups: Vec<(usize, usize)>,
-    /// For each request the next one of its call, or itself.
+    /// For each request the next one of its group; for the last one itself.
     next: Vec<usize>,
 }
 
 impl BatchPlan {
-    /// Makes a plan for a batch. What matters of its order is kept.
+    /// Plans a batch. Requests of one key that do not commute keep their order.
     pub(crate) fn plan(&mut self, requests: &[Request]) {
         self.groups.clear();
         self.next.clear();
         for (index, request) in requests.iter().enumerate() {
             self.next.push(index);
             match self.joinable_group(requests, request) {
-                Some(call) => {
-                    let last = std::mem::replace(&mut self.groups[call].1, index);
+                Some(group) => {
+                    let last = std::mem::replace(&mut self.groups[group].1, index);
                     self.next[last] = index;
                 }
                 None => self.groups.push((index, index)),
@@ -31,30 +32,31 @@ impl BatchPlan {
         }
     }
 
-    /// The call that a request can join without passing one that it must not pass.
+    /// Returns the group that a request can join without overtaking one that it does not commute
+    /// with.
     fn joinable_group(&self, requests: &[Request], request: &Request) -> Option<usize> {
         if !request.is_commutative_read() {
             return None;
         }
-        for (call, (first, _)) in self.groups.iter().enumerate().rev().take(JOIN_LOOKBACK) {
+        for (group, (first, _)) in self.groups.iter().enumerate().rev().take(JOIN_LOOKBACK) {
             let other = &requests[*first];
             if request.can_join(other) {
-                return Some(call);
+                return Some(group);
             }
             if !other.is_commutative_read() && other.lease.key() == request.lease.key() {
-                return None; // a writer, for example: who comes after it stays after it
+                return None; // a writer, for example: a later reader stays behind it
             }
         }
         None
     }
 
-    /// The first request of each call, in order.
+    /// Returns the first request of each group, in order.
     pub(crate) fn group_leaders(&self) -> impl Iterator<Item = usize> + '_ {
         self.groups.iter().map(|(first, _)| *first)
     }
 
-    /// The requests of a call, given by its first one.
-    pub(crate) fn group_members(&self, first: usize) -> impl Iterator<Item = usize> + '_ {
+    /// Returns the requests of the group with this first one.
+    pub(crate) fn group_members(&self, first: usize) -> impl Iterator<Item = usize> + Clone + '_ {
         std::iter::successors(Some(first), |index| {
             Some(self.next[*index]).filter(|next| next != index)
         })
@@ -65,48 +67,47 @@ impl BatchPlan {
 mod tests {
     use super::*;
     use crate::protocol::kind::LeaseKind;
-    use crate::protocol::lease::tests::lease_as;
     use crate::protocol::request::Op;
+    use crate::tests::fixtures::lease_as;
 
-    fn request(verb: Op, claim: LeaseKind, name: &str) -> Request {
-        Request::new(verb, &lease_as(name, claim), 30)
+    fn request(op: Op, kind: LeaseKind, name: &str) -> Request {
+        Request::new(op, &lease_as(name, kind), 30)
     }
 
     fn plan(requests: &[Request]) -> Vec<Vec<usize>> {
-        let mut calls = BatchPlan::default();
-        calls.plan(&requests[..1]);
-        calls.plan(requests);
-        calls
-            .group_leaders()
-            .map(|first| calls.group_members(first).collect())
+        let mut plan = BatchPlan::default();
+        plan.plan(&requests[..1]);
+        plan.plan(requests);
+        plan.group_leaders()
+            .map(|first| plan.group_members(first).collect())
             .collect()
     }
 
     #[test]
-    fn readers_of_one_key_come_together_and_leave_together() {
-        let come = |name| request(Op::Acquire, LeaseKind::Read, name);
-        let leave = |name| request(Op::Release, LeaseKind::Read, name);
+    fn readers_of_one_key_share_a_call() {
+        let acquire = |name| request(Op::Acquire, LeaseKind::Read, name);
+        let release = |name| request(Op::Release, LeaseKind::Read, name);
         let batch = [
-            come("x"),
-            leave("x"),
-            come("y"),
-            come("x"),
-            leave("x"),
-            leave("x"),
-            come("y"),
+            acquire("x"),
+            release("x"),
+            acquire("y"),
+            acquire("x"),
+            release("x"),
+            release("x"),
+            acquire("y"),
         ];
         assert_eq!(plan(&batch), [vec![0, 3], vec![1, 4, 5], vec![2, 6]]);
     }
 
     #[test]
-    fn nobody_passes_a_writer() {
+    fn reader_does_not_overtake_a_writer() {
         let read = || request(Op::Acquire, LeaseKind::Read, "x");
-        for verb in [Op::Acquire, Op::Release, Op::Downgrade, Op::Restore] {
+        for op in [Op::Acquire, Op::Release, Op::Downgrade, Op::Restore] {
             let other = request(Op::Acquire, LeaseKind::Write, "y");
             let batch = [
                 read(),
                 read(),
-                request(verb, LeaseKind::Write, "x"),
+                request(op, LeaseKind::Write, "x"),
                 other,
                 read(),
                 read(),
@@ -114,13 +115,13 @@ mod tests {
             assert_eq!(
                 plan(&batch),
                 [vec![0, 1], vec![2], vec![3], vec![4, 5]],
-                "{verb:?}"
+                "{op:?}"
             );
         }
     }
 
     #[test]
-    fn only_what_is_alike_comes_together() {
+    fn different_requests_do_not_share_a_call() {
         let read = || request(Op::Acquire, LeaseKind::Read, "x");
         let mut longer = read();
         longer.ttl += 1;

@@ -1,78 +1,93 @@
-//! When to stop asking nodes that do not answer, and when to ask again: a state machine without a clock of its own.
+//! The circuit breaker: decides whether rounds are sent to nodes of which no quorum replies (S9).
 //!
-//! Closed, open, half-open as in M. Nygard, *Release It!* (2007), over rounds in place of calls: only a round counts that ran to its
-//! own end and in which fewer nodes than a quorum replied anything. Contention is health, and so is an error reply.
+//! Closed, open and half-open as in M. Nygard, *Release It!* (2007), over rounds in place of calls.
+//! A round counts as failed if it ran to its end and fewer nodes than a quorum replied. Contention
+//! and error replies do not count as failures. The time is passed in.
 
 use std::time::{Duration, Instant};
 
-/// So long no quorum must have answered before it opens, however many rounds have failed.
+/// The minimal time without a quorum before the breaker opens, however many rounds have failed.
 pub(crate) const MIN_OUTAGE: Duration = Duration::from_millis(if cfg!(test) { 30 } else { 1_000 });
 
 /// # State table
 ///
-/// | from        | to          | by                                                                              |
-/// |-------------|-------------|---------------------------------------------------------------------------------|
-/// | `Closed`    | `Open`      | the `threshold`-th failed round in a row, when no quorum was seen for [`QUIET`] |
-/// | any         | `Closed`    | a quorum that answers                                                           |
-/// | `Open`      | `Probing`   | one who asks when a quorum of lanes is up and one came up since, or after `breaker_open_for` |
-/// | `Probing`   | `Open`      | the probe's round, if it failed                                                 |
-/// | `Probing`   | `HalfOpen`  | a probe that ended without a verdict; an earlier one has no say                 |
-/// | `HalfOpen`  | `Probing`   | the next one who asks                                                           |
+/// | from       | to         | by                                                       |
+/// |------------|------------|----------------------------------------------------------|
+/// | `Closed`   | `Open`     | `threshold` failed rounds in a row, and [`MIN_OUTAGE`]   |
+/// | any        | `Closed`   | a quorum that replies                                    |
+/// | `Open`     | `Probing`  | an admission after `breaker_open_for`                    |
+/// | `Open`     | `Probing`  | an admission after a connect, with a quorum connected    |
+/// | `Probing`  | `Open`     | the failed round of the present probe                    |
+/// | `Probing`  | `HalfOpen` | the present probe, abandoned without a verdict           |
+/// | `HalfOpen` | `Probing`  | the next admission                                       |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Closed,
     Open {
         until: Instant,
-        /// How often a lane had come up: that those are up says nothing new.
+        /// The count of connects when the breaker opened. Connections that were up before are no
+        /// news.
         connect_epoch: u64,
     },
     HalfOpen,
-    /// By the probe of this number.
+    /// The probe with this number is in progress.
     Probing(u64),
 }
 
-/// Which lanes are up.
+/// The state of the connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Connectivity {
     /// Whether a quorum of nodes is connected.
     pub(crate) quorum_up: bool,
-    /// How often a lane has come up by then.
+    /// The count of connects so far.
     pub(crate) epoch: u64,
 }
 
-/// What one may do who wants to ask.
+/// Whether a caller may ask the nodes; `P` identifies the probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Admission {
-    /// Ask.
+pub(crate) enum Admission<P = u64> {
+    /// The caller asks.
     Allowed,
-    /// Ask, and say under this number how it ended: others wait for that.
-    Probe(u64),
-    /// Wait for the verdict of another, who probes.
+    /// The caller asks, and reports the verdict of this probe. Other callers wait for it.
+    Probe(P),
+    /// The caller waits for the probe of another caller.
     Wait,
-    /// Do not ask for so long.
+    /// The caller does not ask for this long.
     Rejected(Duration),
 }
 
-/// The breaker of one `Nodes`.
+impl<P> Admission<P> {
+    /// Replaces the identification of the probe.
+    pub(crate) fn map_probe<Q>(self, to: impl FnOnce(P) -> Q) -> Admission<Q> {
+        match self {
+            Admission::Allowed => Admission::Allowed,
+            Admission::Probe(probe) => Admission::Probe(to(probe)),
+            Admission::Wait => Admission::Wait,
+            Admission::Rejected(left) => Admission::Rejected(left),
+        }
+    }
+}
+
+/// The circuit breaker of one node group.
 #[derive(Debug)]
 pub(crate) struct CircuitBreaker {
     threshold: u32,
     open_for: Duration,
     phase: Phase,
     failures: u32,
-    /// Whether a round has failed since a quorum was last seen.
+    /// Whether a round has failed since a quorum last replied.
     failing: bool,
-    /// Since when it has not been closed.
+    /// The start of the outage; `None` while closed.
     opened: Option<Instant>,
-    /// The end of the last failed round that counted: those that began before it overlap with it.
+    /// The end of the last counted failure. Rounds that began earlier overlap with it.
     last_failure_end: Option<Instant>,
-    /// When a quorum was last seen.
+    /// When a quorum last replied.
     last_quorum: Instant,
     probe_seq: u64,
 }
 
 impl CircuitBreaker {
-    /// Closed, with a quorum that was seen at `now`.
+    /// Creates a closed breaker, as if a quorum had replied at `now`.
     pub(crate) fn new(threshold: u32, open_for: Duration, now: Instant) -> CircuitBreaker {
         CircuitBreaker {
             threshold,
@@ -91,27 +106,27 @@ impl CircuitBreaker {
         self.phase
     }
 
-    /// Since when it has not been closed; `None` while it is.
+    /// Returns the start of the outage; `None` while closed.
     pub(crate) fn opened(&self) -> Option<Instant> {
         self.opened
     }
 
-    /// Whether it is closed and has seen no failure since the last quorum.
+    /// Returns whether no round has failed since the last quorum.
     pub(crate) fn is_fully_closed(&self) -> bool {
         !self.failing
     }
 
-    /// Whether one who wants to ask may.
-    pub(crate) fn admit(&mut self, now: Instant, lanes: Connectivity) -> Admission {
+    /// Decides whether a round may be sent.
+    pub(crate) fn admit(&mut self, now: Instant, connectivity: Connectivity) -> Admission {
         match self.phase {
             Phase::Closed => Admission::Allowed,
             Phase::Probing(_) => Admission::Wait,
             Phase::HalfOpen => self.probe(),
             Phase::Open {
                 until,
-                connect_epoch: risen,
+                connect_epoch,
             } => {
-                if until <= now || lanes.quorum_up && lanes.epoch != risen {
+                if until <= now || connectivity.quorum_up && connectivity.epoch != connect_epoch {
                     return self.probe();
                 }
                 Admission::Rejected(until.saturating_duration_since(now))
@@ -125,7 +140,7 @@ impl CircuitBreaker {
         Admission::Probe(self.probe_seq)
     }
 
-    /// A quorum has answered, whatever it said.
+    /// Records that a quorum replied, granting or not.
     pub(crate) fn record_quorum(&mut self, now: Instant) {
         *self = CircuitBreaker {
             probe_seq: self.probe_seq,
@@ -133,17 +148,17 @@ impl CircuitBreaker {
         };
     }
 
-    /// A round that began at `start`, when a lane had come up `risen` times, has ended without a quorum. `true` if that
-    /// opened it.
+    /// Records a round without a quorum that began at `start`, when the count of connects was
+    /// `connect_epoch`. Returns `true` if the breaker opened.
     pub(crate) fn record_failure(
         &mut self,
         start: Instant,
         now: Instant,
         probe: Option<u64>,
-        risen: u64,
+        connect_epoch: u64,
     ) -> bool {
         if start < self.last_quorum {
-            return false; // a quorum has answered since: it says nothing about now
+            return false; // a quorum has replied since
         }
         self.failing = true;
         let opens = match self.phase {
@@ -160,26 +175,26 @@ impl CircuitBreaker {
             Phase::Open { .. } | Phase::HalfOpen => false,
         };
         if opens {
-            self.open(now, now, risen);
+            self.open(now, now, connect_epoch);
         }
         opens
     }
 
-    /// Opens at once, for an outage that began at `start`, when a lane had come up `risen` times. A failed probe opens it again,
-    /// for the same outage.
-    pub(crate) fn open(&mut self, start: Instant, now: Instant, risen: u64) {
+    /// Opens the breaker for an outage that began at `start`. A failed probe opens it again, for
+    /// the same outage.
+    pub(crate) fn open(&mut self, start: Instant, now: Instant, connect_epoch: u64) {
         self.failing = true;
         self.opened.get_or_insert(start);
         let until = now.checked_add(self.open_for);
-        // An instant beyond the clock's range: then only lanes that come up end it.
+        // Beyond the clock's range, only connections that come up end the phase.
         let until = until.unwrap_or_else(|| now + Duration::from_secs(100 * 365 * 24 * 3600));
         self.phase = Phase::Open {
             until,
-            connect_epoch: risen,
+            connect_epoch,
         };
     }
 
-    /// The one who probed under this number is gone. Without a verdict the next one probes.
+    /// Ends a probe without a verdict: the next admission probes.
     pub(crate) fn abandon_probe(&mut self, number: u64) {
         if self.phase == Phase::Probing(number) {
             self.phase = Phase::HalfOpen;
@@ -193,28 +208,25 @@ mod tests {
     use crate::time::clock;
 
     const OPEN_FOR: Duration = Duration::from_secs(60);
-    const DOWN: Connectivity = lanes(false, 0);
-    /// One has come up since it opened.
-    const UP: Connectivity = lanes(true, 1);
+    const DOWN: Connectivity = connectivity(false, 0);
+    /// A connection has come up since the breaker opened.
+    const UP: Connectivity = connectivity(true, 1);
 
-    const fn lanes(quorum: bool, risen: u64) -> Connectivity {
-        Connectivity {
-            quorum_up: quorum,
-            epoch: risen,
-        }
+    const fn connectivity(quorum_up: bool, epoch: u64) -> Connectivity {
+        Connectivity { quorum_up, epoch }
     }
 
     const fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
     }
 
-    /// A breaker that opens at the third failure, and a moment at which it has been quiet for long.
+    /// Returns a breaker with threshold 3, and a moment long after its last quorum.
     fn breaker() -> (CircuitBreaker, Instant) {
         let now = clock::now();
         (CircuitBreaker::new(3, OPEN_FOR, now), now + 10 * MIN_OUTAGE)
     }
 
-    /// Rounds of 1 ms one after the other that find no quorum; answers whether the last one opened it.
+    /// Records failed rounds of 1 ms, one after the other. Returns whether the last one opened.
     fn failures(breaker: &mut CircuitBreaker, from: Instant, count: u32) -> bool {
         let round = |n| from + n * ms(2);
         let fail = |n| breaker.record_failure(round(n), round(n) + ms(1), None, 0);
@@ -228,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn it_opens_at_the_threshold_and_not_before() {
+    fn breaker_opens_at_the_threshold() {
         let (mut breaker, now) = breaker();
         assert!(!failures(&mut breaker, now, 2));
         assert_eq!(breaker.admit(now, DOWN), Admission::Allowed);
@@ -236,13 +248,13 @@ mod tests {
         assert!(failures(&mut breaker, now + ms(10), 1));
         assert_eq!(breaker.opened(), Some(now + ms(11)));
         let left = OPEN_FOR - ms(5);
-        let asked = now + ms(11) + ms(5);
-        assert_eq!(breaker.admit(asked, DOWN), Admission::Rejected(left));
-        assert!(!failures(&mut breaker, asked, 5), "opened twice");
+        let later = now + ms(11) + ms(5);
+        assert_eq!(breaker.admit(later, DOWN), Admission::Rejected(left));
+        assert!(!failures(&mut breaker, later, 5), "opened twice");
     }
 
     #[test]
-    fn one_quorum_breaks_the_row() {
+    fn one_quorum_resets_the_failures() {
         let (mut breaker, now) = breaker();
         failures(&mut breaker, now, 2);
         breaker.record_quorum(now + ms(5));
@@ -253,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_that_began_before_the_last_quorum_says_nothing() {
+    fn failed_round_that_began_before_the_last_quorum_does_not_count() {
         let (mut breaker, now) = breaker();
         breaker.record_quorum(now);
         assert!(!breaker.record_failure(now - ms(1), now + ms(1), None, 0));
@@ -261,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn rounds_that_overlap_count_once() {
+    fn overlapping_failures_count_once() {
         let (mut breaker, now) = breaker();
         for _ in 0..100 {
             assert!(!breaker.record_failure(now, now + ms(200), None, 0));
@@ -274,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stays_closed_where_a_quorum_was_seen_a_moment_ago() {
+    fn breaker_stays_closed_for_min_outage_after_a_quorum() {
         let now = clock::now();
         let mut breaker = CircuitBreaker::new(3, OPEN_FOR, now);
         assert!(!failures(&mut breaker, now, 9));
@@ -283,20 +295,20 @@ mod tests {
     }
 
     #[test]
-    fn it_half_opens_in_time_or_when_lanes_come_up() {
-        for (after, lanes, expected) in [
+    fn breaker_probes_in_time_or_when_a_connection_comes_up() {
+        for (after, connections, expected) in [
             (OPEN_FOR, DOWN, true),
             (ms(1), UP, true),
-            // It came up, and went down again, between two looks: now another one is up.
-            (ms(1), lanes(true, 7), true),
-            (ms(1), lanes(false, 1), false),
-            // Lanes that are up all the time, to nodes that answer nothing, are no news.
-            (ms(1), lanes(true, 0), false),
+            // Connections went up and down between two admissions.
+            (ms(1), connectivity(true, 7), true),
+            (ms(1), connectivity(false, 1), false),
+            // Connections that were up before, to nodes that do not reply, are no news.
+            (ms(1), connectivity(true, 0), false),
         ] {
             let (mut breaker, now) = open();
-            let admission = breaker.admit(now + after, lanes);
+            let admission = breaker.admit(now + after, connections);
             let is_probe = matches!(admission, Admission::Probe(_));
-            assert_eq!(is_probe, expected, "{lanes:?}");
+            assert_eq!(is_probe, expected, "{connections:?}");
         }
         let (mut breaker, now) = open();
         assert!(matches!(breaker.admit(now, UP), Admission::Probe(_)));
@@ -304,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn the_probe_decides() {
+    fn probe_closes_or_reopens_the_breaker() {
         let now = clock::now() + 20 * MIN_OUTAGE;
         let probing = || {
             let (mut breaker, _) = open();
@@ -335,14 +347,17 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_is_over_has_no_say_in_the_next_one() {
+    fn ended_probe_does_not_change_the_next_one() {
         let now = clock::now() + 20 * MIN_OUTAGE;
         let (mut breaker, _) = open();
         assert_eq!(breaker.admit(now, UP), Admission::Probe(1));
-        // Another's late round finds a quorum, which is gone again at once.
+        // Another caller's late round finds a quorum, and the outage goes on.
         breaker.record_quorum(now);
         breaker.open(now, now, 1);
-        assert_eq!(breaker.admit(now, lanes(true, 2)), Admission::Probe(2));
+        assert_eq!(
+            breaker.admit(now, connectivity(true, 2)),
+            Admission::Probe(2)
+        );
         breaker.abandon_probe(1);
         assert_eq!(breaker.admit(now, UP), Admission::Wait);
         assert!(!breaker.record_failure(now, now, Some(1), 2));
@@ -351,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_times_do_not_overflow() {
+    fn longest_durations_do_not_overflow() {
         let now = clock::now() + 10 * MIN_OUTAGE;
         let mut breaker = CircuitBreaker::new(1, Duration::MAX, clock::now());
         assert!(breaker.record_failure(now, now, None, 0));

@@ -1,24 +1,26 @@
-//! Fencing tokens: from the numbers that the nodes gave with their grants to one that all later holders exceed.
+//! Chooses a fencing token from the fence counters of the nodes that granted (S12).
 //!
-//! Each node counts by itself; nodes that granted what others refused are ahead of them. Two quorums share a node, so of
-//! the numbers that a quorum gives, counted from the smallest, the q-th is above every former holder's token, if q nodes
-//! were as high as that when it was given out. This is what the second round is for, where it takes one (rule S12).
+//! Each node increments its own counter, and nodes that granted more attempts are ahead. Two
+//! quorums share a node. So the q-th smallest counter of a quorum exceeds every earlier token, if q
+//! counters had reached that token when it was returned. Otherwise a second round raises a quorum
+//! first.
 
-/// What follows from the numbers of one attempt.
+/// The decision on the counters of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FencingOutcome {
-    /// A quorum of the nodes is as high as this already: it is the token.
+    /// A quorum of counters has reached this fencing token.
     Agreed(u64),
-    /// It is the token when a quorum of the nodes has been raised to it.
+    /// The fencing token, once a quorum of counters is raised to it.
     Raise(u64),
 }
 
-/// Reads the numbers that at least `quorum` nodes gave; fewer are no grant, and have no answer.
-pub(crate) fn choose_token(mut numbers: Vec<u64>, quorum: usize) -> Option<FencingOutcome> {
-    numbers.sort_unstable();
-    let token = *numbers.get(quorum.checked_sub(1)?)?;
-    let as_high = numbers.iter().filter(|number| **number >= token).count();
-    match (as_high >= quorum, numbers.last()) {
+/// Chooses the fencing token from the counters of the granting nodes; `None` if they are fewer than
+/// `quorum`.
+pub(crate) fn choose_token(mut counters: Vec<u64>, quorum: usize) -> Option<FencingOutcome> {
+    counters.sort_unstable();
+    let token = *counters.get(quorum.checked_sub(1)?)?;
+    let reached = counters.iter().filter(|counter| **counter >= token).count();
+    match (reached >= quorum, counters.last()) {
         (true, _) => Some(FencingOutcome::Agreed(token)),
         (false, last) => last.map(|greatest| FencingOutcome::Raise(*greatest)),
     }
@@ -32,7 +34,7 @@ mod tests {
     use crate::protocol::quorum::majority;
 
     #[test]
-    fn nodes_in_step_agree_at_once_and_others_do_not() {
+    fn token_is_agreed_if_a_quorum_of_counters_reached_it() {
         for (numbers, quorum, expected) in [
             (vec![], 1, None),
             (vec![7], 1, Some(FencingOutcome::Agreed(7))),
@@ -54,19 +56,19 @@ mod tests {
         }
     }
 
-    /// What happens to the nodes' counters from one holder to the next.
+    /// The changes of the counters from one holder to the next.
     #[derive(Clone, Debug)]
-    struct Turn {
-        /// The order in which the nodes grant; so many of them beyond a quorum are in hand in time.
+    struct Step {
+        /// The order in which the nodes grant, and how many grants beyond a quorum arrive in time.
         order: Vec<usize>,
         beyond: usize,
-        /// Nodes that count up for an attempt that is lost.
+        /// Nodes that increment their counter for a refused attempt.
         lost_attempt: Vec<bool>,
-        /// Nodes that lose their data, of which at most q − 1 do.
+        /// Nodes that lose their data; at most q − 1 do.
         forget: Vec<bool>,
     }
 
-    fn turns() -> impl Strategy<Value = (usize, Vec<Turn>)> {
+    fn steps() -> impl Strategy<Value = (usize, Vec<Step>)> {
         (1..6_usize).prop_flat_map(|nodes| {
             let turn = (
                 Just((0..nodes).collect::<Vec<_>>()).prop_shuffle(),
@@ -74,7 +76,7 @@ mod tests {
                 proptest::collection::vec(any::<bool>(), nodes),
                 proptest::collection::vec(any::<bool>(), nodes),
             );
-            let turn = turn.prop_map(|(order, beyond, lost_attempt, forget)| Turn {
+            let turn = turn.prop_map(|(order, beyond, lost_attempt, forget)| Step {
                 order,
                 beyond,
                 lost_attempt,
@@ -86,32 +88,32 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tokens_strictly_increase((nodes, turns) in turns()) {
+        fn tokens_strictly_increase((nodes, steps) in steps()) {
             let quorum = majority(nodes);
-            // Servers' clocks in µs, in step; a node that forgot starts from there.
+            // The servers' clock in µs; a node without its data starts counting there.
             let mut clock = 1_000_000_u64;
             let mut counters = vec![None; nodes];
             let mut last = 0;
-            for turn in turns {
+            for step in steps {
                 clock += 1_000;
                 let next = |counter: &mut Option<u64>| -> u64 {
-                    let number = counter.unwrap_or(clock) + 1;
-                    *counter = Some(number);
-                    number
+                    let next = counter.unwrap_or(clock) + 1;
+                    *counter = Some(next);
+                    next
                 };
-                let forgetful = (0..nodes).filter(|node| turn.forget[*node]).take(quorum - 1);
+                let forgetful = (0..nodes).filter(|node| step.forget[*node]).take(quorum - 1);
                 forgetful.for_each(|node| counters[node] = None);
-                for node in (0..nodes).filter(|node| turn.lost_attempt[*node]) {
+                for node in (0..nodes).filter(|node| step.lost_attempt[*node]) {
                     next(&mut counters[node]);
                 }
-                let in_hand = (quorum + turn.beyond).min(nodes);
-                let granted = &turn.order[..in_hand];
-                let numbers = granted.iter().map(|node| next(&mut counters[*node])).collect();
-                let token = match choose_token(numbers, quorum) {
+                let grants = (quorum + step.beyond).min(nodes);
+                let granted = &step.order[..grants];
+                let counts = granted.iter().map(|node| next(&mut counters[*node])).collect();
+                let token = match choose_token(counts, quorum) {
                     Some(FencingOutcome::Agreed(token)) => token,
                     Some(FencingOutcome::Raise(token)) => {
-                        // Only as many as must be.
-                        for node in &turn.order[..quorum] {
+                        // No more than a quorum.
+                        for node in &step.order[..quorum] {
                             counters[*node] = counters[*node].max(Some(token));
                         }
                         token

@@ -1,16 +1,19 @@
-//! The slot of a key in a cluster.
+//! Computes the slot of a key in a Redis Cluster. All keys of a lock share one, because a script
+//! must be atomic on them (S10).
 
 use crate::protocol::key::hash_tag;
 
-/// So many slots a cluster has.
+/// The number of slots of a cluster.
 pub(crate) const SLOT_COUNT: usize = 16_384;
 
-/// The slot of a key: that of its hash tag, or else of all of it (Redis Cluster specification, "Key distribution model").
+/// Returns the slot of a key: of its hash tag, or else of the whole key (Redis Cluster
+/// specification, "Key distribution model").
 pub(crate) fn hash_slot(key: &str) -> u16 {
     crc16(hash_tag(key).unwrap_or(key).as_bytes()) % SLOT_COUNT as u16
 }
 
-/// CRC16-CCITT (XMODEM): polynomial 1021 hexadecimal, from zero, nothing reflected (the same, appendix A).
+/// Computes CRC16-CCITT (XMODEM): polynomial 0x1021, initial value 0, not reflected (Redis Cluster
+/// specification, appendix A).
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc, byte| {
         (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| match crc & 0x8000 {
@@ -27,9 +30,9 @@ mod tests {
     use crate::protocol::kind::LockKind;
 
     #[test]
-    fn slots_are_those_of_the_specification() {
+    fn slots_equal_those_of_the_specification() {
         assert_eq!(crc16(b"123456789"), 0x31C3);
-        // As a server says with CLUSTER KEYSLOT.
+        // Slots as CLUSTER KEYSLOT returns them.
         for (key, slot) in [
             ("", 0),
             ("foo", 12_182),
@@ -44,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn the_keys_of_a_lock_share_its_slot() {
+    fn derived_keys_share_the_slot_of_their_lock() {
         for name in ["nightly", "a{b}c", "{a}", "a:b"] {
             let key = Key::parse("redguard:", name, LockKind::ReadWrite).unwrap();
             let slots = [

@@ -1,17 +1,19 @@
-//! Who holds a lock, as the nodes tell it: for operators.
+//! Merges the nodes' reports on the holder of a lock, for operators. No decision on a lock depends
+//! on it; a report never contains the token (S3).
 
 use std::time::Duration;
 
-/// Who holds an exclusive lock, as [`RedisLocker::holder`](crate::RedisLocker::holder) found it.
+/// The holder of an exclusive lock, as [`RedisLocker::holder`](crate::RedisLocker::holder) returns
+/// it.
 ///
-/// This is **a look, not a lock**: it is out of date when it is returned, and nothing may be concluded from it but what to
-/// show to a human. Who wants the lock asks for it.
+/// This is **a report, not a lock**: it is out of date when it is returned. Show it to a person,
+/// and decide nothing by it. A program that needs the lock acquires it.
 ///
 /// ```
 /// use redguard::Holder;
 ///
 /// fn line(holder: &Holder) -> String {
-///     let owner = holder.owner_label.as_deref().unwrap_or("somebody");
+///     let owner = holder.owner_label.as_deref().unwrap_or("an unnamed process");
 ///     match (holder.has_quorum(), holder.remaining) {
 ///         (true, Some(rest)) => format!("{owner} holds it for {rest:.0?}"),
 ///         (true, None) => format!("{owner} holds it without an end"),
@@ -22,55 +24,60 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holder {
-    /// The label that its process has set with [`Config::owner_label`](crate::Config::owner_label), if any. A foreign client's value is
-    /// shown up to its last `:`.
+    /// The label that the holder's process has set with
+    /// [`Config::owner_label`](crate::Config::owner_label), if any. Of a foreign client's value,
+    /// the part before its last `:`.
     pub owner_label: Option<String>,
-    /// Until a quorum of nodes does not hold it any more, if it is not extended; for one that holds fewer nodes than that,
-    /// until the last of them is free. `None` if that never comes to pass, since the key has no end.
+    /// The time until fewer than a quorum of nodes hold the lock, if it is not extended. If fewer
+    /// than a quorum hold it now, the time until the last of them is free. `None` if a key without
+    /// an expiry prevents that.
     pub remaining: Option<Duration>,
-    /// On how many nodes the lock has its token.
+    /// The number of nodes that store the holder's token.
     pub nodes: usize,
-    /// How many it needs, of the configured ones. With fewer the lock is not held: it is about to be, or was, or the rest of
-    /// it has been lost.
+    /// The quorum of the configured nodes. With fewer nodes the lock is not held: its acquire or
+    /// release is in progress, or nodes have lost their data.
     pub quorum: usize,
-    /// Whether it is no lock, but a value of another type under the lock's key. It stands in the way for as long as it is there:
-    /// [`force_release`](crate::RedisLocker::force_release) leaves it alone.
+    /// Whether a value of another type is stored under the lock's key. It blocks the lock while it
+    /// exists, and [`force_release`](crate::RedisLocker::force_release) does not delete it.
     pub foreign: bool,
 }
 
 impl Holder {
-    /// Whether it has a quorum of nodes, so that the lock is held.
+    /// Returns whether a quorum of nodes stores the token, so that the lock is held.
     pub fn has_quorum(&self) -> bool {
         self.nodes >= self.quorum
     }
 }
 
-/// What one node says of a lock's key.
+/// One node's report on a lock's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NodeHolder {
-    /// Tells tokens apart, without giving them away: who knows a token can release the lock. Empty for a value of another type.
+    /// Identifies the token without revealing it, because a token can release the lock. Empty for a
+    /// value of another type.
     pub(crate) digest: String,
     pub(crate) owner: String,
     pub(crate) remaining: Option<Duration>,
 }
 
-/// Who holds the lock of whom the nodes say this: the one with the most nodes.
-pub(crate) fn merge_holders(sights: &[NodeHolder], needed: usize) -> Option<Holder> {
-    let ends_of = |wanted: &NodeHolder| {
-        let same = sights.iter().filter(|s| s.digest == wanted.digest);
-        same.map(|s| s.remaining).collect::<Vec<_>>()
+/// Merges the nodes' reports: the holder is the token that most nodes store.
+pub(crate) fn merge_holders(reports: &[NodeHolder], quorum: usize) -> Option<Holder> {
+    let ends_of = |holder: &NodeHolder| {
+        let same = reports
+            .iter()
+            .filter(|report| report.digest == holder.digest);
+        same.map(|report| report.remaining).collect::<Vec<_>>()
     };
-    let most = sights.iter().max_by_key(|sight| ends_of(sight).len())?;
-    let mut ends = ends_of(most);
-    // The last to end comes first; never is later than any.
+    let holder = reports.iter().max_by_key(|report| ends_of(report).len())?;
+    let mut ends = ends_of(holder);
+    // The latest end comes first; a key without an expiry ends last.
     ends.sort_by_key(|end| std::cmp::Reverse(end.unwrap_or(Duration::MAX)));
-    let decisive = if ends.len() < needed { 0 } else { needed - 1 };
+    let decisive = if ends.len() < quorum { 0 } else { quorum - 1 };
     Some(Holder {
-        owner_label: Some(most.owner.clone()).filter(|owner| !owner.is_empty()),
+        owner_label: Some(holder.owner.clone()).filter(|owner| !owner.is_empty()),
         remaining: ends[decisive],
         nodes: ends.len(),
-        quorum: needed,
-        foreign: most.digest.is_empty(),
+        quorum,
+        foreign: holder.digest.is_empty(),
     })
 }
 
@@ -78,7 +85,7 @@ pub(crate) fn merge_holders(sights: &[NodeHolder], needed: usize) -> Option<Hold
 mod tests {
     use super::*;
 
-    fn sight(digest: &str, seconds: Option<u64>) -> NodeHolder {
+    fn report(digest: &str, seconds: Option<u64>) -> NodeHolder {
         NodeHolder {
             digest: digest.to_owned(),
             owner: format!("of {digest}"),
@@ -87,34 +94,34 @@ mod tests {
     }
 
     #[test]
-    fn who_has_the_most_nodes_holds_it() {
-        let (a, b) = (|s| sight("a", Some(s)), |s| sight("b", Some(s)));
-        for (sights, owner, remaining, nodes) in [
+    fn holder_is_the_token_on_most_nodes() {
+        let (a, b) = (|s| report("a", Some(s)), |s| report("b", Some(s)));
+        for (reports, owner, remaining, nodes) in [
             (vec![a(3), a(5), a(4)], "of a", Some(4), 3),
             (vec![a(3), b(5), a(4)], "of a", Some(3), 2),
             (vec![a(3)], "of a", Some(3), 1),
             (vec![b(2), a(3), b(9)], "of b", Some(2), 2),
-            (vec![sight("a", None), a(4), a(2)], "of a", Some(4), 3),
-            (vec![sight("a", None), sight("a", None)], "of a", None, 2),
+            (vec![report("a", None), a(4), a(2)], "of a", Some(4), 3),
+            (vec![report("a", None), report("a", None)], "of a", None, 2),
         ] {
-            let found = merge_holders(&sights, 2).unwrap();
+            let found = merge_holders(&reports, 2).unwrap();
             assert_eq!(found.owner_label.as_deref(), Some(owner));
             assert_eq!(found.remaining, remaining.map(Duration::from_secs));
             assert_eq!((found.nodes, found.has_quorum()), (nodes, nodes >= 2));
         }
         assert_eq!(merge_holders(&[], 2), None);
-        for (sights, foreign) in [
-            (vec![a(3), a(3), sight("", None)], false),
-            (vec![sight("", None)], true),
+        for (reports, foreign) in [
+            (vec![a(3), a(3), report("", None)], false),
+            (vec![report("", None)], true),
         ] {
             assert_eq!(
-                merge_holders(&sights, 2).map(|found| found.foreign),
+                merge_holders(&reports, 2).map(|found| found.foreign),
                 Some(foreign)
             );
         }
         let nameless = NodeHolder {
             owner: String::new(),
-            ..sight("a", None)
+            ..report("a", None)
         };
         assert_eq!(merge_holders(&[nameless], 1).unwrap().owner_label, None);
     }

@@ -1,4 +1,5 @@
-//! Names, and beside them lifetimes and tokens, parsed once at the door: past it nothing is validated again.
+//! The name of a lock, parsed once, and the keys that it has on the nodes (ARCHITECTURE.md,
+//! section 8).
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,30 +7,33 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::protocol::kind::LockKind;
 
-/// The longest lock name, in bytes; a path of the longest length that Linux allows fits well.
+/// The maximal length of a lock name, in bytes. The longest path of Linux has a quarter of it.
 const MAX_NAME: usize = 16 * 1024;
 
-/// The endings of keys that this library derives from a lock's key. A lock whose name had one of them could be
-/// taken for another lock's inner parts.
+/// The suffixes of derived keys. The key of a lock whose name ended in one could be another lock's
+/// derived key.
 const RESERVED_SUFFIXES: [&str; 6] = [
     ":writer", ":readers", ":gate", ":turn", ":fence", ":permits",
 ];
 
-/// A lock's key on the nodes, with the prefix in front of the name that the caller gave.
+/// A lock's key on the nodes: the key prefix and the name that the caller gave.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     text: Arc<str>,
     prefix: usize,
-    family: LockKind,
+    kind: LockKind,
 }
 
 /// The name of a channel on the nodes.
 pub(crate) type Channel = Arc<str>;
 
 impl Key {
+    /// Parses a name.
+    ///
     /// # Errors
-    /// `InvalidKey` when the name is empty, longer than 16 KiB, ends like a derived key, or would share its keys with another.
-    pub(crate) fn parse(prefix: &str, name: &str, family: LockKind) -> Result<Key, Error> {
+    /// - `InvalidKey`: empty, longer than 16 KiB, ends in a reserved suffix, or shares its derived
+    ///   keys with another name.
+    pub(crate) fn parse(prefix: &str, name: &str, kind: LockKind) -> Result<Key, Error> {
         let refuse = |reason: String| {
             Err(Error::InvalidKey {
                 name: truncate_for_message(name),
@@ -37,76 +41,77 @@ impl Key {
             })
         };
         if name.is_empty() {
-            return refuse("it is empty".into());
+            return refuse("the name is empty".into());
         }
         if name.len() > MAX_NAME {
             return refuse(format!("{} bytes are over {MAX_NAME}", name.len()));
         }
-        if let Some(ending) = RESERVED_SUFFIXES
+        if let Some(suffix) = RESERVED_SUFFIXES
             .iter()
-            .find(|ending| name.ends_with(**ending))
+            .find(|suffix| name.ends_with(**suffix))
         {
-            return refuse(format!("the ending {ending:?} is reserved"));
+            return refuse(format!("the suffix {suffix:?} is reserved"));
         }
         let text: Arc<str> = if prefix.is_empty() {
             Arc::from(name)
         } else {
             Arc::from([prefix, name].concat())
         };
-        if let Some(twin) = twin(prefix, &text)
-            && family != LockKind::Exclusive
+        if let Some(other) = name_with_same_keys(prefix, &text)
+            && kind != LockKind::Exclusive
         {
-            let twin = truncate_for_message(twin);
+            let other = truncate_for_message(other);
             return refuse(format!(
-                "without a key prefix it has the same keys as {twin:?}"
+                "without a key prefix it has the same keys as {other:?}"
             ));
         }
         Ok(Key {
             text,
             prefix: prefix.len(),
-            family,
+            kind,
         })
     }
 
-    /// The name as the caller gave it.
+    /// Returns the name as the caller gave it.
     pub(crate) fn name(&self) -> &str {
         &self.text[self.prefix..]
     }
 
-    /// An exclusive lock's key as it stands on the nodes.
+    /// Returns the key of an exclusive lock on the nodes.
     pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Where the releases of this name are published, of both kinds of locks.
+    /// Returns the channel in which releases of this name are published, for all kinds of locks.
     pub(crate) fn channel(&self) -> Channel {
         Arc::clone(&self.text)
     }
 
-    /// Where the token stands of one who holds the lock alone: under an exclusive lock's own key, or as the writer. And where
-    /// all permits of a semaphore stand.
+    /// Returns the key that stores the token of an exclusive lock or of a writer, or the permits of
+    /// a semaphore.
     pub(crate) fn token_key(&self) -> RedisKey<'_> {
-        match self.family {
+        match self.kind {
             LockKind::Exclusive => RedisKey::Plain(self),
             LockKind::ReadWrite => self.derived(":writer"),
             LockKind::Semaphore => self.derived(":permits"),
         }
     }
 
-    /// A key that is derived from this one, in the same cluster slot as all others that are, and as this one if there is no
-    /// `}` in it outside of a hash tag. (There is no such slot for a key that begins with one.)
-    pub(crate) fn derived(&self, ending: &'static str) -> RedisKey<'_> {
-        debug_assert!(RESERVED_SUFFIXES.contains(&ending));
-        RedisKey::Derived(self, ending)
+    /// Returns a derived key. All derived keys share a cluster slot, also with this key if it has
+    /// no `}` outside a hash tag. Keys that begin with `}` are the exception: they share none.
+    pub(crate) fn derived(&self, suffix: &'static str) -> RedisKey<'_> {
+        debug_assert!(RESERVED_SUFFIXES.contains(&suffix));
+        RedisKey::Derived(self, suffix)
     }
 }
 
-/// A key as it stands on the nodes.
+/// A key on the nodes.
 #[derive(Clone, Copy)]
 pub(crate) enum RedisKey<'a> {
-    /// The lock's own.
+    /// The lock's key itself.
     Plain(&'a Key),
-    /// The lock's with an ending. One without a hash tag is made one by braces around the whole of it.
+    /// The lock's key with a suffix. A key without a hash tag is wrapped in braces, which make it
+    /// one.
     Derived(&'a Key, &'static str),
 }
 
@@ -114,31 +119,31 @@ impl fmt::Display for RedisKey<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RedisKey::Plain(key) => f.write_str(&key.text),
-            RedisKey::Derived(key, ending) if hash_tag(&key.text).is_some() => {
-                write!(f, "{}{ending}", key.text)
+            RedisKey::Derived(key, suffix) if hash_tag(&key.text).is_some() => {
+                write!(f, "{}{suffix}", key.text)
             }
-            RedisKey::Derived(key, ending) => write!(f, "{{{}}}{ending}", key.text),
+            RedisKey::Derived(key, suffix) => write!(f, "{{{}}}{suffix}", key.text),
         }
     }
 }
 
-/// What alone decides on a key's slot, if not all of it does: what stands between the first `{` and the next `}`, if anything
-/// does (Redis Cluster specification, "Hash tags").
+/// Returns the hash tag of a key: the text between the first `{` and the next `}`, if it is not
+/// empty (Redis Cluster specification, "Hash tags").
 pub(crate) fn hash_tag(key: &str) -> Option<&str> {
     let (_, rest) = key.split_once('{')?;
     let (tag, _) = rest.split_once('}')?;
     Some(tag).filter(|tag| !tag.is_empty())
 }
 
-/// The other name under this prefix whose derived keys are the same, if there is one: `x` for `{x}`, since a key without a hash
-/// tag is made one by braces. No prefix but an empty one, or one of nothing but `{`, allows both.
-fn twin<'a>(prefix: &str, text: &'a str) -> Option<&'a str> {
+/// Returns the other name whose derived keys are the same: `x` for `{x}`, because a key without a
+/// hash tag is wrapped in braces. Only an empty prefix, or one of `{` alone, allows both names.
+fn name_with_same_keys<'a>(prefix: &str, text: &'a str) -> Option<&'a str> {
     let inner = text.strip_prefix('{')?.strip_suffix('}')?;
     let name = inner.strip_prefix(prefix)?;
     (!name.is_empty() && hash_tag(inner).is_none()).then_some(name)
 }
 
-/// The name as the caller gave it, quoted as in errors: what the log shows.
+/// Shows the name as the caller gave it, quoted, for logs and errors.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self.name(), f)
@@ -151,7 +156,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The start of a name, short enough for a message.
+/// Returns the first 64 characters of a name, for a message.
 pub(crate) fn truncate_for_message(name: &str) -> String {
     match name.char_indices().nth(64) {
         Some((end, _)) => format!("{}…", &name[..end]),
@@ -167,7 +172,7 @@ mod tests {
     use crate::protocol::kind::LockKind;
 
     #[test]
-    fn names_come_back_unchanged() {
+    fn any_text_is_a_name_and_unchanged() {
         for name in [
             "a",
             "nul\0inside",
@@ -185,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn prefix_and_name_together_make_the_key() {
+    fn key_is_the_prefix_and_the_name() {
         let parse = |prefix, name| Key::parse(prefix, name, LockKind::Exclusive).unwrap();
         assert_eq!(parse("P", "N").as_str(), parse("", "PN").as_str());
         assert_ne!(parse("P", "N").as_str(), parse("", "N").as_str());
@@ -217,8 +222,8 @@ mod tests {
             ("", "{}", false),
             ("redguard:", "{x}", false),
         ] {
-            for family in [LockKind::ReadWrite, LockKind::Semaphore] {
-                let parsed = Key::parse(prefix, name, family);
+            for kind in [LockKind::ReadWrite, LockKind::Semaphore] {
+                let parsed = Key::parse(prefix, name, kind);
                 assert_eq!(parsed.is_err(), is_refused, "{prefix:?} {name:?}");
             }
             Key::parse(prefix, name, LockKind::Exclusive).unwrap();
@@ -226,8 +231,8 @@ mod tests {
     }
 
     #[test]
-    fn an_exclusive_and_a_read_write_lock_of_one_name_are_two() {
-        let parse = |family| Key::parse("p:", "x", family).unwrap();
+    fn locks_of_one_name_and_two_kinds_are_different() {
+        let parse = |kind| Key::parse("p:", "x", kind).unwrap();
         assert_ne!(parse(LockKind::Exclusive), parse(LockKind::ReadWrite));
     }
 
@@ -251,7 +256,7 @@ mod tests {
         Key::parse("p:", "writer", LockKind::Exclusive).unwrap();
     }
 
-    /// Any text, some of it close to what has a meaning in a key.
+    /// Generates any text, often with parts that have a meaning in a key.
     fn name() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
             any::<char>().prop_map(String::from),
@@ -264,7 +269,7 @@ mod tests {
             .prop_map(|(text, times)| text.repeat(times))
     }
 
-    /// The part of a key that its slot is made of (Redis Cluster specification, "Hash tags").
+    /// Returns the part of a key that is hashed (Redis Cluster specification, "Hash tags").
     fn tag(key: &str) -> &str {
         let Some(open) = key.find('{') else {
             return key;
@@ -283,18 +288,20 @@ mod tests {
                     prop_assert!(!name.is_empty() && name.len() <= MAX_NAME);
                     prop_assert_eq!(key.name(), &name);
                     prop_assert_eq!(key.as_str(), format!("{prefix}{name}"));
-                    let derived = RESERVED_SUFFIXES.map(|ending| key.derived(ending).to_string());
-                    // No hash tag can have a `}` in it, so there is none for a key that begins with one.
+                    let derived = RESERVED_SUFFIXES.map(|suffix| key.derived(suffix).to_string());
+                    // A hash tag contains no `}`, so a key that begins with one has no tag.
                     let (slot, has_none) = (tag(&derived[0]), key.as_str().starts_with('}'));
-                    for (derived, ending) in derived.iter().zip(RESERVED_SUFFIXES) {
-                        prop_assert!(derived.ends_with(ending));
+                    for (derived, suffix) in derived.iter().zip(RESERVED_SUFFIXES) {
+                        prop_assert!(derived.ends_with(suffix));
                         prop_assert!(tag(derived) == slot || has_none);
                     }
                 }
                 Err(error) => {
+                    let text = format!("{prefix}{name}");
                     let good = !name.is_empty()
+                        && name_with_same_keys(&prefix, &text).is_none()
                         && name.len() <= MAX_NAME
-                        && !RESERVED_SUFFIXES.iter().any(|ending| name.ends_with(ending));
+                        && !RESERVED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix));
                     prop_assert!(!good && error.to_string().len() < 1_000, "{}", error);
                 }
             }

@@ -1,4 +1,5 @@
-//! The keys of one lock: nearly always one, or several that are held as one.
+//! The keys of one lock: nearly always one, or several that are acquired together. They are sorted,
+//! so that threads queue for them in one order (S8).
 
 use std::sync::Arc;
 use std::{fmt, slice};
@@ -9,41 +10,47 @@ use crate::protocol::hash_slot::hash_slot;
 use crate::protocol::key::{Key, truncate_for_message};
 use crate::protocol::kind::LockKind;
 
-/// The most names that one lock may have: a node looks at all of them in one step, in which it serves nobody else.
+/// The maximal number of names of a lock. A node reads all of them in one script, and serves no
+/// other client meanwhile.
 pub(crate) const MAX_KEYS: usize = 256;
 
-/// The keys of a lock, in the order of their names. Where it is one that takes no memory but its own.
+/// The keys of a lock, sorted. A single key needs no allocation of its own.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct KeySet {
     first: Key,
-    /// All of them, where there are several.
+    /// All keys, if there are several.
     all: Option<Arc<[Key]>>,
 }
 
 impl KeySet {
+    /// Parses the names of a lock.
+    ///
     /// # Errors
-    /// `InvalidKey` when there is none, one is twice, there are too many, or one of them is unusable.
-    pub(crate) fn parse(prefix: &str, names: &[&str], family: LockKind) -> Result<KeySet, Error> {
+    /// - `InvalidKey`: no name, a duplicate, more than `MAX_KEYS` names, or an invalid name.
+    pub(crate) fn parse(prefix: &str, names: &[&str], kind: LockKind) -> Result<KeySet, Error> {
         let refuse = |name: &str, reason: String| {
             let name = truncate_for_message(name);
             Err(Error::InvalidKey { name, reason })
         };
         let (first, rest) = match names {
             [] => return refuse("", "no name was given".into()),
-            [name] => return Key::parse(prefix, name, family).map(KeySet::from),
+            [name] => return Key::parse(prefix, name, kind).map(KeySet::from),
             [first, rest @ ..] => (first, rest),
         };
         if names.len() > MAX_KEYS {
-            let reason = format!("it is one of {}, which are over {MAX_KEYS}", names.len());
+            let reason = format!(
+                "one of {} names; at most {MAX_KEYS} are possible",
+                names.len()
+            );
             return refuse(first, reason);
         }
-        let mut all = vec![Key::parse(prefix, first, family)?];
+        let mut all = vec![Key::parse(prefix, first, kind)?];
         for name in rest {
-            all.push(Key::parse(prefix, name, family)?);
+            all.push(Key::parse(prefix, name, kind)?);
         }
         all.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         if let Some(twice) = all.windows(2).find(|pair| pair[0] == pair[1]) {
-            return refuse(twice[0].name(), "it is given twice".into());
+            return refuse(twice[0].name(), "duplicate name".into());
         }
         Ok(KeySet {
             first: all[0].clone(),
@@ -62,15 +69,15 @@ impl KeySet {
         }
     }
 
-    /// The only one, if it is.
+    /// Returns the key if it is the only one.
     pub(crate) fn single(&self) -> Option<&Key> {
         self.all.is_none().then_some(&self.first)
     }
 
-    /// For nodes that are clusters, each of which serves keys of one slot only in one step.
+    /// Checks that all keys share a slot: a cluster runs a script only on keys of one slot.
     ///
     /// # Errors
-    /// `InvalidKey` with the first name whose slot is not that of the others.
+    /// - `InvalidKey` with the first name whose slot differs.
     #[cfg(any(feature = "cluster", all(test, not(loom))))]
     pub(crate) fn require_one_slot(&self) -> Result<(), Error> {
         let slot = hash_slot(self.first.as_str());
@@ -83,8 +90,8 @@ impl KeySet {
             Some(other) => Err(Error::InvalidKey {
                 name: truncate_for_message(other.name()),
                 reason: format!(
-                    "a node is a cluster, where it is in another slot than {:?}: \
-                     give them a hash tag in common, as in \"{{orders}}:7\"",
+                    "a node is a cluster, and the name is in another slot than {:?}; \
+                     names need a common hash tag, as in \"{{orders}}:7\"",
                     truncate_for_message(self.first.name())
                 ),
             }),
@@ -98,7 +105,7 @@ impl From<Key> for KeySet {
     }
 }
 
-/// The names as the caller gave them, quoted as in errors: what the log shows.
+/// Shows the names as the caller gave them, quoted, for logs and errors.
 impl fmt::Display for KeySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, key) in self.as_slice().iter().enumerate() {
@@ -131,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn any_order_is_one_order() {
+    fn names_are_sorted() {
         for given in [["b", "a", "c"], ["c", "b", "a"], ["a", "b", "c"]] {
             let keys = parse(&given).unwrap();
             assert_eq!(names(&keys), ["a", "b", "c"]);
@@ -141,37 +148,37 @@ mod tests {
     }
 
     #[test]
-    fn one_is_as_if_it_were_alone() {
+    fn single_name_equals_its_key() {
         let keys = parse(&["a"]).unwrap();
-        let alone = Key::parse("p:", "a", LockKind::Exclusive).unwrap();
+        let single = Key::parse("p:", "a", LockKind::Exclusive).unwrap();
         assert_eq!(
             (keys.single(), keys.as_slice()),
-            (Some(&alone), &[alone.clone()][..])
+            (Some(&single), &[single.clone()][..])
         );
-        assert_eq!(keys, KeySet::from(alone));
+        assert_eq!(keys, KeySet::from(single));
     }
 
     #[test]
-    fn what_cannot_be_locked_is_named() {
+    fn invalid_names_are_refused_by_name() {
         let many: Vec<String> = (0..=MAX_KEYS).map(|n| n.to_string()).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert_eq!(parse(&many[1..]).unwrap().as_slice().len(), MAX_KEYS);
-        for (given, words) in [
+        for (given, text) in [
             (&[][..], "no name was given"),
-            (&["a", "b", "a"], "\"a\": it is given twice"),
-            (&["a", "a"], "\"a\": it is given twice"),
-            (&["a", ""], "it is empty"),
+            (&["a", "b", "a"], "\"a\": duplicate name"),
+            (&["a", "a"], "\"a\": duplicate name"),
+            (&["a", ""], "the name is empty"),
             (&["a", "b:fence"], "\":fence\" is reserved"),
-            (&many, "\"0\": it is one of 257, which are over 256"),
+            (&many, "\"0\": one of 257 names; at most 256 are possible"),
         ] {
             let error = parse(given).unwrap_err();
             assert!(matches!(error, Error::InvalidKey { .. }), "{error}");
-            assert!(error.to_string().contains(words), "{error}");
+            assert!(error.to_string().contains(text), "{error}");
         }
     }
 
     #[test]
-    fn keys_of_a_hash_tag_share_a_slot_and_others_do_not() {
+    fn only_keys_of_one_hash_tag_share_a_slot() {
         for good in [&["{o}1", "x{o}2", "{o}"][..], &["a"], &["{a}b{c}", "{a}"]] {
             assert!(parse(good).unwrap().require_one_slot().is_ok(), "{good:?}");
         }

@@ -1,6 +1,6 @@
-//! Kinds of lock, and what a lease grants.
+//! The kinds of locks, and what a lease grants its holder: alone or shared (S10).
 
-/// What kind of lock a name names: two of different kinds are different locks.
+/// The kind of a lock. Locks of one name and different kinds are different locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum LockKind {
     Exclusive,
@@ -8,33 +8,33 @@ pub(crate) enum LockKind {
     Semaphore,
 }
 
-/// What a lease gives its holder.
+/// What a lease grants its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LeaseKind {
     /// An exclusive lock.
     Exclusive,
-    /// A read lock, beside others.
+    /// A read lock, shared with other readers.
     Read,
     /// A write lock.
     Write,
-    /// One permit of a semaphore, beside others.
+    /// One permit of a semaphore.
     Permit {
-        /// Which of them, from 0 on.
+        /// The index of the permit, from 0.
         index: u16,
-        /// How many the semaphore has.
+        /// The number of permits of the semaphore.
         total: u16,
     },
-    /// A writer's place at the gate that keeps new readers out while it waits. Never held, only left.
+    /// The gate entry of a waiting writer, which refuses new readers. It is never held.
     GateEntry,
 }
 
 impl LeaseKind {
-    /// Whether others can have the same beside it.
+    /// Returns whether other holders can have the same at once.
     pub(crate) fn is_shared(self) -> bool {
         matches!(self, LeaseKind::Read | LeaseKind::Permit { .. })
     }
 
-    /// The kind of lock that it is a claim of.
+    /// Returns the kind of the lock.
     pub(crate) fn lock_kind(self) -> LockKind {
         match self {
             LeaseKind::Exclusive => LockKind::Exclusive,

@@ -1,4 +1,7 @@
-//! One lease, one latch: who holds what until when, decided by compare-and-exchange alone.
+//! The state of a lease (S7), and on which nodes its key may still exist (S4, L3).
+//!
+//! One atomic word decides whether a lock is held and until when. Every change is a
+//! compare-and-exchange, so two threads never disagree.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,83 +20,87 @@ use crate::time::clock;
 const PENDING: u64 = 0;
 const RELEASING: u64 = 1;
 const ENDED: u64 = 2;
-/// `LOST`, one for each reason.
+/// `LOST`, one value per reason.
 const EXPIRED: u64 = 3;
 const NOT_OURS: u64 = 4;
 const SHUT_DOWN: u64 = 5;
-/// Everything above is `Held`: the expiry in microseconds, moved up by this much.
+/// From here on `Held`: the expiry in µs plus this offset.
 const HELD: u64 = 6;
 
-/// The wall clock may be set forward by so many µs, besides a hundredth of the time, before that counts as a suspend.
+/// An advance of the wall clock over the steady clock by more than this and 1 % of the time counts
+/// as a suspend (S11). In µs.
 const SUSPEND_THRESHOLD_US: i64 = 100_000;
 
-/// A lease that does not expire ends after this: never.
+/// A lease without an expiry gets this one, which no process reaches.
 pub(crate) const NEVER_EXPIRES_AFTER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// A lease on a lock's keys, nearly always one, under one token, from the attempt that asks for it to its end (rule S7).
+/// A lease on one or several keys under one token, from its attempt to its end.
 ///
-/// Nothing is ever looked up by name: requests, the local gate and the guard all carry the lease itself.
+/// Requests, the lock table and the guard carry the lease itself: nothing is looked up by name
+/// (S3).
 pub(crate) struct Lease {
     keys: KeySet,
     token: Token,
-    claim: LeaseKind,
-    /// Whether it claims to read only, having claimed to write: 0 or 1. There is no way back.
+    kind: LeaseKind,
+    /// 1 once a write lease was downgraded to a read lease, else 0.
     downgraded: AtomicU64,
     /// # State table
     ///
-    /// | from          | to            | by                                                                |
-    /// |---------------|---------------|-------------------------------------------------------------------|
-    /// | `TRYING`      | `Held(e)`     | [`activate`](Lease::activate): a quorum granted with validity left         |
-    /// | `TRYING`      | `ENDED`       | [`abandon`](Lease::abandon): not won, too late or given up         |
-    /// | `Held(e)`     | `Held(e')`    | [`extend_to`](Lease::extend_to): now < e ≤ e'                          |
-    /// | `Held(e)`     | `LOST`        | whoever first sees e ≤ now, or [`mark_not_ours`](Lease::mark_not_ours) by a reply    |
-    /// | `Held(e)`     | `RELEASING`   | [`begin_release`](Lease::begin_release): now < e                   |
-    /// | `RELEASING`   | `ENDED`       | [`finish_release`](Lease::finish_release)                                                |
+    /// | from        | to          | by                                                   |
+    /// |-------------|-------------|------------------------------------------------------|
+    /// | `PENDING`   | `Held(e)`   | `activate`: a quorum granted with validity left      |
+    /// | `PENDING`   | `ENDED`     | `abandon`: refused, too late or cancelled            |
+    /// | `Held(e)`   | `Held(e')`  | `extend_to`: now < e ≤ e'                            |
+    /// | `Held(e)`   | `LOST`      | `expire_if_due`: e ≤ now                             |
+    /// | `Held(e)`   | `LOST`      | `mark_not_ours`: a quorum of nodes reported it       |
+    /// | `Held(e)`   | `RELEASING` | `begin_release`: now < e                             |
+    /// | `RELEASING` | `ENDED`     | `finish_release`                                     |
     ///
-    /// There is no way back to `Held` from anywhere. `LOST` keeps the reason of the one who made it so.
+    /// No state leads back to `Held`. `LOST` keeps the first reason.
     state: AtomicU64,
-    /// The moment (in [`time::micros`]) after which the key can exist on no node that has answered, written by the lanes.
+    /// When the key expires at the latest on the nodes that have replied, in µs of
+    /// [`clock::to_micros`].
     exists_until: AtomicU64,
-    /// The longest TTL that a node was asked for, in µs.
+    /// The longest TTL that was sent to a node, in µs.
     max_ttl: AtomicU64,
-    /// The nodes to whose connections a request to grant it was written.
+    /// The nodes to which a granting request was written.
     written: AtomicU64,
-    /// Those of them that have not answered, so may run it at any later time.
+    /// The nodes among `written` that have not replied and may run the request at any later time.
     unanswered: AtomicU64,
-    /// Its fencing token; 0 for none. Set before it is held.
+    /// The fencing token; 0 for none. Set before the lease is held.
     fencing_token: AtomicU64,
-    /// The nodes that were asked to grant it, so may hold its key.
+    /// The nodes whose connections were handed a granting request.
     contacted: AtomicU64,
-    /// The wall clock's lead when the nodes were last asked, and when that was in [`time::micros`].
+    /// The wall clock's offset at the last confirmation by a quorum, and when that was. In µs.
     wall_offset: AtomicU64,
     confirmed: AtomicU64,
-    /// Whether an extension is on its way: at most one is (rule S5).
+    /// Whether an extension is in flight: at most one is (S5).
     extending: Mutex<bool>,
-    /// An extension has ended, or the lease.
+    /// Signalled when an extension or the lease ends.
     changed: Condvar,
 }
 
-/// What a look at a lease finds.
+/// The state of a lease at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LeaseState {
-    /// Not won yet.
+    /// The attempt has no verdict yet.
     Pending,
-    /// Held until then.
+    /// Held until this moment.
     Held(Instant),
-    /// Lost, by this very look: who gets this answer owes the release of the token, and the telling.
+    /// Lost by this call. The caller must queue the release of the token and report the loss (S11).
     JustLost,
     /// Lost before.
     Lost,
-    /// Released, being released, or never won.
+    /// Released, being released, or abandoned.
     Ended,
 }
 
 impl Lease {
-    pub(crate) fn new(keys: impl Into<KeySet>, token: Token, claim: LeaseKind) -> Lease {
+    pub(crate) fn new(keys: impl Into<KeySet>, token: Token, kind: LeaseKind) -> Lease {
         Lease {
             keys: keys.into(),
             token,
-            claim,
+            kind,
             downgraded: AtomicU64::new(0),
             state: AtomicU64::new(PENDING),
             exists_until: AtomicU64::new(0),
@@ -109,7 +116,7 @@ impl Lease {
         }
     }
 
-    /// The only key of most leases; of several the first.
+    /// Returns the only key of most leases; of several keys the first.
     pub(crate) fn key(&self) -> &Key {
         self.keys.first()
     }
@@ -122,88 +129,89 @@ impl Lease {
         &self.token
     }
 
-    pub(crate) fn claim(&self) -> LeaseKind {
+    /// Returns what the lease grants now: a downgraded write lease grants reading.
+    pub(crate) fn kind(&self) -> LeaseKind {
         match self.downgraded.load(Ordering::Acquire) {
-            0 => self.claim,
+            0 => self.kind,
             _ => LeaseKind::Read,
         }
     }
 
-    /// From now on it claims to read, whatever the nodes know of that.
+    /// Makes this a read lease, before any node has been asked to downgrade it.
     pub(crate) fn downgrade(&self) {
-        debug_assert_ne!(self.claim, LeaseKind::Exclusive);
+        debug_assert_ne!(self.kind, LeaseKind::Exclusive);
         self.downgraded.store(1, Ordering::Release);
     }
 
-    /// The attempt was won: held until `expiry`. `false` if it had been given up. `lead` is the wall clock's ([`time::lead`])
-    /// from before the nodes were asked.
-    pub(crate) fn activate(&self, expiry: Instant, lead: i64) -> bool {
-        self.record_confirmation(lead);
+    /// Makes a pending lease held until `expiry`; returns `false` if it was abandoned.
+    /// `wall_offset` is [`clock::wall_offset`] from before the nodes were asked.
+    pub(crate) fn activate(&self, expiry: Instant, wall_offset: i64) -> bool {
+        self.record_confirmation(wall_offset);
         self.transition(PENDING, encode_held(expiry)).is_ok()
     }
 
-    /// A quorum of nodes has said that it is held for as long as we think, after the wall clock had this lead.
-    fn record_confirmation(&self, lead: i64) {
+    /// Records that a quorum confirmed the expiry, when the wall clock had this offset.
+    fn record_confirmation(&self, wall_offset: i64) {
         self.confirmed
             .store(clock::to_micros(clock::now()), Ordering::Release);
-        self.wall_offset.store(lead as u64, Ordering::Release);
+        self.wall_offset
+            .store(wall_offset as u64, Ordering::Release);
     }
 
-    /// Whether a quorum of nodes has said so since then.
+    /// Returns whether a quorum of nodes has confirmed the lease since `then`.
     pub(crate) fn was_confirmed_since(&self, then: Instant) -> bool {
         self.confirmed.load(Ordering::Acquire) >= clock::to_micros(then)
     }
 
-    /// Whether the wall clock has run ahead since the nodes were last asked, as after a suspend: then the lease may have
-    /// ended on the nodes although it has not by our clock, and only they know (rule S11).
+    /// Returns whether the wall clock has run ahead since the last confirmation, as after a
+    /// suspend. The lease may then have expired on the nodes, so a check must ask them (S11).
     pub(crate) fn is_in_doubt(&self) -> bool {
         let since =
             clock::to_micros(clock::now()).saturating_sub(self.confirmed.load(Ordering::Acquire));
-        let lead = self.wall_offset.load(Ordering::Acquire) as i64;
-        let ahead = clock::wall_offset().saturating_sub(lead);
+        let confirmed_offset = self.wall_offset.load(Ordering::Acquire) as i64;
+        let ahead = clock::wall_offset().saturating_sub(confirmed_offset);
         ahead > SUSPEND_THRESHOLD_US.saturating_add((since / 100) as i64)
     }
 
-    /// Its number among all holders of the key, which strictly increases (rule S12).
+    /// Returns the fencing token of a fenced lease (S12).
     pub(crate) fn fencing_token(&self) -> Option<u64> {
-        Some(self.fencing_token.load(Ordering::Acquire)).filter(|number| *number > 0)
+        Some(self.fencing_token.load(Ordering::Acquire)).filter(|token| *token > 0)
     }
 
-    pub(crate) fn set_fencing_token(&self, fence: u64) {
-        self.fencing_token.store(fence, Ordering::Release);
+    pub(crate) fn set_fencing_token(&self, token: u64) {
+        self.fencing_token.store(token, Ordering::Release);
     }
 
-    /// The attempt was not won, or too late. What was asked for and is not sent yet need not be sent.
+    /// Ends a pending lease. Its requests that are still queued are then not sent (S4).
     pub(crate) fn abandon(&self) {
-        // Fails only where the lease is not in its attempt any more, and then there is nothing to give up.
+        // Fails only if the lease is not pending any more.
         let _ = self.transition(PENDING, ENDED);
     }
 
-    /// Looks at the state; if the expiry has passed, this look makes it lost.
+    /// Returns the state at `now`; makes the lease lost if its expiry has passed.
     pub(crate) fn expire_if_due(&self, now: Instant) -> LeaseState {
-        let mut state = self.state.load(Ordering::Acquire);
+        let mut word = self.state.load(Ordering::Acquire);
         loop {
-            let look = decode_state(state);
-            match look {
-                LeaseState::Held(expiry) if expiry <= now => {
-                    match self.transition(state, EXPIRED) {
-                        Ok(()) => {
-                            self.notify_waiters();
-                            return LeaseState::JustLost;
-                        }
-                        Err(newer) => state = newer,
+            let state = decode_state(word);
+            match state {
+                LeaseState::Held(expiry) if expiry <= now => match self.transition(word, EXPIRED) {
+                    Ok(()) => {
+                        self.notify_waiters();
+                        return LeaseState::JustLost;
                     }
-                }
-                _ => return look,
+                    Err(newer) => word = newer,
+                },
+                _ => return state,
             }
         }
     }
 
-    /// Looks without touching: an expiry that has passed reads as `Lost`, but nobody has been told yet.
+    /// Returns the state at `now` without changing it. A passed expiry reads as `Lost`, although
+    /// the loss may not be reported yet.
     pub(crate) fn peek(&self, now: Instant) -> LeaseState {
         match decode_state(self.state.load(Ordering::Acquire)) {
             LeaseState::Held(expiry) if expiry <= now => LeaseState::Lost,
-            look => look,
+            state => state,
         }
     }
 
@@ -212,7 +220,7 @@ impl Lease {
         matches!(self.peek(clock::now()), LeaseState::Held(_))
     }
 
-    /// When it ends, if it is held and does end.
+    /// Returns the expiry of a held lease that has one.
     pub(crate) fn expiry(&self, now: Instant) -> Option<Instant> {
         match self.peek(now) {
             LeaseState::Held(expiry) if expiry < now + NEVER_EXPIRES_AFTER / 2 => Some(expiry),
@@ -220,12 +228,13 @@ impl Lease {
         }
     }
 
-    /// The nodes said that it is not ours: lost, whatever the clock says. `true` for the one who made it so.
+    /// Makes a held lease lost, because the nodes said that it is not ours. Returns `true` if this
+    /// call did so.
     pub(crate) fn mark_not_ours(&self) -> bool {
         self.mark_lost(LossReason::NotOurs)
     }
 
-    /// The same for another reason.
+    /// Makes a held lease lost for `reason`. Returns `true` if this call did so.
     pub(crate) fn mark_lost(&self, reason: LossReason) -> bool {
         let lost = match reason {
             LossReason::Expired => EXPIRED,
@@ -245,7 +254,7 @@ impl Lease {
         false
     }
 
-    /// Why it is lost, if it is.
+    /// Returns the reason of the loss; `None` if the lease is not lost at `now`.
     pub(crate) fn loss_reason(&self, now: Instant) -> Option<LossReason> {
         match self.state.load(Ordering::Acquire) {
             NOT_OURS => Some(LossReason::NotOurs),
@@ -256,16 +265,17 @@ impl Lease {
         }
     }
 
-    /// What a caller is told who needs it to be held.
+    /// Returns `LockLost` for a lease that is not held.
     pub(crate) fn lost_error(&self) -> Error {
-        // What was never held, or is released, is not ours either.
+        // A lease that was never held or is released is not ours.
         self.lost_error_for(
             self.loss_reason(clock::now())
                 .unwrap_or(LossReason::NotOurs),
         )
     }
 
-    /// The same where the reason is not in its state: nodes say so to a release, or to an adoption.
+    /// Returns `LockLost` for a reason that is not in the state: the nodes' replies to a release or
+    /// an adoption.
     pub(crate) fn lost_error_for(&self, reason: LossReason) -> Error {
         Error::LockLost {
             key: self.key().name().to_owned(),
@@ -273,53 +283,54 @@ impl Lease {
         }
     }
 
-    /// A quorum has extended it: moves the expiry on to `expiry`, never back, if it is still held at `now`. Answers as
-    /// [`expire_if_due`](Lease::expire_if_due); `lead` as for [`activate`](Lease::activate).
-    pub(crate) fn extend_to(&self, now: Instant, expiry: Instant, lead: i64) -> LeaseState {
+    /// Moves the expiry forward to `expiry`, never back, if the lease is held at `now` (S5).
+    /// Returns the state as [`expire_if_due`](Lease::expire_if_due) does. `wall_offset` is as for
+    /// [`activate`](Lease::activate).
+    pub(crate) fn extend_to(&self, now: Instant, expiry: Instant, wall_offset: i64) -> LeaseState {
         loop {
-            let look = self.expire_if_due(now);
-            match look {
+            let state = self.expire_if_due(now);
+            match state {
                 LeaseState::Held(old) if encode_held(old) < encode_held(expiry) => {
                     if self
                         .transition(encode_held(old), encode_held(expiry))
                         .is_ok()
                     {
-                        self.record_confirmation(lead);
+                        self.record_confirmation(wall_offset);
                         return LeaseState::Held(expiry);
                     }
                 }
                 LeaseState::Held(old) if encode_held(old) == encode_held(expiry) => {
-                    self.record_confirmation(lead);
-                    return look;
+                    self.record_confirmation(wall_offset);
+                    return state;
                 }
-                _ => return look,
+                _ => return state,
             }
         }
     }
 
-    /// Begins the release of a lease that is held; answers `Held` if this call began it, else what stands in the way.
+    /// Begins the release of a held lease. Returns `Held` if this call began it, else the state.
     pub(crate) fn begin_release(&self, now: Instant) -> LeaseState {
         loop {
-            let look = self.expire_if_due(now);
-            match look {
+            let state = self.expire_if_due(now);
+            match state {
                 LeaseState::Held(expiry) => {
                     if self.transition(encode_held(expiry), RELEASING).is_ok() {
                         self.notify_waiters();
-                        return look;
+                        return state;
                     }
                 }
-                _ => return look,
+                _ => return state,
             }
         }
     }
 
-    /// The release has had its answer, or its time.
+    /// Ends the release, after its replies or its timeout.
     pub(crate) fn finish_release(&self) {
         let _ = self.transition(RELEASING, ENDED);
     }
 
-    /// Waits until no extension of this lease is on its way; then the caller's may be, until the answer is dropped.
-    /// Blocks for one round of each thread that asked before.
+    /// Waits until no extension of this lease is in flight, and reserves the next one until the
+    /// guard is dropped. Blocks for one round per thread that waits already.
     pub(crate) fn lock_extension(self: &Arc<Lease>) -> ExtensionGuard {
         let mut extending = self.extending.lock();
         while *extending {
@@ -329,106 +340,107 @@ impl Lease {
         ExtensionGuard(Arc::clone(self))
     }
 
-    /// The same without waiting: `None` while one is on its way.
+    /// Reserves the next extension; returns `None` while one is in flight.
     pub(crate) fn try_begin_extension(self: &Arc<Lease>) -> Option<ExtensionGuard> {
         let mut extending = self.extending.lock();
         (!std::mem::replace(&mut *extending, true)).then(|| ExtensionGuard(Arc::clone(self)))
     }
 
-    /// Waits while it is held and nothing changes, at most until `end`. May end for no reason.
-    pub(crate) fn wait_change(&self, end: Option<Instant>) {
+    /// Blocks while the lease is held and unchanged, at most until `deadline`. May return early.
+    pub(crate) fn wait_change(&self, deadline: Option<Instant>) {
         let mut extending = self.extending.lock();
         if self.state.load(Ordering::Acquire) < HELD {
             return;
         }
-        match end {
-            Some(end) => _ = self.changed.wait_until(&mut extending, end),
+        match deadline {
+            Some(deadline) => _ = self.changed.wait_until(&mut extending, deadline),
             None => self.changed.wait(&mut extending),
         }
     }
 
-    /// Wakes who waits for a change: it is not held any more.
+    /// Wakes the threads in `wait_change`, because the lease is not held any more.
     fn notify_waiters(&self) {
-        // Who has seen it held, and is about to wait, has the lock.
+        // A thread that has read `Held` and is about to wait holds the mutex.
         drop(self.extending.lock());
         self.changed.notify_all();
     }
 
-    /// Nodes' lanes are about to be given a request to grant it.
+    /// Records the nodes whose connections are about to get a granting request.
     pub(crate) fn record_contacted(&self, nodes: NodeSet) {
         self.contacted.fetch_or(nodes.bits(), Ordering::AcqRel);
     }
 
-    /// The nodes whose lanes were given a request to grant it. What became of that, each lane knows ([`may_exist`](Lease::may_exist)).
+    /// Returns the nodes whose connections got a granting request.
+    /// [`may_exist`](Lease::may_exist) says whether the request can have left a key.
     pub(crate) fn contacted(&self) -> NodeSet {
         NodeSet::from_bits(self.contacted.load(Ordering::Acquire))
     }
 
-    /// A request that can make the key exist for `ttl` is about to be written to a node.
+    /// Records that a request which can create the key for `ttl` is about to be written to a node.
     pub(crate) fn record_sent(&self, node: usize, now: Instant, ttl: Duration) {
-        self.note_extended(now, ttl);
+        self.record_extension_sent(now, ttl);
         self.written
             .fetch_or(NodeSet::single(node).bits(), Ordering::AcqRel);
     }
 
-    /// A request that can keep the key for `ttl` where it is there is about to be written to a node.
-    pub(crate) fn note_extended(&self, now: Instant, ttl: Duration) {
-        self.max_ttl.fetch_max(life(ttl), Ordering::AcqRel);
-        self.note_exists(now, life(ttl));
+    /// Records that a request which can extend the key by `ttl` is about to be written to a node.
+    pub(crate) fn record_extension_sent(&self, now: Instant, ttl: Duration) {
+        self.max_ttl.fetch_max(max_lifetime(ttl), Ordering::AcqRel);
+        self.record_may_exist(now, max_lifetime(ttl));
     }
 
-    fn note_exists(&self, now: Instant, life: u64) {
-        let until = clock::to_micros(now).saturating_add(life);
+    fn record_may_exist(&self, now: Instant, lifetime: u64) {
+        let until = clock::to_micros(now).saturating_add(lifetime);
         self.exists_until.fetch_max(until, Ordering::AcqRel);
     }
 
-    /// The node has answered the only request to grant it there, and nothing came of it.
-    pub(crate) fn note_not_granted(&self, node: usize) {
+    /// Records that the node ran nothing of its only granting request, or refused it.
+    pub(crate) fn record_not_granted(&self, node: usize) {
         self.written
             .fetch_and(!NodeSet::single(node).bits(), Ordering::AcqRel);
     }
 
-    /// A request to grant it has no answer, and the node may run it at any later time.
+    /// Records that a granting request has no reply, so the node may run it at any later time.
     pub(crate) fn record_unanswered(&self, node: usize) {
         self.unanswered
             .fetch_or(NodeSet::single(node).bits(), Ordering::AcqRel);
     }
 
-    /// The connection of all that the node has not answered is killed by now: what it has run, it ran before.
-    pub(crate) fn note_killed(&self, node: usize, now: Instant) {
+    /// Records that the former connection is killed: the node runs none of its requests any more.
+    pub(crate) fn record_killed(&self, node: usize, now: Instant) {
         let bit = NodeSet::single(node).bits();
         if self.unanswered.load(Ordering::Acquire) & bit != 0 {
-            self.note_exists(now, self.max_ttl.load(Ordering::Acquire));
+            self.record_may_exist(now, self.max_ttl.load(Ordering::Acquire));
             self.unanswered.fetch_and(!bit, Ordering::AcqRel);
         }
     }
 
-    /// A request to extend it has no answer, and may run for as long as the key is there.
+    /// Records that an extension has no reply, so it may run at any time while the key exists.
     pub(crate) fn record_unanswered_extension(&self, ttl: Duration) {
-        let more = life(ttl);
-        let later = |until: u64| Some(until.saturating_add(more));
-        // Fails only where there is nothing to be stored.
+        let lifetime = max_lifetime(ttl);
+        let later = |until: u64| Some(until.saturating_add(lifetime));
+        // `later` never returns `None`, so this never fails.
         let _ = self
             .exists_until
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
     }
 
-    /// Whether the key can still be there on a node: if not, nobody needs to release it there.
+    /// Returns whether the key may still exist on a node; if not, it needs no release there (S4).
     pub(crate) fn may_exist(&self, node: usize, now: Instant) -> bool {
-        let is_in =
+        let contains =
             |nodes: &AtomicU64| NodeSet::from_bits(nodes.load(Ordering::Acquire)).contains(node);
         let is_alive = || clock::to_micros(now) <= self.exists_until.load(Ordering::Acquire);
-        is_in(&self.written) && (is_in(&self.unanswered) || is_alive())
+        contains(&self.written) && (contains(&self.unanswered) || is_alive())
     }
 }
 
-/// How long a key with this TTL is there at the longest by our clock, in µs.
-fn life(ttl: Duration) -> u64 {
-    let life = ttl.saturating_add(validity::drift(ttl));
-    u64::try_from(life.as_micros()).unwrap_or(u64::MAX)
+/// Returns how long a key with this TTL can exist by our clock, in µs: the TTL and the drift.
+fn max_lifetime(ttl: Duration) -> u64 {
+    let lifetime = ttl.saturating_add(validity::drift(ttl));
+    u64::try_from(lifetime.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Shows the name and the state, never the token.
+/// Shows the keys and the state, never the token.
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
@@ -446,7 +458,7 @@ impl Lease {
     }
 }
 
-/// The turn of one extension; the next may begin when it is dropped.
+/// The right to extend a lease. Dropping it lets the next extension begin.
 #[derive(Debug)]
 pub(crate) struct ExtensionGuard(Arc<Lease>);
 
@@ -457,7 +469,7 @@ impl Drop for ExtensionGuard {
     }
 }
 
-/// The state for an expiry, in whole microseconds rounded down: a lease is never thought longer than it is.
+/// Encodes an expiry in whole µs, rounded down, so that a lease never lasts longer than granted.
 fn encode_held(expiry: Instant) -> u64 {
     clock::to_micros(expiry).saturating_add(HELD)
 }
@@ -467,24 +479,14 @@ fn decode_state(state: u64) -> LeaseState {
         PENDING => LeaseState::Pending,
         EXPIRED | NOT_OURS | SHUT_DOWN => LeaseState::Lost,
         RELEASING | ENDED => LeaseState::Ended,
-        // An expiry beyond the clock's range cannot be stored: `held` took it from an `Instant`.
+        // `encode_held` took it from an `Instant`, so it is within the clock's range.
         held => clock::from_micros(held - HELD).map_or(LeaseState::Lost, LeaseState::Held),
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::protocol::kind::LeaseKind;
-
-    pub(crate) fn lease(name: &str) -> Arc<Lease> {
-        lease_as(name, LeaseKind::Exclusive)
-    }
-
-    pub(crate) fn lease_as(name: &str, claim: LeaseKind) -> Arc<Lease> {
-        let key = Key::parse("test:", name, claim.lock_kind()).unwrap();
-        Arc::new(Lease::new(key, Token::fresh(None).unwrap(), claim))
-    }
+mod tests {
+    use crate::tests::fixtures::lease;
 
     #[cfg(not(loom))]
     mod table {
@@ -499,7 +501,7 @@ pub(crate) mod tests {
         const SECOND: Duration = Duration::from_secs(1);
 
         #[test]
-        fn held_until_the_expiry_and_lost_at_it() {
+        fn lease_is_held_until_its_expiry_and_lost_from_then_on() {
             let now = clock::now();
             let lease = lease("x");
             assert_eq!(lease.expire_if_due(now), LeaseState::Pending);
@@ -528,7 +530,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn a_loss_has_a_reason_and_nothing_else_has() {
+        fn lease_has_a_loss_reason_only_if_lost() {
             let now = clock::now();
             for reason in [
                 LossReason::Expired,
@@ -547,7 +549,7 @@ pub(crate) mod tests {
                     (Some(reason), LeaseState::Lost)
                 );
                 let text = lease.lost_error().to_string();
-                assert_eq!(text, format!("the lock of \"x\" is lost: {reason}"));
+                assert_eq!(text, format!("\"x\": lock lost: {reason}"));
             }
             let released = lease("x");
             released.activate(now + SECOND, 0);
@@ -556,7 +558,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn an_extension_moves_the_expiry_forth_only() {
+        fn extension_moves_the_expiry_only_forward() {
             let now = clock::now();
             let lease = lease("x");
             lease.activate(now + 2 * SECOND, 0);
@@ -576,7 +578,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn a_release_ends_it_for_good() {
+        fn released_lease_is_never_lost_later() {
             let now = clock::now();
             let lease = lease("x");
             lease.activate(now + SECOND, 0);
@@ -593,7 +595,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn an_abandoned_attempt_cannot_be_held() {
+        fn abandoned_lease_cannot_be_activated() {
             let now = clock::now();
             let lease = lease("x");
             lease.abandon();
@@ -605,7 +607,7 @@ pub(crate) mod tests {
         const LATER: Duration = Duration::from_millis(13);
 
         #[test]
-        fn the_key_may_exist_until_the_last_write_has_run_out() {
+        fn key_may_exist_until_the_last_sent_ttl_is_over() {
             let now = clock::now();
             let lease = lease("x");
             assert!(!lease.may_exist(NODE, now), "nothing was written");
@@ -616,7 +618,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn key_on_a_node_that_was_not_asked_never_exists() {
+        fn key_never_exists_on_a_node_without_a_granting_request() {
             let now = clock::now();
             let lease = lease("x");
             lease.record_contacted(NodeSet::all(3));
@@ -624,31 +626,31 @@ pub(crate) mod tests {
             lease.record_unanswered(NODE);
             let may_exist = [0, 1, 2].map(|node| lease.may_exist(node, now));
             assert_eq!(may_exist, [false, true, false]);
-            lease.note_not_granted(NODE);
+            lease.record_not_granted(NODE);
             assert!(!lease.may_exist(NODE, now));
         }
 
         #[test]
-        fn unanswered_request_counts_until_its_connection_is_killed_and_its_ttl_is_over() {
+        fn unanswered_request_may_run_until_its_connection_is_killed() {
             let now = clock::now();
             let lease = lease("x");
             lease.record_sent(NODE, now, SECOND);
             lease.record_unanswered(NODE);
             assert!(lease.may_exist(NODE, now + 1_000 * SECOND));
             let killed = now + 10 * SECOND;
-            lease.note_killed(0, killed + SECOND);
+            lease.record_killed(0, killed + SECOND);
             assert!(
                 lease.may_exist(NODE, now + 1_000 * SECOND),
                 "another node's"
             );
-            lease.note_killed(NODE, killed);
-            lease.note_killed(NODE, killed + 10 * SECOND);
+            lease.record_killed(NODE, killed);
+            lease.record_killed(NODE, killed + 10 * SECOND);
             assert!(lease.may_exist(NODE, killed + SECOND));
             assert!(!lease.may_exist(NODE, killed + SECOND + LATER));
         }
 
         #[test]
-        fn an_extension_without_an_answer_may_run_until_then_and_extend_it_from_there() {
+        fn unanswered_extension_may_run_at_the_end_of_the_key() {
             let now = clock::now();
             let lease = lease("x");
             lease.record_sent(NODE, now, SECOND);
@@ -658,7 +660,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// All interleavings, by the model checker: `RUSTFLAGS="--cfg loom" cargo test --release --lib loom`.
+    /// All interleavings of the transitions (CONTRIBUTING.md, "Running tests": loom).
     #[cfg(loom)]
     mod loom_latch {
         use std::sync::Arc;
@@ -669,21 +671,21 @@ pub(crate) mod tests {
         use crate::sync::primitives::Ordering;
         use crate::time::clock;
 
-        /// Runs two or three of the latch's verbs at once and hands their answers to `check`, for every order.
+        /// Runs transitions concurrently and checks the states that they return, for every order.
         fn race<const N: usize>(
-            verbs: [fn(&Lease, Instant) -> LeaseState; N],
+            transitions: [fn(&Lease, Instant) -> LeaseState; N],
             check: fn(&Lease, Instant, [LeaseState; N]),
         ) {
             let start = clock::now();
             loom::model(move || {
                 let lease = lease("x");
                 assert!(lease.activate(start + Duration::from_secs(1), 0));
-                let threads = verbs.map(|verb| {
+                let threads = transitions.map(|transition| {
                     let lease = Arc::clone(&lease);
-                    loom::thread::spawn(move || verb(&lease, start))
+                    loom::thread::spawn(move || transition(&lease, start))
                 });
-                let looks = threads.map(|thread| thread.join().unwrap());
-                check(&lease, start, looks);
+                let states = threads.map(|thread| thread.join().unwrap());
+                check(&lease, start, states);
             });
         }
 
@@ -695,11 +697,11 @@ pub(crate) mod tests {
             lease.begin_release(start)
         }
 
-        fn prolong(lease: &Lease, start: Instant) -> LeaseState {
+        fn extend(lease: &Lease, start: Instant) -> LeaseState {
             lease.extend_to(start, start + Duration::from_secs(5), 0)
         }
 
-        fn taken(lease: &Lease, _: Instant) -> LeaseState {
+        fn mark_not_ours(lease: &Lease, _: Instant) -> LeaseState {
             if lease.mark_not_ours() {
                 LeaseState::JustLost
             } else {
@@ -708,20 +710,23 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn loom_one_of_many_lookers_is_told_of_the_loss() {
-            race([expired, taken, expired], |lease, start, looks| {
-                let told = looks.iter().filter(|l| **l == LeaseState::JustLost).count();
-                assert_eq!(told, 1, "{looks:?}");
+        fn loom_loss_is_returned_to_one_thread() {
+            race([expired, mark_not_ours, expired], |lease, start, states| {
+                let reporters = states
+                    .iter()
+                    .filter(|l| **l == LeaseState::JustLost)
+                    .count();
+                assert_eq!(reporters, 1, "{states:?}");
                 assert_eq!(lease.expire_if_due(start), LeaseState::Lost);
             });
         }
 
         #[test]
-        fn loom_a_lease_is_either_released_or_lost() {
-            race([release, expired], |lease, start, looks| {
-                let released = matches!(looks[0], LeaseState::Held(_));
-                let lost = looks.contains(&LeaseState::JustLost);
-                assert!(released != lost, "{looks:?}");
+        fn loom_lease_is_either_released_or_lost() {
+            race([release, expired], |lease, start, states| {
+                let released = matches!(states[0], LeaseState::Held(_));
+                let lost = states.contains(&LeaseState::JustLost);
+                assert!(released != lost, "{states:?}");
                 let after = lease.expire_if_due(start + Duration::from_secs(9));
                 assert_eq!(
                     after,
@@ -735,41 +740,41 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn loom_an_extension_never_revives() {
-            race([prolong, taken], |lease, start, looks| {
-                assert_eq!(looks[1], LeaseState::JustLost, "a held lease can be lost");
+        fn loom_extension_never_revives_a_lease() {
+            race([extend, mark_not_ours], |lease, start, states| {
+                assert_eq!(states[1], LeaseState::JustLost, "a held lease can be lost");
                 assert_eq!(lease.expire_if_due(start), LeaseState::Lost);
             });
-            race([prolong, release], |lease, start, looks| {
-                assert!(matches!(looks[1], LeaseState::Held(_)));
+            race([extend, release], |lease, start, states| {
+                assert!(matches!(states[1], LeaseState::Held(_)));
                 assert_eq!(lease.expire_if_due(start), LeaseState::Ended);
             });
-            race([prolong, expired], |lease, start, looks| {
-                // Either the expiry had been seen before the extension, or it had moved on.
-                let lost = looks.contains(&LeaseState::JustLost);
+            race([extend, expired], |lease, start, states| {
+                // The expiry is either found passed before the extension, or moved.
+                let lost = states.contains(&LeaseState::JustLost);
                 assert_eq!(
                     lost,
                     lease.expire_if_due(start) == LeaseState::Lost,
-                    "{looks:?}"
+                    "{states:?}"
                 );
             });
         }
 
         #[test]
-        fn loom_extensions_take_turns() {
+        fn loom_only_one_extension_is_in_flight() {
             loom::model(|| {
                 let lease = lease("x");
                 let other = Arc::clone(&lease);
                 let busy = Arc::new(loom::sync::atomic::AtomicBool::new(false));
                 let also = Arc::clone(&busy);
-                let extend = |lease: &Arc<Lease>, busy: &loom::sync::atomic::AtomicBool| {
-                    let turn = lease.lock_extension();
+                let extend_once = |lease: &Arc<Lease>, busy: &loom::sync::atomic::AtomicBool| {
+                    let guard = lease.lock_extension();
                     assert!(!busy.swap(true, Ordering::SeqCst), "two at once");
                     busy.store(false, Ordering::SeqCst);
-                    drop(turn);
+                    drop(guard);
                 };
-                let thread = loom::thread::spawn(move || extend(&other, &also));
-                extend(&lease, &busy);
+                let thread = loom::thread::spawn(move || extend_once(&other, &also));
+                extend_once(&lease, &busy);
                 thread.join().unwrap();
             });
         }

@@ -1,4 +1,4 @@
-//! What an `on_lost` callback is told.
+//! The argument of an `on_lost` callback (S11).
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::protocol::key::Key;
 use crate::protocol::lease::Lease;
 use crate::time::clock;
 
-/// A lock that was lost: what a callback is told ([`LockOptions::on_lost`](crate::LockOptions::on_lost)).
+/// A lost lock, as a callback receives it ([`LockOptions::on_lost`](crate::LockOptions::on_lost)).
 ///
 /// ```
 /// use redguard::{LockOptions, LossReason, LostLock};
@@ -34,25 +34,25 @@ impl LostLock {
         LostLock { lease }
     }
 
-    /// The lock's name, as it was given; of several the first in their order.
+    /// Returns the lock's name as the caller gave it; of several names the first in sorted order.
     pub fn key(&self) -> &str {
         self.lease.key().name()
     }
 
-    /// All names of a lock that was taken with several, in their order; of others the one.
+    /// Returns all names of the lock, in sorted order.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
         self.lease.keys().as_slice().iter().map(Key::name)
     }
 
-    /// Why it is lost.
+    /// Returns the reason of the loss.
     pub fn reason(&self) -> LossReason {
-        // Who is told of a loss comes after it.
+        // The callback runs after the loss, so a reason is stored.
         self.lease
             .loss_reason(clock::now())
             .unwrap_or(LossReason::Expired)
     }
 
-    /// The fencing token that the guard had, if it was to have one.
+    /// Returns the fencing token of the lock, if it was acquired with one.
     pub fn fencing_token(&self) -> Option<u64> {
         self.lease.fencing_token()
     }
@@ -68,7 +68,7 @@ impl fmt::Debug for LostLock {
     }
 }
 
-/// A callback. Equal are clones of one.
+/// An `on_lost` callback. Clones of one callback are equal.
 #[derive(Clone)]
 pub(crate) struct OnLostCallback(pub(crate) Arc<dyn Fn(&LostLock) + Send + Sync>);
 

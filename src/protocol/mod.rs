@@ -1,4 +1,5 @@
-//! The pure part of the protocol: no I/O, no threads, no clock of its own.
+//! The pure part of the protocol: leases, votes, requests, replies and scripts, without I/O,
+//! threads or clocks.
 
 pub(crate) mod batch;
 pub(crate) mod breaker;
@@ -17,6 +18,7 @@ pub(crate) mod permits;
 pub(crate) mod quorum;
 pub(crate) mod reply;
 pub(crate) mod request;
+pub(crate) mod restoration;
 pub(crate) mod retry;
 pub(crate) mod scripts;
 pub(crate) mod send_check;

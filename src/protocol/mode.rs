@@ -1,11 +1,11 @@
-//! Where a lock is held: on a quorum or in this process.
+//! Whether a lock is held on a quorum of nodes or in this process alone (S9).
 
-/// Where a lock is held.
+/// The place where a lock is held.
 ///
 /// ```
 /// use redguard::{LockGuard, Mode};
 ///
-/// /// Whether no other process can be at it.
+/// /// Returns whether all other processes are excluded.
 /// fn may_migrate(guard: &LockGuard) -> bool {
 ///     guard.mode() == Mode::Quorum
 /// }
@@ -15,6 +15,6 @@
 pub enum Mode {
     /// On a quorum of the configured nodes: excludes every process that uses them.
     Quorum,
-    /// In this process alone: it does not expire, and other processes are not excluded.
+    /// In this process alone: the lock does not expire, and other processes are not excluded.
     Local,
 }

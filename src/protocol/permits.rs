@@ -1,9 +1,11 @@
-//! Which permits of a semaphore are free, as nodes tell, and which of them to ask for next. Pure.
+//! Parses the free permits that nodes report, and chooses the permit that an acquire asks for
+//! next. Each permit needs a quorum of its own (S1).
 
-/// The most permits that a semaphore may have: a node that has none left looks at all of them.
+/// The maximal number of permits of a semaphore. A node without a free one reads all of them in one
+/// script.
 pub(crate) const MAX_PERMITS: u16 = 1024;
 
-/// So many permits stand in a word of a node's answer.
+/// The number of permits per integer of a reply.
 const BITS_PER_WORD: u16 = 32;
 
 /// The permits that are free on one node.
@@ -11,15 +13,17 @@ const BITS_PER_WORD: u16 = 32;
 pub(crate) struct FreePermits(Box<[u32]>);
 
 impl FreePermits {
-    /// From a node's words, lowest permits first; `None` where they are not those of so many permits.
-    pub(crate) fn from_words(words: &[i64], of: u16) -> Option<FreePermits> {
-        if words.len() != usize::from(of.div_ceil(BITS_PER_WORD)) {
+    /// Parses the integers of a reply, lowest permits first; `None` if they do not describe `total`
+    /// permits.
+    pub(crate) fn from_words(words: &[i64], total: u16) -> Option<FreePermits> {
+        if words.len() != usize::from(total.div_ceil(BITS_PER_WORD)) {
             return None;
         }
         let words: Option<Box<[u32]>> =
             words.iter().map(|word| u32::try_from(*word).ok()).collect();
         let free = FreePermits(words?);
-        let beyond = (of..of.next_multiple_of(BITS_PER_WORD)).any(|permit| free.contains(permit));
+        let beyond =
+            (total..total.next_multiple_of(BITS_PER_WORD)).any(|permit| free.contains(permit));
         (!beyond).then_some(free)
     }
 
@@ -29,15 +33,20 @@ impl FreePermits {
     }
 }
 
-/// The permits of `of` that are likeliest to be had on a quorum, by what nodes say that did not grant another one: those
-/// that most of them call free, if it were enough with `others`, the nodes that may grant and have not said which are free.
-pub(crate) fn candidates(lists: &[FreePermits], of: u16, others: usize, quorum: usize) -> Vec<u16> {
+/// Returns the permits that most of the refusing nodes report as free. Returns none if these nodes
+/// and `others`, the nodes that may grant without having reported, are fewer than `quorum`.
+pub(crate) fn candidates(
+    lists: &[FreePermits],
+    total: u16,
+    others: usize,
+    quorum: usize,
+) -> Vec<u16> {
     let votes = |permit: u16| lists.iter().filter(|free| free.contains(permit)).count();
-    let most = (0..of).map(votes).max().unwrap_or_default();
+    let most = (0..total).map(votes).max().unwrap_or_default();
     if most == 0 || most + others < quorum {
         return Vec::new();
     }
-    (0..of).filter(|permit| votes(*permit) == most).collect()
+    (0..total).filter(|permit| votes(*permit) == most).collect()
 }
 
 #[cfg(all(test, not(loom)))]
@@ -55,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_read_if_they_are_those_of_so_many() {
+    fn words_are_parsed_only_for_their_number_of_permits() {
         let some = free(&[0, 31, 32, 39], 40);
         let found: Vec<u16> = (0..100).filter(|permit| some.contains(*permit)).collect();
         assert_eq!(found, [0, 31, 32, 39]);
@@ -78,10 +87,10 @@ mod tests {
     }
 
     #[test]
-    fn the_likeliest_are_those_that_most_call_free_if_a_quorum_could() {
+    fn candidates_are_free_on_most_nodes_and_possibly_on_a_quorum() {
         type Row<'a> = (&'a [&'a [u16]], usize, usize, &'a [u16]);
         let table: [Row<'_>; 8] = [
-            // Nodes that say which are free, others, the quorum.
+            // Reports of free permits, others, quorum, candidates.
             (&[], 3, 2, &[]),
             (&[&[], &[]], 1, 2, &[]),
             (&[&[1, 2], &[2, 3]], 0, 2, &[2]),

@@ -1,18 +1,19 @@
-//! Counting votes: when a round is decided, and how.
+//! Counts the votes of a round and decides its verdict (S1, S6), also of a split vote (L1).
 
 use std::time::Duration;
 
 use crate::error::{Error, FailedNode, NodeFailure, Operation};
 
-/// The most nodes that a configuration may name: a set of them fits one word.
+/// The maximal number of configured nodes: a [`NodeSet`] fits one word.
 pub(crate) const MAX_NODES: usize = 64;
 
-/// The quorum of `total` *configured* nodes, whatever is reachable (rule S1). Two quorums share a node.
+/// Returns the quorum of `total` *configured* nodes, whatever is reachable (S1). Two quorums share
+/// a node.
 pub(crate) fn majority(total: usize) -> usize {
     total / 2 + 1
 }
 
-/// A set of nodes, by their numbers.
+/// A set of nodes, by their indices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NodeSet(u64);
 
@@ -49,34 +50,34 @@ impl NodeSet {
         NodeSet(self.0 & !other.0)
     }
 
-    pub(crate) fn and(self, other: NodeSet) -> NodeSet {
+    pub(crate) fn union(self, other: NodeSet) -> NodeSet {
         NodeSet(self.0 | other.0)
     }
 
-    /// The lowest of them.
+    /// Returns the lowest node.
     pub(crate) fn first(self) -> Option<usize> {
         (self.0 != 0).then(|| self.0.trailing_zeros() as usize)
     }
 }
 
-/// What is asked of the nodes; it decides what counts as a clear no.
+/// The rule by which votes are counted: it decides how many refusals are a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum VoteRule {
-    /// *May I have it?* A quorum of answers that cannot become a quorum of grants is a no.
+    /// For an acquire: `Refused` once a quorum answered and a quorum of grants is impossible.
     Acquire,
-    /// *Is it (still) mine?* Only so many refusals that no quorum of ours can exist are a no: a lock is not
-    /// lost because nodes are silent.
+    /// For a lease that exists: `Refused` only if so many nodes refuse that no quorum can be ours.
+    /// A lock is not lost because nodes are silent.
     Ownership,
 }
 
-/// One node's part in a round.
+/// One node's vote in a round.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Vote {
-    /// It answered yes.
+    /// The node granted.
     Granted,
-    /// It answered no.
+    /// The node refused.
     Refused(NodeFailure),
-    /// It did not answer, or with an error: nobody knows what it holds.
+    /// No reply or an error: whether the node granted is unknown.
     Fault(NodeFailure),
 }
 
@@ -85,44 +86,44 @@ pub(crate) enum Vote {
 pub(crate) enum Verdict {
     /// A quorum granted.
     Granted,
-    /// The nodes said no: see [`Question`] for how many that takes.
+    /// Enough nodes refused, by the [`VoteRule`].
     Refused,
-    /// Too few nodes answered to say either.
+    /// Too few nodes answered for either.
     Unavailable,
 }
 
-/// A vote that no attempt may have won: some nodes granted ours, and the others may have granted those of other callers that
-/// asked at the same moment (rule L1).
+/// A split vote: some nodes granted, and the others may have granted to callers that asked at the
+/// same moment, so perhaps no caller has a quorum (L1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Split {
-    /// The nodes that refused, and may grant as soon as the other callers give way.
+    /// The nodes that refused, and may grant as soon as the other callers undo their attempts.
     pub(crate) contested: NodeSet,
-    /// The lowest node that granted or is contested. Its grant decides which caller goes on.
+    /// The lowest node that granted or is contested. The caller that it granted to goes on.
     pub(crate) first: usize,
-    /// Whether that grant is ours.
+    /// Whether that node granted to this caller.
     pub(crate) leads: bool,
-    /// Whether another caller may lead by the grant of a lower node.
+    /// Whether a lower node may have granted to another caller.
     pub(crate) is_doubtful: bool,
 }
 
-/// The votes of one round over all configured nodes (rule S6).
+/// The votes of one round over all configured nodes.
 #[derive(Debug)]
 pub(crate) struct Tally {
     total: usize,
-    question: VoteRule,
+    rule: VoteRule,
     granted: NodeSet,
     refused: NodeSet,
     voted: NodeSet,
     causes: Vec<(usize, NodeFailure)>,
-    /// The refusals of the nodes that are asked once more.
+    /// The earlier refusals of nodes that are asked again.
     former: Vec<(usize, NodeFailure)>,
 }
 
 impl Tally {
-    pub(crate) fn new(total: usize, question: VoteRule) -> Tally {
+    pub(crate) fn new(total: usize, rule: VoteRule) -> Tally {
         Tally {
             total,
-            question,
+            rule,
             granted: NodeSet::default(),
             refused: NodeSet::default(),
             voted: NodeSet::default(),
@@ -147,11 +148,12 @@ impl Tally {
         }
     }
 
-    /// The verdict: a yes or a no as soon as no vote that is still out can change it, `Unavailable` when all are in.
+    /// Returns the verdict as soon as no outstanding vote can change it; `Unavailable` only when
+    /// all votes are in.
     pub(crate) fn verdict(&self) -> Option<Verdict> {
         let open = self.outstanding();
         decide(
-            self.question,
+            self.rule,
             self.total,
             self.granted.len(),
             self.refused.len(),
@@ -159,17 +161,17 @@ impl Tally {
         )
     }
 
-    /// How many nodes have not voted.
+    /// Returns the number of nodes that have not voted.
     pub(crate) fn outstanding(&self) -> usize {
         self.total - self.voted.len()
     }
 
-    /// Whether all nodes have voted.
+    /// Returns whether all nodes have voted.
     pub(crate) fn is_complete(&self) -> bool {
         self.outstanding() == 0
     }
 
-    /// The verdict when the round's time is over: who has not voted did not answer.
+    /// Counts outstanding votes as timed out, and returns the verdict.
     pub(crate) fn close_with_timeouts(&mut self) -> Verdict {
         for node in 0..self.total {
             self.vote(node, Vote::Fault(NodeFailure::TimedOut));
@@ -177,8 +179,9 @@ impl Tally {
         self.verdict().unwrap_or(Verdict::Unavailable)
     }
 
-    /// Whether the vote is split: a quorum may yet grant if the other callers give way on the nodes whose refusal `is_recent`,
-    /// and that are not `settled`. `None` if it cannot, or if no node granted.
+    /// Returns the split vote if a quorum may yet grant: the other callers would have to undo their
+    /// attempts on the nodes whose refusal `is_recent` and that are not `settled`. Returns `None`
+    /// if it cannot, or if no node granted.
     pub(crate) fn split(
         &self,
         is_recent: impl Fn(&NodeFailure) -> bool,
@@ -186,7 +189,7 @@ impl Tally {
     ) -> Option<Split> {
         let recent = self.recent(is_recent);
         let contested = recent.difference(settled);
-        let first = self.granted.and(contested).first()?;
+        let first = self.granted.union(contested).first()?;
         let may_grant = self.granted.len() + contested.len() + self.outstanding();
         let is_split = self.granted.len() > 0 && contested.len() > 0;
         let lower = NodeSet::all(first);
@@ -198,15 +201,15 @@ impl Tally {
         })
     }
 
-    /// Whether a node has not voted that would be the first one of a split vote if it granted.
+    /// Returns whether a node has not voted that would be the first of a split vote if it granted.
     pub(crate) fn lacks_first(&self, is_recent: impl Fn(&NodeFailure) -> bool) -> bool {
         let contested = self.recent(is_recent);
         let open = NodeSet::all(self.total).difference(self.voted);
-        let first = self.granted.and(contested).first();
+        let first = self.granted.union(contested).first();
         contested.len() > 0 && open.first() < first && open.len() > 0
     }
 
-    /// The nodes whose refusal is recent.
+    /// Returns the nodes whose refusal is recent.
     fn recent(&self, is_recent: impl Fn(&NodeFailure) -> bool) -> NodeSet {
         let mut recent = NodeSet::default();
         for (node, cause) in &self.causes {
@@ -217,7 +220,7 @@ impl Tally {
         recent
     }
 
-    /// Counts the votes of nodes that refused as open, since they are asked once more.
+    /// Counts the votes of nodes that refused as outstanding, because they are asked again.
     pub(crate) fn reopen(&mut self, nodes: NodeSet) {
         let again = self
             .causes
@@ -228,8 +231,8 @@ impl Tally {
         self.voted = self.voted.difference(nodes);
     }
 
-    /// Counts the former refusals of nodes that were asked once more and have not answered. Returns these nodes: a grant may
-    /// still come from them.
+    /// Counts the earlier refusals of nodes that were asked again and have not replied. Returns
+    /// these nodes, because they may still grant.
     pub(crate) fn restore(&mut self) -> NodeSet {
         let mut restored = NodeSet::default();
         for (node, cause) in std::mem::take(&mut self.former) {
@@ -241,14 +244,15 @@ impl Tally {
         restored
     }
 
-    /// How many more votes it takes at the least until there is a verdict, so that nobody wakes for fewer.
+    /// Returns the minimal number of further votes that can decide, so that a caller is not woken
+    /// for fewer.
     pub(crate) fn min_votes_to_decide(&self) -> usize {
         let (granted, refused) = (self.granted.len(), self.refused.len());
         let open = self.outstanding();
         let decided = |granted, refused, open| {
-            decide(self.question, self.total, granted, refused, open).is_some()
+            decide(self.rule, self.total, granted, refused, open).is_some()
         };
-        // Of all ways in which `more` votes can fall, one of the unanimous ones decides soonest.
+        // Among all distributions of `more` votes, a unanimous one decides soonest.
         (0..open)
             .find(|more| {
                 decided(granted + more, refused, open - more)
@@ -258,17 +262,18 @@ impl Tally {
             .unwrap_or(open)
     }
 
-    /// Returns how many nodes replied anything, be it an error: such a node could serve another holder as well (rule S9).
+    /// Returns the number of nodes that replied, also with an error: such a node could serve
+    /// another holder as well (S9).
     pub(crate) fn replied(&self) -> usize {
         self.voted.len() - self.silent().count()
     }
 
-    /// Whether fewer nodes than a quorum replied anything.
+    /// Returns whether fewer nodes than a quorum replied (S9).
     pub(crate) fn is_outage(&self) -> bool {
         self.replied() < majority(self.total)
     }
 
-    /// The nodes that did not reply, with the causes.
+    /// Returns the nodes that did not reply, with their failures.
     pub(crate) fn silent(&self) -> impl Iterator<Item = &(usize, NodeFailure)> {
         let fault = |(node, _): &&(usize, NodeFailure)| !self.refused.contains(*node);
         self.causes
@@ -277,19 +282,19 @@ impl Tally {
             .filter(|(_, cause)| cause.is_outage())
     }
 
-    /// Whether so many nodes deny access that no quorum is left: waiting does not help.
+    /// Returns whether so many nodes deny access that no quorum is left: waiting does not help.
     pub(crate) fn is_denied(&self) -> bool {
         let denied =
             |(_, cause): &&(usize, NodeFailure)| matches!(cause, NodeFailure::AccessDenied(_));
         self.causes.iter().filter(denied).count() > self.total - majority(self.total)
     }
 
-    /// How many nodes have said yes or no.
+    /// Returns the number of nodes that granted or refused.
     pub(crate) fn answered(&self) -> usize {
         self.granted.len() + self.refused.len()
     }
 
-    /// Why nodes did not grant.
+    /// Returns the failures of the nodes that did not grant.
     pub(crate) fn causes(&self) -> &[(usize, NodeFailure)] {
         &self.causes
     }
@@ -302,32 +307,33 @@ impl Tally {
         self.refused
     }
 
-    /// Whether most of the nodes that refused did so because of readers.
+    /// Returns whether most of the refusals name readers.
     pub(crate) fn held_by_readers(&self) -> bool {
         let readers =
             |(_, cause): &&(usize, NodeFailure)| matches!(cause, NodeFailure::HeldByReaders { .. });
         2 * self.causes.iter().filter(readers).count() > self.refused.len()
     }
 
-    /// How many nodes may grant what others have refused: those that have granted it, and those whose votes are out.
+    /// Returns the upper bound of grants: nodes that granted plus nodes that have not voted.
     pub(crate) fn possible_grants(&self) -> usize {
         self.granted.len() + self.total - self.voted.len()
     }
 
-    /// How many permits the semaphore has on so many nodes that no quorum can be ours.
+    /// Returns the other number of permits if so many nodes have one that no quorum can be ours.
     pub(crate) fn permit_count_mismatch(&self) -> Option<u32> {
         let others = self.causes.iter().filter_map(|(_, cause)| match cause {
             NodeFailure::PermitCountMismatch { permits } => Some(*permits),
             _ => None,
         });
-        // Where nodes differ among each other, too, what one of them says is as good an answer as any.
+        // Nodes may also differ from each other; any of their numbers explains the error.
         others
             .clone()
             .max()
             .filter(|_| others.count() > self.total - majority(self.total))
     }
 
-    /// When so many refusing nodes can be free that a quorum could grant, by the TTLs they told; `None` if unknown.
+    /// Returns the time until enough refusing nodes are free for a quorum, by their remaining TTLs;
+    /// `None` if unknown.
     pub(crate) fn free_in(&self) -> Option<Duration> {
         let mut holds: Vec<Option<Duration>> = self
             .causes
@@ -335,17 +341,18 @@ impl Tally {
             .filter(|(node, _)| self.refused.contains(*node))
             .map(|(_, cause)| cause.remaining())
             .collect();
-        // Those without an end last.
+        // Locks without an end come last.
         holds.sort_by_key(|remaining| remaining.unwrap_or(Duration::MAX));
-        let willing = self.total - holds.len();
-        let wanted = majority(self.total).saturating_sub(willing);
-        match wanted {
+        let not_refusing = self.total - holds.len();
+        let needed = majority(self.total).saturating_sub(not_refusing);
+        match needed {
             0 => None,
             n => holds.get(n - 1).copied().flatten(),
         }
     }
 
-    /// How long the nodes that refused say that it is held, the longest of it; `None` if one does not know.
+    /// Returns the longest remaining time that a refusing node reports; `None` if one reports no
+    /// end.
     pub(crate) fn max_hold_left(&self) -> Option<Duration> {
         let refused = |(node, _): &&(usize, NodeFailure)| self.refused.contains(*node);
         let holds = self
@@ -353,10 +360,10 @@ impl Tally {
             .iter()
             .filter(refused)
             .map(|(_, cause)| cause.remaining());
-        holds.max_by_key(|held| held.unwrap_or(Duration::MAX))?
+        holds.max_by_key(|left| left.unwrap_or(Duration::MAX))?
     }
 
-    /// The error where too few nodes did what was asked of them; `name` gives a node's address.
+    /// Returns `InsufficientQuorum` with the failures; `name` returns a node's address.
     pub(crate) fn into_error(self, operation: Operation, name: impl Fn(usize) -> String) -> Error {
         let errors = self
             .causes
@@ -372,7 +379,7 @@ impl Tally {
         }
     }
 
-    /// Returns the causes in the order of the nodes; `name` gives a node's address.
+    /// Returns the failures in the order of the nodes; `name` returns a node's address.
     pub(crate) fn named_causes(self, name: impl Fn(usize) -> String) -> Box<[FailedNode]> {
         let mut causes = self.causes;
         causes.sort_by_key(|(node, _)| *node);
@@ -385,9 +392,9 @@ impl Tally {
     }
 }
 
-/// The decision table. `open` votes are still out; the rest of `total` are faults.
+/// The decision table. `open` votes are outstanding; the rest of `total` failed.
 fn decide(
-    question: VoteRule,
+    rule: VoteRule,
     total: usize,
     granted: usize,
     refused: usize,
@@ -402,9 +409,9 @@ fn decide(
         return Some(Verdict::Refused);
     }
     let can_win = granted + open >= quorum;
-    match question {
+    match rule {
         VoteRule::Acquire if !can_win && granted + refused >= quorum => Some(Verdict::Refused),
-        // Only when all votes are in, even where nothing else is possible any more: the error owes a cause per node.
+        // Not before all votes are in, because the error names a failure per node.
         _ if open == 0 => Some(Verdict::Unavailable),
         _ => None,
     }
@@ -416,7 +423,7 @@ mod tests {
 
     const HELD: NodeFailure = NodeFailure::Held { remaining: None };
 
-    /// Every way in which `total` nodes can have voted: 0 open, 1 granted, 2 refused, 3 fault.
+    /// Returns all states of `total` votes: 0 outstanding, 1 granted, 2 refused, 3 failed.
     fn every_state(total: usize) -> impl Iterator<Item = Vec<u8>> {
         (0..4_usize.pow(total as u32)).map(move |mut code| {
             (0..total)
@@ -429,8 +436,8 @@ mod tests {
         })
     }
 
-    fn tally(question: VoteRule, votes: &[u8]) -> Tally {
-        let mut tally = Tally::new(votes.len(), question);
+    fn tally(rule: VoteRule, votes: &[u8]) -> Tally {
+        let mut tally = Tally::new(votes.len(), rule);
         for (node, vote) in votes.iter().enumerate() {
             match vote {
                 1 => tally.vote(node, Vote::Granted),
@@ -442,22 +449,22 @@ mod tests {
         tally
     }
 
-    /// The rule as it stands in the design, for votes that are all in.
-    fn final_verdict(question: VoteRule, votes: &[u8]) -> Verdict {
+    /// S6 by its text, for complete votes.
+    fn final_verdict(rule: VoteRule, votes: &[u8]) -> Verdict {
         let count = |kind| votes.iter().filter(|vote| **vote == kind).count();
         let (granted, refused, majority) = (count(1), count(2), votes.len() / 2 + 1);
-        let no = match question {
+        let is_refused = match rule {
             VoteRule::Acquire => granted + refused >= majority || refused > votes.len() - majority,
             VoteRule::Ownership => refused > votes.len() - majority,
         };
         match granted >= majority {
             true => Verdict::Granted,
-            false if no => Verdict::Refused,
+            false if is_refused => Verdict::Refused,
             false => Verdict::Unavailable,
         }
     }
 
-    /// Every way in which the open votes can still fall.
+    /// Returns all completions of the outstanding votes.
     fn completions(votes: &[u8]) -> Vec<Vec<u8>> {
         match votes.iter().position(|vote| *vote == 0) {
             None => vec![votes.to_vec()],
@@ -472,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn quorum_and_failure_threshold_of_one_to_nine() {
+    fn majority_of_one_to_nine_nodes_is_more_than_half() {
         let quorums: Vec<_> = (1..=9).map(majority).collect();
         assert_eq!(quorums, [1, 2, 2, 3, 3, 4, 4, 5, 5]);
         let failing: Vec<_> = (1..=9).map(|n| n - majority(n) + 1).collect();
@@ -480,25 +487,25 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_comes_exactly_when_nothing_can_change_it() {
-        for question in [VoteRule::Acquire, VoteRule::Ownership] {
+    fn verdict_is_returned_exactly_when_no_vote_can_change_it() {
+        for rule in [VoteRule::Acquire, VoteRule::Ownership] {
             for votes in (1..=5).flat_map(every_state) {
                 let ends: Vec<_> = completions(&votes)
                     .iter()
-                    .map(|full| final_verdict(question, full))
+                    .map(|full| final_verdict(rule, full))
                     .collect();
                 let settled = ends.iter().all(|end| *end == ends[0]);
                 let all_in = !votes.contains(&0);
                 let settled =
                     (settled && (all_in || ends[0] != Verdict::Unavailable)).then_some(ends[0]);
-                let verdict = tally(question, &votes).verdict();
-                assert_eq!(verdict, settled, "{question:?} {votes:?}");
+                let verdict = tally(rule, &votes).verdict();
+                assert_eq!(verdict, settled, "{rule:?} {votes:?}");
             }
         }
     }
 
     #[test]
-    fn a_tie_of_four_is_decided_and_not_awaited() {
+    fn tie_of_four_nodes_is_decided() {
         let verdict = tally(VoteRule::Acquire, &[1, 1, 2, 2]).verdict();
         assert_eq!(verdict, Some(Verdict::Refused));
         let early = tally(VoteRule::Acquire, &[0, 0, 2, 2]).verdict();
@@ -508,23 +515,23 @@ mod tests {
     }
 
     #[test]
-    fn nobody_wakes_before_a_verdict_is_possible_nor_after() {
-        for question in [VoteRule::Acquire, VoteRule::Ownership] {
+    fn min_votes_to_decide_equals_a_search() {
+        for rule in [VoteRule::Acquire, VoteRule::Ownership] {
             for votes in (1..=5).flat_map(every_state) {
-                let least = tally(question, &votes).min_votes_to_decide();
-                let soonest = soonest(question, &votes);
-                assert_eq!(least, soonest, "{question:?} {votes:?}");
+                let min_votes = tally(rule, &votes).min_votes_to_decide();
+                let soonest = soonest(rule, &votes);
+                assert_eq!(min_votes, soonest, "{rule:?} {votes:?}");
             }
         }
     }
 
-    /// By trying: the fewest further votes after which some order of them has a verdict.
-    fn soonest(question: VoteRule, votes: &[u8]) -> usize {
+    /// Searches the fewest further votes after which a verdict is possible.
+    fn soonest(rule: VoteRule, votes: &[u8]) -> usize {
         let mut states = vec![votes.to_vec()];
         for more in 0.. {
             if states
                 .iter()
-                .any(|votes| tally(question, votes).verdict().is_some())
+                .any(|votes| tally(rule, votes).verdict().is_some())
             {
                 return more;
             }
@@ -544,18 +551,18 @@ mod tests {
     }
 
     #[test]
-    fn closing_counts_the_silent_as_faults() {
-        for question in [VoteRule::Acquire, VoteRule::Ownership] {
+    fn closing_counts_outstanding_votes_as_failed() {
+        for rule in [VoteRule::Acquire, VoteRule::Ownership] {
             for votes in (1..=5).flat_map(every_state) {
                 let silent: Vec<_> = votes.iter().map(|v| if *v == 0 { 3 } else { *v }).collect();
-                let closed = tally(question, &votes).close_with_timeouts();
-                assert_eq!(closed, final_verdict(question, &silent), "{votes:?}");
+                let closed = tally(rule, &votes).close_with_timeouts();
+                assert_eq!(closed, final_verdict(rule, &silent), "{votes:?}");
             }
         }
     }
 
     #[test]
-    fn a_second_vote_of_a_node_does_not_count() {
+    fn second_vote_of_a_node_does_not_count() {
         let mut tally = Tally::new(3, VoteRule::Acquire);
         for _ in 0..3 {
             tally.vote(1, Vote::Granted);
@@ -565,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn free_when_enough_holders_have_run_out() {
+    fn lock_is_free_when_enough_holders_have_expired() {
         let ms = Duration::from_millis;
         type Row<'a> = (usize, &'a [Option<u64>], Option<u64>);
         let table: [Row<'_>; 6] = [
@@ -587,21 +594,21 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_a_reply() {
-        let yes = || Vote::Granted;
+    fn error_reply_counts_as_replied() {
+        let granted = || Vote::Granted;
         let held = || Vote::Refused(HELD);
         let error = || Vote::Fault(NodeFailure::ServerError("OOM".into()));
         let denied = || Vote::Fault(NodeFailure::AccessDenied("NOPERM".into()));
         let silent = || Vote::Fault(NodeFailure::TimedOut);
         for (votes, replied, is_denied) in [
             (vec![], 0, false),
-            (vec![yes()], 1, false),
-            (vec![yes(), silent(), silent()], 1, false),
+            (vec![granted()], 1, false),
+            (vec![granted(), silent(), silent()], 1, false),
             (vec![silent(), error(), error()], 2, false),
             (vec![held(), error(), silent()], 2, false),
             (vec![held(), denied(), silent()], 2, false),
             (vec![silent(), denied(), denied()], 2, true),
-            (vec![yes(), denied(), denied()], 3, true),
+            (vec![granted(), denied(), denied()], 3, true),
             (vec![silent(), silent(), denied()], 1, false),
         ] {
             let mut tally = Tally::new(3, VoteRule::Acquire);
@@ -654,7 +661,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_the_causes_in_order() {
+    fn error_names_the_failures_in_the_order_of_nodes() {
         let mut tally = Tally::new(3, VoteRule::Acquire);
         tally.vote(2, Vote::Fault(NodeFailure::TimedOut));
         tally.vote(0, Vote::Refused(HELD));
@@ -676,8 +683,8 @@ mod tests {
 
     #[test]
     fn split_vote_is_told_from_a_held_lock() {
-        // Per node: granted, refused recently, refused by an old holder, failed, open. Expected: contested, first, whether it is
-        // ours, and whether that is doubtful.
+        // Per node: g granted, r refused recently, h refused by an old holder, f failed, .
+        // outstanding. Expected: contested, first, leads, is_doubtful.
         type Row<'a> = (
             &'a str,
             &'a [usize],
@@ -731,7 +738,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_asked_again_count_as_open_until_they_are_restored() {
+    fn refusals_that_are_asked_again_count_as_outstanding_until_restored() {
         let mut tally = tally(VoteRule::Acquire, &[1, 2, 2]);
         assert_eq!(tally.verdict(), Some(Verdict::Refused));
         let contested = NodeSet::all(3).difference(NodeSet::single(0));

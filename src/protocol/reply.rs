@@ -1,4 +1,8 @@
-//! Replies parsed, and what they vote.
+//! Parses replies, and decides which vote each of them is (S6).
+//!
+//! A reply that the request cannot have is a [`ParsedReply::ProtocolError`]: the connection is out
+//! of step, and no reply on it counts (L2). Only the reply that the script or command documents is
+//! a grant (S1).
 
 use std::time::Duration;
 
@@ -14,35 +18,38 @@ use crate::protocol::request::{Op, Request};
 use crate::protocol::server_error::failure;
 use crate::protocol::token::MAX_OWNER_LABEL;
 
-/// A node's answer to a request.
+/// A node's reply to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     /// Granted, extended or deleted.
     Done,
-    /// Deleted, and so many heard of it.
+    /// Deleted and published; the number of receivers is at least 1.
     DoneNotified(u64),
-    /// Somebody holds it.
+    /// The holder of the lock, to an `Inspect`.
     Holder(Box<NodeHolder>),
-    /// Granted, with this number of the node's fence.
+    /// Granted, with the node's incremented fence counter.
     Fenced(u64),
-    /// Granted by a `Swap`, but there was nothing of the former token; with the number, if it is to have one.
+    /// Granted by a `Swap` that did not find the former token; with the fence counter of a fenced
+    /// lock.
     SwappedAbsent(Option<u64>),
-    /// Refused because of somebody who holds it, for so long if that one does not extend it.
+    /// Refused by a blocker, which has this time left unless it is extended; `None` for no end.
     Held(Blocker, Option<Duration>),
-    /// This permit of a semaphore is held, and these are free. The next one of those that are held ends then.
+    /// Refused because another owner holds this permit. Lists the free permits, and the time until
+    /// the next held one expires.
     PermitTaken(FreePermits, Duration),
-    /// The semaphore has so many permits here, and not as many as we say.
+    /// Refused because the semaphore has this number of permits on the node, and another one here.
     PermitCountMismatch(u16),
-    /// There is no such key.
+    /// The key is absent.
     Absent,
-    /// Another's token is there.
+    /// The key holds another token.
     OtherToken,
-    /// An error reply, or none: nobody knows whether the request took effect.
+    /// An error reply or no reply. [`is_not_run`](crate::protocol::server_error::is_not_run) says
+    /// whether the request may have taken effect.
     Failed(NodeFailure),
 }
 
 impl Reply {
-    /// Whether what stands in the way has no end. Every lock of this library has one.
+    /// Returns whether the blocker has no end. Every lock of this library has one.
     pub(crate) fn is_endless(&self) -> bool {
         match self {
             Reply::Held(Blocker::Unknown, _) => false,
@@ -53,129 +60,178 @@ impl Reply {
     }
 }
 
-/// Who stands in the way of a take.
+/// The cause for which a node refused an acquire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Blocker {
-    /// One that has the lock alone: another owner, or a writer.
+    /// The owner of an exclusive lock, or a writer.
     Owner,
-    /// The same, of whom the node does not say how long.
+    /// An owner whose remaining time the node does not report.
     Unknown,
-    /// The owner of this one of the lock's keys, of several.
+    /// The owner of the key with this index, for a lock of several keys.
     OwnerOfKey(usize),
+    /// Readers.
     Readers,
-    /// A writer that waits.
+    /// A gate entry of a waiting writer.
     WaitingWriter,
-    /// Readers that waited and have their turn.
+    /// A reader turn.
     ReaderTurn,
 }
 
-/// A reply, read as the answer to a request.
+/// A reply, parsed with the request it belongs to.
 #[derive(Debug)]
 pub(crate) enum ParsedReply {
+    /// The node's reply.
     Reply(Reply),
-    /// A take was refused; for how long is asked with [`encode_pttl`].
+    /// A refused `SET NX PX`; its remaining time is asked by
+    /// [`encode_pttl`](crate::protocol::encode::encode_pttl).
     RefusedAskTtl,
-    /// The server has forgotten the scripts: the only answer after which a request is sent twice.
+    /// NOSCRIPT: the only reply after which a request is sent twice.
     ScriptMissing,
-    /// Not a reply to this: the connection is out of step and of no use any more.
+    /// A reply that the request cannot have: the connection is out of step.
     ProtocolError,
 }
 
-/// Reads a reply to a request; of a call for several to that which is number `place` in it.
-pub(crate) fn parse_reply(request: &Request, place: usize, reply: &Value) -> ParsedReply {
-    use Op::{
-        Acquire, Adopt, Downgrade, Extend, ForceRelease, Inspect, RaiseFence, Release, Restore,
-        Swap, WakeListener,
+/// Parses the reply to a request. For a call that several requests share, `index` is the position
+/// of the request in the call.
+pub(crate) fn parse_reply(request: &Request, index: usize, reply: &Value) -> ParsedReply {
+    if let Value::ServerError(error) = reply {
+        return match error.kind() {
+            Some(ServerErrorKind::NoScript) => ParsedReply::ScriptMissing,
+            _ => ParsedReply::Reply(Reply::Failed(failure(&error.clone().into()))),
+        };
+    }
+    let parsed = match request.op {
+        Op::Acquire | Op::Restore if request.is_single_exclusive() => return parse_set(reply),
+        Op::Acquire | Op::Restore => parse_acquire(request, reply),
+        Op::Adopt if request.wants_fencing_token() => {
+            parse_fenced(reply).or_else(|| parse_ownership(request.op, reply))
+        }
+        Op::Swap => parse_swap(request, reply),
+        Op::Inspect => parse_inspect(reply),
+        Op::WakeListener => matches!(reply, Value::Int(_)).then_some(Reply::Done),
+        Op::Release => parse_release(request, index, reply),
+        Op::Adopt | Op::Extend | Op::Downgrade | Op::RaiseFence | Op::ForceRelease => {
+            parse_ownership(request.op, reply)
+        }
     };
-    let is_numbered = request.wants_fencing_token();
-    let claim = request.lease.claim();
-    let is_exclusive = claim == LeaseKind::Exclusive;
-    let locks = request.lease.keys().as_slice().len();
-    let is_script = !request.is_single_exclusive();
-    ParsedReply::Reply(match (request.verb, reply) {
-        (Acquire | Adopt, Value::Int(number @ 1..)) if is_numbered => {
-            match u64::try_from(*number) {
-                Ok(number) if number > 0 => Reply::Fenced(number),
-                _ => return ParsedReply::ProtocolError,
-            }
-        }
-        (Swap, Value::Int(0)) => Reply::OtherToken,
-        (Swap, Value::Int(number @ ..=-1)) => {
-            Reply::SwappedAbsent(is_numbered.then_some(number.unsigned_abs()))
-        }
-        (Swap, Value::Int(number @ 1..)) if is_numbered => Reply::Fenced(number.unsigned_abs()),
-        (Swap, Value::Int(1)) => Reply::Done,
-        (Acquire | Restore, Value::Int(1)) if is_script => Reply::Done,
-        (Acquire | Restore, Value::Array(refused)) if is_script => match (claim, &refused[..]) {
-            (LeaseKind::Permit { total: of, .. }, refused) => {
-                match parse_permit_refusal(refused, of) {
-                    Some(answer) => answer,
-                    None => return ParsedReply::ProtocolError,
-                }
-            }
-            (_, &[Value::Int(number), Value::Int(left)]) => {
-                let holder = match is_exclusive {
-                    true => parse_blocking_key(number, locks),
-                    false => parse_blocker(number),
-                };
-                match (holder, parse_ttl(left)) {
-                    (Some(holder), Some(left)) => Reply::Held(holder, left),
-                    _ => return ParsedReply::ProtocolError,
-                }
-            }
-            _ => return ParsedReply::ProtocolError,
-        },
-        (Acquire | Restore, Value::Okay) if !is_script => Reply::Done,
-        (Acquire | Restore, Value::Nil) if !is_script => return ParsedReply::RefusedAskTtl,
-        (Release, Value::Array(each)) if is_script => match each.get(place) {
-            Some(one @ Value::Int(_)) => return parse_reply(request, 0, one),
-            _ => return ParsedReply::ProtocolError,
-        },
-        (WakeListener, Value::Int(_)) => Reply::Done,
-        (Inspect, Value::Array(said)) => match parse_holder(said) {
-            Some(sight) => Reply::Holder(Box::new(sight)),
-            None => return ParsedReply::ProtocolError,
-        },
-        (Inspect, Value::Int(0)) => Reply::Absent,
-        (Downgrade | Release | ForceRelease, Value::Int(more)) if *more > 1 => {
-            Reply::DoneNotified(*more as u64 - 1)
-        }
-        (Adopt | Extend | Downgrade | RaiseFence | Release | ForceRelease, Value::Int(1)) => {
-            Reply::Done
-        }
-        (Adopt | Extend | Downgrade | RaiseFence | Release | ForceRelease, Value::Int(0)) => {
-            Reply::Absent
-        }
-        (Adopt | Extend | Downgrade | RaiseFence | Release, Value::Int(-1)) => Reply::OtherToken,
-        (_, Value::ServerError(error)) => match error.kind() {
-            Some(ServerErrorKind::NoScript) => return ParsedReply::ScriptMissing,
-            _ => Reply::Failed(failure(&error.clone().into())),
-        },
-        _ => return ParsedReply::ProtocolError,
-    })
+    parsed.map_or(ParsedReply::ProtocolError, ParsedReply::Reply)
 }
 
-/// A label is at most as long as one can be set, and printable: a foreign client may have written anything.
-fn parse_holder(said: &[Value]) -> Option<NodeHolder> {
+/// Parses the reply to `SET NX PX`.
+fn parse_set(reply: &Value) -> ParsedReply {
+    match reply {
+        Value::Okay => ParsedReply::Reply(Reply::Done),
+        Value::Nil => ParsedReply::RefusedAskTtl,
+        _ => ParsedReply::ProtocolError,
+    }
+}
+
+/// Parses the reply of an acquiring script: a grant, or a list that describes the refusal.
+fn parse_acquire(request: &Request, reply: &Value) -> Option<Reply> {
+    let Value::Array(refusal) = reply else {
+        return match request.wants_fencing_token() {
+            true => parse_fenced(reply),
+            false => (*reply == Value::Int(1)).then_some(Reply::Done),
+        };
+    };
+    let kind = request.lease.kind();
+    match (kind, &refusal[..]) {
+        (LeaseKind::Permit { total, .. }, refusal) => parse_permit_refusal(refusal, total),
+        (_, &[Value::Int(blocker), Value::Int(left)]) => {
+            let blocker = match kind {
+                LeaseKind::Exclusive => {
+                    parse_blocking_key(blocker, request.lease.keys().as_slice().len())
+                }
+                _ => parse_blocker(blocker),
+            };
+            Some(Reply::Held(blocker?, parse_ttl(left)?))
+        }
+        _ => None,
+    }
+}
+
+/// Parses a fence counter, which is at least 1.
+fn parse_fenced(reply: &Value) -> Option<Reply> {
+    match reply {
+        Value::Int(counter @ 1..) => Some(Reply::Fenced(counter.unsigned_abs())),
+        _ => None,
+    }
+}
+
+/// Parses the reply of `swap.lua`, which is negative if the former token was absent.
+fn parse_swap(request: &Request, reply: &Value) -> Option<Reply> {
+    let is_fenced = request.wants_fencing_token();
+    match reply {
+        Value::Int(0) => Some(Reply::OtherToken),
+        Value::Int(counter @ ..=-1) => Some(Reply::SwappedAbsent(
+            is_fenced.then_some(counter.unsigned_abs()),
+        )),
+        _ if is_fenced => parse_fenced(reply),
+        Value::Int(1) => Some(Reply::Done),
+        _ => None,
+    }
+}
+
+/// Parses the reply to a release. Of several readers that share a call, each has its own element.
+fn parse_release(request: &Request, index: usize, reply: &Value) -> Option<Reply> {
+    match reply {
+        Value::Array(each) if !request.is_single_exclusive() => match each.get(index)? {
+            one @ Value::Int(_) => parse_ownership(request.op, one),
+            _ => None,
+        },
+        _ => parse_ownership(request.op, reply),
+    }
+}
+
+/// Parses the reply of a script that acts only where our token is, or of a forced release.
+fn parse_ownership(op: Op, reply: &Value) -> Option<Reply> {
+    let Value::Int(state) = reply else {
+        return None;
+    };
+    match (op, *state) {
+        (_, 1) => Some(Reply::Done),
+        (_, 0) => Some(Reply::Absent),
+        (Op::ForceRelease, -1) => None,
+        (_, -1) => Some(Reply::OtherToken),
+        (Op::Downgrade | Op::Release | Op::ForceRelease, state @ 2..) => {
+            Some(Reply::DoneNotified(state.unsigned_abs() - 1))
+        }
+        _ => None,
+    }
+}
+
+/// Parses the reply of `inspect.lua`.
+fn parse_inspect(reply: &Value) -> Option<Reply> {
+    match reply {
+        Value::Int(0) => Some(Reply::Absent),
+        Value::Array(fields) => parse_holder(fields).map(|holder| Reply::Holder(Box::new(holder))),
+        _ => None,
+    }
+}
+
+/// Parses digest, owner label and remaining time. The label is cut and made printable, because a
+/// foreign client may have written anything.
+fn parse_holder(fields: &[Value]) -> Option<NodeHolder> {
     let [
         Value::BulkString(digest),
         Value::BulkString(owner),
         Value::Int(left),
-    ] = said
+    ] = fields
     else {
         return None;
     };
     let owner = String::from_utf8_lossy(owner);
-    let shown = |c: char| if c.is_control() { ' ' } else { c };
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
     Some(NodeHolder {
         digest: String::from_utf8(digest.clone()).ok()?,
-        owner: owner.chars().take(MAX_OWNER_LABEL).map(shown).collect(),
+        owner: owner.chars().take(MAX_OWNER_LABEL).map(printable).collect(),
         remaining: parse_ttl(*left)?,
     })
 }
 
-fn parse_blocker(number: i64) -> Option<Blocker> {
-    Some(match number {
+/// Parses the blocker of a read or write lock.
+fn parse_blocker(code: i64) -> Option<Blocker> {
+    Some(match code {
         0 => Blocker::Owner,
         1 => Blocker::Readers,
         2 => Blocker::WaitingWriter,
@@ -184,23 +240,23 @@ fn parse_blocker(number: i64) -> Option<Blocker> {
     })
 }
 
-/// The refusal of one permit of so many.
-fn parse_permit_refusal(refused: &[Value], of: u16) -> Option<Reply> {
-    let number = |value: &Value| match value {
-        Value::Int(number) => Some(*number),
+/// Parses the refusal of one permit of a semaphore with `total` permits.
+fn parse_permit_refusal(refusal: &[Value], total: u16) -> Option<Reply> {
+    let integer = |value: &Value| match value {
+        Value::Int(integer) => Some(*integer),
         _ => None,
     };
-    let numbers: Option<Vec<i64>> = refused.iter().map(number).collect();
-    match numbers?[..] {
+    let integers: Option<Vec<i64>> = refusal.iter().map(integer).collect();
+    match integers?[..] {
         [-1, permits] => {
             let permits = u16::try_from(permits).ok()?;
-            let is_other = (1..=MAX_PERMITS).contains(&permits) && permits != of;
+            let is_other = (1..=MAX_PERMITS).contains(&permits) && permits != total;
             is_other.then_some(Reply::PermitCountMismatch(permits))
         }
         [next, ref words @ ..] => {
             let next = Duration::from_millis(u64::try_from(next).ok()?);
             Some(Reply::PermitTaken(
-                FreePermits::from_words(words, of)?,
+                FreePermits::from_words(words, total)?,
                 next,
             ))
         }
@@ -208,45 +264,47 @@ fn parse_permit_refusal(refused: &[Value], of: u16) -> Option<Reply> {
     }
 }
 
-/// Who owns the lock with this number, of so many that are held as one.
-fn parse_blocking_key(number: i64, locks: usize) -> Option<Blocker> {
-    let number = usize::try_from(number).ok()?;
+/// Parses the index of the key that blocks a lock of `locks` keys.
+fn parse_blocking_key(index: i64, locks: usize) -> Option<Blocker> {
+    let index = usize::try_from(index).ok()?;
     match locks {
-        1 => (number == 0).then_some(Blocker::Owner),
-        _ => (number < locks).then_some(Blocker::OwnerOfKey(number)),
+        1 => (index == 0).then_some(Blocker::Owner),
+        _ => (index < locks).then_some(Blocker::OwnerOfKey(index)),
     }
 }
 
-/// The inner `None` is without an end, as one is that nobody lives to see; the outer one a number that no server says.
+/// Parses a remaining time in ms. The inner `None` is no end, or one beyond `NEVER_EXPIRES_AFTER`;
+/// the outer one is an integer that no server replies.
 fn parse_ttl(millis: i64) -> Option<Option<Duration>> {
     let left = match millis {
         -1 => return Some(None),
-        -2 => 0, // gone since
+        -2 => 0, // deleted meanwhile
         _ => u64::try_from(millis).ok()?,
     };
     Some(Some(Duration::from_millis(left)).filter(|left| *left < NEVER_EXPIRES_AFTER))
 }
 
-/// Reads a reply to the question of [`encode_pttl`]; `None` where it is not one.
+/// Parses the reply to PTTL; `None` if it cannot be one.
 pub(crate) fn parse_pttl(reply: &Value) -> Option<Reply> {
     match reply {
         Value::Int(left) => Some(Reply::Held(Blocker::Owner, parse_ttl(*left)?)),
-        Value::ServerError(_) => Some(Reply::Held(Blocker::Unknown, None)), // nobody may say
+        Value::ServerError(_) => Some(Reply::Held(Blocker::Unknown, None)), // PTTL denied
         _ => None,
     }
 }
 
-/// What a verb asks, as the tally counts it.
-pub(crate) fn vote_rule(verb: Op) -> VoteRule {
-    match verb {
+/// Returns the rule by which the votes on an operation are counted.
+pub(crate) fn vote_rule(op: Op) -> VoteRule {
+    match op {
         Op::Acquire | Op::Swap | Op::Restore => VoteRule::Acquire,
         _ => VoteRule::Ownership,
     }
 }
 
-/// An answer as a vote. A value of another type, for example, is a clear refusal: it will not go away by asking again.
-pub(crate) fn vote_of(answer: Reply) -> Vote {
-    match answer {
+/// Returns the vote that a reply is. A permanent error is a refusal: repeating the request does not
+/// change it.
+pub(crate) fn vote_of(reply: Reply) -> Vote {
+    match reply {
         Reply::Done | Reply::Fenced(_) | Reply::DoneNotified(_) | Reply::Holder(_) => Vote::Granted,
         Reply::SwappedAbsent(_) => Vote::Granted,
         Reply::Held(by, remaining) => Vote::Refused(match by {
@@ -254,7 +312,7 @@ pub(crate) fn vote_of(answer: Reply) -> Vote {
                 NodeFailure::Held { remaining }
             }
             Blocker::Readers => NodeFailure::HeldByReaders { remaining },
-            // Who comes in during the turn may stay for longer.
+            // A reader that enters during the turn may hold the lock for longer than the turn.
             Blocker::ReaderTurn => NodeFailure::HeldByReaders { remaining: None },
             Blocker::WaitingWriter => NodeFailure::WriterWaiting { remaining },
         }),
@@ -268,5 +326,270 @@ pub(crate) fn vote_of(answer: Reply) -> Vote {
         Reply::Failed(cause @ NodeFailure::Quarantined { .. }) => Vote::Refused(cause),
         Reply::Failed(cause) if cause.is_permanent() => Vote::Refused(cause),
         Reply::Failed(cause) => Vote::Fault(cause),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::server_error::MAX_ERROR_CHARS;
+    use crate::tests::fixtures::lease_as;
+
+    fn error(line: &str) -> Value {
+        let wire = format!("-{line}\r\n");
+        redis::parse_redis_value(wire.as_bytes()).unwrap_or(Value::Nil)
+    }
+
+    fn request(op: Op, kind: LeaseKind) -> Request {
+        Request::new(op, &lease_as("x", kind), 30)
+    }
+
+    /// Parses a reply that needs no further question.
+    fn parse(op: Op, kind: LeaseKind, reply: Value) -> Option<Reply> {
+        match parse_reply(&request(op, kind), 0, &reply) {
+            ParsedReply::Reply(reply) => Some(reply),
+            ParsedReply::ProtocolError => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn held(by: Blocker, millis: u64) -> Option<Reply> {
+        Some(Reply::Held(by, Some(Duration::from_millis(millis))))
+    }
+
+    #[test]
+    fn reply_to_acquire_is_a_grant_or_names_the_blocker() {
+        for op in [Op::Acquire, Op::Restore] {
+            let exclusive = |reply| parse(op, LeaseKind::Exclusive, reply);
+            assert_eq!(exclusive(Value::Okay), Some(Reply::Done));
+            assert_eq!(exclusive(Value::Int(1)), None);
+            let nil = parse_reply(&request(op, LeaseKind::Exclusive), 0, &Value::Nil);
+            assert!(matches!(nil, ParsedReply::RefusedAskTtl));
+            for kind in [LeaseKind::Read, LeaseKind::Write] {
+                assert_eq!(parse(op, kind, Value::Int(1)), Some(Reply::Done));
+                for bad in [Value::Okay, Value::Nil, Value::Int(0)] {
+                    assert_eq!(parse(op, kind, bad), None);
+                }
+                for (holder, left, expected) in [
+                    (0, -1, Some(Reply::Held(Blocker::Owner, None))),
+                    (1, 70, held(Blocker::Readers, 70)),
+                    (2, 0, held(Blocker::WaitingWriter, 0)),
+                    (3, -2, held(Blocker::ReaderTurn, 0)),
+                    (4, 0, None),
+                    (-1, 0, None),
+                    (0, -3, None),
+                ] {
+                    let reply = Value::Array(vec![Value::Int(holder), Value::Int(left)]);
+                    assert_eq!(parse(op, kind, reply), expected);
+                }
+            }
+        }
+        for (reply, expected) in [
+            (-2, held(Blocker::Owner, 0)),
+            (-1, Some(Reply::Held(Blocker::Owner, None))),
+            (0, held(Blocker::Owner, 0)),
+            (70, held(Blocker::Owner, 70)),
+            (i64::MAX, Some(Reply::Held(Blocker::Owner, None))),
+            (-3, None),
+        ] {
+            assert_eq!(parse_pttl(&Value::Int(reply)), expected);
+        }
+        assert_eq!(parse_pttl(&Value::Okay), None);
+    }
+
+    #[test]
+    fn reply_to_a_request_with_a_token_says_whose_it_is() {
+        for op in [Op::Extend, Op::Downgrade, Op::Release] {
+            for (reply, expected) in [
+                (1, Some(Reply::Done)),
+                (0, Some(Reply::Absent)),
+                (-1, Some(Reply::OtherToken)),
+                (-2, None),
+                (3, (op != Op::Extend).then_some(Reply::DoneNotified(2))),
+            ] {
+                assert_eq!(parse(op, LeaseKind::Exclusive, Value::Int(reply)), expected);
+            }
+            assert_eq!(parse(op, LeaseKind::Write, Value::Okay), None);
+        }
+        // One reply to several readers that share a call.
+        let reply = Value::Array(vec![Value::Int(1), Value::Int(0)]);
+        let release = request(Op::Release, LeaseKind::Read);
+        for (index, expected) in [(0, Some(Reply::Done)), (1, Some(Reply::Absent)), (2, None)] {
+            let parsed = match parse_reply(&release, index, &reply) {
+                ParsedReply::Reply(reply) => Some(reply),
+                _ => None,
+            };
+            assert_eq!(parsed, expected);
+        }
+    }
+
+    #[test]
+    fn error_reply_is_classified_by_its_code_or_text() {
+        let missing = error("NOSCRIPT No matching script.");
+        let release = request(Op::Release, LeaseKind::Exclusive);
+        assert!(matches!(
+            parse_reply(&release, 0, &missing),
+            ParsedReply::ScriptMissing
+        ));
+        let classify = |line: &str| match parse(Op::Acquire, LeaseKind::Exclusive, error(line)) {
+            Some(Reply::Failed(cause)) => cause,
+            other => panic!("{other:?}"),
+        };
+        let far = "x".repeat(1_000);
+        for line in [
+            "NOAUTH Authentication required.",
+            "NOPERM no",
+            "WRONGPASS invalid username-password pair or user is disabled.",
+            "DENIED Redis is running in protected mode because no password is set",
+            // Inside a script: Redis 6.2, 7.0, and later ones.
+            "ERR Error running script (call to f_1): @user_script:1: The user executing the script can't run this command",
+            "ERR ACL failure in script: User joe has no permissions to run the 'zadd' command",
+            "ERR NOPERM User joe has no permissions to run the 'zadd' command script: f_1",
+            &format!("ERR {far} ACL failure in script"),
+        ] {
+            assert!(
+                matches!(classify(line), NodeFailure::AccessDenied(_)),
+                "{line}"
+            );
+        }
+        for line in [
+            "READONLY You can't write",
+            "LOADING Redis",
+            "OOM command",
+            "ERR max number of clients reached",
+        ] {
+            assert!(
+                matches!(classify(line), NodeFailure::ServerError(text) if text.contains(&line[..3]))
+            );
+        }
+        for line in [
+            "WRONGTYPE Operation against a key",
+            "ERR WRONGTYPE Operation against a key script: f_1",
+        ] {
+            assert_eq!(classify(line), NodeFailure::WrongType, "{line}");
+        }
+    }
+
+    #[test]
+    fn error_text_is_cut_to_one_line() {
+        let shown = |line: &str| match parse(Op::Acquire, LeaseKind::Exclusive, error(line)) {
+            Some(Reply::Failed(NodeFailure::ServerError(text))) => text,
+            other => panic!("{other:?}"),
+        };
+        let echo = "ERR unknown command 'AUTH', with args beginning with: 'joe' 's3cret' ";
+        assert_eq!(shown(echo), "ERR unknown command 'AUTH'");
+        assert_eq!(shown("ERR two\nlines\x1b[2J"), "ERR two lines [2J");
+        let long = shown(&format!("ERR {}", "é".repeat(1_000_000)));
+        assert!(long.ends_with("é…") && long.chars().count() == MAX_ERROR_CHARS + 1);
+        let code = shown(&"E".repeat(1_000_000));
+        assert!(code.chars().count() == MAX_ERROR_CHARS + 1);
+        let far = format!("ERR {} WRONGTYPE", "x".repeat(1_000));
+        let parsed = parse(Op::Acquire, LeaseKind::Exclusive, error(&far));
+        assert_eq!(parsed, Some(Reply::Failed(NodeFailure::WrongType)));
+    }
+
+    /// Generates any reply as bytes, meaningful ones more often than others.
+    fn any_reply() -> impl Strategy<Value = Vec<u8>> {
+        let number = prop_oneof![-3..4_i64, any::<i64>(), Just(i64::MIN), Just(i64::MAX)];
+        let lines = [
+            "+OK",
+            "+QUEUED",
+            "$-1",
+            "*-1",
+            "$0\r\n",
+            "$2\r\nOK",
+            "-NOSCRIPT",
+            "-NOSCRIPT no",
+            "-",
+            "-ERR",
+            "-NOAUTH x",
+            "-WRONGTYPE",
+            "-MOVED 1 h:1",
+            "_",
+            "#t",
+            ",nan",
+            ",1.5",
+            "(123",
+            "=7\r\ntxt:abc",
+            "!5\r\nERR x",
+            ">0",
+            "%0",
+        ];
+        let leaf = prop_oneof![
+            4 => number.prop_map(|n| format!(":{n}\r\n").into_bytes()),
+            3 => proptest::sample::select(lines.to_vec()).prop_map(|w| format!("{w}\r\n").into_bytes()),
+            1 => proptest::collection::vec(any::<u8>(), 0..9).prop_map(|bytes| {
+                [format!("${}\r\n", bytes.len()).as_bytes(), &bytes, b"\r\n"].concat()
+            }),
+            1 => "[^\r\n]{0,9}".prop_map(|text| format!("-{text}\r\n").into_bytes()),
+        ];
+        let nested = leaf.clone().prop_recursive(3, 12, 4, |inner| {
+            let some = proptest::collection::vec(inner, 0..4);
+            (0..5_usize, some).prop_map(|(kind, some)| {
+                let (mark, count) = match kind {
+                    0 => ('~', some.len()),
+                    1 if some.len() % 2 == 0 => ('%', some.len() / 2),
+                    1 => ('|', some.len() / 2),
+                    _ => ('*', some.len()),
+                };
+                let mut wire = format!("{mark}{count}\r\n").into_bytes();
+                wire.extend(some.concat());
+                wire
+            })
+        });
+        prop_oneof![leaf, nested]
+    }
+
+    proptest! {
+        #[test]
+        fn any_reply_is_parsed_or_a_protocol_error(wire in any_reply(), index in 0..3_usize) {
+            let Ok(value) = redis::parse_redis_value(&wire) else {
+                return Ok(()); // the connection would be closed
+            };
+            let number = match &value {
+                Value::Int(number) => Some(*number),
+                _ => None,
+            };
+            for op in [
+                Op::Acquire, Op::Extend, Op::Restore, Op::Downgrade, Op::RaiseFence, Op::WakeListener, Op::Release,
+            ] {
+                for kind in [LeaseKind::Exclusive, LeaseKind::Read, LeaseKind::Write, LeaseKind::GateEntry] {
+                    for fence in [None, Some(0)] {
+                        let mut request = request(op, kind);
+                        request.min_fence = fence;
+                        let is_fenced = op == Op::Acquire && fence.is_some();
+                        match parse_reply(&request, index, &value) {
+                            // Only the documented reply is a grant.
+                            ParsedReply::Reply(Reply::Done) if matches!(op, Op::Acquire | Op::Restore) => {
+                                let good = if kind == LeaseKind::Exclusive && !is_fenced {
+                                    value == Value::Okay
+                                } else {
+                                    number == Some(1)
+                                };
+                                prop_assert!(good, "{:?} {:?}", op, value);
+                            }
+                            ParsedReply::Reply(Reply::Fenced(counter)) => {
+                                let same = number == i64::try_from(counter).ok();
+                                prop_assert!(is_fenced && same && counter > 0);
+                            }
+                            ParsedReply::Reply(Reply::DoneNotified(receivers)) => prop_assert!(receivers > 0),
+                            ParsedReply::Reply(Reply::Failed(cause)) => {
+                                let text = cause.to_string();
+                                prop_assert!(text.chars().count() < MAX_ERROR_CHARS + 50);
+                                prop_assert!(!text.contains(char::is_control));
+                            }
+                            ParsedReply::Reply(_) | ParsedReply::ProtocolError => {}
+                            ParsedReply::RefusedAskTtl => prop_assert_eq!(&value, &Value::Nil),
+                            ParsedReply::ScriptMissing => prop_assert!(matches!(value, Value::ServerError(_))),
+                        }
+                    }
+                }
+            }
+            if let Some(left) = parse_pttl(&value) {
+                prop_assert!(matches!(left, Reply::Held(Blocker::Owner | Blocker::Unknown, _)));
+            }
+        }
     }
 }

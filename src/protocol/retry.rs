@@ -1,14 +1,15 @@
-//! When to try again: back-off with jitter, and the limits that end it.
+//! Decides the delays between the attempts of an acquire, and the limits that end it. Random delays
+//! separate callers that ask at the same moment (L1). The random part is passed in.
 
 use std::time::Duration;
 
 use crate::error::Error;
 
-/// How an acquire tries again, and when it gives up.
+/// The delays and limits of an acquire that waits.
 ///
-/// The delay before the n-th retry is `initial_delay` doubled n − 1 times, at most `max_delay`, of which the
-/// fraction `jitter` is drawn at random: with 1.0 ("full jitter" in *Exponential Backoff And Jitter*, AWS
-/// Architecture Blog, 2015) anything from nothing to the whole delay, with 0.0 always the whole.
+/// The delay before the n-th retry is `initial_delay` doubled n − 1 times, at most `max_delay`. The
+/// fraction `jitter` of it is random: 1.0 draws between zero and the whole delay ("full jitter" in
+/// *Exponential Backoff And Jitter*, AWS Architecture Blog, 2015), 0.0 always uses the whole.
 ///
 /// ```
 /// use redguard::RetryPolicy;
@@ -24,23 +25,24 @@ use crate::error::Error;
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
-    /// The most attempts that an acquire makes, at least 1. A back-off delay that passes in the queue of this
-    /// process counts as one. An attempt repeats a split vote of callers that ask at the same moment, for 50 ms at most; these
-    /// repeats belong to it. `None` (the default) sets no limit.
+    /// The maximal number of attempts of an acquire, at least 1. Each back-off delay that passes in
+    /// this process's wait queue counts as an attempt. The repeats of a split vote, for at most 50
+    /// ms, belong to their attempt. `None` (the default) sets no limit.
     pub max_attempts: Option<u32>,
-    /// The longest that an acquire waits, time in the queue of this process included. An attempt that has begun
-    /// is finished, so the call may return up to `node_timeout` later. `None` (the default) sets no limit.
+    /// The maximal time that an acquire waits, including time in this process's wait queue. An
+    /// attempt that has begun is finished, so the call may return up to `node_timeout` later.
+    /// `None` (the default) sets no limit.
     pub max_wait: Option<Duration>,
-    /// How long an acquire that waits bears with fewer than a quorum of nodes answering its own rounds, in a row; time at an open
-    /// breaker ([`Config::circuit_breaker`](crate::Config::circuit_breaker)) counts. Then it is
-    /// [`InsufficientQuorum`](Error::InsufficientQuorum). Default: 10 s.
+    /// The maximal time that a waiting acquire continues while fewer than a quorum of nodes answer.
+    /// Time at an open breaker ([`Config::circuit_breaker`](crate::Config::circuit_breaker))
+    /// counts. Then [`InsufficientQuorum`](Error::InsufficientQuorum) is returned. Default: 10 s.
     pub max_outage: Duration,
     /// The first delay; more than zero. Default: 100 ms.
     pub initial_delay: Duration,
-    /// The longest delay; at least `initial_delay`. For read-write locks no delay is longer than 50 ms, so that nobody
-    /// misses a turn. Default: 2 s.
+    /// The longest delay; at least `initial_delay`. For read-write locks no delay is longer than 50
+    /// ms, so that no waiting caller misses a reader turn. Default: 2 s.
     pub max_delay: Duration,
-    /// The part of a delay that is drawn at random, 0.0 to 1.0. Default: 1.0.
+    /// The random fraction of a delay, 0.0 to 1.0. Default: 1.0.
     pub jitter: f64,
 }
 
@@ -58,15 +60,17 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
+    /// Validates the policy.
+    ///
     /// # Errors
-    /// `InvalidConfig` that names the numbers which do not go together.
+    /// - `InvalidConfig` with the values that contradict each other.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let refuse = |text: String| Err(Error::InvalidConfig(text));
         if self.max_attempts == Some(0) {
-            return refuse("max_attempts is 0, an acquire makes at least 1".into());
+            return refuse("max_attempts is 0; an acquire makes at least 1 attempt".into());
         }
         if self.initial_delay.is_zero() {
-            return refuse("initial_delay is 0, which would ask without a pause".into());
+            return refuse("initial_delay is 0; attempts need a delay between them".into());
         }
         if self.initial_delay > self.max_delay {
             return refuse(format!(
@@ -80,16 +84,18 @@ impl RetryPolicy {
         Ok(())
     }
 
-    /// The delay before retry number `retry` (from 1), with `draw` from 0.0 to 1.0 as the random part.
+    /// Returns the delay before the retry with this number (from 1); `draw`, 0.0 to 1.0, is the
+    /// random part.
     pub(crate) fn delay(&self, retry: u32, draw: f64) -> Duration {
         let whole = self.delay_without_jitter(retry);
         let part = 1.0 - self.jitter * (1.0 - draw.clamp(0.0, 1.0));
-        // The longest durations are rounded up when they become a float, also beyond the type's range.
+        // Conversion to a float rounds the longest durations up, even beyond the range of the type.
         Duration::try_from_secs_f64(whole.as_secs_f64() * part)
             .map_or(whole, |part| part.min(whole))
     }
 
-    /// How many of the (whole) delays have passed after `waited`: as many attempts would have been made.
+    /// Returns the number of whole delays in `waited`, which is the number of attempts that a
+    /// caller outside the queue would have made.
     pub(crate) fn attempts_elapsed(&self, waited: Duration) -> u32 {
         let mut attempts = 0_u32;
         let mut left = waited;
@@ -107,7 +113,7 @@ impl RetryPolicy {
         }
     }
 
-    /// How long `attempts` attempts may take in the queue: the sum of the delays between them.
+    /// Returns the sum of the delays between `attempts` attempts.
     pub(crate) fn total_delay(&self, attempts: u32) -> Duration {
         let mut sum = Duration::ZERO;
         for retry in 1..attempts {
@@ -151,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn delays_double_up_to_the_longest() {
+    fn delays_double_up_to_max_delay() {
         let plain = policy(100, 1_000, 0.0);
         for (retry, expected) in [
             (1, 100),
@@ -167,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_takes_its_part_and_never_adds() {
+    fn jitter_only_shortens_a_delay() {
         for (jitter, draw, expected) in [
             (1.0, 0.0, 0),
             (1.0, 0.5, 50),
@@ -232,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_named() {
+    fn invalid_policy_is_named() {
         let table = [
             (
                 policy(200, 100, 1.0),
@@ -242,9 +248,9 @@ mod tests {
             (policy(1, 2, 1.5), "jitter 1.5"),
             (policy(1, 2, f64::NAN), "jitter NaN"),
         ];
-        for (policy, words) in table {
+        for (policy, text) in table {
             let error = policy.validate().unwrap_err();
-            assert!(error.to_string().contains(words), "{error}");
+            assert!(error.to_string().contains(text), "{error}");
         }
         RetryPolicy::default().validate().unwrap();
     }

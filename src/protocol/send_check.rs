@@ -1,4 +1,5 @@
-//! What is sent and what is not, and what may follow from it on a node: decisions of a lane that need no thread.
+//! Decides whether a queued request is still sent, and records what a sent one may leave on a node
+//! (S4, S5, L3).
 
 use std::time::{Duration, Instant};
 
@@ -8,20 +9,20 @@ use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::server_error;
 
-/// The answer to a request that is not sent: because what it is for is over (rules S4, S5), or because the node is in
-/// quarantine for so long.
+/// Returns the reply to a request that need not be sent; `None` if it must be sent. A request is
+/// not sent if its lease is over (S4, S5), or if it is an acquire and the node is quarantined.
 pub(crate) fn skip_reply(
     request: &Request,
     node: usize,
     quarantine: Duration,
     now: Instant,
 ) -> Option<Reply> {
-    match (request.verb, request.lease.peek(now)) {
+    match (request.op, request.lease.peek(now)) {
         (Op::Release, _) => {
-            let gone = !request.lease.may_exist(node, now);
-            gone.then_some(Reply::Absent)
+            let is_gone = !request.lease.may_exist(node, now);
+            is_gone.then_some(Reply::Absent)
         }
-        // A connection may have broken, and led to a server that has started anew, since this was asked.
+        // The connection may have broken since the caller asked, and reach a restarted server now.
         (Op::Acquire | Op::Swap, LeaseState::Pending) if !quarantine.is_zero() => {
             let remaining = quarantine;
             Some(Reply::Failed(NodeFailure::Quarantined { remaining }))
@@ -30,56 +31,56 @@ pub(crate) fn skip_reply(
         | (Op::WakeListener | Op::Inspect | Op::ForceRelease, _)
         | (_, LeaseState::Held(_)) => None,
         _ => Some(Reply::Failed(NodeFailure::Unreachable(
-            "not sent: the lease is over".into(),
+            "not sent: the lease has ended".into(),
         ))),
     }
 }
 
-/// What is sent in place of a swap whose lease is over: it was to be the release of the former one, too. Who has given up that
-/// lease may have released the former one before.
-pub(crate) fn replacement_release(request: &Request, answer: &Reply) -> Option<Request> {
-    let is_over = !matches!(answer, Reply::Failed(NodeFailure::Quarantined { .. }));
+/// Returns the release that replaces a swap whose lease is over, because the swap would have
+/// released the former token too. The caller that abandoned the lease may have released it already.
+pub(crate) fn replacement_release(request: &Request, skipped: &Reply) -> Option<Request> {
+    let is_over = !matches!(skipped, Reply::Failed(NodeFailure::Quarantined { .. }));
     let former = request.former_lease.as_ref();
-    let former = former.filter(|_| request.verb == Op::Swap && is_over)?;
+    let former = former.filter(|_| request.op == Op::Swap && is_over)?;
     let mut release = Request::new(Op::Release, former, 0);
     release.publish = true;
     Some(release)
 }
 
-/// From now on the request's key may exist on the node for its TTL.
+/// Records that from now on the request's key may exist on the node for its TTL.
 pub(crate) fn record_sent(request: &Request, node: usize, now: Instant) {
     let ttl = Duration::from_millis(request.ttl);
-    match request.verb {
-        verb if verb.grants() => {
+    match request.op {
+        op if op.grants() => {
             request.lease.record_sent(node, now, ttl);
-            if let Some(place) = &request.gate_entry {
-                place.record_sent(node, now, request.marker_ttl());
+            if let Some(entry) = &request.gate_entry {
+                entry.record_sent(node, now, request.marker_ttl());
             }
         }
-        Op::Extend | Op::Downgrade => request.lease.note_extended(now, ttl),
+        Op::Extend | Op::Downgrade => request.lease.record_extension_sent(now, ttl),
         _ => {}
     }
 }
 
-/// What follows from a node's answer for the key: where the first request to grant a lease is refused, or not run, the node
-/// has nothing of it (rule S4).
-pub(crate) fn note_answered(request: &Request, node: usize, answer: &Reply) {
-    let is_nothing = match answer {
+/// Records a reply: if the first granting request of a lease was refused or not run, the node
+/// stores nothing of the lease (S4).
+pub(crate) fn record_reply(request: &Request, node: usize, reply: &Reply) {
+    let left_nothing = match reply {
         Reply::Held(..) | Reply::PermitTaken(..) | Reply::PermitCountMismatch(_) => true,
         Reply::Absent | Reply::OtherToken => true,
         Reply::Failed(cause) => server_error::is_not_run(cause),
         _ => false,
     };
-    if is_nothing && request.verb.grants() && request.verb != Op::Restore {
-        request.lease.note_not_granted(node);
+    if left_nothing && request.op.grants() && request.op != Op::Restore {
+        request.lease.record_not_granted(node);
     }
 }
 
-/// A server that hangs may still run it when it goes on, however late that is: until this lane has killed the connection, its
-/// key may come to exist, or for longer.
+/// Records that a sent request has no reply. A hung server may still run it when it continues,
+/// until the next connection kills this one.
 pub(crate) fn record_unanswered(request: &Request, node: usize) {
-    match request.verb {
-        verb if verb.grants() => {
+    match request.op {
+        op if op.grants() => {
             request
                 .written_leases()
                 .for_each(|lease| lease.record_unanswered(node));
@@ -97,56 +98,59 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::protocol::lease::tests::lease;
     use crate::protocol::reply::Blocker;
+    use crate::tests::fixtures::lease;
     use crate::time::clock;
 
     #[test]
-    fn a_swap_that_nobody_wants_any_more_is_a_release() {
+    fn swap_of_an_ended_lease_is_replaced_by_a_release() {
         let (now, ttl) = (clock::now(), Duration::from_secs(60));
         let (next, former) = (lease("x"), lease("x"));
         let mut swap = Request::new(Op::Swap, &next, 1);
         swap.former_lease = Some(Arc::clone(&former));
-        let sent = |quarantine| {
-            let answer = skip_reply(&swap, 0, quarantine, now)?;
-            let release = replacement_release(&swap, &answer);
-            Some(release.map(|release| (release.verb, release.lease.token().id())))
+        let replaced = |quarantine| {
+            let skipped = skip_reply(&swap, 0, quarantine, now)?;
+            let release = replacement_release(&swap, &skipped);
+            Some(release.map(|release| (release.op, release.lease.token().id())))
         };
-        assert_eq!(sent(Duration::ZERO), None);
-        assert_eq!(sent(ttl), Some(None), "a node that is not to vote");
+        assert_eq!(replaced(Duration::ZERO), None);
+        assert_eq!(replaced(ttl), Some(None), "a node that does not vote");
         assert!(next.activate(now + ttl, 0));
-        assert_eq!([sent(Duration::ZERO), sent(ttl)], [None, None]);
+        assert_eq!([replaced(Duration::ZERO), replaced(ttl)], [None, None]);
         next.begin_release(now);
         let release = Some(Some((Op::Release, former.token().id())));
-        assert_eq!([sent(Duration::ZERO), sent(ttl)], [release, release]);
-        let take = Request::new(Op::Acquire, &next, 1);
-        let answer = skip_reply(&take, 0, Duration::ZERO, now);
-        assert!(answer.is_some_and(|answer| replacement_release(&take, &answer).is_none()));
+        assert_eq!(
+            [replaced(Duration::ZERO), replaced(ttl)],
+            [release, release]
+        );
+        let acquire = Request::new(Op::Acquire, &next, 1);
+        let skipped = skip_reply(&acquire, 0, Duration::ZERO, now);
+        assert!(skipped.is_some_and(|skipped| replacement_release(&acquire, &skipped).is_none()));
     }
 
     #[test]
-    fn request_to_grant_that_was_refused_or_not_run_leaves_nothing_to_release() {
+    fn acquire_that_was_refused_or_not_run_needs_no_release() {
         let now = clock::now();
         let ttl = Some(Duration::from_secs(1));
-        let fault = |text: &str| Reply::Failed(NodeFailure::ServerError(text.into()));
-        for (verb, answer, leaves) in [
+        let failed = |text: &str| Reply::Failed(NodeFailure::ServerError(text.into()));
+        for (op, reply, needs_release) in [
             (Op::Acquire, Reply::Done, true),
             (Op::Acquire, Reply::Held(Blocker::Owner, ttl), false),
             (Op::Swap, Reply::OtherToken, false),
             (Op::Adopt, Reply::Absent, false),
-            (Op::Acquire, fault("MOVED 1 a:1"), false),
-            (Op::Swap, fault("OOM not now script: abc, on @x:1."), true),
+            (Op::Acquire, failed("MOVED 1 a:1"), false),
+            (Op::Swap, failed("OOM not now script: abc, on @x:1."), true),
             (Op::Acquire, Reply::Failed(NodeFailure::TimedOut), true),
-            (Op::Restore, fault("MOVED 1 a:1"), true), // it may have been there before
-            (Op::Extend, Reply::Absent, true),         // another request may restore it
+            (Op::Restore, failed("MOVED 1 a:1"), true), // the key may have existed before
+            (Op::Extend, Reply::Absent, true),          // another request may restore it
         ] {
-            let request = Request::new(verb, &lease("x"), 1_000);
-            let take = Request::new(Op::Acquire, &request.lease, 1_000);
-            record_sent(&take, 0, now);
+            let request = Request::new(op, &lease("x"), 1_000);
+            let acquire = Request::new(Op::Acquire, &request.lease, 1_000);
+            record_sent(&acquire, 0, now);
             record_sent(&request, 0, now);
-            note_answered(&request, 0, &answer);
-            let is_there = request.lease.may_exist(0, now);
-            assert_eq!(is_there, leaves, "{verb:?} {answer:?}");
+            record_reply(&request, 0, &reply);
+            let may_exist = request.lease.may_exist(0, now);
+            assert_eq!(may_exist, needs_release, "{op:?} {reply:?}");
         }
     }
 }

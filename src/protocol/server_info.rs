@@ -1,4 +1,5 @@
-//! What a node says of itself when it is greeted, and whether it can be trusted with locks.
+//! Parses a server's INFO reply. Decides whether the node may grant locks at all, and how long it
+//! is quarantined after a restart without its data (section 7 of ARCHITECTURE.md).
 
 use std::fmt;
 use std::time::Duration;
@@ -7,14 +8,15 @@ use crate::error;
 use crate::error::NodeFailure;
 use crate::protocol::validity;
 
-/// Above this an uptime is taken for nothing: a server's clock that was set from 1970 to the present counts as that much.
+/// A longer uptime counts as zero: a server adds the step when its clock is set from 1970 to the
+/// present.
 const MAX_PLAUSIBLE_UPTIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
-/// Servers count their uptime in whole seconds of their wall clock.
+/// The resolution of a server's uptime.
 const UPTIME_ROUNDING: Duration = Duration::from_secs(1);
-/// A clock is warned about that is off by more than may be granted to it within this TTL, 302 ms.
+/// A clock offset above the drift of this TTL, 302 ms, is logged.
 const CLOCK_WARNING_TTL: Duration = Duration::from_secs(30);
 
-/// What a node is among its replicas.
+/// The replication role of a node.
 ///
 /// ```no_run
 /// use redguard::{Nodes, Role};
@@ -27,13 +29,13 @@ const CLOCK_WARNING_TTL: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
-    /// It takes writes.
+    /// The node accepts writes.
     Master,
-    /// It follows another node, and cannot grant locks.
+    /// The node replicates another one and cannot grant locks.
     Replica,
 }
 
-/// A node's wall clock beside ours, as exactly as half of the round trip in which it was asked
+/// The offset of a node's wall clock from ours. Its uncertainty is half of the measuring round trip
 /// ([`NodeHealth::clock_uncertainty`](crate::NodeHealth::clock_uncertainty)).
 ///
 /// ```
@@ -46,16 +48,16 @@ pub enum Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClockOffset {
-    /// The node's is ahead by so much.
+    /// The node's clock is ahead by this duration.
     Ahead(Duration),
-    /// The node's is behind by so much.
+    /// The node's clock is behind by this duration.
     Behind(Duration),
 }
 
-/// As in "40 ms behind".
+/// Shows the offset as in "40 ms behind".
 impl fmt::Display for ClockOffset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size = error::in_words(self.abs());
+        let size = error::format_duration(self.abs());
         match self {
             ClockOffset::Ahead(_) => write!(f, "{size} ahead"),
             ClockOffset::Behind(_) => write!(f, "{size} behind"),
@@ -64,7 +66,7 @@ impl fmt::Display for ClockOffset {
 }
 
 impl ClockOffset {
-    /// Whichever of the two it is.
+    /// Returns the offset without its direction.
     pub fn abs(self) -> Duration {
         match self {
             ClockOffset::Ahead(size) | ClockOffset::Behind(size) => size,
@@ -72,22 +74,22 @@ impl ClockOffset {
     }
 }
 
-/// A node's wall clock beside ours, measured in one exchange with it.
+/// A clock offset, measured in one round trip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ClockReading {
     pub(crate) offset: ClockOffset,
-    /// By how much the offset may be wrong: half of the exchange's duration, since the node may have read its clock at any time
-    /// within it.
+    /// The maximal error of the offset: half of the round trip, because the node may have read its
+    /// clock at any time within it.
     pub(crate) uncertainty: Duration,
 }
 
 impl ClockReading {
-    /// How far the clocks are apart at least.
-    pub(crate) fn least(self) -> Duration {
+    /// Returns the minimal distance of the clocks.
+    pub(crate) fn min_distance(self) -> Duration {
         self.offset.abs().saturating_sub(self.uncertainty)
     }
 
-    /// How much later the node's clock is than ours, in microseconds.
+    /// Returns the offset in µs, negative if the node's clock is behind.
     fn signed(self) -> i128 {
         match self.offset {
             ClockOffset::Ahead(size) => size.as_micros() as i128,
@@ -95,8 +97,8 @@ impl ClockReading {
         }
     }
 
-    /// Returns the more exact of two readings, unless they contradict each other: then the clock was set in between, and the later
-    /// one counts.
+    /// Returns the more exact of two readings. If they contradict each other, the clock was set in
+    /// between, and the later one is returned.
     fn better(former: ClockReading, later: ClockReading) -> ClockReading {
         let apart = former.signed().abs_diff(later.signed());
         let agree = apart <= (former.uncertainty + later.uncertainty).as_micros();
@@ -107,58 +109,58 @@ impl ClockReading {
     }
 }
 
-/// As in "its clock is 401 ms ahead of ours (±12 ms)".
+/// Shows the reading as in "401 ms ahead of ours (±12 ms)".
 impl fmt::Display for ClockReading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of = match self.offset {
             ClockOffset::Ahead(_) => " of",
             ClockOffset::Behind(_) => "",
         };
-        let uncertainty = error::in_words(self.uncertainty);
+        let uncertainty = error::format_duration(self.uncertainty);
         write!(f, "{}{of} ours (±{uncertainty})", self.offset)
     }
 }
 
-/// What a server is for, where it is not for locks of a node that stands for itself.
+/// A mode in which a server is no node of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServerMode {
     Sentinel,
     ClusterMember,
 }
 
-/// A node's own words.
+/// The server info of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ServerInfo {
     pub(crate) role: Option<Role>,
-    /// The policy by which it evicts keys when it has no memory left; `None` if it does not.
+    /// The policy by which the server may evict locks; `None` if it evicts none.
     pub(crate) eviction_risk: Option<String>,
-    /// Its `maxmemory-policy`, whether or not there is a limit.
+    /// The `maxmemory-policy`, with or without a memory limit.
     pub(crate) maxmemory_policy: Option<String>,
-    /// How long it has been up.
+    /// The uptime, in whole seconds.
     pub(crate) uptime: Duration,
     pub(crate) clock_offset: Option<ClockReading>,
-    /// How long it took to answer the first question.
+    /// The duration of the first round trip.
     pub(crate) round_trip: Duration,
     pub(crate) mode: Option<ServerMode>,
 }
 
 impl ServerInfo {
-    /// Reads what `INFO server`, `INFO replication` and `INFO memory` say together; `wall` is our wall clock's time since 1970
-    /// in the middle of the `round_trip` in which they were said.
+    /// Parses the joined replies to `INFO server`, `INFO replication` and `INFO memory`. `wall` is
+    /// our wall clock, since 1970, in the middle of `round_trip`.
     pub(crate) fn parse_info(info: &str, wall: Duration, round_trip: Duration) -> ServerInfo {
         let field = |name: &str| info_field(info, name);
-        let number = |name: &str| field(name)?.parse::<u64>().ok();
-        // A word, which is kept and told.
+        let integer = |name: &str| field(name)?.parse::<u64>().ok();
+        // The policy is stored and shown, so only a printable word is accepted.
         let maxmemory_policy = field("maxmemory_policy")
             .filter(|policy| {
                 policy.len() < 40 && policy.bytes().all(|byte| byte.is_ascii_graphic())
             })
             .map(str::to_owned);
-        let is_limited = number("maxmemory").is_some_and(|bytes| bytes > 0);
+        let is_limited = integer("maxmemory").is_some_and(|bytes| bytes > 0);
         let eviction_risk = maxmemory_policy
             .clone()
             .filter(|policy| is_limited && policy != "noeviction");
-        let uptime = number("uptime_in_seconds").map_or(Duration::ZERO, Duration::from_secs);
+        let uptime = integer("uptime_in_seconds").map_or(Duration::ZERO, Duration::from_secs);
         ServerInfo {
             role: match field("role") {
                 Some("master") => Some(Role::Master),
@@ -172,7 +174,7 @@ impl ServerInfo {
             } else {
                 uptime
             },
-            clock_offset: number("server_time_usec")
+            clock_offset: integer("server_time_usec")
                 .map(Duration::from_micros)
                 .map(|theirs| match theirs.checked_sub(wall) {
                     Some(ahead) => ClockOffset::Ahead(ahead),
@@ -183,7 +185,7 @@ impl ServerInfo {
                     uncertainty: round_trip / 2,
                 }),
             round_trip,
-            // Valkey calls it otherwise unless told not to.
+            // Valkey names the field `server_mode` unless it is configured otherwise.
             mode: match field("redis_mode").or_else(|| field("server_mode")) {
                 Some("sentinel") => Some(ServerMode::Sentinel),
                 Some("cluster") => Some(ServerMode::ClusterMember),
@@ -192,7 +194,7 @@ impl ServerInfo {
         }
     }
 
-    /// Takes over what the same node said before where that is more exact.
+    /// Keeps the more exact values of two measurements of the same node.
     pub(crate) fn refine(&mut self, former: &ServerInfo) {
         self.round_trip = self.round_trip.min(former.round_trip);
         if let (Some(before), Some(now)) = (former.clock_offset, self.clock_offset) {
@@ -200,32 +202,33 @@ impl ServerInfo {
         }
     }
 
-    /// Why it cannot vote at all, if it cannot.
-    pub(crate) fn rejection(&self, strict: bool) -> Option<NodeFailure> {
+    /// Returns why the node may not vote at all, if it may not. `reject_evicting` rejects a node
+    /// that may evict locks.
+    pub(crate) fn rejection(&self, reject_evicting: bool) -> Option<NodeFailure> {
         if self.role == Some(Role::Replica) {
             return Some(NodeFailure::ServerError(
-                "it is a replica, which cannot grant locks".into(),
+                "the server is a replica, which cannot grant locks".into(),
             ));
         }
         self.eviction_warning()
-            .filter(|_| strict)
+            .filter(|_| reject_evicting)
             .map(NodeFailure::ServerError)
     }
 
-    /// Why it is no node of its own, if it is none.
+    /// Returns why the server is no node of its own, if it is none.
     pub(crate) fn wrong_mode(&self) -> Option<NodeFailure> {
-        let words = match self.mode? {
+        let text = match self.mode? {
             ServerMode::Sentinel => {
-                "it is a sentinel, which has no locks: name it with `Endpoint::sentinel` (feature `sentinel`)"
+                "the server is a sentinel: configure it with `Endpoint::sentinel` (feature `sentinel`)"
             }
             ServerMode::ClusterMember => {
-                "it is a member of a cluster: name the cluster with `Endpoint::cluster` (feature `cluster`)"
+                "the server is a cluster member: configure it with `Endpoint::cluster` (feature `cluster`)"
             }
         };
-        Some(NodeFailure::ServerError(words.to_owned()))
+        Some(NodeFailure::ServerError(text.to_owned()))
     }
 
-    /// What is dangerous about it, if it is used all the same.
+    /// Returns the warning that the server may evict locks, if it may.
     pub(crate) fn eviction_warning(&self) -> Option<String> {
         let policy = self.eviction_risk.as_ref()?;
         Some(format!(
@@ -233,26 +236,27 @@ impl ServerInfo {
         ))
     }
 
-    /// Its clock, if that is certainly off by so much that it is worth a warning: tokens of a node that has lost its count begin
-    /// there.
+    /// Returns the clock offset if it is certainly above the warning limit. Fence counters of a
+    /// node that lost its data start at its clock (S12).
     pub(crate) fn excessive_clock_offset(&self) -> Option<ClockReading> {
         self.clock_offset
-            .filter(|clock| clock.least() > validity::drift(CLOCK_WARNING_TTL))
+            .filter(|clock| clock.min_distance() > validity::drift(CLOCK_WARNING_TTL))
     }
 
-    /// Why it will not answer within `node_timeout`, if its first answer took longer.
+    /// Returns the warning that replies will take longer than `node_timeout`, if the first one did.
     pub(crate) fn is_too_far(&self, node_timeout: Duration) -> Option<String> {
         (self.round_trip > node_timeout).then(|| {
             format!(
-                "a round trip takes {}, which is more than node_timeout ({}): it will not answer in time",
-                error::in_words(self.round_trip),
-                error::in_words(node_timeout)
+                "a round trip takes {}, more than node_timeout ({}): replies will be too late",
+                error::format_duration(self.round_trip),
+                error::format_duration(node_timeout)
             )
         })
     }
 
-    /// How long it is not to vote on new locks, where none has a TTL above `max_ttl`. Every lock that it can have forgotten when
-    /// it started has ended after that: `max_ttl` and drift after the start, and a second, since uptimes are rounded.
+    /// Returns how long the node must not vote on new locks, if no TTL is above `max_ttl`. Every
+    /// lock that a restart lost has expired `max_ttl` and its drift after the start. One second is
+    /// added because the uptime is rounded.
     pub(crate) fn quarantine_left(&self, max_ttl: Duration) -> Duration {
         let after = max_ttl
             .saturating_add(validity::drift(max_ttl))
@@ -261,7 +265,7 @@ impl ServerInfo {
     }
 }
 
-/// The value of a field in an INFO reply.
+/// Returns the value of a field of an INFO reply.
 pub(crate) fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = info.lines();
     lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
@@ -273,77 +277,73 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn about(info: &str) -> ServerInfo {
+    fn server_info(info: &str) -> ServerInfo {
         ServerInfo::parse_info(info, 1_000 * SECOND, Duration::ZERO)
     }
 
     #[test]
-    fn a_master_without_a_limit_is_trusted() {
+    fn master_without_a_memory_limit_is_accepted() {
         let info = "run_id:x\r\nuptime_in_seconds:77\r\nserver_time_usec:1000250000\r\nrole:master\r\nmaxmemory:0\r\n\
                     maxmemory_policy:allkeys-lru\r\n";
-        let about = about(info);
-        assert_eq!(about.role, Some(Role::Master));
-        assert_eq!(about.uptime, 77 * SECOND);
+        let parsed = server_info(info);
+        assert_eq!(parsed.role, Some(Role::Master));
+        assert_eq!(parsed.uptime, 77 * SECOND);
         assert_eq!(
-            about.clock_offset.map(|clock| clock.offset),
+            parsed.clock_offset.map(|clock| clock.offset),
             Some(ClockOffset::Ahead(Duration::from_millis(250)))
         );
         assert_eq!(
-            (about.eviction_warning(), about.rejection(true)),
+            (parsed.eviction_warning(), parsed.rejection(true)),
             (None, None)
         );
-        assert_eq!(about.maxmemory_policy.as_deref(), Some("allkeys-lru"));
-        assert_eq!(about.excessive_clock_offset(), None);
+        assert_eq!(parsed.maxmemory_policy.as_deref(), Some("allkeys-lru"));
+        assert_eq!(parsed.excessive_clock_offset(), None);
     }
 
     #[test]
-    fn replicas_and_those_that_evict_are_told_apart() {
-        let replica = about("role:slave");
+    fn replica_is_rejected_and_evicting_master_only_if_configured() {
+        let replica = server_info("role:slave");
         assert!(replica.rejection(false).is_some() && replica.eviction_warning().is_none());
-        let evicts = about("role:master\nmaxmemory:1000\nmaxmemory_policy:volatile-ttl");
+        let evicts = server_info("role:master\nmaxmemory:1000\nmaxmemory_policy:volatile-ttl");
         assert!(
             evicts
                 .eviction_warning()
-                .is_some_and(|words| words.contains("volatile-ttl"))
+                .is_some_and(|text| text.contains("volatile-ttl"))
         );
         assert!(evicts.rejection(false).is_none() && evicts.rejection(true).is_some());
-        let keeps = about("role:master\nmaxmemory:1000\nmaxmemory_policy:noeviction");
+        let keeps = server_info("role:master\nmaxmemory:1000\nmaxmemory_policy:noeviction");
         assert!(keeps.rejection(true).is_none());
-        assert_eq!(
-            about("").rejection(true),
-            None,
-            "who may not ask does not know"
-        );
+        assert_eq!(server_info("").rejection(true), None, "INFO denied");
     }
 
     #[test]
-    fn clocks_that_are_far_off_are_told() {
+    fn clock_far_off_is_reported() {
         for (micros, off) in [
             (999_697_000, true),
             (999_700_000, false),
             (1_000_303_000, true),
         ] {
-            let clock = about(&format!("server_time_usec:{micros}")).excessive_clock_offset();
+            let clock = server_info(&format!("server_time_usec:{micros}")).excessive_clock_offset();
             assert_eq!(clock.is_some(), off, "{micros}");
         }
     }
 
     #[test]
-    fn clock_that_may_be_right_is_not_told() {
+    fn clock_offset_within_its_uncertainty_is_not_reported() {
         let ms = Duration::from_millis;
         for (ahead, round_trip, off) in [(401, 0, true), (401, 196, true), (401, 200, false)] {
             let info = format!("server_time_usec:{}", 1_000_000_000 + ahead * 1000);
-            let about = ServerInfo::parse_info(&info, 1_000 * SECOND, ms(round_trip));
+            let parsed = ServerInfo::parse_info(&info, 1_000 * SECOND, ms(round_trip));
             assert_eq!(
-                about.excessive_clock_offset().is_some(),
+                parsed.excessive_clock_offset().is_some(),
                 off,
                 "{round_trip} ms"
             );
         }
         let info = "server_time_usec:1000401000";
         let clock = ServerInfo::parse_info(info, 1_000 * SECOND, ms(24)).clock_offset;
-        let told = clock.map(|clock| clock.to_string());
-        assert_eq!(told.as_deref(), Some("401 ms ahead of ours (±12 ms)"));
+        let shown = clock.map(|clock| clock.to_string());
+        assert_eq!(shown.as_deref(), Some("401 ms ahead of ours (±12 ms)"));
         assert_eq!(
             ClockOffset::Behind(60 * SECOND).to_string(),
             "60.0 s behind"
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn more_exact_reading_of_a_clock_is_kept_until_it_was_set() {
+    fn more_exact_clock_reading_is_kept_until_the_clock_is_set() {
         let reading = |ahead: i64, uncertainty: u64| ClockReading {
             offset: match u64::try_from(ahead) {
                 Ok(ahead) => ClockOffset::Ahead(Duration::from_millis(ahead)),
@@ -373,30 +373,32 @@ mod tests {
     }
 
     #[test]
-    fn servers_that_are_no_nodes_are_named() {
-        for (info, words) in [
+    fn sentinel_and_cluster_member_are_no_nodes() {
+        for (line, text) in [
             ("redis_mode:standalone", None),
             ("redis_mode:sentinel", Some("Endpoint::sentinel")),
             ("redis_mode:cluster", Some("Endpoint::cluster")),
             ("server_mode:cluster", Some("Endpoint::cluster")),
             ("role:master", None),
         ] {
-            let told = about(info).wrong_mode().map(|cause| cause.to_string());
-            match words {
-                None => assert_eq!(told, None),
-                Some(words) => assert!(told.is_some_and(|told| told.contains(words)), "{info}"),
+            let shown = server_info(line)
+                .wrong_mode()
+                .map(|cause| cause.to_string());
+            match text {
+                None => assert_eq!(shown, None),
+                Some(text) => assert!(shown.is_some_and(|shown| shown.contains(text)), "{line}"),
             }
         }
     }
 
     #[test]
-    fn node_that_is_too_far_is_told_with_both_durations() {
+    fn round_trip_above_node_timeout_is_reported_with_both_durations() {
         let ms = Duration::from_millis;
         let far = ServerInfo::parse_info("", SECOND, ms(264));
-        let told = far.is_too_far(ms(200)).unwrap();
+        let shown = far.is_too_far(ms(200)).unwrap();
         assert!(
-            told.contains("264 ms") && told.contains("node_timeout (200 ms)"),
-            "{told}"
+            shown.contains("264 ms") && shown.contains("node_timeout (200 ms)"),
+            "{shown}"
         );
         assert_eq!(far.is_too_far(ms(264)), None);
         let mut back = ServerInfo::parse_info("", SECOND, ms(900));
@@ -405,36 +407,39 @@ mod tests {
     }
 
     #[test]
-    fn quarantine_lasts_until_no_forgotten_lock_can_be_held() {
+    fn quarantine_ends_when_every_lost_lock_has_expired() {
         let max_ttl = 10 * SECOND;
         for (uptime, left) in [
             (0, Duration::from_millis(11_102)),
             (11, Duration::from_millis(102)),
             (12, Duration::ZERO),
             (20 * 365 * 24 * 3600, Duration::ZERO),
-            // Its clock was set to the present after it had started.
+            // The clock was set from 1970 after the start.
             (50 * 365 * 24 * 3600, Duration::from_millis(11_102)),
         ] {
-            let about = about(&format!("uptime_in_seconds:{uptime}"));
-            assert_eq!(about.quarantine_left(max_ttl), left, "{uptime} s");
+            let parsed = server_info(&format!("uptime_in_seconds:{uptime}"));
+            assert_eq!(parsed.quarantine_left(max_ttl), left, "{uptime} s");
         }
         assert_eq!(
-            about("uptime_in_seconds:soon").quarantine_left(max_ttl),
+            server_info("uptime_in_seconds:soon").quarantine_left(max_ttl),
             Duration::from_millis(11_102)
         );
-        assert!(about("").quarantine_left(Duration::MAX) > max_ttl);
+        assert!(server_info("").quarantine_left(Duration::MAX) > max_ttl);
     }
 
     #[test]
-    fn a_policy_is_a_word() {
+    fn eviction_policy_is_a_printable_word() {
         for policy in ["x".repeat(1_000_000), "allkeys-lru\x1b[2J".to_owned()] {
-            let about = about(&format!("maxmemory:7\r\nmaxmemory_policy:{policy}\r\n"));
-            assert_eq!((about.maxmemory_policy, about.eviction_risk), (None, None));
+            let parsed = server_info(&format!("maxmemory:7\r\nmaxmemory_policy:{policy}\r\n"));
+            assert_eq!(
+                (parsed.maxmemory_policy, parsed.eviction_risk),
+                (None, None)
+            );
         }
     }
 
     #[test]
-    fn fields_are_whole_names() {
+    fn field_names_match_as_a_whole() {
         let info = "used_memory:5\r\nmaxmemory_human:1M\r\nmaxmemory:7\r\n";
         assert_eq!(info_field(info, "maxmemory"), Some("7"));
         assert_eq!(info_field(info, "memory"), None);

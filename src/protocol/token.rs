@@ -1,21 +1,21 @@
-//! What is stored under a lock's key.
+//! The token that is stored under a lock's key (S3).
 
 use std::fmt;
 
 use crate::error::Error;
 use crate::random;
 
-/// What is stored under a lock's key: 160 random bits of the operating system in hexadecimal digits, after the
-/// owner's label if there is one. Fresh for every attempt (rule S3).
+/// A token: 160 random bits of the operating system in hexadecimal digits, preceded by the owner
+/// label and `:` if there is one. Every attempt has a fresh token.
 ///
-/// Its `Debug` shows nothing: who knows a token can release the lock.
+/// `Debug` does not show it, because a token can release the lock.
 pub(crate) struct Token {
     text: Box<str>,
     id: u64,
 }
 
 impl Token {
-    /// For a lock that no node knows of.
+    /// Returns the token of a local lock, which no node stores.
     pub(crate) fn empty() -> Token {
         Token {
             text: "".into(),
@@ -23,7 +23,7 @@ impl Token {
         }
     }
 
-    /// One that was another's, to be looked for.
+    /// Returns a token that another process created.
     pub(crate) fn existing(text: &str) -> Token {
         Token {
             text: text.into(),
@@ -31,7 +31,7 @@ impl Token {
         }
     }
 
-    /// For a history that is to be the same each time.
+    /// Returns a given token, for histories that repeat exactly.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn fixed(text: String, id: u64) -> Token {
         Token {
@@ -40,8 +40,10 @@ impl Token {
         }
     }
 
+    /// Draws a token.
+    ///
     /// # Errors
-    /// `System` when the operating system has no random bytes to give.
+    /// - `System`: the operating system returns no random bytes.
     pub(crate) fn fresh(owner: Option<&str>) -> Result<Token, Error> {
         let mut bits = [0_u8; 20];
         random::fill(&mut bits)?;
@@ -69,7 +71,7 @@ impl Token {
         &self.text
     }
 
-    /// 64 of the random bits, to tell tokens apart quickly where a false match does no harm.
+    /// Returns 64 of the random bits, for comparisons where a false match does no harm.
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
@@ -81,6 +83,7 @@ impl fmt::Debug for Token {
     }
 }
 
+/// The maximal length of an owner label, in bytes.
 pub(crate) const MAX_OWNER_LABEL: usize = 64;
 
 #[cfg(all(test, not(loom)))]
@@ -90,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_long_and_never_equal() {
+    fn fresh_tokens_are_long_and_unique() {
         let drawn: HashSet<String> = (0..10_000)
             .map(|_| Token::fresh(None).unwrap().text().to_owned())
             .collect();

@@ -1,35 +1,36 @@
-//! A lock's lifetime.
+//! The TTL of a lock, parsed once (S2).
 
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::protocol::validity;
 
-/// Above this many milliseconds a number is not exact in a Lua script any more.
+/// The longest TTL in ms: above it an integer is not exact in a Lua script.
 const MAX_MILLIS: u64 = 1 << 53;
 
-/// A lock's lifetime, in whole milliseconds as Redis counts it.
+/// The TTL of a lock, in whole ms as Redis counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ttl(u64);
 
 impl Ttl {
-    /// Parts of a millisecond are cut off, so that a lease is never thought longer than the nodes keep it.
+    /// Parses a TTL. A fraction of a millisecond is cut off, so that a lease never outlasts its
+    /// keys.
     ///
     /// # Errors
-    /// `InvalidTtl` when it is too long for Redis, or so short that even an attempt that takes no time would not
-    /// leave the fraction `min_validity` of it.
+    /// - `InvalidTtl`: longer than Redis can count, or so short that an attempt of zero duration
+    ///   would not leave the fraction `min_validity`.
     pub(crate) fn parse(ttl: Duration, min_validity: f64) -> Result<Ttl, Error> {
         let refuse = |reason: String| Err(Error::InvalidTtl { ttl, reason });
         let millis = match u64::try_from(ttl.as_millis()) {
             Ok(millis) if millis <= MAX_MILLIS => millis,
-            _ => return refuse("it is longer than Redis can count".into()),
+            _ => return refuse("longer than Redis can count".into()),
         };
         let whole = Ttl(millis);
         let valid = validity::validity(whole.duration());
         if valid.is_zero() || valid < whole.min_validity(min_validity) {
             let least = shortest_ttl_millis(min_validity);
             return refuse(format!(
-                "it must be at least {least} ms, of which an allowance for clock drift leaves min_validity ({min_validity})"
+                "must be at least {least} ms, so that min_validity ({min_validity}) is left after clock drift"
             ));
         }
         Ok(whole)
@@ -43,15 +44,15 @@ impl Ttl {
         Duration::from_millis(self.0)
     }
 
-    /// The validity below which an attempt counts as too slow.
+    /// Returns the validity below which an attempt is too slow.
     pub(crate) fn min_validity(self, min_validity: f64) -> Duration {
         self.duration().mul_f64(min_validity)
     }
 }
 
-/// The shortest TTL that passes, for a message.
+/// Returns the shortest valid TTL in ms, for the error text.
 fn shortest_ttl_millis(min_validity: f64) -> u64 {
-    // What is left after the hundredth and the 2 ms of `time::drift`, and what of it must be.
+    // ttl - ttl / 100 - 2 ms >= min_validity * ttl, by `validity::drift`.
     let least = 2.0 / (0.99 - min_validity);
     (least.ceil() as u64).max(3)
 }
@@ -64,7 +65,7 @@ mod tests {
     use crate::protocol::validity;
 
     #[test]
-    fn a_ttl_that_cannot_pass_is_refused() {
+    fn ttl_without_min_validity_is_refused() {
         for (micros, min_validity, passes) in [
             (0, 0.0, false),
             (999, 0.0, false),
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_short_is_told_what_is_not() {
+    fn error_for_a_short_ttl_names_the_shortest_valid_one() {
         let parse = |ms, min_validity| Ttl::parse(Duration::from_millis(ms), min_validity);
         for min_validity in [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98] {
             let least = shortest_ttl_millis(min_validity);
@@ -102,7 +103,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_ttl_fits_or_is_refused(
+        fn any_ttl_is_parsed_or_refused(
             secs in prop_oneof![0..10_u64, any::<u64>()],
             nanos in 0..1_000_000_000_u32,
             min_validity in 0.0..0.98,

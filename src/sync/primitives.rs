@@ -1,10 +1,13 @@
-//! Locks and atomics, so that the model checker can put its own in their place (`--cfg loom`).
+//! Mutexes, condition variables and atomics, replaced by those of the model checker `loom` under
+//! `--cfg loom`.
+//!
+//! Code whose interleavings `loom` explores imports them from here, never from `parking_lot`.
 
 #[cfg(not(all(test, loom)))]
-pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[cfg(all(test, loom))]
-pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 #[cfg(not(all(test, loom)))]
 pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -20,7 +23,7 @@ mod modelled {
     #[derive(Debug)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
-    /// Empty only inside [`Condvar::wait`].
+    /// A locked mutex. `None` only inside [`Condvar::wait`].
     #[derive(Debug)]
     pub(crate) struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
 
@@ -61,7 +64,7 @@ mod modelled {
             guard.0 = Some(waited);
         }
 
-        /// The model has no clock: time-outs are left out, so a wake-up that never comes shows as a dead-lock.
+        /// Waits without a limit. The model has no clock, so a missed wake-up shows as a deadlock.
         pub(crate) fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, _end: Instant) -> Waited {
             self.wait(guard);
             Waited
@@ -76,7 +79,7 @@ mod modelled {
         }
     }
 
-    /// What a wait with a limit ended by: in the model always a wake-up.
+    /// The result of a wait with a limit. In the model a wake-up always ends it.
     pub(crate) struct Waited;
 
     impl Waited {

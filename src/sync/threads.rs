@@ -1,69 +1,141 @@
-//! Named background threads that are joined within a bound.
+//! Named threads, threads that start on first use, and the containment of panics.
+//!
+//! No other file starts a thread. A thread is never joined without a deadline, and a panic in
+//! [`catch`] never reaches the caller.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use log::error;
+use parking_lot::Mutex;
 
 use crate::error::Error;
 
-/// The stack of a thread. `redis` reads a reply that is nested 100 deep, as deep as it goes, with more than 1.25 MiB of it
-/// where it is built without optimisation, and an overflow is the end of the process. Callers read none that is nested.
+/// The stack size of each thread in bytes.
+///
+/// The parser of `redis` recurses up to 100 levels deep, which takes more than 1.25 MiB without
+/// optimisation. A stack overflow would abort the process. Callers never parse nested replies.
 const STACK_SIZE: usize = 4 << 20;
 
-/// A thread of its own beside the lanes, started when it is first needed.
+/// A background thread that starts on first use and runs until its owner tells it to end.
+///
+/// | state | `is_started` | leaves by |
+/// |---|---|---|
+/// | idle | false | `start`, which spawns the thread |
+/// | running | true | the body returns |
+/// | joined | true | nothing: `start` has no effect any more |
+///
+/// The type does not tell the body to end: the owner sets its own stop flag before `join_until`.
+#[derive(Debug)]
+#[allow(
+    dead_code,
+    reason = "each build of the crate has a different set of users"
+)]
+pub(crate) struct LazyThread {
+    name: &'static str,
+    /// Read on every use of a started thread, so it is kept beside the mutex.
+    started: AtomicBool,
+    thread: Mutex<Option<BackgroundThread>>,
+}
+
+#[allow(
+    dead_code,
+    reason = "each build of the crate has a different set of users"
+)]
+impl LazyThread {
+    pub(crate) const fn new(name: &'static str) -> LazyThread {
+        LazyThread {
+            name,
+            started: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        }
+    }
+
+    /// Starts the thread, unless an earlier call has started it. Concurrent calls start one thread.
+    ///
+    /// # Errors
+    /// - `System` if the operating system refuses the thread. A later call tries again.
+    pub(crate) fn start(&self, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        if self.is_started() {
+            return Ok(());
+        }
+        let mut thread = self.thread.lock();
+        if !self.is_started() {
+            *thread = Some(BackgroundThread::spawn(self.name, body)?);
+            self.started.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Returns whether the thread was ever started.
+    pub(crate) fn is_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
+    }
+
+    /// Blocks until the thread has ended, at most until `end`. Returns `false` if it still runs.
+    ///
+    /// A thread that was never started counts as ended. The thread itself does not block here.
+    pub(crate) fn join_until(&self, end: Instant) -> bool {
+        let thread = self.thread.lock().take(); // unlocked before blocking
+        thread.is_none_or(|thread| thread.join_until(end))
+    }
+}
+
+/// A running background thread beside the workers.
 #[derive(Debug)]
 pub(crate) struct BackgroundThread {
     thread: JoinHandle<()>,
-    /// Disconnected when it has ended.
+    /// Disconnected when the thread has ended.
     exited: Receiver<()>,
 }
 
 impl BackgroundThread {
+    /// Starts a thread that runs `body`.
+    ///
     /// # Errors
-    /// `System` when the thread cannot be had.
+    /// - `System` if the operating system refuses the thread.
     pub(crate) fn spawn(
         name: &str,
         body: impl FnOnce() + Send + 'static,
     ) -> Result<BackgroundThread, Error> {
-        let (alive, ended) = crossbeam_channel::bounded::<()>(0);
+        let (alive, exited) = crossbeam_channel::bounded::<()>(0);
         let thread = spawn(name.to_owned(), move || {
             let _alive = alive;
             body();
         })?;
-        Ok(BackgroundThread {
-            thread,
-            exited: ended,
-        })
+        Ok(BackgroundThread { thread, exited })
     }
 
-    /// Waits until it has ended, which somebody has told it to do, until `end`. `false` if it has not. The thread itself
-    /// does not wait: it may be the one that drops the last handle, and ends after that.
+    /// Blocks until the thread has ended, at most until `end`. Returns `false` if it still runs.
+    ///
+    /// The thread itself returns `true` at once: it may drop the last handle, and ends after that.
     pub(crate) fn join_until(self, end: Instant) -> bool {
         if self.thread.thread().id() == std::thread::current().id() {
             return true;
         }
-        let ended = self.exited.recv_deadline(end);
-        let ended = matches!(ended, Err(RecvTimeoutError::Disconnected));
-        if ended {
-            // What panics in it has been told by the panic itself.
+        let result = self.exited.recv_deadline(end);
+        let has_exited = matches!(result, Err(RecvTimeoutError::Disconnected));
+        if has_exited {
+            // The panic hook has reported a panic already.
             let _ = self.thread.join();
         }
-        ended
+        has_exited
     }
 }
 
-/// Runs `turn`, of a thread's loop or of a destructor. A panic in it, of a logger or a callback say, is written to the log and
-/// goes no further: `None`.
-pub(crate) fn catch<T>(whose: &str, turn: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(turn))
+/// Runs `body` and returns its result, or `None` if it panicked.
+///
+/// A panic, for instance of a logger or a callback, is logged under `context`.
+pub(crate) fn catch<T>(context: &str, body: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(body))
         .map_err(|panic| {
-            // The logger may be what panics, and what is thrown may panic when it is dropped.
+            // The logger may be the cause, and the panic's value may panic when it is dropped.
             let _ = catch_unwind(AssertUnwindSafe(|| {
-                error!("{whose}: a panic was caught: {}", said(&*panic));
+                error!("{context}: a panic was caught: {}", message_of(&*panic));
                 drop(panic);
             }));
         })
@@ -71,13 +143,16 @@ pub(crate) fn catch<T>(whose: &str, turn: impl FnOnce() -> T) -> Option<T> {
 }
 
 /// Returns the message of a panic.
-fn said(panic: &(dyn Any + Send)) -> &str {
+fn message_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("no message")
 }
 
-/// Starts a named thread.
+/// Starts a named thread with a stack of [`STACK_SIZE`] bytes.
+///
+/// # Errors
+/// - `System` if the operating system refuses the thread.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the one place that starts threads"
@@ -94,4 +169,75 @@ pub(crate) fn spawn(
             what: "a thread",
             reason: error.to_string(),
         })
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::time::clock;
+
+    fn soon() -> Instant {
+        clock::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn lazy_thread_started_twice_runs_one_body() {
+        let thread = LazyThread::new("redguard-test");
+        assert!(!thread.is_started() && thread.join_until(clock::now()));
+        let (ran, runs) = crossbeam_channel::unbounded();
+        for _ in 0..2 {
+            let ran = ran.clone();
+            let body = move || ran.send(std::thread::current().name().map(str::to_owned));
+            thread.start(move || body().unwrap()).unwrap();
+            assert!(thread.is_started());
+        }
+        assert!(thread.join_until(soon()));
+        drop(ran);
+        let names: Vec<_> = runs.iter().collect();
+        assert_eq!(names, [Some("redguard-test".to_owned())]);
+    }
+
+    #[test]
+    fn lazy_thread_that_was_joined_does_not_start_again() {
+        let thread = LazyThread::new("redguard-test");
+        thread.start(|| {}).unwrap();
+        assert!(thread.join_until(soon()));
+        thread.start(|| panic!("started again")).unwrap();
+        assert!(thread.is_started() && thread.join_until(clock::now()));
+    }
+
+    #[test]
+    fn lazy_thread_that_still_runs_is_joined_until_the_deadline_only() {
+        let thread = LazyThread::new("redguard-test");
+        let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
+        thread.start(move || _ = stopped.recv()).unwrap();
+        assert!(!thread.join_until(clock::now()));
+        drop(stop);
+    }
+
+    #[test]
+    fn lazy_thread_that_joins_itself_does_not_block() {
+        let thread = Arc::new(LazyThread::new("redguard-test"));
+        let (joined, results) = crossbeam_channel::bounded(1);
+        let own = Arc::clone(&thread);
+        // The body begins only when `start` has stored the handle.
+        let (ready, go) = crossbeam_channel::bounded::<()>(0);
+        thread
+            .start(move || {
+                let _ = go.recv();
+                _ = joined.send(own.join_until(soon()));
+            })
+            .unwrap();
+        drop(ready);
+        assert_eq!(results.recv(), Ok(true));
+    }
+
+    #[test]
+    fn catch_returns_the_value_or_none_after_a_panic() {
+        assert_eq!(catch("a test", || 7), Some(7));
+        assert_eq!(catch("a test", || -> u8 { panic!("on purpose") }), None);
+    }
 }

@@ -1,4 +1,5 @@
-//! How the nodes are, as their lanes see them: what [`Nodes::health`](crate::Nodes::health) tells.
+//! Plain data of [`Nodes::health`](crate::Nodes::health). Transport and engine fill it in; nothing
+//! here reads a connection.
 
 use std::time::{Duration, Instant};
 
@@ -7,39 +8,40 @@ use crate::protocol::breaker::Phase;
 use crate::protocol::server_info::{ClockOffset, Role};
 use crate::time::clock;
 
-/// How the nodes are at this moment, and whether they are asked.
+/// A snapshot of the circuit breaker and of all nodes.
 ///
 /// ```no_run
 /// use redguard::{BreakerState, NodeState, Nodes};
 ///
-/// /// One line for a status page.
+/// /// Formats one line for a status page.
 /// fn status(nodes: &Nodes) -> String {
 ///     let health = nodes.health();
 ///     let breaker = match health.breaker {
-///         BreakerState::Closed => "asked".to_owned(),
-///         BreakerState::Open { retry_in } => format!("not asked for {retry_in:.0?}"),
-///         _ => "tried out".to_owned(),
+///         BreakerState::Closed => "closed".to_owned(),
+///         BreakerState::Open { retry_in } => format!("open for {retry_in:.0?}"),
+///         _ => "half-open".to_owned(),
 ///     };
 ///     let down = health.nodes.iter().filter(|node| node.state != NodeState::Up);
 ///     let down: Vec<&str> = down.map(|node| node.node.as_str()).collect();
-///     format!("nodes are {breaker}; not up: {down:?}")
+///     format!("breaker {breaker}; not up: {down:?}")
 /// }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Health {
-    /// The breaker, which all locks on these nodes share.
+    /// The circuit breaker, which all locks on these nodes share.
     pub breaker: BreakerState,
-    /// In the order of the configuration.
+    /// The nodes, in the order of the configuration.
     pub nodes: Box<[NodeHealth]>,
 }
 
-/// Whether acquires ask the nodes ([`Config::circuit_breaker`](crate::Config::circuit_breaker)).
+/// The state of the circuit breaker
+/// ([`Config::circuit_breaker`](crate::Config::circuit_breaker)).
 ///
 /// ```
 /// use redguard::BreakerState;
 ///
-/// /// For a gauge: 1 while acquires fail at once.
+/// /// The value of a gauge: 1 while the breaker is open.
 /// fn gauge(breaker: BreakerState) -> i64 {
 ///     i64::from(matches!(breaker, BreakerState::Open { .. }))
 /// }
@@ -49,18 +51,18 @@ pub struct Health {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BreakerState {
-    /// They do.
+    /// Acquires ask the nodes.
     Closed,
-    /// They do not: no quorum has answered for some rounds.
+    /// Acquires do not ask the nodes, because no quorum answered in several rounds in a row.
     Open {
-        /// When they do again at the latest.
+        /// The longest time until an acquire probes the nodes again.
         retry_in: Duration,
     },
-    /// The next one does, or does at this moment; all others wait for what it finds.
+    /// One acquire probes the nodes, or the next one will. All others wait for its result.
     HalfOpen,
 }
 
-/// How one node is.
+/// The state of one node.
 ///
 /// ```
 /// use redguard::{NodeHealth, NodeState};
@@ -77,25 +79,25 @@ pub enum BreakerState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeHealth {
-    /// Its address, without credentials.
+    /// The node's address, without credentials.
     pub node: String,
-    /// Whether it takes part.
+    /// Whether the node takes part.
     pub state: NodeState,
-    /// Since when it is up (a quarantine counts as such), or not.
+    /// Since when the node is up, down or overdue. A quarantine counts as up.
     pub since: Instant,
-    /// Why it is not up, or in quarantine.
+    /// Why `state` is not [`Up`](NodeState::Up); `None` if it is.
     pub cause: Option<NodeFailure>,
-    /// What it said when it was connected to last; `None` if it never was.
+    /// The role that the server reported at the last connect; `None` if it never connected.
     pub role: Option<Role>,
-    /// Its `maxmemory-policy`, likewise.
+    /// The server's `maxmemory-policy` at the last connect.
     pub eviction_policy: Option<String>,
-    /// Its clock beside ours, likewise.
+    /// The offset of the server's clock to ours, measured at the last connect.
     pub clock_offset: Option<ClockOffset>,
-    /// By how much that may be wrong: half of the round trip in which it was measured.
+    /// The uncertainty of `clock_offset`: half of the round trip in which it was measured.
     pub clock_uncertainty: Option<Duration>,
 }
 
-/// Whether a node takes part.
+/// Whether a node takes part in locks.
 ///
 /// ```
 /// use redguard::{Health, NodeState};
@@ -107,11 +109,12 @@ pub struct NodeHealth {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NodeState {
-    /// All its connections stand, and it answers in time.
+    /// All connections to the node are up, and no reply is overdue.
     Up,
-    /// It is not connected, or overdue with an answer. It is not asked, and connected to in the background.
+    /// A connection is down or a reply is overdue. Acquires fail on this node at once, while the
+    /// library reconnects in the background.
     Suspect,
-    /// It is up, but does not vote on new locks yet
+    /// The node is up, but does not vote on new locks yet
     /// ([`Config::restart_quarantine`](crate::Config::restart_quarantine)).
     Quarantined,
 }

@@ -1,4 +1,4 @@
-//! What the library tells about itself: counters, observers, health.
+//! Counters, observer and health. Nothing here influences a lock.
 
 pub(crate) mod health;
 pub(crate) mod observer;

@@ -1,4 +1,6 @@
-//! What a program can have told to it of each lock, at the moment when it happens: [`Observer`].
+//! Callbacks for the events of locks and nodes: [`Observer`].
+//!
+//! An observer is notified of an event and cannot influence it. A panic in a method is caught.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,15 +9,18 @@ use crate::protocol::mode::Mode;
 use crate::protocol::reply::Reply;
 use crate::sync::threads;
 
-/// Hears what happens to the locks of a [`Nodes`](crate::Nodes): for metrics and traces of one's own. See
+/// Receives the events of the locks of a [`Nodes`](crate::Nodes), for metrics and tracing. Set by
 /// [`Config::observer`](crate::Config::observer).
 ///
-/// Every method does nothing unless it is written. A lock on several keys goes by the first of them, in the order of their names.
+/// Every method does nothing by default. `key` is the name of the lock; for a lock on several keys
+/// it is the first one in sorted order.
 ///
-/// They are called on the thread in which the event happens: that of a caller, or one of the library's own, which serves many
-/// locks; and [`replied`](Observer::replied) while nobody else can use the connection. So a method must be quick, and must not
-/// block or take locks of these nodes; a panic in it is caught and logged as an `error`. Counts that need no more than
-/// a look now and then are in [`Nodes::stats`](crate::Nodes::stats) without an observer.
+/// A method is called on the thread in which the event happens: the caller's, or a thread of the
+/// library that serves many locks. [`replied`](Observer::replied) is called while no other thread
+/// can use the connection. So a method must return quickly, and must not block or acquire locks of
+/// the same nodes. A panic in it is caught and logged as an `error`.
+///
+/// [`Nodes::stats`](crate::Nodes::stats) has counts that need no observer.
 ///
 /// ```
 /// use redguard::{Config, Mode, Observer};
@@ -32,7 +37,7 @@ use crate::sync::threads;
 ///             self.0.fetch_add(1, Ordering::Relaxed);
 ///         }
 ///     }
-///     // Likewise `attempted`, `contended`, `unavailable`, `renewed`, `released` and `replied`.
+///     // The other methods keep their defaults.
 ///     fn lost(&self, key: &str) {
 ///         eprintln!("{key} was lost");
 ///     }
@@ -41,35 +46,39 @@ use crate::sync::threads;
 /// let slow = Arc::new(SlowLocks::default());
 /// let config = Config::new(["10.0.0.1", "10.0.0.2", "10.0.0.3"]).observer(slow.clone());
 /// ```
-#[expect(unused_variables, reason = "the names are for those who implement it")]
+#[expect(
+    unused_variables,
+    reason = "parameter names are part of the documentation"
+)]
 pub trait Observer: Send + Sync {
-    /// The nodes are about to be asked for a lock, once.
+    /// An attempt begins: one request for the lock goes to the nodes.
     fn attempted(&self, key: &str) {}
 
-    /// A lock was handed out, after a wait of `waited` from the call on.
+    /// A lock was acquired, `waited` after the call.
     fn acquired(&self, key: &str, mode: Mode, waited: Duration) {}
 
-    /// An acquire ended without the lock, after `waited`: others held it for all of that time.
+    /// An acquire ended without the lock, `waited` after the call, because others held it.
     fn contended(&self, key: &str, waited: Duration) {}
 
-    /// An acquire ended without the lock, after `waited`: whether it is free could not be found out, as
-    /// [`Error::is_unavailable`](crate::Error::is_unavailable) and [`Error::is_denied`](crate::Error::is_denied) have it.
+    /// An acquire ended without the lock, `waited` after the call, and no quorum said whether it is
+    /// free. See [`Error::is_unavailable`](crate::Error::is_unavailable) and
+    /// [`Error::is_denied`](crate::Error::is_denied).
     fn unavailable(&self, key: &str, waited: Duration) {}
 
-    /// A lock that was held is lost.
+    /// A lock was lost while it was held.
     fn lost(&self, key: &str) {}
 
-    /// A guard on the nodes has ended, `held` after it was handed out; `late` if its lock was lost by then.
+    /// A guard on the nodes ended, `held` after the acquire; `late` if its lock was lost before.
     fn released(&self, key: &str, held: Duration, late: bool) {}
 
-    /// A lock was renewed on a quorum of nodes.
+    /// A quorum of nodes confirmed the renewal of a lock.
     fn renewed(&self, key: &str) {}
 
-    /// A node has answered one request, `latency` after the batch that it was in was sent, or it is known that it will not.
+    /// A node replied to one request, `latency` after its batch was sent, or will not reply to it.
     fn replied(&self, node: &str, reply: NodeReply, latency: Duration) {}
 }
 
-/// How a node has replied to one request.
+/// The kind of a node's reply to one request.
 ///
 /// ```
 /// use redguard::{NodeReply, Observer};
@@ -88,17 +97,17 @@ pub trait Observer: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NodeReply {
-    /// It did what it was asked: granted, extended, deleted, or told.
+    /// The node executed the request: it granted, extended, released or reported.
     Done,
-    /// It said no: another holds the lock, or it is not ours.
+    /// The node refused: another holds the lock, or it is not ours.
     Refused,
-    /// It answered with an error.
+    /// The node replied with an error.
     Error,
-    /// Its answer did not come in time, or the connection broke.
+    /// The reply did not arrive in time, or the connection broke.
     NoReply,
 }
 
-/// Tells an observer of something, if there is one.
+/// Calls the observer, if there is one. Catches its panic.
 pub(crate) fn notify(observer: Option<&Arc<dyn Observer>>, event: impl FnOnce(&dyn Observer)) {
     let Some(observer) = observer else {
         return;
@@ -107,7 +116,7 @@ pub(crate) fn notify(observer: Option<&Arc<dyn Observer>>, event: impl FnOnce(&d
 }
 
 impl Reply {
-    /// The same for an observer.
+    /// Returns the kind of this reply, for observers and counters.
     pub(crate) fn reply(&self) -> NodeReply {
         match self {
             Reply::Done | Reply::DoneNotified(_) | Reply::Fenced(_) | Reply::Holder(_) => {

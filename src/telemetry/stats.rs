@@ -1,4 +1,6 @@
-//! What has happened to the locks of a [`Nodes`](crate::Nodes) since it was connected, in numbers.
+//! Counters behind [`Nodes::stats`](crate::Nodes::stats), and the calls of the observer.
+//!
+//! Counting never blocks and never influences a lock: counters are relaxed atomics.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,14 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::protocol::key::Key;
 use crate::protocol::mode::Mode;
 use crate::telemetry::observer;
 use crate::telemetry::observer::{NodeReply, Observer};
 
-/// Counts since the nodes were connected, for all locks on them: see [`Nodes::stats`](crate::Nodes::stats).
+/// Counts of all locks on a [`Nodes`](crate::Nodes) since it was connected:
+/// [`Nodes::stats`](crate::Nodes::stats).
 ///
-/// They are read one after the other while work goes on, so they need not fit together to the last one. Each only grows.
+/// Each count only grows. The counts are read one after the other while other threads count, so
+/// their sums may differ by the events in between.
 ///
 /// ```no_run
 /// use redguard::Nodes;
@@ -21,66 +24,71 @@ use crate::telemetry::observer::{NodeReply, Observer};
 /// fn report(nodes: &Nodes) {
 ///     let stats = nodes.stats();
 ///     println!("{} locks in {} attempts, {} lost", stats.acquired, stats.attempts, stats.lost);
-///     println!("held for {:?} on average, {:?} at most", stats.hold_time.mean(), stats.hold_time.max);
+///     let held = stats.hold_time;
+///     println!("held for {:?} on average, {:?} at most", held.mean(), held.max);
 /// }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Locks that were handed out.
+    /// Locks that were acquired.
     pub acquired: u64,
-    /// Those of them that are held in this process alone ([`Mode::Local`]).
+    /// Locks among `acquired` that are held in this process alone ([`Mode::Local`]).
     pub acquired_locally: u64,
-    /// Acquires that ended because others held the lock, tries included.
+    /// Acquires that ended because others held the lock, including `try_` calls.
     pub contended: u64,
-    /// Acquires that ended because it could not be found out ([`Error::is_unavailable`], [`Error::is_denied`]).
+    /// Acquires that ended without a verdict of a quorum ([`Error::is_unavailable`],
+    /// [`Error::is_denied`]).
     pub unavailable: u64,
-    /// Rounds in which nodes were asked for a lock. Above `granted` by those that were in vain.
+    /// Attempts: rounds that asked nodes for a lock. One acquire may need several.
     pub attempts: u64,
-    /// Renewals that a quorum confirmed.
+    /// Renewals that a quorum of nodes confirmed.
     pub renewals: u64,
-    /// Locks that were lost while they were held.
+    /// Locks that were lost while they were held, including those lost by a shutdown.
     pub lost: u64,
     /// Guards that ended after their lock was lost.
     pub released_late: u64,
-    /// Guards whose `Drop` could not release their lock, as [`Nodes::drop_failures`](crate::Nodes::drop_failures).
+    /// Guards whose `Drop` could not release their lock:
+    /// [`Nodes::drop_failures`](crate::Nodes::drop_failures).
     pub drop_failures: u64,
-    /// How long acquires waited that got their lock, from the call on.
+    /// Time from the call of an acquire until it returned its guard.
     pub wait_time: DurationSummary,
-    /// How long locks on the nodes were held until their guard ended, unless they were lost.
+    /// Time from the return of a guard until its end, for locks on the nodes that were not lost.
     pub hold_time: DurationSummary,
-    /// Each node, in the order of the configuration.
+    /// The counts per node, in the order of the configuration.
     pub nodes: Box<[NodeStats]>,
 }
 
-/// What one node has answered.
+/// Counts of the replies of one node.
 ///
 /// ```
 /// use redguard::NodeStats;
 ///
 /// fn line(node: &NodeStats) -> String {
 ///     let all = node.done + node.refused + node.errors + node.no_reply;
-///     format!("{}: {all} requests, {} without an answer, {:?}", node.node, node.no_reply, node.latency.mean())
+///     let (name, lost) = (&node.node, node.no_reply);
+///     format!("{name}: {all} requests, {lost} without a reply, {:?}", node.latency.mean())
 /// }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeStats {
-    /// Its address, without credentials.
+    /// The node's address, without credentials.
     pub node: String,
-    /// Requests that it did: locks that it granted, extended or released, and whatever else it was asked.
+    /// Requests that the node executed: locks granted, extended or released, and other requests.
     pub done: u64,
-    /// Requests that it refused.
+    /// Requests that the node refused: the lock is held by another, or is not ours.
     pub refused: u64,
-    /// Requests that it answered with an error.
+    /// Requests that the node replied to with an error.
     pub errors: u64,
-    /// Requests that were sent and have no answer. A node that is known to be unreachable is not asked.
+    /// Requests without a reply: it was late, or the connection broke. Nothing is sent to a node
+    /// that is known to be unreachable.
     pub no_reply: u64,
-    /// From the sending of a batch of requests to each answer.
+    /// Time from the sending of a batch of requests to each of its replies.
     pub latency: DurationSummary,
 }
 
-/// How long something took that happened many times.
+/// Number, sum and maximum of durations.
 ///
 /// ```
 /// use redguard::DurationSummary;
@@ -91,16 +99,16 @@ pub struct NodeStats {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DurationSummary {
-    /// How many times.
+    /// Number of durations.
     pub count: u64,
-    /// All of it together.
+    /// Sum of the durations.
     pub total: Duration,
-    /// The longest.
+    /// The longest duration; zero if there is none.
     pub max: Duration,
 }
 
 impl DurationSummary {
-    /// The mean; zero where there was none.
+    /// Returns the mean duration; zero if there is none.
     pub fn mean(&self) -> Duration {
         match self.count {
             0 => Duration::ZERO,
@@ -108,7 +116,7 @@ impl DurationSummary {
         }
     }
 
-    fn and(self, other: DurationSummary) -> DurationSummary {
+    fn merge(self, other: DurationSummary) -> DurationSummary {
         DurationSummary {
             count: self.count + other.count,
             total: self.total.saturating_add(other.total),
@@ -117,11 +125,11 @@ impl DurationSummary {
     }
 }
 
-/// Counts what happens to locks, and tells the observer.
+/// Counts the events of all locks and calls the observer. `name` is the lock's first key.
 pub(crate) struct LockCounters {
     observer: Option<Arc<dyn Observer>>,
-    granted: AtomicU64,
-    granted_locally: AtomicU64,
+    acquired: AtomicU64,
+    acquired_locally: AtomicU64,
     contended: AtomicU64,
     unavailable: AtomicU64,
     attempts: AtomicU64,
@@ -129,16 +137,16 @@ pub(crate) struct LockCounters {
     lost: AtomicU64,
     released_late: AtomicU64,
     drop_failures: AtomicU64,
-    waits: DurationCounter,
-    holds: DurationCounter,
+    wait_time: DurationCounter,
+    hold_time: DurationCounter,
 }
 
 impl LockCounters {
     pub(crate) fn new(observer: Option<Arc<dyn Observer>>) -> LockCounters {
         LockCounters {
             observer,
-            granted: AtomicU64::new(0),
-            granted_locally: AtomicU64::new(0),
+            acquired: AtomicU64::new(0),
+            acquired_locally: AtomicU64::new(0),
             contended: AtomicU64::new(0),
             unavailable: AtomicU64::new(0),
             attempts: AtomicU64::new(0),
@@ -146,57 +154,58 @@ impl LockCounters {
             lost: AtomicU64::new(0),
             released_late: AtomicU64::new(0),
             drop_failures: AtomicU64::new(0),
-            waits: DurationCounter::default(),
-            holds: DurationCounter::default(),
+            wait_time: DurationCounter::default(),
+            hold_time: DurationCounter::default(),
         }
     }
 
-    pub(crate) fn attempted(&self, key: &Key) {
+    pub(crate) fn attempted(&self, name: &str) {
         count(&self.attempts);
-        self.notify(|observer| observer.attempted(key.name()));
+        self.notify(|observer| observer.attempted(name));
     }
 
-    /// An acquire has ended, after `waited`. One that was cancelled, say, is neither contended nor unavailable.
-    pub(crate) fn acquired(&self, key: &Key, outcome: Result<Mode, &Error>, waited: Duration) {
+    /// Records the end of an acquire after `waited`. Errors that are neither contended, unavailable
+    /// nor denied are not counted: a cancelled acquire, for example.
+    pub(crate) fn acquired(&self, name: &str, outcome: Result<Mode, &Error>, waited: Duration) {
         match outcome {
             Ok(mode) => {
-                count(&self.granted);
+                count(&self.acquired);
                 if mode == Mode::Local {
-                    count(&self.granted_locally);
+                    count(&self.acquired_locally);
                 }
-                self.waits.record(waited);
-                self.notify(|observer| observer.acquired(key.name(), mode, waited));
+                self.wait_time.record(waited);
+                self.notify(|observer| observer.acquired(name, mode, waited));
             }
             Err(error) if error.is_contended() => {
                 count(&self.contended);
-                self.notify(|observer| observer.contended(key.name(), waited));
+                self.notify(|observer| observer.contended(name, waited));
             }
             Err(error) if error.is_unavailable() || error.is_denied() => {
                 count(&self.unavailable);
-                self.notify(|observer| observer.unavailable(key.name(), waited));
+                self.notify(|observer| observer.unavailable(name, waited));
             }
             Err(_) => {}
         }
     }
 
-    pub(crate) fn renewed(&self, key: &Key) {
+    pub(crate) fn renewed(&self, name: &str) {
         count(&self.renewals);
-        self.notify(|observer| observer.renewed(key.name()));
+        self.notify(|observer| observer.renewed(name));
     }
 
-    pub(crate) fn lost(&self, key: &Key) {
+    pub(crate) fn lost(&self, name: &str) {
         count(&self.lost);
-        self.notify(|observer| observer.lost(key.name()));
+        self.notify(|observer| observer.lost(name));
     }
 
-    /// A guard has ended that was handed out `held` ago.
-    pub(crate) fn released(&self, key: &Key, held: Duration, late: bool) {
+    /// Records the end of a guard after `held`; `late` if its lock was lost before.
+    pub(crate) fn released(&self, name: &str, held: Duration, late: bool) {
         if late {
             count(&self.released_late);
         } else {
-            self.holds.record(held);
+            self.hold_time.record(held);
         }
-        self.notify(|observer| observer.released(key.name(), held, late));
+        self.notify(|observer| observer.released(name, held, late));
     }
 
     pub(crate) fn record_failed_drop(&self) {
@@ -209,8 +218,8 @@ impl LockCounters {
 
     pub(crate) fn stats(&self, nodes: Box<[NodeStats]>) -> Stats {
         Stats {
-            acquired: read(&self.granted),
-            acquired_locally: read(&self.granted_locally),
+            acquired: read(&self.acquired),
+            acquired_locally: read(&self.acquired_locally),
             contended: read(&self.contended),
             unavailable: read(&self.unavailable),
             attempts: read(&self.attempts),
@@ -218,8 +227,8 @@ impl LockCounters {
             lost: read(&self.lost),
             released_late: read(&self.released_late),
             drop_failures: self.drop_failures(),
-            wait_time: self.waits.read(),
-            hold_time: self.holds.read(),
+            wait_time: self.wait_time.read(),
+            hold_time: self.hold_time.read(),
             nodes,
         }
     }
@@ -235,13 +244,13 @@ impl fmt::Debug for LockCounters {
     }
 }
 
-/// What one lane's node has answered.
+/// Counts the replies on one node connection.
 #[derive(Debug, Default)]
 pub(crate) struct NodeCounters {
     done: AtomicU64,
     refused: AtomicU64,
-    faults: AtomicU64,
-    unknown: AtomicU64,
+    errors: AtomicU64,
+    no_reply: AtomicU64,
     latency: DurationCounter,
 }
 
@@ -250,19 +259,19 @@ impl NodeCounters {
         match reply {
             NodeReply::Done => count(&self.done),
             NodeReply::Refused => count(&self.refused),
-            NodeReply::Error => count(&self.faults),
-            NodeReply::NoReply => return count(&self.unknown),
+            NodeReply::Error => count(&self.errors),
+            NodeReply::NoReply => return count(&self.no_reply),
         }
         self.latency.record(latency);
     }
 
-    /// Adds it up with a node's other lanes.
+    /// Adds the counts to those of the node's other connections.
     pub(crate) fn add_to(&self, stats: &mut NodeStats) {
         stats.done += read(&self.done);
         stats.refused += read(&self.refused);
-        stats.errors += read(&self.faults);
-        stats.no_reply += read(&self.unknown);
-        stats.latency = stats.latency.and(self.latency.read());
+        stats.errors += read(&self.errors);
+        stats.no_reply += read(&self.no_reply);
+        stats.latency = stats.latency.merge(self.latency.read());
     }
 }
 
@@ -279,21 +288,21 @@ impl NodeStats {
     }
 }
 
-/// Spans as they are added up, in nanoseconds: enough for some hundred years.
+/// Adds up durations in nanoseconds, which suffices for 584 years.
 #[derive(Debug, Default)]
 struct DurationCounter {
     count: AtomicU64,
     total: AtomicU64,
-    longest: AtomicU64,
+    max: AtomicU64,
 }
 
 impl DurationCounter {
-    fn record(&self, took: Duration) {
-        let took = nanos(took);
+    fn record(&self, duration: Duration) {
+        let duration = nanos(duration);
         count(&self.count);
-        self.total.fetch_add(took, Ordering::Relaxed);
-        if took > self.longest.load(Ordering::Relaxed) {
-            self.longest.fetch_max(took, Ordering::Relaxed);
+        self.total.fetch_add(duration, Ordering::Relaxed);
+        if duration > self.max.load(Ordering::Relaxed) {
+            self.max.fetch_max(duration, Ordering::Relaxed);
         }
     }
 
@@ -301,7 +310,7 @@ impl DurationCounter {
         DurationSummary {
             count: read(&self.count),
             total: Duration::from_nanos(read(&self.total)),
-            max: Duration::from_nanos(read(&self.longest)),
+            max: Duration::from_nanos(read(&self.max)),
         }
     }
 }
@@ -327,37 +336,37 @@ mod tests {
     }
 
     #[test]
-    fn spans_add_up() {
-        let clocked = DurationCounter::default();
-        assert_eq!(clocked.read().mean(), Duration::ZERO);
-        for took in [ms(1), ms(5), ms(3)] {
-            clocked.record(took);
+    fn durations_are_counted_summed_and_merged() {
+        let counter = DurationCounter::default();
+        assert_eq!(counter.read().mean(), Duration::ZERO);
+        for duration in [ms(1), ms(5), ms(3)] {
+            counter.record(duration);
         }
-        let spans = clocked.read();
-        assert_eq!((spans.count, spans.total), (3, ms(9)));
-        assert_eq!((spans.max, spans.mean()), (ms(5), ms(3)));
-        let both = spans.and(DurationSummary {
+        let summary = counter.read();
+        assert_eq!((summary.count, summary.total), (3, ms(9)));
+        assert_eq!((summary.max, summary.mean()), (ms(5), ms(3)));
+        let merged = summary.merge(DurationSummary {
             count: 1,
             total: ms(7),
             max: ms(7),
         });
-        assert_eq!((both.count, both.total, both.max), (4, ms(16), ms(7)));
+        assert_eq!((merged.count, merged.total, merged.max), (4, ms(16), ms(7)));
     }
 
     #[test]
-    fn a_reply_is_counted_as_what_it_is_and_none_has_no_latency() {
-        let traffic = NodeCounters::default();
+    fn reply_is_counted_by_its_kind_and_a_missing_one_has_no_latency() {
+        let counters = NodeCounters::default();
         for (reply, times) in [
             (NodeReply::Done, 1),
             (NodeReply::Refused, 2),
             (NodeReply::Error, 3),
             (NodeReply::NoReply, 4),
         ] {
-            (0..times).for_each(|_| traffic.record(reply, ms(1)));
+            (0..times).for_each(|_| counters.record(reply, ms(1)));
         }
         let mut stats = NodeStats::of("a");
-        traffic.add_to(&mut stats);
-        traffic.add_to(&mut stats); // another lane with the same counts
+        counters.add_to(&mut stats);
+        counters.add_to(&mut stats); // a second connection with the same counts
         assert_eq!((stats.done, stats.refused), (2, 4));
         assert_eq!((stats.errors, stats.no_reply), (6, 8));
         assert_eq!((stats.latency.count, stats.latency.total), (12, ms(12)));

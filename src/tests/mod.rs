@@ -6,6 +6,7 @@ pub(crate) mod background;
 pub(crate) mod engine;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod fake_node;
+pub(crate) mod fixtures;
 pub(crate) mod local;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod simulation;

@@ -1,13 +1,16 @@
-//! The one place that reads the clock, and the arithmetic of validity.
+//! The only reader of the steady clock and of the wall clock.
+//!
+//! Every decision takes the time as an argument, so that tests and the simulator can choose it.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Two clocks were read at the same time if no more than this lies between, in µs; else they are read again, so often.
+/// The longest time between two reads of the steady clock around one of the wall clock, in µs.
 const CLOCK_READ_TOLERANCE_US: u64 = 1_000;
+/// How often [`wall_offset`] reads both clocks to meet [`CLOCK_READ_TOLERANCE_US`].
 const MAX_CLOCK_READS: u32 = 20;
 
-/// The current time, on a clock that never goes back.
+/// Returns the current time on the steady clock, which never goes back.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the one reader of the clock"
@@ -16,33 +19,35 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// The wall clock's time since 1970.
+/// Returns the wall clock's time since 1970; zero if the clock is set earlier than that.
 pub(crate) fn unix_time() -> Duration {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.unwrap_or_default()
 }
 
-/// By how much the wall clock leads the clock of [`now`], in µs. It grows by as much as the system was suspended, when that
-/// clock stands still, and by what somebody set the wall clock forward.
+/// Returns how far the wall clock is ahead of the steady clock, in µs.
+///
+/// The offset grows by the length of a suspend, during which the steady clock stands still. It also
+/// grows when the wall clock is set forward.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "centuries in microseconds fit"
 )]
 pub(crate) fn wall_offset() -> i64 {
-    let mut tries = 0;
+    let mut reads = 0;
     loop {
         let before = to_micros(now());
         let wall = unix_time();
         let after = to_micros(now());
-        tries += 1;
-        // Whoever was held up between the two clocks would take that for a suspend.
-        if after - before < CLOCK_READ_TOLERANCE_US || tries == MAX_CLOCK_READS {
+        reads += 1;
+        // A thread that is preempted between the two reads would see that time as a suspend.
+        if after - before < CLOCK_READ_TOLERANCE_US || reads == MAX_CLOCK_READS {
             return wall.as_micros() as i64 - after as i64 + suspended();
         }
     }
 }
 
-/// How long tests of this thread have the system suspended, in µs.
+/// Returns how long tests of this thread have suspended the system, in µs.
 #[cfg(test)]
 fn suspended() -> i64 {
     SUSPENDED.get()
@@ -58,27 +63,29 @@ thread_local! {
     static SUSPENDED: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
 }
 
-/// As if the system had been suspended for so long, for all that this thread sees.
+/// Simulates a suspend of the system by `time`, as seen by this thread.
 #[cfg(all(test, not(loom)))]
 pub(crate) fn suspend(time: Duration) {
     SUSPENDED.set(SUSPENDED.get() + time.as_micros() as i64);
 }
 
-/// An instant as microseconds, so that it fits an atomic. Instants before the first call count as 0.
+/// Converts an instant to µs since [`epoch`], which fits an atomic. Earlier instants give 0.
 pub(crate) fn to_micros(at: Instant) -> u64 {
     let since = at.saturating_duration_since(epoch()).as_micros();
     u64::try_from(since).unwrap_or(u64::MAX)
 }
 
-/// The reverse of [`micros`]; `None` beyond the clock's range.
+/// Reverses [`to_micros`]. Returns `None` if the instant exceeds the clock's range.
 pub(crate) fn from_micros(micros: u64) -> Option<Instant> {
     epoch().checked_add(Duration::from_micros(micros))
 }
 
-/// An hour before the first look at the clock, so that instants which a caller took earlier still have a number.
+/// Returns the instant one hour before the first call.
+///
+/// The hour gives a positive number to instants that a caller has read before that call.
 fn epoch() -> Instant {
-    static BASE: OnceLock<Instant> = OnceLock::new();
-    *BASE.get_or_init(|| {
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
+    *EPOCH.get_or_init(|| {
         let now = now();
         now.checked_sub(Duration::from_secs(3600)).unwrap_or(now)
     })
@@ -95,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn validity_is_ttl_less_drift_and_never_negative() {
+    fn validity_of_a_ttl_is_ttl_less_drift_and_never_negative() {
         let table = [
             (ms(10_000), ms(9_898)),
             (ms(1_000), ms(988)),
@@ -110,10 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_good_while_enough_of_it_is_left() {
+    fn valid_until_with_too_little_validity_left_is_none() {
         let start = now();
         let end = start + ms(988);
-        for (elapsed, least, expected) in [
+        for (elapsed, min, expected) in [
             (0, 500, Some(end)),
             (488, 500, Some(end)),
             (489, 500, None),
@@ -122,14 +129,14 @@ mod tests {
             (989, 0, None),
             (2_000, 500, None),
         ] {
-            let until = valid_until(start, ms(1_000), ms(least), start + ms(elapsed));
-            assert_eq!(until, expected, "{least} of it after {elapsed} ms");
+            let until = valid_until(start, ms(1_000), ms(min), start + ms(elapsed));
+            assert_eq!(until, expected, "{min} ms left after {elapsed} ms");
         }
         assert_eq!(valid_until(start, Duration::MAX, ms(1), start), None);
     }
 
     #[test]
-    fn micros_and_back() {
+    fn instant_converted_to_micros_and_back_is_the_same() {
         let at = now();
         let back = from_micros(to_micros(at)).unwrap();
         assert!(at.saturating_duration_since(back) < Duration::from_micros(1));
@@ -138,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_knows_which_limit_is_first() {
+    fn deadline_of_several_limits_is_the_first_one() {
         let start = now();
         let budget = Deadline::new(DeadlineCause::NodeTimeout, Some(start + ms(200)))
             .min_with(DeadlineCause::Validity, Some(start + ms(50)))
@@ -153,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_beyond_the_clock_is_none() {
+    fn deadline_beyond_the_clock_is_none() {
         assert_eq!(deadline(now(), Duration::MAX), None);
         assert_eq!(earlier(None, None), None);
     }

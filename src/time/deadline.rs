@@ -1,15 +1,17 @@
-//! Deadlines: the earliest of several, and which it was.
+//! Deadlines: the earliest of several limits, and which limit that is.
+//!
+//! Pure but for [`remaining_timeout`], which reads the clock.
 
 use std::time::{Duration, Instant};
 
 use crate::time::clock;
 
-/// The moment `after` from `start`; `None`, which means no deadline, where that is beyond the clock's range.
+/// Returns the instant `after` from `start`. `None` (no deadline) if it exceeds the clock's range.
 pub(crate) fn deadline(start: Instant, after: Duration) -> Option<Instant> {
     start.checked_add(after)
 }
 
-/// The earlier of two deadlines, where `None` is never.
+/// Returns the earlier of two deadlines. `None` means no deadline.
 pub(crate) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
@@ -20,19 +22,19 @@ pub(crate) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant>
 /// The limits that can end a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DeadlineCause {
-    /// A node had its `node_timeout` to answer.
+    /// `node_timeout` has passed since the request was sent.
     NodeTimeout,
-    /// The lease that is asked for could not be valid long enough any more.
+    /// A grant would leave less than `min_validity` of the lease.
     Validity,
-    /// The pause between two attempts is over, or the holder's lease may have ended.
+    /// The delay between two attempts is over, or the holder's lease may have ended.
     RetryDelay,
-    /// The caller does not want to wait any longer.
+    /// The wait limit of the caller is reached.
     CallerWait,
-    /// There was no quorum for as long as the policy bears with.
+    /// No quorum was available for `max_outage`.
     Outage,
 }
 
-/// The end of a wait, and the limit that it comes from: the earliest of all that were put in.
+/// The end of a wait: the earliest of its limits, and the cause of that limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Deadline {
     end: Option<Instant>,
@@ -44,7 +46,7 @@ impl Deadline {
         Deadline { end, limit }
     }
 
-    /// Adds a limit; of two that end together the one that was there first is kept.
+    /// Adds a limit. Of two limits that end at the same instant the first one added stays.
     #[must_use]
     pub(crate) fn min_with(self, limit: DeadlineCause, end: Option<Instant>) -> Deadline {
         match (self.end, end) {
@@ -63,7 +65,7 @@ impl Deadline {
     }
 }
 
-/// A time-out that ends then; never zero, which would be none at all.
+/// Returns the time left until `end`, at least 1 ms, because sockets read zero as no timeout.
 pub(crate) fn remaining_timeout(end: Instant) -> Duration {
     let left = end.saturating_duration_since(clock::now());
     left.max(Duration::from_millis(1))

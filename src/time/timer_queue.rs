@@ -1,9 +1,11 @@
-//! What is due when: the pure part of every thread that has a clock.
+//! A queue of items by due time, used by the threads that act at given instants.
+//!
+//! Pure: callers pass in the time, and the queue never reads a clock.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
-/// Items in the order in which they are due, each under a number of its own.
+/// Items in the order of their due times. Each has an id that is unique in the queue.
 #[derive(Debug)]
 pub(crate) struct TimerQueue<T> {
     by_time: BTreeMap<(Instant, u64), T>,
@@ -18,14 +20,14 @@ impl<T> TimerQueue<T> {
         }
     }
 
-    /// Enters an item, in the place of one with the same number.
+    /// Inserts an item, replacing an item of the same id.
     pub(crate) fn insert(&mut self, id: u64, due: Instant, item: T) {
         self.remove(id);
         self.deadline_of.insert(id, due);
         self.by_time.insert((due, id), item);
     }
 
-    /// Takes an item out, due or not.
+    /// Removes and returns an item, whether it is due or not.
     pub(crate) fn remove(&mut self, id: u64) -> Option<T> {
         let due = self.deadline_of.remove(&id)?;
         self.by_time.remove(&(due, id))
@@ -36,13 +38,13 @@ impl<T> TimerQueue<T> {
         self.deadline_of.len()
     }
 
-    /// The item that is due next, and when.
+    /// Returns the item that is due next, and its due time.
     pub(crate) fn peek(&self) -> Option<(Instant, &T)> {
         let ((due, _), item) = self.by_time.first_key_value()?;
         Some((*due, item))
     }
 
-    /// Takes the first item out.
+    /// Removes and returns the item that is due next.
     pub(crate) fn pop(&mut self) -> Option<(u64, T)> {
         let ((_, id), item) = self.by_time.pop_first()?;
         self.deadline_of.remove(&id);
@@ -58,20 +60,20 @@ mod tests {
     use crate::time::clock;
 
     #[test]
-    fn items_come_when_they_are_due_and_once() {
+    fn timer_queue_pops_each_item_once_in_order_of_due_times() {
         let now = clock::now();
         let at = |n| now + Duration::from_secs(n);
-        let mut agenda = TimerQueue::new();
-        agenda.insert(1, at(3), "c");
-        agenda.insert(2, at(1), "a");
-        agenda.insert(3, at(1), "b");
-        agenda.insert(4, at(2), "never");
-        assert_eq!(agenda.remove(4), Some("never"));
-        assert_eq!(agenda.remove(4), None);
-        assert_eq!(agenda.peek(), Some((at(1), &"a")));
-        agenda.insert(1, at(0), "now first");
-        let order: Vec<_> = std::iter::from_fn(|| agenda.pop()).collect();
+        let mut queue = TimerQueue::new();
+        queue.insert(1, at(3), "c");
+        queue.insert(2, at(1), "a");
+        queue.insert(3, at(1), "b");
+        queue.insert(4, at(2), "never");
+        assert_eq!(queue.remove(4), Some("never"));
+        assert_eq!(queue.remove(4), None);
+        assert_eq!(queue.peek(), Some((at(1), &"a")));
+        queue.insert(1, at(0), "now first");
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
         assert_eq!(order, [(1, "now first"), (2, "a"), (3, "b")]);
-        assert!(agenda.deadline_of.is_empty() && agenda.peek().is_none());
+        assert!(queue.deadline_of.is_empty() && queue.peek().is_none());
     }
 }

@@ -1,4 +1,7 @@
-//! A way for another thread to end a wait.
+//! Cancellation of waits from another thread.
+//!
+//! A cancelled token ends waits only: a lock that is held stays held, and an attempt that was
+//! granted in the moment of a cancellation stays granted.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -8,10 +11,11 @@ use parking_lot::Mutex;
 use crate::error::Error;
 use crate::transport::inbox::Inbox;
 
-/// Ends waits for locks from another thread: give it to [`LockOptions::cancel_on`](crate::LockOptions::cancel_on), keep a
-/// clone, and call [`cancel`](CancelToken::cancel) on it.
+/// Ends waits for locks from another thread.
 ///
-/// A cheap clone of one flag, which is raised once and for all. Any number of waits can have the same token.
+/// Pass it to [`LockOptions::cancel_on`](crate::LockOptions::cancel_on), keep a clone, and call
+/// [`cancel`](CancelToken::cancel) on the clone. Clones share one flag, which is never reset. Any
+/// number of waits can share a token.
 ///
 /// ```
 /// use redguard::{CancelToken, Error, LocalLocker, LockOptions, Locker};
@@ -35,41 +39,49 @@ use crate::transport::inbox::Inbox;
 #[derive(Clone, Default)]
 pub struct CancelToken(Arc<Mutex<CancelState>>);
 
+/// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the caller.
+impl std::panic::UnwindSafe for CancelToken {}
+impl std::panic::RefUnwindSafe for CancelToken {}
+
 #[derive(Default)]
 struct CancelState {
     cancelled: bool,
-    /// Where those wait who have the token. Swept when it has doubled.
+    /// The inboxes of the waits that have the token.
     waiting: Vec<Weak<Inbox>>,
+    /// The length of `waiting` at which the inboxes of ended waits are removed.
     prune_at: usize,
 }
 
 impl CancelToken {
-    /// A token that is not cancelled. Two of them have nothing to do with each other; clones are the same.
+    /// Returns a new token that is not cancelled. It is independent of every other token.
     pub fn new() -> CancelToken {
         CancelToken::default()
     }
 
-    /// Ends all waits that have this token, also those that begin later: with [`Cancelled`](crate::Error::Cancelled),
-    /// within milliseconds. Locks that are held are not touched. A second call finds nothing left to do. Does not block.
+    /// Ends all present and later waits that have this token, within milliseconds.
+    ///
+    /// They return [`Cancelled`](crate::Error::Cancelled). Locks that are held are not affected. A
+    /// second call has no effect. Does not block.
     pub fn cancel(&self) {
         let mut state = self.0.lock();
         state.cancelled = true;
         let waiting = std::mem::take(&mut state.waiting);
-        drop(state); // let go before waking
+        drop(state); // unlock before waking
         let alive = waiting.iter().filter_map(Weak::upgrade);
         alive.for_each(|inbox| inbox.cancel());
     }
 
-    /// Whether [`cancel`](CancelToken::cancel) was called on it or on a clone.
+    /// Returns whether [`cancel`](CancelToken::cancel) was called on this token or on a clone.
     pub fn is_cancelled(&self) -> bool {
         self.0.lock().cancelled
     }
 
-    /// Lets it end the waits in an inbox, for as long as that is there; at once if it is cancelled.
+    /// Registers an inbox, so that a cancellation ends its waits. Cancels it at once if the token
+    /// is cancelled.
     pub(crate) fn register(&self, inbox: &Arc<Inbox>) {
         let mut state = self.0.lock();
         if state.cancelled {
-            drop(state); // let go before waking
+            drop(state); // unlock before waking
             inbox.cancel();
             return;
         }
@@ -81,10 +93,10 @@ impl CancelToken {
     }
 }
 
-/// Where a caller waits whom a token, if there is one, can cancel.
+/// Returns an inbox for a caller, registered at its token if there is one.
 ///
 /// # Errors
-/// `Cancelled` if it has been cancelled already.
+/// - `Cancelled` if the token has been cancelled already.
 pub(crate) fn cancellable_inbox(token: Option<&CancelToken>) -> Result<Arc<Inbox>, Error> {
     let inbox = Arc::new(Inbox::new());
     if let Some(token) = token {
@@ -96,7 +108,7 @@ pub(crate) fn cancellable_inbox(token: Option<&CancelToken>) -> Result<Arc<Inbox
     }
 }
 
-/// Equal are clones of one token.
+/// Clones of one token are equal; other tokens are not.
 impl PartialEq for CancelToken {
     fn eq(&self, other: &CancelToken) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -108,7 +120,7 @@ impl Eq for CancelToken {}
 impl fmt::Debug for CancelToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("CancelToken");
-        // Not by waiting for a thread that has the lock.
+        // `Debug` must not block, so the field is `None` while another thread holds the lock.
         let cancelled = self.0.try_lock().map(|state| state.cancelled);
         shown.field("cancelled", &cancelled).finish()
     }
@@ -119,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clones_are_one_token_and_others_are_not() {
+    fn cancel_token_cloned_is_one_token() {
         let [token, other] = [CancelToken::new(), CancelToken::new()];
         let clone = token.clone();
         assert!(token == clone && token != other);
@@ -129,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn it_reaches_who_waits_and_who_comes_later_and_keeps_nobody() {
+    fn cancel_token_cancelled_reaches_present_and_later_waits_and_keeps_no_ended_one() {
         let token = CancelToken::new();
         let inboxes = [0; 100].map(|_| Arc::new(Inbox::new()));
         for inbox in &inboxes {

@@ -1,5 +1,7 @@
-//! A lane as its callers see it: a queue to one node, a seat at its desk for who finds nobody there, and whether that node answers
-//! at present.
+//! A node connection as its callers use it: submit a request to its worker, or send it directly.
+//!
+//! No method blocks: callers only try to lock the pipeline, which the worker holds during I/O.
+//! While the node is suspect nothing is queued except releases of keys that the node may hold (L3).
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,182 +16,202 @@ use crate::telemetry::stats::NodeCounters;
 use crate::time::clock;
 use crate::transport::job::Job;
 use crate::transport::messages::{NodeConfig, Submitted, WorkerMessage};
-use crate::transport::pipeline::Pipeline;
+use crate::transport::pipeline::{Pipeline, worker_stopped};
 use crate::transport::registry::NodeRegistry;
 use crate::transport::status::{ConnectionStatus, StatusReport};
 
-/// A lane as its callers see it.
+/// The callers' end of a node connection.
 pub(crate) struct NodeConnection {
-    jobs: Sender<WorkerMessage>,
-    desk: Arc<Mutex<Pipeline>>,
-    health: Arc<ConnectionStatus>,
+    queue: Sender<WorkerMessage>,
+    pipeline: Arc<Mutex<Pipeline>>,
+    status: Arc<ConnectionStatus>,
+}
+
+/// The worker's end of a node connection.
+pub(crate) struct WorkerEnd {
+    pub(crate) node: usize,
+    pub(crate) queue: Receiver<WorkerMessage>,
+    pub(crate) pipeline: Arc<Mutex<Pipeline>>,
 }
 
 impl NodeConnection {
-    /// A lane that is not up yet, and the thread's end of it.
+    /// Returns both ends of a connection that is not up yet.
     pub(crate) fn new(
         node: usize,
-        post: &NodeConfig,
-        census: &Arc<NodeRegistry>,
-    ) -> (
-        NodeConnection,
-        Receiver<WorkerMessage>,
-        Arc<Mutex<Pipeline>>,
-    ) {
-        let (jobs, queue) = crossbeam_channel::unbounded();
-        let health = Arc::new(ConnectionStatus::new());
-        let desk = Arc::new(Mutex::new(Pipeline::new(
-            node,
-            &post.name,
-            post.node_timeout,
-            post.observer.clone(),
-            Arc::clone(&health),
-            Arc::clone(census),
-        )));
-        let lane = NodeConnection {
-            jobs,
-            desk: Arc::clone(&desk),
-            health,
+        config: &NodeConfig,
+        registry: &Arc<NodeRegistry>,
+    ) -> (NodeConnection, WorkerEnd) {
+        let (sender, queue) = crossbeam_channel::unbounded();
+        let status = Arc::new(ConnectionStatus::new());
+        let pipeline = Pipeline::new(node, config, Arc::clone(&status), Arc::clone(registry));
+        let pipeline = Arc::new(Mutex::new(pipeline));
+        let connection = NodeConnection {
+            queue: sender,
+            pipeline: Arc::clone(&pipeline),
+            status,
         };
-        (lane, queue, desk)
+        let end = WorkerEnd {
+            node,
+            queue,
+            pipeline,
+        };
+        (connection, end)
     }
 
-    /// Hands a job to the lane, unless the node is suspect: then the cause comes back at once, and nothing is
-    /// queued but what is `owed`, a release of a key that the node may hold.
-    pub(crate) fn submit(&self, job: Job, owed: bool, now: Instant) -> Result<(), NodeFailure> {
-        let suspect = self.unavailable(now);
-        let queued = if suspect.is_none() || owed {
-            self.queue(WorkerMessage::Job(job))
-        } else {
-            false
-        };
-        match suspect {
-            Some(cause) => Err(cause),
-            None if queued => Ok(()),
+    /// Queues a job for the worker.
+    ///
+    /// # Errors
+    /// The cause if the node is suspect. The job is then queued only if it `must_reach` the node: a
+    /// release of a key that the node may hold.
+    pub(crate) fn submit(
+        &self,
+        job: Job,
+        must_reach: bool,
+        now: Instant,
+    ) -> Result<(), NodeFailure> {
+        match self.unavailable(now) {
+            Some(cause) => {
+                if must_reach {
+                    self.enqueue(WorkerMessage::Job(job));
+                }
+                Err(cause)
+            }
+            None if self.enqueue(WorkerMessage::Job(job)) => Ok(()),
             None => Err(worker_stopped()),
         }
     }
 
-    /// Hands many jobs to the lane, none of them owed; the cause where it is suspect.
-    pub(crate) fn submit_all(&self, jobs: Vec<Job>, now: Instant) -> Result<(), NodeFailure> {
+    /// Queues many jobs for the worker.
+    ///
+    /// # Errors
+    /// The cause if the node is suspect. No job is then queued.
+    pub(super) fn submit_all(&self, jobs: Vec<Job>, now: Instant) -> Result<(), NodeFailure> {
         match self.unavailable(now) {
             Some(cause) => Err(cause),
-            None if self.queue(WorkerMessage::Jobs(jobs)) => Ok(()),
+            None if self.enqueue(WorkerMessage::Jobs(jobs)) => Ok(()),
             None => Err(worker_stopped()),
         }
     }
 
-    /// `false` if the lane has ended.
-    fn queue(&self, message: WorkerMessage) -> bool {
-        // Before it is there, so that who sees nothing queued comes after nothing of ours.
-        self.health.queue_len.fetch_add(1, Ordering::SeqCst);
-        self.jobs.send(message).is_ok()
+    /// Sends a message to the worker. Returns `false` if the worker has ended.
+    fn enqueue(&self, message: WorkerMessage) -> bool {
+        // Counted before it is sent, so that a caller that reads 0 sends after no message of ours.
+        self.status.queue_len.fetch_add(1, Ordering::SeqCst);
+        self.queue.send(message).is_ok()
     }
 
-    /// As [`submit`](NodeConnection::submit), but the job, whose request is `bytes` on the wire, is sent by this very thread if nobody is before it: then somebody has to
-    /// [`poll`](NodeConnection::poll) for the answer.
+    /// Sends a job directly if the connection is idle, otherwise [submits](NodeConnection::submit)
+    /// it. `bytes` is the encoded request. After a direct send the caller has to
+    /// [`poll`](NodeConnection::poll) for the reply.
+    ///
+    /// # Errors
+    /// The cause if the node is suspect, as for `submit`.
     pub(crate) fn send_or_submit(
         &self,
         job: Job,
         bytes: &[u8],
-        owed: bool,
+        must_reach: bool,
         now: Instant,
     ) -> Result<Submitted, NodeFailure> {
-        let job = match self.desk.try_lock() {
-            Some(mut desk) if self.is_idle(now) => match desk.send_direct(job, bytes, now) {
-                Ok(wake) => return Ok(Submitted::Sent { wake_worker: wake }),
-                Err(job) => job,
-            },
+        let job = match self.pipeline.try_lock() {
+            Some(mut pipeline) if self.is_idle(now) => {
+                match pipeline.send_direct(job, bytes, now) {
+                    Ok(wake_worker) => return Ok(Submitted::Sent { wake_worker }),
+                    Err(job) => job,
+                }
+            }
             _ => job,
         };
-        self.submit(job, owed, now).map(|()| Submitted::Queued)
+        self.submit(job, must_reach, now)
+            .map(|()| Submitted::Queued)
     }
 
-    /// Whether it is up and nothing waits for its thread. Who asks has the desk, since the thread sees to what it takes out of
-    /// the queue there.
+    /// Returns whether the connection is up and its queue is empty.
+    ///
+    /// Call it with the pipeline locked: the worker handles a message that it has received under
+    /// that lock.
     fn is_idle(&self, now: Instant) -> bool {
-        self.health.queue_len.load(Ordering::SeqCst) == 0 && self.is_up(now)
+        self.status.queue_len.load(Ordering::SeqCst) == 0 && self.is_up(now)
     }
 
-    /// Takes in the answers that have come to what callers have sent, unless somebody else is at it. `false` if the thread must be
-    /// woken to see to the connection.
+    /// Reads the replies to direct sends that have arrived, unless another thread uses the
+    /// pipeline. Returns `false` if the caller must wake the worker, because the connection needs
+    /// it.
     pub(crate) fn poll(&self) -> bool {
-        let desk = self.desk.try_lock();
-        !desk.is_some_and(|mut desk| desk.poll_replies())
+        let pipeline = self.pipeline.try_lock();
+        !pipeline.is_some_and(|mut pipeline| pipeline.poll_replies())
     }
 
-    /// Lets the lane's thread wait for the answers.
+    /// Makes the worker wait for the replies to direct sends.
     pub(crate) fn wake_worker(&self) {
-        self.queue(WorkerMessage::Poll);
+        self.enqueue(WorkerMessage::Poll);
     }
 
-    /// The same, unless it is certain that none is to come.
-    pub(crate) fn wake_worker_if_in_flight(&self) {
-        let desk = self.desk.try_lock();
-        if desk.is_none_or(|desk| desk.has_in_flight()) {
+    /// Makes the worker wait for the replies to direct sends, unless none is outstanding.
+    pub(super) fn wake_worker_if_in_flight(&self) {
+        let pipeline = self.pipeline.try_lock();
+        if pipeline.is_none_or(|pipeline| pipeline.has_in_flight()) {
             self.wake_worker();
         }
     }
 
-    /// Why the node is not expected to answer, if it is not.
+    /// Returns why the node is suspect: connecting, or overdue with a reply. `None` if it is not.
     pub(crate) fn unavailable(&self, now: Instant) -> Option<NodeFailure> {
-        if !self.health.up.load(Ordering::Acquire) {
-            return Some(self.health.report.lock().cause.clone());
+        if !self.status.up.load(Ordering::Acquire) {
+            return Some(self.status.report.lock().cause.clone());
         }
         (!self.is_up(now)).then_some(NodeFailure::TimedOut)
     }
 
-    /// Whether the node is expected to answer.
+    /// Returns whether the connection is up and no reply is overdue.
     pub(crate) fn is_up(&self, now: Instant) -> bool {
-        self.health.up.load(Ordering::Acquire)
-            && clock::to_micros(now) <= self.health.overdue_at.load(Ordering::Acquire)
+        self.status.up.load(Ordering::Acquire)
+            && clock::to_micros(now) <= self.status.overdue_at.load(Ordering::Acquire)
     }
 
-    /// When the batch on the wire was overdue, if it is.
+    /// Returns since when a reply is overdue; `None` if none is.
     pub(crate) fn overdue(&self, now: Instant) -> Option<Instant> {
-        let overdue = self.health.overdue_at.load(Ordering::Acquire);
-        let overdue = Some(overdue).filter(|overdue| clock::to_micros(now) > *overdue);
-        overdue.and_then(clock::from_micros)
+        let overdue_at = self.status.overdue_at.load(Ordering::Acquire);
+        let overdue_at = Some(overdue_at).filter(|at| clock::to_micros(now) > *at);
+        overdue_at.and_then(clock::from_micros)
     }
 
+    /// Returns how long the node will not vote on new locks; zero if it votes.
     pub(crate) fn quarantine(&self, now: Instant) -> Duration {
-        self.health.quarantine(now)
+        self.status.quarantine(now)
     }
 
     pub(crate) fn counters(&self) -> &NodeCounters {
-        &self.health.counters
+        &self.status.counters
     }
 
-    /// How many messages and pending releases wait for the node.
+    /// Returns the number of queued messages and pending releases.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn waiting(&self) -> u64 {
-        let pending = self.health.pending.load(Ordering::Acquire) as u64;
-        self.health.queue_len.load(Ordering::SeqCst) + pending
+        let pending = self.status.pending.load(Ordering::Acquire) as u64;
+        self.status.queue_len.load(Ordering::SeqCst) + pending
     }
 
     pub(crate) fn report(&self) -> StatusReport {
-        self.health.report.lock().clone()
+        self.status.report.lock().clone()
     }
 
+    /// Makes the worker connect for the first time.
     pub(crate) fn start(&self) {
-        // Fails only where the thread is gone, which `WorkerPool::spawn` would have noticed.
-        self.queue(WorkerMessage::Start);
+        // Fails only if the thread is gone, which `WorkerPool::spawn` would have reported.
+        self.enqueue(WorkerMessage::Start);
     }
 
-    /// Lets the thread end when it has served what is queued by now.
+    /// Makes the worker end when it has served what is queued by now.
     pub(crate) fn stop(&self) {
-        self.queue(WorkerMessage::Stop);
+        self.enqueue(WorkerMessage::Stop);
     }
 }
 
 impl fmt::Debug for NodeConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lane")
-            .field("health", &self.health)
+        f.debug_struct("NodeConnection")
+            .field("status", &self.status)
             .finish_non_exhaustive()
     }
-}
-
-fn worker_stopped() -> NodeFailure {
-    NodeFailure::Unreachable("the lane is stopped".into())
 }

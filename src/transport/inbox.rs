@@ -1,4 +1,6 @@
-//! Where a caller blocks: the one place that replies and wake-ups reach it.
+//! The inbox in which a caller blocks: replies, wake-ups and cancellations arrive there.
+//!
+//! Workers and other threads only deliver; they never block in an inbox. An inbox knows no lock.
 
 use std::time::Instant;
 
@@ -7,9 +9,9 @@ use crate::sync::primitives::{Condvar, Mutex, MutexGuard};
 use crate::time::clock;
 use crate::transport::job::ReplySink;
 
-/// A blocked caller's letter box. Who reads answers posts them, everybody else only wakes.
+/// The wait primitive of one caller, its owner.
 ///
-/// A wake-up that comes before the wait is kept until a wait has consumed it, so none is ever lost.
+/// A wake-up that comes before the wait is kept until a wait consumes it, so none is lost.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     state: Mutex<InboxState>,
@@ -18,24 +20,24 @@ pub(crate) struct Inbox {
 
 #[derive(Debug)]
 struct InboxState {
-    /// The round whose answers are welcome; those of former rounds come too late and are dropped.
+    /// The open round. Replies of former rounds are dropped.
     round: u32,
-    answers: Vec<(usize, Reply)>,
-    /// The owner sleeps until so many answers are there.
+    replies: Vec<(usize, Reply)>,
+    /// The number of replies for which the owner sleeps; 0 if it does not sleep for replies.
     wake_at: usize,
     woken: bool,
-    /// Its owner is not to wait any more, for anything.
+    /// Whether all waits of the owner end at once from now on.
     cancelled: bool,
 }
 
-/// What a wait for answers ended by.
+/// The reason why a wait for replies ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitEnd {
-    /// As many answers as were wanted have come.
+    /// The wanted number of replies has arrived.
     Complete,
-    /// The time is over. Some answers may have come.
+    /// The deadline has passed. Some replies may have arrived.
     TimedOut,
-    /// The owner was cancelled. Some answers may have come.
+    /// The owner was cancelled. Some replies may have arrived.
     Cancelled,
 }
 
@@ -44,7 +46,7 @@ impl Inbox {
         Inbox {
             state: Mutex::new(InboxState {
                 round: 0,
-                answers: Vec::new(),
+                replies: Vec::new(),
                 wake_at: 0,
                 woken: false,
                 cancelled: false,
@@ -53,37 +55,38 @@ impl Inbox {
         }
     }
 
-    /// Begins a new round for up to `nodes` answers and answers its number.
+    /// Opens a round for up to `nodes` replies and returns its id.
     pub(crate) fn open_round(&self, nodes: usize) -> u32 {
         let mut state = self.state.lock();
         state.round = state.round.wrapping_add(1);
-        state.answers.clear();
-        state.answers.reserve(nodes);
+        state.replies.clear();
+        state.replies.reserve(nodes);
         state.round
     }
 
-    /// Nobody wants more answers in the round that was begun last: they would only be kept.
-    pub(crate) fn close_round(&self) {
+    /// Closes the open round. Its further replies are dropped.
+    pub(super) fn close_round(&self) {
         let mut state = self.state.lock();
         state.round = state.round.wrapping_add(1);
-        state.answers = Vec::new();
+        state.replies = Vec::new();
     }
 
-    /// Waits until `wanted` answers are there or `end` has come, and moves those that came into `answers`.
+    /// Blocks until `wanted` replies have arrived, at most until `end`, and moves the replies into
+    /// `replies`.
     ///
-    /// Until `soon` it only yields the processor: where answers come within microseconds, going to sleep and being
-    /// woken takes longer than the answers do.
-    pub(crate) fn wait_replies(
+    /// Until `spin_until` it yields the processor instead of sleeping: replies that arrive within
+    /// microseconds take less time than sleeping and waking.
+    pub(super) fn wait_replies(
         &self,
         wanted: usize,
-        soon: Option<Instant>,
+        spin_until: Option<Instant>,
         end: Option<Instant>,
-        answers: &mut Vec<(usize, Reply)>,
+        replies: &mut Vec<(usize, Reply)>,
     ) -> WaitEnd {
         let mut state = self.state.lock();
-        let waits = |state: &InboxState| state.answers.len() < wanted && !state.cancelled;
-        while waits(&state) && soon.is_some_and(|soon| clock::now() < soon) {
-            drop(state); // for those who post
+        let waits = |state: &InboxState| state.replies.len() < wanted && !state.cancelled;
+        while waits(&state) && spin_until.is_some_and(|end| clock::now() < end) {
+            drop(state); // unlock for the threads that deliver
             std::thread::yield_now();
             state = self.state.lock();
         }
@@ -92,38 +95,38 @@ impl Inbox {
         while waits(&state) && !timed_out {
             timed_out = self.wait(&mut state, end);
         }
-        let ended = match (state.answers.len() >= wanted, state.cancelled) {
+        let ended = match (state.replies.len() >= wanted, state.cancelled) {
             (true, _) => WaitEnd::Complete,
             (false, true) => WaitEnd::Cancelled,
             (false, false) => WaitEnd::TimedOut,
         };
         state.wake_at = 0;
-        match answers.is_empty() {
-            true => std::mem::swap(answers, &mut state.answers),
-            false => answers.append(&mut state.answers),
+        match replies.is_empty() {
+            true => std::mem::swap(replies, &mut state.replies),
+            false => replies.append(&mut state.replies),
         }
         ended
     }
 
-    /// Whether fewer answers than `wanted` have come, and the owner is to wait for more.
-    pub(crate) fn needs_more(&self, wanted: usize) -> bool {
+    /// Returns whether fewer replies than `wanted` have arrived and the owner is not cancelled.
+    pub(super) fn needs_more(&self, wanted: usize) -> bool {
         let state = self.state.lock();
-        state.answers.len() < wanted && !state.cancelled
+        state.replies.len() < wanted && !state.cancelled
     }
 
-    /// Wakes the owner from [`sleep`](Inbox::sleep), or keeps its next one from beginning.
+    /// Wakes the owner from [`sleep`](Inbox::sleep), or ends its next sleep at once.
     pub(crate) fn wake(&self) {
         let mut state = self.state.lock();
         state.woken = true;
-        drop(state); // the owner need not wait for us when it wakes
+        drop(state); // unlock before waking
         self.changed.notify_one();
     }
 
-    /// Ends the owner's wait, and all that it begins later.
+    /// Ends the owner's wait, and all its later waits at once.
     pub(crate) fn cancel(&self) {
         let mut state = self.state.lock();
         state.cancelled = true;
-        drop(state); // as in `wake`
+        drop(state); // unlock before waking
         self.changed.notify_one();
     }
 
@@ -131,7 +134,7 @@ impl Inbox {
         self.state.lock().cancelled
     }
 
-    /// Waits for a wake-up, at most until `end` (`None`: for ever). `true` if there was one.
+    /// Blocks until a wake-up, at most until `end` (`None`: no limit). Returns whether one came.
     pub(crate) fn sleep(&self, end: Option<Instant>) -> bool {
         let mut state = self.state.lock();
         while !state.woken && !state.cancelled {
@@ -142,7 +145,7 @@ impl Inbox {
         std::mem::take(&mut state.woken)
     }
 
-    /// One wait, which may end for no reason; `true` when the time is over.
+    /// Blocks once, possibly with a spurious wake-up. Returns whether the deadline has passed.
     fn wait(&self, state: &mut MutexGuard<'_, InboxState>, end: Option<Instant>) -> bool {
         match end {
             None => self.changed.wait(state),
@@ -153,16 +156,16 @@ impl Inbox {
 }
 
 impl ReplySink for Inbox {
-    /// Wakes the owner only if it has now as many as it waits for. Answers of former rounds are dropped.
-    fn deliver(&self, round: u32, node: usize, answer: Reply) {
+    /// Stores a reply of the open round. Wakes the owner only when the wanted number is reached.
+    fn deliver(&self, round: u32, node: usize, reply: Reply) {
         let mut state = self.state.lock();
         if state.round != round {
             return;
         }
-        state.answers.push((node, answer));
-        let enough = state.answers.len() == state.wake_at;
-        drop(state); // the owner need not wait for us when it wakes
-        if enough {
+        state.replies.push((node, reply));
+        let is_complete = state.replies.len() == state.wake_at;
+        drop(state); // unlock before waking
+        if is_complete {
             self.changed.notify_one();
         }
     }
@@ -176,35 +179,35 @@ mod tests {
     use crate::time::clock;
 
     #[test]
-    fn answers_of_a_former_round_are_dropped() {
+    fn replies_of_a_former_round_are_dropped() {
         let inbox = Inbox::new();
         let first = inbox.open_round(3);
         inbox.deliver(first, 0, Reply::Done);
         let second = inbox.open_round(3);
         inbox.deliver(first, 1, Reply::Done);
         inbox.deliver(second, 2, Reply::Absent);
-        let mut answers = Vec::new();
-        let ended = inbox.wait_replies(1, None, None, &mut answers);
+        let mut replies = Vec::new();
+        let ended = inbox.wait_replies(1, None, None, &mut replies);
         assert_eq!(ended, WaitEnd::Complete);
-        assert_eq!(answers, [(2, Reply::Absent)]);
+        assert_eq!(replies, [(2, Reply::Absent)]);
     }
 
     #[test]
-    fn time_ends_a_wait_with_what_came() {
+    fn wait_that_times_out_returns_the_replies_so_far() {
         let inbox = Inbox::new();
         let round = inbox.open_round(3);
         inbox.deliver(round, 1, Reply::Done);
-        let mut answers = Vec::new();
+        let mut replies = Vec::new();
         let end = clock::now() + Duration::from_millis(5);
         assert_eq!(
-            inbox.wait_replies(2, None, Some(end), &mut answers),
+            inbox.wait_replies(2, None, Some(end), &mut replies),
             WaitEnd::TimedOut
         );
-        assert_eq!(answers.len(), 1);
+        assert_eq!(replies.len(), 1);
     }
 
     #[test]
-    fn a_wake_up_before_the_sleep_is_kept_once() {
+    fn wake_up_before_the_sleep_is_kept_once() {
         let inbox = Inbox::new();
         inbox.wake();
         inbox.wake();

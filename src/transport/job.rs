@@ -1,4 +1,4 @@
-//! A request on its way to a node, and who is told the answer.
+//! A request on its way to a node, and the sink that receives its reply.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,44 +7,48 @@ use crate::protocol::lease::Lease;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Request;
 
-/// Who is told what nodes answer.
+/// The largest number of requests that are sent as one pipeline.
+pub(crate) const MAX_BATCH: usize = 256;
+
+/// A receiver of replies.
 pub(crate) trait ReplySink: Send + Sync {
-    /// A node's answer in one of its rounds. Must not block.
-    fn deliver(&self, round: u32, node: usize, answer: Reply);
+    /// Delivers a node's reply in one of the sink's rounds. Must not block.
+    fn deliver(&self, round: u32, node: usize, reply: Reply);
 }
 
-/// Where an answer goes: to whom, and in which of its rounds.
+/// The destination of a reply: a sink, and one of its rounds.
 pub(crate) type ReplyTo = (Arc<dyn ReplySink>, u32);
 
-/// A request on its way, and where its answer goes.
+/// A request and the destination of its reply.
 pub(crate) struct Job {
     pub(crate) request: Request,
-    /// `None` where nobody waits.
+    /// `None` if the reply is dropped.
     pub(crate) reply: Option<ReplyTo>,
 }
 
-/// A release that waits for the node, or for its next try.
+/// A pending release: one that waits for its node, or for its next attempt there.
 pub(crate) type Pending = (Request, PendingReply);
 
-/// Where the answer to a request goes.
+/// The destination and the state of a request whose reply is outstanding.
 pub(crate) struct PendingReply {
-    /// As in [`Job::reply`].
+    /// `None` once the reply has been delivered.
     to: Option<ReplyTo>,
-    /// It is a release that was sent before, and may have taken effect then.
-    pub(crate) was_sent: bool,
-    pub(crate) state: State,
-    /// It is a release that was answered with an error before.
-    pub(crate) was_refused: bool,
+    /// Whether this is a release that was sent before and may have taken effect then.
+    pub(super) was_sent: bool,
+    pub(crate) state: RequestState,
+    /// Whether a node has replied to this release with an error before.
+    pub(super) was_refused: bool,
 }
 
-/// What became of a request that was sent.
+/// The state of a request that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
-    /// It has no answer yet.
+pub(crate) enum RequestState {
+    /// The reply is outstanding.
     Open,
-    /// It is a release, and the answer is an error that may pass.
+    /// The reply to a release was an error that may pass.
     Refused,
-    Answered,
+    /// The reply has arrived.
+    Replied,
 }
 
 impl PendingReply {
@@ -52,26 +56,32 @@ impl PendingReply {
         PendingReply {
             to,
             was_sent: false,
-            state: State::Open,
+            state: RequestState::Open,
             was_refused: false,
         }
     }
 
-    pub(crate) fn deliver(&mut self, node: usize, answer: Reply) {
-        if let Some((addressee, round)) = self.to.take() {
-            addressee.deliver(round, node, answer);
+    /// Delivers the reply, unless one was delivered before.
+    pub(crate) fn deliver(&mut self, node: usize, reply: Reply) {
+        if let Some((sink, round)) = self.to.take() {
+            sink.deliver(round, node, reply);
         }
     }
 
-    /// The same for an answer of a server that has run since then. Absent after a release that was sent before: that one deleted
-    /// the key. A server that has restarted since a quorum confirmed the lease may have lost it, and granted it to another
-    /// meanwhile.
-    pub(crate) fn post_from(&mut self, since: Instant, lease: &Lease, node: usize, answer: Reply) {
-        let is_ours = || self.was_sent && lease.was_confirmed_since(since);
-        let is_our_doing = answer == Reply::Absent && is_ours();
-        self.deliver(node, if is_our_doing { Reply::Done } else { answer });
+    /// Delivers the reply of servers that have not restarted since `runs_since`.
+    ///
+    /// `Absent` after a release that was sent before becomes `Done`, because that release deleted
+    /// the key. A server that has restarted since a quorum confirmed the lease may have lost the
+    /// key and granted it to another owner meanwhile, so its `Absent` stays.
+    pub(super) fn deliver_from(
+        &mut self,
+        runs_since: Instant,
+        lease: &Lease,
+        node: usize,
+        reply: Reply,
+    ) {
+        let is_our_doing =
+            reply == Reply::Absent && self.was_sent && lease.was_confirmed_since(runs_since);
+        self.deliver(node, if is_our_doing { Reply::Done } else { reply });
     }
 }
-
-/// The most requests that are sent as one pipeline.
-pub(crate) const MAX_BATCH: usize = 256;

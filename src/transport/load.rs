@@ -1,95 +1,143 @@
-//! How callers wait for a round, by how long rounds take and who else is in one: awake or asleep, and whether they ask idle nodes
-//! themselves.
+//! The load that decides how a caller sends and how it waits: the number of active callers, and the
+//! duration of a round.
+//!
+//! A wrong estimate costs time only: no decision about a lock depends on it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::time::clock;
 
-/// How many callers have a round at present. One that is alone speaks to idle nodes himself; of several the requests go out
-/// together, by the lanes' threads.
+/// Counts the callers that have a round in progress.
+///
+/// A single caller sends directly to idle nodes. With several, requests go through the workers,
+/// which pipeline them.
 #[derive(Debug, Default)]
 pub(crate) struct ActiveCallers {
     count: AtomicUsize,
-    /// When somebody was not alone, in [`time::micros`].
+    /// When two callers were last active at once, by [`clock::to_micros`].
     last_shared: AtomicU64,
 }
 
 impl ActiveCallers {
-    /// For so many µs after that nobody counts as alone: they meet again.
+    /// How long after [`last_shared`](ActiveCallers::last_shared) no caller counts as single, in
+    /// µs: callers that met once are likely to meet again.
     const SHARED_WINDOW_US: u64 = 1000;
 
-    /// A caller comes, and stays until the answer is dropped.
+    /// Counts a caller as active until the returned guard is dropped.
     pub(crate) fn join(&self, now: Instant) -> CallerGuard<'_> {
-        let (others, now) = (
-            self.count.fetch_add(1, Ordering::Relaxed),
-            clock::to_micros(now),
-        );
+        let others = self.count.fetch_add(1, Ordering::Relaxed);
+        let now = clock::to_micros(now);
         if others > 0 {
             self.last_shared.store(now, Ordering::Relaxed);
         }
-        let alone =
-            now > self.last_shared.load(Ordering::Relaxed) + ActiveCallers::SHARED_WINDOW_US;
+        let last_shared = self.last_shared.load(Ordering::Relaxed);
         CallerGuard {
-            company: Some(self),
-            alone,
+            callers: Some(self),
+            is_only_caller: now > last_shared + ActiveCallers::SHARED_WINDOW_US,
         }
     }
 }
 
-impl CallerGuard<'_> {
-    /// One who hands something on, or is handed it: nobody has work meanwhile but the nodes, so it keeps no company, and asks idle
-    /// nodes himself.
-    pub(crate) const UNCOUNTED: CallerGuard<'static> = CallerGuard {
-        company: None,
-        alone: true,
-    };
-
-    pub(crate) fn is_only_caller(&self) -> bool {
-        self.alone
-    }
-}
-
+/// The registration of one active caller.
 #[derive(Debug)]
 pub(crate) struct CallerGuard<'a> {
-    company: Option<&'a ActiveCallers>,
-    alone: bool,
+    callers: Option<&'a ActiveCallers>,
+    is_only_caller: bool,
+}
+
+impl CallerGuard<'_> {
+    /// For handoffs: the other thread is blocked meanwhile, so this caller does not count as a
+    /// second one and may send directly.
+    pub(crate) const UNCOUNTED: CallerGuard<'static> = CallerGuard {
+        callers: None,
+        is_only_caller: true,
+    };
+
+    /// Returns whether the caller sends directly to idle nodes: it is the only one, and rounds are
+    /// short enough to poll for the replies.
+    pub(super) fn uses_direct_send(&self, rtt: &RttEstimate, now: Instant) -> bool {
+        self.is_only_caller && rtt.spin_deadline(now).is_some()
+    }
 }
 
 impl Drop for CallerGuard<'_> {
     fn drop(&mut self) {
-        if let Some(company) = self.company {
-            company.count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(callers) = self.callers {
+            callers.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
-/// How long rounds take at present, so that a caller knows whether going to sleep is worth it.
+/// A moving average of the duration of a round, in µs.
 #[derive(Debug, Default)]
 pub(crate) struct RttEstimate(AtomicU64);
 
 impl RttEstimate {
-    /// Where rounds take longer than this, a caller goes to sleep at once.
+    /// Above this duration of a round a caller sleeps at once instead of yielding first.
     const SPIN_THRESHOLD: Duration = Duration::from_micros(500);
-    /// So long a caller yields before it goes to sleep.
-    pub(crate) const SPIN_TIME: Duration = Duration::from_micros(200);
+    /// How long a caller yields the processor before it sleeps.
+    const SPIN_TIME: Duration = Duration::from_micros(200);
 
-    /// Until when a caller that begins to wait now should only yield.
-    pub(crate) fn spin_deadline(&self, now: Instant) -> Option<Instant> {
-        (self.estimate() < RttEstimate::SPIN_THRESHOLD).then(|| now + RttEstimate::SPIN_TIME)
+    /// Returns until when a caller that begins to wait now yields. `None` if it sleeps at once.
+    pub(super) fn spin_deadline(&self, now: Instant) -> Option<Instant> {
+        (self.average() < RttEstimate::SPIN_THRESHOLD).then(|| now + RttEstimate::SPIN_TIME)
     }
 
-    pub(crate) fn estimate(&self) -> Duration {
+    /// Returns the duration of a typical round, at least [`SPIN_TIME`](RttEstimate::SPIN_TIME).
+    pub(super) fn typical_round(&self) -> Duration {
+        self.average().max(RttEstimate::SPIN_TIME)
+    }
+
+    fn average(&self) -> Duration {
         Duration::from_micros(self.0.load(Ordering::Relaxed))
     }
 
-    /// A round took so long: an eighth of it goes into what is usual.
+    /// Adds the duration of a round to the average, with a weight of one eighth.
     pub(crate) fn record(&self, took: Duration) {
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let usual = self.0.load(Ordering::Relaxed);
-        // A round that timed out says little about those to come.
+        let average = self.0.load(Ordering::Relaxed);
+        // Capped, because a round that timed out says little about the next one.
         let took = took.min(4 * RttEstimate::SPIN_THRESHOLD.as_micros() as u64);
         self.0
-            .store(usual - usual / 8 + took / 8, Ordering::Relaxed);
+            .store(average - average / 8 + took / 8, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caller_beside_another_is_not_the_only_one_until_the_window_ends() {
+        let (callers, rtt, now) = (
+            ActiveCallers::default(),
+            RttEstimate::default(),
+            clock::now(),
+        );
+        let first = callers.join(now);
+        assert!(first.uses_direct_send(&rtt, now));
+        let second = callers.join(now);
+        assert!(!second.uses_direct_send(&rtt, now));
+        drop((first, second));
+        let window = Duration::from_micros(ActiveCallers::SHARED_WINDOW_US);
+        let joins = |at| callers.join(at).uses_direct_send(&rtt, at);
+        assert!(!joins(now + window) && joins(now + window + Duration::from_micros(1)));
+        assert!(CallerGuard::UNCOUNTED.uses_direct_send(&rtt, now));
+    }
+
+    #[test]
+    fn rtt_estimate_of_slow_rounds_ends_spinning_until_rounds_are_short() {
+        let (rtt, now) = (RttEstimate::default(), clock::now());
+        assert_eq!(rtt.spin_deadline(now), Some(now + RttEstimate::SPIN_TIME));
+        assert_eq!(rtt.typical_round(), RttEstimate::SPIN_TIME);
+        (0..100).for_each(|_| rtt.record(Duration::from_secs(60)));
+        assert!(rtt.spin_deadline(now).is_none());
+        assert!(
+            rtt.typical_round() <= 4 * RttEstimate::SPIN_THRESHOLD,
+            "capped"
+        );
+        (0..100).for_each(|_| rtt.record(Duration::from_micros(10)));
+        assert!(rtt.spin_deadline(now).is_some());
     }
 }

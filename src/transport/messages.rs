@@ -1,4 +1,4 @@
-//! What goes through a worker's queue, and what it reports while connecting.
+//! The messages to a worker, and its reports while it connects for the first time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,47 +8,49 @@ use crate::telemetry::observer::Observer;
 use crate::transport::job::Job;
 use crate::transport::node::traits::Connector;
 
-/// What a lane's thread takes from its queue.
+/// A message in a worker's queue.
 pub(crate) enum WorkerMessage {
     Job(Job),
-    /// Many at once, so that they are not taken one by one by a thread that is quicker than who sends.
+    /// Many jobs in one message, so that the worker receives them in one batch.
     Jobs(Vec<Job>),
-    /// A caller has left something on the wire, and nobody looks for the answer.
+    /// A caller has left requests in flight, and no caller polls for their replies.
     Poll,
-    /// Connect for the first time. Sent when all threads have been built.
+    /// Connect for the first time. Sent when all workers have been built.
     Start,
-    /// End when everything before this has been served.
+    /// End when everything queued before this message has been served.
     Stop,
 }
 
-/// What became of a job that a caller wanted to begin himself.
+/// The result of submitting a job to a connection.
 pub(crate) enum Submitted {
-    /// It is in the lane's queue.
+    /// The job is in the worker's queue.
     Queued,
-    /// It is on the wire. `wake` says that the lane's thread does not look for the answer unless it is woken.
+    /// The caller has sent the request itself. `wake_worker` is set if the worker sleeps, and polls
+    /// for the reply only after it is woken.
     Sent { wake_worker: bool },
 }
 
-/// What became of a lane's connect, told until it is up for the first time.
+/// The result of a connect, reported until the connection is up for the first time.
 #[derive(Debug)]
 pub(crate) enum ConnectEvent {
     Up,
-    /// It tries again.
+    /// The connect failed. The worker tries again.
     Failed(NodeFailure),
-    /// It is the same server as another node of the configuration.
+    /// The server is that of the configured node with this index.
     Duplicate(usize),
 }
 
-/// One node, as the crew needs to know it.
+/// The configuration of one node, as its workers need it.
 pub(crate) struct NodeConfig {
     pub(crate) name: String,
     pub(crate) connector: Arc<dyn Connector>,
     pub(crate) node_timeout: Duration,
-    /// The longest TTL of a lock, where nodes that have just started are not to vote.
+    /// The longest TTL of a lock, if restarted nodes are quarantined for it; `None` if they are
+    /// not.
     pub(crate) restart_quarantine: Option<Duration>,
-    /// Whether a node that may evict locks is not used.
+    /// Whether a node that may evict locks is rejected.
     pub(crate) reject_evicting: bool,
-    /// Whether it is a server's address, and no system of servers.
+    /// Whether the address is that of one server, not of sentinels or a cluster.
     pub(crate) is_one_server: bool,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod cancel;
 pub(crate) mod connection;
+pub(crate) mod dispatch;
 pub(crate) mod inbox;
 pub(crate) mod job;
 pub(crate) mod load;

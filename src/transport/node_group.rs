@@ -1,13 +1,14 @@
-//! All configured nodes: send, restore, release; health and stats.
+//! All configured nodes as one: opens rounds, sends requests that no caller waits for, and reports
+//! which nodes are connected.
+//!
+//! It knows no state of a lock: the engine decides what to send, and what a verdict means. The
+//! number of nodes is that of the configuration, whichever of them are connected (S1).
 
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::NodeFailure;
-use crate::local::lock_table::LockTable;
 use crate::protocol::breaker::Connectivity;
-use crate::protocol::encode;
 use crate::protocol::key::Key;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{NodeSet, Tally, Vote, VoteRule, majority};
@@ -17,39 +18,40 @@ use crate::telemetry::health::{NodeHealth, NodeState};
 use crate::telemetry::stats::{LockCounters, NodeStats, Stats};
 use crate::time::clock;
 use crate::transport::connection::NodeConnection;
-use crate::transport::inbox::{Inbox, WaitEnd};
+use crate::transport::dispatch::{KeyConnections, connection_index};
+use crate::transport::inbox::Inbox;
 use crate::transport::job::{Job, ReplySink};
-use crate::transport::load::{ActiveCallers, CallerGuard, RttEstimate};
-use crate::transport::messages::Submitted;
+use crate::transport::load::{ActiveCallers, RttEstimate};
 use crate::transport::registry::Waiters;
-use crate::transport::round::{DirectReplies, Round, RoundOutcome, give};
+use crate::transport::round::{Round, RoundOutcome, RoundPlan};
 use crate::transport::worker_pool::WorkerPool;
 
-/// The configured nodes as one: what the rooms above ask is asked of all of them.
+/// All configured nodes, with their connections and workers.
 #[derive(Debug)]
 pub(crate) struct NodeGroup {
-    crew: WorkerPool,
+    workers: WorkerPool,
     names: Vec<String>,
-    pool: usize,
-    pub(crate) pace: RttEstimate,
-    company: ActiveCallers,
-    meter: LockCounters,
+    /// The number of connections to each node.
+    pool_size: usize,
+    rtt: RttEstimate,
+    active_callers: ActiveCallers,
+    counters: LockCounters,
 }
 
 impl NodeGroup {
     pub(crate) fn new(
-        crew: WorkerPool,
+        workers: WorkerPool,
         names: Vec<String>,
-        pool: usize,
-        meter: LockCounters,
+        pool_size: usize,
+        counters: LockCounters,
     ) -> NodeGroup {
         NodeGroup {
-            crew,
+            workers,
             names,
-            pool,
-            pace: RttEstimate::default(),
-            company: ActiveCallers::default(),
-            meter,
+            pool_size,
+            rtt: RttEstimate::default(),
+            active_callers: ActiveCallers::default(),
+            counters,
         }
     }
 
@@ -57,96 +59,103 @@ impl NodeGroup {
         self.names.len()
     }
 
-    /// Counts what happens to locks on these nodes.
+    /// Returns the counters of the locks on these nodes.
     pub(crate) fn counters(&self) -> &LockCounters {
-        &self.meter
+        &self.counters
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        let nodes = self.nodes().map(|(node, lanes)| {
+        let nodes = self.nodes().map(|(node, connections)| {
             let mut stats = NodeStats::of(node);
-            lanes
-                .iter()
-                .for_each(|lane| lane.counters().add_to(&mut stats));
+            for connection in connections {
+                connection.counters().add_to(&mut stats);
+            }
             stats
         });
-        self.meter.stats(nodes.collect())
+        self.counters.stats(nodes.collect())
     }
 
-    /// How many lanes are up.
+    /// Returns the number of connections that are up.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn up(&self) -> usize {
-        let up = |lane: &&NodeConnection| lane.unavailable(clock::now()).is_none();
-        self.crew.connections().iter().filter(up).count()
+        let is_up = |c: &&NodeConnection| c.unavailable(clock::now()).is_none();
+        self.workers.connections().iter().filter(is_up).count()
     }
 
-    /// Whether a quorum of nodes is connected: then a round may have a quorum.
+    /// Returns whether a quorum of nodes is connected, so that a round may reach a quorum.
     pub(crate) fn quorum_up(&self) -> bool {
         let now = clock::now();
-        let up = |lanes: &&[NodeConnection]| lanes.iter().all(|lane| lane.is_up(now));
-        let nodes = self.crew.connections().chunks(self.pool);
-        nodes.filter(up).count() >= majority(self.total())
+        let is_up = |node: &&[NodeConnection]| node.iter().all(|c| c.is_up(now));
+        let nodes = self.workers.connections().chunks(self.pool_size);
+        nodes.filter(is_up).count() >= majority(self.total())
     }
 
-    /// Which lanes are connected, as the breaker wants to know it.
+    /// Returns which nodes are connected, as the breaker needs it.
     pub(crate) fn connectivity(&self) -> Connectivity {
-        // The number first: what comes up after that is news.
-        let risen = self.crew.registry().connect_epoch();
+        // The epoch is read first, so that a connect after it is seen as a change.
+        let epoch = self.connect_epoch();
         Connectivity {
-            epoch: risen,
+            epoch,
             quorum_up: self.quorum_up(),
         }
     }
 
-    /// How often a lane has come up.
+    /// Returns how often a connection has come up.
     pub(crate) fn connect_epoch(&self) -> u64 {
-        self.crew.registry().connect_epoch()
+        self.workers.registry().connect_epoch()
     }
 
-    /// Waits until a quorum of nodes is connected, until `end`, or until the gate before them is closed. `false` if no quorum
-    /// is connected.
-    pub(crate) fn wait_for_quorum(&self, end: Option<Instant>, gate: &LockTable) -> bool {
-        let census = self.crew.registry();
-        census.wait_until(end, || self.quorum_up() || gate.is_closed()) && self.quorum_up()
+    /// Blocks until a quorum of nodes is connected, until `end`, or until `is_closed` holds and
+    /// [`announce`](NodeGroup::announce) is called. Returns whether a quorum is connected.
+    pub(crate) fn wait_for_quorum(
+        &self,
+        end: Option<Instant>,
+        is_closed: impl Fn() -> bool,
+    ) -> bool {
+        let registry = self.workers.registry();
+        registry.wait_until(end, || self.quorum_up() || is_closed()) && self.quorum_up()
     }
 
-    /// Returns whether fresh connects have failed to so many nodes that no quorum is left (rule S9).
+    /// Returns whether fresh connects have failed to so many nodes that no quorum is left (S9).
     pub(crate) fn no_quorum_reachable(&self) -> bool {
-        self.crew.registry().reached() < majority(self.total())
+        self.workers.registry().reached() < majority(self.total())
     }
 
-    /// The callers that wait for nodes to come up.
+    /// Returns the callers that wait for nodes to come up.
     pub(crate) fn waiters(&self) -> &Arc<Waiters> {
-        self.crew.registry().waiters()
+        self.workers.registry().waiters()
     }
 
-    /// Lets those look who wait for nodes.
+    /// Wakes the callers that wait for nodes, so that they check their condition again.
     pub(crate) fn announce(&self) {
-        self.crew.registry().notify_waiters();
+        self.workers.registry().notify_waiters();
     }
 
-    /// Which nodes are connected, and why the others are not; `last` names those that are, but did not reply when they were
-    /// asked last.
-    pub(crate) fn connection_tally(&self, last: &[(usize, NodeFailure)]) -> Tally {
-        let (now, mut tally) = (clock::now(), Tally::new(self.total(), VoteRule::Acquire));
-        for (node, (_, lanes)) in self.nodes().enumerate() {
-            let cause = lanes.iter().find_map(|lane| lane.unavailable(now));
-            let silent = || last.iter().find(|(silent, _)| *silent == node);
-            let cause = cause.or_else(|| silent().map(|(_, cause)| cause.clone()));
+    /// Returns a tally of the connected nodes, with the cause of each node that is not connected.
+    /// `silent` names connected nodes that did not reply to the last request.
+    pub(crate) fn connection_tally(&self, silent: &[(usize, NodeFailure)]) -> Tally {
+        let now = clock::now();
+        let mut tally = Tally::new(self.total(), VoteRule::Acquire);
+        for (node, (_, connections)) in self.nodes().enumerate() {
+            let cause = connections.iter().find_map(|c| c.unavailable(now));
+            let cause = cause.or_else(|| {
+                let (_, cause) = silent.iter().find(|(silent, _)| *silent == node)?;
+                Some(cause.clone())
+            });
             tally.vote(node, cause.map_or(Vote::Granted, Vote::Fault));
         }
         tally
     }
 
-    /// Each node with its lanes.
+    /// Returns the name of each node with its connections.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (&str, &[NodeConnection])> {
-        let lanes = self.crew.connections().chunks(self.pool);
-        self.names.iter().map(String::as_str).zip(lanes)
+        let connections = self.workers.connections().chunks(self.pool_size);
+        self.names.iter().map(String::as_str).zip(connections)
     }
 
-    /// How long a round takes at present, in which a quorum answers.
+    /// Returns the duration of a typical round, in which a quorum replies.
     pub(crate) fn rtt_estimate(&self) -> Duration {
-        self.pace.estimate().max(RttEstimate::SPIN_TIME)
+        self.rtt.typical_round()
     }
 
     pub(crate) fn names(&self) -> &[String] {
@@ -157,304 +166,221 @@ impl NodeGroup {
         &self.names[node]
     }
 
-    /// Asks all nodes. Does not block: [`Round::wait`] waits for what they say.
+    /// Asks the nodes in the order of `plan`. Blocks for the preferred node only, if there is one.
+    ///
+    /// # Errors
+    /// The outcome of the round, if the preferred node refused or the caller was cancelled.
+    pub(crate) fn send<'a>(
+        &'a self,
+        request: &'a Request,
+        inbox: &'a Arc<Inbox>,
+        plan: RoundPlan,
+    ) -> Result<Round<'a>, Box<RoundOutcome>> {
+        let mut round = self.open_round(request, inbox);
+        let mut nodes = self.all();
+        if let RoundPlan::PreferredFirst(node) = plan {
+            if let Some(wait_end) = round.ask_preferred(node) {
+                return Err(Box::new(round.finish(wait_end)));
+            }
+            nodes = nodes.difference(NodeSet::single(node));
+        }
+        round.submit(nodes);
+        Ok(round)
+    }
+
+    /// Asks all nodes at once. Does not block: [`Round::wait`] waits for the replies.
     pub(crate) fn send_to_all<'a>(
         &'a self,
         request: &'a Request,
         inbox: &'a Arc<Inbox>,
     ) -> Round<'a> {
-        self.send_with_sink(request, inbox, Arc::clone(inbox) as _)
+        let mut round = self.open_round(request, inbox);
+        round.submit_with_sink(request, self.all(), Arc::clone(inbox) as _);
+        round
     }
 
-    /// The same for an addressee who hears every answer, passes it on to the inbox, and has something else to do with it.
+    /// Asks all nodes at once. Replies go to `sink`, which delivers them to the inbox, too.
     pub(crate) fn send_with_sink<'a>(
         &'a self,
         request: &'a Request,
         inbox: &'a Arc<Inbox>,
-        addressee: Arc<dyn ReplySink>,
+        sink: Arc<dyn ReplySink>,
     ) -> Round<'a> {
         let mut round = self.open_round(request, inbox);
-        self.dispatch(&mut round, request, &addressee, |_| true);
+        round.submit_with_sink(request, self.all(), sink);
         round
     }
 
-    /// Asks all nodes for something else than `request`, in whose place it is, and whose question the answers are to. They go to
-    /// an addressee as in [`send_with_sink`](Nodes::send_with_sink).
+    /// Sends `substitute` to all nodes, and counts the replies as those to `request`. Replies go to
+    /// `sink` as in [`send_with_sink`](NodeGroup::send_with_sink).
     pub(crate) fn send_substitute<'a>(
         &'a self,
         request: &'a Request,
-        instead: &Request,
+        substitute: &Request,
         inbox: &'a Arc<Inbox>,
-        addressee: Arc<dyn ReplySink>,
+        sink: Arc<dyn ReplySink>,
     ) -> Round<'a> {
         let mut round = self.resume_round(request, inbox, inbox.open_round(self.total()));
-        self.dispatch(&mut round, instead, &addressee, |_| true);
+        round.submit_with_sink(substitute, self.all(), sink);
         round
     }
 
-    /// Asks one node, and the others only if that one does not refuse, or takes its time. `Err` if it refused, or the
-    /// caller was cancelled.
-    pub(crate) fn send_preferred_first<'a>(
-        &'a self,
-        request: &'a Request,
-        inbox: &'a Arc<Inbox>,
-        first: usize,
-    ) -> Result<Round<'a>, Box<RoundOutcome>> {
-        let mut round = self.open_round(request, inbox);
-        let given = self.submit(&mut round, |node| node == first);
-        if given.contains(first) {
-            let start = clock::now();
-            let end = start + 4 * self.rtt_estimate();
-            let ended = round.collect_replies(1, self.pace.spin_deadline(start), Some(end));
-            if round.tally.refused().contains(first) || ended == WaitEnd::Cancelled {
-                return Err(Box::new(round.finish(ended)));
-            }
-        }
-        self.submit(&mut round, |node| node != first);
-        Ok(round)
+    fn all(&self) -> NodeSet {
+        NodeSet::all(self.total())
     }
 
     fn open_round<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
-        let number = inbox.open_round(self.total());
-        let mut round = self.resume_round(request, inbox, number);
-        round.caller = self.company.join(clock::now());
-        round
+        let round = self.resume_round(request, inbox, inbox.open_round(self.total()));
+        round.counted_as(self.active_callers.join(clock::now()))
     }
 
-    /// A round of the inbox that was opened before, of one who hands something on or is handed it.
+    /// Returns the round of a handoff that was opened in the inbox before, as `id`.
     pub(crate) fn resume_round<'a>(
         &'a self,
         request: &'a Request,
         inbox: &'a Arc<Inbox>,
-        number: u32,
+        id: u32,
     ) -> Round<'a> {
-        Round {
-            request,
-            inbox,
-            number,
-            tally: self.tally(request),
-            numbers: Vec::new(),
-            heard: Vec::new(),
-            in_the_way: Vec::new(),
-            free: Vec::new(),
-            answers: Vec::new(),
-            nodes: self,
-            caller: CallerGuard::UNCOUNTED,
-            own: DirectReplies {
-                nodes: self,
-                key: request.lease.key(),
-                pending: NodeSet::default(),
-                unattended: NodeSet::default(),
-            },
-        }
+        let connections = self.connections_for(request.lease.key());
+        Round::new(request, inbox, id, connections, &self.rtt)
     }
 
-    /// Answers which nodes were asked.
-    pub(crate) fn submit(&self, round: &mut Round<'_>, to: impl Fn(usize) -> bool) -> NodeSet {
-        let addressee: Arc<dyn ReplySink> = Arc::clone(round.inbox) as _;
-        self.dispatch(round, round.request, &addressee, to)
-    }
-
-    /// Asks all nodes for many requests at once, each in a round of `addressee`, who counts the answers himself. Does not
-    /// block. The faults of suspect nodes are counted at once, without asking them.
+    /// Sends many requests to all nodes through the queues, each in a round of `sink`, which counts
+    /// the replies itself. Returns a tally per request, with the failures of suspect nodes, which
+    /// are not asked. Does not block.
     pub(crate) fn send_many(
         &self,
         requests: &[(Request, u32)],
-        addressee: &Arc<dyn ReplySink>,
+        sink: &Arc<dyn ReplySink>,
     ) -> Vec<Tally> {
         let now = clock::now();
-        let tallies = requests.iter().map(|(request, _)| self.tally(request));
-        let mut tallies: Vec<Tally> = tallies.collect();
-        for (number, lane) in self.crew.connections().iter().enumerate() {
-            let (node, connection) = (number / self.pool, number % self.pool);
+        let tally = |request: &Request| Tally::new(self.total(), vote_rule(request.op));
+        let mut tallies: Vec<Tally> = requests.iter().map(|(r, _)| tally(r)).collect();
+        for (number, connection) in self.workers.connections().iter().enumerate() {
+            let (node, index) = (number / self.pool_size, number % self.pool_size);
             let mut jobs = Vec::new();
-            let mut asked = Vec::new();
-            for (index, (request, round)) in requests.iter().enumerate() {
-                if self.connection_index(request.lease.key()) == connection {
-                    asked.push(index);
+            let mut sent = Vec::new();
+            for (position, (request, round)) in requests.iter().enumerate() {
+                if connection_index(request.lease.key(), self.pool_size) == index {
+                    sent.push(position);
                     jobs.push(Job {
                         request: request.clone(),
-                        reply: Some((Arc::clone(addressee), *round)),
+                        reply: Some((Arc::clone(sink), *round)),
                     });
                 }
             }
             if jobs.is_empty() {
                 continue;
             }
-            if let Err(cause) = lane.submit_all(jobs, now) {
-                for index in asked {
-                    tallies[index].vote(node, Vote::Fault(cause.clone()));
+            if let Err(cause) = connection.submit_all(jobs, now) {
+                for position in sent {
+                    tallies[position].vote(node, Vote::Fault(cause.clone()));
                 }
             }
         }
         tallies
     }
 
-    fn tally(&self, request: &Request) -> Tally {
-        Tally::new(self.total(), vote_rule(request.verb))
+    /// Wakes the release listener of this process on a node, by a message to its private channel.
+    /// Does not block.
+    pub(crate) fn wake_listener(&self, wake_channel: &Arc<Lease>, node: usize) {
+        let publish = Request::new(Op::WakeListener, wake_channel, 0);
+        self.send_unawaited(&publish, NodeSet::single(node));
     }
 
-    /// Asks some nodes, and answers which. A suspect node's fault is counted at once.
-    fn dispatch(
-        &self,
-        round: &mut Round<'_>,
-        request: &Request,
-        addressee: &Arc<dyn ReplySink>,
-        to: impl Fn(usize) -> bool,
-    ) -> NodeSet {
-        let now = clock::now();
-        let in_person = self.uses_direct_send(&round.caller, now);
-        encode::with_encoded(request, |bytes| {
-            let mut given = NodeSet::default();
-            let mut request = request.clone();
-            if !in_person {
-                request.encoded = Some(Arc::from(bytes));
-            }
-            for (node, lane) in self.connections_for(request.lease.key()) {
-                if !to(node) {
-                    continue;
-                }
-                let job = Job {
-                    request: request.clone(),
-                    reply: Some((Arc::clone(addressee), round.number)),
-                };
-                match give(node, lane, job, in_person.then_some(bytes), now) {
-                    Ok(started) => {
-                        given.insert(node);
-                        if let Submitted::Sent { wake_worker: wake } = started {
-                            round.own.note(node, wake);
-                        }
-                    }
-                    Err(cause) => round.tally.vote(node, Vote::Fault(cause)),
-                }
-            }
-            given
-        })
-    }
-
-    /// Whether a caller speaks to idle nodes himself.
-    fn uses_direct_send(&self, caller: &CallerGuard<'_>, now: Instant) -> bool {
-        caller.is_only_caller() && self.pace.spin_deadline(now).is_some()
-    }
-
-    /// Wakes our listener on a node. Nobody waits.
-    pub(crate) fn wake_listener(&self, private: &Arc<Lease>, node: usize) {
-        self.send_unawaited(
-            &Request::new(Op::WakeListener, private, 0),
-            NodeSet::single(node),
-        );
-    }
-
-    /// The first node that is connected, of those that vote if there are any: one in quarantine refuses everybody.
+    /// Returns the first connected node that votes, else the first connected node: a quarantined
+    /// one refuses every acquire.
     pub(crate) fn first_voting_node(&self) -> Option<usize> {
         self.first_up_of(|_| true)
     }
 
-    /// The same of those nodes that suit.
-    pub(crate) fn first_up_of(&self, suits: impl Fn(usize) -> bool) -> Option<usize> {
+    /// Returns the first voting node among those for which `is_eligible` holds.
+    pub(crate) fn first_up_of(&self, is_eligible: impl Fn(usize) -> bool) -> Option<usize> {
         let now = clock::now();
-        let lanes = || self.crew.connections().iter().enumerate();
-        let is_up = |(number, lane): &(usize, &NodeConnection)| {
-            lane.is_up(now) && suits(number / self.pool)
+        let connections = || self.workers.connections().iter().enumerate();
+        let is_up = |(number, connection): &(usize, &NodeConnection)| {
+            connection.is_up(now) && is_eligible(number / self.pool_size)
         };
-        let votes = |(_, lane): &(usize, &NodeConnection)| lane.quarantine(now).is_zero();
-        let lane = lanes().filter(is_up).find(votes);
-        let lane = lane.or_else(|| lanes().find(is_up));
-        lane.map(|(number, _)| number / self.pool)
+        let votes =
+            |(_, connection): &(usize, &NodeConnection)| connection.quarantine(now).is_zero();
+        let found = connections().filter(is_up).find(votes);
+        let found = found.or_else(|| connections().find(is_up));
+        found.map(|(number, _)| number / self.pool_size)
     }
 
-    /// Whether no node is known to be in quarantine.
+    /// Returns whether no node is known to be in quarantine.
     pub(crate) fn none_quarantined(&self) -> bool {
         let now = clock::now();
-        let lanes = self.crew.connections();
-        lanes.iter().all(|lane| lane.quarantine(now).is_zero())
+        let mut connections = self.workers.connections().iter();
+        connections.all(|c| c.quarantine(now).is_zero())
     }
 
-    /// Releases a lease's token on all nodes that may hold it, `except` those that certainly do not. Nobody waits.
+    /// Releases a lease's token on all nodes that may hold it, `except` those that certainly do
+    /// not. Does not block.
     pub(crate) fn release_unawaited(&self, lease: &Arc<Lease>, except: NodeSet) {
-        let undo = Request::new(Op::Release, lease, 0);
-        self.send_unawaited(&undo, lease.contacted().difference(except));
+        let release = Request::new(Op::Release, lease, 0);
+        self.send_unawaited(&release, lease.contacted().difference(except));
     }
 
-    /// Puts a lease's key back on `nodes` that have lost it. Nobody waits.
+    /// Restores a lease's key on `nodes` that have lost it. Does not block. `ttl` is in ms.
     pub(crate) fn restore(&self, lease: &Arc<Lease>, ttl: u64, nodes: NodeSet) {
         self.send_unawaited(&Request::new(Op::Restore, lease, ttl), nodes);
     }
 
-    /// Puts a request into the lanes of `nodes`. Nobody waits.
+    /// Sends a request to `nodes` and drops the replies. Does not block.
     pub(crate) fn send_unawaited(&self, request: &Request, nodes: NodeSet) {
         self.send_unawaited_with_sink(request, nodes, None);
     }
 
-    /// The same for an addressee who is not waited for either.
+    /// Sends a request to `nodes`, with the replies to `sink` in its round 0. Does not block.
     pub(crate) fn send_unawaited_with_sink(
         &self,
         request: &Request,
         nodes: NodeSet,
-        addressee: Option<&Arc<dyn ReplySink>>,
+        sink: Option<&Arc<dyn ReplySink>>,
     ) {
         let now = clock::now();
-        let in_person = self.uses_direct_send(&self.company.join(now), now);
-        encode::with_encoded(request, |bytes| {
-            for (node, lane) in self.connections_for(request.lease.key()) {
-                if !nodes.contains(node) {
-                    continue;
-                }
-                let job = Job {
-                    request: request.clone(),
-                    reply: addressee.map(|addressee| (Arc::clone(addressee), 0)),
-                };
-                let given = give(node, lane, job, in_person.then_some(bytes), now);
-                if let Ok(Submitted::Sent { wake_worker: true }) = given {
-                    lane.wake_worker();
-                }
-            }
-        });
-    }
-
-    /// The lanes that a key uses: of each node's connections always the same one. A lock of several keys uses those of its first.
-    pub(crate) fn connections_for(
-        &self,
-        key: &Key,
-    ) -> impl Iterator<Item = (usize, &NodeConnection)> {
-        let lanes = self
-            .crew
-            .connections()
-            .iter()
-            .skip(self.connection_index(key));
-        lanes.step_by(self.pool).enumerate()
-    }
-
-    fn connection_index(&self, key: &Key) -> usize {
-        match self.pool {
-            1 => 0,
-            pool => {
-                let hasher = BuildHasherDefault::<DefaultHasher>::default();
-                (hasher.hash_one(key) % pool as u64) as usize
-            }
+        let is_direct = self
+            .active_callers
+            .join(now)
+            .uses_direct_send(&self.rtt, now);
+        let reply = sink.map(|sink| (Arc::clone(sink), 0));
+        let connections = self.connections_for(request.lease.key());
+        let sent = connections.dispatch(request, nodes, reply.as_ref(), is_direct);
+        if sent.unattended.len() > 0 {
+            // No caller polls for these replies.
+            let unattended = |(node, _): &(usize, _)| sent.unattended.contains(*node);
+            let connections = connections.iter().filter(unattended);
+            connections.for_each(|(_, connection)| connection.wake_worker());
         }
     }
 
-    /// Ends all lanes when they have served what is queued; `false` if some did not until `end`.
+    /// Returns the connections that serve a key.
+    fn connections_for(&self, key: &Key) -> KeyConnections<'_> {
+        KeyConnections::new(self.workers.connections(), self.pool_size, key)
+    }
+
+    /// Ends all workers when they have served their queues, and blocks until then, at most until
+    /// `end`. Returns `false` if a worker still runs.
     pub(crate) fn shutdown(&self, end: Instant) -> bool {
-        self.crew.shutdown(end)
+        self.workers.shutdown(end)
     }
 }
 
 impl NodeHealth {
-    /// Of several connections the worst one is told.
-    pub(crate) fn of(node: &str, lanes: &[NodeConnection]) -> Option<NodeHealth> {
+    /// Returns the health of a node: that of its worst connection.
+    pub(crate) fn of(node: &str, connections: &[NodeConnection]) -> Option<NodeHealth> {
         let now = clock::now();
-        let each = lanes
+        let each = connections
             .iter()
-            .map(|lane| NodeHealth::of_lane(node, lane, now));
+            .map(|connection| NodeHealth::of_connection(node, connection, now));
         each.min_by_key(|health| health.state == NodeState::Up)
     }
 
-    fn of_lane(node: &str, lane: &NodeConnection, now: Instant) -> NodeHealth {
-        let report = lane.report();
-        let remaining = lane.quarantine(now);
-        let (state, cause) = match lane.unavailable(now) {
+    fn of_connection(node: &str, connection: &NodeConnection, now: Instant) -> NodeHealth {
+        let report = connection.report();
+        let remaining = connection.quarantine(now);
+        let (state, cause) = match connection.unavailable(now) {
             Some(cause) => (NodeState::Suspect, Some(cause)),
             None if remaining.is_zero() => (NodeState::Up, None),
             None => (
@@ -462,16 +388,16 @@ impl NodeHealth {
                 Some(NodeFailure::Quarantined { remaining }),
             ),
         };
-        let about = report.server_info.unwrap_or_default();
+        let info = report.server_info.unwrap_or_default();
         NodeHealth {
             node: node.to_owned(),
             state,
-            since: lane.overdue(now).unwrap_or(report.since),
+            since: connection.overdue(now).unwrap_or(report.since),
             cause,
-            role: about.role,
-            eviction_policy: about.maxmemory_policy,
-            clock_offset: about.clock_offset.map(|clock| clock.offset),
-            clock_uncertainty: about.clock_offset.map(|clock| clock.uncertainty),
+            role: info.role,
+            eviction_policy: info.maxmemory_policy,
+            clock_offset: info.clock_offset.map(|clock| clock.offset),
+            clock_uncertainty: info.clock_offset.map(|clock| clock.uncertainty),
         }
     }
 }

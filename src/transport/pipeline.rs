@@ -1,7 +1,12 @@
-//! One open connection and what is on its wire. The lane's thread sits here, or a caller for a moment, who finds nobody before him:
-//! then his request goes out, and its answer comes back, without a word to the thread.
+//! The state of one open connection: its session, the requests in flight, and the pending releases.
 //!
-//! What is written here is answered here or owed to the node, whoever wrote it. Nobody but the thread ever waits for the node.
+//! The worker locks the pipeline most of the time. A caller that finds it idle may lock it and send
+//! its own request directly, without waking the worker.
+//!
+//! - A caller never waits for the node here: its sends and polls do not block.
+//! - A request that was sent is replied to, or reported as failed, or, if it is a release, kept
+//!   pending ([`unreleased`](crate::transport::unreleased)).
+//! - A request that may depend on the order never passes another one of the same token (S4).
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,84 +17,94 @@ use std::time::{Duration, Instant};
 use log::{trace, warn};
 
 use crate::error::NodeFailure;
-use crate::protocol::reply::Reply;
+use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::{Op, Request};
-use crate::protocol::send_check::{note_answered, record_sent, replacement_release, skip_reply};
-use crate::protocol::{reply, server_error};
+use crate::protocol::send_check::{record_reply, record_sent, replacement_release, skip_reply};
+use crate::protocol::server_error;
 use crate::telemetry::observer;
 use crate::telemetry::observer::{NodeReply, Observer};
 use crate::time::clock;
-use crate::transport::job::{Job, MAX_BATCH, PendingReply, State};
+use crate::transport::job::{Job, MAX_BATCH, PendingReply, RequestState};
+use crate::transport::messages::NodeConfig;
 use crate::transport::node::traits::{DirectIo, InFlight, Session};
 use crate::transport::pending_releases::PendingReleases;
 use crate::transport::registry::NodeRegistry;
 use crate::transport::status::ConnectionStatus;
 use crate::transport::warning_state::{Permission, WarningState};
 
-/// So many requests of callers may be on the wire at a time, of so many bytes each. More are better sent together, by the thread;
-/// and these a socket takes at once, so that nobody waits for a node that hangs.
+/// The largest number of direct sends in flight on a connection. Further requests go to the worker,
+/// which sends many of them faster, in one batch.
 pub(crate) const MAX_DIRECT_IN_FLIGHT: usize = 8;
+/// The size in bytes up to which a request is sent directly. A socket accepts
+/// [`MAX_DIRECT_IN_FLIGHT`] of these at once, so that no caller blocks on a node that hangs.
 const MAX_DIRECT_BYTES: usize = 2048;
 
-/// A connection, while there is one, and what is on its wire.
+/// One connection to a node, while there is one, and the requests on it.
+///
+/// | state | fields | leaves by |
+/// |---|---|---|
+/// | connecting | no session | [`attach_session`](Pipeline::attach_session) → idle |
+/// | idle | session, nothing in flight | a direct send or a batch → in flight |
+/// | in flight | session, `in_flight` or `batch` | the replies → idle; an error → failed |
+/// | failed | `failure` set | the worker aborts the connection → connecting |
+/// | replaced | an epoch older than the node's | the worker aborts the connection → connecting |
 pub(crate) struct Pipeline {
     pub(crate) node: usize,
-    pub(crate) name: String,
-    pub(crate) health: Arc<ConnectionStatus>,
-    pub(crate) census: Arc<NodeRegistry>,
-    /// The node's epoch when the connection was made.
-    pub(crate) epoch: u64,
+    pub(super) name: String,
+    pub(crate) status: Arc<ConnectionStatus>,
+    pub(crate) registry: Arc<NodeRegistry>,
+    /// The node's epoch when the connection was opened.
+    pub(super) epoch: u64,
     node_timeout: Duration,
     observer: Option<Arc<dyn Observer>>,
-    pub(crate) session: Option<Box<dyn Session>>,
-    /// The batch on the wire, and where its answers go.
-    pub(crate) batch: Vec<Request>,
-    pub(crate) batch_pending: Vec<PendingReply>,
-    /// What callers have sent, oldest first, and where those answers go.
-    pub(crate) in_flight: VecDeque<InFlight>,
-    pub(crate) pending_replies: VecDeque<(PendingReply, Instant)>,
+    pub(super) session: Option<Box<dyn Session>>,
+    /// The next batch, or the batch in flight, and the destinations of its replies.
+    pub(super) batch: Vec<Request>,
+    pub(super) batch_pending: Vec<PendingReply>,
+    /// The direct sends in flight, oldest first.
+    pub(super) in_flight: VecDeque<InFlight>,
+    /// The destinations of their replies, with the time of each send.
+    pub(super) pending_replies: VecDeque<(PendingReply, Instant)>,
+    /// The id of the next direct send on this connection.
     pub(crate) next_id: u64,
-    /// Releases to be made again.
     pub(crate) pending: PendingReleases,
-    /// The runs of the servers that the connection leads to, or the last one did.
-    runs: String,
-    /// When the first connection to them was made.
+    /// The run ids of the servers that the connection, or the last one, leads to.
+    run_ids: String,
+    /// When the first connection to these runs was made.
     runs_since: Instant,
-    /// Whether the node has answered anything on the connection.
+    /// Whether the node has replied on the connection, or on the last one.
     has_answered: bool,
-    /// Why the connection is of no use any more, until the thread has seen to it.
-    pub(crate) failure: Option<NodeFailure>,
-    /// Whether the thread sleeps until somebody wakes it.
+    /// Why the connection is unusable, until the worker aborts it.
+    pub(super) failure: Option<NodeFailure>,
+    /// Whether the worker sleeps until it is woken.
     pub(crate) worker_asleep: bool,
-    /// Whether a caller has sat here since the thread looked last.
+    /// Whether a caller has sent directly since the worker polled last.
     pub(crate) used_since_poll: bool,
 }
 
 impl Pipeline {
     pub(crate) fn new(
         node: usize,
-        name: &str,
-        node_timeout: Duration,
-        observer: Option<Arc<dyn Observer>>,
-        health: Arc<ConnectionStatus>,
-        census: Arc<NodeRegistry>,
+        config: &NodeConfig,
+        status: Arc<ConnectionStatus>,
+        registry: Arc<NodeRegistry>,
     ) -> Pipeline {
         Pipeline {
             node,
-            name: name.to_owned(),
-            pending: PendingReleases::new(node, &health),
-            health,
-            census,
+            name: config.name.clone(),
+            pending: PendingReleases::new(node, &status),
+            status,
+            registry,
             epoch: 0,
-            node_timeout,
-            observer,
+            node_timeout: config.node_timeout,
+            observer: config.observer.clone(),
             session: None,
             batch: Vec::with_capacity(MAX_BATCH),
             batch_pending: Vec::with_capacity(MAX_BATCH),
             in_flight: VecDeque::new(),
             pending_replies: VecDeque::new(),
             next_id: 0,
-            runs: String::new(),
+            run_ids: String::new(),
             runs_since: clock::now(),
             has_answered: false,
             failure: None,
@@ -98,197 +113,236 @@ impl Pipeline {
         }
     }
 
-    /// Takes a session with servers of these runs. What is pending goes behind what is asked from now on.
-    pub(crate) fn attach_session(&mut self, session: Box<dyn Session>, runs: &str) {
+    /// Attaches a session with servers of these run ids. Pending releases are sent behind the next
+    /// requests.
+    pub(crate) fn attach_session(&mut self, session: Box<dyn Session>, run_ids: &str) {
         self.session = Some(session);
         self.has_answered = false;
         self.failure = None;
-        if self.runs != runs {
-            runs.clone_into(&mut self.runs);
+        if self.run_ids != run_ids {
+            run_ids.clone_into(&mut self.run_ids);
             self.runs_since = clock::now();
         }
-        self.note_killed();
+        self.record_killed();
     }
 
-    /// What the log has said of the node.
-    pub(crate) fn news(&self) -> &WarningState {
-        self.census.warnings(self.node)
+    /// Returns which warnings were logged for the node.
+    pub(super) fn warnings(&self) -> &WarningState {
+        self.registry.warnings(self.node)
     }
 
-    /// Whether no other connection to the node has led to another run of its server since this one was made.
+    /// Returns whether the connection leads to the node's current run, not to a former one.
     fn is_current(&self) -> bool {
-        self.census.epoch(self.node) == self.epoch
+        self.registry.epoch(self.node) == self.epoch
     }
 
+    /// Checks that the connection leads to the node's current run.
+    ///
     /// # Errors
-    /// Why the connection is outdated.
-    pub(crate) fn check_epoch(&self) -> Result<(), NodeFailure> {
+    /// The cause if another connection has led to another run since this one was opened.
+    pub(super) fn check_epoch(&self) -> Result<(), NodeFailure> {
         match self.is_current() {
             true => Ok(()),
             false => Err(NodeFailure::Unreachable(
-                "another connection has led to another server, or to this one restarted".to_owned(),
+                "replaced: a newer connection leads to another server, or to this one restarted"
+                    .to_owned(),
             )),
         }
     }
 
-    /// Whether the node has answered anything on the connection, or on the last one.
-    pub(crate) fn has_answered(&self) -> bool {
+    /// Returns whether the node has replied on the connection, or on the last one. The handshake
+    /// does not count.
+    pub(super) fn has_answered(&self) -> bool {
         self.has_answered
     }
 
-    /// Why the lane is not up.
-    pub(crate) fn cause(&self) -> NodeFailure {
-        self.health.report.lock().cause.clone()
+    /// Returns why the connection is not up.
+    pub(super) fn cause(&self) -> NodeFailure {
+        self.status.report.lock().cause.clone()
     }
 
-    /// Whether the batch has room.
-    pub(crate) fn has_room(&self) -> bool {
+    /// Returns whether the batch is shorter than [`MAX_BATCH`].
+    pub(super) fn batch_has_room(&self) -> bool {
         self.batch.len() < MAX_BATCH
     }
 
-    pub(crate) fn shares_a_token(&self, job: &Job) -> bool {
-        let mut others = self.batch.iter();
-        others.any(|other| other.shares_token(&job.request))
+    pub(super) fn batch_shares_token(&self, job: &Job) -> bool {
+        let mut batch = self.batch.iter();
+        batch.any(|request| request.shares_token(&job.request))
     }
 
-    /// Puts a job into the batch, unless what it is for is over: then it is dropped unsent.
+    /// Adds a job to the batch, unless its request is not to be sent any more.
     pub(crate) fn push_to_batch(&mut self, job: Job) {
         let now = clock::now();
-        if let Some((request, back)) = self.prepare(job, now) {
+        if let Some((request, pending_reply)) = self.prepare(job, now) {
             record_sent(&request, self.node, now);
             self.batch.push(request);
-            self.batch_pending.push(back);
+            self.batch_pending.push(pending_reply);
         }
     }
 
-    /// `None` where it is answered unsent.
+    /// Returns the request to send for a job. `None` if it was replied to unsent.
     fn prepare(&self, job: Job, now: Instant) -> Option<(Request, PendingReply)> {
         let Job { request, reply } = job;
-        let mut back = PendingReply::new(reply);
-        let (node, quarantine) = (self.node, self.health.quarantine(now));
-        let Some(mut answer) = skip_reply(&request, node, quarantine, now) else {
-            return Some((request, back));
+        let mut pending_reply = PendingReply::new(reply);
+        let (node, quarantine) = (self.node, self.status.quarantine(now));
+        let Some(mut reply) = skip_reply(&request, node, quarantine, now) else {
+            return Some((request, pending_reply));
         };
-        if let Some(release) = replacement_release(&request, &answer) {
+        if let Some(release) = replacement_release(&request, &reply) {
             match skip_reply(&release, node, quarantine, now) {
                 None => {
-                    back.was_sent = true;
-                    return Some((release, back));
+                    pending_reply.was_sent = true;
+                    return Some((release, pending_reply));
                 }
-                Some(unsent) => answer = unsent,
+                Some(unsent) => reply = unsent,
             }
         }
-        back.deliver(self.node, answer);
+        pending_reply.deliver(self.node, reply);
         None
     }
 
-    /// Sends the batch and hands out the answers. Afterwards it is empty, whatever happened.
+    /// Sends the batch and delivers the replies. Afterwards the batch is empty.
+    ///
+    /// Blocks for the replies, as long as the session's timeouts allow.
+    ///
+    /// # Errors
+    /// The cause if the connection had to be aborted.
     pub(crate) fn send_batch(&mut self) -> Result<(), NodeFailure> {
         if self.batch.is_empty() {
             return Ok(());
         }
         let mut session = self.session.take();
-        let (mut requests, mut returns) = (
-            std::mem::take(&mut self.batch),
-            std::mem::take(&mut self.batch_pending),
-        );
-        let (sent, mut replies, mut undone) = (clock::now(), 0, None);
+        let mut requests = std::mem::take(&mut self.batch);
+        let mut pending_replies = std::mem::take(&mut self.batch_pending);
+        let (sent, mut replies, mut unusable) = (clock::now(), 0, None);
         let done = self.with_overdue_mark(|| match &mut session {
             None => Err(no_connection()),
-            Some(session) => session.send_batch(&requests, &mut |index, answer| {
+            Some(session) => session.send_batch(&requests, &mut |index, reply| {
                 replies += 1;
-                let (request, back) = (&requests[index], &mut returns[index]);
-                let stays = self.handle_reply(request, back, answer, sent, clock::now());
-                undone = undone.take().or(stays.err());
+                let now = clock::now();
+                self.record_reply(reply.reply(), now.saturating_duration_since(sent));
+                let pending_reply = &mut pending_replies[index];
+                let handled = self.handle_reply(&requests[index], pending_reply, reply, now);
+                unusable = unusable.take().or(handled.err());
             }),
         });
         self.has_answered |= replies > 0;
         let took = clock::now().saturating_duration_since(sent);
-        (replies..requests.len()).for_each(|_| self.record_reply(NodeReply::NoReply, took));
-        let done = done.and(undone.map_or(Ok(()), Err));
+        for _ in replies..requests.len() {
+            self.record_reply(NodeReply::NoReply, took);
+        }
+        let done = done.and(unusable.map_or(Ok(()), Err));
         match &done {
             Ok(()) => {
-                for (request, back) in requests.drain(..).zip(returns.drain(..)) {
-                    self.settle(request, back);
+                for (request, pending_reply) in requests.drain(..).zip(pending_replies.drain(..)) {
+                    self.settle(request, pending_reply);
                 }
                 self.session = session;
             }
             Err(cause) => {
-                for (request, back) in requests.drain(..).zip(returns.drain(..)) {
-                    self.abandon_request(request, back, cause);
+                for (request, pending_reply) in requests.drain(..).zip(pending_replies.drain(..)) {
+                    self.abandon_request(request, pending_reply, cause);
                 }
                 self.abort_connection(cause);
             }
         }
-        (self.batch, self.batch_pending) = (requests, returns);
+        (self.batch, self.batch_pending) = (requests, pending_replies);
         done
     }
 
-    /// What follows from an answer to what was sent then. The error is why the connection is not to be used any more.
+    /// Records what a reply says about the lease and the node, and delivers it.
+    ///
+    /// # Errors
+    /// The cause if the connection must not be used any more.
     fn handle_reply(
         &self,
         request: &Request,
-        back: &mut PendingReply,
-        answer: Reply,
-        sent: Instant,
+        pending_reply: &mut PendingReply,
+        reply: Reply,
         now: Instant,
     ) -> Result<(), NodeFailure> {
-        let (name, news) = (&self.name, self.news());
-        trace!("{name}: {:?} {answer:?}", request.verb);
-        self.record_reply(answer.reply(), now.saturating_duration_since(sent));
-        // The node may have taken its time: what it did, it did by now.
+        trace!("{}: {}: {reply:?}", self.name, request.op);
+        // The node may have executed the request as late as now, so the TTL counts from now.
         record_sent(request, self.node, now);
-        note_answered(request, self.node, &answer);
-        let right = Permission::Run(request.verb, request.lease.claim());
-        let mut stays = Ok(());
-        back.state = State::Answered;
-        let keys = request.lease.keys();
-        if answer.is_endless() {
-            let key = match &answer {
-                Reply::Held(reply::Blocker::OwnerOfKey(key), _) => keys.as_slice().get(*key),
-                _ => None,
-            };
-            let key = key.unwrap_or(keys.first());
-            if news.foreign(key, request) {
-                warn!("{name}: {key}: held without an end, as no lock is: it is left untouched");
-            }
+        record_reply(request, self.node, &reply);
+        pending_reply.state = RequestState::Replied;
+        if reply.is_endless() {
+            self.warn_of_endless(request, &reply);
         }
-        match &answer {
+        let permission = Permission::Run(request.op, request.lease.kind());
+        let mut result = Ok(());
+        match &reply {
             Reply::Failed(cause) => {
-                if *cause == NodeFailure::WrongType && news.foreign(keys.first(), request) {
-                    warn!("{name}: {keys}: {cause}: it is left untouched");
-                }
-                if request.verb == Op::Release {
-                    back.state = self.refused_release(request, cause, now);
-                } else if matches!(cause, NodeFailure::AccessDenied(_))
-                    && news.is_newly_denied(right)
-                {
-                    warn!("{name}: {}: {cause}", request.verb);
-                }
-                // It was a master when it was greeted. Another may be by now, where somebody tells us which.
+                pending_reply.state = self.handle_failure(request, cause, permission, now);
+                // The server was a master at the handshake. Now another one may be, and a reconnect
+                // finds it where sentinels or a cluster name it.
                 if server_error::is_read_only(cause) {
-                    stays = Err(cause.clone());
+                    result = Err(cause.clone());
                 }
             }
             Reply::Done | Reply::DoneNotified(_) | Reply::Fenced(_) | Reply::SwappedAbsent(_) => {
-                news.clear_denied(right);
-                if matches!(request.verb, Op::Acquire | Op::Swap) {
-                    news.not_foreign(request);
+                self.warnings().clear_denied(permission);
+                if matches!(request.op, Op::Acquire | Op::Swap) {
+                    self.warnings().clear_foreign(request);
                 }
             }
             _ => {}
         }
-        back.post_from(self.runs_since, &request.lease, self.node, answer);
-        stays
+        pending_reply.deliver_from(self.runs_since, &request.lease, self.node, reply);
+        result
     }
 
-    /// What becomes of a release that was answered with an error. A server that cannot delete now (MISCONF, BUSY …) may be able
-    /// to later.
-    fn refused_release(&self, request: &Request, cause: &NodeFailure, now: Instant) -> State {
-        // On this connection nothing runs any more of the former one.
-        request.lease.note_killed(self.node, now);
+    /// Warns about a key without an expiry, which no lock of this crate has.
+    fn warn_of_endless(&self, request: &Request, reply: &Reply) {
+        let keys = request.lease.keys();
+        let key = match reply {
+            Reply::Held(Blocker::OwnerOfKey(key), _) => keys.as_slice().get(*key),
+            _ => None,
+        };
+        let key = key.unwrap_or(keys.first());
+        if self.warnings().is_new_foreign(key, request) {
+            let name = &self.name;
+            warn!("{name}: {key}: held without an expiry, as no lock is: left untouched");
+        }
+    }
+
+    /// Warns about an error reply, and returns the state of the request after it.
+    fn handle_failure(
+        &self,
+        request: &Request,
+        cause: &NodeFailure,
+        permission: Permission,
+        now: Instant,
+    ) -> RequestState {
+        let (name, keys) = (&self.name, request.lease.keys());
+        if *cause == NodeFailure::WrongType && self.warnings().is_new_foreign(keys.first(), request)
+        {
+            warn!("{name}: {keys}: {cause}: left untouched");
+        }
+        if request.op == Op::Release {
+            return self.handle_failed_release(request, cause, now);
+        }
+        if matches!(cause, NodeFailure::AccessDenied(_))
+            && self.warnings().is_newly_denied(permission)
+        {
+            warn!("{name}: {}: {cause}", request.op);
+        }
+        RequestState::Replied
+    }
+
+    /// Returns the state of a release after an error reply. A server that cannot delete at present
+    /// (MISCONF, BUSY) may be able to later.
+    fn handle_failed_release(
+        &self,
+        request: &Request,
+        cause: &NodeFailure,
+        now: Instant,
+    ) -> RequestState {
+        // A reply on this connection shows that nothing of the former one runs any more.
+        request.lease.record_killed(self.node, now);
         if cause.is_permanent() || !request.lease.may_exist(self.node, now) {
-            return State::Answered;
+            return RequestState::Replied;
         }
         let code = match cause {
             NodeFailure::ServerError(text) | NodeFailure::AccessDenied(text) => {
@@ -299,102 +353,106 @@ impl Pipeline {
             }
             _ => "",
         };
-        if self.news().refused_release(code) {
+        if self.warnings().is_new_release_error(code) {
             let name = &self.name;
-            warn!("{name}: release refused, tried again until the lease's TTL is over: {cause}");
+            warn!("{name}: release refused, retried until the lease's TTL ends: {cause}");
         }
-        State::Refused
+        RequestState::Refused
     }
 
-    pub(crate) fn record_reply(&self, reply: NodeReply, latency: Duration) {
-        self.health.counters.record(reply, latency);
+    pub(super) fn record_reply(&self, reply: NodeReply, latency: Duration) {
+        self.status.counters.record(reply, latency);
         let observer = self.observer.as_ref();
         observer::notify(observer, |observer| {
             observer.replied(&self.name, reply, latency);
         });
     }
 
-    /// Finds out whether the connection has ended, or is out of step, where nothing is on the wire: then nothing is lost with it.
+    /// Checks an idle connection: whether it has ended, or has received bytes that it did not ask
+    /// for. Nothing is in flight, so nothing is lost with it.
+    ///
+    /// # Errors
+    /// The cause if the connection must not be used any more.
     pub(crate) fn check_idle(&mut self) -> Result<(), NodeFailure> {
         self.while_idle(|session| session.check_idle())
     }
 
-    /// Asks for a sign of life, where nothing is on the wire.
-    pub(crate) fn ping(&mut self) -> Result<(), NodeFailure> {
+    /// Sends a PING on an idle connection and blocks for the reply.
+    ///
+    /// # Errors
+    /// The cause if the connection must not be used any more.
+    pub(super) fn ping(&mut self) -> Result<(), NodeFailure> {
         let done = self.while_idle(|session| session.ping());
         self.has_answered |= done.is_ok();
         done
     }
 
+    /// Runs an exchange on an idle connection, with the overdue mark.
     fn while_idle(
         &mut self,
-        talk: impl FnOnce(&mut dyn Session) -> Result<(), NodeFailure>,
+        exchange: impl FnOnce(&mut dyn Session) -> Result<(), NodeFailure>,
     ) -> Result<(), NodeFailure> {
         debug_assert!(!self.has_in_flight());
         let mut session = self.session.take();
         let done =
-            self.with_overdue_mark(|| talk(session.as_deref_mut().ok_or_else(no_connection)?));
+            self.with_overdue_mark(|| exchange(session.as_deref_mut().ok_or_else(no_connection)?));
         self.session = session;
         done
     }
 
-    /// Talks to the node. While that is overdue, callers see it: a reply that comes byte by byte can take longer than any
-    /// time-out, and what were queued behind it would not be served.
+    /// Runs an exchange with the node. Callers see the connection as overdue while the exchange
+    /// takes longer than `node_timeout`: a reply that arrives byte by byte can outlast every socket
+    /// timeout.
+    ///
+    /// # Errors
+    /// Those of the exchange, or a panic in it.
     pub(crate) fn with_overdue_mark(
         &self,
-        talk: impl FnOnce() -> Result<(), NodeFailure>,
+        exchange: impl FnOnce() -> Result<(), NodeFailure>,
     ) -> Result<(), NodeFailure> {
-        let overdue = clock::to_micros(clock::now() + self.node_timeout);
-        self.health.overdue_at.store(overdue, Ordering::Release);
-        let done = catch_panic(talk);
-        self.health.overdue_at.store(u64::MAX, Ordering::Release);
-        if done.is_ok() && clock::to_micros(clock::now()) > overdue {
-            self.census.record_connected(); // callers have seen it down
+        let overdue_at = clock::to_micros(clock::now() + self.node_timeout);
+        self.status.overdue_at.store(overdue_at, Ordering::Release);
+        let done = catch_panic(exchange);
+        self.status.overdue_at.store(u64::MAX, Ordering::Release);
+        if done.is_ok() && clock::to_micros(clock::now()) > overdue_at {
+            self.registry.record_connected(); // callers have seen the connection as overdue
         }
         done
     }
 }
 
-/// What a caller does here, who does not wait.
+/// Direct sends. None of these methods blocks, except those that only the worker calls.
 impl Pipeline {
-    /// Sends a job, whose request is `bytes` on the wire, if nobody is before it, and answers whether the thread has to be woken
-    /// to look for the answer. The job is given back where the thread must see to it, or does better.
+    /// Sends a job, whose encoded request is `bytes`, if the connection can take it now. Returns
+    /// whether the caller must wake the worker, because it sleeps or must close the connection.
+    ///
+    /// # Errors
+    /// The job itself if the worker has to send it.
     pub(crate) fn send_direct(
         &mut self,
         job: Job,
         bytes: &[u8],
         now: Instant,
     ) -> Result<bool, Job> {
-        let may_follow = |flight: &InFlight| {
-            !flight.request.shares_token(&job.request) || flight.request.is_plain_set()
-        };
-        // What holders are called may be anything, and is no matter of a glance.
-        let is_small = bytes.len() <= MAX_DIRECT_BYTES && job.request.verb != Op::Inspect;
-        let is_free = self.failure.is_none()
-            && self.is_current()
-            && is_small
-            && self.in_flight.len() < MAX_DIRECT_IN_FLIGHT
-            && self.in_flight.iter().all(may_follow);
-        let prompt = self
-            .session
-            .as_mut()
-            .and_then(|session| session.direct_io());
-        if !is_free || prompt.is_none_or(|prompt| !prompt.can_append()) {
+        if !self.can_send_direct(&job.request, bytes.len()) {
             return Err(job);
         }
-        if skip_reply(&job.request, self.node, self.health.quarantine(now), now).is_some() {
-            return Err(job); // what it is for is over: something else may have to be sent in its place
+        if skip_reply(&job.request, self.node, self.status.quarantine(now), now).is_some() {
+            return Err(job); // the worker may have to send another request in its place
         }
         let is_idle = self.in_flight.is_empty();
         let check = |session: &mut Box<dyn Session>| catch_panic(|| session.check_idle()).is_ok();
         if is_idle && !self.session.as_mut().is_some_and(check) {
-            return Err(job); // the thread finds the same, and connects before it sends the job
+            return Err(job); // the worker reconnects before it sends the job
         }
         let Job { request, reply } = job;
         record_sent(&request, self.node, now);
         let number = self.next_id;
         self.next_id += 1;
-        let sent = self.with_direct_io(|prompt, _| prompt.send(number, bytes));
+        let sent = match direct_io(&mut self.session) {
+            Ok(io) => catch_panic(|| io.send(number, bytes)),
+            Err(cause) => Err(cause),
+        };
         if is_idle {
             self.set_overdue(now);
         }
@@ -408,7 +466,23 @@ impl Pipeline {
         Ok(self.worker_asleep || self.failure.is_some())
     }
 
-    /// Takes in the answers that have come. `true` if the thread must see to the connection, or to a pending release.
+    /// Returns whether the connection can take a request of `size` bytes behind those in flight.
+    fn can_send_direct(&mut self, request: &Request, size: usize) -> bool {
+        // A script may be sent again after a NOSCRIPT, and would then pass its successor.
+        let may_precede =
+            |sent: &InFlight| !sent.request.shares_token(request) || sent.request.is_plain_set();
+        // `Inspect` replies carry owner labels of any length, so only the worker reads them.
+        let is_small = size <= MAX_DIRECT_BYTES && request.op != Op::Inspect;
+        self.failure.is_none()
+            && self.is_current()
+            && is_small
+            && self.in_flight.len() < MAX_DIRECT_IN_FLIGHT
+            && self.in_flight.iter().all(may_precede)
+            && direct_io(&mut self.session).is_ok_and(|io| io.can_append())
+    }
+
+    /// Reads the replies that have arrived. Returns whether the caller must wake the worker,
+    /// because the connection failed or a release has become pending.
     pub(crate) fn poll_replies(&mut self) -> bool {
         let pending = self.pending.len();
         if self.failure.is_none()
@@ -416,25 +490,26 @@ impl Pipeline {
         {
             self.failure = Some(cause);
         }
-        // A release that is to be tried again is new to the thread, which may sleep for longer.
         self.failure.is_some() || self.pending.len() > pending
     }
 
-    /// Whether callers have left answers to be waited for.
+    /// Returns whether direct sends are in flight, or have failed.
     pub(crate) fn has_in_flight(&self) -> bool {
         !self.in_flight.is_empty() || self.failure.is_some()
     }
 
-    /// Whether the oldest of what callers have sent is as old as that.
+    /// Returns whether the oldest direct send in flight was sent at `then` or before, or has
+    /// failed.
     pub(crate) fn oldest_sent_before(&self, then: Instant) -> bool {
-        self.failure.is_some()
-            || self
-                .pending_replies
-                .front()
-                .is_some_and(|(_, sent)| *sent <= then)
+        let oldest = self.pending_replies.front();
+        self.failure.is_some() || oldest.is_some_and(|(_, sent)| *sent <= then)
     }
 
-    /// Waits for the answers to what callers have sent, for each as long as a node may take.
+    /// Blocks for the replies to all direct sends, each at most `node_timeout` after its send. Only
+    /// the worker calls this.
+    ///
+    /// # Errors
+    /// The cause if the connection had to be aborted.
     pub(crate) fn drain_replies(&mut self) -> Result<(), NodeFailure> {
         let done = match self.failure.take() {
             Some(cause) => Err(cause),
@@ -446,76 +521,81 @@ impl Pipeline {
         done
     }
 
-    /// Takes answers in, waiting for them or not, until none is open, or none is there.
-    fn read_replies(&mut self, waits: bool) -> Result<(), NodeFailure> {
+    /// Reads replies until none is outstanding, or, unless `is_blocking`, none has arrived.
+    fn read_replies(&mut self, is_blocking: bool) -> Result<(), NodeFailure> {
         while let Some((_, sent)) = self.pending_replies.front() {
-            let end = waits.then(|| *sent + self.node_timeout);
-            let next = self.with_direct_io(|prompt, flights| prompt.next_reply(flights, end))?;
-            let Some((number, answer)) = next else {
+            let end = is_blocking.then(|| *sent + self.node_timeout);
+            let io = direct_io(&mut self.session)?;
+            let Some((number, reply)) = catch_panic(|| io.next_reply(&self.in_flight, end))? else {
                 return Ok(());
             };
-            let place = self.in_flight.iter().position(|one| one.number == number);
-            let flight = place.and_then(|place| self.in_flight.remove(place));
-            let back = place.and_then(|place| self.pending_replies.remove(place));
-            let (Some(flight), Some((mut back, sent))) = (flight, back) else {
+            let index = self.in_flight.iter().position(|r| r.number == number);
+            let sent = index.and_then(|index| self.in_flight.remove(index));
+            let pending = index.and_then(|index| self.pending_replies.remove(index));
+            let (Some(InFlight { request, .. }), Some((mut pending_reply, sent))) = (sent, pending)
+            else {
                 continue;
             };
             let now = clock::now();
             match self.pending_replies.front() {
-                None => self.health.overdue_at.store(u64::MAX, Ordering::Release),
+                None => self.status.overdue_at.store(u64::MAX, Ordering::Release),
                 Some((_, sent)) => self.set_overdue(*sent),
             }
             if now > sent + self.node_timeout {
-                self.census.record_connected(); // callers have seen it down
+                self.registry.record_connected(); // callers have seen the connection as overdue
             }
-            let stays = self.handle_reply(&flight.request, &mut back, answer, sent, now);
+            self.record_reply(reply.reply(), now.saturating_duration_since(sent));
+            let handled = self.handle_reply(&request, &mut pending_reply, reply, now);
             self.has_answered = true;
-            self.settle(flight.request, back);
-            stays?;
+            self.settle(request, pending_reply);
+            handled?;
         }
         Ok(())
     }
 
-    /// The connection has ended, and a connect follows. Callers may wait for it as they do for an answer.
-    pub(crate) fn expect_connect(&self) {
+    /// Marks the start of a reconnect, which may take `node_timeout` before callers see the
+    /// connection as overdue.
+    pub(super) fn expect_connect(&self) {
         self.set_overdue(clock::now());
     }
 
-    /// Whether what is expected of the node has not come in time.
-    pub(crate) fn is_overdue(&self) -> bool {
-        clock::to_micros(clock::now()) > self.health.overdue_at.load(Ordering::Acquire)
+    /// Returns whether a reply or a reconnect is overdue.
+    pub(super) fn is_overdue(&self) -> bool {
+        clock::to_micros(clock::now()) > self.status.overdue_at.load(Ordering::Acquire)
     }
 
-    /// What was sent then is the oldest that is open.
+    /// Sets the overdue time from the send of the oldest outstanding request.
     fn set_overdue(&self, sent: Instant) {
-        let overdue = clock::to_micros(sent + self.node_timeout);
-        self.health.overdue_at.store(overdue, Ordering::Release);
-    }
-
-    fn with_direct_io<T>(
-        &mut self,
-        talk: impl FnOnce(&mut dyn DirectIo, &VecDeque<InFlight>) -> Result<T, NodeFailure>,
-    ) -> Result<T, NodeFailure> {
-        let prompt = self
-            .session
-            .as_mut()
-            .and_then(|session| session.direct_io());
-        let prompt = prompt.ok_or_else(no_connection)?;
-        catch_panic(|| talk(prompt, &self.in_flight))
+        let overdue_at = clock::to_micros(sent + self.node_timeout);
+        self.status.overdue_at.store(overdue_at, Ordering::Release);
     }
 }
 
-/// A panic as an error: neither a caller nor the lane's thread is to end by what is said to a node.
-pub(crate) fn catch_panic<T>(
-    talk: impl FnOnce() -> Result<T, NodeFailure>,
+/// Returns the session's interface for direct sends.
+///
+/// # Errors
+/// `Unreachable` if there is no session, or none that can be polled without blocking.
+fn direct_io(session: &mut Option<Box<dyn Session>>) -> Result<&mut dyn DirectIo, NodeFailure> {
+    let io = session.as_mut().and_then(|session| session.direct_io());
+    io.ok_or_else(no_connection)
+}
+
+/// Runs an exchange with a node, and returns a panic in it as an error. So the panic ends neither a
+/// caller nor the worker.
+pub(super) fn catch_panic<T>(
+    exchange: impl FnOnce() -> Result<T, NodeFailure>,
 ) -> Result<T, NodeFailure> {
-    catch_unwind(AssertUnwindSafe(talk)).unwrap_or_else(|_| Err(panic_failure()))
+    catch_unwind(AssertUnwindSafe(exchange)).unwrap_or_else(|_| Err(panic_failure()))
 }
 
 pub(crate) fn panic_failure() -> NodeFailure {
-    NodeFailure::Unreachable("a panic in the lane".into())
+    NodeFailure::Unreachable("a panic in the worker".into())
 }
 
 pub(crate) fn no_connection() -> NodeFailure {
-    NodeFailure::Unreachable("there is no connection".into())
+    NodeFailure::Unreachable("no connection".into())
+}
+
+pub(super) fn worker_stopped() -> NodeFailure {
+    NodeFailure::Unreachable("the worker has stopped".into())
 }

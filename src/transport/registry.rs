@@ -1,5 +1,15 @@
-//! All lanes together, as each of their threads knows them: which servers they are connected to, how often one came up, and what
-//! the log has said of their nodes.
+//! State shared by all workers: the server behind each node, a counter of connects, the callers
+//! that wait for nodes, and the warnings already logged.
+//!
+//! It detects two addresses of one server, and several servers behind one address: either would
+//! break the quorum (S1). It knows run ids only; it opens no connection and closes none.
+//!
+//! | state of a node | leaves by |
+//! |---|---|
+//! | no run | a connect → current run |
+//! | current run | a connect to a new run → current run, with the next epoch |
+//! | current run | a connect to a former run → doubted |
+//! | doubted | [`SAME_IN_A_ROW`] connects in a row to one run → current run |
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,64 +21,62 @@ use parking_lot::{Condvar, Mutex};
 use crate::transport::inbox::Inbox;
 use crate::transport::warning_state::WarningState;
 
-/// After two servers were seen at one address, so many connects in a row must lead to one of them before the node counts again. A
-/// balancer that takes turns, or draws lots, hardly ever does so by chance.
+/// The number of connects in a row that must lead to one server, after several were seen at the
+/// address, before the node counts again. A balancer hardly ever does so by chance.
 const SAME_IN_A_ROW: u32 = 10;
-/// So many earlier runs of a node are known.
+/// The largest number of former run ids that are kept for a node.
 const MAX_FORMER_RUNS: usize = 8;
 
-/// Keeps two addresses of one server from counting twice, also when one of them comes up later: for each node the run
-/// that its lanes which are up are connected to, and how many they are.
+/// The state shared by all workers.
 ///
-/// It likewise keeps two servers at one address from counting as one node: a connection that leads to another run makes those
-/// before it outdated, and they are made again before they are used. After a restart all lead to the new run. If one leads to the
-/// former run, that is alive: there are two.
-///
-/// It also tells those who wait for nodes to come up, counts how often one did, so that nobody need look all the time, and has
-/// what the log has said of each.
+/// A server that is connected under two addresses counts once, for the node that registered its run
+/// first. A connection to a new run raises the node's epoch, which replaces the older connections:
+/// their workers reconnect before they use them again. After a restart all of them lead to the new
+/// run. If one still leads to the former run, two servers share the address.
 #[derive(Debug)]
 pub(crate) struct NodeRegistry {
     run_ids: Mutex<Vec<Runs>>,
     changed: Condvar,
     connect_epoch: AtomicU64,
-    /// For each node how often a connection has led to another run than those that stood.
+    /// For each node, how often a connection has replaced the older ones.
     epochs: Vec<AtomicU64>,
-    /// Of each node, whether the last connect reached it. An established connection that breaks does not change it: the node may
-    /// be there.
+    /// For each node, whether the last connect reached it. A connection that breaks does not change
+    /// this, because the node may still be reachable.
     reached: Vec<AtomicBool>,
     waiters: Arc<Waiters>,
     warnings: Vec<WarningState>,
 }
 
-/// The runs that connections to one node have led to.
+/// The run ids of the servers behind one node.
 #[derive(Debug, Default)]
 struct Runs {
-    /// The latest, and how many lanes are connected to it.
+    /// The current run id, and the number of connections to it.
     current: Option<(String, usize)>,
-    /// Those that lanes were connected to when a later one was found.
+    /// The run ids that were current before, oldest first.
     former: VecDeque<String>,
-    /// The run that the last connect led to, and how many more must, since two servers were seen.
+    /// After several servers were seen: the run id of the last connect, and how many more connects
+    /// must lead to it.
     doubted: Option<(String, u32)>,
 }
 
-/// What a connection has led to.
+/// The server that a connection leads to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Entered {
-    /// The node's server. The connection is outdated when the node's epoch is another one.
+    /// The node's server. The connection is replaced once the node's epoch differs from this one.
     Counted { epoch: u64 },
-    /// The server of this other node.
+    /// The server of the node with this index.
     Twin(usize),
     /// One of several servers at the node's address.
     SeveralServers,
 }
 
-/// The callers that wait for nodes to come up, or for a verdict on whether they are.
+/// The callers that wait for nodes to come up, or for the breaker.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     inboxes: Mutex<Vec<Arc<Inbox>>>,
 }
 
-/// The registration of one waiter, until it is dropped.
+/// The registration of one waiter. Dropping it ends the registration.
 #[derive(Debug)]
 pub(crate) struct Waiter<'a> {
     waiters: &'a Waiters,
@@ -76,7 +84,8 @@ pub(crate) struct Waiter<'a> {
 }
 
 impl Waiters {
-    /// Registers an inbox. A change after this call wakes it, so its owner looks after this call and sleeps then.
+    /// Registers an inbox. A change after this call wakes it, so the owner checks its condition
+    /// after this call, and sleeps then.
     pub(crate) fn join(&self, inbox: &Arc<Inbox>) -> Waiter<'_> {
         self.inboxes.lock().push(Arc::clone(inbox));
         Waiter {
@@ -85,13 +94,13 @@ impl Waiters {
         }
     }
 
-    /// Wakes all waiters, so that they look again.
+    /// Wakes all waiters, so that they check their condition again.
     pub(crate) fn wake(&self) {
         let inboxes = self.inboxes.lock().clone(); // unlocked before waking
         inboxes.iter().for_each(|inbox| inbox.wake());
     }
 
-    /// Returns how many wait.
+    /// Returns the number of waiters.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn count(&self) -> usize {
         self.inboxes.lock().len()
@@ -101,9 +110,9 @@ impl Waiters {
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         let mut inboxes = self.waiters.inboxes.lock();
-        let own = |inbox: &Arc<Inbox>| Arc::ptr_eq(inbox, &self.inbox);
-        if let Some(place) = inboxes.iter().position(own) {
-            inboxes.swap_remove(place);
+        let is_own = |inbox: &Arc<Inbox>| Arc::ptr_eq(inbox, &self.inbox);
+        if let Some(index) = inboxes.iter().position(is_own) {
+            inboxes.swap_remove(index);
         }
     }
 }
@@ -121,50 +130,52 @@ impl NodeRegistry {
         }
     }
 
-    /// What the log has said of a node.
-    pub(crate) fn warnings(&self, node: usize) -> &WarningState {
+    /// Returns which warnings were logged for a node.
+    pub(super) fn warnings(&self, node: usize) -> &WarningState {
         &self.warnings[node]
     }
 
-    /// A lane has come up, or answers again with what was overdue.
+    /// Records that a connection has come up, or that an overdue reply has arrived.
     pub(crate) fn record_connected(&self) {
         self.connect_epoch.fetch_add(1, Ordering::Release);
         self.notify_waiters();
     }
 
-    /// Notes whether a fresh connect has reached a node, in time and with its data loaded.
-    pub(crate) fn note_connect(&self, node: usize, reached: bool) {
+    /// Records whether a connect has reached a node, in time and with its data loaded.
+    pub(super) fn note_connect(&self, node: usize, reached: bool) {
         let before = self.reached[node].swap(reached, Ordering::AcqRel);
         if before && !reached {
             self.notify_waiters(); // a waiter may go local now
         }
     }
 
-    /// Returns how many nodes the last connect to them has reached.
+    /// Returns the number of nodes that the last connect to them has reached.
     pub(crate) fn reached(&self) -> usize {
         let reached = |node: &&AtomicBool| node.load(Ordering::Acquire);
         self.reached.iter().filter(reached).count()
     }
 
-    /// How often a lane has come up. What is up by then was not before, if this has changed.
+    /// Returns how often a connection has come up.
     pub(crate) fn connect_epoch(&self) -> u64 {
         self.connect_epoch.load(Ordering::Acquire)
     }
 
-    /// Lets those look who wait.
+    /// Wakes all callers that wait for a change.
     pub(crate) fn notify_waiters(&self) {
-        // Who has seen it down, and is about to wait, has the lock.
+        // A thread in `wait_until` holds this lock from its check until it waits, so it sees the
+        // change or the notification.
         drop(self.run_ids.lock());
         self.changed.notify_all();
         self.waiters.wake();
     }
 
-    /// The callers that wait for a change.
+    /// Returns the callers that wait for a change.
     pub(crate) fn waiters(&self) -> &Arc<Waiters> {
         &self.waiters
     }
 
-    /// Waits until `holds`, which lanes that come up may bring about, until `end`. `false` if it does not.
+    /// Blocks until `holds` is true, at most until `end`. Checks it after each change. Returns its
+    /// last result.
     pub(crate) fn wait_until(&self, end: Option<Instant>, holds: impl Fn() -> bool) -> bool {
         let mut runs = self.run_ids.lock();
         while !holds() {
@@ -177,9 +188,10 @@ impl NodeRegistry {
         true
     }
 
-    /// A connection to `node` has led to `run_id`. Where sentinels or a cluster stand for the node its server may change, and
-    /// change back.
-    pub(crate) fn register_run(&self, node: usize, run_id: &str, is_one_server: bool) -> Entered {
+    /// Registers a connection of `node` to the server with `run_id`.
+    ///
+    /// Without `is_one_server` (sentinels, cluster) the node's server may change, and change back.
+    pub(super) fn register_run(&self, node: usize, run_id: &str, is_one_server: bool) -> Entered {
         let mut runs = self.run_ids.lock();
         let same = |runs: &Runs| runs.current.as_ref().is_some_and(|run| run.0 == run_id);
         let twin = runs.iter().position(same).filter(|twin| *twin != node);
@@ -187,8 +199,8 @@ impl NodeRegistry {
             return Entered::Twin(twin);
         }
         let epoch = &self.epochs[node];
-        let it = &mut runs[node];
-        if let Some((last, left)) = &mut it.doubted {
+        let own = &mut runs[node];
+        if let Some((last, left)) = &mut own.doubted {
             *left = match last == run_id {
                 true => *left - 1,
                 false => SAME_IN_A_ROW,
@@ -197,21 +209,21 @@ impl NodeRegistry {
             if *left > 0 {
                 return Entered::SeveralServers;
             }
-            *it = Runs::default();
+            *own = Runs::default();
         }
-        if is_one_server && it.former.iter().any(|former| former == run_id) {
-            it.current = None;
-            it.doubted = Some((run_id.to_owned(), SAME_IN_A_ROW));
+        if is_one_server && own.former.iter().any(|former| former == run_id) {
+            own.current = None;
+            own.doubted = Some((run_id.to_owned(), SAME_IN_A_ROW));
             epoch.fetch_add(1, Ordering::Release);
             return Entered::SeveralServers;
         }
-        match &mut it.current {
-            Some((run, lanes)) if run == run_id => *lanes += 1,
+        match &mut own.current {
+            Some((run, connections)) if run == run_id => *connections += 1,
             current => {
                 if let Some((former, _)) = current.replace((run_id.to_owned(), 1)) {
-                    it.former.push_back(former);
-                    if it.former.len() > MAX_FORMER_RUNS {
-                        it.former.pop_front();
+                    own.former.push_back(former);
+                    if own.former.len() > MAX_FORMER_RUNS {
+                        own.former.pop_front();
                     }
                     epoch.fetch_add(1, Ordering::Release);
                 }
@@ -222,29 +234,30 @@ impl NodeRegistry {
         }
     }
 
-    /// Another server than the node's latest run is alive, too: no connection counts until one server is left.
+    /// Records that a server beside the node's current run is alive. No connection counts until one
+    /// server is left.
     pub(crate) fn doubt(&self, node: usize) {
         let mut runs = self.run_ids.lock();
-        let it = &mut runs[node];
-        if it.doubted.is_none()
-            && let Some((run, _)) = it.current.take()
+        let own = &mut runs[node];
+        if own.doubted.is_none()
+            && let Some((run, _)) = own.current.take()
         {
-            it.doubted = Some((run, SAME_IN_A_ROW));
+            own.doubted = Some((run, SAME_IN_A_ROW));
             self.epochs[node].fetch_add(1, Ordering::Release);
         }
     }
 
-    /// Which of a node's connections are not outdated.
+    /// Returns the node's epoch. Connections of an older epoch are replaced.
     pub(crate) fn epoch(&self, node: usize) -> u64 {
         self.epochs[node].load(Ordering::Acquire)
     }
 
-    /// A lane of `node` is not connected to that run any more. The address may lead elsewhere by the time it is again.
-    pub(crate) fn unregister_run(&self, node: usize, run_id: &str) {
+    /// Records that a connection of `node` to `run_id` has ended. The next one may lead elsewhere.
+    pub(super) fn unregister_run(&self, node: usize, run_id: &str) {
         let mut runs = self.run_ids.lock();
         let current = &mut runs[node].current;
         match current {
-            Some((run, lanes)) if run == run_id && *lanes > 1 => *lanes -= 1,
+            Some((run, connections)) if run == run_id && *connections > 1 => *connections -= 1,
             Some((run, _)) if run == run_id => *current = None,
             _ => {}
         }
@@ -263,79 +276,82 @@ mod tests {
     }
 
     #[test]
-    fn server_that_restarts_again_and_again_is_one_server() {
-        let census = NodeRegistry::of(1);
-        let mut epoch = counted(census.register_run(0, "run 0", true));
-        assert_eq!(counted(census.register_run(0, "run 0", true)), epoch);
+    fn server_that_restarts_often_is_one_server() {
+        let registry = NodeRegistry::of(1);
+        let mut epoch = counted(registry.register_run(0, "run 0", true));
+        assert_eq!(counted(registry.register_run(0, "run 0", true)), epoch);
         for run in 1..20 {
             let run_id = format!("run {run}");
-            let next = counted(census.register_run(0, &run_id, true));
+            let next = counted(registry.register_run(0, &run_id, true));
             assert!(
-                next > epoch && census.epoch(0) == next,
-                "the other lane is outdated"
+                next > epoch && registry.epoch(0) == next,
+                "the other connection is replaced"
             );
-            census.unregister_run(0, &format!("run {}", run - 1));
-            epoch = counted(census.register_run(0, &run_id, true));
+            registry.unregister_run(0, &format!("run {}", run - 1));
+            epoch = counted(registry.register_run(0, &run_id, true));
             assert_eq!(epoch, next);
         }
     }
 
     #[test]
     fn two_servers_at_one_address_do_not_count_until_one_is_left() {
-        let census = NodeRegistry::of(1);
-        let first = counted(census.register_run(0, "a", true));
-        let second = counted(census.register_run(0, "b", true));
+        let registry = NodeRegistry::of(1);
+        let first = counted(registry.register_run(0, "a", true));
+        let second = counted(registry.register_run(0, "b", true));
         assert_ne!(first, second);
         let several = |run_id| {
             assert_eq!(
-                census.register_run(0, run_id, true),
+                registry.register_run(0, run_id, true),
                 Entered::SeveralServers
             )
         };
         several("a");
         assert_ne!(
-            census.epoch(0),
+            registry.epoch(0),
             second,
-            "what led to the other is outdated, too"
+            "connections to the other server are replaced, too"
         );
         for _ in 0..50 {
             several("b");
             several("a");
         }
         (1..SAME_IN_A_ROW).for_each(|_| several("a"));
-        assert_eq!(counted(census.register_run(0, "a", true)), census.epoch(0));
-        // A run that has been left by all is no rival of a later one.
-        census.unregister_run(0, "a");
-        counted(census.register_run(0, "c", true));
-        counted(census.register_run(0, "c", true));
+        assert_eq!(
+            counted(registry.register_run(0, "a", true)),
+            registry.epoch(0)
+        );
+        // A run without connections does not make the next one doubted.
+        registry.unregister_run(0, "a");
+        counted(registry.register_run(0, "c", true));
+        counted(registry.register_run(0, "c", true));
     }
 
     #[test]
-    fn server_that_is_alive_beside_a_later_one_makes_the_node_doubted() {
-        let census = NodeRegistry::of(1);
-        counted(census.register_run(0, "a", true));
-        let later = counted(census.register_run(0, "b", true));
-        census.doubt(0);
-        assert_ne!(census.epoch(0), later);
-        assert_eq!(census.register_run(0, "b", true), Entered::SeveralServers);
-        census.doubt(0);
-        assert_eq!(census.epoch(0), later + 1, "it is known");
+    fn server_alive_beside_a_later_one_makes_the_node_doubted() {
+        let registry = NodeRegistry::of(1);
+        counted(registry.register_run(0, "a", true));
+        let later = counted(registry.register_run(0, "b", true));
+        registry.doubt(0);
+        assert_ne!(registry.epoch(0), later);
+        assert_eq!(registry.register_run(0, "b", true), Entered::SeveralServers);
+        registry.doubt(0);
+        assert_eq!(registry.epoch(0), later + 1, "it is doubted already");
     }
 
     #[test]
-    fn node_whose_server_may_change_back_is_one_node() {
-        let census = NodeRegistry::of(1);
+    fn node_whose_server_changes_back_is_one_node() {
+        let registry = NodeRegistry::of(1);
         for run_id in ["a", "b", "a", "a", "b"] {
-            counted(census.register_run(0, run_id, false));
+            counted(registry.register_run(0, run_id, false));
         }
     }
 
     #[test]
-    fn server_of_another_node_is_told() {
-        let census = NodeRegistry::of(2);
-        counted(census.register_run(0, "a", true));
-        assert_eq!(census.register_run(1, "a", true), Entered::Twin(0));
-        census.unregister_run(0, "a");
-        counted(census.register_run(1, "a", true));
+    fn server_of_another_node_is_a_twin() {
+        let registry = NodeRegistry::of(2);
+        counted(registry.register_run(0, "a", true));
+        assert_eq!(registry.register_run(1, "a", true), Entered::Twin(0));
+        registry.unregister_run(0, "a");
+        counted(registry.register_run(1, "a", true));
     }
 }

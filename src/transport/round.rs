@@ -1,68 +1,78 @@
-//! Many nodes, once: one request into every node's lane, and one wait for what they answer.
+//! One request to all nodes, and the wait for the replies until they decide.
+//!
+//! A round blocks in the caller's inbox only, with a deadline, and never on a connection. What the
+//! request is for is not its concern: it counts votes and keeps the details of the replies.
+//!
+//! | state | leaves by |
+//! |---|---|
+//! | open | [`decide`](Round::decide): a verdict, the deadline, a cancellation |
+//! | decided | [`ask_again`](Round::ask_again) → open; [`finish`](Round::finish) → an outcome |
+//! | detached | nothing: the workers deliver the replies to the sink |
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use log::debug;
 
-use crate::error::NodeFailure;
-use crate::protocol::key::Key;
 use crate::protocol::permits::FreePermits;
-use crate::protocol::quorum::{NodeSet, Tally, Verdict};
-use crate::protocol::reply::{Blocker, Reply, vote_of};
-use crate::protocol::request::{Op, Request};
+use crate::protocol::quorum::{NodeSet, Tally, Verdict, Vote};
+use crate::protocol::reply::{Blocker, Reply, vote_of, vote_rule};
+use crate::protocol::request::Request;
 use crate::time::clock;
-use crate::time::deadline::Deadline;
-use crate::transport::connection::NodeConnection;
+use crate::time::deadline::{Deadline, earlier};
+use crate::transport::dispatch::KeyConnections;
 use crate::transport::inbox::{Inbox, WaitEnd};
-use crate::transport::job::Job;
-use crate::transport::load::CallerGuard;
-use crate::transport::messages::Submitted;
-use crate::transport::node_group::NodeGroup;
+use crate::transport::job::ReplySink;
+use crate::transport::load::{CallerGuard, RttEstimate};
 
-/// One request on its way to the nodes.
-#[derive(Debug)]
-#[must_use = "the answers are in its outcome"]
-pub(crate) struct Round<'a> {
-    pub(crate) request: &'a Request,
-    pub(crate) inbox: &'a Arc<Inbox>,
-    pub(crate) number: u32,
-    pub(crate) tally: Tally,
-    pub(crate) numbers: Vec<(usize, u64)>,
-    pub(crate) heard: Vec<(usize, u64)>,
-    pub(crate) in_the_way: Vec<usize>,
-    pub(crate) free: Vec<FreePermits>,
-    /// Empty but while they are counted; kept for its memory.
-    pub(crate) answers: Vec<(usize, Reply)>,
-    pub(crate) nodes: &'a NodeGroup,
-    pub(crate) caller: CallerGuard<'a>,
-    pub(crate) own: DirectReplies<'a>,
+/// How many typical rounds the preferred node has to reply before the other nodes are asked.
+const PREFERRED_NODE_ROUNDS: u32 = 4;
+
+/// The order in which a round asks the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RoundPlan {
+    /// All nodes at once.
+    All,
+    /// One node, and the others only if that one does not refuse in time. So an acquire that it
+    /// refuses leaves nothing to undo on the others.
+    PreferredFirst(usize),
 }
 
-/// The nodes that a caller has asked himself, and looks for the answers of. What has not come when this is dropped, their lanes'
-/// threads look for.
+/// A request on its way to the nodes, and the votes that have arrived.
 #[derive(Debug)]
-pub(crate) struct DirectReplies<'a> {
-    pub(crate) nodes: &'a NodeGroup,
-    pub(crate) key: &'a Key,
-    pub(crate) pending: NodeSet,
-    /// Those of them whose lanes' threads do not look unless they are woken.
-    pub(crate) unattended: NodeSet,
+#[must_use = "the votes are in its outcome"]
+pub(crate) struct Round<'a> {
+    request: &'a Request,
+    inbox: &'a Arc<Inbox>,
+    /// The round's id in the inbox.
+    id: u32,
+    tally: Tally,
+    details: Option<Box<RoundDetails>>,
+    /// Empty except while replies are counted; kept for its memory.
+    replies: Vec<(usize, Reply)>,
+    connections: KeyConnections<'a>,
+    rtt: &'a RttEstimate,
+    caller: CallerGuard<'a>,
+    direct: DirectReplies<'a>,
+}
+
+/// The replies for which the caller polls itself, because it has sent the requests itself.
+///
+/// Dropping it leaves the outstanding replies to the workers.
+#[derive(Debug)]
+struct DirectReplies<'a> {
+    connections: KeyConnections<'a>,
+    pending: NodeSet,
+    /// The nodes whose worker sleeps, and polls only after it is woken.
+    unattended: NodeSet,
 }
 
 impl DirectReplies<'_> {
-    pub(crate) fn note(&mut self, node: usize, wake: bool) {
-        self.pending.insert(node);
-        if wake {
-            self.unattended.insert(node);
-        }
-    }
-
-    /// Takes in what has come; or, if that `is_exhausted`, lets the lanes' threads wait for it.
-    fn poll_direct(&mut self, is_over: bool) {
-        for (node, lane) in self.nodes.connections_for(self.key) {
-            if self.pending.contains(node) && (is_over || !lane.poll()) {
-                lane.wake_worker();
+    /// Reads the replies that have arrived. With `is_over` leaves the others to the workers.
+    fn poll(&mut self, is_over: bool) {
+        for (node, connection) in self.connections.iter() {
+            if self.pending.contains(node) && (is_over || !connection.poll()) {
+                connection.wake_worker();
                 self.pending = self.pending.difference(NodeSet::single(node));
             }
         }
@@ -71,119 +81,179 @@ impl DirectReplies<'_> {
 
 impl Drop for DirectReplies<'_> {
     fn drop(&mut self) {
-        for (node, lane) in self.nodes.connections_for(self.key) {
+        for (node, connection) in self.connections.iter() {
             if self.pending.contains(node) && self.unattended.contains(node) {
-                lane.wake_worker_if_in_flight();
+                connection.wake_worker_if_in_flight();
             }
         }
     }
 }
 
-impl Round<'_> {
-    /// Leaves what is to come to the lanes' threads, since others wait for it.
-    pub(crate) fn detach(mut self) {
-        self.own.poll_direct(true);
+impl<'a> Round<'a> {
+    /// Opens a round that has sent nothing yet. `id` is its id in the inbox.
+    pub(super) fn new(
+        request: &'a Request,
+        inbox: &'a Arc<Inbox>,
+        id: u32,
+        connections: KeyConnections<'a>,
+        rtt: &'a RttEstimate,
+    ) -> Round<'a> {
+        Round {
+            request,
+            inbox,
+            id,
+            tally: Tally::new(connections.total(), vote_rule(request.op)),
+            details: None,
+            replies: Vec::new(),
+            connections,
+            rtt,
+            caller: CallerGuard::UNCOUNTED,
+            direct: DirectReplies {
+                connections,
+                pending: NodeSet::default(),
+                unattended: NodeSet::default(),
+            },
+        }
     }
 
-    /// What is known so far.
+    /// Counts the caller among those that have a round in progress, until the round ends.
+    pub(super) fn counted_as(mut self, caller: CallerGuard<'a>) -> Round<'a> {
+        self.caller = caller;
+        self
+    }
+
+    /// Sends the round's own request to `nodes`, with the inbox as the sink. Returns the nodes that
+    /// accepted it. Does not block.
+    pub(super) fn submit(&mut self, nodes: NodeSet) -> NodeSet {
+        let inbox = Arc::clone(self.inbox);
+        self.submit_with_sink(self.request, nodes, inbox)
+    }
+
+    /// Sends a request to `nodes`. Its replies go to `sink`, which delivers them to the inbox, too.
+    /// The failure of a suspect node is counted at once.
+    pub(super) fn submit_with_sink(
+        &mut self,
+        request: &Request,
+        nodes: NodeSet,
+        sink: Arc<dyn ReplySink>,
+    ) -> NodeSet {
+        let is_direct = self.caller.uses_direct_send(self.rtt, clock::now());
+        let reply = (sink, self.id);
+        let sent = self
+            .connections
+            .dispatch(request, nodes, Some(&reply), is_direct);
+        self.direct.pending = self.direct.pending.union(sent.direct);
+        self.direct.unattended = self.direct.unattended.union(sent.unattended);
+        for (node, cause) in sent.failures {
+            self.tally.vote(node, Vote::Fault(cause));
+        }
+        sent.accepted
+    }
+
+    /// Asks one node, and blocks until it replies, for [`PREFERRED_NODE_ROUNDS`] typical rounds at
+    /// most. Returns the end of the wait if the node refused or the caller was cancelled.
+    pub(super) fn ask_preferred(&mut self, node: usize) -> Option<WaitEnd> {
+        if !self.submit(NodeSet::single(node)).contains(node) {
+            return None;
+        }
+        let start = clock::now();
+        let end = start + PREFERRED_NODE_ROUNDS * self.rtt.typical_round();
+        let ended = self.collect_replies(1, self.rtt.spin_deadline(start), Some(end));
+        let is_over = self.tally.refused().contains(node) || ended == WaitEnd::Cancelled;
+        is_over.then_some(ended)
+    }
+
+    /// Leaves the outstanding replies to the workers, because another thread waits for them.
+    pub(crate) fn detach(mut self) {
+        self.direct.poll(true);
+    }
+
+    /// Returns the votes that have arrived.
     pub(crate) fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    /// Waits until the nodes have decided or the budget's time is over: nobody ever waits for a lane.
-    pub(crate) fn wait(mut self, budget: Deadline) -> RoundOutcome {
-        let ended = self.decide(budget);
+    /// Blocks until the nodes have decided, at most until `deadline`, and ends the round.
+    pub(crate) fn wait(mut self, deadline: Deadline) -> RoundOutcome {
+        let ended = self.decide(deadline);
         self.finish(ended)
     }
 
-    /// The same for a round that may go on after it.
-    pub(crate) fn decide(&mut self, budget: Deadline) -> WaitEnd {
+    /// Blocks until the nodes have decided, at most until `deadline`. The round stays open.
+    pub(crate) fn decide(&mut self, deadline: Deadline) -> WaitEnd {
         let start = clock::now();
-        let soon = self.nodes.pace.spin_deadline(start);
+        let spin_until = self.rtt.spin_deadline(start);
         let mut ended = WaitEnd::Complete;
         while self.tally.verdict().is_none() && ended == WaitEnd::Complete {
-            ended = self.collect_replies(self.tally.min_votes_to_decide(), soon, budget.end());
+            let wanted = self.tally.min_votes_to_decide();
+            ended = self.collect_replies(wanted, spin_until, deadline.end());
         }
-        self.nodes
-            .pace
+        self.rtt
             .record(clock::now().saturating_duration_since(start));
         ended
     }
 
-    /// Waits until `end` for as long as the votes that have come lack something.
+    /// Blocks for as long as the votes are incomplete by `lacks`, at most until `end`.
     pub(crate) fn collect_while(&mut self, lacks: impl Fn(&Tally) -> bool, end: Instant) {
-        let soon = self.nodes.pace.spin_deadline(clock::now());
+        let spin_until = self.rtt.spin_deadline(clock::now());
         let mut ended = WaitEnd::Complete;
         while lacks(&self.tally) && ended == WaitEnd::Complete {
-            ended = self.collect_replies(1, soon, Some(end));
+            ended = self.collect_replies(1, spin_until, Some(end));
         }
     }
 
-    /// Asks nodes that refused once more, for the same lease.
+    /// Asks the nodes in `contested`, which refused, once more for the same lease.
     pub(crate) fn ask_again(&mut self, contested: NodeSet) {
         self.tally.reopen(contested);
-        self.free.clear();
-        let nodes = self.nodes;
-        nodes.submit(self, |node| contested.contains(node));
+        if let Some(details) = &mut self.details {
+            details.free_permits.clear();
+        }
+        self.submit(contested);
     }
 
-    /// Counts what has not come as no answer: the nodes had their time.
+    /// Counts the outstanding nodes as timed out.
     pub(crate) fn close(&mut self) {
         self.tally.close_with_timeouts();
     }
 
-    /// Waits for all nodes that were asked, whatever they say, until the budget's time is over.
-    pub(crate) fn wait_all(mut self, budget: Deadline) -> RoundOutcome {
+    /// Blocks until all nodes have replied, at most until `deadline`, and ends the round.
+    pub(crate) fn wait_all(mut self, deadline: Deadline) -> RoundOutcome {
         let mut ended = WaitEnd::Complete;
         while self.tally.outstanding() > 0 && ended == WaitEnd::Complete {
-            ended = self.collect_replies(self.tally.outstanding(), None, budget.end());
+            ended = self.collect_replies(self.tally.outstanding(), None, deadline.end());
         }
         self.finish(ended)
     }
 
-    /// Waits for `wanted` answers and counts them.
-    pub(crate) fn collect_replies(
+    /// Blocks until `wanted` replies have arrived, at most until `end`, and counts the votes.
+    fn collect_replies(
         &mut self,
         wanted: usize,
-        soon: Option<Instant>,
+        spin_until: Option<Instant>,
         end: Option<Instant>,
     ) -> WaitEnd {
-        self.poll_direct(
-            wanted,
-            soon.map(|soon| end.map_or(soon, |end| soon.min(end))),
-        );
+        self.poll_direct(wanted, spin_until.and_then(|spin| earlier(Some(spin), end)));
         let ended = self
             .inbox
-            .wait_replies(wanted, soon, end, &mut self.answers);
-        for (node, answer) in self.answers.drain(..) {
-            match answer {
-                Reply::Fenced(number) | Reply::SwappedAbsent(Some(number)) => {
-                    self.numbers.push((node, number))
-                }
-                Reply::DoneNotified(count) => self.heard.push((node, count)),
-                Reply::Held(Blocker::OwnerOfKey(key), _) if !self.in_the_way.contains(&key) => {
-                    self.in_the_way.push(key);
-                }
-                Reply::PermitTaken(ref free, _) => self.free.push(free.clone()),
-                _ => {}
-            }
-            self.tally.vote(node, vote_of(answer));
+            .wait_replies(wanted, spin_until, end, &mut self.replies);
+        for (node, reply) in self.replies.drain(..) {
+            RoundDetails::record(&mut self.details, node, &reply);
+            self.tally.vote(node, vote_of(reply));
         }
         ended
     }
 
-    /// Looks for the answers of the nodes that the caller has asked himself, until `wanted` are there, or `end` (`None`: it is
-    /// over). What has not come by then the lanes' threads wait for.
+    /// Polls for the replies to direct sends until `wanted` have arrived, at most until `end`
+    /// (`None`: once). The replies that are outstanding then are left to the workers.
     fn poll_direct(&mut self, wanted: usize, end: Option<Instant>) {
-        while self.own.pending.len() > 0 && self.inbox.needs_more(wanted) {
-            std::thread::yield_now(); // a server on this machine may want the processor to answer
-            self.own
-                .poll_direct(end.is_none_or(|end| end <= clock::now()));
+        while self.direct.pending.len() > 0 && self.inbox.needs_more(wanted) {
+            std::thread::yield_now(); // a server on this machine may need the processor
+            self.direct.poll(end.is_none_or(|end| end <= clock::now()));
         }
     }
 
-    /// Ends the round with what is known so far.
-    pub(crate) fn finish(mut self, ended: WaitEnd) -> RoundOutcome {
+    /// Ends the round with the votes that have arrived.
+    pub(crate) fn finish(mut self, wait_end: WaitEnd) -> RoundOutcome {
         self.inbox.close_round();
         let unsettled = self.tally.restore();
         let verdict = self.tally.verdict();
@@ -191,75 +261,114 @@ impl Round<'_> {
         debug!(
             "{}: {}: {verdict:?}, {} granted, {} refused",
             self.request.lease.keys(),
-            self.request.verb,
+            self.request.op,
             self.tally.granted().len(),
             self.tally.refused().len(),
         );
         RoundOutcome {
             verdict,
             tally: self.tally,
-            fencing_tokens: self.numbers,
-            receivers: self.heard,
-            blocking_keys: self.in_the_way,
-            free_permits: self.free,
+            details: self.details,
             unsettled,
-            wait_end: ended,
+            wait_end,
         }
     }
 }
 
-impl RoundOutcome {
-    /// The nodes that certainly have nothing of the lease.
-    pub(crate) fn refused(&self) -> NodeSet {
-        self.tally.refused().difference(self.unsettled)
-    }
-}
-
-/// How a round ended.
+/// The result of a round.
 #[derive(Debug)]
 pub(crate) struct RoundOutcome {
     pub(crate) verdict: Verdict,
     pub(crate) tally: Tally,
-    /// What the fences of the nodes gave that granted a take.
-    pub(crate) fencing_tokens: Vec<(usize, u64)>,
-    /// How many heard of a release, on nodes where somebody did.
-    pub(crate) receivers: Vec<(usize, u64)>,
-    /// Which of the lock's keys others hold, where it has several: of each node that refused the one that it is longest for.
-    pub(crate) blocking_keys: Vec<usize>,
-    /// Which permits of a semaphore are free, on each node that refused one.
-    pub(crate) free_permits: Vec<FreePermits>,
-    /// The nodes that refused, were asked once more and have not answered.
-    pub(crate) unsettled: NodeSet,
-    /// What ended it.
+    details: Option<Box<RoundDetails>>,
+    /// The nodes that refused, were asked again and have not replied.
+    unsettled: NodeSet,
+    /// The reason why the wait for replies ended.
     pub(crate) wait_end: WaitEnd,
 }
 
-/// Gives a job to a node's lane, sent by this very thread if it is given as `bytes` on the wire.
-///
-/// A suspect node is asked for nothing and left nothing but the releases of leases that it was asked for before: what waits for
-/// it does not grow with an outage (rule L3).
-pub(crate) fn give(
-    node: usize,
-    lane: &NodeConnection,
-    job: Job,
-    bytes: Option<&[u8]>,
-    now: Instant,
-) -> Result<Submitted, NodeFailure> {
-    let request = &job.request;
-    let owed = request.verb == Op::Release && request.lease.contacted().contains(node);
-    if !owed && let Some(cause) = lane.unavailable(now) {
-        return Err(cause);
+impl RoundOutcome {
+    /// Returns an outcome whose details come from these replies.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn with_replies(
+        verdict: Verdict,
+        tally: Tally,
+        wait_end: WaitEnd,
+        replies: &[Reply],
+    ) -> RoundOutcome {
+        let mut details = None;
+        for (node, reply) in replies.iter().enumerate() {
+            RoundDetails::record(&mut details, node, reply);
+        }
+        RoundOutcome {
+            verdict,
+            tally,
+            details,
+            unsettled: NodeSet::default(),
+            wait_end,
+        }
     }
-    // Whether or not the lane is up by the time it is submitted, and before it is there. A lease that is given up before that
-    // need not be released: then the request is not sent.
-    if request.verb.grants() {
-        let node = NodeSet::single(node);
-        request
-            .written_leases()
-            .for_each(|lease| lease.record_contacted(node));
+
+    /// Returns the nodes that certainly hold nothing of the lease.
+    pub(crate) fn refused(&self) -> NodeSet {
+        self.tally.refused().difference(self.unsettled)
     }
-    match bytes {
-        Some(bytes) => lane.send_or_submit(job, bytes, owed, now),
-        None => lane.submit(job, owed, now).map(|()| Submitted::Queued),
+
+    /// Returns the fence counters of the nodes that granted a fenced acquire.
+    pub(crate) fn fencing_tokens(&self) -> &[(usize, u64)] {
+        self.details.as_ref().map_or(&[], |d| &d.fencing_tokens)
+    }
+
+    /// Returns how many receivers a published release had, by node. Nodes without any are left out.
+    pub(crate) fn receivers(&self) -> &[(usize, u64)] {
+        self.details.as_ref().map_or(&[], |d| &d.receivers)
+    }
+
+    /// Returns the indices of the lock's keys that other owners hold, where it has several keys:
+    /// of each node that refused, the key that stays held for the longest.
+    pub(crate) fn blocking_keys(&self) -> &[usize] {
+        self.details.as_ref().map_or(&[], |d| &d.blocking_keys)
+    }
+
+    /// Returns the free permits of a semaphore on each node that refused a permit.
+    pub(crate) fn free_permits(&self) -> &[FreePermits] {
+        self.details.as_ref().map_or(&[], |d| &d.free_permits)
+    }
+}
+
+/// The contents of the replies beside the votes. Most rounds have none, so they are created on
+/// demand.
+#[derive(Debug, Default)]
+struct RoundDetails {
+    fencing_tokens: Vec<(usize, u64)>,
+    receivers: Vec<(usize, u64)>,
+    blocking_keys: Vec<usize>,
+    free_permits: Vec<FreePermits>,
+}
+
+impl RoundDetails {
+    /// Adds the contents of a reply.
+    fn record(details: &mut Option<Box<RoundDetails>>, node: usize, reply: &Reply) {
+        match reply {
+            Reply::Fenced(token) | Reply::SwappedAbsent(Some(token)) => {
+                let tokens = &mut details.get_or_insert_default().fencing_tokens;
+                tokens.push((node, *token));
+            }
+            Reply::DoneNotified(count) => {
+                let receivers = &mut details.get_or_insert_default().receivers;
+                receivers.push((node, *count));
+            }
+            Reply::Held(Blocker::OwnerOfKey(key), _) => {
+                let keys = &mut details.get_or_insert_default().blocking_keys;
+                if !keys.contains(key) {
+                    keys.push(*key);
+                }
+            }
+            Reply::PermitTaken(free, _) => {
+                let permits = &mut details.get_or_insert_default().free_permits;
+                permits.push(free.clone());
+            }
+            _ => {}
+        }
     }
 }

@@ -1,4 +1,7 @@
-//! Waits for a quorum at connect.
+//! The wait for a quorum in `Nodes::connect`.
+//!
+//! It reads the workers' connect events and blocks until `connect_timeout` at most. It ends no
+//! worker: a node that is not connected by then stays configured (S1).
 
 use std::time::{Duration, Instant};
 
@@ -10,47 +13,92 @@ use crate::protocol::quorum::{Tally, Vote, VoteRule, majority};
 use crate::time::{clock, deadline};
 use crate::transport::messages::ConnectEvent;
 
-/// Nodes that are not needed for a quorum get at least this much longer than the quorum did.
+/// The least additional time, after the quorum is up, for the nodes beyond the quorum.
 const MIN_STARTUP_GRACE: Duration = Duration::from_millis(10);
 
-/// Waits until a quorum is up, and then for those of whom nothing has been heard, for a while. Answers what became of the nodes
-/// if there is no quorum.
+/// The connects reported so far.
+struct Startup {
+    /// The number of connections that are up, by node.
+    connections_up: Vec<usize>,
+    /// The last failure, by node.
+    causes: Vec<Option<NodeFailure>>,
+    pool_size: usize,
+}
+
+impl Startup {
+    fn is_up(&self, node: usize) -> bool {
+        self.connections_up[node] == self.pool_size
+    }
+
+    fn nodes_up(&self) -> usize {
+        let nodes = 0..self.connections_up.len();
+        nodes.filter(|node| self.is_up(*node)).count()
+    }
+
+    fn all_reported(&self) -> bool {
+        let mut nodes = 0..self.connections_up.len();
+        nodes.all(|node| self.is_up(node) || self.causes[node].is_some())
+    }
+
+    /// Returns the nodes that are up as granted, and the others with the cause of their failure.
+    fn into_tally(self) -> Tally {
+        let total = self.connections_up.len();
+        let mut tally = Tally::new(total, VoteRule::Acquire);
+        for node in 0..total {
+            let vote = match &self.causes[node] {
+                _ if self.is_up(node) => Vote::Granted,
+                Some(cause) => Vote::Fault(cause.clone()),
+                None => Vote::Fault(NodeFailure::TimedOut),
+            };
+            tally.vote(node, vote);
+        }
+        tally
+    }
+}
+
+/// Blocks until a quorum is up, and then a while for the nodes that have not reported yet.
+///
+/// Returns `None` if a quorum is up, else a tally with the cause of each failure. That is so after
+/// `connect_timeout` from `start`.
+///
+/// # Errors
+/// - `InvalidConfig` if two nodes are the same server.
 pub(crate) fn wait_for_quorum(
-    first: &Receiver<(usize, ConnectEvent)>,
+    connect_events: &Receiver<(usize, ConnectEvent)>,
     settings: &Settings,
     names: &[String],
     start: Instant,
 ) -> Result<Option<Tally>, Error> {
     let total = names.len();
-    let mut lanes_up = vec![0; total];
-    let mut causes: Vec<Option<NodeFailure>> = vec![None; total];
+    let mut startup = Startup {
+        connections_up: vec![0; total],
+        causes: vec![None; total],
+        pool_size: settings.pool_size,
+    };
     let mut end = deadline::deadline(start, settings.connect_timeout);
-    let is_up = |lanes: &usize| *lanes == settings.pool_size;
     loop {
-        let up = lanes_up.iter().filter(|lanes| is_up(lanes)).count();
-        let heard_of = |node: &usize| is_up(&lanes_up[*node]) || causes[*node].is_some();
-        if up >= majority(total) && (0..total).all(|node| heard_of(&node)) {
+        let nodes_up = startup.nodes_up();
+        if nodes_up >= majority(total) && startup.all_reported() {
             return Ok(None);
         }
-        let outcome = match end {
-            Some(end) => first.recv_deadline(end).ok(),
-            None => first.recv().ok(),
+        let event = match end {
+            Some(end) => connect_events.recv_deadline(end).ok(),
+            None => connect_events.recv().ok(),
         };
-        match outcome {
-            None if up >= majority(total) => return Ok(None),
-            None => break,
+        match event {
+            None if nodes_up >= majority(total) => return Ok(None),
+            None => return Ok(Some(startup.into_tally())),
             Some((node, ConnectEvent::Duplicate(twin))) => {
                 return Err(Error::InvalidConfig(format!(
                     "{} and {} are the same server",
                     names[twin], names[node]
                 )));
             }
-            Some((node, ConnectEvent::Failed(cause))) => {
-                causes[node] = Some(cause);
-            }
+            Some((node, ConnectEvent::Failed(cause))) => startup.causes[node] = Some(cause),
             Some((node, ConnectEvent::Up)) => {
-                lanes_up[node] += 1;
-                if up + 1 == majority(total) && is_up(&lanes_up[node]) {
+                startup.connections_up[node] += 1;
+                if nodes_up + 1 == majority(total) && startup.is_up(node) {
+                    // The other nodes get as much time again as the quorum took.
                     let now = clock::now();
                     let grace = now.saturating_duration_since(start).max(MIN_STARTUP_GRACE);
                     end = deadline::earlier(end, deadline::deadline(now, grace));
@@ -58,16 +106,4 @@ pub(crate) fn wait_for_quorum(
             }
         }
     }
-    let mut tally = Tally::new(total, VoteRule::Acquire);
-    for (node, cause) in causes.into_iter().enumerate() {
-        tally.vote(
-            node,
-            match cause {
-                _ if is_up(&lanes_up[node]) => Vote::Granted,
-                Some(cause) => Vote::Fault(cause),
-                None => Vote::Fault(NodeFailure::TimedOut),
-            },
-        );
-    }
-    Ok(Some(tally))
 }

@@ -1,4 +1,18 @@
-//! What is known of a node without waiting for it.
+//! The state of a node connection that callers read without waiting for its worker.
+//!
+//! | state | fields | leaves by |
+//! |---|---|---|
+//! | connecting | `up` false | a handshake → up |
+//! | up | `up`, `overdue_at` ahead or unset | a late reply → overdue; a timeout → connecting |
+//! | overdue | `up`, `overdue_at` passed | the reply → up; a failed reconnect → connecting |
+//! | quarantined | up, `quarantined_until` ahead | the time passes → up |
+//! | replaced | up, epoch below the node's | a reconnect → up |
+//!
+//! The epoch is that of the [`registry`](crate::transport::registry). A connection that breaks
+//! without a timeout stays `up` for one reconnect, which counts as an outstanding reply.
+//!
+//! "Suspect" is the public word for connecting and overdue. Only the worker, and callers that have
+//! locked the pipeline, write these fields.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -10,39 +24,40 @@ use crate::protocol::server_info::ServerInfo;
 use crate::telemetry::stats::NodeCounters;
 use crate::time::clock;
 
-/// What the lane's thread tells its callers, readable without waiting for it.
+/// The state of a node connection, readable without blocking.
 #[derive(Debug)]
 pub(crate) struct ConnectionStatus {
-    /// Whether the handshake's replies have been read and nothing has gone wrong since.
+    /// Whether the handshake has succeeded and the connection has not failed since.
     pub(crate) up: AtomicBool,
-    /// When the batch on the wire is overdue, in [`time::micros`]; `u64::MAX` when there is none.
+    /// When the oldest outstanding reply is overdue, by [`clock::to_micros`]; `u64::MAX` without
+    /// one.
     pub(crate) overdue_at: AtomicU64,
-    /// Until when the node does not vote on new locks, in [`time::micros`].
+    /// Until when the node does not vote on new locks, by [`clock::to_micros`].
     pub(crate) quarantined_until: AtomicU64,
-    /// How many messages the lane's thread has not taken out of its queue yet, or not seen to.
+    /// The number of messages that the worker has not received from its queue yet.
     pub(crate) queue_len: AtomicU64,
-    /// How many releases wait for the node, or for their next try there.
+    /// The number of pending releases.
     pub(crate) pending: AtomicUsize,
-    /// What has come back from it.
+    /// Counters of the node's replies.
     pub(crate) counters: NodeCounters,
     pub(crate) report: Mutex<StatusReport>,
 }
 
-/// What there is to tell of a lane to those who ask how it is.
+/// The details of a connection's state, for health reports and errors.
 #[derive(Clone, Debug)]
 pub(crate) struct StatusReport {
-    /// Why the lane is not up, or was not when it was down last.
+    /// Why the connection is not up, or was not when it was down last.
     pub(crate) cause: NodeFailure,
-    /// Since when it is up, or not up.
+    /// When the connection came up or went down.
     pub(crate) since: Instant,
-    /// How long a round trip took in the last connect; `None` if it failed.
+    /// The duration of a round trip in the last connect; `None` if that failed.
     pub(crate) connecting: Option<Duration>,
-    /// What the node said of itself when it was greeted last.
+    /// The server info of the last handshake.
     pub(crate) server_info: Option<ServerInfo>,
 }
 
 impl ConnectionStatus {
-    /// Of a node that is not connected yet.
+    /// Returns the state of a connection that has never been up.
     pub(crate) fn new() -> ConnectionStatus {
         ConnectionStatus {
             up: AtomicBool::new(false),
@@ -60,9 +75,9 @@ impl ConnectionStatus {
         }
     }
 
-    /// For how long the node does not vote yet on new locks; zero if it does.
+    /// Returns how long the node will not vote on new locks; zero if it votes.
     pub(crate) fn quarantine(&self, now: Instant) -> Duration {
-        let left = self.quarantined_until.load(Ordering::Acquire);
-        Duration::from_micros(left.saturating_sub(clock::to_micros(now)))
+        let until = self.quarantined_until.load(Ordering::Acquire);
+        Duration::from_micros(until.saturating_sub(clock::to_micros(now)))
     }
 }

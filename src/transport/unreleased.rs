@@ -1,5 +1,13 @@
-//! Where answers go, and the pending releases of a node: kept over a broken connection, and where the node answers with an
-//! error, until they have taken effect or their keys cannot exist any more (rules S4, L3).
+//! The part of the pipeline that ends a connection and keeps its releases (S4, L3).
+//!
+//! When a connection breaks, each request in flight is either reported as failed, with its effect
+//! unknown, or, if it is a release, kept pending. A pending release is sent again on the next
+//! connection, until a node has replied or the key cannot exist there any more.
+//!
+//! - No request but a release is ever sent twice.
+//! - No release is dropped while its key may exist on the node.
+//! - A pending release delays no other request: at most
+//!   [`MAX_BEHIND`](crate::transport::pending_releases::MAX_BEHIND) follow each batch.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,135 +18,143 @@ use crate::protocol::request::{Op, Request};
 use crate::protocol::send_check::{record_unanswered, skip_reply};
 use crate::telemetry::observer::NodeReply;
 use crate::time::clock;
-use crate::transport::job::{Job, MAX_BATCH, PendingReply, State};
+use crate::transport::job::{Job, MAX_BATCH, PendingReply, RequestState};
 use crate::transport::pipeline::Pipeline;
 
 impl Pipeline {
-    /// The connection broke, or is given up: what is open is unknown to its callers, and the releases that did not take effect
-    /// for certain are pending.
-    pub(crate) fn abort_connection(&mut self, cause: &NodeFailure) {
+    /// Drops the connection, and abandons the direct sends in flight.
+    pub(super) fn abort_connection(&mut self, cause: &NodeFailure) {
         self.session = None;
         self.failure = None;
-        self.health.overdue_at.store(u64::MAX, Ordering::Release);
-        let (now, flights) = (clock::now(), std::mem::take(&mut self.in_flight));
-        let backs = std::mem::take(&mut self.pending_replies);
-        for (flight, (back, sent)) in flights.into_iter().zip(backs) {
-            if back.state == State::Open {
-                self.record_reply(NodeReply::NoReply, now.saturating_duration_since(sent));
+        self.status.overdue_at.store(u64::MAX, Ordering::Release);
+        let now = clock::now();
+        let in_flight = std::mem::take(&mut self.in_flight);
+        let pending_replies = std::mem::take(&mut self.pending_replies);
+        for (sent, (pending_reply, sent_at)) in in_flight.into_iter().zip(pending_replies) {
+            if pending_reply.state == RequestState::Open {
+                self.record_reply(NodeReply::NoReply, now.saturating_duration_since(sent_at));
             }
-            self.abandon_request(flight.request, back, cause);
+            self.abandon_request(sent.request, pending_reply, cause);
         }
     }
 
-    /// The lane goes down: nothing is left on the wire of what connection there was.
-    pub(crate) fn go_down(&mut self, cause: &NodeFailure) {
+    /// Drops the connection, and abandons all requests in flight.
+    pub(super) fn go_down(&mut self, cause: &NodeFailure) {
         self.abort_connection(cause);
-        let (requests, returns) = (self.batch.drain(..), self.batch_pending.drain(..));
-        let batch: Vec<_> = requests.zip(returns).collect();
-        for (request, back) in batch {
-            self.abandon_request(request, back, cause);
+        let batch = self.batch.drain(..).zip(self.batch_pending.drain(..));
+        let batch: Vec<_> = batch.collect();
+        for (request, pending_reply) in batch {
+            self.abandon_request(request, pending_reply, cause);
         }
     }
 
-    /// It was on the wire when the connection broke.
-    pub(crate) fn abandon_request(
+    /// Ends a request that was in flight when the connection broke: keeps a release pending, and
+    /// reports any other request as failed.
+    pub(super) fn abandon_request(
         &mut self,
         request: Request,
-        mut back: PendingReply,
+        mut pending_reply: PendingReply,
         cause: &NodeFailure,
     ) {
-        if back.state != State::Open {
-            return self.settle(request, back);
+        if pending_reply.state != RequestState::Open {
+            return self.settle(request, pending_reply);
         }
-        if request.verb == Op::Release {
-            back.was_sent = true;
-            return self.pending.push(request, back);
+        if request.op == Op::Release {
+            pending_reply.was_sent = true;
+            return self.pending.push(request, pending_reply);
         }
         record_unanswered(&request, self.node);
-        // A server's error is the answer to another request: of this one nothing is known.
+        // A server error is the reply to another request. It says nothing about this one.
         let cause = match cause {
             NodeFailure::ServerError(_) | NodeFailure::AccessDenied(_) => {
-                NodeFailure::Unreachable(format!("the connection was given up: {cause}"))
+                NodeFailure::Unreachable(format!("connection aborted: {cause}"))
             }
             cause => cause.clone(),
         };
-        back.deliver(self.node, Reply::Failed(cause));
+        pending_reply.deliver(self.node, Reply::Failed(cause));
     }
 
-    /// It has its answer.
-    pub(crate) fn settle(&mut self, request: Request, back: PendingReply) {
-        match back.state {
-            State::Refused => self.pending.push_refused(request, back, clock::now()),
-            _ if back.was_refused => self.pending.note_success(clock::now()),
+    /// Ends a request whose reply has arrived. A release with an error reply stays pending.
+    pub(super) fn settle(&mut self, request: Request, pending_reply: PendingReply) {
+        match pending_reply.state {
+            RequestState::Refused => {
+                self.pending
+                    .push_refused(request, pending_reply, clock::now())
+            }
+            _ if pending_reply.was_refused => self.pending.note_success(clock::now()),
             _ => {}
         }
     }
 
-    /// When pending releases are to be sent, if there are any.
-    pub(crate) fn pending_due(&self, now: Instant) -> Option<Instant> {
+    /// Returns when the next pending release is due; `None` if there is none.
+    pub(super) fn pending_due(&self, now: Instant) -> Option<Instant> {
         self.pending.due(now)
     }
 
-    /// Puts pending releases that are due behind what is in the batch. They are of tokens that nobody asks for any more, so it
-    /// does not matter what else is in it.
+    /// Adds the due pending releases to the end of the batch. Their tokens are in no other request,
+    /// so the order within the batch does not matter.
     pub(crate) fn admit_pending(&mut self) {
-        for (request, back) in self.pending.take_due(clock::now()) {
-            self.readmit(request, back);
+        for (request, pending_reply) in self.pending.take_due(clock::now()) {
+            self.readmit(request, pending_reply);
         }
     }
 
-    fn readmit(&mut self, request: Request, mut back: PendingReply) {
-        back.state = State::Open;
+    fn readmit(&mut self, request: Request, mut pending_reply: PendingReply) {
+        pending_reply.state = RequestState::Open;
         self.batch.push(request);
-        self.batch_pending.push(back);
+        self.batch_pending.push(pending_reply);
     }
 
-    /// Sends all pending releases once, since the lane ends.
+    /// Sends all pending releases once, because the worker ends. Blocks for the replies.
+    ///
+    /// # Errors
+    /// The cause if the connection had to be aborted. The other releases stay pending.
     pub(crate) fn send_all_pending(&mut self) -> Result<(), NodeFailure> {
         self.pending.drop_expired(clock::now());
         let mut all = self.pending.take_all();
         let mut done = Ok(());
-        while !all.is_empty() {
+        while !all.is_empty() && done.is_ok() {
             let count = all.len().min(MAX_BATCH);
-            all.drain(..count)
-                .for_each(|(request, back)| self.readmit(request, back));
-            done = done.and_then(|()| self.send_batch());
-            if done.is_err() {
-                break;
+            for (request, pending_reply) in all.drain(..count) {
+                self.readmit(request, pending_reply);
             }
+            done = self.send_batch();
         }
-        for (request, back) in all {
-            self.pending.push(request, back);
+        for (request, pending_reply) in all {
+            self.pending.push(request, pending_reply);
         }
         done
     }
 
-    /// A new connection has killed the former one: what was open on that has been run by now, or never is. Where the server does
-    /// not let us kill it, what it runs later is left to its TTL, as the log has said: nothing waits for that without an end.
-    pub(crate) fn note_killed(&self) {
-        self.pending.note_killed(clock::now());
+    /// Records that the server has killed the former connection: each request on it has run by now,
+    /// or never runs.
+    ///
+    /// A server that does not permit the kill may still run a request later. Its key is then left
+    /// to its TTL, as the warning says, because no release is to stay pending without an end.
+    pub(super) fn record_killed(&self) {
+        self.pending.record_killed(clock::now());
     }
 
-    /// A job for a node that does not answer: releases of what the node may have are pending, everything else was not sent.
+    /// Ends a job that was not sent, because the node is down: keeps a release of a key that the
+    /// node may hold pending, and reports any other job as failed.
     pub(crate) fn reject(&mut self, job: Job) {
-        let mut back = PendingReply::new(job.reply);
-        if job.request.verb != Op::Release {
+        let mut pending_reply = PendingReply::new(job.reply);
+        if job.request.op != Op::Release {
             let cause = self.cause();
-            return back.deliver(self.node, Reply::Failed(cause));
+            return pending_reply.deliver(self.node, Reply::Failed(cause));
         }
         match skip_reply(&job.request, self.node, Duration::ZERO, clock::now()) {
-            Some(answer) => back.deliver(self.node, answer),
-            None => self.pending.push(job.request, back),
+            Some(reply) => pending_reply.deliver(self.node, reply),
+            None => self.pending.push(job.request, pending_reply),
         }
     }
 
-    /// Answers those who wait for a pending release; the releases stay pending.
-    pub(crate) fn fail_release_waiters(&mut self) {
+    /// Reports the pending releases as failed to the callers that wait for them. The releases stay
+    /// pending.
+    pub(super) fn fail_release_waiters(&mut self) {
         self.pending.drop_expired(clock::now());
         let cause = self.cause();
-        for (_, back) in &mut self.pending.unanswered {
-            back.deliver(self.node, Reply::Failed(cause.clone()));
-        }
+        self.pending.fail_waiters(&cause);
     }
 }
 
@@ -147,11 +163,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::protocol::lease::tests::lease;
+    use crate::tests::fixtures::lease;
     use crate::time::clock;
     use crate::transport::job::{Pending, PendingReply};
     use crate::transport::pending_releases::{
-        FIRST_PAUSE, LAST_PAUSE, MAX_BEHIND, PendingReleases,
+        MAX_BEHIND, MAX_RETRY_DELAY, MIN_RETRY_DELAY, PendingReleases,
     };
     use crate::transport::status::ConnectionStatus;
 
@@ -170,29 +186,29 @@ mod tests {
         )
     }
 
-    fn refuse(pending: &mut PendingReleases, some: Vec<Pending>, now: Instant) {
-        for (request, back) in some {
-            pending.push_refused(request, back, now);
+    fn refuse(pending: &mut PendingReleases, releases: Vec<Pending>, now: Instant) {
+        for (request, pending_reply) in releases {
+            pending.push_refused(request, pending_reply, now);
         }
     }
 
     #[test]
-    fn refused_releases_are_tried_ever_more_seldom_however_many_they_are() {
+    fn many_refused_releases_are_retried_at_a_bounded_rate() {
         let (mut pending, start) = (pending_releases(), clock::now());
         let hour = Duration::from_secs(3600);
         let many = (0..10_000).map(|_| release(start, hour)).collect();
         refuse(&mut pending, many, start);
         assert!(pending.take_due(start).is_empty(), "not at once");
-        let (mut now, mut tried) = (start, 0);
+        let (mut now, mut retried) = (start, 0);
         while now < start + Duration::from_secs(60) {
             now = now.max(pending.due(now).expect("some are left"));
             let due = pending.take_due(now);
-            tried += due.len();
+            retried += due.len();
             refuse(&mut pending, due, now);
         }
-        assert!(tried <= MAX_BEHIND * 40, "{tried}");
+        assert!(retried <= MAX_BEHIND * 40, "{retried}");
         assert_eq!(pending.len(), 10_000);
-        // What stood in the way is gone: all go in a row.
+        // The node executes releases again: all are sent without a delay.
         while pending.len() > 0 {
             pending.note_success(now);
             assert_eq!(pending.take_due(now).len().min(1), 1);
@@ -201,52 +217,52 @@ mod tests {
     }
 
     #[test]
-    fn single_refused_release_is_not_tried_without_a_pause() {
+    fn single_refused_release_is_retried_after_a_growing_delay() {
         let (mut pending, start) = (pending_releases(), clock::now());
         refuse(
             &mut pending,
             vec![release(start, Duration::from_secs(3600))],
             start,
         );
-        let mut pauses = Vec::new();
+        let mut delays = Vec::new();
         let mut now = start;
         for _ in 0..10 {
             let due = pending.due(now).expect("it is left");
-            pauses.push(due - now);
+            delays.push(due - now);
             now = due;
             let due = pending.take_due(now);
             assert_eq!(due.len(), 1);
             refuse(&mut pending, due, now);
         }
-        assert!(pauses.is_sorted() && pauses[0] >= FIRST_PAUSE);
-        assert_eq!(pauses[9], LAST_PAUSE);
+        assert!(delays.is_sorted() && delays[0] >= MIN_RETRY_DELAY);
+        assert_eq!(delays[9], MAX_RETRY_DELAY);
     }
 
     #[test]
-    fn pending_release_ends_with_its_ttl_also_while_the_node_refuses_it() {
+    fn pending_release_is_dropped_with_its_ttl_although_the_node_refuses_it() {
         let (mut pending, start) = (pending_releases(), clock::now());
         let ttl = Duration::from_secs(1);
-        let (request, back) = release(start, ttl);
+        let (request, pending_reply) = release(start, ttl);
         request.lease.record_unanswered(NODE);
-        pending.push(request, back);
-        let (request, back) = release(start, ttl);
-        pending.push_refused(request, back, start);
+        pending.push(request, pending_reply);
+        let (request, pending_reply) = release(start, ttl);
+        pending.push_refused(request, pending_reply, start);
         let mut now = start + 2 * ttl;
         pending.drop_expired(now);
         assert_eq!(
             pending.len(),
             1,
-            "the node may yet run what it has not answered"
+            "the node may execute an unanswered request later"
         );
-        pending.note_killed(now);
+        pending.record_killed(now);
         now += ttl;
         assert_eq!(pending.take_due(now).len(), 1);
-        let (request, back) = release(start, ttl);
+        let (request, pending_reply) = release(start, ttl);
         request.lease.record_unanswered(NODE);
-        pending.push(request, back);
-        pending.note_killed(now);
+        pending.push(request, pending_reply);
+        pending.record_killed(now);
         now += 2 * ttl;
         assert!(pending.take_due(now).is_empty());
-        assert_eq!(pending.health.pending.load(Ordering::Acquire), 0);
+        assert_eq!(pending.status.pending.load(Ordering::Acquire), 0);
     }
 }

@@ -1,5 +1,6 @@
-//! What the log has said of a node, so that it says only what is new: however many connections there are to it, and however
-//! often they are made.
+//! The warnings logged for a node, so that each is logged once, not per connection or reconnect.
+//!
+//! It decides what is new. It never logs itself, and no decision about a lock depends on it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,41 +11,42 @@ use crate::protocol::key::Key;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::request::{Op, Request};
 
-/// More causes than this for which releases were refused are not told of one node.
-const MAX_REFUSED: usize = 32;
-/// The most keys of a node with foreign values that are remembered, and named in the log.
+/// The largest number of error codes of refused releases that are logged for a node.
+const MAX_RELEASE_ERRORS: usize = 32;
+/// The largest number of keys with foreign values that are kept, and logged, for a node.
 const MAX_FOREIGN: usize = 256;
 
-/// What has been said of one node.
+/// The warnings logged for one node.
 #[derive(Debug, Default)]
 pub(crate) struct WarningState {
-    said: Mutex<Reported>,
-    /// What it has denied since it last allowed it, as bits: looked at with every answer.
+    reported: Mutex<Reported>,
+    /// The permissions that the node denies, as bits. Read with every reply, so not in the mutex.
     denied: AtomicU64,
-    /// Whether keys with foreign values are known: read with every answer.
+    /// Whether any foreign value is known. Read with every reply, so not in the mutex.
     has_foreign: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Reported {
-    /// How many of its connections are down.
+    /// The number of connections that are down.
     down: usize,
     was_connected: bool,
-    /// The runs of its servers.
-    runs: Option<String>,
-    danger: Option<String>,
+    /// The run ids of the node's servers.
+    run_ids: Option<String>,
+    eviction_warning: Option<String>,
     clock_is_off: bool,
     is_too_far: bool,
     has_several_servers: bool,
-    /// The run that is or was in quarantine.
+    /// The run id of the last quarantine.
     quarantined: Option<String>,
-    /// The codes of errors that releases were answered by.
-    refused_releases: Vec<String>,
-    /// The keys under which foreign values stand, and what was asked for when they were met.
+    /// The codes of error replies to releases.
+    release_errors: Vec<String>,
+    /// The keys with foreign values, each with the first request that met its value.
     foreign: HashMap<Key, Asked>,
 }
 
-/// What was asked for under a key: a foreign value is in the way of some of it, such as a fence counter of fenced locks alone.
+/// The part of a request that decides which foreign values it meets: a foreign fence counter, for
+/// example, refuses only fenced acquires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Asked {
     kind: u32,
@@ -54,15 +56,32 @@ struct Asked {
 impl Asked {
     fn of(request: &Request) -> Asked {
         Asked {
-            kind: kind(request.lease.claim()),
+            kind: kind_index(request.lease.kind()),
             is_fenced: request.min_fence.is_some(),
         }
     }
 }
 
-/// Claims of one kind need the same rights, and meet the same values.
-fn kind(claim: LeaseKind) -> u32 {
-    match claim {
+/// A permission that a node can deny.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Permission {
+    /// Connecting, with the configured credentials.
+    Connect,
+    /// Killing the former connection.
+    Kill,
+    /// An operation on a lease of this kind.
+    Run(Op, LeaseKind),
+}
+
+/// The number of [`LeaseKind`]s, each of which has a bit per [`Op`].
+const KINDS: u32 = 5;
+// `Release` is the last operation: its bits must fit.
+const _: () = assert!(2 + KINDS * (Op::Release as u32 + 1) <= u64::BITS);
+
+/// Returns the index of a kind, below [`KINDS`]. Leases of one kind need the same permissions and
+/// meet the same foreign values.
+fn kind_index(kind: LeaseKind) -> u32 {
+    match kind {
         LeaseKind::Exclusive => 0,
         LeaseKind::Read => 1,
         LeaseKind::Write => 2,
@@ -71,100 +90,95 @@ fn kind(claim: LeaseKind) -> u32 {
     }
 }
 
-/// What a node can deny.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Permission {
-    Connect,
-    /// To kill our former connection.
-    Kill,
-    Run(Op, LeaseKind),
-}
-
 impl Permission {
+    /// Returns the bit of the permission: two single bits, then [`KINDS`] bits per operation.
     fn bit(self) -> u64 {
         match self {
             Permission::Connect => 1,
             Permission::Kill => 2,
-            Permission::Run(verb, claim) => 4 << (5 * verb as u32 + kind(claim)),
+            Permission::Run(op, kind) => 4 << (KINDS * op as u32 + kind_index(kind)),
         }
     }
 }
 
 impl WarningState {
-    /// One of its connections is down that was not. Whether it is news that the node is.
-    pub(crate) fn fell(&self) -> bool {
-        let mut said = self.said.lock();
-        said.down += 1;
-        said.down == 1
+    /// Counts a connection that went down. Returns whether it is the first one.
+    pub(super) fn note_down(&self) -> bool {
+        let mut reported = self.reported.lock();
+        reported.down += 1;
+        reported.down == 1
     }
 
-    /// One of its connections is up, which had been down or is new. Whether it is news that the node is connected.
-    pub(crate) fn rose(&self, was_down: bool) -> bool {
-        let mut said = self.said.lock();
-        said.down -= usize::from(was_down);
-        let is_first = !std::mem::replace(&mut said.was_connected, true);
-        said.down == 0 && (was_down || is_first)
+    /// Counts a connection that came up, which was down or is new. Returns whether the node has
+    /// come up with it: by its first connection, or because no connection is down any more.
+    pub(super) fn note_up(&self, was_down: bool) -> bool {
+        let mut reported = self.reported.lock();
+        reported.down -= usize::from(was_down);
+        let is_first = !std::mem::replace(&mut reported.was_connected, true);
+        reported.down == 0 && (was_down || is_first)
     }
 
-    /// Whether it is news that its servers are these runs, and not those of before.
-    pub(crate) fn ran_as(&self, runs: &str) -> bool {
-        let mut said = self.said.lock();
-        let is_same = said.runs.as_deref() == Some(runs);
-        !is_same && said.runs.replace(runs.to_owned()).is_some()
+    /// Records the run ids of the node's servers. Returns whether others were recorded before: a
+    /// server has restarted, or the address leads to another one.
+    pub(super) fn note_runs(&self, run_ids: &str) -> bool {
+        let mut reported = self.reported.lock();
+        let is_same = reported.run_ids.as_deref() == Some(run_ids);
+        !is_same && reported.run_ids.replace(run_ids.to_owned()).is_some()
     }
 
-    /// Whether this danger is news.
-    pub(crate) fn is_new_eviction_warning(&self, danger: Option<&str>) -> bool {
-        let mut said = self.said.lock();
-        let is_new = said.danger.as_deref() != danger;
-        said.danger = danger.map(str::to_owned);
-        is_new && danger.is_some()
+    /// Returns whether this warning about the eviction policy is new.
+    pub(super) fn is_new_eviction_warning(&self, warning: Option<&str>) -> bool {
+        let mut reported = self.reported.lock();
+        let is_new = reported.eviction_warning.as_deref() != warning;
+        reported.eviction_warning = warning.map(str::to_owned);
+        is_new && warning.is_some()
     }
 
-    /// Whether it is news that its clock is off.
-    pub(crate) fn is_new_clock_warning(&self, is_off: bool) -> bool {
-        let was_off = std::mem::replace(&mut self.said.lock().clock_is_off, is_off);
+    /// Returns whether it is new that the clock of the node is off.
+    pub(super) fn is_new_clock_warning(&self, is_off: bool) -> bool {
+        let was_off = std::mem::replace(&mut self.reported.lock().clock_is_off, is_off);
         is_off && !was_off
     }
 
-    /// Whether it is news that it is too far for `node_timeout`.
-    pub(crate) fn distance(&self, is_too_far: bool) -> bool {
-        let was = std::mem::replace(&mut self.said.lock().is_too_far, is_too_far);
+    /// Returns whether it is new that round trips are too long for `node_timeout`.
+    pub(super) fn is_new_distance_warning(&self, is_too_far: bool) -> bool {
+        let was = std::mem::replace(&mut self.reported.lock().is_too_far, is_too_far);
         is_too_far && !was
     }
 
-    /// Whether it is news that several servers answer at its address.
-    pub(crate) fn several_servers(&self) -> bool {
-        !std::mem::replace(&mut self.said.lock().has_several_servers, true)
+    /// Returns whether it is new that several servers share the address.
+    pub(super) fn is_new_several_servers(&self) -> bool {
+        !std::mem::replace(&mut self.reported.lock().has_several_servers, true)
     }
 
-    /// Whether it is news that this run of it is in quarantine.
-    pub(crate) fn is_new_quarantine(&self, run_id: &str) -> bool {
-        let mut said = self.said.lock();
-        let is_new = said.quarantined.as_deref() != Some(run_id);
-        said.quarantined = Some(run_id.to_owned());
+    /// Returns whether it is new that this run of the node is quarantined.
+    pub(super) fn is_new_quarantine(&self, run_id: &str) -> bool {
+        let mut reported = self.reported.lock();
+        let is_new = reported.quarantined.as_deref() != Some(run_id);
+        reported.quarantined = Some(run_id.to_owned());
         is_new
     }
 
-    /// Whether it is news that it answers releases with an error of this code.
-    pub(crate) fn refused_release(&self, code: &str) -> bool {
-        let refused = &mut self.said.lock().refused_releases;
-        let is_new = refused.len() < MAX_REFUSED && !refused.iter().any(|said| said == code);
+    /// Returns whether it is new that releases fail with this error code.
+    pub(super) fn is_new_release_error(&self, code: &str) -> bool {
+        let codes = &mut self.reported.lock().release_errors;
+        let is_new = codes.len() < MAX_RELEASE_ERRORS && !codes.iter().any(|known| known == code);
         if is_new {
-            refused.push(code.to_owned());
+            codes.push(code.to_owned());
         }
         is_new
     }
 
-    /// Whether it is news that it denies this.
-    pub(crate) fn is_newly_denied(&self, right: Permission) -> bool {
-        let before = self.denied.fetch_or(right.bit(), Ordering::Relaxed);
-        before & right.bit() == 0
+    /// Returns whether it is new that the node denies this permission.
+    pub(super) fn is_newly_denied(&self, permission: Permission) -> bool {
+        let before = self.denied.fetch_or(permission.bit(), Ordering::Relaxed);
+        before & permission.bit() == 0
     }
 
-    /// Whether it is news that a request has met a foreign value under this key, or one of those derived from it.
-    pub(crate) fn foreign(&self, key: &Key, request: &Request) -> bool {
-        let foreign = &mut self.said.lock().foreign;
+    /// Returns whether it is new that this key, or a key derived from it, has a foreign value. The
+    /// request is the one that met it.
+    pub(super) fn is_new_foreign(&self, key: &Key, request: &Request) -> bool {
+        let foreign = &mut self.reported.lock().foreign;
         let is_new = foreign.len() < MAX_FOREIGN && !foreign.contains_key(key);
         if is_new {
             foreign.insert(key.clone(), Asked::of(request));
@@ -173,10 +187,11 @@ impl WarningState {
         is_new
     }
 
-    /// A request was granted: a foreign value that stood in the way of the same is not there any more.
-    pub(crate) fn not_foreign(&self, request: &Request) {
+    /// Forgets the foreign values that such a request has met, because this one was granted. A
+    /// grant of another kind of request says nothing about them.
+    pub(super) fn clear_foreign(&self, request: &Request) {
         if self.has_foreign.load(Ordering::Relaxed) {
-            let foreign = &mut self.said.lock().foreign;
+            let foreign = &mut self.reported.lock().foreign;
             let asked = Asked::of(request);
             for key in request.lease.keys().as_slice() {
                 if foreign.get(key) == Some(&asked) {
@@ -188,10 +203,10 @@ impl WarningState {
         }
     }
 
-    /// It does not deny this.
-    pub(crate) fn clear_denied(&self, right: Permission) {
-        if self.denied.load(Ordering::Relaxed) & right.bit() != 0 {
-            self.denied.fetch_and(!right.bit(), Ordering::Relaxed);
+    /// Records that the node grants this permission.
+    pub(super) fn clear_denied(&self, permission: Permission) {
+        if self.denied.load(Ordering::Relaxed) & permission.bit() != 0 {
+            self.denied.fetch_and(!permission.bit(), Ordering::Relaxed);
         }
     }
 }
@@ -199,109 +214,124 @@ impl WarningState {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::protocol::lease::tests::lease_as;
+    use crate::tests::fixtures::lease_as;
 
     #[test]
-    fn what_was_said_is_no_news_until_it_has_changed() {
-        let news = WarningState::default();
+    fn warning_repeated_is_not_new_until_it_changes() {
+        let warnings = WarningState::default();
         assert!(
-            !news.is_new_eviction_warning(None)
-                && !news.is_new_clock_warning(false)
-                && !news.distance(false)
+            !warnings.is_new_eviction_warning(None)
+                && !warnings.is_new_clock_warning(false)
+                && !warnings.is_new_distance_warning(false)
         );
         let mut first = true;
         for _ in 0..2 {
             assert!(
-                news.is_new_eviction_warning(Some("evicts"))
-                    && !news.is_new_eviction_warning(Some("evicts"))
+                warnings.is_new_eviction_warning(Some("evicts"))
+                    && !warnings.is_new_eviction_warning(Some("evicts"))
             );
             assert!(
-                news.is_new_eviction_warning(Some("else")) && !news.is_new_eviction_warning(None)
+                warnings.is_new_eviction_warning(Some("else"))
+                    && !warnings.is_new_eviction_warning(None)
             );
             assert!(
-                news.is_new_clock_warning(true)
-                    && !news.is_new_clock_warning(true)
-                    && !news.is_new_clock_warning(false)
+                warnings.is_new_clock_warning(true)
+                    && !warnings.is_new_clock_warning(true)
+                    && !warnings.is_new_clock_warning(false)
             );
-            assert_eq!(news.several_servers(), std::mem::take(&mut first));
-            assert!(news.distance(true) && !news.distance(true) && !news.distance(false));
-            assert!(!news.ran_as("a") && !news.ran_as("a"));
-            assert!(news.ran_as("b") && !news.ran_as("b") && news.ran_as("a"));
+            assert_eq!(
+                warnings.is_new_several_servers(),
+                std::mem::take(&mut first)
+            );
             assert!(
-                news.is_new_quarantine("a")
-                    && !news.is_new_quarantine("a")
-                    && news.is_new_quarantine("b")
+                warnings.is_new_distance_warning(true)
+                    && !warnings.is_new_distance_warning(true)
+                    && !warnings.is_new_distance_warning(false)
+            );
+            assert!(!warnings.note_runs("a") && !warnings.note_runs("a"));
+            assert!(warnings.note_runs("b") && !warnings.note_runs("b") && warnings.note_runs("a"));
+            assert!(
+                warnings.is_new_quarantine("a")
+                    && !warnings.is_new_quarantine("a")
+                    && warnings.is_new_quarantine("b")
             );
         }
     }
 
     #[test]
-    fn refused_releases_are_told_once_for_each_cause_and_not_without_end() {
-        let news = WarningState::default();
-        assert!(news.refused_release("MISCONF") && news.refused_release("NOPERM"));
-        assert!(!news.refused_release("MISCONF") && !news.refused_release("NOPERM"));
+    fn release_error_is_new_once_per_code_up_to_the_limit() {
+        let warnings = WarningState::default();
+        assert!(
+            warnings.is_new_release_error("MISCONF") && warnings.is_new_release_error("NOPERM")
+        );
+        assert!(
+            !warnings.is_new_release_error("MISCONF") && !warnings.is_new_release_error("NOPERM")
+        );
         let codes = (0..1_000).map(|code| code.to_string());
-        let told = codes.filter(|code| news.refused_release(code)).count();
-        assert_eq!(told, MAX_REFUSED - 2);
+        let logged = codes
+            .filter(|code| warnings.is_new_release_error(code))
+            .count();
+        assert_eq!(logged, MAX_RELEASE_ERRORS - 2);
     }
 
-    fn take(name: &str, claim: LeaseKind, is_fenced: bool) -> Request {
-        let mut request = Request::new(Op::Acquire, &lease_as(name, claim), 1_000);
+    fn acquire(name: &str, kind: LeaseKind, is_fenced: bool) -> Request {
+        let mut request = Request::new(Op::Acquire, &lease_as(name, kind), 1_000);
         request.min_fence = is_fenced.then_some(0);
         request
     }
 
     #[test]
-    fn foreign_value_is_news_once_until_what_met_it_is_granted() {
-        let news = WarningState::default();
-        let foreign = |request: &Request| news.foreign(request.lease.keys().first(), request);
-        let plain = |name: &str| take(name, LeaseKind::Exclusive, false);
+    fn foreign_value_is_new_once_until_such_a_request_is_granted() {
+        let warnings = WarningState::default();
+        let is_new =
+            |request: &Request| warnings.is_new_foreign(request.lease.keys().first(), request);
+        let plain = |name: &str| acquire(name, LeaseKind::Exclusive, false);
         for _ in 0..2 {
-            assert!(foreign(&plain("a")) && foreign(&plain("b")));
-            assert!(!foreign(&plain("a")) && !foreign(&plain("b")));
-            news.not_foreign(&plain("a"));
-            assert!(foreign(&plain("a")));
+            assert!(is_new(&plain("a")) && is_new(&plain("b")));
+            assert!(!is_new(&plain("a")) && !is_new(&plain("b")));
+            warnings.clear_foreign(&plain("a"));
+            assert!(is_new(&plain("a")));
             for name in ["a", "b"] {
-                news.not_foreign(&plain(name));
+                warnings.clear_foreign(&plain(name));
             }
         }
-        let told = (0..2 * MAX_FOREIGN).filter(|n| foreign(&plain(&n.to_string())));
-        assert_eq!(told.count(), MAX_FOREIGN);
+        let logged = (0..2 * MAX_FOREIGN).filter(|n| is_new(&plain(&n.to_string())));
+        assert_eq!(logged.count(), MAX_FOREIGN);
     }
 
     #[test]
-    fn foreign_value_in_the_way_of_some_requests_is_no_news_again_when_others_are_granted() {
+    fn foreign_value_met_by_some_requests_is_not_new_after_a_grant_of_others() {
         for (refused, granted) in [
             ((LeaseKind::Exclusive, true), (LeaseKind::Exclusive, false)),
             ((LeaseKind::Read, false), (LeaseKind::Write, false)),
             ((LeaseKind::Write, true), (LeaseKind::Write, false)),
         ] {
-            let news = WarningState::default();
-            let refused = take("a", refused.0, refused.1);
-            let granted = take("a", granted.0, granted.1);
+            let warnings = WarningState::default();
+            let refused = acquire("a", refused.0, refused.1);
+            let granted = acquire("a", granted.0, granted.1);
             let key = refused.lease.keys().first();
-            assert!(news.foreign(key, &refused));
+            assert!(warnings.is_new_foreign(key, &refused));
             for _ in 0..2 {
-                news.not_foreign(&granted);
-                assert!(!news.foreign(key, &refused), "{refused:?}");
+                warnings.clear_foreign(&granted);
+                assert!(!warnings.is_new_foreign(key, &refused), "{refused:?}");
             }
-            news.not_foreign(&refused);
-            assert!(news.foreign(key, &refused));
+            warnings.clear_foreign(&refused);
+            assert!(warnings.is_new_foreign(key, &refused));
         }
     }
 
     #[test]
-    fn an_outage_over_all_connections_of_a_node_is_news_once() {
-        let news = WarningState::default();
-        assert!(news.rose(false) && !news.rose(false));
-        assert!(news.fell() && !news.fell());
-        assert!(!news.rose(true) && news.rose(true));
-        assert!(news.fell() && news.rose(true));
+    fn outage_of_all_connections_of_a_node_is_new_once() {
+        let warnings = WarningState::default();
+        assert!(warnings.note_up(false) && !warnings.note_up(false));
+        assert!(warnings.note_down() && !warnings.note_down());
+        assert!(!warnings.note_up(true) && warnings.note_up(true));
+        assert!(warnings.note_down() && warnings.note_up(true));
     }
 
     #[test]
-    fn each_right_is_told_by_itself() {
-        let verbs = [
+    fn permission_denied_is_new_by_operation_and_kind() {
+        let ops = [
             Op::Acquire,
             Op::Extend,
             Op::Restore,
@@ -311,22 +341,26 @@ mod tests {
             Op::Release,
         ];
         let permit = LeaseKind::Permit { index: 1, total: 2 };
-        let claims = [
+        let kinds = [
             LeaseKind::Exclusive,
             LeaseKind::Read,
             LeaseKind::Write,
             LeaseKind::GateEntry,
             permit,
         ];
-        let serve = |verb| claims.map(|claim| Permission::Run(verb, claim));
-        let mut rights: Vec<Permission> = verbs.into_iter().flat_map(serve).collect();
-        rights.extend([Permission::Connect, Permission::Kill]);
-        let news = WarningState::default();
-        assert!(rights.iter().all(|right| news.is_newly_denied(*right)));
-        for right in rights {
-            assert!(!news.is_newly_denied(right));
-            news.clear_denied(right);
-            assert!(news.is_newly_denied(right));
+        let run = |op| kinds.map(|kind| Permission::Run(op, kind));
+        let mut permissions: Vec<Permission> = ops.into_iter().flat_map(run).collect();
+        permissions.extend([Permission::Connect, Permission::Kill]);
+        let warnings = WarningState::default();
+        assert!(
+            permissions
+                .iter()
+                .all(|permission| warnings.is_newly_denied(*permission))
+        );
+        for permission in permissions {
+            assert!(!warnings.is_newly_denied(permission));
+            warnings.clear_denied(permission);
+            assert!(warnings.is_newly_denied(permission));
         }
     }
 }

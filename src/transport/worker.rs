@@ -1,5 +1,17 @@
-//! A lane's thread: it keeps a connection to one node, serves what waits in the lane's queue, and waits for the answers that
-//! callers do not wait for.
+//! The worker thread of a node connection: connects, sends the queued requests in batches, and
+//! waits for the replies for which no caller polls.
+//!
+//! - It never sends a request again that may have been executed, except a pending release.
+//! - While its node is down it keeps nothing but pending releases: every other job is rejected with
+//!   the cause (L3).
+//! - A panic in a session, a sink or a logger does not end it.
+//!
+//! | state | leaves by |
+//! |---|---|
+//! | connecting | a handshake → up; a failure → down |
+//! | up | the connection ends → connecting; a reply times out → down; `Stop` → ended |
+//! | up after a retry | as up, but the connection ends before any reply → down |
+//! | down | the reconnect delay passes → connecting; `Stop` → ended |
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,75 +27,78 @@ use crate::protocol::server_info::ServerInfo;
 use crate::random;
 use crate::sync::threads;
 use crate::time::{clock, deadline};
+use crate::transport::connection::WorkerEnd;
 use crate::transport::job::Job;
 use crate::transport::messages::{ConnectEvent, NodeConfig, WorkerMessage};
 use crate::transport::node::traits::{Connector, Handshake, Session};
-use crate::transport::pipeline;
-use crate::transport::pipeline::Pipeline;
+use crate::transport::pipeline::{Pipeline, catch_panic, panic_failure, worker_stopped};
 use crate::transport::registry::Entered;
 use crate::transport::warning_state::Permission;
 
-/// An idle lane asks for a sign of life that often.
+/// How often the worker of an idle connection sends a PING.
 const PING_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 10_000 });
-/// So long an answer may stay unread that no caller waits for, while callers come and read it; at most a quarter of the node's
-/// time-out.
+/// How long the worker leaves a reply unread before it waits for it itself; at most a quarter of
+/// `node_timeout`.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
-/// Pauses between failed connects: from the first, doubling, to the last; half of each is drawn at random.
+/// The delay after the first failed connect. It doubles with each further one, and half of it is
+/// drawn at random.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(50);
+/// The longest delay between two connects.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
-/// A lane's thread.
+/// The worker of one node connection.
 pub(crate) struct Worker {
     node: usize,
     name: String,
     connector: Arc<dyn Connector>,
-    quarantine: Option<Duration>,
-    strict: bool,
+    /// As [`NodeConfig::restart_quarantine`].
+    restart_quarantine: Option<Duration>,
+    reject_evicting: bool,
     is_one_server: bool,
     node_timeout: Duration,
-    look_every: Duration,
+    poll_interval: Duration,
     queue: Receiver<WorkerMessage>,
-    desk: Arc<Mutex<Pipeline>>,
+    pipeline: Arc<Mutex<Pipeline>>,
+    /// `None` once the connection has been up, or if `Nodes::connect` has ended.
     connect_events: Option<Sender<(usize, ConnectEvent)>>,
-    /// The session before this one, to be killed at the next connect.
+    /// The handshake of the last session, whose connection the next connect kills.
     former_session: Option<Handshake>,
-    /// Whether `former` is counted in the census.
+    /// Whether the run of `former_session` is counted in the registry.
     registered: bool,
-    /// Whether it has fallen since it was up last, or has never been up.
+    /// Whether the connection has been counted as down since it was up last.
     is_down: bool,
-    /// Whether the connection was made at once for requests that the one before it had not served.
+    /// Whether the last connect was made without a delay, for requests that wait since the
+    /// connection before it ended.
     is_retry: bool,
-    /// Jobs out of the queue that are for the next batches.
+    /// Received jobs for the next batches.
     queued_jobs: VecDeque<Job>,
     stopping: bool,
-    /// Dropped when the thread ends, however it ends.
+    /// Dropped when the thread ends, also by a panic.
     _alive: Sender<()>,
 }
 
-/// The thread's seat: it leaves it only while it waits for its queue.
+/// The locked pipeline. The worker unlocks it only while it waits for its queue.
 type PipelineGuard<'a> = MutexGuard<'a, Pipeline>;
 
 impl Worker {
     pub(crate) fn new(
-        node: usize,
-        post: &NodeConfig,
-        queue: Receiver<WorkerMessage>,
-        desk: Arc<Mutex<Pipeline>>,
-        first: Sender<(usize, ConnectEvent)>,
+        end: WorkerEnd,
+        config: &NodeConfig,
+        connect_events: Sender<(usize, ConnectEvent)>,
         alive: Sender<()>,
     ) -> Worker {
         Worker {
-            node,
-            name: post.name.clone(),
-            connector: Arc::clone(&post.connector),
-            quarantine: post.restart_quarantine,
-            strict: post.reject_evicting,
-            is_one_server: post.is_one_server,
-            node_timeout: post.node_timeout,
-            look_every: POLL_INTERVAL.min(post.node_timeout / 4),
-            queue,
-            desk,
-            connect_events: Some(first),
+            node: end.node,
+            name: config.name.clone(),
+            connector: Arc::clone(&config.connector),
+            restart_quarantine: config.restart_quarantine,
+            reject_evicting: config.reject_evicting,
+            is_one_server: config.is_one_server,
+            node_timeout: config.node_timeout,
+            poll_interval: POLL_INTERVAL.min(config.node_timeout / 4),
+            queue: end.queue,
+            pipeline: end.pipeline,
+            connect_events: Some(connect_events),
             former_session: None,
             registered: false,
             is_down: false,
@@ -94,210 +109,247 @@ impl Worker {
         }
     }
 
-    /// The thread: from the first `Start` to the `Stop`, or until nobody has the lane any more.
+    /// Runs the worker from `Start` to `Stop`, or until all handles of the connection are dropped.
     pub(crate) fn run(mut self) {
         if !matches!(self.queue.recv(), Ok(WorkerMessage::Start)) {
             return;
         }
-        let desk = Arc::clone(&self.desk);
-        let mut seat = desk.lock();
-        self.count_dequeued(&seat);
-        let mut pause = Duration::ZERO;
+        let pipeline = Arc::clone(&self.pipeline);
+        let mut pipeline = pipeline.lock();
+        self.count_dequeued(&pipeline);
+        let mut delay = Duration::ZERO;
         while !self.stopping {
             let name = self.name.clone();
-            let turn = || self.connect_and_serve(&mut seat, &mut pause);
-            if threads::catch(&name, turn).is_none() {
-                self.fail(&mut seat, pipeline::panic_failure(), &mut pause);
+            let cycle = || self.connect_and_serve(&mut pipeline, &mut delay);
+            if threads::catch(&name, cycle).is_none() {
+                self.fail(&mut pipeline, panic_failure(), &mut delay);
             }
         }
-        seat.fail_release_waiters();
-        trace!("{}: lane ends", self.name);
+        pipeline.fail_release_waiters();
+        trace!("{}: worker ended", self.name);
     }
 
-    /// One life of a connection, or the wait after an attempt to get one.
-    fn connect_and_serve(&mut self, seat: &mut PipelineGuard<'_>, pause: &mut Duration) {
-        match self.connect(seat) {
+    /// Connects and serves the connection until it ends, or waits for the delay after a failure.
+    fn connect_and_serve(&mut self, pipeline: &mut PipelineGuard<'_>, delay: &mut Duration) {
+        match self.connect(pipeline) {
             Ok(()) => {
-                let cause = self.serve(seat);
-                if seat.has_answered() {
-                    (*pause, self.is_retry) = (Duration::ZERO, false);
+                let cause = self.serve(pipeline);
+                if pipeline.has_answered() {
+                    (*delay, self.is_retry) = (Duration::ZERO, false);
                 }
                 match cause {
-                    // It does not answer, or is not asked any more.
-                    cause @ NodeFailure::TimedOut => self.go_down(seat, cause),
-                    cause if self.stopping => self.go_down(seat, cause),
-                    // What waited for it has waited for one connect, and does not wait for a second one.
-                    cause if self.is_retry => self.fail(seat, cause, pause),
-                    cause => self.lose(seat, &cause),
+                    cause @ NodeFailure::TimedOut => self.go_down(pipeline, cause),
+                    cause if self.stopping => self.go_down(pipeline, cause),
+                    // The requests have waited for one connect, and do not wait for a second one.
+                    cause if self.is_retry => self.fail(pipeline, cause, delay),
+                    cause => self.prepare_reconnect(pipeline, &cause),
                 }
             }
-            Err(cause) => self.fail(seat, cause, pause),
+            Err(cause) => self.fail(pipeline, cause, delay),
         }
     }
 
-    /// The node cannot be had at present: the next connect comes after a pause.
-    fn fail(&mut self, seat: &mut PipelineGuard<'_>, cause: NodeFailure, pause: &mut Duration) {
-        self.go_down(seat, cause);
-        // Who still waits for a release learns now that the node does not come back at once.
-        seat.fail_release_waiters();
-        *pause = (*pause * 2).clamp(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
-        self.wait_before_reconnect(seat, pause.mul_f64(0.5 + random::unit() / 2.0));
+    /// Marks the connection as down, and blocks for the delay before the next connect.
+    fn fail(&mut self, pipeline: &mut PipelineGuard<'_>, cause: NodeFailure, delay: &mut Duration) {
+        self.go_down(pipeline, cause);
+        // The node does not come back at once, so callers must not wait for releases.
+        pipeline.fail_release_waiters();
+        *delay = (*delay * 2).clamp(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
+        self.wait_before_reconnect(pipeline, delay.mul_f64(0.5 + random::unit() / 2.0));
     }
 
-    /// Connects. What is pending waits behind what callers ask for from now on.
-    fn connect(&mut self, seat: &mut Pipeline) -> Result<(), NodeFailure> {
-        let attempt =
-            pipeline::catch_panic(|| self.connector.connect(self.former_session.as_ref()));
-        let round_trip = attempt.as_ref().ok();
-        let round_trip = round_trip.map(|(_, greeting)| greeting.server_info.round_trip);
-        seat.health.report.lock().connecting = round_trip;
-        let reached = !attempt.as_ref().is_err_and(NodeFailure::is_outage);
-        seat.census.note_connect(self.node, reached);
-        let (session, mut greeting): (Box<dyn Session>, Handshake) = match attempt {
-            Ok(connected) => connected,
-            Err(cause) => {
-                // Nobody can mend that but who runs the nodes.
-                if matches!(cause, NodeFailure::AccessDenied(_))
-                    && seat.news().is_newly_denied(Permission::Connect)
-                {
-                    warn!("{}: {cause}", self.name);
-                }
-                self.send_connect_event(ConnectEvent::Failed(cause.clone()));
-                return Err(cause);
-            }
-        };
-        seat.news().clear_denied(Permission::Connect);
-        self.tell_of_kill(seat, greeting.no_kill.as_ref());
+    /// Connects to the node, and brings the connection up.
+    ///
+    /// # Errors
+    /// The cause if the connect failed, or if the server must not be used as this node.
+    fn connect(&mut self, pipeline: &mut Pipeline) -> Result<(), NodeFailure> {
+        let (session, mut handshake) = self.open_session(pipeline)?;
+        pipeline.warnings().clear_denied(Permission::Connect);
+        self.warn_of_kill(pipeline, handshake.no_kill.as_ref());
         if let Some(former) = &self.former_session
-            && former.run_id == greeting.run_id
+            && former.run_id == handshake.run_id
         {
-            greeting.server_info.refine(&former.server_info);
+            handshake.server_info.refine(&former.server_info);
         }
-        let entered = seat
-            .census
-            .register_run(self.node, &greeting.run_id, self.is_one_server);
-        let (about, run_id) = (greeting.server_info.clone(), greeting.run_id.clone());
-        let runs = greeting.runs();
-        let is_first = self.former_session.replace(greeting).is_none();
-        match entered {
-            Entered::Counted { epoch } => seat.epoch = epoch,
-            Entered::Twin(twin) => {
-                self.send_connect_event(ConnectEvent::Duplicate(twin));
-                return Err(NodeFailure::Unreachable(
-                    "it is the same server as another of the nodes".into(),
-                ));
-            }
-            Entered::SeveralServers => {
-                let cause = NodeFailure::ServerError(
-                    "several servers answer at this address, as behind a balancer: each is a node of its own".into(),
-                );
-                if seat.news().several_servers() {
-                    warn!("{}: {cause}", self.name);
-                }
-                self.send_connect_event(ConnectEvent::Failed(cause.clone()));
-                return Err(cause);
-            }
-        }
+        let entered =
+            pipeline
+                .registry
+                .register_run(self.node, &handshake.run_id, self.is_one_server);
+        let (info, run_id) = (handshake.server_info.clone(), handshake.run_id.clone());
+        let run_ids = handshake.runs();
+        let is_first = self.former_session.replace(handshake).is_none();
+        self.check_registration(pipeline, entered)?;
         self.registered = true;
-        if let Err(cause) = self.apply_server_info(seat, about, &run_id) {
+        if let Err(cause) = self.apply_server_info(pipeline, info, &run_id) {
             self.send_connect_event(ConnectEvent::Failed(cause.clone()));
             return Err(cause);
         }
-        if seat.is_overdue() {
-            // It was suspect for that long, and those who submitted before have stopped waiting.
-            seat.health.report.lock().cause = NodeFailure::TimedOut;
-            self.refuse_what_waits(seat);
-        }
-        seat.attach_session(session, &runs);
-        seat.health.overdue_at.store(u64::MAX, Ordering::Release);
-        if !seat.health.up.load(Ordering::Acquire) {
-            seat.health.report.lock().since = clock::now();
-            seat.health.up.store(true, Ordering::Release);
-        }
-        self.send_connect_event(ConnectEvent::Up);
-        seat.census.record_connected();
+        self.come_up(pipeline, session, &run_ids);
         let was_down = std::mem::take(&mut self.is_down);
-        let (is_back, has_changed) = (seat.news().rose(was_down), seat.news().ran_as(&runs));
-        let how = match (is_first, has_changed) {
+        let warnings = pipeline.warnings();
+        let (is_back, has_changed) = (warnings.note_up(was_down), warnings.note_runs(&run_ids));
+        let event = match (is_first, has_changed) {
             (_, true) => "connected again, after its restart or to another server",
             (true, false) => "connected",
             (false, false) => "connected again",
         };
-        // Something that closes idle connections may do so all day, which is no news.
-        self.log(is_back || has_changed && !was_down, how);
+        // Idle connections that a middlebox closes all day are not worth an info line.
+        self.log(is_back || has_changed && !was_down, event);
         Ok(())
     }
 
-    /// What follows from what the node says of itself, before it is up.
+    /// Opens a session, and records whether the node was reached.
+    fn open_session(
+        &mut self,
+        pipeline: &Pipeline,
+    ) -> Result<(Box<dyn Session>, Handshake), NodeFailure> {
+        let opened = catch_panic(|| self.connector.connect(self.former_session.as_ref()));
+        let round_trip = opened.as_ref().ok();
+        let round_trip = round_trip.map(|(_, handshake)| handshake.server_info.round_trip);
+        pipeline.status.report.lock().connecting = round_trip;
+        let reached = !opened.as_ref().is_err_and(NodeFailure::is_outage);
+        pipeline.registry.note_connect(self.node, reached);
+        if let Err(cause) = &opened {
+            // Logged as a warning: only an operator can grant the access.
+            if matches!(cause, NodeFailure::AccessDenied(_))
+                && pipeline.warnings().is_newly_denied(Permission::Connect)
+            {
+                warn!("{}: {cause}", self.name);
+            }
+            self.send_connect_event(ConnectEvent::Failed(cause.clone()));
+        }
+        opened
+    }
+
+    /// Checks that the server counts as this node.
+    ///
+    /// # Errors
+    /// The cause if it is the server of another node, or one of several at the address.
+    fn check_registration(
+        &mut self,
+        pipeline: &mut Pipeline,
+        entered: Entered,
+    ) -> Result<(), NodeFailure> {
+        match entered {
+            Entered::Counted { epoch } => {
+                pipeline.epoch = epoch;
+                Ok(())
+            }
+            Entered::Twin(twin) => {
+                self.send_connect_event(ConnectEvent::Duplicate(twin));
+                Err(NodeFailure::Unreachable(
+                    "the same server as another node".into(),
+                ))
+            }
+            Entered::SeveralServers => {
+                let cause = NodeFailure::ServerError(
+                    "several servers at this address, as behind a balancer: \
+                     each must be a node of its own"
+                        .into(),
+                );
+                if pipeline.warnings().is_new_several_servers() {
+                    warn!("{}: {cause}", self.name);
+                }
+                self.send_connect_event(ConnectEvent::Failed(cause.clone()));
+                Err(cause)
+            }
+        }
+    }
+
+    /// Attaches the session and marks the connection as up. Pending releases stay behind the
+    /// requests of callers.
+    fn come_up(&mut self, pipeline: &mut Pipeline, session: Box<dyn Session>, run_ids: &str) {
+        if pipeline.is_overdue() {
+            // Callers that submitted before the connection was overdue have stopped waiting.
+            pipeline.status.report.lock().cause = NodeFailure::TimedOut;
+            self.reject_queued(pipeline);
+        }
+        pipeline.attach_session(session, run_ids);
+        let status = &pipeline.status;
+        status.overdue_at.store(u64::MAX, Ordering::Release);
+        if !status.up.load(Ordering::Acquire) {
+            status.report.lock().since = clock::now();
+            status.up.store(true, Ordering::Release);
+        }
+        self.send_connect_event(ConnectEvent::Up);
+        pipeline.registry.record_connected();
+    }
+
+    /// Sets the quarantine and logs warnings by a node's server info, before the node is up.
+    ///
+    /// # Errors
+    /// The cause if the node must not be used.
     fn apply_server_info(
         &self,
-        seat: &Pipeline,
-        about: ServerInfo,
+        pipeline: &Pipeline,
+        info: ServerInfo,
         run_id: &str,
     ) -> Result<(), NodeFailure> {
-        let (name, now, news) = (&self.name, clock::now(), seat.news());
+        let (name, now, warnings) = (&self.name, clock::now(), pipeline.warnings());
         let quarantine = self
-            .quarantine
-            .map(|max_ttl| about.quarantine_left(max_ttl));
+            .restart_quarantine
+            .map(|max_ttl| info.quarantine_left(max_ttl));
         let quarantine = quarantine.unwrap_or_default();
         let until = match quarantine.is_zero() {
             true => 0,
             false => deadline::deadline(now, quarantine).map_or(u64::MAX, clock::to_micros),
         };
-        seat.health
+        pipeline
+            .status
             .quarantined_until
             .store(until, Ordering::Release);
-        let fault = about.rejection(self.strict);
-        seat.health.report.lock().server_info = Some(about.clone());
-        if let Some(cause) = fault {
+        let rejection = info.rejection(self.reject_evicting);
+        pipeline.status.report.lock().server_info = Some(info.clone());
+        if let Some(cause) = rejection {
             return Err(cause);
         }
-        let (danger, offset) = (about.eviction_warning(), about.excessive_clock_offset());
-        if let (true, Some(danger)) = (news.is_new_eviction_warning(danger.as_deref()), danger) {
-            warn!("{name}: {danger}");
+        let (eviction, offset) = (info.eviction_warning(), info.excessive_clock_offset());
+        let is_new = warnings.is_new_eviction_warning(eviction.as_deref());
+        if let (true, Some(eviction)) = (is_new, eviction) {
+            warn!("{name}: {eviction}");
         }
-        if let (true, Some(offset)) = (news.is_new_clock_warning(offset.is_some()), offset) {
+        if let (true, Some(offset)) = (warnings.is_new_clock_warning(offset.is_some()), offset) {
             warn!("{name}: its clock is {offset}");
         }
-        let far = about.is_too_far(self.node_timeout);
-        if let (true, Some(far)) = (news.distance(far.is_some()), far) {
+        let far = info.is_too_far(self.node_timeout);
+        if let (true, Some(far)) = (warnings.is_new_distance_warning(far.is_some()), far) {
             warn!("{name}: {far}");
         }
-        if until > 0 && news.is_new_quarantine(run_id) {
-            info!("{name}: in quarantine for {quarantine:.1?}, since it started a short time ago");
+        if until > 0 && warnings.is_new_quarantine(run_id) {
+            info!("{name}: restarted recently: quarantined for {quarantine:.1?}");
         }
         Ok(())
     }
 
-    /// Warns, once, where the server does not let us kill the former connection.
-    fn tell_of_kill(&self, seat: &Pipeline, no_kill: Option<&NodeFailure>) {
+    /// Warns, once, if the server does not permit to kill the former connection.
+    fn warn_of_kill(&self, pipeline: &Pipeline, no_kill: Option<&NodeFailure>) {
         match no_kill {
-            None => seat.news().clear_denied(Permission::Kill),
-            Some(cause) if seat.news().is_newly_denied(Permission::Kill) => warn!(
-                "{}: no right to CLIENT KILL: after a broken connection a request that was sent on it may still be executed, and \
-                 its lock is then taken until its TTL ends: {cause}",
+            None => pipeline.warnings().clear_denied(Permission::Kill),
+            Some(cause) if pipeline.warnings().is_newly_denied(Permission::Kill) => warn!(
+                "{}: CLIENT KILL not permitted: a request on a broken connection may still be \
+                 executed, and its lock then blocks others until its TTL ends: {cause}",
                 self.name
             ),
             Some(_) => {}
         }
     }
 
-    fn send_connect_event(&mut self, outcome: ConnectEvent) {
-        if let Some(first) = &self.connect_events {
-            let last = matches!(outcome, ConnectEvent::Up);
-            // Nobody listens any more when `Nodes::connect` has ended.
-            if first.send((self.node, outcome)).is_err() || last {
+    fn send_connect_event(&mut self, event: ConnectEvent) {
+        if let Some(connect_events) = &self.connect_events {
+            let is_last = matches!(event, ConnectEvent::Up);
+            // The receiver is dropped when `Nodes::connect` has ended.
+            if connect_events.send((self.node, event)).is_err() || is_last {
                 self.connect_events = None;
             }
         }
     }
 
-    /// Serves batches until the session fails or the lane is stopped; answers why it ended.
-    fn serve(&mut self, seat: &mut PipelineGuard<'_>) -> NodeFailure {
+    /// Serves batches until the session fails or the worker is stopped. Returns the cause.
+    fn serve(&mut self, pipeline: &mut PipelineGuard<'_>) -> NodeFailure {
         loop {
-            let done = match self.wait(seat) {
-                Ok(()) => self.serve_queued(seat),
-                Err(RecvTimeoutError::Timeout) => self.idle_tick(seat),
+            let done = match self.wait(pipeline) {
+                Ok(()) => self.serve_queued(pipeline),
+                Err(RecvTimeoutError::Timeout) => self.idle_tick(pipeline),
                 Err(RecvTimeoutError::Disconnected) => {
                     self.stopping = true;
                     Ok(())
@@ -306,193 +358,209 @@ impl Worker {
             match done {
                 Err(cause) => return cause,
                 Ok(()) if self.stopping => {
-                    let stopped = NodeFailure::Unreachable("the lane is stopped".into());
-                    return seat.send_all_pending().err().unwrap_or(stopped);
+                    let result = pipeline.send_all_pending();
+                    return result.err().unwrap_or_else(worker_stopped);
                 }
                 Ok(()) => {}
             }
         }
     }
 
-    /// Waits for the queue, and meanwhile leaves the seat to callers. They read what they have sent as a rule, so it looks
-    /// seldom, and sleeps where they do not come.
-    fn wait(&mut self, seat: &mut PipelineGuard<'_>) -> Result<(), RecvTimeoutError> {
+    /// Blocks until a message arrives or it is time for an [`idle_tick`](Worker::idle_tick).
+    ///
+    /// The pipeline is unlocked meanwhile, for direct sends. Callers usually read their replies
+    /// themselves, so the worker polls rarely, and not at all while no caller sends directly.
+    fn wait(&mut self, pipeline: &mut PipelineGuard<'_>) -> Result<(), RecvTimeoutError> {
         if !self.queued_jobs.is_empty() {
             return Ok(());
         }
-        let used = std::mem::take(&mut seat.used_since_poll);
-        seat.worker_asleep = !used && !seat.has_in_flight();
-        let wait = if seat.worker_asleep {
-            PING_INTERVAL
-        } else {
-            self.look_every
+        let was_used = std::mem::take(&mut pipeline.used_since_poll);
+        pipeline.worker_asleep = !was_used && !pipeline.has_in_flight();
+        let interval = match pipeline.worker_asleep {
+            true => PING_INTERVAL,
+            false => self.poll_interval,
         };
         let now = clock::now();
-        let due = seat.pending_due(now);
-        let wait = due.map_or(wait, |due| wait.min(due.saturating_duration_since(now)));
+        let due = pipeline.pending_due(now);
+        let until_due = due.map(|due| due.saturating_duration_since(now));
+        let timeout = until_due.map_or(interval, |until_due| interval.min(until_due));
         let queue = &self.queue;
-        let message = MutexGuard::unlocked(seat, || {
-            let message = queue.recv_timeout(wait);
-            // Whoever was woken along with us may have a job too: two in one batch are cheaper than two batches.
+        let message = MutexGuard::unlocked(pipeline, || {
+            let message = queue.recv_timeout(timeout);
+            // Other callers that woke at the same time may submit, too: one batch of two jobs costs
+            // less than two batches.
             std::thread::yield_now();
             message
         });
-        self.take_message(seat, message?);
+        self.take_message(pipeline, message?);
         Ok(())
     }
 
-    fn serve_queued(&mut self, seat: &mut PipelineGuard<'_>) -> Result<(), NodeFailure> {
-        // What callers have sent was before.
-        seat.drain_replies()?;
-        // What waits has not been sent yet, so it can wait for the next connection.
-        seat.check_idle()?;
-        self.check_epoch(seat)?;
-        self.fill_batch(seat);
-        seat.admit_pending();
-        seat.send_batch()
+    fn serve_queued(&mut self, pipeline: &mut PipelineGuard<'_>) -> Result<(), NodeFailure> {
+        // Direct sends went out first, so their replies come first.
+        pipeline.drain_replies()?;
+        // Checked before the batch is filled: an unsent job can wait for the next connection.
+        pipeline.check_idle()?;
+        self.check_epoch(pipeline)?;
+        self.fill_batch(pipeline);
+        pipeline.admit_pending();
+        pipeline.send_batch()
     }
 
+    /// Checks that the connection is not replaced. If it is and its server still replies, that
+    /// server did not restart: several servers share the address.
+    ///
     /// # Errors
-    /// Why the connection is outdated. If its server is alive, it did not restart: several answer at the address.
-    fn check_epoch(&self, seat: &mut Pipeline) -> Result<(), NodeFailure> {
-        let outdated = seat.check_epoch();
-        if outdated.is_err()
+    /// The cause if the connection is replaced.
+    fn check_epoch(&self, pipeline: &mut Pipeline) -> Result<(), NodeFailure> {
+        let current = pipeline.check_epoch();
+        if current.is_err()
             && self.is_one_server
-            && seat.drain_replies().and_then(|()| seat.ping()).is_ok()
+            && pipeline
+                .drain_replies()
+                .and_then(|()| pipeline.ping())
+                .is_ok()
         {
-            seat.census.doubt(self.node);
+            pipeline.registry.doubt(self.node);
         }
-        outdated
+        current
     }
 
-    /// Nothing was queued for some time.
-    pub(crate) fn idle_tick(&mut self, seat: &mut PipelineGuard<'_>) -> Result<(), NodeFailure> {
-        self.check_epoch(seat)?;
+    /// Does what is due when no message has arrived: pending releases, a PING, or unread replies.
+    ///
+    /// # Errors
+    /// The cause if the connection has to be closed.
+    pub(crate) fn idle_tick(
+        &mut self,
+        pipeline: &mut PipelineGuard<'_>,
+    ) -> Result<(), NodeFailure> {
+        self.check_epoch(pipeline)?;
         let now = clock::now();
-        if seat.pending_due(now).is_some_and(|due| due <= now) {
-            return self.serve_queued(seat);
+        if pipeline.pending_due(now).is_some_and(|due| due <= now) {
+            return self.serve_queued(pipeline);
         }
-        // A caller may have come meanwhile, and its answer is the next to be read.
-        if seat.worker_asleep && !seat.has_in_flight() {
-            seat.check_idle()?;
-            return seat.ping();
+        // A caller may have sent directly meanwhile. Its reply comes before that to a PING.
+        if pipeline.worker_asleep && !pipeline.has_in_flight() {
+            pipeline.check_idle()?;
+            return pipeline.ping();
         }
-        match clock::now().checked_sub(self.look_every) {
-            Some(then) if !seat.oldest_sent_before(then) => Ok(()),
-            _ => seat.drain_replies(),
+        match clock::now().checked_sub(self.poll_interval) {
+            Some(then) if !pipeline.oldest_sent_before(then) => Ok(()),
+            _ => pipeline.drain_replies(),
         }
     }
 
-    /// Takes in a message, of which nobody need wait for the seat any more.
-    fn take_message(&mut self, seat: &Pipeline, message: WorkerMessage) {
+    /// Takes one message off the queue and updates the queue length that callers read.
+    fn take_message(&mut self, pipeline: &Pipeline, message: WorkerMessage) {
         match message {
             WorkerMessage::Job(job) => self.queued_jobs.push_back(job),
             WorkerMessage::Jobs(jobs) => self.queued_jobs.extend(jobs),
             WorkerMessage::Stop => self.stopping = true,
             WorkerMessage::Start | WorkerMessage::Poll => {}
         }
-        self.count_dequeued(seat);
+        self.count_dequeued(pipeline);
     }
 
-    /// A message is out of the queue, and what it brings in our hands.
-    fn count_dequeued(&self, seat: &Pipeline) {
-        seat.health.queue_len.fetch_sub(1, Ordering::SeqCst);
+    /// Updates the queue length after a message was received and stored.
+    fn count_dequeued(&self, pipeline: &Pipeline) {
+        pipeline.status.queue_len.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Gathers a batch of what waits, up to the limit.
-    fn fill_batch(&mut self, seat: &mut Pipeline) {
-        while seat.has_room() {
+    /// Fills the batch with queued jobs.
+    fn fill_batch(&mut self, pipeline: &mut Pipeline) {
+        while pipeline.batch_has_room() {
             match self.queued_jobs.pop_front() {
-                Some(job) if seat.shares_a_token(&job) => {
-                    // Within a batch the order is not kept when scripts have to be loaded again.
+                Some(job) if pipeline.batch_shares_token(&job) => {
+                    // A batch does not keep the order when scripts have to be loaded again.
                     self.queued_jobs.push_front(job);
                     return;
                 }
-                Some(job) => seat.push_to_batch(job),
-                // What comes after a stop is not served.
-                None if self.stopping => return,
+                Some(job) => pipeline.push_to_batch(job),
+                None if self.stopping => return, // jobs behind a `Stop` are not served
                 None => match self.queue.try_recv() {
-                    Ok(message) => self.take_message(seat, message),
+                    Ok(message) => self.take_message(pipeline, message),
                     Err(_) => return,
                 },
             }
         }
     }
 
-    /// The connection has ended, which says nothing of the node yet. What was not sent waits for one connect, and callers may go
-    /// on to submit, for as long as they wait for an answer: else all would fail on all nodes at once where something closes idle
-    /// connections.
-    fn lose(&mut self, seat: &mut Pipeline, cause: &NodeFailure) {
+    /// Prepares for a reconnect after the connection has ended, which says nothing about the node.
+    ///
+    /// Unsent jobs and due releases wait for one connect, and callers may submit meanwhile, for
+    /// `node_timeout` at most. Otherwise a middlebox that closes idle connections would fail an
+    /// acquire on all nodes at once. If nothing waits, the next connect is no retry.
+    fn prepare_reconnect(&mut self, pipeline: &mut Pipeline, cause: &NodeFailure) {
         debug!("{}: connection ended, reconnecting: {cause}", self.name);
-        self.leave_census(seat);
-        seat.go_down(cause);
-        seat.expect_connect();
+        self.unregister(pipeline);
+        pipeline.go_down(cause);
+        pipeline.expect_connect();
         let now = clock::now();
-        let is_due = seat.pending_due(now).is_some_and(|due| due <= now);
+        let is_due = pipeline.pending_due(now).is_some_and(|due| due <= now);
         self.is_retry = is_due || !self.queued_jobs.is_empty();
     }
 
-    fn leave_census(&mut self, seat: &Pipeline) {
+    fn unregister(&mut self, pipeline: &Pipeline) {
         if let (true, Some(former)) = (std::mem::take(&mut self.registered), &self.former_session) {
-            seat.census.unregister_run(self.node, &former.run_id);
+            pipeline.registry.unregister_run(self.node, &former.run_id);
         }
     }
 
-    /// The node does not answer: tells the callers, and answers all that the lane holds before anything blocks.
-    fn go_down(&mut self, seat: &mut Pipeline, cause: NodeFailure) {
-        let mut report = seat.health.report.lock();
-        let news = report.cause != cause;
+    /// Marks the connection as down, and rejects all jobs before anything blocks.
+    fn go_down(&mut self, pipeline: &mut Pipeline, cause: NodeFailure) {
+        let mut report = pipeline.status.report.lock();
+        let is_new_cause = report.cause != cause;
         report.cause = cause.clone();
-        // Only now: who sees it down asks for the cause.
-        let was_up = seat.health.up.swap(false, Ordering::AcqRel);
+        // Stored after the cause: a caller that reads `up` as false asks for the cause.
+        let was_up = pipeline.status.up.swap(false, Ordering::AcqRel);
         if was_up {
             report.since = clock::now();
         }
-        drop(report);
-        self.leave_census(seat);
+        drop(report); // unlock before logging
+        self.unregister(pipeline);
         self.is_retry = false;
         let is_first = !std::mem::replace(&mut self.is_down, true);
-        let is_outage = is_first && seat.news().fell();
-        if (is_outage || was_up || news) && !self.stopping {
-            self.log(is_outage, &format!("suspect: {cause}"));
+        let is_outage = is_first && pipeline.warnings().note_down();
+        if (is_outage || was_up || is_new_cause) && !self.stopping {
+            self.log(is_outage, &format!("unavailable: {cause}"));
         }
-        seat.go_down(&cause);
-        self.refuse_what_waits(seat);
+        pipeline.go_down(&cause);
+        self.reject_queued(pipeline);
     }
 
-    /// Answers what has not been sent, here and in the queue.
-    fn refuse_what_waits(&mut self, seat: &mut Pipeline) {
+    /// Rejects all jobs that were not sent, received or still in the queue.
+    fn reject_queued(&mut self, pipeline: &mut Pipeline) {
         while let Some(job) = self.queued_jobs.pop_front() {
-            seat.reject(job);
+            pipeline.reject(job);
         }
         while let Ok(message) = self.queue.try_recv() {
-            self.reject_message(seat, message);
+            self.reject_message(pipeline, message);
         }
     }
 
-    /// What is news of the node is for everybody, and what repeats it, or is of one more connection to it, for debugging. A
-    /// logger that panics is no fault of the node.
-    fn log(&self, is_news: bool, what: &str) {
-        let level = if is_news { Level::Info } else { Level::Debug };
-        threads::catch(&self.name, || log!(level, "{}: {what}", self.name));
+    /// Logs an event at level info if it `is_new` for the node, else at level debug: repetitions,
+    /// and further connections to the node. A panic of the logger is no failure of the node.
+    fn log(&self, is_new: bool, event: &str) {
+        let level = if is_new { Level::Info } else { Level::Debug };
+        threads::catch(&self.name, || log!(level, "{}: {event}", self.name));
     }
 
-    /// Waits before the next connect, and answers what comes in the meantime.
-    fn wait_before_reconnect(&mut self, seat: &mut Pipeline, pause: Duration) {
-        let end = clock::now() + pause;
+    /// Blocks for the delay before the next connect, and rejects the jobs that arrive meanwhile.
+    fn wait_before_reconnect(&mut self, pipeline: &mut Pipeline, delay: Duration) {
+        let end = clock::now() + delay;
         while !self.stopping {
             match self.queue.recv_deadline(end) {
-                Ok(message) => self.reject_message(seat, message),
+                Ok(message) => self.reject_message(pipeline, message),
                 Err(RecvTimeoutError::Timeout) => return,
                 Err(RecvTimeoutError::Disconnected) => self.stopping = true,
             }
         }
     }
 
-    fn reject_message(&mut self, seat: &mut Pipeline, message: WorkerMessage) {
-        self.take_message(seat, message);
+    fn reject_message(&mut self, pipeline: &mut Pipeline, message: WorkerMessage) {
+        self.take_message(pipeline, message);
         while let Some(job) = self.queued_jobs.pop_front() {
-            seat.reject(job);
+            pipeline.reject(job);
         }
     }
 }

@@ -1,4 +1,7 @@
-//! The threads of all lanes together: building, starting and ending them.
+//! The worker threads of all node connections: builds, starts and ends them.
+//!
+//! No worker starts before all have been built, so that a failure leaves no connection behind. A
+//! shutdown never blocks beyond its deadline.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,7 +17,7 @@ use crate::transport::messages::{ConnectEvent, NodeConfig};
 use crate::transport::registry::NodeRegistry;
 use crate::transport::worker::Worker;
 
-/// The threads of all lanes, and what it takes to end them.
+/// All node connections with their worker threads.
 #[derive(Debug)]
 pub(crate) struct WorkerPool {
     connections: Vec<NodeConnection>,
@@ -25,65 +28,64 @@ pub(crate) struct WorkerPool {
 }
 
 impl WorkerPool {
-    /// Builds `pool` threads for each node and starts them when all are there. What becomes of their connects
-    /// comes through the channel, with the node's number.
+    /// Builds `pool_size` workers for each node, and starts them when all have been built.
+    ///
+    /// The returned channel reports the connects, with the index of the node.
     ///
     /// # Errors
-    /// `System` when a thread cannot be had; those that were built end.
+    /// - `System` if the operating system refuses a thread. The threads built before it end.
     pub(crate) fn spawn(
-        posts: &[NodeConfig],
-        pool: usize,
+        nodes: &[NodeConfig],
+        pool_size: usize,
     ) -> Result<(WorkerPool, Receiver<(usize, ConnectEvent)>), Error> {
-        let (alive, ended) = crossbeam_channel::bounded(0);
-        let (tell, first) = crossbeam_channel::unbounded();
-        let census = Arc::new(NodeRegistry::of(posts.len()));
-        let mut lanes = Vec::new();
+        let (alive, exited) = crossbeam_channel::bounded(0);
+        let (event_sender, connect_events) = crossbeam_channel::unbounded();
+        let registry = Arc::new(NodeRegistry::of(nodes.len()));
+        let mut connections = Vec::new();
         let mut threads = Vec::new();
-        for (node, post) in posts.iter().enumerate() {
-            for number in 0..pool {
-                let (lane, queue, desk) = NodeConnection::new(node, post, &census);
-                lanes.push(lane);
-                let worker = Worker::new(node, post, queue, desk, tell.clone(), alive.clone());
+        for (node, config) in nodes.iter().enumerate() {
+            for number in 0..pool_size {
+                let (connection, end) = NodeConnection::new(node, config, &registry);
+                connections.push(connection);
+                let worker = Worker::new(end, config, event_sender.clone(), alive.clone());
                 threads.push(spawn(format!("redguard-{node}.{number}"), move || {
                     worker.run();
                 })?);
             }
         }
-        lanes.iter().for_each(|lane| lane.start());
-        let threads = Mutex::new(threads);
-        let crew = WorkerPool {
-            connections: lanes,
-            registry: census,
-            threads,
-            exited: ended,
+        connections.iter().for_each(NodeConnection::start);
+        let pool = WorkerPool {
+            connections,
+            registry,
+            threads: Mutex::new(threads),
+            exited,
         };
-        Ok((crew, first))
+        Ok((pool, connect_events))
     }
 
-    /// All lanes, those of one node next to each other.
+    /// Returns all connections, those of one node next to each other.
     pub(crate) fn connections(&self) -> &[NodeConnection] {
         &self.connections
     }
 
-    /// Tells of lanes that come up.
+    /// Returns the state that all workers share.
     pub(crate) fn registry(&self) -> &NodeRegistry {
         &self.registry
     }
 
-    /// Lets every lane serve what is queued and end, and waits for that until `end`. `false` if some did not.
+    /// Ends all workers when they have served their queues, and blocks until then, at most until
+    /// `end`. Returns `false` if a worker still runs.
     pub(crate) fn shutdown(&self, end: Instant) -> bool {
-        self.connections.iter().for_each(|lane| lane.stop());
-        let ended = matches!(
-            self.exited.recv_deadline(end),
-            Err(RecvTimeoutError::Disconnected)
-        );
-        let threads = std::mem::take(&mut *self.threads.lock());
-        if ended {
+        self.connections.iter().for_each(NodeConnection::stop);
+        let result = self.exited.recv_deadline(end);
+        let have_exited = matches!(result, Err(RecvTimeoutError::Disconnected));
+        let threads = std::mem::take(&mut *self.threads.lock()); // unlocked before joining
+        if have_exited {
             for thread in threads {
-                // A lane catches what panics in it, so this has nothing to tell.
+                // The worker has caught its panics, so the result says nothing.
                 let _ = thread.join();
             }
         }
-        ended
+        have_exited
     }
 }

@@ -17,15 +17,6 @@ const LAYERS: [&[&str]; 10] = [
     &["time", "sync", "random"],
     &["error"],
 ];
-/// Imports that break the order or close a circle. Each is to go; an entry that is no longer needed fails the test.
-const KNOWN_IMPORTS: &[(&str, &str)] = &[
-    ("transport/node_group.rs", "local/lock_table.rs"),
-    ("transport/round.rs", "transport/node_group.rs"),
-];
-/// Files that draw random numbers beside `random.rs`. Each is to go.
-const KNOWN_RANDOM: &[&str] = &[];
-/// Types that share their name with another one. Each is to go.
-const KNOWN_NAMES: &[&str] = &[];
 
 /// The production code of a file below `src/`, without comments and test modules.
 struct Source {
@@ -161,32 +152,22 @@ fn graph(sources: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
 
 #[test]
 fn imports_point_down_and_to_no_mod_file() {
-    let mut known: BTreeSet<_> = KNOWN_IMPORTS.iter().copied().collect();
     let mut wrong = Vec::new();
     for (file, targets) in graph(&sources()) {
         let Some(from) = layer(&file) else { continue };
         for target in &targets {
             let is_down = layer(target).is_some_and(|to| from <= to);
-            if (!is_down && !known.contains(&(file.as_str(), target.as_str())))
-                || target.ends_with("mod.rs")
-            {
+            if !is_down || target.ends_with("mod.rs") {
                 wrong.push(format!("{file} imports from {target}"));
             }
         }
-        known.retain(|(f, t)| *f != file || !targets.contains(*t));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(known.is_empty(), "no longer needed: {known:?}");
 }
 
 #[test]
 fn imports_form_no_circle() {
     let mut left = graph(&sources());
-    for (file, target) in KNOWN_IMPORTS {
-        if let Some(targets) = left.get_mut(*file) {
-            targets.remove(*target);
-        }
-    }
     // What imports nothing that is left, or is imported by nothing that is left, is in no circle.
     loop {
         let imported: BTreeSet<String> = left.values().flatten().cloned().collect();
@@ -223,7 +204,6 @@ fn mod_files_only_declare() {
 
 #[test]
 fn outside_is_reached_in_one_place() {
-    let mut random: BTreeSet<_> = KNOWN_RANDOM.iter().copied().collect();
     for source in sources() {
         let path = source.path.as_str();
         let names = |what: &str| {
@@ -246,11 +226,12 @@ fn outside_is_reached_in_one_place() {
             path == "sync/threads.rs" || !starts_thread,
             "{path} starts a thread"
         );
-        if path != "random.rs" && names("rand::") {
-            assert!(random.remove(path), "{path} draws random numbers");
-        }
+        let draws_random = names("rand::");
+        assert!(
+            path == "random.rs" || !draws_random,
+            "{path} draws random numbers"
+        );
     }
-    assert!(random.is_empty(), "no longer needed: {random:?}");
 }
 
 #[test]
@@ -283,7 +264,5 @@ fn each_type_has_a_name_of_its_own() {
         }
     }
     seen.retain(|_, files| files.len() > 1);
-    let known: BTreeSet<_> = KNOWN_NAMES.iter().map(|name| (*name).to_owned()).collect();
-    let twice: BTreeSet<_> = seen.keys().cloned().collect();
-    assert_eq!(twice, known, "{seen:#?}");
+    assert!(seen.is_empty(), "{seen:#?}");
 }

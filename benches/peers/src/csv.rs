@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use crate::Run;
+use crate::schedule::Measured;
 use crate::summary::Summary;
-use crate::turns::Measured;
 
 /// No value holds a comma but the machine, which is quoted.
 pub(crate) fn text(run: &Run, all: &[Measured]) -> String {

@@ -9,22 +9,22 @@
     reason = "a benchmark reads the clock and makes threads"
 )]
 
-mod cell;
+#[path = "../../locks/baseline.rs"]
+mod baseline;
 mod csv;
-#[path = "../../locks/facts.rs"]
-mod facts;
-#[path = "../../locks/floors.rs"]
-mod floors;
+#[path = "../../locks/environment.rs"]
+mod environment;
 mod peers;
-mod plan;
 mod plot;
+mod runner;
+mod scenarios;
+mod schedule;
 #[path = "../../../examples/common/servers.rs"]
 mod servers;
-#[path = "../../locks/spread.rs"]
-mod spread;
+#[path = "../../locks/stats.rs"]
+mod stats;
 mod summary;
 mod table;
-mod turns;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -35,8 +35,8 @@ use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::peers::Peer;
+use crate::schedule::Measured;
 use crate::servers::Server;
-use crate::turns::Measured;
 
 /// What goes wrong outside of a cell ends the run.
 type Result<T> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;
@@ -71,7 +71,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Hidden {
     #[command(hide = true)]
-    Cell(cell::Spec),
+    Cell(runner::Spec),
 }
 
 /// What the figures depend on.
@@ -87,7 +87,7 @@ fn main() -> Result<()> {
         // Every thread of the floor has a connection to every node.
         let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-        return cell::run(&spec);
+        return runner::run(&spec);
     }
     let (time, turns) = match args.short {
         true => (Duration::from_millis(100), 1),
@@ -101,11 +101,11 @@ fn main() -> Result<()> {
         .collect::<io::Result<_>>()?;
     let run = Run::new(&servers[0])?;
     let mut out = io::stdout().lock();
-    writeln!(out, "{}", facts::line(&servers[0])?)?;
+    writeln!(out, "{}", environment::line(&servers[0])?)?;
     writeln!(out, "{}", run.title().join("\n"))?;
     writeln!(out, "turns: {turns} of {time:?} a cell")?;
 
-    let settings = plan::settings(args.short).into_iter();
+    let settings = scenarios::settings(args.short).into_iter();
     let chosen = settings.filter(|setting| setting.name().contains(&args.only));
     let mut all: Vec<Measured> = chosen.map(Measured::new).collect();
     for turn in 0..turns {
@@ -114,7 +114,7 @@ fn main() -> Result<()> {
             eprintln!(
                 "turn {} of {turns}, load {}: {name}",
                 turn + 1,
-                facts::load()
+                environment::load()
             );
             measured.turn(turn as usize, &servers, time)?;
         }
@@ -127,14 +127,19 @@ fn main() -> Result<()> {
     let whole = !args.short && args.only.is_empty();
     if let Some(dir) = args
         .out
-        .or(whole.then(|| env!("CARGO_MANIFEST_DIR").into()))
+        .or(whole.then(|| concat!(env!("CARGO_MANIFEST_DIR"), "/..").into()))
     {
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("results.csv"), csv::text(&run, &all))?;
         fs::write(dir.join("results.svg"), plot::svg(&run, &all)?)?;
         writeln!(out, "written: {}/results.csv and .svg", dir.display())?;
     }
-    writeln!(out, "took {:.0?}, load {}", began.elapsed(), facts::load())?;
+    writeln!(
+        out,
+        "took {:.0?}, load {}",
+        began.elapsed(),
+        environment::load()
+    )?;
     Ok(())
 }
 
@@ -143,8 +148,8 @@ impl Run {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         Ok(Run {
             date: now.chars().take(10).collect(),
-            machine: facts::machine()?,
-            redis: facts::redis(server)?,
+            machine: environment::machine()?,
+            redis: environment::redis(server)?,
         })
     }
 

@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use crate::Result;
-use crate::floors::Bare;
+use crate::baseline::Bare;
 
 const TTL: Duration = Duration::from_secs(10);
 

@@ -7,9 +7,9 @@ use plotters::prelude::*;
 
 use crate::Run;
 use crate::peers::Peer;
-use crate::plan::{Health, Setting};
+use crate::scenarios::{Health, Setting};
+use crate::schedule::Measured;
 use crate::summary::Summary;
-use crate::turns::Measured;
 
 const SIZE: (u32, u32) = (1100, 560);
 /// On how many nodes the pairs are shown.

@@ -1,10 +1,10 @@
 //! What the turns of one cell come to, and how redguard compares.
 
-use crate::cell::Sample;
 use crate::peers::Peer;
-use crate::plan::Setting;
-use crate::spread::spread;
-use crate::turns::Measured;
+use crate::runner::Sample;
+use crate::scenarios::Setting;
+use crate::schedule::Measured;
+use crate::stats::spread;
 
 /// So many times a peer's pairs are to be reached, where it has a load.
 pub(crate) const PAIRS: f64 = 1.5;

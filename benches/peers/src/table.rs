@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use crate::peers::Peer;
+use crate::schedule::Measured;
 use crate::summary::{PAIRS, Ratios, Summary, is_judged};
-use crate::turns::Measured;
 
 const HEADS: [&str; 6] = [
     "pairs/s",

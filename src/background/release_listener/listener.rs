@@ -1,20 +1,15 @@
-//! The ear for releases: one thread that hears what releases publish, and wakes who waits here for the lock.
+//! The release listener as its callers see it: subscribe to a key, and yield to other processes.
 //!
-//! What it hears is a hint and never an answer: every wait has another end, too. A waiter registers, is woken when the
-//! subscription stands, tries once more, and only then relies on a message. The thread sits on the first node that is
-//! connected. It starts with the first waiter; nothing stays subscribed for long when nobody waits.
+//! A signal is a hint and never a verdict (L4): every wait also ends by time. A waiter subscribes,
+//! is woken by the confirmation, attempts once more, and only then relies on messages. The thread
+//! starts with the first waiter. `release_listener/shared.rs` runs it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
-
-use crate::background::release_listener::shared::{
-    ListenerShared, ListenerState, NAME, Subscription,
-};
-use crate::background::release_listener::subscriptions::{Signal, Subscriptions};
-use crate::background::release_listener::yielding::Courtesies;
+use crate::background::release_listener::shared::{ListenerShared, NAME, Subscription};
+use crate::background::release_listener::subscriptions::Signal;
 use crate::error::Error;
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
@@ -22,23 +17,24 @@ use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
 use crate::protocol::reply::Reply;
 use crate::protocol::token::Token;
-use crate::sync::threads::BackgroundThread;
+use crate::sync::threads::LazyThread;
 use crate::transport::inbox::Inbox;
 use crate::transport::job::ReplySink;
 use crate::transport::node::traits::Connector;
 use crate::transport::node_group::NodeGroup;
 
-/// The listening of a `Nodes`.
+/// The release listener of a `Nodes`.
 pub(crate) struct ReleaseListener {
-    pub(crate) desk: Arc<ListenerShared>,
+    shared: Arc<ListenerShared>,
     connectors: Arc<[Arc<dyn Connector>]>,
-    started: AtomicBool,
-    thread: Mutex<Option<BackgroundThread>>,
+    thread: LazyThread,
 }
 
 impl ReleaseListener {
+    /// Creates a listener without a thread. `prefix` is the key prefix of the wake channel.
+    ///
     /// # Errors
-    /// `System` when there are no random bytes for the name of the private channel.
+    /// - `System` if the operating system has no random bytes for the name of the wake channel.
     pub(crate) fn new(
         prefix: &str,
         nodes: &Arc<NodeGroup>,
@@ -47,151 +43,129 @@ impl ReleaseListener {
         let token = Token::fresh(None)?;
         let name = format!("listener:{:016x}", token.id());
         let key = Key::parse(prefix, &name, LockKind::Exclusive)?;
+        let wake_channel = Lease::new(key, token, LeaseKind::Exclusive);
         Ok(ReleaseListener {
-            desk: Arc::new(ListenerShared {
-                state: Mutex::new(ListenerState {
-                    subscriptions: Subscriptions::new(),
-                    courtesies: Courtesies::new(),
-                    node: None,
-                    wake_pending: false,
-                    stopping: false,
-                }),
-                changed: Condvar::new(),
-                nodes: Arc::clone(nodes),
-                wake_channel: Arc::new(Lease::new(key, token, LeaseKind::Exclusive)),
-                channels: AtomicUsize::new(0),
-                courtesies: AtomicUsize::new(0),
-            }),
+            shared: Arc::new(ListenerShared::new(nodes, wake_channel)),
             connectors,
-            started: AtomicBool::new(false),
-            thread: Mutex::new(None),
+            thread: LazyThread::new(NAME),
         })
     }
 
-    /// Listens at a key if others of this process do, or did a moment ago: then what is released from now on is heard.
+    /// Subscribes to a key whose channel is confirmed already, because another thread waits or
+    /// waited a moment ago. Returns `None` otherwise. Does not block.
     pub(crate) fn subscribe_if_active(
         &self,
         key: &Key,
         inbox: &Arc<Inbox>,
     ) -> Option<Subscription<'_>> {
-        if self.desk.channels.load(Ordering::Acquire) == 0 {
+        if self.shared.channel_count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let mut state = self.desk.state.lock();
-        let is_heard = state.subscriptions.is_confirmed(key.channel().as_ref());
-        is_heard.then(|| self.desk.add_waiter(&mut state, key, inbox).0)
+        let mut state = self.shared.state.lock();
+        let is_confirmed = state.subscriptions.is_confirmed(key.channel().as_ref());
+        is_confirmed.then(|| self.shared.add_waiter(&mut state, key, inbox).0)
     }
 
-    /// Listens at a key. The inbox is woken when the subscription stands, and with every release that is published.
+    /// Subscribes to a key. The inbox is woken by the confirmation and by each published release.
+    /// Does not block.
     ///
     /// # Errors
-    /// `System` when there is no thread to be had.
+    /// - `System` if the operating system refuses the thread.
     pub(crate) fn subscribe(
         &self,
         key: &Key,
         inbox: &Arc<Inbox>,
     ) -> Result<Subscription<'_>, Error> {
-        if !self.started.load(Ordering::Acquire) {
-            self.start()?;
+        if !self.thread.is_started() {
+            let (shared, connectors) = (Arc::clone(&self.shared), Arc::clone(&self.connectors));
+            self.thread.start(move || shared.run(&connectors))?;
         }
-        let mut state = self.desk.state.lock();
-        let (listening, is_new) = self.desk.add_waiter(&mut state, key, inbox);
-        if state.subscriptions.is_confirmed(&listening.channel) {
-            // What was released before is not heard.
-            listening.waiter.signal(Signal::Subscribed);
+        let mut state = self.shared.state.lock();
+        let (subscription, is_new) = self.shared.add_waiter(&mut state, key, inbox);
+        if state.subscriptions.is_confirmed(&subscription.channel) {
+            // An attempt before this call may have missed a release.
+            subscription.waiter.raise(Signal::Subscribed);
         }
         let channels = state.subscriptions.len();
-        self.desk.channels.store(channels, Ordering::Release);
+        self.shared.channel_count.store(channels, Ordering::Release);
         if is_new {
-            self.desk.wake_thread(state);
+            self.shared.wake_thread(state);
         }
-        Ok(listening)
+        Ok(subscription)
     }
 
-    fn start(&self) -> Result<(), Error> {
-        let mut thread = self.thread.lock();
-        if thread.is_none() {
-            let (desk, connectors) = (Arc::clone(&self.desk), Arc::clone(&self.connectors));
-            *thread = Some(BackgroundThread::spawn(NAME, move || {
-                desk.run(&connectors);
-            })?);
-            self.started.store(true, Ordering::Release);
-        }
-        Ok(())
-    }
-
-    /// The node that is listened to, where a release is heard of first.
+    /// Returns the node that the listener is connected to: its release messages arrive first.
     pub(crate) fn current_node(&self) -> Option<usize> {
-        self.desk.state.lock().node
+        self.shared.state.lock().node
     }
 
-    /// How many channels are subscribed to.
+    /// Returns the number of channels.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn count(&self) -> usize {
-        self.desk.state.lock().subscriptions.len()
+        self.shared.state.lock().subscriptions.len()
     }
 
-    /// Lets the thread end.
+    /// Tells the thread to end. Does not block.
     pub(crate) fn stop(&self) {
-        let mut state = self.desk.state.lock();
+        let mut state = self.shared.state.lock();
         state.stopping = true;
-        self.desk.wake_thread(state);
+        self.shared.wake_thread(state);
     }
 
-    /// Waits until the thread has ended, until `end`. `false` if it has not.
+    /// Blocks until the thread has ended, at most until `end`. Returns `false` if it still runs.
     pub(crate) fn join_until(&self, end: Instant) -> bool {
-        let thread = self.thread.lock().take();
-        thread.is_none_or(|thread| thread.join_until(end))
+        self.thread.join_until(end)
     }
-}
 
-impl ReleaseListener {
-    /// A lock of ours is being released. If others are known to listen there, they are let pass from now on.
+    /// Extends the yield deadlines of the keys of a lock whose release begins now. Keys without
+    /// other receivers have none.
     pub(crate) fn release_started(&self, keys: &KeySet) {
-        if self.desk.courtesies.load(Ordering::Acquire) > 0 {
-            let mut state = self.desk.state.lock();
+        if self.shared.yield_count.load(Ordering::Acquire) > 0 {
+            let mut state = self.shared.state.lock();
             for key in keys.as_slice() {
-                let until = self.desk.new_yield_deadline();
-                state.courtesies.prolong(key.channel().as_ref(), until);
+                let deadline = self.shared.new_yield_deadline();
+                state.yields.extend(key.channel().as_ref(), deadline);
             }
         }
     }
 
-    /// So many heard on these nodes that a lock of ours was released.
-    pub(crate) fn record_receivers(&self, keys: &KeySet, heard: &[(usize, u64)]) {
-        self.desk.record_receivers(keys, heard);
+    /// Records how many subscribers received the message of a release, per node.
+    pub(crate) fn record_receivers(&self, keys: &KeySet, receivers: &[(usize, u64)]) {
+        self.shared.record_receivers(keys, receivers);
     }
 
-    /// Hears how many heard of a release that nobody waits for.
+    /// Returns a sink for the replies to a release that no caller waits for.
     pub(crate) fn receiver_count_sink(&self, keys: &KeySet) -> Arc<dyn ReplySink> {
         Arc::new(ReceiverCountSink {
-            desk: Arc::clone(&self.desk),
+            shared: Arc::clone(&self.shared),
             keys: keys.clone(),
         })
     }
 
-    /// Until when others are let pass at one of these keys.
+    /// Returns until when an acquire of these keys yields to other processes.
     pub(crate) fn yield_deadline(&self, keys: &KeySet) -> Option<Instant> {
-        if self.desk.courtesies.load(Ordering::Acquire) == 0 {
+        if self.shared.yield_count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let state = self.desk.state.lock();
-        let until = |key: &Key| state.courtesies.until(key.channel().as_ref());
-        keys.as_slice().iter().filter_map(until).max()
+        let state = self.shared.state.lock();
+        let deadline = |key: &Key| state.yields.deadline(key.channel().as_ref());
+        keys.as_slice().iter().filter_map(deadline).max()
     }
 }
 
-/// Where the answers to a release go that nobody waits for.
+/// Records the receivers of a release that no caller waits for.
 struct ReceiverCountSink {
-    desk: Arc<ListenerShared>,
+    shared: Arc<ListenerShared>,
     keys: KeySet,
 }
 
 impl ReplySink for ReceiverCountSink {
-    fn deliver(&self, _: u32, node: usize, answer: Reply) {
-        match answer {
-            Reply::DoneNotified(count) => self.desk.record_receivers(&self.keys, &[(node, count)]),
-            Reply::Done => self.desk.record_no_receivers(&self.keys, node),
+    fn deliver(&self, _: u32, node: usize, reply: Reply) {
+        match reply {
+            Reply::DoneNotified(count) => {
+                self.shared.record_receivers(&self.keys, &[(node, count)]);
+            }
+            Reply::Done => self.shared.record_no_receivers(&self.keys, node),
             _ => {}
         }
     }
@@ -201,13 +175,13 @@ impl ReplySink for ReceiverCountSink {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+    use std::cell::RefCell;
     use std::collections::VecDeque;
     use std::time::Duration;
 
     use super::*;
-    use crate::background::release_listener::rests::Rests;
-    use crate::background::release_listener::shared::PRIVATE;
-    use crate::background::release_listener::subscriptions::Signal;
+    use crate::background::release_listener::reconnect::ReconnectDelays;
+    use crate::background::release_listener::shared::WAKE_COMMAND;
     use crate::error::NodeFailure;
     use crate::protocol::key::Channel;
     use crate::telemetry::stats::LockCounters;
@@ -216,16 +190,16 @@ mod tests {
     use crate::transport::node::traits::{Event, Subscriber};
     use crate::transport::worker_pool::WorkerPool;
 
-    /// A connection whose server says what the test wants, and which writes down what it is sent.
-    struct Script<'a> {
+    /// A connection whose server follows a script. Records the commands that it is sent.
+    struct ScriptedSubscriber<'a> {
         sent: Vec<(u64, usize)>,
-        says: VecDeque<Step<'a>>,
+        steps: VecDeque<Step<'a>>,
     }
 
-    /// What the server sends next, given what it was sent.
+    /// Returns what the server sends next, given the commands that it was sent.
     type Step<'a> = Box<dyn FnOnce(&[(u64, usize)]) -> Option<Event> + 'a>;
 
-    impl Subscriber for Script<'_> {
+    impl Subscriber for ScriptedSubscriber<'_> {
         fn subscribe(&mut self, command: u64, channels: &[Channel]) -> Result<(), NodeFailure> {
             self.sent.push((command, channels.len()));
             Ok(())
@@ -240,52 +214,52 @@ mod tests {
         }
 
         fn next_message(&mut self, _: Duration) -> Result<Option<Event>, NodeFailure> {
-            let step = self.says.pop_front().ok_or(NodeFailure::TimedOut)?;
+            let step = self.steps.pop_front().ok_or(NodeFailure::TimedOut)?;
             Ok(step(&self.sent))
         }
     }
 
+    /// Returns a listener whose thread ends at once: the test runs the connection itself.
     fn listener() -> ReleaseListener {
         let fake = FakeNode::new("a");
         let settings = node::settings(|config| config);
-        let (crew, _) = WorkerPool::spawn(&[fake.node_config(&settings)], 1).unwrap();
-        let nodes = NodeGroup::new(crew, vec!["a".to_owned()], 1, LockCounters::new(None));
+        let (pool, _) = WorkerPool::spawn(&[fake.node_config(&settings)], 1).unwrap();
+        let nodes = NodeGroup::new(pool, vec!["a".to_owned()], 1, LockCounters::new(None));
         let listener = ReleaseListener::new("", &Arc::new(nodes), Arc::from([])).unwrap();
-        // No thread of its own is to listen.
-        listener.started.store(true, Ordering::Release);
+        listener.thread.start(|| {}).unwrap();
         listener
     }
 
     #[test]
-    fn a_subscribe_waits_for_no_reply_and_only_its_confirmation_counts() {
+    fn subscribe_waits_for_no_reply_and_only_its_confirmation_counts() {
         let listener = listener();
         let parse = |name| Key::parse("", name, LockKind::Exclusive).unwrap();
         let (keys, inbox) = (["x", "y", "z"].map(parse), Arc::new(Inbox::new()));
-        let ears = [0, 1].map(|key: usize| listener.subscribe(&keys[key], &inbox).unwrap());
-        let late = std::cell::RefCell::new(None);
-        let desk = &listener.desk;
-        let private = desk.wake_channel.key().channel();
-        let is_confirmed = |name: &str| desk.state.lock().subscriptions.is_confirmed(name);
-        let says: [Step<'_>; 6] = [
+        let first = [0, 1].map(|key: usize| listener.subscribe(&keys[key], &inbox).unwrap());
+        let late = RefCell::new(None);
+        let shared = &listener.shared;
+        let wake_channel = shared.wake_channel.key().channel();
+        let is_confirmed = |name: &str| shared.state.lock().subscriptions.is_confirmed(name);
+        let steps: [Step<'_>; 6] = [
             Box::new(|sent| {
-                assert_eq!(sent, [(PRIVATE, 1), (1, 2)], "both at once");
+                assert_eq!(sent, [(WAKE_COMMAND, 1), (1, 2)], "both at once");
                 *late.borrow_mut() = listener.subscribe(&keys[2], &inbox).ok();
-                // One of a subscription before.
+                // Of an earlier subscription.
                 Some(Event::Message("x".into()))
             }),
             Box::new(|sent| {
                 assert_eq!(sent.last(), Some(&(2, 1)), "behind it, unconfirmed");
-                assert_eq!(ears[0].take_signal(), Signal::Released);
-                assert!(!is_confirmed("x") && desk.state.lock().node.is_none());
-                Some(Event::Subscribed(PRIVATE, private))
+                assert_eq!(first[0].take_signal(), Signal::Released);
+                assert!(!is_confirmed("x") && shared.state.lock().node.is_none());
+                Some(Event::Subscribed(WAKE_COMMAND, wake_channel))
             }),
             Box::new(|_| {
-                assert_eq!(desk.state.lock().node, Some(0));
+                assert_eq!(shared.state.lock().node, Some(0));
                 Some(Event::Subscribed(1, "x".into()))
             }),
             Box::new(|_| {
                 assert!(is_confirmed("x") && !is_confirmed("y"));
-                assert_eq!(ears[0].take_signal(), Signal::Subscribed);
+                assert_eq!(first[0].take_signal(), Signal::Subscribed);
                 Some(Event::Subscribed(2, "z".into()))
             }),
             Box::new(|_| {
@@ -293,18 +267,18 @@ mod tests {
                 Some(Event::Refused(1, NodeFailure::AccessDenied("no".into())))
             }),
             Box::new(|sent| {
-                assert_eq!(sent.last(), Some(&(3, 1)), "what was not confirmed");
+                assert_eq!(sent.last(), Some(&(3, 1)), "the unconfirmed channel");
                 None
             }),
         ];
-        let mut script = Script {
+        let mut script = ScriptedSubscriber {
             sent: Vec::new(),
-            says: says.into(),
+            steps: steps.into(),
         };
         assert_eq!(
-            desk.run_connection(&mut script, 0, &Rests::new(1)),
+            shared.run_connection(&mut script, 0, &ReconnectDelays::new(1)),
             Err(NodeFailure::TimedOut)
         );
-        assert!(script.says.is_empty());
+        assert!(script.steps.is_empty());
     }
 }

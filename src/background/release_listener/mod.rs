@@ -1,7 +1,7 @@
-//! Wakes callers that wait for a lock when it is released.
+//! Release listener: wakes callers that wait for a lock when its release is published.
 
 pub(crate) mod listener;
-pub(crate) mod rests;
+pub(crate) mod reconnect;
 pub(crate) mod shared;
 pub(crate) mod subscriptions;
 pub(crate) mod yielding;

@@ -1,16 +1,30 @@
-//! Channels, their waiters, and the thread that listens.
+//! The listener thread: keeps one subscriber connection and wakes the waiters of its channels.
+//!
+//! The thread connects to the first connected node that votes, while there are channels. It never
+//! waits for a reply: confirmations and messages are handled as they arrive, under a PING. A caller
+//! never blocks on the connection: it changes the shared state and wakes the thread.
+//!
+//! A blocking read cannot be interrupted, so the thread also subscribes to a private *wake
+//! channel*. A caller wakes the thread by a message that a worker publishes there.
+//!
+//! | state      | the thread                      | ends by                                  |
+//! |------------|---------------------------------|------------------------------------------|
+//! | idle       | sleeps until there is a channel | a waiter; stop                           |
+//! | searching  | looks for a node to connect to  | a node is up and not delayed; no channel |
+//! | connecting | waits for the wake channel      | its confirmation; a failure              |
+//! | listening  | receives messages               | a failure; no channel; an earlier node   |
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use log::{Level, debug, info, log};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::background::release_listener::rests::{RECONNECT_DELAY, Rests};
+use crate::background::release_listener::reconnect::{RECONNECT_DELAY, ReconnectDelays};
 use crate::background::release_listener::subscriptions::{ChannelWaiter, Signal, Subscriptions};
-use crate::background::release_listener::yielding::Courtesies;
+use crate::background::release_listener::yielding::YieldDeadlines;
 use crate::error::NodeFailure;
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::key_set::KeySet;
@@ -24,149 +38,176 @@ use crate::transport::node_group::NodeGroup;
 use crate::transport::pipeline;
 
 /// The thread's name.
-pub(crate) const NAME: &str = "redguard-listener";
+pub(super) const NAME: &str = "redguard-listener";
 
-/// A subscription outlives its last waiter by this, since who waited for a lock is likely to wait for it again.
+/// A channel outlives its last waiter by this time, because callers that waited for a lock often
+/// wait for it again.
 const UNSUBSCRIBE_DELAY: Duration = Duration::from_millis(500);
 
-/// So long it hears nothing before it asks for a sign of life. As often it looks whether a node before its own can be had.
+/// The thread sends PING after this time without an event. As often it checks whether a node
+/// before its own is connected.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The number of the SUBSCRIBE to the private channel.
-pub(crate) const PRIVATE: u64 = 0;
+/// The id of the SUBSCRIBE to the wake channel; those of other channels count from 1.
+pub(super) const WAKE_COMMAND: u64 = 0;
 
-pub(crate) struct ListenerShared {
-    pub(crate) state: Mutex<ListenerState>,
-    pub(crate) changed: Condvar,
-    pub(crate) nodes: Arc<NodeGroup>,
-    /// The private channel on which the thread is told that there is something to do: a read cannot be interrupted.
-    pub(crate) wake_channel: Arc<Lease>,
-    /// How many channels there are, so that who does not wait need not ask.
-    pub(crate) channels: AtomicUsize,
-    /// How many keys others were seen to listen to.
-    pub(crate) courtesies: AtomicUsize,
+/// The state that the listener thread shares with its callers.
+pub(super) struct ListenerShared {
+    pub(super) state: Mutex<ListenerState>,
+    changed: Condvar,
+    nodes: Arc<NodeGroup>,
+    /// A lease that no node holds; its key names the wake channel.
+    pub(super) wake_channel: Arc<Lease>,
+    /// The number of channels, so that callers that do not wait need not lock `state`.
+    pub(super) channel_count: AtomicUsize,
+    /// The number of yield deadlines, so that releases need not lock `state`.
+    pub(super) yield_count: AtomicUsize,
 }
 
-pub(crate) struct ListenerState {
-    pub(crate) subscriptions: Subscriptions,
-    /// Until when others are let pass who were heard to listen.
-    pub(crate) courtesies: Courtesies,
-    /// Where the thread listens.
-    pub(crate) node: Option<usize>,
-    /// It has been told, and has not looked since.
-    pub(crate) wake_pending: bool,
-    pub(crate) stopping: bool,
+pub(super) struct ListenerState {
+    pub(super) subscriptions: Subscriptions,
+    pub(super) yields: YieldDeadlines,
+    /// The node whose messages the thread receives; `None` until the wake channel is confirmed.
+    pub(super) node: Option<usize>,
+    /// A caller has woken the thread, which has not handled that yet.
+    wake_pending: bool,
+    pub(super) stopping: bool,
 }
 
-/// A waiter's ear at a key. It hears until it is dropped.
+/// A caller's subscription to the channel of one key. Dropping it ends the subscription.
 pub(crate) struct Subscription<'a> {
-    desk: &'a ListenerShared,
-    pub(crate) channel: Channel,
-    pub(crate) waiter: Arc<ChannelWaiter>,
+    shared: &'a ListenerShared,
+    pub(super) channel: Channel,
+    pub(super) waiter: Arc<ChannelWaiter>,
 }
 
 impl Subscription<'_> {
+    /// Whether this is the subscription of `key`.
     pub(crate) fn is_at(&self, key: &Key) -> bool {
         *self.channel == *key.as_str()
     }
 
-    /// What there was to hear since this was asked last.
+    /// Returns the signal since the last call, and resets it.
     pub(crate) fn take_signal(&self) -> Signal {
-        match self.waiter.heard.swap(Signal::None as u8, Ordering::AcqRel) {
-            0 => Signal::None,
-            1 => Signal::Subscribed,
-            _ => Signal::Released,
-        }
+        self.waiter.take_signal()
     }
 
-    /// Whether there was at least this to hear.
-    pub(crate) fn has_signal(&self, least: Signal) -> bool {
-        self.waiter.heard.load(Ordering::Acquire) >= least as u8
+    /// Whether there is a signal of at least `min`. Does not reset it.
+    pub(crate) fn has_signal(&self, min: Signal) -> bool {
+        self.waiter.has_signal(min)
     }
 }
 
 impl Drop for Subscription<'_> {
     fn drop(&mut self) {
-        let mut state = self.desk.state.lock();
+        let mut state = self.shared.state.lock();
         let subscriptions = &mut state.subscriptions;
-        subscriptions.leave(&self.channel, &self.waiter, clock::now());
+        subscriptions.remove_waiter(&self.channel, &self.waiter, clock::now());
     }
 }
 
+/// The commands to send before the thread waits for the next event.
+struct Commands {
+    subscribe: Vec<(u64, Vec<Channel>)>,
+    unsubscribe: Vec<Vec<Channel>>,
+    /// When the next channel is to be removed.
+    next_removal: Option<Instant>,
+}
+
 impl ListenerShared {
-    /// Adds a waiter, and tells whether its channel is a new one.
-    pub(crate) fn add_waiter(
+    pub(super) fn new(nodes: &Arc<NodeGroup>, wake_channel: Lease) -> ListenerShared {
+        ListenerShared {
+            state: Mutex::new(ListenerState {
+                subscriptions: Subscriptions::new(),
+                yields: YieldDeadlines::new(),
+                node: None,
+                wake_pending: false,
+                stopping: false,
+            }),
+            changed: Condvar::new(),
+            nodes: Arc::clone(nodes),
+            wake_channel: Arc::new(wake_channel),
+            channel_count: AtomicUsize::new(0),
+            yield_count: AtomicUsize::new(0),
+        }
+    }
+
+    /// Adds a waiter to the channel of a key. Returns its subscription, and whether the channel is
+    /// new.
+    pub(super) fn add_waiter(
         &self,
         state: &mut ListenerState,
         key: &Key,
         inbox: &Arc<Inbox>,
     ) -> (Subscription<'_>, bool) {
         let channel = key.channel();
-        let waiter = Arc::new(ChannelWaiter {
-            inbox: Arc::clone(inbox),
-            heard: AtomicU8::new(Signal::None as u8),
-        });
-        let is_new = state.subscriptions.enter(&channel, &waiter);
-        let listening = Subscription {
-            desk: self,
+        let waiter = Arc::new(ChannelWaiter::new(inbox));
+        let is_new = state.subscriptions.add_waiter(&channel, &waiter);
+        let subscription = Subscription {
+            shared: self,
             channel,
             waiter,
         };
-        (listening, is_new)
+        (subscription, is_new)
     }
 
-    /// Lets the thread look at what is to be done.
-    pub(crate) fn wake_thread(&self, mut state: MutexGuard<'_, ListenerState>) {
-        let knocks = !std::mem::replace(&mut state.wake_pending, true);
+    /// Wakes the thread, which may sleep on `changed` or block in a read.
+    pub(super) fn wake_thread(&self, mut state: MutexGuard<'_, ListenerState>) {
+        let is_first = !std::mem::replace(&mut state.wake_pending, true);
         let node = state.node;
-        drop(state);
+        drop(state); // unlock before waking
         self.changed.notify_one();
-        if let (true, Some(node)) = (knocks, node) {
+        if let (true, Some(node)) = (is_first, node) {
             self.nodes.wake_listener(&self.wake_channel, node);
         }
     }
 
-    pub(crate) fn run(&self, connectors: &[Arc<dyn Connector>]) {
-        let mut rests = Rests::new(connectors.len());
-        // After a panic it goes on with the next node.
-        while threads::catch(NAME, || self.turn(connectors, &mut rests)) != Some(false) {}
+    pub(super) fn run(&self, connectors: &[Arc<dyn Connector>]) {
+        let mut delays = ReconnectDelays::new(connectors.len());
+        // A panic ends one connection only.
+        while threads::catch(NAME, || self.run_once(connectors, &mut delays)) != Some(false) {}
     }
 
-    /// Listens to one node until that ends. `false` when the thread is to end.
-    fn turn(&self, connectors: &[Arc<dyn Connector>], rests: &mut Rests) -> bool {
-        let Some(node) = self.wait_for_work(rests) else {
+    /// Serves one connection until it ends. Returns `false` if the thread is to end.
+    fn run_once(&self, connectors: &[Arc<dyn Connector>], delays: &mut ReconnectDelays) -> bool {
+        let Some(node) = self.wait_for_work(delays) else {
             return false;
         };
-        let began = clock::now();
-        let listen =
-            || connectors[node].with_subscriber(&mut |ear| self.run_connection(ear, node, rests));
-        let ended = catch_unwind(AssertUnwindSafe(listen));
+        let start = clock::now();
+        let serve = || {
+            connectors[node]
+                .with_subscriber(&mut |subscriber| self.run_connection(subscriber, node, delays))
+        };
+        let result = catch_unwind(AssertUnwindSafe(serve));
         let now = clock::now();
         let mut state = self.state.lock();
         state.node = None;
-        state.subscriptions.end();
+        state.subscriptions.record_disconnected();
         self.remove_idle(&mut state, Duration::ZERO);
         let stopping = state.stopping;
-        drop(state);
-        let level = match ended {
-            Ok(Err(_)) if !rests.fail(node, began, now) => Level::Debug,
-            Ok(Err(_)) => Level::Info,
+        drop(state); // unlock before logging
+        let (level, cause) = match result {
             Ok(Ok(())) => return !stopping,
+            // The same failure in a row is reported once.
+            Ok(Err(cause)) => match delays.record_failure(node, start, now) {
+                true => (Level::Info, cause),
+                false => (Level::Debug, cause),
+            },
             Err(_) => {
-                rests.fail(node, began, now);
-                Level::Error
+                delays.record_failure(node, start, now);
+                (Level::Error, pipeline::panic_failure())
             }
         };
-        let cause = ended.unwrap_or_else(|_| Err(pipeline::panic_failure()));
-        if let (Err(cause), false) = (cause, stopping) {
+        if !stopping {
             let name = self.nodes.name(node);
-            log!(level, "{name}: no wake-ups from it: {cause}");
+            log!(level, "{name}: no release notifications: {cause}");
         }
         !stopping
     }
 
-    /// Waits until somebody waits and a node is connected that can be listened to; `None` when the thread is to end.
-    fn wait_for_work(&self, rests: &Rests) -> Option<usize> {
+    /// Blocks until there is a channel and a node to connect to, and returns the node. Returns
+    /// `None` if the thread is to end.
+    fn wait_for_work(&self, delays: &ReconnectDelays) -> Option<usize> {
         let mut state = self.state.lock();
         loop {
             state.wake_pending = false;
@@ -178,7 +219,8 @@ impl ListenerShared {
                 continue;
             }
             let now = clock::now();
-            if let Some(node) = self.nodes.first_up_of(|node| !rests.is_resting(node, now)) {
+            let is_ready = |node| !delays.is_delayed(node, now);
+            if let Some(node) = self.nodes.first_up_of(is_ready) {
                 return Some(node);
             }
             self.changed.wait_until(&mut state, now + RECONNECT_DELAY);
@@ -186,130 +228,148 @@ impl ListenerShared {
         }
     }
 
-    /// Forgets the channels at which nobody has waited for so long. Returns the UNSUBSCRIBE commands that are to be sent.
-    fn remove_idle(&self, state: &mut ListenerState, linger: Duration) -> Vec<Vec<Channel>> {
-        let swept = state.subscriptions.sweep(clock::now(), linger);
+    /// Removes the channels that had no waiter for `delay`. Returns the channels of each
+    /// UNSUBSCRIBE to send.
+    fn remove_idle(&self, state: &mut ListenerState, delay: Duration) -> Vec<Vec<Channel>> {
+        let unsubscribe = state.subscriptions.remove_idle(clock::now(), delay);
         let channels = state.subscriptions.len();
-        self.channels.store(channels, Ordering::Release);
-        swept
+        self.channel_count.store(channels, Ordering::Release);
+        unsubscribe
     }
 
-    /// Hears what one connection brings, until it fails or nobody waits any more. Nothing that is sent is waited for: replies
-    /// and messages are taken as they come.
-    pub(crate) fn run_connection(
+    /// Serves a connection until no channel is left, the thread is to end, or a node before `node`
+    /// is connected: all listeners use the first one, so that a release is counted there.
+    ///
+    /// # Errors
+    /// Any failure of the connection, including a refusal of the wake channel.
+    pub(super) fn run_connection(
         &self,
-        ear: &mut dyn Subscriber,
+        subscriber: &mut dyn Subscriber,
         node: usize,
-        rests: &Rests,
+        delays: &ReconnectDelays,
     ) -> Result<(), NodeFailure> {
-        ear.subscribe(PRIVATE, &[self.wake_channel.key().channel()])?;
-        self.state.lock().subscriptions.begin();
-        let mut heard_at = clock::now();
-        let mut look_at = heard_at + PING_INTERVAL;
-        loop {
-            let (new, gone, due) = {
-                let mut state = self.state.lock();
-                state.wake_pending = false;
-                let gone = self.remove_idle(&mut state, UNSUBSCRIBE_DELAY);
-                if state.stopping || state.subscriptions.is_empty() {
-                    return Ok(());
-                }
-                let new = state.subscriptions.take_unsent();
-                (new, gone, state.subscriptions.next_sweep(UNSUBSCRIBE_DELAY))
-            };
-            for channels in &gone {
-                ear.unsubscribe(channels)?;
+        subscriber.subscribe(WAKE_COMMAND, &[self.wake_channel.key().channel()])?;
+        self.state.lock().subscriptions.record_connected();
+        let mut last_event = clock::now();
+        let mut check_at = last_event + PING_INTERVAL;
+        while let Some(commands) = self.next_commands() {
+            for channels in &commands.unsubscribe {
+                subscriber.unsubscribe(channels)?;
             }
-            for (command, channels) in &new {
-                ear.subscribe(*command, channels)?;
+            for (command, channels) in &commands.subscribe {
+                subscriber.subscribe(*command, channels)?;
             }
             let now = clock::now();
-            if now >= look_at {
-                look_at = now + PING_INTERVAL;
-                let suits = |other| other == node || !rests.is_resting(other, now);
-                if self
-                    .nodes
-                    .first_up_of(suits)
-                    .is_some_and(|first| first < node)
-                {
-                    return Ok(()); // back to where all others listen
+            if now >= check_at {
+                check_at = now + PING_INTERVAL;
+                if self.is_earlier_node_up(node, delays, now) {
+                    return Ok(());
                 }
             }
-            if now >= heard_at + PING_INTERVAL {
-                ear.ping()?;
-                heard_at = now;
+            if now >= last_event + PING_INTERVAL {
+                subscriber.ping()?;
+                last_event = now;
             }
-            let next = look_at.min(heard_at + PING_INTERVAL);
-            let next = due.map_or(next, |due| due.min(next));
-            if let Some(event) = ear.next_message(next.saturating_duration_since(now))? {
-                heard_at = clock::now();
-                self.take(event, node)?;
+            let wake_at = check_at.min(last_event + PING_INTERVAL);
+            let wake_at = commands.next_removal.map_or(wake_at, |at| at.min(wake_at));
+            let wait = wake_at.saturating_duration_since(now);
+            if let Some(event) = subscriber.next_message(wait)? {
+                last_event = clock::now();
+                self.handle_event(event, node)?;
             }
         }
+        Ok(())
     }
 
-    /// Takes in what the server has sent. The error is why it is of no use.
-    fn take(&self, event: Event, node: usize) -> Result<(), NodeFailure> {
+    /// Returns the commands to send. Returns `None` if no channel is left or the thread is to end.
+    fn next_commands(&self) -> Option<Commands> {
+        let mut state = self.state.lock();
+        state.wake_pending = false;
+        let unsubscribe = self.remove_idle(&mut state, UNSUBSCRIBE_DELAY);
+        if state.stopping || state.subscriptions.is_empty() {
+            return None;
+        }
+        Some(Commands {
+            unsubscribe,
+            subscribe: state.subscriptions.take_unsent(),
+            next_removal: state.subscriptions.next_removal(UNSUBSCRIBE_DELAY),
+        })
+    }
+
+    fn is_earlier_node_up(&self, node: usize, delays: &ReconnectDelays, now: Instant) -> bool {
+        let is_ready = |other| other == node || !delays.is_delayed(other, now);
+        let first = self.nodes.first_up_of(is_ready);
+        first.is_some_and(|first| first < node)
+    }
+
+    /// Handles an event from the server.
+    ///
+    /// # Errors
+    /// The cause if the server refuses the wake channel: without it the connection is useless.
+    fn handle_event(&self, event: Event, node: usize) -> Result<(), NodeFailure> {
         let mut state = self.state.lock();
         match event {
-            Event::Message(channel) => state.subscriptions.message(&channel),
-            Event::Subscribed(PRIVATE, _) => {
+            Event::Message(channel) => state.subscriptions.signal_release(&channel),
+            Event::Subscribed(WAKE_COMMAND, _) => {
                 state.node = Some(node);
-                drop(state); // let go before telling
-                debug!("{}: listening", self.nodes.name(node));
+                drop(state); // unlock before logging
+                debug!("{}: receiving release notifications", self.nodes.name(node));
             }
             Event::Subscribed(command, channel) => state.subscriptions.confirm(command, &channel),
-            Event::Refused(PRIVATE, cause) => return Err(cause),
+            Event::Refused(WAKE_COMMAND, cause) => return Err(cause),
             Event::Refused(command, cause) => {
                 let refused = state.subscriptions.refuse(command);
-                drop(state); // let go before telling
+                drop(state); // unlock before logging
                 if let Some(channel) = refused {
                     let name = self.nodes.name(node);
-                    info!("{name}: no wake-ups from its channel {channel:?}: {cause}");
+                    info!("{name}: no release notifications on channel {channel:?}: {cause}");
                 }
             }
             Event::Other => {}
         }
         Ok(())
     }
-}
 
-impl ListenerShared {
-    /// Of a lock with several keys a node says how many heard of the one that most heard of: those who listen to the others
-    /// are let pass as well.
-    pub(crate) fn record_receivers(&self, keys: &KeySet, heard: &[(usize, u64)]) {
-        let known = self.courtesies.load(Ordering::Acquire) > 0;
-        if heard.is_empty() && !known {
+    /// Records how many subscribers received the message of a release of ours, per node. If other
+    /// processes are among them, this process yields the keys to them from now on.
+    ///
+    /// For a lock of several keys a node reports the greatest number of its keys only, so the
+    /// others are yielded as well.
+    pub(super) fn record_receivers(&self, keys: &KeySet, receivers: &[(usize, u64)]) {
+        let has_deadlines = self.yield_count.load(Ordering::Acquire) > 0;
+        if receivers.is_empty() && !has_deadlines {
             return;
         }
         let mut state = self.state.lock();
         for key in keys.as_slice() {
             let channel = key.channel();
+            // Our own listener is one of the receivers on its node.
             let is_ours = state.subscriptions.is_confirmed(&channel);
-            let ours = state.node.filter(|_| is_ours);
-            let others = heard
+            let our_node = state.node.filter(|_| is_ours);
+            let has_others = receivers
                 .iter()
-                .any(|(node, count)| *count > u64::from(ours == Some(*node)));
-            if others {
-                let until = self.new_yield_deadline();
-                state.courtesies.put(&channel, until, clock::now());
+                .any(|(node, count)| *count > u64::from(our_node == Some(*node)));
+            if has_others {
+                let deadline = self.new_yield_deadline();
+                state.yields.set(&channel, deadline, clock::now());
             } else {
-                state.courtesies.remove(&channel);
+                state.yields.remove(&channel);
             }
         }
-        let count = state.courtesies.count();
-        self.courtesies.store(count, Ordering::Release);
+        let count = state.yields.count();
+        self.yield_count.store(count, Ordering::Release);
     }
 
-    /// Nobody heard of it on this node. Where others listen they do so on the first one.
-    pub(crate) fn record_no_receivers(&self, keys: &KeySet, node: usize) {
+    /// Records that the message of a release had no receivers on a node. Only the first voting node
+    /// counts, because all listeners use it.
+    pub(super) fn record_no_receivers(&self, keys: &KeySet, node: usize) {
         if self.nodes.first_voting_node() == Some(node) {
             self.record_receivers(keys, &[]);
         }
     }
 
-    /// Two round trips and as much again, more or less, from now on.
-    pub(crate) fn new_yield_deadline(&self) -> Instant {
+    /// Returns a deadline two to four round trips from now, drawn at random.
+    pub(super) fn new_yield_deadline(&self) -> Instant {
         clock::now() + (2 * self.nodes.rtt_estimate()).mul_f64(1.0 + random::unit())
     }
 }

@@ -1,5 +1,13 @@
-//! Who releases a lock that others wait for lets them pass: a release tells how many heard of it, and what they have before
-//! this `Nodes` asks for it again.
+//! Until when this `Nodes` yields a key to other processes after its own release.
+//!
+//! Pure: the time is passed in. A release reports how many subscribers received its message. If
+//! other processes did, the next acquire of that key waits until they had time to acquire.
+//!
+//! | state of a channel | stored as          | ends by                                          |
+//! |--------------------|--------------------|--------------------------------------------------|
+//! | yielded            | `Some(deadline)`   | a release without other receivers; forgotten     |
+//! | not yielded        | `None`             | a release with other receivers; forgotten        |
+//! | unknown            | no entry           | a release with other receivers                   |
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -7,41 +15,47 @@ use std::time::{Duration, Instant};
 
 use crate::protocol::key::Channel;
 
-/// A `Nodes` that let others pass at a key forgets it after this.
+/// A channel is forgotten when its deadline has passed for this long.
 const FORGET_AFTER: Duration = Duration::from_secs(10);
 
-/// Until when others are let pass, for each key that others were seen to listen to.
-pub(crate) struct Courtesies {
-    /// `None` where nobody was heard to listen last; kept until the queue comes to it.
-    until: HashMap<Channel, Option<Instant>>,
-    /// Each channel once, with when it is to be looked at whether it can be forgotten.
+/// The most channels that one release checks for being forgotten. More than one, so that the
+/// number of channels shrinks.
+const MAX_CHECKED: usize = 2;
+
+/// The deadlines of all channels that other processes were seen to receive.
+pub(super) struct YieldDeadlines {
+    /// `None` if the last release had no other receivers; kept until the queue reaches it.
+    deadlines: HashMap<Channel, Option<Instant>>,
+    /// Each channel once, with the time of its next check for being forgotten.
     queue: VecDeque<(Instant, Channel)>,
-    /// How many are not `None`.
+    /// The number of deadlines that are not `None`.
     count: usize,
 }
 
-impl Courtesies {
-    pub(crate) fn new() -> Courtesies {
-        Courtesies {
-            until: HashMap::new(),
+impl YieldDeadlines {
+    pub(super) fn new() -> YieldDeadlines {
+        YieldDeadlines {
+            deadlines: HashMap::new(),
             queue: VecDeque::new(),
             count: 0,
         }
     }
 
-    pub(crate) fn count(&self) -> usize {
+    /// Returns the number of channels with a deadline.
+    pub(super) fn count(&self) -> usize {
         self.count
     }
 
-    pub(crate) fn until(&self, channel: &str) -> Option<Instant> {
-        self.until.get(channel).copied().flatten()
+    /// Returns the deadline of a channel, which may have passed.
+    pub(super) fn deadline(&self, channel: &str) -> Option<Instant> {
+        self.deadlines.get(channel).copied().flatten()
     }
 
-    /// Sets until when others are let pass at a channel, and forgets up to two others that are over: one more than is added, so
-    /// that no release looks at all of them.
-    pub(crate) fn put(&mut self, channel: &Channel, until: Instant, now: Instant) {
+    /// Sets the deadline of a channel. Forgets up to [`MAX_CHECKED`] others, so that no release
+    /// checks them all.
+    pub(super) fn set(&mut self, channel: &Channel, deadline: Instant, now: Instant) {
         self.forget_some(now);
-        match self.until.insert(Arc::clone(channel), Some(until)) {
+        match self.deadlines.insert(Arc::clone(channel), Some(deadline)) {
             Some(Some(_)) => {}
             Some(None) => self.count += 1,
             None => {
@@ -52,36 +66,37 @@ impl Courtesies {
         }
     }
 
-    /// Moves the end of one that is there.
-    pub(crate) fn prolong(&mut self, channel: &str, end: Instant) {
-        if let Some(Some(until)) = self.until.get_mut(channel) {
-            *until = end;
+    /// Moves the deadline of a channel, if it has one.
+    pub(super) fn extend(&mut self, channel: &str, deadline: Instant) {
+        if let Some(Some(current)) = self.deadlines.get_mut(channel) {
+            *current = deadline;
         }
     }
 
-    pub(crate) fn remove(&mut self, channel: &str) {
-        if let Some(until) = self.until.get_mut(channel)
-            && until.take().is_some()
+    /// Removes the deadline of a channel.
+    pub(super) fn remove(&mut self, channel: &str) {
+        if let Some(deadline) = self.deadlines.get_mut(channel)
+            && deadline.take().is_some()
         {
             self.count -= 1;
         }
     }
 
     fn forget_some(&mut self, now: Instant) {
-        for _ in 0..2 {
+        for _ in 0..MAX_CHECKED {
             if self.queue.front().is_none_or(|(due, _)| *due > now) {
                 return;
             }
             let Some((_, channel)) = self.queue.pop_front() else {
                 return;
             };
-            match self.until.get(&channel).copied().flatten() {
-                Some(until) if now < until + FORGET_AFTER => {
-                    self.queue.push_back((now + FORGET_AFTER, channel))
+            match self.deadline(&channel) {
+                Some(deadline) if now < deadline + FORGET_AFTER => {
+                    self.queue.push_back((now + FORGET_AFTER, channel));
                 }
-                until => {
-                    self.count -= usize::from(until.is_some());
-                    self.until.remove(&channel);
+                deadline => {
+                    self.count -= usize::from(deadline.is_some());
+                    self.deadlines.remove(&channel);
                 }
             }
         }
@@ -94,28 +109,34 @@ mod tests {
     use crate::time::clock;
 
     #[test]
-    fn courtesies_that_are_over_are_forgotten_a_few_with_each_release() {
-        let mut all = Courtesies::new();
+    fn deadlines_that_have_passed_are_forgotten_a_few_per_release() {
+        let mut all = YieldDeadlines::new();
         let start = clock::now();
         let name = |n: u32| Channel::from(format!("x{n}"));
         for n in 0..100 {
-            all.put(&name(n), start, start);
-            all.put(&name(n), start, start);
+            all.set(&name(n), start, start);
+            all.set(&name(n), start, start);
             all.remove("x7");
         }
         assert_eq!(
-            (all.count(), all.until.len(), all.queue.len()),
+            (all.count(), all.deadlines.len(), all.queue.len()),
             (99, 100, 100)
         );
-        assert_eq!((all.until("x8"), all.until("x7")), (Some(start), None));
+        assert_eq!(
+            (all.deadline("x8"), all.deadline("x7")),
+            (Some(start), None)
+        );
         let later = start + 2 * FORGET_AFTER;
-        all.prolong("x1", later);
-        // Each release forgets two at the most.
-        all.put(&name(1000), later, later);
-        assert_eq!((all.count(), all.until.len()), (99, 100));
+        all.extend("x1", later);
+        // Each release forgets two at most.
+        all.set(&name(1000), later, later);
+        assert_eq!((all.count(), all.deadlines.len()), (99, 100));
         for n in 0..100 {
-            all.put(&name(n % 2), later, later);
+            all.set(&name(n % 2), later, later);
         }
-        assert_eq!((all.count(), all.until.len(), all.queue.len()), (3, 3, 3));
+        assert_eq!(
+            (all.count(), all.deadlines.len(), all.queue.len()),
+            (3, 3, 3)
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Renews the leases of guards that asked for it.
+//! Renewal: one thread extends the leases of all guards that asked for it.
 
 pub(crate) mod queue;
 pub(crate) mod service;

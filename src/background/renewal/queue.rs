@@ -1,4 +1,15 @@
-//! The leases to renew, by due time.
+//! The state that the renewal thread shares with its callers: leases by due time, and replies.
+//!
+//! Guards register leases here, workers deliver replies here. Neither blocks: the mutex is held for
+//! queue operations only.
+//!
+//! | entry     | stored in                         | ends by                                |
+//! |-----------|-----------------------------------|----------------------------------------|
+//! | waiting   | `timers`                          | due: in flight                         |
+//! | in flight | `in_flight`; the worker's own map | verdict or time limit: waiting or gone |
+//! | gone      | nowhere                           |                                        |
+//!
+//! An entry is gone when its lease is lost, its guard is released, or `renew_until` has passed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,71 +25,141 @@ use crate::time::timer_queue::TimerQueue;
 use crate::transport::job::ReplySink;
 
 /// The thread's name.
-pub(crate) const NAME: &str = "redguard-renewal";
+pub(super) const NAME: &str = "redguard-renewal";
 
-/// Renewals go out early by up to this part of their TTL, so that those which are due at about the same time travel together.
+/// A renewal is sent ahead of time by up to this fraction of its TTL, so that renewals that are due
+/// at about the same time share one batch.
 const SEND_AHEAD_FRACTION: u32 = 60;
 
-/// The longest pause after failures is this part of a TTL; the first one is an eighth of it.
+/// The longest delay after failed renewals, as a fraction of the TTL.
 const MAX_RETRY_FRACTION: u32 = 8;
 
-/// Is told of a lease that was found lost, and how; it owes all the rest.
+/// The delay doubles this many times until it is the longest one.
+const RETRY_DOUBLINGS: u32 = 3;
+
+/// Handles the loss of a lease that the renewal marked lost. The text is the reason for the log.
 pub(crate) type OnLeaseLost = Arc<dyn Fn(&Arc<Lease>, &str) + Send + Sync>;
 
-pub(crate) struct RenewalQueue {
-    pub(crate) state: Mutex<RenewalQueueState>,
-    pub(crate) changed: Condvar,
+/// The leases to renew and the replies to renewals.
+pub(super) struct RenewalQueue {
+    pub(super) state: Mutex<RenewalQueueState>,
+    pub(super) changed: Condvar,
 }
 
-pub(crate) struct RenewalQueueState {
-    pub(crate) agenda: TimerQueue<RenewalEntry>,
-    /// The leases whose renewal is on its way, and not in the agenda: what the thread has of them may be gone with a panic.
-    pub(crate) open: HashMap<u64, RenewalEntry>,
-    /// Answers, with the numbers of their rounds and nodes.
-    pub(crate) arrived: Vec<(u32, usize, Reply)>,
-    /// The thread sleeps until so many answers are there.
-    pub(crate) wanted: usize,
-    pub(crate) stopping: bool,
+pub(super) struct RenewalQueueState {
+    /// By token id, due when the lease is to be renewed.
+    pub(super) timers: TimerQueue<RenewalEntry>,
+    /// The entries whose renewal was sent, by token id. Kept here and not with the thread, so that
+    /// a panic of the thread loses none.
+    pub(super) in_flight: HashMap<u64, RenewalEntry>,
+    /// The replies not yet counted, with their round and node.
+    pub(super) replies: Vec<(u32, usize, Reply)>,
+    /// The thread is woken when this many replies are there.
+    pub(super) wake_at: usize,
+    pub(super) stopping: bool,
 }
 
+/// One lease that is renewed.
 #[derive(Clone)]
-pub(crate) struct RenewalEntry {
-    pub(crate) lease: Arc<Lease>,
-    pub(crate) ttl: Ttl,
-    /// When renewing ends, whatever the lease.
-    pub(crate) until: Option<Instant>,
-    pub(crate) failures: u32,
+pub(super) struct RenewalEntry {
+    pub(super) lease: Arc<Lease>,
+    pub(super) ttl: Ttl,
+    /// When renewing ends, even if the lease is held; `None` means no limit.
+    pub(super) renew_until: Option<Instant>,
+    /// Failed renewals in a row.
+    pub(super) failures: u32,
+}
+
+impl RenewalQueue {
+    pub(super) fn new() -> RenewalQueue {
+        RenewalQueue {
+            state: Mutex::new(RenewalQueueState {
+                timers: TimerQueue::new(),
+                in_flight: HashMap::new(),
+                replies: Vec::new(),
+                wake_at: 0,
+                stopping: false,
+            }),
+            changed: Condvar::new(),
+        }
+    }
 }
 
 impl RenewalEntry {
-    /// From one renewal to the next: a third of the TTL, a tenth more or less, so that what was taken in one burst does not
-    /// come in one burst for ever.
-    pub(crate) fn interval(&self) -> Duration {
-        let spread = 0.9 + 0.2 * random::unit();
-        (self.ttl.duration() / 3).mul_f64(spread)
+    /// Returns the time between two renewals: a third of the TTL, ±10 %. The jitter spreads leases
+    /// that were acquired in one burst.
+    pub(super) fn interval(&self) -> Duration {
+        let factor = 0.9 + 0.2 * random::unit();
+        (self.ttl.duration() / 3).mul_f64(factor)
     }
 
-    /// The pause after a failure.
-    pub(crate) fn pause(&self) -> Duration {
-        let longest = self.ttl.duration() / MAX_RETRY_FRACTION;
-        let doubled = longest / 8 * (1 << self.failures.min(3));
+    /// Returns the delay after a failed renewal: TTL/64, doubled per failure up to TTL/8, of which
+    /// up to a half is cut at random.
+    pub(super) fn retry_delay(&self) -> Duration {
+        let max = self.ttl.duration() / MAX_RETRY_FRACTION;
+        let min = max / (1 << RETRY_DOUBLINGS);
+        let doubled = min * (1 << self.failures.min(RETRY_DOUBLINGS));
         doubled.mul_f64(0.5 + random::unit() / 2.0)
     }
 
-    pub(crate) fn send_ahead(&self) -> Duration {
+    /// Returns how long before its due time a renewal may be sent.
+    pub(super) fn send_ahead(&self) -> Duration {
         self.ttl.duration() / SEND_AHEAD_FRACTION
     }
 }
 
 impl ReplySink for RenewalQueue {
-    fn deliver(&self, round: u32, node: usize, answer: Reply) {
+    fn deliver(&self, round: u32, node: usize, reply: Reply) {
         let mut state = self.state.lock();
-        state.arrived.push((round, node, answer));
-        // The first one wakes it, too: then it waits for the others with a limit.
-        let enough = state.arrived.len() == 1 || state.arrived.len() == state.wanted;
-        drop(state); // the thread need not wait for us when it wakes
-        if enough {
+        state.replies.push((round, node, reply));
+        // The first reply wakes the thread, too: from then on it waits for more with a limit.
+        let wakes = state.replies.len() == 1 || state.replies.len() == state.wake_at;
+        drop(state); // unlock before waking
+        if wakes {
             self.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+    use super::*;
+    use crate::tests::fixtures::lease;
+
+    const TTL: Duration = Duration::from_secs(64);
+
+    fn entry(failures: u32) -> RenewalEntry {
+        RenewalEntry {
+            lease: lease("x"),
+            ttl: Ttl::parse(TTL, 0.5).unwrap(),
+            renew_until: None,
+            failures,
+        }
+    }
+
+    #[test]
+    fn interval_is_a_third_of_the_ttl_with_a_tenth_of_jitter() {
+        let drawn: Vec<Duration> = (0..1000).map(|_| entry(0).interval()).collect();
+        let (third, min, max) = (TTL / 3, drawn.iter().min(), drawn.iter().max());
+        let within = |part: f64, low: f64, high: f64| (low..=high).contains(&part);
+        let parts = [min, max].map(|part| part.unwrap().as_secs_f64() / third.as_secs_f64());
+        // Of a thousand draws some are close to both ends.
+        assert!(within(parts[0], 0.9, 0.92), "{parts:?}");
+        assert!(within(parts[1], 1.08, 1.1), "{parts:?}");
+    }
+
+    #[test]
+    fn retry_delay_doubles_per_failure_up_to_an_eighth_of_the_ttl() {
+        for (failures, whole) in [(0, 1), (1, 2), (2, 4), (3, 8), (4, 8), (u32::MAX, 8)] {
+            let whole = Duration::from_secs(whole);
+            let drawn: Vec<Duration> = (0..1000).map(|_| entry(failures).retry_delay()).collect();
+            let within = |delay: &Duration| (whole / 2..=whole).contains(delay);
+            assert!(drawn.iter().all(within), "after {failures}");
+            let (min, max) = (drawn.iter().min(), drawn.iter().max());
+            let spread = *max.unwrap() - *min.unwrap();
+            assert!(spread > whole / 4, "after {failures}: {spread:?}");
         }
     }
 }

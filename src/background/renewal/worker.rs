@@ -1,4 +1,12 @@
-//! What the renewing thread does: sends what is due, collects what comes, and never waits for a round.
+//! The renewal thread: sends the renewals that are due and counts the replies as they come.
+//!
+//! The thread never blocks on a round, so one slow node delays no renewal. A lease is renewed from
+//! a third of its TTL on. A failed renewal is repeated with back-off until the validity ends. Only
+//! a quorum of *not ours*, or the clock, makes a lease lost (S5, S7).
+//!
+//! A key that a node has lost is restored there only after a quorum has confirmed the lease (S5).
+//! Replies after the verdict may report such a loss as well, so a confirmed renewal is kept until
+//! `node_timeout` has passed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,314 +28,353 @@ use crate::time::{clock, deadline};
 use crate::transport::job::ReplySink;
 use crate::transport::node_group::NodeGroup;
 
+/// The most renewals in flight, which bounds what they occupy of a worker's queue.
+const MAX_IN_FLIGHT: usize = 256;
+
+/// How long the thread waits for more replies once it has one.
+const REPLY_GATHER_TIME: Duration = Duration::from_millis(2);
+
+/// The reason in the log for a lease whose validity ended while its renewals failed.
+const NOT_RENEWED_MSG: &str = "its lease ended before it could be renewed";
+
 /// A renewal that is about to be sent.
 struct DueRenewal {
     id: u64,
-    renewed: RenewalEntry,
-    turn: ExtensionGuard,
+    entry: RenewalEntry,
+    extension: ExtensionGuard,
     expiry: Instant,
 }
 
-/// A renewal on its way.
+/// A renewal that was sent and has no verdict.
 struct InFlightRenewal {
     id: u64,
-    renewed: RenewalEntry,
-    _turn: ExtensionGuard,
+    entry: RenewalEntry,
+    /// Keeps other extensions of the lease from being sent.
+    extension: ExtensionGuard,
     tally: Tally,
+    /// The nodes that have lost the key.
     absent: NodeSet,
     start: Instant,
-    lead: i64,
+    /// The offset of the wall clock at `start`, in µs.
+    wall_offset: i64,
     end: Instant,
 }
 
-/// What the thread owns.
-pub(crate) struct RenewalWorker {
-    desk: Arc<RenewalQueue>,
-    nodes: Arc<NodeGroup>,
-    node_timeout: Duration,
-    lost: OnLeaseLost,
-    open: HashMap<u32, InFlightRenewal>,
-    /// Renewals that a quorum has confirmed while some nodes had not answered.
-    late: HashMap<u32, ConfirmedRenewal>,
-    last: u32,
-}
-
-/// A node that answers when a quorum has may be the one that has lost the key.
+/// A renewal that a quorum has confirmed while replies were missing.
 struct ConfirmedRenewal {
     lease: Arc<Lease>,
     ttl: Ttl,
     end: Instant,
 }
 
+/// The replies and the due entries of one wake-up.
+#[derive(Default)]
+struct Work {
+    replies: Vec<(u32, usize, Reply)>,
+    due: Vec<(u64, RenewalEntry)>,
+}
+
+/// The state of the renewal thread.
+pub(super) struct RenewalWorker {
+    queue: Arc<RenewalQueue>,
+    nodes: Arc<NodeGroup>,
+    node_timeout: Duration,
+    on_lost: OnLeaseLost,
+    /// By round.
+    in_flight: HashMap<u32, InFlightRenewal>,
+    /// By round.
+    confirmed: HashMap<u32, ConfirmedRenewal>,
+    last_round: u32,
+}
+
 impl RenewalWorker {
-    pub(crate) fn new(
-        desk: &Arc<RenewalQueue>,
+    pub(super) fn new(
+        queue: &Arc<RenewalQueue>,
         nodes: Arc<NodeGroup>,
         node_timeout: Duration,
-        lost: OnLeaseLost,
+        on_lost: OnLeaseLost,
     ) -> RenewalWorker {
         RenewalWorker {
-            desk: Arc::clone(desk),
+            queue: Arc::clone(queue),
             nodes,
             node_timeout,
-            lost,
-            open: HashMap::new(),
-            late: HashMap::new(),
-            last: 0,
+            on_lost,
+            in_flight: HashMap::new(),
+            confirmed: HashMap::new(),
+            last_round: 0,
         }
     }
 
-    pub(crate) fn run(&mut self) {
+    pub(super) fn run(&mut self) {
         loop {
-            match threads::catch(NAME, || self.turn()) {
+            match threads::catch(NAME, || self.run_once()) {
                 Some(true) => {}
                 Some(false) => return,
-                None => self.start_again(),
+                None => self.recover(),
             }
         }
     }
 
-    /// Serves what has come and what is due. `false` when the thread is to end.
-    fn turn(&mut self) -> bool {
-        let (mut answers, mut due) = (Vec::new(), Vec::new());
-        if !self.wait(&mut answers, &mut due) {
+    /// Waits for work and does it. Returns `false` if the thread is to end.
+    fn run_once(&mut self) -> bool {
+        let Some(work) = self.wait_for_work() else {
             return false;
+        };
+        for (round, node, reply) in work.replies {
+            self.count_reply(round, node, reply);
         }
-        for (round, node, answer) in answers {
-            self.count_reply(round, node, answer);
-        }
-        let begun = due
-            .into_iter()
-            .filter_map(|(id, renewed)| self.begin(id, renewed));
-        let begun: Vec<DueRenewal> = begun.collect();
-        self.send(begun);
+        let due = work.due.into_iter();
+        let due: Vec<DueRenewal> = due
+            .filter_map(|(id, entry)| self.begin(id, entry))
+            .collect();
+        self.send(due);
         let now = clock::now();
-        let over = |open: &InFlightRenewal| open.tally.verdict().is_some() || open.end <= now;
-        let over = self.open.extract_if(|_, open| over(open));
-        for (round, open) in over.collect::<Vec<_>>() {
-            self.finish(round, open);
+        let is_over =
+            |renewal: &InFlightRenewal| renewal.tally.verdict().is_some() || renewal.end <= now;
+        let over = self
+            .in_flight
+            .extract_if(|_, renewal| is_over(renewal))
+            .collect::<Vec<_>>();
+        for (round, renewal) in over {
+            self.finish(round, renewal);
         }
-        self.late.retain(|_, late| now < late.end);
+        self.confirmed.retain(|_, renewal| now < renewal.end);
         true
     }
 
-    /// After a panic nothing is known of the renewals that were on their way: all of them are due again, as after a failure.
-    fn start_again(&mut self) {
-        self.open.clear();
-        self.late.clear();
+    /// Schedules all renewals in flight as after a failure, because a panic left their rounds in an
+    /// unknown state.
+    fn recover(&mut self) {
+        self.in_flight.clear();
+        self.confirmed.clear();
         let now = clock::now();
-        let mut state = self.desk.state.lock();
-        let open = std::mem::take(&mut state.open);
-        for (id, mut renewed) in open {
-            let due = now + renewed.pause();
-            renewed.failures = renewed.failures.saturating_add(1);
-            state.agenda.insert(id, due, renewed);
+        let mut state = self.queue.state.lock();
+        let entries = std::mem::take(&mut state.in_flight);
+        for (id, mut entry) in entries {
+            let due = now + entry.retry_delay();
+            entry.failures = entry.failures.saturating_add(1);
+            state.timers.insert(id, due, entry);
         }
     }
 
-    fn count_reply(&mut self, round: u32, node: usize, answer: Reply) {
-        if let Some(open) = self.open.get_mut(&round) {
-            if answer == Reply::Absent {
-                open.absent.insert(node);
+    fn count_reply(&mut self, round: u32, node: usize, reply: Reply) {
+        if let Some(renewal) = self.in_flight.get_mut(&round) {
+            if reply == Reply::Absent {
+                renewal.absent.insert(node);
             }
-            open.tally.vote(node, reply::vote_of(answer));
-        } else if let (Some(late), Reply::Absent) = (self.late.get(&round), answer) {
+            renewal.tally.vote(node, reply::vote_of(reply));
+        } else if let (Some(renewal), Reply::Absent) = (self.confirmed.get(&round), reply) {
             let nodes = NodeSet::single(node);
-            self.nodes.restore(&late.lease, late.ttl.millis(), nodes);
+            self.nodes
+                .restore(&renewal.lease, renewal.ttl.millis(), nodes);
         }
     }
 
-    /// Waits until there is something to do, and moves that into `answers` and `due`. `false` when the thread is to end.
-    fn wait(
-        &self,
-        answers: &mut Vec<(u32, usize, Reply)>,
-        due: &mut Vec<(u64, RenewalEntry)>,
-    ) -> bool {
-        let mut state = self.desk.state.lock();
-        // As many as could decide all that are open: who is woken for less does less at a time.
-        let decide = self
-            .open
-            .values()
-            .map(|open| open.tally.min_votes_to_decide());
-        state.wanted = decide.sum();
-        let end = self.open.values().map(|open| open.end).min();
+    /// Blocks until a renewal is due, replies are gathered or a renewal in flight is out of time.
+    /// Returns `None` if the thread is to end.
+    fn wait_for_work(&self) -> Option<Work> {
+        let in_flight = || self.in_flight.values();
+        let capacity = MAX_IN_FLIGHT - self.in_flight.len();
+        let end = in_flight().map(|renewal| renewal.end).min();
+        let mut work = Work::default();
         let mut gathered = None;
+        let mut state = self.queue.state.lock();
+        // Waking for fewer replies than decide all rounds would do less work per wake-up.
+        state.wake_at = in_flight()
+            .map(|renewal| renewal.tally.min_votes_to_decide())
+            .sum();
         loop {
             if state.stopping {
-                return false;
+                return None;
             }
             let now = clock::now();
-            let room = MAX_IN_FLIGHT - self.open.len();
-            // When the first one is due, all others go with it that soon will be.
-            let is_due =
-                |state: &RenewalQueueState| state.agenda.peek().is_some_and(|(at, _)| at <= now);
-            let goes = |state: &RenewalQueueState| {
-                let first = state.agenda.peek();
-                first.is_some_and(|(at, renewed)| at <= now + renewed.send_ahead())
-            };
-            if is_due(&state) {
-                while due.len() < room && goes(&state) {
-                    let Some((id, renewed)) = state.agenda.pop() else {
-                        break;
-                    };
-                    state.open.insert(id, renewed.clone());
-                    due.push((id, renewed));
-                }
-            }
-            let some = !state.arrived.is_empty();
-            if some && gathered.is_none() {
+            work.due = take_due(&mut state, capacity, now);
+            let has_replies = !state.replies.is_empty();
+            if has_replies && gathered.is_none() {
                 gathered = Some(now + REPLY_GATHER_TIME);
             }
-            let arrived = some && state.arrived.len() >= state.wanted;
-            let arrived = arrived || gathered.is_some_and(|gathered| gathered <= now);
-            if arrived || !due.is_empty() || end.is_some_and(|end| end <= now) {
-                state.wanted = 0;
-                answers.append(&mut state.arrived);
-                return true;
+            let is_decided = has_replies && state.replies.len() >= state.wake_at;
+            let is_gathered = gathered.is_some_and(|gathered| gathered <= now);
+            let is_out_of_time = end.is_some_and(|end| end <= now);
+            if is_decided || is_gathered || is_out_of_time || !work.due.is_empty() {
+                state.wake_at = 0;
+                work.replies.append(&mut state.replies);
+                return Some(work);
             }
-            let next = state.agenda.peek().filter(|_| room > 0);
-            let next = deadline::earlier(next.map(|(at, _)| at), gathered);
+            let next = state.timers.peek().filter(|_| capacity > 0);
+            let next = deadline::earlier(next.map(|(due, _)| due), gathered);
             match deadline::earlier(next, end) {
-                Some(end) => _ = self.desk.changed.wait_until(&mut state, end),
-                None => self.desk.changed.wait(&mut state),
+                Some(wake_at) => _ = self.queue.changed.wait_until(&mut state, wake_at),
+                None => self.queue.changed.wait(&mut state),
             }
         }
     }
 
-    /// A renewal that is due may be sent, unless there is nothing to renew any more.
-    fn begin(&self, id: u64, renewed: RenewalEntry) -> Option<DueRenewal> {
+    /// Reserves the extension of a lease. Returns `None` if the lease need not be renewed now.
+    fn begin(&self, id: u64, entry: RenewalEntry) -> Option<DueRenewal> {
         let start = clock::now();
-        let expiry = match renewed.lease.expire_if_due(start) {
+        let expiry = match entry.lease.expire_if_due(start) {
             LeaseState::Held(expiry) => expiry,
-            look => {
-                self.desk.state.lock().open.remove(&id);
-                if look == LeaseState::JustLost {
-                    (self.lost)(&renewed.lease, "its lease ended before it could be renewed");
-                }
+            state => {
+                self.end_renewal(id, &entry.lease, state);
                 return None;
             }
         };
-        if renewed.until.is_some_and(|until| until <= start) {
-            self.desk.state.lock().open.remove(&id);
-            debug!("{}: renewed no more after max_hold", renewed.lease.keys());
+        if entry.renew_until.is_some_and(|until| until <= start) {
+            self.queue.state.lock().in_flight.remove(&id);
+            debug!("{}: renewal ended: max_renewal reached", entry.lease.keys());
             return None;
         }
-        let Some(turn) = renewed.lease.try_begin_extension() else {
-            // Its holder extends it at this moment.
-            let pause = renewed.send_ahead();
-            self.put_back(id, renewed, start + pause);
+        let Some(extension) = entry.lease.try_begin_extension() else {
+            // The guard's `extend` is in flight.
+            let delay = entry.send_ahead();
+            self.reschedule(id, entry, start + delay);
             return None;
         };
         Some(DueRenewal {
             id,
-            renewed,
-            turn,
+            entry,
+            extension,
             expiry,
         })
     }
 
-    /// Sends renewals, all that are due in one message to each lane.
-    fn send(&mut self, begun: Vec<DueRenewal>) {
-        if begun.is_empty() {
+    /// Sends renewals, as one message per node connection.
+    fn send(&mut self, due: Vec<DueRenewal>) {
+        if due.is_empty() {
             return;
         }
-        let (start, lead) = (clock::now(), clock::wall_offset());
-        let mut requests = Vec::with_capacity(begun.len());
-        for DueRenewal { renewed, .. } in &begun {
-            self.last = self.last.wrapping_add(1);
-            let request = Request::new(Op::Extend, &renewed.lease, renewed.ttl.millis());
-            requests.push((request, self.last));
+        let (start, wall_offset) = (clock::now(), clock::wall_offset());
+        let mut requests = Vec::with_capacity(due.len());
+        for DueRenewal { entry, .. } in &due {
+            self.last_round = self.last_round.wrapping_add(1);
+            let request = Request::new(Op::Extend, &entry.lease, entry.ttl.millis());
+            requests.push((request, self.last_round));
         }
-        let desk: Arc<dyn ReplySink> = Arc::clone(&self.desk) as _;
-        let tallies = self.nodes.send_many(&requests, &desk);
-        for ((begun, (_, round)), tally) in begun.into_iter().zip(requests).zip(tallies) {
-            let open = InFlightRenewal {
-                id: begun.id,
-                renewed: begun.renewed,
-                _turn: begun.turn,
+        let sink: Arc<dyn ReplySink> = Arc::clone(&self.queue) as _;
+        let tallies = self.nodes.send_many(&requests, &sink);
+        for ((due, (_, round)), tally) in due.into_iter().zip(requests).zip(tallies) {
+            let renewal = InFlightRenewal {
+                id: due.id,
+                entry: due.entry,
+                extension: due.extension,
                 tally,
                 absent: NodeSet::default(),
                 start,
-                lead,
-                end: begun.expiry.min(start + self.node_timeout),
+                wall_offset,
+                end: due.expiry.min(start + self.node_timeout),
             };
-            self.open.insert(round, open);
+            self.in_flight.insert(round, renewal);
         }
     }
 
-    /// What a renewal has come to.
-    fn finish(&mut self, round: u32, open: InFlightRenewal) {
+    /// Applies the verdict of a renewal to its lease and schedules the next one.
+    fn finish(&mut self, round: u32, renewal: InFlightRenewal) {
         let InFlightRenewal {
             id,
-            mut renewed,
-            _turn,
+            entry,
+            extension,
             mut tally,
             absent,
             start,
-            lead,
+            wall_offset,
             ..
-        } = open;
-        drop(_turn);
-        let (lease, ttl) = (&renewed.lease, renewed.ttl);
+        } = renewal;
+        drop(extension);
+        let lease = &entry.lease;
         let now = clock::now();
         let verdict = tally
             .verdict()
             .unwrap_or_else(|| tally.close_with_timeouts());
-        let look = match (
-            verdict,
-            deadline::deadline(start, validity::validity(ttl.duration())),
-        ) {
-            (Verdict::Granted, Some(until)) => lease.extend_to(now, until, lead),
+        let expiry = deadline::deadline(start, validity::validity(entry.ttl.duration()));
+        let state = match (verdict, expiry) {
+            (Verdict::Granted, Some(expiry)) => lease.extend_to(now, expiry, wall_offset),
             (Verdict::Refused, _) if lease.mark_not_ours() => {
-                (self.lost)(lease, "a quorum of nodes says that it is not ours");
+                (self.on_lost)(lease, "a quorum of nodes says that it is not ours");
                 LeaseState::Lost
             }
             _ => lease.expire_if_due(now),
         };
-        match (look, verdict) {
+        match (state, verdict) {
             (LeaseState::Held(_), Verdict::Granted) => {
-                self.nodes.counters().renewed(lease.key());
-                // Only now, with a quorum that is ours, may it come back where it was lost.
-                self.nodes.restore(lease, ttl.millis(), absent);
+                // Only now, with a quorum that confirmed the lease, may a lost key be restored.
+                self.nodes.restore(lease, entry.ttl.millis(), absent);
                 if !tally.is_complete() {
-                    let late = ConfirmedRenewal {
+                    let confirmed = ConfirmedRenewal {
                         lease: Arc::clone(lease),
-                        ttl,
+                        ttl: entry.ttl,
                         end: start + self.node_timeout,
                     };
-                    self.late.insert(round, late);
+                    self.confirmed.insert(round, confirmed);
                 }
-                renewed.failures = 0;
-                let due = start + renewed.interval();
-                self.put_back(id, renewed, due);
+                self.schedule_next(id, entry, start);
             }
             (LeaseState::Held(expiry), _) => {
-                let keys = lease.keys().clone();
-                let due = expiry.min(now + renewed.pause());
-                renewed.failures = renewed.failures.saturating_add(1);
-                self.put_back(id, renewed, due);
-                debug!("{keys}: not renewed: {verdict:?}");
+                let granted = tally.granted().len();
+                self.schedule_retry(id, entry, expiry, granted);
             }
-            (look, _) => {
-                self.desk.state.lock().open.remove(&id);
-                if look == LeaseState::JustLost {
-                    (self.lost)(lease, "its lease ended before it could be renewed");
-                }
-            }
+            (state, _) => self.end_renewal(id, lease, state),
         }
     }
 
-    /// Once more at `due`, unless it was retired meanwhile.
-    fn put_back(&self, id: u64, renewed: RenewalEntry, due: Instant) {
-        let mut state = self.desk.state.lock();
-        if state.open.remove(&id).is_some() {
-            state.agenda.insert(id, due, renewed);
+    /// Counts a successful renewal that began at `start` and schedules the next one.
+    fn schedule_next(&self, id: u64, mut entry: RenewalEntry, start: Instant) {
+        self.nodes.counters().renewed(entry.lease.key().name());
+        entry.failures = 0;
+        let due = start + entry.interval();
+        self.reschedule(id, entry, due);
+    }
+
+    /// Schedules the repetition of a renewal that only `granted` nodes confirmed, no later than the
+    /// lease's `expiry`.
+    fn schedule_retry(&self, id: u64, mut entry: RenewalEntry, expiry: Instant, granted: usize) {
+        let keys = entry.lease.keys().clone();
+        let due = expiry.min(clock::now() + entry.retry_delay());
+        entry.failures = entry.failures.saturating_add(1);
+        self.reschedule(id, entry, due);
+        let total = self.nodes.total();
+        debug!("{keys}: renewal failed: confirmed by {granted} of {total} nodes");
+    }
+
+    /// Schedules the entry at `due`, unless it was unregistered meanwhile.
+    fn reschedule(&self, id: u64, entry: RenewalEntry, due: Instant) {
+        let mut state = self.queue.state.lock();
+        if state.in_flight.remove(&id).is_some() {
+            state.timers.insert(id, due, entry);
+        }
+    }
+
+    /// Removes the entry of a lease that is no longer held, and handles its loss if `state` says
+    /// that this thread marked it lost.
+    fn end_renewal(&self, id: u64, lease: &Arc<Lease>, state: LeaseState) {
+        self.queue.state.lock().in_flight.remove(&id);
+        if state == LeaseState::JustLost {
+            (self.on_lost)(lease, NOT_RENEWED_MSG);
         }
     }
 }
 
-/// So many renewals are on their way at once, so that a lane's queue has no more of them.
-pub(crate) const MAX_IN_FLIGHT: usize = 256;
-
-/// So long the thread waits for more answers when it has some.
-pub(crate) const REPLY_GATHER_TIME: Duration = Duration::from_millis(2);
+/// Moves up to `capacity` entries to `in_flight`, if one is due at `now`: those that are due, and
+/// those that may be sent ahead with it.
+fn take_due(
+    state: &mut RenewalQueueState,
+    capacity: usize,
+    now: Instant,
+) -> Vec<(u64, RenewalEntry)> {
+    let mut due = Vec::new();
+    if state.timers.peek().is_none_or(|(first, _)| first > now) {
+        return due;
+    }
+    let may_be_sent = |state: &RenewalQueueState| {
+        let first = state.timers.peek();
+        first.is_some_and(|(first, entry)| first <= now + entry.send_ahead())
+    };
+    while due.len() < capacity && may_be_sent(state) {
+        let Some((id, entry)) = state.timers.pop() else {
+            break;
+        };
+        state.in_flight.insert(id, entry.clone());
+        due.push((id, entry));
+    }
+    due
+}

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::background::loss_notifier::LossNotifier;
-use crate::protocol::lease::tests::lease;
+use crate::error::Error;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::lost_lock::OnLostCallback;
 use crate::tests::fake_node::node::eventually;
+use crate::tests::fixtures::lease;
 use crate::time::clock;
 
 const SOON: Duration = Duration::from_millis(200);
@@ -102,4 +103,14 @@ fn what_is_extended_or_forgotten_is_not_told() {
     assert!(notifier.stop(clock::now() + LONG));
     let by_clock = usize::from(look == LeaseState::Lost);
     assert_eq!(read(&settled), 1 + by_clock);
+}
+
+#[test]
+fn watch_after_the_stop_is_closed() {
+    let (notifier, _) = notifier();
+    let (_lease, _told) = watched(&notifier, LONG);
+    assert!(notifier.stop(clock::now() + LONG));
+    let callback = OnLostCallback(Arc::new(|_| ()));
+    let refused = notifier.watch(&lease("y"), clock::now(), callback);
+    assert!(matches!(refused, Err(Error::Closed)), "{refused:?}");
 }

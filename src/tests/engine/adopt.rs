@@ -27,7 +27,7 @@ fn handed_over(fakes: &[Arc<FakeNode>]) -> (RedisLocker, LockToken) {
 }
 
 #[test]
-fn what_an_adoption_without_a_quorum_has_swapped_is_released() {
+fn adoption_without_a_quorum_releases_its_swapped_tokens() {
     let fakes = FakeNode::fakes(3);
     let (child, token) = handed_over(&fakes);
     for fake in &fakes[1..] {
@@ -48,15 +48,15 @@ fn what_an_adoption_without_a_quorum_has_swapped_is_released() {
 }
 
 #[test]
-fn one_that_answers_late_is_released_too() {
+fn node_that_replies_late_to_an_adoption_is_released_too() {
     let fakes = FakeNode::fakes(3);
     let (child, token) = handed_over(&fakes);
     // Somebody else has swapped on two of them by now.
     for fake in &fakes[1..] {
         fake.seize("x", TTL);
     }
-    let late = fakes[0].is_late(Op::Adopt);
-    let decides = fakes[1].is_late(Op::Adopt);
+    let late = fakes[0].delay(Op::Adopt);
+    let decides = fakes[1].delay(Op::Adopt);
     thread::scope(|scope| {
         let adopts = scope.spawn(|| child.adopt(&token, TTL));
         late.arrived();

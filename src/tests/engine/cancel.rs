@@ -13,7 +13,7 @@ use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::fake_node::node::{
-    FakeNode, Fault, connected_locker, eventually, places_were_left,
+    FakeNode, Fault, connected_locker, eventually, gate_entries_were_released,
 };
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
@@ -115,7 +115,7 @@ fn a_pause_between_two_attempts_is_ended() {
 fn a_round_is_ended_and_what_comes_late_is_undone() {
     let fakes = FakeNode::fakes(3);
     let locker = sluggish(&fakes);
-    let late = [fakes[1].is_late(Op::Acquire), fakes[2].is_late(Op::Acquire)];
+    let late = [fakes[1].delay(Op::Acquire), fakes[2].delay(Op::Acquire)];
     let token = CancelToken::new();
     thread::scope(|scope| {
         let waiting = scope.spawn(|| locker.acquire("x", &cancellable(&token)).err());
@@ -144,7 +144,7 @@ fn readers_that_follow_and_a_writer_at_the_gate_are_cancelled() {
     let locker = RedisRwLocker::new(sluggish(&fakes).nodes());
     let seize = |until| {
         for fake in &fakes {
-            fake.meddle("x", LockKind::ReadWrite, |slot| {
+            fake.modify("x", LockKind::ReadWrite, |slot| {
                 slot.owner = Some(("stranger".into(), until));
             });
         }
@@ -178,7 +178,7 @@ fn readers_that_follow_and_a_writer_at_the_gate_are_cancelled() {
         eventually("no place is left", || {
             fakes.iter().all(|fake| gate(fake).is_empty())
         });
-        places_were_left(&fakes)
+        gate_entries_were_released(&fakes)
     };
     // Given back, and not just ended. A lane that is held up until a place has ended need not give it back: once is enough.
     assert!((0..20).any(|_| waits_and_is_cancelled()));

@@ -12,7 +12,7 @@ use crate::protocol::request::Op;
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 
 fn fenced() -> LockOptions {
-    LockOptions::new(Duration::from_secs(30)).fenced()
+    LockOptions::new(Duration::from_secs(30)).fencing(true)
 }
 
 fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
@@ -72,7 +72,7 @@ fn a_quorum_is_as_high_as_the_token_before_it_is_handed_out() {
     fakes[2].set_fault(Fault::Down);
     for round in 0..12 {
         // One node ran ahead, as by attempts that others refused.
-        fakes[round % 2].meddle("x", LockKind::Exclusive, |slot| {
+        fakes[round % 2].modify("x", LockKind::Exclusive, |slot| {
             slot.fence = slot.fence.map(|fence| fence + 1_000);
         });
         let guard = locker.acquire("x", &fenced()).expect("free");
@@ -103,7 +103,7 @@ fn a_lock_whose_token_no_quorum_confirms_is_not_had() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let last = token(&locker, &fakes);
-    fakes[0].meddle("x", LockKind::Exclusive, |slot| {
+    fakes[0].modify("x", LockKind::Exclusive, |slot| {
         slot.fence = slot.fence.map(|fence| fence + 1_000);
     });
     // The two that are left differ.

@@ -78,12 +78,12 @@ fn all_free(fakes: &[Arc<FakeNode>]) {
     });
 }
 
-fn count(fakes: &[Arc<FakeNode>], verb: Op) -> usize {
-    fakes.iter().map(|fake| fake.count(verb)).sum()
+fn count(fakes: &[Arc<FakeNode>], op: Op) -> usize {
+    fakes.iter().map(|fake| fake.count(op)).sum()
 }
 
 #[test]
-fn who_waits_takes_it_with_the_release() {
+fn waiter_acquires_with_the_release() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), || (), || ());
@@ -122,9 +122,9 @@ fn a_lock_is_handed_on_in_order_and_is_free_now_and_then() {
     });
     assert_eq!(*order.lock(), (0..THREADS).collect::<Vec<_>>());
     all_free(&fakes);
-    let served = fakes[0].verbs();
-    let mut rows = served.split(|verb| *verb == Op::Acquire);
-    let swaps = |row: &[Op]| row.iter().filter(|verb| **verb == Op::Swap).count();
+    let served = fakes[0].ops();
+    let mut rows = served.split(|op| *op == Op::Acquire);
+    let swaps = |row: &[Op]| row.iter().filter(|op| **op == Op::Swap).count();
     assert!(
         rows.all(|row| swaps(row) <= MAX_STREAK as usize),
         "{served:?}"
@@ -208,10 +208,10 @@ fn a_release_ends_as_it_would_if_nobody_waited() {
 }
 
 #[test]
-fn who_is_cancelled_when_it_was_sent_undoes_it() {
+fn handoff_is_undone_when_acquirer_is_cancelled_after_the_swap() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Swap)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Swap)).collect();
     let token = CancelToken::new();
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
     thread::scope(|scope| {
@@ -238,7 +238,7 @@ fn who_is_cancelled_when_it_was_sent_undoes_it() {
 }
 
 #[test]
-fn who_is_cancelled_before_it_was_sent_does_not_spoil_the_release() {
+fn release_succeeds_when_acquirer_is_cancelled_before_the_swap() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
@@ -246,7 +246,7 @@ fn who_is_cancelled_before_it_was_sent_does_not_spoil_the_release() {
     let engine = locker.nodes().engine();
     let busy: Vec<_> = fakes
         .iter()
-        .map(|fake| fake.is_late(Op::WakeListener))
+        .map(|fake| fake.delay(Op::WakeListener))
         .collect();
     let key = Key::parse("redguard:", "y", LockKind::Exclusive).expect("a good name");
     let other = Token::fresh(None).expect("a token");
@@ -279,7 +279,7 @@ fn a_shutdown_meanwhile_leaves_nothing() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Swap)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Swap)).collect();
     thread::scope(|scope| {
         let next = scope.spawn(|| locker.lock("x", TTL).map(drop));
         queued(&locker, 1);
@@ -318,7 +318,7 @@ fn a_node_that_is_down_gets_nothing_and_is_owed_the_release() {
 
 #[test]
 fn without_a_quorum_both_tokens_are_released_and_the_next_goes_the_ordinary_way() {
-    for (sin, is_told) in [
+    for (fault, is_told) in [
         (Fault::Fails(Op::Swap), true),
         (Fault::FailsAfterApplying(Op::Swap), false),
     ] {
@@ -327,7 +327,7 @@ fn without_a_quorum_both_tokens_are_released_and_the_next_goes_the_ordinary_way(
         let sins = || {
             fakes[1..]
                 .iter()
-                .for_each(|fake| fake.set_fault(sin.clone()))
+                .for_each(|fake| fake.set_fault(fault.clone()))
         };
         let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), sins, || ());
         // What was not swapped is released by itself. What the next one has by now tells nothing of the former one.
@@ -348,7 +348,7 @@ fn a_swap_that_comes_too_late_is_undone() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let ttl = Duration::from_millis(100);
-    let late = fakes[0].is_late(Op::Swap);
+    let late = fakes[0].delay(Op::Swap);
     let held_up = || {
         late.arrived();
         let came = clock::now();
@@ -398,7 +398,7 @@ fn a_drop_that_hands_off_does_not_wait_for_it() {
     let hand_off = |config: Config| config.on_drop(OnDrop::Background);
     let locker = connected_locker(&fakes, hand_off).expect("a quorum is up");
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Swap)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Swap)).collect();
     thread::scope(|scope| {
         let next = scope.spawn(|| locker.lock("x", TTL));
         queued(&locker, 1);
@@ -415,10 +415,10 @@ fn a_drop_that_hands_off_does_not_wait_for_it() {
 fn numbers_increase_from_one_to_the_next_also_where_fences_differ() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let options = LockOptions::new(TTL).fenced();
+    let options = LockOptions::new(TTL).fencing(true);
     let mut last = held(&locker, &fakes, &options);
     for ahead in 0..6 {
-        fakes[ahead % 3].meddle("x", LockKind::Exclusive, |slot| {
+        fakes[ahead % 3].modify("x", LockKind::Exclusive, |slot| {
             slot.fence = slot.fence.map(|fence| fence + 100);
         });
         let number = last.fencing_token();
@@ -434,7 +434,7 @@ fn numbers_increase_from_one_to_the_next_also_where_fences_differ() {
 }
 
 #[test]
-fn who_wants_more_than_that_lock_goes_the_ordinary_way() {
+fn acquirer_of_several_keys_is_handed_nothing() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
@@ -485,7 +485,7 @@ fn a_lock_that_is_handed_on_does_not_feed_the_breaker() {
 fn a_node_in_quarantine_is_asked_for_a_release_alone() {
     let fakes = FakeNode::fakes(1);
     let up_for = |uptime| {
-        fakes[0].says(ServerInfo {
+        fakes[0].set_server_info(ServerInfo {
             uptime,
             ..ServerInfo::default()
         });
@@ -531,7 +531,7 @@ fn the_time_of_what_was_handed_on_began_before_it_was_sent() {
         let baton = Handoff {
             former: Arc::new(Lease::new(key.clone(), former, LeaseKind::Exclusive)),
             start: clock::now().checked_sub(ago).expect("not that long ago"),
-            lead: clock::wall_offset(),
+            wall_offset: clock::wall_offset(),
             round: inbox.open_round(1),
         };
         inbox.deliver(baton.round, 0, Reply::Done);

@@ -17,7 +17,7 @@ fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
 }
 
 fn close_all(fakes: &[Arc<FakeNode>]) {
-    fakes.iter().for_each(|fake| fake.closes_connections());
+    fakes.iter().for_each(|fake| fake.close_connections());
 }
 
 /// Nothing is in flight any more once every node has served as many releases as takes.
@@ -37,7 +37,9 @@ fn round_on_connections_that_were_closed_is_granted_by_all_nodes() {
         let guard = locker.try_lock("x", TTL).expect("nothing was sent before");
         let guard = guard.expect("it is free");
         eventually("all have granted", || {
-            fakes.iter().all(|fake| fake.takes().len() == round)
+            fakes
+                .iter()
+                .all(|fake| fake.acquire_tokens().len() == round)
         });
         close_all(&fakes);
         guard.release().expect("nor of the release");
@@ -83,7 +85,7 @@ fn round_on_connections_that_cannot_be_replaced_fails_with_the_cause_of_the_conn
     }
     // None waits for its time-out, which is 5 s.
     assert!(clock::now().duration_since(began) < Duration::from_secs(50));
-    assert!(fakes.iter().all(|fake| fake.takes().is_empty()));
+    assert!(fakes.iter().all(|fake| fake.acquire_tokens().is_empty()));
 }
 
 #[test]
@@ -133,7 +135,7 @@ fn former_connection_that_may_not_be_killed_stops_no_reconnect() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let denied = NodeFailure::AccessDenied("NOPERM".into());
-    fakes[0].refuses_to_kill(Some(denied));
+    fakes[0].set_kill_failure(Some(denied));
     for _ in 0..3 {
         close_all(&fakes);
         drop(locker.lock("x", TTL).expect("it is connected again"));
@@ -149,7 +151,7 @@ fn requests_during_a_connect_that_takes_long_fail_in_time_and_are_not_sent_later
     let locker = connected_locker(&fakes, |config| config.node_timeout(short)).expect("it is up");
     let key = "x";
     let guard = locker.lock(key, TTL).expect("it is up");
-    let connect = fakes[0].is_late_with_a_connect();
+    let connect = fakes[0].delay_connect();
     close_all(&fakes);
     connect.arrived();
     let began = clock::now();
@@ -167,5 +169,5 @@ fn requests_during_a_connect_that_takes_long_fail_in_time_and_are_not_sent_later
     eventually("the release is made", || fakes[0].token(key).is_none());
     drop(locker.lock("y", TTL).expect("it is up"));
     assert_eq!(fakes[0].count(Op::ForceRelease), 0);
-    assert_eq!(fakes[0].takes().len(), 2);
+    assert_eq!(fakes[0].acquire_tokens().len(), 2);
 }

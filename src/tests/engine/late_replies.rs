@@ -28,8 +28,8 @@ fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
 
 /// The last node, which has lost the key, answers when the others have decided.
 fn answers_last(fakes: &[Arc<FakeNode>], extended: impl FnOnce()) {
-    fakes[2].meddle("x", LockKind::Exclusive, |slot| slot.owner = None);
-    let late = fakes[2].is_late(Op::Extend);
+    fakes[2].modify("x", LockKind::Exclusive, |slot| slot.owner = None);
+    let late = fakes[2].delay(Op::Extend);
     extended();
     late.arrived();
     assert_eq!(fakes[2].token("x"), None);
@@ -57,7 +57,7 @@ fn a_node_that_answers_an_extension_last_gets_the_key_back() {
 fn a_node_that_answers_a_renewal_last_gets_the_key_back() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let options = LockOptions::new(Duration::from_secs(6)).auto_renew();
+    let options = LockOptions::new(Duration::from_secs(6)).auto_renew(true);
     let guard = locker.acquire("x", &options).expect("free");
     everywhere(&fakes);
     let left = guard.remaining();
@@ -128,7 +128,7 @@ fn split_vote_whose_first_node_granted_is_won_without_a_message() {
     fakes[1..].iter().for_each(|fake| fake.seize("x", 5 * TTL));
     let start = clock::now();
     thread::scope(|scope| {
-        let refusing = [fakes[1].is_late(Op::Acquire), fakes[2].is_late(Op::Acquire)];
+        let refusing = [fakes[1].delay(Op::Acquire), fakes[2].delay(Op::Acquire)];
         let patient = LockOptions::new(TTL).wait_for(TTL);
         let waits = scope.spawn({
             let locker = &locker;
@@ -138,7 +138,7 @@ fn split_vote_whose_first_node_granted_is_won_without_a_message() {
         for n in 1..=3 {
             refusing.iter().for_each(|late| late.arrived());
             for fake in fakes[1..].iter().filter(|_| n == 3) {
-                fake.meddle("x", LockKind::Exclusive, |slot| slot.owner = None);
+                fake.modify("x", LockKind::Exclusive, |slot| slot.owner = None);
             }
             refusing.iter().for_each(|late| late.go());
         }

@@ -45,7 +45,7 @@ fn lax(fakes: &[Arc<FakeNode>]) -> RedisLocker {
 }
 
 fn renewed(ttl: Duration) -> LockOptions {
-    LockOptions::new(ttl).auto_renew()
+    LockOptions::new(ttl).auto_renew(true)
 }
 
 /// Options that count how often the loss was told.
@@ -146,7 +146,7 @@ fn readers_and_writers_are_renewed_too() {
 }
 
 #[test]
-fn who_stops_renewing_keeps_the_lock_to_its_end() {
+fn lock_whose_renewal_is_stopped_is_held_to_its_end() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = locker.acquire("x", &renewed(TTL)).expect("free");
@@ -183,15 +183,15 @@ fn a_minority_that_is_down_or_errs_does_not_matter_and_gets_the_key_back() {
     let locker = healthy(&fakes);
     let (options, told) = counted(renewed(TTL));
     let guard = locker.acquire("x", &options).expect("free");
-    for sin in [Fault::Down, Fault::Fails(Op::Extend)] {
-        fakes[0].set_fault(sin);
+    for fault in [Fault::Down, Fault::Fails(Op::Extend)] {
+        fakes[0].set_fault(fault);
         fakes[0].wipe();
         let before = renewals(&fakes[1]);
         eventually("renewed by the others", || {
             renewals(&fakes[1]) >= before + 3
         });
         assert!(guard.is_held());
-        // But for the renewal that was on its way there when it was told to sin: that may be served, once.
+        // But for the renewal that was on its way there when it was told to fault: that may be served, once.
         eventually("nothing is put back there", || {
             fakes[0].token("x").is_none()
         });
@@ -357,7 +357,7 @@ fn a_release_beside_a_renewal_leaves_nothing_and_tells_nothing() {
         let (options, told) = counted(renewed(TTL));
         let guard = locker.acquire("x", &options).expect("free");
         let watch = guard.watch();
-        let late: Vec<_> = fakes.iter().map(|f| f.is_late(Op::Extend)).collect();
+        let late: Vec<_> = fakes.iter().map(|f| f.delay(Op::Extend)).collect();
         late.iter().for_each(|late| late.arrived());
         thread::scope(|scope| {
             let released = scope.spawn(|| guard.release());
@@ -412,11 +412,11 @@ fn a_panic_while_a_loss_is_told_ends_no_other_renewal() {
     ));
     assert_eq!((renewal.count(), panics.load(Ordering::SeqCst)), (1, 1));
     renewal.stop();
-    assert!(renewal.await_end(clock::now() + LIMIT));
+    assert!(renewal.join_until(clock::now() + LIMIT));
 }
 
 #[test]
-fn a_drop_during_which_the_logger_panics_does_not_panic_and_is_counted() {
+fn drop_with_a_panicking_logger_is_counted_and_does_not_panic() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let guard = locker.lock("x", LONG).expect("free");
@@ -443,7 +443,7 @@ fn a_renewal_and_an_extension_take_turns() {
     let served = || fakes[0].extensions(lease.token().text());
     assert_eq!(served(), 0);
     drop(beside);
-    let late = fakes[0].is_late(Op::Extend);
+    let late = fakes[0].delay(Op::Extend);
     drop(turn);
     // The other way round.
     late.arrived();
@@ -466,13 +466,13 @@ fn a_renewal_that_is_answered_after_the_lease_has_ended_revives_nothing() {
     eventually("all have it", || {
         fakes.iter().all(|fake| fake.token("x").is_some())
     });
-    let late = [&fakes[0], &fakes[1]].map(|fake| fake.is_late(Op::Extend));
+    let late = [&fakes[0], &fakes[1]].map(|fake| fake.delay(Op::Extend));
     late.iter().for_each(|late| late.arrived());
     assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
     // Their clocks are so slow that they have it still: they extend it, and say so.
-    let token = fakes[0].takes().remove(0);
+    let token = fakes[0].acquire_tokens().remove(0);
     for fake in &fakes[..2] {
-        fake.meddle("x", LockKind::Exclusive, |slot| {
+        fake.modify("x", LockKind::Exclusive, |slot| {
             slot.owner = Some((token.clone(), clock::now() + LONG));
         });
     }
@@ -499,13 +499,13 @@ fn a_renewal_that_is_answered_after_the_lease_has_ended_revives_nothing() {
 }
 
 #[test]
-fn who_is_cancelled_is_not_renewed_and_who_holds_is_renewed_all_the_same() {
+fn cancelled_acquire_is_not_renewed_and_a_held_lock_still_is() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     // During the round that would have granted it.
     let token = CancelToken::new();
     let (options, told) = counted(renewed(TTL).cancel_on(&token));
-    let late = [&fakes[1], &fakes[2]].map(|fake| fake.is_late(Op::Acquire));
+    let late = [&fakes[1], &fakes[2]].map(|fake| fake.delay(Op::Acquire));
     thread::scope(|scope| {
         let waits = scope.spawn(|| locker.acquire("x", &options).err());
         late.iter().for_each(|late| late.arrived());
@@ -522,7 +522,7 @@ fn who_is_cancelled_is_not_renewed_and_who_holds_is_renewed_all_the_same() {
     let token = CancelToken::new();
     let (options, beside) = counted(renewed(TTL).cancel_on(&token));
     let guard = locker.acquire("x", &options).expect("free");
-    let late: Vec<_> = fakes.iter().map(|f| f.is_late(Op::Extend)).collect();
+    let late: Vec<_> = fakes.iter().map(|f| f.delay(Op::Extend)).collect();
     late.iter().for_each(|late| late.arrived());
     token.cancel();
     fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
@@ -535,7 +535,7 @@ fn who_is_cancelled_is_not_renewed_and_who_holds_is_renewed_all_the_same() {
 }
 
 #[test]
-fn so_many_renewals_are_on_their_way_at_once_and_no_more() {
+fn at_most_max_in_flight_renewals_are_in_flight() {
     const MANY: usize = 300;
     let fakes = FakeNode::fakes(1);
     let locker = connected_locker(&fakes, |config| {
@@ -546,7 +546,7 @@ fn so_many_renewals_are_on_their_way_at_once_and_no_more() {
     let held: Vec<_> = (0..MANY)
         .map(|n| on_nodes(engine, &wish(&format!("k{n}"), LONGER)))
         .collect();
-    let late = fakes[0].is_late(Op::Extend);
+    let late = fakes[0].delay(Op::Extend);
     until_all_are_due();
     // A lease has one extension at a time.
     let open = || {
@@ -700,7 +700,7 @@ fn after_a_suspend_only_the_nodes_know() {
     // The nodes' time went on, and somebody else has it.
     clock::suspend(Duration::from_secs(600));
     for fake in &fakes {
-        fake.meddle("x", LockKind::Exclusive, |slot| slot.owner = None);
+        fake.modify("x", LockKind::Exclusive, |slot| slot.owner = None);
         fake.seize("x", LONG);
     }
     assert!(guard.check().expect_err("theirs").is_lost());

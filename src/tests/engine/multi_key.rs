@@ -58,7 +58,7 @@ fn nothing_anywhere(fakes: &[Arc<FakeNode>]) {
 }
 
 #[test]
-fn one_token_for_all_keys_in_one_request_for_each_verb() {
+fn lease_of_several_keys_uses_one_token_and_one_request() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = both_everywhere(&locker, &fakes, &options());
@@ -67,7 +67,7 @@ fn one_token_for_all_keys_in_one_request_for_each_verb() {
     guard.extend(2 * TTL).expect("ours");
     guard.release().expect("ours");
     nothing_anywhere(&fakes);
-    let served = |verb| fakes.iter().map(move |fake| fake.count(verb));
+    let served = |op| fakes.iter().map(move |fake| fake.count(op));
     assert!(served(Op::Acquire).eq([1, 1, 1]) && served(Op::Release).eq([1, 1, 1]));
     // One that a quorum could do without may be dropped, since the lock is released by then.
     assert!(served(Op::Extend).all(|count| count <= 1));
@@ -125,7 +125,7 @@ fn a_minority_where_one_key_is_anothers_has_none_of_ours() {
 }
 
 #[test]
-fn one_key_that_a_quorum_gave_away_makes_all_of_it_lost() {
+fn lease_of_several_keys_is_lost_with_one_key() {
     for look in ["extend", "release", "renew"] {
         let fakes = FakeNode::fakes(3);
         let locker = healthy(&fakes);
@@ -136,12 +136,12 @@ fn one_key_that_a_quorum_gave_away_makes_all_of_it_lost() {
             count.fetch_add(1, Ordering::SeqCst);
         });
         if look == "renew" {
-            wanted = LockOptions::new(Duration::from_millis(1500)).auto_renew();
+            wanted = LockOptions::new(Duration::from_millis(1500)).auto_renew(true);
         }
         let guard = both_everywhere(&locker, &fakes, &wanted);
         let watch = guard.watch();
         fakes[..2].iter().for_each(|fake| {
-            fake.meddle("b", LockKind::Exclusive, |slot| slot.owner = None);
+            fake.modify("b", LockKind::Exclusive, |slot| slot.owner = None);
             fake.seize("b", TTL);
         });
         match look {
@@ -164,13 +164,13 @@ fn one_key_that_a_quorum_gave_away_makes_all_of_it_lost() {
 }
 
 #[test]
-fn what_a_node_lost_of_it_is_put_back_whole_or_not_at_all() {
+fn lost_keys_are_restored_all_or_none() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = both_everywhere(&locker, &fakes, &options());
     let token = fakes[0].token("a");
     let forget = |name| {
-        fakes[2].meddle(name, LockKind::Exclusive, |slot| slot.owner = None);
+        fakes[2].modify(name, LockKind::Exclusive, |slot| slot.owner = None);
     };
     for lost in [&["a"][..], &["b"], &["a", "b"]] {
         lost.iter().for_each(|name| forget(name));
@@ -197,7 +197,7 @@ fn what_a_node_lost_of_it_is_put_back_whole_or_not_at_all() {
 fn its_number_is_above_those_of_all_its_keys_and_theirs_are_above_it() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let fenced = options().fenced();
+    let fenced = options().fencing(true);
     let number = |names: &[&str]| {
         let guard = locker.acquire_all(names, &fenced).expect("free");
         let number = guard.fencing_token().expect("it is fenced");
@@ -207,7 +207,7 @@ fn its_number_is_above_those_of_all_its_keys_and_theirs_are_above_it() {
     let ahead = 1 << 50;
     fakes
         .iter()
-        .for_each(|fake| fake.meddle("b", LockKind::Exclusive, |slot| slot.fence = Some(ahead)));
+        .for_each(|fake| fake.modify("b", LockKind::Exclusive, |slot| slot.fence = Some(ahead)));
     let (a, b) = (number(&["a"]), number(&["b"]));
     assert!(a < ahead && b > ahead);
     let both = number(&BOTH);
@@ -216,7 +216,7 @@ fn its_number_is_above_those_of_all_its_keys_and_theirs_are_above_it() {
     assert!(a > both && b > both, "{a} {b} {both}");
     // Nodes that differ: it takes a second round, which raises all of them.
     for (fake, by) in fakes.iter().zip([3, 6, 9]) {
-        fake.meddle("a", LockKind::Exclusive, |slot| {
+        fake.modify("a", LockKind::Exclusive, |slot| {
             slot.fence = Some((1 << 51) + by)
         });
     }
@@ -299,7 +299,7 @@ fn while_no_quorum_answers_they_are_held_here_one_by_one_with_others() {
 }
 
 #[test]
-fn what_cannot_be_locked_is_refused_before_anything_else() {
+fn invalid_key_lists_are_refused_before_any_request() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     for names in [&[][..], &["a", "a"], &["a", "x:fence"], &["a", ""]] {

@@ -13,7 +13,7 @@ use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::watch::WatchOutcome;
 use crate::config::builder::Config;
-use crate::engine::attempt::WaitMarker;
+use crate::engine::attempt::AttemptContext;
 use crate::engine::attempt_result::{AttemptFailure, Contention};
 use crate::engine::backend::Outage;
 use crate::engine::params::{AcquireParams, LeaseOptions};
@@ -56,8 +56,8 @@ fn degraded(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, |c| config(c).allow_degraded(true)).expect("a quorum is up")
 }
 
-fn sin(fakes: &[Arc<FakeNode>], sin: &Fault) {
-    fakes.iter().for_each(|fake| fake.set_fault(sin.clone()));
+fn set_faults(fakes: &[Arc<FakeNode>], fault: &Fault) {
+    fakes.iter().for_each(|fake| fake.set_fault(fault.clone()));
 }
 
 fn breaker(locker: &RedisLocker) -> BreakerState {
@@ -70,7 +70,7 @@ fn is_open(locker: &RedisLocker) -> bool {
 
 /// Takes a majority down, and tries until nobody is asked any more.
 fn break_down(fakes: &[Arc<FakeNode>], locker: &RedisLocker) {
-    sin(&fakes[1..], &Fault::Down);
+    set_faults(&fakes[1..], &Fault::Down);
     eventually("the breaker opens", || {
         let _ = locker.try_lock("opens it", TTL);
         is_open(locker)
@@ -87,7 +87,7 @@ fn all_up(locker: &RedisLocker) {
 }
 
 fn comes_back(fakes: &[Arc<FakeNode>], locker: &RedisLocker) {
-    sin(fakes, &Fault::None);
+    set_faults(fakes, &Fault::None);
     locker.nodes().wait_ready(LIMIT).expect("they are back");
 }
 
@@ -101,11 +101,11 @@ fn is_local(taken: Result<Option<LockGuard>, Error>) -> bool {
 }
 
 #[test]
-fn nobody_is_asked_while_it_is_open_and_all_are_when_the_nodes_are_back() {
+fn open_breaker_asks_no_node_until_the_nodes_are_back() {
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     let error = {
-        sin(&fakes[1..], &Fault::Down);
+        set_faults(&fakes[1..], &Fault::Down);
         locker.try_lock("x", TTL).expect_err("two are down")
     };
     assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
@@ -176,7 +176,7 @@ fn a_waiter_sleeps_through_an_open_breaker_until_nodes_are_back() {
         assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
         assert_eq!(fakes[0].count(Op::Acquire), asked, "nobody is asked");
         // No clock ends that: only lanes that come up.
-        sin(&fakes, &Fault::None);
+        set_faults(&fakes, &Fault::None);
         for waits in waits {
             drop(waits.join().expect("no panic").expect("free"));
         }
@@ -210,7 +210,7 @@ fn a_waiter_at_an_open_breaker_ends_by_max_outage_its_limit_cancellation_or_a_sh
         eventually("they sleep", || circuit.waiting() == 2);
         token.cancel();
         assert_eq!(one.join().expect("no panic"), Some(Error::Cancelled));
-        locker.nodes().shutdown(Duration::ZERO);
+        _ = locker.nodes().shutdown(Duration::ZERO);
         assert_eq!(other.join().expect("no panic"), Some(Error::Closed));
     });
     assert_eq!(circuit.waiting(), 0);
@@ -267,14 +267,14 @@ fn connections_that_break_and_are_had_again_never_lead_to_local_locks() {
     let adjust = |c: Config| config(c).circuit_breaker(1, LONG).allow_degraded(true);
     let locker = connected_locker(&fakes, adjust).expect("a quorum is up");
     been_quiet();
-    sin(&fakes[1..], &Fault::Breaks(Op::Acquire));
+    set_faults(&fakes[1..], &Fault::Breaks(Op::Acquire));
     for _ in 0..50 {
         let tried = locker.try_lock("x", TTL);
         assert!(tried.is_err_and(|error| error.is_unavailable()));
     }
     let circuit = &locker.nodes().engine().circuit;
     assert!(!circuit.is_calm(), "it was an outage");
-    sin(&fakes[1..], &Fault::Down);
+    set_faults(&fakes[1..], &Fault::Down);
     let guard = locker.lock("x", TTL).expect("connects fail as well");
     assert_eq!(guard.mode(), Mode::Local);
 }
@@ -303,7 +303,7 @@ fn a_long_wait_for_a_held_lock_survives_broken_connections_beside_others_that_su
             for _ in 0..50 {
                 let connects = || fakes[1].connects().len() + fakes[2].connects().len();
                 let before = connects();
-                sin(&fakes[1..], &Fault::DisconnectsAfter(Op::Acquire));
+                set_faults(&fakes[1..], &Fault::DisconnectsAfter(Op::Acquire));
                 eventually("they are connected again", || connects() >= before + 2);
             }
             is_over.store(true, Ordering::Relaxed);
@@ -318,7 +318,7 @@ fn a_long_wait_for_a_held_lock_survives_broken_connections_beside_others_that_su
 fn a_lock_that_all_nodes_answer_with_an_error_ends_by_max_outage_beside_others_that_succeed() {
     let fakes = FakeNode::fakes(3);
     let locker = bears(&fakes, Duration::from_millis(200));
-    sin(&fakes, &Fault::ErrsOn("x"));
+    set_faults(&fakes, &Fault::ErrsOn("x"));
     let (began, is_over) = (clock::now(), AtomicBool::new(false));
     thread::scope(|scope| {
         let waits = scope.spawn(|| {
@@ -341,7 +341,7 @@ fn a_lock_that_all_nodes_answer_with_an_error_ends_by_max_outage_beside_others_t
 fn a_lock_that_is_denied_ends_at_once() {
     let fakes = FakeNode::fakes(3);
     let locker = bears(&fakes, Duration::MAX);
-    sin(&fakes[1..], &Fault::DeniesOp(Op::Acquire));
+    set_faults(&fakes[1..], &Fault::DeniesOp(Op::Acquire));
     let began = clock::now();
     let error = locker.acquire("x", &options()).expect_err("denied");
     assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
@@ -396,13 +396,13 @@ fn an_outage_is_that_of_the_acquires_own_rounds() {
 }
 
 #[test]
-fn one_acquire_probes_and_the_others_wait_for_its_verdict() {
+fn open_breaker_admits_one_probe_and_others_wait_for_its_verdict() {
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
     all_up(&locker);
-    let asked = || fakes[0].takes().len();
+    let asked = || fakes[0].acquire_tokens().len();
     let before = asked();
     thread::scope(|scope| {
         let probe = scope.spawn(|| locker.lock("probe", TTL).expect("free"));
@@ -415,7 +415,7 @@ fn one_acquire_probes_and_the_others_wait_for_its_verdict() {
         let circuit = &locker.nodes().engine().circuit;
         eventually("they wait", || circuit.waiting() == 3);
         assert_eq!(asked(), before, "none of them is served");
-        sin(&fakes, &Fault::None);
+        set_faults(&fakes, &Fault::None);
         late.iter().for_each(|late| late.go());
         drop(probe.join().expect("no panic"));
         for other in others {
@@ -431,7 +431,7 @@ fn a_probe_that_fails_opens_it_again_and_one_without_a_verdict_does_not_count() 
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
-    sin(&fakes[1..], &Fault::Loads(Op::Acquire));
+    set_faults(&fakes[1..], &Fault::Loads(Op::Acquire));
     all_up(&locker);
     // The first one finds that they are loading; lanes that are up are no news any more.
     let error = locker.try_lock("x", TTL).expect_err("no quorum");
@@ -447,7 +447,7 @@ fn a_probe_that_fails_opens_it_again_and_one_without_a_verdict_does_not_count() 
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
     all_up(&locker);
     let token = CancelToken::new();
     thread::scope(|scope| {
@@ -459,7 +459,7 @@ fn a_probe_that_fails_opens_it_again_and_one_without_a_verdict_does_not_count() 
         assert_eq!(probe.join().expect("no panic"), Some(Error::Cancelled));
     });
     assert_eq!(breaker(&locker), BreakerState::HalfOpen);
-    sin(&fakes, &Fault::None);
+    set_faults(&fakes, &Fault::None);
     late.iter().for_each(|late| late.go());
     drop(
         locker
@@ -478,12 +478,12 @@ fn contention_cancellation_and_extensions_do_not_open_it() {
     for _ in 0..20 {
         assert!(locker.try_lock("x", TTL).expect("no error").is_none());
     }
-    sin(&fakes[1..], &Fault::Fails(Op::Extend));
+    set_faults(&fakes[1..], &Fault::Fails(Op::Extend));
     for _ in 0..20 {
         assert!(held.extend(TTL).expect_err("errors").is_unavailable());
     }
     // Cancelled in the midst of a round that has no quorum by then, and would open it.
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
     let token = CancelToken::new();
     thread::scope(|scope| {
         let cancelled = options().cancel_on(&token);
@@ -496,7 +496,7 @@ fn contention_cancellation_and_extensions_do_not_open_it() {
     assert_eq!(breaker(&locker), BreakerState::Closed);
     let circuit = &locker.nodes().engine().circuit;
     assert!(circuit.is_calm(), "it does not count either");
-    sin(&fakes, &Fault::None);
+    set_faults(&fakes, &Fault::None);
     late.iter().for_each(|late| late.go());
 }
 
@@ -504,7 +504,7 @@ fn contention_cancellation_and_extensions_do_not_open_it() {
 fn a_tie_of_an_even_number_is_no_quorum_that_answers() {
     let fakes = FakeNode::fakes(4);
     let locker = plain(&fakes);
-    sin(&fakes[2..], &Fault::Down);
+    set_faults(&fakes[2..], &Fault::Down);
     fakes[..2].iter().for_each(|fake| fake.seize("x", LONG));
     eventually("the breaker opens", || {
         let _ = locker.try_lock("y", TTL);
@@ -529,7 +529,7 @@ fn the_round_that_opens_it_goes_local_however_long_an_outage_is_borne_with() {
     };
     let locker = connected_locker(&fakes, patient).expect("a quorum is up");
     been_quiet();
-    sin(&fakes[1..], &Fault::Down);
+    set_faults(&fakes[1..], &Fault::Down);
     // As soon as fresh connects have failed too.
     let guard = locker.lock("x", TTL).expect("held here");
     assert_eq!(guard.mode(), Mode::Local);
@@ -537,7 +537,7 @@ fn the_round_that_opens_it_goes_local_however_long_an_outage_is_borne_with() {
 
 /// Nodes that have been asked for a lock that a stranger holds for long, and went down: who waits does not go local.
 #[test]
-fn who_was_refused_bears_with_an_outage_no_longer_than_the_policy_says() {
+fn refused_acquire_bears_an_outage_for_max_outage() {
     let soon = Duration::from_millis(300);
     let few = RetryPolicy {
         max_attempts: Some(20),
@@ -557,7 +557,7 @@ fn who_was_refused_bears_with_an_outage_no_longer_than_the_policy_says() {
         let adjust = |c: Config| config(c).allow_degraded(true).retry(policy);
         let locker = connected_locker(&fakes, adjust).expect("a quorum is up");
         fakes[0].seize("x", LIMIT);
-        sin(&fakes[1..], &Fault::Down);
+        set_faults(&fakes[1..], &Fault::Down);
         let error = locker.lock("x", TTL).expect_err("held for long");
         assert!(error.is_unavailable(), "{error}");
         break_down(&fakes, &locker);
@@ -574,7 +574,7 @@ fn nodes_that_deny_access_end_an_outage_and_that_is_told_once() {
     let lines = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&lines);
     on_log_line(move |line| seen.lock().push(line.to_owned()));
-    sin(&fakes[1..], &Fault::DeniesOp(Op::Acquire));
+    set_faults(&fakes[1..], &Fault::DeniesOp(Op::Acquire));
     locker.nodes().wait_ready(LIMIT).expect("connected");
     for _ in 0..5 {
         let error = locker.try_lock("x", TTL).expect_err("denied");
@@ -594,7 +594,7 @@ fn a_lane_that_came_up_between_two_looks_is_not_missed() {
     comes_back(&fakes, &locker);
     drop(locker.acquire("x", &options()).expect("the probe"));
     all_up(&locker);
-    sin(&fakes[1..], &Fault::Loads(Op::Acquire));
+    set_faults(&fakes[1..], &Fault::Loads(Op::Acquire));
     eventually("it opens while all are up", || {
         let _ = locker.try_lock("opens it", TTL);
         is_open(&locker)
@@ -603,11 +603,11 @@ fn a_lane_that_came_up_between_two_looks_is_not_missed() {
     assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
     // Nobody looks while they are down.
     let before: Vec<usize> = fakes.iter().map(|fake| fake.refused()).collect();
-    sin(&fakes[1..], &Fault::Down);
+    set_faults(&fakes[1..], &Fault::Down);
     eventually("they go down", || {
         (1..3).all(|node| fakes[node].refused() > before[node])
     });
-    sin(&fakes[1..], &Fault::None);
+    set_faults(&fakes[1..], &Fault::None);
     all_up(&locker);
     drop(locker.lock("x", TTL).expect("the probe"));
 }
@@ -647,7 +647,7 @@ fn the_first_node_is_one_that_votes_if_there_is_one() {
     let fakes = with(&[young.clone(), old, young]);
     let locker = connected_locker(&fakes, |c| config(c).restart_quarantine(TTL)).expect("up");
     assert_eq!(locker.nodes().engine().nodes.first_voting_node(), Some(1));
-    sin(&fakes[1..2], &Fault::Down);
+    set_faults(&fakes[1..2], &Fault::Down);
     eventually("one in quarantine is better than none", || {
         let _ = locker.try_lock("x", TTL);
         locker.nodes().engine().nodes.first_voting_node() == Some(0)
@@ -664,7 +664,7 @@ fn a_degraded_lock_is_held_here_and_the_next_holder_waits_for_it_when_the_nodes_
     assert_eq!(local.remaining(), Duration::MAX);
     assert!(locker.try_lock("x", TTL).expect("no error").is_none());
     assert!(is_local(locker.try_lock("y", TTL)));
-    let fenced = LockOptions::new(TTL).fenced();
+    let fenced = LockOptions::new(TTL).fencing(true);
     let error = locker.try_acquire("z", &fenced).expect_err("never local");
     assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
     let rw = RedisRwLocker::new(locker.nodes());
@@ -695,11 +695,11 @@ fn a_degraded_lock_is_held_here_and_the_next_holder_waits_for_it_when_the_nodes_
 }
 
 #[test]
-fn who_was_refused_by_a_holder_does_not_go_local_before_that_ones_lease_can_have_ended() {
+fn refused_acquire_stays_off_local_locks_until_the_holders_lease_can_have_ended() {
     let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
     for (left, becomes_local) in [(Duration::from_millis(400), true), (LONG, false)] {
-        sin(&fakes, &Fault::None);
+        set_faults(&fakes, &Fault::None);
         all_up(&locker);
         let guard = locker.lock("probe", TTL).expect("on the nodes");
         eventually("all have granted it", || {
@@ -743,7 +743,7 @@ fn a_holder_that_only_one_node_knows_of_is_waited_for_as_well() {
     let left = Duration::from_millis(400);
     let held = clock::now();
     fakes[0].seize("x", left);
-    sin(&fakes[1..], &Fault::Down);
+    set_faults(&fakes[1..], &Fault::Down);
     let guard = locker
         .acquire("x", &options())
         .expect("held here in the end");
@@ -758,7 +758,7 @@ fn an_attempt_that_was_too_slow_tells_who_holds_it_as_well() {
     fakes[0].seize("x", LONG);
     let late: Vec<_> = fakes[1..]
         .iter()
-        .map(|fake| fake.is_late(Op::Acquire))
+        .map(|fake| fake.delay(Op::Acquire))
         .collect();
     let wish = AcquireParams {
         keys: Key::parse("redguard:", "x", LockKind::Exclusive)
@@ -772,24 +772,24 @@ fn an_attempt_that_was_too_slow_tells_who_holds_it_as_well() {
     };
     let inbox = Arc::new(Inbox::new());
     let engine = locker.nodes().engine();
-    let attempt = engine.attempt(&wish, &inbox, WaitMarker::None, None, None);
-    let miss = attempt.expect("randomness").expect_err("too slow");
+    let attempt = engine.attempt(&AttemptContext::new(&wish, &inbox));
+    let miss = attempt.expect("randomness").result.expect_err("too slow");
     assert!(matches!(miss, AttemptFailure::TooSlow { .. }));
     assert!(
         miss.max_hold_left() > Some(LONG / 2),
         "{:?}",
         miss.max_hold_left()
     );
-    sin(&fakes, &Fault::None);
+    set_faults(&fakes, &Fault::None);
     late.iter().for_each(|late| late.go());
 }
 
 #[test]
-fn who_waits_for_the_verdict_of_a_probe_can_be_cancelled() {
+fn waiter_for_a_probes_verdict_can_be_cancelled() {
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
     all_up(&locker);
     let token = CancelToken::new();
     thread::scope(|scope| {
@@ -804,7 +804,7 @@ fn who_waits_for_the_verdict_of_a_probe_can_be_cancelled() {
         eventually("it waits", || circuit.waiting() == 1);
         token.cancel();
         assert_eq!(waits.join().expect("no panic"), Some(Error::Cancelled));
-        sin(&fakes, &Fault::None);
+        set_faults(&fakes, &Fault::None);
         late.iter().for_each(|late| late.go());
         drop(probe.join().expect("no panic"));
     });
@@ -814,14 +814,14 @@ fn who_waits_for_the_verdict_of_a_probe_can_be_cancelled() {
 fn wrong_credentials_never_lead_there() {
     let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
-    sin(&fakes[..2], &Fault::DeniesAccess);
+    set_faults(&fakes[..2], &Fault::DeniesAccess);
     let end = clock::now() + 4 * MIN_OUTAGE;
     while clock::now() < end {
         let error = locker.try_lock("x", TTL).expect_err("denied");
         assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
     }
     // One that is down beside one that denies: with that one's leave there would be a quorum.
-    sin(&fakes[..1], &Fault::Down);
+    set_faults(&fakes[..1], &Fault::Down);
     for _ in 0..20 {
         let error = locker.try_lock("x", TTL).expect_err("no quorum");
         assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
@@ -839,14 +839,14 @@ fn wrong_credentials_never_lead_there() {
         matches!(causes[1].failure, NodeFailure::AccessDenied(_)),
         "{causes:?}"
     );
-    sin(&fakes[..2], &Fault::Down);
+    set_faults(&fakes[..2], &Fault::Down);
     connects().expect("that is an outage");
 }
 
 #[test]
 fn a_process_that_starts_without_nodes_recovers_by_itself() {
     let fakes = FakeNode::fakes(3);
-    sin(&fakes, &Fault::Down);
+    set_faults(&fakes, &Fault::Down);
     let quick = Duration::from_secs(1);
     let config = |c| config(c).node_timeout(quick).connect_timeout(quick);
     let error = connected_locker(&fakes, config).expect_err("not allowed");
@@ -890,7 +890,7 @@ fn a_shutdown_ends_local_locks_and_waits_for_nodes() {
 fn with(about: &[ServerInfo]) -> Vec<Arc<FakeNode>> {
     let fakes = FakeNode::fakes(about.len());
     for (fake, about) in fakes.iter().zip(about) {
-        fake.says(about.clone());
+        fake.set_server_info(about.clone());
     }
     fakes
 }
@@ -914,7 +914,7 @@ fn nodes_in_quarantine_do_not_vote_but_serve_what_is_held() {
     let held = locker.lock("held", TTL).expect("free");
     let restart = |fake: &Arc<FakeNode>| {
         fake.wipe();
-        fake.says(up_for(Duration::from_secs(1)));
+        fake.set_server_info(up_for(Duration::from_secs(1)));
         fake.set_fault(Fault::DisconnectsAfter(Op::WakeListener));
     };
     let error = locker.lock("x", 2 * TTL).expect_err("too long");
@@ -983,7 +983,7 @@ fn a_replica_and_with_strictness_one_that_evicts_do_not_vote() {
         });
         assert_eq!(health().role, about.role);
         // When it says otherwise it takes part.
-        fakes[0].says(ServerInfo::default());
+        fakes[0].set_server_info(ServerInfo::default());
         eventually("it votes", || {
             // The undo of the one before may be on its way.
             let _ = locker.try_lock("x", TTL);

@@ -129,7 +129,7 @@ fn node_that_is_away_is_left_nothing_that_it_was_not_asked_for() {
             fakes[..2].iter().for_each(|fake| fake.seize("held", TTL));
             fakes[0].seize("half held", TTL);
             let late = match hangs {
-                true => Some(fakes[2].is_late(Op::Acquire)),
+                true => Some(fakes[2].delay(Op::Acquire)),
                 false => {
                     fakes[2].set_fault(Fault::Down);
                     None
@@ -153,12 +153,12 @@ fn node_that_is_away_is_left_nothing_that_it_was_not_asked_for() {
 
 #[test]
 fn release_that_is_denied_costs_no_other_lock() {
-    for sin in [Fault::DeniesOp(Op::Release), Fault::Fails(Op::Release)] {
+    for fault in [Fault::DeniesOp(Op::Release), Fault::Fails(Op::Release)] {
         let fakes = FakeNode::fakes(1);
         let locker = connected_locker(&fakes, |config| config).expect("it is up");
         let kept = locker.lock("kept", TTL).expect("free");
         let guard = locker.lock("x", TTL).expect("free");
-        fakes[0].set_fault(sin);
+        fakes[0].set_fault(fault);
         let error = guard.release().expect_err("refused");
         assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
         for n in 0..20 {
@@ -195,8 +195,8 @@ fn acquire_that_was_refused_before_it_ran_is_not_undone() {
     }
 }
 
-/// Acquires a lock of each kind, lets all nodes meet with `sin` at its release, and checks how that ends.
-fn release_meets(sin: &Fault, check: impl Fn(&str, Result<(), Error>)) {
+/// Acquires a lock of each kind, lets all nodes meet with `fault` at its release, and checks how that ends.
+fn release_meets(fault: &Fault, check: impl Fn(&str, Result<(), Error>)) {
     type Release = Box<dyn FnOnce() -> Result<(), Error>>;
     type Acquire = fn(&RedisLocker) -> Release;
     let exclusive: Acquire = |locker| {
@@ -232,7 +232,7 @@ fn release_meets(sin: &Fault, check: impl Fn(&str, Result<(), Error>)) {
         let fakes = FakeNode::fakes(3);
         let locker = connected_locker(&fakes, |config| config).expect("all are up");
         let release = acquire(&locker);
-        fakes.iter().for_each(|fake| fake.set_fault(sin.clone()));
+        fakes.iter().for_each(|fake| fake.set_fault(fault.clone()));
         check(kind, release());
     }
 }
@@ -263,7 +263,7 @@ fn node_that_is_back_serves_before_the_releases_that_wait_for_it() {
     eventually("it is suspect", || locker.nodes().engine().nodes_up() == 0);
     drop(guards);
     // It is back, and no release gets an answer there until the test says so.
-    let late = fakes[0].is_late(Op::Release);
+    let late = fakes[0].delay(Op::Release);
     eventually("it is up", || locker.nodes().engine().nodes_up() == 1);
     late.arrived();
     fakes[0].set_fault(Fault::None);

@@ -89,7 +89,7 @@ fn all_permits_can_be_held_and_no_more() {
 }
 
 #[test]
-fn one_refusal_is_enough_to_find_the_one_that_is_free() {
+fn refusal_leads_to_the_free_permit() {
     let fakes = FakeNode::fakes(3);
     let [ours, other] = [semaphore(&fakes, 1024), semaphore(&fakes, 1024)];
     let mut permits: Vec<SemaphorePermit> =
@@ -133,7 +133,9 @@ fn another_number_is_told_while_a_permit_is_held_and_taken_when_none_is() {
     let takes = fakes[0].count(Op::Acquire);
     let error = beside.try_acquire(&options()).expect_err("3 and not 4");
     assert!(
-        error.to_string().contains("4 permits, but has 3"),
+        error
+            .to_string()
+            .contains("4 permits requested, but it has 3"),
         "{error}"
     );
     assert_eq!(fakes[0].count(Op::Acquire), takes);
@@ -187,7 +189,7 @@ fn a_permit_is_extended_put_back_and_lost_like_a_lock() {
     assert_eq!(permit.mode(), Mode::Quorum);
     let watch = permit.watch();
     for fake in &fakes {
-        fake.meddle("x", LockKind::Semaphore, |slot| {
+        fake.modify("x", LockKind::Semaphore, |slot| {
             for (token, _) in slot.permits.values_mut() {
                 *token = "stranger".to_owned();
             }
@@ -205,7 +207,7 @@ fn permits_are_renewed_and_a_dead_holders_come_back() {
     let fakes = FakeNode::fakes(3);
     let brief = Duration::from_millis(600);
     let [ours, other] = [semaphore(&fakes, 2), semaphore(&fakes, 2)];
-    let renewed = ours.acquire(&LockOptions::new(brief).auto_renew());
+    let renewed = ours.acquire(&LockOptions::new(brief).auto_renew(true));
     let renewed = renewed.expect("free");
     // Forgotten, as by a process that was killed.
     let dead = ours.acquire(&LockOptions::new(brief)).expect("free");
@@ -267,7 +269,7 @@ fn a_release_wakes_a_waiter_of_another_process_and_the_next_of_ours() {
 }
 
 #[test]
-fn who_came_first_in_this_process_is_served_first_and_one_asks_for_all() {
+fn permit_waiters_of_a_process_are_served_in_order_and_one_asks_for_all() {
     let fakes = FakeNode::fakes(1);
     let [holder, waiter] = [semaphore(&fakes, 3), semaphore(&fakes, 3)];
     let taken = [(); 3].map(|()| tried(&holder).expect("free"));
@@ -303,7 +305,7 @@ fn who_came_first_in_this_process_is_served_first_and_one_asks_for_all() {
             eventually("the next has it", || order.lock().len() == served);
         }
         // Those have all permits for good; the others are to end, too.
-        waiter.nodes().shutdown(Duration::ZERO);
+        _ = waiter.nodes().shutdown(Duration::ZERO);
     });
     assert_eq!(*order.lock(), [0, 1, 2]);
 }
@@ -353,7 +355,7 @@ fn while_no_quorum_answers_the_gate_counts() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_at_the_door() {
+fn semaphore_parameters_out_of_range_are_refused() {
     let fakes = FakeNode::fakes(1);
     let nodes = nodes(&fakes, |config| config);
     for permits in [0, 1025, u32::MAX] {
@@ -371,7 +373,7 @@ fn what_makes_no_sense_is_refused_at_the_door() {
         assert!(matches!(error, Error::InvalidKey { .. }), "{error}");
     }
     let semaphore = RedisSemaphore::new(&nodes, "x", 1024).expect("good");
-    let fenced = options().fenced();
+    let fenced = options().fencing(true);
     for error in [
         semaphore.acquire(&fenced).expect_err("no fencing"),
         LocalSemaphore::new(1)
@@ -405,7 +407,9 @@ fn permits_of_one_process_are_first_come_first_served() {
                 eventually("it is seen", || order.lock().len() > number);
                 drop(permit);
             });
-            eventually("it queues", || semaphore.gate().waiting(&key) == number + 1);
+            eventually("it queues", || {
+                semaphore.lock_table().waiting(&key) == number + 1
+            });
         }
         let [first, second] = permits;
         first.release().expect("ours");

@@ -14,7 +14,7 @@ use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::fake_node::node::{
-    FakeNode, Fault, Rendezvous, connected_locker, eventually, places_were_left,
+    FakeNode, Fault, Rendezvous, connected_locker, eventually, gate_entries_were_released,
 };
 use crate::tests::fake_node::store::{StoredLock, Turn};
 use crate::time::clock;
@@ -51,9 +51,9 @@ fn slot(fake: &FakeNode) -> StoredLock {
     fake.slot("x", LockKind::ReadWrite)
 }
 
-fn meddle(fakes: &[Arc<FakeNode>], mut act: impl FnMut(&mut StoredLock)) {
+fn modify(fakes: &[Arc<FakeNode>], mut act: impl FnMut(&mut StoredLock)) {
     for fake in fakes {
-        fake.meddle("x", LockKind::ReadWrite, &mut act);
+        fake.modify("x", LockKind::ReadWrite, &mut act);
     }
 }
 
@@ -86,7 +86,7 @@ fn place(fake: &FakeNode) -> String {
 
 /// A reader that was refused has left its mark, and no clock will decide whether it gets its turn.
 fn a_quorum_is_asked_for_a_turn(fakes: &[Arc<FakeNode>]) {
-    fakes.iter().for_each(|fake| fake.signs_last(TTL));
+    fakes.iter().for_each(|fake| fake.keep_markers(TTL));
     most(
         fakes,
         "it has left its mark on a quorum",
@@ -149,13 +149,13 @@ fn a_writer_and_a_reader_that_see_different_nodes_do_not_both_win() {
 fn a_minority_that_refuses_does_not_matter() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    meddle(&fakes[..1], a_reader);
+    modify(&fakes[..1], a_reader);
     locker
         .write("x", TTL)
         .expect("two of three")
         .release()
         .expect("still ours");
-    meddle(&fakes[..1], a_writer);
+    modify(&fakes[..1], a_writer);
     locker
         .read("x", TTL)
         .expect("two of three")
@@ -188,24 +188,24 @@ fn a_wait_that_ran_out_says_for_whom() {
     let locker = healthy(&fakes);
     let write = || locker.acquire_write("x", &impatient()).expect_err("held");
     let read = || locker.acquire_read("x", &impatient()).expect_err("held");
-    meddle(&fakes, a_writer);
+    modify(&fakes, a_writer);
     assert!(matches!(write(), Error::WriteLockHeld { .. }));
     assert!(matches!(read(), Error::WriteLockTimeout { .. }));
-    meddle(&fakes, nobody);
-    meddle(&fakes, a_reader);
+    modify(&fakes, nobody);
+    modify(&fakes, a_reader);
     assert!(matches!(write(), Error::ReadersTimeout { .. }));
-    meddle(&fakes, a_gate);
+    modify(&fakes, a_gate);
     assert!(matches!(read(), Error::WriteLockTimeout { .. }));
     // Where nodes differ, what most of them say: here of any three that decide.
     let fakes = FakeNode::fakes(5);
     let locker = healthy(&fakes);
     let write = || locker.acquire_write("x", &impatient()).expect_err("held");
-    meddle(&fakes[..1], a_writer);
-    meddle(&fakes[1..], a_reader);
+    modify(&fakes[..1], a_writer);
+    modify(&fakes[1..], a_reader);
     assert!(matches!(write(), Error::ReadersTimeout { .. }));
-    meddle(&fakes, nobody);
-    meddle(&fakes[..4], a_writer);
-    meddle(&fakes[4..], a_reader);
+    modify(&fakes, nobody);
+    modify(&fakes[..4], a_writer);
+    modify(&fakes[4..], a_reader);
     assert!(matches!(write(), Error::WriteLockHeld { .. }));
 }
 
@@ -220,15 +220,15 @@ fn attempts_are_counted_apart_from_the_wait_and_the_ttl() {
     });
     let options = LockOptions::new(TTL);
     let takes = || fakes[0].count(Op::Acquire);
-    meddle(&fakes, a_writer);
+    modify(&fakes, a_writer);
     let error = locker.acquire_read("x", &options).expect_err("held");
     assert!(matches!(error, Error::WriteLockTimeout { attempts: 3, .. }));
     assert_eq!(takes(), 3);
     let error = locker.acquire_write("x", &options).expect_err("held");
     assert!(matches!(error, Error::WriteLockHeld { attempts: 3, .. }));
     assert_eq!(takes(), 6);
-    meddle(&fakes, nobody);
-    meddle(&fakes, a_reader);
+    modify(&fakes, nobody);
+    modify(&fakes, a_reader);
     let error = locker.acquire_write("x", &options).expect_err("held");
     assert!(matches!(error, Error::ReadersTimeout { attempts: 3, .. }));
     assert_eq!(takes(), 9);
@@ -236,7 +236,7 @@ fn attempts_are_counted_apart_from_the_wait_and_the_ttl() {
     thread::scope(|scope| {
         let writer = scope.spawn(|| locker.acquire_write("x", &patient()).map(drop));
         eventually("it asks on", || takes() > 9 + 3);
-        meddle(&fakes, |slot| slot.readers.clear());
+        modify(&fakes, |slot| slot.readers.clear());
         writer.join().expect("no panic").expect("it is free");
     });
 }
@@ -271,15 +271,15 @@ fn a_writer_that_waits_keeps_new_readers_out_and_gets_in() {
 }
 
 #[test]
-fn who_only_tries_keeps_nobody_out() {
+fn try_write_keeps_no_reader_out() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let at_once = LockOptions::new(TTL).wait_for(Duration::ZERO);
-    meddle(&fakes, a_reader);
+    modify(&fakes, a_reader);
     assert!(locker.try_write("x", TTL).expect("no error").is_none());
     assert!(locker.acquire_write("x", &at_once).is_err());
-    meddle(&fakes, |slot| slot.readers.clear());
-    meddle(&fakes, a_writer);
+    modify(&fakes, |slot| slot.readers.clear());
+    modify(&fakes, a_writer);
     assert!(locker.try_read("x", TTL).expect("no error").is_none());
     assert!(locker.acquire_read("x", &at_once).is_err());
     for fake in &fakes {
@@ -291,12 +291,12 @@ fn who_only_tries_keeps_nobody_out() {
 fn a_writer_that_gives_up_leaves_the_gate() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    meddle(&fakes, a_reader);
+    modify(&fakes, a_reader);
     let gives_up = || {
         let writer = locker.acquire_write("x", &impatient());
         writer.expect_err("it gives up");
         all(&fakes, "no place is left", |slot| slot.gate.is_empty());
-        places_were_left(&fakes)
+        gate_entries_were_released(&fakes)
     };
     // Given back, and not just ended. A lane that is held up until a place has ended need not give it back: once is enough.
     assert!((0..20).any(|_| gives_up()));
@@ -306,7 +306,7 @@ fn a_writer_that_gives_up_leaves_the_gate() {
 fn a_writer_that_finds_no_quorum_leaves_the_gate_and_takes_no_new_place() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    meddle(&fakes, a_reader);
+    modify(&fakes, a_reader);
     thread::scope(|scope| {
         let writer = scope.spawn(|| locker.acquire_write("x", &patient()));
         all(&fakes, "its place is at the gate", |slot| {
@@ -322,7 +322,7 @@ fn a_writer_that_finds_no_quorum_leaves_the_gate_and_takes_no_new_place() {
         fakes[1..]
             .iter()
             .for_each(|fake| fake.set_fault(Fault::None));
-        meddle(&fakes, |slot| slot.readers.clear());
+        modify(&fakes, |slot| slot.readers.clear());
         drop(writer.join().expect("no panic").expect("a quorum is back"));
     });
     all_free(&fakes);
@@ -333,7 +333,7 @@ fn writers_that_split_the_nodes_undo_their_grants_and_keep_their_places() {
     let fakes = FakeNode::fakes(4);
     let locker = healthy(&fakes);
     // As a second writer does that was first on two of four nodes.
-    meddle(&fakes[..2], a_writer);
+    modify(&fakes[..2], a_writer);
     thread::scope(|scope| {
         let writer = scope.spawn(|| locker.acquire_write("x", &patient()));
         all(&fakes[..2], "a place where it was refused", |slot| {
@@ -345,7 +345,7 @@ fn writers_that_split_the_nodes_undo_their_grants_and_keep_their_places() {
         let (first, asked) = (place(&fakes[0]), fakes[0].count(Op::Acquire));
         eventually("it asks on", || fakes[0].count(Op::Acquire) > asked + 3);
         assert_eq!(place(&fakes[0]), first, "one token for all its attempts");
-        meddle(&fakes[..2], |slot| slot.owner = None);
+        modify(&fakes[..2], |slot| slot.owner = None);
         let writer = writer.join().expect("no panic");
         drop(writer.expect("the other has undone its part"));
     });
@@ -388,7 +388,7 @@ fn a_refused_reader_gets_a_turn_when_the_writer_releases() {
                 drop(reader);
             });
             a_quorum_is_asked_for_a_turn(&fakes);
-            meddle(&fakes, a_gate);
+            modify(&fakes, a_gate);
             drop(writer);
             waiting
                 .join()
@@ -401,7 +401,7 @@ fn a_refused_reader_gets_a_turn_when_the_writer_releases() {
         let late = third.try_read("x", TTL).expect("no error");
         assert!(late.is_some(), "past the gate, in the readers' turn");
         drop(late);
-        meddle(&fakes, |slot| slot.turn = None);
+        modify(&fakes, |slot| slot.turn = None);
         assert!(third.try_read("x", TTL).expect("no error").is_none());
         eventually("no reader is left, so a writer gets in", || {
             third.try_write("x", TTL).expect("no error").is_some()
@@ -413,11 +413,11 @@ fn a_refused_reader_gets_a_turn_when_the_writer_releases() {
 fn the_undo_of_an_attempt_gives_no_turn() {
     let fakes = FakeNode::fakes(4);
     let locker = healthy(&fakes);
-    meddle(&fakes[..2], a_writer);
-    meddle(&fakes, |slot| {
+    modify(&fakes[..2], a_writer);
+    modify(&fakes, |slot| {
         slot.turn = Some((Turn::Asked, clock::now() + TTL))
     });
-    let refusing = [fakes[0].is_late(Op::Acquire), fakes[1].is_late(Op::Acquire)];
+    let refusing = [fakes[0].delay(Op::Acquire), fakes[1].delay(Op::Acquire)];
     thread::scope(|scope| {
         let tried = scope.spawn(|| locker.try_write("x", TTL));
         all(&fakes[2..], "these grant", |slot| slot.owner.is_some());
@@ -442,7 +442,7 @@ fn the_undo_of_an_attempt_gives_no_turn() {
 fn readers_of_one_process_that_wait_get_in_together() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    meddle(&fakes, a_writer);
+    modify(&fakes, a_writer);
     let inside = std::sync::Barrier::new(8);
     thread::scope(|scope| {
         for _ in 0..8 {
@@ -461,7 +461,7 @@ fn readers_of_one_process_that_wait_get_in_together() {
         // One asks for all, every 25 ms or so; eight would have asked eight times as often.
         let (more, most) = (more(), (clock::now() - began).as_millis() / 8 + 10);
         assert!(more as u128 <= most, "{more} of {most}");
-        meddle(&fakes, nobody);
+        modify(&fakes, nobody);
     });
     all_free(&fakes);
 }
@@ -470,7 +470,7 @@ fn readers_of_one_process_that_wait_get_in_together() {
 fn the_next_reader_asks_when_the_one_that_asked_for_all_gives_up() {
     let fakes = FakeNode::fakes(3);
     let locker = &healthy(&fakes);
-    meddle(&fakes, a_writer);
+    modify(&fakes, a_writer);
     thread::scope(|scope| {
         let first = scope.spawn(|| locker.acquire_read("x", &impatient()).is_err());
         eventually("it asks", || fakes[0].count(Op::Acquire) > 0);
@@ -480,7 +480,7 @@ fn the_next_reader_asks_when_the_one_that_asked_for_all_gives_up() {
         // Once it may have asked by itself, when it came.
         let asked = fakes[0].count(Op::Acquire);
         eventually("it asks", || fakes[0].count(Op::Acquire) > asked + 3);
-        meddle(&fakes, nobody);
+        modify(&fakes, nobody);
         second.join().expect("no panic").expect("it is free");
     });
 }
@@ -515,7 +515,7 @@ fn a_downgrade_gives_readers_that_wait_a_turn() {
     thread::scope(|scope| {
         let waiting = scope.spawn(|| other.acquire_read("x", &patient()));
         a_quorum_is_asked_for_a_turn(&fakes);
-        meddle(&fakes, a_gate);
+        modify(&fakes, a_gate);
         let reader = writer.downgrade().expect("ours");
         let beside = waiting.join().expect("no panic");
         drop(beside.expect("past the stranger's place at the gate"));
@@ -573,12 +573,12 @@ fn a_downgrade_of_a_lost_lock_says_so() {
 // S5, S8: restores and lost leases.
 
 #[test]
-fn what_a_node_lost_is_put_back_past_gate_and_turn() {
+fn lost_key_is_restored_in_spite_of_gate_and_reader_turn() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let reader = locker.read("x", TTL).expect("free");
     all(&fakes, "it is everywhere", |slot| slot.readers.len() == 1);
-    meddle(&fakes[2..], |slot| {
+    modify(&fakes[2..], |slot| {
         nobody(slot);
         a_gate(slot);
     });
@@ -588,10 +588,10 @@ fn what_a_node_lost_is_put_back_past_gate_and_turn() {
         slot(&fakes[2]).readers.len() == 1
     });
     drop(reader);
-    meddle(&fakes, nobody);
+    modify(&fakes, nobody);
     let writer = locker.write("x", TTL).expect("free");
     all(&fakes, "it is everywhere", |slot| slot.owner.is_some());
-    meddle(&fakes[2..], |slot| {
+    modify(&fakes[2..], |slot| {
         nobody(slot);
         slot.turn = Some((Turn::Given, clock::now() + TTL));
     });
@@ -599,7 +599,7 @@ fn what_a_node_lost_is_put_back_past_gate_and_turn() {
         writer.extend(TTL).expect("two of three");
         slot(&fakes[2]).owner.is_some()
     });
-    meddle(&fakes[2..], |slot| {
+    modify(&fakes[2..], |slot| {
         nobody(slot);
         a_reader(slot);
     });
@@ -637,7 +637,7 @@ fn pauses_are_short_enough_for_gate_and_turn_whatever_the_policy() {
             ..RetryPolicy::default()
         })
     });
-    meddle(&fakes, a_reader);
+    modify(&fakes, a_reader);
     thread::scope(|scope| {
         let writer = scope.spawn(|| locker.acquire_write("x", &patient()));
         all(&fakes, "its place is at the gate", |slot| {
@@ -648,7 +648,7 @@ fn pauses_are_short_enough_for_gate_and_turn_whatever_the_policy() {
         eventually("it queues", || {
             locker.nodes().engine().lock_table.waiting(&key) == 1
         });
-        meddle(&fakes, |slot| slot.readers.clear());
+        modify(&fakes, |slot| slot.readers.clear());
         drop(writer.join().expect("no panic").expect("well before that"));
         drop(reader.join().expect("no panic").expect("behind the writer"));
     });
@@ -659,7 +659,7 @@ fn a_shutdown_ends_readers_that_wait_and_waits_for_those_that_read() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let reader = locker.read("x", TTL).expect("free");
-    meddle(&fakes, a_gate);
+    modify(&fakes, a_gate);
     thread::scope(|scope| {
         let waiting = [0; 2].map(|_| scope.spawn(|| locker.read("x", TTL)));
         eventually("both ask", || fakes[0].count(Op::Acquire) >= 3);

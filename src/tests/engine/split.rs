@@ -37,7 +37,7 @@ fn exclusive_for_less(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
 }
 
 fn fenced(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
-    let options = LockOptions::new(TTL).fenced();
+    let options = LockOptions::new(TTL).fencing(true);
     locker.try_acquire("x", &options).map(boxed)
 }
 
@@ -73,7 +73,7 @@ fn winners_of_a_split(fakes: &[Arc<FakeNode>], tries: &[Try]) -> usize {
     thread::scope(|scope| {
         let (mut callers, mut held_up) = (Vec::new(), Vec::new());
         for (locker, acquire) in lockers.iter().zip(tries) {
-            let nodes = fakes.iter().map(|fake| fake.is_late(Op::Acquire));
+            let nodes = fakes.iter().map(|fake| fake.delay(Op::Acquire));
             let nodes: Vec<Rendezvous> = nodes.collect();
             callers.push(scope.spawn(move || acquire(locker)));
             nodes.iter().for_each(Rendezvous::arrived);
@@ -151,11 +151,11 @@ fn split_vote_with_a_node_down_has_one_winner() {
         let down = fakes.remove(down);
         let first = &fakes[0];
         // Without rendezvous: half of the nodes that are up grant each.
-        let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
+        let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
         thread::scope(|scope| {
             let one = scope.spawn(|| exclusive(&lockers[0]));
             late.iter().for_each(Rendezvous::arrived);
-            let also: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
+            let also: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
             let other = scope.spawn(|| exclusive(&lockers[1]));
             also.iter().for_each(Rendezvous::arrived);
             fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
@@ -182,11 +182,11 @@ fn split_vote_over_a_leftover_of_the_first_node_has_one_winner() {
     let fakes = FakeNode::fakes(5);
     fakes[0].seize("x", 10 * TTL);
     let [one, other] = [healthy(&fakes), healthy(&fakes)];
-    let late: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
+    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
     thread::scope(|scope| {
         let one = scope.spawn(|| exclusive(&one));
         late.iter().for_each(Rendezvous::arrived);
-        let also: Vec<_> = fakes.iter().map(|fake| fake.is_late(Op::Acquire)).collect();
+        let also: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
         let other = scope.spawn(|| exclusive(&other));
         also.iter().for_each(Rendezvous::arrived);
         fakes.iter().for_each(|fake| fake.set_fault(Fault::None));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::api::guard::LockGuard;
 use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
-use crate::engine::attempt::WaitMarker;
+use crate::engine::attempt::AttemptContext;
 use crate::engine::attempt_result::AttemptFailure;
 use crate::engine::params::{AcquireParams, LeaseOptions};
 use crate::error::Error;
@@ -119,7 +119,7 @@ fn two_hundred_waiters_get_it_one_after_the_other_by_messages_alone() {
 }
 
 #[test]
-fn who_is_woken_asks_the_node_that_woke_it_before_the_others() {
+fn woken_waiter_asks_the_node_that_woke_it_first() {
     let fakes = FakeNode::fakes(3);
     let locker = sluggish(&fakes);
     let engine = locker.nodes().engine();
@@ -135,9 +135,11 @@ fn who_is_woken_asks_the_node_that_woke_it_before_the_others() {
     };
     let inbox = Arc::new(Inbox::new());
     let attempt = |first| {
-        engine
-            .attempt(&wish, &inbox, WaitMarker::None, first, None)
-            .expect("randomness")
+        let context = AttemptContext {
+            preferred_node: first,
+            ..AttemptContext::new(&wish, &inbox)
+        };
+        engine.attempt(&context).expect("randomness").result
     };
     let takes = || [0, 1, 2].map(|node: usize| fakes[node].count(Op::Acquire));
     let free = |fake: &FakeNode| fake.token("x").is_none();
@@ -161,7 +163,7 @@ fn who_is_woken_asks_the_node_that_woke_it_before_the_others() {
     let won = attempt(Some(1)).ok().expect("by the others");
     engine.nodes.release_unawaited(&won, NodeSet::default());
     eventually("free", || free(&fakes[0]) && free(&fakes[2]));
-    let late = fakes[1].is_late(Op::Acquire);
+    let late = fakes[1].delay(Op::Acquire);
     attempt(Some(1)).ok().expect("without the hung one");
     late.go();
 }
@@ -223,7 +225,7 @@ fn a_listener_that_a_node_refuses_goes_to_the_next_and_back_under_a_flow_of_mess
 }
 
 #[test]
-fn who_is_cancelled_or_gives_up_stops_listening() {
+fn waiter_that_is_cancelled_or_gives_up_unsubscribes() {
     let fakes = FakeNode::fakes(3);
     let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
     let held = holder.lock("x", TTL).expect("free");
@@ -247,7 +249,7 @@ fn waiter_of(locker: &RedisLocker, options: &LockOptions) -> Option<Error> {
 }
 
 #[test]
-fn one_thread_of_a_process_goes_to_the_nodes() {
+fn waiting_threads_of_a_process_send_one_request() {
     let fakes = FakeNode::fakes(1);
     let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
     let held = holder.lock("x", TTL).expect("free");

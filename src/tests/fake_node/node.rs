@@ -1,4 +1,4 @@
-//! Fake nodes for tests, each named for its sin, at the one seam where a server would be.
+//! Fake nodes for tests, with faults that a test selects. They replace a server at the seam `transport::node`.
 
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
@@ -26,89 +26,88 @@ use crate::transport::node::traits::{
     Connector, DirectIo, Event, Handshake, InFlight, Session, Subscriber,
 };
 
-/// What is wrong with a node.
+/// Fault of a node. `Op` limits it to requests of this operation.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
-    /// Nothing.
+    /// The node works.
     None,
-    /// It cannot be connected to.
+    /// The node refuses connections.
     Down,
-    /// It denies access, at connect and to each request.
+    /// The node denies access at connect and to each request.
     DeniesAccess,
-    /// It lets nobody subscribe.
+    /// The node denies subscriptions.
     DeniesSubscribers,
-    /// It denies requests of this verb alone.
+    /// The node denies these requests.
     DeniesOp(Op),
-    /// It takes requests of this verb and tells the test so, and serves them only when the test says: as one that
-    /// grants, extends or releases late does.
+    /// The node reports the arrival of these requests to the test and serves them only on its signal.
     Delays(Op, Sender<()>, Receiver<()>),
-    /// The same for a ping.
+    /// The node delays its reply to a ping until the signal of the test.
     LatePing(Sender<()>, Receiver<()>),
-    /// The same for a connect.
+    /// The node delays a connect until the signal of the test.
     LateConnect(Sender<()>, Receiver<()>),
-    /// It serves requests of this verb, but answers with an error.
+    /// The node serves these requests and returns an error.
     FailsAfterApplying(Op),
-    /// It answers requests of this verb with an error, and does not serve them.
+    /// The node returns an error to these requests and does not serve them.
     Fails(Op),
-    /// It answers requests of this verb that it is loading its data.
+    /// The node returns `LOADING` to these requests.
     Loads(Op),
-    /// It serves requests of this verb, but goes down before the answer.
+    /// The node serves one of these requests and goes down before the reply.
     GoesDownAfter(Op),
-    /// It serves requests of this verb, but the connection breaks before the answer.
+    /// The node serves one of these requests; the connection breaks before the reply.
     DisconnectsAfter(Op),
-    /// It restarts without its data when a request of this verb comes.
+    /// The node restarts without its data at one of these requests.
     RestartsAt(Op),
-    /// The connection breaks at each request of this verb, unserved; a new one can be had at once.
+    /// The connection breaks at each of these requests, unserved; a reconnect works at once.
     Breaks(Op),
-    /// It can be connected to, and closes each connection before the first request.
+    /// Accepts connections, and closes each one before the first request.
     Closes,
-    /// It answers takes of the exclusive lock of this name with an error.
+    /// The node returns an error to acquires of the exclusive lock of this name.
     ErrsOn(&'static str),
-    /// It answers takes as if somebody else held the lock.
+    /// The node refuses all acquires, as if another owner held the lock.
     Refuses,
-    /// It answers takes as if somebody else had held the lock until just now.
+    /// The node refuses acquires, as if a holder's lease had just ended.
     RefusesLate,
-    /// Requests of this verb make its lane panic.
+    /// One of these requests makes the worker panic.
     Panics(Op),
 }
 
-/// A node in memory that keeps keys as the scripts do, and a log of what it served.
+/// Node in memory that stores keys as the scripts do, with a log of the served requests.
 #[derive(Debug)]
 pub(crate) struct FakeNode {
-    sin: Mutex<Fault>,
+    fault: Mutex<Fault>,
     memory: Mutex<NodeStore>,
     served: Mutex<Vec<(Op, String)>>,
     connects: Mutex<Vec<Option<Handshake>>>,
-    /// How many of its connections it has closed.
+    /// Number of connections that the node has closed.
     closed: AtomicUsize,
     no_kill: Mutex<Option<NodeFailure>>,
     refused: AtomicUsize,
     published: AtomicUsize,
     run_id: Mutex<String>,
-    about: Mutex<ServerInfo>,
-    ears: Mutex<Vec<(Channel, Sender<Event>)>>,
+    server_info: Mutex<ServerInfo>,
+    subscriptions: Mutex<Vec<(Channel, Sender<Event>)>>,
 }
 
-/// The test's end of a [`Fault::Delays`].
+/// The test's side of a [`Fault::Delays`].
 pub(crate) struct Rendezvous {
     arrived: Receiver<()>,
     go: Sender<()>,
 }
 
 impl Rendezvous {
-    /// Waits until a request has come to the node.
+    /// Blocks until a request has arrived at the node.
     pub(crate) fn arrived(&self) {
         self.arrived
             .recv_timeout(Duration::from_secs(20))
             .expect("no request came");
     }
 
-    /// Whether a request has come to the node that was not waited for yet.
+    /// Returns whether another request has arrived at the node.
     pub(crate) fn has_arrived(&self) -> bool {
         self.arrived.try_recv().is_ok()
     }
 
-    /// Lets the node serve it.
+    /// Lets the node serve the request.
     pub(crate) fn go(&self) {
         self.go.send(()).expect("the node is gone");
     }
@@ -117,7 +116,7 @@ impl Rendezvous {
 impl FakeNode {
     pub(crate) fn new(name: &str) -> Arc<FakeNode> {
         Arc::new(FakeNode {
-            sin: Mutex::new(Fault::None),
+            fault: Mutex::new(Fault::None),
             memory: Mutex::new(NodeStore::default()),
             served: Mutex::new(Vec::new()),
             connects: Mutex::new(Vec::new()),
@@ -126,12 +125,12 @@ impl FakeNode {
             refused: AtomicUsize::new(0),
             published: AtomicUsize::new(0),
             run_id: Mutex::new(name.to_owned()),
-            about: Mutex::new(ServerInfo::default()),
-            ears: Mutex::new(Vec::new()),
+            server_info: Mutex::new(ServerInfo::default()),
+            subscriptions: Mutex::new(Vec::new()),
         })
     }
 
-    /// It as the crew knows it.
+    /// Returns the configuration of the node connection.
     pub(crate) fn node_config(self: &Arc<FakeNode>, settings: &Settings) -> NodeConfig {
         NodeConfig {
             name: self.run_id.lock().clone(),
@@ -150,77 +149,77 @@ impl FakeNode {
             .collect()
     }
 
-    pub(crate) fn set_fault(&self, sin: Fault) {
-        *self.sin.lock() = sin;
+    pub(crate) fn set_fault(&self, fault: Fault) {
+        *self.fault.lock() = fault;
     }
 
-    /// Another server is behind its address from now on.
+    /// Replaces the server behind the address of the node.
     pub(crate) fn set_run_id(&self, name: &str) {
         name.clone_into(&mut self.run_id.lock());
     }
 
-    /// Closes all its connections.
-    pub(crate) fn closes_connections(&self) {
+    /// Closes all connections of the node.
+    pub(crate) fn close_connections(&self) {
         let connects = self.connects.lock().len();
         self.closed.store(connects, Ordering::Release);
     }
 
-    /// Refuses CLIENT KILL from the next connect on, or does not.
-    pub(crate) fn refuses_to_kill(&self, cause: Option<NodeFailure>) {
+    /// Sets the failure of CLIENT KILL from the next connect on.
+    pub(crate) fn set_kill_failure(&self, cause: Option<NodeFailure>) {
         *self.no_kill.lock() = cause;
     }
 
-    /// What it says of itself from the next connect on.
-    pub(crate) fn says(&self, about: ServerInfo) {
-        *self.about.lock() = about;
+    /// Sets the server info from the next connect on.
+    pub(crate) fn set_server_info(&self, server_info: ServerInfo) {
+        *self.server_info.lock() = server_info;
     }
 
-    pub(crate) fn is_late(&self, verb: Op) -> Rendezvous {
+    pub(crate) fn delay(&self, op: Op) -> Rendezvous {
         let (tell, arrived) = unbounded();
         let (go, wait) = unbounded();
-        self.set_fault(Fault::Delays(verb, tell, wait));
+        self.set_fault(Fault::Delays(op, tell, wait));
         Rendezvous { arrived, go }
     }
 
-    pub(crate) fn is_late_with_a_ping(&self) -> Rendezvous {
+    pub(crate) fn delay_ping(&self) -> Rendezvous {
         let (tell, arrived) = unbounded();
         let (go, wait) = unbounded();
         self.set_fault(Fault::LatePing(tell, wait));
         Rendezvous { arrived, go }
     }
 
-    pub(crate) fn is_late_with_a_connect(&self) -> Rendezvous {
+    pub(crate) fn delay_connect(&self) -> Rendezvous {
         let (tell, arrived) = unbounded();
         let (go, wait) = unbounded();
         self.set_fault(Fault::LateConnect(tell, wait));
         Rendezvous { arrived, go }
     }
 
-    /// The token under an exclusive lock's key, if it has not expired.
+    /// Returns the token of an exclusive lock, if it has not expired.
     pub(crate) fn token(&self, name: &str) -> Option<String> {
         let (token, _) = self.slot(name, LockKind::Exclusive).owner?;
         Some(token)
     }
 
-    /// What it keeps for a lock.
+    /// Returns the stored state of a lock.
     pub(crate) fn slot(&self, name: &str, family: LockKind) -> StoredLock {
         let mut memory = self.memory.lock();
         memory.slot(&key(name, family), clock::now()).clone()
     }
 
-    /// Changes what it keeps for a lock behind everybody's back.
-    pub(crate) fn meddle(&self, name: &str, family: LockKind, act: impl FnOnce(&mut StoredLock)) {
+    /// Changes the stored state of a lock.
+    pub(crate) fn modify(&self, name: &str, family: LockKind, act: impl FnOnce(&mut StoredLock)) {
         act(self.memory.lock().slot(&key(name, family), clock::now()));
     }
 
-    /// Puts a stranger's value under an exclusive lock's key.
+    /// Stores the token of another owner under the key of an exclusive lock.
     pub(crate) fn seize(&self, name: &str, ttl: Duration) {
         let value = ("stranger".to_owned(), clock::now() + ttl);
-        self.meddle(name, LockKind::Exclusive, |slot| slot.owner = Some(value));
+        self.modify(name, LockKind::Exclusive, |slot| slot.owner = Some(value));
     }
 
-    /// Marks and turns end no sooner than after `least` from now on: then no clock decides who gets in.
-    pub(crate) fn signs_last(&self, least: Duration) {
+    /// Lets reader markers and reader turns live for at least `least`, so that no expiry decides a test.
+    pub(crate) fn keep_markers(&self, least: Duration) {
         self.memory.lock().least_sign = least;
     }
 
@@ -228,87 +227,90 @@ impl FakeNode {
         self.memory.lock().clear();
     }
 
-    /// How often it served a verb.
-    pub(crate) fn count(&self, verb: Op) -> usize {
+    /// Returns the number of served requests of an operation.
+    pub(crate) fn count(&self, op: Op) -> usize {
         let served = self.served.lock();
-        served.iter().filter(|(v, _)| *v == verb).count()
+        served.iter().filter(|(v, _)| *v == op).count()
     }
 
-    /// What it served, in order.
-    pub(crate) fn verbs(&self) -> Vec<Op> {
-        self.served.lock().iter().map(|(verb, _)| *verb).collect()
+    /// Returns the operations of the served requests, in order.
+    pub(crate) fn ops(&self) -> Vec<Op> {
+        self.served.lock().iter().map(|(op, _)| *op).collect()
     }
 
-    /// How often it served an extension of a token.
+    /// Returns the number of served extensions of a token.
     pub(crate) fn extensions(&self, token: &str) -> usize {
         let served = self.served.lock();
-        let of_it = |(verb, of): &&(Op, String)| *verb == Op::Extend && of == token;
+        let of_it = |(op, of): &&(Op, String)| *op == Op::Extend && of == token;
         served.iter().filter(of_it).count()
     }
 
-    /// The tokens of the takes that it served, in order.
-    pub(crate) fn takes(&self) -> Vec<String> {
+    /// Returns the tokens of the served acquires, in order.
+    pub(crate) fn acquire_tokens(&self) -> Vec<String> {
         let served = self.served.lock();
-        let takes = served.iter().filter(|(verb, _)| *verb == Op::Acquire);
+        let takes = served.iter().filter(|(op, _)| *op == Op::Acquire);
         takes.map(|(_, token)| token.clone()).collect()
     }
 
-    /// For each connect that worked, the session that was to be killed.
+    /// Returns the former session of each successful connect.
     pub(crate) fn connects(&self) -> Vec<Option<Handshake>> {
         self.connects.lock().clone()
     }
 
-    /// How many releases it published, whether or not somebody heard of it.
+    /// Returns the number of published releases, with or without receivers.
     pub(crate) fn published(&self) -> usize {
         self.published.load(Ordering::Relaxed)
     }
 
-    /// How many connects it refused.
+    /// Returns the number of refused connects.
     pub(crate) fn refused(&self) -> usize {
         self.refused.load(Ordering::Relaxed)
     }
 
     fn serve(&self, request: &Request) -> Reply {
         let token = request.lease.token().text().to_owned();
-        self.served.lock().push((request.verb, token));
+        self.served.lock().push((request.op, token));
         let answer = self.memory.lock().serve(request, clock::now());
-        let publishes = request.publish || request.verb == Op::WakeListener;
+        let publishes = request.publish || request.op == Op::WakeListener;
         if publishes && answer == Reply::Done && !self.leaves_readers(request) {
             let keys = request.lease.keys().as_slice().iter();
-            let heard = keys.map(|key| self.publish(&key.channel())).max();
-            let heard = heard.unwrap_or_default();
+            let receivers = keys.map(|key| self.publish(&key.channel())).max();
+            let receivers = receivers.unwrap_or_default();
             if request.publish {
                 self.published.fetch_add(1, Ordering::Relaxed);
             }
-            if request.publish && heard > 0 {
-                return Reply::DoneNotified(heard);
+            if request.publish && receivers > 0 {
+                return Reply::DoneNotified(receivers);
             }
         }
         answer
     }
 
-    /// Whether it is the release of a reader that others stay behind: only the last one's is published.
+    /// Returns whether other readers remain after this release: only the last reader's release is published.
     fn leaves_readers(&self, request: &Request) -> bool {
         let mut memory = self.memory.lock();
         let slot = memory.slot(request.lease.key(), clock::now());
-        request.verb == Op::Release
-            && request.lease.claim() == LeaseKind::Read
+        request.op == Op::Release
+            && request.lease.kind() == LeaseKind::Read
             && !slot.readers.is_empty()
     }
 
     pub(crate) fn publish(&self, channel: &Channel) -> u64 {
-        let ears = self.ears.lock();
-        let subscribed = ears.iter().filter(|(name, _)| name == channel);
+        let subscriptions = self.subscriptions.lock();
+        let subscribed = subscriptions.iter().filter(|(name, _)| name == channel);
         let message = || Event::Message(Arc::clone(channel));
-        let heard = subscribed.filter(|(_, ear)| ear.send(message()).is_ok());
-        heard.count() as u64
+        let receivers = subscribed.filter(|(_, sender)| sender.send(message()).is_ok());
+        receivers.count() as u64
     }
 
-    /// How many subscriptions there are to a lock's channel.
+    /// Returns the number of subscriptions to the channel of a lock.
     pub(crate) fn subscribed(&self, name: &str) -> usize {
         let channel = key(name, LockKind::Exclusive).channel();
-        let ears = self.ears.lock();
-        ears.iter().filter(|(name, _)| *name == channel).count()
+        let subscriptions = self.subscriptions.lock();
+        subscriptions
+            .iter()
+            .filter(|(name, _)| *name == channel)
+            .count()
     }
 }
 
@@ -321,13 +323,13 @@ struct FakeSubscriber<'a> {
 impl Subscriber for FakeSubscriber<'_> {
     fn subscribe(&mut self, command: u64, channels: &[Channel]) -> Result<(), NodeFailure> {
         self.fake.up()?;
-        if matches!(*self.fake.sin.lock(), Fault::DeniesSubscribers) {
+        if matches!(*self.fake.fault.lock(), Fault::DeniesSubscribers) {
             _ = self.tell.send(Event::Refused(command, denied()));
             return Ok(());
         }
-        let mut ears = self.fake.ears.lock();
+        let mut subscriptions = self.fake.subscriptions.lock();
         for channel in channels {
-            ears.push((Arc::clone(channel), self.tell.clone()));
+            subscriptions.push((Arc::clone(channel), self.tell.clone()));
             let confirmed = Event::Subscribed(command, Arc::clone(channel));
             _ = self.tell.send(confirmed);
         }
@@ -336,8 +338,9 @@ impl Subscriber for FakeSubscriber<'_> {
 
     fn unsubscribe(&mut self, channels: &[Channel]) -> Result<(), NodeFailure> {
         let tell = &self.tell;
-        let mut ears = self.fake.ears.lock();
-        ears.retain(|(name, ear)| !(channels.contains(name) && ear.same_channel(tell)));
+        let mut subscriptions = self.fake.subscriptions.lock();
+        subscriptions
+            .retain(|(name, sender)| !(channels.contains(name) && sender.same_channel(tell)));
         self.fake.up()
     }
 
@@ -346,22 +349,22 @@ impl Subscriber for FakeSubscriber<'_> {
     }
 
     fn next_message(&mut self, wait: Duration) -> Result<Option<Event>, NodeFailure> {
-        let heard = self.told.recv_timeout(wait).ok();
-        self.fake.up().map(|()| heard)
+        let event = self.told.recv_timeout(wait).ok();
+        self.fake.up().map(|()| event)
     }
 }
 
 impl Drop for FakeSubscriber<'_> {
     fn drop(&mut self) {
         let tell = &self.tell;
-        let mut ears = self.fake.ears.lock();
-        ears.retain(|(_, ear)| !ear.same_channel(tell));
+        let mut subscriptions = self.fake.subscriptions.lock();
+        subscriptions.retain(|(_, sender)| !sender.same_channel(tell));
     }
 }
 
 impl FakeNode {
     fn up(&self) -> Result<(), NodeFailure> {
-        match *self.sin.lock() {
+        match *self.fault.lock() {
             Fault::Down => Err(NodeFailure::Unreachable("down".into())),
             _ => Ok(()),
         }
@@ -373,25 +376,25 @@ impl Connector for Arc<FakeNode> {
         &self,
         former: Option<&Handshake>,
     ) -> Result<(Box<dyn Session>, Handshake), NodeFailure> {
-        if matches!(*self.sin.lock(), Fault::Down) {
+        if matches!(*self.fault.lock(), Fault::Down) {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return Err(NodeFailure::Unreachable("down".into()));
         }
-        if matches!(*self.sin.lock(), Fault::DeniesAccess) {
+        if matches!(*self.fault.lock(), Fault::DeniesAccess) {
             return Err(denied());
         }
-        let sin = self.sin.lock().clone();
-        if let Fault::LateConnect(arrived, go) = sin {
+        let fault = self.fault.lock().clone();
+        if let Fault::LateConnect(arrived, go) = fault {
             let _ = arrived.send(());
             let _ = go.recv();
         }
         let mut connects = self.connects.lock();
         connects.push(former.cloned());
-        let greeting = Handshake {
+        let handshake = Handshake {
             run_id: self.run_id.lock().clone(),
             others: Vec::new(),
             client_id: connects.len() as i64,
-            server_info: self.about.lock().clone(),
+            server_info: self.server_info.lock().clone(),
             no_kill: self.no_kill.lock().clone(),
         };
         let session = FakeSession {
@@ -400,7 +403,7 @@ impl Connector for Arc<FakeNode> {
             sent: VecDeque::new(),
             late: None,
         };
-        Ok((Box::new(session), greeting))
+        Ok((Box::new(session), handshake))
     }
 
     fn with_subscriber(
@@ -419,16 +422,16 @@ impl Connector for Arc<FakeNode> {
 
 struct FakeSession {
     fake: Arc<FakeNode>,
-    /// Which of the fake's connections it is, from 1.
+    /// Number of this connection of the node, from 1.
     number: usize,
-    /// The numbers of the requests that were sent one by one.
+    /// Ids of the directly sent requests.
     sent: VecDeque<u64>,
-    /// The one of them that the test knows of, which is late.
+    /// Id of the delayed request, with the signal of the test.
     late: Option<(u64, Receiver<()>)>,
 }
 
 impl FakeSession {
-    /// Serves a request, or commits a sin; a late one is waited for or not. `None` where it is still late.
+    /// Serves a request with the current fault. Returns `None` for a delayed request if `waits` is not set.
     fn serve(
         &mut self,
         request: &Request,
@@ -440,60 +443,60 @@ impl FakeSession {
             return self.serve_late(request, number, waits, go);
         }
         let broken = || NodeFailure::Unreachable("broken".into());
-        let sin = self.fake.sin.lock().clone();
-        Ok(Some(match sin {
+        let fault = self.fake.fault.lock().clone();
+        Ok(Some(match fault {
             Fault::Down => return Err(broken()),
             Fault::DeniesAccess => Reply::Failed(denied()),
-            Fault::DeniesOp(verb) if verb == request.verb => Reply::Failed(denied()),
-            Fault::Delays(verb, arrived, go) if verb == request.verb => {
+            Fault::DeniesOp(op) if op == request.op => Reply::Failed(denied()),
+            Fault::Delays(op, arrived, go) if op == request.op => {
                 let _ = arrived.send(());
                 return self.serve_late(request, number, waits, go);
             }
-            Fault::FailsAfterApplying(verb) if verb == request.verb => {
+            Fault::FailsAfterApplying(op) if op == request.op => {
                 self.fake.serve(request);
                 let words = "OOM command not allowed script: f2, on @user_script:9.";
                 Reply::Failed(NodeFailure::ServerError(words.into()))
             }
-            Fault::Fails(verb) if verb == request.verb => {
+            Fault::Fails(op) if op == request.op => {
                 Reply::Failed(NodeFailure::ServerError("MISCONF".into()))
             }
-            Fault::Loads(verb) if verb == request.verb => {
+            Fault::Loads(op) if op == request.op => {
                 Reply::Failed(NodeFailure::ServerError("LOADING Redis is loading".into()))
             }
-            Fault::Breaks(verb) if verb == request.verb => return Err(broken()),
+            Fault::Breaks(op) if op == request.op => return Err(broken()),
             Fault::ErrsOn(name)
-                if request.verb == Op::Acquire && request.lease.key().name() == name =>
+                if request.op == Op::Acquire && request.lease.key().name() == name =>
             {
                 Reply::Failed(NodeFailure::ServerError("OOM".into()))
             }
-            Fault::GoesDownAfter(verb) if verb == request.verb => {
+            Fault::GoesDownAfter(op) if op == request.op => {
                 self.fake.serve(request);
                 self.fake.set_fault(Fault::Down);
                 return Err(broken());
             }
-            Fault::DisconnectsAfter(verb) if verb == request.verb => {
+            Fault::DisconnectsAfter(op) if op == request.op => {
                 self.fake.serve(request);
                 self.fake.set_fault(Fault::None);
                 return Err(broken());
             }
-            Fault::RestartsAt(verb) if verb == request.verb => {
+            Fault::RestartsAt(op) if op == request.op => {
                 self.fake.wipe();
                 let run_id = format!("{} again", self.fake.run_id.lock());
                 self.fake.set_run_id(&run_id);
                 self.fake.set_fault(Fault::None);
                 return Err(broken());
             }
-            Fault::RefusesLate if request.verb == Op::Acquire => {
+            Fault::RefusesLate if request.op == Op::Acquire => {
                 self.fake.served.lock().push((Op::Acquire, String::new()));
                 Reply::Held(Blocker::Owner, Some(Duration::ZERO))
             }
-            Fault::Refuses if request.verb == Op::Acquire => {
+            Fault::Refuses if request.op == Op::Acquire => {
                 self.fake.served.lock().push((Op::Acquire, String::new()));
                 Reply::Held(Blocker::Owner, Some(Duration::from_secs(60)))
             }
-            Fault::Panics(verb) if verb == request.verb => {
+            Fault::Panics(op) if op == request.op => {
                 self.fake.set_fault(Fault::None);
-                panic!("as the test wants it")
+                panic!("panic of a test")
             }
             _ => self.fake.serve(request),
         }))
@@ -502,14 +505,14 @@ impl FakeSession {
 
 impl FakeSession {
     fn is_open(&self) -> Result<(), NodeFailure> {
-        let closes = matches!(*self.fake.sin.lock(), Fault::Closes);
+        let closes = matches!(*self.fake.fault.lock(), Fault::Closes);
         match !closes && self.number > self.fake.closed.load(Ordering::Acquire) {
             true => Ok(()),
             false => Err(NodeFailure::Unreachable("closed".into())),
         }
     }
 
-    /// The test knows of it, and says when.
+    /// Serves a delayed request after the signal of the test.
     fn serve_late(
         &mut self,
         request: &Request,
@@ -517,7 +520,7 @@ impl FakeSession {
         waits: bool,
         go: Receiver<()>,
     ) -> Result<Option<Reply>, NodeFailure> {
-        // The test has ended when its end is gone.
+        // A closed channel means that the test has ended.
         if waits {
             let _ = go.recv();
         } else if go.try_recv() == Err(TryRecvError::Empty) {
@@ -543,7 +546,7 @@ impl Session for FakeSession {
     }
 
     fn check_idle(&mut self) -> Result<(), NodeFailure> {
-        assert!(self.sent.is_empty(), "it is not idle");
+        assert!(self.sent.is_empty(), "the session is not idle");
         self.is_open()
     }
 
@@ -551,10 +554,10 @@ impl Session for FakeSession {
         self.is_open()?;
         assert!(
             self.sent.is_empty(),
-            "its answer would be taken for another"
+            "the reply would be taken for that of a request"
         );
-        let sin = self.fake.sin.lock().clone();
-        if let Fault::LatePing(arrived, go) = sin {
+        let fault = self.fake.fault.lock().clone();
+        if let Fault::LatePing(arrived, go) = fault {
             let _ = arrived.send(());
             let _ = go.recv();
         }
@@ -585,7 +588,7 @@ impl DirectIo for FakeSession {
             return Ok(None);
         };
         let flight = flights.iter().find(|flight| flight.number == number);
-        let request = &flight.expect("it is on the wire").request;
+        let request = &flight.expect("the request is in flight").request;
         let answer = self.serve(request, Some(number), end.is_some())?;
         Ok(answer.map(|answer| {
             self.sent.pop_front();
@@ -602,8 +605,8 @@ fn key(name: &str, family: LockKind) -> Key {
     Key::parse("redguard:", name, family).expect("a good name")
 }
 
-/// Settings for fakes: nodes that do not matter, time-outs long enough not to decide anything by chance, and a breaker that
-/// never opens unless the test wants it.
+/// Returns settings for fake nodes: timeouts so long that none decides a test by chance, and a breaker that
+/// stays closed unless the test configures it.
 pub(crate) fn settings(adjust: impl FnOnce(Config) -> Config) -> Settings {
     let config = Config::new(["unused"])
         .node_timeout(Duration::from_secs(5))
@@ -616,36 +619,41 @@ pub(crate) fn settings(adjust: impl FnOnce(Config) -> Config) -> Settings {
     }
 }
 
-/// A locker on these fakes.
+/// Returns a locker that is connected to all these fakes that are up.
 pub(crate) fn connected_locker(
     fakes: &[Arc<FakeNode>],
     adjust: impl FnOnce(Config) -> Config,
 ) -> Result<RedisLocker, Error> {
     let settings = settings(adjust);
     let strict = settings.reject_evicting_servers;
-    let posts: Vec<NodeConfig> = fakes
+    let configs: Vec<NodeConfig> = fakes
         .iter()
         .map(|fake| fake.node_config(&settings))
         .collect();
-    let nodes = Nodes::start(settings, &posts)?;
-    // A quorum is enough to join, but a test speaks of all nodes that it did not put down.
+    let nodes = Nodes::start(settings, &configs)?;
+    // `start` waits for a quorum; a test expects all nodes without a fault.
     let down = |fake: &&Arc<FakeNode>| {
-        let fault = fake.about.lock().rejection(strict);
-        fault.is_some() || matches!(*fake.sin.lock(), Fault::Down | Fault::DeniesAccess)
+        let fault = fake.server_info.lock().rejection(strict);
+        fault.is_some() || matches!(*fake.fault.lock(), Fault::Down | Fault::DeniesAccess)
     };
     let expected = fakes.len() - fakes.iter().filter(down).count();
-    eventually("all lanes are up", || nodes.engine().nodes_up() == expected);
+    eventually("all connections are up", || {
+        nodes.engine().nodes_up() == expected
+    });
     Ok(RedisLocker::new(&nodes))
 }
 
 type AtLine = Box<dyn FnMut(&str)>;
 
 thread_local! {
-    /// What the test of this thread wants to happen at lines that the library logs from it.
+    /// Called with each line that the library logs in this thread.
     static AT_LINE: RefCell<Option<AtLine>> = const { RefCell::new(None) };
 }
 
-/// Calls `act` with every line that this thread logs: a foot in the door of code that has no other seam.
+/// Calls `act` with each line that this thread logs.
+///
+/// The log call is the seam: it lets a test stop a caller between the verdict of a round and the guard.
+/// Its tests name words of log lines, so a changed log text makes them fail.
 pub(crate) fn on_log_line(act: impl FnMut(&str) + 'static) {
     struct Lines;
 
@@ -665,29 +673,39 @@ pub(crate) fn on_log_line(act: impl FnMut(&str) + 'static) {
         fn flush(&self) {}
     }
 
-    // Fails where another test was first, with the same.
+    // Fails if another test has set the same logger.
     let _ = log::set_logger(&Lines);
     log::set_max_level(log::LevelFilter::Debug);
     AT_LINE.set(Some(Box::new(act)));
 }
 
-/// How many attempts were made at these nodes. None of them need have seen all: what a quorum has refused is not sent to others.
+/// Returns the number of attempts at these nodes. A node may have missed some: a request that a quorum
+/// has refused is not sent to the others.
 pub(crate) fn attempts(fakes: &[Arc<FakeNode>]) -> usize {
-    let tokens: HashSet<String> = fakes.iter().flat_map(|fake| fake.takes()).collect();
+    let tokens: HashSet<String> = fakes
+        .iter()
+        .flat_map(|fake| fake.acquire_tokens())
+        .collect();
     tokens.len()
 }
 
-/// Whether each of them served a release of what no take had asked any of them for: a place at the gate was given back.
-pub(crate) fn places_were_left(fakes: &[Arc<FakeNode>]) -> bool {
-    let taken: HashSet<String> = fakes.iter().flat_map(|fake| fake.takes()).collect();
+/// Returns whether each node served a release of a token without acquire: that of a gate entry.
+pub(crate) fn gate_entries_were_released(fakes: &[Arc<FakeNode>]) -> bool {
+    let taken: HashSet<String> = fakes
+        .iter()
+        .flat_map(|fake| fake.acquire_tokens())
+        .collect();
     fakes.iter().all(|fake| {
         let served = fake.served.lock();
-        let mut releases = served.iter().filter(|(verb, _)| *verb == Op::Release);
+        let mut releases = served.iter().filter(|(op, _)| *op == Op::Release);
         releases.any(|(_, token)| !taken.contains(token))
     })
 }
 
-/// Waits for something that other threads bring about; fails loudly when it does not come.
+/// Blocks until `holds` returns true.
+///
+/// # Panics
+/// With `what` if that takes 20 s.
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = clock::now() + Duration::from_secs(20);
     while !holds() {
@@ -696,7 +714,8 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Holds where nothing but a message, or a wake-up, can have brought about what began at `began`: all clocks are slower.
+/// Asserts that less time has passed since `began` than any timeout of the test, so that only a message or
+/// a wake-up can be the cause.
 pub(crate) fn assert_no_timeout_elapsed(began: Instant) {
     let took = clock::now().saturating_duration_since(began);
     assert!(took < Duration::from_secs(60), "{took:?}");

@@ -58,11 +58,11 @@ impl NodeStore {
             return self.serve_several(request, until, now);
         }
         let token = lease.token().text();
-        let is_new = request.verb == Op::Acquire;
+        let is_new = request.op == Op::Acquire;
         let sign = |end: Duration| now + end.max(self.least_sign);
         let (mark_end, turn_end) = (sign(request.marker_ttl()), sign(request.refresh_interval));
         let slot = self.slot(lease.key(), now);
-        match (request.verb, lease.claim()) {
+        match (request.op, lease.kind()) {
             (Op::WakeListener, _) => Reply::Done,
             (Op::Inspect, _) => match &slot.owner {
                 None => Reply::Absent,
@@ -111,12 +111,12 @@ impl NodeStore {
             }
             (Op::ForceRelease, _) => given(slot.owner.take().is_some()),
             (
-                verb,
+                op,
                 LeaseKind::Permit {
                     index: permit,
                     total: of,
                 },
-            ) => slot.serve_permit(verb, permit, of, (token, until), now),
+            ) => slot.serve_permit(op, permit, of, (token, until), now),
             (_, LeaseKind::GateEntry) => given(slot.gate.remove(token).is_some()),
             (Op::Acquire | Op::Restore, LeaseKind::Read) => {
                 let refused = slot.refuses_reader(is_new);
@@ -146,13 +146,13 @@ impl NodeStore {
             (Op::Extend | Op::Release, LeaseKind::Read) => {
                 let owned = slot.owner.take_if(|(owner, _)| owner == token);
                 if owned.is_some()
-                    && request.verb == Op::Release
+                    && request.op == Op::Release
                     && !request.refresh_interval.is_zero()
                 {
                     slot.give_turn(now + request.refresh_interval);
                 }
                 let found = slot.readers.remove(token).or(owned.map(|(_, end)| end));
-                if let (Some(end), Op::Extend) = (found, request.verb) {
+                if let (Some(end), Op::Extend) = (found, request.op) {
                     slot.readers.insert(token.to_owned(), end.max(until));
                 }
                 given(found.is_some())
@@ -194,7 +194,7 @@ impl NodeStore {
         let is_other = |owner: &Option<(String, Instant)>| {
             owner.as_ref().is_some_and(|(other, _)| other != token)
         };
-        let is_take = matches!(request.verb, Op::Acquire | Op::Restore);
+        let is_take = matches!(request.op, Op::Acquire | Op::Restore);
         let others = (0..keys.len()).filter(|key| is_other(&owners[*key]));
         // Of those that end at the same time the first.
         let end = |key: &usize| owners[*key].as_ref().map(|(_, end)| *end);
@@ -213,7 +213,7 @@ impl NodeStore {
             let slot = self.slot(key, now);
             let is_ours = owner.as_ref().is_some_and(|(other, _)| other == token);
             let end = owner.map_or(until, |(_, end)| end.max(until));
-            match request.verb {
+            match request.op {
                 Op::Acquire | Op::Restore => {
                     slot.owner = Some((token.to_owned(), end));
                     slot.fence = numbers.or(slot.fence);
@@ -244,7 +244,7 @@ impl StoredLock {
 
     fn serve_permit(
         &mut self,
-        verb: Op,
+        op: Op,
         permit: u16,
         of: u16,
         (token, until): (&str, Instant),
@@ -254,7 +254,7 @@ impl StoredLock {
         let is_ours = held.as_ref().is_some_and(|(owner, _)| owner == token);
         let last = held.as_ref().map_or(until, |(_, end)| until.max(*end));
         let next = self.permits.values().map(|(_, end)| *end - now).min();
-        match (verb, next) {
+        match (op, next) {
             (Op::Acquire | Op::Restore, Some(_)) if self.count != of => {
                 return Reply::PermitCountMismatch(self.count);
             }

@@ -1,14 +1,15 @@
-//! The gate by itself: tables on real threads, and all interleavings of a few by the model checker.
+//! The lock table alone: cases on real threads, and all interleavings of a few by loom.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::local::entry::{AccessMode, Refusal};
+use crate::local::entry::{AccessMode, LocalRequest, Refusal};
 use crate::local::guard::LocalGuard;
 use crate::local::lock_table::LockTable;
 use crate::protocol::key::Key;
+use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LockKind;
-use crate::protocol::lease::tests::lease;
+use crate::tests::fixtures::lease;
 use crate::transport::inbox::Inbox;
 
 fn key() -> Key {
@@ -28,7 +29,32 @@ fn enter_as(
     access: AccessMode,
     end: Option<Instant>,
 ) -> Result<LocalGuard, Refusal> {
-    gate.acquire(&key().into(), access, &Arc::new(Inbox::new()), end, |_| ())
+    acquire(gate, &key().into(), access, &Arc::new(Inbox::new()), end)
+}
+
+fn acquire(
+    gate: &Arc<LockTable>,
+    keys: &KeySet,
+    mode: AccessMode,
+    inbox: &Arc<Inbox>,
+    deadline: Option<Instant>,
+) -> Result<LocalGuard, Refusal> {
+    gate.acquire(&request(keys, mode, inbox, deadline), |_| ())
+}
+
+fn request<'a>(
+    keys: &'a KeySet,
+    mode: AccessMode,
+    inbox: &'a Arc<Inbox>,
+    deadline: Option<Instant>,
+) -> LocalRequest<'a> {
+    LocalRequest {
+        keys,
+        mode,
+        offer: None,
+        inbox,
+        deadline,
+    }
 }
 
 #[cfg(not(loom))]
@@ -67,26 +93,28 @@ mod table {
             drop(first);
         });
         assert_eq!(*order.lock(), (0..8).collect::<Vec<_>>());
-        assert!(gate.state.lock().slots.is_empty());
+        assert!(gate.state.lock().entries.is_empty());
     }
 
     #[test]
-    fn who_is_handed_the_slot_finds_what_it_was_handed_with_it() {
+    fn handed_off_entry_comes_with_its_handoff() {
         let gate = Arc::new(LockTable::new());
         let first = enter(&gate, None).unwrap();
-        assert!(gate.is_busy(&key()));
+        assert!(gate.state.lock().entries.contains_key(&key()));
         let alone = first.hand_off(&lease("x"), clock::now(), 0, 3);
         assert!(alone.is_none(), "nobody waits");
         let inbox = Arc::new(Inbox::new());
         let offer = HandoffOffer {
             swap: Request::new(Op::Swap, &lease("x"), 1),
-            end: None,
+            deadline: None,
         };
         let former = lease("x");
         let (handed, second) = thread::scope(|scope| {
             let waits = scope.spawn(|| {
-                let (keys, offer) = (key().into(), Some(&offer));
-                gate.acquire_offering(&keys, AccessMode::Exclusive, offer, &inbox, None, |_| ())
+                let keys = key().into();
+                let mut request = request(&keys, AccessMode::Exclusive, &inbox, None);
+                request.offer = Some(&offer);
+                gate.acquire(&request, |_| ())
             });
             eventually("it queues", || gate.waiting(&key()) == 1);
             let handed = first.hand_off(&former, clock::now(), 0, 3);
@@ -103,31 +131,57 @@ mod table {
         let baton = second.take_handoff().unwrap();
         assert!(Arc::ptr_eq(&baton.former, &former) && baton.round == handed.round);
         assert!(second.take_handoff().is_none(), "only once");
-        assert!(gate.is_busy(&key()), "the first one has left before");
+        let is_held = gate.state.lock().entries.contains_key(&key());
+        assert!(is_held, "the first one has left before");
         drop(second);
-        assert!(gate.state.lock().slots.is_empty());
+        assert!(gate.state.lock().entries.is_empty());
     }
 
     #[test]
-    fn nobody_is_handed_anything_when_it_is_closed() {
+    fn closed_lock_table_hands_nothing_off() {
         let gate = Arc::new(LockTable::new());
         let first = enter(&gate, None).unwrap();
         let offer = HandoffOffer {
             swap: Request::new(Op::Swap, &lease("x"), 1),
-            end: None,
+            deadline: None,
         };
+        gate.close();
         let mut state = gate.state.lock();
-        state.closed = true;
-        let slot = state.slots.get_mut(&key()).unwrap();
+        let slot = state.entries.get_mut(&key()).unwrap();
         slot.queue.push_back(LocalWaiter {
             ticket: 2,
-            access: AccessMode::Exclusive,
+            mode: AccessMode::Exclusive,
             inbox: Arc::new(Inbox::new()),
             offer: Some(offer),
             rechecks_at: None,
         });
         drop(state);
         assert!(first.hand_off(&lease("x"), clock::now(), 0, 3).is_none());
+    }
+
+    #[test]
+    fn try_acquire_enters_a_free_key_and_queues_for_none() {
+        let table = Arc::new(LockTable::new());
+        let keys = KeySet::from(key());
+        let inbox = Arc::new(Inbox::new());
+        let exclusive = request(&keys, AccessMode::Exclusive, &inbox, None);
+        let held = table.try_acquire(&exclusive).unwrap().unwrap();
+        assert!(table.try_acquire(&exclusive).unwrap().is_none(), "held");
+        assert_eq!(table.waiting(&key()), 0, "not queued");
+        drop(held);
+        assert!(table.state.lock().entries.is_empty());
+        let permit = |limit| request(&keys, AccessMode::Limited(limit), &inbox, None);
+        let held = table.try_acquire(&permit(2)).unwrap();
+        let refused = table.try_acquire(&permit(3)).map(drop);
+        assert_eq!(refused, Err(Refusal::PermitCountMismatch(2)));
+        drop(held);
+        let several = KeySet::parse("", &["a", "b"], LockKind::Exclusive).unwrap();
+        let several = request(&several, AccessMode::Exclusive, &inbox, None);
+        assert!(table.try_acquire(&several).unwrap().is_none());
+        table.close();
+        let refused = table.try_acquire(&exclusive).map(drop);
+        assert_eq!(refused, Err(Refusal::Closed));
+        assert!(table.state.lock().entries.is_empty());
     }
 
     #[test]
@@ -146,7 +200,7 @@ mod table {
                 });
             }
         });
-        assert!(gate.state.lock().slots.is_empty());
+        assert!(gate.state.lock().entries.is_empty());
     }
 
     #[test]
@@ -156,14 +210,11 @@ mod table {
         for n in 0..10_000 {
             let key = Key::parse("", &n.to_string(), LockKind::Exclusive).unwrap();
             let inbox = Arc::new(Inbox::new());
-            passes.push(
-                gate.acquire(&key.into(), AccessMode::Exclusive, &inbox, None, |_| ())
-                    .unwrap(),
-            );
+            passes.push(acquire(&gate, &key.into(), AccessMode::Exclusive, &inbox, None).unwrap());
         }
         drop(passes);
         let state = gate.state.lock();
-        assert!(state.slots.is_empty() && state.slots.capacity() < 1_000);
+        assert!(state.entries.is_empty() && state.entries.capacity() < 1_000);
     }
 
     #[test]
@@ -210,7 +261,7 @@ mod table {
     }
 
     #[test]
-    fn who_is_behind_another_does_not_pass_it() {
+    fn later_waiter_does_not_pass_an_earlier_one() {
         let gate = Arc::new(LockTable::new());
         let entered = enter(&gate, None).unwrap();
         let lease = lease("x");
@@ -239,7 +290,7 @@ mod table {
         let tell = |lease: &Arc<Lease>| told.lock().push(Arc::clone(lease));
         let inbox = Arc::new(Inbox::new());
         let pass = gate
-            .acquire(&key().into(), access, &inbox, None, tell)
+            .acquire(&request(&key().into(), access, &inbox, None), tell)
             .unwrap();
         (pass, told.into_inner())
     }
@@ -279,7 +330,7 @@ mod table {
             );
         }
         drop(writer);
-        assert!(gate.state.lock().slots.is_empty());
+        assert!(gate.state.lock().entries.is_empty());
     }
 
     #[test]
@@ -317,7 +368,7 @@ mod table {
             assert!(enter(&gate, at_once()).is_err());
             drop(inside);
         });
-        assert!(gate.state.lock().slots.is_empty());
+        assert!(gate.state.lock().entries.is_empty());
     }
 
     #[test]
@@ -353,7 +404,7 @@ mod table {
     }
 
     #[test]
-    fn who_shares_what_it_had_alone_lets_readers_in_and_no_writer() {
+    fn downgraded_holder_admits_readers_and_no_writer() {
         let gate = Arc::new(LockTable::new());
         let writer = enter(&gate, None).unwrap();
         thread::scope(|scope| {
@@ -373,10 +424,9 @@ mod table {
     fn of_those_that_share_and_ask_one_asks_for_all() {
         let gate = Arc::new(LockTable::new());
         let inboxes = [0; 3].map(|_| Arc::new(Inbox::new()));
-        let [first, second, third] = inboxes.each_ref().map(|inbox| {
-            gate.acquire(&key().into(), AccessMode::Shared, inbox, None, |_| ())
-                .unwrap()
-        });
+        let [first, second, third] = inboxes
+            .each_ref()
+            .map(|inbox| acquire(&gate, &key().into(), AccessMode::Shared, inbox, None).unwrap());
         assert_eq!(
             [&first, &second, &third].map(LocalGuard::follow_leader),
             [false, true, true]
@@ -431,7 +481,7 @@ mod loom_gate {
             for thread in threads {
                 thread.join().unwrap();
             }
-            assert!(gate.state.lock().slots.is_empty());
+            assert!(gate.state.lock().entries.is_empty());
         });
     }
 
@@ -453,7 +503,7 @@ mod loom_gate {
             gate.recheck(&key().into());
             waiter.join().unwrap();
             drop(holder);
-            assert!(gate.state.lock().slots.is_empty());
+            assert!(gate.state.lock().entries.is_empty());
         });
     }
 
@@ -500,7 +550,7 @@ mod loom_gate {
             for reader in readers {
                 reader.join().unwrap();
             }
-            assert!(gate.state.lock().slots.is_empty());
+            assert!(gate.state.lock().entries.is_empty());
         });
     }
 }

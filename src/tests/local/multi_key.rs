@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::local::entry::{AccessMode, Refusal};
+use crate::local::entry::{AccessMode, LocalRequest, Refusal};
 use crate::local::guard::LocalGuard;
 use crate::local::lock_table::LockTable;
 use crate::protocol::key_set::KeySet;
@@ -27,7 +27,24 @@ fn enter(
     end: Option<Instant>,
 ) -> Result<LocalGuard, Refusal> {
     let inbox = Arc::new(Inbox::new());
-    gate.acquire(&keys(names), AccessMode::Exclusive, &inbox, end, |_| ())
+    acquire(gate, &keys(names), &inbox, end, |_| ())
+}
+
+fn acquire(
+    gate: &Arc<LockTable>,
+    keys: &KeySet,
+    inbox: &Arc<Inbox>,
+    deadline: Option<Instant>,
+    on_lost: impl Fn(&Arc<Lease>),
+) -> Result<LocalGuard, Refusal> {
+    let request = LocalRequest {
+        keys,
+        mode: AccessMode::Exclusive,
+        offer: None,
+        inbox,
+        deadline,
+    };
+    gate.acquire(&request, on_lost)
 }
 
 fn at_once() -> Option<Instant> {
@@ -69,11 +86,11 @@ fn sets_that_overlap_exclude_each_other_and_nobody_waits_in_a_circle() {
             });
         }
     });
-    assert!(gate.state.lock().slots.is_empty());
+    assert!(gate.state.lock().entries.is_empty());
 }
 
 #[test]
-fn who_does_not_get_all_has_none() {
+fn acquire_of_several_keys_that_fails_holds_none() {
     let gate = Arc::new(LockTable::new());
     let one = enter(&gate, &["b"], None).unwrap();
     let busy = enter(&gate, &["a", "b", "c"], at_once()).unwrap_err();
@@ -83,11 +100,11 @@ fn who_does_not_get_all_has_none() {
     assert!(enter(&gate, &["b", "c"], at_once()).is_err());
     drop(rest);
     assert!(enter(&gate, &["a", "b", "c"], at_once()).is_ok());
-    assert!(gate.state.lock().slots.is_empty());
+    assert!(gate.state.lock().entries.is_empty());
 }
 
 #[test]
-fn who_waits_for_a_later_key_is_first_in_the_queue_of_those_before_it() {
+fn waiter_for_a_later_key_keeps_its_place_at_the_earlier_keys() {
     let gate = Arc::new(LockTable::new());
     let later = enter(&gate, &["b"], None).unwrap();
     let order = Mutex::new(Vec::new());
@@ -125,14 +142,14 @@ fn a_hung_holder_of_several_is_passed_over_at_each_of_its_keys() {
             scope.spawn(move || {
                 let inbox = Arc::new(Inbox::new());
                 let settle = |_: &Arc<Lease>| _ = told.fetch_add(1, Ordering::SeqCst);
-                let pass = gate.acquire(&keys(&names), AccessMode::Exclusive, &inbox, None, settle);
+                let pass = acquire(gate, &keys(&names), &inbox, None, settle);
                 assert!(pass.is_ok());
             });
         }
     });
     assert_eq!(told.load(Ordering::SeqCst), 1, "lost once");
     drop(hung);
-    assert!(gate.state.lock().slots.is_empty());
+    assert!(gate.state.lock().entries.is_empty());
 }
 
 #[test]
@@ -144,8 +161,7 @@ fn a_closed_gate_and_a_cancelled_wait_leave_no_key_behind() {
         thread::scope(|scope| {
             let both = scope.spawn(|| {
                 let both = keys(&["a", "b"]);
-                gate.acquire(&both, AccessMode::Exclusive, &inbox, None, |_| ())
-                    .map(drop)
+                acquire(&gate, &both, &inbox, None, |_| ()).map(drop)
             });
             let later = keys(&["b"]);
             eventually("it waits", || gate.waiting(later.first()) == 1);
@@ -162,6 +178,6 @@ fn a_closed_gate_and_a_cancelled_wait_leave_no_key_behind() {
             assert_eq!(refused, Err(expected));
         });
         drop(later);
-        assert!(gate.state.lock().slots.is_empty());
+        assert!(gate.state.lock().entries.is_empty());
     }
 }

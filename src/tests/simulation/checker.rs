@@ -72,10 +72,10 @@ impl Coverage {
 
 impl Simulator {
     /// At the moment at which a client gets a guard, or one of another kind: nobody else may hold it by his own clock.
-    pub(crate) fn check_hand_out(&mut self, client: usize, lease: &Arc<Lease>, claim: LeaseKind) {
+    pub(crate) fn check_hand_out(&mut self, client: usize, lease: &Arc<Lease>, kind: LeaseKind) {
         self.note(|_| {
             format!(
-                "{client} HOLDS as {claim:?}: {} {:?}",
+                "{client} HOLDS as {kind:?}: {} {:?}",
                 lease.token().text(),
                 lease.fencing_token()
             )
@@ -89,17 +89,17 @@ impl Simulator {
             let Some(may) = hold.may else {
                 continue;
             };
-            let both_read = (may, claim) == (LeaseKind::Read, LeaseKind::Read);
+            let both_read = (may, kind) == (LeaseKind::Read, LeaseKind::Read);
             // Who is paused, or has not looked, believes it until its own clock says otherwise.
             if matches!(hold.lease.peek(now), LeaseState::Held(_)) && !both_read {
                 self.find(Violation::Overlap {
                     first: (other, may),
-                    second: (client, claim),
+                    second: (client, kind),
                 });
             }
         }
         // A downgrade is no new holder.
-        if let Some(token) = lease.fencing_token().filter(|_| claim != LeaseKind::Read) {
+        if let Some(token) = lease.fencing_token().filter(|_| kind != LeaseKind::Read) {
             self.counts.fenced += 1;
             if token <= self.last_fence {
                 self.find(Violation::Order {

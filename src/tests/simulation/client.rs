@@ -58,7 +58,7 @@ pub(crate) enum ClientState {
 
 /// An acquire, from its first attempt to its last.
 pub(crate) struct Acquire {
-    pub(crate) claim: LeaseKind,
+    pub(crate) kind: LeaseKind,
     pub(crate) ttl: Ttl,
     fenced: bool,
     attempts: u32,
@@ -160,7 +160,7 @@ impl Simulator {
         if self.calm || self.clients[client].acquires == self.knobs.acquires {
             return;
         }
-        let claim = match self.knobs.family {
+        let kind = match self.knobs.family {
             LockKind::Exclusive => LeaseKind::Exclusive,
             // No knob turns to semaphores yet.
             LockKind::ReadWrite | LockKind::Semaphore => {
@@ -168,7 +168,7 @@ impl Simulator {
             }
         };
         let acquire = Acquire {
-            claim,
+            kind,
             ttl: one_of(&mut self.rng, &self.knobs.ttls),
             fenced: self.rng.bool(),
             attempts: 0,
@@ -197,7 +197,7 @@ impl Simulator {
     /// The next thread of the same process is handed the lock by the one that releases it. `false` if nobody waits.
     pub(crate) fn hand_on(&mut self, client: usize, former: &Arc<Lease>, start: Instant) -> bool {
         let waits = self.clients[client].acquires < self.knobs.acquires && self.rng.bool();
-        if former.claim() != LeaseKind::Exclusive || self.calm || !waits {
+        if former.kind() != LeaseKind::Exclusive || self.calm || !waits {
             return false;
         }
         let lease = self.lease(client, LeaseKind::Exclusive);
@@ -216,7 +216,7 @@ impl Simulator {
         let it = &mut self.clients[client];
         it.acquires += 1;
         it.acquire = Some(Acquire {
-            claim: LeaseKind::Exclusive,
+            kind: LeaseKind::Exclusive,
             ttl,
             fenced,
             attempts: 0,
@@ -254,18 +254,18 @@ impl Simulator {
         }
     }
 
-    fn lease(&mut self, client: usize, claim: LeaseKind) -> Arc<Lease> {
+    fn lease(&mut self, client: usize, kind: LeaseKind) -> Arc<Lease> {
         let it = &mut self.clients[client];
-        if !self.knobs.is(PlantedBug::OneToken) || it.tokens == 0 || claim == LeaseKind::GateEntry {
+        if !self.knobs.is(PlantedBug::OneToken) || it.tokens == 0 || kind == LeaseKind::GateEntry {
             it.tokens += 1;
         }
-        let number = match self.knobs.is(PlantedBug::OneToken) && claim != LeaseKind::GateEntry {
+        let number = match self.knobs.is(PlantedBug::OneToken) && kind != LeaseKind::GateEntry {
             true => 1,
             false => it.tokens,
         };
         let id = ((client as u64) << 32) | number;
         let token = Token::fixed(format!("{client}.{number}"), id);
-        Arc::new(Lease::new(self.key.clone(), token, claim))
+        Arc::new(Lease::new(self.key.clone(), token, kind))
     }
 
     /// One attempt with a fresh token.
@@ -276,12 +276,12 @@ impl Simulator {
         };
         acquire.attempts += 1;
         let former = std::mem::take(&mut acquire.granted);
-        let lease = self.lease(client, acquire.claim);
+        let lease = self.lease(client, acquire.kind);
         let least = acquire.ttl.min_validity(self.knobs.min_validity);
         let validity = validity::validity(acquire.ttl.duration());
         let end = start + self.knobs.node_timeout.min(validity - least);
         let mut request = Request::new(Op::Acquire, &lease, acquire.ttl.millis());
-        match (acquire.claim, &acquire.place) {
+        match (acquire.kind, &acquire.place) {
             (LeaseKind::Read, _) if acquire.attempts < acquire.most => {
                 request.refresh_interval = self.knobs.refresh;
             }
@@ -291,7 +291,7 @@ impl Simulator {
             }
             _ => {}
         }
-        if acquire.fenced && acquire.claim != LeaseKind::Read {
+        if acquire.fenced && acquire.kind != LeaseKind::Read {
             request.min_fence = Some(0);
         }
         acquire.attempt = Some(Attempt {
@@ -390,13 +390,13 @@ impl Simulator {
             };
             match validity::valid_until(start, ttl.duration(), least, now) {
                 Some(end) if attempt.lease.activate(end, 0) => {
-                    let claim = acquire.claim;
+                    let kind = acquire.kind;
                     self.give_back(client, &attempt);
                     self.give_up_acquire(client);
                     if attempt.is_split {
                         self.put_back(client, &attempt.lease, ttl.millis(), attempt.refused);
                     }
-                    return self.hand_out(client, attempt.lease, claim, ttl);
+                    return self.hand_out(client, attempt.lease, kind, ttl);
                 }
                 _ => slow = true,
             }
@@ -413,7 +413,7 @@ impl Simulator {
             self.give_up_acquire(client);
             return self.rest(client);
         }
-        let wants_place = verdict == Verdict::Refused && acquire.claim == LeaseKind::Write;
+        let wants_place = verdict == Verdict::Refused && acquire.kind == LeaseKind::Write;
         if verdict == Verdict::Unavailable {
             let place = acquire.place.take();
             self.leave(client, place);
@@ -435,7 +435,7 @@ impl Simulator {
         };
         acquire.retries += 1;
         let mut pause = self.knobs.retry.delay(acquire.retries, draw);
-        if acquire.claim != LeaseKind::Exclusive {
+        if acquire.kind != LeaseKind::Exclusive {
             pause = pause.min(self.knobs.refresh / 2);
         }
         if let Some(free) = free {
@@ -483,7 +483,7 @@ impl Simulator {
         let attempt = acquire.attempt.take();
         let round = it.round.take();
         if let Some(mut attempt) = attempt {
-            let asks = |round: &Round| matches!(round.request.verb, Op::Acquire | Op::Swap);
+            let asks = |round: &Round| matches!(round.request.op, Op::Acquire | Op::Swap);
             if let Some(round) = round.filter(asks) {
                 attempt.refused = round.tally.refused();
                 let swapped = attempt.former.as_mut();

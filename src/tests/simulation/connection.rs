@@ -132,7 +132,7 @@ impl Simulator {
         let lane = &mut self.clients[client].lanes[node];
         let up = lane.is_up() || lane.waits;
         self.counts.waits += u64::from(up && !lane.is_up());
-        if up && job.request.verb.grants() {
+        if up && job.request.op.grants() {
             let leases = job.request.written_leases();
             leases.for_each(|lease| lease.record_contacted(NodeSet::single(node)));
         }
@@ -152,7 +152,7 @@ impl Simulator {
     /// Puts a request into the lanes of some nodes. Nobody waits.
     pub(crate) fn tell_nodes(&mut self, client: usize, request: &Request, nodes: NodeSet) {
         for node in (0..self.nodes.len()).filter(|node| nodes.contains(*node)) {
-            let owed = request.verb == Op::Release && request.lease.contacted().contains(node);
+            let owed = request.op == Op::Release && request.lease.contacted().contains(node);
             self.submit(client, node, Job::new(request, None), owed);
         }
     }
@@ -206,7 +206,7 @@ impl Simulator {
         let requests = lane.wire.iter().map(|job| {
             let mut request = job.request.clone();
             if by_name && job.was_sent {
-                request.verb = Op::ForceRelease;
+                request.op = Op::ForceRelease;
             }
             request
         });
@@ -263,7 +263,7 @@ impl Simulator {
         let answered: Vec<Job> = lane.wire.drain(..answers.len()).collect();
         for (job, answer) in answered.iter().zip(answers) {
             send_check::record_sent(&job.request, node, now);
-            send_check::note_answered(&job.request, node, &answer);
+            send_check::record_reply(&job.request, node, &answer);
             self.post(client, node, job, answer);
         }
         if whole {
@@ -301,7 +301,7 @@ impl Simulator {
         let wire = std::mem::take(&mut lane.wire);
         let fault = || Reply::Failed(NodeFailure::TimedOut);
         for mut job in wire {
-            match job.request.verb {
+            match job.request.op {
                 Op::Release => {
                     job.was_sent = true;
                     self.counts.pending += 1;
@@ -326,7 +326,7 @@ impl Simulator {
     fn refuse_queue(&mut self, client: usize, node: usize) {
         let now = self.clock(client);
         for job in std::mem::take(&mut self.clients[client].lanes[node].queue) {
-            match job.request.verb {
+            match job.request.op {
                 Op::Release if !job.request.lease.may_exist(node, now) => {
                     self.post(client, node, &job, Reply::Absent);
                 }
@@ -393,7 +393,7 @@ impl Simulator {
                 (lane.run, lane.run_since) = (run, self.now);
             }
             for job in &lane.owed {
-                job.request.lease.note_killed(node, now);
+                job.request.lease.record_killed(node, now);
             }
             self.pump(client, node);
         }

@@ -38,25 +38,19 @@ pub(crate) struct ConfirmedRenewal {
 
 impl Simulator {
     /// A guard is there. What the check finds is found here.
-    pub(crate) fn hand_out(
-        &mut self,
-        client: usize,
-        lease: Arc<Lease>,
-        claim: LeaseKind,
-        ttl: Ttl,
-    ) {
-        self.check_hand_out(client, &lease, claim);
+    pub(crate) fn hand_out(&mut self, client: usize, lease: Arc<Lease>, kind: LeaseKind, ttl: Ttl) {
+        self.check_hand_out(client, &lease, kind);
         self.confirmed.insert(lease.token().id(), self.now);
         let now = self.clock(client);
         let whole = ttl.duration();
         let stay = whole.mul_f64(one_of(&mut self.rng, &[0.1, 0.5, 1.5, 3.0]) * self.rng.f64());
         let hold = Hold {
             lease,
-            may: Some(claim),
+            may: Some(kind),
             ttl,
             renews: self.rng.bool(),
             failures: 0,
-            downgrades: claim == LeaseKind::Write && self.rng.bool(),
+            downgrades: kind == LeaseKind::Write && self.rng.bool(),
             end: now + stay,
         };
         let due = match hold.renews {
@@ -270,9 +264,9 @@ impl Simulator {
         self.does(client, ClientState::Holds, Some(end.max(now)));
     }
 
-    fn may(&mut self, client: usize, claim: Option<LeaseKind>) {
+    fn may(&mut self, client: usize, kind: Option<LeaseKind>) {
         let hold = self.clients[client].hold.as_mut();
-        hold.into_iter().for_each(|hold| hold.may = claim);
+        hold.into_iter().for_each(|hold| hold.may = kind);
     }
 
     fn release(&mut self, client: usize, lease: &Arc<Lease>, now: Instant) {

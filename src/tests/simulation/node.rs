@@ -148,7 +148,7 @@ impl Simulator {
 
     fn serve(&mut self, at: usize, client: usize, request: &Request) -> Reply {
         let is_faulty =
-            request.verb != Op::Release && !self.calm && self.knobs.errs.strike(&mut self.rng);
+            request.op != Op::Release && !self.calm && self.knobs.errs.strike(&mut self.rng);
         let error = Reply::Failed(NodeFailure::ServerError(String::new()));
         if is_faulty && self.rng.bool() {
             return error;
@@ -158,10 +158,7 @@ impl Simulator {
         let answer = node.memory.serve(request, now);
         self.note(|_| {
             let token = request.lease.token().text();
-            format!(
-                "node {at}: {client}'s {:?} {token}: {answer:?}",
-                request.verb
-            )
+            format!("node {at}: {client}'s {:?} {token}: {answer:?}", request.op)
         });
         match is_faulty {
             true => error,

@@ -53,7 +53,7 @@ impl Simulator {
         self.clients[client].rounds += 1;
         let mut round = Round {
             number: self.clients[client].rounds,
-            tally: Tally::new(self.nodes.len(), vote_rule(request.verb)),
+            tally: Tally::new(self.nodes.len(), vote_rule(request.op)),
             request,
             absent: NodeSet::default(),
             numbers: Vec::new(),
@@ -80,7 +80,7 @@ impl Simulator {
         let request = &round.request;
         let mut given = NodeSet::default();
         for node in (0..self.nodes.len()).filter(|node| to(*node)) {
-            let owed = request.verb == Op::Release && request.lease.contacted().contains(node);
+            let owed = request.op == Op::Release && request.lease.contacted().contains(node);
             let job = Job::new(request, Some(round.number));
             match self.submit(client, node, job, owed) {
                 true => given.insert(node),
@@ -103,7 +103,7 @@ impl Simulator {
             )
         };
         let split = round.tally.split(is_held, NodeSet::default());
-        let goes_on = round.request.verb == Op::Acquire && round.first.is_none();
+        let goes_on = round.request.op == Op::Acquire && round.first.is_none();
         let Some(split) = split.filter(|_| goes_on && round.repeats < MAX_REPEATS) else {
             return Some(round);
         };
@@ -162,7 +162,7 @@ impl Simulator {
         round.tally.vote(node, vote_of(answer));
         let is_first = round.first == Some(node);
         let refused = round.tally.refused().contains(node);
-        if round.request.verb == Op::Extend {
+        if round.request.op == Op::Extend {
             self.count_extension(client, false);
         } else if is_first && refused {
             self.count(client, true);
@@ -206,7 +206,7 @@ impl Simulator {
                 return;
             }
         };
-        match round.request.verb {
+        match round.request.op {
             Op::Acquire | Op::Swap => self.count_take(client, round, verdict),
             Op::RaiseFence => self.finish(client, verdict),
             Op::Downgrade => self.finish_downgrade(client, verdict),

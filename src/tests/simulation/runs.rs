@@ -134,7 +134,7 @@ fn a_seed_is_one_history() {
 
 /// What must be found where something is planted, so that the checks are known to see it.
 #[test]
-fn what_is_planted_is_found() {
+fn planted_bugs_are_found() {
     let overlap = |found: &Violation| matches!(found, Violation::Overlap { .. });
     let order = |found: &Violation| matches!(found, Violation::Order { .. });
     let leftover = |found: &Violation| matches!(found, Violation::Leftover { .. });

@@ -46,7 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
     let lease = || prop_oneof![3 => 0..1_usize, 3 => 0..3_usize, 1 => 0..8_usize];
     let name = || proptest::sample::select(NAMES.to_vec());
     let names = proptest::sample::subsequence(NAMES.to_vec(), 1..=4);
-    let verb = proptest::sample::select(vec![
+    let op = proptest::sample::select(vec![
         Op::Restore,
         Op::Extend,
         Op::RaiseFence,
@@ -56,7 +56,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (names, 1..6_u32, any::<bool>())
             .prop_map(|(names, units, fenced)| Step::Take { names, units, fenced }),
-        10 => (verb, lease(), 1..6_u32).prop_map(|(verb, lease, units)| Step::Asks(verb, lease, units)),
+        10 => (op, lease(), 1..6_u32).prop_map(|(op, lease, units)| Step::Asks(op, lease, units)),
         4 => (lease(), 1..6_u32, any::<bool>())
             .prop_map(|(lease, units, fenced)| Step::Swap(lease, units, fenced)),
         2 => name().prop_map(Step::Forgets),
@@ -81,7 +81,7 @@ impl Pair<'_> {
     fn ask(&mut self, request: &Request) {
         let answer = told(self.session, request);
         let expected = self.model.serve(request, clock::now());
-        let what = (request.verb, request.lease.keys());
+        let what = (request.op, request.lease.keys());
         match (answer, expected) {
             (Reply::Held(by, left), Reply::Held(wanted, until)) => {
                 let (left, until) = (left.unwrap(), until.unwrap());
@@ -133,13 +133,13 @@ impl Pair<'_> {
                 }
                 self.leases.push(lease);
             }
-            Step::Asks(verb, number, units) => {
+            Step::Asks(op, number, units) => {
                 let Some(place) = number.checked_rem(self.leases.len()) else {
                     return;
                 };
                 let lease = &self.leases[self.leases.len() - 1 - place];
-                let mut request = Request::new(verb, lease, millis(units));
-                if verb == Op::RaiseFence {
+                let mut request = Request::new(op, lease, millis(units));
+                if op == Op::RaiseFence {
                     request.min_fence = Some(u64::MAX >> 12);
                 }
                 self.ask(&request);

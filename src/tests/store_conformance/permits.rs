@@ -38,11 +38,11 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let lease = prop_oneof![3 => 0..1_usize, 3 => 0..3_usize, 1 => 0..8_usize];
     let of = prop_oneof![8 => Just(3_u16), 2 => Just(40_u16), 1 => Just(2_u16)];
-    let verb = vec![Op::Restore, Op::Extend, Op::Release, Op::Release];
-    let verb = proptest::sample::select(verb);
+    let op = vec![Op::Restore, Op::Extend, Op::Release, Op::Release];
+    let op = proptest::sample::select(op);
     prop_oneof![
         8 => (any::<u16>(), of, 1..6_u32).prop_map(|(slot, of, units)| Step::Take { slot: slot % of, of, units }),
-        8 => (verb, lease, 1..6_u32).prop_map(|(verb, lease, units)| Step::Asks(verb, lease, units)),
+        8 => (op, lease, 1..6_u32).prop_map(|(op, lease, units)| Step::Asks(op, lease, units)),
         2 => (0..3_u16).prop_map(Step::Expires),
         1 => Just(Step::Forgets),
         1 => Just(Step::ScriptsAreFlushed),
@@ -61,7 +61,7 @@ impl Pair<'_> {
     fn ask(&mut self, request: &Request) {
         let answer = told(self.session, request);
         let expected = self.model.serve(request, clock::now());
-        let what = (request.verb, request.lease.claim());
+        let what = (request.op, request.lease.kind());
         match (answer, expected) {
             (Reply::PermitTaken(free, next), Reply::PermitTaken(wanted, soonest)) => {
                 assert!(close(next, soonest), "{what:?}: {next:?}, {soonest:?}");
@@ -75,20 +75,20 @@ impl Pair<'_> {
         match *step {
             Step::Take { slot, of, units } => {
                 let token = Token::fresh(Some("a label")).unwrap();
-                let claim = LeaseKind::Permit {
+                let kind = LeaseKind::Permit {
                     index: slot,
                     total: of,
                 };
-                let lease = Arc::new(Lease::new(self.key.clone(), token, claim));
+                let lease = Arc::new(Lease::new(self.key.clone(), token, kind));
                 self.ask(&Request::new(Op::Acquire, &lease, millis(units)));
                 self.leases.push(lease);
             }
-            Step::Asks(verb, number, units) => {
+            Step::Asks(op, number, units) => {
                 let Some(place) = number.checked_rem(self.leases.len()) else {
                     return;
                 };
                 let lease = &self.leases[self.leases.len() - 1 - place];
-                let request = Request::new(verb, lease, millis(units));
+                let request = Request::new(op, lease, millis(units));
                 self.ask(&request);
             }
             Step::Expires(permit) => {

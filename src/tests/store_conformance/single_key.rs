@@ -29,7 +29,7 @@ pub(crate) const UNIT: Duration = Duration::from_secs(100);
 #[derive(Clone, Debug)]
 enum Step {
     Take {
-        claim: LeaseKind,
+        kind: LeaseKind,
         units: u32,
         /// The attempt leaves traces, those of a writer under the same token as that lease's.
         waits: Option<usize>,
@@ -61,10 +61,10 @@ fn step() -> impl Strategy<Value = Step> {
     // Mostly one of the last: they are those that still matter.
     let lease = || prop_oneof![3 => 0..1_usize, 3 => 0..3_usize, 1 => 0..8_usize];
     let units = || 1..6_u32;
-    let claim = prop_oneof![Just(LeaseKind::Read), Just(LeaseKind::Write)];
+    let kind = prop_oneof![Just(LeaseKind::Read), Just(LeaseKind::Write)];
     let waits = proptest::option::of(lease());
     prop_oneof![
-        8 => (claim, units(), waits).prop_map(|(claim, units, waits)| Step::Take { claim, units, waits }),
+        8 => (kind, units(), waits).prop_map(|(kind, units, waits)| Step::Take { kind, units, waits }),
         2 => (lease(), units()).prop_map(|(lease, units)| Step::PutBack(lease, units)),
         3 => (lease(), units()).prop_map(|(lease, units)| Step::Extend(lease, units)),
         3 => lease().prop_map(Step::Downgrade),
@@ -97,9 +97,9 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    fn lease(&self, claim: LeaseKind) -> Arc<Lease> {
+    fn lease(&self, kind: LeaseKind) -> Arc<Lease> {
         let token = Token::fresh(Some("model")).unwrap();
-        Arc::new(Lease::new(self.key.clone(), token, claim))
+        Arc::new(Lease::new(self.key.clone(), token, kind))
     }
 
     fn owner(&self, number: usize) -> Option<&Owner> {
@@ -122,22 +122,22 @@ impl Pair<'_> {
         self.session.send_batch(requests, &mut told).unwrap();
         for (request, answer) in requests.iter().zip(answers) {
             let expected = Some(self.model.serve(request, clock::now()));
-            let what = (request.verb, request.lease.claim());
+            let what = (request.op, request.lease.kind());
             match (&answer, &expected) {
                 (Some(Reply::Held(by, Some(left))), Some(Reply::Held(wanted, Some(until)))) => {
                     assert_eq!(by, wanted, "{what:?}");
                     assert!(close(*left, *until), "{what:?}: {left:?}, {until:?}");
                 }
                 // Nobody asks whether a place that is left had ended: the server may not have swept it yet.
-                (Some(_), _) if request.lease.claim() == LeaseKind::GateEntry => {}
+                (Some(_), _) if request.lease.kind() == LeaseKind::GateEntry => {}
                 _ => assert_eq!(answer, expected, "{what:?}"),
             }
         }
     }
 
     /// A new owner's request for a lease.
-    fn take(&mut self, claim: LeaseKind, units: u32) -> Request {
-        let (lease, place) = (self.lease(claim), self.lease(LeaseKind::GateEntry));
+    fn take(&mut self, kind: LeaseKind, units: u32) -> Request {
+        let (lease, place) = (self.lease(kind), self.lease(LeaseKind::GateEntry));
         let request = Request::new(Op::Acquire, &lease, millis(units));
         self.owners.push(Owner { lease, place });
         request
@@ -145,17 +145,13 @@ impl Pair<'_> {
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Take {
-                claim,
-                units,
-                waits,
-            } => {
+            Step::Take { kind, units, waits } => {
                 let waits = waits.and_then(|number| self.owner(number));
                 let place = waits.map(|owner| Arc::clone(&owner.place));
-                let mut request = self.take(claim, units);
+                let mut request = self.take(kind, units);
                 if place.is_some() {
                     request.refresh_interval = UNIT;
-                    request.gate_entry = place.filter(|_| claim == LeaseKind::Write);
+                    request.gate_entry = place.filter(|_| kind == LeaseKind::Write);
                 }
                 self.ask(request);
             }
@@ -215,9 +211,9 @@ impl Pair<'_> {
         }
     }
 
-    fn ask_of(&mut self, number: usize, verb: Op, units: u32) {
+    fn ask_of(&mut self, number: usize, op: Op, units: u32) {
         if let Some(Owner { lease, .. }) = self.owner(number) {
-            self.ask(Request::new(verb, lease, millis(units)));
+            self.ask(Request::new(op, lease, millis(units)));
         }
     }
 
@@ -349,9 +345,9 @@ pub(crate) fn close(a: Duration, b: Duration) -> bool {
     a.abs_diff(b) < UNIT / 4
 }
 
-fn take(claim: LeaseKind, waits: Option<usize>) -> Step {
+fn take(kind: LeaseKind, waits: Option<usize>) -> Step {
     Step::Take {
-        claim,
+        kind,
         units: 3,
         waits,
     }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::protocol::lease::tests::lease;
 use crate::protocol::request::{Op, Request};
 use crate::tests::fake_node::node;
 use crate::tests::fake_node::node::FakeNode;
+use crate::tests::fixtures::lease;
 use crate::time::clock;
 use crate::transport::connection::NodeConnection;
 use crate::transport::job::Job;
@@ -14,10 +14,11 @@ use crate::transport::messages::Submitted;
 use crate::transport::registry::NodeRegistry;
 
 #[test]
-fn nobody_passes_what_is_queued() {
+fn direct_send_does_not_pass_queued_requests() {
     let fake = FakeNode::new("a");
     let post = fake.node_config(&node::settings(|config| config));
-    let (lane, queue, desk) = NodeConnection::new(0, &post, &Arc::new(NodeRegistry::of(1)));
+    let (lane, end) = NodeConnection::new(0, &post, &Arc::new(NodeRegistry::of(1)));
+    let (queue, desk) = (end.queue, end.pipeline);
     let (session, _) = post.connector.connect(None).unwrap();
     desk.lock().attach_session(session, "run");
     let take = || Job {
@@ -27,7 +28,7 @@ fn nobody_passes_what_is_queued() {
     let now = clock::now();
     let start = || lane.send_or_submit(take(), b"", false, now);
     assert!(start().is_err(), "it is not up");
-    desk.lock().health.up.store(true, Ordering::Release);
+    desk.lock().status.up.store(true, Ordering::Release);
     assert!(matches!(
         start(),
         Ok(Submitted::Sent { wake_worker: false })
@@ -45,6 +46,6 @@ fn nobody_passes_what_is_queued() {
     // The thread has taken both out, but not seen to them yet.
     assert_eq!(queue.try_iter().count(), 2);
     assert!(matches!(start(), Ok(Submitted::Queued)));
-    desk.lock().health.queue_len.store(0, Ordering::SeqCst);
+    desk.lock().status.queue_len.store(0, Ordering::SeqCst);
     assert!(matches!(start(), Ok(Submitted::Sent { .. })));
 }

@@ -10,9 +10,11 @@ use parking_lot::Mutex;
 use crate::error::NodeFailure;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
-use crate::protocol::lease::tests::lease_as;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
+use crate::tests::fake_node::node;
+use crate::tests::fake_node::node::FakeNode;
+use crate::tests::fixtures::lease_as;
 use crate::time::clock;
 use crate::transport::job::{Job, ReplySink};
 use crate::transport::node::traits::{DirectIo, InFlight, Session};
@@ -30,8 +32,8 @@ struct State {
     answers: VecDeque<Result<(u64, Reply), NodeFailure>>,
     is_healing: bool,
     refuses: bool,
-    /// The verbs of all batches, and the answers to them; `Yes` where there are no more.
-    verbs: Vec<Op>,
+    /// The ops of all batches, and the answers to them; `Yes` where there are no more.
+    ops: Vec<Op>,
     exchanged: VecDeque<Reply>,
     breaks: bool,
     /// The other side has closed it.
@@ -49,7 +51,7 @@ impl Session for Script {
             return Err(no_connection());
         }
         for (index, request) in requests.iter().enumerate() {
-            state.verbs.push(request.verb);
+            state.ops.push(request.op);
             answer(index, state.exchanged.pop_front().unwrap_or(Reply::Done));
         }
         Ok(())
@@ -115,11 +117,11 @@ impl Told {
 }
 
 fn desk(node_timeout: Duration) -> Pipeline {
-    let (health, census) = (
-        Arc::new(ConnectionStatus::new()),
-        Arc::new(NodeRegistry::of(1)),
-    );
-    Pipeline::new(0, "a", node_timeout, None, health, census)
+    let status = Arc::new(ConnectionStatus::new());
+    let registry = Arc::new(NodeRegistry::of(1));
+    let mut config = FakeNode::new("a").node_config(&node::settings(|config| config));
+    config.node_timeout = node_timeout;
+    Pipeline::new(0, &config, status, registry)
 }
 
 /// A desk with a session, and who is told.
@@ -129,22 +131,22 @@ fn open() -> (Pipeline, Script, Arc<Told>) {
     (desk, script, Arc::default())
 }
 
-fn job(verb: Op, lease: &Arc<Lease>, told: &Arc<Told>) -> Job {
+fn job(op: Op, lease: &Arc<Lease>, told: &Arc<Told>) -> Job {
     Job {
-        request: Request::new(verb, lease, 30_000),
+        request: Request::new(op, lease, 30_000),
         reply: Some((Arc::clone(told) as _, 0)),
     }
 }
 
 impl Pipeline {
     /// Whether the job was sent.
-    fn begins(&mut self, verb: Op, lease: &Arc<Lease>, told: &Arc<Told>) -> bool {
-        self.send_direct(job(verb, lease, told), b"", clock::now())
+    fn begins(&mut self, op: Op, lease: &Arc<Lease>, told: &Arc<Told>) -> bool {
+        self.send_direct(job(op, lease, told), b"", clock::now())
             .is_ok()
     }
 
     fn overdue(&self) -> u64 {
-        self.health.overdue_at.load(Ordering::Acquire)
+        self.status.overdue_at.load(Ordering::Acquire)
     }
 }
 
@@ -332,16 +334,16 @@ fn pending_releases_go_behind_what_is_asked_a_few_at_a_time() {
     }
     assert_eq!(desk.pending.len(), 100);
     desk.attach_session(Box::new(script.clone()), "run");
-    assert!(script.0.lock().verbs.is_empty(), "nothing is sent at once");
+    assert!(script.0.lock().ops.is_empty(), "nothing is sent at once");
     let mut batches = 0;
     while desk.pending.len() > 0 {
         desk.push_to_batch(job(Op::Acquire, &exclusive(), &told));
         desk.admit_pending();
         assert_eq!(desk.send_batch(), Ok(()));
-        let verbs = std::mem::take(&mut script.0.lock().verbs);
-        assert_eq!(verbs[0], Op::Acquire);
-        assert!(verbs[1..].iter().all(|verb| *verb == Op::Release));
-        assert!(verbs.len() <= 33, "{}", verbs.len());
+        let ops = std::mem::take(&mut script.0.lock().ops);
+        assert_eq!(ops[0], Op::Acquire);
+        assert!(ops[1..].iter().all(|op| *op == Op::Release));
+        assert!(ops.len() <= 33, "{}", ops.len());
         batches += 1;
     }
     assert_eq!((batches, told.take().len()), (4, 104));
@@ -362,7 +364,7 @@ fn what_a_node_cannot_have_is_not_pending() {
     for lease in [&never, &refused] {
         lease.record_contacted(crate::protocol::quorum::NodeSet::single(0));
     }
-    refused.note_not_granted(0);
+    refused.record_not_granted(0);
     [never, refused]
         .iter()
         .for_each(|lease| desk.reject(job(Op::Release, lease, &told)));
@@ -433,7 +435,7 @@ fn cause_that_ends_a_connection_is_not_told_for_what_it_was_no_answer_to() {
 #[test]
 fn who_waits_for_a_node_is_woken_when_it_answers_what_was_overdue() {
     let desk = &desk(Duration::from_millis(1));
-    let census = Arc::clone(&desk.census);
+    let census = Arc::clone(&desk.registry);
     let (looked, looks) = crossbeam_channel::unbounded();
     let answered = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -446,16 +448,16 @@ fn who_waits_for_a_node_is_woken_when_it_answers_what_was_overdue() {
         assert!(looks.recv().is_ok());
         let done = desk.with_overdue_mark(|| {
             answered.store(true, Ordering::Release);
-            let overdue = desk.health.overdue_at.load(Ordering::Acquire);
+            let overdue = desk.status.overdue_at.load(Ordering::Acquire);
             while clock::to_micros(clock::now()) <= overdue {
                 std::thread::yield_now();
             }
             Ok(())
         });
-        assert_eq!((done, desk.census.connect_epoch()), (Ok(()), 1));
+        assert_eq!((done, desk.registry.connect_epoch()), (Ok(()), 1));
         assert!(waits.join().is_ok_and(|holds| holds));
     });
     let patient = crate::tests::transport::pipeline::desk(Duration::from_secs(60));
     assert_eq!(patient.with_overdue_mark(|| Ok(())), Ok(()));
-    assert_eq!(patient.census.connect_epoch(), 0, "it was in time");
+    assert_eq!(patient.registry.connect_epoch(), 0, "it was in time");
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::protocol::lease::tests::lease;
 use crate::protocol::request::{Op, Request};
 use crate::tests::fake_node::node;
 use crate::tests::fake_node::node::FakeNode;
+use crate::tests::fixtures::lease;
 use crate::time::clock;
 use crate::transport::connection::NodeConnection;
 use crate::transport::job::Job;
@@ -16,10 +16,11 @@ use crate::transport::worker::Worker;
 fn a_sign_of_life_is_not_asked_for_while_an_answer_is_to_come() {
     let fake = FakeNode::new("a");
     let post = fake.node_config(&node::settings(|config| config));
-    let (_lane, queue, desk) = NodeConnection::new(0, &post, &Arc::new(NodeRegistry::of(1)));
+    let (_lane, end) = NodeConnection::new(0, &post, &Arc::new(NodeRegistry::of(1)));
     let (first, _) = crossbeam_channel::unbounded();
     let (alive, _) = crossbeam_channel::bounded(0);
-    let mut worker = Worker::new(0, &post, queue, Arc::clone(&desk), first, alive);
+    let desk = Arc::clone(&end.pipeline);
+    let mut worker = Worker::new(end, &post, first, alive);
     let mut seat = desk.lock();
     let (session, _) = match post.connector.connect(None) {
         Ok(connected) => connected,
@@ -34,6 +35,6 @@ fn a_sign_of_life_is_not_asked_for_while_an_answer_is_to_come() {
     };
     assert!(seat.send_direct(job, b"", clock::now()).is_ok());
     assert_eq!(worker.idle_tick(&mut seat), Ok(()));
-    assert!(!seat.poll_replies() && !seat.has_in_flight() && fake.takes().len() == 1);
+    assert!(!seat.poll_replies() && !seat.has_in_flight() && fake.acquire_tokens().len() == 1);
     assert_eq!(worker.idle_tick(&mut seat), Ok(()), "now it is");
 }

@@ -1,4 +1,4 @@
-//! A server's address, read: how it is connected to, and what its errors mean.
+//! A server's address with its login, parsed for `redis`, and the failure of a connect.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,22 +17,22 @@ use crate::error::{Error, NodeFailure};
 use crate::protocol::server_error;
 use crate::transport::node::tls;
 
-/// Where a server listens, if its address does not say.
+/// The default port of a server.
 const PORT: u16 = 6379;
 
-/// A Redis or Valkey server, and how we log in there.
+/// The address of a Redis or Valkey server, and its login.
 #[derive(Clone)]
 pub(crate) struct ServerAddress {
     pub(crate) info: ConnectionInfo,
-    /// Returns what is missing in `info` at each connect, for the node of this name.
+    /// The provider that fills in missing credentials at each connect, and the node's name.
     credentials: Option<(CredentialsProvider, Arc<str>)>,
 }
 
 impl ServerAddress {
-    /// Reads a node's address; credentials and database of the settings fill in what it leaves out.
+    /// Parses a node's address. Credentials and database that it omits are those of the settings.
     ///
     /// # Errors
-    /// `InvalidConfig` that names the address without its credentials.
+    /// - `InvalidConfig` with the address, without its credentials.
     pub(crate) fn from_address(
         address: &Address,
         settings: &Settings,
@@ -46,13 +46,17 @@ impl ServerAddress {
         Ok(server.with_credentials(redis).with_login(settings, &name))
     }
 
-    pub(crate) fn parse(
+    /// Parses an address, with its own credentials and database only.
+    ///
+    /// # Errors
+    /// - `InvalidConfig` with the address, without its credentials.
+    pub(super) fn parse(
         address: &Address,
         settings: &Settings,
     ) -> Result<(ServerAddress, ParsedAddress), Error> {
         let refuse = |reason: String| address_error(address, &reason);
         let parsed = address.parse().map_err(refuse)?;
-        let over_tls = tls::is_asked_for(parsed.tls, settings).map_err(refuse)?;
+        let over_tls = tls::is_configured(parsed.tls, settings).map_err(refuse)?;
         let addr = match parsed.target.clone() {
             Target::Socket(path) => ConnectionAddr::Unix(path.into()),
             Target::Host { host, port } => {
@@ -68,7 +72,7 @@ impl ServerAddress {
                 }
             }
         };
-        // It reads nothing here, and can refuse nothing.
+        // The conversion of a `ConnectionAddr` parses nothing and never fails.
         let info = addr
             .into_connection_info()
             .map_err(|error| refuse(error.category().to_owned()))?;
@@ -90,8 +94,8 @@ impl ServerAddress {
         Ok((server.with_credentials(redis.set_db(i64::from(db))), parsed))
     }
 
-    /// The same server, with these credentials and this database.
-    pub(crate) fn with_credentials(mut self, redis: RedisConnectionInfo) -> ServerAddress {
+    /// Returns the server with these credentials and this database.
+    pub(super) fn with_credentials(mut self, redis: RedisConnectionInfo) -> ServerAddress {
         let redis = redis
             .set_skip_set_lib_name()
             .set_protocol(ProtocolVersion::RESP2);
@@ -99,8 +103,8 @@ impl ServerAddress {
         self
     }
 
-    /// The same with the credentials of the settings for the node of this name, where it has none.
-    pub(crate) fn with_login(mut self, settings: &Settings, node: &str) -> ServerAddress {
+    /// Returns the server with the credentials of the settings, if its address has none.
+    pub(super) fn with_login(mut self, settings: &Settings, node: &str) -> ServerAddress {
         let redis = self.info.redis_settings().clone();
         if let (None, Some(provider)) = (redis.password(), &settings.credentials) {
             self.credentials = Some((Arc::clone(provider), node.into()));
@@ -113,35 +117,39 @@ impl ServerAddress {
         ))
     }
 
-    /// The same with the credentials of this moment.
-    pub(crate) fn with_current_credentials(&self) -> Result<ServerAddress, NodeFailure> {
+    /// Returns the server with present credentials, from the user's provider if there is one.
+    ///
+    /// # Errors
+    /// - `Unreachable`: the provider panicked.
+    pub(super) fn with_current_credentials(&self) -> Result<ServerAddress, NodeFailure> {
         let Some((provider, node)) = &self.credentials else {
             return Ok(self.clone());
         };
         let returned = catch_unwind(AssertUnwindSafe(|| provider(node)));
         let Ok(Credentials { username, password }) = returned else {
-            let words = "the function of `Config::credentials` panicked";
-            return Err(NodeFailure::Unreachable(words.to_owned()));
+            let text = "the function of `Config::credentials` panicked";
+            return Err(NodeFailure::Unreachable(text.to_owned()));
         };
         let redis = self.info.redis_settings().clone();
         let redis = fill_credentials(redis, username.as_deref(), Some(&password));
         Ok(self.clone().with_credentials(redis))
     }
 
-    /// How it is logged in to; empty if it is not.
+    /// Returns the password of the login; empty if there is none.
     pub(crate) fn password(&self) -> &str {
         self.info.redis_settings().password().unwrap_or_default()
     }
 
-    /// Where the server is. The database is no part of it.
+    /// Returns host and port, or the socket path, without the database.
     pub(crate) fn host_port(&self) -> String {
         match host_and_port(&self.info) {
-            Some((host, port)) => place(host, port),
+            Some((host, port)) => format_host_port(host, port),
             None => self.info.addr().to_string(),
         }
     }
 
-    pub(crate) fn connect_failure(&self, error: &RedisError) -> NodeFailure {
+    /// Converts the error of a connect to the node's failure, without the password in its text.
+    pub(super) fn connect_failure(&self, error: &RedisError) -> NodeFailure {
         match self.info.addr() {
             #[cfg(feature = "tls")]
             ConnectionAddr::TcpTls { .. } => tls::connect_failure(error, self.password()),
@@ -153,7 +161,7 @@ impl ServerAddress {
     }
 }
 
-/// Adds these credentials, where there are none.
+/// Fills in credentials that are missing.
 fn fill_credentials(
     mut redis: RedisConnectionInfo,
     username: Option<&str>,
@@ -170,8 +178,8 @@ fn fill_credentials(
     redis
 }
 
-/// How a place is called; an IPv6 address is in brackets, as where it is read.
-pub(crate) fn place(host: &str, port: u16) -> String {
+/// Formats host and port, with an IPv6 address in brackets.
+fn format_host_port(host: &str, port: u16) -> String {
     let host = host.to_ascii_lowercase();
     match host.contains(':') {
         true => format!("[{host}]:{port}"),
@@ -179,11 +187,13 @@ pub(crate) fn place(host: &str, port: u16) -> String {
     }
 }
 
-pub(crate) fn address_error(address: &Address, reason: &str) -> Error {
+/// Returns `InvalidConfig` for an address, without its credentials.
+pub(super) fn address_error(address: &Address, reason: &str) -> Error {
     Error::InvalidConfig(format!("address {:?}: {reason}", address.to_string()))
 }
 
-pub(crate) fn host_and_port(info: &ConnectionInfo) -> Option<(&str, u16)> {
+/// Returns host and port of a network address; `None` for a socket path.
+pub(super) fn host_and_port(info: &ConnectionInfo) -> Option<(&str, u16)> {
     match info.addr() {
         ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
             Some((host, *port))
@@ -194,19 +204,7 @@ pub(crate) fn host_and_port(info: &ConnectionInfo) -> Option<(&str, u16)> {
 
 impl fmt::Debug for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Server({})", self.host_port())
-    }
-}
-
-/// The server of settings that have no other.
-#[cfg(all(test, not(loom)))]
-pub(crate) fn only(settings: &Settings) -> Result<ServerAddress, Error> {
-    match settings.endpoints[0].kind() {
-        crate::config::endpoint::EndpointKind::Server(address) => {
-            ServerAddress::from_address(address, settings)
-        }
-        #[cfg(any(feature = "sentinel", feature = "cluster"))]
-        _ => panic!("not a server's address"),
+        write!(f, "ServerAddress({})", self.host_port())
     }
 }
 
@@ -216,6 +214,7 @@ mod tests {
 
     use super::*;
     use crate::config::builder::Config;
+    use crate::tests::fixtures::only;
 
     fn server(address: &str) -> Result<ServerAddress, Error> {
         let settings = Config::new([address])
@@ -227,8 +226,8 @@ mod tests {
     }
 
     #[test]
-    fn addresses_in_every_form() {
-        for (address, place) in [
+    fn every_form_of_an_address_is_parsed() {
+        for (address, host_port) in [
             ("10.0.0.1:6380", "10.0.0.1:6380"),
             ("Redis-1", "redis-1:6379"),
             ("[::1]:6390", "[::1]:6390"),
@@ -236,12 +235,12 @@ mod tests {
             ("redis://u:p@h:1", "h:1"),
             ("unix:///run/redis.sock", "/run/redis.sock"),
         ] {
-            assert_eq!(server(address).unwrap().host_port(), place, "{address}");
+            assert_eq!(server(address).unwrap().host_port(), host_port, "{address}");
         }
     }
 
     #[test]
-    fn an_address_keeps_what_it_names_itself() {
+    fn address_keeps_its_own_credentials_and_database() {
         for (address, username, password, db) in [
             ("h:1", Some("joe"), "s3cret", 7),
             ("redis://h/", Some("joe"), "s3cret", 7),
@@ -259,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_addresses_are_named_without_their_secrets() {
+    fn invalid_address_is_named_without_its_password() {
         for address in [
             "",
             "http://joe:s3cret@h:1",
@@ -276,9 +275,9 @@ mod tests {
         }
     }
 
-    /// What may stand in an address, and much that may not.
+    /// Generates text from valid and invalid parts of an address.
     fn pieces() -> impl Strategy<Value = String> {
-        let words = [
+        let parts = [
             "redis",
             "unix",
             "://",
@@ -322,12 +321,12 @@ mod tests {
             "localhost",
             "..",
         ];
-        let word = proptest::sample::select(words.to_vec()).prop_map(String::from);
-        let piece = prop_oneof![9 => word, 1 => any::<char>().prop_map(String::from)];
+        let part = proptest::sample::select(parts.to_vec()).prop_map(String::from);
+        let piece = prop_oneof![9 => part, 1 => any::<char>().prop_map(String::from)];
         proptest::collection::vec(piece, 0..10).prop_map(|pieces| pieces.concat())
     }
 
-    /// As in an address, where everything but letters and digits may be written so.
+    /// Percent-encodes everything but letters and digits.
     fn encoded(text: &str) -> String {
         text.bytes()
             .map(|byte| match byte.is_ascii_alphanumeric() {
@@ -342,10 +341,10 @@ mod tests {
         fn any_text_is_an_address_or_refused(text in pieces()) {
             match server(&text) {
                 Ok(server) => {
-                    let place = server.host_port();
-                    prop_assert_eq!(format!("{server:?}"), format!("Server({place})"));
+                    let host_port = server.host_port();
+                    prop_assert_eq!(format!("{server:?}"), format!("ServerAddress({host_port})"));
                     let is_tcp = matches!(server.info.addr(), ConnectionAddr::Tcp(..));
-                    prop_assert!(!is_tcp || !place.contains(['@', '/', '?']), "{}", place);
+                    prop_assert!(!is_tcp || !host_port.contains(['@', '/', '?']), "{}", host_port);
                 }
                 Err(error) => prop_assert!(error.to_string().contains("address \""), "{}", error),
             }
@@ -386,8 +385,8 @@ mod tests {
             }
             prop_assert!(!shown.contains("31337") && !shown.contains("s3cret"), "{}", shown);
             if is_encoded && form < 5 {
-                let taken = server.unwrap();
-                prop_assert_eq!(taken.info.redis_settings().password(), Some(&*password));
+                let server = server.unwrap();
+                prop_assert_eq!(server.info.redis_settings().password(), Some(&*password));
             }
         }
     }

@@ -1,8 +1,9 @@
-//! A cluster as one node: a connection to each of its masters, and each request to the one that has its slot.
+//! A cluster as one node: a session with each master, and each request to the owner of its slot
+//! (S4).
 //!
-//! We do not use what `redis` has for this: without retries it neither follows a slot that moves nor learns of it, in
-//! pipelines not even with them; and its retries send again what a broken connection may have carried out. Here nothing is
-//! sent twice but what a server says it has not done: after NOSCRIPT, and to where MOVED and ASK point, once.
+//! The cluster client of `redis` is not used. Without retries it does not follow a moved slot, and
+//! its retries resend requests that a broken connection may have run. Here a request is sent twice
+//! only if the server ran nothing of it: after NOSCRIPT, and once to the target of MOVED or ASK.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,10 +30,10 @@ use crate::transport::node::stream::Stream;
 use crate::transport::node::subscriber::RedisSubscriber;
 use crate::transport::node::traits::{Connector, Handshake, Session, Subscriber};
 
-/// Where a seed listens, if its address does not say.
+/// The default port of a seed.
 const PORT: u16 = 6379;
 
-/// The way to a cluster.
+/// The connector of a node that is a cluster.
 pub(crate) struct ClusterConnector {
     seeds: Vec<ServerAddress>,
     name: String,
@@ -41,19 +42,21 @@ pub(crate) struct ClusterConnector {
     former: Arc<FormerClients>,
 }
 
-/// The connections that sessions had which are over, until it is certain that nothing of them runs any more: of each where it
-/// was, the server's run id, and its number there. One session has many, and not all from its beginning.
+/// The connections of closed sessions that are not known to be killed: server address, run id and
+/// client id of each.
 #[derive(Default)]
 struct FormerClients(Mutex<Vec<(HostPort, (String, i64))>>);
 
 impl ClusterConnector {
+    /// Parses the seeds' addresses.
+    ///
     /// # Errors
-    /// `InvalidConfig` that names the address without its credentials.
+    /// - `InvalidConfig` with the address, without its credentials.
     pub(crate) fn new(seeds: &[Address], settings: &Settings) -> Result<ClusterConnector, Error> {
-        let read = |seed| ServerAddress::from_discovery_address(seed, settings, PORT);
+        let parse = |seed| ServerAddress::from_discovery_address(seed, settings, PORT);
         let seeds = seeds
             .iter()
-            .map(read)
+            .map(parse)
             .collect::<Result<Vec<ServerAddress>, _>>()?;
         let first = seeds.first().map(ServerAddress::host_port);
         let name = format!("cluster:{}", first.unwrap_or_default());
@@ -67,32 +70,33 @@ impl ClusterConnector {
         })
     }
 
-    /// The node's.
+    /// Returns the node's name.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// A connection to the first seed that finds the cluster in order, and who has which slot. Each seed has an equal share
-    /// of what is left until `end`, and one more is left for the masters.
+    /// Returns the first seed that reports `cluster_state:ok`, a connection to it, and the slot
+    /// map. Each seed gets an equal share of the time left until `end`; one more share is for the
+    /// masters.
     fn discover(&self, end: Instant) -> Result<(ServerAddress, Stream, SlotMap), NodeFailure> {
-        let mut cause = NodeFailure::TimedOut;
+        let mut failure = NodeFailure::TimedOut;
         for (index, seed) in self.seeds.iter().enumerate() {
             let shares = (self.seeds.len() - index + 1) as u32;
             let now = clock::now();
-            let turn = now + end.saturating_duration_since(now) / shares;
-            match query_seed(seed, turn) {
+            let seed_end = now + end.saturating_duration_since(now) / shares;
+            match query_seed(seed, seed_end) {
                 Ok((connection, slots)) => return Ok((seed.clone(), connection, slots)),
                 Err(new) => {
                     let new = discovery::prefix_failure(&seed.host_port(), new);
                     debug!("{}: {new}", self.name());
-                    // Wrong credentials do not pass by waiting, so they are told rather than others.
-                    if !matches!(cause, NodeFailure::AccessDenied(_)) {
-                        cause = new;
+                    // `AccessDenied` prevails, because waiting does not help.
+                    if !matches!(failure, NodeFailure::AccessDenied(_)) {
+                        failure = new;
                     }
                 }
             }
         }
-        Err(cause)
+        Err(failure)
     }
 }
 
@@ -102,16 +106,16 @@ impl ServerAddress {
     }
 }
 
-/// Asks one server for the cluster. One that is cut off from it may know masters that are none any more, and says that
-/// the cluster is down.
+/// Asks a seed for the state of the cluster and its slots. A seed that is cut off may know former
+/// masters; it reports that the cluster is down.
 fn query_seed(seed: &ServerAddress, end: Instant) -> Result<(Stream, SlotMap), NodeFailure> {
     let (mut connection, seed) = seed.open(end)?;
-    let mut ask = |what: &str| {
-        let mut question = redis::cmd("CLUSTER");
-        question.arg(what);
-        seed.query::<Value>(&mut connection, &question, end)
+    let mut query = |subcommand: &str| {
+        let mut command = redis::cmd("CLUSTER");
+        command.arg(subcommand);
+        seed.query::<Value>(&mut connection, &command, end)
     };
-    let info: String = redis::from_redis_value(ask("INFO")?).map_err(|_| protocol_error())?;
+    let info: String = redis::from_redis_value(query("INFO")?).map_err(|_| protocol_error())?;
     match crate::protocol::server_info::info_field(&info, "cluster_state") {
         Some("ok") => {}
         Some(_) => {
@@ -121,7 +125,7 @@ fn query_seed(seed: &ServerAddress, end: Instant) -> Result<(Stream, SlotMap), N
         }
         None => return Err(protocol_error()),
     }
-    let slots = SlotMap::read(&ask("SLOTS")?, seed.host()).ok_or_else(protocol_error)?;
+    let slots = SlotMap::read(&query("SLOTS")?, seed.host()).ok_or_else(protocol_error)?;
     Ok((connection, slots))
 }
 
@@ -137,25 +141,25 @@ impl Connector for ClusterConnector {
             timeout: self.node_timeout,
             former: Arc::clone(&self.former),
         };
-        let mut greeting: Option<Handshake> = None;
-        for place in &masters {
-            let member = session.master_session(place, end)?;
-            let new = session.members[member].greeting.clone();
-            match &mut greeting {
-                None => greeting = Some(new),
-                Some(greeting) => {
-                    greeting.others.push(new.run_id);
-                    merge_server_info(&mut greeting.server_info, new.server_info);
-                    greeting.no_kill = greeting.no_kill.take().or(new.no_kill);
+        let mut handshake: Option<Handshake> = None;
+        for address in &masters {
+            let member = session.master_session(address, end)?;
+            let new = session.members[member].handshake.clone();
+            match &mut handshake {
+                None => handshake = Some(new),
+                Some(handshake) => {
+                    handshake.others.push(new.run_id);
+                    merge_server_info(&mut handshake.server_info, new.server_info);
+                    handshake.no_kill = handshake.no_kill.take().or(new.no_kill);
                 }
             }
         }
-        // `Slots` always has a master.
-        let greeting = greeting.ok_or_else(protocol_error)?;
-        Ok((Box::new(session), greeting))
+        // A `SlotMap` has at least one master.
+        let handshake = handshake.ok_or_else(protocol_error)?;
+        Ok((Box::new(session), handshake))
     }
 
-    /// What is published anywhere in a cluster is heard everywhere in it.
+    /// Subscribes on one server: a cluster forwards every message to all of its servers.
     fn with_subscriber(
         &self,
         serve: &mut dyn FnMut(&mut dyn Subscriber) -> Result<(), NodeFailure>,
@@ -165,23 +169,24 @@ impl Connector for ClusterConnector {
     }
 }
 
-/// What several servers say of themselves together: of each the worst. The cluster is known by the run of its first one, and is
-/// a master as all of them are.
-fn merge_server_info(about: &mut ServerInfo, other: ServerInfo) {
-    if about.eviction_risk.is_none() && other.eviction_risk.is_some() {
-        about.eviction_risk = other.eviction_risk;
-        about.maxmemory_policy = other.maxmemory_policy;
+/// Merges the server info of several masters: the worst value of each field.
+fn merge_server_info(merged: &mut ServerInfo, other: ServerInfo) {
+    if merged.eviction_risk.is_none() && other.eviction_risk.is_some() {
+        merged.eviction_risk = other.eviction_risk;
+        merged.maxmemory_policy = other.maxmemory_policy;
     }
-    about.uptime = about.uptime.min(other.uptime);
-    about.round_trip = about.round_trip.max(other.round_trip);
-    if other.clock_offset.map(ClockReading::least) > about.clock_offset.map(ClockReading::least) {
-        about.clock_offset = other.clock_offset;
+    merged.uptime = merged.uptime.min(other.uptime);
+    merged.round_trip = merged.round_trip.max(other.round_trip);
+    if other.clock_offset.map(ClockReading::min_distance)
+        > merged.clock_offset.map(ClockReading::min_distance)
+    {
+        merged.clock_offset = other.clock_offset;
     }
 }
 
-/// Open connections to masters of one cluster.
+/// Sessions with the masters of one cluster.
 struct ClusterSession {
-    /// A server of it that the others are like.
+    /// The seed, whose credentials and TLS settings apply to all masters.
     template: ServerAddress,
     slots: SlotMap,
     members: Vec<MasterSession>,
@@ -190,13 +195,13 @@ struct ClusterSession {
 }
 
 struct MasterSession {
-    place: HostPort,
+    address: HostPort,
     name: String,
     session: RedisSession,
-    greeting: Handshake,
+    handshake: Handshake,
 }
 
-/// The requests of a batch that one member has the slots for, with their numbers in it.
+/// The requests of a batch for one master, with their indices in the batch.
 struct MasterBatch {
     member: usize,
     indexes: Vec<usize>,
@@ -204,92 +209,95 @@ struct MasterBatch {
 }
 
 impl ClusterSession {
-    /// The number of the member there, which is connected to if it is new.
-    fn master_session(&mut self, place: &HostPort, end: Instant) -> Result<usize, NodeFailure> {
-        let known = self.members.iter().position(|m| m.place == *place);
+    /// Returns the index of the session with a master; connects if there is none.
+    fn master_session(&mut self, address: &HostPort, end: Instant) -> Result<usize, NodeFailure> {
+        let known = self
+            .members
+            .iter()
+            .position(|member| member.address == *address);
         if let Some(known) = known {
             return Ok(known);
         }
-        let server = self.template.with_host_port(&place.0, place.1);
+        let server = self.template.with_host_port(&address.0, address.1);
         let name = server.host_port();
-        let cause = |cause| discovery::prefix_failure(&name, cause);
-        let (connection, server) = server.open(end).map_err(cause)?;
+        let prefixed = |failure| discovery::prefix_failure(&name, failure);
+        let (connection, server) = server.open(end).map_err(prefixed)?;
         let mut session = RedisSession::new(connection, self.timeout, server.password());
-        let killed = self.former.at(place);
-        let greeting = session.handshake(&killed, end).map_err(cause)?;
-        self.former.forget(place, &killed);
-        if let Some(fault) = greeting.server_info.rejection(false) {
-            return Err(cause(fault));
+        let killed = self.former.at(address);
+        let handshake = session.handshake(&killed, end).map_err(prefixed)?;
+        self.former.forget(address, &killed);
+        if let Some(failure) = handshake.server_info.rejection(false) {
+            return Err(prefixed(failure));
         }
         self.members.push(MasterSession {
-            place: place.clone(),
+            address: address.clone(),
             name,
             session,
-            greeting,
+            handshake,
         });
         Ok(self.members.len() - 1)
     }
 
-    /// Sends requests to who has their slots, all at once, and hands out the answers with the member they come from. One that
-    /// fails keeps the answers of the others from nobody.
+    /// Sends requests to the masters of their slots, then reads and delivers all replies. The
+    /// failure of one master does not suppress the replies of the others.
     fn dispatch(
         &mut self,
         requests: &[Request],
         indexes: impl Iterator<Item = usize>,
         end: Instant,
-        answer: &mut dyn FnMut(usize, &MasterSession, Reply),
+        deliver: &mut dyn FnMut(usize, &MasterSession, Reply),
     ) -> Result<(), NodeFailure> {
-        let mut shares: Vec<MasterBatch> = Vec::new();
+        let mut batches: Vec<MasterBatch> = Vec::new();
         for index in indexes {
-            let place = self.slots.master(request_slot(&requests[index])).clone();
-            let member = self.master_session(&place, end)?;
-            let known = shares.iter().position(|share| share.member == member);
-            let share = known.unwrap_or_else(|| {
-                shares.push(MasterBatch {
+            let address = self.slots.master(request_slot(&requests[index])).clone();
+            let member = self.master_session(&address, end)?;
+            let known = batches.iter().position(|batch| batch.member == member);
+            let batch = known.unwrap_or_else(|| {
+                batches.push(MasterBatch {
                     member,
                     indexes: Vec::new(),
                     requests: Vec::new(),
                 });
-                shares.len() - 1
+                batches.len() - 1
             });
-            shares[share].indexes.push(index);
-            shares[share].requests.push(requests[index].clone());
+            batches[batch].indexes.push(index);
+            batches[batch].requests.push(requests[index].clone());
         }
-        let mut done = Ok(());
-        shares.retain(|share| {
-            let member = &mut self.members[share.member];
-            let sent = member.session.write_batch(&share.requests, end);
-            let sent = sent.map_err(|cause| of_member(&member.name, cause));
+        let mut outcome = Ok(());
+        batches.retain(|batch| {
+            let member = &mut self.members[batch.member];
+            let sent = member.session.write_batch(&batch.requests, end);
+            let sent = sent.map_err(|failure| member_failure(&member.name, failure));
             let is_sent = sent.is_ok();
-            done = std::mem::replace(&mut done, Ok(())).and(sent);
+            outcome = std::mem::replace(&mut outcome, Ok(())).and(sent);
             is_sent
         });
-        for share in &shares {
+        for batch in &batches {
             let MasterBatch {
                 indexes, requests, ..
-            } = share;
-            let mut answers = Vec::with_capacity(requests.len());
-            let member = &mut self.members[share.member];
+            } = batch;
+            let mut replies = Vec::with_capacity(requests.len());
+            let member = &mut self.members[batch.member];
             let read = member
                 .session
-                .read_batch(requests, end, &mut |place, read| {
-                    answers.push((indexes[place], read));
+                .read_batch(requests, end, &mut |position, reply| {
+                    replies.push((indexes[position], reply));
                 });
-            for (index, read) in answers {
-                answer(index, member, read);
+            for (index, reply) in replies {
+                deliver(index, member, reply);
             }
-            done = done.and(read.map_err(|cause| of_member(&member.name, cause)));
+            outcome = outcome.and(read.map_err(|failure| member_failure(&member.name, failure)));
         }
-        done
+        outcome
     }
 }
 
-/// A cause of a member that is connected, told as the cluster's. That it does not answer stays what it is: the lane is to know
-/// it, since such a node is not waited for as one is whose connection has ended.
-fn of_member(name: &str, cause: NodeFailure) -> NodeFailure {
-    match cause {
+/// Prefixes the failure of a connected master with its name. `TimedOut` stays as it is, because the
+/// worker waits for one reconnect only where a connection has ended, and not where a node is hung.
+fn member_failure(name: &str, failure: NodeFailure) -> NodeFailure {
+    match failure {
         NodeFailure::TimedOut => NodeFailure::TimedOut,
-        cause => discovery::prefix_failure(name, cause),
+        failure => discovery::prefix_failure(name, failure),
     }
 }
 
@@ -297,35 +305,40 @@ impl Session for ClusterSession {
     fn send_batch(
         &mut self,
         requests: &[Request],
-        answer: &mut dyn FnMut(usize, Reply),
+        deliver: &mut dyn FnMut(usize, Reply),
     ) -> Result<(), NodeFailure> {
         let end = clock::now() + self.timeout;
         let mut moved = Vec::new();
-        let mut aside = Vec::new();
+        let mut asked = Vec::new();
         let all = 0..requests.len();
-        self.dispatch(requests, all, end, &mut |index, from, read| match redirect(
-            &read,
-            &from.place.0,
-        ) {
-            Some(Redirect::Moved(slot, place)) => moved.push((index, slot, place)),
-            Some(Redirect::Ask(place)) => aside.push((index, place)),
-            None => answer(index, read),
-        })?;
+        self.dispatch(
+            requests,
+            all,
+            end,
+            &mut |index, from, reply| match redirect(&reply, &from.address.0) {
+                Some(Redirect::Moved(slot, address)) => moved.push((index, slot, address)),
+                Some(Redirect::Ask(address)) => asked.push((index, address)),
+                None => deliver(index, reply),
+            },
+        )?;
         if !moved.is_empty() {
-            for (_, slot, place) in &moved {
-                self.slots.set_owner(*slot, place);
+            for (_, slot, address) in &moved {
+                self.slots.set_owner(*slot, address);
             }
             let moved = moved.into_iter().map(|(index, ..)| index);
-            // Who is sent on once more is told so: the next attempt is as good.
-            self.dispatch(requests, moved, end, &mut |index, _, read| {
-                answer(index, read)
+            // A second redirection is delivered as an error; the next attempt follows the new map.
+            self.dispatch(requests, moved, end, &mut |index, _, reply| {
+                deliver(index, reply)
             })?;
         }
-        for (index, place) in aside {
-            let member = self.master_session(&place, end)?;
+        for (index, address) in asked {
+            let member = self.master_session(&address, end)?;
             let member = &mut self.members[member];
-            let read = member.session.send_asking(&requests[index], end);
-            answer(index, read.map_err(|cause| of_member(&member.name, cause))?);
+            let reply = member.session.send_asking(&requests[index], end);
+            deliver(
+                index,
+                reply.map_err(|failure| member_failure(&member.name, failure))?,
+            );
         }
         Ok(())
     }
@@ -333,7 +346,7 @@ impl Session for ClusterSession {
     fn check_idle(&mut self) -> Result<(), NodeFailure> {
         for member in &mut self.members {
             let checked = member.session.check_idle();
-            checked.map_err(|cause| of_member(&member.name, cause))?;
+            checked.map_err(|failure| member_failure(&member.name, failure))?;
         }
         Ok(())
     }
@@ -342,7 +355,7 @@ impl Session for ClusterSession {
         let end = clock::now() + self.timeout;
         for member in &mut self.members {
             let pinged = member.session.ping_by(end);
-            pinged.map_err(|cause| of_member(&member.name, cause))?;
+            pinged.map_err(|failure| member_failure(&member.name, failure))?;
         }
         Ok(())
     }
@@ -352,53 +365,56 @@ impl Drop for ClusterSession {
     fn drop(&mut self) {
         let ended = self.members.drain(..).map(|member| {
             let MasterSession {
-                place, greeting, ..
+                address, handshake, ..
             } = member;
-            (place, (greeting.run_id, greeting.client_id))
+            (address, (handshake.run_id, handshake.client_id))
         });
         self.former.0.lock().extend(ended);
     }
 }
 
 impl FormerClients {
-    fn at(&self, place: &HostPort) -> Vec<(String, i64)> {
+    /// Returns the former connections to a server.
+    fn at(&self, address: &HostPort) -> Vec<(String, i64)> {
         let former = self.0.lock();
-        let there = former.iter().filter(|(there, _)| there == place);
-        there.map(|(_, client)| client.clone()).collect()
+        let of_server = former.iter().filter(|(server, _)| server == address);
+        of_server.map(|(_, client)| client.clone()).collect()
     }
 
-    /// Those are killed by now, or died with the server. There may be others since.
-    fn forget(&self, place: &HostPort, killed: &[(String, i64)]) {
-        let is_left = |(there, client): &(HostPort, _)| there != place || !killed.contains(client);
-        self.0.lock().retain(is_left);
+    /// Forgets connections that are killed, or died with their server.
+    fn forget(&self, address: &HostPort, killed: &[(String, i64)]) {
+        let is_open =
+            |(server, client): &(HostPort, _)| server != address || !killed.contains(client);
+        self.0.lock().retain(is_open);
     }
 }
 
-/// Where a server sends us.
+/// A redirection by a server.
 enum Redirect {
-    /// The slot is there from now on.
+    /// The slot has this owner from now on.
     Moved(u16, HostPort),
-    /// The slot is on its way there, and this key is there already, or is to be made there.
+    /// The slot is migrating to this server, which serves this key already.
     Ask(HostPort),
 }
 
-/// Whether an answer sends us somewhere else, as seen from `host`. Then the server has done nothing.
-fn redirect(answer: &Reply, host: &str) -> Option<Redirect> {
-    let Reply::Failed(NodeFailure::ServerError(words)) = answer else {
+/// Returns the redirection in a reply of the server at `host`. The server ran nothing of the
+/// request.
+fn redirect(reply: &Reply, host: &str) -> Option<Redirect> {
+    let Reply::Failed(NodeFailure::ServerError(text)) = reply else {
         return None;
     };
-    if let Some(words) = words.strip_prefix("MOVED ") {
-        let (slot, place) = parse_redirect(words, host)?;
-        return Some(Redirect::Moved(slot, place));
+    if let Some(target) = text.strip_prefix("MOVED ") {
+        let (slot, address) = parse_redirect(target, host)?;
+        return Some(Redirect::Moved(slot, address));
     }
-    let (_, place) = parse_redirect(words.strip_prefix("ASK ")?, host)?;
-    Some(Redirect::Ask(place))
+    let (_, address) = parse_redirect(text.strip_prefix("ASK ")?, host)?;
+    Some(Redirect::Ask(address))
 }
 
-/// The slot of a request's keys. Of keys that do not share one the server says so. What has no key is for anybody.
+/// Returns the slot of a request's first key. The server refuses keys of different slots.
 fn request_slot(request: &Request) -> u16 {
     let key = request.lease.key();
-    match request.verb {
+    match request.op {
         Op::WakeListener => hash_slot(key.as_str()),
         _ => hash_slot(&key.token_key().to_string()),
     }

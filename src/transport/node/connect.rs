@@ -1,4 +1,4 @@
-//! Opens connections to a server.
+//! Opens a connection to a server and logs in.
 
 use std::time::Instant;
 
@@ -11,17 +11,17 @@ use crate::transport::node::address::ServerAddress;
 use crate::transport::node::stream::Stream;
 
 impl ServerAddress {
-    /// Connects and logs in. Returns the server with the credentials that did so. Looking up a name has no time-out, so it can
-    /// take longer than until `end`.
+    /// Connects and logs in. Returns the address with the credentials that were accepted. Blocks
+    /// until `end`, and longer while a host name is resolved, which has no timeout.
     pub(crate) fn open(&self, end: Instant) -> Result<(Stream, ServerAddress), NodeFailure> {
         let server = self.with_current_credentials()?;
         let timeout = match server.info.addr() {
-            // What hangs over TLS has more to tell than that it does: in time for who waits for `connect_timeout`.
+            // Leave time to report the cause of a TLS failure before `connect_timeout` ends.
             ConnectionAddr::TcpTls { .. } => remaining_timeout(end) * 7 / 8,
             _ => remaining_timeout(end),
         };
         match Stream::open(&server, clock::now() + timeout) {
-            Ok(wire) => Ok((wire, server)),
+            Ok(stream) => Ok((stream, server)),
             Err(error) => Err(server.connect_failure(&error)),
         }
     }

@@ -1,4 +1,4 @@
-//! Servers that are found by asking others: sentinels and the seeds of a cluster.
+//! Servers that name other servers: sentinels and the seeds of a cluster.
 
 use std::time::Instant;
 
@@ -12,12 +12,15 @@ use crate::time::deadline::remaining_timeout;
 use crate::transport::node::address::{ServerAddress, address_error};
 use crate::transport::node::stream::Stream;
 
-/// The longest name of a host, in bytes, as DNS has it.
+/// The maximal length of a host name in DNS, in bytes.
 const MAX_HOST_LEN: usize = 255;
 
 impl ServerAddress {
-    /// Reads the address of one that tells where the servers are, with its own credentials only. Where it names no port
-    /// it has this one.
+    /// Parses the address of a sentinel or seed, with its own credentials only and this default
+    /// port.
+    ///
+    /// # Errors
+    /// - `InvalidConfig`: a Unix socket, a database, or an invalid address.
     pub(crate) fn from_discovery_address(
         address: &Address,
         settings: &Settings,
@@ -26,15 +29,15 @@ impl ServerAddress {
         let (server, parsed) = ServerAddress::parse(address, settings)?;
         let refuse = |reason| Err(address_error(address, reason));
         let Target::Host { host, port: given } = &parsed.target else {
-            return refuse("what it names are hosts and ports, so it must be one of them");
+            return refuse("sentinels and seeds are hosts and ports, not socket paths");
         };
         if parsed.db.is_some_and(|db| db != 0) {
-            return refuse("it has no database but 0");
+            return refuse("a sentinel or seed has no database but 0");
         }
         Ok(server.with_host_port(host, given.unwrap_or(port)))
     }
 
-    /// Another server that is connected to in the same way.
+    /// Returns the address of another server with the same credentials and TLS settings.
     pub(crate) fn with_host_port(&self, host: &str, port: u16) -> ServerAddress {
         let mut addr = self.info.addr().clone();
         match &mut addr {
@@ -47,7 +50,7 @@ impl ServerAddress {
                 host.clone_into(old_host);
                 *old_port = port;
             }
-            // `from_discovery_address` lets in no other.
+            // `from_discovery_address` accepts no other kind of address.
             _ => addr = ConnectionAddr::Tcp(host.to_owned(), port),
         }
         let mut server = self.clone();
@@ -55,37 +58,39 @@ impl ServerAddress {
         server
     }
 
-    /// Asks something on a connection to it that has just been opened.
+    /// Sends a command on a new connection and returns its reply.
     pub(crate) fn query<T: FromRedisValue>(
         &self,
         connection: &mut Stream,
-        question: &Cmd,
+        command: &Cmd,
         end: Instant,
     ) -> Result<T, NodeFailure> {
-        let mut ask = || -> Result<T, RedisError> {
+        let mut exchange = || -> Result<T, RedisError> {
             connection.set_timeouts(remaining_timeout(end))?;
-            connection.send(&question.get_packed_command())?;
+            connection.send(&command.get_packed_command())?;
             Ok(redis::from_redis_value(
                 connection.receive(end)?.extract_error()?,
             )?)
         };
-        let asked = ask();
-        asked.map_err(|error| connection.cause(&error, self.password()))
+        let reply = exchange();
+        reply.map_err(|error| connection.failure(&error, self.password()))
     }
 }
 
-/// Whether others may name this as a host. It is passed on in logs and errors.
+/// Returns whether a foreign server may name this host. It appears in logs and errors.
 pub(crate) fn is_host(name: &str) -> bool {
     (1..=MAX_HOST_LEN).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// A cause of one of a node's servers, told as the node's.
-pub(crate) fn prefix_failure(place: &str, cause: NodeFailure) -> NodeFailure {
-    match cause {
-        NodeFailure::AccessDenied(text) => NodeFailure::AccessDenied(format!("{place}: {text}")),
-        NodeFailure::ServerError(text) => NodeFailure::ServerError(format!("{place}: {text}")),
-        NodeFailure::Unreachable(text) => NodeFailure::Unreachable(format!("{place}: {text}")),
-        other => NodeFailure::Unreachable(format!("{place}: {other}")),
+/// Prefixes the failure of one of a node's servers with its address.
+pub(crate) fn prefix_failure(host_port: &str, failure: NodeFailure) -> NodeFailure {
+    match failure {
+        NodeFailure::AccessDenied(text) => {
+            NodeFailure::AccessDenied(format!("{host_port}: {text}"))
+        }
+        NodeFailure::ServerError(text) => NodeFailure::ServerError(format!("{host_port}: {text}")),
+        NodeFailure::Unreachable(text) => NodeFailure::Unreachable(format!("{host_port}: {text}")),
+        other => NodeFailure::Unreachable(format!("{host_port}: {other}")),
     }
 }
 
@@ -94,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_is_one_word() {
+    fn host_is_printable_and_at_most_255_bytes() {
         for name in [
             "10.0.0.1",
             "redis-1.internal",

@@ -1,4 +1,4 @@
-//! From an endpoint to its connector.
+//! Creates the connector of an endpoint.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use crate::transport::node::sentinel;
 use crate::transport::node::single::{ServerSource, SingleServerConnector};
 use crate::transport::node::traits::Connector;
 
-/// The way to a node, and the node's name: where it is, so that one named twice is found before any I/O. The database is no
-/// part of it.
+/// Returns the connector of a node and the node's name. The name is the address without the
+/// database, so that a node that is configured twice is found before any I/O.
 ///
 /// # Errors
-/// `InvalidConfig` that names the address without its credentials.
+/// - `InvalidConfig` with the address, without its credentials.
 pub(crate) fn make_connector(
     endpoint: &Endpoint,
     settings: &Settings,
@@ -36,12 +36,12 @@ pub(crate) fn make_connector(
         }
         #[cfg(feature = "sentinel")]
         EndpointKind::Sentinel { master, sentinels } => {
-            let watch = sentinel::SentinelResolver::new(master, sentinels, settings)?;
-            let name = watch.name().to_owned();
+            let resolver = sentinel::SentinelResolver::new(master, sentinels, settings)?;
+            let name = resolver.name().to_owned();
             (
                 name,
                 Arc::new(SingleServerConnector::new(
-                    ServerSource::Sentinel(watch),
+                    ServerSource::Sentinel(resolver),
                     settings,
                 )),
             )

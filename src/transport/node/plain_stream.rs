@@ -1,4 +1,5 @@
-//! A socket of our own, and the replies that come out of it.
+//! A plain socket with a reply parser, which can be polled (L2: no reply blocks or overflows a
+//! caller).
 
 use std::io;
 use std::io::{ErrorKind, Read, Write};
@@ -14,29 +15,31 @@ use redis::{Parser, RedisResult, Value};
 use crate::time::clock;
 use crate::time::deadline::remaining_timeout;
 
-/// So much is read at once.
+/// The size of the read buffer, in bytes.
 const READ_BUFFER: usize = 4096;
-/// A share of no time at all would be an error.
+/// The minimal timeout of a connect; zero would be an error.
 const MIN_SHARE: Duration = Duration::from_millis(1);
 
-/// A socket, and what has been read from it and not been taken yet.
+/// A socket, and the bytes read from it that belong to no returned reply.
 pub(crate) struct PlainStream {
     input: ReadBuffer,
-    /// For replies that are no short line. It is given one line at a time, so it has nothing of the reply that follows.
+    /// Parses replies other than short lines. It reads one line at a time, so it never reads beyond
+    /// the reply.
     parser: Parser,
-    /// It has a part of a reply.
+    /// Whether the parser holds a part of a reply.
     is_parsing: bool,
 }
 
 struct ReadBuffer {
     socket: Socket,
-    /// Whether a read waits for what is not there yet.
+    /// Whether the socket is in blocking mode.
     blocking: bool,
     bytes: Box<[u8; READ_BUFFER]>,
     start: usize,
     end: usize,
-    /// Whether a reply that is nested is an error, and how often the parser has been given the beginning of an array of this one.
+    /// Whether a nested reply is an error.
     reject_nested: bool,
+    /// The number of array headers of the present reply that the parser has read.
     array_headers: u32,
 }
 
@@ -47,7 +50,8 @@ enum Socket {
 }
 
 impl PlainStream {
-    /// Connects to the first of a name's addresses that answers.
+    /// Connects to the first address of a host that accepts. Blocks until `end`, and longer while
+    /// the name is resolved.
     pub(crate) fn connect(host: &str, port: u16, end: Instant) -> io::Result<PlainStream> {
         let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
         let is_name = host.parse::<IpAddr>().is_err();
@@ -95,14 +99,15 @@ impl PlainStream {
         }
     }
 
-    /// Writes all of it, waiting for the socket for as long as [`set_timeouts`](Own::set_timeouts) has said.
+    /// Sends all bytes; each write blocks at most for the timeout set by
+    /// [`set_timeouts`](PlainStream::set_timeouts).
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.input.set_blocking(true)?;
         self.write(bytes)
     }
 
-    /// Writes all of it without waiting.
-    pub(crate) fn send_at_once(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Sends all bytes without blocking; an error is returned if the socket does not accept them.
+    pub(crate) fn send_nonblocking(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.input.set_blocking(false)?;
         self.write(bytes)
     }
@@ -119,14 +124,14 @@ impl PlainStream {
         Ok(())
     }
 
-    /// Waits for the next reply: for each read as long as [`set_timeouts`](Own::set_timeouts) has said, and until `end` where it
-    /// comes bit by bit.
+    /// Blocks until the next reply: each read at most for the timeout, and all reads of a reply
+    /// that arrives in parts until `end`.
     pub(crate) fn receive(&mut self, end: Instant) -> RedisResult<Value> {
         self.input.set_blocking(true)?;
         self.input.reject_nested = false;
-        let mut has_read = false; // what has come by the end is read also after it
+        let mut has_read = false; // bytes that arrived before `end` are read even after it
         loop {
-            if let Some(reply) = self.take()? {
+            if let Some(reply) = self.buffered_reply()? {
                 return Ok(reply);
             }
             if has_read && clock::now() > end {
@@ -137,30 +142,32 @@ impl PlainStream {
         }
     }
 
-    /// The next reply, if it has come. Reads once: who looks does not stay, however much there is. A reply that is nested is an
-    /// error: the parser would need more of the stack than who looks may have.
+    /// Returns the next reply if it has arrived. Reads once, so a long reply does not keep the
+    /// caller. A nested reply is an error, because the parser recurses on the stack of the caller's
+    /// thread.
     pub(crate) fn poll_reply(&mut self) -> RedisResult<Option<Value>> {
         self.input.set_blocking(false)?;
         self.input.reject_nested = true;
-        if let Some(reply) = self.take()? {
+        if let Some(reply) = self.buffered_reply()? {
             return Ok(Some(reply));
         }
         match self.input.fill() {
-            Ok(()) => self.take(),
+            Ok(()) => self.buffered_reply(),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Reads once, without blocking, while no reply is outstanding.
+    /// Checks an idle connection by one non-blocking read.
     ///
     /// # Errors
-    /// `UnexpectedEof` or the system's error if the other side has closed the connection; `InvalidData` if it has sent something.
+    /// - `UnexpectedEof` or the system's error: the peer closed the connection.
+    /// - `InvalidData`: the peer sent an unexpected reply.
     pub(crate) fn check_idle(&mut self) -> io::Result<()> {
         self.input.set_blocking(false)?;
         while !self.is_parsing && self.input.unread().is_empty() {
             match self.input.fill() {
-                Ok(()) => {} // interrupted, or there is something now
+                Ok(()) => {} // interrupted, or bytes have arrived
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
@@ -168,8 +175,8 @@ impl PlainStream {
         Err(ErrorKind::InvalidData.into())
     }
 
-    /// A reply out of what has been read, if all of it has.
-    fn take(&mut self) -> RedisResult<Option<Value>> {
+    /// Returns the next reply if all of it has been read.
+    fn buffered_reply(&mut self) -> RedisResult<Option<Value>> {
         if !self.is_parsing
             && let Some(line) = self.input.line()
             && let Some(reply) = parse_short_reply(line)
@@ -186,7 +193,7 @@ impl PlainStream {
                 self.input.array_headers = 0;
                 Ok(Some(reply))
             }
-            // It keeps what it has.
+            // The parser keeps the part that it has read.
             Err(error) if error.is_timeout() => {
                 self.is_parsing = true;
                 Ok(None)
@@ -196,20 +203,21 @@ impl PlainStream {
     }
 }
 
-/// Returns how many addresses a name has.
+/// Returns the number of addresses of a host. Blocks while the name is resolved.
 #[cfg(feature = "tls")]
 pub(crate) fn count_addresses(host: &str, port: u16) -> io::Result<u32> {
     Ok((host, port).to_socket_addrs()?.count() as u32)
 }
 
-/// Connects to the first address that answers. Each has an equal share of the time that is left, so that an address that
-/// swallows everything costs a part of it. (RFC 8305 starts them side by side, which takes a thread for each.)
+/// Connects to the first address that accepts. Each address gets an equal share of the time that is
+/// left, so that one that drops all packets costs only a part. (RFC 8305 connects in parallel,
+/// which needs a thread per address.)
 ///
 /// # Errors
-/// Of an address that stands for a name, the one that the name led to is told, and of several each.
+/// - For a host name, the text names each address and its error.
 fn connect_to_any(addresses: &[SocketAddr], is_name: bool, end: Instant) -> io::Result<TcpStream> {
     let mut failures: Vec<String> = Vec::new();
-    let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
+    let mut last = io::Error::new(ErrorKind::NotFound, "the host name has no address");
     for (address, others) in addresses.iter().zip((1..=addresses.len() as u32).rev()) {
         let share = remaining_timeout(end) / others;
         last = match TcpStream::connect_timeout(address, share.max(MIN_SHARE)) {
@@ -222,7 +230,7 @@ fn connect_to_any(addresses: &[SocketAddr], is_name: bool, end: Instant) -> io::
         });
     }
     if is_name && !failures.is_empty() {
-        // As a time-out it would be told without its words.
+        // The text of a `TimedOut` error is not shown.
         let kind = match last.kind() {
             ErrorKind::TimedOut => ErrorKind::NotConnected,
             kind => kind,
@@ -232,7 +240,7 @@ fn connect_to_any(addresses: &[SocketAddr], is_name: bool, end: Instant) -> io::
     Err(last)
 }
 
-/// The replies that locks are about: `+OK`, a number, nothing. What is longer or has another form is the parser's.
+/// Parses the common replies: `+OK`, an integer, nil. All others are left to the parser.
 fn parse_short_reply(line: &[u8]) -> Option<Value> {
     match line.strip_suffix(b"\r\n")? {
         b"+OK" => Some(Value::Okay),
@@ -251,14 +259,14 @@ impl ReadBuffer {
         &self.bytes[self.start..self.end]
     }
 
-    /// The next line that has been read, with its end.
+    /// Returns the next complete line, with its end.
     fn line(&self) -> Option<&[u8]> {
         let unread = self.unread();
         let end = unread.iter().position(|byte| *byte == b'\n')?;
         Some(&unread[..=end])
     }
 
-    /// Reads more.
+    /// Reads once from the socket.
     fn fill(&mut self) -> io::Result<()> {
         if self.start > 0 {
             self.bytes.copy_within(self.start..self.end, 0);
@@ -275,31 +283,31 @@ impl ReadBuffer {
         }
     }
 
-    /// Makes reads wait or not, if they do not already.
-    fn set_blocking(&mut self, wait: bool) -> io::Result<()> {
-        if self.blocking != wait {
+    /// Switches the socket to blocking or non-blocking mode, if it is not in it already.
+    fn set_blocking(&mut self, blocking: bool) -> io::Result<()> {
+        if self.blocking != blocking {
             match &self.socket {
-                Socket::Tcp(tcp) => tcp.set_nonblocking(!wait)?,
+                Socket::Tcp(tcp) => tcp.set_nonblocking(!blocking)?,
                 #[cfg(unix)]
-                Socket::Unix(unix) => unix.set_nonblocking(!wait)?,
+                Socket::Unix(unix) => unix.set_nonblocking(!blocking)?,
             }
-            self.blocking = wait;
+            self.blocking = blocking;
         }
         Ok(())
     }
 }
 
-/// For the parser: no more than the rest of a line, so that nothing is in its hands that is not the reply's. What has not been
-/// read yet is not there.
+/// Reads for the parser: at most the rest of a line, so that the parser never buffers bytes of the
+/// next reply. Bytes that have not been read from the socket are `WouldBlock`.
 impl Read for ReadBuffer {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let some = self.line().unwrap_or(self.unread());
-        let length = some.len().min(bytes.len());
-        let Some(first) = some.first().copied().filter(|_| length > 0) else {
+        let available = self.line().unwrap_or(self.unread());
+        let length = available.len().min(bytes.len());
+        let Some(first) = available.first().copied().filter(|_| length > 0) else {
             return Err(ErrorKind::WouldBlock.into());
         };
-        bytes[..length].copy_from_slice(&some[..length]);
-        // A line in a text may look like one, too: who looks expects no text.
+        bytes[..length].copy_from_slice(&available[..length]);
+        // A line of a bulk string may look like a header too, but polled replies have none.
         self.array_headers += u32::from(matches!(first, b'*' | b'%' | b'~' | b'>' | b'|'));
         if self.reject_nested && self.array_headers > 1 {
             return Err(ErrorKind::InvalidData.into());
@@ -342,14 +350,14 @@ mod tests {
     use super::*;
     use crate::time::clock;
 
-    /// A socket, and its other end.
+    /// Returns a stream and the peer's socket.
     #[expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
     fn pair() -> (PlainStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let socket = TcpStream::connect(address).unwrap();
-        let (other, _) = listener.accept().unwrap();
-        (PlainStream::new(Socket::Tcp(socket)), other)
+        let (peer, _) = listener.accept().unwrap();
+        (PlainStream::new(Socket::Tcp(socket)), peer)
     }
 
     const REPLIES: [&str; 12] = [
@@ -369,12 +377,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn replies_come_out_as_the_parser_reads_them(
+        fn replies_in_any_parts_are_those_of_the_parser(
             which in proptest::collection::vec(0..REPLIES.len(), 1..8),
             cuts in proptest::collection::vec(1..9_usize, 1..8),
-            waits in any::<bool>(),
+            blocks in any::<bool>(),
         ) {
-            let (mut own, mut other) = pair();
+            let (mut stream, mut peer) = pair();
             let end = clock::now() + Duration::from_secs(60);
             let text: String = which.iter().map(|which| REPLIES[*which]).collect();
             let mut left = text.as_bytes();
@@ -382,28 +390,29 @@ mod tests {
             let mut read = Vec::new();
             while !left.is_empty() {
                 let cut = cuts.next().map_or(1, |cut| *cut).min(left.len());
-                other.write_all(&left[..cut]).unwrap();
+                peer.write_all(&left[..cut]).unwrap();
                 left = &left[cut..];
-                while !waits && let Some(reply) = own.poll_reply().unwrap() {
+                while !blocks && let Some(reply) = stream.poll_reply().unwrap() {
                     read.push(reply);
                 }
             }
             while read.len() < which.len() {
-                read.push(own.receive(end).unwrap());
+                read.push(stream.receive(end).unwrap());
             }
             let parse = |which: &usize| redis::parse_redis_value(REPLIES[*which].as_bytes());
             let expected: Result<Vec<Value>, _> = which.iter().map(parse).collect();
             prop_assert_eq!(read, expected.unwrap());
-            prop_assert!(own.poll_reply().unwrap().is_none());
-            drop(other);
-            prop_assert!(own.receive(end).is_err() && own.poll_reply().is_err());
+            prop_assert!(stream.poll_reply().unwrap().is_none());
+            drop(peer);
+            prop_assert!(stream.receive(end).is_err() && stream.poll_reply().is_err());
         }
     }
 
-    /// A listener whose queue is full, so that connects to it hang, and what fills it.
+    /// Returns a listener with a full backlog, to which connects hang, and the sockets that fill
+    /// it.
     #[cfg(target_os = "linux")]
     #[expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
-    fn black_hole() -> (TcpListener, Vec<TcpStream>) {
+    fn hung_listener() -> (TcpListener, Vec<TcpStream>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let connects = std::iter::repeat_with(|| {
@@ -415,10 +424,11 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn name_with_black_hole_before_its_server_connects_in_time() {
-        let (hole, _fill) = black_hole();
+    fn host_with_hung_addresses_first_connects_in_time() {
+        let (hung_server, _backlog) = hung_listener();
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addresses = [&hole, &hole, &server].map(|listener| listener.local_addr().unwrap());
+        let addresses =
+            [&hung_server, &hung_server, &server].map(|listener| listener.local_addr().unwrap());
         let end = clock::now() + Duration::from_secs(6);
         let socket = connect_to_any(&addresses, true, end).unwrap();
         assert_eq!(socket.peer_addr().unwrap(), addresses[2]);
@@ -427,114 +437,115 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn name_none_of_whose_addresses_answers_is_an_error_that_names_each() {
-        let (hole, _fill) = black_hole();
-        let hung = hole.local_addr().unwrap();
+    fn host_without_an_accepting_address_is_an_error_that_names_each() {
+        let (hung_server, _backlog) = hung_listener();
+        let hung = hung_server.local_addr().unwrap();
         let closed = SocketAddr::from(([127, 0, 0, 1], 1));
         for addresses in [[hung, closed], [closed, hung]] {
             let end = clock::now() + Duration::from_millis(200);
             let error = connect_to_any(&addresses, true, end).unwrap_err();
-            let told = error.to_string();
+            let text = error.to_string();
             assert!(
-                told.contains(&format!("{hung}: no answer within ")),
-                "{told}"
+                text.contains(&format!("{hung}: no answer within ")),
+                "{text}"
             );
             assert!(
-                told.contains(&format!("{closed}: Connection refused")),
-                "{told}"
+                text.contains(&format!("{closed}: Connection refused")),
+                "{text}"
             );
         }
         assert!(connect_to_any(&[], true, clock::now()).is_err());
     }
 
     #[test]
-    fn a_reply_without_an_end_is_not_read_for_ever() {
-        let (mut own, mut other) = pair();
-        other.write_all(b"*1000000000\r\n").unwrap();
+    fn endless_reply_is_aborted_at_the_deadline() {
+        let (mut stream, mut peer) = pair();
+        peer.write_all(b"*1000000000\r\n").unwrap();
         let end = clock::now();
         std::thread::scope(|scope| {
-            let drips = scope.spawn(move || while other.write_all(b":1\r\n").is_ok() {});
-            assert!(own.receive(end).is_err_and(|error| error.is_timeout()));
-            drop(own);
+            let drips = scope.spawn(move || while peer.write_all(b":1\r\n").is_ok() {});
+            assert!(stream.receive(end).is_err_and(|error| error.is_timeout()));
+            drop(stream);
             drips.join().unwrap();
         });
     }
 
     #[test]
-    fn who_looks_reads_no_reply_that_is_nested_and_does_not_stay_for_one_that_is_long() {
-        let (mut own, mut other) = pair();
-        other.write_all(b"*2\r\n:1\r\n*1\r\n:2\r\n").unwrap();
-        let looked = std::iter::repeat_with(|| own.poll_reply());
-        let mut ended = looked.skip_while(|looked| matches!(looked, Ok(None)));
-        assert!(ended.next().is_some_and(|looked| looked.is_err()));
-        let (mut own, mut other) = pair();
+    fn poll_rejects_a_nested_reply_and_returns_during_a_long_one() {
+        let (mut stream, mut peer) = pair();
+        peer.write_all(b"*2\r\n:1\r\n*1\r\n:2\r\n").unwrap();
+        let polls = std::iter::repeat_with(|| stream.poll_reply());
+        let mut ended = polls.skip_while(|polled| matches!(polled, Ok(None)));
+        assert!(ended.next().is_some_and(|polled| polled.is_err()));
+        let (mut stream, mut peer) = pair();
         std::thread::scope(|scope| {
             let floods = scope.spawn(move || {
-                other.write_all(b"*1000000000\r\n").unwrap();
-                while other.write_all(&b":1\r\n".repeat(1000)).is_ok() {}
+                peer.write_all(b"*1000000000\r\n").unwrap();
+                while peer.write_all(&b":1\r\n".repeat(1000)).is_ok() {}
             });
             for _ in 0..100 {
-                assert!(own.poll_reply().unwrap().is_none());
+                assert!(stream.poll_reply().unwrap().is_none());
             }
-            drop(own);
+            drop(stream);
             floods.join().unwrap();
         });
     }
 
     #[test]
-    fn check_idle_finds_a_connection_that_is_closed_reset_or_out_of_step() {
+    fn check_idle_fails_on_a_closed_reset_or_unexpected_connection() {
         let end = clock::now() + Duration::from_secs(60);
-        // What the other side has done has arrived, over loopback, when it returns; or is waited for by a reply.
-        let (mut own, mut other) = pair();
-        own.check_idle().unwrap();
-        other.write_all(b"+OK\r\n").unwrap();
-        own.receive(end).unwrap();
-        own.check_idle().unwrap();
-        drop(other);
-        let kinds = [own.check_idle(), own.check_idle()].map(|checked| checked.unwrap_err().kind());
+        // Over loopback, the peer's bytes have arrived when its call returns.
+        let (mut stream, mut peer) = pair();
+        stream.check_idle().unwrap();
+        peer.write_all(b"+OK\r\n").unwrap();
+        stream.receive(end).unwrap();
+        stream.check_idle().unwrap();
+        drop(peer);
+        let kinds =
+            [stream.check_idle(), stream.check_idle()].map(|checked| checked.unwrap_err().kind());
         assert_eq!(kinds, [ErrorKind::UnexpectedEof; 2]);
-        // What has not been read when it is closed resets the connection.
-        let (mut own, other) = pair();
-        own.send_at_once(b"PING\r\n").unwrap();
-        drop(other);
+        // A close with unread bytes resets the connection.
+        let (mut stream, peer) = pair();
+        stream.send_nonblocking(b"PING\r\n").unwrap();
+        drop(peer);
         assert_eq!(
-            own.check_idle().unwrap_err().kind(),
+            stream.check_idle().unwrap_err().kind(),
             ErrorKind::ConnectionReset
         );
         assert_eq!(
-            own.check_idle().unwrap_err().kind(),
+            stream.check_idle().unwrap_err().kind(),
             ErrorKind::UnexpectedEof
         );
-        // Behind the reply that was asked for, read along with it; one by itself; and a part of one.
-        for (asked, more) in [
+        // Unexpected bytes: read with the expected reply, in a read of its own, and in part.
+        for (expected, more) in [
             ("+OK\r\n:1\r\n", ""),
             ("+OK\r\n", "+OK\r\n"),
             ("+OK\r\n", "*"),
         ] {
-            let (mut own, mut other) = pair();
-            other.write_all(asked.as_bytes()).unwrap();
-            own.receive(end).unwrap();
-            other.write_all(more.as_bytes()).unwrap();
-            let kinds =
-                [own.check_idle(), own.check_idle()].map(|checked| checked.unwrap_err().kind());
-            assert_eq!(kinds, [ErrorKind::InvalidData; 2], "{asked:?} {more:?}");
+            let (mut stream, mut peer) = pair();
+            peer.write_all(expected.as_bytes()).unwrap();
+            stream.receive(end).unwrap();
+            peer.write_all(more.as_bytes()).unwrap();
+            let kinds = [stream.check_idle(), stream.check_idle()]
+                .map(|checked| checked.unwrap_err().kind());
+            assert_eq!(kinds, [ErrorKind::InvalidData; 2], "{expected:?} {more:?}");
         }
     }
 
     #[test]
-    fn what_cannot_be_written_at_once_is_waited_for_or_an_error() {
-        let (mut own, mut other) = pair();
-        assert!(own.poll_reply().unwrap().is_none());
-        let much = vec![b'x'; 16 << 20];
-        let (mut hasty, _kept) = pair();
-        assert!(hasty.send_at_once(&much).is_err());
+    fn write_to_a_full_socket_blocks_or_fails() {
+        let (mut stream, mut peer) = pair();
+        assert!(stream.poll_reply().unwrap().is_none());
+        let bytes = vec![b'x'; 16 << 20];
+        let (mut full, _other) = pair();
+        assert!(full.send_nonblocking(&bytes).is_err());
         std::thread::scope(|scope| {
             let reads = scope.spawn(move || {
                 let mut all = vec![0; 16 << 20];
-                other.read_exact(&mut all).map(|()| all)
+                peer.read_exact(&mut all).map(|()| all)
             });
-            own.send(&much).unwrap();
-            assert!(reads.join().unwrap().unwrap() == much);
+            stream.send(&bytes).unwrap();
+            assert!(reads.join().unwrap().unwrap() == bytes);
         });
     }
 }

@@ -1,7 +1,8 @@
-//! Finding the master that sentinels watch: they are asked in turn, and what they say is checked with the master itself.
+//! Finds the master that sentinels name: asks the sentinels in order, and confirms the role with
+//! the master itself.
 //!
-//! As the guidelines for clients have it (Redis documentation, *Guidelines for Redis clients with support for Sentinel*),
-//! and with an end for each step: what `redis` brings for this connects to a sentinel without a time-out.
+//! Source: *Guidelines for Redis clients with support for Sentinel* (Redis documentation). Each
+//! step has a deadline; the sentinel client of `redis` connects to a sentinel without a timeout.
 
 use std::time::Instant;
 
@@ -17,33 +18,35 @@ use crate::transport::node::address::ServerAddress;
 use crate::transport::node::discovery;
 use crate::transport::node::stream::Stream;
 
-/// Where a sentinel listens, if its address does not say.
+/// The default port of a sentinel.
 const PORT: u16 = 26379;
 
-/// A master by its name, and the sentinels that know where it is.
+/// The name of a master, and the sentinels that know its address.
 pub(crate) struct SentinelResolver {
     master: String,
-    /// Each with a server like the master, if that one names it.
+    /// The sentinels, each with a template for the address of the master that it names.
     sentinels: Vec<(ServerAddress, ServerAddress)>,
     name: String,
 }
 
 impl SentinelResolver {
+    /// Parses the sentinels' addresses.
+    ///
     /// # Errors
-    /// `InvalidConfig` that names the address without its credentials.
+    /// - `InvalidConfig` with the address, without its credentials.
     pub(crate) fn new(
         master: &str,
         sentinels: &[Address],
         settings: &Settings,
     ) -> Result<SentinelResolver, Error> {
-        let read = |address| ServerAddress::from_discovery_address(address, settings, PORT);
-        let sentinels = sentinels.iter().map(read);
+        let parse = |address| ServerAddress::from_discovery_address(address, settings, PORT);
+        let sentinels = sentinels.iter().map(parse);
         let sentinels = sentinels.collect::<Result<Vec<ServerAddress>, Error>>()?;
         let first = sentinels.first().map(ServerAddress::host_port);
         let name = format!("sentinel:{master}@{}", first.unwrap_or_default());
         let with_master = |sentinel: ServerAddress| {
-            let like = sentinel.as_master_template(settings, &name);
-            (sentinel, like)
+            let template = sentinel.as_master_template(settings, &name);
+            (sentinel, template)
         };
         Ok(SentinelResolver {
             master: master.to_owned(),
@@ -52,49 +55,55 @@ impl SentinelResolver {
         })
     }
 
-    /// The node's.
+    /// Returns the node's name.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// A connection to the master. Of the time until `end` each sentinel has an equal share of what is left, half of it to
-    /// answer and the other half for the server that it names.
+    /// Connects to the master; returns the connection and the master's address. Each sentinel gets
+    /// an equal share of the time left until `end`: half for its reply, half for the master that it
+    /// names.
+    ///
+    /// # Errors
+    /// - The failures of all sentinels, merged.
     pub(crate) fn open(&self, end: Instant) -> Result<(Stream, ServerAddress), NodeFailure> {
-        let mut causes = Vec::new();
-        for (index, (sentinel, like)) in self.sentinels.iter().enumerate() {
+        let mut failures = Vec::new();
+        for (index, (sentinel, template)) in self.sentinels.iter().enumerate() {
             let others = (self.sentinels.len() - index) as u32;
             let now = clock::now();
-            let turn = end.saturating_duration_since(now) / others;
-            let answer = self.query_master(sentinel, now + turn / 2);
-            let server = answer.map(|(host, port)| like.with_host_port(&host, port));
-            match server.and_then(|server| connect_master(server, now + turn)) {
+            let share = end.saturating_duration_since(now) / others;
+            let address = self.query_master(sentinel, now + share / 2);
+            let server = address.map(|(host, port)| template.with_host_port(&host, port));
+            match server.and_then(|server| connect_master(server, now + share)) {
                 Ok((connection, server)) => {
-                    debug!("{}: it is {}", self.name(), server.host_port());
+                    debug!("{}: master: {}", self.name(), server.host_port());
                     return Ok((connection, server));
                 }
-                Err(cause) => causes.push(discovery::prefix_failure(&sentinel.host_port(), cause)),
+                Err(failure) => {
+                    failures.push(discovery::prefix_failure(&sentinel.host_port(), failure))
+                }
             }
         }
-        Err(merge_failures(causes))
+        Err(merge_failures(failures))
     }
 
-    /// Where the master is, as a sentinel says.
+    /// Asks a sentinel for the address of the master.
     fn query_master(
         &self,
         sentinel: &ServerAddress,
         end: Instant,
     ) -> Result<(String, u16), NodeFailure> {
         let (mut connection, sentinel) = sentinel.open(end)?;
-        let mut question = redis::cmd("SENTINEL");
-        question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
-        let answer: Option<(String, u16)> = sentinel.query(&mut connection, &question, end)?;
-        match answer {
-            Some((host, _)) if !discovery::is_host(&host) => {
-                Err(NodeFailure::ServerError("what it names is no host".into()))
-            }
-            Some(place) => Ok(place),
+        let mut command = redis::cmd("SENTINEL");
+        command.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
+        let address: Option<(String, u16)> = sentinel.query(&mut connection, &command, end)?;
+        match address {
+            Some((host, _)) if !discovery::is_host(&host) => Err(NodeFailure::ServerError(
+                "the reported master address is no host".into(),
+            )),
+            Some(address) => Ok(address),
             None => Err(NodeFailure::ServerError(format!(
-                "it knows no master {:?}",
+                "unknown master {:?}",
                 self.master
             ))),
         }
@@ -102,7 +111,8 @@ impl SentinelResolver {
 }
 
 impl ServerAddress {
-    /// The same with the credentials of the settings in place of its own, and their database.
+    /// Returns a copy with the credentials and the database of the settings, which are the
+    /// master's.
     fn as_master_template(&self, settings: &Settings, node: &str) -> ServerAddress {
         let db = settings.db.map_or(0, i64::from);
         let redis = RedisConnectionInfo::default().set_db(db);
@@ -112,34 +122,35 @@ impl ServerAddress {
     }
 }
 
-/// A connection to a server that says itself that it is a master: a sentinel may not know yet, or the server may not.
+/// Connects to a server and confirms that it is a master: during a failover the sentinel may name
+/// the former one.
 fn connect_master(
     server: ServerAddress,
     end: Instant,
 ) -> Result<(Stream, ServerAddress), NodeFailure> {
-    let place = server.host_port();
-    let cause = |cause| discovery::prefix_failure(&place, cause);
-    let (mut connection, server) = server.open(end).map_err(cause)?;
+    let name = server.host_port();
+    let prefixed = |failure| discovery::prefix_failure(&name, failure);
+    let (mut connection, server) = server.open(end).map_err(prefixed)?;
     let role: Vec<Value> = server
         .query(&mut connection, &redis::cmd("ROLE"), end)
-        .map_err(cause)?;
+        .map_err(prefixed)?;
     match role.first() {
         Some(Value::BulkString(role)) if role == b"master" => Ok((connection, server)),
-        _ => Err(cause(NodeFailure::ServerError(
-            "it says that it is no master".into(),
+        _ => Err(prefixed(NodeFailure::ServerError(
+            "its ROLE is not master".into(),
         ))),
     }
 }
 
-/// What all sentinels say. Wrong credentials do not pass by waiting, so they are told as such.
-fn merge_failures(mut causes: Vec<NodeFailure>) -> NodeFailure {
-    if causes.len() == 1 {
-        return causes.remove(0);
+/// Merges the failures of all sentinels. `AccessDenied` prevails, because waiting does not help.
+fn merge_failures(mut failures: Vec<NodeFailure>) -> NodeFailure {
+    if failures.len() == 1 {
+        return failures.remove(0);
     }
-    let is_denied = causes
+    let is_denied = failures
         .iter()
-        .any(|cause| matches!(cause, NodeFailure::AccessDenied(_)));
-    let texts: Vec<String> = causes.into_iter().map(failure_text).collect();
+        .any(|failure| matches!(failure, NodeFailure::AccessDenied(_)));
+    let texts: Vec<String> = failures.into_iter().map(failure_text).collect();
     let text = texts.join("; ");
     match is_denied {
         true => NodeFailure::AccessDenied(text),
@@ -147,9 +158,9 @@ fn merge_failures(mut causes: Vec<NodeFailure>) -> NodeFailure {
     }
 }
 
-/// A cause's own words.
-fn failure_text(cause: NodeFailure) -> String {
-    match cause {
+/// Returns the text of a failure without its kind.
+fn failure_text(failure: NodeFailure) -> String {
+    match failure {
         NodeFailure::AccessDenied(text)
         | NodeFailure::ServerError(text)
         | NodeFailure::Unreachable(text) => text,
@@ -163,7 +174,7 @@ mod tests {
     use crate::config::builder::Config;
     use crate::config::endpoint::{Endpoint, EndpointKind};
 
-    fn watch(
+    fn resolver(
         sentinels: &[&str],
         config: impl FnOnce(Config) -> Config,
     ) -> Result<SentinelResolver, Error> {
@@ -173,24 +184,24 @@ mod tests {
             EndpointKind::Sentinel { master, sentinels } => {
                 SentinelResolver::new(master, sentinels, &settings)
             }
-            _ => panic!("it is one"),
+            _ => panic!("not a sentinel endpoint"),
         }
     }
 
     #[test]
-    fn a_sentinel_has_its_own_credentials_and_the_master_those_of_the_settings() {
-        let watch = watch(&["H", "redis://joe:theirs@h:1"], |config| {
+    fn sentinel_uses_its_own_credentials_and_master_those_of_the_settings() {
+        let resolver = resolver(&["H", "redis://joe:theirs@h:1"], |config| {
             config.username("ann").password("ours").db(3)
         })
         .unwrap();
-        assert_eq!(watch.name(), "sentinel:m@h:26379");
-        let logins = watch.sentinels.iter().map(|(sentinel, like)| {
+        assert_eq!(resolver.name(), "sentinel:m@h:26379");
+        let logins = resolver.sentinels.iter().map(|(sentinel, template)| {
             let settings = |server: &ServerAddress| {
                 let redis = server.info.redis_settings();
                 let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
                 (text(redis.username()), text(redis.password()), redis.db())
             };
-            (sentinel.host_port(), settings(sentinel), settings(like))
+            (sentinel.host_port(), settings(sentinel), settings(template))
         });
         let login = |user: &str, password: &str, db| (user.to_owned(), password.to_owned(), db);
         let master = login("ann", "ours", 3);
@@ -203,11 +214,11 @@ mod tests {
 
     #[cfg(feature = "tls")]
     #[test]
-    fn a_master_is_spoken_to_over_tls_if_its_sentinel_is() {
+    fn master_is_connected_over_tls_if_its_sentinel_is() {
         use redis::ConnectionAddr;
-        let watch = watch(&["h:1", "rediss://h:2"], |config| config).unwrap();
-        let is_over_tls = watch.sentinels.iter().map(|(_, like)| {
-            let master = like.with_host_port("10.0.0.1", 7);
+        let resolver = resolver(&["h:1", "rediss://h:2"], |config| config).unwrap();
+        let is_over_tls = resolver.sentinels.iter().map(|(_, template)| {
+            let master = template.with_host_port("10.0.0.1", 7);
             assert_eq!(master.host_port(), "10.0.0.1:7");
             matches!(master.info.addr(), ConnectionAddr::TcpTls { .. })
         });
@@ -215,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sentinels_say_is_told_together_and_wrong_credentials_as_such() {
+    fn failures_of_sentinels_are_merged_and_denial_prevails() {
         let lost = || NodeFailure::Unreachable("a: lost".into());
         let none = || NodeFailure::ServerError("b: none".into());
         assert_eq!(merge_failures(vec![none()]), none());

@@ -1,4 +1,6 @@
-//! A lane's connection to a server: greeting it, and exchanging batches with it.
+//! A session with one server: the handshake, and batches of requests (S4).
+//!
+//! Nothing is sent twice, except after NOSCRIPT: any other error may follow a request that ran.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -21,148 +23,173 @@ use crate::transport::node::stream;
 use crate::transport::node::stream::Stream;
 use crate::transport::node::traits::{DirectIo, Handshake, Session};
 
-/// What a node is asked of itself. The first one has its clock.
+/// The INFO sections that the handshake reads. The first one contains the server's clock.
 const INFO_SECTIONS: [&str; 3] = ["server", "replication", "memory"];
 
-/// The number of no connection: to kill it shows whether we have the right to, and changes nothing.
-const NOBODY: i64 = i64::MAX;
-/// Where the wire cannot be read without blocking, a PING goes before the requests after an idle time of at least this many round
-/// trips: so it adds a sixteenth at most to the time between two requests.
+/// The id of no client. Killing it shows whether CLIENT KILL is allowed, and changes nothing.
+const NO_CLIENT: i64 = i64::MAX;
+/// On a stream that cannot be polled, a PING precedes the requests after an idle time of at least
+/// this many round trips. It then adds at most a sixteenth to the time between two requests.
 const PING_SHARE: u32 = 16;
 
-/// An open connection, greeted.
+/// An open connection to a server.
 pub(crate) struct RedisSession {
-    pub(crate) stream: Stream,
-    pub(crate) timeout: Duration,
-    /// What it has logged in with, and what no words of an error may have in them.
-    pub(crate) password: Box<str>,
-    /// The read time-out that the socket has now, if it was set here.
+    pub(super) stream: Stream,
+    pub(super) timeout: Duration,
+    /// The password of the login, which no error text may contain.
+    pub(super) password: Box<str>,
+    /// The timeout that the socket has now, if it was set here.
     socket_timeout: Option<Duration>,
-    /// When the last bytes were sent; and when the last round trip ended and how long it took. Only where the wire cannot be read
-    /// without blocking.
-    sent: Instant,
-    used: Option<(Instant, Duration)>,
-    pub(crate) cmd: Cmd,
-    pub(crate) out: Vec<u8>,
-    /// What the next replies are, of requests that were sent by themselves.
-    pub(crate) expected: VecDeque<ExpectedReply>,
-    /// Why the script is missing of a request that was sent again.
-    pub(crate) script_load_failure: Option<NodeFailure>,
-    /// How a batch is sent.
-    calls: BatchPlan,
-    /// The calls of a batch, by their first requests, that take a second question. Empty between batches; kept for its
-    /// memory.
-    followups: Vec<(usize, Followup)>,
-}
-
-/// What is asked again after a batch's first replies.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Followup {
-    /// How long the lock is held for, after a refusal.
-    RemainingTtl,
-    /// All of the call, after NOSCRIPT.
-    Resend,
+    /// When the last bytes were sent. Only for a stream that cannot be polled.
+    last_send: Instant,
+    /// When the last round trip ended, and its duration. Only for a stream that cannot be polled.
+    last_round_trip: Option<(Instant, Duration)>,
+    /// Scratch space for encoding.
+    pub(super) cmd: Cmd,
+    pub(super) out: Vec<u8>,
+    /// The replies that are expected, in order.
+    pub(super) expected: VecDeque<ExpectedReply>,
+    /// The failure of a request whose script is still missing after its load.
+    pub(super) script_load_failure: Option<NodeFailure>,
+    /// The plan of the present batch. Kept for its memory.
+    plan: BatchPlan,
 }
 
 impl RedisSession {
-    /// An open connection; nothing has been said yet.
+    /// Creates a session on an open stream, before the handshake.
     pub(crate) fn new(stream: Stream, timeout: Duration, password: &str) -> RedisSession {
         RedisSession {
             stream,
             timeout,
             password: password.into(),
             socket_timeout: None,
-            sent: clock::now(),
-            used: None,
+            last_send: clock::now(),
+            last_round_trip: None,
             cmd: Cmd::new(),
             out: Vec::new(),
             expected: VecDeque::new(),
             script_load_failure: None,
-            calls: BatchPlan::default(),
-            followups: Vec::new(),
+            plan: BatchPlan::default(),
         }
     }
 
-    /// Learns who the server is, loads the scripts that must be there, and kills what there is of our former connections to it (a run id, and
-    /// a number within that run).
+    /// Identifies the server, loads the preloaded scripts and kills our former connections to it
+    /// (S4). A former connection is given by the server's run id and the client id within that run.
+    ///
+    /// # Errors
+    /// - The connection fails, or `end` passes.
+    /// - The server is a sentinel, or its replies are not those of a Redis server.
     pub(crate) fn handshake(
         &mut self,
         former: &[(String, i64)],
         end: Instant,
     ) -> Result<Handshake, NodeFailure> {
+        self.encode_handshake();
+        let (wall, sent) = (clock::unix_time(), clock::now());
+        self.send(end)?;
+        let mut handshake = self.read_handshake(wall, sent, end)?;
+        let round_trip = handshake.server_info.round_trip;
+        // A server that was hung until now has replied late. Measure clock and distance again.
+        if round_trip > self.timeout && remaining_timeout(end) > 2 * round_trip {
+            let again = self.query_server_info(end)?;
+            handshake.server_info.refine(&again);
+        }
+        if handshake.no_kill.is_none() {
+            handshake.no_kill = self.kill_former(former, &handshake.run_id, end)?;
+        }
+        self.record_round_trip();
+        Ok(handshake)
+    }
+
+    /// Encodes everything that depends on no reply, so that the handshake is one round trip.
+    fn encode_handshake(&mut self) {
         self.out.clear();
         redis::cmd("CLIENT")
             .arg("ID")
             .write_packed_command(&mut self.out);
-        // One by one: before Redis 7 it takes one section at a time.
+        // One command per section, because Redis before 7 accepts one section at a time.
         for section in INFO_SECTIONS {
             redis::cmd("INFO")
                 .arg(section)
                 .write_packed_command(&mut self.out);
         }
-        write_kill(NOBODY, &mut self.out);
+        write_kill(NO_CLIENT, &mut self.out);
         stream::write_client_info(&mut self.out);
         encode::encode_script_loads(&mut self.out);
-        let (wall, sent) = (clock::unix_time(), clock::now());
-        self.send(end)?;
-        let client = self.receive_as::<i64>(end)?;
+    }
+
+    /// Reads the replies to `encode_handshake`, which was sent at `sent`; `wall` is that moment on
+    /// our wall clock.
+    fn read_handshake(
+        &mut self,
+        wall: Duration,
+        sent: Instant,
+        end: Instant,
+    ) -> Result<Handshake, NodeFailure> {
+        let client_id = self.receive_as::<i64>(end)?;
         let mut info = self.receive_as::<String>(end)?;
         let round_trip = clock::now().saturating_duration_since(sent);
         for _ in &INFO_SECTIONS[1..] {
             info.push('\n');
             info.push_str(&self.receive_as::<String>(end)?);
         }
-        let mut no_kill = self.receive_kill(end)?;
+        let no_kill = self.receive_kill(end)?;
         for _ in 0..stream::CLIENT_INFO_REPLIES {
-            self.receive(end)?; // before Redis 7.2 it is an error
+            self.receive(end)?; // an error before Redis 7.2
         }
-        let mut about = ServerInfo::parse_info(&info, wall + round_trip / 2, round_trip);
-        // It does not have the scripts' commands, and would be told by that.
-        if about.mode == Some(ServerMode::Sentinel)
-            && let Some(cause) = about.wrong_mode()
+        let server_info = ServerInfo::parse_info(&info, wall + round_trip / 2, round_trip);
+        // A sentinel does not know SCRIPT, whose error would hide its mode.
+        if server_info.mode == Some(ServerMode::Sentinel)
+            && let Some(failure) = server_info.wrong_mode()
         {
-            return Err(cause);
+            return Err(failure);
         }
-        for sum in encode::script_hashes() {
-            if self.receive_as::<String>(end)? != sum {
+        for hash in encode::script_hashes() {
+            if self.receive_as::<String>(end)? != hash {
                 return Err(protocol_error());
             }
-        }
-        // It may have been hung until just now, which is no news of its clock or of how far it is.
-        if round_trip > self.timeout && remaining_timeout(end) > 2 * round_trip {
-            about.refine(&self.ask_about(end)?);
         }
         let run_id = server_info::info_field(&info, "run_id")
             .filter(|run_id| is_sha1_hex(run_id))
             .ok_or_else(|| NodeFailure::ServerError("INFO server names no run_id".into()))?
             .to_owned();
-        // A server refuses to kill such a one, and would do so at every connect from now on.
-        if client <= 0 {
+        // A server refuses to kill an id below 1, and would do so at every later connect.
+        if client_id <= 0 {
             return Err(protocol_error());
         }
-        // After a restart the numbers begin anew: ours may be somebody else's by now.
-        let killed = || former.iter().filter(|(run, _)| *run == run_id);
-        if no_kill.is_none() && killed().next().is_some() {
-            self.out.clear();
-            killed().for_each(|(_, client)| write_kill(*client, &mut self.out));
-            self.send(end)?;
-            for _ in killed() {
-                no_kill = no_kill.or(self.receive_kill(end)?);
-            }
-        }
-        self.note_used();
-        let greeting = Handshake {
+        Ok(Handshake {
             run_id,
             others: Vec::new(),
-            client_id: client,
-            server_info: about,
+            client_id,
+            server_info,
             no_kill,
-        };
-        Ok(greeting)
+        })
     }
 
-    /// What the server says of itself and its clock, in an exchange of its own.
-    fn ask_about(&mut self, end: Instant) -> Result<ServerInfo, NodeFailure> {
+    /// Kills the former connections of this server run. Returns why the server refused, if it did.
+    /// Client ids start again after a restart, so an id of another run may be another client's.
+    fn kill_former(
+        &mut self,
+        former: &[(String, i64)],
+        run_id: &str,
+        end: Instant,
+    ) -> Result<Option<NodeFailure>, NodeFailure> {
+        let of_this_run = || former.iter().filter(|(run, _)| run == run_id);
+        if of_this_run().next().is_none() {
+            return Ok(None);
+        }
+        self.out.clear();
+        of_this_run().for_each(|(_, client_id)| write_kill(*client_id, &mut self.out));
+        self.send(end)?;
+        let mut refusal = None;
+        for _ in of_this_run() {
+            refusal = refusal.or(self.receive_kill(end)?);
+        }
+        Ok(refusal)
+    }
+
+    /// Queries INFO of the server once more, for its clock and round trip.
+    fn query_server_info(&mut self, end: Instant) -> Result<ServerInfo, NodeFailure> {
         self.out.clear();
         redis::cmd("INFO")
             .arg(INFO_SECTIONS[0])
@@ -178,7 +205,7 @@ impl RedisSession {
         ))
     }
 
-    /// Reads the reply to CLIENT KILL. Returns why the server refused it, if it did.
+    /// Reads the reply to CLIENT KILL. Returns why the server refused, if it did.
     fn receive_kill(&mut self, end: Instant) -> Result<Option<NodeFailure>, NodeFailure> {
         match self.receive(end)? {
             Value::Int(_) => Ok(None),
@@ -190,45 +217,48 @@ impl RedisSession {
         }
     }
 
-    pub(crate) fn send(&mut self, end: Instant) -> Result<(), NodeFailure> {
+    /// Sends the encoded bytes; blocks until the socket has accepted them.
+    pub(super) fn send(&mut self, end: Instant) -> Result<(), NodeFailure> {
         self.set_socket_timeout(end)?;
         if !self.stream.can_poll() {
-            self.sent = clock::now();
+            self.last_send = clock::now();
         }
         self.stream
             .send(&self.out)
-            .map_err(|error| self.stream.cause(&error, &self.password))
+            .map_err(|error| self.stream.failure(&error, &self.password))
     }
 
-    pub(crate) fn receive(&mut self, end: Instant) -> Result<Value, NodeFailure> {
+    /// Blocks until the next reply.
+    pub(super) fn receive(&mut self, end: Instant) -> Result<Value, NodeFailure> {
         self.set_socket_timeout(end)?;
         self.stream
             .receive(end)
-            .map_err(|error| self.stream.cause(&error, &self.password))
+            .map_err(|error| self.stream.failure(&error, &self.password))
     }
 
     fn receive_as<T: redis::FromRedisValue>(&mut self, end: Instant) -> Result<T, NodeFailure> {
         let value = self.receive(end)?;
-        let cause = |error| server_error::failure_redacted(&error, &self.password);
+        let failure = |error| server_error::failure_redacted(&error, &self.password);
         match value {
-            Value::ServerError(error) => Err(cause(error.into())),
-            value => redis::from_redis_value(value).map_err(|error| cause(error.into())),
+            Value::ServerError(error) => Err(failure(error.into())),
+            value => redis::from_redis_value(value).map_err(|error| failure(error.into())),
         }
     }
 
-    /// Sets the socket's time-outs so that what follows cannot block for long past `end`. To spare system calls
-    /// the socket keeps what it has while that is at most an eighth of the node's time-out too long.
+    /// Sets the socket's timeouts so that the next call blocks little longer than until `end`. A
+    /// timeout that differs by at most an eighth of `node_timeout` is kept, to save system calls.
     ///
-    /// After `end` there is a last moment to read what has come by then: it may be us who were held up.
+    /// After `end` at least 1 ms is left, because this thread may have been delayed while the reply
+    /// arrived.
     ///
-    /// Over TLS, where the socket is that of `redis`, the time-out is that of each read: a reply whose bytes keep coming can take
-    /// longer, and holds the lane for as long as they come. Callers see that it is overdue and do not wait for it.
+    /// Over TLS the timeout applies to each read: a reply whose bytes keep arriving can block the
+    /// worker for longer. Callers see the connection overdue and do not wait for it.
     fn set_socket_timeout(&mut self, end: Instant) -> Result<(), NodeFailure> {
         let left = end
             .saturating_duration_since(clock::now())
             .max(Duration::from_millis(1));
         let slack = self.timeout / 8;
-        let fits = |armed: Duration| armed <= left + slack && left <= armed + slack;
+        let fits = |timeout: Duration| timeout <= left + slack && left <= timeout + slack;
         if self.socket_timeout.is_some_and(fits) {
             return Ok(());
         }
@@ -241,9 +271,9 @@ impl RedisSession {
 }
 
 impl RedisSession {
-    /// Appends a call, given by its first request.
-    fn write(&mut self, requests: &[Request], calls: &BatchPlan, first: usize) {
-        let mut joined = calls
+    /// Appends the call of the group with this first request.
+    fn encode_group(&mut self, requests: &[Request], plan: &BatchPlan, first: usize) {
+        let mut joined = plan
             .group_members(first)
             .skip(1)
             .map(|index| &requests[index])
@@ -254,50 +284,52 @@ impl RedisSession {
         }
     }
 
-    /// Settles what a batch's first replies have left open, completely: before the next batch.
-    fn send_followups(
+    /// Handles a reply to the requests of `group`, which share a call: delivers what it says, or
+    /// encodes a second command into `out` and expects its replies. The caller sends `out`.
+    ///
+    /// # Errors
+    /// - The reply does not belong to the requests.
+    pub(super) fn handle_reply<'a>(
         &mut self,
-        requests: &[Request],
-        calls: &BatchPlan,
-        again: &[(usize, Followup)],
-        end: Instant,
-        answer: &mut dyn FnMut(usize, Reply),
+        expected: ExpectedReply,
+        reply: &Value,
+        mut group: impl Iterator<Item = (u64, &'a Request)> + Clone,
+        deliver: &mut dyn FnMut(u64, Reply),
     ) -> Result<(), NodeFailure> {
-        self.out.clear();
-        for (first, what) in again {
-            match what {
-                Followup::RemainingTtl => {
-                    encode::encode_pttl(&requests[*first], &mut self.cmd, &mut self.out);
-                }
-                Followup::Resend => {
-                    let joined = calls
-                        .group_members(*first)
-                        .skip(1)
-                        .map(|index| &requests[index]);
-                    let (cmd, out) = (&mut self.cmd, &mut self.out);
-                    encode::encode_with_script_load(&requests[*first], joined, cmd, out);
-                }
+        match expected {
+            ExpectedReply::ScriptLoad => {
+                self.script_load_failure = Some(server_error::script_load_failure(reply));
+                return Ok(());
             }
+            ExpectedReply::RemainingTtl(id) => {
+                deliver(id, reply::parse_pttl(reply).ok_or_else(protocol_error)?);
+                return Ok(());
+            }
+            ExpectedReply::Request(_) | ExpectedReply::Resent(_) => {}
         }
-        self.send(end)?;
-        for (first, what) in again {
-            let reply = self.receive(end)?;
-            if *what == Followup::RemainingTtl {
-                match reply::parse_pttl(&reply) {
-                    Some(held) => answer(*first, held),
-                    None => return Err(protocol_error()),
+        let is_first = matches!(expected, ExpectedReply::Request(_));
+        for (position, (id, request)) in group.clone().enumerate() {
+            match reply::parse_reply(request, position, reply) {
+                ParsedReply::Reply(parsed) => deliver(id, parsed),
+                ParsedReply::RefusedAskTtl if is_first => {
+                    encode::encode_pttl(request, &mut self.cmd, &mut self.out);
+                    self.expected.push_back(ExpectedReply::RemainingTtl(id));
                 }
-                continue;
-            }
-            let unloaded = server_error::unloaded(&reply);
-            let reply = self.receive(end)?;
-            for (place, index) in calls.group_members(*first).enumerate() {
-                match reply::parse_reply(&requests[index], place, &reply) {
-                    ParsedReply::Reply(read) => answer(index, read),
-                    ParsedReply::ScriptMissing => answer(index, Reply::Failed(unloaded.clone())),
-                    ParsedReply::RefusedAskTtl | ParsedReply::ProtocolError => {
-                        return Err(protocol_error());
-                    }
+                ParsedReply::ScriptMissing if is_first => {
+                    let (first, leader) = group.next().ok_or_else(protocol_error)?;
+                    let joined = group.map(|(_, request)| request);
+                    let (cmd, out) = (&mut self.cmd, &mut self.out);
+                    encode::encode_with_script_load(leader, joined, cmd, out);
+                    self.expected.push_back(ExpectedReply::ScriptLoad);
+                    self.expected.push_back(ExpectedReply::Resent(first));
+                    return Ok(());
+                }
+                ParsedReply::ScriptMissing => {
+                    let failure = self.script_load_failure.clone();
+                    deliver(id, Reply::Failed(failure.unwrap_or_else(protocol_error)));
+                }
+                ParsedReply::RefusedAskTtl | ParsedReply::ProtocolError => {
+                    return Err(protocol_error());
                 }
             }
         }
@@ -306,55 +338,55 @@ impl RedisSession {
 }
 
 impl RedisSession {
-    /// Sends a batch, whose answers are then to be read with [`read_batch`](RedisSession::read_batch).
+    /// Sends a batch. [`read_batch`](RedisSession::read_batch) reads its replies.
     pub(crate) fn write_batch(
         &mut self,
         requests: &[Request],
         end: Instant,
     ) -> Result<(), NodeFailure> {
-        let mut calls = std::mem::take(&mut self.calls);
-        calls.plan(requests);
+        let mut plan = std::mem::take(&mut self.plan);
+        plan.plan(requests);
         self.out.clear();
-        for first in calls.group_leaders() {
-            self.write(requests, &calls, first);
+        debug_assert!(self.expected.is_empty());
+        for first in plan.group_leaders() {
+            self.encode_group(requests, &plan, first);
+            self.expected
+                .push_back(ExpectedReply::Request(first as u64));
         }
-        self.calls = calls;
+        self.plan = plan;
         self.send(end)
     }
 
-    /// Hands out the answers to the batch that was sent.
+    /// Reads the replies to the batch that was sent and delivers them.
     pub(crate) fn read_batch(
         &mut self,
         requests: &[Request],
         end: Instant,
-        answer: &mut dyn FnMut(usize, Reply),
+        deliver: &mut dyn FnMut(usize, Reply),
     ) -> Result<(), NodeFailure> {
-        let calls = std::mem::take(&mut self.calls);
-        let mut again = std::mem::take(&mut self.followups);
-        for first in calls.group_leaders() {
-            let reply = self.receive(end)?;
-            for (place, index) in calls.group_members(first).enumerate() {
-                match reply::parse_reply(&requests[index], place, &reply) {
-                    ParsedReply::Reply(read) => answer(index, read),
-                    ParsedReply::RefusedAskTtl => again.push((index, Followup::RemainingTtl)),
-                    ParsedReply::ScriptMissing => {
-                        again.push((first, Followup::Resend));
-                        break;
-                    }
-                    ParsedReply::ProtocolError => return Err(protocol_error()),
-                }
+        let plan = std::mem::take(&mut self.plan);
+        self.out.clear();
+        while let Some(expected) = self.expected.pop_front() {
+            // The second commands are sent together, behind the last first reply.
+            if !matches!(expected, ExpectedReply::Request(_)) && !self.out.is_empty() {
+                self.send(end)?;
+                self.out.clear();
             }
+            let reply = self.receive(end)?;
+            let group = expected.id().into_iter().flat_map(|first| {
+                let members = plan.group_members(first as usize);
+                members.map(|index| (index as u64, &requests[index]))
+            });
+            self.handle_reply(expected, &reply, group, &mut |id, reply| {
+                deliver(id as usize, reply);
+            })?;
         }
-        if !again.is_empty() {
-            self.send_followups(requests, &calls, &again, end, answer)?;
-        }
-        again.clear();
-        (self.followups, self.calls) = (again, calls);
-        self.note_used();
+        self.plan = plan;
+        self.record_round_trip();
         Ok(())
     }
 
-    /// Sends one request to where a slot is on its way to, and reads its answer.
+    /// Sends one request with ASKING to the master that imports its slot, and returns its reply.
     #[cfg(feature = "cluster")]
     pub(crate) fn send_asking(
         &mut self,
@@ -365,7 +397,8 @@ impl RedisSession {
         let (cmd, out) = (&mut self.cmd, &mut self.out);
         let mut call = Vec::new();
         let script = encode::encode_request(request, std::iter::empty(), cmd, &mut call);
-        // It may not have been there before, and ASKING holds for one command.
+        // The script is loaded first, because ASKING holds for one command and allows no second
+        // try.
         if let Some(script) = script {
             encode::encode_script_load(script, out);
         }
@@ -377,43 +410,45 @@ impl RedisSession {
         }
         let reply = self.receive(end)?;
         match reply::parse_reply(request, 0, &reply) {
-            ParsedReply::Reply(answer) => Ok(answer),
-            // For how long would be one more question aside, and it is told as unknown as well.
+            ParsedReply::Reply(reply) => Ok(reply),
+            // PTTL would need another ASKING; an unknown remaining time does as well.
             ParsedReply::RefusedAskTtl => Ok(Reply::Held(Blocker::Unknown, None)),
             ParsedReply::ScriptMissing => Ok(Reply::Failed(NodeFailure::ServerError(
-                "NOSCRIPT aside".into(),
+                "NOSCRIPT after SCRIPT LOAD".into(),
             ))),
             ParsedReply::ProtocolError => Err(protocol_error()),
         }
     }
 
+    /// Sends PING and blocks for its reply until `end`.
+    ///
     /// # Errors
-    /// Also if the reply is another one's, which was not asked for.
+    /// - The connection fails, `end` passes, or the reply belongs to another command.
     pub(crate) fn ping_by(&mut self, end: Instant) -> Result<(), NodeFailure> {
         self.out.clear();
         redis::cmd("PING").write_packed_command(&mut self.out);
         self.send(end)?;
         match self.receive(end)? {
             Value::SimpleString(pong) if pong == "PONG" => {}
-            Value::ServerError(_) => {} // a sign of life, too
+            Value::ServerError(_) => {} // PING denied: the server is alive
             _ => return Err(protocol_error()),
         }
-        self.note_used();
+        self.record_round_trip();
         Ok(())
     }
 
-    /// A round trip is over.
-    fn note_used(&mut self) {
+    /// Records the end of a round trip, for `may_ping_first`.
+    fn record_round_trip(&mut self) {
         if !self.stream.can_poll() {
             let now = clock::now();
-            self.used = Some((now, now.saturating_duration_since(self.sent)));
+            self.last_round_trip = Some((now, now.saturating_duration_since(self.last_send)));
         }
     }
 
-    /// Whether asking for a sign of life takes a small part only of the time for which the connection has been idle.
+    /// Returns whether a PING takes only a small part of the time since the last round trip.
     fn may_ping_first(&self) -> bool {
-        self.used.is_some_and(|(used, round_trip)| {
-            clock::now().saturating_duration_since(used) >= PING_SHARE * round_trip
+        self.last_round_trip.is_some_and(|(end, round_trip)| {
+            clock::now().saturating_duration_since(end) >= PING_SHARE * round_trip
         })
     }
 }
@@ -422,18 +457,18 @@ impl Session for RedisSession {
     fn send_batch(
         &mut self,
         requests: &[Request],
-        answer: &mut dyn FnMut(usize, Reply),
+        deliver: &mut dyn FnMut(usize, Reply),
     ) -> Result<(), NodeFailure> {
         let end = clock::now() + self.timeout;
         self.write_batch(requests, end)?;
-        self.read_batch(requests, end, answer)
+        self.read_batch(requests, end, deliver)
     }
 
     fn check_idle(&mut self) -> Result<(), NodeFailure> {
         debug_assert!(self.expected.is_empty());
         match self.stream.check_idle() {
             Ok(true) => Ok(()),
-            // Over TLS the socket is that of `redis`, which cannot be read without blocking.
+            // Over TLS the socket belongs to `redis` and cannot be polled.
             Ok(false) if self.may_ping_first() => self.ping(),
             Ok(false) => Ok(()),
             Err(error) if error.kind() == ErrorKind::InvalidData => Err(protocol_error()),
@@ -453,27 +488,40 @@ impl Session for RedisSession {
     }
 }
 
-/// Appends CLIENT KILL for a connection of ours.
-fn write_kill(client: i64, out: &mut Vec<u8>) {
+/// Appends CLIENT KILL of a client id.
+fn write_kill(client_id: i64, out: &mut Vec<u8>) {
     let mut cmd = redis::cmd("CLIENT");
-    cmd.arg("KILL").arg("ID").arg(client);
+    cmd.arg("KILL").arg("ID").arg(client_id);
     cmd.write_packed_command(out);
 }
 
-/// Whether it looks like a SHA-1 or a run id: 40 hexadecimal digits.
+/// Returns whether the text has the form of a run id: 40 hexadecimal digits.
 fn is_sha1_hex(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// What a reply is, of one that was sent by itself.
+/// A reply that is still expected. The id is the index of a group's first request in a batch, or
+/// the number of a direct send.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ExpectedReply {
-    /// That to the request with this number.
+pub(super) enum ExpectedReply {
+    /// The first reply to the request with this id.
     Request(u64),
-    /// For how long the lock is held that it was refused.
+    /// The reply to PTTL, sent after a refused SET.
     RemainingTtl(u64),
-    /// That to the loading of a script that the server did not have.
+    /// The reply to SCRIPT LOAD, sent after NOSCRIPT.
     ScriptLoad,
-    /// That to the request with this number, which was sent again after its script.
+    /// The reply to the request with this id, resent after SCRIPT LOAD.
     Resent(u64),
+}
+
+impl ExpectedReply {
+    /// Returns the id of the request; `None` for the load of a script.
+    pub(super) fn id(self) -> Option<u64> {
+        match self {
+            ExpectedReply::Request(id)
+            | ExpectedReply::RemainingTtl(id)
+            | ExpectedReply::Resent(id) => Some(id),
+            ExpectedReply::ScriptLoad => None,
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! A node that is one server at a time: where an address leads, or where sentinels say.
+//! A node that is one server: at a fixed address, or the master that sentinels name.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,14 @@ use crate::transport::node::stream::Stream;
 use crate::transport::node::subscriber::RedisSubscriber;
 use crate::transport::node::traits::{Connector, Handshake, Session, Subscriber};
 
-/// The way to a node that is one server.
+/// The connector of a node that is one server.
 pub(crate) struct SingleServerConnector {
-    site: ServerSource,
+    source: ServerSource,
     connect_timeout: Duration,
     node_timeout: Duration,
 }
 
-/// Where its server is.
+/// The source of the server's address.
 pub(crate) enum ServerSource {
     Fixed(ServerAddress),
     #[cfg(feature = "sentinel")]
@@ -28,9 +28,9 @@ pub(crate) enum ServerSource {
 }
 
 impl SingleServerConnector {
-    pub(crate) fn new(site: ServerSource, settings: &Settings) -> SingleServerConnector {
+    pub(crate) fn new(source: ServerSource, settings: &Settings) -> SingleServerConnector {
         SingleServerConnector {
-            site,
+            source,
             connect_timeout: settings.connect_timeout,
             node_timeout: settings.node_timeout,
         }
@@ -38,12 +38,12 @@ impl SingleServerConnector {
 }
 
 impl ServerSource {
-    /// A connection to the server, and which server that is.
+    /// Opens a connection; returns it with the server's address.
     fn open(&self, end: Instant) -> Result<(Stream, ServerAddress), NodeFailure> {
         match self {
             ServerSource::Fixed(server) => server.open(end),
             #[cfg(feature = "sentinel")]
-            ServerSource::Sentinel(watch) => watch.open(end),
+            ServerSource::Sentinel(resolver) => resolver.open(end),
         }
     }
 }
@@ -54,21 +54,21 @@ impl Connector for SingleServerConnector {
         former: Option<&Handshake>,
     ) -> Result<(Box<dyn Session>, Handshake), NodeFailure> {
         let end = clock::now() + self.connect_timeout;
-        let (connection, server) = self.site.open(end)?;
+        let (connection, server) = self.source.open(end)?;
         let mut session = RedisSession::new(connection, self.node_timeout, server.password());
         let former = former.map(|former| (former.run_id.clone(), former.client_id));
-        let greeting = session.handshake(former.as_slice(), end)?;
-        if let Some(cause) = greeting.server_info.wrong_mode() {
-            return Err(cause);
+        let handshake = session.handshake(former.as_slice(), end)?;
+        if let Some(failure) = handshake.server_info.wrong_mode() {
+            return Err(failure);
         }
-        Ok((Box::new(session), greeting))
+        Ok((Box::new(session), handshake))
     }
 
     fn with_subscriber(
         &self,
         serve: &mut dyn FnMut(&mut dyn Subscriber) -> Result<(), NodeFailure>,
     ) -> Result<(), NodeFailure> {
-        let (connection, _) = self.site.open(clock::now() + self.connect_timeout)?;
+        let (connection, _) = self.source.open(clock::now() + self.connect_timeout)?;
         serve(&mut RedisSubscriber::new(connection, self.node_timeout)?)
     }
 }

@@ -1,22 +1,23 @@
-//! Which of a cluster's masters has which slot.
+//! The owner of each slot of a cluster, and the parser of redirections.
 
 use redis::Value;
 
 use crate::protocol::hash_slot::SLOT_COUNT;
 use crate::transport::node::discovery::is_host;
 
-/// Where a server of the cluster is.
+/// The host and port of a server.
 pub(crate) type HostPort = (String, u16);
 
-/// The masters, and which slots they have.
+/// The masters of a cluster, and the slots that each owns.
 pub(crate) struct SlotMap {
     masters: Vec<HostPort>,
-    /// For each slot the number of its master.
+    /// For each slot the index of its master.
     slot_owner: Box<[Option<u16>]>,
 }
 
 impl SlotMap {
-    /// Reads a reply to `CLUSTER SLOTS` of a server at `host`. `None` where it is not one, or no slot has a master.
+    /// Parses the reply to `CLUSTER SLOTS` of the server at `host`; `None` if it is invalid or no
+    /// slot has a master.
     pub(crate) fn read(reply: &Value, host: &str) -> Option<SlotMap> {
         let Value::Array(ranges) = reply else {
             return None;
@@ -46,13 +47,13 @@ impl SlotMap {
             if first > last || last >= SLOT_COUNT {
                 return None;
             }
-            let number = slots.master_index(&master)?;
-            slots.slot_owner[first..=last].fill(Some(number));
+            let index = slots.master_index(&master)?;
+            slots.slot_owner[first..=last].fill(Some(index));
         }
         (!slots.masters.is_empty()).then_some(slots)
     }
 
-    /// All masters that have a slot, first that of the lowest.
+    /// Returns the masters that own a slot, in the order of their lowest slots.
     pub(crate) fn masters(&self) -> Vec<HostPort> {
         let mut found: Vec<u16> = Vec::new();
         for owner in self.slot_owner.iter().flatten() {
@@ -60,36 +61,39 @@ impl SlotMap {
                 found.push(*owner);
             }
         }
-        let place = |number: &u16| self.masters[usize::from(*number)].clone();
-        found.iter().map(place).collect()
+        let address = |index: &u16| self.masters[usize::from(*index)].clone();
+        found.iter().map(address).collect()
     }
 
-    /// The master of a slot. One that has none is asked of any of them, which knows better by now, or says so.
+    /// Returns the owner of a slot. For a slot without one it returns any master, whose reply
+    /// redirects or reports the error.
     pub(crate) fn master(&self, slot: u16) -> &HostPort {
         let owner = self.slot_owner[usize::from(slot)].unwrap_or_default();
         &self.masters[usize::from(owner)]
     }
 
-    /// A slot is somewhere else.
-    pub(crate) fn set_owner(&mut self, slot: u16, place: &HostPort) {
-        if let Some(number) = self.master_index(place) {
-            self.slot_owner[usize::from(slot)] = Some(number);
+    /// Sets the owner of a slot, after MOVED.
+    pub(crate) fn set_owner(&mut self, slot: u16, address: &HostPort) {
+        if let Some(index) = self.master_index(address) {
+            self.slot_owner[usize::from(slot)] = Some(index);
         }
     }
 
-    fn master_index(&mut self, place: &HostPort) -> Option<u16> {
-        let known = self.masters.iter().position(|master| master == place);
-        let number = known.unwrap_or_else(|| {
-            self.masters.push(place.clone());
+    /// Returns the index of a master, which is added if it is new; `None` beyond `SLOT_COUNT`.
+    fn master_index(&mut self, address: &HostPort) -> Option<u16> {
+        let known = self.masters.iter().position(|master| master == address);
+        let index = known.unwrap_or_else(|| {
+            self.masters.push(address.clone());
             self.masters.len() - 1
         });
-        u16::try_from(number)
+        u16::try_from(index)
             .ok()
-            .filter(|number| usize::from(*number) < SLOT_COUNT)
+            .filter(|index| usize::from(*index) < SLOT_COUNT)
     }
 }
 
-/// A server that does not know by which name we know it leaves that out.
+/// Parses the address of a master. A server that does not know its own host name omits it; then the
+/// host is `host`.
 fn parse_host_port(server: &[Value], host: &str) -> Option<HostPort> {
     let [name, Value::Int(port), ..] = server else {
         return None;
@@ -104,14 +108,14 @@ fn parse_host_port(server: &[Value], host: &str) -> Option<HostPort> {
     is_host(name).then(|| (name.to_owned(), port))
 }
 
-/// The words of a redirection: a slot, and where it is to be asked for, as seen from `host`.
-pub(crate) fn parse_redirect(words: &str, host: &str) -> Option<(u16, HostPort)> {
-    let (slot, place) = words.split_once(' ')?;
+/// Parses the target of a redirection by the server at `host`: a slot and an address.
+pub(crate) fn parse_redirect(target: &str, host: &str) -> Option<(u16, HostPort)> {
+    let (slot, address) = target.split_once(' ')?;
     let slot = slot
         .parse()
         .ok()
         .filter(|slot| usize::from(*slot) < SLOT_COUNT)?;
-    let (name, port) = place.split(' ').next()?.rsplit_once(':')?;
+    let (name, port) = address.split(' ').next()?.rsplit_once(':')?;
     let name = name.trim_start_matches('[').trim_end_matches(']');
     let name = if name.is_empty() { host } else { name };
     let port = port.parse().ok().filter(|port| *port > 0)?;
@@ -136,43 +140,47 @@ mod tests {
     }
 
     #[test]
-    fn slots_have_masters_and_change_them() {
+    fn slots_have_owners_and_change_them() {
         let reply = Value::Array(vec![
             range(5_000, 16_383, text("b"), 7_001),
             range(0, 99, text("a"), 7_000),
             range(100, 200, Value::Nil, 7_002),
         ]);
         let mut slots = SlotMap::read(&reply, "here").unwrap();
-        let place = |host: &str, port| (host.to_owned(), port);
-        let masters = [place("a", 7_000), place("here", 7_002), place("b", 7_001)];
+        let address = |host: &str, port| (host.to_owned(), port);
+        let masters = [
+            address("a", 7_000),
+            address("here", 7_002),
+            address("b", 7_001),
+        ];
         assert_eq!(slots.masters(), masters);
         assert_eq!(*slots.master(99), masters[0]);
         assert_eq!(*slots.master(100), masters[1]);
         assert_eq!(*slots.master(16_383), masters[2]);
-        // Nobody's.
+        // A slot without an owner.
         assert!(masters.contains(slots.master(3_000)));
-        slots.set_owner(3_000, &place("c", 1));
+        slots.set_owner(3_000, &address("c", 1));
         slots.set_owner(99, &masters[2]);
-        assert_eq!(*slots.master(3_000), place("c", 1));
+        assert_eq!(*slots.master(3_000), address("c", 1));
         assert_eq!(*slots.master(99), masters[2]);
         assert_eq!(*slots.master(98), masters[0]);
     }
 
     #[test]
-    fn what_is_no_list_of_slots_is_none() {
-        let place = || text("a");
+    fn invalid_reply_is_no_slot_map() {
+        let address = || text("a");
         for reply in [
             Value::Nil,
             Value::Array(vec![]),
             Value::Array(vec![Value::Int(1)]),
-            Value::Array(vec![range(-1, 5, place(), 1)]),
-            Value::Array(vec![range(0, 16_384, place(), 1)]),
-            Value::Array(vec![range(5, 4, place(), 1)]),
-            Value::Array(vec![range(0, 1, place(), 0)]),
-            Value::Array(vec![range(0, 1, place(), 65_536)]),
+            Value::Array(vec![range(-1, 5, address(), 1)]),
+            Value::Array(vec![range(0, 16_384, address(), 1)]),
+            Value::Array(vec![range(5, 4, address(), 1)]),
+            Value::Array(vec![range(0, 1, address(), 0)]),
+            Value::Array(vec![range(0, 1, address(), 65_536)]),
             Value::Array(vec![range(0, 1, Value::Int(1), 1)]),
             Value::Array(vec![range(0, 1, text("a\nb"), 1)]),
-            Value::Array(vec![range(0, 1, place(), 1); 16_385]),
+            Value::Array(vec![range(0, 1, address(), 1); 16_385]),
             Value::Array(vec![Value::Array(vec![Value::Int(0), Value::Int(1)])]),
         ] {
             assert!(SlotMap::read(&reply, "here").is_none(), "{reply:?}");
@@ -180,14 +188,14 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_read() {
-        let place = |host: &str, port| Some((3_999, (host.to_owned(), port)));
-        for (words, target) in [
-            ("3999 127.0.0.1:6381", place("127.0.0.1", 6381)),
-            ("3999 ::1:6381", place("::1", 6381)),
-            ("3999 [::1]:6381", place("::1", 6381)),
-            ("3999 host.example:6381 more", place("host.example", 6381)),
-            ("3999 :6381", place("here", 6381)),
+    fn redirection_target_is_parsed() {
+        let address = |host: &str, port| Some((3_999, (host.to_owned(), port)));
+        for (text, target) in [
+            ("3999 127.0.0.1:6381", address("127.0.0.1", 6381)),
+            ("3999 ::1:6381", address("::1", 6381)),
+            ("3999 [::1]:6381", address("::1", 6381)),
+            ("3999 host.example:6381 more", address("host.example", 6381)),
+            ("3999 :6381", address("here", 6381)),
             ("16384 h:1", None),
             ("-1 h:1", None),
             ("3999 h:0", None),
@@ -197,13 +205,13 @@ mod tests {
             ("3999", None),
             ("", None),
         ] {
-            assert_eq!(parse_redirect(words, "here"), target, "{words}");
+            assert_eq!(parse_redirect(text, "here"), target, "{text}");
         }
     }
 
     proptest! {
         #[test]
-        fn any_key_has_a_slot_and_any_words_are_a_target_or_not(text in "\\PC{0,40}") {
+        fn any_key_has_a_slot_and_any_text_is_a_target_or_refused(text in "\\PC{0,40}") {
             prop_assert!(usize::from(hash_slot(&text)) < SLOT_COUNT);
             let _ = parse_redirect(&text, "h");
         }

@@ -1,7 +1,7 @@
-//! An open connection to a server: bytes out, replies in, waited for or only looked for.
+//! An open connection to a server: sends bytes, receives or polls replies.
 //!
-//! The socket is our own where it can be: that of a connection of `redis` is not to be had, and so cannot be looked at without
-//! waiting. Over TLS it is that of `redis`, which alone has the roots that certificates are checked with.
+//! Plain connections use a socket of this crate, because the socket of a `redis` connection cannot
+//! be polled. TLS connections use that of `redis`, which loads the root certificates.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -14,32 +14,33 @@ use crate::error::NodeFailure;
 use crate::protocol::server_error;
 use crate::time::deadline::remaining_timeout;
 use crate::transport::node::address::ServerAddress;
+#[cfg(feature = "tls")]
 use crate::transport::node::plain_stream;
 use crate::transport::node::plain_stream::PlainStream;
 
-/// What we tell of ourselves.
+/// The client info that a server shows in CLIENT LIST.
 const CLIENT_INFO: [(&str, &str); 2] = [
     ("LIB-NAME", env!("CARGO_PKG_NAME")),
     ("LIB-VER", env!("CARGO_PKG_VERSION")),
 ];
 
-/// How many replies [`introduce`] brings, each of no interest.
+/// The number of replies to [`write_client_info`], all of which are ignored.
 pub(crate) const CLIENT_INFO_REPLIES: usize = CLIENT_INFO.len();
 
-/// Appends what says who we are.
+/// Appends the commands that set the client info.
 pub(crate) fn write_client_info(bytes: &mut Vec<u8>) {
-    for (what, name) in CLIENT_INFO {
+    for (attribute, value) in CLIENT_INFO {
         let mut cmd = redis::cmd("CLIENT");
-        cmd.arg("SETINFO").arg(what).arg(name);
+        cmd.arg("SETINFO").arg(attribute).arg(value);
         cmd.write_packed_command(bytes);
     }
 }
 
-/// An open connection. After an error other than a time-out it is of no use any more.
+/// An open connection. After an error other than a timeout it is unusable.
 pub(crate) struct Stream {
-    line: StreamKind,
-    /// Whether anything has been received.
-    has_heard: bool,
+    kind: StreamKind,
+    /// Whether any reply has been received.
+    has_received: bool,
 }
 
 enum StreamKind {
@@ -49,9 +50,9 @@ enum StreamKind {
 }
 
 impl Stream {
-    /// Connects and logs in. While a name is looked up it can take longer than until `end`.
+    /// Connects and logs in. Blocks until `end`, and longer while a host name is resolved.
     pub(crate) fn open(server: &ServerAddress, end: Instant) -> RedisResult<Stream> {
-        let own = match server.info.addr() {
+        let plain = match server.info.addr() {
             ConnectionAddr::Tcp(host, port) => PlainStream::connect(host, *port, end)?,
             #[cfg(unix)]
             ConnectionAddr::Unix(path) => PlainStream::connect_unix(path)?,
@@ -59,11 +60,11 @@ impl Stream {
             ConnectionAddr::TcpTls { host, port, .. } => {
                 return Stream::open_tls(server, host, *port, end);
             }
-            _ => return Err((ErrorKind::InvalidClientConfig, "no such socket here").into()),
+            _ => return Err((ErrorKind::InvalidClientConfig, "unsupported socket type").into()),
         };
-        let mut wire = Stream::new(StreamKind::Plain(Box::new(own)));
-        wire.log_in(server.info.redis_settings(), end)?;
-        Ok(wire)
+        let mut stream = Stream::new(StreamKind::Plain(Box::new(plain)));
+        stream.log_in(server.info.redis_settings(), end)?;
+        Ok(stream)
     }
 
     #[cfg(feature = "tls")]
@@ -73,29 +74,29 @@ impl Stream {
         port: u16,
         end: Instant,
     ) -> RedisResult<Stream> {
-        // `redis` waits for each address of a name as long as for all of them.
+        // `redis` applies the timeout to each address of a name.
         let addresses = plain_stream::count_addresses(host, port)?.max(1);
-        // We log in ourselves: what `redis` makes of a refused AUTH does not have the server's words.
-        let alone = RedisConnectionInfo::default()
+        // Login is done here, because `redis` drops the server's text of a refused AUTH.
+        let no_login = RedisConnectionInfo::default()
             .set_skip_set_lib_name()
             .set_protocol(ProtocolVersion::RESP2);
-        let client = redis::Client::open(server.info.clone().set_redis_settings(alone))?;
+        let client = redis::Client::open(server.info.clone().set_redis_settings(no_login))?;
         let connection = client.get_connection_with_timeout(remaining_timeout(end) / addresses)?;
-        let mut wire = Stream::new(StreamKind::Tls(Box::new(connection)));
-        wire.log_in(server.info.redis_settings(), end)?;
-        // What is wrong with certificates shows when something is said.
-        wire.send_client_info(end)?;
-        Ok(wire)
+        let mut stream = Stream::new(StreamKind::Tls(Box::new(connection)));
+        stream.log_in(server.info.redis_settings(), end)?;
+        // A refused client certificate shows only after the first bytes.
+        stream.send_client_info(end)?;
+        Ok(stream)
     }
 
-    fn new(line: StreamKind) -> Stream {
+    fn new(kind: StreamKind) -> Stream {
         Stream {
-            line,
-            has_heard: false,
+            kind,
+            has_received: false,
         }
     }
 
-    /// All of it at once, since nothing depends on what is answered.
+    /// Sends AUTH and SELECT in one round trip.
     fn log_in(&mut self, redis: &RedisConnectionInfo, end: Instant) -> RedisResult<()> {
         let mut bytes = Vec::new();
         if let Some(password) = redis.password() {
@@ -119,11 +120,11 @@ impl Stream {
         if redis.password().is_some()
             && let Value::ServerError(error) = receive()?
         {
-            // The first reply of a server may be about the connection, whatever was asked: "max number of clients reached".
+            // The first reply may concern the connection, such as "max number of clients reached".
             return Err(match server_error::is_about_auth(&error) {
                 true => {
-                    let (kind, words) = (ErrorKind::AuthenticationFailed, error.to_string());
-                    (kind, "Password authentication failed", words).into()
+                    let (kind, text) = (ErrorKind::AuthenticationFailed, error.to_string());
+                    (kind, "Password authentication failed", text).into()
                 }
                 false => error.into(),
             });
@@ -136,24 +137,24 @@ impl Stream {
         Ok(())
     }
 
-    /// Says who we are.
+    /// Sets the client info and ignores the replies.
     pub(crate) fn send_client_info(&mut self, end: Instant) -> RedisResult<()> {
         let mut bytes = Vec::new();
         write_client_info(&mut bytes);
-        // Over TLS who writes may read first.
+        // Over TLS a write may have to read first.
         self.set_timeouts(remaining_timeout(end))?;
         self.send(&bytes)?;
         for _ in 0..CLIENT_INFO_REPLIES {
             self.set_timeouts(remaining_timeout(end))?;
-            self.receive(end)?; // before Redis 7.2 it is an error
+            self.receive(end)?; // an error before Redis 7.2
         }
         Ok(())
     }
 
-    /// How long a read and a write may take.
+    /// Sets the timeout of each read and write.
     pub(crate) fn set_timeouts(&self, timeout: Duration) -> RedisResult<()> {
-        match &self.line {
-            StreamKind::Plain(own) => own.set_timeouts(Some(timeout))?,
+        match &self.kind {
+            StreamKind::Plain(plain) => plain.set_timeouts(Some(timeout))?,
             #[cfg(feature = "tls")]
             StreamKind::Tls(connection) => {
                 connection.set_read_timeout(Some(timeout))?;
@@ -163,93 +164,97 @@ impl Stream {
         Ok(())
     }
 
+    /// Sends all bytes; blocks until the socket has accepted them.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> RedisResult<()> {
-        match &mut self.line {
-            StreamKind::Plain(own) => Ok(own.send(bytes)?),
+        match &mut self.kind {
+            StreamKind::Plain(plain) => Ok(plain.send(bytes)?),
             #[cfg(feature = "tls")]
             StreamKind::Tls(connection) => connection.send_packed_command(bytes),
         }
     }
 
-    /// The same where nobody may wait for that: an error if the socket does not take it at once.
+    /// Sends all bytes without blocking; an error is returned if the socket does not accept them.
     pub(crate) fn send_nonblocking(&mut self, bytes: &[u8]) -> RedisResult<()> {
-        match &mut self.line {
-            StreamKind::Plain(own) => Ok(own.send_at_once(bytes)?),
+        match &mut self.kind {
+            StreamKind::Plain(plain) => Ok(plain.send_nonblocking(bytes)?),
             #[cfg(feature = "tls")]
             StreamKind::Tls(connection) => connection.send_packed_command(bytes),
         }
     }
 
-    /// Waits for the next reply, for as long as [`set_timeouts`](Stream::set_timeouts) has said. Over TLS that is for each part of it:
-    /// one whose bytes keep coming can take longer.
+    /// Blocks until the next reply, at most for the timeout set by
+    /// [`set_timeouts`](Stream::set_timeouts). Over TLS that applies to each read: a reply whose
+    /// bytes keep arriving can take longer.
     pub(crate) fn receive(&mut self, end: Instant) -> RedisResult<Value> {
-        let received = match &mut self.line {
-            StreamKind::Plain(own) => own.receive(end),
+        let received = match &mut self.kind {
+            StreamKind::Plain(plain) => plain.receive(end),
             #[cfg(feature = "tls")]
             StreamKind::Tls(connection) => connection.recv_response(),
         };
-        self.has_heard |= received.is_ok();
+        self.has_received |= received.is_ok();
         received
     }
 
-    /// Returns what an error says of the node, in words without the password.
-    pub(crate) fn cause(&self, error: &RedisError, password: &str) -> NodeFailure {
-        let is_tcp = matches!(&self.line, StreamKind::Plain(own) if own.is_tcp());
-        let cause = server_error::failure_redacted(error, password);
-        match cause {
-            // A server that expects TLS closes the connection at the first bytes that are none.
+    /// Converts an error to the node's failure, without the password in its text.
+    pub(crate) fn failure(&self, error: &RedisError, password: &str) -> NodeFailure {
+        let is_tcp = matches!(&self.kind, StreamKind::Plain(plain) if plain.is_tcp());
+        let failure = server_error::failure_redacted(error, password);
+        match failure {
+            // A server that expects TLS closes a plain connection after its first bytes.
             NodeFailure::Unreachable(text)
-                if is_tcp && !self.has_heard && server_error::is_peer_close(error) =>
+                if is_tcp && !self.has_received && server_error::is_peer_close(error) =>
             {
                 NodeFailure::Unreachable(format!("{text}: is it a port for TLS? (rediss://)"))
             }
-            cause => cause,
+            failure => failure,
         }
     }
 
-    /// Reads once, without blocking, while no reply is outstanding. `false` where that cannot be done.
+    /// Checks an idle connection by one non-blocking read. Returns `false` if the stream cannot be
+    /// polled.
     ///
     /// # Errors
-    /// If the other side has closed the connection, or has sent something that was not asked for (`InvalidData`).
+    /// - The peer closed the connection.
+    /// - `InvalidData`: the peer sent an unexpected reply.
     pub(crate) fn check_idle(&mut self) -> io::Result<bool> {
-        match &mut self.line {
-            StreamKind::Plain(own) => own.check_idle().map(|()| true),
+        match &mut self.kind {
+            StreamKind::Plain(plain) => plain.check_idle().map(|()| true),
             #[cfg(feature = "tls")]
             StreamKind::Tls(_) => Ok(false),
         }
     }
 
-    /// Whether replies can be looked for.
+    /// Returns whether replies can be polled.
     pub(crate) fn can_poll(&self) -> bool {
-        matches!(self.line, StreamKind::Plain(_))
+        matches!(self.kind, StreamKind::Plain(_))
     }
 
-    /// The next reply, if it has come.
+    /// Returns the next reply if it has arrived.
     pub(crate) fn poll_reply(&mut self) -> RedisResult<Option<Value>> {
-        match &mut self.line {
-            StreamKind::Plain(own) => own.poll_reply(),
+        match &mut self.kind {
+            StreamKind::Plain(plain) => plain.poll_reply(),
             #[cfg(feature = "tls")]
             StreamKind::Tls(_) => Ok(None),
         }
     }
 
-    /// Waits for the next message, for as long as [`set_timeouts`](Stream::set_timeouts) has said; unlike other replies one that
-    /// has not come may come later.
+    /// Blocks until the next message, at most for the timeout. Unlike a reply, a message may arrive
+    /// after the timeout.
     pub(crate) fn next_message(&mut self, end: Instant) -> RedisResult<Msg> {
-        match &mut self.line {
+        match &mut self.kind {
             StreamKind::Plain(_) => loop {
                 if let Some(message) = Msg::from_owned_value(self.receive(end)?) {
                     return Ok(message);
                 }
             },
-            // After a reply that has timed out `redis` would skip a message.
+            // `receive` must not time out here: `redis` would then skip the next message.
             #[cfg(feature = "tls")]
             StreamKind::Tls(connection) => {
                 let mut messages = connection.as_pubsub();
-                let heard = messages.get_message();
-                // Its destructor would end all subscriptions, and wait for what the server says to that. It owns nothing.
+                let message = messages.get_message();
+                // Its destructor would unsubscribe and block for the replies. It owns nothing.
                 std::mem::forget(messages);
-                heard
+                message
             }
         }
     }

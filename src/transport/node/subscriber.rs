@@ -1,4 +1,4 @@
-//! The subscriber's connection to a server.
+//! The subscriber's connection to a server: commands, their confirmations, and messages (L4).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -13,22 +13,24 @@ use crate::time::deadline::remaining_timeout;
 use crate::transport::node::stream::Stream;
 use crate::transport::node::traits::{Event, Subscriber};
 
-/// So many messages may come before a reply that is overdue: a reader that was held up finds it behind them.
+/// The number of messages that are read before an overdue reply is an error. A delayed reader may
+/// find the reply behind them.
 const MAX_QUEUED_MESSAGES: usize = 4096;
 
-/// The subscriber's side of an open connection. A read may time out only where no reply is to come: over TLS, after a reply
-/// that did, `redis` would skip a message.
+/// A subscriber's connection. A read may time out only while no reply is expected, because over TLS
+/// `redis` skips a message after a reply that timed out.
 pub(crate) struct RedisSubscriber {
     connection: Stream,
     node_timeout: Duration,
-    /// The commands that the server has not replied to in full, in their order.
+    /// The commands without all of their replies, in order.
     sent: VecDeque<Sent>,
-    /// How many messages have come since the last reply.
+    /// The number of messages since the last reply.
     queued: usize,
 }
 
+/// A command that was sent.
 struct Sent {
-    /// `None` where nobody asks what has become of it.
+    /// The id of a SUBSCRIBE; `None` for another command.
     subscribe: Option<u64>,
     replies: usize,
     end: Instant,
@@ -39,18 +41,21 @@ impl RedisSubscriber {
         connection: Stream,
         node_timeout: Duration,
     ) -> Result<RedisSubscriber, NodeFailure> {
-        let mut ear = RedisSubscriber {
+        let mut subscriber = RedisSubscriber {
             connection,
             node_timeout,
             sent: VecDeque::new(),
             queued: 0,
         };
-        let introduced = ear.connection.send_client_info(clock::now() + node_timeout);
-        introduced.map_err(|error| ear.connection.cause(&error, ""))?;
-        Ok(ear)
+        let sent = subscriber
+            .connection
+            .send_client_info(clock::now() + node_timeout);
+        sent.map_err(|error| subscriber.connection.failure(&error, ""))?;
+        Ok(subscriber)
     }
 
-    /// We do not do this with the `PubSub` of `redis`: it waits for the replies, and keeps what comes before them.
+    /// Sends a command without waiting. The `PubSub` of `redis` is not used, because it blocks for
+    /// the replies.
     fn send(
         &mut self,
         cmd: &Cmd,
@@ -69,7 +74,7 @@ impl RedisSubscriber {
         Ok(())
     }
 
-    /// Takes in what came while a reply was to come: that, or a message before it.
+    /// Handles a reply that arrived while one was expected; it may also be a message.
     fn read(&mut self, reply: Value, end: Instant) -> Result<Event, NodeFailure> {
         if let Some(channel) = message(&reply) {
             self.queued += 1;
@@ -80,14 +85,14 @@ impl RedisSubscriber {
         }
         self.queued = 0;
         let Some(sent) = self.sent.front_mut() else {
-            return Err(out_of_step());
+            return Err(unexpected_reply());
         };
         if let Value::ServerError(error) = reply {
-            let cause = server_error::failure(&error.into());
-            let refused = sent.subscribe;
+            let failure = server_error::failure(&error.into());
+            let subscribe = sent.subscribe;
             self.sent.pop_front();
-            return refused.map_or(Err(cause.clone()), |command| {
-                Ok(Event::Refused(command, cause))
+            return subscribe.map_or(Err(failure.clone()), |command| {
+                Ok(Event::Refused(command, failure))
             });
         }
         let subscribe = sent.subscribe;
@@ -100,7 +105,7 @@ impl RedisSubscriber {
                 Ok(Event::Subscribed(command, channel.into()))
             }
             (Some(("unsubscribe" | "pong", _)), None) => Ok(Event::Other),
-            _ => Err(out_of_step()),
+            _ => Err(unexpected_reply()),
         }
     }
 }
@@ -110,7 +115,7 @@ fn message(reply: &Value) -> Option<Channel> {
     Some(message.get_channel_name().into())
 }
 
-/// The kind of a reply of the form that all have which a subscriber gets, and the channel.
+/// Returns the kind and the channel of a confirmation.
 fn confirmation(reply: &Value) -> Option<(&str, &str)> {
     let items = match reply {
         Value::Array(items) => items,
@@ -125,8 +130,8 @@ fn confirmation(reply: &Value) -> Option<(&str, &str)> {
     }
 }
 
-fn out_of_step() -> NodeFailure {
-    NodeFailure::Unreachable("a reply that is none to what was asked".into())
+fn unexpected_reply() -> NodeFailure {
+    NodeFailure::Unreachable("unexpected reply on the subscriber's connection".into())
 }
 
 impl Subscriber for RedisSubscriber {
@@ -156,11 +161,11 @@ impl Subscriber for RedisSubscriber {
             return self.read(reply, end).map(Some);
         }
         let end = clock::now() + wait;
-        let heard = self
+        let received = self
             .connection
             .set_timeouts(remaining_timeout(end))
             .and_then(|()| self.connection.next_message(end));
-        match heard {
+        match received {
             Ok(message) => {
                 let channel = message.get_channel_name().into();
                 Ok(Some(Event::Message(channel)))

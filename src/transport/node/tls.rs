@@ -1,4 +1,5 @@
-//! TLS to a node: what the settings say, made into what `redis` and `rustls` understand, and back into causes.
+//! TLS to a node: converts the settings for `redis` and `rustls`, and their errors to node
+//! failures.
 
 use std::io;
 
@@ -13,28 +14,29 @@ use crate::config::tls::Tls;
 use crate::error::NodeFailure;
 use crate::protocol::server_error;
 
-/// Whether a server is spoken to over TLS, by what its address says. One without a scheme is if TLS is set.
-pub(crate) fn is_asked_for(by_address: Option<bool>, settings: &Settings) -> Result<bool, String> {
+/// Returns whether a server is connected over TLS: by the scheme of its address, else by the
+/// settings.
+pub(super) fn is_configured(by_address: Option<bool>, settings: &Settings) -> Result<bool, String> {
     Ok(by_address.unwrap_or(settings.tls.is_some()))
 }
 
-/// Gives an address over TLS the certificates of the settings.
+/// Adds the certificates of the settings to a TLS address.
 ///
 /// # Errors
-/// If the address is not over TLS though TLS is set, and for certificates and keys that cannot be used. The text has
-/// nothing of their content.
-pub(crate) fn apply_tls(
+/// - The address is not over TLS although TLS is set.
+/// - A certificate or key is invalid. The text contains nothing of it.
+pub(super) fn apply_tls(
     info: ConnectionInfo,
     settings: &Settings,
 ) -> Result<ConnectionInfo, String> {
     let ConnectionAddr::TcpTls { host, .. } = info.addr() else {
         return match settings.tls {
-            Some(_) => Err("it is not over TLS, though `Config::tls` is set".to_owned()),
+            Some(_) => Err("the address is not over TLS, but `Config::tls` is set".to_owned()),
             None => Ok(info),
         };
     };
     if ServerName::try_from(host.as_str()).is_err() {
-        return Err(format!("no certificate can be for a host {host:?}"));
+        return Err(format!("no certificate can name the host {host:?}"));
     }
     install_crypto_provider();
     let Some(tls) = &settings.tls else {
@@ -48,28 +50,29 @@ pub(crate) fn apply_tls(
         }),
         root_cert: tls.authorities().map(<[u8]>::to_vec),
     };
-    // Its text is not told, as it may repeat lines of what it was given. `check` has found all that is known to be wrong.
+    // The error text is dropped, because it may repeat lines of a key. `validate` has found the
+    // known faults.
     let client = Client::build_with_tls(info, certificates)
-        .map_err(|_| "its certificates or key cannot be used".to_owned())?;
+        .map_err(|_| "invalid certificate or key".to_owned())?;
     Ok(client.get_connection_info().clone())
 }
 
-/// `rustls` asks for the process's provider of cryptography and panics where there is none, or a choice of several. A
-/// program that has installed one keeps it.
+/// Installs a crypto provider for the process if there is none. Without one, or with several to
+/// choose from, `rustls` panics.
 fn install_crypto_provider() {
     if CryptoProvider::get_default().is_none() {
-        // It fails if another thread was first, which is as good.
+        // It fails if another thread was first, which does no harm.
         _ = ring::default_provider().install_default();
     }
 }
 
-/// Uses certificates and key as `redis` will at each connect, which would be late for an error.
+/// Validates certificates and key as `redis` does at each connect, so that errors show early.
 fn validate(tls: &Tls) -> Result<(), String> {
     let mut roots = RootCertStore::empty();
     if let Some(pem) = tls.authorities() {
         for certificate in parse_certificates(pem, "Tls::ca")? {
             if roots.add(certificate).is_err() {
-                return Err("Tls::ca: a certificate in it cannot be used".to_owned());
+                return Err("Tls::ca: a certificate is invalid".to_owned());
             }
         }
     }
@@ -78,7 +81,7 @@ fn validate(tls: &Tls) -> Result<(), String> {
     };
     let chain = parse_certificates(certificate, "Tls::client_certificate")?;
     let Ok(key) = PrivateKeyDer::from_pem_slice(key) else {
-        return Err("Tls::client_certificate: no key in the PEM text of the key".to_owned());
+        return Err("Tls::client_certificate: no key in the PEM text".to_owned());
     };
     let config = ClientConfig::builder().with_root_certificates(roots);
     match config.with_client_auth_cert(chain, key) {
@@ -87,18 +90,18 @@ fn validate(tls: &Tls) -> Result<(), String> {
     }
 }
 
-fn parse_certificates(pem: &[u8], whose: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+fn parse_certificates(pem: &[u8], setting: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err(format!("{whose}: no certificate in the PEM text")),
-        Err(_) => Err(format!("{whose}: the PEM text is damaged")),
+        Ok(_) => Err(format!("{setting}: no certificate in the PEM text")),
+        Err(_) => Err(format!("{setting}: the PEM text is damaged")),
     }
 }
 
-/// What an error of a connect says of the node. A certificate that one side does not accept is a question of rights, as
-/// a wrong password is: it does not pass by waiting.
-pub(crate) fn connect_failure(error: &RedisError, password: &str) -> NodeFailure {
+/// Converts the error of a connect to the node's failure. A certificate that one side does not
+/// accept is `AccessDenied`, because retrying cannot fix it.
+pub(super) fn connect_failure(error: &RedisError, password: &str) -> NodeFailure {
     if error.is_timeout() {
         return NodeFailure::Unreachable("no answer in time: is it a port for TLS?".to_owned());
     }
@@ -125,14 +128,15 @@ mod tests {
     use super::*;
     use crate::config::builder::Config;
     use crate::error::Error;
-    use crate::transport::node::address::{ServerAddress, only};
+    use crate::tests::fixtures::only;
+    use crate::transport::node::address::ServerAddress;
 
     fn server(config: Config) -> Result<ServerAddress, Error> {
         let settings = config.validate()?;
         only(&settings)
     }
 
-    /// A certificate that is its own authority, and its key.
+    /// Returns a self-signed certificate and its key.
     fn identity() -> Result<[String; 2], rcgen::Error> {
         let key = KeyPair::generate()?;
         let params = CertificateParams::new(["h".to_owned()])?;
@@ -140,8 +144,8 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_over_tls_if_it_says_so_or_says_nothing_and_tls_is_set() {
-        for (address, alone, set) in [
+    fn address_without_a_scheme_is_over_tls_if_tls_is_set() {
+        for (address, without_tls, with_tls) in [
             ("h:1", false, Some("h:1")),
             ("H", false, Some("h:6379")),
             ("[::1]:1", false, Some("[::1]:1")),
@@ -156,12 +160,12 @@ mod tests {
                 assert!(server.info.tcp_settings().nodelay());
                 matches!(server.info.addr(), ConnectionAddr::TcpTls { .. })
             };
-            let server_alone = server(Config::new([address])).unwrap();
-            assert_eq!(over_tls(&server_alone), alone, "{address}");
-            match (server(Config::new([address]).tls(Tls::new())), set) {
-                (Ok(server), Some(place)) => {
+            let parsed = server(Config::new([address])).unwrap();
+            assert_eq!(over_tls(&parsed), without_tls, "{address}");
+            match (server(Config::new([address]).tls(Tls::new())), with_tls) {
+                (Ok(server), Some(host_port)) => {
                     assert!(over_tls(&server), "{address}");
-                    assert_eq!(server.host_port(), place);
+                    assert_eq!(server.host_port(), host_port);
                 }
                 (Err(error), None) => {
                     let error = error.to_string();
@@ -176,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_cannot_turn_the_checks_off() {
+    fn address_cannot_disable_certificate_checks() {
         for address in [
             "rediss://joe:s3cret@h#insecure",
             "rediss://joe:s3cret@h#else",
@@ -190,9 +194,9 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_told_without_its_content() {
+    fn invalid_certificate_is_named_without_its_content() {
         let [certificate, key] = identity().unwrap();
-        let [_, stranger] = identity().unwrap();
+        let [_, other_key] = identity().unwrap();
         let middle = |pem: &str| pem.lines().nth(1).unwrap().to_owned();
         let empty = pem("CERTIFICATE", "");
         let nonsense = pem("CERTIFICATE", "c3ByaW5n");
@@ -211,7 +215,7 @@ mod tests {
         for tls in ok {
             server(Config::new(["h"]).tls(tls)).unwrap();
         }
-        for (tls, whose) in [
+        for (tls, text) in [
             (Tls::new().ca(""), "Tls::ca: no certificate"),
             (Tls::new().ca(&*key), "Tls::ca: no certificate"),
             (Tls::new().ca([0xff; 9]), "Tls::ca: no certificate"),
@@ -223,18 +227,18 @@ mod tests {
             (us(&certificate, &encrypted), "no key"),
             (us(&certificate, &swapped), "no key"),
             (us(&certificate, &short), "Tls::client_certificate"),
-            (us(&certificate, &stranger), "Tls::client_certificate"),
+            (us(&certificate, &other_key), "Tls::client_certificate"),
             (us(&nonsense, &key), "Tls::client_certificate"),
             (us(&key, &certificate), "Tls::client_certificate"),
         ] {
             let config = Config::new(["h"]).tls(tls);
             let shown = format!("{config:?}");
-            let error = server(config).expect_err(whose).to_string();
+            let error = server(config).expect_err(text).to_string();
             assert!(
-                error.contains("address \"h\"") && error.contains(whose),
+                error.contains("address \"h\"") && error.contains(text),
                 "{error}"
             );
-            for pem in [&key, &stranger, &certificate] {
+            for pem in [&key, &other_key, &certificate] {
                 for line in pem.lines().filter(|line| line.len() == 64) {
                     assert!(
                         !format!("{error} {shown}").contains(line),

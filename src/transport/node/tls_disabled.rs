@@ -1,34 +1,34 @@
-//! In the place of `tls` where the feature `tls` is off: no node is spoken to over TLS.
+//! Replaces `tls.rs` without the feature `tls`: an address over TLS is refused.
 
 use redis::ConnectionInfo;
 
 use crate::config::settings::Settings;
 
-/// Whether a server is spoken to over TLS, by what its address says.
+/// Returns `false`.
 ///
 /// # Errors
-/// One over TLS is refused.
-pub(crate) fn is_asked_for(by_address: Option<bool>, _: &Settings) -> Result<bool, String> {
+/// - The address is over TLS.
+pub(super) fn is_configured(by_address: Option<bool>, _: &Settings) -> Result<bool, String> {
     match by_address {
-        Some(true) => Err("TLS takes the feature `tls` of redguard".to_owned()),
+        Some(true) => Err("TLS needs the feature `tls` of redguard".to_owned()),
         _ => Ok(false),
     }
 }
 
-pub(crate) fn apply_tls(info: ConnectionInfo, _: &Settings) -> Result<ConnectionInfo, String> {
+pub(super) fn apply_tls(info: ConnectionInfo, _: &Settings) -> Result<ConnectionInfo, String> {
     Ok(info)
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use crate::config::builder::Config;
-    use crate::transport::node::address::only;
+    use crate::tests::fixtures::only;
 
     #[test]
-    fn an_address_over_tls_is_told_which_feature_it_takes() {
+    fn address_over_tls_is_refused_with_the_feature_name() {
         for scheme in ["rediss", "valkeys", "REDISS"] {
             let settings = Config::new([format!("{scheme}://joe:s3cret@h")])
-                .check()
+                .validate()
                 .unwrap();
             let refused = only(&settings);
             let error = refused.unwrap_err().to_string();

@@ -1,5 +1,7 @@
-//! One node: connecting to it, greeting it, and exchanging a batch of requests with it. What stands for a node here is one
-//! server, the master that sentinels name, or a cluster.
+//! The seam to a node: connector, session, direct I/O and subscriber. Tests put fake nodes behind
+//! it.
+//!
+//! A node is one server, the master that sentinels name, or a cluster.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,120 +12,129 @@ use crate::protocol::reply::Reply;
 use crate::protocol::request::Request;
 use crate::protocol::server_info::ServerInfo;
 
-/// Makes sessions with one node. The one seam at which tests put fakes in the place of servers.
+/// Opens sessions and subscriptions with one node.
 pub(crate) trait Connector: Send + Sync {
-    /// Connects, which can block for longer than any time-out while a name is looked up. A session that
-    /// had been there before is killed first, so that nothing of it runs any more (rule S4), where the server lets us.
+    /// Connects and completes the handshake. Kills the former session first, if the server allows
+    /// it, so that none of its requests runs later (S4). Blocks up to `connect_timeout`, and longer
+    /// while a host name is resolved.
     fn connect(
         &self,
         former: Option<&Handshake>,
     ) -> Result<(Box<dyn Session>, Handshake), NodeFailure>;
 
-    /// Opens a connection of its own to hear what is published, and keeps it while `serve` runs. Answers why it ended.
+    /// Opens a separate connection for subscriptions and keeps it while `serve` runs. Returns why
+    /// it ended.
     fn with_subscriber(
         &self,
         serve: &mut dyn FnMut(&mut dyn Subscriber) -> Result<(), NodeFailure>,
     ) -> Result<(), NodeFailure>;
 }
 
-/// A connection that hears what is published. After an error it is of no use any more.
+/// A connection that receives published messages. After an error it is unusable.
 pub(crate) trait Subscriber {
-    /// Sends one SUBSCRIBE with this number for all of these channels, and does not wait for the replies.
+    /// Sends one SUBSCRIBE for all channels, without waiting for the replies. `command` identifies
+    /// it in events.
     fn subscribe(&mut self, command: u64, channels: &[Channel]) -> Result<(), NodeFailure>;
 
-    /// Sends one UNSUBSCRIBE, in the same way.
+    /// Sends one UNSUBSCRIBE for all channels, without waiting for the replies.
     fn unsubscribe(&mut self, channels: &[Channel]) -> Result<(), NodeFailure>;
 
-    /// Asks for a sign of life, in the same way.
+    /// Sends PING, without waiting for the reply.
     fn ping(&mut self) -> Result<(), NodeFailure>;
 
-    /// Waits for what the server sends next, for `wait` at most, or for as long as a reply may take that is to come. An error is
-    /// also that a reply has not come in time.
+    /// Blocks until the next event, at most for `wait`; while a reply is expected, at most until it
+    /// is overdue.
+    ///
+    /// # Errors
+    /// - The connection failed, or an expected reply is overdue.
     fn next_message(&mut self, wait: Duration) -> Result<Option<Event>, NodeFailure>;
 }
 
-/// What a server has sent to one that listens.
+/// An event on a subscriber's connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// Something was published on this channel.
+    /// A message was published in this channel.
     Message(Channel),
-    /// The SUBSCRIBE of this number has been executed for this channel.
+    /// The SUBSCRIBE with this id is confirmed for this channel.
     Subscribed(u64, Channel),
-    /// The SUBSCRIBE of this number is refused, for all of its channels.
+    /// The SUBSCRIBE with this id is refused, for all of its channels.
     Refused(u64, NodeFailure),
-    /// Another reply, as a sign of life.
+    /// Another reply, which shows that the server is alive.
     Other,
 }
 
 /// An open connection to one node.
 pub(crate) trait Session: Send {
-    /// Sends the requests as one pipeline and hands out each answer as it is read. Those of readers that travel together
-    /// may come before others.
+    /// Sends the requests as one pipeline and delivers each reply as it arrives. Requests that
+    /// share a call may get their replies before earlier ones.
     ///
-    /// On an error the requests without an answer are unknown, and the session is of no use any more: replies
-    /// may still be on their way.
+    /// # Errors
+    /// - The connection failed. Requests without a reply may have run, and the session is unusable,
+    ///   because late replies may still arrive.
     fn send_batch(
         &mut self,
         requests: &[Request],
-        answer: &mut dyn FnMut(usize, Reply),
+        deliver: &mut dyn FnMut(usize, Reply),
     ) -> Result<(), NodeFailure>;
 
-    /// Finds out, before the first bytes of a batch and while nothing is in flight, whether the other side has closed the
-    /// connection or sent something that was not asked for. Does not block a session that has a [`direct_io`](Session::direct_io).
+    /// Checks, before a batch is sent and while nothing is in flight, whether the peer closed the
+    /// connection or sent an unexpected reply. Blocks only a session without
+    /// [`direct_io`](Session::direct_io).
     ///
     /// # Errors
-    /// If the session is of no use any more. What is to be sent has not been.
+    /// - The session is unusable. Nothing of the batch has been sent.
     fn check_idle(&mut self) -> Result<(), NodeFailure>;
 
-    /// Asks for a sign of life.
+    /// Sends PING and blocks for the reply.
     fn ping(&mut self) -> Result<(), NodeFailure>;
 
-    /// The same session, if its answers can be looked for without waiting.
+    /// Returns the session for direct sends, if its replies can be polled.
     fn direct_io(&mut self) -> Option<&mut dyn DirectIo> {
         None
     }
 }
 
-/// A session whose answers can be looked for. After an error it is of no use any more.
+/// A session whose replies can be polled. After an error it is unusable.
 pub(crate) trait DirectIo {
-    /// Whether nothing has to be asked again of what is on the wire: then something else may follow it.
+    /// Returns whether another request may follow: no request in flight needs a second command.
     fn can_append(&self) -> bool;
 
-    /// Sends a request, given as it goes over the wire, behind those that are on it.
+    /// Sends an encoded request behind those in flight, without blocking.
     fn send(&mut self, number: u64, bytes: &[u8]) -> Result<(), NodeFailure>;
 
-    /// The next answer to one of the requests on the wire; `None` if it has not come. It is waited for if there is an `end`,
-    /// after which it is an error.
+    /// Returns the next reply to a request in flight. Without `end` it returns `None` if no reply
+    /// has arrived; with `end` it blocks, and a reply that does not arrive in time is an error.
     fn next_reply(
         &mut self,
-        flights: &VecDeque<InFlight>,
+        in_flight: &VecDeque<InFlight>,
         end: Option<Instant>,
     ) -> Result<Option<(u64, Reply)>, NodeFailure>;
 }
 
-/// A request that is on the wire by itself.
+/// A request in flight that was sent directly.
 pub(crate) struct InFlight {
-    /// No other on the same wire has it.
+    /// The id of the request, unique on its connection.
     pub(crate) number: u64,
     pub(crate) request: Request,
 }
 
-/// What a node says of itself and of the session when it is greeted.
+/// The result of a handshake: identity and state of the node, and the id of the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Handshake {
-    /// The server's run id, another one after each restart.
+    /// The server's run id, which changes at each restart.
     pub(crate) run_id: String,
-    /// Of a cluster the run ids of its other masters.
+    /// The run ids of a cluster's other masters.
     pub(crate) others: Vec<String>,
-    /// The number of this connection within that run.
+    /// The client id of this connection within that run.
     pub(crate) client_id: i64,
     pub(crate) server_info: ServerInfo,
-    /// Why the server does not let us kill the former connection, if it does not.
+    /// Why the server refuses to kill a former connection, if it does.
     pub(crate) no_kill: Option<NodeFailure>,
 }
 
 impl Handshake {
-    /// The runs of all servers together: the same text only where none of them has restarted, and none is another.
+    /// Returns the run ids of all servers as one text. It changes if any server restarted or was
+    /// replaced.
     pub(crate) fn runs(&self) -> String {
         let others = self.others.iter().map(String::as_str);
         let mut runs: Vec<&str> = others.chain([self.run_id.as_str()]).collect();

@@ -227,9 +227,10 @@ impl<'a> FaultInjector<'a> {
     /// Ends all that lasts, and says which faults there were, and what shows their effects.
     pub(super) fn calm(&mut self) -> (Counts, Counts) {
         eventually(LIMIT, "all faults are over", || {
-            for (_, mend) in std::mem::take(&mut self.lasting) {
-                self.mend(mend);
-            }
+            let mut mends = std::mem::take(&mut self.lasting);
+            // Last what needs a node that answers.
+            mends.sort_by_key(|(_, mend)| matches!(mend, Recovery::Remove(..)));
+            mends.into_iter().for_each(|(_, mend)| self.mend(mend));
             self.lasting.is_empty()
         });
         (self.counts.clone(), self.effects.clone())
@@ -290,7 +291,7 @@ impl<'a> FaultInjector<'a> {
                 }
             }
             Recovery::KeepIdle(node, before) => {
-                tell(&self.nodes[node], &["CONFIG", "SET", "timeout", "0"]);
+                keep_idle_connections(&self.nodes[node]);
                 let closed = closed_for_being_idle(&self.nodes[node]) - before;
                 self.note("idle clients that were closed", closed);
             }
@@ -571,6 +572,20 @@ impl<'a> FaultInjector<'a> {
             "process stopped"
         }
     }
+}
+
+/// Where this process has to wait for its turn, the server may close the very connection that is to tell it.
+fn keep_idle_connections(node: &Server) {
+    let client = redis::Client::open(node.url()).unwrap();
+    eventually(LIMIT, "the server is told", || {
+        let connection = client.get_connection_with_timeout(LIMIT);
+        let told = connection.and_then(|mut connection| {
+            let mut command = redis::cmd("CONFIG");
+            let command = command.arg(&["SET", "timeout", "0"]);
+            command.query::<()>(&mut connection)
+        });
+        told.is_ok()
+    });
 }
 
 fn closed_for_being_idle(node: &Server) -> u64 {

@@ -154,7 +154,7 @@ impl Plan {
         let mut options = LockOptions::new(ttl).wait_for(rng.random_range(Duration::ZERO..MAX_TTL));
         let (renewed, fenced) = (rng.random_ratio(1, 3), rng.random_ratio(1, 2));
         if renewed {
-            options = options.auto_renew();
+            options = options.auto_renew(true);
         }
         // Now and then for longer than a TTL: whoever is not renewed loses the lock then.
         let most = match rng.random_range(0..40) {
@@ -187,7 +187,7 @@ impl Actor<'_> {
             let plan = Plan::draw(&mut rng);
             let key = &plan.key;
             let options = &match plan.fenced {
-                true => plan.options.clone().fenced(),
+                true => plan.options.clone().fencing(true),
                 false => plan.options.clone(),
             };
             match rng.random_range(0..12) {

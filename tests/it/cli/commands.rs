@@ -1,4 +1,4 @@
-//! `examples/exclusive.rs`, from the arguments to what it writes. Commands, signals and statuses of the process are `.ci/run`'s.
+//! `examples/exclusive`: from the arguments to the output, within this process. `processes` starts it as a process.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -10,11 +10,11 @@ use std::{io, thread};
 use redguard::{Locker, RedisLocker};
 use serde_json::{Value, json};
 
-use crate::cli::commands::exclusive::breaking::break_lock;
-use crate::cli::commands::exclusive::look::Survey;
-use crate::cli::commands::exclusive::voice::Voice;
+use crate::cli::commands::exclusive::force_release::break_lock;
+use crate::cli::commands::exclusive::output::Voice;
+use crate::cli::commands::exclusive::status::Survey;
 use crate::cli::commands::exclusive::watch::{Stop, watch};
-use crate::cli::commands::exclusive::{breaking, cli};
+use crate::cli::commands::exclusive::{cli, force_release};
 use crate::support::fixtures::{
     LIMIT, TTL, ask, config, connect, connect_by, everywhere, nowhere, shared, token, wire,
 };
@@ -90,7 +90,7 @@ fn labelled(nodes: &[Server], label: &str) -> RedisLocker {
 }
 
 #[test]
-fn status_tells_who_holds_a_lock_and_ends_with_1_if_nobody_does() {
+fn status_shows_the_holder_and_ends_with_1_if_the_lock_is_free() {
     let key = unique_key("status");
     let free = (1, format!("{key}: free\n"));
     assert_eq!(of_all(shared(), &["status", &key]), free);
@@ -125,7 +125,7 @@ fn held<'a>(names: &'a [&'a str]) -> impl Iterator<Item = (String, bool)> + 'a {
 }
 
 #[test]
-fn list_merges_what_the_nodes_have_and_nothing_but_locks() {
+fn list_merges_the_locks_of_all_nodes_and_ignores_other_keys() {
     let nodes = servers(3);
     let locker = labelled(&nodes, "me");
     // Glob characters in a prefix and a name stand for themselves, and control characters are not obeyed.
@@ -174,7 +174,7 @@ fn list_merges_what_the_nodes_have_and_nothing_but_locks() {
 }
 
 #[test]
-fn more_locks_than_one_reply_has_are_all_listed() {
+fn locks_of_several_scan_replies_are_all_listed() {
     let nodes = servers(1);
     let set = "for i = 1, 3500 do redis.call('SET', 'redguard:' .. i, 'x:' .. i) end";
     ask::<()>(&nodes[0], &["EVAL", set, "0"]);
@@ -186,7 +186,7 @@ fn more_locks_than_one_reply_has_are_all_listed() {
 }
 
 #[test]
-fn a_node_that_is_down_or_hangs_is_named_and_a_quorum_that_is_down_is_a_refusal() {
+fn failed_node_is_named_and_failed_quorum_ends_with_69() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     let guard = locker.lock("k", TTL).unwrap();
@@ -241,7 +241,7 @@ fn a_node_that_is_down_or_hangs_is_named_and_a_quorum_that_is_down_is_a_refusal(
 }
 
 #[test]
-fn too_few_nodes_that_can_be_listed_are_a_refusal_that_says_why() {
+fn list_without_a_quorum_ends_with_69_and_its_cause() {
     let nodes = servers(3);
     for node in &nodes[..2] {
         ask::<()>(node, &["ACL", "SETUSER", "default", "-scan"]);
@@ -263,7 +263,11 @@ fn too_few_nodes_that_can_be_listed_are_a_refusal_that_says_why() {
     );
 }
 
-fn broken(locker: &RedisLocker, key: &str, ask: Option<breaking::Ask>) -> Result<(u8, Value), u8> {
+fn broken(
+    locker: &RedisLocker,
+    key: &str,
+    ask: Option<force_release::Ask>,
+) -> Result<(u8, Value), u8> {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let ended = break_lock(locker, key, ask, &mut Voice::new(true, &mut out, &mut err));
     let out = String::from_utf8(out).unwrap();
@@ -273,7 +277,7 @@ fn broken(locker: &RedisLocker, key: &str, ask: Option<breaking::Ask>) -> Result
 }
 
 #[test]
-fn break_takes_a_lock_away_if_the_operator_means_it() {
+fn break_removes_a_lock_after_confirmation() {
     let locker = labelled(shared(), "holder");
     let key = unique_key("break");
     let none = json!({ "key": key, "broken": false, "owner": null, "nodes": 0 });
@@ -293,7 +297,7 @@ fn break_takes_a_lock_away_if_the_operator_means_it() {
 }
 
 #[test]
-fn a_lock_that_passes_to_another_before_the_answer_is_not_broken() {
+fn break_keeps_a_lock_whose_owner_changes_before_the_answer() {
     // Named, since a question cannot carry it.
     const KEY: &str = "passes-before-the-answer";
     let locker = labelled(shared(), "first");
@@ -322,7 +326,7 @@ impl Drop for AtTheEnd<'_> {
 }
 
 #[test]
-fn watch_tells_each_change_and_outlasts_an_outage() {
+fn watch_reports_each_change_and_continues_after_an_outage() {
     let nodes = servers(3);
     let urls = nodes.iter().map(Server::url).collect::<Vec<_>>().join(",");
     let args = [
@@ -382,13 +386,13 @@ fn watch_tells_each_change_and_outlasts_an_outage() {
 }
 
 #[test]
-fn each_bad_line_is_refused_in_one_line() {
+fn bad_arguments_end_with_64_and_one_line() {
     for (args, words) in [
         (&[][..], "run, status, list, watch or break?"),
         (&["--key", "k", "--", "true"], "--key"),
         (&["frobnicate"], "frobnicate"),
         (&["status"], "KEY"),
-        (&["status", ""], "it is empty"),
+        (&["status", ""], "the name is empty"),
         (&["status", "k:gate"], "reserved"),
         (&["list", "a", "b"], "b"),
         (&["watch", "--interval", "0s"], "0s"),
@@ -437,7 +441,7 @@ fn each_bad_line_is_refused_in_one_line() {
 }
 
 #[test]
-fn the_help_of_each_command_has_its_statuses() {
+fn help_of_each_command_lists_its_exit_statuses() {
     for command in ["run", "status", "list", "watch", "break"] {
         for help in [&["help", command], &[command, "--help"]] {
             let (status, out, err) = bare(help);

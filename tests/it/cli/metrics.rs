@@ -27,13 +27,13 @@ fn scrape(addr: SocketAddr, path: &str) -> String {
 }
 
 #[test]
-fn prometheus_sees_what_has_happened() {
+fn metrics_count_acquires_refusals_and_replies() {
     let histograms = Histograms::new();
     let nodes = Nodes::connect(config(shared()).observer(histograms.clone())).unwrap();
     let exporter = Exporter::serve(&nodes, &histograms, "127.0.0.1:0".parse().unwrap()).unwrap();
     let addr = exporter.addr().unwrap();
     let before = scrape(addr, "/metrics");
-    assert!(before.contains("\nredguard_granted_total 0\n"), "{before}");
+    assert!(before.contains("\nredguard_acquired_total 0\n"), "{before}");
 
     let locker = RedisLocker::new(&nodes);
     let key = unique_key("scraped");
@@ -41,7 +41,7 @@ fn prometheus_sees_what_has_happened() {
     let guard = locker.lock(&key, TTL).unwrap();
     assert!(locker.try_lock(&key, TTL).unwrap().is_none());
     for line in [
-        "redguard_granted_total 2",
+        "redguard_acquired_total 2",
         "redguard_contended_total 1",
         "redguard_unavailable_total 0",
         "redguard_lost_total 0",

@@ -107,7 +107,7 @@ fn of_many_who_adopt_a_lock_one_at_most_gets_it() {
 }
 
 #[test]
-fn what_is_foreign_or_expired_is_not_adopted() {
+fn foreign_or_expired_lock_is_not_adopted() {
     let (parent, child) = (locker(|c| c), locker(|c| c));
     let key = unique_key("foreign");
     let token = parent.lock(&key, BRIEF).unwrap().into_token().unwrap();
@@ -135,7 +135,7 @@ fn what_is_foreign_or_expired_is_not_adopted() {
 fn renewal_ends_with_the_hand_over_and_may_begin_with_the_adoption() {
     let (parent, child) = (locker(|c| c), locker(|c| c));
     let key = unique_key("renewed");
-    let options = LockOptions::new(BRIEF).auto_renew();
+    let options = LockOptions::new(BRIEF).auto_renew(true);
     let guard = parent.acquire(&key, &options).unwrap();
     let token = guard.into_token().unwrap();
     let adopted = child.adopt_with(&token, &options).unwrap();
@@ -151,7 +151,7 @@ fn renewal_ends_with_the_hand_over_and_may_begin_with_the_adoption() {
 fn the_numbers_of_a_lock_that_is_handed_on_increase() {
     let (parent, child) = (locker(|c| c), locker(|c| c));
     let key = unique_key("numbered");
-    let fenced = LockOptions::new(TTL).fenced();
+    let fenced = LockOptions::new(TTL).fencing(true);
     let mut last = 0;
     let mut guard = parent.acquire(&key, &fenced).unwrap();
     for turn in 0..6 {
@@ -174,7 +174,7 @@ fn several_keys_are_handed_over_as_one() {
     let (parent, child) = (locker(|c| c), locker(|c| c));
     let names = [unique_key("b"), unique_key("a"), unique_key("c")];
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let options = LockOptions::new(TTL).fenced();
+    let options = LockOptions::new(TTL).fencing(true);
     let guard = parent.acquire_all(&names, &options).unwrap();
     let number = guard.fencing_token().unwrap();
     let token = sent(&guard.into_token().unwrap());
@@ -263,7 +263,7 @@ fn an_adoption_that_cannot_be_had_says_why() {
     let token = busy.into_token().unwrap();
     drop(nodes);
     assert!(child.adopt(&token, TTL).unwrap_err().is_unavailable());
-    child.nodes().shutdown(Duration::ZERO);
+    _ = child.nodes().shutdown(Duration::ZERO);
     assert_eq!(child.adopt(&token, TTL).unwrap_err(), Error::Closed);
     assert!(matches!(
         "lock".parse::<LockToken>(),

@@ -17,7 +17,7 @@ use crate::support::witness::Witness;
 suite! {
     Handle, local Handle::Local(LocalLocker::new()), redis connect_to;
     taken_released_and_taken_again
-    one_at_a_time_and_then_the_other
+    handles_hold_a_lock_in_turn
     not_re_entrant
     keys_are_independent
     names_come_back_unchanged
@@ -104,7 +104,7 @@ fn taken_released_and_taken_again(rig: &Rig<Handle>) {
     }
 }
 
-fn one_at_a_time_and_then_the_other(rig: &Rig<Handle>) {
+fn handles_hold_a_lock_in_turn(rig: &Rig<Handle>) {
     let key = unique_key("turns");
     let held = take(rig.one(), &key);
     assert!(!is_free(rig.other(), &key));
@@ -326,7 +326,7 @@ fn a_wait_that_is_cancelled_ends_and_others_go_on(rig: &Rig<Handle>) {
 
 fn fencing_tokens_increase_and_come_only_if_asked_for(rig: &Rig<Handle>) {
     let key = unique_key("fenced");
-    let fenced = LockOptions::new(TTL).wait_for(LIMIT).fenced();
+    let fenced = LockOptions::new(TTL).wait_for(LIMIT).fencing(true);
     let mut last = None;
     for locker in [rig.one(), rig.other(), rig.other(), rig.one()] {
         let guard = locker.acquire(&key, &fenced).unwrap();

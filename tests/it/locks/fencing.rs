@@ -10,7 +10,7 @@ use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
 
 fn fenced() -> LockOptions {
-    LockOptions::new(TTL).wait_for(2 * LIMIT).fenced()
+    LockOptions::new(TTL).wait_for(2 * LIMIT).fencing(true)
 }
 
 fn fence(key: &str) -> String {
@@ -136,7 +136,7 @@ fn a_fence_begins_at_the_servers_time_and_lives_for_thirty_days() {
     let held = take(&locker, &key);
     assert_eq!(held.fencing_token(), None);
     let other = connect(&nodes);
-    let at_once = LockOptions::new(TTL).fenced();
+    let at_once = LockOptions::new(TTL).fencing(true);
     assert!(other.try_acquire(&key, &at_once).unwrap().is_none());
     drop(held);
     assert_eq!(token(&other, &key), first + 2);
@@ -153,7 +153,7 @@ fn a_fence_of_another_type_is_in_the_way_and_takes_no_lock() {
     nodes
         .iter()
         .for_each(|node| ask(node, &["LPUSH", &fence(&key), "1"]));
-    let at_once = LockOptions::new(TTL).fenced();
+    let at_once = LockOptions::new(TTL).fencing(true);
     let refused = locker.try_acquire(&key, &at_once);
     assert!(matches!(refused, Ok(None)), "{refused:?}");
     let unfenced = locker.try_lock(&key, TTL).unwrap();

@@ -30,7 +30,7 @@ fn in_turns(locker: &RedisLocker, key: &str, disturb: impl FnOnce(&dyn Fn(usize)
         AtomicBool::new(false),
     );
     let last = Mutex::new(0);
-    let options = LockOptions::new(TTL).wait_for(2 * LIMIT).fenced();
+    let options = LockOptions::new(TTL).wait_for(2 * LIMIT).fencing(true);
     let work = || {
         while !end.load(Ordering::Acquire) {
             let guard = locker.acquire(key, &options).unwrap();

@@ -44,7 +44,9 @@ fn play(lockers: [&dyn Locker; 2], plans: &[Vec<Vec<usize>>]) {
             scope.spawn(move || {
                 for set in plan {
                     let names: Vec<&str> = set.iter().map(|n| keys[*n].as_str()).collect();
-                    let guard = locker.acquire_all(&names, &patient().fenced()).unwrap();
+                    let guard = locker
+                        .acquire_all(&names, &patient().fencing(true))
+                        .unwrap();
                     let inside: Vec<_> = names.iter().map(|name| witness.enter(name)).collect();
                     let number = guard.fencing_token().unwrap();
                     for key in set {
@@ -170,7 +172,7 @@ fn the_most_keys_at_once_with_a_node_down() {
         .map(|n| format!("{n} {}", "é".repeat(50)))
         .collect();
     let names: Vec<&str> = keys.iter().map(String::as_str).collect();
-    let guard = ours.acquire_all(&names, &patient().fenced()).unwrap();
+    let guard = ours.acquire_all(&names, &patient().fencing(true)).unwrap();
     let count = |node: &Server| -> usize {
         let keys: Vec<String> = ask(node, &["KEYS", &format!("{PREFIX}*")]);
         keys.len()

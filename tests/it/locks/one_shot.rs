@@ -68,7 +68,7 @@ fn callers_of_every_kind_that_try_once_have_one_winner() {
             locker.try_acquire_all(&[key, &other], &options).map(boxed)
         }),
         ("fenced", |nodes, key| {
-            let options = LockOptions::new(TTL).fenced();
+            let options = LockOptions::new(TTL).fencing(true);
             let locker = RedisLocker::new(nodes);
             locker.try_acquire(key, &options).map(boxed)
         }),

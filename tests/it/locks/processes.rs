@@ -31,7 +31,7 @@ fn part_that_holds_until_it_is_killed() {
 }
 
 #[test]
-fn what_a_killed_process_held_is_free_after_its_ttl() {
+fn lock_of_a_killed_process_is_free_after_its_ttl() {
     let nodes = servers(3);
     let key = unique_key("killed");
     let (_dir, told) = scratch();
@@ -70,7 +70,7 @@ fn part_that_exits_without_destructors() {
 }
 
 #[test]
-fn what_an_exiting_process_held_is_left_to_its_ttl() {
+fn lock_of_an_exiting_process_is_left_to_its_ttl() {
     let nodes = servers(3);
     let key = unique_key("exits");
     let (_dir, told) = scratch();
@@ -179,7 +179,7 @@ fn part_that_forks() {
     let named = |name| format!("{}{name}", part.key);
     let guards = ["dropped", "released"].map(|name| take(&locker, &named(name)));
     // With all threads that there can be: this one is renewed and watched, and somebody has waited.
-    let cared_for = LockOptions::new(TTL).auto_renew().on_lost(|_| abort());
+    let cared_for = LockOptions::new(TTL).auto_renew(true).on_lost(|_| abort());
     let cared_for = locker.acquire(&named("cared"), &cared_for).unwrap();
     let others = part.locker();
     let held = take(&others, &named("held"));
@@ -318,7 +318,7 @@ fn part_that_counts_threads() {
     // One more each, when first needed, for renewal, for the telling of losses and for the ear; never a second one.
     let (locker, others) = (connect(), connect());
     let held = take(&others, &part.key);
-    let cared_for = LockOptions::new(TTL).auto_renew().on_lost(|_| abort());
+    let cared_for = LockOptions::new(TTL).auto_renew(true).on_lost(|_| abort());
     let guards = ["one", "two"].map(|name| {
         let key = format!("{}{name}", part.key);
         locker.acquire(&key, &cared_for).unwrap()
@@ -342,7 +342,7 @@ fn part_that_counts_threads() {
 
     let locker = connect();
     take(&locker, &part.key).release().unwrap();
-    locker.nodes().shutdown(LIMIT);
+    _ = locker.nodes().shutdown(LIMIT);
     none("after a shutdown");
     drop(locker);
 

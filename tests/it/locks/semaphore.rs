@@ -83,7 +83,7 @@ fn another_number_is_refused_while_one_is_held_and_nothing_of_it_stays() {
     });
     let error = four.acquire(&patient()).unwrap_err();
     assert!(
-        matches!(&error, Error::InvalidConfig(text) if text.contains("have 4 permits, but has 3")),
+        matches!(&error, Error::InvalidConfig(text) if text.contains("4 permits requested, but it has 3")),
         "{error}"
     );
     assert_eq!(held(nodes, &name), [1, 1, 1]);
@@ -198,7 +198,7 @@ fn processes_never_hold_more_together() {
 fn part_that_holds_until_it_is_killed() {
     let Some(part) = Part::mine() else { return };
     let exports = RedisSemaphore::new(part.locker().nodes(), &part.key, 2).unwrap();
-    let brief = LockOptions::new(BRIEF).auto_renew();
+    let brief = LockOptions::new(BRIEF).auto_renew(true);
     let _permits = [(); 2].map(|()| exports.acquire(&brief).unwrap());
     part.tell();
     thread::park_timeout(4 * LIMIT);

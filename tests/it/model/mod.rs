@@ -1,6 +1,6 @@
 //! The protocol as a model, which a checker (`stateright`) goes through state by state, and known mistakes put into it.
 //!
-//! What is modelled is what DESIGN says, and what the rooms do that decide it; a test cannot import them, so that each
+//! What is modelled are the safety rules of ARCHITECTURE.md, and what the rooms do that decide it; a test cannot import them, so that each
 //! transition names the room that it stands for. Nodes, clients and what is between them:
 //!
 //! - **Time** goes in ticks, which can come at any moment; all lives are counted as what is left of them, so that there is

@@ -225,7 +225,7 @@ fn a_place_at_the_gate_is_left() {
 }
 
 #[test]
-fn what_was_downgraded_is_released_in_either_form() {
+fn downgraded_lock_is_released_as_writer_or_reader() {
     let config = still(Config {
         breaks: 1,
         ..downgrade()

@@ -13,8 +13,8 @@ use redguard::{
 };
 
 use crate::support::fixtures::{
-    BRIEF, LIMIT, TTL, ask, at, by_no_clock, calls, config, connect, hasty, now, nowhere, pttl,
-    sluggish, subscribers, take, takes_part, wire,
+    BRIEF, LIMIT, TTL, ask, assert_no_timeout_elapsed, at, calls, config, connect, hasty, now,
+    nowhere, pttl, sluggish, subscribers, take, takes_part, wire,
 };
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::{Server, free_port};
@@ -96,7 +96,7 @@ fn credentials_that_change_are_asked_for_at_each_connect() {
     });
     assert!(!format!("{config:?}").contains("secret"));
     let locker = RedisLocker::connect(config).unwrap();
-    let kept = LockOptions::new(LIMIT).auto_renew();
+    let kept = LockOptions::new(LIMIT).auto_renew(true);
     let kept = locker.acquire(&unique_key("kept"), &kept).unwrap();
     // The connection for wake-ups logs in likewise.
     let key = unique_key("listened-at");
@@ -198,7 +198,7 @@ fn every_rw_request(_: &Server, config: Config) -> Result<(), Error> {
 }
 
 fn every_fenced_request(node: &Server, config: Config) -> Result<(), Error> {
-    let fenced = LockOptions::new(TTL).fenced();
+    let fenced = LockOptions::new(TTL).fencing(true);
     let locker = RedisLocker::connect(config.clone())?;
     for _ in 0..2 {
         let guard = locker.acquire(&unique_key("acl"), &fenced)?;
@@ -357,7 +357,7 @@ fn with_all_that_the_readme_says_nothing_is_refused_under_any_prefix() {
         // One that renews while another one waits.
         let [holder, waiter] = [(); 2].map(|()| RedisRwLocker::connect(config.clone()).unwrap());
         let key = unique_key("acl");
-        let renewed = LockOptions::new(BRIEF).auto_renew();
+        let renewed = LockOptions::new(BRIEF).auto_renew(true);
         let writing = holder.acquire_write(&key, &renewed).unwrap();
         let waits = renewed.clone().wait_for(BRIEF);
         assert!(
@@ -403,14 +403,14 @@ fn name_without_rights_costs_no_other_lock() {
     let locker = RedisLocker::connect(as_user(node, USER)).unwrap();
     let nodes = locker.nodes();
     let kept_key = format!("{ours}-kept");
-    let renewed = LockOptions::new(BRIEF).auto_renew();
+    let renewed = LockOptions::new(BRIEF).auto_renew(true);
     let kept = locker.acquire(&kept_key, &renewed).unwrap();
     let since = up_since(&locker);
     let rw = RedisRwLocker::new(nodes);
     let name = unique_key("theirs");
     let semaphore = RedisSemaphore::new(nodes, &name, 2).unwrap();
     let once = LockOptions::new(TTL);
-    let fenced = LockOptions::new(TTL).fenced();
+    let fenced = LockOptions::new(TTL).fencing(true);
     for _ in 0..10 {
         let errors = [
             locker.try_lock(&name, TTL).unwrap_err(),
@@ -443,7 +443,7 @@ fn release_that_is_denied_costs_no_other_lock_and_is_made_when_it_is_allowed() {
     let locker = RedisLocker::connect(as_user(node, USER)).unwrap();
     let rw = RedisRwLocker::new(locker.nodes());
     let kept_key = unique_key("kept");
-    let renewed = LockOptions::new(BRIEF).auto_renew();
+    let renewed = LockOptions::new(BRIEF).auto_renew(true);
     let kept = locker.acquire(&kept_key, &renewed).unwrap();
     let since = up_since(&locker);
     let keys: Vec<String> = (0..20).map(|_| unique_key("denied")).collect();
@@ -577,13 +577,17 @@ fn release_succeeds_where_the_turn_of_waiting_readers_is_denied() {
     }
 }
 
+#[cfg(feature = "cluster")]
 #[test]
 fn slot_that_nobody_serves_costs_no_lock_in_another() {
     let options = Server::options().arg("--cluster-enabled", "yes");
     let options = options.arg("--cluster-require-full-coverage", "no");
     let node = options.start().unwrap();
     let key = unique_key("nowhere");
-    let slot: u32 = ask(&node, &["CLUSTER", "KEYSLOT", &wire(&key)]);
+    let slot: u32 = ask(
+        &node,
+        &["CLUSTER", "KEYSLOT", &crate::support::fixtures::wire(&key)],
+    );
     let slots = (0..16_384).filter(|other| *other != slot);
     let slots: Vec<String> = slots.map(|slot| slot.to_string()).collect();
     let slots: Vec<&str> = slots.iter().map(String::as_str).collect();
@@ -625,7 +629,7 @@ fn a_user_with_the_rights_of_the_readme_is_woken() {
         let began = now();
         held.release().unwrap();
         waits.join().unwrap().unwrap().release().unwrap();
-        by_no_clock(began);
+        assert_no_timeout_elapsed(began);
     });
     eventually(LIMIT, "nothing stays subscribed", || {
         subscribers(node, &key) == 0

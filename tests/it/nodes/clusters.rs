@@ -11,7 +11,7 @@ use redis::FromRedisValue;
 
 use crate::support::clusters::Cluster;
 use crate::support::fixtures::{
-    BRIEF, LIMIT, TTL, at, by_no_clock, calls, hasty, now, sluggish, take, token,
+    BRIEF, LIMIT, TTL, assert_no_timeout_elapsed, at, calls, hasty, now, sluggish, take, token,
 };
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::{Server, free_port};
@@ -74,7 +74,7 @@ fn locks_are_where_their_slots_are_and_stay_renewed() {
     let [locker, other] = [(); 2].map(|()| RedisLocker::connect(config(cluster)).unwrap());
     let rw = RedisRwLocker::new(locker.nodes());
     let keys: Vec<String> = (0..30).map(|_| unique_key("spread")).collect();
-    let renewed = LockOptions::new(BRIEF).auto_renew();
+    let renewed = LockOptions::new(BRIEF).auto_renew(true);
     let guards: Vec<_> = keys
         .iter()
         .map(|key| locker.acquire(key, &renewed).unwrap())
@@ -114,7 +114,7 @@ fn locks_are_where_their_slots_are_and_stay_renewed() {
 }
 
 #[test]
-fn who_waits_is_woken_whichever_master_has_the_lock() {
+fn waiter_is_woken_by_each_master_of_a_cluster() {
     let cluster = Cluster::shared();
     let [holder, waiter] =
         [(); 2].map(|()| RedisLocker::connect(config(cluster).retry(sluggish())).unwrap());
@@ -141,7 +141,7 @@ fn who_waits_is_woken_whichever_master_has_the_lock() {
             held.release().unwrap();
             waits.join().unwrap().unwrap().release().unwrap();
         }
-        by_no_clock(began);
+        assert_no_timeout_elapsed(began);
     });
 }
 
@@ -168,7 +168,7 @@ fn a_slot_moves_under_the_locks_in_it() {
 
     let guard = take(&locker, &held);
     let writing = rw.write(&tagged(&tag, "rw"), TTL).unwrap();
-    let fenced = LockOptions::new(TTL).wait_for(LIMIT).fenced();
+    let fenced = LockOptions::new(TTL).wait_for(LIMIT).fencing(true);
     let first = locker.acquire(&tagged(&tag, "fenced"), &fenced).unwrap();
     let number = first.fencing_token().unwrap();
     first.release().unwrap();
@@ -250,7 +250,7 @@ fn keys_in_several_slots_are_a_refusal_with_that_cause() {
     // With its `}` outside of a hash tag the lock's key and its fence share no slot.
     let key = unique_key("a}b");
     captured_log();
-    let fenced = LockOptions::new(TTL).fenced();
+    let fenced = LockOptions::new(TTL).fencing(true);
     assert!(locker.acquire(&key, &fenced).unwrap_err().is_contended());
     assert!(captured_log().mentions("CrossSlot"));
     take(&locker, &key).release().unwrap();
@@ -264,7 +264,7 @@ fn several_keys_must_share_a_slot_and_permits_do() {
     let tag = unique_key("several");
     let names = ["a", "b", "c"].map(|name| tagged(&tag, name));
     let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let fenced = LockOptions::new(TTL).wait_for(LIMIT).fenced();
+    let fenced = LockOptions::new(TTL).wait_for(LIMIT).fencing(true);
     for options in [fenced, LockOptions::new(TTL).wait_for(LIMIT)] {
         let guard = locker.acquire_all(&names, &options).unwrap();
         assert!(locker.try_lock(names[1], TTL).unwrap().is_none());
@@ -374,15 +374,15 @@ fn master_that_hangs_is_told_as_a_node_that_does_not_answer() {
     assert!(error.is_unavailable(), "{error}");
     // It is not waited for as one is whose connection has ended.
     let name = locker.nodes().health().nodes[0].node.clone();
-    eventually(LIMIT, "it is suspect", || {
+    eventually(LIMIT, "it is unavailable", || {
         let _ = locker.try_lock(&key, TTL);
         let lines = log.lines(Level::Info, &name);
-        lines.iter().any(|line| line.contains("suspect"))
+        lines.iter().any(|line| line.contains("unavailable"))
     });
     let lines = log.lines(Level::Info, &name);
-    let suspect = lines.iter().find(|line| line.contains("suspect"));
-    let is_late = |line: &String| line.ends_with("suspect: no answer in time");
-    assert!(suspect.is_some_and(is_late), "{lines:?}");
+    let unavailable = lines.iter().find(|line| line.contains("unavailable"));
+    let is_late = |line: &String| line.ends_with("unavailable: no answer in time");
+    assert!(unavailable.is_some_and(is_late), "{lines:?}");
 }
 
 #[test]
@@ -405,7 +405,7 @@ fn a_stopped_seed_and_one_of_another_kind_do_not_stand_in_the_way() {
 }
 
 #[test]
-fn what_cannot_be_had_from_a_cluster_is_refused_at_the_door() {
+fn settings_that_a_cluster_does_not_allow_are_refused_at_connect() {
     let cluster = Cluster::shared();
     let seed = || Endpoint::cluster([cluster.masters[0].addr()]);
     let max_ttl = Duration::from_secs(7);
@@ -429,7 +429,7 @@ fn what_cannot_be_had_from_a_cluster_is_refused_at_the_door() {
         ),
         (
             at([Endpoint::cluster(["http://joe:s3cret@h"])]),
-            ["http://h", "none of redis, rediss"],
+            ["http://h", "use redis, rediss"],
         ),
         (at([seed(), seed()]), ["cluster:", "named twice"]),
         // Only the servers can tell that these are one.

@@ -14,7 +14,7 @@ use redguard::{
 use crate::support::fixtures::{
     LIMIT, TTL, ask, at, now, nowhere, seize, shared, take, takes_part, wire,
 };
-use crate::support::hostile::{Hostile, Sin, Then};
+use crate::support::hostile::{BadReply, Hostile, Then};
 use crate::support::servers::Server;
 use crate::support::{eventually, unique_key};
 
@@ -24,17 +24,17 @@ const SOON: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 8;
 
 /// Answers to a command that has `+OK`, a number or an array for an answer, but for the last two: none of them is one.
-fn sins() -> Vec<Sin> {
+fn bad_replies() -> Vec<BadReply> {
     let deep = |levels: usize| "*1\r\n".repeat(levels);
     let long = "x".repeat(1_000_000);
     let noise = |n: u32| (n.wrapping_mul(2_654_435_761) >> 13).to_le_bytes();
     let noise: Vec<u8> = (0..1024).flat_map(noise).collect();
-    let text = |says: &str, then| Sin {
+    let text = |says: &str, then| BadReply {
         says: says.into(),
         then,
     };
-    let mut sins = vec![
-        Sin {
+    let mut bad_replies = vec![
+        BadReply {
             says: noise,
             then: Then::Hang,
         },
@@ -89,12 +89,12 @@ fn sins() -> Vec<Sin> {
         &format!("-{long}\r\n"),
         "!3\r\nERR\r\n",
     ] {
-        sins.push(text(says, Then::GoOn));
+        bad_replies.push(text(says, Then::GoOn));
     }
     // The right answer, and one that nobody asked for.
-    sins.push(text("+OK\r\n+OK\r\n", Then::GoOn));
-    sins.push(text("$-1\r\n:5\r\n:5\r\n", Then::GoOn));
-    sins
+    bad_replies.push(text("+OK\r\n+OK\r\n", Then::GoOn));
+    bad_replies.push(text("$-1\r\n:5\r\n:5\r\n", Then::GoOn));
+    bad_replies
 }
 
 /// No lane, and no listener, is to panic.
@@ -160,7 +160,7 @@ fn in_time<T>(what: &str, act: impl FnOnce() -> T) -> T {
 #[test]
 fn a_quorum_of_honest_nodes_goes_on_and_the_hostile_one_comes_back() {
     let no_panic = watch_for_panics();
-    each(&sins(), |_, sin| {
+    each(&bad_replies(), |_, bad_reply| {
         let hostile = Hostile::before(shared()[0].addr());
         let nodes = Nodes::connect(two_honest(hostile.addr())).unwrap();
         let (locks, rw) = (RedisLocker::new(&nodes), RedisRwLocker::new(&nodes));
@@ -169,20 +169,20 @@ fn a_quorum_of_honest_nodes_goes_on_and_the_hostile_one_comes_back() {
             nodes.iter().all(|node| node.state == NodeState::Up)
         });
         for command in ["SET", "EVALSHA"] {
-            let before = hostile.sins();
-            hostile.sin(command, sin);
+            let before = hostile.bad_replies();
+            hostile.set_bad_reply(command, bad_reply);
             let key = unique_key("hostile");
             let patient = LockOptions::new(TTL).wait_for(LIMIT);
             // A lane may be away for a moment, and then hears nothing of a round.
-            eventually(LIMIT, "a sin is committed", || {
+            eventually(LIMIT, "a bad reply is sent", || {
                 let guard = take(&locks, &key);
                 guard.extend(TTL).unwrap();
                 guard.release().unwrap();
                 drop(rw.acquire_write(&key, &patient).unwrap());
                 drop(rw.acquire_read(&key, &patient).unwrap());
-                hostile.sins() > before
+                hostile.bad_replies() > before
             });
-            hostile.repent();
+            hostile.restore();
             takes_part(&locks, &shared()[0]);
             nowhere(shared(), &key);
         }
@@ -203,12 +203,12 @@ fn peak_memory() -> u64 {
 #[test]
 fn a_hostile_node_alone_is_an_error_in_time() {
     let no_panic = watch_for_panics();
-    let sins = sins();
-    let (errors, answers) = sins.split_at(sins.len() - 2);
-    each(errors, |number, sin| {
+    let bad_replies = bad_replies();
+    let (errors, answers) = bad_replies.split_at(bad_replies.len() - 2);
+    each(errors, |number, bad_reply| {
         let hostile = Hostile::before(shared()[0].addr());
         let locks = alone(&hostile);
-        hostile.sin("SET", sin);
+        hostile.set_bad_reply("SET", bad_reply);
         let key = unique_key("alone");
         let error = in_time("an attempt", || locks.try_lock(&key, TTL).unwrap_err());
         assert!(error.is_unavailable(), "row {number}: {error}");
@@ -217,17 +217,17 @@ fn a_hostile_node_alone_is_an_error_in_time() {
             text.chars().count() < 500 && !text.contains(char::is_control),
             "{text}"
         );
-        hostile.repent();
+        hostile.restore();
         take(&locks, &key).release().unwrap();
         assert!(locks.nodes().shutdown(LIMIT), "row {number}");
     });
     // A reply too many is noticed when it is no answer to what is asked next.
-    for sin in answers {
+    for bad_reply in answers {
         let hostile = Hostile::before(shared()[0].addr());
         let locks = alone(&hostile);
-        hostile.sin("SET", sin);
+        hostile.set_bad_reply("SET", bad_reply);
         let _ = in_time("an attempt", || locks.try_lock(&unique_key("alone"), TTL));
-        hostile.repent();
+        hostile.restore();
         take(&locks, &unique_key("alone")).release().unwrap();
     }
     no_panic();
@@ -237,17 +237,17 @@ fn a_hostile_node_alone_is_an_error_in_time() {
 fn hostile_greetings() {
     let no_panic = watch_for_panics();
     let greetings = ["AUTH", "SELECT", "CLIENT", "INFO", "SCRIPT"];
-    let rows = greetings.iter().cycle().zip(sins());
+    let rows = greetings.iter().cycle().zip(bad_replies());
     let mut table: Vec<_> = rows.collect();
     let usual = table.len();
     // What cannot be killed at the next connect, and what no server is called.
     for (command, says) in [(&"CLIENT", ":-5\r\n"), (&"INFO", "$8\r\nrun_id:x\r\n")] {
         let (says, then) = (says.into(), Then::GoOn);
-        table.push((command, Sin { says, then }));
+        table.push((command, BadReply { says, then }));
     }
-    each(&table, |number, (command, sin)| {
+    each(&table, |number, (command, bad_reply)| {
         let hostile = Hostile::before(shared()[0].addr());
-        hostile.sin(command, sin);
+        hostile.set_bad_reply(command, bad_reply);
         // The real server has no password, and says so in an error that we would stop at: only the hostile one is asked.
         let needs = matches!(**command, "AUTH" | "SELECT");
         let first = match needs {
@@ -268,8 +268,10 @@ fn hostile_greetings() {
         let nodes = in_time("connecting", || Nodes::connect(two_honest(first)).unwrap());
         let locks = RedisLocker::new(&nodes);
         take(&locks, &unique_key("greeted")).release().unwrap();
-        eventually(LIMIT, "the greeting was hostile", || hostile.sins() > 0);
-        hostile.repent();
+        eventually(LIMIT, "the greeting was hostile", || {
+            hostile.bad_replies() > 0
+        });
+        hostile.restore();
         if !needs {
             takes_part(&locks, &shared()[0]);
         }
@@ -298,40 +300,40 @@ fn a_password_that_comes_back_is_not_passed_on() {
         let hostile = Hostile::before(node.addr());
         let says = words.as_bytes().to_vec();
         let then = Then::GoOn;
-        hostile.sin(command, &Sin { says, then });
+        hostile.set_bad_reply(command, &BadReply { says, then });
         let address = format!("redis://:s3cret@{}/1", hostile.addr());
         let error = Nodes::connect(hasty([address])).unwrap_err();
         assert!(error.is_unavailable() || error.is_denied(), "{error}");
-        assert!(hostile.sins() > 0, "{error}");
+        assert!(hostile.bad_replies() > 0, "{error}");
         assert!(!format!("{error} {error:?}").contains("s3c"), "{error}");
     });
 }
 
 #[test]
-fn what_comes_a_byte_at_a_time_comes() {
+fn reply_that_comes_byte_by_byte_is_read() {
     let hostile = Hostile::before(shared()[0].addr());
     let locks = RedisLocker::connect(at([hostile.addr()])).unwrap();
-    let sin = Sin {
+    let bad_reply = BadReply {
         says: "+OK\r\n".into(),
         then: Then::Slowly,
     };
-    hostile.sin("SET", &sin);
+    hostile.set_bad_reply("SET", &bad_reply);
     let guard = locks.try_lock(&unique_key("slow"), TTL).unwrap();
-    assert!(guard.is_some_and(|guard| guard.is_held()) && hostile.sins() > 0);
+    assert!(guard.is_some_and(|guard| guard.is_held()) && hostile.bad_replies() > 0);
 }
 
 /// A reply without an end holds nobody, and its lane no longer than a node may take.
 #[test]
-fn who_drips_holds_no_caller() {
+fn node_that_replies_byte_by_byte_delays_no_caller() {
     let no_panic = watch_for_panics();
-    let drip = Sin {
+    let drip = BadReply {
         says: "*1000000000\r\n:1\r\n".into(),
         then: Then::Drip(4),
     };
     let hostile = Hostile::before(shared()[0].addr());
     let locks = RedisLocker::connect(two_honest(hostile.addr())).unwrap();
     let (recovers, ends) = (alone(&hostile), alone(&hostile));
-    hostile.sin("SET", &drip);
+    hostile.set_bad_reply("SET", &drip);
     for _ in 0..20 {
         let key = unique_key("drip");
         in_time("a lock", || drop(take(&locks, &key)));
@@ -348,7 +350,7 @@ fn who_drips_holds_no_caller() {
         }
     }
     assert!(in_time("shutting down", || ends.nodes().shutdown(LIMIT)));
-    hostile.repent();
+    hostile.restore();
     take(&recovers, &unique_key("drip")).release().unwrap();
     takes_part(&locks, &shared()[0]);
     assert!(locks.nodes().shutdown(LIMIT));
@@ -356,11 +358,11 @@ fn who_drips_holds_no_caller() {
 }
 
 /// What may be heard instead of a subscription, or after it.
-fn tales() -> Vec<Sin> {
+fn tales() -> Vec<BadReply> {
     // There are two: to the private channel, and to a lock's.
     let confirmed = "*3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n";
     let message = "*3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$0\r\n\r\n";
-    let text = |says: String, then| Sin {
+    let text = |says: String, then| BadReply {
         says: says.into(),
         then,
     };
@@ -384,12 +386,12 @@ fn tales() -> Vec<Sin> {
         text(format!("{confirmed}\0"), Then::Hang),
         text(confirmed.into(), Then::Close),
     ];
-    tales.extend(sins().into_iter().step_by(3));
+    tales.extend(bad_replies().into_iter().step_by(3));
     tales
 }
 
 /// Whether something to listen to always comes.
-fn is_endless(tale: &Sin) -> bool {
+fn is_endless(tale: &BadReply) -> bool {
     matches!(tale.then, Then::Flood(_))
 }
 
@@ -401,12 +403,12 @@ fn a_hostile_ear_keeps_nobody_from_a_lock() {
         let nodes = Nodes::connect(two_honest(hostile.addr())).unwrap();
         let locks = RedisLocker::new(&nodes);
         takes_part(&locks, &shared()[0]);
-        hostile.sin("SUBSCRIBE", tale);
+        hostile.set_bad_reply("SUBSCRIBE", tale);
         let key = unique_key("ear");
         shared().iter().for_each(|node| seize(node, &key, TTL));
         thread::scope(|scope| {
             let waiter = scope.spawn(|| take(&locks, &key));
-            eventually(LIMIT, "it is listened to", || hostile.sins() > 0);
+            eventually(LIMIT, "it is listened to", || hostile.bad_replies() > 0);
             for node in shared() {
                 ask::<i64>(node, &["DEL", &wire(&key)]);
             }

@@ -1,6 +1,7 @@
 //! Connections that end while nothing is in flight: real servers that close them in each way, for each kind of node.
 
 use std::thread;
+#[cfg(feature = "cluster")]
 use std::time::Duration;
 
 use redguard::{BreakerState, Config, Locker, RedisLocker};
@@ -8,7 +9,7 @@ use redguard::{BreakerState, Config, Locker, RedisLocker};
 #[cfg(feature = "cluster")]
 use crate::support::clusters::Cluster;
 use crate::support::fixtures::{LIMIT, TTL, ask, at, config, connect_by, seize, take};
-use crate::support::hostile::{Hostile, Sin, Then};
+use crate::support::hostile::{BadReply, Hostile, Then};
 use crate::support::proxy::Proxy;
 #[cfg(feature = "sentinel")]
 use crate::support::sentinels::Watched;
@@ -167,13 +168,13 @@ fn a_reply_that_was_not_asked_for_is_no_grant() {
     let node = Server::start().unwrap();
     let hostile = Hostile::before(node.addr());
     let locker = RedisLocker::connect(strict(at([hostile.addr()]))).unwrap();
-    let twice = Sin {
+    let twice = BadReply {
         says: b"+OK\r\n+OK\r\n".to_vec(),
         then: Then::GoOn,
     };
-    hostile.sin("SET", &twice);
+    hostile.set_bad_reply("SET", &twice);
     let first = locker.try_lock(&unique_key("first"), TTL).unwrap();
-    hostile.sin("NOTHING", &twice);
+    hostile.set_bad_reply("NOTHING", &twice);
     let key = unique_key("second");
     seize(&node, &key, TTL);
     let second = locker.try_lock(&key, TTL).unwrap();

@@ -162,7 +162,7 @@ fn detached(run: impl FnOnce() + Send + 'static) {
 }
 
 #[test]
-fn what_is_left_of_a_former_connection_never_runs() {
+fn requests_of_a_former_connection_never_run() {
     let nodes = servers(1);
     let slow = Proxy::to(nodes[0].addr());
     let address = switch(slow.addr(), nodes[0].addr());

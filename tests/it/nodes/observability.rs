@@ -93,7 +93,7 @@ fn all_up(locker: &RedisLocker) {
 }
 
 #[test]
-fn what_happens_to_a_lock_is_counted_and_told() {
+fn lock_events_are_counted_and_observed() {
     let (locker, diary) = watched(config(shared()));
     let (key, other) = (unique_key("told"), unique_key("taken"));
     let guard = locker.lock(&key, TTL).unwrap();
@@ -179,7 +179,7 @@ fn renewals_and_losses_are_counted_and_told() {
     let (locker, diary) = watched(config(shared()));
     let key = unique_key("kept");
     let guard = locker
-        .acquire(&key, &LockOptions::new(BRIEF).auto_renew())
+        .acquire(&key, &LockOptions::new(BRIEF).auto_renew(true))
         .unwrap();
     eventually(LIMIT, "it is renewed", || {
         locker.nodes().stats().renewals > 0
@@ -277,7 +277,7 @@ fn the_holder_is_seen_with_its_label_and_its_rest() {
 }
 
 #[test]
-fn what_is_not_a_quorum_and_what_is_no_lock_is_said_so() {
+fn holder_reports_a_missing_quorum_and_a_foreign_value() {
     let locker = RedisLocker::connect(config(shared())).unwrap();
     let key = unique_key("parts");
     let wire = format!("redguard:{key}");
@@ -329,7 +329,7 @@ fn a_lock_that_is_broken_wakes_who_waits_for_it() {
         assert!(holder.force_release(&key).unwrap());
         waits.join().unwrap().unwrap().unwrap();
     });
-    crate::support::fixtures::by_no_clock(began);
+    crate::support::fixtures::assert_no_timeout_elapsed(began);
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
 }
 
@@ -353,7 +353,7 @@ fn operators_too_learn_that_they_could_not_find_out() {
             "{error}"
         );
     }
-    locker.nodes().shutdown(Duration::ZERO);
+    _ = locker.nodes().shutdown(Duration::ZERO);
     assert_eq!(locker.holder(&key), Err(Error::Closed));
     assert_eq!(locker.force_release(&key), Err(Error::Closed));
     assert!(locker.nodes().stats().nodes.len() == 3);

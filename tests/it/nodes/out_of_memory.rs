@@ -101,7 +101,7 @@ fn readers_and_permits_are_renewed_without_memory() {
     let locker = connect(&nodes);
     let rw = RedisRwLocker::new(locker.nodes());
     let semaphore = RedisSemaphore::new(locker.nodes(), &unique_key("permits"), 1).unwrap();
-    let renewed = LockOptions::new(BRIEF).auto_renew();
+    let renewed = LockOptions::new(BRIEF).auto_renew(true);
     let reader = rw.acquire_read(&unique_key("memory"), &renewed).unwrap();
     let permit = semaphore.acquire(&renewed).unwrap();
     let out = OutOfMemory::of(&nodes);
@@ -119,7 +119,7 @@ fn readers_and_permits_are_renewed_without_memory() {
 /// Releases a lock that another thread of this process waits for. `true` if that one was granted it.
 fn is_handed_on(nodes: &[Server], locker: &RedisLocker, next: &LockOptions) -> bool {
     let key = unique_key("handed on");
-    let once = LockOptions::new(TTL).fenced();
+    let once = LockOptions::new(TTL).fencing(true);
     let first = locker.acquire(&key, &once).unwrap();
     let granted = thread::scope(|scope| {
         let waits = scope.spawn(|| locker.acquire(&key, next).map(|guard| guard.release()));
@@ -148,7 +148,7 @@ fn lock_is_handed_on_within_the_process_without_memory() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     let patient = LockOptions::new(TTL).wait_for(Duration::from_millis(500));
-    for options in [patient.clone(), patient.fenced()] {
+    for options in [patient.clone(), patient.fencing(true)] {
         eventually(LIMIT, "the thread waits when it is released", || {
             is_handed_on(&nodes, &locker, &options)
         });

@@ -13,7 +13,7 @@ use crate::support::fixtures::{
     LIMIT, TTL, ask, at, config, connect, connect_by, everywhere, hasty, now, nowhere, take,
     takes_part, token, try_ask,
 };
-use crate::support::hostile::{Hostile, Sin, Then};
+use crate::support::hostile::{BadReply, Hostile, Then};
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
@@ -166,7 +166,7 @@ fn a_program_that_starts_before_its_nodes_works_here_and_then_on_them() {
         let lines = log.lines(level, &nodes[0].addr());
         lines
             .into_iter()
-            .filter(|line| line.contains("locks are held"))
+            .filter(|line| line.contains("local locks"))
             .count()
     };
     assert_eq!((lines(Level::Warn), lines(Level::Info)), (1, 1));
@@ -270,7 +270,7 @@ fn with_quarantine_a_majority_that_forgets_gives_it_to_the_next_one_only_when_it
 }
 
 #[test]
-fn what_is_held_is_served_in_quarantine() {
+fn held_lock_is_served_by_a_quarantined_node() {
     const MAX_TTL: Duration = Duration::from_secs(4);
     let nodes = servers(3);
     let locker = RedisLocker::connect(config(&nodes).restart_quarantine(MAX_TTL)).unwrap();
@@ -280,7 +280,7 @@ fn what_is_held_is_served_in_quarantine() {
         panic!("another error")
     };
     assert!(remaining.unwrap() < MAX_TTL + Duration::from_secs(2));
-    let options = LockOptions::new(MAX_TTL).wait_for(LIMIT).auto_renew();
+    let options = LockOptions::new(MAX_TTL).wait_for(LIMIT).auto_renew(true);
     let guard = locker.acquire(&key, &options).unwrap();
     let mine = everywhere(&nodes, &key);
     // One after the other forgets it. Each gets it back, and says that it is ours when the next one has forgotten.
@@ -446,14 +446,18 @@ fn a_node_that_is_down_is_told_once_and_when_it_is_back_once() {
         eventually(LIMIT, "both connections have two causes to tell", || {
             _ = locker.try_lock(&unique_key("x"), TTL);
             let lines = log.lines(Level::Debug, &nodes[0].addr());
-            let is_told =
-                |line: &&String| line.contains("suspect") || line.contains("connection ended");
+            let is_told = |line: &&String| {
+                line.contains("unavailable: ") || line.contains("connection ended")
+            };
             lines.iter().filter(is_told).count() >= 3 * outage
         });
         nodes[0].restart().unwrap();
         takes_part(&locker, &nodes[0]);
         eventually(LIMIT, "it is back", || told("connected again") == outage);
-        assert_eq!((told("suspect"), told("connected again")), (outage, outage));
+        assert_eq!(
+            (told("unavailable: "), told("connected again")),
+            (outage, outage)
+        );
     }
 }
 
@@ -466,11 +470,11 @@ fn a_clock_that_is_off_is_warned_about_once() {
         "run_id:{:040x}\r\nrole:master\r\nserver_time_usec:1000000\r\n",
         hostile.addr().len()
     );
-    let sin = Sin {
+    let bad_reply = BadReply {
         says: format!("${}\r\n{about}\r\n", about.len()).into_bytes(),
         then: Then::GoOn,
     };
-    hostile.sin("INFO", &sin);
+    hostile.set_bad_reply("INFO", &bad_reply);
     let locker = RedisLocker::connect(at([hostile.addr()]).pool_size(2)).unwrap();
     take(&locker, &unique_key("x")).release().unwrap();
     let health = locker.nodes().health();

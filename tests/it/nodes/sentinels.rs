@@ -8,7 +8,7 @@ use redguard::{
 };
 
 use crate::support::fixtures::{LIMIT, TTL, ask, at, now, take, token, wire};
-use crate::support::hostile::{Hostile, Sin, Then};
+use crate::support::hostile::{BadReply, Hostile, Then};
 use crate::support::sentinels::{MASTER, Watched};
 use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, servers, unique_key};
@@ -23,9 +23,9 @@ fn naming(before: &Server, named: &Server) -> Hostile {
 fn saying(before: &Server, says: &str) -> Hostile {
     let sentinel = Hostile::before(before.addr());
     let says = says.as_bytes().to_vec();
-    sentinel.sin(
+    sentinel.set_bad_reply(
         "SENTINEL",
-        &Sin {
+        &BadReply {
             says,
             then: Then::GoOn,
         },
@@ -92,12 +92,12 @@ fn a_master_that_is_told_to_follow_another_is_left() {
     let sentinel = naming(&new, &old);
     let locker = RedisLocker::connect(by(&[&sentinel.addr()])).unwrap();
     take(&locker, &unique_key("before")).release().unwrap();
-    sentinel.repent();
+    sentinel.restore();
     let port = new.port().to_string();
     let says = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len()).into_bytes();
-    sentinel.sin(
+    sentinel.set_bad_reply(
         "SENTINEL",
-        &Sin {
+        &BadReply {
             says,
             then: Then::GoOn,
         },
@@ -156,7 +156,7 @@ fn the_first_answer_counts_whose_server_says_that_it_is_a_master() {
     let told = cause(Nodes::connect(patient).unwrap_err()).to_string();
     assert!(bad.iter().all(|address| told.contains(address)), "{told}");
     assert!(
-        told.contains("knows no master \"mymaster\"") && told.contains("is no master"),
+        told.contains("unknown master \"mymaster\"") && told.contains("ROLE is not master"),
         "{told}"
     );
     let good = good.addr();
@@ -221,7 +221,7 @@ fn a_sentinel_and_its_master_have_passwords_of_their_own() {
 }
 
 #[test]
-fn what_cannot_be_had_through_sentinels_is_refused_at_the_door() {
+fn settings_that_sentinels_do_not_allow_are_refused_at_connect() {
     for (config, words) in [
         (
             by(&["h"]).restart_quarantine(Duration::from_secs(7)),

@@ -75,7 +75,7 @@ fn locks_of_all_kinds_are_taken_kept_and_handed_over() {
     }
 
     let key = unique_key("tls");
-    let renewed = LockOptions::new(BRIEF).auto_renew();
+    let renewed = LockOptions::new(BRIEF).auto_renew(true);
     let held = locker.acquire(&key, &renewed).unwrap();
     everywhere(&servers, &key);
     assert!(waiter.try_lock(&key, TTL).unwrap().is_none());
@@ -91,7 +91,7 @@ fn locks_of_all_kinds_are_taken_kept_and_handed_over() {
         guard.release().unwrap();
     });
     nowhere(&servers, &key);
-    let fenced = LockOptions::new(TTL).fenced();
+    let fenced = LockOptions::new(TTL).fencing(true);
     let tokens = [&locker, &waiter].map(|locker| {
         let guard = locker.acquire(&key, &fenced).unwrap();
         let token = guard.fencing_token().unwrap();
@@ -153,7 +153,7 @@ fn a_client_shows_its_certificate_where_it_is_asked_for() {
 }
 
 #[test]
-fn who_is_not_trusted_or_speaks_otherwise_is_named_with_the_reason_and_no_secret_is_told() {
+fn untrusted_or_plain_peer_is_reported_with_the_reason_and_no_secret() {
     captured_log();
     let password = unique_key("secret");
     let (ca, other) = (Authority::new("ours"), Authority::new("theirs"));
@@ -301,7 +301,7 @@ fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
         // Callers wait for no lane, but the lane must not wait for ever either.
         eventually(LIMIT, "the lane gives it up", || {
             let told = captured_log().lines(Level::Info, &node.addr());
-            told.iter().any(|line| line.contains("suspect"))
+            told.iter().any(|line| line.contains("unavailable: "))
         });
     });
     tells(node.addr(), "no answer in time");
@@ -333,7 +333,7 @@ fn a_cluster_is_spoken_to_over_tls_wherever_its_seed_sends_us() {
             RedisLocker::connect(at([Endpoint::cluster([seed])]).tls(ca.trusted())).unwrap();
         take(&locker, &unique_key("tls")).release().unwrap();
         assert_eq!(connections(&one.server, &one.addr()), before + 1);
-        locker.nodes().shutdown(LIMIT);
+        _ = locker.nodes().shutdown(LIMIT);
     }
     let stranger = Authority::new("theirs");
     let config = at([Endpoint::cluster([one.addr()])]).tls(stranger.trusted());

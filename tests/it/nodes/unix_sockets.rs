@@ -94,7 +94,7 @@ fn a_socket_that_is_gone_is_unreachable_until_it_is_back() {
 }
 
 #[test]
-fn one_server_by_its_port_and_its_socket_is_refused() {
+fn server_behind_a_port_and_a_socket_is_refused() {
     let (server, url) = on_socket("");
     let error = Nodes::connect(at([server.addr(), url])).unwrap_err();
     assert!(

@@ -1,4 +1,4 @@
-//! What the suites share: lockers on throw-away servers, the clock, and a look behind the library's back.
+//! Fixtures of the integration tests: lockers on temporary servers, the clock, and direct commands to nodes.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -11,25 +11,25 @@ use crate::support::{eventually, raw, servers, unique_key};
 
 /// Wide: only a hang takes this long.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
-/// Outlasts every test, so that nothing is ever free because it expired.
+/// Longer than any test, so that no lock becomes free by expiry.
 pub(crate) const TTL: Duration = Duration::from_secs(300);
-/// Renewed every second or so, and short enough to be waited for.
+/// TTL whose renewals and expiry a test can wait for.
 pub(crate) const BRIEF: Duration = Duration::from_secs(3);
-/// What stands before a lock's name unless another prefix is set.
+/// The default prefix of keys.
 pub(crate) const PREFIX: &str = "redguard:";
 
-/// Three nodes for all tests that leave them as they are.
+/// Three nodes for all tests that do not change them.
 pub(crate) fn shared() -> &'static [Server] {
     static NODES: LazyLock<Vec<Server>> = LazyLock::new(|| servers(3));
     &NODES
 }
 
-/// Patient with nodes on a busy machine, hasty between two attempts.
+/// Returns settings with long timeouts, for a busy machine, and short retry delays.
 pub(crate) fn config(nodes: &[Server]) -> Config {
     at(nodes.iter().map(Server::addr))
 }
 
-/// The same for any addresses. The breaker never opens: an outage lasts for as long as the test wants.
+/// Returns such settings for any addresses. The breaker never opens, so a test controls its outages.
 pub(crate) fn at(addresses: impl IntoIterator<Item = impl Into<Endpoint>>) -> Config {
     Config::new(addresses)
         .node_timeout(Duration::from_secs(2))
@@ -46,7 +46,7 @@ pub(crate) fn hasty() -> RetryPolicy {
     }
 }
 
-/// Only a message explains progress.
+/// Retry policy whose delays outlast the test, so that only a message can cause progress.
 pub(crate) fn sluggish() -> RetryPolicy {
     RetryPolicy {
         initial_delay: TTL,
@@ -56,12 +56,12 @@ pub(crate) fn sluggish() -> RetryPolicy {
     }
 }
 
-/// What began then has been brought about by messages, with the policy above: all clocks are slower.
-pub(crate) fn by_no_clock(began: Instant) {
+/// Asserts that less time has passed since `began` than any delay of [`sluggish`], so that a message was the cause.
+pub(crate) fn assert_no_timeout_elapsed(began: Instant) {
     assert!(began.elapsed() < TTL / 5, "{:?}", began.elapsed());
 }
 
-/// How many listen for the release of a lock.
+/// Returns the number of subscribers to the channel of a lock.
 pub(crate) fn subscribers(node: &Server, key: &str) -> u64 {
     let (_, count): (String, u64) = ask(node, &["PUBSUB", "NUMSUB", &wire(key)]);
     count
@@ -71,14 +71,14 @@ pub(crate) fn connect(nodes: &[Server]) -> RedisLocker {
     connect_by(config(nodes), nodes)
 }
 
-/// Connects, and waits until all nodes take part: a quorum of them would do for `connect`.
+/// Connects and waits until all nodes are up: `connect` waits only for a quorum.
 pub(crate) fn connect_by(config: Config, nodes: &[Server]) -> RedisLocker {
     let locker = RedisLocker::connect(config).unwrap();
     nodes.iter().for_each(|node| takes_part(&locker, node));
     locker
 }
 
-/// Waits until what is locked is locked on a node, too, that has just come or come back.
+/// Waits until a node that has just connected grants locks.
 pub(crate) fn takes_part(locker: &dyn Locker, node: &Server) {
     eventually(LIMIT, "the node takes part", || {
         let key = unique_key("part");
@@ -89,7 +89,7 @@ pub(crate) fn takes_part(locker: &dyn Locker, node: &Server) {
     });
 }
 
-/// Waits for a lock that must become free.
+/// Acquires a lock that becomes free within [`LIMIT`].
 pub(crate) fn take(locker: &dyn Locker, key: &str) -> LockGuard {
     let patient = LockOptions::new(TTL).wait_for(LIMIT);
     locker.acquire(key, &patient).unwrap()
@@ -103,7 +103,7 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// One command on a connection of its own.
+/// Sends one command on a connection of its own.
 pub(crate) fn ask<T: FromRedisValue>(node: &Server, words: &[&str]) -> T {
     try_ask(node, words).unwrap()
 }
@@ -116,22 +116,22 @@ pub(crate) fn try_ask<T: FromRedisValue>(node: &Server, words: &[&str]) -> redis
     command.query(&mut raw(node))
 }
 
-/// A lock's key as it stands on the nodes.
+/// Returns the key of a lock on the nodes.
 pub(crate) fn wire(key: &str) -> String {
     format!("{PREFIX}{key}")
 }
 
-/// What is stored for a lock on a node.
+/// Returns the stored value of a lock on a node.
 pub(crate) fn token(node: &Server, key: &str) -> Option<String> {
     ask(node, &["GET", &wire(key)])
 }
 
-/// As the server counts: -1 without an end, -2 without a key.
+/// Returns the remaining TTL in milliseconds: -1 without expiry, -2 without a key.
 pub(crate) fn pttl(node: &Server, key: &str) -> i64 {
     ask(node, &["PTTL", &wire(key)])
 }
 
-/// Somebody else, who shares nothing with the library but the key, takes a lock.
+/// Stores the token of another owner under the key of a free lock.
 pub(crate) fn seize(node: &Server, key: &str, ttl: Duration) {
     let px = ttl.as_millis().to_string();
     let set = ["SET", &wire(key), STRANGER, "NX", "PX", &px];
@@ -140,7 +140,7 @@ pub(crate) fn seize(node: &Server, key: &str, ttl: Duration) {
 
 pub(crate) const STRANGER: &str = "a stranger";
 
-/// The token that a quorum of nodes has for a lock: who took it when another's lease ended need not have all of them.
+/// Returns the token that a quorum of nodes stores for a lock.
 pub(crate) fn holder(nodes: &[Server], key: &str) -> Option<String> {
     let tokens: Vec<String> = nodes.iter().filter_map(|node| token(node, key)).collect();
     let votes = |token: &String| tokens.iter().filter(|other| *other == token).count();
@@ -150,8 +150,8 @@ pub(crate) fn holder(nodes: &[Server], key: &str) -> Option<String> {
         .cloned()
 }
 
-/// Waits until the key of a lock that was free is on all nodes, and answers its token there: the grant of a node that
-/// was not needed for the quorum may still be on its way.
+/// Waits until the key of a lock is on all nodes and returns its token. The grant of a node beyond the
+/// quorum may arrive later.
 pub(crate) fn everywhere(nodes: &[Server], key: &str) -> String {
     let mut tokens = Vec::new();
     eventually(LIMIT, "the key is on every node", || {
@@ -163,14 +163,14 @@ pub(crate) fn everywhere(nodes: &[Server], key: &str) -> String {
     first
 }
 
-/// Waits until a lock's key is on no node any more: no undo of ours may be outstanding for ever.
+/// Waits until the key of a lock is on no node.
 pub(crate) fn nowhere(nodes: &[Server], key: &str) {
     eventually(LIMIT, "the key is on no node", || {
         nodes.iter().all(|node| pttl(node, key) == -2)
     });
 }
 
-/// How often a server has run a command, also from within scripts.
+/// Returns how often a server has executed a command, also from scripts.
 pub(crate) fn calls(node: &Server, command: &str) -> u64 {
     let start = format!("cmdstat_{command}:calls=");
     let info: String = ask(node, &["INFO", "commandstats"]);

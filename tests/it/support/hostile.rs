@@ -13,31 +13,31 @@ use redis::{Parser, Value};
 
 /// What it does instead of an answer.
 #[derive(Clone, Debug)]
-pub(crate) struct Sin {
+pub(crate) struct BadReply {
     pub(crate) says: Vec<u8>,
     pub(crate) then: Then,
 }
 
-/// What it does next.
+/// Behaviour after a bad reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
-    /// As if that had been the answer.
+    /// The connection continues, as after a real reply.
     GoOn,
-    /// The same, and it was said one byte after the other with pauses in between.
+    /// Sends the reply byte by byte with pauses; the connection continues.
     Slowly,
     Close,
-    /// Nothing, until the client closes.
+    /// Sends nothing until the client closes the connection.
     Hang,
-    /// Says the last so many bytes again and again, as fast as it can.
+    /// Repeats the last bytes, of this number, without pause.
     Flood(usize),
-    /// The same, one byte after the other with pauses in between.
+    /// Repeats the last bytes, of this number, byte by byte with pauses.
     Drip(usize),
 }
 
 /// The pause between two bytes of a [`Then::Drip`].
 const DROP: Duration = Duration::from_millis(5);
 
-/// A server that sins, on a port of its own; honest at first. Dropping it closes all and joins its threads.
+/// Proxy before a real server that can replace the replies to one command. A drop closes all connections.
 #[derive(Debug)]
 pub(crate) struct Hostile {
     shared: Arc<Shared>,
@@ -49,9 +49,9 @@ struct Shared {
     at: SocketAddr,
     /// The real server.
     target: String,
-    /// The command that is answered with a sin.
-    sin: Mutex<Option<(String, Sin)>>,
-    sins: AtomicU64,
+    /// The command with bad replies, and the bad reply.
+    bad_reply: Mutex<Option<(String, BadReply)>>,
+    bad_replies: AtomicU64,
     over: AtomicBool,
     clients: Mutex<Vec<TcpStream>>,
 }
@@ -62,8 +62,8 @@ impl Hostile {
         let shared = Arc::new(Shared {
             at: listener.local_addr().expect("it is bound"),
             target,
-            sin: Mutex::new(None),
-            sins: AtomicU64::new(0),
+            bad_reply: Mutex::new(None),
+            bad_replies: AtomicU64::new(0),
             over: AtomicBool::new(false),
             clients: Mutex::new(Vec::new()),
         });
@@ -78,20 +78,20 @@ impl Hostile {
         self.shared.at.to_string()
     }
 
-    /// From now on it answers this command so, on all connections.
-    pub(crate) fn sin(&self, command: &str, sin: &Sin) {
-        *lock(&self.shared.sin) = Some((command.to_owned(), sin.clone()));
+    /// Replaces the replies to this command on all connections from now on.
+    pub(crate) fn set_bad_reply(&self, command: &str, bad_reply: &BadReply) {
+        *lock(&self.shared.bad_reply) = Some((command.to_owned(), bad_reply.clone()));
     }
 
-    /// A real server again. Who hangs, floods or drips is cut off.
-    pub(crate) fn repent(&self) {
-        *lock(&self.shared.sin) = None;
+    /// Passes on all replies again, and closes the connections that hang, flood or drip.
+    pub(crate) fn restore(&self) {
+        *lock(&self.shared.bad_reply) = None;
         self.shared.cut();
     }
 
-    /// How often it has sinned.
-    pub(crate) fn sins(&self) -> u64 {
-        self.shared.sins.load(SeqCst)
+    /// Returns the number of bad replies sent.
+    pub(crate) fn bad_replies(&self) -> u64 {
+        self.shared.bad_replies.load(SeqCst)
     }
 }
 
@@ -117,7 +117,7 @@ impl Shared {
             }
             let shared = Arc::clone(self);
             threads.push(start(move || {
-                // Whoever ends it: what there is to tell, the client tells.
+                // The client reports the failure, whichever side ends the connection.
                 _ = shared.serve(&client);
                 _ = client.shutdown(Shutdown::Both);
             }));
@@ -143,10 +143,10 @@ impl Shared {
         loop {
             let request = requests.parse_value(client).map_err(io::Error::other)?;
             let command = command(&request);
-            let sin = lock(&self.sin).clone();
-            if let Some((_, sin)) = sin.filter(|(at, _)| *at == command) {
-                self.sins.fetch_add(1, SeqCst);
-                sin.commit(client)?;
+            let bad_reply = lock(&self.bad_reply).clone();
+            if let Some((_, bad_reply)) = bad_reply.filter(|(at, _)| *at == command) {
+                self.bad_replies.fetch_add(1, SeqCst);
+                bad_reply.commit(client)?;
                 continue;
             }
             wire.clear();
@@ -163,7 +163,7 @@ impl Shared {
     }
 }
 
-impl Sin {
+impl BadReply {
     fn commit(&self, mut client: &TcpStream) -> io::Result<()> {
         if self.then == Then::Slowly {
             return drip(client, &self.says);

@@ -1,8 +1,5 @@
-//! What every integration test may use: real servers, a bad network, witnesses, the log, and patience with a limit.
-#![allow(
-    dead_code,
-    reason = "a toolbox: not every tool is in use at every time"
-)]
+//! Tools of the integration tests: real servers, proxies, witnesses, the log, and waits with a limit.
+#![allow(dead_code, reason = "not every build uses every tool")]
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
 pub(crate) mod child_process;
@@ -29,7 +26,7 @@ use crate::support::servers::Server;
 #[path = "../../../examples/common/servers.rs"]
 pub(crate) mod servers;
 
-/// `n` servers of the test's own.
+/// Starts `n` servers for one test.
 ///
 /// # Panics
 /// If they cannot start; without `redis-server` the message says how to install it.
@@ -39,7 +36,8 @@ pub(crate) fn servers(n: usize) -> Vec<Server> {
         .collect()
 }
 
-/// A server that also listens on a socket in the file system, with this password if it is not empty, and the socket's URL.
+/// Starts a server that also listens on a Unix socket, and returns the URL of the socket. An empty password
+/// means none.
 pub(crate) fn on_socket(password: &str) -> (Server, String) {
     let options = Server::options().arg("--unixsocket", "redis.sock");
     let options = match password {
@@ -51,7 +49,7 @@ pub(crate) fn on_socket(password: &str) -> (Server, String) {
     (server, url)
 }
 
-/// A key that no other call has got, in this or another run.
+/// Returns a key that no other call in this or another run returns.
 pub(crate) fn unique_key(name: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!(
@@ -61,13 +59,13 @@ pub(crate) fn unique_key(name: &str) -> String {
     )
 }
 
-/// Waits for what will be true sooner or later. The limit bounds a failure, it orders nothing.
+/// Blocks until `holds` returns true. The limit only bounds a failure.
 ///
 /// # Panics
 /// With `what` if it is not true within the limit.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what is awaited lies outside this process and cannot wake it"
+    reason = "the awaited event is in another process and cannot wake this one"
 )]
 pub(crate) fn eventually(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -77,7 +75,7 @@ pub(crate) fn eventually(limit: Duration, what: &str, mut holds: impl FnMut() ->
     }
 }
 
-/// A bare connection to look behind the library's back.
+/// Opens a connection that bypasses the library.
 pub(crate) fn raw(server: &Server) -> redis::Connection {
     let client = redis::Client::open(server.url()).expect("the server's address is a good one");
     client

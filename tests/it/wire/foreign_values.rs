@@ -43,10 +43,10 @@ impl Kind {
                 let other = format!("beside {key}");
                 locker.try_acquire_all(&[&other, key], &brief)?.is_some()
             }
-            Kind::Fenced => locker.try_acquire(key, &brief.fenced())?.is_some(),
+            Kind::Fenced => locker.try_acquire(key, &brief.fencing(true))?.is_some(),
             Kind::Read => rw.try_acquire_read(key, &brief)?.is_some(),
             Kind::Write => rw.try_acquire_write(key, &brief)?.is_some(),
-            Kind::FencedWrite => rw.try_acquire_write(key, &brief.fenced())?.is_some(),
+            Kind::FencedWrite => rw.try_acquire_write(key, &brief.fencing(true))?.is_some(),
             Kind::Permit => {
                 let semaphore = RedisSemaphore::new(nodes, key, 3)?;
                 semaphore.try_acquire(&brief)?.is_some()
@@ -250,7 +250,7 @@ fn release_to_a_fenced_waiter_succeeds_beside_a_junk_fence() {
     }
     let fenced = LockOptions::new(TTL)
         .wait_for(Duration::from_millis(300))
-        .fenced();
+        .fencing(true);
     thread::scope(|scope| {
         let waits = scope.spawn(|| locker.acquire(&key, &fenced));
         // Queued or not yet, the release ends alike.

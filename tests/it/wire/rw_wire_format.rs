@@ -336,7 +336,7 @@ fn a_lock_that_most_nodes_lost_is_told() {
 }
 
 #[test]
-fn what_one_node_lost_is_put_back_by_an_extension() {
+fn key_that_one_node_lost_is_restored_by_an_extension() {
     let nodes = servers(3);
     let key = unique_key("back");
     let locker = rw(&nodes);

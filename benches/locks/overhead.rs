@@ -1,0 +1,234 @@
+//! What an uncontended pair of lock and release costs but time, and what a held lock does.
+
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+use std::{array, thread};
+
+use redguard::{LockGuard, Locker, OnDrop, RedisLocker};
+
+use crate::clients::{self, Client, Side};
+use crate::extra_rows::word;
+use crate::servers::Server;
+use crate::{Result, alloc_counter, proc_stats};
+
+const TTL: Duration = Duration::from_secs(30);
+const OURS: Side = Side::Redguard(OnDrop::Wait);
+
+/// Of held guards, and of keys whose lock was released. Buffers and maps grow for some batches, and a key that left anything
+/// behind would do so in each: so the least of the batches counts.
+pub(crate) fn memory(servers: &[Server], _: bool) -> Result<String> {
+    const BATCHES: usize = 6;
+    const GUARDS: usize = 1000;
+    const MOST: i64 = 512;
+    let locker = RedisLocker::new(&clients::nodes(servers, OnDrop::Wait)?);
+    // What is held by the guards, and what is left after their release.
+    let hold = |batch: usize| -> Result<[i64; 2]> {
+        let names: Vec<String> = (0..GUARDS).map(|n| format!("held-{batch}-{n}")).collect();
+        let before = settled();
+        let mut guards = Vec::with_capacity(GUARDS);
+        for name in &names {
+            guards.push(locker.lock(name, TTL)?);
+        }
+        let (held, _) = alloc_counter::read();
+        guards.into_iter().try_for_each(LockGuard::release)?;
+        Ok([held - before, settled() - before])
+    };
+    alloc_counter::begin();
+    let batches: Result<Vec<[i64; 2]>> = (0..BATCHES).map(hold).collect();
+    alloc_counter::end();
+    let batches = batches?;
+    let each = |which: usize| {
+        let least = batches.iter().map(|batch| batch[which]).min();
+        least.unwrap_or_default() as f64 / GUARDS as f64
+    };
+    let grown: i64 = batches.iter().map(|[_, left]| left).sum();
+    Ok(format!(
+        "{:.0} bytes of heap, goal ≤ {MOST}: {}; {:.0} of each key that is idle again, goal 0: {}; once for all {} KiB",
+        each(0),
+        word(each(0) <= MOST as f64),
+        each(1),
+        word(each(1) < 1.0),
+        grown / 1024,
+    ))
+}
+
+/// The bytes that live once the lanes that were not waited for have let go of their last leases.
+fn settled() -> i64 {
+    let mut last = (0, 0);
+    loop {
+        thread::sleep(Duration::from_millis(50));
+        let now = alloc_counter::read();
+        if now == last {
+            return now.0;
+        }
+        last = now;
+    }
+}
+
+pub(crate) fn allocations(servers: &[Server], _: bool) -> Result<String> {
+    const PAIRS: u32 = 1000;
+    const MOST: f64 = 10.0;
+    let mut made = Vec::new();
+    for side in [OURS, Side::Bare] {
+        for mut client in side.clients(servers, 1)? {
+            pairs(&mut *client, 1)?;
+            alloc_counter::begin();
+            let done = pairs(&mut *client, PAIRS);
+            alloc_counter::end();
+            done?;
+            made.push(alloc_counter::read().1 as f64 / f64::from(PAIRS));
+        }
+    }
+    Ok(format!(
+        "redguard and scatter: {made:.1?}, in all threads, goal ≤ {MOST}: {}",
+        word(made[0] <= MOST)
+    ))
+}
+
+/// As the servers see them come in, whatever they are; what a script calls is none.
+pub(crate) fn requests(servers: &[Server], _: bool) -> Result<String> {
+    const PAIRS: u32 = 200;
+    const END: &str = "\"ECHO\" \"the end\"";
+    let mut asked = Vec::new();
+    for side in [OURS, Side::Bare] {
+        let mut sum = 0;
+        for mut client in side.clients(servers, 1)? {
+            pairs(&mut *client, 100)?;
+            let connect = |server: &Server| redis::Client::open(server.url())?.get_connection();
+            let monitors = servers.iter().map(|server| {
+                let mut monitor = connect(server)?;
+                redis::cmd("MONITOR").exec(&mut monitor)?;
+                Ok(monitor)
+            });
+            let mut monitors = monitors.collect::<Result<Vec<redis::Connection>>>()?;
+            pairs(&mut *client, PAIRS)?;
+            // A node that was not waited for gets its last request a moment later.
+            thread::sleep(Duration::from_millis(50));
+            for (monitor, server) in monitors.iter_mut().zip(servers) {
+                redis::cmd("ECHO")
+                    .arg("the end")
+                    .exec(&mut connect(server)?)?;
+                loop {
+                    let line: String = redis::from_redis_value(monitor.recv_response()?)?;
+                    if line.ends_with(END) {
+                        break;
+                    }
+                    let ours = ["lua] ", "\"CLIENT\"", "\"HELLO\""];
+                    sum += u32::from(!ours.iter().any(|part| line.contains(part)));
+                }
+            }
+        }
+        asked.push(f64::from(sum) / f64::from(PAIRS) / servers.len() as f64);
+    }
+    Ok(format!(
+        "redguard and scatter: {asked:.3?} for each node, goal ≤ 2: {}",
+        word(asked[0] <= 2.005)
+    ))
+}
+
+/// How often threads lose a processor for a pair.
+pub(crate) fn switches(servers: &[Server], short: bool) -> Result<String> {
+    let mut texts = Vec::new();
+    for nodes in [1, 5] {
+        for threads in [1, 16] {
+            let [ours, floor] = [OURS, Side::Bare].map(|side| {
+                let clients = side.clients(&servers[..nodes], threads)?;
+                switched(clients, if short { 100 } else { 2000 })
+            });
+            let plural = |n: usize| if n == 1 { "" } else { "s" };
+            let place = format!(
+                "{nodes} node{}, {threads} thread{}",
+                plural(nodes),
+                plural(threads)
+            );
+            texts.push(match (ours?, floor?) {
+                (Some(ours), Some(floor)) => format!("{place}: {ours:.2} and {floor:.2}"),
+                _ => "skipped: no /proc/self/task/*/status here".into(),
+            });
+        }
+    }
+    Ok(format!("redguard and the floor: {}", texts.join("; ")))
+}
+
+/// Counted while all threads wait, since the count of a thread goes with it.
+fn switched(clients: Vec<Box<dyn Client>>, rounds: u32) -> Result<Option<f64>> {
+    let all = clients.len() as f64 * f64::from(rounds);
+    let barrier = &Barrier::new(clients.len() + 1);
+    let (counts, done) = thread::scope(|scope| {
+        let start = |mut client: Box<dyn Client>| {
+            scope.spawn(move || {
+                let warm = pairs(&mut *client, 10);
+                barrier.wait();
+                barrier.wait();
+                let done = warm.and_then(|()| pairs(&mut *client, rounds));
+                barrier.wait();
+                barrier.wait();
+                done
+            })
+        };
+        let threads: Vec<_> = clients.into_iter().map(start).collect();
+        let counts: [Option<u64>; 2] = array::from_fn(|_| {
+            barrier.wait();
+            let count = proc_stats::switches();
+            barrier.wait();
+            count
+        });
+        let end = |thread: thread::ScopedJoinHandle<'_, Result<()>>| {
+            thread.join().unwrap_or(Err("a thread panicked".into()))
+        };
+        (counts, threads.into_iter().try_for_each(end))
+    });
+    done?;
+    let [before, after] = counts;
+    Ok(after
+        .zip(before)
+        .map(|(after, before)| (after - before) as f64 / all))
+}
+
+/// For `benches/instructions`, which counts what two runs differ by: pairs of one thread on all nodes, once all is warm.
+pub(crate) fn only_pairs(servers: &[Server], floor: bool, count: u32) -> Result<()> {
+    let side = if floor { Side::Bare } else { OURS };
+    for mut client in side.clients(servers, 1)? {
+        pairs(&mut *client, 100)?;
+        pairs(&mut *client, count)?;
+    }
+    Ok(())
+}
+
+fn pairs(client: &mut dyn Client, count: u32) -> Result<()> {
+    for _ in 0..count {
+        client.take()?;
+        client.release()?;
+    }
+    Ok(())
+}
+
+/// From nothing to the first lock, beside the connection that takes longest to make.
+pub(crate) fn first_lock(servers: &[Server], short: bool) -> Result<String> {
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..if short { 3 } else { 51 } {
+        let mut slowest = Duration::ZERO;
+        for server in servers {
+            let client = redis::Client::open(server.url())?;
+            let start = Instant::now();
+            let connection = client.get_connection()?;
+            slowest = slowest.max(start.elapsed());
+            drop(connection);
+        }
+        let start = Instant::now();
+        let locker = RedisLocker::new(&clients::nodes(servers, OnDrop::Wait)?);
+        let guard = locker.lock("first", TTL)?;
+        times[0].push(start.elapsed());
+        times[1].push(slowest);
+        guard.release()?;
+    }
+    let [ours, slowest] = times.map(|mut times| {
+        times.sort_unstable();
+        times[times.len() / 2]
+    });
+    let most = (2 * slowest).max(slowest + Duration::from_millis(1));
+    Ok(format!(
+        "p50 {ours:.1?}, the slowest `get_connection` {slowest:.1?}, goal ≤ {most:.1?}: {}",
+        word(ours <= most)
+    ))
+}

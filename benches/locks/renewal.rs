@@ -1,0 +1,71 @@
+//! What it costs to hold many locks that are renewed.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use redguard::{LockGuard, LockOptions, Locker, OnDrop, RedisLocker};
+
+use crate::Result;
+use crate::clients;
+use crate::extra_rows::word;
+use crate::proc_stats::{of_a_core, processor_time, thread_count};
+use crate::servers::Server;
+
+/// So many guards, taken in one burst by a few threads, are watched for longer than their TTL, so that a guard which is held at the
+/// end was renewed in time. `goal` is in percent of a core.
+pub(crate) fn renewed(
+    servers: &[Server],
+    short: bool,
+    guards: usize,
+    ttl: Duration,
+    goal: f64,
+) -> Result<String> {
+    let (guards, watched) = match short {
+        true => (guards / 10, Duration::from_secs(1)),
+        false => (guards, ttl),
+    };
+    let locker = RedisLocker::new(&clients::nodes(&servers[..3], OnDrop::Wait)?);
+    let options = LockOptions::new(ttl).auto_renew(true);
+    let first = locker.acquire("renewed", &options)?;
+    let threads = thread_count();
+    let names: Vec<String> = (0..guards).map(|n| format!("renewed-{n}")).collect();
+    let began = Instant::now();
+    let guards = thread::scope(|scope| {
+        let take = |names: &[String]| -> Result<Vec<LockGuard>> {
+            let take = |name: &String| Ok(locker.acquire(name, &options)?);
+            names.iter().map(take).collect()
+        };
+        let chunks = names.chunks(names.len() / 8);
+        let bursts: Vec<_> = chunks
+            .map(|chunk| scope.spawn(move || take(chunk)))
+            .collect();
+        let join = |burst: thread::ScopedJoinHandle<'_, Result<Vec<LockGuard>>>| {
+            burst.join().unwrap_or(Err("a thread panicked".into()))
+        };
+        bursts.into_iter().map(join).collect::<Result<Vec<_>>>()
+    })?;
+    let burst = began.elapsed();
+    thread::sleep(Duration::from_secs(1));
+    let before = processor_time();
+    thread::sleep(watched);
+    let used = processor_time().and_then(|after| after.checked_sub(before?));
+    let more = thread_count()
+        .zip(threads)
+        .map(|(now, then)| now as i64 - then as i64);
+    let held = guards
+        .iter()
+        .flatten()
+        .filter(|guard| guard.is_held())
+        .count();
+    drop((first, guards));
+    let lost = names.len() - held;
+    let threads = more.map_or("skipped: no /proc/self/task here".into(), |more| {
+        format!("{more}, goal 0: {}", word(more <= 0))
+    });
+    Ok(format!(
+        "{}; threads more than with one guard: {threads}; lost: {lost} of {}, goal 0: {}; taken in {burst:.1?}",
+        of_a_core(used, watched, goal),
+        names.len(),
+        word(lost == 0)
+    ))
+}

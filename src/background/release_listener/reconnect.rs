@@ -1,0 +1,78 @@
+//! When the release listener may connect to a node again after a failure.
+//!
+//! Pure: the time is passed in. A node's delay begins at [`RECONNECT_DELAY`] and doubles with each
+//! failure in a row, up to [`MAX_DOUBLINGS`] times.
+
+use std::time::{Duration, Instant};
+
+/// The delay after the first failure of a node.
+pub(super) const RECONNECT_DELAY: Duration =
+    Duration::from_millis(if cfg!(test) { 20 } else { 500 });
+
+/// How often the delay doubles at most.
+const MAX_DOUBLINGS: u32 = 6;
+
+/// The delays of all nodes.
+pub(super) struct ReconnectDelays {
+    nodes: Vec<NodeDelay>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct NodeDelay {
+    /// Failures in a row.
+    failures: u32,
+    until: Option<Instant>,
+}
+
+impl ReconnectDelays {
+    pub(super) fn new(nodes: usize) -> ReconnectDelays {
+        ReconnectDelays {
+            nodes: vec![NodeDelay::default(); nodes],
+        }
+    }
+
+    /// Records at `now` the failure of a connection that began at `start`. Returns whether it is
+    /// the first in a row. A connection that outlasted the delay before it ends a row.
+    pub(super) fn record_failure(&mut self, node: usize, start: Instant, now: Instant) -> bool {
+        let node = &mut self.nodes[node];
+        if now.saturating_duration_since(start) > delay(node.failures) {
+            node.failures = 0;
+        }
+        node.until = Some(now + delay(node.failures));
+        node.failures = node.failures.saturating_add(1);
+        node.failures == 1
+    }
+
+    /// Whether the listener must not connect to the node yet.
+    pub(super) fn is_delayed(&self, node: usize, now: Instant) -> bool {
+        self.nodes[node].until.is_some_and(|until| now < until)
+    }
+}
+
+fn delay(failures: u32) -> Duration {
+    RECONNECT_DELAY * (1 << failures.min(MAX_DOUBLINGS))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::time::clock;
+
+    #[test]
+    fn delay_doubles_with_each_failure_in_a_row() {
+        let (start, mut delays) = (clock::now(), ReconnectDelays::new(2));
+        let mut now = start;
+        for doubled in [0, 1, 2, 3, 4, 5, 6, 6, 6] {
+            assert!(!delays.is_delayed(0, now));
+            assert_eq!(delays.record_failure(0, now, now), now == start);
+            let end = now + RECONNECT_DELAY * (1 << doubled);
+            assert!(delays.is_delayed(0, end - Duration::from_micros(1)));
+            assert!(!delays.is_delayed(0, end) && !delays.is_delayed(1, now));
+            now = end;
+        }
+        let later = now + 2 * RECONNECT_DELAY * (1 << MAX_DOUBLINGS);
+        let is_first = delays.record_failure(0, now, later);
+        assert!(is_first, "the connection outlasted its delay");
+        assert!(!delays.is_delayed(0, later + RECONNECT_DELAY));
+    }
+}

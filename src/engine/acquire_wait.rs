@@ -1,0 +1,161 @@
+//! The waits of an acquire: before its first attempt, and between two attempts.
+//!
+//! Each is a sleep in the caller's [`Inbox`](crate::transport::inbox::Inbox) with a deadline.
+
+use std::time::{Duration, Instant};
+
+use log::debug;
+
+use crate::background::release_listener::shared::Subscription;
+use crate::background::release_listener::subscriptions::Signal;
+use crate::engine::acquire::Acquisition;
+use crate::engine::attempt_result::{AttemptFailure, Contention};
+use crate::engine::params::{access_mode, contended_error};
+use crate::error::Error;
+use crate::protocol::kind::LeaseKind;
+use crate::time::deadline::{Deadline, DeadlineCause};
+use crate::time::{clock, deadline};
+
+/// Redis counts TTLs in whole milliseconds and frees a key in the millisecond after its last.
+const TTL_ROUNDING: Duration = Duration::from_millis(1);
+
+impl Acquisition<'_> {
+    /// Waits while earlier callers of this process wait for a permit of the same semaphore.
+    pub(super) fn wait_for_permit_turn(&self) -> Result<(), Error> {
+        let kind = self.params.kind;
+        while matches!(kind, LeaseKind::Permit { .. }) && self.local.has_earlier_waiter() {
+            self.engine.check_cancelled(&self.inbox)?;
+            if self.deadlines.queue.is_some_and(|end| end <= clock::now()) {
+                let waited = self.waited();
+                let attempts = self.retry.attempts_elapsed(waited);
+                let access = access_mode(kind);
+                return Err(contended_error(kind, access, attempts, waited, None));
+            }
+            self.inbox.sleep(self.deadlines.queue);
+        }
+        Ok(())
+    }
+
+    /// Subscribes to the keys whose channels this process listens on already, which costs nothing.
+    pub(super) fn subscribe_if_active(&mut self) {
+        let (listener, inbox) = (&self.engine.listener, &self.inbox);
+        let keys = self.params.keys.as_slice().iter();
+        self.subscriptions
+            .extend(keys.filter_map(|key| listener.subscribe_if_active(key, inbox)));
+    }
+
+    /// Sleeps while waiters of other processes may acquire what this process released.
+    ///
+    /// Returns at once if the caller does not wait.
+    pub(super) fn yield_to_other_processes(&self) {
+        if let Some(until) = self.engine.listener.yield_deadline(&self.params.keys) {
+            let end = deadline::earlier(Some(until), self.limit.deadline);
+            while self.inbox.sleep(end) && self.engine.check_cancelled(&self.inbox).is_ok() {}
+        }
+    }
+
+    /// Sleeps until a release is published, the holder's TTL or the retry delay ends, or a limit.
+    pub(super) fn wait_before_next(&mut self, failure: &AttemptFailure) {
+        let limits = Deadline::new(DeadlineCause::CallerWait, self.limit.deadline)
+            .min_with(DeadlineCause::Outage, self.outage_deadline(failure));
+        let contention = failure.contention();
+        if contention.is_some() && self.follow_leader() {
+            return self.wait_for_leader(limits);
+        }
+        if let Some(contention) = contention {
+            self.subscribe_to_blockers(contention);
+        }
+        let delay = self.backoff.next_delay(self.engine, self.params.kind);
+        let delay_end = deadline::deadline(self.attempt_end, delay);
+        let free_at = contention.and_then(|contention| {
+            let free_in = contention.free_in?;
+            // The refusing caller may have given way in a split vote, so its end is no reason to
+            // spend one of a limited number of attempts before the delay is over.
+            if self.limit.max_attempts.is_some() && free_in.is_zero() {
+                return None;
+            }
+            let free_in = free_in.saturating_add(TTL_ROUNDING);
+            deadline::deadline(self.attempt_end, free_in)
+        });
+        let end = limits
+            .min_with(DeadlineCause::RetryDelay, delay_end)
+            .min_with(DeadlineCause::RetryDelay, free_at);
+        debug!(
+            "{}: attempt {} failed: {}: next after {}",
+            self.params.keys,
+            self.attempts,
+            failure.name(),
+            limit_name(end.limit())
+        );
+        self.sleep_until_release(end.end());
+    }
+
+    /// Returns whether another thread of this process polls the nodes for this reader or permit.
+    fn follow_leader(&self) -> bool {
+        let has_time = |end| end > self.attempt_end;
+        self.params.kind.is_shared()
+            && self.deadlines.queue.is_none_or(has_time)
+            && self.local.follow_leader()
+    }
+
+    /// Sleeps until the leader's grant or release wakes this caller, or a limit ends.
+    fn wait_for_leader(&mut self, limits: Deadline) {
+        let end = limits.min_with(DeadlineCause::RetryDelay, self.deadlines.queue);
+        self.inbox.sleep(end.end());
+        let slept = clock::now().saturating_duration_since(self.attempt_end);
+        let attempts = self.retry.attempts_elapsed(slept);
+        let attempts = self.attempts.saturating_add(attempts);
+        self.attempts = attempts.min(self.max_queued_attempts());
+    }
+
+    /// Subscribes to the keys that others hold. Without a subscription the wait ends by time.
+    fn subscribe_to_blockers(&mut self, contention: &Contention) {
+        let keys = &self.params.keys;
+        let blocking = contention.blocking_keys.iter();
+        let blocking = blocking.map(|key| &keys.as_slice()[*key]);
+        for key in keys.single().into_iter().chain(blocking) {
+            if !self.subscriptions.iter().any(|known| known.is_at(key)) {
+                let subscription = self.engine.listener.subscribe(key, &self.inbox);
+                let subscription = subscription
+                    .inspect_err(|error| debug!("{key}: no release notifications: {error}"));
+                self.subscriptions.extend(subscription);
+            }
+        }
+    }
+
+    /// Sleeps until `end` or until a subscription has a signal, and prepares the next attempt.
+    fn sleep_until_release(&mut self, end: Option<Instant>) {
+        // With a limited number of attempts, none is spent on a subscription that was confirmed.
+        let wanted = match self.limit.max_attempts {
+            Some(_) => Signal::Released,
+            None => Signal::Subscribed,
+        };
+        let is_signalled = || {
+            self.subscriptions
+                .iter()
+                .any(|each| each.has_signal(wanted))
+        };
+        // A stale wake-up from the lock table must not shorten the delay.
+        while !is_signalled()
+            && self.inbox.sleep(end)
+            && self.engine.check_cancelled(&self.inbox).is_ok()
+        {}
+        let signal = self.subscriptions.iter().map(Subscription::take_signal);
+        if signal.max() == Some(Signal::Released) {
+            self.backoff.reset_after_release();
+            // All waiters ask the same node first. Those that lose there have nothing to undo.
+            self.preferred_node = self.engine.listener.current_node();
+        }
+    }
+}
+
+/// Returns the limit that ends a wait, for the log.
+fn limit_name(limit: DeadlineCause) -> &'static str {
+    match limit {
+        DeadlineCause::NodeTimeout => "node timeout",
+        DeadlineCause::Validity => "validity",
+        DeadlineCause::RetryDelay => "retry delay",
+        DeadlineCause::CallerWait => "the caller's wait",
+        DeadlineCause::Outage => "max_outage",
+    }
+}

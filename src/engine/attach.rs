@@ -1,0 +1,80 @@
+//! Binds an acquired lease to its local guard, and registers renewal and loss callbacks.
+
+use std::sync::Arc;
+
+use crate::background::loss_handler;
+use crate::config::on_drop::OnDrop;
+use crate::engine::core::Engine;
+use crate::engine::params::AcquireParams;
+use crate::error::Error;
+use crate::local::guard::LocalGuard;
+use crate::protocol::lease::{Lease, LeaseState};
+use crate::time::clock;
+use crate::transport::inbox::Inbox;
+
+impl Engine {
+    /// Attaches a lease to the lock table and applies its options; releases it if that fails.
+    ///
+    /// # Errors
+    /// - `Closed`: the `Nodes` shut down meanwhile.
+    /// - `System`: a background thread could not be started.
+    pub(crate) fn attach(
+        &self,
+        lease: &Arc<Lease>,
+        local: &LocalGuard,
+        params: &AcquireParams,
+    ) -> Result<(), Error> {
+        let attached = match local.attach_lease(lease) {
+            true => self.apply_lease_options(lease, params),
+            false => Err(Error::Closed),
+        };
+        if attached.is_err() {
+            // The caller gets the first error, so the result of the release is not reported.
+            let _ = self.release(lease, local, OnDrop::Background);
+        }
+        attached
+    }
+
+    /// Registers the loss callback and the renewal, before the caller can see the guard.
+    pub(crate) fn apply_lease_options(
+        &self,
+        lease: &Arc<Lease>,
+        params: &AcquireParams,
+    ) -> Result<(), Error> {
+        let options = &params.lease_options;
+        if let Some(on_lost) = &options.on_lost {
+            let now = clock::now();
+            let due = match lease.peek(now) {
+                LeaseState::Held(expiry) => expiry,
+                _ => now, // the lease is lost already
+            };
+            let notifier = self.loss_handler.notifier();
+            notifier.watch(lease, due, on_lost.clone())?;
+        }
+        match options.auto_renew {
+            true => self
+                .renewal
+                .register(lease, params.ttl, options.max_renewal),
+            false => Ok(()),
+        }
+    }
+
+    /// Handles the loss of a lease whose expiry this thread was the first to see.
+    pub(super) fn handle_expiry(&self, lease: &Arc<Lease>) {
+        self.loss_handler
+            .handle_loss(lease, loss_handler::EXPIRED_MSG);
+    }
+
+    /// Returns whether a caller that blocks in this inbox may go on.
+    ///
+    /// # Errors
+    /// - `Closed`: the `Nodes` shut down.
+    /// - `Cancelled`: the caller's token was cancelled.
+    pub(super) fn check_cancelled(&self, inbox: &Inbox) -> Result<(), Error> {
+        match (self.lock_table.is_closed(), inbox.is_cancelled()) {
+            (true, _) => Err(Error::Closed),
+            (false, true) => Err(Error::Cancelled),
+            (false, false) => Ok(()),
+        }
+    }
+}

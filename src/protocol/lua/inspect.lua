@@ -1,0 +1,17 @@
+-- Inspects an exclusive lock: reports its holder without the token, since a token can release the
+-- lock.
+--
+-- 1. A value of another type has no digest and no owner label. It blocks the lock all the same.
+-- 2. At most 256 bytes of an owner label are reported: a foreign client may have written any.
+--
+-- KEYS: the lock.
+-- Reply: 0 absent; else {SHA-1 of the value, the part before its last ':', ms left}, with -1 ms for
+-- no end.
+local value, digest, owner = redis.pcall('GET', KEYS[1]), '', ''
+if not value then return 0 end
+if type(value) == 'string' then
+  digest, owner = redis.sha1hex(value), string.match(value, '^(.*):') or ''
+elseif not string.find(value.err, 'WRONGTYPE', 1, true) then
+  return value
+end
+return {digest, string.sub(owner, 1, 256), redis.call('PTTL', KEYS[1])}

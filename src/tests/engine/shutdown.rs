@@ -1,0 +1,80 @@
+//! Shutdown over fake nodes: waits, pending acquires and held locks.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::api::locker::Locker;
+use crate::error::{Error, LossReason};
+use crate::protocol::request::Op;
+use crate::tests::engine::setup::{TTL, healthy, holders};
+use crate::tests::fake_node::node::{FakeNode, Fault, eventually};
+
+#[test]
+fn shutdown_ends_waits_and_keeps_held_locks() {
+    let fakes = FakeNode::fakes(1);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", TTL).expect("free");
+    let closed = |tried: Result<_, Error>| assert_eq!(tried.err(), Some(Error::Closed));
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| locker.lock("x", TTL).map(drop));
+        fakes[0].set_fault(Fault::Refuses);
+        let asking = scope.spawn(|| locker.lock("y", TTL).map(drop));
+        eventually("it asks", || fakes[0].count(Op::Acquire) > 1);
+        assert!(!locker.nodes().shutdown(Duration::from_millis(20)));
+        closed(waiting.join().expect("no panic"));
+        closed(asking.join().expect("no panic"));
+    });
+    closed(locker.try_lock("z", TTL).map(drop));
+    assert!(fakes[0].token("x").is_some(), "left to its TTL");
+    assert!(!guard.is_held());
+    assert_eq!(guard.watch().loss_reason(), Some(LossReason::ShutDown));
+    assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
+    _ = locker.nodes().shutdown(Duration::ZERO);
+}
+
+#[test]
+fn shutdown_undoes_a_pending_acquire() {
+    let fakes = FakeNode::fakes(1);
+    let locker = healthy(&fakes);
+    let late = fakes[0].delay(Op::Acquire);
+    let nodes = locker.nodes().clone();
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| locker.lock("x", TTL).map(drop));
+        late.arrived();
+        let ending = scope.spawn(move || nodes.shutdown(Duration::ZERO));
+        eventually("it is closed", || {
+            locker.nodes().engine().lock_table.is_closed()
+        });
+        late.go();
+        assert_eq!(asking.join().expect("no panic"), Err(Error::Closed));
+        assert!(ending.join().expect("no panic"));
+    });
+    assert_eq!(holders(&fakes, "x"), 0, "a key that nobody holds is left");
+}
+
+#[test]
+fn shutdown_waits_for_guards() {
+    let fakes = FakeNode::fakes(3);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", TTL).expect("free");
+    let nodes = locker.nodes().clone();
+    thread::scope(|scope| {
+        let ending = scope.spawn(move || nodes.shutdown(Duration::from_secs(20)));
+        eventually("it is closed", || {
+            matches!(locker.try_lock("y", TTL), Err(Error::Closed))
+        });
+        guard.release().expect("ours");
+        assert!(ending.join().expect("no panic"));
+    });
+}
+
+#[test]
+fn guard_outlives_its_locker() {
+    let fakes = FakeNode::fakes(3);
+    let guard = healthy(&fakes).lock("x", TTL).expect("free");
+    assert!(guard.is_held());
+    drop(guard);
+    assert_eq!(holders(&fakes, "x"), 0, "the last handle drains the lanes");
+}
+
+// Where a name is parsed.

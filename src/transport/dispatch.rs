@@ -1,0 +1,146 @@
+//! Sends one request to the connections of one key, directly or through the queues of the workers.
+//!
+//! It never blocks, and it never resends: a request that a connection has accepted belongs to that
+//! connection. A suspect node accepts only releases of leases that it was asked for before, so its
+//! queue does not grow with its outage (L3).
+
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::error::NodeFailure;
+use crate::protocol::encode;
+use crate::protocol::key::Key;
+use crate::protocol::quorum::NodeSet;
+use crate::protocol::request::{Op, Request};
+use crate::time::clock;
+use crate::transport::connection::NodeConnection;
+use crate::transport::job::{Job, ReplyTo};
+use crate::transport::messages::Submitted;
+
+/// The connections that serve one key: always the same one of each node.
+///
+/// A lock of several keys uses the connections of its first key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyConnections<'a> {
+    /// The connections of all nodes, those of one node next to each other.
+    all: &'a [NodeConnection],
+    pool_size: usize,
+    index: usize,
+}
+
+/// The result of a dispatch, by node.
+#[derive(Debug, Default)]
+pub(super) struct Dispatched {
+    /// The nodes whose connection accepted the request.
+    pub(super) accepted: NodeSet,
+    /// The nodes to which this thread has sent the request itself.
+    pub(super) direct: NodeSet,
+    /// The nodes in `direct` whose worker sleeps and does not poll for the reply.
+    pub(super) unattended: NodeSet,
+    /// The suspect nodes, which were not asked.
+    pub(super) failures: Vec<(usize, NodeFailure)>,
+}
+
+impl<'a> KeyConnections<'a> {
+    pub(super) fn new(all: &'a [NodeConnection], pool_size: usize, key: &Key) -> Self {
+        KeyConnections {
+            all,
+            pool_size,
+            index: connection_index(key, pool_size),
+        }
+    }
+
+    /// Returns the number of nodes.
+    pub(super) fn total(&self) -> usize {
+        self.all.len() / self.pool_size
+    }
+
+    /// Returns the connection of each node, with the node's index.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &'a NodeConnection)> + use<'a> {
+        let connections = self.all.iter().skip(self.index);
+        connections.step_by(self.pool_size).enumerate()
+    }
+
+    /// Sends `request` to `nodes`: with `is_direct` on their sockets where a connection is idle,
+    /// otherwise through the queues. Replies go to `reply`. Does not block.
+    pub(super) fn dispatch(
+        &self,
+        request: &Request,
+        nodes: NodeSet,
+        reply: Option<&ReplyTo>,
+        is_direct: bool,
+    ) -> Dispatched {
+        let now = clock::now();
+        encode::with_encoded(request, |bytes| {
+            let mut dispatched = Dispatched::default();
+            let mut request = request.clone();
+            if !is_direct {
+                request.encoded = Some(Arc::from(bytes)); // encoded once for all workers
+            }
+            for (node, connection) in self.iter().filter(|(node, _)| nodes.contains(*node)) {
+                let job = Job {
+                    request: request.clone(),
+                    reply: reply.cloned(),
+                };
+                match submit(node, connection, job, is_direct.then_some(bytes), now) {
+                    Ok(Submitted::Queued) => dispatched.accepted.insert(node),
+                    Ok(Submitted::Sent { wake_worker }) => {
+                        dispatched.accepted.insert(node);
+                        dispatched.direct.insert(node);
+                        if wake_worker {
+                            dispatched.unattended.insert(node);
+                        }
+                    }
+                    Err(cause) => dispatched.failures.push((node, cause)),
+                }
+            }
+            dispatched
+        })
+    }
+}
+
+/// Submits a job to a node's connection: with the encoded request in `bytes` directly, if the
+/// connection is idle.
+///
+/// # Errors
+/// The cause if the node is suspect. Only a release of a lease that the node was asked for is then
+/// queued.
+fn submit(
+    node: usize,
+    connection: &NodeConnection,
+    job: Job,
+    bytes: Option<&[u8]>,
+    now: Instant,
+) -> Result<Submitted, NodeFailure> {
+    let request = &job.request;
+    let must_reach = request.op == Op::Release && request.lease.contacted().contains(node);
+    if !must_reach && let Some(cause) = connection.unavailable(now) {
+        return Err(cause);
+    }
+    // Recorded before the request is sent, because a lease that is given up in between must be
+    // released here, too (S4). Recorded whether or not the connection is still up by then, because
+    // a second look might see it down although the request is sent.
+    if request.op.grants() {
+        for lease in request.written_leases() {
+            lease.record_contacted(NodeSet::single(node));
+        }
+    }
+    match bytes {
+        Some(bytes) => connection.send_or_submit(job, bytes, must_reach, now),
+        None => connection
+            .submit(job, must_reach, now)
+            .map(|()| Submitted::Queued),
+    }
+}
+
+/// Returns which of the `pool_size` connections of a node serves a key.
+pub(super) fn connection_index(key: &Key, pool_size: usize) -> usize {
+    match pool_size {
+        1 => 0,
+        _ => {
+            let hasher = BuildHasherDefault::<DefaultHasher>::default();
+            (hasher.hash_one(key) % pool_size as u64) as usize
+        }
+    }
+}
