@@ -251,7 +251,7 @@ impl<'a> FaultInjector<'a> {
             Data::Kept => "part_where_data_is_kept",
             Data::Lost => "part_under_quarantine",
         };
-        let module = concat!(module_path!(), "::part").replace("::faults", "");
+        let module = concat!(module_path!(), "::worker").replace("::faults", "");
         let addresses = self.links.iter().map(Proxy::addr).collect();
         let seed: u64 = self.rng.random();
         Program::playing_at(
