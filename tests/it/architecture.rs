@@ -1,4 +1,5 @@
-//! The layout of `src/`: which folder may import which, and which file alone may do what. Reads the sources; runs nothing.
+//! The layout of `src/`: which folder may import which, and which file alone may do what. And the names that ARCHITECTURE.md
+//! cites: they exist. Reads the sources and the document; runs nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -265,4 +266,104 @@ fn each_type_has_a_name_of_its_own() {
     }
     seen.retain(|_, files| files.len() > 1);
     assert!(seen.is_empty(), "{seen:#?}");
+}
+
+/// ARCHITECTURE.md without its blocks of code.
+fn document() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let text = fs::read_to_string(path).unwrap();
+    text.split("```").step_by(2).collect()
+}
+
+/// Returns the back-quoted parts of a text.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// Returns the paths that a part `a/{b,c}.rs` stands for; none if it is no path.
+fn cited_paths(part: &str) -> Vec<String> {
+    let is_path_char = |c: char| c.is_ascii_alphanumeric() || "_-./{},".contains(c);
+    let is_path = part.contains('/') || [".rs", ".lua", ".md"].iter().any(|e| part.ends_with(e));
+    let has_name = part.contains(|c: char| c.is_ascii_lowercase());
+    if !is_path || !has_name || !part.chars().all(is_path_char) {
+        return Vec::new();
+    }
+    match (part.split_once('{'), part.split_once('}')) {
+        (Some((before, rest)), Some((_, after))) => {
+            let names = rest.split('}').next().unwrap_or_default().split(',');
+            names.map(|name| format!("{before}{name}{after}")).collect()
+        }
+        _ => vec![part.to_owned()],
+    }
+}
+
+/// Returns the files below a folder of the repository.
+fn files_below(folder: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let entries = walkdir::WalkDir::new(root).into_iter().map(Result::unwrap);
+    let files = entries.filter(|entry| entry.file_type().is_file());
+    files.map(walkdir::DirEntry::into_path).collect()
+}
+
+/// Returns the names of all tests.
+fn test_names() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for path in ["src", "tests"].into_iter().flat_map(files_below) {
+        let mut is_test = false;
+        // A file that is no text has no tests.
+        for line in fs::read_to_string(path).unwrap_or_default().lines() {
+            let line = line.trim_start();
+            if let Some(rest) = line.strip_prefix("fn ") {
+                if std::mem::take(&mut is_test) {
+                    names.extend(rest.split('(').next().map(str::to_owned));
+                }
+            } else {
+                is_test |= line == "#[test]";
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn files_that_the_document_cites_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files: Vec<_> = ["src", "tests"].into_iter().flat_map(files_below).collect();
+    let exists = |path: &String| {
+        // A table that names a folder lists its files without it.
+        let is_file_name = |file: &PathBuf| file.file_name().is_some_and(|name| *name == **path);
+        root.join(path).exists()
+            || root.join("src").join(path).exists()
+            || files.iter().any(is_file_name)
+    };
+    let document = document();
+    let cited: BTreeSet<_> = quoted(&document).flat_map(cited_paths).collect();
+    assert!(cited.len() > 50, "no paths were found");
+    let missing: Vec<_> = cited.iter().filter(|path| !exists(path)).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn tests_that_the_document_cites_exist() {
+    let is_word = |part: &&str| {
+        let is_word_char = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        part.contains('_') && part.chars().all(is_word_char)
+    };
+    let document = document();
+    let mut cited = BTreeSet::new();
+    for paragraph in document.split("\n\n") {
+        // Names of tests are long wherever they stand, and of any length behind "Test".
+        let long = quoted(paragraph).filter(|part| part.matches('_').count() >= 4);
+        cited.extend(long.filter(is_word));
+        if let Some((_, tests)) = paragraph.split_once("*Test*:") {
+            cited.extend(quoted(tests).filter(is_word));
+        }
+    }
+    let tests = test_names();
+    assert!(cited.len() > 15 && tests.len() > 500, "none were found");
+    let missing: Vec<_> = cited
+        .iter()
+        .filter(|name| !tests.contains(**name))
+        .collect();
+    assert!(missing.is_empty(), "{missing:#?}");
 }
