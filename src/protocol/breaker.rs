@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 /// The minimal time without a quorum before the breaker opens, however many rounds have failed.
 pub(crate) const MIN_OUTAGE: Duration = Duration::from_millis(if cfg!(test) { 30 } else { 1_000 });
 
+/// How often a quorum is probed that stays connected without serving, as while servers load their
+/// data: no connect tells when that ends.
+const CONNECTED_PROBE_INTERVAL: Duration = Duration::from_secs(2);
+
 /// # State table
 ///
 /// | from       | to         | by                                                       |
@@ -17,6 +21,7 @@ pub(crate) const MIN_OUTAGE: Duration = Duration::from_millis(if cfg!(test) { 30
 /// | any        | `Closed`   | a quorum that replies                                    |
 /// | `Open`     | `Probing`  | an admission after `breaker_open_for`                    |
 /// | `Open`     | `Probing`  | an admission after a connect, with a quorum connected    |
+/// | `Open`     | `Probing`  | the same without a connect, [`CONNECTED_PROBE_INTERVAL`] |
 /// | `Probing`  | `Open`     | the failed round of the present probe                    |
 /// | `Probing`  | `HalfOpen` | the present probe, abandoned without a verdict           |
 /// | `HalfOpen` | `Probing`  | the next admission                                       |
@@ -25,6 +30,8 @@ pub(crate) enum Phase {
     Closed,
     Open {
         until: Instant,
+        /// When a quorum that has stayed connected is probed.
+        connected_until: Instant,
         /// The count of connects when the breaker opened. Connections that were up before are no
         /// news.
         connect_epoch: u64,
@@ -124,9 +131,15 @@ impl CircuitBreaker {
             Phase::HalfOpen => self.probe(),
             Phase::Open {
                 until,
+                connected_until,
                 connect_epoch,
             } => {
-                if until <= now || connectivity.quorum_up && connectivity.epoch != connect_epoch {
+                let until = match connectivity.quorum_up {
+                    true if connectivity.epoch != connect_epoch => now,
+                    true => until.min(connected_until),
+                    false => until,
+                };
+                if until <= now {
                     return self.probe();
                 }
                 Admission::Rejected(until.saturating_duration_since(now))
@@ -190,6 +203,7 @@ impl CircuitBreaker {
         let until = until.unwrap_or_else(|| now + Duration::from_secs(100 * 365 * 24 * 3600));
         self.phase = Phase::Open {
             until,
+            connected_until: now + CONNECTED_PROBE_INTERVAL,
             connect_epoch,
         };
     }
@@ -237,6 +251,34 @@ mod tests {
         let (mut breaker, now) = breaker();
         assert!(failures(&mut breaker, now, 3));
         (breaker, now + ms(10))
+    }
+
+    #[test]
+    fn quorum_that_stays_connected_is_probed_after_the_interval() {
+        let (mut breaker, now) = breaker();
+        assert!(failures(&mut breaker, now, 3));
+        let Phase::Open {
+            connected_until, ..
+        } = breaker.phase()
+        else {
+            panic!("not open");
+        };
+        let connected = connectivity(true, 0);
+        let before = connected_until - ms(1);
+        assert_eq!(breaker.admit(before, connected), Admission::Rejected(ms(1)));
+        assert!(matches!(
+            breaker.admit(connected_until, DOWN),
+            Admission::Rejected(_)
+        ));
+        let Admission::Probe(number) = breaker.admit(connected_until, connected) else {
+            panic!("no probe");
+        };
+        let failed = connected_until + ms(1);
+        assert!(breaker.record_failure(connected_until, failed, Some(number), 0));
+        assert_eq!(
+            breaker.admit(failed, connected),
+            Admission::Rejected(CONNECTED_PROBE_INTERVAL)
+        );
     }
 
     #[test]
@@ -337,7 +379,11 @@ mod tests {
         assert!(opened.is_some_and(|opened| opened < now));
         assert!(breaker.record_failure(now, now, Some(1), 1));
         breaker.abandon_probe(1);
-        assert_eq!(breaker.admit(now, UP), Admission::Rejected(OPEN_FOR));
+        assert_eq!(breaker.admit(now, DOWN), Admission::Rejected(OPEN_FOR));
+        assert_eq!(
+            breaker.admit(now, UP),
+            Admission::Rejected(CONNECTED_PROBE_INTERVAL)
+        );
         assert_eq!(breaker.opened(), opened, "it is the same outage");
 
         let mut breaker = probing();
