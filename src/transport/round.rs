@@ -289,7 +289,7 @@ pub(crate) struct RoundOutcome {
 
 impl RoundOutcome {
     /// Returns an outcome whose details come from these replies.
-    #[cfg(all(test, not(loom)))]
+    #[cfg(test)]
     pub(crate) fn with_replies(
         verdict: Verdict,
         tally: Tally,

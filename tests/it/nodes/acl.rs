@@ -7,9 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use redguard::{
-    Config, Credentials, Endpoint, Error, FailedNode, LockGuard, LockOptions, Locker, NodeFailure,
-    NodeState, Nodes, ReadGuard, RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker,
-    Semaphore, SemaphorePermit, WriteGuard,
+    Config, Credentials, Error, FailedNode, LockGuard, LockOptions, Locker, NodeFailure, NodeState,
+    Nodes, ReadGuard, RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
+    SemaphorePermit, WriteGuard,
 };
 
 use crate::support::fixtures::{
@@ -595,7 +595,8 @@ fn slot_that_nobody_serves_costs_no_lock_in_another() {
     eventually(LIMIT, "the cluster is up", || {
         ask::<String>(&node, &["CLUSTER", "INFO"]).contains("cluster_state:ok")
     });
-    let locker = RedisLocker::connect(Config::new([Endpoint::cluster([node.addr()])])).unwrap();
+    let locker =
+        RedisLocker::connect(Config::new([redguard::Endpoint::cluster([node.addr()])])).unwrap();
     let kept = take(&locker, &unique_key("kept"));
     let since = up_since(&locker);
     for _ in 0..20 {
