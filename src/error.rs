@@ -8,9 +8,9 @@ use crate::error;
 /// Why a lock was not acquired, extended or released.
 ///
 /// *Held by another* ([`Contended`](Error::Contended) and its like for read-write locks) means that
-/// a quorum of nodes answered. *Could not find out*
-/// ([`InsufficientQuorum`](Error::InsufficientQuorum)) means that none did. The two are never mixed
-/// up. [`is_contended`](Error::is_contended), [`is_unavailable`](Error::is_unavailable),
+/// a quorum of nodes replied. *Unavailable* ([`InsufficientQuorum`](Error::InsufficientQuorum) and
+/// its like) means that no quorum replied in time. The two are never mixed up.
+/// [`is_contended`](Error::is_contended), [`is_unavailable`](Error::is_unavailable),
 /// [`is_denied`](Error::is_denied) and [`is_lost`](Error::is_lost) sort errors by the reaction to
 /// them.
 ///
@@ -84,7 +84,7 @@ pub enum Error {
         operation: Operation,
         /// The quorum of the configured nodes, `total / 2 + 1`.
         needed: usize,
-        /// The number of nodes that answered, errors included.
+        /// The number of nodes that replied, errors included.
         reachable: usize,
         /// The number of configured nodes.
         total: usize,
@@ -212,8 +212,8 @@ impl Error {
         )
     }
 
-    /// Returns whether too few nodes answered in time to find out: waiting may help. `false` for an
-    /// error that [`is_denied`](Error::is_denied).
+    /// Returns whether too few nodes replied in time for a verdict: waiting may help. Returns
+    /// `false` for an error that [`is_denied`](Error::is_denied).
     pub fn is_unavailable(&self) -> bool {
         let is_unknown = matches!(
             self,
@@ -224,8 +224,8 @@ impl Error {
         is_unknown && !self.is_denied()
     }
 
-    /// Returns whether so many nodes deny access that no quorum is left: other credentials, rights
-    /// or certificates help, waiting does not.
+    /// Returns whether the nodes that deny access leave no quorum: other credentials, rights or
+    /// certificates help, waiting does not.
     pub fn is_denied(&self) -> bool {
         let Error::InsufficientQuorum {
             needed,
@@ -272,7 +272,7 @@ pub enum Operation {
 
 impl Operation {
     /// Returns the number of nodes that did it. All others have a cause; for `Inspect` some causes
-    /// are answers, too.
+    /// are replies, too.
     fn done(self, total: usize, causes: &[FailedNode]) -> usize {
         let is_answer =
             |cause: &NodeFailure| *cause == NodeFailure::NotOurs || cause.is_permanent();
@@ -348,7 +348,7 @@ pub struct FailedNode {
     /// The error that it replied, or why it did not reply.
     pub failure: NodeFailure,
     /// For a time-out the limit that was exceeded.
-    pub(crate) limit: Option<AnswerLimit>,
+    pub(crate) limit: Option<ReplyLimit>,
 }
 
 impl fmt::Display for FailedNode {
@@ -362,9 +362,9 @@ impl fmt::Display for FailedNode {
     }
 }
 
-/// The time limit of an answer.
+/// The time limit of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AnswerLimit {
+pub(crate) enum ReplyLimit {
     /// The node was connected. `connecting` is the round trip measured then: it distinguishes a
     /// short limit from a hung node.
     Node {
@@ -375,17 +375,17 @@ pub(crate) enum AnswerLimit {
     Connect { connect_timeout: Duration },
 }
 
-impl fmt::Display for AnswerLimit {
+impl fmt::Display for ReplyLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            AnswerLimit::Node {
+            ReplyLimit::Node {
                 node_timeout,
                 connecting,
             } => {
                 let [limit, connecting] = [*node_timeout, *connecting].map(error::format_duration);
                 write!(f, "{limit} (node_timeout; connecting took {connecting})")
             }
-            AnswerLimit::Connect { connect_timeout } => {
+            ReplyLimit::Connect { connect_timeout } => {
                 let limit = error::format_duration(*connect_timeout);
                 write!(f, "{limit} (connect_timeout)")
             }
@@ -395,7 +395,7 @@ impl fmt::Display for AnswerLimit {
 
 impl Error {
     /// Adds the limits that nodes exceeded. `limit_of` returns the limit of a node by its name.
-    pub(crate) fn with_limits(mut self, limit_of: impl Fn(&str) -> AnswerLimit) -> Error {
+    pub(crate) fn with_limits(mut self, limit_of: impl Fn(&str) -> ReplyLimit) -> Error {
         if let Error::InsufficientQuorum { causes, .. } | Error::CircuitOpen { causes, .. } =
             &mut self
         {
@@ -425,7 +425,7 @@ pub enum NodeFailure {
     #[error("unreachable: {0}")]
     Unreachable(String),
 
-    /// The node is connected, but did not answer in time.
+    /// The node is connected, but did not reply in time.
     #[error("no answer in time")]
     TimedOut,
 
@@ -483,7 +483,7 @@ pub enum NodeFailure {
     #[error("value of another type under the key")]
     WrongType,
 
-    /// The node is a cluster, and the keys of the lock are in different slots.
+    /// The node is a cluster, and the keys of the lock are in different hash slots.
     #[error("keys in different cluster slots")]
     CrossSlot,
 }
@@ -600,7 +600,7 @@ mod tests {
         }
     }
 
-    /// An error of three nodes, with the failures of those that did not do it.
+    /// Creates an error of three nodes, with the failures of the nodes that did not succeed.
     fn insufficient(operation: Operation, causes: &[NodeFailure]) -> Error {
         let causes = causes.iter().enumerate().map(|(node, cause)| FailedNode {
             node: format!("n{node}"),
@@ -659,11 +659,11 @@ mod tests {
             ]),
         };
         let error = error.with_limits(|node| match node {
-            "a:1" => AnswerLimit::Node {
+            "a:1" => ReplyLimit::Node {
                 node_timeout: ms(200),
                 connecting: ms(264),
             },
-            _ => AnswerLimit::Connect {
+            _ => ReplyLimit::Connect {
                 connect_timeout: ms(1000),
             },
         });
@@ -675,7 +675,7 @@ mod tests {
             retry_in: Duration::from_secs(60),
             causes: Box::new([timed_out("a:1", NodeFailure::TimedOut)]),
         };
-        let open = open.with_limits(|_| AnswerLimit::Node {
+        let open = open.with_limits(|_| ReplyLimit::Node {
             node_timeout: ms(200),
             connecting: ms(1),
         });

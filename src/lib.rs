@@ -29,7 +29,7 @@
 //!
 //! | lock | for |
 //! |---|---|
-//! | [`Locker`] | one holder at a time. The cheapest, and what other Redlock clients understand |
+//! | [`Locker`] | one holder at a time. The cheapest, and compatible with other Redlock clients |
 //! | [`RwLocker`] | many readers or one writer, where reading takes long and writing is rare |
 //! | [`Semaphore`] | at most n holders |
 //!
@@ -40,12 +40,12 @@
 //! `lock`, `read` and `write` take a TTL; `acquire…` takes [`LockOptions`]. A `try_` call returns
 //! `None` where the lock is held; it waits only if its options say so.
 //!
-//! # What happened
+//! # Errors
 //!
-//! | error | meaning | what to do |
+//! | error | meaning | reaction |
 //! |---|---|---|
 //! | [`is_contended`](Error::is_contended) | another holder has the lock, and the wait is over | come back later |
-//! | [`is_unavailable`](Error::is_unavailable) | no quorum of nodes answered | come back later; look at the nodes |
+//! | [`is_unavailable`](Error::is_unavailable) | no quorum of nodes replied | come back later; look at the nodes |
 //! | [`is_denied`](Error::is_denied) | credentials, rights or certificates | configure; waiting does not help |
 //! | [`is_lost`](Error::is_lost) | the lock ended before its guard | stop the work |
 //! | others | a name, a setting, a shutdown, a cancellation | see [`Error`] |
@@ -55,7 +55,7 @@
 //! | page | about |
 //! |---|---|
 //! | [`getting_started`](guide::getting_started) | TTLs, renewal, exit codes, signals, tests |
-//! | [`guarantees`](guide::guarantees) | what is promised, its limits, timing, losses, guards and scopes |
+//! | [`guarantees`](guide::guarantees) | the guarantees, their limits, timing, losses, guards, scopes |
 //! | [`fencing`](guide::fencing) | tokens, and stores that check them |
 //! | [`read_write_locks`](guide::read_write_locks), [`semaphores`](guide::semaphores) | their rules and fairness |
 //! | [`waiting`](guide::waiting) | queues, wake-ups, limits, several keys, adoption by another process |

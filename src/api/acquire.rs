@@ -1,4 +1,4 @@
-//! Turns the arguments of a public call into parsed parameters, and what was acquired into a guard.
+//! Turns the arguments of a public call into parsed parameters, and the lease into a guard.
 //!
 //! Input is rejected here and in the handles' constructors; the layers below validate nothing.
 

@@ -19,9 +19,10 @@ use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
 use crate::protocol::lost_lock::{LostLock, OnLostCallback};
 
-/// Exclusive locks in this process that fail on demand, behind the trait [`Locker`]: for tests of
-/// what a program does when a lock is contended, unavailable, or lost while it is held. With the
-/// feature `testing`.
+/// Exclusive locks in this process that fail on demand, behind the trait [`Locker`].
+///
+/// Programs test with them how they behave when a lock is contended, unavailable, or lost while it
+/// is held. With the feature `testing`.
 ///
 /// Behaves as a [`LocalLocker`](crate::LocalLocker) until a failure is queued. A cheap clone; all
 /// clones share their locks and their queued failures.
@@ -146,7 +147,7 @@ impl FlakyLocker {
         Ok(LockGuard::from(guard))
     }
 
-    /// Keeps what `lose` needs of a lock, and forgets the locks that have ended.
+    /// Keeps the lease of a lock for `lose`, and forgets the locks that have ended.
     fn remember(&self, guard: &GuardInner, options: &LockOptions) {
         let mut state = self.state.lock();
         state.held.retain(|held| held.lease.is_held());

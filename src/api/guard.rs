@@ -50,7 +50,7 @@ macro_rules! guard {
             ///
             /// This is the validity: the TTL, less the time of the acquire, less the allowance for
             /// clock drift (`ttl / 100 + 2 ms`). It holds unless keys are deleted on the nodes;
-            /// [the guide](crate::guide::failures) says what follows if nodes lose their data.
+            /// [the guide](crate::guide::failures) covers nodes that lose their data.
             ///
             /// A local lock does not expire and returns [`Duration::MAX`], with which
             /// `Instant::now() + guard.remaining()` panics. Compute a deadline as
@@ -69,7 +69,7 @@ macro_rules! guard {
             /// # Errors
             /// - [`LockLost`](Error::LockLost): the lock is not held any more.
             /// - [`InsufficientQuorum`](Error::InsufficientQuorum): after a suspend, too few nodes
-            ///   answered.
+            ///   replied.
             /// - [`Closed`](Error::Closed): after a suspend, in a forked child.
             pub fn check(&self) -> Result<(), Error> {
                 self.0.check()
@@ -86,7 +86,7 @@ macro_rules! guard {
             /// - [`InvalidTtl`](Error::InvalidTtl): the TTL is too short or too long.
             /// - [`LockLost`](Error::LockLost): the lock has expired, or too many nodes reply that
             ///   it is not ours.
-            /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes answered.
+            /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes replied.
             ///   Repeating the call before the expiry may help.
             /// - [`Closed`](Error::Closed): the process is a forked child.
             pub fn extend(&self, ttl: Duration) -> Result<(), Error> {
@@ -101,7 +101,7 @@ macro_rules! guard {
             /// # Errors
             /// - [`LockLost`](Error::LockLost): the lock had expired, or too many nodes reply that
             ///   it was not ours any more. Work may have overlapped with another holder's.
-            /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes answered. The
+            /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes replied. The
             ///   release is sent to the others when they are back; at the latest the TTL frees the
             ///   lock.
             /// - [`Closed`](Error::Closed): the process is a forked child, which releases nothing.
@@ -264,11 +264,11 @@ macro_rules! fenced {
             /// the greatest it has seen. Then a holder that was paused past its lease does no harm
             /// (M. Kleppmann, *How to do distributed locking*, 2016).
             ///
-            /// Tokens strictly increase as long as the nodes' clocks are in step, or the nodes that
-            /// have lost their data and those that missed the last grant are together fewer than a
-            /// quorum. They are not consecutive. They start at the microseconds since 1970, about
-            /// 1.8e15, so a store needs 64 bits (`BIGINT`); the 53 bits of a JSON number last for
-            /// two centuries. Tokens of a local lock are comparable only among clones of one
+            /// Tokens strictly increase as long as one of two conditions holds. Either the nodes'
+            /// clocks are in step, or fewer nodes than a quorum have lost their data or missed the
+            /// last grant. They are not consecutive. They start at the microseconds since 1970,
+            /// about 1.8e15, so a store needs 64 bits (`BIGINT`); the 53 bits of a JSON number last
+            /// for two centuries. Tokens of a local lock are comparable only among clones of one
             /// locker.
             pub fn fencing_token(&self) -> Option<u64> {
                 self.0.fencing_token()
@@ -322,7 +322,7 @@ impl WriteGuard {
     /// Turns the write lock into a read lock, without letting another writer in between. The lease
     /// continues as it was; other readers can acquire the lock at once.
     ///
-    /// Blocks for at most `node_timeout`. Nodes that do not answer keep readers out until this lock
+    /// Blocks for at most `node_timeout`. Nodes that do not reply keep readers out until this lock
     /// is released or extended.
     ///
     /// # Errors
@@ -342,7 +342,7 @@ impl WriteGuard {
     /// let reading = writing.downgrade()?;
     /// assert!(locker.try_read("catalogue", ttl)?.is_some());
     /// assert!(locker.try_write("catalogue", ttl)?.is_none());
-    /// // … read what was loaded …
+    /// // … read the loaded catalogue …
     /// reading.release()
     /// # }
     /// ```

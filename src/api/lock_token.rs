@@ -16,8 +16,8 @@ const VERSION: &str = "1";
 /// [`RedisLocker::adopt`](crate::RedisLocker::adopt).
 ///
 /// By `Display` and `FromStr` it is a text of letters, digits and points, which passes through
-/// environments, arguments and pipes. **It is a secret**: any process that has it can take the lock
-/// over. (Other users of a machine can read the arguments of a process.) `Debug` shows the names
+/// environments, arguments and pipes. **It is a secret**: any process that has it can adopt the
+/// lock. (Other users of a machine can read the arguments of a process.) `Debug` shows the names
 /// alone. Dropping a token does nothing: the lock ends with its TTL.
 ///
 /// ```

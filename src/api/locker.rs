@@ -55,10 +55,9 @@ pub trait Locker: fmt::Debug + Send + Sync {
     ///   anything is asked.
     /// - [`Contended`](Error::Contended): another holder has the lock, and a limit on waiting or
     ///   attempts was reached.
-    /// - [`InsufficientQuorum`](Error::InsufficientQuorum): no quorum answered for
+    /// - [`InsufficientQuorum`](Error::InsufficientQuorum): no quorum replied for
     ///   [`max_outage`](crate::RetryPolicy::max_outage), or until the end of the wait. Returned at
-    ///   once if so many nodes deny access that no quorum is left
-    ///   ([`is_denied`](Error::is_denied)).
+    ///   once if the nodes that deny access leave no quorum ([`is_denied`](Error::is_denied)).
     /// - [`CircuitOpen`](Error::CircuitOpen): the circuit breaker is open
     ///   ([`Config::circuit_breaker`]), and the call does not wait.
     /// - [`ValidityExhausted`](Error::ValidityExhausted): the nodes are too slow for the TTL.
@@ -76,8 +75,7 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// once; a wait in the options bears an outage for as long.
     ///
     /// # Errors
-    /// As [`acquire`](Locker::acquire), but for `Contended`: an error means that nobody could find
-    /// out.
+    /// As [`acquire`](Locker::acquire), except `Contended`: `None` is returned in its place.
     ///
     /// ```
     /// # use redguard::{LocalLocker, LockOptions, Locker};
@@ -111,9 +109,9 @@ pub trait Locker: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// As [`acquire`](Locker::acquire), and
-    /// - [`InvalidKey`](Error::InvalidKey): no name, more than 256, or one that is given twice;
-    ///   where a node is a cluster also names of different slots. A common hash tag, as in
-    ///   `{orders}:7` and `{orders}:9`, gives them one slot.
+    /// - [`InvalidKey`](Error::InvalidKey): no name, more than 256 names, a name that occurs twice;
+    ///   where a node is a cluster also names of different hash slots. A common hash tag, as in
+    ///   `{orders}:7` and `{orders}:9`, gives them one hash slot.
     ///
     /// ```
     /// use redguard::{LocalLocker, LockOptions, Locker};
@@ -139,8 +137,8 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// Blocks as [`try_acquire`](Locker::try_acquire) does.
     ///
     /// # Errors
-    /// As [`acquire_all`](Locker::acquire_all), but for `Contended`: an error means that nobody
-    /// could find out.
+    /// As [`acquire_all`](Locker::acquire_all), except `Contended`: `None` is returned in its
+    /// place.
     fn try_acquire_all(
         &self,
         keys: &[&str],
@@ -148,7 +146,7 @@ pub trait Locker: fmt::Debug + Send + Sync {
     ) -> Result<Option<LockGuard>, Error>;
 
     /// Acquires the lock of `key` for `ttl`: [`acquire`](Locker::acquire) with the limits of the
-    /// retry policy, which are none by default.
+    /// retry policy, which are none by default. Blocks as [`acquire`](Locker::acquire) does.
     ///
     /// # Errors
     /// As [`acquire`](Locker::acquire).
@@ -214,12 +212,12 @@ impl RedisLocker {
     }
 
     /// Adopts a lock that another process, or another part of this one, has detached with
-    /// [`into_token`](LockGuard::into_token), and holds it for `ttl` from now on. Nobody else can
-    /// acquire the lock in between.
+    /// [`into_token`](LockGuard::into_token), and holds it for `ttl` from now on. No other
+    /// caller can acquire the lock in between.
     ///
     /// Of several callers that adopt one lock at most one succeeds. The new guard has a fencing
-    /// token if the former one had: a new and greater one. The locker must use the same nodes and
-    /// key prefix as the one that acquired the lock.
+    /// token if the former one had: a new and greater one. The locker must use the nodes and the
+    /// key prefix with which the lock was acquired.
     ///
     /// Blocks for at most `node_timeout`. A thread of this process that holds or wants the lock
     /// makes it `Contended` at once.
@@ -227,7 +225,7 @@ impl RedisLocker {
     /// # Errors
     /// - [`LockLost`](Error::LockLost): the lock has expired, was adopted already, or never
     ///   existed.
-    /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes answered.
+    /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes replied.
     /// - [`ValidityExhausted`](Error::ValidityExhausted): the nodes were too slow for the TTL.
     ///   After this error and the one before, nodes that had swapped the token release the lock, so
     ///   repeating the call helps only if none had.
@@ -269,18 +267,18 @@ impl RedisLocker {
     }
 
     /// Asks the nodes for the holder of the lock of `key`, for operators. **The result may be out
-    /// of date when it is returned.** `None` if no node that answered has the key.
+    /// of date when it is returned.** `None` if no node that replied has the key.
     ///
     /// A value of another type under the key is reported as [`foreign`](Holder::foreign).
     /// Read-write locks and locks held in a process alone ([`Mode::Local`](crate::Mode::Local)) are
     /// not seen.
     ///
     /// Asks all nodes, also through an open circuit breaker. Blocks until the connected ones have
-    /// answered, for at most `node_timeout`.
+    /// replied, for at most `node_timeout`.
     ///
     /// # Errors
     /// - [`InvalidKey`](Error::InvalidKey): the name cannot be used.
-    /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes answered, with a cause
+    /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes replied, with a cause
     ///   for each.
     /// - [`Closed`](Error::Closed): the nodes are shut down, or the process is a forked child.
     ///
@@ -299,20 +297,20 @@ impl RedisLocker {
         self.nodes.engine().holder(self.parse_key(key)?)
     }
 
-    /// Deletes the lock of `key` on all nodes that answer, whoever holds it. Returns `true` if a
-    /// node had it.
+    /// Deletes the lock of `key` on all nodes that reply, regardless of its holder. Returns `true`
+    /// if a node had it.
     ///
-    /// **Its holder continues** until its next check, and may overlap with the next holder. For
-    /// operators who know that the holder is dead, and cannot wait for the TTL. A holder that is
-    /// alive finds its lock lost at its next renewal, extension or release; waiting callers are
-    /// woken. A value of another type is not a lock, and is left untouched.
+    /// **Its holder continues** until its next check, and may overlap with the next holder. This is
+    /// for an operator: the holder is known to be dead, and waiting for the TTL is too long. A
+    /// holder that is alive finds its lock lost at its next renewal, extension or release. Waiting
+    /// callers are woken. A value of another type is not a lock, and is left untouched.
     ///
     /// Blocks as [`holder`](RedisLocker::holder) does. The lock may stay on nodes that did not
-    /// answer: a minority, unless an error is returned.
+    /// reply: a minority, unless an error is returned.
     ///
     /// # Errors
     /// As [`holder`](RedisLocker::holder). With [`InsufficientQuorum`](Error::InsufficientQuorum)
-    /// the nodes that did answer have deleted the lock all the same.
+    /// the nodes that did reply have deleted the lock all the same.
     ///
     /// ```no_run
     /// # use redguard::{Config, RedisLocker};

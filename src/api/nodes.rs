@@ -12,7 +12,7 @@ use crate::config::builder::Config;
 use crate::config::endpoint::EndpointKind;
 use crate::config::settings::Settings;
 use crate::engine::core::Engine;
-use crate::error::{AnswerLimit, Error, Operation};
+use crate::error::{Error, Operation, ReplyLimit};
 use crate::protocol::quorum::Tally;
 use crate::telemetry::health::Health;
 use crate::telemetry::stats::{LockCounters, Stats};
@@ -31,7 +31,7 @@ use crate::transport::worker_pool::WorkerPool;
 /// through the servers.
 ///
 /// Each connection has a worker thread, named `redguard-…`. When the last handle is dropped, guards
-/// included, queued releases are sent to the nodes that answer, for at most `node_timeout`, and the
+/// included, queued releases are sent to the nodes that reply, for at most `node_timeout`, and the
 /// threads end. [`shutdown`](Nodes::shutdown) does so explicitly.
 ///
 /// ```no_run
@@ -63,7 +63,7 @@ impl Nodes {
     /// Connects to all nodes at the same time, and returns when a quorum is connected.
     ///
     /// The other nodes count in every quorum, and are connected to in the background. After the
-    /// quorum, nodes that have not been heard of get as long again, at least 10 ms.
+    /// quorum, nodes that have not replied yet get as long again, at least 10 ms.
     ///
     /// Without a quorum this blocks for `connect_timeout` and repeats its attempts, because nodes
     /// may be starting. [The guide](crate::guide::getting_started#nodes-that-are-not-up-yet) has a
@@ -144,7 +144,7 @@ impl Nodes {
         self.engine.drop_failures()
     }
 
-    /// Returns counts of what happened to locks on these nodes since they were connected. Does not
+    /// Returns the counts of lock events and requests since these nodes were connected. Does not
     /// block.
     ///
     /// ```no_run
@@ -245,7 +245,7 @@ fn accept_missing(
         Some(tally) if !(settings.allow_degraded && tally.is_outage()) => {
             let error = tally.into_error(Operation::Connect, |node| names[node].clone());
             let connect_timeout = settings.connect_timeout;
-            Err(error.with_limits(|_| AnswerLimit::Connect { connect_timeout }))
+            Err(error.with_limits(|_| ReplyLimit::Connect { connect_timeout }))
         }
         accepted => Ok(accepted),
     }

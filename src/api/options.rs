@@ -165,8 +165,7 @@ impl LockOptions {
         self.ttl
     }
 
-    /// Returns the limits of a call that begins at `start`: those of the options, else those of
-    /// `default_wait`.
+    /// Returns the limits of a call that begins at `start`, by the options or else `default_wait`.
     pub(crate) fn wait_limit(
         &self,
         default_wait: DefaultWait,

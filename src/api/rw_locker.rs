@@ -18,7 +18,7 @@ use crate::protocol::kind::LeaseKind;
 /// written against `&dyn RwLocker` runs with Redis or without.
 ///
 /// Use them where reading takes long and writing is rare. An exclusive lock
-/// ([`Locker`](crate::Locker)) is cheaper, and fairer where everybody writes. Names are as for
+/// ([`Locker`](crate::Locker)) is cheaper, and fairer where every caller writes. Names are as for
 /// `Locker`, but an exclusive lock and a read-write lock of one name are **different locks**.
 ///
 /// # Fairness
@@ -61,7 +61,7 @@ use crate::protocol::kind::LeaseKind;
 ///     if stale() {
 ///         // … reload: no other writer has done so in the meantime …
 ///     }
-///     let reading = writing.downgrade()?; // others may read, but nobody can write
+///     let reading = writing.downgrade()?; // others can read, and no writer can come between
 ///     // … read …
 ///     reading.release()
 /// }
@@ -102,8 +102,8 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     /// while a thread of this process excludes the reader.
     ///
     /// # Errors
-    /// As [`acquire_read`](RwLocker::acquire_read), but for `WriteLockTimeout`: an error means that
-    /// nobody could find out.
+    /// As [`acquire_read`](RwLocker::acquire_read), except `WriteLockTimeout`: `None` is returned
+    /// in its place.
     fn try_acquire_read(
         &self,
         key: &str,
@@ -131,8 +131,8 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     /// no reader away. The nodes are not asked while a thread of this process excludes the writer.
     ///
     /// # Errors
-    /// As [`acquire_write`](RwLocker::acquire_write), but for `WriteLockHeld` and `ReadersTimeout`:
-    /// an error means that nobody could find out.
+    /// As [`acquire_write`](RwLocker::acquire_write), except `WriteLockHeld` and `ReadersTimeout`:
+    /// `None` is returned in their place.
     fn try_acquire_write(
         &self,
         key: &str,
@@ -140,7 +140,7 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     ) -> Result<Option<WriteGuard>, Error>;
 
     /// Acquires a read lock of `key` for `ttl`: [`acquire_read`](RwLocker::acquire_read) with the
-    /// limits of the retry policy, which are none by default.
+    /// limits of the retry policy, which are none by default. Blocks as that does.
     ///
     /// # Errors
     /// As [`acquire_read`](RwLocker::acquire_read).
@@ -158,7 +158,7 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     }
 
     /// Acquires the write lock of `key` for `ttl`: [`acquire_write`](RwLocker::acquire_write) with
-    /// the limits of the retry policy, which are none by default.
+    /// the limits of the retry policy, which are none by default. Blocks as that does.
     ///
     /// # Errors
     /// As [`acquire_write`](RwLocker::acquire_write).

@@ -64,8 +64,7 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
     /// at the same moment.
     ///
     /// # Errors
-    /// As [`acquire`](Semaphore::acquire), but for `Contended`: an error means that nobody could
-    /// find out.
+    /// As [`acquire`](Semaphore::acquire), except `Contended`: `None` is returned in its place.
     ///
     /// ```
     /// # use redguard::{LocalSemaphore, LockOptions, Semaphore};

@@ -63,8 +63,8 @@ impl Config {
     /// Creates a configuration of these nodes, with defaults for everything else. The nodes must be
     /// independent masters.
     ///
-    /// Locks need a quorum of all of them, `n / 2 + 1`, whatever is reachable. Take an odd number:
-    /// two nodes have no quorum with one down, and of four a tie is a loss for both sides.
+    /// Locks need a quorum of all nodes, `n / 2 + 1`, also while some are down. Choose an odd
+    /// number: of two nodes no quorum is left with one down, and of four neither half is one.
     ///
     /// A single node is a list of one: `Config::new(["10.0.0.1"])`.
     pub fn new<I: IntoEndpoints>(nodes: I) -> Config {
@@ -90,14 +90,14 @@ impl Config {
     /// is called only for nodes whose address names none. Replaces [`username`](Config::username)
     /// and [`password`](Config::password). Default: none.
     ///
-    /// It is called for each connection: those of a node, the one for release notifications, a
-    /// master that sentinels name, each master of a cluster. An open connection is not logged in
-    /// again. A server that ends connections with former credentials is reconnected with the new
+    /// The function is called for each connection of a node, also to a master that sentinels name,
+    /// to each master of a cluster, and for release notifications. An open connection is not logged
+    /// in again. A server that ends connections with former credentials is reconnected with the new
     /// ones, and after a refused login the next connect calls the function again.
     ///
-    /// It runs on threads of the library, perhaps on several at once, and its time is part of
-    /// `connect_timeout`: let it return what another thread has fetched. If it panics, that connect
-    /// fails.
+    /// The function runs on threads of the library, perhaps on several at once. Its time is part of
+    /// `connect_timeout`, so it should return credentials that another thread has fetched. If it
+    /// panics, that connect fails.
     ///
     /// ```
     /// use redguard::{Config, Credentials};
@@ -141,8 +141,8 @@ impl Config {
     }
 
     /// Sets the connections per node, 1 to 64, each with a thread of its own. A key always uses the
-    /// same connection, a lock of several keys that of its first. More than one helps only if the
-    /// throughput of one connection is the limit. Default: 1.
+    /// same connection; a lock of several keys uses the connection of its first. More connections
+    /// help only if the throughput of one is the limit. Default: 1.
     pub fn pool_size(mut self, connections: usize) -> Config {
         self.settings.pool_size = connections;
         self
@@ -151,9 +151,9 @@ impl Config {
     /// Sets the prefix of every lock name on the nodes. Clients that share locks must agree on it.
     /// Default: `redguard:`.
     ///
-    /// With an empty prefix the name `{x}`, in braces as a whole, is
-    /// [`InvalidKey`](crate::Error::InvalidKey) for read-write locks and semaphores, because it
-    /// would have the same keys on the nodes as `x`.
+    /// With an empty prefix the name `{x}`, in braces as a whole, has the same keys as `x` on the
+    /// nodes. It is then [`InvalidKey`](crate::Error::InvalidKey) for read-write locks and
+    /// semaphores.
     pub fn key_prefix(mut self, prefix: impl Into<String>) -> Config {
         self.settings.key_prefix = prefix.into();
         self
@@ -173,7 +173,7 @@ impl Config {
         self
     }
 
-    /// Sets how long a node may take to answer a request; after that it counts as hung and is
+    /// Sets how long a node may take to reply to a request; after that it counts as hung and is
     /// reconnected. A round with a hung node takes at most this long, and only until the node is
     /// known to hang. At least 1 ms. Default: 200 ms.
     pub fn node_timeout(mut self, timeout: Duration) -> Config {
@@ -205,10 +205,11 @@ impl Config {
     /// replied, the nodes are not asked for `open_for`, or until a quorum is connected again.
     /// Default: 5 rounds, 60 s. `u32::MAX` never opens it.
     ///
-    /// While it is open, an acquire that does not wait is [`CircuitOpen`](Error::CircuitOpen) at
-    /// once, and one that waits sleeps, for at most [`max_outage`](RetryPolicy::max_outage). Then
-    /// one acquire asks the nodes, and the others wait for its result. Rounds that overlap in time
-    /// count once; contention and error replies do not count.
+    /// While the breaker is open, an acquire that does not wait returns
+    /// [`CircuitOpen`](Error::CircuitOpen) at once. An acquire that waits blocks for at most
+    /// [`max_outage`](RetryPolicy::max_outage). After `open_for`, one acquire asks the nodes, and
+    /// the others wait for its result. Rounds that overlap in time count once. Contention and error
+    /// replies do not count.
     pub fn circuit_breaker(mut self, threshold: u32, open_for: Duration) -> Config {
         self.settings.breaker_threshold = threshold;
         self.settings.breaker_open_for = open_for;
@@ -222,8 +223,8 @@ impl Config {
     /// Threads of this process exclude each other all the time. **Other processes are not
     /// excluded**, and each may hold the same lock; so it is for work where doing nothing is worse
     /// than doing it twice. Such a guard has [`Mode::Local`](crate::Mode::Local) and does not
-    /// expire. Fenced locks are never acquired so, and error replies of nodes, wrong credentials
-    /// for example, never lead to it. When the nodes are back, new locks are acquired on them.
+    /// expire. Fenced locks are never acquired so. Error replies of nodes, wrong credentials for
+    /// example, never lead to it. Once a quorum replies again, new locks are acquired on the nodes.
     pub fn allow_degraded(mut self, allow: bool) -> Config {
         self.settings.allow_degraded = allow;
         self
@@ -231,7 +232,7 @@ impl Config {
 
     /// Keeps a node that has just started from voting on new locks, because it may have lost locks
     /// that it had granted. The quarantine ends when the node has been up for `max_ttl`, an
-    /// allowance for drift (`max_ttl / 100 + 2 ms`) and 1 s, to which servers round their uptime.
+    /// allowance for drift (`max_ttl / 100 + 2 ms`) and 1 s, because servers report whole seconds.
     /// Every lock that it can have lost has ended by then. Default: off.
     ///
     /// The Redlock text (*Distributed Locks with Redis*, "Performance, crash recovery and fsync")
@@ -240,8 +241,8 @@ impl Config {
     /// time. If a quorum is in quarantine a lock is contended, with the time until it votes.
     ///
     /// **Every client** of the nodes must set it, to the longest TTL that *any* of them uses or
-    /// more: a client without it acquires from such a node what another client still holds. A
-    /// server clock that is set forward while the server runs makes the quarantine shorter by as
+    /// more. A client without it acquires from such a node a lock that another client still holds.
+    /// A server clock that is set forward while the server runs makes the quarantine shorter by as
     /// much. More than zero; not with a Sentinel-watched master or a cluster, which can lose locks
     /// without a restart.
     pub fn restart_quarantine(mut self, max_ttl: Duration) -> Config {

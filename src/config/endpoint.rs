@@ -65,9 +65,10 @@ impl Endpoint {
     /// `sentinel`.
     ///
     /// The sentinels (`host` is `host:26379`) are asked in turn. They share one
-    /// [`connect_timeout`](crate::Config::connect_timeout), so one that hangs does not block the
-    /// others. The first answer counts whose server reports that it is a master. After a fail-over,
-    /// when the connection breaks or the server replies `READONLY`, the sentinels are asked again.
+    /// [`connect_timeout`](crate::Config::connect_timeout), so a hanging sentinel does not block
+    /// the others. The first reply counts whose server reports that it is a master. After a
+    /// fail-over, when the connection breaks or the server replies `READONLY`, the sentinels are
+    /// asked again.
     ///
     /// User and password in a sentinel's address are for that sentinel. The master's are
     /// [`Config::username`](crate::Config::username), [`password`](crate::Config::password) and
@@ -103,8 +104,9 @@ impl Endpoint {
     ///
     /// The seeds are asked in turn for the cluster's masters, within one
     /// [`connect_timeout`](crate::Config::connect_timeout); name enough of them that one is always
-    /// up. The node is up while all masters with slots are. User, password and TLS of the seed that
-    /// answered, or of the [`Config`](crate::Config), are used for all servers; the database is 0.
+    /// up. The node is up while all masters with hash slots are. User, password and TLS of the seed
+    /// that replied, or of the [`Config`](crate::Config), are used for all servers. The database
+    /// is 0.
     ///
     /// Replication is asynchronous: **a fail-over may lose locks** ([the
     /// guide](crate::guide::sentinel_cluster#what-is-given-up)).

@@ -10,7 +10,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnDrop {
-    /// `Drop` waits until a quorum of nodes has answered the release, for at most `node_timeout`.
+    /// `Drop` waits until a quorum of nodes has replied to the release, for at most `node_timeout`.
     /// It does not wait for nodes that are known to be unreachable.
     #[default]
     Wait,

@@ -188,10 +188,10 @@ impl Settings {
         }
     }
 
-    /// Validates that the names of a lock share a slot, if a node is a cluster.
+    /// Validates that the names of a lock share a hash slot, if a node is a cluster.
     ///
     /// # Errors
-    /// `InvalidKey` with a name in another slot.
+    /// `InvalidKey` with a name in another hash slot.
     #[cfg(feature = "cluster")]
     pub(crate) fn validate_hash_slots(&self, keys: &KeySet) -> Result<(), Error> {
         let is_cluster =

@@ -48,8 +48,9 @@ impl Tls {
         self
     }
 
-    /// Sets the certificate that is shown to nodes which ask for one, followed by those that lead
-    /// to its authority, and its key (PKCS #8, PKCS #1 or SEC 1, not encrypted). Default: none.
+    /// Sets the client certificate for nodes that ask for one, and its key (PKCS #8, PKCS #1 or
+    /// SEC 1, not encrypted). The certificates of intermediate authorities follow the first
+    /// certificate. Default: none.
     pub fn client_certificate(
         mut self,
         certificate: impl Into<Vec<u8>>,

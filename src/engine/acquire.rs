@@ -4,6 +4,15 @@
 //! table (S8). Then it makes attempts until one is granted and valid, or until a limit ends it.
 //! Between two attempts it sleeps in its [`Inbox`], which releases and cancellation wake;
 //! `acquire_wait.rs` has these waits.
+//!
+//! - No attempt is made without the entry of every key, so a key that this process holds costs no
+//!   request (S8).
+//! - The refusal of a single node never ends an acquire: the last attempt asks all nodes.
+//! - A local lock is acquired only while the breaker is open, no quorum is reachable, and no known
+//!   lease of another holder can still run (S9).
+//! - A gate entry is released when the acquire ends, and while no quorum replies (S10).
+//!
+//! Tests: `src/tests/engine/` (`quorum.rs`, `outage.rs`, `cancel.rs`, `read_write.rs`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,8 +76,17 @@ impl Engine {
         acquired
     }
 
-    /// Acquires the entries of all keys in the lock table. A thread that has to queue offers the
-    /// releasing thread to hand the lock off to it; the offer is returned with the guard.
+    /// Acquires the entries of all keys in the lock table. Blocks while other threads hold them,
+    /// until `deadlines.queue` at most.
+    ///
+    /// A thread that queues leaves an offer, so that the releasing thread may hand the lock off to
+    /// it. Returns the offer with the guard.
+    ///
+    /// # Errors
+    /// - `Contended`, `WriteLockHeld`, `WriteLockTimeout`, `ReadersTimeout`: the deadline ended.
+    /// - `InvalidConfig`: the semaphore is in use with another number of permits.
+    /// - `Cancelled`, `Closed`: the caller's token was cancelled, or the `Nodes` shut down.
+    /// - `System`: the operating system has no random bytes for the offer.
     fn queue_locally(
         &self,
         params: &AcquireParams,
@@ -204,12 +222,13 @@ impl<'a> Acquisition<'a> {
             if !is_breaker_open {
                 self.wait_before_next(&failure);
             }
-            // Waits while the breaker is open.
+            // Blocks while the breaker is open, instead of the wait above.
             backend = self.choose_backend()?;
         }
     }
 
-    /// Returns the lease of a handoff that came with the entry, or waits for the first attempt.
+    /// Returns the lease of a handoff that came with the entry. Otherwise blocks until the first
+    /// attempt may begin, and returns `None`.
     fn enter(&mut self) -> Result<Option<Arc<Lease>>, Error> {
         if let Some(lease) = self.accept_handoff() {
             return Ok(Some(lease));
@@ -230,7 +249,8 @@ impl<'a> Acquisition<'a> {
         match accepted {
             Ok(lease) => Some(lease),
             Err(refused) => {
-                // A reply to a `Swap` does not say for how long the other holder has the lock.
+                // A reply to a `Swap` does not say how long the other holder's lease runs, so this
+                // acquire never falls back to a local lock.
                 let never = deadline::deadline(clock::now(), NEVER_EXPIRES_AFTER);
                 self.blocked_until = never.filter(|_| refused.len() > 0);
                 None
@@ -274,14 +294,14 @@ impl<'a> Acquisition<'a> {
                 }
                 _ => self.engine.attempt(&context)?.result,
             };
-            drop(probe.take()); // the breaker has its verdict
+            drop(probe.take()); // the breaker has its verdict: a repeat is no probe
             let contention = result.as_ref().err().and_then(AttemptFailure::contention);
             let is_single_node = contention.is_some_and(|contention| contention.single_node);
             if !is_single_node || !self.limit.is_exhausted(self.attempts) {
                 return Ok(result);
             }
             self.engine.check_cancelled(&self.inbox)?;
-            self.slow_attempts = 0;
+            self.slow_attempts = 0; // a refusal is not slow
         }
     }
 
@@ -299,7 +319,7 @@ impl<'a> Acquisition<'a> {
         node
     }
 
-    /// Returns what the attempt leaves on nodes that refuse it.
+    /// Returns the marker that the attempt leaves on nodes that refuse it.
     fn wait_marker(&self) -> WaitMarker<'_> {
         match (self.params.kind, &self.gate_entry) {
             (LeaseKind::Read, _) if !self.limit.is_exhausted(self.attempts) => WaitMarker::Reader,
@@ -308,7 +328,7 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// Records what a failed attempt says about the nodes and about the holder.
+    /// Records the cause of a failed attempt, and until when the holder blocks further ones.
     fn note(&mut self, failure: &AttemptFailure) {
         self.outage.note(failure, self.attempt_start);
         self.slow_attempts = match failure {
@@ -350,7 +370,8 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// Creates a writer's gate entry once a quorum has refused, and releases it in an outage.
+    /// Creates a writer's gate entry once a round of all nodes is refused, and releases it in an
+    /// outage. The next attempt raises the entry on the nodes.
     ///
     /// A writer without a quorum must not keep readers out (S10).
     fn update_gate_entry(&mut self, failure: &AttemptFailure) -> Result<(), Error> {
@@ -367,7 +388,7 @@ impl<'a> Acquisition<'a> {
         Ok(())
     }
 
-    /// Binds the lease to the local guard.
+    /// Attaches the lease to the local guard, and ends the acquire.
     fn attach(self, lease: Arc<Lease>) -> Result<Acquired, Error> {
         self.engine.attach(&lease, &self.local, self.params)?;
         Ok(Acquired::Quorum(lease, self.local))
@@ -380,7 +401,8 @@ impl<'a> Acquisition<'a> {
         end.filter(|_| failure.is_unavailable())
     }
 
-    /// Returns how many attempts local queues may use up: one is always left for the nodes.
+    /// Returns for how many attempts the time in local queues counts at most. One attempt is always
+    /// left for the nodes.
     pub(super) fn max_queued_attempts(&self) -> u32 {
         let max_attempts = self.limit.max_attempts;
         max_attempts.map_or(u32::MAX, |max| max.saturating_sub(1))

@@ -1,6 +1,10 @@
 //! The waits of an acquire: before its first attempt, and between two attempts.
 //!
-//! Each is a sleep in the caller's [`Inbox`](crate::transport::inbox::Inbox) with a deadline.
+//! Each is a sleep in the caller's [`Inbox`](crate::transport::inbox::Inbox), which ends by its
+//! deadline, a release, or a cancellation. A stale wake-up must not shorten a retry delay. A lost
+//! release message must not prolong a wait beyond that delay.
+//!
+//! Tests: `src/tests/engine/wake_up.rs`, `src/tests/engine/cancel.rs`.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +24,11 @@ use crate::time::{clock, deadline};
 const TTL_ROUNDING: Duration = Duration::from_millis(1);
 
 impl Acquisition<'_> {
-    /// Waits while earlier callers of this process wait for a permit of the same semaphore.
+    /// Blocks while earlier callers of this process wait for a permit of the same semaphore.
+    ///
+    /// # Errors
+    /// - `Contended`: the caller's limit ended.
+    /// - `Cancelled`, `Closed`: the caller was cancelled, or the `Nodes` shut down.
     pub(super) fn wait_for_permit_turn(&self) -> Result<(), Error> {
         let kind = self.params.kind;
         while matches!(kind, LeaseKind::Permit { .. }) && self.local.has_earlier_waiter() {
@@ -44,7 +52,7 @@ impl Acquisition<'_> {
             .extend(keys.filter_map(|key| listener.subscribe_if_active(key, inbox)));
     }
 
-    /// Sleeps while waiters of other processes may acquire what this process released.
+    /// Sleeps while waiters of other processes may acquire the lock that this process released.
     ///
     /// Returns at once if the caller does not wait.
     pub(super) fn yield_to_other_processes(&self) {
@@ -69,8 +77,8 @@ impl Acquisition<'_> {
         let delay_end = deadline::deadline(self.attempt_end, delay);
         let free_at = contention.and_then(|contention| {
             let free_in = contention.free_in?;
-            // The refusing caller may have given way in a split vote, so its end is no reason to
-            // spend one of a limited number of attempts before the delay is over.
+            // The other caller may have given way in a split vote meanwhile. That is no reason to
+            // spend one of a limited number of attempts before the delay ends.
             if self.limit.max_attempts.is_some() && free_in.is_zero() {
                 return None;
             }
@@ -90,7 +98,7 @@ impl Acquisition<'_> {
         self.sleep_until_release(end.end());
     }
 
-    /// Returns whether another thread of this process polls the nodes for this reader or permit.
+    /// Returns whether another thread of this process asks the nodes for this caller, too.
     fn follow_leader(&self) -> bool {
         let has_time = |end| end > self.attempt_end;
         self.params.kind.is_shared()
@@ -143,7 +151,7 @@ impl Acquisition<'_> {
         let signal = self.subscriptions.iter().map(Subscription::take_signal);
         if signal.max() == Some(Signal::Released) {
             self.backoff.reset_after_release();
-            // All waiters ask the same node first. Those that lose there have nothing to undo.
+            // All waiters ask the same node first, so that the losers have nothing to undo.
             self.preferred_node = self.engine.listener.current_node();
         }
     }

@@ -1,4 +1,4 @@
-//! Operator requests on locks of other processes: who holds one, and its forced release.
+//! Operator requests on locks of other processes: `Inspect` and `ForceRelease`.
 
 use std::sync::Arc;
 
@@ -22,10 +22,10 @@ use crate::transport::round::RoundOutcome;
 impl Engine {
     /// Returns the holder of an exclusive lock.
     ///
-    /// Blocks until all connected nodes have answered, for at most `node_timeout`.
+    /// Blocks until all connected nodes have replied, for at most `node_timeout`.
     ///
     /// # Errors
-    /// - `InsufficientQuorum`: fewer nodes than a quorum answered.
+    /// - `InsufficientQuorum`: fewer nodes than a quorum replied.
     /// - `Closed`: the `Nodes` shut down, or this process is a forked child.
     pub(crate) fn holder(&self, key: Key) -> Result<Option<Holder>, Error> {
         let replies = self.ask_all_nodes(key, Op::Inspect)?;

@@ -38,14 +38,14 @@ impl Engine {
     /// Adopts a lock that was detached under the token `former`, under a fresh token.
     ///
     /// A node swaps the tokens only if it has the former one, so at most one of several adopters
-    /// has a quorum. The others release what they have swapped. Blocks for the entry in the lock
-    /// table until `limit` ends, and then for at most `node_timeout`.
+    /// has a quorum. The others release the tokens that they have swapped in. Blocks for the entry
+    /// in the lock table until `limit` ends, and then for at most `node_timeout`.
     ///
     /// # Errors
     /// - `LockLost`: a quorum does not have the former token.
     /// - `Contended`: another thread of this process held the key until `limit` ended.
-    /// - `InsufficientQuorum`: no quorum answered.
-    /// - `ValidityExhausted`: the nodes answered too late.
+    /// - `InsufficientQuorum`: no quorum replied.
+    /// - `ValidityExhausted`: the nodes replied too late.
     /// - `Cancelled`, `Closed`: the caller's token was cancelled, or the `Nodes` shut down.
     /// - `System`: the operating system has no random bytes, or no thread.
     pub(crate) fn adopt(

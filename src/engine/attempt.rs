@@ -46,7 +46,7 @@ impl Attempt {
     }
 }
 
-/// What an attempt leaves on nodes that refuse it.
+/// The marker that an attempt leaves on nodes that refuse it.
 #[derive(Clone, Copy)]
 pub(crate) enum WaitMarker<'a> {
     None,
@@ -90,7 +90,7 @@ impl<'a> AttemptContext<'a> {
     }
 }
 
-/// What a vote says about the reachability of a quorum.
+/// The reachability of a quorum, as a vote shows it.
 #[derive(Clone, Copy)]
 struct VoteReplies {
     wait_end: WaitEnd,
@@ -159,7 +159,7 @@ impl Engine {
             let vote = self.send_attempt(&context, &attempt, &mut repeats);
             let attempted = self.conclude(&context, attempt, vote, repeats.was_split())?;
             let attempted = match (former.take(), attempted.result) {
-                // The repeat had no time for all nodes to answer, so the former votes count.
+                // The repeat had no time for all nodes to reply, so the former votes count.
                 (Some(former), Err(AttemptFailure::Unavailable(_))) => {
                     return Ok(repeats.conclude(former));
                 }

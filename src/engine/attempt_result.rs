@@ -13,7 +13,7 @@ use crate::transport::round::RoundOutcome;
 /// An attempt: a held lease, or a failure that has been undone.
 pub(super) type AttemptResult = Result<Arc<Lease>, AttemptFailure>;
 
-/// An attempt, with what the nodes said about the other permits of a semaphore.
+/// The result of an attempt, and the other permits that the nodes reported free.
 pub(crate) struct Attempted {
     pub(crate) result: AttemptResult,
     /// The permits that a quorum may grant instead.
@@ -42,9 +42,9 @@ pub(super) struct VoteOutcome {
 pub(crate) enum AttemptFailure {
     /// Other callers hold the lock.
     Contended(Contention),
-    /// Too few nodes answered.
+    /// Too few nodes replied.
     Unavailable(Tally),
-    /// A quorum granted too late, or did not answer while a grant would have been valid (S2).
+    /// A quorum granted too late, or did not reply while a grant would have been valid (S2).
     TooSlow {
         /// A quorum granted.
         won: bool,
@@ -116,7 +116,7 @@ fn max_hold_left(tally: &Tally) -> Option<Duration> {
     (tally.refused().len() > 0).then(|| tally.max_hold_left().unwrap_or(NEVER_EXPIRES_AFTER))
 }
 
-/// What the nodes that refused said about the holder.
+/// The state of the holder, by the replies of the refusing nodes.
 #[derive(Clone, Debug)]
 pub(crate) struct Contention {
     /// How the lock is held, by most of the nodes that refused.

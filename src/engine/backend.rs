@@ -45,7 +45,7 @@ impl Outage {
             AttemptFailure::Unavailable(_) => self.begin(start),
             AttemptFailure::TooSlow { won: true, .. } => self.began = None,
             AttemptFailure::Contended(contention) if !contention.single_node => self.began = None,
-            // Neither shows whether a quorum answers.
+            // Neither shows whether a quorum replies.
             AttemptFailure::TooSlow { .. } | AttemptFailure::Contended(_) => {}
         }
     }

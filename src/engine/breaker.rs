@@ -20,7 +20,7 @@ use crate::transport::registry::{Waiter, Waiters};
 #[derive(Debug)]
 pub(crate) struct SharedBreaker {
     state: Mutex<SharedBreakerState>,
-    /// A quorum answered the last round, so callers need not lock the state.
+    /// A quorum replied in the last round, so callers need not lock the state.
     ///
     /// A success stores `last_quorum` and then loads this flag; a failure swaps this flag and then
     /// loads `last_quorum`. All four are sequentially consistent. With weaker orderings, each side
@@ -66,7 +66,7 @@ impl SharedBreaker {
         }
     }
 
-    /// Returns whether no round has failed since a quorum answered. Does not lock.
+    /// Returns whether no round has failed since a quorum replied. Does not lock.
     pub(crate) fn is_calm(&self) -> bool {
         self.fully_closed.load(Ordering::Acquire)
     }
@@ -85,7 +85,7 @@ impl SharedBreaker {
         })
     }
 
-    /// Records that a quorum has answered, and closes the breaker.
+    /// Records that a quorum has replied, and closes the breaker.
     pub(super) fn record_quorum(&self) {
         let now = clock::now();
         self.last_quorum

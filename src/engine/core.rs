@@ -11,7 +11,7 @@ use crate::background::release_listener::listener::ReleaseListener;
 use crate::background::renewal::service::RenewalService;
 use crate::config::settings::Settings;
 use crate::engine::breaker::SharedBreaker;
-use crate::error::{AnswerLimit, Error, LossReason, Operation};
+use crate::error::{Error, LossReason, Operation, ReplyLimit};
 use crate::local::lock_table::LockTable;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::Tally;
@@ -154,7 +154,7 @@ impl Engine {
         }
     }
 
-    /// Returns the time that the nodes have to answer a round that begins at `start`.
+    /// Returns the time in which the nodes may reply to a round that begins at `start`.
     pub(super) fn node_budget(&self, start: Instant) -> Deadline {
         Deadline::new(
             DeadlineCause::NodeTimeout,
@@ -178,11 +178,11 @@ impl Engine {
     pub(super) fn circuit_open(&self, retry_in: Duration, tally: Tally) -> Error {
         let causes = tally.named_causes(|node| self.nodes.name(node).to_owned());
         let error = Error::CircuitOpen { retry_in, causes };
-        error.with_limits(|name| self.answer_limit(name))
+        error.with_limits(|name| self.reply_limit(name))
     }
 
     /// Returns the time-out that applies to a node at present: for a reply, or for a connect.
-    pub(super) fn answer_limit(&self, name: &str) -> AnswerLimit {
+    pub(super) fn reply_limit(&self, name: &str) -> ReplyLimit {
         let mut nodes = self.nodes.nodes();
         let node = nodes.find(|(node, _)| *node == name);
         let connecting = node.and_then(|(_, connections)| {
@@ -192,11 +192,11 @@ impl Engine {
             each.collect::<Option<Vec<Duration>>>()?.into_iter().max()
         });
         match connecting {
-            Some(connecting) => AnswerLimit::Node {
+            Some(connecting) => ReplyLimit::Node {
                 node_timeout: self.settings.node_timeout,
                 connecting,
             },
-            None => AnswerLimit::Connect {
+            None => ReplyLimit::Connect {
                 connect_timeout: self.settings.connect_timeout,
             },
         }

@@ -28,7 +28,7 @@ impl Engine {
     ///
     /// # Errors
     /// - `LockLost`: the lease was not held, or a quorum does not have its token.
-    /// - `InsufficientQuorum`: no quorum answered; the lease is held until its former expiry.
+    /// - `InsufficientQuorum`: no quorum replied; the lease is held until its former expiry.
     /// - `Closed`: this process is a forked child.
     pub(crate) fn extend(&self, lease: &Arc<Lease>, ttl: Ttl) -> Result<(), Error> {
         if self.is_forked() {
@@ -94,7 +94,7 @@ impl Engine {
 
     /// Turns a held write lease into a read lease with the same token and expiry (S10).
     ///
-    /// A node that does not answer keeps the token as a writer's. That excludes every caller that a
+    /// A node that does not reply keeps the token as a writer's. That excludes every caller that a
     /// reader's excludes, so the read lock is held all the same. A later extension or release finds
     /// the token in either form. Blocks for at most `node_timeout`.
     ///

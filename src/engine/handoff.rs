@@ -3,9 +3,14 @@
 //!
 //! The releasing thread sends one `Swap` to every node, carrying the next thread's token. The
 //! replies are delivered to both inboxes, and neither thread waits for the other. The acquiring
-//! thread treats the replies as those of an acquire: validity counts from before the swap was sent
+//! thread treats them as replies to an acquire: validity counts from before the swap was sent
 //! (S2), and it releases both tokens if it fails (S4). The releasing thread treats them as replies
 //! to a release.
+//!
+//! - No lock is handed off while the breaker is open or a node is quarantined.
+//! - No swap is sent for a thread that does not wait, or for a lock of several keys.
+//!
+//! Tests: `src/tests/engine/handoff.rs`.
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -28,11 +33,11 @@ use crate::transport::job::ReplySink;
 use crate::transport::node_group::NodeGroup;
 
 impl Engine {
-    /// Returns the `Swap` that a releasing thread may send for a caller that queues until
+    /// Creates the `Swap` that a releasing thread may send for a caller that queues until
     /// `deadline`.
     ///
-    /// `None` if the caller does not wait. Only exclusive locks of a single key are handed off.
-    /// Draws a token, so it is called only for a thread that has to queue.
+    /// Returns `None` if the caller does not wait, or if the lock is not an exclusive one of a
+    /// single key. Draws a token, so it is called only for a thread that has to queue.
     ///
     /// # Errors
     /// - `System`: the operating system has no random bytes.
@@ -57,12 +62,12 @@ impl Engine {
 
     /// Ends a lease, whose release began at `start`, by a handoff to the next local waiter.
     ///
-    /// `None`, and nothing is done, if no waiter offers to accept it, while the breaker is open or
-    /// while a node is quarantined. Blocks as [`release`](Engine::release) does.
+    /// Sends nothing and returns `None` if no waiter offers to accept it, while the breaker is
+    /// open, or while a node is quarantined. Blocks as [`release`](Engine::release) does.
     ///
     /// # Errors
     /// - `LockLost`: a quorum does not have the token.
-    /// - `InsufficientQuorum`: no quorum answered (`OnDrop::Wait` only).
+    /// - `InsufficientQuorum`: no quorum replied (`OnDrop::Wait` only).
     pub(super) fn hand_off(
         &self,
         lease: &Arc<Lease>,
@@ -159,7 +164,7 @@ struct HandoffSink {
 }
 
 impl HandoffSink {
-    /// Releases the former token on a node that answered the swap with an error.
+    /// Releases the former token on a node that replied to the swap with an error.
     ///
     /// A missing right or lack of memory for the swap must not keep the lock from being released.
     /// This is sent before the acquirer receives the error, so it precedes the acquirer's undo.

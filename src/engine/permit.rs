@@ -14,11 +14,11 @@ use crate::time::clock;
 const MAX_PERMITS_TRIED: u32 = 16;
 
 impl Engine {
-    /// Asks for one permit and, while others hold it, for another one that a quorum calls free.
+    /// Asks for one permit. If others hold it, asks for another permit that a quorum reports free.
     ///
-    /// Each is asked for under a fresh token. Permits are drawn at random, so that callers that ask
-    /// at the same time seldom choose the same one. Blocks for at most `node_timeout`, and for the
-    /// round that has begun by then.
+    /// Each permit is asked for under a fresh token. Permits are drawn at random, so that callers
+    /// that ask at the same time seldom choose the same one. Blocks for at most `node_timeout`, and
+    /// for the round that has begun by then.
     ///
     /// # Errors
     /// As [`attempt`](Engine::attempt).
@@ -50,7 +50,7 @@ impl Engine {
         }
     }
 
-    /// Returns the permits that a quorum may grant instead, by what the nodes that refused said.
+    /// Returns the permits that a quorum may grant instead, by the replies of the refusing nodes.
     ///
     /// Empty for all other kinds of lease.
     pub(super) fn candidate_permits(&self, kind: LeaseKind, vote: &VoteOutcome) -> Vec<u16> {

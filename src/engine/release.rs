@@ -28,11 +28,11 @@ impl Engine {
     ///
     /// Frees the entry in the lock table as soon as the release is queued: requests of the next
     /// local caller follow it on every node connection. With `OnDrop::Wait`, blocks
-    /// until a quorum has answered, for at most `node_timeout`; else does not block.
+    /// until a quorum has replied, for at most `node_timeout`; else does not block.
     ///
     /// # Errors
     /// - `LockLost`: the lease was no longer held, or a quorum does not have its token.
-    /// - `InsufficientQuorum`: no quorum answered (`OnDrop::Wait` only).
+    /// - `InsufficientQuorum`: no quorum replied (`OnDrop::Wait` only).
     pub(crate) fn release(
         &self,
         lease: &Arc<Lease>,
@@ -111,7 +111,7 @@ impl Engine {
     /// Returns the error of an operation without a quorum, with a cause per node.
     pub(super) fn insufficient_quorum(&self, operation: Operation, tally: Tally) -> Error {
         let error = tally.into_error(operation, |node| self.nodes.name(node).to_owned());
-        error.with_limits(|name| self.answer_limit(name))
+        error.with_limits(|name| self.reply_limit(name))
     }
 
     /// Counts and logs a release that failed in a guard's `Drop`, which returns no error (S13).

@@ -14,11 +14,11 @@ use crate::time::{clock, deadline};
 /// Further rounds that one attempt spends on split votes (L1).
 const MAX_REPEATS: u32 = 8;
 
-/// How often one attempt gives way before it ends as contended. Once is not enough: while the lowest
-/// node is silent every leader is doubtful, and all callers may give way at the same moment.
+/// How often one attempt gives way before it ends as contended. Once is not enough: while the
+/// lowest node is silent, no leader is certain, and all callers may give way at the same moment.
 const MAX_GIVEN_WAY: u32 = 3;
 
-/// What an attempt has spent on split votes.
+/// The rounds and the time that an attempt has spent on split votes.
 #[derive(Debug, Default)]
 pub(super) struct Repeats {
     /// The further rounds.
@@ -132,7 +132,7 @@ pub(super) fn is_recent(
     // A grant is as old as its round and the repeats after it, each at most `max_split`.
     let is_young = |left: Duration| left.is_zero() || left.saturating_add(2 * max_split) >= ttl;
     match (cause, kind) {
-        // The remaining time is that of another permit.
+        // The remaining time belongs to another permit.
         (NodeFailure::Held { .. }, LeaseKind::Permit { .. }) => true,
         (NodeFailure::Held { remaining }, _) => remaining.is_none_or(is_young),
         // A reader turn gives no remaining time.

@@ -1,7 +1,8 @@
 //! Settles split votes within an attempt (L1).
 //!
-//! Callers that ask for a free lock at the same moment are each granted it by some nodes, so that
-//! none has a quorum. The *first* node, the lowest one that granted or may still grant, decides:
+//! If several callers ask for a free lock at the same moment, each may be granted it by some nodes
+//! and none by a quorum. The *first* node then decides. It is the node with the lowest index that
+//! granted or may still grant:
 //!
 //! 1. The caller with the first node's grant *leads*. It keeps its grants and asks the contested
 //!    nodes again, until the other callers have released them there.
@@ -120,7 +121,8 @@ impl Engine {
         }
     }
 
-    /// Returns how long a round takes, by one that began at `start`; at most `max_split`.
+    /// Returns the duration of a round, measured on the round that began at `start`; at most
+    /// `max_split`.
     fn round_trip_since(&self, start: Instant) -> Duration {
         let elapsed = clock::now().saturating_duration_since(start);
         let round_trip = elapsed.max(self.nodes.rtt_estimate());

@@ -3,7 +3,7 @@
 //! | page | about |
 //! |---|---|
 //! | [`getting_started`] | TTLs, renewal, waiting, exit codes, signals, tests |
-//! | [`guarantees`] | what is promised, its limits, timing, losses, guards and scopes |
+//! | [`guarantees`] | the guarantees, their limits, timing, losses, guards and scopes |
 //! | [`fencing`] | fencing tokens, and stores that check them |
 //! | [`read_write_locks`] | rules and fairness of readers and writers |
 //! | [`semaphores`] | rules of permits |

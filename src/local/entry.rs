@@ -33,7 +33,7 @@ use crate::protocol::validity;
 use crate::time::deadline;
 use crate::transport::inbox::Inbox;
 
-/// With whom a holder shares an entry.
+/// The other holders with which a holder shares an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AccessMode {
     /// With no other holder: exclusive locks and writers.
@@ -92,7 +92,7 @@ pub(crate) struct LocalWaiter {
     pub(crate) inbox: Arc<Inbox>,
     /// Present if the former holder may hand the lock off to this thread.
     pub(crate) offer: Option<HandoffOffer>,
-    /// When the thread wakes by itself to check the holders' leases.
+    /// When the thread wakes without a signal, to check the holders' leases.
     pub(crate) rechecks_at: Option<Instant>,
 }
 
@@ -230,7 +230,7 @@ impl KeyEntry {
         (!in_time).then(|| Arc::clone(&first.inbox))
     }
 
-    /// Whether the waiter with this ticket is the first in the queue.
+    /// Returns whether the waiter with this ticket is the first in the queue.
     pub(super) fn is_first(&self, ticket: u64) -> bool {
         self.queue.front().is_some_and(|w| w.ticket == ticket)
     }
@@ -240,7 +240,7 @@ impl KeyEntry {
         self.queue.front().map(|waiter| Arc::clone(&waiter.inbox))
     }
 
-    /// Whether a holder has no lease yet.
+    /// Returns whether a holder has no lease yet.
     pub(super) fn has_pending(&self) -> bool {
         self.holders.iter().any(|holder| holder.lease.is_none())
     }
@@ -259,8 +259,8 @@ impl KeyEntry {
         })
     }
 
-    /// Whether an earlier holder waits for the nodes. If so, the holder with this ticket follows it
-    /// and is woken when it is next.
+    /// Returns whether an earlier holder waits for the nodes. If so, the holder with this ticket
+    /// follows it and is woken when it is next.
     pub(super) fn follow_earlier_waiter(&mut self, ticket: u64) -> bool {
         let mut earlier = self.holders.iter().take_while(|h| h.ticket != ticket);
         let follows = earlier.any(|h| h.lease.is_none() && h.refused_by_nodes);
@@ -385,7 +385,7 @@ impl From<LocalWaiter> for LocalHolder {
 }
 
 impl LocalWaiter {
-    /// Whether the former holder may hand its lock off to this waiter.
+    /// Returns whether the former holder may hand its lock off to this waiter.
     fn accepts_handoff(&self, now: Instant) -> bool {
         let in_time = |offer: &HandoffOffer| offer.deadline.is_none_or(|end| end > now);
         self.mode == AccessMode::Exclusive

@@ -61,7 +61,7 @@ impl LockTable {
     /// sort before it, which rules out deadlock.
     ///
     /// `on_lost` is called for each lease that this call marked lost, with the table unlocked. It
-    /// must do what a loss requires (S7): release the token and report the loss.
+    /// must release the token and report the loss (S7).
     ///
     /// # Errors
     /// - `Busy` if the deadline passed.
@@ -225,8 +225,8 @@ impl LocalGuard {
         true
     }
 
-    /// Whether another pending holder asks the nodes for this one, too. If so, the caller may
-    /// sleep: it is woken when that holder's lease is attached or its guard released.
+    /// Returns whether another pending holder asks the nodes for this one, too. If so, the caller
+    /// may sleep: it is woken when that holder's lease is attached or its guard released.
     pub(crate) fn follow_leader(&self) -> bool {
         let mut state = self.table.state.lock();
         let Some(entry) = state.entries.get_mut(self.keys.first()) else {
@@ -247,8 +247,8 @@ impl LocalGuard {
         }
     }
 
-    /// Whether an earlier thread waits for a permit that the nodes refused. If so, the caller may
-    /// sleep as with [`follow_leader`](LocalGuard::follow_leader).
+    /// Returns whether an earlier thread waits for a permit that the nodes refused. If so, the
+    /// caller may sleep as with [`follow_leader`](LocalGuard::follow_leader).
     pub(crate) fn has_earlier_waiter(&self) -> bool {
         let mut state = self.table.state.lock();
         let entry = state.entries.get_mut(self.keys.first());
@@ -273,7 +273,7 @@ impl LocalGuard {
         &self.keys
     }
 
-    /// Whether this process was forked off the one that acquired the keys.
+    /// Returns whether this process was forked after the keys were acquired.
     pub(crate) fn is_forked(&self) -> bool {
         self.table.is_forked()
     }

@@ -20,8 +20,8 @@ use crate::protocol::lease::Lease;
 use crate::protocol::request::Request;
 use crate::transport::inbox::Inbox;
 
-/// The most handoffs of a key in a row. Then the key is released, so that other processes can
-/// acquire it.
+/// The largest number of handoffs of a key in a row. Then the key is released, so that other
+/// processes can acquire it.
 pub(crate) const MAX_STREAK: u32 = 16;
 
 /// The longest time of handoffs in a row, for the same reason.
@@ -65,7 +65,7 @@ pub(super) struct HandoffStreak {
 }
 
 impl HandoffStreak {
-    /// Whether the key must be released next.
+    /// Returns whether the key must be released next.
     pub(super) fn is_over(&self, now: Instant) -> bool {
         self.count == MAX_STREAK || now >= self.since + MAX_STREAK_TIME
     }

@@ -27,9 +27,9 @@ const SHRINK_FRACTION: usize = 8;
 /// A queue is strictly first in, first out. A reader waits behind a writer that waits, even while
 /// readers hold the entry, so neither side starves.
 ///
-/// An entry has no clock of its own. The first waiter evicts a holder whose lease is lost, and
-/// marks the lease lost itself once its expiry has passed, so a hung thread does not block its
-/// process (S8). A pending holder, or one whose lease does not end, cannot be evicted.
+/// An entry has no clock of its own. The first waiter marks a lease lost once its expiry has
+/// passed, and evicts a holder whose lease is lost. So a hung thread does not block its process
+/// (S8). A pending holder, or one whose lease does not end, cannot be evicted.
 pub(crate) struct LockTable {
     pub(crate) state: Mutex<LockTableState>,
     /// Written with `state` locked, so a thread that has locked `state` sees the final value.
@@ -99,12 +99,12 @@ impl LockTable {
         inboxes.iter().for_each(|inbox| inbox.wake());
     }
 
-    /// Whether the table was closed. Does not lock.
+    /// Returns whether the table was closed. Does not lock.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Whether this process was forked off the one that created the table.
+    /// Returns whether this process was forked after the table was created.
     pub(crate) fn is_forked(&self) -> bool {
         self.owner_pid != std::process::id()
     }
@@ -197,7 +197,7 @@ impl LockTable {
         state.entries.get(key).map_or(0, |entry| entry.queue.len())
     }
 
-    /// Returns the number of holders of a key that follow another one, and that of its waiters.
+    /// Returns for a key the number of holders that follow another one, and the number of waiters.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn follower_counts(&self, key: &Key) -> (usize, usize) {
         let state = self.state.lock();

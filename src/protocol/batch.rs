@@ -32,8 +32,8 @@ impl BatchPlan {
         }
     }
 
-    /// Returns the group that a request can join without overtaking one that it does not commute
-    /// with.
+    /// Returns the group that a request can join. `None` if it would overtake a request with which
+    /// it does not commute.
     fn joinable_group(&self, requests: &[Request], request: &Request) -> Option<usize> {
         if !request.is_commutative_read() {
             return None;

@@ -32,8 +32,8 @@ pub(crate) enum Phase {
         until: Instant,
         /// When a quorum that has stayed connected is probed.
         connected_until: Instant,
-        /// The count of connects when the breaker opened. Connections that were up before are no
-        /// news.
+        /// The count of connects when the breaker opened. Only a greater count shows a new
+        /// connection.
         connect_epoch: u64,
     },
     HalfOpen,
@@ -344,7 +344,7 @@ mod tests {
             // Connections went up and down between two admissions.
             (ms(1), connectivity(true, 7), true),
             (ms(1), connectivity(false, 1), false),
-            // Connections that were up before, to nodes that do not reply, are no news.
+            // Connections that were up before, to nodes that do not reply, are not new ones.
             (ms(1), connectivity(true, 0), false),
         ] {
             let (mut breaker, now) = open();

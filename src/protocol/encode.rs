@@ -1,7 +1,7 @@
 //! Encodes requests as RESP commands: a plain command where one does, else EVALSHA.
 //!
-//! An exclusive lock of one key is acquired by `SET NX PX`, as in the Redlock text. It costs a
-//! server half of what a script costs; a refused caller asks for the remaining time by
+//! An exclusive lock of one key is acquired by `SET NX PX`, as in the Redlock text. A server
+//! executes it in half the time of a script. A refused caller asks for the remaining time by
 //! [`encode_pttl`]. Everything that must read before it writes is one atomic script (S3, S5, S10).
 
 use std::cell::Cell;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::protocol::kind::LockKind;
 
-/// The maximal length of a lock name, in bytes. The longest path of Linux has a quarter of it.
+/// The maximal length of a lock name, in bytes: four times the longest path of Linux.
 const MAX_NAME: usize = 16 * 1024;
 
 /// The suffixes of derived keys. The key of a lock whose name ended in one could be another lock's
@@ -19,7 +19,9 @@ const RESERVED_SUFFIXES: [&str; 6] = [
 /// A lock's key on the nodes: the key prefix and the name that the caller gave.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
+    /// The key prefix and the name.
     text: Arc<str>,
+    /// The length of the key prefix, in bytes.
     prefix: usize,
     kind: LockKind,
 }
@@ -97,7 +99,7 @@ impl Key {
         }
     }
 
-    /// Returns a derived key. All derived keys share a cluster slot, also with this key if it has
+    /// Returns a derived key. All derived keys share a hash slot, also with this key if it has
     /// no `}` outside a hash tag. Keys that begin with `}` are the exception: they share none.
     pub(crate) fn derived(&self, suffix: &'static str) -> RedisKey<'_> {
         debug_assert!(RESERVED_SUFFIXES.contains(&suffix));

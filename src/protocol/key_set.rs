@@ -74,10 +74,10 @@ impl KeySet {
         self.all.is_none().then_some(&self.first)
     }
 
-    /// Checks that all keys share a slot: a cluster runs a script only on keys of one slot.
+    /// Checks that all keys share a hash slot, because a cluster runs no script on several ones.
     ///
     /// # Errors
-    /// - `InvalidKey` with the first name whose slot differs.
+    /// - `InvalidKey` with the first name whose hash slot differs.
     #[cfg(any(feature = "cluster", all(test, not(loom))))]
     pub(crate) fn require_one_slot(&self) -> Result<(), Error> {
         let slot = hash_slot(self.first.as_str());

@@ -1,4 +1,4 @@
-//! The kinds of locks, and what a lease grants its holder: alone or shared (S10).
+//! The kinds of locks, and the kinds of leases on them: for one holder or for several (S10).
 
 /// The kind of a lock. Locks of one name and different kinds are different locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -8,7 +8,7 @@ pub(crate) enum LockKind {
     Semaphore,
 }
 
-/// What a lease grants its holder.
+/// The kind of a lease: the access that it grants its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LeaseKind {
     /// An exclusive lock.

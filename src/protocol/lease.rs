@@ -129,7 +129,7 @@ impl Lease {
         &self.token
     }
 
-    /// Returns what the lease grants now: a downgraded write lease grants reading.
+    /// Returns the present kind of the lease: a downgraded write lease is a read lease.
     pub(crate) fn kind(&self) -> LeaseKind {
         match self.downgraded.load(Ordering::Acquire) {
             0 => self.kind,

@@ -63,10 +63,10 @@ impl NodeSet {
 /// The rule by which votes are counted: it decides how many refusals are a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum VoteRule {
-    /// For an acquire: `Refused` once a quorum answered and a quorum of grants is impossible.
+    /// For an acquire: `Refused` once a quorum replied and a quorum of grants is impossible.
     Acquire,
-    /// For a lease that exists: `Refused` only if so many nodes refuse that no quorum can be ours.
-    /// A lock is not lost because nodes are silent.
+    /// For a lease that exists: `Refused` only once the nodes that refuse leave no quorum to it. A
+    /// lock is not lost because nodes are silent.
     Ownership,
 }
 
@@ -88,7 +88,7 @@ pub(crate) enum Verdict {
     Granted,
     /// Enough nodes refused, by the [`VoteRule`].
     Refused,
-    /// Too few nodes answered for either.
+    /// Too few nodes replied for either.
     Unavailable,
 }
 
@@ -282,7 +282,7 @@ impl Tally {
             .filter(|(_, cause)| cause.is_outage())
     }
 
-    /// Returns whether so many nodes deny access that no quorum is left: waiting does not help.
+    /// Returns whether the nodes that deny access leave no quorum: waiting does not help.
     pub(crate) fn is_denied(&self) -> bool {
         let denied =
             |(_, cause): &&(usize, NodeFailure)| matches!(cause, NodeFailure::AccessDenied(_));
@@ -290,7 +290,7 @@ impl Tally {
     }
 
     /// Returns the number of nodes that granted or refused.
-    pub(crate) fn answered(&self) -> usize {
+    fn voted(&self) -> usize {
         self.granted.len() + self.refused.len()
     }
 
@@ -319,7 +319,7 @@ impl Tally {
         self.granted.len() + self.total - self.voted.len()
     }
 
-    /// Returns the other number of permits if so many nodes have one that no quorum can be ours.
+    /// Returns the other number of permits if the nodes that know another one leave no quorum.
     pub(crate) fn permit_count_mismatch(&self) -> Option<u32> {
         let others = self.causes.iter().filter_map(|(_, cause)| match cause {
             NodeFailure::PermitCountMismatch { permits } => Some(*permits),
@@ -369,7 +369,7 @@ impl Tally {
             .causes
             .iter()
             .filter(|(node, cause)| cause.is_reply() && !self.refused.contains(*node));
-        let reachable = self.answered() + errors.count();
+        let reachable = self.voted() + errors.count();
         Error::InsufficientQuorum {
             operation,
             needed: majority(self.total),

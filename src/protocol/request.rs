@@ -22,8 +22,8 @@ pub(crate) enum Op {
     Swap,
     /// Extends the lock (S5).
     Extend,
-    /// Restores the lock on a node that lost it while a quorum kept it (S5). The checks are those
-    /// of `Acquire`, except for the gate and reader turns, which are for new holders.
+    /// Restores the lock on a node that lost it while a quorum kept it (S5). The node checks as for
+    /// `Acquire`, except the gate and reader turns, which are for new holders.
     Restore,
     /// Turns a write lock into a read lock.
     Downgrade,
@@ -36,7 +36,8 @@ pub(crate) enum Op {
     Inspect,
     /// Deletes an exclusive lock regardless of its holder, at an operator's request.
     ForceRelease,
-    /// Deletes what is ours: ends a lease, undoes an attempt (S4), removes a gate entry.
+    /// Deletes the lease's token where a node has it: ends a lease, undoes an attempt (S4), removes
+    /// a gate entry.
     Release,
 }
 

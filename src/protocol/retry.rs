@@ -33,7 +33,7 @@ pub struct RetryPolicy {
     /// attempt that has begun is finished, so the call may return up to `node_timeout` later.
     /// `None` (the default) sets no limit.
     pub max_wait: Option<Duration>,
-    /// The maximal time that a waiting acquire continues while fewer than a quorum of nodes answer.
+    /// The maximal time that a waiting acquire continues while fewer than a quorum of nodes reply.
     /// Time at an open breaker ([`Config::circuit_breaker`](crate::Config::circuit_breaker))
     /// counts. Then [`InsufficientQuorum`](Error::InsufficientQuorum) is returned. Default: 10 s.
     pub max_outage: Duration,

@@ -1,5 +1,5 @@
-//! Decides whether a queued request is still sent, and records what a sent one may leave on a node
-//! (S4, S5, L3).
+//! Decides whether a queued request is still sent, and records the tokens that a sent request may
+//! leave on a node (S4, S5, L3).
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! Mutexes, condition variables and atomics, replaced by those of the model checker `loom` under
-//! `--cfg loom`.
+//! Mutexes, condition variables and atomics. Under `--cfg loom` the model checker `loom` replaces
+//! them.
 //!
 //! Code whose interleavings `loom` explores imports them from here, never from `parking_lot`.
 

@@ -53,7 +53,7 @@ pub struct Health {
 pub enum BreakerState {
     /// Acquires ask the nodes.
     Closed,
-    /// Acquires do not ask the nodes, because no quorum answered in several rounds in a row.
+    /// Acquires do not ask the nodes, because no quorum replied in several rounds in a row.
     Open {
         /// The longest time until an acquire probes the nodes again.
         retry_in: Duration,

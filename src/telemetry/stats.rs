@@ -44,7 +44,7 @@ pub struct Stats {
     pub attempts: u64,
     /// Renewals that a quorum of nodes confirmed.
     pub renewals: u64,
-    /// Locks that were lost while they were held, including those lost by a shutdown.
+    /// Locks that were lost while they were held, also by a shutdown.
     pub lost: u64,
     /// Guards that ended after their lock was lost.
     pub released_late: u64,
@@ -265,7 +265,7 @@ impl NodeCounters {
         self.latency.record(latency);
     }
 
-    /// Adds the counts to those of the node's other connections.
+    /// Adds the counts of one connection to `stats`, which sums up all connections of the node.
     pub(crate) fn add_to(&self, stats: &mut NodeStats) {
         stats.done += read(&self.done);
         stats.refused += read(&self.refused);

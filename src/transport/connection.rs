@@ -202,7 +202,7 @@ impl NodeConnection {
         self.enqueue(WorkerMessage::Start);
     }
 
-    /// Makes the worker end when it has served what is queued by now.
+    /// Makes the worker end when it has served the jobs that are queued by now.
     pub(crate) fn stop(&self) {
         self.enqueue(WorkerMessage::Stop);
     }

@@ -22,8 +22,8 @@ use crate::transport::messages::Submitted;
 ///
 /// A lock of several keys uses the connections of its first key.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct KeyConnections<'a> {
-    /// The connections of all nodes, those of one node next to each other.
+pub(super) struct KeyConnections<'a> {
+    /// The connections of all nodes, grouped by node.
     all: &'a [NodeConnection],
     pool_size: usize,
     index: usize,

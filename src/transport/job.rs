@@ -26,7 +26,7 @@ pub(crate) struct Job {
     pub(crate) reply: Option<ReplyTo>,
 }
 
-/// A pending release: one that waits for its node, or for its next attempt there.
+/// A pending release: it waits for its node, or for its next attempt there.
 pub(crate) type Pending = (Request, PendingReply);
 
 /// The destination and the state of a request whose reply is outstanding.

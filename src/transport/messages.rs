@@ -36,7 +36,7 @@ pub(crate) enum ConnectEvent {
     Up,
     /// The connect failed. The worker tries again.
     Failed(NodeFailure),
-    /// The server is that of the configured node with this index.
+    /// The configured node with this index has the same server.
     Duplicate(usize),
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct NodeConfig {
     pub(crate) restart_quarantine: Option<Duration>,
     /// Whether a node that may evict locks is rejected.
     pub(crate) reject_evicting: bool,
-    /// Whether the address is that of one server, not of sentinels or a cluster.
+    /// Whether the address names one server, not sentinels or a cluster.
     pub(crate) is_one_server: bool,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }

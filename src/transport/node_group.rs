@@ -1,7 +1,7 @@
 //! All configured nodes as one: opens rounds, sends requests that no caller waits for, and reports
 //! which nodes are connected.
 //!
-//! It knows no state of a lock: the engine decides what to send, and what a verdict means. The
+//! It knows no state of a lock: the engine chooses the requests and interprets the verdicts. The
 //! number of nodes is that of the configuration, whichever of them are connected (S1).
 
 use std::sync::Arc;
@@ -116,7 +116,7 @@ impl NodeGroup {
         registry.wait_until(end, || self.quorum_up() || is_closed()) && self.quorum_up()
     }
 
-    /// Returns whether fresh connects have failed to so many nodes that no quorum is left (S9).
+    /// Returns whether failed connects leave fewer reachable nodes than a quorum (S9).
     pub(crate) fn no_quorum_reachable(&self) -> bool {
         self.workers.registry().reached() < majority(self.total())
     }
@@ -211,7 +211,7 @@ impl NodeGroup {
         round
     }
 
-    /// Sends `substitute` to all nodes, and counts the replies as those to `request`. Replies go to
+    /// Sends `substitute` to all nodes, and counts the replies as replies to `request`. They go to
     /// `sink` as in [`send_with_sink`](NodeGroup::send_with_sink).
     pub(crate) fn send_substitute<'a>(
         &'a self,
@@ -294,7 +294,7 @@ impl NodeGroup {
         self.first_up_of(|_| true)
     }
 
-    /// Returns the first voting node among those for which `is_eligible` holds.
+    /// Returns the first voting node for which `is_eligible` returns `true`.
     pub(crate) fn first_up_of(&self, is_eligible: impl Fn(usize) -> bool) -> Option<usize> {
         let now = clock::now();
         let connections = || self.workers.connections().iter().enumerate();
@@ -315,7 +315,7 @@ impl NodeGroup {
         connections.all(|c| c.quarantine(now).is_zero())
     }
 
-    /// Releases a lease's token on all nodes that may hold it, `except` those that certainly do
+    /// Releases a lease's token on all nodes that may hold it. The nodes in `except` certainly do
     /// not. Does not block.
     pub(crate) fn release_unawaited(&self, lease: &Arc<Lease>, except: NodeSet) {
         let release = Request::new(Op::Release, lease, 0);
@@ -368,7 +368,7 @@ impl NodeGroup {
 }
 
 impl NodeHealth {
-    /// Returns the health of a node: that of its worst connection.
+    /// Returns the health of a node, which is the health of its worst connection.
     pub(crate) fn of(node: &str, connections: &[NodeConnection]) -> Option<NodeHealth> {
         let now = clock::now();
         let each = connections

@@ -6,7 +6,10 @@
 //! - A caller never waits for the node here: its sends and polls do not block.
 //! - A request that was sent is replied to, or reported as failed, or, if it is a release, kept
 //!   pending ([`unreleased`](crate::transport::unreleased)).
-//! - A request that may depend on the order never passes another one of the same token (S4).
+//! - A request that may depend on the order never overtakes another one of the same token (S4).
+//! - A connection that leads to a former run of the node carries no direct send.
+//!
+//! Tests: `src/tests/transport/pipeline.rs`, `src/tests/engine/pending.rs` (pending releases).
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,7 +46,7 @@ const MAX_DIRECT_BYTES: usize = 2048;
 /// cost a fifth of the time of a lock.
 const IDLE_AFTER: Duration = Duration::from_micros(if cfg!(test) { 0 } else { 100 });
 
-/// One connection to a node, while there is one, and the requests on it.
+/// The connection to a node, if it is open, and the requests on it.
 ///
 /// | state | fields | leaves by |
 /// |---|---|---|
@@ -62,17 +65,19 @@ pub(crate) struct Pipeline {
     node_timeout: Duration,
     observer: Option<Arc<dyn Observer>>,
     pub(super) session: Option<Box<dyn Session>>,
-    /// The next batch, or the batch in flight, and the destinations of its replies.
+    /// The next batch, or the batch in flight.
     pub(super) batch: Vec<Request>,
+    /// The destinations of the replies to `batch`, in the same order.
     pub(super) batch_pending: Vec<PendingReply>,
     /// The direct sends in flight, oldest first.
     pub(super) in_flight: VecDeque<InFlight>,
-    /// The destinations of their replies, with the time of each send.
+    /// The destinations of the replies to `in_flight`, in the same order, with the time of each
+    /// send.
     pub(super) pending_replies: VecDeque<(PendingReply, Instant)>,
     /// The id of the next direct send on this connection.
     pub(crate) next_id: u64,
     pub(crate) pending: PendingReleases,
-    /// The run ids of the servers that the connection, or the last one, leads to.
+    /// The run ids of the servers to which the present connection leads, or the last one led.
     run_ids: String,
     /// When the first connection to these runs was made.
     runs_since: Instant,
@@ -156,7 +161,7 @@ impl Pipeline {
 
     /// Returns whether the node has replied on the connection, or on the last one. The handshake
     /// does not count.
-    pub(super) fn has_answered(&self) -> bool {
+    pub(super) fn has_replied(&self) -> bool {
         self.last_reply.is_some()
     }
 
@@ -170,12 +175,13 @@ impl Pipeline {
         self.batch.len() < MAX_BATCH
     }
 
+    /// Returns whether the batch has a request of the job's token already.
     pub(super) fn batch_shares_token(&self, job: &Job) -> bool {
         let mut batch = self.batch.iter();
         batch.any(|request| request.shares_token(&job.request))
     }
 
-    /// Adds a job to the batch, unless its request is not to be sent any more.
+    /// Adds a job to the batch, unless its request need not be sent any more (too late, released).
     pub(crate) fn push_to_batch(&mut self, job: Job) {
         let now = clock::now();
         if let Some((request, pending_reply)) = self.prepare(job, now) {
@@ -185,7 +191,8 @@ impl Pipeline {
         }
     }
 
-    /// Returns the request to send for a job. `None` if it was replied to unsent.
+    /// Returns the request to send for a job. `None` if the job needs no request: its reply is then
+    /// delivered here.
     fn prepare(&self, job: Job, now: Instant) -> Option<(Request, PendingReply)> {
         let Job { request, reply } = job;
         let mut pending_reply = PendingReply::new(reply);
@@ -257,7 +264,7 @@ impl Pipeline {
         done
     }
 
-    /// Records what a reply says about the lease and the node, and delivers it.
+    /// Records a reply in the lease and the node's warnings, and delivers it.
     ///
     /// # Errors
     /// The cause if the connection must not be used any more.
@@ -309,7 +316,7 @@ impl Pipeline {
         let key = key.unwrap_or(keys.first());
         if self.warnings().is_new_foreign(key, request) {
             let name = &self.name;
-            warn!("{name}: {key}: held without an expiry, as no lock is: left untouched");
+            warn!("{name}: {key}: foreign value without an expiry: left untouched");
         }
     }
 
@@ -366,6 +373,7 @@ impl Pipeline {
         RequestState::Refused
     }
 
+    /// Counts a reply, or its absence, and notifies the observer.
     pub(super) fn record_reply(&self, reply: NodeReply, latency: Duration) {
         self.status.counters.record(reply, latency);
         let observer = self.observer.as_ref();
@@ -421,7 +429,7 @@ impl Pipeline {
     /// timeout.
     ///
     /// # Errors
-    /// Those of the exchange, or a panic in it.
+    /// The error of the exchange, or a panic in it.
     pub(crate) fn with_overdue_mark(
         &self,
         exchange: impl FnOnce() -> Result<(), NodeFailure>,
@@ -437,7 +445,7 @@ impl Pipeline {
     }
 }
 
-/// Direct sends. None of these methods blocks, except those that only the worker calls.
+/// Direct sends. No method blocks here, except `drain_replies`, which only the worker calls.
 impl Pipeline {
     /// Sends a job, whose encoded request is `bytes`, if the connection can take it now. Returns
     /// whether the caller must wake the worker, because it sleeps or must close the connection.
@@ -464,16 +472,16 @@ impl Pipeline {
         }
         let Job { request, reply } = job;
         record_sent(&request, self.node, now);
-        let number = self.next_id;
+        let id = self.next_id;
         self.next_id += 1;
         let sent = match direct_io(&mut self.session) {
-            Ok(io) => catch_panic(|| io.send(number, bytes)),
+            Ok(io) => catch_panic(|| io.send(id, bytes)),
             Err(cause) => Err(cause),
         };
         if is_idle {
             self.set_overdue(now);
         }
-        self.in_flight.push_back(InFlight { number, request });
+        self.in_flight.push_back(InFlight { id, request });
         self.pending_replies
             .push_back((PendingReply::new(reply), now));
         self.used_since_poll = true;
@@ -483,9 +491,9 @@ impl Pipeline {
         Ok(self.worker_asleep || self.failure.is_some())
     }
 
-    /// Returns whether the connection can take a request of `size` bytes behind those in flight.
+    /// Returns whether a request of `size` bytes may be sent now, behind the requests in flight.
     fn can_send_direct(&mut self, request: &Request, size: usize) -> bool {
-        // A script may be sent again after a NOSCRIPT, and would then pass its successor.
+        // A script may be sent again after a NOSCRIPT, and its successor would then overtake it.
         let may_precede =
             |sent: &InFlight| !sent.request.shares_token(request) || sent.request.is_plain_set();
         // `Inspect` replies carry owner labels of any length, so only the worker reads them.
@@ -538,15 +546,18 @@ impl Pipeline {
         done
     }
 
-    /// Reads replies until none is outstanding, or, unless `is_blocking`, none has arrived.
+    /// Reads replies until none is outstanding; unless `is_blocking`, until none has arrived.
+    ///
+    /// # Errors
+    /// The cause if the connection must be aborted. The caller aborts it or sets `failure`.
     fn read_replies(&mut self, is_blocking: bool) -> Result<(), NodeFailure> {
         while let Some((_, sent)) = self.pending_replies.front() {
             let end = is_blocking.then(|| *sent + self.node_timeout);
             let io = direct_io(&mut self.session)?;
-            let Some((number, reply)) = catch_panic(|| io.next_reply(&self.in_flight, end))? else {
+            let Some((id, reply)) = catch_panic(|| io.next_reply(&self.in_flight, end))? else {
                 return Ok(());
             };
-            let index = self.in_flight.iter().position(|r| r.number == number);
+            let index = self.in_flight.iter().position(|sent| sent.id == id);
             let sent = index.and_then(|index| self.in_flight.remove(index));
             let pending = index.and_then(|index| self.pending_replies.remove(index));
             let (Some(InFlight { request, .. }), Some((mut pending_reply, sent))) = (sent, pending)

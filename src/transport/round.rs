@@ -1,7 +1,7 @@
 //! One request to all nodes, and the wait for the replies until they decide.
 //!
-//! A round blocks in the caller's inbox only, with a deadline, and never on a connection. What the
-//! request is for is not its concern: it counts votes and keeps the details of the replies.
+//! A round blocks in the caller's inbox only, with a deadline, and never on a connection. It
+//! counts votes and keeps the details of the replies; the engine gives them their meaning.
 //!
 //! | state | leaves by |
 //! |---|---|
@@ -116,7 +116,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Counts the caller among those that have a round in progress, until the round ends.
+    /// Counts the caller among the callers with a round in progress, until the round ends.
     pub(super) fn counted_as(mut self, caller: CallerGuard<'a>) -> Round<'a> {
         self.caller = caller;
         self

@@ -8,7 +8,7 @@
 //! | quarantined | up, `quarantined_until` ahead | the time passes → up |
 //! | replaced | up, epoch below the node's | a reconnect → up |
 //!
-//! The epoch is that of the [`registry`](crate::transport::registry). A connection that breaks
+//! The [`registry`](crate::transport::registry) has the node's epoch. A connection that breaks
 //! without a timeout stays `up` for one reconnect, which counts as an outstanding reply.
 //!
 //! "Suspect" is the public word for connecting and overdue. Only the worker, and callers that have

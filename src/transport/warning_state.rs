@@ -1,6 +1,7 @@
 //! The warnings logged for a node, so that each is logged once, not per connection or reconnect.
 //!
-//! It decides what is new. It never logs itself, and no decision about a lock depends on it.
+//! The state decides whether a warning is new. It never logs itself, and no decision about a lock
+//! depends on it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +19,7 @@ const MAX_FOREIGN: usize = 256;
 
 /// The warnings logged for one node.
 #[derive(Debug, Default)]
-pub(crate) struct WarningState {
+pub(super) struct WarningState {
     reported: Mutex<Reported>,
     /// The permissions that the node denies, as bits. Read with every reply, so not in the mutex.
     denied: AtomicU64,
@@ -64,7 +65,7 @@ impl Asked {
 
 /// A permission that a node can deny.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Permission {
+pub(super) enum Permission {
     /// Connecting, with the configured credentials.
     Connect,
     /// Killing the former connection.
@@ -176,7 +177,7 @@ impl WarningState {
     }
 
     /// Returns whether it is new that this key, or a key derived from it, has a foreign value. The
-    /// request is the one that met it.
+    /// `request` has met it.
     pub(super) fn is_new_foreign(&self, key: &Key, request: &Request) -> bool {
         let foreign = &mut self.reported.lock().foreign;
         let is_new = foreign.len() < MAX_FOREIGN && !foreign.contains_key(key);

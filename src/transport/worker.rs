@@ -6,6 +6,9 @@
 //!   the cause (L3).
 //! - A panic in a session, a sink or a logger does not end it.
 //!
+//! Tests: `src/tests/transport/worker.rs`, `src/tests/transport/connection.rs`,
+//! `src/tests/engine/idle.rs`.
+//!
 //! | state | leaves by |
 //! |---|---|
 //! | connecting | a handshake → up; a failure → down |
@@ -37,8 +40,8 @@ use crate::transport::warning_state::Permission;
 
 /// How often the worker of an idle connection sends a PING.
 const PING_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 10_000 });
-/// How long the worker leaves a reply unread before it waits for it itself; at most a quarter of
-/// `node_timeout`.
+/// How long the worker leaves a reply unread before it reads it itself, because the caller may poll
+/// for it; at most a quarter of `node_timeout`.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// The delay after the first failed connect. It doubles with each further one, and half of it is
 /// drawn at random.
@@ -53,9 +56,12 @@ pub(crate) struct Worker {
     connector: Arc<dyn Connector>,
     /// As [`NodeConfig::restart_quarantine`].
     restart_quarantine: Option<Duration>,
+    /// As [`NodeConfig::reject_evicting`].
     reject_evicting: bool,
+    /// As [`NodeConfig::is_one_server`].
     is_one_server: bool,
     node_timeout: Duration,
+    /// [`POLL_INTERVAL`], or less for a short `node_timeout`.
     poll_interval: Duration,
     queue: Receiver<WorkerMessage>,
     pipeline: Arc<Mutex<Pipeline>>,
@@ -67,13 +73,14 @@ pub(crate) struct Worker {
     registered: bool,
     /// Whether the connection has been counted as down since it was up last.
     is_down: bool,
-    /// Whether the last connect was made without a delay, for requests that wait since the
-    /// connection before it ended.
+    /// Whether the last connect was made without a delay, for requests that have waited since the
+    /// former connection ended.
     is_retry: bool,
     /// Received jobs for the next batches.
     queued_jobs: VecDeque<Job>,
+    /// Set by `Stop`, or when all handles of the connection are dropped.
     stopping: bool,
-    /// Dropped when the thread ends, also by a panic.
+    /// Dropped when the thread ends, also by a panic: a shutdown waits for that.
     _alive: Sender<()>,
 }
 
@@ -134,7 +141,7 @@ impl Worker {
         match self.connect(pipeline) {
             Ok(()) => {
                 let cause = self.serve(pipeline);
-                if pipeline.has_answered() {
+                if pipeline.has_replied() {
                     (*delay, self.is_retry) = (Duration::ZERO, false);
                 }
                 match cause {
@@ -193,7 +200,7 @@ impl Worker {
             (true, false) => "connected",
             (false, false) => "connected again",
         };
-        // Idle connections that a middlebox closes all day are not worth an info line.
+        // A middlebox may close idle connections all day, so a reconnect alone gets no info line.
         self.log(is_back || has_changed && !was_down, event);
         Ok(())
     }
@@ -224,7 +231,7 @@ impl Worker {
     /// Checks that the server counts as this node.
     ///
     /// # Errors
-    /// The cause if it is the server of another node, or one of several at the address.
+    /// The cause if the server is another node's, or if several servers share the address.
     fn check_registration(
         &mut self,
         pipeline: &mut Pipeline,
@@ -334,6 +341,7 @@ impl Worker {
         }
     }
 
+    /// Reports an event to `Nodes::connect`, until the connection is up or the call has ended.
     fn send_connect_event(&mut self, event: ConnectEvent) {
         if let Some(connect_events) = &self.connect_events {
             let is_last = matches!(event, ConnectEvent::Up);
@@ -396,6 +404,11 @@ impl Worker {
         Ok(())
     }
 
+    /// Sends the queued jobs and the due pending releases as one batch, and delivers the replies.
+    /// Blocks for the replies.
+    ///
+    /// # Errors
+    /// The cause if the connection has to be closed. Jobs that were not sent stay queued.
     fn serve_queued(&mut self, pipeline: &mut PipelineGuard<'_>) -> Result<(), NodeFailure> {
         // Direct sends went out first, so their replies come first.
         pipeline.drain_replies()?;
@@ -426,7 +439,7 @@ impl Worker {
         current
     }
 
-    /// Does what is due when no message has arrived: pending releases, a PING, or unread replies.
+    /// Sends due pending releases, sends a PING or reads replies, when no message has arrived.
     ///
     /// # Errors
     /// The cause if the connection has to be closed.
@@ -450,7 +463,7 @@ impl Worker {
         }
     }
 
-    /// Takes one message off the queue and updates the queue length that callers read.
+    /// Stores a received message, and updates the queue length that callers read.
     fn take_message(&mut self, pipeline: &Pipeline, message: WorkerMessage) {
         match message {
             WorkerMessage::Job(job) => self.queued_jobs.push_back(job),
@@ -461,7 +474,7 @@ impl Worker {
         self.count_dequeued(pipeline);
     }
 
-    /// Updates the queue length after a message was received and stored.
+    /// Lowers the queue length by one, after a message was received and stored.
     fn count_dequeued(&self, pipeline: &Pipeline) {
         pipeline.status.queue_len.fetch_sub(1, Ordering::SeqCst);
     }
@@ -485,7 +498,7 @@ impl Worker {
         }
     }
 
-    /// Prepares for a reconnect after the connection has ended, which says nothing about the node.
+    /// Prepares for a reconnect. The node may be well although its connection has ended.
     ///
     /// Unsent jobs and due releases wait for one connect, and callers may submit meanwhile, for
     /// `node_timeout` at most. Otherwise a middlebox that closes idle connections would fail an
@@ -500,6 +513,7 @@ impl Worker {
         self.is_retry = is_due || !self.queued_jobs.is_empty();
     }
 
+    /// Removes the run of the last session from the registry, if it is counted there.
     fn unregister(&mut self, pipeline: &Pipeline) {
         if let (true, Some(former)) = (std::mem::take(&mut self.registered), &self.former_session) {
             pipeline.registry.unregister_run(self.node, &former.run_id);
@@ -528,7 +542,7 @@ impl Worker {
         self.reject_queued(pipeline);
     }
 
-    /// Rejects all jobs that were not sent, received or still in the queue.
+    /// Rejects all unsent jobs: the received jobs, and the jobs that are still in the queue.
     fn reject_queued(&mut self, pipeline: &mut Pipeline) {
         while let Some(job) = self.queued_jobs.pop_front() {
             pipeline.reject(job);
@@ -538,8 +552,8 @@ impl Worker {
         }
     }
 
-    /// Logs an event at level info if it `is_new` for the node, else at level debug: repetitions,
-    /// and further connections to the node. A panic of the logger is no failure of the node.
+    /// Logs an event at level info if it `is_new` for the node. Repetitions, and events of its
+    /// further connections, are logged at level debug. A panic of the logger is caught.
     fn log(&self, is_new: bool, event: &str) {
         let level = if is_new { Level::Info } else { Level::Debug };
         threads::catch(&self.name, || log!(level, "{}: {event}", self.name));
@@ -557,6 +571,7 @@ impl Worker {
         }
     }
 
+    /// Rejects the jobs of a message that arrives while the connection is down.
     fn reject_message(&mut self, pipeline: &mut Pipeline, message: WorkerMessage) {
         self.take_message(pipeline, message);
         while let Some(job) = self.queued_jobs.pop_front() {

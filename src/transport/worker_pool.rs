@@ -63,7 +63,7 @@ impl WorkerPool {
         Ok((pool, connect_events))
     }
 
-    /// Returns all connections, those of one node next to each other.
+    /// Returns the connections of all nodes, grouped by node.
     pub(crate) fn connections(&self) -> &[NodeConnection] {
         &self.connections
     }

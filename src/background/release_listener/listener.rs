@@ -196,7 +196,7 @@ mod tests {
         steps: VecDeque<Step<'a>>,
     }
 
-    /// Returns what the server sends next, given the commands that it was sent.
+    /// Returns the next event from the server, given the commands that were sent to it.
     type Step<'a> = Box<dyn FnOnce(&[(u64, usize)]) -> Option<Event> + 'a>;
 
     impl Subscriber for ScriptedSubscriber<'_> {

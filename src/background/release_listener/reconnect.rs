@@ -43,7 +43,7 @@ impl ReconnectDelays {
         node.failures == 1
     }
 
-    /// Whether the listener must not connect to the node yet.
+    /// Returns whether the listener must not connect to the node yet.
     pub(super) fn is_delayed(&self, node: usize, now: Instant) -> bool {
         self.nodes[node].until.is_some_and(|until| now < until)
     }

@@ -48,7 +48,7 @@ const UNSUBSCRIBE_DELAY: Duration = Duration::from_millis(500);
 /// before its own is connected.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The id of the SUBSCRIBE to the wake channel; those of other channels count from 1.
+/// The id of the SUBSCRIBE to the wake channel. The ids of all other ones count from 1.
 pub(super) const WAKE_COMMAND: u64 = 0;
 
 /// The state that the listener thread shares with its callers.
@@ -82,7 +82,7 @@ pub(crate) struct Subscription<'a> {
 }
 
 impl Subscription<'_> {
-    /// Whether this is the subscription of `key`.
+    /// Returns whether this is the subscription of `key`.
     pub(crate) fn is_at(&self, key: &Key) -> bool {
         *self.channel == *key.as_str()
     }
@@ -92,7 +92,7 @@ impl Subscription<'_> {
         self.waiter.take_signal()
     }
 
-    /// Whether there is a signal of at least `min`. Does not reset it.
+    /// Returns whether there is a signal of at least `min`. Does not reset it.
     pub(crate) fn has_signal(&self, min: Signal) -> bool {
         self.waiter.has_signal(min)
     }

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use crate::protocol::key::Channel;
 use crate::transport::inbox::Inbox;
 
-/// The most channels of one SUBSCRIBE or UNSUBSCRIBE.
+/// The largest number of channels in one SUBSCRIBE or UNSUBSCRIBE.
 const MAX_CHANNELS: usize = 1000;
 
 /// The channels of a listener.
@@ -276,7 +276,7 @@ impl ChannelWaiter {
         }
     }
 
-    /// Whether the signal is at least `min`.
+    /// Returns whether the signal is at least `min`.
     pub(super) fn has_signal(&self, min: Signal) -> bool {
         self.signal.load(Ordering::Acquire) >= min as u8
     }

@@ -18,8 +18,8 @@ use crate::protocol::key::Channel;
 /// A channel is forgotten when its deadline has passed for this long.
 const FORGET_AFTER: Duration = Duration::from_secs(10);
 
-/// The most channels that one release checks for being forgotten. More than one, so that the
-/// number of channels shrinks.
+/// The largest number of channels that one release checks for removal. It is more than one, so
+/// that the number of channels shrinks.
 const MAX_CHECKED: usize = 2;
 
 /// The deadlines of all channels that other processes were seen to receive.

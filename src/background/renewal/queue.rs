@@ -27,8 +27,8 @@ use crate::transport::job::ReplySink;
 /// The thread's name.
 pub(super) const NAME: &str = "redguard-renewal";
 
-/// A renewal is sent ahead of time by up to this fraction of its TTL, so that renewals that are due
-/// at about the same time share one batch.
+/// A renewal may be sent ahead of time by its TTL divided by this. So renewals that are due at
+/// about the same time share one batch.
 const SEND_AHEAD_FRACTION: u32 = 60;
 
 /// The longest delay after failed renewals, as a fraction of the TTL.

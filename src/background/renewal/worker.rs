@@ -28,7 +28,7 @@ use crate::time::{clock, deadline};
 use crate::transport::job::ReplySink;
 use crate::transport::node_group::NodeGroup;
 
-/// The most renewals in flight, which bounds what they occupy of a worker's queue.
+/// The largest number of renewals in flight, which bounds their share of a worker's queue.
 const MAX_IN_FLIGHT: usize = 256;
 
 /// How long the thread waits for more replies once it has one.
@@ -354,8 +354,8 @@ impl RenewalWorker {
     }
 }
 
-/// Moves up to `capacity` entries to `in_flight`, if one is due at `now`: those that are due, and
-/// those that may be sent ahead with it.
+/// Moves up to `capacity` entries to `in_flight`, if one is due at `now`: the due entries, and the
+/// entries that may be sent ahead with them.
 fn take_due(
     state: &mut RenewalQueueState,
     capacity: usize,

@@ -587,7 +587,7 @@ impl DirectIo for FakeSession {
         let Some(number) = self.sent.front().copied() else {
             return Ok(None);
         };
-        let flight = flights.iter().find(|flight| flight.number == number);
+        let flight = flights.iter().find(|flight| flight.id == number);
         let request = &flight.expect("the request is in flight").request;
         let answer = self.serve(request, Some(number), end.is_some())?;
         Ok(answer.map(|answer| {

@@ -29,7 +29,7 @@ pub(crate) struct ServerAddress {
 }
 
 impl ServerAddress {
-    /// Parses a node's address. Credentials and database that it omits are those of the settings.
+    /// Parses a node's address. The settings supply the credentials and database that it omits.
     ///
     /// # Errors
     /// - `InvalidConfig` with the address, without its credentials.

@@ -19,8 +19,8 @@ impl DirectIo for RedisSession {
         expected.all(|reply| matches!(reply, ExpectedReply::Request(_)))
     }
 
-    fn send(&mut self, number: u64, bytes: &[u8]) -> Result<(), NodeFailure> {
-        self.expected.push_back(ExpectedReply::Request(number));
+    fn send(&mut self, id: u64, bytes: &[u8]) -> Result<(), NodeFailure> {
+        self.expected.push_back(ExpectedReply::Request(id));
         let failure = |error| server_error::failure_redacted(&error, &self.password);
         self.stream.send_nonblocking(bytes).map_err(failure)
     }
@@ -41,7 +41,7 @@ impl DirectIo for RedisSession {
             self.expected.pop_front();
             let request = match expected.id() {
                 Some(id) => {
-                    let sent = in_flight.iter().find(|sent| sent.number == id);
+                    let sent = in_flight.iter().find(|sent| sent.id == id);
                     Some((id, &sent.ok_or_else(protocol_error)?.request))
                 }
                 None => None,

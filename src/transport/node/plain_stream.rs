@@ -210,8 +210,8 @@ pub(crate) fn count_addresses(host: &str, port: u16) -> io::Result<u32> {
 }
 
 /// Connects to the first address that accepts. Each address gets an equal share of the time that is
-/// left, so that one that drops all packets costs only a part. (RFC 8305 connects in parallel,
-/// which needs a thread per address.)
+/// left, so that an address that drops all packets uses only its share. (RFC 8305 connects in
+/// parallel, which needs a thread per address.)
 ///
 /// # Errors
 /// - For a host name, the text names each address and its error.

@@ -77,8 +77,8 @@ impl RedisSession {
     /// (S4). A former connection is given by the server's run id and the client id within that run.
     ///
     /// # Errors
-    /// - The connection fails, or `end` passes.
-    /// - The server is a sentinel, or its replies are not those of a Redis server.
+    /// - The connection fails, or `end` is reached.
+    /// - The server is a sentinel, or does not reply as a Redis server does.
     pub(crate) fn handshake(
         &mut self,
         former: &[(String, i64)],
@@ -284,7 +284,7 @@ impl RedisSession {
         }
     }
 
-    /// Handles a reply to the requests of `group`, which share a call: delivers what it says, or
+    /// Handles a reply to the requests of `group`, which share a call. Delivers it to them, or
     /// encodes a second command into `out` and expects its replies. The caller sends `out`.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! An open connection to a server: sends bytes, receives or polls replies.
 //!
 //! Plain connections use a socket of this crate, because the socket of a `redis` connection cannot
-//! be polled. TLS connections use that of `redis`, which loads the root certificates.
+//! be polled. TLS connections use the socket of `redis`, which loads the root
+//! certificates.
 
 use std::io;
 use std::time::{Duration, Instant};

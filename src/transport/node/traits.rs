@@ -99,8 +99,9 @@ pub(crate) trait DirectIo {
     /// Returns whether another request may follow: no request in flight needs a second command.
     fn can_append(&self) -> bool;
 
-    /// Sends an encoded request behind those in flight, without blocking.
-    fn send(&mut self, number: u64, bytes: &[u8]) -> Result<(), NodeFailure>;
+    /// Sends an encoded request behind the requests in flight, without blocking. Its reply is
+    /// returned with `id`.
+    fn send(&mut self, id: u64, bytes: &[u8]) -> Result<(), NodeFailure>;
 
     /// Returns the next reply to a request in flight. Without `end` it returns `None` if no reply
     /// has arrived; with `end` it blocks, and a reply that does not arrive in time is an error.
@@ -114,7 +115,7 @@ pub(crate) trait DirectIo {
 /// A request in flight that was sent directly.
 pub(crate) struct InFlight {
     /// The id of the request, unique on its connection.
-    pub(crate) number: u64,
+    pub(crate) id: u64,
     pub(crate) request: Request,
 }
 
