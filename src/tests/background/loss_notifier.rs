@@ -15,98 +15,101 @@ use crate::time::clock;
 const SOON: Duration = Duration::from_millis(200);
 const LONG: Duration = Duration::from_secs(300);
 
-/// A notifier, and how often it found a lease lost itself.
+/// Returns a notifier, and the number of losses that it found and handled.
 fn notifier() -> (LossNotifier, Arc<AtomicUsize>) {
-    let settled = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&settled);
-    let settle = Arc::new(move |_: &Arc<Lease>| {
+    let handled = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&handled);
+    let on_lost = Arc::new(move |_: &Arc<Lease>| {
         count.fetch_add(1, Ordering::SeqCst);
     });
-    (LossNotifier::new(settle), settled)
+    (LossNotifier::new(on_lost), handled)
 }
 
-/// A lease that is held for so long, and watched, and how often its loss was told.
+/// Returns a watched lease with `left` until its expiry, and the number of its notifications.
 fn watched(notifier: &LossNotifier, left: Duration) -> (Arc<Lease>, Arc<AtomicUsize>) {
-    let told = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&told);
-    let tell = OnLostCallback(Arc::new(move |_| {
+    let notified = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&notified);
+    let callback = OnLostCallback(Arc::new(move |_| {
         count.fetch_add(1, Ordering::SeqCst);
     }));
     let (lease, expiry) = (lease("x"), clock::now() + left);
     assert!(lease.activate(expiry, clock::wall_offset()));
-    notifier.watch(&lease, expiry, tell).unwrap();
-    (lease, told)
+    notifier.watch(&lease, expiry, callback).unwrap();
+    (lease, notified)
 }
 
-fn read(count: &AtomicUsize) -> usize {
+fn count_of(count: &AtomicUsize) -> usize {
     count.load(Ordering::SeqCst)
 }
 
 #[test]
-fn a_lease_that_ends_is_settled_and_told_by_the_clock() {
-    let (notifier, settled) = notifier();
-    let (lease, told) = watched(&notifier, SOON);
-    eventually("it is told", || read(&told) == 1);
-    assert_eq!(read(&settled), 1);
+fn expired_lease_is_handled_and_notified_by_the_timer() {
+    let (notifier, handled) = notifier();
+    let (lease, notified) = watched(&notifier, SOON);
+    eventually("the loss is notified", || count_of(&notified) == 1);
+    assert_eq!(count_of(&handled), 1);
     assert_eq!(lease.expire_if_due(clock::now()), LeaseState::Lost);
-    // Once, also where it is said again.
+    // A second report of the same loss is ignored.
     notifier.notify_lost(&lease);
     assert!(notifier.stop(clock::now() + LONG));
-    assert_eq!((read(&told), read(&settled)), (1, 1));
+    assert_eq!((count_of(&notified), count_of(&handled)), (1, 1));
 }
 
 #[test]
-fn a_loss_that_others_found_is_told_at_once_and_settled_by_them() {
-    let (notifier, settled) = notifier();
-    let (lease, told) = watched(&notifier, LONG);
+fn loss_found_elsewhere_is_notified_immediately_and_not_handled_again() {
+    let (notifier, handled) = notifier();
+    let (lease, notified) = watched(&notifier, LONG);
     let (_kept, other) = watched(&notifier, LONG);
     assert!(lease.mark_not_ours());
     notifier.notify_lost(&lease);
-    eventually("it is told", || read(&told) == 1);
-    // What is lost when it stops is told yet; what is held is not.
-    let (last, told) = watched(&notifier, LONG);
+    eventually("the loss is notified", || count_of(&notified) == 1);
+    // `stop` still notifies a reported loss, but not a lease that is held.
+    let (last, notified) = watched(&notifier, LONG);
     assert!(last.mark_not_ours());
     notifier.notify_lost(&last);
     assert!(notifier.stop(clock::now() + LONG));
-    assert_eq!((read(&told), read(&other), read(&settled)), (1, 0, 0));
+    assert_eq!(
+        (count_of(&notified), count_of(&other), count_of(&handled)),
+        (1, 0, 0)
+    );
 }
 
 #[test]
-fn a_panic_while_a_loss_is_settled_keeps_no_loss_from_being_told() {
-    let settle = |_: &Arc<Lease>| panic!("as the test wants it");
-    let notifier = LossNotifier::new(Arc::new(settle));
-    let (_first, told_first) = watched(&notifier, SOON);
-    let (_next, told_next) = watched(&notifier, 2 * SOON);
-    eventually("both are told", || {
-        (read(&told_first), read(&told_next)) == (1, 1)
+fn panic_in_the_loss_handler_suppresses_no_notification() {
+    let on_lost = |_: &Arc<Lease>| panic!("panic of the test");
+    let notifier = LossNotifier::new(Arc::new(on_lost));
+    let (_first, first_notified) = watched(&notifier, SOON);
+    let (_next, next_notified) = watched(&notifier, 2 * SOON);
+    eventually("both losses are notified", || {
+        (count_of(&first_notified), count_of(&next_notified)) == (1, 1)
     });
     assert!(notifier.stop(clock::now() + LONG));
 }
 
 #[test]
-fn what_is_extended_or_forgotten_is_not_told() {
-    let (notifier, settled) = notifier();
+fn extended_or_forgotten_lease_is_not_notified() {
+    let (notifier, handled) = notifier();
     let (longer, extended) = watched(&notifier, SOON);
     let until = clock::now() + LONG;
-    let look = longer.extend_to(clock::now(), until, clock::wall_offset());
+    let state = longer.extend_to(clock::now(), until, clock::wall_offset());
     let (released, forgotten) = watched(&notifier, LONG);
     notifier.forget(&released);
     released.mark_not_ours();
     notifier.notify_lost(&released);
-    // Behind both.
-    let (_last, told) = watched(&notifier, 2 * SOON);
-    eventually("the last is told", || read(&told) == 1);
-    assert_eq!(read(&forgotten), 0);
-    // But on a machine so busy that it had ended before it was extended.
-    let lost = usize::from(!matches!(look, LeaseState::Held(_)));
-    assert_eq!(read(&extended), lost);
+    // The timer reaches this lease after the two others.
+    let (_last, notified) = watched(&notifier, 2 * SOON);
+    eventually("the last loss is notified", || count_of(&notified) == 1);
+    assert_eq!(count_of(&forgotten), 0);
+    // On a slow machine the lease may have expired before the extension.
+    let lost = usize::from(!matches!(state, LeaseState::Held(_)));
+    assert_eq!(count_of(&extended), lost);
     assert!(notifier.stop(clock::now() + LONG));
-    let by_clock = usize::from(look == LeaseState::Lost);
-    assert_eq!(read(&settled), 1 + by_clock);
+    let by_clock = usize::from(state == LeaseState::Lost);
+    assert_eq!(count_of(&handled), 1 + by_clock);
 }
 
 #[test]
-fn watch_after_the_stop_is_closed() {
+fn watch_after_stop_returns_closed() {
     let (notifier, _) = notifier();
     let (_lease, _told) = watched(&notifier, LONG);
     assert!(notifier.stop(clock::now() + LONG));

@@ -1,3 +1,3 @@
-//! The threads that serve all locks, over fake nodes.
+//! Background threads over fake nodes.
 
 pub(crate) mod loss_notifier;

@@ -1,4 +1,4 @@
-//! Adoptions that meet each other, or nodes that are late: forced on fakes.
+//! Adoptions over fake nodes that meet other adoptions or slow nodes, forced by rendezvous.
 
 use std::sync::Arc;
 use std::thread;
@@ -13,8 +13,8 @@ use crate::tests::fake_node::node::{FakeNode, Fault};
 
 const TTL: Duration = Duration::from_secs(30);
 
-/// A lock that is on all of the nodes, handed over; and who may adopt it.
-fn handed_over(fakes: &[Arc<FakeNode>]) -> (RedisLocker, LockToken) {
+/// Returns a detached lock that all nodes store, and the locker that adopts it.
+fn detached_lock(fakes: &[Arc<FakeNode>]) -> (RedisLocker, LockToken) {
     let parent = node::connected_locker(fakes, |c| c).expect("a quorum is up");
     let guard = parent.lock("x", TTL).expect("free");
     node::eventually("all nodes have it", || {
@@ -29,7 +29,7 @@ fn handed_over(fakes: &[Arc<FakeNode>]) -> (RedisLocker, LockToken) {
 #[test]
 fn adoption_without_a_quorum_releases_its_swapped_tokens() {
     let fakes = FakeNode::fakes(3);
-    let (child, token) = handed_over(&fakes);
+    let (child, token) = detached_lock(&fakes);
     for fake in &fakes[1..] {
         fake.set_fault(Fault::Fails(Op::Adopt));
     }
@@ -50,8 +50,8 @@ fn adoption_without_a_quorum_releases_its_swapped_tokens() {
 #[test]
 fn node_that_replies_late_to_an_adoption_is_released_too() {
     let fakes = FakeNode::fakes(3);
-    let (child, token) = handed_over(&fakes);
-    // Somebody else has swapped on two of them by now.
+    let (child, token) = detached_lock(&fakes);
+    // Another process has adopted it on two nodes.
     for fake in &fakes[1..] {
         fake.seize("x", TTL);
     }
@@ -76,7 +76,7 @@ fn node_that_replies_late_to_an_adoption_is_released_too() {
 #[test]
 fn two_of_four_are_no_quorum() {
     let fakes = FakeNode::fakes(4);
-    let (child, token) = handed_over(&fakes);
+    let (child, token) = detached_lock(&fakes);
     for fake in &fakes[..2] {
         fake.seize("x", TTL);
     }
@@ -84,7 +84,7 @@ fn two_of_four_are_no_quorum() {
         child.adopt(&token, TTL).unwrap_err(),
         Error::LockLost { .. }
     ));
-    // A node that was not asked by the time of the verdict is not asked any more, and keeps what it has.
+    // A node that is not reached before the verdict is not asked later, and keeps its token.
     let undone = |t: Option<String>| t.is_none_or(|t| t == token.secret());
     node::eventually("they are undone", || {
         fakes[2..].iter().all(|fake| undone(fake.token("x")))

@@ -1,4 +1,5 @@
-//! Cancellation over fake nodes: wherever a wait is, it ends, and what it may have been granted is undone.
+//! Cancellation over fake nodes: every wait ends, and everything that a node may have granted is
+//! released.
 
 use std::sync::Arc;
 use std::thread;
@@ -20,8 +21,8 @@ use crate::transport::cancel::CancelToken;
 
 const TTL: Duration = Duration::from_secs(300);
 
-/// With delays that no test waits for: only a cancellation ends these waits.
-fn sluggish(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+/// Returns a locker whose delays are longer than any test, so that only a cancellation ends a wait.
+fn slow_retries(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     let policy = RetryPolicy {
         initial_delay: TTL,
         max_delay: TTL,
@@ -35,7 +36,8 @@ fn cancellable(token: &CancelToken) -> LockOptions {
     LockOptions::new(TTL).cancel_on(token)
 }
 
-/// Wide: within 10 ms on a machine that has nothing else to do.
+/// Checks that the cancellation took effect soon. The bound is wide: an unloaded machine needs less
+/// than 10 ms.
 fn at_once(cancelled: Instant) {
     let took = clock::now().saturating_duration_since(cancelled);
     assert!(took < Duration::from_secs(4), "{took:?}");
@@ -46,16 +48,16 @@ fn slot_key(family: LockKind) -> Key {
 }
 
 #[test]
-fn a_token_that_is_cancelled_beforehand_touches_no_node() {
+fn acquire_with_a_cancelled_token_sends_no_request() {
     let fakes = FakeNode::fakes(3);
-    let locker = sluggish(&fakes);
+    let locker = slow_retries(&fakes);
     let token = CancelToken::new();
     token.cancel();
     let options = cancellable(&token);
     let cancelled = Some(Error::Cancelled);
     assert_eq!(locker.acquire("x", &options).err(), cancelled);
     assert_eq!(locker.try_acquire("x", &options).err(), cancelled);
-    // Input is looked at first, and a busy slot after it.
+    // Input is validated before the cancellation is checked, and a busy entry after it.
     let bad = locker.acquire("", &options).err();
     assert!(matches!(bad, Some(Error::InvalidKey { .. })));
     let _held = locker.lock("y", TTL).expect("free");
@@ -64,9 +66,9 @@ fn a_token_that_is_cancelled_beforehand_touches_no_node() {
 }
 
 #[test]
-fn a_hundred_that_queue_are_cancelled_and_none_is_left_in_the_queue() {
+fn hundred_queued_waiters_are_cancelled_and_leave_the_queue() {
     let fakes = FakeNode::fakes(3);
-    let locker = sluggish(&fakes);
+    let locker = slow_retries(&fakes);
     let held = locker.lock("x", TTL).expect("free");
     let token = CancelToken::new();
     let waiting = || {
@@ -94,14 +96,14 @@ fn a_hundred_that_queue_are_cancelled_and_none_is_left_in_the_queue() {
 }
 
 #[test]
-fn a_pause_between_two_attempts_is_ended() {
+fn cancellation_ends_the_delay_between_attempts() {
     let fakes = FakeNode::fakes(1);
-    let locker = sluggish(&fakes);
+    let locker = slow_retries(&fakes);
     fakes.iter().for_each(|fake| fake.seize("x", TTL));
     let token = CancelToken::new();
     thread::scope(|scope| {
         let waiting = scope.spawn(|| locker.acquire("x", &cancellable(&token)).err());
-        // Once more when it listens.
+        // The waiter asks a second time after its subscription.
         eventually("it is refused twice", || fakes[0].count(Op::Acquire) == 2);
         let began = clock::now();
         token.cancel();
@@ -112,9 +114,9 @@ fn a_pause_between_two_attempts_is_ended() {
 }
 
 #[test]
-fn a_round_is_ended_and_what_comes_late_is_undone() {
+fn cancellation_ends_a_round_and_late_grants_are_undone() {
     let fakes = FakeNode::fakes(3);
-    let locker = sluggish(&fakes);
+    let locker = slow_retries(&fakes);
     let late = [fakes[1].delay(Op::Acquire), fakes[2].delay(Op::Acquire)];
     let token = CancelToken::new();
     thread::scope(|scope| {
@@ -139,13 +141,13 @@ fn a_round_is_ended_and_what_comes_late_is_undone() {
 }
 
 #[test]
-fn readers_that_follow_and_a_writer_at_the_gate_are_cancelled() {
+fn cancellation_ends_following_readers_and_a_waiting_writer() {
     let fakes = FakeNode::fakes(3);
-    let locker = RedisRwLocker::new(sluggish(&fakes).nodes());
+    let locker = RedisRwLocker::new(slow_retries(&fakes).nodes());
     let seize = |until| {
         for fake in &fakes {
-            fake.modify("x", LockKind::ReadWrite, |slot| {
-                slot.owner = Some(("stranger".into(), until));
+            fake.modify("x", LockKind::ReadWrite, |stored| {
+                stored.owner = Some(("stranger".into(), until));
             });
         }
     };
@@ -162,7 +164,7 @@ fn readers_that_follow_and_a_writer_at_the_gate_are_cancelled() {
         }
         at_once(began);
     });
-    let gate = |fake: &Arc<FakeNode>| fake.slot("x", LockKind::ReadWrite).gate;
+    let gate = |fake: &Arc<FakeNode>| fake.stored_lock("x", LockKind::ReadWrite).gate;
     let waits_and_is_cancelled = || {
         let token = CancelToken::new();
         thread::scope(|scope| {
@@ -180,14 +182,15 @@ fn readers_that_follow_and_a_writer_at_the_gate_are_cancelled() {
         });
         gate_entries_were_released(&fakes)
     };
-    // Given back, and not just ended. A lane that is held up until a place has ended need not give it back: once is enough.
+    // The gate entry is released, not only expired. A worker delayed beyond its expiry need not
+    // release it, so one success is enough.
     assert!((0..20).any(|_| waits_and_is_cancelled()));
 }
 
 #[test]
-fn a_lock_that_is_held_does_not_mind() {
+fn cancellation_does_not_affect_a_held_lock() {
     let fakes = FakeNode::fakes(3);
-    let locker = sluggish(&fakes);
+    let locker = slow_retries(&fakes);
     let token = CancelToken::new();
     let held = locker.acquire("x", &cancellable(&token)).expect("free");
     token.cancel();

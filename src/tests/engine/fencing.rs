@@ -1,4 +1,5 @@
-//! Fencing over fake nodes: one round where they agree, two where they differ, and no lock without its token.
+//! Fencing over fake nodes: one round if fence counters agree, two if they differ, and no lock
+//! without a fencing token.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,32 +21,32 @@ fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
 }
 
 fn count(fake: &FakeNode) -> Option<u64> {
-    fake.slot("x", LockKind::Exclusive).fence
+    fake.stored_lock("x", LockKind::Exclusive).fence
 }
 
 fn raises(fakes: &[Arc<FakeNode>]) -> usize {
     fakes.iter().map(|fake| fake.count(Op::RaiseFence)).sum()
 }
 
-/// The token of one more holder, when all nodes have served what it asked.
+/// Acquires and releases a lock, and returns its fencing token after all nodes served the requests.
 fn token(locker: &RedisLocker, fakes: &[Arc<FakeNode>]) -> u64 {
-    let up = |fake: &&Arc<FakeNode>| fake.slot("x", LockKind::Exclusive).owner.is_some();
+    let up = |fake: &&Arc<FakeNode>| fake.stored_lock("x", LockKind::Exclusive).owner.is_some();
     let guard = locker.acquire("x", &fenced()).expect("free");
     eventually("all nodes have granted", || {
         fakes.iter().all(|fake| up(&fake))
     });
     let token = guard.fencing_token().expect("it is fenced");
     guard.release().expect("ours");
-    // Or another process could come before its release, and be refused there.
+    // Otherwise another process could ask a node before the release and be refused there.
     eventually("all nodes are free", || !fakes.iter().any(|fake| up(&fake)));
     token
 }
 
 #[test]
-fn tokens_strictly_increase_and_take_one_round_when_the_nodes_agree() {
+fn fencing_tokens_increase_and_need_one_round_if_nodes_agree() {
     let fakes = FakeNode::fakes(3);
     let [locker, other] = [healthy(&fakes), healthy(&fakes)];
-    // The nodes' clocks differ, so the first take two.
+    // The clocks of the nodes differ, so the first acquire needs two rounds.
     let mut last = 0;
     eventually("they agree", || {
         last = token(&locker, &fakes);
@@ -64,16 +65,16 @@ fn tokens_strictly_increase_and_take_one_round_when_the_nodes_agree() {
 }
 
 #[test]
-fn a_quorum_is_as_high_as_the_token_before_it_is_handed_out() {
+fn fence_counters_of_a_quorum_reach_the_token_before_the_guard() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let mut last = token(&locker, &fakes);
-    // Then both that are left must be as high.
+    // Then both remaining nodes must have a fence counter as high.
     fakes[2].set_fault(Fault::Down);
     for round in 0..12 {
-        // One node ran ahead, as by attempts that others refused.
-        fakes[round % 2].modify("x", LockKind::Exclusive, |slot| {
-            slot.fence = slot.fence.map(|fence| fence + 1_000);
+        // A refused attempt of another process may have raised the fence counter of one node.
+        fakes[round % 2].modify("x", LockKind::Exclusive, |stored| {
+            stored.fence = stored.fence.map(|fence| fence + 1_000);
         });
         let guard = locker.acquire("x", &fenced()).expect("free");
         let token = guard.fencing_token().expect("it is fenced");
@@ -86,7 +87,7 @@ fn a_quorum_is_as_high_as_the_token_before_it_is_handed_out() {
 }
 
 #[test]
-fn nodes_that_lose_their_data_one_after_the_other_do_not_turn_it_back() {
+fn successive_losses_of_data_do_not_decrease_the_fencing_token() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let mut last = 0;
@@ -99,14 +100,14 @@ fn nodes_that_lose_their_data_one_after_the_other_do_not_turn_it_back() {
 }
 
 #[test]
-fn a_lock_whose_token_no_quorum_confirms_is_not_had() {
+fn lock_without_a_confirmed_fencing_token_is_not_acquired() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let last = token(&locker, &fakes);
-    fakes[0].modify("x", LockKind::Exclusive, |slot| {
-        slot.fence = slot.fence.map(|fence| fence + 1_000);
+    fakes[0].modify("x", LockKind::Exclusive, |stored| {
+        stored.fence = stored.fence.map(|fence| fence + 1_000);
     });
-    // The two that are left differ.
+    // The two remaining nodes differ.
     fakes[2].set_fault(Fault::Down);
     fakes[..2]
         .iter()

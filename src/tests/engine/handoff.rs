@@ -1,4 +1,4 @@
-//! A lock that is handed on in this process: what each side is told, and what is left on nodes, forced on fakes.
+//! Handoffs over fake nodes: the result on each side, and what remains on the nodes.
 
 use std::sync::Arc;
 use std::thread;
@@ -33,14 +33,14 @@ fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
-/// Waits until so many threads queue for the lock.
+/// Waits until `count` threads queue for the lock.
 fn queued(locker: &RedisLocker, count: usize) {
     let key = Key::parse("redguard:", "x", LockKind::Exclusive).expect("a good name");
     let gate = &locker.nodes().engine().lock_table;
     eventually("they queue", || gate.waiting(&key) == count);
 }
 
-/// A lock that all of the nodes have.
+/// Acquires a lock on all nodes.
 fn held(locker: &RedisLocker, fakes: &[Arc<FakeNode>], options: &LockOptions) -> LockGuard {
     let guard = locker.acquire("x", options).expect("free");
     eventually("all have it", || {
@@ -49,9 +49,10 @@ fn held(locker: &RedisLocker, fakes: &[Arc<FakeNode>], options: &LockOptions) ->
     guard
 }
 
-/// Holds the lock, lets another thread wait for it with these options, releases it in a third one, and does in between what the
-/// test wants. Answers how the release ended, and what the other thread has got.
-fn handed_on(
+/// Holds the lock while another thread waits with `options`, and releases it in a third thread.
+/// Runs the test's action in between. Returns the result of the release and that of the waiting
+/// thread.
+fn release_with_waiter(
     locker: &RedisLocker,
     fakes: &[Arc<FakeNode>],
     options: &LockOptions,
@@ -86,7 +87,8 @@ fn count(fakes: &[Arc<FakeNode>], op: Op) -> usize {
 fn waiter_acquires_with_the_release() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), || (), || ());
+    let (released, next) =
+        release_with_waiter(&locker, &fakes, &LockOptions::new(TTL), || (), || ());
     assert_eq!(released, Ok(()));
     let next = next.expect("handed on");
     assert!(next.is_held() && next.remaining() > TTL / 2);
@@ -96,13 +98,13 @@ fn waiter_acquires_with_the_release() {
     next.extend(TTL).expect("ours");
     assert_eq!(next.release(), Ok(()));
     all_free(&fakes);
-    eventually("that is told", || {
+    eventually("the loss is notified", || {
         fakes.iter().all(|fake| fake.published() == 1)
     });
 }
 
 #[test]
-fn a_lock_is_handed_on_in_order_and_is_free_now_and_then() {
+fn handoffs_keep_the_order_and_are_limited_in_a_row() {
     const THREADS: usize = 40;
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
@@ -130,21 +132,22 @@ fn a_lock_is_handed_on_in_order_and_is_free_now_and_then() {
         "{served:?}"
     );
     assert!(served.contains(&Op::Swap));
-    // Each row ends in a release that is published, and begins with a take.
-    let takes = fakes[0].count(Op::Acquire);
-    assert_eq!(fakes[0].published(), takes);
-    assert_eq!(takes + fakes[0].count(Op::Swap), THREADS + 1);
+    // Each cycle starts with an acquire and ends with a published release.
+    let acquires = fakes[0].count(Op::Acquire);
+    assert_eq!(fakes[0].published(), acquires);
+    assert_eq!(acquires + fakes[0].count(Op::Swap), THREADS + 1);
 }
 
 #[test]
-fn a_release_ends_as_it_would_if_nobody_waited() {
+fn release_with_a_handoff_returns_as_without_a_waiter() {
     #[derive(Clone, Copy, Debug)]
     enum Node {
         Ours,
         Absent,
         Foreign,
         Down,
-        /// It cannot swap, as one that is out of memory and has lost the key, or has a foreign value under the fence.
+        /// The swap fails, as on a node that is out of memory or has a foreign value in the fence
+        /// counter.
         Errs,
     }
     let states = [
@@ -180,7 +183,8 @@ fn a_release_ends_as_it_would_if_nobody_waited() {
             let cancel = || {
                 eventually("it was asked", || {
                     let asked = |(fake, node): (&Arc<FakeNode>, &Node)| {
-                        // One that comes when it is decided gets a release.
+                        // A node that is reached after the verdict receives a release instead of
+                        // the swap.
                         let served = fake.count(Op::Swap) + fake.count(Op::Release);
                         matches!(node, Node::Down) || served > 0
                     };
@@ -188,7 +192,7 @@ fn a_release_ends_as_it_would_if_nobody_waited() {
                 });
                 token.cancel();
             };
-            let (released, next) = handed_on(&locker, &fakes, &options, spoil, cancel);
+            let (released, next) = release_with_waiter(&locker, &fakes, &options, spoil, cancel);
             drop(next);
             released
         };
@@ -222,7 +226,7 @@ fn handoff_is_undone_when_acquirer_is_cancelled_after_the_swap() {
         let release = scope.spawn(|| guard.release());
         late.iter().for_each(|late| late.arrived());
         token.cancel();
-        // It does not wait for the nodes.
+        // The cancelled thread does not wait for the nodes.
         assert_eq!(next.join().expect("no panic"), Err(Error::Cancelled));
         assert!(fakes.iter().all(|fake| fake.count(Op::Swap) == 0));
         fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
@@ -242,7 +246,7 @@ fn release_succeeds_when_acquirer_is_cancelled_before_the_swap() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
-    // The lanes' threads wait for the answers to something else.
+    // The workers wait for replies to another request.
     let engine = locker.nodes().engine();
     let busy: Vec<_> = fakes
         .iter()
@@ -268,14 +272,14 @@ fn release_succeeds_when_acquirer_is_cancelled_before_the_swap() {
         assert_eq!(release.join().expect("no panic"), Ok(()));
     });
     all_free(&fakes);
-    assert_eq!(count(&fakes, Op::Swap), 0, "nobody wanted it any more");
-    eventually("that is told", || {
+    assert_eq!(count(&fakes, Op::Swap), 0, "the swap was cancelled");
+    eventually("the loss is notified", || {
         fakes.iter().all(|fake| fake.published() == 1)
     });
 }
 
 #[test]
-fn a_shutdown_meanwhile_leaves_nothing() {
+fn shutdown_during_a_handoff_leaves_no_token() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
@@ -298,14 +302,15 @@ fn a_shutdown_meanwhile_leaves_nothing() {
 }
 
 #[test]
-fn a_node_that_is_down_gets_nothing_and_is_owed_the_release() {
+fn node_that_is_down_gets_no_swap_and_a_pending_release() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let goes_down = || {
         fakes[2].set_fault(Fault::Down);
         eventually("it is seen", || locker.nodes().engine().nodes_up() == 2);
     };
-    let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), goes_down, || ());
+    let (released, next) =
+        release_with_waiter(&locker, &fakes, &LockOptions::new(TTL), goes_down, || ());
     assert_eq!(released, Ok(()));
     let next = next.expect("by a quorum");
     assert!(fakes[2].token("x").is_some(), "the former one's");
@@ -317,23 +322,25 @@ fn a_node_that_is_down_gets_nothing_and_is_owed_the_release() {
 }
 
 #[test]
-fn without_a_quorum_both_tokens_are_released_and_the_next_goes_the_ordinary_way() {
-    for (fault, is_told) in [
+fn handoff_without_a_quorum_releases_both_tokens_and_the_next_asks_again() {
+    for (fault, is_reported) in [
         (Fault::Fails(Op::Swap), true),
         (Fault::FailsAfterApplying(Op::Swap), false),
     ] {
         let fakes = FakeNode::fakes(3);
         let locker = healthy(&fakes);
-        let sins = || {
+        let faults = || {
             fakes[1..]
                 .iter()
                 .for_each(|fake| fake.set_fault(fault.clone()))
         };
-        let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), sins, || ());
-        // What was not swapped is released by itself. What the next one has by now tells nothing of the former one.
+        let (released, next) =
+            release_with_waiter(&locker, &fakes, &LockOptions::new(TTL), faults, || ());
+        // A node that was not swapped receives a release of the former token. The reply to the new
+        // holder's swap does not decide the former holder's release.
         match released {
-            Ok(()) => assert!(is_told),
-            Err(error) => assert!(error.is_unavailable() && !is_told, "{error}"),
+            Ok(()) => assert!(is_reported),
+            Err(error) => assert!(error.is_unavailable() && !is_reported, "{error}"),
         }
         let next = next.expect("by an attempt of its own");
         assert_eq!(fakes[0].count(Op::Swap), 1);
@@ -344,7 +351,7 @@ fn without_a_quorum_both_tokens_are_released_and_the_next_goes_the_ordinary_way(
 }
 
 #[test]
-fn a_swap_that_comes_too_late_is_undone() {
+fn late_swap_is_undone() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let ttl = Duration::from_millis(100);
@@ -359,7 +366,7 @@ fn a_swap_that_comes_too_late_is_undone() {
         late.go();
     };
     let options = LockOptions::new(ttl);
-    let (released, next) = handed_on(
+    let (released, next) = release_with_waiter(
         &locker,
         &fakes,
         &options,
@@ -376,13 +383,13 @@ fn a_swap_that_comes_too_late_is_undone() {
 }
 
 #[test]
-fn another_owners_value_is_left_alone_and_the_loss_is_told() {
+fn value_of_another_owner_is_left_alone_and_the_loss_is_reported() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let options = LockOptions::new(TTL).wait_for(Duration::from_millis(300));
     let seize = || fakes[1..].iter().for_each(|fake| fake.seize("x", TTL));
-    let (released, next) = handed_on(&locker, &fakes, &options, seize, || ());
-    let error = released.expect_err("a stranger has it");
+    let (released, next) = release_with_waiter(&locker, &fakes, &options, seize, || ());
+    let error = released.expect_err("another owner holds the lock");
     assert!(error.is_lost(), "{error}");
     let error = next.expect_err("it is another's");
     assert!(error.is_contended(), "{error}");
@@ -393,7 +400,7 @@ fn another_owners_value_is_left_alone_and_the_loss_is_told() {
 }
 
 #[test]
-fn a_drop_that_hands_off_does_not_wait_for_it() {
+fn drop_with_a_handoff_does_not_wait_for_replies() {
     let fakes = FakeNode::fakes(3);
     let hand_off = |config: Config| config.on_drop(OnDrop::Background);
     let locker = connected_locker(&fakes, hand_off).expect("a quorum is up");
@@ -402,7 +409,7 @@ fn a_drop_that_hands_off_does_not_wait_for_it() {
     thread::scope(|scope| {
         let next = scope.spawn(|| locker.lock("x", TTL));
         queued(&locker, 1);
-        drop(guard); // no node answers yet
+        drop(guard); // no node replies yet
         late.iter().for_each(|late| late.arrived());
         fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
         late.iter().for_each(|late| late.go());
@@ -412,14 +419,14 @@ fn a_drop_that_hands_off_does_not_wait_for_it() {
 }
 
 #[test]
-fn numbers_increase_from_one_to_the_next_also_where_fences_differ() {
+fn fencing_tokens_increase_across_handoffs_even_if_counters_differ() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let options = LockOptions::new(TTL).fencing(true);
     let mut last = held(&locker, &fakes, &options);
     for ahead in 0..6 {
-        fakes[ahead % 3].modify("x", LockKind::Exclusive, |slot| {
-            slot.fence = slot.fence.map(|fence| fence + 100);
+        fakes[ahead % 3].modify("x", LockKind::Exclusive, |stored| {
+            stored.fence = stored.fence.map(|fence| fence + 100);
         });
         let number = last.fencing_token();
         last = thread::scope(|scope| {
@@ -434,7 +441,7 @@ fn numbers_increase_from_one_to_the_next_also_where_fences_differ() {
 }
 
 #[test]
-fn acquirer_of_several_keys_is_handed_nothing() {
+fn acquire_of_several_keys_receives_no_handoff() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let guard = held(&locker, &fakes, &LockOptions::new(TTL));
@@ -453,24 +460,26 @@ fn acquirer_of_several_keys_is_handed_nothing() {
 }
 
 #[test]
-fn while_the_breaker_is_open_nothing_is_handed_on() {
+fn open_breaker_allows_no_handoff() {
     let fakes = FakeNode::fakes(1);
     let locker = connected_locker(&fakes, |config| config.allow_degraded(true)).expect("it is up");
     let engine = locker.nodes().engine();
     let open = || engine.start_degraded(clock::now(), &Tally::new(1, VoteRule::Acquire));
-    let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), open, || ());
+    let (released, next) =
+        release_with_waiter(&locker, &fakes, &LockOptions::new(TTL), open, || ());
     assert_eq!(released, Ok(()));
     drop(next.expect("here or there"));
     assert_eq!(fakes[0].count(Op::Swap), 0);
 }
 
 #[test]
-fn a_lock_that_is_handed_on_does_not_feed_the_breaker() {
+fn handoffs_do_not_count_for_the_breaker() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let circuit = &locker.nodes().engine().circuit;
     let fails = || circuit.record_failure(clock::now(), None, 0, &Tally::new(3, VoteRule::Acquire));
-    let (released, next) = handed_on(&locker, &fakes, &LockOptions::new(TTL), fails, || ());
+    let (released, next) =
+        release_with_waiter(&locker, &fakes, &LockOptions::new(TTL), fails, || ());
     assert_eq!(released, Ok(()));
     let next = next.expect("handed on");
     next.extend(TTL).expect("ours");
@@ -482,7 +491,7 @@ fn a_lock_that_is_handed_on_does_not_feed_the_breaker() {
 }
 
 #[test]
-fn a_node_in_quarantine_is_asked_for_a_release_alone() {
+fn quarantined_node_gets_a_release_instead_of_a_swap() {
     let fakes = FakeNode::fakes(1);
     let up_for = |uptime| {
         fakes[0].set_server_info(ServerInfo {
@@ -501,7 +510,7 @@ fn a_node_in_quarantine_is_asked_for_a_release_alone() {
         eventually("it is back", || locker.nodes().engine().nodes_up() == 1);
     };
     let options = LockOptions::new(TTL).wait_for(Duration::from_millis(200));
-    let (released, next) = handed_on(&locker, &fakes, &options, restarts, || ());
+    let (released, next) = release_with_waiter(&locker, &fakes, &options, restarts, || ());
     assert_eq!(released, Ok(()));
     assert!(next.is_err(), "it grants nothing yet");
     assert_eq!(fakes[0].count(Op::Swap), 0);
@@ -509,12 +518,12 @@ fn a_node_in_quarantine_is_asked_for_a_release_alone() {
 }
 
 #[test]
-fn the_time_of_what_was_handed_on_began_before_it_was_sent() {
+fn validity_of_a_handoff_counts_from_before_the_swap() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
     let key = Key::parse("redguard:", "x", LockKind::Exclusive).expect("a good name");
-    let wish = AcquireParams {
+    let params_for = AcquireParams {
         keys: key.clone().into(),
         kind: LeaseKind::Exclusive,
         ttl: Ttl::parse(TTL, 0.5).expect("a good one"),
@@ -525,23 +534,23 @@ fn the_time_of_what_was_handed_on_began_before_it_was_sent() {
     let _busy = locker.lock("x", TTL).expect("free");
     for (ago, is_in_time) in [(TTL / 4, true), (TTL * 3 / 4, false)] {
         let inbox = Arc::new(Inbox::new());
-        let offer = engine.handoff_offer(&wish, None).expect("a token");
-        let offer = offer.expect("somebody holds it");
+        let offer = engine.handoff_offer(&params_for, None).expect("a token");
+        let offer = offer.expect("the lock is held");
         let former = Token::fresh(None).expect("a token");
-        let baton = Handoff {
+        let handoff = Handoff {
             former: Arc::new(Lease::new(key.clone(), former, LeaseKind::Exclusive)),
             start: clock::now().checked_sub(ago).expect("not that long ago"),
             wall_offset: clock::wall_offset(),
             round: inbox.open_round(1),
         };
-        inbox.deliver(baton.round, 0, Reply::Done);
-        let taken = engine.accept_handoff(&wish, &offer, &baton, &inbox);
-        assert_eq!(taken.is_ok(), is_in_time, "{ago:?} ago");
+        inbox.deliver(handoff.round, 0, Reply::Done);
+        let accepted = engine.accept_handoff(&params_for, &offer, &handoff, &inbox);
+        assert_eq!(accepted.is_ok(), is_in_time, "{ago:?} ago");
     }
 }
 
 #[test]
-fn many_threads_pass_it_on_and_none_fails() {
+fn handoffs_among_many_threads_all_succeed() {
     for nodes in [1, 3] {
         let fakes = FakeNode::fakes(nodes);
         let locker = healthy(&fakes);

@@ -1,4 +1,5 @@
-//! Connections that ended while nothing was in flight, over fake nodes: what waits for the next one, and what does not.
+//! Idle connections that were closed, over fake nodes: which requests wait for the reconnect, and
+//! which do not.
 
 use std::sync::Arc;
 use std::thread;
@@ -20,7 +21,7 @@ fn close_all(fakes: &[Arc<FakeNode>]) {
     fakes.iter().for_each(|fake| fake.close_connections());
 }
 
-/// Nothing is in flight any more once every node has served as many releases as takes.
+/// Waits until each node served as many releases as acquires, so that no request is in flight.
 fn settle(fakes: &[Arc<FakeNode>]) {
     eventually("all is released", || {
         let settled = |fake: &Arc<FakeNode>| fake.count(Op::Acquire) == fake.count(Op::Release);
@@ -83,13 +84,13 @@ fn round_on_connections_that_cannot_be_replaced_fails_with_the_cause_of_the_conn
             "{causes:?}"
         );
     }
-    // None waits for its time-out, which is 5 s.
+    // No request waits for its timeout of 5 s.
     assert!(clock::now().duration_since(began) < Duration::from_secs(50));
     assert!(fakes.iter().all(|fake| fake.acquire_tokens().is_empty()));
 }
 
 #[test]
-fn request_waits_for_one_connect_alone_where_each_connection_is_closed() {
+fn request_waits_for_one_reconnect_only() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     fakes[0].set_fault(Fault::Closes);
@@ -98,7 +99,7 @@ fn request_waits_for_one_connect_alone_where_each_connection_is_closed() {
         let error = locker.try_lock("x", TTL).expect_err("nothing is served");
         assert!(error.is_unavailable(), "{error}");
     }
-    // It neither waits for the time-out, which is 5 s, nor connects as fast as it can meanwhile.
+    // The acquire waits neither for the timeout of 5 s nor reconnects in a busy loop.
     let took = clock::now().duration_since(began);
     let connects = fakes[0].connects().len() - before;
     assert!(took < Duration::from_secs(5), "{took:?}");
@@ -114,7 +115,7 @@ fn release_that_breaks_each_connection_is_not_tried_without_a_pause() {
     let guard = locker.lock("x", TTL).expect("it is up");
     fakes[0].set_fault(Fault::Breaks(Op::Release));
     let before = fakes[0].connects().len();
-    guard.release().expect_err("no answer");
+    guard.release().expect_err("no node replies");
     thread::park_timeout(Duration::from_millis(500));
     let connects = fakes[0].connects().len() - before;
     assert!(connects < 100, "{connects}");
@@ -123,7 +124,7 @@ fn release_that_breaks_each_connection_is_not_tried_without_a_pause() {
 }
 
 #[test]
-fn connection_that_was_closed_is_replaced_while_nobody_asks() {
+fn closed_idle_connection_is_replaced_without_a_request() {
     let fakes = FakeNode::fakes(1);
     let _locker = healthy(&fakes);
     close_all(&fakes);
@@ -131,7 +132,7 @@ fn connection_that_was_closed_is_replaced_while_nobody_asks() {
 }
 
 #[test]
-fn former_connection_that_may_not_be_killed_stops_no_reconnect() {
+fn denied_kill_of_the_former_connection_stops_no_reconnect() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let denied = NodeFailure::AccessDenied("NOPERM".into());
@@ -145,7 +146,7 @@ fn former_connection_that_may_not_be_killed_stops_no_reconnect() {
 }
 
 #[test]
-fn requests_during_a_connect_that_takes_long_fail_in_time_and_are_not_sent_later() {
+fn requests_during_a_slow_connect_time_out_and_are_not_sent_later() {
     let fakes = FakeNode::fakes(1);
     let short = Duration::from_millis(100);
     let locker = connected_locker(&fakes, |config| config.node_timeout(short)).expect("it is up");
@@ -159,7 +160,7 @@ fn requests_during_a_connect_that_takes_long_fail_in_time_and_are_not_sent_later
     unavailable(locker.force_release(key).expect_err("nothing is sent"));
     unavailable(locker.try_lock("y", TTL).expect_err("nothing is sent"));
     unavailable(guard.release().expect_err("nothing is sent"));
-    // Once the time is over nobody waits at all.
+    // After the deadline no request waits for a reconnect.
     for _ in 0..1000 {
         unavailable(locker.try_lock("y", TTL).expect_err("it is suspect"));
     }

@@ -1,4 +1,5 @@
-//! What comes late: answers after the verdict, a callback after the loss, and a lock that is free without a message.
+//! Late events over fake nodes: replies after the verdict, a callback after the loss, and a free
+//! lock without a message.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,9 +27,9 @@ fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
-/// The last node, which has lost the key, answers when the others have decided.
+/// Delays the reply of the last node, which has lost the key, until the others have decided.
 fn answers_last(fakes: &[Arc<FakeNode>], extended: impl FnOnce()) {
-    fakes[2].modify("x", LockKind::Exclusive, |slot| slot.owner = None);
+    fakes[2].modify("x", LockKind::Exclusive, |stored| stored.owner = None);
     let late = fakes[2].delay(Op::Extend);
     extended();
     late.arrived();
@@ -44,7 +45,7 @@ fn everywhere(fakes: &[Arc<FakeNode>]) {
 }
 
 #[test]
-fn a_node_that_answers_an_extension_last_gets_the_key_back() {
+fn late_reply_to_an_extension_restores_the_key() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = locker.lock("x", TTL).expect("free");
@@ -54,7 +55,7 @@ fn a_node_that_answers_an_extension_last_gets_the_key_back() {
 }
 
 #[test]
-fn a_node_that_answers_a_renewal_last_gets_the_key_back() {
+fn late_reply_to_a_renewal_restores_the_key() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let options = LockOptions::new(Duration::from_secs(6)).auto_renew(true);
@@ -73,16 +74,16 @@ fn a_node_that_answers_a_renewal_last_gets_the_key_back() {
 }
 
 #[test]
-fn a_loss_that_came_before_anybody_could_be_told_is_told() {
+fn loss_before_the_callback_is_registered_is_notified() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
-    let told = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&told);
+    let notified = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&notified);
     let tell = OnLostCallback(Arc::new(move |_: &_| {
         count.fetch_add(1, Ordering::SeqCst);
     }));
-    let wish = |key: &Key| AcquireParams {
+    let params_for = |key: &Key| AcquireParams {
         keys: key.clone().into(),
         kind: LeaseKind::Exclusive,
         ttl: Ttl::parse(TTL, 0.5).expect("a good one"),
@@ -101,14 +102,16 @@ fn a_loss_that_came_before_anybody_could_be_told_is_told() {
         assert!(lease.activate(if is_over { now } else { now + TTL }, clock::wall_offset()));
         assert!(is_over || lease.mark_not_ours());
         engine
-            .apply_lease_options(&lease, &wish(&key))
+            .apply_lease_options(&lease, &params_for(&key))
             .expect("a thread");
-        eventually("it is told", || told.load(Ordering::SeqCst) == n + 1);
+        eventually("the loss is notified", || {
+            notified.load(Ordering::SeqCst) == n + 1
+        });
     }
 }
 
-/// Whose delays are so long that they explain no progress.
-fn sluggish(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+/// Returns a locker whose delays are too long to explain any progress.
+fn slow_retries(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     let policy = RetryPolicy {
         initial_delay: 5 * TTL,
         max_delay: 5 * TTL,
@@ -124,7 +127,7 @@ fn sluggish(fakes: &[Arc<FakeNode>]) -> RedisLocker {
 #[test]
 fn split_vote_whose_first_node_granted_is_won_without_a_message() {
     let fakes = FakeNode::fakes(3);
-    let locker = sluggish(&fakes);
+    let locker = slow_retries(&fakes);
     fakes[1..].iter().for_each(|fake| fake.seize("x", 5 * TTL));
     let start = clock::now();
     thread::scope(|scope| {
@@ -134,11 +137,11 @@ fn split_vote_whose_first_node_granted_is_won_without_a_message() {
             let locker = &locker;
             move || locker.acquire("x", &patient)
         });
-        // The contested nodes are asked again until they are given back.
+        // The nodes of a split vote are asked again until the attempt releases its grants.
         for n in 1..=3 {
             refusing.iter().for_each(|late| late.arrived());
             for fake in fakes[1..].iter().filter(|_| n == 3) {
-                fake.modify("x", LockKind::Exclusive, |slot| slot.owner = None);
+                fake.modify("x", LockKind::Exclusive, |stored| stored.owner = None);
             }
             refusing.iter().for_each(|late| late.go());
         }

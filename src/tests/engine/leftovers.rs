@@ -1,4 +1,4 @@
-//! Tokens and releases over fake nodes: nothing that an attempt or a guard leaves behind stays on a node (S3, S4).
+//! Tokens and releases over fake nodes: no attempt and no guard leaves a token on a node (S3, S4).
 
 use std::thread;
 use std::time::Duration;
@@ -59,7 +59,7 @@ fn late_grant_of_a_refused_round_is_undone() {
         late.iter().for_each(|node| node.arrived());
         late[0].go();
         late[1].go();
-        let tried = tried.join().expect("no panic").expect("they answered");
+        let tried = tried.join().expect("no panic").expect("the nodes replied");
         assert!(tried.is_none());
     });
     fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
@@ -77,7 +77,7 @@ fn grant_reported_as_an_error_is_undone() {
     fakes
         .iter()
         .for_each(|fake| fake.set_fault(Fault::FailsAfterApplying(Op::Acquire)));
-    let error = locker.try_lock("x", TTL).expect_err("no quorum answered");
+    let error = locker.try_lock("x", TTL).expect_err("no quorum replied");
     assert!(error.is_unavailable(), "{error}");
     all_free(&fakes, "x");
 }
@@ -89,15 +89,15 @@ fn grant_without_a_reply_is_undone_after_the_reconnect() {
     fakes
         .iter()
         .for_each(|fake| fake.set_fault(Fault::DisconnectsAfter(Op::Acquire)));
-    let error = locker.try_lock("x", TTL).expect_err("no answer");
+    let error = locker.try_lock("x", TTL).expect_err("no node replies");
     assert!(error.is_unavailable(), "{error}");
-    // Two breaks decide the round; the third node's take may have been dropped unsent.
+    // Two disconnects decide the round. The acquire of the third node may have been dropped unsent.
     let again = || fakes.iter().filter(|fake| fake.connects().len() == 2);
     eventually("the broken ones are connected to again", || {
         again().count() >= 2
     });
     all_free(&fakes, "x");
-    // The former session is named, so that it is killed before anything else happens in the new one.
+    // The new session names the former one, so that the former is killed before any request.
     for fake in again() {
         let former = fake.connects()[1].clone().expect("a former session");
         assert_eq!(former.client_id, 1);
@@ -119,7 +119,7 @@ fn late_grant_of_a_granted_round_belongs_to_the_guard() {
 }
 
 #[test]
-fn release_answered_with_an_error_stays_pending() {
+fn release_with_an_error_reply_stays_pending() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let guard = locker.lock("x", TTL).expect("free");
@@ -136,8 +136,8 @@ fn undo_of_an_unanswered_acquire_does_not_expire() {
     let locker = healthy(&fakes);
     let ttl = Duration::from_millis(50);
     fakes[0].set_fault(Fault::GoesDownAfter(Op::Acquire));
-    locker.try_lock("x", ttl).expect_err("no answer");
-    // A hung server runs what is in its socket when it goes on, long after the TTL.
+    locker.try_lock("x", ttl).expect_err("no node replies");
+    // A resumed server runs the requests in its socket long after the TTL.
     let ended = clock::now() + 3 * ttl;
     eventually("the TTL has passed", || clock::now() > ended);
     fakes[0].set_fault(Fault::None);
@@ -149,11 +149,11 @@ fn node_that_is_down_collects_no_releases() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let ttl = Duration::from_millis(200);
-    let taken = |n: usize| locker.lock(&n.to_string(), ttl).expect("two of three");
-    let guards: Vec<_> = (0..50).map(taken).collect();
+    let accepted = |n: usize| locker.lock(&n.to_string(), ttl).expect("two of three");
+    let guards: Vec<_> = (0..50).map(accepted).collect();
     eventually("all are on all", || fakes[1].acquire_tokens().len() >= 50);
     fakes[1].set_fault(Fault::Down);
-    // On a busy machine an attempt may have been too slow, and undone.
+    // On a slow machine an attempt may have been too slow and undone.
     let before = fakes[1].count(Op::Release);
     drop(guards);
     let ended = clock::now() + 3 * ttl;
@@ -198,7 +198,7 @@ fn background_drop_returns_when_the_release_is_queued() {
     late.go();
     locker
         .lock("x", TTL)
-        .expect("the take is behind the release")
+        .expect("the acquire follows the release")
         .release()
         .expect("ours");
 }

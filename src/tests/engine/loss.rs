@@ -1,4 +1,5 @@
-//! Renewal and loss over fake nodes: what keeps a lease, what ends it, and who is told.
+//! Renewal and loss over fake nodes: when a lease is kept, when it ends, and which holders are
+//! notified.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -25,22 +26,23 @@ use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventuall
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
 
-/// Renewed every 400 ms or so: a thread that is held up for twice as long loses nothing yet.
+/// Renewed about every 400 ms. A thread that is delayed by twice that time does not lose the lease.
 const TTL: Duration = Duration::from_millis(1_200);
-/// For locks whose end is waited for, and which nobody renews.
+/// The TTL of locks that expire in the test and are not renewed.
 const BRIEF: Duration = Duration::from_millis(400);
-/// Renewed after three seconds or so: it is held for long while that is held up.
+/// Renewed after about three seconds, so that the lease outlasts a delayed renewal.
 const LONGER: Duration = Duration::from_secs(9);
 const LONG: Duration = Duration::from_secs(300);
-/// Wide: only a hang takes this long.
+/// The limit of waits that only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
-/// Lets a lock that is to end soon be taken however slowly.
-fn lax(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+/// Returns a locker that accepts a short validity, so that a slow machine still acquires locks with
+/// a short TTL.
+fn with_short_validity(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, |config| config.min_validity(0.0)).expect("a quorum is up")
 }
 
@@ -48,19 +50,19 @@ fn renewed(ttl: Duration) -> LockOptions {
     LockOptions::new(ttl).auto_renew(true)
 }
 
-/// Options that count how often the loss was told.
+/// Returns options whose callback counts the notifications of a loss.
 fn counted(options: LockOptions) -> (LockOptions, Arc<AtomicUsize>) {
-    let told = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&told);
+    let notified = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&notified);
     let options = options.on_lost(move |lost| {
         assert_eq!(lost.key(), "x");
         count.fetch_add(1, Ordering::SeqCst);
     });
-    (options, told)
+    (options, notified)
 }
 
-/// For who wants the lease itself, and no guard around it.
-fn wish(name: &str, ttl: Duration) -> AcquireParams {
+/// Returns parameters for an acquire that needs the lease without a guard.
+fn params_for(name: &str, ttl: Duration) -> AcquireParams {
     AcquireParams {
         keys: Key::parse("redguard:", name, LockKind::Exclusive)
             .expect("good")
@@ -89,22 +91,22 @@ fn renewing(nodes: &Nodes) -> usize {
     nodes.engine().renewal.count()
 }
 
-/// Time for what must not happen.
-fn a_while() {
+/// Waits to show that an event does not happen.
+fn wait_for_absence() {
     thread::park_timeout(TTL / 2);
 }
 
-/// All that were taken by now, with `LONGER` as their TTL.
+/// Waits until the renewals of all locks with the TTL `LONGER` are due.
 fn until_all_are_due() {
     let overdue = clock::now() + LONGER * 3 / 8;
     eventually("they are due", || clock::now() > overdue);
 }
 
 #[test]
-fn a_lock_is_renewed_until_it_is_released() {
+fn lock_is_renewed_until_its_release() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let (options, told) = counted(renewed(TTL));
+    let (options, notified) = counted(renewed(TTL));
     let guard = locker.acquire("x", &options).expect("free");
     let rival = healthy(&fakes);
     eventually("it is held three times its TTL", || {
@@ -114,14 +116,14 @@ fn a_lock_is_renewed_until_it_is_released() {
     });
     guard.release().expect("ours");
     assert_eq!(renewing(locker.nodes()), 0);
-    // Each node has served what was on its way.
+    // Each node has served the requests that were in flight.
     let after: Vec<usize> = fakes.iter().map(|fake| renewals(fake)).collect();
-    a_while();
-    a_while();
+    wait_for_absence();
+    wait_for_absence();
     let later: Vec<usize> = fakes.iter().map(|fake| renewals(fake)).collect();
     assert!(after.iter().zip(&later).all(|(a, b)| b - a <= 1));
     assert!(fakes.iter().all(|fake| fake.token("x").is_none()));
-    assert_eq!(told.load(Ordering::SeqCst), 0, "released, not lost");
+    assert_eq!(notified.load(Ordering::SeqCst), 0, "released, not lost");
 }
 
 #[test]
@@ -137,7 +139,9 @@ fn readers_and_writers_are_renewed_too() {
         renewals(&fakes[0]) >= before + 3
     });
     assert!(reader.is_held());
-    let other = locker.acquire_read("x", &renewed(TTL)).expect("beside it");
+    let other = locker
+        .acquire_read("x", &renewed(TTL))
+        .expect("a second reader");
     drop(reader);
     let before = renewals(&fakes[0]);
     eventually("each has its own", || renewals(&fakes[0]) >= before + 3);
@@ -146,7 +150,7 @@ fn readers_and_writers_are_renewed_too() {
 }
 
 #[test]
-fn lock_whose_renewal_is_stopped_is_held_to_its_end() {
+fn lock_with_stopped_renewal_is_held_until_its_expiry() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let guard = locker.acquire("x", &renewed(TTL)).expect("free");
@@ -161,27 +165,29 @@ fn lock_whose_renewal_is_stopped_is_held_to_its_end() {
 }
 
 #[test]
-fn max_hold_ends_the_renewal_and_the_lease_ends_then() {
+fn max_renewal_ends_the_renewal_and_the_lease_expires() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let start = clock::now();
-    let (options, told) = counted(renewed(TTL).max_renewal(2 * TTL));
+    let (options, notified) = counted(renewed(TTL).max_renewal(2 * TTL));
     let guard = locker.acquire("x", &options).expect("free");
     assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
     assert!(clock::now() - start > 2 * TTL, "not before its time");
     eventually("it was renewed before", || renewals(&fakes[0]) >= 2);
-    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
-    // None at all: it ends with its first TTL.
+    eventually("the loss is notified", || {
+        notified.load(Ordering::SeqCst) == 1
+    });
+    // Without a renewal the lease ends with its first TTL.
     let options = renewed(TTL).max_renewal(Duration::ZERO);
     let guard = locker.acquire("y", &options).expect("free");
     assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
 }
 
 #[test]
-fn a_minority_that_is_down_or_errs_does_not_matter_and_gets_the_key_back() {
+fn failing_minority_does_not_stop_the_renewal_and_gets_the_key_restored() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let (options, told) = counted(renewed(TTL));
+    let (options, notified) = counted(renewed(TTL));
     let guard = locker.acquire("x", &options).expect("free");
     for fault in [Fault::Down, Fault::Fails(Op::Extend)] {
         fakes[0].set_fault(fault);
@@ -191,7 +197,7 @@ fn a_minority_that_is_down_or_errs_does_not_matter_and_gets_the_key_back() {
             renewals(&fakes[1]) >= before + 3
         });
         assert!(guard.is_held());
-        // But for the renewal that was on its way there when it was told to fault: that may be served, once.
+        // A renewal that was in flight when the fault began may still be served once.
         eventually("nothing is put back there", || {
             fakes[0].token("x").is_none()
         });
@@ -199,19 +205,19 @@ fn a_minority_that_is_down_or_errs_does_not_matter_and_gets_the_key_back() {
         eventually("the key is back", || fakes[0].token("x").is_some());
     }
     guard.release().expect("ours");
-    assert_eq!(told.load(Ordering::SeqCst), 0);
+    assert_eq!(notified.load(Ordering::SeqCst), 0);
 }
 
 #[test]
-fn a_renewal_that_fails_is_tried_again_before_the_lease_ends() {
+fn failed_renewal_is_repeated_before_the_lease_ends() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let (options, told) = counted(renewed(3 * TTL));
+    let (options, notified) = counted(renewed(3 * TTL));
     let guard = locker.acquire("x", &options).expect("free");
     for fake in &fakes {
         fake.set_fault(Fault::FailsAfterApplying(Op::Extend));
     }
-    // Extended, but nobody knows.
+    // The node extends the lease, but its reply fails.
     eventually("tried again and again", || renewals(&fakes[0]) >= 5);
     assert!(guard.is_held(), "an error is no loss");
     let seen = guard.remaining();
@@ -220,43 +226,45 @@ fn a_renewal_that_fails_is_tried_again_before_the_lease_ends() {
     }
     eventually("extended again", || guard.remaining() > seen);
     guard.release().expect("ours");
-    assert_eq!(told.load(Ordering::SeqCst), 0);
+    assert_eq!(notified.load(Ordering::SeqCst), 0);
 }
 
 #[test]
 fn errors_until_the_lease_ends_are_a_loss_which_is_told_once() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let (options, told) = counted(renewed(TTL));
+    let (options, notified) = counted(renewed(TTL));
     let guard = locker.acquire("x", &options).expect("free");
     for fake in &fakes[..2] {
         fake.set_fault(Fault::Fails(Op::Extend));
     }
     assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
-    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+    eventually("the loss is notified", || {
+        notified.load(Ordering::SeqCst) == 1
+    });
     for fake in &fakes {
         fake.set_fault(Fault::None);
     }
     let before = renewals(&fakes[2]);
-    a_while();
-    a_while();
-    // But for one that was on its way there.
+    wait_for_absence();
+    wait_for_absence();
+    // One renewal may have been in flight.
     assert!(renewals(&fakes[2]) <= before + 1, "never renewed again");
     assert_eq!(renewing(locker.nodes()), 0);
     assert!(!guard.is_held() && guard.remaining().is_zero());
     assert!(guard.release().expect_err("lost").is_lost());
-    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert_eq!(notified.load(Ordering::SeqCst), 1);
     eventually("the survivors' keys are released", || {
         fakes.iter().all(|fake| fake.token("x").is_none())
     });
 }
 
 #[test]
-fn a_quorum_that_says_not_yours_is_a_loss_at_the_next_renewal() {
+fn lease_refused_by_a_quorum_is_lost_at_the_next_renewal() {
     for strangers in [true, false] {
         let fakes = FakeNode::fakes(3);
         let locker = healthy(&fakes);
-        let (options, told) = counted(renewed(5 * TTL));
+        let (options, notified) = counted(renewed(5 * TTL));
         let guard = locker.acquire("x", &options).expect("free");
         let expiry = clock::now() + guard.remaining();
         eventually("all have it", || {
@@ -270,7 +278,9 @@ fn a_quorum_that_says_not_yours_is_a_loss_at_the_next_renewal() {
         }
         assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
         assert!(clock::now() < expiry, "long before its lease ends");
-        eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+        eventually("the loss is notified", || {
+            notified.load(Ordering::SeqCst) == 1
+        });
         eventually("released where it was ours", || {
             fakes[0].token("x").is_none()
         });
@@ -280,45 +290,49 @@ fn a_quorum_that_says_not_yours_is_a_loss_at_the_next_renewal() {
 }
 
 #[test]
-fn a_loss_is_told_by_the_clock_where_nobody_looks_and_nothing_renews() {
+fn expiry_is_notified_without_renewal_or_check() {
     let fakes = FakeNode::fakes(3);
-    let locker = lax(&fakes);
-    let (options, told) = counted(LockOptions::new(BRIEF));
+    let locker = with_short_validity(&fakes);
+    let (options, notified) = counted(LockOptions::new(BRIEF));
     let guard = locker.acquire("x", &options).expect("free");
-    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
-    // At once to who asks late, and to everybody who does.
+    eventually("the loss is notified", || {
+        notified.load(Ordering::SeqCst) == 1
+    });
+    // A late subscriber is notified immediately, and so is each further one.
     for _ in 0..2 {
         assert_eq!(guard.watch().wait_ended(Duration::ZERO), WatchOutcome::Lost);
         assert_eq!(guard.watch().loss_reason(), Some(LossReason::Expired));
     }
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
-    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert_eq!(notified.load(Ordering::SeqCst), 1);
 }
 
 #[test]
-fn an_extension_moves_the_telling() {
+fn extension_postpones_the_notification() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let (options, told) = counted(LockOptions::new(TTL));
+    let (options, notified) = counted(LockOptions::new(TTL));
     let guard = locker.acquire("x", &options).expect("free");
     guard.extend(LONG).expect("ours");
     thread::park_timeout(TTL);
-    a_while();
-    assert_eq!(told.load(Ordering::SeqCst), 0);
+    wait_for_absence();
+    assert_eq!(notified.load(Ordering::SeqCst), 0);
     assert_eq!(
         guard.watch().wait_ended(Duration::ZERO),
         WatchOutcome::TimedOut
     );
-    // By a reply, long before its time.
+    // A reply reports the loss long before the expiry.
     for fake in &fakes {
         fake.wipe();
     }
     assert!(guard.extend(LONG).expect_err("gone").is_lost());
-    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+    eventually("the loss is notified", || {
+        notified.load(Ordering::SeqCst) == 1
+    });
 }
 
 #[test]
-fn a_monitor_is_told_of_a_release_and_of_a_drop() {
+fn watch_reports_a_release_and_a_drop() {
     let fakes = FakeNode::fakes(3);
     let locker = connected_locker(&fakes, |config| config.on_drop(OnDrop::Background)).expect("up");
     let local = LocalLocker::new();
@@ -354,14 +368,14 @@ fn a_release_beside_a_renewal_leaves_nothing_and_tells_nothing() {
     for _ in 0..5 {
         let fakes = FakeNode::fakes(3);
         let locker = healthy(&fakes);
-        let (options, told) = counted(renewed(TTL));
+        let (options, notified) = counted(renewed(TTL));
         let guard = locker.acquire("x", &options).expect("free");
         let watch = guard.watch();
         let late: Vec<_> = fakes.iter().map(|f| f.delay(Op::Extend)).collect();
         late.iter().for_each(|late| late.arrived());
         thread::scope(|scope| {
             let released = scope.spawn(|| guard.release());
-            // The renewal is on every node when the release has begun.
+            // The renewal is on every node when the release begins.
             assert_eq!(watch.wait_ended(LIMIT), WatchOutcome::Released);
             late.iter().for_each(|late| late.go());
             released.join().expect("no panic").expect("ours");
@@ -370,40 +384,46 @@ fn a_release_beside_a_renewal_leaves_nothing_and_tells_nothing() {
             fakes.iter().all(|fake| fake.token("x").is_none())
         });
         assert_eq!(renewing(locker.nodes()), 0);
-        assert_eq!(told.load(Ordering::SeqCst), 0);
+        assert_eq!(notified.load(Ordering::SeqCst), 0);
     }
 }
 
-fn on_nodes(engine: &Engine, wish: &AcquireParams) -> (Arc<Lease>, LocalGuard) {
-    match engine.acquire(wish, FOR_EVER).expect("free") {
+fn on_nodes(engine: &Engine, params_for: &AcquireParams) -> (Arc<Lease>, LocalGuard) {
+    match engine.acquire(params_for, FOR_EVER).expect("free") {
         Acquired::Quorum(lease, pass) => (lease, pass),
         Acquired::Local(_) => panic!("a quorum is up"),
     }
 }
 
 #[test]
-fn a_panic_while_a_loss_is_told_ends_no_other_renewal() {
+fn panic_in_a_loss_handler_ends_no_other_renewal() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
-    let mut plain = ["x", "y"].map(|name| wish(name, LONGER));
+    let mut plain = ["x", "y"].map(|name| params_for(name, LONGER));
     plain
         .iter_mut()
-        .for_each(|wish| wish.lease_options.auto_renew = false);
-    let [(lost, _slot), (kept, _other)] = plain.each_ref().map(|wish| on_nodes(engine, wish));
+        .for_each(|params_for| params_for.lease_options.auto_renew = false);
+    let [(lost, _slot), (kept, _other)] = plain
+        .each_ref()
+        .map(|params_for| on_nodes(engine, params_for));
     let panics = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&panics);
-    let told = move |_: &Arc<Lease>, _: &str| {
+    let on_lost = move |_: &Arc<Lease>, _: &str| {
         count.fetch_add(1, Ordering::SeqCst);
         panic!("as the test wants it");
     };
-    let renewal = RenewalService::new(&engine.nodes, LIMIT, Arc::new(told));
+    let renewal = RenewalService::new(&engine.nodes, LIMIT, Arc::new(on_lost));
     fakes[0].seize("x", LONG);
-    for (lease, wish) in [&lost, &kept].into_iter().zip(&plain) {
-        renewal.register(lease, wish.ttl, None).expect("a thread");
+    for (lease, params_for) in [&lost, &kept].into_iter().zip(&plain) {
+        renewal
+            .register(lease, params_for.ttl, None)
+            .expect("a thread");
     }
     let served = || fakes[0].extensions(kept.token().text());
-    eventually("the loss is told", || panics.load(Ordering::SeqCst) == 1);
+    eventually("the loss is notified", || {
+        panics.load(Ordering::SeqCst) == 1
+    });
     let before = served();
     eventually("the other is renewed", || served() > before);
     assert!(matches!(
@@ -424,28 +444,28 @@ fn drop_with_a_panicking_logger_is_counted_and_does_not_panic() {
     drop(guard);
     on_log_line(|_| {});
     assert_eq!(locker.nodes().drop_failures(), 1);
-    // What was released is released, whatever the logger does.
+    // A panicking logger does not keep the lock from being released.
     eventually("it is free", || fakes[0].token("x").is_none());
 }
 
 #[test]
-fn a_renewal_and_an_extension_take_turns() {
+fn renewal_and_extension_exclude_each_other() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
-    let (lease, _pass) = on_nodes(engine, &wish("x", LONGER));
-    // A renewal that is due waits for an extension, though its thread does not.
+    let (lease, _pass) = on_nodes(engine, &params_for("x", LONGER));
+    // A due renewal waits for an extension in progress, but its thread does not block.
     let turn = lease.lock_extension();
-    let beside = locker.acquire("y", &renewed(TTL)).expect("free");
+    let second = locker.acquire("y", &renewed(TTL)).expect("free");
     until_all_are_due();
     let before = renewals(&fakes[0]);
     eventually("others are renewed", || renewals(&fakes[0]) >= before + 3);
     let served = || fakes[0].extensions(lease.token().text());
     assert_eq!(served(), 0);
-    drop(beside);
+    drop(second);
     let late = fakes[0].delay(Op::Extend);
     drop(turn);
-    // The other way round.
+    // An extension waits for a renewal in progress.
     late.arrived();
     assert!(
         lease.try_begin_extension().is_none(),
@@ -458,10 +478,10 @@ fn a_renewal_and_an_extension_take_turns() {
 }
 
 #[test]
-fn a_renewal_that_is_answered_after_the_lease_has_ended_revives_nothing() {
+fn renewal_reply_after_the_expiry_does_not_revive_the_lease() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let (options, told) = counted(renewed(TTL));
+    let (options, notified) = counted(renewed(TTL));
     let guard = locker.acquire("x", &options).expect("free");
     eventually("all have it", || {
         fakes.iter().all(|fake| fake.token("x").is_some())
@@ -469,11 +489,12 @@ fn a_renewal_that_is_answered_after_the_lease_has_ended_revives_nothing() {
     let late = [&fakes[0], &fakes[1]].map(|fake| fake.delay(Op::Extend));
     late.iter().for_each(|late| late.arrived());
     assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
-    // Their clocks are so slow that they have it still: they extend it, and say so.
+    // The clocks of these nodes are so slow that they still store the token and confirm the
+    // extension.
     let token = fakes[0].acquire_tokens().remove(0);
     for fake in &fakes[..2] {
-        fake.modify("x", LockKind::Exclusive, |slot| {
-            slot.owner = Some((token.clone(), clock::now() + LONG));
+        fake.modify("x", LockKind::Exclusive, |stored| {
+            stored.owner = Some((token.clone(), clock::now() + LONG));
         });
     }
     fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
@@ -485,7 +506,9 @@ fn a_renewal_that_is_answered_after_the_lease_has_ended_revives_nothing() {
         assert!(!guard.is_held(), "revived");
         fakes.iter().all(|fake| fake.token("x").is_none())
     });
-    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+    eventually("the loss is notified", || {
+        notified.load(Ordering::SeqCst) == 1
+    });
     let end = clock::now() + TTL / 2;
     eventually("a while has passed", || {
         assert!(!guard.is_held(), "revived");
@@ -495,16 +518,16 @@ fn a_renewal_that_is_answered_after_the_lease_has_ended_revives_nothing() {
     assert!(!guard.is_held() && guard.remaining().is_zero());
     assert_eq!(renewing(locker.nodes()), 0);
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
-    assert_eq!(told.load(Ordering::SeqCst), 1, "once");
+    assert_eq!(notified.load(Ordering::SeqCst), 1, "once");
 }
 
 #[test]
 fn cancelled_acquire_is_not_renewed_and_a_held_lock_still_is() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    // During the round that would have granted it.
+    // Cancelled during the round that would have granted the lock.
     let token = CancelToken::new();
-    let (options, told) = counted(renewed(TTL).cancel_on(&token));
+    let (options, notified) = counted(renewed(TTL).cancel_on(&token));
     let late = [&fakes[1], &fakes[2]].map(|fake| fake.delay(Op::Acquire));
     thread::scope(|scope| {
         let waits = scope.spawn(|| locker.acquire("x", &options).err());
@@ -518,9 +541,9 @@ fn cancelled_acquire_is_not_renewed_and_a_held_lock_still_is() {
     eventually("what was granted late is undone", || {
         fakes.iter().all(|fake| fake.count(Op::Release) == 1)
     });
-    // While a renewal is on every node.
+    // Cancelled while a renewal is on every node.
     let token = CancelToken::new();
-    let (options, beside) = counted(renewed(TTL).cancel_on(&token));
+    let (options, second) = counted(renewed(TTL).cancel_on(&token));
     let guard = locker.acquire("x", &options).expect("free");
     let late: Vec<_> = fakes.iter().map(|f| f.delay(Op::Extend)).collect();
     late.iter().for_each(|late| late.arrived());
@@ -530,8 +553,8 @@ fn cancelled_acquire_is_not_renewed_and_a_held_lock_still_is() {
     eventually("it goes on", || renewals(&fakes[0]) >= 4);
     assert!(guard.is_held());
     guard.release().expect("ours");
-    let told = [told, beside].map(|told| told.load(Ordering::SeqCst));
-    assert_eq!(told, [0, 0], "nothing was lost");
+    let notified = [notified, second].map(|notified| notified.load(Ordering::SeqCst));
+    assert_eq!(notified, [0, 0], "nothing was lost");
 }
 
 #[test]
@@ -544,11 +567,11 @@ fn at_most_max_in_flight_renewals_are_in_flight() {
     let locker = locker.expect("up");
     let engine = locker.nodes().engine();
     let held: Vec<_> = (0..MANY)
-        .map(|n| on_nodes(engine, &wish(&format!("k{n}"), LONGER)))
+        .map(|n| on_nodes(engine, &params_for(&format!("k{n}"), LONGER)))
         .collect();
     let late = fakes[0].delay(Op::Extend);
     until_all_are_due();
-    // A lease has one extension at a time.
+    // A lease has at most one extension in progress.
     let open = || {
         let open = held.iter().filter(|(lease, _)| {
             let turn = lease.try_begin_extension();
@@ -557,11 +580,11 @@ fn at_most_max_in_flight_renewals_are_in_flight() {
         open.count()
     };
     eventually("as many as may be", || open() >= 256);
-    a_while();
+    wait_for_absence();
     assert_eq!(open(), 256);
-    // The others come when there is room for them.
+    // The other renewals follow as soon as the limit permits.
     fakes[0].set_fault(Fault::None);
-    late.go(); // only the first of a batch has been taken
+    late.go(); // only the first of a batch has been accepted
     eventually("all are renewed", || {
         let served = |lease: &Arc<Lease>| fakes[0].extensions(lease.token().text()) > 0;
         held.iter().all(|(lease, _)| served(lease))
@@ -578,11 +601,11 @@ fn at_most_max_in_flight_renewals_are_in_flight() {
 }
 
 #[test]
-fn many_are_renewed_together_and_none_is_lost() {
+fn many_leases_are_renewed_together_and_none_is_lost() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let told = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&told);
+    let notified = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&notified);
     let options = renewed(4 * TTL).on_lost(move |_| {
         count.fetch_add(1, Ordering::SeqCst);
     });
@@ -591,19 +614,19 @@ fn many_are_renewed_together_and_none_is_lost() {
         .collect();
     assert_eq!(renewing(locker.nodes()), 1000);
     eventually("each is renewed twice", || {
-        a_while();
+        wait_for_absence();
         renewals(&fakes[0]) >= 2000
     });
     assert!(guards.iter().all(|guard| guard.is_held()));
     drop(guards);
     assert_eq!(renewing(locker.nodes()), 0);
-    assert_eq!(told.load(Ordering::SeqCst), 0);
+    assert_eq!(notified.load(Ordering::SeqCst), 0);
 }
 
 #[test]
-fn a_callback_may_be_slow_panic_or_drop_the_last_handle() {
+fn callback_may_block_panic_or_drop_the_last_handle() {
     let fakes = FakeNode::fakes(3);
-    let locker = lax(&fakes);
+    let locker = with_short_validity(&fakes);
     let (go, wait) = mpsc::channel::<()>();
     let (begun, begins) = mpsc::channel::<()>();
     let owned = parking_lot::Mutex::new((begun, wait));
@@ -613,21 +636,21 @@ fn a_callback_may_be_slow_panic_or_drop_the_last_handle() {
         let _ = owned.1.recv();
     });
     let _slow = locker.acquire("slow", &slow).expect("free");
-    let beside = locker.acquire("beside", &renewed(TTL)).expect("free");
-    begins.recv_timeout(LIMIT).expect("it is told");
+    let second = locker.acquire("second", &renewed(TTL)).expect("free");
+    begins.recv_timeout(LIMIT).expect("the loss is notified");
     let before = renewals(&fakes[0]);
     eventually("others are renewed", || renewals(&fakes[0]) >= before + 3);
-    beside.check().expect("ours");
+    second.check().expect("ours");
     let panics = LockOptions::new(BRIEF).on_lost(|_| panic!("as the test wants it"));
     let panics = locker.acquire("panics", &panics).expect("free");
-    let (options, told) = counted(LockOptions::new(BRIEF));
+    let (options, notified) = counted(LockOptions::new(BRIEF));
     let last = locker.acquire("x", &options).expect("free");
     assert_eq!(last.watch().wait_ended(LIMIT), WatchOutcome::Lost);
-    a_while();
-    assert_eq!(told.load(Ordering::SeqCst), 0, "behind the slow one");
+    wait_for_absence();
+    assert_eq!(notified.load(Ordering::SeqCst), 0, "behind the slow one");
     drop(go);
-    eventually("after all others", || told.load(Ordering::SeqCst) == 1);
-    drop((last, panics, beside, _slow));
+    eventually("after all others", || notified.load(Ordering::SeqCst) == 1);
+    drop((last, panics, second, _slow));
 
     let (gone, wait) = mpsc::channel::<()>();
     let (ended, seen) = mpsc::channel();
@@ -646,10 +669,10 @@ fn a_callback_may_be_slow_panic_or_drop_the_last_handle() {
 }
 
 #[test]
-fn a_shutdown_tells_who_is_still_alive() {
+fn shutdown_notifies_the_loss_of_held_leases() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let (options, told) = counted(renewed(LONG));
+    let (options, notified) = counted(renewed(LONG));
     let guard = locker.acquire("x", &options).expect("free");
     let watch = guard.watch();
     eventually("all have it", || {
@@ -657,7 +680,7 @@ fn a_shutdown_tells_who_is_still_alive() {
     });
     assert!(!locker.nodes().shutdown(Duration::ZERO));
     assert_eq!(watch.wait_ended(Duration::ZERO), WatchOutcome::Lost);
-    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert_eq!(notified.load(Ordering::SeqCst), 1);
     assert!(guard.release().is_err());
     assert!(fakes.iter().all(|fake| fake.token("x").is_some()));
 }
@@ -669,11 +692,11 @@ fn after_a_suspend_only_the_nodes_know() {
     let guard = locker.lock("x", LONG).expect("free");
     let watch = guard.watch();
     guard.check().expect("ours");
-    assert_eq!(renewals(&fakes[0]), 0, "nobody was asked");
+    assert_eq!(renewals(&fakes[0]), 0, "no node was asked");
     clock::suspend(Duration::from_secs(60));
     assert!(!guard.is_held() && guard.remaining().is_zero());
     assert!(!watch.is_held() && watch.remaining().is_zero());
-    // In doubt is not lost.
+    // An unknown result is not a loss.
     assert_eq!(watch.wait_ended(Duration::ZERO), WatchOutcome::TimedOut);
     guard.check().expect("the nodes have it still");
     assert!(guard.is_held() && guard.remaining() > LONG / 2);
@@ -682,7 +705,7 @@ fn after_a_suspend_only_the_nodes_know() {
         fakes.iter().all(|fake| renewals(fake) == 1)
     });
 
-    // Too few answer: not known.
+    // Too few nodes reply, so the state is unknown.
     clock::suspend(Duration::from_secs(60));
     for fake in &fakes[..2] {
         fake.set_fault(Fault::Fails(Op::Extend));
@@ -697,16 +720,16 @@ fn after_a_suspend_only_the_nodes_know() {
         guard.extend(2 * LONG).is_ok() && guard.is_held()
     });
 
-    // The nodes' time went on, and somebody else has it.
+    // The clocks of the nodes continued, and another owner has acquired the lock.
     clock::suspend(Duration::from_secs(600));
     for fake in &fakes {
-        fake.modify("x", LockKind::Exclusive, |slot| slot.owner = None);
+        fake.modify("x", LockKind::Exclusive, |stored| stored.owner = None);
         fake.seize("x", LONG);
     }
     assert!(guard.check().expect_err("theirs").is_lost());
     assert_eq!(watch.wait_ended(Duration::ZERO), WatchOutcome::Lost);
 
-    // A local lock does not end.
+    // The lease of a local lock does not expire.
     let local = LocalLocker::new().lock("x", LONG).expect("free");
     clock::suspend(Duration::from_secs(600));
     assert!(local.is_held() && local.check().is_ok() && local.watch().is_held());

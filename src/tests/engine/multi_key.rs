@@ -1,4 +1,5 @@
-//! Locks of several keys over fake nodes: on each of them all or nothing, and everything else as with one.
+//! Locks of several keys over fake nodes: each node grants all keys or none. Everything else is as
+//! with one key.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,7 +32,7 @@ fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
-/// The tokens of `a`, `b` and `c` on a node.
+/// Returns the tokens of `a`, `b` and `c` on a node.
 fn tokens(fake: &FakeNode) -> [Option<String>; 3] {
     ["a", "b", "c"].map(|name| fake.token(name))
 }
@@ -69,24 +70,24 @@ fn lease_of_several_keys_uses_one_token_and_one_request() {
     nothing_anywhere(&fakes);
     let served = |op| fakes.iter().map(move |fake| fake.count(op));
     assert!(served(Op::Acquire).eq([1, 1, 1]) && served(Op::Release).eq([1, 1, 1]));
-    // One that a quorum could do without may be dropped, since the lock is released by then.
+    // A request that the quorum did not need may be dropped, because the lock is released by then.
     assert!(served(Op::Extend).all(|count| count <= 1));
     assert!(served(Op::Extend).sum::<usize>() >= 2);
 }
 
 #[test]
-fn sets_that_overlap_and_single_locks_exclude_each_other() {
+fn overlapping_key_sets_and_single_locks_exclude_each_other() {
     let fakes = FakeNode::fakes(3);
     let [ours, other] = [healthy(&fakes), healthy(&fakes)];
     let guard = both_everywhere(&ours, &fakes, &options());
     for locker in [&ours, &other] {
         for names in [&["a"][..], &["b"], &["a", "b"], &["c", "b"]] {
             let tried = locker.try_acquire_all(names, &options());
-            assert!(tried.expect("answered").is_none(), "{names:?}");
+            assert!(tried.expect("a quorum replied").is_none(), "{names:?}");
         }
-        let beside = locker.try_acquire_all(&["c", "d"], &options());
-        beside
-            .expect("answered")
+        let second = locker.try_acquire_all(&["c", "d"], &options());
+        second
+            .expect("a quorum replied")
             .expect("free")
             .release()
             .expect("ours");
@@ -95,7 +96,7 @@ fn sets_that_overlap_and_single_locks_exclude_each_other() {
     let single = other.lock("b", TTL).expect("free");
     assert!(
         ours.try_acquire_all(&BOTH, &options())
-            .expect("answered")
+            .expect("a quorum replied")
             .is_none()
     );
     drop(single);
@@ -103,7 +104,7 @@ fn sets_that_overlap_and_single_locks_exclude_each_other() {
 }
 
 #[test]
-fn a_minority_where_one_key_is_anothers_has_none_of_ours() {
+fn minority_with_one_key_of_another_owner_stores_none_of_ours() {
     let fakes = FakeNode::fakes(3);
     fakes[0].seize("b", TTL);
     let locker = healthy(&fakes);
@@ -112,11 +113,11 @@ fn a_minority_where_one_key_is_anothers_has_none_of_ours() {
         .expect("a quorum is free");
     guard.extend(TTL).expect("a quorum has it");
     guard.release().expect("a quorum had it");
-    let stranger = Some("stranger".to_owned());
-    eventually("only the stranger is left", || {
-        tokens(&fakes[0]) == [None, stranger.clone(), None]
+    let other = Some("stranger".to_owned());
+    eventually("only the other owner is left", || {
+        tokens(&fakes[0]) == [None, other.clone(), None]
     });
-    // Where a quorum refuses, what the others granted is undone.
+    // If a quorum refuses, the grants of the other nodes are undone.
     fakes[1].seize("a", TTL);
     let error = locker.acquire_all(&BOTH, &options().wait_for(Duration::ZERO));
     let error = error.expect_err("held");
@@ -129,8 +130,8 @@ fn lease_of_several_keys_is_lost_with_one_key() {
     for look in ["extend", "release", "renew"] {
         let fakes = FakeNode::fakes(3);
         let locker = healthy(&fakes);
-        let told = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&told);
+        let notified = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&notified);
         let mut wanted = options().on_lost(move |lost| {
             assert!(lost.keys().eq(["a", "b"]));
             count.fetch_add(1, Ordering::SeqCst);
@@ -141,20 +142,22 @@ fn lease_of_several_keys_is_lost_with_one_key() {
         let guard = both_everywhere(&locker, &fakes, &wanted);
         let watch = guard.watch();
         fakes[..2].iter().for_each(|fake| {
-            fake.modify("b", LockKind::Exclusive, |slot| slot.owner = None);
+            fake.modify("b", LockKind::Exclusive, |stored| stored.owner = None);
             fake.seize("b", TTL);
         });
         match look {
             "extend" => {
                 assert!(matches!(guard.extend(TTL), Err(Error::LockLost { .. })));
                 assert_eq!(watch.wait_ended(TTL), WatchOutcome::Lost);
-                eventually("it is told", || told.load(Ordering::SeqCst) == 1);
+                eventually("the loss is notified", || {
+                    notified.load(Ordering::SeqCst) == 1
+                });
             }
             "renew" => assert_eq!(watch.wait_ended(TTL), WatchOutcome::Lost),
             _ => {}
         }
         assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
-        // What is ours is deleted, and nothing else.
+        // Our tokens are deleted, and no others.
         eventually("ours is deleted", || {
             fakes.iter().all(|fake| fake.token("a").is_none())
         });
@@ -170,7 +173,7 @@ fn lost_keys_are_restored_all_or_none() {
     let guard = both_everywhere(&locker, &fakes, &options());
     let token = fakes[0].token("a");
     let forget = |name| {
-        fakes[2].modify(name, LockKind::Exclusive, |slot| slot.owner = None);
+        fakes[2].modify(name, LockKind::Exclusive, |stored| stored.owner = None);
     };
     for lost in [&["a"][..], &["b"], &["a", "b"]] {
         lost.iter().for_each(|name| forget(name));
@@ -179,7 +182,7 @@ fn lost_keys_are_restored_all_or_none() {
             tokens(&fakes[2]) == [token.clone(), token.clone(), None]
         });
     }
-    // Where somebody else came in between it is not, and nothing else is touched.
+    // If another owner acquired the key in between, nothing is deleted.
     forget("a");
     forget("b");
     fakes[2].seize("b", TTL);
@@ -194,7 +197,7 @@ fn lost_keys_are_restored_all_or_none() {
 }
 
 #[test]
-fn its_number_is_above_those_of_all_its_keys_and_theirs_are_above_it() {
+fn fencing_token_of_several_keys_orders_with_those_of_each_key() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let fenced = options().fencing(true);
@@ -205,34 +208,36 @@ fn its_number_is_above_those_of_all_its_keys_and_theirs_are_above_it() {
         number
     };
     let ahead = 1 << 50;
-    fakes
-        .iter()
-        .for_each(|fake| fake.modify("b", LockKind::Exclusive, |slot| slot.fence = Some(ahead)));
+    fakes.iter().for_each(|fake| {
+        fake.modify("b", LockKind::Exclusive, |stored| {
+            stored.fence = Some(ahead)
+        })
+    });
     let (a, b) = (number(&["a"]), number(&["b"]));
     assert!(a < ahead && b > ahead);
     let both = number(&BOTH);
     assert!(both > b, "{both}");
     let (a, b) = (number(&["a"]), number(&["b"]));
     assert!(a > both && b > both, "{a} {b} {both}");
-    // Nodes that differ: it takes a second round, which raises all of them.
+    // If fence counters differ, a second round raises all of them.
     for (fake, by) in fakes.iter().zip([3, 6, 9]) {
-        fake.modify("a", LockKind::Exclusive, |slot| {
-            slot.fence = Some((1 << 51) + by)
+        fake.modify("a", LockKind::Exclusive, |stored| {
+            stored.fence = Some((1 << 51) + by)
         });
     }
     let both = number(&BOTH);
     for name in BOTH {
         let as_high =
-            |fake: &&Arc<FakeNode>| fake.slot(name, LockKind::Exclusive).fence >= Some(both);
+            |fake: &&Arc<FakeNode>| fake.stored_lock(name, LockKind::Exclusive).fence >= Some(both);
         assert!(fakes.iter().filter(as_high).count() >= 2, "{name}");
         assert!(number(&[name]) > both);
     }
 }
 
 #[test]
-fn a_waiter_is_woken_by_the_key_that_stands_in_its_way() {
+fn waiter_is_woken_by_the_release_of_the_blocking_key() {
     let fakes = FakeNode::fakes(3);
-    let sluggish = |config: Config| {
+    let slow_retries = |config: Config| {
         config.retry(RetryPolicy {
             initial_delay: TTL,
             max_delay: TTL,
@@ -240,18 +245,18 @@ fn a_waiter_is_woken_by_the_key_that_stands_in_its_way() {
             ..RetryPolicy::default()
         })
     };
-    let [holder, waiter] = [(); 2].map(|()| connected_locker(&fakes, sluggish).expect("up"));
+    let [holder, waiter] = [(); 2].map(|()| connected_locker(&fakes, slow_retries).expect("up"));
     let held = holder.lock("b", TTL).expect("free");
     let began = clock::now();
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.acquire_all(&["a", "b", "c"], &options()));
         eventually("it listens", || fakes[0].subscribed("b") == 1);
         assert_eq!([fakes[0].subscribed("a"), fakes[0].subscribed("c")], [0, 0]);
-        // Its last attempt before that may still be on its way: only what is released after it counts.
+        // The last attempt before that may still be in flight, so only a release after it counts.
         eventually("and has tried again", || attempts(&fakes) >= 3);
         drop(held);
         let all = waits.join().expect("no panic").expect("free");
-        // The other way round: who waits for one of them hears when all are released.
+        // A waiter for one of the keys is woken when all of them are released.
         let single = scope.spawn(|| holder.lock("c", TTL));
         eventually("it listens", || fakes[0].subscribed("c") == 1);
         eventually("and has tried again", || attempts(&fakes) >= 6);
@@ -263,7 +268,7 @@ fn a_waiter_is_woken_by_the_key_that_stands_in_its_way() {
 }
 
 #[test]
-fn an_undo_of_several_goes_wherever_they_may_have_been_granted() {
+fn undo_of_several_keys_reaches_each_node_that_may_have_granted() {
     let fakes = FakeNode::fakes(3);
     fakes[1].set_fault(Fault::FailsAfterApplying(Op::Acquire));
     fakes[2].set_fault(Fault::FailsAfterApplying(Op::Acquire));
@@ -274,7 +279,7 @@ fn an_undo_of_several_goes_wherever_they_may_have_been_granted() {
 }
 
 #[test]
-fn while_no_quorum_answers_they_are_held_here_one_by_one_with_others() {
+fn degraded_locks_of_several_keys_exclude_locks_of_each_key() {
     let fakes = FakeNode::fakes(3);
     fakes.iter().for_each(|fake| fake.set_fault(Fault::Down));
     let locker = connected_locker(&fakes, |config| {
@@ -307,8 +312,13 @@ fn invalid_key_lists_are_refused_before_any_request() {
         assert!(matches!(error, Error::InvalidKey { .. }), "{error}");
     }
     assert_eq!(fakes[0].count(Op::Acquire), 0);
-    // One name is a lock like any other.
+    // A lock of one key given as a set is an ordinary lock.
     let guard = locker.acquire_all(&["a"], &options()).expect("free");
-    assert!(locker.try_lock("a", TTL).expect("answered").is_none());
+    assert!(
+        locker
+            .try_lock("a", TTL)
+            .expect("a quorum replied")
+            .is_none()
+    );
     drop(guard);
 }

@@ -1,4 +1,4 @@
-//! Outages over fake nodes: when nobody is asked any more, who finds out that they are back, and locks that are held here.
+//! Outages over fake nodes: when the breaker opens and closes, and locks in degraded mode.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,11 +35,11 @@ use crate::transport::cancel::CancelToken;
 use crate::transport::inbox::Inbox;
 
 const TTL: Duration = Duration::from_secs(60);
-/// Wide: only a hang takes this long.
+/// The limit of waits that only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(20);
 const LONG: Duration = Duration::from_secs(600);
 
-/// Opens after three rounds, and not again by time.
+/// Configures a breaker that opens after three rounds and sends no probe within the test.
 fn config(config: Config) -> Config {
     config.circuit_breaker(3, LONG).retry(RetryPolicy {
         initial_delay: Duration::from_millis(1),
@@ -68,7 +68,7 @@ fn is_open(locker: &RedisLocker) -> bool {
     matches!(breaker(locker), BreakerState::Open { .. })
 }
 
-/// Takes a majority down, and tries until nobody is asked any more.
+/// Takes a majority of the nodes down, and tries until the breaker is open.
 fn break_down(fakes: &[Arc<FakeNode>], locker: &RedisLocker) {
     set_faults(&fakes[1..], &Fault::Down);
     eventually("the breaker opens", || {
@@ -95,8 +95,8 @@ fn options() -> LockOptions {
     LockOptions::new(TTL).wait_for(LIMIT)
 }
 
-fn is_local(taken: Result<Option<LockGuard>, Error>) -> bool {
-    let guard = taken.expect("no error").expect("free");
+fn is_local(accepted: Result<Option<LockGuard>, Error>) -> bool {
+    let guard = accepted.expect("no error").expect("free");
     guard.mode() == Mode::Local
 }
 
@@ -125,14 +125,14 @@ fn open_breaker_asks_no_node_until_the_nodes_are_back() {
         assert!(retry_in <= LONG && retry_in > LONG / 2, "{retry_in:?}");
         assert!(error.is_unavailable() && !error.is_contended());
     }
-    assert_eq!(fakes[0].count(Op::Acquire), asked, "nobody is asked");
+    assert_eq!(fakes[0].count(Op::Acquire), asked, "no node is asked");
     comes_back(&fakes, &locker);
     drop(locker.lock("x", TTL).expect("the probe"));
     assert_eq!(breaker(&locker), BreakerState::Closed);
 }
 
-/// A locker that bears with an outage for so long.
-fn bears(fakes: &[Arc<FakeNode>], max_outage: Duration) -> RedisLocker {
+/// Returns a locker with this `max_outage`.
+fn with_max_outage(fakes: &[Arc<FakeNode>], max_outage: Duration) -> RedisLocker {
     let adjust = |c: Config| {
         let policy = RetryPolicy {
             initial_delay: Duration::from_millis(1),
@@ -150,7 +150,7 @@ fn been_quiet() {
     eventually("it has been quiet", || clock::now() > quiet);
 }
 
-/// The nodes that an error names, which says that no quorum was found.
+/// Returns the nodes that an error about a missing quorum names.
 fn without_quorum(error: Error) -> Vec<String> {
     let Error::InsufficientQuorum { causes, .. } = error else {
         panic!("{error}")
@@ -159,9 +159,9 @@ fn without_quorum(error: Error) -> Vec<String> {
 }
 
 #[test]
-fn a_waiter_sleeps_through_an_open_breaker_until_nodes_are_back() {
+fn waiter_at_an_open_breaker_acquires_when_nodes_are_back() {
     let fakes = FakeNode::fakes(3);
-    let locker = bears(&fakes, Duration::MAX);
+    let locker = with_max_outage(&fakes, Duration::MAX);
     break_down(&fakes, &locker);
     let asked = fakes[0].count(Op::Acquire);
     let circuit = &locker.nodes().engine().circuit;
@@ -174,8 +174,8 @@ fn a_waiter_sleeps_through_an_open_breaker_until_nodes_are_back() {
         eventually("they sleep", || circuit.waiting() == 3);
         let error = locker.try_lock("x", TTL).expect_err("it does not wait");
         assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
-        assert_eq!(fakes[0].count(Op::Acquire), asked, "nobody is asked");
-        // No clock ends that: only lanes that come up.
+        assert_eq!(fakes[0].count(Op::Acquire), asked, "no node is asked");
+        // No timer ends this wait, only connections that come up.
         set_faults(&fakes, &Fault::None);
         for waits in waits {
             drop(waits.join().expect("no panic").expect("free"));
@@ -186,9 +186,9 @@ fn a_waiter_sleeps_through_an_open_breaker_until_nodes_are_back() {
 }
 
 #[test]
-fn a_waiter_at_an_open_breaker_ends_by_max_outage_its_limit_cancellation_or_a_shutdown() {
+fn waiter_at_an_open_breaker_ends_by_each_limit_cancellation_or_shutdown() {
     let fakes = FakeNode::fakes(3);
-    let locker = bears(&fakes, Duration::from_millis(50));
+    let locker = with_max_outage(&fakes, Duration::from_millis(50));
     break_down(&fakes, &locker);
     let error = locker.lock("x", TTL).expect_err("it lasts");
     let words = "connected to 1 of 3 nodes, 2 are needed"; // none of them was asked to grant it
@@ -196,7 +196,7 @@ fn a_waiter_at_an_open_breaker_ends_by_max_outage_its_limit_cancellation_or_a_sh
     assert_eq!(without_quorum(error), ["fake-1", "fake-2"]);
 
     let fakes = FakeNode::fakes(3);
-    let locker = bears(&fakes, Duration::MAX);
+    let locker = with_max_outage(&fakes, Duration::MAX);
     break_down(&fakes, &locker);
     let brief = LockOptions::new(TTL).wait_for(Duration::from_millis(50));
     let error = locker.acquire("x", &brief).expect_err("it lasts");
@@ -217,10 +217,10 @@ fn a_waiter_at_an_open_breaker_ends_by_max_outage_its_limit_cancellation_or_a_sh
 }
 
 #[test]
-fn waiters_in_one_queue_at_an_open_breaker_do_not_wait_for_max_outage_in_turn() {
+fn queued_waiters_at_an_open_breaker_share_max_outage() {
     let fakes = FakeNode::fakes(3);
     let max_outage = Duration::from_millis(500);
-    let locker = bears(&fakes, max_outage);
+    let locker = with_max_outage(&fakes, max_outage);
     break_down(&fakes, &locker);
     let began = clock::now();
     thread::scope(|scope| {
@@ -236,8 +236,8 @@ fn waiters_in_one_queue_at_an_open_breaker_do_not_wait_for_max_outage_in_turn() 
 fn error_replies_do_not_open_the_breaker() {
     let loading = Fault::Loads(Op::Acquire);
     let errs = Fault::Fails(Op::Acquire);
-    // Of three nodes, what two of them do.
-    for (sins, is_outage) in [
+    // The faults of two of the three nodes.
+    for (faults, is_outage) in [
         ([&errs, &errs], false),
         ([&Fault::DeniesOp(Op::Acquire), &errs], false),
         ([&Fault::Down, &errs], false),
@@ -248,21 +248,21 @@ fn error_replies_do_not_open_the_breaker() {
         let adjust = |c: Config| config(c).circuit_breaker(1, LONG).allow_degraded(true);
         let locker = connected_locker(&fakes, adjust).expect("a quorum is up");
         been_quiet();
-        for (fake, sins) in fakes[1..].iter().zip(sins) {
-            fake.set_fault(sins.clone());
+        for (fake, faults) in fakes[1..].iter().zip(faults) {
+            fake.set_fault(faults.clone());
         }
         let circuit = &locker.nodes().engine().circuit;
         for _ in 0..20 {
-            // Also where it opens: a node that is loading is connected to, so no lock is local.
+            // The lock is not local even if the breaker opens, because a loading node is connected.
             locker.try_lock("x", TTL).expect_err("no quorum");
         }
-        assert_eq!(circuit.is_open(), is_outage, "{sins:?}");
-        assert_eq!(circuit.is_calm(), !is_outage, "{sins:?}");
+        assert_eq!(circuit.is_open(), is_outage, "{faults:?}");
+        assert_eq!(circuit.is_calm(), !is_outage, "{faults:?}");
     }
 }
 
 #[test]
-fn connections_that_break_and_are_had_again_never_lead_to_local_locks() {
+fn broken_connections_that_reconnect_never_lead_to_local_locks() {
     let fakes = FakeNode::fakes(3);
     let adjust = |c: Config| config(c).circuit_breaker(1, LONG).allow_degraded(true);
     let locker = connected_locker(&fakes, adjust).expect("a quorum is up");
@@ -280,10 +280,10 @@ fn connections_that_break_and_are_had_again_never_lead_to_local_locks() {
 }
 
 #[test]
-fn a_long_wait_for_a_held_lock_survives_broken_connections_beside_others_that_succeed() {
+fn wait_for_a_held_lock_survives_broken_connections_during_other_acquires() {
     let fakes = FakeNode::fakes(3);
     let max_outage = Duration::from_secs(2);
-    let locker = bears(&fakes, max_outage);
+    let locker = with_max_outage(&fakes, max_outage);
     fakes.iter().for_each(|fake| fake.seize("x", LONG));
     let token = CancelToken::new();
     let options = LockOptions::new(TTL).cancel_on(&token);
@@ -315,9 +315,9 @@ fn a_long_wait_for_a_held_lock_survives_broken_connections_beside_others_that_su
 }
 
 #[test]
-fn a_lock_that_all_nodes_answer_with_an_error_ends_by_max_outage_beside_others_that_succeed() {
+fn acquire_with_error_replies_ends_by_max_outage_during_other_acquires() {
     let fakes = FakeNode::fakes(3);
-    let locker = bears(&fakes, Duration::from_millis(200));
+    let locker = with_max_outage(&fakes, Duration::from_millis(200));
     set_faults(&fakes, &Fault::ErrsOn("x"));
     let (began, is_over) = (clock::now(), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -338,9 +338,9 @@ fn a_lock_that_all_nodes_answer_with_an_error_ends_by_max_outage_beside_others_t
 }
 
 #[test]
-fn a_lock_that_is_denied_ends_at_once() {
+fn denied_acquire_fails_immediately() {
     let fakes = FakeNode::fakes(3);
-    let locker = bears(&fakes, Duration::MAX);
+    let locker = with_max_outage(&fakes, Duration::MAX);
     set_faults(&fakes[1..], &Fault::DeniesOp(Op::Acquire));
     let began = clock::now();
     let error = locker.acquire("x", &options()).expect_err("denied");
@@ -349,7 +349,7 @@ fn a_lock_that_is_denied_ends_at_once() {
 }
 
 #[test]
-fn an_outage_is_that_of_the_acquires_own_rounds() {
+fn outage_of_an_acquire_counts_its_own_rounds_only() {
     let start = clock::now();
     let at = |seconds| start + Duration::from_secs(seconds);
     let contended = |by_one| {
@@ -427,20 +427,21 @@ fn open_breaker_admits_one_probe_and_others_wait_for_its_verdict() {
 }
 
 #[test]
-fn a_probe_that_fails_opens_it_again_and_one_without_a_verdict_does_not_count() {
+fn failed_probe_reopens_the_breaker_and_an_undecided_one_does_not_count() {
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
     set_faults(&fakes[1..], &Fault::Loads(Op::Acquire));
     all_up(&locker);
-    // The first one finds that they are loading; lanes that are up are no news any more.
+    // The first attempt finds that the nodes are loading. Connections that are already up do not
+    // end an open breaker.
     let error = locker.try_lock("x", TTL).expect_err("no quorum");
     assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
     let error = locker.try_lock("x", TTL).expect_err("open again");
     let Error::CircuitOpen { causes, .. } = &error else {
         panic!("{error}")
     };
-    // They are connected: what they did not reply last is the cause.
+    // The nodes are connected, so the cause is their last error reply.
     let loading = |cause: &FailedNode| matches!(&cause.failure, NodeFailure::ServerError(_));
     assert!(causes.len() == 2 && causes.iter().all(loading), "{error}");
 
@@ -469,7 +470,7 @@ fn a_probe_that_fails_opens_it_again_and_one_without_a_verdict_does_not_count() 
 }
 
 #[test]
-fn contention_cancellation_and_extensions_do_not_open_it() {
+fn contention_cancellation_and_extensions_do_not_open_the_breaker() {
     let fakes = FakeNode::fakes(3);
     let locker = connected_locker(&fakes, |c| config(c).circuit_breaker(1, LONG)).expect("up");
     let held = locker.lock("held", TTL).expect("free");
@@ -482,7 +483,7 @@ fn contention_cancellation_and_extensions_do_not_open_it() {
     for _ in 0..20 {
         assert!(held.extend(TTL).expect_err("errors").is_unavailable());
     }
-    // Cancelled in the midst of a round that has no quorum by then, and would open it.
+    // Cancelled during a round that already cannot reach a quorum and would open the breaker.
     let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
     let token = CancelToken::new();
     thread::scope(|scope| {
@@ -501,14 +502,14 @@ fn contention_cancellation_and_extensions_do_not_open_it() {
 }
 
 #[test]
-fn a_tie_of_an_even_number_is_no_quorum_that_answers() {
+fn half_of_an_even_number_of_nodes_is_no_quorum() {
     let fakes = FakeNode::fakes(4);
     let locker = plain(&fakes);
     set_faults(&fakes[2..], &Fault::Down);
     fakes[..2].iter().for_each(|fake| fake.seize("x", LONG));
     eventually("the breaker opens", || {
         let _ = locker.try_lock("y", TTL);
-        // Refused by two of four: contended, whatever the others would say.
+        // Refusals by two of four nodes are contention, whatever the others reply.
         let contended = locker.try_lock("x", TTL);
         assert!(is_open(&locker) || contended.is_ok_and(|guard| guard.is_none()));
         is_open(&locker)
@@ -516,7 +517,7 @@ fn a_tie_of_an_even_number_is_no_quorum_that_answers() {
 }
 
 #[test]
-fn the_round_that_opens_it_goes_local_however_long_an_outage_is_borne_with() {
+fn round_that_opens_the_breaker_goes_local_despite_max_outage() {
     let fakes = FakeNode::fakes(3);
     let patient = |c: Config| {
         let policy = RetryPolicy {
@@ -530,12 +531,13 @@ fn the_round_that_opens_it_goes_local_however_long_an_outage_is_borne_with() {
     let locker = connected_locker(&fakes, patient).expect("a quorum is up");
     been_quiet();
     set_faults(&fakes[1..], &Fault::Down);
-    // As soon as fresh connects have failed too.
+    // Locks become local as soon as fresh connects have failed as well.
     let guard = locker.lock("x", TTL).expect("held here");
     assert_eq!(guard.mode(), Mode::Local);
 }
 
-/// Nodes that have been asked for a lock that a stranger holds for long, and went down: who waits does not go local.
+/// The nodes refused an acquire because of a long lease of another owner, and went down. The waiter
+/// does not acquire locally.
 #[test]
 fn refused_acquire_bears_an_outage_for_max_outage() {
     let soon = Duration::from_millis(300);
@@ -566,7 +568,7 @@ fn refused_acquire_bears_an_outage_for_max_outage() {
 }
 
 #[test]
-fn nodes_that_deny_access_end_an_outage_and_that_is_told_once() {
+fn access_denied_ends_an_outage_and_is_logged_once() {
     let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
     break_down(&fakes, &locker);
@@ -581,13 +583,13 @@ fn nodes_that_deny_access_end_an_outage_and_that_is_told_once() {
         assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
     }
     assert_eq!(breaker(&locker), BreakerState::Closed);
-    let told = lines.lock();
-    let ends = told.iter().filter(|line| line.contains("circuit closed"));
-    assert_eq!(ends.count(), 1, "{told:?}");
+    let logged = lines.lock();
+    let ends = logged.iter().filter(|line| line.contains("circuit closed"));
+    assert_eq!(ends.count(), 1, "{logged:?}");
 }
 
 #[test]
-fn a_lane_that_came_up_between_two_looks_is_not_missed() {
+fn connection_that_came_up_between_two_checks_is_not_missed() {
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
@@ -601,7 +603,7 @@ fn a_lane_that_came_up_between_two_looks_is_not_missed() {
     });
     let error = locker.try_lock("x", TTL).expect_err("no news");
     assert!(matches!(error, Error::CircuitOpen { .. }), "{error}");
-    // Nobody looks while they are down.
+    // No waiter sends a request while the nodes are down.
     let before: Vec<usize> = fakes.iter().map(|fake| fake.refused()).collect();
     set_faults(&fakes[1..], &Fault::Down);
     eventually("they go down", || {
@@ -613,7 +615,7 @@ fn a_lane_that_came_up_between_two_looks_is_not_missed() {
 }
 
 #[test]
-fn a_local_lock_is_under_the_limit_for_ttls_too() {
+fn local_lock_obeys_max_ttl() {
     let fakes = with(&[(); 3].map(|()| up_for(LONG)));
     let locker = connected_locker(&fakes, |c| {
         config(c).allow_degraded(true).restart_quarantine(TTL)
@@ -628,21 +630,21 @@ fn a_local_lock_is_under_the_limit_for_ttls_too() {
 }
 
 #[test]
-fn a_shutdown_does_not_wait_for_a_lock_that_is_lost() {
+fn shutdown_does_not_wait_for_a_lost_lock() {
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     let brief = Duration::from_secs(2);
     let [one, other] = ["one", "other"].map(|key| locker.lock(key, brief).expect("free"));
     let watch = one.watch();
     assert_eq!(watch.wait_ended(LIMIT), WatchOutcome::Lost);
-    // The other one is lost in the meantime.
-    assert!(locker.nodes().shutdown(LIMIT), "nobody holds a lock");
+    // The other lock is lost in the meantime.
+    assert!(locker.nodes().shutdown(LIMIT), "no lock is held");
     assert!(matches!(other.release(), Err(Error::LockLost { .. })));
     drop(one);
 }
 
 #[test]
-fn the_first_node_is_one_that_votes_if_there_is_one() {
+fn first_node_is_a_voting_one_if_any() {
     let [young, old] = [Duration::from_secs(1), LONG].map(up_for);
     let fakes = with(&[young.clone(), old, young]);
     let locker = connected_locker(&fakes, |c| config(c).restart_quarantine(TTL)).expect("up");
@@ -655,7 +657,7 @@ fn the_first_node_is_one_that_votes_if_there_is_one() {
 }
 
 #[test]
-fn a_degraded_lock_is_held_here_and_the_next_holder_waits_for_it_when_the_nodes_are_back() {
+fn degraded_lock_is_local_and_blocks_the_next_holder_after_the_outage() {
     let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
     break_down(&fakes, &locker);
@@ -676,7 +678,7 @@ fn a_degraded_lock_is_held_here_and_the_next_holder_waits_for_it_when_the_nodes_
     reader.expect("local, too").release().expect("it was held");
 
     comes_back(&fakes, &locker);
-    // The nodes are asked again, but not while the lock is held here.
+    // The nodes are asked again, except for the lock that is held locally.
     let other = locker.lock("other", TTL).expect("on the nodes");
     assert_eq!(other.mode(), Mode::Quorum);
     assert!(locker.try_lock("x", TTL).expect("no error").is_none());
@@ -736,7 +738,7 @@ fn refused_acquire_stays_off_local_locks_until_the_holders_lease_can_have_ended(
 }
 
 #[test]
-fn a_holder_that_only_one_node_knows_of_is_waited_for_as_well() {
+fn lease_reported_by_one_node_keeps_the_acquire_off_local_locks() {
     let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
     all_up(&locker);
@@ -752,7 +754,7 @@ fn a_holder_that_only_one_node_knows_of_is_waited_for_as_well() {
 }
 
 #[test]
-fn an_attempt_that_was_too_slow_tells_who_holds_it_as_well() {
+fn lease_reported_to_a_slow_attempt_keeps_the_acquire_off_local_locks() {
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     fakes[0].seize("x", LONG);
@@ -760,7 +762,7 @@ fn an_attempt_that_was_too_slow_tells_who_holds_it_as_well() {
         .iter()
         .map(|fake| fake.delay(Op::Acquire))
         .collect();
-    let wish = AcquireParams {
+    let params_for = AcquireParams {
         keys: Key::parse("redguard:", "x", LockKind::Exclusive)
             .expect("good")
             .into(),
@@ -772,7 +774,7 @@ fn an_attempt_that_was_too_slow_tells_who_holds_it_as_well() {
     };
     let inbox = Arc::new(Inbox::new());
     let engine = locker.nodes().engine();
-    let attempt = engine.attempt(&AttemptContext::new(&wish, &inbox));
+    let attempt = engine.attempt(&AttemptContext::new(&params_for, &inbox));
     let miss = attempt.expect("randomness").result.expect_err("too slow");
     assert!(matches!(miss, AttemptFailure::TooSlow { .. }));
     assert!(
@@ -811,7 +813,7 @@ fn waiter_for_a_probes_verdict_can_be_cancelled() {
 }
 
 #[test]
-fn wrong_credentials_never_lead_there() {
+fn wrong_credentials_never_lead_to_local_locks() {
     let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
     set_faults(&fakes[..2], &Fault::DeniesAccess);
@@ -820,13 +822,13 @@ fn wrong_credentials_never_lead_there() {
         let error = locker.try_lock("x", TTL).expect_err("denied");
         assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
     }
-    // One that is down beside one that denies: with that one's leave there would be a quorum.
+    // One node is down and another denies access. With access there would be a quorum.
     set_faults(&fakes[..1], &Fault::Down);
     for _ in 0..20 {
         let error = locker.try_lock("x", TTL).expect_err("no quorum");
         assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
     }
-    // At connect it is an error.
+    // At a connect, denied access is an error.
     let connects = || {
         let quick = Duration::from_secs(1);
         let config = |c| config(c).node_timeout(quick).connect_timeout(quick);
@@ -844,14 +846,14 @@ fn wrong_credentials_never_lead_there() {
 }
 
 #[test]
-fn a_process_that_starts_without_nodes_recovers_by_itself() {
+fn process_that_starts_without_nodes_recovers() {
     let fakes = FakeNode::fakes(3);
     set_faults(&fakes, &Fault::Down);
     let quick = Duration::from_secs(1);
     let config = |c| config(c).node_timeout(quick).connect_timeout(quick);
     let error = connected_locker(&fakes, config).expect_err("not allowed");
     assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
-    // A probe that takes too long on a busy machine is not the last one.
+    // A probe that exceeds its time on a slow machine is repeated.
     let soon = Duration::from_millis(100);
     let degraded = |c| config(c).allow_degraded(true).circuit_breaker(3, soon);
     let locker = connected_locker(&fakes, degraded).expect("degraded");
@@ -869,7 +871,7 @@ fn a_process_that_starts_without_nodes_recovers_by_itself() {
 }
 
 #[test]
-fn a_shutdown_ends_local_locks_and_waits_for_nodes() {
+fn shutdown_ends_local_locks_and_waits_for_nodes() {
     let fakes = FakeNode::fakes(3);
     let locker = degraded(&fakes);
     break_down(&fakes, &locker);
@@ -886,7 +888,7 @@ fn a_shutdown_ends_local_locks_and_waits_for_nodes() {
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
 }
 
-/// Nodes that say these things of themselves.
+/// Returns nodes that report this server info.
 fn with(about: &[ServerInfo]) -> Vec<Arc<FakeNode>> {
     let fakes = FakeNode::fakes(about.len());
     for (fake, about) in fakes.iter().zip(about) {
@@ -903,7 +905,7 @@ fn up_for(uptime: Duration) -> ServerInfo {
 }
 
 #[test]
-fn nodes_in_quarantine_do_not_vote_but_serve_what_is_held() {
+fn quarantined_nodes_do_not_vote_and_serve_held_leases() {
     let old = up_for(LONG);
     let fakes = with(&[old.clone(), old.clone(), old]);
     let locker = connected_locker(&fakes, |c| {
@@ -921,10 +923,10 @@ fn nodes_in_quarantine_do_not_vote_but_serve_what_is_held() {
     assert!(matches!(error, Error::InvalidTtl { .. }), "{error}");
     let error = held.extend(2 * TTL).expect_err("too long");
     assert!(matches!(error, Error::InvalidTtl { .. }), "{error}");
-    // One of them does not matter, and gets back what it has lost.
+    // The restart of one node does not matter; its missing key is restored.
     restart(&fakes[0]);
     fakes[0].set_fault(Fault::DisconnectsAfter(Op::Acquire));
-    // One that is over before it could be sent to that node is not sent there.
+    // A request that has expired before it could be sent is not sent.
     let quarantined = |node: usize| {
         let _ = locker.try_lock("x", TTL);
         let health = locker.nodes().health();
@@ -934,7 +936,7 @@ fn nodes_in_quarantine_do_not_vote_but_serve_what_is_held() {
     drop(locker.lock("x", TTL).expect("by the others"));
     held.extend(TTL).expect("ours on two");
     eventually("put back", || fakes[0].token("held").is_some());
-    // With another one a new lock is contended, which is no outage.
+    // If a second node is in quarantine, a new acquire is contended. That is not an outage.
     restart(&fakes[1]);
     fakes[1].set_fault(Fault::DisconnectsAfter(Op::Acquire));
     eventually("it is connected again", || quarantined(1));
@@ -958,7 +960,7 @@ fn nodes_in_quarantine_do_not_vote_but_serve_what_is_held() {
 }
 
 #[test]
-fn a_replica_and_with_strictness_one_that_evicts_do_not_vote() {
+fn replica_and_evicting_node_under_strict_checks_do_not_vote() {
     let replica = ServerInfo {
         role: Some(Role::Replica),
         ..ServerInfo::default()
@@ -982,10 +984,10 @@ fn a_replica_and_with_strictness_one_that_evicts_do_not_vote() {
             cause => !is_fault && cause.is_none(),
         });
         assert_eq!(health().role, about.role);
-        // When it says otherwise it takes part.
+        // A node takes part as soon as its server info permits.
         fakes[0].set_server_info(ServerInfo::default());
         eventually("it votes", || {
-            // The undo of the one before may be on its way.
+            // The undo of the attempt before may be in flight.
             let _ = locker.try_lock("x", TTL);
             fakes[0].count(Op::Acquire) > 0
         });

@@ -1,4 +1,5 @@
-//! Pending releases over fake nodes: what waits for a node does not grow with an outage, and one key's trouble is its own.
+//! Pending releases over fake nodes: their number does not grow during an outage, and a failed
+//! release of one key affects no other key.
 
 use std::thread;
 use std::time::Duration;
@@ -15,10 +16,11 @@ use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventuall
 use crate::transport::cancel::CancelToken;
 
 const TTL: Duration = Duration::from_secs(300);
-/// What may wait for a node that is away: of the leases that were alive when it went, and of what was on its way then.
+/// The maximum number of pending releases for a node that is away: of leases alive when it went,
+/// and of requests in flight then.
 const FEW: u64 = 8;
 
-/// Nodes are found hung soon.
+/// Configures timeouts that detect hung nodes soon.
 fn impatient(config: Config) -> Config {
     config.node_timeout(Duration::from_millis(100))
 }
@@ -27,12 +29,12 @@ fn options() -> LockOptions {
     LockOptions::new(TTL)
 }
 
-/// What waits for the third node.
+/// Returns the number of pending releases for the third node.
 fn waiting(locker: &RedisLocker) -> u64 {
     locker.nodes().engine().waiting(2)
 }
 
-/// Hands a lock from thread to thread of this process.
+/// Hands a lock off from thread to thread.
 fn hand_on(locker: &RedisLocker) {
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -53,7 +55,7 @@ fn acquire_and_release(locker: &RedisLocker) {
     }
 }
 
-/// Attempts at what another holds on both nodes that are up, or on one of them.
+/// Attempts a lock that another owner holds on both nodes that are up, or on one of them.
 fn fail(locker: &RedisLocker) {
     for _ in 0..250 {
         assert!(locker.try_lock("held", TTL).expect("a quorum").is_none());
@@ -100,7 +102,7 @@ fn count_permits(locker: &RedisLocker) {
     }
 }
 
-/// Leases that are extended while nodes lose their keys.
+/// Extends leases while nodes lose their keys.
 fn extend(locker: &RedisLocker) {
     for _ in 0..50 {
         let guard = locker.lock("extended", TTL).expect("free");
@@ -135,7 +137,7 @@ fn node_that_is_away_is_left_nothing_that_it_was_not_asked_for() {
                     None
                 }
             };
-            // It is found away by what was on its way to it.
+            // A request in flight detects that the node is away.
             drop(locker.try_lock("before", TTL));
             let up = || locker.nodes().engine().nodes_up();
             eventually("it is suspect", || up() == 2);
@@ -152,7 +154,7 @@ fn node_that_is_away_is_left_nothing_that_it_was_not_asked_for() {
 }
 
 #[test]
-fn release_that_is_denied_costs_no_other_lock() {
+fn denied_release_affects_no_other_lock() {
     for fault in [Fault::DeniesOp(Op::Release), Fault::Fails(Op::Release)] {
         let fakes = FakeNode::fakes(1);
         let locker = connected_locker(&fakes, |config| config).expect("it is up");
@@ -164,7 +166,7 @@ fn release_that_is_denied_costs_no_other_lock() {
         for n in 0..20 {
             kept.extend(TTL).expect("it goes on");
             let other = locker.try_lock(&format!("other-{n}"), TTL);
-            assert!(other.expect("it answers").is_some());
+            assert!(other.expect("the node replies").is_some());
         }
         assert_eq!(fakes[0].connects().len(), 1, "nothing was given up");
         fakes[0].set_fault(Fault::None);
@@ -195,7 +197,7 @@ fn acquire_that_was_refused_before_it_ran_is_not_undone() {
     }
 }
 
-/// Acquires a lock of each kind, lets all nodes meet with `fault` at its release, and checks how that ends.
+/// Acquires a lock of each kind, sets `fault` on all nodes for its release, and checks the result.
 fn release_meets(fault: &Fault, check: impl Fn(&str, Result<(), Error>)) {
     type Release = Box<dyn FnOnce() -> Result<(), Error>>;
     type Acquire = fn(&RedisLocker) -> Release;
@@ -238,7 +240,7 @@ fn release_meets(fault: &Fault, check: impl Fn(&str, Result<(), Error>)) {
 }
 
 #[test]
-fn release_on_nodes_that_have_restarted_empty_is_a_loss() {
+fn release_on_nodes_restarted_without_data_is_a_loss() {
     release_meets(&Fault::RestartsAt(Op::Release), |kind, released| {
         let error = released.expect_err(kind);
         assert!(error.is_lost(), "{kind}: {error}");
@@ -246,7 +248,7 @@ fn release_on_nodes_that_have_restarted_empty_is_a_loss() {
 }
 
 #[test]
-fn release_whose_connection_broke_behind_it_is_a_release() {
+fn release_before_a_disconnect_succeeds() {
     release_meets(&Fault::DisconnectsAfter(Op::Release), |kind, released| {
         assert_eq!(released, Ok(()), "{kind}");
     });
@@ -262,15 +264,15 @@ fn node_that_is_back_serves_before_the_releases_that_wait_for_it() {
     fakes[0].set_fault(Fault::Down);
     eventually("it is suspect", || locker.nodes().engine().nodes_up() == 0);
     drop(guards);
-    // It is back, and no release gets an answer there until the test says so.
+    // The node is back, and replies to a release only when the test permits.
     let late = fakes[0].delay(Op::Release);
     eventually("it is up", || locker.nodes().engine().nodes_up() == 1);
     late.arrived();
     fakes[0].set_fault(Fault::None);
     late.go();
     let free = |n: &usize| {
-        let slot = fakes[0].slot(&format!("x-{n}"), LockKind::Exclusive);
-        slot.owner.is_none()
+        let stored = fakes[0].stored_lock(&format!("x-{n}"), LockKind::Exclusive);
+        stored.owner.is_none()
     };
     eventually("all are released", || (0..500).all(|n| free(&n)));
     assert_eq!(fakes[0].count(Op::Release), 500);

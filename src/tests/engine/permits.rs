@@ -1,4 +1,4 @@
-//! Semaphores over fake nodes: never more permits than there are, and all of them.
+//! Semaphores over fake nodes: all permits can be acquired, and never more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,8 +39,8 @@ fn semaphore(fakes: &[Arc<FakeNode>], permits: u32) -> RedisSemaphore {
     RedisSemaphore::new(&nodes, "x", permits).expect("good")
 }
 
-/// Only a message explains progress.
-fn sluggish(config: Config) -> Config {
+/// Configures delays so long that only a message explains progress.
+fn slow_retries(config: Config) -> Config {
     config.retry(RetryPolicy {
         initial_delay: TTL,
         max_delay: TTL,
@@ -49,9 +49,9 @@ fn sluggish(config: Config) -> Config {
     })
 }
 
-/// How many permits a node has given out.
+/// Returns the number of permits that a node has granted.
 fn held(fake: &FakeNode) -> usize {
-    fake.slot("x", LockKind::Semaphore).permits.len()
+    fake.stored_lock("x", LockKind::Semaphore).permits.len()
 }
 
 fn all_hold(fakes: &[Arc<FakeNode>], permits: usize) {
@@ -61,7 +61,7 @@ fn all_hold(fakes: &[Arc<FakeNode>], permits: usize) {
 }
 
 fn tried(semaphore: &RedisSemaphore) -> Option<SemaphorePermit> {
-    semaphore.try_acquire(&options()).expect("answered")
+    semaphore.try_acquire(&options()).expect("a quorum replied")
 }
 
 #[test]
@@ -95,16 +95,16 @@ fn refusal_leads_to_the_free_permit() {
     let mut permits: Vec<SemaphorePermit> =
         (0..1023).map(|_| tried(&ours).expect("left")).collect();
     all_hold(&fakes, 1023);
-    let takes = || fakes.iter().map(|fake| fake.count(Op::Acquire)).max();
-    let before = takes();
+    let acquires = || fakes.iter().map(|fake| fake.count(Op::Acquire)).max();
+    let before = acquires();
     permits.push(tried(&other).expect("the last one"));
-    assert!(takes() <= before.map(|takes| takes + 2));
+    assert!(acquires() <= before.map(|acquires| acquires + 2));
     all_hold(&fakes, 1024);
     assert!(tried(&other).is_none());
 }
 
 #[test]
-fn a_node_down_makes_no_difference_and_two_do() {
+fn one_node_down_is_tolerated_and_two_are_not() {
     let fakes = FakeNode::fakes(3);
     let semaphore = semaphore(&fakes, 4);
     fakes[1].set_fault(Fault::Down);
@@ -119,7 +119,7 @@ fn a_node_down_makes_no_difference_and_two_do() {
 }
 
 #[test]
-fn another_number_is_told_while_a_permit_is_held_and_taken_when_none_is() {
+fn other_total_is_refused_while_a_permit_is_held_and_accepted_otherwise() {
     let fakes = FakeNode::fakes(3);
     let [three, five] = [3, 5].map(|permits| semaphore(&fakes, permits));
     let permit = tried(&three).expect("free");
@@ -128,17 +128,17 @@ fn another_number_is_told_while_a_permit_is_held_and_taken_when_none_is() {
     let text = error.to_string();
     assert!(matches!(error, Error::InvalidConfig(_)), "{text}");
     assert!(text.contains("\"x\"") && text.contains('3') && text.contains('5'));
-    // The same among threads that share the nodes, where the nodes need not be asked.
-    let beside = RedisSemaphore::new(three.nodes(), "x", 4).expect("good");
-    let takes = fakes[0].count(Op::Acquire);
-    let error = beside.try_acquire(&options()).expect_err("3 and not 4");
+    // The process detects the mismatch between threads that share the nodes, without a request.
+    let second = RedisSemaphore::new(three.nodes(), "x", 4).expect("good");
+    let acquires = fakes[0].count(Op::Acquire);
+    let error = second.try_acquire(&options()).expect_err("3 and not 4");
     assert!(
         error
             .to_string()
             .contains("4 permits requested, but it has 3"),
         "{error}"
     );
-    assert_eq!(fakes[0].count(Op::Acquire), takes);
+    assert_eq!(fakes[0].count(Op::Acquire), acquires);
     permit.release().expect("ours");
     all_hold(&fakes, 0);
     let permits: Vec<SemaphorePermit> = (0..5).map(|_| tried(&five).expect("left")).collect();
@@ -151,7 +151,7 @@ fn another_number_is_told_while_a_permit_is_held_and_taken_when_none_is() {
 }
 
 #[test]
-fn a_minority_with_another_number_is_as_good_as_one_that_refuses() {
+fn minority_with_another_total_counts_as_refusals() {
     let fakes = FakeNode::fakes(3);
     let alone = semaphore(&fakes[..1], 5);
     let odd = tried(&alone).expect("free");
@@ -159,23 +159,23 @@ fn a_minority_with_another_number_is_as_good_as_one_that_refuses() {
     let permits: Vec<SemaphorePermit> = (0..3).map(|_| tried(&three).expect("left")).collect();
     assert!(tried(&three).is_none());
     drop(permits);
-    // With another node down there is no quorum for anything, and nobody is told that his number is wrong.
+    // With another node down no quorum is reached, so no mismatch is reported.
     fakes[2].set_fault(Fault::Down);
     eventually("it is known", || three.nodes().engine().nodes_up() == 2);
     eventually("what was held is released", || held(&fakes[1]) == 0);
     assert!(tried(&three).is_none());
     drop(odd);
     eventually("it has ours again", || {
-        tried(&three).is_some() && fakes[0].slot("x", LockKind::Semaphore).count == 3
+        tried(&three).is_some() && fakes[0].stored_lock("x", LockKind::Semaphore).count == 3
     });
 }
 
 #[test]
-fn a_permit_is_extended_put_back_and_lost_like_a_lock() {
+fn permit_is_extended_restored_and_lost_like_a_lock() {
     let fakes = FakeNode::fakes(3);
     let semaphore = semaphore(&fakes, 2);
-    let told = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&told);
+    let notified = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&notified);
     let wanted = options().on_lost(move |lost| {
         assert_eq!(lost.key(), "x");
         count.fetch_add(1, Ordering::SeqCst);
@@ -189,8 +189,8 @@ fn a_permit_is_extended_put_back_and_lost_like_a_lock() {
     assert_eq!(permit.mode(), Mode::Quorum);
     let watch = permit.watch();
     for fake in &fakes {
-        fake.modify("x", LockKind::Semaphore, |slot| {
-            for (token, _) in slot.permits.values_mut() {
+        fake.modify("x", LockKind::Semaphore, |stored| {
+            for (token, _) in stored.permits.values_mut() {
                 *token = "stranger".to_owned();
             }
         });
@@ -198,18 +198,23 @@ fn a_permit_is_extended_put_back_and_lost_like_a_lock() {
     assert!(matches!(permit.extend(TTL), Err(Error::LockLost { .. })));
     assert_eq!(watch.wait_ended(TTL), WatchOutcome::Lost);
     assert!(matches!(permit.release(), Err(Error::LockLost { .. })));
-    eventually("it is told", || told.load(Ordering::SeqCst) == 1);
-    assert!(fakes.iter().all(|fake| held(fake) == 1), "the stranger's");
+    eventually("the loss is notified", || {
+        notified.load(Ordering::SeqCst) == 1
+    });
+    assert!(
+        fakes.iter().all(|fake| held(fake) == 1),
+        "the permit of the other owner"
+    );
 }
 
 #[test]
-fn permits_are_renewed_and_a_dead_holders_come_back() {
+fn permits_are_renewed_and_those_of_a_dead_holder_expire() {
     let fakes = FakeNode::fakes(3);
     let brief = Duration::from_millis(600);
     let [ours, other] = [semaphore(&fakes, 2), semaphore(&fakes, 2)];
     let renewed = ours.acquire(&LockOptions::new(brief).auto_renew(true));
     let renewed = renewed.expect("free");
-    // Forgotten, as by a process that was killed.
+    // The permit expires, as that of a killed process does.
     let dead = ours.acquire(&LockOptions::new(brief)).expect("free");
     std::mem::forget(dead);
     let next = other.acquire(&options().wait_for(Duration::from_secs(20)));
@@ -223,7 +228,7 @@ fn permits_are_renewed_and_a_dead_holders_come_back() {
 }
 
 #[test]
-fn an_attempt_without_a_quorum_is_undone() {
+fn attempt_without_a_quorum_is_undone() {
     let fakes = FakeNode::fakes(3);
     let semaphore = semaphore(&fakes, 2);
     fakes[1..]
@@ -243,10 +248,10 @@ fn an_attempt_without_a_quorum_is_undone() {
 }
 
 #[test]
-fn a_release_wakes_a_waiter_of_another_process_and_the_next_of_ours() {
+fn release_wakes_waiters_of_another_process_and_of_this_one() {
     let fakes = FakeNode::fakes(3);
     let [holder, waiter] =
-        [(); 2].map(|()| RedisSemaphore::new(&nodes(&fakes, sluggish), "x", 2).expect("good"));
+        [(); 2].map(|()| RedisSemaphore::new(&nodes(&fakes, slow_retries), "x", 2).expect("good"));
     let permits = [(); 2].map(|()| holder.acquire(&options()).expect("free"));
     all_hold(&fakes, 2);
     let began = clock::now();
@@ -269,11 +274,11 @@ fn a_release_wakes_a_waiter_of_another_process_and_the_next_of_ours() {
 }
 
 #[test]
-fn permit_waiters_of_a_process_are_served_in_order_and_one_asks_for_all() {
+fn permit_waiters_of_a_process_acquire_in_order_behind_one_leader() {
     let fakes = FakeNode::fakes(1);
     let [holder, waiter] = [semaphore(&fakes, 3), semaphore(&fakes, 3)];
-    let taken = [(); 3].map(|()| tried(&holder).expect("free"));
-    let mut taken = Vec::from(taken);
+    let accepted = [(); 3].map(|()| tried(&holder).expect("free"));
+    let mut accepted = Vec::from(accepted);
     let order = parking_lot::Mutex::new(Vec::new());
     let engine = waiter.nodes().engine();
     thread::scope(|scope| {
@@ -293,25 +298,25 @@ fn permit_waiters_of_a_process_are_served_in_order_and_one_asks_for_all() {
                 (following, queued) == (number.min(2), usize::saturating_sub(number, 2))
             });
             if number == 0 {
-                // It has been refused then, and who comes now is behind it.
+                // The waiter has been refused by then, and later ones queue behind it.
                 eventually("it listens", || fakes[0].subscribed("x") == 1);
             } else {
-                // Behind others that wait nobody is asked.
+                // Behind other waiters no node is asked.
                 assert!(tried(waiter).is_none());
             }
         }
         for served in 1..4 {
-            drop(taken.pop());
+            drop(accepted.pop());
             eventually("the next has it", || order.lock().len() == served);
         }
-        // Those have all permits for good; the others are to end, too.
+        // The holders keep all permits, so the waiting threads must be ended.
         _ = waiter.nodes().shutdown(Duration::ZERO);
     });
     assert_eq!(*order.lock(), [0, 1, 2]);
 }
 
 #[test]
-fn cancellation_reaches_who_asks_who_follows_and_who_queues() {
+fn cancellation_ends_leader_followers_and_queued_waiters() {
     let fakes = FakeNode::fakes(1);
     let [holder, waiter] = [semaphore(&fakes, 2), semaphore(&fakes, 2)];
     let _taken = [(); 2].map(|()| tried(&holder).expect("free"));
@@ -336,7 +341,7 @@ fn cancellation_reaches_who_asks_who_follows_and_who_queues() {
 }
 
 #[test]
-fn while_no_quorum_answers_the_gate_counts() {
+fn degraded_permits_are_counted_by_the_lock_table() {
     let fakes = FakeNode::fakes(3);
     fakes.iter().for_each(|fake| fake.set_fault(Fault::Down));
     let nodes = nodes(&fakes, |config| {
@@ -384,7 +389,7 @@ fn semaphore_parameters_out_of_range_are_refused() {
         assert!(matches!(error, Error::InvalidConfig(_)), "{error}");
     }
     assert_eq!(fakes[0].count(Op::Acquire), 0);
-    // A lock of that name is something else.
+    // A lock of the same name is independent of the semaphore.
     let lock = crate::api::locker::RedisLocker::new(&nodes)
         .lock("x", TTL)
         .expect("free");

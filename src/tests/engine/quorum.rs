@@ -1,4 +1,5 @@
-//! Quorum and connections over fake nodes: which nodes vote, which are suspect, and what an acquire returns (S1).
+//! Quorum and connections over fake nodes: which nodes vote, which are suspect, and the result of
+//! an acquire (S1).
 
 use std::thread;
 use std::time::Duration;
@@ -22,7 +23,8 @@ fn clients_that_reach_different_nodes_do_not_both_acquire() {
     left.iter().for_each(|fake| fake.set_fault(Fault::Down));
     let cde = healthy(&fakes);
 
-    // Both have three nodes. If each took its majority among those, C's would not matter.
+    // Both lockers have three nodes. If each counted a majority of those, the votes of C would not
+    // matter.
     left.iter().for_each(|fake| fake.set_fault(Fault::None));
     right.iter().for_each(|fake| fake.set_fault(Fault::Down));
     let held = abc.lock("x", TTL).expect("A, B and C are up");
@@ -103,7 +105,7 @@ fn servers_that_swap_addresses_are_used_again() {
     a.set_fault(Fault::Down);
     b.set_fault(Fault::Down);
     let up = |count: usize| {
-        eventually("the lanes see it", || {
+        eventually("the connections detect it", || {
             locker.nodes().engine().nodes_up() == count
         });
     };
@@ -120,12 +122,12 @@ fn worker_survives_a_panic_in_its_session() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     fakes[0].set_fault(Fault::Panics(Op::Acquire));
-    let error = locker.try_lock("x", TTL).expect_err("the lane panicked");
+    let error = locker.try_lock("x", TTL).expect_err("the worker panicked");
     assert!(error.to_string().contains("panic"), "{error}");
     let patient = LockOptions::new(TTL).wait_for(Duration::from_secs(10));
     locker
         .acquire("x", &patient)
-        .expect("the lane lives")
+        .expect("the worker lives")
         .release()
         .expect("ours");
 }
@@ -134,15 +136,15 @@ fn worker_survives_a_panic_in_its_session() {
 fn four_nodes_grant_exactly_when_three_are_free() {
     for mask in 0..16_u32 {
         let fakes = FakeNode::fakes(4);
-        let taken = |n: usize| mask & (1 << n) != 0;
-        let taken_nodes = (0..4).filter(|n| taken(*n));
+        let accepted = |n: usize| mask & (1 << n) != 0;
+        let taken_nodes = (0..4).filter(|n| accepted(*n));
         taken_nodes.for_each(|n| fakes[n].seize("x", TTL));
         let locker = healthy(&fakes);
-        let tried = locker.try_lock("x", TTL).expect("all answered");
+        let tried = locker.try_lock("x", TTL).expect("all nodes replied");
         assert_eq!(tried.is_some(), mask.count_ones() <= 1, "mask {mask:04b}");
         drop(tried);
-        let left = |n: usize| fakes[n].token("x").is_some() == taken(n);
-        eventually("only strangers are left", || (0..4).all(left));
+        let left = |n: usize| fakes[n].token("x").is_some() == accepted(n);
+        eventually("only other owners are left", || (0..4).all(left));
     }
 }
 
@@ -173,7 +175,7 @@ fn refusals_and_outages_return_different_errors() {
     else {
         panic!("{error}")
     };
-    assert_eq!(reachable, 3, "errors are answers");
+    assert_eq!(reachable, 3, "errors are replies");
     assert!(matches!(causes[0].failure, NodeFailure::Held { .. }));
     assert!(
         matches!(&causes[1].failure, NodeFailure::ServerError(words) if words.starts_with("OOM"))
@@ -182,7 +184,7 @@ fn refusals_and_outages_return_different_errors() {
 }
 
 #[test]
-fn last_attempt_is_counted_and_not_followed_by_a_sleep() {
+fn last_attempt_is_counted_and_followed_by_no_delay() {
     let fakes = FakeNode::fakes(1);
     fakes[0].set_fault(Fault::Refuses);
     let locker = connected_locker(&fakes, |config| attempts(config, 4)).expect("it is up");
@@ -195,7 +197,7 @@ fn last_attempt_is_counted_and_not_followed_by_a_sleep() {
 }
 
 #[test]
-fn delay_of_a_limited_attempt_is_not_cut_by_a_holder_that_is_gone() {
+fn delay_of_a_limited_attempt_is_not_shortened_by_a_former_holder() {
     let fakes = FakeNode::fakes(1);
     fakes[0].set_fault(Fault::RefusesLate);
     let delay = Duration::from_millis(40);
@@ -232,7 +234,7 @@ fn acquire_during_an_outage_ends_with_its_own_error() {
     assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
     fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
     let patient = LockOptions::new(TTL).wait_for(Duration::from_secs(10));
-    eventually("the lanes are back", || {
+    eventually("the connections are back", || {
         locker.acquire("x", &patient).is_ok()
     });
 }
@@ -244,10 +246,10 @@ fn hung_minority_does_not_delay_an_acquire() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let hung = fakes[2].delay(Op::Acquire);
-    // With a time-out of 5 s a wait for the hung node would show in the time of the rounds.
+    // With a timeout of 5 s, a wait for the hung node would show in the time of the rounds.
     let started = clock::now();
     let guard = locker.lock("x", TTL).expect("two of three");
-    // While the lock is held its lane does not drop the take unsent.
+    // While the lock is held, the connection does not drop the acquire unsent.
     hung.arrived();
     guard.release().expect("ours");
     for _ in 0..3 {
@@ -266,12 +268,12 @@ fn overdue_connection_is_suspect_before_a_request_queues() {
     let fakes = FakeNode::fakes(1);
     let locker = connected_locker(&fakes, impatient).expect("it is up");
     let hung = fakes[0].delay(Op::Acquire);
-    // One that is over before it could be sent is not sent.
+    // A request that has expired before it could be sent is not sent.
     eventually("it hangs", || {
         locker.try_lock("x", TTL).expect_err("it hangs");
         hung.has_arrived()
     });
-    // If they queued, each would wait for its time-out.
+    // If the requests queued, each would wait for its timeout.
     let started = clock::now();
     for _ in 0..20 {
         locker.try_lock("y", TTL).expect_err("it still hangs");
@@ -309,7 +311,7 @@ fn connection_with_an_overdue_ping_is_suspect() {
     hung.go();
     eventually("it is up again", || locker.nodes().engine().nodes_up() == 1);
     assert!(fakes[0].acquire_tokens().is_empty(), "none was ever queued");
-    drop(locker.lock("x", TTL).expect("it answers"));
+    drop(locker.lock("x", TTL).expect("the node replies"));
 }
 
 #[test]
@@ -318,7 +320,7 @@ fn idle_connection_notices_that_its_node_is_gone() {
     let locker = healthy(&fakes);
     fakes[1].set_fault(Fault::Down);
     let up = |count: usize| {
-        eventually("lanes see it by themselves", || {
+        eventually("the connections detect it", || {
             locker.nodes().engine().nodes_up() == count
         });
     };

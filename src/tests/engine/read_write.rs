@@ -1,4 +1,4 @@
-//! Read-write locks over fake nodes: what a quorum, a gate, a turn and a downgrade do when nodes differ.
+//! Read-write locks over fake nodes that differ: quorums, gates, reader turns and downgrades.
 
 use std::sync::Arc;
 use std::thread;
@@ -16,14 +16,14 @@ use crate::protocol::retry::RetryPolicy;
 use crate::tests::fake_node::node::{
     FakeNode, Fault, Rendezvous, connected_locker, eventually, gate_entries_were_released,
 };
-use crate::tests::fake_node::store::{StoredLock, Turn};
+use crate::tests::fake_node::store::{ReaderTurn, StoredLock};
 use crate::time::clock;
 
 const TTL: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(200);
-/// Wide: only a hang takes this long.
+/// The limit of waits that only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(20);
-/// The TTL of a lock whose end is waited for.
+/// The TTL of a lock that expires in the test.
 const BRIEF: Duration = Duration::from_secs(1);
 
 fn rw(fakes: &[Arc<FakeNode>], adjust: impl FnOnce(Config) -> Config) -> RedisRwLocker {
@@ -38,7 +38,7 @@ fn healthy(fakes: &[Arc<FakeNode>]) -> RedisRwLocker {
     rw(fakes, |config| config)
 }
 
-/// As long as it takes for who must get it, and short for who must not.
+/// Returns options that wait long for a lock that must be granted.
 fn patient() -> LockOptions {
     LockOptions::new(TTL).wait_for(LIMIT)
 }
@@ -47,8 +47,8 @@ fn impatient() -> LockOptions {
     LockOptions::new(TTL).wait_for(SHORT)
 }
 
-fn slot(fake: &FakeNode) -> StoredLock {
-    fake.slot("x", LockKind::ReadWrite)
+fn stored_lock(fake: &FakeNode) -> StoredLock {
+    fake.stored_lock("x", LockKind::ReadWrite)
 }
 
 fn modify(fakes: &[Arc<FakeNode>], mut act: impl FnMut(&mut StoredLock)) {
@@ -57,56 +57,58 @@ fn modify(fakes: &[Arc<FakeNode>], mut act: impl FnMut(&mut StoredLock)) {
     }
 }
 
-/// A stranger writes, or reads, on these nodes.
-fn a_writer(slot: &mut StoredLock) {
-    slot.owner = Some(("stranger".into(), clock::now() + TTL));
+/// Another owner writes or reads on these nodes.
+fn a_writer(stored: &mut StoredLock) {
+    stored.owner = Some(("stranger".into(), clock::now() + TTL));
 }
 
-fn a_reader(slot: &mut StoredLock) {
-    slot.readers.insert("stranger".into(), clock::now() + TTL);
+fn a_reader(stored: &mut StoredLock) {
+    stored.readers.insert("stranger".into(), clock::now() + TTL);
 }
 
-fn a_gate(slot: &mut StoredLock) {
-    slot.gate.insert("stranger".into(), clock::now() + TTL);
+fn a_gate(stored: &mut StoredLock) {
+    stored.gate.insert("stranger".into(), clock::now() + TTL);
 }
 
-fn nobody(slot: &mut StoredLock) {
-    *slot = StoredLock::default();
+fn nobody(stored: &mut StoredLock) {
+    *stored = StoredLock::default();
 }
 
-/// The token of the one writer that waits. On a busy machine its place may have lapsed until it says again that it waits.
+/// Returns the token of the only waiting writer. On a slow machine its gate entry may expire until
+/// the next refresh.
 fn place(fake: &FakeNode) -> String {
     let mut place = None;
     eventually("a place at the gate", || {
-        place = slot(fake).gate.into_keys().next();
+        place = stored_lock(fake).gate.into_keys().next();
         place.is_some()
     });
     place.expect("it was there")
 }
 
-/// A reader that was refused has left its mark, and no clock will decide whether it gets its turn.
+/// A refused reader has left its reader marker. No timer decides whether it gets its reader turn.
 fn a_quorum_is_asked_for_a_turn(fakes: &[Arc<FakeNode>]) {
     fakes.iter().for_each(|fake| fake.keep_markers(TTL));
     most(
         fakes,
         "it has left its mark on a quorum",
-        |slot| matches!(slot.turn, Some((Turn::Asked, end)) if end > clock::now() + TTL / 2),
+        |stored| matches!(stored.turn, Some((ReaderTurn::Requested, end)) if end > clock::now() + TTL / 2),
     );
 }
 
 fn all(fakes: &[Arc<FakeNode>], what: &str, holds: impl Fn(&StoredLock) -> bool) {
-    eventually(what, || fakes.iter().all(|fake| holds(&slot(fake))));
+    eventually(what, || fakes.iter().all(|fake| holds(&stored_lock(fake))));
 }
 
-/// Of a quorum: on a busy machine the last one may never be asked, as two have decided before.
+/// Waits until a quorum of the nodes satisfies `holds`. On a slow machine the last node may never
+/// be asked, because two have decided.
 fn most(fakes: &[Arc<FakeNode>], what: &str, holds: impl Fn(&StoredLock) -> bool) {
-    let of = |fake: &&Arc<FakeNode>| holds(&slot(fake));
+    let of = |fake: &&Arc<FakeNode>| holds(&stored_lock(fake));
     eventually(what, || fakes.iter().filter(of).count() > fakes.len() / 2);
 }
 
 fn all_free(fakes: &[Arc<FakeNode>]) {
-    all(fakes, "nobody holds or waits", |slot| {
-        slot.owner.is_none() && slot.readers.is_empty() && slot.gate.is_empty()
+    all(fakes, "no owner and no waiter is left", |stored| {
+        stored.owner.is_none() && stored.readers.is_empty() && stored.gate.is_empty()
     });
 }
 
@@ -121,7 +123,7 @@ fn a_writer_and_a_reader_that_see_different_nodes_do_not_both_win() {
             other.iter().for_each(|fake| fake.set_fault(Fault::None));
             fakes.iter().for_each(|fake| fake.set_fault(Fault::Down));
         };
-        // The first has A, B and C.
+        // The first locker reaches A, B and C.
         down(&fakes[3..], &[]);
         let options = patient();
         let (mut reader, mut writer) = (None, None);
@@ -129,7 +131,7 @@ fn a_writer_and_a_reader_that_see_different_nodes_do_not_both_win() {
             true => reader = Some(lockers[0].acquire_read("x", &options).expect("a quorum")),
             false => writer = Some(lockers[0].acquire_write("x", &options).expect("a quorum")),
         }
-        // The second has C, D and E.
+        // The second locker reaches C, D and E.
         down(&fakes[..2], &fakes[3..]);
         let asked = |fake: &Arc<FakeNode>| fake.count(Op::Acquire);
         let before = [asked(&fakes[3]), asked(&fakes[4])];
@@ -138,7 +140,7 @@ fn a_writer_and_a_reader_that_see_different_nodes_do_not_both_win() {
                 true => matches!(lockers[1].try_write("x", TTL), Ok(Some(_))),
                 false => matches!(lockers[1].try_read("x", TTL), Ok(Some(_))),
             };
-            assert!(!won, "a reader beside a writer");
+            assert!(!won, "a reader with a writer");
             asked(&fakes[3]) > before[0] && asked(&fakes[4]) > before[1]
         });
         drop((reader, writer));
@@ -146,7 +148,7 @@ fn a_writer_and_a_reader_that_see_different_nodes_do_not_both_win() {
 }
 
 #[test]
-fn a_minority_that_refuses_does_not_matter() {
+fn minority_of_refusals_does_not_matter() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     modify(&fakes[..1], a_reader);
@@ -162,20 +164,20 @@ fn a_minority_that_refuses_does_not_matter() {
         .release()
         .expect("still ours");
     assert!(
-        slot(&fakes[0]).owner.is_some(),
-        "the stranger's is left alone"
+        stored_lock(&fakes[0]).owner.is_some(),
+        "the token of the other owner is left alone"
     );
 }
 
 #[test]
-fn readers_of_one_process_have_a_lease_each() {
+fn each_reader_of_a_process_has_its_own_lease() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let first = locker.read("x", TTL).expect("free");
     let second = locker.read("x", TTL).expect("shared");
-    all(&fakes, "both are there", |slot| slot.readers.len() == 2);
+    all(&fakes, "both are there", |stored| stored.readers.len() == 2);
     first.release().expect("ours");
-    all(&fakes, "one is left", |slot| slot.readers.len() == 1);
+    all(&fakes, "one is left", |stored| stored.readers.len() == 1);
     assert!(second.is_held());
     assert!(locker.try_write("x", TTL).expect("no error").is_none());
     drop(second);
@@ -183,7 +185,7 @@ fn readers_of_one_process_have_a_lease_each() {
 }
 
 #[test]
-fn a_wait_that_ran_out_says_for_whom() {
+fn timed_out_wait_names_the_blocker() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let write = || locker.acquire_write("x", &impatient()).expect_err("held");
@@ -196,7 +198,7 @@ fn a_wait_that_ran_out_says_for_whom() {
     assert!(matches!(write(), Error::ReadersTimeout { .. }));
     modify(&fakes, a_gate);
     assert!(matches!(read(), Error::WriteLockTimeout { .. }));
-    // Where nodes differ, what most of them say: here of any three that decide.
+    // If nodes differ, the majority of the replies decides: here of any three nodes.
     let fakes = FakeNode::fakes(5);
     let locker = healthy(&fakes);
     let write = || locker.acquire_write("x", &impatient()).expect_err("held");
@@ -210,7 +212,7 @@ fn a_wait_that_ran_out_says_for_whom() {
 }
 
 #[test]
-fn attempts_are_counted_apart_from_the_wait_and_the_ttl() {
+fn max_attempts_are_counted_apart_from_wait_and_ttl() {
     let fakes = FakeNode::fakes(1);
     let locker = rw(&fakes, |config| {
         config.retry(RetryPolicy {
@@ -219,24 +221,24 @@ fn attempts_are_counted_apart_from_the_wait_and_the_ttl() {
         })
     });
     let options = LockOptions::new(TTL);
-    let takes = || fakes[0].count(Op::Acquire);
+    let acquires = || fakes[0].count(Op::Acquire);
     modify(&fakes, a_writer);
     let error = locker.acquire_read("x", &options).expect_err("held");
     assert!(matches!(error, Error::WriteLockTimeout { attempts: 3, .. }));
-    assert_eq!(takes(), 3);
+    assert_eq!(acquires(), 3);
     let error = locker.acquire_write("x", &options).expect_err("held");
     assert!(matches!(error, Error::WriteLockHeld { attempts: 3, .. }));
-    assert_eq!(takes(), 6);
+    assert_eq!(acquires(), 6);
     modify(&fakes, nobody);
     modify(&fakes, a_reader);
     let error = locker.acquire_write("x", &options).expect_err("held");
     assert!(matches!(error, Error::ReadersTimeout { attempts: 3, .. }));
-    assert_eq!(takes(), 9);
-    // A wait takes the place of the attempts.
+    assert_eq!(acquires(), 9);
+    // The wait uses up the attempts.
     thread::scope(|scope| {
         let writer = scope.spawn(|| locker.acquire_write("x", &patient()).map(drop));
-        eventually("it asks on", || takes() > 9 + 3);
-        modify(&fakes, |slot| slot.readers.clear());
+        eventually("it continues to ask", || acquires() > 9 + 3);
+        modify(&fakes, |stored| stored.readers.clear());
         writer.join().expect("no panic").expect("it is free");
     });
 }
@@ -244,26 +246,26 @@ fn attempts_are_counted_apart_from_the_wait_and_the_ttl() {
 // The gate: writers get in.
 
 #[test]
-fn a_writer_that_waits_keeps_new_readers_out_and_gets_in() {
+fn waiting_writer_blocks_new_readers_and_acquires() {
     let fakes = FakeNode::fakes(3);
     let [locker, other] = [healthy(&fakes), healthy(&fakes)];
     let reader = other.read("x", TTL).expect("free");
-    all(&fakes, "it reads everywhere", |slot| {
-        slot.readers.len() == 1
+    all(&fakes, "it reads everywhere", |stored| {
+        stored.readers.len() == 1
     });
     thread::scope(|scope| {
         let writer = scope.spawn(|| locker.acquire_write("x", &patient()));
-        all(&fakes, "its place is at the gate", |slot| {
-            slot.gate.len() == 1
+        all(&fakes, "its place is at the gate", |stored| {
+            stored.gate.len() == 1
         });
-        // Not at any one moment: on a busy machine it may be late to say again that it waits.
+        // On a slow machine the refresh of the gate entry may be late at any single moment.
         eventually("readers are turned away", || {
             other.try_read("x", TTL).expect("no error").is_none()
         });
-        reader.extend(TTL).expect("who reads goes on");
+        reader.extend(TTL).expect("the reader continues");
         drop(reader);
         let writer = writer.join().expect("no panic").expect("it is its turn");
-        all(&fakes, "the place is left", |slot| slot.gate.is_empty());
+        all(&fakes, "the place is left", |stored| stored.gate.is_empty());
         writer.release().expect("ours");
     });
     assert!(other.try_read("x", TTL).expect("no error").is_some());
@@ -271,81 +273,88 @@ fn a_writer_that_waits_keeps_new_readers_out_and_gets_in() {
 }
 
 #[test]
-fn try_write_keeps_no_reader_out() {
+fn try_write_blocks_no_reader() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let at_once = LockOptions::new(TTL).wait_for(Duration::ZERO);
     modify(&fakes, a_reader);
     assert!(locker.try_write("x", TTL).expect("no error").is_none());
     assert!(locker.acquire_write("x", &at_once).is_err());
-    modify(&fakes, |slot| slot.readers.clear());
+    modify(&fakes, |stored| stored.readers.clear());
     modify(&fakes, a_writer);
     assert!(locker.try_read("x", TTL).expect("no error").is_none());
     assert!(locker.acquire_read("x", &at_once).is_err());
     for fake in &fakes {
-        assert!(slot(fake).gate.is_empty() && slot(fake).turn.is_none());
+        assert!(stored_lock(fake).gate.is_empty() && stored_lock(fake).turn.is_none());
     }
 }
 
 #[test]
-fn a_writer_that_gives_up_leaves_the_gate() {
+fn timed_out_writer_releases_its_gate_entry() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     modify(&fakes, a_reader);
     let gives_up = || {
         let writer = locker.acquire_write("x", &impatient());
         writer.expect_err("it gives up");
-        all(&fakes, "no place is left", |slot| slot.gate.is_empty());
+        all(&fakes, "no place is left", |stored| stored.gate.is_empty());
         gate_entries_were_released(&fakes)
     };
-    // Given back, and not just ended. A lane that is held up until a place has ended need not give it back: once is enough.
+    // The gate entry is released, not only expired. A worker delayed beyond its expiry need not
+    // release it, so one success is enough.
     assert!((0..20).any(|_| gives_up()));
 }
 
 #[test]
-fn a_writer_that_finds_no_quorum_leaves_the_gate_and_takes_no_new_place() {
+fn writer_without_a_quorum_releases_its_gate_entry_and_adds_none() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     modify(&fakes, a_reader);
     thread::scope(|scope| {
         let writer = scope.spawn(|| locker.acquire_write("x", &patient()));
-        all(&fakes, "its place is at the gate", |slot| {
-            slot.gate.len() == 1
+        all(&fakes, "its place is at the gate", |stored| {
+            stored.gate.len() == 1
         });
         fakes[1..]
             .iter()
             .for_each(|fake| fake.set_fault(Fault::Down));
-        eventually("the place is left", || slot(&fakes[0]).gate.is_empty());
+        eventually("the place is left", || {
+            stored_lock(&fakes[0]).gate.is_empty()
+        });
         let asked = fakes[0].count(Op::Acquire);
-        eventually("it asks on", || fakes[0].count(Op::Acquire) > asked + 3);
-        assert!(slot(&fakes[0]).gate.is_empty());
+        eventually("it continues to ask", || {
+            fakes[0].count(Op::Acquire) > asked + 3
+        });
+        assert!(stored_lock(&fakes[0]).gate.is_empty());
         fakes[1..]
             .iter()
             .for_each(|fake| fake.set_fault(Fault::None));
-        modify(&fakes, |slot| slot.readers.clear());
+        modify(&fakes, |stored| stored.readers.clear());
         drop(writer.join().expect("no panic").expect("a quorum is back"));
     });
     all_free(&fakes);
 }
 
 #[test]
-fn writers_that_split_the_nodes_undo_their_grants_and_keep_their_places() {
+fn writers_in_a_split_vote_undo_grants_and_keep_gate_entries() {
     let fakes = FakeNode::fakes(4);
     let locker = healthy(&fakes);
-    // As a second writer does that was first on two of four nodes.
+    // Another writer was granted by two of four nodes.
     modify(&fakes[..2], a_writer);
     thread::scope(|scope| {
         let writer = scope.spawn(|| locker.acquire_write("x", &patient()));
-        all(&fakes[..2], "a place where it was refused", |slot| {
-            slot.gate.len() == 1
+        all(&fakes[..2], "a place where it was refused", |stored| {
+            stored.gate.len() == 1
         });
-        all(&fakes[2..], "the grants are undone", |slot| {
-            slot.owner.is_none()
+        all(&fakes[2..], "the grants are undone", |stored| {
+            stored.owner.is_none()
         });
         let (first, asked) = (place(&fakes[0]), fakes[0].count(Op::Acquire));
-        eventually("it asks on", || fakes[0].count(Op::Acquire) > asked + 3);
+        eventually("it continues to ask", || {
+            fakes[0].count(Op::Acquire) > asked + 3
+        });
         assert_eq!(place(&fakes[0]), first, "one token for all its attempts");
-        modify(&fakes[..2], |slot| slot.owner = None);
+        modify(&fakes[..2], |stored| stored.owner = None);
         let writer = writer.join().expect("no panic");
         drop(writer.expect("the other has undone its part"));
     });
@@ -353,7 +362,7 @@ fn writers_that_split_the_nodes_undo_their_grants_and_keep_their_places() {
 }
 
 #[test]
-fn two_writers_that_split_the_nodes_settle() {
+fn split_vote_of_two_writers_has_one_winner() {
     let fakes = FakeNode::fakes(4);
     let lockers = [healthy(&fakes), healthy(&fakes)];
     thread::scope(|scope| {
@@ -375,7 +384,7 @@ fn two_writers_that_split_the_nodes_settle() {
 // Turns: readers get in, too.
 
 #[test]
-fn a_refused_reader_gets_a_turn_when_the_writer_releases() {
+fn refused_reader_gets_a_reader_turn_after_the_release_of_the_writer() {
     for on_drop in [OnDrop::Wait, OnDrop::Background] {
         let fakes = FakeNode::fakes(3);
         let locker = rw(&fakes, |config| config.on_drop(on_drop));
@@ -384,7 +393,7 @@ fn a_refused_reader_gets_a_turn_when_the_writer_releases() {
         thread::scope(|scope| {
             let waiting = scope.spawn(|| {
                 let reader = other.acquire_read("x", &patient()).expect("it gets a turn");
-                // So long writers are refused, and the gate does not count.
+                // During the reader turn writers are refused and the gate does not count.
                 drop(reader);
             });
             a_quorum_is_asked_for_a_turn(&fakes);
@@ -392,16 +401,16 @@ fn a_refused_reader_gets_a_turn_when_the_writer_releases() {
             drop(writer);
             waiting
                 .join()
-                .expect("past the stranger's place at the gate");
+                .expect("granted in spite of the foreign gate entry");
         });
-        most(&fakes, "it has its turn", |slot| {
-            matches!(slot.turn, Some((Turn::Given, _)))
+        most(&fakes, "the reader turn is active", |stored| {
+            matches!(stored.turn, Some((ReaderTurn::Active, _)))
         });
         assert!(third.try_write("x", TTL).expect("no error").is_none());
         let late = third.try_read("x", TTL).expect("no error");
         assert!(late.is_some(), "past the gate, in the readers' turn");
         drop(late);
-        modify(&fakes, |slot| slot.turn = None);
+        modify(&fakes, |stored| stored.turn = None);
         assert!(third.try_read("x", TTL).expect("no error").is_none());
         eventually("no reader is left, so a writer gets in", || {
             third.try_write("x", TTL).expect("no error").is_some()
@@ -410,19 +419,19 @@ fn a_refused_reader_gets_a_turn_when_the_writer_releases() {
 }
 
 #[test]
-fn the_undo_of_an_attempt_gives_no_turn() {
+fn undo_of_an_attempt_begins_no_reader_turn() {
     let fakes = FakeNode::fakes(4);
     let locker = healthy(&fakes);
     modify(&fakes[..2], a_writer);
-    modify(&fakes, |slot| {
-        slot.turn = Some((Turn::Asked, clock::now() + TTL))
+    modify(&fakes, |stored| {
+        stored.turn = Some((ReaderTurn::Requested, clock::now() + TTL))
     });
     let refusing = [fakes[0].delay(Op::Acquire), fakes[1].delay(Op::Acquire)];
     thread::scope(|scope| {
         let tried = scope.spawn(|| locker.try_write("x", TTL));
-        all(&fakes[2..], "these grant", |slot| slot.owner.is_some());
+        all(&fakes[2..], "these grant", |stored| stored.owner.is_some());
         refusing.iter().for_each(Rendezvous::arrived);
-        // Only the first vote is held up, not its repeats.
+        // Only the first vote is delayed, not its repeats.
         fakes[..2]
             .iter()
             .for_each(|fake| fake.set_fault(Fault::None));
@@ -430,16 +439,19 @@ fn the_undo_of_an_attempt_gives_no_turn() {
         let refused = tried.join().expect("it does not panic");
         assert!(refused.expect("no error").is_none());
     });
-    all(&fakes[2..], "the grants are undone", |slot| {
-        slot.owner.is_none()
+    all(&fakes[2..], "the grants are undone", |stored| {
+        stored.owner.is_none()
     });
     for fake in &fakes {
-        assert!(matches!(slot(fake).turn, Some((Turn::Asked, _))));
+        assert!(matches!(
+            stored_lock(fake).turn,
+            Some((ReaderTurn::Requested, _))
+        ));
     }
 }
 
 #[test]
-fn readers_of_one_process_that_wait_get_in_together() {
+fn waiting_readers_of_a_process_acquire_together() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     modify(&fakes, a_writer);
@@ -458,7 +470,8 @@ fn readers_of_one_process_that_wait_get_in_together() {
         eventually("a while in which it asks again", || {
             clock::now() > began + 3 * SHORT && more() > 0
         });
-        // One asks for all, every 25 ms or so; eight would have asked eight times as often.
+        // One reader asks for all, about every 25 ms. Eight separate readers would ask eight times
+        // as often.
         let (more, most) = (more(), (clock::now() - began).as_millis() / 8 + 10);
         assert!(more as u128 <= most, "{more} of {most}");
         modify(&fakes, nobody);
@@ -467,7 +480,7 @@ fn readers_of_one_process_that_wait_get_in_together() {
 }
 
 #[test]
-fn the_next_reader_asks_when_the_one_that_asked_for_all_gives_up() {
+fn next_reader_leads_when_the_leader_gives_up() {
     let fakes = FakeNode::fakes(3);
     let locker = &healthy(&fakes);
     modify(&fakes, a_writer);
@@ -477,7 +490,7 @@ fn the_next_reader_asks_when_the_one_that_asked_for_all_gives_up() {
         let long = LockOptions::new(TTL).wait_for(3 * LIMIT);
         let second = scope.spawn(move || locker.acquire_read("x", &long).map(drop));
         assert!(first.join().expect("no panic"));
-        // Once it may have asked by itself, when it came.
+        // Each reader may have asked once when it began to wait.
         let asked = fakes[0].count(Op::Acquire);
         eventually("it asks", || fakes[0].count(Op::Acquire) > asked + 3);
         modify(&fakes, nobody);
@@ -488,15 +501,15 @@ fn the_next_reader_asks_when_the_one_that_asked_for_all_gives_up() {
 // Downgrade.
 
 #[test]
-fn a_downgrade_lets_readers_in_and_no_writer() {
+fn downgrade_admits_readers_and_no_writer() {
     let fakes = FakeNode::fakes(3);
     let [locker, other] = [healthy(&fakes), healthy(&fakes)];
     let writer = locker.write("x", TTL).expect("free");
     let left = writer.remaining();
     let reader = writer.downgrade().expect("ours");
     assert!(reader.remaining() <= left && reader.is_held());
-    all(&fakes, "a reader everywhere", |slot| {
-        slot.owner.is_none() && slot.readers.len() == 1
+    all(&fakes, "a reader everywhere", |stored| {
+        stored.owner.is_none() && stored.readers.len() == 1
     });
     for locker in [&locker, &other] {
         assert!(locker.try_write("x", TTL).expect("no error").is_none());
@@ -508,7 +521,7 @@ fn a_downgrade_lets_readers_in_and_no_writer() {
 }
 
 #[test]
-fn a_downgrade_gives_readers_that_wait_a_turn() {
+fn downgrade_begins_a_reader_turn_for_waiting_readers() {
     let fakes = FakeNode::fakes(3);
     let [locker, other] = [healthy(&fakes), healthy(&fakes)];
     let writer = locker.write("x", TTL).expect("free");
@@ -517,32 +530,32 @@ fn a_downgrade_gives_readers_that_wait_a_turn() {
         a_quorum_is_asked_for_a_turn(&fakes);
         modify(&fakes, a_gate);
         let reader = writer.downgrade().expect("ours");
-        let beside = waiting.join().expect("no panic");
-        drop(beside.expect("past the stranger's place at the gate"));
+        let second = waiting.join().expect("no panic");
+        drop(second.expect("granted in spite of the foreign gate entry"));
         drop(reader);
     });
 }
 
 #[test]
-fn a_downgrade_that_most_nodes_did_not_hear_of_is_a_read_lock_all_the_same() {
+fn downgrade_without_a_quorum_leaves_a_read_lock() {
     let fakes = FakeNode::fakes(3);
     let [locker, other] = [healthy(&fakes), healthy(&fakes)];
     for extends in [false, true] {
         let writer = locker.write("x", TTL).expect("free");
-        all(&fakes, "it is everywhere", |slot| slot.owner.is_some());
+        all(&fakes, "it is everywhere", |stored| stored.owner.is_some());
         fakes[1..]
             .iter()
             .for_each(|fake| fake.set_fault(Fault::Fails(Op::Downgrade)));
         let reader = writer.downgrade().expect("held as it was");
-        assert!(slot(&fakes[1]).owner.is_some(), "in its old form");
+        assert!(stored_lock(&fakes[1]).owner.is_some(), "in its old form");
         assert!(other.try_write("x", TTL).expect("no error").is_none());
         fakes[1..]
             .iter()
             .for_each(|fake| fake.set_fault(Fault::None));
         if extends {
             reader.extend(TTL).expect("in both forms");
-            all(&fakes, "the downgrade is made up for", |slot| {
-                slot.readers.len() == 1
+            all(&fakes, "the downgrade is made up for", |stored| {
+                stored.readers.len() == 1
             });
             assert!(other.try_read("x", TTL).expect("no error").is_some());
         }
@@ -552,7 +565,7 @@ fn a_downgrade_that_most_nodes_did_not_hear_of_is_a_read_lock_all_the_same() {
 }
 
 #[test]
-fn a_downgrade_of_a_lost_lock_says_so() {
+fn downgrade_of_a_lost_lock_returns_lock_lost() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let writer = locker.write("x", TTL).expect("free");
@@ -561,8 +574,12 @@ fn a_downgrade_of_a_lost_lock_says_so() {
         writer.downgrade().expect_err("lost"),
         Error::LockLost { .. }
     ));
-    assert_eq!(locker.nodes().drop_failures(), 0, "it was told already");
-    let brief = locker.write("x", BRIEF).expect("the slot is free again");
+    assert_eq!(
+        locker.nodes().drop_failures(),
+        0,
+        "the error was returned before"
+    );
+    let brief = locker.write("x", BRIEF).expect("the stored is free again");
     eventually("it expires", || !brief.is_held());
     assert!(matches!(
         brief.downgrade().expect_err("lost"),
@@ -577,31 +594,34 @@ fn lost_key_is_restored_in_spite_of_gate_and_reader_turn() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let reader = locker.read("x", TTL).expect("free");
-    all(&fakes, "it is everywhere", |slot| slot.readers.len() == 1);
-    modify(&fakes[2..], |slot| {
-        nobody(slot);
-        a_gate(slot);
+    all(&fakes, "it is everywhere", |stored| {
+        stored.readers.len() == 1
     });
-    // By the next extension that hears of it in time: two of three are enough for one.
+    modify(&fakes[2..], |stored| {
+        nobody(stored);
+        a_gate(stored);
+    });
+    // The next extension that receives the reply in time restores it. Two of three replies are
+    // enough for an extension.
     eventually("it is put back past the gate", || {
         reader.extend(TTL).expect("two of three");
-        slot(&fakes[2]).readers.len() == 1
+        stored_lock(&fakes[2]).readers.len() == 1
     });
     drop(reader);
     modify(&fakes, nobody);
     let writer = locker.write("x", TTL).expect("free");
-    all(&fakes, "it is everywhere", |slot| slot.owner.is_some());
-    modify(&fakes[2..], |slot| {
-        nobody(slot);
-        slot.turn = Some((Turn::Given, clock::now() + TTL));
+    all(&fakes, "it is everywhere", |stored| stored.owner.is_some());
+    modify(&fakes[2..], |stored| {
+        nobody(stored);
+        stored.turn = Some((ReaderTurn::Active, clock::now() + TTL));
     });
     eventually("it is put back past the turn", || {
         writer.extend(TTL).expect("two of three");
-        slot(&fakes[2]).owner.is_some()
+        stored_lock(&fakes[2]).owner.is_some()
     });
-    modify(&fakes[2..], |slot| {
-        nobody(slot);
-        a_reader(slot);
+    modify(&fakes[2..], |stored| {
+        nobody(stored);
+        a_reader(stored);
     });
     let restored = || fakes[2].count(Op::Restore);
     let before = restored();
@@ -609,12 +629,12 @@ fn lost_key_is_restored_in_spite_of_gate_and_reader_turn() {
         writer.extend(TTL).expect("two of three");
         restored() > before
     });
-    assert!(slot(&fakes[2]).owner.is_none(), "not past a reader");
+    assert!(stored_lock(&fakes[2]).owner.is_none(), "not past a reader");
     writer.release().expect("two of three");
 }
 
 #[test]
-fn a_writer_takes_the_slot_from_a_reader_that_hangs() {
+fn writer_acquires_the_entry_after_the_lease_of_a_hung_reader() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let hung = locker.read("x", BRIEF).expect("free");
@@ -627,7 +647,7 @@ fn a_writer_takes_the_slot_from_a_reader_that_hangs() {
 }
 
 #[test]
-fn pauses_are_short_enough_for_gate_and_turn_whatever_the_policy() {
+fn delays_never_exceed_the_refresh_of_gate_and_reader_turn() {
     let fakes = FakeNode::fakes(1);
     let locker = rw(&fakes, |config| {
         config.retry(RetryPolicy {
@@ -640,22 +660,22 @@ fn pauses_are_short_enough_for_gate_and_turn_whatever_the_policy() {
     modify(&fakes, a_reader);
     thread::scope(|scope| {
         let writer = scope.spawn(|| locker.acquire_write("x", &patient()));
-        all(&fakes, "its place is at the gate", |slot| {
-            slot.gate.len() == 1
+        all(&fakes, "its place is at the gate", |stored| {
+            stored.gate.len() == 1
         });
         let key = Key::parse("redguard:", "x", LockKind::ReadWrite).expect("a good name");
         let reader = scope.spawn(|| locker.acquire_read("x", &patient()));
         eventually("it queues", || {
             locker.nodes().engine().lock_table.waiting(&key) == 1
         });
-        modify(&fakes, |slot| slot.readers.clear());
+        modify(&fakes, |stored| stored.readers.clear());
         drop(writer.join().expect("no panic").expect("well before that"));
         drop(reader.join().expect("no panic").expect("behind the writer"));
     });
 }
 
 #[test]
-fn a_shutdown_ends_readers_that_wait_and_waits_for_those_that_read() {
+fn shutdown_ends_waiting_readers_and_waits_for_holding_ones() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let reader = locker.read("x", TTL).expect("free");
@@ -672,5 +692,7 @@ fn a_shutdown_ends_readers_that_wait_and_waits_for_those_that_read() {
         drop(reader);
         assert!(ended.join().expect("no panic"));
     });
-    all(&fakes, "no reader is left", |slot| slot.readers.is_empty());
+    all(&fakes, "no reader is left", |stored| {
+        stored.readers.is_empty()
+    });
 }

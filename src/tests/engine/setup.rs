@@ -15,12 +15,13 @@ pub(crate) fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
-/// A node timeout that only the first round waits for: then the hung node is suspect.
+/// Sets a node timeout so short that only the first round waits for a hung node, which is suspect
+/// afterwards.
 pub(crate) fn impatient(config: Config) -> Config {
     config.node_timeout(SHORT)
 }
 
-/// At most `max` attempts, with 1 ms between them.
+/// Sets at most `max` attempts, with 1 ms between them.
 pub(crate) fn attempts(config: Config, max: u32) -> Config {
     config.retry(RetryPolicy {
         max_attempts: Some(max),

@@ -49,7 +49,7 @@ fn shutdown_undoes_a_pending_acquire() {
         assert_eq!(asking.join().expect("no panic"), Err(Error::Closed));
         assert!(ending.join().expect("no panic"));
     });
-    assert_eq!(holders(&fakes, "x"), 0, "a key that nobody holds is left");
+    assert_eq!(holders(&fakes, "x"), 0, "a key without a holder is left");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn guard_outlives_its_locker() {
     let guard = healthy(&fakes).lock("x", TTL).expect("free");
     assert!(guard.is_held());
     drop(guard);
-    assert_eq!(holders(&fakes, "x"), 0, "the last handle drains the lanes");
+    assert_eq!(holders(&fakes, "x"), 0, "the last handle drains the queues");
 }
 
-// Where a name is parsed.
+// The name is parsed here.

@@ -1,4 +1,5 @@
-//! Split votes over fake nodes: callers that are granted a free lock by some nodes each, forced by rendezvous (rule L1).
+//! Split votes over fake nodes, forced by rendezvous: each caller is granted a free lock by some of
+//! the nodes (L1).
 
 use std::any::Any;
 use std::sync::Arc;
@@ -65,8 +66,8 @@ fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
-/// Lets every caller ask all nodes before one of them answers, and each node grant the caller with its number, modulo how many
-/// callers there are. Returns how many callers acquired the lock, and drops their guards.
+/// Makes every caller ask all nodes before the first reply. Node `n` grants the caller `n` modulo
+/// the number of callers. Returns how many callers acquired the lock, and drops their guards.
 fn winners_of_a_split(fakes: &[Arc<FakeNode>], tries: &[Try]) -> usize {
     let lockers: Vec<RedisLocker> = tries.iter().map(|_| healthy(fakes)).collect();
     let served: Vec<usize> = fakes.iter().map(|fake| fake.count(Op::Acquire)).collect();
@@ -79,7 +80,7 @@ fn winners_of_a_split(fakes: &[Arc<FakeNode>], tries: &[Try]) -> usize {
             nodes.iter().for_each(Rendezvous::arrived);
             held_up.push(nodes);
         }
-        // Only the first votes are held up, not their repeats.
+        // Only the first votes are delayed, not their repeats.
         fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
         let granted = |node: usize| node % tries.len();
         for (node, fake) in fakes.iter().enumerate() {
@@ -93,9 +94,9 @@ fn winners_of_a_split(fakes: &[Arc<FakeNode>], tries: &[Try]) -> usize {
         }
         let ended = callers.into_iter().map(|caller| {
             let ended = caller.join().expect("no panic");
-            ended.expect("a quorum answers")
+            ended.expect("a quorum replies")
         });
-        // Held until all have ended.
+        // The guards are kept until all callers have ended.
         let guards: Vec<Guard> = ended.collect::<Vec<_>>().into_iter().flatten().collect();
         guards.len()
     })
@@ -110,11 +111,11 @@ fn nothing_is_left(fakes: &[Arc<FakeNode>]) {
     eventually("nothing is left", || {
         let slots = fakes.iter().flat_map(|fake| {
             let names = ["x", "y"].into_iter();
-            names.flat_map(|name| families.map(|family| fake.slot(name, family)))
+            names.flat_map(|name| families.map(|family| fake.stored_lock(name, family)))
         });
-        slots
-            .into_iter()
-            .all(|slot| slot.owner.is_none() && slot.readers.is_empty() && slot.permits.is_empty())
+        slots.into_iter().all(|stored| {
+            stored.owner.is_none() && stored.readers.is_empty() && stored.permits.is_empty()
+        })
     });
 }
 
@@ -150,7 +151,7 @@ fn split_vote_with_a_node_down_has_one_winner() {
         let lockers = [healthy(&fakes), healthy(&fakes)];
         let down = fakes.remove(down);
         let first = &fakes[0];
-        // Without rendezvous: half of the nodes that are up grant each.
+        // Without rendezvous: half of the nodes that are up grant each caller.
         let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
         thread::scope(|scope| {
             let one = scope.spawn(|| exclusive(&lockers[0]));
@@ -169,7 +170,7 @@ fn split_vote_with_a_node_down_has_one_winner() {
                 refused[node].go();
             }
             let ended = [one, other].map(|caller| caller.join().expect("no panic"));
-            let won = ended.map(|ended| ended.expect("a quorum answers"));
+            let won = ended.map(|ended| ended.expect("a quorum replies"));
             assert_eq!(won.iter().flatten().count(), 1, "{nodes} nodes");
         });
         assert!(first.count(Op::Acquire) >= 2 && down.count(Op::Acquire) == 0);
@@ -196,24 +197,24 @@ fn split_vote_over_a_leftover_of_the_first_node_has_one_winner() {
         };
         for (node, fake) in fakes.iter().enumerate() {
             order(node)[0].go();
-            eventually("it answers", || fake.count(Op::Acquire) > 0);
+            eventually("the node replies", || fake.count(Op::Acquire) > 0);
         }
         (0..fakes.len()).for_each(|node| order(node)[1].go());
         let ended = [one, other].map(|caller| caller.join().expect("no panic"));
-        let won = ended.map(|ended| ended.expect("a quorum answers"));
+        let won = ended.map(|ended| ended.expect("a quorum replies"));
         assert_eq!(won.iter().flatten().count(), 1);
     });
 }
 
 #[test]
-fn held_lock_that_one_node_forgot_is_told_at_once() {
+fn held_lock_missing_on_one_node_is_refused_immediately() {
     for forgot in 0..3 {
         let fakes = FakeNode::fakes(3);
         let locker = healthy(&fakes);
         let holds = fakes.iter().enumerate().filter(|(node, _)| *node != forgot);
-        // Its holder has had it for longer than votes take.
+        // The lease is older than a vote takes.
         holds.for_each(|(_, fake)| fake.seize("x", TTL / 2));
-        assert!(exclusive(&locker).expect("answered").is_none());
+        assert!(exclusive(&locker).expect("a quorum replied").is_none());
         assert_eq!(attempts(&fakes), 1);
         eventually("it is undone", || fakes[forgot].token("x").is_none());
     }

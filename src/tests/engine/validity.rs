@@ -1,4 +1,5 @@
-//! Validity and extension over fake nodes: how long a lease counts, and which keys an extension restores (S2).
+//! Validity and extension over fake nodes: how long a lease counts, and which keys an extension
+//! restores (S2).
 
 use std::thread;
 use std::time::Duration;
@@ -42,7 +43,7 @@ fn caller_paused_after_the_verdict_gets_no_guard() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let ttl = Duration::from_millis(100);
-    // The verdict is logged between the last answer and the guard: there we are "not scheduled" for a while.
+    // The verdict is logged between the last reply and the guard. The test delays the thread there.
     on_log_line(move |line| {
         let came = clock::now();
         if line.contains("Granted") {
@@ -75,7 +76,7 @@ fn acquire_ends_after_three_slow_attempts() {
             "{error}"
         );
     });
-    // The takes that were not sent yet are dropped, since nobody wants them any more.
+    // Acquires that were not sent yet are dropped, because their round is over.
     for _ in 0..3 {
         late.go();
     }
@@ -116,7 +117,8 @@ fn extension_restores_a_lost_key() {
     let guard = locker.lock("x", TTL).expect("free");
     eventually("all three", || holders(&fakes, "x") == 3);
     fakes[0].wipe();
-    // The extension may be decided before that node has answered; then the next one finds it.
+    // The extension may be decided before that node replies. Then the next extension finds the
+    // missing key.
     eventually("it is back", || {
         guard.extend(TTL).expect("two of three");
         fakes[0].token("x") == fakes[1].token("x")
@@ -134,7 +136,7 @@ fn lost_extension_restores_nothing() {
     fakes[0].wipe();
     fakes[1].wipe();
     assert!(matches!(guard.extend(TTL), Err(Error::LockLost { .. })));
-    // Lost, so its token is released on the third too, and nothing has come back.
+    // The lock is lost, so its token is released on the third node too, and no key is restored.
     all_free(&fakes, "x");
     assert!(fakes.iter().all(|fake| fake.count(Op::Restore) == 0));
     assert!(matches!(guard.check(), Err(Error::LockLost { .. })));
@@ -169,13 +171,14 @@ fn queued_extension_is_dropped_when_the_lease_ends() {
     let fakes = FakeNode::fakes(1);
     let locker = connected_locker(&fakes, impatient).expect("it is up");
     let guard = locker.lock("x", TTL).expect("free");
-    // The lane is busy with another key's release, so the extension of "x" waits in its queue.
+    // The worker is busy with the release of another key, so the extension of "x" waits in its
+    // queue.
     let other = locker.lock("other", TTL).expect("free");
     let late = fakes[0].delay(Op::Release);
     thread::scope(|scope| {
         let releasing = scope.spawn(|| other.release());
         late.arrived();
-        let error = guard.extend(TTL).expect_err("no answer");
+        let error = guard.extend(TTL).expect_err("no node replies");
         assert!(error.is_unavailable(), "{error}");
         assert!(releasing.join().expect("no panic").is_err());
         drop(guard);
@@ -197,14 +200,16 @@ fn unavailable_extension_restores_nothing() {
     fakes[2].set_fault(Fault::FailsAfterApplying(Op::Extend));
     let error = guard.extend(TTL).expect_err("none says it is ours");
     assert!(error.is_unavailable() && guard.is_held(), "{error}");
-    // What the extension queued is served when a later request of that lane is.
+    // The queued extension is served before a later request of the same connection.
     let other = locker.lock("other", TTL).expect("free");
-    eventually("the lane came by", || fakes[0].token("other").is_some());
+    eventually("the worker served the queue", || {
+        fakes[0].token("other").is_some()
+    });
     drop(other);
     assert_eq!(fakes[0].token("x"), None);
 }
 
-/// That they take turns is checked with the lease's latch, in all interleavings.
+/// The exclusion of the two is checked in `lease.rs` in all interleavings.
 #[test]
 fn guard_is_extended_by_two_threads_in_turn() {
     let fakes = FakeNode::fakes(1);
@@ -231,7 +236,7 @@ fn expired_holder_does_not_block_its_process() {
     let hung = locker.lock("x", Duration::from_millis(150)).expect("free");
     let next = locker.lock("x", TTL).expect("the lease has ended");
     assert!(next.is_held() && !hung.is_held());
-    // The end of the one that was passed over does not free the slot of the other.
+    // The release of the expired guard does not free the entry of the new holder.
     assert!(matches!(hung.release(), Err(Error::LockLost { .. })));
     assert!(locker.try_lock("x", TTL).expect("no error").is_none());
     assert!(next.is_held());
@@ -252,7 +257,7 @@ fn early_loss_admits_the_next_thread() {
         fakes.iter().for_each(|fake| fake.wipe());
         assert!(matches!(guard.extend(TTL), Err(Error::LockLost { .. })));
         let next = waiting.join().expect("no panic").expect("it is free");
-        // Without being told it would have slept until the end of the first lease.
+        // Without a wake-up the waiter would have slept until the end of the first lease.
         assert!(clock::now().duration_since(lost) < TTL / 2);
         assert!(next.is_held());
     });
@@ -271,7 +276,7 @@ fn time_in_the_wait_queue_uses_up_attempts() {
     })
     .expect("it is up");
     let guard = locker.lock("x", TTL).expect("free");
-    let error = locker.lock("x", TTL).expect_err("the slot is busy");
+    let error = locker.lock("x", TTL).expect_err("the stored is busy");
     let Error::Contended {
         attempts,
         remaining,

@@ -1,4 +1,4 @@
-//! Wake-ups over fake nodes: delays are so long here that only a message explains progress.
+//! Wake-ups over fake nodes. All delays are so long that only a message explains progress.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,7 +27,7 @@ use crate::transport::inbox::Inbox;
 
 const TTL: Duration = Duration::from_secs(300);
 
-fn sluggish(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+fn slow_retries(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     let policy = RetryPolicy {
         initial_delay: TTL,
         max_delay: TTL,
@@ -37,7 +37,7 @@ fn sluggish(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, |config| config.retry(policy)).expect("a quorum is up")
 }
 
-/// A lock on all nodes: where it is not, its release is not heard.
+/// Acquires a lock on all nodes, because a node without the key publishes no release.
 fn held_everywhere(locker: &RedisLocker, fakes: &[Arc<FakeNode>]) -> LockGuard {
     let held = locker.lock("x", TTL).expect("free");
     eventually("it is on every node", || {
@@ -50,20 +50,20 @@ fn listened(locker: &RedisLocker) -> usize {
     locker.nodes().engine().listener.count()
 }
 
-/// Waits until somebody listens who has tried once more since.
-fn listens(fakes: &[Arc<FakeNode>], name: &str, takes: usize) {
-    eventually("somebody listens", || fakes[0].subscribed(name) > 0);
-    // A take need not be sent to a node once two others have refused.
+/// Waits until a waiter is subscribed and has tried once more since.
+fn listens(fakes: &[Arc<FakeNode>], name: &str, acquires: usize) {
+    eventually("a waiter is subscribed", || fakes[0].subscribed(name) > 0);
+    // An acquire need not be sent to a node after two others have refused.
     eventually("and has tried again", || {
         let served = fakes.iter().map(|fake| fake.count(Op::Acquire));
-        served.max() >= Some(takes)
+        served.max() >= Some(acquires)
     });
 }
 
 #[test]
-fn a_release_wakes_a_waiter_of_another_process() {
+fn release_wakes_a_waiter_of_another_process() {
     let fakes = FakeNode::fakes(3);
-    let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
     let held = held_everywhere(&holder, &fakes);
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
@@ -81,10 +81,10 @@ fn a_release_wakes_a_waiter_of_another_process() {
 }
 
 #[test]
-fn a_release_before_the_subscription_stands_is_not_missed() {
+fn release_before_the_subscription_is_not_missed() {
     for _ in 0..50 {
         let fakes = FakeNode::fakes(1);
-        let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+        let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
         let held = holder.lock("x", TTL).expect("free");
         thread::scope(|scope| {
             let waits = scope.spawn(|| waiter.lock("x", TTL));
@@ -98,9 +98,9 @@ fn a_release_before_the_subscription_stands_is_not_missed() {
 }
 
 #[test]
-fn two_hundred_waiters_get_it_one_after_the_other_by_messages_alone() {
+fn two_hundred_waiters_acquire_in_turn_by_messages_alone() {
     let fakes = FakeNode::fakes(3);
-    let processes: Vec<_> = (0..4).map(|_| sluggish(&fakes)).collect();
+    let processes: Vec<_> = (0..4).map(|_| slow_retries(&fakes)).collect();
     let inside = AtomicUsize::new(0);
     let began = clock::now();
     thread::scope(|scope| {
@@ -121,9 +121,9 @@ fn two_hundred_waiters_get_it_one_after_the_other_by_messages_alone() {
 #[test]
 fn woken_waiter_asks_the_node_that_woke_it_first() {
     let fakes = FakeNode::fakes(3);
-    let locker = sluggish(&fakes);
+    let locker = slow_retries(&fakes);
     let engine = locker.nodes().engine();
-    let wish = AcquireParams {
+    let params_for = AcquireParams {
         keys: Key::parse("redguard:", "x", LockKind::Exclusive)
             .expect("good")
             .into(),
@@ -137,15 +137,15 @@ fn woken_waiter_asks_the_node_that_woke_it_first() {
     let attempt = |first| {
         let context = AttemptContext {
             preferred_node: first,
-            ..AttemptContext::new(&wish, &inbox)
+            ..AttemptContext::new(&params_for, &inbox)
         };
         engine.attempt(&context).expect("randomness").result
     };
-    let takes = || [0, 1, 2].map(|node: usize| fakes[node].count(Op::Acquire));
+    let acquires = || [0, 1, 2].map(|node: usize| fakes[node].count(Op::Acquire));
     let free = |fake: &FakeNode| fake.token("x").is_none();
-    let mut before = takes();
+    let mut before = acquires();
     fakes[1].seize("x", TTL);
-    // A node that takes its time is not waited for: on a busy machine that is what it looks like.
+    // On a slow machine the first node may seem slow, so the others are asked before its reply.
     let lost = loop {
         match attempt(Some(1)) {
             Err(lost) => break lost,
@@ -154,11 +154,11 @@ fn woken_waiter_asks_the_node_that_woke_it_first() {
                 eventually("free", || free(&fakes[0]) && free(&fakes[2]));
             }
         }
-        before = takes();
+        before = acquires();
     };
     assert!(matches!(lost, AttemptFailure::Contended(met) if met.single_node));
-    assert_eq!(takes(), [before[0], before[1] + 1, before[2]]);
-    // One that errs or hangs says nothing, so the others are asked as well.
+    assert_eq!(acquires(), [before[0], before[1] + 1, before[2]]);
+    // A node that fails or hangs does not refuse, so the others are asked as well.
     fakes[1].set_fault(Fault::Fails(Op::Acquire));
     let won = attempt(Some(1)).ok().expect("by the others");
     engine.nodes.release_unawaited(&won, NodeSet::default());
@@ -169,9 +169,9 @@ fn woken_waiter_asks_the_node_that_woke_it_first() {
 }
 
 #[test]
-fn a_listener_that_loses_its_node_goes_to_the_next_and_all_try_again() {
+fn listener_that_loses_its_node_subscribes_at_the_next_and_wakes_all() {
     let fakes = FakeNode::fakes(3);
-    let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
     let held = held_everywhere(&holder, &fakes);
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
@@ -185,7 +185,7 @@ fn a_listener_that_loses_its_node_goes_to_the_next_and_all_try_again() {
     });
 }
 
-/// Ends a flow of messages when it is dropped.
+/// Ends a flow of messages when dropped.
 struct Flow<'a>(&'a AtomicBool);
 
 impl Drop for Flow<'_> {
@@ -195,9 +195,9 @@ impl Drop for Flow<'_> {
 }
 
 #[test]
-fn a_listener_that_a_node_refuses_goes_to_the_next_and_back_under_a_flow_of_messages() {
+fn refused_listener_subscribes_at_the_next_node_and_returns_under_load() {
     let fakes = FakeNode::fakes(3);
-    let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
     let held = held_everywhere(&holder, &fakes);
     fakes[0].set_fault(Fault::DeniesSubscribers);
     let stop = AtomicBool::new(false);
@@ -227,7 +227,7 @@ fn a_listener_that_a_node_refuses_goes_to_the_next_and_back_under_a_flow_of_mess
 #[test]
 fn waiter_that_is_cancelled_or_gives_up_unsubscribes() {
     let fakes = FakeNode::fakes(3);
-    let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
     let held = holder.lock("x", TTL).expect("free");
     let token = CancelToken::new();
     thread::scope(|scope| {
@@ -251,7 +251,7 @@ fn waiter_of(locker: &RedisLocker, options: &LockOptions) -> Option<Error> {
 #[test]
 fn waiting_threads_of_a_process_send_one_request() {
     let fakes = FakeNode::fakes(1);
-    let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
     let held = holder.lock("x", TTL).expect("free");
     let mut began = None;
     thread::scope(|scope| {
@@ -269,14 +269,14 @@ fn waiting_threads_of_a_process_send_one_request() {
 }
 
 #[test]
-fn an_undo_and_a_refusal_publish_nothing() {
+fn undo_and_refusal_publish_nothing() {
     let fakes = FakeNode::fakes(3);
-    let locker = sluggish(&fakes);
-    // It is granted on the first one, and undone.
+    let locker = slow_retries(&fakes);
+    // The attempt is granted by the first node, and undone.
     for fake in &fakes[1..] {
         fake.seize("x", TTL);
     }
-    // What is decided by the others before it is sent is not sent at all.
+    // A request that others decide before it is sent is dropped.
     eventually("granted five times", || {
         assert!(locker.try_lock("x", TTL).expect("no error").is_none());
         fakes[0].count(Op::Acquire) >= 5
@@ -292,11 +292,11 @@ fn an_undo_and_a_refusal_publish_nothing() {
 }
 
 #[test]
-fn others_that_heard_of_a_release_are_let_pass() {
+fn release_with_foreign_receivers_yields_to_others() {
     let fakes = FakeNode::fakes(1);
-    let [holder, waiter] = [sluggish(&fakes), sluggish(&fakes)];
+    let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
     let key = Key::parse("redguard:", "x", LockKind::Exclusive).expect("good");
-    let lets_pass = |locker: &RedisLocker| {
+    let yields_to_others = |locker: &RedisLocker| {
         locker
             .nodes()
             .engine()
@@ -310,23 +310,29 @@ fn others_that_heard_of_a_release_are_let_pass() {
             clock::now()
         });
         listens(&fakes, "x", 3);
-        assert_eq!(lets_pass(&holder), None);
+        assert_eq!(yields_to_others(&holder), None);
         let woken = clock::now();
         held.release().expect("ours");
-        assert!(lets_pass(&holder).is_some());
-        // Who holds it for longer than an ear stays behind does not know any more whose ear it was.
+        assert!(yields_to_others(&holder).is_some());
+        // A subscription lingers for 250 ms. After that the holder cannot know that the receiver was
+        // its own.
         let ended = waits.join().expect("no panic");
         assert_no_timeout_elapsed(woken);
         if ended - woken < Duration::from_millis(250) {
-            assert_eq!(lets_pass(&waiter), None, "only its own ear was there");
+            assert_eq!(
+                yields_to_others(&waiter),
+                None,
+                "the only receiver was its own"
+            );
         }
     });
-    // It waits no longer than that, also where the others do not come, and forgets it when nobody hears any more.
-    eventually("nobody listens", || fakes[0].subscribed("x") == 0);
+    // The yielding thread waits no longer than that even if no other process acquires, and stops
+    // when the last receiver is gone.
+    eventually("no waiter is subscribed", || fakes[0].subscribed("x") == 0);
     holder
         .lock("x", TTL)
         .expect("free")
         .release()
         .expect("ours");
-    assert_eq!(lets_pass(&holder), None);
+    assert_eq!(yields_to_others(&holder), None);
 }

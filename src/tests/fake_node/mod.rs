@@ -1,4 +1,4 @@
-//! A node in memory whose answers a test decides.
+//! A node in memory with replies that a test decides.
 
 pub(crate) mod node;
 pub(crate) mod store;

@@ -197,30 +197,35 @@ impl FakeNode {
 
     /// Returns the token of an exclusive lock, if it has not expired.
     pub(crate) fn token(&self, name: &str) -> Option<String> {
-        let (token, _) = self.slot(name, LockKind::Exclusive).owner?;
+        let (token, _) = self.stored_lock(name, LockKind::Exclusive).owner?;
         Some(token)
     }
 
     /// Returns the stored state of a lock.
-    pub(crate) fn slot(&self, name: &str, family: LockKind) -> StoredLock {
+    pub(crate) fn stored_lock(&self, name: &str, family: LockKind) -> StoredLock {
         let mut memory = self.memory.lock();
-        memory.slot(&key(name, family), clock::now()).clone()
+        memory.stored_lock(&key(name, family), clock::now()).clone()
     }
 
     /// Changes the stored state of a lock.
     pub(crate) fn modify(&self, name: &str, family: LockKind, act: impl FnOnce(&mut StoredLock)) {
-        act(self.memory.lock().slot(&key(name, family), clock::now()));
+        act(self
+            .memory
+            .lock()
+            .stored_lock(&key(name, family), clock::now()));
     }
 
     /// Stores the token of another owner under the key of an exclusive lock.
     pub(crate) fn seize(&self, name: &str, ttl: Duration) {
         let value = ("stranger".to_owned(), clock::now() + ttl);
-        self.modify(name, LockKind::Exclusive, |slot| slot.owner = Some(value));
+        self.modify(name, LockKind::Exclusive, |stored| {
+            stored.owner = Some(value)
+        });
     }
 
     /// Lets reader markers and reader turns live for at least `least`, so that no expiry decides a test.
     pub(crate) fn keep_markers(&self, least: Duration) {
-        self.memory.lock().least_sign = least;
+        self.memory.lock().min_marker_ttl = least;
     }
 
     pub(crate) fn wipe(&self) {
@@ -289,10 +294,10 @@ impl FakeNode {
     /// Returns whether other readers remain after this release: only the last reader's release is published.
     fn leaves_readers(&self, request: &Request) -> bool {
         let mut memory = self.memory.lock();
-        let slot = memory.slot(request.lease.key(), clock::now());
+        let stored = memory.stored_lock(request.lease.key(), clock::now());
         request.op == Op::Release
             && request.lease.kind() == LeaseKind::Read
-            && !slot.readers.is_empty()
+            && !stored.readers.is_empty()
     }
 
     pub(crate) fn publish(&self, channel: &Channel) -> u64 {

@@ -1,4 +1,4 @@
-//! The lock table alone: cases on real threads, and all interleavings of a few by loom.
+//! The lock table alone, in cases on real threads and in all interleavings by loom.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,30 +16,30 @@ fn key() -> Key {
     Key::parse("test:", "x", LockKind::Exclusive).unwrap()
 }
 
-fn enter(gate: &Arc<LockTable>, end: Option<Instant>) -> Result<LocalGuard, Refusal> {
-    enter_as(gate, AccessMode::Exclusive, end)
+fn acquire_exclusive(table: &Arc<LockTable>, end: Option<Instant>) -> Result<LocalGuard, Refusal> {
+    acquire_as(table, AccessMode::Exclusive, end)
 }
 
-fn share(gate: &Arc<LockTable>, end: Option<Instant>) -> Result<LocalGuard, Refusal> {
-    enter_as(gate, AccessMode::Shared, end)
+fn acquire_shared(table: &Arc<LockTable>, end: Option<Instant>) -> Result<LocalGuard, Refusal> {
+    acquire_as(table, AccessMode::Shared, end)
 }
 
-fn enter_as(
-    gate: &Arc<LockTable>,
+fn acquire_as(
+    table: &Arc<LockTable>,
     access: AccessMode,
     end: Option<Instant>,
 ) -> Result<LocalGuard, Refusal> {
-    acquire(gate, &key().into(), access, &Arc::new(Inbox::new()), end)
+    acquire(table, &key().into(), access, &Arc::new(Inbox::new()), end)
 }
 
 fn acquire(
-    gate: &Arc<LockTable>,
+    table: &Arc<LockTable>,
     keys: &KeySet,
     mode: AccessMode,
     inbox: &Arc<Inbox>,
     deadline: Option<Instant>,
 ) -> Result<LocalGuard, Refusal> {
-    gate.acquire(&request(keys, mode, inbox, deadline), |_| ())
+    table.acquire(&request(keys, mode, inbox, deadline), |_| ())
 }
 
 fn request<'a>(
@@ -76,33 +76,33 @@ mod table {
     use crate::transport::inbox::Inbox;
 
     #[test]
-    fn threads_get_the_slot_in_the_order_in_which_they_came() {
-        let gate = Arc::new(LockTable::new());
-        let first = enter(&gate, None).unwrap();
+    fn waiters_acquire_the_entry_in_fifo_order() {
+        let table = Arc::new(LockTable::new());
+        let first = acquire_exclusive(&table, None).unwrap();
         let order = Mutex::new(Vec::new());
         thread::scope(|scope| {
-            for number in 0..8 {
-                let (gate, order) = (&gate, &order);
+            for index in 0..8 {
+                let (table, order) = (&table, &order);
                 scope.spawn(move || {
-                    let entered = enter(gate, None).unwrap();
-                    order.lock().push(number);
-                    drop(entered);
+                    let guard = acquire_exclusive(table, None).unwrap();
+                    order.lock().push(index);
+                    drop(guard);
                 });
-                eventually("it queues", || gate.waiting(&key()) == number + 1);
+                eventually("the thread queues", || table.waiting(&key()) == index + 1);
             }
             drop(first);
         });
         assert_eq!(*order.lock(), (0..8).collect::<Vec<_>>());
-        assert!(gate.state.lock().entries.is_empty());
+        assert!(table.state.lock().entries.is_empty());
     }
 
     #[test]
-    fn handed_off_entry_comes_with_its_handoff() {
-        let gate = Arc::new(LockTable::new());
-        let first = enter(&gate, None).unwrap();
-        assert!(gate.state.lock().entries.contains_key(&key()));
-        let alone = first.hand_off(&lease("x"), clock::now(), 0, 3);
-        assert!(alone.is_none(), "nobody waits");
+    fn waiter_of_a_handed_off_entry_receives_the_handoff() {
+        let table = Arc::new(LockTable::new());
+        let first = acquire_exclusive(&table, None).unwrap();
+        assert!(table.state.lock().entries.contains_key(&key()));
+        let is_busy = first.hand_off(&lease("x"), clock::now(), 0, 3);
+        assert!(is_busy.is_none(), "no thread waits");
         let inbox = Arc::new(Inbox::new());
         let offer = HandoffOffer {
             swap: Request::new(Op::Swap, &lease("x"), 1),
@@ -114,9 +114,9 @@ mod table {
                 let keys = key().into();
                 let mut request = request(&keys, AccessMode::Exclusive, &inbox, None);
                 request.offer = Some(&offer);
-                gate.acquire(&request, |_| ())
+                table.acquire(&request, |_| ())
             });
-            eventually("it queues", || gate.waiting(&key()) == 1);
+            eventually("the thread queues", || table.waiting(&key()) == 1);
             let handed = first.hand_off(&former, clock::now(), 0, 3);
             inbox.wake();
             drop(first);
@@ -128,27 +128,30 @@ mod table {
             &former
         ));
         assert!(Arc::ptr_eq(&handed.inbox, &inbox));
-        let baton = second.take_handoff().unwrap();
-        assert!(Arc::ptr_eq(&baton.former, &former) && baton.round == handed.round);
-        assert!(second.take_handoff().is_none(), "only once");
-        let is_held = gate.state.lock().entries.contains_key(&key());
-        assert!(is_held, "the first one has left before");
+        let handoff = second.take_handoff().unwrap();
+        assert!(Arc::ptr_eq(&handoff.former, &former) && handoff.round == handed.round);
+        assert!(
+            second.take_handoff().is_none(),
+            "the handoff is returned once"
+        );
+        let is_held = table.state.lock().entries.contains_key(&key());
+        assert!(is_held, "the second guard keeps the entry");
         drop(second);
-        assert!(gate.state.lock().entries.is_empty());
+        assert!(table.state.lock().entries.is_empty());
     }
 
     #[test]
     fn closed_lock_table_hands_nothing_off() {
-        let gate = Arc::new(LockTable::new());
-        let first = enter(&gate, None).unwrap();
+        let table = Arc::new(LockTable::new());
+        let first = acquire_exclusive(&table, None).unwrap();
         let offer = HandoffOffer {
             swap: Request::new(Op::Swap, &lease("x"), 1),
             deadline: None,
         };
-        gate.close();
-        let mut state = gate.state.lock();
-        let slot = state.entries.get_mut(&key()).unwrap();
-        slot.queue.push_back(LocalWaiter {
+        table.close();
+        let mut state = table.state.lock();
+        let entry = state.entries.get_mut(&key()).unwrap();
+        entry.queue.push_back(LocalWaiter {
             ticket: 2,
             mode: AccessMode::Exclusive,
             inbox: Arc::new(Inbox::new()),
@@ -160,7 +163,7 @@ mod table {
     }
 
     #[test]
-    fn try_acquire_enters_a_free_key_and_queues_for_none() {
+    fn try_acquire_acquires_a_free_key_and_never_queues() {
         let table = Arc::new(LockTable::new());
         let keys = KeySet::from(key());
         let inbox = Arc::new(Inbox::new());
@@ -185,53 +188,53 @@ mod table {
     }
 
     #[test]
-    fn one_inside_at_a_time() {
-        let gate = Arc::new(LockTable::new());
-        let inside = AtomicU64::new(0);
+    fn exclusive_entry_has_one_holder_at_a_time() {
+        let table = Arc::new(LockTable::new());
+        let holders = AtomicU64::new(0);
         thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..2_000 {
-                        let entered = enter(&gate, None).unwrap();
-                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
-                        inside.fetch_sub(1, Ordering::SeqCst);
-                        drop(entered);
+                        let guard = acquire_exclusive(&table, None).unwrap();
+                        assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);
+                        holders.fetch_sub(1, Ordering::SeqCst);
+                        drop(guard);
                     }
                 });
             }
         });
-        assert!(gate.state.lock().entries.is_empty());
+        assert!(table.state.lock().entries.is_empty());
     }
 
     #[test]
-    fn keys_at_rest_take_no_memory() {
-        let gate = Arc::new(LockTable::new());
-        let mut passes = Vec::new();
+    fn unused_keys_take_no_memory() {
+        let table = Arc::new(LockTable::new());
+        let mut guards = Vec::new();
         for n in 0..10_000 {
             let key = Key::parse("", &n.to_string(), LockKind::Exclusive).unwrap();
             let inbox = Arc::new(Inbox::new());
-            passes.push(acquire(&gate, &key.into(), AccessMode::Exclusive, &inbox, None).unwrap());
+            guards.push(acquire(&table, &key.into(), AccessMode::Exclusive, &inbox, None).unwrap());
         }
-        drop(passes);
-        let state = gate.state.lock();
+        drop(guards);
+        let state = table.state.lock();
         assert!(state.entries.is_empty() && state.entries.capacity() < 1_000);
     }
 
     #[test]
-    fn a_time_out_leaves_the_queue_and_the_next_watches_the_lease() {
-        let gate = Arc::new(LockTable::new());
-        let entered = enter(&gate, None).unwrap();
+    fn timed_out_waiter_leaves_the_queue_and_the_next_expires_the_lease() {
+        let table = Arc::new(LockTable::new());
+        let guard = acquire_exclusive(&table, None).unwrap();
         let lease = lease("x");
         let soon = clock::now() + Duration::from_millis(500);
         let end = clock::now() + Duration::from_secs(2);
         lease.activate(end, 0);
-        entered.attach_lease(&lease);
+        guard.attach_lease(&lease);
         thread::scope(|scope| {
-            let first = scope.spawn(|| enter(&gate, Some(soon)).err());
-            eventually("it queues", || gate.waiting(&key()) > 0);
-            let second = scope.spawn(|| enter_and_tell(&gate, AccessMode::Exclusive));
+            let first = scope.spawn(|| acquire_exclusive(&table, Some(soon)).err());
+            eventually("the thread queues", || table.waiting(&key()) > 0);
+            let second = scope.spawn(|| acquire_and_collect_lost(&table, AccessMode::Exclusive));
             let refused = first.join().unwrap();
-            let alone = |refused: &Refusal| {
+            let is_busy = |refused: &Refusal| {
                 matches!(
                     refused,
                     Refusal::Busy {
@@ -240,70 +243,78 @@ mod table {
                     }
                 )
             };
-            assert!(refused.is_some_and(|refused| alone(&refused)));
-            // Nobody leaves: the second gets in because it has made the lease lost.
+            assert!(refused.is_some_and(|refused| is_busy(&refused)));
+            // The holder keeps its guard. The second thread acquires because it marks the expired
+            // lease as lost.
             let (second, lost) = second.join().unwrap();
             assert!(clock::now() >= lease_end(end));
             assert!(lost.len() == 1 && Arc::ptr_eq(&lost[0], &lease));
-            drop(entered);
+            drop(guard);
             assert!(
-                enter(&gate, Some(clock::now())).is_err(),
-                "still the second's"
+                acquire_exclusive(&table, Some(clock::now())).is_err(),
+                "the second holds the entry"
             );
             drop(second);
-            assert!(enter(&gate, Some(clock::now())).is_ok());
+            assert!(acquire_exclusive(&table, Some(clock::now())).is_ok());
         });
     }
 
-    /// A lease's expiry is kept in whole microseconds.
+    /// A lease stores its expiry in whole microseconds.
     fn lease_end(end: Instant) -> Instant {
         clock::from_micros(clock::to_micros(end)).unwrap()
     }
 
     #[test]
-    fn later_waiter_does_not_pass_an_earlier_one() {
-        let gate = Arc::new(LockTable::new());
-        let entered = enter(&gate, None).unwrap();
+    fn later_waiter_does_not_overtake_an_earlier_one() {
+        let table = Arc::new(LockTable::new());
+        let guard = acquire_exclusive(&table, None).unwrap();
         let lease = lease("x");
         lease.activate(clock::now() + Duration::from_secs(60), 0);
-        entered.attach_lease(&lease);
+        guard.attach_lease(&lease);
         thread::scope(|scope| {
-            let first = scope.spawn(|| enter_and_tell(&gate, AccessMode::Exclusive));
-            eventually("it queues", || gate.waiting(&key()) > 0);
+            let first = scope.spawn(|| acquire_and_collect_lost(&table, AccessMode::Exclusive));
+            eventually("the thread queues", || table.waiting(&key()) > 0);
             lease.mark_not_ours();
-            // The lease is lost, but the slot is for the one who came first.
-            let busy = enter(&gate, Some(clock::now())).unwrap_err();
+            // The lease is lost, but the entry belongs to the first waiter.
+            let busy = acquire_exclusive(&table, Some(clock::now())).unwrap_err();
             let unknown = Refusal::Busy {
                 by: AccessMode::Exclusive,
                 remaining: None,
             };
             assert_eq!(busy, unknown);
-            gate.recheck(&key().into());
+            table.recheck(&key().into());
             let (_first, lost) = first.join().unwrap();
-            assert!(lost.is_empty(), "the loss was another's to tell");
+            assert!(lost.is_empty(), "the loss was another's to on_lost");
         });
     }
 
-    /// Enters, and answers the leases that this made lost as well.
-    fn enter_and_tell(gate: &Arc<LockTable>, access: AccessMode) -> (LocalGuard, Vec<Arc<Lease>>) {
-        let told = Mutex::new(Vec::new());
-        let tell = |lease: &Arc<Lease>| told.lock().push(Arc::clone(lease));
+    /// Acquires the entry and returns the leases that this marked as lost.
+    fn acquire_and_collect_lost(
+        table: &Arc<LockTable>,
+        access: AccessMode,
+    ) -> (LocalGuard, Vec<Arc<Lease>>) {
+        let lost = Mutex::new(Vec::new());
+        let on_lost = |lease: &Arc<Lease>| lost.lock().push(Arc::clone(lease));
         let inbox = Arc::new(Inbox::new());
-        let pass = gate
-            .acquire(&request(&key().into(), access, &inbox, None), tell)
+        let guard = table
+            .acquire(&request(&key().into(), access, &inbox, None), on_lost)
             .unwrap();
-        (pass, told.into_inner())
+        (guard, lost.into_inner())
     }
 
-    fn at_once() -> Option<Instant> {
+    fn no_wait() -> Option<Instant> {
         Some(clock::now())
     }
 
     #[test]
-    fn readers_share_and_one_alone_shares_with_nobody() {
-        let gate = Arc::new(LockTable::new());
-        let readers = [share(&gate, at_once()), share(&gate, at_once())].map(Result::unwrap);
-        let busy = enter(&gate, at_once()).unwrap_err();
+    fn readers_share_the_entry_and_a_writer_excludes_all() {
+        let table = Arc::new(LockTable::new());
+        let readers = [
+            acquire_shared(&table, no_wait()),
+            acquire_shared(&table, no_wait()),
+        ]
+        .map(Result::unwrap);
+        let busy = acquire_exclusive(&table, no_wait()).unwrap_err();
         assert!(
             matches!(
                 busy,
@@ -315,8 +326,11 @@ mod table {
             "{busy:?}"
         );
         drop(readers);
-        let writer = enter(&gate, at_once()).unwrap();
-        for refused in [enter(&gate, at_once()), share(&gate, at_once())] {
+        let writer = acquire_exclusive(&table, no_wait()).unwrap();
+        for refused in [
+            acquire_exclusive(&table, no_wait()),
+            acquire_shared(&table, no_wait()),
+        ] {
             let busy = refused.unwrap_err();
             assert!(
                 matches!(
@@ -330,17 +344,17 @@ mod table {
             );
         }
         drop(writer);
-        assert!(gate.state.lock().entries.is_empty());
+        assert!(table.state.lock().entries.is_empty());
     }
 
     #[test]
-    fn a_reader_does_not_pass_a_writer_that_waits_and_readers_behind_it_enter_together() {
-        let gate = Arc::new(LockTable::new());
-        let reader = share(&gate, None).unwrap();
+    fn reader_behind_a_waiting_writer_waits_and_later_readers_acquire_together() {
+        let table = Arc::new(LockTable::new());
+        let reader = acquire_shared(&table, None).unwrap();
         thread::scope(|scope| {
-            let writer = scope.spawn(|| enter(&gate, None).unwrap());
-            eventually("the writer queues", || gate.waiting(&key()) == 1);
-            let busy = share(&gate, at_once()).unwrap_err();
+            let writer = scope.spawn(|| acquire_exclusive(&table, None).unwrap());
+            eventually("the writer queues", || table.waiting(&key()) == 1);
+            let busy = acquire_shared(&table, no_wait()).unwrap_err();
             assert!(
                 matches!(
                     busy,
@@ -353,87 +367,92 @@ mod table {
             );
             let behind: Vec<_> = (2..6)
                 .map(|waiting| {
-                    let behind = scope.spawn(|| share(&gate, None).unwrap());
-                    eventually("a reader queues", || gate.waiting(&key()) == waiting);
+                    let behind = scope.spawn(|| acquire_shared(&table, None).unwrap());
+                    eventually("a reader queues", || table.waiting(&key()) == waiting);
                     behind
                 })
                 .collect();
             drop(reader);
             drop(writer.join().unwrap());
-            // None of them has left when the last is in.
-            let inside: Vec<_> = behind
+            // All readers hold the entry at the same time.
+            let holders: Vec<_> = behind
                 .into_iter()
                 .map(|reader| reader.join().unwrap())
                 .collect();
-            assert!(enter(&gate, at_once()).is_err());
-            drop(inside);
+            assert!(acquire_exclusive(&table, no_wait()).is_err());
+            drop(holders);
         });
-        assert!(gate.state.lock().entries.is_empty());
+        assert!(table.state.lock().entries.is_empty());
     }
 
     #[test]
-    fn a_writer_that_gives_up_lets_the_readers_behind_it_in() {
-        let gate = Arc::new(LockTable::new());
-        let _reader = share(&gate, None).unwrap();
+    fn timed_out_writer_admits_the_readers_behind_it() {
+        let table = Arc::new(LockTable::new());
+        let _reader = acquire_shared(&table, None).unwrap();
         let soon = clock::now() + Duration::from_secs(2);
         thread::scope(|scope| {
-            let writer = scope.spawn(|| enter(&gate, Some(soon)).is_err());
-            eventually("the writer queues", || gate.waiting(&key()) == 1);
-            let behind = scope.spawn(|| share(&gate, None).unwrap());
+            let writer = scope.spawn(|| acquire_exclusive(&table, Some(soon)).is_err());
+            eventually("the writer queues", || table.waiting(&key()) == 1);
+            let behind = scope.spawn(|| acquire_shared(&table, None).unwrap());
             assert!(writer.join().unwrap());
             behind.join().unwrap();
         });
     }
 
     #[test]
-    fn a_writer_takes_the_slot_from_readers_when_the_last_lease_has_ended() {
-        let gate = Arc::new(LockTable::new());
+    fn writer_acquires_the_entry_when_the_last_reader_lease_has_expired() {
+        let table = Arc::new(LockTable::new());
         let now = clock::now();
         let leases = [lease("x"), lease("x"), lease("x")];
         let ends = [300, 50, 150].map(|ms| now + Duration::from_millis(ms));
-        let passes = leases.each_ref().map(|_| share(&gate, None).unwrap());
-        for ((lease, pass), end) in leases.iter().zip(&passes).zip(ends) {
+        let guards = leases
+            .each_ref()
+            .map(|_| acquire_shared(&table, None).unwrap());
+        for ((lease, guard), end) in leases.iter().zip(&guards).zip(ends) {
             lease.activate(end, 0);
-            pass.attach_lease(lease);
+            guard.attach_lease(lease);
         }
-        let (_writer, lost) = enter_and_tell(&gate, AccessMode::Exclusive);
+        let (_writer, lost) = acquire_and_collect_lost(&table, AccessMode::Exclusive);
         assert!(clock::now() >= lease_end(ends[0]));
         assert_eq!(lost.len(), 3);
-        drop(passes);
-        assert!(share(&gate, at_once()).is_err(), "still the writer's");
+        drop(guards);
+        assert!(
+            acquire_shared(&table, no_wait()).is_err(),
+            "the writer holds the entry"
+        );
     }
 
     #[test]
     fn downgraded_holder_admits_readers_and_no_writer() {
-        let gate = Arc::new(LockTable::new());
-        let writer = enter(&gate, None).unwrap();
+        let table = Arc::new(LockTable::new());
+        let writer = acquire_exclusive(&table, None).unwrap();
         thread::scope(|scope| {
-            let reader = scope.spawn(|| share(&gate, None).unwrap());
-            eventually("the reader queues", || gate.waiting(&key()) == 1);
+            let reader = scope.spawn(|| acquire_shared(&table, None).unwrap());
+            eventually("the reader queues", || table.waiting(&key()) == 1);
             writer.downgrade();
             let reader = reader.join().unwrap();
-            assert!(enter(&gate, at_once()).is_err());
+            assert!(acquire_exclusive(&table, no_wait()).is_err());
             drop(reader);
-            assert!(enter(&gate, at_once()).is_err());
+            assert!(acquire_exclusive(&table, no_wait()).is_err());
             drop(writer);
-            assert!(enter(&gate, at_once()).is_ok());
+            assert!(acquire_exclusive(&table, no_wait()).is_ok());
         });
     }
 
     #[test]
-    fn of_those_that_share_and_ask_one_asks_for_all() {
-        let gate = Arc::new(LockTable::new());
+    fn waiting_readers_follow_one_leader_and_a_grant_wakes_them() {
+        let table = Arc::new(LockTable::new());
         let inboxes = [0; 3].map(|_| Arc::new(Inbox::new()));
         let [first, second, third] = inboxes
             .each_ref()
-            .map(|inbox| acquire(&gate, &key().into(), AccessMode::Shared, inbox, None).unwrap());
+            .map(|inbox| acquire(&table, &key().into(), AccessMode::Shared, inbox, None).unwrap());
         assert_eq!(
             [&first, &second, &third].map(LocalGuard::follow_leader),
             [false, true, true]
         );
         drop(first);
-        let woken = |inbox: &Inbox| inbox.sleep(at_once());
-        assert!(woken(&inboxes[1]), "it is the one from now on");
+        let woken = |inbox: &Inbox| inbox.sleep(no_wait());
+        assert!(woken(&inboxes[1]), "the next reader leads");
         assert!(!woken(&inboxes[2]));
         assert_eq!(
             [&second, &third].map(LocalGuard::follow_leader),
@@ -444,15 +463,15 @@ mod table {
         assert!(second.attach_lease(&lease));
         assert!(
             woken(&inboxes[2]),
-            "what one was granted the others may be, too"
+            "a grant of the leader wakes its followers"
         );
         assert!(!third.follow_leader());
     }
 }
 
-/// All interleavings, by the model checker. Time does not pass in it: a wake-up that is lost is a dead-lock.
+/// All interleavings by loom. Time does not pass in the model, so a lost wake-up is a deadlock.
 #[cfg(loom)]
-mod loom_gate {
+mod loom_table {
     use std::sync::atomic::Ordering;
 
     use loom::sync::atomic::AtomicU64;
@@ -463,94 +482,95 @@ mod loom_gate {
     use crate::time::clock;
 
     #[test]
-    fn loom_one_inside_and_no_wake_up_is_lost() {
+    fn loom_entry_has_one_holder_and_loses_no_wake_up() {
         loom::model(|| {
-            let gate = Arc::new(LockTable::new());
-            let inside = Arc::new(AtomicU64::new(0));
-            let visit = |gate: &Arc<LockTable>, inside: &AtomicU64| {
-                let entered = enter(gate, None).unwrap();
-                assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0, "two inside");
-                inside.fetch_sub(1, Ordering::Relaxed);
-                drop(entered);
+            let table = Arc::new(LockTable::new());
+            let holders = Arc::new(AtomicU64::new(0));
+            let hold_once = |table: &Arc<LockTable>, holders: &AtomicU64| {
+                let guard = acquire_exclusive(table, None).unwrap();
+                assert_eq!(holders.fetch_add(1, Ordering::Relaxed), 0, "two holders");
+                holders.fetch_sub(1, Ordering::Relaxed);
+                drop(guard);
             };
             let threads = [0; 2].map(|_| {
-                let (gate, inside) = (Arc::clone(&gate), Arc::clone(&inside));
-                loom::thread::spawn(move || visit(&gate, &inside))
+                let (table, holders) = (Arc::clone(&table), Arc::clone(&holders));
+                loom::thread::spawn(move || hold_once(&table, &holders))
             });
-            visit(&gate, &inside);
+            hold_once(&table, &holders);
             for thread in threads {
                 thread.join().unwrap();
             }
-            assert!(gate.state.lock().entries.is_empty());
+            assert!(table.state.lock().entries.is_empty());
         });
     }
 
     #[test]
-    fn loom_a_waiter_passes_a_holder_that_lost_its_lease() {
+    fn loom_waiter_acquires_after_the_holder_lost_its_lease() {
         let start = clock::now();
         loom::model(move || {
-            let gate = Arc::new(LockTable::new());
-            let holder = enter(&gate, None).unwrap();
+            let table = Arc::new(LockTable::new());
+            let holder = acquire_exclusive(&table, None).unwrap();
             let waiter = {
-                let gate = Arc::clone(&gate);
-                loom::thread::spawn(move || drop(enter(&gate, None).unwrap()))
+                let table = Arc::clone(&table);
+                loom::thread::spawn(move || drop(acquire_exclusive(&table, None).unwrap()))
             };
             let lease = lease("x");
             assert!(lease.activate(start + Duration::from_secs(3600), 0));
             assert!(holder.attach_lease(&lease));
-            // As a reply does that says the lock is not ours: the holder itself hangs and never leaves.
+            // Simulates a reply that the lock is not ours, while the holder hangs and keeps its
+            // guard.
             assert!(lease.mark_not_ours());
-            gate.recheck(&key().into());
+            table.recheck(&key().into());
             waiter.join().unwrap();
             drop(holder);
-            assert!(gate.state.lock().entries.is_empty());
+            assert!(table.state.lock().entries.is_empty());
         });
     }
 
     #[test]
-    fn loom_closing_reaches_every_waiter() {
+    fn loom_close_wakes_every_waiter() {
         loom::model(|| {
-            let gate = Arc::new(LockTable::new());
-            let holder = enter(&gate, None).unwrap();
+            let table = Arc::new(LockTable::new());
+            let holder = acquire_exclusive(&table, None).unwrap();
             let waiter = {
-                let gate = Arc::clone(&gate);
-                loom::thread::spawn(move || enter(&gate, None).map(drop))
+                let table = Arc::clone(&table);
+                loom::thread::spawn(move || acquire_exclusive(&table, None).map(drop))
             };
-            gate.close();
+            table.close();
             assert_eq!(waiter.join().unwrap(), Err(Refusal::Closed));
             drop(holder);
         });
     }
 
     #[test]
-    fn loom_readers_and_a_writer_do_not_meet_and_nobody_sleeps_for_ever() {
-        // All interleavings take minutes. Two changes of thread against its will show what there is to be seen.
+    fn loom_readers_and_a_writer_exclude_each_other_and_lose_no_wake_up() {
+        // All interleavings take minutes. Two preemptions reach every pair of steps that matters.
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(2);
         model.check(|| {
-            let gate = Arc::new(LockTable::new());
-            // Readers count one each, the writer counts a hundred.
-            let inside = Arc::new(AtomicU64::new(0));
+            let table = Arc::new(LockTable::new());
+            // Readers count 1 each, the writer counts 100.
+            let holders = Arc::new(AtomicU64::new(0));
             let readers = [0; 2].map(|_| {
-                let (gate, inside) = (Arc::clone(&gate), Arc::clone(&inside));
+                let (table, holders) = (Arc::clone(&table), Arc::clone(&holders));
                 loom::thread::spawn(move || {
-                    let pass = share(&gate, None).unwrap();
+                    let guard = acquire_shared(&table, None).unwrap();
                     assert!(
-                        inside.fetch_add(1, Ordering::Relaxed) < 100,
-                        "beside a writer"
+                        holders.fetch_add(1, Ordering::Relaxed) < 100,
+                        "reader with a writer"
                     );
-                    inside.fetch_sub(1, Ordering::Relaxed);
-                    drop(pass);
+                    holders.fetch_sub(1, Ordering::Relaxed);
+                    drop(guard);
                 })
             });
-            let pass = enter(&gate, None).unwrap();
-            assert_eq!(inside.fetch_add(100, Ordering::Relaxed), 0, "not alone");
-            inside.fetch_sub(100, Ordering::Relaxed);
-            drop(pass);
+            let guard = acquire_exclusive(&table, None).unwrap();
+            assert_eq!(holders.fetch_add(100, Ordering::Relaxed), 0, "not is_busy");
+            holders.fetch_sub(100, Ordering::Relaxed);
+            drop(guard);
             for reader in readers {
                 reader.join().unwrap();
             }
-            assert!(gate.state.lock().entries.is_empty());
+            assert!(table.state.lock().entries.is_empty());
         });
     }
 }

@@ -1,4 +1,4 @@
-//! The in-process lock table.
+//! The lock table of the process.
 
 #[cfg(test)]
 pub(crate) mod lock_table;

@@ -1,4 +1,5 @@
-//! Locks of several keys at the gate: all slots or none, in an order that dead-locks nobody.
+//! Locks of several keys in the lock table: all entries or none, in an order that excludes
+//! deadlock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,17 +22,17 @@ fn keys(names: &[&str]) -> KeySet {
     KeySet::parse("", names, LockKind::Exclusive).unwrap()
 }
 
-fn enter(
-    gate: &Arc<LockTable>,
+fn acquire_names(
+    table: &Arc<LockTable>,
     names: &[&str],
     end: Option<Instant>,
 ) -> Result<LocalGuard, Refusal> {
     let inbox = Arc::new(Inbox::new());
-    acquire(gate, &keys(names), &inbox, end, |_| ())
+    acquire(table, &keys(names), &inbox, end, |_| ())
 }
 
 fn acquire(
-    gate: &Arc<LockTable>,
+    table: &Arc<LockTable>,
     keys: &KeySet,
     inbox: &Arc<Inbox>,
     deadline: Option<Instant>,
@@ -44,129 +45,129 @@ fn acquire(
         inbox,
         deadline,
     };
-    gate.acquire(&request, on_lost)
+    table.acquire(&request, on_lost)
 }
 
-fn at_once() -> Option<Instant> {
+fn no_wait() -> Option<Instant> {
     Some(clock::now())
 }
 
-/// Names with the bits of `mask`, turned round every other time.
-fn names(mask: usize, turned: bool) -> Vec<&'static str> {
+/// Returns the names whose bits are set in `mask`, optionally in reverse order.
+fn names(mask: usize, reversed: bool) -> Vec<&'static str> {
     let all = ["a", "b", "c", "d"];
-    let mut some: Vec<_> = (0..4)
+    let mut names: Vec<_> = (0..4)
         .filter(|n| mask & (1 << n) != 0)
         .map(|n| all[n])
         .collect();
-    if turned {
-        some.reverse();
+    if reversed {
+        names.reverse();
     }
-    some
+    names
 }
 
 #[test]
-fn sets_that_overlap_exclude_each_other_and_nobody_waits_in_a_circle() {
-    let gate = Arc::new(LockTable::new());
-    let inside = [const { AtomicU64::new(0) }; 4];
+fn overlapping_key_sets_exclude_each_other_without_deadlock() {
+    let table = Arc::new(LockTable::new());
+    let holders = [const { AtomicU64::new(0) }; 4];
     thread::scope(|scope| {
         for thread in 0..8 {
-            let (gate, inside) = (&gate, &inside);
+            let (table, holders) = (&table, &holders);
             scope.spawn(move || {
                 for round in 0..600 {
                     let mask = 1 + (thread * 7 + round * 5) % 15;
-                    let end = Some(clock::now() + Duration::from_secs(60)); // for who would wait for ever
-                    let pass = enter(gate, &names(mask, round % 2 == 0), end).unwrap();
+                    let end = Some(clock::now() + Duration::from_secs(60)); // a deadlock fails the test
+                    let guard = acquire_names(table, &names(mask, round % 2 == 0), end).unwrap();
                     let held = (0..4).filter(|n| mask & (1 << n) != 0);
                     for n in held.clone() {
-                        assert_eq!(inside[n].fetch_add(1, Ordering::SeqCst), 0);
+                        assert_eq!(holders[n].fetch_add(1, Ordering::SeqCst), 0);
                     }
-                    held.for_each(|n| _ = inside[n].fetch_sub(1, Ordering::SeqCst));
-                    drop(pass);
+                    held.for_each(|n| _ = holders[n].fetch_sub(1, Ordering::SeqCst));
+                    drop(guard);
                 }
             });
         }
     });
-    assert!(gate.state.lock().entries.is_empty());
+    assert!(table.state.lock().entries.is_empty());
 }
 
 #[test]
-fn acquire_of_several_keys_that_fails_holds_none() {
-    let gate = Arc::new(LockTable::new());
-    let one = enter(&gate, &["b"], None).unwrap();
-    let busy = enter(&gate, &["a", "b", "c"], at_once()).unwrap_err();
+fn failed_acquire_of_several_keys_holds_none() {
+    let table = Arc::new(LockTable::new());
+    let one = acquire_names(&table, &["b"], None).unwrap();
+    let busy = acquire_names(&table, &["a", "b", "c"], no_wait()).unwrap_err();
     assert!(matches!(busy, Refusal::Busy { .. }), "{busy:?}");
-    let rest = enter(&gate, &["a", "c"], at_once()).unwrap();
+    let rest = acquire_names(&table, &["a", "c"], no_wait()).unwrap();
     drop(one);
-    assert!(enter(&gate, &["b", "c"], at_once()).is_err());
+    assert!(acquire_names(&table, &["b", "c"], no_wait()).is_err());
     drop(rest);
-    assert!(enter(&gate, &["a", "b", "c"], at_once()).is_ok());
-    assert!(gate.state.lock().entries.is_empty());
+    assert!(acquire_names(&table, &["a", "b", "c"], no_wait()).is_ok());
+    assert!(table.state.lock().entries.is_empty());
 }
 
 #[test]
 fn waiter_for_a_later_key_keeps_its_place_at_the_earlier_keys() {
-    let gate = Arc::new(LockTable::new());
-    let later = enter(&gate, &["b"], None).unwrap();
+    let table = Arc::new(LockTable::new());
+    let later = acquire_names(&table, &["b"], None).unwrap();
     let order = Mutex::new(Vec::new());
     thread::scope(|scope| {
-        let go = |who: &'static str, names: &'static [&str]| {
-            let (gate, order) = (&gate, &order);
+        let spawn_waiter = |label: &'static str, names: &'static [&str]| {
+            let (table, order) = (&table, &order);
             scope.spawn(move || {
-                let pass = enter(gate, names, None).unwrap();
-                order.lock().push(who);
-                drop(pass);
+                let guard = acquire_names(table, names, None).unwrap();
+                order.lock().push(label);
+                drop(guard);
             });
         };
-        let waiting = |name: &str| gate.waiting(keys(&[name]).first());
-        go("both", &["b", "a"]);
-        eventually("it waits for the later one", || waiting("b") == 1);
-        go("one", &["a"]);
-        eventually("it waits behind it", || waiting("a") == 1);
+        let waiting = |name: &str| table.waiting(keys(&[name]).first());
+        spawn_waiter("both", &["b", "a"]);
+        eventually("the first waits for the later key", || waiting("b") == 1);
+        spawn_waiter("one", &["a"]);
+        eventually("the second waits behind the first", || waiting("a") == 1);
         drop(later);
     });
     assert_eq!(*order.lock(), ["both", "one"]);
 }
 
 #[test]
-fn a_hung_holder_of_several_is_passed_over_at_each_of_its_keys() {
-    let gate = Arc::new(LockTable::new());
-    let hung = enter(&gate, &["a", "b"], None).unwrap();
+fn expired_holder_of_several_keys_is_evicted_from_each() {
+    let table = Arc::new(LockTable::new());
+    let hung = acquire_names(&table, &["a", "b"], None).unwrap();
     let lease = Lease::new(keys(&["a", "b"]), Token::empty(), LeaseKind::Exclusive);
     let lease = Arc::new(lease);
     lease.activate(clock::now() + Duration::from_millis(100), 0);
     assert!(hung.attach_lease(&lease));
-    let told = AtomicU64::new(0);
+    let lost_count = AtomicU64::new(0);
     thread::scope(|scope| {
         for names in [["b", "c"], ["a", "d"]] {
-            let (gate, told) = (&gate, &told);
+            let (table, lost_count) = (&table, &lost_count);
             scope.spawn(move || {
                 let inbox = Arc::new(Inbox::new());
-                let settle = |_: &Arc<Lease>| _ = told.fetch_add(1, Ordering::SeqCst);
-                let pass = acquire(gate, &keys(&names), &inbox, None, settle);
-                assert!(pass.is_ok());
+                let on_lost = |_: &Arc<Lease>| _ = lost_count.fetch_add(1, Ordering::SeqCst);
+                let guard = acquire(table, &keys(&names), &inbox, None, on_lost);
+                assert!(guard.is_ok());
             });
         }
     });
-    assert_eq!(told.load(Ordering::SeqCst), 1, "lost once");
+    assert_eq!(lost_count.load(Ordering::SeqCst), 1, "lost once");
     drop(hung);
-    assert!(gate.state.lock().entries.is_empty());
+    assert!(table.state.lock().entries.is_empty());
 }
 
 #[test]
-fn a_closed_gate_and_a_cancelled_wait_leave_no_key_behind() {
+fn closed_table_and_cancelled_wait_leave_no_entry() {
     for closes in [true, false] {
-        let gate = Arc::new(LockTable::new());
-        let later = enter(&gate, &["b"], None).unwrap();
+        let table = Arc::new(LockTable::new());
+        let later = acquire_names(&table, &["b"], None).unwrap();
         let inbox = Arc::new(Inbox::new());
         thread::scope(|scope| {
             let both = scope.spawn(|| {
                 let both = keys(&["a", "b"]);
-                acquire(&gate, &both, &inbox, None, |_| ()).map(drop)
+                acquire(&table, &both, &inbox, None, |_| ()).map(drop)
             });
             let later = keys(&["b"]);
-            eventually("it waits", || gate.waiting(later.first()) == 1);
+            eventually("the waiter queues", || table.waiting(later.first()) == 1);
             match closes {
-                true => gate.close(),
+                true => table.close(),
                 false => inbox.cancel(),
             }
             let refused = both.join().unwrap();
@@ -178,6 +179,6 @@ fn a_closed_gate_and_a_cancelled_wait_leave_no_key_behind() {
             assert_eq!(refused, Err(expected));
         });
         drop(later);
-        assert!(gate.state.lock().entries.is_empty());
+        assert!(table.state.lock().entries.is_empty());
     }
 }

@@ -1,5 +1,4 @@
-//! A client: a program that takes the lock a few times. Here is how it gets it, as `engine` does: attempts, and the pauses
-//! between them.
+//! A client that acquires the lock a few times, with the attempts and pauses of `engine`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,46 +13,47 @@ use crate::protocol::ttl::Ttl;
 use crate::protocol::validity;
 use crate::tests::simulation::clock::Clock;
 use crate::tests::simulation::config::{PlantedBug, one_of};
-use crate::tests::simulation::connection::Lane;
+use crate::tests::simulation::connection::SimConnection;
 use crate::tests::simulation::hold::{ConfirmedRenewal, Hold};
 use crate::tests::simulation::rounds::Round;
 use crate::tests::simulation::simulator::{SimEvent, Simulator};
 
-/// So many attempts in a row that were too slow end an acquire.
-const MOST_SLOW: u32 = 3;
+/// The number of consecutive attempts too slow for their validity that ends an acquire.
+const MAX_SLOW_ATTEMPTS: u32 = 3;
 
-/// A client, what it does at present, and its lanes.
+/// A client, its present state, and its node connections.
 pub(crate) struct Client {
     pub(crate) clock: Clock,
-    pub(crate) lanes: Vec<Lane>,
+    pub(crate) connections: Vec<SimConnection>,
     pub(crate) dead: bool,
     pub(crate) paused_until: u64,
-    pub(crate) doing: ClientState,
+    pub(crate) state: ClientState,
     pub(crate) acquire: Option<Acquire>,
-    /// How many acquires have begun.
+    /// The number of acquires begun so far.
     acquires: u32,
     tokens: u64,
-    /// The round that it waits for, the extension that is on its way, and the one that was confirmed last.
+    /// The round that the client waits for. `extension` is the extension in progress, `late` the
+    /// last one that a quorum confirmed.
     pub(crate) round: Option<Round>,
     pub(crate) extension: Option<Round>,
     pub(crate) late: Option<ConfirmedRenewal>,
     pub(crate) rounds: u32,
     pub(crate) hold: Option<Hold>,
-    /// The alarms that count: those with other numbers are of something that is over.
+    /// The number of the current alarm. An alarm with another number is obsolete.
     pub(crate) ticket: u32,
     pub(crate) renewal_ticket: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClientState {
-    Nothing,
+    Idle,
     /// Waits for the end of an attempt's round.
-    Asks,
-    /// Waits before the next attempt.
-    Pauses,
-    Holds,
-    Releases,
-    Downgrades,
+    InRound,
+    /// Waits for the next attempt.
+    Pausing,
+    Holding,
+    Releasing,
+    Downgrading,
 }
 
 /// An acquire, from its first attempt to its last.
@@ -62,13 +62,14 @@ pub(crate) struct Acquire {
     pub(crate) ttl: Ttl,
     fenced: bool,
     attempts: u32,
-    most: u32,
+    max_attempts: u32,
     retries: u32,
-    slow: u32,
-    /// What the attempt before was granted, where that is planted to count.
-    granted: NodeSet,
-    /// A writer's place at the gate.
-    place: Option<Arc<Lease>>,
+    slow_attempts: u32,
+    /// The grants of the attempt before, which count if `PlantedBug::GrantsOfFormerToken` is
+    /// planted.
+    former_grants: NodeSet,
+    /// A writer's gate entry.
+    gate_entry: Option<Arc<Lease>>,
     pub(crate) attempt: Option<Attempt>,
 }
 
@@ -76,14 +77,14 @@ pub(crate) struct Attempt {
     lease: Arc<Lease>,
     start: Instant,
     pub(crate) end: Instant,
-    /// The nodes that certainly have nothing of it.
+    /// The nodes that refused, and therefore have no token of this attempt.
     refused: NodeSet,
     granted: NodeSet,
-    /// Whether nodes that had refused were asked again.
+    /// Whether refusing nodes were asked again because of a split vote.
     is_split: bool,
-    /// When the nodes are free again, if they said so.
-    free: Option<Duration>,
-    /// Of one that was handed the lock: the lease before, and the nodes that have swapped its token.
+    /// The time until the nodes are free, if they reported it.
+    free_in: Option<Duration>,
+    /// After a handoff: the lease before, and the nodes that swapped its token.
     former: Option<(Arc<Lease>, NodeSet)>,
 }
 
@@ -91,10 +92,10 @@ impl Client {
     pub(crate) fn new(clock: Clock, nodes: usize) -> Client {
         Client {
             clock,
-            lanes: (0..nodes).map(|_| Lane::new()).collect(),
+            connections: (0..nodes).map(|_| SimConnection::new()).collect(),
             dead: false,
             paused_until: 0,
-            doing: ClientState::Nothing,
+            state: ClientState::Idle,
             acquire: None,
             acquires: 0,
             tokens: 0,
@@ -108,14 +109,14 @@ impl Client {
         }
     }
 
-    /// Whether it has not finished with a token.
-    pub(crate) fn answers_for(&self, token: &str) -> bool {
+    /// Returns whether the client still uses a token.
+    pub(crate) fn uses_token(&self, token: &str) -> bool {
         let acquire = self.acquire.as_ref();
         let attempt = acquire.and_then(|acquire| acquire.attempt.as_ref());
         let leases = [
             attempt.map(|attempt| &attempt.lease),
             attempt.and_then(|attempt| Some(&attempt.former.as_ref()?.0)),
-            acquire.and_then(|acquire| acquire.place.as_ref()),
+            acquire.and_then(|acquire| acquire.gate_entry.as_ref()),
             self.hold.as_ref().map(|hold| &hold.lease),
         ];
         leases
@@ -126,15 +127,15 @@ impl Client {
 }
 
 impl Simulator {
-    /// What a client does from now on, and the time of its next alarm.
-    pub(crate) fn does(&mut self, client: usize, doing: ClientState, alarm: Option<Instant>) {
+    /// Sets the client's state and the time of its next alarm.
+    pub(crate) fn set_state(&mut self, client: usize, state: ClientState, alarm: Option<Instant>) {
         let it = &mut self.clients[client];
-        it.doing = doing;
+        it.state = state;
         it.ticket += 1;
         let (ticket, clock) = (it.ticket, it.clock);
         if let Some(alarm) = alarm {
             let at = clock.when(alarm).max(self.now);
-            self.tell(at, client, SimEvent::Wake { ticket });
+            self.schedule_client_event(at, client, SimEvent::Wake { ticket });
         }
     }
 
@@ -142,77 +143,78 @@ impl Simulator {
         if self.clients[client].ticket != ticket {
             return;
         }
-        match self.clients[client].doing {
-            ClientState::Nothing => self.begin(client),
-            ClientState::Pauses => self.attempt(client),
-            ClientState::Asks => {
-                if !self.ask_the_others(client) {
-                    self.count(client, true);
+        match self.clients[client].state {
+            ClientState::Idle => self.begin_acquire(client),
+            ClientState::Pausing => self.begin_attempt(client),
+            ClientState::InRound => {
+                if !self.ask_other_nodes(client) {
+                    self.evaluate_round(client, true);
                 }
             }
-            ClientState::Releases | ClientState::Downgrades => self.count(client, true),
-            ClientState::Holds => self.act(client),
+            ClientState::Releasing | ClientState::Downgrading => self.evaluate_round(client, true),
+            ClientState::Holding => self.begin_next_step(client),
         }
     }
 
     /// Begins an acquire.
-    fn begin(&mut self, client: usize) {
-        if self.calm || self.clients[client].acquires == self.knobs.acquires {
+    fn begin_acquire(&mut self, client: usize) {
+        if self.faults_over || self.clients[client].acquires == self.config.acquires {
             return;
         }
-        let kind = match self.knobs.family {
+        let kind = match self.config.lock_kind {
             LockKind::Exclusive => LeaseKind::Exclusive,
-            // No knob turns to semaphores yet.
+            // The simulator has no histories of semaphores yet.
             LockKind::ReadWrite | LockKind::Semaphore => {
                 one_of(&mut self.rng, &[LeaseKind::Read, LeaseKind::Write])
             }
         };
         let acquire = Acquire {
             kind,
-            ttl: one_of(&mut self.rng, &self.knobs.ttls),
+            ttl: one_of(&mut self.rng, &self.config.ttls),
             fenced: self.rng.bool(),
             attempts: 0,
-            most: one_of(&mut self.rng, &[1, 4, 12]),
+            max_attempts: one_of(&mut self.rng, &[1, 4, 12]),
             retries: 0,
-            slow: 0,
-            granted: NodeSet::default(),
-            place: None,
+            slow_attempts: 0,
+            former_grants: NodeSet::default(),
+            gate_entry: None,
             attempt: None,
         };
         let it = &mut self.clients[client];
         it.acquires += 1;
         it.acquire = Some(acquire);
-        self.may_be_cancelled(client);
-        self.attempt(client);
+        self.maybe_schedule_cancel(client);
+        self.begin_attempt(client);
     }
 
-    fn may_be_cancelled(&mut self, client: usize) {
-        if self.knobs.cancelled.strike(&mut self.rng) {
+    fn maybe_schedule_cancel(&mut self, client: usize) {
+        if self.config.cancelled.occurs(&mut self.rng) {
             let acquire = self.clients[client].acquires;
-            let at = self.now + self.rng.u64(..self.knobs.longest() / 2);
-            self.tell(at, client, SimEvent::Cancel { acquire });
+            let at = self.now + self.rng.u64(..self.config.max_ttl() / 2);
+            self.schedule_client_event(at, client, SimEvent::Cancel { acquire });
         }
     }
 
-    /// The next thread of the same process is handed the lock by the one that releases it. `false` if nobody waits.
-    pub(crate) fn hand_on(&mut self, client: usize, former: &Arc<Lease>, start: Instant) -> bool {
-        let waits = self.clients[client].acquires < self.knobs.acquires && self.rng.bool();
-        if former.kind() != LeaseKind::Exclusive || self.calm || !waits {
+    /// Hands the lock off to the next thread of the same process. Returns `false` if no thread
+    /// waits.
+    pub(crate) fn hand_off(&mut self, client: usize, former: &Arc<Lease>, start: Instant) -> bool {
+        let next_waits = self.clients[client].acquires < self.config.acquires && self.rng.bool();
+        if former.kind() != LeaseKind::Exclusive || self.faults_over || !next_waits {
             return false;
         }
-        let lease = self.lease(client, LeaseKind::Exclusive);
-        let ttl = one_of(&mut self.rng, &self.knobs.ttls);
-        let least = ttl.min_validity(self.knobs.min_validity);
+        let lease = self.new_lease(client, LeaseKind::Exclusive);
+        let ttl = one_of(&mut self.rng, &self.config.ttls);
+        let min_validity = ttl.min_validity(self.config.min_validity);
         let end = start
             + self
-                .knobs
+                .config
                 .node_timeout
-                .min(validity::validity(ttl.duration()) - least);
+                .min(validity::validity(ttl.duration()) - min_validity);
         let fenced = self.rng.bool();
         let mut request = Request::new(Op::Swap, &lease, ttl.millis());
         request.former_lease = Some(Arc::clone(former));
         request.min_fence = fenced.then_some(0);
-        let most = one_of(&mut self.rng, &[1, 4, 12]);
+        let max_attempts = one_of(&mut self.rng, &[1, 4, 12]);
         let it = &mut self.clients[client];
         it.acquires += 1;
         it.acquire = Some(Acquire {
@@ -220,11 +222,11 @@ impl Simulator {
             ttl,
             fenced,
             attempts: 0,
-            most,
+            max_attempts,
             retries: 0,
-            slow: 0,
-            granted: NodeSet::default(),
-            place: None,
+            slow_attempts: 0,
+            former_grants: NodeSet::default(),
+            gate_entry: None,
             attempt: Some(Attempt {
                 lease,
                 start,
@@ -232,34 +234,35 @@ impl Simulator {
                 refused: NodeSet::default(),
                 granted: NodeSet::default(),
                 is_split: false,
-                free: None,
+                free_in: None,
                 former: Some((Arc::clone(former), NodeSet::default())),
             }),
         });
-        self.counts.swaps += 1;
-        let round = self.ask(client, request, (start, start), None);
+        self.coverage.swaps += 1;
+        let round = self.begin_round(client, request, (start, start), None);
         self.clients[client].round = Some(round);
-        self.may_be_cancelled(client);
-        self.does(client, ClientState::Asks, Some(end));
-        self.count(client, false);
+        self.maybe_schedule_cancel(client);
+        self.set_state(client, ClientState::InRound, Some(end));
+        self.evaluate_round(client, false);
         true
     }
 
-    /// Where the token before was not swapped it may be there yet.
-    fn give_back(&mut self, client: usize, attempt: &Attempt) {
+    /// Releases the former token on the nodes that have not swapped it, because they may still
+    /// store it.
+    fn release_former(&mut self, client: usize, attempt: &Attempt) {
         if let Some((former, swapped)) = &attempt.former
-            && !self.knobs.is(PlantedBug::FormerForgotten)
+            && !self.config.is(PlantedBug::FormerTokenKept)
         {
-            self.release_behind(client, former, *swapped);
+            self.release_lease(client, former, *swapped);
         }
     }
 
-    fn lease(&mut self, client: usize, kind: LeaseKind) -> Arc<Lease> {
+    fn new_lease(&mut self, client: usize, kind: LeaseKind) -> Arc<Lease> {
         let it = &mut self.clients[client];
-        if !self.knobs.is(PlantedBug::OneToken) || it.tokens == 0 || kind == LeaseKind::GateEntry {
+        if !self.config.is(PlantedBug::OneToken) || it.tokens == 0 || kind == LeaseKind::GateEntry {
             it.tokens += 1;
         }
-        let number = match self.knobs.is(PlantedBug::OneToken) && kind != LeaseKind::GateEntry {
+        let number = match self.config.is(PlantedBug::OneToken) && kind != LeaseKind::GateEntry {
             true => 1,
             false => it.tokens,
         };
@@ -268,26 +271,26 @@ impl Simulator {
         Arc::new(Lease::new(self.key.clone(), token, kind))
     }
 
-    /// One attempt with a fresh token.
-    fn attempt(&mut self, client: usize) {
+    /// Begins an attempt with a new token.
+    fn begin_attempt(&mut self, client: usize) {
         let start = self.clock(client);
         let Some(mut acquire) = self.clients[client].acquire.take() else {
             return;
         };
         acquire.attempts += 1;
-        let former = std::mem::take(&mut acquire.granted);
-        let lease = self.lease(client, acquire.kind);
-        let least = acquire.ttl.min_validity(self.knobs.min_validity);
+        let former = std::mem::take(&mut acquire.former_grants);
+        let lease = self.new_lease(client, acquire.kind);
+        let min_validity = acquire.ttl.min_validity(self.config.min_validity);
         let validity = validity::validity(acquire.ttl.duration());
-        let end = start + self.knobs.node_timeout.min(validity - least);
+        let end = start + self.config.node_timeout.min(validity - min_validity);
         let mut request = Request::new(Op::Acquire, &lease, acquire.ttl.millis());
-        match (acquire.kind, &acquire.place) {
-            (LeaseKind::Read, _) if acquire.attempts < acquire.most => {
-                request.refresh_interval = self.knobs.refresh;
+        match (acquire.kind, &acquire.gate_entry) {
+            (LeaseKind::Read, _) if acquire.attempts < acquire.max_attempts => {
+                request.refresh_interval = self.config.refresh;
             }
-            (LeaseKind::Write, Some(place)) => {
-                request.refresh_interval = self.knobs.refresh;
-                request.gate_entry = Some(Arc::clone(place));
+            (LeaseKind::Write, Some(gate_entry)) => {
+                request.refresh_interval = self.config.refresh;
+                request.gate_entry = Some(Arc::clone(gate_entry));
             }
             _ => {}
         }
@@ -301,29 +304,29 @@ impl Simulator {
             refused: NodeSet::default(),
             granted: NodeSet::default(),
             is_split: false,
-            free: None,
+            free_in: None,
             former: None,
         });
         self.clients[client].acquire = Some(acquire);
-        let first = match self.knobs.one_first.strike(&mut self.rng) {
+        let first = match self.config.one_node_first.occurs(&mut self.rng) {
             true => Some(self.rng.usize(..self.nodes.len())),
             false => None,
         };
-        self.counts.attempts += 1;
-        let mut round = self.ask(client, request, (start, start), first);
+        self.coverage.attempts += 1;
+        let mut round = self.begin_round(client, request, (start, start), first);
         let granted = (0..self.nodes.len()).filter(|node| former.contains(*node));
         granted.for_each(|node| round.tally.vote(node, Vote::Granted));
         let alarm = match round.first {
-            // As four usual rounds.
-            Some(_) => end.min(start + Duration::from_micros(8 * self.knobs.delay)),
+            // Four round trips at the maximum usual delay.
+            Some(_) => end.min(start + Duration::from_micros(8 * self.config.delay)),
             None => end,
         };
         self.clients[client].round = Some(round);
-        self.does(client, ClientState::Asks, Some(alarm));
-        self.count(client, false);
+        self.set_state(client, ClientState::InRound, Some(alarm));
+        self.evaluate_round(client, false);
     }
 
-    pub(crate) fn count_take(&mut self, client: usize, round: Round, verdict: Verdict) {
+    pub(crate) fn finish_acquire_round(&mut self, client: usize, round: Round, verdict: Verdict) {
         let by_one = round.first.is_some();
         let acquire = self.clients[client].acquire.as_mut();
         let Some(attempt) = acquire.and_then(|acquire| acquire.attempt.as_mut()) else {
@@ -336,44 +339,44 @@ impl Simulator {
         swapped
             .into_iter()
             .for_each(|(_, nodes)| *nodes = round.tally.granted());
-        attempt.free = match by_one {
+        attempt.free_in = match by_one {
             true => round.tally.max_hold_left(),
             false => round.tally.free_in(),
         };
         if verdict != Verdict::Granted || round.request.min_fence.is_none() {
             let verdict = if by_one { Verdict::Refused } else { verdict };
-            return self.finish(client, verdict);
+            return self.finish_attempt(client, verdict);
         }
         let (lease, start, end) = (Arc::clone(&attempt.lease), attempt.start, attempt.end);
-        let numbers = round.numbers.iter().map(|(_, number)| *number).collect();
+        let fences = round.fences.iter().map(|(_, fence)| *fence).collect();
         let mut raise = Request::new(Op::RaiseFence, &lease, 0);
-        match choose_token(numbers, majority(self.nodes.len())) {
+        match choose_token(fences, majority(self.nodes.len())) {
             Some(FencingOutcome::Agreed(token)) => {
                 raise.min_fence = Some(token);
                 let mut behind = NodeSet::default();
-                let lower = round.numbers.iter().filter(|(_, number)| *number < token);
+                let lower = round.fences.iter().filter(|(_, fence)| *fence < token);
                 lower.for_each(|(node, _)| behind.insert(*node));
-                self.tell_nodes(client, &raise, behind);
+                self.send_to_nodes(client, &raise, behind);
                 lease.set_fencing_token(token);
             }
             Some(FencingOutcome::Raise(token)) => {
                 raise.min_fence = Some(token);
                 lease.set_fencing_token(token);
-                self.counts.raises += 1;
-                if !self.knobs.is(PlantedBug::NoSecondFenceRound) {
-                    let round = self.ask(client, raise, (start, start), None);
+                self.coverage.raises += 1;
+                if !self.config.is(PlantedBug::NoSecondFenceRound) {
+                    let round = self.begin_round(client, raise, (start, start), None);
                     self.clients[client].round = Some(round);
-                    self.does(client, ClientState::Asks, Some(end));
-                    return self.count(client, false);
+                    self.set_state(client, ClientState::InRound, Some(end));
+                    return self.evaluate_round(client, false);
                 }
             }
             None => {}
         }
-        self.finish(client, Verdict::Granted);
+        self.finish_attempt(client, Verdict::Granted);
     }
 
-    /// The end of an attempt: a guard, or an undo.
-    pub(crate) fn finish(&mut self, client: usize, verdict: Verdict) {
+    /// Ends an attempt, with a held lease or with an undo.
+    pub(crate) fn finish_attempt(&mut self, client: usize, verdict: Verdict) {
         let now = self.clock(client);
         let Some(acquire) = self.clients[client].acquire.as_mut() else {
             return;
@@ -383,20 +386,20 @@ impl Simulator {
         };
         let mut slow = false;
         if verdict == Verdict::Granted {
-            let least = ttl.min_validity(self.knobs.min_validity);
-            let start = match self.knobs.is(PlantedBug::ElapsedNotCounted) {
+            let min_validity = ttl.min_validity(self.config.min_validity);
+            let start = match self.config.is(PlantedBug::ElapsedNotCounted) {
                 true => now,
                 false => attempt.start,
             };
-            match validity::valid_until(start, ttl.duration(), least, now) {
+            match validity::valid_until(start, ttl.duration(), min_validity, now) {
                 Some(end) if attempt.lease.activate(end, 0) => {
                     let kind = acquire.kind;
-                    self.give_back(client, &attempt);
-                    self.give_up_acquire(client);
+                    self.release_former(client, &attempt);
+                    self.end_acquire(client);
                     if attempt.is_split {
-                        self.put_back(client, &attempt.lease, ttl.millis(), attempt.refused);
+                        self.restore(client, &attempt.lease, ttl.millis(), attempt.refused);
                     }
-                    return self.hand_out(client, attempt.lease, kind, ttl);
+                    return self.begin_hold(client, attempt.lease, kind, ttl);
                 }
                 _ => slow = true,
             }
@@ -405,73 +408,77 @@ impl Simulator {
         let Some(acquire) = self.clients[client].acquire.as_mut() else {
             return;
         };
-        if self.knobs.is(PlantedBug::GrantsOfFormerToken) {
-            acquire.granted = attempt.granted;
+        if self.config.is(PlantedBug::GrantsOfFormerToken) {
+            acquire.former_grants = attempt.granted;
         }
-        acquire.slow = if slow { acquire.slow + 1 } else { 0 };
-        if self.calm || acquire.attempts >= acquire.most || acquire.slow == MOST_SLOW {
-            self.give_up_acquire(client);
-            return self.rest(client);
+        acquire.slow_attempts = if slow { acquire.slow_attempts + 1 } else { 0 };
+        if self.faults_over
+            || acquire.attempts >= acquire.max_attempts
+            || acquire.slow_attempts == MAX_SLOW_ATTEMPTS
+        {
+            self.end_acquire(client);
+            return self.begin_rest(client);
         }
-        let wants_place = verdict == Verdict::Refused && acquire.kind == LeaseKind::Write;
+        let wants_gate_entry = verdict == Verdict::Refused && acquire.kind == LeaseKind::Write;
         if verdict == Verdict::Unavailable {
-            let place = acquire.place.take();
-            self.leave(client, place);
-        } else if wants_place && acquire.place.is_none() {
-            let place = self.lease(client, LeaseKind::GateEntry);
+            let gate_entry = acquire.gate_entry.take();
+            self.release_gate_entry(client, gate_entry);
+        } else if wants_gate_entry && acquire.gate_entry.is_none() {
+            let gate_entry = self.new_lease(client, LeaseKind::GateEntry);
             let acquire = self.clients[client].acquire.as_mut();
             acquire
                 .into_iter()
-                .for_each(|acquire| acquire.place = Some(Arc::clone(&place)));
+                .for_each(|acquire| acquire.gate_entry = Some(Arc::clone(&gate_entry)));
         }
-        self.pause(client, attempt.free);
+        self.begin_pause(client, attempt.free_in);
     }
 
-    fn pause(&mut self, client: usize, free: Option<Duration>) {
+    fn begin_pause(&mut self, client: usize, free_in: Option<Duration>) {
         let now = self.clock(client);
         let (draw, later) = (self.rng.f64(), self.rng.u64(..=1_000));
         let Some(acquire) = self.clients[client].acquire.as_mut() else {
             return;
         };
         acquire.retries += 1;
-        let mut pause = self.knobs.retry.delay(acquire.retries, draw);
+        let mut pause = self.config.retry.delay(acquire.retries, draw);
         if acquire.kind != LeaseKind::Exclusive {
-            pause = pause.min(self.knobs.refresh / 2);
+            pause = pause.min(self.config.refresh / 2);
         }
-        if let Some(free) = free {
-            // The engine waits for a millisecond more, since servers count in whole ones.
-            pause = pause.min(free + Duration::from_micros(later));
+        if let Some(free_in) = free_in {
+            // The engine waits up to one millisecond longer, because servers report whole
+            // milliseconds.
+            pause = pause.min(free_in + Duration::from_micros(later));
         }
-        self.does(client, ClientState::Pauses, Some(now + pause));
+        self.set_state(client, ClientState::Pausing, Some(now + pause));
     }
 
-    /// What an attempt may have been granted is released, everywhere but where it was refused.
+    /// Releases what an attempt may have been granted, on all nodes except those that refused.
     fn undo(&mut self, client: usize, attempt: &Attempt) {
         attempt.lease.abandon();
-        if !self.knobs.is(PlantedBug::NoUndo) {
-            self.release_behind(client, &attempt.lease, attempt.refused);
+        if !self.config.is(PlantedBug::NoUndo) {
+            self.release_lease(client, &attempt.lease, attempt.refused);
         }
-        self.give_back(client, attempt);
+        self.release_former(client, attempt);
     }
 
-    pub(crate) fn release_behind(&mut self, client: usize, lease: &Arc<Lease>, except: NodeSet) {
+    pub(crate) fn release_lease(&mut self, client: usize, lease: &Arc<Lease>, except: NodeSet) {
         let request = Request::new(Op::Release, lease, 0);
-        self.tell_nodes(client, &request, lease.contacted().difference(except));
+        self.send_to_nodes(client, &request, lease.contacted().difference(except));
     }
 
-    /// The end of an acquire, however it ends: a writer's place at the gate is left.
-    fn give_up_acquire(&mut self, client: usize) {
+    /// Ends an acquire and releases a writer's gate entry.
+    fn end_acquire(&mut self, client: usize) {
         let acquire = self.clients[client].acquire.take();
-        self.leave(client, acquire.and_then(|acquire| acquire.place));
+        self.release_gate_entry(client, acquire.and_then(|acquire| acquire.gate_entry));
     }
 
-    fn leave(&mut self, client: usize, place: Option<Arc<Lease>>) {
-        if let Some(place) = place {
-            self.release_behind(client, &place, NodeSet::default());
+    fn release_gate_entry(&mut self, client: usize, gate_entry: Option<Arc<Lease>>) {
+        if let Some(gate_entry) = gate_entry {
+            self.release_lease(client, &gate_entry, NodeSet::default());
         }
     }
 
-    /// Somebody cancels an acquire, if it goes on.
+    /// Cancels an acquire, if it is still in progress.
     pub(crate) fn cancel(&mut self, client: usize, number: u32) {
         let it = &mut self.clients[client];
         if it.acquires != number {
@@ -493,18 +500,18 @@ impl Simulator {
             }
             self.undo(client, &attempt);
         }
-        self.counts.cancels += 1;
-        self.give_up_acquire(client);
-        self.rest(client);
+        self.coverage.cancels += 1;
+        self.end_acquire(client);
+        self.begin_rest(client);
     }
 
-    /// Nothing for a while, often for none.
-    pub(crate) fn rest(&mut self, client: usize) {
+    /// Waits before the next acquire, in half of the cases not at all.
+    pub(crate) fn begin_rest(&mut self, client: usize) {
         let rest = match self.rng.bool() {
             true => 0,
-            false => self.rng.u64(..self.knobs.longest() / 4),
+            false => self.rng.u64(..self.config.max_ttl() / 4),
         };
         let alarm = self.clock(client) + Duration::from_micros(rest);
-        self.does(client, ClientState::Nothing, Some(alarm));
+        self.set_state(client, ClientState::Idle, Some(alarm));
     }
 }

@@ -1,25 +1,25 @@
-//! The clocks of nodes and clients: what each shows at a true time.
+//! The clocks of nodes and clients, as functions of the true time.
 
 use std::time::Instant;
 
 use crate::time::clock;
 
-/// Clocks are ahead of the true time by this much, in µs, so that none begins before zero.
-const FIRST: i64 = 10_000_000_000;
+/// The head start of every clock over the true time in µs, so that no clock reads less than zero.
+const EPOCH_OFFSET: i64 = 10_000_000_000;
 
-/// A clock that runs at its own speed. True time is in µs from the beginning of the history.
+/// A clock with a rate of its own. True time is in µs since the beginning of the history.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
-    /// How far it is ahead, in µs.
+    /// The difference to the true time, in µs.
     offset: i64,
-    /// How much faster it runs, in millionths.
+    /// The excess of its rate over that of true time, in millionths.
     rate: i64,
 }
 
 impl Clock {
     pub(crate) fn new(offset: i64, rate: i64) -> Clock {
         Clock {
-            offset: FIRST + offset,
+            offset: EPOCH_OFFSET + offset,
             rate,
         }
     }
@@ -33,7 +33,7 @@ impl Clock {
         clock::from_micros(self.micros(now) as u64).expect("within the clock's range")
     }
 
-    /// The first true time at which it shows `at` or more.
+    /// Returns the first true time at which the clock reads `at` or later.
     pub(crate) fn when(&self, at: Instant) -> u64 {
         let shown = clock::to_micros(at) as i64;
         let guess = (shown - self.offset) * 1_000_000 / (1_000_000 + self.rate);
@@ -44,14 +44,14 @@ impl Clock {
         when
     }
 
-    /// Somebody sets it.
+    /// Sets the clock forward or back by `by` µs.
     pub(crate) fn step(&mut self, by: i64) {
         self.offset += by;
     }
 }
 
 #[test]
-fn a_clock_shows_what_it_is_asked_for() {
+fn clock_reads_at_least_the_time_asked_for() {
     for (offset, rate) in [(0, 0), (77, 5_000), (-3_600_000_000, -5_000), (5, 50_000)] {
         let clock = Clock::new(offset, rate);
         for now in [0, 1, 999, 1_000_000, 123_456_789] {

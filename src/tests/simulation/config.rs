@@ -1,4 +1,4 @@
-//! What a history is like: everything that can be turned, drawn from its seed.
+//! The settings of a history, drawn from its seed.
 
 use std::time::Duration;
 
@@ -9,111 +9,113 @@ use crate::protocol::retry::RetryPolicy;
 use crate::protocol::ttl::Ttl;
 use crate::tests::simulation::clock::Clock;
 
-/// What is planted, so that the checks can be seen to find it.
+/// A bug or an excessive fault that is planted, to show that the checks find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PlantedBug {
-    /// Clocks run apart by ten times what is allowed for.
+    /// Clocks drift apart by ten times the documented limit.
     Drift,
     /// The clock of a node is set forward by more than a TTL.
-    Step,
-    /// Of the nodes that are reachable a quorum is enough.
+    ClockStep,
+    /// A quorum of the reachable nodes is enough.
     QuorumOfReachable,
-    /// A lease is counted from the answers on.
+    /// The validity of a lease counts from the replies, not from the first request.
     ElapsedNotCounted,
-    /// The greatest number is the token, whoever has been raised to it.
+    /// The greatest fence counter becomes the fencing token without raising it on a quorum.
     NoSecondFenceRound,
-    /// A majority of the nodes loses its data, and votes at once when it is back.
-    MajorityForgets,
-    /// The same of one node.
-    OneForgets,
-    /// Most nodes lose their data and stand back for a TTL, but count on from clocks that are not in step.
-    FenceForgotten,
-    /// What an attempt that failed was granted is left where it is.
+    /// A majority of the nodes loses its data and votes immediately after the restart.
+    MajorityLosesData,
+    /// One node loses its data and votes immediately after the restart.
+    OneNodeLosesData,
+    /// Most nodes lose their data and do not vote for a TTL, but their fence counters restart from
+    /// clocks that disagree.
+    FenceCountersLost,
+    /// The grants of a failed attempt are not released.
     NoUndo,
-    /// Of a lock that was handed on the former token is left where it was not swapped.
-    FormerForgotten,
-    /// A connection that broke is not killed at the next connect.
+    /// After a handoff the former token is not released where it was not swapped.
+    FormerTokenKept,
+    /// A reconnect does not kill the former connection.
     NoKill,
-    /// Nobody thinks of an extension without an answer that runs when the node goes on.
-    LateExtensionForgotten,
-    /// Broken connections are not killed, and all attempts of a client go by one token.
+    /// An unanswered extension is not recorded, although a hung node may still run it.
+    UnansweredExtensionIgnored,
+    /// Former connections are not killed, and all attempts of a client use the same token.
     OneToken,
-    /// The next attempt counts the grants of the one before it.
+    /// An attempt counts the grants of the attempt before it.
     GrantsOfFormerToken,
-    /// A release that is sent again deletes the lock by its name, whoever holds it.
-    ReleaseByName,
-    /// That nothing is there counts as the doing of a release that was sent before, though the node has restarted meanwhile.
-    RestartIsOurDoing,
+    /// A resent release deletes the key whatever its token is.
+    ReleaseWithoutToken,
+    /// After a resent release an absent key counts as released, although the node has restarted in
+    /// between.
+    AbsentAfterRestartIsRelease,
 }
 
-/// What is done so that a node which has lost its data does not help to give a lock away twice.
+/// How a history keeps a node that lost its data from granting a held lock again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Care {
-    /// It is kept down for the longest TTL.
-    KeptDown,
-    /// The restart quarantine.
+pub(crate) enum RestartPolicy {
+    /// The node stays down for the longest TTL.
+    StaysDown,
+    /// The client's restart quarantine.
     Quarantine,
     None,
 }
 
-/// Of so many messages a knob's number is the part that it concerns.
-const OF: u32 = 10_000;
+/// The denominator of a [`Probability`].
+const PROBABILITY_SCALE: u32 = 10_000;
 
-/// How often something happens to a message.
+/// The probability that a fault hits a message.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Probability(u32);
 
 impl Probability {
-    pub(crate) fn strike(self, rng: &mut Rng) -> bool {
-        self.0 > 0 && rng.u32(..OF) < self.0
+    pub(crate) fn occurs(self, rng: &mut Rng) -> bool {
+        self.0 > 0 && rng.u32(..PROBABILITY_SCALE) < self.0
     }
 }
 
-/// One history's settings. Times are in µs where they have no type.
+/// The settings of one history. Numbers without a type of time are in µs.
 #[derive(Debug)]
 pub(crate) struct SimConfig {
     pub(crate) bug: Option<PlantedBug>,
     pub(crate) nodes: usize,
     pub(crate) clients: usize,
-    pub(crate) family: LockKind,
+    pub(crate) lock_kind: LockKind,
     pub(crate) ttls: [Ttl; 2],
     pub(crate) min_validity: f64,
     pub(crate) node_timeout: Duration,
     pub(crate) refresh: Duration,
     pub(crate) retry: RetryPolicy,
-    /// How often each client takes the lock at the most.
+    /// The maximum number of acquires per client.
     pub(crate) acquires: u32,
-    /// How long most messages take at the most.
+    /// The maximum delay of most messages.
     pub(crate) delay: u64,
-    /// Messages that take up to half a TTL.
+    /// A message is delayed by up to half a TTL.
     pub(crate) slow: Probability,
-    /// Messages into a black hole, and answers out of one.
+    /// A request or its reply is lost without notice.
     pub(crate) lost: Probability,
-    /// Messages whose connection breaks under way, behind some of the requests or of the answers.
-    pub(crate) cut: Probability,
-    /// Of the messages whose connection breaks those that arrive all the same, up to a TTL later.
+    /// The connection breaks after a part of the requests or replies of a batch.
+    pub(crate) disconnect: Probability,
+    /// A lost or broken batch still arrives, up to a TTL later.
     pub(crate) late: Probability,
-    /// Requests that are answered with an error, whether or not they were served.
-    pub(crate) errs: Probability,
-    /// Jobs that a lane takes up only after a while.
-    pub(crate) hop: Probability,
-    /// Attempts that ask one node before the others.
-    pub(crate) one_first: Probability,
-    /// Acquires that are cancelled, if they last.
+    /// A request fails with an error reply, whether or not the node applied it.
+    pub(crate) error: Probability,
+    /// A queued job is sent only after a delay.
+    pub(crate) queue_delay: Probability,
+    /// An attempt asks one node before the others.
+    pub(crate) one_node_first: Probability,
+    /// A cancellation of an acquire is scheduled.
     pub(crate) cancelled: Probability,
-    /// How often these happen.
+    /// The maximum number of each fault.
     pub(crate) pauses: usize,
     pub(crate) deaths: usize,
     pub(crate) hangs: usize,
     pub(crate) crashes: usize,
-    pub(crate) forgets: usize,
-    pub(crate) care: Care,
+    pub(crate) loses_data: usize,
+    pub(crate) restart_policy: RestartPolicy,
     pub(crate) partitions: usize,
-    pub(crate) breaks: usize,
+    pub(crate) disconnects: usize,
     pub(crate) steps: usize,
-    /// The clocks of all nodes are set forward at once.
+    /// The clocks of all nodes are set forward at the same time.
     pub(crate) step_together: bool,
-    /// When all faults are over, and nobody begins anything any more.
+    /// The time at which all faults end and clients stop to begin acquires.
     pub(crate) end: u64,
     pub(crate) client_clocks: Vec<Clock>,
     pub(crate) node_clocks: Vec<Clock>,
@@ -123,7 +125,9 @@ impl SimConfig {
     pub(crate) fn draw(rng: &mut Rng, bug: Option<PlantedBug>) -> SimConfig {
         let nodes = match bug {
             Some(
-                PlantedBug::OneForgets | PlantedBug::QuorumOfReachable | PlantedBug::FenceForgotten,
+                PlantedBug::OneNodeLosesData
+                | PlantedBug::QuorumOfReachable
+                | PlantedBug::FenceCountersLost,
             ) => 3,
             _ => one_of(rng, &[1, 3, 3, 3, 5]),
         };
@@ -133,15 +137,15 @@ impl SimConfig {
             let ttl = Duration::from_millis(rng.u64(100..1_000));
             Ttl::parse(ttl, min_validity).expect("a good TTL")
         });
-        let longest = longest(ttls);
-        // Some histories are quiet, and most are not quiet in all respects.
-        let busy = rng.u32(..8) > 0;
-        let odds = |rng: &mut Rng, most: u32| match busy && rng.bool() {
-            true => Probability(rng.u32(..=most)),
+        let max_ttl = max_ttl(ttls);
+        // One history in eight has no faults, and most others have only some kinds of faults.
+        let is_busy = rng.u32(..8) > 0;
+        let probability = |rng: &mut Rng, max: u32| match is_busy && rng.bool() {
+            true => Probability(rng.u32(..=max)),
             false => Probability(0),
         };
-        let count = |rng: &mut Rng, most: usize| match busy && rng.bool() {
-            true => rng.usize(..=most),
+        let count = |rng: &mut Rng, max: usize| match is_busy && rng.bool() {
+            true => rng.usize(..=max),
             false => 0,
         };
         let initial = rng.u64(2_000..60_000);
@@ -151,11 +155,11 @@ impl SimConfig {
             jitter: one_of(rng, &[1.0, 1.0, 0.0, 0.5]),
             ..RetryPolicy::default()
         };
-        let mut knobs = SimConfig {
+        let mut config = SimConfig {
             bug,
             nodes,
             clients,
-            family: one_of(rng, &[LockKind::Exclusive, LockKind::ReadWrite]),
+            lock_kind: one_of(rng, &[LockKind::Exclusive, LockKind::ReadWrite]),
             ttls,
             min_validity,
             node_timeout: Duration::from_micros(rng.u64(20_000..200_000)),
@@ -163,63 +167,67 @@ impl SimConfig {
             retry,
             acquires: rng.u32(1..=3),
             delay: one_of(rng, &[200, 1_000, 5_000, 30_000]),
-            slow: odds(rng, 2_000),
-            lost: odds(rng, 800),
-            cut: odds(rng, 800),
-            late: odds(rng, OF),
-            errs: odds(rng, 300),
-            hop: odds(rng, 5_000),
-            one_first: odds(rng, 4_000),
-            cancelled: odds(rng, 3_000),
+            slow: probability(rng, 2_000),
+            lost: probability(rng, 800),
+            disconnect: probability(rng, 800),
+            late: probability(rng, PROBABILITY_SCALE),
+            error: probability(rng, 300),
+            queue_delay: probability(rng, 5_000),
+            one_node_first: probability(rng, 4_000),
+            cancelled: probability(rng, 3_000),
             pauses: count(rng, 3),
             deaths: count(rng, 1),
             hangs: count(rng, 3),
             crashes: count(rng, 3),
-            forgets: 0,
-            care: match bug {
-                Some(PlantedBug::MajorityForgets | PlantedBug::OneForgets) => Care::None,
-                _ => one_of(rng, &[Care::KeptDown, Care::Quarantine]),
+            loses_data: 0,
+            restart_policy: match bug {
+                Some(PlantedBug::MajorityLosesData | PlantedBug::OneNodeLosesData) => {
+                    RestartPolicy::None
+                }
+                _ => one_of(rng, &[RestartPolicy::StaysDown, RestartPolicy::Quarantine]),
             },
             partitions: count(rng, 4),
-            breaks: count(rng, 4),
+            disconnects: count(rng, 4),
             steps: count(rng, nodes),
             step_together: false,
-            end: longest * rng.u64(2..5),
+            end: max_ttl * rng.u64(2..5),
             client_clocks: Vec::new(),
             node_clocks: Vec::new(),
         };
         if rng.u32(..4) == 0 {
-            knobs.forgets = count(rng, 2);
+            config.loses_data = count(rng, 2);
         }
         match bug {
-            Some(PlantedBug::MajorityForgets | PlantedBug::RestartIsOurDoing) => {
-                knobs.forgets = nodes / 2 + 1
+            Some(PlantedBug::MajorityLosesData | PlantedBug::AbsentAfterRestartIsRelease) => {
+                config.loses_data = nodes / 2 + 1
             }
-            Some(PlantedBug::OneForgets) => knobs.forgets = 1,
-            Some(PlantedBug::FenceForgotten) => knobs.forgets = 2,
-            Some(PlantedBug::LateExtensionForgotten) => {
-                (knobs.hangs, knobs.pauses, knobs.acquires) = (3, 2, 3);
+            Some(PlantedBug::OneNodeLosesData) => config.loses_data = 1,
+            Some(PlantedBug::FenceCountersLost) => config.loses_data = 2,
+            Some(PlantedBug::UnansweredExtensionIgnored) => {
+                (config.hangs, config.pauses, config.acquires) = (3, 2, 3);
             }
             _ => {}
         }
-        knobs.set_clocks(rng);
-        knobs
+        config.set_clocks(rng);
+        config
     }
 
-    /// Clocks that disagree by all that is allowed for, but no more: 1 % from the slowest to the fastest, and 2 ms that are
-    /// left for steps. The time of day may be anything, but where nodes forget their fences: there it is in step.
+    /// Draws clocks that disagree by the documented limit and no more: 1 % from the slowest to the
+    /// fastest, and 2 ms that remain for steps. The time of day may differ by an hour, except where
+    /// nodes lose their fence counters: there it is in step.
     fn set_clocks(&mut self, rng: &mut Rng) {
         let rate = match (self.bug, rng.u32(..4)) {
             (Some(PlantedBug::Drift), _) => 50_000,
             (_, 0) => 0,
             _ => 5_000,
         };
-        let apart = match (self.bug, self.forgets) {
-            (Some(PlantedBug::FenceForgotten), _) => 3_600_000_000,
+        let apart = match (self.bug, self.loses_data) {
+            (Some(PlantedBug::FenceCountersLost), _) => 3_600_000_000,
             (_, 0) => one_of(rng, &[0, 1_000, 3_600_000_000]),
             _ => 5_000,
         };
-        // The worst is a holder whose clock is slow and nodes whose clocks are fast, and for what is left behind the reverse.
+        // The worst case for mutual exclusion is a holder with a slow clock and nodes with fast
+        // clocks. The reverse is the worst case for leftover tokens.
         let end = one_of(rng, &[None, None, Some(rate), Some(rate), Some(-rate)]);
         self.step_together = end.is_some_and(|rate| rate > 0) && rng.bool();
         let clocks = |rng: &mut Rng, count: usize, apart: i64, end: Option<i64>| {
@@ -233,25 +241,25 @@ impl SimConfig {
         self.node_clocks = clocks(rng, self.nodes, apart, end);
     }
 
-    /// The longest TTL, in µs.
-    pub(crate) fn longest(&self) -> u64 {
-        longest(self.ttls)
+    /// Returns the longest TTL in µs.
+    pub(crate) fn max_ttl(&self) -> u64 {
+        max_ttl(self.ttls)
     }
 
     pub(crate) fn is(&self, bug: PlantedBug) -> bool {
         self.bug == Some(bug)
     }
 
-    /// How long a message takes.
-    pub(crate) fn travel(&self, rng: &mut Rng, calm: bool) -> u64 {
-        match !calm && self.slow.strike(rng) {
-            true => rng.u64(..self.longest() / 2),
+    /// Draws the delay of a message in µs.
+    pub(crate) fn message_delay(&self, rng: &mut Rng, faults_over: bool) -> u64 {
+        match !faults_over && self.slow.occurs(rng) {
+            true => rng.u64(..self.max_ttl() / 2),
             false => rng.u64(self.delay / 10..self.delay),
         }
     }
 }
 
-fn longest(ttls: [Ttl; 2]) -> u64 {
+fn max_ttl(ttls: [Ttl; 2]) -> u64 {
     1_000 * ttls[0].millis().max(ttls[1].millis())
 }
 

@@ -1,5 +1,5 @@
-//! A client's lane to a node, as `worker` serves it: one batch on the wire, releases that are owed, and a new connection where
-//! one broke, which kills the former before anything else.
+//! A client's connection to a node, as `transport::worker` serves it. One batch is in flight at a
+//! time. Releases stay pending across disconnects. A reconnect kills the former connection first.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,38 +10,40 @@ use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::send_check;
 use crate::protocol::server_info::ServerInfo;
-use crate::tests::simulation::config::{Care, PlantedBug, Probability};
-use crate::tests::simulation::node::Sent;
-use crate::tests::simulation::rounds::Post;
+use crate::tests::simulation::config::{PlantedBug, Probability, RestartPolicy};
+use crate::tests::simulation::node::NodeMessage;
+use crate::tests::simulation::rounds::RoutedReply;
 use crate::tests::simulation::simulator::{SimEvent, Simulator};
 
-/// The pauses between failed connects: from the first, doubling, to the last. In µs, and shorter than the real ones, so that
-/// more happens.
-const FIRST_PAUSE: u64 = 10_000;
-const LAST_PAUSE: u64 = 200_000;
-/// Fewer than in `desk`, so that more happens in between.
-const MAX_BEHIND: usize = 2;
+/// The shortest and the longest pause between failed connects, in µs. Both are shorter than the
+/// real ones, so that more happens in a history.
+const MIN_CONNECT_PAUSE: u64 = 10_000;
+const MAX_CONNECT_PAUSE: u64 = 200_000;
+/// Fewer than in `transport::pipeline`, so that more requests travel between pending releases.
+const MAX_PENDING_PER_BATCH: usize = 2;
 
-/// One connection to one node, and what is to be sent there.
+/// A connection to one node, and the jobs to be sent there.
 #[derive(Debug)]
-pub(crate) struct Lane {
+pub(crate) struct SimConnection {
     state: State,
-    /// The number of the connection.
-    pub(crate) life: u32,
-    /// The number of the batch on the wire.
+    /// The number of the connection; each connect increases it.
+    pub(crate) generation: u32,
+    /// The number of the batch in flight.
     batch: u32,
-    wire: Vec<Job>,
+    in_flight: Vec<Job>,
     queue: VecDeque<Job>,
-    owed: VecDeque<Job>,
+    pending: VecDeque<Job>,
     failures: u32,
-    /// The run of the node that the connection leads to, or the last one did, and when that was met first.
+    /// The run of the node at the last connect. `run_since` is the time of the first connect to
+    /// this run.
     run: u32,
     run_since: u64,
-    /// Whether the connection broke and one connect is waited for: what is queued stays so until that fails.
-    waits: bool,
-    /// Until then the node does not vote on new leases.
+    /// Whether the connection broke and the first reconnect is not decided. Until it fails, queued
+    /// jobs wait for it.
+    is_reconnecting: bool,
+    /// The time until which the node does not vote on new leases.
     quarantined_until: Option<Instant>,
-    /// Until then everything between the two is lost.
+    /// The time until which all messages between client and node are lost.
     pub(crate) cut_off_until: u64,
 }
 
@@ -51,12 +53,12 @@ enum State {
     Up,
 }
 
-/// A request, and the round that its answer is for.
+/// A request, and the round that waits for its reply.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) request: Request,
     pub(crate) round: Option<u32>,
-    /// It is a release that was on the wire before.
+    /// Whether this is a release that was sent before.
     was_sent: bool,
 }
 
@@ -70,19 +72,19 @@ impl Job {
     }
 }
 
-impl Lane {
-    pub(crate) fn new() -> Lane {
-        Lane {
+impl SimConnection {
+    pub(crate) fn new() -> SimConnection {
+        SimConnection {
             state: State::Up,
-            life: 0,
+            generation: 0,
             batch: 0,
-            wire: Vec::new(),
+            in_flight: Vec::new(),
             queue: VecDeque::new(),
-            owed: VecDeque::new(),
+            pending: VecDeque::new(),
             failures: 0,
             run: 0,
             run_since: 0,
-            waits: false,
+            is_reconnecting: false,
             quarantined_until: None,
             cut_off_until: 0,
         }
@@ -93,14 +95,15 @@ impl Lane {
     }
 
     fn may_send(&self) -> bool {
-        self.is_up() && self.wire.is_empty()
+        self.is_up() && self.in_flight.is_empty()
     }
 
-    /// The next job that may travel with those on the wire: never two of one token.
+    /// Returns the next job that may join the batch in flight, which never has two requests of one
+    /// token.
     fn next_of_batch(&mut self) -> Option<Job> {
         let job = self.queue.front()?;
         match self
-            .wire
+            .in_flight
             .iter()
             .any(|other| other.request.shares_token(&job.request))
         {
@@ -109,10 +112,10 @@ impl Lane {
         }
     }
 
-    /// The pending releases that travel behind a batch.
-    fn take_pending(&mut self) -> Vec<Job> {
-        let count = self.owed.len().min(MAX_BEHIND);
-        self.owed.drain(..count).collect()
+    /// Returns the pending releases that follow the batch.
+    fn next_pending(&mut self) -> Vec<Job> {
+        let count = self.pending.len().min(MAX_PENDING_PER_BATCH);
+        self.pending.drain(..count).collect()
     }
 
     fn quarantine(&self, now: Instant) -> Duration {
@@ -120,302 +123,333 @@ impl Lane {
         until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
     }
 
-    /// Up, with nothing to do.
+    /// Returns whether the connection is up and has no job.
     pub(crate) fn is_idle(&self) -> bool {
-        self.is_up() && self.wire.is_empty() && self.queue.is_empty() && self.owed.is_empty()
+        self.is_up()
+            && self.in_flight.is_empty()
+            && self.queue.is_empty()
+            && self.pending.is_empty()
     }
 }
 
 impl Simulator {
-    /// Hands a job to a lane; `false` if the node is suspect. Then nothing is queued but what is owed.
-    pub(crate) fn submit(&mut self, client: usize, node: usize, job: Job, owed: bool) -> bool {
-        let lane = &mut self.clients[client].lanes[node];
-        let up = lane.is_up() || lane.waits;
-        self.counts.waits += u64::from(up && !lane.is_up());
+    /// Queues a job. Returns `false` if the node is suspect; then only a pending release is queued.
+    pub(crate) fn submit(
+        &mut self,
+        client: usize,
+        node: usize,
+        job: Job,
+        is_pending_release: bool,
+    ) -> bool {
+        let connection = &mut self.clients[client].connections[node];
+        let up = connection.is_up() || connection.is_reconnecting;
+        self.coverage.reconnect_waits += u64::from(up && !connection.is_up());
         if up && job.request.op.grants() {
             let leases = job.request.written_leases();
             leases.for_each(|lease| lease.record_contacted(NodeSet::single(node)));
         }
-        if up || owed {
-            lane.queue.push_back(job);
-            match self.knobs.hop.strike(&mut self.rng) {
+        if up || is_pending_release {
+            connection.queue.push_back(job);
+            match self.config.queue_delay.occurs(&mut self.rng) {
                 true => {
-                    let at = self.now + self.travel();
-                    self.tell(at, client, SimEvent::Pump { node });
+                    let at = self.now + self.message_delay();
+                    self.schedule_client_event(at, client, SimEvent::SendQueued { node });
                 }
-                false => self.pump(client, node),
+                false => self.send_queued(client, node),
             }
         }
         up
     }
 
-    /// Puts a request into the lanes of some nodes. Nobody waits.
-    pub(crate) fn tell_nodes(&mut self, client: usize, request: &Request, nodes: NodeSet) {
+    /// Queues a request for some nodes. No round waits for the replies.
+    pub(crate) fn send_to_nodes(&mut self, client: usize, request: &Request, nodes: NodeSet) {
         for node in (0..self.nodes.len()).filter(|node| nodes.contains(*node)) {
-            let owed = request.op == Op::Release && request.lease.contacted().contains(node);
-            self.submit(client, node, Job::new(request, None), owed);
+            let is_pending_release =
+                request.op == Op::Release && request.lease.contacted().contains(node);
+            self.submit(client, node, Job::new(request, None), is_pending_release);
         }
     }
 
-    /// Sends what is queued, if nothing is on the wire.
-    pub(crate) fn pump(&mut self, client: usize, node: usize) {
+    /// Sends the queued jobs, if no batch is in flight.
+    pub(crate) fn send_queued(&mut self, client: usize, node: usize) {
         let now = self.clock(client);
-        if !self.clients[client].lanes[node].may_send() {
+        if !self.clients[client].connections[node].may_send() {
             return;
         }
-        while let Some(job) = self.clients[client].lanes[node].next_of_batch() {
-            let quarantine = self.clients[client].lanes[node].quarantine(now);
+        while let Some(job) = self.clients[client].connections[node].next_of_batch() {
+            let quarantine = self.clients[client].connections[node].quarantine(now);
             let unsent = send_check::skip_reply(&job.request, node, quarantine, now);
             if let Some(release) = unsent
                 .as_ref()
-                .and_then(|answer| send_check::replacement_release(&job.request, answer))
+                .and_then(|reply| send_check::replacement_release(&job.request, reply))
             {
-                // Its round is over; how the one that releases learns of it is not in here.
+                // No round waits for this release, because the simulator does not model how the
+                // releasing thread learns of it.
                 let job = Job::new(&release, None);
                 match send_check::skip_reply(&release, node, quarantine, now) {
-                    Some(answer) => self.post(client, node, &job, answer),
-                    None => self.clients[client].lanes[node].wire.push(job),
+                    Some(reply) => self.post_reply(client, node, &job, reply),
+                    None => self.clients[client].connections[node].in_flight.push(job),
                 }
                 continue;
             }
-            if let Some(answer) = unsent {
-                self.post(client, node, &job, answer);
+            if let Some(reply) = unsent {
+                self.post_reply(client, node, &job, reply);
                 continue;
             }
             send_check::record_sent(&job.request, node, now);
-            self.clients[client].lanes[node].wire.push(job);
+            self.clients[client].connections[node].in_flight.push(job);
         }
-        for job in self.clients[client].lanes[node].take_pending() {
+        for job in self.clients[client].connections[node].next_pending() {
             match job.request.lease.may_exist(node, now) {
-                true => self.clients[client].lanes[node].wire.push(job),
-                false => self.post(client, node, &job, Reply::Absent),
+                true => self.clients[client].connections[node].in_flight.push(job),
+                false => self.post_reply(client, node, &job, Reply::Absent),
             }
         }
         self.send_batch(client, node);
     }
 
-    /// Gives what is on the wire over to the network.
+    /// Sends the batch in flight over the network, and draws its faults.
     fn send_batch(&mut self, client: usize, node: usize) {
-        let lane = &mut self.clients[client].lanes[node];
-        if lane.wire.is_empty() {
+        let connection = &mut self.clients[client].connections[node];
+        if connection.in_flight.is_empty() {
             return;
         }
-        lane.batch += 1;
-        let (life, batch, count) = (lane.life, lane.batch, lane.wire.len());
-        let by_name = self.knobs.is(PlantedBug::ReleaseByName);
-        let requests = lane.wire.iter().map(|job| {
+        connection.batch += 1;
+        let (generation, batch, count) = (
+            connection.generation,
+            connection.batch,
+            connection.in_flight.len(),
+        );
+        let without_token = self.config.is(PlantedBug::ReleaseWithoutToken);
+        let requests = connection.in_flight.iter().map(|job| {
             let mut request = job.request.clone();
-            if by_name && job.was_sent {
+            if without_token && job.was_sent {
                 request.op = Op::ForceRelease;
             }
             request
         });
         let requests = requests.collect();
-        let cut_off = lane.cut_off_until > self.now;
+        let cut_off = connection.cut_off_until > self.now;
         let clock = self.clients[client].clock;
-        let overdue = clock.when(clock.at(self.now) + self.knobs.node_timeout);
-        self.tell(overdue, client, SimEvent::Overdue { node, life, batch });
-        let calm = self.calm;
-        let mut strikes = |odds: Probability| !calm && odds.strike(&mut self.rng);
-        let lost = cut_off || strikes(self.knobs.lost);
-        let cut = strikes(self.knobs.cut);
-        let (mut served, mut answered) = (count, count);
-        let mut at = self.now + self.travel();
-        if lost || cut {
+        let overdue = clock.when(clock.at(self.now) + self.config.node_timeout);
+        self.schedule_client_event(
+            overdue,
+            client,
+            SimEvent::TimedOut {
+                node,
+                generation,
+                batch,
+            },
+        );
+        let faults_over = self.faults_over;
+        let mut occurs =
+            |probability: Probability| !faults_over && probability.occurs(&mut self.rng);
+        let lost = cut_off || occurs(self.config.lost);
+        let disconnect = occurs(self.config.disconnect);
+        let (mut served, mut replied) = (count, count);
+        let mut at = self.now + self.message_delay();
+        if lost || disconnect {
             served = self.rng.usize(..=count);
-            answered = self.rng.usize(..=served);
-            if self.knobs.late.strike(&mut self.rng) {
-                at += self.rng.u64(..self.knobs.longest());
+            replied = self.rng.usize(..=served);
+            if self.config.late.occurs(&mut self.rng) {
+                at += self.rng.u64(..self.config.max_ttl());
             }
         }
-        if cut {
-            // Seen sooner than what was sent arrives, or later.
-            let seen = self.now + self.travel() + self.travel();
-            self.tell(seen, client, SimEvent::Broken { node, life });
+        if disconnect {
+            // The client may notice the disconnect before or after the batch arrives.
+            let noticed = self.now + self.message_delay() + self.message_delay();
+            self.schedule_client_event(
+                noticed,
+                client,
+                SimEvent::Disconnected { node, generation },
+            );
         }
         if served > 0 || !lost {
-            let sent = Sent::Batch {
+            let message = NodeMessage::Batch {
                 client,
-                life,
+                generation,
                 batch,
                 requests,
                 served,
-                answered,
-                unheard: lost,
+                replied,
+                replies_lost: lost,
             };
-            self.send(at, node, sent);
+            self.schedule_node_message(at, node, message);
         }
     }
 
-    pub(crate) fn hear_answers(
+    pub(crate) fn handle_replies(
         &mut self,
         client: usize,
         node: usize,
-        (life, batch): (u32, u32),
-        answers: Vec<Reply>,
+        (generation, batch): (u32, u32),
+        replies: Vec<Reply>,
     ) {
         let now = self.clock(client);
-        let lane = &mut self.clients[client].lanes[node];
-        if (lane.life, lane.batch) != (life, batch) || lane.wire.is_empty() {
+        let connection = &mut self.clients[client].connections[node];
+        if (connection.generation, connection.batch) != (generation, batch)
+            || connection.in_flight.is_empty()
+        {
             return;
         }
-        let whole = answers.len() == lane.wire.len();
-        let answered: Vec<Job> = lane.wire.drain(..answers.len()).collect();
-        for (job, answer) in answered.iter().zip(answers) {
+        let is_complete = replies.len() == connection.in_flight.len();
+        let replied: Vec<Job> = connection.in_flight.drain(..replies.len()).collect();
+        for (job, reply) in replied.iter().zip(replies) {
             send_check::record_sent(&job.request, node, now);
-            send_check::record_reply(&job.request, node, &answer);
-            self.post(client, node, job, answer);
+            send_check::record_reply(&job.request, node, &reply);
+            self.post_reply(client, node, job, reply);
         }
-        if whole {
-            self.go_on(client, node);
+        if is_complete {
+            self.send_queued(client, node);
             self.to_check = Some((client, node));
         }
     }
 
-    /// A lane has nothing on the wire any more.
-    fn go_on(&mut self, client: usize, node: usize) {
-        self.pump(client, node);
-    }
-
-    pub(crate) fn hear_broken(&mut self, client: usize, node: usize, life: u32) {
-        let lane = &self.clients[client].lanes[node];
-        if lane.life == life && lane.state != State::Connecting {
-            self.break_off(client, node, true);
+    pub(crate) fn handle_disconnect(&mut self, client: usize, node: usize, generation: u32) {
+        let connection = &self.clients[client].connections[node];
+        if connection.generation == generation && connection.state != State::Connecting {
+            self.close_connection(client, node, true);
         }
     }
 
-    pub(crate) fn hear_overdue(&mut self, client: usize, node: usize, batch: (u32, u32)) {
-        let lane = &self.clients[client].lanes[node];
-        if (lane.life, lane.batch) == batch && !lane.wire.is_empty() {
-            self.break_off(client, node, false);
+    pub(crate) fn handle_timeout(&mut self, client: usize, node: usize, batch: (u32, u32)) {
+        let connection = &self.clients[client].connections[node];
+        if (connection.generation, connection.batch) == batch && !connection.in_flight.is_empty() {
+            self.close_connection(client, node, false);
         }
     }
 
-    /// The connection broke: what is open is unknown to its callers, and releases are owed. What is queued `waits` for one connect
-    /// where the connection has ended, and is answered where the node does not answer.
-    fn break_off(&mut self, client: usize, node: usize, waits: bool) {
-        let lane = &mut self.clients[client].lanes[node];
-        lane.waits = waits && lane.is_up();
-        lane.state = State::Connecting;
-        let life = lane.life;
-        let wire = std::mem::take(&mut lane.wire);
+    /// Closes the connection. Open requests fail, and releases become pending. Queued jobs wait for
+    /// the first reconnect if the connection was closed, and fail if the node did not reply.
+    fn close_connection(&mut self, client: usize, node: usize, is_reconnecting: bool) {
+        let connection = &mut self.clients[client].connections[node];
+        connection.is_reconnecting = is_reconnecting && connection.is_up();
+        connection.state = State::Connecting;
+        let generation = connection.generation;
+        let in_flight = std::mem::take(&mut connection.in_flight);
         let fault = || Reply::Failed(NodeFailure::TimedOut);
-        for mut job in wire {
+        for mut job in in_flight {
             match job.request.op {
                 Op::Release => {
                     job.was_sent = true;
-                    self.counts.pending += 1;
-                    self.clients[client].lanes[node].owed.push_back(job);
+                    self.coverage.pending += 1;
+                    self.clients[client].connections[node]
+                        .pending
+                        .push_back(job);
                 }
-                Op::Extend if self.knobs.is(PlantedBug::LateExtensionForgotten) => {
-                    self.post(client, node, &job, fault());
+                Op::Extend if self.config.is(PlantedBug::UnansweredExtensionIgnored) => {
+                    self.post_reply(client, node, &job, fault());
                 }
                 _ => {
                     send_check::record_unanswered(&job.request, node);
-                    self.post(client, node, &job, fault());
+                    self.post_reply(client, node, &job, fault());
                 }
             }
         }
-        if !self.clients[client].lanes[node].waits {
-            self.refuse_queue(client, node);
+        if !self.clients[client].connections[node].is_reconnecting {
+            self.fail_queue(client, node);
         }
-        self.tell(self.now, client, SimEvent::Dial { node, life });
+        self.schedule_client_event(self.now, client, SimEvent::Connect { node, generation });
     }
 
-    /// Answers what is queued; releases are owed.
-    fn refuse_queue(&mut self, client: usize, node: usize) {
+    /// Fails the queued jobs; releases become pending.
+    fn fail_queue(&mut self, client: usize, node: usize) {
         let now = self.clock(client);
-        for job in std::mem::take(&mut self.clients[client].lanes[node].queue) {
+        for job in std::mem::take(&mut self.clients[client].connections[node].queue) {
             match job.request.op {
                 Op::Release if !job.request.lease.may_exist(node, now) => {
-                    self.post(client, node, &job, Reply::Absent);
+                    self.post_reply(client, node, &job, Reply::Absent);
                 }
-                Op::Release => self.clients[client].lanes[node].owed.push_back(job),
-                _ => self.post(client, node, &job, Reply::Failed(NodeFailure::TimedOut)),
+                Op::Release => self.clients[client].connections[node]
+                    .pending
+                    .push_back(job),
+                _ => self.post_reply(client, node, &job, Reply::Failed(NodeFailure::TimedOut)),
             }
         }
     }
 
-    /// Tries to connect.
-    pub(crate) fn dial(&mut self, client: usize, node: usize, life: u32) {
-        let lane = &mut self.clients[client].lanes[node];
-        if lane.state != State::Connecting || lane.life != life {
+    /// Sends a connect to the node.
+    pub(crate) fn connect(&mut self, client: usize, node: usize, generation: u32) {
+        let connection = &mut self.clients[client].connections[node];
+        if connection.state != State::Connecting || connection.generation != generation {
             return;
         }
-        lane.life += 1;
-        let life = lane.life;
-        let cut_off = lane.cut_off_until > self.now;
+        connection.generation += 1;
+        let generation = connection.generation;
+        let cut_off = connection.cut_off_until > self.now;
         let clock = self.clients[client].clock;
-        let end = clock.when(clock.at(self.now) + self.knobs.node_timeout);
-        self.tell(end, client, SimEvent::Unwelcome { node, life });
+        let end = clock.when(clock.at(self.now) + self.config.node_timeout);
+        self.schedule_client_event(end, client, SimEvent::ConnectTimedOut { node, generation });
         if !cut_off {
-            let at = self.now + self.travel();
-            self.send(at, node, Sent::Hello { client, life });
+            let at = self.now + self.message_delay();
+            self.schedule_node_message(at, node, NodeMessage::Connect { client, generation });
         }
     }
 
-    /// A connect took too long.
-    pub(crate) fn hear_unwelcome(&mut self, client: usize, node: usize, life: u32) {
-        let lane = &mut self.clients[client].lanes[node];
-        if lane.state == State::Connecting && lane.life == life {
-            let pause = (FIRST_PAUSE << lane.failures.min(8)).min(LAST_PAUSE);
-            lane.failures += 1;
+    /// Schedules another connect after one that took too long.
+    pub(crate) fn handle_connect_timeout(&mut self, client: usize, node: usize, generation: u32) {
+        let connection = &mut self.clients[client].connections[node];
+        if connection.state == State::Connecting && connection.generation == generation {
+            let pause = (MIN_CONNECT_PAUSE << connection.failures.min(8)).min(MAX_CONNECT_PAUSE);
+            connection.failures += 1;
             let at = self.now + pause / 2 + self.rng.u64(..pause / 2);
-            lane.waits = false;
-            self.refuse_queue(client, node);
-            self.tell(at, client, SimEvent::Dial { node, life });
+            connection.is_reconnecting = false;
+            self.fail_queue(client, node);
+            self.schedule_client_event(at, client, SimEvent::Connect { node, generation });
         }
     }
 
-    pub(crate) fn hear_welcome(
+    pub(crate) fn handle_connected(
         &mut self,
         client: usize,
         node: usize,
-        (life, run): (u32, u32),
+        (generation, run): (u32, u32),
         uptime: Duration,
     ) {
         let now = self.clock(client);
-        let about = ServerInfo {
+        let info = ServerInfo {
             uptime,
             ..ServerInfo::default()
         };
-        let quarantine = match self.knobs.care {
-            Care::Quarantine => about.quarantine_left(Duration::from_micros(self.knobs.longest())),
+        let quarantine = match self.config.restart_policy {
+            RestartPolicy::Quarantine => {
+                info.quarantine_left(Duration::from_micros(self.config.max_ttl()))
+            }
             _ => Duration::ZERO,
         };
-        let lane = &mut self.clients[client].lanes[node];
-        if lane.state == State::Connecting && lane.life == life {
-            lane.quarantined_until = Some(now + quarantine);
-            lane.waits = false;
-            lane.state = State::Up;
-            lane.failures = 0;
-            if lane.run != run {
-                (lane.run, lane.run_since) = (run, self.now);
+        let connection = &mut self.clients[client].connections[node];
+        if connection.state == State::Connecting && connection.generation == generation {
+            connection.quarantined_until = Some(now + quarantine);
+            connection.is_reconnecting = false;
+            connection.state = State::Up;
+            connection.failures = 0;
+            if connection.run != run {
+                (connection.run, connection.run_since) = (run, self.now);
             }
-            for job in &lane.owed {
+            for job in &connection.pending {
                 job.request.lease.record_killed(node, now);
             }
-            self.pump(client, node);
+            self.send_queued(client, node);
         }
     }
 
-    /// An answer for the round that it belongs to. Absent where a release was sent before: it was that which deleted the key,
-    /// unless the node has restarted since the lease was confirmed.
-    fn post(&mut self, client: usize, node: usize, job: &Job, answer: Reply) {
+    /// Delivers a reply to its round. `Absent` after a resent release means that the first release
+    /// deleted the key, unless the node restarted after the lease was confirmed.
+    fn post_reply(&mut self, client: usize, node: usize, job: &Job, reply: Reply) {
         if let Some(round) = job.round {
-            let since = self.clients[client].lanes[node].run_since;
+            let since = self.clients[client].connections[node].run_since;
             let confirmed = self.confirmed.get(&job.request.lease.token().id());
-            let is_ours = confirmed.is_some_and(|confirmed| *confirmed >= since)
-                || self.knobs.is(PlantedBug::RestartIsOurDoing);
-            let answer = match answer {
-                Reply::Absent if job.was_sent && is_ours => Reply::Done,
-                answer => answer,
+            let is_our_release = confirmed.is_some_and(|confirmed| *confirmed >= since)
+                || self.config.is(PlantedBug::AbsentAfterRestartIsRelease);
+            let reply = match reply {
+                Reply::Absent if job.was_sent && is_our_release => Reply::Done,
+                reply => reply,
             };
-            self.posts.push_back(Post {
+            self.replies.push_back(RoutedReply {
                 client,
                 round,
                 node,
-                answer,
+                reply,
             });
         }
     }

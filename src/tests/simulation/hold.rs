@@ -1,4 +1,4 @@
-//! What a client does with a lock that it has: it extends it, is told of its loss, downgrades it, and lets it go.
+//! A client that holds the lock: it extends, loses, downgrades and releases its lease.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,21 +15,22 @@ use crate::tests::simulation::config::one_of;
 use crate::tests::simulation::rounds::Round;
 use crate::tests::simulation::simulator::{SimEvent, Simulator};
 
-/// A guard, and what is to become of it.
+/// A held lease, and the plan of its holder.
 pub(crate) struct Hold {
     pub(crate) lease: Arc<Lease>,
-    /// What its holder may do at present; `None` while nobody can say.
-    pub(crate) may: Option<LeaseKind>,
+    /// The kind of access that the holder has; `None` while a downgrade is in progress.
+    pub(crate) access: Option<LeaseKind>,
     pub(crate) ttl: Ttl,
-    /// Extended at every third of its TTL; otherwise once at the most.
+    /// Whether the lease is extended at every third of its TTL. Otherwise it is extended at most
+    /// once.
     renews: bool,
     failures: u32,
     downgrades: bool,
-    /// When its holder has done what it wants to do with it.
+    /// The time at which the holder releases.
     end: Instant,
 }
 
-/// An extension that a quorum has confirmed while some nodes had not answered.
+/// An extension that a quorum confirmed before all nodes replied.
 pub(crate) struct ConfirmedRenewal {
     round: u32,
     lease: Arc<Lease>,
@@ -37,16 +38,22 @@ pub(crate) struct ConfirmedRenewal {
 }
 
 impl Simulator {
-    /// A guard is there. What the check finds is found here.
-    pub(crate) fn hand_out(&mut self, client: usize, lease: Arc<Lease>, kind: LeaseKind, ttl: Ttl) {
-        self.check_hand_out(client, &lease, kind);
+    /// Begins to hold a lease, and checks that no other client holds the lock.
+    pub(crate) fn begin_hold(
+        &mut self,
+        client: usize,
+        lease: Arc<Lease>,
+        kind: LeaseKind,
+        ttl: Ttl,
+    ) {
+        self.check_new_holder(client, &lease, kind);
         self.confirmed.insert(lease.token().id(), self.now);
         let now = self.clock(client);
         let whole = ttl.duration();
         let stay = whole.mul_f64(one_of(&mut self.rng, &[0.1, 0.5, 1.5, 3.0]) * self.rng.f64());
         let hold = Hold {
             lease,
-            may: Some(kind),
+            access: Some(kind),
             ttl,
             renews: self.rng.bool(),
             failures: 0,
@@ -62,7 +69,7 @@ impl Simulator {
             false => hold.end,
         };
         self.clients[client].hold = Some(hold);
-        self.does(client, ClientState::Holds, Some(act));
+        self.set_state(client, ClientState::Holding, Some(act));
         self.set_renewal(client, due.map(|due| now + due));
     }
 
@@ -72,18 +79,18 @@ impl Simulator {
         let (ticket, clock) = (it.renewal_ticket, it.clock);
         if let Some(due) = due {
             let at = clock.when(due).max(self.now);
-            self.tell(at, client, SimEvent::Renew { ticket });
+            self.schedule_client_event(at, client, SimEvent::Renew { ticket });
         }
     }
 
-    /// An extension is due, or the one that is on its way has had its time.
+    /// Begins an extension that is due, or ends one that is overdue.
     pub(crate) fn wake_renewal(&mut self, client: usize, ticket: u32) {
         let it = &self.clients[client];
         if it.renewal_ticket != ticket {
             return;
         }
         match it.extension {
-            Some(_) => self.count_extension(client, true),
+            Some(_) => self.evaluate_extension(client, true),
             None => self.extend(client),
         }
     }
@@ -94,33 +101,33 @@ impl Simulator {
         let Some(hold) = &it.hold else {
             return;
         };
-        if it.doing != ClientState::Holds {
-            // The downgrade has its turn.
+        if it.state != ClientState::Holding {
+            // An extension waits for a downgrade in progress.
             return self.set_renewal(client, Some(start + hold.ttl.duration() / 60));
         }
         let (lease, renews, mut ttl) = (Arc::clone(&hold.lease), hold.renews, hold.ttl);
-        let Some(expiry) = self.still_held(client, &lease, lease.expire_if_due(start)) else {
+        let Some(expiry) = self.held_until(client, &lease, lease.expire_if_due(start)) else {
             return;
         };
         if !renews {
-            ttl = one_of(&mut self.rng, &self.knobs.ttls);
+            ttl = one_of(&mut self.rng, &self.config.ttls);
         }
         let (mut millis, mut until) = (ttl.millis(), start + validity::validity(ttl.duration()));
         if !renews && self.rng.u32(..4) == 0 {
-            // Only to make sure.
+            // This extension confirms the lease without prolonging it.
             (millis, until) = (validity::ttl_to_outlast(expiry, start), expiry);
         }
         let request = Request::new(Op::Extend, &lease, millis);
-        let round = self.ask(client, request, (start, until), None);
+        let round = self.begin_round(client, request, (start, until), None);
         self.clients[client].extension = Some(round);
-        self.counts.extensions += 1;
-        let end = expiry.min(start + self.knobs.node_timeout);
+        self.coverage.extensions += 1;
+        let end = expiry.min(start + self.config.node_timeout);
         self.set_renewal(client, Some(end));
-        self.count_extension(client, false);
+        self.evaluate_extension(client, false);
     }
 
-    /// Goes on when an extension is decided, or is `over`.
-    pub(crate) fn count_extension(&mut self, client: usize, over: bool) {
+    /// Continues when the extension is decided or `over`.
+    pub(crate) fn evaluate_extension(&mut self, client: usize, over: bool) {
         let now = self.clock(client);
         let Some(mut round) = self.clients[client].extension.take() else {
             return;
@@ -134,28 +141,29 @@ impl Simulator {
             }
         };
         let (lease, ttl) = (Arc::clone(&round.request.lease), round.request.ttl);
-        let look = match verdict {
+        let state = match verdict {
             Verdict::Granted => lease.extend_to(now, round.until, 0),
             Verdict::Refused if lease.mark_not_ours() => LeaseState::JustLost,
             Verdict::Refused | Verdict::Unavailable => lease.expire_if_due(now),
         };
-        self.note(|_| format!("{client} extends: {verdict:?}, {}", named(look)));
-        let expiry = self.still_held(client, &lease, look);
+        self.record(|_| format!("{client} extends: {verdict:?}, {}", state_name(state)));
+        let expiry = self.held_until(client, &lease, state);
         if let (Verdict::Granted, Some(_)) = (verdict, expiry) {
-            self.counts.extended += 1;
+            self.coverage.extended += 1;
             self.confirmed.insert(lease.token().id(), self.now);
-            // Only now, with a quorum that is ours, may it come back where it was lost.
-            self.put_back(client, &lease, ttl, round.absent);
+            // Restored only after a quorum confirmed that the lease is ours.
+            self.restore(client, &lease, ttl, round.absent);
             self.clients[client].late = Some(ConfirmedRenewal {
                 round: round.number,
                 lease: Arc::clone(&lease),
                 ttl,
             });
         }
-        let calm = self.calm;
+        let faults_over = self.faults_over;
         let draw = self.rng.f64();
         let hold = self.clients[client].hold.as_mut();
-        let renewed = hold.filter(|hold| hold.renews && !calm && Arc::ptr_eq(&hold.lease, &lease));
+        let renewed =
+            hold.filter(|hold| hold.renews && !faults_over && Arc::ptr_eq(&hold.lease, &lease));
         let (Some(hold), Some(expiry)) = (renewed, expiry) else {
             return self.set_renewal(client, None);
         };
@@ -174,45 +182,45 @@ impl Simulator {
         self.set_renewal(client, Some(due));
     }
 
-    /// An answer comes after the verdict: also there the key is put back where it was lost.
-    pub(crate) fn deliver_late(&mut self, client: usize, round: u32, node: usize, answer: &Reply) {
+    /// Restores a missing key that a node reports after the verdict.
+    pub(crate) fn deliver_late(&mut self, client: usize, round: u32, node: usize, reply: &Reply) {
         let late = self.clients[client].late.as_ref();
-        let late = late.filter(|late| late.round == round && *answer == Reply::Absent);
+        let late = late.filter(|late| late.round == round && *reply == Reply::Absent);
         if let Some((lease, ttl)) = late.map(|late| (Arc::clone(&late.lease), late.ttl)) {
-            self.put_back(client, &lease, ttl, NodeSet::single(node));
+            self.restore(client, &lease, ttl, NodeSet::single(node));
         }
     }
 
-    pub(crate) fn put_back(&mut self, client: usize, lease: &Arc<Lease>, ttl: u64, nodes: NodeSet) {
-        self.counts.put_backs += nodes.len() as u64;
-        self.tell_nodes(client, &Request::new(Op::Restore, lease, ttl), nodes);
+    pub(crate) fn restore(&mut self, client: usize, lease: &Arc<Lease>, ttl: u64, nodes: NodeSet) {
+        self.coverage.restored += nodes.len() as u64;
+        self.send_to_nodes(client, &Request::new(Op::Restore, lease, ttl), nodes);
     }
 
-    /// The expiry, if a look found the lease held; a loss that the look was the first to see is settled.
-    fn still_held(
+    /// Returns the expiry of a held lease. Handles a loss that `state` reports for the first time.
+    fn held_until(
         &mut self,
         client: usize,
         lease: &Arc<Lease>,
-        look: LeaseState,
+        state: LeaseState,
     ) -> Option<Instant> {
-        match look {
+        match state {
             LeaseState::Held(expiry) => Some(expiry),
             LeaseState::JustLost => {
-                self.settle(client, lease);
+                self.handle_loss(client, lease);
                 None
             }
             LeaseState::Lost | LeaseState::Pending | LeaseState::Ended => None,
         }
     }
 
-    fn settle(&mut self, client: usize, lease: &Arc<Lease>) {
-        self.counts.losses += 1;
-        self.note(|_| format!("{client} has lost it"));
-        self.release_behind(client, lease, NodeSet::default());
+    fn handle_loss(&mut self, client: usize, lease: &Arc<Lease>) {
+        self.coverage.losses += 1;
+        self.record(|_| format!("{client} has lost it"));
+        self.release_lease(client, lease, NodeSet::default());
     }
 
-    /// The holder's next step.
-    pub(crate) fn act(&mut self, client: usize) {
+    /// Begins the holder's next step, a downgrade or a release.
+    pub(crate) fn begin_next_step(&mut self, client: usize) {
         let now = self.clock(client);
         let Some(hold) = &mut self.clients[client].hold else {
             return;
@@ -220,9 +228,9 @@ impl Simulator {
         let lease = Arc::clone(&hold.lease);
         let (downgrades, end) = (std::mem::take(&mut hold.downgrades), hold.end);
         match downgrades {
-            // One that would have to wait for an extension is left out.
+            // A downgrade that would have to wait for an extension is skipped.
             true if self.clients[client].extension.is_some() => {
-                self.does(client, ClientState::Holds, Some(end));
+                self.set_state(client, ClientState::Holding, Some(end));
             }
             true => self.downgrade(client, &lease, now),
             false => self.release(client, &lease, now),
@@ -230,18 +238,18 @@ impl Simulator {
     }
 
     fn downgrade(&mut self, client: usize, lease: &Arc<Lease>, now: Instant) {
-        let look = lease.expire_if_due(now);
-        let Some(expiry) = self.still_held(client, lease, look) else {
-            return self.let_go(client);
+        let state = lease.expire_if_due(now);
+        let Some(expiry) = self.held_until(client, lease, state) else {
+            return self.drop_lost(client);
         };
-        self.may(client, None);
+        self.set_access(client, None);
         lease.downgrade();
         let mut request = Request::new(Op::Downgrade, lease, validity::ttl_to_outlast(expiry, now));
-        request.refresh_interval = self.knobs.refresh;
-        let round = self.ask(client, request, (now, now), None);
+        request.refresh_interval = self.config.refresh;
+        let round = self.begin_round(client, request, (now, now), None);
         self.clients[client].round = Some(round);
-        let end = expiry.min(now + self.knobs.node_timeout);
-        self.does(client, ClientState::Downgrades, Some(end));
+        let end = expiry.min(now + self.config.node_timeout);
+        self.set_state(client, ClientState::Downgrading, Some(end));
         self.wake_if_decided(client);
     }
 
@@ -251,74 +259,75 @@ impl Simulator {
             return;
         };
         let (lease, end) = (Arc::clone(&hold.lease), hold.end);
-        let look = match verdict {
+        let state = match verdict {
             Verdict::Refused if lease.mark_not_ours() => LeaseState::JustLost,
             _ => lease.expire_if_due(now),
         };
-        if self.still_held(client, &lease, look).is_none() {
-            return self.let_go(client);
+        if self.held_until(client, &lease, state).is_none() {
+            return self.drop_lost(client);
         }
-        self.counts.downgrades += 1;
-        self.check_hand_out(client, &lease, LeaseKind::Read);
-        self.may(client, Some(LeaseKind::Read));
-        self.does(client, ClientState::Holds, Some(end.max(now)));
+        self.coverage.downgrades += 1;
+        self.check_new_holder(client, &lease, LeaseKind::Read);
+        self.set_access(client, Some(LeaseKind::Read));
+        self.set_state(client, ClientState::Holding, Some(end.max(now)));
     }
 
-    fn may(&mut self, client: usize, kind: Option<LeaseKind>) {
+    fn set_access(&mut self, client: usize, kind: Option<LeaseKind>) {
         let hold = self.clients[client].hold.as_mut();
-        hold.into_iter().for_each(|hold| hold.may = kind);
+        hold.into_iter().for_each(|hold| hold.access = kind);
     }
 
     fn release(&mut self, client: usize, lease: &Arc<Lease>, now: Instant) {
-        let look = lease.begin_release(now);
-        self.note(|_| format!("{client} releases: {}", named(look)));
-        if self.still_held(client, lease, look).is_none() {
-            return self.let_go(client);
+        let state = lease.begin_release(now);
+        self.record(|_| format!("{client} releases: {}", state_name(state)));
+        if self.held_until(client, lease, state).is_none() {
+            return self.drop_lost(client);
         }
         self.end_hold(client);
-        if self.hand_on(client, lease, now) {
+        if self.hand_off(client, lease, now) {
             return lease.finish_release();
         }
         let mut request = Request::new(Op::Release, lease, 0);
-        request.refresh_interval = self.knobs.refresh;
+        request.refresh_interval = self.config.refresh;
         if self.rng.bool() {
-            // Handed off.
-            self.tell_nodes(client, &request, lease.contacted());
+            // Released in the background.
+            self.send_to_nodes(client, &request, lease.contacted());
             lease.finish_release();
-            return self.rest(client);
+            return self.begin_rest(client);
         }
-        let round = self.ask(client, request, (now, now), None);
+        let round = self.begin_round(client, request, (now, now), None);
         self.clients[client].round = Some(round);
-        self.does(
+        self.set_state(
             client,
-            ClientState::Releases,
-            Some(now + self.knobs.node_timeout),
+            ClientState::Releasing,
+            Some(now + self.config.node_timeout),
         );
         self.wake_if_decided(client);
     }
 
     pub(crate) fn finish_release(&mut self, client: usize, round: &Round, verdict: Verdict) {
         if verdict == Verdict::Granted {
-            self.counts.released += 1;
+            self.coverage.released += 1;
             self.check_release(&round.request.lease, round.tally.granted());
         }
-        self.rest(client);
+        self.begin_rest(client);
     }
 
-    /// The guard of a lost lock is dropped.
-    fn let_go(&mut self, client: usize) {
+    /// Drops the guard of a lost lock.
+    fn drop_lost(&mut self, client: usize) {
         self.end_hold(client);
-        self.rest(client);
+        self.begin_rest(client);
     }
 
-    /// What is said to an extension that is still on its way is of no interest any more.
+    /// Ends the hold. Replies to an extension in progress are ignored from now on.
     fn end_hold(&mut self, client: usize) {
         let it = &mut self.clients[client];
         (it.hold, it.extension) = (None, None);
         self.set_renewal(client, None);
     }
 
-    /// With all nodes suspect a round is over before it begins.
+    /// Wakes the client immediately if its round was decided when it began, because all nodes are
+    /// suspect.
     fn wake_if_decided(&mut self, client: usize) {
         let it = &self.clients[client];
         let decided = it
@@ -327,14 +336,14 @@ impl Simulator {
             .is_some_and(|round| round.tally.verdict().is_some());
         if decided {
             let ticket = it.ticket;
-            self.tell(self.now, client, SimEvent::Wake { ticket });
+            self.schedule_client_event(self.now, client, SimEvent::Wake { ticket });
         }
     }
 }
 
-/// A look without its time, which is another in each run of the program.
-fn named(look: LeaseState) -> &'static str {
-    match look {
+/// Returns the state without its time, because that differs between runs of the program.
+fn state_name(state: LeaseState) -> &'static str {
+    match state {
         LeaseState::Held(_) => "held",
         LeaseState::JustLost | LeaseState::Lost => "lost",
         LeaseState::Pending | LeaseState::Ended => "over",

@@ -1,4 +1,4 @@
-//! A node: it serves what reaches it from the model of a real one, if it is there.
+//! A node that serves requests from `NodeStore` while it is up.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -13,66 +13,68 @@ use crate::tests::simulation::config::PlantedBug;
 use crate::tests::simulation::simulator::{SimEvent, Simulator};
 use crate::time::clock;
 
-/// Nodes have been up for so long in the beginning.
+/// The uptime of all nodes at the beginning.
 const LONG_AGO: Duration = Duration::from_secs(3_000);
 
-/// A node: what it keeps, and whether it serves.
+/// A node, with its store and its faults.
 pub(crate) struct Node {
-    pub(crate) memory: NodeStore,
+    pub(crate) store: NodeStore,
     pub(crate) clock: Clock,
     pub(crate) down: bool,
     pub(crate) hung_until: u64,
-    /// By its own clock.
+    /// The time of its last start, by its own clock.
     pub(crate) started: Instant,
     /// The number of its present run.
     pub(crate) run: u32,
-    /// The tokens that it had when it lost its data, and when that was.
+    /// The tokens that it stored when it lost its data, with the time of the loss.
     pub(crate) lost: HashMap<String, u64>,
-    /// For each client the first connection that has not been killed, nor died with the server.
-    pub(crate) living: Vec<u32>,
+    /// For each client the lowest connection number that was not killed and did not end with the
+    /// server.
+    pub(crate) min_generations: Vec<u32>,
 }
 
-/// What comes to a node.
-pub(crate) enum Sent {
-    /// A pipeline of requests, of which it serves so many and answers so many.
+/// A message to a node.
+pub(crate) enum NodeMessage {
+    /// A pipeline of requests. The node serves the first `served` and replies to the first
+    /// `replied`.
     Batch {
         client: usize,
-        life: u32,
+        generation: u32,
         batch: u32,
         requests: Vec<Request>,
         served: usize,
-        answered: usize,
-        /// The answers go into a black hole.
-        unheard: bool,
+        replied: usize,
+        /// Whether all replies are lost.
+        replies_lost: bool,
     },
-    /// A new connection. It kills those before it.
-    Hello { client: usize, life: u32 },
+    /// A new connection, which kills the former ones of the client.
+    Connect { client: usize, generation: u32 },
 }
 
 impl Node {
     pub(crate) fn new(clock: Clock, clients: usize) -> Node {
         Node {
-            memory: NodeStore::default(),
+            store: NodeStore::default(),
             clock,
             down: false,
             hung_until: 0,
             started: clock.at(0) - LONG_AGO,
             run: 0,
             lost: HashMap::new(),
-            living: vec![0; clients],
+            min_generations: vec![0; clients],
         }
     }
 
-    /// Loses its data.
-    pub(crate) fn forget(&mut self, key: &Key, now: u64) {
-        let slot = self.memory.slot(key, self.clock.at(now));
-        let owner = slot.owner.iter().map(|(token, _)| token);
-        let tokens = owner.chain(slot.readers.keys()).cloned();
+    /// Deletes all data.
+    pub(crate) fn lose_data(&mut self, key: &Key, now: u64) {
+        let lock = self.store.stored_lock(key, self.clock.at(now));
+        let owner = lock.owner.iter().map(|(token, _)| token);
+        let tokens = owner.chain(lock.readers.keys()).cloned();
         self.lost.extend(tokens.map(|token| (token, now)));
-        self.memory.clear();
+        self.store.clear();
     }
 
-    /// As servers count it: in whole seconds of a wall clock.
+    /// Returns the uptime as servers report it: in whole seconds of a wall clock.
     fn uptime(&self, now: u64) -> Duration {
         let second = |at: Instant| clock::to_micros(at) / 1_000_000;
         let uptime = second(self.clock.at(now)).saturating_sub(second(self.started));
@@ -81,88 +83,106 @@ impl Node {
 }
 
 impl Simulator {
-    /// A message reaches a node.
-    pub(crate) fn reach(&mut self, at: usize, sent: Sent) {
-        let (client, life) = match sent {
-            Sent::Batch { client, life, .. } | Sent::Hello { client, life } => (client, life),
+    /// Delivers a message to a node.
+    pub(crate) fn deliver_to_node(&mut self, at: usize, message: NodeMessage) {
+        let (client, generation) = match message {
+            NodeMessage::Batch {
+                client, generation, ..
+            }
+            | NodeMessage::Connect { client, generation } => (client, generation),
         };
         let node = &mut self.nodes[at];
-        if node.down || life < node.living[client] {
+        if node.down || generation < node.min_generations[client] {
             if self.rng.bool() {
-                let back = self.now + self.travel();
-                self.tell(back, client, SimEvent::Broken { node: at, life });
+                let back = self.now + self.message_delay();
+                self.schedule_client_event(
+                    back,
+                    client,
+                    SimEvent::Disconnected {
+                        node: at,
+                        generation,
+                    },
+                );
             }
             return;
         }
         if node.hung_until > self.now {
-            // When it goes on it takes up connections in any order.
+            // A node that resumes serves its connections in any order.
             let resumed = node.hung_until + self.rng.u64(..1_000);
-            return self.send(resumed, at, sent);
+            return self.schedule_node_message(resumed, at, message);
         }
-        match sent {
-            Sent::Batch {
+        match message {
+            NodeMessage::Batch {
                 client,
-                life,
+                generation,
                 batch,
                 requests,
                 served,
-                answered,
-                unheard,
+                replied,
+                replies_lost,
             } => {
-                let mut answers = Vec::with_capacity(requests.len());
+                let mut replies = Vec::with_capacity(requests.len());
                 for request in requests.iter().take(served) {
-                    answers.push(self.serve(at, client, request));
+                    replies.push(self.serve(at, client, request));
                 }
-                if unheard {
+                if replies_lost {
                     return;
                 }
-                let back = self.now + self.travel();
-                let whole = answered == requests.len();
-                answers.truncate(answered);
-                let told = SimEvent::Answers {
+                let back = self.now + self.message_delay();
+                let is_complete = replied == requests.len();
+                replies.truncate(replied);
+                let replies_event = SimEvent::Replies {
                     node: at,
-                    life,
+                    generation,
                     batch,
-                    answers,
+                    replies,
                 };
-                self.tell(back, client, told);
-                if !whole {
-                    self.tell(back, client, SimEvent::Broken { node: at, life });
+                self.schedule_client_event(back, client, replies_event);
+                if !is_complete {
+                    self.schedule_client_event(
+                        back,
+                        client,
+                        SimEvent::Disconnected {
+                            node: at,
+                            generation,
+                        },
+                    );
                 }
             }
-            Sent::Hello { client, life } => {
-                if !self.knobs.is(PlantedBug::NoKill) && !self.knobs.is(PlantedBug::OneToken) {
-                    self.nodes[at].living[client] = life;
+            NodeMessage::Connect { client, generation } => {
+                if !self.config.is(PlantedBug::NoKill) && !self.config.is(PlantedBug::OneToken) {
+                    self.nodes[at].min_generations[client] = generation;
                 }
-                let back = self.now + self.travel();
-                let welcome = SimEvent::Welcome {
+                let back = self.now + self.message_delay();
+                let welcome = SimEvent::Connected {
                     node: at,
-                    life,
+                    generation,
                     run: self.nodes[at].run,
                     uptime: self.nodes[at].uptime(self.now),
                 };
-                self.tell(back, client, welcome);
+                self.schedule_client_event(back, client, welcome);
             }
         }
     }
 
     fn serve(&mut self, at: usize, client: usize, request: &Request) -> Reply {
-        let is_faulty =
-            request.op != Op::Release && !self.calm && self.knobs.errs.strike(&mut self.rng);
+        let is_faulty = request.op != Op::Release
+            && !self.faults_over
+            && self.config.error.occurs(&mut self.rng);
         let error = Reply::Failed(NodeFailure::ServerError(String::new()));
         if is_faulty && self.rng.bool() {
             return error;
         }
         let node = &mut self.nodes[at];
         let now = node.clock.at(self.now);
-        let answer = node.memory.serve(request, now);
-        self.note(|_| {
+        let reply = node.store.serve(request, now);
+        self.record(|_| {
             let token = request.lease.token().text();
-            format!("node {at}: {client}'s {:?} {token}: {answer:?}", request.op)
+            format!("node {at}: {client}'s {:?} {token}: {reply:?}", request.op)
         });
         match is_faulty {
             true => error,
-            false => answer,
+            false => reply,
         }
     }
 }

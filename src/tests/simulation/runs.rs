@@ -1,23 +1,28 @@
-//! Histories by the hundred thousand: the pure rooms in a world of fake nodes, networks and clocks, where everything follows
-//! from a seed, and each history is checked.
+//! Plays hundreds of thousands of histories of simulated clients, nodes, networks and clocks, and
+//! checks each of them. A history follows entirely from its seed.
 //!
-//! A *history* is a few clients that take one lock, exclusive or read-write, on one, three or five nodes: fenced or not, waiting
-//! or not, renewed, extended, downgraded, released, handed on in its process, cancelled or let run out. Meanwhile messages are slow, lost, or cut off
-//! with their connection and late; nodes hang, crash, and lose their data; clients are paused or die; clocks drift and are set.
-//! The faults are those that the library promises to bear, up to the last: clocks that disagree by `ttl / 100 + 2 ms`, nodes
-//! without data that stand back for the longest TTL. What decides is the library's own code: `Tally` and `vote`, `Lease`, `fence`,
-//! `valid_until`, `unsent`, `RetryPolicy`; what the nodes do is the model that is compared with real servers. Lanes and clients
-//! are simulated, as `worker` and `engine` are.
+//! In a *history* a few clients acquire one lock, exclusive or read-write, on one, three or five
+//! nodes. They fence, wait, renew, extend, downgrade, release, hand off, cancel, or let the lease
+//! expire. Meanwhile messages are slow or lost, and connections break. Nodes hang, crash and lose
+//! their data; clients are paused or die; clocks drift and are set.
+//!
+//! The faults reach the limits that the library documents, and do not exceed them: clocks that
+//! disagree by `ttl / 100 + 2 ms`, and nodes without data that do not vote for the longest TTL.
+//! The decisions are made by shipped code: `Tally` and `vote_of`, `Lease`, `choose_token`,
+//! `valid_until`, `skip_reply`, `RetryPolicy`. The nodes serve from `NodeStore`, which
+//! `store_conformance` compares with real servers. The simulator has its own versions of `worker`
+//! and `engine`.
 //!
 //! | checked | when |
 //! |---|---|
-//! | no two hold it at the same true time by their own latches and clocks, but readers with readers (S7, S10) | as each guard is handed out |
-//! | fencing tokens increase (S12) | the same |
-//! | a release that is told as made was made on a quorum | as its answers come |
-//! | a lane with nothing to do has left nothing of an attempt or a lock that is over (S4) | as each answer comes |
-//! | nobody waits for ever; all is free in the end | at the end |
+//! | two clients hold the lock only if both read, by their own clocks (S7, S10) | on acquire |
+//! | fencing tokens increase (S12) | on acquire |
+//! | a release reported as successful was made on a quorum | when its replies arrive |
+//! | an idle connection leaves no unused token on its node (S4) | when a batch is complete |
+//! | no client waits forever, and every lock is free in the end | at the end |
 //!
-//! `SIMULATED=1000000 cargo test --release --lib simulation` runs so many histories, `SEED=17` one of them and tells it.
+//! `SIMULATED=1000000 cargo test --release --lib simulation` plays 1,000,000 histories.
+//! `SEED=17` plays and prints a single one.
 #![expect(
     clippy::print_stdout,
     reason = "in a test a panic is the report, and a history is to be read"
@@ -30,142 +35,151 @@ use crate::tests::simulation::checker::{Coverage, Violation};
 use crate::tests::simulation::config::PlantedBug;
 use crate::tests::simulation::simulator::Simulator;
 
-/// How many histories there are when nobody says how many.
-const FEW: u64 = 2_000;
+/// The number of histories when `SIMULATED` is not set.
+const DEFAULT_HISTORIES: u64 = 2_000;
 
-fn number(name: &str) -> Option<u64> {
+fn env_number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().expect("a number"))
 }
 
-/// One history.
-fn history(seed: u64, bug: Option<PlantedBug>) -> (Coverage, Option<Violation>) {
-    let mut world = Simulator::new(seed, bug, false);
-    world.run();
-    (world.counts, world.found)
+/// Plays one history.
+fn run_history(seed: u64, bug: Option<PlantedBug>) -> (Coverage, Option<Violation>) {
+    let mut simulator = Simulator::new(seed, bug, false);
+    simulator.run();
+    (simulator.coverage, simulator.violation)
 }
 
-/// The same, told line by line.
-fn told(seed: u64, bug: Option<PlantedBug>) -> (Option<Violation>, Vec<String>) {
-    let mut world = Simulator::new(seed, bug, true);
-    world.run();
-    (world.found.take(), world.into_history())
+/// Plays one history and records it line by line.
+fn recorded_history(seed: u64, bug: Option<PlantedBug>) -> (Option<Violation>, Vec<String>) {
+    let mut simulator = Simulator::new(seed, bug, true);
+    simulator.run();
+    (simulator.violation.take(), simulator.into_history())
 }
 
-/// As many histories as there are seeds from 0, on all cores. Answers what happened in them, and the lowest seed of those
-/// that something was found in.
-fn histories(count: u64, bug: Option<PlantedBug>) -> (Coverage, Option<(u64, Violation)>) {
+/// Plays the histories of the seeds from 0 up to `count`, on all cores. Returns what they covered,
+/// and the lowest seed with a violation.
+fn run_histories(count: u64, bug: Option<PlantedBug>) -> (Coverage, Option<(u64, Violation)>) {
     let (next, end) = (AtomicU64::new(0), AtomicU64::new(count));
     let work = || {
-        let (mut counts, mut first) = (Coverage::default(), None);
+        let (mut coverage, mut first) = (Coverage::default(), None);
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= end.load(Ordering::Relaxed) {
-                return (counts, first);
+                return (coverage, first);
             }
-            let (count, found) = history(seed, bug);
-            counts.add(&count);
-            if let Some(found) = found {
+            let (count, violation) = run_history(seed, bug);
+            coverage.add(&count);
+            if let Some(violation) = violation {
                 end.fetch_min(seed, Ordering::Relaxed);
-                first.get_or_insert((seed, found));
+                first.get_or_insert((seed, violation));
             }
         }
     };
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let (mut counts, mut first) = (Coverage::default(), None::<(u64, Violation)>);
+    let (mut coverage, mut first) = (Coverage::default(), None::<(u64, Violation)>);
     thread::scope(|scope| {
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
         for thread in threads {
-            let (count, found) = thread.join().expect("no panic");
-            counts.add(&count);
-            let seeds = first.take().into_iter().chain(found);
+            let (count, violation) = thread.join().expect("no panic");
+            coverage.add(&count);
+            let seeds = first.take().into_iter().chain(violation);
             first = seeds.min_by_key(|(seed, _)| *seed);
         }
     });
-    (counts, first)
+    (coverage, first)
 }
 
-fn tell(seed: u64, bug: Option<PlantedBug>) -> Option<Violation> {
-    let (found, history) = told(seed, bug);
+fn print_history(seed: u64, bug: Option<PlantedBug>) -> Option<Violation> {
+    let (violation, history) = recorded_history(seed, bug);
     println!("seed {seed}:");
     history.iter().for_each(|line| println!("{line}"));
-    found
+    violation
 }
 
 #[test]
-fn every_history_keeps_the_promises() {
-    if let Some(seed) = number("SEED") {
-        assert_eq!(tell(seed, None), None, "SEED={seed}");
+fn every_history_keeps_the_rules() {
+    if let Some(seed) = env_number("SEED") {
+        assert_eq!(print_history(seed, None), None, "SEED={seed}");
         return;
     }
-    let count = number("SIMULATED").unwrap_or(FEW);
-    let (counts, found) = histories(count, None);
-    println!("{count} histories: {counts:#?}");
-    if let Some((seed, _)) = found {
-        let found = tell(seed, None);
-        panic!("SEED={seed}: {found:?}");
+    let count = env_number("SIMULATED").unwrap_or(DEFAULT_HISTORIES);
+    let (coverage, violation) = run_histories(count, None);
+    println!("{count} histories: {coverage:#?}");
+    if let Some((seed, _)) = violation {
+        let violation = print_history(seed, None);
+        panic!("SEED={seed}: {violation:?}");
     }
-    // They are about something.
+    // The histories must contain enough of each event, or the checks above prove nothing.
     for (what, times, per_thousand) in [
-        ("holds", counts.holds, 2_000),
-        ("fenced holds", counts.fenced, 500),
-        ("second rounds", counts.raises, 100),
-        ("extensions by a quorum", counts.extended, 500),
-        ("keys put back", counts.put_backs, 10),
-        ("nodes asked again in a split vote", counts.repeats, 50),
-        ("hand-overs in a process", counts.swaps, 50),
-        ("requests that wait for one reconnect", counts.waits, 50),
-        ("releases that outlast a connection", counts.pending, 50),
-        ("downgrades", counts.downgrades, 50),
-        ("losses", counts.losses, 50),
-        ("releases by a quorum", counts.released, 300),
-        ("cancelled acquires", counts.cancels, 30),
+        ("leases held", coverage.holds, 2_000),
+        ("fenced leases", coverage.fenced, 500),
+        ("rounds to raise the fence", coverage.raises, 100),
+        ("extensions by a quorum", coverage.extended, 500),
+        ("keys restored", coverage.restored, 10),
+        ("nodes asked again in a split vote", coverage.repeats, 50),
+        ("handoffs in a process", coverage.swaps, 50),
+        (
+            "requests queued for a quick reconnect",
+            coverage.reconnect_waits,
+            50,
+        ),
+        ("releases pending after a disconnect", coverage.pending, 50),
+        ("downgrades", coverage.downgrades, 50),
+        ("lost leases", coverage.losses, 50),
+        ("releases by a quorum", coverage.released, 300),
+        ("cancelled acquires", coverage.cancels, 30),
     ] {
         assert!(times * 1_000 >= count * per_thousand, "{what}: {times}");
     }
 }
 
 #[test]
-fn a_seed_is_one_history() {
+fn seed_gives_the_same_history_twice() {
     for seed in 0..50 {
-        assert_eq!(told(seed, None), told(seed, None), "seed {seed}");
+        assert_eq!(
+            recorded_history(seed, None),
+            recorded_history(seed, None),
+            "seed {seed}"
+        );
     }
 }
 
-/// What must be found where something is planted, so that the checks are known to see it.
+/// Shows that each check sees the violation that a planted bug causes.
 #[test]
 fn planted_bugs_are_found() {
-    let overlap = |found: &Violation| matches!(found, Violation::Overlap { .. });
-    let order = |found: &Violation| matches!(found, Violation::Order { .. });
-    let leftover = |found: &Violation| matches!(found, Violation::Leftover { .. });
-    type Kind<'a> = &'a dyn Fn(&Violation) -> bool;
-    let told = |found: &Violation| matches!(found, Violation::Told { .. });
-    let table: [(PlantedBug, Kind<'_>); 16] = [
+    let overlap = |violation: &Violation| matches!(violation, Violation::Overlap { .. });
+    let order = |violation: &Violation| matches!(violation, Violation::Order { .. });
+    let leftover = |violation: &Violation| matches!(violation, Violation::Leftover { .. });
+    type Check<'a> = &'a dyn Fn(&Violation) -> bool;
+    let unconfirmed =
+        |violation: &Violation| matches!(violation, Violation::UnconfirmedRelease { .. });
+    let table: [(PlantedBug, Check<'_>); 16] = [
         (PlantedBug::Drift, &overlap),
-        (PlantedBug::Step, &overlap),
+        (PlantedBug::ClockStep, &overlap),
         (PlantedBug::QuorumOfReachable, &overlap),
         (PlantedBug::ElapsedNotCounted, &overlap),
         (PlantedBug::NoSecondFenceRound, &order),
-        (PlantedBug::MajorityForgets, &overlap),
-        (PlantedBug::OneForgets, &overlap),
-        (PlantedBug::FenceForgotten, &order),
+        (PlantedBug::MajorityLosesData, &overlap),
+        (PlantedBug::OneNodeLosesData, &overlap),
+        (PlantedBug::FenceCountersLost, &order),
         (PlantedBug::NoUndo, &leftover),
-        (PlantedBug::FormerForgotten, &leftover),
+        (PlantedBug::FormerTokenKept, &leftover),
         (PlantedBug::NoKill, &leftover),
-        (PlantedBug::LateExtensionForgotten, &leftover),
+        (PlantedBug::UnansweredExtensionIgnored, &leftover),
         (PlantedBug::OneToken, &overlap),
         (PlantedBug::GrantsOfFormerToken, &overlap),
-        (PlantedBug::ReleaseByName, &overlap),
-        (PlantedBug::RestartIsOurDoing, &told),
+        (PlantedBug::ReleaseWithoutToken, &overlap),
+        (PlantedBug::AbsentAfterRestartIsRelease, &unconfirmed),
     ];
-    for (bug, is_it) in table {
+    for (bug, is_expected) in table {
         let mut seeds = 0..50_000;
         let first = seeds.find(|seed| {
-            history(*seed, Some(bug))
+            run_history(*seed, Some(bug))
                 .1
-                .is_some_and(|found| is_it(&found))
+                .is_some_and(|violation| is_expected(&violation))
         });
-        println!("{bug:?}: found with seed {first:?}");
-        assert!(first.is_some(), "{bug:?} is never found");
+        println!("{bug:?}: violation with seed {first:?}");
+        assert!(first.is_some(), "{bug:?} is never violation");
     }
 }

@@ -1,4 +1,4 @@
-//! The world: true time, and what happens in which order.
+//! Orders the events of a history by true time.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -14,36 +14,36 @@ use crate::tests::simulation::client::Client;
 use crate::tests::simulation::clock::Clock;
 use crate::tests::simulation::config::{PlantedBug, SimConfig};
 use crate::tests::simulation::faults::Fault;
-use crate::tests::simulation::node::{Node, Sent};
-use crate::tests::simulation::rounds::Post;
+use crate::tests::simulation::node::{Node, NodeMessage};
+use crate::tests::simulation::rounds::RoutedReply;
 
-/// A history of more events than this does not end.
-const MOST_EVENTS: u64 = 200_000;
+/// The number of events after which a history counts as endless.
+const MAX_EVENTS: u64 = 200_000;
 
-/// One history while it happens. Everything in it follows from the seed.
+/// One history in progress. All of it follows from the seed.
 pub(crate) struct Simulator {
-    pub(crate) knobs: SimConfig,
+    pub(crate) config: SimConfig,
     pub(crate) rng: Rng,
     pub(crate) key: Key,
     pub(crate) now: u64,
     queue: BinaryHeap<Entry>,
-    /// How many entries there were: those of one moment keep their order.
+    /// The number of events scheduled so far. Events of the same time keep this order.
     entries: u64,
     pub(crate) nodes: Vec<Node>,
     pub(crate) clients: Vec<Client>,
-    /// Answers on their way from a lane to the rounds of its client.
-    pub(crate) posts: VecDeque<Post>,
-    /// A lane that may have nothing to do any more.
+    /// Replies on their way from a connection to the rounds of its client.
+    pub(crate) replies: VecDeque<RoutedReply>,
+    /// The client and node of a connection that may have become idle.
     pub(crate) to_check: Option<(usize, usize)>,
-    /// No faults any more, and nobody begins anything.
-    pub(crate) calm: bool,
+    /// No fault happens and no client begins an acquire any more.
+    pub(crate) faults_over: bool,
     pub(crate) last_fence: u64,
-    /// When a quorum confirmed each lease last.
+    /// The time at which a quorum last confirmed each lease, by token id.
     pub(crate) confirmed: HashMap<u64, u64>,
-    pub(crate) counts: Coverage,
-    pub(crate) found: Option<Violation>,
-    /// What happened, line by line, if somebody wants to know.
-    told: Option<Vec<String>>,
+    pub(crate) coverage: Coverage,
+    pub(crate) violation: Option<Violation>,
+    /// The recorded lines of the history, if it is recorded.
+    history: Option<Vec<String>>,
 }
 
 struct Entry {
@@ -53,52 +53,52 @@ struct Entry {
 }
 
 pub(crate) enum Event {
-    ToNode(usize, Sent),
+    ToNode(usize, NodeMessage),
     ToClient(usize, SimEvent),
     Fault(Fault),
 }
 
-/// What comes to a client. It has to wait while the client is paused.
+/// An event for a client. It is postponed while the client is paused.
 pub(crate) enum SimEvent {
-    Answers {
+    Replies {
         node: usize,
-        life: u32,
+        generation: u32,
         batch: u32,
-        answers: Vec<Reply>,
+        replies: Vec<Reply>,
     },
-    Broken {
+    Disconnected {
         node: usize,
-        life: u32,
+        generation: u32,
     },
-    Overdue {
+    TimedOut {
         node: usize,
-        life: u32,
+        generation: u32,
         batch: u32,
     },
-    Dial {
+    Connect {
         node: usize,
-        life: u32,
+        generation: u32,
     },
-    Unwelcome {
+    ConnectTimedOut {
         node: usize,
-        life: u32,
+        generation: u32,
     },
-    Welcome {
+    Connected {
         node: usize,
-        life: u32,
-        /// The node's, as it says.
+        generation: u32,
+        /// The run of the node, as the node reports it.
         run: u32,
         uptime: Duration,
     },
-    /// A lane takes up what is queued.
-    Pump {
+    /// The connection sends its queued jobs.
+    SendQueued {
         node: usize,
     },
-    /// The time has come for what the client does at present.
+    /// The alarm of the client's present state.
     Wake {
         ticket: u32,
     },
-    /// The same for an extension.
+    /// The alarm of the client's renewal.
     Renew {
         ticket: u32,
     },
@@ -108,105 +108,105 @@ pub(crate) enum SimEvent {
 }
 
 impl Simulator {
-    pub(crate) fn new(seed: u64, bug: Option<PlantedBug>, tells: bool) -> Simulator {
+    pub(crate) fn new(seed: u64, bug: Option<PlantedBug>, records: bool) -> Simulator {
         let mut rng = Rng::with_seed(seed);
-        let knobs = SimConfig::draw(&mut rng, bug);
-        let node = |clock: &Clock| Node::new(*clock, knobs.clients);
-        let client = |clock: &Clock| Client::new(*clock, knobs.nodes);
-        let mut world = Simulator {
-            key: key(knobs.family),
+        let config = SimConfig::draw(&mut rng, bug);
+        let node = |clock: &Clock| Node::new(*clock, config.clients);
+        let client = |clock: &Clock| Client::new(*clock, config.nodes);
+        let mut simulator = Simulator {
+            key: key(config.lock_kind),
             now: 0,
             queue: BinaryHeap::with_capacity(64),
             entries: 0,
-            nodes: knobs.node_clocks.iter().map(node).collect(),
-            clients: knobs.client_clocks.iter().map(client).collect(),
-            posts: VecDeque::new(),
+            nodes: config.node_clocks.iter().map(node).collect(),
+            clients: config.client_clocks.iter().map(client).collect(),
+            replies: VecDeque::new(),
             to_check: None,
-            calm: false,
+            faults_over: false,
             last_fence: 0,
             confirmed: HashMap::new(),
-            counts: Coverage::default(),
-            found: None,
-            told: tells.then(Vec::new),
-            knobs,
+            coverage: Coverage::default(),
+            violation: None,
+            history: records.then(Vec::new),
+            config,
             rng,
         };
-        world.note(|world| format!("{:?}", world.knobs));
-        world.draw_faults();
-        for client in 0..world.clients.len() {
-            let at = world.rng.u64(..world.knobs.end / 4);
-            world.tell(at, client, SimEvent::Wake { ticket: 0 });
+        simulator.record(|simulator| format!("{:?}", simulator.config));
+        simulator.draw_faults();
+        for client in 0..simulator.clients.len() {
+            let at = simulator.rng.u64(..simulator.config.end / 4);
+            simulator.schedule_client_event(at, client, SimEvent::Wake { ticket: 0 });
         }
-        world
+        simulator
     }
 
-    /// Lets everything happen, and answers what was found.
+    /// Runs the history to its end or to the first violation.
     pub(crate) fn run(&mut self) {
         while let Some(Entry { at, event, .. }) = self.queue.pop() {
             self.now = at;
-            self.counts.events += 1;
+            self.coverage.events += 1;
             match event {
-                Event::ToNode(node, sent) => self.reach(node, sent),
-                Event::ToClient(client, told) => self.hear(client, told),
-                Event::Fault(fault) => self.befall(fault),
+                Event::ToNode(node, message) => self.deliver_to_node(node, message),
+                Event::ToClient(client, event) => self.handle_event(client, event),
+                Event::Fault(fault) => self.apply_fault(fault),
             }
-            while let Some(post) = self.posts.pop_front() {
+            while let Some(post) = self.replies.pop_front() {
                 self.deliver(post);
             }
             if let Some((client, node)) = self.to_check.take() {
-                self.check_lane(client, node);
+                self.check_connection(client, node);
             }
-            if self.counts.events > MOST_EVENTS {
-                self.find(Violation::Endless);
+            if self.coverage.events > MAX_EVENTS {
+                self.report(Violation::Endless);
             }
-            if self.found.is_some() {
+            if self.violation.is_some() {
                 return;
             }
         }
-        self.check_the_end();
+        self.check_final_state();
     }
 
     pub(crate) fn into_history(self) -> Vec<String> {
-        self.told.unwrap_or_default()
+        self.history.unwrap_or_default()
     }
 
-    pub(crate) fn note(&mut self, line: impl FnOnce(&Simulator) -> String) {
-        if self.told.is_some() {
+    pub(crate) fn record(&mut self, line: impl FnOnce(&Simulator) -> String) {
+        if self.history.is_some() {
             let line = format!("{:>10} {}", self.now, line(self));
-            self.told.get_or_insert_default().push(line);
+            self.history.get_or_insert_default().push(line);
         }
     }
 
-    pub(crate) fn find(&mut self, found: Violation) {
-        self.note(|_| format!("FOUND {found:?}"));
-        self.found.get_or_insert(found);
+    pub(crate) fn report(&mut self, violation: Violation) {
+        self.record(|_| format!("FOUND {violation:?}"));
+        self.violation.get_or_insert(violation);
     }
 
-    pub(crate) fn put(&mut self, at: u64, event: Event) {
+    pub(crate) fn schedule(&mut self, at: u64, event: Event) {
         let number = self.entries;
         self.entries += 1;
         self.queue.push(Entry { at, number, event });
     }
 
-    pub(crate) fn send(&mut self, at: u64, node: usize, sent: Sent) {
-        self.put(at, Event::ToNode(node, sent));
+    pub(crate) fn schedule_node_message(&mut self, at: u64, node: usize, message: NodeMessage) {
+        self.schedule(at, Event::ToNode(node, message));
     }
 
-    pub(crate) fn tell(&mut self, at: u64, client: usize, told: SimEvent) {
-        self.put(at, Event::ToClient(client, told));
+    pub(crate) fn schedule_client_event(&mut self, at: u64, client: usize, event: SimEvent) {
+        self.schedule(at, Event::ToClient(client, event));
     }
 
-    /// The present by a client's clock.
+    /// Returns the present time by a client's clock.
     pub(crate) fn clock(&self, client: usize) -> Instant {
         self.clients[client].clock.at(self.now)
     }
 
-    /// How long a message takes from now on.
-    pub(crate) fn travel(&mut self) -> u64 {
-        self.knobs.travel(&mut self.rng, self.calm)
+    /// Draws the delay of a message that is sent now, in µs.
+    pub(crate) fn message_delay(&mut self) -> u64 {
+        self.config.message_delay(&mut self.rng, self.faults_over)
     }
 
-    fn hear(&mut self, client: usize, told: SimEvent) {
+    fn handle_event(&mut self, client: usize, event: SimEvent) {
         let Client {
             dead, paused_until, ..
         } = self.clients[client];
@@ -214,28 +214,34 @@ impl Simulator {
             return;
         }
         if paused_until > self.now {
-            return self.tell(paused_until, client, told);
+            return self.schedule_client_event(paused_until, client, event);
         }
-        match told {
-            SimEvent::Answers {
+        match event {
+            SimEvent::Replies {
                 node,
-                life,
+                generation,
                 batch,
-                answers,
-            } => self.hear_answers(client, node, (life, batch), answers),
-            SimEvent::Broken { node, life } => self.hear_broken(client, node, life),
-            SimEvent::Overdue { node, life, batch } => {
-                self.hear_overdue(client, node, (life, batch))
+                replies,
+            } => self.handle_replies(client, node, (generation, batch), replies),
+            SimEvent::Disconnected { node, generation } => {
+                self.handle_disconnect(client, node, generation)
             }
-            SimEvent::Dial { node, life } => self.dial(client, node, life),
-            SimEvent::Unwelcome { node, life } => self.hear_unwelcome(client, node, life),
-            SimEvent::Welcome {
+            SimEvent::TimedOut {
                 node,
-                life,
+                generation,
+                batch,
+            } => self.handle_timeout(client, node, (generation, batch)),
+            SimEvent::Connect { node, generation } => self.connect(client, node, generation),
+            SimEvent::ConnectTimedOut { node, generation } => {
+                self.handle_connect_timeout(client, node, generation)
+            }
+            SimEvent::Connected {
+                node,
+                generation,
                 run,
                 uptime,
-            } => self.hear_welcome(client, node, (life, run), uptime),
-            SimEvent::Pump { node } => self.pump(client, node),
+            } => self.handle_connected(client, node, (generation, run), uptime),
+            SimEvent::SendQueued { node } => self.send_queued(client, node),
             SimEvent::Wake { ticket } => self.wake(client, ticket),
             SimEvent::Renew { ticket } => self.wake_renewal(client, ticket),
             SimEvent::Cancel { acquire } => self.cancel(client, acquire),
@@ -257,13 +263,13 @@ impl PartialOrd for Entry {
     }
 }
 
-/// The heap gives its greatest first, and that is to be the earliest.
+/// Reversed, because the heap returns its greatest entry first and the earliest is needed.
 impl Ord for Entry {
     fn cmp(&self, other: &Entry) -> Ordering {
         (other.at, other.number).cmp(&(self.at, self.number))
     }
 }
 
-fn key(family: LockKind) -> Key {
-    Key::parse("", "lock", family).expect("a good name")
+fn key(lock_kind: LockKind) -> Key {
+    Key::parse("", "lock", lock_kind).expect("a good name")
 }

@@ -1,5 +1,6 @@
-//! Locks of several keys on a real server beside the plain model: any order of requests by owners whose keys overlap ends
-//! alike, and no owner ever has a part of its keys by its own doing.
+//! Compares locks of several keys on a real server with the node model, over random requests of
+//! owners with overlapping keys. Replies, values and fence counters must agree, and no request
+//! stores a part of its keys.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -16,30 +17,30 @@ use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
 use crate::tests::fake_node::store::NodeStore;
-use crate::tests::store_conformance::single_key::{UNIT, close, connected, millis, told};
+use crate::tests::store_conformance::single_key::{UNIT, connected, is_close, millis, serve_one};
 use crate::time::clock;
 use crate::transport::node::traits::Session;
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
-/// What happens next. Numbers choose among the leases that there have been so far, counted from the last.
+/// A step of a case. A number selects an earlier lease, counted from the last.
 #[derive(Clone, Debug)]
 enum Step {
-    Take {
+    Acquire {
         names: Vec<&'static str>,
         units: u32,
         fenced: bool,
     },
-    Asks(Op, usize, u32),
-    /// A lock of one key goes from its owner to the next.
+    Send(Op, usize, u32),
+    /// Hands a lock of one key off from its owner to a new lease.
     Swap(usize, u32, bool),
     /// The node loses a key.
-    Forgets(&'static str),
-    /// Somebody else's value comes under a key, behind everybody's back.
-    Stranger(&'static str),
-    /// A fence has run ahead.
-    Leaps(&'static str),
-    ScriptsAreFlushed,
+    LoseData(&'static str),
+    /// A foreign value is written to a key.
+    ForeignValue(&'static str),
+    /// A fence counter is raised far ahead.
+    AdvanceFence(&'static str),
+    FlushScripts,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -55,14 +56,14 @@ fn step() -> impl Strategy<Value = Step> {
     ]);
     prop_oneof![
         6 => (names, 1..6_u32, any::<bool>())
-            .prop_map(|(names, units, fenced)| Step::Take { names, units, fenced }),
-        10 => (op, lease(), 1..6_u32).prop_map(|(op, lease, units)| Step::Asks(op, lease, units)),
+            .prop_map(|(names, units, fenced)| Step::Acquire { names, units, fenced }),
+        10 => (op, lease(), 1..6_u32).prop_map(|(op, lease, units)| Step::Send(op, lease, units)),
         4 => (lease(), 1..6_u32, any::<bool>())
             .prop_map(|(lease, units, fenced)| Step::Swap(lease, units, fenced)),
-        2 => name().prop_map(Step::Forgets),
-        1 => name().prop_map(Step::Stranger),
-        1 => name().prop_map(Step::Leaps),
-        1 => Just(Step::ScriptsAreFlushed),
+        2 => name().prop_map(Step::LoseData),
+        1 => name().prop_map(Step::ForeignValue),
+        1 => name().prop_map(Step::AdvanceFence),
+        1 => Just(Step::FlushScripts),
     ]
 }
 
@@ -78,34 +79,35 @@ fn key(name: &str) -> Key {
 }
 
 impl Pair<'_> {
-    fn ask(&mut self, request: &Request) {
-        let answer = told(self.session, request);
-        let expected = self.model.serve(request, clock::now());
+    fn send(&mut self, request: &Request) {
+        let reply = serve_one(self.session, request);
+        let modelled = self.model.serve(request, clock::now());
         let what = (request.op, request.lease.keys());
-        match (answer, expected) {
-            (Reply::Held(by, left), Reply::Held(wanted, until)) => {
+        match (reply, modelled) {
+            (Reply::Held(by, left), Reply::Held(expected_by, until)) => {
                 let (left, until) = (left.unwrap(), until.unwrap());
-                assert!(close(left, until), "{what:?}: {left:?}, {until:?}");
-                // Of two that end at the same time either may be named.
-                let named = |by| matches!(by, Blocker::OwnerOfKey(_));
-                assert_eq!(named(by), named(wanted), "{what:?}");
+                assert!(is_close(left, until), "{what:?}: {left:?}, {until:?}");
+                // Among keys with the same expiry, the server may report any.
+                let names_a_key = |by| matches!(by, Blocker::OwnerOfKey(_));
+                assert_eq!(names_a_key(by), names_a_key(expected_by), "{what:?}");
             }
-            // The model's clock starts elsewhere than the server's.
+            // The clock of the model differs from that of the server.
             (Reply::Fenced(number), Reply::Fenced(_))
             | (Reply::SwappedAbsent(Some(number)), Reply::SwappedAbsent(Some(_))) => {
                 self.adopt(request, number)
             }
-            (answer, expected) => assert_eq!(answer, expected, "{what:?}"),
+            (reply, modelled) => assert_eq!(reply, modelled, "{what:?}"),
         }
     }
 
-    /// All fences of a lock are at its number, which is above what each of them was.
+    /// Checks that each fence counter of the lock is equal to the returned fence, and copies it to
+    /// the model.
     fn adopt(&mut self, request: &Request, number: u64) {
         for key in request.lease.keys().as_slice() {
             let fence = self.fence(key);
             assert_eq!(fence, Some(number), "{key:?}");
-            let slot = self.model.slot(key, clock::now());
-            slot.fence = fence;
+            let stored = self.model.stored_lock(key, clock::now());
+            stored.fence = fence;
         }
     }
 
@@ -116,7 +118,7 @@ impl Pair<'_> {
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Take {
+            Step::Acquire {
                 ref names,
                 units,
                 fenced,
@@ -127,22 +129,22 @@ impl Pair<'_> {
                 let lease = Arc::new(Lease::new(keys.clone(), token, LeaseKind::Exclusive));
                 let mut request = Request::new(Op::Acquire, &lease, millis(units));
                 request.min_fence = fenced.then_some(0);
-                self.ask(&request);
+                self.send(&request);
                 for (key, before) in keys.as_slice().iter().zip(before) {
                     assert!(self.fence(key) >= before);
                 }
                 self.leases.push(lease);
             }
-            Step::Asks(op, number, units) => {
-                let Some(place) = number.checked_rem(self.leases.len()) else {
+            Step::Send(op, number, units) => {
+                let Some(position) = number.checked_rem(self.leases.len()) else {
                     return;
                 };
-                let lease = &self.leases[self.leases.len() - 1 - place];
+                let lease = &self.leases[self.leases.len() - 1 - position];
                 let mut request = Request::new(op, lease, millis(units));
                 if op == Op::RaiseFence {
                     request.min_fence = Some(u64::MAX >> 12);
                 }
-                self.ask(&request);
+                self.send(&request);
             }
             Step::Swap(number, units, fenced) => {
                 let one = |lease: &&Arc<Lease>| lease.keys().single().is_some();
@@ -156,26 +158,27 @@ impl Pair<'_> {
                 let mut request = Request::new(Op::Swap, &lease, millis(units));
                 request.min_fence = fenced.then_some(0);
                 request.former_lease = Some(former);
-                self.ask(&request);
+                self.send(&request);
                 self.leases.push(lease);
             }
-            Step::Forgets(name) => {
-                self.model.slot(&key(name), clock::now()).owner = None;
+            Step::LoseData(name) => {
+                self.model.stored_lock(&key(name), clock::now()).owner = None;
                 self.run(&["DEL", key(name).as_str()]);
             }
-            Step::Stranger(name) => {
+            Step::ForeignValue(name) => {
                 let until = clock::now() + UNIT;
-                self.model.slot(&key(name), clock::now()).owner = Some(("s".to_owned(), until));
+                self.model.stored_lock(&key(name), clock::now()).owner =
+                    Some(("s".to_owned(), until));
                 self.run(&["SET", key(name).as_str(), "s", "PX", &millis(1).to_string()]);
             }
-            Step::Leaps(name) => {
+            Step::AdvanceFence(name) => {
                 let ahead = 1 << 51;
-                let slot = self.model.slot(&key(name), clock::now());
-                slot.fence = slot.fence.max(Some(ahead));
-                let ahead = slot.fence.unwrap_or(ahead).to_string();
+                let stored = self.model.stored_lock(&key(name), clock::now());
+                stored.fence = stored.fence.max(Some(ahead));
+                let ahead = stored.fence.unwrap_or(ahead).to_string();
                 self.run(&["SET", &key(name).derived(":fence").to_string(), &ahead]);
             }
-            Step::ScriptsAreFlushed => self.run(&["SCRIPT", "FLUSH"]),
+            Step::FlushScripts => self.run(&["SCRIPT", "FLUSH"]),
         }
     }
 
@@ -184,7 +187,7 @@ impl Pair<'_> {
         command.arg(&words[1..]).exec(self.raw).unwrap();
     }
 
-    /// What stands on the server is what stands in the model.
+    /// Checks that the server and the model store the same.
     fn compare(&mut self) {
         let now = clock::now();
         for key in NAMES.map(key) {
@@ -194,25 +197,27 @@ impl Pair<'_> {
                 .arg(key.as_str())
                 .query(self.raw)
                 .unwrap();
-            let slot = self.model.slot(&key, now).clone();
+            let stored = self.model.stored_lock(&key, now).clone();
             let left = |end: Instant| {
                 let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
-                close(left, end - now)
+                is_close(left, end - now)
             };
-            match (value, slot.owner) {
+            match (value, stored.owner) {
                 (Some(value), Some((owner, end))) => {
                     assert!(value == owner && left(end), "{key:?}");
                 }
-                (found, expected) => assert!(found.is_none() && expected.is_none(), "{key:?}"),
+                (found, modelled) => {
+                    assert!(found.is_none() && modelled.is_none(), "{key:?}")
+                }
             }
             let fence = self.fence(&key);
-            assert_eq!(fence, slot.fence, "{key:?}");
+            assert_eq!(fence, stored.fence, "{key:?}");
         }
     }
 }
 
 #[test]
-fn scripts_for_several_keys_and_model_agree() {
+fn multi_key_scripts_agree_with_the_model() {
     let (_server, session, raw) = connected();
     let ends = RefCell::new((session, raw));
     let config = ProptestConfig {

@@ -1,4 +1,5 @@
-//! The scripts on a real server beside the plain model: any order of requests by several owners ends alike.
+//! Compares the scripts for one key on a real server with the node model, over random requests of
+//! several owners. A real `redis-server` is started.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -15,79 +16,80 @@ use crate::protocol::lease::Lease;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
-use crate::tests::fake_node::store::{NodeStore, StoredLock, Turn};
+use crate::tests::fake_node::store::{NodeStore, ReaderTurn, StoredLock};
 use crate::time::clock;
 use crate::transport::node::traits::Session;
 
 #[path = "../../../examples/common/servers.rs"]
 mod servers;
 
-/// Of this all times are multiples, so that what a test takes by itself makes no difference.
+/// All times are multiples of this unit, so that the duration of the test itself does not matter.
 pub(crate) const UNIT: Duration = Duration::from_secs(100);
 
-/// What happens next. Numbers choose among the leases that there have been so far, counted from the last.
+/// A step of a case. A number selects an earlier lease, counted from the last.
 #[derive(Clone, Debug)]
 enum Step {
-    Take {
+    Acquire {
         kind: LeaseKind,
         units: u32,
-        /// The attempt leaves traces, those of a writer under the same token as that lease's.
-        waits: Option<usize>,
+        /// The acquire waits: a reader leaves a reader marker, a writer leaves the gate entry of
+        /// the selected lease's owner.
+        waits_as: Option<usize>,
     },
-    PutBack(usize, u32),
+    Restore(usize, u32),
     Extend(usize, u32),
     Downgrade(usize),
-    /// A downgrade that does not come to this node.
-    DowngradeElsewhere(usize),
+    /// A downgrade that this node does not receive.
+    MissDowngrade(usize),
     Release {
         lease: usize,
-        gives_turn: bool,
+        begins_turn: bool,
     },
-    LeaveGate(usize),
-    Raise(usize),
-    /// So many readers come in one batch.
-    Come(usize),
-    /// These leave in one batch.
-    Leave(HashSet<usize>),
-    /// A lease has come to its end.
-    Expires(usize),
-    /// A place at the gate has.
-    PlaceExpires(usize),
-    TurnEnds,
-    ScriptsAreFlushed,
+    ReleaseGateEntry(usize),
+    RaiseFence(usize),
+    /// The number of readers that acquire in one batch.
+    ReadersAcquire(usize),
+    /// The leases that are released in one batch.
+    ReadersRelease(HashSet<usize>),
+    /// A lease expires.
+    LeaseExpires(usize),
+    /// A gate entry expires.
+    GateEntryExpires(usize),
+    ReaderTurnEnds,
+    FlushScripts,
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    // Mostly one of the last: they are those that still matter.
+    // Recent leases are selected most often, because they are still stored.
     let lease = || prop_oneof![3 => 0..1_usize, 3 => 0..3_usize, 1 => 0..8_usize];
     let units = || 1..6_u32;
     let kind = prop_oneof![Just(LeaseKind::Read), Just(LeaseKind::Write)];
-    let waits = proptest::option::of(lease());
+    let waits_as = proptest::option::of(lease());
     prop_oneof![
-        8 => (kind, units(), waits).prop_map(|(kind, units, waits)| Step::Take { kind, units, waits }),
-        2 => (lease(), units()).prop_map(|(lease, units)| Step::PutBack(lease, units)),
+        8 => (kind, units(), waits_as).prop_map(|(kind, units, waits_as)| Step::Acquire { kind, units, waits_as }),
+        2 => (lease(), units()).prop_map(|(lease, units)| Step::Restore(lease, units)),
         3 => (lease(), units()).prop_map(|(lease, units)| Step::Extend(lease, units)),
         3 => lease().prop_map(Step::Downgrade),
-        1 => lease().prop_map(Step::DowngradeElsewhere),
-        5 => (lease(), any::<bool>()).prop_map(|(lease, gives_turn)| Step::Release { lease, gives_turn }),
-        1 => lease().prop_map(Step::LeaveGate),
-        1 => lease().prop_map(Step::Raise),
-        2 => (2..5_usize).prop_map(Step::Come),
-        2 => proptest::collection::hash_set(lease(), 2..5).prop_map(Step::Leave),
-        2 => lease().prop_map(Step::Expires),
-        1 => lease().prop_map(Step::PlaceExpires),
-        1 => Just(Step::TurnEnds),
-        1 => Just(Step::ScriptsAreFlushed),
+        1 => lease().prop_map(Step::MissDowngrade),
+        5 => (lease(), any::<bool>()).prop_map(|(lease, begins_turn)| Step::Release { lease, begins_turn }),
+        1 => lease().prop_map(Step::ReleaseGateEntry),
+        1 => lease().prop_map(Step::RaiseFence),
+        2 => (2..5_usize).prop_map(Step::ReadersAcquire),
+        2 => proptest::collection::hash_set(lease(), 2..5).prop_map(Step::ReadersRelease),
+        2 => lease().prop_map(Step::LeaseExpires),
+        1 => lease().prop_map(Step::GateEntryExpires),
+        1 => Just(Step::ReaderTurnEnds),
+        1 => Just(Step::FlushScripts),
     ]
 }
 
-/// A lease, with the place at the gate that its owner would have.
+/// A lease, with the gate entry of its owner.
 struct Owner {
     lease: Arc<Lease>,
-    place: Arc<Lease>,
+    gate_entry: Arc<Lease>,
 }
 
-/// A server and the model, for one lock.
+/// A server and the model of one lock.
 struct Pair<'a> {
     key: Key,
     session: &'a mut dyn Session,
@@ -103,141 +105,152 @@ impl Pair<'_> {
     }
 
     fn owner(&self, number: usize) -> Option<&Owner> {
-        let place = number.checked_rem(self.owners.len())?;
-        self.owners.iter().rev().nth(place)
+        let position = number.checked_rem(self.owners.len())?;
+        self.owners.iter().rev().nth(position)
     }
 
-    /// Asks both, and both must answer alike.
-    fn ask(&mut self, request: Request) {
-        self.ask_all(&[request]);
+    /// Sends a request to both and compares the replies.
+    fn send(&mut self, request: Request) {
+        self.send_all(&[request]);
     }
 
-    /// The same for a batch.
-    fn ask_all(&mut self, requests: &[Request]) {
+    /// Sends a batch to both and compares the replies.
+    fn send_all(&mut self, requests: &[Request]) {
         if requests.is_empty() {
             return;
         }
-        let mut answers: Vec<Option<Reply>> = vec![None; requests.len()];
-        let mut told = |index: usize, answer| answers[index] = Some(answer);
-        self.session.send_batch(requests, &mut told).unwrap();
-        for (request, answer) in requests.iter().zip(answers) {
-            let expected = Some(self.model.serve(request, clock::now()));
+        let mut replies: Vec<Option<Reply>> = vec![None; requests.len()];
+        let mut on_reply = |index: usize, reply| replies[index] = Some(reply);
+        self.session.send_batch(requests, &mut on_reply).unwrap();
+        for (request, reply) in requests.iter().zip(replies) {
+            let modelled = Some(self.model.serve(request, clock::now()));
             let what = (request.op, request.lease.kind());
-            match (&answer, &expected) {
-                (Some(Reply::Held(by, Some(left))), Some(Reply::Held(wanted, Some(until)))) => {
-                    assert_eq!(by, wanted, "{what:?}");
-                    assert!(close(*left, *until), "{what:?}: {left:?}, {until:?}");
+            match (&reply, &modelled) {
+                (
+                    Some(Reply::Held(by, Some(left))),
+                    Some(Reply::Held(expected_by, Some(until))),
+                ) => {
+                    assert_eq!(by, expected_by, "{what:?}");
+                    assert!(is_close(*left, *until), "{what:?}: {left:?}, {until:?}");
                 }
-                // Nobody asks whether a place that is left had ended: the server may not have swept it yet.
+                // Replies to the release of a gate entry may differ, because the server removes
+                // expired entries later.
                 (Some(_), _) if request.lease.kind() == LeaseKind::GateEntry => {}
-                _ => assert_eq!(answer, expected, "{what:?}"),
+                _ => assert_eq!(reply, modelled, "{what:?}"),
             }
         }
     }
 
-    /// A new owner's request for a lease.
-    fn take(&mut self, kind: LeaseKind, units: u32) -> Request {
-        let (lease, place) = (self.lease(kind), self.lease(LeaseKind::GateEntry));
+    /// Returns the acquire of a new owner.
+    fn new_request(&mut self, kind: LeaseKind, units: u32) -> Request {
+        let (lease, gate_entry) = (self.lease(kind), self.lease(LeaseKind::GateEntry));
         let request = Request::new(Op::Acquire, &lease, millis(units));
-        self.owners.push(Owner { lease, place });
+        self.owners.push(Owner { lease, gate_entry });
         request
     }
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Take { kind, units, waits } => {
-                let waits = waits.and_then(|number| self.owner(number));
-                let place = waits.map(|owner| Arc::clone(&owner.place));
-                let mut request = self.take(kind, units);
-                if place.is_some() {
+            Step::Acquire {
+                kind,
+                units,
+                waits_as,
+            } => {
+                let waits_as = waits_as.and_then(|number| self.owner(number));
+                let gate_entry = waits_as.map(|owner| Arc::clone(&owner.gate_entry));
+                let mut request = self.new_request(kind, units);
+                if gate_entry.is_some() {
                     request.refresh_interval = UNIT;
-                    request.gate_entry = place.filter(|_| kind == LeaseKind::Write);
+                    request.gate_entry = gate_entry.filter(|_| kind == LeaseKind::Write);
                 }
-                self.ask(request);
+                self.send(request);
             }
-            Step::Come(count) => {
-                let come: Vec<_> = (0..count).map(|_| self.take(LeaseKind::Read, 3)).collect();
-                self.ask_all(&come);
+            Step::ReadersAcquire(count) => {
+                let requests: Vec<_> = (0..count)
+                    .map(|_| self.new_request(LeaseKind::Read, 3))
+                    .collect();
+                self.send_all(&requests);
             }
-            Step::PutBack(number, units) => self.ask_of(number, Op::Restore, units),
-            Step::Extend(number, units) => self.ask_of(number, Op::Extend, units),
+            Step::Restore(number, units) => self.send_for(number, Op::Restore, units),
+            Step::Extend(number, units) => self.send_for(number, Op::Extend, units),
             Step::Downgrade(number) => {
                 if let Some(Owner { lease, .. }) = self.owner(number) {
                     lease.downgrade();
                     let mut request = Request::new(Op::Downgrade, lease, millis(1));
                     request.refresh_interval = UNIT;
-                    self.ask(request);
+                    self.send(request);
                 }
             }
-            Step::DowngradeElsewhere(number) => {
+            Step::MissDowngrade(number) => {
                 if let Some(Owner { lease, .. }) = self.owner(number) {
                     lease.downgrade();
                 }
             }
-            Step::Release { lease, gives_turn } => {
+            Step::Release { lease, begins_turn } => {
                 if let Some(Owner { lease, .. }) = self.owner(lease) {
                     let mut request = Request::new(Op::Release, lease, 0);
-                    request.refresh_interval = UNIT * u32::from(gives_turn);
-                    self.ask(request);
+                    request.refresh_interval = UNIT * u32::from(begins_turn);
+                    self.send(request);
                 }
             }
-            Step::Leave(ref who) => {
+            Step::ReadersRelease(ref leases) => {
                 let count = self.owners.len();
-                let who: HashSet<_> = who.iter().filter_map(|n| n.checked_rem(count)).collect();
-                let leave =
+                let numbers: HashSet<_> =
+                    leases.iter().filter_map(|n| n.checked_rem(count)).collect();
+                let release =
                     |number: usize| Request::new(Op::Release, &self.owners[number].lease, 0);
-                let leave: Vec<_> = who.into_iter().map(leave).collect();
-                self.ask_all(&leave);
+                let requests: Vec<_> = numbers.into_iter().map(release).collect();
+                self.send_all(&requests);
             }
-            Step::LeaveGate(number) => {
-                if let Some(Owner { place, .. }) = self.owner(number) {
-                    self.ask(Request::new(Op::Release, place, 0));
+            Step::ReleaseGateEntry(number) => {
+                if let Some(Owner { gate_entry, .. }) = self.owner(number) {
+                    self.send(Request::new(Op::Release, gate_entry, 0));
                 }
             }
-            Step::Raise(number) => {
+            Step::RaiseFence(number) => {
                 if let Some(Owner { lease, .. }) = self.owner(number) {
                     let mut request = Request::new(Op::RaiseFence, lease, 0);
                     request.min_fence = Some(7);
-                    self.ask(request);
+                    self.send(request);
                 }
             }
-            Step::Expires(number) => self.expire(number, |owner| &owner.lease),
-            Step::PlaceExpires(number) => self.expire(number, |owner| &owner.place),
-            Step::TurnEnds => {
-                self.model.slot(&self.key, clock::now()).turn = None;
-                self.raw(&["DEL", &self.named(":turn")]);
+            Step::LeaseExpires(number) => self.expire(number, |owner| &owner.lease),
+            Step::GateEntryExpires(number) => self.expire(number, |owner| &owner.gate_entry),
+            Step::ReaderTurnEnds => {
+                self.model.stored_lock(&self.key, clock::now()).turn = None;
+                self.raw(&["DEL", &self.derived_key(":turn")]);
             }
-            Step::ScriptsAreFlushed => self.raw(&["SCRIPT", "FLUSH"]),
+            Step::FlushScripts => self.raw(&["SCRIPT", "FLUSH"]),
         }
     }
 
-    fn ask_of(&mut self, number: usize, op: Op, units: u32) {
+    fn send_for(&mut self, number: usize, op: Op, units: u32) {
         if let Some(Owner { lease, .. }) = self.owner(number) {
-            self.ask(Request::new(op, lease, millis(units)));
+            self.send(Request::new(op, lease, millis(units)));
         }
     }
 
-    /// Brings about what time would: the token ends, in the way in which its kind does.
+    /// Expires a token on both, as the passage of time does for its kind.
     fn expire(&mut self, number: usize, which: impl Fn(&Owner) -> &Arc<Lease>) {
         let Some(owner) = self.owner(number) else {
             return;
         };
         let token = which(owner).token().text().to_owned();
-        let slot = self.model.slot(&self.key, clock::now());
-        slot.owner.take_if(|(owner, _)| *owner == token);
-        slot.readers.remove(&token);
-        slot.gate.remove(&token);
+        let stored = self.model.stored_lock(&self.key, clock::now());
+        stored.owner.take_if(|(owner, _)| *owner == token);
+        stored.readers.remove(&token);
+        stored.gate.remove(&token);
         for set in [":readers", ":gate"] {
-            self.raw(&["ZADD", &self.named(set), "XX", "1", &token]);
+            self.raw(&["ZADD", &self.derived_key(set), "XX", "1", &token]);
         }
-        let writer = self.named(":writer");
-        let found: Option<String> = redis::cmd("GET").arg(&writer).query(self.raw).unwrap();
-        if found == Some(token) {
+        let writer = self.derived_key(":writer");
+        let stored: Option<String> = redis::cmd("GET").arg(&writer).query(self.raw).unwrap();
+        if stored == Some(token) {
             self.raw(&["DEL", &writer]);
         }
     }
 
-    fn named(&self, ending: &'static str) -> String {
+    fn derived_key(&self, ending: &'static str) -> String {
         self.key.derived(ending).to_string()
     }
 
@@ -248,47 +261,52 @@ impl Pair<'_> {
             .unwrap();
     }
 
-    /// What stands on the server is what stands in the model; and a writer is alone in both.
+    /// Checks that the server and the model store the same, and that a writer excludes readers in
+    /// both.
     fn compare(&mut self) {
         let now = clock::now();
-        let found = self.found(now);
-        let expected = self.model.slot(&self.key, now).clone();
+        let stored = self.stored(now);
+        let modelled = self.model.stored_lock(&self.key, now).clone();
         assert!(
-            found.owner.is_none() || found.readers.is_empty(),
-            "{found:?}"
+            stored.owner.is_none() || stored.readers.is_empty(),
+            "{stored:?}"
         );
-        let ends = |slot: &StoredLock| {
+        let ends = |stored: &StoredLock| {
             let mut ends: Vec<(String, Duration)> = Vec::new();
             let mut add = |name: String, end: Instant| ends.push((name, end - now));
-            slot.owner
+            stored
+                .owner
                 .iter()
                 .for_each(|(token, end)| add(format!("writer {token}"), *end));
-            slot.readers
+            stored
+                .readers
                 .iter()
                 .for_each(|(token, end)| add(format!("reader {token}"), *end));
-            slot.gate
+            stored
+                .gate
                 .iter()
                 .for_each(|(token, end)| add(format!("gate {token}"), *end));
-            slot.turn
+            stored
+                .turn
                 .iter()
                 .for_each(|(turn, end)| add(format!("{turn:?}"), *end));
             ends.sort();
             ends
         };
-        let (found, expected) = (ends(&found), ends(&expected));
-        let alike = found.len() == expected.len()
-            && found
+        let (stored, modelled) = (ends(&stored), ends(&modelled));
+        let agree = stored.len() == modelled.len()
+            && stored
                 .iter()
-                .zip(&expected)
-                .all(|(a, b)| a.0 == b.0 && close(a.1, b.1));
-        assert!(alike, "on the server {found:?}\nin the model {expected:?}");
+                .zip(&modelled)
+                .all(|(a, b)| a.0 == b.0 && is_close(a.1, b.1));
+        assert!(agree, "on the server {stored:?}\nin the model {modelled:?}");
     }
 
-    fn found(&mut self, now: Instant) -> StoredLock {
+    fn stored(&mut self, now: Instant) -> StoredLock {
         let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(self.raw).unwrap();
         let server = seconds * 1000 + micros / 1000;
         let [writer, readers, gate, turn] =
-            [":writer", ":readers", ":gate", ":turn"].map(|ending| self.named(ending));
+            [":writer", ":readers", ":gate", ":turn"].map(|ending| self.derived_key(ending));
         let mut string = |key: &str| -> Option<(String, Instant)> {
             let value: Option<String> = redis::cmd("GET").arg(key).query(self.raw).unwrap();
             let left: i64 = redis::cmd("PTTL").arg(key).query(self.raw).unwrap();
@@ -319,48 +337,48 @@ impl Pair<'_> {
             permits: BTreeMap::new(),
             count: 0,
             turn: turn.map(|(turn, end)| match turn.as_str() {
-                "asked" => (Turn::Asked, end),
-                "given" => (Turn::Given, end),
+                "asked" => (ReaderTurn::Requested, end),
+                "given" => (ReaderTurn::Active, end),
                 other => panic!("{other}"),
             }),
         }
     }
 }
 
-/// What the server says to one request.
-pub(crate) fn told(session: &mut dyn Session, request: &Request) -> Reply {
-    let mut answer = None;
+/// Sends one request to the server and returns its reply.
+pub(crate) fn serve_one(session: &mut dyn Session, request: &Request) -> Reply {
+    let mut reply = None;
     let requests = std::slice::from_ref(request);
     session
-        .send_batch(requests, &mut |_, told| answer = Some(told))
+        .send_batch(requests, &mut |_, it| reply = Some(it))
         .unwrap();
-    answer.unwrap()
+    reply.unwrap()
 }
 
 pub(crate) fn millis(units: u32) -> u64 {
     u64::try_from((UNIT * units).as_millis()).unwrap()
 }
 
-pub(crate) fn close(a: Duration, b: Duration) -> bool {
+pub(crate) fn is_close(a: Duration, b: Duration) -> bool {
     a.abs_diff(b) < UNIT / 4
 }
 
-fn take(kind: LeaseKind, waits: Option<usize>) -> Step {
-    Step::Take {
+fn new_request(kind: LeaseKind, waits_as: Option<usize>) -> Step {
+    Step::Acquire {
         kind,
         units: 3,
-        waits,
+        waits_as,
     }
 }
 
 fn release(lease: usize) -> Step {
     Step::Release {
         lease,
-        gives_turn: true,
+        begins_turn: true,
     }
 }
 
-/// A server, a session with it, and a connection behind the session's back.
+/// Starts a server. Returns it with a session and a separate connection for inspection.
 pub(crate) fn connected() -> (servers::Server, Box<dyn Session>, Connection) {
     let server = servers::Server::start().unwrap();
     let settings = Config::new([server.addr()])
@@ -377,7 +395,7 @@ pub(crate) fn connected() -> (servers::Server, Box<dyn Session>, Connection) {
 }
 
 #[test]
-fn scripts_and_model_agree() {
+fn exclusive_and_read_write_scripts_agree_with_the_model() {
     let (_server, session, raw) = connected();
     let ends = RefCell::new((session, raw));
     let config = ProptestConfig {
@@ -388,7 +406,7 @@ fn scripts_and_model_agree() {
     let steps = proptest::collection::vec(step(), 1..50);
     let play = |steps: &[Step]| {
         let (session, raw) = &mut *ends.borrow_mut();
-        redis::cmd("FLUSHALL").exec(raw).unwrap(); // what a case that failed has left
+        redis::cmd("FLUSHALL").exec(raw).unwrap(); // a failed case may have left keys
         let mut pair = Pair {
             key: Key::parse("redguard:", "x", LockKind::ReadWrite).unwrap(),
             session: &mut **session,
@@ -400,43 +418,43 @@ fn scripts_and_model_agree() {
             pair.step(step);
             pair.compare();
         }
-        // When all have left, nothing is left.
+        // After all releases no key is left.
         for number in 0..pair.owners.len() {
             pair.step(&Step::Release {
                 lease: number,
-                gives_turn: false,
+                begins_turn: false,
             });
-            pair.step(&Step::LeaveGate(number));
+            pair.step(&Step::ReleaseGateEntry(number));
         }
-        pair.step(&Step::TurnEnds);
-        let fence = pair.named(":fence");
-        pair.raw(&["DEL", &fence]); // which is kept for whoever comes in the next thirty days
+        pair.step(&Step::ReaderTurnEnds);
+        let fence = pair.derived_key(":fence");
+        pair.raw(&["DEL", &fence]); // kept for 30 days by design
         let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(pair.raw).unwrap();
         assert!(keys.is_empty(), "{keys:?}");
     };
-    // What chance brings about too seldom: a downgrade that was missed, and a whole turn.
-    for then in [
+    // Random steps reach these cases too seldom: a missed downgrade, and a whole reader turn.
+    for step_after in [
         Step::Extend(0, 2),
         release(0),
-        Step::Leave(HashSet::from([0, 1])),
+        Step::ReadersRelease(HashSet::from([0, 1])),
     ] {
         play(&[
-            take(LeaseKind::Write, None),
-            Step::DowngradeElsewhere(0),
-            then,
+            new_request(LeaseKind::Write, None),
+            Step::MissDowngrade(0),
+            step_after,
         ]);
     }
     for refused in [LeaseKind::Read, LeaseKind::Write] {
         play(&[
-            take(LeaseKind::Write, None),
-            take(refused, Some(0)),
+            new_request(LeaseKind::Write, None),
+            new_request(refused, Some(0)),
             release(1),
-            take(LeaseKind::Write, Some(0)),
-            take(LeaseKind::Read, None),
+            new_request(LeaseKind::Write, Some(0)),
+            new_request(LeaseKind::Read, None),
             release(0),
-            Step::TurnEnds,
-            take(LeaseKind::Read, None),
-            take(LeaseKind::Write, None),
+            Step::ReaderTurnEnds,
+            new_request(LeaseKind::Read, None),
+            new_request(LeaseKind::Write, None),
         ]);
     }
     let outcome = runner.run(&steps, |steps| {

@@ -1,4 +1,4 @@
-//! Connections over fake nodes.
+//! Node connections over fake nodes: direct sends and the queue.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,36 +16,36 @@ use crate::transport::registry::NodeRegistry;
 #[test]
 fn direct_send_does_not_pass_queued_requests() {
     let fake = FakeNode::new("a");
-    let post = fake.node_config(&node::settings(|config| config));
-    let (lane, end) = NodeConnection::new(0, &post, &Arc::new(NodeRegistry::of(1)));
-    let (queue, desk) = (end.queue, end.pipeline);
-    let (session, _) = post.connector.connect(None).unwrap();
-    desk.lock().attach_session(session, "run");
-    let take = || Job {
+    let config = fake.node_config(&node::settings(|it| it));
+    let (connection, parts) = NodeConnection::new(0, &config, &Arc::new(NodeRegistry::of(1)));
+    let (queue, pipeline) = (parts.queue, parts.pipeline);
+    let (session, _) = config.connector.connect(None).unwrap();
+    pipeline.lock().attach_session(session, "run");
+    let acquire_job = || Job {
         request: Request::new(Op::Acquire, &lease("x"), 30_000),
         reply: None,
     };
     let now = clock::now();
-    let start = || lane.send_or_submit(take(), b"", false, now);
-    assert!(start().is_err(), "it is not up");
-    desk.lock().status.up.store(true, Ordering::Release);
+    let submit = || connection.send_or_submit(acquire_job(), b"", false, now);
+    assert!(submit().is_err(), "the connection is down");
+    pipeline.lock().status.up.store(true, Ordering::Release);
     assert!(matches!(
-        start(),
+        submit(),
         Ok(Submitted::Sent { wake_worker: false })
     ));
-    let seat = desk.lock();
+    let locked = pipeline.lock();
     assert!(
-        matches!(start(), Ok(Submitted::Queued)),
-        "somebody is there"
+        matches!(submit(), Ok(Submitted::Queued)),
+        "the pipeline is locked"
     );
-    drop(seat);
+    drop(locked);
     assert!(
-        matches!(start(), Ok(Submitted::Queued)),
-        "that one is before"
+        matches!(submit(), Ok(Submitted::Queued)),
+        "a queued job comes first"
     );
-    // The thread has taken both out, but not seen to them yet.
+    // The worker has removed both jobs from the queue, but has not served them.
     assert_eq!(queue.try_iter().count(), 2);
-    assert!(matches!(start(), Ok(Submitted::Queued)));
-    desk.lock().status.queue_len.store(0, Ordering::SeqCst);
-    assert!(matches!(start(), Ok(Submitted::Sent { .. })));
+    assert!(matches!(submit(), Ok(Submitted::Queued)));
+    pipeline.lock().status.queue_len.store(0, Ordering::SeqCst);
+    assert!(matches!(submit(), Ok(Submitted::Sent { .. })));
 }

@@ -1,4 +1,4 @@
-//! Callers at the desk, with a session that answers what the test wants.
+//! Pipelines with a scripted session that replies as the test decides.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,37 +22,41 @@ use crate::transport::pipeline::{MAX_DIRECT_IN_FLIGHT, Pipeline, no_connection};
 use crate::transport::registry::NodeRegistry;
 use crate::transport::status::ConnectionStatus;
 
-/// What is to come of what was sent, oldest first; nothing where it is empty.
+/// A session with scripted replies, shared with the test.
 #[derive(Clone, Default)]
-struct Script(Arc<Mutex<State>>);
+struct ScriptedSession(Arc<Mutex<ScriptedState>>);
 
 #[derive(Default)]
-struct State {
+struct ScriptedState {
     sent: Vec<u64>,
-    answers: VecDeque<Result<(u64, Reply), NodeFailure>>,
-    is_healing: bool,
-    refuses: bool,
-    /// The ops of all batches, and the answers to them; `Yes` where there are no more.
+    direct_replies: VecDeque<Result<(u64, Reply), NodeFailure>>,
+    is_reloading: bool,
+    fails_to_send: bool,
+    /// The ops of all batches. `batch_replies` are their replies; after the last one the reply is
+    /// `Done`.
     ops: Vec<Op>,
-    exchanged: VecDeque<Reply>,
-    breaks: bool,
-    /// The other side has closed it.
+    batch_replies: VecDeque<Reply>,
+    is_broken: bool,
+    /// Whether the server has closed the connection.
     is_closed: bool,
 }
 
-impl Session for Script {
+impl Session for ScriptedSession {
     fn send_batch(
         &mut self,
         requests: &[Request],
-        answer: &mut dyn FnMut(usize, Reply),
+        reply: &mut dyn FnMut(usize, Reply),
     ) -> Result<(), NodeFailure> {
         let mut state = self.0.lock();
-        if state.breaks {
+        if state.is_broken {
             return Err(no_connection());
         }
         for (index, request) in requests.iter().enumerate() {
             state.ops.push(request.op);
-            answer(index, state.exchanged.pop_front().unwrap_or(Reply::Done));
+            reply(
+                index,
+                state.batch_replies.pop_front().unwrap_or(Reply::Done),
+            );
         }
         Ok(())
     }
@@ -73,15 +77,15 @@ impl Session for Script {
     }
 }
 
-impl DirectIo for Script {
+impl DirectIo for ScriptedSession {
     fn can_append(&self) -> bool {
-        !self.0.lock().is_healing
+        !self.0.lock().is_reloading
     }
 
     fn send(&mut self, number: u64, _: &[u8]) -> Result<(), NodeFailure> {
         let mut state = self.0.lock();
         state.sent.push(number);
-        match state.refuses {
+        match state.fails_to_send {
             true => Err(no_connection()),
             false => Ok(()),
         }
@@ -92,31 +96,31 @@ impl DirectIo for Script {
         _: &VecDeque<InFlight>,
         end: Option<Instant>,
     ) -> Result<Option<(u64, Reply)>, NodeFailure> {
-        match self.0.lock().answers.pop_front() {
-            Some(answer) => answer.map(Some),
+        match self.0.lock().direct_replies.pop_front() {
+            Some(reply) => reply.map(Some),
             None if end.is_some() => Err(NodeFailure::TimedOut),
             None => Ok(None),
         }
     }
 }
 
-/// Who is told the answers.
+/// Records the delivered replies.
 #[derive(Default)]
-struct Told(Mutex<Vec<Reply>>);
+struct RecordedReplies(Mutex<Vec<Reply>>);
 
-impl ReplySink for Told {
-    fn deliver(&self, _: u32, _: usize, answer: Reply) {
-        self.0.lock().push(answer);
+impl ReplySink for RecordedReplies {
+    fn deliver(&self, _: u32, _: usize, reply: Reply) {
+        self.0.lock().push(reply);
     }
 }
 
-impl Told {
+impl RecordedReplies {
     fn take(&self) -> Vec<Reply> {
         std::mem::take(&mut self.0.lock())
     }
 }
 
-fn desk(node_timeout: Duration) -> Pipeline {
+fn pipeline(node_timeout: Duration) -> Pipeline {
     let status = Arc::new(ConnectionStatus::new());
     let registry = Arc::new(NodeRegistry::of(1));
     let mut config = FakeNode::new("a").node_config(&node::settings(|config| config));
@@ -124,24 +128,27 @@ fn desk(node_timeout: Duration) -> Pipeline {
     Pipeline::new(0, &config, status, registry)
 }
 
-/// A desk with a session, and who is told.
-fn open() -> (Pipeline, Script, Arc<Told>) {
-    let (mut desk, script) = (desk(Duration::from_secs(60)), Script::default());
-    desk.attach_session(Box::new(script.clone()), "run");
-    (desk, script, Arc::default())
+/// Returns a pipeline with a scripted session, and a sink for replies.
+fn connected_pipeline() -> (Pipeline, ScriptedSession, Arc<RecordedReplies>) {
+    let (mut pipeline, script) = (
+        pipeline(Duration::from_secs(60)),
+        ScriptedSession::default(),
+    );
+    pipeline.attach_session(Box::new(script.clone()), "run");
+    (pipeline, script, Arc::default())
 }
 
-fn job(op: Op, lease: &Arc<Lease>, told: &Arc<Told>) -> Job {
+fn job(op: Op, lease: &Arc<Lease>, sink: &Arc<RecordedReplies>) -> Job {
     Job {
         request: Request::new(op, lease, 30_000),
-        reply: Some((Arc::clone(told) as _, 0)),
+        reply: Some((Arc::clone(sink) as _, 0)),
     }
 }
 
 impl Pipeline {
-    /// Whether the job was sent.
-    fn begins(&mut self, op: Op, lease: &Arc<Lease>, told: &Arc<Told>) -> bool {
-        self.send_direct(job(op, lease, told), b"", clock::now())
+    /// Sends a job directly. Returns whether it was sent.
+    fn try_send(&mut self, op: Op, lease: &Arc<Lease>, sink: &Arc<RecordedReplies>) -> bool {
+        self.send_direct(job(op, lease, sink), b"", clock::now())
             .is_ok()
     }
 
@@ -155,203 +162,246 @@ fn exclusive() -> Arc<Lease> {
 }
 
 #[test]
-fn callers_send_and_take_in_what_has_come() {
-    let (mut desk, script, told) = open();
+fn direct_sends_are_polled_in_any_order() {
+    let (mut pipeline, script, sink) = connected_pipeline();
     let (first, second) = (exclusive(), exclusive());
-    assert!(desk.begins(Op::Acquire, &first, &told) && desk.begins(Op::Acquire, &second, &told));
-    let overdue = desk.overdue();
-    assert!(overdue < u64::MAX && !desk.poll_replies() && told.take().is_empty());
-    script.0.lock().answers.push_back(Ok((1, Reply::Done)));
-    assert!(!desk.poll_replies() && desk.has_in_flight());
-    assert_eq!((told.take(), desk.overdue()), (vec![Reply::Done], overdue));
-    script.0.lock().answers.push_back(Ok((0, Reply::Absent)));
-    assert!(!desk.poll_replies() && !desk.has_in_flight());
+    assert!(
+        pipeline.try_send(Op::Acquire, &first, &sink)
+            && pipeline.try_send(Op::Acquire, &second, &sink)
+    );
+    let overdue = pipeline.overdue();
+    assert!(overdue < u64::MAX && !pipeline.poll_replies() && sink.take().is_empty());
+    script
+        .0
+        .lock()
+        .direct_replies
+        .push_back(Ok((1, Reply::Done)));
+    assert!(!pipeline.poll_replies() && pipeline.has_in_flight());
     assert_eq!(
-        (told.take(), desk.overdue()),
+        (sink.take(), pipeline.overdue()),
+        (vec![Reply::Done], overdue)
+    );
+    script
+        .0
+        .lock()
+        .direct_replies
+        .push_back(Ok((0, Reply::Absent)));
+    assert!(!pipeline.poll_replies() && !pipeline.has_in_flight());
+    assert_eq!(
+        (sink.take(), pipeline.overdue()),
         (vec![Reply::Absent], u64::MAX)
     );
     assert_eq!(script.0.lock().sent, [0, 1]);
 }
 
 #[test]
-fn nothing_passes_what_may_have_to_be_sent_again() {
-    let (mut desk, script, told) = open();
+fn direct_send_behind_a_resendable_request_of_the_token_is_refused() {
+    let (mut pipeline, script, sink) = connected_pipeline();
     let (plain, read, other) = (exclusive(), lease_as("x", LeaseKind::Read), exclusive());
-    assert!(desk.begins(Op::Acquire, &plain, &told));
+    assert!(pipeline.try_send(Op::Acquire, &plain, &sink));
     assert!(
-        desk.begins(Op::Release, &plain, &told),
-        "a SET is not sent again"
+        pipeline.try_send(Op::Release, &plain, &sink),
+        "SET is not resent"
     );
-    assert!(!desk.begins(Op::Release, &plain, &told), "a script may be");
-    assert!(desk.begins(Op::Acquire, &read, &told));
-    assert!(!desk.begins(Op::Release, &read, &told));
-    script.0.lock().is_healing = true;
-    assert!(!desk.begins(Op::Acquire, &other, &told));
-    script.0.lock().is_healing = false;
-    assert!(desk.begins(Op::Acquire, &other, &told));
-    while desk.begins(Op::Acquire, &exclusive(), &told) {}
+    assert!(
+        !pipeline.try_send(Op::Release, &plain, &sink),
+        "a script may be resent"
+    );
+    assert!(pipeline.try_send(Op::Acquire, &read, &sink));
+    assert!(!pipeline.try_send(Op::Release, &read, &sink));
+    script.0.lock().is_reloading = true;
+    assert!(!pipeline.try_send(Op::Acquire, &other, &sink));
+    script.0.lock().is_reloading = false;
+    assert!(pipeline.try_send(Op::Acquire, &other, &sink));
+    while pipeline.try_send(Op::Acquire, &exclusive(), &sink) {}
     assert_eq!(script.0.lock().sent.len(), MAX_DIRECT_IN_FLIGHT);
 }
 
 #[test]
-fn what_is_over_is_not_sent() {
-    let (mut desk, script, told) = open();
+fn direct_send_of_an_abandoned_lease_is_refused() {
+    let (mut pipeline, script, sink) = connected_pipeline();
     let lease = exclusive();
     lease.abandon();
-    let begun = desk.send_direct(job(Op::Acquire, &lease, &told), b"", clock::now());
+    let result = pipeline.send_direct(job(Op::Acquire, &lease, &sink), b"", clock::now());
     assert!(
-        begun.is_err() && told.take().is_empty(),
-        "the thread sees to it"
+        result.is_err() && sink.take().is_empty(),
+        "the job is returned to the worker"
     );
-    assert!(script.0.lock().sent.is_empty() && !desk.has_in_flight());
+    assert!(script.0.lock().sent.is_empty() && !pipeline.has_in_flight());
 }
 
 #[test]
-fn job_on_a_connection_that_has_ended_is_given_back() {
-    let (mut desk, script, told) = open();
+fn direct_send_on_a_closed_connection_returns_the_job() {
+    let (mut pipeline, script, sink) = connected_pipeline();
     script.0.lock().is_closed = true;
-    assert!(!desk.begins(Op::Acquire, &exclusive(), &told));
-    assert!(script.0.lock().sent.is_empty() && told.take().is_empty());
-    assert!(!desk.has_in_flight() && desk.check_idle() == Err(no_connection()));
-    // While something is in flight it says nothing of an end.
+    assert!(!pipeline.try_send(Op::Acquire, &exclusive(), &sink));
+    assert!(script.0.lock().sent.is_empty() && sink.take().is_empty());
+    assert!(!pipeline.has_in_flight() && pipeline.check_idle() == Err(no_connection()));
+    // With requests in flight the connection is not checked before a send.
     script.0.lock().is_closed = false;
-    assert!(desk.begins(Op::Acquire, &exclusive(), &told));
+    assert!(pipeline.try_send(Op::Acquire, &exclusive(), &sink));
     script.0.lock().is_closed = true;
-    assert!(desk.begins(Op::Acquire, &exclusive(), &told));
+    assert!(pipeline.try_send(Op::Acquire, &exclusive(), &sink));
 }
 
 #[test]
-fn a_connection_that_breaks_is_left_to_the_thread_and_its_releases_are_owed() {
-    for refuses in [true, false] {
-        let (mut desk, script, told) = open();
+fn broken_connection_fails_acquires_and_keeps_releases_pending() {
+    for fails_to_send in [true, false] {
+        let (mut pipeline, script, sink) = connected_pipeline();
         let lease = exclusive();
-        assert!(desk.begins(Op::Acquire, &lease, &told));
-        script.0.lock().refuses = refuses;
-        let begun = desk.send_direct(job(Op::Release, &lease, &told), b"", clock::now());
-        assert!(begun.is_ok_and(|wake| wake == refuses));
-        script.0.lock().answers.push_back(Err(no_connection()));
-        assert!(desk.poll_replies(), "the thread must know");
-        assert!(!desk.begins(Op::Acquire, &exclusive(), &told));
-        assert!(told.take().is_empty() && desk.has_in_flight());
-        assert_eq!(desk.drain_replies(), Err(no_connection()));
+        assert!(pipeline.try_send(Op::Acquire, &lease, &sink));
+        script.0.lock().fails_to_send = fails_to_send;
+        let result = pipeline.send_direct(job(Op::Release, &lease, &sink), b"", clock::now());
+        assert!(result.is_ok_and(|wake| wake == fails_to_send));
+        script
+            .0
+            .lock()
+            .direct_replies
+            .push_back(Err(no_connection()));
+        assert!(pipeline.poll_replies(), "the worker must reconnect");
+        assert!(!pipeline.try_send(Op::Acquire, &exclusive(), &sink));
+        assert!(sink.take().is_empty() && pipeline.has_in_flight());
+        assert_eq!(pipeline.drain_replies(), Err(no_connection()));
         assert_eq!(
-            told.take(),
+            sink.take(),
             [Reply::Failed(no_connection())],
-            "the take is unknown"
+            "the result of the acquire is unknown"
         );
-        assert!(!desk.has_in_flight() && desk.overdue() == u64::MAX);
-        desk.attach_session(Box::new(Script::default()), "run");
-        assert_eq!(desk.send_all_pending(), Ok(()));
-        assert_eq!(told.take(), [Reply::Done], "the release is made again");
+        assert!(!pipeline.has_in_flight() && pipeline.overdue() == u64::MAX);
+        pipeline.attach_session(Box::new(ScriptedSession::default()), "run");
+        assert_eq!(pipeline.send_all_pending(), Ok(()));
+        assert_eq!(sink.take(), [Reply::Done], "the release is resent");
     }
 }
 
 #[test]
-fn answers_that_nobody_looks_for_are_waited_for_as_long_as_a_node_may_take() {
-    let (mut desk, script, told) = open();
+fn unpolled_reply_is_drained_or_times_out() {
+    let (mut pipeline, script, sink) = connected_pipeline();
     let now = clock::now();
-    desk.worker_asleep = true;
-    let begun = desk.send_direct(job(Op::Acquire, &exclusive(), &told), b"", now);
-    assert!(begun.is_ok_and(|wake| wake) && desk.used_since_poll);
+    pipeline.worker_asleep = true;
+    let result = pipeline.send_direct(job(Op::Acquire, &exclusive(), &sink), b"", now);
+    assert!(result.is_ok_and(|wake| wake) && pipeline.used_since_poll);
     assert!(
-        desk.oldest_sent_before(now) && !desk.oldest_sent_before(now - Duration::from_millis(1))
+        pipeline.oldest_sent_before(now)
+            && !pipeline.oldest_sent_before(now - Duration::from_millis(1))
     );
-    script.0.lock().answers.push_back(Ok((0, Reply::Done)));
-    assert_eq!(desk.drain_replies(), Ok(()));
-    assert_eq!(told.take(), [Reply::Done]);
-    assert!(desk.begins(Op::Acquire, &exclusive(), &told));
-    assert_eq!(desk.drain_replies(), Err(NodeFailure::TimedOut));
-    assert_eq!(told.take(), [Reply::Failed(NodeFailure::TimedOut)]);
-}
-
-#[test]
-fn a_master_that_is_none_any_more_is_connected_to_anew() {
-    let (mut desk, script, told) = open();
-    let read_only = || NodeFailure::ServerError("READONLY no".into());
-    assert!(desk.begins(Op::Acquire, &exclusive(), &told));
     script
         .0
         .lock()
-        .answers
+        .direct_replies
+        .push_back(Ok((0, Reply::Done)));
+    assert_eq!(pipeline.drain_replies(), Ok(()));
+    assert_eq!(sink.take(), [Reply::Done]);
+    assert!(pipeline.try_send(Op::Acquire, &exclusive(), &sink));
+    assert_eq!(pipeline.drain_replies(), Err(NodeFailure::TimedOut));
+    assert_eq!(sink.take(), [Reply::Failed(NodeFailure::TimedOut)]);
+}
+
+#[test]
+fn read_only_reply_ends_the_connection() {
+    let (mut pipeline, script, sink) = connected_pipeline();
+    let read_only = || NodeFailure::ServerError("READONLY no".into());
+    assert!(pipeline.try_send(Op::Acquire, &exclusive(), &sink));
+    script
+        .0
+        .lock()
+        .direct_replies
         .push_back(Ok((0, Reply::Failed(read_only()))));
-    assert!(desk.poll_replies());
-    assert_eq!(told.take(), [Reply::Failed(read_only())]);
-    assert_eq!(desk.drain_replies(), Err(read_only()));
+    assert!(pipeline.poll_replies());
+    assert_eq!(sink.take(), [Reply::Failed(read_only())]);
+    assert_eq!(pipeline.drain_replies(), Err(read_only()));
 }
 
 fn busy() -> NodeFailure {
     NodeFailure::ServerError("BUSY".into())
 }
 
-/// A release that was answered with an error, as the answer to a caller's own request.
-fn refused_release(desk: &mut Pipeline, script: &Script, told: &Arc<Told>) {
+/// Sends an acquire and a release directly and scripts an error reply to the release.
+fn refused_release(pipeline: &mut Pipeline, script: &ScriptedSession, sink: &Arc<RecordedReplies>) {
     let lease = exclusive();
-    let next = desk.next_id;
-    assert!(desk.begins(Op::Acquire, &lease, told) && desk.begins(Op::Release, &lease, told));
-    let answers = [
+    let next = pipeline.next_id;
+    assert!(
+        pipeline.try_send(Op::Acquire, &lease, sink)
+            && pipeline.try_send(Op::Release, &lease, sink)
+    );
+    let direct_replies = [
         Ok((next, Reply::Done)),
         Ok((next + 1, Reply::Failed(busy()))),
     ];
-    script.0.lock().answers.extend(answers);
+    script.0.lock().direct_replies.extend(direct_replies);
 }
 
 #[test]
-fn release_answered_with_an_error_is_pending_and_leaves_the_connection_alone() {
-    let (mut desk, script, told) = open();
-    refused_release(&mut desk, &script, &told);
+fn release_with_an_error_reply_is_pending_and_keeps_the_connection() {
+    let (mut pipeline, script, sink) = connected_pipeline();
+    refused_release(&mut pipeline, &script, &sink);
     assert!(
-        desk.poll_replies(),
-        "the thread must know when to try it again"
+        pipeline.poll_replies(),
+        "the worker must resend the release"
     );
-    assert!(!desk.poll_replies() && !desk.has_in_flight());
-    assert_eq!(told.take(), [Reply::Done, Reply::Failed(busy())]);
-    assert_eq!((desk.drain_replies(), desk.pending.len()), (Ok(()), 1));
-    assert!(
-        desk.begins(Op::Acquire, &exclusive(), &told),
-        "others go on"
-    );
-    script.0.lock().answers.push_back(Ok((2, Reply::Done)));
+    assert!(!pipeline.poll_replies() && !pipeline.has_in_flight());
+    assert_eq!(sink.take(), [Reply::Done, Reply::Failed(busy())]);
     assert_eq!(
-        (desk.drain_replies(), told.take()),
+        (pipeline.drain_replies(), pipeline.pending.len()),
+        (Ok(()), 1)
+    );
+    assert!(
+        pipeline.try_send(Op::Acquire, &exclusive(), &sink),
+        "other jobs are still sent"
+    );
+    script
+        .0
+        .lock()
+        .direct_replies
+        .push_back(Ok((2, Reply::Done)));
+    assert_eq!(
+        (pipeline.drain_replies(), sink.take()),
         (Ok(()), vec![Reply::Done])
     );
-    // In a batch likewise, and to the end.
-    script.0.lock().exchanged.extend([Reply::Failed(busy())]);
-    assert_eq!(desk.send_all_pending(), Ok(()));
-    assert_eq!(desk.pending.len(), 1);
-    assert_eq!(desk.send_all_pending(), Ok(()));
-    assert_eq!(desk.pending.len(), 0);
-    assert!(told.take().is_empty(), "it was told before");
+    // A pending release in a batch stays pending after an error reply, until it succeeds.
+    script
+        .0
+        .lock()
+        .batch_replies
+        .extend([Reply::Failed(busy())]);
+    assert_eq!(pipeline.send_all_pending(), Ok(()));
+    assert_eq!(pipeline.pending.len(), 1);
+    assert_eq!(pipeline.send_all_pending(), Ok(()));
+    assert_eq!(pipeline.pending.len(), 0);
+    assert!(sink.take().is_empty(), "the reply was delivered before");
 }
 
 #[test]
-fn pending_releases_go_behind_what_is_asked_a_few_at_a_time() {
-    let (mut desk, script, told) = open();
+fn pending_releases_follow_each_batch_in_limited_number() {
+    let (mut pipeline, script, sink) = connected_pipeline();
     let leases: Vec<_> = (0..100).map(|_| exclusive()).collect();
     for lease in &leases {
         lease.record_sent(0, clock::now(), Duration::from_secs(60));
-        desk.reject(job(Op::Release, lease, &told));
+        pipeline.reject(job(Op::Release, lease, &sink));
     }
-    assert_eq!(desk.pending.len(), 100);
-    desk.attach_session(Box::new(script.clone()), "run");
-    assert!(script.0.lock().ops.is_empty(), "nothing is sent at once");
+    assert_eq!(pipeline.pending.len(), 100);
+    pipeline.attach_session(Box::new(script.clone()), "run");
+    assert!(
+        script.0.lock().ops.is_empty(),
+        "no pending release is sent alone"
+    );
     let mut batches = 0;
-    while desk.pending.len() > 0 {
-        desk.push_to_batch(job(Op::Acquire, &exclusive(), &told));
-        desk.admit_pending();
-        assert_eq!(desk.send_batch(), Ok(()));
+    while pipeline.pending.len() > 0 {
+        pipeline.push_to_batch(job(Op::Acquire, &exclusive(), &sink));
+        pipeline.admit_pending();
+        assert_eq!(pipeline.send_batch(), Ok(()));
         let ops = std::mem::take(&mut script.0.lock().ops);
         assert_eq!(ops[0], Op::Acquire);
         assert!(ops[1..].iter().all(|op| *op == Op::Release));
         assert!(ops.len() <= 33, "{}", ops.len());
         batches += 1;
     }
-    assert_eq!((batches, told.take().len()), (4, 104));
+    assert_eq!((batches, sink.take().len()), (4, 104));
 }
 
 #[test]
-fn what_a_node_cannot_have_is_not_pending() {
-    let (mut desk, _, told) = open();
+fn release_of_an_absent_token_is_not_pending() {
+    let (mut pipeline, _, sink) = connected_pipeline();
     let (never, over) = (exclusive(), exclusive());
     over.record_sent(
         0,
@@ -360,104 +410,117 @@ fn what_a_node_cannot_have_is_not_pending() {
     );
     over.record_sent(1, clock::now(), Duration::from_secs(1)); // another node
     let refused = exclusive();
-    assert!(desk.begins(Op::Acquire, &refused, &told));
+    assert!(pipeline.try_send(Op::Acquire, &refused, &sink));
     for lease in [&never, &refused] {
         lease.record_contacted(crate::protocol::quorum::NodeSet::single(0));
     }
     refused.record_not_granted(0);
     [never, refused]
         .iter()
-        .for_each(|lease| desk.reject(job(Op::Release, lease, &told)));
-    assert_eq!(told.take(), [Reply::Absent, Reply::Absent]);
-    assert_eq!(desk.pending.len(), 0);
+        .for_each(|lease| pipeline.reject(job(Op::Release, lease, &sink)));
+    assert_eq!(sink.take(), [Reply::Absent, Reply::Absent]);
+    assert_eq!(pipeline.pending.len(), 0);
 }
 
 #[test]
-fn absent_is_our_own_release_only_where_the_server_has_not_restarted_since_the_lease_was_confirmed()
-{
-    // The run of the server when the release was sent first, and from then on.
-    for (first, run, answer, told_answer) in [
+fn absent_after_a_resent_release_is_done_only_without_a_restart_since_confirmation() {
+    // Columns: the run of the server at the first release, its run from then on, the last reply,
+    // and the delivered reply.
+    for (first, run, reply, expected) in [
         ("run", "run", Reply::OtherToken, Reply::OtherToken),
         ("run", "run", Reply::Absent, Reply::Done),
         ("run", "other run", Reply::Absent, Reply::Absent),
         ("other run", "other run", Reply::Absent, Reply::Absent),
     ] {
-        let (mut desk, script, told) = open();
+        let (mut pipeline, script, sink) = connected_pipeline();
         let lease = exclusive();
-        desk.attach_session(Box::new(script.clone()), "run");
-        assert!(desk.begins(Op::Acquire, &lease, &told));
-        script.0.lock().answers.push_back(Ok((0, Reply::Done)));
-        assert_eq!(desk.drain_replies(), Ok(()));
+        pipeline.attach_session(Box::new(script.clone()), "run");
+        assert!(pipeline.try_send(Op::Acquire, &lease, &sink));
+        script
+            .0
+            .lock()
+            .direct_replies
+            .push_back(Ok((0, Reply::Done)));
+        assert_eq!(pipeline.drain_replies(), Ok(()));
         assert!(lease.activate(clock::now() + Duration::from_secs(60), 0));
         let held = clock::to_micros(clock::now());
         while clock::to_micros(clock::now()) == held {
             std::thread::yield_now();
         }
-        desk.attach_session(Box::new(script.clone()), first);
+        pipeline.attach_session(Box::new(script.clone()), first);
         lease.begin_release(clock::now());
-        assert!(desk.begins(Op::Release, &lease, &told));
-        script.0.lock().answers.push_back(Err(no_connection()));
-        assert_eq!(desk.drain_replies(), Err(no_connection()));
-        // It breaks once more.
-        let next = Script::default();
-        next.0.lock().breaks = true;
-        desk.attach_session(Box::new(next), run);
-        assert_eq!(desk.send_all_pending(), Err(no_connection()));
-        let last = Script::default();
-        last.0.lock().exchanged.push_back(answer);
-        desk.attach_session(Box::new(last), run);
-        assert_eq!(desk.send_all_pending(), Ok(()));
-        assert_eq!(told.take(), [Reply::Done, told_answer], "{first}, {run}");
+        assert!(pipeline.try_send(Op::Release, &lease, &sink));
+        script
+            .0
+            .lock()
+            .direct_replies
+            .push_back(Err(no_connection()));
+        assert_eq!(pipeline.drain_replies(), Err(no_connection()));
+        // The connection breaks a second time.
+        let next = ScriptedSession::default();
+        next.0.lock().is_broken = true;
+        pipeline.attach_session(Box::new(next), run);
+        assert_eq!(pipeline.send_all_pending(), Err(no_connection()));
+        let last = ScriptedSession::default();
+        last.0.lock().batch_replies.push_back(reply);
+        pipeline.attach_session(Box::new(last), run);
+        assert_eq!(pipeline.send_all_pending(), Ok(()));
+        assert_eq!(sink.take(), [Reply::Done, expected], "{first}, {run}");
     }
 }
 
 #[test]
-fn cause_that_ends_a_connection_is_not_told_for_what_it_was_no_answer_to() {
-    let (mut desk, script, told) = open();
+fn cause_that_ends_a_connection_is_not_delivered_to_other_requests() {
+    let (mut pipeline, script, sink) = connected_pipeline();
     let other = exclusive();
     assert!(
-        desk.begins(Op::Acquire, &exclusive(), &told) && desk.begins(Op::Acquire, &other, &told)
+        pipeline.try_send(Op::Acquire, &exclusive(), &sink)
+            && pipeline.try_send(Op::Acquire, &other, &sink)
     );
     let read_only = || NodeFailure::ServerError("READONLY no".into());
-    let answers = [Ok((0, Reply::Failed(read_only())))];
-    script.0.lock().answers.extend(answers);
-    assert_eq!(desk.drain_replies(), Err(read_only()));
-    let told = told.take();
-    assert_eq!(told[0], Reply::Failed(read_only()));
-    let is_unknown = |answer: &Reply| match answer {
+    let direct_replies = [Ok((0, Reply::Failed(read_only())))];
+    script.0.lock().direct_replies.extend(direct_replies);
+    assert_eq!(pipeline.drain_replies(), Err(read_only()));
+    let replies = sink.take();
+    assert_eq!(replies[0], Reply::Failed(read_only()));
+    let is_unknown = |reply: &Reply| match reply {
         Reply::Failed(cause) => !crate::protocol::server_error::is_not_run(cause),
         _ => false,
     };
-    assert!(is_unknown(&told[1]), "{told:?}");
+    assert!(is_unknown(&replies[1]), "{replies:?}");
     assert!(other.may_exist(0, clock::now()));
 }
 
 #[test]
-fn who_waits_for_a_node_is_woken_when_it_answers_what_was_overdue() {
-    let desk = &desk(Duration::from_millis(1));
-    let census = Arc::clone(&desk.registry);
-    let (looked, looks) = crossbeam_channel::unbounded();
-    let answered = AtomicBool::new(false);
+fn overdue_reply_wakes_threads_that_wait_for_the_node() {
+    let pipeline = &pipeline(Duration::from_millis(1));
+    let registry = Arc::clone(&pipeline.registry);
+    let (checked, checks) = crossbeam_channel::unbounded();
+    let has_replied = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| {
-            census.wait_until(Some(clock::now() + Duration::from_secs(20)), || {
-                let _ = looked.send(());
-                answered.load(Ordering::Acquire)
+            registry.wait_until(Some(clock::now() + Duration::from_secs(20)), || {
+                let _ = checked.send(());
+                has_replied.load(Ordering::Acquire)
             })
         });
-        assert!(looks.recv().is_ok());
-        let done = desk.with_overdue_mark(|| {
-            answered.store(true, Ordering::Release);
-            let overdue = desk.status.overdue_at.load(Ordering::Acquire);
+        assert!(checks.recv().is_ok());
+        let done = pipeline.with_overdue_mark(|| {
+            has_replied.store(true, Ordering::Release);
+            let overdue = pipeline.status.overdue_at.load(Ordering::Acquire);
             while clock::to_micros(clock::now()) <= overdue {
                 std::thread::yield_now();
             }
             Ok(())
         });
-        assert_eq!((done, desk.registry.connect_epoch()), (Ok(()), 1));
+        assert_eq!((done, pipeline.registry.connect_epoch()), (Ok(()), 1));
         assert!(waits.join().is_ok_and(|holds| holds));
     });
-    let patient = crate::tests::transport::pipeline::desk(Duration::from_secs(60));
-    assert_eq!(patient.with_overdue_mark(|| Ok(())), Ok(()));
-    assert_eq!(patient.registry.connect_epoch(), 0, "it was in time");
+    let slow_pipeline = crate::tests::transport::pipeline::pipeline(Duration::from_secs(60));
+    assert_eq!(slow_pipeline.with_overdue_mark(|| Ok(())), Ok(()));
+    assert_eq!(
+        slow_pipeline.registry.connect_epoch(),
+        0,
+        "the reply was in time"
+    );
 }
