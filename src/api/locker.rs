@@ -334,7 +334,8 @@ impl RedisLocker {
 
 impl Locker for RedisLocker {
     fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error> {
-        self.acquire_all(&[key], options)
+        self.nodes
+            .acquire_guard(&[key], LeaseKind::Exclusive, options)
     }
 
     fn try_acquire(&self, key: &str, options: &LockOptions) -> Result<Option<LockGuard>, Error> {

@@ -12,6 +12,8 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use crate::error::NodeFailure;
+use crate::protocol::quorum::NodeSet;
+use crate::protocol::request::Op;
 use crate::telemetry::stats::NodeCounters;
 use crate::time::clock;
 use crate::transport::job::Job;
@@ -100,21 +102,36 @@ impl NodeConnection {
         self.queue.send(message).is_ok()
     }
 
-    /// Sends a job directly if the connection is idle, otherwise [submits](NodeConnection::submit)
-    /// it. `bytes` is the encoded request. After a direct send the caller has to
-    /// [`poll`](NodeConnection::poll) for the reply.
+    /// Sends a job to this connection of `node`: directly, if `bytes` (the encoded request) are
+    /// given and the connection is idle, otherwise through the queue. After a direct send the caller
+    /// has to [`poll`](NodeConnection::poll) for the reply.
     ///
     /// # Errors
-    /// The cause if the node is suspect, as for `submit`.
-    pub(crate) fn send_or_submit(
+    /// The cause if the node is suspect. Only a release of a lease that the node was asked for is
+    /// then queued.
+    pub(crate) fn send(
         &self,
+        node: usize,
         job: Job,
-        bytes: &[u8],
-        must_reach: bool,
+        bytes: Option<&[u8]>,
         now: Instant,
     ) -> Result<Submitted, NodeFailure> {
-        let job = match self.pipeline.try_lock() {
-            Some(mut pipeline) if self.is_idle(now) => {
+        let request = &job.request;
+        let must_reach = request.op == Op::Release && request.lease.contacted().contains(node);
+        if !must_reach && let Some(cause) = self.unavailable(now) {
+            return Err(cause);
+        }
+        // Recorded before the request is sent, because a lease that is given up in between must be
+        // released here, too (S4). Recorded whether or not the connection is still up by then,
+        // because a second look might see it down although the request is sent.
+        if request.op.grants() {
+            for lease in request.written_leases() {
+                lease.record_contacted(NodeSet::single(node));
+            }
+        }
+        let direct = bytes.and_then(|bytes| Some((bytes, self.pipeline.try_lock()?)));
+        let job = match direct {
+            Some((bytes, mut pipeline)) if self.is_idle(now) => {
                 match pipeline.send_direct(job, bytes, now) {
                     Ok(wake_worker) => return Ok(Submitted::Sent { wake_worker }),
                     Err(job) => job,

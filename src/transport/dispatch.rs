@@ -6,13 +6,12 @@
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::error::NodeFailure;
 use crate::protocol::encode;
 use crate::protocol::key::Key;
 use crate::protocol::quorum::NodeSet;
-use crate::protocol::request::{Op, Request};
+use crate::protocol::request::Request;
 use crate::time::clock;
 use crate::transport::connection::NodeConnection;
 use crate::transport::job::{Job, ReplyTo};
@@ -83,7 +82,7 @@ impl<'a> KeyConnections<'a> {
                     request: request.clone(),
                     reply: reply.cloned(),
                 };
-                match submit(node, connection, job, is_direct.then_some(bytes), now) {
+                match connection.send(node, job, is_direct.then_some(bytes), now) {
                     Ok(Submitted::Queued) => dispatched.accepted.insert(node),
                     Ok(Submitted::Sent { wake_worker }) => {
                         dispatched.accepted.insert(node);
@@ -97,40 +96,6 @@ impl<'a> KeyConnections<'a> {
             }
             dispatched
         })
-    }
-}
-
-/// Submits a job to a node's connection: with the encoded request in `bytes` directly, if the
-/// connection is idle.
-///
-/// # Errors
-/// The cause if the node is suspect. Only a release of a lease that the node was asked for is then
-/// queued.
-fn submit(
-    node: usize,
-    connection: &NodeConnection,
-    job: Job,
-    bytes: Option<&[u8]>,
-    now: Instant,
-) -> Result<Submitted, NodeFailure> {
-    let request = &job.request;
-    let must_reach = request.op == Op::Release && request.lease.contacted().contains(node);
-    if !must_reach && let Some(cause) = connection.unavailable(now) {
-        return Err(cause);
-    }
-    // Recorded before the request is sent, because a lease that is given up in between must be
-    // released here, too (S4). Recorded whether or not the connection is still up by then, because
-    // a second look might see it down although the request is sent.
-    if request.op.grants() {
-        for lease in request.written_leases() {
-            lease.record_contacted(NodeSet::single(node));
-        }
-    }
-    match bytes {
-        Some(bytes) => connection.send_or_submit(job, bytes, must_reach, now),
-        None => connection
-            .submit(job, must_reach, now)
-            .map(|()| Submitted::Queued),
     }
 }
 

@@ -184,7 +184,7 @@ impl NodeGroup {
             }
             nodes = nodes.difference(NodeSet::single(node));
         }
-        round.submit(nodes);
+        round.submit_with_sink(request, nodes, Arc::clone(inbox) as _);
         Ok(round)
     }
 

@@ -26,7 +26,7 @@ fn direct_send_does_not_pass_queued_requests() {
         reply: None,
     };
     let now = clock::now();
-    let submit = || connection.send_or_submit(acquire_job(), b"", false, now);
+    let submit = || connection.send(0, acquire_job(), Some(b""), now);
     assert!(submit().is_err(), "the connection is down");
     pipeline.lock().status.up.store(true, Ordering::Release);
     assert!(matches!(

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use redis::Value;
+use redis::{RedisError, Value};
 
 use crate::error::NodeFailure;
 use crate::protocol::reply::Reply;
@@ -21,8 +21,11 @@ impl DirectIo for RedisSession {
 
     fn send(&mut self, id: u64, bytes: &[u8]) -> Result<(), NodeFailure> {
         self.expected.push_back(ExpectedReply::Request(id));
-        let failure = |error| server_error::failure_redacted(&error, &self.password);
-        self.stream.send_nonblocking(bytes).map_err(failure)
+        // Only a plain stream can be polled, so a session over TLS offers no direct sends.
+        let plain = self.stream.plain().ok_or_else(protocol_error)?;
+        let failure =
+            |error| server_error::failure_redacted(&RedisError::from(error), &self.password);
+        plain.send_nonblocking(bytes).map_err(failure)
     }
 
     fn next_reply(

@@ -174,12 +174,12 @@ impl Stream {
         }
     }
 
-    /// Sends all bytes without blocking; an error is returned if the socket does not accept them.
-    pub(crate) fn send_nonblocking(&mut self, bytes: &[u8]) -> RedisResult<()> {
+    /// Returns the stream if it is not over TLS: only then can it be sent to without blocking.
+    pub(super) fn plain(&mut self) -> Option<&mut PlainStream> {
         match &mut self.kind {
-            StreamKind::Plain(plain) => Ok(plain.send_nonblocking(bytes)?),
+            StreamKind::Plain(plain) => Some(plain),
             #[cfg(feature = "tls")]
-            StreamKind::Tls(connection) => connection.send_packed_command(bytes),
+            StreamKind::Tls(_) => None,
         }
     }
 
