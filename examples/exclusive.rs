@@ -1,7 +1,7 @@
 //! Command-line tool for locks: runs a command under a lock, as flock(1) does but on any number of
 //! machines, and shows, watches and breaks locks.
 //!
-//! `cargo run --example exclusive -- run --key K [--ttl 30s] [--wait 10s | --no-wait] -- COMMAND ARG…`, and and
+//! `cargo run --example exclusive -- run --key K [--ttl 30s] [--wait 10s | --no-wait] -- COMMAND ARG…`, and
 //! `status KEY`, `list [PATTERN]`, `watch [PATTERN]`, `break KEY`. All commands accept `--redis URL,URL,…` and `--json`.
 //!
 //! `--help` (in `cli`) describes the behaviour. Start reading at `run`: it acquires the lock, handles its

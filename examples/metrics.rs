@@ -28,7 +28,8 @@ use std::time::{Duration, Instant};
 ///
 /// Without --redis it starts three temporary nodes; redis-server must be on the PATH.
 ///
-/// Exit status: 0, 64 for bad usage, 69 without a quorum of the nodes, 77 if they deny access, else 70.
+/// Exit status: 0, 64 for bad usage, 69 without a quorum of the nodes, 77 if they deny access,
+/// else 70.
 #[derive(Parser)]
 #[command(name = "metrics", verbatim_doc_comment)]
 struct Cli {

@@ -1,21 +1,21 @@
-//! The heap, counted on request: how many bytes live and how many allocations were made.
+//! Heap counters, on request: live bytes and number of allocations.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 
-/// Off while locks are timed: then an allocation costs one look at a flag that nobody writes.
+/// Off while locks are timed: then an allocation costs one read of a constant flag.
 static ON: AtomicBool = AtomicBool::new(false);
 static LIVE: AtomicI64 = AtomicI64::new(0);
 static MADE: AtomicI64 = AtomicI64::new(0);
 
-/// Counts from zero, in all threads.
+/// Starts to count from zero, in all threads.
 pub(crate) fn begin() {
     LIVE.store(0, Relaxed);
     MADE.store(0, Relaxed);
     ON.store(true, Relaxed);
 }
 
-/// The bytes that live more than at the beginning, and the allocations since (growing one counts again).
+/// Returns the live bytes since the start, and the allocations (including reallocations).
 pub(crate) fn read() -> (i64, i64) {
     (LIVE.load(Relaxed), MADE.load(Relaxed))
 }
@@ -31,26 +31,26 @@ fn note(bytes: i64, allocations: i64) {
     }
 }
 
-/// The system's allocator with the two counters. What it needs itself for a block is not seen.
+/// The system's allocator with the two counters. Its own overhead per block is not counted.
 pub(crate) struct Counting;
 
-// SAFETY: every call is passed on as it came, and counting neither allocates nor unwinds.
+// SAFETY: every call is forwarded unchanged, and counting neither allocates nor unwinds.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size() as i64, 1);
-        // SAFETY: passed on as it came.
+        // SAFETY: forwarded unchanged.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         note(-(layout.size() as i64), 0);
-        // SAFETY: passed on as it came.
+        // SAFETY: forwarded unchanged.
         unsafe { System.dealloc(block, layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         note(size as i64 - layout.size() as i64, 1);
-        // SAFETY: passed on as it came.
+        // SAFETY: forwarded unchanged.
         unsafe { System.realloc(block, layout, size) }
     }
 }

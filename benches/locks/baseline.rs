@@ -1,4 +1,5 @@
-//! The floors, *raw* on one node and *scatter* on several: the least that a lock on bare connections can do.
+//! The baselines, *raw* on one node and *scatter* on several: the cheapest lock on bare
+//! connections.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -7,10 +8,10 @@ use redis::{Cmd, Connection, IntoConnectionInfo, Value};
 
 use crate::Result;
 
-/// Compare and delete, as in the Redlock text.
+/// Compares and deletes, as in the Redlock text.
 const RELEASE: &str = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end";
 
-/// One thread's connections, one for each node, and its lock.
+/// One thread's connections, one per node, with its lock.
 pub(crate) struct Bare {
     connections: Vec<Connection>,
     key: String,
@@ -36,7 +37,7 @@ impl Bare {
         }
         Ok(Bare {
             connections,
-            key: format!("redguard:{name}"), // as redguard's default prefix makes it
+            key: format!("redguard:{name}"), // with redguard's default prefix
             ttl,
             token: String::new(),
             sha,
@@ -45,7 +46,7 @@ impl Bare {
         })
     }
 
-    pub(crate) fn take(&mut self) -> Result<()> {
+    pub(crate) fn acquire(&mut self) -> Result<()> {
         self.token.clear();
         for byte in rand::random::<[u8; 20]>() {
             write!(self.token, "{byte:02x}")?;
@@ -63,7 +64,8 @@ impl Bare {
         self.scatter(&Value::Int(1))
     }
 
-    /// Writes the command to all nodes, then reads from all. No majority: every node must agree.
+    /// Writes the command to all nodes, then reads all replies. Every node must grant, not only a
+    /// majority.
     fn scatter(&mut self, expected: &Value) -> Result<()> {
         self.wire.clear();
         self.cmd.write_packed_command(&mut self.wire);

@@ -1,4 +1,4 @@
-//! Who is measured: redguard, and the floors.
+//! The clients: redguard and the baselines.
 
 use std::time::Duration;
 
@@ -11,32 +11,33 @@ use crate::Result;
 use crate::baseline::Bare;
 use crate::servers::Server;
 
-/// The lease of every lock here, of which none is held nearly as long.
+/// TTL of every lock here; no lock is held nearly as long.
 const TTL: Duration = Duration::from_secs(10);
 
-/// One thread's way to take and release a lock that nobody else asks for.
+/// One thread's client, which acquires and releases an uncontended lock.
 pub(crate) trait Client: Send {
-    fn take(&mut self) -> Result<()>;
+    fn acquire(&mut self) -> Result<()>;
     fn release(&mut self) -> Result<()>;
 }
 
 /// A side of a row.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// The library: one `Nodes` for all threads, as a program would have it.
+    /// The library: one `Nodes` for all threads, as in a program.
     Redguard(OnDrop),
-    /// Its read-write locks, read by each thread under a name of its own.
+    /// Its read locks, with one name per thread.
     Read,
-    /// The same, all threads under one name.
+    /// Its read locks, with one name for all threads.
     ReadOne,
-    /// Its read-write locks, written by each thread under a name of its own.
+    /// Its write locks, with one name per thread.
     Write,
-    /// Connections of each thread's own, one for each node: the *raw* floor on one node, *scatter* on several.
+    /// Bare connections of each thread, one per node: the baseline *raw* on one node, *scatter* on
+    /// several.
     Bare,
 }
 
 impl Side {
-    /// A client for each thread, connected. All sides use the same names.
+    /// Creates a connected client for each thread. All sides use the same names.
     pub(crate) fn clients(
         self,
         servers: &[Server],
@@ -46,12 +47,12 @@ impl Side {
         match self {
             Side::Redguard(on_drop) => {
                 let locker = RedisLocker::new(&nodes(servers, on_drop)?);
-                let take = move |name: &str| Ok(Guard::Lock(locker.lock(name, TTL)?));
-                Ok(Ours::clients(names, on_drop, take))
+                let acquire = move |name: &str| Ok(Guard::Lock(locker.lock(name, TTL)?));
+                Ok(Ours::clients(names, on_drop, acquire))
             }
             Side::Read | Side::ReadOne => {
                 let locker = RedisRwLocker::new(&nodes(servers, OnDrop::Wait)?);
-                let take = move |name: &str| Ok(Guard::Read(locker.read(name, TTL)?));
+                let acquire = move |name: &str| Ok(Guard::Read(locker.read(name, TTL)?));
                 let one = |name| {
                     if self == Side::ReadOne {
                         "bench".into()
@@ -59,12 +60,12 @@ impl Side {
                         name
                     }
                 };
-                Ok(Ours::clients(names.map(one), OnDrop::Wait, take))
+                Ok(Ours::clients(names.map(one), OnDrop::Wait, acquire))
             }
             Side::Write => {
                 let locker = RedisRwLocker::new(&nodes(servers, OnDrop::Wait)?);
-                let take = move |name: &str| Ok(Guard::Write(locker.write(name, TTL)?));
-                Ok(Ours::clients(names, OnDrop::Wait, take))
+                let acquire = move |name: &str| Ok(Guard::Write(locker.write(name, TTL)?));
+                Ok(Ours::clients(names, OnDrop::Wait, acquire))
             }
             Side::Bare => {
                 let urls: Vec<String> = servers.iter().map(Server::url).collect();
@@ -75,14 +76,14 @@ impl Side {
     }
 }
 
-/// The servers as nodes, with defaults for all else.
+/// Returns the servers as nodes with default settings.
 pub(crate) fn nodes(servers: &[Server], on_drop: OnDrop) -> Result<Nodes> {
     let config = Config::new(servers.iter().map(Server::addr)).on_drop(on_drop);
     Ok(Nodes::connect(config)?)
 }
 
 struct Ours<F> {
-    take: F,
+    acquire: F,
     name: String,
     on_drop: OnDrop,
     guard: Option<Guard>,
@@ -98,10 +99,10 @@ impl<F: Fn(&str) -> Result<Guard> + Clone + Send + 'static> Ours<F> {
     fn clients(
         names: impl Iterator<Item = String>,
         on_drop: OnDrop,
-        take: F,
+        acquire: F,
     ) -> Vec<Box<dyn Client>> {
         let client = |name| Ours {
-            take: take.clone(),
+            acquire: acquire.clone(),
             name,
             on_drop,
             guard: None,
@@ -111,8 +112,8 @@ impl<F: Fn(&str) -> Result<Guard> + Clone + Send + 'static> Ours<F> {
 }
 
 impl<F: Fn(&str) -> Result<Guard> + Send> Client for Ours<F> {
-    fn take(&mut self) -> Result<()> {
-        self.guard = Some((self.take)(&self.name)?);
+    fn acquire(&mut self) -> Result<()> {
+        self.guard = Some((self.acquire)(&self.name)?);
         Ok(())
     }
 
@@ -129,8 +130,8 @@ impl<F: Fn(&str) -> Result<Guard> + Send> Client for Ours<F> {
 }
 
 impl Client for Bare {
-    fn take(&mut self) -> Result<()> {
-        Bare::take(self)
+    fn acquire(&mut self) -> Result<()> {
+        Bare::acquire(self)
     }
 
     fn release(&mut self) -> Result<()> {

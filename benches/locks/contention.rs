@@ -1,4 +1,4 @@
-//! What it is like to want the same lock as others: how much is lost between two holders, who gets how much, and how soon.
+//! Contention: the time between two holders, its distribution, and the latency of a wake-up.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, mpsc};
@@ -15,9 +15,9 @@ use crate::servers::Server;
 const TTL: Duration = Duration::from_secs(30);
 /// How long each holder keeps the lock.
 const HOLD: Duration = Duration::from_millis(1);
-/// Who waits for so long sleeps, and so do all threads and processors that have nothing to do.
+/// Time after which a waiter sleeps, and so do idle threads and processors.
 const REST: Duration = Duration::from_millis(10);
-/// As many processes as there could be; each has its own `Nodes`, so they meet on the nodes only.
+/// Number of processes. Each has its own `Nodes`, so they meet only on the nodes.
 const PROCESSES: usize = 4;
 
 /// The holder's work.
@@ -31,7 +31,7 @@ fn locker(servers: &[Server]) -> Result<RedisLocker> {
     Ok(RedisLocker::new(&clients::nodes(servers, OnDrop::Wait)?))
 }
 
-/// The median times of a lock that nobody else wants, and of its release, after so long a rest each.
+/// Returns the median times of an uncontended acquire, and of its release, after a pause each.
 fn uncontended(servers: &[Server], rest: Duration) -> Result<[Duration; 2]> {
     let locker = locker(servers)?;
     let mut times = [Vec::new(), Vec::new()];
@@ -50,14 +50,14 @@ fn uncontended(servers: &[Server], rest: Duration) -> Result<[Duration; 2]> {
     }))
 }
 
-/// What one of those who share a lock has seen.
+/// Record of one contender.
 #[derive(Default)]
 struct Seen {
     waits: Vec<Duration>,
     held: Duration,
 }
 
-/// Four processes want one lock, and each holder keeps it for a millisecond.
+/// Four processes contend for one lock, and each holder keeps it for a millisecond.
 pub(crate) fn contended(
     servers: &[Server],
     nodes: usize,
@@ -66,7 +66,7 @@ pub(crate) fn contended(
 ) -> Result<String> {
     let servers = &servers[..nodes];
     let time = Duration::from_secs(if short { 1 } else { 5 });
-    let [take, release] = uncontended(servers, Duration::ZERO)?;
+    let [acquire, release] = uncontended(servers, Duration::ZERO)?;
     let lockers = (0..PROCESSES).map(|_| locker(servers));
     let lockers: Vec<RedisLocker> = lockers.collect::<Result<_>>()?;
     let barrier = Barrier::new(PROCESSES);
@@ -107,7 +107,7 @@ pub(crate) fn contended(
     let held: Duration = seen.iter().map(|seen| seen.held).sum();
     let mut waits: Vec<Duration> = seen.into_iter().flat_map(|seen| seen.waits).collect();
     waits.sort_unstable();
-    let ideal = 1.0 / (held.as_secs_f64() / all as f64 + (take + release).as_secs_f64());
+    let ideal = 1.0 / (held.as_secs_f64() / all as f64 + (acquire + release).as_secs_f64());
     let rate = all as f64 / took.as_secs_f64();
     let least = counts.iter().min().copied().unwrap_or_default() as f64;
     let fairness = least / counts.iter().max().copied().unwrap_or(1) as f64;
@@ -122,7 +122,7 @@ pub(crate) fn contended(
     ))
 }
 
-/// From a release to the next holder, who waits in another process.
+/// Measures from a release to the next holder, which waits in another process.
 pub(crate) fn handed_over(
     servers: &[Server],
     nodes: usize,
@@ -130,7 +130,7 @@ pub(crate) fn handed_over(
     short: bool,
 ) -> Result<String> {
     let servers = &servers[..nodes];
-    let [take, _] = uncontended(servers, Duration::ZERO)?;
+    let [acquire, _] = uncontended(servers, Duration::ZERO)?;
     let [rested, _] = uncontended(servers, REST)?;
     let [ours, theirs] = [locker(servers)?, locker(servers)?];
     let (wants, wanted) = mpsc::channel::<()>();
@@ -148,7 +148,7 @@ pub(crate) fn handed_over(
         for _ in 0..if short { 20 } else { 200 } {
             let guard = ours.lock("handed", TTL)?;
             wants.send(())?;
-            // By now the other sleeps and listens.
+            // The waiter sleeps and is subscribed by now.
             thread::sleep(REST);
             let released = Instant::now();
             guard.release()?;
@@ -160,9 +160,9 @@ pub(crate) fn handed_over(
     })?;
     times.sort_unstable();
     let median = times[times.len() / 2];
-    let ratio = median.as_secs_f64() / take.as_secs_f64();
+    let ratio = median.as_secs_f64() / acquire.as_secs_f64();
     Ok(format!(
-        "p50 {median:.0?}, p99 {:.0?}; {ratio:.2} of an uncontended lock ({take:.0?}), goal ≤ {goal}: {}; {:.2} of one \
+        "p50 {median:.0?}, p99 {:.0?}; {ratio:.2} of an uncontended lock ({acquire:.0?}), goal ≤ {goal}: {}; {:.2} of one \
          after the same rest ({rested:.0?})",
         times[times.len() * 99 / 100],
         word(ratio <= goal),
@@ -170,7 +170,7 @@ pub(crate) fn handed_over(
     ))
 }
 
-/// Threads of one process that want one lock, and nothing with it.
+/// Threads of one process contend for one lock, without work under it.
 pub(crate) fn threads(servers: &[Server], short: bool) -> Result<String> {
     const THREADS: usize = 8;
     const GOAL: f64 = 1.5;

@@ -1,4 +1,4 @@
-//! What figures depend on: the machine, and what else it does.
+//! The environment of the figures: the machine, and its load.
 
 use std::process::Command;
 use std::{env, fs, thread};
@@ -33,7 +33,7 @@ pub(crate) fn machine() -> Result<String> {
     ))
 }
 
-/// The version of the server.
+/// Returns the version of the server.
 pub(crate) fn redis(server: &Server) -> Result<String> {
     let mut connection = redis::Client::open(server.url())?.get_connection()?;
     let info: String = redis::cmd("INFO").arg("server").query(&mut connection)?;
@@ -43,7 +43,7 @@ pub(crate) fn redis(server: &Server) -> Result<String> {
     Ok(version.unwrap_or("unknown").to_owned())
 }
 
-/// The mean load of the last minute, since other work on the machine is in every figure.
+/// Returns the mean load of the last minute, because other work affects every figure.
 pub(crate) fn load() -> String {
     let loads = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     loads.split(' ').next().unwrap_or_default().to_owned()

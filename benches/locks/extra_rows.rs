@@ -1,4 +1,5 @@
-//! What is not a matter of speed: a name, what finds out the rest of the line, and the goal in it.
+//! Rows that do not measure speed: a name, a function that returns the rest of the line, and its
+//! goal.
 
 use std::sync::Barrier;
 use std::thread;
@@ -57,11 +58,11 @@ pub(crate) const EXTRAS: [Extra; 16] = [
         contended(servers, 3, 0.8, short)
     }),
     (
-        "handed over to another process, 1 node",
+        "acquired next by another process, 1 node",
         |servers, short| handed_over(servers, 1, 3.0, short),
     ),
     (
-        "handed over to another process, 3 nodes",
+        "acquired next by another process, 3 nodes",
         |servers, short| handed_over(servers, 3, 4.0, short),
     ),
     ("8 threads of one process, one key, 1 node", threads),
@@ -92,7 +93,7 @@ fn waiting(servers: &[Server], short: bool, threads: usize) -> Result<String> {
         };
         let waiters: Vec<_> = (0..threads).map(wait).collect();
         barrier.wait();
-        thread::sleep(Duration::from_secs(1)); // by now all are in the queue, and the first one's delays are long
+        thread::sleep(Duration::from_secs(1)); // all are queued by now, and the first delays are long
         let before = (processor_time(), requests(servers));
         thread::sleep(watched);
         let after = (processor_time(), requests(servers));
@@ -115,7 +116,7 @@ fn waiting(servers: &[Server], short: bool, threads: usize) -> Result<String> {
     ))
 }
 
-/// How many commands the servers have been sent, without this one.
+/// Returns the number of commands that the servers received, without this one.
 fn requests(servers: &[Server]) -> Result<u64> {
     let mut sum = 0;
     for server in servers {
@@ -124,7 +125,7 @@ fn requests(servers: &[Server]) -> Result<u64> {
             .arg("commandstats")
             .query(&mut connection)?;
         let calls = info.lines().filter(|line| {
-            // What scripts call is no request, and the rest is our own looking.
+            // Commands inside scripts are not requests, and the others are our own queries.
             [
                 "cmdstat_set:",
                 "cmdstat_pttl:",

@@ -1,7 +1,9 @@
-//! How fast locks are beside bare connections: `cargo bench --bench locks -- [--short] [--turns N] [--only SUBSTRING]`.
+//! How fast locks are beside bare connections: `cargo bench --bench locks -- [--short] [--turns N]
+//! [--only SUBSTRING]`.
 //!
-//! Both sides of a row are measured in turns on the same throw-away servers, so that a noisy machine hits them alike; a
-//! ratio is the median of the turns' ratios. Nothing passes or fails here: a missed goal is `short`, the exit status 0.
+//! Both sides of a row are measured in turns on the same temporary servers, so that a noisy machine
+//! affects them alike. A ratio is the median of the turns' ratios. A missed goal is `short`; the
+//! exit status is still 0.
 #![expect(
     clippy::disallowed_methods,
     reason = "a benchmark reads the clock and waits for time to pass"
@@ -34,34 +36,35 @@ use crate::extra_rows::EXTRAS;
 use crate::servers::Server;
 use crate::table::ROWS;
 
-/// What goes wrong ends the run: a failed lock is a failed measurement.
+/// Any error ends the run: a failed lock is a failed measurement.
 type Result<T> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;
 
-/// The most nodes that a row uses.
+/// Maximum number of nodes of a row.
 const NODES: usize = 5;
 
 #[global_allocator]
 static HEAP: alloc_counter::Counting = alloc_counter::Counting;
 
 #[derive(Parser)]
-#[command(about = "Locks of redguard beside floors made of bare connections")]
+#[command(about = "Locks of redguard beside baselines made of bare connections")]
 struct Args {
-    /// One turn of 0.2 s a cell instead of five of 1 s: a look whether it runs, the ratios mean little
+    /// One turn of 0.2 s per cell instead of five of 1 s: shows that it runs, the ratios mean
+    /// little
     #[arg(long)]
     short: bool,
-    /// How many turns the medians are of
+    /// Number of turns for the medians
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     turns: Option<u32>,
     /// Only the rows whose name contains this
     #[arg(long, default_value = "")]
     only: String,
-    /// Nothing but so many pairs of one thread on all nodes, for `benches/instructions`
+    /// Only this number of pairs of one thread on all nodes, for `benches/instructions`
     #[arg(long)]
     pairs: Option<u32>,
-    /// Those on bare connections
+    /// Pairs on bare connections
     #[arg(long, requires = "pairs")]
-    floor: bool,
-    /// What `cargo bench` passes to every benchmark
+    baseline: bool,
+    /// Argument that `cargo bench` adds for every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -78,7 +81,7 @@ fn main() -> Result<()> {
         .map(|_| Server::start())
         .collect::<io::Result<_>>()?;
     if let Some(pairs) = args.pairs {
-        return overhead::only_pairs(&servers, args.floor, pairs);
+        return overhead::only_pairs(&servers, args.baseline, pairs);
     }
     let mut out = io::stdout().lock();
     writeln!(
@@ -107,7 +110,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// A machine that is too busy to answer within the time-outs fails locks, which says nothing about speed.
+/// Retries once: on a busy machine locks fail by timeouts, which says nothing about speed.
 fn once_more<T>(measure: impl Fn() -> Result<T>, names: &[&str]) -> Result<T> {
     measure().or_else(|error| {
         eprintln!("{}: {error}: once more", names.join(", "));

@@ -1,4 +1,4 @@
-//! One cell, once: threads that take and release for a while, all at the same time.
+//! One cell: threads that acquire and release in parallel for a while.
 
 use std::sync::Barrier;
 use std::thread;
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use crate::Result;
 use crate::clients::Client;
 
-/// What a cell came to: the pairs of lock and release in a second of all threads together, then the time to have the
-/// lock in µs.
+/// Result of a cell: pairs of lock and release per second of all threads together, then the time to
+/// acquire in µs.
 pub(crate) type Sample = [f64; 4];
 pub(crate) const COLUMNS: [&str; 4] = ["pairs/s", "p50 µs", "p99 µs", "max µs"];
 
-/// Lets each client work in a thread of its own, for a fifth of `time` first to get warm, which is not counted. Then
-/// `between` runs while all threads wait; then they begin together.
+/// Runs each client in a thread of its own. The first fifth of `time` is a warm-up, which does not
+/// count. Then `between` runs while all threads wait, and all start together.
 pub(crate) fn run(
     clients: Vec<Box<dyn Client>>,
     time: Duration,
@@ -26,7 +26,8 @@ pub(crate) fn run(
                 let warm = work(&mut *client, time / 5);
                 barrier.wait();
                 barrier.wait();
-                // Only now: a thread that gave up before would leave the others at the barrier.
+                // Only now, because a thread that failed earlier would leave the others at the
+                // barrier.
                 warm.and_then(|_| work(&mut *client, time))
             })
         };
@@ -56,7 +57,7 @@ pub(crate) fn run(
     Ok([rate, at(50), at(99), micros(*max)])
 }
 
-/// One thread's part.
+/// Runs one thread.
 struct Stretch {
     began: Instant,
     ended: Instant,
@@ -68,7 +69,7 @@ fn work(client: &mut dyn Client, time: Duration) -> Result<Stretch> {
     let began = Instant::now();
     loop {
         let start = Instant::now();
-        client.take()?;
+        client.acquire()?;
         waits.push(start.elapsed());
         client.release()?;
         let ended = Instant::now();

@@ -1,4 +1,4 @@
-//! What it costs that no quorum answers: a lock that is refused, and guards that are dropped.
+//! Costs without a quorum: a refused lock, and dropped guards.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::servers::Server;
 
 const TTL: Duration = Duration::from_secs(60);
 
-/// Stops two of three nodes while something is measured.
+/// Stops two of three nodes during a measurement.
 fn without_quorum(servers: &[Server], measure: impl FnOnce() -> Result<String>) -> Result<String> {
     servers[1..3].iter().try_for_each(Server::stop)?;
     let measured = measure();
@@ -53,8 +53,10 @@ pub(crate) fn dropped(servers: &[Server], _: bool) -> Result<String> {
     const GUARDS: usize = 1000;
     let node_timeout = Duration::from_millis(200);
     let locker = RedisLocker::new(&clients::nodes(&servers[..3], OnDrop::Wait)?);
-    let take = |n: usize| Ok(locker.lock(&format!("dropped-{n}"), TTL)?);
-    let guards = (0..GUARDS).map(take).collect::<Result<Vec<LockGuard>>>()?;
+    let acquire = |n: usize| Ok(locker.lock(&format!("dropped-{n}"), TTL)?);
+    let guards = (0..GUARDS)
+        .map(acquire)
+        .collect::<Result<Vec<LockGuard>>>()?;
     without_quorum(servers, || {
         let start = Instant::now();
         drop(guards);

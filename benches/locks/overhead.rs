@@ -1,4 +1,4 @@
-//! What an uncontended pair of lock and release costs but time, and what a held lock does.
+//! Costs of an uncontended pair of lock and release besides time, and of a held lock.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -14,14 +14,14 @@ use crate::{Result, alloc_counter, proc_stats};
 const TTL: Duration = Duration::from_secs(30);
 const OURS: Side = Side::Redguard(OnDrop::Wait);
 
-/// Of held guards, and of keys whose lock was released. Buffers and maps grow for some batches, and a key that left anything
-/// behind would do so in each: so the least of the batches counts.
+/// Number of held guards, and of keys whose lock was released. Buffers and maps grow in some
+/// batches, but remains of a key would show in each, so the smallest batch counts.
 pub(crate) fn memory(servers: &[Server], _: bool) -> Result<String> {
     const BATCHES: usize = 6;
     const GUARDS: usize = 1000;
     const MOST: i64 = 512;
     let locker = RedisLocker::new(&clients::nodes(servers, OnDrop::Wait)?);
-    // What is held by the guards, and what is left after their release.
+    // Memory of the held guards, and memory after their release.
     let hold = |batch: usize| -> Result<[i64; 2]> {
         let names: Vec<String> = (0..GUARDS).map(|n| format!("held-{batch}-{n}")).collect();
         let before = settled();
@@ -52,7 +52,7 @@ pub(crate) fn memory(servers: &[Server], _: bool) -> Result<String> {
     ))
 }
 
-/// The bytes that live once the lanes that were not waited for have let go of their last leases.
+/// Returns the live bytes after the workers beyond the quorum have dropped their last leases.
 fn settled() -> i64 {
     let mut last = (0, 0);
     loop {
@@ -85,7 +85,7 @@ pub(crate) fn allocations(servers: &[Server], _: bool) -> Result<String> {
     ))
 }
 
-/// As the servers see them come in, whatever they are; what a script calls is none.
+/// Counts all commands that arrive at the servers; commands inside scripts do not count.
 pub(crate) fn requests(servers: &[Server], _: bool) -> Result<String> {
     const PAIRS: u32 = 200;
     const END: &str = "\"ECHO\" \"the end\"";
@@ -102,7 +102,7 @@ pub(crate) fn requests(servers: &[Server], _: bool) -> Result<String> {
             });
             let mut monitors = monitors.collect::<Result<Vec<redis::Connection>>>()?;
             pairs(&mut *client, PAIRS)?;
-            // A node that was not waited for gets its last request a moment later.
+            // A node beyond the quorum receives its last request a moment later.
             thread::sleep(Duration::from_millis(50));
             for (monitor, server) in monitors.iter_mut().zip(servers) {
                 redis::cmd("ECHO")
@@ -126,12 +126,12 @@ pub(crate) fn requests(servers: &[Server], _: bool) -> Result<String> {
     ))
 }
 
-/// How often threads lose a processor for a pair.
+/// Counts how often threads lose a processor per pair.
 pub(crate) fn switches(servers: &[Server], short: bool) -> Result<String> {
     let mut texts = Vec::new();
     for nodes in [1, 5] {
         for threads in [1, 16] {
-            let [ours, floor] = [OURS, Side::Bare].map(|side| {
+            let [ours, baseline] = [OURS, Side::Bare].map(|side| {
                 let clients = side.clients(&servers[..nodes], threads)?;
                 switched(clients, if short { 100 } else { 2000 })
             });
@@ -141,16 +141,16 @@ pub(crate) fn switches(servers: &[Server], short: bool) -> Result<String> {
                 plural(nodes),
                 plural(threads)
             );
-            texts.push(match (ours?, floor?) {
-                (Some(ours), Some(floor)) => format!("{place}: {ours:.2} and {floor:.2}"),
+            texts.push(match (ours?, baseline?) {
+                (Some(ours), Some(baseline)) => format!("{place}: {ours:.2} and {baseline:.2}"),
                 _ => "skipped: no /proc/self/task/*/status here".into(),
             });
         }
     }
-    Ok(format!("redguard and the floor: {}", texts.join("; ")))
+    Ok(format!("redguard and the baseline: {}", texts.join("; ")))
 }
 
-/// Counted while all threads wait, since the count of a thread goes with it.
+/// Counts while all threads wait, because the count of a thread ends with it.
 fn switched(clients: Vec<Box<dyn Client>>, rounds: u32) -> Result<Option<f64>> {
     let all = clients.len() as f64 * f64::from(rounds);
     let barrier = &Barrier::new(clients.len() + 1);
@@ -185,9 +185,10 @@ fn switched(clients: Vec<Box<dyn Client>>, rounds: u32) -> Result<Option<f64>> {
         .map(|(after, before)| (after - before) as f64 / all))
 }
 
-/// For `benches/instructions`, which counts what two runs differ by: pairs of one thread on all nodes, once all is warm.
-pub(crate) fn only_pairs(servers: &[Server], floor: bool, count: u32) -> Result<()> {
-    let side = if floor { Side::Bare } else { OURS };
+/// For `benches/instructions`, which subtracts two runs: pairs of one thread on all nodes after a
+/// warm-up.
+pub(crate) fn only_pairs(servers: &[Server], baseline: bool, count: u32) -> Result<()> {
+    let side = if baseline { Side::Bare } else { OURS };
     for mut client in side.clients(servers, 1)? {
         pairs(&mut *client, 100)?;
         pairs(&mut *client, count)?;
@@ -197,13 +198,13 @@ pub(crate) fn only_pairs(servers: &[Server], floor: bool, count: u32) -> Result<
 
 fn pairs(client: &mut dyn Client, count: u32) -> Result<()> {
     for _ in 0..count {
-        client.take()?;
+        client.acquire()?;
         client.release()?;
     }
     Ok(())
 }
 
-/// From nothing to the first lock, beside the connection that takes longest to make.
+/// Measures from the start to the first lock, beside the slowest of the connects.
 pub(crate) fn first_lock(servers: &[Server], short: bool) -> Result<String> {
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..if short { 3 } else { 51 } {

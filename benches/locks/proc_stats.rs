@@ -1,4 +1,4 @@
-//! What the system counts of this process, all its threads together. `None` where there is no such `/proc`.
+//! Statistics of the system about all threads of this process. `None` without such a `/proc`.
 
 use std::fs;
 use std::time::Duration;
@@ -9,13 +9,13 @@ pub(crate) fn thread_count() -> Option<usize> {
     Some(fs::read_dir("/proc/self/task").ok()?.count())
 }
 
-/// The processor time of the threads that there are, in nanoseconds where it is counted in them.
+/// Returns the processor time of the live threads, in nanoseconds if the system counts in them.
 pub(crate) fn processor_time() -> Option<Duration> {
     let nanos = tasks("schedstat", |counts| counts.split(' ').next()?.parse().ok())?;
     Some(Duration::from_nanos(nanos))
 }
 
-/// How often the threads that there are have lost a processor, be it that they had to wait or that their time was up.
+/// Returns how often the live threads lost a processor, voluntarily or not.
 pub(crate) fn switches() -> Option<u64> {
     tasks("status", |status| {
         let lines = status
@@ -27,7 +27,7 @@ pub(crate) fn switches() -> Option<u64> {
     })
 }
 
-/// The sum over all threads of what one of the files about each says.
+/// Returns the sum over all threads of a value in one of the files about each.
 fn tasks(file: &str, value: impl Fn(&str) -> Option<u64>) -> Option<u64> {
     let mut sum = 0;
     for task in fs::read_dir("/proc/self/task").ok()? {

@@ -1,4 +1,4 @@
-//! What it costs to hold many locks that are renewed.
+//! Costs of many held locks with renewal.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use crate::extra_rows::word;
 use crate::proc_stats::{of_a_core, processor_time, thread_count};
 use crate::servers::Server;
 
-/// So many guards, taken in one burst by a few threads, are watched for longer than their TTL, so that a guard which is held at the
-/// end was renewed in time. `goal` is in percent of a core.
+/// Acquires `count` guards in a burst by a few threads, and watches them for longer than their TTL,
+/// so that every guard that is still held was renewed in time. `goal` is in percent of a core.
 pub(crate) fn renewed(
     servers: &[Server],
     short: bool,
@@ -31,13 +31,13 @@ pub(crate) fn renewed(
     let names: Vec<String> = (0..guards).map(|n| format!("renewed-{n}")).collect();
     let began = Instant::now();
     let guards = thread::scope(|scope| {
-        let take = |names: &[String]| -> Result<Vec<LockGuard>> {
-            let take = |name: &String| Ok(locker.acquire(name, &options)?);
-            names.iter().map(take).collect()
+        let acquire = |names: &[String]| -> Result<Vec<LockGuard>> {
+            let acquire = |name: &String| Ok(locker.acquire(name, &options)?);
+            names.iter().map(acquire).collect()
         };
         let chunks = names.chunks(names.len() / 8);
         let bursts: Vec<_> = chunks
-            .map(|chunk| scope.spawn(move || take(chunk)))
+            .map(|chunk| scope.spawn(move || acquire(chunk)))
             .collect();
         let join = |burst: thread::ScopedJoinHandle<'_, Result<Vec<LockGuard>>>| {
             burst.join().unwrap_or(Err("a thread panicked".into()))
@@ -63,7 +63,7 @@ pub(crate) fn renewed(
         format!("{more}, goal 0: {}", word(more <= 0))
     });
     Ok(format!(
-        "{}; threads more than with one guard: {threads}; lost: {lost} of {}, goal 0: {}; taken in {burst:.1?}",
+        "{}; threads more than with one guard: {threads}; lost: {lost} of {}, goal 0: {}; acquired in {burst:.1?}",
         of_a_core(used, watched, goal),
         names.len(),
         word(lost == 0)

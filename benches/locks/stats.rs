@@ -1,6 +1,6 @@
-//! What turns have in common.
+//! Statistics over turns.
 
-/// The least, the median and the greatest of some values.
+/// Returns minimum, median and maximum.
 pub(crate) fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
     let mut values: Vec<f64> = values.collect();
     values.sort_unstable_by(f64::total_cmp);
@@ -8,7 +8,7 @@ pub(crate) fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
         return [f64::NAN; 3];
     };
     let (middle, upper) = (values[last / 2], values[last.div_ceil(2)]);
-    // The mean of infinity with itself would be none.
+    // The mean of infinities would not be a number.
     let median = if middle == upper {
         middle
     } else {

@@ -1,4 +1,4 @@
-//! The rows of the table: what is compared with what, and which ratio is the goal.
+//! The rows of the table: the compared sides, and the goals for their ratios.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -48,33 +48,33 @@ pub(crate) const ROWS: [Row; 16] = [
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     nodes: usize,
-    /// Of each side.
+    /// Threads of each side.
     threads: [usize; 2],
     sides: [(&'static str, Side); 2],
-    /// So many nodes, the last ones, are stopped while the first side is measured.
+    /// Number of nodes, from the last, that are stopped while the first side is measured.
     stopped: usize,
-    /// The ratios of the first side to the second that are to be reached: of the rate at least, of the times at most.
-    /// Zero where there is no goal.
+    /// Goals for the ratios of the first side to the second: minimum for the rate, maximum for the
+    /// times. Zero means no goal.
     goals: [f64; 3],
-    /// So many times its p50 the first side's p99 may be, or zero.
+    /// Maximum ratio of the first side's p99 to its p50, or zero.
     tail: f64,
 }
 
 impl Row {
     const fn new(name: &'static str, nodes: usize, threads: usize, goals: [f64; 3]) -> Row {
-        let floor = if nodes == 1 { "raw" } else { "scatter" };
+        let baseline = if nodes == 1 { "raw" } else { "scatter" };
         Row {
             name,
             nodes,
             threads: [threads; 2],
-            sides: [("redguard", OURS), (floor, Side::Bare)],
+            sides: [("redguard", OURS), (baseline, Side::Bare)],
             stopped: 0,
             goals,
             tail: 0.0,
         }
     }
 
-    /// Locks while some of five nodes are stopped beside those while all are well.
+    /// Locks with some of five nodes stopped, beside locks with all nodes healthy.
     const fn beside_healthy(
         name: &'static str,
         stopped: usize,
@@ -88,7 +88,7 @@ impl Row {
         }
     }
 
-    /// Guards whose release is handed to the lanes beside those that wait for it.
+    /// Guards whose release is queued for the workers, beside guards that wait for it.
     const fn handed_off(name: &'static str, nodes: usize) -> Row {
         Row {
             sides: [
@@ -99,7 +99,7 @@ impl Row {
         }
     }
 
-    /// Read-write locks beside exclusive ones, all of the library.
+    /// Read-write locks of the library beside its exclusive locks.
     const fn beside_exclusive(
         name: &'static str,
         nodes: usize,
@@ -113,7 +113,7 @@ impl Row {
         }
     }
 
-    /// Measures both sides, the second one first if `reversed`; answers them in the row's order.
+    /// Measures both sides, the second first if `reversed`. Returns them in the row's order.
     pub(crate) fn turn(
         &self,
         servers: &[Server],
@@ -128,24 +128,27 @@ impl Row {
         Ok(samples)
     }
 
-    /// One side. Its clients connect anew each time, and nothing of the cells before is left.
+    /// Measures one side. Its clients connect again each time, and no work of earlier cells
+    /// remains.
     fn cell(&self, side: usize, servers: &[Server], time: Duration) -> Result<Sample> {
         for server in servers {
             let mut connection = redis::Client::open(server.url())?.get_connection()?;
-            redis::cmd("PING").exec(&mut connection)?; // what a stopped one had left to do is done now
+            redis::cmd("PING").exec(&mut connection)?; // a stopped server has served its queue by now
             redis::cmd("FLUSHALL").exec(&mut connection)?;
         }
         let clients = self.sides[side].1.clients(servers, self.threads[side])?;
         let some = if side == 0 { self.stopped } else { 0 };
         let stopped = &servers[servers.len() - some..];
-        // Stopped when all are warm: that the node is found out as hung is part of what is measured.
+        // Stopped after the warm-up, because the detection of a hung node is part of the
+        // measurement.
         let stop = || Ok(stopped.iter().try_for_each(Server::stop)?);
         let sample = measurement::run(clients, time, stop);
         stopped.iter().try_for_each(Server::resume)?;
         sample
     }
 
-    /// Medians of both sides (of the maxima the greatest), then the ratios: median, least and greatest of the turns'.
+    /// Returns the medians of both sides (for maxima the greatest), then the ratios: median,
+    /// minimum and maximum over the turns.
     pub(crate) fn report(&self, turns: &[[Sample; 2]]) -> String {
         let mut text = format!("\n{:<32}", self.name);
         // Writing to a `String` cannot fail.

@@ -1,4 +1,5 @@
-//! Throw-away `redis-server` processes for the examples, tests and benches; none outlives the program that started it.
+//! Temporary `redis-server` processes for the examples, tests and benches. None outlives the
+//! program that started it.
 #![allow(
     dead_code,
     reason = "every program that includes this file uses another part of it"
@@ -24,21 +25,24 @@ use std::time::{Duration, Instant};
 use std::{env, thread};
 use tempfile::TempDir;
 
-/// Far more than a start takes (some 20 ms), so that only a server that will never answer runs into it.
+/// Longer than any start (about 20 ms), so that only a server that never replies exceeds it.
 const START_LIMIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(2);
 
-/// The program to start in place of `redis-server`, such as `valkey-server`, if this is set: a name on the PATH, or a path.
+/// Environment variable with the program to start instead of `redis-server`, such as
+/// `valkey-server`: a name on the PATH, or a path.
 const PROGRAM: &str = "REDGUARD_SERVER";
 
-/// Starts the server and leaves a watchdog beside it.
+/// Starts the server, and a watchdog beside it.
 ///
-/// `exec` keeps the pid, so the server is our own child, which can be waited for. The watchdog, a forked copy of the shell,
-/// holds the read end of a pipe from us. The end of that pipe means that our program is gone, however it went: the watchdog
-/// then kills the server and removes its directory ($1). A line means that we reaped the server ourselves. Either way it
-/// removes what libfaketime leaves behind in a process that is killed. There is no moment at which our death leaves a server
-/// behind, which `PR_SET_PDEATHSIG` (bound to a thread, Linux only) cannot say. HUP is ignored because the kernel sends it to
-/// a process group that our death orphans with a stopped server in it.
+/// `exec` keeps the pid, so the server is our own child, which we can wait for. The watchdog, a
+/// forked copy of the shell, holds the read end of a pipe from us. The pipe ends when our program
+/// is gone for any reason: the watchdog then kills the server and removes its directory ($1). A
+/// line in the pipe means that we reaped the server ourselves. In both cases the watchdog removes
+/// the files of libfaketime, which a killed process leaves behind. So our death leaves no server
+/// behind at any moment, which `PR_SET_PDEATHSIG` (bound to a thread, Linux only) cannot guarantee.
+/// HUP is ignored, because the kernel sends it to a process group that our death orphans with a
+/// stopped server in it.
 const WATCHED: &str = r#"
 dir=$1; shift
 trap '' HUP INT TERM
@@ -50,7 +54,7 @@ exec 3<&0 </dev/null
 exec env "$@" 3<&-
 "#;
 
-/// Whether the server's program is there.
+/// Returns whether the server's program exists.
 pub(crate) fn available() -> bool {
     let program = program();
     if program.contains('/') {
@@ -64,24 +68,24 @@ fn program() -> String {
     env::var(PROGRAM).unwrap_or_else(|_| "redis-server".to_owned())
 }
 
-/// One `redis-server` on a free loopback port, without persistence unless asked for; dropping it kills it.
+/// One `redis-server` on a free loopback port, without persistence by default. A drop kills it.
 ///
 /// In a `static`, which is never dropped, it ends with the program all the same.
 #[derive(Debug)]
 pub(crate) struct Server {
     port: u16,
     options: Options,
-    // Before `root`: the process goes first, then the files under it.
+    // Declared before `root`, so that the process ends before its files are removed.
     process: Mutex<Option<Process>>,
     root: TempDir,
 }
 
-/// What a server is started with.
+/// Options of a server.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     variables: Vec<String>,
     args: Vec<String>,
-    /// What a sentinel is to watch, as lines of its configuration.
+    /// Configuration lines of a sentinel.
     sentinel: Option<String>,
 }
 
@@ -91,24 +95,25 @@ impl Options {
         self.arg("--appendonly", "yes")
     }
 
-    /// Like `append_only`, but synced before each reply.
+    /// Keeps the data in an append-only file that is synced before each reply.
     pub(crate) fn append_always(self) -> Options {
         self.append_only().arg("--appendfsync", "always")
     }
 
-    /// One more argument, such as `--requirepass`; a relative `--unixsocket` is made in [`Server::dir`].
+    /// Adds an argument, such as `--requirepass`. A relative `--unixsocket` is created in
+    /// [`Server::dir`].
     pub(crate) fn arg(mut self, name: &str, value: &str) -> Options {
         self.args.extend([name.to_owned(), value.to_owned()]);
         self
     }
 
-    /// One more variable in the server's environment.
+    /// Adds a variable to the server's environment.
     pub(crate) fn env(mut self, name: &str, value: &str) -> Options {
         self.variables.push(format!("{name}={value}"));
         self
     }
 
-    /// A sentinel, with these lines in its configuration.
+    /// Makes the server a sentinel with these lines in its configuration.
     pub(crate) fn sentinel(mut self, lines: &str) -> Options {
         self.sentinel = Some(lines.to_owned());
         self
@@ -131,7 +136,7 @@ impl Options {
             root,
         };
         fs::create_dir(server.dir())?;
-        // Between our look at the port and the server's bind another process may take it.
+        // Another process may bind the port between our check and the server's bind.
         for _ in 0..5 {
             server.port = free_port()?;
             match server.launch() {
@@ -144,7 +149,7 @@ impl Options {
 }
 
 impl Server {
-    /// A server with the default options, which answers by the time this returns.
+    /// Starts a server with the default options. Blocks until it replies.
     pub(crate) fn start() -> io::Result<Server> {
         Options::default().start()
     }
@@ -165,38 +170,41 @@ impl Server {
         format!("redis://{}", self.addr())
     }
 
-    /// The server's data and working directory.
+    /// Returns the server's data and working directory.
     pub(crate) fn dir(&self) -> PathBuf {
         self.root.path().join("data")
     }
 
-    /// The running or stopped process; `None` once it was killed.
+    /// Returns the running or stopped process; `None` once it was killed.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.process().as_ref().map(|process| process.child.id())
     }
 
-    /// SIGSTOP: the kernel still accepts connections for the server, but nothing answers. Returns when it really stands.
+    /// Sends SIGSTOP: the kernel still accepts connections, but the server does not reply. Blocks
+    /// until the process has stopped.
     pub(crate) fn stop(&self) -> io::Result<()> {
         self.process().as_mut().ok_or_else(not_running)?.stop()
     }
 
-    /// SIGCONT: the server goes on, and first does what was sent to it in between.
+    /// Sends SIGCONT: the server continues, first with the requests that arrived meanwhile.
     pub(crate) fn resume(&self) -> io::Result<()> {
         self.process().as_mut().ok_or_else(not_running)?.resume()
     }
 
-    /// SIGKILL; returns when the process is gone and its port refuses. A second call does nothing.
+    /// Sends SIGKILL. Blocks until the process is gone and its port refuses connects. A second call
+    /// does nothing.
     pub(crate) fn kill(&self) {
         drop(self.process().take());
     }
 
-    /// Kills the server if it runs and starts it on the same port, with what its append-only file has (else empty).
+    /// Kills the server if it runs, and starts it on the same port with its append-only file, or
+    /// empty without one.
     pub(crate) fn restart(&self) -> io::Result<()> {
         self.kill();
         self.launch()
     }
 
-    /// Like `restart`, but the server has lost everything.
+    /// Restarts the server without its data.
     pub(crate) fn restart_empty(&self) -> io::Result<()> {
         self.kill();
         fs::remove_dir_all(self.dir())?;
@@ -208,7 +216,7 @@ impl Server {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the server has logged since it was started last.
+    /// Returns the server's log since its latest start.
     pub(crate) fn logged(&self) -> String {
         read_lossy(&self.log())
     }
@@ -256,7 +264,8 @@ impl Server {
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // Ctrl-C at the terminal is for the program, which may still want its servers for tidying up.
+            // Ctrl-C at the terminal is for the program, which may still need its servers to clean
+            // up.
             .process_group(0)
             .spawn()?;
         let pipe = child.stdin.take();
@@ -268,7 +277,7 @@ impl Server {
         })
     }
 
-    /// A sentinel takes no other lines than in a file, which it writes to.
+    /// Writes the configuration of a sentinel, which must be a file that the sentinel can write.
     fn sentinel_arguments(&self) -> io::Result<Vec<String>> {
         let Some(lines) = &self.options.sentinel else {
             return Ok(Vec::new());
@@ -278,7 +287,8 @@ impl Server {
         Ok(vec![file.display().to_string(), "--sentinel".to_owned()])
     }
 
-    /// The log line says that the port is bound by this process and no other; the reply, that the data is loaded.
+    /// The log line shows that this process has bound the port; the reply shows that the data is
+    /// loaded.
     fn is_ready(&self) -> bool {
         let line = match self.options.sentinel {
             Some(_) => "Sentinel ID is",
@@ -308,7 +318,8 @@ impl Server {
     }
 }
 
-/// A child that is not reaped yet, or else knows it: no signal goes to a pid that may be somebody else's by now.
+/// A child that is not reaped yet, or knows that it is: no signal goes to a pid that another
+/// process may have by now.
 #[derive(Debug)]
 struct Process {
     child: Child,
@@ -370,10 +381,10 @@ impl Drop for Process {
     }
 }
 
-/// A free loopback port that this process has not handed out before.
+/// Returns a free loopback port that this process has not returned before.
 ///
-/// It lies below the range that Linux and macOS give to clients: while a server is down, a client that keeps trying to
-/// reach it there could be given the very same port and connect to itself.
+/// It is below the client range of Linux and macOS. While a server is down, a client that
+/// reconnects repeatedly could otherwise get that very port and connect to itself.
 pub(crate) fn free_port() -> io::Result<u16> {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     for _ in 0..1000 {

@@ -1,4 +1,4 @@
-//! A terminal's other screen, on which a table is redrawn in place.
+//! The alternate screen of a terminal, on which a table is redrawn in place.
 
 use super::diff::{Watch, Watched};
 use super::lock_row::in_seconds;
@@ -9,20 +9,20 @@ use console::{Term, truncate_str};
 use std::io::{self, IsTerminal};
 use std::time::Instant;
 
-// As all terminals of the last decades understand them (ECMA-48, and xterm's 1049): a few bytes over ssh.
+// Sequences that all current terminals support (ECMA-48, and xterm's 1049): a few bytes over ssh.
 const ENTER: &str = "\x1b[?1049h";
 const LEAVE: &str = "\x1b[?1049l";
 const HOME: &str = "\x1b[H";
 const CLEAR_LINE: &str = "\x1b[K";
 const CLEAR_BELOW: &str = "\x1b[J";
 
-/// Whether standard output is a terminal that can be drawn on.
+/// Returns whether standard output is a terminal that supports drawing.
 pub(crate) fn is_there() -> bool {
     let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
     io::stdout().is_terminal() && !dumb
 }
 
-/// Entered; left when it is dropped.
+/// The entered alternate screen; left on drop.
 pub(crate) struct Screen<'a, 'b> {
     voice: &'a mut Voice<'b>,
 }
@@ -33,12 +33,12 @@ impl<'a, 'b> Screen<'a, 'b> {
         Ok(Screen { voice })
     }
 
-    /// In one write, without clearing first, so that it does not flicker.
+    /// Draws in one write, without clearing first, to avoid flicker.
     pub(crate) fn draw(&mut self, lines: &[String]) -> io::Result<()> {
         let (rows, columns) = Term::stdout().size();
         let mut text = HOME.to_owned();
         for line in fit(lines, rows.into()) {
-            // Not up to the edge, where clearing the rest would take the last character.
+            // Not up to the edge, because clearing the rest would delete the last character.
             text += &truncate_str(&line, usize::from(columns).saturating_sub(1), "…");
             text += CLEAR_LINE;
             text.push('\n');
@@ -54,11 +54,11 @@ impl Drop for Screen<'_, '_> {
     }
 }
 
-/// What is to be seen of the locks: a title, troubles, and the table.
+/// Returns the lines of the screen: a title, failures, and the table.
 pub(crate) fn frame(title: &str, watched: &Watched, now: Instant) -> Vec<String> {
     let mut lines = vec![title.to_owned()];
     if let Some(cause) = &watched.trouble {
-        lines.push(format!("Unknown at this time, so this is older: {cause}"));
+        lines.push(format!("Holders are unknown, the table is older: {cause}"));
     }
     let absent = watched.absent.iter();
     lines.extend(absent.map(|(node, cause)| format!("{node} is left out: {cause}")));
@@ -73,7 +73,7 @@ pub(crate) fn frame(title: &str, watched: &Watched, now: Instant) -> Vec<String>
     lines
 }
 
-/// As many as there is room for, and how many more there are. The last row is the cursor's.
+/// Returns the lines that fit, and the number of further lines. The last line is for the cursor.
 fn fit(lines: &[String], rows: usize) -> Vec<String> {
     let room = rows.saturating_sub(1);
     if lines.len() <= room {
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn frame_has_title_failures_and_table() {
-        #[expect(clippy::disallowed_methods, reason = "any moment will do")]
+        #[expect(clippy::disallowed_methods, reason = "the test accepts any moment")]
         let start = Instant::now();
         let lock = |key: &str, owner: Option<&str>, nodes| Lock {
             key: key.to_owned(),
@@ -121,7 +121,7 @@ mod tests {
         let lines = frame("title", &watched, start + Duration::from_millis(61_900));
         let wanted = [
             "title",
-            "Unknown at this time, so this is older: no quorum",
+            "Holders are unknown, the table is older: no quorum",
             "n:3 is left out: down",
             "",
             "KEY                     HOLDER      NODES            ENDS IN  SEEN FOR",

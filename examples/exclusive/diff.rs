@@ -1,4 +1,4 @@
-//! What has changed from one look to the next.
+//! Changes between two lists of locks.
 
 use super::lock_row::{Lock, in_seconds, label, millis};
 use super::output::shown;
@@ -8,42 +8,42 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// What has been seen so far.
+/// State after the latest list.
 #[derive(Debug, Default)]
 pub(crate) struct Watched {
     pub(crate) locks: BTreeMap<String, Watch>,
     pub(crate) absent: BTreeMap<String, String>,
-    /// Why the last look found nothing out; what is above is older then.
+    /// Cause of a failed list; the locks above are then older.
     pub(crate) trouble: Option<String>,
 }
 
-/// A lock in the hands that it was last seen in.
+/// A lock with its latest owners.
 #[derive(Clone, Debug)]
 pub(crate) struct Watch {
     pub(crate) lock: Lock,
-    /// When these were seen to have it first: nobody knows since when they do.
+    /// When these owners were first seen. The nodes do not store since when they hold it.
     pub(crate) first: Instant,
 }
 
-/// What a look has brought.
+/// A change between two lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     Held(Lock),
-    /// Somebody has a part of the nodes, and no quorum.
+    /// An owner has a minority of the nodes.
     Partial(Lock),
-    /// From an owner who was seen to have it for so long.
+    /// With the former owner, and how long it was seen.
     Passed(Lock, Option<String>, Duration),
-    /// It was held so, and seen for so long.
+    /// With the former owner, and how long it was seen.
     Freed(Lock, Duration),
     NodeDown(String, String),
     NodeUp(String),
-    /// Who holds what cannot be found out.
+    /// Holders cannot be read.
     Unknown(String),
     Known,
 }
 
 impl Watched {
-    /// Takes in what a look has found, or why it found nothing.
+    /// Applies a list, or the cause of its failure, and returns the changes.
     pub(crate) fn update(&mut self, seen: Result<Seen, String>, now: Instant) -> Vec<Change> {
         let Seen { locks, absent } = match seen {
             Ok(seen) => seen,
@@ -103,7 +103,7 @@ impl Watched {
 }
 
 impl Change {
-    /// A lock that is seen first, or in another state.
+    /// Returns the change for a lock that is new or in another state.
     fn of(lock: &Lock) -> Change {
         if lock.is_held() {
             Change::Held(lock.clone())
@@ -132,8 +132,8 @@ impl Change {
             ),
             Change::NodeDown(node, cause) => format!("{node} is left out: {cause}"),
             Change::NodeUp(node) => format!("{node} is back"),
-            Change::Unknown(cause) => format!("who holds what is unknown: {cause}"),
-            Change::Known => "who holds what is known again".to_owned(),
+            Change::Unknown(cause) => format!("holders are unknown: {cause}"),
+            Change::Known => "holders are known again".to_owned(),
         }
     }
 
@@ -200,14 +200,14 @@ mod tests {
         Ok(Seen { locks, absent })
     }
 
-    /// Looks 10 s apart.
-    fn changes(looks: Vec<Result<Seen, String>>) -> Vec<Vec<Change>> {
-        #[expect(clippy::disallowed_methods, reason = "any moment will do")]
+    /// Applies lists at intervals of 10 s.
+    fn changes(lists: Vec<Result<Seen, String>>) -> Vec<Vec<Change>> {
+        #[expect(clippy::disallowed_methods, reason = "the test accepts any moment")]
         let start = Instant::now();
         let mut watched = Watched::default();
-        let times = (0..).map(|look| start + Duration::from_secs(10 * look));
-        let looks = looks.into_iter().zip(times);
-        looks.map(|(look, now)| watched.update(look, now)).collect()
+        let times = (0..).map(|list| start + Duration::from_secs(10 * list));
+        let lists = lists.into_iter().zip(times);
+        lists.map(|(list, now)| watched.update(list, now)).collect()
     }
 
     #[test]
@@ -219,7 +219,7 @@ mod tests {
             seen(vec![], &[]),
             seen(vec![part.clone()], &[]),
             seen(vec![a.clone()], &[]),
-            seen(vec![less], &[]), // as well held as before
+            seen(vec![less], &[]), // still held by a quorum
             seen(vec![b.clone()], &[]),
             seen(vec![b.clone(), lock("l", "a", 3)], &[]),
             seen(vec![lock("l", "a", 3)], &[]),

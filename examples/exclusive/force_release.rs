@@ -1,4 +1,4 @@
-//! `break`: a lock is taken away from its holder, if the operator means it.
+//! `break`: removes a lock from its holder after a confirmation.
 
 use super::exit_error::{Kind, NO_LOCK, Refusal};
 use super::lock_row::Lock;
@@ -8,7 +8,7 @@ use redguard::RedisLocker;
 use serde_json::json;
 use std::io::{self, IsTerminal, Write};
 
-/// Asks a question, and answers whether the answer was yes.
+/// Asks a question and returns whether the answer was yes.
 pub(crate) type Ask = fn(&str) -> io::Result<bool>;
 
 /// Asks at the terminal, if there is one.
@@ -23,7 +23,7 @@ pub(crate) fn terminal() -> Option<Ask> {
     })
 }
 
-/// Breaks the lock, or leaves it where the answer is no.
+/// Breaks the lock if the operator confirms.
 pub(crate) fn break_lock(
     locker: &RedisLocker,
     key: &str,
@@ -31,7 +31,7 @@ pub(crate) fn break_lock(
     voice: &mut Voice<'_>,
 ) -> Result<u8, Refusal> {
     let of_lock = |error| Refusal::of_lock(key, error);
-    let lock = Lock::look(locker, key).map_err(of_lock)?;
+    let lock = Lock::read(locker, key).map_err(of_lock)?;
     warn_of_absent(locker, voice);
     if lock.is_free() {
         return tell(&lock, false, voice);
@@ -42,7 +42,7 @@ pub(crate) fn break_lock(
             let line = format!("lock {key:?}: not confirmed, nothing was done");
             return Err(Refusal::new(Kind::NotConfirmed, line));
         }
-        let now = Lock::look(locker, key).map_err(of_lock)?;
+        let now = Lock::read(locker, key).map_err(of_lock)?;
         if !now.is_free() && now.owner != lock.owner {
             let (then, now) = (lock.holder(), now.holder());
             let line = format!("lock {key:?}: passed from {then} to {now}, nothing was done");
@@ -53,18 +53,18 @@ pub(crate) fn break_lock(
         let Refusal { kind, line } = of_lock(error);
         Refusal::new(
             kind,
-            format!("{line}; those that answered have let go of it"),
+            format!("{line}; the nodes that replied have released it"),
         )
     })?;
     tell(&lock, broken, voice)
 }
 
-/// Says what became of a lock that was seen so before.
+/// Reports the outcome for a lock whose state was read before.
 fn tell(lock: &Lock, broken: bool, voice: &mut Voice<'_>) -> Result<u8, Refusal> {
     let (who, nodes, total) = (lock.holder(), lock.nodes, lock.total);
     let text = if broken {
         format!(
-            "broken; {who} had it on {nodes} of {total} nodes, and if alive goes on until it looks"
+            "broken; {who} had it on {nodes} of {total} nodes, and may continue until it checks"
         )
     } else {
         "there is no such lock".to_owned()

@@ -1,26 +1,26 @@
-//! A lock as the nodes tell of it.
+//! State of a lock as the nodes report it.
 
 use super::output::shown;
 use redguard::{Holder, RedisLocker};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Who holds a lock, or has a part of it.
+/// The owner of a lock, or of a minority of its grants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lock {
     pub(crate) key: String,
     pub(crate) owner: Option<String>,
-    /// `None` if nobody has it, or if it has no end.
+    /// `None` without an owner or an expiry.
     pub(crate) remaining: Option<Duration>,
-    /// On how many nodes its holder has it; 0 if nobody has.
+    /// Number of nodes that store the owner's token; 0 without an owner.
     pub(crate) nodes: usize,
     pub(crate) needed: usize,
     pub(crate) total: usize,
 }
 
 impl Lock {
-    /// Asks the nodes, for `node_timeout` at most.
-    pub(crate) fn look(locker: &RedisLocker, key: &str) -> Result<Lock, redguard::Error> {
+    /// Asks the nodes. Blocks for at most `node_timeout`.
+    pub(crate) fn read(locker: &RedisLocker, key: &str) -> Result<Lock, redguard::Error> {
         let total = locker.nodes().health().nodes.len();
         Ok(Lock::told(key, locker.holder(key)?, total))
     }
@@ -39,7 +39,7 @@ impl Lock {
         }
     }
 
-    /// By a quorum. If not, a part of the nodes may have it for somebody all the same.
+    /// Returns whether a quorum stores one owner. If not, a minority may still do.
     pub(crate) fn is_held(&self) -> bool {
         self.nodes >= self.needed
     }
@@ -52,7 +52,7 @@ impl Lock {
         label(self.owner.as_deref())
     }
 
-    /// What follows its name.
+    /// Returns the state that follows the name in a line.
     pub(crate) fn describe(&self) -> String {
         if self.is_free() {
             return "free".to_owned();
@@ -101,7 +101,7 @@ pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Without the parts of a second, which say nothing to people.
+/// Formats whole seconds only, which suffice for people.
 pub(crate) fn in_seconds(time: Duration) -> String {
     humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
 }

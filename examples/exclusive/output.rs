@@ -1,10 +1,10 @@
-//! How it speaks: in lines for people, or with `--json` in one object per line.
+//! Output: lines for people, or with `--json` one object per line.
 
 use super::exit_error::{Kind, Refusal};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 
-/// What was asked for goes to standard output, everything else to standard error.
+/// Writes results to standard output and all else to standard error.
 pub(crate) struct Voice<'a> {
     pub(crate) json: bool,
     out: &'a mut dyn Write,
@@ -16,7 +16,7 @@ impl<'a> Voice<'a> {
         Voice { json, out, err }
     }
 
-    /// A part of what was asked for.
+    /// Writes one result.
     pub(crate) fn tell(&mut self, text: &str, object: &Value) -> io::Result<()> {
         if self.json {
             writeln!(self.out, "{object}")?;
@@ -26,7 +26,7 @@ impl<'a> Voice<'a> {
         self.out.flush()
     }
 
-    /// As it is.
+    /// Writes a text unchanged.
     pub(crate) fn write(&mut self, text: &str) -> io::Result<()> {
         self.out.write_all(text.as_bytes())?;
         self.out.flush()
@@ -36,7 +36,7 @@ impl<'a> Voice<'a> {
         self.write(&help.render().to_string())
     }
 
-    /// What is said beside it. Nobody may be there to hear it.
+    /// Writes a message to standard error, which may be closed.
     pub(crate) fn warn(&mut self, text: &str, object: &Value) {
         _ = if self.json {
             writeln!(self.err, "{object}")
@@ -45,7 +45,7 @@ impl<'a> Voice<'a> {
         };
     }
 
-    /// A node that is not asked, or does not answer.
+    /// Reports a node that is not asked or does not reply.
     pub(crate) fn warn_of_node(&mut self, node: &str, cause: &str) {
         let object = json!({ "warning": cause, "node": node });
         self.warn(&format!("{node} is left out: {cause}"), &object);
@@ -64,7 +64,8 @@ impl<'a> Voice<'a> {
     }
 }
 
-/// Names and labels come from the nodes, where anybody may have put them: what a terminal would obey, or not show, is spelt out.
+/// Escapes control characters. Names and labels come from the nodes, where any client may have
+/// stored them.
 pub(crate) fn shown(text: &str) -> String {
     let spelt = |c: char| match c {
         '"' | '\'' => c.to_string(),

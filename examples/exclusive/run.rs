@@ -99,7 +99,8 @@ fn start(run: &Run, signals: &Signals) -> Result<Child, Refusal> {
     })
 }
 
-/// Blocks until the command has ended. Returns its status, and whether the loss of the lock was reported.
+/// Blocks until the command has ended. Returns its status, and whether the loss of the lock was
+/// reported.
 fn attend(
     mut child: Child,
     run: &Run,
@@ -115,7 +116,8 @@ fn attend(
         loop {
             match inbox.recv_timeout(patience) {
                 Ok(Event::Ended(status)) => return Ok((status_of(status?), told)),
-                // The terminal sends the other signals to the whole process group, so to the command too.
+                // The terminal sends the other signals to the whole process group, so to the
+                // command too.
                 Ok(Event::Signal(Signal::SIGTERM)) => _ = kill(pid, Signal::SIGTERM),
                 Ok(Event::Signal(_)) => {}
                 Ok(Event::Lost) => {

@@ -1,4 +1,4 @@
-//! The names of the locks that nodes have, found with SCAN, which never holds a server up as KEYS does.
+//! Names of the locks on the nodes, found with SCAN, which does not block a server as KEYS does.
 
 use redis::{Client, Connection, RedisError, RedisResult};
 use std::collections::BTreeSet;
@@ -6,10 +6,10 @@ use std::fmt;
 use std::thread;
 use std::time::Duration;
 
-/// How many keys a server looks at for one reply: some 100 µs of its time.
+/// Keys that a server visits per reply, in about 100 µs of its time.
 const COUNT: u32 = 1000;
 
-/// Nodes with a connection each, beside those of the library, which has no reason to list keys.
+/// Nodes with a connection each, because the library has no function to list keys.
 pub(crate) struct Scanner {
     nodes: Vec<Node>,
     prefix: String,
@@ -20,17 +20,17 @@ struct Node {
     name: String,
     client: RedisResult<Client>,
     timeout: Duration,
-    /// Kept from one scan to the next; not after an error, since a reply may still be owed.
+    /// Kept for the next scan, except after an error, when a reply may still arrive.
     connection: Option<Connection>,
 }
 
-/// What a scan has found.
+/// Result of a scan.
 pub(crate) struct Names {
     pub(crate) names: BTreeSet<String>,
     pub(crate) absent: Vec<Absent>,
 }
 
-/// A node that could not be asked.
+/// A node that could not be scanned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Absent {
     pub(crate) node: String,
@@ -44,7 +44,7 @@ impl fmt::Display for Absent {
 }
 
 impl Scanner {
-    /// For the locks whose names match a glob pattern, as Redis has them. Does not connect.
+    /// Prepares scans for names that match a glob pattern of Redis. Does not connect.
     pub(crate) fn new(
         addresses: &[String],
         names: impl IntoIterator<Item = String>,
@@ -65,13 +65,13 @@ impl Scanner {
         }
     }
 
-    /// Asks all nodes at the same time, but for those that are known to be absent, by their causes. Blocks for as long as the
-    /// slowest needs to go through all its keys, and for five times the timeout to connect and once for each reply at most.
-    /// `check_cancelled` is asked between two replies.
+    /// Asks all nodes at once, except nodes that are known to be absent, given with their causes.
+    /// Blocks until the slowest node has visited all its keys; at most for five times the timeout
+    /// per connect, and for the timeout per reply. Calls `keep_running` between two replies.
     pub(crate) fn scan(
         &mut self,
         absent: &[Option<String>],
-        go_on: &(dyn Fn() -> bool + Sync),
+        keep_running: &(dyn Fn() -> bool + Sync),
     ) -> Names {
         let (prefix, pattern) = (&self.prefix, &self.pattern);
         let mut found = Names {
@@ -86,7 +86,10 @@ impl Scanner {
                     node.connection = None;
                     found.absent.push(Absent { node: name, cause });
                 } else {
-                    asked.push((name, scope.spawn(|| node.scan(prefix, pattern, go_on))));
+                    asked.push((
+                        name,
+                        scope.spawn(|| node.scan(prefix, pattern, keep_running)),
+                    ));
                 }
             }
             for (node, thread) in asked {
@@ -109,7 +112,7 @@ impl Node {
         &mut self,
         prefix: &str,
         pattern: &str,
-        go_on: &(dyn Fn() -> bool + Sync),
+        keep_running: &(dyn Fn() -> bool + Sync),
     ) -> RedisResult<BTreeSet<String>> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
@@ -117,7 +120,7 @@ impl Node {
         };
         let mut names = BTreeSet::new();
         let mut cursor = 0_u64;
-        while go_on() {
+        while keep_running() {
             let keys: Vec<Vec<u8>>;
             (cursor, keys) = redis::cmd("SCAN")
                 .arg(cursor)
@@ -128,7 +131,7 @@ impl Node {
                 .arg("TYPE")
                 .arg("string")
                 .query(&mut connection)?;
-            // A key that is no text is no lock's.
+            // A key that is not UTF-8 belongs to no lock.
             let texts = keys
                 .into_iter()
                 .filter_map(|key| String::from_utf8(key).ok());
@@ -144,14 +147,14 @@ impl Node {
     fn connect(&self) -> RedisResult<Connection> {
         let client = self.client.as_ref().map_err(RedisError::clone)?;
         let connection = client.get_connection_with_timeout(5 * self.timeout)?;
-        // The handshake's are gone by now.
+        // The timeouts of the handshake have been cleared.
         connection.set_read_timeout(Some(self.timeout))?;
         connection.set_write_timeout(Some(self.timeout))?;
         Ok(connection)
     }
 }
 
-/// As the library reads addresses.
+/// Parses an address as the library does.
 fn url(address: &str) -> String {
     match address.trim() {
         address if address.contains("://") => address.to_owned(),
@@ -159,7 +162,7 @@ fn url(address: &str) -> String {
     }
 }
 
-/// A pattern that matches this text alone.
+/// Returns a pattern that matches exactly this text.
 fn literally(text: &str) -> String {
     let mut pattern = String::with_capacity(text.len());
     for c in text.chars() {
@@ -171,11 +174,11 @@ fn literally(text: &str) -> String {
     pattern
 }
 
-/// Not a server's own words: they may repeat how we log in.
+/// Returns the error without the server's text, which may repeat credentials.
 fn in_words(error: &RedisError) -> String {
     match error.code() {
         Some("NOPERM") => "NOPERM: its user needs the right +scan".to_owned(),
-        Some(code) => format!("it answers {code}"),
+        Some(code) => format!("the node replies {code}"),
         None if error.is_timeout() => "no answer in time".to_owned(),
         None if error.is_connection_refusal() => "the connection is refused".to_owned(),
         None if error.is_io_error() => "unreachable".to_owned(),

@@ -1,16 +1,17 @@
-//! The signals that ask a program to end, waited for in a thread of their own.
+//! Termination signals, received in a thread of their own.
 
 use nix::sys::signal::{SigSet, Signal};
 use std::ffi::OsString;
 use std::process::{Child, Command};
 use std::{io, thread};
 
-/// Signals that `exclusive` must survive for as long as its command runs, so that the lock lives as long; or until its
-/// screen is left.
+/// Signals that `exclusive` must survive while its command runs, so that the lock lives as long, or
+/// until its screen is left.
 pub(crate) struct Signals(SigSet);
 
 impl Signals {
-    /// Blocks them in this thread and those that it starts: they are waited for instead, which also tells them apart.
+    /// Blocks the signals in this thread and its children, so that a thread can wait for them and
+    /// tell them apart.
     pub(crate) fn block() -> io::Result<Signals> {
         use Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
         let set = SigSet::from_iter([SIGHUP, SIGINT, SIGQUIT, SIGTERM]);
@@ -18,14 +19,14 @@ impl Signals {
         Ok(Signals(set))
     }
 
-    /// Tells of each that comes.
+    /// Calls `tell` for each signal.
     #[expect(
         clippy::disallowed_methods,
-        reason = "nobody can wait for this thread, which waits for signals to the end"
+        reason = "no thread can join it, because it waits for signals to the end"
     )]
     pub(crate) fn listen(&self, told: impl Fn(Signal) + Clone + Send + 'static) -> io::Result<()> {
         let unknown = told.clone();
-        // For the moment in `spawn` in which they are not blocked.
+        // Ignored while `spawn` unblocks them for a moment.
         ctrlc::set_handler(move || unknown(Signal::SIGTERM)).map_err(io::Error::other)?;
         let set = self.0;
         thread::spawn(move || {
@@ -36,7 +37,7 @@ impl Signals {
         Ok(())
     }
 
-    /// Starts a command, which would inherit the block.
+    /// Starts a command without the inherited block.
     pub(crate) fn spawn(&self, program: &OsString, args: &[OsString]) -> io::Result<Child> {
         self.0.thread_unblock()?;
         let spawned = Command::new(program).args(args).spawn();

@@ -1,4 +1,4 @@
-//! `status` and `list`: looks at one lock and at all.
+//! `status` and `list`: show the state of one lock and of all locks.
 
 use super::cli::Common;
 use super::exit_error::{Kind, NO_LOCK, Refusal};
@@ -10,10 +10,10 @@ use redguard::{Error, NodeHealth, NodeState, RedisLocker};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 
-/// How many locks are asked for at a time: their requests travel together.
+/// Number of locks that are read in parallel, so that their requests are pipelined.
 const AT_A_TIME: usize = 16;
 
-/// The columns of a lock.
+/// Columns of a lock.
 pub(crate) const COLUMNS: [&str; 4] = ["KEY", "HOLDER", "NODES", "ENDS IN"];
 
 pub(crate) fn status(
@@ -21,14 +21,14 @@ pub(crate) fn status(
     key: &str,
     voice: &mut Voice<'_>,
 ) -> Result<u8, Refusal> {
-    let lock = Lock::look(locker, key).map_err(|error| Refusal::of_lock(key, error))?;
+    let lock = Lock::read(locker, key).map_err(|error| Refusal::of_lock(key, error))?;
     warn_of_absent(locker, voice);
     let text = format!("{}: {}", shown(key), lock.describe());
     voice.tell(&text, &lock.object())?;
     Ok(if lock.is_held() { 0 } else { NO_LOCK })
 }
 
-/// Names the nodes that had no part in what was found out.
+/// Reports the nodes that did not contribute to the result.
 pub(crate) fn warn_of_absent(locker: &RedisLocker, voice: &mut Voice<'_>) {
     for node in &locker.nodes().health().nodes {
         if let Some(cause) = why_absent(node) {
@@ -37,14 +37,14 @@ pub(crate) fn warn_of_absent(locker: &RedisLocker, voice: &mut Voice<'_>) {
     }
 }
 
-/// Why a node is not asked, if it is not.
+/// Returns why a node is not asked, if it is not.
 fn why_absent(node: &NodeHealth) -> Option<String> {
     let cause = node.cause.as_ref()?;
     (node.state == NodeState::Suspect).then(|| cause.to_string())
 }
 
 pub(crate) fn list(survey: &mut Survey, voice: &mut Voice<'_>) -> Result<u8, Refusal> {
-    let Seen { locks, absent } = survey.look(&|| true)?;
+    let Seen { locks, absent } = survey.list(&|| true)?;
     for Absent { node, cause } in &absent {
         voice.warn_of_node(node, cause);
     }
@@ -61,7 +61,7 @@ pub(crate) fn list(survey: &mut Survey, voice: &mut Voice<'_>) -> Result<u8, Ref
     Ok(0)
 }
 
-/// A lock's row in a table.
+/// Returns a lock's row in a table.
 pub(crate) fn columns(lock: &Lock) -> [String; 4] {
     let partial = if lock.is_held() { "" } else { " (no quorum)" };
     [
@@ -72,17 +72,17 @@ pub(crate) fn columns(lock: &Lock) -> [String; 4] {
     ]
 }
 
-/// Looks at all locks with some names, again and again.
+/// Lists all locks whose names match a pattern, repeatedly.
 pub(crate) struct Survey {
     locker: RedisLocker,
     scanner: Scanner,
-    /// What is looked at, for people.
+    /// The listed names, for people.
     pub(crate) what: String,
 }
 
-/// What a look has found.
+/// Result of a list.
 pub(crate) struct Seen {
-    /// By name.
+    /// Sorted by name.
     pub(crate) locks: Vec<Lock>,
     pub(crate) absent: Vec<Absent>,
 }
@@ -102,13 +102,17 @@ impl Survey {
         })
     }
 
-    /// Finds the names, and asks who holds each. `check_cancelled` ends it early, with less than there is.
-    pub(crate) fn look(&mut self, go_on: &(dyn Fn() -> bool + Sync)) -> Result<Seen, Refusal> {
+    /// Finds the names and reads the holder of each. Returns a partial result when `keep_running`
+    /// returns false.
+    pub(crate) fn list(
+        &mut self,
+        keep_running: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Seen, Refusal> {
         let health = self.locker.nodes().health();
         let total = health.nodes.len();
         let absent: Vec<_> = health.nodes.iter().map(why_absent).collect();
-        let found = self.scanner.scan(&absent, go_on);
-        // As many as leave no quorum among the others: each lock that is held is on one of these.
+        let found = self.scanner.scan(&absent, keep_running);
+        // Enough nodes that the others are no quorum: each held lock is on one of these.
         let (listed, needed) = (total - found.absent.len(), total - total / 2);
         if listed < needed {
             let causes: Vec<_> = found.absent.iter().map(Absent::to_string).collect();
@@ -120,7 +124,7 @@ impl Survey {
         }
         let names: Vec<String> = found.names.into_iter().collect();
         Ok(Seen {
-            locks: self.ask(&names, total, go_on)?,
+            locks: self.ask(&names, total, keep_running)?,
             absent: found.absent,
         })
     }
@@ -129,17 +133,21 @@ impl Survey {
         &self,
         names: &[String],
         total: usize,
-        go_on: &(dyn Fn() -> bool + Sync),
+        keep_running: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Lock>, Refusal> {
         let next = AtomicUsize::new(0);
         let ask = || -> Result<Vec<Lock>, Refusal> {
             let mut locks = Vec::new();
-            while let Some(name) = names.get(next.fetch_add(1, Relaxed)).filter(|_| go_on()) {
+            while let Some(name) = names
+                .get(next.fetch_add(1, Relaxed))
+                .filter(|_| keep_running())
+            {
                 match self.locker.holder(name) {
                     Ok(Some(holder)) if !holder.foreign => {
                         locks.push(Lock::told(name, Some(holder), total));
                     }
-                    // Released since then; or what is no lock; or what no lock can be called, such as the inner parts of a read-write lock.
+                    // Released since then, a foreign value, or no name of a lock, such as the keys
+                    // of a read-write lock.
                     Ok(_) | Err(Error::InvalidKey { .. }) => {}
                     Err(error) => return Err(error.into()),
                 }

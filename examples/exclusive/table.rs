@@ -2,7 +2,7 @@
 
 use console::{Alignment, measure_text_width, pad_str};
 
-/// The header and a line per row; the last column is not padded.
+/// Returns the header and a line per row; the last column is not padded.
 pub(crate) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> Vec<String> {
     let header = header.map(str::to_owned);
     let all = || std::iter::once(&header).chain(rows);

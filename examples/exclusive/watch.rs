@@ -1,4 +1,4 @@
-//! `watch`: who holds what, again and again.
+//! `watch`: shows the holders of locks repeatedly.
 
 use super::alt_screen::{self, Screen};
 use super::diff::{Change, Watched};
@@ -8,7 +8,7 @@ use super::status::Survey;
 use parking_lot::{Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Ends a watch, from another thread.
+/// Stops a watch from another thread.
 #[derive(Debug, Default)]
 pub(crate) struct Stop {
     said: Mutex<bool>,
@@ -25,7 +25,7 @@ impl Stop {
         *self.said.lock()
     }
 
-    /// Whether it is said within that time.
+    /// Returns whether the stop arrives within this time.
     fn wait(&self, time: Duration) -> bool {
         let mut said = self.said.lock();
         self.changed.wait_while_for(&mut said, |said| !*said, time);
@@ -33,7 +33,8 @@ impl Stop {
     }
 }
 
-/// Looks until it is told to stop, and ends within the time of a reply then. On a terminal it draws, elsewhere it writes.
+/// Lists the locks until it is stopped, and then ends within the time of a reply. Draws on a
+/// terminal, and writes lines elsewhere.
 pub(crate) fn watch(
     survey: &mut Survey,
     interval: Duration,
@@ -44,14 +45,14 @@ pub(crate) fn watch(
         return write(survey, interval, stop, voice);
     }
     let last = draw(survey, interval, stop, voice)?;
-    // It is gone with the other screen.
+    // The alternate screen has removed the table, so it is written again.
     for line in last {
         voice.write(&format!("{line}\n"))?;
     }
     Ok(0)
 }
 
-/// A line per change.
+/// Writes a line per change.
 fn write(
     survey: &mut Survey,
     interval: Duration,
@@ -60,7 +61,7 @@ fn write(
 ) -> Result<u8, Refusal> {
     let mut watched = Watched::default();
     loop {
-        let Some((changes, _)) = look(survey, &mut watched, stop) else {
+        let Some((changes, _)) = list_once(survey, &mut watched, stop) else {
             return Ok(0);
         };
         let time = clock();
@@ -74,7 +75,7 @@ fn write(
     }
 }
 
-/// Answers what was on the screen last.
+/// Redraws the table. Returns its latest lines.
 fn draw(
     survey: &mut Survey,
     interval: Duration,
@@ -87,7 +88,7 @@ fn draw(
     let mut watched = Watched::default();
     let mut lines = Vec::new();
     loop {
-        let Some((_, now)) = look(survey, &mut watched, stop) else {
+        let Some((_, now)) = list_once(survey, &mut watched, stop) else {
             return Ok(lines);
         };
         let title = format!("{what}, every {every}, at {}; Ctrl-C ends it", clock());
@@ -99,9 +100,13 @@ fn draw(
     }
 }
 
-/// One look, and when it was; `None` if it was stopped, and may not have seen all.
-fn look(survey: &mut Survey, watched: &mut Watched, stop: &Stop) -> Option<(Vec<Change>, Instant)> {
-    let seen = survey.look(&|| !stop.is_said());
+/// Lists once, with the time; returns `None` if it was stopped and may be incomplete.
+fn list_once(
+    survey: &mut Survey,
+    watched: &mut Watched,
+    stop: &Stop,
+) -> Option<(Vec<Change>, Instant)> {
+    let seen = survey.list(&|| !stop.is_said());
     #[expect(
         clippy::disallowed_methods,
         reason = "only the library's clock has an owner"

@@ -44,7 +44,7 @@ const MAX_DIRECT_BYTES: usize = 2048;
 /// The age of the last reply from which a connection counts as idle, so that it is checked before
 /// the next request. The check is a system call; between two requests of a busy caller it would
 /// cost a fifth of the time of a lock.
-const IDLE_AFTER: Duration = Duration::from_micros(if cfg!(test) { 0 } else { 100 });
+const IDLE_AFTER: Duration = Duration::from_micros(if cfg!(test) { 0 } else { 20 });
 
 /// The connection to a node, if it is open, and the requests on it.
 ///

@@ -1,4 +1,4 @@
-//! The library on real `redis-server` processes and through bad networks; nothing in here is faked.
+//! Tests of the library on real `redis-server` processes and through bad networks, without fakes.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! All figures, a line for each cell.
+//! All figures as CSV, one line per cell.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use crate::Run;
 use crate::schedule::Measured;
 use crate::summary::Summary;
 
-/// No value holds a comma but the machine, which is quoted.
+/// No value contains a comma except the machine, which is quoted.
 pub(crate) fn text(run: &Run, all: &[Measured]) -> String {
     let mut text = String::from(
         "library,version,nodes,state,keys,threads,turns,pairs_per_s,pairs_least,pairs_most,p50_us,p99_us,max_us,longest_wait_us,\

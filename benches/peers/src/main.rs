@@ -1,9 +1,11 @@
-//! redguard beside the other crates that lock on Redis: `benches/run`, or, from the repository's root,
-//! `cargo run --release --manifest-path benches/peers/Cargo.toml -- [--short] [--turns N] [--time DURATION] [--only SUBSTRING]`.
+//! Measures redguard beside the other lock crates for Redis: `benches/run`, or, from the root of
+//! the repository, `cargo run --release --manifest-path benches/peers/Cargo.toml -- [OPTIONS]`.
+//! The options are `--short`, `--turns N`, `--time DURATION` and `--only SUBSTRING`.
 //!
-//! All are measured in turns, whose order rotates, on the same throw-away servers, so that a noisy machine hits them alike; a
-//! ratio is the median of the turns' ratios. Every cell is a process of its own, which is killed if it does not end: what hangs
-//! holds up nobody. Nothing passes or fails here: a missed goal is `short`, the exit status 0.
+//! All peers are measured in turns in rotating order, on the same temporary servers, so that a
+//! noisy machine affects them alike. A ratio is the median of the turns' ratios. Every cell is a
+//! process of its own, which is killed if it does not end, so a hung peer delays no other. A missed
+//! goal is `short`; the exit status is still 0.
 #![expect(
     clippy::disallowed_methods,
     reason = "a benchmark reads the clock and makes threads"
@@ -38,10 +40,10 @@ use crate::peers::Peer;
 use crate::schedule::Measured;
 use crate::servers::Server;
 
-/// What goes wrong outside of a cell ends the run.
+/// An error outside of a cell ends the run.
 type Result<T> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;
 
-/// The most nodes that a setting has.
+/// Maximum number of nodes of a setting.
 const NODES: usize = 5;
 
 const LOCK_FILE: &str = include_str!("../Cargo.lock");
@@ -49,19 +51,19 @@ const LOCK_FILE: &str = include_str!("../Cargo.lock");
 #[derive(Parser)]
 #[command(about = "Locks of redguard beside those of other crates")]
 struct Args {
-    /// One turn of 0.1 s a cell of a few: a look whether it runs, the figures mean nothing
+    /// One turn of 0.1 s per cell of a few: shows that it runs, the figures mean nothing
     #[arg(long)]
     short: bool,
-    /// How many turns the medians are of, by default 3
+    /// Number of turns for the medians, by default 3
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     turns: Option<u32>,
-    /// How long a cell is timed, by default 500ms; twice as long with a node out, three times where all want one key
+    /// Time per cell, by default 500ms; doubled with a node out, tripled with one shared key
     #[arg(long)]
     time: Option<humantime::Duration>,
     /// Only the settings whose name contains this, such as "5 nodes, healthy" or "one key"
     #[arg(long, default_value = "")]
     only: String,
-    /// Where results.csv and results.svg go
+    /// Directory of results.csv and results.svg
     #[arg(long)]
     out: Option<PathBuf>,
     #[command(subcommand)]
@@ -74,7 +76,7 @@ enum Hidden {
     Cell(runner::Spec),
 }
 
-/// What the figures depend on.
+/// The environment of the figures.
 struct Run {
     date: String,
     machine: String,
@@ -84,7 +86,7 @@ struct Run {
 fn main() -> Result<()> {
     let args = Args::parse();
     if let Some(Hidden::Cell(spec)) = args.command {
-        // Every thread of the floor has a connection to every node.
+        // Every thread of the baseline has a connection to every node.
         let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
         return runner::run(&spec);
@@ -123,7 +125,7 @@ fn main() -> Result<()> {
         writeln!(out, "{}", table::setting(measured))?;
     }
     writeln!(out, "{}", table::goals(&all))?;
-    // A part must not replace the whole.
+    // A partial run must not replace the full results.
     let whole = !args.short && args.only.is_empty();
     if let Some(dir) = args
         .out
@@ -153,12 +155,12 @@ impl Run {
         })
     }
 
-    /// Of all peers with their versions, and of the rest.
+    /// Versions of all peers, and of the environment.
     fn title(&self) -> [String; 2] {
         let mut names = Vec::new();
         for peer in Peer::ALL {
             let name = format!("{} {}", peer.package(), self.version(peer));
-            if peer != Peer::Floor && !names.contains(&name) {
+            if peer != Peer::Baseline && !names.contains(&name) {
                 names.push(name);
             }
         }
@@ -171,7 +173,8 @@ impl Run {
         ]
     }
 
-    /// As Cargo.lock has it; the crate `redis` is there in three versions, of which ours is the last.
+    /// Returns the version in Cargo.lock. It contains the crate `redis` three times, and ours is
+    /// the last.
     fn version(&self, peer: Peer) -> &'static str {
         let head = format!("name = \"{}\"\nversion = \"", peer.package());
         let found = LOCK_FILE.rsplit_once(&head);

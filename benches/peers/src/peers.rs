@@ -1,10 +1,11 @@
-//! Who is measured: each library as its authors show it to its users, with its own settings for retries.
+//! The peers: each library as its authors document it, with its own settings for retries.
 //!
-//! All do the same: they take and release the lock of a key with a TTL of ten seconds, in threads that block for it. What may be
-//! shared among threads is shared, as a program would do. What is asynchronous runs on Tokio's runtime with a worker for each
-//! core, as its README has it, made once for all threads, each of which blocks on its own lock: then Tokio's workers do the I/O
-//! for many threads together, and the cost of waking the caller is one that no threaded program avoids, ours included. A
-//! program made of tasks would not pay it, but neither would it have use for a library that blocks.
+//! All do the same: threads acquire and release the lock of a key with a TTL of ten seconds, and
+//! block for it. Threads share all that can be shared, as in a program. Asynchronous libraries run
+//! on a Tokio runtime with one worker per core, as in their READMEs. It is created once for all
+//! threads, each of which blocks on its own lock. So Tokio's workers do the I/O for many threads
+//! together, and the cost of waking the caller is common to all threaded programs, including ours.
+//! A program made of tasks would not pay that cost, but would not use a blocking library either.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,8 +27,8 @@ const TTL: Duration = Duration::from_secs(10);
 
 /// One thread's access to the locks.
 pub(crate) trait Client: Send {
-    /// Takes and releases the lock of this key. Answers when it was held; an error means that the attempt, with all the
-    /// retries that the library makes by itself, has failed.
+    /// Acquires and releases the lock of this key. Returns when it was acquired; an error means
+    /// that the attempt failed, with all retries of the library.
     fn pair(&mut self, key: &str) -> Result<Instant>;
 }
 
@@ -39,12 +40,12 @@ pub(crate) enum Peer {
     Redlock,
     Rslock,
     Redsync,
-    /// The synchronous `MultiResourceLock`, which is for one node.
+    /// The synchronous `MultiResourceLock`, for one node.
     RedisLock,
-    /// `lock_across`, its way to lock on several nodes, which is asynchronous.
+    /// The asynchronous `lock_across`, for several nodes.
     RedisLockAcross,
-    /// The floors, *raw* and *scatter*: no library, but connections of each thread's own.
-    Floor,
+    /// The baselines *raw* and *scatter*: no library, but bare connections of each thread.
+    Baseline,
 }
 
 impl Peer {
@@ -55,7 +56,7 @@ impl Peer {
         Peer::Redsync,
         Peer::RedisLock,
         Peer::RedisLockAcross,
-        Peer::Floor,
+        Peer::Baseline,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -66,24 +67,24 @@ impl Peer {
             Peer::Redsync => "redsync",
             Peer::RedisLock => "redis-lock",
             Peer::RedisLockAcross => "redis-lock across",
-            Peer::Floor => "floor",
+            Peer::Baseline => "baseline",
         }
     }
 
-    /// The package, as Cargo.lock names it.
+    /// Returns the package name in Cargo.lock.
     pub(crate) fn package(self) -> &'static str {
         match self {
             Peer::RedisLockAcross => "redis-lock",
-            Peer::Floor => "redis",
+            Peer::Baseline => "redis",
             _ => self.name(),
         }
     }
 
-    /// A client for each thread.
+    /// Creates a client for each thread.
     pub(crate) fn clients(self, urls: &[String], threads: usize) -> Clients {
         match self {
             Peer::Redguard => {
-                // It takes addresses with and without a scheme.
+                // It accepts addresses with and without a scheme.
                 let locker = RedisLocker::connect(Config::new(urls))?;
                 shared(threads, move |key: &str| {
                     let guard = locker.lock(key, TTL)?;
@@ -133,12 +134,12 @@ impl Peer {
                 };
                 let client = redis_0_27::Client::open(&**url)?;
                 redis_lock::sync::setup(&client).map_err(|error| error.to_string())?;
-                // It is not to be shared: a connection for each.
+                // It cannot be shared: one connection per thread.
                 let client = |_| Ok(Box::new(MultiResourceLock::new(&client)?) as _);
                 (0..threads).map(client).collect()
             }
             Peer::RedisLockAcross => across(urls, threads),
-            Peer::Floor => {
+            Peer::Baseline => {
                 let bare = |thread| Bare::connect(urls, &format!("bench-{thread}"), TTL);
                 let client = |thread| Ok(Box::new(bare(thread)?) as _);
                 (0..threads).map(client).collect()
@@ -147,7 +148,7 @@ impl Peer {
     }
 }
 
-/// The same for all threads.
+/// The client that all threads share.
 fn shared<F>(threads: usize, pair: F) -> Clients
 where
     F: FnMut(&str) -> Result<Instant> + Clone + Send + 'static,
@@ -163,8 +164,8 @@ impl<F: FnMut(&str) -> Result<Instant> + Send> Client for F {
 
 impl Client for MultiResourceLock {
     fn pair(&mut self, key: &str) -> Result<Instant> {
-        // With its own limit of a minute, tries every second. It means seconds where it is given milliseconds, which is of no
-        // consequence here: no lock expires.
+        // With its own limit of a minute, tries every second. It uses milliseconds as seconds,
+        // which does not matter here: no lock expires.
         let taken = self.acquire(
             &[key.to_owned()],
             TTL,
@@ -178,8 +179,9 @@ impl Client for MultiResourceLock {
     }
 }
 
-/// The connections are shared as in its documentation: behind a mutex each. One that is gone stays so, since they are the
-/// caller's; ones that mend themselves would not help it, as a release that fails on one node is an error to it.
+/// Each connection is shared behind a mutex, as in its documentation. A broken connection stays
+/// broken, because the caller owns it. Connections that reconnect would not help, because a release
+/// that fails on one node is an error.
 fn across(urls: &[String], threads: usize) -> Clients {
     let runtime = Arc::new(Runtime::new()?);
     let connect = |url: &String| {
@@ -192,7 +194,7 @@ fn across(urls: &[String], threads: usize) -> Clients {
     let connections = Arc::new(connections?);
     shared(threads, move |key: &str| {
         let options = LockAcrossOptions {
-            ttl: TTL, // by default 10 ms; the rest is as it comes: tries for 10 s, every 100 ms
+            ttl: TTL, // by default 10 ms; the rest are defaults: tries for 10 s, every 100 ms
             ..LockAcrossOptions::default()
         };
         let held = async { Instant::now() };
@@ -205,7 +207,7 @@ fn across(urls: &[String], threads: usize) -> Clients {
 
 impl Client for Bare {
     fn pair(&mut self, _: &str) -> Result<Instant> {
-        self.take()?;
+        self.acquire()?;
         let held = Instant::now();
         self.release()?;
         Ok(held)

@@ -1,4 +1,4 @@
-//! The picture: the pairs per second of many threads, and the longest wait for a key that all want.
+//! The plot: pairs per second of many threads, and the longest wait for one shared key.
 
 use std::error::Error;
 
@@ -12,10 +12,11 @@ use crate::schedule::Measured;
 use crate::summary::Summary;
 
 const SIZE: (u32, u32) = (1100, 560);
-/// On how many nodes the pairs are shown.
+/// Numbers of nodes in the plot of pairs.
 const NODES: usize = 5;
 const FONT: &str = "sans-serif";
-/// Okabe and Ito's colours, which people who see few colours can tell apart; the floor is no peer, and grey.
+/// Colours of Okabe and Ito, which colour-blind people can tell apart. The baseline is not a peer,
+/// and grey.
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 0, 0),
     RGBColor(213, 94, 0),
@@ -35,7 +36,7 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
-/// The picture as SVG, on white, so that it can be read on a dark page as well.
+/// Returns the plot as SVG, on white, so that it is readable on a dark page too.
 pub(crate) fn svg(run: &Run, all: &[Measured]) -> Result<String, Box<dyn Error + Send + Sync>> {
     let mut text = String::new();
     {
@@ -69,7 +70,7 @@ pub(crate) fn svg(run: &Run, all: &[Measured]) -> Result<String, Box<dyn Error +
     Ok(text)
 }
 
-/// Against threads, one line for each peer and kind of line.
+/// Draws values against threads, one line for each peer and style.
 fn lines(
     all: &[Measured],
     is_shown: impl Fn(Setting) -> bool,
@@ -84,7 +85,7 @@ fn lines(
             });
             let points = shown.filter_map(|measured| {
                 let value = value(&Summary::of(measured.samples(peer)?));
-                // What fails has no place on a scale of logarithms.
+                // A failure has no value on a logarithmic scale.
                 (value > 0.0).then_some((measured.setting.threads as f64, value))
             });
             let points: Vec<_> = points.collect();
@@ -100,13 +101,13 @@ fn lines(
     lines
 }
 
-/// One for both charts, above them, where it hides no line.
+/// One legend for both charts, above them, where it hides no line.
 fn legend(area: &Area<'_>) -> Drawn {
     const WIDTH: i32 = 150;
     for (place, peer) in (0..).zip(Peer::ALL) {
         let name = match peer {
             Peer::RedisLock => "redis-lock, sync",
-            Peer::Floor => "bare connections",
+            Peer::Baseline => "bare connections",
             peer => peer.name(),
         };
         let (x, y) = (30 + place * WIDTH, 70);
@@ -137,7 +138,7 @@ fn chart(area: &Area<'_>, caption: &str, unit: &str, lines: &[Line]) -> Drawn {
     let mut marks: Vec<f64> = values().map(|point| point.0).collect();
     marks.sort_unstable_by(f64::total_cmp);
     marks.dedup();
-    // One outside would be drawn there.
+    // A value outside of the chart would be drawn there.
     let tens = (-3..9).map(|power| 10f64.powi(power));
     let tens: Vec<f64> = tens
         .filter(|ten| (range.0 * 0.7..range.1 * 1.5).contains(ten))
@@ -178,7 +179,7 @@ fn chart(area: &Area<'_>, caption: &str, unit: &str, lines: &[Line]) -> Drawn {
     Ok(())
 }
 
-/// With a comma every three digits; what is below one as it is.
+/// Formats with a comma every three digits; numbers below one unchanged.
 fn grouped(value: f64) -> String {
     if value < 1.0 {
         return value.to_string();

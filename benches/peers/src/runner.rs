@@ -1,4 +1,5 @@
-//! One cell, once, in a process of its own: threads of one library that take and release for a while, all at the same time.
+//! One cell in a process of its own: threads of one library acquire and release in parallel for a
+//! while.
 
 use std::io::{self, Write};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -11,10 +12,10 @@ use clap::Args;
 use crate::Result;
 use crate::peers::{Client, Peer};
 
-/// Whoever has not come back so long after the end of the cell is given up.
+/// Time after the end of the cell until an unfinished thread counts as hung.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
 
-/// What the child says when all are connected and warm. Then it waits until it is told to go on.
+/// Line of the child when all threads are connected and warm. Then it waits for the start.
 pub(crate) const WARM: &str = "warm";
 
 #[derive(Args, Clone, Debug)]
@@ -23,7 +24,7 @@ pub(crate) struct Spec {
     pub(crate) peer: Peer,
     #[arg(long)]
     pub(crate) threads: usize,
-    /// All threads want one key
+    /// All threads share one key
     #[arg(long)]
     pub(crate) one_key: bool,
     /// Milliseconds
@@ -32,20 +33,20 @@ pub(crate) struct Spec {
     pub(crate) urls: Vec<String>,
 }
 
-/// What a cell came to.
+/// Result of a cell.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sample {
-    /// Pairs of lock and release in a second, of all threads together.
+    /// Pairs of lock and release per second, of all threads together.
     pub(crate) rate: f64,
-    /// The time to have the lock in µs, over all that were taken.
+    /// Time to acquire in µs, over all acquired locks.
     pub(crate) p50: f64,
     pub(crate) p99: f64,
     pub(crate) max: f64,
-    /// The longest time in µs that a thread was without the lock that it wanted, be it that it never got it.
+    /// Longest time in µs that a thread waited for its lock, acquired or not.
     pub(crate) longest: f64,
     /// Attempts that failed.
     pub(crate) failed: f64,
-    /// Threads that were given up.
+    /// Threads that hung.
     pub(crate) hung: f64,
 }
 
@@ -66,7 +67,7 @@ impl Sample {
         })
     }
 
-    /// Nothing came of any attempt.
+    /// Returns the sample if every attempt failed.
     pub(crate) fn failed() -> Sample {
         Sample {
             p50: f64::NAN,
@@ -78,7 +79,7 @@ impl Sample {
         }
     }
 
-    /// Nothing came at all.
+    /// Returns the sample if there is no result.
     pub(crate) fn stuck() -> Sample {
         Sample {
             hung: 1.0,
@@ -107,10 +108,10 @@ impl Sample {
     }
 }
 
-/// What one thread has done so far.
+/// Progress of one thread.
 struct Seen {
     began: Instant,
-    /// Since when it has wanted the lock it wants.
+    /// Since when it has waited for its current lock.
     wants: Instant,
     ended: Option<Instant>,
     waits: Vec<Duration>,
@@ -118,7 +119,7 @@ struct Seen {
     error: Option<String>,
 }
 
-/// The child's part: two lines to stdout, the second of which is the sample.
+/// Runs the child: prints two lines, of which the second is the sample.
 pub(crate) fn run(spec: &Spec) -> Result<()> {
     let time = Duration::from_millis(spec.time);
     let barrier = Arc::new(Barrier::new(spec.threads + 1));
@@ -135,7 +136,7 @@ pub(crate) fn run(spec: &Spec) -> Result<()> {
         };
         thread::spawn(move || {
             let mut client = client;
-            // Each on a key of its own, so that no wait is left over.
+            // Each thread on a key of its own, so that no wait remains.
             work(&mut *client, &own, time / 5, &Mutex::new(Seen::new()));
             barrier.wait();
             barrier.wait();
@@ -160,14 +161,15 @@ pub(crate) fn run(spec: &Spec) -> Result<()> {
     let seen: Vec<_> = seen.iter().map(|seen| lock(seen)).collect();
     let sample = sum(&seen, now);
     let error = seen.iter().find_map(|seen| seen.error.as_deref());
-    // Why there are no figures; else it is enough that failures are counted.
+    // Reports why there are no figures; otherwise the count of failures suffices.
     if let Some(error) = error.filter(|_| sample.rate == 0.0) {
         eprintln!("    {}: {error}", spec.peer.name());
     }
     say(&sample.to_line())
 }
 
-/// Each line that the parent says. Its end is ours: nothing may outlive it, least of all a thread that hangs.
+/// Calls back for each line of the parent. The child ends with its parent, so that no hung thread
+/// outlives it.
 fn parent() -> Receiver<String> {
     let (line, lines) = mpsc::channel();
     thread::spawn(move || {
@@ -191,7 +193,7 @@ fn work(client: &mut dyn Client, key: &str, time: Duration, seen: &Mutex<Seen>) 
     loop {
         let pair = client.pair(key);
         let now = Instant::now();
-        // A lock of its own that nobody else asks for until the end: far less than any cell measures.
+        // A lock that no other thread acquires until the end: far less than any cell measures.
         let mut seen = lock(seen);
         match pair {
             Ok(held) => {
@@ -225,8 +227,8 @@ impl Seen {
     }
 }
 
-/// The rate is the sum of the threads' own, each over the time that it took itself: who waits long for the last lock, or gives
-/// up late, is not measured by what the others do meanwhile, which is nothing.
+/// Returns the sum of the threads' rates, each over the thread's own time. So a thread that waits
+/// long for its last lock, or fails late, is not measured by the idle time of the others.
 fn sum(seen: &[MutexGuard<'_, Seen>], now: Instant) -> Sample {
     let mut waits: Vec<Duration> = seen.iter().flat_map(|seen| seen.waits.clone()).collect();
     waits.sort_unstable();

@@ -1,25 +1,26 @@
-//! What is measured: on how many nodes, how they are, with how many threads, and who can do it.
+//! The settings: number and health of the nodes, number of threads, and the peers that support
+//! them.
 
 use std::time::Duration;
 
 use crate::peers::Peer;
 
-/// How the last node is while locks are timed. All are well while the threads connect.
+/// State of the last node during the measurement. All nodes are healthy while the threads connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Health {
     Healthy,
-    /// It accepts connections, but does not answer.
+    /// Accepts connections, but does not reply.
     Stopped,
-    /// It is gone, and refuses connections.
+    /// Refuses connections.
     Down,
 }
 
-/// The same for all peers.
+/// A setting, the same for all peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Setting {
     pub(crate) nodes: usize,
     pub(crate) threads: usize,
-    /// All threads want one key, not each its own.
+    /// All threads share one key instead of one key each.
     pub(crate) one_key: bool,
     pub(crate) health: Health,
 }
@@ -38,12 +39,12 @@ impl Setting {
         )
     }
 
-    /// Whether the goals for peers speak of it.
+    /// Returns whether the goals for peers apply.
     pub(crate) fn is_large(self) -> bool {
         self.nodes >= 3 || self.threads >= 16
     }
 
-    /// Who wants the same key waits for longer than a lock takes, and a node that is out for its time-outs.
+    /// Waits for a shared key exceed the time of a lock, and a node that is out costs its timeouts.
     pub(crate) fn time(self, time: Duration) -> Duration {
         match (self.one_key, self.health) {
             (true, _) => time * 3,
@@ -55,8 +56,8 @@ impl Setting {
     pub(crate) fn peers(self) -> impl Iterator<Item = Peer> {
         Peer::ALL.into_iter().filter(move |peer| match peer {
             Peer::RedisLock => self.nodes == 1,
-            // They have one key each, and need all nodes.
-            Peer::Floor => !self.one_key && self.health == Health::Healthy,
+            // They use one key each, and need all nodes.
+            Peer::Baseline => !self.one_key && self.health == Health::Healthy,
             _ => true,
         })
     }
@@ -76,7 +77,7 @@ const OWN_KEYS: ([usize; 3], [usize; 5]) = ([1, 3, 5], [1, 4, 16, 64, 256]);
 const ONE_KEY: ([usize; 2], [usize; 4]) = ([1, 3], [4, 16, 64, 256]);
 const OUTAGE: ([usize; 2], [usize; 2]) = ([3, 5], [1, 16]);
 
-/// A corner of each part is enough for a look whether it runs.
+/// A few settings of each part suffice to show that it runs.
 pub(crate) fn settings(short: bool) -> Vec<Setting> {
     let mut settings = Vec::new();
     let mut part = |nodes: &[usize], threads: &[usize], one_key, health| {

@@ -1,4 +1,4 @@
-//! The run: every cell in a child of its own, which is killed when it does not end.
+//! The schedule: every cell runs in a child process, which is killed if it does not end.
 
 use std::env;
 use std::io::{BufRead, BufReader, Write};
@@ -15,7 +15,7 @@ use crate::runner::{PATIENCE, Sample, WARM};
 use crate::scenarios::{Health, Setting};
 use crate::servers::Server;
 
-/// A setting with what its peers came to: a sample for each turn.
+/// A setting with the samples of its peers, one per turn.
 pub(crate) struct Measured {
     pub(crate) setting: Setting,
     pub(crate) cells: Vec<(Peer, Vec<Sample>)>,
@@ -29,12 +29,12 @@ impl Measured {
         }
     }
 
-    /// Measures all peers, each turn in another order.
+    /// Measures all peers, in another order each turn.
     pub(crate) fn turn(&mut self, turn: usize, servers: &[Server], time: Duration) -> Result<()> {
         let cells = self.cells.len();
         for place in 0..cells {
             let (peer, samples) = &mut self.cells[(place + turn) % cells];
-            // It would hang again, and each time for longer than all others take.
+            // A peer that hung would hang again, each time longer than all others take.
             if samples.iter().any(Sample::is_stuck) {
                 continue;
             }
@@ -53,7 +53,7 @@ fn cell(setting: Setting, peer: Peer, servers: &[Server], time: Duration) -> Res
     let servers = &servers[..setting.nodes];
     for server in servers {
         let mut connection = redis::Client::open(server.url())?.get_connection()?;
-        redis::cmd("PING").exec(&mut connection)?; // what a stopped one had left to do is done now
+        redis::cmd("PING").exec(&mut connection)?; // a stopped server has served its queue by now
         redis::cmd("FLUSHALL").exec(&mut connection)?;
     }
     let last = &servers[servers.len() - 1];
@@ -79,7 +79,7 @@ fn attempt(
     match cell.lines.recv_timeout(bound) {
         Ok(line) if line == WARM => {}
         Ok(line) => return Err(format!("{line}, and not {WARM}").into()),
-        // It hangs without a lock, or has ended without one and told why.
+        // It hangs without a lock, or ended without one and reported why.
         Err(mpsc::RecvTimeoutError::Timeout) => return Ok(Sample::stuck()),
         Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(Sample::failed()),
     }
@@ -95,7 +95,7 @@ fn attempt(
     }
 }
 
-/// A child at work. Dropping it kills it.
+/// A running child process. A drop kills it.
 struct Cell {
     child: Child,
     stdin: ChildStdin,
@@ -130,13 +130,13 @@ impl Cell {
 
 impl Drop for Cell {
     fn drop(&mut self) {
-        // It may have ended by itself, but only here it is reaped, so the id is still its own.
+        // It may have ended already, but only this reaps it, so its pid is still valid.
         _ = self.child.kill();
         _ = self.child.wait();
     }
 }
 
-/// The child's lines, which end with its stdout.
+/// Returns the child's lines, which end with its stdout.
 fn lines(stdout: ChildStdout) -> Receiver<String> {
     let (line, lines) = mpsc::channel();
     thread::spawn(move || {

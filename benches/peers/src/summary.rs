@@ -1,4 +1,4 @@
-//! What the turns of one cell come to, and how redguard compares.
+//! Summaries of the turns of one cell, and ratios to redguard.
 
 use crate::peers::Peer;
 use crate::runner::Sample;
@@ -6,12 +6,12 @@ use crate::scenarios::Setting;
 use crate::schedule::Measured;
 use crate::stats::spread;
 
-/// So many times a peer's pairs are to be reached, where it has a load.
+/// Goal for the ratio of pairs to a peer's.
 pub(crate) const PAIRS: f64 = 1.5;
 
-/// Medians over the turns; of the maxima and of the threads that were given up the greatest.
+/// Medians over the turns; for maxima and hung threads the greatest.
 pub(crate) struct Summary {
-    /// The least, the median and the greatest.
+    /// Minimum, median and maximum.
     pub(crate) rate: [f64; 3],
     pub(crate) p50: f64,
     pub(crate) p99: f64,
@@ -35,7 +35,7 @@ impl Summary {
         }
     }
 
-    /// Why there are no figures.
+    /// Returns why there are no figures.
     pub(crate) fn word(&self) -> Option<&'static str> {
         match self.rate[1] > 0.0 {
             true => None,
@@ -45,7 +45,7 @@ impl Summary {
     }
 }
 
-/// Ratios of redguard's figures to a peer's: the least, the median and the greatest of the turns'.
+/// Ratios of redguard's figures to a peer's: minimum, median and maximum of the turns' ratios.
 pub(crate) struct Ratios {
     pub(crate) pairs: [f64; 3],
     pub(crate) p99: [f64; 3],
@@ -53,7 +53,7 @@ pub(crate) struct Ratios {
 }
 
 impl Ratios {
-    /// None for the one who is compared.
+    /// Returns the ratios to `peer`; `None` for redguard itself.
     pub(crate) fn of(measured: &Measured, peer: Peer) -> Option<Ratios> {
         let ours = measured.samples(Peer::Redguard)?;
         let theirs = measured.samples(peer).filter(|_| peer != Peer::Redguard)?;
@@ -63,7 +63,7 @@ impl Ratios {
         };
         Some(Ratios {
             pairs: over(|ours, theirs| ours.rate / theirs.rate),
-            // Who has no lock has no time that could be shorter.
+            // Without a lock there is no time to compare.
             p99: over(
                 |ours, theirs| match theirs.p99.is_nan() && ours.rate > 0.0 {
                     true => 0.0,
@@ -82,14 +82,14 @@ impl Ratios {
         self.p99[1] <= 1.0
     }
 
-    /// No goal, but what a p99 does not say where a few threads get the lock again and again: of all that were taken, nearly
-    /// all were then taken at once.
+    /// Returns whether no thread waits longer than with the peer. This is not a goal, but p99 hides
+    /// long waits where a few threads acquire the lock repeatedly.
     pub(crate) fn no_longer_wait(&self) -> bool {
         self.longest[1] <= 1.0
     }
 }
 
-/// Whether the goals for peers speak of this one there. Floors are no peers.
+/// Returns whether the goals apply to this peer in this setting. Baselines are not peers.
 pub(crate) fn is_judged(setting: Setting, peer: Peer) -> bool {
-    setting.is_large() && !matches!(peer, Peer::Redguard | Peer::Floor)
+    setting.is_large() && !matches!(peer, Peer::Redguard | Peer::Baseline)
 }

@@ -1,4 +1,4 @@
-//! The table on stdout, and whether the goals are reached.
+//! The table on stdout, and the goals.
 
 use std::fmt::Write;
 
@@ -19,7 +19,7 @@ pub(crate) fn word(ok: bool) -> &'static str {
     if ok { "ok" } else { "short" }
 }
 
-/// One setting: a line for each peer with the ratios, redguard to peer.
+/// Returns one setting: a line for each peer with the ratios of redguard to the peer.
 pub(crate) fn setting(measured: &Measured) -> String {
     // Writing to a `String` cannot fail.
     let mut text = format!("\n{:<48}", measured.setting.name());
@@ -61,7 +61,7 @@ pub(crate) fn setting(measured: &Measured) -> String {
     text
 }
 
-/// The goals, a line for each peer, and one for the smallest load.
+/// Returns the goals: a line for each peer, and a line for the smallest load.
 pub(crate) fn goals(all: &[Measured]) -> String {
     let mut text = format!(
         "\nfrom 3 nodes or 16 threads on, goals ≥ {PAIRS} × the pairs of each, and never a longer p99: cells in which they are \
@@ -107,13 +107,13 @@ pub(crate) fn goals(all: &[Measured]) -> String {
     text
 }
 
-/// Ahead of the best is ahead of all.
+/// A goal against the best peer covers all peers.
 fn smallest(measured: &Measured) -> String {
-    let peers = Peer::ALL.into_iter().filter(|peer| *peer != Peer::Floor);
+    let peers = Peer::ALL.into_iter().filter(|peer| *peer != Peer::Baseline);
     let ratios = peers.filter_map(|peer| Some((peer, Ratios::of(measured, peer)?.pairs)));
     let best = ratios.min_by(|(_, a), (_, b)| a[1].total_cmp(&b[1]));
     let Some((peer, [least, ratio, most])) = best else {
-        return "1 node, 1 thread: nobody to compare with".into();
+        return "1 node, 1 thread: no peer to compare with".into();
     };
     format!(
         "1 node, 1 thread: {ratio:.2} ({least:.2} to {most:.2}) of the pairs of the best, {}, goal > 1: {}",

@@ -1,4 +1,4 @@
-//! What the processes of the chaos count, a line each time, so that one that is killed has told all the same.
+//! Counters of the chaos processes, one line per event, so that a killed process has reported too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -12,7 +12,7 @@ use redguard::{Error, NodeFailure};
 
 const SHORT: usize = 120;
 
-/// A file of such lines, and beside it the sign to stop, and the one to rest.
+/// The file of counter lines, with the stop file and the rest file beside it.
 #[derive(Debug)]
 pub(crate) struct Tally {
     lines: PathBuf,
@@ -37,7 +37,7 @@ impl Tally {
         file.unwrap().write_all(line.as_bytes()).unwrap();
     }
 
-    /// By its variant, and the kinds of the causes that nodes gave.
+    /// Counts an error by its variant and the kinds of its node causes.
     pub(crate) fn add_error(&self, during: &str, error: &Error) {
         let mut what = word(error);
         if let Error::InsufficientQuorum { causes, .. } = error {
@@ -61,7 +61,7 @@ impl Tally {
         counts
     }
 
-    /// All that begins so.
+    /// Returns the sum of all counters whose name begins with `beginning`.
     pub(crate) fn of(&self, beginning: &str) -> u64 {
         let counts = self.counts();
         let of = counts
@@ -74,7 +74,7 @@ impl Tally {
         File::create(&self.stop).unwrap();
     }
 
-    /// Says that the process with this id is to rest; 0 is nobody.
+    /// Asks the process with this id to rest; 0 means no process.
     pub(crate) fn rest(&self, pid: Pid) {
         fs::write(&self.rest, pid.to_string()).unwrap();
     }
@@ -83,20 +83,20 @@ impl Tally {
         fs::read_to_string(&self.rest).is_ok_and(|pid| pid == Pid::this().to_string())
     }
 
-    /// Also when whoever started this process is gone.
+    /// Returns whether to stop; also true if the parent process is gone.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.exists() || getppid() != self.parent
     }
 }
 
-/// The name of a variant.
+/// Returns the name of a variant.
 fn word(value: &impl Debug) -> String {
     let mut word = format!("{value:?}");
     word.truncate(word.find(|c: char| !c.is_alphanumeric()).unwrap_or(SHORT));
     word
 }
 
-/// The code that a server's error begins with.
+/// Returns the code at the start of a server's error.
 fn first_word(text: &str) -> String {
     text.split_whitespace()
         .next()

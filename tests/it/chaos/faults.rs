@@ -1,19 +1,24 @@
-//! The faults: which there are, one after the other, and their end.
+//! Fault injection: the kinds of faults, their sequence, and their ends.
 //!
-//! # Which steps of a server's clock there are
+//! # Steps of a server's clock
 //!
-//! A lock is promised to bear clocks that disagree within its TTL by `ttl / 100 + 2 ms`, its drift. A step moves a clock at once.
+//! A lock tolerates clocks that disagree within its TTL by its drift, `ttl / 100 + 2 ms`. A step
+//! moves a clock at once.
 //!
-//! - *Back*, by any amount: keys live longer on that node, which keeps a lock from others for longer and gives none away. An uptime
-//!   that has become shorter makes a quarantine longer, and one below zero counts as nothing.
-//! - *Ahead*, by no more than the drift of the shortest TTL in all the steps that fall into one. A greater step ends keys
-//!   before their time, as if the node had lost them, and is not to be seen in its uptime, so that no quarantine helps: the grant of
-//!   that node may be the one that the quorum of a holder rests on. [`crate::chaos::negative_controls`] shows what happens then.
-//! - *Right again*, when the node comes back without its data under quarantine: there is nothing then that could end too early.
+//! - *Back*, by any amount: keys live longer on that node, so it refuses other callers for longer
+//!   and grants nothing early. A shorter uptime prolongs a quarantine, and a negative uptime counts
+//!   as zero.
+//! - *Ahead*, by at most the drift of the shortest TTL over all steps within one TTL. A greater step
+//!   ends keys early, as if the node had lost them, and does not show in its uptime, so no
+//!   quarantine helps: the quorum of a holder may need the grant of that node.
+//!   [`crate::chaos::negative_controls`] shows the result.
+//! - *Corrected*, when the node comes back without its data under quarantine: no key can then end
+//!   early.
 //!
-//! Where nodes lose the counts that fencing tokens come from, these begin with the node's clock. Tokens are promised to increase as
-//! long as the clocks of a quorum are in step: only a minority steps there, always the same, and it is never ahead. The token is
-//! the greatest number that a quorum has reached, which is never one of a minority that is behind.
+//! A node that has lost its fence counters restarts them from its clock. Fencing tokens increase as
+//! long as the clocks of a quorum agree. So only one fixed minority is stepped, and it is never
+//! ahead. The token is the greatest counter that a quorum has reached, which is never that of a
+//! minority that is behind.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,17 +42,18 @@ use crate::support::servers::Server;
 
 const PROCESSES: usize = 4;
 const MS: Duration = Duration::from_millis(1);
-/// The furthest that a clock steps back at once.
+/// Greatest single step back.
 pub(super) const FURTHEST: Duration = Duration::from_secs(1);
-/// How long a clock rests after a step back: nothing is left then that lasts longer because of it.
+/// Pause of a clock after a step back, after which no key lasts longer because of the step.
 const REST: Duration = LEFT.saturating_add(FURTHEST);
-/// Two of these can fall into the shortest TTL, whose drift is 8 ms, and one more into each 600 ms of a longer one, which add 6.
+/// Two steps can fall into the shortest TTL, whose drift is 8 ms. Each further 600 ms of a longer
+/// TTL add one step and 6 ms of drift.
 const AHEAD: Duration = Duration::from_millis(3);
 
-/// A server closes connections that are idle for its `timeout`, a second, within so long.
+/// Longest time until a server closes connections that are idle for its `timeout` of one second.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// The kinds of faults that need no clock to be stepped.
+/// Kinds of faults that need no clock step.
 pub(super) const KINDS: [&str; 19] = [
     "node stopped",
     "node killed",
@@ -69,7 +75,7 @@ pub(super) const KINDS: [&str; 19] = [
     "link cut in a reply",
     "process killed",
 ];
-/// What shows that some of them have had an effect, as the beginnings of their names.
+/// Evidence that faults had an effect, as prefixes of counter names.
 pub(super) const EFFECTS: [&str; 4] = [
     "clients that were killed",
     "idle clients that were closed",
@@ -78,7 +84,8 @@ pub(super) const EFFECTS: [&str; 4] = [
 ];
 
 const PEXPIRE: &str = "-pexpire";
-/// Rights that the library needs; at last all but what is dangerous, as many hosts give it out.
+/// Rights that the library needs. The last entry denies all dangerous commands, as many hosting
+/// services do.
 const RIGHTS: [&[&str]; 12] = [
     &["-set"],
     &["-get"],
@@ -94,7 +101,7 @@ const RIGHTS: [&[&str]; 12] = [
     &["-@dangerous", "+acl", "+info"],
 ];
 
-/// Faults on a set of nodes, and the processes that use them. Each node, proxy and process has one fault at a time.
+/// Injects faults into nodes, proxies and processes. Each of them has one fault at a time.
 pub(super) struct FaultInjector<'a> {
     nodes: &'a [Server],
     clocks: Vec<NodeHandle<'a>>,
@@ -108,10 +115,10 @@ pub(super) struct FaultInjector<'a> {
     rng: StdRng,
 }
 
-/// How often something was seen.
+/// Counts by name.
 pub(super) type Counts = BTreeMap<String, u64>;
 
-/// A clock that may be stepped, and by how much it is behind.
+/// A clock that may be stepped, and how far it is behind.
 struct NodeHandle<'a> {
     clock: &'a Clock,
     behind: Duration,
@@ -124,14 +131,14 @@ impl NodeHandle<'_> {
     }
 }
 
-/// The end of a fault that lasts.
+/// The end of a lasting fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Recovery {
     Resume(usize),
     Restart(usize),
     MakeRoom(usize),
     GiveBack(usize, &'static str),
-    /// The node has closed so many connections for being idle before.
+    /// With the number of idle connections that the node had closed before.
     KeepIdle(usize, u64),
     Remove(usize, Foreign),
     Pass(usize),
@@ -140,7 +147,7 @@ enum Recovery {
     Rest(usize),
 }
 
-/// What a node suffers by itself.
+/// A fault of a node itself.
 #[derive(Clone, Copy, Debug)]
 enum Harm {
     Stopped,
@@ -151,7 +158,7 @@ enum Harm {
     ClientsKilled,
 }
 
-/// What a fault is at.
+/// The target of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Node(usize),
@@ -178,7 +185,7 @@ impl Recovery {
 }
 
 impl<'a> FaultInjector<'a> {
-    /// The clocks are those of the nodes, or none.
+    /// Creates the injector. `clocks` are the clocks of the nodes, or empty.
     pub(super) fn over(
         nodes: &'a [Server],
         clocks: &'a [Clock],
@@ -211,7 +218,7 @@ impl<'a> FaultInjector<'a> {
         storm
     }
 
-    /// One fault after the other.
+    /// Injects one fault after another.
     pub(super) fn blow(&mut self, done: impl Fn() -> bool) {
         while !done() {
             let next = now() + self.rng.random_range(100 * MS..500 * MS);
@@ -224,11 +231,11 @@ impl<'a> FaultInjector<'a> {
         }
     }
 
-    /// Ends all that lasts, and says which faults there were, and what shows their effects.
+    /// Ends all lasting faults. Returns the faults, and the evidence of their effects.
     pub(super) fn calm(&mut self) -> (Counts, Counts) {
         eventually(LIMIT, "all faults are over", || {
             let mut mends = std::mem::take(&mut self.lasting);
-            // Last what needs a node that answers.
+            // Recoveries that need a responsive node come last.
             mends.sort_by_key(|(_, mend)| matches!(mend, Recovery::Remove(..)));
             mends.into_iter().for_each(|(_, mend)| self.mend(mend));
             self.lasting.is_empty()
@@ -236,7 +243,7 @@ impl<'a> FaultInjector<'a> {
         (self.counts.clone(), self.effects.clone())
     }
 
-    /// The proxies stay as long as they do.
+    /// Returns the addresses of the proxies, which live as long as the injector.
     pub(super) fn end(mut self) {
         for program in self.programs.drain(..) {
             assert!(
@@ -263,7 +270,7 @@ impl<'a> FaultInjector<'a> {
         )
     }
 
-    /// What is to be mended first, if that is before `limit`.
+    /// Returns the first recovery that is due before `limit`.
     fn due(&mut self, limit: Instant) -> Option<(Instant, Recovery)> {
         let first = (0..self.lasting.len()).min_by_key(|&at| self.lasting[at].0)?;
         (self.lasting[first].0 < limit).then(|| self.lasting.swap_remove(first))
@@ -276,7 +283,7 @@ impl<'a> FaultInjector<'a> {
                 if let (Data::Lost, Some(hand)) = (self.data, self.clocks.get_mut(node)) {
                     hand.set(Duration::ZERO);
                 }
-                // Its port may be taken for a moment.
+                // Its port may be in use for a moment.
                 if self.nodes[node].restart().is_err() {
                     self.lasting.push((now() + MAX_TTL / 4, mend));
                 }
@@ -309,7 +316,7 @@ impl<'a> FaultInjector<'a> {
         }
     }
 
-    /// Counts an effect that was seen so many times.
+    /// Counts an effect that occurred `times` times.
     fn note(&mut self, effect: &str, times: u64) {
         if times > 0 {
             *self.effects.entry(effect.to_owned()).or_default() += times;
@@ -329,7 +336,7 @@ impl<'a> FaultInjector<'a> {
         self.is_at(Place::Node(node)) || self.is_at(Place::Link(node))
     }
 
-    /// A fault that is drawn, unless there is one already where it would be.
+    /// Injects a random fault, unless its target already has one.
     fn strike(&mut self) -> bool {
         let name = match self.rng.random_range(0..50) {
             0..6 => self.strike_all(),
@@ -345,14 +352,14 @@ impl<'a> FaultInjector<'a> {
         name.is_some()
     }
 
-    /// Those of all places of a kind that have no fault, if they are a quorum.
+    /// Returns the targets of one kind without a fault, if they are a quorum.
     fn free(&self, place: fn(usize) -> Place) -> Option<Vec<usize>> {
         let all = 0..self.nodes.len();
         let free: Vec<usize> = all.filter(|&at| !self.is_at(place(at))).collect();
         (free.len() > self.nodes.len() / 2).then_some(free)
     }
 
-    /// One that a quorum has at once: what each node must do by itself, and what no other can make up for.
+    /// Injects a fault into a quorum at once, for recoveries that each node must do itself.
     fn strike_all(&mut self) -> Option<&'static str> {
         let free = self.free(Place::Node)?;
         let (harm, name) = match self.rng.random_range(0..6) {
@@ -379,7 +386,8 @@ impl<'a> FaultInjector<'a> {
         Some("all links slow")
     }
 
-    /// All nodes close what is idle, and one process has nothing to do meanwhile; then its threads go on together.
+    /// Lets all nodes close idle connections while one process rests; then its threads continue
+    /// together.
     fn let_idle_connections_end(&mut self) -> Option<&'static str> {
         let rests = self.rng.random_range(0..PROCESSES);
         let is_free = |mend: &Recovery| !matches!(mend, Recovery::Work(_));
@@ -398,7 +406,8 @@ impl<'a> FaultInjector<'a> {
         Some("idle connections closed")
     }
 
-    /// A connection that ends says nothing of its node, also while another one cannot be had.
+    /// Cuts connections. A connection that ends proves nothing about its node, even if the next
+    /// connect fails.
     fn cut_links_while_a_node_is_down(&mut self) -> Option<&'static str> {
         let down = self.lasting.iter().find_map(|(_, mend)| match mend {
             Recovery::Restart(node) | Recovery::Resume(node) => Some(*node),
@@ -444,7 +453,7 @@ impl<'a> FaultInjector<'a> {
         Harm::Denies(RIGHTS[self.rng.random_range(0..RIGHTS.len())])
     }
 
-    /// Harms a node that nothing is at. What lasts does so for `most`.
+    /// Injects a fault into a node without one. A lasting fault lasts for at most `most`.
     fn harm(&mut self, at: usize, harm: Harm, most: Duration) {
         let node = &self.nodes[at];
         match harm {
@@ -461,7 +470,7 @@ impl<'a> FaultInjector<'a> {
                 self.last(50 * MS, most, Recovery::MakeRoom(at));
             }
             Harm::Denies(rights) => {
-                // So that scripts have to be loaded while that may be denied.
+                // Forces clients to load scripts again, while that may be denied.
                 tell(node, &["SCRIPT", "FLUSH"]);
                 tell(node, &[&["ACL", "SETUSER", "default"], rights].concat());
                 self.note(&format!("denied: {}", rights[0]), 1);
@@ -510,7 +519,7 @@ impl<'a> FaultInjector<'a> {
         if self.is_at(place) {
             return None;
         }
-        // A quorum is spared more often than not: without one nothing is held that could overlap.
+        // A quorum mostly stays healthy, because without a quorum no holds could overlap.
         let hurt = (0..self.nodes.len()).filter(|&node| node == any || self.is_hurt(node));
         if place != Place::Program(other)
             && hurt.count() > self.nodes.len() / 2
@@ -574,10 +583,11 @@ impl<'a> FaultInjector<'a> {
     }
 }
 
-/// Where this process has to wait for its turn, the server may close the very connection that is to tell it.
+/// Resets the idle timeout. Retries, because the server may close the very connection that resets
+/// it.
 fn keep_idle_connections(node: &Server) {
     let client = redis::Client::open(node.url()).unwrap();
-    eventually(LIMIT, "the server is told", || {
+    eventually(LIMIT, "the server accepts the command", || {
         let connection = client.get_connection_with_timeout(LIMIT);
         let told = connection.and_then(|mut connection| {
             let mut command = redis::cmd("CONFIG");
@@ -592,7 +602,7 @@ fn closed_for_being_idle(node: &Server) -> u64 {
     node.logged().matches("Closing idle client").count() as u64
 }
 
-/// A server that is up, but may be too busy to answer in time.
+/// Waits for a server that is up, but may be too busy to reply in time.
 fn tell(node: &Server, words: &[&str]) {
     try_ask::<redis::Value>(node, words).unwrap();
 }

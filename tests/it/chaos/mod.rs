@@ -1,8 +1,9 @@
-//! Chaos: crowds of processes on real nodes behind proxies, a fault every few hundred milliseconds, and a journal that is
-//! searched in the end for holds that overlap and for fencing tokens that do not increase.
+//! Chaos: groups of processes on real nodes behind proxies, with a fault every few hundred
+//! milliseconds. A journal is searched at the end for holds that overlap and for fencing tokens
+//! that do not increase.
 //!
-//! `REDGUARD_CHAOS` is its length in seconds, 20 where nobody says another. `REDGUARD_CHAOS_SEED` repeats the faults and the plans of
-//! an earlier run, as far as its threads come to the same.
+//! `REDGUARD_CHAOS` is its length in seconds (default 20). `REDGUARD_CHAOS_SEED` repeats the faults
+//! and plans of an earlier run, as far as its threads interleave alike.
 
 pub(crate) mod counters;
 pub(crate) mod faults;
@@ -23,32 +24,33 @@ use crate::chaos::worker::{KEYS, MAX_TTL, PERMITS};
 use crate::support::child_process::scratch;
 use crate::support::clock::Clock;
 use crate::support::eventually;
-use crate::support::fixtures::{LIMIT, PREFIX, ask, connect, now, take};
+use crate::support::fixtures::{LIMIT, PREFIX, acquire_lock, ask, connect, now};
 use crate::support::servers::Server;
 use crate::support::witness::{Hold, Journal, Kind};
 
 const USUAL: u64 = 20;
-/// So that a journal can be held in memory.
+/// Bounds a journal, which must fit in memory.
 const LONGEST: Duration = Duration::from_secs(300);
-/// A sitting lasts until there were as many, however busy the machine is.
+/// A part lasts until this many holds, even on a busy machine.
 const FEWEST_HOLDS: u64 = 300;
-/// In a chaos as long as this each kind of fault must have been seen.
+/// Each kind of fault must occur in a chaos of at least this length.
 const ALL_KINDS: Duration = Duration::from_secs(600);
-/// What nodes can have left of a lock that nobody gave back: a set of readers outlives its last entry by a second.
+/// Lifetime of the remains of a lock that was never released: a set of readers outlives its last
+/// entry by a second.
 const LEFT: Duration = MAX_TTL.saturating_add(Duration::from_secs(1));
 
-/// What becomes of a node's data when it is killed.
+/// Data of a node after it was killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Data {
-    /// All that it said that it has is there again.
+    /// Everything that the node confirmed is there again.
     Kept,
-    /// It comes back empty, and the clients know a quarantine. Without one not even a single node may: its grant may be
-    /// the one that the quorum of a holder rests on.
+    /// The node comes back empty, and the clients use a quarantine. Without one no node may lose
+    /// its data: the quorum of a holder may need its grant.
     Lost,
 }
 
 #[test]
-#[ignore = "it wants the machine for itself: `tests/run` runs it after the others"]
+#[ignore = "it needs the machine alone: `tests/run` runs it after the others"]
 fn nothing_is_held_twice_whatever_fails() {
     let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let length = Duration::from_secs(number("REDGUARD_CHAOS").unwrap_or(USUAL));
@@ -87,7 +89,7 @@ fn nothing_is_held_twice_whatever_fails() {
     }
 }
 
-/// Answers which faults there were, and what shows their effects.
+/// Runs one part. Returns the faults, and the evidence of their effects.
 fn sitting(nodes: usize, data: Data, length: Duration, rng: &mut StdRng) -> (Counts, Counts) {
     eprintln!("\n{nodes} nodes, data {data:?}, {length:?}");
     let clocks: Vec<Clock> = (0..nodes).map_while(|_| Clock::new()).collect();
@@ -144,7 +146,7 @@ fn node(data: Data, clock: Option<&Clock>) -> Server {
         Data::Kept => Server::options().append_always(),
         Data::Lost => Server::options(),
     }
-    // It says which connections it closes for being idle.
+    // The server logs idle connections that it closes.
     .arg("--loglevel", "verbose");
     if let Some(clock) = clock {
         options = clock.drive(options);
@@ -152,7 +154,7 @@ fn node(data: Data, clock: Option<&Clock>) -> Server {
     options.start().unwrap()
 }
 
-/// The holds at whose beginning more than there are permits were held, with those that were.
+/// Returns the holds that began while all permits were held, with the holds that held them.
 fn too_many(holds: &[Hold]) -> Option<Vec<&Hold>> {
     let mut holds: Vec<&Hold> = holds.iter().collect();
     holds.sort_by_key(|hold| hold.begin);
@@ -167,7 +169,8 @@ fn too_many(holds: &[Hold]) -> Option<Vec<&Hold>> {
     None
 }
 
-/// Within a TTL and a step of the node's clock, by the ends that the keys have, and by taking all locks.
+/// Asserts that all locks become free within a TTL and a clock step of the node: by the expiry of
+/// the keys, and by an acquire of every lock.
 fn everything_is_free(nodes: &[Server]) {
     let left = |node| -> Vec<String> {
         let keys: Vec<String> = ask(node, &["KEYS", &format!("*{PREFIX}*")]);
@@ -185,7 +188,7 @@ fn everything_is_free(nodes: &[Server]) {
     let locker = connect(nodes);
     let rw = RedisRwLocker::new(locker.nodes());
     for key in KEYS {
-        take(&locker, key).release().unwrap();
+        acquire_lock(&locker, key).release().unwrap();
         worker::take_write(&rw, key).release().unwrap();
     }
     let semaphore = worker::semaphore(&locker);

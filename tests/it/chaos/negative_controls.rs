@@ -1,27 +1,29 @@
-//! Negative controls: three ways in which a lock is given away twice, forced, and seen by the journal; and what prevents them.
+//! Negative controls: three ways to grant a lock twice. Each is forced, the journal reports it, and
+//! a counterpart shows the rule that prevents it.
 
 use redguard::{Locker, NodeState, RedisLocker};
 
 use crate::support::child_process::scratch;
 use crate::support::clock::Clock;
-use crate::support::fixtures::{LIMIT, TTL, config, connect_by, everywhere, pttl, take};
+use crate::support::fixtures::{LIMIT, TTL, acquire_lock, config, connect_by, everywhere, pttl};
 use crate::support::servers::Server;
 use crate::support::witness::Journal;
 use crate::support::{eventually, raw, servers, unique_key};
 
-/// The first holder's guard says that it holds: it has not been told yet, and will not be before it asks.
+/// The first holder's guard still reports a held lock: it learns of the loss only when it asks the
+/// nodes.
 fn two_hold(nodes: &[Server], name: &str, forget: impl Fn(&Server, &str)) {
     let (_dir, file) = scratch();
     let journal = Journal::at(&file);
     let [first, second] = [(); 2].map(|()| connect_by(config(nodes), nodes));
     let key = unique_key(name);
-    let held = take(&first, &key);
+    let held = acquire_lock(&first, &key);
     everywhere(nodes, &key);
     let one = journal.enter(&key);
     assert!(second.try_lock(&key, TTL).unwrap().is_none());
     nodes[..2].iter().for_each(|node| forget(node, &key));
     let mut other = None;
-    eventually(LIMIT, "it is given away once more", || {
+    eventually(LIMIT, "it is granted once more", || {
         other = second.try_lock(&key, TTL).ok().flatten();
         other.is_some()
     });
@@ -30,18 +32,18 @@ fn two_hold(nodes: &[Server], name: &str, forget: impl Fn(&Server, &str)) {
     drop((one, two));
     let found = journal.check().unwrap_err();
     assert_eq!(found.matches("overlaps").count(), 1, "{found}");
-    eventually(LIMIT, "the first is told", || {
+    eventually(LIMIT, "the first holder is told of the loss", || {
         held.extend(TTL).is_err_and(|error| error.is_lost())
     });
 }
 
 #[test]
-fn a_majority_that_restarts_without_its_data_gives_a_lock_away_twice() {
+fn majority_that_restarts_without_data_grants_a_lock_twice() {
     two_hold(&servers(3), "restarted", |node, _| node.restart().unwrap());
 }
 
 #[test]
-fn a_majority_that_evicts_gives_a_lock_away_twice() {
+fn majority_that_evicts_grants_a_lock_twice() {
     let start = || {
         Server::options()
             .arg("--maxmemory", "4mb")
@@ -52,7 +54,7 @@ fn a_majority_that_evicts_gives_a_lock_away_twice() {
     two_hold(&[(); 3].map(|()| start()), "evicted", |node, key| {
         let mut connection = raw(node);
         let mut next = 0;
-        // Looked for in a way that is no use of the key.
+        // Checked with a command that does not touch the key.
         eventually(LIMIT, "it is evicted", || {
             let mut flood = redis::pipe();
             for number in next..next + 500 {
@@ -66,7 +68,7 @@ fn a_majority_that_evicts_gives_a_lock_away_twice() {
 }
 
 #[test]
-fn a_majority_whose_clocks_step_over_a_ttl_gives_a_lock_away_twice() {
+fn majority_whose_clocks_step_beyond_a_ttl_grants_a_lock_twice() {
     let Some(clocks) = (0..3).map(|_| Clock::new()).collect::<Option<Vec<_>>>() else {
         return;
     };
@@ -79,16 +81,16 @@ fn a_majority_whose_clocks_step_over_a_ttl_gives_a_lock_away_twice() {
 }
 
 #[test]
-fn a_majority_that_restarts_without_its_data_gives_nothing_away_under_quarantine() {
+fn majority_that_restarts_without_data_grants_nothing_in_quarantine() {
     let nodes = servers(3);
     let first = connect_by(config(&nodes), &nodes);
     let key = unique_key("quarantined");
-    let held = take(&first, &key);
+    let held = acquire_lock(&first, &key);
     everywhere(&nodes, &key);
     nodes[..2].iter().for_each(|node| node.restart().unwrap());
     let careful = config(&nodes).restart_quarantine(TTL);
     let careful = RedisLocker::connect(careful).unwrap();
-    eventually(LIMIT, "they are connected", || {
+    eventually(LIMIT, "the nodes are connected", || {
         let nodes = careful.nodes().health().nodes;
         nodes
             .iter()
@@ -98,7 +100,7 @@ fn a_majority_that_restarts_without_its_data_gives_nothing_away_under_quarantine
         assert!(careful.try_lock(&key, TTL).unwrap().is_none());
     }
     assert!(held.is_held());
-    // It is the quarantine that keeps it.
+    // The quarantine keeps the lock.
     let careless = connect_by(config(&nodes), &[]);
-    drop(take(&careless, &key));
+    drop(acquire_lock(&careless, &key));
 }

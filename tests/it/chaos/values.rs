@@ -1,5 +1,5 @@
-//! Foreign values under the keys of locks, which are put there only where they take nothing from a holder: a test of locks is not
-//! about data that is overwritten.
+//! Foreign values under the keys of locks. They are stored only where they displace no holder,
+//! because locks do not protect against data that is overwritten.
 
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -11,7 +11,7 @@ use crate::support::servers::Server;
 
 const FOREIGN: &str = "foreign";
 
-/// What a value is put by, and under which key of a lock.
+/// The command that stores a value, and the lock's key under which it does.
 const VALUES: [(&str, &str); 9] = [
     ("RPUSH", ""),
     ("RPUSH", ":writer"),
@@ -23,10 +23,10 @@ const VALUES: [(&str, &str); 9] = [
     ("HSETNX", ":permits"),
     ("HSETNX", ":permits"),
 ];
-/// Fields of semaphores: how many permits there are, two permits, and none that they have.
+/// Fields of semaphores: the number of permits, two permits, and invalid permits.
 const FIELDS: [&str; 4] = ["permits", "0", "1", "junk"];
 
-/// Takes out of a key what is foreign. What is left of sets that had none because of it gets an end.
+/// Removes foreign members from a key. Sets that had no expiry because of them get one.
 const REMOVE: &str = "
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind == 'list' then
@@ -38,20 +38,20 @@ elseif kind == 'hash' and redis.call('HGET', KEYS[1], ARGV[2]) == ARGV[1] then
 end
 if redis.call('PTTL', KEYS[1]) == -1 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end";
 
-/// Gives an end to all that has none but the count of fencing tokens.
+/// Sets an expiry on every key without one, except fence counters.
 const END_ALL: &str = "
 for _, key in ipairs(redis.call('KEYS', '*')) do
   if not string.find(key, ':fence$') and redis.call('PTTL', key) == -1 then redis.call('PEXPIRE', key, ARGV[1]) end
 end";
 
-/// Ends what has no end: sets to which a script has added an entry, and then was not allowed to say when it ends. The next script
-/// sweeps such an entry, but there need not be one.
+/// Sets an expiry on sets without one. A script that added an entry may have been denied the
+/// command that sets the expiry; the next script would remove such an entry, but none need follow.
 pub(super) fn end_all(node: &Server) {
     let left = LEFT.as_millis().to_string();
     ask::<()>(node, &["EVAL", END_ALL, "0", &left]);
 }
 
-/// A value under one of a lock's keys that is none of the library's.
+/// A value under a lock's key that the library did not write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Foreign {
     command: &'static str,
@@ -78,7 +78,7 @@ impl Foreign {
         }
     }
 
-    /// `false` where something is there that it would overwrite.
+    /// Stores the value. Returns `false` if the key exists already.
     pub(super) fn put(&self, node: &Server) -> bool {
         let rest: &[&str] = match self.command {
             "RPUSH" => &[FOREIGN],
@@ -86,7 +86,7 @@ impl Foreign {
             _ => &[self.field, FOREIGN],
         };
         let words = [&[self.command, &self.key], rest].concat();
-        // A lock's key that is held is of another type.
+        // The key of a held lock is of another type.
         try_ask::<u64>(node, &words).is_ok_and(|added| added > 0)
     }
 
@@ -96,7 +96,7 @@ impl Foreign {
         ask::<()>(node, &words);
     }
 
-    /// What it is, in words.
+    /// Returns a description of the value.
     pub(super) fn what(&self) -> String {
         let field = match self.command {
             "HSETNX" => self.field,

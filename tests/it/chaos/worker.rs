@@ -1,4 +1,5 @@
-//! What one process does in the chaos: its threads take, keep, extend, downgrade and give back, until they are told to stop.
+//! One process of the chaos: its threads acquire, keep, extend, downgrade and release locks until
+//! they are told to stop.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,10 +26,10 @@ pub(crate) const SEMAPHORE: &str = KEYS[0];
 pub(crate) const PERMITS: u32 = 2;
 pub(crate) const MIN_TTL: Duration = Duration::from_millis(600);
 const THREADS: u64 = 8;
-/// How often a holder looks whether it still is one.
+/// Interval at which a holder checks its guard.
 const LOOK: Duration = Duration::from_millis(10);
-/// A few times what is left of a process that has done its work: the stacks of threads, which are kept for others, and tables that
-/// have grown. Ten thousand holds and more must not need it.
+/// A few times the memory of a process that has ended its work: stacks of threads, which are kept
+/// for reuse, and tables that have grown. Ten thousand holds must not need it.
 #[cfg(target_os = "linux")]
 const KIBIBYTES: u64 = 4 << 10;
 
@@ -42,10 +43,10 @@ fn part_under_quarantine() {
     play(Data::Lost, |config| config.restart_quarantine(MAX_TTL));
 }
 
-/// The part's key is a seed: the locks have the same names in all processes.
+/// The key of the child process is a seed: the locks have the same names in all processes.
 fn play(data: Data, with: impl Fn(Config) -> Config) {
     let Some(part) = Part::mine() else { return };
-    // One that is stopped could not see that nobody is there any more who wakes it.
+    // A stopped process could not see that its parent is gone and nobody will continue it.
     #[cfg(target_os = "linux")]
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
     let tally = Tally::beside(&part.file);
@@ -94,10 +95,10 @@ fn play(data: Data, with: impl Fn(Config) -> Config) {
         },
     );
     drop(locker);
-    before.comes_back(&tally);
+    before.assert_released(&tally);
 }
 
-/// `None` when it is told to stop before a quorum was reached.
+/// Connects. Returns `None` if the process is told to stop before a quorum is reachable.
 fn connect(config: &Config, tally: &Tally) -> Option<RedisLocker> {
     while !tally.is_stopped() {
         match RedisLocker::connect(config.clone()) {
@@ -115,7 +116,7 @@ pub(crate) fn semaphore(locker: &RedisLocker) -> RedisSemaphore {
     RedisSemaphore::new(locker.nodes(), SEMAPHORE, PERMITS).unwrap()
 }
 
-/// The journal of those that hold permits, beside that of locks.
+/// Returns the journal of permits, beside the journal of locks.
 pub(crate) fn of_permits(journal: &Path) -> PathBuf {
     journal.with_extension("permits")
 }
@@ -125,7 +126,7 @@ pub(crate) fn take_write(locker: &RedisRwLocker, key: &str) -> WriteGuard {
     locker.acquire_write(key, &patient).unwrap()
 }
 
-/// One thread.
+/// Runs one thread.
 struct Actor<'a> {
     locker: RedisLocker,
     rw: RedisRwLocker,
@@ -136,7 +137,7 @@ struct Actor<'a> {
     data: Data,
 }
 
-/// What it does with one lock.
+/// Acquires and holds one lock once.
 struct Plan {
     key: String,
     options: LockOptions,
@@ -156,7 +157,7 @@ impl Plan {
         if renewed {
             options = options.auto_renew(true);
         }
-        // Now and then for longer than a TTL: whoever is not renewed loses the lock then.
+        // Sometimes longer than a TTL: a lock without renewal is then lost.
         let most = match rng.random_range(0..40) {
             0 => 2 * MAX_TTL,
             1..8 => MAX_TTL / 8,
@@ -212,7 +213,7 @@ impl Actor<'_> {
         }
     }
 
-    /// Where asking again at once would be answered at once, it is put off.
+    /// Pauses where another attempt would fail at once too.
     fn note(&self, during: &str, error: &Error) {
         self.tally.add_error(during, error);
         match error {
@@ -243,13 +244,14 @@ impl Actor<'_> {
         }
     }
 
-    /// Holds it, in the journal's eyes from after it was had to the last look that found it held. Where it was lost it was
-    /// held until the end of its validity, as that was seen last, however late a process that was stopped comes to know.
+    /// Holds the lock. The journal's hold lasts from after the acquire to the last check that found
+    /// the lock held. A lost lock was held until the end of its validity as last read, even if a
+    /// stopped process learns of the loss later.
     ///
-    /// But where nodes lose their data, a renewal or an extension may find that it is lost before that end, and what is left
-    /// of it is then given back at once: there the last look is all that can be claimed.
+    /// If nodes lose their data, a renewal or an extension may find the lock lost before that end,
+    /// and releases the remaining keys at once. Then only the last check counts.
     fn stay(&self, guard: &impl Guard, plan: &Plan, what: &str, kind: Kind) {
-        // Of locks and read-write locks of one name, which are different ones.
+        // Exclusive and read-write locks of one name are different locks.
         let (journal, key) = match what {
             "exclusive" => (&self.journal, format!("lock:{}", plan.key)),
             "permit" => (&self.permits, SEMAPHORE.to_owned()),
@@ -258,11 +260,11 @@ impl Actor<'_> {
         let mut entry = journal.enter_as(&key, kind);
         let expires = self.data == Data::Kept || !plan.renewed && plan.extends.is_none();
         let (mut until, mut seen) = (Duration::ZERO, Duration::ZERO);
-        entry.numbered(guard.fence());
+        entry.fencing_token(guard.fence());
         let end = witness::now() + plan.stay;
         let mut extends = plan.extends;
         loop {
-            // In this order: a pause in between must not prolong it.
+            // In this order, because a pause in between must not prolong the hold.
             let now = witness::now();
             let remaining = guard.remaining();
             if remaining.is_zero() {
@@ -291,7 +293,7 @@ impl Actor<'_> {
     }
 }
 
-/// What the four guards have in common.
+/// The common interface of the four guards.
 trait Guard {
     fn remaining(&self) -> Duration;
     fn extend(&self, ttl: Duration) -> Result<(), Error>;
@@ -326,7 +328,7 @@ guard!(WriteGuard, WriteGuard::fencing_token);
 guard!(ReadGuard, |_: &ReadGuard| None);
 guard!(SemaphorePermit, |_: &SemaphorePermit| None);
 
-/// What a process has of the machine; of its memory what it has written, not what is mapped from its program.
+/// Resources of a process. Its memory is only written memory, without mapped program files.
 struct Footprint {
     sockets: usize,
     kibibytes: u64,
@@ -348,13 +350,13 @@ impl Footprint {
         }
     }
 
-    /// No thread of the library's, no socket, and next to no memory.
+    /// Asserts that the library has no thread and no socket left, and almost no memory.
     #[cfg(target_os = "linux")]
-    fn comes_back(&self, tally: &Tally) {
-        use crate::locks::processes::lanes;
+    fn assert_released(&self, tally: &Tally) {
+        use crate::locks::processes::worker_threads;
 
         eventually(LIMIT, "no thread and no socket is left", || {
-            lanes() == 0 && Footprint::now().sockets == self.sockets
+            worker_threads() == 0 && Footprint::now().sockets == self.sockets
         });
         let more = Footprint::now().kibibytes.saturating_sub(self.kibibytes);
         assert!(more < KIBIBYTES, "{more} KiB more than at the start");
@@ -365,5 +367,5 @@ impl Footprint {
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn comes_back(&self, _: &Tally) {}
+    fn assert_released(&self, _: &Tally) {}
 }

@@ -1,4 +1,4 @@
-//! A lock that goes from one guard to another without being free in between.
+//! Locks that pass from one guard to another without being free in between.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use redguard::{
     WatchOutcome,
 };
 
-use crate::support::fixtures::{BRIEF, LIMIT, TTL, config, hasty, shared};
+use crate::support::fixtures::{BRIEF, LIMIT, TTL, config, shared, with_short_timeouts};
 use crate::support::{eventually, raw, servers, unique_key};
 
 fn locker(adjust: impl FnOnce(Config) -> Config) -> RedisLocker {
     RedisLocker::connect(adjust(config(shared()))).unwrap()
 }
 
-/// As another process gets it.
+/// Converts the token as if another process received it.
 fn sent(token: &LockToken) -> LockToken {
     token.to_string().parse().unwrap()
 }
 
 #[test]
-fn a_child_carries_on_what_its_parent_has_taken() {
+fn child_adopts_the_lock_of_its_parent() {
     let (parent, child, other) = (
         locker(|c| c),
         locker(|c| c.owner_label("child")),
@@ -34,7 +34,7 @@ fn a_child_carries_on_what_its_parent_has_taken() {
     assert!(token.keys().eq([key.as_str()]));
     assert!(
         other.try_lock(&key, TTL).unwrap().is_none(),
-        "it stays taken"
+        "the lock stays held"
     );
     assert!(
         parent.try_lock(&key, TTL).unwrap().is_none(),
@@ -46,7 +46,7 @@ fn a_child_carries_on_what_its_parent_has_taken() {
     assert_eq!(adopted.fencing_token(), None);
     assert!(other.try_lock(&key, TTL).unwrap().is_none());
     let owner = || other.holder(&key).unwrap().unwrap().owner_label;
-    eventually(LIMIT, "it is the child's", || {
+    eventually(LIMIT, "the child holds the lock", || {
         owner().as_deref() == Some("child")
     });
     adopted.extend(2 * TTL).unwrap();
@@ -76,7 +76,7 @@ fn a_token_is_good_for_one_adoption() {
 }
 
 #[test]
-fn of_many_who_adopt_a_lock_one_at_most_gets_it() {
+fn concurrent_adoptions_have_at_most_one_winner() {
     let lockers: Vec<RedisLocker> = (0..4).map(|_| locker(|c| c)).collect();
     for _ in 0..20 {
         let key = unique_key("race");
@@ -101,7 +101,7 @@ fn of_many_who_adopt_a_lock_one_at_most_gets_it() {
         assert!(won.len() <= 1);
         assert!(won.iter().all(|guard| guard.extend(TTL).is_ok()));
         drop(won);
-        // Whatever became of it, nothing is left behind.
+        // Whatever the result, no key is left behind.
         lockers[1].lock(&key, TTL).unwrap().release().unwrap();
     }
 }
@@ -128,11 +128,11 @@ fn foreign_or_expired_lock_is_not_adopted() {
         parent.adopt(&token, TTL).unwrap_err(),
         Error::LockLost { .. }
     ));
-    assert!(next.unwrap().check().is_ok(), "and harms nobody");
+    assert!(next.unwrap().check().is_ok(), "and affects no other holder");
 }
 
 #[test]
-fn renewal_ends_with_the_hand_over_and_may_begin_with_the_adoption() {
+fn detach_ends_renewal_and_adoption_can_start_it() {
     let (parent, child) = (locker(|c| c), locker(|c| c));
     let key = unique_key("renewed");
     let options = LockOptions::new(BRIEF).auto_renew(true);
@@ -148,9 +148,9 @@ fn renewal_ends_with_the_hand_over_and_may_begin_with_the_adoption() {
 }
 
 #[test]
-fn the_numbers_of_a_lock_that_is_handed_on_increase() {
+fn fencing_tokens_increase_over_adoptions() {
     let (parent, child) = (locker(|c| c), locker(|c| c));
-    let key = unique_key("numbered");
+    let key = unique_key("fenced");
     let fenced = LockOptions::new(TTL).fencing(true);
     let mut last = 0;
     let mut guard = parent.acquire(&key, &fenced).unwrap();
@@ -163,14 +163,14 @@ fn the_numbers_of_a_lock_that_is_handed_on_increase() {
         guard = next.adopt(&token, TTL).unwrap();
     }
     guard.release().unwrap();
-    // Who had none can ask for one.
+    // Adoption can add a fencing token to a lock that has none.
     let token = parent.lock(&key, TTL).unwrap().into_token().unwrap();
-    let numbered = child.adopt_with(&token, &fenced).unwrap();
-    assert!(numbered.fencing_token().unwrap() > last);
+    let adopted = child.adopt_with(&token, &fenced).unwrap();
+    assert!(adopted.fencing_token().unwrap() > last);
 }
 
 #[test]
-fn several_keys_are_handed_over_as_one() {
+fn several_keys_are_adopted_as_one_lock() {
     let (parent, child) = (locker(|c| c), locker(|c| c));
     let names = [unique_key("b"), unique_key("a"), unique_key("c")];
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -193,7 +193,7 @@ fn several_keys_are_handed_over_as_one() {
 }
 
 #[test]
-fn a_lock_of_which_a_part_is_another_s_is_not_adopted_in_parts() {
+fn lock_of_several_keys_with_a_foreign_key_is_not_adopted() {
     let (parent, child) = (locker(|c| c), locker(|c| c));
     let (one, two) = (unique_key("one"), unique_key("two"));
     let guard = parent
@@ -222,7 +222,7 @@ fn value(node: &crate::support::servers::Server, key: &str) -> Option<String> {
 }
 
 #[test]
-fn a_lock_that_is_lost_or_local_cannot_be_handed_over() {
+fn lost_or_local_lock_cannot_be_detached() {
     let parent = locker(|c| c);
     let key = unique_key("lost");
     let guard = parent.lock(&key, TTL).unwrap();
@@ -241,11 +241,11 @@ fn a_lock_that_is_lost_or_local_cannot_be_handed_over() {
 }
 
 #[test]
-fn an_adoption_that_cannot_be_had_says_why() {
+fn failed_adoption_reports_its_cause() {
     let nodes = servers(3);
     let policy = RetryPolicy {
         max_outage: Duration::from_millis(1),
-        ..hasty()
+        ..with_short_timeouts()
     };
     let connect = || RedisLocker::connect(config(&nodes).retry(policy.clone())).unwrap();
     let (parent, child) = (connect(), connect());

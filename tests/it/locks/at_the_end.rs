@@ -1,5 +1,5 @@
-//! Guards that are dropped when the locals of a thread are gone, or the whole process ends. Nothing on the way of a release may
-//! use a thread-local then: it would end the process with a panic.
+//! Guards that are dropped after the thread-locals of their thread, or at the end of the process. A
+//! release must not use a thread-local, because that would then end the process with a panic.
 
 use std::cell::RefCell;
 use std::sync::Mutex;
@@ -9,25 +9,27 @@ use nix::libc;
 use redguard::{LockGuard, Locker, Nodes, OnDrop, RedisLocker};
 
 use crate::support::child_process::{HUNG, Part, Program, is_listened_to, scratch};
-use crate::support::fixtures::{LIMIT, at, config, take, wire};
+use crate::support::fixtures::{LIMIT, acquire_lock, at, config, wire};
 use crate::support::{eventually, raw, servers, unique_key};
 
 thread_local! {
     static KEPT: RefCell<Option<LockGuard>> = const { RefCell::new(None) };
 }
 
-/// Whether a guard's thread-local is the first of its thread, and so the last that is dropped, or the other way round.
+/// Whether the guard's thread-local is the first of its thread, and so is dropped last, or the
+/// reverse.
 #[derive(Clone, Copy)]
 enum Order {
     First,
     Last,
 }
 
-/// Ends a thread that keeps a guard in a thread-local, while another process waits for the lock or none does.
+/// Ends a thread that keeps a guard in a thread-local, while another process waits for the lock or
+/// none does.
 fn end_a_thread(locker: &RedisLocker, others: &RedisLocker, node: &str, key: &str, order: Order) {
     let contended = !key.ends_with("alone");
-    // The thread has waited for the lock, with all that this uses.
-    let former = take(others, key);
+    // The thread has waited for the lock, and so used everything that a wait uses.
+    let former = acquire_lock(others, key);
     thread::scope(|scope| {
         let (held, told) = crossbeam_channel::bounded(0);
         let (end, ends) = crossbeam_channel::bounded::<()>(0);
@@ -35,21 +37,21 @@ fn end_a_thread(locker: &RedisLocker, others: &RedisLocker, node: &str, key: &st
             if matches!(order, Order::First) {
                 KEPT.with_borrow(|_| {});
             }
-            let guard = take(locker, key);
+            let guard = acquire_lock(locker, key);
             KEPT.set(Some(guard));
             held.send(()).unwrap();
-            // Until it is disconnected.
+            // Blocks until the other side disconnects.
             _ = ends.recv();
         });
-        eventually(LIMIT, "it waits", || is_listened_to(node, key));
+        eventually(LIMIT, "the caller waits", || is_listened_to(node, key));
         former.release().unwrap();
         told.recv().unwrap();
-        eventually(LIMIT, "nobody listens any more", || {
+        eventually(LIMIT, "no waiter is subscribed", || {
             !is_listened_to(node, key)
         });
-        let waits = contended.then(|| scope.spawn(|| take(others, key).release()));
+        let waits = contended.then(|| scope.spawn(|| acquire_lock(others, key).release()));
         if contended {
-            eventually(LIMIT, "another waits", || is_listened_to(node, key));
+            eventually(LIMIT, "another caller waits", || is_listened_to(node, key));
         }
         drop(end);
         holds.join().unwrap();
@@ -57,7 +59,7 @@ fn end_a_thread(locker: &RedisLocker, others: &RedisLocker, node: &str, key: &st
             waits.join().unwrap().unwrap();
         }
     });
-    take(others, key).release().unwrap();
+    acquire_lock(others, key).release().unwrap();
     assert_eq!(locker.nodes().drop_failures(), 0);
 }
 
@@ -87,7 +89,7 @@ fn a_guard_in_a_thread_local_is_released_when_its_thread_ends() {
     assert!(ended.success(), "{ended}");
 }
 
-/// What is dropped after the end of `main`.
+/// A guard that is dropped after the end of `main`.
 static LEFT: Mutex<Option<(LockGuard, Nodes)>> = Mutex::new(None);
 
 extern "C" fn drop_what_is_left() {
@@ -111,7 +113,7 @@ fn part_that_drops_a_guard_when_it_exits() {
     assert_eq!(unsafe { libc::atexit(drop_what_is_left) }, 0);
     part.tell();
     if !part.key.contains("alone") {
-        eventually(LIMIT, "another waits", || {
+        eventually(LIMIT, "another caller waits", || {
             is_listened_to(&part.nodes[0], &part.key)
         });
     }
@@ -131,15 +133,15 @@ fn a_guard_that_is_dropped_at_exit_is_released() {
         let (_dir, told) = scratch();
         let part = "part_that_drops_a_guard_when_it_exits";
         let program = Program::playing(module_path!(), part, &nodes, &key, told.clone());
-        eventually(LIMIT, "it is held", || told.exists());
+        eventually(LIMIT, "the lock is held", || told.exists());
         if how.starts_with("contended") {
-            take(&locker, &key).release().unwrap();
+            acquire_lock(&locker, &key).release().unwrap();
         }
         let ended = program.end();
         assert!(ended.success(), "{how}: {ended}");
         for node in &nodes {
             let there = || redis::cmd("EXISTS").arg(wire(&key)).query(&mut raw(node));
-            eventually(LIMIT, "it is free", || there() == Ok(false));
+            eventually(LIMIT, "the lock is free", || there() == Ok(false));
         }
     }
 }

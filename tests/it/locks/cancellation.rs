@@ -1,4 +1,4 @@
-//! Waits that are cancelled on real nodes, at whatever moment: they end, and leave nothing.
+//! Waits that are cancelled on real nodes at any moment: they end, and leave no key.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use redguard::{CancelToken, Error, LockOptions, Locker, RedisRwLocker, RetryPolicy, RwLocker};
 
-use crate::support::fixtures::{LIMIT, TTL, ask, config, connect_by, now, seize};
+use crate::support::fixtures::{LIMIT, TTL, ask, config, connect_by, now, store_foreign_token};
 use crate::support::{eventually, servers, unique_key};
 
 const CANCELS: usize = 10_000;
@@ -16,7 +16,7 @@ const THREADS: usize = 8;
 #[test]
 fn ten_thousand_cancels_at_random_moments_leave_no_key() {
     let nodes = servers(3);
-    // Two processes, which contend for three locks.
+    // Two processes contend for three locks.
     let lockers = [(); 2].map(|()| connect_by(config(&nodes), &nodes));
     let key = unique_key("random");
     let (cancelled, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -30,7 +30,7 @@ fn ten_thousand_cancels_at_random_moments_leave_no_key() {
             let (hand, tokens) = mpsc::channel::<(CancelToken, Arc<OnceLock<Instant>>)>();
             scope.spawn(move || {
                 for (token, cancelled_at) in tokens {
-                    // Half of them may be long enough for a lock on a busy machine.
+                    // Half of the waits may be long enough for a lock on a busy machine.
                     let most = if rand::random() { 600 } else { 20_000 };
                     thread::park_timeout(Duration::from_micros(rand::random_range(0..most)));
                     cancelled_at.get_or_init(now);
@@ -68,19 +68,19 @@ fn ten_thousand_cancels_at_random_moments_leave_no_key() {
     ended_after.sort();
     let at = |part: usize| ended_after[(ended_after.len() - 1) * part / 1000];
     eprintln!(
-        "{cancelled} cancelled, {taken} taken before; ended p50 {:?}, p99 {:?}, at most {:?} after it",
+        "{cancelled} cancelled, {taken} acquired before; ended p50 {:?}, p99 {:?}, at most {:?} after it",
         at(500),
         at(990),
         at(1000)
     );
-    // Within 10 ms on a machine that has nothing else to do.
+    // Within 10 ms on an idle machine.
     assert!(at(500) < Duration::from_secs(1), "{:?}", at(500));
     assert_eq!(cancelled + taken, CANCELS);
     assert!(cancelled > 0 && taken > 0, "{cancelled}, {taken}");
     for locker in &lockers {
         assert!(locker.nodes().shutdown(LIMIT), "all is sent");
     }
-    // But for the sign of a readers' turn, which ends by itself within 60 ms, nothing may need its TTL to go.
+    // No key may need its TTL to end, except a reader turn, which lasts at most 60 ms.
     eventually(LIMIT, "no key is left", || {
         nodes
             .iter()
@@ -89,7 +89,7 @@ fn ten_thousand_cancels_at_random_moments_leave_no_key() {
 }
 
 #[test]
-fn a_wait_for_nodes_that_hang_is_ended() {
+fn wait_for_hung_nodes_is_cancelled() {
     let nodes = servers(3);
     let patient = RetryPolicy {
         max_outage: 10 * LIMIT,
@@ -103,7 +103,7 @@ fn a_wait_for_nodes_that_hang_is_ended() {
     let options = LockOptions::new(10 * TTL).cancel_on(&token);
     thread::scope(|scope| {
         let waiting = scope.spawn(|| locker.acquire(&key, &options).map(drop));
-        eventually(LIMIT, "the node that is well has granted it", || {
+        eventually(LIMIT, "the healthy node has granted the lock", || {
             crate::support::fixtures::token(&nodes[0], &key).is_some()
         });
         let began = now();
@@ -116,13 +116,13 @@ fn a_wait_for_nodes_that_hang_is_ended() {
 }
 
 #[test]
-fn others_that_wait_are_not_touched() {
+fn cancellation_affects_no_other_waiter() {
     let nodes = servers(3);
     let locker = connect_by(config(&nodes), &nodes);
     let key = unique_key("others");
     nodes
         .iter()
-        .for_each(|node| seize(node, &key, Duration::from_millis(800)));
+        .for_each(|node| store_foreign_token(node, &key, Duration::from_millis(800)));
     let [first, second] = [CancelToken::new(), CancelToken::new()];
     thread::scope(|scope| {
         let options = [&first, &second].map(|token| LockOptions::new(TTL).cancel_on(token));

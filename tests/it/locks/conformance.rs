@@ -1,4 +1,4 @@
-//! What a program that is written against `&dyn Locker` may rely on, whatever stands behind it.
+//! Guarantees for programs that are written against `&dyn Locker`, whatever the implementation.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use redguard::{CancelToken, Endpoint, Error, LocalLocker, LockOptions, Locker, Mode, RedisLocker};
 
 use crate::locks::topologies::{Rig, suite};
-use crate::support::fixtures::{LIMIT, TTL, at, connect_by, now, take};
+use crate::support::fixtures::{LIMIT, TTL, acquire_lock, at, connect_by, now};
 use crate::support::servers::Server;
 use crate::support::unique_key;
 use crate::support::witness::Witness;
@@ -59,12 +59,12 @@ impl Rig<Handle> {
         self.handles[1].locker()
     }
 
-    /// Who contends with `one`: another process, or another thread of the same.
+    /// The contender of `one`: another process, or another thread of the same process.
     fn contenders(&self) -> [&dyn Locker; 2] {
         [self.other(), self.one()]
     }
 
-    /// A third process; of local lockers, another clone.
+    /// A third process; for local lockers, another clone.
     fn newcomer(&self) -> Handle {
         match &self.handles[0] {
             Handle::Redis(_) => {
@@ -106,7 +106,7 @@ fn taken_released_and_taken_again(rig: &Rig<Handle>) {
 
 fn handles_hold_a_lock_in_turn(rig: &Rig<Handle>) {
     let key = unique_key("turns");
-    let held = take(rig.one(), &key);
+    let held = acquire_lock(rig.one(), &key);
     assert!(!is_free(rig.other(), &key));
     held.release().unwrap();
     let held = rig.other().try_lock(&key, TTL).unwrap().unwrap();
@@ -117,7 +117,7 @@ fn handles_hold_a_lock_in_turn(rig: &Rig<Handle>) {
 
 fn not_re_entrant(rig: &Rig<Handle>) {
     let key = unique_key("again");
-    let held = take(rig.one(), &key);
+    let held = acquire_lock(rig.one(), &key);
     assert!(!is_free(rig.one(), &key));
     assert!(held.is_held());
     drop(held);
@@ -126,7 +126,7 @@ fn not_re_entrant(rig: &Rig<Handle>) {
 
 fn keys_are_independent(rig: &Rig<Handle>) {
     let (a, b) = (unique_key("a"), unique_key("b"));
-    let held = [take(rig.one(), &a), take(rig.one(), &b)];
+    let held = [acquire_lock(rig.one(), &a), acquire_lock(rig.one(), &b)];
     for locker in rig.contenders() {
         assert!(!is_free(locker, &a) && !is_free(locker, &b));
     }
@@ -149,7 +149,7 @@ fn names_come_back_unchanged(rig: &Rig<Handle>) {
         " ",
     ] {
         let key = unique_key(name);
-        let guard = take(rig.one(), &key);
+        let guard = acquire_lock(rig.one(), &key);
         assert_eq!(guard.key(), key);
         assert!(!is_free(rig.other(), &key), "{name:?}");
         guard.release().unwrap();
@@ -157,7 +157,7 @@ fn names_come_back_unchanged(rig: &Rig<Handle>) {
     }
 }
 
-/// None, one that the allowance for drift eats up, and one that Redis does not take.
+/// Zero, a TTL that the drift consumes, and a TTL that Redis does not accept.
 const UNUSABLE: [Duration; 3] = [Duration::ZERO, Duration::from_millis(3), Duration::MAX];
 
 fn unusable_names_and_ttls_are_told_apart(rig: &Rig<Handle>) {
@@ -168,7 +168,7 @@ fn unusable_names_and_ttls_are_told_apart(rig: &Rig<Handle>) {
         assert!(matches!(locked, Error::InvalidKey { .. }), "{locked}");
         assert_eq!(tried, locked);
     }
-    drop(take(rig.one(), &long[1..]));
+    drop(acquire_lock(rig.one(), &long[1..]));
     let key = unique_key("ttl");
     for ttl in UNUSABLE {
         let locked = rig.one().lock(&key, ttl).unwrap_err();
@@ -185,13 +185,13 @@ fn unusable_names_and_ttls_are_told_apart(rig: &Rig<Handle>) {
 fn a_waiter_gets_it_when_the_holder_releases(rig: &Rig<Handle>) {
     for waiter in rig.contenders() {
         let key = unique_key("waiter");
-        let held = take(rig.one(), &key);
+        let held = acquire_lock(rig.one(), &key);
         let (tell, told) = mpsc::channel();
         thread::scope(|scope| {
             let waiting = scope.spawn(|| {
                 assert!(!is_free(waiter, &key));
                 tell.send(()).unwrap();
-                take(waiter, &key)
+                acquire_lock(waiter, &key)
             });
             told.recv_timeout(LIMIT).unwrap();
             held.release().unwrap();
@@ -204,7 +204,7 @@ fn a_waiter_gets_it_when_the_holder_releases(rig: &Rig<Handle>) {
 fn a_wait_ends_at_its_limit_and_not_before(rig: &Rig<Handle>) {
     let limit = Duration::from_millis(200);
     let key = unique_key("limit");
-    let held = take(rig.one(), &key);
+    let held = acquire_lock(rig.one(), &key);
     for locker in rig.contenders() {
         let start = now();
         let error = locker
@@ -259,7 +259,8 @@ fn without_a_wait_one_attempt_is_made(rig: &Rig<Handle>) {
             matches!(error, Error::Contended { attempts: 1, .. }),
             "{error}"
         );
-        // Behind a thread of its own process nobody is asked, so there need not have been an attempt.
+        // Behind a thread of its own process a waiter asks no node, so there may have been no
+        // attempt.
         let error = rig.one().acquire(&key, &options).unwrap_err();
         assert!(
             matches!(
@@ -277,7 +278,7 @@ fn without_a_wait_one_attempt_is_made(rig: &Rig<Handle>) {
 }
 
 fn the_longest_wait_does_not_overflow(rig: &Rig<Handle>) {
-    let key = unique_key("for ever");
+    let key = unique_key("unlimited");
     let for_ever = LockOptions::new(TTL).wait_for(Duration::MAX);
     for waiter in rig.contenders() {
         let held = rig.one().acquire(&key, &for_ever).unwrap();
@@ -297,7 +298,7 @@ fn the_longest_wait_does_not_overflow(rig: &Rig<Handle>) {
 
 fn a_wait_that_is_cancelled_ends_and_others_go_on(rig: &Rig<Handle>) {
     let key = unique_key("cancelled");
-    let held = take(rig.one(), &key);
+    let held = acquire_lock(rig.one(), &key);
     for waiter in rig.contenders() {
         let token = CancelToken::new();
         let options = LockOptions::new(TTL).cancel_on(&token);
@@ -312,7 +313,7 @@ fn a_wait_that_is_cancelled_ends_and_others_go_on(rig: &Rig<Handle>) {
             token.clone().cancel();
             assert_eq!(waiting.join().unwrap(), Err(Error::Cancelled));
         });
-        // And before anything else, also where it would be free.
+        // Cancellation comes before all else, also if the lock is free.
         let free = unique_key("free");
         let error = waiter.try_acquire(&free, &options).unwrap_err();
         assert_eq!(error, Error::Cancelled);
@@ -336,13 +337,13 @@ fn fencing_tokens_increase_and_come_only_if_asked_for(rig: &Rig<Handle>) {
         assert_eq!(guard.fencing_token(), last);
         guard.release().unwrap();
     }
-    assert_eq!(take(rig.one(), &key).fencing_token(), None);
+    assert_eq!(acquire_lock(rig.one(), &key).fencing_token(), None);
 }
 
 fn no_two_holders_overlap(rig: &Rig<Handle>) {
     let key = unique_key("witnessed");
     let witness = Witness::new();
-    // Long enough for the slowest machine: it bounds a failure.
+    // Long enough for the slowest machine, because it bounds a failure.
     let patient = LockOptions::new(TTL).wait_for(4 * LIMIT);
     thread::scope(|scope| {
         for locker in rig.contenders() {
@@ -371,16 +372,16 @@ fn at_most_one_of_fifty_one_shot_contenders_wins(rig: &Rig<Handle>) {
                 start.wait();
                 let won = locker.try_lock(key, TTL);
                 wins.fetch_add(usize::from(matches!(won, Ok(Some(_)))), Ordering::SeqCst);
-                // Nobody releases before all have tried.
+                // No thread releases before all have tried.
                 done.wait();
                 won.unwrap();
             });
         }
     });
     let wins = wins.into_inner();
-    // With a node missing, two can take one node each of the two that must both be had.
+    // With one node down, two callers can split the two remaining grants, of which both are needed.
     assert!(wins == 1 || (wins == 0 && !rig.whole), "{wins} winners");
-    drop(take(rig.one(), &key));
+    drop(acquire_lock(rig.one(), &key));
 }
 
 fn every_way_out_of_a_scope_releases(rig: &Rig<Handle>) {
@@ -418,7 +419,7 @@ fn an_explicit_release_tells_that_it_worked(rig: &Rig<Handle>) {
 
 fn an_extension_never_shortens(rig: &Rig<Handle>) {
     let key = unique_key("extended");
-    let guard = take(rig.one(), &key);
+    let guard = acquire_lock(rig.one(), &key);
     let before = guard.remaining();
     guard.extend(2 * TTL).unwrap();
     let extended = guard.remaining();
@@ -434,7 +435,7 @@ fn an_extension_never_shortens(rig: &Rig<Handle>) {
 }
 
 fn an_extension_by_an_unusable_ttl_is_refused(rig: &Rig<Handle>) {
-    let guard = take(rig.one(), &unique_key("extended"));
+    let guard = acquire_lock(rig.one(), &unique_key("extended"));
     for ttl in UNUSABLE {
         let refused = guard.extend(ttl);
         assert!(
@@ -447,7 +448,7 @@ fn an_extension_by_an_unusable_ttl_is_refused(rig: &Rig<Handle>) {
 }
 
 fn a_fresh_guard_is_held(rig: &Rig<Handle>) {
-    let guard = take(rig.one(), &unique_key("fresh"));
+    let guard = acquire_lock(rig.one(), &unique_key("fresh"));
     assert!(guard.is_held());
     assert_eq!(guard.check(), Ok(()));
     assert_eq!(guard.mode(), rig.mode());
@@ -460,7 +461,7 @@ fn a_fresh_guard_is_held(rig: &Rig<Handle>) {
 
 fn a_guard_moves_and_is_shared(rig: &Rig<Handle>) {
     let key = unique_key("moved");
-    let guard = take(rig.one(), &key);
+    let guard = acquire_lock(rig.one(), &key);
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -478,7 +479,7 @@ fn a_guard_moves_and_is_shared(rig: &Rig<Handle>) {
 
 fn nothing_shows_a_token(rig: &Rig<Handle>) {
     let key = unique_key("shown");
-    let guard = take(rig.one(), &key);
+    let guard = acquire_lock(rig.one(), &key);
     let contended = rig
         .other()
         .acquire(&key, &LockOptions::new(TTL).wait_for(Duration::ZERO))
@@ -492,7 +493,7 @@ fn nothing_shows_a_token(rig: &Rig<Handle>) {
         shown.contains(&key) && shown.contains("Contended"),
         "{shown}"
     );
-    // A token has forty hexadecimal digits; twelve in a row would be too many to show.
+    // A token has forty hexadecimal digits; twelve in a row would reveal too much of it.
     let digits = shown.split(|c: char| !c.is_ascii_hexdigit());
     assert!(digits.map(str::len).all(|len| len < 12), "{shown}");
 }
@@ -500,7 +501,7 @@ fn nothing_shows_a_token(rig: &Rig<Handle>) {
 fn a_guard_outlives_its_locker(rig: &Rig<Handle>) {
     let key = unique_key("outlives");
     let handle = rig.newcomer();
-    let guard = take(handle.clone().locker(), &key);
+    let guard = acquire_lock(handle.clone().locker(), &key);
     assert!(guard.is_held());
     drop(handle);
     guard.extend(TTL).unwrap();

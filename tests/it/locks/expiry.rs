@@ -1,4 +1,4 @@
-//! Leases that end by themselves: when the next one gets the lock, and what the former holder is told.
+//! Leases that expire: when the next caller acquires the lock, and what the former guard returns.
 
 use std::thread;
 use std::time::Duration;
@@ -6,22 +6,22 @@ use std::time::Duration;
 use redguard::{Error, LockGuard, LockOptions, Locker, RedisLocker, RetryPolicy};
 
 use crate::support::fixtures::{
-    LIMIT, STRANGER, TTL, ask, calls, config, connect, connect_by, everywhere, hasty, holder, now,
-    nowhere, pttl, seize, shared, take, token, wire,
+    LIMIT, STRANGER, TTL, acquire_lock, ask, calls, config, connect, connect_by, everywhere,
+    holder, now, nowhere, pttl, shared, store_foreign_token, token, wire, with_short_timeouts,
 };
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
 
-/// Short enough to be waited for.
+/// TTL whose end a test can wait for.
 const SHORT: Duration = Duration::from_millis(300);
 
-/// Content with whatever is left of a short TTL when a busy machine has answered.
+/// Accepts any remaining validity, because a busy machine may consume most of a short TTL.
 fn content(nodes: &[Server]) -> RedisLocker {
     connect_by(config(nodes).min_validity(0.0), nodes)
 }
 
-/// Held for a short time, on all nodes, and on its own connections.
+/// Acquires a lock for a short time, on all nodes, on connections of its own.
 fn short(nodes: &[Server], key: &str) -> (RedisLocker, LockGuard) {
     let locker = content(nodes);
     let guard = locker.lock(key, SHORT).unwrap();
@@ -29,12 +29,12 @@ fn short(nodes: &[Server], key: &str) -> (RedisLocker, LockGuard) {
 }
 
 #[test]
-fn the_next_gets_it_after_the_ttl_and_not_before_the_validity_ends() {
+fn next_acquire_succeeds_after_the_ttl_and_not_before_the_validity_ends() {
     let (key, nodes) = (unique_key("next"), shared());
     let others = connect(nodes);
     let (locker, first) = short(nodes, &key);
     let end = now() + first.remaining();
-    let next = take(&others, &key);
+    let next = acquire_lock(&others, &key);
     let got = now();
     assert!(got >= end, "{:?} too early", end - got);
     assert!(!first.is_held());
@@ -42,7 +42,7 @@ fn the_next_gets_it_after_the_ttl_and_not_before_the_validity_ends() {
     assert!(matches!(first.check(), Err(Error::LockLost { .. })));
     let stored = holder(nodes, &key);
     assert!(matches!(first.release(), Err(Error::LockLost { .. })));
-    // Drains the lanes of the former holder.
+    // Waits until the workers of the former holder have sent everything.
     assert!(locker.nodes().shutdown(LIMIT));
     assert!(stored.is_some() && holder(nodes, &key) == stored);
     next.release().unwrap();
@@ -54,27 +54,27 @@ fn drop_of_an_expired_guard_warns_and_deletes_nothing() {
     let log = captured_log();
     let others = connect(nodes);
     let (locker, first) = short(nodes, &key);
-    let next = take(&others, &key);
+    let next = acquire_lock(&others, &key);
     let stored = holder(nodes, &key);
     assert_eq!(locker.nodes().drop_failures(), 0);
     drop(first);
     assert_eq!(locker.nodes().drop_failures(), 1);
     let warned = log.lines(Level::Warn, &key);
-    // One line for one fact: the drop is what found the loss.
+    // One line for one fact: the drop discovers the loss.
     let lost = format!("{key:?}: lock lost: its lease ended");
     assert_eq!(warned, [lost]);
-    // Drains the lanes of the former holder.
+    // Waits until the workers of the former holder have sent everything.
     assert!(locker.nodes().shutdown(LIMIT));
     assert!(stored.is_some() && holder(nodes, &key) == stored);
     next.release().unwrap();
 }
 
 #[test]
-fn an_expired_guard_says_so_and_its_extension_revives_nothing() {
+fn expired_guard_is_lost_and_its_extension_restores_nothing() {
     let nodes = &servers(3);
     let key = unique_key("expired");
     let (locker, guard) = short(nodes, &key);
-    // The nodes have let it go; nobody has looked at the guard.
+    // The key has expired on the nodes; no call has read the guard.
     nowhere(nodes, &key);
     let takes: Vec<u64> = nodes.iter().map(|node| calls(node, "set")).collect();
     assert!(matches!(guard.extend(TTL), Err(Error::LockLost { .. })));
@@ -90,17 +90,17 @@ fn an_expired_guard_says_so_and_its_extension_revives_nothing() {
 }
 
 #[test]
-fn a_key_that_was_deleted_is_not_revived_by_an_extension() {
+fn key_deleted_on_a_quorum_is_not_restored_by_an_extension() {
     let nodes = &servers(3);
     let key = unique_key("deleted");
     let locker = connect(nodes);
-    let guard = take(&locker, &key);
+    let guard = acquire_lock(&locker, &key);
     everywhere(nodes, &key);
     let sets: Vec<u64> = nodes.iter().map(|node| calls(node, "set")).collect();
     for node in nodes {
         assert_eq!(ask::<u32>(node, &["DEL", &wire(&key)]), 1);
     }
-    assert!(guard.is_held(), "nobody has told it");
+    assert!(guard.is_held(), "the guard has not read the loss");
     assert!(matches!(guard.extend(TTL), Err(Error::LockLost { .. })));
     assert!(matches!(guard.check(), Err(Error::LockLost { .. })));
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
@@ -111,18 +111,18 @@ fn a_key_that_was_deleted_is_not_revived_by_an_extension() {
 }
 
 #[test]
-fn a_waiter_wakes_when_the_holders_ttl_ends_and_not_at_the_next_poll() {
+fn waiter_wakes_at_the_end_of_the_holders_ttl() {
     let (key, nodes) = (unique_key("wakes"), shared());
     let poll = 3 * LIMIT;
     let policy = RetryPolicy {
         initial_delay: poll,
         max_delay: poll,
         jitter: 0.0,
-        ..hasty()
+        ..with_short_timeouts()
     };
     let locker = connect_by(config(nodes).retry(policy), nodes);
     for node in nodes {
-        seize(node, &key, Duration::from_millis(700));
+        store_foreign_token(node, &key, Duration::from_millis(700));
     }
     let start = now();
     let guard = locker.lock(&key, TTL).unwrap();
@@ -132,13 +132,13 @@ fn a_waiter_wakes_when_the_holders_ttl_ends_and_not_at_the_next_poll() {
 }
 
 #[test]
-fn a_thread_of_the_same_process_waits_for_the_lease_and_no_longer() {
+fn thread_of_the_same_process_waits_until_the_lease_ends() {
     let (key, nodes) = (unique_key("thread"), shared());
     let locker = content(nodes);
     let first = locker.lock(&key, SHORT).unwrap();
     let end = now() + first.remaining();
     thread::scope(|scope| {
-        let next = scope.spawn(|| take(&locker, &key)).join().unwrap();
+        let next = scope.spawn(|| acquire_lock(&locker, &key)).join().unwrap();
         assert!(now() >= end && next.is_held());
         let stored = holder(nodes, &key);
         assert!(matches!(first.release(), Err(Error::LockLost { .. })));
@@ -148,11 +148,11 @@ fn a_thread_of_the_same_process_waits_for_the_lease_and_no_longer() {
 }
 
 #[test]
-fn contended_tells_what_the_holder_has_left() {
+fn contended_error_contains_the_remaining_time() {
     let (key, nodes) = (unique_key("left"), shared());
     let ttl = Duration::from_secs(100);
     for node in nodes {
-        seize(node, &key, ttl);
+        store_foreign_token(node, &key, ttl);
     }
     let locker = connect(nodes);
     let at_once = LockOptions::new(TTL).wait_for(Duration::ZERO);
@@ -170,15 +170,15 @@ fn contended_tells_what_the_holder_has_left() {
 }
 
 #[test]
-fn a_lease_that_was_extended_outlives_its_first_ttl() {
+fn extended_lease_outlives_its_first_ttl() {
     let (key, nodes) = (unique_key("outlives"), shared());
     let locker = connect(nodes);
     let first = 3 * SHORT;
     let guard = locker.lock(&key, first).unwrap();
     guard.extend(TTL).unwrap();
-    // As long as the first TTL, by the clock of a node.
+    // Lasts as long as the first TTL, by the clock of a node.
     let clock = unique_key("clock");
-    seize(&nodes[0], &clock, first);
+    store_foreign_token(&nodes[0], &clock, first);
     eventually(LIMIT, "the first TTL is over", || {
         pttl(&nodes[0], &clock) == -2
     });

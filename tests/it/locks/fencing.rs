@@ -1,11 +1,14 @@
-//! Fencing tokens on real nodes: they strictly increase, whoever takes the lock and whatever nodes fail.
+//! Fencing tokens on real nodes: they strictly increase for any sequence of holders and failing
+//! nodes.
 
 use std::sync::Mutex;
 use std::thread;
 
 use redguard::{LockOptions, Locker, RedisLocker, RedisRwLocker, RwLocker};
 
-use crate::support::fixtures::{LIMIT, TTL, ask, config, connect, connect_by, take, takes_part};
+use crate::support::fixtures::{
+    LIMIT, TTL, acquire_lock, ask, config, connect, connect_by, wait_until_it_grants,
+};
 use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
 
@@ -24,12 +27,12 @@ fn token(locker: &RedisLocker, key: &str) -> u64 {
     token
 }
 
-/// All tokens, in the order in which their holders had the lock.
+/// Fencing tokens in the order of their holds.
 #[derive(Default)]
 struct Tokens(Mutex<Vec<u64>>);
 
 impl Tokens {
-    /// While the lock is held.
+    /// Records a token while the lock is held.
     fn note(&self, token: Option<u64>) {
         self.0.lock().unwrap().push(token.unwrap());
     }
@@ -42,10 +45,11 @@ impl Tokens {
     }
 }
 
-/// So often each of eight threads takes its lock.
+/// Number of acquires by each of eight threads.
 const ROUNDS: usize = 150;
 
-/// Two processes with threads that take two locks in turns, and `disturb`, which is given a wait for so many exclusive ones.
+/// Lets threads of two processes acquire two locks in turn while `disturb` runs, which receives a
+/// function that waits for a number of exclusive holds.
 fn contended(nodes: &[Server], disturb: impl FnOnce(&dyn Fn(usize))) {
     let lockers = [connect(nodes), connect(nodes)];
     let rw = lockers
@@ -100,7 +104,7 @@ fn tokens_increase_while_a_node_hangs_and_one_dies_and_comes_back() {
 }
 
 #[test]
-fn tokens_increase_though_nodes_lose_their_data_one_after_the_other() {
+fn tokens_increase_while_nodes_lose_their_data_in_turn() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     let key = unique_key("forgets");
@@ -113,14 +117,14 @@ fn tokens_increase_though_nodes_lose_their_data_one_after_the_other() {
             0 => ask::<()>(&nodes[round % 3], &["FLUSHALL"]),
             _ => {
                 nodes[round % 3].restart_empty().unwrap();
-                takes_part(&locker, &nodes[round % 3]);
+                wait_until_it_grants(&locker, &nodes[round % 3]);
             }
         }
     }
 }
 
 #[test]
-fn a_fence_begins_at_the_servers_time_and_lives_for_thirty_days() {
+fn fence_counter_starts_at_the_server_time_and_lives_for_thirty_days() {
     let nodes = servers(1);
     let locker = connect(&nodes);
     let key = unique_key("begins");
@@ -132,21 +136,21 @@ fn a_fence_begins_at_the_servers_time_and_lives_for_thirty_days() {
     let left: u64 = ask(&nodes[0], &["PTTL", &fence(&key)]);
     let days = 30 * 24 * 3600 * 1000;
     assert!((days - 60_000..=days).contains(&left), "{left}");
-    // A refused attempt burns no number, and a plain lock has none.
-    let held = take(&locker, &key);
+    // A refused attempt consumes no token, and an unfenced lock has none.
+    let held = acquire_lock(&locker, &key);
     assert_eq!(held.fencing_token(), None);
     let other = connect(&nodes);
     let at_once = LockOptions::new(TTL).fencing(true);
     assert!(other.try_acquire(&key, &at_once).unwrap().is_none());
     drop(held);
     assert_eq!(token(&other, &key), first + 2);
-    // Nor does losing the scripts harm.
+    // Lost scripts do no harm either.
     ask::<()>(&nodes[0], &["SCRIPT", "FLUSH"]);
     assert_eq!(token(&locker, &key), first + 3);
 }
 
 #[test]
-fn a_fence_of_another_type_is_in_the_way_and_takes_no_lock() {
+fn fence_counter_of_another_type_refuses_the_lock() {
     let nodes = servers(3);
     let locker = connect_by(config(&nodes), &nodes);
     let key = unique_key("type");
@@ -159,14 +163,14 @@ fn a_fence_of_another_type_is_in_the_way_and_takes_no_lock() {
     let unfenced = locker.try_lock(&key, TTL).unwrap();
     assert!(unfenced.is_some(), "nothing of it is left");
     drop(unfenced);
-    // One that is no number is a foreign value, too.
+    // A counter that is not a number is a foreign value too.
     for node in &nodes {
         ask::<()>(node, &["DEL", &fence(&key)]);
-        ask::<()>(node, &["SET", &fence(&key), "a stranger's"]);
+        ask::<()>(node, &["SET", &fence(&key), "foreign"]);
     }
     let refused = locker.try_acquire(&key, &at_once);
     assert!(matches!(refused, Ok(None)), "{refused:?}");
-    eventually(LIMIT, "nothing of it is left", || {
+    eventually(LIMIT, "no key of the lock is left", || {
         locker.try_lock(&key, TTL).unwrap().is_some()
     });
 }

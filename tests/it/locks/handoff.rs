@@ -1,5 +1,5 @@
-//! A lock that goes from thread to thread of one process on real nodes: without overlap, in the order of its numbers, whatever
-//! nodes fail, and not past other processes for ever.
+//! Handoffs between threads of one process on real nodes: without overlap, with increasing fencing
+//! tokens, with failing nodes, and not ahead of other processes without limit.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,12 +7,14 @@ use std::thread;
 
 use redguard::{LockOptions, Locker, RedisLocker};
 
-use crate::support::fixtures::{LIMIT, TTL, config, connect, nowhere, sluggish, take, takes_part};
+use crate::support::fixtures::{
+    LIMIT, TTL, acquire_lock, config, connect, nowhere, sluggish, wait_until_it_grants,
+};
 use crate::support::{eventually, servers, unique_key};
 
 const THREADS: usize = 8;
 
-/// Lets threads end, also when the test fails.
+/// Stops threads, also when the test fails.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
@@ -21,8 +23,8 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Eight threads that take a lock in turns, while `disturb` goes on, which is given a wait for so many more holders. Answers how
-/// many there were.
+/// Lets eight threads acquire a lock in turn while `disturb` runs, which receives a function that
+/// waits for a number of further holders. Returns the number of holders.
 fn in_turns(locker: &RedisLocker, key: &str, disturb: impl FnOnce(&dyn Fn(usize))) -> usize {
     let (inside, holders, end) = (
         AtomicBool::new(false),
@@ -34,14 +36,14 @@ fn in_turns(locker: &RedisLocker, key: &str, disturb: impl FnOnce(&dyn Fn(usize)
     let work = || {
         while !end.load(Ordering::Acquire) {
             let guard = locker.acquire(key, &options).unwrap();
-            assert!(!inside.swap(true, Ordering::AcqRel), "two are inside");
+            assert!(!inside.swap(true, Ordering::AcqRel), "two holders");
             let number = guard.fencing_token().unwrap();
             let before = std::mem::replace(&mut *last.lock().unwrap(), number);
             assert!(before < number, "{before}, {number}");
             holders.fetch_add(1, Ordering::AcqRel);
             assert!(inside.swap(false, Ordering::AcqRel));
             match guard.release() {
-                // What a node had that has ended nobody knows.
+                // The keys of a killed node are unknown.
                 Err(error) if error.is_unavailable() => {}
                 released => released.unwrap(),
             }
@@ -49,7 +51,7 @@ fn in_turns(locker: &RedisLocker, key: &str, disturb: impl FnOnce(&dyn Fn(usize)
     };
     let more = |count: usize| {
         let goal = holders.load(Ordering::Acquire) + count;
-        eventually(LIMIT, "they go on", || {
+        eventually(LIMIT, "handoffs continue", || {
             holders.load(Ordering::Acquire) >= goal
         });
     };
@@ -64,31 +66,31 @@ fn in_turns(locker: &RedisLocker, key: &str, disturb: impl FnOnce(&dyn Fn(usize)
 }
 
 #[test]
-fn a_lock_goes_from_thread_to_thread_while_a_node_hangs_and_comes_back() {
+fn handoffs_continue_while_a_node_hangs_and_comes_back() {
     let nodes = servers(3);
-    let (locker, key) = (connect(&nodes), unique_key("relay"));
+    let (locker, key) = (connect(&nodes), unique_key("handoff"));
     let holders = in_turns(&locker, &key, |more| {
         more(100);
         nodes[2].stop().unwrap();
         more(100);
         nodes[2].resume().unwrap();
-        takes_part(&locker, &nodes[2]);
+        wait_until_it_grants(&locker, &nodes[2]);
         more(100);
     });
     assert!(holders >= 300);
     nowhere(&nodes, &key);
 }
 
-/// The other one is woken by releases alone: its own clock is much slower.
+/// Only releases wake the other process: its retry delay is much longer.
 #[test]
-fn another_process_has_its_turn_soon_again_and_again() {
+fn handoffs_yield_to_another_process_repeatedly() {
     let nodes = servers(3);
     let (locker, key) = (connect(&nodes), unique_key("turn"));
     let other = RedisLocker::connect(config(&nodes).retry(sluggish())).unwrap();
     in_turns(&locker, &key, |more| {
         more(50);
         for _ in 0..10 {
-            take(&other, &key).release().unwrap();
+            acquire_lock(&other, &key).release().unwrap();
         }
         more(50);
     });

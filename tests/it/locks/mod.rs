@@ -1,4 +1,4 @@
-//! What locks do, on real servers.
+//! Locks on real servers.
 
 pub(crate) mod adopt;
 pub(crate) mod at_the_end;

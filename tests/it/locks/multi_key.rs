@@ -1,4 +1,5 @@
-//! Locks of several keys on real nodes: sets that overlap exclude each other, never dead-lock, and are taken whole.
+//! Locks of several keys on real nodes: overlapping sets exclude each other, never deadlock, and
+//! are acquired whole.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -9,8 +10,8 @@ use proptest::test_runner::{Config as Cases, TestRunner};
 use redguard::{Error, LocalLocker, LockGuard, LockOptions, Locker};
 
 use crate::support::fixtures::{
-    LIMIT, PREFIX, STRANGER, TTL, ask, connect, everywhere, nowhere, pttl, seize, shared, take,
-    token, wire,
+    LIMIT, PREFIX, STRANGER, TTL, acquire_lock, ask, connect, everywhere, nowhere, pttl, shared,
+    store_foreign_token, token, wire,
 };
 use crate::support::servers::Server;
 use crate::support::witness::Witness;
@@ -20,17 +21,18 @@ fn patient() -> LockOptions {
     LockOptions::new(TTL).wait_for(2 * LIMIT)
 }
 
-fn take_all(locker: &dyn Locker, keys: &[&str]) -> LockGuard {
+fn acquire_keys(locker: &dyn Locker, keys: &[&str]) -> LockGuard {
     locker.acquire_all(keys, &patient()).unwrap()
 }
 
-/// What each thread locks, one after the other.
+/// The sets that each thread locks in order.
 fn plans() -> impl Strategy<Value = Vec<Vec<Vec<usize>>>> {
     let set = proptest::sample::subsequence((0..5).collect::<Vec<usize>>(), 1..=4).prop_shuffle();
     proptest::collection::vec(proptest::collection::vec(set, 8..12), 6)
 }
 
-/// Threads lock what they plan, through one locker or the other. Each key has one holder at a time, and numbers that increase.
+/// Lets threads lock their planned sets through one of two lockers. Asserts one holder per key, and
+/// increasing fencing tokens.
 fn play(lockers: [&dyn Locker; 2], plans: &[Vec<Vec<usize>>]) {
     let witness = Witness::new();
     let numbers: Mutex<HashMap<usize, u64>> = Mutex::default();
@@ -81,7 +83,7 @@ fn cases(count: u32) -> TestRunner {
 }
 
 #[test]
-fn random_sets_that_overlap_on_nodes() {
+fn overlapping_sets_on_nodes_exclude_each_other() {
     let nodes = shared();
     let lockers = [connect(nodes), connect(nodes)];
     let outcome = cases(4).run(&plans(), |plans| {
@@ -92,7 +94,7 @@ fn random_sets_that_overlap_on_nodes() {
 }
 
 #[test]
-fn random_sets_that_overlap_in_one_process() {
+fn overlapping_sets_in_one_process_exclude_each_other() {
     let outcome = cases(64).run(&plans(), |plans| {
         let locker = LocalLocker::new();
         play([&locker, &locker.clone()], &plans);
@@ -102,11 +104,11 @@ fn random_sets_that_overlap_in_one_process() {
 }
 
 #[test]
-fn each_key_is_a_plain_lock_with_one_token_for_all() {
+fn keys_of_one_lock_store_the_same_token() {
     let (nodes, keys) = (shared(), ["b", "a", "c"].map(unique_key));
     let names = keys.each_ref().map(String::as_str);
     let [ours, other] = [connect(nodes), connect(nodes)];
-    let guard = take_all(&ours, &names);
+    let guard = acquire_keys(&ours, &names);
     let tokens = names.map(|name| everywhere(nodes, name));
     assert!(tokens.iter().all(|token| *token == tokens[0]));
     guard.extend(4 * TTL).unwrap();
@@ -119,10 +121,10 @@ fn each_key_is_a_plain_lock_with_one_token_for_all() {
     }
     guard.release().unwrap();
     names.iter().for_each(|name| nowhere(nodes, name));
-    // Who speaks to Redis without us is excluded, and excludes.
+    // Other Redis clients are excluded, and exclude.
     nodes[..2]
         .iter()
-        .for_each(|node| seize(node, names[2], TTL));
+        .for_each(|node| store_foreign_token(node, names[2], TTL));
     assert!(
         ours.try_acquire_all(&names, &LockOptions::new(TTL))
             .unwrap()
@@ -133,11 +135,11 @@ fn each_key_is_a_plain_lock_with_one_token_for_all() {
 }
 
 #[test]
-fn a_key_that_a_node_lost_comes_back_and_one_that_others_took_is_the_end_of_all() {
+fn lost_key_is_restored_and_foreign_key_loses_the_whole_lock() {
     let nodes = &servers(3);
     let (ours, keys) = (connect(nodes), ["x", "y"].map(unique_key));
     let names = keys.each_ref().map(String::as_str);
-    let guard = take_all(&ours, &names);
+    let guard = acquire_keys(&ours, &names);
     let token = everywhere(nodes, names[0]);
     assert_eq!(everywhere(nodes, names[1]), token);
     let delete = |node: &Server, name| assert_eq!(ask::<u32>(node, &["DEL", &wire(name)]), 1);
@@ -147,7 +149,7 @@ fn a_key_that_a_node_lost_comes_back_and_one_that_others_took_is_the_end_of_all(
     assert_eq!(everywhere(nodes, names[0]), token);
     for node in &nodes[1..] {
         delete(node, names[1]);
-        // Of any type.
+        // Foreign values of any type.
         ask::<u32>(node, &["RPUSH", &wire(names[1]), "1"]);
     }
     assert!(matches!(guard.extend(TTL), Err(Error::LockLost { .. })));
@@ -164,7 +166,7 @@ fn a_key_that_a_node_lost_comes_back_and_one_that_others_took_is_the_end_of_all(
 }
 
 #[test]
-fn the_most_keys_at_once_with_a_node_down() {
+fn maximum_number_of_keys_is_acquired_with_a_node_down() {
     let nodes = servers(3);
     let ours = connect(&nodes);
     nodes[2].kill();
@@ -181,5 +183,5 @@ fn the_most_keys_at_once_with_a_node_down() {
     guard.extend(TTL).unwrap();
     guard.release().unwrap();
     assert_eq!([count(&nodes[0]), count(&nodes[1])], [0, 0]);
-    assert!(take(&ours, names[0]).fencing_token().is_none());
+    assert!(acquire_lock(&ours, names[0]).fencing_token().is_none());
 }

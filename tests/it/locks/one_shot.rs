@@ -1,5 +1,5 @@
-//! Callers that ask for a free lock once, at the same moment: one of them acquires it (rule L1). The fakes cannot show it for many
-//! callers, real servers and sockets.
+//! Callers that try a free lock once at the same moment: one of them acquires it (rule L1). Fakes
+//! cannot show this for many callers with real servers and sockets.
 
 use std::any::Any;
 use std::sync::Barrier;
@@ -24,7 +24,7 @@ fn exclusive(nodes: &Nodes, key: &str) -> Result<Option<Guard>, Error> {
     RedisLocker::new(nodes).try_lock(key, TTL).map(boxed)
 }
 
-/// How many of the callers acquire a lock that they ask for once: `each` of them on each of `nodes`.
+/// Returns how many callers acquire a lock that they try once: `each` callers on each of `nodes`.
 fn winners(nodes: &[Nodes], each: usize, key: &str, acquire: Try) -> usize {
     let at_once = Barrier::new(nodes.len() * each);
     thread::scope(|scope| {
@@ -89,7 +89,7 @@ fn callers_of_every_kind_that_try_once_have_one_winner() {
             assert_eq!(winners(&nodes, 1, &key, acquire), 1, "{kind}");
         }
     }
-    // Those that are left are a quorum.
+    // The remaining nodes are a quorum.
     five[0].stop().unwrap();
     for _ in 0..10 {
         let key = unique_key("once");

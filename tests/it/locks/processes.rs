@@ -1,4 +1,5 @@
-//! Several processes: holders that are killed, that exit, that fork, and crowds that share a lock while nodes come and go.
+//! Several processes: holders that are killed, exit or fork, and groups that share a lock while
+//! nodes fail and come back.
 
 use std::io::Write;
 use std::process::abort;
@@ -12,7 +13,8 @@ use redguard::{CancelToken, Error, LockGuard, LockOptions, Locker, RedisLocker, 
 
 use crate::support::child_process::{BRIEF, HUNG, Part, Program, is_listened_to, scratch};
 use crate::support::fixtures::{
-    LIMIT, TTL, at, config, connect, hasty, holder, now, nowhere, pttl, take, token,
+    LIMIT, TTL, acquire_lock, at, config, connect, holder, now, nowhere, pttl, token,
+    with_short_timeouts,
 };
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::Server;
@@ -39,7 +41,7 @@ fn lock_of_a_killed_process_is_free_after_its_ttl() {
         initial_delay: 4 * LIMIT,
         max_delay: 4 * LIMIT,
         jitter: 0.0,
-        ..hasty()
+        ..with_short_timeouts()
     };
     let locker = RedisLocker::connect(config(&nodes).retry(policy)).unwrap();
     let program = Program::playing(
@@ -49,7 +51,7 @@ fn lock_of_a_killed_process_is_free_after_its_ttl() {
         &key,
         told.clone(),
     );
-    eventually(LIMIT, "it is held", || told.exists());
+    eventually(LIMIT, "the lock is held", || told.exists());
     assert!(locker.try_lock(&key, TTL).unwrap().is_none());
     program.kill();
     let start = now();
@@ -64,7 +66,7 @@ fn lock_of_a_killed_process_is_free_after_its_ttl() {
 fn part_that_exits_without_destructors() {
     let Some(part) = Part::mine() else { return };
     let locker = part.locker();
-    let _guard = take(&locker, &part.key);
+    let _guard = acquire_lock(&locker, &part.key);
     part.tell();
     process::exit(7)
 }
@@ -83,7 +85,7 @@ fn lock_of_an_exiting_process_is_left_to_its_ttl() {
     );
     assert_eq!(program.end().code(), Some(7));
     assert!(told.exists());
-    // The node that was not needed may have been spared by the exit.
+    // The exit may have skipped the node beyond the quorum.
     assert!(holder(&nodes, &key).is_some());
     let ttl = TTL.as_millis() as i64;
     let ends: Vec<i64> = nodes.iter().map(|node| pttl(node, &key)).collect();
@@ -94,14 +96,14 @@ fn lock_of_an_exiting_process_is_left_to_its_ttl() {
     assert!(connect(&nodes).try_lock(&key, TTL).unwrap().is_none());
 }
 
-// Crowds.
+// Groups of processes.
 
 const CROWD: usize = 3;
 const THREADS: usize = 4;
 const ROUNDS: usize = 50;
 
 #[test]
-fn part_of_a_crowd() {
+fn part_of_a_group() {
     let Some(part) = Part::mine() else { return };
     let locker = part.locker();
     let journal = Journal::at(&part.file);
@@ -120,12 +122,13 @@ fn part_of_a_crowd() {
     part.settle(&locker);
 }
 
-/// Lets a crowd of processes share one key, and `disturb`s it; that is given a wait for so many holds.
+/// Runs a group of processes on one key while `disturb` runs, which receives a function that waits
+/// for a number of holds.
 fn crowd(nodes: &[Server], disturb: impl FnOnce(&dyn Fn(usize))) {
     let key = unique_key("crowd");
     let (_dir, file) = scratch();
     let programs: Vec<Program> = (0..CROWD)
-        .map(|_| Program::playing(module_path!(), "part_of_a_crowd", nodes, &key, file.clone()))
+        .map(|_| Program::playing(module_path!(), "part_of_a_group", nodes, &key, file.clone()))
         .collect();
     let lines = || fs::read(&file).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
     disturb(&|holds| eventually(4 * LIMIT, "so many holds", || lines() >= holds));
@@ -137,12 +140,12 @@ fn crowd(nodes: &[Server], disturb: impl FnOnce(&dyn Fn(usize))) {
 }
 
 #[test]
-fn a_crowd_of_processes_does_not_overlap() {
+fn group_of_processes_does_not_overlap() {
     crowd(&servers(3), |_| ());
 }
 
 #[test]
-fn a_crowd_does_not_overlap_while_a_node_hangs() {
+fn group_does_not_overlap_while_a_node_hangs() {
     let nodes = servers(3);
     crowd(&nodes, |reached| {
         reached(100);
@@ -153,7 +156,7 @@ fn a_crowd_does_not_overlap_while_a_node_hangs() {
 }
 
 #[test]
-fn a_crowd_does_not_overlap_while_a_node_dies_and_comes_back() {
+fn group_does_not_overlap_while_a_node_dies_and_comes_back() {
     let start = || Server::options().append_always().start().unwrap();
     let nodes = [(); 3].map(|()| start());
     crowd(&nodes, |reached| {
@@ -169,7 +172,7 @@ fn a_crowd_does_not_overlap_while_a_node_dies_and_comes_back() {
 #[test]
 fn part_that_forks() {
     let Some(part) = Part::mine() else { return };
-    // What lanes tell is below this: none of them can be inside the log at the fork.
+    // Worker logs are below this level, so no worker can be inside the log at the fork.
     captured_log();
     log::set_max_level(LevelFilter::Warn);
     let slow = at(part.nodes.clone())
@@ -177,20 +180,21 @@ fn part_that_forks() {
         .connect_timeout(LIMIT);
     let locker = RedisLocker::connect(slow).unwrap();
     let named = |name| format!("{}{name}", part.key);
-    let guards = ["dropped", "released"].map(|name| take(&locker, &named(name)));
-    // With all threads that there can be: this one is renewed and watched, and somebody has waited.
+    let guards = ["dropped", "released"].map(|name| acquire_lock(&locker, &named(name)));
+    // With all threads that can exist: this lock is renewed and watched, and a caller has waited.
     let cared_for = LockOptions::new(TTL).auto_renew(true).on_lost(|_| abort());
     let cared_for = locker.acquire(&named("cared"), &cared_for).unwrap();
     let others = part.locker();
-    let held = take(&others, &named("held"));
+    let held = acquire_lock(&others, &named("held"));
     wait_in_vain(&locker, &part, held.key());
     let [dropped, released] = guards;
     let guards = [dropped, released, cared_for];
-    // SAFETY: the child uses what lies on this thread's stack and in the heap, whose locks the C library hands over
-    // intact; it starts no thread, and ends by `_exit` before anything of the test harness could run in it.
+    // SAFETY: the child uses this thread's stack and the heap, whose locks the C library keeps
+    // intact; it starts no thread, and ends by `_exit` before any code of the test harness could
+    // run in it.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
-            // Ends it where it should hang.
+            // Ends the child if it hangs.
             alarm::set(2 * LIMIT.as_secs() as u32);
             let code = match in_the_child(locker, guards, &part.key) {
                 Ok(()) => 0,
@@ -199,7 +203,7 @@ fn part_that_forks() {
                     1
                 }
             };
-            // SAFETY: it takes any code, and returns to nobody.
+            // SAFETY: `_exit` accepts any code and does not return.
             unsafe { libc::_exit(code) }
         }
         ForkResult::Parent { child } => {
@@ -216,19 +220,22 @@ fn part_that_forks() {
     }
 }
 
-/// Waits for a lock that others hold until the listener listens to its release.
+/// Waits for a held lock until the listener is subscribed to its release.
 fn wait_in_vain(locker: &RedisLocker, part: &Part, key: &str) {
     let token = CancelToken::new();
     let options = LockOptions::new(TTL).cancel_on(&token);
     thread::scope(|scope| {
         let waits = scope.spawn(|| locker.acquire(key, &options).map(drop));
-        eventually(LIMIT, "it listens", || is_listened_to(&part.nodes[0], key));
+        eventually(LIMIT, "the waiter is subscribed", || {
+            is_listened_to(&part.nodes[0], key)
+        });
         token.cancel();
         assert_eq!(waits.join().unwrap(), Err(Error::Cancelled));
     });
 }
 
-/// A panic here would unwind into a harness whose threads do not exist, so what fails is an error.
+/// Returns failures as errors, because a panic would unwind into a harness whose threads do not
+/// exist here.
 fn in_the_child(locker: RedisLocker, guards: [LockGuard; 3], key: &str) -> Result<(), String> {
     let expect = |holds: bool, what: &str| match holds {
         true => Ok(()),
@@ -261,7 +268,7 @@ fn in_the_child(locker: RedisLocker, guards: [LockGuard; 3], key: &str) -> Resul
 }
 
 #[test]
-fn a_forked_child_deletes_nothing_and_takes_nothing() {
+fn forked_child_releases_and_acquires_nothing() {
     let nodes = servers(3);
     let key = unique_key("forks");
     let (_dir, told) = scratch();
@@ -280,12 +287,12 @@ fn a_forked_child_deletes_nothing_and_takes_nothing() {
 
 // Threads.
 
-/// How many threads of this process are the library's.
+/// Returns the number of threads of the library in this process.
 #[cfg(target_os = "linux")]
-pub(crate) fn lanes() -> usize {
+pub(crate) fn worker_threads() -> usize {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")));
-    // One that has ended meanwhile has no name any more.
+    // A thread that has ended meanwhile has no name any more.
     names
         .filter(|name| name.as_ref().is_ok_and(|name| name.starts_with("redguard")))
         .count()
@@ -300,24 +307,25 @@ fn part_that_counts_threads() {
         config.node_timeout(HUNG).pool_size(2)
     };
     let connect = || RedisLocker::connect(config()).unwrap();
-    // A thread is known by its name only when it runs.
-    let some = |count: usize, when: &str| eventually(LIMIT, when, || lanes() == count);
+    // A thread has its name only once it runs.
+    let some = |count: usize, when: &str| eventually(LIMIT, when, || worker_threads() == count);
     let none = |when: &str| some(0, when);
-    assert_eq!(lanes(), 0);
+    assert_eq!(worker_threads(), 0);
 
     let locker = connect();
-    let guard = take(&locker.clone(), &part.key);
-    some(6, "two lanes for each node");
+    let guard = acquire_lock(&locker.clone(), &part.key);
+    some(6, "two worker_threads for each node");
     drop(locker);
-    // The guard keeps them alive.
+    // The guard keeps the threads alive.
     guard.extend(TTL).unwrap();
     some(6, "while there is a guard");
     drop(guard);
     none("after the last handle, a guard");
 
-    // One more each, when first needed, for renewal, for the telling of losses and for the ear; never a second one.
+    // One more thread each at the first use of renewal, loss callbacks and the listener; never a
+    // second one.
     let (locker, others) = (connect(), connect());
-    let held = take(&others, &part.key);
+    let held = acquire_lock(&others, &part.key);
     let cared_for = LockOptions::new(TTL).auto_renew(true).on_lost(|_| abort());
     let guards = ["one", "two"].map(|name| {
         let key = format!("{}{name}", part.key);
@@ -326,22 +334,24 @@ fn part_that_counts_threads() {
     some(12 + 2, "one for renewal and one for the telling");
     wait_in_vain(&locker, &part, &part.key);
     wait_in_vain(&locker, &part, &part.key);
-    some(12 + 3, "and one ear");
+    some(12 + 3, "and one listener");
     drop((held, others));
     drop(locker);
     let [first, last] = guards;
     drop(first);
-    eventually(LIMIT, "those of the one are left", || lanes() == 6 + 3);
+    eventually(LIMIT, "only the threads of one locker are left", || {
+        worker_threads() == 6 + 3
+    });
     drop(last);
     none("after the last handle, a guard that was cared for");
 
     let locker = connect();
-    take(&locker, &part.key).release().unwrap();
+    acquire_lock(&locker, &part.key).release().unwrap();
     drop(locker);
     none("after the last handle, a locker");
 
     let locker = connect();
-    take(&locker, &part.key).release().unwrap();
+    acquire_lock(&locker, &part.key).release().unwrap();
     _ = locker.nodes().shutdown(LIMIT);
     none("after a shutdown");
     drop(locker);

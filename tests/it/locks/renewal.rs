@@ -1,4 +1,4 @@
-//! Holding on and being told: renewal and loss on real nodes that hang, die, come back, and forget.
+//! Renewal and reported losses on real nodes that hang, die, come back, and lose data.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,19 +16,19 @@ use redguard::{
 use crate::support::child_process::{Part, Program, scratch};
 use crate::support::fixtures::{
     BRIEF, LIMIT, STRANGER, TTL, ask, assert_no_timeout_elapsed, config, connect, everywhere, now,
-    nowhere, pttl, subscribers, takes_part, token, wire,
+    nowhere, pttl, subscribers, token, wait_until_it_grants, wire,
 };
 use crate::support::servers::Server;
 use crate::support::{eventually, fixtures, servers, unique_key};
 
-/// What a busy machine may add: threads that are ready and do not run.
+/// Delay that a busy machine may add, while threads are ready and do not run.
 const BUSY: Duration = Duration::from_secs(5);
 
 fn renewed(ttl: Duration) -> LockOptions {
     LockOptions::new(ttl).auto_renew(true)
 }
 
-/// A lock on all nodes that is renewed, and how often its loss was told.
+/// A renewed lock on all nodes, and the number of its reported losses.
 fn keep(locker: &RedisLocker, nodes: &[Server], key: &str) -> (LockGuard, Arc<AtomicUsize>) {
     let told = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&told);
@@ -42,11 +42,13 @@ fn keep(locker: &RedisLocker, nodes: &[Server], key: &str) -> (LockGuard, Arc<At
 
 fn is_lost(watch: &LockWatch, told: &AtomicUsize) {
     assert_eq!(watch.wait_ended(LIMIT), WatchOutcome::Lost);
-    eventually(LIMIT, "it is told", || told.load(Ordering::SeqCst) == 1);
+    eventually(LIMIT, "the event is reported", || {
+        told.load(Ordering::SeqCst) == 1
+    });
 }
 
 #[test]
-fn a_lock_is_kept_for_ten_ttls_while_each_node_hangs_dies_and_comes_back() {
+fn lock_is_renewed_for_ten_ttls_while_each_node_hangs_dies_and_comes_back() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     let rival = connect(&nodes);
@@ -55,7 +57,7 @@ fn a_lock_is_kept_for_ten_ttls_while_each_node_hangs_dies_and_comes_back() {
     let mine = token(&nodes[0], &key);
     let watch = guard.watch();
     let goes_on = || {
-        // Longer than what a renewal takes; the lease would end in two of these.
+        // Longer than a renewal; the lease would end in two of these pauses.
         assert_eq!(watch.wait_ended(BRIEF / 2), WatchOutcome::TimedOut);
         let taken = rival.try_lock(&key, TTL).unwrap();
         assert!(taken.is_none(), "two holders");
@@ -70,7 +72,7 @@ fn a_lock_is_kept_for_ten_ttls_while_each_node_hangs_dies_and_comes_back() {
         goes_on();
         goes_on();
         node.restart_empty().unwrap();
-        takes_part(&rival, node);
+        wait_until_it_grants(&rival, node);
         eventually(LIMIT, "the key is back", || token(node, &key) == mine);
         goes_on();
     }
@@ -83,7 +85,7 @@ fn a_lock_is_kept_for_ten_ttls_while_each_node_hangs_dies_and_comes_back() {
 }
 
 #[test]
-fn a_majority_that_dies_is_a_loss_and_the_survivors_key_is_released() {
+fn dead_majority_loses_the_lock_and_releases_the_remaining_key() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     let key = unique_key("majority");
@@ -99,7 +101,7 @@ fn a_majority_that_dies_is_a_loss_and_the_survivors_key_is_released() {
 }
 
 #[test]
-fn a_writer_and_readers_are_kept_while_a_node_hangs_and_told_of_their_loss() {
+fn writer_and_readers_are_renewed_beside_a_hung_node_and_told_of_loss() {
     let nodes = servers(3);
     let exclusive = connect(&nodes);
     let locker = RedisRwLocker::new(exclusive.nodes());
@@ -124,48 +126,52 @@ fn a_writer_and_readers_are_kept_while_a_node_hangs_and_told_of_their_loss() {
     assert!(readers[1].is_held());
     assert!(rival.try_write(&key, TTL).unwrap().is_none());
     nodes[0].resume().unwrap();
-    takes_part(&exclusive, &nodes[0]);
+    wait_until_it_grants(&exclusive, &nodes[0]);
     let readers_there = |node| ask::<usize>(node, &["ZCARD", &wire_part(&key, "readers")]);
     eventually(LIMIT, "both are on every node", || {
         nodes.iter().all(|node| readers_there(node) == 2)
     });
-    // One is released, and the other lost.
+    // The first lock is released, the second is lost.
     let [lost, released] = readers;
     released.release().unwrap();
-    eventually(LIMIT, "it is lost", || {
+    eventually(LIMIT, "the lock is lost", || {
         let forgetful = nodes[1..].iter();
         forgetful.for_each(|node| ask(node, &["FLUSHALL"]));
         lost.watch().wait_ended(BRIEF / 2) == WatchOutcome::Lost
     });
-    eventually(LIMIT, "it is told", || told.load(Ordering::SeqCst) > 0);
+    eventually(LIMIT, "the event is reported", || {
+        told.load(Ordering::SeqCst) > 0
+    });
     assert!(lost.release().unwrap_err().is_lost());
-    // A writer, too.
+    // A write lock too.
     let writer = locker.acquire_write(&key, &options).unwrap();
-    eventually(LIMIT, "it is lost", || {
+    eventually(LIMIT, "the lock is lost", || {
         let forgetful = nodes[1..].iter();
         forgetful.for_each(|node| ask(node, &["FLUSHALL"]));
         writer.watch().wait_ended(BRIEF / 2) == WatchOutcome::Lost
     });
-    eventually(LIMIT, "it is told", || told.load(Ordering::SeqCst) > 1);
+    eventually(LIMIT, "the event is reported", || {
+        told.load(Ordering::SeqCst) > 1
+    });
     drop(writer);
     assert!(exclusive.nodes().shutdown(LIMIT));
     assert_eq!(told.load(Ordering::SeqCst), 2, "once each");
 }
 
-/// One of a read-write lock's keys.
+/// Returns one of a read-write lock's keys.
 fn wire_part(key: &str, ending: &str) -> String {
     format!("{{{}}}:{ending}", wire(key))
 }
 
 #[test]
-fn flushed_nodes_and_a_strangers_value_are_a_loss_long_before_the_lease_ends() {
+fn flushed_nodes_or_a_foreign_value_lose_the_lock_before_the_lease_ends() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     for strangers in [true, false] {
         let key = unique_key("flushed");
         let (guard, told) = keep(&locker, &nodes, &key);
-        // Again and again: a renewal that comes between the two nodes puts back what the first one has lost.
-        eventually(LIMIT, "it is lost", || {
+        // Repeated, because a renewal between the two nodes restores the key on the first.
+        eventually(LIMIT, "the lock is lost", || {
             for node in &nodes[1..] {
                 match strangers {
                     true => ask::<()>(node, &["SET", &wire(&key), STRANGER]),
@@ -186,7 +192,7 @@ fn flushed_nodes_and_a_strangers_value_are_a_loss_long_before_the_lease_ends() {
 }
 
 #[test]
-fn a_lease_that_somebody_shortened_is_made_whole_by_the_next_renewal() {
+fn shortened_ttl_is_repaired_by_the_next_renewal() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     let key = unique_key("shortened");
@@ -197,7 +203,7 @@ fn a_lease_that_somebody_shortened_is_made_whole_by_the_next_renewal() {
     }
     for node in &nodes {
         let whole = (BRIEF * 3 / 4).as_millis() as i64;
-        eventually(LIMIT, "renewed", || pttl(node, &key) > whole);
+        eventually(LIMIT, "the lock is renewed", || pttl(node, &key) > whole);
     }
     assert!(guard.is_held());
     guard.release().unwrap();
@@ -212,16 +218,16 @@ fn key_is_restored_on_a_node_that_lost_it() {
     let (guard, _) = keep(&locker, &nodes, &key);
     ask::<()>(&nodes[0], &["FLUSHALL"]);
     everywhere(&nodes, &key);
-    // A stranger's value is left alone, and the lock is ours all the same.
+    // A foreign value stays, and the lock is held all the same.
     ask::<()>(&nodes[0], &["SET", &wire(&key), STRANGER]);
     assert_eq!(guard.watch().wait_ended(BRIEF), WatchOutcome::TimedOut);
     assert_eq!(token(&nodes[0], &key).as_deref(), Some(STRANGER));
     guard.release().unwrap();
 }
 
-// A holder that stands still.
+// A holder that is stopped.
 
-/// The clock that all processes of a machine share, in ns.
+/// Returns the clock that all processes of a machine share, in ns.
 fn clock() -> i64 {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
     time.num_nanoseconds()
@@ -234,7 +240,7 @@ fn part_that_is_stopped() {
     let guard = locker.acquire(&part.key, &renewed(BRIEF)).unwrap();
     let watch = guard.watch();
     part.tell();
-    // Stopped somewhere in here.
+    // The process is stopped somewhere in this loop.
     let mut last_good = 0;
     loop {
         let began = clock();
@@ -256,7 +262,7 @@ fn part_that_is_stopped() {
 }
 
 #[test]
-fn a_holder_that_was_stopped_past_its_ttl_is_told_at_its_first_look() {
+fn holder_stopped_beyond_its_ttl_is_lost_at_its_first_check() {
     let nodes = servers(3);
     let key = unique_key("stopped");
     let (_dir, told) = scratch();
@@ -268,10 +274,10 @@ fn a_holder_that_was_stopped_past_its_ttl_is_told_at_its_first_look() {
         &key,
         told.clone(),
     );
-    eventually(LIMIT, "it is held", || told.exists());
+    eventually(LIMIT, "the lock is held", || told.exists());
     assert!(locker.try_lock(&key, TTL).unwrap().is_none());
     kill(program.pid(), Signal::SIGSTOP).unwrap();
-    // The new holder comes when its lease has ended.
+    // The next holder acquires the lock when the first lease has ended.
     let ours = locker.lock(&key, TTL).unwrap();
     let granted = clock();
     kill(program.pid(), Signal::SIGCONT).unwrap();
@@ -283,14 +289,14 @@ fn a_holder_that_was_stopped_past_its_ttl_is_told_at_its_first_look() {
         "{looks}"
     );
     let last_good: i64 = last_good.parse().unwrap();
-    assert!(0 < last_good && last_good < granted, "two at work");
+    assert!(0 < last_good && last_good < granted, "two holders");
     ours.check().unwrap();
     ours.release().unwrap();
 }
 
 // Messages.
 
-/// Only a message explains progress.
+/// Options under which only a message explains progress.
 fn sluggish(nodes: &[Server]) -> Config {
     config(nodes).retry(fixtures::sluggish())
 }
@@ -317,14 +323,14 @@ fn no_wake_up_is_lost_among_two_hundred_waiters() {
     assert_no_timeout_elapsed(began);
     nowhere(&nodes, &key);
     for node in &nodes {
-        eventually(LIMIT, "nothing stays subscribed", || {
+        eventually(LIMIT, "no subscription is left", || {
             subscribers(node, &key) == 0
         });
     }
 }
 
 #[test]
-fn waiters_hear_of_a_release_though_the_node_that_they_listen_to_dies() {
+fn release_wakes_waiters_after_the_subscribed_node_died() {
     let start = || Server::options().append_always().start().unwrap();
     let nodes = [(); 3].map(|()| start());
     let key = unique_key("deaf");
@@ -334,14 +340,17 @@ fn waiters_hear_of_a_release_though_the_node_that_they_listen_to_dies() {
     everywhere(&nodes, &key);
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock(&key, TTL));
-        eventually(LIMIT, "it listens", || subscribers(&nodes[0], &key) == 1);
+        eventually(LIMIT, "the waiter is subscribed", || {
+            subscribers(&nodes[0], &key) == 1
+        });
         nodes[0].kill();
-        // It may try a node that hangs, for a `connect_timeout`, before it sees that another is back.
+        // The listener may try a hung node for `connect_timeout` before it tries the node that is
+        // back.
         eventually(3 * LIMIT, "elsewhere", || subscribers(&nodes[1], &key) == 1);
         nodes[1].stop().unwrap();
         nodes[0].restart().unwrap();
         eventually(3 * LIMIT, "and back", || subscribers(&nodes[0], &key) == 1);
-        takes_part(&holder, &nodes[0]);
+        wait_until_it_grants(&holder, &nodes[0]);
         let began = now();
         held.release().unwrap();
         waits.join().unwrap().unwrap().release().unwrap();

@@ -1,4 +1,4 @@
-//! What a program that is written against `&dyn RwLocker` may rely on, whatever stands behind it.
+//! Guarantees for programs that are written against `&dyn RwLocker`, whatever the implementation.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Barrier;
@@ -57,7 +57,7 @@ impl Rig<Handle> {
         self.handles[1].locker()
     }
 
-    /// Another process, and another thread of the same.
+    /// Another process, and another thread of the same process.
     fn contenders(&self) -> [&dyn RwLocker; 2] {
         [self.other(), self.one()]
     }
@@ -80,14 +80,14 @@ fn patient() -> LockOptions {
     LockOptions::new(TTL).wait_for(LIMIT)
 }
 
-/// Short, for waits that end without the lock.
+/// Options with a short limit, for waits that end without the lock.
 const BRIEF: Duration = Duration::from_millis(250);
 
 fn brief() -> LockOptions {
     LockOptions::new(TTL).wait_for(BRIEF)
 }
 
-/// Waits for a lock that must become free.
+/// Options for a lock that must become free.
 fn read(locker: &dyn RwLocker, key: &str) -> ReadGuard {
     locker.acquire_read(key, &patient()).unwrap()
 }
@@ -104,8 +104,8 @@ fn may_write(locker: &dyn RwLocker, key: &str) -> bool {
     locker.try_write(key, TTL).unwrap().is_some()
 }
 
-/// Waits until somebody has begun to wait for the write lock in the process of `locker`, or in another whose threads do not
-/// read: new readers are refused.
+/// Blocks until a writer waits in the process of `locker`, or in a process without readers: new
+/// readers are then refused.
 fn a_writer_waits(locker: &dyn RwLocker, key: &str) {
     eventually(LIMIT, "a writer waits", || !may_read(locker, key));
 }
@@ -204,8 +204,8 @@ fn a_waiting_writer_keeps_new_readers_out_until_it_gives_up(rig: &Rig<Handle>) {
             token.cancel();
             assert_eq!(writer.join().unwrap(), Err(Error::Cancelled));
         });
-        // One that a hung node has not heard of the end must not matter.
-        eventually(LIMIT, "readers get in", || {
+        // A release that a hung node has not received must not matter.
+        eventually(LIMIT, "readers acquire the lock", || {
             may_read(rig.one(), reader.key())
         });
         assert!(may_read(rig.other(), reader.key()));
@@ -222,14 +222,14 @@ fn readers_behind_a_writer_enter_together(rig: &Rig<Handle>) {
             let (all, key) = (&all, &key);
             scope.spawn(move || {
                 let reader = read(locker, key);
-                // Nobody passes it before all are in.
+                // No thread passes the barrier before all hold the lock.
                 all.wait();
                 reader.release().unwrap();
             });
         }
         writer.release().unwrap();
     });
-    // Not by a try: the readers' turn may not be over.
+    // Not with `try_write`, because the reader turn may last longer.
     drop(write(rig.one(), &key));
 }
 
@@ -402,7 +402,7 @@ fn guards_move_and_show_no_token(rig: &Rig<Handle>) {
     let reader = reader.unwrap();
     let debug = format!("{reader:?}");
     assert!(debug.contains("ReadGuard"));
-    // A token is forty hexadecimal digits.
+    // A token has forty hexadecimal digits.
     for text in [shown, debug] {
         let mut words = text.split(|c: char| !c.is_ascii_hexdigit());
         assert!(words.all(|word| word.len() < 40), "{text}");

@@ -1,4 +1,5 @@
-//! Read-write locks among several processes: crowds of readers and writers while nodes come and go, and ends by SIGKILL.
+//! Read-write locks among several processes: groups of readers and writers while nodes fail and
+//! come back, and ends by SIGKILL.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,11 +15,11 @@ use crate::support::{eventually, servers, unique_key};
 
 const CROWD: usize = 4;
 const THREADS: usize = 4;
-/// Of all threads of all processes together.
+/// Number of sections of all threads of all processes together.
 const ROUNDS: usize = 10_000;
-/// Several, so that it is not all waiting.
+/// Number of keys, so that not all threads wait.
 const KEYS: usize = 8;
-/// Of so many sections one writes.
+/// One of this number of sections writes.
 const ONE_WRITES: u32 = 5;
 
 fn patient() -> LockOptions {
@@ -30,7 +31,7 @@ fn rw(nodes: &[Server]) -> RedisRwLocker {
 }
 
 #[test]
-fn part_of_a_crowd() {
+fn part_of_a_group() {
     let Some(part) = Part::mine() else { return };
     let exclusive = part.locker();
     let locker = RedisRwLocker::new(exclusive.nodes());
@@ -65,11 +66,12 @@ fn part_of_a_crowd() {
     part.settle(&exclusive);
 }
 
-/// Lets a crowd of processes share some keys, and `disturb`s it; that is given a wait for so many sections.
+/// Runs a group of processes on some keys while `disturb` runs, which receives a function that
+/// waits for a number of sections.
 fn crowd(nodes: &[Server], disturb: impl FnOnce(&dyn Fn(usize))) {
     let key = unique_key("crowd");
     let (_dir, file) = scratch();
-    let playing = || Program::playing(module_path!(), "part_of_a_crowd", nodes, &key, file.clone());
+    let playing = || Program::playing(module_path!(), "part_of_a_group", nodes, &key, file.clone());
     let programs: Vec<Program> = (0..CROWD).map(|_| playing()).collect();
     let lines = || fs::read(&file).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count());
     disturb(&|holds| eventually(4 * LIMIT, "so many sections", || lines() >= holds));
@@ -101,13 +103,13 @@ fn crowd(nodes: &[Server], disturb: impl FnOnce(&dyn Fn(usize))) {
     );
     assert!(together > 0, "readers never overlapped");
     for key in (0..KEYS).map(|number| format!("{key}-{number}")) {
-        eventually(LIMIT, "nobody holds or waits", || {
+        eventually(LIMIT, "no caller holds or waits", || {
             nodes.iter().all(|node| left(node, &key) == 0)
         });
     }
 }
 
-/// How many keys there are on a node for a read-write lock; the short-lived sign of a turn does not count.
+/// Returns the number of a read-write lock's keys on a node, without the short-lived reader turn.
 fn left(node: &Server, key: &str) -> usize {
     let named = |ending: &str| format!("{{{}}}:{ending}", wire(key));
     let [writer, readers, gate] = ["writer", "readers", "gate"].map(named);
@@ -115,12 +117,12 @@ fn left(node: &Server, key: &str) -> usize {
 }
 
 #[test]
-fn a_crowd_of_readers_and_writers_never_meets() {
+fn group_of_readers_and_writers_does_not_overlap() {
     crowd(&servers(3), |_| ());
 }
 
 #[test]
-fn a_crowd_never_meets_while_a_node_hangs_dies_and_comes_back() {
+fn readers_and_writers_do_not_overlap_while_a_node_hangs_and_dies() {
     let start = || Server::options().append_always().start().unwrap();
     let nodes = [(); 3].map(|()| start());
     crowd(&nodes, |reached| {
@@ -147,20 +149,20 @@ fn part_that_reads_until_it_is_killed() {
 }
 
 #[test]
-fn a_reader_that_is_killed_is_gone_after_its_ttl_whatever_others_do() {
+fn killed_reader_expires_after_its_ttl_beside_living_readers() {
     let nodes = servers(3);
     let key = unique_key("killed");
     let (_dir, told) = scratch();
     let [locker, other] = [rw(&nodes), rw(&nodes)];
     let part = "part_that_reads_until_it_is_killed";
     let program = Program::playing(module_path!(), part, &nodes, &key, told.clone());
-    eventually(LIMIT, "it reads", || told.exists());
+    eventually(LIMIT, "the process reads", || told.exists());
     let alive = locker.read(&key, TTL).unwrap();
     program.kill();
     let start = now();
-    // While another goes on reading: that keeps its own lease alive, and no other.
+    // Another reader continues: that keeps its own lease alive, and no other.
     let readers = format!("{{{}}}:readers", wire(&key));
-    eventually(LIMIT, "the dead one is swept", || {
+    eventually(LIMIT, "the expired reader is removed", || {
         alive.extend(TTL).unwrap();
         drop(other.read(&key, TTL).unwrap());
         let here = nodes
@@ -183,14 +185,14 @@ fn part_that_writes_until_it_is_killed() {
 }
 
 #[test]
-fn a_writer_that_is_killed_is_gone_after_its_ttl() {
+fn killed_writer_expires_after_its_ttl() {
     let nodes = servers(3);
     let key = unique_key("killed");
     let (_dir, told) = scratch();
     let locker = rw(&nodes);
     let part = "part_that_writes_until_it_is_killed";
     let program = Program::playing(module_path!(), part, &nodes, &key, told.clone());
-    eventually(LIMIT, "it writes", || told.exists());
+    eventually(LIMIT, "the process writes", || told.exists());
     assert!(locker.try_read(&key, TTL).unwrap().is_none());
     program.kill();
     let start = now();
@@ -202,14 +204,14 @@ fn a_writer_that_is_killed_is_gone_after_its_ttl() {
 #[test]
 fn part_that_waits_until_it_is_killed() {
     let Some(part) = Part::mine() else { return };
-    // With the refresh interval of the defaults: 100 ms.
+    // With the default refresh interval of 100 ms.
     let config = at(part.nodes.clone()).retry(redguard::RetryPolicy::default());
     let locker = RedisRwLocker::connect(config).unwrap();
     _ = locker.acquire_write(&part.key, &patient()).unwrap();
 }
 
 #[test]
-fn a_writer_that_is_killed_while_it_waits_shuts_readers_out_for_one_lease_at_most() {
+fn killed_waiting_writer_refuses_readers_for_at_most_one_gate_entry() {
     let nodes = servers(3);
     let key = unique_key("waits");
     let (_dir, told) = scratch();
@@ -218,31 +220,31 @@ fn a_writer_that_is_killed_while_it_waits_shuts_readers_out_for_one_lease_at_mos
     let part = "part_that_waits_until_it_is_killed";
     let program = Program::playing(module_path!(), part, &nodes, &key, told);
     let gate = format!("{{{}}}:gate", wire(&key));
-    let places =
+    let entries =
         |node| ask::<Vec<(String, u64)>>(node, &["ZRANGE", &gate, "0", "-1", "WITHSCORES"]);
-    eventually(LIMIT, "its place is at the gate", || {
-        nodes.iter().all(|node| places(node).len() == 1)
+    eventually(LIMIT, "the gate entry is there", || {
+        nodes.iter().all(|node| entries(node).len() == 1)
     });
-    // Not at any one moment: on a busy machine it may be late to say again that it waits.
-    eventually(LIMIT, "readers are turned away", || {
+    // Not at every moment, because a busy machine may delay the refresh of the gate entry.
+    eventually(LIMIT, "readers are refused", || {
         locker.try_read(&key, TTL).unwrap().is_none()
     });
     for node in &nodes {
-        // In this order, since it says again and again that it waits.
-        let places = places(node);
+        // In this order, because the gate entry is refreshed repeatedly.
+        let entries = entries(node);
         let (seconds, micros): (u64, u64) = ask(node, &["TIME"]);
         let now = seconds * 1000 + micros / 1000;
-        for (_, end) in places {
+        for (_, end) in entries {
             let lease = Duration::from_millis(end.saturating_sub(now));
             assert!(lease <= Duration::from_millis(300), "{lease:?}");
         }
     }
     program.kill();
-    eventually(LIMIT, "readers get in", || {
+    eventually(LIMIT, "readers acquire the lock", || {
         locker.try_read(&key, TTL).unwrap().is_some()
     });
     drop(reader);
-    // Nothing of it is left for good.
+    // No key is left without expiry.
     eventually(LIMIT, "no key is left", || {
         nodes.iter().all(|node| left(node, &key) == 0)
     });

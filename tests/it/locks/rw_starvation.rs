@@ -1,4 +1,5 @@
-//! Neither side of a read-write lock starves, and writers that meet settle: with sections that follow without a pause.
+//! Neither side of a read-write lock starves, and colliding writers settle: with sections that
+//! follow without a pause.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
@@ -11,13 +12,14 @@ use crate::support::fixtures::{LIMIT, TTL, config, connect_by, now};
 use crate::support::servers::Server;
 use crate::support::{servers, unique_key};
 
-/// How long a section is that others queue behind.
+/// Length of a section while other callers wait.
 const SECTION: Duration = Duration::from_millis(200);
-/// A place at the gate, and a turn, with the policy of the defaults: a refresh interval is 100 ms.
+/// Lifetime of a gate entry, and of a reader turn, with the default policy: a refresh interval is
+/// 100 ms.
 const GATE: Duration = Duration::from_millis(300);
 const TURN: Duration = Duration::from_millis(100);
 const ROUNDS: usize = 5;
-/// What a busy machine may add: threads that are ready and do not run.
+/// Delay that a busy machine may add, while threads are ready and do not run.
 const BUSY: Duration = Duration::from_secs(5);
 
 fn rw(nodes: &[Server]) -> RedisRwLocker {
@@ -29,13 +31,14 @@ fn patient() -> LockOptions {
     LockOptions::new(TTL).wait_for(LIMIT)
 }
 
-/// Is inside a section for its length.
+/// Holds a section for its length.
 #[expect(clippy::disallowed_methods, reason = "a section takes its time")]
 fn section(length: Duration) {
     thread::sleep(length);
 }
 
-/// Says that it is over when it goes, also by a panic: or the others never end, and nobody learns why.
+/// Ends all threads on drop, also by a panic: otherwise they would never end, and the test would
+/// report nothing.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
@@ -60,10 +63,10 @@ impl Longest {
 }
 
 #[test]
-fn a_writer_gets_in_among_readers_that_overlap_without_a_pause() {
+fn writer_acquires_beside_overlapping_readers() {
     let nodes = servers(3);
     let key = unique_key("readers");
-    // Two processes that read, and one that writes.
+    // Two processes read, and one writes.
     let lockers = [rw(&nodes), rw(&nodes), rw(&nodes)];
     let (inside, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let (longest, empty) = (Longest::default(), AtomicUsize::new(0));
@@ -72,7 +75,8 @@ fn a_writer_gets_in_among_readers_that_overlap_without_a_pause() {
         for number in 0..6 {
             let (locker, key) = (&lockers[number % 2], &key);
             let (inside, over, longest, empty) = (&inside, over.0, &longest, &empty);
-            // Of different lengths, so that those who came in together do not all leave together.
+            // Sections differ in length, so that readers that entered together do not all leave
+            // together.
             let length = SECTION - number as u32 * SECTION / 12;
             scope.spawn(move || {
                 while !over.load(Ordering::Relaxed) {
@@ -90,7 +94,7 @@ fn a_writer_gets_in_among_readers_that_overlap_without_a_pause() {
         }
         let bound = || 2 * longest.get().max(SECTION) + GATE;
         assert_gets_in(bound, || {
-            // Readers alone for a while: they overlap, so the lock is never free by itself.
+            // Readers alone for a while: they overlap, so the lock never becomes free.
             section(SECTION);
             section(SECTION);
             let began = now();
@@ -100,20 +104,21 @@ fn a_writer_gets_in_among_readers_that_overlap_without_a_pause() {
             waited
         });
     });
-    // For each writer once; more often only where a busy machine held up all readers between two sections.
+    // Once for each writer; more often only if a busy machine delayed all readers between two
+    // sections.
     let empty = empty.into_inner();
     eprintln!("no reader was inside {empty} times, for {ROUNDS} writers");
 }
 
 #[test]
-fn a_reader_gets_in_among_writers_that_follow_without_a_pause() {
+fn reader_acquires_beside_successive_writers() {
     let nodes = servers(3);
     let key = unique_key("writers");
     let lockers = [rw(&nodes), rw(&nodes), rw(&nodes)];
     let (over, longest) = (AtomicBool::new(false), Longest::default());
     thread::scope(|scope| {
         let over = Ends(&over);
-        // Two threads in each of two processes: while one writes the other waits already.
+        // Two threads in each of two processes: while one writes, the other already waits.
         for number in 0..4 {
             let (locker, key) = (&lockers[number % 2], &key);
             let (over, longest) = (over.0, &longest);
@@ -139,8 +144,8 @@ fn a_reader_gets_in_among_writers_that_follow_without_a_pause() {
     });
 }
 
-/// In some rounds, each of which answers how long it waited, most must keep to the bound, and all must come near it: what a
-/// busy machine adds is not the library's.
+/// Runs several rounds, each of which returns a wait. Most must keep to the bound, and all must
+/// come near it, because a busy machine adds delays.
 fn assert_gets_in(bound: impl Fn() -> Duration, round: impl Fn() -> Duration) {
     let mut waits = [(); ROUNDS].map(|()| {
         let (waited, bound) = (round(), bound());
@@ -153,9 +158,9 @@ fn assert_gets_in(bound: impl Fn() -> Duration, round: impl Fn() -> Duration) {
     assert!(usual <= bound, "{waits:?}, not {bound:?}");
 }
 
-/// Four nodes, or five of which one hangs: two writers can have two each.
+/// Four nodes, or five with one hung: two writers can get two grants each.
 #[test]
-fn writers_that_split_the_nodes_settle_within_round_trips() {
+fn split_vote_of_writers_settles_within_round_trips() {
     for stopped in [false, true] {
         let nodes = servers(if stopped { 5 } else { 4 });
         let key = unique_key("split");
@@ -179,7 +184,8 @@ fn writers_that_split_the_nodes_settle_within_round_trips() {
                         if let Err(error) = locker.acquire_write(key, &patient()).map(drop) {
                             *failure.lock().unwrap() = Some(error);
                         }
-                        // Both of them see it here, or the other would wait at the barrier for ever.
+                        // Both threads check the end here, or one would wait at the barrier without
+                        // end.
                         barrier.wait();
                         if failure.lock().unwrap().is_some() {
                             return;
@@ -199,7 +205,7 @@ fn writers_that_split_the_nodes_settle_within_round_trips() {
 }
 
 #[test]
-fn many_readers_of_one_process_are_inside_together() {
+fn many_readers_of_one_process_overlap() {
     let nodes = servers(3);
     let key = unique_key("many");
     let locker = rw(&nodes);

@@ -1,4 +1,5 @@
-//! Semaphores on real nodes: never more permits than there are, in one process or several, whatever nodes do.
+//! Semaphores on real nodes: never more holders than permits, in one process or several, with
+//! failing nodes.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,23 +30,23 @@ fn wire(name: &str) -> String {
     format!("{{{PREFIX}{name}}}:permits")
 }
 
-/// The fields of a semaphore on a node.
+/// Returns the fields of a semaphore on a node.
 fn kept(node: &Server, name: &str) -> HashMap<String, String> {
     ask(node, &["HGETALL", &wire(name)])
 }
 
-/// How many permits are held on each node.
+/// Returns the number of held permits on each node.
 fn held(nodes: &[Server], name: &str) -> Vec<usize> {
     let held = |node| kept(node, name).len().saturating_sub(1);
     nodes.iter().map(held).collect()
 }
 
 #[test]
-fn permits_stand_in_one_hash_with_their_number() {
+fn permits_are_fields_of_one_hash_with_their_number() {
     let (nodes, name) = (shared(), unique_key("permits"));
     let exports = semaphore(nodes, &name, 3);
     let permits = [(); 3].map(|()| exports.acquire(&patient()).unwrap());
-    eventually(LIMIT, "they are on every node", || {
+    eventually(LIMIT, "the permits are on every node", || {
         held(nodes, &name) == [3, 3, 3]
     });
     for node in nodes {
@@ -68,17 +69,17 @@ fn permits_stand_in_one_hash_with_their_number() {
     first.release().unwrap();
     tried(&exports).unwrap().release().unwrap();
     drop(rest);
-    eventually(LIMIT, "nothing is left", || {
+    eventually(LIMIT, "no key is left", || {
         nodes.iter().all(|node| kept(node, &name).is_empty())
     });
 }
 
 #[test]
-fn another_number_is_refused_while_one_is_held_and_nothing_of_it_stays() {
+fn different_number_of_permits_is_refused_while_one_is_held() {
     let (nodes, name) = (shared(), unique_key("number"));
     let [three, four] = [3, 4].map(|permits| semaphore(nodes, &name, permits));
     let permit = three.acquire(&patient()).unwrap();
-    eventually(LIMIT, "it is on every node", || {
+    eventually(LIMIT, "the key is on every node", || {
         held(nodes, &name) == [1, 1, 1]
     });
     let error = four.acquire(&patient()).unwrap_err();
@@ -88,7 +89,9 @@ fn another_number_is_refused_while_one_is_held_and_nothing_of_it_stays() {
     );
     assert_eq!(held(nodes, &name), [1, 1, 1]);
     permit.release().unwrap();
-    eventually(LIMIT, "it is free", || held(nodes, &name) == [0, 0, 0]);
+    eventually(LIMIT, "the lock is free", || {
+        held(nodes, &name) == [0, 0, 0]
+    });
     let permits = [(); 4].map(|()| four.acquire(&patient()).unwrap());
     assert!(matches!(
         three.acquire(&patient()),
@@ -97,7 +100,7 @@ fn another_number_is_refused_while_one_is_held_and_nothing_of_it_stays() {
     drop(permits);
 }
 
-/// Threads of two `Nodes` take permits, and something happens to the nodes meanwhile.
+/// Threads of two `Nodes` acquire permits while `disturb` runs.
 fn crowd(nodes: &[Server], permits: u32, disturb: impl FnOnce(&dyn Fn(usize))) {
     const THREADS: usize = 8;
     const ROUNDS: usize = 25;
@@ -126,7 +129,7 @@ fn crowd(nodes: &[Server], permits: u32, disturb: impl FnOnce(&dyn Fn(usize))) {
         });
     });
     assert_eq!(taken.into_inner(), THREADS * ROUNDS);
-    // All of them can be had at once by whoever comes now.
+    // A caller can now acquire all of them at once.
     let all: Vec<SemaphorePermit> = (0..permits)
         .map(|n| both[n as usize % 2].acquire(&patient()).unwrap())
         .collect();
@@ -153,7 +156,7 @@ fn threads_of_two_on_five_nodes_never_hold_more_while_two_fail() {
 }
 
 #[test]
-fn part_of_a_crowd() {
+fn part_of_a_group() {
     let Some(part) = Part::mine() else { return };
     let exports = RedisSemaphore::new(part.locker().nodes(), &part.key, 3).unwrap();
     let journal = Journal::at(&part.file);
@@ -174,7 +177,7 @@ fn part_of_a_crowd() {
 fn processes_never_hold_more_together() {
     let (nodes, key) = (shared(), unique_key("processes"));
     let (_dir, file) = scratch();
-    let play = || Program::playing(module_path!(), "part_of_a_crowd", nodes, &key, file.clone());
+    let play = || Program::playing(module_path!(), "part_of_a_group", nodes, &key, file.clone());
     let programs = [(); 3].map(|()| play());
     for program in programs {
         assert!(program.end().success());
@@ -185,7 +188,7 @@ fn processes_never_hold_more_together() {
         .iter()
         .flat_map(|hold| [(hold.begin, 1), (hold.end, -1)])
         .collect();
-    moments.sort(); // of one moment the ends first
+    moments.sort(); // at equal moments the ends first
     let (mut inside, mut most) = (0, 0);
     for (_, change) in moments {
         inside += change;
@@ -205,12 +208,12 @@ fn part_that_holds_until_it_is_killed() {
 }
 
 #[test]
-fn a_dead_holders_permits_come_back() {
+fn permits_of_a_killed_process_expire() {
     let (nodes, key) = (shared(), unique_key("dead"));
     let (_dir, told) = scratch();
     let part = "part_that_holds_until_it_is_killed";
     let program = Program::playing(module_path!(), part, nodes, &key, told.clone());
-    eventually(LIMIT, "they are held", || told.exists());
+    eventually(LIMIT, "the locks are held", || told.exists());
     let exports = semaphore(nodes, &key, 2);
     assert!(tried(&exports).is_none());
     program.kill();
@@ -220,7 +223,7 @@ fn a_dead_holders_permits_come_back() {
 }
 
 #[test]
-fn a_permit_is_a_hash_of_ours_or_nothing() {
+fn foreign_value_refuses_permits() {
     let nodes = &servers(3);
     let name = unique_key("type");
     let connected = Nodes::connect(config(nodes)).unwrap();
@@ -238,6 +241,8 @@ fn a_permit_is_a_hash_of_ours_or_nothing() {
     let permit = exports.acquire(&patient()).unwrap();
     ask::<()>(&nodes[0], &["FLUSHALL"]);
     permit.extend(TTL).unwrap();
-    eventually(LIMIT, "it is put back", || held(nodes, &name) == [1, 1, 1]);
+    eventually(LIMIT, "the key is restored", || {
+        held(nodes, &name) == [1, 1, 1]
+    });
     permit.release().unwrap();
 }

@@ -1,4 +1,4 @@
-//! The shapes that a conformance suite runs on: how many nodes there are, and what is wrong with one of them.
+//! Topologies for the conformance suites: numbers of nodes, and a fault of one node.
 
 use redguard::Endpoint;
 
@@ -7,16 +7,16 @@ use crate::support::clusters::Cluster;
 use crate::support::servers::Server;
 use crate::support::{on_socket, servers};
 
-/// Two handles that stand for two processes, and what is behind them.
+/// Two handles that stand for two processes, with their servers.
 pub(crate) struct Rig<H> {
     pub(crate) handles: [H; 2],
     pub(crate) addresses: Vec<Endpoint>,
     pub(crate) servers: Vec<Server>,
-    /// All nodes are well: then two contenders cannot both lose.
+    /// Whether all nodes are healthy: then two contenders cannot both lose.
     pub(crate) whole: bool,
 }
 
-/// Makes a handle for the nodes at these addresses, on which these servers run.
+/// Creates a handle for the nodes at these addresses, which run on these servers.
 type Connect<H> = fn(&[Endpoint], &[Server]) -> H;
 
 impl<H: Clone> Rig<H> {
@@ -25,29 +25,30 @@ impl<H: Clone> Rig<H> {
         Rig::on(addresses(&servers), servers, true, connect)
     }
 
-    /// One node, on a socket in the file system.
+    /// One node on a Unix socket.
     pub(crate) fn socket(connect: Connect<H>) -> Rig<H> {
         let (server, url) = on_socket("");
         Rig::on(vec![url.into()], vec![server], true, connect)
     }
 
-    /// One node that is a cluster of three masters. Which of them has a key is not for the rig to know.
+    /// One node that is a cluster of three masters. The fixture does not depend on which of them
+    /// serves a key.
     #[cfg(feature = "cluster")]
     pub(crate) fn cluster(connect: Connect<H>) -> Rig<H> {
         let cluster = Cluster::shared();
         Rig::on(vec![cluster.endpoint()], Vec::new(), true, connect)
     }
 
-    /// Dead before anybody connects.
+    /// One node is dead before the handles connect.
     pub(crate) fn one_dead(connect: Connect<H>) -> Rig<H> {
         let mut servers = servers(3);
         let addresses = addresses(&servers);
-        // Dropped: in a static, one that is only killed would leave its files behind.
+        // Dropped, because a killed server in a static would leave its files behind.
         drop(servers.remove(0));
         Rig::on(addresses, servers, false, connect)
     }
 
-    /// Hung from when both have connected.
+    /// One node hangs after both handles have connected.
     pub(crate) fn one_hung(connect: Connect<H>) -> Rig<H> {
         let servers = servers(3);
         let addresses = addresses(&servers);
@@ -56,7 +57,7 @@ impl<H: Clone> Rig<H> {
         rig
     }
 
-    /// One handle and a clone of it, without any nodes.
+    /// A handle and its clone, without nodes.
     pub(crate) fn local(handle: H) -> Rig<H> {
         Rig {
             handles: [handle.clone(), handle],
@@ -85,7 +86,8 @@ fn addresses(servers: &[Server]) -> Vec<Endpoint> {
     servers.iter().map(|s| s.addr().into()).collect()
 }
 
-/// One `#[test]` per function of a suite, on each shape. A function that is not named in it is dead code.
+/// Generates a `#[test]` per function of a suite and topology. A function that is missing here is
+/// dead code.
 macro_rules! suite {
     ($handle:ty, local $local:expr, redis $connect:expr; $($test:ident)*) => {
         suite! { @shape one $handle: Rig::redis(1, $connect); $($test)* }

@@ -1,74 +1,76 @@
-//! The exclusive lock as a model: two clients, three nodes, all that can happen to what they say to each other.
+//! The exclusive lock as a model: two clients, three nodes, and every order of their messages.
 
 use stateright::{Model, Property};
 
+use crate::model::connection::{NodeSlot, Op, Verdict, Vote};
 use crate::model::exclusive::clients::is_asking;
-use crate::model::lane::{NodeSlot, Verb, Verdict, Vote};
 
 mod clients;
 
 mod nodes;
 
-/// A known mistake, put into the model to see that the checker finds it.
+/// A planted bug, which the checker must find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bug {
-    /// A quorum of the nodes that are connected when an attempt begins (rule S1).
+    /// The quorum counts only nodes that are connected when an attempt begins (rule S1).
     QuorumOfReachable,
-    /// Validity counts from the grant, not from the start of the attempt (rule S2).
+    /// Validity counts from the grant instead of the start of the attempt (rule S2).
     NoElapsed,
-    /// One token for all attempts of a client (rule S3).
+    /// All attempts of a client use one token (rule S3).
     OneToken,
-    /// A release deletes the key whoever's it is (rule S3).
+    /// A release deletes the key of any owner (rule S3).
     UnlockByName,
-    /// Attempts that failed are not undone (rule S4).
+    /// Failed attempts are not undone (rule S4).
     NoUndo,
-    /// A new connection does not kill the former one (rule S4).
+    /// A new connection does not kill the former connection (rule S4).
     NoKill,
-    /// An extension sets its TTL where more is left (rule S5).
+    /// An extension sets its TTL even if more time is left (rule S5).
     ExtensionShortens,
-    /// A key that an extension missed is put back although the lock was released in between (rule S5).
+    /// A key that an extension missed is restored after the lock was released (rule S5).
     RestoreAfterRelease,
-    /// The greatest number is the token, whatever the other nodes' numbers are (rule S12).
+    /// The greatest counter is the token, whatever the counters of the other nodes (rule S12).
     NoSecondRound,
     /// A node that restarted without its data votes at once.
     NoQuarantine,
-    /// A swap puts the next token in the place of another owner's, too.
+    /// A swap replaces the token of another owner too.
     SwapsForeign,
-    /// A swap leaves the key the time that it has.
+    /// A swap does not change the remaining TTL of the key.
     SwapKeepsTime,
-    /// Of a swap that failed only the next token is released.
+    /// A failed swap releases only the next token.
     FormerForgotten,
-    /// Of a swap that failed only the former token is released.
+    /// A failed swap releases only the former token.
     NextForgotten,
 }
 
-/// What is in the model, and how much of it.
+/// Bounds of the model.
 #[derive(Clone, Debug)]
 pub(super) struct Config {
-    /// How many attempts each client makes, won or not.
+    /// Number of attempts of each client.
     pub(super) attempts: [u8; 2],
-    /// Whether a client that is left attempts may hand its lock on to the next thread of its process.
-    pub(super) hands_on: bool,
-    /// How many extensions each lease gets.
+    /// Whether a client that has attempts left may hand its lock to the next thread of its process.
+    pub(super) hands_off: bool,
+    /// Maximum number of extensions of each lease.
     pub(super) extensions: u8,
-    /// For how many ticks a lease is valid to its client, and then kept by a node at the least.
+    /// Ticks for which a client's lease is valid, and for which a node then keeps it at least.
     pub(super) validity: u8,
-    /// How many connections break in all, besides those of nodes that end.
+    /// Maximum number of broken connections, without those of ended nodes.
     pub(super) breaks: u8,
-    /// How many times a node ends and is back with its data.
+    /// Maximum number of restarts with data.
     pub(super) restarts: u8,
-    /// How many times a node comes back without its data.
+    /// Maximum number of restarts without data.
     pub(super) losses: u8,
-    /// Whether answers take their time, too. Without it only requests do.
-    pub(super) answers_wait: bool,
+    /// Whether replies take time too, and not only requests.
+    pub(super) replies_wait: bool,
     /// Whether an extension may be by a single tick.
     pub(super) short_extensions: bool,
     pub(super) fenced: bool,
-    /// The nodes' fences when it begins.
+    /// The nodes' fence counters at the start.
     pub(super) fences: [u8; 3],
-    /// Whether a fence that a node has lost begins anew above all others, as it does if the nodes' clocks are in step.
+    /// Whether a lost fence counter restarts above all others, as it does if the nodes' clocks
+    /// agree.
     pub(super) clocks_in_step: bool,
-    /// Whether time stands still, where nothing rests on it. A quarantine that nobody lives to see is over at once.
+    /// Whether no time passes, for rules that do not depend on it. A quarantine without earlier
+    /// leases ends at once.
     pub(super) still: bool,
     pub(super) bugs: Vec<Bug>,
 }
@@ -77,13 +79,13 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             attempts: [1, 1],
-            hands_on: false,
+            hands_off: false,
             extensions: 0,
             validity: 2,
             breaks: 0,
             restarts: 0,
             losses: 0,
-            answers_wait: false,
+            replies_wait: false,
             short_extensions: false,
             fenced: false,
             fences: [0; 3],
@@ -99,83 +101,84 @@ pub(super) enum Phase {
     #[default]
     Idle,
     Trying,
-    /// A quorum has granted, and its fences are raised (`Engine::assign_fencing_token`).
+    /// A quorum has granted, and its fence counters are raised (`Engine::assign_fencing_token`).
     Raising,
     Held,
 }
 
-/// A client: `engine.rs`, `engine/attempt.rs`, and its lease, `lease.rs`.
+/// A client with its lease. Stands for `engine/` and `protocol/lease.rs`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Client {
     phase: Phase,
-    /// How many attempts have begun; the last one has this number as its token.
+    /// Number of attempts so far, which is the index of the latest token.
     attempts: u8,
     /// Ticks since the attempt or the extension began.
     age: u8,
-    /// It was handed the lock, and the token before its own is not given back yet.
+    /// The lock was handed off, and the former token is not released yet.
     is_next: bool,
-    /// How many of the nodes are a quorum.
+    /// Number of nodes in a quorum.
     quorum: u8,
-    /// How many ticks the lease is valid for, as its client sees it.
+    /// Ticks for which the lease is valid from the client's view.
     left: u8,
     fence: u8,
-    /// How many extensions the lease has had.
+    /// Number of extensions of the lease so far.
     extensions: u8,
-    /// The TTL of the extension on its way.
+    /// The TTL of the running extension.
     extending: Option<u8>,
-    /// An extension was won, and keys are about to be put back.
+    /// An extension has succeeded, and keys are about to be restored.
     restoring: bool,
 }
 
-/// A node, and what the clients know of it. All that has to do with one node is in here, so that nodes can change places.
+/// A node with the clients' views of it, so that nodes are interchangeable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Node {
     /// The client and the token under the key.
     owner: Option<(u8, u8)>,
-    /// So many ticks the key is kept yet. At zero it may go at any moment.
+    /// Remaining ticks of the key. At zero it may expire at any moment.
     life: u8,
     fence: u8,
-    /// So many ticks it grants nothing yet.
+    /// Remaining ticks in which the node grants nothing.
     quarantine: u8,
-    seats: [NodeSlot; 2],
+    slots: [NodeSlot; 2],
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct State {
     clients: [Client; 2],
     nodes: [Node; 3],
-    /// The greatest fencing token that was given out, and how many were.
+    /// The greatest fencing token so far, and the number of tokens.
     fence: u8,
     fences: u8,
-    /// One was given out that was not greater.
+    /// A fencing token was not greater than the one before.
     fence_fell: bool,
     breaks: u8,
     restarts: u8,
     losses: u8,
 }
 
-/// What happens next. Clients and nodes by their numbers.
+/// The next event. Clients and nodes are given by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Tick,
     Expire(usize),
     Start(usize),
-    /// The holder releases it, and the next thread of its process takes it in the same step.
+    /// The holder releases the lock, and the next thread of its process acquires it in the same
+    /// step.
     HandOn(usize),
     Serve(usize, usize),
     ServeFormer(usize, usize),
     Deliver(usize, usize),
-    /// The time of the round is over.
+    /// The round times out.
     TimeOut(usize),
     Extend(usize, u8),
     Restore(usize),
     Release(usize),
-    /// The client looks at its lease, and finds that its time is over.
+    /// The client reads its lease and finds it expired.
     SeeLost(usize),
     Break(usize, usize),
     Connect(usize, usize),
     Restart(usize),
-    /// The node is back without its data.
+    /// The node restarts without its data.
     LoseData(usize),
 }
 
@@ -212,19 +215,19 @@ impl Model for Config {
             if node.owner.is_some() && node.life == 0 {
                 actions.push(Action::Expire(n));
             }
-            for (c, seat) in node.seats.iter().enumerate() {
-                if seat.lane.has_sent() {
+            for (c, slot) in node.slots.iter().enumerate() {
+                if slot.connection.has_sent() {
                     actions.push(Action::Serve(c, n));
                 }
-                if seat.lane.has_former() {
+                if slot.connection.has_former() {
                     actions.push(Action::ServeFormer(c, n));
                 }
-                if seat.answer != Vote::Open {
+                if slot.reply != Vote::Open {
                     actions.push(Action::Deliver(c, n));
                 }
-                if seat.lane.down {
+                if slot.connection.down {
                     actions.push(Action::Connect(c, n));
-                } else if state.breaks < self.breaks && !seat.lane.has_former() {
+                } else if state.breaks < self.breaks && !slot.connection.has_former() {
                     actions.push(Action::Break(c, n));
                 }
             }
@@ -249,7 +252,7 @@ impl Model for Config {
                 Phase::Held if client.left == 0 => actions.push(Action::SeeLost(c)),
                 Phase::Held => {
                     actions.push(Action::Release(c));
-                    if self.hands_on && client.attempts < self.attempts[c] && !client.restoring {
+                    if self.hands_off && client.attempts < self.attempts[c] && !client.restoring {
                         actions.push(Action::HandOn(c));
                     }
                     let idle = client.extending.is_none() && !client.restoring;
@@ -288,18 +291,18 @@ impl Model for Config {
             Action::HandOn(c) => self.hand_on(&mut state, c),
             Action::Serve(c, n) => {
                 let node = &mut state.nodes[n];
-                let message = node.seats[c].lane.next();
-                let answer = self.serve(node, c, message);
-                self.answer(&mut state, c, n, message, answer);
+                let message = node.slots[c].connection.next();
+                let reply = self.serve(node, c, message);
+                self.deliver(&mut state, c, n, message, reply);
             }
             Action::ServeFormer(c, n) => {
                 let node = &mut state.nodes[n];
-                let message = node.seats[c].lane.next_of_former();
+                let message = node.slots[c].connection.next_of_former();
                 self.serve(node, c, message);
             }
             Action::Deliver(c, n) => {
-                let seat = &mut state.nodes[n].seats[c];
-                seat.vote = std::mem::take(&mut seat.answer);
+                let slot = &mut state.nodes[n].slots[c];
+                slot.vote = std::mem::take(&mut slot.reply);
                 self.count(&mut state, c);
             }
             Action::TimeOut(c) => self.decide(&mut state, c, Verdict::Unavailable),
@@ -307,18 +310,18 @@ impl Model for Config {
                 let client = &mut state.clients[c];
                 client.extensions += 1;
                 client.extending = Some(ttl);
-                self.ask_mine(&mut state, c, Verb::Extend, ttl);
+                self.ask_mine(&mut state, c, Op::Extend, ttl);
             }
             Action::Restore(c) => self.restore(&mut state, c),
             Action::Release(c) | Action::SeeLost(c) => self.undo(&mut state, c),
             Action::Break(c, n) => {
                 state.breaks += 1;
-                state.nodes[n].seats[c].lane.break_off();
+                state.nodes[n].slots[c].connection.break_off();
                 self.fall(&mut state, c, n);
             }
             Action::Connect(c, n) => {
                 let kills = !self.has(Bug::NoKill);
-                state.nodes[n].seats[c].lane.connect(kills);
+                state.nodes[n].slots[c].connection.connect(kills);
             }
             Action::Restart(n) => {
                 state.restarts += 1;
@@ -361,34 +364,35 @@ impl Model for Config {
 }
 
 impl Client {
-    /// Whether it believes that it holds the lock.
+    /// Returns whether the client believes that it holds the lock.
     fn holds(&self) -> bool {
         self.phase == Phase::Held && self.left > 0
     }
 }
 
 impl State {
-    /// Nobody has the lock or wants it at the moment, and nothing is on its way.
+    /// Returns whether no client holds or acquires the lock, and no message is on its way.
     fn is_quiet(&self) -> bool {
         let at_rest = |client: &Client| client.phase == Phase::Idle && !client.restoring;
-        let quiet = |seat: &NodeSlot| seat.lane.is_quiet();
+        let quiet = |slot: &NodeSlot| slot.connection.is_quiet();
         self.clients.iter().all(at_rest)
-            && self.nodes.iter().flat_map(|node| &node.seats).all(quiet)
+            && self.nodes.iter().flat_map(|node| &node.slots).all(quiet)
     }
 
-    /// The same state with the nodes in order: which is which makes no difference.
+    /// Returns the state with its nodes in order, because their identity makes no difference.
     pub(super) fn in_order(&self) -> State {
         let mut state = self.clone();
         state.nodes.sort_unstable();
         state
     }
 
-    /// The same for clients that may do the same things.
+    /// Returns the state with its nodes in order, and also the clients, if they have the same
+    /// abilities.
     pub(super) fn in_order_of_equals(&self) -> State {
         let mut swapped = self.clone();
         swapped.clients.swap(0, 1);
         for node in &mut swapped.nodes {
-            node.seats.swap(0, 1);
+            node.slots.swap(0, 1);
             node.owner = node.owner.map(|(client, token)| (1 - client, token));
         }
         self.in_order().min(swapped.in_order())

@@ -1,11 +1,11 @@
-//! The exclusive lock keeps its rules in every state; with a known mistake in it, it does not.
+//! The exclusive lock keeps its rules in every state; with a planted bug it does not.
 
 use crate::model::exclusive::{Bug, Config, State};
 use crate::model::{
     FENCE_INCREASES, FREE_WHEN_LEFT, ONE_HOLDER, counterexample, hold_everywhere, is_large,
 };
 
-/// Which one is gone through of the states that differ in what makes no difference.
+/// Returns the function that selects one of several equivalent states.
 fn in_order(config: &Config) -> fn(&State) -> State {
     match config.attempts[0] == config.attempts[1] {
         true => State::in_order_of_equals,
@@ -36,10 +36,10 @@ fn second_attempt() -> Config {
     }
 }
 
-/// A client's second attempt may be that of the next thread of its process, which is handed the lock.
-fn handed_on() -> Config {
+/// A client's second attempt may be a handoff to the next thread of its process.
+fn handed_off() -> Config {
     Config {
-        hands_on: true,
+        hands_off: true,
         ..second_attempt()
     }
 }
@@ -72,7 +72,7 @@ fn lost_data() -> Config {
     }
 }
 
-/// The order of fencing tokens does not rest on time.
+/// The order of fencing tokens does not depend on time.
 fn fenced() -> Config {
     Config {
         fenced: true,
@@ -82,7 +82,7 @@ fn fenced() -> Config {
     }
 }
 
-/// Without time there is less to go through until a mistake shows that does not need it.
+/// Stops time, which leaves fewer states for bugs that do not depend on it.
 fn still(config: Config) -> Config {
     Config {
         still: true,
@@ -91,36 +91,36 @@ fn still(config: Config) -> Config {
 }
 
 #[test]
-fn rules_are_kept_with_a_second_attempt() {
+fn rules_hold_with_a_second_attempt() {
     keeps_its_rules("second attempt", second_attempt(), 107_000);
 }
 
 #[test]
-fn rules_are_kept_where_a_lock_is_handed_on() {
-    keeps_its_rules("handed on", handed_on(), 150_000);
+fn rules_hold_with_handoffs() {
+    keeps_its_rules("handed off", handed_off(), 150_000);
 }
 
 #[test]
-fn rules_are_kept_with_late_answers() {
+fn rules_hold_with_late_replies() {
     let config = Config {
-        answers_wait: true,
+        replies_wait: true,
         ..one_attempt_each()
     };
-    keeps_its_rules("late answers", config, 60_000);
+    keeps_its_rules("late replies", config, 60_000);
 }
 
 #[test]
-fn rules_are_kept_with_extensions() {
+fn rules_hold_with_extensions() {
     keeps_its_rules("extensions", extensions(), 196_000);
 }
 
 #[test]
-fn rules_are_kept_with_a_broken_connection() {
+fn rules_hold_with_a_broken_connection() {
     keeps_its_rules("broken connection", broken_connections(1), 80_000);
 }
 
 #[test]
-fn rules_are_kept_with_nodes_that_end() {
+fn rules_hold_with_restarts() {
     keeps_its_rules("restart", restart(), 67_000);
     keeps_its_rules("lost data", lost_data(), 78_000);
 }
@@ -136,9 +136,9 @@ fn fencing_tokens_increase() {
     keeps_its_rules("fenced, lost data", config, 70_000);
 }
 
-/// What a quorum has kept, less one node, need not meet the next quorum.
+/// A quorum that loses one node's data need not meet the next quorum.
 #[test]
-fn where_clocks_are_apart_one_node_that_loses_its_data_is_too_many_for_fencing_tokens() {
+fn fencing_tokens_repeat_if_clocks_differ_and_a_node_loses_its_data() {
     let config = Config {
         losses: 1,
         clocks_in_step: false,
@@ -149,16 +149,16 @@ fn where_clocks_are_apart_one_node_that_loses_its_data_is_too_many_for_fencing_t
 }
 
 #[test]
-fn rules_are_kept_in_large() {
+fn rules_hold_in_large_models() {
     if !is_large() {
         return;
     }
     for (name, config, least) in [
         ("two breaks", broken_connections(2), 467_000),
         (
-            "broken connection, late answers",
+            "broken connection, late replies",
             Config {
-                answers_wait: true,
+                replies_wait: true,
                 ..broken_connections(1)
             },
             680_000,
@@ -180,49 +180,49 @@ fn rules_are_kept_in_large() {
             1_550_000,
         ),
         (
-            "second attempt, late answers",
+            "second attempt, late replies",
             Config {
-                answers_wait: true,
+                replies_wait: true,
                 ..second_attempt()
             },
             722_000,
         ),
         (
-            "handed on, broken connection",
+            "handed off, broken connection",
             Config {
                 breaks: 1,
-                ..handed_on()
+                ..handed_off()
             },
             100_000,
         ),
         (
-            "handed on, lost data",
+            "handed off, lost data",
             Config {
                 losses: 1,
-                ..handed_on()
+                ..handed_off()
             },
             100_000,
         ),
         (
-            "handed on, late answers",
+            "handed off, late replies",
             Config {
-                answers_wait: true,
-                ..handed_on()
+                replies_wait: true,
+                ..handed_off()
             },
             100_000,
         ),
         (
-            "handed on, extensions",
+            "handed off, extensions",
             Config {
                 extensions: 1,
-                ..handed_on()
+                ..handed_off()
             },
             100_000,
         ),
         (
-            "handed on, fenced",
+            "handed off, fenced",
             Config {
-                hands_on: true,
+                hands_off: true,
                 attempts: [2, 1],
                 ..fenced()
             },
@@ -300,19 +300,20 @@ fn rules_are_kept_in_large() {
 }
 
 #[test]
-fn a_quorum_of_the_nodes_that_are_reachable_is_none() {
+fn quorum_of_reachable_nodes_breaks_exclusion() {
     let config = still(broken_connections(2));
     breaks(ONE_HOLDER, &[Bug::QuorumOfReachable], config);
 }
 
 #[test]
-fn validity_counts_from_the_start_of_the_attempt() {
+fn validity_from_the_grant_breaks_exclusion() {
     breaks(ONE_HOLDER, &[Bug::NoElapsed], one_attempt_each());
 }
 
-/// First in, first out keeps an undo from a later grant to the same token, as long as former connections are killed.
+/// First in, first out keeps an undo away from a later grant to the same token, as long as former
+/// connections are killed.
 #[test]
-fn a_token_is_for_one_attempt_and_a_former_connection_is_killed() {
+fn reused_token_or_living_former_connection_breaks_rules() {
     let config = still(Config {
         breaks: 1,
         ..second_attempt()
@@ -323,17 +324,17 @@ fn a_token_is_for_one_attempt_and_a_former_connection_is_killed() {
 }
 
 #[test]
-fn a_release_is_for_a_token_and_not_for_a_name() {
+fn release_of_any_owner_breaks_exclusion() {
     breaks(ONE_HOLDER, &[Bug::UnlockByName], still(second_attempt()));
 }
 
 #[test]
-fn an_attempt_that_failed_is_undone() {
+fn failed_attempt_without_undo_leaves_keys() {
     breaks(FREE_WHEN_LEFT, &[Bug::NoUndo], still(one_attempt_each()));
 }
 
 #[test]
-fn an_extension_does_not_shorten() {
+fn extension_that_shortens_breaks_exclusion() {
     let config = Config {
         short_extensions: true,
         ..extensions()
@@ -342,33 +343,33 @@ fn an_extension_does_not_shorten() {
 }
 
 #[test]
-fn nothing_is_put_back_after_a_release() {
+fn restore_after_release_breaks_rules() {
     let config = still(extensions());
     breaks(FREE_WHEN_LEFT, &[Bug::RestoreAfterRelease], config);
 }
 
 #[test]
-fn where_fences_differ_it_takes_a_second_round() {
+fn greatest_counter_without_second_round_breaks_fencing() {
     breaks(FENCE_INCREASES, &[Bug::NoSecondRound], fenced());
 }
 
 #[test]
-fn a_node_without_its_data_waits_before_it_votes() {
+fn vote_without_quarantine_breaks_exclusion() {
     breaks(ONE_HOLDER, &[Bug::NoQuarantine], still(lost_data()));
 }
 
 #[test]
-fn a_swap_leaves_other_owners_alone_and_begins_a_time_of_its_own() {
-    breaks(ONE_HOLDER, &[Bug::SwapsForeign], handed_on());
-    breaks(ONE_HOLDER, &[Bug::SwapKeepsTime], handed_on());
+fn swap_of_foreign_token_or_without_ttl_breaks_exclusion() {
+    breaks(ONE_HOLDER, &[Bug::SwapsForeign], handed_off());
+    breaks(ONE_HOLDER, &[Bug::SwapKeepsTime], handed_off());
 }
 
 #[test]
-fn of_a_swap_that_failed_both_tokens_are_released() {
-    breaks(FREE_WHEN_LEFT, &[Bug::NextForgotten], still(handed_on()));
+fn failed_swap_without_both_releases_leaves_keys() {
+    breaks(FREE_WHEN_LEFT, &[Bug::NextForgotten], still(handed_off()));
     let config = Config {
         breaks: 1,
-        ..handed_on()
+        ..handed_off()
     };
     breaks(FREE_WHEN_LEFT, &[Bug::FormerForgotten], still(config));
 }

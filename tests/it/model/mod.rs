@@ -1,36 +1,42 @@
-//! The protocol as a model, which a checker (`stateright`) goes through state by state, and known mistakes put into it.
+//! The protocol as a model, which a checker (`stateright`) enumerates state by state, and planted
+//! bugs in it.
 //!
-//! What is modelled are the safety rules of ARCHITECTURE.md, and what the rooms do that decide it; a test cannot import them, so that each
-//! transition names the room that it stands for. Nodes, clients and what is between them:
+//! The model covers the safety rules of ARCHITECTURE.md and the decisions of the modules behind
+//! them. A test cannot import these modules, so each transition names the module that it stands
+//! for. Nodes, clients and connections:
 //!
-//! - **Time** goes in ticks, which can come at any moment; all lives are counted as what is left of them, so that there is
-//!   no last tick. A lease is valid to its client for `validity` ticks less those since the attempt began. A node that was
-//!   asked to keep a key for a TTL keeps it for as many ticks from when it served that, and may then drop it at any moment,
-//!   or not for long: TTL less drift is the validity, so this is as early as the drift bound allows.
-//! - **Messages** are first in, first out on one connection and take any time. A connection may break: then any first part
-//!   of what was on it may still be served, until the next connection kills the former one; the rest is lost, and so are
-//!   the answers. Releases are owed, and sent on the next connection, here before all else: they are of tokens that nobody asks for
-//!   any more, so their place makes no difference. Nothing else is sent twice.
-//! - **Nodes** may end and be back at once, with their data, or without and in quarantine.
-//! - **Rounds** end at the first decided verdict, or at any moment at which their time may be over. Grants may come later.
+//! - **Time** passes in ticks, which can come at any moment. Lifetimes are counted as remaining
+//!   ticks, so there is no last tick. A client's lease is valid for `validity` ticks less those
+//!   since the attempt began. A node keeps a key for as many ticks from when it served the request,
+//!   and may then drop it at any moment, or much later. TTL less drift is the validity, so this is
+//!   as early as the drift bound allows.
+//! - **Messages** are first in, first out on one connection and take any time. A connection may
+//!   break: then the node may still serve any prefix of its requests, until the next connection
+//!   kills the former connection. The rest is lost, and so are the replies. Releases become pending
+//!   and are sent first on the next connection: no later request uses their tokens, so their order
+//!   makes no difference. No other request is sent twice.
+//! - **Nodes** may restart at once, with their data, or without it and in quarantine.
+//! - **Rounds** end at the first decided verdict, or at any moment after a possible timeout. Grants
+//!   may arrive later.
 //!
 //! # Bounds
 //!
-//! Three nodes, a quorum of two; one tick is the shortest validity that is handed out. Two clients for the exclusive lock, and
-//! two or three for the read-write lock. How many attempts, extensions, breaks, restarts and losses of data there are
-//! in all is in each test; within that the checker goes through every state, but for the order of nodes (and of
-//! clients that may do the same), which makes no difference. There is no bound on time or on delay.
+//! There are three nodes with a quorum of two. One tick is the shortest validity of a lease. The
+//! exclusive lock has two clients, the read-write lock two or three. Each test states the total
+//! numbers of attempts, extensions, breaks, restarts and losses of data. Within them the checker
+//! enumerates every state up to the order of nodes (and of clients with the same abilities), which
+//! makes no difference. Time and delays are unbounded.
 //!
-//! What `cargo test` goes through is about a million states. `REDGUARD_MODEL=large` adds bounds that are combined, 29 million
-//! states, for which `--release` is a good idea:
+//! `cargo test` enumerates about a million states. `REDGUARD_MODEL=large` adds combined bounds with
+//! 29 million states, for which `--release` is advisable:
 //!
 //! ```sh
 //! REDGUARD_MODEL=large cargo test --release --test it model -- --nocapture
 //! ```
 
+pub(crate) mod connection;
 pub(crate) mod exclusive;
 pub(crate) mod exclusive_tests;
-pub(crate) mod lane;
 pub(crate) mod read_write;
 pub(crate) mod read_write_tests;
 
@@ -39,10 +45,11 @@ use std::hash::Hash;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-pub(crate) const ONE_HOLDER: &str = "at most one client believes that it holds";
+pub(crate) const ONE_HOLDER: &str = "at most one client believes that it holds the lock";
 pub(crate) const FENCE_INCREASES: &str = "fencing tokens increase in the order of grants";
-pub(crate) const ONE_WRITER: &str = "at most one client believes that it holds to write";
-pub(crate) const READERS_OR_WRITER: &str = "nobody believes to hold beside a writer";
+pub(crate) const ONE_WRITER: &str = "at most one client believes that it writes";
+pub(crate) const READERS_OR_WRITER: &str =
+    "no client believes that it holds the lock beside a writer";
 pub(crate) const GATE_STOPS_NEW_ONLY: &str = "a gate stops no extension and no restore";
 pub(crate) const FREE_WHEN_LEFT: &str =
     "what was left is free at once, when all that was sent has come";
@@ -51,11 +58,11 @@ fn is_large() -> bool {
     std::env::var("REDGUARD_MODEL").is_ok_and(|size| size == "large")
 }
 
-/// Goes through all states of a model, and asserts that its properties hold in each, that they are not fewer than
-/// `least`, and that each thing that should be able to happen does.
+/// Enumerates all states of a model. Asserts that its properties hold in each, that there are at
+/// least `least` states, and that every event that should be possible occurs.
 #[expect(
     clippy::print_stdout,
-    reason = "how much was gone through is part of the result"
+    reason = "the number of states is part of the result"
 )]
 fn hold_everywhere<M>(name: &str, model: M, in_order: fn(&M::State) -> M::State, least: usize)
 where
@@ -73,11 +80,8 @@ where
     assert!(states >= least, "{name}: only {states} states");
 }
 
-/// Asserts that there are steps to a state in which a property does not hold, and shows them.
-#[expect(
-    clippy::print_stdout,
-    reason = "how a known mistake shows is worth reading"
-)]
+/// Asserts that a sequence of steps violates a property, and prints the sequence.
+#[expect(clippy::print_stdout, reason = "the counterexample is worth reading")]
 fn counterexample<M>(
     name: &str,
     model: M,

@@ -1,36 +1,38 @@
-//! The read-write lock as a model: a writer and readers, with the gate and the downgrade (rule S10).
+//! The read-write lock as a model: a writer and readers, with the gate and the downgrade (rule
+//! S10).
 //!
-//! What is left out is the readers' turn: it only refuses writers more, and no safety rests on it. A place at the gate may
-//! lapse at any moment.
+//! The reader turn is left out: it only refuses more writers, and no safety rule depends on it. A
+//! gate entry may expire at any moment.
 
 use stateright::{Model, Property};
 
-use crate::model::lane::{NodeSlot, Verb, Verdict, Vote};
+use crate::model::connection::{NodeSlot, Op, Verdict, Vote};
 
 mod clients;
 
 mod nodes;
 
-/// A known mistake, put into the model to see that the checker finds it.
+/// A planted bug, which the checker must find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bug {
-    /// A reader looks whether there is a writer, and adds itself in a second request.
+    /// A reader reads whether there is a writer, and adds itself in a second request.
     ExistsThenAdd,
-    /// One node is enough for a reader.
+    /// A reader needs only one node.
     ReadFromOne,
-    /// The gate is heeded by everything that reads.
+    /// The gate refuses every request of a reader.
     GateStopsAll,
-    /// A release of what was downgraded looks for the token among the readers only.
+    /// The release of a downgraded lock looks for the token among the readers only.
     ReleaseInOneForm,
-    /// A downgrade deletes the writer in a request of its own, and the one that would enter the reader is lost.
+    /// A downgrade deletes the writer in a request of its own, and the request that would add the
+    /// reader is lost.
     DowngradeInTwoSteps,
-    /// The place at the gate is not left.
+    /// A writer does not delete its gate entry.
     StaysAtTheGate,
 }
 
-/// Who can take part.
+/// Number of clients.
 pub(super) const CLIENTS: usize = 3;
-/// Tokens of a client at the most.
+/// Maximum number of tokens per client.
 const TOKENS: usize = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,23 +41,23 @@ pub(super) enum Role {
     Writer,
 }
 
-/// What is in the model, and how much of it.
+/// Bounds of the model.
 #[derive(Clone, Debug)]
 pub(super) struct Config {
     pub(super) roles: [Role; CLIENTS],
-    /// How many attempts each client makes, won or not.
+    /// Number of attempts of each client.
     pub(super) attempts: [u8; CLIENTS],
-    /// How many extensions each lease gets.
+    /// Maximum number of extensions of each lease.
     pub(super) extensions: [u8; CLIENTS],
-    /// For how many ticks a lease is valid to its client, and then kept by a node at the least.
+    /// Ticks for which a client's lease is valid, and for which a node then keeps it at least.
     pub(super) validity: u8,
-    /// How many connections break in all.
+    /// Maximum number of broken connections.
     pub(super) breaks: u8,
-    /// Whether answers take their time, too. Without it only requests do.
-    pub(super) answers_wait: bool,
-    /// Whether writers may turn into readers.
+    /// Whether replies take time too, and not only requests.
+    pub(super) replies_wait: bool,
+    /// Whether writers may downgrade.
     pub(super) downgrades: bool,
-    /// Whether time stands still, where nothing rests on it.
+    /// Whether no time passes, for rules that do not depend on it.
     pub(super) still: bool,
     pub(super) bugs: Vec<Bug>,
 }
@@ -68,7 +70,7 @@ impl Default for Config {
             extensions: [0; CLIENTS],
             validity: 2,
             breaks: 0,
-            answers_wait: false,
+            replies_wait: false,
             downgrades: false,
             still: false,
             bugs: Vec::new(),
@@ -84,7 +86,7 @@ enum Phase {
     Held,
 }
 
-/// The round of a lease that is held.
+/// The round of a held lease.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Round {
     #[default]
@@ -93,72 +95,72 @@ enum Round {
     Downgrade,
 }
 
-/// A client: `engine.rs`, `engine/acquire.rs`, `engine/attempt.rs`, and its lease, `lease.rs`.
+/// A client with its lease. Stands for `engine/` and `protocol/lease.rs`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Client {
     phase: Phase,
-    /// Whether the lease claims to read (`Lease::claim`).
+    /// Whether the lease is a read lease (`Lease::kind`).
     reads: bool,
-    /// How many attempts have begun; the last one has this number as its token.
+    /// Number of attempts so far, which is the index of the latest token.
     attempts: u8,
     /// Ticks since the attempt or the extension began.
     age: u8,
-    /// How many ticks the lease is valid for, as its client sees it.
+    /// Ticks for which the lease is valid from the client's view.
     left: u8,
     extensions: u8,
     round: Round,
-    /// An extension was won, and keys are about to be put back.
+    /// An extension has succeeded, and keys are about to be restored.
     restoring: bool,
-    /// The token of its place at the gate; 0 without one.
-    place: u8,
+    /// The token of its gate entry; 0 without one.
+    gate_entry: u8,
 }
 
-/// Something that ends in so many ticks, less one; at 1 it may go at any moment. 0 is nothing.
+/// Remaining ticks plus one; at 1 the entry may expire at any moment. 0 means no entry.
 type Life = u8;
 
-/// A node, and what the clients know of it. All that has to do with one node is in here, so that nodes can change places.
+/// A node with the clients' views of it, so that nodes are interchangeable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Node {
-    /// The client and the token in the writer's place.
+    /// The client and the token of the writer.
     writer: Option<(u8, u8)>,
     writer_life: Life,
     readers: [[Life; TOKENS]; CLIENTS],
-    /// A bit for each place, by the number of its token.
+    /// One bit per gate entry, by the index of its token.
     gate: [u8; CLIENTS],
-    /// Was asked to take a place into its gate.
-    place_asked: [bool; CLIENTS],
-    /// For readers that check first: what they found.
+    /// The node was asked to add a gate entry.
+    gate_entry_asked: [bool; CLIENTS],
+    /// Results for readers that check first.
     found_free: [bool; CLIENTS],
-    seats: [NodeSlot; CLIENTS],
+    slots: [NodeSlot; CLIENTS],
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct State {
     clients: [Client; CLIENTS],
     nodes: [Node; 3],
-    /// A gate has kept somebody out who had been in.
+    /// A gate has refused a reader that was present before.
     gate_stopped: bool,
     breaks: u8,
 }
 
-/// What happens next. Clients and nodes by their numbers.
+/// The next event. Clients and nodes are given by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Tick,
     ExpireWriter(usize),
     ExpireReader(usize, usize, usize),
-    ExpirePlace(usize, usize),
+    ExpireGateEntry(usize, usize),
     Start(usize),
     Serve(usize, usize),
     ServeFormer(usize, usize),
     Deliver(usize, usize),
-    /// The time of the round is over.
+    /// The round times out.
     TimeOut(usize),
     Extend(usize),
     Downgrade(usize),
     Restore(usize),
     Release(usize),
-    /// The client looks at its lease, and finds that its time is over.
+    /// The client reads its lease and finds it expired.
     SeeLost(usize),
     /// A writer stops waiting.
     LeaveGate(usize),
@@ -166,7 +168,7 @@ pub(super) enum Action {
     Connect(usize, usize),
 }
 
-/// The two forms of a script, for what claims to read and what claims to write.
+/// The two forms of a script, for read leases and for write leases.
 const AS_READER: u8 = 1;
 const AS_WRITER: u8 = 0;
 
@@ -175,7 +177,7 @@ impl Config {
         self.bugs.contains(&bug)
     }
 
-    /// Whether two can come to hold it to read.
+    /// Returns whether two clients can hold the lock to read.
     fn can_share(&self) -> bool {
         let reads = |(role, attempts): &(Role, u8)| {
             *attempts > 0 && (self.downgrades || *role == Role::Reader)
@@ -190,7 +192,7 @@ impl Config {
 }
 
 impl Client {
-    /// Whether it believes that it holds the lock.
+    /// Returns whether the client believes that it holds the lock.
     fn holds(&self) -> bool {
         self.phase == Phase::Held && self.left > 0
     }
@@ -207,13 +209,13 @@ impl Client {
         if self.reads { AS_READER } else { AS_WRITER }
     }
 
-    /// Whether a round of it is on its way.
+    /// Returns whether the client has a running round.
     fn is_asking(&self) -> bool {
         self.phase == Phase::Trying || self.round != Round::None
     }
 }
 
-/// A tick brings everything closer to its end.
+/// Lets one tick pass.
 fn age(life: &mut Life) {
     *life = (*life).min(1).max(life.saturating_sub(1));
 }
@@ -241,20 +243,20 @@ impl Model for Config {
                     }
                 }
                 if node.gate[c] != 0 {
-                    actions.push(Action::ExpirePlace(n, c));
+                    actions.push(Action::ExpireGateEntry(n, c));
                 }
             }
-            for (c, seat) in node.seats.iter().enumerate() {
-                if seat.lane.has_sent() {
+            for (c, slot) in node.slots.iter().enumerate() {
+                if slot.connection.has_sent() {
                     actions.push(Action::Serve(c, n));
                 }
-                if seat.lane.has_former() {
+                if slot.connection.has_former() {
                     actions.push(Action::ServeFormer(c, n));
                 }
-                if seat.answer != Vote::Open {
+                if slot.reply != Vote::Open {
                     actions.push(Action::Deliver(c, n));
                 }
-                if seat.lane.down {
+                if slot.connection.down {
                     actions.push(Action::Connect(c, n));
                 } else if state.breaks < self.breaks && self.attempts[c] > 0 {
                     actions.push(Action::Break(c, n));
@@ -273,7 +275,7 @@ impl Model for Config {
                     if client.attempts < self.attempts[c] {
                         actions.push(Action::Start(c));
                     }
-                    if client.place > 0 {
+                    if client.gate_entry > 0 {
                         actions.push(Action::LeaveGate(c));
                     }
                 }
@@ -313,28 +315,28 @@ impl Model for Config {
             }
             Action::ExpireWriter(n) => state.nodes[n].free_writer(),
             Action::ExpireReader(n, c, i) => state.nodes[n].readers[c][i] = 0,
-            Action::ExpirePlace(n, c) => state.nodes[n].gate[c] = 0,
+            Action::ExpireGateEntry(n, c) => state.nodes[n].gate[c] = 0,
             Action::Start(c) => self.start(&mut state, c),
             Action::Serve(c, n) => {
-                let message = state.nodes[n].seats[c].lane.next();
-                let answer = self.serve_seen(&mut state, c, n, message);
-                let seat = &mut state.nodes[n].seats[c];
-                match (message.is_awaited(), self.answers_wait) {
+                let message = state.nodes[n].slots[c].connection.next();
+                let reply = self.serve_seen(&mut state, c, n, message);
+                let slot = &mut state.nodes[n].slots[c];
+                match (message.is_awaited(), self.replies_wait) {
                     (false, _) => {}
-                    (true, true) => seat.answer = answer,
+                    (true, true) => slot.reply = reply,
                     (true, false) => {
-                        seat.vote = answer;
+                        slot.vote = reply;
                         self.count(&mut state, c);
                     }
                 }
             }
             Action::ServeFormer(c, n) => {
-                let message = state.nodes[n].seats[c].lane.next_of_former();
+                let message = state.nodes[n].slots[c].connection.next_of_former();
                 self.serve_seen(&mut state, c, n, message);
             }
             Action::Deliver(c, n) => {
-                let seat = &mut state.nodes[n].seats[c];
-                seat.vote = std::mem::take(&mut seat.answer);
+                let slot = &mut state.nodes[n].slots[c];
+                slot.vote = std::mem::take(&mut slot.reply);
                 self.count(&mut state, c);
             }
             Action::TimeOut(c) => self.decide(&mut state, c, Verdict::Unavailable),
@@ -342,14 +344,14 @@ impl Model for Config {
                 let client = &mut state.clients[c];
                 client.extensions += 1;
                 client.round = Round::Extend;
-                self.ask_mine(&mut state, c, Verb::Extend);
+                self.ask_mine(&mut state, c, Op::Extend);
             }
             Action::Downgrade(c) => {
                 let client = &mut state.clients[c];
                 client.round = Round::Downgrade;
-                // First of all, so that whatever follows looks for both forms.
+                // First, so that every later request looks for both forms.
                 client.reads = true;
-                self.ask_mine(&mut state, c, Verb::Downgrade);
+                self.ask_mine(&mut state, c, Op::Downgrade);
             }
             Action::Restore(c) => self.restore(&mut state, c),
             Action::Release(c) | Action::SeeLost(c) => self.undo(&mut state, c),
@@ -357,13 +359,13 @@ impl Model for Config {
             Action::Break(c, n) => {
                 state.breaks += 1;
                 let asking = state.clients[c].is_asking();
-                let seat = &mut state.nodes[n].seats[c];
-                seat.lane.break_off();
-                if seat.fall(asking) {
+                let slot = &mut state.nodes[n].slots[c];
+                slot.connection.break_off();
+                if slot.fall(asking) {
                     self.count(&mut state, c);
                 }
             }
-            Action::Connect(c, n) => state.nodes[n].seats[c].lane.connect(true),
+            Action::Connect(c, n) => state.nodes[n].slots[c].connection.connect(true),
         }
         Some(state)
     }
@@ -394,31 +396,33 @@ impl State {
         self.clients.iter().filter(|client| holds(client)).count()
     }
 
-    /// Nobody has the lock or wants it at the moment, and nothing is on its way.
+    /// Returns whether no client holds or acquires the lock, and no message is on its way.
     fn is_quiet(&self) -> bool {
-        let at_rest =
-            |client: &Client| client.phase == Phase::Idle && client.place == 0 && !client.restoring;
-        let quiet = |seat: &NodeSlot| seat.lane.is_quiet();
+        let at_rest = |client: &Client| {
+            client.phase == Phase::Idle && client.gate_entry == 0 && !client.restoring
+        };
+        let quiet = |slot: &NodeSlot| slot.connection.is_quiet();
         self.clients.iter().all(at_rest)
-            && self.nodes.iter().flat_map(|node| &node.seats).all(quiet)
+            && self.nodes.iter().flat_map(|node| &node.slots).all(quiet)
     }
 
-    /// The same state with the nodes in order: which is which makes no difference.
+    /// Returns the state with its nodes in order, because their identity makes no difference.
     pub(super) fn in_order(&self) -> State {
         let mut state = self.clone();
         state.nodes.sort_unstable();
         state
     }
 
-    /// The same where the last two clients may do the same things.
+    /// Returns the state with its nodes in order, and also the last two clients, if they have the
+    /// same abilities.
     pub(super) fn in_order_of_equals(&self) -> State {
         let mut swapped = self.clone();
         swapped.clients.swap(1, 2);
         for node in &mut swapped.nodes {
-            node.seats.swap(1, 2);
+            node.slots.swap(1, 2);
             node.readers.swap(1, 2);
             node.gate.swap(1, 2);
-            node.place_asked.swap(1, 2);
+            node.gate_entry_asked.swap(1, 2);
             node.found_free.swap(1, 2);
             node.writer = node.writer.map(|(client, token)| match client {
                 0 => (client, token),

@@ -1,4 +1,4 @@
-//! The read-write lock keeps its rules in every state; with a known mistake in it, it does not.
+//! The read-write lock keeps its rules in every state; with a planted bug it does not.
 
 use crate::model::read_write::{Bug, CLIENTS, Config, Role, State};
 use crate::model::{
@@ -6,7 +6,7 @@ use crate::model::{
     is_large,
 };
 
-/// Which one is gone through of the states that differ in what makes no difference.
+/// Returns the function that selects one of several equivalent states.
 fn in_order(config: &Config) -> fn(&State) -> State {
     let same = config.roles[1] == config.roles[2]
         && config.attempts[1] == config.attempts[2]
@@ -33,7 +33,7 @@ fn writer_and_reader() -> Config {
     Config::default()
 }
 
-/// The writer's second attempt has a place at the gate.
+/// The writer's second attempt has a gate entry.
 fn gate() -> Config {
     Config {
         attempts: [2, 1, 0],
@@ -69,7 +69,7 @@ fn broken_connection() -> Config {
     }
 }
 
-/// Without time there is less to go through.
+/// Stops time, which leaves fewer states.
 fn still(config: Config) -> Config {
     Config {
         still: true,
@@ -78,7 +78,7 @@ fn still(config: Config) -> Config {
 }
 
 #[test]
-fn rules_are_kept_with_a_gate() {
+fn rules_hold_with_a_gate() {
     let config = Config {
         extensions: [0, 1, 0],
         ..gate()
@@ -87,12 +87,12 @@ fn rules_are_kept_with_a_gate() {
 }
 
 #[test]
-fn rules_are_kept_with_extensions() {
+fn rules_hold_with_extensions() {
     keeps_its_rules("reader extends", reader_extends(), 69_000);
 }
 
 #[test]
-fn rules_are_kept_with_a_broken_connection() {
+fn rules_hold_with_a_broken_connection() {
     keeps_its_rules(
         "broken connection, no time",
         still(broken_connection()),
@@ -101,7 +101,7 @@ fn rules_are_kept_with_a_broken_connection() {
 }
 
 #[test]
-fn rules_are_kept_with_a_downgrade() {
+fn rules_hold_with_a_downgrade() {
     keeps_its_rules("downgrade", downgrade(), 94_000);
     let config = Config {
         breaks: 1,
@@ -115,7 +115,7 @@ fn rules_are_kept_with_a_downgrade() {
 }
 
 #[test]
-fn rules_are_kept_among_three() {
+fn rules_hold_with_three_clients() {
     let config = Config {
         attempts: [1; CLIENTS],
         ..writer_and_reader()
@@ -124,12 +124,12 @@ fn rules_are_kept_among_three() {
 }
 
 #[test]
-fn rules_are_kept_between_writers() {
+fn rules_hold_with_two_writers() {
     keeps_its_rules("two writers", two_writers(), 12_000);
 }
 
 #[test]
-fn rules_are_kept_in_large() {
+fn rules_hold_in_large_models() {
     if !is_large() {
         return;
     }
@@ -186,9 +186,9 @@ fn rules_are_kept_in_large() {
             100_000,
         ),
         (
-            "late answers",
+            "late replies",
             Config {
-                answers_wait: true,
+                replies_wait: true,
                 ..writer_and_reader()
             },
             100_000,
@@ -199,19 +199,19 @@ fn rules_are_kept_in_large() {
 }
 
 #[test]
-fn readers_check_and_add_in_one_step() {
+fn reader_that_checks_separately_breaks_exclusion() {
     let config = still(writer_and_reader());
     breaks(READERS_OR_WRITER, Bug::ExistsThenAdd, config);
 }
 
 #[test]
-fn readers_need_a_quorum_too() {
+fn reader_with_one_node_breaks_exclusion() {
     let config = still(writer_and_reader());
     breaks(READERS_OR_WRITER, Bug::ReadFromOne, config);
 }
 
 #[test]
-fn a_gate_is_for_new_readers_only() {
+fn gate_that_stops_all_readers_breaks_rules() {
     let config = still(Config {
         extensions: [0, 1, 0],
         ..gate()
@@ -220,7 +220,7 @@ fn a_gate_is_for_new_readers_only() {
 }
 
 #[test]
-fn a_place_at_the_gate_is_left() {
+fn undeleted_gate_entry_leaves_keys() {
     breaks(FREE_WHEN_LEFT, Bug::StaysAtTheGate, still(gate()));
 }
 
@@ -234,7 +234,7 @@ fn downgraded_lock_is_released_as_writer_or_reader() {
 }
 
 #[test]
-fn a_downgrade_is_one_step() {
+fn downgrade_in_two_steps_breaks_exclusion() {
     let config = still(Config {
         downgrades: true,
         ..two_writers()

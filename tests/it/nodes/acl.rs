@@ -1,4 +1,5 @@
-//! Who may do what: passwords, and an ACL user with the rights that the README lists, which are read from there.
+//! Access rights: passwords, and ACL users with the rights that the README lists. The test reads
+//! them from there.
 
 use std::collections::HashMap;
 use std::net::TcpStream;
@@ -13,14 +14,14 @@ use redguard::{
 };
 
 use crate::support::fixtures::{
-    BRIEF, LIMIT, TTL, ask, assert_no_timeout_elapsed, at, calls, config, connect, hasty, now,
-    nowhere, pttl, sluggish, subscribers, take, takes_part, wire,
+    BRIEF, LIMIT, TTL, acquire_lock, ask, assert_no_timeout_elapsed, at, calls, config, connect,
+    now, nowhere, pttl, sluggish, subscribers, wait_until_it_grants, wire, with_short_timeouts,
 };
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, servers, unique_key};
 
-/// What a node that refuses may take. Far longer than a healthy one takes on a busy machine.
+/// Time limit for a node that refuses: longer than any reply of a healthy node on a busy machine.
 const REFUSED: Duration = Duration::from_secs(1);
 const USER: &str = "locks";
 
@@ -32,7 +33,7 @@ fn causes(error: Error) -> Box<[FailedNode]> {
 }
 
 #[test]
-fn a_password_opens_the_door_and_is_never_shown() {
+fn password_logs_in_and_is_never_shown() {
     let [right, wrong] = ["right", "wrong"].map(|word| unique_key(&format!("{word}-secret")));
     captured_log();
     let options = Server::options().arg("--requirepass", &right);
@@ -61,7 +62,9 @@ fn a_password_opens_the_door_and_is_never_shown() {
         let locker = RedisLocker::connect(config).unwrap();
         let shown = format!("{locker:?} {:?}", locker.nodes());
         assert!(!shown.contains("secret"), "{shown}");
-        take(&locker, &unique_key("open")).release().unwrap();
+        acquire_lock(&locker, &unique_key("open"))
+            .release()
+            .unwrap();
         assert!(locker.nodes().shutdown(LIMIT));
     }
     assert!(captured_log().mentions(&node.addr()));
@@ -69,7 +72,7 @@ fn a_password_opens_the_door_and_is_never_shown() {
 }
 
 #[test]
-fn credentials_that_change_are_asked_for_at_each_connect() {
+fn credentials_provider_is_called_at_each_connect() {
     let node = Server::start().unwrap();
     let set_password = |password: &str| {
         let rights = ["resetpass", password, "~*", "&*", "+@all"];
@@ -98,9 +101,9 @@ fn credentials_that_change_are_asked_for_at_each_connect() {
     let locker = RedisLocker::connect(config).unwrap();
     let kept = LockOptions::new(LIMIT).auto_renew(true);
     let kept = locker.acquire(&unique_key("kept"), &kept).unwrap();
-    // The connection for wake-ups logs in likewise.
+    // The listener's connection logs in alike.
     let key = unique_key("listened-at");
-    let held = take(&locker, &key);
+    let held = acquire_lock(&locker, &key);
     thread::scope(|scope| {
         let other = RedisLocker::connect(
             at([node.addr()])
@@ -109,13 +112,15 @@ fn credentials_that_change_are_asked_for_at_each_connect() {
         )
         .unwrap();
         let key = &key;
-        let waits = scope.spawn(move || take(&other, key).release().unwrap());
-        eventually(LIMIT, "it listens", || subscribers(&node, key) == 1);
+        let waits = scope.spawn(move || acquire_lock(&other, key).release().unwrap());
+        eventually(LIMIT, "the waiter is subscribed", || {
+            subscribers(&node, key) == 1
+        });
         held.release().unwrap();
         waits.join().unwrap();
     });
     set_password(">second-secret");
-    // A login that is refused, and a function that panics, fail one connect each.
+    // A refused login, and a password function that panics, fail one connect each.
     let node_cause = || locker.nodes().health().nodes[0].cause.clone();
     assert!(cut() > 0);
     eventually(LIMIT, "the former password is refused", || {
@@ -126,7 +131,7 @@ fn credentials_that_change_are_asked_for_at_each_connect() {
         node_cause().is_some_and(|cause| cause.to_string().contains("Config::credentials"))
     });
     *current.lock().unwrap() = "second-secret";
-    takes_part(&locker, &node);
+    wait_until_it_grants(&locker, &node);
     kept.check().unwrap();
     assert!(kept.is_held());
     kept.release().unwrap();
@@ -134,8 +139,8 @@ fn credentials_that_change_are_asked_for_at_each_connect() {
     assert!(asked.len() > 3 && asked.iter().all(|name| *name == node.addr()));
 }
 
-/// The README's lines, one after the other: for exclusive locks, read-write locks, fencing, semaphores, and wake-ups. Without the
-/// user's name and password.
+/// Returns the README's lines of rights in order: for exclusive locks, read-write locks, fencing,
+/// semaphores, and wake-ups, without the user's name and password.
 fn readme() -> [Vec<&'static str>; 5] {
     let text = include_str!("../../../README.md");
     let lines = text.lines().filter_map(|line| {
@@ -155,7 +160,7 @@ fn as_user(node: &Server, user: &str) -> Config {
     at([node.addr()]).username(user).password("pass")
 }
 
-/// What a user has been refused: commands, keys and channels.
+/// Returns the commands, keys and channels that a user was denied.
 fn refusals(node: &Server, user: &str) -> Vec<String> {
     let log: Vec<HashMap<String, redis::Value>> = ask(node, &["ACL", "LOG", "1000"]);
     let text = |entry: &HashMap<String, redis::Value>, field: &str| -> String {
@@ -165,7 +170,7 @@ fn refusals(node: &Server, user: &str) -> Vec<String> {
     theirs.map(|entry| text(entry, "object")).collect()
 }
 
-/// Each kind of request once, with a reconnect in between.
+/// Sends each kind of request once, with a reconnect in between.
 fn every_request(node: &Server, config: Config) -> Result<(), Error> {
     let key = unique_key("acl");
     let locker = RedisLocker::connect(config.clone())?;
@@ -178,7 +183,7 @@ fn every_request(node: &Server, config: Config) -> Result<(), Error> {
     guard.release()
 }
 
-/// Each kind of request for read-write locks once, the refused ones included.
+/// Sends each kind of request for read-write locks once, including refused requests.
 fn every_rw_request(_: &Server, config: Config) -> Result<(), Error> {
     let key = unique_key("acl");
     let locker = RedisRwLocker::connect(config.clone())?;
@@ -189,7 +194,7 @@ fn every_rw_request(_: &Server, config: Config) -> Result<(), Error> {
     assert!(other.try_acquire_write(&key, &brief)?.is_none());
     writing.extend(TTL)?;
     let reading = writing.downgrade()?;
-    // Where a downgrade was refused it is made up for by now, or known to be impossible.
+    // A denied downgrade has been repaired by now, or reported as impossible.
     reading.extend(2 * TTL)?;
     let beside = other.read(&key, TTL)?;
     assert!(other.try_acquire_write(&key, &brief)?.is_none());
@@ -208,7 +213,7 @@ fn every_fenced_request(node: &Server, config: Config) -> Result<(), Error> {
     every_request(node, config)
 }
 
-/// Each kind of request for a permit once, the refused one included.
+/// Sends each kind of request for a permit once, including a refused request.
 fn every_request_for_permits(_: &Server, config: Config) -> Result<(), Error> {
     let name = unique_key("acl");
     let once = LockOptions::new(TTL);
@@ -221,7 +226,7 @@ fn every_request_for_permits(_: &Server, config: Config) -> Result<(), Error> {
 }
 
 #[test]
-fn an_acl_user_needs_no_more_than_the_readme_says_and_no_less() {
+fn acl_user_needs_exactly_the_rights_of_the_readme() {
     let [least, rw, fenced, permits, _] = readme();
     type Requests = fn(&Server, Config) -> Result<(), Error>;
     let none = Vec::new();
@@ -231,7 +236,8 @@ fn an_acl_user_needs_no_more_than_the_readme_says_and_no_less() {
         (&fenced, every_fenced_request),
         (&permits, every_request_for_permits),
     ];
-    // What is refused is waited for, so each kind has a node of its own, and all wait together.
+    // A caller waits for each denied request, so each kind has a node of its own, and all run in
+    // parallel.
     thread::scope(|scope| {
         for (besides, every) in kinds {
             let least = &least;
@@ -249,7 +255,7 @@ fn no_more_and_no_less(
     let patient = as_user(node, USER);
     let policy = RetryPolicy {
         max_outage: REFUSED,
-        ..hasty()
+        ..with_short_timeouts()
     };
     let config = patient.clone().retry(policy);
     let config = config.node_timeout(REFUSED).connect_timeout(REFUSED);
@@ -260,12 +266,12 @@ fn no_more_and_no_less(
         let rights: Vec<&str> = rights.filter(|one| one != left_out).collect();
         grant(node, USER, &rights);
         if *left_out == "+client|kill" {
-            every(node, config.clone()).unwrap(); // it is warned about
+            every(node, config.clone()).unwrap(); // the log warns of it
             continue;
         }
         let refused = || causes(every(node, config.clone()).expect_err(left_out));
         let mut causes = refused();
-        // On a machine that is so busy the node's time may be over before it has refused.
+        // On a busy machine the request may time out before the node denies it.
         for _ in 0..10 {
             if causes[0].failure == NodeFailure::TimedOut {
                 causes = refused();
@@ -276,7 +282,7 @@ fn no_more_and_no_less(
     }
 }
 
-/// A user that may do all but what is dangerous, as many hosts give it out.
+/// A user without dangerous commands, as many hosting services grant.
 const ALL_BUT_DANGEROUS: [&str; 5] = ["~*", "&*", "+@all", "-@dangerous", "+info"];
 
 #[test]
@@ -295,17 +301,21 @@ fn reconnect_without_the_right_to_kill_the_former_connection_works_and_is_warned
         };
         grant(node, USER, rights);
         let locker = RedisLocker::connect(as_user(node, USER)).unwrap();
-        take(&locker, &unique_key("first")).release().unwrap();
+        acquire_lock(&locker, &unique_key("first"))
+            .release()
+            .unwrap();
         assert_eq!(warnings(node), usize::from(!is_withdrawn), "at connect");
         if is_withdrawn {
-            // It also ends the connection of one who has lost a right.
+            // The server also ends the connection of a user that lost a right.
             grant(node, USER, &ALL_BUT_DANGEROUS);
         }
         for _ in 0..3 {
             let _: u32 = ask(node, &["CLIENT", "KILL", "USER", USER]);
-            take(&locker, &unique_key("again")).release().unwrap();
+            acquire_lock(&locker, &unique_key("again"))
+                .release()
+                .unwrap();
         }
-        eventually(LIMIT, "it is warned about", || warnings(node) > 0);
+        eventually(LIMIT, "the warning is logged", || warnings(node) > 0);
         assert_eq!(warnings(node), 1);
         let health = locker.nodes().health();
         assert!(matches!(health.nodes[0].state, NodeState::Up), "{health:?}");
@@ -337,11 +347,13 @@ fn connect_to_a_server_without_room_is_no_denial() {
     drop(full);
     let config = at([node.addr()]).password("pass");
     let locker = RedisLocker::connect(config).unwrap();
-    take(&locker, &unique_key("room")).release().unwrap();
+    acquire_lock(&locker, &unique_key("room"))
+        .release()
+        .unwrap();
 }
 
 #[test]
-fn with_all_that_the_readme_says_nothing_is_refused_under_any_prefix() {
+fn acl_user_with_all_readme_rights_is_denied_nothing_under_any_prefix() {
     let node = &servers(1)[0];
     for (prefix, db) in [("redguard:", 0), ("billing:", 3)] {
         let rights = readme().concat().join(" ").replace("redguard:", prefix);
@@ -354,7 +366,7 @@ fn with_all_that_the_readme_says_nothing_is_refused_under_any_prefix() {
         every_request(node, config.clone()).unwrap();
         every_rw_request(node, config.clone()).unwrap();
         every_fenced_request(node, config.clone()).unwrap();
-        // One that renews while another one waits.
+        // A lock that is renewed while another caller waits.
         let [holder, waiter] = [(); 2].map(|()| RedisRwLocker::connect(config.clone()).unwrap());
         let key = unique_key("acl");
         let renewed = LockOptions::new(BRIEF).auto_renew(true);
@@ -369,32 +381,32 @@ fn with_all_that_the_readme_says_nothing_is_refused_under_any_prefix() {
         writing.check().unwrap();
         writing.release().unwrap();
     }
-    // What may be refused without harm: our name and version, and what ends a connection.
+    // Rights whose denial is harmless: to set the client's name and library, and to kill clients.
     let mut refused = refusals(node, USER);
     refused.retain(|what| !["client|setinfo", "punsubscribe"].contains(&&**what));
     assert!(refused.is_empty(), "{refused:?}");
 }
 
-// One key's trouble is its own.
+// Errors of one key do not affect others.
 
-/// Since when the only node is connected.
+/// Returns since when the only node is connected.
 fn up_since(locker: &RedisLocker) -> std::time::Instant {
     let health = locker.nodes().health();
     assert_eq!(health.nodes[0].state, NodeState::Up);
     health.nodes[0].since
 }
 
-/// Whether the lock is renewed on its node: what it has left there grows.
+/// Waits until the node has renewed the lock: the remaining TTL grows.
 fn is_renewed(node: &Server, key: &str) {
     let mut left = pttl(node, key);
-    eventually(LIMIT, "it is renewed", || {
+    eventually(LIMIT, "the lock is renewed", || {
         let before = std::mem::replace(&mut left, pttl(node, key));
         left > before && before > 0
     });
 }
 
 #[test]
-fn name_without_rights_costs_no_other_lock() {
+fn name_without_rights_affects_no_other_lock() {
     let node = &servers(1)[0];
     let ours = unique_key("ours");
     let keys = format!("~redguard:{ours}*");
@@ -426,16 +438,18 @@ fn name_without_rights_costs_no_other_lock() {
                 matches!(causes[0].failure, NodeFailure::AccessDenied(_)),
                 "{causes:?}"
             );
-            take(&locker, &format!("{ours}-other")).release().unwrap();
+            acquire_lock(&locker, &format!("{ours}-other"))
+                .release()
+                .unwrap();
         }
     }
     is_renewed(node, &kept_key);
-    assert_eq!(up_since(&locker), since, "no connection was given up");
+    assert_eq!(up_since(&locker), since, "no connection was closed");
     kept.release().unwrap();
 }
 
 #[test]
-fn release_that_is_denied_costs_no_other_lock_and_is_made_when_it_is_allowed() {
+fn denied_release_affects_no_other_lock_and_succeeds_when_allowed() {
     captured_log();
     let node = &servers(1)[0];
     let all = ["+@all", "&*", "~*"];
@@ -447,11 +461,11 @@ fn release_that_is_denied_costs_no_other_lock_and_is_made_when_it_is_allowed() {
     let kept = locker.acquire(&kept_key, &renewed).unwrap();
     let since = up_since(&locker);
     let keys: Vec<String> = (0..20).map(|_| unique_key("denied")).collect();
-    // A script is told by its own DEL or not run at all: likewise.
+    // A script denies the command inside it, or is denied as a whole: the result is the same.
     for denied in ["-del", "-evalsha"] {
         ask::<()>(node, &["ACL", "SETUSER", USER, denied]);
         for key in &keys {
-            let causes = causes(take(&locker, key).release().unwrap_err());
+            let causes = causes(acquire_lock(&locker, key).release().unwrap_err());
             assert!(
                 matches!(causes[0].failure, NodeFailure::AccessDenied(_)),
                 "{causes:?}"
@@ -467,7 +481,7 @@ fn release_that_is_denied_costs_no_other_lock_and_is_made_when_it_is_allowed() {
     }
     rw.write(&keys[0], TTL).unwrap().release().unwrap();
     is_renewed(node, &kept_key);
-    assert_eq!(up_since(&locker), since, "no connection was given up");
+    assert_eq!(up_since(&locker), since, "no connection was closed");
     kept.release().unwrap();
     let warned = captured_log().lines(Level::Warn, &node.addr());
     let told = warned
@@ -476,8 +490,7 @@ fn release_that_is_denied_costs_no_other_lock_and_is_made_when_it_is_allowed() {
     assert_eq!(told.count(), 2, "once for each cause: {warned:?}");
 }
 
-/// A server that is a cluster by itself, but for the slot of one key.
-/// What is held, as far as it matters here.
+/// A guard of any kind of lock.
 enum Held {
     Lock(LockGuard),
     Read(ReadGuard),
@@ -486,7 +499,7 @@ enum Held {
 }
 
 #[test]
-fn extension_that_is_denied_in_the_middle_of_a_script_keeps_what_is_held() {
+fn extension_denied_inside_a_script_keeps_the_lock() {
     let node = &servers(1)[0];
     let all = ["+@all", "&*", "~*"];
     grant(node, USER, &all);
@@ -561,7 +574,7 @@ fn release_succeeds_where_the_turn_of_waiting_readers_is_denied() {
             let patient = LockOptions::new(TTL).wait_for(LIMIT);
             let (rival, key) = (&rival, &key);
             let waits = scope.spawn(move || rival.acquire_read(key, &patient));
-            eventually(LIMIT, "the reader leaves its mark", || {
+            eventually(LIMIT, "the reader leaves its marker", || {
                 let mark: Option<String> = ask(node, &["GET", &turn]);
                 mark.is_some()
             });
@@ -579,7 +592,7 @@ fn release_succeeds_where_the_turn_of_waiting_readers_is_denied() {
 
 #[cfg(feature = "cluster")]
 #[test]
-fn slot_that_nobody_serves_costs_no_lock_in_another() {
+fn unserved_slot_affects_no_lock_in_another() {
     let options = Server::options().arg("--cluster-enabled", "yes");
     let options = options.arg("--cluster-require-full-coverage", "no");
     let node = options.start().unwrap();
@@ -597,16 +610,18 @@ fn slot_that_nobody_serves_costs_no_lock_in_another() {
     });
     let locker =
         RedisLocker::connect(Config::new([redguard::Endpoint::cluster([node.addr()])])).unwrap();
-    let kept = take(&locker, &unique_key("kept"));
+    let kept = acquire_lock(&locker, &unique_key("kept"));
     let since = up_since(&locker);
     for _ in 0..20 {
         let causes = causes(locker.try_lock(&key, TTL).unwrap_err());
         let is_plain = matches!(&causes[0].failure, NodeFailure::ServerError(words) if words.contains("CLUSTERDOWN"));
         assert!(is_plain, "{causes:?}");
-        take(&locker, &unique_key("other")).release().unwrap();
+        acquire_lock(&locker, &unique_key("other"))
+            .release()
+            .unwrap();
         kept.extend(TTL).unwrap();
     }
-    assert_eq!(up_since(&locker), since, "no connection was given up");
+    assert_eq!(up_since(&locker), since, "no connection was closed");
 }
 
 // Wake-ups.
@@ -623,7 +638,9 @@ fn a_user_with_the_rights_of_the_readme_is_woken() {
     let pings = calls(node, "ping");
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock(&key, TTL));
-        eventually(LIMIT, "it listens", || subscribers(node, &key) == 1);
+        eventually(LIMIT, "the waiter is subscribed", || {
+            subscribers(node, &key) == 1
+        });
         eventually(LIMIT, "it asks for a sign of life", || {
             calls(node, "ping") > pings
         });
@@ -632,13 +649,13 @@ fn a_user_with_the_rights_of_the_readme_is_woken() {
         waits.join().unwrap().unwrap().release().unwrap();
         assert_no_timeout_elapsed(began);
     });
-    eventually(LIMIT, "nothing stays subscribed", || {
+    eventually(LIMIT, "no subscription is left", || {
         subscribers(node, &key) == 0
     });
 }
 
 #[test]
-fn without_one_of_the_rights_to_be_woken_it_is_refused_and_waits_end_by_time() {
+fn subscription_without_a_right_is_denied_and_waits_end_by_time() {
     let node = &servers(1)[0];
     let [least, .., wakes] = readme();
     assert_eq!(wakes.len(), 5);
@@ -657,7 +674,7 @@ fn without_one_of_the_rights_to_be_woken_it_is_refused_and_waits_end_by_time() {
                 let [holder, waiter] =
                     [(); 2].map(|()| RedisLocker::connect(config.clone()).unwrap());
                 let [key, other] = ["mute", "other"].map(unique_key);
-                // What is no command is a channel.
+                // Denials that name no command name a channel.
                 let refused = left_out.strip_prefix('+').unwrap_or("redguard:");
                 let is_refused = || {
                     let refusals = refusals(node, &user);
@@ -667,11 +684,14 @@ fn without_one_of_the_rights_to_be_woken_it_is_refused_and_waits_end_by_time() {
                 let others = holder.lock(&other, TTL).unwrap();
                 thread::scope(|scope| {
                     let waits = scope.spawn(|| waiter.lock(&key, TTL));
-                    // As long as somebody waits for another lock, the subscription to this one is given up by itself.
+                    // While a waiter needs another lock, the subscription to this lock ends on its
+                    // own.
                     let waits_on = scope.spawn(|| waiter.lock(&other, TTL));
                     match refused {
                         "publish" | "unsubscribe" => {
-                            eventually(LIMIT, "it listens", || subscribers(node, &key) == 1);
+                            eventually(LIMIT, "the waiter is subscribed", || {
+                                subscribers(node, &key) == 1
+                            });
                         }
                         _ => eventually(LIMIT, left_out, is_refused),
                     }
@@ -681,7 +701,7 @@ fn without_one_of_the_rights_to_be_woken_it_is_refused_and_waits_end_by_time() {
                     others.release().unwrap();
                     waits_on.join().unwrap().unwrap().release().unwrap();
                 });
-                takes_part(&waiter, node);
+                wait_until_it_grants(&waiter, node);
             });
         }
     });

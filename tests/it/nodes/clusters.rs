@@ -1,4 +1,4 @@
-//! A cluster as a node: slots that move, masters that die, and what a cluster cannot do.
+//! A cluster as a node: migrating hash slots, dying masters, and unsupported requests.
 
 use std::thread;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use redis::FromRedisValue;
 
 use crate::support::clusters::Cluster;
 use crate::support::fixtures::{
-    BRIEF, LIMIT, TTL, assert_no_timeout_elapsed, at, calls, hasty, now, sluggish, take, token,
+    BRIEF, LIMIT, TTL, acquire_lock, assert_no_timeout_elapsed, at, calls, now, sluggish, token,
+    with_short_timeouts,
 };
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::{Server, free_port};
@@ -29,7 +30,7 @@ fn wire(key: &str) -> String {
     crate::support::fixtures::wire(key)
 }
 
-/// The only node's cause in an error.
+/// Returns the only node's cause in an error.
 fn cause(error: Error) -> NodeFailure {
     match error {
         Error::InsufficientQuorum { causes, .. } => causes[0].failure.clone(),
@@ -37,7 +38,7 @@ fn cause(error: Error) -> NodeFailure {
     }
 }
 
-/// Whether a server has the key of a lock, whoever has its slot.
+/// Returns whether a server stores the key of a lock, whichever server serves its hash slot.
 fn has(server: &Server, key: &str) -> bool {
     let slot: u32 = clusters::ask(server, &["KEYSLOT", &wire(key)]);
     let keys: Vec<String> = clusters::ask(server, &["GETKEYSINSLOT", &slot.to_string(), "1000"]);
@@ -50,7 +51,7 @@ fn connect_error(config: Config) -> Error {
 }
 
 #[test]
-fn masters_of_a_cluster_are_logged_in_to_with_credentials_that_are_asked_for() {
+fn cluster_masters_get_credentials_from_the_provider() {
     let cluster = Cluster::shared();
     for master in &cluster.masters {
         let rights = ["on", ">s3cret", "~*", "&*", "+@all"];
@@ -61,7 +62,9 @@ fn masters_of_a_cluster_are_logged_in_to_with_credentials_that_are_asked_for() {
     }
     let config = config(cluster).credentials(|_| Credentials::new("asked-for", "s3cret"));
     let locker = RedisLocker::connect(config).unwrap();
-    take(&locker, &unique_key("asked")).release().unwrap();
+    acquire_lock(&locker, &unique_key("asked"))
+        .release()
+        .unwrap();
     for master in &cluster.masters {
         let clients: String = ask(master, &["CLIENT", "LIST"]);
         assert!(clients.contains(" user=asked-for "), "{clients}");
@@ -69,7 +72,7 @@ fn masters_of_a_cluster_are_logged_in_to_with_credentials_that_are_asked_for() {
 }
 
 #[test]
-fn locks_are_where_their_slots_are_and_stay_renewed() {
+fn cluster_locks_are_on_their_masters_and_renewed() {
     let cluster = Cluster::shared();
     let [locker, other] = [(); 2].map(|()| RedisLocker::connect(config(cluster)).unwrap());
     let rw = RedisRwLocker::new(locker.nodes());
@@ -132,7 +135,7 @@ fn waiter_is_woken_by_each_master_of_a_cluster() {
             count > 0
         };
         for key in &keys {
-            eventually(LIMIT, "it listens", || {
+            eventually(LIMIT, "the waiter is subscribed", || {
                 cluster.masters.iter().any(|s| listens(s, key))
             });
         }
@@ -145,18 +148,18 @@ fn waiter_is_woken_by_each_master_of_a_cluster() {
     });
 }
 
-/// All locks of a tag share a slot, and so do those of a name with it.
+/// All locks with one hash tag share a hash slot, and so do the keys of one name.
 fn tagged(tag: &str, name: &str) -> String {
     format!("{{{tag}}}{name}")
 }
 
 #[test]
-fn a_slot_moves_under_the_locks_in_it() {
+fn migrating_slot_keeps_its_locks() {
     let cluster = Cluster::shared();
     let [locker, other] = [(); 2].map(|()| RedisLocker::connect(config(cluster)).unwrap());
     let brief = RetryPolicy {
         max_outage: Duration::from_millis(100),
-        ..hasty()
+        ..with_short_timeouts()
     };
     let rw = RedisRwLocker::connect(config(cluster).retry(brief)).unwrap();
     let tag = unique_key("moves");
@@ -166,7 +169,7 @@ fn a_slot_moves_under_the_locks_in_it() {
     let [source, target] = [from, to].map(|number| &cluster.masters[number]);
     let up_since = [&locker, &other].map(|locker| locker.nodes().health().nodes[0].since);
 
-    let guard = take(&locker, &held);
+    let guard = acquire_lock(&locker, &held);
     let writing = rw.write(&tagged(&tag, "rw"), TTL).unwrap();
     let fenced = LockOptions::new(TTL).wait_for(LIMIT).fencing(true);
     let first = locker.acquire(&tagged(&tag, "fenced"), &fenced).unwrap();
@@ -174,14 +177,14 @@ fn a_slot_moves_under_the_locks_in_it() {
     first.release().unwrap();
 
     cluster.begin_move(&slot, from, to);
-    // What is there is served where it is, and what is new comes to be where the slot goes.
+    // The source serves present keys, and the target of the migration creates new keys.
     guard.extend(2 * TTL).unwrap();
     assert!(other.try_lock(&held, TTL).unwrap().is_none());
     let moved = locker.try_lock(&new, TTL).unwrap().unwrap();
     assert!(has(source, &held) && !has(target, &held) && !has(source, &new));
     assert!(other.try_lock(&new, TTL).unwrap().is_none());
     moved.extend(2 * TTL).unwrap();
-    // Several keys are served nowhere while the slot is on its way. That is an error of theirs alone.
+    // Several keys are served nowhere during the migration. This error concerns only their locks.
     let error = cause(rw.write(&tagged(&tag, "other"), TTL).unwrap_err());
     assert!(
         matches!(&error, NodeFailure::ServerError(text) if text.contains("TRYAGAIN")),
@@ -205,7 +208,7 @@ fn a_slot_moves_under_the_locks_in_it() {
     guard.release().unwrap();
     moved.release().unwrap();
     writing.release().unwrap();
-    take(&other, &held).release().unwrap();
+    acquire_lock(&other, &held).release().unwrap();
     let next = other.acquire(&tagged(&tag, "fenced"), &fenced).unwrap();
     assert!(next.fencing_token().unwrap() > number);
     rw.write(&tagged(&tag, "other"), TTL)
@@ -213,11 +216,11 @@ fn a_slot_moves_under_the_locks_in_it() {
         .release()
         .unwrap();
     let since = [&locker, &other].map(|locker| locker.nodes().health().nodes[0].since);
-    assert_eq!(since, up_since, "no connection was given up");
+    assert_eq!(since, up_since, "no connection was closed");
 }
 
 #[test]
-fn a_release_in_a_slot_that_moves_does_not_bring_the_cluster_down() {
+fn release_in_a_migrating_slot_keeps_the_cluster_up() {
     let cluster = Cluster::shared();
     let locker = RedisLocker::connect(config(cluster)).unwrap();
     let rw = RedisRwLocker::new(locker.nodes());
@@ -230,30 +233,32 @@ fn a_release_in_a_slot_that_moves_does_not_bring_the_cluster_down() {
     cluster.begin_move(&slot, from, to);
     let error = writing.release().unwrap_err();
     assert!(error.is_unavailable(), "{error}");
-    take(&locker, &unique_key("elsewhere")).release().unwrap();
+    acquire_lock(&locker, &unique_key("elsewhere"))
+        .release()
+        .unwrap();
     assert_eq!(locker.nodes().health().nodes[0].since, since);
     cluster.move_keys(&slot, from, to);
     cluster.end_move(&slot, from, to);
-    // It is made when the slot has arrived.
+    // The lock is acquired when the migration has ended.
     let options = LockOptions::new(TTL).wait_for(LIMIT);
     rw.acquire_write(&key, &options).unwrap().release().unwrap();
 }
 
 #[test]
-fn keys_in_several_slots_are_a_refusal_with_that_cause() {
+fn keys_in_several_slots_are_refused_with_that_cause() {
     let cluster = Cluster::shared();
     let policy = RetryPolicy {
         max_attempts: Some(1),
-        ..hasty()
+        ..with_short_timeouts()
     };
     let locker = RedisLocker::connect(config(cluster).retry(policy)).unwrap();
-    // With its `}` outside of a hash tag the lock's key and its fence share no slot.
+    // With a `}` outside of a hash tag the lock's key and its fence counter share no hash slot.
     let key = unique_key("a}b");
     captured_log();
     let fenced = LockOptions::new(TTL).fencing(true);
     assert!(locker.acquire(&key, &fenced).unwrap_err().is_contended());
     assert!(captured_log().mentions("CrossSlot"));
-    take(&locker, &key).release().unwrap();
+    acquire_lock(&locker, &key).release().unwrap();
     assert_eq!(locker.nodes().health().nodes[0].state, NodeState::Up);
 }
 
@@ -278,7 +283,7 @@ fn several_keys_must_share_a_slot_and_permits_do() {
         }
         other => panic!("{other:?}"),
     }
-    // A cluster among other nodes is one all the same.
+    // A quorum counts a cluster as one node.
     let others = servers(2);
     let endpoints = others.iter().map(|node| Endpoint::from(node.addr()));
     let mixed = Config::new(endpoints.chain([cluster.endpoint()]));
@@ -306,19 +311,19 @@ fn several_keys_must_share_a_slot_and_permits_do() {
 }
 
 #[test]
-fn after_one_connection_broke_all_former_ones_are_killed() {
+fn broken_connection_makes_reconnect_kill_all_former_ones() {
     let cluster = Cluster::start(LIMIT);
     let locker = RedisLocker::connect(config(&cluster)).unwrap();
     let keys: Vec<String> = (0..9).map(|_| unique_key("killed")).collect();
-    let guards: Vec<_> = keys.iter().map(|key| take(&locker, key)).collect();
+    let guards: Vec<_> = keys.iter().map(|key| acquire_lock(&locker, key)).collect();
     let kills = |server: &Server| calls(server, "client|kill");
-    // Each connect asks once whether it may.
+    // Each connect asks once for permission.
     assert!(cluster.masters.iter().all(|master| kills(master) == 1));
     ask::<u32>(&cluster.masters[1], &["CLIENT", "KILL", "TYPE", "normal"]);
-    eventually(LIMIT, "it is connected again", || {
+    eventually(LIMIT, "the node is connected again", || {
         guards.iter().all(|guard| guard.extend(2 * TTL).is_ok())
     });
-    // One of them is the test's own.
+    // One of the clients is the test's own.
     for (master, least) in cluster.masters.iter().zip([3, 4, 3]) {
         assert!(kills(master) >= least, "{}", master.addr());
         eventually(LIMIT, "one connection is left", || {
@@ -330,7 +335,7 @@ fn after_one_connection_broke_all_former_ones_are_killed() {
 }
 
 #[test]
-fn a_killed_master_is_that_nodes_fault_until_its_replica_has_taken_over() {
+fn killed_cluster_master_is_a_fault_until_its_replica_takes_over() {
     let patience = Duration::from_secs(1);
     let cluster = Cluster::start(patience);
     let replica = cluster.replica_of(0, patience);
@@ -340,28 +345,30 @@ fn a_killed_master_is_that_nodes_fault_until_its_replica_has_taken_over() {
         .find(|tag| cluster.owner(&tagged(tag, "")).0 == 0)
         .unwrap();
     let key = tagged(&tag, "held");
-    let guard = take(&locker, &key);
-    eventually(LIMIT, "the replica has it", || has(&replica, &key));
+    let guard = acquire_lock(&locker, &key);
+    eventually(LIMIT, "the replica has the key", || has(&replica, &key));
     cluster.masters[0].kill();
     if let Err(error) = locker.try_lock(&tagged(&tag, "new"), TTL) {
         assert!(error.is_unavailable(), "{error}");
     }
-    eventually(LIMIT, "its replica has taken over", || {
+    eventually(LIMIT, "the replica has taken over", || {
         locker
             .try_lock(&tagged(&tag, "new"), TTL)
             .is_ok_and(|got| got.is_some())
     });
     assert!(has(&replica, &key));
-    eventually(LIMIT, "it is extended there", || {
+    eventually(LIMIT, "the lock is extended there", || {
         guard.extend(2 * TTL).is_ok()
     });
-    take(&locker, &unique_key("others")).release().unwrap();
+    acquire_lock(&locker, &unique_key("others"))
+        .release()
+        .unwrap();
     guard.release().unwrap();
     assert!(!has(&replica, &key));
 }
 
 #[test]
-fn master_that_hangs_is_told_as_a_node_that_does_not_answer() {
+fn hung_cluster_master_is_reported_as_unresponsive() {
     let log = captured_log();
     let cluster = Cluster::start(LIMIT);
     let locker = RedisLocker::connect(config(&cluster)).unwrap();
@@ -372,9 +379,9 @@ fn master_that_hangs_is_told_as_a_node_that_does_not_answer() {
     cluster.masters[1].stop().unwrap();
     let error = locker.try_lock(&key, TTL).unwrap_err();
     assert!(error.is_unavailable(), "{error}");
-    // It is not waited for as one is whose connection has ended.
+    // The round does not wait for a reply to a request whose connection has ended.
     let name = locker.nodes().health().nodes[0].node.clone();
-    eventually(LIMIT, "it is unavailable", || {
+    eventually(LIMIT, "the node is unavailable", || {
         let _ = locker.try_lock(&key, TTL);
         let lines = log.lines(Level::Info, &name);
         lines.iter().any(|line| line.contains("unavailable"))
@@ -386,7 +393,7 @@ fn master_that_hangs_is_told_as_a_node_that_does_not_answer() {
 }
 
 #[test]
-fn a_stopped_seed_and_one_of_another_kind_do_not_stand_in_the_way() {
+fn stopped_or_foreign_seed_does_not_prevent_connect() {
     let cluster = Cluster::shared();
     let plain = &servers(2);
     plain[0].stop().unwrap();
@@ -400,7 +407,9 @@ fn a_stopped_seed_and_one_of_another_kind_do_not_stand_in_the_way() {
     let name = format!("cluster:{}", seeds[0]);
     let config = at([Endpoint::cluster(seeds)]).connect_timeout(Duration::from_secs(3));
     let locker = RedisLocker::connect(config).unwrap();
-    take(&locker, &unique_key("seeds")).release().unwrap();
+    acquire_lock(&locker, &unique_key("seeds"))
+        .release()
+        .unwrap();
     assert_eq!(locker.nodes().health().nodes[0].node, name);
 }
 
@@ -432,7 +441,7 @@ fn settings_that_a_cluster_does_not_allow_are_refused_at_connect() {
             ["http://h", "use redis, rediss"],
         ),
         (at([seed(), seed()]), ["cluster:", "named twice"]),
-        // Only the servers can tell that these are one.
+        // Only the servers can tell that these addresses are one cluster.
         (
             at([seed(), Endpoint::cluster([cluster.masters[1].addr()])]),
             ["cluster:", "same server"],
@@ -470,8 +479,8 @@ fn a_cluster_counts_as_one_node_among_others() {
     ];
     let locker = RedisLocker::connect(at(nodes)).unwrap();
     let key = unique_key("mixed");
-    eventually(LIMIT, "all take part", || {
-        let guard = take(&locker, &key);
+    eventually(LIMIT, "all nodes grant locks", || {
+        let guard = acquire_lock(&locker, &key);
         let (owner, _) = cluster.owner(&wire(&key));
         let everywhere = has(&cluster.masters[owner], &key)
             && plain.iter().all(|node| token(node, &key).is_some());
@@ -479,13 +488,13 @@ fn a_cluster_counts_as_one_node_among_others() {
         everywhere
     });
     plain[0].kill();
-    take(&locker, &key).release().unwrap();
+    acquire_lock(&locker, &key).release().unwrap();
     let name = format!("cluster:{}: connected", cluster.masters[0].addr());
     assert!(!captured_log().lines(Level::Info, &name).is_empty());
 }
 
 #[test]
-fn member_of_a_cluster_as_a_plain_node_is_told_as_what_it_is() {
+fn cluster_member_as_a_plain_node_is_reported() {
     let cluster = Cluster::shared();
     let told = cause(connect_error(at([cluster.masters[0].addr()])));
     let NodeFailure::ServerError(words) = &told else {

@@ -1,4 +1,4 @@
-//! Connecting to nodes, and nodes that hang, die, come back and refuse.
+//! Connecting to nodes that hang, die, come back and refuse.
 
 use std::time::Duration;
 
@@ -7,20 +7,22 @@ use redguard::{
 };
 
 use crate::support::fixtures::{
-    LIMIT, TTL, ask, at, config, connect, connect_by, everywhere, now, nowhere, pttl, take,
-    takes_part, token,
+    LIMIT, TTL, acquire_lock, ask, at, config, connect, connect_by, everywhere, now, nowhere, pttl,
+    token, wait_until_it_grants,
 };
 use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, servers, unique_key};
 
-/// How long tests with hung nodes wait for them: far longer than a healthy one takes on a busy machine.
+/// `node_timeout` of tests with hung nodes: longer than any reply of a healthy node on a busy
+/// machine.
 const HUNG: Duration = Duration::from_secs(1);
 
 fn impatient(nodes: &[Server]) -> RedisLocker {
     connect_by(config(nodes).node_timeout(HUNG), nodes)
 }
 
-/// What an `InsufficientQuorum` says: needed, reachable and total, and the cause of each node.
+/// Returns the fields of an `InsufficientQuorum`: needed, reachable and total, and the cause of
+/// each node.
 fn insufficient(error: Error) -> ([usize; 3], Box<[FailedNode]>) {
     assert!(error.is_unavailable() && !error.is_contended() && !error.is_lost());
     match error {
@@ -35,7 +37,7 @@ fn insufficient(error: Error) -> ([usize; 3], Box<[FailedNode]>) {
     }
 }
 
-/// How a connect fails that cannot succeed. It tries until its time-out.
+/// Returns the error of a connect that cannot succeed. It retries until its timeout.
 fn refused(config: Config) -> Error {
     match Nodes::connect(config.node_timeout(HUNG).connect_timeout(HUNG)) {
         Ok(_) => panic!("connected"),
@@ -46,7 +48,7 @@ fn refused(config: Config) -> Error {
 // Connecting.
 
 #[test]
-fn no_address_and_one_server_twice_are_refused() {
+fn connect_without_addresses_or_with_one_server_twice_fails() {
     assert_eq!(refused(at([""; 0])), Error::NoAddresses);
     let node = &servers(1)[0];
     let port = node.port();
@@ -55,7 +57,7 @@ fn no_address_and_one_server_twice_are_refused() {
         matches!(&by_text, Error::InvalidConfig(text) if text.contains(&node.addr())),
         "{by_text}"
     );
-    // Only the server itself can tell that these are one.
+    // Only the server itself can tell that these addresses are one server.
     let by_run_id = refused(at([node.addr(), format!("localhost:{port}")]));
     assert!(
         matches!(&by_run_id, Error::InvalidConfig(text) if text.contains(&node.addr()) && text.contains("localhost")),
@@ -64,7 +66,7 @@ fn no_address_and_one_server_twice_are_refused() {
 }
 
 #[test]
-fn without_any_node_each_one_has_its_cause() {
+fn connect_without_reachable_nodes_reports_each_cause() {
     let addresses = [(); 3].map(|()| format!("127.0.0.1:{}", free_port().unwrap()));
     let (counts, causes) = insufficient(refused(at(addresses.clone())));
     assert_eq!(counts, [2, 0, 3]);
@@ -79,16 +81,16 @@ fn without_any_node_each_one_has_its_cause() {
 }
 
 #[test]
-fn a_node_that_was_down_at_connect_is_used_when_it_comes() {
+fn node_that_was_down_at_connect_is_used_later() {
     let nodes = servers(3);
     nodes[2].kill();
     let locker = connect_by(config(&nodes), &nodes[..2]);
     let key = unique_key("late");
-    let guard = take(&locker, &key);
+    let guard = acquire_lock(&locker, &key);
     nodes[2].restart().unwrap();
-    takes_part(&locker, &nodes[2]);
-    // Also what was taken without it reaches it now.
-    eventually(LIMIT, "put on the late node", || {
+    wait_until_it_grants(&locker, &nodes[2]);
+    // The key of an earlier lock is restored there too.
+    eventually(LIMIT, "the key is on the late node", || {
         guard.extend(TTL).unwrap();
         token(&nodes[2], &key).is_some()
     });
@@ -98,20 +100,22 @@ fn a_node_that_was_down_at_connect_is_used_when_it_comes() {
 }
 
 #[test]
-fn a_hung_node_does_not_hold_up_connecting() {
+fn hung_node_does_not_delay_connect() {
     let nodes = servers(3);
     nodes[0].stop().unwrap();
     let timeout = LIMIT;
     let start = now();
     let locker = RedisLocker::connect(config(&nodes).connect_timeout(timeout)).unwrap();
     assert!(start.elapsed() < timeout, "{:?}", start.elapsed());
-    take(&locker, &unique_key("hung")).release().unwrap();
+    acquire_lock(&locker, &unique_key("hung"))
+        .release()
+        .unwrap();
     nodes[0].resume().unwrap();
-    takes_part(&locker, &nodes[0]);
+    wait_until_it_grants(&locker, &nodes[0]);
 }
 
 #[test]
-fn connecting_to_hung_nodes_ends_at_its_time_out() {
+fn connect_to_hung_nodes_ends_at_its_timeout() {
     let nodes = servers(3);
     nodes[1..].iter().for_each(|node| node.stop().unwrap());
     let start = now();
@@ -130,11 +134,11 @@ fn connecting_to_hung_nodes_ends_at_its_time_out() {
 // Nodes that hang.
 
 #[test]
-fn a_hung_minority_is_not_noticed_and_has_nothing_left_when_it_goes_on() {
+fn hung_minority_delays_no_caller_and_keeps_no_key() {
     let nodes = servers(3);
     let locker = impatient(&nodes);
     let before = unique_key("before");
-    let held = take(&locker, &before);
+    let held = acquire_lock(&locker, &before);
     everywhere(&nodes, &before);
     nodes[1].stop().unwrap();
     let mut keys = vec![before];
@@ -147,15 +151,16 @@ fn a_hung_minority_is_not_noticed_and_has_nothing_left_when_it_goes_on() {
     }
     held.extend(2 * TTL).unwrap();
     held.release().unwrap();
-    // The one that it held is released by its lane; the others it may do and undo, if they have come to it at all.
+    // The worker releases the key that the node held. The node may execute and undo the other
+    // requests, if it has read them at all.
     nodes[1].resume().unwrap();
     keys.iter().for_each(|key| nowhere(&nodes, key));
-    takes_part(&locker, &nodes[1]);
+    wait_until_it_grants(&locker, &nodes[1]);
     keys.iter().for_each(|key| nowhere(&nodes, key));
 }
 
 #[test]
-fn with_a_majority_hung_nobody_can_find_out() {
+fn hung_majority_makes_acquires_unavailable() {
     let nodes = servers(3);
     let locker = impatient(&nodes);
     let key = unique_key("hung");
@@ -181,17 +186,19 @@ fn with_a_majority_hung_nobody_can_find_out() {
     }
     nodes[..2].iter().for_each(|node| node.resume().unwrap());
     nowhere(&nodes, &key);
-    take(&locker, &key).release().unwrap();
-    nodes.iter().for_each(|node| takes_part(&locker, node));
+    acquire_lock(&locker, &key).release().unwrap();
+    nodes
+        .iter()
+        .for_each(|node| wait_until_it_grants(&locker, node));
     nowhere(&nodes, &key);
 }
 
 #[test]
-fn a_guard_among_hung_nodes_is_held_until_its_end_and_then_released() {
+fn guard_on_hung_nodes_is_held_until_expiry_and_then_released() {
     let nodes = servers(3);
     let locker = impatient(&nodes);
     let keys = [unique_key("released"), unique_key("dropped")];
-    let [released, dropped] = keys.each_ref().map(|key| take(&locker, key));
+    let [released, dropped] = keys.each_ref().map(|key| acquire_lock(&locker, key));
     keys.iter().for_each(|key| drop(everywhere(&nodes, key)));
     nodes[1..].iter().for_each(|node| node.stop().unwrap());
     let (_, causes) = insufficient(released.extend(2 * TTL).unwrap_err());
@@ -209,12 +216,12 @@ fn a_guard_among_hung_nodes_is_held_until_its_end_and_then_released() {
 // Nodes that die and come back.
 
 #[test]
-fn a_node_that_comes_back_has_its_keys_or_gets_them_back() {
+fn node_that_comes_back_keeps_its_keys_or_is_restored() {
     let start = || Server::options().append_always().start().unwrap();
     let nodes = [(); 3].map(|()| start());
     let locker = connect(&nodes);
     let key = unique_key("restarted");
-    let guard = take(&locker, &key);
+    let guard = acquire_lock(&locker, &key);
     let stored = everywhere(&nodes, &key);
     let longer = |node: &Server, ttl: Duration| {
         eventually(LIMIT, "extended on the node that was away", || {
@@ -238,30 +245,30 @@ fn a_node_that_comes_back_has_its_keys_or_gets_them_back() {
 }
 
 #[test]
-fn after_all_nodes_were_restarted_locking_works_by_itself() {
+fn lock_after_restart_of_all_nodes_succeeds() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     let key = unique_key("restarted");
-    let lost = take(&locker, &key);
+    let lost = acquire_lock(&locker, &key);
     nodes.iter().for_each(|node| node.restart().unwrap());
     let next = unique_key("next");
     locker.lock(&next, TTL).unwrap().release().unwrap();
-    // They came back empty: as soon as two of them say so, it is lost.
+    // The nodes came back empty: the lock is lost as soon as two of them report that.
     let mut told = Ok(());
-    eventually(LIMIT, "two say that they have nothing", || {
+    eventually(LIMIT, "two nodes report a missing key", || {
         told = lost.extend(TTL);
         told.as_ref().is_err_and(Error::is_lost)
     });
     assert!(!lost.is_held());
-    take(&locker, &key).release().unwrap();
+    acquire_lock(&locker, &key).release().unwrap();
 }
 
 #[test]
-fn connections_that_were_killed_while_idle_are_made_again() {
+fn idle_connections_that_were_killed_reconnect() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     let key = unique_key("killed");
-    let guard = take(&locker, &key);
+    let guard = acquire_lock(&locker, &key);
     let stored = everywhere(&nodes, &key);
     for _ in 0..3 {
         for node in &nodes {
@@ -273,7 +280,9 @@ fn connections_that_were_killed_while_idle_are_made_again() {
             .unwrap()
             .release()
             .unwrap();
-        nodes.iter().for_each(|node| takes_part(&locker, node));
+        nodes
+            .iter()
+            .for_each(|node| wait_until_it_grants(&locker, node));
     }
     guard.extend(2 * TTL).unwrap();
     assert_eq!(everywhere(&nodes, &key), stored);
@@ -283,11 +292,11 @@ fn connections_that_were_killed_while_idle_are_made_again() {
 
 // Nodes that refuse.
 
-/// Does something to the only node under which it cannot grant, and undoes it.
+/// Runs `how` on the only node, so that it cannot grant, and undoes that with `back`.
 fn refuses(node: &Server, how: &[&str], code: &str, back: &[&str], check: impl Fn(&LockGuard)) {
     let nodes = std::slice::from_ref(node);
     let locker = connect(nodes);
-    let held = take(&locker, &unique_key("held"));
+    let held = acquire_lock(&locker, &unique_key("held"));
     ask::<()>(node, how);
     let key = unique_key("refused");
     let error = locker.try_lock(&key, TTL).unwrap_err();
@@ -301,7 +310,7 @@ fn refuses(node: &Server, how: &[&str], code: &str, back: &[&str], check: impl F
     );
     check(&held);
     ask::<()>(node, back);
-    // One that is known to be a replica is asked only when it has said that it is none any more.
+    // A known replica is asked again only after it reports that it is a master.
     eventually(LIMIT, "it grants again", || {
         let guard = locker.try_lock(&key, TTL).ok().flatten();
         guard.is_some_and(|guard| guard.release().is_ok())
@@ -322,8 +331,8 @@ fn a_node_that_became_a_replica_is_a_fault() {
         insufficient(held.extend(2 * TTL).unwrap_err());
         assert!(held.is_held());
         assert!(locker.try_lock(&unique_key("refused"), TTL).is_err());
-        // It is connected to anew, to hear whether it is to be used at all.
-        eventually(LIMIT, "it is known as a replica", || {
+        // The worker connects again, to learn whether the node may be used.
+        eventually(LIMIT, "the node is known as a replica", || {
             (health().role, health().state) == (Some(Role::Replica), NodeState::Suspect)
         });
     });
@@ -336,7 +345,7 @@ fn a_node_without_memory_is_a_fault_but_keeps_and_releases() {
     let back = ["CONFIG", "SET", "maxmemory", "0"];
     let locker = connect(std::slice::from_ref(node));
     let key = unique_key("released");
-    let released = std::cell::Cell::new(Some(take(&locker, &key)));
+    let released = std::cell::Cell::new(Some(acquire_lock(&locker, &key)));
     refuses(node, &how, "OOM", &back, |held| {
         held.extend(2 * TTL).unwrap();
         released.take().unwrap().release().unwrap();
@@ -344,14 +353,14 @@ fn a_node_without_memory_is_a_fault_but_keeps_and_releases() {
     });
 }
 
-// The end.
+// The end of a `Nodes`.
 
 #[test]
-fn shutdown_leaves_what_is_in_use_to_its_ttl() {
+fn shutdown_leaves_held_locks_to_their_ttl() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     let key = unique_key("in use");
-    let guard = take(&locker, &key);
+    let guard = acquire_lock(&locker, &key);
     let stored = everywhere(&nodes, &key);
     assert!(!locker.nodes().shutdown(Duration::from_millis(20)));
     assert_eq!(
@@ -374,11 +383,11 @@ fn shutdown_leaves_what_is_in_use_to_its_ttl() {
 }
 
 #[test]
-fn shutdown_without_guards_leaves_nothing() {
+fn shutdown_without_guards_leaves_no_key() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     let keys: Vec<String> = (0..20).map(|_| unique_key("done")).collect();
-    keys.iter().for_each(|key| drop(take(&locker, key)));
+    keys.iter().for_each(|key| drop(acquire_lock(&locker, key)));
     assert!(locker.nodes().shutdown(LIMIT));
     for node in &nodes {
         assert_eq!(ask::<u32>(node, &["DBSIZE"]), 0);

@@ -1,4 +1,5 @@
-//! Servers that break off, lie, babble, hang and flood: an error and never a panic, in time, and recovered from.
+//! Servers that break off, lie, babble, hang and flood cause an error, never a panic, within the
+//! timeout, and recover.
 
 use std::sync::Once;
 use std::sync::atomic::AtomicU64;
@@ -12,18 +13,21 @@ use redguard::{
 };
 
 use crate::support::fixtures::{
-    LIMIT, TTL, ask, at, now, nowhere, seize, shared, take, takes_part, wire,
+    LIMIT, TTL, acquire_lock, ask, at, now, nowhere, shared, store_foreign_token,
+    wait_until_it_grants, wire,
 };
 use crate::support::hostile::{BadReply, Hostile, Then};
 use crate::support::servers::Server;
 use crate::support::{eventually, unique_key};
 
-/// How long a node has that is not needed: far longer than a healthy one takes on a busy machine.
+/// Time limit for a node that is not needed: longer than any reply of a healthy node on a busy
+/// machine.
 const SOON: Duration = Duration::from_secs(1);
-/// So many of a table's rows at the same time.
+/// Number of table rows that run in parallel.
 const AT_ONCE: usize = 8;
 
-/// Answers to a command that has `+OK`, a number or an array for an answer, but for the last two: none of them is one.
+/// Replies to a command that expects `+OK`, a number or an array. Except the last two, all are
+/// invalid.
 fn bad_replies() -> Vec<BadReply> {
     let deep = |levels: usize| "*1\r\n".repeat(levels);
     let long = "x".repeat(1_000_000);
@@ -44,7 +48,7 @@ fn bad_replies() -> Vec<BadReply> {
         text("$10\r\n123", Then::Close),
         text("", Then::Hang),
         text("+OK\r", Then::Hang),
-        // More than there is.
+        // A length beyond the end.
         text("$999999999999\r\nabc", Then::Hang),
         text("$9223372036854775807\r\n", Then::Hang),
         text("!-1\r\nabc", Then::Hang),
@@ -63,7 +67,7 @@ fn bad_replies() -> Vec<BadReply> {
         "\r\n",
         "\0",
         "HTTP/1.1 400 Bad Request\r\n\r\n",
-        // Of another type.
+        // Another type.
         "+QUEUED\r\n",
         "$3\r\nfoo\r\n",
         "*0\r\n",
@@ -91,13 +95,13 @@ fn bad_replies() -> Vec<BadReply> {
     ] {
         bad_replies.push(text(says, Then::GoOn));
     }
-    // The right answer, and one that nobody asked for.
+    // The valid reply, followed by an unexpected one.
     bad_replies.push(text("+OK\r\n+OK\r\n", Then::GoOn));
     bad_replies.push(text("$-1\r\n:5\r\n:5\r\n", Then::GoOn));
     bad_replies
 }
 
-/// No lane, and no listener, is to panic.
+/// Returns a check that no worker and no listener has panicked.
 fn watch_for_panics() -> impl Fn() {
     static HOOKED: Once = Once::new();
     static PANICS: AtomicU64 = AtomicU64::new(0);
@@ -116,7 +120,7 @@ fn watch_for_panics() -> impl Fn() {
     || assert_eq!(PANICS.load(SeqCst), 0)
 }
 
-/// Some at a time, each with a number.
+/// Runs a function for each row, several rows in parallel, with the row's index.
 fn each<T: Sync>(table: &[T], row: impl Fn(usize, &T) + Sync) {
     let (next, row) = (AtomicU64::new(0), &row);
     thread::scope(|scope| {
@@ -132,24 +136,24 @@ fn each<T: Sync>(table: &[T], row: impl Fn(usize, &T) + Sync) {
     });
 }
 
-/// Soon done with a node that does not answer, and not done with it for longer than that.
-fn hasty(addresses: impl IntoIterator<Item = String>) -> Config {
+/// Short time limits, for a node that does not reply.
+fn with_short_timeouts(addresses: impl IntoIterator<Item = String>) -> Config {
     let config = at(addresses).circuit_breaker(u32::MAX, LIMIT);
     config.node_timeout(SOON).connect_timeout(SOON)
 }
 
-/// The same, but patient while it connects.
+/// Short time limits, with a long one for connects.
 fn alone(hostile: &Hostile) -> RedisLocker {
-    RedisLocker::connect(hasty([hostile.addr()]).connect_timeout(LIMIT)).unwrap()
+    RedisLocker::connect(with_short_timeouts([hostile.addr()]).connect_timeout(LIMIT)).unwrap()
 }
 
-/// Three nodes, of which the first is not what it seems.
+/// A locker of three nodes, of which the first is hostile.
 fn two_honest(first: String) -> Config {
     let honest = shared()[1..].iter().map(Server::addr);
     at([first].into_iter().chain(honest))
 }
 
-/// Waits for what must not take for ever, and answers what came of it.
+/// Runs `act` within a time limit and returns its result.
 fn in_time<T>(what: &str, act: impl FnOnce() -> T) -> T {
     let start = now();
     let done = act();
@@ -158,7 +162,7 @@ fn in_time<T>(what: &str, act: impl FnOnce() -> T) -> T {
 }
 
 #[test]
-fn a_quorum_of_honest_nodes_goes_on_and_the_hostile_one_comes_back() {
+fn quorum_beside_a_hostile_node_grants_and_the_node_recovers() {
     let no_panic = watch_for_panics();
     each(&bad_replies(), |_, bad_reply| {
         let hostile = Hostile::before(shared()[0].addr());
@@ -173,9 +177,9 @@ fn a_quorum_of_honest_nodes_goes_on_and_the_hostile_one_comes_back() {
             hostile.set_bad_reply(command, bad_reply);
             let key = unique_key("hostile");
             let patient = LockOptions::new(TTL).wait_for(LIMIT);
-            // A lane may be away for a moment, and then hears nothing of a round.
+            // A connection may be down for a moment, and then receives no reply of a round.
             eventually(LIMIT, "a bad reply is sent", || {
-                let guard = take(&locks, &key);
+                let guard = acquire_lock(&locks, &key);
                 guard.extend(TTL).unwrap();
                 guard.release().unwrap();
                 drop(rw.acquire_write(&key, &patient).unwrap());
@@ -183,7 +187,7 @@ fn a_quorum_of_honest_nodes_goes_on_and_the_hostile_one_comes_back() {
                 hostile.bad_replies() > before
             });
             hostile.restore();
-            takes_part(&locks, &shared()[0]);
+            wait_until_it_grants(&locks, &shared()[0]);
             nowhere(shared(), &key);
         }
     });
@@ -191,7 +195,7 @@ fn a_quorum_of_honest_nodes_goes_on_and_the_hostile_one_comes_back() {
     assert!(peak_memory() < 16 << 30, "what is declared is allocated");
 }
 
-/// The most address space that this process ever had, in bytes.
+/// Returns the greatest address space of this process so far, in bytes.
 fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:"));
@@ -201,7 +205,7 @@ fn peak_memory() -> u64 {
 }
 
 #[test]
-fn a_hostile_node_alone_is_an_error_in_time() {
+fn single_hostile_node_is_an_error_in_time() {
     let no_panic = watch_for_panics();
     let bad_replies = bad_replies();
     let (errors, answers) = bad_replies.split_at(bad_replies.len() - 2);
@@ -218,29 +222,31 @@ fn a_hostile_node_alone_is_an_error_in_time() {
             "{text}"
         );
         hostile.restore();
-        take(&locks, &key).release().unwrap();
+        acquire_lock(&locks, &key).release().unwrap();
         assert!(locks.nodes().shutdown(LIMIT), "row {number}");
     });
-    // A reply too many is noticed when it is no answer to what is asked next.
+    // The worker notices the extra reply when it does not fit the next request.
     for bad_reply in answers {
         let hostile = Hostile::before(shared()[0].addr());
         let locks = alone(&hostile);
         hostile.set_bad_reply("SET", bad_reply);
         let _ = in_time("an attempt", || locks.try_lock(&unique_key("alone"), TTL));
         hostile.restore();
-        take(&locks, &unique_key("alone")).release().unwrap();
+        acquire_lock(&locks, &unique_key("alone"))
+            .release()
+            .unwrap();
     }
     no_panic();
 }
 
 #[test]
-fn hostile_greetings() {
+fn hostile_replies_to_the_handshake_fail_one_node() {
     let no_panic = watch_for_panics();
     let greetings = ["AUTH", "SELECT", "CLIENT", "INFO", "SCRIPT"];
     let rows = greetings.iter().cycle().zip(bad_replies());
     let mut table: Vec<_> = rows.collect();
     let usual = table.len();
-    // What cannot be killed at the next connect, and what no server is called.
+    // A client id that the next connect cannot kill, and an invalid run id.
     for (command, says) in [(&"CLIENT", ":-5\r\n"), (&"INFO", "$8\r\nrun_id:x\r\n")] {
         let (says, then) = (says.into(), Then::GoOn);
         table.push((command, BadReply { says, then }));
@@ -248,32 +254,37 @@ fn hostile_greetings() {
     each(&table, |number, (command, bad_reply)| {
         let hostile = Hostile::before(shared()[0].addr());
         hostile.set_bad_reply(command, bad_reply);
-        // The real server has no password, and says so in an error that we would stop at: only the hostile one is asked.
+        // The real server has no password, and its error would end the connect: only the hostile
+        // server is asked.
         let needs = matches!(**command, "AUTH" | "SELECT");
         let first = match needs {
             true => format!("redis://:s3cret@{}/1", hostile.addr()),
             false => hostile.addr(),
         };
         if number % 4 == 0 || number >= usual {
-            let error = in_time("connecting", || Nodes::connect(hasty([first.clone()])));
+            let error = in_time("connecting", || {
+                Nodes::connect(with_short_timeouts([first.clone()]))
+            });
             match error {
                 Err(error) => {
                     let is_known = error.is_unavailable() || error.is_denied();
                     assert!(is_known, "row {number}: {error}");
                 }
-                // Some of it is an answer there.
+                // Some of these replies are valid there.
                 Ok(_) => assert!(!matches!(**command, "INFO" | "SCRIPT"), "row {number}"),
             }
         }
         let nodes = in_time("connecting", || Nodes::connect(two_honest(first)).unwrap());
         let locks = RedisLocker::new(&nodes);
-        take(&locks, &unique_key("greeted")).release().unwrap();
-        eventually(LIMIT, "the greeting was hostile", || {
+        acquire_lock(&locks, &unique_key("greeted"))
+            .release()
+            .unwrap();
+        eventually(LIMIT, "the handshake was hostile", || {
             hostile.bad_replies() > 0
         });
         hostile.restore();
         if !needs {
-            takes_part(&locks, &shared()[0]);
+            wait_until_it_grants(&locks, &shared()[0]);
         }
         in_time("shutting down", || nodes.shutdown(LIMIT));
     });
@@ -281,10 +292,10 @@ fn hostile_greetings() {
 }
 
 #[test]
-fn a_password_that_comes_back_is_not_passed_on() {
+fn password_in_a_server_reply_is_not_shown() {
     let options = Server::options().arg("--requirepass", "s3cret");
     let node = options.start().unwrap();
-    // Where an error is cut off, in the midst of it.
+    // Cuts an error in the middle.
     let long = format!("-ERR {}s3cret\r\n", "x".repeat(193));
     let words = [
         "-ERR unknown command 'AUTH', with args beginning with: 's3cret' \r\n",
@@ -302,7 +313,7 @@ fn a_password_that_comes_back_is_not_passed_on() {
         let then = Then::GoOn;
         hostile.set_bad_reply(command, &BadReply { says, then });
         let address = format!("redis://:s3cret@{}/1", hostile.addr());
-        let error = Nodes::connect(hasty([address])).unwrap_err();
+        let error = Nodes::connect(with_short_timeouts([address])).unwrap_err();
         assert!(error.is_unavailable() || error.is_denied(), "{error}");
         assert!(hostile.bad_replies() > 0, "{error}");
         assert!(!format!("{error} {error:?}").contains("s3c"), "{error}");
@@ -322,7 +333,7 @@ fn reply_that_comes_byte_by_byte_is_read() {
     assert!(guard.is_some_and(|guard| guard.is_held()) && hostile.bad_replies() > 0);
 }
 
-/// A reply without an end holds nobody, and its lane no longer than a node may take.
+/// A reply without an end delays no other caller, and its worker by at most `node_timeout`.
 #[test]
 fn node_that_replies_byte_by_byte_delays_no_caller() {
     let no_panic = watch_for_panics();
@@ -336,7 +347,7 @@ fn node_that_replies_byte_by_byte_delays_no_caller() {
     hostile.set_bad_reply("SET", &drip);
     for _ in 0..20 {
         let key = unique_key("drip");
-        in_time("a lock", || drop(take(&locks, &key)));
+        in_time("a lock", || drop(acquire_lock(&locks, &key)));
     }
     for locks in [&recovers, &ends] {
         for _ in 0..5 {
@@ -351,22 +362,24 @@ fn node_that_replies_byte_by_byte_delays_no_caller() {
     }
     assert!(in_time("shutting down", || ends.nodes().shutdown(LIMIT)));
     hostile.restore();
-    take(&recovers, &unique_key("drip")).release().unwrap();
-    takes_part(&locks, &shared()[0]);
+    acquire_lock(&recovers, &unique_key("drip"))
+        .release()
+        .unwrap();
+    wait_until_it_grants(&locks, &shared()[0]);
     assert!(locks.nodes().shutdown(LIMIT));
     no_panic();
 }
 
-/// What may be heard instead of a subscription, or after it.
-fn tales() -> Vec<BadReply> {
-    // There are two: to the private channel, and to a lock's.
+/// Replies to a subscription, or messages after it.
+fn subscription_replies() -> Vec<BadReply> {
+    // There are two subscriptions: to the private channel, and to a lock's channel.
     let confirmed = "*3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n";
     let message = "*3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$0\r\n\r\n";
     let text = |says: String, then| BadReply {
         says: says.into(),
         then,
     };
-    let mut tales = vec![
+    let mut subscription_replies = vec![
         text(message.into(), Then::Flood(message.len())),
         text(format!("{confirmed}{message}"), Then::Flood(message.len())),
         text(
@@ -386,36 +399,43 @@ fn tales() -> Vec<BadReply> {
         text(format!("{confirmed}\0"), Then::Hang),
         text(confirmed.into(), Then::Close),
     ];
-    tales.extend(bad_replies().into_iter().step_by(3));
-    tales
+    subscription_replies.extend(bad_replies().into_iter().step_by(3));
+    subscription_replies
 }
 
-/// Whether something to listen to always comes.
-fn is_endless(tale: &BadReply) -> bool {
-    matches!(tale.then, Then::Flood(_))
+/// Whether the hostile server keeps sending bytes.
+fn is_endless(subscription_reply: &BadReply) -> bool {
+    matches!(subscription_reply.then, Then::Flood(_))
 }
 
 #[test]
-fn a_hostile_ear_keeps_nobody_from_a_lock() {
+fn hostile_subscription_blocks_no_waiter() {
     let no_panic = watch_for_panics();
-    each(&tales(), |number, tale| {
+    each(&subscription_replies(), |number, subscription_reply| {
         let hostile = Hostile::before(shared()[0].addr());
         let nodes = Nodes::connect(two_honest(hostile.addr())).unwrap();
         let locks = RedisLocker::new(&nodes);
-        takes_part(&locks, &shared()[0]);
-        hostile.set_bad_reply("SUBSCRIBE", tale);
-        let key = unique_key("ear");
-        shared().iter().for_each(|node| seize(node, &key, TTL));
+        wait_until_it_grants(&locks, &shared()[0]);
+        hostile.set_bad_reply("SUBSCRIBE", subscription_reply);
+        let key = unique_key("subscription");
+        shared()
+            .iter()
+            .for_each(|node| store_foreign_token(node, &key, TTL));
         thread::scope(|scope| {
-            let waiter = scope.spawn(|| take(&locks, &key));
-            eventually(LIMIT, "it is listened to", || hostile.bad_replies() > 0);
+            let waiter = scope.spawn(|| acquire_lock(&locks, &key));
+            eventually(LIMIT, "a waiter is subscribed", || {
+                hostile.bad_replies() > 0
+            });
             for node in shared() {
                 ask::<i64>(node, &["DEL", &wire(&key)]);
             }
             waiter.join().unwrap().release().unwrap();
         });
         let ended = in_time("shutting down", || nodes.shutdown(LIMIT));
-        assert!(ended || !is_endless(tale), "row {number}: it listens on");
+        assert!(
+            ended || !is_endless(subscription_reply),
+            "row {number}: it listens on"
+        );
     });
     no_panic();
 }

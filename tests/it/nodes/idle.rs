@@ -1,4 +1,5 @@
-//! Connections that end while nothing is in flight: real servers that close them in each way, for each kind of node.
+//! Connections that end while nothing is in flight: real servers that close them in each way, for
+//! each kind of node.
 
 use std::thread;
 #[cfg(feature = "cluster")]
@@ -8,7 +9,9 @@ use redguard::{BreakerState, Config, Locker, RedisLocker};
 
 #[cfg(feature = "cluster")]
 use crate::support::clusters::Cluster;
-use crate::support::fixtures::{LIMIT, TTL, ask, at, config, connect_by, seize, take};
+use crate::support::fixtures::{
+    LIMIT, TTL, acquire_lock, ask, at, config, connect_by, store_foreign_token,
+};
 use crate::support::hostile::{BadReply, Hostile, Then};
 use crate::support::proxy::Proxy;
 #[cfg(feature = "sentinel")]
@@ -23,7 +26,7 @@ fn strict(config: Config) -> Config {
     config.circuit_breaker(1, LIMIT)
 }
 
-/// The clients of a server that have sent requests of locks last, as numbers.
+/// Returns the ids of a server's clients whose last command was a lock request.
 fn clients(node: &Server) -> Vec<String> {
     let list: String = ask(node, &["CLIENT", "LIST"]);
     let ours = |line: &&str| line.contains("cmd=set ") || line.contains("cmd=evalsha ");
@@ -31,17 +34,19 @@ fn clients(node: &Server) -> Vec<String> {
     list.lines().filter(ours).map(id).collect()
 }
 
-/// Kills all connections of lockers that have done something.
+/// Kills all connections of lockers that have sent requests.
 fn kill(nodes: &[Server]) {
     for node in nodes {
         for id in clients(node) {
             let _: u32 = ask(node, &["CLIENT", "KILL", "ID", &id]);
         }
-        eventually(LIMIT, "they are closed", || clients(node).is_empty());
+        eventually(LIMIT, "the connections are closed", || {
+            clients(node).is_empty()
+        });
     }
 }
 
-/// Lets the servers close what is idle for a second, and waits for that.
+/// Makes the servers close connections that are idle for a second, and waits for that.
 fn let_idle_connections_end(nodes: &[Server]) {
     let set = |seconds| {
         let each = nodes.iter();
@@ -56,15 +61,18 @@ fn let_idle_connections_end(nodes: &[Server]) {
     set("0");
 }
 
-/// `try_lock` succeeds in one round after each `end` of the connections, for one caller and for several at once. The release before
-/// has been answered by a quorum, so a request can be in flight on a minority.
+/// Asserts that `try_lock` succeeds in one round after each `end` of the connections, for one
+/// caller and for several at once. A quorum answered the previous release, so a request can be in
+/// flight on a minority.
 fn try_lock_succeeds_after(locker: &RedisLocker, nodes: &[Server], end: impl Fn(&[Server])) {
     let lock = |name: &str| {
         let locked = locker.try_lock(&unique_key(name), TTL).unwrap();
-        locked.expect("it is free")
+        locked.expect("the lock is free")
     };
     for _ in 0..3 {
-        take(locker, &unique_key("before")).release().unwrap();
+        acquire_lock(locker, &unique_key("before"))
+            .release()
+            .unwrap();
         end(nodes);
         lock("alone").release().unwrap();
         end(nodes);
@@ -145,12 +153,12 @@ fn try_lock_on_a_cluster_that_killed_the_connections_succeeds() {
             .for_each(|one| kill(std::slice::from_ref(one)))
     };
     for _ in 0..5 {
-        let guard = take(&locker, &unique_key("before"));
+        let guard = acquire_lock(&locker, &unique_key("before"));
         ends(&cluster.masters);
         guard.release().unwrap();
         ends(&cluster.masters);
         let again = locker.try_lock(&unique_key("cluster"), TTL).unwrap();
-        again.expect("it is free").release().unwrap();
+        again.expect("the lock is free").release().unwrap();
     }
 }
 
@@ -164,7 +172,7 @@ fn try_lock_on_a_watched_master_that_killed_the_connection_succeeds() {
 }
 
 #[test]
-fn a_reply_that_was_not_asked_for_is_no_grant() {
+fn unexpected_reply_is_no_grant() {
     let node = Server::start().unwrap();
     let hostile = Hostile::before(node.addr());
     let locker = RedisLocker::connect(strict(at([hostile.addr()]))).unwrap();
@@ -176,8 +184,8 @@ fn a_reply_that_was_not_asked_for_is_no_grant() {
     let first = locker.try_lock(&unique_key("first"), TTL).unwrap();
     hostile.set_bad_reply("NOTHING", &twice);
     let key = unique_key("second");
-    seize(&node, &key, TTL);
+    store_foreign_token(&node, &key, TTL);
     let second = locker.try_lock(&key, TTL).unwrap();
-    assert!(second.is_none(), "a stranger has it");
+    assert!(second.is_none(), "another owner holds the lock");
     drop(first);
 }

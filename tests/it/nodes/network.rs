@@ -1,4 +1,4 @@
-//! Bad networks: replies that are cut, requests that come late, doors that are shut, and what is left behind them.
+//! Bad networks: cut replies, late requests, closed doors, and the keys that they leave behind.
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
@@ -8,22 +8,23 @@ use redguard::{Config, Error, Locker, NodeFailure, RedisLocker, RetryPolicy};
 use redis::ConnectionLike;
 
 use crate::support::fixtures::{
-    LIMIT, TTL, ask, at, calls, everywhere, now, nowhere, pttl, take, token,
+    LIMIT, TTL, acquire_lock, ask, at, calls, everywhere, now, nowhere, pttl, token,
 };
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::proxy::{Door, Flow, Proxy};
 use crate::support::servers::Server;
 use crate::support::{eventually, raw, servers, unique_key};
 
-/// How long a node has that will not answer: far longer than a healthy one takes on a busy machine.
+/// Time limit for a node that will not reply: longer than any reply of a healthy node on a busy
+/// machine.
 const HUNG: Duration = Duration::from_secs(1);
 
-/// Soon done with a node that does not answer, also when connecting to it.
+/// Short time limits for a node that does not reply, also for connects.
 fn impatient(addresses: impl IntoIterator<Item = String>) -> Config {
     at(addresses).node_timeout(HUNG).connect_timeout(HUNG)
 }
 
-/// One node behind a proxy.
+/// A locker of one node behind a proxy.
 fn behind_a_proxy() -> ([Server; 1], Proxy, RedisLocker) {
     let node = Server::start().unwrap();
     let proxy = Proxy::to(node.addr());
@@ -31,7 +32,7 @@ fn behind_a_proxy() -> ([Server; 1], Proxy, RedisLocker) {
     ([node], proxy, RedisLocker::connect(config).unwrap())
 }
 
-/// Three nodes of which the first is behind a proxy.
+/// A locker of three nodes, of which the first is behind a proxy.
 fn one_behind_a_proxy() -> (Vec<Server>, Proxy) {
     let nodes = servers(3);
     let proxy = Proxy::to(nodes[0].addr());
@@ -51,9 +52,9 @@ fn cause(error: Error) -> NodeFailure {
     }
 }
 
-/// The connection is up and has nothing left to do.
+/// Waits until the connection is up and has no work left.
 fn is_idle(locker: &dyn Locker) {
-    take(locker, &unique_key("idle")).release().unwrap();
+    acquire_lock(locker, &unique_key("idle")).release().unwrap();
 }
 
 #[test]
@@ -67,7 +68,7 @@ fn a_grant_whose_reply_was_cut_is_undone() {
         proxy.cut_reply_after(bytes);
         let error = locker.try_lock(&key, TTL).unwrap_err();
         assert!(matches!(cause(error), NodeFailure::Unreachable(_)));
-        // It was there, and somebody took it away.
+        // The key existed, and another client deleted it.
         eventually(LIMIT, "granted and undone", || {
             calls(&nodes[0], "del") > dels
         });
@@ -82,14 +83,14 @@ fn a_release_whose_reply_was_cut_is_a_release() {
     // The reply is ":1\r\n".
     for bytes in 0..4 {
         let key = unique_key("cut");
-        let guard = take(&locker, &key);
+        let guard = acquire_lock(&locker, &key);
         proxy.cut_reply_after(bytes);
         assert_eq!(guard.release(), Ok(()), "cut after {bytes} bytes");
         assert_eq!(token(&nodes[0], &key), None);
     }
-    // Where the reply never comes the time to wait for it runs out, but lost it is not.
+    // If the reply never arrives the request times out, but the lock is not lost.
     let key = unique_key("swallowed");
-    let guard = take(&locker, &key);
+    let guard = acquire_lock(&locker, &key);
     proxy.replies(Flow::Swallow);
     assert_eq!(cause(guard.release().unwrap_err()), NodeFailure::TimedOut);
     nowhere(&nodes, &key);
@@ -101,7 +102,7 @@ fn a_release_whose_reply_was_cut_is_a_release() {
 fn an_extension_whose_reply_was_cut_leaves_the_lock_held() {
     let (nodes, proxy, locker) = behind_a_proxy();
     let key = unique_key("cut");
-    let guard = take(&locker, &key);
+    let guard = acquire_lock(&locker, &key);
     let stored = token(&nodes[0], &key);
     let before = guard.remaining();
     proxy.cut_reply_after(1);
@@ -116,10 +117,10 @@ fn an_extension_whose_reply_was_cut_leaves_the_lock_held() {
 }
 
 #[test]
-fn a_release_that_did_not_arrive_is_made_again() {
+fn release_that_did_not_arrive_is_repeated() {
     let (nodes, proxy, locker) = behind_a_proxy();
-    let key = unique_key("owed");
-    let guard = take(&locker, &key);
+    let key = unique_key("pending");
+    let guard = acquire_lock(&locker, &key);
     proxy.requests(Flow::Swallow);
     assert_eq!(cause(guard.release().unwrap_err()), NodeFailure::TimedOut);
     assert!(pttl(&nodes[0], &key) > 0);
@@ -127,12 +128,13 @@ fn a_release_that_did_not_arrive_is_made_again() {
     nowhere(&nodes, &key);
 }
 
-/// A port that leads its first connection to `first` and all others to `rest`; it ends with the program.
+/// Listens on a port that forwards its first connection to `first` and all others to `rest`, until
+/// the program ends.
 fn switch(first: String, rest: String) -> String {
     lead([first].into_iter().chain(std::iter::repeat(rest)))
 }
 
-/// A port that leads each connection to the next target; it ends with the program.
+/// Listens on a port that forwards each connection to the next target, until the program ends.
 fn lead(targets: impl Iterator<Item = String> + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let here = listener.local_addr().unwrap().to_string();
@@ -155,7 +157,7 @@ fn lead(targets: impl Iterator<Item = String> + Send + 'static) -> String {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "nobody is left to join it when the test panics"
+    reason = "no thread can join it after a panic of the test"
 )]
 fn detached(run: impl FnOnce() + Send + 'static) {
     thread::Builder::new().spawn(run).unwrap();
@@ -174,23 +176,25 @@ fn requests_of_a_former_connection_never_run() {
         NodeFailure::TimedOut
     );
     assert!(slow.request_bytes() > sent, "the request is on its way");
-    // On the new connection the undo has been made; it came too early.
+    // The undo was sent on the new connection, before the request that it undoes.
     is_idle(&locker);
     assert_eq!(pttl(&nodes[0], &key), -2);
     // Now the request arrives, on a connection that the server has closed.
     slow.pass();
-    eventually(LIMIT, "the former connection is over", || slow.open() == 0);
+    eventually(LIMIT, "the former connection has ended", || {
+        slow.open() == 0
+    });
     assert_eq!(pttl(&nodes[0], &key), -2, "the late request was done");
 }
 
 #[test]
-fn after_a_restart_no_strangers_connection_is_killed() {
+fn reconnect_after_restart_kills_no_foreign_connection() {
     let node = Server::start().unwrap();
     let proxy = Proxy::to(node.addr());
     let id = |connection: &mut redis::Connection| -> u64 {
         redis::cmd("CLIENT").arg("ID").query(connection).unwrap()
     };
-    // A number that the next run will not have reached before we look.
+    // Raises our client id above every id that the next run reaches before the check.
     let before: Vec<_> = (0..50).map(|_| raw(&node)).collect();
     let locker = RedisLocker::connect(impatient([proxy.addr()])).unwrap();
     let ours = id(&mut raw(&node)) - 1;
@@ -205,7 +209,7 @@ fn after_a_restart_no_strangers_connection_is_killed() {
         let mut stranger = raw(&node);
         let number = id(&mut stranger);
         strangers.push(stranger);
-        assert!(number <= ours, "the number was passed");
+        assert!(number <= ours, "the client ids exceed ours");
         if number == ours {
             break;
         }
@@ -220,7 +224,7 @@ fn after_a_restart_no_strangers_connection_is_killed() {
 }
 
 #[test]
-fn a_black_hole_before_one_of_three_is_not_noticed() {
+fn black_hole_before_one_of_three_nodes_delays_no_caller() {
     let (nodes, proxy) = one_behind_a_proxy();
     let config = impatient(addresses(&nodes, &proxy));
     let connect = || RedisLocker::connect(config.clone()).unwrap();
@@ -245,7 +249,7 @@ fn a_black_hole_before_one_of_three_is_not_noticed() {
     for locker in [&before, &after] {
         eventually(LIMIT, "the node is reached again", || {
             let key = unique_key("reached");
-            let guard = take(locker, &key);
+            let guard = acquire_lock(locker, &key);
             let there = token(&nodes[0], &key).is_some();
             guard.release().unwrap();
             there
@@ -255,12 +259,12 @@ fn a_black_hole_before_one_of_three_is_not_noticed() {
 }
 
 #[test]
-fn a_slow_node_of_three_is_not_waited_for() {
+fn slow_node_of_three_delays_no_caller() {
     let (nodes, proxy) = one_behind_a_proxy();
     let config = at(addresses(&nodes, &proxy)).node_timeout(LIMIT);
     let locker = RedisLocker::connect(config.connect_timeout(LIMIT)).unwrap();
     let key = unique_key("slow");
-    // Slow, but in time: it grants, extends and releases after everybody else.
+    // The node is slow but in time: it grants, extends and releases after all others.
     proxy.both(Flow::Delay(LIMIT / 4));
     let start = now();
     let guard = locker.lock(&key, TTL).unwrap();
@@ -273,15 +277,15 @@ fn a_slow_node_of_three_is_not_waited_for() {
 }
 
 #[test]
-fn a_door_that_opens_again_is_found() {
+fn node_behind_a_reopened_door_is_used_again() {
     for door in [Door::Shut, Door::Slam] {
         let (nodes, proxy, locker) = behind_a_proxy();
         let key = unique_key("door");
-        let guard = take(&locker, &key);
+        let guard = acquire_lock(&locker, &key);
         let stored = everywhere(&nodes, &key);
         proxy.door(door);
         proxy.cut();
-        eventually(LIMIT, "the lane has noticed", || {
+        eventually(LIMIT, "the worker has noticed", || {
             let error = locker.try_lock(&unique_key("door"), TTL).unwrap_err();
             matches!(cause(error), NodeFailure::Unreachable(_))
         });
@@ -298,14 +302,14 @@ fn a_door_that_opens_again_is_found() {
 }
 
 #[test]
-fn a_refused_minority_is_not_noticed_at_connect_and_found_later() {
+fn refused_minority_does_not_delay_connect_and_is_used_later() {
     let (nodes, proxy) = one_behind_a_proxy();
     proxy.door(Door::Shut);
     let locker = RedisLocker::connect(at(addresses(&nodes, &proxy))).unwrap();
     let key = unique_key("refused");
-    let guard = take(&locker, &key);
+    let guard = acquire_lock(&locker, &key);
     proxy.door(Door::Open);
-    eventually(LIMIT, "put on the node behind the door", || {
+    eventually(LIMIT, "the key is on the node behind the door", || {
         guard.extend(2 * TTL).unwrap();
         token(&nodes[0], &key).is_some()
     });
@@ -314,7 +318,7 @@ fn a_refused_minority_is_not_noticed_at_connect_and_found_later() {
 }
 
 #[test]
-fn node_that_is_farther_than_node_timeout_is_told_with_the_limit() {
+fn node_slower_than_node_timeout_is_reported_with_the_limit() {
     let log = captured_log();
     let node = Server::start().unwrap();
     let proxy = Proxy::to(node.addr());
@@ -334,19 +338,19 @@ fn node_that_is_farther_than_node_timeout_is_told_with_the_limit() {
 }
 
 #[test]
-fn node_that_was_hung_while_it_was_connected_to_has_no_clock_that_is_off() {
+fn node_that_hung_during_connect_has_no_clock_warning() {
     let log = captured_log();
     let node = Server::start().unwrap();
     let proxy = Proxy::to(node.addr());
     proxy.requests(Flow::Hold);
-    // As if it were hung: what is said to it is answered much later.
+    // The node seems hung: it answers requests much later.
     let config = at([proxy.addr()]).node_timeout(Duration::from_millis(100));
     let locker = thread::scope(|scope| {
         let connecting = scope.spawn(|| RedisLocker::connect(config).unwrap());
         let has_greeted = || proxy.request_bytes() > 0;
-        eventually(LIMIT, "the greeting is on its way", has_greeted);
+        eventually(LIMIT, "the handshake is on its way", has_greeted);
         let greeted = now();
-        // Longer than what is worth a warning; how much longer does not matter.
+        // Longer than the limit for a warning; the exact excess does not matter.
         let is_late = || greeted.elapsed() > 2 * HUNG;
         eventually(LIMIT, "it has been hung for long", is_late);
         proxy.pass();
@@ -379,8 +383,8 @@ fn two_servers_behind_one_address_are_a_failure_of_the_node() {
         Ok(locker) => locker,
         Err(error) => return assert!(error.to_string().contains("several servers"), "{error}"),
     };
-    // Each key has its connection: with several both are used.
-    eventually(LIMIT, "it is told", || {
+    // Each key is assigned to a connection: with several connections both are used.
+    eventually(LIMIT, "the event is reported", || {
         _ = locker.try_lock(&unique_key("behind"), TTL);
         let node = &locker.nodes().health().nodes[0];
         let told = node.cause.as_ref().map(NodeFailure::to_string);

@@ -1,4 +1,4 @@
-//! A look inside: counts, what an observer is told, who holds a lock, and a lock that is taken away.
+//! Observability: statistics, observers, holders, and forced releases.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -9,10 +9,10 @@ use redguard::{
     RedisLocker, RedisRwLocker, RwLocker, WatchOutcome,
 };
 
-use crate::support::fixtures::{BRIEF, LIMIT, TTL, at, config, hasty, shared};
+use crate::support::fixtures::{BRIEF, LIMIT, TTL, at, config, shared, with_short_timeouts};
 use crate::support::{eventually, raw, servers, unique_key};
 
-/// Writes down what it is told.
+/// Records the events of an observer.
 #[derive(Default)]
 struct Diary {
     lines: Mutex<Vec<String>>,
@@ -84,7 +84,7 @@ fn watched(config: Config) -> (RedisLocker, Arc<Diary>) {
     (locker, diary)
 }
 
-/// Waits until no node is left out: who is not connected yet is not asked.
+/// Waits until all nodes are up, because a round does not ask the others.
 fn all_up(locker: &RedisLocker) {
     eventually(LIMIT, "all nodes are up", || {
         let nodes = locker.nodes().health().nodes;
@@ -97,7 +97,7 @@ fn lock_events_are_counted_and_observed() {
     let (locker, diary) = watched(config(shared()));
     let (key, other) = (unique_key("told"), unique_key("taken"));
     let guard = locker.lock(&key, TTL).unwrap();
-    assert!(locker.try_lock(&key, TTL).unwrap().is_none()); // busy here: nobody is asked
+    assert!(locker.try_lock(&key, TTL).unwrap().is_none()); // held in this process: no node is asked
     guard.release().unwrap();
     let foreign = RedisLocker::connect(config(shared()))
         .unwrap()
@@ -131,8 +131,8 @@ fn each_nodes_replies_are_counted_with_their_time() {
     assert!(locker.try_lock(&key, TTL).unwrap().is_none());
     foreign.release().unwrap();
     locker.lock(&key, TTL).unwrap().release().unwrap();
-    // Two refused it, and two granted and released it. A third node may answer after the quorum has, be asked to undo what it
-    // has refused, or not be asked for what is decided already.
+    // Two nodes refused the first lock, and two granted and released the second. A third node may
+    // answer late, undo its own refusal, or not be asked after the verdict.
     let told = || {
         let nodes = locker.nodes().stats().nodes;
         let sum = |part: fn(&NodeStats) -> u64| nodes.iter().map(part).sum::<u64>();
@@ -150,7 +150,7 @@ fn each_nodes_replies_are_counted_with_their_time() {
                 && node.latency.count == node.done + node.refused
         })
     };
-    eventually(LIMIT, "the observer has been told the same", told);
+    eventually(LIMIT, "the observer has the same counts", told);
     for (node, server) in locker.nodes().stats().nodes.iter().zip(shared()) {
         assert_eq!(node.node, server.addr());
         assert_eq!((node.errors, node.no_reply), (0, 0));
@@ -160,7 +160,7 @@ fn each_nodes_replies_are_counted_with_their_time() {
 }
 
 #[test]
-fn a_node_that_does_not_answer_is_counted_as_such() {
+fn unresponsive_node_is_counted() {
     let nodes = servers(3);
     let (locker, diary) =
         watched(at(nodes.iter().map(|s| s.addr())).node_timeout(Duration::from_millis(500)));
@@ -168,26 +168,26 @@ fn a_node_that_does_not_answer_is_counted_as_such() {
     nodes[2].stop().unwrap();
     locker.lock(&key, TTL).unwrap().release().unwrap();
     let unknown = || locker.nodes().stats().nodes[2].no_reply > 0;
-    eventually(LIMIT, "it has not answered", unknown);
+    eventually(LIMIT, "the node has not replied", unknown);
     nodes[2].resume().unwrap();
     assert!(diary.replies.lock().unwrap()[&(nodes[2].addr(), NodeReply::NoReply)] > 0);
     assert_eq!(locker.nodes().stats().nodes[0].no_reply, 0);
 }
 
 #[test]
-fn renewals_and_losses_are_counted_and_told() {
+fn renewals_and_losses_are_counted_and_observed() {
     let (locker, diary) = watched(config(shared()));
     let key = unique_key("kept");
     let guard = locker
         .acquire(&key, &LockOptions::new(BRIEF).auto_renew(true))
         .unwrap();
-    eventually(LIMIT, "it is renewed", || {
+    eventually(LIMIT, "the lock is renewed", || {
         locker.nodes().stats().renewals > 0
     });
     assert!(locker.force_release(&key).unwrap());
     assert_eq!(guard.watch().wait_ended(LIMIT), WatchOutcome::Lost);
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
-    eventually(LIMIT, "its loss is counted", || {
+    eventually(LIMIT, "the loss is counted", || {
         locker.nodes().stats().lost == 1
     });
     let stats = locker.nodes().stats();
@@ -203,7 +203,7 @@ fn an_outage_is_unavailable_not_contended() {
     let nodes = servers(1);
     let policy = redguard::RetryPolicy {
         max_outage: Duration::from_millis(1),
-        ..hasty()
+        ..with_short_timeouts()
     };
     let (locker, diary) = watched(config(&nodes).retry(policy));
     let key = unique_key("outage");
@@ -219,7 +219,7 @@ fn an_outage_is_unavailable_not_contended() {
 }
 
 #[test]
-fn an_observer_that_panics_harms_nobody() {
+fn observer_that_panics_affects_no_lock() {
     struct Panics;
     impl Observer for Panics {
         fn attempted(&self, _: &str) {
@@ -235,9 +235,7 @@ fn an_observer_that_panics_harms_nobody() {
         }
 
         fn replied(&self, _: &str, _: NodeReply, _: Duration) {
-            std::panic::resume_unwind(Box::new(
-                "in a lane, where another test counts what the hook is told of",
-            ));
+            std::panic::resume_unwind(Box::new("in a worker, where another test counts panics"));
         }
     }
     let locker = RedisLocker::connect(config(shared()).observer(Arc::new(Panics))).unwrap();
@@ -251,7 +249,7 @@ fn an_observer_that_panics_harms_nobody() {
 }
 
 #[test]
-fn the_holder_is_seen_with_its_label_and_its_rest() {
+fn holder_reports_label_and_remaining_time() {
     let locker = RedisLocker::connect(config(shared()).owner_label("night shift")).unwrap();
     all_up(&locker);
     let key = unique_key("seen");
@@ -271,7 +269,7 @@ fn the_holder_is_seen_with_its_label_and_its_rest() {
     let remaining = holder.remaining.unwrap();
     assert!(remaining <= TTL && remaining > TTL / 2, "{remaining:?}");
     guard.release().unwrap();
-    eventually(LIMIT, "it is gone", || {
+    eventually(LIMIT, "the key is gone", || {
         locker.holder(&key).unwrap().is_none()
     });
 }
@@ -306,7 +304,7 @@ fn holder_reports_a_missing_quorum_and_a_foreign_value() {
             .exec(&mut raw(node))
             .unwrap();
     }
-    // What is no lock stands in the way of one.
+    // A foreign value under the key refuses the lock.
     assert!(locker.holder(&key).unwrap().unwrap().foreign);
     assert!(!locker.force_release(&key).unwrap());
     for node in &shared()[..2] {
@@ -316,7 +314,7 @@ fn holder_reports_a_missing_quorum_and_a_foreign_value() {
 }
 
 #[test]
-fn a_lock_that_is_broken_wakes_who_waits_for_it() {
+fn force_release_wakes_waiters() {
     let holder = RedisLocker::connect(config(shared())).unwrap();
     let waiter =
         RedisLocker::connect(config(shared()).retry(crate::support::fixtures::sluggish())).unwrap();
@@ -325,7 +323,9 @@ fn a_lock_that_is_broken_wakes_who_waits_for_it() {
     let began = crate::support::fixtures::now();
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock(&key, TTL).map(|guard| guard.release()));
-        eventually(LIMIT, "it waits", || waiter.nodes().stats().attempts >= 2);
+        eventually(LIMIT, "the caller waits", || {
+            waiter.nodes().stats().attempts >= 2
+        });
         assert!(holder.force_release(&key).unwrap());
         waits.join().unwrap().unwrap().unwrap();
     });
@@ -334,7 +334,7 @@ fn a_lock_that_is_broken_wakes_who_waits_for_it() {
 }
 
 #[test]
-fn operators_too_learn_that_they_could_not_find_out() {
+fn force_release_without_quorum_is_an_error() {
     let nodes = servers(3);
     let locker = RedisLocker::connect(config(&nodes)).unwrap();
     let key = unique_key("unreachable");

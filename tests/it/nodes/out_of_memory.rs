@@ -1,5 +1,5 @@
-//! Servers without memory under `noeviction`, the policy that we ask for: what only ends or keeps a lock works. Which commands a
-//! script may run then only a real server knows.
+//! Servers without memory under `noeviction`, the required policy: requests that only end or keep a
+//! lock work. Only a real server knows which commands a script may then run.
 
 use std::thread;
 use std::time::Duration;
@@ -19,7 +19,7 @@ impl OutOfMemory<'_> {
     fn of(nodes: &[Server]) -> OutOfMemory<'_> {
         for node in nodes {
             ask::<()>(node, &["CONFIG", "SET", "maxmemory", "1"]);
-            // The first use of any script finds it missing, too.
+            // Flushes the scripts, so that the first use of each finds it missing too.
             ask::<()>(node, &["SCRIPT", "FLUSH"]);
         }
         OutOfMemory(nodes)
@@ -35,7 +35,7 @@ impl Drop for OutOfMemory<'_> {
 }
 
 fn all_gone(nodes: &[Server]) {
-    eventually(LIMIT, "nothing is left", || {
+    eventually(LIMIT, "no key is left", || {
         let left = nodes.iter().map(|node| {
             let keys: Vec<String> = ask(node, &["KEYS", "*"]);
             keys.iter().filter(|key| !key.ends_with(":fence")).count()
@@ -45,7 +45,7 @@ fn all_gone(nodes: &[Server]) {
 }
 
 #[test]
-fn locks_of_every_kind_go_on_and_end_without_memory() {
+fn locks_of_every_kind_are_extended_and_released_without_memory() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     let rw = RedisRwLocker::new(locker.nodes());
@@ -53,7 +53,7 @@ fn locks_of_every_kind_go_on_and_end_without_memory() {
     let once = LockOptions::new(TTL);
     let [read, write, turned, many, more, handed] = [0; 6].map(|_| unique_key("memory"));
     let reader = rw.read(&read, TTL).unwrap();
-    // One that lasts longer, so that the end of what holds both does not move.
+    // A longer lock, so that the expiry of the set that contains both does not move.
     let longer = rw.read(&read, 3 * TTL).unwrap();
     let writer = rw.write(&write, TTL).unwrap();
     let turning = rw.write(&turned, TTL).unwrap();
@@ -73,7 +73,7 @@ fn locks_of_every_kind_go_on_and_end_without_memory() {
     turned.extend(2 * TTL).unwrap();
     let adopted = locker.adopt(&token, TTL).unwrap();
     adopted.extend(2 * TTL).unwrap();
-    // Who is refused and waits is told so, although the mark of it finds no memory.
+    // The waiter is refused, although its reader marker finds no memory.
     let brief = LockOptions::new(TTL).wait_for(Duration::from_millis(50));
     let refused = rw.acquire_read(&write, &brief).unwrap_err();
     assert!(refused.is_contended(), "{refused}");
@@ -106,8 +106,8 @@ fn readers_and_permits_are_renewed_without_memory() {
     let permit = semaphore.acquire(&renewed).unwrap();
     let out = OutOfMemory::of(&nodes);
     let before = locker.nodes().stats().renewals;
-    // Each is renewed twice at the least, by which time its first lease would be over.
-    eventually(LIMIT, "they are renewed", || {
+    // Each lock is renewed at least twice, after its first lease would have ended.
+    eventually(LIMIT, "the locks are renewed", || {
         assert!(reader.is_held() && permit.is_held());
         locker.nodes().stats().renewals >= before + 8
     });
@@ -116,9 +116,10 @@ fn readers_and_permits_are_renewed_without_memory() {
     drop(out);
 }
 
-/// Releases a lock that another thread of this process waits for. `true` if that one was granted it.
-fn is_handed_on(nodes: &[Server], locker: &RedisLocker, next: &LockOptions) -> bool {
-    let key = unique_key("handed on");
+/// Releases a lock that another thread of this process waits for. Returns `true` if that thread
+/// acquired it.
+fn is_handed_off(nodes: &[Server], locker: &RedisLocker, next: &LockOptions) -> bool {
+    let key = unique_key("handed off");
     let once = LockOptions::new(TTL).fencing(true);
     let first = locker.acquire(&key, &once).unwrap();
     let granted = thread::scope(|scope| {
@@ -132,7 +133,7 @@ fn is_handed_on(nodes: &[Server], locker: &RedisLocker, next: &LockOptions) -> b
                 assert_eq!(released, Ok(()));
                 true
             }
-            // It came when the lock was free: then it is an acquire like all others.
+            // The waiter arrived after the release, so its acquire is an ordinary one.
             Err(error) => {
                 assert!(error.is_unavailable(), "{error}");
                 false
@@ -144,13 +145,13 @@ fn is_handed_on(nodes: &[Server], locker: &RedisLocker, next: &LockOptions) -> b
 }
 
 #[test]
-fn lock_is_handed_on_within_the_process_without_memory() {
+fn handoff_succeeds_without_memory() {
     let nodes = servers(3);
     let locker = connect(&nodes);
     let patient = LockOptions::new(TTL).wait_for(Duration::from_millis(500));
     for options in [patient.clone(), patient.fencing(true)] {
-        eventually(LIMIT, "the thread waits when it is released", || {
-            is_handed_on(&nodes, &locker, &options)
+        eventually(LIMIT, "the thread waits at the release", || {
+            is_handed_off(&nodes, &locker, &options)
         });
     }
 }

@@ -1,5 +1,5 @@
-//! Outages on real nodes: the breaker, locks that are held in the process meanwhile, nodes that come back without their data,
-//! and servers that cannot vote.
+//! Outages on real nodes: the breaker, local locks in degraded mode, nodes that come back without
+//! their data, and servers that cannot vote.
 
 use std::thread;
 use std::time::Duration;
@@ -10,15 +10,15 @@ use redguard::{
 };
 
 use crate::support::fixtures::{
-    LIMIT, TTL, ask, at, config, connect, connect_by, everywhere, hasty, now, nowhere, take,
-    takes_part, token, try_ask,
+    LIMIT, TTL, acquire_lock, ask, at, config, connect, connect_by, everywhere, now, nowhere,
+    token, try_ask, wait_until_it_grants, with_short_timeouts,
 };
 use crate::support::hostile::{BadReply, Hostile, Then};
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
 
-/// Opens after three rounds, and not again by time.
+/// Opens after three rounds, and does not probe again by time.
 fn config_with_breaker(nodes: &[Server]) -> Config {
     config(nodes).circuit_breaker(3, TTL)
 }
@@ -31,7 +31,7 @@ fn break_down(nodes: &[Server], locker: &RedisLocker) {
     });
 }
 
-fn comes_back(nodes: &[Server], locker: &RedisLocker) {
+fn assert_released(nodes: &[Server], locker: &RedisLocker) {
     for node in &nodes[1..] {
         node.restart_empty().unwrap();
     }
@@ -67,7 +67,7 @@ fn an_outage_opens_the_breaker_and_its_end_closes_it() {
         assert_eq!(health.eviction_policy.as_deref(), Some("noeviction"));
         assert!(health.clock_offset.unwrap().abs() < LIMIT);
     }
-    comes_back(&nodes, &locker);
+    assert_released(&nodes, &locker);
     locker.acquire("x", &patient()).unwrap().release().unwrap();
     assert_eq!(locker.nodes().health().breaker, BreakerState::Closed);
     let named = |level| log.lines(level, &nodes[0].addr());
@@ -86,7 +86,7 @@ fn a_lock_waits_through_the_breaker_until_hung_nodes_are_back() {
     let soon = Duration::from_millis(200);
     let policy = RetryPolicy {
         max_outage: 10 * LIMIT,
-        ..hasty()
+        ..with_short_timeouts()
     };
     let config = Config::new(nodes.iter().map(Server::addr)).retry(policy);
     let locker = connect_by(
@@ -107,9 +107,9 @@ fn a_lock_waits_through_the_breaker_until_hung_nodes_are_back() {
     });
 }
 
-/// What all nodes answer about one lock leads no other lock to be held twice.
+/// Replies of all nodes about one lock must not let another lock be held twice.
 #[test]
-fn errors_about_one_lock_lead_no_other_lock_to_be_local() {
+fn errors_of_one_lock_make_no_other_lock_local() {
     let nodes = servers(3);
     let config = config(&nodes).circuit_breaker(1, TTL).allow_degraded(true);
     let [locker, other] = [(); 2].map(|()| connect_by(config.clone(), &nodes));
@@ -117,7 +117,7 @@ fn errors_about_one_lock_lead_no_other_lock_to_be_local() {
         let only_held = ["ACL", "SETUSER", "default", "resetkeys", "~redguard:held"];
         ask::<()>(node, &only_held);
     }
-    let held = take(&other, "held");
+    let held = acquire_lock(&other, "held");
     let start = now();
     while start.elapsed() < Duration::from_millis(1500) {
         let error = locker.try_lock("other", TTL).unwrap_err();
@@ -129,7 +129,7 @@ fn errors_about_one_lock_lead_no_other_lock_to_be_local() {
 }
 
 #[test]
-fn a_program_that_starts_before_its_nodes_works_here_and_then_on_them() {
+fn program_that_starts_before_its_nodes_locks_locally_then_on_nodes() {
     let log = captured_log();
     let nodes = servers(3);
     nodes.iter().for_each(Server::kill);
@@ -139,7 +139,7 @@ fn a_program_that_starts_before_its_nodes_works_here_and_then_on_them() {
         .connect_timeout(soon);
     let error = Nodes::connect(config.clone()).unwrap_err();
     assert!(matches!(error, Error::InsufficientQuorum { .. }), "{error}");
-    // A probe that takes too long on a busy machine is not the last one.
+    // A probe that takes too long on a busy machine is repeated.
     let config = config.allow_degraded(true).circuit_breaker(3, soon);
     let locker = RedisLocker::connect(config).unwrap();
     let rw = RedisRwLocker::new(locker.nodes());
@@ -173,7 +173,7 @@ fn a_program_that_starts_before_its_nodes_works_here_and_then_on_them() {
 }
 
 #[test]
-fn a_right_that_is_taken_away_is_no_outage() {
+fn revoked_right_is_no_outage() {
     let log = captured_log();
     let nodes = servers(3);
     for node in &nodes {
@@ -220,7 +220,7 @@ fn restart_a_majority_without_data(nodes: &[Server]) {
 }
 
 #[test]
-fn a_majority_that_forgets_gives_a_lock_to_two_holders() {
+fn majority_that_loses_data_grants_a_lock_to_two_holders() {
     let nodes = servers(3);
     let [first, second] = [connect(&nodes), connect(&nodes)];
     let key = unique_key("twice");
@@ -233,7 +233,7 @@ fn a_majority_that_forgets_gives_a_lock_to_two_holders() {
 }
 
 #[test]
-fn with_quarantine_a_majority_that_forgets_gives_it_to_the_next_one_only_when_it_is_free() {
+fn quarantined_majority_grants_a_lock_only_when_it_is_free() {
     const MAX_TTL: Duration = Duration::from_secs(4);
     let nodes = servers(3);
     let config = config(&nodes).restart_quarantine(MAX_TTL);
@@ -283,13 +283,14 @@ fn held_lock_is_served_by_a_quarantined_node() {
     let options = LockOptions::new(MAX_TTL).wait_for(LIMIT).auto_renew(true);
     let guard = locker.acquire(&key, &options).unwrap();
     let mine = everywhere(&nodes, &key);
-    // One after the other forgets it. Each gets it back, and says that it is ours when the next one has forgotten.
+    // Each node forgets the key in turn. The lock is restored there, and the node grants it before
+    // the next one forgets.
     for node in [1, 2, 0] {
         nodes[node].restart_empty().unwrap();
-        eventually(LIMIT, "it is in quarantine", || {
+        eventually(LIMIT, "the node is in quarantine", || {
             locker.nodes().health().nodes[node].state == NodeState::Quarantined
         });
-        eventually(LIMIT, "it has been put back", || {
+        eventually(LIMIT, "the key is restored", || {
             token(&nodes[node], &key).as_ref() == Some(&mine)
         });
         guard.check().unwrap();
@@ -305,7 +306,7 @@ fn fault(locker: &RedisLocker) -> Option<NodeFailure> {
 }
 
 #[test]
-fn replicas_and_servers_that_evict_are_told_apart_at_connect() {
+fn replicas_and_evicting_servers_are_reported_at_connect() {
     let log = captured_log();
     let others = servers(2);
     let replica = Server::options().arg("--replicaof", &format!("127.0.0.1 {}", others[0].port()));
@@ -322,7 +323,9 @@ fn replicas_and_servers_that_evict_are_told_apart_at_connect() {
         (evicts(), true, true),
     ] {
         let addresses = [&node, &others[0], &others[1]].map(Server::addr);
-        let config = at(addresses).retry(hasty()).reject_evicting_servers(strict);
+        let config = at(addresses)
+            .retry(with_short_timeouts())
+            .reject_evicting_servers(strict);
         let locker = RedisLocker::connect(config).unwrap();
         locker
             .acquire(&unique_key("by the others"), &patient())
@@ -336,10 +339,10 @@ fn replicas_and_servers_that_evict_are_told_apart_at_connect() {
         });
         assert_eq!(warnings().len(), usize::from(!is_fault), "{:?}", warnings());
         if is_fault {
-            // It takes part as soon as it may.
+            // The node grants locks as soon as it may.
             ask::<()>(&node, &["REPLICAOF", "NO", "ONE"]);
             ask::<()>(&node, &["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
-            eventually(LIMIT, "it takes part", || fault(&locker).is_none());
+            eventually(LIMIT, "the node grants locks", || fault(&locker).is_none());
         }
     }
 }
@@ -374,13 +377,13 @@ fn servers_that_stop_voting_are_faults_with_their_cause() {
             matches!(&causes[0].failure, NodeFailure::ServerError(text) if text.contains(code));
         assert!(told, "{code}: {causes:?}");
         ask::<()>(&node[0], mend_it);
-        eventually(LIMIT, "it votes again", || {
+        eventually(LIMIT, "the node votes again", || {
             locker.try_lock(&unique_key("x"), TTL).is_ok()
         });
     }
 }
 
-/// What is configured to be saved and cannot be: a directory stands where the file is to be.
+/// A snapshot that is configured but fails, because a directory stands at the path of the file.
 #[test]
 fn a_server_that_cannot_save_is_a_fault_with_its_cause() {
     let node = Server::options().arg("--save", "3600 1").start().unwrap();
@@ -406,12 +409,13 @@ fn a_server_that_cannot_save_is_a_fault_with_its_cause() {
     assert!(text.contains("MISCONF"), "{text}");
     std::fs::remove_dir(&in_the_way).unwrap();
     saved("ok");
-    take(&locker, &unique_key("x")).release().unwrap();
+    acquire_lock(&locker, &unique_key("x")).release().unwrap();
 }
 
 #[test]
 fn a_server_that_loads_its_data_is_a_fault_with_its_cause() {
-    // Each of these keys takes a millisecond to load, and others are answered after each kilobyte.
+    // Each of these keys takes a millisecond to load. Between kilobytes the server answers other
+    // clients.
     let slow = Server::options().arg("--key-load-delay", "1000");
     let slow = slow.arg("--loading-process-events-interval-bytes", "1024");
     let node = slow.start().unwrap();
@@ -421,18 +425,18 @@ fn a_server_that_loads_its_data_is_a_fault_with_its_cause() {
     let locker = connect(std::slice::from_ref(&node));
     thread::scope(|scope| {
         let back = scope.spawn(|| node.restart().unwrap());
-        eventually(LIMIT, "it loads", || {
-            // An idle lane does not miss its connection at once.
+        eventually(LIMIT, "the server loads", || {
+            // An idle worker does not notice the closed connection at once.
             _ = locker.try_lock(&unique_key("x"), TTL);
             matches!(fault(&locker), Some(NodeFailure::ServerError(text)) if text.contains("LOADING"))
         });
         back.join().unwrap();
     });
-    take(&locker, &unique_key("x")).release().unwrap();
+    acquire_lock(&locker, &unique_key("x")).release().unwrap();
 }
 
 #[test]
-fn a_node_that_is_down_is_told_once_and_when_it_is_back_once() {
+fn node_that_goes_down_and_comes_back_is_logged_once_each() {
     let log = captured_log();
     let nodes = servers(3);
     let locker = connect_by(config(&nodes).pool_size(2), &nodes);
@@ -441,7 +445,7 @@ fn a_node_that_is_down_is_told_once_and_when_it_is_back_once() {
         lines.iter().filter(|line| line.contains(what)).count()
     };
     for outage in 1..=2 {
-        // Its connections end, and then it cannot be connected to: one outage with two causes.
+        // Its connections end, and then it refuses connects: one outage with two causes.
         nodes[0].kill();
         eventually(LIMIT, "both connections have two causes to tell", || {
             _ = locker.try_lock(&unique_key("x"), TTL);
@@ -452,8 +456,10 @@ fn a_node_that_is_down_is_told_once_and_when_it_is_back_once() {
             lines.iter().filter(is_told).count() >= 3 * outage
         });
         nodes[0].restart().unwrap();
-        takes_part(&locker, &nodes[0]);
-        eventually(LIMIT, "it is back", || told("connected again") == outage);
+        wait_until_it_grants(&locker, &nodes[0]);
+        eventually(LIMIT, "the node is back", || {
+            told("connected again") == outage
+        });
         assert_eq!(
             (told("unavailable: "), told("connected again")),
             (outage, outage)
@@ -476,7 +482,7 @@ fn a_clock_that_is_off_is_warned_about_once() {
     };
     hostile.set_bad_reply("INFO", &bad_reply);
     let locker = RedisLocker::connect(at([hostile.addr()]).pool_size(2)).unwrap();
-    take(&locker, &unique_key("x")).release().unwrap();
+    acquire_lock(&locker, &unique_key("x")).release().unwrap();
     let health = locker.nodes().health();
     let offset = health.nodes[0].clock_offset.unwrap();
     assert!(offset.abs() > Duration::from_secs(1_000_000_000));
@@ -486,7 +492,7 @@ fn a_clock_that_is_off_is_warned_about_once() {
         let again = lines.iter().filter(|line| line.contains("connected again"));
         again.count()
     };
-    // That the node is back is told once, if both are down together.
+    // If both are down together, only one line reports that the node is back.
     eventually(LIMIT, "both are connected again", || {
         _ = locker.try_lock(&unique_key("x"), TTL);
         again(Level::Info) + again(Level::Debug) >= 2
@@ -496,7 +502,7 @@ fn a_clock_that_is_off_is_warned_about_once() {
     assert!(warned[0].contains(" s behind ours (±"), "{warned:?}");
 }
 
-/// A user who may not do what only the script for readers does.
+/// Creates a user that lacks only the rights for read locks.
 #[test]
 fn a_denial_inside_a_script_is_no_outage() {
     let log = captured_log();
@@ -517,13 +523,13 @@ fn a_denial_inside_a_script_is_no_outage() {
         denied_by_two(rw.try_read("x", TTL).unwrap_err());
     }
     assert_eq!(locker.nodes().health().breaker, BreakerState::Closed);
-    take(&locker, &unique_key("x")).release().unwrap();
+    acquire_lock(&locker, &unique_key("x")).release().unwrap();
     let warned = log.lines(Level::Warn, &nodes[0].addr());
     let denied = warned.iter().filter(|line| line.contains("denied"));
     assert_eq!(denied.count(), 1, "{warned:?}");
 }
 
-/// That a lock could not be had because two nodes deny access.
+/// Asserts that an acquire failed because two nodes deny access.
 fn denied_by_two(error: Error) {
     let Error::InsufficientQuorum { causes, .. } = error else {
         panic!("{error}")

@@ -1,4 +1,5 @@
-//! A master that sentinels watch, as a node: a fail-over, and sentinels that hang, lie or know nothing.
+//! A master behind sentinels as a node: a fail-over, and sentinels that hang, lie or know no
+//! master.
 
 use std::thread;
 use std::time::Duration;
@@ -7,13 +8,13 @@ use redguard::{
     Config, Credentials, Endpoint, Error, Locker, NodeFailure, NodeState, Nodes, RedisLocker, Role,
 };
 
-use crate::support::fixtures::{LIMIT, TTL, ask, at, now, take, token, wire};
+use crate::support::fixtures::{LIMIT, TTL, acquire_lock, ask, at, now, token, wire};
 use crate::support::hostile::{BadReply, Hostile, Then};
 use crate::support::sentinels::{MASTER, Watched};
 use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, servers, unique_key};
 
-/// A server before which a sentinel seems to be that names this one as the master.
+/// Starts a hostile server that acts as a sentinel and names this server as the master.
 fn naming(before: &Server, named: &Server) -> Hostile {
     let port = named.port().to_string();
     let says = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len());
@@ -50,18 +51,18 @@ fn cause(error: Error) -> NodeFailure {
 }
 
 #[test]
-fn a_killed_master_is_followed_by_its_replica() {
+fn killed_master_is_replaced_by_its_replica() {
     let watched = Watched::start(3);
     let config = at([watched.endpoint()]).connect_timeout(Duration::from_secs(2));
     let locker = RedisLocker::connect(config).unwrap();
     let key = unique_key("held");
-    let guard = take(&locker, &key);
+    let guard = acquire_lock(&locker, &key);
     let stored = token(&watched.master, &key);
     assert!(stored.is_some());
-    eventually(LIMIT, "the replica has it", || {
+    eventually(LIMIT, "the replica has the key", || {
         token(&watched.replica, &key) == stored
     });
-    // One of three that does not answer changes nothing: the others agree, and tell.
+    // One hung sentinel of three changes nothing: the others agree and answer.
     watched.sentinels[0].stop().unwrap();
     watched.master.kill();
     if let Err(error) = locker.try_lock(&unique_key("new"), TTL) {
@@ -72,7 +73,7 @@ fn a_killed_master_is_followed_by_its_replica() {
         locker.try_lock(&new, TTL).is_ok_and(|got| got.is_some())
     });
     assert_eq!(token(&watched.replica, &key), stored);
-    eventually(LIMIT, "it is extended there", || {
+    eventually(LIMIT, "the lock is extended there", || {
         guard.extend(2 * TTL).is_ok()
     });
     assert!(locker.try_lock(&key, TTL).unwrap().is_none());
@@ -87,11 +88,13 @@ fn a_killed_master_is_followed_by_its_replica() {
 }
 
 #[test]
-fn a_master_that_is_told_to_follow_another_is_left() {
+fn demoted_master_is_left() {
     let [old, new] = <[Server; 2]>::try_from(servers(2)).unwrap();
     let sentinel = naming(&new, &old);
     let locker = RedisLocker::connect(by(&[&sentinel.addr()])).unwrap();
-    take(&locker, &unique_key("before")).release().unwrap();
+    acquire_lock(&locker, &unique_key("before"))
+        .release()
+        .unwrap();
     sentinel.restore();
     let port = new.port().to_string();
     let says = format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len()).into_bytes();
@@ -102,7 +105,7 @@ fn a_master_that_is_told_to_follow_another_is_left() {
             then: Then::GoOn,
         },
     );
-    // Nobody ends the connection: it is the answer that tells.
+    // No server closes the connection: only the reply reveals the change.
     ask::<()>(&old, &["REPLICAOF", "127.0.0.1", &port]);
     let key = unique_key("after");
     let told = cause(locker.try_lock(&key, TTL).unwrap_err());
@@ -110,14 +113,14 @@ fn a_master_that_is_told_to_follow_another_is_left() {
         matches!(&told, NodeFailure::ServerError(text) if text.contains("READONLY")),
         "{told}"
     );
-    eventually(LIMIT, "the new one serves", || {
+    eventually(LIMIT, "the new master serves", || {
         let guard = locker.try_lock(&key, TTL).ok().flatten();
         guard.is_some_and(|guard| token(&new, guard.key()).is_some())
     });
 }
 
 #[test]
-fn a_stopped_sentinel_at_the_head_of_the_list_stalls_nobody() {
+fn stopped_first_sentinel_delays_no_caller() {
     let [stopped, other] = <[Server; 2]>::try_from(servers(2)).unwrap();
     let locked = Server::options().arg("--requirepass", "pass");
     let master = locked.start().unwrap();
@@ -130,9 +133,12 @@ fn a_stopped_sentinel_at_the_head_of_the_list_stalls_nobody() {
         let locker = RedisLocker::connect(config.connect_timeout(Duration::from_secs(6)));
         let locker = locker.unwrap_or_else(|error| panic!("{first}: {error}"));
         assert!(start.elapsed() < LIMIT);
-        take(&locker, &unique_key("stopped")).release().unwrap();
+        acquire_lock(&locker, &unique_key("stopped"))
+            .release()
+            .unwrap();
     };
-    // Nor does a master that hangs, if another sentinel knows better; however much there is to say to it.
+    // A hung master changes nothing either if another sentinel knows a better one, for requests of
+    // any size.
     thread::scope(|scope| {
         for first in [stopped.addr(), stale.addr()] {
             scope.spawn(|| stalls(first));
@@ -141,7 +147,7 @@ fn a_stopped_sentinel_at_the_head_of_the_list_stalls_nobody() {
 }
 
 #[test]
-fn the_first_answer_counts_whose_server_says_that_it_is_a_master() {
+fn first_sentinel_whose_server_is_a_master_is_used() {
     let [replica, other, master] = <[Server; 3]>::try_from(servers(3)).unwrap();
     let port = master.port().to_string();
     ask::<()>(&replica, &["REPLICAOF", "127.0.0.1", &port]);
@@ -162,7 +168,7 @@ fn the_first_answer_counts_whose_server_says_that_it_is_a_master() {
     let good = good.addr();
     all.push(&good);
     let locker = RedisLocker::connect(by(&all)).unwrap();
-    let guard = take(&locker, &unique_key("asked"));
+    let guard = acquire_lock(&locker, &unique_key("asked"));
     assert!(token(&master, guard.key()).is_some());
     let health = locker.nodes().health();
     assert_eq!(health.nodes[0].role, Some(Role::Master));
@@ -183,7 +189,9 @@ fn a_sentinel_and_its_master_have_passwords_of_their_own() {
     let config = by(&[&address]).password(&*ours);
     assert!(!format!("{config:?}").contains("secret"));
     let locker = RedisLocker::connect(config.clone()).unwrap();
-    take(&locker, &unique_key("locked")).release().unwrap();
+    acquire_lock(&locker, &unique_key("locked"))
+        .release()
+        .unwrap();
     let asks = by(&[&address]).credentials({
         let (name, ours) = (
             format!("sentinel:mymaster@{}", sentinel.addr()),
@@ -195,11 +203,13 @@ fn a_sentinel_and_its_master_have_passwords_of_their_own() {
         }
     });
     let locker = RedisLocker::connect(asks).unwrap();
-    take(&locker, &unique_key("asked")).release().unwrap();
-    // The numbered databases are the master's.
-    let numbered = RedisLocker::connect(config.db(3)).unwrap();
+    acquire_lock(&locker, &unique_key("asked"))
+        .release()
+        .unwrap();
+    // The database numbers apply to the master.
+    let in_database = RedisLocker::connect(config.db(3)).unwrap();
     let key = unique_key("db");
-    let guard = take(&numbered, &key);
+    let guard = acquire_lock(&in_database, &key);
     let mut bare = redis::Client::open(format!("redis://:{ours}@{}/3", master.addr()))
         .unwrap()
         .get_connection()
@@ -260,13 +270,13 @@ fn settings_that_sentinels_do_not_allow_are_refused_at_connect() {
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
         assert!(!text.contains("s3cret"), "{text}");
     }
-    // A port that is not named is the sentinels' own.
+    // An address without a port means the default port of sentinels.
     let told = cause(refused(by(&["127.0.0.1"]))).to_string();
     assert!(told.contains("127.0.0.1:26379"), "{told}");
 }
 
 #[test]
-fn sentinel_as_a_plain_node_is_told_as_what_it_is() {
+fn sentinel_as_a_plain_node_is_reported() {
     let sentinel = Server::options().sentinel("").start().unwrap();
     let told = cause(refused(at([sentinel.addr()])));
     let NodeFailure::ServerError(words) = &told else {

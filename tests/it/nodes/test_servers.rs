@@ -1,4 +1,5 @@
-//! The throw-away servers do what their names say, and none is left behind, however a program ends.
+//! Temporary servers do what their names say, and none survives its program, however the program
+//! ends.
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -21,7 +22,7 @@ use redis::{Connection, ConnectionLike};
 use crate::support::servers::{Server, free_port};
 use crate::support::{eventually, raw, unique_key};
 
-/// Wide: only a hang takes this long.
+/// Only a hang takes this long.
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn refuses(addr: &str) -> bool {
@@ -38,14 +39,14 @@ fn answers(connection: &mut Connection, within: Duration) -> bool {
 }
 
 #[test]
-fn a_server_stands_still_goes_on_and_dies() {
+fn server_stops_continues_and_dies() {
     let server = Server::start().unwrap();
     let pid = server.pid().unwrap();
     let mut connection = raw(&server);
     assert!(answers(&mut connection, LIMIT));
     server.stop().unwrap();
     server.stop().unwrap();
-    // The kernel accepts for a process that stands; nobody reads.
+    // The kernel accepts for a stopped process, which does not read.
     assert!(TcpStream::connect(server.addr()).is_ok());
     assert!(!answers(&mut connection, Duration::from_millis(50)));
     server.resume().unwrap();
@@ -58,7 +59,7 @@ fn a_server_stands_still_goes_on_and_dies() {
 }
 
 #[test]
-fn a_server_that_ended_by_itself_is_told_and_starts_again() {
+fn server_that_ended_is_reported_and_restarts() {
     let server = Server::start().unwrap();
     _ = redis::cmd("SHUTDOWN").exec(&mut raw(&server));
     eventually(LIMIT, "the server has ended", || {
@@ -96,7 +97,7 @@ fn a_server_keeps_its_data_only_with_an_append_only_file() {
 }
 
 #[test]
-fn a_server_takes_arguments_and_says_why_it_did_not_start() {
+fn server_accepts_arguments_and_reports_why_it_failed_to_start() {
     let options = Server::options()
         .arg("--requirepass", "secret")
         .arg("--unixsocket", "redis.sock");
@@ -119,7 +120,7 @@ fn a_server_takes_arguments_and_says_why_it_did_not_start() {
 }
 
 #[test]
-fn a_port_that_was_taken_while_a_server_was_down_is_an_error() {
+fn port_used_by_another_process_fails_a_restart() {
     let server = Server::start().unwrap();
     server.kill();
     let thief = TcpListener::bind(server.addr()).unwrap();
@@ -128,12 +129,12 @@ fn a_port_that_was_taken_while_a_server_was_down_is_an_error() {
         io::ErrorKind::AddrInUse
     );
     drop(thief);
-    // A process that another test starts right now has a copy of the listener until its `exec`.
+    // A process that another test is starting has a copy of the listener until its `exec`.
     eventually(LIMIT, "the port is free again", || server.restart().is_ok());
 }
 
 #[test]
-fn a_dropped_server_leaves_nothing_also_when_it_stands_still_and_the_test_panics() {
+fn dropped_server_leaves_nothing_when_stopped_or_after_a_panic() {
     let mut seen = None;
     let panicked = catch_unwind(AssertUnwindSafe(|| {
         let server = Server::start().unwrap();
@@ -147,7 +148,8 @@ fn a_dropped_server_leaves_nothing_also_when_it_stands_still_and_the_test_panics
 
 const ORPHANS: &str = "REDGUARD_TEST_ORPHANS";
 
-/// The killed half of the next test, which does nothing on its own: starts servers, one of which stands still, tells where they are, and waits.
+/// The killed child of the next test, which does nothing on its own: starts servers, stops one of
+/// them, reports their addresses, and waits.
 #[test]
 fn starts_servers_and_waits_to_be_killed() {
     let Some(path) = env::var_os(ORPHANS).map(PathBuf::from) else {
@@ -164,7 +166,7 @@ fn starts_servers_and_waits_to_be_killed() {
 }
 
 #[test]
-fn no_server_outlives_a_program_that_is_killed() {
+fn server_ends_when_its_program_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     let told = dir.path().join("told");
     let here = module_path!().split_once("::").unwrap().1;
@@ -177,7 +179,7 @@ fn no_server_outlives_a_program_that_is_killed() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    eventually(LIMIT, "the servers are there", || told.exists());
+    eventually(LIMIT, "the servers run", || told.exists());
     let told = fs::read_to_string(&told).unwrap();
     let servers: Vec<(&str, PathBuf)> = told
         .lines()
@@ -193,16 +195,16 @@ fn no_server_outlives_a_program_that_is_killed() {
     program.kill().unwrap();
     program.wait().unwrap();
     for (addr, dir) in servers {
-        // Not its pid: where nobody reaps orphans, that lives on.
+        // Not its pid, which stays where orphans are not reaped.
         eventually(LIMIT, "the server is gone", || refuses(addr));
-        eventually(LIMIT, "its files are gone", || {
+        eventually(LIMIT, "the server's files are gone", || {
             !dir.parent().unwrap().exists()
         });
     }
 }
 
 #[test]
-fn ports_lie_below_those_of_clients_and_are_given_once() {
+fn free_ports_are_below_the_client_range_and_unique() {
     let ports: BTreeSet<u16> = (0..50).map(|_| free_port().unwrap()).collect();
     assert!(ports.len() == 50 && ports.iter().all(|port| (10_000..30_000).contains(port)));
 }

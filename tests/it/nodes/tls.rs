@@ -1,4 +1,4 @@
-//! Locks over TLS, and what is said when one side does not accept the other.
+//! Locks over TLS, and the errors if one side does not accept the other.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -13,8 +13,8 @@ use redguard::{
 };
 
 use crate::support::fixtures::{
-    BRIEF, LIMIT, TTL, ask, at, connect_by, everywhere, now, nowhere, sluggish, subscribers, take,
-    takes_part,
+    BRIEF, LIMIT, TTL, acquire_lock, ask, at, connect_by, everywhere, now, nowhere, sluggish,
+    subscribers, wait_until_it_grants,
 };
 use crate::support::log_capture::{Level, captured_log};
 use crate::support::proxy::{Flow, Proxy};
@@ -25,9 +25,9 @@ use crate::support::tls::{Ask, Authority, Identity, TlsServer};
 use crate::support::{eventually, servers, unique_key};
 
 const HERE: &str = "127.0.0.1";
-/// What a node that hangs may take.
+/// Time limit for a node that hangs.
 const HUNG: Duration = Duration::from_millis(300);
-/// What a node that answers at once may take on a busy machine, for as long as it is asked.
+/// Time limit for a node that answers at once, on a busy machine.
 const PROMPT: Duration = Duration::from_secs(3);
 
 fn node(identity: &Identity, authority: &Authority, more: &[(&str, &str)]) -> TlsServer {
@@ -38,7 +38,7 @@ fn shown_by(identity: &Identity, tls: Tls) -> Tls {
     tls.client_certificate(&*identity.certificate, &*identity.key)
 }
 
-/// Whose cause it is, and the cause.
+/// Returns the address and the cause of a failed node.
 fn refused(config: Config) -> (String, NodeFailure) {
     match Nodes::connect(config) {
         Ok(_) => panic!("connected"),
@@ -49,14 +49,14 @@ fn refused(config: Config) -> (String, NodeFailure) {
     }
 }
 
-/// How many connections to a port of its own a server has.
+/// Returns the number of connections to the TLS port of a server.
 fn connections(server: &Server, addr: &str) -> usize {
     let list: String = ask(server, &["CLIENT", "LIST"]);
     list.matches(&format!("laddr={addr} ")).count()
 }
 
 #[test]
-fn locks_of_all_kinds_are_taken_kept_and_handed_over() {
+fn locks_of_all_kinds_work_over_tls() {
     let ca = Authority::new("ours");
     let start = || node(&ca.signs(&[HERE, "localhost"]), &ca, &[]);
     let nodes = [(); 3].map(|()| start());
@@ -70,7 +70,7 @@ fn locks_of_all_kinds_are_taken_kept_and_handed_over() {
     let waiter = connect_by(by_name, &servers);
     for (server, tls) in servers.iter().zip(&tls) {
         assert_eq!(connections(server, &tls.addr()), 2);
-        // The one that asks.
+        // The client that asks.
         assert_eq!(connections(server, &server.addr()), 1);
     }
 
@@ -81,10 +81,12 @@ fn locks_of_all_kinds_are_taken_kept_and_handed_over() {
     assert!(waiter.try_lock(&key, TTL).unwrap().is_none());
     assert_eq!(held.watch().wait_ended(2 * BRIEF), WatchOutcome::TimedOut);
     held.check().unwrap();
-    // Only a message explains that the waiter gets it.
+    // Only a message explains that the waiter acquires the lock.
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock(&key, TTL));
-        eventually(LIMIT, "it listens", || subscribers(&servers[0], &key) == 1);
+        eventually(LIMIT, "the waiter is subscribed", || {
+            subscribers(&servers[0], &key) == 1
+        });
         held.release().unwrap();
         let guard = waits.join().unwrap().unwrap();
         guard.extend(2 * TTL).unwrap();
@@ -104,9 +106,9 @@ fn locks_of_all_kinds_are_taken_kept_and_handed_over() {
     assert!(rw.try_write(&key, TTL).unwrap().is_none());
     reading.release().unwrap();
 
-    // One of three hangs, dies and comes back.
+    // One of three nodes hangs, dies and comes back.
     let without = |what: &str| {
-        let guard = take(&locker, &key);
+        let guard = acquire_lock(&locker, &key);
         assert!(waiter.try_lock(&key, TTL).unwrap().is_none(), "{what}");
         guard.release().unwrap();
     };
@@ -115,22 +117,22 @@ fn locks_of_all_kinds_are_taken_kept_and_handed_over() {
     servers[1].kill();
     without("dead");
     servers[1].restart().unwrap();
-    takes_part(&locker, &servers[1]);
-    takes_part(&waiter, &servers[1]);
+    wait_until_it_grants(&locker, &servers[1]);
+    wait_until_it_grants(&waiter, &servers[1]);
 }
 
 #[test]
-fn a_client_shows_its_certificate_where_it_is_asked_for() {
+fn client_certificate_is_presented_on_request() {
     let (ca, other) = (Authority::new("ours"), Authority::new("theirs"));
     let us = ca.signs(&["worker"]);
-    // TLS 1.3 tells a client that its certificate is refused after the handshake, 1.2 within it.
+    // TLS 1.3 reports a refused client certificate after the handshake, 1.2 within it.
     thread::scope(|scope| {
         for versions in ["TLSv1.2", "TLSv1.3"] {
             let more = [("--tls-protocols", versions)];
             let node = TlsServer::start(&ca.signs(&[HERE]), &ca, Ask::Yes, &more);
             let config = at([node.addr()]);
             let locker = RedisLocker::connect(config.clone().tls(shown_by(&us, ca.trusted())));
-            let guard = take(&locker.unwrap(), &unique_key("shown"));
+            let guard = acquire_lock(&locker.unwrap(), &unique_key("shown"));
             guard.release().unwrap();
             let (ca, other) = (&ca, &other);
             scope.spawn(move || {
@@ -213,15 +215,17 @@ fn untrusted_or_plain_peer_is_reported_with_the_reason_and_no_secret() {
             });
         }
     });
-    // On a busy machine `connect` may not hear any more what the lane has to say of it.
-    eventually(LIMIT, "it is told why", || {
+    // On a busy machine `connect` may end before the worker reports the cause.
+    eventually(LIMIT, "the cause is reported", || {
         let told = captured_log().lines(Level::Info, &plain.addr());
         told.iter().any(|line| line.contains("a port for TLS?"))
     });
-    // And one that works, up to the last line that it writes.
+    // A connection that works, up to its last line.
     let open = at([here.addr()]).tls(trusted());
     let locker = RedisLocker::connect(open).unwrap();
-    take(&locker, &unique_key("open")).release().unwrap();
+    acquire_lock(&locker, &unique_key("open"))
+        .release()
+        .unwrap();
     assert!(!is_secret(&format!("{locker:?}")));
     assert!(locker.nodes().shutdown(LIMIT));
     assert!(captured_log().mentions(&here.addr()));
@@ -231,7 +235,7 @@ fn untrusted_or_plain_peer_is_reported_with_the_reason_and_no_secret() {
 }
 
 #[test]
-fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
+fn hung_tls_node_takes_at_most_its_timeout() {
     captured_log();
     let ca = Authority::new("ours");
     let node = node(&ca.signs(&[HERE]), &ca, &[]);
@@ -257,7 +261,7 @@ fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
         });
     };
 
-    // Within the handshake: before its first byte, in the middle, and cut off there.
+    // Within the handshake: before its first byte, in its middle, and cut there.
     let proxy = Proxy::to(node.addr());
     proxy.replies(Flow::Hold);
     tells(proxy.addr(), "no answer in time");
@@ -269,9 +273,9 @@ fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
             scope.spawn(|| {
                 let (mut stream, _) = listener.accept().unwrap();
                 stream.set_read_timeout(Some(LIMIT)).unwrap();
-                // A record of 122 bytes begins, a hello of the server in it.
+                // The header of a record of 122 bytes, which contains a server hello.
                 stream.write_all(b"\x16\x03\x03\x00\x7a\x02\x00").unwrap();
-                // Until the client has had enough of it.
+                // Until the client closes the connection.
                 _ = std::io::copy(&mut stream, &mut std::io::sink());
             });
             tells(half.clone(), "no answer in time");
@@ -282,11 +286,11 @@ fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
     let locker = RedisLocker::connect(brief(proxy.addr()).connect_timeout(LIMIT));
     drop(locker.unwrap());
 
-    // On an open connection, and while it is connected to anew.
+    // On an open connection, and during a reconnect.
     let patient = brief(node.addr()).node_timeout(Duration::from_secs(2));
     let locker = RedisLocker::connect(patient.connect_timeout(LIMIT)).unwrap();
     let key = unique_key("hung");
-    let guard = take(&locker, &key);
+    let guard = acquire_lock(&locker, &key);
     node.server.stop().unwrap();
     in_time("hung", &|| {
         assert!(guard.extend(TTL).unwrap_err().is_unavailable());
@@ -298,15 +302,17 @@ fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
         let other = unique_key("hung");
         assert!(locker.try_lock(&other, TTL).unwrap_err().is_unavailable());
         assert!(locker.lock(&other, TTL).unwrap_err().is_unavailable());
-        // Callers wait for no lane, but the lane must not wait for ever either.
-        eventually(LIMIT, "the lane gives it up", || {
+        // Callers do not wait for a worker, but the worker must not wait without limit either.
+        eventually(LIMIT, "the worker closes the connection", || {
             let told = captured_log().lines(Level::Info, &node.addr());
             told.iter().any(|line| line.contains("unavailable: "))
         });
     });
     tells(node.addr(), "no answer in time");
     node.server.resume().unwrap();
-    eventually(LIMIT, "it is connected again", || guard.extend(TTL).is_ok());
+    eventually(LIMIT, "the node is connected again", || {
+        guard.extend(TTL).is_ok()
+    });
     guard.release().unwrap();
     node.server.stop().unwrap();
     in_time("shut down", &|| _ = locker.nodes().shutdown(Duration::ZERO));
@@ -314,7 +320,7 @@ fn a_node_that_hangs_takes_no_longer_than_it_is_given() {
 
 #[cfg(feature = "cluster")]
 #[test]
-fn a_cluster_is_spoken_to_over_tls_wherever_its_seed_sends_us() {
+fn cluster_members_are_reached_over_tls() {
     let ca = Authority::new("ours");
     let bus = free_port().unwrap().to_string();
     let more = [
@@ -324,14 +330,14 @@ fn a_cluster_is_spoken_to_over_tls_wherever_its_seed_sends_us() {
     ];
     let one = node(&ca.signs(&[HERE]), &ca, &more);
     ask::<()>(&one.server, &["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
-    eventually(LIMIT, "the cluster is in order", || {
+    eventually(LIMIT, "the cluster is healthy", || {
         ask::<String>(&one.server, &["CLUSTER", "INFO"]).contains("cluster_state:ok")
     });
     for seed in [one.addr(), format!("rediss://{}", one.addr())] {
         let before = connections(&one.server, &one.addr());
         let locker =
             RedisLocker::connect(at([Endpoint::cluster([seed])]).tls(ca.trusted())).unwrap();
-        take(&locker, &unique_key("tls")).release().unwrap();
+        acquire_lock(&locker, &unique_key("tls")).release().unwrap();
         assert_eq!(connections(&one.server, &one.addr()), before + 1);
         _ = locker.nodes().shutdown(LIMIT);
     }

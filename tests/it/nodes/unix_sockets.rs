@@ -1,10 +1,10 @@
-//! Nodes on sockets in the file system. What is locked there is in the conformance suites.
+//! Nodes on Unix sockets. The conformance suites test locks on them.
 
 use std::time::Duration;
 
 use redguard::{Error, Locker, NodeFailure, Nodes, RedisLocker};
 
-use crate::support::fixtures::{LIMIT, TTL, at, connect_by, take};
+use crate::support::fixtures::{LIMIT, TTL, acquire_lock, at, connect_by};
 use crate::support::log_capture::captured_log;
 use crate::support::{eventually, on_socket, raw, unique_key};
 
@@ -18,7 +18,7 @@ fn cause(error: Error) -> (String, NodeFailure) {
 }
 
 #[test]
-fn a_socket_takes_user_password_and_database() {
+fn socket_accepts_user_password_and_database() {
     let password = unique_key("socket secret/&?#");
     let written: String = password
         .bytes()
@@ -42,7 +42,7 @@ fn a_socket_takes_user_password_and_database() {
         );
         match (Nodes::connect(config), good) {
             (Ok(nodes), true) => {
-                let guard = take(&RedisLocker::new(&nodes), &key);
+                let guard = acquire_lock(&RedisLocker::new(&nodes), &key);
                 let mut bare = redis::Client::open(&*address)
                     .unwrap()
                     .get_connection()
@@ -65,15 +65,15 @@ fn a_socket_takes_user_password_and_database() {
             (result, _) => panic!("{address}: {result:?}"),
         }
     }
-    // The same for those that the settings give to an address without.
+    // Also for a password from the settings instead of the address.
     let locker = RedisLocker::connect(at([&url]).password(&*password).db(3)).unwrap();
-    take(&locker, &key).release().unwrap();
+    acquire_lock(&locker, &key).release().unwrap();
     assert!(!captured_log().mentions(&password) && !captured_log().mentions(&written));
     drop(server);
 }
 
 #[test]
-fn a_socket_that_is_gone_is_unreachable_until_it_is_back() {
+fn missing_socket_is_unreachable_until_it_is_back() {
     let (server, url) = on_socket("");
     let locker = connect_by(at([&url]), std::slice::from_ref(&server));
     let (key, brief) = (unique_key("gone"), Duration::from_secs(1));
@@ -87,7 +87,7 @@ fn a_socket_that_is_gone_is_unreachable_until_it_is_back() {
     assert_eq!(name, "/nowhere.sock");
     assert!(matches!(cause, NodeFailure::Unreachable(_)), "{cause}");
     server.restart().unwrap();
-    eventually(LIMIT, "it is back", || {
+    eventually(LIMIT, "the node is back", || {
         locker.try_lock(&key, TTL).is_ok_and(|got| got.is_some())
     });
     drop(raw(&server));

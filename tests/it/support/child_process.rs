@@ -1,4 +1,4 @@
-//! Processes that play a part in a test: this program once more, told by its environment what to do.
+//! Child processes of a test: this program again, with its test function named in the environment.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,24 +10,24 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use redguard::RedisLocker;
 
-use crate::support::fixtures::{LIMIT, at, take, wire};
+use crate::support::fixtures::{LIMIT, acquire_lock, at, wire};
 use crate::support::servers::Server;
 use crate::support::{eventually, unique_key};
 
-/// Far longer than a node takes on a busy machine.
+/// Longer than any reply of a node on a busy machine.
 pub(crate) const HUNG: Duration = Duration::from_secs(1);
-/// Long enough to look while it lasts, short enough to be waited for.
+/// Long enough for checks while it lasts, short enough for a test to wait for its end.
 pub(crate) const BRIEF: Duration = Duration::from_secs(4);
 
 const NODES: &str = "REDGUARD_TEST_NODES";
 const KEY: &str = "REDGUARD_TEST_KEY";
 const FILE: &str = "REDGUARD_TEST_FILE";
 
-/// This program once more, as a process that plays one of the parts in these files; killed if it is dropped.
+/// This program as a child process that runs one of these test functions; killed on drop.
 pub(crate) struct Program(Child);
 
 impl Program {
-    /// The part is a test of the module at this path.
+    /// Starts a child. `part` is a test function of the module at this path.
     pub(crate) fn playing(
         module: &str,
         part: &str,
@@ -39,7 +39,7 @@ impl Program {
         Program::playing_at(module, part, nodes, key, file)
     }
 
-    /// The same with nodes at any addresses, such as those of proxies.
+    /// Starts a child with nodes at any addresses, such as proxies.
     pub(crate) fn playing_at(
         module: &str,
         part: &str,
@@ -53,7 +53,7 @@ impl Program {
             .env(NODES, nodes.join(","))
             .env(KEY, key)
             .env(FILE, file)
-            // What is freed goes back to the system, so that a process can see what it keeps.
+            // Returns freed memory to the system, so that a process can measure its own memory.
             .env("MALLOC_ARENA_MAX", "1")
             .env("MALLOC_TRIM_THRESHOLD_", "0")
             .env("MALLOC_TOP_PAD_", "0")
@@ -75,19 +75,20 @@ impl Program {
         status.unwrap()
     }
 
-    /// SIGSTOP; returns when all its threads stand. None of them is inside a write to a file then, which SIGKILL could tear.
+    /// Sends SIGSTOP; returns when all threads are stopped. None is then inside a write to a file,
+    /// which SIGKILL could tear.
     pub(crate) fn stop(&self) {
         kill(self.pid(), Signal::SIGSTOP).unwrap();
         let stands = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
         assert!(matches!(stands, WaitStatus::Stopped(..)), "{stands:?}");
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub(crate) fn resume(&self) {
         kill(self.pid(), Signal::SIGCONT).unwrap();
     }
 
-    /// SIGKILL; returns when it is gone.
+    /// Sends SIGKILL; returns when the process is gone.
     pub(crate) fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -101,7 +102,7 @@ impl Drop for Program {
     }
 }
 
-/// What a process has been told that plays a part.
+/// Arguments of a child process.
 pub(crate) struct Part {
     pub(crate) nodes: Vec<String>,
     pub(crate) key: String,
@@ -109,7 +110,8 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// `None` where nobody started this process for it: then its test has nothing to do.
+    /// Returns `None` unless a test started this process for `part`: then the test function does
+    /// nothing.
     pub(crate) fn mine() -> Option<Part> {
         Some(Part {
             nodes: env::var(NODES)
@@ -126,12 +128,13 @@ impl Part {
         RedisLocker::connect(at(self.nodes.clone()).node_timeout(HUNG)).unwrap()
     }
 
-    /// A node that was away is owed releases until it takes part again; a program that ends before leaves them to the TTL.
+    /// Waits until every node grants locks, so that its pending releases were sent; a program that
+    /// ends earlier leaves such keys to their TTL.
     pub(crate) fn settle(&self, locker: &RedisLocker) {
         for node in &self.nodes {
-            eventually(LIMIT, "the node takes part", || {
+            eventually(LIMIT, "the node grants", || {
                 let key = unique_key("part");
-                let guard = take(locker, &key);
+                let guard = acquire_lock(locker, &key);
                 let there = exists(node, &key);
                 guard.release().unwrap();
                 there
@@ -139,7 +142,7 @@ impl Part {
         }
     }
 
-    /// Says that the lock is held.
+    /// Reports that the lock is held.
     pub(crate) fn tell(&self) {
         fs::write(&self.file, "held").unwrap();
     }
@@ -151,13 +154,13 @@ pub(crate) fn scratch() -> (tempfile::TempDir, PathBuf) {
     (dir, file)
 }
 
-/// Whether the node at an address is there and has a lock's key.
+/// Returns whether the node at an address answers and has a lock's key.
 fn exists(node: &str, key: &str) -> bool {
     let found = try_ask(node, redis::cmd("EXISTS").arg(wire(key)));
     found.unwrap_or(false)
 }
 
-/// Whether somebody waits at the node at an address for a lock's release.
+/// Returns whether a waiter at the node at an address is subscribed to a lock's release.
 pub(crate) fn is_listened_to(node: &str, key: &str) -> bool {
     let mut command = redis::cmd("PUBSUB");
     let count = try_ask(node, command.arg("NUMSUB").arg(wire(key)));

@@ -1,4 +1,4 @@
-//! Servers whose wall clock is stepped while they run, by libfaketime where that is installed.
+//! Servers whose wall clock is stepped while they run, by libfaketime if it is installed.
 
 use std::process::Command;
 use std::sync::LazyLock;
@@ -10,10 +10,10 @@ use tempfile::TempDir;
 use crate::support::raw;
 use crate::support::servers::{Options, Server};
 
-/// Far more than two clocks can differ that nobody steps.
+/// Greater than the difference of any two clocks that are not stepped.
 const FAR: Duration = Duration::from_secs(1000);
 
-/// What servers are started with that go by a [`Clock`].
+/// Environment of servers that use a [`Clock`].
 static PRELOAD: LazyLock<Option<String>> = LazyLock::new(|| {
     let found = find();
     if let Err(reason) = &found {
@@ -22,14 +22,15 @@ static PRELOAD: LazyLock<Option<String>> = LazyLock::new(|| {
     found.ok()
 });
 
-/// The wall clock of one server; its monotonic clock is left as it is.
+/// The wall clock of one server. Its monotonic clock is not changed.
 #[derive(Debug)]
 pub(crate) struct Clock {
     dir: TempDir,
 }
 
 impl Clock {
-    /// One that is right. `None` where there can be none, which the first call says aloud.
+    /// Creates a clock without offset. Returns `None` without libfaketime; the first call prints
+    /// that.
     pub(crate) fn new() -> Option<Clock> {
         PRELOAD.as_ref().map(|_| Clock::right())
     }
@@ -41,7 +42,7 @@ impl Clock {
         clock
     }
 
-    /// A server with these options goes by this clock.
+    /// Starts a server with these options on this clock.
     pub(crate) fn drive(&self, options: Options) -> Options {
         self.drive_by(options, PRELOAD.as_deref().unwrap_or_default())
     }
@@ -52,22 +53,22 @@ impl Clock {
             .env("LD_PRELOAD", preload)
             .env("FAKETIME_TIMESTAMP_FILE", &file.to_string_lossy())
             .env("FAKETIME_NO_CACHE", "1")
-            // Its old and its new name.
+            // The old and the new name of the variable.
             .env("DONT_FAKE_MONOTONIC", "1")
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
     }
 
-    /// Steps it to so much ahead of ours.
+    /// Steps the clock to this time ahead of ours.
     pub(crate) fn ahead(&self, by: Duration) {
         self.set('+', by);
     }
 
-    /// Steps it to so much behind ours.
+    /// Steps the clock to this time behind ours.
     pub(crate) fn behind(&self, by: Duration) {
         self.set('-', by);
     }
 
-    /// At once: the file is read whenever the server looks at its clock.
+    /// Takes effect at once: libfaketime reads the file on every clock call of the server.
     fn set(&self, sign: char, by: Duration) {
         let [new, file] = ["new", "offset"].map(|name| self.dir.path().join(name));
         let offset = format!("{sign}{:.6}", by.as_secs_f64());
@@ -76,7 +77,7 @@ impl Clock {
     }
 }
 
-/// By how much a server's clock is ahead of ours; nothing if it is behind.
+/// Returns how far a server's clock is ahead of ours; zero if it is behind.
 pub(crate) fn lead(server: &Server) -> Duration {
     let (seconds, micros): (u64, u32) = redis::cmd("TIME")
         .query(&mut raw(server))
@@ -85,10 +86,10 @@ pub(crate) fn lead(server: &Server) -> Duration {
     theirs.duration_since(SystemTime::now()).unwrap_or_default()
 }
 
-/// Asks the program `faketime` for its library, and tries it.
+/// Returns the library of the program `faketime`, after a try.
 ///
-/// The C library stands behind it, and so comes before the jemalloc that a server may be linked with: that one looks at the
-/// clock when it is first called, and is called by libfaketime before that can tell the time.
+/// The C library is preloaded behind it, and so before the jemalloc of a server: jemalloc reads the
+/// clock on its first call, and libfaketime calls it before it can tell the time.
 fn find() -> io::Result<String> {
     let faketime = Command::new("faketime")
         .args(["-m", "-f", "+0", "printenv", "LD_PRELOAD"])

@@ -1,4 +1,4 @@
-//! Real clusters of throw-away servers.
+//! Real clusters of temporary servers.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -10,45 +10,45 @@ use crate::support::servers::{Options, Server, free_port};
 use crate::support::{eventually, raw};
 
 const SLOTS: usize = 16_384;
-/// Servers need some seconds by themselves before they trust a cluster.
+/// Servers need some seconds before they trust a cluster.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A cluster, and its masters in the order of their slots.
+/// A cluster, with its masters in the order of their hash slots.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) masters: Vec<Server>,
 }
 
 impl Cluster {
-    /// Three masters for all tests that leave them alive.
+    /// Returns three masters, for all tests that leave them alive.
     pub(crate) fn shared() -> &'static Cluster {
         static CLUSTER: LazyLock<Cluster> =
             LazyLock::new(|| Cluster::start(Duration::from_secs(30)));
         &CLUSTER
     }
 
-    /// Three masters, of which one that says nothing for so long is given up by the others.
+    /// Starts three masters. The others declare a master failed after `node_timeout` of silence.
     ///
     /// # Panics
     /// If they cannot start.
-    pub(crate) fn start(patience: Duration) -> Cluster {
-        let masters: Vec<Server> = (0..3).map(|_| server(patience)).collect();
+    pub(crate) fn start(node_timeout: Duration) -> Cluster {
+        let masters: Vec<Server> = (0..3).map(|_| server(node_timeout)).collect();
         for (number, master) in masters.iter().enumerate() {
             let slot = |number: usize| number * SLOTS / masters.len();
             let (first, last) = (slot(number), slot(number + 1) - 1);
-            // All that begin with the same one would have to find out who is who.
+            // Servers that start with equal epochs would first have to resolve the collision.
             tell(master, &["SET-CONFIG-EPOCH", &(number + 1).to_string()]);
             tell(
                 master,
                 &["ADDSLOTSRANGE", &first.to_string(), &last.to_string()],
             );
-            // All each other, since word of others goes round once in a second.
+            // Every server meets every other, because gossip spreads only once per second.
             masters[..number]
                 .iter()
                 .for_each(|other| meet(other, master));
         }
         let cluster = Cluster { masters };
-        eventually(LIMIT, "the cluster is in order", || {
+        eventually(LIMIT, "the cluster is healthy", || {
             let mut masters = cluster.masters.iter();
             masters.all(|master| is_in_order(master, cluster.masters.len()))
         });
@@ -59,9 +59,9 @@ impl Cluster {
         Endpoint::cluster(self.masters.iter().map(Server::addr))
     }
 
-    /// A replica of one of the masters, when it is in step.
-    pub(crate) fn replica_of(&self, master: usize, patience: Duration) -> Server {
-        let replica = server(patience);
+    /// Adds a replica of one of the masters, and waits until it is in sync.
+    pub(crate) fn replica_of(&self, master: usize, node_timeout: Duration) -> Server {
+        let replica = server(node_timeout);
         let master = &self.masters[master];
         let masters = self.masters.iter();
         masters.for_each(|master| meet(master, &replica));
@@ -69,14 +69,14 @@ impl Cluster {
         eventually(LIMIT, "the replica knows its master", || {
             try_tell::<String>(&replica, &["REPLICATE", &id]).is_ok()
         });
-        eventually(LIMIT, "the replica is in step", || {
+        eventually(LIMIT, "the replica is in sync", || {
             let info: String = redis::cmd("INFO")
                 .arg("replication")
                 .query(&mut raw(master))
                 .unwrap();
             info.contains("state=online")
         });
-        // Who is to vote for it must know of it.
+        // The masters that vote for the replica must know it.
         eventually(LIMIT, "all know the replica", || {
             let known = format!(":{}@", replica.port());
             let is_known = |nodes: String| {
@@ -88,27 +88,27 @@ impl Cluster {
                 .iter()
                 .all(|master| is_known(ask(master, &["NODES"])))
         });
-        // And it must know whom to ask for their votes, which it cannot learn any more from a master that is gone.
-        eventually(LIMIT, "the replica knows all", || {
+        // The replica must know the voting masters too: a dead master cannot announce them.
+        eventually(LIMIT, "the replica knows all masters", || {
             is_in_order(&replica, self.masters.len() + 1)
         });
         replica
     }
 
-    /// The number of the master that has a key, and the key's slot.
+    /// Returns the index of the master that serves a key, and the key's hash slot.
     pub(crate) fn owner(&self, key: &str) -> (usize, String) {
         let slot: usize = ask(&self.masters[0], &["KEYSLOT", key]);
         (slot * self.masters.len() / SLOTS, slot.to_string())
     }
 
-    /// Lets a slot begin to move.
+    /// Begins the migration of a hash slot.
     pub(crate) fn begin_move(&self, slot: &str, from: usize, to: usize) {
         let [from, to] = [from, to].map(|number| &self.masters[number]);
         tell(to, &["SETSLOT", slot, "IMPORTING", &id(from)]);
         tell(from, &["SETSLOT", slot, "MIGRATING", &id(to)]);
     }
 
-    /// Moves the keys that are in a slot.
+    /// Moves the keys of a hash slot.
     pub(crate) fn move_keys(&self, slot: &str, from: usize, to: usize) {
         let keys: Vec<String> = ask(&self.masters[from], &["GETKEYSINSLOT", slot, "1000"]);
         let port = self.masters[to].port().to_string();
@@ -119,7 +119,7 @@ impl Cluster {
         migrate.exec(&mut raw(&self.masters[from])).unwrap();
     }
 
-    /// From now on the slot is there. The others hear of it by and by.
+    /// Ends the migration of a hash slot. The other servers learn it by gossip.
     pub(crate) fn end_move(&self, slot: &str, from: usize, to: usize) {
         let new = id(&self.masters[to]);
         for number in [to, from] {
@@ -128,13 +128,16 @@ impl Cluster {
     }
 }
 
-/// A server that belongs to no cluster yet.
-pub(crate) fn server(patience: Duration) -> Server {
+/// Starts a server that belongs to no cluster yet.
+pub(crate) fn server(node_timeout: Duration) -> Server {
     let bus = free_port().unwrap().to_string();
     let options = Options::default()
         .arg("--cluster-enabled", "yes")
         .arg("--cluster-port", &bus)
-        .arg("--cluster-node-timeout", &patience.as_millis().to_string())
+        .arg(
+            "--cluster-node-timeout",
+            &node_timeout.as_millis().to_string(),
+        )
         .arg("--repl-diskless-sync-delay", "0");
     options.start().unwrap_or_else(|error| panic!("{error}"))
 }
@@ -165,7 +168,7 @@ fn tell(server: &Server, words: &[&str]) {
 }
 
 /// # Panics
-/// At an error.
+/// On an error reply.
 pub(crate) fn ask<T: FromRedisValue>(server: &Server, words: &[&str]) -> T {
     try_tell(server, words).unwrap()
 }

@@ -1,4 +1,5 @@
-//! Fixtures of the integration tests: lockers on temporary servers, the clock, and direct commands to nodes.
+//! Fixtures of the integration tests: lockers on temporary servers, the clock, and direct commands
+//! to nodes.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use redis::FromRedisValue;
 use crate::support::servers::Server;
 use crate::support::{eventually, raw, servers, unique_key};
 
-/// Wide: only a hang takes this long.
+/// Only a hang takes this long.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 /// Longer than any test, so that no lock becomes free by expiry.
 pub(crate) const TTL: Duration = Duration::from_secs(300);
@@ -29,16 +30,17 @@ pub(crate) fn config(nodes: &[Server]) -> Config {
     at(nodes.iter().map(Server::addr))
 }
 
-/// Returns such settings for any addresses. The breaker never opens, so a test controls its outages.
+/// Returns such settings for any addresses. The breaker never opens, so a test controls its
+/// outages.
 pub(crate) fn at(addresses: impl IntoIterator<Item = impl Into<Endpoint>>) -> Config {
     Config::new(addresses)
         .node_timeout(Duration::from_secs(2))
         .connect_timeout(Duration::from_secs(10))
         .circuit_breaker(u32::MAX, LIMIT)
-        .retry(hasty())
+        .retry(with_short_timeouts())
 }
 
-pub(crate) fn hasty() -> RetryPolicy {
+pub(crate) fn with_short_timeouts() -> RetryPolicy {
     RetryPolicy {
         initial_delay: Duration::from_millis(2),
         max_delay: Duration::from_millis(20),
@@ -52,11 +54,12 @@ pub(crate) fn sluggish() -> RetryPolicy {
         initial_delay: TTL,
         max_delay: TTL,
         jitter: 0.0,
-        ..hasty()
+        ..with_short_timeouts()
     }
 }
 
-/// Asserts that less time has passed since `began` than any delay of [`sluggish`], so that a message was the cause.
+/// Asserts that less time has passed since `began` than any delay of [`sluggish`], so that a
+/// message was the cause.
 pub(crate) fn assert_no_timeout_elapsed(began: Instant) {
     assert!(began.elapsed() < TTL / 5, "{:?}", began.elapsed());
 }
@@ -74,15 +77,17 @@ pub(crate) fn connect(nodes: &[Server]) -> RedisLocker {
 /// Connects and waits until all nodes are up: `connect` waits only for a quorum.
 pub(crate) fn connect_by(config: Config, nodes: &[Server]) -> RedisLocker {
     let locker = RedisLocker::connect(config).unwrap();
-    nodes.iter().for_each(|node| takes_part(&locker, node));
+    nodes
+        .iter()
+        .for_each(|node| wait_until_it_grants(&locker, node));
     locker
 }
 
 /// Waits until a node that has just connected grants locks.
-pub(crate) fn takes_part(locker: &dyn Locker, node: &Server) {
-    eventually(LIMIT, "the node takes part", || {
+pub(crate) fn wait_until_it_grants(locker: &dyn Locker, node: &Server) {
+    eventually(LIMIT, "the node grants locks", || {
         let key = unique_key("part");
-        let guard = take(locker, &key);
+        let guard = acquire_lock(locker, &key);
         let there = token(node, &key).is_some();
         guard.release().unwrap();
         there
@@ -90,7 +95,7 @@ pub(crate) fn takes_part(locker: &dyn Locker, node: &Server) {
 }
 
 /// Acquires a lock that becomes free within [`LIMIT`].
-pub(crate) fn take(locker: &dyn Locker, key: &str) -> LockGuard {
+pub(crate) fn acquire_lock(locker: &dyn Locker, key: &str) -> LockGuard {
     let patient = LockOptions::new(TTL).wait_for(LIMIT);
     locker.acquire(key, &patient).unwrap()
 }
@@ -132,13 +137,13 @@ pub(crate) fn pttl(node: &Server, key: &str) -> i64 {
 }
 
 /// Stores the token of another owner under the key of a free lock.
-pub(crate) fn seize(node: &Server, key: &str, ttl: Duration) {
+pub(crate) fn store_foreign_token(node: &Server, key: &str, ttl: Duration) {
     let px = ttl.as_millis().to_string();
     let set = ["SET", &wire(key), STRANGER, "NX", "PX", &px];
     assert_eq!(ask::<Option<String>>(node, &set).as_deref(), Some("OK"));
 }
 
-pub(crate) const STRANGER: &str = "a stranger";
+pub(crate) const STRANGER: &str = "foreign value";
 
 /// Returns the token that a quorum of nodes stores for a lock.
 pub(crate) fn holder(nodes: &[Server], key: &str) -> Option<String> {
@@ -150,8 +155,8 @@ pub(crate) fn holder(nodes: &[Server], key: &str) -> Option<String> {
         .cloned()
 }
 
-/// Waits until the key of a lock is on all nodes and returns its token. The grant of a node beyond the
-/// quorum may arrive later.
+/// Waits until the key of a lock is on all nodes and returns its token. The grant of a node beyond
+/// the quorum may arrive later.
 pub(crate) fn everywhere(nodes: &[Server], key: &str) -> String {
     let mut tokens = Vec::new();
     eventually(LIMIT, "the key is on every node", || {

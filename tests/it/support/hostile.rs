@@ -1,4 +1,4 @@
-//! A server that is a real one's mouth and ear, until it is told to answer some command in a way of its own.
+//! A proxy before a real server that can replace the replies to one command.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use std::{io, thread};
 
 use redis::{Parser, Value};
 
-/// What it does instead of an answer.
+/// A bad reply.
 #[derive(Clone, Debug)]
 pub(crate) struct BadReply {
     pub(crate) says: Vec<u8>,
@@ -28,16 +28,17 @@ pub(crate) enum Then {
     Close,
     /// Sends nothing until the client closes the connection.
     Hang,
-    /// Repeats the last bytes, of this number, without pause.
+    /// Repeats the last bytes of this count without pause.
     Flood(usize),
-    /// Repeats the last bytes, of this number, byte by byte with pauses.
+    /// Repeats the last bytes of this count byte by byte with pauses.
     Drip(usize),
 }
 
 /// The pause between two bytes of a [`Then::Drip`].
 const DROP: Duration = Duration::from_millis(5);
 
-/// Proxy before a real server that can replace the replies to one command. A drop closes all connections.
+/// Proxy before a real server that can replace the replies to one command. A drop closes all
+/// connections.
 #[derive(Debug)]
 pub(crate) struct Hostile {
     shared: Arc<Shared>,
@@ -83,7 +84,7 @@ impl Hostile {
         *lock(&self.shared.bad_reply) = Some((command.to_owned(), bad_reply.clone()));
     }
 
-    /// Passes on all replies again, and closes the connections that hang, flood or drip.
+    /// Forwards all replies again, and closes the connections that hang, flood or drip.
     pub(crate) fn restore(&self) {
         *lock(&self.shared.bad_reply) = None;
         self.shared.cut();
@@ -198,7 +199,7 @@ fn drip(mut client: &TcpStream, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets everything through in both directions until one of them ends.
+/// Forwards both directions until one of them ends.
 fn pass_on(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
     let copy = |mut from: &TcpStream, mut to: &TcpStream| {
         let done = io::copy(&mut from, &mut to);
@@ -221,10 +222,10 @@ fn command(request: &Value) -> String {
     }
 }
 
-/// A value as it stands on the wire.
+/// Reads one RESP value as its raw bytes.
 ///
 /// # Panics
-/// At one that a real server does not say here.
+/// If the value is of a type that a real server does not send here.
 fn write(value: &Value, wire: &mut Vec<u8>) {
     match value {
         Value::Nil => wire.extend(b"$-1\r\n"),
@@ -253,7 +254,7 @@ fn start(body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     thread::spawn(body)
 }
 
-#[expect(clippy::disallowed_methods, reason = "slowness is what it is for")]
+#[expect(clippy::disallowed_methods, reason = "it is slow on purpose")]
 fn pause() {
     thread::sleep(DROP);
 }

@@ -1,4 +1,4 @@
-//! The log of this process as the tests see it: all levels, all targets, the newest lines.
+//! The log of this process: all levels, all targets, the newest lines.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
@@ -6,16 +6,16 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 pub(crate) use log::Level;
 use log::{LevelFilter, Log, Metadata, Record};
 
-/// Stress tests write without end; nobody looks back this far.
+/// Stress tests log without end; no test reads further back.
 const KEPT: usize = 200_000;
 
 static LOG: CapturedLog = CapturedLog {
     lines: Mutex::new(VecDeque::new()),
 };
 
-/// The lines from when some test first asked for them.
+/// Lines since the first test asked for them.
 ///
-/// Tests run side by side in one process: look for a text that holds the test's own unique key.
+/// Tests run in parallel in one process, so search for a text with the test's own unique key.
 pub(crate) fn captured_log() -> &'static CapturedLog {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -25,14 +25,14 @@ pub(crate) fn captured_log() -> &'static CapturedLog {
     &LOG
 }
 
-/// Get it with [`captured_log`] before the lines of interest are written.
+/// Returns the log. Call [`captured_log`] before the lines of interest are written.
 #[derive(Debug)]
 pub(crate) struct CapturedLog {
     lines: Mutex<VecDeque<(Level, String)>>,
 }
 
 impl CapturedLog {
-    /// The lines of exactly this level that contain `text`, oldest first.
+    /// Returns the lines of exactly this level that contain `text`, oldest first.
     pub(crate) fn lines(&self, level: Level, text: &str) -> Vec<String> {
         self.held()
             .iter()
@@ -41,7 +41,7 @@ impl CapturedLog {
             .collect()
     }
 
-    /// Whether a line of any level contains `text`: for what must never be logged.
+    /// Returns whether a line of any level contains `text`, for texts that must never be logged.
     pub(crate) fn mentions(&self, text: &str) -> bool {
         self.held().iter().any(|(_, line)| line.contains(text))
     }
@@ -57,7 +57,7 @@ impl Log for CapturedLog {
     }
 
     fn log(&self, record: &Record<'_>) {
-        // Formatted before locking: an argument's `Display` may itself log.
+        // Formatted before locking, because an argument's `Display` may log too.
         let line = record.args().to_string();
         let mut lines = self.held();
         if lines.len() == KEPT {

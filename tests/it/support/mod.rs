@@ -1,4 +1,4 @@
-//! Tools of the integration tests: real servers, proxies, witnesses, the log, and waits with a limit.
+//! Tools of the integration tests: real servers, proxies, witnesses, the log, and bounded waits.
 #![allow(dead_code, reason = "not every build uses every tool")]
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 
@@ -29,15 +29,15 @@ pub(crate) mod servers;
 /// Starts `n` servers for one test.
 ///
 /// # Panics
-/// If they cannot start; without `redis-server` the message says how to install it.
+/// If they cannot start. Without `redis-server` the message says how to install it.
 pub(crate) fn servers(n: usize) -> Vec<Server> {
     (0..n)
         .map(|_| Server::start().unwrap_or_else(|error| panic!("{error}")))
         .collect()
 }
 
-/// Starts a server that also listens on a Unix socket, and returns the URL of the socket. An empty password
-/// means none.
+/// Starts a server that also listens on a Unix socket, and returns the URL of the socket. An empty
+/// password means none.
 pub(crate) fn on_socket(password: &str) -> (Server, String) {
     let options = Server::options().arg("--unixsocket", "redis.sock");
     let options = match password {
@@ -49,7 +49,7 @@ pub(crate) fn on_socket(password: &str) -> (Server, String) {
     (server, url)
 }
 
-/// Returns a key that no other call in this or another run returns.
+/// Returns a unique key, also among other runs.
 pub(crate) fn unique_key(name: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!(
@@ -62,7 +62,7 @@ pub(crate) fn unique_key(name: &str) -> String {
 /// Blocks until `holds` returns true. The limit only bounds a failure.
 ///
 /// # Panics
-/// With `what` if it is not true within the limit.
+/// With `what` if `holds` does not return true within the limit.
 #[expect(
     clippy::disallowed_methods,
     reason = "the awaited event is in another process and cannot wake this one"

@@ -1,4 +1,4 @@
-//! A TCP proxy before one server, which delays, holds, swallows, cuts and refuses as the test says.
+//! A TCP proxy before one server, which delays, holds, swallows, cuts or refuses on request.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering::SeqCst;
@@ -12,33 +12,35 @@ use crate::support::servers::free_port;
 
 mod wire;
 
-/// Far more than the sockets of a process need that is being started.
+/// Greater than the number of sockets of a starting process.
 const SETTLED: Duration = Duration::from_secs(5);
 
-/// What happens to the bytes, and to the end of the stream, in one direction. A change holds for bytes under way, too.
+/// Treatment of the bytes, and of the end of the stream, in one direction. A change also applies to
+/// bytes in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flow {
     Pass,
-    /// Each byte arrives this much later; a latency, not a limit on the rate.
+    /// Delays each byte; this is a latency, not a limit on the rate.
     Delay(Duration),
-    /// Nothing arrives, but everything will once the flow is another: a network that hangs.
+    /// Holds all bytes until the flow changes, as a network that hangs.
     Hold,
-    /// Nothing arrives, ever. A connection that lived under it stays dead in that direction also afterwards, as no TCP
-    /// stream has a hole in it; later connections are not affected.
+    /// Drops all bytes. A connection that existed meanwhile stays dead in that direction, because a
+    /// TCP stream has no gaps. Later connections are not affected.
     Swallow,
 }
 
-/// What happens to new connections.
+/// Treatment of new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Door {
     Open,
-    /// Accepted, and closed at once.
+    /// Accepts and closes at once.
     Slam,
-    /// Not listening: connect is refused.
+    /// Does not listen, so that connects are refused.
     Shut,
 }
 
-/// A proxy on a port of its own; begins with everything passing. Dropping it closes all and joins its threads.
+/// A proxy on a port of its own, which at first forwards everything. A drop closes all connections
+/// and joins the threads.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     shared: Arc<Shared>,
@@ -46,7 +48,8 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// `target` is `host:port`; it is connected to once per client, so it may be down for now.
+    /// Starts a proxy to `target` (`host:port`). The proxy connects once per client, so the target
+    /// may be down at first.
     pub(crate) fn to(target: impl Into<String>) -> Proxy {
         let at = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().expect("a free port")));
         let proxy = Proxy {
@@ -65,19 +68,19 @@ impl Proxy {
         format!("redis://{}", self.shared.at)
     }
 
-    /// Back to the beginning: both directions pass, the door is open, no cut is pending.
+    /// Restores the first state: both directions pass, the door is open, no cut is pending.
     pub(crate) fn pass(&self) {
         self.both(Flow::Pass);
         self.shared.rule(|rules| rules.cut_after = None);
         self.door(Door::Open);
     }
 
-    /// Client to server.
+    /// Sets the flow from clients to the server.
     pub(crate) fn requests(&self, flow: Flow) {
         self.shared.rule(|rules| rules.set(Way::Requests, flow));
     }
 
-    /// Server to client.
+    /// Sets the flow from the server to clients.
     pub(crate) fn replies(&self, flow: Flow) {
         self.shared.rule(|rules| rules.set(Way::Replies, flow));
     }
@@ -87,26 +90,26 @@ impl Proxy {
         self.replies(flow);
     }
 
-    /// Closes all present connections on both sides at once; what was under way in them is lost.
+    /// Closes all present connections on both sides at once; bytes in flight are lost.
     pub(crate) fn cut(&self) {
         for link in lock(&self.shared.links).iter() {
             link.ends.cut(&self.shared);
         }
     }
 
-    /// Lets `n` more bytes of replies through, over all connections, then cuts the connection that brought the last.
-    /// With 0 the next reply does not arrive at all, though its request was done. Happens once.
+    /// Forwards `n` more bytes of replies, over all connections, then cuts the connection of the
+    /// last byte. With 0 the next reply is lost although its request was executed. Happens once.
     pub(crate) fn cut_reply_after(&self, n: usize) {
         self.shared.rule(|rules| rules.cut_after = Some(n));
     }
 
-    /// Present connections live on behind a closed door.
+    /// Sets the door. Present connections stay open behind a closed door.
     pub(crate) fn door(&self, door: Door) {
-        // Held throughout: two calls at once must not start two acceptors.
+        // Held throughout, because two calls at once must not start two acceptors.
         let mut acceptor = lock(&self.acceptor);
         self.shared.rule(|rules| rules.door = door);
-        // A process that another thread starts right now has copies of our sockets until its `exec`: a port may stay
-        // taken, or open, a moment longer than its listener.
+        // A process that another thread is starting has copies of our sockets until its `exec`, so
+        // a port may stay in use, or open, a moment longer than its listener.
         if door != Door::Shut && acceptor.is_none() {
             let mut listener = None;
             eventually(SETTLED, "the proxy's port is free", || {
@@ -122,12 +125,12 @@ impl Proxy {
         }
     }
 
-    /// Connections accepted so far, slammed ones included.
+    /// Returns the number of accepted connections, including slammed connections.
     pub(crate) fn accepted(&self) -> u64 {
         self.shared.accepted.load(SeqCst)
     }
 
-    /// Connections that neither were cut nor have ended by themselves in both directions.
+    /// Returns the number of connections that were neither cut nor ended in both directions.
     pub(crate) fn open(&self) -> usize {
         lock(&self.shared.links)
             .iter()
@@ -135,12 +138,12 @@ impl Proxy {
             .count()
     }
 
-    /// Bytes that clients have sent, forwarded or not.
+    /// Returns the number of bytes that clients sent, forwarded or not.
     pub(crate) fn request_bytes(&self) -> u64 {
         self.shared.requests.load(SeqCst)
     }
 
-    /// Bytes that the server has sent, forwarded or not.
+    /// Returns the number of bytes that the server sent, forwarded or not.
     pub(crate) fn reply_bytes(&self) -> u64 {
         self.shared.replies.load(SeqCst)
     }
@@ -149,7 +152,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.rule(|rules| rules.door = Door::Shut);
-        // First, so that no link is made behind the cut.
+        // Closes the door first, so that no link appears after the cut.
         self.shared.stop(lock(&self.acceptor).take());
         self.cut();
         let links = std::mem::take(&mut *lock(&self.shared.links));

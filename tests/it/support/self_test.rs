@@ -1,4 +1,5 @@
-//! The tools of `support` do what their names say; a test that relies on a blunt one would prove nothing.
+//! The tools of `support` do what their names say: a test that relies on a broken tool would prove
+//! nothing.
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -18,12 +19,12 @@ use crate::support::servers::Server;
 use crate::support::witness::{Journal, Witness};
 use crate::support::{eventually, raw, unique_key, witness};
 
-/// Wide: only a hang takes this long.
+/// Only a hang takes this long.
 const LIMIT: Duration = Duration::from_secs(20);
-/// For what must not happen; a miss lets the test pass, never fail.
+/// Wait for an event that must not happen; a late event lets the test pass, never fail.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// A client of a server at `addr` that speaks inline commands.
+/// Client of the server at `addr` that sends inline commands.
 struct Client(TcpStream);
 
 impl Client {
@@ -39,7 +40,7 @@ impl Client {
             .unwrap();
     }
 
-    /// The next `len` bytes, or fewer at the end of the stream.
+    /// Returns the next `len` bytes, or fewer at the end of the stream.
     fn hear(&mut self, len: usize) -> String {
         let mut bytes = Vec::new();
         _ = (&self.0).take(len as u64).read_to_end(&mut bytes);
@@ -85,7 +86,7 @@ fn a_proxy_passes_delays_and_counts() {
         proxy.requests(Flow::Delay(requests));
         proxy.replies(Flow::Delay(replies));
         let start = Instant::now();
-        // A latency: what is under way together arrives together, not one by one.
+        // A latency: bytes that are in flight together arrive together.
         for _ in 0..20 {
             client.say("PING");
         }
@@ -106,7 +107,7 @@ fn a_proxy_passes_delays_and_counts() {
 }
 
 #[test]
-fn a_held_flow_arrives_late_and_a_swallowed_one_never() {
+fn held_bytes_arrive_late_and_swallowed_bytes_never() {
     let server = Server::start().unwrap();
     let proxy = Proxy::to(server.addr());
     let [late, lost, unheard] = ["late", "lost", "unheard"].map(unique_key);
@@ -120,14 +121,14 @@ fn a_held_flow_arrives_late_and_a_swallowed_one_never() {
     proxy.requests(Flow::Hold);
     let mut held = Client::to(&proxy.addr());
     held.say(&format!("SET {late} 1"));
-    // Gone before its request arrives, as a client that timed out.
+    // Closed before its request arrives, as by a client that timed out.
     drop(held);
-    eventually(LIMIT, "the request is with the proxy", || {
+    eventually(LIMIT, "the request is at the proxy", || {
         proxy.request_bytes() > 0
     });
     assert!(!exists(&late));
     proxy.pass();
-    eventually(LIMIT, "the late request is done", || exists(&late));
+    eventually(LIMIT, "the late request is executed", || exists(&late));
 
     let mut client = Client::to(&proxy.addr());
     assert_eq!(client.ping(), PONG);
@@ -142,7 +143,7 @@ fn a_held_flow_arrives_late_and_a_swallowed_one_never() {
     proxy.replies(Flow::Swallow);
     let mut deaf = Client::to(&proxy.addr());
     deaf.say(&format!("SET {unheard} 1"));
-    eventually(LIMIT, "the request is done", || exists(&unheard));
+    eventually(LIMIT, "the request is executed", || exists(&unheard));
     assert!(deaf.hears_nothing());
 }
 
@@ -204,13 +205,13 @@ fn a_proxy_ends_promptly_whatever_it_does() {
         let start = Instant::now();
         drop(proxy);
         assert!(start.elapsed() < LIMIT / 10, "{flow:?}");
-        // With everything passing, the reply may come first.
+        // If everything passes, the reply may arrive first.
         assert!(["", PONG].contains(&&*client.hear(7)));
     }
 }
 
 #[test]
-fn a_clock_steps_at_once_and_uptimes_and_ends_go_with_it() {
+fn clock_step_moves_uptimes_and_expiries_at_once() {
     let Some(clock) = Clock::new() else { return };
     let server = clock.drive(Server::options()).start().unwrap();
     let mut client = raw(&server);
@@ -232,7 +233,7 @@ fn a_clock_steps_at_once_and_uptimes_and_ends_go_with_it() {
 }
 
 #[test]
-fn a_witness_sees_two_inside() {
+fn witness_reports_two_holders() {
     let witness = Witness::new();
     let key = unique_key("seen");
     drop((witness.enter_shared(&key), witness.enter_shared(&key)));
@@ -255,7 +256,7 @@ fn a_witness_sees_two_inside() {
 }
 
 #[test]
-fn a_journal_sees_overlaps_of_its_own_key_only() {
+fn journal_reports_overlaps_per_key() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::at(dir.path().join("journal"));
     assert_eq!(journal.check(), Ok(0));
@@ -267,7 +268,7 @@ fn a_journal_sees_overlaps_of_its_own_key_only() {
     ));
     drop(journal.enter("a b"));
     assert_eq!(journal.check(), Ok(5));
-    // The short one within is over when the third begins, the long one is not.
+    // The short inner hold has ended when the third begins; the long hold has not.
     let long = journal.enter_shared("a b");
     drop(journal.enter("a b"));
     drop(journal.enter_shared("a b"));
@@ -300,19 +301,19 @@ fn the_log_is_searched_by_level_and_text() {
 }
 
 #[test]
-fn a_journal_sees_fencing_tokens_that_do_not_increase_and_no_more_of_a_hold_than_its_validity() {
+fn journal_reports_decreasing_tokens_and_bounds_holds_by_validity() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::at(dir.path().join("journal"));
     let hold = |holds: &[(&str, u64)]| {
         let each = holds.iter();
-        each.for_each(|(key, fence)| journal.enter(key).numbered(Some(*fence)));
+        each.for_each(|(key, fence)| journal.enter(key).fencing_token(Some(*fence)));
     };
     hold(&[("a", 7), ("b", 1), ("a", 9), ("b", 2)]);
     drop(journal.enter("a"));
     assert_eq!(journal.check(), Ok(5));
     let mut stale = journal.enter("a");
     let until = witness::now();
-    // Somebody else has it by now; whoever was stopped meanwhile does not know.
+    // Another process holds the lock by now; the stopped process does not know.
     drop(journal.enter("a"));
     stale.until(until);
     drop(stale);
@@ -323,5 +324,9 @@ fn a_journal_sees_fencing_tokens_that_do_not_increase_and_no_more_of_a_hold_than
     assert_eq!(journal.check(), Ok(8));
     hold(&[("a", 8), ("a", 9), ("b", 3), ("a", 10)]);
     let found = journal.check().unwrap_err();
-    assert_eq!(found.matches("is not numbered below").count(), 2, "{found}");
+    assert_eq!(
+        found.matches("has no smaller fencing token than").count(),
+        2,
+        "{found}"
+    );
 }

@@ -8,10 +8,10 @@ use redguard::Endpoint;
 use crate::support::servers::Server;
 use crate::support::{eventually, raw};
 
-/// What the master is called.
+/// Name of the master.
 pub(crate) const MASTER: &str = "mymaster";
 
-/// Sentinels tell each other of themselves every two seconds.
+/// Longest time until the sentinels know each other: they announce themselves every two seconds.
 const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -22,19 +22,20 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// So many sentinels, of which two (or the only one) agree that the master is down when it has said nothing for half a
-    /// second.
+    /// Starts `sentinels` sentinels, of which two (or the only sentinel) agree that the master is
+    /// down after half a second of silence.
     ///
     /// # Panics
     /// If they cannot start.
     pub(crate) fn start(sentinels: usize) -> Watched {
-        // The master waits so long for other replicas that may come.
+        // The master delays replication by this time, to wait for more replicas.
         let options = || Server::options().arg("--repl-diskless-sync-delay", "0");
         let master = start(options());
         let port = master.port().to_string();
         let replica = start(options().arg("--replicaof", &format!("127.0.0.1 {port}")));
-        // A sentinel that comes before looks for replicas again after ten seconds.
-        eventually(LIMIT, "the replica is in step", || {
+        // A sentinel that starts before the replica looks for replicas again only after ten
+        // seconds.
+        eventually(LIMIT, "the replica is in sync", || {
             let mut connection = raw(&master);
             let info: String = redis::cmd("INFO")
                 .arg("replication")
@@ -69,7 +70,7 @@ impl Watched {
     }
 }
 
-/// What a sentinel knows of the master.
+/// Returns a field of the master as a sentinel reports it.
 fn known(sentinel: &Server) -> HashMap<String, String> {
     let mut question = redis::cmd("SENTINEL");
     question.arg("MASTER").arg(MASTER);

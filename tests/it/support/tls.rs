@@ -1,4 +1,4 @@
-//! Servers that speak TLS, and the authorities, certificates and keys for it, made anew for each test.
+//! Servers that speak TLS, with authorities, certificates and keys that each test creates.
 
 use std::path::Path;
 use std::{fs, io};
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::support::servers::{Server, free_port};
 
-/// Who signs certificates.
+/// An authority that signs certificates.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -40,12 +40,12 @@ impl Authority {
         &self.pem
     }
 
-    /// What makes a client trust those whom this has signed.
+    /// Returns the client settings that trust certificates of this authority.
     pub(crate) fn trusted(&self) -> Tls {
         Tls::new().ca(self.pem())
     }
 
-    /// A certificate for hosts, which may also be shown by a client.
+    /// Returns a certificate for hosts, which a client may present too.
     pub(crate) fn signs(&self, hosts: &[&str]) -> Identity {
         let names: Vec<String> = hosts.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).expect("good names");
@@ -61,13 +61,13 @@ impl Authority {
     }
 }
 
-/// A server with a port for TLS beside the plain one, which is for looking behind the library's back.
+/// A server with a TLS port beside the plain port, through which tests bypass the library.
 pub(crate) struct TlsServer {
     pub(crate) server: Server,
     pub(crate) tls: TlsPort,
 }
 
-/// Where it speaks TLS, and the files that it needs for that.
+/// The TLS port, and the files that the server needs for it.
 pub(crate) struct TlsPort {
     port: u16,
     _files: TempDir,
@@ -81,7 +81,8 @@ pub(crate) enum Ask {
 }
 
 impl TlsServer {
-    /// A server that shows `identity`, and trusts the clients of `authority` if it asks.
+    /// Starts a server that presents `identity`, and trusts the clients of `authority` if it asks
+    /// for certificates.
     pub(crate) fn start(
         identity: &Identity,
         authority: &Authority,
@@ -101,7 +102,7 @@ impl TlsServer {
             Ask::No => "no",
             Ask::Yes => "yes",
         };
-        // Between our look at the port and the server's bind another process may take it.
+        // Another process may bind the port between our check and the server's bind.
         for _ in 0..5 {
             let port = free_port().expect("a free port");
             let mut options = Server::options()
@@ -128,7 +129,7 @@ impl TlsServer {
         panic!("no free port");
     }
 
-    /// Where it speaks TLS.
+    /// Returns the TLS address.
     pub(crate) fn addr(&self) -> String {
         self.tls.addr()
     }

@@ -1,4 +1,5 @@
-//! Witnesses that no two holders of a lock overlap: among threads at once, among processes from a journal afterwards.
+//! Checks that no two holders of a lock overlap: threads while they run, processes afterwards from
+//! a journal.
 
 use std::collections::HashMap;
 use std::fmt::{Display, Formatter};
@@ -11,14 +12,14 @@ use std::{fmt, fs, process};
 
 use nix::time::{ClockId, clock_gettime};
 
-/// How a lock is held: readers may overlap one another.
+/// Mode of a hold: readers may overlap each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Exclusive,
     Shared,
 }
 
-/// Sees the threads of this process. Clones watch the same keys.
+/// Watches the threads of this process. Clones watch the same keys.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Witness {
     keys: Arc<Mutex<HashMap<String, Crowd>>>,
@@ -33,7 +34,7 @@ struct Crowd {
     overlaps: u64,
 }
 
-/// Somebody between lock and release; make it after the guard, so that it is dropped before.
+/// A hold between lock and release. Create it after the guard, so that it is dropped first.
 #[derive(Debug)]
 #[must_use = "dropping it at once says that the lock was held for no time"]
 pub(crate) struct Inside {
@@ -48,28 +49,29 @@ impl Witness {
     }
 
     /// # Panics
-    /// If somebody else is inside. `overlaps` counts it as well, in case the thread's panic is lost.
+    /// If another thread holds the key. `overlaps` counts that too, in case the thread's panic is
+    /// lost.
     pub(crate) fn enter(&self, key: &str) -> Inside {
         self.enter_as(key, Kind::Exclusive)
     }
 
     /// # Panics
-    /// If a writer is inside.
+    /// If a writer holds the key.
     pub(crate) fn enter_shared(&self, key: &str) -> Inside {
         self.enter_as(key, Kind::Shared)
     }
 
-    /// How often the key was entered, whether or not somebody is inside now.
+    /// Returns how often the key was entered, including current holds.
     pub(crate) fn entries(&self, key: &str) -> u64 {
         lock(&self.keys).get(key).map_or(0, |crowd| crowd.entries)
     }
 
-    /// The most holders that were ever inside together; more than one only with readers.
+    /// Returns the greatest number of simultaneous holders; only readers can be more than one.
     pub(crate) fn most(&self, key: &str) -> usize {
         lock(&self.keys).get(key).map_or(0, |crowd| crowd.most)
     }
 
-    /// Overlaps seen so far, over all keys; ask at the end of every test.
+    /// Returns the overlaps seen so far over all keys. Every test checks it at its end.
     pub(crate) fn overlaps(&self) -> u64 {
         lock(&self.keys).values().map(|crowd| crowd.overlaps).sum()
     }
@@ -87,7 +89,7 @@ impl Witness {
         crowd.most = crowd.most.max(writers + readers + 1);
         crowd.overlaps += u64::from(!alone);
         drop(keys);
-        // Made before the assertion, so that unwinding leaves again.
+        // Created before the assertion, so that unwinding ends the hold.
         let inside = Inside {
             keys: Arc::clone(&self.keys),
             key: key.to_owned(),
@@ -112,16 +114,19 @@ impl Drop for Inside {
     }
 }
 
-/// Sees processes, by one line per hold in a file that all of them append to and one checks in the end.
+/// Watches processes through a file: every process appends one line per hold, and one process
+/// checks them at the end.
 ///
-/// The clock is `CLOCK_MONOTONIC`, which the processes of one machine share. A line is written when the hold ends, by one
-/// `write` in append mode, which needs no lock; a holder that is killed leaves none.
+/// The clock is `CLOCK_MONOTONIC`, which all processes of one machine share. A line is written when
+/// the hold ends, by one `write` in append mode, which needs no lock. A killed holder leaves no
+/// line.
 #[derive(Clone, Debug)]
 pub(crate) struct Journal {
     path: PathBuf,
 }
 
-/// A hold under way; its line is written on drop. Make it after the guard, so that it is dropped before.
+/// A current hold; its line is written on drop. Create it after the guard, so that it is dropped
+/// first.
 #[derive(Debug)]
 #[must_use = "dropping it at once says that the lock was held for no time"]
 pub(crate) struct Entry {
@@ -130,20 +135,20 @@ pub(crate) struct Entry {
     until: Option<Duration>,
 }
 
-/// One hold, from a moment after the lock was had to a moment before it was given back.
+/// One hold, from a moment after the acquire to a moment before the release.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hold {
     pub(crate) begin: Duration,
     pub(crate) end: Duration,
     pub(crate) kind: Kind,
     pub(crate) pid: u32,
-    /// The fencing token that it was handed out with.
+    /// Fencing token of the guard.
     pub(crate) fence: Option<u64>,
     pub(crate) key: String,
 }
 
 impl Journal {
-    /// The file need not exist yet.
+    /// Opens the journal. The file need not exist.
     pub(crate) fn at(path: impl AsRef<Path>) -> Journal {
         Journal {
             path: path.as_ref().to_owned(),
@@ -158,7 +163,7 @@ impl Journal {
         self.enter_as(key, Kind::Shared)
     }
 
-    /// All holds that have ended, in no order.
+    /// Returns all holds that have ended, in no order.
     pub(crate) fn holds(&self) -> Vec<Hold> {
         let text = fs::read_to_string(&self.path).unwrap_or_default();
         text.lines()
@@ -166,14 +171,16 @@ impl Journal {
             .collect()
     }
 
-    /// The number of holds if no two conflict and fencing tokens increase, else in words all that do not.
+    /// Returns the number of holds if no two conflict and fencing tokens increase, else a
+    /// description of every violation.
     pub(crate) fn check(&self) -> Result<usize, String> {
         let holds = self.holds();
         let conflicts = conflicts(&holds).into_iter();
         let conflicts = conflicts.map(|(a, b)| format!("{a}\n    overlaps {b}"));
-        let misnumbered = misnumbered(&holds).into_iter();
-        let misnumbered = misnumbered.map(|(a, b)| format!("{a}\n    is not numbered below {b}"));
-        let found: Vec<String> = conflicts.chain(misnumbered).collect();
+        let decreasing_tokens = decreasing_tokens(&holds).into_iter();
+        let decreasing_tokens = decreasing_tokens
+            .map(|(a, b)| format!("{a}\n    has no smaller fencing token than {b}"));
+        let found: Vec<String> = conflicts.chain(decreasing_tokens).collect();
         if found.is_empty() {
             Ok(holds.len())
         } else {
@@ -208,12 +215,13 @@ impl Journal {
 }
 
 impl Entry {
-    /// The hold ends then at the latest, however late it is dropped. One that has ended before it began leaves no line.
+    /// Ends the hold at this moment at the latest, even if it is dropped later. A hold that would
+    /// end before its beginning leaves no line.
     pub(crate) fn until(&mut self, end: Duration) {
         self.until = Some(end);
     }
 
-    pub(crate) fn numbered(&mut self, fence: Option<u64>) {
+    pub(crate) fn fencing_token(&mut self, fence: Option<u64>) {
         self.hold.fence = fence;
     }
 }
@@ -225,7 +233,7 @@ impl Drop for Entry {
             return;
         }
         let written = self.file.write_all(self.hold.line().as_bytes());
-        // A hold without a line would make the check pass that should fail.
+        // A hold without a line would let the check pass wrongly.
         assert!(
             written.is_ok() || std::thread::panicking(),
             "the journal takes no line: {written:?}"
@@ -293,8 +301,9 @@ impl Display for Hold {
     }
 }
 
-/// In order of their beginnings, each hold is compared with the one among its predecessors of the same key that lasts
-/// longest, among writers only if it is a reader itself. Every hold that conflicts with an earlier one is reported once.
+/// Compares each hold, in order of beginnings, with its longest-lasting predecessor on the same
+/// key; a reader only with writers. Every hold that conflicts with an earlier hold is reported
+/// once.
 fn conflicts(holds: &[Hold]) -> Vec<(&Hold, &Hold)> {
     let mut holds: Vec<&Hold> = holds.iter().collect();
     holds.sort_by_key(|hold| hold.begin);
@@ -323,8 +332,9 @@ fn conflicts(holds: &[Hold]) -> Vec<(&Hold, &Hold)> {
     found
 }
 
-/// Each hold whose fencing token is not above all those of its key that began before, after the one with the greatest.
-fn misnumbered(holds: &[Hold]) -> Vec<(&Hold, &Hold)> {
+/// Returns each hold whose fencing token is not above all earlier tokens of its key, after the hold
+/// with the greatest.
+fn decreasing_tokens(holds: &[Hold]) -> Vec<(&Hold, &Hold)> {
     let mut holds: Vec<&Hold> = holds.iter().filter(|hold| hold.fence.is_some()).collect();
     holds.sort_by_key(|hold| hold.begin);
     let mut greatest: HashMap<&str, &Hold> = HashMap::new();
@@ -338,7 +348,7 @@ fn misnumbered(holds: &[Hold]) -> Vec<(&Hold, &Hold)> {
     found
 }
 
-/// The clock of journals, which all processes of a machine share.
+/// Reads the clock of journals, which all processes of a machine share.
 pub(crate) fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .expect("a monotonic clock")

@@ -1,5 +1,5 @@
-//! Foreign values under the keys of each kind of lock, on real servers. What the scripts answer to a value that nobody thought of
-//! cannot be seen in the ring before, whose nodes are in memory and hold none.
+//! Foreign values under the keys of each kind of lock, on real servers. The fake nodes of the ring
+//! before store no foreign values, so they cannot show how scripts treat them.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,12 +14,12 @@ use crate::support::log_capture::{Level, captured_log};
 use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
 
-/// A key that is derived from a lock's.
+/// Returns a key that is derived from a lock's key.
 fn part(key: &str, ending: &str) -> String {
     format!("{{{PREFIX}{key}}}:{ending}")
 }
 
-/// What is asked for.
+/// Kind of the acquire.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Exclusive,
@@ -32,7 +32,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// Whether it was granted to one that waits for a moment.
+    /// Returns whether a caller that waits briefly acquires the lock.
     fn acquire(self, nodes: &Nodes, key: &str) -> Result<bool, Error> {
         let locker = RedisLocker::new(nodes);
         let rw = RedisRwLocker::new(nodes);
@@ -58,8 +58,8 @@ impl Kind {
 const HUGE: &str = "9223372036854775807";
 const MANY_DIGITS: &str = "99999999999999999999 x";
 
-/// What is asked for, which of the lock's keys is foreign (`""`: its own), and the command that makes it so, after whose first word
-/// the key stands.
+/// The acquire, the suffix of the lock's key that is foreign (`""`: the key itself), and the
+/// command that stores it, without the key after its first word.
 fn table() -> Vec<(Kind, &'static str, Vec<&'static str>)> {
     use Kind::{Exclusive, Fenced, FencedWrite, Permit, Read, Several, Write};
     let mut table = Vec::new();
@@ -134,13 +134,13 @@ fn put(node: &Server, foreign: &str, command: &[&str]) {
     ask::<redis::Value>(node, &words);
 }
 
-/// The value under a key, and whether it has an end.
+/// Returns the value under a key, and whether it has an expiry.
 fn dump(node: &Server, key: &str) -> (Vec<u8>, bool) {
     let left: i64 = ask(node, &["PTTL", key]);
     (ask(node, &["DUMP", key]), left >= 0)
 }
 
-/// Since when each node has been up.
+/// Returns since when each node has been up.
 fn up_since(nodes: &Nodes) -> Vec<Instant> {
     let health = nodes.health();
     health.nodes.iter().map(|node| node.since).collect()
@@ -175,7 +175,7 @@ fn foreign_value_refuses_its_own_lock_and_breaks_no_connection() {
 }
 
 #[test]
-fn reader_beside_a_foreign_one_leaves_its_set_without_an_end() {
+fn reader_beside_a_foreign_reader_keeps_its_set_without_expiry() {
     let servers = servers(1);
     let rw = RedisRwLocker::new(connect(&servers).nodes());
     let key = unique_key("endless");
@@ -194,7 +194,7 @@ fn reader_beside_a_foreign_one_leaves_its_set_without_an_end() {
 }
 
 #[test]
-fn value_that_became_foreign_is_the_end_of_its_own_lock() {
+fn value_that_became_foreign_loses_its_own_lock() {
     let servers = servers(3);
     let locker = connect(&servers);
     let nodes = locker.nodes();
@@ -240,7 +240,7 @@ fn value_that_became_foreign_is_the_end_of_its_own_lock() {
 }
 
 #[test]
-fn release_to_a_fenced_waiter_succeeds_beside_a_junk_fence() {
+fn handoff_to_a_fenced_waiter_succeeds_beside_a_foreign_fence_counter() {
     let servers = servers(3);
     let locker = connect(&servers);
     let key = unique_key("junk fence");
@@ -253,7 +253,7 @@ fn release_to_a_fenced_waiter_succeeds_beside_a_junk_fence() {
         .fencing(true);
     thread::scope(|scope| {
         let waits = scope.spawn(|| locker.acquire(&key, &fenced));
-        // Queued or not yet, the release ends alike.
+        // Queued or not yet queued, the release has the same result.
         eventually(LIMIT, "it asks", || {
             locker.nodes().stats().attempts > 1 || !waits.is_finished()
         });
@@ -261,13 +261,13 @@ fn release_to_a_fenced_waiter_succeeds_beside_a_junk_fence() {
         let error = waits.join().unwrap().unwrap_err();
         assert!(error.is_contended(), "{error}");
     });
-    eventually(LIMIT, "nothing of it is left", || {
+    eventually(LIMIT, "no key of the lock is left", || {
         servers.iter().all(|node| pttl(node, &key) == -2)
     });
 }
 
 #[test]
-fn holder_of_a_key_with_a_foreign_value_is_told_as_foreign() {
+fn holder_of_a_foreign_value_is_reported_as_foreign() {
     let servers = servers(3);
     let locker = connect(&servers);
     let key = unique_key("holder");
@@ -278,7 +278,7 @@ fn holder_of_a_key_with_a_foreign_value_is_told_as_foreign() {
     assert!(holder.foreign && holder.has_quorum(), "{holder:?}");
     assert_eq!((holder.owner_label, holder.remaining), (None, None));
     assert!(!locker.force_release(&key).unwrap());
-    // A label of any length is told in short.
+    // Labels of any length are shortened.
     let key = unique_key("long");
     let long = format!("{}:x", "é".repeat(1_000_000));
     for node in &servers {

@@ -1,4 +1,4 @@
-//! What is on the nodes and on the wire.
+//! Keys, values and requests on real nodes.
 
 pub(crate) mod foreign_values;
 pub(crate) mod rw_notifications;

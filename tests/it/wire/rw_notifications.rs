@@ -1,4 +1,5 @@
-//! What the release of a read lock publishes: only that of the last reader, and only where it was held.
+//! Messages of read lock releases: only the last reader publishes, and only where the lock was
+//! held.
 
 use redguard::{RedisRwLocker, RwLocker};
 
@@ -8,7 +9,7 @@ use crate::support::{eventually, raw, servers, unique_key};
 
 const MARKER: &str = "the end";
 
-/// What was published for a key on a node while `act` ran, but for the marker at its end.
+/// Returns the messages for a key on a node while `act` ran, without the marker at the end.
 fn published(node: &Server, key: &str, act: impl FnOnce()) -> usize {
     let mut connection = raw(node);
     let mut messages = connection.as_pubsub();
@@ -28,7 +29,7 @@ fn readers(node: &Server, key: &str) -> usize {
 }
 
 #[test]
-fn only_the_last_reader_that_leaves_is_heard_of() {
+fn only_the_last_reader_publishes_its_release() {
     let nodes = servers(1);
     let locker = RedisRwLocker::connect(config(&nodes)).unwrap();
     let key = unique_key("last");
@@ -40,11 +41,11 @@ fn only_the_last_reader_that_leaves_is_heard_of() {
 }
 
 #[test]
-fn a_node_that_had_refused_a_reader_publishes_nothing() {
+fn undo_on_a_node_that_refused_publishes_nothing() {
     let nodes = servers(3);
     let locker = RedisRwLocker::connect(config(&nodes)).unwrap();
     let key = unique_key("refused");
-    // A place at the gate of one node.
+    // A gate entry on one node.
     let gate = format!("{{{}}}:gate", wire(&key));
     let (seconds, _): (u64, u64) = ask(&nodes[0], &["TIME"]);
     let end = ((seconds + 1000) * 1000).to_string();
@@ -59,8 +60,9 @@ fn a_node_that_had_refused_a_reader_publishes_nothing() {
         reader.release().unwrap();
         nodes[1..]
             .iter()
-            .for_each(|node| eventually(LIMIT, "released", || released(node)));
-        // A release of the refused reader would have been served before that of another lock.
+            .for_each(|node| eventually(LIMIT, "the lock is released", || released(node)));
+        // The node would have served a release of the refused reader before the release of another
+        // lock.
         let other = unique_key("other");
         locker.read(&other, TTL).unwrap().release().unwrap();
         eventually(LIMIT, "the node has served the other release", || {

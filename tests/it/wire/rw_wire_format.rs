@@ -1,4 +1,4 @@
-//! What a read-write lock leaves on real nodes, and what it makes of what others left there.
+//! Keys and values of a read-write lock on real nodes, and its treatment of foreign values there.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -20,12 +20,12 @@ fn brief() -> LockOptions {
     LockOptions::new(TTL).wait_for(Duration::from_millis(200))
 }
 
-/// One of a lock's keys, whose name has no hash tag.
+/// Returns one of a lock's keys. Its name has no hash tag.
 fn part(key: &str, ending: &str) -> String {
     format!("{{{PREFIX}{key}}}:{ending}")
 }
 
-/// The readers that a node knows, or the writers that wait, with their ends on its clock.
+/// Returns the readers, or the gate entries, that a node stores, with their expiries on its clock.
 fn members(node: &Server, key: &str, ending: &str) -> BTreeMap<String, u64> {
     ask(
         node,
@@ -37,13 +37,14 @@ fn writer(node: &Server, key: &str) -> Option<String> {
     ask(node, &["GET", &part(key, "writer")])
 }
 
-/// A node's clock, in ms.
+/// Returns a node's clock, in ms.
 fn clock(node: &Server) -> u64 {
     let (seconds, micros): (u64, u64) = ask(node, &["TIME"]);
     seconds * 1000 + micros / 1000
 }
 
-/// Somebody else is in one of the sets, until so long from now; and as others do lets the set outlive its members.
+/// Adds another process's member to one of the sets, with this lifetime. The set outlives its
+/// members, as the library's sets do.
 fn enter(node: &Server, key: &str, ending: &str, who: &str, left: Duration) {
     let end = (clock(node) + left.as_millis() as u64).to_string();
     ask::<usize>(node, &["ZADD", &part(key, ending), &end, who]);
@@ -57,14 +58,14 @@ fn keys(node: &Server) -> Vec<String> {
 
 fn all_empty(nodes: &[Server]) {
     let mut left = Vec::new();
-    eventually(LIMIT, "nothing is left on any node", || {
+    eventually(LIMIT, "no key is left on any node", || {
         left = nodes.iter().flat_map(keys).collect();
         left.is_empty()
     });
 }
 
 #[test]
-fn keys_values_and_ends_are_as_the_documentation_says() {
+fn read_write_keys_values_and_expiries_match_the_documentation() {
     let nodes = servers(3);
     let locker = rw(&nodes);
     for (name, base) in [
@@ -123,7 +124,7 @@ fn every_reader_has_a_token_of_its_own() {
     let [first, second, third] = guards;
     third.release().unwrap();
     assert_eq!(members(&nodes[0], &key, "readers").len(), 2);
-    // The set ends a second after the last of those that are left.
+    // The set expires a second after the last remaining member.
     let left: i64 = ask(&nodes[0], &["PTTL", &part(&key, "readers")]);
     assert!(left <= TTL.as_millis() as i64 + 1_000, "{left}");
     drop((first, second));
@@ -131,7 +132,7 @@ fn every_reader_has_a_token_of_its_own() {
 }
 
 #[test]
-fn nothing_is_left_by_tries_and_waits_that_end_without_the_lock() {
+fn tries_and_waits_without_the_lock_leave_no_key() {
     let nodes = servers(3);
     let key = unique_key("left");
     let [locker, other] = [rw(&nodes), rw(&nodes)];
@@ -153,7 +154,7 @@ fn nothing_is_left_by_tries_and_waits_that_end_without_the_lock() {
     let error = locker.acquire_read(&key, &brief()).unwrap_err();
     assert!(matches!(error, Error::WriteLockTimeout { .. }), "{error}");
     drop(writer);
-    // The sign of the readers' turn goes by itself.
+    // The reader turn expires on its own.
     all_empty(&nodes);
 }
 
@@ -163,7 +164,7 @@ fn foreign_values_are_refused_and_left_untouched() {
     let locker = rw(&nodes);
     let key = unique_key("foreign");
     for node in &nodes {
-        ask::<()>(node, &["SET", &part(&key, "writer"), "somebody's"]);
+        ask::<()>(node, &["SET", &part(&key, "writer"), "foreign"]);
     }
     assert!(locker.try_read(&key, TTL).unwrap().is_none());
     assert!(locker.try_write(&key, TTL).unwrap().is_none());
@@ -178,8 +179,8 @@ fn foreign_values_are_refused_and_left_untouched() {
         ),
         "{error:?}"
     );
-    assert_eq!(writer(&nodes[0], &key).as_deref(), Some("somebody's"));
-    // A value of another type is contended, too: asking again does not make it go away.
+    assert_eq!(writer(&nodes[0], &key).as_deref(), Some("foreign"));
+    // A value of another type counts as contended too, because another attempt does not remove it.
     for (ending, set) in [
         ("writer", ["LPUSH", "1"]),
         ("readers", ["SET", "1"]),
@@ -191,7 +192,7 @@ fn foreign_values_are_refused_and_left_untouched() {
             ask::<()>(node, &[set[0], &part(&key, ending), set[1]]);
         }
         let before: String = ask(&nodes[0], &["TYPE", &part(&key, ending)]);
-        // Where there is no writer and no gate, a reader does not ask whose turn it is.
+        // Without a writer and a gate, a reader does not ask for a reader turn.
         let read = locker.try_read(&key, TTL).unwrap().is_some();
         assert_eq!(read, ending == "turn", "{ending}");
         if ending != "gate" {
@@ -204,18 +205,18 @@ fn foreign_values_are_refused_and_left_untouched() {
 }
 
 #[test]
-fn a_crashed_reader_is_gone_at_its_own_end_and_no_other_is() {
+fn crashed_reader_expires_alone() {
     let nodes = servers(1);
     let key = unique_key("crashed");
     let locker = rw(&nodes);
-    // One that is dead already, one that will be soon, and one that lives.
+    // An expired reader, a reader that expires soon, and a living reader.
     let alive = locker.read(&key, TTL).unwrap();
     enter(&nodes[0], &key, "readers", "soon", TTL);
     ask::<usize>(&nodes[0], &["ZADD", &part(&key, "readers"), "1", "dead"]);
     drop(locker.read(&key, TTL).unwrap());
     assert!(!members(&nodes[0], &key, "readers").contains_key("dead"));
     alive.release().unwrap();
-    // Its end is told to who waits for it.
+    // The refusal contains its expiry.
     let error = locker.acquire_write(&key, &LockOptions::new(TTL).wait_for(Duration::ZERO));
     let Err(Error::ReadersTimeout {
         remaining: Some(left),
@@ -247,7 +248,7 @@ fn a_writer_waits_for_the_longest_of_the_readers() {
 }
 
 #[test]
-fn a_strangers_gate_turns_new_readers_away_and_nobody_else() {
+fn foreign_gate_entry_refuses_new_readers_only() {
     let nodes = servers(3);
     let key = unique_key("gate");
     let locker = rw(&nodes);
@@ -265,7 +266,7 @@ fn a_strangers_gate_turns_new_readers_away_and_nobody_else() {
         .release()
         .unwrap();
     assert!(locker.try_read(&key, TTL).unwrap().is_none());
-    // One whose time is over turns nobody away.
+    // An expired member refuses nobody.
     for node in &nodes {
         ask::<()>(node, &["ZADD", &part(&key, "gate"), "1", "stranger"]);
     }
@@ -273,7 +274,7 @@ fn a_strangers_gate_turns_new_readers_away_and_nobody_else() {
 }
 
 #[test]
-fn flushed_scripts_are_healed_within_each_verb() {
+fn flushed_scripts_are_loaded_within_each_request() {
     let nodes = servers(3);
     let key = unique_key("flushed");
     let locker = rw(&nodes);
@@ -293,7 +294,7 @@ fn flushed_scripts_are_healed_within_each_verb() {
     flush();
     reader.release().unwrap();
     flush();
-    // Several at once: readers that travel together are healed together.
+    // Several at once: readers that share a script call are restored together.
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| locker.read(&key, TTL).unwrap().release().unwrap());
@@ -305,13 +306,13 @@ fn flushed_scripts_are_healed_within_each_verb() {
 }
 
 #[test]
-fn a_lock_that_most_nodes_lost_is_told() {
+fn read_write_lock_that_a_quorum_lost_is_reported() {
     let nodes = servers(3);
     let key = unique_key("lost");
     let locker = rw(&nodes);
     let lose = || nodes[1..].iter().for_each(|node| ask(node, &["FLUSHALL"]));
     let everywhere = |ending: &str| {
-        eventually(LIMIT, "it is everywhere", || {
+        eventually(LIMIT, "the key is on every node", || {
             let there = |node| ask::<usize>(node, &["EXISTS", &part(&key, ending)]) == 1;
             nodes.iter().all(there)
         });
@@ -342,7 +343,7 @@ fn key_that_one_node_lost_is_restored_by_an_extension() {
     let locker = rw(&nodes);
     let reader = locker.read(&key, TTL).unwrap();
     ask::<()>(&nodes[2], &["FLUSHALL"]);
-    eventually(LIMIT, "the reader is put back", || {
+    eventually(LIMIT, "the reader is restored", || {
         reader.extend(TTL).unwrap();
         members(&nodes[2], &key, "readers").len() == 1
     });
@@ -355,7 +356,7 @@ fn key_that_one_node_lost_is_restored_by_an_extension() {
     all_empty(&nodes);
     let writing = locker.write(&key, TTL).unwrap();
     ask::<()>(&nodes[2], &["FLUSHALL"]);
-    eventually(LIMIT, "the writer is put back", || {
+    eventually(LIMIT, "the writer is restored", || {
         writing.extend(TTL).unwrap();
         writer(&nodes[2], &key).is_some()
     });
@@ -379,7 +380,7 @@ fn exclusive_and_read_write_locks_of_one_name_are_different_locks() {
 }
 
 #[test]
-fn a_policy_with_long_delays_does_not_make_gate_and_turn_longer() {
+fn long_retry_delays_do_not_prolong_gate_entry_and_reader_turn() {
     let nodes = servers(1);
     let key = unique_key("policy");
     let policy = RetryPolicy {
@@ -393,7 +394,7 @@ fn a_policy_with_long_delays_does_not_make_gate_and_turn_longer() {
     thread::scope(|scope| {
         let writer = scope.spawn(|| slow.write(&key, TTL).unwrap());
         let mut ends = BTreeMap::new();
-        eventually(LIMIT, "its place is at the gate", || {
+        eventually(LIMIT, "the gate entry is there", || {
             ends = members(&nodes[0], &key, "gate");
             ends.len() == 1
         });

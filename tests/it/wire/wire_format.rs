@@ -1,4 +1,4 @@
-//! What stands on the nodes, and how we get along with those who speak to them in other ways.
+//! Keys and values on real nodes, beside clients that do not use the library.
 
 use std::thread;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use redguard::{Config, Error, LockOptions, Locker, RedisLocker};
 
 use crate::support::fixtures::{
-    LIMIT, STRANGER, TTL, ask, at, config, connect, connect_by, everywhere, now, nowhere, pttl,
-    seize, shared, take, token, wire,
+    LIMIT, STRANGER, TTL, acquire_lock, ask, at, config, connect, connect_by, everywhere, now,
+    nowhere, pttl, shared, store_foreign_token, token, wire,
 };
 use crate::support::log_capture::captured_log;
 use crate::support::servers::Server;
@@ -18,7 +18,7 @@ fn locker(config: Config) -> RedisLocker {
     RedisLocker::connect(config).unwrap()
 }
 
-/// How Redis would refuse, or not, somebody else's plain attempt under any key.
+/// Returns whether a plain attempt of another client under this key succeeds.
 fn others_may(node: &Server, whole_key: &str) -> bool {
     let set = ["SET", whole_key, STRANGER, "NX", "PX", "300000"];
     ask::<Option<String>>(node, &set).is_some()
@@ -29,7 +29,7 @@ fn is_token(text: &str) -> bool {
 }
 
 #[test]
-fn the_key_is_prefix_and_name_and_holds_a_token_for_the_ttl() {
+fn key_is_prefix_and_name_and_stores_a_token_for_the_ttl() {
     let (key, nodes) = (unique_key("format"), shared());
     let ours = connect(nodes);
     captured_log();
@@ -60,10 +60,10 @@ fn the_key_is_prefix_and_name_and_holds_a_token_for_the_ttl() {
 }
 
 #[test]
-fn an_owner_label_stands_before_the_token() {
+fn value_is_owner_label_then_token() {
     let (key, nodes) = (unique_key("owned"), shared());
     let ours = connect_by(config(nodes).owner_label("nightly 7"), nodes);
-    let guard = take(&ours, &key);
+    let guard = acquire_lock(&ours, &key);
     let stored = everywhere(nodes, &key);
     let (label, random) = stored.split_once(':').unwrap();
     assert!(label == "nightly 7" && is_token(random), "{stored:?}");
@@ -73,15 +73,15 @@ fn an_owner_label_stands_before_the_token() {
 }
 
 #[test]
-fn the_prefix_is_part_of_the_key_and_nothing_else_is() {
+fn key_contains_only_prefix_and_name() {
     let nodes = shared();
     let (prefix, name) = (unique_key("p"), unique_key("n"));
     let joined = format!("{prefix}{name}");
     let ours = locker(config(nodes).key_prefix(&*prefix));
-    let guard = take(&ours, &name);
+    let guard = acquire_lock(&ours, &name);
     for node in nodes {
-        eventually(LIMIT, "it is there", || {
-            // Puts it on a node that did not take part yet.
+        eventually(LIMIT, "the key is there", || {
+            // Stores the key on a node that had missed the acquire.
             guard.extend(TTL).unwrap();
             let stored: Option<String> = ask(node, &["GET", &joined]);
             stored.is_some_and(|stored| is_token(&stored))
@@ -89,7 +89,7 @@ fn the_prefix_is_part_of_the_key_and_nothing_else_is() {
         assert!(!others_may(node, &joined));
         assert!(others_may(node, &name));
     }
-    // The plain name is held by somebody else now, the joined one by us.
+    // Another client now holds the plain name; we hold the joined key.
     assert!(guard.is_held());
     let bare = locker(config(nodes).key_prefix(""));
     assert!(bare.try_lock(&joined, TTL).unwrap().is_none());
@@ -102,14 +102,16 @@ fn the_prefix_is_part_of_the_key_and_nothing_else_is() {
 }
 
 #[test]
-fn each_subset_of_nodes_that_a_stranger_holds() {
+fn acquire_beside_each_subset_of_foreign_keys_is_decided_by_quorum() {
     let nodes = shared();
     let ours = connect(nodes);
     for mask in 0..8_usize {
         let key = unique_key("mask");
         let is_taken = |node: &usize| mask & (1 << node) != 0;
         let taken: Vec<&Server> = (0..3).filter(is_taken).map(|node| &nodes[node]).collect();
-        taken.iter().for_each(|node| seize(node, &key, TTL));
+        taken
+            .iter()
+            .for_each(|node| store_foreign_token(node, &key, TTL));
         let before: Vec<i64> = taken.iter().map(|node| pttl(node, &key)).collect();
         let tried = ours.try_lock(&key, TTL).unwrap();
         assert_eq!(tried.is_some(), taken.len() <= 1, "mask {mask:03b}");
@@ -117,8 +119,8 @@ fn each_subset_of_nodes_that_a_stranger_holds() {
             guard.extend(2 * TTL).unwrap();
             guard.release().unwrap();
         }
-        // What we left is undone, and what is a stranger's is as it was.
-        eventually(LIMIT, "only the stranger is left", || {
+        // Our keys are undone, and the foreign keys are unchanged.
+        eventually(LIMIT, "only the foreign key is left", || {
             let left = nodes.iter().map(|node| token(node, &key));
             left.enumerate()
                 .all(|(node, left)| left.as_deref() == is_taken(&node).then_some(STRANGER))
@@ -131,7 +133,7 @@ fn each_subset_of_nodes_that_a_stranger_holds() {
 }
 
 #[test]
-fn a_value_of_another_type_is_somebody_elses() {
+fn value_of_another_type_refuses_the_lock() {
     let (key, nodes) = (unique_key("list"), shared());
     let ours = connect(nodes);
     let push = |node: &Server| {
@@ -150,7 +152,7 @@ fn a_value_of_another_type_is_somebody_elses() {
     let delete = |node| assert_eq!(ask::<u32>(node, &["DEL", &wire(&key)]), 1);
     for extended in [false, true] {
         nodes.iter().for_each(delete);
-        let guard = take(&ours, &key);
+        let guard = acquire_lock(&ours, &key);
         everywhere(nodes, &key);
         nodes.iter().for_each(delete);
         nodes.iter().for_each(push);
@@ -161,13 +163,13 @@ fn a_value_of_another_type_is_somebody_elses() {
         assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
         untouched();
     }
-    // By now all that was queued has been served.
+    // All queued requests have been served by now.
     assert!(ours.nodes().shutdown(LIMIT));
     untouched();
 }
 
 #[test]
-fn a_holder_without_an_end_is_respected() {
+fn holder_without_expiry_refuses_the_lock() {
     let (key, nodes) = (unique_key("no end"), shared());
     let ours = connect(nodes);
     for node in nodes {
@@ -193,10 +195,10 @@ fn a_holder_without_an_end_is_respected() {
 }
 
 #[test]
-fn an_extension_moves_the_end_on_every_node_and_only_on() {
+fn extension_never_shortens_a_ttl_on_any_node() {
     let (key, nodes) = (unique_key("extended"), shared());
     let ours = connect(nodes);
-    let guard = take(&ours, &key);
+    let guard = acquire_lock(&ours, &key);
     let stored = everywhere(nodes, &key);
     let all = |what: &str, is: &dyn Fn(i64) -> bool| {
         eventually(LIMIT, what, || {
@@ -207,7 +209,8 @@ fn an_extension_moves_the_end_on_every_node_and_only_on() {
     guard.extend(2 * TTL).unwrap();
     all("it has grown", &|left| left > ttl);
     guard.extend(TTL / 2).unwrap();
-    // A third extension, behind the second in every lane, shows that the second has been served.
+    // A third extension, queued behind the second on every connection, shows that the second has
+    // been served.
     guard.extend(4 * TTL).unwrap();
     all("it has grown again", &|left| left > 3 * ttl);
     guard.extend(TTL / 2).unwrap();
@@ -224,7 +227,7 @@ fn an_extension_moves_the_end_on_every_node_and_only_on() {
 }
 
 #[test]
-fn a_database_number_is_kept_to() {
+fn connections_use_the_database_number() {
     let nodes = &servers(1);
     let in_db = |db: &str, key: &str| {
         let mut connection = crate::support::raw(&nodes[0]);
@@ -238,12 +241,12 @@ fn a_database_number_is_kept_to() {
     let named = locker(at([format!("{}/5", nodes[0].url())]).db(3));
     let key = unique_key("db");
     // One name in three databases: three locks.
-    let guards = [take(&set, &key), take(&named, &key)];
+    let guards = [acquire_lock(&set, &key), acquire_lock(&named, &key)];
     assert_eq!(
         ["0", "3", "5"].map(|db| in_db(db, &key)),
         [false, true, true]
     );
-    drop(take(&connect(nodes), &key));
+    drop(acquire_lock(&connect(nodes), &key));
     // Also after a reconnect.
     ask::<u32>(
         &nodes[0],
@@ -266,7 +269,7 @@ fn a_unix_socket_is_an_address() {
     let address = |node: &Server| format!("unix://{}", node.dir().join("redis.sock").display());
     let ours = connect_by(at(nodes.iter().map(address)), nodes);
     let key = unique_key("socket");
-    let guard = take(&ours, &key);
+    let guard = acquire_lock(&ours, &key);
     everywhere(nodes, &key);
     assert!(connect(nodes).try_lock(&key, TTL).unwrap().is_none());
     guard.extend(2 * TTL).unwrap();
@@ -297,7 +300,8 @@ fn forgotten_scripts_are_loaded_again() {
     }
 }
 
-/// The server's clients without the one that asks. From Redis 7.2 on the server also says which library they use.
+/// Returns the server's clients without the connection that asks. Since Redis 7.2 the server also
+/// reports their library.
 fn clients(node: &Server) -> usize {
     let list: String = ask(node, &["CLIENT", "LIST"]);
     let named = list.contains("lib-name=");
@@ -309,7 +313,7 @@ fn clients(node: &Server) -> usize {
 }
 
 #[test]
-fn a_pool_has_its_connections_and_excludes_as_one() {
+fn several_connections_per_node_exclude_as_one() {
     let nodes = &servers(3);
     let ours = locker(config(nodes).pool_size(3));
     let used = |node: &Server| {
@@ -317,18 +321,18 @@ fn a_pool_has_its_connections_and_excludes_as_one() {
         list.matches("cmd=evalsha").count()
     };
     for node in nodes {
-        eventually(LIMIT, "three connections", || clients(node) == 3);
+        eventually(LIMIT, "there are three connections", || clients(node) == 3);
     }
     let key = unique_key("one");
     for node in nodes {
         eventually(LIMIT, "a connection is used", || {
-            take(&ours, &key).release().unwrap();
+            acquire_lock(&ours, &key).release().unwrap();
             used(node) > 0
         });
     }
-    (0..20).for_each(|_| take(&ours, &key).release().unwrap());
+    (0..20).for_each(|_| acquire_lock(&ours, &key).release().unwrap());
     for node in nodes {
-        eventually(LIMIT, "one of them for a key", || used(node) == 1);
+        eventually(LIMIT, "one subscription is for a key", || used(node) == 1);
     }
     let witness = Witness::new();
     let keys: Vec<String> = (0..4).map(|_| unique_key("pooled")).collect();
@@ -337,7 +341,7 @@ fn a_pool_has_its_connections_and_excludes_as_one() {
             let (ours, witness) = (&ours, &witness);
             scope.spawn(move || {
                 for _ in 0..10 {
-                    let guard = take(ours, key);
+                    let guard = acquire_lock(ours, key);
                     let inside = witness.enter(key);
                     guard.extend(TTL).unwrap();
                     drop(inside);
@@ -350,7 +354,7 @@ fn a_pool_has_its_connections_and_excludes_as_one() {
     assert!(keys.iter().all(|key| witness.entries(key) == 30));
     for node in nodes {
         eventually(LIMIT, "all are used", || {
-            take(&ours, &unique_key("some")).release().unwrap();
+            acquire_lock(&ours, &unique_key("some")).release().unwrap();
             used(node) == 3
         });
         assert_eq!(clients(node), 3);

@@ -1,12 +1,15 @@
-//! What clients do: attempts, extensions, releases. Stands for `engine.rs`, `engine/attempt.rs`, `round.rs`, `fence.rs`.
+//! Clients: attempts, extensions, releases. Stands for `engine/` and `transport/round.rs`.
 
+use crate::model::connection::{Message, Op, Verdict, Vote, verdict};
 use crate::model::exclusive::{Bug, Client, Config, Phase, State};
-use crate::model::lane::{Message, Verb, Verdict, Vote, verdict};
 
 impl Config {
-    /// One attempt begins (`Engine::attempt`, `Nodes::send_to_all`).
+    /// Begins one attempt (`Engine::attempt`, `NodeGroup::send_to_all`).
     pub(super) fn start(&self, state: &mut State, c: usize) {
-        let up = state.nodes.iter().filter(|node| !node.seats[c].lane.down);
+        let up = state
+            .nodes
+            .iter()
+            .filter(|node| !node.slots[c].connection.down);
         let total = match self.has(Bug::QuorumOfReachable) {
             true => up.count() as u8,
             false => 3,
@@ -15,16 +18,16 @@ impl Config {
         client.phase = Phase::Trying;
         client.attempts += 1;
         client.quorum = total / 2 + 1;
-        let take = Message::new(Verb::Take, self.token(client), self.validity, true);
+        let acquire = Message::new(Op::Acquire, self.token(client), self.validity, true);
         for node in &mut state.nodes {
-            let seat = &mut node.seats[c];
-            seat.asked = seat.ask(take);
+            let slot = &mut node.slots[c];
+            slot.asked = slot.ask(acquire);
         }
         self.count(state, c);
     }
 
-    /// The holder's release and the take of the next thread are sent as one (`Engine::hand_off`). What is awaited of an extension
-    /// is not any more.
+    /// Sends the holder's release and the next thread's acquire as one request
+    /// (`Engine::hand_off`). A running extension no longer waits for replies.
     pub(super) fn hand_on(&self, state: &mut State, c: usize) {
         end_round(state, c);
         let client = &mut state.clients[c];
@@ -35,44 +38,45 @@ impl Config {
             is_next: true,
             ..Client::default()
         };
-        let swap = Message::new(Verb::Swap, self.token(client), self.validity, true);
+        let swap = Message::new(Op::Swap, self.token(client), self.validity, true);
         for node in &mut state.nodes {
-            let seat = &mut node.seats[c];
-            (seat.former, seat.refused) = (seat.asked, false);
-            seat.asked = seat.ask(swap);
+            let slot = &mut node.slots[c];
+            (slot.former, slot.refused) = (slot.asked, false);
+            slot.asked = slot.ask(swap);
         }
         self.count(state, c);
     }
 
-    /// Where the former token was not swapped it may be there yet (`Engine::accept_handoff`).
+    /// Releases the former token where the swap did not succeed, since the node may still hold it
+    /// (`Engine::accept_handoff`).
     fn give_back(&self, state: &mut State, c: usize) {
         let client = &mut state.clients[c];
         if !std::mem::take(&mut client.is_next) {
             return;
         }
-        let former = Message::new(Verb::Release, client.attempts - 1, 0, false);
+        let former = Message::new(Op::Release, client.attempts - 1, 0, false);
         for node in &mut state.nodes {
-            let seat = &mut node.seats[c];
-            if std::mem::take(&mut seat.former) && !self.has(Bug::FormerForgotten) {
-                seat.lane.submit(former);
+            let slot = &mut node.slots[c];
+            if std::mem::take(&mut slot.former) && !self.has(Bug::FormerForgotten) {
+                slot.connection.submit(former);
             }
         }
     }
 
-    /// Asks whether it is mine: an extension, or a raise.
-    pub(super) fn ask_mine(&self, state: &mut State, c: usize, verb: Verb, value: u8) {
+    /// Starts a round about the client's own lease: an extension or a raise of the fence counter.
+    pub(super) fn ask_mine(&self, state: &mut State, c: usize, op: Op, value: u8) {
         end_round(state, c);
-        let message = Message::new(verb, self.token(&state.clients[c]), value, true);
+        let message = Message::new(op, self.token(&state.clients[c]), value, true);
         for node in &mut state.nodes {
-            node.seats[c].ask(message);
+            node.slots[c].ask(message);
         }
         self.count(state, c);
     }
 
-    /// Whether the client's round is decided, and what follows (`Round::wait`).
+    /// Ends the client's round if it is decided (`Round::wait`).
     pub(super) fn count(&self, state: &mut State, c: usize) {
         let client = state.clients[c];
-        let votes = state.nodes.map(|node| node.seats[c].vote);
+        let votes = state.nodes.map(|node| node.slots[c].vote);
         let takes = client.phase == Phase::Trying;
         if let Some(verdict) = verdict(votes, usize::from(client.quorum), takes) {
             self.decide(state, c, verdict);
@@ -83,8 +87,8 @@ impl Config {
         let client = state.clients[c];
         if client.phase == Phase::Trying && client.is_next {
             for node in &mut state.nodes {
-                let seat = &mut node.seats[c];
-                seat.former &= !matches!(seat.vote, Vote::Granted(_));
+                let slot = &mut node.slots[c];
+                slot.former &= !matches!(slot.vote, Vote::Granted(_));
             }
         }
         match (client.phase, verdict) {
@@ -102,14 +106,15 @@ impl Config {
         }
     }
 
-    /// Gives the lease its number, or begins the second round (`Engine::assign_fencing_token`, `fence.rs`).
+    /// Assigns a fencing token to the lease, or begins the second round
+    /// (`Engine::assign_fencing_token`).
     pub(super) fn number(&self, state: &mut State, c: usize) {
         let mut numbers: Vec<u8> = Vec::with_capacity(3);
         for node in &mut state.nodes {
-            let seat = &mut node.seats[c];
-            match seat.vote {
+            let slot = &mut node.slots[c];
+            match slot.vote {
                 Vote::Granted(number) => numbers.push(number),
-                Vote::Refused => seat.refused = true,
+                Vote::Refused => slot.refused = true,
                 _ => {}
             }
         }
@@ -120,23 +125,23 @@ impl Config {
         if agreed || self.has(Bug::NoSecondRound) {
             let token = if agreed { token } else { greatest };
             state.clients[c].fence = token;
-            let raise = Message::new(Verb::Raise, self.token(&state.clients[c]), token, false);
+            let raise = Message::new(Op::Raise, self.token(&state.clients[c]), token, false);
             for node in &mut state.nodes {
-                let seat = &mut node.seats[c];
-                let behind = matches!(seat.vote, Vote::Granted(number) if number < token);
+                let slot = &mut node.slots[c];
+                let behind = matches!(slot.vote, Vote::Granted(number) if number < token);
                 if behind && !self.has(Bug::NoSecondRound) {
-                    seat.lane.submit(raise);
+                    slot.connection.submit(raise);
                 }
             }
             self.hold(state, c);
         } else {
             state.clients[c].fence = greatest;
             state.clients[c].phase = Phase::Raising;
-            self.ask_mine(state, c, Verb::Raise, greatest);
+            self.ask_mine(state, c, Op::Raise, greatest);
         }
     }
 
-    /// The last step before the guard: is there validity left? (rule S2)
+    /// Checks the remaining validity, as the last step before the guard (rule S2).
     pub(super) fn hold(&self, state: &mut State, c: usize) {
         let client = &mut state.clients[c];
         let elapsed = match self.has(Bug::NoElapsed) {
@@ -158,12 +163,12 @@ impl Config {
         self.give_back(state, c);
     }
 
-    /// Not won, or too late: undone on all nodes that may have granted it.
+    /// Undoes a failed or late attempt on all nodes that may have granted it.
     pub(super) fn miss(&self, state: &mut State, c: usize) {
         if state.clients[c].phase == Phase::Trying {
             for node in &mut state.nodes {
-                let seat = &mut node.seats[c];
-                seat.refused = seat.vote == Vote::Refused;
+                let slot = &mut node.slots[c];
+                slot.refused = slot.vote == Vote::Refused;
             }
         }
         let is_left = state.clients[c].is_next && self.has(Bug::NextForgotten);
@@ -176,53 +181,54 @@ impl Config {
         }
     }
 
-    /// A release goes to all nodes that may hold the key, and nobody waits for it. The lease is over.
+    /// Ends the lease. The release goes to all nodes that may hold the key, and no client waits for
+    /// it.
     pub(super) fn undo(&self, state: &mut State, c: usize) {
-        let release = Message::new(Verb::Release, self.token(&state.clients[c]), 0, false);
+        let release = Message::new(Op::Release, self.token(&state.clients[c]), 0, false);
         end_round(state, c);
         for node in &mut state.nodes {
-            let seat = &mut node.seats[c];
-            if seat.asked && !seat.refused {
-                seat.lane.submit(release);
+            let slot = &mut node.slots[c];
+            if slot.asked && !slot.refused {
+                slot.connection.submit(release);
             }
         }
         self.give_back(state, c);
         leave(state, c);
     }
 
-    /// A quorum has extended the lease (`Lease::extend_to`, then `Nodes::restore`).
+    /// Extends the lease after a quorum did (`Lease::extend_to`, then `NodeGroup::restore`).
     pub(super) fn prolong(&self, state: &mut State, c: usize) {
         let client = &mut state.clients[c];
         let ttl = client.extending.take().unwrap_or(0);
         if client.left > 0 {
             client.left = client.left.max(ttl.saturating_sub(client.age));
             for node in &mut state.nodes {
-                let seat = &mut node.seats[c];
-                seat.restore = seat.vote == Vote::Absent;
-                client.restoring |= seat.restore;
+                let slot = &mut node.slots[c];
+                slot.restore = slot.vote == Vote::Absent;
+                client.restoring |= slot.restore;
             }
         }
         client.age = 0;
         end_round(state, c);
     }
 
-    /// Puts keys back, as long as the lease is held when that is written (`Worker::admit`).
+    /// Restores keys if the lease is held when the request is written (`protocol/send_check.rs`).
     pub(super) fn restore(&self, state: &mut State, c: usize) {
         let client = &mut state.clients[c];
         let held = client.phase == Phase::Held && client.left > 0;
-        let put_back = Message::new(Verb::PutBack, self.token(client), self.validity, false);
+        let restore_request = Message::new(Op::Restore, self.token(client), self.validity, false);
         client.restoring = false;
         for node in &mut state.nodes {
-            let seat = &mut node.seats[c];
-            if std::mem::take(&mut seat.restore) && (held || self.has(Bug::RestoreAfterRelease)) {
-                seat.asked |= held;
-                seat.lane.submit(put_back);
+            let slot = &mut node.slots[c];
+            if std::mem::take(&mut slot.restore) && (held || self.has(Bug::RestoreAfterRelease)) {
+                slot.asked |= held;
+                slot.connection.submit(restore_request);
             }
         }
     }
 }
 
-/// Whether a round of the client is on its way.
+/// Returns whether the client has a running round.
 pub(super) fn is_asking(client: &Client) -> bool {
     match client.phase {
         Phase::Idle => false,
@@ -231,19 +237,19 @@ pub(super) fn is_asking(client: &Client) -> bool {
     }
 }
 
-/// No answer counts any more that was asked for in the round.
+/// Ends the round on all nodes: its replies no longer count.
 pub(super) fn end_round(state: &mut State, c: usize) {
     for node in &mut state.nodes {
-        node.seats[c].end_round();
+        node.slots[c].end_round();
     }
 }
 
-/// The lease is over. What its client may still be about to do is to put back a key.
+/// Ends the lease. Its client may still be about to restore a key.
 pub(super) fn leave(state: &mut State, c: usize) {
     end_round(state, c);
     for node in &mut state.nodes {
-        node.seats[c].asked = false;
-        node.seats[c].refused = false;
+        node.slots[c].asked = false;
+        node.slots[c].refused = false;
     }
     let client = &mut state.clients[c];
     *client = Client {

@@ -1,11 +1,12 @@
-//! What nodes do with requests, and what becomes of their answers. Stands for `script/lua.rs` and `worker.rs`.
+//! Nodes serve requests, and their replies arrive. Stands for `protocol/lua/` and
+//! `transport/worker.rs`.
 
+use crate::model::connection::{Message, Op, Vote};
 use crate::model::exclusive::clients::is_asking;
 use crate::model::exclusive::{Bug, Config, Node, Phase, State};
-use crate::model::lane::{Message, Verb, Vote};
 
 impl Config {
-    /// What a node does with a request, and says to it (`script/lua.rs`).
+    /// Serves one request and returns the vote (`protocol/lua/`).
     pub(super) fn serve(&self, node: &mut Node, c: usize, message: Message) -> Vote {
         let token = (c as u8, message.token());
         let mine = node.owner == Some(token);
@@ -13,20 +14,20 @@ impl Config {
             Some(_) => Vote::Refused,
             None => Vote::Absent,
         };
-        match message.verb() {
-            Verb::Take | Verb::Swap if node.quarantine > 0 => Vote::Fault,
-            Verb::Take | Verb::PutBack => {
+        match message.op() {
+            Op::Acquire | Op::Swap if node.quarantine > 0 => Vote::Fault,
+            Op::Acquire | Op::Restore => {
                 if node.owner.is_some() {
                     return Vote::Refused;
                 }
                 node.owner = Some(token);
                 node.life = message.value();
-                if self.fenced && message.verb() == Verb::Take {
+                if self.fenced && message.op() == Op::Acquire {
                     node.fence += 1;
                 }
                 Vote::Granted(node.fence)
             }
-            Verb::Swap => {
+            Op::Swap => {
                 let former = (c as u8, message.token() - 1);
                 let is_free = node.owner.is_none_or(|owner| owner == former);
                 if !is_free && !self.has(Bug::SwapsForeign) {
@@ -41,18 +42,18 @@ impl Config {
                 }
                 Vote::Granted(node.fence)
             }
-            Verb::Extend if mine => {
+            Op::Extend if mine => {
                 node.life = match self.has(Bug::ExtensionShortens) {
                     true => message.value(),
                     false => node.life.max(message.value()),
                 };
                 Vote::Granted(0)
             }
-            Verb::Raise if mine => {
+            Op::Raise if mine => {
                 node.fence = node.fence.max(message.value());
                 Vote::Granted(0)
             }
-            Verb::Release if mine || self.has(Bug::UnlockByName) => {
+            Op::Release if mine || self.has(Bug::UnlockByName) => {
                 node.free();
                 Vote::Granted(0)
             }
@@ -60,36 +61,37 @@ impl Config {
         }
     }
 
-    /// An answer comes in; of a round that is over it does not count.
-    pub(super) fn answer(
+    /// Delivers a reply. The reply to an ended round does not count.
+    pub(super) fn deliver(
         &self,
         state: &mut State,
         c: usize,
         n: usize,
         message: Message,
-        answer: Vote,
+        reply: Vote,
     ) {
         if !message.is_awaited() {
             return;
         }
-        let seat = &mut state.nodes[n].seats[c];
-        if self.answers_wait {
-            seat.answer = answer;
+        let slot = &mut state.nodes[n].slots[c];
+        if self.replies_wait {
+            slot.reply = reply;
         } else {
-            seat.vote = answer;
+            slot.vote = reply;
             self.count(state, c);
         }
     }
 
-    /// The connection is gone, and with it the answers to the requests on it.
+    /// Drops the replies on a broken connection.
     pub(super) fn fall(&self, state: &mut State, c: usize, n: usize) {
         let asking = is_asking(&state.clients[c]);
-        if state.nodes[n].seats[c].fall(asking) {
+        if state.nodes[n].slots[c].fall(asking) {
             self.count(state, c);
         }
     }
 
-    /// A node forgets all keys. In quarantine it grants nothing for as long as a lease of before may be valid.
+    /// Deletes all keys of a node. In quarantine it grants nothing while an earlier lease may be
+    /// valid.
     pub(super) fn lose_data(&self, state: &mut State, n: usize) {
         let above = state.nodes.iter().map(|node| node.fence).max();
         let at_rest = state
@@ -108,10 +110,10 @@ impl Config {
         };
     }
 
-    /// A node ends and is back at once.
+    /// Restarts a node at once.
     pub(super) fn restart(&self, state: &mut State, n: usize) {
         for c in 0..2 {
-            state.nodes[n].seats[c].lane.lose_all();
+            state.nodes[n].slots[c].connection.lose_all();
             self.fall(state, c, n);
         }
     }

@@ -1,10 +1,10 @@
-//! What nodes do with requests. Stands for `script/lua.rs`.
+//! Nodes serve requests. Stands for `protocol/lua/`.
 
-use crate::model::lane::{Message, Verb, Vote};
+use crate::model::connection::{Message, Op, Vote};
 use crate::model::read_write::{AS_READER, Bug, CLIENTS, Config, Life, Node, Role, State};
 
 impl Config {
-    /// What a node does with a request, and says to it (`script/lua.rs`).
+    /// Serves one request and returns the vote (`protocol/lua/`).
     pub(super) fn serve(&self, node: &mut Node, c: usize, message: Message) -> Vote {
         let (token, full) = (message.token(), self.validity + 1);
         let mine = node.writer == Some((c as u8, token));
@@ -15,13 +15,13 @@ impl Config {
             Some(_) => Vote::Refused,
             None => Vote::Absent,
         };
-        match message.verb() {
-            Verb::Check => {
+        match message.op() {
+            Op::Check => {
                 node.found_free[c] = node.writer.is_none() && !gated;
                 Vote::Open
             }
-            // READ, for a new reader.
-            Verb::Take if self.roles[c] == Role::Reader => {
+            // acquire_read.lua, for a new reader.
+            Op::Acquire if self.roles[c] == Role::Reader => {
                 let free = match self.has(Bug::ExistsThenAdd) {
                     true => std::mem::take(&mut node.found_free[c]),
                     false => node.writer.is_none() && !gated,
@@ -32,19 +32,19 @@ impl Config {
                 node.enter(c, token, full);
                 Vote::Granted(0)
             }
-            // READ, for who has been in: the gate is not heeded.
-            Verb::PutBack if reads => {
+            // acquire_read.lua, to restore a reader: it ignores the gate.
+            Op::Restore if reads => {
                 if node.writer.is_some() || gated && self.has(Bug::GateStopsAll) {
                     return Vote::Refused;
                 }
                 node.enter(c, token, full);
                 Vote::Granted(0)
             }
-            // WRITE. A gate keeps no writer out.
-            Verb::Take | Verb::PutBack => {
+            // acquire_write.lua. A gate refuses no writer.
+            Op::Acquire | Op::Restore => {
                 if node.writer.is_some() || node.has_readers() {
-                    if message.verb() == Verb::Take {
-                        // The bit of no place is none.
+                    if message.op() == Op::Acquire {
+                        // Index 0 means no gate entry, so its bit is cleared.
                         node.gate[c] |= 1 << message.value() & !1;
                     }
                     return Vote::Refused;
@@ -53,8 +53,9 @@ impl Config {
                 node.writer_life = full;
                 Vote::Granted(0)
             }
-            // EXTEND_READ: where a downgrade did not come, the token is the writer's yet.
-            Verb::Extend if reads => {
+            // extend_read.lua: on a node that the downgrade missed, the token is still the
+            // writer's.
+            Op::Extend if reads => {
                 if gated && self.has(Bug::GateStopsAll) {
                     return Vote::Absent;
                 }
@@ -67,11 +68,11 @@ impl Config {
                 node.enter(c, token, full);
                 Vote::Granted(0)
             }
-            Verb::Extend if mine => {
+            Op::Extend if mine => {
                 node.writer_life = full;
                 Vote::Granted(0)
             }
-            Verb::Downgrade if mine => {
+            Op::Downgrade if mine => {
                 let life = node.writer_life;
                 node.free_writer();
                 if !self.has(Bug::DowngradeInTwoSteps) {
@@ -79,17 +80,17 @@ impl Config {
                 }
                 Vote::Granted(0)
             }
-            Verb::Downgrade if entry > 0 => Vote::Granted(0),
-            // RELEASE_READ, in either form.
-            Verb::Release if reads && entry > 0 => {
+            Op::Downgrade if entry > 0 => Vote::Granted(0),
+            // release_read.lua, in either form.
+            Op::Release if reads && entry > 0 => {
                 node.readers[c][usize::from(token) - 1] = 0;
                 Vote::Granted(0)
             }
-            Verb::Release if mine && !(reads && self.has(Bug::ReleaseInOneForm)) => {
+            Op::Release if mine && !(reads && self.has(Bug::ReleaseInOneForm)) => {
                 node.free_writer();
                 Vote::Granted(0)
             }
-            Verb::LeaveGate => {
+            Op::LeaveGate => {
                 node.gate[c] &= !(1 << token);
                 Vote::Granted(0)
             }
@@ -97,7 +98,8 @@ impl Config {
         }
     }
 
-    /// The node serves a request, and a witness looks whether it was the gate that kept somebody out.
+    /// Serves one request, and records whether the gate alone refused a reader that was present
+    /// before.
     pub(super) fn serve_seen(
         &self,
         state: &mut State,
@@ -109,9 +111,9 @@ impl Config {
         let before = *node;
         let vote = self.serve(node, c, message);
         let was_in = before.readers[c][usize::from(message.token()) - 1] > 0;
-        let may_pass = match message.verb() {
-            Verb::Extend => was_in,
-            Verb::PutBack => before.writer.is_none() && message.value() == AS_READER,
+        let may_pass = match message.op() {
+            Op::Extend => was_in,
+            Op::Restore => before.writer.is_none() && message.value() == AS_READER,
             _ => false,
         };
         state.gate_stopped |= may_pass && vote != Vote::Granted(0);
@@ -125,7 +127,7 @@ impl Node {
         self.writer_life = 0;
     }
 
-    /// Enters a reader, or lets it stay for longer.
+    /// Adds a reader, or extends it.
     pub(super) fn enter(&mut self, c: usize, token: u8, life: Life) {
         let entry = &mut self.readers[c][usize::from(token) - 1];
         *entry = life.max(*entry);

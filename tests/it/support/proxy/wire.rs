@@ -1,4 +1,4 @@
-//! The wire inside a proxy: its rules, its connections, and the threads that move the bytes.
+//! The inside of a proxy: its rules, its connections, and the threads that forward the bytes.
 #![expect(
     clippy::disallowed_methods,
     reason = "delays are measured on the real clock, as a network's are"
@@ -38,7 +38,7 @@ pub(super) enum Way {
 #[derive(Debug)]
 pub(super) struct Rules {
     flows: [Flow; 2],
-    /// How often the flow was set to swallow.
+    /// Counts how often the flow was set to swallow.
     swallows: [u64; 2],
     pub(super) door: Door,
     pub(super) cut_after: Option<usize>,
@@ -50,7 +50,7 @@ impl Rules {
         self.swallows[way as usize] += u64::from(flow == Flow::Swallow);
     }
 
-    /// What `swallows` must stay at for a connection made now to live: one behind already while the flow swallows.
+    /// Value of `swallows` at which a new connection stays alive; one less while the flow swallows.
     fn birth(&self) -> [u64; 2] {
         [0, 1].map(|way| self.swallows[way] - u64::from(self.flows[way] == Flow::Swallow))
     }
@@ -85,11 +85,12 @@ impl Ends {
     }
 }
 
-/// Bytes with the time they came in; empty at the end of the stream, which travels like the bytes before it.
+/// Bytes with their arrival time; empty at the end of the stream, which is forwarded in order after
+/// them.
 type Chunk = (Instant, Vec<u8>);
 
 impl Shared {
-    /// With a door that is shut yet.
+    /// Starts with a closed door.
     pub(super) fn new(target: String, at: SocketAddr) -> Shared {
         Shared {
             target,
@@ -108,7 +109,7 @@ impl Shared {
         }
     }
 
-    /// Changes the rules and wakes whoever waits under the old ones.
+    /// Changes the rules and wakes all threads that wait under the old rules.
     pub(super) fn rule(&self, change: impl FnOnce(&mut Rules)) {
         change(&mut lock(&self.rules));
         self.changed.notify_all();
@@ -126,22 +127,23 @@ impl Shared {
             let Ok(client) = client else { continue };
             self.accepted.fetch_add(1, SeqCst);
             if door == Door::Open {
-                // A target that is down slams the door, too.
+                // A target that is down slams the door too.
                 _ = self.link(client, birth);
             }
         }
     }
 
-    /// Ends the acceptor of a shut door; false if there was none.
+    /// Ends the acceptor of a closed door. Returns false if there was none.
     pub(super) fn stop(&self, acceptor: Option<JoinHandle<()>>) -> bool {
         let Some(thread) = acceptor else { return false };
-        // Wakes it from `accept`.
+        // Wakes the acceptor from `accept`.
         _ = TcpStream::connect(self.at);
         _ = thread.join();
         true
     }
 
-    /// Two threads per direction, since one that waits to write could not stamp what comes in meanwhile.
+    /// Starts two threads per direction, because a thread that waits to write cannot stamp arriving
+    /// bytes.
     fn link(self: &Arc<Shared>, client: TcpStream, birth: [u64; 2]) -> io::Result<()> {
         let server = TcpStream::connect(&self.target)?;
         client.set_nodelay(true)?;
@@ -153,7 +155,8 @@ impl Shared {
             cut: AtomicBool::new(false),
             ended: AtomicUsize::new(0),
         });
-        // Held until the link is in the list: whoever has heard a reply through it can also cut it.
+        // Held until the link is in the list: a client that received a reply through the link can
+        // then cut it.
         let mut links = lock(&self.links);
         links.retain(|link| !link.ends.over());
         let mut threads = Vec::new();
@@ -194,7 +197,7 @@ impl Shared {
         };
         for (since, bytes) in queue {
             if !self.await_turn(ends, way, since) {
-                // The reader goes on, so that the sender never sees a full window.
+                // The reader continues, so that the sender never sees a full window.
                 return queue.iter().for_each(drop);
             }
             if bytes.is_empty() {
@@ -213,7 +216,7 @@ impl Shared {
         }
     }
 
-    /// Blocks until a chunk may go on; false if it never may.
+    /// Blocks until a chunk may be forwarded. Returns false if it never may.
     fn await_turn(&self, ends: &Ends, way: Way, since: Instant) -> bool {
         let mut rules = lock(&self.rules);
         let at = way as usize;
@@ -235,7 +238,7 @@ impl Shared {
         false
     }
 
-    /// Where a pending cut falls in the next `len` bytes of replies, if it does.
+    /// Returns the offset of a pending cut within the next `len` bytes of replies, if it is there.
     fn take_cut(&self, len: usize) -> Option<usize> {
         let mut rules = lock(&self.rules);
         let left = rules.cut_after?;

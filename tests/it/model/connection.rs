@@ -1,52 +1,53 @@
-//! One client's connection to one node, and the votes that come over it. Stands for `worker.rs`, `lane.rs`, `quorum.rs`.
+//! One client's connection to one node, and its votes. Stands for `transport/worker.rs`,
+//! `transport/pipeline.rs` and `protocol/quorum.rs`.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
-/// What is asked of a node, as `script.rs` has it.
+/// Operation of a request, as in `protocol/request.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verb {
-    Take,
+pub(crate) enum Op {
+    Acquire,
     Extend,
-    PutBack,
+    Restore,
     Release,
     Raise,
     Downgrade,
-    /// A writer leaves its place at the gate.
+    /// Deletes the gate entry of a writer.
     LeaveGate,
-    /// What no script does: looks whether a lock is free, and leaves it at that.
+    /// Reads whether a lock is free. No script does this alone.
     Check,
-    /// Its token takes the place of the one before it, or of none.
+    /// Replaces the previous token, or none, by the new token.
     Swap,
 }
 
-const VERBS: [Verb; 9] = [
-    Verb::Take,
-    Verb::Extend,
-    Verb::PutBack,
-    Verb::Release,
-    Verb::Raise,
-    Verb::Downgrade,
-    Verb::LeaveGate,
-    Verb::Check,
-    Verb::Swap,
+const OPS: [Op; 9] = [
+    Op::Acquire,
+    Op::Extend,
+    Op::Restore,
+    Op::Release,
+    Op::Raise,
+    Op::Downgrade,
+    Op::LeaveGate,
+    Op::Check,
+    Op::Swap,
 ];
 
-/// A request: a verb, the token by its number among its client's (from 1), a TTL or a fencing number, and whether its answer
-/// counts in a round that is not over. Packed, since states are many.
+/// A request: its operation, the index of the token among its client's (from 1), a TTL or a fencing
+/// token, and whether a running round awaits the reply. Packed to save memory.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Message(u16);
 
 impl Message {
-    pub(crate) fn new(verb: Verb, token: u8, value: u8, awaited: bool) -> Message {
+    pub(crate) fn new(op: Op, token: u8, value: u8, awaited: bool) -> Message {
         assert!((1..8).contains(&token) && value < 32);
         Message(
-            verb as u16 | u16::from(token) << 4 | u16::from(value) << 7 | u16::from(awaited) << 15,
+            op as u16 | u16::from(token) << 4 | u16::from(value) << 7 | u16::from(awaited) << 15,
         )
     }
 
-    pub(crate) fn verb(self) -> Verb {
-        VERBS[usize::from(self.0 & 15)]
+    pub(crate) fn op(self) -> Op {
+        OPS[usize::from(self.0 & 15)]
     }
 
     pub(crate) fn token(self) -> u8 {
@@ -68,14 +69,15 @@ impl fmt::Debug for Message {
         write!(
             f,
             "{:?}({}, {}){star}",
-            self.verb(),
+            self.op(),
             self.token(),
             self.value()
         )
     }
 }
 
-/// What was written to one connection and is not served yet: the next one in the lowest bits, zeros behind the last.
+/// Requests that were written to one connection and not served yet: the next in the lowest bits,
+/// zeros after the last.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Link(u128);
 
@@ -105,7 +107,7 @@ impl Link {
         first
     }
 
-    /// No round waits for these any more.
+    /// Marks the requests as awaited by no round.
     fn forget_rounds(&mut self) {
         self.0 &= 0x7fff_7fff_7fff_7fff_7fff_7fff_7fff_7fff;
     }
@@ -117,48 +119,52 @@ impl fmt::Debug for Link {
     }
 }
 
-/// A lane: first in, first out on one connection; a new connection first kills the former one, and pays what is owed.
+/// First in, first out to one node. A new connection first kills the former connection, and sends
+/// the pending releases.
 ///
-/// A request is written when it is submitted. In the library it may wait in a queue before; but what holds a request back
-/// unsent is looked at when it is written, so that to the node a request that waited is one that was submitted later.
+/// A request is written when it is submitted. In the library it may wait in a queue before. But the
+/// check that can hold it back runs when it is written, so for the node a queued request is a
+/// request that was submitted later.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Lane {
+pub(crate) struct Connection {
     pub(crate) down: bool,
-    /// Not served yet on this connection.
+    /// Requests on this connection that are not served yet.
     wire: Link,
-    /// Not served yet on the connection that broke. The node may still serve it, until it is killed.
+    /// Requests on the broken connection that are not served yet. The node may serve them until the
+    /// connection is killed.
     former: Link,
-    /// What is released as soon as the lane is connected again, a bit for each token: see [`debt`].
-    owed: [u8; 3],
+    /// Releases to send on the next connection, one bit per token: see [`pending_index`].
+    pending: [u8; 3],
 }
 
-/// Where a release is written down that is owed: one of a lock by the form that it has, and one of a place at the gate.
-fn debt(message: Message) -> Option<usize> {
-    match message.verb() {
-        Verb::Release => Some(usize::from(message.value())),
-        Verb::LeaveGate => Some(2),
+/// Returns the index of a pending release: by the form of the lock, or 2 for a gate entry.
+fn pending_index(message: Message) -> Option<usize> {
+    match message.op() {
+        Op::Release => Some(usize::from(message.value())),
+        Op::LeaveGate => Some(2),
         _ => None,
     }
 }
 
-impl Lane {
-    /// Nothing is on its way to the node.
+impl Connection {
+    /// Returns whether no request is on its way to the node.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.wire.is_empty() && self.former.is_empty() && self.owed == [0; 3]
+        self.wire.is_empty() && self.former.is_empty() && self.pending == [0; 3]
     }
 
-    /// Submits a request: `false` where the lane is down. Releases are owed then, all else is not sent.
+    /// Submits a request. Returns `false` if the connection is down: then a release becomes
+    /// pending, and any other request is not sent.
     pub(crate) fn submit(&mut self, message: Message) -> bool {
         match self.down {
             false => self.wire.push(message),
-            true => self.owe(message),
+            true => self.keep_pending(message),
         }
         !self.down
     }
 
-    fn owe(&mut self, message: Message) {
-        if let Some(debt) = debt(message) {
-            self.owed[debt] |= 1 << message.token();
+    fn keep_pending(&mut self, message: Message) {
+        if let Some(index) = pending_index(message) {
+            self.pending[index] |= 1 << message.token();
         }
     }
 
@@ -170,25 +176,28 @@ impl Lane {
         !self.former.is_empty()
     }
 
-    /// What the node serves next.
+    /// Returns the next request on this connection that the node serves.
     pub(crate) fn next(&mut self) -> Message {
         self.wire.pop()
     }
 
-    /// What the node serves next of the connection that broke.
+    /// Returns the next request on the broken connection that the node serves.
     pub(crate) fn next_of_former(&mut self) -> Message {
         self.former.pop()
     }
 
-    /// The connection breaks. Of what was on its way any first part may yet be served; releases are owed.
+    /// Breaks the connection. The node may still serve any prefix of its requests; releases become
+    /// pending.
     pub(crate) fn break_off(&mut self) {
-        self.wire.iter().for_each(|message| self.owe(message));
+        self.wire
+            .iter()
+            .for_each(|message| self.keep_pending(message));
         self.down = true;
         self.former = std::mem::take(&mut self.wire);
         self.former.forget_rounds();
     }
 
-    /// The node has ended: what was on its way is lost with it.
+    /// Drops all requests, because the node has ended.
     pub(crate) fn lose_all(&mut self) {
         if !self.down {
             self.break_off();
@@ -196,20 +205,20 @@ impl Lane {
         self.former = Link::default();
     }
 
-    /// A new connection. It kills the former one, unless that has been forgotten.
+    /// Connects again. Kills the former connection if `kills`.
     pub(crate) fn connect(&mut self, kills: bool) {
         if kills {
             self.former = Link::default();
         }
         self.down = false;
-        let owed = std::mem::take(&mut self.owed);
-        for (debt, tokens) in owed.into_iter().enumerate() {
+        let pending = std::mem::take(&mut self.pending);
+        for (index, tokens) in pending.into_iter().enumerate() {
             for token in (1..8).filter(|token| tokens >> token & 1 == 1) {
-                let (verb, form) = match debt {
-                    2 => (Verb::LeaveGate, 0),
-                    form => (Verb::Release, form as u8),
+                let (op, form) = match index {
+                    2 => (Op::LeaveGate, 0),
+                    form => (Op::Release, form as u8),
                 };
-                self.wire.push(Message::new(verb, token, form, false));
+                self.wire.push(Message::new(op, token, form, false));
             }
         }
     }
@@ -219,8 +228,8 @@ impl Lane {
     }
 }
 
-/// Shows only what is there.
-impl fmt::Debug for Lane {
+/// Shows only the fields that are not empty.
+impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", if self.down { "down" } else { "up" })?;
         if !self.wire.is_empty() {
@@ -229,24 +238,24 @@ impl fmt::Debug for Lane {
         if !self.former.is_empty() {
             write!(f, " former {:?}", self.former)?;
         }
-        if self.owed != [0; 3] {
-            write!(f, " owed {:?}", self.owed)?;
+        if self.pending != [0; 3] {
+            write!(f, " pending {:?}", self.pending)?;
         }
         Ok(())
     }
 }
 
-/// What a node has said in a round.
+/// Vote of a node in a round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Vote {
-    /// Nothing yet.
+    /// No vote yet.
     #[default]
     Open,
-    /// Yes, with the number of its fence.
+    /// Granted, with the value of the fence counter.
     Granted(u8),
-    /// Another has it.
+    /// Refused: another owner has the key.
     Refused,
-    /// It has no such token.
+    /// Refused: the node has no such token.
     Absent,
     Fault,
 }
@@ -267,42 +276,43 @@ impl Vote {
     }
 }
 
-/// What a client knows of a node, and its lane there.
+/// A client's view of a node, and its connection to the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct NodeSlot {
-    pub(crate) lane: Lane,
-    /// In the round that is not over.
+    pub(crate) connection: Connection,
+    /// The vote in the running round.
     pub(crate) vote: Vote,
-    /// An answer on its way.
-    pub(crate) answer: Vote,
-    /// Was asked to grant the lease, so may hold its key.
+    /// A reply on its way.
+    pub(crate) reply: Vote,
+    /// The node was asked to grant the lease, so it may hold its key.
     pub(crate) asked: bool,
-    /// Refused it.
+    /// The node refused the lease.
     pub(crate) refused: bool,
-    /// Its key is to be put back.
+    /// The key is to be restored on the node.
     pub(crate) restore: bool,
-    /// The token before may be there yet.
+    /// The node may still hold the previous token.
     pub(crate) former: bool,
 }
 
 impl NodeSlot {
-    /// Asks in a new round. A node whose lane is down is not asked, and its fault is counted at once (`Nodes::dispatch`).
+    /// Asks the node in a new round. A node whose connection is down is not asked, and counts as a
+    /// fault at once (`NodeGroup::dispatch`).
     pub(crate) fn ask(&mut self, message: Message) -> bool {
-        let sent = self.lane.submit(message);
+        let sent = self.connection.submit(message);
         self.vote = if sent { Vote::Open } else { Vote::Fault };
         sent
     }
 
-    /// No answer counts any more that was asked for in the round.
+    /// Ends the round: its replies no longer count.
     pub(crate) fn end_round(&mut self) {
         self.vote = Vote::Open;
-        self.answer = Vote::Open;
-        self.lane.forget_rounds();
+        self.reply = Vote::Open;
+        self.connection.forget_rounds();
     }
 
-    /// The connection is gone, and with it the answers to the requests on it. `true` if a vote comes of that.
+    /// Drops the replies on a broken connection. Returns `true` if a vote results.
     pub(crate) fn fall(&mut self, asking: bool) -> bool {
-        self.answer = Vote::Open;
+        self.reply = Vote::Open;
         let votes = asking && self.vote == Vote::Open;
         if votes {
             self.vote = Vote::Fault;
@@ -311,12 +321,12 @@ impl NodeSlot {
     }
 }
 
-/// In three pieces, since most of the time goes into this.
+/// Writes three integers, because the checker spends most of its time here.
 impl Hash for NodeSlot {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let [exclusive, read, place] = self.lane.owed;
+        let [exclusive, read, gate_entry] = self.connection.pending;
         let flags = [
-            self.lane.down,
+            self.connection.down,
             self.asked,
             self.refused,
             self.restore,
@@ -325,11 +335,11 @@ impl Hash for NodeSlot {
         let flags = flags
             .into_iter()
             .fold(0, |all, flag| all << 1 | u8::from(flag));
-        let [vote, answer] = [self.vote, self.answer].map(Vote::code);
-        hasher.write_u128(self.lane.wire.0);
-        hasher.write_u128(self.lane.former.0);
+        let [vote, reply] = [self.vote, self.reply].map(Vote::code);
+        hasher.write_u128(self.connection.wire.0);
+        hasher.write_u128(self.connection.former.0);
         hasher.write_u64(u64::from_le_bytes([
-            exclusive, read, place, flags, vote, answer, 0, 0,
+            exclusive, read, gate_entry, flags, vote, reply, 0, 0,
         ]));
     }
 }
@@ -341,8 +351,8 @@ pub(crate) enum Verdict {
     Unavailable,
 }
 
-/// The decision table of `quorum.rs`: a verdict as soon as no vote that is still out can change it. `takes` is the question
-/// of an attempt, as against "is it mine".
+/// The decision table of `protocol/quorum.rs`: returns a verdict as soon as no open vote can change
+/// it. `takes` marks an attempt to acquire, as opposed to a question about one's own lease.
 pub(crate) fn verdict(votes: [Vote; 3], quorum: usize, takes: bool) -> Option<Verdict> {
     let count = |of: fn(Vote) -> bool| votes.iter().filter(|vote| of(**vote)).count();
     let granted = count(|vote| matches!(vote, Vote::Granted(_)));
