@@ -80,10 +80,7 @@ impl Pair<'_> {
                 units,
             } => {
                 let token = Token::fresh(Some("a label")).unwrap();
-                let kind = LeaseKind::Permit {
-                    index,
-                    total: total,
-                };
+                let kind = LeaseKind::Permit { index, total };
                 let lease = Arc::new(Lease::new(self.key.clone(), token, kind));
                 self.send(&Request::new(Op::Acquire, &lease, millis(units)));
                 self.leases.push(lease);
