@@ -31,10 +31,6 @@ const STACK_SIZE: usize = 4 << 20;
 ///
 /// The type does not tell the body to end: the owner sets its own stop flag before `join_until`.
 #[derive(Debug)]
-#[allow(
-    dead_code,
-    reason = "each build of the crate has a different set of users"
-)]
 pub(crate) struct LazyThread {
     name: &'static str,
     /// Read on every use of a started thread, so it is kept beside the mutex.
@@ -42,10 +38,6 @@ pub(crate) struct LazyThread {
     thread: Mutex<Option<BackgroundThread>>,
 }
 
-#[allow(
-    dead_code,
-    reason = "each build of the crate has a different set of users"
-)]
 impl LazyThread {
     pub(crate) const fn new(name: &'static str) -> LazyThread {
         LazyThread {
@@ -87,7 +79,7 @@ impl LazyThread {
 
 /// A running background thread beside the workers.
 #[derive(Debug)]
-pub(crate) struct BackgroundThread {
+struct BackgroundThread {
     thread: JoinHandle<()>,
     /// Disconnected when the thread has ended.
     exited: Receiver<()>,

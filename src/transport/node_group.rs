@@ -194,9 +194,7 @@ impl NodeGroup {
         request: &'a Request,
         inbox: &'a Arc<Inbox>,
     ) -> Round<'a> {
-        let mut round = self.open_round(request, inbox);
-        round.submit_with_sink(request, self.all(), Arc::clone(inbox) as _);
-        round
+        self.send_with_sink(request, inbox, Arc::clone(inbox) as _)
     }
 
     /// Asks all nodes at once. Replies go to `sink`, which delivers them to the inbox, too.
