@@ -14,105 +14,113 @@ use crate::engine::params::{AcquireParams, Acquired};
 use crate::error::Error;
 use crate::local::entry::LocalRequest;
 use crate::local::lock_table::LockTable;
+use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
-use crate::protocol::kind::{LeaseKind, LockKind};
+use crate::protocol::kind::LeaseKind;
 use crate::protocol::retry::RetryPolicy;
 use crate::protocol::token::Token;
 use crate::time::clock;
 use crate::transport::cancel;
 
-/// Acquires locks for a public handle: on the nodes, or in this process alone.
-pub(crate) trait AcquireFrom {
-    /// Parses lock names.
-    ///
-    /// # Errors
-    /// `InvalidKey`.
-    fn parse_keys(&self, names: &[&str], kind: LockKind) -> Result<KeySet, Error>;
+/// The arguments of a public call that acquires a lock.
+#[derive(Clone, Copy)]
+pub(crate) struct AcquireCall<'a> {
+    pub(super) names: LockNames<'a>,
+    pub(super) kind: LeaseKind,
+    pub(super) options: &'a LockOptions,
+    /// How long the call blocks without a wait in `options`.
+    pub(super) default_wait: DefaultWait,
+}
 
-    /// Acquires the lock of parsed keys, and blocks for as long as the options say, or
-    /// `default_wait` without a wait in them.
-    fn acquire_keys(
-        &self,
-        keys: KeySet,
-        kind: LeaseKind,
-        options: &LockOptions,
-        default_wait: DefaultWait,
-    ) -> Result<GuardInner, Error>;
+/// The names of a lock, as a handle has them.
+#[derive(Clone, Copy)]
+pub(super) enum LockNames<'a> {
+    /// As the caller gave them.
+    Unparsed(&'a [&'a str]),
+    /// The name of a semaphore, parsed when its handle was created.
+    Parsed(&'a Key),
+}
 
-    /// Acquires the lock of these names; without a wait in the options it blocks as the retry
-    /// policy says.
-    fn acquire_guard<G: From<GuardInner>>(
-        &self,
-        names: &[&str],
+impl<'a> AcquireCall<'a> {
+    /// Returns the call that blocks as the retry policy says, without a wait in the options.
+    pub(super) fn new(
+        names: &'a [&'a str],
         kind: LeaseKind,
-        options: &LockOptions,
-    ) -> Result<G, Error> {
-        let keys = self.parse_keys(names, kind.lock_kind())?;
-        let acquired = self.acquire_keys(keys, kind, options, DefaultWait::Policy);
-        acquired.map(G::from)
+        options: &'a LockOptions,
+    ) -> AcquireCall<'a> {
+        AcquireCall {
+            names: LockNames::Unparsed(names),
+            kind,
+            options,
+            default_wait: DefaultWait::Policy,
+        }
     }
 
-    /// Acquires the lock of these names with one attempt, or with the wait in the options; `None`
-    /// if it is contended.
+    /// Returns the keys of the names, parsed with this key prefix.
+    ///
+    /// # Errors
+    /// - `InvalidKey`.
+    fn parse_keys(&self, prefix: &str) -> Result<KeySet, Error> {
+        match self.names {
+            LockNames::Unparsed(names) => KeySet::parse(prefix, names, self.kind.lock_kind()),
+            LockNames::Parsed(key) => Ok(KeySet::from(key.clone())),
+        }
+    }
+}
+
+/// Acquires locks for a public handle: on the nodes, or in this process alone.
+pub(crate) trait AcquireFrom {
+    /// Acquires the lock, and blocks for as long as the options say, or the call's default wait
+    /// without a wait in them.
+    fn acquire_guard<G: From<GuardInner>>(&self, call: &AcquireCall<'_>) -> Result<G, Error>;
+
+    /// Acquires the lock with one attempt, or with the wait in the options; `None` if it is
+    /// contended.
     fn try_acquire_guard<G: From<GuardInner>>(
         &self,
-        names: &[&str],
-        kind: LeaseKind,
-        options: &LockOptions,
+        call: &AcquireCall<'_>,
     ) -> Result<Option<G>, Error> {
-        let keys = self.parse_keys(names, kind.lock_kind())?;
-        let acquired = self.acquire_keys(keys, kind, options, DefaultWait::NoWait);
-        none_if_contended(acquired.map(G::from))
+        none_if_contended(self.acquire_guard(&AcquireCall {
+            default_wait: DefaultWait::NoWait,
+            ..*call
+        }))
     }
 }
 
 impl AcquireFrom for Nodes {
-    fn parse_keys(&self, names: &[&str], kind: LockKind) -> Result<KeySet, Error> {
-        let settings = self.engine().settings();
-        let keys = KeySet::parse(&settings.key_prefix, names, kind)?;
-        #[cfg(feature = "cluster")]
-        settings.validate_hash_slots(&keys)?;
-        Ok(keys)
-    }
-
-    fn acquire_keys(
-        &self,
-        keys: KeySet,
-        kind: LeaseKind,
-        options: &LockOptions,
-        default_wait: DefaultWait,
-    ) -> Result<GuardInner, Error> {
+    fn acquire_guard<G: From<GuardInner>>(&self, call: &AcquireCall<'_>) -> Result<G, Error> {
         let engine = self.engine();
         let settings = engine.settings();
-        let params = acquire_params(settings, keys, kind, options)?;
-        let wait_limit = options.wait_limit(default_wait, &settings.retry, clock::now());
-        match engine.acquire(&params, wait_limit)? {
+        let keys = call.parse_keys(&settings.key_prefix)?;
+        #[cfg(feature = "cluster")]
+        settings.validate_hash_slots(&keys)?;
+        let params = acquire_params(settings, keys, call.kind, call.options)?;
+        let retry = &settings.retry;
+        let wait_limit = call
+            .options
+            .wait_limit(call.default_wait, retry, clock::now());
+        let guard = match engine.acquire(&params, wait_limit)? {
             Acquired::Quorum(lease, local) => {
-                Ok(GuardInner::on_nodes(Arc::clone(engine), lease, local))
+                GuardInner::on_nodes(Arc::clone(engine), lease, local)
             }
-            Acquired::Local(local) => GuardInner::local(local, kind, settings.ttl_limits(), None),
-        }
+            Acquired::Local(local) => {
+                GuardInner::local(local, call.kind, settings.ttl_limits(), None)?
+            }
+        };
+        Ok(G::from(guard))
     }
 }
 
 /// Locks in this process alone. Without a limit in the options an acquire blocks until the lock is
 /// free.
 impl AcquireFrom for Arc<LockTable> {
-    fn parse_keys(&self, names: &[&str], kind: LockKind) -> Result<KeySet, Error> {
-        KeySet::parse("", names, kind)
-    }
-
-    fn acquire_keys(
-        &self,
-        keys: KeySet,
-        kind: LeaseKind,
-        options: &LockOptions,
-        default_wait: DefaultWait,
-    ) -> Result<GuardInner, Error> {
+    fn acquire_guard<G: From<GuardInner>>(&self, call: &AcquireCall<'_>) -> Result<G, Error> {
+        let AcquireCall { kind, options, .. } = *call;
+        let keys = call.parse_keys("")?;
         let ttl_limits = TtlLimits::LOCAL;
         ttl_limits.validate(options.ttl())?;
         let start = clock::now();
-        let wait_limit = options.wait_limit(default_wait, &RetryPolicy::default(), start);
+        let wait_limit = options.wait_limit(call.default_wait, &RetryPolicy::default(), start);
         let inbox = cancel::cancellable_inbox(options.cancel())?;
         let request = LocalRequest {
             keys: &keys,
@@ -126,7 +134,7 @@ impl AcquireFrom for Arc<LockTable> {
             params::refusal_error(refusal, &keys, kind, 1, waited)
         })?;
         let fencing_token = options.is_fenced().then(|| self.next_fencing_token());
-        GuardInner::local(local, kind, ttl_limits, fencing_token)
+        GuardInner::local(local, kind, ttl_limits, fencing_token).map(G::from)
     }
 }
 

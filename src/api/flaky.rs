@@ -8,14 +8,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::api::acquire;
-use crate::api::acquire::AcquireFrom;
+use crate::api::acquire::{AcquireCall, AcquireFrom};
 use crate::api::guard::LockGuard;
 use crate::api::guard_inner::GuardInner;
 use crate::api::locker::Locker;
 use crate::api::options::{DefaultWait, LockOptions};
 use crate::error::{Error, FailedNode, LossReason, NodeFailure, Operation};
 use crate::local::lock_table::LockTable;
-use crate::protocol::kind::{LeaseKind, LockKind};
+use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::lost_lock::{LostLock, OnLostCallback};
 
@@ -139,10 +139,10 @@ impl FlakyLocker {
         if let Some(failure) = failure {
             return Err(failure.into_error());
         }
-        let keys = self.lock_table.parse_keys(names, LockKind::Exclusive)?;
-        let guard =
-            self.lock_table
-                .acquire_keys(keys, LeaseKind::Exclusive, options, default_wait)?;
+        let guard: GuardInner = self.lock_table.acquire_guard(&AcquireCall {
+            default_wait,
+            ..AcquireCall::new(names, LeaseKind::Exclusive, options)
+        })?;
         self.remember(&guard, options);
         Ok(LockGuard::from(guard))
     }

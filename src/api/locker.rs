@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::acquire;
-use crate::api::acquire::AcquireFrom;
+use crate::api::acquire::{AcquireCall, AcquireFrom};
 use crate::api::guard::LockGuard;
 use crate::api::lock_token::LockToken;
 use crate::api::nodes::Nodes;
@@ -335,7 +335,7 @@ impl RedisLocker {
 impl Locker for RedisLocker {
     fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error> {
         self.nodes
-            .acquire_guard(&[key], LeaseKind::Exclusive, options)
+            .acquire_guard(&AcquireCall::new(&[key], LeaseKind::Exclusive, options))
     }
 
     fn try_acquire(&self, key: &str, options: &LockOptions) -> Result<Option<LockGuard>, Error> {
@@ -344,7 +344,7 @@ impl Locker for RedisLocker {
 
     fn acquire_all(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error> {
         self.nodes
-            .acquire_guard(keys, LeaseKind::Exclusive, options)
+            .acquire_guard(&AcquireCall::new(keys, LeaseKind::Exclusive, options))
     }
 
     fn try_acquire_all(
@@ -353,7 +353,7 @@ impl Locker for RedisLocker {
         options: &LockOptions,
     ) -> Result<Option<LockGuard>, Error> {
         self.nodes
-            .try_acquire_guard(keys, LeaseKind::Exclusive, options)
+            .try_acquire_guard(&AcquireCall::new(keys, LeaseKind::Exclusive, options))
     }
 }
 
@@ -403,7 +403,7 @@ impl Locker for LocalLocker {
 
     fn acquire_all(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error> {
         self.lock_table
-            .acquire_guard(keys, LeaseKind::Exclusive, options)
+            .acquire_guard(&AcquireCall::new(keys, LeaseKind::Exclusive, options))
     }
 
     fn try_acquire_all(
@@ -412,7 +412,7 @@ impl Locker for LocalLocker {
         options: &LockOptions,
     ) -> Result<Option<LockGuard>, Error> {
         self.lock_table
-            .try_acquire_guard(keys, LeaseKind::Exclusive, options)
+            .try_acquire_guard(&AcquireCall::new(keys, LeaseKind::Exclusive, options))
     }
 }
 

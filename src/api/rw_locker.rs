@@ -5,7 +5,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::acquire::AcquireFrom;
+use crate::api::acquire::{AcquireCall, AcquireFrom};
 use crate::api::guard::{ReadGuard, WriteGuard};
 use crate::api::nodes::Nodes;
 use crate::api::options::LockOptions;
@@ -229,7 +229,8 @@ impl RedisRwLocker {
 
 impl RwLocker for RedisRwLocker {
     fn acquire_read(&self, key: &str, options: &LockOptions) -> Result<ReadGuard, Error> {
-        self.nodes.acquire_guard(&[key], LeaseKind::Read, options)
+        self.nodes
+            .acquire_guard(&AcquireCall::new(&[key], LeaseKind::Read, options))
     }
 
     fn try_acquire_read(
@@ -238,11 +239,12 @@ impl RwLocker for RedisRwLocker {
         options: &LockOptions,
     ) -> Result<Option<ReadGuard>, Error> {
         self.nodes
-            .try_acquire_guard(&[key], LeaseKind::Read, options)
+            .try_acquire_guard(&AcquireCall::new(&[key], LeaseKind::Read, options))
     }
 
     fn acquire_write(&self, key: &str, options: &LockOptions) -> Result<WriteGuard, Error> {
-        self.nodes.acquire_guard(&[key], LeaseKind::Write, options)
+        self.nodes
+            .acquire_guard(&AcquireCall::new(&[key], LeaseKind::Write, options))
     }
 
     fn try_acquire_write(
@@ -251,7 +253,7 @@ impl RwLocker for RedisRwLocker {
         options: &LockOptions,
     ) -> Result<Option<WriteGuard>, Error> {
         self.nodes
-            .try_acquire_guard(&[key], LeaseKind::Write, options)
+            .try_acquire_guard(&AcquireCall::new(&[key], LeaseKind::Write, options))
     }
 }
 
@@ -305,7 +307,7 @@ impl Default for LocalRwLocker {
 impl RwLocker for LocalRwLocker {
     fn acquire_read(&self, key: &str, options: &LockOptions) -> Result<ReadGuard, Error> {
         self.lock_table
-            .acquire_guard(&[key], LeaseKind::Read, options)
+            .acquire_guard(&AcquireCall::new(&[key], LeaseKind::Read, options))
     }
 
     fn try_acquire_read(
@@ -314,12 +316,12 @@ impl RwLocker for LocalRwLocker {
         options: &LockOptions,
     ) -> Result<Option<ReadGuard>, Error> {
         self.lock_table
-            .try_acquire_guard(&[key], LeaseKind::Read, options)
+            .try_acquire_guard(&AcquireCall::new(&[key], LeaseKind::Read, options))
     }
 
     fn acquire_write(&self, key: &str, options: &LockOptions) -> Result<WriteGuard, Error> {
         self.lock_table
-            .acquire_guard(&[key], LeaseKind::Write, options)
+            .acquire_guard(&AcquireCall::new(&[key], LeaseKind::Write, options))
     }
 
     fn try_acquire_write(
@@ -328,6 +330,6 @@ impl RwLocker for LocalRwLocker {
         options: &LockOptions,
     ) -> Result<Option<WriteGuard>, Error> {
         self.lock_table
-            .try_acquire_guard(&[key], LeaseKind::Write, options)
+            .try_acquire_guard(&AcquireCall::new(&[key], LeaseKind::Write, options))
     }
 }

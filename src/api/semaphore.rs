@@ -4,8 +4,7 @@ use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
-use crate::api::acquire;
-use crate::api::acquire::AcquireFrom;
+use crate::api::acquire::{AcquireCall, AcquireFrom, LockNames};
 use crate::api::guard::SemaphorePermit;
 use crate::api::nodes::Nodes;
 use crate::api::options::{DefaultWait, LockOptions};
@@ -13,7 +12,6 @@ use crate::config::builder::Config;
 use crate::error::Error;
 use crate::local::lock_table::LockTable;
 use crate::protocol::key::Key;
-use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::permits::MAX_PERMITS;
 
@@ -159,26 +157,17 @@ impl RedisSemaphore {
     pub fn name(&self) -> &str {
         self.key.name()
     }
-
-    fn acquire_permit(
-        &self,
-        options: &LockOptions,
-        default_wait: DefaultWait,
-    ) -> Result<SemaphorePermit, Error> {
-        let kind = permit_kind(self.permits, options)?;
-        let keys = KeySet::from(self.key.clone());
-        let acquired = self.nodes.acquire_keys(keys, kind, options, default_wait);
-        acquired.map(SemaphorePermit::from)
-    }
 }
 
 impl Semaphore for RedisSemaphore {
     fn acquire(&self, options: &LockOptions) -> Result<SemaphorePermit, Error> {
-        self.acquire_permit(options, DefaultWait::Policy)
+        self.nodes
+            .acquire_guard(&permit_call(&self.key, self.permits, options)?)
     }
 
     fn try_acquire(&self, options: &LockOptions) -> Result<Option<SemaphorePermit>, Error> {
-        acquire::none_if_contended(self.acquire_permit(options, DefaultWait::NoWait))
+        self.nodes
+            .try_acquire_guard(&permit_call(&self.key, self.permits, options)?)
     }
 
     fn permits(&self) -> u32 {
@@ -240,19 +229,6 @@ impl LocalSemaphore {
     pub(crate) fn lock_table(&self) -> &LockTable {
         &self.lock_table
     }
-
-    fn acquire_permit(
-        &self,
-        options: &LockOptions,
-        default_wait: DefaultWait,
-    ) -> Result<SemaphorePermit, Error> {
-        let kind = permit_kind(self.permits, options)?;
-        let keys = KeySet::from(self.key.clone());
-        let acquired = self
-            .lock_table
-            .acquire_keys(keys, kind, options, default_wait);
-        acquired.map(SemaphorePermit::from)
-    }
 }
 
 /// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the
@@ -262,11 +238,13 @@ impl RefUnwindSafe for LocalSemaphore {}
 
 impl Semaphore for LocalSemaphore {
     fn acquire(&self, options: &LockOptions) -> Result<SemaphorePermit, Error> {
-        self.acquire_permit(options, DefaultWait::Policy)
+        self.lock_table
+            .acquire_guard(&permit_call(&self.key, self.permits, options)?)
     }
 
     fn try_acquire(&self, options: &LockOptions) -> Result<Option<SemaphorePermit>, Error> {
-        acquire::none_if_contended(self.acquire_permit(options, DefaultWait::NoWait))
+        self.lock_table
+            .try_acquire_guard(&permit_call(&self.key, self.permits, options)?)
     }
 
     fn permits(&self) -> u32 {
@@ -285,15 +263,25 @@ fn validate_permits(permits: u32) -> Result<u16, Error> {
     }
 }
 
-/// Returns the lease kind of a permit whose index each attempt sets.
+/// Returns the call for a permit whose index each attempt sets. It blocks as the retry policy says,
+/// without a wait in the options.
 ///
 /// # Errors
-/// `InvalidConfig` if the options ask for a fencing token.
-fn permit_kind(total: u16, options: &LockOptions) -> Result<LeaseKind, Error> {
-    match options.is_fenced() {
-        false => Ok(LeaseKind::Permit { index: 0, total }),
-        true => Err(Error::InvalidConfig(
+/// - `InvalidConfig` if the options ask for a fencing token.
+fn permit_call<'a>(
+    key: &'a Key,
+    total: u16,
+    options: &'a LockOptions,
+) -> Result<AcquireCall<'a>, Error> {
+    if options.is_fenced() {
+        return Err(Error::InvalidConfig(
             "fencing is set, but permits have no fencing token: several are held at a time".into(),
-        )),
+        ));
     }
+    Ok(AcquireCall {
+        names: LockNames::Parsed(key),
+        kind: LeaseKind::Permit { index: 0, total },
+        options,
+        default_wait: DefaultWait::Policy,
+    })
 }
