@@ -1,4 +1,4 @@
-//! A node connection as its callers use it: submit a request to its worker, or send it directly.
+//! A node connection as its callers use it: queue a request for its worker, or send it directly.
 //!
 //! No method blocks: callers only try to lock the pipeline, which the worker holds during I/O.
 //! While the node is suspect nothing is queued except releases of keys that the node may hold (L3).
@@ -60,29 +60,6 @@ impl NodeConnection {
         (connection, end)
     }
 
-    /// Queues a job for the worker.
-    ///
-    /// # Errors
-    /// The cause if the node is suspect. The job is then queued only if it `must_reach` the node: a
-    /// release of a key that the node may hold.
-    pub(crate) fn submit(
-        &self,
-        job: Job,
-        must_reach: bool,
-        now: Instant,
-    ) -> Result<(), NodeFailure> {
-        match self.unavailable(now) {
-            Some(cause) => {
-                if must_reach {
-                    self.enqueue(WorkerMessage::Job(job));
-                }
-                Err(cause)
-            }
-            None if self.enqueue(WorkerMessage::Job(job)) => Ok(()),
-            None => Err(worker_stopped()),
-        }
-    }
-
     /// Queues many jobs for the worker.
     ///
     /// # Errors
@@ -117,13 +94,14 @@ impl NodeConnection {
         now: Instant,
     ) -> Result<Submitted, NodeFailure> {
         let request = &job.request;
-        let must_reach = request.op == Op::Release && request.lease.contacted().contains(node);
-        if !must_reach && let Some(cause) = self.unavailable(now) {
+        if let Some(cause) = self.unavailable(now) {
+            if request.op == Op::Release && request.lease.contacted().contains(node) {
+                self.enqueue(WorkerMessage::Job(job));
+            }
             return Err(cause);
         }
         // Recorded before the request is sent, because a lease that is given up in between must be
-        // released here, too (S4). Recorded whether or not the connection is still up by then,
-        // because a second look might see it down although the request is sent.
+        // released here, too (S4). If the connection ends in between, the worker rejects the job.
         if request.op.grants() {
             for lease in request.written_leases() {
                 lease.record_contacted(NodeSet::single(node));
@@ -139,8 +117,10 @@ impl NodeConnection {
             }
             _ => job,
         };
-        self.submit(job, must_reach, now)
-            .map(|()| Submitted::Queued)
+        match self.enqueue(WorkerMessage::Job(job)) {
+            true => Ok(Submitted::Queued),
+            false => Err(worker_stopped()),
+        }
     }
 
     /// Returns whether the connection is up and its queue is empty.

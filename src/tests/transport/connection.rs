@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::protocol::quorum::NodeSet;
 use crate::protocol::request::{Op, Request};
 use crate::tests::fake_node::node;
 use crate::tests::fake_node::node::FakeNode;
@@ -48,4 +49,27 @@ fn direct_send_does_not_pass_queued_requests() {
     assert!(matches!(submit(), Ok(Submitted::Queued)));
     pipeline.lock().status.queue_len.store(0, Ordering::SeqCst);
     assert!(matches!(submit(), Ok(Submitted::Sent { .. })));
+}
+
+#[test]
+fn suspect_connection_queues_only_releases_of_leases_that_the_node_was_asked_for() {
+    let fake = FakeNode::new("a");
+    let config = fake.node_config(&node::settings(|it| it));
+    let (connection, parts) = NodeConnection::new(0, &config, &Arc::new(NodeRegistry::of(1)));
+    let (lease, now) = (lease("x"), clock::now());
+    let queued_after = |op: Op| {
+        let job = Job {
+            request: Request::new(op, &lease, 30_000),
+            reply: None,
+        };
+        let sent = connection.send(0, job, Some(b""), now);
+        assert!(sent.is_err(), "the connection is down");
+        parts.queue.try_iter().count()
+    };
+    assert_eq!(queued_after(Op::Acquire), 0);
+    assert_eq!(lease.contacted().len(), 0, "nothing was sent");
+    assert_eq!(queued_after(Op::Release), 0);
+    lease.record_contacted(NodeSet::single(0));
+    assert_eq!(queued_after(Op::Acquire), 0);
+    assert_eq!(queued_after(Op::Release), 1);
 }
