@@ -4,9 +4,8 @@
 //! a third of its TTL on. A failed renewal is repeated with back-off until the validity ends. Only
 //! a quorum of *not ours*, or the clock, makes a lease lost (S5, S7).
 //!
-//! A key that a node has lost is restored there only after a quorum has confirmed the lease (S5).
-//! Replies after the verdict may report such a loss as well, so a confirmed renewal is kept until
-//! `node_timeout` has passed.
+//! [`Restoration`] decides on which nodes the key is restored (S5). Replies after the verdict may
+//! report a lost key as well, so a confirmed renewal is kept until `node_timeout` has passed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use crate::protocol::lease::{ExtensionGuard, Lease, LeaseState};
 use crate::protocol::quorum::{NodeSet, Tally, Verdict};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
+use crate::protocol::restoration::Restoration;
 use crate::protocol::ttl::Ttl;
 use crate::protocol::{reply, validity};
 use crate::sync::threads;
@@ -52,8 +52,7 @@ struct InFlightRenewal {
     /// Keeps other extensions of the lease from being sent.
     extension: ExtensionGuard,
     tally: Tally,
-    /// The nodes that have lost the key.
-    absent: NodeSet,
+    restoration: Restoration,
     start: Instant,
     /// The offset of the wall clock at `start`, in µs.
     wall_offset: i64,
@@ -64,6 +63,7 @@ struct InFlightRenewal {
 struct ConfirmedRenewal {
     lease: Arc<Lease>,
     ttl: Ttl,
+    restoration: Restoration,
     end: Instant,
 }
 
@@ -157,16 +157,22 @@ impl RenewalWorker {
         }
     }
 
+    /// Counts a reply, and restores the key if the node has lost it and a quorum has confirmed the
+    /// lease.
     fn count_reply(&mut self, round: u32, node: usize, reply: Reply) {
-        if let Some(renewal) = self.in_flight.get_mut(&round) {
-            if reply == Reply::Absent {
-                renewal.absent.insert(node);
-            }
+        let is_absent = reply == Reply::Absent;
+        let (lease, ttl, restoration) = if let Some(renewal) = self.in_flight.get_mut(&round) {
             renewal.tally.vote(node, reply::vote_of(reply));
-        } else if let (Some(renewal), Reply::Absent) = (self.confirmed.get(&round), reply) {
-            let nodes = NodeSet::single(node);
+            let entry = &renewal.entry;
+            (&entry.lease, entry.ttl, &mut renewal.restoration)
+        } else if let Some(renewal) = self.confirmed.get_mut(&round) {
+            (&renewal.lease, renewal.ttl, &mut renewal.restoration)
+        } else {
+            return; // the renewal failed, or its time is over
+        };
+        if is_absent && restoration.record_absent(node) {
             self.nodes
-                .restore(&renewal.lease, renewal.ttl.millis(), nodes);
+                .restore(lease, ttl.millis(), NodeSet::single(node));
         }
     }
 
@@ -259,7 +265,7 @@ impl RenewalWorker {
                 entry: due.entry,
                 extension: due.extension,
                 tally,
-                absent: NodeSet::default(),
+                restoration: Restoration::default(),
                 start,
                 wall_offset,
                 end: due.expiry.min(start + self.node_timeout),
@@ -275,7 +281,7 @@ impl RenewalWorker {
             entry,
             extension,
             mut tally,
-            absent,
+            mut restoration,
             start,
             wall_offset,
             ..
@@ -297,12 +303,13 @@ impl RenewalWorker {
         };
         match (state, verdict) {
             (LeaseState::Held(_), Verdict::Granted) => {
-                // Only now, with a quorum that confirmed the lease, may a lost key be restored.
+                let absent = restoration.confirm();
                 self.nodes.restore(lease, entry.ttl.millis(), absent);
                 if !tally.is_complete() {
                     let confirmed = ConfirmedRenewal {
                         lease: Arc::clone(lease),
                         ttl: entry.ttl,
+                        restoration,
                         end: start + self.node_timeout,
                     };
                     self.confirmed.insert(round, confirmed);
