@@ -5,32 +5,19 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::api::locker::{Locker, RedisLocker};
+use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::error::Error;
 use crate::protocol::key::Key;
 use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;
-use crate::protocol::retry::RetryPolicy;
-use crate::tests::fake_node::node::{
-    FakeNode, Fault, connected_locker, eventually, gate_entries_were_released,
-};
+use crate::tests::engine::setup::slowly_retrying;
+use crate::tests::fake_node::node::{FakeNode, Fault, eventually, gate_entries_were_released};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
 
 const TTL: Duration = Duration::from_secs(300);
-
-/// Returns a locker whose delays are longer than any test, so that only a cancellation ends a wait.
-fn slow_retries(fakes: &[Arc<FakeNode>]) -> RedisLocker {
-    let policy = RetryPolicy {
-        initial_delay: TTL,
-        max_delay: TTL,
-        jitter: 0.0,
-        ..RetryPolicy::default()
-    };
-    connected_locker(fakes, |config| config.retry(policy)).expect("a quorum is up")
-}
 
 fn cancellable(token: &CancelToken) -> LockOptions {
     LockOptions::new(TTL).cancel_on(token)
@@ -50,7 +37,7 @@ fn slot_key(family: LockKind) -> Key {
 #[test]
 fn acquire_with_a_cancelled_token_sends_no_request() {
     let fakes = FakeNode::fakes(3);
-    let locker = slow_retries(&fakes);
+    let locker = slowly_retrying(&fakes);
     let token = CancelToken::new();
     token.cancel();
     let options = cancellable(&token);
@@ -68,7 +55,7 @@ fn acquire_with_a_cancelled_token_sends_no_request() {
 #[test]
 fn hundred_queued_waiters_are_cancelled_and_leave_the_queue() {
     let fakes = FakeNode::fakes(3);
-    let locker = slow_retries(&fakes);
+    let locker = slowly_retrying(&fakes);
     let held = locker.lock("x", TTL).expect("free");
     let token = CancelToken::new();
     let waiting = || {
@@ -98,7 +85,7 @@ fn hundred_queued_waiters_are_cancelled_and_leave_the_queue() {
 #[test]
 fn cancellation_ends_the_delay_between_attempts() {
     let fakes = FakeNode::fakes(1);
-    let locker = slow_retries(&fakes);
+    let locker = slowly_retrying(&fakes);
     fakes.iter().for_each(|fake| fake.seize("x", TTL));
     let token = CancelToken::new();
     thread::scope(|scope| {
@@ -116,7 +103,7 @@ fn cancellation_ends_the_delay_between_attempts() {
 #[test]
 fn cancellation_ends_a_round_and_late_grants_are_undone() {
     let fakes = FakeNode::fakes(3);
-    let locker = slow_retries(&fakes);
+    let locker = slowly_retrying(&fakes);
     let late = [fakes[1].delay(Op::Acquire), fakes[2].delay(Op::Acquire)];
     let token = CancelToken::new();
     thread::scope(|scope| {
@@ -143,7 +130,7 @@ fn cancellation_ends_a_round_and_late_grants_are_undone() {
 #[test]
 fn cancellation_ends_following_readers_and_a_waiting_writer() {
     let fakes = FakeNode::fakes(3);
-    let locker = RedisRwLocker::new(slow_retries(&fakes).nodes());
+    let locker = RedisRwLocker::new(slowly_retrying(&fakes).nodes());
     let seize = |until| {
         for fake in &fakes {
             fake.modify("x", LockKind::ReadWrite, |stored| {
@@ -190,7 +177,7 @@ fn cancellation_ends_following_readers_and_a_waiting_writer() {
 #[test]
 fn cancellation_does_not_affect_a_held_lock() {
     let fakes = FakeNode::fakes(3);
-    let locker = slow_retries(&fakes);
+    let locker = slowly_retrying(&fakes);
     let token = CancelToken::new();
     let held = locker.acquire("x", &cancellable(&token)).expect("free");
     token.cancel();

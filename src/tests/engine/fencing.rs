@@ -10,14 +10,11 @@ use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::error::Error;
 use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;
-use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
+use crate::tests::engine::setup::healthy;
+use crate::tests::fake_node::node::{FakeNode, Fault, eventually};
 
 fn fenced() -> LockOptions {
     LockOptions::new(Duration::from_secs(30)).fencing(true)
-}
-
-fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
-    connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
 fn count(fake: &FakeNode) -> Option<u64> {

@@ -9,10 +9,8 @@ use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::config::builder::Config;
 use crate::config::on_drop::OnDrop;
-use crate::engine::params::{AcquireParams, LeaseOptions};
 use crate::error::Error;
 use crate::local::handoff::{Handoff, MAX_STREAK};
-use crate::protocol::key::Key;
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{Tally, VoteRule};
@@ -20,7 +18,7 @@ use crate::protocol::reply::Reply;
 use crate::protocol::request::Op;
 use crate::protocol::server_info::ServerInfo;
 use crate::protocol::token::Token;
-use crate::protocol::ttl::Ttl;
+use crate::tests::engine::setup::{all_free, exclusive_key, exclusive_params, healthy};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
@@ -29,15 +27,10 @@ use crate::transport::job::ReplySink;
 
 const TTL: Duration = Duration::from_secs(300);
 
-fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
-    connected_locker(fakes, |config| config).expect("a quorum is up")
-}
-
 /// Waits until `count` threads queue for the lock.
 fn queued(locker: &RedisLocker, count: usize) {
-    let key = Key::parse("redguard:", "x", LockKind::Exclusive).expect("a good name");
-    let gate = &locker.nodes().engine().lock_table;
-    eventually("they queue", || gate.waiting(&key) == count);
+    let table = &locker.nodes().engine().lock_table;
+    eventually("they queue", || table.waiting(&exclusive_key("x")) == count);
 }
 
 /// Acquires a lock on all nodes.
@@ -73,12 +66,6 @@ fn release_with_waiter(
     })
 }
 
-fn all_free(fakes: &[Arc<FakeNode>]) {
-    eventually("all nodes are free", || {
-        fakes.iter().all(|fake| fake.token("x").is_none())
-    });
-}
-
 fn count(fakes: &[Arc<FakeNode>], op: Op) -> usize {
     fakes.iter().map(|fake| fake.count(op)).sum()
 }
@@ -97,7 +84,7 @@ fn waiter_acquires_with_the_release() {
     assert!(fakes.iter().all(|fake| fake.published() == 0));
     next.extend(TTL).expect("ours");
     assert_eq!(next.release(), Ok(()));
-    all_free(&fakes);
+    all_free(&fakes, "x");
     eventually("the loss is notified", || {
         fakes.iter().all(|fake| fake.published() == 1)
     });
@@ -123,7 +110,7 @@ fn handoffs_keep_the_order_and_are_limited_in_a_row() {
         first.release().expect("ours");
     });
     assert_eq!(*order.lock(), (0..THREADS).collect::<Vec<_>>());
-    all_free(&fakes);
+    all_free(&fakes, "x");
     let served = fakes[0].ops();
     let mut rows = served.split(|op| *op == Op::Acquire);
     let swaps = |row: &[Op]| row.iter().filter(|op| **op == Op::Swap).count();
@@ -233,7 +220,7 @@ fn handoff_is_undone_when_acquirer_is_cancelled_after_the_swap() {
         late.iter().for_each(|late| late.go());
         assert_eq!(release.join().expect("no panic"), Ok(()));
     });
-    all_free(&fakes);
+    all_free(&fakes, "x");
     locker
         .lock("x", TTL)
         .expect("free")
@@ -252,7 +239,7 @@ fn release_succeeds_when_acquirer_is_cancelled_before_the_swap() {
         .iter()
         .map(|fake| fake.delay(Op::WakeListener))
         .collect();
-    let key = Key::parse("redguard:", "y", LockKind::Exclusive).expect("a good name");
+    let key = exclusive_key("y");
     let other = Token::fresh(None).expect("a token");
     let other = Arc::new(Lease::new(key, other, LeaseKind::Exclusive));
     (0..3).for_each(|node| engine.nodes.wake_listener(&other, node));
@@ -271,7 +258,7 @@ fn release_succeeds_when_acquirer_is_cancelled_before_the_swap() {
         busy.iter().for_each(|busy| busy.go());
         assert_eq!(release.join().expect("no panic"), Ok(()));
     });
-    all_free(&fakes);
+    all_free(&fakes, "x");
     assert_eq!(count(&fakes, Op::Swap), 0, "the swap was cancelled");
     eventually("the loss is notified", || {
         fakes.iter().all(|fake| fake.published() == 1)
@@ -318,7 +305,7 @@ fn node_that_is_down_gets_no_swap_and_a_pending_release() {
     eventually("it is paid", || fakes[2].token("x").is_none());
     assert!(next.is_held());
     next.release().expect("ours");
-    all_free(&fakes);
+    all_free(&fakes, "x");
 }
 
 #[test]
@@ -346,7 +333,7 @@ fn handoff_without_a_quorum_releases_both_tokens_and_the_next_asks_again() {
         assert_eq!(fakes[0].count(Op::Swap), 1);
         next.check().expect("held");
         next.release().expect("ours");
-        all_free(&fakes);
+        all_free(&fakes, "x");
     }
 }
 
@@ -379,7 +366,7 @@ fn late_swap_is_undone() {
     );
     assert_eq!(released, Ok(()));
     drop(next);
-    all_free(&fakes);
+    all_free(&fakes, "x");
 }
 
 #[test]
@@ -415,7 +402,7 @@ fn drop_with_a_handoff_does_not_wait_for_replies() {
         late.iter().for_each(|late| late.go());
         drop(next.join().expect("no panic").expect("handed on"));
     });
-    all_free(&fakes);
+    all_free(&fakes, "x");
 }
 
 #[test]
@@ -514,7 +501,7 @@ fn quarantined_node_gets_a_release_instead_of_a_swap() {
     assert_eq!(released, Ok(()));
     assert!(next.is_err(), "it grants nothing yet");
     assert_eq!(fakes[0].count(Op::Swap), 0);
-    all_free(&fakes);
+    all_free(&fakes, "x");
 }
 
 #[test]
@@ -522,29 +509,21 @@ fn validity_of_a_handoff_counts_from_before_the_swap() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
-    let key = Key::parse("redguard:", "x", LockKind::Exclusive).expect("a good name");
-    let params_for = AcquireParams {
-        keys: key.clone().into(),
-        kind: LeaseKind::Exclusive,
-        ttl: Ttl::parse(TTL, 0.5).expect("a good one"),
-        fenced: false,
-        cancel: None,
-        lease_options: LeaseOptions::default(),
-    };
+    let params = exclusive_params("x", TTL);
     let _busy = locker.lock("x", TTL).expect("free");
     for (ago, is_in_time) in [(TTL / 4, true), (TTL * 3 / 4, false)] {
         let inbox = Arc::new(Inbox::new());
-        let offer = engine.handoff_offer(&params_for, None).expect("a token");
+        let offer = engine.handoff_offer(&params, None).expect("a token");
         let offer = offer.expect("the lock is held");
         let former = Token::fresh(None).expect("a token");
         let handoff = Handoff {
-            former: Arc::new(Lease::new(key.clone(), former, LeaseKind::Exclusive)),
+            former: Arc::new(Lease::new(exclusive_key("x"), former, LeaseKind::Exclusive)),
             start: clock::now().checked_sub(ago).expect("not that long ago"),
             wall_offset: clock::wall_offset(),
             round: inbox.open_round(1),
         };
         inbox.deliver(handoff.round, 0, Reply::Done);
-        let accepted = engine.accept_handoff(&params_for, &offer, &handoff, &inbox);
+        let accepted = engine.accept_handoff(&params, &offer, &handoff, &inbox);
         assert_eq!(accepted.is_ok(), is_in_time, "{ago:?} ago");
     }
 }
@@ -567,7 +546,7 @@ fn handoffs_among_many_threads_all_succeed() {
                 });
             }
         });
-        all_free(&fakes);
+        all_free(&fakes, "x");
         assert!(fakes[0].count(Op::Swap) > 0);
     }
 }

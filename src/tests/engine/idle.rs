@@ -5,17 +5,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::api::locker::{Locker, RedisLocker};
+use crate::api::locker::Locker;
 use crate::error::{Error, NodeFailure};
 use crate::protocol::request::Op;
+use crate::tests::engine::setup::healthy;
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::time::clock;
 
 const TTL: Duration = Duration::from_secs(60);
-
-fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
-    connected_locker(fakes, |config| config).expect("a quorum is up")
-}
 
 fn close_all(fakes: &[Arc<FakeNode>]) {
     fakes.iter().for_each(|fake| fake.close_connections());

@@ -6,26 +6,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::api::locker::{Locker, RedisLocker};
+use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
 use crate::config::on_drop::OnDrop;
-use crate::engine::params::{AcquireParams, LeaseOptions};
-use crate::protocol::key::Key;
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
 use crate::protocol::lost_lock::OnLostCallback;
 use crate::protocol::request::Op;
-use crate::protocol::retry::RetryPolicy;
 use crate::protocol::token::Token;
-use crate::protocol::ttl::Ttl;
+use crate::tests::engine::setup::{exclusive_key, exclusive_params, healthy, slow_retries};
 use crate::tests::fake_node::node::{FakeNode, connected_locker, eventually};
 use crate::time::clock;
 
 const TTL: Duration = Duration::from_secs(60);
-
-fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
-    connected_locker(fakes, |config| config).expect("a quorum is up")
-}
 
 /// Delays the reply of the last node, which has lost the key, until the others have decided.
 fn answers_last(fakes: &[Arc<FakeNode>], extended: impl FnOnce()) {
@@ -83,26 +76,17 @@ fn loss_before_the_callback_is_registered_is_notified() {
     let tell = OnLostCallback(Arc::new(move |_: &_| {
         count.fetch_add(1, Ordering::SeqCst);
     }));
-    let params_for = |key: &Key| AcquireParams {
-        keys: key.clone().into(),
-        kind: LeaseKind::Exclusive,
-        ttl: Ttl::parse(TTL, 0.5).expect("a good one"),
-        fenced: false,
-        cancel: None,
-        lease_options: LeaseOptions {
-            on_lost: Some(tell.clone()),
-            ..LeaseOptions::default()
-        },
-    };
+    let mut params = exclusive_params("x", TTL);
+    params.lease_options.on_lost = Some(tell);
     for (n, is_over) in [true, false].into_iter().enumerate() {
-        let key = Key::parse("redguard:", "x", LockKind::Exclusive).expect("a good name");
         let token = Token::fresh(None).expect("random bytes");
-        let lease = Arc::new(Lease::new(key.clone(), token, LeaseKind::Exclusive));
+        let lease = Lease::new(exclusive_key("x"), token, LeaseKind::Exclusive);
+        let lease = Arc::new(lease);
         let now = clock::now();
         assert!(lease.activate(if is_over { now } else { now + TTL }, clock::wall_offset()));
         assert!(is_over || lease.mark_not_ours());
         engine
-            .apply_lease_options(&lease, &params_for(&key))
+            .apply_lease_options(&lease, &params)
             .expect("a thread");
         eventually("the loss is notified", || {
             notified.load(Ordering::SeqCst) == n + 1
@@ -110,24 +94,11 @@ fn loss_before_the_callback_is_registered_is_notified() {
     }
 }
 
-/// Returns a locker whose delays are too long to explain any progress.
-fn slow_retries(fakes: &[Arc<FakeNode>]) -> RedisLocker {
-    let policy = RetryPolicy {
-        initial_delay: 5 * TTL,
-        max_delay: 5 * TTL,
-        jitter: 0.0,
-        ..RetryPolicy::default()
-    };
-    connected_locker(fakes, |config| {
-        config.retry(policy).on_drop(OnDrop::Background)
-    })
-    .expect("a quorum is up")
-}
-
 #[test]
 fn split_vote_whose_first_node_granted_is_won_without_a_message() {
     let fakes = FakeNode::fakes(3);
-    let locker = slow_retries(&fakes);
+    let adjust = |config| slow_retries(config).on_drop(OnDrop::Background);
+    let locker = connected_locker(&fakes, adjust).expect("a quorum is up");
     fakes[1..].iter().for_each(|fake| fake.seize("x", 5 * TTL));
     let start = clock::now();
     thread::scope(|scope| {

@@ -7,7 +7,9 @@ use crate::api::locker::Locker;
 use crate::config::on_drop::OnDrop;
 use crate::error::{Error, LossReason};
 use crate::protocol::request::Op;
-use crate::tests::engine::setup::{SHORT, TTL, all_free, attempts, healthy, holders, impatient};
+use crate::tests::engine::setup::{
+    SHORT, TTL, all_free, attempts, delay_acquires, healthy, holders, impatient,
+};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::time::clock;
 
@@ -51,7 +53,7 @@ fn lock_of_another_owner_is_left_alone() {
 fn late_grant_of_a_refused_round_is_undone() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
-    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
+    let late = delay_acquires(&fakes);
     fakes[0].seize("x", TTL);
     fakes[1].seize("x", TTL);
     thread::scope(|scope| {

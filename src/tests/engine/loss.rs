@@ -14,14 +14,13 @@ use crate::api::watch::WatchOutcome;
 use crate::background::renewal::service::RenewalService;
 use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
-use crate::engine::params::{AcquireParams, Acquired, LeaseOptions, WaitLimit};
+use crate::engine::params::{AcquireParams, Acquired, WaitLimit};
 use crate::error::{Error, LossReason};
 use crate::local::guard::LocalGuard;
-use crate::protocol::key::Key;
-use crate::protocol::kind::{LeaseKind, LockKind};
+use crate::protocol::kind::LockKind;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::request::Op;
-use crate::protocol::ttl::Ttl;
+use crate::tests::engine::setup::{exclusive_params, healthy};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually, on_log_line};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
@@ -35,10 +34,6 @@ const LONGER: Duration = Duration::from_secs(9);
 const LONG: Duration = Duration::from_secs(300);
 /// The limit of waits that only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(20);
-
-fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
-    connected_locker(fakes, |config| config).expect("a quorum is up")
-}
 
 /// Returns a locker that accepts a short validity, so that a slow machine still acquires locks with
 /// a short TTL.
@@ -61,21 +56,11 @@ fn counted(options: LockOptions) -> (LockOptions, Arc<AtomicUsize>) {
     (options, notified)
 }
 
-/// Returns parameters for an acquire that needs the lease without a guard.
-fn params_for(name: &str, ttl: Duration) -> AcquireParams {
-    AcquireParams {
-        keys: Key::parse("redguard:", name, LockKind::Exclusive)
-            .expect("good")
-            .into(),
-        kind: LeaseKind::Exclusive,
-        ttl: Ttl::parse(ttl, 0.5).expect("good"),
-        fenced: false,
-        cancel: None,
-        lease_options: LeaseOptions {
-            auto_renew: true,
-            ..LeaseOptions::default()
-        },
-    }
+/// Returns the parameters of a renewed lock, for an acquire that returns its lease without a guard.
+fn renewed_params(name: &str, ttl: Duration) -> AcquireParams {
+    let mut params = exclusive_params(name, ttl);
+    params.lease_options.auto_renew = true;
+    params
 }
 
 const FOR_EVER: WaitLimit = WaitLimit {
@@ -388,8 +373,8 @@ fn a_release_beside_a_renewal_leaves_nothing_and_tells_nothing() {
     }
 }
 
-fn on_nodes(engine: &Engine, params_for: &AcquireParams) -> (Arc<Lease>, LocalGuard) {
-    match engine.acquire(params_for, FOR_EVER).expect("free") {
+fn on_nodes(engine: &Engine, params: &AcquireParams) -> (Arc<Lease>, LocalGuard) {
+    match engine.acquire(params, FOR_EVER).expect("free") {
         Acquired::Quorum(lease, pass) => (lease, pass),
         Acquired::Local(_) => panic!("a quorum is up"),
     }
@@ -400,13 +385,11 @@ fn panic_in_a_loss_handler_ends_no_other_renewal() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
-    let mut plain = ["x", "y"].map(|name| params_for(name, LONGER));
+    let mut plain = ["x", "y"].map(|name| renewed_params(name, LONGER));
     plain
         .iter_mut()
-        .for_each(|params_for| params_for.lease_options.auto_renew = false);
-    let [(lost, _slot), (kept, _other)] = plain
-        .each_ref()
-        .map(|params_for| on_nodes(engine, params_for));
+        .for_each(|params| params.lease_options.auto_renew = false);
+    let [(lost, _slot), (kept, _other)] = plain.each_ref().map(|params| on_nodes(engine, params));
     let panics = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&panics);
     let on_lost = move |_: &Arc<Lease>, _: &str| {
@@ -415,10 +398,8 @@ fn panic_in_a_loss_handler_ends_no_other_renewal() {
     };
     let renewal = RenewalService::new(&engine.nodes, LIMIT, Arc::new(on_lost));
     fakes[0].seize("x", LONG);
-    for (lease, params_for) in [&lost, &kept].into_iter().zip(&plain) {
-        renewal
-            .register(lease, params_for.ttl, None)
-            .expect("a thread");
+    for (lease, params) in [&lost, &kept].into_iter().zip(&plain) {
+        renewal.register(lease, params.ttl, None).expect("a thread");
     }
     let served = || fakes[0].extensions(kept.token().text());
     eventually("the loss is notified", || {
@@ -453,7 +434,7 @@ fn renewal_and_extension_exclude_each_other() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);
     let engine = locker.nodes().engine();
-    let (lease, _pass) = on_nodes(engine, &params_for("x", LONGER));
+    let (lease, _pass) = on_nodes(engine, &renewed_params("x", LONGER));
     // A due renewal waits for an extension in progress, but its thread does not block.
     let turn = lease.lock_extension();
     let second = locker.acquire("y", &renewed(TTL)).expect("free");
@@ -567,7 +548,7 @@ fn at_most_max_in_flight_renewals_are_in_flight() {
     let locker = locker.expect("up");
     let engine = locker.nodes().engine();
     let held: Vec<_> = (0..MANY)
-        .map(|n| on_nodes(engine, &params_for(&format!("k{n}"), LONGER)))
+        .map(|n| on_nodes(engine, &renewed_params(&format!("k{n}"), LONGER)))
         .collect();
     let late = fakes[0].delay(Op::Extend);
     until_all_are_due();

@@ -16,6 +16,7 @@ use crate::protocol::kind::LockKind;
 use crate::protocol::mode::Mode;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
+use crate::tests::engine::setup::healthy;
 use crate::tests::fake_node::node::{
     FakeNode, Fault, assert_no_timeout_elapsed, attempts, connected_locker, eventually,
 };
@@ -26,10 +27,6 @@ const BOTH: [&str; 2] = ["b", "a"];
 
 fn options() -> LockOptions {
     LockOptions::new(TTL)
-}
-
-fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
-    connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
 /// Returns the tokens of `a`, `b` and `c` on a node.

@@ -16,20 +16,21 @@ use crate::config::builder::Config;
 use crate::engine::attempt::AttemptContext;
 use crate::engine::attempt_result::{AttemptFailure, Contention};
 use crate::engine::backend::Outage;
-use crate::engine::params::{AcquireParams, LeaseOptions};
 use crate::error::{Error, FailedNode, NodeFailure};
 use crate::local::entry::AccessMode;
 use crate::protocol::breaker::MIN_OUTAGE;
-use crate::protocol::key::Key;
-use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::mode::Mode;
 use crate::protocol::quorum::{Tally, VoteRule};
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
 use crate::protocol::server_info::{Role, ServerInfo};
-use crate::protocol::ttl::Ttl;
 use crate::telemetry::health::{BreakerState, NodeState};
-use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually, on_log_line};
+use crate::tests::engine::setup::{
+    delay_acquires, exclusive_key, exclusive_params, serve_delayed, set_faults,
+};
+use crate::tests::fake_node::node::{
+    FakeNode, Fault, Rendezvous, connected_locker, eventually, on_log_line,
+};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
 use crate::transport::inbox::Inbox;
@@ -54,10 +55,6 @@ fn plain(fakes: &[Arc<FakeNode>]) -> RedisLocker {
 
 fn degraded(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, |c| config(c).allow_degraded(true)).expect("a quorum is up")
-}
-
-fn set_faults(fakes: &[Arc<FakeNode>], fault: &Fault) {
-    fakes.iter().for_each(|fake| fake.set_fault(fault.clone()));
 }
 
 fn breaker(locker: &RedisLocker) -> BreakerState {
@@ -395,12 +392,24 @@ fn outage_of_an_acquire_counts_its_own_rounds_only() {
     }
 }
 
+/// Acquires the lock of `key`, and cancels the acquire when all delayed nodes have its request.
+fn cancel_in_flight(locker: &RedisLocker, key: &str, late: &[Rendezvous]) {
+    let token = CancelToken::new();
+    let cancelled = options().cancel_on(&token);
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| locker.acquire(key, &cancelled).err());
+        late.iter().for_each(Rendezvous::arrived);
+        token.cancel();
+        assert_eq!(waits.join().expect("no panic"), Some(Error::Cancelled));
+    });
+}
+
 #[test]
 fn open_breaker_admits_one_probe_and_others_wait_for_its_verdict() {
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
-    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
+    let late = delay_acquires(&fakes);
     all_up(&locker);
     let asked = || fakes[0].acquire_tokens().len();
     let before = asked();
@@ -415,8 +424,7 @@ fn open_breaker_admits_one_probe_and_others_wait_for_its_verdict() {
         let circuit = &locker.nodes().engine().circuit;
         eventually("they wait", || circuit.waiting() == 3);
         assert_eq!(asked(), before, "none of them is served");
-        set_faults(&fakes, &Fault::None);
-        late.iter().for_each(|late| late.go());
+        serve_delayed(&fakes, &late);
         drop(probe.join().expect("no panic"));
         for other in others {
             let other = other.join().expect("no panic").expect("no error");
@@ -448,20 +456,11 @@ fn failed_probe_reopens_the_breaker_and_an_undecided_one_does_not_count() {
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
-    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
+    let late = delay_acquires(&fakes);
     all_up(&locker);
-    let token = CancelToken::new();
-    thread::scope(|scope| {
-        let options = options().cancel_on(&token);
-        let locker = &locker;
-        let probe = scope.spawn(move || locker.acquire("x", &options).err());
-        late.iter().for_each(|late| late.arrived());
-        token.cancel();
-        assert_eq!(probe.join().expect("no panic"), Some(Error::Cancelled));
-    });
+    cancel_in_flight(&locker, "x", &late);
     assert_eq!(breaker(&locker), BreakerState::HalfOpen);
-    set_faults(&fakes, &Fault::None);
-    late.iter().for_each(|late| late.go());
+    serve_delayed(&fakes, &late);
     drop(
         locker
             .acquire("y", &options())
@@ -484,21 +483,12 @@ fn contention_cancellation_and_extensions_do_not_open_the_breaker() {
         assert!(held.extend(TTL).expect_err("errors").is_unavailable());
     }
     // Cancelled during a round that already cannot reach a quorum and would open the breaker.
-    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
-    let token = CancelToken::new();
-    thread::scope(|scope| {
-        let cancelled = options().cancel_on(&token);
-        let locker = &locker;
-        let waits = scope.spawn(move || locker.acquire("y", &cancelled).err());
-        late.iter().for_each(|late| late.arrived());
-        token.cancel();
-        assert_eq!(waits.join().expect("no panic"), Some(Error::Cancelled));
-    });
+    let late = delay_acquires(&fakes);
+    cancel_in_flight(&locker, "y", &late);
     assert_eq!(breaker(&locker), BreakerState::Closed);
     let circuit = &locker.nodes().engine().circuit;
     assert!(circuit.is_calm(), "it does not count either");
-    set_faults(&fakes, &Fault::None);
-    late.iter().for_each(|late| late.go());
+    serve_delayed(&fakes, &late);
 }
 
 #[test]
@@ -685,9 +675,8 @@ fn degraded_lock_is_local_and_blocks_the_next_holder_after_the_outage() {
     thread::scope(|scope| {
         let next = scope.spawn(|| locker.lock("x", TTL).expect("its turn"));
         let waiting = || {
-            let key = Key::parse("redguard:", "x", LockKind::Exclusive);
-            let gate = &locker.nodes().engine().lock_table;
-            gate.waiting(&key.expect("a good name"))
+            let table = &locker.nodes().engine().lock_table;
+            table.waiting(&exclusive_key("x"))
         };
         eventually("it waits for the local holder", || waiting() == 1);
         assert!(fakes.iter().all(|fake| fake.token("x").is_none()));
@@ -758,23 +747,11 @@ fn lease_reported_to_a_slow_attempt_keeps_the_acquire_off_local_locks() {
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     fakes[0].seize("x", LONG);
-    let late: Vec<_> = fakes[1..]
-        .iter()
-        .map(|fake| fake.delay(Op::Acquire))
-        .collect();
-    let params_for = AcquireParams {
-        keys: Key::parse("redguard:", "x", LockKind::Exclusive)
-            .expect("good")
-            .into(),
-        kind: LeaseKind::Exclusive,
-        ttl: Ttl::parse(Duration::from_secs(3), 0.5).expect("good"),
-        fenced: false,
-        cancel: None,
-        lease_options: LeaseOptions::default(),
-    };
+    let late = delay_acquires(&fakes[1..]);
+    let params = exclusive_params("x", Duration::from_secs(3));
     let inbox = Arc::new(Inbox::new());
     let engine = locker.nodes().engine();
-    let attempt = engine.attempt(&AttemptContext::new(&params_for, &inbox));
+    let attempt = engine.attempt(&AttemptContext::new(&params, &inbox));
     let miss = attempt.expect("randomness").result.expect_err("too slow");
     assert!(matches!(miss, AttemptFailure::TooSlow { .. }));
     assert!(
@@ -782,8 +759,7 @@ fn lease_reported_to_a_slow_attempt_keeps_the_acquire_off_local_locks() {
         "{:?}",
         miss.max_hold_left()
     );
-    set_faults(&fakes, &Fault::None);
-    late.iter().for_each(|late| late.go());
+    serve_delayed(&fakes, &late);
 }
 
 #[test]
@@ -791,7 +767,7 @@ fn waiter_for_a_probes_verdict_can_be_cancelled() {
     let fakes = FakeNode::fakes(3);
     let locker = plain(&fakes);
     break_down(&fakes, &locker);
-    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
+    let late = delay_acquires(&fakes);
     all_up(&locker);
     let token = CancelToken::new();
     thread::scope(|scope| {
@@ -806,8 +782,7 @@ fn waiter_for_a_probes_verdict_can_be_cancelled() {
         eventually("it waits", || circuit.waiting() == 1);
         token.cancel();
         assert_eq!(waits.join().expect("no panic"), Some(Error::Cancelled));
-        set_faults(&fakes, &Fault::None);
-        late.iter().for_each(|late| late.go());
+        serve_delayed(&fakes, &late);
         drop(probe.join().expect("no panic"));
     });
 }

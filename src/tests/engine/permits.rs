@@ -16,7 +16,7 @@ use crate::error::{Error, NodeFailure};
 use crate::protocol::kind::LockKind;
 use crate::protocol::mode::Mode;
 use crate::protocol::request::Op;
-use crate::protocol::retry::RetryPolicy;
+use crate::tests::engine::setup::slow_retries;
 use crate::tests::fake_node::node::{
     FakeNode, Fault, assert_no_timeout_elapsed, attempts, connected_locker, eventually,
 };
@@ -37,16 +37,6 @@ fn nodes(fakes: &[Arc<FakeNode>], adjust: impl FnOnce(Config) -> Config) -> Node
 fn semaphore(fakes: &[Arc<FakeNode>], permits: u32) -> RedisSemaphore {
     let nodes = nodes(fakes, |config| config);
     RedisSemaphore::new(&nodes, "x", permits).expect("good")
-}
-
-/// Configures delays so long that only a message explains progress.
-fn slow_retries(config: Config) -> Config {
-    config.retry(RetryPolicy {
-        initial_delay: TTL,
-        max_delay: TTL,
-        jitter: 0.0,
-        ..RetryPolicy::default()
-    })
 }
 
 /// Returns the number of permits that a node has granted.

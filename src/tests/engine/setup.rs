@@ -1,15 +1,23 @@
-//! Constants and helpers that the tests of quorum, validity, leftovers and shutdown share.
+//! Constants, configurations and helpers that the tests of the engine share.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::locker::RedisLocker;
 use crate::config::builder::Config;
+use crate::engine::params::{AcquireParams, LeaseOptions};
+use crate::protocol::key::Key;
+use crate::protocol::kind::{LeaseKind, LockKind};
+use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::tests::fake_node::node::{FakeNode, connected_locker, eventually};
+use crate::protocol::ttl::Ttl;
+use crate::tests::fake_node::node::{FakeNode, Fault, Rendezvous, connected_locker, eventually};
 
 pub(crate) const TTL: Duration = Duration::from_secs(30);
 pub(crate) const SHORT: Duration = Duration::from_millis(200);
+
+/// A retry delay that outlasts every test.
+const SLOW: Duration = Duration::from_secs(300);
 
 pub(crate) fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, |config| config).expect("a quorum is up")
@@ -29,6 +37,53 @@ pub(crate) fn attempts(config: Config, max: u32) -> Config {
         max_delay: Duration::from_millis(1),
         ..RetryPolicy::default()
     })
+}
+
+/// Sets retry delays that outlast every test, so that only a message or a cancellation ends a wait.
+pub(crate) fn slow_retries(config: Config) -> Config {
+    config.retry(RetryPolicy {
+        initial_delay: SLOW,
+        max_delay: SLOW,
+        jitter: 0.0,
+        ..RetryPolicy::default()
+    })
+}
+
+/// Returns a locker with [`slow_retries`].
+pub(crate) fn slowly_retrying(fakes: &[Arc<FakeNode>]) -> RedisLocker {
+    connected_locker(fakes, slow_retries).expect("a quorum is up")
+}
+
+/// Returns the key of the exclusive lock `name`.
+pub(crate) fn exclusive_key(name: &str) -> Key {
+    Key::parse("redguard:", name, LockKind::Exclusive).expect("a good name")
+}
+
+/// Returns the parameters of an acquire of the exclusive lock `name`, with default options.
+pub(crate) fn exclusive_params(name: &str, ttl: Duration) -> AcquireParams {
+    AcquireParams {
+        keys: exclusive_key(name).into(),
+        kind: LeaseKind::Exclusive,
+        ttl: Ttl::parse(ttl, 0.5).expect("a good TTL"),
+        fenced: false,
+        cancel: None,
+        lease_options: LeaseOptions::default(),
+    }
+}
+
+pub(crate) fn set_faults(fakes: &[Arc<FakeNode>], fault: &Fault) {
+    fakes.iter().for_each(|fake| fake.set_fault(fault.clone()));
+}
+
+/// Makes these nodes delay acquires until [`serve_delayed`].
+pub(crate) fn delay_acquires(fakes: &[Arc<FakeNode>]) -> Vec<Rendezvous> {
+    fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect()
+}
+
+/// Ends the faults of all nodes, and lets them serve the delayed requests.
+pub(crate) fn serve_delayed(fakes: &[Arc<FakeNode>], delayed: &[Rendezvous]) {
+    set_faults(fakes, &Fault::None);
+    delayed.iter().for_each(Rendezvous::go);
 }
 
 pub(crate) fn holders(fakes: &[Arc<FakeNode>], key: &str) -> usize {

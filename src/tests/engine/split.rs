@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
+use crate::tests::engine::setup::{delay_acquires, healthy};
 use crate::tests::fake_node::node::{
     FakeNode, Fault, Rendezvous, attempts, connected_locker, eventually,
 };
@@ -60,10 +61,6 @@ fn reader(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
 fn permit(locker: &RedisLocker) -> Result<Option<Guard>, Error> {
     let semaphore = RedisSemaphore::new(locker.nodes(), "x", 1)?;
     semaphore.try_acquire(&LockOptions::new(TTL)).map(boxed)
-}
-
-fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
-    connected_locker(fakes, |config| config).expect("a quorum is up")
 }
 
 /// Makes every caller ask all nodes before the first reply. Node `n` grants the caller `n` modulo
@@ -152,11 +149,11 @@ fn split_vote_with_a_node_down_has_one_winner() {
         let down = fakes.remove(down);
         let first = &fakes[0];
         // Without rendezvous: half of the nodes that are up grant each caller.
-        let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
+        let late = delay_acquires(&fakes);
         thread::scope(|scope| {
             let one = scope.spawn(|| exclusive(&lockers[0]));
             late.iter().for_each(Rendezvous::arrived);
-            let also: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
+            let also = delay_acquires(&fakes);
             let other = scope.spawn(|| exclusive(&lockers[1]));
             also.iter().for_each(Rendezvous::arrived);
             fakes.iter().for_each(|fake| fake.set_fault(Fault::None));
@@ -183,11 +180,11 @@ fn split_vote_over_a_leftover_of_the_first_node_has_one_winner() {
     let fakes = FakeNode::fakes(5);
     fakes[0].seize("x", 10 * TTL);
     let [one, other] = [healthy(&fakes), healthy(&fakes)];
-    let late: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
+    let late = delay_acquires(&fakes);
     thread::scope(|scope| {
         let one = scope.spawn(|| exclusive(&one));
         late.iter().for_each(Rendezvous::arrived);
-        let also: Vec<_> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
+        let also = delay_acquires(&fakes);
         let other = scope.spawn(|| exclusive(&other));
         also.iter().for_each(Rendezvous::arrived);
         fakes.iter().for_each(|fake| fake.set_fault(Fault::None));

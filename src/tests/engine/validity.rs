@@ -6,11 +6,9 @@ use std::time::Duration;
 
 use crate::api::locker::Locker;
 use crate::error::Error;
-use crate::protocol::key::Key;
-use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::tests::engine::setup::{TTL, all_free, healthy, holders, impatient};
+use crate::tests::engine::setup::{TTL, all_free, exclusive_key, healthy, holders, impatient};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually, on_log_line};
 use crate::time::clock;
 
@@ -249,7 +247,7 @@ fn early_loss_admits_the_next_thread() {
     let guard = locker.lock("x", TTL).expect("free");
     thread::scope(|scope| {
         let waiting = scope.spawn(|| locker.lock("x", TTL));
-        let key = Key::parse("redguard:", "x", LockKind::Exclusive).expect("a good name");
+        let key = exclusive_key("x");
         eventually("it queues", || {
             locker.nodes().engine().lock_table.waiting(&key) == 1
         });

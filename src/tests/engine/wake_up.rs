@@ -10,32 +10,16 @@ use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::engine::attempt::AttemptContext;
 use crate::engine::attempt_result::AttemptFailure;
-use crate::engine::params::{AcquireParams, LeaseOptions};
 use crate::error::Error;
-use crate::protocol::key::Key;
-use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::request::Op;
-use crate::protocol::retry::RetryPolicy;
-use crate::protocol::ttl::Ttl;
-use crate::tests::fake_node::node::{
-    FakeNode, Fault, assert_no_timeout_elapsed, connected_locker, eventually,
-};
+use crate::tests::engine::setup::{exclusive_key, exclusive_params, slowly_retrying};
+use crate::tests::fake_node::node::{FakeNode, Fault, assert_no_timeout_elapsed, eventually};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
 use crate::transport::inbox::Inbox;
 
 const TTL: Duration = Duration::from_secs(300);
-
-fn slow_retries(fakes: &[Arc<FakeNode>]) -> RedisLocker {
-    let policy = RetryPolicy {
-        initial_delay: TTL,
-        max_delay: TTL,
-        jitter: 0.0,
-        ..RetryPolicy::default()
-    };
-    connected_locker(fakes, |config| config.retry(policy)).expect("a quorum is up")
-}
 
 /// Acquires a lock on all nodes, because a node without the key publishes no release.
 fn held_everywhere(locker: &RedisLocker, fakes: &[Arc<FakeNode>]) -> LockGuard {
@@ -63,7 +47,7 @@ fn listens(fakes: &[Arc<FakeNode>], name: &str, acquires: usize) {
 #[test]
 fn release_wakes_a_waiter_of_another_process() {
     let fakes = FakeNode::fakes(3);
-    let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
+    let [holder, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
     let held = held_everywhere(&holder, &fakes);
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
@@ -84,7 +68,7 @@ fn release_wakes_a_waiter_of_another_process() {
 fn release_before_the_subscription_is_not_missed() {
     for _ in 0..50 {
         let fakes = FakeNode::fakes(1);
-        let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
+        let [holder, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
         let held = holder.lock("x", TTL).expect("free");
         thread::scope(|scope| {
             let waits = scope.spawn(|| waiter.lock("x", TTL));
@@ -100,7 +84,7 @@ fn release_before_the_subscription_is_not_missed() {
 #[test]
 fn two_hundred_waiters_acquire_in_turn_by_messages_alone() {
     let fakes = FakeNode::fakes(3);
-    let processes: Vec<_> = (0..4).map(|_| slow_retries(&fakes)).collect();
+    let processes: Vec<_> = (0..4).map(|_| slowly_retrying(&fakes)).collect();
     let inside = AtomicUsize::new(0);
     let began = clock::now();
     thread::scope(|scope| {
@@ -121,23 +105,14 @@ fn two_hundred_waiters_acquire_in_turn_by_messages_alone() {
 #[test]
 fn woken_waiter_asks_the_node_that_woke_it_first() {
     let fakes = FakeNode::fakes(3);
-    let locker = slow_retries(&fakes);
+    let locker = slowly_retrying(&fakes);
     let engine = locker.nodes().engine();
-    let params_for = AcquireParams {
-        keys: Key::parse("redguard:", "x", LockKind::Exclusive)
-            .expect("good")
-            .into(),
-        kind: LeaseKind::Exclusive,
-        ttl: Ttl::parse(TTL, 0.5).expect("good"),
-        fenced: false,
-        cancel: None,
-        lease_options: LeaseOptions::default(),
-    };
+    let params = exclusive_params("x", TTL);
     let inbox = Arc::new(Inbox::new());
     let attempt = |first| {
         let context = AttemptContext {
             preferred_node: first,
-            ..AttemptContext::new(&params_for, &inbox)
+            ..AttemptContext::new(&params, &inbox)
         };
         engine.attempt(&context).expect("randomness").result
     };
@@ -171,7 +146,7 @@ fn woken_waiter_asks_the_node_that_woke_it_first() {
 #[test]
 fn listener_that_loses_its_node_subscribes_at_the_next_and_wakes_all() {
     let fakes = FakeNode::fakes(3);
-    let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
+    let [holder, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
     let held = held_everywhere(&holder, &fakes);
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
@@ -197,11 +172,11 @@ impl Drop for Flow<'_> {
 #[test]
 fn refused_listener_subscribes_at_the_next_node_and_returns_under_load() {
     let fakes = FakeNode::fakes(3);
-    let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
+    let [holder, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
     let held = held_everywhere(&holder, &fakes);
     fakes[0].set_fault(Fault::DeniesSubscribers);
     let stop = AtomicBool::new(false);
-    let key = Key::parse("redguard:", "x", LockKind::Exclusive).expect("good");
+    let key = exclusive_key("x");
     thread::scope(|scope| {
         let flow = Flow(&stop);
         let waits = scope.spawn(|| waiter.lock("x", TTL));
@@ -227,7 +202,7 @@ fn refused_listener_subscribes_at_the_next_node_and_returns_under_load() {
 #[test]
 fn waiter_that_is_cancelled_or_gives_up_unsubscribes() {
     let fakes = FakeNode::fakes(3);
-    let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
+    let [holder, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
     let held = holder.lock("x", TTL).expect("free");
     let token = CancelToken::new();
     thread::scope(|scope| {
@@ -251,7 +226,7 @@ fn waiter_of(locker: &RedisLocker, options: &LockOptions) -> Option<Error> {
 #[test]
 fn waiting_threads_of_a_process_send_one_request() {
     let fakes = FakeNode::fakes(1);
-    let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
+    let [holder, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
     let held = holder.lock("x", TTL).expect("free");
     let mut began = None;
     thread::scope(|scope| {
@@ -271,7 +246,7 @@ fn waiting_threads_of_a_process_send_one_request() {
 #[test]
 fn undo_and_refusal_publish_nothing() {
     let fakes = FakeNode::fakes(3);
-    let locker = slow_retries(&fakes);
+    let locker = slowly_retrying(&fakes);
     // The attempt is granted by the first node, and undone.
     for fake in &fakes[1..] {
         fake.seize("x", TTL);
@@ -294,8 +269,8 @@ fn undo_and_refusal_publish_nothing() {
 #[test]
 fn release_with_foreign_receivers_yields_to_others() {
     let fakes = FakeNode::fakes(1);
-    let [holder, waiter] = [slow_retries(&fakes), slow_retries(&fakes)];
-    let key = Key::parse("redguard:", "x", LockKind::Exclusive).expect("good");
+    let [holder, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
+    let key = exclusive_key("x");
     let yields_to_others = |locker: &RedisLocker| {
         locker
             .nodes()

@@ -75,6 +75,13 @@ mod table {
     use crate::time::clock;
     use crate::transport::inbox::Inbox;
 
+    fn offer() -> HandoffOffer {
+        HandoffOffer {
+            swap: Request::new(Op::Swap, &lease("x"), 1),
+            deadline: None,
+        }
+    }
+
     #[test]
     fn waiters_acquire_the_entry_in_fifo_order() {
         let table = Arc::new(LockTable::new());
@@ -104,10 +111,7 @@ mod table {
         let is_busy = first.hand_off(&lease("x"), clock::now(), 0, 3);
         assert!(is_busy.is_none(), "no thread waits");
         let inbox = Arc::new(Inbox::new());
-        let offer = HandoffOffer {
-            swap: Request::new(Op::Swap, &lease("x"), 1),
-            deadline: None,
-        };
+        let offer = offer();
         let former = lease("x");
         let (handed, second) = thread::scope(|scope| {
             let waits = scope.spawn(|| {
@@ -144,10 +148,7 @@ mod table {
     fn closed_lock_table_hands_nothing_off() {
         let table = Arc::new(LockTable::new());
         let first = acquire_exclusive(&table, None).unwrap();
-        let offer = HandoffOffer {
-            swap: Request::new(Op::Swap, &lease("x"), 1),
-            deadline: None,
-        };
+        let offer = offer();
         table.close();
         let mut state = table.state.lock();
         let entry = state.entries.get_mut(&key()).unwrap();
@@ -230,20 +231,11 @@ mod table {
         lease.activate(end, 0);
         guard.attach_lease(&lease);
         thread::scope(|scope| {
-            let first = scope.spawn(|| acquire_exclusive(&table, Some(soon)).err());
+            let first = scope.spawn(|| acquire_exclusive(&table, Some(soon)));
             eventually("the thread queues", || table.waiting(&key()) > 0);
             let second = scope.spawn(|| acquire_and_collect_lost(&table, AccessMode::Exclusive));
-            let refused = first.join().unwrap();
-            let is_busy = |refused: &Refusal| {
-                matches!(
-                    refused,
-                    Refusal::Busy {
-                        by: AccessMode::Exclusive,
-                        remaining: Some(_)
-                    }
-                )
-            };
-            assert!(refused.is_some_and(|refused| is_busy(&refused)));
+            let remaining = assert_busy(first.join().unwrap(), AccessMode::Exclusive);
+            assert!(remaining.is_some());
             // The holder keeps its guard. The second thread acquires because it marks the expired
             // lease as lost.
             let (second, lost) = second.join().unwrap();
@@ -251,11 +243,11 @@ mod table {
             assert!(lost.len() == 1 && Arc::ptr_eq(&lost[0], &lease));
             drop(guard);
             assert!(
-                acquire_exclusive(&table, Some(clock::now())).is_err(),
+                acquire_exclusive(&table, no_wait()).is_err(),
                 "the second holds the entry"
             );
             drop(second);
-            assert!(acquire_exclusive(&table, Some(clock::now())).is_ok());
+            assert!(acquire_exclusive(&table, no_wait()).is_ok());
         });
     }
 
@@ -276,19 +268,15 @@ mod table {
             eventually("the thread queues", || table.waiting(&key()) > 0);
             lease.mark_not_ours();
             // The lease is lost, but the entry belongs to the first waiter.
-            let busy = acquire_exclusive(&table, Some(clock::now())).unwrap_err();
-            let unknown = Refusal::Busy {
-                by: AccessMode::Exclusive,
-                remaining: None,
-            };
-            assert_eq!(busy, unknown);
+            let busy = acquire_exclusive(&table, no_wait());
+            assert_eq!(assert_busy(busy, AccessMode::Exclusive), None);
             table.recheck(&key().into());
             let (_first, lost) = first.join().unwrap();
-            assert!(lost.is_empty(), "the loss was another's to on_lost");
+            assert!(lost.is_empty(), "another thread handles the loss");
         });
     }
 
-    /// Acquires the entry and returns the leases that this marked as lost.
+    /// Acquires the entry. Returns the guard and the leases that the acquire marked as lost.
     fn acquire_and_collect_lost(
         table: &Arc<LockTable>,
         access: AccessMode,
@@ -306,6 +294,14 @@ mod table {
         Some(clock::now())
     }
 
+    /// Checks that the entry was held in this access mode. Returns the time until it may be free.
+    fn assert_busy(refused: Result<LocalGuard, Refusal>, held: AccessMode) -> Option<Duration> {
+        match refused {
+            Err(Refusal::Busy { by, remaining }) if by == held => remaining,
+            other => panic!("{:?}", other.map(drop)),
+        }
+    }
+
     #[test]
     fn readers_share_the_entry_and_a_writer_excludes_all() {
         let table = Arc::new(LockTable::new());
@@ -314,34 +310,14 @@ mod table {
             acquire_shared(&table, no_wait()),
         ]
         .map(Result::unwrap);
-        let busy = acquire_exclusive(&table, no_wait()).unwrap_err();
-        assert!(
-            matches!(
-                busy,
-                Refusal::Busy {
-                    by: AccessMode::Shared,
-                    ..
-                }
-            ),
-            "{busy:?}"
-        );
+        assert_busy(acquire_exclusive(&table, no_wait()), AccessMode::Shared);
         drop(readers);
         let writer = acquire_exclusive(&table, no_wait()).unwrap();
         for refused in [
             acquire_exclusive(&table, no_wait()),
             acquire_shared(&table, no_wait()),
         ] {
-            let busy = refused.unwrap_err();
-            assert!(
-                matches!(
-                    busy,
-                    Refusal::Busy {
-                        by: AccessMode::Exclusive,
-                        ..
-                    }
-                ),
-                "{busy:?}"
-            );
+            assert_busy(refused, AccessMode::Exclusive);
         }
         drop(writer);
         assert!(table.state.lock().entries.is_empty());
@@ -354,17 +330,7 @@ mod table {
         thread::scope(|scope| {
             let writer = scope.spawn(|| acquire_exclusive(&table, None).unwrap());
             eventually("the writer queues", || table.waiting(&key()) == 1);
-            let busy = acquire_shared(&table, no_wait()).unwrap_err();
-            assert!(
-                matches!(
-                    busy,
-                    Refusal::Busy {
-                        by: AccessMode::Exclusive,
-                        ..
-                    }
-                ),
-                "{busy:?}"
-            );
+            assert_busy(acquire_shared(&table, no_wait()), AccessMode::Exclusive);
             let behind: Vec<_> = (2..6)
                 .map(|waiting| {
                     let behind = scope.spawn(|| acquire_shared(&table, None).unwrap());
@@ -564,7 +530,7 @@ mod loom_table {
                 })
             });
             let guard = acquire_exclusive(&table, None).unwrap();
-            assert_eq!(holders.fetch_add(100, Ordering::Relaxed), 0, "not is_busy");
+            assert_eq!(holders.fetch_add(100, Ordering::Relaxed), 0, "not alone");
             holders.fetch_sub(100, Ordering::Relaxed);
             drop(guard);
             for reader in readers {

@@ -2,4 +2,5 @@
 
 pub(crate) mod multi_key;
 pub(crate) mod permits;
+pub(crate) mod setup;
 pub(crate) mod single_key;

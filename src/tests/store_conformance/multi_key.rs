@@ -2,12 +2,10 @@
 //! owners with overlapping keys. Replies, values and fence counters must agree, and no request
 //! stores a part of its keys.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use redis::Connection;
 
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
@@ -17,9 +15,8 @@ use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
 use crate::tests::fake_node::store::NodeStore;
-use crate::tests::store_conformance::single_key::{UNIT, connected, is_close, millis, serve_one};
+use crate::tests::store_conformance::setup::{ComparedServer, UNIT, is_close, millis, selected};
 use crate::time::clock;
-use crate::transport::node::traits::Session;
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -68,8 +65,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 struct Pair<'a> {
-    session: &'a mut dyn Session,
-    raw: &'a mut Connection,
+    server: &'a mut ComparedServer,
     model: NodeStore,
     leases: Vec<Arc<Lease>>,
 }
@@ -80,7 +76,7 @@ fn key(name: &str) -> Key {
 
 impl Pair<'_> {
     fn send(&mut self, request: &Request) {
-        let reply = serve_one(self.session, request);
+        let reply = self.server.serve(request);
         let modelled = self.model.serve(request, clock::now());
         let what = (request.op, request.lease.keys());
         match (reply, modelled) {
@@ -113,7 +109,10 @@ impl Pair<'_> {
 
     fn fence(&mut self, key: &Key) -> Option<u64> {
         let fence = key.derived(":fence").to_string();
-        redis::cmd("GET").arg(fence).query(self.raw).unwrap()
+        redis::cmd("GET")
+            .arg(fence)
+            .query(&mut self.server.raw)
+            .unwrap()
     }
 
     fn step(&mut self, step: &Step) {
@@ -136,10 +135,9 @@ impl Pair<'_> {
                 self.leases.push(lease);
             }
             Step::Send(op, number, units) => {
-                let Some(position) = number.checked_rem(self.leases.len()) else {
+                let Some(lease) = selected(&self.leases, number) else {
                     return;
                 };
-                let lease = &self.leases[self.leases.len() - 1 - position];
                 let mut request = Request::new(op, lease, millis(units));
                 if op == Op::RaiseFence {
                     request.min_fence = Some(u64::MAX >> 12);
@@ -163,39 +161,38 @@ impl Pair<'_> {
             }
             Step::LoseData(name) => {
                 self.model.stored_lock(&key(name), clock::now()).owner = None;
-                self.run(&["DEL", key(name).as_str()]);
+                self.server.run(&["DEL", key(name).as_str()]);
             }
             Step::ForeignValue(name) => {
                 let until = clock::now() + UNIT;
                 self.model.stored_lock(&key(name), clock::now()).owner =
                     Some(("s".to_owned(), until));
-                self.run(&["SET", key(name).as_str(), "s", "PX", &millis(1).to_string()]);
+                self.server
+                    .run(&["SET", key(name).as_str(), "s", "PX", &millis(1).to_string()]);
             }
             Step::AdvanceFence(name) => {
                 let ahead = 1 << 51;
                 let stored = self.model.stored_lock(&key(name), clock::now());
                 stored.fence = stored.fence.max(Some(ahead));
                 let ahead = stored.fence.unwrap_or(ahead).to_string();
-                self.run(&["SET", &key(name).derived(":fence").to_string(), &ahead]);
+                self.server
+                    .run(&["SET", &key(name).derived(":fence").to_string(), &ahead]);
             }
-            Step::FlushScripts => self.run(&["SCRIPT", "FLUSH"]),
+            Step::FlushScripts => self.server.run(&["SCRIPT", "FLUSH"]),
         }
-    }
-
-    fn run(&mut self, words: &[&str]) {
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]).exec(self.raw).unwrap();
     }
 
     /// Checks that the server and the model store the same.
     fn compare(&mut self) {
         let now = clock::now();
         for key in NAMES.map(key) {
-            let value: Option<String> =
-                redis::cmd("GET").arg(key.as_str()).query(self.raw).unwrap();
+            let value: Option<String> = redis::cmd("GET")
+                .arg(key.as_str())
+                .query(&mut self.server.raw)
+                .unwrap();
             let left: i64 = redis::cmd("PTTL")
                 .arg(key.as_str())
-                .query(self.raw)
+                .query(&mut self.server.raw)
                 .unwrap();
             let stored = self.model.stored_lock(&key, now).clone();
             let left = |end: Instant| {
@@ -218,28 +215,16 @@ impl Pair<'_> {
 
 #[test]
 fn multi_key_scripts_agree_with_the_model() {
-    let (_server, session, raw) = connected();
-    let ends = RefCell::new((session, raw));
-    let config = ProptestConfig {
-        failure_persistence: None,
-        ..ProptestConfig::with_cases(192)
-    };
-    let mut runner = proptest::test_runner::TestRunner::new(config);
     let steps = proptest::collection::vec(step(), 1..40);
-    let outcome = runner.run(&steps, |steps| {
-        let (session, raw) = &mut *ends.borrow_mut();
-        redis::cmd("FLUSHALL").exec(raw).unwrap();
+    ComparedServer::start().play_random(192, steps, |server, steps| {
         let mut pair = Pair {
-            session: &mut **session,
-            raw,
+            server,
             model: NodeStore::default(),
             leases: Vec::new(),
         };
         for step in steps {
-            pair.step(&step);
+            pair.step(step);
             pair.compare();
         }
-        Ok(())
     });
-    outcome.unwrap();
 }

@@ -1,13 +1,11 @@
 //! Compares the semaphore scripts on a real server with the node model, over random requests of
 //! several owners.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use redis::Connection;
 
 use crate::protocol::key::Key;
 use crate::protocol::kind::{LeaseKind, LockKind};
@@ -16,9 +14,8 @@ use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
 use crate::tests::fake_node::store::NodeStore;
-use crate::tests::store_conformance::single_key::{connected, is_close, millis, serve_one};
+use crate::tests::store_conformance::setup::{ComparedServer, is_close, millis, selected};
 use crate::time::clock;
-use crate::transport::node::traits::Session;
 
 /// A step of a case. A number selects an earlier lease, counted from the last.
 #[derive(Clone, Debug)]
@@ -52,15 +49,14 @@ fn step() -> impl Strategy<Value = Step> {
 
 struct Pair<'a> {
     key: Key,
-    session: &'a mut dyn Session,
-    raw: &'a mut Connection,
+    server: &'a mut ComparedServer,
     model: NodeStore,
     leases: Vec<Arc<Lease>>,
 }
 
 impl Pair<'_> {
     fn send(&mut self, request: &Request) {
-        let reply = serve_one(self.session, request);
+        let reply = self.server.serve(request);
         let modelled = self.model.serve(request, clock::now());
         let what = (request.op, request.lease.kind());
         match (reply, modelled) {
@@ -86,10 +82,9 @@ impl Pair<'_> {
                 self.leases.push(lease);
             }
             Step::Send(op, number, units) => {
-                let Some(position) = number.checked_rem(self.leases.len()) else {
+                let Some(lease) = selected(&self.leases, number) else {
                     return;
                 };
-                let lease = &self.leases[self.leases.len() - 1 - position];
                 let request = Request::new(op, lease, millis(units));
                 self.send(&request);
             }
@@ -97,14 +92,15 @@ impl Pair<'_> {
                 let stored = self.model.stored_lock(&self.key, clock::now());
                 if let Some((token, _)) = stored.permits.remove(&permit) {
                     let ended = format!("1 {token}");
-                    self.run(&["HSET", &self.wire(), &permit.to_string(), &ended]);
+                    self.server
+                        .run(&["HSET", &self.wire(), &permit.to_string(), &ended]);
                 }
             }
             Step::LoseData => {
                 self.model.clear();
-                self.run(&["FLUSHALL"]);
+                self.server.run(&["FLUSHALL"]);
             }
-            Step::FlushScripts => self.run(&["SCRIPT", "FLUSH"]),
+            Step::FlushScripts => self.server.run(&["SCRIPT", "FLUSH"]),
         }
     }
 
@@ -112,19 +108,19 @@ impl Pair<'_> {
         self.key.token_key().to_string()
     }
 
-    fn run(&mut self, words: &[&str]) {
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]).exec(self.raw).unwrap();
-    }
-
     /// Checks that the server and the model store the same.
     fn compare(&mut self) {
         let (now, wire) = (clock::now(), self.wire());
-        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(self.raw).unwrap();
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut self.server.raw).unwrap();
         let server = seconds * 1000 + micros / 1000;
-        let all: HashMap<String, String> =
-            redis::cmd("HGETALL").arg(&wire).query(self.raw).unwrap();
-        let left: i64 = redis::cmd("PTTL").arg(&wire).query(self.raw).unwrap();
+        let all: HashMap<String, String> = redis::cmd("HGETALL")
+            .arg(&wire)
+            .query(&mut self.server.raw)
+            .unwrap();
+        let left: i64 = redis::cmd("PTTL")
+            .arg(&wire)
+            .query(&mut self.server.raw)
+            .unwrap();
         let stored = self.model.stored_lock(&self.key, now).clone();
         let (mut live, mut last) = (0, 0);
         for (permit, held) in all.iter().filter(|(field, _)| *field != "permits") {
@@ -148,29 +144,17 @@ impl Pair<'_> {
 
 #[test]
 fn semaphore_scripts_agree_with_the_model() {
-    let (_server, session, raw) = connected();
-    let ends = RefCell::new((session, raw));
-    let config = ProptestConfig {
-        failure_persistence: None,
-        ..ProptestConfig::with_cases(192)
-    };
-    let mut runner = proptest::test_runner::TestRunner::new(config);
     let steps = proptest::collection::vec(step(), 1..40);
-    let outcome = runner.run(&steps, |steps| {
-        let (session, raw) = &mut *ends.borrow_mut();
-        redis::cmd("FLUSHALL").exec(raw).unwrap();
+    ComparedServer::start().play_random(192, steps, |server, steps| {
         let mut pair = Pair {
             key: Key::parse("p:", "x", LockKind::Semaphore).unwrap(),
-            session: &mut **session,
-            raw,
+            server,
             model: NodeStore::default(),
             leases: Vec::new(),
         };
         for step in steps {
-            pair.step(&step);
+            pair.step(step);
             pair.compare();
         }
-        Ok(())
     });
-    outcome.unwrap();
 }

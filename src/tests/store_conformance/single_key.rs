@@ -1,15 +1,12 @@
 //! Compares the scripts for one key on a real server with the node model, over random requests of
 //! several owners. A real `redis-server` is started.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use redis::Connection;
 
-use crate::config::builder::Config;
 use crate::protocol::key::Key;
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
@@ -17,14 +14,8 @@ use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
 use crate::tests::fake_node::store::{NodeStore, ReaderTurn, StoredLock};
+use crate::tests::store_conformance::setup::{ComparedServer, UNIT, is_close, millis, selected};
 use crate::time::clock;
-use crate::transport::node::traits::Session;
-
-#[path = "../../../examples/common/servers.rs"]
-mod servers;
-
-/// All times are multiples of this unit, so that the duration of the test itself does not matter.
-pub(crate) const UNIT: Duration = Duration::from_secs(100);
 
 /// A step of a case. A number selects an earlier lease, counted from the last.
 #[derive(Clone, Debug)]
@@ -92,8 +83,7 @@ struct Owner {
 /// A server and the model of one lock.
 struct Pair<'a> {
     key: Key,
-    session: &'a mut dyn Session,
-    raw: &'a mut Connection,
+    server: &'a mut ComparedServer,
     model: NodeStore,
     owners: Vec<Owner>,
 }
@@ -105,8 +95,7 @@ impl Pair<'_> {
     }
 
     fn owner(&self, number: usize) -> Option<&Owner> {
-        let position = number.checked_rem(self.owners.len())?;
-        self.owners.iter().rev().nth(position)
+        selected(&self.owners, number)
     }
 
     /// Sends a request to both and compares the replies.
@@ -121,7 +110,8 @@ impl Pair<'_> {
         }
         let mut replies: Vec<Option<Reply>> = vec![None; requests.len()];
         let mut on_reply = |index: usize, reply| replies[index] = Some(reply);
-        self.session.send_batch(requests, &mut on_reply).unwrap();
+        let session = &mut self.server.session;
+        session.send_batch(requests, &mut on_reply).unwrap();
         for (request, reply) in requests.iter().zip(replies) {
             let modelled = Some(self.model.serve(request, clock::now()));
             let what = (request.op, request.lease.kind());
@@ -218,9 +208,9 @@ impl Pair<'_> {
             Step::GateEntryExpires(number) => self.expire(number, |owner| &owner.gate_entry),
             Step::ReaderTurnEnds => {
                 self.model.stored_lock(&self.key, clock::now()).turn = None;
-                self.raw(&["DEL", &self.derived_key(":turn")]);
+                self.server.run(&["DEL", &self.derived_key(":turn")]);
             }
-            Step::FlushScripts => self.raw(&["SCRIPT", "FLUSH"]),
+            Step::FlushScripts => self.server.run(&["SCRIPT", "FLUSH"]),
         }
     }
 
@@ -241,24 +231,21 @@ impl Pair<'_> {
         stored.readers.remove(&token);
         stored.gate.remove(&token);
         for set in [":readers", ":gate"] {
-            self.raw(&["ZADD", &self.derived_key(set), "XX", "1", &token]);
+            self.server
+                .run(&["ZADD", &self.derived_key(set), "XX", "1", &token]);
         }
         let writer = self.derived_key(":writer");
-        let stored: Option<String> = redis::cmd("GET").arg(&writer).query(self.raw).unwrap();
+        let stored: Option<String> = redis::cmd("GET")
+            .arg(&writer)
+            .query(&mut self.server.raw)
+            .unwrap();
         if stored == Some(token) {
-            self.raw(&["DEL", &writer]);
+            self.server.run(&["DEL", &writer]);
         }
     }
 
     fn derived_key(&self, ending: &'static str) -> String {
         self.key.derived(ending).to_string()
-    }
-
-    fn raw(&mut self, words: &[&str]) {
-        redis::cmd(words[0])
-            .arg(&words[1..])
-            .exec(self.raw)
-            .unwrap();
     }
 
     /// Checks that the server and the model store the same, and that a writer excludes readers in
@@ -303,13 +290,19 @@ impl Pair<'_> {
     }
 
     fn stored(&mut self, now: Instant) -> StoredLock {
-        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(self.raw).unwrap();
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut self.server.raw).unwrap();
         let server = seconds * 1000 + micros / 1000;
         let [writer, readers, gate, turn] =
             [":writer", ":readers", ":gate", ":turn"].map(|ending| self.derived_key(ending));
         let mut string = |key: &str| -> Option<(String, Instant)> {
-            let value: Option<String> = redis::cmd("GET").arg(key).query(self.raw).unwrap();
-            let left: i64 = redis::cmd("PTTL").arg(key).query(self.raw).unwrap();
+            let value: Option<String> = redis::cmd("GET")
+                .arg(key)
+                .query(&mut self.server.raw)
+                .unwrap();
+            let left: i64 = redis::cmd("PTTL")
+                .arg(key)
+                .query(&mut self.server.raw)
+                .unwrap();
             let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
             value.map(|value| (value, now + left))
         };
@@ -317,9 +310,12 @@ impl Pair<'_> {
         let mut set = |key: &str| -> HashMap<String, Instant> {
             let all: Vec<(String, u64)> = redis::cmd("ZRANGE")
                 .arg(&[key, "0", "-1", "WITHSCORES"])
-                .query(self.raw)
+                .query(&mut self.server.raw)
                 .unwrap();
-            let left: i64 = redis::cmd("PTTL").arg(key).query(self.raw).unwrap();
+            let left: i64 = redis::cmd("PTTL")
+                .arg(key)
+                .query(&mut self.server.raw)
+                .unwrap();
             let last = all.last().map_or(0, |(_, end)| end.saturating_sub(server));
             assert!(
                 all.is_empty() || left >= last as i64,
@@ -345,24 +341,6 @@ impl Pair<'_> {
     }
 }
 
-/// Sends one request to the server and returns its reply.
-pub(crate) fn serve_one(session: &mut dyn Session, request: &Request) -> Reply {
-    let mut reply = None;
-    let requests = std::slice::from_ref(request);
-    session
-        .send_batch(requests, &mut |_, it| reply = Some(it))
-        .unwrap();
-    reply.unwrap()
-}
-
-pub(crate) fn millis(units: u32) -> u64 {
-    u64::try_from((UNIT * units).as_millis()).unwrap()
-}
-
-pub(crate) fn is_close(a: Duration, b: Duration) -> bool {
-    a.abs_diff(b) < UNIT / 4
-}
-
 fn new_request(kind: LeaseKind, waits_as: Option<usize>) -> Step {
     Step::Acquire {
         kind,
@@ -378,39 +356,12 @@ fn release(lease: usize) -> Step {
     }
 }
 
-/// Starts a server. Returns it with a session and a separate connection for inspection.
-pub(crate) fn connected() -> (servers::Server, Box<dyn Session>, Connection) {
-    let server = servers::Server::start().unwrap();
-    let settings = Config::new([server.addr()])
-        .node_timeout(Duration::from_secs(5))
-        .connect_timeout(Duration::from_secs(5))
-        .validate()
-        .unwrap();
-    let (_, connector) =
-        crate::transport::node::factory::make_connector(&settings.endpoints[0], &settings).unwrap();
-    let (session, _) = connector.connect(None).unwrap();
-    let client = redis::Client::open(server.url()).unwrap();
-    let raw = client.get_connection().unwrap();
-    (server, session, raw)
-}
-
 #[test]
 fn exclusive_and_read_write_scripts_agree_with_the_model() {
-    let (_server, session, raw) = connected();
-    let ends = RefCell::new((session, raw));
-    let config = ProptestConfig {
-        failure_persistence: None,
-        ..ProptestConfig::with_cases(256)
-    };
-    let mut runner = proptest::test_runner::TestRunner::new(config);
-    let steps = proptest::collection::vec(step(), 1..50);
-    let play = |steps: &[Step]| {
-        let (session, raw) = &mut *ends.borrow_mut();
-        redis::cmd("FLUSHALL").exec(raw).unwrap(); // a failed case may have left keys
+    let play = |server: &mut ComparedServer, steps: &[Step]| {
         let mut pair = Pair {
             key: Key::parse("redguard:", "x", LockKind::ReadWrite).unwrap(),
-            session: &mut **session,
-            raw,
+            server,
             model: NodeStore::default(),
             owners: Vec::new(),
         };
@@ -428,24 +379,31 @@ fn exclusive_and_read_write_scripts_agree_with_the_model() {
         }
         pair.step(&Step::ReaderTurnEnds);
         let fence = pair.derived_key(":fence");
-        pair.raw(&["DEL", &fence]); // kept for 30 days by design
-        let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(pair.raw).unwrap();
+        pair.server.run(&["DEL", &fence]); // kept for 30 days by design
+        let keys: Vec<String> = redis::cmd("KEYS")
+            .arg("*")
+            .query(&mut pair.server.raw)
+            .unwrap();
         assert!(keys.is_empty(), "{keys:?}");
     };
+    let mut server = ComparedServer::start();
     // Random steps reach these cases too seldom: a missed downgrade, and a whole reader turn.
     for step_after in [
         Step::Extend(0, 2),
         release(0),
         Step::ReadersRelease(HashSet::from([0, 1])),
     ] {
-        play(&[
+        server.run(&["FLUSHALL"]);
+        let steps = [
             new_request(LeaseKind::Write, None),
             Step::MissDowngrade(0),
             step_after,
-        ]);
+        ];
+        play(&mut server, &steps);
     }
     for refused in [LeaseKind::Read, LeaseKind::Write] {
-        play(&[
+        server.run(&["FLUSHALL"]);
+        let steps = [
             new_request(LeaseKind::Write, None),
             new_request(refused, Some(0)),
             release(1),
@@ -455,11 +413,9 @@ fn exclusive_and_read_write_scripts_agree_with_the_model() {
             Step::ReaderTurnEnds,
             new_request(LeaseKind::Read, None),
             new_request(LeaseKind::Write, None),
-        ]);
+        ];
+        play(&mut server, &steps);
     }
-    let outcome = runner.run(&steps, |steps| {
-        play(&steps);
-        Ok(())
-    });
-    outcome.unwrap();
+    let steps = proptest::collection::vec(step(), 1..50);
+    server.play_random(256, steps, play);
 }

@@ -1,0 +1,101 @@
+//! The server of a conformance test, and the random steps that a test plays on it and on the node
+//! model.
+
+use std::cell::RefCell;
+use std::fmt::Debug;
+use std::time::Duration;
+
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config as ProptestConfig, TestRunner};
+use redis::Connection;
+
+use crate::config::builder::Config;
+use crate::protocol::reply::Reply;
+use crate::protocol::request::Request;
+use crate::transport::node::factory;
+use crate::transport::node::traits::Session;
+
+#[path = "../../../examples/common/servers.rs"]
+mod servers;
+
+/// All times are multiples of this unit, so that the duration of the test itself does not matter.
+pub(crate) const UNIT: Duration = Duration::from_secs(100);
+
+/// A real server with a session, as a worker has it, and a separate connection for inspection.
+pub(crate) struct ComparedServer {
+    pub(crate) session: Box<dyn Session>,
+    pub(crate) raw: Connection,
+    _server: servers::Server,
+}
+
+impl ComparedServer {
+    pub(crate) fn start() -> ComparedServer {
+        let server = servers::Server::start().unwrap();
+        let settings = Config::new([server.addr()])
+            .node_timeout(Duration::from_secs(5))
+            .connect_timeout(Duration::from_secs(5))
+            .validate()
+            .unwrap();
+        let (_, connector) = factory::make_connector(&settings.endpoints[0], &settings).unwrap();
+        let (session, _) = connector.connect(None).unwrap();
+        let client = redis::Client::open(server.url()).unwrap();
+        ComparedServer {
+            session,
+            raw: client.get_connection().unwrap(),
+            _server: server,
+        }
+    }
+
+    /// Sends one request through the session and returns its reply.
+    pub(crate) fn serve(&mut self, request: &Request) -> Reply {
+        let mut reply = None;
+        let requests = std::slice::from_ref(request);
+        self.session
+            .send_batch(requests, &mut |_, it| reply = Some(it))
+            .unwrap();
+        reply.unwrap()
+    }
+
+    /// Runs a command on the separate connection.
+    pub(crate) fn run(&mut self, words: &[&str]) {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).exec(&mut self.raw).unwrap();
+    }
+
+    /// Plays random sequences of steps, each on the empty server.
+    pub(crate) fn play_random<S: Clone + Debug>(
+        self,
+        cases: u32,
+        sequences: impl Strategy<Value = Vec<S>>,
+        play: impl Fn(&mut ComparedServer, &[S]),
+    ) {
+        let server = RefCell::new(self);
+        let mut runner = TestRunner::new(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::with_cases(cases)
+        });
+        let outcome = runner.run(&sequences, |steps| {
+            let server = &mut *server.borrow_mut();
+            server.run(&["FLUSHALL"]); // a failed case may have left keys
+            play(server, &steps);
+            Ok(())
+        });
+        outcome.unwrap();
+    }
+}
+
+/// Returns the item that a step selects: `number` is counted from the last, modulo their count.
+pub(crate) fn selected<T>(items: &[T], number: usize) -> Option<&T> {
+    let position = number.checked_rem(items.len())?;
+    items.iter().rev().nth(position)
+}
+
+/// Returns a time of that many units in milliseconds.
+pub(crate) fn millis(units: u32) -> u64 {
+    u64::try_from((UNIT * units).as_millis()).unwrap()
+}
+
+/// Returns whether two times are the same multiple of [`UNIT`], up to the duration of the test.
+pub(crate) fn is_close(a: Duration, b: Duration) -> bool {
+    a.abs_diff(b) < UNIT / 4
+}
