@@ -14,8 +14,10 @@ use crate::protocol::lease::Lease;
 use crate::protocol::lost_lock::OnLostCallback;
 use crate::protocol::request::Op;
 use crate::protocol::token::Token;
-use crate::tests::engine::setup::{exclusive_key, exclusive_params, healthy, slow_retries};
-use crate::tests::fake_node::node::{FakeNode, connected_locker, eventually};
+use crate::tests::engine::setup::{
+    exclusive_key, exclusive_params, healthy, set_faults, slow_retries,
+};
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::time::clock;
 
 const TTL: Duration = Duration::from_secs(60);
@@ -64,6 +66,44 @@ fn late_reply_to_a_renewal_restores_the_key() {
         });
     });
     assert!(guard.is_held());
+}
+
+#[test]
+fn early_reply_to_a_renewal_restores_the_key_after_the_verdict() {
+    let fakes = FakeNode::fakes(3);
+    let locker = healthy(&fakes);
+    let options = LockOptions::new(Duration::from_secs(6)).auto_renew(true);
+    let _guard = locker.acquire("x", &options).expect("free");
+    everywhere(&fakes);
+    fakes[2].wipe();
+    // The node decides the first renewal, and leaves the next ones undecided.
+    let decides = fakes[1].delay(Op::Extend);
+    decides.arrived();
+    eventually("the key is reported as lost", || {
+        fakes[2].count(Op::Extend) == 1
+    });
+    assert_eq!(fakes[2].token("x"), None);
+    decides.go();
+    eventually("the key is back", || fakes[2].token("x").is_some());
+}
+
+#[test]
+fn unconfirmed_renewal_restores_nothing() {
+    let fakes = FakeNode::fakes(3);
+    let locker = healthy(&fakes);
+    let options = LockOptions::new(Duration::from_secs(6)).auto_renew(true);
+    let guard = locker.acquire("x", &options).expect("free");
+    everywhere(&fakes);
+    set_faults(&fakes[..2], &Fault::FailsAfterApplying(Op::Extend));
+    fakes[2].wipe();
+    eventually("the renewal is repeated", || {
+        fakes[2].count(Op::Extend) >= 4
+    });
+    // A restore after the first renewals would precede the last one on the node's connection.
+    assert_eq!(fakes[2].count(Op::Restore), 0);
+    set_faults(&fakes, &Fault::None);
+    eventually("the key is back", || fakes[2].token("x").is_some());
+    guard.release().expect("ours");
 }
 
 #[test]
