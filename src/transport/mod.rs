@@ -18,4 +18,5 @@ pub(crate) mod status;
 pub(crate) mod unreleased;
 pub(crate) mod warning_state;
 pub(crate) mod worker;
+pub(crate) mod worker_connect;
 pub(crate) mod worker_pool;

@@ -3,11 +3,14 @@
 pub(crate) mod address;
 #[cfg(feature = "cluster")]
 pub(crate) mod cluster;
+#[cfg(feature = "cluster")]
+pub(crate) mod cluster_session;
 pub(crate) mod connect;
 pub(crate) mod direct;
 #[cfg(any(feature = "sentinel", feature = "cluster"))]
 pub(crate) mod discovery;
 pub(crate) mod factory;
+pub(crate) mod handshake;
 pub(crate) mod plain_stream;
 #[cfg(feature = "sentinel")]
 pub(crate) mod sentinel;
