@@ -1,6 +1,7 @@
 //! Turns the arguments of a public call into parsed parameters, and the lease into a guard.
 //!
-//! Input is rejected here and in the handles' constructors; the layers below validate nothing.
+//! Input is rejected here and in the handles' constructors, before anything blocks; the layers
+//! below validate nothing. A name is parsed before the TTL, so an invalid name is reported first.
 
 use std::sync::Arc;
 

@@ -1,4 +1,12 @@
 //! Makes one attempt: asks the nodes for a fresh token, and undoes it unless it is granted in time.
+//!
+//! - Each vote has a token and a lease of its own (S3).
+//! - [`Attempt::activate`] alone makes the lease held, as the last step before it is returned (S2).
+//! - An attempt that fails, is too slow or is cancelled is undone on every node that may have
+//!   granted it. No caller waits for the undo (S4).
+//! - An attempt never waits for the lock: `acquire_wait.rs` has the waits between attempts.
+//!
+//! Tests: `src/tests/engine/` (`validity.rs`, `leftovers.rs`, `split.rs`, `outage.rs`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -142,9 +150,9 @@ impl Engine {
 
     /// Makes one attempt: acquires a held lease, or undoes the attempt.
     ///
-    /// A failed attempt is undone on every node that may have granted it (S4).
-    /// Repeats a split vote that other callers lead, with a fresh token each time (L1). Blocks for
-    /// at most `node_timeout` and the repeats, and no longer than a grant would be valid.
+    /// A failed attempt is undone on every node that may have granted it (S4). A split vote that
+    /// other callers lead is repeated, with a fresh token each time (L1). Blocks for at most
+    /// `node_timeout` and the repeats, and no longer than a grant would be valid.
     ///
     /// # Errors
     /// - `Cancelled`, `Closed`: the caller was cancelled, or the `Nodes` shut down, in a pause.

@@ -39,7 +39,8 @@ use crate::transport::inbox::Inbox;
 #[derive(Clone, Default)]
 pub struct CancelToken(Arc<Mutex<CancelState>>);
 
-/// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the caller.
+/// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the
+/// caller.
 impl std::panic::UnwindSafe for CancelToken {}
 impl std::panic::RefUnwindSafe for CancelToken {}
 

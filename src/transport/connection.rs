@@ -80,8 +80,8 @@ impl NodeConnection {
     }
 
     /// Sends a job to this connection of `node`: directly, if `bytes` (the encoded request) are
-    /// given and the connection is idle, otherwise through the queue. After a direct send the caller
-    /// has to [`poll`](NodeConnection::poll) for the reply.
+    /// given and the connection is idle, otherwise through the queue. After a direct send the
+    /// caller has to [`poll`](NodeConnection::poll) for the reply.
     ///
     /// # Errors
     /// The cause if the node is suspect. Only a release of a lease that the node was asked for is

@@ -1,13 +1,19 @@
 //! One request to all nodes, and the wait for the replies until they decide.
 //!
-//! A round blocks in the caller's inbox only, with a deadline, and never on a connection. It
-//! counts votes and keeps the details of the replies; the engine gives them their meaning.
+//! - A round blocks in the caller's inbox only, with a deadline, and never on a connection.
+//! - It counts votes and keeps the details of the replies; the engine gives them their meaning.
+//! - A node votes once. Only [`ask_again`](Round::ask_again) takes a refusal back.
+//! - Replies that arrive after the end of the round are dropped by the inbox. A sink of its own
+//!   still receives them.
 //!
 //! | state | leaves by |
 //! |---|---|
 //! | open | [`decide`](Round::decide): a verdict, the deadline, a cancellation |
 //! | decided | [`ask_again`](Round::ask_again) → open; [`finish`](Round::finish) → an outcome |
 //! | detached | nothing: the workers deliver the replies to the sink |
+//!
+//! Tests: beside `Tally` in `protocol/quorum.rs` and beside [`Inbox`]; `src/tests/engine/`
+//! (`quorum.rs`, `late_replies.rs`, `split.rs`, `wake_up.rs`).
 
 use std::sync::Arc;
 use std::time::Instant;

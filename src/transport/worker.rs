@@ -1,5 +1,5 @@
-//! The worker thread of a node connection: connects, sends the queued requests in batches, and
-//! waits for the replies for which no caller polls.
+//! The worker thread of a node connection: sends the queued requests in batches, and waits for the
+//! replies for which no caller polls. `worker_connect.rs` has how it connects.
 //!
 //! - It never sends a request again that may have been executed, except a pending release.
 //! - While its node is down it keeps nothing but pending releases: every other job is rejected with

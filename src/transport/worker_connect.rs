@@ -1,11 +1,12 @@
 //! How a worker connects: it opens a session, checks that the server counts as its node, and brings
 //! the connection up.
 //!
-//! - A server that must not be used as this node never makes the connection up.
-//! - The callers that submitted to an overdue connection are rejected before it is up again, because
-//!   they have stopped waiting.
+//! - The connection never comes up with a server that must not be used as this node.
+//! - Jobs that were queued before an overdue connection ended are rejected before it is up again,
+//!   because their callers have stopped waiting.
+//! - The same fact is logged once, not per connection: [`Pipeline::warnings`] knows what is new.
 //!
-//! Tests: `src/tests/transport/worker.rs`, `src/tests/engine/outage.rs`, `tests/it/nodes/`.
+//! Tests: `src/tests/engine/` (`quorum.rs`, `outage.rs`, `idle.rs`), `tests/it/nodes/`.
 
 use std::sync::atomic::Ordering;
 

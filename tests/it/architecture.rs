@@ -1,11 +1,12 @@
-//! The layout of `src/`: which folder may import which, and which file alone may do what. And the names that ARCHITECTURE.md
-//! cites: they exist. Reads the sources and the document; runs nothing.
+//! The layout of `src/`: which folder may import which, and which file alone may do what. And the
+//! names that ARCHITECTURE.md cites: they exist. Reads the sources and the document; runs nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// From the top to the bottom; a file imports from its own folder and from those below. Names in one string are one layer.
+/// From the top to the bottom; a file imports from its own folder and from those below. Names in
+/// one string are one layer.
 const LAYERS: [&[&str]; 10] = [
     &["api"],
     &["engine"],

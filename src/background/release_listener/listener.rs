@@ -3,6 +3,12 @@
 //! A signal is a hint and never a verdict (L4): every wait also ends by time. A waiter subscribes,
 //! is woken by the confirmation, attempts once more, and only then relies on messages. The thread
 //! starts with the first waiter. `release_listener/shared.rs` runs it.
+//!
+//! - No call blocks on the connection or on a node.
+//! - A message never confirms its channel: it may belong to an earlier subscription.
+//! - Yielding only delays an acquire; it never refuses one.
+//!
+//! Tests: below; beside `subscriptions.rs` and `yielding.rs`; `src/tests/engine/wake_up.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -13,6 +13,8 @@
 //! | searching  | looks for a node to connect to  | a node is up and not delayed; no channel |
 //! | connecting | waits for the wake channel      | its confirmation; a failure              |
 //! | listening  | receives messages               | a failure; no channel; an earlier node   |
+//!
+//! Tests: beside `listener.rs`; `src/tests/engine/wake_up.rs`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -162,6 +164,7 @@ impl ListenerShared {
         }
     }
 
+    /// Runs the thread until it is told to end.
     pub(super) fn run(&self, connectors: &[Arc<dyn Connector>]) {
         let mut delays = ReconnectDelays::new(connectors.len());
         // A panic ends one connection only.
@@ -296,6 +299,7 @@ impl ListenerShared {
         })
     }
 
+    /// Returns whether a node before `node` is up and may be connected to.
     fn is_earlier_node_up(&self, node: usize, delays: &ReconnectDelays, now: Instant) -> bool {
         let is_ready = |other| other == node || !delays.is_delayed(other, now);
         let first = self.nodes.first_up_of(is_ready);

@@ -19,6 +19,7 @@ pub(crate) const SHORT: Duration = Duration::from_millis(200);
 /// A retry delay that outlasts every test.
 const SLOW: Duration = Duration::from_secs(300);
 
+/// Returns a locker with the settings of the tests.
 pub(crate) fn healthy(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, |config| config).expect("a quorum is up")
 }
@@ -71,6 +72,7 @@ pub(crate) fn exclusive_params(name: &str, ttl: Duration) -> AcquireParams {
     }
 }
 
+/// Sets the fault of these nodes.
 pub(crate) fn set_faults(fakes: &[Arc<FakeNode>], fault: &Fault) {
     fakes.iter().for_each(|fake| fake.set_fault(fault.clone()));
 }
@@ -86,6 +88,7 @@ pub(crate) fn serve_delayed(fakes: &[Arc<FakeNode>], delayed: &[Rendezvous]) {
     delayed.iter().for_each(Rendezvous::go);
 }
 
+/// Returns how many nodes have the key of an exclusive lock.
 pub(crate) fn holders(fakes: &[Arc<FakeNode>], key: &str) -> usize {
     fakes
         .iter()
@@ -93,6 +96,7 @@ pub(crate) fn holders(fakes: &[Arc<FakeNode>], key: &str) -> usize {
         .count()
 }
 
+/// Waits until no node has the key of an exclusive lock.
 pub(crate) fn all_free(fakes: &[Arc<FakeNode>], key: &str) {
     eventually("all nodes are free", || holders(fakes, key) == 0);
 }

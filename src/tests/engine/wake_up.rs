@@ -289,8 +289,8 @@ fn release_with_foreign_receivers_yields_to_others() {
         let woken = clock::now();
         held.release().expect("ours");
         assert!(yields_to_others(&holder).is_some());
-        // A subscription lingers for 250 ms. After that the holder cannot know that the receiver was
-        // its own.
+        // The waiter's channel stays subscribed for 500 ms. After that it cannot know that the
+        // receiver was its own.
         let ended = waits.join().expect("no panic");
         assert_no_timeout_elapsed(woken);
         if ended - woken < Duration::from_millis(250) {

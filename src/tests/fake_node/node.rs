@@ -1,4 +1,5 @@
-//! Fake nodes for tests, with faults that a test selects. They replace a server at the seam `transport::node`.
+//! Fake nodes for tests, with faults that a test selects. They replace a server at the seam
+//! `transport::node`.
 
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
@@ -26,7 +27,7 @@ use crate::transport::node::traits::{
     Connector, DirectIo, Event, Handshake, InFlight, Session, Subscriber,
 };
 
-/// Fault of a node. `Op` limits it to requests of this operation.
+/// A fault of a node. `Op` limits it to requests of this operation.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
     /// The node works.
@@ -39,7 +40,8 @@ pub(crate) enum Fault {
     DeniesSubscribers,
     /// The node denies these requests.
     DeniesOp(Op),
-    /// The node reports the arrival of these requests to the test and serves them only on its signal.
+    /// The node reports the arrival of these requests to the test and serves them only on its
+    /// signal.
     Delays(Op, Sender<()>, Receiver<()>),
     /// The node delays its reply to a ping until the signal of the test.
     LatePing(Sender<()>, Receiver<()>),
@@ -59,7 +61,7 @@ pub(crate) enum Fault {
     RestartsAt(Op),
     /// The connection breaks at each of these requests, unserved; a reconnect works at once.
     Breaks(Op),
-    /// Accepts connections, and closes each one before the first request.
+    /// The node accepts connections, and closes each one before the first request.
     Closes,
     /// The node returns an error to acquires of the exclusive lock of this name.
     ErrsOn(&'static str),
@@ -71,14 +73,14 @@ pub(crate) enum Fault {
     Panics(Op),
 }
 
-/// Node in memory that stores keys as the scripts do, with a log of the served requests.
+/// A node in memory that stores keys as the scripts do, with a log of the served requests.
 #[derive(Debug)]
 pub(crate) struct FakeNode {
     fault: Mutex<Fault>,
     memory: Mutex<NodeStore>,
     served: Mutex<Vec<(Op, String)>>,
     connects: Mutex<Vec<Option<Handshake>>>,
-    /// Number of connections that the node has closed.
+    /// The number of connections that the node has closed.
     closed: AtomicUsize,
     no_kill: Mutex<Option<NodeFailure>>,
     refused: AtomicUsize,
@@ -223,7 +225,8 @@ impl FakeNode {
         });
     }
 
-    /// Lets reader markers and reader turns live for at least `least`, so that no expiry decides a test.
+    /// Lets reader markers and reader turns live for at least `least`, so that no expiry decides a
+    /// test.
     pub(crate) fn keep_markers(&self, least: Duration) {
         self.memory.lock().min_marker_ttl = least;
     }
@@ -291,7 +294,8 @@ impl FakeNode {
         answer
     }
 
-    /// Returns whether other readers remain after this release: only the last reader's release is published.
+    /// Returns whether other readers remain after this release: only the last reader's release is
+    /// published.
     fn leaves_readers(&self, request: &Request) -> bool {
         let mut memory = self.memory.lock();
         let stored = memory.stored_lock(request.lease.key(), clock::now());
@@ -427,16 +431,17 @@ impl Connector for Arc<FakeNode> {
 
 struct FakeSession {
     fake: Arc<FakeNode>,
-    /// Number of this connection of the node, from 1.
+    /// The number of this connection of the node, from 1.
     number: usize,
-    /// Ids of the directly sent requests.
+    /// The ids of the directly sent requests.
     sent: VecDeque<u64>,
-    /// Id of the delayed request, with the signal of the test.
+    /// The id of the delayed request, with the signal of the test.
     late: Option<(u64, Receiver<()>)>,
 }
 
 impl FakeSession {
-    /// Serves a request with the current fault. Returns `None` for a delayed request if `waits` is not set.
+    /// Serves a request with the current fault. Returns `None` for a delayed request if `waits` is
+    /// not set.
     fn serve(
         &mut self,
         request: &Request,
@@ -610,8 +615,8 @@ fn key(name: &str, family: LockKind) -> Key {
     Key::parse("redguard:", name, family).expect("a good name")
 }
 
-/// Returns settings for fake nodes: timeouts so long that none decides a test by chance, and a breaker that
-/// stays closed unless the test configures it.
+/// Returns settings for fake nodes: timeouts so long that none decides a test by chance, and a
+/// breaker that stays closed unless the test configures it.
 pub(crate) fn settings(adjust: impl FnOnce(Config) -> Config) -> Settings {
     let config = Config::new(["unused"])
         .node_timeout(Duration::from_secs(5))
@@ -657,8 +662,8 @@ thread_local! {
 
 /// Calls `act` with each line that this thread logs.
 ///
-/// The log call is the seam: it lets a test stop a caller between the verdict of a round and the guard.
-/// Its tests name words of log lines, so a changed log text makes them fail.
+/// The log call is the seam: it lets a test stop a caller between the verdict of a round and the
+/// guard. Its tests name words of log lines, so a changed log text makes them fail.
 pub(crate) fn on_log_line(act: impl FnMut(&str) + 'static) {
     struct Lines;
 
@@ -684,8 +689,8 @@ pub(crate) fn on_log_line(act: impl FnMut(&str) + 'static) {
     AT_LINE.set(Some(Box::new(act)));
 }
 
-/// Returns the number of attempts at these nodes. A node may have missed some: a request that a quorum
-/// has refused is not sent to the others.
+/// Returns the number of attempts at these nodes. A node may have missed some: a request that a
+/// quorum has refused is not sent to the others.
 pub(crate) fn attempts(fakes: &[Arc<FakeNode>]) -> usize {
     let tokens: HashSet<String> = fakes
         .iter()
@@ -719,8 +724,8 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Asserts that less time has passed since `began` than any timeout of the test, so that only a message or
-/// a wake-up can be the cause.
+/// Asserts that less time has passed since `began` than any timeout of the test, so that only a
+/// message or a wake-up can be the cause.
 pub(crate) fn assert_no_timeout_elapsed(began: Instant) {
     let took = clock::now().saturating_duration_since(began);
     assert!(took < Duration::from_secs(60), "{took:?}");

@@ -1,9 +1,6 @@
-//! A cluster as one node: a session with each master, and each request to the owner of its slot
-//! (S4).
+//! A cluster as one node: finds its masters by a seed, and connects to each of them.
 //!
-//! The cluster client of `redis` is not used. Without retries it does not follow a moved slot, and
-//! its retries resend requests that a broken connection may have run. Here a request is sent twice
-//! only if the server ran nothing of it: after NOSCRIPT, and once to the target of MOVED or ASK.
+//! A cluster is up only while all its masters are. `cluster_session.rs` sends the requests.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,8 @@
-//! A session with a cluster: each request goes to the owner of its slot (S4).
+//! A session with a cluster: sends each request to the master that owns its slot (S4).
+//!
+//! The cluster client of `redis` is not used. Without retries it does not follow a moved slot, and
+//! its retries resend requests that a broken connection may have run. Here a request is sent twice
+//! only if the server ran nothing of it: after NOSCRIPT, and once to the target of MOVED or ASK.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! A session with one server: the handshake, and batches of requests (S4).
+//! A session with one server: sends batches of requests and reads their replies (S4).
+//! `handshake.rs` begins it, `direct.rs` has the direct sends.
 //!
 //! Nothing is sent twice, except after NOSCRIPT: any other error may follow a request that ran.
 

@@ -8,8 +8,8 @@
 //! - *Back*, by any amount: keys live longer on that node, so it refuses other callers for longer
 //!   and grants nothing early. A shorter uptime prolongs a quarantine, and a negative uptime counts
 //!   as zero.
-//! - *Ahead*, by at most the drift of the shortest TTL over all steps within one TTL. A greater step
-//!   ends keys early, as if the node had lost them, and does not show in its uptime, so no
+//! - *Ahead*, by at most the drift of the shortest TTL over all steps within one TTL. A greater
+//!   step ends keys early, as if the node had lost them, and does not show in its uptime, so no
 //!   quarantine helps: the quorum of a holder may need the grant of that node.
 //!   [`crate::chaos::negative_controls`] shows the result.
 //! - *Corrected*, when the node comes back without its data under quarantine: no key can then end

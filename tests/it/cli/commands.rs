@@ -128,7 +128,8 @@ fn held<'a>(names: &'a [&'a str]) -> impl Iterator<Item = (String, bool)> + 'a {
 fn list_merges_the_locks_of_all_nodes_and_ignores_other_keys() {
     let nodes = servers(3);
     let locker = labelled(&nodes, "me");
-    // Glob characters in a prefix and a name stand for themselves, and control characters are not obeyed.
+    // Glob characters in a prefix and a name stand for themselves, and control characters are not
+    // obeyed.
     let names = ["a", "shop:1", "shop:2", "[x]*", "esc\x1b[2J"];
     let guards: Vec<_> = names.map(|name| locker.lock(name, TTL).unwrap()).into();
     names.iter().for_each(|name| _ = everywhere(&nodes, name));

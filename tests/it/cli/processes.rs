@@ -200,7 +200,8 @@ fn list_into_a_closed_pipe_ends_with_141_and_writes_no_error() {
     assert!(output.stderr.is_empty(), "{output:?}");
 }
 
-/// A sparse file that takes minutes to read. It is cut off when it is dropped, so that no reader outlasts the test.
+/// A sparse file that takes minutes to read. It is cut off when it is dropped, so that no reader
+/// outlasts the test.
 struct EndlessFile(PathBuf);
 
 impl EndlessFile {

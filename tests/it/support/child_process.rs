@@ -66,6 +66,7 @@ impl Program {
         Pid::from_raw(self.0.id().cast_signed())
     }
 
+    /// Blocks until the child ends by itself, and returns its status.
     pub(crate) fn end(mut self) -> ExitStatus {
         let mut status = None;
         eventually(4 * LIMIT, "the program ends", || {
@@ -75,8 +76,8 @@ impl Program {
         status.unwrap()
     }
 
-    /// Sends SIGSTOP; returns when all threads are stopped. None is then inside a write to a file,
-    /// which SIGKILL could tear.
+    /// Sends SIGSTOP, and blocks until all threads are stopped. No thread is then inside a write to
+    /// a file, which SIGKILL could tear.
     pub(crate) fn stop(&self) {
         kill(self.pid(), Signal::SIGSTOP).unwrap();
         let stands = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
@@ -88,7 +89,7 @@ impl Program {
         kill(self.pid(), Signal::SIGCONT).unwrap();
     }
 
-    /// Sends SIGKILL; returns when the process is gone.
+    /// Sends SIGKILL, and blocks until the process is gone.
     pub(crate) fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -102,7 +103,7 @@ impl Drop for Program {
     }
 }
 
-/// Arguments of a child process.
+/// The arguments of a child process.
 pub(crate) struct Part {
     pub(crate) nodes: Vec<String>,
     pub(crate) key: String,

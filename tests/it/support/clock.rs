@@ -13,7 +13,7 @@ use crate::support::servers::{Options, Server};
 /// Greater than the difference of any two clocks that are not stepped.
 const FAR: Duration = Duration::from_secs(1000);
 
-/// Environment of servers that use a [`Clock`].
+/// The `LD_PRELOAD` of servers that use a [`Clock`]; `None` without libfaketime.
 static PRELOAD: LazyLock<Option<String>> = LazyLock::new(|| {
     let found = find();
     if let Err(reason) = &found {
@@ -42,7 +42,7 @@ impl Clock {
         clock
     }
 
-    /// Starts a server with these options on this clock.
+    /// Returns options with which a server uses this clock.
     pub(crate) fn drive(&self, options: Options) -> Options {
         self.drive_by(options, PRELOAD.as_deref().unwrap_or_default())
     }
@@ -68,7 +68,8 @@ impl Clock {
         self.set('-', by);
     }
 
-    /// Takes effect at once: libfaketime reads the file on every clock call of the server.
+    /// Writes the offset. It takes effect at once, because libfaketime reads the file on every
+    /// clock call of the server.
     fn set(&self, sign: char, by: Duration) {
         let [new, file] = ["new", "offset"].map(|name| self.dir.path().join(name));
         let offset = format!("{sign}{:.6}", by.as_secs_f64());
@@ -86,7 +87,7 @@ pub(crate) fn lead(server: &Server) -> Duration {
     theirs.duration_since(SystemTime::now()).unwrap_or_default()
 }
 
-/// Returns the library of the program `faketime`, after a try.
+/// Returns the `LD_PRELOAD` of the program `faketime`, after a server has started with it.
 ///
 /// The C library is preloaded behind it, and so before the jemalloc of a server: jemalloc reads the
 /// clock on its first call, and libfaketime calls it before it can tell the time.

@@ -10,7 +10,7 @@ use crate::support::servers::{Options, Server, free_port};
 use crate::support::{eventually, raw};
 
 const SLOTS: usize = 16_384;
-/// Servers need some seconds before they trust a cluster.
+/// The limit of waits. Servers need some seconds before they trust a cluster.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A cluster, with its masters in the order of their hash slots.

@@ -10,16 +10,16 @@ use redis::FromRedisValue;
 use crate::support::servers::Server;
 use crate::support::{eventually, raw, servers, unique_key};
 
-/// Only a hang takes this long.
+/// The limit of waits that only a hang exceeds.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
-/// Longer than any test, so that no lock becomes free by expiry.
+/// A TTL that outlasts every test, so that no lock becomes free by expiry.
 pub(crate) const TTL: Duration = Duration::from_secs(300);
-/// TTL whose renewals and expiry a test can wait for.
+/// A TTL whose renewals and expiry a test can wait for.
 pub(crate) const BRIEF: Duration = Duration::from_secs(3);
 /// The default prefix of keys.
 pub(crate) const PREFIX: &str = "redguard:";
 
-/// Three nodes for all tests that do not change them.
+/// Returns three nodes for all tests that do not change them.
 pub(crate) fn shared() -> &'static [Server] {
     static NODES: LazyLock<Vec<Server>> = LazyLock::new(|| servers(3));
     &NODES
@@ -40,6 +40,7 @@ pub(crate) fn at(addresses: impl IntoIterator<Item = impl Into<Endpoint>>) -> Co
         .retry(with_short_timeouts())
 }
 
+/// Returns a retry policy with short delays.
 pub(crate) fn with_short_timeouts() -> RetryPolicy {
     RetryPolicy {
         initial_delay: Duration::from_millis(2),
@@ -48,7 +49,7 @@ pub(crate) fn with_short_timeouts() -> RetryPolicy {
     }
 }
 
-/// Retry policy whose delays outlast the test, so that only a message can cause progress.
+/// Returns a retry policy whose delays outlast the test, so that only a message can cause progress.
 pub(crate) fn sluggish() -> RetryPolicy {
     RetryPolicy {
         initial_delay: TTL,
@@ -70,6 +71,7 @@ pub(crate) fn subscribers(node: &Server, key: &str) -> u64 {
     count
 }
 
+/// Connects with [`config`], and waits until all nodes are up.
 pub(crate) fn connect(nodes: &[Server]) -> RedisLocker {
     connect_by(config(nodes), nodes)
 }
@@ -100,6 +102,7 @@ pub(crate) fn acquire_lock(locker: &dyn Locker, key: &str) -> LockGuard {
     locker.acquire(key, &patient).unwrap()
 }
 
+/// Reads the steady clock.
 #[expect(
     clippy::disallowed_methods,
     reason = "a test measures from outside, with a clock of its own"
@@ -113,6 +116,7 @@ pub(crate) fn ask<T: FromRedisValue>(node: &Server, words: &[&str]) -> T {
     try_ask(node, words).unwrap()
 }
 
+/// As [`ask`], and returns the error.
 pub(crate) fn try_ask<T: FromRedisValue>(node: &Server, words: &[&str]) -> redis::RedisResult<T> {
     let mut command = redis::Cmd::new();
     for word in words {
@@ -143,6 +147,7 @@ pub(crate) fn store_foreign_token(node: &Server, key: &str, ttl: Duration) {
     assert_eq!(ask::<Option<String>>(node, &set).as_deref(), Some("OK"));
 }
 
+/// The value that [`store_foreign_token`] stores.
 pub(crate) const STRANGER: &str = "foreign value";
 
 /// Returns the token that a quorum of nodes stores for a lock.

@@ -11,19 +11,19 @@ use std::{io, thread};
 
 use redis::{Parser, Value};
 
-/// A bad reply.
+/// The bytes of a bad reply, and what the proxy does after them.
 #[derive(Clone, Debug)]
 pub(crate) struct BadReply {
     pub(crate) says: Vec<u8>,
     pub(crate) then: Then,
 }
 
-/// Behaviour after a bad reply.
+/// What the proxy does after the bytes of a bad reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
     /// The connection continues, as after a real reply.
     GoOn,
-    /// Sends the reply byte by byte with pauses; the connection continues.
+    /// As `GoOn`, but the reply is sent byte by byte with pauses.
     Slowly,
     Close,
     /// Sends nothing until the client closes the connection.
@@ -212,6 +212,7 @@ fn pass_on(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
     })
 }
 
+/// Returns the name of the command in upper case; empty if the request has none.
 fn command(request: &Value) -> String {
     match request {
         Value::Array(words) => match words.first() {
@@ -222,7 +223,7 @@ fn command(request: &Value) -> String {
     }
 }
 
-/// Reads one RESP value as its raw bytes.
+/// Appends the bytes of one RESP value.
 ///
 /// # Panics
 /// If the value is of a type that a real server does not send here.

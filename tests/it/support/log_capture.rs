@@ -6,16 +6,15 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 pub(crate) use log::Level;
 use log::{LevelFilter, Log, Metadata, Record};
 
-/// Stress tests log without end; no test reads further back.
+/// The number of lines that are kept. Stress tests log without end, and no test reads further back.
 const KEPT: usize = 200_000;
 
 static LOG: CapturedLog = CapturedLog {
     lines: Mutex::new(VecDeque::new()),
 };
 
-/// Lines since the first test asked for them.
-///
-/// Tests run in parallel in one process, so search for a text with the test's own unique key.
+/// Returns the log. Call it before the lines of interest are written: the first call starts the
+/// capture.
 pub(crate) fn captured_log() -> &'static CapturedLog {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -25,7 +24,9 @@ pub(crate) fn captured_log() -> &'static CapturedLog {
     &LOG
 }
 
-/// Returns the log. Call [`captured_log`] before the lines of interest are written.
+/// The lines since the first call of [`captured_log`].
+///
+/// Tests run in parallel in one process, so search for a text with the test's own unique key.
 #[derive(Debug)]
 pub(crate) struct CapturedLog {
     lines: Mutex<VecDeque<(Level, String)>>,

@@ -1,4 +1,5 @@
-//! Tools of the integration tests: real servers, proxies, witnesses, the log, and bounded waits.
+//! Tools of the integration tests: real servers, proxies, checks for overlaps, the log, and bounded
+//! waits.
 #![allow(dead_code, reason = "not every build uses every tool")]
 #![expect(clippy::expect_used, reason = "in a test a panic is the report")]
 

@@ -8,12 +8,13 @@ use redguard::Endpoint;
 use crate::support::servers::Server;
 use crate::support::{eventually, raw};
 
-/// Name of the master.
+/// The name of the master.
 pub(crate) const MASTER: &str = "mymaster";
 
 /// Longest time until the sentinels know each other: they announce themselves every two seconds.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// A master and its replica, with the sentinels that watch them.
 #[derive(Debug)]
 pub(crate) struct Watched {
     pub(crate) master: Server,
@@ -65,12 +66,13 @@ impl Watched {
         }
     }
 
+    /// Returns the endpoint of the master, with the addresses of all sentinels.
     pub(crate) fn endpoint(&self) -> Endpoint {
         Endpoint::sentinel(MASTER, self.sentinels.iter().map(Server::addr))
     }
 }
 
-/// Returns a field of the master as a sentinel reports it.
+/// Returns the fields of the master as a sentinel reports them.
 fn known(sentinel: &Server) -> HashMap<String, String> {
     let mut question = redis::cmd("SENTINEL");
     question.arg("MASTER").arg(MASTER);

@@ -12,7 +12,7 @@ use std::{fmt, fs, process};
 
 use nix::time::{ClockId, clock_gettime};
 
-/// Mode of a hold: readers may overlap each other.
+/// The mode of a hold: readers may overlap each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Exclusive,
@@ -25,6 +25,7 @@ pub(crate) struct Witness {
     keys: Arc<Mutex<HashMap<String, Crowd>>>,
 }
 
+/// The holders of one key.
 #[derive(Debug, Default)]
 struct Crowd {
     writers: usize,
@@ -48,6 +49,8 @@ impl Witness {
         Witness::default()
     }
 
+    /// Begins an exclusive hold.
+    ///
     /// # Panics
     /// If another thread holds the key. `overlaps` counts that too, in case the thread's panic is
     /// lost.
@@ -55,6 +58,8 @@ impl Witness {
         self.enter_as(key, Kind::Exclusive)
     }
 
+    /// Begins a reader's hold.
+    ///
     /// # Panics
     /// If a writer holds the key.
     pub(crate) fn enter_shared(&self, key: &str) -> Inside {
@@ -142,7 +147,7 @@ pub(crate) struct Hold {
     pub(crate) end: Duration,
     pub(crate) kind: Kind,
     pub(crate) pid: u32,
-    /// Fencing token of the guard.
+    /// The fencing token of the guard.
     pub(crate) fence: Option<u64>,
     pub(crate) key: String,
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::proxy::{Door, Flow};
 
+/// The state that a proxy shares with its threads.
 #[derive(Debug)]
 pub(super) struct Shared {
     target: String,
@@ -28,13 +29,14 @@ pub(super) struct Shared {
     pub(super) replies: AtomicU64,
 }
 
+/// A direction: from the clients to the server, or back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     Requests,
     Replies,
 }
 
-/// The arrays are indexed by `Way`.
+/// The treatment of bytes and connections. The arrays are indexed by `Way`.
 #[derive(Debug)]
 pub(super) struct Rules {
     flows: [Flow; 2],
@@ -50,18 +52,20 @@ impl Rules {
         self.swallows[way as usize] += u64::from(flow == Flow::Swallow);
     }
 
-    /// Value of `swallows` at which a new connection stays alive; one less while the flow swallows.
+    /// Returns the value of `swallows` at which a new connection stays alive; one less while the flow swallows.
     fn birth(&self) -> [u64; 2] {
         [0, 1].map(|way| self.swallows[way] - u64::from(self.flows[way] == Flow::Swallow))
     }
 }
 
+/// One connection through the proxy, with its threads.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) ends: Arc<Ends>,
     pub(super) threads: Vec<JoinHandle<()>>,
 }
 
+/// Both sockets of a link.
 #[derive(Debug)]
 pub(super) struct Ends {
     client: TcpStream,
@@ -90,7 +94,7 @@ impl Ends {
 type Chunk = (Instant, Vec<u8>);
 
 impl Shared {
-    /// Starts with a closed door.
+    /// Returns the state of a proxy with a closed door.
     pub(super) fn new(target: String, at: SocketAddr) -> Shared {
         Shared {
             target,
