@@ -9,7 +9,15 @@ use redis::{Cmd, Connection, IntoConnectionInfo, Value};
 use crate::Result;
 
 /// Compares and deletes, as in the Redlock text.
-const RELEASE: &str = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end";
+pub(crate) const RELEASE: &str = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end";
+
+/// Returns a connection without Nagle's delay.
+pub(crate) fn connect(url: &str) -> Result<Connection> {
+    let info = url.into_connection_info()?;
+    let tcp = info.tcp_settings().clone().set_nodelay(true);
+    let client = redis::Client::open(info.set_tcp_settings(tcp))?;
+    Ok(client.get_connection()?)
+}
 
 /// One thread's connections, one per node, with its lock.
 pub(crate) struct Bare {
@@ -27,10 +35,7 @@ impl Bare {
         let mut sha = String::new();
         let mut connections = Vec::new();
         for url in urls {
-            let info = url.as_str().into_connection_info()?;
-            let tcp = info.tcp_settings().clone().set_nodelay(true);
-            let client = redis::Client::open(info.set_tcp_settings(tcp))?;
-            let mut connection = client.get_connection()?;
+            let mut connection = connect(url)?;
             let mut load = redis::cmd("SCRIPT");
             sha = load.arg("LOAD").arg(RELEASE).query(&mut connection)?;
             connections.push(connection);

@@ -9,6 +9,7 @@ use redguard::{
 
 use crate::Result;
 use crate::baseline::Bare;
+use crate::pipeline::Pipelined;
 use crate::servers::Server;
 
 /// TTL of every lock here; no lock is held nearly as long.
@@ -34,6 +35,8 @@ pub(crate) enum Side {
     /// Bare connections of each thread, one per node: the baseline *raw* on one node, *scatter* on
     /// several.
     Bare,
+    /// The baseline *pipeline*: a connection per node for all threads.
+    Pipeline,
 }
 
 impl Side {
@@ -71,6 +74,10 @@ impl Side {
                 let urls: Vec<String> = servers.iter().map(Server::url).collect();
                 let bare = |name: String| Ok(Box::new(Bare::connect(&urls, &name, TTL)?) as _);
                 names.map(bare).collect()
+            }
+            Side::Pipeline => {
+                let urls: Vec<String> = servers.iter().map(Server::url).collect();
+                Pipelined::clients(&urls, names, TTL)
             }
         }
     }

@@ -18,6 +18,7 @@ mod extra_rows;
 mod measurement;
 mod outage;
 mod overhead;
+mod pipeline;
 mod proc_stats;
 mod renewal;
 #[path = "../../examples/common/servers.rs"]
@@ -33,6 +34,7 @@ use clap::Parser;
 
 use crate::environment::load;
 use crate::extra_rows::EXTRAS;
+use crate::measurement::Sample;
 use crate::servers::Server;
 use crate::table::ROWS;
 
@@ -91,7 +93,7 @@ fn main() -> Result<()> {
     )?;
 
     let chosen = ROWS.iter().filter(|row| row.name.contains(&args.only));
-    let mut chosen: Vec<_> = chosen.map(|row| (row, Vec::new())).collect();
+    let mut chosen: Vec<(_, Vec<Vec<Sample>>)> = chosen.map(|row| (row, Vec::new())).collect();
     for turn in 0..turns {
         eprintln!("turn {} of {turns}, load {}", turn + 1, load());
         for (row, pairs) in &mut chosen {

@@ -6,21 +6,33 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::clients::Client;
+use crate::proc_stats::Usage;
+use crate::servers::Server;
 
-/// Result of a cell: pairs of lock and release per second of all threads together, then the time to
-/// acquire in µs.
-pub(crate) type Sample = [f64; 4];
-pub(crate) const COLUMNS: [&str; 4] = ["pairs/s", "p50 µs", "p99 µs", "max µs"];
+/// Result of a cell: pairs of lock and release per second of all threads together, the time to
+/// acquire in µs, and what a pair costs: processor time of this process and of the servers in µs,
+/// and context switches of this process.
+pub(crate) type Sample = [f64; 7];
+pub(crate) const COLUMNS: [&str; 7] = [
+    "pairs/s",
+    "p50 µs",
+    "p99 µs",
+    "max µs",
+    "cpu µs",
+    "server µs",
+    "switches",
+];
 
 /// Runs each client in a thread of its own. The first fifth of `time` is a warm-up, which does not
 /// count. Then `between` runs while all threads wait, and all start together.
 pub(crate) fn run(
     clients: Vec<Box<dyn Client>>,
+    servers: &[Server],
     time: Duration,
     between: impl FnOnce() -> Result<()>,
 ) -> Result<Sample> {
     let barrier = &Barrier::new(clients.len() + 1);
-    let (between, stretches) = thread::scope(|scope| {
+    let (between, stretches, before) = thread::scope(|scope| {
         let start = |mut client: Box<dyn Client>| {
             scope.spawn(move || {
                 let warm = work(&mut *client, time / 5);
@@ -34,14 +46,16 @@ pub(crate) fn run(
         let threads: Vec<_> = clients.into_iter().map(start).collect();
         barrier.wait();
         let between = between();
+        let before = Usage::read(servers);
         barrier.wait();
         let end = |thread: thread::ScopedJoinHandle<'_, _>| {
             let panicked = |_| Err("a thread panicked".into());
             thread.join().unwrap_or_else(panicked)
         };
         let stretches: Result<Vec<Stretch>> = threads.into_iter().map(end).collect();
-        (between, stretches)
+        (between, stretches, before)
     });
+    let used = Usage::read(servers);
     between?;
     let stretches = stretches?;
     let began = stretches.iter().map(|s| s.began).min();
@@ -53,8 +67,18 @@ pub(crate) fn run(
     };
     let micros = |wait: Duration| wait.as_secs_f64() * 1e6;
     let at = |percent: usize| micros(waits[waits.len() * percent / 100]);
-    let rate = waits.len() as f64 / (ended - began).as_secs_f64();
-    Ok([rate, at(50), at(99), micros(*max)])
+    let pairs = waits.len() as f64;
+    let rate = pairs / (ended - began).as_secs_f64();
+    let [own, of_servers, switches] = used.since(&before).map(|used| used / pairs);
+    Ok([
+        rate,
+        at(50),
+        at(99),
+        micros(*max),
+        own,
+        of_servers,
+        switches,
+    ])
 }
 
 /// Runs one thread.

@@ -1,9 +1,57 @@
-//! Statistics of the system about all threads of this process. `None` without such a `/proc`.
+//! Statistics of the system about this process and the servers. `None` or `NaN` without such a
+//! `/proc`.
 
 use std::fs;
 use std::time::Duration;
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+
 use crate::extra_rows::word;
+use crate::servers::Server;
+
+/// What this process and the servers have used so far.
+pub(crate) struct Usage {
+    /// Processor time of all threads of this process, ended ones included, in µs.
+    own: f64,
+    /// Processor time of the servers, in µs.
+    servers: f64,
+    /// How often a thread of this process lost its processor.
+    switches: f64,
+}
+
+impl Usage {
+    pub(crate) fn read(servers: &[Server]) -> Usage {
+        let (mut own, mut switches) = (f64::NAN, f64::NAN);
+        if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
+            let micros =
+                usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+            own = micros as f64;
+            let counts = usage.voluntary_context_switches() + usage.involuntary_context_switches();
+            switches = counts as f64;
+        }
+        let of_server = |server: &Server| {
+            let path = format!("/proc/{}/schedstat", server.pid()?);
+            let nanos = fs::read_to_string(path).ok()?;
+            nanos.split(' ').next()?.parse::<f64>().ok()
+        };
+        let nanos: Option<f64> = servers.iter().map(of_server).sum();
+        Usage {
+            own,
+            servers: nanos.map_or(f64::NAN, |nanos| nanos / 1e3),
+            switches,
+        }
+    }
+
+    /// Returns what was used since `before`: own µs, µs of the servers, switches.
+    pub(crate) fn since(&self, before: &Usage) -> [f64; 3] {
+        [
+            self.own - before.own,
+            self.servers - before.servers,
+            self.switches - before.switches,
+        ]
+    }
+}
 
 pub(crate) fn thread_count() -> Option<usize> {
     Some(fs::read_dir("/proc/self/task").ok()?.count())

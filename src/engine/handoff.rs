@@ -12,6 +12,7 @@
 //!
 //! Tests: `src/tests/engine/handoff.rs`.
 
+use std::cell::LazyCell;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -20,7 +21,7 @@ use crate::engine::core::Engine;
 use crate::engine::params::AcquireParams;
 use crate::error::{Error, NodeFailure};
 use crate::local::guard::LocalGuard;
-use crate::local::handoff::{Handoff, HandoffOffer, HandoffTarget};
+use crate::local::handoff::{FormerRelease, Handoff, HandoffOffer, HandoffTarget};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{NodeSet, Verdict};
@@ -78,21 +79,35 @@ impl Engine {
         if self.circuit.is_open() || !self.nodes.none_quarantined() {
             return None;
         }
-        let target = local.hand_off(lease, start, clock::wall_offset(), self.nodes.total())?;
+        // A thread without a waiter needs none of this.
+        let opened = LazyCell::new(|| {
+            let inbox = Arc::new(Inbox::new());
+            let round = inbox.open_round(self.nodes.total());
+            (inbox, round)
+        });
+        let former = || FormerRelease {
+            lease: Arc::clone(lease),
+            start,
+            wall_offset: clock::wall_offset(),
+            inbox: Arc::clone(&opened.0),
+            round: opened.1,
+        };
+        let target = local.hand_off(start, self.nodes.total(), former)?;
         let HandoffTarget { swap, inbox, round } = target;
         let release = Request::new(Op::Release, lease, 0);
-        let release_inbox = Arc::new(Inbox::new());
+        let (release_inbox, release_round) = &*opened;
         let sink = Arc::new(HandoffSink {
-            releaser: Arc::clone(&release_inbox),
+            releaser: Arc::clone(release_inbox),
             acquirer: Arc::clone(&inbox),
             acquirer_round: round,
             nodes: Arc::downgrade(&self.nodes),
             former: Arc::clone(lease),
         });
-        // If the acquirer has given up by now, the connections release the former token instead.
-        let sent = self
+        let mut sent = self
             .nodes
-            .send_substitute(&release, &swap, &release_inbox, sink);
+            .resume_round(&release, release_inbox, *release_round);
+        // If the acquirer has given up by now, the connections release the former token instead.
+        sent.submit_substitute(&swap, sink);
         for (node, cause) in sent.tally().causes() {
             inbox.deliver(round, *node, Reply::Failed(cause.clone()));
         }
@@ -123,8 +138,7 @@ impl Engine {
     ) -> Result<Arc<Lease>, NodeSet> {
         let (swap, former) = (&offer.swap, &handoff.former);
         self.nodes.counters().attempted(params.keys.first().name());
-        let attempt =
-            self.attempt_for_lease(params, &swap.lease, handoff.start, handoff.wall_offset);
+        let attempt = self.attempt_for_lease(params, &swap.lease, former.start, former.wall_offset);
         let round = self.nodes.resume_round(swap, inbox, handoff.round);
         let mut outcome = round.wait(attempt.budget);
         let (swapped, refused) = (outcome.tally.granted(), outcome.tally.refused());
@@ -134,23 +148,35 @@ impl Engine {
         }
         let is_held = outcome.verdict == Verdict::Granted && attempt.activate(params.ttl);
         if !is_held {
-            // Abandoned before the release is queued, so that a swap not yet sent is dropped.
+            // Abandoned before a release is queued, so that a swap not yet sent is dropped.
             attempt.lease.abandon();
-            self.release_token(&attempt.lease, refused, true);
         }
-        // A node that did not swap may still have the former token.
-        self.release_token(former, swapped, !is_held);
+        self.release_former(former, swapped, !is_held);
+        if !is_held {
+            let mut undo = Request::new(Op::Release, &attempt.lease, 0);
+            undo.publish = true; // the handoff failed, so this frees the lock
+            let nodes = attempt.lease.contacted().difference(refused);
+            self.nodes.send_unawaited(&undo, nodes);
+        }
         is_held.then_some(attempt.lease).ok_or(refused)
     }
 
-    /// Releases a token on all nodes that may have it, except the nodes in `except`.
+    /// Releases the former token, except on the nodes that `swapped`. The other nodes may still
+    /// have it. With `publish`, waiters are notified: the handoff failed.
     ///
-    /// With `publish`, waiters are notified: the handoff failed, so this release frees the lock.
-    fn release_token(&self, lease: &Arc<Lease>, except: NodeSet, publish: bool) {
-        let mut release = Request::new(Op::Release, lease, 0);
+    /// The replies go to the releasing thread, too, because this release may overtake the one that
+    /// follows a refused swap, which then finds no token.
+    fn release_former(&self, former: &FormerRelease, swapped: NodeSet, publish: bool) {
+        let sink: Arc<dyn ReplySink> = Arc::new(FormerReleaseSink {
+            releaser: Arc::clone(&former.inbox),
+            round: former.round,
+            swap_failure: None,
+        });
+        let mut release = Request::new(Op::Release, &former.lease, 0);
         release.publish = publish;
+        let nodes = former.lease.contacted().difference(swapped);
         self.nodes
-            .send_unawaited(&release, lease.contacted().difference(except));
+            .send_unawaited_with_sink(&release, nodes, Some(&sink));
     }
 }
 
@@ -178,7 +204,7 @@ impl HandoffSink {
         let sink: Arc<dyn ReplySink> = Arc::new(FormerReleaseSink {
             releaser: Arc::clone(&self.releaser),
             round,
-            swap_failure,
+            swap_failure: Some(swap_failure),
         });
         nodes.send_unawaited_with_sink(&release, NodeSet::single(node), Some(&sink));
     }
@@ -207,20 +233,23 @@ impl ReplySink for HandoffSink {
     }
 }
 
-/// Delivers the reply to a release that followed a failed swap.
+/// Delivers the reply to a release of the former token that was sent behind a swap.
 struct FormerReleaseSink {
     releaser: Arc<Inbox>,
     round: u32,
-    swap_failure: Reply,
+    /// The failure of the swap; `None` if its own reply is delivered, or was.
+    swap_failure: Option<Reply>,
 }
 
 impl ReplySink for FormerReleaseSink {
     fn deliver(&self, _: u32, node: usize, reply: Reply) {
         let reply = match reply {
-            // The swap may have been applied in spite of its error: the token is the acquirer's.
+            // The swap was applied, possibly in spite of its error: the token is the acquirer's.
             Reply::OtherToken => self.swap_failure.clone(),
-            reply => reply,
+            reply => Some(reply),
         };
-        self.releaser.deliver(self.round, node, reply);
+        if let Some(reply) = reply {
+            self.releaser.deliver(self.round, node, reply);
+        }
     }
 }

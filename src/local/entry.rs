@@ -407,7 +407,9 @@ mod tests {
     use std::time::Instant;
 
     use crate::local::entry::{AcceptedOffer, AccessMode, KeyEntry, LocalHolder, LocalWaiter};
-    use crate::local::handoff::{Handoff, HandoffOffer, MAX_STREAK, MAX_STREAK_TIME};
+    use crate::local::handoff::{
+        FormerRelease, Handoff, HandoffOffer, MAX_STREAK, MAX_STREAK_TIME,
+    };
     use crate::protocol::request::{Op, Request};
     use crate::tests::fixtures::lease;
     use crate::time::clock;
@@ -439,12 +441,8 @@ mod tests {
     }
 
     fn hand_off(entry: &mut KeyEntry, ticket: u64, now: Instant) -> Option<AcceptedOffer> {
-        entry.hand_off(ticket, now, 3, |round| Handoff {
-            former: lease("x"),
-            start: now,
-            wall_offset: 0,
-            round,
-        })
+        let former = FormerRelease::of(&lease("x"));
+        entry.hand_off(ticket, now, 3, |round| Handoff { former, round })
     }
 
     #[test]

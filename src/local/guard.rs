@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::local::entry::{AccessMode, KeyEntry, LocalRequest, Refusal};
-use crate::local::handoff::{Handoff, HandoffOffer, HandoffTarget};
+use crate::local::handoff::{FormerRelease, Handoff, HandoffOffer, HandoffTarget};
 use crate::local::lock_table::{LockTable, LockTableState};
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
@@ -286,8 +286,9 @@ impl LocalGuard {
         }
     }
 
-    /// Hands the entry off to the first waiter, together with the lease `former`, whose release
-    /// began at `start` on `nodes` nodes. `wall_offset` is the wall clock's offset then, in µs.
+    /// Hands the entry off to the first waiter, together with the lease that this thread releases on
+    /// `nodes` nodes since `start`. `former` describes that release; it is called only for a waiter
+    /// that accepts, with the table locked.
     ///
     /// The handoff is a promise: the caller must send the returned swap at once. The new holder
     /// undoes it if the nodes do not grant it.
@@ -296,26 +297,25 @@ impl LocalGuard {
     /// closed, or the entry does not hand off ([`KeyEntry::hand_off`]).
     pub(crate) fn hand_off(
         &self,
-        former: &Arc<Lease>,
         start: Instant,
-        wall_offset: i64,
         nodes: usize,
+        former: impl FnOnce() -> FormerRelease,
     ) -> Option<HandoffTarget> {
         let mut state = self.table.state.lock();
         if self.table.is_closed() {
             return None;
         }
         let entry = state.entries.get_mut(self.keys.single()?)?;
-        let accepted = entry.hand_off(self.ticket, start, nodes, |round| Handoff {
-            former: Arc::clone(former),
-            start,
-            wall_offset,
-            round,
+        let mut former_lease = None;
+        let accepted = entry.hand_off(self.ticket, start, nodes, |round| {
+            let former = former();
+            former_lease = Some(Arc::clone(&former.lease));
+            Handoff { former, round }
         })?;
         self.released.store(true, Ordering::Relaxed);
-        drop(state);
+        drop(state); // unlock before the swap is sent
         let HandoffOffer { mut swap, .. } = accepted.offer;
-        swap.former_lease = Some(Arc::clone(former));
+        swap.former_lease = former_lease;
         Some(HandoffTarget {
             swap,
             inbox: accepted.inbox,

@@ -39,14 +39,37 @@ pub(crate) struct HandoffOffer {
 /// A handoff in progress, stored with the new holder until its thread takes it.
 #[derive(Debug)]
 pub(crate) struct Handoff {
-    /// The lease of the releasing thread.
-    pub(crate) former: Arc<Lease>,
-    /// Before the swap was sent; the validity counts from here (S2).
+    pub(crate) former: FormerRelease,
+    /// The round in the new holder's inbox that receives the replies.
+    pub(crate) round: u32,
+}
+
+/// The release of the former holder, which a handoff takes the place of.
+#[derive(Debug)]
+pub(crate) struct FormerRelease {
+    pub(crate) lease: Arc<Lease>,
+    /// Before the swap was sent; the new holder's validity counts from here (S2).
     pub(crate) start: Instant,
     /// The offset of the wall clock at `start`, in µs.
     pub(crate) wall_offset: i64,
-    /// The round in the new holder's inbox that receives the replies.
+    /// Where the releasing thread waits for the replies.
+    pub(crate) inbox: Arc<Inbox>,
+    /// The round in `inbox` that receives the replies.
     pub(crate) round: u32,
+}
+
+#[cfg(all(test, not(loom)))]
+impl FormerRelease {
+    /// Returns a release of `lease` that begins now.
+    pub(crate) fn of(lease: &Arc<Lease>) -> FormerRelease {
+        FormerRelease {
+            lease: Arc::clone(lease),
+            start: crate::time::clock::now(),
+            wall_offset: 0,
+            inbox: Arc::new(Inbox::new()),
+            round: 0,
+        }
+    }
 }
 
 /// The swap to send, and where its replies go besides the inbox of the releasing thread.

@@ -209,20 +209,6 @@ impl NodeGroup {
         round
     }
 
-    /// Sends `substitute` to all nodes, and counts the replies as replies to `request`. They go to
-    /// `sink` as in [`send_with_sink`](NodeGroup::send_with_sink).
-    pub(crate) fn send_substitute<'a>(
-        &'a self,
-        request: &'a Request,
-        substitute: &Request,
-        inbox: &'a Arc<Inbox>,
-        sink: Arc<dyn ReplySink>,
-    ) -> Round<'a> {
-        let mut round = self.resume_round(request, inbox, inbox.open_round(self.total()));
-        round.submit_with_sink(substitute, self.all(), sink);
-        round
-    }
-
     fn all(&self) -> NodeSet {
         NodeSet::all(self.total())
     }

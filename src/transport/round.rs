@@ -156,6 +156,13 @@ impl<'a> Round<'a> {
         sent.accepted
     }
 
+    /// Sends `substitute` to all nodes in place of the round's own request. Its replies go to `sink`,
+    /// which delivers to the inbox what they mean for the request.
+    pub(crate) fn submit_substitute(&mut self, substitute: &Request, sink: Arc<dyn ReplySink>) {
+        let all = NodeSet::all(self.connections.total());
+        self.submit_with_sink(substitute, all, sink);
+    }
+
     /// Asks one node, and blocks until it replies, for [`PREFERRED_NODE_ROUNDS`] typical rounds at
     /// most. Returns the end of the wait if the node refused or the caller was cancelled.
     pub(super) fn ask_preferred(&mut self, node: usize) -> Option<WaitEnd> {

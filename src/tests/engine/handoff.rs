@@ -10,7 +10,7 @@ use crate::api::options::LockOptions;
 use crate::config::builder::Config;
 use crate::config::on_drop::OnDrop;
 use crate::error::Error;
-use crate::local::handoff::{Handoff, MAX_STREAK};
+use crate::local::handoff::{FormerRelease, Handoff, MAX_STREAK};
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{Tally, VoteRule};
@@ -196,6 +196,31 @@ fn release_with_a_handoff_returns_as_without_a_waiter() {
             "{nodes:?}: {plain:?}, {handed:?}"
         );
     }
+}
+
+/// The acquirer has a quorum and releases the former token on the last node, before the release that
+/// follows the refused swap there. That one then misses the token.
+#[test]
+fn release_overtaken_by_that_of_the_acquirer_is_no_loss() {
+    let fakes = FakeNode::fakes(3);
+    let locker = healthy(&fakes);
+    let engine = locker.nodes().engine();
+    let guard = held(&locker, &fakes, &LockOptions::new(TTL));
+    thread::scope(|scope| {
+        let next = scope.spawn(|| locker.lock("x", TTL));
+        queued(&locker, 1);
+        fakes[0].wipe();
+        let late = fakes[2].delay(Op::Swap);
+        let release = scope.spawn(|| guard.release());
+        late.arrived();
+        let next = next.join().expect("no panic").expect("two nodes swapped");
+        eventually("its release is queued", || engine.waiting(2) > 0);
+        fakes[2].set_fault(Fault::Fails(Op::Swap));
+        late.go();
+        assert_eq!(release.join().expect("no panic"), Ok(()));
+        next.release().expect("ours");
+    });
+    all_free(&fakes, "x");
 }
 
 #[test]
@@ -516,10 +541,13 @@ fn validity_of_a_handoff_counts_from_before_the_swap() {
         let offer = engine.handoff_offer(&params, None).expect("a token");
         let offer = offer.expect("the lock is held");
         let former = Token::fresh(None).expect("a token");
+        let former = Arc::new(Lease::new(exclusive_key("x"), former, LeaseKind::Exclusive));
+        let start = clock::now().checked_sub(ago).expect("not that long ago");
         let handoff = Handoff {
-            former: Arc::new(Lease::new(exclusive_key("x"), former, LeaseKind::Exclusive)),
-            start: clock::now().checked_sub(ago).expect("not that long ago"),
-            wall_offset: clock::wall_offset(),
+            former: FormerRelease {
+                start,
+                ..FormerRelease::of(&former)
+            },
             round: inbox.open_round(1),
         };
         inbox.deliver(handoff.round, 0, Reply::Done);

@@ -429,6 +429,10 @@ impl Connector for Arc<FakeNode> {
     }
 }
 
+fn misconf() -> Reply {
+    Reply::Failed(NodeFailure::ServerError("MISCONF".into()))
+}
+
 struct FakeSession {
     fake: Arc<FakeNode>,
     /// The number of this connection of the node, from 1.
@@ -467,9 +471,7 @@ impl FakeSession {
                 let words = "OOM command not allowed script: f2, on @user_script:9.";
                 Reply::Failed(NodeFailure::ServerError(words.into()))
             }
-            Fault::Fails(op) if op == request.op => {
-                Reply::Failed(NodeFailure::ServerError("MISCONF".into()))
-            }
+            Fault::Fails(op) if op == request.op => misconf(),
             Fault::Loads(op) if op == request.op => {
                 Reply::Failed(NodeFailure::ServerError("LOADING Redis is loading".into()))
             }
@@ -522,7 +524,8 @@ impl FakeSession {
         }
     }
 
-    /// Serves a delayed request after the signal of the test.
+    /// Serves a delayed request after the signal of the test, or refuses it if the fault is
+    /// [`Fault::Fails`] by then.
     fn serve_late(
         &mut self,
         request: &Request,
@@ -536,6 +539,9 @@ impl FakeSession {
         } else if go.try_recv() == Err(TryRecvError::Empty) {
             self.late = number.map(|number| (number, go));
             return Ok(None);
+        }
+        if matches!(*self.fake.fault.lock(), Fault::Fails(op) if op == request.op) {
+            return Ok(Some(misconf()));
         }
         Ok(Some(self.fake.serve(request)))
     }

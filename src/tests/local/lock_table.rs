@@ -65,7 +65,7 @@ mod table {
     use super::*;
     use crate::local::entry::{AccessMode, LocalWaiter, Refusal};
     use crate::local::guard::LocalGuard;
-    use crate::local::handoff::HandoffOffer;
+    use crate::local::handoff::{FormerRelease, HandoffOffer};
     use crate::local::lock_table::LockTable;
     use crate::protocol::key::Key;
     use crate::protocol::lease::Lease;
@@ -108,7 +108,7 @@ mod table {
         let table = Arc::new(LockTable::new());
         let first = acquire_exclusive(&table, None).unwrap();
         assert!(table.state.lock().entries.contains_key(&key()));
-        let is_busy = first.hand_off(&lease("x"), clock::now(), 0, 3);
+        let is_busy = first.hand_off(clock::now(), 3, || FormerRelease::of(&lease("x")));
         assert!(is_busy.is_none(), "no thread waits");
         let inbox = Arc::new(Inbox::new());
         let offer = offer();
@@ -121,7 +121,7 @@ mod table {
                 table.acquire(&request, |_| ())
             });
             eventually("the thread queues", || table.waiting(&key()) == 1);
-            let handed = first.hand_off(&former, clock::now(), 0, 3);
+            let handed = first.hand_off(clock::now(), 3, || FormerRelease::of(&former));
             inbox.wake();
             drop(first);
             (handed, waits.join().unwrap().unwrap())
@@ -133,7 +133,7 @@ mod table {
         ));
         assert!(Arc::ptr_eq(&handed.inbox, &inbox));
         let handoff = second.take_handoff().unwrap();
-        assert!(Arc::ptr_eq(&handoff.former, &former) && handoff.round == handed.round);
+        assert!(Arc::ptr_eq(&handoff.former.lease, &former) && handoff.round == handed.round);
         assert!(
             second.take_handoff().is_none(),
             "the handoff is returned once"
@@ -160,7 +160,11 @@ mod table {
             rechecks_at: None,
         });
         drop(state);
-        assert!(first.hand_off(&lease("x"), clock::now(), 0, 3).is_none());
+        assert!(
+            first
+                .hand_off(clock::now(), 3, || FormerRelease::of(&lease("x")))
+                .is_none()
+        );
     }
 
     #[test]
