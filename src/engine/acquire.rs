@@ -1,18 +1,19 @@
 //! Runs one acquire: from the lock table to a lease, or to the error that ends it.
 //!
-//! [`Acquisition::run`] is the whole protocol. The caller first waits for its entry in the lock
-//! table (S8). Then it makes attempts until one is granted and valid, or until a limit ends it.
-//! Between two attempts it sleeps in its [`Inbox`], which releases and cancellation wake;
-//! `acquire_wait.rs` has these waits.
+//! The caller first waits for the entries of its keys in the lock table (S8). Then
+//! [`Acquisition::run`] makes attempts until one is granted and valid, until a limit ends the
+//! acquire, or until waiting cannot help. Between two attempts the caller sleeps in its [`Inbox`],
+//! until a published release, a cancellation or a deadline. `acquire_wait.rs` has these waits.
 //!
-//! - No attempt is made without the entry of every key, so a key that this process holds costs no
-//!   request (S8).
-//! - The refusal of a single node never ends an acquire: the last attempt asks all nodes.
-//! - A local lock is acquired only while the breaker is open, no quorum is reachable, and no known
-//!   lease of another holder can still run (S9).
-//! - A gate entry is released when the acquire ends, and while no quorum replies (S10).
+//! - No attempt is made without the entry of every key. So a key that another thread of this
+//!   process holds costs no request (S8).
+//! - A refusal by the preferred node alone never ends an acquire: the last attempt asks all nodes.
+//! - A local lock is acquired only while the breaker is not closed, no quorum is reachable, and
+//!   every lease of another holder that a node has reported is past its expiry (S9).
+//! - A gate entry is released when the acquire ends, and when an attempt is unavailable (S10).
 //!
-//! Tests: `src/tests/engine/` (`quorum.rs`, `outage.rs`, `cancel.rs`, `read_write.rs`).
+//! Tests: `src/tests/engine/` (`quorum.rs`, `outage.rs`, `cancel.rs`, `read_write.rs`,
+//! `validity.rs`; `handoff.rs` for handoffs).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,14 +47,17 @@ const MAX_SLOW_ATTEMPTS: u32 = 3;
 impl Engine {
     /// Acquires a lock on a quorum of nodes, or in this process alone in degraded mode (S9).
     ///
-    /// Blocks until `limit` ends, and then for the attempt that has begun by that time.
+    /// Blocks until `limit` ends, or `max_outage` in an outage. The attempt in progress is then
+    /// finished. If the caller sleeps when `limit` ends, it makes one last attempt.
     ///
     /// # Errors
-    /// - `Contended`, `WriteLockHeld`, `WriteLockTimeout`, `ReadersTimeout`: the lock was held
-    ///   until `limit` ended.
-    /// - `InsufficientQuorum`: no quorum replied until `limit` or `max_outage` ended.
+    /// - `Contended`, `WriteLockHeld`, `WriteLockTimeout`, `ReadersTimeout`: the last attempt was
+    ///   contended when `limit` ended.
+    /// - `InsufficientQuorum`: the last attempt was unavailable, or the breaker open, when `limit`
+    ///   or `max_outage` ended; or, at once, the nodes that deny access leave no quorum.
     /// - `CircuitOpen`: the breaker is open, and `limit` allows no wait.
-    /// - `ValidityExhausted`: `MAX_SLOW_ATTEMPTS` attempts in a row were too slow.
+    /// - `ValidityExhausted`: `MAX_SLOW_ATTEMPTS` attempts in a row were too slow, or the last one
+    ///   was when `limit` ended.
     /// - `Cancelled`, `Closed`: the caller's token was cancelled, or the `Nodes` shut down.
     /// - `InvalidConfig`: a quorum knows another number of permits.
     /// - `System`: the operating system has no random bytes, or no thread.
@@ -79,8 +83,8 @@ impl Engine {
     /// Acquires the entries of all keys in the lock table. Blocks while other threads hold them,
     /// until `deadlines.queue` at most.
     ///
-    /// A thread that queues leaves an offer, so that the releasing thread may hand the lock off to
-    /// it. Returns the offer with the guard.
+    /// A thread that queues leaves an offer with its place in the wait queue, so that the releasing
+    /// thread may hand the lock off to it. Returns the offer with the guard.
     ///
     /// # Errors
     /// - `Contended`, `WriteLockHeld`, `WriteLockTimeout`, `ReadersTimeout`: the deadline ended.
@@ -124,7 +128,7 @@ impl Engine {
     }
 }
 
-/// One acquire that holds its entry in the lock table.
+/// One acquire that holds the entries of its keys in the lock table.
 ///
 /// The fields are dropped in this order. The gate entry is released before the local guard, so
 /// that the release precedes the requests of the next local caller.
@@ -150,8 +154,9 @@ pub(super) struct Acquisition<'a> {
     last_full_round: Instant,
     /// The node that the next attempt asks before the others.
     pub(super) preferred_node: Option<usize>,
-    /// The latest time at which a node that refused says the lock expires.
-    blocked_until: Option<Instant>,
+    /// The latest expiry of another holder's lease, by the nodes that refused. Until then no local
+    /// lock is acquired (S9).
+    held_until: Option<Instant>,
     pub(super) local: LocalGuard,
     offer: Option<HandoffOffer>,
     pub(super) inbox: Arc<Inbox>,
@@ -185,14 +190,15 @@ impl<'a> Acquisition<'a> {
             attempt_end: started,
             last_full_round: started,
             preferred_node: None,
-            blocked_until: None,
+            held_until: None,
             local,
             offer,
             inbox,
         })
     }
 
-    /// Makes attempts until one is granted or a limit ends the acquire.
+    /// Makes attempts until one is granted and valid, a limit ends the acquire, or waiting cannot
+    /// help.
     fn run(mut self) -> Result<Acquired, Error> {
         if let Some(lease) = self.enter()? {
             return self.attach(lease);
@@ -212,7 +218,7 @@ impl<'a> Acquisition<'a> {
             self.engine.check_cancelled(&self.inbox)?;
             self.note(&failure);
             let is_breaker_open = failure.is_unavailable() && self.engine.circuit.is_open();
-            if is_breaker_open && self.engine.goes_local(self.params, self.blocked_until) {
+            if is_breaker_open && self.engine.goes_local(self.params, self.held_until) {
                 return Ok(Acquired::Local(self.local));
             }
             if self.is_over(&failure) {
@@ -227,8 +233,10 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// Returns the lease of a handoff that came with the entry. Otherwise blocks until the first
-    /// attempt may begin, and returns `None`.
+    /// Returns the lease of a handoff that came with the entry.
+    ///
+    /// Otherwise blocks while earlier callers of this process wait for a permit of the same
+    /// semaphore, counts the attempts that the time so far would have allowed, and returns `None`.
     fn enter(&mut self) -> Result<Option<Arc<Lease>>, Error> {
         if let Some(lease) = self.accept_handoff() {
             return Ok(Some(lease));
@@ -239,7 +247,8 @@ impl<'a> Acquisition<'a> {
         Ok(None)
     }
 
-    /// Accepts the lock from the thread that released it in this process, if it was handed off.
+    /// Accepts the lock from the thread of this process that released it, if that thread handed it
+    /// off. Blocks for the replies to the `Swap`, for at most `node_timeout`.
     fn accept_handoff(&mut self) -> Option<Arc<Lease>> {
         let offer = self.offer.take()?;
         let handoff = self.local.take_handoff()?;
@@ -249,10 +258,10 @@ impl<'a> Acquisition<'a> {
         match accepted {
             Ok(lease) => Some(lease),
             Err(refused) => {
-                // A reply to a `Swap` does not say how long the other holder's lease runs, so this
-                // acquire never falls back to a local lock.
+                // A refused `Swap` does not say when the other holder's lease ends, so this acquire
+                // never goes local.
                 let never = deadline::deadline(clock::now(), NEVER_EXPIRES_AFTER);
-                self.blocked_until = never.filter(|_| refused.len() > 0);
+                self.held_until = never.filter(|_| refused.len() > 0);
                 None
             }
         }
@@ -264,15 +273,15 @@ impl<'a> Acquisition<'a> {
             params: self.params,
             deadlines: self.deadlines,
             inbox: &self.inbox,
-            blocked_until: self.blocked_until,
+            held_until: self.held_until,
         };
         self.engine.choose_backend(&request, &mut self.outage)
     }
 
     /// Makes one attempt on the nodes.
     ///
-    /// Repeats it on all nodes if the preferred node alone refused and the limit ended meanwhile:
-    /// one node cannot say for all that the lock is held.
+    /// Repeats it on all nodes if only the preferred node was asked and the limit ended meanwhile,
+    /// because one node cannot say for all that the lock is held.
     fn attempt(&mut self, mut probe: Option<Probe<'a>>) -> Result<AttemptResult, Error> {
         loop {
             self.attempts = self.attempts.saturating_add(1);
@@ -305,10 +314,11 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// Returns the node that this attempt asks first; `None` if it asks all nodes at once.
+    /// Takes the preferred node if this attempt asks it before the others. Returns `None` if the
+    /// attempt asks all nodes at once.
     fn next_preferred_node(&mut self, is_probe: bool) -> Option<usize> {
-        // Ask only the preferred node for at most one refresh interval, because reader markers and
-        // gate entries on the other nodes expire.
+        // Ask all nodes again after one refresh interval, because reader markers and gate entries
+        // on the nodes that are not asked expire.
         let refresh_at = self.last_full_round + self.engine.refresh_interval;
         let is_last = is_probe || self.limit.is_exhausted(self.attempts);
         let node = self.preferred_node.take();
@@ -328,7 +338,8 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// Records the cause of a failed attempt, and until when the holder blocks further ones.
+    /// Records a failed attempt: its end, its part in an outage, whether it was too slow, and when
+    /// the leases of other holders end that the nodes reported.
     fn note(&mut self, failure: &AttemptFailure) {
         self.outage.note(failure, self.attempt_start);
         self.slow_attempts = match failure {
@@ -338,11 +349,11 @@ impl<'a> Acquisition<'a> {
         self.attempt_end = clock::now();
         if let Some(left) = failure.max_hold_left() {
             let until = deadline::deadline(self.attempt_end, left);
-            self.blocked_until = self.blocked_until.max(until);
+            self.held_until = self.held_until.max(until);
         }
     }
 
-    /// Returns whether no further attempt is made.
+    /// Returns whether the acquire ends with this failure.
     fn is_over(&self, failure: &AttemptFailure) -> bool {
         // Waiting cannot grant a missing right.
         let is_denied = matches!(failure, AttemptFailure::Unavailable(tally) if tally.is_denied());
@@ -370,8 +381,8 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// Creates a writer's gate entry once a round of all nodes is refused, and releases it in an
-    /// outage. The next attempt raises the entry on the nodes.
+    /// Creates a writer's gate entry when an attempt on all nodes is contended. Releases it when an
+    /// attempt is unavailable. The next attempt raises the entry on the nodes.
     ///
     /// A writer without a quorum must not keep readers out (S10).
     fn update_gate_entry(&mut self, failure: &AttemptFailure) -> Result<(), Error> {
@@ -394,7 +405,7 @@ impl<'a> Acquisition<'a> {
         Ok(Acquired::Quorum(lease, self.local))
     }
 
-    /// Returns when the outage that the failure belongs to has lasted for `max_outage`.
+    /// Returns when the outage has lasted for `max_outage`; `None` for other failures.
     pub(super) fn outage_deadline(&self, failure: &AttemptFailure) -> Option<Instant> {
         let max_outage = self.engine.settings.retry.max_outage;
         let end = self.outage.end(max_outage);

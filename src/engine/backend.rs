@@ -26,8 +26,8 @@ pub(super) struct BackendRequest<'a> {
     pub(super) params: &'a AcquireParams,
     pub(super) deadlines: Deadlines,
     pub(super) inbox: &'a Arc<Inbox>,
-    /// The latest time at which a node that refused says the lock expires.
-    pub(super) blocked_until: Option<Instant>,
+    /// The latest expiry of another holder's lease, by the nodes that refused (S9).
+    pub(super) held_until: Option<Instant>,
 }
 
 /// The time in which the rounds of one acquire, in a row, found no quorum or an open breaker.
@@ -84,7 +84,7 @@ impl Engine {
             params,
             deadlines,
             inbox,
-            blocked_until,
+            held_until,
         } = *request;
         self.check_cancelled(inbox)?;
         if self.circuit.is_calm() {
@@ -105,13 +105,13 @@ impl Engine {
             let probe_end = is_probing.then_some(probe_end);
             let end = self.rejection_end(deadlines, outage, probe_end, now);
             let is_over = end.is_some_and(|end| end <= now);
-            if (is_over || !is_probing) && self.goes_local(params, blocked_until) {
+            if (is_over || !is_probing) && self.goes_local(params, held_until) {
                 return Ok(Backend::Local);
             }
             if is_over {
                 return Err(self.breaker_error(deadlines, retry_in));
             }
-            let local_at = blocked_until.filter(|until| *until > now && self.may_go_local(params));
+            let local_at = held_until.filter(|until| *until > now && self.may_go_local(params));
             let recheck_at = deadline::deadline(now, retry_in).filter(|_| !is_probing);
             inbox.sleep(deadline::earlier(
                 end,
@@ -156,15 +156,11 @@ impl Engine {
 
     /// Returns whether an acquire goes local while the breaker is open (S9).
     ///
-    /// It does only if fresh connects reach fewer nodes than a quorum, and after `blocked_until`:
+    /// It does only if fresh connects reach fewer nodes than a quorum, and after `held_until`:
     /// until then a holder that a node reported may still have the lock.
-    pub(super) fn goes_local(
-        &self,
-        params: &AcquireParams,
-        blocked_until: Option<Instant>,
-    ) -> bool {
+    pub(super) fn goes_local(&self, params: &AcquireParams, held_until: Option<Instant>) -> bool {
         self.may_go_local(params)
-            && blocked_until.is_none_or(|until| until <= clock::now())
+            && held_until.is_none_or(|until| until <= clock::now())
             && self.nodes.no_quorum_reachable()
     }
 }

@@ -24,14 +24,14 @@ impl Engine {
         inbox: &Arc<Inbox>,
         budget: Deadline,
     ) -> RoundOutcome {
-        let counters = granted.fencing_tokens().iter();
+        let counters = granted.fence_counters().iter();
         let counters = counters.map(|(_, counter)| *counter).collect();
         let mut raise = Request::new(Op::RaiseFence, lease, 0);
         match fencing::choose_token(counters, majority(self.nodes.total())) {
             Some(FencingOutcome::Agreed(token)) => {
                 raise.min_fence = Some(token);
                 let mut behind = NodeSet::default();
-                let counters = granted.fencing_tokens().iter();
+                let counters = granted.fence_counters().iter();
                 let lower = counters.filter(|(_, counter)| *counter < token);
                 lower.for_each(|(node, _)| behind.insert(*node));
                 // So that the next acquire needs no second round.

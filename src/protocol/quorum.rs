@@ -1,4 +1,12 @@
-//! Counts the votes of a round and decides its verdict (S1, S6), also of a split vote (L1).
+//! Counts the votes of a round, decides its verdict (S1, S6), and detects split votes (L1).
+//!
+//! Pure: no I/O, no clock.
+//!
+//! - The quorum is that of the configured nodes, whichever of them replied (S1).
+//! - No verdict is returned that an outstanding vote could change.
+//! - A node is counted once, by its first vote.
+//!
+//! Tests: below, such as `verdict_is_returned_exactly_when_no_vote_can_change_it`.
 
 use std::time::Duration;
 
@@ -54,19 +62,21 @@ impl NodeSet {
         NodeSet(self.0 | other.0)
     }
 
-    /// Returns the lowest node.
+    /// Returns the node with the lowest index.
     pub(crate) fn first(self) -> Option<usize> {
         (self.0 != 0).then(|| self.0.trailing_zeros() as usize)
     }
 }
 
-/// The rule by which votes are counted: it decides how many refusals are a verdict.
+/// The rule that says which votes give the verdict `Refused`.
+///
+/// With both rules, refusals that leave no quorum do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum VoteRule {
-    /// For an acquire: `Refused` once a quorum replied and a quorum of grants is impossible.
+    /// For an acquire: `Refused` also once a quorum has answered (granted or refused) and no quorum
+    /// can grant any more.
     Acquire,
-    /// For a lease that exists: `Refused` only once the nodes that refuse leave no quorum to it. A
-    /// lock is not lost because nodes are silent.
+    /// For a lease that exists: nothing else, because a lock is not lost by nodes that are silent.
     Ownership,
 }
 
@@ -77,7 +87,7 @@ pub(crate) enum Vote {
     Granted,
     /// The node refused.
     Refused(NodeFailure),
-    /// No reply or an error: whether the node granted is unknown.
+    /// The node did not reply, or replied with an error. It counts as neither.
     Fault(NodeFailure),
 }
 
@@ -88,7 +98,7 @@ pub(crate) enum Verdict {
     Granted,
     /// Enough nodes refused, by the [`VoteRule`].
     Refused,
-    /// Too few nodes replied for either.
+    /// All votes are in, and too few nodes granted or refused for either.
     Unavailable,
 }
 
@@ -98,11 +108,12 @@ pub(crate) enum Verdict {
 pub(crate) struct Split {
     /// The nodes that refused, and may grant as soon as the other callers undo their attempts.
     pub(crate) contested: NodeSet,
-    /// The lowest node that granted or is contested. The caller that it granted to goes on.
+    /// The lowest node that granted or is contested. The caller that it granted to leads.
     pub(crate) first: usize,
     /// Whether that node granted to this caller.
     pub(crate) leads: bool,
-    /// Whether a lower node may have granted to another caller.
+    /// Whether a node below `first` may have granted to another caller: it failed, has not voted,
+    /// or its recent refusal is settled.
     pub(crate) is_doubtful: bool,
 }
 
@@ -113,7 +124,9 @@ pub(crate) struct Tally {
     rule: VoteRule,
     granted: NodeSet,
     refused: NodeSet,
+    /// The nodes with any vote: granted, refused or failed.
     voted: NodeSet,
+    /// The causes of the votes that are no grants, in the order of the votes.
     causes: Vec<(usize, NodeFailure)>,
     /// The earlier refusals of nodes that are asked again.
     former: Vec<(usize, NodeFailure)>,
@@ -132,7 +145,7 @@ impl Tally {
         }
     }
 
-    /// Counts a vote. A node's first vote stands.
+    /// Counts a vote. Further votes of the same node are dropped.
     pub(crate) fn vote(&mut self, node: usize, vote: Vote) {
         if self.voted.contains(node) {
             return;
@@ -179,9 +192,11 @@ impl Tally {
         self.verdict().unwrap_or(Verdict::Unavailable)
     }
 
-    /// Returns the split vote if a quorum may yet grant: the other callers would have to undo their
-    /// attempts on the nodes whose refusal `is_recent` and that are not `settled`. Returns `None`
-    /// if it cannot, or if no node granted.
+    /// Returns the split vote, if there is one. A node is contested if its refusal `is_recent` and
+    /// it is not in `settled`, the nodes whose holder does not give way.
+    ///
+    /// Returns `None` if no node granted, if none is contested, or if the grants, the contested and
+    /// the outstanding nodes are together fewer than a quorum.
     pub(crate) fn split(
         &self,
         is_recent: impl Fn(&NodeFailure) -> bool,
@@ -201,12 +216,13 @@ impl Tally {
         })
     }
 
-    /// Returns whether a node has not voted that would be the first of a split vote if it granted.
+    /// Returns whether the vote may be split and the vote of a lower node than its first one is
+    /// outstanding. If that node grants, it becomes the first node.
     pub(crate) fn lacks_first(&self, is_recent: impl Fn(&NodeFailure) -> bool) -> bool {
-        let contested = self.recent(is_recent);
+        let recent = self.recent(is_recent);
         let open = NodeSet::all(self.total).difference(self.voted);
-        let first = self.granted.union(contested).first();
-        contested.len() > 0 && open.first() < first && open.len() > 0
+        let first = self.granted.union(recent).first();
+        recent.len() > 0 && open.first() < first && open.len() > 0
     }
 
     /// Returns the nodes whose refusal is recent.
@@ -220,7 +236,7 @@ impl Tally {
         recent
     }
 
-    /// Counts the votes of nodes that refused as outstanding, because they are asked again.
+    /// Counts nodes that refused as outstanding, because they are asked again.
     pub(crate) fn reopen(&mut self, nodes: NodeSet) {
         let again = self
             .causes
@@ -231,9 +247,9 @@ impl Tally {
         self.voted = self.voted.difference(nodes);
     }
 
-    /// Counts the earlier refusals of nodes that were asked again and have not replied. Returns
+    /// Counts the earlier refusals of nodes that were asked again and have not voted since. Returns
     /// these nodes, because they may still grant.
-    pub(crate) fn restore(&mut self) -> NodeSet {
+    pub(crate) fn count_former_refusals(&mut self) -> NodeSet {
         let mut restored = NodeSet::default();
         for (node, cause) in std::mem::take(&mut self.former) {
             if !self.voted.contains(node) {
@@ -262,8 +278,8 @@ impl Tally {
             .unwrap_or(open)
     }
 
-    /// Returns the number of nodes that replied, also with an error: such a node could serve
-    /// another holder as well (S9).
+    /// Returns the number of nodes that replied, also with an error, because such a node could
+    /// serve another holder as well (S9). Nodes that are [`silent`](Tally::silent) do not count.
     pub(crate) fn replied(&self) -> usize {
         self.voted.len() - self.silent().count()
     }
@@ -273,7 +289,8 @@ impl Tally {
         self.replied() < majority(self.total)
     }
 
-    /// Returns the nodes that did not reply, with their failures.
+    /// Returns the nodes that serve nobody, with their failures: no reply, or an error such as
+    /// LOADING ([`NodeFailure::is_outage`]).
     pub(crate) fn silent(&self) -> impl Iterator<Item = &(usize, NodeFailure)> {
         let fault = |(node, _): &&(usize, NodeFailure)| !self.refused.contains(*node);
         self.causes
@@ -282,19 +299,19 @@ impl Tally {
             .filter(|(_, cause)| cause.is_outage())
     }
 
-    /// Returns whether the nodes that deny access leave no quorum: waiting does not help.
+    /// Returns whether the nodes that deny access leave no quorum, so that waiting does not help.
     pub(crate) fn is_denied(&self) -> bool {
         let denied =
             |(_, cause): &&(usize, NodeFailure)| matches!(cause, NodeFailure::AccessDenied(_));
         self.causes.iter().filter(denied).count() > self.total - majority(self.total)
     }
 
-    /// Returns the number of nodes that granted or refused.
-    fn voted(&self) -> usize {
+    /// Returns the number of nodes that granted or refused (S6).
+    fn answered(&self) -> usize {
         self.granted.len() + self.refused.len()
     }
 
-    /// Returns the failures of the nodes that did not grant.
+    /// Returns the causes of the nodes that refused or failed, in the order of their votes.
     pub(crate) fn causes(&self) -> &[(usize, NodeFailure)] {
         &self.causes
     }
@@ -332,8 +349,8 @@ impl Tally {
             .filter(|_| others.count() > self.total - majority(self.total))
     }
 
-    /// Returns the time until enough refusing nodes are free for a quorum, by their remaining TTLs;
-    /// `None` if unknown.
+    /// Returns the time until enough refusing nodes are free for a quorum, by their remaining TTLs.
+    /// `None` if a needed TTL is unknown, or if the nodes that did not refuse are a quorum.
     pub(crate) fn free_in(&self) -> Option<Duration> {
         let mut holds: Vec<Option<Duration>> = self
             .causes
@@ -351,8 +368,8 @@ impl Tally {
         }
     }
 
-    /// Returns the longest remaining time that a refusing node reports; `None` if one reports no
-    /// end.
+    /// Returns the longest remaining time that a refusing node reports. `None` if one reports no
+    /// end, or if no node refused.
     pub(crate) fn max_hold_left(&self) -> Option<Duration> {
         let refused = |(node, _): &&(usize, NodeFailure)| self.refused.contains(*node);
         let holds = self
@@ -369,7 +386,7 @@ impl Tally {
             .causes
             .iter()
             .filter(|(node, cause)| cause.is_reply() && !self.refused.contains(*node));
-        let reachable = self.voted() + errors.count();
+        let reachable = self.answered() + errors.count();
         Error::InsufficientQuorum {
             operation,
             needed: majority(self.total),
@@ -738,7 +755,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_that_are_asked_again_count_as_outstanding_until_restored() {
+    fn refusals_that_are_asked_again_count_as_outstanding_until_their_refusals_count() {
         let mut tally = tally(VoteRule::Acquire, &[1, 2, 2]);
         assert_eq!(tally.verdict(), Some(Verdict::Refused));
         let contested = NodeSet::all(3).difference(NodeSet::single(0));
@@ -746,12 +763,12 @@ mod tests {
         assert_eq!((tally.verdict(), tally.outstanding()), (None, 2));
         tally.vote(1, Vote::Refused(HELD));
         tally.reopen(NodeSet::single(1));
-        assert_eq!(tally.restore(), contested);
+        assert_eq!(tally.count_former_refusals(), contested);
         assert_eq!(tally.verdict(), Some(Verdict::Refused));
         assert_eq!(tally.causes().len(), 2);
         tally.reopen(contested);
         tally.vote(1, Vote::Granted);
         assert_eq!(tally.verdict(), Some(Verdict::Granted));
-        assert_eq!(tally.restore(), NodeSet::single(2));
+        assert_eq!(tally.count_former_refusals(), NodeSet::single(2));
     }
 }

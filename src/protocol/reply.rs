@@ -1,8 +1,11 @@
 //! Parses replies, and decides which vote each of them is (S6).
 //!
-//! A reply that the request cannot have is a [`ParsedReply::ProtocolError`]: the connection is out
-//! of step, and no reply on it counts (L2). Only the reply that the script or command documents is
-//! a grant (S1).
+//! - A reply that the request cannot have is a [`ParsedReply::ProtocolError`]: the connection is
+//!   out of step, and no further reply on it counts (L2).
+//! - Only the reply that the script or command documents is a grant (S1).
+//! - No reply causes a panic, and the text of an error or an owner label is cut.
+//!
+//! Tests: below, such as `any_reply_is_parsed_or_a_protocol_error`.
 
 use std::time::Duration;
 
@@ -21,9 +24,9 @@ use crate::protocol::token::MAX_OWNER_LABEL;
 /// A node's reply to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
-    /// Granted, extended or deleted.
+    /// Executed: for example granted, extended, restored, or deleted without receivers.
     Done,
-    /// Deleted and published; the number of receivers is at least 1.
+    /// Deleted or downgraded, and published to this number of receivers, at least 1.
     DoneNotified(u64),
     /// The holder of the lock, to an `Inspect`.
     Holder(Box<NodeHolder>),
@@ -32,12 +35,14 @@ pub(crate) enum Reply {
     /// Granted by a `Swap` that did not find the former token; with the fence counter of a fenced
     /// lock.
     SwappedAbsent(Option<u64>),
-    /// Refused by a blocker, which has this time left unless it is extended; `None` for no end.
+    /// Refused by a blocker, which has this time left unless it is extended. `None` for no end, and
+    /// for a time that is unknown.
     Held(Blocker, Option<Duration>),
     /// Refused because another owner holds this permit. Lists the free permits, and the time until
     /// the next held one expires.
     PermitTaken(FreePermits, Duration),
-    /// Refused because the semaphore has this number of permits on the node, and another one here.
+    /// Refused because the semaphore has this number of permits on the node, and another number in
+    /// the request.
     PermitCountMismatch(u16),
     /// The key is absent.
     Absent,
@@ -49,7 +54,8 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
-    /// Returns whether the blocker has no end. Every lock of this library has one.
+    /// Returns whether the node reports a blocker that has no end. Every lock of this library has
+    /// one, so the value is foreign.
     pub(crate) fn is_endless(&self) -> bool {
         match self {
             Reply::Held(Blocker::Unknown, _) => false,
@@ -82,12 +88,12 @@ pub(crate) enum Blocker {
 pub(crate) enum ParsedReply {
     /// The node's reply.
     Reply(Reply),
-    /// A refused `SET NX PX`; its remaining time is asked by
+    /// A refused `SET NX PX`. The remaining time of the blocker is asked for by
     /// [`encode_pttl`](crate::protocol::encode::encode_pttl).
     RefusedAskTtl,
-    /// NOSCRIPT: the only reply after which a request is sent twice.
+    /// NOSCRIPT: the only reply after which a request is sent to the same server again.
     ScriptMissing,
-    /// A reply that the request cannot have: the connection is out of step.
+    /// A reply that the request cannot have. The connection is out of step.
     ProtocolError,
 }
 
@@ -172,7 +178,7 @@ fn parse_swap(request: &Request, reply: &Value) -> Option<Reply> {
     }
 }
 
-/// Parses the reply to a release. Of several readers that share a call, each has its own element.
+/// Parses the reply to a release. If several readers share a call, `index` selects the element.
 fn parse_release(request: &Request, index: usize, reply: &Value) -> Option<Reply> {
     match reply {
         Value::Array(each) if !request.is_single_exclusive() => match each.get(index)? {
@@ -183,7 +189,7 @@ fn parse_release(request: &Request, index: usize, reply: &Value) -> Option<Reply
     }
 }
 
-/// Parses the reply of a script that acts only where our token is, or of a forced release.
+/// Parses the integer reply of a script that acts only where our token is, or of a forced release.
 fn parse_ownership(op: Op, reply: &Value) -> Option<Reply> {
     let Value::Int(state) = reply else {
         return None;
@@ -273,8 +279,8 @@ fn parse_blocking_key(index: i64, locks: usize) -> Option<Blocker> {
     }
 }
 
-/// Parses a remaining time in ms. The inner `None` is no end, or one beyond `NEVER_EXPIRES_AFTER`;
-/// the outer one is an integer that no server replies.
+/// Parses a remaining time in ms. Returns `None` for an integer that no server replies, and
+/// `Some(None)` for no end, or one beyond `NEVER_EXPIRES_AFTER`.
 fn parse_ttl(millis: i64) -> Option<Option<Duration>> {
     let left = match millis {
         -1 => return Some(None),
@@ -301,8 +307,8 @@ pub(crate) fn vote_rule(op: Op) -> VoteRule {
     }
 }
 
-/// Returns the vote that a reply is. A permanent error is a refusal: repeating the request does not
-/// change it.
+/// Returns the vote that a reply is. A quarantine is a refusal. So is a permanent error, because a
+/// repeated request has the same reply.
 pub(crate) fn vote_of(reply: Reply) -> Vote {
     match reply {
         Reply::Done | Reply::Fenced(_) | Reply::DoneNotified(_) | Reply::Holder(_) => Vote::Granted,

@@ -1,15 +1,17 @@
-//! The state of one open connection: its session, the requests in flight, and the pending releases.
+//! The pipeline of a node connection: its session, the requests in flight, the pending releases.
 //!
-//! The worker locks the pipeline most of the time. A caller that finds it idle may lock it and send
-//! its own request directly, without waking the worker.
+//! The worker keeps the pipeline locked, except while it sleeps until the next message or tick. In
+//! that time a caller may lock it, send its own request directly, and poll for the reply.
 //!
 //! - A caller never waits for the node here: its sends and polls do not block.
-//! - A request that was sent is replied to, or reported as failed, or, if it is a release, kept
-//!   pending ([`unreleased`](crate::transport::unreleased)).
-//! - A request that may depend on the order never overtakes another one of the same token (S4).
+//! - The reply to a request that was sent is delivered. Without one the request is reported as
+//!   failed, or, if it is a release, kept pending ([`unreleased`](crate::transport::unreleased)).
+//! - A direct send never overtakes a request of the same token that is in flight (S4).
 //! - A connection that leads to a former run of the node carries no direct send.
 //!
-//! Tests: `src/tests/transport/pipeline.rs`, `src/tests/engine/pending.rs` (pending releases).
+//! Tests: `src/tests/transport/pipeline.rs`, such as
+//! `direct_send_behind_a_resendable_request_of_the_token_is_refused`; `src/tests/engine/pending.rs`
+//! (pending releases).
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,13 +41,14 @@ use crate::transport::warning_state::{Permission, WarningState};
 /// which sends many of them faster, in one batch.
 pub(crate) const MAX_DIRECT_IN_FLIGHT: usize = 8;
 /// The size in bytes up to which a request is sent directly. A socket accepts
-/// [`MAX_DIRECT_IN_FLIGHT`] of these at once, so that no caller blocks on a node that hangs.
+/// [`MAX_DIRECT_IN_FLIGHT`] of these without blocking, also if the node hangs and reads none.
 const MAX_DIRECT_BYTES: usize = 2048;
 /// The age of the last reply from which a connection counts as idle, so that it is checked before
 /// the next direct send. The check is a system call; between two requests of a busy caller it would
 /// cost a fifth of the time of a lock.
 const IDLE_AFTER: Duration = Duration::from_micros(if cfg!(test) { 0 } else { 20 });
-/// The same before a batch of the worker, where the check takes three system calls.
+/// The age of the last reply from which a connection is checked before a batch or a PING of the
+/// worker. That check takes three system calls.
 const IDLE_AFTER_BATCH: Duration = Duration::from_micros(if cfg!(test) { 0 } else { 150 });
 
 /// The connection to a node, if it is open, and the requests on it.
@@ -53,10 +56,11 @@ const IDLE_AFTER_BATCH: Duration = Duration::from_micros(if cfg!(test) { 0 } els
 /// | state | fields | leaves by |
 /// |---|---|---|
 /// | connecting | no session | [`attach_session`](Pipeline::attach_session) → idle |
-/// | idle | session, nothing in flight | a direct send or a batch → in flight |
-/// | in flight | session, `in_flight` or `batch` | the replies → idle; an error → failed |
+/// | idle | session, nothing in flight | a direct send → in flight; a batch → sending |
+/// | in flight | session, `in_flight` | the replies → idle; an error → failed |
+/// | sending | no session, within `send_batch` | the replies → idle; an error → connecting |
 /// | failed | `failure` set | the worker aborts the connection → connecting |
-/// | replaced | an epoch older than the node's | the worker aborts the connection → connecting |
+/// | replaced | an epoch other than the node's | the worker aborts the connection → connecting |
 pub(crate) struct Pipeline {
     pub(crate) node: usize,
     pub(super) name: String,
@@ -67,7 +71,7 @@ pub(crate) struct Pipeline {
     node_timeout: Duration,
     observer: Option<Arc<dyn Observer>>,
     pub(super) session: Option<Box<dyn Session>>,
-    /// The next batch, or the batch in flight.
+    /// The next batch. [`send_batch`](Pipeline::send_batch) empties it.
     pub(super) batch: Vec<Request>,
     /// The destinations of the replies to `batch`, in the same order.
     pub(super) batch_pending: Vec<PendingReply>,
@@ -81,16 +85,17 @@ pub(crate) struct Pipeline {
     pub(crate) pending: PendingReleases,
     /// The run ids of the servers to which the present connection leads, or the last one led.
     run_ids: String,
-    /// When the first connection to these runs was made.
+    /// When a session with these run ids was attached, after other ones or none.
     runs_since: Instant,
     /// When the node last replied on this connection; `None` if it has not.
     last_reply: Option<Instant>,
     /// Why the connection is unusable, until the worker aborts it.
     pub(super) failure: Option<NodeFailure>,
-    /// Whether the worker sleeps until it is woken.
+    /// Whether the worker sleeps until a message arrives or a PING or release is due. It then polls
+    /// for no reply.
     pub(crate) worker_asleep: bool,
-    /// Whether a caller has sent directly since the worker polled last.
-    pub(crate) used_since_poll: bool,
+    /// Whether a caller has sent directly since the worker last began to sleep.
+    pub(crate) used_since_sleep: bool,
 }
 
 impl Pipeline {
@@ -120,12 +125,12 @@ impl Pipeline {
             last_reply: None,
             failure: None,
             worker_asleep: false,
-            used_since_poll: false,
+            used_since_sleep: false,
         }
     }
 
-    /// Attaches a session with servers of these run ids. Pending releases are sent behind the next
-    /// requests.
+    /// Attaches a session with servers of these run ids, which have killed the former connection.
+    /// Pending releases stay behind the requests of the next batch.
     pub(crate) fn attach_session(&mut self, session: Box<dyn Session>, run_ids: &str) {
         self.session = Some(session);
         self.last_reply = None;
@@ -161,8 +166,8 @@ impl Pipeline {
         }
     }
 
-    /// Returns whether the node has replied on the connection, or on the last one. The handshake
-    /// does not count.
+    /// Returns whether the node has replied since the last session was attached. The handshake does
+    /// not count; a PING does.
     pub(super) fn has_replied(&self) -> bool {
         self.last_reply.is_some()
     }
@@ -183,7 +188,8 @@ impl Pipeline {
         batch.any(|request| request.shares_token(&job.request))
     }
 
-    /// Adds a job to the batch, unless its request need not be sent any more (too late, released).
+    /// Adds a job to the batch, unless its request need not be sent any more. A swap whose lease is
+    /// over is replaced by a release.
     pub(crate) fn push_to_batch(&mut self, job: Job) {
         let now = clock::now();
         if let Some((request, pending_reply)) = self.prepare(job, now) {
@@ -217,7 +223,7 @@ impl Pipeline {
 
     /// Sends the batch and delivers the replies. Afterwards the batch is empty.
     ///
-    /// Blocks for the replies, as long as the session's timeouts allow.
+    /// Blocks for the replies, at most until the session's timeouts end.
     ///
     /// # Errors
     /// The cause if the connection had to be aborted.
@@ -354,7 +360,8 @@ impl Pipeline {
         cause: &NodeFailure,
         now: Instant,
     ) -> RequestState {
-        // A reply on this connection shows that nothing of the former one runs any more.
+        // The server that replies here has killed the former connection, so that no request on that
+        // one runs later.
         request.lease.record_killed(self.node, now);
         if cause.is_permanent() || !request.lease.may_exist(self.node, now) {
             return RequestState::Replied;
@@ -384,8 +391,10 @@ impl Pipeline {
         });
     }
 
-    /// Checks an idle connection: whether it has ended, or has received bytes that it did not ask
-    /// for. Nothing is in flight, so nothing is lost with it.
+    /// Checks whether an idle connection has ended, or has received bytes that belong to no reply.
+    /// Does nothing if the last reply is younger than [`IDLE_AFTER_BATCH`].
+    ///
+    /// Nothing is in flight, so a connection that fails the check loses no request.
     ///
     /// # Errors
     /// The cause if the connection must not be used any more.
@@ -447,10 +456,12 @@ impl Pipeline {
     }
 }
 
-/// Direct sends. No method blocks here, except `drain_replies`, which only the worker calls.
+/// Direct sends. No method of this block waits for the node, except `drain_replies`, which only the
+/// worker calls.
 impl Pipeline {
     /// Sends a job, whose encoded request is `bytes`, if the connection can take it now. Returns
-    /// whether the caller must wake the worker, because it sleeps or must close the connection.
+    /// whether the worker has to be woken before it polls for the reply (it sleeps) or aborts the
+    /// connection (the send failed).
     ///
     /// # Errors
     /// The job itself if the worker has to send it.
@@ -468,8 +479,8 @@ impl Pipeline {
         }
         let is_idle = self.in_flight.is_empty();
         let check = |session: &mut Box<dyn Session>| catch_panic(|| session.check_idle()).is_ok();
-        let is_checked = is_idle && self.has_been_idle(now, IDLE_AFTER);
-        if is_checked && !self.session.as_mut().is_some_and(check) {
+        let needs_check = is_idle && self.has_been_idle(now, IDLE_AFTER);
+        if needs_check && !self.session.as_mut().is_some_and(check) {
             return Err(job); // the worker reconnects before it sends the job
         }
         let Job { request, reply } = job;
@@ -486,7 +497,7 @@ impl Pipeline {
         self.in_flight.push_back(InFlight { id, request });
         self.pending_replies
             .push_back((PendingReply::new(reply), now));
-        self.used_since_poll = true;
+        self.used_since_sleep = true;
         if let Err(cause) = sent {
             self.failure = Some(cause);
         }
@@ -548,7 +559,8 @@ impl Pipeline {
         done
     }
 
-    /// Reads replies until none is outstanding; unless `is_blocking`, until none has arrived.
+    /// Reads replies until none is outstanding. Unless `is_blocking`, stops at the first one that
+    /// has not arrived.
     ///
     /// # Errors
     /// The cause if the connection must be aborted. The caller aborts it or sets `failure`.

@@ -1,19 +1,20 @@
 //! One request to all nodes, and the wait for the replies until they decide.
 //!
 //! - A round blocks in the caller's inbox only, with a deadline, and never on a connection.
-//! - It counts votes and keeps the details of the replies; the engine gives them their meaning.
-//! - A node votes once. Only [`ask_again`](Round::ask_again) takes a refusal back.
-//! - Replies that arrive after the end of the round are dropped by the inbox. A sink of its own
-//!   still receives them.
+//! - It counts votes and keeps the contents of the replies. The engine interprets both.
+//! - A node's first vote counts. Only [`ask_again`](Round::ask_again) takes back a refusal.
+//! - The inbox drops replies that arrive after the end of the round. Another sink still receives
+//!   them.
 //!
 //! | state | leaves by |
 //! |---|---|
-//! | open | [`decide`](Round::decide): a verdict, the deadline, a cancellation |
-//! | decided | [`ask_again`](Round::ask_again) → open; [`finish`](Round::finish) → an outcome |
+//! | open | a verdict, the deadline or a cancellation ends [`decide`](Round::decide) → waited |
+//! | open | [`detach`](Round::detach) → detached |
+//! | waited | [`ask_again`](Round::ask_again) → open; [`finish`](Round::finish) → an outcome |
 //! | detached | nothing: the workers deliver the replies to the sink |
 //!
 //! Tests: beside `Tally` in `protocol/quorum.rs` and beside [`Inbox`]; `src/tests/engine/`
-//! (`quorum.rs`, `late_replies.rs`, `split.rs`, `wake_up.rs`).
+//! (`quorum.rs`, `late_replies.rs`, `split.rs`, `wake_up.rs`; `handoff.rs` for detached rounds).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,7 +32,8 @@ use crate::transport::inbox::{Inbox, WaitEnd};
 use crate::transport::job::ReplySink;
 use crate::transport::load::{CallerGuard, RttEstimate};
 
-/// How many typical rounds the preferred node has to reply before the other nodes are asked.
+/// The time that the preferred node has to reply before the other nodes are asked, in typical
+/// rounds.
 const PREFERRED_NODE_ROUNDS: u32 = 4;
 
 /// The order in which a round asks the nodes.
@@ -39,7 +41,7 @@ const PREFERRED_NODE_ROUNDS: u32 = 4;
 pub(crate) enum RoundPlan {
     /// All nodes at once.
     All,
-    /// One node, and the others only if that one does not refuse in time. So an acquire that it
+    /// The preferred node, and the others only if it does not refuse in time. So an acquire that it
     /// refuses leaves nothing to undo on the others.
     PreferredFirst(usize),
 }
@@ -62,24 +64,26 @@ pub(crate) struct Round<'a> {
     direct: DirectReplies<'a>,
 }
 
-/// The replies for which the caller polls itself, because it has sent the requests itself.
+/// The direct sends of a round, for whose replies the caller polls itself.
 ///
 /// Dropping it leaves the outstanding replies to the workers.
 #[derive(Debug)]
 struct DirectReplies<'a> {
     connections: KeyConnections<'a>,
-    pending: NodeSet,
-    /// The nodes whose worker sleeps, and polls only after it is woken.
+    /// The nodes for which the caller polls. A node that has replied stays in the set.
+    polled: NodeSet,
+    /// The nodes whose worker polls only after it is woken, because it sleeps.
     unattended: NodeSet,
 }
 
 impl DirectReplies<'_> {
-    /// Reads the replies that have arrived. With `is_over` leaves the others to the workers.
+    /// Reads the replies that have arrived. With `is_over` reads none, and leaves all nodes to
+    /// their workers.
     fn poll(&mut self, is_over: bool) {
         for (node, connection) in self.connections.iter() {
-            if self.pending.contains(node) && (is_over || !connection.poll()) {
+            if self.polled.contains(node) && (is_over || !connection.poll()) {
                 connection.wake_worker();
-                self.pending = self.pending.difference(NodeSet::single(node));
+                self.polled = self.polled.difference(NodeSet::single(node));
             }
         }
     }
@@ -88,7 +92,7 @@ impl DirectReplies<'_> {
 impl Drop for DirectReplies<'_> {
     fn drop(&mut self) {
         for (node, connection) in self.connections.iter() {
-            if self.pending.contains(node) && self.unattended.contains(node) {
+            if self.polled.contains(node) && self.unattended.contains(node) {
                 connection.wake_worker_if_in_flight();
             }
         }
@@ -116,7 +120,7 @@ impl<'a> Round<'a> {
             caller: CallerGuard::UNCOUNTED,
             direct: DirectReplies {
                 connections,
-                pending: NodeSet::default(),
+                polled: NodeSet::default(),
                 unattended: NodeSet::default(),
             },
         }
@@ -136,7 +140,8 @@ impl<'a> Round<'a> {
     }
 
     /// Sends a request to `nodes`. Its replies go to `sink`, which delivers them to the inbox, too.
-    /// The failure of a suspect node is counted at once.
+    /// The failure of a suspect node is counted at once. Returns the nodes that accepted the
+    /// request. Does not block.
     pub(super) fn submit_with_sink(
         &mut self,
         request: &Request,
@@ -148,7 +153,7 @@ impl<'a> Round<'a> {
         let sent = self
             .connections
             .dispatch(request, nodes, Some(&reply), is_direct);
-        self.direct.pending = self.direct.pending.union(sent.direct);
+        self.direct.polled = self.direct.polled.union(sent.direct);
         self.direct.unattended = self.direct.unattended.union(sent.unattended);
         for (node, cause) in sent.failures {
             self.tally.vote(node, Vote::Fault(cause));
@@ -163,8 +168,9 @@ impl<'a> Round<'a> {
         self.submit_with_sink(substitute, all, sink);
     }
 
-    /// Asks one node, and blocks until it replies, for [`PREFERRED_NODE_ROUNDS`] typical rounds at
-    /// most. Returns the end of the wait if the node refused or the caller was cancelled.
+    /// Asks the preferred node, and blocks until it replies, for [`PREFERRED_NODE_ROUNDS`] typical
+    /// rounds at most. Returns the end of the wait if the node refused or the caller was cancelled;
+    /// `None` if the other nodes are to be asked.
     pub(super) fn ask_preferred(&mut self, node: usize) -> Option<WaitEnd> {
         if !self.submit(NodeSet::single(node)).contains(node) {
             return None;
@@ -176,7 +182,8 @@ impl<'a> Round<'a> {
         is_over.then_some(ended)
     }
 
-    /// Leaves the outstanding replies to the workers, because another thread waits for them.
+    /// Leaves the outstanding replies to the workers, because another thread waits for them. Does
+    /// not close the round in the inbox.
     pub(crate) fn detach(mut self) {
         self.direct.poll(true);
     }
@@ -186,13 +193,14 @@ impl<'a> Round<'a> {
         &self.tally
     }
 
-    /// Blocks until the nodes have decided, at most until `deadline`, and ends the round.
+    /// Blocks until the votes decide, at most until `deadline` or a cancellation. Ends the round.
     pub(crate) fn wait(mut self, deadline: Deadline) -> RoundOutcome {
         let ended = self.decide(deadline);
         self.finish(ended)
     }
 
-    /// Blocks until the nodes have decided, at most until `deadline`. The round stays open.
+    /// Blocks until the votes decide, at most until `deadline` or a cancellation. Does not end the
+    /// round. Adds the duration to the estimate of a typical round.
     pub(crate) fn decide(&mut self, deadline: Deadline) -> WaitEnd {
         let start = clock::now();
         let spin_until = self.rtt.spin_deadline(start);
@@ -206,7 +214,8 @@ impl<'a> Round<'a> {
         ended
     }
 
-    /// Blocks for as long as the votes are incomplete by `lacks`, at most until `end`.
+    /// Collects replies while `lacks` returns `true` for the votes. Blocks at most until `end` or a
+    /// cancellation.
     pub(crate) fn collect_while(&mut self, lacks: impl Fn(&Tally) -> bool, end: Instant) {
         let spin_until = self.rtt.spin_deadline(clock::now());
         let mut ended = WaitEnd::Complete;
@@ -229,7 +238,8 @@ impl<'a> Round<'a> {
         self.tally.close_with_timeouts();
     }
 
-    /// Blocks until all nodes have replied, at most until `deadline`, and ends the round.
+    /// Blocks until all nodes have voted, at most until `deadline` or a cancellation, and ends the
+    /// round.
     pub(crate) fn wait_all(mut self, deadline: Deadline) -> RoundOutcome {
         let mut ended = WaitEnd::Complete;
         while self.tally.outstanding() > 0 && ended == WaitEnd::Complete {
@@ -238,7 +248,8 @@ impl<'a> Round<'a> {
         self.finish(ended)
     }
 
-    /// Blocks until `wanted` replies have arrived, at most until `end`, and counts the votes.
+    /// Blocks until `wanted` further replies have arrived, at most until `end` or a cancellation.
+    /// Counts the votes.
     fn collect_replies(
         &mut self,
         wanted: usize,
@@ -256,19 +267,20 @@ impl<'a> Round<'a> {
         ended
     }
 
-    /// Polls for the replies to direct sends until `wanted` have arrived, at most until `end`
-    /// (`None`: once). The replies that are outstanding then are left to the workers.
+    /// Polls for the replies to direct sends until `wanted` replies have arrived, at most until
+    /// `end`. At `end`, and at once if it is `None`, leaves the outstanding replies to the workers.
     fn poll_direct(&mut self, wanted: usize, end: Option<Instant>) {
-        while self.direct.pending.len() > 0 && self.inbox.needs_more(wanted) {
+        while self.direct.polled.len() > 0 && self.inbox.needs_more(wanted) {
             std::thread::yield_now(); // a server on this machine may need the processor
             self.direct.poll(end.is_none_or(|end| end <= clock::now()));
         }
     }
 
-    /// Ends the round with the votes that have arrived.
+    /// Ends the round with the votes that have arrived. Counts a node that was asked again and has
+    /// not voted as refused, and other outstanding nodes as timed out if there is no verdict.
     pub(crate) fn finish(mut self, wait_end: WaitEnd) -> RoundOutcome {
         self.inbox.close_round();
-        let unsettled = self.tally.restore();
+        let unsettled = self.tally.count_former_refusals();
         let verdict = self.tally.verdict();
         let verdict = verdict.unwrap_or_else(|| self.tally.close_with_timeouts());
         debug!(
@@ -328,8 +340,8 @@ impl RoundOutcome {
     }
 
     /// Returns the fence counters of the nodes that granted a fenced acquire.
-    pub(crate) fn fencing_tokens(&self) -> &[(usize, u64)] {
-        self.details.as_ref().map_or(&[], |d| &d.fencing_tokens)
+    pub(crate) fn fence_counters(&self) -> &[(usize, u64)] {
+        self.details.as_ref().map_or(&[], |d| &d.fence_counters)
     }
 
     /// Returns how many receivers a published release had, by node. Nodes without any are left out.
@@ -349,11 +361,11 @@ impl RoundOutcome {
     }
 }
 
-/// The contents of the replies beside the votes. Most rounds have none, so they are created on
-/// demand.
+/// The contents of the replies besides the votes. Created by the first reply that has any, because
+/// most rounds have none.
 #[derive(Debug, Default)]
 struct RoundDetails {
-    fencing_tokens: Vec<(usize, u64)>,
+    fence_counters: Vec<(usize, u64)>,
     receivers: Vec<(usize, u64)>,
     blocking_keys: Vec<usize>,
     free_permits: Vec<FreePermits>,
@@ -363,9 +375,9 @@ impl RoundDetails {
     /// Adds the contents of a reply.
     fn record(details: &mut Option<Box<RoundDetails>>, node: usize, reply: &Reply) {
         match reply {
-            Reply::Fenced(token) | Reply::SwappedAbsent(Some(token)) => {
-                let tokens = &mut details.get_or_insert_default().fencing_tokens;
-                tokens.push((node, *token));
+            Reply::Fenced(counter) | Reply::SwappedAbsent(Some(counter)) => {
+                let counters = &mut details.get_or_insert_default().fence_counters;
+                counters.push((node, *counter));
             }
             Reply::DoneNotified(count) => {
                 let receivers = &mut details.get_or_insert_default().receivers;

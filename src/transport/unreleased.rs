@@ -38,8 +38,8 @@ impl Pipeline {
         }
     }
 
-    /// Drops the connection, and abandons all requests in flight.
-    pub(super) fn go_down(&mut self, cause: &NodeFailure) {
+    /// Drops the connection, and abandons the direct sends and the batch.
+    pub(super) fn abort_with_batch(&mut self, cause: &NodeFailure) {
         self.abort_connection(cause);
         let batch = self.batch.drain(..).zip(self.batch_pending.drain(..));
         let batch: Vec<_> = batch.collect();

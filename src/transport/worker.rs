@@ -1,20 +1,24 @@
-//! The worker thread of a node connection: sends the queued requests in batches, and waits for the
-//! replies for which no caller polls. `worker_connect.rs` has how it connects.
+//! The worker thread of a node connection: sends the queued requests in batches, and reads the
+//! replies for which no caller polls. `worker_connect.rs` has the connects.
 //!
 //! - It never sends a request again that may have been executed, except a pending release.
-//! - While its node is down it keeps nothing but pending releases: every other job is rejected with
-//!   the cause (L3).
+//! - While its connection is down it keeps nothing but pending releases: every other job is
+//!   rejected with the cause (L3).
 //! - A panic in a session, a sink or a logger does not end it.
 //!
-//! Tests: `src/tests/transport/worker.rs`, `src/tests/transport/connection.rs`,
-//! `src/tests/engine/idle.rs`.
+//! Tests: `src/tests/transport/worker.rs`, `src/tests/transport/connection.rs`;
+//! `src/tests/engine/` (`idle.rs`; `pending.rs` for L3; `quorum.rs`, such as
+//! `worker_survives_a_panic_in_its_session`).
 //!
 //! | state | leaves by |
 //! |---|---|
 //! | connecting | a handshake → up; a failure → down |
-//! | up | the connection ends → connecting; a reply times out → down; `Stop` → ended |
-//! | up after a retry | as up, but the connection ends before any reply → down |
+//! | up | the connection ends, is replaced or times out → connecting; `Stop` → ended |
+//! | up after a retry | as up; the connection ends before any reply → down |
 //! | down | the reconnect delay passes → connecting; `Stop` → ended |
+//!
+//! A reply that times out also marks the connection as down for its callers, and rejects all unsent
+//! jobs. The next connect follows without a delay.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -37,11 +41,11 @@ use crate::transport::pipeline::{Pipeline, panic_failure, worker_stopped};
 
 /// How often the worker of an idle connection sends a PING.
 const PING_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 10_000 });
-/// How long the worker leaves a reply unread before it reads it itself, because the caller may poll
-/// for it; at most a quarter of `node_timeout`.
+/// How long after a direct send the worker leaves the reply to the caller, which may poll for it.
+/// At most a quarter of `node_timeout`.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
-/// The delay after the first failed connect. It doubles with each further one, and half of it is
-/// drawn at random.
+/// The delay after the first failed connect. It doubles with each further failure. Half of each
+/// delay is drawn at random.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(50);
 /// The longest delay between two connects.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
@@ -68,10 +72,10 @@ pub(crate) struct Worker {
     pub(super) former_session: Option<Handshake>,
     /// Whether the run of `former_session` is counted in the registry.
     pub(super) registered: bool,
-    /// Whether the connection has been counted as down since it was up last.
+    /// Whether the node's warnings count the connection as down.
     pub(super) is_down: bool,
-    /// Whether the last connect was made without a delay, for requests that have waited since the
-    /// former connection ended.
+    /// Whether requests have waited for the latest connect since the former connection ended. They
+    /// do not wait for another one.
     is_retry: bool,
     /// Received jobs for the next batches.
     queued_jobs: VecDeque<Job>,
@@ -81,7 +85,8 @@ pub(crate) struct Worker {
     _alive: Sender<()>,
 }
 
-/// The locked pipeline. The worker unlocks it only while it waits for its queue.
+/// The locked pipeline. The worker unlocks it only in [`Worker::wait`], not while the connection is
+/// down.
 type PipelineGuard<'a> = MutexGuard<'a, Pipeline>;
 
 impl Worker {
@@ -133,7 +138,7 @@ impl Worker {
         trace!("{}: worker ended", self.name);
     }
 
-    /// Connects and serves the connection until it ends, or waits for the delay after a failure.
+    /// Connects, and serves the connection until it ends. After a failure blocks for the delay.
     fn connect_and_serve(&mut self, pipeline: &mut PipelineGuard<'_>, delay: &mut Duration) {
         match self.connect(pipeline) {
             Ok(()) => {
@@ -156,7 +161,7 @@ impl Worker {
     /// Marks the connection as down, and blocks for the delay before the next connect.
     fn fail(&mut self, pipeline: &mut PipelineGuard<'_>, cause: NodeFailure, delay: &mut Duration) {
         self.go_down(pipeline, cause);
-        // The node does not come back at once, so callers must not wait for releases.
+        // The next connect comes after a delay, so callers must not wait for their releases.
         pipeline.fail_release_waiters();
         *delay = (*delay * 2).clamp(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
         self.wait_before_reconnect(pipeline, delay.mul_f64(0.5 + random::unit() / 2.0));
@@ -188,11 +193,15 @@ impl Worker {
     ///
     /// The pipeline is unlocked meanwhile, for direct sends. Callers usually read their replies
     /// themselves, so the worker polls rarely, and not at all while no caller sends directly.
+    ///
+    /// # Errors
+    /// - `Timeout`: it is time for an idle tick.
+    /// - `Disconnected`: all handles of the connection are dropped.
     fn wait(&mut self, pipeline: &mut PipelineGuard<'_>) -> Result<(), RecvTimeoutError> {
         if !self.queued_jobs.is_empty() {
             return Ok(());
         }
-        let was_used = std::mem::take(&mut pipeline.used_since_poll);
+        let was_used = std::mem::take(&mut pipeline.used_since_sleep);
         pipeline.worker_asleep = !was_used && !pipeline.has_in_flight();
         let interval = match pipeline.worker_asleep {
             true => PING_INTERVAL,
@@ -220,7 +229,7 @@ impl Worker {
     /// # Errors
     /// The cause if the connection has to be closed. Jobs that were not sent stay queued.
     fn serve_queued(&mut self, pipeline: &mut PipelineGuard<'_>) -> Result<(), NodeFailure> {
-        // Direct sends went out first, so their replies come first.
+        // The direct sends precede the batch, so their replies precede those to the batch.
         pipeline.drain_replies()?;
         // Checked before the batch is filled: an unsent job can wait for the next connection.
         pipeline.check_idle()?;
@@ -231,7 +240,8 @@ impl Worker {
     }
 
     /// Checks that the connection is not replaced. If it is and its server still replies, that
-    /// server did not restart: several servers share the address.
+    /// server did not restart: several servers share the address. The registry then doubts the
+    /// node.
     ///
     /// # Errors
     /// The cause if the connection is replaced.
@@ -249,7 +259,8 @@ impl Worker {
         current
     }
 
-    /// Sends due pending releases, sends a PING or reads replies, when no message has arrived.
+    /// Does what is due when no message has arrived: sends pending releases, sends a PING, or reads
+    /// replies that callers have left unread.
     ///
     /// # Errors
     /// The cause if the connection has to be closed.
@@ -294,7 +305,7 @@ impl Worker {
         while pipeline.batch_has_room() {
             match self.queued_jobs.pop_front() {
                 Some(job) if pipeline.batch_shares_token(&job) => {
-                    // A batch does not keep the order when scripts have to be loaded again.
+                    // A request whose script the server lacks is sent again, behind the batch.
                     self.queued_jobs.push_front(job);
                     return;
                 }
@@ -308,15 +319,16 @@ impl Worker {
         }
     }
 
-    /// Prepares for a reconnect. The node may be well although its connection has ended.
+    /// Prepares for a reconnect without marking the connection as down, because the node may be
+    /// reachable although its connection has ended.
     ///
     /// Unsent jobs and due releases wait for one connect, and callers may submit meanwhile, for
     /// `node_timeout` at most. Otherwise a middlebox that closes idle connections would fail an
-    /// acquire on all nodes at once. If nothing waits, the next connect is no retry.
+    /// acquire on all nodes at once. The next connect is a retry only if a job or release waits.
     fn prepare_reconnect(&mut self, pipeline: &mut Pipeline, cause: &NodeFailure) {
         debug!("{}: connection ended, reconnecting: {cause}", self.name);
         self.unregister(pipeline);
-        pipeline.go_down(cause);
+        pipeline.abort_with_batch(cause);
         pipeline.expect_connect();
         let now = clock::now();
         let is_due = pipeline.pending_due(now).is_some_and(|due| due <= now);
@@ -330,7 +342,8 @@ impl Worker {
         }
     }
 
-    /// Marks the connection as down, and rejects all jobs before anything blocks.
+    /// Marks the connection as down, aborts it, and rejects all unsent jobs. Does not block, so
+    /// their callers learn the cause before the next connect.
     fn go_down(&mut self, pipeline: &mut Pipeline, cause: NodeFailure) {
         let mut report = pipeline.status.report.lock();
         let is_new_cause = report.cause != cause;
@@ -348,7 +361,7 @@ impl Worker {
         if (is_outage || was_up || is_new_cause) && !self.stopping {
             self.log(is_outage, &format!("unavailable: {cause}"));
         }
-        pipeline.go_down(&cause);
+        pipeline.abort_with_batch(&cause);
         self.reject_queued(pipeline);
     }
 
@@ -370,6 +383,7 @@ impl Worker {
     }
 
     /// Blocks for the delay before the next connect, and rejects the jobs that arrive meanwhile.
+    /// The pipeline stays locked, because a connection that is down carries no direct send.
     fn wait_before_reconnect(&mut self, pipeline: &mut Pipeline, delay: Duration) {
         let end = clock::now() + delay;
         while !self.stopping {

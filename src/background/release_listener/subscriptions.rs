@@ -1,20 +1,24 @@
-//! The channels of the release listener: which are wanted, and which the server has confirmed.
+//! The channels of the release listener: which have waiters, and which the server has confirmed.
 //!
-//! Pure: no I/O, no clock, no mutex. The thread sends the commands that this returns.
+//! No I/O and no clock: the thread passes the time in and sends the commands that this returns. The
+//! only effect outside is that it wakes the inboxes of waiters.
 //!
-//! A channel counts as subscribed by its confirmation alone (L4), and a reply belongs to the very
-//! SUBSCRIBE that it confirms. So a message or a confirmation that was in flight before the channel
-//! was removed and added again confirms nothing.
+//! - A channel counts as subscribed by its confirmation alone (L4). A message confirms nothing.
+//! - A confirmation counts only for the SUBSCRIBE with its id. So one that was in flight when the
+//!   channel was removed and added again confirms nothing.
+//! - A channel with a waiter is never removed.
+//!
+//! Tests: below, such as `message_does_not_confirm_its_channel`; beside `listener.rs`.
 //!
 //! | stage       | meaning                           | next                               |
 //! |-------------|-----------------------------------|------------------------------------|
 //! | `Unsent`    | no SUBSCRIBE on this connection   | `Sent`                             |
 //! | `Sent(id)`  | SUBSCRIBE sent, no reply          | `Confirmed`; `Refused` or `Unsent` |
 //! | `Confirmed` | messages arrive                   |                                    |
-//! | `Refused`   | denied; waits end by time         |                                    |
+//! | `Refused`   | refused alone; waits end by time  |                                    |
 //!
 //! The end of the connection makes every channel `Unsent`. A channel without waiters is removed
-//! after a delay, whatever its stage.
+//! after a delay, whatever its stage. A new waiter of a `Refused` channel sends no SUBSCRIBE.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -30,17 +34,20 @@ const MAX_CHANNELS: usize = 1000;
 /// The channels of a listener.
 pub(super) struct Subscriptions {
     entries: HashMap<Channel, Entry>,
-    /// The channels whose last waiter has left, with the time of that, in order of time.
+    /// The channels whose last waiter has left, in the order of the times at which it left. An
+    /// element is stale if its time is not the entry's `idle_since`.
     idle: VecDeque<(Instant, Channel)>,
-    /// The channels to subscribe to on this connection; `None` without a connection.
+    /// The channels without a SUBSCRIBE on this connection; `None` without a connection.
     unsent: Option<Vec<Channel>>,
     /// The id of the last SUBSCRIBE.
     last_command: u64,
-    /// Set once the server refused a SUBSCRIBE of several channels, one of which may be denied.
-    /// Each SUBSCRIBE with an id greater than this has one channel.
+    /// The id of the last SUBSCRIBE that was sent before the server first refused one on this
+    /// connection; `None` before that. Each later SUBSCRIBE has one channel, because a refusal of
+    /// several does not say which channel is denied.
     single_after: Option<u64>,
 }
 
+/// The state of one channel.
 struct Entry {
     waiters: Vec<Arc<ChannelWaiter>>,
     stage: Stage,
@@ -81,7 +88,7 @@ impl Subscriptions {
         entry.is_some_and(|entry| entry.stage == Stage::Confirmed)
     }
 
-    /// Adds a waiter. Returns whether its channel is new and is to be subscribed to.
+    /// Adds a waiter. Returns whether its channel is new, so that a SUBSCRIBE has to be sent.
     pub(super) fn add_waiter(&mut self, channel: &Channel, waiter: &Arc<ChannelWaiter>) -> bool {
         let mut is_new = false;
         let entry = self.entries.entry(Arc::clone(channel)).or_insert_with(|| {
@@ -131,7 +138,7 @@ impl Subscriptions {
         }
     }
 
-    /// Returns the SUBSCRIBE commands to send, each with its id.
+    /// Returns the SUBSCRIBE commands to send, each with its id, and marks their channels as sent.
     pub(super) fn take_unsent(&mut self) -> Vec<(u64, Vec<Channel>)> {
         let Some(unsent) = self.unsent.as_mut().filter(|unsent| !unsent.is_empty()) else {
             return Vec::new();
@@ -139,7 +146,7 @@ impl Subscriptions {
         let max = self.single_after.map_or(MAX_CHANNELS, |_| 1);
         let mut commands: Vec<(u64, Vec<Channel>)> = Vec::new();
         for channel in unsent.drain(..) {
-            // The channel may have been removed and added again, which puts it here twice.
+            // A channel that was removed and added again is in `unsent` twice.
             let entry = self.entries.get_mut(&channel);
             let Some(entry) = entry.filter(|entry| entry.stage == Stage::Unsent) else {
                 continue;
@@ -164,7 +171,7 @@ impl Subscriptions {
             let Some((since, channel)) = self.idle.pop_front() else {
                 break;
             };
-            // A waiter may have come, and perhaps left, since then.
+            // Another waiter may have been added since then, and may have left again.
             let entry = self.entries.get(&channel);
             let Some(entry) = entry.filter(|entry| entry.idle_since == Some(since)) else {
                 continue;
@@ -184,7 +191,8 @@ impl Subscriptions {
         self.idle.front().map(|(since, _)| *since + delay)
     }
 
-    /// Records that the server has confirmed a channel of the SUBSCRIBE `command`.
+    /// Records that the server has confirmed a channel of the SUBSCRIBE `command`, and wakes its
+    /// waiters. Without effect if the channel is not in that SUBSCRIBE any more.
     pub(super) fn confirm(&mut self, command: u64, channel: &str) {
         if let Some(entry) = self.entries.get_mut(channel)
             && entry.stage == Stage::Sent(command)
@@ -194,8 +202,11 @@ impl Subscriptions {
         }
     }
 
-    /// Records that the server has refused the SUBSCRIBE `command`. Returns its channel if it had
-    /// only one. Several channels become unsent, to be sent one by one.
+    /// Records that the server has refused the SUBSCRIBE `command`.
+    ///
+    /// A command that was sent after the first refusal has one channel, which becomes `Refused` and
+    /// is returned. The channels of an earlier command, even a single one, become `Unsent`, to be
+    /// sent one by one.
     pub(super) fn refuse(&mut self, command: u64) -> Option<Channel> {
         let was_single = self.single_after.is_some_and(|last| command > last);
         self.single_after.get_or_insert(self.last_command);
@@ -220,7 +231,7 @@ impl Subscriptions {
     }
 
     /// Wakes the waiters of a channel on which a release was published. Does not confirm the
-    /// channel: the message may belong to an earlier subscription.
+    /// channel, because the message may belong to an earlier subscription.
     pub(super) fn signal_release(&self, channel: &str) {
         if let Some(entry) = self.entries.get(channel) {
             entry.signal(Signal::Released);
@@ -229,6 +240,7 @@ impl Subscriptions {
 }
 
 impl Entry {
+    /// Raises the signal of all waiters, and wakes them.
     fn signal(&self, signal: Signal) {
         for waiter in &self.waiters {
             waiter.raise(signal);
@@ -240,15 +252,17 @@ impl Entry {
 /// A caller that waits for a release on one channel.
 pub(super) struct ChannelWaiter {
     inbox: Arc<Inbox>,
-    /// The greatest [`Signal`] since the caller took one last.
+    /// The greatest [`Signal`] since the caller last took the signal.
     signal: AtomicU8,
 }
 
-/// Why a waiter was woken, in ascending order.
+/// Why a waiter was woken. A greater signal replaces a lesser one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Signal {
+    /// The waiter was not woken.
     None,
-    /// Releases wake the waiter from now on. An earlier release may have been missed.
+    /// The channel is confirmed, so a release wakes the waiter from now on. An earlier one may have
+    /// been missed.
     Subscribed,
     /// A release was published.
     Released,
@@ -262,7 +276,7 @@ impl ChannelWaiter {
         }
     }
 
-    /// Raises the signal to `signal`, unless it is greater already.
+    /// Raises the signal to `signal`, unless it is greater already. Does not wake the waiter.
     pub(super) fn raise(&self, signal: Signal) {
         self.signal.fetch_max(signal as u8, Ordering::AcqRel);
     }

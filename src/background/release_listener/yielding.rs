@@ -1,7 +1,14 @@
-//! Until when this `Nodes` yields a key to other processes after its own release.
+//! The yield deadlines of the keys that this `Nodes` yields to other processes after its releases.
 //!
 //! Pure: the time is passed in. A release reports how many subscribers received its message. If
-//! other processes did, the next acquire of that key waits until they had time to acquire.
+//! other processes did, the next acquire of that key in this process waits until they had time to
+//! acquire.
+//!
+//! - A deadline only delays an acquire; it never refuses one.
+//! - The number of channels does not grow without an end: each is forgotten some time after its
+//!   last deadline.
+//!
+//! Tests: below; `src/tests/engine/wake_up.rs`, `release_with_foreign_receivers_yields_to_others`.
 //!
 //! | state of a channel | stored as          | ends by                                          |
 //! |--------------------|--------------------|--------------------------------------------------|
@@ -15,18 +22,18 @@ use std::time::{Duration, Instant};
 
 use crate::protocol::key::Channel;
 
-/// A channel is forgotten when its deadline has passed for this long.
+/// A channel is forgotten at the earliest when its deadline has passed for this long.
 const FORGET_AFTER: Duration = Duration::from_secs(10);
 
-/// The largest number of channels that one release checks for removal. It is more than one, so
-/// that the number of channels shrinks.
+/// The largest number of channels that are checked when a deadline is set. It is more than one, the
+/// number of channels that this adds, so that their number shrinks.
 const MAX_CHECKED: usize = 2;
 
-/// The deadlines of all channels that other processes were seen to receive.
+/// The deadlines of the channels on which other processes have received a message.
 pub(super) struct YieldDeadlines {
-    /// `None` if the last release had no other receivers; kept until the queue reaches it.
+    /// `None` if the last release had no other receivers. Such a channel stays until it is checked.
     deadlines: HashMap<Channel, Option<Instant>>,
-    /// Each channel once, with the time of its next check for being forgotten.
+    /// Each channel once, with the time of its next check, in the order of these times.
     queue: VecDeque<(Instant, Channel)>,
     /// The number of deadlines that are not `None`.
     count: usize,
@@ -51,8 +58,8 @@ impl YieldDeadlines {
         self.deadlines.get(channel).copied().flatten()
     }
 
-    /// Sets the deadline of a channel. Forgets up to [`MAX_CHECKED`] others, so that no release
-    /// checks them all.
+    /// Sets the deadline of a channel. First checks up to [`MAX_CHECKED`] channels whether they can
+    /// be forgotten, so that no release checks them all.
     pub(super) fn set(&mut self, channel: &Channel, deadline: Instant, now: Instant) {
         self.forget_some(now);
         match self.deadlines.insert(Arc::clone(channel), Some(deadline)) {
@@ -66,14 +73,14 @@ impl YieldDeadlines {
         }
     }
 
-    /// Moves the deadline of a channel, if it has one.
+    /// Replaces the deadline of a channel, if it has one.
     pub(super) fn extend(&mut self, channel: &str, deadline: Instant) {
         if let Some(Some(current)) = self.deadlines.get_mut(channel) {
             *current = deadline;
         }
     }
 
-    /// Removes the deadline of a channel.
+    /// Removes the deadline of a channel. The channel is forgotten at its next check.
     pub(super) fn remove(&mut self, channel: &str) {
         if let Some(deadline) = self.deadlines.get_mut(channel)
             && deadline.take().is_some()
@@ -82,6 +89,8 @@ impl YieldDeadlines {
         }
     }
 
+    /// Checks up to [`MAX_CHECKED`] channels, and forgets those without a deadline in the last
+    /// [`FORGET_AFTER`].
     fn forget_some(&mut self, now: Instant) {
         for _ in 0..MAX_CHECKED {
             if self.queue.front().is_none_or(|(due, _)| *due > now) {

@@ -206,7 +206,7 @@ impl Simulator {
             },
             Some(verdict) => verdict,
             None if over => {
-                round.unsettled = round.tally.restore();
+                round.unsettled = round.tally.count_former_refusals();
                 round.tally.close_with_timeouts()
             }
             None => {

@@ -280,7 +280,7 @@ fn unpolled_reply_is_drained_or_times_out() {
     let now = clock::now();
     pipeline.worker_asleep = true;
     let result = pipeline.send_direct(job(Op::Acquire, &exclusive(), &sink), b"", now);
-    assert!(result.is_ok_and(|wake| wake) && pipeline.used_since_poll);
+    assert!(result.is_ok_and(|wake| wake) && pipeline.used_since_sleep);
     assert!(
         pipeline.oldest_sent_before(now)
             && !pipeline.oldest_sent_before(now - Duration::from_millis(1))
