@@ -150,7 +150,6 @@ impl Acquisition<'_> {
         {}
         let signal = self.subscriptions.iter().map(Subscription::take_signal);
         if signal.max() == Some(Signal::Released) {
-            self.backoff.reset_after_release();
             // All waiters ask the same node first, so that the losers have nothing to undo.
             self.preferred_node = self.engine.listener.current_node();
         }

@@ -7,30 +7,20 @@ use crate::protocol::kind::LeaseKind;
 use crate::random;
 
 /// The state of one acquire's retry delays.
+///
+/// A published release does not restart the delays. It causes one attempt at once, and a caller that
+/// loses it waits for the next release: the attempts of all waiters settle which of them wins (L1).
 #[derive(Default)]
 pub(super) struct Backoff {
     retries: u32,
-    /// A release was published, so the delays start from one round trip.
-    fast: bool,
 }
 
 impl Backoff {
-    /// Restarts the delays from one round trip, because the waiters now compete for a free lock.
-    pub(super) fn reset_after_release(&mut self) {
-        *self = Backoff {
-            fast: true,
-            ..Backoff::default()
-        };
-    }
-
     /// Returns the delay before the next attempt, with jitter, by the policy for this kind.
     pub(super) fn next_delay(&mut self, engine: &Engine, kind: LeaseKind) -> Duration {
-        let mut policy = engine.retry_policy(kind).clone();
         self.retries = self.retries.saturating_add(1);
-        if self.fast {
-            let round_trip = engine.nodes.rtt_estimate();
-            policy.initial_delay = policy.initial_delay.min(round_trip);
-        }
-        policy.delay(self.retries, random::unit())
+        engine
+            .retry_policy(kind)
+            .delay(self.retries, random::unit())
     }
 }

@@ -243,6 +243,30 @@ fn waiting_threads_of_a_process_send_one_request() {
     assert_no_timeout_elapsed(began.expect("it was released"));
 }
 
+/// Further attempts would cost the nodes and the winner's processor more than they gain: a waiter that
+/// loses has been refused, and the winner's release wakes it again.
+#[test]
+fn waiter_that_loses_after_a_release_attempts_once_per_release() {
+    let fakes = FakeNode::fakes(1);
+    let waiter = slowly_retrying(&fakes);
+    fakes[0].seize("x", TTL);
+    let channel = exclusive_key("x").channel();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock("x", TTL));
+        listens(&fakes, "x", 2);
+        for release in 1..=2 {
+            fakes[0].publish(&channel);
+            let attempts = 2 + release;
+            eventually("it attempts", || fakes[0].count(Op::Acquire) == attempts);
+            thread::park_timeout(Duration::from_millis(100));
+            assert_eq!(fakes[0].count(Op::Acquire), attempts);
+        }
+        fakes[0].wipe();
+        fakes[0].publish(&channel);
+        drop(waits.join().expect("no panic").expect("free"));
+    });
+}
+
 #[test]
 fn undo_and_refusal_publish_nothing() {
     let fakes = FakeNode::fakes(3);
