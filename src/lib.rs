@@ -19,11 +19,10 @@
 //! # }
 //! ```
 //!
-//! **A guard can end before it is dropped.** A lock of this kind is a lease: it is held until its
-//! TTL runs out, and a program that is paused for longer has lost it without having done anything.
-//! So let the lock be renewed ([`auto_renew`](LockOptions::auto_renew)) or
-//! [`extend`](LockGuard::extend) it in time, and call [`check`](LockGuard::check) at each step that
-//! must not overlap with another holder's.
+//! **A lock can end before its guard is dropped.** A lock of this kind is a lease: it ends with its
+//! TTL unless it is renewed or extended, so a program that is paused for longer loses it. Set
+//! [`auto_renew`](LockOptions::auto_renew), or [`extend`](LockGuard::extend) the lock in time. Call
+//! [`check`](LockGuard::check) before each step that must not overlap with another holder's.
 //!
 //! # Which lock
 //!
@@ -38,14 +37,14 @@
 //! traits. An exclusive lock, a read-write lock and a semaphore of one name are different locks.
 //!
 //! `lock`, `read` and `write` take a TTL; `acquire…` takes [`LockOptions`]. A `try_` call returns
-//! `None` where the lock is held; it waits only if its options say so.
+//! `None` if another holder has the lock, and waits only if its options set a wait.
 //!
 //! # Errors
 //!
 //! | error | meaning | reaction |
 //! |---|---|---|
 //! | [`is_contended`](Error::is_contended) | another holder has the lock, and the wait is over | come back later |
-//! | [`is_unavailable`](Error::is_unavailable) | no quorum of nodes replied | come back later; look at the nodes |
+//! | [`is_unavailable`](Error::is_unavailable) | no quorum of nodes replied, or too slowly | come back later; look at the nodes |
 //! | [`is_denied`](Error::is_denied) | credentials, rights or certificates | configure; waiting does not help |
 //! | [`is_lost`](Error::is_lost) | the lock ended before its guard | stop the work |
 //! | others | a name, a setting, a shutdown, a cancellation | see [`Error`] |
@@ -73,8 +72,8 @@
 //! | `sentinel` | `Endpoint::sentinel`: a master that sentinels name, as one node |
 //! | `cluster` | `Endpoint::cluster`: a Redis Cluster, as one node |
 //!
-//! None is on by default. With `tls`, a process that has not installed a crypto provider for
-//! `rustls` by its first connect gets `ring` as its default provider.
+//! None is on by default. With `tls`, the first connect over TLS installs `ring` as the process's
+//! crypto provider for `rustls`, unless the process has installed one.
 //!
 //! Rust 1.88; Redis 6.2 or Valkey 7.2 and later.
 

@@ -28,7 +28,8 @@ macro_rules! guard {
         pub struct $guard(GuardInner);
 
         impl $guard {
-            /// Returns the lock's name as it was given; of several the first in sorted order.
+            /// Returns the lock's name as it was given. A lock of several names returns the first
+            /// in sorted order.
             pub fn key(&self) -> &str {
                 self.0.keys().first().name()
             }
@@ -46,11 +47,13 @@ macro_rules! guard {
                 self.0.is_held()
             }
 
-            /// Returns how long the lock is held for at least; zero if it is lost. Does not block.
+            /// Returns how long the lock is held for at least; zero if [`is_held`](Self::is_held)
+            /// returns `false`. Does not block.
             ///
-            /// This is the validity: the TTL, less the time of the acquire, less the allowance for
-            /// clock drift (`ttl / 100 + 2 ms`). It holds unless keys are deleted on the nodes;
-            /// [the guide](crate::guide::failures) covers nodes that lose their data.
+            /// This is the rest of the validity: the TTL, less the time of the acquire, less the
+            /// allowance for clock drift (`ttl / 100 + 2 ms`). A key that is deleted on the nodes
+            /// ends it earlier; [the guide](crate::guide::failures) covers nodes that lose their
+            /// data.
             ///
             /// A local lock does not expire and returns [`Duration::MAX`], with which
             /// `Instant::now() + guard.remaining()` panics. Compute a deadline as
@@ -60,11 +63,11 @@ macro_rules! guard {
                 self.0.remaining()
             }
 
-            /// Returns `Ok` while the lock is held: for the checkpoints of a loop, with `?`.
+            /// Returns `Ok` while the lock is held. A loop calls it with `?` before each step.
             ///
             /// Does not block, except after a suspend of the computer or if the wall clock was set
-            /// forward. Then it asks the nodes, for at most `node_timeout`, after a renewal in
-            /// progress.
+            /// forward. Then it waits for an extension in progress, and asks the nodes for at most
+            /// `node_timeout`.
             ///
             /// # Errors
             /// - [`LockLost`](Error::LockLost): the lock is not held any more.
@@ -75,12 +78,12 @@ macro_rules! guard {
                 self.0.check()
             }
 
-            /// Holds the lock for `ttl` from now on. An extension never shortens.
+            /// Extends the lock to `ttl` from now. An extension never shortens the lease.
             ///
-            /// Blocks for at most `node_timeout`, after extensions by other threads and a renewal
-            /// in progress. If it fails, the lock stays held until its old expiry, unless it is
-            /// lost. On nodes that have lost the key it is restored after a quorum has confirmed
-            /// the lease. A local lock does not expire: its TTL is validated and ignored.
+            /// Waits for extensions by other threads and for a renewal in progress, and then blocks
+            /// for at most `node_timeout`. If it fails, the lock is held until its former expiry,
+            /// unless it is lost. Once a quorum has confirmed the lease, nodes that have lost the
+            /// key get it back. A local lock does not expire: the TTL is validated and ignored.
             ///
             /// # Errors
             /// - [`InvalidTtl`](Error::InvalidTtl): the TTL is too short or too long.
@@ -102,14 +105,14 @@ macro_rules! guard {
             /// - [`LockLost`](Error::LockLost): the lock had expired, or too many nodes reply that
             ///   it was not ours any more. Work may have overlapped with another holder's.
             /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes replied. The
-            ///   release is sent to the others when they are back; at the latest the TTL frees the
-            ///   lock.
+            ///   other nodes get the release when they reply again; the lock ends with its TTL at
+            ///   the latest.
             /// - [`Closed`](Error::Closed): the process is a forked child, which releases nothing.
             pub fn release(self) -> Result<(), Error> {
                 self.0.release()
             }
 
-            /// Returns a watch, by which another thread can wait for the end of the lock. Does not
+            /// Returns a watch, with which another thread waits for the end of the lock. Does not
             /// block.
             pub fn watch(&self) -> LockWatch {
                 self.0.watch()
@@ -189,7 +192,7 @@ guard! {
 
 guard! {
     /// Holds a read lock, beside other readers, until it is dropped or released, or until its lease
-    /// ends, **whichever is first**. It has a lease of its own, also among readers of one process.
+    /// ends, **whichever is first**. Each reader has a lease of its own, also in one process.
     ///
     /// ```
     /// use redguard::{LocalRwLocker, RwLocker};
@@ -232,8 +235,8 @@ guard! {
 
 guard! {
     /// Holds one permit of a semaphore until it is dropped or released, or until its lease ends,
-    /// **whichever is first**. It has a lease of its own, also among permits of one process. In its
-    /// docs *the lock* is this permit.
+    /// **whichever is first**. Each permit has a lease of its own, also in one process. In the docs
+    /// of its methods *the lock* is this permit.
     ///
     /// ```
     /// use redguard::{LocalSemaphore, LockOptions, Semaphore};
@@ -278,12 +281,12 @@ macro_rules! fenced {
 }
 
 impl LockGuard {
-    /// Detaches the lock, for another process to adopt. This guard and its renewal end, but **the
-    /// lock stays acquired**, for the rest of its TTL, until [`adopt`](crate::RedisLocker::adopt)
-    /// gives it a new guard and TTL.
+    /// Detaches the lock, so that another process can adopt it. This guard and its renewal end, but
+    /// **the lock stays on the nodes** for the rest of its TTL. Within that time
+    /// [`adopt`](crate::RedisLocker::adopt) returns a new guard with a new TTL.
     ///
-    /// Does not block or ask the nodes. Threads of this process may ask for the lock, and wait
-    /// until it ends on the nodes.
+    /// Does not block or ask the nodes. Other threads of this process are refused by the nodes like
+    /// any other caller.
     ///
     /// # Errors
     /// - [`LockLost`](Error::LockLost): the lock had expired.
@@ -308,8 +311,8 @@ impl LockGuard {
         self.0.detach()
     }
 
-    /// Returns all names of a lock acquired with [`acquire_all`](crate::Locker::acquire_all),
-    /// sorted; of others the one name.
+    /// Returns the names of the lock in sorted order: several after
+    /// [`acquire_all`](crate::Locker::acquire_all), else one.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
         self.0.keys().as_slice().iter().map(Key::name)
     }
@@ -319,8 +322,8 @@ fenced!(LockGuard);
 fenced!(WriteGuard);
 
 impl WriteGuard {
-    /// Turns the write lock into a read lock, without letting another writer in between. The lease
-    /// continues as it was; other readers can acquire the lock at once.
+    /// Turns the write lock into a read lock. No other writer can acquire the lock in between. The
+    /// lease keeps its expiry and its renewal; other readers can acquire the lock at once.
     ///
     /// Blocks for at most `node_timeout`. Nodes that do not reply keep readers out until this lock
     /// is released or extended.

@@ -22,11 +22,11 @@ use crate::protocol::kind::{LeaseKind, LockKind};
 /// runs with Redis or without.
 ///
 /// A name is any text of 1 byte to 16 KiB that does not end in `:writer`, `:readers`, `:gate`,
-/// `:turn`, `:fence` or `:permits`. Append a suffix of your own to names that come from outside,
-/// such as paths.
+/// `:turn`, `:fence` or `:permits`. Append a suffix to names that the program does not choose, such
+/// as paths.
 ///
-/// Locks are **not re-entrant**: a thread that asks for a lock which it holds waits like any other,
-/// until the lease of its first guard ends (with `LocalLocker` without end). There is no poisoning:
+/// Locks are **not re-entrant**: a thread that asks for a lock which it holds waits until the lease
+/// of its first guard ends (with `LocalLocker` without end). There is no poisoning:
 /// a panic drops the guard, which releases the lock.
 ///
 /// ```
@@ -44,35 +44,41 @@ use crate::protocol::kind::{LeaseKind, LockKind};
 /// nightly(&LocalLocker::new()).unwrap();
 /// ```
 pub trait Locker: fmt::Debug + Send + Sync {
-    /// Acquires the lock of `key`, waiting for it as the options and the retry policy say.
+    /// Acquires the lock of `key`. Waits while another holder has it, within the limits of the
+    /// options or else of the retry policy.
     ///
     /// Blocks until the lock is acquired or a limit ends the wait. An attempt that has begun is
     /// finished, so the call may return up to `node_timeout` after its limit. Threads of one
     /// process acquire a key in the order in which they asked.
     ///
     /// # Errors
-    /// - [`InvalidKey`](Error::InvalidKey), [`InvalidTtl`](Error::InvalidTtl): rejected before
-    ///   anything is asked.
+    /// - [`InvalidKey`](Error::InvalidKey), [`InvalidTtl`](Error::InvalidTtl): the name or the TTL
+    ///   cannot be used; no node is asked.
     /// - [`Contended`](Error::Contended): another holder has the lock, and a limit on waiting or
     ///   attempts was reached.
     /// - [`InsufficientQuorum`](Error::InsufficientQuorum): no quorum replied for
     ///   [`max_outage`](crate::RetryPolicy::max_outage), or until the end of the wait. Returned at
-    ///   once if the nodes that deny access leave no quorum ([`is_denied`](Error::is_denied)).
+    ///   once if so many nodes deny access that no quorum is left
+    ///   ([`is_denied`](Error::is_denied)).
     /// - [`CircuitOpen`](Error::CircuitOpen): the circuit breaker is open
     ///   ([`Config::circuit_breaker`]), and the call does not wait.
-    /// - [`ValidityExhausted`](Error::ValidityExhausted): the nodes are too slow for the TTL.
+    /// - [`ValidityExhausted`](Error::ValidityExhausted): the nodes are too slow for the TTL, in
+    ///   three attempts in a row or in the only attempt allowed.
     /// - [`Cancelled`](Error::Cancelled): the options' token was cancelled.
     /// - [`Closed`](Error::Closed): the nodes are shut down, or the process is a forked child.
     /// - [`System`](Error::System): the operating system has no random bytes for a token.
     fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error>;
 
     /// Acquires the lock of `key` with one attempt, or with the wait in the options. Returns `None`
-    /// if it is held by another.
+    /// if another holder has it.
     ///
-    /// Without a wait it blocks for at most `node_timeout`, or twice that if another thread is just
-    /// probing whether the nodes are back from an outage. The nodes are not asked while another
-    /// thread of this process holds the lock or is ahead in the queue. An outage is an error at
-    /// once; a wait in the options bears an outage for as long.
+    /// Without a wait it blocks for at most `node_timeout`, and for up to 50 ms more if other
+    /// callers ask for the lock at the same moment. While another thread probes whether an outage
+    /// is over, it first waits for that result, for at most `node_timeout`. The nodes are not asked
+    /// while another thread of this process holds the lock or is ahead in the queue.
+    ///
+    /// Without a wait an outage is an error at once. With a wait in the options the call waits in
+    /// an outage, too, for at most [`max_outage`](crate::RetryPolicy::max_outage).
     ///
     /// # Errors
     /// As [`acquire`](Locker::acquire), except `Contended`: `None` is returned in its place.
@@ -89,21 +95,21 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// ```
     fn try_acquire(&self, key: &str, options: &LockOptions) -> Result<Option<LockGuard>, Error>;
 
-    /// Acquires the locks of all `keys` as one lock, all or none, waiting for it as the options and
-    /// the retry policy say.
+    /// Acquires the locks of all `keys` as one lock, all or none. Waits as
+    /// [`acquire`](Locker::acquire) does.
     ///
     /// For work that touches several things, such as a transfer between two accounts. The order of
     /// the names does not matter: callers whose names overlap exclude each other and never
-    /// deadlock, which locks acquired one by one would.
+    /// deadlock. Locks that are acquired one by one can deadlock.
     ///
     /// One guard holds them, with one TTL and one fencing token, greater than that of every earlier
-    /// holder of each key. Each node grants, extends and releases all keys in one step. The lock is
-    /// lost where one of its keys is.
+    /// holder of each key. Each node grants, extends and releases all keys in one step. A node that
+    /// has lost one of the keys counts as a node that has lost the lock.
     ///
-    /// Takes 1 to 256 names, none twice; one name makes the lock that [`acquire`](Locker::acquire)
+    /// Takes 1 to 256 different names; a single name is the lock that [`acquire`](Locker::acquire)
     /// acquires. Threads of one process acquire each key in the order in which they asked. A thread
-    /// that waits for one of several keys already holds, in its process, the keys that sort before
-    /// it.
+    /// queues for the keys in sorted order: while it waits for a key, other threads of its process
+    /// also wait for the keys that sort before it.
     ///
     /// A `Vec<String>` is passed as `&names.iter().map(String::as_str).collect::<Vec<_>>()`.
     ///
@@ -215,20 +221,20 @@ impl RedisLocker {
     /// [`into_token`](LockGuard::into_token), and holds it for `ttl` from now on. No other
     /// caller can acquire the lock in between.
     ///
-    /// Of several callers that adopt one lock at most one succeeds. The new guard has a fencing
-    /// token if the former one had: a new and greater one. The locker must use the nodes and the
-    /// key prefix with which the lock was acquired.
+    /// Of several callers that adopt one lock at most one succeeds. If the former guard had a
+    /// fencing token, the new guard has a greater one. The locker must use the nodes and the key
+    /// prefix with which the lock was acquired.
     ///
-    /// Blocks for at most `node_timeout`. A thread of this process that holds or wants the lock
-    /// makes it `Contended` at once.
+    /// Blocks for at most `node_timeout`. Returns `Contended` at once if another thread of this
+    /// process holds the lock or waits for it.
     ///
     /// # Errors
     /// - [`LockLost`](Error::LockLost): the lock has expired, was adopted already, or never
     ///   existed.
     /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes replied.
     /// - [`ValidityExhausted`](Error::ValidityExhausted): the nodes were too slow for the TTL.
-    ///   After this error and the one before, nodes that had swapped the token release the lock, so
-    ///   repeating the call helps only if none had.
+    ///   After this error, and after `InsufficientQuorum`, each node that had replaced the former
+    ///   token releases the lock. Repeating the call helps only if a quorum still has that token.
     /// - [`InvalidTtl`](Error::InvalidTtl), [`Contended`](Error::Contended),
     ///   [`Closed`](Error::Closed) and [`System`](Error::System) as in
     ///   [`acquire`](Locker::acquire).
@@ -247,7 +253,7 @@ impl RedisLocker {
     }
 
     /// Adopts a lock as [`adopt`](RedisLocker::adopt) does, with options: to renew it, or to add a
-    /// fencing token. A wait in them is only for the queue of this process.
+    /// fencing token. A wait in the options is for the queue of this process alone.
     ///
     /// # Errors
     /// As [`adopt`](RedisLocker::adopt), and
@@ -267,11 +273,11 @@ impl RedisLocker {
     }
 
     /// Asks the nodes for the holder of the lock of `key`, for operators. **The result may be out
-    /// of date when it is returned.** `None` if no node that replied has the key.
+    /// of date when it is returned.** Returns `None` if no node that replied has the key.
     ///
     /// A value of another type under the key is reported as [`foreign`](Holder::foreign).
-    /// Read-write locks and locks held in a process alone ([`Mode::Local`](crate::Mode::Local)) are
-    /// not seen.
+    /// Read-write locks, and locks held in a process alone ([`Mode::Local`](crate::Mode::Local)),
+    /// are not found.
     ///
     /// Asks all nodes, also through an open circuit breaker. Blocks until the connected ones have
     /// replied, for at most `node_timeout`.
@@ -300,13 +306,13 @@ impl RedisLocker {
     /// Deletes the lock of `key` on all nodes that reply, regardless of its holder. Returns `true`
     /// if a node had it.
     ///
-    /// **Its holder continues** until its next check, and may overlap with the next holder. This is
-    /// for an operator: the holder is known to be dead, and waiting for the TTL is too long. A
-    /// holder that is alive finds its lock lost at its next renewal, extension or release. Waiting
-    /// callers are woken. A value of another type is not a lock, and is left untouched.
+    /// **Its holder continues** until its next renewal, extension or release, which reports the
+    /// loss, and may overlap with the next holder. Use it if the holder is known to be dead and the
+    /// TTL is too long to wait for. Waiting callers are woken. A value of another type is not a
+    /// lock, and is left untouched.
     ///
     /// Blocks as [`holder`](RedisLocker::holder) does. The lock may stay on nodes that did not
-    /// reply: a minority, unless an error is returned.
+    /// reply. Unless an error is returned, these are fewer than a quorum.
     ///
     /// # Errors
     /// As [`holder`](RedisLocker::holder). With [`InsufficientQuorum`](Error::InsufficientQuorum)
@@ -383,8 +389,8 @@ pub struct LocalLocker {
 }
 
 impl LocalLocker {
-    /// Creates a locker whose locks are all free. Two of them do not exclude each other; clones of
-    /// one do.
+    /// Creates a locker whose locks are all free. Clones of a locker share its locks; two lockers
+    /// share none.
     pub fn new() -> LocalLocker {
         LocalLocker {
             lock_table: Arc::new(LockTable::new()),

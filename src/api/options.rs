@@ -72,8 +72,8 @@ impl LockOptions {
         self
     }
 
-    /// Sets the moment at which the wait ends, as [`wait_for`](LockOptions::wait_for) does; one in
-    /// the past makes one attempt. Default: the policy's limits.
+    /// Sets the moment at which the wait ends, as [`wait_for`](LockOptions::wait_for) does; a
+    /// moment in the past makes one attempt. Default: the policy's limits.
     pub fn wait_until(mut self, end: Instant) -> LockOptions {
         self.wait = Some(Wait::Until(end));
         self
@@ -124,9 +124,9 @@ impl LockOptions {
         self
     }
 
-    /// Sets a callback for the loss of the lock. It is called once: when the lease ends, at that
-    /// moment, or when the nodes have replied that the lock is not ours. It is never called for a
-    /// released lock, nor for local locks, which do not expire.
+    /// Sets a callback for the loss of the lock. It is called once: at the moment at which the
+    /// lease expires, when a quorum has replied that the lock is not ours, or at a shutdown of the
+    /// nodes. It is never called for a released lock or a local lock.
     ///
     /// All callbacks of a [`Nodes`](crate::Nodes) share a thread. A slow callback delays the
     /// others, but no lock, no renewal and no [`check`](crate::LockGuard::check). A panic in it is

@@ -26,20 +26,20 @@ use crate::protocol::kind::LeaseKind;
 /// Neither side starves the other. Threads that share a handle's nodes acquire a lock in the order
 /// in which they asked; consecutive readers share it. Between processes:
 ///
-/// - A *waiting* writer turns new readers away until it has held the lock, but not the extensions
-///   of current readers.
-/// - When a writer releases, refused readers that wait are admitted for one refresh interval (100
-///   ms by default), in which new writers are refused.
-/// - Writers of different processes have no order. Calls that do not wait have no part in this.
+/// - While a writer waits, new readers are refused. Readers that hold the lock can still extend it.
+/// - After the release of a writer, the readers that wait are admitted for one refresh interval
+///   (100 ms by default), in which new writers are refused (a *reader turn*).
+/// - Writers of different processes have no order. A `try_` call without a wait refuses no other
+///   caller.
 ///
 /// [The guide](crate::guide::read_write_locks) has the bounds.
 ///
 /// # Deadlocks
 ///
-/// Locks are not re-entrant. A thread that asks for a lock which its own guard excludes waits like
-/// any other for the end of that lease (`LocalRwLocker`: without end). **A second `read` by a
-/// thread that reads already** is such a wait as soon as a writer waits in between: the reader
-/// queues behind the writer, and the writer behind the reader.
+/// Locks are not re-entrant. A thread that asks for a lock which its own guard excludes waits until
+/// the lease of that guard ends (`LocalRwLocker`: without end). **A second `read` by a thread that
+/// holds a read lock** is such a wait if a writer waits in between: the second `read` waits for the
+/// writer, and the writer waits for the first.
 ///
 /// There is no upgrade from reading to writing, because two readers that upgrade would wait for
 /// each other. Drop the read lock, acquire the write lock, and **check again**: another writer may
@@ -69,12 +69,12 @@ use crate::protocol::kind::LeaseKind;
 /// reload_if_stale(&LocalRwLocker::new(), || true).unwrap();
 /// ```
 pub trait RwLocker: fmt::Debug + Send + Sync {
-    /// Acquires a read lock of `key`, waiting for it as the options and the retry policy say.
+    /// Acquires a read lock of `key`. Waits while a writer holds the lock or waits for it, within
+    /// the limits of the options or else of the retry policy.
     ///
     /// Blocks until the lock is acquired or a limit ends the wait. Between two attempts it sleeps
     /// for at most 50 ms, whatever the policy's `max_delay`, so that it does not miss its reader
-    /// turn. Of the readers of one process that wait for the same lock only the first polls the
-    /// nodes.
+    /// turn. Of several waiting readers of one process only the first asks the nodes.
     ///
     /// ```
     /// # use redguard::{LocalRwLocker, LockOptions, RwLocker};
@@ -110,25 +110,26 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
         options: &LockOptions,
     ) -> Result<Option<ReadGuard>, Error>;
 
-    /// Acquires the write lock of `key`, waiting for it as the options and the retry policy say.
+    /// Acquires the write lock of `key`. Waits while other holders have the lock, within the limits
+    /// of the options or else of the retry policy.
     ///
-    /// Blocks until the lock is acquired or a limit ends the wait. While it waits, from its second
-    /// attempt on, new readers of all processes are turned away; in its own process they queue
-    /// behind it. Between two attempts it sleeps for at most 50 ms, whatever the policy's
-    /// `max_delay`, so that its gate entries do not expire.
+    /// Blocks until the lock is acquired or a limit ends the wait. From its second attempt on, the
+    /// nodes refuse new readers of all processes; readers of its own process queue behind it.
+    /// Between two attempts it sleeps for at most 50 ms, whatever the policy's `max_delay`, so that
+    /// the nodes continue to refuse readers.
     ///
     /// # Errors
     /// As [`Locker::acquire`](crate::Locker::acquire), with two variants in place of `Contended`.
-    /// Where the nodes differ, most of them decide:
+    /// The majority of the nodes that refused decides between them:
     /// - [`WriteLockHeld`](Error::WriteLockHeld): another writer held the lock.
     /// - [`ReadersTimeout`](Error::ReadersTimeout): readers held it, or had their turn.
     fn acquire_write(&self, key: &str, options: &LockOptions) -> Result<WriteGuard, Error>;
 
     /// Acquires the write lock of `key` with one attempt, or with the wait in the options. Returns
-    /// `None` if it is held by another.
+    /// `None` if another holder has the lock, or readers have their turn.
     ///
-    /// Blocks as [`Locker::try_acquire`](crate::Locker::try_acquire) does; without a wait it turns
-    /// no reader away. The nodes are not asked while a thread of this process excludes the writer.
+    /// Blocks as [`Locker::try_acquire`](crate::Locker::try_acquire) does; without a wait it keeps
+    /// no reader out. The nodes are not asked while a thread of this process excludes the writer.
     ///
     /// # Errors
     /// As [`acquire_write`](RwLocker::acquire_write), except `WriteLockHeld` and `ReadersTimeout`:
@@ -284,8 +285,8 @@ pub struct LocalRwLocker {
 }
 
 impl LocalRwLocker {
-    /// Creates a locker whose locks are all free. Two of them do not exclude each other; clones of
-    /// one do.
+    /// Creates a locker whose locks are all free. Clones of a locker share its locks; two lockers
+    /// share none.
     pub fn new() -> LocalRwLocker {
         LocalRwLocker {
             lock_table: Arc::new(LockTable::new()),

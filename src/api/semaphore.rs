@@ -22,8 +22,8 @@ use crate::protocol::permits::MAX_PERMITS;
 /// them in the order in which they asked; processes have no order. A thread may hold several
 /// permits. Threads that wait for one while they hold another can deadlock.
 ///
-/// There are no short forms that take a TTL, as [`lock`](crate::Locker::lock) is: permits are
-/// mostly held for long, with options for renewal or waiting.
+/// No method takes a TTL alone, as [`lock`](crate::Locker::lock) does: most permits are held for
+/// long, with options for renewal or waiting.
 ///
 /// ```
 /// use redguard::{Error, LocalSemaphore, LockOptions, Semaphore};
@@ -39,10 +39,11 @@ use crate::protocol::permits::MAX_PERMITS;
 /// export(&LocalSemaphore::new(3).unwrap()).unwrap();
 /// ```
 pub trait Semaphore: fmt::Debug + Send + Sync {
-    /// Acquires a permit, waiting for it as the options and the retry policy say.
+    /// Acquires a permit. Waits while all permits are held, within the limits of the options or
+    /// else of the retry policy.
     ///
-    /// Blocks until a permit is acquired or a limit ends the wait. Of the threads of one process
-    /// that wait, only the first polls the nodes.
+    /// Blocks until a permit is acquired or a limit ends the wait. Of several waiting threads of
+    /// one process only the first asks the nodes.
     ///
     /// # Errors
     /// As [`Locker::acquire`](crate::Locker::acquire), without `InvalidKey`, and
@@ -56,10 +57,11 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
     /// Acquires a permit with one attempt, or with the wait in the options. Returns `None` if all
     /// permits are held.
     ///
-    /// Without a wait it blocks for at most twice `node_timeout`. The nodes are not asked while as
-    /// many threads of this process as there are permits hold or want one, or while one of them
-    /// waits. It can return `None` although a permit is left, where other callers acquire permits
-    /// at the same moment.
+    /// Without a wait it blocks for at most twice `node_timeout`, after the wait for another
+    /// thread's probe of an outage ([`Locker::try_acquire`](crate::Locker::try_acquire)). The nodes
+    /// are not asked while a thread of this process waits for a permit, or while threads of this
+    /// process hold or ask for as many permits as there are. It can return `None` although a permit
+    /// is free, if other callers acquire permits at the same moment.
     ///
     /// # Errors
     /// As [`acquire`](Semaphore::acquire), except `Contended`: `None` is returned in its place.
@@ -94,9 +96,9 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
 /// for one permit, drawn at random, and learns from a refusal which ones are free.
 ///
 /// The nodes store the number of permits while one of them is held. A handle with another number
-/// gets [`InvalidConfig`](Error::InvalidConfig) meanwhile, and at once where threads that share its
-/// [`Nodes`] hold or want permits. To change the number, let all holders end, or wait for the
-/// longest TTL.
+/// then gets [`InvalidConfig`](Error::InvalidConfig); the nodes are not asked if threads that share
+/// its [`Nodes`] hold or wait for permits. The number can be changed when all holders have released
+/// their permits, or after the longest TTL.
 ///
 /// ```no_run
 /// use redguard::{Config, LockOptions, Nodes, RedisSemaphore, Semaphore};
@@ -153,7 +155,7 @@ impl RedisSemaphore {
         &self.nodes
     }
 
-    /// Returns its name, as it was given.
+    /// Returns the semaphore's name as it was given.
     pub fn name(&self) -> &str {
         self.key.name()
     }
@@ -190,7 +192,7 @@ impl fmt::Debug for RedisSemaphore {
 ///
 /// Threads acquire permits in the order in which they asked. Permits **do not expire**: a TTL is
 /// validated and then ignored. Without a limit in the options an acquire blocks until a permit is
-/// free. A cheap clone; all clones share its permits, whose `key()` is `semaphore`.
+/// free. A cheap clone; all clones share its permits. The `key` of each permit is `semaphore`.
 ///
 /// ```
 /// use redguard::{LocalSemaphore, LockOptions, Semaphore};
@@ -212,8 +214,8 @@ pub struct LocalSemaphore {
 }
 
 impl LocalSemaphore {
-    /// Creates a semaphore with 1 to 1024 permits, all free. Two of them share nothing; clones of
-    /// one share their permits.
+    /// Creates a semaphore with 1 to 1024 permits, all free. Clones of a semaphore share its
+    /// permits; two semaphores share none.
     ///
     /// # Errors
     /// - [`InvalidConfig`](Error::InvalidConfig): the number of permits is out of range.

@@ -1,4 +1,4 @@
-//! Watches: a lock as a thread beside its holder sees it.
+//! Watches: a view of a lock for threads beside its holder.
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -30,18 +30,20 @@ use crate::time::{clock, deadline};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WatchOutcome {
-    /// The lock is lost: its lease ended, or a quorum of nodes replied that the lock is not ours.
+    /// The lock is lost: [`LockWatch::loss_reason`] returns why.
     Lost,
-    /// The lock was released.
+    /// The lock was released, or detached with
+    /// [`LockGuard::into_token`](crate::LockGuard::into_token).
     Released,
     /// The lock is still held at the end of the wait.
     TimedOut,
 }
 
-/// A guard's lock for a monitor: whether the lock is held, and when it ends. A cheap clone.
+/// A view of a guard's lock for a monitor thread: whether the lock is held, and when it ends. A
+/// cheap clone.
 ///
-/// A watch does not hold the lock, which ends with its guard. It may outlive the guard and the
-/// nodes.
+/// A watch does not hold the lock: the lock ends with its guard. The watch may outlive the guard
+/// and the nodes.
 ///
 /// ```
 /// use redguard::{LocalLocker, Locker, WatchOutcome};
@@ -74,8 +76,7 @@ impl LockWatch {
         }
     }
 
-    /// Returns the lock's name as it was given; of several the first, as
-    /// [`LockGuard::key`](crate::LockGuard::key) does.
+    /// Returns the lock's name as [`LockGuard::key`](crate::LockGuard::key) does.
     pub fn key(&self) -> &str {
         self.lease.key().name()
     }
@@ -86,8 +87,8 @@ impl LockWatch {
         !self.remaining().is_zero()
     }
 
-    /// Returns how long the lock is held for at least: zero when it is lost, released or in doubt,
-    /// and [`Duration::MAX`] for a local lock that is held. Does not block.
+    /// Returns how long the lock is held for at least: zero if it is lost or released, or after a
+    /// suspend until the nodes are asked; [`Duration::MAX`] for a held local lock. Does not block.
     pub fn remaining(&self) -> Duration {
         match (self.expire_if_due(), &self.loss_handler) {
             (LeaseState::Held(_), None) => Duration::MAX,
@@ -107,8 +108,8 @@ impl LockWatch {
     /// Blocks until the lock is lost or released, for at most `limit`; zero does not block,
     /// [`Duration::MAX`] sets no limit.
     ///
-    /// A lease that expires is lost at that moment, also without a check. After the loss or the
-    /// release this returns at once.
+    /// Returns at the moment at which the lease expires, also if no thread checks the lock. Returns
+    /// at once if the lock is lost or released already.
     pub fn wait_ended(&self, limit: Duration) -> WatchOutcome {
         let deadline = deadline::deadline(clock::now(), limit);
         loop {

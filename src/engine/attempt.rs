@@ -1,12 +1,14 @@
 //! Makes one attempt: asks the nodes for a fresh token, and undoes it unless it is granted in time.
 //!
-//! - Each vote has a token and a lease of its own (S3).
-//! - [`Attempt::activate`] alone makes the lease held, as the last step before it is returned (S2).
+//! - Each attempt, and each repeat after a split vote, has a fresh token and lease (S3).
+//! - Only [`Attempt::activate`] makes a lease on the nodes held. It checks the validity, as the last
+//!   step before the lease is returned (S2).
 //! - An attempt that fails, is too slow or is cancelled is undone on every node that may have
 //!   granted it. No caller waits for the undo (S4).
 //! - An attempt never waits for the lock: `acquire_wait.rs` has the waits between attempts.
 //!
-//! Tests: `src/tests/engine/` (`validity.rs`, `leftovers.rs`, `split.rs`, `outage.rs`).
+//! Tests: `src/tests/engine/` (`validity.rs`: S2; `leftovers.rs`: S3, S4; `split.rs`: repeats;
+//! `outage.rs`: breaker).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,17 +32,22 @@ use crate::time::{clock, deadline};
 use crate::transport::inbox::{Inbox, WaitEnd};
 use crate::transport::round::RoundPlan;
 
-/// A pending lease under a token of its own, and the limits of its grant.
+/// A pending lease under a fresh token, and the limits of its grant.
+///
+/// A repeat after a split vote is an `Attempt` of its own; callers count it with the first one.
 pub(super) struct Attempt {
     pub(super) lease: Arc<Lease>,
-    /// When the wait for votes ends.
+    /// When the wait for votes ends: after `node_timeout`, or at `useful_until`.
     pub(super) budget: Deadline,
-    /// Until when a grant leaves enough validity.
+    /// The last moment at which a grant leaves `min_validity`; `None` for no limit.
     pub(super) useful_until: Option<Instant>,
+    /// Before the first request is sent; the validity counts from here (S2).
     pub(super) start: Instant,
     /// How often a node connection had come up before the attempt.
     connect_epoch: u64,
+    /// The offset of the wall clock at `start`, in µs.
     wall_offset: i64,
+    /// The validity that must be left when the lease becomes held.
     min_validity: Duration,
 }
 
@@ -98,17 +105,18 @@ impl<'a> AttemptContext<'a> {
     }
 }
 
-/// The reachability of a quorum, as a vote shows it.
+/// The facts about the replies to an attempt from which the breaker learns.
 #[derive(Clone, Copy)]
 struct VoteReplies {
     wait_end: WaitEnd,
-    /// How many nodes replied anything, including an error.
+    /// The number of nodes that replied anything, including an error.
     count: usize,
+    /// Whether this attempt, or one that it repeats, was a split vote.
     was_split: bool,
 }
 
 impl Engine {
-    /// Draws a token (S3) and starts the stopwatch.
+    /// Returns an attempt under a fresh token (S3) that starts now.
     ///
     /// # Errors
     /// - `System`: the operating system has no random bytes.
@@ -152,7 +160,7 @@ impl Engine {
     ///
     /// A failed attempt is undone on every node that may have granted it (S4). A split vote that
     /// other callers lead is repeated, with a fresh token each time (L1). Blocks for at most
-    /// `node_timeout` and the repeats, and no longer than a grant would be valid.
+    /// `node_timeout`, or until a grant would come too late, and for `max_split` of repeats.
     ///
     /// # Errors
     /// - `Cancelled`, `Closed`: the caller was cancelled, or the `Nodes` shut down, in a pause.
@@ -167,7 +175,7 @@ impl Engine {
             let vote = self.send_attempt(&context, &attempt, &mut repeats);
             let attempted = self.conclude(&context, attempt, vote, repeats.was_split())?;
             let attempted = match (former.take(), attempted.result) {
-                // The repeat had no time for all nodes to reply, so the former votes count.
+                // `max_split` ended before all nodes replied, so the former result counts.
                 (Some(former), Err(AttemptFailure::Unavailable(_))) => {
                     return Ok(repeats.conclude(former));
                 }
@@ -217,6 +225,7 @@ impl Engine {
                     single_node: false,
                 }
             }
+            // Only the preferred node was asked, and it did not grant.
             Err(round) => VoteOutcome {
                 round: *round,
                 split: None,
@@ -234,7 +243,7 @@ impl Engine {
         was_split: bool,
     ) -> Result<Attempted, Error> {
         let params = context.params;
-        // The votes on the token: the round that raises the fence counters replaces them below.
+        // Read before the round below replaces these votes by its own.
         let refused = vote.round.refused();
         let permit_count = vote.round.tally.permit_count_mismatch();
         let free_permits = self.candidate_permits(context.kind, &vote);
@@ -245,7 +254,7 @@ impl Engine {
         if vote.round.verdict == Verdict::Granted && attempt.activate(params.ttl) {
             self.circuit.record_quorum();
             if was_split {
-                // The other callers of the split vote give way on the nodes that refused.
+                // Adds the nodes that refused: the other callers release their tokens there.
                 let ttl = params.ttl.millis();
                 self.nodes.restore(&attempt.lease, ttl, refused);
             }
@@ -274,7 +283,7 @@ impl Engine {
 
     /// Releases the token on every node that may have granted it (S4). Does not block.
     ///
-    /// A node that refused granted nothing. Any other may have, even with an error reply.
+    /// A node that refused has granted nothing. Any other node may have, even with an error reply.
     fn undo(&self, attempt: &Attempt, refused: NodeSet) {
         attempt.lease.abandon();
         self.nodes.release_unawaited(&attempt.lease, refused);
@@ -288,7 +297,7 @@ impl Engine {
         probe: Option<&Probe<'_>>,
         replies: VoteReplies,
     ) {
-        // A wait that cancellation or the split-vote limit cut short proves no outage.
+        // Cancellation or `max_split` ended the wait early, so missing replies prove no outage.
         let is_cut_short = replies.wait_end == WaitEnd::Cancelled || replies.was_split;
         match failure {
             AttemptFailure::Unavailable(_) if is_cut_short => {}

@@ -1,10 +1,13 @@
 //! One key of the lock table: its holders, its wait queue, and the rules of admission (S8).
 //!
 //! Pure: no mutex, no clock, no I/O. The lock table calls it with its own mutex locked, so nothing
-//! here may block, wake a thread or call back. Inboxes to wake and leases that were lost are
-//! returned instead.
+//! here may block, wake a thread or call back. Methods return the inboxes to wake and the lost
+//! leases to report; the caller must do so after it has unlocked the table.
 //!
-//! A thread is admitted only if no thread waits before it, and if the holders allow its mode:
+//! Tests: in this file (handoff); `src/tests/local/lock_table.rs` (all else, also under loom).
+//!
+//! A thread is admitted only if no thread is before it in the queue, and if the holders allow its
+//! mode:
 //!
 //! | mode           | admitted while             | used by                    |
 //! |----------------|----------------------------|----------------------------|
@@ -75,9 +78,10 @@ pub(super) struct LocalHolder {
     pub(super) lease: Option<Arc<Lease>>,
     /// Wakes the holder while it is pending.
     pub(super) inbox: Arc<Inbox>,
-    /// The thread sleeps while another pending holder asks the nodes for both.
+    /// The thread sleeps while an earlier pending holder asks the nodes.
     pub(super) following: bool,
-    /// The nodes refused this holder's last attempt; later arrivals wait behind it.
+    /// The nodes refused this holder's last attempt. Permit holders that are admitted later follow
+    /// it.
     pub(super) refused_by_nodes: bool,
     /// The handoff that came with the entry, until the thread takes it.
     pub(super) handoff: Option<Handoff>,
@@ -103,8 +107,8 @@ pub(crate) enum Refusal {
     Busy {
         /// The mode of the holders, or of the earlier waiters, that were in the way.
         by: AccessMode,
-        /// Until all holders' leases have ended, or the first of them for a permit. `None` if a
-        /// lease that matters is unknown or does not end.
+        /// The time until all holders' leases have ended; for a permit, until the first has. `None`
+        /// if one of these leases is unknown or does not end.
         remaining: Option<Duration>,
     },
     /// The holders and waiters use this other number of permits.
@@ -217,8 +221,8 @@ impl KeyEntry {
         expiry
     }
 
-    /// Returns the inbox of the first waiter if a lease that ends at `expiry` was attached and the
-    /// waiter would recheck only after that.
+    /// Returns the inbox of the first waiter if it must be woken, because a holder attached a lease
+    /// that ends at `expiry` (`None`: never): it has no recheck ahead, or only one after `expiry`.
     pub(super) fn waiter_to_wake(
         &self,
         now: Instant,
@@ -245,8 +249,8 @@ impl KeyEntry {
         self.holders.iter().any(|holder| holder.lease.is_none())
     }
 
-    /// Returns the number of permits that a holder or waiter uses, if it differs from that of
-    /// `mode`. `None` for a mode without permits.
+    /// Returns the total number of permits that a holder or waiter asked for, if it differs from
+    /// that of `mode`. `None` for a mode without permits.
     fn conflicting_limit(&self, mode: AccessMode) -> Option<u16> {
         if !matches!(mode, AccessMode::Limited(_)) {
             return None;
@@ -259,8 +263,8 @@ impl KeyEntry {
         })
     }
 
-    /// Returns whether an earlier holder waits for the nodes. If so, the holder with this ticket
-    /// follows it and is woken when it is next.
+    /// Returns whether the nodes refused an earlier pending holder. If so, the holder with this
+    /// ticket follows it: it sleeps until [`followers`](KeyEntry::followers) returns its inbox.
     pub(super) fn follow_earlier_waiter(&mut self, ticket: u64) -> bool {
         let mut earlier = self.holders.iter().take_while(|h| h.ticket != ticket);
         let follows = earlier.any(|h| h.lease.is_none() && h.refused_by_nodes);
@@ -270,14 +274,16 @@ impl KeyEntry {
         follows
     }
 
-    /// Ends the following of each holder that the iterator reaches. Yields the inboxes to wake.
+    /// Returns an iterator over the inboxes of the followers, in order. Each one that it yields no
+    /// longer follows, and must be woken.
     pub(super) fn followers(&mut self) -> impl Iterator<Item = Arc<Inbox>> {
         self.holders.iter_mut().filter_map(|holder| {
             std::mem::take(&mut holder.following).then(|| Arc::clone(&holder.inbox))
         })
     }
 
-    /// Returns the refusal of a waiter whose deadline has passed.
+    /// Returns the refusal of a waiter whose deadline has passed. If earlier waiters alone are in
+    /// its way, they count as exclusive, with an unknown lease.
     pub(super) fn busy_refusal(&self, ticket: u64, mode: AccessMode, now: Instant) -> Refusal {
         let mut ahead = self.queue.iter().take_while(|w| w.ticket != ticket);
         if self.admits(mode)
@@ -299,15 +305,16 @@ impl KeyEntry {
         }
     }
 
-    /// Removes a waiter. Returns the inbox of the waiter that is first now: it may be admissible,
-    /// as a reader behind the writer that left, or must watch the holders' leases from now on.
+    /// Removes a waiter. Returns the inbox of the waiter that is first now, to be woken. The
+    /// holders may allow it, for example a reader behind the writer that left; else it must watch
+    /// the holders' leases from now on.
     pub(super) fn leave_queue(&mut self, ticket: u64) -> Option<Arc<Inbox>> {
         self.queue.retain(|waiter| waiter.ticket != ticket);
         self.first_waiter()
     }
 
-    /// Makes the first waiter the holder in place of the only holder, which is releasing since
-    /// `now`. `handoff` builds the handoff from the round opened in the waiter's inbox.
+    /// Makes the first waiter the holder in place of the only holder, whose release began at `now`.
+    /// `handoff` returns the handoff for a round that is opened in the waiter's inbox.
     ///
     /// Returns `None` and changes only the streak if one of these holds:
     /// - the holder with this ticket is not the only holder;
@@ -394,7 +401,7 @@ impl LocalWaiter {
     }
 }
 
-/// The offer of a waiter that is now a holder, and where the replies to its swap go.
+/// The offer of a waiter that is now a holder, and the destination of the replies to its swap.
 pub(super) struct AcceptedOffer {
     pub(super) offer: HandoffOffer,
     pub(super) inbox: Arc<Inbox>,

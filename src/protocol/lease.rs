@@ -1,7 +1,13 @@
 //! The state of a lease (S7), and on which nodes its key may still exist (S4, L3).
 //!
-//! One atomic word decides whether a lock is held and until when. Every change is a
-//! compare-and-exchange, so two threads never disagree.
+//! - One atomic word says whether the lock is held and until when. Every change is a
+//!   compare-and-exchange, so two threads never disagree.
+//! - A lease that was lost or ended never becomes held again.
+//! - A node is left out of a release only if the key cannot exist there: every doubt counts as "may
+//!   exist".
+//! - Nothing here sends a request or reports a loss. The caller that gets `JustLost` does both.
+//!
+//! Tests: tables and loom tests in this file; `src/tests/engine/leftovers.rs`, `pending.rs` (L3).
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,7 +37,7 @@ const HELD: u64 = 6;
 /// as a suspend (S11). In µs.
 const SUSPEND_THRESHOLD_US: i64 = 100_000;
 
-/// A lease without an expiry gets this one, which no process reaches.
+/// The lifetime of a lease that does not expire. No process runs for as long.
 pub(crate) const NEVER_EXPIRES_AFTER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// A lease on one or several keys under one token, from its attempt to its end.
@@ -49,34 +55,37 @@ pub(crate) struct Lease {
     /// | from        | to          | by                                                   |
     /// |-------------|-------------|------------------------------------------------------|
     /// | `PENDING`   | `Held(e)`   | `activate`: a quorum granted with validity left      |
-    /// | `PENDING`   | `ENDED`     | `abandon`: refused, too late or cancelled            |
+    /// | `PENDING`   | `ENDED`     | `abandon`: no quorum, too late or cancelled          |
     /// | `Held(e)`   | `Held(e')`  | `extend_to`: now < e ≤ e'                            |
     /// | `Held(e)`   | `LOST`      | `expire_if_due`: e ≤ now                             |
     /// | `Held(e)`   | `LOST`      | `mark_not_ours`: a quorum of nodes reported it       |
-    /// | `Held(e)`   | `RELEASING` | `begin_release`: now < e                             |
+    /// | `Held(e)`   | `LOST`      | `mark_lost`: the `Nodes` shut down                   |
+    /// | `Held(e)`   | `RELEASING` | `begin_release`: release or detach, now < e          |
     /// | `RELEASING` | `ENDED`     | `finish_release`                                     |
     ///
     /// No state leads back to `Held`. `LOST` keeps the first reason.
     state: AtomicU64,
-    /// When the key expires at the latest on the nodes that have replied, in µs of
+    /// The latest time at which the key expires on a node that is not in `unanswered`, in µs of
     /// [`clock::to_micros`].
     exists_until: AtomicU64,
     /// The longest TTL that was sent to a node, in µs.
     max_ttl: AtomicU64,
-    /// The nodes to which a granting request was written.
+    /// The nodes to which a granting request was written, except those that granted nothing.
     written: AtomicU64,
-    /// The nodes among `written` that have not replied and may run the request at any later time.
+    /// The nodes among `written` whose connection broke before a reply: they may run the request at
+    /// any later time, until that connection is killed.
     unanswered: AtomicU64,
     /// The fencing token; 0 for none. Set before the lease is held.
     fencing_token: AtomicU64,
-    /// The nodes whose connections were handed a granting request.
+    /// The nodes whose connections got a granting request, written or still queued.
     contacted: AtomicU64,
-    /// The wall clock's offset at the last confirmation by a quorum, and when that was. In µs.
+    /// The offset of the wall clock when a quorum last confirmed the lease, in µs.
     wall_offset: AtomicU64,
+    /// When a quorum last confirmed the lease, in µs.
     confirmed: AtomicU64,
-    /// Whether an extension is in flight: at most one is (S5).
+    /// Whether an extension is in flight. At most one is (S5).
     extending: Mutex<bool>,
-    /// Signalled when an extension or the lease ends.
+    /// Notified when an extension or the lease ends.
     changed: Condvar,
 }
 
@@ -116,7 +125,7 @@ impl Lease {
         }
     }
 
-    /// Returns the only key of most leases; of several keys the first.
+    /// Returns the key; of several keys the first in sorted order.
     pub(crate) fn key(&self) -> &Key {
         self.keys.first()
     }
@@ -146,11 +155,13 @@ impl Lease {
     /// Makes a pending lease held until `expiry`; returns `false` if it was abandoned.
     /// `wall_offset` is [`clock::wall_offset`] from before the nodes were asked.
     pub(crate) fn activate(&self, expiry: Instant, wall_offset: i64) -> bool {
+        // First, so that a thread that reads `Held` reads this confirmation, too.
         self.record_confirmation(wall_offset);
         self.transition(PENDING, encode_held(expiry)).is_ok()
     }
 
-    /// Records that a quorum confirmed the expiry, when the wall clock had this offset.
+    /// Records that a quorum confirmed the lease now. `wall_offset` is from before the nodes were
+    /// asked.
     fn record_confirmation(&self, wall_offset: i64) {
         self.confirmed
             .store(clock::to_micros(clock::now()), Ordering::Release);
@@ -286,6 +297,9 @@ impl Lease {
     /// Moves the expiry forward to `expiry`, never back, if the lease is held at `now` (S5).
     /// Returns the state as [`expire_if_due`](Lease::expire_if_due) does. `wall_offset` is as for
     /// [`activate`](Lease::activate).
+    ///
+    /// An extension to an earlier time than the present expiry does not count as a confirmation,
+    /// because the nodes confirmed the lease only until that time.
     pub(crate) fn extend_to(&self, now: Instant, expiry: Instant, wall_offset: i64) -> LeaseState {
         loop {
             let state = self.expire_if_due(now);
@@ -329,8 +343,8 @@ impl Lease {
         let _ = self.transition(RELEASING, ENDED);
     }
 
-    /// Waits until no extension of this lease is in flight, and reserves the next one until the
-    /// guard is dropped. Blocks for one round per thread that waits already.
+    /// Blocks until no extension of this lease is in flight, and reserves the next one until the
+    /// guard is dropped. The wait is one round for each thread that waits already.
     pub(crate) fn lock_extension(self: &Arc<Lease>) -> ExtensionGuard {
         let mut extending = self.extending.lock();
         while *extending {
@@ -346,7 +360,8 @@ impl Lease {
         (!std::mem::replace(&mut *extending, true)).then(|| ExtensionGuard(Arc::clone(self)))
     }
 
-    /// Blocks while the lease is held and unchanged, at most until `deadline`. May return early.
+    /// Blocks while the lease is held, at most until `deadline`. May return early, for example
+    /// after an extension.
     pub(crate) fn wait_change(&self, deadline: Option<Instant>) {
         let mut extending = self.extending.lock();
         if self.state.load(Ordering::Acquire) < HELD {
@@ -365,7 +380,7 @@ impl Lease {
         self.changed.notify_all();
     }
 
-    /// Records the nodes whose connections are about to get a granting request.
+    /// Records the nodes whose connections get a granting request next.
     pub(crate) fn record_contacted(&self, nodes: NodeSet) {
         self.contacted.fetch_or(nodes.bits(), Ordering::AcqRel);
     }
@@ -394,19 +409,21 @@ impl Lease {
         self.exists_until.fetch_max(until, Ordering::AcqRel);
     }
 
-    /// Records that the node ran nothing of its only granting request, or refused it.
+    /// Records that the node's only granting request was refused or did not run.
     pub(crate) fn record_not_granted(&self, node: usize) {
         self.written
             .fetch_and(!NodeSet::single(node).bits(), Ordering::AcqRel);
     }
 
-    /// Records that a granting request has no reply, so the node may run it at any later time.
+    /// Records that the connection broke before the reply to a granting request, so the node may
+    /// run the request at any later time.
     pub(crate) fn record_unanswered(&self, node: usize) {
         self.unanswered
             .fetch_or(NodeSet::single(node).bits(), Ordering::AcqRel);
     }
 
-    /// Records that the former connection is killed: the node runs none of its requests any more.
+    /// Records at `now` that the former connection was killed. The node runs none of its requests
+    /// later, but may have run one just before.
     pub(crate) fn record_killed(&self, node: usize, now: Instant) {
         let bit = NodeSet::single(node).bits();
         if self.unanswered.load(Ordering::Acquire) & bit != 0 {
@@ -415,7 +432,8 @@ impl Lease {
         }
     }
 
-    /// Records that an extension has no reply, so it may run at any time while the key exists.
+    /// Records that an extension has no reply. It may run as late as the key exists, and prolong it
+    /// from then on by `ttl`.
     pub(crate) fn record_unanswered_extension(&self, ttl: Duration) {
         let lifetime = max_lifetime(ttl);
         let later = |until: u64| Some(until.saturating_add(lifetime));

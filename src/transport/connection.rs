@@ -1,7 +1,11 @@
-//! A node connection as its callers use it: queue a request for its worker, or send it directly.
+//! The callers' side of a node connection: queues a request for its worker, or sends it directly.
 //!
-//! No method blocks: callers only try to lock the pipeline, which the worker holds during I/O.
-//! While the node is suspect nothing is queued except releases of keys that the node may hold (L3).
+//! - No method blocks: callers only try to lock the pipeline, which the worker locks during I/O.
+//! - A direct send never passes a queued request, so requests keep their order (S4).
+//! - A node is *suspect* while it is connecting, or while a reply is overdue. Then only a release
+//!   of a key that the node may have is queued, so an outage leaves no other requests (L3).
+//!
+//! Tests: `src/tests/transport/connection.rs`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -74,18 +78,19 @@ impl NodeConnection {
 
     /// Sends a message to the worker. Returns `false` if the worker has ended.
     fn enqueue(&self, message: WorkerMessage) -> bool {
-        // Counted before it is sent, so that a caller that reads 0 sends after no message of ours.
+        // Counted before it is sent, because a caller that reads 0 sends directly: no message may
+        // then be in the queue.
         self.status.queue_len.fetch_add(1, Ordering::SeqCst);
         self.queue.send(message).is_ok()
     }
 
-    /// Sends a job to this connection of `node`: directly, if `bytes` (the encoded request) are
-    /// given and the connection is idle, otherwise through the queue. After a direct send the
-    /// caller has to [`poll`](NodeConnection::poll) for the reply.
+    /// Sends a job on this connection of `node`: directly, if `bytes` (the encoded request) are
+    /// given, the connection is up and its queue is empty; otherwise through the queue. After a
+    /// direct send the caller must [`poll`](NodeConnection::poll) for the reply.
     ///
     /// # Errors
-    /// The cause if the node is suspect. Only a release of a lease that the node was asked for is
-    /// then queued.
+    /// The cause if the node is suspect. A release of a lease that the node was asked to grant is
+    /// queued all the same.
     pub(crate) fn send(
         &self,
         node: usize,
@@ -100,8 +105,9 @@ impl NodeConnection {
             }
             return Err(cause);
         }
-        // Recorded before the request is sent, because a lease that is given up in between must be
-        // released here, too (S4). If the connection ends in between, the worker rejects the job.
+        // Recorded before the request is sent, because a lease that is abandoned in between must be
+        // released on this node, too (S4). If the connection ends in between, the worker rejects
+        // the job.
         if request.op.grants() {
             for lease in request.written_leases() {
                 lease.record_contacted(NodeSet::single(node));
@@ -125,15 +131,14 @@ impl NodeConnection {
 
     /// Returns whether the connection is up and its queue is empty.
     ///
-    /// Call it with the pipeline locked: the worker handles a message that it has received under
-    /// that lock.
+    /// Call it with the pipeline locked: the worker serves its messages under that lock.
     fn is_idle(&self, now: Instant) -> bool {
         self.status.queue_len.load(Ordering::SeqCst) == 0 && self.is_up(now)
     }
 
-    /// Reads the replies to direct sends that have arrived, unless another thread uses the
-    /// pipeline. Returns `false` if the caller must wake the worker, because the connection needs
-    /// it.
+    /// Reads the replies to direct sends that have arrived, unless another thread has locked the
+    /// pipeline. Returns `false` if the caller must wake the worker, because the connection failed
+    /// or a release has become pending.
     pub(crate) fn poll(&self) -> bool {
         let pipeline = self.pipeline.try_lock();
         !pipeline.is_some_and(|mut pipeline| pipeline.poll_replies())
@@ -144,7 +149,8 @@ impl NodeConnection {
         self.enqueue(WorkerMessage::Poll);
     }
 
-    /// Makes the worker wait for the replies to direct sends, unless none is outstanding.
+    /// Makes the worker wait for the replies to direct sends, if some are outstanding or another
+    /// thread has locked the pipeline.
     pub(super) fn wake_worker_if_in_flight(&self) {
         let pipeline = self.pipeline.try_lock();
         if pipeline.is_none_or(|pipeline| pipeline.has_in_flight()) {
@@ -152,7 +158,7 @@ impl NodeConnection {
         }
     }
 
-    /// Returns why the node is suspect: connecting, or overdue with a reply. `None` if it is not.
+    /// Returns why the node is suspect; `None` if it is not.
     pub(crate) fn unavailable(&self, now: Instant) -> Option<NodeFailure> {
         if !self.status.up.load(Ordering::Acquire) {
             return Some(self.status.report.lock().cause.clone());
@@ -173,7 +179,7 @@ impl NodeConnection {
         overdue_at.and_then(clock::from_micros)
     }
 
-    /// Returns how long the node will not vote on new locks; zero if it votes.
+    /// Returns for how long the node does not vote on new locks; zero if it votes.
     pub(crate) fn quarantine(&self, now: Instant) -> Duration {
         self.status.quarantine(now)
     }

@@ -1,11 +1,16 @@
 //! The renewal thread: sends the renewals that are due and counts the replies as they come.
 //!
-//! The thread never blocks on a round, so one slow node delays no renewal. A lease is renewed from
-//! a third of its TTL on. A failed renewal is repeated with back-off until the validity ends. Only
-//! a quorum of *not ours*, or the clock, makes a lease lost (S5, S7).
+//! - The thread never blocks on a round, so a slow node delays no other renewal.
+//! - A lease is renewed about a third of its TTL after its acquire and after each renewal. A failed
+//!   renewal is repeated with back-off until the lease expires.
+//! - Only a quorum of *not ours*, or the clock, makes a lease lost. A reply after the expiry never
+//!   makes it held again (S5, S7).
+//! - A key is restored only after a quorum has confirmed the lease ([`Restoration`], S5). A reply
+//!   after the verdict may report a lost key, too, so a confirmed renewal is kept until
+//!   `node_timeout` has passed.
+//! - A panic ends neither the thread nor a renewal.
 //!
-//! [`Restoration`] decides on which nodes the key is restored (S5). Replies after the verdict may
-//! report a lost key as well, so a confirmed renewal is kept until `node_timeout` has passed.
+//! Tests: `src/tests/engine/loss.rs`; `src/tests/engine/late_replies.rs` (restored keys).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -42,6 +47,7 @@ struct DueRenewal {
     id: u64,
     entry: RenewalEntry,
     extension: ExtensionGuard,
+    /// The expiry of the lease before the renewal.
     expiry: Instant,
 }
 
@@ -56,6 +62,7 @@ struct InFlightRenewal {
     start: Instant,
     /// The offset of the wall clock at `start`, in µs.
     wall_offset: i64,
+    /// When the wait for replies ends: after `node_timeout`, at most until the lease expires.
     end: Instant,
 }
 
@@ -64,6 +71,7 @@ struct ConfirmedRenewal {
     lease: Arc<Lease>,
     ttl: Ttl,
     restoration: Restoration,
+    /// When late replies are no longer counted.
     end: Instant,
 }
 
@@ -142,8 +150,8 @@ impl RenewalWorker {
         true
     }
 
-    /// Schedules all renewals in flight as after a failure, because a panic left their rounds in an
-    /// unknown state.
+    /// Schedules all renewals in flight as if they had failed, because a panic left their rounds in
+    /// an unknown state.
     fn recover(&mut self) {
         self.in_flight.clear();
         self.confirmed.clear();
@@ -168,7 +176,7 @@ impl RenewalWorker {
         } else if let Some(renewal) = self.confirmed.get_mut(&round) {
             (&renewal.lease, renewal.ttl, &mut renewal.restoration)
         } else {
-            return; // the renewal failed, or its time is over
+            return; // the renewal failed, or its wait has ended
         };
         if is_absent && restoration.record_absent(node) {
             self.nodes
@@ -176,7 +184,8 @@ impl RenewalWorker {
         }
     }
 
-    /// Blocks until a renewal is due, replies are gathered or a renewal in flight is out of time.
+    /// Blocks until a renewal is due, enough replies have arrived or `REPLY_GATHER_TIME` has passed
+    /// since the first, or the wait of a renewal in flight ends.
     /// Returns `None` if the thread is to end.
     fn wait_for_work(&self) -> Option<Work> {
         let in_flight = || self.in_flight.values();
@@ -185,7 +194,7 @@ impl RenewalWorker {
         let mut work = Work::default();
         let mut gathered = None;
         let mut state = self.queue.state.lock();
-        // Waking for fewer replies than decide all rounds would do less work per wake-up.
+        // Enough replies to decide all rounds: fewer would cost more wake-ups for the same work.
         state.wake_at = in_flight()
             .map(|renewal| renewal.tally.min_votes_to_decide())
             .sum();
