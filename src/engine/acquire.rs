@@ -203,9 +203,10 @@ impl<'a> Acquisition<'a> {
         if let Some(lease) = self.enter()? {
             return self.attach(lease);
         }
-        let mut backend = self.choose_backend()?;
         self.subscribe_if_active();
         self.yield_to_other_processes();
+        // Last, because it may begin a probe of the breaker, for which other callers wait.
+        let mut backend = self.choose_backend()?;
         loop {
             self.engine.check_cancelled(&self.inbox)?;
             let Backend::Nodes(probe) = backend else {
