@@ -44,12 +44,10 @@ pub(crate) const MAX_DIRECT_IN_FLIGHT: usize = 8;
 /// [`MAX_DIRECT_IN_FLIGHT`] of these without blocking, also if the node hangs and reads none.
 const MAX_DIRECT_BYTES: usize = 2048;
 /// The age of the last reply from which a connection counts as idle, so that it is checked before
-/// the next direct send. The check is a system call; between two requests of a busy caller it would
-/// cost a fifth of the time of a lock.
+/// the next request. The check is one to three system calls; between two requests of a busy caller
+/// it would cost a fifth of the time of a lock. A connection that ends within this time after a
+/// reply fails the next request, as one that ends during a request.
 const IDLE_AFTER: Duration = Duration::from_micros(if cfg!(test) { 0 } else { 20 });
-/// The age of the last reply from which a connection is checked before a batch or a PING of the
-/// worker. That check takes three system calls.
-const IDLE_AFTER_BATCH: Duration = Duration::from_micros(if cfg!(test) { 0 } else { 150 });
 
 /// The connection to a node, if it is open, and the requests on it.
 ///
@@ -392,21 +390,21 @@ impl Pipeline {
     }
 
     /// Checks whether an idle connection has ended, or has received bytes that belong to no reply.
-    /// Does nothing if the last reply is younger than [`IDLE_AFTER_BATCH`].
+    /// Does nothing if the last reply is younger than [`IDLE_AFTER`].
     ///
     /// Nothing is in flight, so a connection that fails the check loses no request.
     ///
     /// # Errors
     /// The cause if the connection must not be used any more.
     pub(crate) fn check_idle(&mut self) -> Result<(), NodeFailure> {
-        if !self.has_been_idle(clock::now(), IDLE_AFTER_BATCH) {
+        if !self.has_been_idle(clock::now()) {
             return Ok(());
         }
         self.while_idle(|session| session.check_idle())
     }
 
-    fn has_been_idle(&self, now: Instant, after: Duration) -> bool {
-        let is_recent = |reply: Instant| now.saturating_duration_since(reply) < after;
+    fn has_been_idle(&self, now: Instant) -> bool {
+        let is_recent = |reply: Instant| now.saturating_duration_since(reply) < IDLE_AFTER;
         !self.last_reply.is_some_and(is_recent)
     }
 
@@ -479,7 +477,7 @@ impl Pipeline {
         }
         let is_idle = self.in_flight.is_empty();
         let check = |session: &mut Box<dyn Session>| catch_panic(|| session.check_idle()).is_ok();
-        let needs_check = is_idle && self.has_been_idle(now, IDLE_AFTER);
+        let needs_check = is_idle && self.has_been_idle(now);
         if needs_check && !self.session.as_mut().is_some_and(check) {
             return Err(job); // the worker reconnects before it sends the job
         }
