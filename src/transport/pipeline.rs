@@ -233,20 +233,21 @@ impl Pipeline {
         let mut requests = std::mem::take(&mut self.batch);
         let mut pending_replies = std::mem::take(&mut self.batch_pending);
         let (sent, mut replies, mut unusable) = (clock::now(), 0, None);
+        let mut last_reply = self.last_reply;
         let done = self.with_overdue_mark(|| match &mut session {
             None => Err(no_connection()),
             Some(session) => session.send_batch(&requests, &mut |index, reply| {
                 replies += 1;
                 let now = clock::now();
+                last_reply = Some(now);
                 self.record_reply(reply.reply(), now.saturating_duration_since(sent));
                 let pending_reply = &mut pending_replies[index];
                 let handled = self.handle_reply(&requests[index], pending_reply, reply, now);
                 unusable = unusable.take().or(handled.err());
             }),
         });
-        if replies > 0 {
-            self.last_reply = Some(clock::now());
-        }
+        // Not the present time: this thread may have slept since it delivered the reply.
+        self.last_reply = last_reply;
         let took = clock::now().saturating_duration_since(sent);
         for _ in replies..requests.len() {
             self.record_reply(NodeReply::NoReply, took);
@@ -413,9 +414,10 @@ impl Pipeline {
     /// # Errors
     /// The cause if the connection must not be used any more.
     pub(super) fn ping(&mut self) -> Result<(), NodeFailure> {
+        let sent = clock::now();
         let done = self.while_idle(|session| session.ping());
         if done.is_ok() {
-            self.last_reply = Some(clock::now());
+            self.last_reply = Some(sent);
         }
         done
     }
