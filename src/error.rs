@@ -110,8 +110,10 @@ pub enum Error {
     },
 
     /// Another holder has the lock, and a limit on waiting or attempts was reached.
-    #[error("held by another (attempts: {attempts}, waited {waited:.1?})")]
+    #[error("{lock}{}", WaitText { remaining, waited, attempts })]
     Contended {
+        /// The lock, and its holder if a node told it.
+        lock: Box<ContendedLock>,
         /// The number of attempts. Each retry delay spent in the queue of this process counts as
         /// one.
         attempts: u32,
@@ -122,8 +124,15 @@ pub enum Error {
     },
 
     /// A writer holds the lock or waits for it, and a limit on waiting for a read lock was reached.
-    #[error("held or waited for by a writer (attempts: {attempts}, waited {waited:.1?})")]
+    #[error(
+        "{:?} is held or waited for by {}{}",
+        lock.key,
+        Writer(lock, "a writer"),
+        WaitText { remaining, waited, attempts }
+    )]
     WriteLockTimeout {
+        /// The lock, and its holder if a node told it.
+        lock: Box<ContendedLock>,
         /// The number of attempts. Each retry delay spent in the queue of this process counts as
         /// one.
         attempts: u32,
@@ -134,8 +143,15 @@ pub enum Error {
     },
 
     /// Another writer holds the lock, and a limit on waiting for a write lock was reached.
-    #[error("held by another writer (attempts: {attempts}, waited {waited:.1?})")]
+    #[error(
+        "{:?} is held by {}{}",
+        lock.key,
+        Writer(lock, "another writer"),
+        WaitText { remaining, waited, attempts }
+    )]
     WriteLockHeld {
+        /// The lock, and its holder if a node told it.
+        lock: Box<ContendedLock>,
         /// The number of attempts. Each retry delay spent in the queue of this process counts as
         /// one.
         attempts: u32,
@@ -147,8 +163,10 @@ pub enum Error {
 
     /// Readers hold the lock or have their turn, and a limit on waiting for a write lock was
     /// reached.
-    #[error("held by readers (attempts: {attempts}, waited {waited:.1?})")]
+    #[error("{:?} is held by readers{}", lock.key, WaitText { remaining, waited, attempts })]
     ReadersTimeout {
+        /// The lock, and its holder if a node told it.
+        lock: Box<ContendedLock>,
         /// The number of attempts. Each retry delay spent in the queue of this process counts as
         /// one.
         attempts: u32,
@@ -200,6 +218,17 @@ pub enum Error {
     },
 }
 
+/// A result with this crate's [`Error`].
+///
+/// ```
+/// fn report(locker: &dyn redguard::Locker) -> redguard::Result<()> {
+///     locker.lock("report", std::time::Duration::from_secs(30))?.release()
+/// }
+///
+/// report(&redguard::LocalLocker::new()).unwrap();
+/// ```
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
 impl Error {
     /// Returns whether another holder has the lock: a later attempt may succeed.
     pub fn is_contended(&self) -> bool {
@@ -242,9 +271,99 @@ impl Error {
         denied.count() > total.saturating_sub(*needed)
     }
 
+    /// Returns the lock that [`is_contended`](Error::is_contended), and its holder if that is known.
+    pub fn contended_lock(&self) -> Option<&ContendedLock> {
+        match self {
+            Error::Contended { lock, .. }
+            | Error::WriteLockTimeout { lock, .. }
+            | Error::WriteLockHeld { lock, .. }
+            | Error::ReadersTimeout { lock, .. } => Some(lock),
+            _ => None,
+        }
+    }
+
     /// Returns whether a held lock was lost.
     pub fn is_lost(&self) -> bool {
         matches!(self, Error::LockLost { .. })
+    }
+
+    /// Returns the exit code of a program that ends with this error, as in sysexits.h:
+    ///
+    /// | code | for | what helps |
+    /// |---|---|---|
+    /// | 64 | a wrong name, address, setting, TTL or lock token | correct it |
+    /// | 69 | [`is_unavailable`](Error::is_unavailable) | come back later; look at the nodes |
+    /// | 70 | [`is_lost`](Error::is_lost), and all others | stop, and check the work |
+    /// | 75 | [`is_contended`](Error::is_contended) | come back later |
+    /// | 77 | [`is_denied`](Error::is_denied) | other credentials, rights or certificates |
+    ///
+    /// ```
+    /// use redguard::Error;
+    /// use std::process::ExitCode;
+    ///
+    /// fn exit(result: Result<(), Error>) -> ExitCode {
+    ///     let Err(error) = result else {
+    ///         return ExitCode::SUCCESS;
+    ///     };
+    ///     eprintln!("report: {error}");
+    ///     ExitCode::from(error.exit_code())
+    /// }
+    ///
+    /// assert_eq!(exit(Err(Error::NoAddresses)), ExitCode::from(64));
+    /// ```
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            _ if self.is_contended() => 75,
+            _ if self.is_denied() => 77,
+            _ if self.is_unavailable() => 69,
+            Error::NoAddresses
+            | Error::InvalidConfig(_)
+            | Error::InvalidKey { .. }
+            | Error::InvalidTtl { .. }
+            | Error::InvalidLockToken => 64,
+            _ => 70,
+        }
+    }
+}
+
+/// A lock that others hold, in [`Error::Contended`] and its like. `Display` says who holds it.
+///
+/// ```
+/// use redguard::{LocalLocker, LockOptions, Locker};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), redguard::Error> {
+/// let locker = LocalLocker::new();
+/// let options = LockOptions::new(Duration::from_secs(30)).wait_for(Duration::ZERO);
+/// let _guard = locker.acquire("backup", &options.clone().owner_label("web-7:1234"))?;
+/// let error = locker.acquire("backup", &options).unwrap_err();
+/// let lock = error.contended_lock().unwrap();
+/// assert_eq!((lock.key.as_str(), lock.owner_label.as_deref()), ("backup", Some("web-7:1234")));
+/// assert_eq!(lock.to_string(), r#""backup" is held by web-7:1234"#);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ContendedLock {
+    /// The lock's name as it was given; of several the name of a held one.
+    pub key: String,
+    /// The owner label of the holder, if a node reported it at the last attempt, or a thread of this
+    /// process is the holder. `None` for readers and permits.
+    pub owner_label: Option<String>,
+    /// The number of permits of a semaphore, all of which are held.
+    pub permits: Option<u32>,
+}
+
+impl fmt::Display for ContendedLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = &self.key;
+        match (self.permits, &self.owner_label) {
+            (Some(1), _) => write!(f, "the only permit of {key:?} is held"),
+            (Some(permits), _) => write!(f, "all {permits} permits of {key:?} are held"),
+            (None, Some(label)) => write!(f, "{key:?} is held by {label}"),
+            (None, None) => write!(f, "{key:?} is held by another"),
+        }
     }
 }
 
@@ -394,6 +513,28 @@ impl fmt::Display for ReplyLimit {
 }
 
 impl Error {
+    /// Returns the remaining time of an error that [`is_contended`](Error::is_contended).
+    pub(crate) fn contended_for(&self) -> Option<Duration> {
+        match self {
+            Error::Contended { remaining, .. }
+            | Error::WriteLockTimeout { remaining, .. }
+            | Error::WriteLockHeld { remaining, .. }
+            | Error::ReadersTimeout { remaining, .. } => *remaining,
+            _ => None,
+        }
+    }
+
+    /// Replaces the attempts and the wait in an error of an exclusive lock's contention.
+    pub(crate) fn with_effort(mut self, all_attempts: u32, whole_wait: Duration) -> Error {
+        if let Error::Contended {
+            attempts, waited, ..
+        } = &mut self
+        {
+            (*attempts, *waited) = (all_attempts, whole_wait);
+        }
+        self
+    }
+
     /// Adds the limits that nodes exceeded. `limit_of` returns the limit of a node by its name.
     pub(crate) fn with_limits(mut self, limit_of: impl Fn(&str) -> ReplyLimit) -> Error {
         if let Error::InsufficientQuorum { causes, .. } | Error::CircuitOpen { causes, .. } =
@@ -532,6 +673,43 @@ impl NodeFailure {
     }
 }
 
+/// A writer in a message: by its owner label, or else as the text says.
+struct Writer<'a>(&'a ContendedLock, &'static str);
+
+impl fmt::Display for Writer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.owner_label {
+            Some(label) => write!(f, "the writer {label}"),
+            None => f.write_str(self.1),
+        }
+    }
+}
+
+/// The end of a contention message: when the lock is free, and what the caller has done.
+struct WaitText<'a> {
+    remaining: &'a Option<Duration>,
+    waited: &'a Duration,
+    attempts: &'a u32,
+}
+
+impl fmt::Display for WaitText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(remaining) = self.remaining.filter(|remaining| !remaining.is_zero()) {
+            // Rounded up, because the lock is free at the latest then.
+            let up = match remaining.as_secs() {
+                0 => Duration::from_micros(999),
+                1..10 => Duration::from_millis(99),
+                _ => Duration::from_millis(999),
+            };
+            let remaining = format_wait(remaining.saturating_add(up));
+            write!(f, ", free in {remaining} at the latest unless renewed")?;
+        }
+        let waited = format_wait(*self.waited);
+        let plural = if *self.attempts == 1 { "" } else { "s" };
+        write!(f, " (waited {waited}, {} attempt{plural})", self.attempts)
+    }
+}
+
 /// A quoted name in a message, or nothing if it is empty.
 struct QuotedName<'a>(&'a str);
 
@@ -562,6 +740,18 @@ struct Appended<'a>(&'a [FailedNode]);
 impl fmt::Display for Appended<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|cause| write!(f, "; {cause}"))
+    }
+}
+
+/// Formats a wait for people: `200 ms`, `2.0 s`, `29 s`.
+pub(crate) fn format_wait(duration: Duration) -> String {
+    match duration.as_millis() {
+        ms @ ..1_000 => format!("{ms} ms"),
+        ..10_000 => {
+            let tenths = duration.as_millis() / 100;
+            format!("{}.{} s", tenths / 10, tenths % 10)
+        }
+        _ => format!("{} s", duration.as_secs()),
     }
 }
 
@@ -598,6 +788,91 @@ mod tests {
             );
             assert!(error.is_unavailable() && !error.is_contended() && !error.is_lost());
         }
+    }
+
+    #[test]
+    fn contention_names_lock_holder_and_end() {
+        let lock = |label: Option<&str>, permits| {
+            Box::new(ContendedLock {
+                key: "backup".into(),
+                owner_label: label.map(str::to_owned),
+                permits,
+            })
+        };
+        let (waited, left) = (Duration::from_millis(2_010), Duration::from_millis(28_500));
+        for (label, permits, remaining, attempts, expected) in [
+            (
+                Some("web-7/1234"),
+                None,
+                Some(left),
+                4,
+                "\"backup\" is held by web-7/1234, free in 29 s at the latest unless renewed (waited 2.0 s, 4 attempts)",
+            ),
+            (
+                None,
+                None,
+                None,
+                1,
+                "\"backup\" is held by another (waited 2.0 s, 1 attempt)",
+            ),
+            (
+                None,
+                Some(3),
+                Some(Duration::from_millis(30)),
+                2,
+                "all 3 permits of \"backup\" are held, free in 30 ms at the latest unless renewed (waited 2.0 s, 2 attempts)",
+            ),
+            (
+                None,
+                Some(1),
+                Some(Duration::ZERO),
+                2,
+                "the only permit of \"backup\" is held (waited 2.0 s, 2 attempts)",
+            ),
+        ] {
+            let error = Error::Contended {
+                lock: lock(label, permits),
+                attempts,
+                waited,
+                remaining,
+            };
+            assert_eq!(error.to_string(), expected);
+            assert!(error.is_contended() && error.contended_lock().is_some());
+        }
+        let (attempts, remaining) = (2, None);
+        for (label, expected) in [
+            (None, ["a writer", "another writer"]),
+            (Some("w/1"), ["the writer w/1", "the writer w/1"]),
+        ] {
+            let refused_reader = Error::WriteLockTimeout {
+                lock: lock(label, None),
+                attempts,
+                waited,
+                remaining,
+            };
+            let refused_writer = Error::WriteLockHeld {
+                lock: lock(label, None),
+                attempts,
+                waited,
+                remaining,
+            };
+            let end = "(waited 2.0 s, 2 attempts)";
+            let [by_reader, by_writer] = expected;
+            let reader_text = format!("\"backup\" is held or waited for by {by_reader} {end}");
+            assert_eq!(refused_reader.to_string(), reader_text);
+            let writer_text = format!("\"backup\" is held by {by_writer} {end}");
+            assert_eq!(refused_writer.to_string(), writer_text);
+        }
+        let by_readers = Error::ReadersTimeout {
+            lock: lock(None, None),
+            attempts,
+            waited,
+            remaining: Some(Duration::from_millis(1_234)),
+        };
+        assert_eq!(
+            by_readers.to_string(),
+            "\"backup\" is held by readers, free in 1.3 s at the latest unless renewed (waited 2.0 s, 2 attempts)"
+        );
     }
 
     /// Creates an error of three nodes, with the failures of the nodes that did not succeed.
@@ -743,6 +1018,62 @@ mod tests {
                 reason: "none was given".into(),
             };
             assert_eq!(error.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn exit_code_is_one_of_five() {
+        let denied = NodeFailure::AccessDenied("WRONGPASS".into());
+        let contended = Error::Contended {
+            lock: Box::new(ContendedLock {
+                key: "x".into(),
+                owner_label: None,
+                permits: None,
+            }),
+            attempts: 1,
+            waited: Duration::ZERO,
+            remaining: None,
+        };
+        let lost = Error::LockLost {
+            key: "x".into(),
+            reason: LossReason::Expired,
+        };
+        let ttl = Duration::ZERO;
+        let reason = String::new;
+        for (error, code) in [
+            (contended, 75),
+            (
+                insufficient(Operation::Acquire, &[denied.clone(), denied]),
+                77,
+            ),
+            (
+                insufficient(Operation::Acquire, &[NodeFailure::TimedOut]),
+                69,
+            ),
+            (Error::ValidityExhausted { attempts: 3, ttl }, 69),
+            (lost, 70),
+            (Error::Closed, 70),
+            (Error::Cancelled, 70),
+            (Error::NotOnNodes, 70),
+            (Error::NoAddresses, 64),
+            (Error::InvalidLockToken, 64),
+            (Error::InvalidConfig(reason()), 64),
+            (
+                Error::InvalidTtl {
+                    ttl,
+                    reason: reason(),
+                },
+                64,
+            ),
+            (
+                Error::InvalidKey {
+                    name: reason(),
+                    reason: reason(),
+                },
+                64,
+            ),
+        ] {
+            assert_eq!(error.exit_code(), code, "{error}");
         }
     }
 

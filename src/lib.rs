@@ -69,6 +69,7 @@
 //! |---|---|
 //! | `testing` | `FlakyLocker`, which is contended, unavailable or loses its lock when a test says so |
 //! | `tls` | `rediss://` addresses, `Config::tls` and `Tls`. By `rustls`; building it needs a C compiler |
+//! | `serde` | `Config` and `LockOptions` from files of settings, `RetryPolicy` too; durations such as `1m 30s` |
 //! | `sentinel` | `Endpoint::sentinel`: a master that sentinels name, as one node |
 //! | `cluster` | `Endpoint::cluster`: a Redis Cluster, as one node |
 //!
@@ -121,7 +122,10 @@ pub use crate::config::endpoint::{Endpoint, IntoEndpoints};
 pub use crate::config::on_drop::OnDrop;
 #[cfg(feature = "tls")]
 pub use crate::config::tls::Tls;
-pub use crate::error::{Error, FailedNode, LossReason, NodeFailure, Operation};
+pub use crate::error::{
+    ContendedLock, Error, FailedNode, LossReason, NodeFailure, Operation, Result,
+};
+pub use crate::protocol::endangered_lock::EndangeredLock;
 pub use crate::protocol::holder::Holder;
 pub use crate::protocol::lost_lock::LostLock;
 pub use crate::protocol::mode::Mode;

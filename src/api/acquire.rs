@@ -11,13 +11,15 @@ use crate::api::nodes::Nodes;
 use crate::api::options::{DefaultWait, LockOptions};
 use crate::config::settings::{Settings, TtlLimits};
 use crate::engine::params;
-use crate::engine::params::{AcquireParams, Acquired};
+use crate::engine::params::{AcquireParams, Acquired, Effort};
 use crate::error::Error;
 use crate::local::entry::LocalRequest;
+use crate::local::guard::LocalGuard;
 use crate::local::lock_table::LockTable;
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LeaseKind;
+use crate::protocol::lease::{Lease, NEVER_EXPIRES_AFTER};
 use crate::protocol::retry::RetryPolicy;
 use crate::protocol::token::Token;
 use crate::time::clock;
@@ -67,6 +69,22 @@ impl<'a> AcquireCall<'a> {
             LockNames::Parsed(key) => Ok(KeySet::from(key.clone())),
         }
     }
+
+    /// Returns the key of each name by itself, in the order of the caller.
+    ///
+    /// # Errors
+    /// - `InvalidKey`, also without a name.
+    fn parse_each_key(&self, prefix: &str) -> Result<Vec<KeySet>, Error> {
+        match self.names {
+            LockNames::Unparsed(names @ [_, ..]) => {
+                let kind = self.kind.lock_kind();
+                let keys = names.iter();
+                keys.map(|name| KeySet::parse(prefix, &[*name], kind))
+                    .collect()
+            }
+            _ => self.parse_keys(prefix).map(|keys| vec![keys]),
+        }
+    }
 }
 
 /// Acquires locks for a public handle: on the nodes, or in this process alone.
@@ -74,6 +92,9 @@ pub(crate) trait AcquireFrom {
     /// Acquires the lock, and blocks for as long as the options say, or the call's default wait
     /// without a wait in them.
     fn acquire_guard<G: From<GuardInner>>(&self, call: &AcquireCall<'_>) -> Result<G, Error>;
+
+    /// Acquires the lock of the first of the names that is free. Blocks as `acquire_guard` does.
+    fn acquire_any_guard<G: From<GuardInner>>(&self, call: &AcquireCall<'_>) -> Result<G, Error>;
 
     /// Acquires the lock with one attempt, or with the wait in the options; `None` if it is
     /// contended.
@@ -100,15 +121,19 @@ impl AcquireFrom for Nodes {
         let wait_limit = call
             .options
             .wait_limit(call.default_wait, retry, clock::now());
-        let guard = match engine.acquire(&params, wait_limit)? {
-            Acquired::Quorum(lease, local) => {
-                GuardInner::on_nodes(Arc::clone(engine), lease, local)
-            }
-            Acquired::Local(local) => {
-                GuardInner::local(local, call.kind, settings.ttl_limits(), None)?
-            }
-        };
-        Ok(G::from(guard))
+        let acquired = engine.acquire(&params, wait_limit)?;
+        wrap(self, acquired, call).map(G::from)
+    }
+
+    fn acquire_any_guard<G: From<GuardInner>>(&self, call: &AcquireCall<'_>) -> Result<G, Error> {
+        let settings = self.engine().settings();
+        let keys = call.parse_each_key(&settings.key_prefix)?.into_iter();
+        let params = keys.map(|keys| acquire_params(settings, keys, call.kind, call.options));
+        let choices: Vec<AcquireParams> = params.collect::<Result<_, Error>>()?;
+        let (options, start) = (call.options, clock::now());
+        let wait_limit = options.wait_limit(call.default_wait, &settings.retry, start);
+        let acquired = self.engine().acquire_any(&choices, wait_limit)?;
+        wrap(self, acquired, call).map(G::from)
     }
 }
 
@@ -120,6 +145,7 @@ impl AcquireFrom for Arc<LockTable> {
         let keys = call.parse_keys("")?;
         let ttl_limits = TtlLimits::LOCAL;
         ttl_limits.validate(options.ttl())?;
+        options.validate(kind)?;
         let start = clock::now();
         let wait_limit = options.wait_limit(call.default_wait, &RetryPolicy::default(), start);
         let inbox = cancel::cancellable_inbox(options.cancel())?;
@@ -132,11 +158,65 @@ impl AcquireFrom for Arc<LockTable> {
         };
         let local = self.acquire(&request, |_| ()).map_err(|refusal| {
             let waited = clock::now().saturating_duration_since(start);
-            params::refusal_error(refusal, &keys, kind, 1, waited)
+            let effort = Effort {
+                attempts: 1,
+                waited,
+            };
+            params::refusal_error(refusal, self, &keys, kind, effort)
         })?;
-        let fencing_token = options.is_fenced().then(|| self.next_fencing_token());
-        GuardInner::local(local, kind, ttl_limits, fencing_token).map(G::from)
+        wrap_local(self, local, call).map(G::from)
     }
+
+    fn acquire_any_guard<G: From<GuardInner>>(&self, call: &AcquireCall<'_>) -> Result<G, Error> {
+        let options = call.options;
+        let choices = call.parse_each_key("")?;
+        TtlLimits::LOCAL.validate(options.ttl())?;
+        options.validate(call.kind)?;
+        let start = clock::now();
+        let wait_limit = options.wait_limit(call.default_wait, &RetryPolicy::default(), start);
+        let inbox = cancel::cancellable_inbox(options.cancel())?;
+        let local = self.acquire_any(&choices, &inbox, wait_limit.deadline);
+        let local = local.map_err(|refusal| {
+            let waited = clock::now().saturating_duration_since(start);
+            let effort = Effort {
+                attempts: 1,
+                waited,
+            };
+            let last = &choices[choices.len() - 1];
+            params::refusal_error(refusal, self, last, call.kind, effort)
+        })?;
+        wrap_local(self, local, call).map(G::from)
+    }
+}
+
+/// Returns the guard of a lock on the nodes, or of one that stands in for it.
+fn wrap(nodes: &Nodes, acquired: Acquired, call: &AcquireCall<'_>) -> Result<GuardInner, Error> {
+    let (engine, settings) = (nodes.engine(), nodes.engine().settings());
+    match acquired {
+        Acquired::Quorum(lease, local) => {
+            Ok(GuardInner::on_nodes(Arc::clone(engine), lease, local))
+        }
+        Acquired::Local(local) => {
+            let label = call.options.label().or(settings.owner_label.as_ref());
+            let lease = local_lease(&local, call.kind, label.map(|label| &**label), None);
+            let guard = GuardInner::local(local, lease, settings.ttl_limits())?;
+            Ok(guard.with_options(call.options))
+        }
+    }
+}
+
+/// Returns the guard of a lock in this process alone.
+fn wrap_local(
+    lock_table: &LockTable,
+    local: LocalGuard,
+    call: &AcquireCall<'_>,
+) -> Result<GuardInner, Error> {
+    let options = call.options;
+    let fencing_token = options.is_fenced().then(|| lock_table.next_fencing_token());
+    let label = options.label().map(|label| &**label);
+    let lease = local_lease(&local, call.kind, label, fencing_token);
+    let guard = GuardInner::local(local, lease, TtlLimits::LOCAL)?;
+    Ok(guard.with_options(options))
 }
 
 /// Adopts a lock that another guard has detached.
@@ -158,21 +238,45 @@ pub(crate) fn adopt(
 /// Returns the parameters of an acquire on the nodes.
 ///
 /// # Errors
-/// `InvalidTtl`.
+/// `InvalidTtl`, `InvalidConfig`.
 fn acquire_params(
     settings: &Settings,
     keys: KeySet,
     kind: LeaseKind,
     options: &LockOptions,
 ) -> Result<AcquireParams, Error> {
+    options.validate(kind)?;
     Ok(AcquireParams {
         keys,
         kind,
         ttl: settings.ttl_limits().validate(options.ttl())?,
         fenced: options.is_fenced(),
         cancel: options.cancel().cloned(),
+        owner_label: options.label().or(settings.owner_label.as_ref()).cloned(),
         lease_options: options.lease_options().clone(),
     })
+}
+
+/// Returns the lease of a lock in this process alone. It does not expire.
+fn local_lease(
+    local: &LocalGuard,
+    kind: LeaseKind,
+    label: Option<&str>,
+    fencing_token: Option<u64>,
+) -> Lease {
+    let kind = match kind {
+        LeaseKind::Permit { total, .. } => LeaseKind::Permit {
+            index: local.draw_permit_number(),
+            total,
+        },
+        kind => kind,
+    };
+    let lease = Lease::new(local.keys().clone(), Token::local(label), kind);
+    if let Some(fencing_token) = fencing_token {
+        lease.set_fencing_token(fencing_token);
+    }
+    lease.activate(clock::now() + NEVER_EXPIRES_AFTER, clock::wall_offset());
+    lease
 }
 
 /// Turns *contended* into `None`, for the `try_…` calls.

@@ -6,6 +6,7 @@ use log::warn;
 
 use crate::api::guard::LockGuard;
 use crate::api::locker::Locker;
+use crate::api::options::LockOptions;
 use crate::error::Error;
 
 /// Methods that every [`Locker`] has besides its own, also behind `dyn`. They are generic, which
@@ -22,6 +23,39 @@ use crate::error::Error;
 /// nightly(&LocalLocker::new()).unwrap();
 /// ```
 pub trait LockerExt: Locker {
+    /// Acquires one lock on all of these names, as [`Locker::acquire_all`] does, from any iterator.
+    ///
+    /// # Errors
+    /// As [`Locker::acquire_all`].
+    ///
+    /// ```
+    /// use redguard::{LocalLocker, LockOptions, LockerExt};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let accounts = [7, 3].map(|number| format!("account-{number}"));
+    /// let options = LockOptions::new(Duration::from_secs(30));
+    /// let guard = LocalLocker::new().acquire_each(&accounts, &options)?;
+    /// assert!(guard.keys().eq(["account-3", "account-7"]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn acquire_each<I>(&self, keys: I, options: &LockOptions) -> Result<LockGuard, Error>
+    where
+        I: IntoIterator<Item: AsRef<str>>;
+
+    /// Acquires one lock on all of these names if all are free, as [`Locker::try_acquire_all`] does.
+    ///
+    /// # Errors
+    /// As [`Locker::try_acquire_all`].
+    fn try_acquire_each<I>(
+        &self,
+        keys: I,
+        options: &LockOptions,
+    ) -> Result<Option<LockGuard>, Error>
+    where
+        I: IntoIterator<Item: AsRef<str>>;
+
     /// Runs `work` under the lock of `key`. Waits as [`Locker::lock`] does, and releases the lock
     /// when `work` returns or panics.
     ///
@@ -55,7 +89,35 @@ pub trait LockerExt: Locker {
     ) -> Result<R, Error>;
 }
 
+/// Returns names as [`Locker::acquire_all`] takes them.
+fn with_names<R>(
+    keys: impl IntoIterator<Item = impl AsRef<str>>,
+    call: impl FnOnce(&[&str]) -> R,
+) -> R {
+    let keys: Vec<_> = keys.into_iter().collect();
+    let names: Vec<&str> = keys.iter().map(AsRef::as_ref).collect();
+    call(&names)
+}
+
 impl<L: Locker + ?Sized> LockerExt for L {
+    fn acquire_each<I>(&self, keys: I, options: &LockOptions) -> Result<LockGuard, Error>
+    where
+        I: IntoIterator<Item: AsRef<str>>,
+    {
+        with_names(keys, |names| self.acquire_all(names, options))
+    }
+
+    fn try_acquire_each<I>(
+        &self,
+        keys: I,
+        options: &LockOptions,
+    ) -> Result<Option<LockGuard>, Error>
+    where
+        I: IntoIterator<Item: AsRef<str>>,
+    {
+        with_names(keys, |names| self.try_acquire_all(names, options))
+    }
+
     fn with_lock<R>(
         &self,
         key: &str,
@@ -84,6 +146,20 @@ mod tests {
     use crate::api::locker::LocalLocker;
 
     const TTL: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn names_come_from_any_iterator() {
+        let (locker, options) = (LocalLocker::new(), LockOptions::new(TTL));
+        let guard = locker.acquire_each(["b", "a"], &options).unwrap();
+        assert!(guard.keys().eq(["a", "b"]));
+        let owned = vec!["b".to_owned()];
+        assert!(locker.try_acquire_each(&owned, &options).unwrap().is_none());
+        let set: std::collections::BTreeSet<String> = owned.into_iter().collect();
+        drop(guard);
+        assert!(locker.try_acquire_each(set, &options).unwrap().is_some());
+        let none: [&str; 0] = [];
+        assert!(locker.acquire_each(none, &options).is_err());
+    }
 
     #[test]
     fn closure_runs_under_the_lock_which_is_free_after_it() {

@@ -13,7 +13,7 @@ use crate::api::guard::LockGuard;
 use crate::api::guard_inner::GuardInner;
 use crate::api::locker::Locker;
 use crate::api::options::{DefaultWait, LockOptions};
-use crate::error::{Error, FailedNode, LossReason, NodeFailure, Operation};
+use crate::error::{ContendedLock, Error, FailedNode, LossReason, NodeFailure, Operation};
 use crate::local::lock_table::LockTable;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
@@ -133,16 +133,14 @@ impl FlakyLocker {
         &self,
         names: &[&str],
         options: &LockOptions,
-        default_wait: DefaultWait,
+        acquire: impl FnOnce(&AcquireCall<'_>) -> Result<GuardInner, Error>,
     ) -> Result<LockGuard, Error> {
         let failure = self.state.lock().failures.pop_front();
         if let Some(failure) = failure {
-            return Err(failure.into_error());
+            let key = names.iter().min().copied().unwrap_or_default();
+            return Err(failure.into_error(key));
         }
-        let guard: GuardInner = self.lock_table.acquire_guard(&AcquireCall {
-            default_wait,
-            ..AcquireCall::new(names, LeaseKind::Exclusive, options)
-        })?;
+        let guard = acquire(&AcquireCall::new(names, LeaseKind::Exclusive, options))?;
         self.remember(&guard, options);
         Ok(LockGuard::from(guard))
     }
@@ -159,9 +157,14 @@ impl FlakyLocker {
 }
 
 impl QueuedFailure {
-    fn into_error(self) -> Error {
+    fn into_error(self, key: &str) -> Error {
         match self {
             QueuedFailure::Contended => Error::Contended {
+                lock: Box::new(ContendedLock {
+                    key: key.to_owned(),
+                    owner_label: Some("flaky".to_owned()),
+                    permits: None,
+                }),
                 attempts: 1,
                 waited: Duration::ZERO,
                 remaining: None,
@@ -192,7 +195,7 @@ impl Locker for FlakyLocker {
     }
 
     fn acquire_all(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error> {
-        self.acquire_with(keys, options, DefaultWait::Policy)
+        self.acquire_with(keys, options, |call| self.lock_table.acquire_guard(call))
     }
 
     fn try_acquire_all(
@@ -200,7 +203,18 @@ impl Locker for FlakyLocker {
         keys: &[&str],
         options: &LockOptions,
     ) -> Result<Option<LockGuard>, Error> {
-        acquire::none_if_contended(self.acquire_with(keys, options, DefaultWait::NoWait))
+        acquire::none_if_contended(self.acquire_with(keys, options, |call| {
+            self.lock_table.acquire_guard(&AcquireCall {
+                default_wait: DefaultWait::NoWait,
+                ..*call
+            })
+        }))
+    }
+
+    fn acquire_any(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error> {
+        self.acquire_with(keys, options, |call| {
+            self.lock_table.acquire_any_guard(call)
+        })
     }
 }
 

@@ -8,7 +8,9 @@ use crate::api::lock_token::LockToken;
 use crate::api::watch::LockWatch;
 use crate::error::Error;
 use crate::protocol::key::Key;
+use crate::protocol::lease::LeaseState;
 use crate::protocol::mode::Mode;
+use crate::time::clock;
 
 /// Defines a guard with the methods that all guards share.
 macro_rules! guard {
@@ -63,6 +65,13 @@ macro_rules! guard {
                 self.0.remaining()
             }
 
+            /// Returns whether no more is left of [`remaining`](Self::remaining) than the margin of
+            /// [`on_endangered`](crate::LockOptions::on_endangered), which is zero by default. Also
+            /// `true` for a lost lock; never for a local lock that is held. Does not block.
+            pub fn is_endangered(&self) -> bool {
+                self.0.is_endangered()
+            }
+
             /// Returns `Ok` while the lock is held. A loop calls it with `?` before each step.
             ///
             /// Does not block, except after a suspend of the computer or if the wall clock was set
@@ -99,7 +108,8 @@ macro_rules! guard {
             /// Releases the lock and returns the result. Blocks for at most `node_timeout`.
             ///
             /// `Ok` means that a quorum of nodes deleted the lock, so that others can acquire it at
-            /// once.
+            /// once; before the end of a [`min_hold`](crate::LockOptions::min_hold), that they
+            /// delete it then.
             ///
             /// # Errors
             /// - [`LockLost`](Error::LockLost): the lock had expired, or too many nodes reply that
@@ -147,9 +157,17 @@ macro_rules! guard {
                     _ => shown.field("keys", &names),
                 };
                 shown.field("mode", &self.mode());
-                if self.mode() == Mode::Quorum {
-                    shown.field("lease", &self.0.peek());
-                }
+                match self.0.peek() {
+                    LeaseState::Held(_) if self.mode() == Mode::Local => &mut shown,
+                    LeaseState::Held(expiry) => {
+                        let left = expiry.saturating_duration_since(clock::now());
+                        shown.field("remaining", &format_args!("{left:.1?}"))
+                    }
+                    LeaseState::Lost | LeaseState::JustLost => {
+                        shown.field("remaining", &"lost")
+                    }
+                    LeaseState::Pending | LeaseState::Ended => &mut shown,
+                };
                 shown.finish_non_exhaustive()
             }
         }
@@ -278,6 +296,27 @@ macro_rules! fenced {
             }
         }
     };
+}
+
+impl SemaphorePermit {
+    /// Returns which of the permits this is, from 0 to one less than their number: for a slot, a port
+    /// or a directory of its own. No other holder has the same number meanwhile.
+    ///
+    /// ```
+    /// use redguard::{LocalSemaphore, LockOptions, Semaphore};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let semaphore = LocalSemaphore::new(2)?;
+    /// let options = LockOptions::new(Duration::from_secs(30));
+    /// let (first, second) = (semaphore.acquire(&options)?, semaphore.acquire(&options)?);
+    /// assert_eq!((first.number(), second.number()), (0, 1));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn number(&self) -> u32 {
+        self.0.permit_number()
+    }
 }
 
 impl LockGuard {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use crate::api::lock_token::LockToken;
+use crate::api::options::LockOptions;
 use crate::api::watch::LockWatch;
 use crate::config::on_drop::OnDrop;
 use crate::config::settings::TtlLimits;
@@ -15,9 +16,8 @@ use crate::error::Error;
 use crate::local::guard::LocalGuard;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LeaseKind;
-use crate::protocol::lease::{Lease, LeaseState, NEVER_EXPIRES_AFTER};
+use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::mode::Mode;
-use crate::protocol::token::Token;
 use crate::sync::threads;
 use crate::time::clock;
 
@@ -48,21 +48,16 @@ impl GuardInner {
         }
     }
 
-    /// Creates the guard of a lock in this process alone, with a lease that does not expire.
+    /// Creates the guard of a lock in this process alone, whose lease does not expire.
     ///
     /// # Errors
     /// `Closed` if the lock table was closed meanwhile.
     pub(crate) fn local(
         local: LocalGuard,
-        kind: LeaseKind,
+        lease: Lease,
         ttl_limits: TtlLimits,
-        fencing_token: Option<u64>,
     ) -> Result<GuardInner, Error> {
-        let lease = Arc::new(Lease::new(local.keys().clone(), Token::empty(), kind));
-        if let Some(fencing_token) = fencing_token {
-            lease.set_fencing_token(fencing_token);
-        }
-        lease.activate(clock::now() + NEVER_EXPIRES_AFTER, clock::wall_offset());
+        let lease = Arc::new(lease);
         if !local.attach_lease(&lease) {
             return Err(Error::Closed);
         }
@@ -74,6 +69,15 @@ impl GuardInner {
             acquired_at: clock::now(),
             ended: false,
         })
+    }
+
+    /// Applies the options that a local lock has, too: the minimum time.
+    pub(crate) fn with_options(self, options: &LockOptions) -> GuardInner {
+        let min_hold = options.lease_options().min_hold;
+        if !min_hold.is_zero() {
+            self.lease.keep_until(clock::now() + min_hold);
+        }
+        self
     }
 
     #[cfg(feature = "testing")]
@@ -88,6 +92,14 @@ impl GuardInner {
     /// Returns the state of the lease without an effect on it, for `Debug`.
     pub(crate) fn peek(&self) -> LeaseState {
         self.lease.peek(clock::now())
+    }
+
+    /// Returns the number of a permit; 0 for another kind of lock.
+    pub(crate) fn permit_number(&self) -> u32 {
+        match self.lease.kind() {
+            LeaseKind::Permit { index, .. } => index.into(),
+            _ => 0,
+        }
     }
 
     pub(crate) fn watch(&self) -> LockWatch {
@@ -117,6 +129,10 @@ impl GuardInner {
             }
             _ => Duration::ZERO,
         }
+    }
+
+    pub(crate) fn is_endangered(&self) -> bool {
+        self.remaining() <= self.lease.danger_margin()
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
@@ -223,6 +239,7 @@ impl GuardInner {
             None => match self.lease.begin_release(clock::now()) {
                 LeaseState::Held(_) => {
                     self.lease.finish_release();
+                    self.local.release_at(self.lease.kept_until(clock::now()));
                     Ok(())
                 }
                 _ => Err(self.lease.lost_error()),

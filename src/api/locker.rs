@@ -151,6 +151,31 @@ pub trait Locker: fmt::Debug + Send + Sync {
         options: &LockOptions,
     ) -> Result<Option<LockGuard>, Error>;
 
+    /// Acquires the lock of the first of these names that is free; of several that are, the first in
+    /// the list. [`LockGuard::key`] returns which one it is.
+    ///
+    /// Blocks as [`acquire`](Locker::acquire) does, and waits for all of them at once: a published
+    /// release wakes it for one attempt. It has no place in the queues of this process, so threads
+    /// that wait for one of the locks get it first.
+    ///
+    /// # Errors
+    /// As [`acquire`](Locker::acquire); [`Contended`](Error::Contended) names one of the locks.
+    ///
+    /// ```
+    /// use redguard::{LocalLocker, LockOptions, Locker};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let locker = LocalLocker::new();
+    /// let options = LockOptions::new(Duration::from_secs(30));
+    /// let first = locker.acquire_any(&["gpu-0", "gpu-1"], &options)?;
+    /// let second = locker.acquire_any(&["gpu-0", "gpu-1"], &options)?;
+    /// assert_eq!((first.key(), second.key()), ("gpu-0", "gpu-1"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn acquire_any(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error>;
+
     /// Acquires the lock of `key` for `ttl`: [`acquire`](Locker::acquire) with the limits of the
     /// retry policy, which are none by default. Blocks as [`acquire`](Locker::acquire) does.
     ///
@@ -361,6 +386,11 @@ impl Locker for RedisLocker {
         self.nodes
             .try_acquire_guard(&AcquireCall::new(keys, LeaseKind::Exclusive, options))
     }
+
+    fn acquire_any(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error> {
+        self.nodes
+            .acquire_any_guard(&AcquireCall::new(keys, LeaseKind::Exclusive, options))
+    }
 }
 
 /// Exclusive locks in this process alone, behind the same trait: for programs that run without
@@ -419,6 +449,11 @@ impl Locker for LocalLocker {
     ) -> Result<Option<LockGuard>, Error> {
         self.lock_table
             .try_acquire_guard(&AcquireCall::new(keys, LeaseKind::Exclusive, options))
+    }
+
+    fn acquire_any(&self, keys: &[&str], options: &LockOptions) -> Result<LockGuard, Error> {
+        self.lock_table
+            .acquire_any_guard(&AcquireCall::new(keys, LeaseKind::Exclusive, options))
     }
 }
 

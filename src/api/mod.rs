@@ -10,6 +10,9 @@ pub(crate) mod lock_token;
 pub(crate) mod locker;
 pub(crate) mod nodes;
 pub(crate) mod options;
+#[cfg(feature = "serde")]
+mod plain_options;
+pub(crate) mod pointers;
 pub(crate) mod rw_locker;
 pub(crate) mod semaphore;
 pub(crate) mod watch;

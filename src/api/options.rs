@@ -3,7 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::config::owner_label;
 use crate::engine::params::{LeaseOptions, WaitLimit};
+use crate::error::Error;
+use crate::protocol::endangered_lock::{EndangeredLock, OnEndangered};
+use crate::protocol::kind::LeaseKind;
 use crate::protocol::lost_lock::{LostLock, OnLostCallback};
 use crate::protocol::retry::RetryPolicy;
 use crate::time::deadline;
@@ -32,7 +36,9 @@ use crate::transport::cancel::CancelToken;
 ///     .fencing(true)
 ///     .auto_renew(true)
 ///     .max_renewal(Duration::from_secs(3600))
-///     .on_lost(|lost| eprintln!("{} is lost: {}", lost.key(), lost.reason()));
+///     .min_hold(Duration::from_secs(20))
+///     .on_lost(|lost| eprintln!("{} is lost: {}", lost.key(), lost.reason()))
+///     .on_endangered(Duration::from_secs(10), |lock| eprintln!("{lock:?}"));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "options do nothing until a lock is acquired with them"]
@@ -41,11 +47,12 @@ pub struct LockOptions {
     wait: Option<Wait>,
     cancel: Option<CancelToken>,
     fenced: bool,
+    owner_label: Option<Arc<str>>,
     lease_options: LeaseOptions,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wait {
+pub(super) enum Wait {
     For(Duration),
     Until(Instant),
 }
@@ -60,6 +67,7 @@ impl LockOptions {
             wait: None,
             cancel: None,
             fenced: false,
+            owner_label: None,
             lease_options: LeaseOptions::default(),
         }
     }
@@ -124,6 +132,50 @@ impl LockOptions {
         self
     }
 
+    /// Sets the minimum time for which the lock is taken: a release, by
+    /// [`release`](crate::LockGuard::release) or by `Drop`, that comes sooner keeps the lock from
+    /// other callers until `time` has passed since it was acquired. For jobs that must not run again
+    /// on a host whose clock is late.
+    ///
+    /// `release` returns as soon as a quorum of nodes will free the lock then; the guard and its
+    /// renewal have ended by that time, and nothing extends the lock. Callers that wait acquire it
+    /// when the time is over. Another process that [adopts](crate::RedisLocker::adopt) the lock
+    /// sets a time of its own. An acquire that fails keeps nothing, and
+    /// [`force_release`](crate::RedisLocker::force_release) frees the nodes at once.
+    ///
+    /// For exclusive locks, also of several keys and local ones; with other locks, or above the
+    /// TTL, an acquire is [`InvalidConfig`](crate::Error::InvalidConfig). Default: zero.
+    ///
+    /// ```
+    /// use redguard::{LocalLocker, LockOptions, Locker};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), redguard::Error> {
+    /// let locker = LocalLocker::new();
+    /// let once_a_minute = LockOptions::new(Duration::from_secs(60)).min_hold(Duration::from_secs(50));
+    /// if let Some(guard) = locker.try_acquire("nightly-12:30", &once_a_minute)? {
+    ///     // … 50 ms of work …
+    ///     guard.release()?;
+    /// }
+    /// // A host whose clock is 300 ms late finds the lock taken.
+    /// assert!(locker.try_acquire("nightly-12:30", &once_a_minute)?.is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn min_hold(mut self, time: Duration) -> LockOptions {
+        self.lease_options.min_hold = time;
+        self
+    }
+
+    /// Sets the owner label of this lock, in place of that of
+    /// [`Config::owner_label`](crate::Config::owner_label): at most 64 printable ASCII characters;
+    /// an acquire with another one is [`InvalidConfig`](crate::Error::InvalidConfig). Default: that
+    /// of the configuration; for local locks none.
+    pub fn owner_label(mut self, label: impl Into<String>) -> LockOptions {
+        self.owner_label = Some(Arc::from(label.into()));
+        self
+    }
+
     /// Sets a callback for the loss of the lock. It is called once: at the moment at which the
     /// lease expires, when a quorum has replied that the lock is not ours, or at a shutdown of the
     /// nodes. It is never called for a released lock or a local lock.
@@ -149,12 +201,95 @@ impl LockOptions {
         self
     }
 
+    /// Sets an early warning: `callback` is called when less than `margin` is left until the lease
+    /// ends, so that work can stop before the next holder begins. With
+    /// [`auto_renew`](LockOptions::auto_renew) this means that renewals have failed since a third
+    /// of the TTL; without it, that it is time to extend or to finish.
+    ///
+    /// The callback is called once at the beginning of each danger, by the clock. If a renewal or
+    /// [`extend`](crate::LockGuard::extend) succeeds after it, the callback is called again, with
+    /// [`is_endangered`](EndangeredLock::is_endangered) `false`. It is called for locks of all
+    /// kinds, on the thread of the other callbacks (see [`on_lost`](LockOptions::on_lost)); never
+    /// for local locks, which do not expire.
+    ///
+    /// The margin also sets [`is_endangered`](crate::LockGuard::is_endangered) of the guard, and
+    /// the outcomes [`Endangered`](crate::WatchOutcome::Endangered) and
+    /// [`Safe`](crate::WatchOutcome::Safe) of its watches. With `auto_renew` it is at most half of
+    /// the TTL, because renewals begin after a third; a longer one is
+    /// [`InvalidConfig`](crate::Error::InvalidConfig). Without renewal a margin beyond the validity
+    /// warns at once. Default: none.
+    ///
+    /// ```
+    /// use redguard::LockOptions;
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    /// use std::time::Duration;
+    ///
+    /// let paused = Arc::new(AtomicBool::new(false));
+    /// let flag = Arc::clone(&paused);
+    /// let options = LockOptions::new(Duration::from_secs(30))
+    ///     .auto_renew(true)
+    ///     .on_endangered(Duration::from_secs(10), move |lock| {
+    ///         flag.store(lock.is_endangered(), Ordering::Relaxed); // start nothing new meanwhile
+    ///     });
+    /// ```
+    pub fn on_endangered(
+        mut self,
+        margin: Duration,
+        callback: impl Fn(&EndangeredLock) + Send + Sync + 'static,
+    ) -> LockOptions {
+        self.lease_options.on_endangered = Some(OnEndangered {
+            margin,
+            callback: Arc::new(callback),
+        });
+        self
+    }
+
+    /// Validates the options against each other.
+    ///
+    /// # Errors
+    /// - `InvalidConfig`, which names the values.
+    pub(crate) fn validate(&self, kind: LeaseKind) -> Result<(), Error> {
+        let (ttl, min_hold) = (self.ttl, self.lease_options.min_hold);
+        if let Some(label) = &self.owner_label {
+            owner_label::validate(label).map_err(Error::InvalidConfig)?;
+        }
+        let margin = self.lease_options.on_endangered.as_ref();
+        let margin = margin.map_or(Duration::ZERO, |on_endangered| on_endangered.margin);
+        if self.lease_options.auto_renew && margin > ttl / 2 {
+            return Err(Error::InvalidConfig(format!(
+                "on_endangered margin {margin:?} is over half of the TTL {ttl:?}: renewals begin after a third"
+            )));
+        }
+        if min_hold > ttl {
+            return Err(Error::InvalidConfig(format!(
+                "min_hold {min_hold:?} is over the TTL {ttl:?}"
+            )));
+        }
+        match kind {
+            LeaseKind::Exclusive => Ok(()),
+            _ if min_hold.is_zero() => Ok(()),
+            _ => Err(Error::InvalidConfig(format!(
+                "min_hold {min_hold:?} is for exclusive locks only"
+            ))),
+        }
+    }
+
     pub(crate) fn lease_options(&self) -> &LeaseOptions {
         &self.lease_options
     }
 
     pub(crate) fn is_fenced(&self) -> bool {
         self.fenced
+    }
+
+    #[cfg(feature = "serde")]
+    pub(super) fn wait(&self) -> Option<Wait> {
+        self.wait
+    }
+
+    pub(crate) fn label(&self) -> Option<&Arc<str>> {
+        self.owner_label.as_ref()
     }
 
     pub(crate) fn cancel(&self) -> Option<&CancelToken> {
@@ -172,6 +307,7 @@ impl LockOptions {
         retry: &RetryPolicy,
         start: Instant,
     ) -> WaitLimit {
+        let tells_holder = default_wait == DefaultWait::Policy;
         let (deadline, max_attempts) = match (self.wait, default_wait) {
             (Some(Wait::For(limit)), _) => (deadline::deadline(start, limit), None),
             (Some(Wait::Until(end)), _) => (Some(end), None),
@@ -185,6 +321,7 @@ impl LockOptions {
         WaitLimit {
             deadline,
             max_attempts,
+            tells_holder,
         }
     }
 }

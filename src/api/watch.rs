@@ -3,6 +3,7 @@
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::background::loss_handler::LossHandler;
@@ -21,6 +22,8 @@ use crate::time::{clock, deadline};
 ///     loop {
 ///         match watch.wait_ended(Duration::from_secs(10)) {
 ///             WatchOutcome::TimedOut => println!("at work"),
+///             WatchOutcome::Endangered => println!("renewals fail"),
+///             WatchOutcome::Safe => println!("renewed again"),
 ///             WatchOutcome::Lost => return stop(),
 ///             _ => return,
 ///         }
@@ -35,6 +38,12 @@ pub enum WatchOutcome {
     /// The lock was released, or detached with
     /// [`LockGuard::into_token`](crate::LockGuard::into_token).
     Released,
+    /// The lock is held, but ends within the margin of
+    /// [`on_endangered`](crate::LockOptions::on_endangered) unless it is extended. Returned once
+    /// per danger and watch.
+    Endangered,
+    /// The lock was extended after this watch had returned `Endangered`.
+    Safe,
     /// The lock is still held at the end of the wait.
     TimedOut,
 }
@@ -61,9 +70,10 @@ pub enum WatchOutcome {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone)]
 pub struct LockWatch {
     lease: Arc<Lease>,
+    /// Whether the last report of this watch is that the lock is endangered.
+    danger_told: AtomicBool,
     /// `None` for a local lock, which does not expire.
     loss_handler: Option<LossHandler>,
 }
@@ -72,6 +82,7 @@ impl LockWatch {
     pub(crate) fn new(lease: Arc<Lease>, loss_handler: Option<LossHandler>) -> LockWatch {
         LockWatch {
             lease,
+            danger_told: AtomicBool::new(false),
             loss_handler,
         }
     }
@@ -85,6 +96,12 @@ impl LockWatch {
     /// Does not block.
     pub fn is_held(&self) -> bool {
         !self.remaining().is_zero()
+    }
+
+    /// Returns whether the lock is endangered or lost, as
+    /// [`LockGuard::is_endangered`](crate::LockGuard::is_endangered) does. Does not block.
+    pub fn is_endangered(&self) -> bool {
+        self.remaining() <= self.lease.danger_margin()
     }
 
     /// Returns how long the lock is held for at least: zero if it is lost or released, or after a
@@ -110,6 +127,10 @@ impl LockWatch {
     ///
     /// Returns at the moment at which the lease expires, also if no thread checks the lock. Returns
     /// at once if the lock is lost or released already.
+    ///
+    /// With [`on_endangered`](crate::LockOptions::on_endangered) this also returns when a danger
+    /// begins, and after that when an extension ends it; each once per watch. Clones of a watch are
+    /// told by themselves.
     pub fn wait_ended(&self, limit: Duration) -> WatchOutcome {
         let deadline = deadline::deadline(clock::now(), limit);
         loop {
@@ -118,11 +139,20 @@ impl LockWatch {
                 LeaseState::JustLost | LeaseState::Lost => return WatchOutcome::Lost,
                 LeaseState::Pending | LeaseState::Ended => return WatchOutcome::Released,
             };
+            let (now, danger_start) = (clock::now(), self.lease.danger_start(expiry));
+            let is_endangered = danger_start <= now && danger_start < expiry;
+            if self.danger_told.swap(is_endangered, Ordering::Relaxed) != is_endangered {
+                return match is_endangered {
+                    true => WatchOutcome::Endangered,
+                    false => WatchOutcome::Safe,
+                };
+            }
             if is_over(deadline) {
                 return WatchOutcome::TimedOut;
             }
+            let next = if is_endangered { expiry } else { danger_start };
             self.lease
-                .wait_change(deadline::earlier(deadline, Some(expiry)));
+                .wait_change(deadline::earlier(deadline, Some(next)));
         }
     }
 
@@ -136,6 +166,16 @@ impl LockWatch {
 
 fn is_over(deadline: Option<Instant>) -> bool {
     deadline.is_some_and(|end| end <= clock::now())
+}
+
+impl Clone for LockWatch {
+    fn clone(&self) -> LockWatch {
+        LockWatch {
+            lease: Arc::clone(&self.lease),
+            danger_told: AtomicBool::new(self.danger_told.load(Ordering::Relaxed)),
+            loss_handler: self.loss_handler.clone(),
+        }
+    }
 }
 
 /// A panic cannot leave it inconsistent: no lock inside it is held across a callback or code of the

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use log::warn;
 
 use crate::background::loss_notifier::LossNotifier;
+use crate::background::renewal::queue::RenewalResults;
 use crate::local::lock_table::LockTable;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::quorum::NodeSet;
@@ -17,7 +18,7 @@ use crate::transport::node_group::NodeGroup;
 /// The reason in the log for a lease whose validity ended.
 pub(crate) const EXPIRED_MSG: &str = "its lease ended";
 
-/// Handles the losses of leases.
+/// Handles the losses of leases, and the ends of their dangers.
 #[derive(Clone)]
 pub(crate) struct LossHandler {
     lock_table: Arc<LockTable>,
@@ -47,8 +48,15 @@ impl LossHandler {
     /// `reason` is for the log. Does not block.
     pub(crate) fn handle_loss(&self, lease: &Arc<Lease>, reason: &str) {
         free_lost_lease(lease, &self.lock_table, &self.nodes);
-        self.notifier.notify_lost(lease);
+        self.notifier.recheck(lease);
         log_loss(lease, reason);
+    }
+
+    /// Reports the end of a danger after an extension. Does not block.
+    pub(crate) fn handle_extension(&self, lease: &Lease) {
+        if lease.is_danger_told() {
+            self.notifier.recheck(lease);
+        }
     }
 
     /// Marks a lease lost if its expiry has passed, and handles the loss if this call marked it.
@@ -59,6 +67,16 @@ impl LossHandler {
             self.handle_loss(lease, EXPIRED_MSG);
         }
         state
+    }
+}
+
+impl RenewalResults for LossHandler {
+    fn handle_loss(&self, lease: &Arc<Lease>, reason: &str) {
+        self.handle_loss(lease, reason);
+    }
+
+    fn handle_extension(&self, lease: &Lease) {
+        self.handle_extension(lease);
     }
 }
 

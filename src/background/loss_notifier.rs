@@ -1,23 +1,32 @@
-//! The loss notifier: one thread that runs the `on_lost` callbacks (S11).
+//! The loss notifier: one thread that runs the `on_lost` and `on_endangered` callbacks (S11, L5).
 //!
-//! A callback runs once, when its lease is lost; never for a lease that was released. The thread
-//! wakes at the expiry of each watched lease, so a loss is reported even if no thread checks or
-//! renews the lease. A slow callback delays only other callbacks: the thread does no other work.
+//! `on_lost` runs once, when its lease is lost; never for a lease that was released.
+//! `on_endangered` runs once at the beginning of each danger, and once at its end if an extension
+//! ends it. The thread wakes at the expiry of each watched lease, and before that at the beginning
+//! of its danger, so both are reported even if no thread checks or renews the lease. A slow
+//! callback delays only other callbacks: the thread does no other work.
 //!
 //! | lease of a callback     | in the timer queue, due at | ends by                              |
 //! |-------------------------|----------------------------|--------------------------------------|
-//! | held                    | its expiry                 | due: extended, or lost and called    |
-//! | lost, found by another  | at once (`notify_lost`)    | due: called                          |
-//! | released                | no (`forget`)              | the callback is dropped              |
-//! | being called            | no                         | the callback returns and is dropped  |
+//! | held                    | the start of its danger    | due: extended, or endangered: called |
+//! | endangered              | its expiry                 | due: lost and called                 |
+//! | endangered and extended | at once (`recheck`)        | due: held and called                 |
+//! | lost, found by another  | at once (`recheck`)        | due: called                          |
+//! | released                | no (`forget`)              | the callbacks are dropped            |
+//! | being called            | no                         | the callback returns                 |
+//!
+//! Without a margin the danger of a lease starts at its expiry.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use log::{info, warn};
 use parking_lot::{Condvar, Mutex};
 
+use crate::error;
 use crate::error::Error;
+use crate::protocol::endangered_lock::{EndangeredLock, OnEndangered};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::lost_lock::{LostLock, OnLostCallback};
 use crate::sync::threads;
@@ -49,9 +58,15 @@ struct NotifierQueue {
     stopping: bool,
 }
 
+/// The callbacks of one lease.
+pub(crate) struct LeaseCallbacks {
+    pub(crate) on_lost: Option<OnLostCallback>,
+    pub(crate) on_endangered: Option<OnEndangered>,
+}
+
 struct WatchedLease {
     lease: Arc<Lease>,
-    callback: OnLostCallback,
+    callbacks: LeaseCallbacks,
 }
 
 impl LossNotifier {
@@ -69,42 +84,42 @@ impl LossNotifier {
         }
     }
 
-    /// Registers the callback of a lease that is held until `expiry`, or lost already and due now.
+    /// Registers the callbacks of a lease, which may be lost already.
     ///
     /// # Errors
     /// - `System` if the operating system refuses the thread.
     /// - `Closed` if the notifier was stopped: the callback would never run.
-    pub(crate) fn watch(
-        &self,
-        lease: &Arc<Lease>,
-        expiry: Instant,
-        callback: OnLostCallback,
-    ) -> Result<(), Error> {
+    pub(crate) fn watch(&self, lease: &Arc<Lease>, callbacks: LeaseCallbacks) -> Result<(), Error> {
         if !self.thread.is_started() {
             let (shared, on_expiry) = (Arc::clone(&self.shared), Arc::clone(&self.on_expiry));
             self.thread.start(move || shared.run(&on_expiry))?;
         }
+        if let Some(on_endangered) = &callbacks.on_endangered {
+            lease.set_danger_margin(on_endangered.margin);
+        }
         let watched = WatchedLease {
             lease: Arc::clone(lease),
-            callback,
+            callbacks,
         };
         let mut queue = self.shared.queue.lock();
         if queue.stopping {
             drop(queue); // unlock before `watched` is dropped
             return Err(Error::Closed);
         }
-        queue.timers.insert(lease.token().id(), expiry, watched);
+        let due = watched.due(clock::now());
+        queue.timers.insert(lease.token().id(), due, watched);
         drop(queue); // unlock before waking
         self.shared.changed.notify_one();
         Ok(())
     }
 
-    /// Makes the callback of a lease due at once, because another thread marked the lease lost.
-    pub(crate) fn notify_lost(&self, lease: &Lease) {
+    /// Makes a lease due at once, because another thread marked it lost, or extended it while it
+    /// was endangered.
+    pub(crate) fn recheck(&self, lease: &Lease) {
         let id = lease.token().id();
         let mut queue = self.shared.queue.lock();
         let Some(watched) = queue.timers.remove(id) else {
-            return; // no callback, or the thread runs it at this moment
+            return; // no callback, or the thread runs one at this moment and looks again
         };
         queue.timers.insert(id, clock::now(), watched);
         drop(queue); // unlock before waking
@@ -133,13 +148,17 @@ impl LossNotifier {
 impl NotifierState {
     fn run(&self, on_expiry: &OnExpiry) {
         while let Some((id, watched)) = self.next_due() {
-            let state = watched.lease.expire_if_due(clock::now());
+            let now = clock::now();
+            let state = watched.lease.expire_if_due(now);
             if state == LeaseState::JustLost {
                 threads::catch(NAME, || on_expiry(&watched.lease));
             }
             match state {
-                LeaseState::Held(expiry) => self.reschedule(id, expiry, watched),
-                LeaseState::JustLost | LeaseState::Lost => run_callback(watched),
+                LeaseState::Held(expiry) => {
+                    watched.report_danger(expiry, now);
+                    self.reschedule(id, watched);
+                }
+                LeaseState::JustLost | LeaseState::Lost => run_on_lost(watched),
                 LeaseState::Pending | LeaseState::Ended => {}
             }
         }
@@ -159,23 +178,62 @@ impl NotifierState {
         }
     }
 
-    /// Puts a lease back that was extended. A thread that marked it lost in between did not find it
-    /// in the queue, so the lease is checked again under the mutex.
-    fn reschedule(&self, id: u64, expiry: Instant, watched: WatchedLease) {
+    /// Puts a held lease back. A thread that marked it lost or extended it in between did not find
+    /// it in the queue, so the lease is checked again under the mutex.
+    fn reschedule(&self, id: u64, watched: WatchedLease) {
         let mut queue = self.queue.lock();
-        let now = clock::now();
-        let is_held = matches!(watched.lease.peek(now), LeaseState::Held(_));
-        let due = if is_held { expiry } else { now };
+        let due = watched.due(clock::now());
         queue.timers.insert(id, due, watched);
     }
 }
 
-/// Runs and drops the callback. A panic of either is caught.
-fn run_callback(watched: WatchedLease) {
-    let WatchedLease { lease, callback } = watched;
+impl WatchedLease {
+    /// Returns when the thread has to look at the lease again.
+    fn due(&self, now: Instant) -> Instant {
+        let LeaseState::Held(expiry) = self.lease.peek(now) else {
+            return now;
+        };
+        let danger_start = self.lease.danger_start(expiry);
+        match self.lease.is_danger_told() {
+            false => danger_start,
+            true if now < danger_start => now,
+            true => expiry,
+        }
+    }
+
+    /// Runs the callback if the danger of a lease that ends at `expiry` has begun or ended since
+    /// the last report. A panic of it is caught.
+    fn report_danger(&self, expiry: Instant, now: Instant) {
+        let is_endangered = self.lease.danger_start(expiry) <= now;
+        let was_told = self.lease.is_danger_told();
+        let Some(on_endangered) = &self.callbacks.on_endangered else {
+            return;
+        };
+        if is_endangered == was_told {
+            return;
+        }
+        self.lease.set_danger_told(is_endangered);
+        let keys = self.lease.keys();
+        let context = format!("{keys}: on_endangered callback");
+        threads::catch(&context, || {
+            (on_endangered.callback)(&EndangeredLock::new(&self.lease, expiry, is_endangered));
+        });
+        let left = error::format_duration(expiry.saturating_duration_since(clock::now()));
+        match is_endangered {
+            true => warn!("{keys}: lock endangered: not extended, its lease ends in {left}"),
+            false => info!("{keys}: lock out of danger: extended"),
+        }
+    }
+}
+
+/// Runs the callback for the loss, and drops the callbacks. A panic of either is caught.
+fn run_on_lost(watched: WatchedLease) {
+    let WatchedLease { lease, callbacks } = watched;
     let context = format!("{}: on_lost callback", lease.keys());
     threads::catch(&context, move || {
-        callback.0(&LostLock { lease });
-        drop(callback);
+        if let Some(on_lost) = &callbacks.on_lost {
+            on_lost.0(&LostLock { lease });
+        }
+        drop(callbacks);
     });
 }

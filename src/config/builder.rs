@@ -1,6 +1,7 @@
 //! `Config`: the nodes' addresses and all settings.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -159,10 +160,20 @@ impl Config {
         self
     }
 
-    /// Sets a label that is stored before the token, which shows operators the holder of a lock: at
-    /// most 64 printable ASCII characters without `:`. Default: none.
+    /// Sets a label that is stored before the token, which shows operators and refused callers the
+    /// holder of a lock: at most 64 printable ASCII characters. Default: `HOST/PID` of this process.
+    /// [`LockOptions::owner_label`](crate::LockOptions::owner_label) sets that of one lock.
     pub fn owner_label(mut self, label: impl Into<String>) -> Config {
-        self.settings.owner_label = Some(label.into());
+        self.settings.owner_label = Some(Arc::from(label.into()));
+        self.settings.no_owner_label = false;
+        self
+    }
+
+    /// Stores no label before the token, so that clients which share the nodes do not see where a
+    /// lock is held.
+    pub fn no_owner_label(mut self) -> Config {
+        self.settings.owner_label = None;
+        self.settings.no_owner_label = true;
         self
     }
 
@@ -268,9 +279,44 @@ impl Config {
     /// Validates all settings.
     ///
     /// # Errors
-    /// `NoAddresses` and `InvalidConfig`, which names the values.
+    /// - `NoAddresses` and `InvalidConfig`, which names the values.
     pub(crate) fn validate(self) -> Result<Settings, Error> {
         self.settings.validate()
+    }
+}
+
+/// Parses addresses separated by commas, as an environment variable has them. White space around
+/// them and empty parts are skipped.
+///
+/// ```
+/// use redguard::Config;
+///
+/// let config: Config = "10.0.0.1:6379, 10.0.0.2:6379, 10.0.0.3:6379,".parse().unwrap();
+/// assert!(" , ".parse::<Config>().is_err());
+/// ```
+///
+/// # Errors
+/// - [`NoAddresses`](Error::NoAddresses): no part is left. Each address is validated by
+///   [`Nodes::connect`](crate::Nodes::connect).
+impl FromStr for Config {
+    type Err = Error;
+
+    fn from_str(addresses: &str) -> Result<Config, Error> {
+        let parts = addresses.split(',').map(str::trim);
+        let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+        match parts[..] {
+            [] => Err(Error::NoAddresses),
+            _ => Ok(Config::new(parts)),
+        }
+    }
+}
+
+/// As [`from_str`](Config::from_str).
+impl TryFrom<&str> for Config {
+    type Error = Error;
+
+    fn try_from(addresses: &str) -> Result<Config, Error> {
+        addresses.parse()
     }
 }
 
@@ -310,6 +356,28 @@ impl fmt::Debug for Config {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn list_of_addresses_is_split_and_trimmed() {
+        for (text, expected) in [
+            ("a", vec!["a"]),
+            (
+                " a:1 ,\tredis://b:2/3 ,, unix:///c\n,",
+                vec!["a:1", "redis://b:2/3", "unix:///c"],
+            ),
+        ] {
+            let config: Config = text.parse().unwrap();
+            assert_eq!(
+                config.settings.endpoints,
+                Config::new(expected).settings.endpoints
+            );
+            let same = Config::try_from(text).unwrap();
+            assert_eq!(format!("{same:?}"), format!("{config:?}"));
+        }
+        for text in ["", " ", ",, ,"] {
+            assert_eq!(text.parse::<Config>().err(), Some(Error::NoAddresses));
+        }
+    }
 
     #[test]
     fn config_debug_shows_no_secret() {

@@ -5,6 +5,9 @@ pub(crate) mod builder;
 pub(crate) mod credentials;
 pub(crate) mod endpoint;
 pub(crate) mod on_drop;
+pub(crate) mod owner_label;
+#[cfg(feature = "serde")]
+mod plain;
 pub(crate) mod settings;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;

@@ -9,6 +9,11 @@
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 pub enum OnDrop {
     /// `Drop` waits until a quorum of nodes has replied to the release, for at most `node_timeout`.
     /// It does not wait for nodes that are known to be unreachable.

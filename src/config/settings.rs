@@ -8,6 +8,7 @@ use crate::config::endpoint::Endpoint;
 #[cfg(any(feature = "sentinel", feature = "cluster"))]
 use crate::config::endpoint::EndpointKind;
 use crate::config::on_drop::OnDrop;
+use crate::config::owner_label;
 #[cfg(feature = "tls")]
 use crate::config::tls::Tls;
 use crate::error::Error;
@@ -15,7 +16,6 @@ use crate::error::Error;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::quorum;
 use crate::protocol::retry::RetryPolicy;
-use crate::protocol::token::MAX_OWNER_LABEL;
 use crate::protocol::ttl::Ttl;
 use crate::telemetry::observer::Observer;
 
@@ -40,7 +40,9 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<Tls>,
     pub(crate) pool_size: usize,
     pub(crate) key_prefix: String,
-    pub(crate) owner_label: Option<String>,
+    /// `None` until [`validate`](Settings::validate) sets the default, unless `no_owner_label`.
+    pub(crate) owner_label: Option<Arc<str>>,
+    pub(crate) no_owner_label: bool,
     pub(crate) retry: RetryPolicy,
     pub(crate) node_timeout: Duration,
     /// The longest time for which an attempt repeats a split vote (L1).
@@ -70,6 +72,7 @@ impl Settings {
             pool_size: 1,
             key_prefix: "redguard:".to_owned(),
             owner_label: None,
+            no_owner_label: false,
             retry: RetryPolicy::default(),
             node_timeout: Duration::from_millis(200),
             max_split: Duration::from_millis(50),
@@ -89,7 +92,7 @@ impl Settings {
     ///
     /// # Errors
     /// `NoAddresses`, and `InvalidConfig`, which names the values.
-    pub(crate) fn validate(self) -> Result<Settings, Error> {
+    pub(crate) fn validate(mut self) -> Result<Settings, Error> {
         if self.endpoints.is_empty() {
             return Err(Error::NoAddresses);
         }
@@ -102,6 +105,9 @@ impl Settings {
         #[cfg(any(feature = "sentinel", feature = "cluster"))]
         self.validate_topologies().map_err(Error::InvalidConfig)?;
         self.retry.validate()?;
+        if self.owner_label.is_none() && !self.no_owner_label {
+            self.owner_label = Some(owner_label::default_label());
+        }
         Ok(self)
     }
 
@@ -119,16 +125,8 @@ impl Settings {
     }
 
     fn validate_owner_label(&self) -> Result<(), String> {
-        let Some(label) = &self.owner_label else {
-            return Ok(());
-        };
-        let is_allowed = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
-        match (1..=MAX_OWNER_LABEL).contains(&label.len()) && label.bytes().all(is_allowed) {
-            true => Ok(()),
-            false => Err(format!(
-                "owner_label {label:?} is not 1 to {MAX_OWNER_LABEL} printable ASCII characters without ':'"
-            )),
-        }
+        let label = self.owner_label.as_deref();
+        label.map_or(Ok(()), owner_label::validate)
     }
 
     fn validate_timeouts(&self) -> Result<(), String> {
@@ -287,7 +285,7 @@ mod tests {
             (Config::new::<[&str; 0]>([]), "no node addresses"),
             (Config::new(vec!["a"; 65]), "65 nodes are over 64"),
             (config().pool_size(0), "pool_size 0"),
-            (config().owner_label("a:b"), "\"a:b\""),
+            (config().owner_label("a\nb"), "\"a\\nb\""),
             (config().owner_label(""), "owner_label \"\""),
             (config().owner_label("é"), "owner_label"),
             (config().owner_label("x".repeat(65)), "owner_label"),
@@ -399,7 +397,7 @@ mod tests {
         #[test]
         fn any_owner_label_is_accepted_or_named(owner in "[ -~]{0,70}|\\PC{0,70}") {
             let good = (1..=64).contains(&owner.len())
-                && owner.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b':');
+                && owner.bytes().all(|b| (b' '..=b'~').contains(&b));
             match config().owner_label(&owner).validate() {
                 Ok(_) => prop_assert!(good),
                 Err(error) => {

@@ -20,14 +20,15 @@ use std::time::{Duration, Instant};
 
 use crate::background::release_listener::shared::Subscription;
 use crate::engine::attempt::{AttemptContext, WaitMarker};
-use crate::engine::attempt_result::{AttemptFailure, AttemptResult, Contention};
+use crate::engine::attempt_result::{AttemptFailure, AttemptResult};
 use crate::engine::backend::{Backend, BackendRequest, Outage};
 use crate::engine::backoff::Backoff;
 use crate::engine::breaker::Probe;
 use crate::engine::core::Engine;
 use crate::engine::gate_entry::GateEntry;
 use crate::engine::params::{
-    AcquireParams, Acquired, Deadlines, WaitLimit, access_mode, contended_error, refusal_error,
+    AcquireParams, Acquired, Deadlines, Effort, HeldBy, WaitLimit, access_mode, contended_error,
+    refusal_error,
 };
 use crate::error::{Error, Operation};
 use crate::local::entry::LocalRequest;
@@ -100,7 +101,8 @@ impl Engine {
         let to_error = |refusal| {
             let waited = clock::now().saturating_duration_since(deadlines.started);
             let attempts = self.retry_policy(params.kind).attempts_elapsed(waited);
-            refusal_error(refusal, &params.keys, params.kind, attempts, waited)
+            let effort = Effort { attempts, waited };
+            refusal_error(refusal, &self.lock_table, &params.keys, params.kind, effort)
         };
         let mut request = LocalRequest {
             keys: &params.keys,
@@ -164,7 +166,7 @@ pub(super) struct Acquisition<'a> {
 
 impl<'a> Acquisition<'a> {
     /// Waits for the entries of all keys in the lock table (S8).
-    fn queue(
+    pub(super) fn queue(
         engine: &'a Engine,
         params: &'a AcquireParams,
         limit: WaitLimit,
@@ -199,7 +201,7 @@ impl<'a> Acquisition<'a> {
 
     /// Makes attempts until one is granted and valid, a limit ends the acquire, or waiting cannot
     /// help.
-    fn run(mut self) -> Result<Acquired, Error> {
+    pub(super) fn run(mut self) -> Result<Acquired, Error> {
         if let Some(lease) = self.enter()? {
             return self.attach(lease);
         }
@@ -294,6 +296,7 @@ impl<'a> Acquisition<'a> {
                 inbox: &self.inbox,
                 marker: self.wait_marker(),
                 preferred_node,
+                wants_owner: self.limit.tells_holder && self.limit.is_exhausted(self.attempts),
                 probe: probe.as_ref(),
             };
             let keys = &self.params.keys;
@@ -367,11 +370,21 @@ impl<'a> Acquisition<'a> {
 
     /// Returns the error of an acquire that ends with this failure.
     fn give_up(&self, failure: AttemptFailure) -> Error {
-        let (kind, attempts) = (self.params.kind, self.attempts);
+        let attempts = self.attempts;
         match failure {
-            AttemptFailure::Contended(Contention {
-                held_by, free_in, ..
-            }) => contended_error(kind, held_by, attempts, self.waited(), free_in),
+            AttemptFailure::Contended(contention) => {
+                let held = HeldBy {
+                    access: contention.held_by,
+                    key: contention.blocking_keys.first().copied().unwrap_or(0),
+                    owner_label: contention.owner_label,
+                    remaining: contention.free_in,
+                };
+                let effort = Effort {
+                    attempts,
+                    waited: self.waited(),
+                };
+                contended_error(&self.params.keys, self.params.kind, held, effort)
+            }
             AttemptFailure::Unavailable(tally) => {
                 self.engine.insufficient_quorum(Operation::Acquire, tally)
             }

@@ -14,7 +14,7 @@ use crate::background::release_listener::shared::Subscription;
 use crate::background::release_listener::subscriptions::Signal;
 use crate::engine::acquire::Acquisition;
 use crate::engine::attempt_result::{AttemptFailure, Contention};
-use crate::engine::params::{access_mode, contended_error};
+use crate::engine::params::{Effort, HeldBy, access_mode, contended_error};
 use crate::error::Error;
 use crate::protocol::kind::LeaseKind;
 use crate::time::deadline::{Deadline, DeadlineCause};
@@ -36,8 +36,14 @@ impl Acquisition<'_> {
             if self.deadlines.queue.is_some_and(|end| end <= clock::now()) {
                 let waited = self.waited();
                 let attempts = self.retry.attempts_elapsed(waited);
-                let access = access_mode(kind);
-                return Err(contended_error(kind, access, attempts, waited, None));
+                let held = HeldBy {
+                    access: access_mode(kind),
+                    key: 0,
+                    owner_label: None,
+                    remaining: None,
+                };
+                let effort = Effort { attempts, waited };
+                return Err(contended_error(&self.params.keys, kind, held, effort));
             }
             self.inbox.sleep(self.deadlines.queue);
         }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::engine::attempt::Attempt;
 use crate::engine::core::Engine;
-use crate::engine::params::{AcquireParams, WaitLimit, refusal_error};
+use crate::engine::params::{AcquireParams, Effort, WaitLimit, refusal_error};
 use crate::error::{Error, LossReason, Operation};
 use crate::local::entry::{AccessMode, LocalRequest};
 use crate::local::guard::LocalGuard;
@@ -84,7 +84,12 @@ impl Engine {
             .acquire(&request, on_lost)
             .map_err(|refusal| {
                 let waited = clock::now().saturating_duration_since(started);
-                refusal_error(refusal, &params.keys, params.kind, 0, waited)
+                let (keys, kind) = (&params.keys, params.kind);
+                let effort = Effort {
+                    attempts: 0,
+                    waited,
+                };
+                refusal_error(refusal, &self.lock_table, keys, kind, effort)
             })?;
         let lease = self.adopt_round(params, former, &inbox)?;
         self.attach(&lease, &local, params)?;

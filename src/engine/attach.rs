@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use crate::background::loss_handler;
+use crate::background::loss_notifier::LeaseCallbacks;
 use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
 use crate::engine::params::AcquireParams;
 use crate::error::Error;
 use crate::local::guard::LocalGuard;
-use crate::protocol::lease::{Lease, LeaseState};
+use crate::protocol::lease::Lease;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
 
@@ -35,28 +36,29 @@ impl Engine {
         attached
     }
 
-    /// Registers the loss callback and the renewal, before the caller can see the guard.
+    /// Registers the callbacks and the renewal, and sets the minimum time, before the caller can see the guard.
     pub(crate) fn apply_lease_options(
         &self,
         lease: &Arc<Lease>,
         params: &AcquireParams,
     ) -> Result<(), Error> {
         let options = &params.lease_options;
-        if let Some(on_lost) = &options.on_lost {
-            let now = clock::now();
-            let due = match lease.peek(now) {
-                LeaseState::Held(expiry) => expiry,
-                _ => now, // the lease is lost already
-            };
-            let notifier = self.loss_handler.notifier();
-            notifier.watch(lease, due, on_lost.clone())?;
+        let callbacks = LeaseCallbacks {
+            on_lost: options.on_lost.clone(),
+            on_endangered: options.on_endangered.clone(),
+        };
+        if callbacks.on_lost.is_some() || callbacks.on_endangered.is_some() {
+            self.loss_handler.notifier().watch(lease, callbacks)?;
         }
-        match options.auto_renew {
-            true => self
-                .renewal
-                .register(lease, params.ttl, options.max_renewal),
-            false => Ok(()),
+        if options.auto_renew {
+            self.renewal
+                .register(lease, params.ttl, options.max_renewal)?;
         }
+        // Last, so that a lock without a guard is deleted.
+        if !options.min_hold.is_zero() {
+            lease.keep_until(clock::now() + options.min_hold);
+        }
+        Ok(())
     }
 
     /// Handles the loss of a lease whose expiry this thread was the first to see.

@@ -81,6 +81,8 @@ pub(crate) struct AttemptContext<'a> {
     pub(crate) marker: WaitMarker<'a>,
     /// The node to ask before the others. They are asked only if it does not refuse.
     pub(crate) preferred_node: Option<usize>,
+    /// Whether a refusal is to report the owner label: the caller's error tells it.
+    pub(crate) wants_owner: bool,
     /// The breaker's probe, if this attempt is it.
     pub(crate) probe: Option<&'a Probe<'a>>,
 }
@@ -95,6 +97,7 @@ impl<'a> AttemptContext<'a> {
             inbox,
             marker: WaitMarker::None,
             preferred_node: None,
+            wants_owner: false,
             probe: None,
         }
     }
@@ -125,9 +128,11 @@ impl Engine {
         params: &AcquireParams,
         kind: LeaseKind,
     ) -> Result<Attempt, Error> {
-        let token = Token::fresh(self.settings.owner_label.as_deref())?;
+        let (start, wall_offset) = (clock::now(), clock::wall_offset());
+        let since = clock::unix_millis(start, wall_offset);
+        let token = Token::fresh_at(params.owner_label.as_deref(), since)?;
         let lease = Arc::new(Lease::new(params.keys.clone(), token, kind));
-        Ok(self.attempt_for_lease(params, &lease, clock::now(), clock::wall_offset()))
+        Ok(self.attempt_for_lease(params, &lease, start, wall_offset))
     }
 
     /// Returns the attempt of an existing lease whose request was sent at `start`.
@@ -210,6 +215,7 @@ impl Engine {
                 request.gate_entry = Some(Arc::clone(entry));
             }
         }
+        request.wants_owner = context.wants_owner;
         if context.needs_fencing_token() {
             request.min_fence = Some(0);
         }

@@ -131,11 +131,14 @@ pub(crate) struct Contention {
     pub(crate) max_hold_left: Option<Duration>,
     /// The positions of the keys that are held, in a lock of several keys.
     pub(crate) blocking_keys: Vec<usize>,
+    /// The owner label that most of the refusing nodes reported, if any.
+    pub(crate) owner_label: Option<Box<str>>,
 }
 
 impl Contention {
     fn new(round: RoundOutcome, single_node: bool, split_vote: Option<Split>) -> Contention {
         let blocking_keys = round.blocking_keys().to_vec();
+        let owner_label = round.owner_label().map(Box::from);
         let tally = round.tally;
         Contention {
             held_by: match tally.held_by_readers() {
@@ -150,6 +153,7 @@ impl Contention {
             single_node,
             max_hold_left: tally.max_hold_left(),
             blocking_keys,
+            owner_label,
         }
     }
 }
@@ -168,7 +172,7 @@ mod tests {
         let mut tally = Tally::new(3, VoteRule::Acquire);
         let remaining = Some(LEFT);
         tally.vote(0, Vote::Refused(NodeFailure::Held { remaining }));
-        let blocked = [Reply::Held(Blocker::OwnerOfKey(1), None)];
+        let blocked = [Reply::Held(Blocker::OwnerOfKey(1), None, None)];
         let round = RoundOutcome::with_replies(verdict, tally, wait_end, &blocked);
         VoteOutcome {
             round,

@@ -69,16 +69,16 @@ impl Engine {
         };
         let (lock_table, nodes) = (Arc::new(LockTable::new()), Arc::new(nodes));
         let loss_handler = LossHandler::new(&lock_table, &nodes);
-        let renewal_losses = loss_handler.clone();
-        let on_lost = Arc::new(move |lease: &Arc<Lease>, reason: &str| {
-            renewal_losses.handle_loss(lease, reason);
-        });
         Ok(Engine {
             rw_retry,
             refresh_interval,
             circuit: SharedBreaker::new(&settings, &nodes),
             listener: ReleaseListener::new(&settings.key_prefix, &nodes, connectors)?,
-            renewal: RenewalService::new(&nodes, settings.node_timeout, on_lost),
+            renewal: RenewalService::new(
+                &nodes,
+                settings.node_timeout,
+                Arc::new(loss_handler.clone()),
+            ),
             loss_handler,
             settings,
             lock_table,
@@ -225,7 +225,7 @@ impl Engine {
             if lease.mark_lost(LossReason::ShutDown) {
                 // Not released, because the holder may still rely on the lock.
                 self.nodes.counters().lost(lease.key().name());
-                self.loss_handler.notifier().notify_lost(lease);
+                self.loss_handler.notifier().recheck(lease);
                 warn!("{}: lock lost: shut down, left to its TTL", lease.keys());
             }
         }

@@ -81,6 +81,7 @@ impl Engine {
             Verdict::Granted => {
                 let state = lease.extend_to(clock::now(), until, wall_offset);
                 self.require_held(lease, state)?;
+                self.loss_handler.handle_extension(lease);
                 restorer.confirm();
                 Ok(())
             }

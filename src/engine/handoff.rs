@@ -54,7 +54,7 @@ impl Engine {
         if params.kind != LeaseKind::Exclusive || !waits() {
             return Ok(None);
         }
-        let token = Token::fresh(self.settings.owner_label.as_deref())?;
+        let token = Token::fresh(params.owner_label.as_deref())?;
         let lease = Arc::new(Lease::new(key.clone(), token, params.kind));
         let mut swap = Request::new(Op::Swap, &lease, params.ttl.millis());
         swap.min_fence = params.fenced.then_some(0);

@@ -1,6 +1,7 @@
 //! Decides how one acquire, extend, release, handoff or adoption proceeds on the nodes.
 
 mod acquire;
+mod acquire_any;
 mod acquire_wait;
 mod admin;
 mod adopt;

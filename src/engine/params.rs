@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::Error;
+use crate::error::{ContendedLock, Error};
 use crate::local::entry::{AccessMode, Refusal};
 use crate::local::guard::LocalGuard;
+use crate::local::lock_table::LockTable;
+use crate::protocol::endangered_lock::OnEndangered;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
@@ -24,6 +26,7 @@ pub(crate) struct AcquireParams {
     /// The lease needs a fencing token. Ignored for read locks.
     pub(crate) fenced: bool,
     pub(crate) cancel: Option<CancelToken>,
+    pub(crate) owner_label: Option<Arc<str>>,
     pub(crate) lease_options: LeaseOptions,
 }
 
@@ -33,7 +36,10 @@ pub(crate) struct LeaseOptions {
     pub(crate) auto_renew: bool,
     /// The time after which renewal ends; `None` for no limit.
     pub(crate) max_renewal: Option<Duration>,
+    /// How long after the acquire a release frees the lock at the earliest.
+    pub(crate) min_hold: Duration,
     pub(crate) on_lost: Option<OnLostCallback>,
+    pub(crate) on_endangered: Option<OnEndangered>,
 }
 
 /// An acquired lock.
@@ -52,6 +58,8 @@ pub(crate) struct WaitLimit {
     pub(crate) deadline: Option<Instant>,
     /// The number of attempts, at least one; `None` for no limit.
     pub(crate) max_attempts: Option<u32>,
+    /// Whether the caller gets an error that tells who holds the lock.
+    pub(crate) tells_holder: bool,
 }
 
 impl WaitLimit {
@@ -95,36 +103,68 @@ pub(crate) fn access_mode(kind: LeaseKind) -> AccessMode {
     }
 }
 
+/// How a lock is held, as a caller that does not get it is told.
+#[derive(Debug)]
+pub(crate) struct HeldBy {
+    /// How the holders share the lock.
+    pub(crate) access: AccessMode,
+    /// The position of the key that is held, in a lock of several keys.
+    pub(crate) key: usize,
+    pub(crate) owner_label: Option<Box<str>>,
+    /// The time until the holders may be gone.
+    pub(crate) remaining: Option<Duration>,
+}
+
+/// The attempts and the wait of a caller.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    pub(crate) attempts: u32,
+    pub(crate) waited: Duration,
+}
+
 /// Returns the error of a caller whose limit ended while the lock was held.
-///
-/// `held_by` is the access mode of the holders, `remaining` the time until they may be gone.
 pub(super) fn contended_error(
+    keys: &KeySet,
     kind: LeaseKind,
-    held_by: AccessMode,
-    attempts: u32,
-    waited: Duration,
-    remaining: Option<Duration>,
+    held: HeldBy,
+    effort: Effort,
 ) -> Error {
-    match (kind, held_by) {
+    let Effort { attempts, waited } = effort;
+    let remaining = held.remaining;
+    let key = keys.as_slice().get(held.key).unwrap_or(keys.first());
+    let permits = match kind {
+        LeaseKind::Permit { total, .. } => Some(u32::from(total)),
+        _ => None,
+    };
+    let lock = Box::new(ContendedLock {
+        key: key.name().to_owned(),
+        owner_label: held.owner_label.map(String::from),
+        permits,
+    });
+    match (kind, held.access) {
         (LeaseKind::Read, _) => Error::WriteLockTimeout {
+            lock,
             attempts,
             waited,
             remaining,
         },
         (LeaseKind::Write, AccessMode::Exclusive | AccessMode::Limited(_)) => {
             Error::WriteLockHeld {
+                lock,
                 attempts,
                 waited,
                 remaining,
             }
         }
         (LeaseKind::Write, AccessMode::Shared) => Error::ReadersTimeout {
+            lock,
             attempts,
             waited,
             remaining,
         },
         (LeaseKind::Exclusive | LeaseKind::Permit { .. } | LeaseKind::GateEntry, _) => {
             Error::Contended {
+                lock,
                 attempts,
                 waited,
                 remaining,
@@ -136,16 +176,25 @@ pub(super) fn contended_error(
 /// Returns the error of a caller that did not acquire its entry in the lock table.
 pub(crate) fn refusal_error(
     refusal: Refusal,
+    lock_table: &LockTable,
     keys: &KeySet,
     kind: LeaseKind,
-    attempts: u32,
-    waited: Duration,
+    effort: Effort,
 ) -> Error {
     match refusal {
         Refusal::Closed => Error::Closed,
         Refusal::Cancelled => Error::Cancelled,
         Refusal::PermitCountMismatch(count) => permit_count_error(keys, kind, u32::from(count)),
-        Refusal::Busy { by, remaining } => contended_error(kind, by, attempts, waited, remaining),
+        Refusal::Busy { by, remaining } => {
+            let (key, owner_label) = lock_table.holder(keys);
+            let held = HeldBy {
+                access: by,
+                key,
+                owner_label,
+                remaining,
+            };
+            contended_error(keys, kind, held, effort)
+        }
     }
 }
 

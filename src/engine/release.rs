@@ -27,7 +27,8 @@ impl Engine {
     /// Releases a lease, for `release()` and for `Drop` alike.
     ///
     /// Frees the entry in the lock table as soon as the release is queued: requests of the next
-    /// local caller follow it on every node connection. With `OnDrop::Wait`, blocks
+    /// local caller follow it on every node connection. A lock whose minimum time is not over is
+    /// kept until then, on the nodes and in the lock table, and is not handed off. With `OnDrop::Wait`, blocks
     /// until a quorum has replied, for at most `node_timeout`; else does not block.
     ///
     /// # Errors
@@ -43,7 +44,10 @@ impl Engine {
         self.renewal.unregister(lease);
         self.require_held(lease, lease.begin_release(now))?;
         self.loss_handler.notifier().forget(lease);
-        if let Some(handed_off) = self.hand_off(lease, local, on_drop, now) {
+        let kept_until = lease.kept_until(now);
+        if kept_until.is_none()
+            && let Some(handed_off) = self.hand_off(lease, local, on_drop, now)
+        {
             return handed_off;
         }
         let mut request = Request::new(Op::Release, lease, 0);
@@ -56,12 +60,12 @@ impl Engine {
             self.nodes
                 .send_unawaited_with_sink(&request, nodes, Some(&receivers));
             lease.finish_release();
-            local.release();
+            local.release_at(kept_until);
             return Ok(());
         }
         let inbox = Arc::new(Inbox::new());
         let round = self.nodes.send_to_all(&request, &inbox);
-        local.release();
+        local.release_at(kept_until);
         let outcome = round.wait(self.node_budget(now));
         self.listener
             .record_receivers(lease.keys(), outcome.receivers());

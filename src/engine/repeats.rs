@@ -192,6 +192,7 @@ mod tests {
                 single_node,
                 max_hold_left: None,
                 blocking_keys: Vec::new(),
+                owner_label: None,
             })),
             free_permits: Vec::new(),
         }

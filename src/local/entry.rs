@@ -24,6 +24,7 @@
 //! | following | pending, with `following`     | `followers`: pending                           |
 //! | handed    | pending, with `handoff`       | the thread takes the handoff: pending          |
 //! | held      | in `holders`, with `lease`    | `evict` after a loss; `hand_off`; release      |
+//! | kept      | in `holders`, `kept_until`    | `evict` when that time has passed              |
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -87,6 +88,10 @@ pub(super) struct LocalHolder {
     pub(super) handoff: Option<Handoff>,
     /// When the lease of the handoff ends, if the nodes grant it.
     handoff_expiry: Option<Instant>,
+    /// The number of a permit that is held in this process alone.
+    permit_number: Option<u16>,
+    /// The guard was released, and keeps other threads out until this time.
+    kept_until: Option<Instant>,
 }
 
 /// A thread in the wait queue of an entry.
@@ -187,9 +192,11 @@ impl KeyEntry {
         admitted
     }
 
-    /// Removes the holders whose lease is lost. Returns the leases that this call marked lost.
+    /// Removes the holders whose lease is lost or whose kept time is over. Returns the leases that
+    /// this call marked lost.
     pub(super) fn evict(&mut self, now: Instant) -> Vec<Arc<Lease>> {
         let mut lost = Vec::new();
+        self.evict_kept(now);
         self.holders.retain(|holder| {
             let state = holder
                 .lease
@@ -201,6 +208,56 @@ impl KeyEntry {
             !matches!(state, Some((_, LeaseState::JustLost | LeaseState::Lost)))
         });
         lost
+    }
+
+    /// Removes the holders whose kept time is over.
+    pub(super) fn evict_kept(&mut self, now: Instant) {
+        self.holders
+            .retain(|holder| holder.kept_until.is_none_or(|end| end > now));
+    }
+
+    /// Makes the holder with this ticket one without a guard, until `end`. Returns `false` if it
+    /// was evicted.
+    pub(super) fn keep(&mut self, ticket: u64, end: Instant) -> bool {
+        let holder = self.holder(ticket);
+        holder.is_some_and(|holder| {
+            (holder.lease, holder.kept_until) = (None, Some(end));
+            true
+        })
+    }
+
+    /// Gives the holder with this ticket the lowest permit number that is free, and returns it.
+    pub(super) fn draw_permit_number(&mut self, ticket: u64) -> u16 {
+        let is_free = |number: &u16| {
+            let mut holders = self.holders.iter();
+            !holders.any(|holder| holder.permit_number == Some(*number))
+        };
+        let number = (0..u16::MAX).find(is_free).unwrap_or_default();
+        if let Some(holder) = self.holder(ticket) {
+            holder.permit_number = Some(number);
+        }
+        number
+    }
+
+    /// Returns whether the entry has neither holders nor waiters.
+    pub(super) fn is_unused(&self) -> bool {
+        self.holders.is_empty() && self.queue.is_empty()
+    }
+
+    /// Returns the holders that have a guard or ask the nodes.
+    pub(super) fn guarded(&self) -> impl Iterator<Item = &LocalHolder> {
+        self.holders
+            .iter()
+            .filter(|holder| holder.kept_until.is_none())
+    }
+
+    /// Returns the owner label of an exclusive holder. The outer `None` is another kind of holder, or
+    /// none.
+    pub(super) fn exclusive_holder(&self) -> Option<Option<&str>> {
+        let holder = self.holders.first()?;
+        let lease = holder.lease.as_ref();
+        let label = lease.and_then(|lease| lease.token().owner_label());
+        (holder.mode == AccessMode::Exclusive).then_some(label)
     }
 
     /// Returns when the first of the holders' leases ends.
@@ -246,7 +303,7 @@ impl KeyEntry {
 
     /// Returns whether a holder has no lease yet.
     pub(super) fn has_pending(&self) -> bool {
-        self.holders.iter().any(|holder| holder.lease.is_none())
+        self.guarded().any(|holder| holder.lease.is_none())
     }
 
     /// Returns the total number of permits that a holder or waiter asked for, if it differs from
@@ -370,12 +427,17 @@ impl LocalHolder {
             refused_by_nodes: false,
             handoff: None,
             handoff_expiry: None,
+            permit_number: None,
+            kept_until: None,
         }
     }
 
-    /// Returns when the lease ends, if it is held and ends at all.
+    /// Returns when the lease or the kept time ends, if there is one that ends at all.
     fn expiry(&self, now: Instant) -> Option<Instant> {
-        self.lease.as_ref()?.expiry(now)
+        match &self.lease {
+            Some(lease) => lease.expiry(now),
+            None => self.kept_until,
+        }
     }
 
     /// Returns [`expiry`](LocalHolder::expiry), or else when the lease of a handoff would end.

@@ -100,11 +100,12 @@ impl LockTable {
         if self.is_forked() {
             return Err(Refusal::Closed);
         }
-        let state = self.state.lock();
-        match self.is_closed() {
-            true => Err(Refusal::Closed),
-            false => Ok(state),
+        let mut state = self.state.lock();
+        if self.is_closed() {
+            return Err(Refusal::Closed);
         }
+        state.remove_kept();
+        Ok(state)
     }
 
     fn guard(self: &Arc<Self>, keys: &KeySet, ticket: u64) -> LocalGuard {
@@ -255,6 +256,13 @@ impl LocalGuard {
         entry.is_some_and(|entry| entry.follow_earlier_waiter(self.ticket))
     }
 
+    /// Gives the holder of a local permit the lowest number that no other holder has, and returns it.
+    pub(crate) fn draw_permit_number(&self) -> u16 {
+        let mut state = self.table.state.lock();
+        let entry = state.entries.get_mut(self.keys.first());
+        entry.map_or(0, |entry| entry.draw_permit_number(self.ticket))
+    }
+
     /// Changes an exclusive hold into a shared one and admits the readers that wait.
     pub(crate) fn downgrade(&self) {
         let mut state = self.table.state.lock();
@@ -283,6 +291,18 @@ impl LocalGuard {
         if !self.released.swap(true, Ordering::Relaxed) {
             let keys = self.keys.as_slice().iter();
             keys.for_each(|key| self.table.release(key, self.ticket));
+        }
+    }
+
+    /// Releases the entries as [`release`](LocalGuard::release) does, but keeps other threads out
+    /// until `end`, if there is one.
+    pub(crate) fn release_at(&self, end: Option<Instant>) {
+        match end {
+            Some(end) if !self.released.swap(true, Ordering::Relaxed) => {
+                self.table.keep(&self.keys, self.ticket, end);
+            }
+            Some(_) => {}
+            None => self.release(),
         }
     }
 

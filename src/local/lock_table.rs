@@ -4,7 +4,7 @@
 //! operations only: never across I/O, a callback, a wake-up or a sleep. `local/guard.rs` acquires
 //! and releases, `local/entry.rs` holds the rules for one key.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,6 +15,7 @@ use crate::protocol::key_set::KeySet;
 use crate::protocol::lease::Lease;
 use crate::sync::primitives::{AtomicBool, Condvar, Mutex, Ordering};
 use crate::time::{clock, deadline};
+use crate::transport::inbox::Inbox;
 
 /// The map of entries shrinks only if it has room for more than this.
 const MIN_SHRINK_CAPACITY: usize = 64;
@@ -41,6 +42,10 @@ pub(crate) struct LockTable {
 
 pub(crate) struct LockTableState {
     pub(crate) entries: HashMap<Key, KeyEntry>,
+    /// The inboxes that every release wakes ([`watch`](LockTable::watch)).
+    pub(super) watchers: Vec<Arc<Inbox>>,
+    /// The entries that are kept after a release, by the end of that time.
+    kept: BTreeMap<(Instant, u64), Key>,
     last_ticket: u64,
     last_fencing_token: u64,
 }
@@ -50,6 +55,25 @@ impl LockTableState {
         self.last_ticket += 1;
         self.last_ticket
     }
+
+    /// Removes the entries whose kept time is over. An entry with waiters is left to them.
+    pub(super) fn remove_kept(&mut self) {
+        if self.kept.is_empty() {
+            return;
+        }
+        let now = clock::now();
+        while let Some(first) = self.kept.first_entry()
+            && first.key().0 <= now
+        {
+            let key = first.remove();
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.evict_kept(now);
+                if entry.is_unused() {
+                    self.entries.remove(&key);
+                }
+            }
+        }
+    }
 }
 
 impl LockTable {
@@ -57,6 +81,8 @@ impl LockTable {
         LockTable {
             state: Mutex::new(LockTableState {
                 entries: HashMap::new(),
+                watchers: Vec::new(),
+                kept: BTreeMap::new(),
                 last_ticket: 0,
                 last_fencing_token: 0,
             }),
@@ -78,7 +104,8 @@ impl LockTable {
         let state = self.state.lock();
         let keys = keys.as_slice().iter();
         let entries = keys.filter_map(|key| state.entries.get(key));
-        let first: Vec<_> = entries.filter_map(KeyEntry::first_waiter).collect();
+        let mut first: Vec<_> = entries.filter_map(KeyEntry::first_waiter).collect();
+        first.extend_from_slice(&state.watchers);
         if self.is_closed() {
             self.idle.notify_all(); // `wait_idle` does not wait for a lost lease
         }
@@ -90,7 +117,7 @@ impl LockTable {
     pub(crate) fn close(&self) {
         let state = self.state.lock();
         self.closed.store(true, Ordering::Release);
-        let mut inboxes = Vec::new();
+        let mut inboxes = state.watchers.clone();
         for entry in state.entries.values() {
             inboxes.extend(entry.holders.iter().map(|holder| Arc::clone(&holder.inbox)));
             inboxes.extend(entry.queue.iter().map(|waiter| Arc::clone(&waiter.inbox)));
@@ -143,7 +170,7 @@ impl LockTable {
                 state = self.state.lock();
                 continue;
             }
-            let holders = || state.entries.values().flat_map(|entry| &entry.holders);
+            let holders = || state.entries.values().flat_map(KeyEntry::guarded);
             if holders().next().is_none() || end.is_some_and(|end| end <= now) {
                 return holders().filter_map(|one| one.lease.clone()).collect();
             }
@@ -186,8 +213,58 @@ impl LockTable {
         if self.is_closed() || state.entries.is_empty() {
             self.idle.notify_all();
         }
+        woken.extend_from_slice(&state.watchers);
         drop(state); // unlock before waking
         woken.iter().for_each(|inbox| inbox.wake());
+    }
+
+    /// Ends the hold of a ticket on its keys, and keeps other threads out until `end`.
+    ///
+    /// Does nothing in a forked child, or for a key from which the ticket was evicted.
+    pub(super) fn keep(&self, keys: &KeySet, ticket: u64, end: Instant) {
+        if self.is_forked() {
+            return;
+        }
+        let now = clock::now();
+        let mut state = self.state.lock();
+        let mut woken = state.watchers.clone();
+        for key in keys.as_slice() {
+            let Some(entry) = state.entries.get_mut(key) else {
+                continue;
+            };
+            if !entry.keep(ticket, end) {
+                continue;
+            }
+            woken.extend(entry.waiter_to_wake(now, Some(end)));
+            let number = state.next_ticket();
+            state.kept.insert((end, number), key.clone());
+        }
+        if self.is_closed() {
+            self.idle.notify_all();
+        }
+        drop(state); // unlock before waking
+        woken.iter().for_each(|inbox| inbox.wake());
+    }
+
+    /// Returns the number of keys with an entry.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn entry_count(&self) -> usize {
+        self.state.lock().entries.len()
+    }
+
+    /// Returns the position of the first of these keys that a thread holds alone, and the owner label
+    /// of its lease. Keys that are not held, or by other kinds of holders, are the first without one.
+    pub(crate) fn holder(&self, keys: &KeySet) -> (usize, Option<Box<str>>) {
+        if self.is_forked() {
+            return (0, None);
+        }
+        let state = self.state.lock();
+        let mut keys = keys.as_slice().iter().enumerate();
+        let held = keys.find_map(|(position, key)| {
+            let entry = state.entries.get(key)?;
+            Some((position, entry.exclusive_holder()?.map(Box::from)))
+        });
+        held.unwrap_or_default()
     }
 
     /// Returns the number of threads that queue for a key.

@@ -15,6 +15,7 @@ use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::scripts::{PRELOADED, SCRIPTS, Script};
+use crate::time::clock;
 
 /// The scripts with their SHA-1 hashes, by which a server that has loaded them calls them.
 static SCRIPT_HASHES: LazyLock<[redis::Script; SCRIPTS.len()]> =
@@ -90,13 +91,21 @@ fn encode_exclusive(request: &Request, cmd: &mut Cmd) -> Option<Script> {
         }
         Op::Extend => encode_extend(request, cmd),
         Op::Release => {
-            let script = match locks {
-                1 => Script::Release,
+            // Most locks have no minimum time, and the clock is not read for them.
+            let keep = match request.lease.has_min_hold() {
+                true => request.keep_millis(clock::now()),
+                false => 0,
+            };
+            let script = match (locks, keep) {
+                (1, 0) => Script::Release,
                 _ => Script::ReleaseAll,
             };
             let script = encode_evalsha(script, cmd, token_keys(request));
             let publish = if request.publish { "1" } else { "" };
             cmd.arg(token(request)).arg(publish);
+            if keep > 0 {
+                cmd.arg(keep);
+            }
             script
         }
         Op::Downgrade => encode_downgrade(request, cmd),
@@ -343,6 +352,14 @@ impl ToRedisArgs for RedisKey<'_> {
 /// Returns whole milliseconds, at most `u64::MAX`.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Appends the call that asks for the remaining time and the owner label of the lock, after a
+/// refused `SET NX PX`. A connection loads the script at once.
+pub(crate) fn encode_inspect(request: &Request, cmd: &mut Cmd, wire: &mut Vec<u8>) {
+    cmd.clear();
+    encode_evalsha(Script::Inspect, cmd, [request.lease.key().token_key()]);
+    cmd.write_packed_command(wire);
 }
 
 /// Appends PTTL of the lock, which a refused `SET NX PX` leaves to be asked.

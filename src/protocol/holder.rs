@@ -1,7 +1,11 @@
 //! Merges the nodes' reports on the holder of a lock, for operators. No decision on a lock depends
 //! on it; a report never contains the token (S3).
 
-use std::time::Duration;
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use crate::error;
+use crate::time::clock;
 
 /// The holder of an exclusive lock, as [`RedisLocker::holder`](crate::RedisLocker::holder) returns
 /// it.
@@ -32,6 +36,10 @@ pub struct Holder {
     /// than a quorum hold it now, the time until the last of them is free. `None` if a key without
     /// an expiry prevents that.
     pub remaining: Option<Duration>,
+    /// When the holder acquired the lock, by the clock of its computer. Kept through renewals.
+    /// `None` for a lock that passed from thread to thread of a process without being free, and for
+    /// values of other clients and earlier versions.
+    pub since: Option<SystemTime>,
     /// The number of nodes that store the holder's token.
     pub nodes: usize,
     /// The quorum of the configured nodes. With fewer nodes the lock is not held: its acquire or
@@ -49,14 +57,39 @@ impl Holder {
     }
 }
 
+/// As "web-7/1234 on 3 nodes, free in 29 s unless renewed".
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let owner = match (&self.owner_label, self.foreign) {
+            (Some(label), _) => label,
+            (None, true) => "a value of another type",
+            (None, false) => "an unnamed holder",
+        };
+        let plural = if self.nodes == 1 { "" } else { "s" };
+        write!(f, "{owner} on {} node{plural}", self.nodes)?;
+        if !self.has_quorum() {
+            write!(f, " (no quorum of {})", self.quorum)?;
+        }
+        match self.remaining {
+            Some(left) => {
+                let left = error::format_wait(left);
+                write!(f, ", free in {left} unless renewed")
+            }
+            None => f.write_str(", without an expiry"),
+        }
+    }
+}
+
 /// One node's report on a lock's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NodeHolder {
     /// Identifies the token without revealing it, because a token can release the lock. Empty for a
     /// value of another type.
     pub(crate) digest: String,
-    pub(crate) owner: String,
+    pub(crate) owner: Option<Box<str>>,
     pub(crate) remaining: Option<Duration>,
+    /// The time of the acquire since 1970.
+    pub(crate) since: Option<Duration>,
 }
 
 /// Merges the nodes' reports: the holder is the token that most nodes store.
@@ -73,7 +106,8 @@ pub(crate) fn merge_holders(reports: &[NodeHolder], quorum: usize) -> Option<Hol
     ends.sort_by_key(|end| std::cmp::Reverse(end.unwrap_or(Duration::MAX)));
     let decisive = if ends.len() < quorum { 0 } else { quorum - 1 };
     Some(Holder {
-        owner_label: Some(holder.owner.clone()).filter(|owner| !owner.is_empty()),
+        owner_label: holder.owner.as_deref().map(str::to_owned),
+        since: holder.since.and_then(clock::system_time),
         remaining: ends[decisive],
         nodes: ends.len(),
         quorum,
@@ -88,8 +122,9 @@ mod tests {
     fn report(digest: &str, seconds: Option<u64>) -> NodeHolder {
         NodeHolder {
             digest: digest.to_owned(),
-            owner: format!("of {digest}"),
+            owner: Some(format!("of {digest}").into()),
             remaining: seconds.map(Duration::from_secs),
+            since: None,
         }
     }
 
@@ -109,6 +144,22 @@ mod tests {
             assert_eq!(found.remaining, remaining.map(Duration::from_secs));
             assert_eq!((found.nodes, found.has_quorum()), (nodes, nodes >= 2));
         }
+        for (reports, expected) in [
+            (
+                vec![a(30), a(30), a(30)],
+                "of a on 3 nodes, free in 30 s unless renewed",
+            ),
+            (
+                vec![a(3)],
+                "of a on 1 node (no quorum of 2), free in 3.0 s unless renewed",
+            ),
+            (
+                vec![report("a", None), report("a", None)],
+                "of a on 2 nodes, without an expiry",
+            ),
+        ] {
+            assert_eq!(merge_holders(&reports, 2).unwrap().to_string(), expected);
+        }
         assert_eq!(merge_holders(&[], 2), None);
         for (reports, foreign) in [
             (vec![a(3), a(3), report("", None)], false),
@@ -120,7 +171,7 @@ mod tests {
             );
         }
         let nameless = NodeHolder {
-            owner: String::new(),
+            owner: None,
             ..report("a", None)
         };
         assert_eq!(merge_holders(&[nameless], 1).unwrap().owner_label, None);

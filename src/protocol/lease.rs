@@ -83,6 +83,12 @@ pub(crate) struct Lease {
     wall_offset: AtomicU64,
     /// When a quorum last confirmed the lease, in µs.
     confirmed: AtomicU64,
+    /// Until when a release keeps the key, in µs of [`clock::to_micros`]; 0 if it deletes the key.
+    kept_until: AtomicU64,
+    /// How long before its expiry the lease is endangered, in µs; 0 for no warning (L5).
+    danger_margin: AtomicU64,
+    /// 1 while the last report on the lease is that it is endangered, else 0.
+    danger_told: AtomicU64,
     /// Whether an extension is in flight. At most one is (S5).
     extending: Mutex<bool>,
     /// Notified when an extension or the lease ends.
@@ -120,6 +126,9 @@ impl Lease {
             contacted: AtomicU64::new(0),
             wall_offset: AtomicU64::new(0),
             confirmed: AtomicU64::new(0),
+            kept_until: AtomicU64::new(0),
+            danger_margin: AtomicU64::new(0),
+            danger_told: AtomicU64::new(0),
             extending: Mutex::new(false),
             changed: Condvar::new(),
         }
@@ -239,6 +248,55 @@ impl Lease {
         }
     }
 
+    /// Makes a release keep the key until `end`. Set before the guard exists.
+    pub(crate) fn keep_until(&self, end: Instant) {
+        self.kept_until
+            .store(clock::to_micros(end), Ordering::Release);
+    }
+
+    /// Returns whether a release may keep the key.
+    pub(crate) fn has_min_hold(&self) -> bool {
+        self.kept_until.load(Ordering::Acquire) != 0
+    }
+
+    /// Returns until when a release at `now` keeps the key; `None` if it deletes the key.
+    pub(crate) fn kept_until(&self, now: Instant) -> Option<Instant> {
+        match self.kept_until.load(Ordering::Acquire) {
+            0 => None,
+            end => clock::from_micros(end).filter(|end| *end > now),
+        }
+    }
+
+    /// Sets how long before its expiry the lease is endangered (L5). Set before the guard exists.
+    pub(crate) fn set_danger_margin(&self, margin: Duration) {
+        self.danger_margin.store(micros(margin), Ordering::Release);
+    }
+
+    /// Returns how long before its expiry the lease is endangered; zero without a warning.
+    pub(crate) fn danger_margin(&self) -> Duration {
+        Duration::from_micros(self.danger_margin.load(Ordering::Acquire))
+    }
+
+    /// Returns when a lease with this expiry becomes endangered: at the expiry without a margin.
+    pub(crate) fn danger_start(&self, expiry: Instant) -> Instant {
+        let margin = self.danger_margin.load(Ordering::Acquire);
+        if margin == 0 {
+            return expiry;
+        }
+        let start = clock::to_micros(expiry).saturating_sub(margin);
+        clock::from_micros(start).map_or(expiry, |start| start.min(expiry))
+    }
+
+    /// Records whether the last report on the lease is that it is endangered.
+    pub(crate) fn set_danger_told(&self, told: bool) {
+        self.danger_told.store(u64::from(told), Ordering::Release);
+    }
+
+    /// Returns whether the last report on the lease is that it is endangered.
+    pub(crate) fn is_danger_told(&self) -> bool {
+        self.danger_told.load(Ordering::Acquire) == 1
+    }
+
     /// Makes a held lease lost, because the nodes said that it is not ours. Returns `true` if this
     /// call did so.
     pub(crate) fn mark_not_ours(&self) -> bool {
@@ -310,6 +368,9 @@ impl Lease {
                         .is_ok()
                     {
                         self.record_confirmation(wall_offset);
+                        if self.danger_start(old) <= now {
+                            self.notify_waiters(); // the lease is out of danger
+                        }
                         return LeaseState::Held(expiry);
                     }
                 }
@@ -373,7 +434,7 @@ impl Lease {
         }
     }
 
-    /// Wakes the threads in `wait_change`, because the lease is not held any more.
+    /// Wakes the threads in `wait_change`, because the lease is not held any more, or out of danger.
     fn notify_waiters(&self) {
         // A thread that has read `Held` and is about to wait holds the mutex.
         drop(self.extending.lock());
@@ -454,8 +515,12 @@ impl Lease {
 
 /// Returns how long a key with this TTL can exist by our clock, in µs: the TTL and the drift.
 fn max_lifetime(ttl: Duration) -> u64 {
-    let lifetime = ttl.saturating_add(validity::drift(ttl));
-    u64::try_from(lifetime.as_micros()).unwrap_or(u64::MAX)
+    micros(ttl.saturating_add(validity::drift(ttl)))
+}
+
+/// Returns whole microseconds, at most `u64::MAX`.
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Shows the keys and the state, never the token.
@@ -593,6 +658,23 @@ mod tests {
                 lease.extend_to(now + 3 * SECOND, now + 9 * SECOND, 0),
                 LeaseState::JustLost
             );
+        }
+
+        #[test]
+        fn danger_starts_the_margin_before_the_expiry() {
+            let now = clock::now();
+            let lease = lease("x");
+            let expiry = now + 10 * SECOND;
+            assert_eq!(lease.danger_start(expiry), expiry, "without a margin");
+            for (margin, left) in [(SECOND, 9 * SECOND), (10 * SECOND, Duration::ZERO)] {
+                lease.set_danger_margin(margin);
+                let start = lease.danger_start(expiry);
+                let off_by = start.max(now + left) - start.min(now + left);
+                assert!(off_by <= Duration::from_micros(1), "{margin:?}");
+                assert_eq!(lease.danger_margin(), margin);
+            }
+            lease.set_danger_margin(Duration::MAX);
+            assert!(lease.danger_start(expiry) < now, "from the beginning");
         }
 
         #[test]

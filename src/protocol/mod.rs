@@ -4,6 +4,7 @@
 pub(crate) mod batch;
 pub(crate) mod breaker;
 pub(crate) mod encode;
+pub(crate) mod endangered_lock;
 pub(crate) mod fencing;
 #[cfg(any(feature = "cluster", all(test, not(loom))))]
 pub(crate) mod hash_slot;

@@ -1,5 +1,7 @@
 //! Whether a lock is held on a quorum of nodes or in this process alone (S9).
 
+use std::fmt;
+
 /// The place where a lock is held.
 ///
 /// ```
@@ -17,4 +19,13 @@ pub enum Mode {
     Quorum,
     /// In this process alone: the lock does not expire, and other processes are not excluded.
     Local,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Quorum => "on a quorum of nodes",
+            Mode::Local => "in this process alone",
+        })
+    }
 }

@@ -36,8 +36,8 @@ pub(crate) enum Reply {
     /// lock.
     SwappedAbsent(Option<u64>),
     /// Refused by a blocker, which has this time left unless it is extended. `None` for no end, and
-    /// for a time that is unknown.
-    Held(Blocker, Option<Duration>),
+    /// for a time that is unknown. With the owner label if the node reports one.
+    Held(Blocker, Option<Duration>, Option<Box<str>>),
     /// Refused because another owner holds this permit. Lists the free permits, and the time until
     /// the next held one expires.
     PermitTaken(FreePermits, Duration),
@@ -58,8 +58,8 @@ impl Reply {
     /// one, so the value is foreign.
     pub(crate) fn is_endless(&self) -> bool {
         match self {
-            Reply::Held(Blocker::Unknown, _) => false,
-            Reply::Held(_, left) => left.is_none(),
+            Reply::Held(Blocker::Unknown, ..) => false,
+            Reply::Held(_, left, _) => left.is_none(),
             Reply::PermitTaken(_, next) => *next >= NEVER_EXPIRES_AFTER,
             _ => false,
         }
@@ -143,14 +143,19 @@ fn parse_acquire(request: &Request, reply: &Value) -> Option<Reply> {
     let kind = request.lease.kind();
     match (kind, &refusal[..]) {
         (LeaseKind::Permit { total, .. }, refusal) => parse_permit_refusal(refusal, total),
-        (_, &[Value::Int(blocker), Value::Int(left)]) => {
+        (_, &[Value::Int(blocker), Value::Int(left), ref label @ ..]) => {
             let blocker = match kind {
                 LeaseKind::Exclusive => {
                     parse_blocking_key(blocker, request.lease.keys().as_slice().len())
                 }
                 _ => parse_blocker(blocker),
             };
-            Some(Reply::Held(blocker?, parse_ttl(left)?))
+            let label = match label {
+                [] => None,
+                [Value::BulkString(label)] => printable_label(label),
+                _ => return None,
+            };
+            Some(Reply::Held(blocker?, parse_ttl(left)?, label))
         }
         _ => None,
     }
@@ -215,24 +220,65 @@ fn parse_inspect(reply: &Value) -> Option<Reply> {
     }
 }
 
-/// Parses digest, owner label and remaining time. The label is cut and made printable, because a
-/// foreign client may have written anything.
+/// Returns an owner label, cut and made printable, because a foreign client may have written
+/// anything. `None` if it is empty.
+fn printable_label(label: &[u8]) -> Option<Box<str>> {
+    let label = String::from_utf8_lossy(label);
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    let label: String = label.chars().take(MAX_OWNER_LABEL).map(printable).collect();
+    Some(label.into_boxed_str()).filter(|label| !label.is_empty())
+}
+
+/// Parses digest, owner label, remaining time and the time of the acquire.
 fn parse_holder(fields: &[Value]) -> Option<NodeHolder> {
     let [
         Value::BulkString(digest),
         Value::BulkString(owner),
         Value::Int(left),
+        Value::BulkString(since),
     ] = fields
     else {
         return None;
     };
-    let owner = String::from_utf8_lossy(owner);
-    let printable = |c: char| if c.is_control() { ' ' } else { c };
     Some(NodeHolder {
         digest: String::from_utf8(digest.clone()).ok()?,
-        owner: owner.chars().take(MAX_OWNER_LABEL).map(printable).collect(),
+        owner: printable_label(owner),
         remaining: parse_ttl(*left)?,
+        since: parse_since(since),
     })
+}
+
+/// Parses the hexadecimal digits of a token's time, in ms since 1970.
+fn parse_since(digits: &[u8]) -> Option<Duration> {
+    let digits = str::from_utf8(digits).ok()?;
+    let millis = u64::from_str_radix(digits, 16).ok()?;
+    Some(Duration::from_millis(millis))
+}
+
+/// Parses the reply to the `Inspect` that follows a refused `SET NX PX`: the refusal with the owner
+/// label. `Ok(None)` if the node denies it, so that PTTL is to be asked.
+///
+/// # Errors
+/// The reply cannot be one.
+pub(crate) fn parse_blocking_holder(reply: &Value) -> Result<Option<Reply>, ()> {
+    if matches!(reply, Value::ServerError(_)) {
+        return Ok(None);
+    }
+    match parse_inspect(reply) {
+        Some(Reply::Holder(holder)) => {
+            let NodeHolder {
+                remaining, owner, ..
+            } = *holder;
+            Ok(Some(Reply::Held(Blocker::Owner, remaining, owner)))
+        }
+        // Deleted meanwhile.
+        Some(_) => Ok(Some(Reply::Held(
+            Blocker::Owner,
+            Some(Duration::ZERO),
+            None,
+        ))),
+        None => Err(()),
+    }
 }
 
 /// Parses the blocker of a read or write lock.
@@ -293,8 +339,8 @@ fn parse_ttl(millis: i64) -> Option<Option<Duration>> {
 /// Parses the reply to PTTL; `None` if it cannot be one.
 pub(crate) fn parse_pttl(reply: &Value) -> Option<Reply> {
     match reply {
-        Value::Int(left) => Some(Reply::Held(Blocker::Owner, parse_ttl(*left)?)),
-        Value::ServerError(_) => Some(Reply::Held(Blocker::Unknown, None)), // PTTL denied
+        Value::Int(left) => Some(Reply::Held(Blocker::Owner, parse_ttl(*left)?, None)),
+        Value::ServerError(_) => Some(Reply::Held(Blocker::Unknown, None, None)), // PTTL denied
         _ => None,
     }
 }
@@ -313,7 +359,7 @@ pub(crate) fn vote_of(reply: Reply) -> Vote {
     match reply {
         Reply::Done | Reply::Fenced(_) | Reply::DoneNotified(_) | Reply::Holder(_) => Vote::Granted,
         Reply::SwappedAbsent(_) => Vote::Granted,
-        Reply::Held(by, remaining) => Vote::Refused(match by {
+        Reply::Held(by, remaining, _) => Vote::Refused(match by {
             Blocker::Owner | Blocker::Unknown | Blocker::OwnerOfKey(_) => {
                 NodeFailure::Held { remaining }
             }
@@ -362,7 +408,7 @@ mod tests {
     }
 
     fn held(by: Blocker, millis: u64) -> Option<Reply> {
-        Some(Reply::Held(by, Some(Duration::from_millis(millis))))
+        Some(Reply::Held(by, Some(Duration::from_millis(millis)), None))
     }
 
     #[test]
@@ -379,7 +425,7 @@ mod tests {
                     assert_eq!(parse(op, kind, bad), None);
                 }
                 for (holder, left, expected) in [
-                    (0, -1, Some(Reply::Held(Blocker::Owner, None))),
+                    (0, -1, Some(Reply::Held(Blocker::Owner, None, None))),
                     (1, 70, held(Blocker::Readers, 70)),
                     (2, 0, held(Blocker::WaitingWriter, 0)),
                     (3, -2, held(Blocker::ReaderTurn, 0)),
@@ -394,10 +440,10 @@ mod tests {
         }
         for (reply, expected) in [
             (-2, held(Blocker::Owner, 0)),
-            (-1, Some(Reply::Held(Blocker::Owner, None))),
+            (-1, Some(Reply::Held(Blocker::Owner, None, None))),
             (0, held(Blocker::Owner, 0)),
             (70, held(Blocker::Owner, 70)),
-            (i64::MAX, Some(Reply::Held(Blocker::Owner, None))),
+            (i64::MAX, Some(Reply::Held(Blocker::Owner, None, None))),
             (-3, None),
         ] {
             assert_eq!(parse_pttl(&Value::Int(reply)), expected);
@@ -594,7 +640,7 @@ mod tests {
                 }
             }
             if let Some(left) = parse_pttl(&value) {
-                prop_assert!(matches!(left, Reply::Held(Blocker::Owner | Blocker::Unknown, _)));
+                prop_assert!(matches!(left, Reply::Held(Blocker::Owner | Blocker::Unknown, ..)));
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
@@ -77,6 +77,8 @@ pub(crate) struct Request {
     /// The interval in which a waiting writer refreshes its gate entry, and the length of a reader
     /// turn. Zero if the request leaves neither: the caller does not wait, or it is an undo.
     pub(crate) refresh_interval: Duration,
+    /// Whether a refusal is to report the owner label, for an `Acquire` whose error tells it.
+    pub(crate) wants_owner: bool,
     /// Whether waiting callers are notified: by a release or a downgrade, never by an undo.
     pub(crate) publish: bool,
     /// The gate entry of a waiting writer, for `Acquire`.
@@ -99,12 +101,26 @@ impl Request {
             lease: Arc::clone(lease),
             ttl,
             refresh_interval: Duration::ZERO,
+            wants_owner: false,
             publish: false,
             gate_entry: None,
             min_fence: None,
             encoded: None,
             former_lease: None,
         }
+    }
+
+    /// Returns for how long a release keeps the lock at `now`, in whole ms rounded up; 0 if it
+    /// deletes the lock. Only exclusive locks are kept.
+    pub(crate) fn keep_millis(&self, now: Instant) -> u64 {
+        let end = match self.lease.kind() {
+            LeaseKind::Exclusive => self.lease.kept_until(now),
+            _ => None,
+        };
+        end.map_or(0, |end| {
+            let left = end.saturating_duration_since(now);
+            u64::try_from(left.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)
+        })
     }
 
     /// Returns the leases of which the request can leave a key on a node.

@@ -24,6 +24,11 @@ use crate::error::Error;
 /// assert_eq!(hasty.max_delay, Duration::from_secs(2));
 /// ```
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
 pub struct RetryPolicy {
     /// The maximal number of attempts of an acquire, at least 1. Each back-off delay that passes in
     /// this process's wait queue counts as an attempt. The repeats of a split vote, for at most 50
@@ -32,15 +37,19 @@ pub struct RetryPolicy {
     /// The maximal time that an acquire waits, including time in this process's wait queue. An
     /// attempt that has begun is finished, so the call may return up to `node_timeout` later.
     /// `None` (the default) sets no limit.
+    #[cfg_attr(feature = "serde", serde(with = "crate::time::human::optional"))]
     pub max_wait: Option<Duration>,
     /// The maximal time that a waiting acquire continues while fewer than a quorum of nodes reply.
     /// Time at an open breaker ([`Config::circuit_breaker`](crate::Config::circuit_breaker))
     /// counts. Then [`InsufficientQuorum`](Error::InsufficientQuorum) is returned. Default: 10 s.
+    #[cfg_attr(feature = "serde", serde(with = "crate::time::human"))]
     pub max_outage: Duration,
     /// The first delay; more than zero. Default: 100 ms.
+    #[cfg_attr(feature = "serde", serde(with = "crate::time::human"))]
     pub initial_delay: Duration,
     /// The longest delay; at least `initial_delay`. For read-write locks no delay is longer than 50
     /// ms, so that no waiting caller misses a reader turn. Default: 2 s.
+    #[cfg_attr(feature = "serde", serde(with = "crate::time::human"))]
     pub max_delay: Duration,
     /// The random fraction of a delay, 0.0 to 1.0. Default: 1.0.
     pub jitter: f64,

@@ -46,8 +46,9 @@ pub(crate) const SCRIPTS: [&str; 18] = [
 ];
 
 /// The scripts that end a lock, which another client may acquire right after. A connection loads
-/// them at once, so none of them is sent again behind that client's acquire.
-pub(crate) const PRELOADED: [Script; 7] = [
+/// them at once, so none of them is sent again behind that client's acquire. So is `Inspect`, which
+/// a refused caller sends once.
+pub(crate) const PRELOADED: [Script; 8] = [
     Script::Release,
     Script::ReleaseAll,
     Script::ReleaseRead,
@@ -55,6 +56,7 @@ pub(crate) const PRELOADED: [Script; 7] = [
     Script::ReleasePermit,
     Script::Downgrade,
     Script::Swap,
+    Script::Inspect,
 ];
 
 /// A script, by its index in [`SCRIPTS`].

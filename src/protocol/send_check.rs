@@ -135,7 +135,7 @@ mod tests {
         let failed = |text: &str| Reply::Failed(NodeFailure::ServerError(text.into()));
         for (op, reply, needs_release) in [
             (Op::Acquire, Reply::Done, true),
-            (Op::Acquire, Reply::Held(Blocker::Owner, ttl), false),
+            (Op::Acquire, Reply::Held(Blocker::Owner, ttl, None), false),
             (Op::Swap, Reply::OtherToken, false),
             (Op::Adopt, Reply::Absent, false),
             (Op::Acquire, failed("MOVED 1 a:1"), false),

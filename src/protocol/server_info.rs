@@ -35,6 +35,15 @@ pub enum Role {
     Replica,
 }
 
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Master => "master",
+            Role::Replica => "replica",
+        })
+    }
+}
+
 /// The offset of a node's wall clock from ours. Its uncertainty is half of the measuring round trip
 /// ([`NodeHealth::clock_uncertainty`](crate::NodeHealth::clock_uncertainty)).
 ///

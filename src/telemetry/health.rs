@@ -1,8 +1,10 @@
 //! Plain data of [`Nodes::health`](crate::Nodes::health). Transport and engine fill it in; nothing
 //! here reads a connection.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::error;
 use crate::error::NodeFailure;
 use crate::protocol::breaker::Phase;
 use crate::protocol::server_info::{ClockOffset, Role};
@@ -119,6 +121,56 @@ pub enum NodeState {
     Quarantined,
 }
 
+/// One line for the breaker and one for each node.
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "circuit breaker {}", self.breaker)?;
+        self.nodes.iter().try_for_each(|node| write!(f, "\n{node}"))
+    }
+}
+
+/// As "open, next attempt in 12 s".
+impl fmt::Display for BreakerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BreakerState::Closed => f.write_str("closed"),
+            BreakerState::Open { retry_in } => {
+                let retry_in = error::format_wait(*retry_in);
+                write!(f, "open, next attempt in {retry_in} at the latest")
+            }
+            BreakerState::HalfOpen => f.write_str("half-open"),
+        }
+    }
+}
+
+/// As "10.0.0.1:6379: suspect for 3.2 s: no answer in time".
+impl fmt::Display for NodeHealth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = error::format_wait(clock::now().saturating_duration_since(self.since));
+        write!(f, "{}: {} for {since}", self.node, self.state)?;
+        if let Some(cause) = &self.cause {
+            write!(f, ": {cause}")?;
+        }
+        if let Some(role) = self.role.filter(|role| *role != Role::Master) {
+            write!(f, "; {role}")?;
+        }
+        match self.clock_offset {
+            Some(offset) => write!(f, "; clock {offset}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NodeState::Up => "up",
+            NodeState::Suspect => "suspect",
+            NodeState::Quarantined => "quarantined",
+        })
+    }
+}
+
 impl BreakerState {
     pub(crate) fn of(phase: Phase) -> BreakerState {
         match phase {
@@ -129,5 +181,49 @@ impl BreakerState {
                 retry_in => BreakerState::Open { retry_in },
             },
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_is_shown_as_lines_for_people() {
+        let node = |name: &str, state, cause| NodeHealth {
+            node: name.to_owned(),
+            state,
+            since: clock::now() + Duration::from_secs(1),
+            cause,
+            role: Some(Role::Master),
+            eviction_policy: None,
+            clock_offset: None,
+            clock_uncertainty: None,
+        };
+        let replica = NodeHealth {
+            role: Some(Role::Replica),
+            clock_offset: Some(ClockOffset::Behind(Duration::from_millis(40))),
+            ..node("c:3", NodeState::Quarantined, None)
+        };
+        let health = Health {
+            breaker: BreakerState::Open {
+                retry_in: Duration::from_secs(12),
+            },
+            nodes: Box::new([
+                node("a:1", NodeState::Up, None),
+                node("b:2", NodeState::Suspect, Some(NodeFailure::TimedOut)),
+                replica,
+            ]),
+        };
+        let expected = "circuit breaker open, next attempt in 12 s at the latest\n\
+             a:1: up for 0 ms\n\
+             b:2: suspect for 0 ms: no answer in time\n\
+             c:3: quarantined for 0 ms; replica; clock 40 ms behind";
+        assert_eq!(health.to_string(), expected);
+        let others = [BreakerState::Closed, BreakerState::HalfOpen];
+        assert_eq!(
+            others.map(|state| state.to_string()),
+            ["closed", "half-open"]
+        );
     }
 }

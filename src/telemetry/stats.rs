@@ -59,6 +59,28 @@ pub struct Stats {
     pub nodes: Box<[NodeStats]>,
 }
 
+/// A table for people: the counts of all locks, and a line for each node.
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, count) in [
+            ("acquired", self.acquired),
+            ("  in this process alone", self.acquired_locally),
+            ("contended", self.contended),
+            ("unavailable", self.unavailable),
+            ("attempts", self.attempts),
+            ("renewals", self.renewals),
+            ("lost", self.lost),
+            ("released late", self.released_late),
+            ("drop failures", self.drop_failures),
+        ] {
+            writeln!(f, "{name:<25} {count:>10}")?;
+        }
+        writeln!(f, "{:<25} {}", "wait time", self.wait_time)?;
+        write!(f, "{:<25} {}", "hold time", self.hold_time)?;
+        self.nodes.iter().try_for_each(|node| write!(f, "\n{node}"))
+    }
+}
+
 /// Counts of the replies of one node.
 ///
 /// ```
@@ -88,6 +110,24 @@ pub struct NodeStats {
     pub latency: DurationSummary,
 }
 
+/// As "10.0.0.1:6379: 12 done, 3 refused, 0 errors, 1 no reply, latency mean 210.0µs, max 3.0ms".
+impl fmt::Display for NodeStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let NodeStats {
+            node,
+            done,
+            refused,
+            errors,
+            no_reply,
+            latency,
+        } = self;
+        write!(
+            f,
+            "{node}: {done} done, {refused} refused, {errors} errors, {no_reply} no reply, latency {latency}"
+        )
+    }
+}
+
 /// Number, sum and maximum of durations.
 ///
 /// ```
@@ -105,6 +145,13 @@ pub struct DurationSummary {
     pub total: Duration,
     /// The longest duration; zero if there is none.
     pub max: Duration,
+}
+
+/// As "mean 1.2ms, max 30.0ms".
+impl fmt::Display for DurationSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mean {:.1?}, max {:.1?}", self.mean(), self.max)
+    }
 }
 
 impl DurationSummary {
@@ -370,5 +417,33 @@ mod tests {
         assert_eq!((stats.done, stats.refused), (2, 4));
         assert_eq!((stats.errors, stats.no_reply), (6, 8));
         assert_eq!((stats.latency.count, stats.latency.total), (12, ms(12)));
+    }
+
+    #[test]
+    fn stats_are_shown_as_a_table() {
+        let node = NodeStats {
+            done: 12,
+            no_reply: 1,
+            ..NodeStats::of("a:1")
+        };
+        let summary = DurationSummary {
+            count: 2,
+            total: ms(4),
+            max: ms(3),
+        };
+        let counters = LockCounters::new(None);
+        counters.acquired("x", Ok(Mode::Local), ms(2));
+        let stats = Stats {
+            wait_time: summary,
+            ..counters.stats(Box::new([node]))
+        };
+        let shown = stats.to_string();
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(lines.len(), 12, "{shown}");
+        assert_eq!(lines[0], "acquired                           1");
+        assert_eq!(lines[1], "  in this process alone            1");
+        assert_eq!(lines[9], "wait time                 mean 2.0ms, max 3.0ms");
+        let node = "a:1: 12 done, 0 refused, 0 errors, 1 no reply, latency mean 0.0ns, max 0.0ns";
+        assert_eq!(lines[11], node);
     }
 }

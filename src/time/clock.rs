@@ -25,6 +25,17 @@ pub(crate) fn unix_time() -> Duration {
     since.unwrap_or_default()
 }
 
+/// Returns the wall clock's time at the steady time `at`, in ms since 1970, by an offset of
+/// [`wall_offset`].
+pub(crate) fn unix_millis(at: Instant, wall_offset: i64) -> u64 {
+    to_micros(at).saturating_add_signed(wall_offset) / 1_000
+}
+
+/// Returns the wall clock's time this long after 1970; `None` beyond its range.
+pub(crate) fn system_time(since_1970: Duration) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(since_1970)
+}
+
 /// Returns how far the wall clock is ahead of the steady clock, in µs.
 ///
 /// The offset grows by the length of a suspend, during which the steady clock stands still. It also

@@ -2,4 +2,6 @@
 
 pub(crate) mod clock;
 pub(crate) mod deadline;
+#[cfg(feature = "serde")]
+pub(crate) mod human;
 pub(crate) mod timer_queue;

@@ -62,7 +62,8 @@ impl PendingReleases {
     }
 
     /// Adds a release without a reply.
-    pub(super) fn push(&mut self, request: Request, pending_reply: PendingReply) {
+    pub(super) fn push(&mut self, mut request: Request, pending_reply: PendingReply) {
+        request.encoded = None; // the rest of a minimum time is shorter when it is sent
         self.unanswered.push_back((request, pending_reply));
         self.publish_len();
     }
@@ -70,10 +71,11 @@ impl PendingReleases {
     /// Adds a release with an error reply.
     pub(super) fn push_refused(
         &mut self,
-        request: Request,
+        mut request: Request,
         mut pending_reply: PendingReply,
         now: Instant,
     ) {
+        request.encoded = None;
         if self.refused.is_empty() && !pending_reply.was_refused {
             self.retry_delay = MIN_RETRY_DELAY;
             self.retry_at = now + self.retry_delay;

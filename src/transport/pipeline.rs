@@ -317,7 +317,7 @@ impl Pipeline {
     fn warn_of_endless(&self, request: &Request, reply: &Reply) {
         let keys = request.lease.keys();
         let key = match reply {
-            Reply::Held(Blocker::OwnerOfKey(key), _) => keys.as_slice().get(*key),
+            Reply::Held(Blocker::OwnerOfKey(key), ..) => keys.as_slice().get(*key),
             _ => None,
         };
         let key = key.unwrap_or(keys.first());

@@ -355,6 +355,14 @@ impl RoundOutcome {
         self.details.as_ref().map_or(&[], |d| &d.blocking_keys)
     }
 
+    /// Returns the owner label that most of the refusing nodes reported.
+    pub(crate) fn owner_label(&self) -> Option<&str> {
+        let labels = self.details.as_ref().map_or(&[][..], |d| &d.owner_labels);
+        let labels = labels.iter().map(|label| &**label);
+        let count = |label: &&str| labels.clone().filter(|other| other == label).count();
+        labels.clone().max_by_key(count)
+    }
+
     /// Returns the free permits of a semaphore on each node that refused a permit.
     pub(crate) fn free_permits(&self) -> &[FreePermits] {
         self.details.as_ref().map_or(&[], |d| &d.free_permits)
@@ -368,6 +376,7 @@ struct RoundDetails {
     fence_counters: Vec<(usize, u64)>,
     receivers: Vec<(usize, u64)>,
     blocking_keys: Vec<usize>,
+    owner_labels: Vec<Box<str>>,
     free_permits: Vec<FreePermits>,
 }
 
@@ -383,10 +392,16 @@ impl RoundDetails {
                 let receivers = &mut details.get_or_insert_default().receivers;
                 receivers.push((node, *count));
             }
-            Reply::Held(Blocker::OwnerOfKey(key), _) => {
-                let keys = &mut details.get_or_insert_default().blocking_keys;
-                if !keys.contains(key) {
-                    keys.push(*key);
+            Reply::Held(by, _, label) => {
+                if let Blocker::OwnerOfKey(key) = by {
+                    let keys = &mut details.get_or_insert_default().blocking_keys;
+                    if !keys.contains(key) {
+                        keys.push(*key);
+                    }
+                }
+                if let Some(label) = label {
+                    let labels = &mut details.get_or_insert_default().owner_labels;
+                    labels.push(label.clone());
                 }
             }
             Reply::PermitTaken(free, _) => {

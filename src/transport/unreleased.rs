@@ -193,6 +193,22 @@ mod tests {
     }
 
     #[test]
+    fn pending_release_is_encoded_anew() {
+        let (mut pending, now) = (pending_releases(), clock::now());
+        for is_refused in [false, true] {
+            let (mut request, pending_reply) = release(now, Duration::from_secs(3600));
+            request.encoded = Some(Arc::from(&b"with a rest of the minimum time"[..]));
+            match is_refused {
+                false => pending.push(request, pending_reply),
+                true => pending.push_refused(request, pending_reply, now),
+            }
+        }
+        let all = pending.take_all();
+        assert_eq!(all.len(), 2);
+        assert!(all.iter().all(|(request, _)| request.encoded.is_none()));
+    }
+
+    #[test]
     fn many_refused_releases_are_retried_at_a_bounded_rate() {
         let (mut pending, start) = (pending_releases(), clock::now());
         let hour = Duration::from_secs(3600);

@@ -37,8 +37,14 @@ const MAX_RETRY_FRACTION: u32 = 8;
 /// The delay doubles this many times until it is the longest one.
 const RETRY_DOUBLINGS: u32 = 3;
 
-/// Handles the loss of a lease that the renewal marked lost. The text is the reason for the log.
-pub(crate) type OnLeaseLost = Arc<dyn Fn(&Arc<Lease>, &str) + Send + Sync>;
+/// Handles the results of renewals.
+pub(crate) trait RenewalResults: Send + Sync {
+    /// Handles the loss of a lease that the renewal marked lost. `reason` is for the log.
+    fn handle_loss(&self, lease: &Arc<Lease>, reason: &str);
+
+    /// Handles the extension of a lease.
+    fn handle_extension(&self, lease: &Lease);
+}
 
 /// The leases to renew and the replies to renewals.
 pub(super) struct RenewalQueue {

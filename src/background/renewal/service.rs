@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::background::renewal::queue::{NAME, OnLeaseLost, RenewalEntry, RenewalQueue};
+use crate::background::renewal::queue::{NAME, RenewalEntry, RenewalQueue, RenewalResults};
 use crate::background::renewal::worker::RenewalWorker;
 use crate::error::Error;
 use crate::protocol::lease::Lease;
@@ -20,7 +20,7 @@ pub(crate) struct RenewalService {
     queue: Arc<RenewalQueue>,
     nodes: Arc<NodeGroup>,
     node_timeout: Duration,
-    on_lost: OnLeaseLost,
+    results: Arc<dyn RenewalResults>,
     thread: LazyThread,
 }
 
@@ -28,13 +28,13 @@ impl RenewalService {
     pub(crate) fn new(
         nodes: &Arc<NodeGroup>,
         node_timeout: Duration,
-        on_lost: OnLeaseLost,
+        results: Arc<dyn RenewalResults>,
     ) -> RenewalService {
         RenewalService {
             queue: Arc::new(RenewalQueue::new()),
             nodes: Arc::clone(nodes),
             node_timeout,
-            on_lost,
+            results,
             thread: LazyThread::new(NAME),
         }
     }
@@ -50,8 +50,8 @@ impl RenewalService {
         max_renewal: Option<Duration>,
     ) -> Result<(), Error> {
         if !self.thread.is_started() {
-            let (nodes, on_lost) = (Arc::clone(&self.nodes), Arc::clone(&self.on_lost));
-            let mut worker = RenewalWorker::new(&self.queue, nodes, self.node_timeout, on_lost);
+            let (nodes, results) = (Arc::clone(&self.nodes), Arc::clone(&self.results));
+            let mut worker = RenewalWorker::new(&self.queue, nodes, self.node_timeout, results);
             self.thread.start(move || worker.run())?;
         }
         let now = clock::now();

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use log::debug;
 
 use crate::background::renewal::queue::{
-    NAME, OnLeaseLost, RenewalEntry, RenewalQueue, RenewalQueueState,
+    NAME, RenewalEntry, RenewalQueue, RenewalQueueState, RenewalResults,
 };
 use crate::protocol::lease::{ExtensionGuard, Lease, LeaseState};
 use crate::protocol::quorum::{NodeSet, Tally, Verdict};
@@ -87,7 +87,7 @@ pub(super) struct RenewalWorker {
     queue: Arc<RenewalQueue>,
     nodes: Arc<NodeGroup>,
     node_timeout: Duration,
-    on_lost: OnLeaseLost,
+    results: Arc<dyn RenewalResults>,
     /// By round.
     in_flight: HashMap<u32, InFlightRenewal>,
     /// By round.
@@ -100,13 +100,13 @@ impl RenewalWorker {
         queue: &Arc<RenewalQueue>,
         nodes: Arc<NodeGroup>,
         node_timeout: Duration,
-        on_lost: OnLeaseLost,
+        results: Arc<dyn RenewalResults>,
     ) -> RenewalWorker {
         RenewalWorker {
             queue: Arc::clone(queue),
             nodes,
             node_timeout,
-            on_lost,
+            results,
             in_flight: HashMap::new(),
             confirmed: HashMap::new(),
             last_round: 0,
@@ -305,13 +305,15 @@ impl RenewalWorker {
         let state = match (verdict, expiry) {
             (Verdict::Granted, Some(expiry)) => lease.extend_to(now, expiry, wall_offset),
             (Verdict::Refused, _) if lease.mark_not_ours() => {
-                (self.on_lost)(lease, "a quorum of nodes says that it is not ours");
+                self.results
+                    .handle_loss(lease, "a quorum of nodes says that it is not ours");
                 LeaseState::Lost
             }
             _ => lease.expire_if_due(now),
         };
         match (state, verdict) {
             (LeaseState::Held(_), Verdict::Granted) => {
+                self.results.handle_extension(lease);
                 let absent = restoration.confirm();
                 self.nodes.restore(lease, entry.ttl.millis(), absent);
                 if !tally.is_complete() {
@@ -365,7 +367,7 @@ impl RenewalWorker {
     fn end_renewal(&self, id: u64, lease: &Arc<Lease>, state: LeaseState) {
         self.queue.state.lock().in_flight.remove(&id);
         if state == LeaseState::JustLost {
-            (self.on_lost)(lease, NOT_RENEWED_MSG);
+            self.results.handle_loss(lease, NOT_RENEWED_MSG);
         }
     }
 }

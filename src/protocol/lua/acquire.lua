@@ -8,8 +8,9 @@
 --
 -- KEYS: the locks of the lease; the fence counter of each for a fenced lock. ARGV: token, TTL in
 -- ms, number of locks.
--- Reply: 1 granted, of a fenced lock the highest counter; or {index from 0, ms left} of the lock
--- that is held for the longest, with -1 ms for no end.
+-- Reply: 1 granted, of a fenced lock the highest counter; or {index from 0, ms left, owner label} of
+-- the lock that is held for the longest, with -1 ms for no end. The label is the part before the
+-- last ':', at most 256 bytes of it.
 -- Prelude: fence.
 local locks, ttl, refusal = tonumber(ARGV[3]), tonumber(ARGV[2])
 for i = 1, locks do
@@ -17,7 +18,7 @@ for i = 1, locks do
   if value and value ~= ARGV[1] then
     local left = redis.call('PTTL', KEYS[i])
     if not refusal or left < 0 or refusal[2] >= 0 and left > refusal[2] then
-      refusal = {i - 1, left}
+      refusal = {i - 1, left, string.sub(string.match(value, '^(.*):') or '', 1, 256)}
     end
   end
 end

@@ -9,14 +9,15 @@
 -- KEYS: writer, readers, gate, turn. ARGV: TTL in ms, TTL of the marker in ms or 0 for none, 1 if
 -- the gate is heeded, tokens.
 -- Reply: 1 granted to all; or {blocker, ms left} for all, with blocker 0 writer or 2 gate, and
--- -1 ms for no end.
+-- -1 ms for no end. A writer's owner label follows: the part before the last ':'.
 local any = redis.call('EXISTS', KEYS[1], KEYS[3]) > 0
 local writer = any and redis.call('GET', KEYS[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local refusal
 if writer then
-  refusal = {0, redis.call('PTTL', KEYS[1])}
+  local label = string.sub(string.match(writer, '^(.*):') or '', 1, 256)
+  refusal = {0, redis.call('PTTL', KEYS[1]), label}
 elseif any and ARGV[3] == '1' then
   local last = redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')[2]
   if last and tonumber(last) >= now and redis.call('GET', KEYS[4]) ~= 'given' then

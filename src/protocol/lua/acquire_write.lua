@@ -9,7 +9,8 @@
 -- KEYS: writer, readers, gate, turn, and the fence counter for a fenced lock. ARGV: token, TTL in
 -- ms, TTL of the gate entry in ms or 0 for none, 1 if turns are heeded, the gate entry's token.
 -- Reply: 1 granted, of a fenced lock the incremented counter (S12); or {blocker, ms left}, with
--- blocker 0 writer, 1 readers or 3 reader turn, and -1 ms for no end.
+-- blocker 0 writer, 1 readers or 3 reader turn, and -1 ms for no end. A writer's owner label
+-- follows: the part before the last ':'.
 if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then
   local writer = redis.call('GET', KEYS[1])
   local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
@@ -17,7 +18,8 @@ if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   local refusal
   if writer then
-    refusal = {0, redis.call('PTTL', KEYS[1])}
+    local label = string.sub(string.match(writer, '^(.*):') or '', 1, 256)
+    refusal = {0, redis.call('PTTL', KEYS[1]), label}
   elseif last and tonumber(last) >= now then
     refusal = {1, last - now}
   elseif ARGV[4] == '1' and redis.call('GET', KEYS[4]) == 'given' then

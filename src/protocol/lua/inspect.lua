@@ -5,13 +5,14 @@
 -- 2. At most 256 bytes of an owner label are reported: a foreign client may have written any.
 --
 -- KEYS: the lock.
--- Reply: 0 absent; else {SHA-1 of the value, the part before its last ':', ms left}, with -1 ms for
--- no end.
-local value, digest, owner = redis.pcall('GET', KEYS[1]), '', ''
+-- Reply: 0 absent; else {SHA-1 of the value, the part before its last ':', ms left, since}, with
+-- -1 ms for no end. `since` is the time of the acquire in hexadecimal ms since 1970, or ''.
+local value, digest, owner, since = redis.pcall('GET', KEYS[1]), '', '', ''
 if not value then return 0 end
 if type(value) == 'string' then
   digest, owner = redis.sha1hex(value), string.match(value, '^(.*):') or ''
+  since = string.match(value, string.rep('%x', 40) .. '%.(%x+)$') or ''
 elseif not string.find(value.err, 'WRONGTYPE', 1, true) then
   return value
 end
-return {digest, string.sub(owner, 1, 256), redis.call('PTTL', KEYS[1])}
+return {digest, string.sub(owner, 1, 256), redis.call('PTTL', KEYS[1]), string.sub(since, 1, 16)}

@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::background::loss_notifier::LossNotifier;
+use parking_lot::Mutex;
+
+use crate::background::loss_notifier::{LeaseCallbacks, LossNotifier};
 use crate::error::Error;
+use crate::protocol::endangered_lock::{EndangeredLock, OnEndangered};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::lost_lock::OnLostCallback;
 use crate::tests::fake_node::node::eventually;
@@ -34,8 +37,15 @@ fn watched(notifier: &LossNotifier, left: Duration) -> (Arc<Lease>, Arc<AtomicUs
     }));
     let (lease, expiry) = (lease("x"), clock::now() + left);
     assert!(lease.activate(expiry, clock::wall_offset()));
-    notifier.watch(&lease, expiry, callback).unwrap();
+    notifier.watch(&lease, on_lost(callback)).unwrap();
     (lease, notified)
+}
+
+fn on_lost(callback: OnLostCallback) -> LeaseCallbacks {
+    LeaseCallbacks {
+        on_lost: Some(callback),
+        on_endangered: None,
+    }
 }
 
 fn count_of(count: &AtomicUsize) -> usize {
@@ -50,7 +60,7 @@ fn expired_lease_is_handled_and_notified_by_the_timer() {
     assert_eq!(count_of(&handled), 1);
     assert_eq!(lease.expire_if_due(clock::now()), LeaseState::Lost);
     // A second report of the same loss is ignored.
-    notifier.notify_lost(&lease);
+    notifier.recheck(&lease);
     assert!(notifier.stop(clock::now() + LONG));
     assert_eq!((count_of(&notified), count_of(&handled)), (1, 1));
 }
@@ -61,12 +71,12 @@ fn loss_found_elsewhere_is_notified_immediately_and_not_handled_again() {
     let (lease, notified) = watched(&notifier, LONG);
     let (_kept, other) = watched(&notifier, LONG);
     assert!(lease.mark_not_ours());
-    notifier.notify_lost(&lease);
+    notifier.recheck(&lease);
     eventually("the loss is notified", || count_of(&notified) == 1);
     // `stop` still notifies a reported loss, but not a lease that is held.
     let (last, notified) = watched(&notifier, LONG);
     assert!(last.mark_not_ours());
-    notifier.notify_lost(&last);
+    notifier.recheck(&last);
     assert!(notifier.stop(clock::now() + LONG));
     assert_eq!(
         (count_of(&notified), count_of(&other), count_of(&handled)),
@@ -95,7 +105,7 @@ fn extended_or_forgotten_lease_is_not_notified() {
     let (released, forgotten) = watched(&notifier, LONG);
     notifier.forget(&released);
     released.mark_not_ours();
-    notifier.notify_lost(&released);
+    notifier.recheck(&released);
     // The timer reaches this lease after the two others.
     let (_last, notified) = watched(&notifier, 2 * SOON);
     eventually("the last loss is notified", || count_of(&notified) == 1);
@@ -114,6 +124,60 @@ fn watch_after_stop_returns_closed() {
     let (_lease, _told) = watched(&notifier, LONG);
     assert!(notifier.stop(clock::now() + LONG));
     let callback = OnLostCallback(Arc::new(|_| ()));
-    let refused = notifier.watch(&lease("y"), clock::now(), callback);
+    let refused = notifier.watch(&lease("y"), on_lost(callback));
     assert!(matches!(refused, Err(Error::Closed)), "{refused:?}");
+}
+
+#[test]
+fn danger_is_reported_once_and_again_after_an_extension_ended_it() {
+    let (notifier, handled) = notifier();
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let watch = |name: &str, until: Duration, margin: Duration| {
+        let (lease, list) = (lease(name), Arc::clone(&reports));
+        assert!(lease.activate(clock::now() + until, clock::wall_offset()));
+        let report = move |lock: &EndangeredLock| {
+            let report = (lock.key().to_owned(), lock.is_endangered());
+            list.lock().push(report);
+        };
+        let on_endangered = OnEndangered {
+            margin,
+            callback: Arc::new(report),
+        };
+        let callbacks = LeaseCallbacks {
+            on_lost: None,
+            on_endangered: Some(on_endangered),
+        };
+        notifier.watch(&lease, callbacks).unwrap();
+        lease
+    };
+    let told = |expected: &[(&str, bool)]| {
+        eventually("the danger is reported", || {
+            reports.lock().len() >= expected.len()
+        });
+        let reports = reports.lock();
+        let reports: Vec<_> = reports
+            .iter()
+            .map(|(key, it)| (key.as_str(), *it))
+            .collect();
+        assert_eq!(reports, expected);
+    };
+    let lease = watch("x", 2 * LONG, 2 * LONG - SOON);
+    told(&[("x", true)]);
+    assert!(lease.is_danger_told());
+    // The thread looks at the lease again before the second one is endangered.
+    notifier.recheck(&lease);
+    let _second = watch("y", LONG, LONG - SOON);
+    told(&[("x", true), ("y", true)]);
+    lease.extend_to(clock::now(), clock::now() + 9 * LONG, clock::wall_offset());
+    notifier.recheck(&lease);
+    told(&[("x", true), ("y", true), ("x", false)]);
+    assert!(!lease.is_danger_told());
+    lease.set_danger_margin(10 * LONG);
+    notifier.recheck(&lease);
+    told(&[("x", true), ("y", true), ("x", false), ("x", true)]);
+    assert!(lease.mark_not_ours());
+    notifier.recheck(&lease);
+    assert!(notifier.stop(clock::now() + LONG));
+    assert_eq!(reports.lock().len(), 4, "a loss is no danger");
+    assert_eq!(count_of(&handled), 0);
 }

@@ -11,6 +11,7 @@ use crate::api::nodes::Nodes;
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::watch::WatchOutcome;
+use crate::background::renewal::queue::RenewalResults;
 use crate::background::renewal::service::RenewalService;
 use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
@@ -66,6 +67,7 @@ fn renewed_params(name: &str, ttl: Duration) -> AcquireParams {
 const FOR_EVER: WaitLimit = WaitLimit {
     deadline: None,
     max_attempts: None,
+    tells_holder: true,
 };
 
 fn renewals(fake: &FakeNode) -> usize {
@@ -74,6 +76,18 @@ fn renewals(fake: &FakeNode) -> usize {
 
 fn renewing(nodes: &Nodes) -> usize {
     nodes.engine().renewal.count()
+}
+
+/// Counts the losses, and panics at each.
+struct PanickingHandler(Arc<AtomicUsize>);
+
+impl RenewalResults for PanickingHandler {
+    fn handle_loss(&self, _: &Arc<Lease>, _: &str) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        panic!("as the test wants it");
+    }
+
+    fn handle_extension(&self, _: &Lease) {}
 }
 
 /// Waits to show that an event does not happen.
@@ -392,11 +406,7 @@ fn panic_in_a_loss_handler_ends_no_other_renewal() {
     let [(lost, _slot), (kept, _other)] = plain.each_ref().map(|params| on_nodes(engine, params));
     let panics = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&panics);
-    let on_lost = move |_: &Arc<Lease>, _: &str| {
-        count.fetch_add(1, Ordering::SeqCst);
-        panic!("as the test wants it");
-    };
-    let renewal = RenewalService::new(&engine.nodes, LIMIT, Arc::new(on_lost));
+    let renewal = RenewalService::new(&engine.nodes, LIMIT, Arc::new(PanickingHandler(count)));
     fakes[0].seize("x", LONG);
     for (lease, params) in [&lost, &kept].into_iter().zip(&plain) {
         renewal.register(lease, params.ttl, None).expect("a thread");

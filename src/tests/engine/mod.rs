@@ -1,13 +1,17 @@
 //! The engine over fake nodes.
 
+pub(crate) mod acquire_any;
 pub(crate) mod adopt;
 pub(crate) mod cancel;
+pub(crate) mod danger;
 pub(crate) mod fencing;
 pub(crate) mod handoff;
+pub(crate) mod holder_told;
 pub(crate) mod idle;
 pub(crate) mod late_replies;
 pub(crate) mod leftovers;
 pub(crate) mod loss;
+pub(crate) mod min_hold;
 pub(crate) mod multi_key;
 pub(crate) mod outage;
 pub(crate) mod pending;

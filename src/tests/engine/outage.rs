@@ -357,6 +357,7 @@ fn outage_of_an_acquire_counts_its_own_rounds_only() {
             single_node: by_one,
             max_hold_left: None,
             blocking_keys: Vec::new(),
+            owner_label: None,
         })
     };
     let slow = |won| AttemptFailure::TooSlow {

@@ -413,3 +413,26 @@ fn permits_of_one_process_are_first_come_first_served() {
     });
     assert_eq!(*order.lock(), [0, 1, 2, 3]);
 }
+
+#[test]
+fn each_permit_has_a_number_of_its_own() {
+    let fakes = FakeNode::fakes(3);
+    let nodes = nodes(&fakes, |config| config);
+    let options = options();
+    let semaphores: [Box<dyn Semaphore>; 2] = [
+        Box::new(RedisSemaphore::new(&nodes, "numbered", 3).unwrap()),
+        Box::new(LocalSemaphore::new(3).unwrap()),
+    ];
+    for semaphore in semaphores {
+        let acquire = || semaphore.acquire(&options).unwrap();
+        let mut permits = vec![acquire(), acquire(), acquire()];
+        let freed = permits.remove(1);
+        let number = freed.number();
+        freed.release().unwrap();
+        permits.push(acquire());
+        assert_eq!(permits[2].number(), number, "the only free one");
+        let mut numbers: Vec<u32> = permits.iter().map(SemaphorePermit::number).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [0, 1, 2]);
+    }
+}

@@ -68,6 +68,7 @@ pub(crate) fn exclusive_params(name: &str, ttl: Duration) -> AcquireParams {
         ttl: Ttl::parse(ttl, 0.5).expect("a good TTL"),
         fenced: false,
         cancel: None,
+        owner_label: None,
         lease_options: LeaseOptions::default(),
     }
 }

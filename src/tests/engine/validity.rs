@@ -279,6 +279,7 @@ fn time_in_the_wait_queue_uses_up_attempts() {
         attempts,
         remaining,
         waited,
+        ..
     } = error
     else {
         panic!("{error}")

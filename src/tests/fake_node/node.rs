@@ -84,6 +84,8 @@ pub(crate) struct FakeNode {
     closed: AtomicUsize,
     no_kill: Mutex<Option<NodeFailure>>,
     refused: AtomicUsize,
+    /// Number of acquires that asked for the owner label.
+    labels_asked: AtomicUsize,
     published: AtomicUsize,
     run_id: Mutex<String>,
     server_info: Mutex<ServerInfo>,
@@ -125,6 +127,7 @@ impl FakeNode {
             closed: AtomicUsize::new(0),
             no_kill: Mutex::new(None),
             refused: AtomicUsize::new(0),
+            labels_asked: AtomicUsize::new(0),
             published: AtomicUsize::new(0),
             run_id: Mutex::new(name.to_owned()),
             server_info: Mutex::new(ServerInfo::default()),
@@ -260,6 +263,11 @@ impl FakeNode {
         takes.map(|(_, token)| token.clone()).collect()
     }
 
+    /// Returns how many of the served acquires asked for the owner label.
+    pub(crate) fn labels_asked(&self) -> usize {
+        self.labels_asked.load(Ordering::SeqCst)
+    }
+
     /// Returns the former session of each successful connect.
     pub(crate) fn connects(&self) -> Vec<Option<Handshake>> {
         self.connects.lock().clone()
@@ -278,6 +286,9 @@ impl FakeNode {
     fn serve(&self, request: &Request) -> Reply {
         let token = request.lease.token().text().to_owned();
         self.served.lock().push((request.op, token));
+        if request.wants_owner {
+            self.labels_asked.fetch_add(1, Ordering::SeqCst);
+        }
         let answer = self.memory.lock().serve(request, clock::now());
         let publishes = request.publish || request.op == Op::WakeListener;
         if publishes && answer == Reply::Done && !self.leaves_readers(request) {
@@ -500,11 +511,11 @@ impl FakeSession {
             }
             Fault::RefusesLate if request.op == Op::Acquire => {
                 self.fake.served.lock().push((Op::Acquire, String::new()));
-                Reply::Held(Blocker::Owner, Some(Duration::ZERO))
+                Reply::Held(Blocker::Owner, Some(Duration::ZERO), None)
             }
             Fault::Refuses if request.op == Op::Acquire => {
                 self.fake.served.lock().push((Op::Acquire, String::new()));
-                Reply::Held(Blocker::Owner, Some(Duration::from_secs(60)))
+                Reply::Held(Blocker::Owner, Some(Duration::from_secs(60)), None)
             }
             Fault::Panics(op) if op == request.op => {
                 self.fake.set_fault(Fault::None);

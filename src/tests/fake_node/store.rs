@@ -66,18 +66,18 @@ impl NodeStore {
             marker_end(request.refresh_interval),
         );
         let lock = self.stored_lock(lease.key(), now);
+        // A refused `SET` reports the owner label only where it is asked for.
+        let label = lock.owner.as_ref().and_then(|(owner, _)| label_of(owner));
+        let label = label.filter(|_| !request.is_plain_set() || request.wants_owner);
         match (request.op, lease.kind()) {
             (Op::WakeListener, _) => Reply::Done,
             (Op::Inspect, _) => match &lock.owner {
                 None => Reply::Absent,
                 Some((token, end)) => Reply::Holder(Box::new(NodeHolder {
                     digest: token.clone(),
-                    owner: token
-                        .rsplit_once(':')
-                        .map(|(owner, _)| owner)
-                        .unwrap_or_default()
-                        .to_owned(),
+                    owner: label_of(token),
                     remaining: Some(end.saturating_duration_since(now)),
+                    since: None,
                 })),
             },
             (Op::Adopt, _) => {
@@ -129,7 +129,11 @@ impl NodeStore {
                 } else if !request.refresh_interval.is_zero() && !lock.turn_is(ReaderTurn::Active) {
                     lock.turn = Some((ReaderTurn::Requested, marker_until));
                 }
-                refused.map_or(Reply::Done, |(by, end)| held(by, end, now))
+                match refused {
+                    Some((Blocker::Owner, end)) => held(Blocker::Owner, end, label, now),
+                    Some((by, end)) => held(by, end, None, now),
+                    None => Reply::Done,
+                }
             }
             (Op::Acquire | Op::Restore, _) => {
                 let refused = lock.refuses_writer(is_new);
@@ -142,7 +146,11 @@ impl NodeStore {
                     let end = now + request.marker_ttl();
                     lock.gate.insert(gate_entry.token().text().to_owned(), end);
                 }
-                refused.map_or(Reply::Done, |(by, end)| held(by, end, now))
+                match refused {
+                    Some((Blocker::Owner, end)) => held(Blocker::Owner, end, label, now),
+                    Some((by, end)) => held(by, end, None, now),
+                    None => Reply::Done,
+                }
             }
             (Op::RaiseFence, _) => lock.with_owner(token, |lock, _| {
                 lock.fence = lock.fence.max(request.min_fence);
@@ -175,7 +183,7 @@ impl NodeStore {
                 lock.owner = Some((token.to_owned(), end.max(until)));
             }),
             (Op::Release, _) => lock.with_owner(token, |lock, _| {
-                lock.owner = None;
+                lock.owner = kept(request, now);
                 if !request.refresh_interval.is_zero() {
                     lock.begin_turn(turn_until);
                 }
@@ -205,7 +213,8 @@ impl NodeStore {
         let longest = others.rev().max_by_key(end);
         if let (Some(key), true) = (longest, is_acquire) {
             let end = end(&key).unwrap_or(now);
-            return held(Blocker::OwnerOfKey(key), end, now);
+            let label = owners[key].as_ref().and_then(|(owner, _)| label_of(owner));
+            return held(Blocker::OwnerOfKey(key), end, label, now);
         }
         let absent = owners.iter().any(Option::is_none);
         let ours = longest.is_none() && !absent;
@@ -226,7 +235,7 @@ impl NodeStore {
                 }
                 Op::Extend if ours => lock.owner = Some((token.to_owned(), end)),
                 Op::RaiseFence if ours => lock.fence = lock.fence.max(request.min_fence),
-                Op::Release if is_owner => lock.owner = None,
+                Op::Release if is_owner => lock.owner = kept(request, now),
                 _ => {}
             }
         }
@@ -335,6 +344,13 @@ impl StoredLock {
     }
 }
 
+/// Returns the owner after a release: none, or the former one for the rest of its minimum time.
+fn kept(request: &Request, now: Instant) -> Option<(String, Instant)> {
+    let left = request.keep_millis(now);
+    let end = now + Duration::from_millis(left);
+    (left > 0).then(|| (request.lease.token().text().to_owned(), end))
+}
+
 fn done_if(found: bool) -> Reply {
     match found {
         true => Reply::Done,
@@ -342,6 +358,11 @@ fn done_if(found: bool) -> Reply {
     }
 }
 
-fn held(by: Blocker, end: Instant, now: Instant) -> Reply {
-    Reply::Held(by, Some(end.saturating_duration_since(now)))
+fn held(by: Blocker, end: Instant, label: Option<Box<str>>, now: Instant) -> Reply {
+    Reply::Held(by, Some(end.saturating_duration_since(now)), label)
+}
+
+/// Returns the owner label of a token.
+fn label_of(token: &str) -> Option<Box<str>> {
+    token.rsplit_once(':').map(|(label, _)| Box::from(label))
 }

@@ -83,6 +83,34 @@ mod table {
     }
 
     #[test]
+    fn kept_entry_admits_no_thread_before_its_end_and_takes_no_memory_after_it() {
+        let table = Arc::new(LockTable::new());
+        let start = clock::now();
+        let (end, long) = (
+            start + Duration::from_millis(300),
+            start + Duration::from_secs(60),
+        );
+        acquire_exclusive(&table, None)
+            .unwrap()
+            .release_at(Some(end));
+        if let Err(refusal) = acquire_exclusive(&table, Some(start)) {
+            let Refusal::Busy { remaining, .. } = refusal else {
+                panic!("{refusal:?}")
+            };
+            assert!(remaining.is_some_and(|left| left <= end - start));
+        }
+        let next = acquire_exclusive(&table, Some(long)).unwrap();
+        assert!(clock::now() >= end);
+        next.release_at(Some(clock::now()));
+        let other: KeySet = Key::parse("test:", "y", LockKind::Exclusive)
+            .unwrap()
+            .into();
+        let inbox = Arc::new(Inbox::new());
+        drop(acquire(&table, &other, AccessMode::Exclusive, &inbox, None));
+        assert_eq!(table.entry_count(), 0);
+    }
+
+    #[test]
     fn waiters_acquire_the_entry_in_fifo_order() {
         let table = Arc::new(LockTable::new());
         let first = acquire_exclusive(&table, None).unwrap();

@@ -31,6 +31,8 @@ enum Step {
     Send(Op, usize, u32),
     /// Hands a lock of one key off from its owner to a new lease.
     Swap(usize, u32, bool),
+    /// A release of a lease keeps its keys from now on, for a number of units.
+    Keep(usize, u32),
     /// The node loses a key.
     LoseData(&'static str),
     /// A foreign value is written to a key.
@@ -57,6 +59,7 @@ fn step() -> impl Strategy<Value = Step> {
         10 => (op, lease(), 1..6_u32).prop_map(|(op, lease, units)| Step::Send(op, lease, units)),
         4 => (lease(), 1..6_u32, any::<bool>())
             .prop_map(|(lease, units, fenced)| Step::Swap(lease, units, fenced)),
+        2 => (lease(), 1..6_u32).prop_map(|(lease, units)| Step::Keep(lease, units)),
         2 => name().prop_map(Step::LoseData),
         1 => name().prop_map(Step::ForeignValue),
         1 => name().prop_map(Step::AdvanceFence),
@@ -80,7 +83,8 @@ impl Pair<'_> {
         let modelled = self.model.serve(request, clock::now());
         let what = (request.op, request.lease.keys());
         match (reply, modelled) {
-            (Reply::Held(by, left), Reply::Held(expected_by, until)) => {
+            (Reply::Held(by, left, label), Reply::Held(expected_by, until, expected_label)) => {
+                assert_eq!(label, expected_label, "{what:?}");
                 let (left, until) = (left.unwrap(), until.unwrap());
                 assert!(is_close(left, until), "{what:?}: {left:?}, {until:?}");
                 // Among keys with the same expiry, the server may report any.
@@ -158,6 +162,12 @@ impl Pair<'_> {
                 request.former_lease = Some(former);
                 self.send(&request);
                 self.leases.push(lease);
+            }
+            Step::Keep(number, units) => {
+                if let Some(position) = number.checked_rem(self.leases.len()) {
+                    let lease = &self.leases[self.leases.len() - 1 - position];
+                    lease.keep_until(clock::now() + units * UNIT);
+                }
             }
             Step::LoseData(name) => {
                 self.model.stored_lock(&key(name), clock::now()).owner = None;

@@ -117,10 +117,10 @@ impl Pair<'_> {
             let what = (request.op, request.lease.kind());
             match (&reply, &modelled) {
                 (
-                    Some(Reply::Held(by, Some(left))),
-                    Some(Reply::Held(expected_by, Some(until))),
+                    Some(Reply::Held(by, Some(left), label)),
+                    Some(Reply::Held(expected_by, Some(until), expected_label)),
                 ) => {
-                    assert_eq!(by, expected_by, "{what:?}");
+                    assert_eq!((by, label), (expected_by, expected_label), "{what:?}");
                     assert!(is_close(*left, *until), "{what:?}: {left:?}, {until:?}");
                 }
                 // Replies to the release of a gate entry may differ, because the server removes

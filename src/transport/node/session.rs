@@ -145,12 +145,27 @@ impl RedisSession {
                 deliver(id, reply::parse_pttl(reply).ok_or_else(protocol_error)?);
                 return Ok(());
             }
+            ExpectedReply::Owner(id) => {
+                match reply::parse_blocking_holder(reply).map_err(|()| protocol_error())? {
+                    Some(held) => deliver(id, held),
+                    None => {
+                        let (_, request) = group.next().ok_or_else(protocol_error)?;
+                        encode::encode_pttl(request, &mut self.cmd, &mut self.out);
+                        self.expected.push_back(ExpectedReply::RemainingTtl(id));
+                    }
+                }
+                return Ok(());
+            }
             ExpectedReply::Request(_) | ExpectedReply::Resent(_) => {}
         }
         let is_first = matches!(expected, ExpectedReply::Request(_));
         for (position, (id, request)) in group.clone().enumerate() {
             match reply::parse_reply(request, position, reply) {
                 ParsedReply::Reply(parsed) => deliver(id, parsed),
+                ParsedReply::RefusedAskTtl if is_first && request.wants_owner => {
+                    encode::encode_inspect(request, &mut self.cmd, &mut self.out);
+                    self.expected.push_back(ExpectedReply::Owner(id));
+                }
                 ParsedReply::RefusedAskTtl if is_first => {
                     encode::encode_pttl(request, &mut self.cmd, &mut self.out);
                     self.expected.push_back(ExpectedReply::RemainingTtl(id));
@@ -252,7 +267,7 @@ impl RedisSession {
         match reply::parse_reply(request, 0, &reply) {
             ParsedReply::Reply(reply) => Ok(reply),
             // PTTL would need another ASKING; an unknown remaining time does as well.
-            ParsedReply::RefusedAskTtl => Ok(Reply::Held(Blocker::Unknown, None)),
+            ParsedReply::RefusedAskTtl => Ok(Reply::Held(Blocker::Unknown, None, None)),
             ParsedReply::ScriptMissing => Ok(Reply::Failed(NodeFailure::ServerError(
                 "NOSCRIPT after SCRIPT LOAD".into(),
             ))),
@@ -336,6 +351,8 @@ pub(super) enum ExpectedReply {
     Request(u64),
     /// The reply to PTTL, sent after a refused SET.
     RemainingTtl(u64),
+    /// The reply to `Inspect`, sent after a refused SET whose caller wants the owner label.
+    Owner(u64),
     /// The reply to SCRIPT LOAD, sent after NOSCRIPT.
     ScriptLoad,
     /// The reply to the request with this id, resent after SCRIPT LOAD.
@@ -348,6 +365,7 @@ impl ExpectedReply {
         match self {
             ExpectedReply::Request(id)
             | ExpectedReply::RemainingTtl(id)
+            | ExpectedReply::Owner(id)
             | ExpectedReply::Resent(id) => Some(id),
             ExpectedReply::ScriptLoad => None,
         }

@@ -215,6 +215,7 @@ fn a_wait_ends_at_its_limit_and_not_before(rig: &Rig<Handle>) {
             attempts,
             waited,
             remaining,
+            ..
         } = error
         else {
             panic!("{error}")

@@ -7,6 +7,7 @@ pub(crate) mod conformance;
 pub(crate) mod expiry;
 pub(crate) mod fencing;
 pub(crate) mod handoff;
+pub(crate) mod min_hold;
 pub(crate) mod multi_key;
 pub(crate) mod one_shot;
 pub(crate) mod processes;

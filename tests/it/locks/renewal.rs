@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 use std::{fs, thread};
 
@@ -98,6 +99,34 @@ fn dead_majority_loses_the_lock_and_releases_the_remaining_key() {
     assert!(guard.check().unwrap_err().is_lost());
     nowhere(&nodes[2..], &key);
     assert!(guard.release().unwrap_err().is_lost());
+}
+
+#[test]
+fn hung_majority_endangers_the_lock_and_an_end_of_the_hang_makes_it_safe() {
+    let nodes = servers(3);
+    let locker = connect(&nodes);
+    let key = unique_key("endangered");
+    let (sender, reports) = channel();
+    let options = renewed(3 * BRIEF).on_endangered(BRIEF, move |lock| {
+        _ = sender.send((lock.is_endangered(), lock.remaining()));
+    });
+    let guard = locker.acquire(&key, &options).unwrap();
+    everywhere(&nodes, &key);
+    for node in &nodes[1..] {
+        node.stop().unwrap();
+    }
+    let (is_endangered, left) = reports.recv_timeout(LIMIT).unwrap();
+    assert!(is_endangered && left <= BRIEF, "{left:?}");
+    for node in &nodes[1..] {
+        node.resume().unwrap();
+    }
+    // On a busy machine the lock may be lost before a renewal succeeds.
+    if let Ok((is_endangered, left)) = reports.recv_timeout(2 * BRIEF) {
+        assert!(!is_endangered && left > BRIEF, "{left:?}");
+        guard.release().unwrap();
+    } else {
+        assert!(!guard.is_held(), "held, and not told safe");
+    }
 }
 
 #[test]

@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use redguard::{
     Config, Error, LockOptions, Locker, Mode, NodeReply, NodeState, NodeStats, Nodes, Observer,
     RedisLocker, RedisRwLocker, RwLocker, WatchOutcome,
 };
 
-use crate::support::fixtures::{BRIEF, LIMIT, TTL, at, config, shared, with_short_timeouts};
+use crate::support::fixtures::{
+    BRIEF, LIMIT, TTL, ask, at, config, connect, connect_by, shared, token, wire,
+    with_short_timeouts,
+};
 use crate::support::{eventually, raw, servers, unique_key};
 
 /// Records the events of an observer.
@@ -254,6 +257,7 @@ fn holder_reports_label_and_remaining_time() {
     all_up(&locker);
     let key = unique_key("seen");
     assert_eq!(locker.holder(&key).unwrap(), None);
+    let before = SystemTime::now();
     let guard = locker.lock(&key, TTL).unwrap();
     let look = || {
         RedisLocker::connect(config(shared()))
@@ -266,12 +270,61 @@ fn holder_reports_label_and_remaining_time() {
     let holder = look();
     assert_eq!(holder.owner_label.as_deref(), Some("night shift"));
     assert!(holder.has_quorum() && holder.quorum == 2);
+    let since = holder.since.unwrap();
+    let fraction = Duration::from_millis(1);
+    assert!(before < since + fraction && since <= SystemTime::now());
     let remaining = holder.remaining.unwrap();
     assert!(remaining <= TTL && remaining > TTL / 2, "{remaining:?}");
     guard.release().unwrap();
     eventually(LIMIT, "the key is gone", || {
         locker.holder(&key).unwrap().is_none()
     });
+}
+
+#[test]
+fn refused_caller_is_told_the_holder() {
+    let nodes = servers(3);
+    let holder = connect_by(config(&nodes).owner_label("web-7:8080"), &nodes);
+    let rival = connect(&nodes);
+    let (key, other) = (unique_key("told"), unique_key("other"));
+    let _guard = holder.lock(&key, TTL).unwrap();
+    let at_once = LockOptions::new(TTL).wait_for(Duration::ZERO);
+    let told = |keys: &[&str]| {
+        let error = rival.acquire_all(keys, &at_once).unwrap_err();
+        let Error::Contended {
+            lock, remaining, ..
+        } = error
+        else {
+            panic!("{error}");
+        };
+        assert!(remaining.is_some_and(|left| left <= TTL), "{remaining:?}");
+        assert_eq!(lock.key, key);
+        lock.owner_label
+    };
+    assert_eq!(told(&[&key]).as_deref(), Some("web-7:8080"));
+    assert_eq!(told(&[&other, &key]).as_deref(), Some("web-7:8080"));
+    let texts = rival.acquire(&key, &at_once).unwrap_err();
+    let texts = format!("{texts} {texts:?}");
+    let stored = token(&nodes[0], &key).unwrap();
+    assert!(
+        !texts.contains(&stored["web-7:8080:".len()..][..8]),
+        "{texts}"
+    );
+    // Without the script the remaining time is asked all the same.
+    for node in &nodes {
+        ask::<()>(node, &["SCRIPT", "FLUSH"]);
+    }
+    assert_eq!(told(&[&key]), None);
+    // A value of another client is shown up to its last colon, and one without a colon is not.
+    for (value, label) in [("host:7:secret", Some("host:7")), ("secret", None)] {
+        for node in &nodes {
+            ask::<()>(node, &["SET", &wire(&other), value, "PX", "100000"]);
+        }
+        let error = connect(&nodes).acquire(&other, &at_once).unwrap_err();
+        let lock = error.contended_lock().unwrap();
+        assert_eq!(lock.owner_label.as_deref(), label);
+        assert!(!format!("{error} {error:?}").contains("secret"));
+    }
 }
 
 #[test]

@@ -135,6 +135,15 @@ pub(crate) fn token(node: &Server, key: &str) -> Option<String> {
     ask(node, &["GET", &wire(key)])
 }
 
+/// Returns whether a stored value is a token: an owner label if there is one, 40 random digits, and
+/// the time of the acquire if it is known.
+pub(crate) fn is_token(text: &str) -> bool {
+    let is_hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let random = text.rsplit_once(':').map_or(text, |(_, random)| random);
+    let (random, time) = random.split_once('.').unwrap_or((random, "0"));
+    random.len() == 40 && is_hex(random) && !time.is_empty() && is_hex(time)
+}
+
 /// Returns the remaining TTL in milliseconds: -1 without expiry, -2 without a key.
 pub(crate) fn pttl(node: &Server, key: &str) -> i64 {
     ask(node, &["PTTL", &wire(key)])

@@ -7,7 +7,7 @@ use std::time::Duration;
 use redguard::{Error, LockOptions, Locker, RedisLocker, RedisRwLocker, RetryPolicy, RwLocker};
 
 use crate::support::fixtures::{
-    LIMIT, PREFIX, TTL, ask, config, connect, connect_by, now, token, try_ask,
+    LIMIT, PREFIX, TTL, ask, config, connect, connect_by, is_token, now, token, try_ask,
 };
 use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
@@ -99,7 +99,7 @@ fn read_write_keys_values_and_expiries_match_the_documentation() {
                 readers.len() == 2
                     && readers
                         .iter()
-                        .all(|(token, ends)| token.len() == 40 && *ends <= end)
+                        .all(|(token, ends)| is_token(token) && *ends <= end)
             })
         });
         let names: Vec<String> = keys(&nodes[0]);

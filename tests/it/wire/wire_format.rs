@@ -6,8 +6,8 @@ use std::time::Duration;
 use redguard::{Config, Error, LockOptions, Locker, RedisLocker};
 
 use crate::support::fixtures::{
-    LIMIT, STRANGER, TTL, acquire_lock, ask, at, config, connect, connect_by, everywhere, now,
-    nowhere, pttl, shared, store_foreign_token, token, wire,
+    LIMIT, STRANGER, TTL, acquire_lock, ask, at, config, connect, connect_by, everywhere, is_token,
+    now, nowhere, pttl, shared, store_foreign_token, token, wire,
 };
 use crate::support::log_capture::captured_log;
 use crate::support::servers::Server;
@@ -22,10 +22,6 @@ fn locker(config: Config) -> RedisLocker {
 fn others_may(node: &Server, whole_key: &str) -> bool {
     let set = ["SET", whole_key, STRANGER, "NX", "PX", "300000"];
     ask::<Option<String>>(node, &set).is_some()
-}
-
-fn is_token(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[test]
@@ -67,6 +63,10 @@ fn value_is_owner_label_then_token() {
     let stored = everywhere(nodes, &key);
     let (label, random) = stored.split_once(':').unwrap();
     assert!(label == "nightly 7" && is_token(random), "{stored:?}");
+    let unlabelled = connect_by(config(nodes).no_owner_label(), nodes);
+    let other = unique_key("unowned");
+    let _guard = acquire_lock(&unlabelled, &other);
+    assert!(!everywhere(nodes, &other).contains(':'));
     guard.extend(2 * TTL).unwrap();
     guard.release().unwrap();
     nowhere(nodes, &key);

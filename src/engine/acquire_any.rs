@@ -1,0 +1,186 @@
+//! Acquires the first of several locks that is free: one attempt for each of them, and then one for
+//! each that is released.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::debug;
+
+use crate::background::release_listener::shared::Subscription;
+use crate::background::release_listener::subscriptions::Signal;
+use crate::engine::acquire::Acquisition;
+use crate::engine::backoff::Backoff;
+use crate::engine::core::Engine;
+use crate::engine::params::{AcquireParams, Acquired, WaitLimit};
+use crate::error::Error;
+use crate::protocol::mode::Mode;
+use crate::time::{clock, deadline};
+use crate::transport::cancel;
+use crate::transport::inbox::Inbox;
+
+/// Added to a remaining time, because a server frees a key in the millisecond after its last.
+const TTL_ROUNDING: Duration = Duration::from_millis(1);
+
+/// One wait for the first of several locks.
+struct AnyAcquisition<'a> {
+    engine: &'a Engine,
+    choices: &'a [AcquireParams],
+    limit: WaitLimit,
+    started: Instant,
+    inbox: &'a Arc<Inbox>,
+    /// One for each lock, from the first refusal on.
+    subscriptions: Vec<Subscription<'a>>,
+    backoff: Backoff,
+    attempts: u32,
+    /// When the first of the rounds in a row without a quorum ended.
+    outage_since: Option<Instant>,
+}
+
+impl Engine {
+    /// Acquires the first of `choices` that is free, in the order of the list. Blocks until one is,
+    /// or `limit` ends, as [`acquire`](Engine::acquire) does. There is at least one choice.
+    ///
+    /// # Errors
+    /// As [`acquire`](Engine::acquire): that of the last lock that was asked for.
+    pub(crate) fn acquire_any(
+        &self,
+        choices: &[AcquireParams],
+        limit: WaitLimit,
+    ) -> Result<Acquired, Error> {
+        let started = clock::now();
+        let Some(first) = choices.first() else {
+            return Err(Error::Closed);
+        };
+        let inbox = cancel::cancellable_inbox(first.cancel.as_ref())?;
+        let mut waiting = AnyAcquisition {
+            engine: self,
+            choices,
+            limit,
+            started,
+            inbox: &inbox,
+            subscriptions: Vec::new(),
+            backoff: Backoff::default(),
+            attempts: 0,
+            outage_since: None,
+        };
+        let acquired = waiting.run();
+        let outcome = match &acquired {
+            Ok(Acquired::Quorum(..)) => Ok(Mode::Quorum),
+            Ok(Acquired::Local(_)) => Ok(Mode::Local),
+            Err(error) => Err(error),
+        };
+        let waited = clock::now().saturating_duration_since(started);
+        let name = first.keys.first().name();
+        self.nodes.counters().acquired(name, outcome, waited);
+        acquired
+    }
+}
+
+impl AnyAcquisition<'_> {
+    fn run(&mut self) -> Result<Acquired, Error> {
+        // A forked child returns before it locks the table.
+        if self.engine.is_forked() {
+            return Err(Error::Closed);
+        }
+        let _watch = self.engine.lock_table.watch(self.inbox);
+        let mut due: Vec<usize> = (0..self.choices.len()).collect();
+        loop {
+            self.engine.check_cancelled(self.inbox)?;
+            self.attempts = self.attempts.saturating_add(1);
+            let mut last = None;
+            let mut free_in: Option<Duration> = None;
+            for choice in due {
+                match self.attempt(&self.choices[choice]) {
+                    Ok(acquired) => return Ok(acquired),
+                    Err(error) if error.is_contended() || error.is_unavailable() => {
+                        let left = error.contended_for();
+                        free_in = [free_in, left].into_iter().flatten().min();
+                        last = Some(error);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            if let Some(error) = last
+                && self.is_over(&error)
+            {
+                let waited = clock::now().saturating_duration_since(self.started);
+                return Err(error.with_effort(self.attempts, waited));
+            }
+            due = self.wait(free_in);
+        }
+    }
+
+    /// Makes one attempt for one lock, without a wait.
+    fn attempt(&self, params: &AcquireParams) -> Result<Acquired, Error> {
+        let is_last = self.limit.is_exhausted(self.attempts);
+        let once = WaitLimit {
+            deadline: Some(self.started),
+            max_attempts: None,
+            tells_holder: self.limit.tells_holder && is_last,
+        };
+        Acquisition::queue(self.engine, params, once, clock::now()).and_then(Acquisition::run)
+    }
+
+    /// Returns whether no further attempt follows this error.
+    fn is_over(&mut self, error: &Error) -> bool {
+        let now = clock::now();
+        let max_outage = self.engine.settings.retry.max_outage;
+        let outage_end = match error.is_unavailable() {
+            true => {
+                let since = *self.outage_since.get_or_insert(now);
+                deadline::deadline(since, max_outage)
+            }
+            false => {
+                self.outage_since = None;
+                None
+            }
+        };
+        self.limit.is_exhausted(self.attempts) || outage_end.is_some_and(|end| end <= now)
+    }
+
+    /// Sleeps until a release, the end of a lease, the retry delay or the limit. Returns the
+    /// positions of the locks to ask for: those that were released, or else all.
+    fn wait(&mut self, free_in: Option<Duration>) -> Vec<usize> {
+        let now = clock::now();
+        self.subscribe();
+        let delay = self.backoff.next_delay(self.engine, self.choices[0].kind);
+        let free_at = free_in.map(|left| left.saturating_add(TTL_ROUNDING));
+        let free_at = free_at.and_then(|left| deadline::deadline(now, left));
+        let end = deadline::earlier(deadline::deadline(now, delay), free_at);
+        let end = deadline::earlier(end, self.limit.deadline);
+        let is_released =
+            |subscription: &Subscription<'_>| subscription.has_signal(Signal::Released);
+        // With a limited number of attempts, none is spent on a subscription that was confirmed.
+        while self.inbox.sleep(end)
+            && self.limit.max_attempts.is_some()
+            && !self.subscriptions.iter().any(is_released)
+            && self.engine.check_cancelled(self.inbox).is_ok()
+        {}
+        let signals = self.subscriptions.iter().map(Subscription::take_signal);
+        let signals: Vec<Signal> = signals.collect();
+        let choices = 0..self.choices.len();
+        if !signals.contains(&Signal::Released) {
+            return choices.collect();
+        }
+        let is_released = |choice: &usize| {
+            let key = self.choices[*choice].keys.first();
+            let mut signalled = self.subscriptions.iter().zip(&signals);
+            signalled.any(|(each, signal)| each.is_at(key) && *signal == Signal::Released)
+        };
+        choices.filter(is_released).collect()
+    }
+
+    /// Subscribes to all locks, once. Without a subscription a wait ends by time.
+    fn subscribe(&mut self) {
+        if !self.subscriptions.is_empty() {
+            return;
+        }
+        for params in self.choices {
+            let key = params.keys.first();
+            match self.engine.listener.subscribe(key, self.inbox) {
+                Ok(subscription) => self.subscriptions.push(subscription),
+                Err(error) => debug!("{key}: no release notifications: {error}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Acquires of the first of several locks over fake nodes and in this process.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::api::guard::LockGuard;
+use crate::api::locker::{LocalLocker, Locker};
+use crate::api::options::LockOptions;
+use crate::config::builder::Config;
+use crate::error::Error;
+use crate::protocol::request::Op;
+use crate::protocol::retry::RetryPolicy;
+use crate::tests::engine::setup::{TTL, healthy};
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
+use crate::time::clock;
+use crate::transport::cancel::CancelToken;
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
+fn options() -> LockOptions {
+    LockOptions::new(TTL)
+}
+
+/// Sets delays so long that only a message ends a wait.
+fn sluggish(config: Config) -> Config {
+    config.retry(RetryPolicy {
+        initial_delay: TTL,
+        max_delay: TTL,
+        ..RetryPolicy::default()
+    })
+}
+
+fn any(locker: &dyn Locker) -> Result<LockGuard, Error> {
+    locker.acquire_any(&NAMES, &options())
+}
+
+#[test]
+fn first_free_lock_in_the_order_of_the_list_is_acquired() {
+    let fakes = FakeNode::fakes(3);
+    let (holder, rival) = (healthy(&fakes), healthy(&fakes));
+    let local = LocalLocker::new();
+    let pairs: [(&dyn Locker, &dyn Locker); 3] =
+        [(&holder, &rival), (&rival, &rival), (&local, &local)];
+    for (holder, locker) in pairs {
+        let first = holder.lock("a", TTL).unwrap();
+        let second = any(locker).unwrap();
+        assert_eq!(second.key(), "b");
+        drop(first);
+        let both = [any(locker).unwrap(), any(locker).unwrap()];
+        assert_eq!(both.each_ref().map(LockGuard::key), ["a", "c"]);
+        let at_once = options().wait_for(Duration::ZERO);
+        let error = locker.acquire_any(&NAMES, &at_once).unwrap_err();
+        let lock = error.contended_lock().unwrap();
+        assert_eq!(lock.key, "c", "the last one asked for");
+        let brief = options().wait_for(Duration::from_millis(50));
+        assert!(
+            locker
+                .acquire_any(&NAMES, &brief)
+                .unwrap_err()
+                .is_contended()
+        );
+        let none = locker.acquire_any(&[], &at_once);
+        assert!(matches!(none, Err(Error::InvalidKey { .. })));
+        let bad = locker.acquire_any(&["a", ""], &at_once);
+        assert!(matches!(bad, Err(Error::InvalidKey { .. })));
+    }
+}
+
+#[test]
+fn release_by_another_process_wakes_for_one_attempt() {
+    let fakes = FakeNode::fakes(1);
+    let holder = healthy(&fakes);
+    let waiter = connected_locker(&fakes, sluggish).unwrap();
+    let mut guards = holder_of_all(&holder);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| any(&waiter).unwrap());
+        eventually("it listens to all", || {
+            NAMES.iter().all(|name| fakes[0].subscribed(name) > 0)
+        });
+        // After the confirmations it has asked for all once more.
+        eventually("it has asked again", || fakes[0].count(Op::Acquire) >= 9);
+        guards.remove(1).release().unwrap();
+        assert_eq!(waiting.join().unwrap().key(), "b");
+    });
+}
+
+fn holder_of_all(locker: &dyn Locker) -> Vec<LockGuard> {
+    NAMES.map(|name| locker.lock(name, TTL).unwrap()).into()
+}
+
+#[test]
+fn release_in_the_same_process_wakes_without_a_message() {
+    let fakes = FakeNode::fakes(1);
+    fakes[0].set_fault(Fault::DeniesSubscribers);
+    let redis = connected_locker(&fakes, sluggish).unwrap();
+    let local = LocalLocker::new();
+    let lockers: [&dyn Locker; 2] = [&redis, &local];
+    let (start, limited) = (clock::now(), options().wait_for(TTL));
+    // In some of the rounds the thread is asleep when the lock is released.
+    for locker in lockers.into_iter().cycle().take(40) {
+        let mut guards = holder_of_all(locker);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| locker.acquire_any(&NAMES, &limited).unwrap());
+            guards.remove(2).release().unwrap();
+            assert_eq!(waiting.join().unwrap().key(), "c");
+        });
+    }
+    assert!(
+        clock::now() - start < TTL / 2,
+        "woken by the end of a lease"
+    );
+}
+
+#[test]
+fn cancellation_and_shutdown_end_the_wait() {
+    let fakes = FakeNode::fakes(1);
+    let redis = healthy(&fakes);
+    let local = LocalLocker::new();
+    let lockers: [&dyn Locker; 2] = [&redis, &local];
+    for locker in lockers {
+        let _guards = holder_of_all(locker);
+        let stop = CancelToken::new();
+        let cancellable = options().cancel_on(&stop);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| locker.acquire_any(&NAMES, &cancellable).err());
+            stop.cancel();
+            assert_eq!(waiting.join().unwrap(), Some(Error::Cancelled));
+        });
+    }
+    let _guards = redis.try_lock("a", TTL);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| any(&redis).err());
+        assert!(!redis.nodes().shutdown(Duration::ZERO) || waiting.is_finished());
+        assert_eq!(waiting.join().unwrap(), Some(Error::Closed));
+    });
+}
+
+#[test]
+fn max_attempts_counts_the_rounds_over_all_locks() {
+    let fakes = FakeNode::fakes(1);
+    let holder = healthy(&fakes);
+    let limited = connected_locker(&fakes, |config| {
+        config.retry(RetryPolicy {
+            max_attempts: Some(2),
+            initial_delay: Duration::from_millis(1),
+            max_delay: Duration::from_millis(1),
+            ..RetryPolicy::default()
+        })
+    });
+    let _guards = holder_of_all(&holder);
+    let error = any(&limited.unwrap()).unwrap_err();
+    assert!(
+        matches!(error, Error::Contended { attempts: 2, .. }),
+        "{error:?}"
+    );
+    assert_eq!(fakes[0].count(Op::Acquire), 3 + 6);
+}
