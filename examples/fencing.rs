@@ -12,17 +12,14 @@
 //! gap small but does not close it.
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
-#[path = "common/exit_status.rs"]
-mod exit_status;
-#[path = "common/servers.rs"]
-mod servers;
-
-use clap::Parser;
+use lexopt::{Arg, Parser};
 use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use redguard::{Config, LockOptions, Locker, Nodes, RedisLocker};
-use servers::Server;
+use redguard_examples::{args, exit_status};
+use redguard_servers::Server;
+use redguard_servers::temp_dir::TempDir;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode};
 use std::time::Duration;
@@ -34,24 +31,41 @@ const TTL: Duration = Duration::from_secs(1);
 
 type Outcome<T> = Result<T, Box<dyn error::Error + Send + Sync>>;
 
-/// Shows a stale write to a store with fencing tokens, and to one without
-///
-/// Without --redis it starts three temporary nodes; redis-server must be on the PATH.
-///
-/// Exit status: 0 if the stale write was refused with fencing and applied without, 1 if not, 64 for bad
-/// usage, 69 without a quorum of the nodes, 77 if they deny access, else 70.
-#[derive(Parser)]
-#[command(name = "fencing", verbatim_doc_comment)]
+const HELP: &str = "
+Shows a stale write to a store with fencing tokens, and to one without
+
+Usage: fencing [--redis URL,URL,…]
+
+  --redis URL,URL,…  Addresses of the nodes; without it, three temporary ones (redis-server is on the PATH)
+  -h, --help         Shows this help
+
+Exit status: 0 if the stale write was refused with fencing and applied without, 1 if not, 64 for bad
+usage, 69 without a quorum of the nodes, 77 if they deny access, else 70.
+";
+
+#[derive(Default)]
 struct Cli {
-    /// Addresses of the nodes
-    #[arg(long, value_name = "URL,URL,…", value_delimiter = ',')]
     redis: Vec<String>,
-    /// Run as the first holder, with the store in this file
-    #[arg(long, hide = true)]
+    /// Run as the first holder, with the store in this file.
     store: Option<PathBuf>,
-    /// Acquire without fencing tokens
-    #[arg(long, hide = true)]
+    /// Acquire without fencing tokens.
     plain: bool,
+}
+
+impl Cli {
+    fn read(parser: &mut Parser) -> Result<Option<Cli>, lexopt::Error> {
+        let mut cli = Cli::default();
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Arg::Long("redis") => cli.redis = args::addresses(parser)?,
+                Arg::Long("store") => cli.store = Some(parser.value()?.into()),
+                Arg::Long("plain") => cli.plain = true,
+                Arg::Long("help") | Arg::Short('h') => return Ok(None),
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(Some(cli))
+    }
 }
 
 /// File with one value and the greatest token of all writes.
@@ -78,7 +92,7 @@ impl Store<'_> {
 }
 
 fn main() -> ExitCode {
-    let cli: Cli = exit_status::parse();
+    let cli = args::parse("fencing", HELP, Cli::read);
     let ended = match &cli.store {
         Some(path) => paused(&cli, path).map(|()| true),
         None => compare(&cli),
@@ -86,10 +100,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("fencing: {error}");
-            ExitCode::from(exit_status::exit_status(&*error))
-        }
+        Err(error) => exit_status::fail("fencing", &*error),
     }
 }
 
@@ -111,7 +122,7 @@ fn compare(cli: &Cli) -> Outcome<bool> {
 
 /// Pauses the first holder past its lease and lets the second write; returns the final value of the store.
 fn run_scenario(urls: &[String], plain: bool) -> Outcome<String> {
-    let dir = tempfile::tempdir()?;
+    let dir = TempDir::create("fencing-")?;
     let path = dir.path().join("store");
     fs::write(&path, "0\tnothing")?;
 

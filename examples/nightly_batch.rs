@@ -1,41 +1,50 @@
 //! Reports lines, bytes and CRC-32 of every file of a tree, each file once a night, from several processes.
 //!
-//! `cargo run --release --example nightly_batch -- [--copies N] [--threads N] [--redis URL,URL,…] [--out FILE] [DIR]`
+//! `cargo run --release --example nightly_batch [-- [--kill-a-node] [--copies N] [--threads N] [--redis URL,URL,…] [DIR]]`
 //!
 //! The first process (this file) starts temporary nodes unless it is given some, starts the copies
 //! (`worker.rs`), shows their progress and reads the report at the end. The copies share only the tree, the
 //! report and the locks. A copy writes a row under the lock of its file, and only if the report, read under
 //! that lock, has no row of this night.
 //!
+//! With `--kill-a-node` a node is killed, one hangs, and a copy is killed with its locks in hand (`fault.rs`).
+//!
 //! No lock can prevent one case: a copy that pauses for longer than `--ttl` between its last check of the
 //! lock and its write may write a second row. The final report counts it as a duplicate.
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
-#[path = "common/exit_status.rs"]
-mod exit_status;
+#[path = "nightly_batch/cli.rs"]
+mod cli;
+#[path = "nightly_batch/counts.rs"]
+mod counts;
 #[path = "nightly_batch/fault.rs"]
 mod fault;
+#[path = "nightly_batch/process.rs"]
+mod process;
+#[path = "nightly_batch/progress.rs"]
+mod progress;
 #[path = "nightly_batch/report.rs"]
 mod report;
-#[path = "common/servers.rs"]
-mod servers;
+#[path = "nightly_batch/summary.rs"]
+mod summary;
 #[path = "nightly_batch/worker.rs"]
 mod worker;
 
-use clap::{CommandFactory, Parser, error::ErrorKind};
-use fault::{Disturb, Disturbance};
-use indicatif::{ProgressBar, ProgressStyle};
+use cli::Cli;
+use fault::Faults;
+use process::Process;
+use progress::Progress;
+use redguard_examples::{args, exit_status};
+use redguard_servers::Server;
+use redguard_servers::temp_dir::TempDir;
 use report::{Entry, Report};
-use servers::Server;
 use std::collections::BTreeSet;
-use std::io::{self, Read};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, SystemTime};
-use std::{env, error, thread};
-use worker::Counts;
+use std::{env, error, io, thread};
+use summary::Summary;
 
 const TICK: Duration = Duration::from_millis(20);
 /// Time between Ctrl-C and the kill of copies that are still running.
@@ -43,146 +52,63 @@ const GRACE: Duration = Duration::from_secs(3);
 
 type Outcome<T> = Result<T, Box<dyn error::Error + Send + Sync>>;
 
-/// Reports lines, bytes and CRC-32 of every file of a tree, each once a night, with any number of copies
-///
-/// Each thread of a copy reads the files in random order, each file under the lock of its path, and
-/// appends a row to the report. Programs that share a report need the same nodes in --redis or
-/// REDIS_URLS. Without either, the program starts three temporary nodes if redis-server is on the PATH,
-/// else one copy with in-process locks.
-///
-/// Exit status: 0 if each file has exactly one row, 1 if rows are missing or duplicated, 64 for bad
-/// usage, 69 if rows are missing because no quorum of the nodes answered, 77 because they deny access,
-/// 70 because of another failure, 130 after Ctrl-C.
-#[derive(Parser)]
-#[command(name = "nightly_batch", verbatim_doc_comment)]
-struct Cli {
-    /// Processes that share the tree [default: 2, without Redis 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
-    copies: Option<u16>,
-    /// Threads in each copy
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), default_value_t = 4)]
-    threads: u16,
-    /// Addresses of the nodes; process lists show them, unlike those in REDIS_URLS
-    #[arg(long, value_name = "URL,URL,…", value_delimiter = ',')]
-    redis: Vec<String>,
-    /// Report to append to; files with a row of this night are done [default: a new file]
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// Name of this night in the report [default: the date in UTC]
-    #[arg(long, value_name = "NAME", value_parser = night_name)]
-    night: Option<String>,
-    /// TTL of the locks: how long the lock of a killed copy blocks other copies
-    #[arg(long, value_name = "TIME", default_value = "10s")]
-    ttl: humantime::Duration,
-    /// Fault of a temporary node after a quarter of the rows
-    #[arg(long, value_enum, value_name = "HOW")]
-    disturb: Option<Disturb>,
-    /// Run as one of the copies; the end of standard input stops it
-    #[arg(long, hide = true)]
-    copy: bool,
-    /// Root of the tree
-    #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/src"))]
-    dir: PathBuf,
-}
-
-fn night_name(text: &str) -> Result<String, &'static str> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    match (1..=64).contains(&text.len()) && text.chars().all(fits) {
-        true => Ok(text.to_owned()),
-        false => Err("1 to 64 letters, digits, '-', '_' and '.'"),
-    }
-}
-
 fn main() -> ExitCode {
-    let mut cli: Cli = exit_status::parse();
+    let mut cli = args::parse(cli::NAME, cli::HELP, Cli::read);
     if let (true, Ok(urls)) = (cli.redis.is_empty(), env::var("REDIS_URLS")) {
-        cli.redis = urls.split(',').map(str::to_owned).collect();
+        cli.redis = args::split_addresses(&urls);
     }
-    cli.redis.retain(|url| !url.trim().is_empty());
     let ended = match cli.copy {
         true => worker::run(&cli).map(|()| ExitCode::SUCCESS),
         false => first(&cli),
     };
-    ended.unwrap_or_else(|error| {
-        eprintln!("nightly_batch: {error}");
-        ExitCode::from(exit_status::exit_status(&*error))
-    })
+    ended.unwrap_or_else(|error| exit_status::fail(cli::NAME, &*error))
 }
 
 /// Runs the first process.
-#[expect(
-    clippy::too_many_lines,
-    reason = "the whole batch, from the servers to the report, in its order"
-)]
 fn first(cli: &Cli) -> Outcome<ExitCode> {
-    let misuse = |text| {
-        let error = Cli::command().error(ErrorKind::ArgumentConflict, text);
-        exit_status::end_with(&error)
-    };
-    let own = cli.redis.is_empty() && servers::available();
-    let local = cli.redis.is_empty() && !own;
-    if local && cli.copies.is_some_and(|copies| copies > 1) {
-        misuse(
-            "more than one copy needs Redis: give --redis or REDIS_URLS, or install redis-server",
-        );
-    }
-    if !own && cli.disturb.is_some() {
-        misuse(
-            "--disturb needs temporary nodes: install redis-server, and omit --redis and REDIS_URLS",
-        );
-    }
+    let own = cli.redis.is_empty() && redguard_servers::available();
+    cli.check_nodes(own);
     // Before the copies and nodes start, so that Ctrl-C always ends in their destructors.
     let (events, inbox) = mpsc::channel();
     let interrupts = events.clone();
     ctrlc::set_handler(move || _ = interrupts.send(Event::Interrupted))?;
 
     let mut nodes = Vec::new();
-    let mut urls = cli.redis.clone();
     if own {
         // Synced before each reply, so that a killed node restarts with all that it granted.
         let start = |_| Server::options().append_always().start();
         nodes = (0..3).map(start).collect::<io::Result<_>>()?;
-        urls = nodes.iter().map(Server::url).collect();
-        println!("nodes            three temporary ones: {}", urls.join(", "));
-    } else if local {
-        println!("nodes            no --redis and no redis-server: in-process locks, one copy");
-    } else {
-        println!("nodes            {} given", urls.len());
     }
-    let out = match &cli.out {
-        Some(out) => out.clone(),
-        None => {
-            let dir = tempfile::Builder::new().prefix("nightly-").tempdir()?;
-            dir.keep().join("report.tsv")
-        }
-    };
     let night = match &cli.night {
         Some(night) => night.clone(),
         None => humantime::format_rfc3339(SystemTime::now()).to_string()[..10].to_owned(),
+    };
+    let out = match &cli.out {
+        Some(out) => out.clone(),
+        None => TempDir::create("nightly-")?.keep().join("report.tsv"),
     };
     let report = Report::open(&out, &night)?;
     let out = out.canonicalize()?;
     let mut run = Run {
         cli,
-        urls,
-        copies: cli.copies.unwrap_or(if local { 1 } else { 2 }).into(),
+        urls: match own {
+            true => nodes.iter().map(Server::url).collect(),
+            false => cli.redis.clone(),
+        },
+        copies: cli.copies(own),
         files: report::list(&cli.dir, &out)?,
         report,
         out,
-        disturbance: None,
-        sum: Counts::default(),
+        faults: Faults::default(),
+        summary: Summary::default(),
         complaints: BTreeSet::new(),
         failed: None,
         interrupted: false,
     };
-    if let Some(how) = cli.disturb {
-        run.disturbance = Some(Disturbance::new(how, &nodes[0], run.files.len()));
+    if cli.kill_a_node {
+        run.faults = Faults::of(&nodes, run.files.len());
     }
-    println!(
-        "copies           {}, of {} threads each",
-        run.copies, cli.threads
-    );
-    println!("report           {}", run.out.display());
+    run.announce(own);
     let took = run.supervise(events, &inbox)?;
     for line in &run.complaints {
         eprintln!("{line}");
@@ -203,8 +129,8 @@ struct Run<'a> {
     out: PathBuf,
     report: Report,
     files: Vec<Entry>,
-    disturbance: Option<Disturbance<'a>>,
-    sum: Counts,
+    faults: Faults<'a>,
+    summary: Summary,
     /// A set, because all copies report the same outage and the same unreadable files.
     complaints: BTreeSet<String>,
     /// Exit status of the first copy that failed.
@@ -213,6 +139,22 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    fn announce(&self, own: bool) {
+        let nodes = match (own, self.urls.len()) {
+            (true, n) => format!("{n} temporary ones: {}", self.urls.join(", ")),
+            (false, 0) => "none: in-process locks, one copy".to_owned(),
+            (false, n) => format!("{n} given"),
+        };
+        println!("nodes    {nodes}");
+        println!(
+            "copies   {}, of {} threads each, for {} files",
+            self.copies,
+            self.cli.threads,
+            self.files.len()
+        );
+        println!("report   {}", self.out.display());
+    }
+
     /// Runs the copies and shows their progress. Blocks until all have ended; returns how long that took.
     fn supervise(&mut self, events: Sender<Event>, inbox: &Receiver<Event>) -> Outcome<Duration> {
         self.report.end_torn_line()?;
@@ -222,24 +164,22 @@ impl Run<'_> {
             let ours = |file: &&Entry| seen.rows.contains_key(&file.id);
             seen.rows.len() - self.files.iter().filter(ours).count()
         };
-        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} files, {elapsed}")?;
-        let bar = ProgressBar::new(self.files.len() as u64).with_style(style);
+        let mut progress = Progress::start(self.files.len());
         thread::scope(|scope| {
             let mut copies = Vec::new();
             for number in 0..self.copies {
                 let mut copy = Process::start(self)?;
-                let (said, complained) = (copy.0.stdout.take(), copy.0.stderr.take());
+                let output = copy.take_output();
                 copies.push(copy);
                 let events = events.clone();
                 scope.spawn(move || {
-                    // Standard output is one line, which fits into its pipe while standard error is read.
-                    let (complained, said) = (read_all(complained), read_all(said));
+                    let (said, complained) = output.read();
                     _ = events.send(Event::Ended(number, said, complained));
                 });
             }
             let mut running = copies.len();
             let mut end = Duration::MAX;
-            while running > 0 && bar.elapsed() < end {
+            while running > 0 && progress.elapsed() < end {
                 match inbox.recv_timeout(TICK) {
                     Ok(Event::Ended(number, said, complained)) => {
                         running -= 1;
@@ -247,24 +187,22 @@ impl Run<'_> {
                     }
                     Ok(Event::Interrupted) => {
                         self.interrupted = true;
-                        end = end.min(bar.elapsed() + GRACE);
-                        // The end of its standard input stops a copy after the current file.
-                        copies.iter_mut().for_each(|copy| drop(copy.0.stdin.take()));
+                        end = end.min(progress.elapsed() + GRACE);
+                        copies.iter_mut().for_each(Process::ask_to_stop);
                     }
                     Err(_) => {}
                 }
                 let rows = self.report.catch_up()?.rows.len() - foreign;
-                bar.set_position(rows as u64);
-                if let Some(disturbance) = &mut self.disturbance {
-                    disturbance.step(rows, bar.elapsed())?;
+                for line in self.faults.step(rows, &mut copies)? {
+                    progress.tell(&line);
                 }
+                progress.show(rows, self.faults.nodes_down());
             }
-            let took = bar.elapsed();
-            bar.finish_and_clear();
-            Ok(took)
+            Ok(progress.end())
         })
     }
 
+    /// Takes what a copy that has ended wrote.
     fn note(
         &mut self,
         number: usize,
@@ -272,17 +210,18 @@ impl Run<'_> {
         said: &str,
         complained: &str,
     ) -> io::Result<()> {
-        let status = copy.0.wait()?;
-        let code = status.code().and_then(|code| u8::try_from(code).ok());
-        self.failed = self.failed.or(code.filter(|code| *code != 0));
-        if let Some(counts) = Counts::parse(said) {
-            self.sum += counts;
-        } else if complained.is_empty() {
-            let killed = format!("nightly_batch: copy {number} ended early: {status}");
-            self.complaints.insert(killed);
+        let status = copy.wait()?;
+        let is_ours = self.faults.killed_copy() == Some(number);
+        self.failed = self.failed.or(status
+            .code()
+            .and_then(|code| u8::try_from(code).ok())
+            .filter(|code| *code != 0));
+        if !self.summary.add(number, said) && complained.is_empty() && !is_ours {
+            let ended = format!("{}: copy {} ended early: {status}", cli::NAME, number + 1);
+            self.complaints.insert(ended);
         }
-        let lines = complained.lines().map(str::to_owned);
-        self.complaints.extend(lines);
+        self.complaints
+            .extend(complained.lines().map(str::to_owned));
         Ok(())
     }
 
@@ -298,19 +237,21 @@ impl Run<'_> {
                 None => missing += u32::from(file.path.symlink_metadata().is_ok()),
             }
         }
-        println!("files            {}", self.files.len());
-        println!("rows             {rows}, {} of them new", self.sum.rows);
-        println!("duplicates       {duplicates}");
-        println!("missing          {missing}");
+        print!("{}", self.summary.table(self.copies));
         println!(
-            "locks acquired   {}, {} lost",
-            self.sum.acquired, self.sum.lost
+            "files {}, rows {rows} ({} of them new), duplicates {duplicates}, missing {missing}, {:.2} s",
+            self.files.len(),
+            self.summary.rows(),
+            took.as_secs_f64()
         );
-        println!("contended tries  {}", self.sum.contended);
-        println!("time             {:.2} s", took.as_secs_f64());
-        if let (false, Some(disturbance)) = (self.interrupted, &self.disturbance) {
-            println!("disturbed        {}", disturbance.done()?);
+        if !self.interrupted {
+            self.faults.check_done()?;
         }
+        let verdict = match (duplicates, missing) {
+            (0, 0) => "every file was done once",
+            _ => "NOT every file was done once",
+        };
+        println!("{verdict}{}", self.faults.conclusion());
         Ok(match (duplicates, missing) {
             _ if self.interrupted => ExitCode::from(130),
             (0, 0) => ExitCode::SUCCESS,
@@ -318,41 +259,4 @@ impl Run<'_> {
             _ => ExitCode::FAILURE,
         })
     }
-}
-
-/// Process of a copy; killed on drop. It also ends with its standard input, if this program is killed.
-struct Process(Child);
-
-impl Process {
-    fn start(run: &Run) -> io::Result<Process> {
-        let child = Command::new(env::current_exe()?)
-            .args(["--copy", "--night", &run.report.night])
-            .args(["--threads", &run.cli.threads.to_string()])
-            .args(["--ttl", &run.cli.ttl.to_string(), "--out"])
-            .args([&run.out, Path::new("--"), &run.cli.dir])
-            .env("REDIS_URLS", run.urls.join(","))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // Ctrl-C reaches only the first process, which lets the copies finish their current files.
-            .process_group(0)
-            .spawn()?;
-        Ok(Process(child))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Both fail for a process that has ended, which is the usual case.
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
-
-fn read_all(pipe: Option<impl Read>) -> String {
-    let mut bytes = Vec::new();
-    if let Some(mut pipe) = pipe {
-        _ = pipe.read_to_end(&mut bytes);
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }

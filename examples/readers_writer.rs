@@ -15,20 +15,18 @@
 
 #[path = "readers_writer/catalogue.rs"]
 mod catalogue;
-#[path = "common/exit_status.rs"]
-mod exit_status;
-#[path = "common/servers.rs"]
-mod servers;
 
 use catalogue::Catalogue;
-use clap::Parser;
+use lexopt::{Arg, Parser};
 use redguard::{Config, LocalRwLocker, Nodes, RedisRwLocker, RwLocker};
-use servers::Server;
+use redguard_examples::{args, exit_status};
+use redguard_servers::temp_dir::TempDir;
+use redguard_servers::{self as servers, Server};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use std::{env, error, io, thread};
+use std::{env, error, fmt, io, thread};
 
 /// Name of the lock of the file.
 const NAME: &str = "catalogue";
@@ -37,41 +35,65 @@ const TTL: Duration = Duration::from_secs(10);
 
 type Outcome<T> = Result<T, Box<dyn error::Error + Send + Sync>>;
 
-/// Reads and reloads a shared catalogue, and checks that no reader sees a half-written one
-///
-/// Without --redis it starts three temporary nodes if redis-server is on the PATH, else one process with
-/// in-process locks.
-///
-/// Exit status: 0 if no report read a half-written catalogue and no reload was lost, 1 if not, 64 for bad
-/// usage, 69 without a quorum of the nodes, 77 if they deny access, else 70.
-#[derive(Parser)]
-#[command(name = "readers_writer", verbatim_doc_comment)]
+const HELP: &str = "
+Reads and reloads a shared catalogue, and checks that no reader sees a half-written one
+
+Usage: readers_writer [OPTIONS]
+
+  --processes N      Processes that share the catalogue [default: 3]
+  --reporters N      Reporting threads in each process [default: 4]
+  --reloads N        Reloads by each process [default: 10]
+  --every TIME       Pause of a reloader before each reload [default: 50ms]
+  --redis URL,URL,…  Addresses of the nodes; without it, three temporary ones if redis-server is on the
+                     PATH, else one process with in-process locks
+  --without-locks    Run without locks
+  -h, --help         Shows this help
+
+Exit status: 0 if no report read a half-written catalogue and no reload was lost, 1 if not, 64 for bad
+usage, 69 without a quorum of the nodes, 77 if they deny access, else 70.
+";
+
 struct Cli {
-    /// Processes that share the catalogue
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32), default_value_t = 3)]
     processes: u16,
-    /// Reporting threads in each process
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64), default_value_t = 4)]
     reporters: u16,
-    /// Reloads by each process
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000), default_value_t = 10)]
-    reloads: u64,
-    /// Pause of a reloader before each reload
-    #[arg(long, value_name = "TIME", default_value = "50ms")]
-    every: humantime::Duration,
-    /// Addresses of the nodes
-    #[arg(long, value_name = "URL,URL,…", value_delimiter = ',')]
+    reloads: u16,
+    every: Duration,
     redis: Vec<String>,
-    /// Run without locks
-    #[arg(long)]
     without_locks: bool,
-    /// Run as one of the processes, with the catalogue in this file
-    #[arg(long, hide = true)]
+    /// Run as one of the processes, with the catalogue in this file.
     catalogue: Option<PathBuf>,
 }
 
+impl Cli {
+    fn read(parser: &mut Parser) -> Result<Option<Cli>, lexopt::Error> {
+        let mut cli = Cli {
+            processes: 3,
+            reporters: 4,
+            reloads: 10,
+            every: Duration::from_millis(50),
+            redis: Vec::new(),
+            without_locks: false,
+            catalogue: None,
+        };
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Arg::Long("processes") => cli.processes = args::number(parser, 1..=32)?,
+                Arg::Long("reporters") => cli.reporters = args::number(parser, 1..=64)?,
+                Arg::Long("reloads") => cli.reloads = args::number(parser, 1..=10_000)?,
+                Arg::Long("every") => cli.every = args::duration(parser)?,
+                Arg::Long("redis") => cli.redis = args::addresses(parser)?,
+                Arg::Long("without-locks") => cli.without_locks = true,
+                Arg::Long("catalogue") => cli.catalogue = Some(parser.value()?.into()),
+                Arg::Long("help") | Arg::Short('h') => return Ok(None),
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(Some(cli))
+    }
+}
+
 fn main() -> ExitCode {
-    let cli: Cli = exit_status::parse();
+    let cli = args::parse("readers_writer", HELP, Cli::read);
     let ended = match &cli.catalogue {
         Some(path) => process(&cli, path).map(|counts| {
             println!("{}", counts.to_line());
@@ -132,7 +154,7 @@ fn parent(cli: &Cli) -> Outcome<ExitCode> {
         eprintln!("no --redis and no redis-server: one process with in-process locks");
         processes = 1;
     }
-    let dir = tempfile::tempdir()?;
+    let dir = TempDir::create("catalogue-")?;
     let path = dir.path().join("catalogue.tsv");
     Catalogue::first().store(&path, || Ok::<_, io::Error>(()))?;
 
@@ -149,7 +171,7 @@ fn parent(cli: &Cli) -> Outcome<ExitCode> {
     }
     drop(nodes);
 
-    let wanted = u64::from(processes) * cli.reloads;
+    let wanted = u64::from(processes) * u64::from(cli.reloads);
     let last = Catalogue::load(&path)?.map(|catalogue| catalogue.version);
     println!(
         "processes        {processes}, of {} reporters and a reloader each",
@@ -177,9 +199,16 @@ fn parent(cli: &Cli) -> Outcome<ExitCode> {
 }
 
 /// Failure of a process, which has printed its error.
-#[derive(Debug, thiserror::Error)]
-#[error("a process ended with {0}")]
+#[derive(Debug)]
 struct ProcessEnded(ExitStatus);
+
+impl fmt::Display for ProcessEnded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a process ended with {}", self.0)
+    }
+}
+
+impl error::Error for ProcessEnded {}
 
 /// Process of this program; killed on drop.
 struct Process(Child);
@@ -190,7 +219,7 @@ impl Process {
         command.arg("--catalogue").arg(path);
         command.args(["--reporters", &cli.reporters.to_string()]);
         command.args(["--reloads", &cli.reloads.to_string()]);
-        command.args(["--every", &cli.every.to_string()]);
+        command.args(["--every", &format!("{}us", cli.every.as_micros())]);
         if !urls.is_empty() {
             command.args(["--redis", &urls.join(",")]);
         }
@@ -239,7 +268,7 @@ fn process(cli: &Cli, path: &Path) -> Outcome<Counts> {
         let reporters: Vec<_> = (0..cli.reporters)
             .map(|_| scope.spawn(|| shop.report()))
             .collect();
-        let overtaken = shop.reload(cli.reloads, *cli.every);
+        let overtaken = shop.reload(cli.reloads, cli.every);
         shop.closed.store(true, Ordering::Relaxed);
         let mut counts = Counts::default();
         for reporter in reporters {
@@ -298,7 +327,7 @@ impl Shop<'_> {
     }
 
     /// Runs the reloader; returns how often another reload came between its write and its read.
-    fn reload(&self, reloads: u64, every: Duration) -> Outcome<usize> {
+    fn reload(&self, reloads: u16, every: Duration) -> Outcome<usize> {
         let mut overtaken = 0;
         for _ in 0..reloads {
             thread::park_timeout(every);

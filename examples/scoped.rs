@@ -4,12 +4,9 @@
 //! else within the process. Exit statuses are those of `common/exit_status.rs`.
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
-#[path = "common/exit_status.rs"]
-mod exit_status;
-#[path = "common/servers.rs"]
-mod servers;
-
 use redguard::{Config, LocalLocker, Locker, RedisLocker};
+use redguard_examples::exit_status;
+use redguard_servers::{self as servers, Server};
 use std::{env, error::Error, process::ExitCode, time::Duration};
 
 const TTL: Duration = Duration::from_secs(30);
@@ -17,11 +14,7 @@ const TTL: Duration = Duration::from_secs(30);
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
-        // A `main` that returns the error would print its `Debug` form.
-        Err(error) => {
-            eprintln!("scoped: {error}");
-            ExitCode::from(exit_status::exit_status(&*error))
-        }
+        Err(error) => exit_status::fail("scoped", &*error),
     }
 }
 
@@ -30,7 +23,7 @@ fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
         println!("locks on the nodes in REDIS_URLS");
         import_orders(&RedisLocker::connect(Config::new(urls.split(',')))?)
     } else if servers::available() {
-        let server = servers::Server::start()?;
+        let server = Server::start()?;
         println!("REDIS_URLS is not set: locks on a temporary redis-server");
         import_orders(&RedisLocker::connect(Config::new([server.addr()]))?)
     } else {

@@ -56,6 +56,7 @@
 //! | [`getting_started`](guide::getting_started) | TTLs, renewal, exit codes, signals, tests |
 //! | [`guarantees`](guide::guarantees) | the guarantees, their limits, timing, losses, guards, scopes |
 //! | [`fencing`](guide::fencing) | tokens, and stores that check them |
+//! | [`leader_election`](guide::leader_election) | one leader among many processes |
 //! | [`read_write_locks`](guide::read_write_locks), [`semaphores`](guide::semaphores) | their rules and fairness |
 //! | [`waiting`](guide::waiting) | queues, wake-ups, limits, several keys, adoption by another process |
 //! | [`failures`](guide::failures) | outages, the circuit breaker, degraded mode, quarantine |

@@ -10,7 +10,7 @@ use redguard::{
 use crate::Result;
 use crate::baseline::Bare;
 use crate::pipeline::Pipelined;
-use crate::servers::Server;
+use redguard_servers::Server;
 
 /// TTL of every lock here; no lock is held nearly as long.
 const TTL: Duration = Duration::from_secs(10);

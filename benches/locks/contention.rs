@@ -10,7 +10,7 @@ use redguard::{Locker, OnDrop, RedisLocker};
 use crate::Result;
 use crate::clients;
 use crate::extra_rows::word;
-use crate::servers::Server;
+use redguard_servers::Server;
 
 const TTL: Duration = Duration::from_secs(30);
 /// How long each holder keeps the lock.

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::{env, fs, thread};
 
 use crate::Result;
-use crate::servers::Server;
+use redguard_servers::Server;
 
 pub(crate) fn line(server: &Server) -> Result<String> {
     let rustc = Command::new(env::var("RUSTC").unwrap_or("rustc".into()))

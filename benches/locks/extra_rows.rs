@@ -10,8 +10,8 @@ use redguard::{Error, Locker, OnDrop, RedisLocker};
 use crate::contention::{contended, handed_over, threads};
 use crate::proc_stats::{of_a_core, processor_time};
 use crate::renewal::renewed;
-use crate::servers::Server;
 use crate::{Result, clients, outage, overhead};
+use redguard_servers::Server;
 
 type Extra = (&'static str, fn(&[Server], bool) -> Result<String>);
 

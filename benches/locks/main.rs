@@ -21,8 +21,6 @@ mod overhead;
 mod pipeline;
 mod proc_stats;
 mod renewal;
-#[path = "../../examples/common/servers.rs"]
-mod servers;
 mod stats;
 mod table;
 
@@ -35,8 +33,8 @@ use clap::Parser;
 use crate::environment::load;
 use crate::extra_rows::EXTRAS;
 use crate::measurement::Sample;
-use crate::servers::Server;
 use crate::table::ROWS;
+use redguard_servers::Server;
 
 /// Any error ends the run: a failed lock is a failed measurement.
 type Result<T> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::Result;
 use crate::clients::Client;
 use crate::proc_stats::Usage;
-use crate::servers::Server;
+use redguard_servers::Server;
 
 /// Result of a cell: pairs of lock and release per second of all threads together, the time to
 /// acquire in µs, and what a pair costs: processor time of this process and of the servers in µs,

@@ -8,8 +8,8 @@ use redguard::{LockGuard, Locker, OnDrop, RedisLocker};
 
 use crate::clients::{self, Client, Side};
 use crate::extra_rows::word;
-use crate::servers::Server;
 use crate::{Result, alloc_counter, proc_stats};
+use redguard_servers::Server;
 
 const TTL: Duration = Duration::from_secs(30);
 const OURS: Side = Side::Redguard(OnDrop::Wait);

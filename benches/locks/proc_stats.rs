@@ -8,7 +8,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
 use crate::extra_rows::word;
-use crate::servers::Server;
+use redguard_servers::Server;
 
 /// What this process and the servers have used so far.
 pub(crate) struct Usage {

@@ -9,7 +9,7 @@ use crate::Result;
 use crate::clients;
 use crate::extra_rows::word;
 use crate::proc_stats::{of_a_core, processor_time, thread_count};
-use crate::servers::Server;
+use redguard_servers::Server;
 
 /// Acquires `count` guards in a burst by a few threads, and watches them for longer than their TTL,
 /// so that every guard that is still held was renewed in time. `goal` is in percent of a core.

@@ -8,9 +8,9 @@ use redguard::OnDrop;
 use crate::clients::Side;
 use crate::extra_rows::word;
 use crate::measurement::{self, COLUMNS, Sample};
-use crate::servers::Server;
 use crate::stats::spread;
 use crate::{Result, once_more};
+use redguard_servers::Server;
 
 const OURS: Side = Side::Redguard(OnDrop::Wait);
 

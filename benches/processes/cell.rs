@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
 use crate::Result;
-use crate::servers::Server;
+use redguard_servers::Server;
 
 /// What the processes of a cell reached together.
 pub(crate) struct Cell {

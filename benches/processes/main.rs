@@ -9,8 +9,6 @@
 )]
 
 mod cell;
-#[path = "../../examples/common/servers.rs"]
-mod servers;
 mod worker;
 
 use std::error;
@@ -20,8 +18,8 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::cell::Cell;
-use crate::servers::Server;
 use crate::worker::Work;
+use redguard_servers::Server;
 
 /// Any error ends the run: a failed lock is a failed measurement.
 type Result<T> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;

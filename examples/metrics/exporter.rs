@@ -21,14 +21,16 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Observer that fills the histograms of wait, hold and reply times.
 #[derive(Debug)]
-pub(crate) struct Histograms {
+pub struct Histograms {
     waits: Histogram,
     holds: Histogram,
     replies: Family<Vec<(&'static str, String)>, Histogram>,
 }
 
 impl Histograms {
-    pub(crate) fn new() -> Arc<Histograms> {
+    /// Returns empty histograms.
+    #[must_use]
+    pub fn new() -> Arc<Histograms> {
         Arc::new(Histograms {
             waits: buckets(),
             holds: buckets(),
@@ -120,14 +122,17 @@ impl Collector for Counts {
 }
 
 /// HTTP server that answers `/metrics` until it is dropped.
-pub(crate) struct Exporter {
+pub struct Exporter {
     server: Arc<tiny_http::Server>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Exporter {
     /// Starts the server in a thread of its own; port 0 selects a free port.
-    pub(crate) fn serve(
+    ///
+    /// # Errors
+    /// The error of the system.
+    pub fn serve(
         nodes: &Nodes,
         histograms: &Histograms,
         at: SocketAddr,
@@ -174,8 +179,18 @@ impl Exporter {
         })
     }
 
-    pub(crate) fn addr(&self) -> Option<SocketAddr> {
+    /// Returns the address that the server listens at.
+    #[must_use]
+    pub fn addr(&self) -> Option<SocketAddr> {
         self.server.server_addr().to_ip()
+    }
+}
+
+impl fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exporter")
+            .field("addr", &self.addr())
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,82 +1,123 @@
-//! Stops or kills a temporary node during a run (`--disturb`).
+//! The faults of `--kill-a-node`: one after the other, each at a share of the rows.
+//!
+//! Of three nodes one at a time may be down, so a node comes back before the next fault.
 
-use crate::servers::Server;
-use clap::ValueEnum;
+use crate::process::Process;
+use redguard_servers::Server;
 use std::io;
-use std::time::Duration;
 
-/// How long a stopped node stays stopped.
-const STANDSTILL: Duration = Duration::from_secs(2);
+/// A fault and, in per cent of the files, the number of rows at which it begins.
+const PLAN: [(usize, Fault); 5] = [
+    (15, Fault::KillNode),
+    (35, Fault::RestartNode),
+    (45, Fault::KillCopy),
+    (55, Fault::StopNode),
+    (80, Fault::ResumeNode),
+];
 
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum Disturb {
-    /// SIGSTOP, and SIGCONT after 2 s
-    Stop,
-    /// SIGKILL, and a restart from its append-only file at half of the rows
-    Kill,
+/// Number of the copy that is killed.
+const VICTIM: usize = 0;
+
+#[derive(Clone, Copy)]
+enum Fault {
+    KillNode,
+    RestartNode,
+    KillCopy,
+    StopNode,
+    ResumeNode,
 }
 
-/// Fault of a node, with the times of its start and end.
-pub(crate) struct Disturbance<'a> {
-    how: Disturb,
-    node: &'a Server,
-    files: usize,
-    began: Option<Duration>,
-    ended: Option<Duration>,
+/// The faults of a run, some of them done. By default there are none.
+#[derive(Default)]
+pub(crate) struct Faults<'a> {
+    nodes: &'a [Server],
+    plan: Vec<(usize, Fault)>,
+    done: usize,
+    down: usize,
 }
 
-impl<'a> Disturbance<'a> {
-    pub(crate) fn new(how: Disturb, node: &'a Server, files: usize) -> Disturbance<'a> {
-        Disturbance {
-            how,
-            node,
-            files,
-            began: None,
-            ended: None,
+impl<'a> Faults<'a> {
+    /// Returns the faults of a run with this number of files.
+    pub(crate) fn of(nodes: &'a [Server], files: usize) -> Faults<'a> {
+        let at = |(percent, fault)| (files * percent / 100, fault);
+        Faults {
+            nodes,
+            plan: PLAN.map(at).into(),
+            ..Faults::default()
         }
     }
 
-    pub(crate) fn step(&mut self, rows: usize, now: Duration) -> io::Result<()> {
-        match (self.how, self.began) {
-            (how, None) if rows >= self.files / 4 => {
-                self.began = Some(now);
-                match how {
-                    Disturb::Stop => self.node.stop()?,
-                    Disturb::Kill => self.node.kill(),
-                }
-                Ok(())
-            }
-            (Disturb::Stop, Some(began)) if self.ended.is_none() && now >= began + STANDSTILL => {
-                self.ended = Some(now);
-                self.node.resume()
-            }
-            (Disturb::Kill, Some(_)) if self.ended.is_none() && rows >= self.files / 2 => {
-                self.ended = Some(now);
-                self.node.restart()
-            }
-            _ => Ok(()),
+    /// Begins the faults that are due; returns a line for each.
+    pub(crate) fn step(&mut self, rows: usize, copies: &mut [Process]) -> io::Result<Vec<String>> {
+        let mut lines = Vec::new();
+        while let Some(&(at, fault)) = self.plan.get(self.done)
+            && rows >= at
+        {
+            self.done += 1;
+            lines.push(self.begin(fault, copies)?);
         }
+        Ok(lines)
     }
 
-    /// Returns a description of the fault.
-    ///
-    /// # Errors
-    /// If the run ended before the fault started, and so shows nothing.
-    pub(crate) fn done(&self) -> Result<String, &'static str> {
-        let Some(began) = self.began else {
-            return Err("the run was too short: no node was disturbed");
+    fn begin(&mut self, fault: Fault, copies: &mut [Process]) -> io::Result<String> {
+        let node = match fault {
+            Fault::KillNode | Fault::RestartNode | Fault::KillCopy => &self.nodes[0],
+            Fault::StopNode | Fault::ResumeNode => &self.nodes[1],
         };
-        let (did, undid) = match self.how {
-            Disturb::Stop => ("stopped", "resumed"),
-            Disturb::Kill => ("killed", "restarted"),
-        };
-        let (node, began) = (self.node.addr(), began.as_secs_f64());
-        Ok(match self.ended {
-            Some(ended) => format!(
-                "{node} {did} at {began:.2} s, {undid} at {:.2} s",
-                ended.as_secs_f64()
-            ),
-            None => format!("{node} {did} from {began:.2} s until the end"),
+        let addr = node.addr();
+        Ok(match fault {
+            Fault::KillNode => {
+                self.down += 1;
+                node.kill();
+                format!("node {addr} is killed")
+            }
+            Fault::RestartNode => {
+                node.restart()?;
+                self.down -= 1;
+                format!("node {addr} is back, with the locks it had granted")
+            }
+            Fault::KillCopy => {
+                copies[VICTIM].kill()?;
+                format!("copy {} is killed with its locks in hand", VICTIM + 1)
+            }
+            Fault::StopNode => {
+                self.down += 1;
+                node.stop()?;
+                format!("node {addr} hangs: it accepts requests and answers none")
+            }
+            Fault::ResumeNode => {
+                node.resume()?;
+                self.down -= 1;
+                format!("node {addr} answers again")
+            }
         })
+    }
+
+    pub(crate) fn nodes_down(&self) -> usize {
+        self.down
+    }
+
+    /// Returns the copy that these faults have killed.
+    pub(crate) fn killed_copy(&self) -> Option<usize> {
+        let mut done = self.plan[..self.done].iter();
+        let is_killed = done.any(|(_, fault)| matches!(fault, Fault::KillCopy));
+        is_killed.then_some(VICTIM)
+    }
+
+    /// # Errors
+    /// If the run ended before all faults began, and so shows nothing.
+    pub(crate) fn check_done(&self) -> Result<(), &'static str> {
+        match self.done == self.plan.len() {
+            true => Ok(()),
+            false => Err("the run was too short for its faults"),
+        }
+    }
+
+    /// Returns the end of the last line.
+    pub(crate) fn conclusion(&self) -> &'static str {
+        match self.plan.is_empty() {
+            true => "",
+            false => ", though a node died, another hung, and a copy died with its locks in hand",
+        }
     }
 }

@@ -1,21 +1,21 @@
 //! One copy of the batch: threads that read files, each file under its lock. It uses only the trait `Locker`.
 
+use crate::Outcome;
+use crate::cli::Cli;
+use crate::counts::Counts;
 use crate::report::{Entry, Report};
-use crate::{Cli, Outcome};
 use parking_lot::Mutex;
-use rand::seq::SliceRandom;
 use redguard::{
     Config, Error, LocalLocker, LockGuard, LockOptions, Locker, Nodes, RedisLocker, RetryPolicy,
 };
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time for the current files when the copy must end early.
 const GRACE: Duration = Duration::from_secs(2);
@@ -46,7 +46,8 @@ pub(crate) fn run(cli: &Cli) -> Outcome<()> {
     };
     let batch = Batch {
         locker: &*locker,
-        ttl: *cli.ttl,
+        ttl: cli.ttl(),
+        work: cli.work(),
         files: crate::report::list(&cli.dir, out)?,
         report: Report::open(out, night)?,
         unreadable: Mutex::default(),
@@ -73,7 +74,7 @@ pub(crate) fn run(cli: &Cli) -> Outcome<()> {
         eprintln!("{}: {error}", path.display());
     }
     // `println!` would panic after the death of the first process.
-    writeln!(io::stdout(), "{sum}")?;
+    write!(io::stdout(), "{sum}")?;
     ended
 }
 
@@ -101,6 +102,8 @@ fn stop_with_input(nodes: Option<Nodes>) {
 struct Batch<'a> {
     locker: &'a dyn Locker,
     ttl: Duration,
+    /// Time that each file takes at least.
+    work: Duration,
     files: Vec<Entry>,
     report: Report,
     unreadable: Mutex<BTreeMap<PathBuf, io::Error>>,
@@ -120,7 +123,7 @@ impl Batch<'_> {
     /// Goes through the remaining files in random order until none remains.
     fn work(&self, counts: &mut Counts) -> Outcome<()> {
         let mut todo: Vec<&Entry> = self.files.iter().collect();
-        todo.shuffle(&mut rand::rng());
+        fastrand::shuffle(&mut todo);
         let mut wait = false;
         while !todo.is_empty() && !stopped() {
             let mut later = Vec::new();
@@ -146,12 +149,17 @@ impl Batch<'_> {
         if self.report.has(file)? {
             return Ok(true);
         }
+        let began = now();
         let Some(guard) = self.acquire(file, wait)? else {
             counts.contended += 1;
             return Ok(false);
         };
+        let granted = now();
         counts.acquired += 1;
-        match self.add_row(file, &guard) {
+        counts.waited = counts.waited.max(granted - began);
+        let added = self.add_row(file, &guard);
+        counts.add_hold(now() - granted, &file.id);
+        match added {
             Ok(added) => counts.rows += u64::from(added),
             Err(error) if error.downcast_ref().is_some_and(Error::is_lost) => {
                 counts.lost += 1;
@@ -190,6 +198,7 @@ impl Batch<'_> {
         if self.report.has(file)? {
             return Ok(false);
         }
+        pause(self.work);
         match self.digest(file, guard) {
             Ok(digest) => {
                 // The last check, right before the write: without the lock another copy may work on this file.
@@ -226,6 +235,18 @@ impl Batch<'_> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the sleep stands for work")]
+fn pause(time: Duration) {
+    if !time.is_zero() {
+        thread::sleep(time);
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "an example reads the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
 /// Why a file was not read to its end.
 enum Failure {
     File(io::Error),
@@ -241,44 +262,5 @@ impl From<io::Error> for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         Failure::Lock(error)
-    }
-}
-
-/// Counts of a copy, which it prints as one line for the first process.
-#[derive(Default)]
-pub(crate) struct Counts {
-    pub(crate) acquired: u64,
-    pub(crate) contended: u64,
-    pub(crate) lost: u64,
-    pub(crate) rows: u64,
-}
-
-impl Counts {
-    pub(crate) fn parse(line: &str) -> Option<Counts> {
-        let mut numbers = line.strip_prefix("counts ")?.split_whitespace();
-        let mut next = || numbers.next()?.parse().ok();
-        Some(Counts {
-            acquired: next()?,
-            contended: next()?,
-            lost: next()?,
-            rows: next()?,
-        })
-    }
-}
-
-impl fmt::Display for Counts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (acquired, contended, lost, rows) =
-            (self.acquired, self.contended, self.lost, self.rows);
-        write!(f, "counts {acquired} {contended} {lost} {rows}")
-    }
-}
-
-impl std::ops::AddAssign for Counts {
-    fn add_assign(&mut self, other: Counts) {
-        self.acquired += other.acquired;
-        self.contended += other.contended;
-        self.lost += other.lost;
-        self.rows += other.rows;
     }
 }

@@ -221,7 +221,8 @@ impl Nodes {
     /// threads, for at most `node_timeout` more. Locks of guards that are still alive are lost and
     /// left to their TTLs; a lock in use is never deleted.
     ///
-    /// Returns `true` if no such guard was left and all threads have ended. A second call has
+    /// Returns `true` if no such guard was left and all threads have ended. A thread that is
+    /// connecting, and has no release to send, ends by itself and does not count. A second call has
     /// nothing left to do.
     ///
     /// Call it at the end of `main`. Without it queued releases are sent when the last handle is

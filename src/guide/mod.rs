@@ -5,6 +5,7 @@
 //! | [`getting_started`] | TTLs, renewal, waiting, exit codes, signals, tests |
 //! | [`guarantees`] | the guarantees, their limits, timing, losses, guards and scopes |
 //! | [`fencing`] | fencing tokens, and stores that check them |
+//! | [`leader_election`] | one leader among many processes |
 //! | [`read_write_locks`] | rules and fairness of readers and writers |
 //! | [`semaphores`] | rules of permits |
 //! | [`waiting`] | queues, wake-ups, limits, several keys, adoption by another process |
@@ -24,6 +25,9 @@ pub mod getting_started {
 }
 pub mod guarantees {
     #![doc = include_str!("guarantees.md")]
+}
+pub mod leader_election {
+    #![doc = include_str!("leader_election.md")]
 }
 pub mod migration {
     #![doc = include_str!("migration.md")]

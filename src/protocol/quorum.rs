@@ -503,6 +503,35 @@ mod tests {
         assert_eq!(failing, [1, 1, 2, 2, 3, 3, 4, 4, 5]);
     }
 
+    /// Returns all quorums of a list of nodes. The list and each quorum are the bits of a number.
+    fn quorums(list: u32) -> impl Iterator<Item = u32> {
+        let needed = majority(list.count_ones() as usize) as u32;
+        (0..=list).filter(move |set| set & !list == 0 && set.count_ones() >= needed)
+    }
+
+    /// Returns whether each quorum of one list shares a node with each quorum of the other.
+    fn always_meet(one: u32, other: u32) -> bool {
+        quorums(one).all(|set| quorums(other).all(|also| set & also != 0))
+    }
+
+    #[test]
+    fn quorums_of_n_and_of_one_more_node_share_a_node() {
+        for n in 1..=9 {
+            let list = (1 << n) - 1;
+            assert!(always_meet(list, list), "{n} nodes");
+            assert!(always_meet(list, list | 1 << n), "{n} nodes and one more");
+        }
+    }
+
+    #[test]
+    fn quorums_of_an_odd_list_need_not_meet_those_of_a_larger_change() {
+        for n in [1, 3, 5, 7, 9] {
+            let list = (1 << n) - 1;
+            assert!(!always_meet(list, list | 0b11 << n), "two more than {n}");
+            assert!(!always_meet(list, list << 1), "one of {n} replaced");
+        }
+    }
+
     #[test]
     fn verdict_is_returned_exactly_when_no_vote_can_change_it() {
         for rule in [VoteRule::Acquire, VoteRule::Ownership] {

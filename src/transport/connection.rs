@@ -188,8 +188,13 @@ impl NodeConnection {
         &self.status.counters
     }
 
+    /// Returns whether the worker has something to send: it is connected, or has messages or pending
+    /// releases.
+    pub(crate) fn has_duties(&self) -> bool {
+        self.status.up.load(Ordering::Acquire) || self.waiting() > 0
+    }
+
     /// Returns the number of queued messages and pending releases.
-    #[cfg(all(test, not(loom)))]
     pub(crate) fn waiting(&self) -> u64 {
         let pending = self.status.pending.load(Ordering::Acquire) as u64;
         self.status.queue_len.load(Ordering::SeqCst) + pending

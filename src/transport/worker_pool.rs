@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use parking_lot::Mutex;
 
 use crate::error::Error;
@@ -23,8 +23,8 @@ pub(crate) struct WorkerPool {
     connections: Vec<NodeConnection>,
     registry: Arc<NodeRegistry>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Disconnected when the last thread has ended.
-    exited: Receiver<()>,
+    /// Disconnected when the thread of the connection has ended.
+    exited: Vec<Receiver<()>>,
 }
 
 impl WorkerPool {
@@ -38,16 +38,17 @@ impl WorkerPool {
         nodes: &[NodeConfig],
         pool_size: usize,
     ) -> Result<(WorkerPool, Receiver<(usize, ConnectEvent)>), Error> {
-        let (alive, exited) = crossbeam_channel::bounded(0);
         let (event_sender, connect_events) = crossbeam_channel::unbounded();
         let registry = Arc::new(NodeRegistry::of(nodes.len()));
         let mut connections = Vec::new();
-        let mut threads = Vec::new();
+        let (mut threads, mut exited) = (Vec::new(), Vec::new());
         for (node, config) in nodes.iter().enumerate() {
             for number in 0..pool_size {
                 let (connection, end) = NodeConnection::new(node, config, &registry);
                 connections.push(connection);
-                let worker = Worker::new(end, config, event_sender.clone(), alive.clone());
+                let (alive, ended) = crossbeam_channel::bounded(0);
+                exited.push(ended);
+                let worker = Worker::new(end, config, event_sender.clone(), alive);
                 threads.push(spawn(format!("redguard-{node}.{number}"), move || {
                     worker.run();
                 })?);
@@ -74,14 +75,24 @@ impl WorkerPool {
     }
 
     /// Ends all workers when they have served their queues, and blocks until then, at most until
-    /// `end`. Returns `false` if a worker still runs.
+    /// `end`. A worker that is connecting and has nothing to send is not waited for: a hung node
+    /// would otherwise cost the caller `node_timeout`. Neither does a second call wait again.
+    /// Returns `false` if a worker that is waited for still runs.
     pub(crate) fn shutdown(&self, end: Instant) -> bool {
-        self.connections.iter().for_each(NodeConnection::stop);
-        let result = self.exited.recv_deadline(end);
-        let have_exited = matches!(result, Err(RecvTimeoutError::Disconnected));
         let threads = std::mem::take(&mut *self.threads.lock()); // unlocked before joining
-        if have_exited {
-            for thread in threads {
+        let is_first = !threads.is_empty();
+        let is_awaited = |connection: &NodeConnection| is_first && connection.has_duties();
+        let awaited: Vec<bool> = self.connections.iter().map(is_awaited).collect();
+        self.connections.iter().for_each(NodeConnection::stop);
+        let mut have_exited = true;
+        for (exited, is_awaited) in self.exited.iter().zip(awaited) {
+            if is_awaited {
+                let result = exited.recv_deadline(end);
+                have_exited &= matches!(result, Err(RecvTimeoutError::Disconnected));
+            }
+        }
+        for (exited, thread) in self.exited.iter().zip(threads) {
+            if exited.try_recv() == Err(TryRecvError::Disconnected) {
                 // The worker has caught its panics, so the result says nothing.
                 let _ = thread.join();
             }

@@ -12,9 +12,7 @@
 
 mod architecture;
 mod chaos;
-mod cli;
 mod locks;
-mod model;
 mod nodes;
 mod support;
 mod wire;

@@ -21,8 +21,6 @@ mod plot;
 mod runner;
 mod scenarios;
 mod schedule;
-#[path = "../../../examples/common/servers.rs"]
-mod servers;
 #[path = "../../locks/stats.rs"]
 mod stats;
 mod summary;
@@ -38,7 +36,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::peers::Peer;
 use crate::schedule::Measured;
-use crate::servers::Server;
+use redguard_servers::Server;
 
 /// An error outside of a cell ends the run.
 type Result<T> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;

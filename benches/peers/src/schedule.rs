@@ -13,7 +13,7 @@ use crate::Result;
 use crate::peers::Peer;
 use crate::runner::{PATIENCE, Sample, WARM};
 use crate::scenarios::{Health, Setting};
-use crate::servers::Server;
+use redguard_servers::Server;
 
 /// A setting with the samples of its peers, one per turn.
 pub(crate) struct Measured {

@@ -4,10 +4,12 @@ use std::thread;
 use std::time::Duration;
 
 use crate::api::locker::Locker;
+use crate::config::builder::Config;
 use crate::error::{Error, LossReason};
 use crate::protocol::request::Op;
 use crate::tests::engine::setup::{TTL, healthy, holders};
-use crate::tests::fake_node::node::{FakeNode, Fault, eventually};
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
+use crate::time::clock;
 
 #[test]
 fn shutdown_ends_waits_and_keeps_held_locks() {
@@ -66,6 +68,29 @@ fn shutdown_waits_for_guards() {
         guard.release().expect("ours");
         assert!(ending.join().expect("no panic"));
     });
+}
+
+#[test]
+fn shutdown_does_not_wait_for_a_connect_that_hangs() {
+    let fakes = FakeNode::fakes(3);
+    let hanging = fakes[2].delay_connect();
+    let patient = |config: Config| {
+        let limit = Duration::from_secs(30);
+        config.node_timeout(limit).connect_timeout(limit)
+    };
+    let locker = connected_locker(&fakes, patient).expect("a quorum is up");
+    hanging.arrived();
+    locker
+        .lock("x", TTL)
+        .expect("free")
+        .release()
+        .expect("ours");
+    let start = clock::now();
+    assert!(locker.nodes().shutdown(Duration::ZERO));
+    drop(locker);
+    assert!(clock::now() - start < Duration::from_secs(15));
+    assert_eq!(holders(&fakes, "x"), 0);
+    hanging.go();
 }
 
 #[test]

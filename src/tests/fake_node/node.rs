@@ -661,7 +661,13 @@ pub(crate) fn connected_locker(
     // `start` waits for a quorum; a test expects all nodes without a fault.
     let down = |fake: &&Arc<FakeNode>| {
         let fault = fake.server_info.lock().rejection(strict);
-        fault.is_some() || matches!(*fake.fault.lock(), Fault::Down | Fault::DeniesAccess)
+        let never_connects = |fault: &Fault| {
+            matches!(
+                fault,
+                Fault::Down | Fault::DeniesAccess | Fault::LateConnect(..)
+            )
+        };
+        fault.is_some() || never_connects(&fake.fault.lock())
     };
     let expected = fakes.len() - fakes.iter().filter(down).count();
     eventually("all connections are up", || {

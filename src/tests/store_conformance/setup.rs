@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config as ProptestConfig, TestRunner};
+use redguard_servers::Server;
 use redis::Connection;
 
 use crate::config::builder::Config;
@@ -15,9 +16,6 @@ use crate::protocol::request::Request;
 use crate::transport::node::factory;
 use crate::transport::node::traits::Session;
 
-#[path = "../../../examples/common/servers.rs"]
-mod servers;
-
 /// All times are multiples of this unit, so that the duration of the test itself does not matter.
 pub(crate) const UNIT: Duration = Duration::from_secs(100);
 
@@ -25,12 +23,12 @@ pub(crate) const UNIT: Duration = Duration::from_secs(100);
 pub(crate) struct ComparedServer {
     pub(crate) session: Box<dyn Session>,
     pub(crate) raw: Connection,
-    _server: servers::Server,
+    _server: Server,
 }
 
 impl ComparedServer {
     pub(crate) fn start() -> ComparedServer {
-        let server = servers::Server::start().unwrap();
+        let server = Server::start().unwrap();
         let settings = Config::new([server.addr()])
             .node_timeout(Duration::from_secs(5))
             .connect_timeout(Duration::from_secs(5))

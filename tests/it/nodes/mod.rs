@@ -6,6 +6,7 @@ pub(crate) mod clusters;
 pub(crate) mod connecting;
 pub(crate) mod hostile;
 pub(crate) mod idle;
+pub(crate) mod list_change;
 pub(crate) mod network;
 pub(crate) mod observability;
 pub(crate) mod out_of_memory;

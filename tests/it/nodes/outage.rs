@@ -309,7 +309,8 @@ fn fault(locker: &RedisLocker) -> Option<NodeFailure> {
 fn replicas_and_evicting_servers_are_reported_at_connect() {
     let log = captured_log();
     let others = servers(2);
-    let replica = Server::options().arg("--replicaof", &format!("127.0.0.1 {}", others[0].port()));
+    let replica =
+        Server::options().args(&["--replicaof", "127.0.0.1", &others[0].port().to_string()]);
     let evicts = || {
         let options = Server::options().arg("--maxmemory", "100mb");
         options
@@ -386,7 +387,10 @@ fn servers_that_stop_voting_are_faults_with_their_cause() {
 /// A snapshot that is configured but fails, because a directory stands at the path of the file.
 #[test]
 fn a_server_that_cannot_save_is_a_fault_with_its_cause() {
-    let node = Server::options().arg("--save", "3600 1").start().unwrap();
+    let node = Server::options()
+        .args(&["--save", "3600", "1"])
+        .start()
+        .unwrap();
     let locker = connect(std::slice::from_ref(&node));
     let in_the_way = node.dir().join("dump.rdb");
     let saved = |how: &str| {

@@ -24,8 +24,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::servers::Server;
 
-#[path = "../../../examples/common/servers.rs"]
-pub(crate) mod servers;
+pub(crate) use redguard_servers as servers;
 
 /// Starts `n` servers for one test.
 ///

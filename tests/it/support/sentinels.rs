@@ -33,7 +33,7 @@ impl Watched {
         let options = || Server::options().arg("--repl-diskless-sync-delay", "0");
         let master = start(options());
         let port = master.port().to_string();
-        let replica = start(options().arg("--replicaof", &format!("127.0.0.1 {port}")));
+        let replica = start(options().args(&["--replicaof", "127.0.0.1", &port.to_string()]));
         // A sentinel that starts before the replica looks for replicas again only after ten
         // seconds.
         eventually(LIMIT, "the replica is in sync", || {

@@ -1,0 +1,133 @@
+//! From the settings to the report of `doctor`.
+
+use serde_json::json;
+
+use crate::config::Settings;
+use crate::doctor::advice;
+use crate::doctor::examine::{Facts, examine};
+use crate::doctor::trial::{self, Trial};
+use crate::failure::{NO, Result};
+use crate::library;
+use crate::nodes::fan_out::Nodes;
+use crate::output::{Output, table};
+
+const COLUMNS: [&str; 7] = [
+    "NODE",
+    "VERSION",
+    "ROLE",
+    "PERSISTENCE",
+    "EVICTION",
+    "CLOCK",
+    "PING p50/p99",
+];
+
+/// Examines all nodes, and says what to change. Returns the exit status.
+pub(crate) fn doctor(settings: &Settings, pings: u32, output: Output) -> Result<u8> {
+    let mut nodes = Nodes::new(settings)?;
+    let answers = nodes.ask(|connection| examine(connection, &settings.prefix, pings));
+    let names: Vec<String> = nodes.names().map(str::to_owned).collect();
+    let mut report = Report::default();
+    for (name, servers) in names.iter().zip(&answers.by_node) {
+        match servers {
+            Some(servers) => report.add_node(name, servers, settings),
+            None => report.add_absent(name, &answers.absent),
+        }
+    }
+    if let Some(text) = advice::of_list(names.len()) {
+        report.advice.push(text);
+    }
+    if nodes.require_quorum(&answers.absent).is_ok() {
+        report.add_trials(trial::run(library::config(settings)));
+    }
+    report.write(output)?;
+    nodes.require_quorum(&answers.absent)?;
+    Ok(if report.advice.is_empty() { 0 } else { NO })
+}
+
+#[derive(Default)]
+struct Report {
+    rows: Vec<[String; 7]>,
+    objects: Vec<serde_json::Value>,
+    trials: Vec<String>,
+    advice: Vec<String>,
+}
+
+impl Report {
+    fn add_node(&mut self, name: &str, servers: &[Facts], settings: &Settings) {
+        let has_quarantine = settings.quarantine.is_some();
+        for facts in servers {
+            // The masters of a cluster are members of it by right.
+            let mut facts = facts.clone();
+            facts.is_cluster &= servers.len() == 1 && !name.starts_with("cluster(");
+            let advice = advice::of_server(&facts, settings.timeout, has_quarantine);
+            let mut object = facts.object();
+            object["node"] = name.into();
+            object["advice"] = json!(advice);
+            self.objects.push(object);
+            let advice = advice.into_iter().map(|text| format!("{name}: {text}"));
+            self.advice.extend(advice);
+            self.rows.push([
+                name.to_owned(),
+                facts.version.clone(),
+                facts.role().to_owned(),
+                facts.persistence.name().to_owned(),
+                facts.eviction.clone(),
+                facts.clock_text(),
+                facts.latency_text(),
+            ]);
+        }
+    }
+
+    fn add_absent(&mut self, name: &str, absent: &[crate::nodes::fan_out::Absent]) {
+        let causes = absent.iter().filter(|absent| absent.node == name);
+        let cause = causes.map(|absent| absent.cause.as_str()).next();
+        let cause = cause.unwrap_or("unreachable");
+        self.objects.push(json!({ "node": name, "error": cause }));
+        let advice = format!("{name}: {cause}: start it, or mend its address or credentials");
+        self.advice.push(advice);
+        let mut row = [const { String::new() }; 7].map(|_| "-".to_owned());
+        row[0] = name.to_owned();
+        row[1] = cause.to_owned();
+        self.rows.push(row);
+    }
+
+    fn add_trials(&mut self, trials: std::result::Result<Vec<Trial>, redguard::Error>) {
+        match trials {
+            Ok(trials) => {
+                for trial in trials {
+                    if let Err(error) = &trial.result {
+                        self.advice
+                            .push(format!("no {} can be had: {error}", trial.kind));
+                    }
+                    self.trials.push(trial.text());
+                }
+            }
+            Err(error) => self.advice.push(format!("no trial lock: {error}")),
+        }
+    }
+
+    fn write(&self, output: Output) -> Result<()> {
+        if output.json {
+            for object in &self.objects {
+                output.tell("", object)?;
+            }
+            let last = json!({ "trials": self.trials, "advice": self.advice, "well": self.advice.is_empty() });
+            output.tell("", &last)?;
+            return Ok(());
+        }
+        let mut text = table(COLUMNS, &self.rows).join("\n");
+        text += "\n\n";
+        if !self.trials.is_empty() {
+            text += &format!("Trial: {}\n\n", self.trials.join(", "));
+        }
+        if self.advice.is_empty() {
+            text += "All is well.\n";
+        } else {
+            text += "To change:\n";
+            for advice in &self.advice {
+                text += &format!("  {advice}\n");
+            }
+        }
+        Ok(output.write(&text)?)
+    }
+}

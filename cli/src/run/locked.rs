@@ -1,0 +1,235 @@
+//! From the arguments of `run` to its status.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::config::Settings;
+use crate::duration::{in_seconds, millis};
+use crate::failure::{Failure, Kind, LOST, Result};
+use crate::notes::Notes;
+use crate::run::Event;
+use crate::run::acquire::{self, Acquired, Plan, Progress};
+use crate::run::command::{self, Ended};
+use crate::run::loss::LossPlan;
+use crate::run::options::{OnLost, RunOptions};
+use crate::run::owner;
+use crate::run::signals::{self, DefaultAction, Received, Signals};
+use crate::run::supervise::Supervisor;
+use crate::run::witness::Witness;
+use crate::sys::ChildSetup;
+
+/// Runs the command of the options under its lock. Returns the exit status.
+pub(crate) fn run(
+    options: RunOptions,
+    settings: Settings,
+    signals: Signals,
+    notes: &Notes,
+) -> Result<u8> {
+    options.validate()?;
+    let start = Instant::now();
+    // A lock that is kept for a while lives for as long, unless the operator says otherwise.
+    let least = options.at_least.unwrap_or_default();
+    let ttl = options.ttl.unwrap_or_else(|| settings.ttl.max(least));
+    let owner = options.owner.clone().or_else(|| settings.owner.clone());
+    let plan = Plan {
+        ttl,
+        grace: options.grace_of(ttl),
+        owner: owner.unwrap_or_else(owner::default_label),
+        options: options.clone(),
+        settings,
+        start,
+    };
+    if plan.grace > ttl / 2 {
+        let line = "--grace is at most half of --ttl, because renewals begin after a third";
+        return Err(Failure::usage(line));
+    }
+    let (owner, grace) = (plan.owner.clone(), plan.grace);
+    let (events, inbox) = mpsc::channel();
+    let progress = Arc::new(Progress::default());
+    let told = events.clone();
+    signals.listen(move |signal| _ = told.send(Event::Signal(signal)))?;
+    acquire::start(plan, Arc::clone(&progress), events, notes.clone())?;
+    let acquired = wait_for_lock(&inbox, &progress)?;
+    let waited = start.elapsed();
+    let locked = Locked {
+        options,
+        signals,
+        owner,
+        ttl,
+        grace,
+        waited,
+        acquired,
+    };
+    locked.run(&inbox, notes)
+}
+
+/// Blocks until the lock is acquired, or a signal ends the wait.
+///
+/// # Errors
+/// As the acquisition, and `Signal`.
+fn wait_for_lock(inbox: &Receiver<Event>, progress: &Progress) -> Result<Acquired> {
+    let mut ended_by: Option<Received> = None;
+    for event in inbox {
+        match event {
+            Event::Acquired(acquired) => match ended_by {
+                None => return acquired.map(|acquired| *acquired),
+                Some(signal) => {
+                    if let Ok(acquired) = acquired {
+                        // Its result does not matter, since nothing was done under the lock.
+                        let _ = acquired.guard.release();
+                        let _ = acquired.nodes.shutdown(Duration::ZERO);
+                    }
+                    return Err(ended_while_waiting(signal));
+                }
+            },
+            Event::Signal(signal) => match signals::default_action(signal.number) {
+                DefaultAction::Ends if ended_by.is_none() => {
+                    ended_by = Some(signal);
+                    if progress.stop() {
+                        return Err(ended_while_waiting(signal));
+                    }
+                }
+                DefaultAction::Stops => signals::stop_by(signal.number),
+                DefaultAction::Ends | DefaultAction::Nothing => {}
+            },
+            Event::Danger { .. } | Event::Lost { .. } => {}
+        }
+    }
+    Err(Failure::new(Kind::System, "the acquiring thread has ended"))
+}
+
+fn ended_while_waiting(signal: Received) -> Failure {
+    let name = signals::name_of(signal.number);
+    let line = format!("{name} while waiting for the lock");
+    Failure::new(Kind::Signal(signal.number), line)
+}
+
+/// An acquired lock, and the command to run under it.
+struct Locked {
+    options: RunOptions,
+    signals: Signals,
+    owner: String,
+    ttl: Duration,
+    grace: Duration,
+    waited: Duration,
+    acquired: Acquired,
+}
+
+impl Locked {
+    fn run(self, inbox: &Receiver<Event>, notes: &Notes) -> Result<u8> {
+        let held_since = Instant::now();
+        let key = self.options.name();
+        let own_group = self.options.has_own_group(has_terminal());
+        if self.options.wait_for_group {
+            become_subreaper();
+        }
+        let witness = if own_group {
+            None
+        } else {
+            // Without it each signal is passed on.
+            Witness::start().ok()
+        };
+        let setup = ChildSetup {
+            mask: self.signals.original,
+            ignores_sigpipe: crate::sys::was_pipe_ignored(),
+            dies_with_parent: self.options.die_with_parent,
+        };
+        let started = command::start(&self.options.command, &self.variables(), setup, own_group);
+        let command = match started {
+            Ok(command) => command,
+            Err(failure) => {
+                self.release();
+                return Err(failure);
+            }
+        };
+        let mut supervisor = Supervisor {
+            command,
+            loss: LossPlan::new(self.options.on_lost == OnLost::Kill, self.grace),
+            on_lost: self.options.on_lost,
+            witness,
+            waits_for_group: self.options.wait_for_group,
+            key: &key,
+            notes,
+            last_signals: Vec::new(),
+        };
+        let ended = supervisor.attend(inbox);
+        let has_failed = supervisor.loss.has_failed();
+        Ok(self.conclude(ended, has_failed, held_since, notes))
+    }
+
+    /// Releases the lock, and returns the exit status.
+    fn conclude(self, ended: Ended, has_failed: bool, held_since: Instant, notes: &Notes) -> u8 {
+        let key = self.options.name();
+        let mut report = json!({
+            "key": key,
+            "waited_ms": millis(self.waited),
+            "fencing_token": self.acquired.guard.fencing_token(),
+            "permit": self.acquired.guard.permit(),
+            "command_status": ended.status(),
+        });
+        let is_interrupted = ended == Ended::Signalled(libc::SIGINT);
+        let was_lost_before = self.acquired.guard.watch().loss_reason().is_some();
+        let error = self.release();
+        let is_lost = error.as_ref().is_some_and(redguard::Error::is_lost);
+        let lost = has_failed || is_lost;
+        if let Some(error) = &error
+            && !was_lost_before
+        {
+            let text = format!("release failed: {error}");
+            notes.warn(&text, &json!({ "warning": text, "key": key }));
+        }
+        let status = if lost { LOST } else { ended.status() };
+        report["held_ms"] = millis(held_since.elapsed()).into();
+        report["lost"] = Value::Bool(lost);
+        report["status"] = status.into();
+        notes.report(&report);
+        if is_interrupted && !lost {
+            notes.finish();
+            signals::end_by_interrupt();
+        }
+        status
+    }
+
+    /// Releases the lock. Returns the error, if there is one.
+    fn release(self) -> Option<redguard::Error> {
+        let Acquired { nodes, guard } = self.acquired;
+        let released = guard.release();
+        // The release is what counts; what is left of the threads ends with the process.
+        let _ = nodes.shutdown(Duration::ZERO);
+        released.err()
+    }
+
+    /// Returns the environment of the command. Variables of another `run` around it do not pass.
+    fn variables(&self) -> Vec<(&'static str, Option<String>)> {
+        let (token, permit) = (
+            self.acquired.guard.fencing_token(),
+            self.acquired.guard.permit(),
+        );
+        vec![
+            ("REDGUARD_KEY", Some(self.options.name())),
+            ("REDGUARD_TTL", Some(in_seconds(self.ttl))),
+            ("REDGUARD_OWNER", Some(self.owner.clone())),
+            (
+                "REDGUARD_FENCING_TOKEN",
+                token.map(|token| token.to_string()),
+            ),
+            ("REDGUARD_PERMIT", permit.map(|permit| permit.to_string())),
+        ]
+    }
+}
+
+/// Returns whether this process has a controlling terminal.
+fn has_terminal() -> bool {
+    File::open("/dev/tty").is_ok()
+}
+
+/// Makes orphans of the command children of this process, so that their end is noticed (Linux).
+fn become_subreaper() {
+    #[cfg(target_os = "linux")]
+    // Without it the group is looked at all the same.
+    let _ = nix::sys::prctl::set_child_subreaper(true);
+}

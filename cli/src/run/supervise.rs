@@ -1,0 +1,163 @@
+//! Attends the running command: passes signals on, and ends it when its lock is being lost.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::duration;
+use crate::notes::Notes;
+use crate::run::Event;
+use crate::run::command::{Ended, Running};
+use crate::run::loss::{LossPlan, Step};
+use crate::run::options::OnLost;
+use crate::run::signals::{self, DefaultAction, Received};
+use crate::run::witness::Witness;
+
+/// Within this time a second signal of the same number from the same process is the same one:
+/// timeout(1), for example, sends each both to `run` and to its group. A pending signal does not
+/// count twice in any case.
+const SAME_SIGNAL: Duration = Duration::from_millis(250);
+
+/// The first real-time signal, which are queued and each count.
+const FIRST_REAL_TIME: i32 = 34;
+
+/// How often a process group is looked at whose last process is awaited.
+const GROUP_POLL: Duration = Duration::from_millis(20);
+
+pub(crate) struct Supervisor<'a> {
+    pub(crate) command: Running,
+    pub(crate) loss: LossPlan,
+    pub(crate) on_lost: OnLost,
+    /// Present if the command is in the process group of this process.
+    pub(crate) witness: Option<Witness>,
+    pub(crate) waits_for_group: bool,
+    pub(crate) key: &'a str,
+    pub(crate) notes: &'a Notes,
+    pub(crate) last_signals: Vec<(Received, Instant)>,
+}
+
+impl Supervisor<'_> {
+    /// Blocks until the command has ended, and with it what is to end with it.
+    pub(crate) fn attend(&mut self, inbox: &Receiver<Event>) -> Ended {
+        loop {
+            if let Some(ended) = self.command.ended()
+                && !self.awaits_group()
+            {
+                return ended;
+            }
+            match self.next_event(inbox) {
+                Some(Event::Signal(signal)) => self.on_signal(signal),
+                Some(Event::Danger {
+                    remaining: Some(remaining),
+                }) => self.on_danger(remaining),
+                Some(Event::Danger { remaining: None }) => {
+                    self.loss.safe();
+                    self.warn("renewed again");
+                }
+                Some(Event::Lost { has_expired }) => self.on_loss(has_expired),
+                Some(Event::Acquired(_)) | None => {}
+            }
+            let due = self.loss.due(Instant::now());
+            self.act(due);
+        }
+    }
+
+    /// Returns whether processes of the group are waited for, after the command has ended.
+    fn awaits_group(&self) -> bool {
+        let is_awaited = self.waits_for_group || self.loss.kill_at().is_some();
+        is_awaited && self.command.is_group_alive()
+    }
+
+    fn next_event(&self, inbox: &Receiver<Event>) -> Option<Event> {
+        let now = Instant::now();
+        let kill_at = self.loss.kill_at();
+        let mut limit = kill_at.map(|end| end.saturating_duration_since(now));
+        if self.command.ended().is_some() {
+            limit = Some(limit.unwrap_or(GROUP_POLL).min(GROUP_POLL));
+        }
+        match limit {
+            Some(limit) => match inbox.recv_timeout(limit) {
+                Ok(event) => Some(event),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => {
+                    thread::sleep(limit);
+                    None
+                }
+            },
+            None => inbox.recv().ok(),
+        }
+    }
+
+    fn on_danger(&mut self, remaining: Duration) {
+        let step = self.loss.endangered(Instant::now() + remaining);
+        self.act(step);
+        let what = match self.on_lost {
+            OnLost::Kill => "; the command is ended",
+            OnLost::Warn => "",
+        };
+        let left = duration::rounded(remaining);
+        self.warn(&format!("renewals fail, the lock ends in {left}{what}"));
+    }
+
+    fn on_loss(&mut self, has_expired: bool) {
+        let step = self.loss.lost(has_expired, Instant::now());
+        self.act(step);
+        let what = match self.on_lost {
+            OnLost::Kill => "is ended",
+            OnLost::Warn => "goes on without it",
+        };
+        self.warn(&format!("the lock is lost; the command {what}"));
+    }
+
+    fn act(&self, step: Option<Step>) {
+        match step {
+            Some(Step::Term) => {
+                self.command.signal(libc::SIGTERM);
+                // A stopped process takes TERM only when it continues.
+                self.command.signal(libc::SIGCONT);
+            }
+            Some(Step::Kill) => self.command.signal(libc::SIGKILL),
+            None => {}
+        }
+    }
+
+    fn on_signal(&mut self, signal: Received) {
+        if signal.number == libc::SIGCHLD {
+            self.command.reap();
+            return;
+        }
+        if !self.is_repetition(signal) && !self.was_delivered(signal) {
+            self.command.signal(signal.number);
+        }
+        if signals::default_action(signal.number) == DefaultAction::Stops {
+            signals::stop_by(signal.number);
+        }
+    }
+
+    fn is_repetition(&mut self, signal: Received) -> bool {
+        let is_recent = |when: &Instant| when.elapsed() < SAME_SIGNAL;
+        self.last_signals.retain(|(_, when)| is_recent(when));
+        // The kernel sends one signal per key that is pressed.
+        if signal.sender == 0 || signal.number >= FIRST_REAL_TIME {
+            return false;
+        }
+        let is_known = self.last_signals.iter().any(|(last, _)| *last == signal);
+        if !is_known {
+            self.last_signals.push((signal, Instant::now()));
+        }
+        is_known
+    }
+
+    fn was_delivered(&mut self, signal: Received) -> bool {
+        let witness = self.witness.as_mut();
+        witness.is_some_and(|witness| witness.has_seen(signal))
+    }
+
+    fn warn(&self, what: &str) {
+        let text = format!("lock {:?}: {what}", self.key);
+        let object = json!({ "warning": what, "key": self.key });
+        self.notes.warn(&text, &object);
+    }
+}

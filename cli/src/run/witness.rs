@@ -1,0 +1,123 @@
+//! A process in the process group of `run`, which tells whether a signal went to the whole group.
+//!
+//! A signal that the terminal, or `kill` with a process group, sends reaches the command without
+//! `run`. The system tells a process the sender of a signal, but not whether others got it, too. The
+//! witness does nothing but receive signals: each of them has reached the command, too.
+
+use std::collections::VecDeque;
+use std::env;
+use std::io::{self, Read, Write};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::SigSet;
+
+use crate::run::signals::{Received, Receiver};
+use crate::sys::ChildSetup;
+
+/// The argument that makes a process the witness of another one. No command for people.
+pub(crate) const ARGUMENT: &str = "__witness";
+
+/// How long a signal to the group may be on its way to the witness when `run` has it already.
+const GRACE: Duration = Duration::from_millis(20);
+
+const POLL: Duration = Duration::from_millis(1);
+
+/// How long a sighting is kept for its signal.
+const MAX_AGE: Duration = Duration::from_secs(1);
+
+/// The bytes of a sighting: the number of the signal, and its sender.
+const RECORD: usize = 8;
+
+/// The witness, as `run` has it. It ends with its pipe.
+#[derive(Debug)]
+pub(crate) struct Witness {
+    questions: ChildStdin,
+    answers: ChildStdout,
+    seen: VecDeque<(Received, Instant)>,
+}
+
+impl Witness {
+    /// Starts the witness.
+    pub(crate) fn start() -> io::Result<Witness> {
+        let mut command = Command::new(env::current_exe()?);
+        command.arg(ARGUMENT);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // Blocked from the start, so that no signal to the group ends it.
+        let setup = ChildSetup {
+            mask: SigSet::all(),
+            ignores_sigpipe: true,
+            dies_with_parent: false,
+        };
+        setup.apply(&mut command);
+        let mut process = command.spawn()?;
+        match (process.stdin.take(), process.stdout.take()) {
+            (Some(questions), Some(answers)) => Ok(Witness {
+                questions,
+                answers,
+                seen: VecDeque::new(),
+            }),
+            _ => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Returns whether the whole group got this signal. Blocks for at most [`GRACE`].
+    pub(crate) fn has_seen(&mut self, signal: Received) -> bool {
+        let start = Instant::now();
+        self.seen.retain(|(_, when)| when.elapsed() < MAX_AGE);
+        loop {
+            if self.ask().is_err() {
+                return false;
+            }
+            if let Some(at) = self.seen.iter().position(|(seen, _)| *seen == signal) {
+                self.seen.remove(at);
+                return true;
+            }
+            if start.elapsed() >= GRACE {
+                return false;
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn ask(&mut self) -> io::Result<()> {
+        self.questions.write_all(b"?")?;
+        let mut count = [0];
+        self.answers.read_exact(&mut count)?;
+        for _ in 0..count[0] {
+            let mut record = [0; RECORD];
+            self.answers.read_exact(&mut record)?;
+            let [a, b, c, d, e, f, g, h] = record;
+            let signal = Received {
+                number: i32::from_le_bytes([a, b, c, d]),
+                sender: i32::from_le_bytes([e, f, g, h]),
+            };
+            self.seen.push_back((signal, Instant::now()));
+        }
+        Ok(())
+    }
+}
+
+/// Runs the witness: answers each byte on standard input with the signals since the last one, until
+/// the pipe ends.
+pub(crate) fn observe() -> io::Result<()> {
+    let receiver = Receiver::nonblocking()?;
+    let (mut questions, mut answers) = (io::stdin().lock(), io::stdout().lock());
+    let mut question = [0];
+    while questions.read(&mut question)? == 1 {
+        let mut records = Vec::new();
+        let mut count = 0_u8;
+        while count < u8::MAX
+            && let Ok(signal) = receiver.receive()
+        {
+            count += 1;
+            records.extend(signal.number.to_le_bytes());
+            records.extend(signal.sender.to_le_bytes());
+        }
+        answers.write_all(&[count])?;
+        answers.write_all(&records)?;
+        answers.flush()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! Sources of nodes and settings, and nodes that are away or hang.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::support::process::{Running, bare, run, tool};
+use crate::support::servers::Server;
+use crate::support::{addresses, ask, eventually, has_lock, server, servers};
+
+#[test]
+fn nodes_come_from_options_files_and_variables() {
+    let nodes = servers(3);
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("nodes");
+    fs::write(
+        &list,
+        addresses(&nodes).replace(',', "\n") + "\n# the lock nodes\n",
+    )
+    .unwrap();
+    let config = dir.path().join("redguard.toml");
+    fs::write(
+        &config,
+        format!(
+            "nodes = \"@{}\"\nprefix = \"p:\"\nttl = \"45s\"\nowner = \"me\"\n",
+            list.display()
+        ),
+    )
+    .unwrap();
+    let show = [
+        "run",
+        "--key",
+        "k",
+        "--",
+        "sh",
+        "-c",
+        "echo $REDGUARD_TTL $REDGUARD_OWNER",
+    ];
+    let at_list = format!("@{}", list.display());
+    run(bare(
+        &[&show[..1], &["--redis", &at_list], &show[1..]].concat(),
+    ))
+    .assert(0, &[]);
+    let mut by_variable = bare(&show);
+    by_variable.env("REDGUARD_NODES_FILE", &list);
+    run(by_variable).assert(0, &[]);
+    let mut by_list = bare(&show);
+    by_list.env("REDIS_URLS", addresses(&nodes));
+    run(by_list).assert(0, &[]);
+    let path = config.to_str().unwrap();
+    let ended = run(bare(
+        &[&show[..1], &["--config", path], &show[1..]].concat(),
+    ));
+    assert_eq!((ended.status, &*ended.out), (0, "45 me\n"), "{ended:?}");
+    // Options win over files.
+    let options = ["--config", path, "--ttl", "1m", "--owner", "you"];
+    let ended = run(bare(&[&show[..1], &options, &show[1..]].concat()));
+    assert_eq!(ended.out, "60 you\n", "{ended:?}");
+    let mut by_home = bare(&show);
+    by_home.env("XDG_CONFIG_HOME", dir.path());
+    let ended = run(by_home);
+    assert_eq!(ended.out, "45 me\n", "{ended:?}");
+    let missing = run(bare(&["list", "--config", "/no/such/file"]));
+    missing.assert(64, &["/no/such/file"]);
+    run(bare(&["list"])).assert(69, &["no nodes were given"]);
+}
+
+#[test]
+fn nodes_that_come_back_within_the_wait_are_waited_for() {
+    let node = server();
+    node.kill();
+    let addr = node.addr();
+    let args = [
+        "run", "--redis", &addr, "--key", "k", "--wait", "60s", "--", "echo", "ran",
+    ];
+    let mut running = Running::start(bare(&args));
+    // Longer than a connect.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(!running.has_ended());
+    node.restart().unwrap();
+    let ended = running.end();
+    assert_eq!((ended.status, &*ended.out), (0, "ran\n"), "{ended:?}");
+    assert!(ended.err.contains("waiting for the nodes"), "{ended:?}");
+}
+
+#[test]
+fn outage_while_the_lock_is_held_is_waited_out() {
+    let node = Server::options().append_always().start().unwrap();
+    ask::<()>(&node, &["SET", "redguard:k", "stranger:1", "PX", "600000"]);
+    let args = ["--key", "k", "--", "echo", "ran"];
+    let mut running = Running::start(tool(&node.addr(), "run", &args));
+    std::thread::sleep(Duration::from_millis(300));
+    node.kill();
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(!running.has_ended());
+    node.restart().unwrap();
+    ask::<()>(&node, &["DEL", "redguard:k"]);
+    let ended = running.end();
+    assert_eq!((ended.status, &*ended.out), (0, "ran\n"), "{ended:?}");
+}
+
+#[test]
+fn hung_node_costs_a_run_less_than_its_time_limit() {
+    let nodes = servers(3);
+    nodes[2].stop().unwrap();
+    // The least of several, since the machine may be busy.
+    let times = (0..5).map(|_| {
+        let start = Instant::now();
+        let mut command = bare(&["run", "--redis", &addresses(&nodes), "--timeout", "1s"]);
+        command.args(["--key", "k", "--", "true"]);
+        assert_eq!(run(command).status, 0);
+        start.elapsed()
+    });
+    let least = times.min().unwrap();
+    assert!(least < Duration::from_millis(700), "{least:?}");
+    eventually("no key is left", || {
+        !has_lock(&nodes[0], "k") && !has_lock(&nodes[1], "k")
+    });
+}
+
+#[test]
+fn wrong_password_on_a_minority_is_a_warning() {
+    let nodes = [
+        server(),
+        server(),
+        Server::options()
+            .arg("--requirepass", "s3cret")
+            .start()
+            .unwrap(),
+    ];
+    let args = ["--key", "k", "--", "true"];
+    let ended = run(tool(&addresses(&nodes), "run", &args));
+    assert_eq!(ended.status, 0, "{ended:?}");
+    assert!(ended.err.contains(&nodes[2].addr()), "{ended:?}");
+    let silent = run(tool(
+        &addresses(&nodes),
+        "run",
+        &[&["-qq"][..], &args].concat(),
+    ));
+    silent.assert(0, &[]);
+}
+
+#[test]
+fn lock_is_kept_for_at_least_the_given_time() {
+    let node = server();
+    let args = ["--key", "k", "--at-least", "1m", "--", "true"];
+    run(tool(&node.addr(), "run", &args)).assert(0, &[]);
+    let left: i64 = ask(&node, &["PTTL", "redguard:k"]);
+    assert!(left > 30_000 && left <= 60_000, "{left}");
+}

@@ -1,0 +1,477 @@
+//! `status`, `list`, `watch`, `break`, `doctor`, `completions` and `man`.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::support::process::{Ended, Running, bare, run, tool};
+use crate::support::servers::Server;
+use crate::support::{addresses, ask, connection, eventually, has_lock, server, servers};
+
+fn objects(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// A held lock. It is released when `end` is called.
+struct Held {
+    running: Running,
+    dir: tempfile::TempDir,
+}
+
+impl Held {
+    fn start(nodes: &[Server], options: &[&str]) -> Held {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().display();
+        let script = format!(": >{path}/started; until [ -e {path}/end ]; do sleep 0.02; done");
+        let args = [options, &["--", "sh", "-c", &script]].concat();
+        let running = Running::start(tool(&addresses(nodes), "run", &args));
+        eventually("the command runs", || dir.path().join("started").exists());
+        Held { running, dir }
+    }
+
+    fn end(self) -> Ended {
+        std::fs::write(self.dir.path().join("end"), "").unwrap();
+        self.running.end()
+    }
+}
+
+#[test]
+fn status_shows_holders_of_all_kinds() {
+    let nodes = servers(3);
+    let all = addresses(&nodes);
+    let free = run(tool(&all, "status", &["k"]));
+    assert_eq!((free.status, &*free.out), (1, "k: free\n"));
+    let held = [
+        Held::start(
+            &nodes,
+            &["--key", "k", "--owner", "night 03:00", "--ttl", "5m"],
+        ),
+        Held::start(&nodes, &["--key", "k", "--shared", "--owner", "a"]),
+        Held::start(&nodes, &["--key", "k", "--shared", "--owner", "b"]),
+        Held::start(&nodes, &["--key", "k", "-n", "3", "--owner", "c"]),
+        Held::start(&nodes, &["--key", "w", "--exclusive", "--owner", "d"]),
+    ];
+    let ended = run(tool(&all, "status", &["k"]));
+    let lines: Vec<_> = ended.out.lines().collect();
+    assert_eq!((ended.status, lines.len()), (0, 4), "{ended:?}");
+    assert!(
+        lines[0].starts_with("k: held by night 03:00 for "),
+        "{ended:?}"
+    );
+    assert!(lines[0].contains(" of 3 nodes, ends in 4m "), "{ended:?}");
+    assert!(lines[1].starts_with("k (read): held by "), "{ended:?}");
+    assert!(
+        lines[3].contains("(permit ") && lines[3].contains("of 3): held by c"),
+        "{ended:?}"
+    );
+    let ended = run(tool(&all, "status", &["w", "--json"]));
+    let told = objects(&ended.out).remove(0);
+    assert_eq!(
+        (&told["kind"], &told["owner"], &told["held"]),
+        (&json!("write"), &json!("d"), &json!(true))
+    );
+    assert!(told["since"].as_str().unwrap().ends_with('Z'), "{told}");
+    let list = run(tool(&all, "list", &["--json"]));
+    let kinds: Vec<_> = objects(&list.out)
+        .iter()
+        .map(|row| row["kind"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        kinds,
+        ["lock", "read", "read", "permit", "write"],
+        "{list:?}"
+    );
+    for held in held {
+        held.end().assert(0, &[]);
+    }
+    assert_eq!(run(tool(&all, "list", &["--json"])).out, "");
+}
+
+#[test]
+fn status_tells_how_many_wait() {
+    let nodes = servers(3);
+    let held = Held::start(&nodes, &["--key", "k"]);
+    let waiting = Running::start(tool(
+        &addresses(&nodes),
+        "run",
+        &["--key", "k", "--", "true"],
+    ));
+    eventually("one process waits", || {
+        run(tool(&addresses(&nodes), "status", &["k"]))
+            .out
+            .contains("; 1 process waits")
+    });
+    held.end().assert(0, &[]);
+    waiting.end().assert(0, &[]);
+}
+
+#[test]
+fn list_merges_the_nodes_and_ignores_other_keys() {
+    let nodes = servers(3);
+    // Glob characters in a name stand for themselves, and control characters are not obeyed.
+    let names = ["a", "shop:1", "shop:2", "[x]*", "esc\x1b[2J"];
+    for node in &nodes {
+        for name in names {
+            ask::<()>(
+                node,
+                &[
+                    "SET",
+                    &format!("redguard:{name}"),
+                    &format!("me:{name}"),
+                    "PX",
+                    "90000",
+                ],
+            );
+        }
+        ask::<()>(node, &["SET", "redguard:{a}b:fence", "7"]);
+        ask::<()>(node, &["RPUSH", "redguard:list", "x"]);
+        ask::<()>(node, &["SET", "elsewhere", "x"]);
+        ask::<()>(node, &["SET", "redguardX", "x"]);
+    }
+    ask::<()>(&nodes[1], &["SET", "redguard:partial", "x:1"]);
+    let keys = |args: &[&str]| -> BTreeSet<(String, bool)> {
+        let ended = run(tool(
+            &addresses(&nodes),
+            "list",
+            &[&["--json"], args].concat(),
+        ));
+        assert_eq!(ended.status, 0, "{ended:?}");
+        let rows = objects(&ended.out).into_iter();
+        rows.map(|row| (row["key"].as_str().unwrap().to_owned(), row["held"] == true))
+            .collect()
+    };
+    let held = |names: &[&str]| -> BTreeSet<(String, bool)> {
+        names
+            .iter()
+            .map(|name| ((*name).to_owned(), true))
+            .collect()
+    };
+    let mut all = held(&names);
+    all.insert(("partial".to_owned(), false));
+    assert_eq!(keys(&[]), all);
+    assert_eq!(keys(&["shop:*"]), held(&["shop:1", "shop:2"]));
+    assert_eq!(keys(&[r"\[x\]\*"]), held(&["[x]*"]));
+    assert_eq!(keys(&["--prefix", "redguard*"]), held(&[]));
+    assert_eq!(keys(&["--prefix", "redguard:shop:"]), held(&["1", "2"]));
+    let ended = run(tool(&addresses(&nodes), "list", &["[ae]*"]));
+    let lines: Vec<_> = ended.out.lines().collect();
+    assert!(lines[0].starts_with("KEY") && lines.len() == 3, "{ended:?}");
+    assert!(lines[2].starts_with(r"esc\u{1b}[2J"), "{ended:?}");
+}
+
+#[test]
+fn locks_of_several_scan_replies_are_all_listed() {
+    let node = server();
+    let set = "for i = 1, 3500 do redis.call('SET', 'redguard:' .. i, 'x:' .. i) end";
+    ask::<()>(&node, &["EVAL", set, "0"]);
+    let ended = run(tool(&node.addr(), "list", &["--json"]));
+    assert_eq!((ended.status, ended.out.lines().count()), (0, 3500));
+    let stats: String = ask(&node, &["INFO", "commandstats"]);
+    assert!(!stats.contains("cmdstat_keys:"), "KEYS blocks a server");
+}
+
+#[test]
+fn absent_node_is_named_and_absent_quorum_is_69() {
+    let nodes = servers(3);
+    ask::<()>(&nodes[0], &["SET", "redguard:k", "x:1"]);
+    ask::<()>(&nodes[1], &["SET", "redguard:k", "x:1"]);
+    nodes[2].kill();
+    for args in [&["status", "k"][..], &["list"]] {
+        let ended = run(tool(&addresses(&nodes), args[0], &args[1..]));
+        ended.assert(0, &["is left out"]);
+        assert!(ended.err.contains(&nodes[2].addr()), "{ended:?}");
+    }
+    nodes[1].kill();
+    for args in [
+        &["status", "k"][..],
+        &["list"],
+        &["watch"],
+        &["break", "k", "--yes"],
+    ] {
+        let ended = run(tool(
+            &addresses(&nodes),
+            args[0],
+            &[&args[1..], &["--json"]].concat(),
+        ));
+        assert_eq!(ended.status, 69, "{ended:?}");
+        assert_eq!(ended.report()["kind"], "unavailable", "{ended:?}");
+    }
+    assert!(has_lock(&nodes[0], "k"), "it is not broken");
+}
+
+#[test]
+fn user_with_the_rights_to_plain_locks_alone_sees_them() {
+    let node = server();
+    ask::<()>(&node, &["SET", "redguard:k", "x:1"]);
+    let rule = "on >s3cret ~redguard:* +get +pttl +evalsha +script|load +time +scan";
+    let rule: Vec<&str> = ["ACL", "SETUSER", "ops"]
+        .into_iter()
+        .chain(rule.split(' '))
+        .collect();
+    ask::<()>(&node, &rule);
+    let url = format!("redis://ops:s3cret@{}", node.addr());
+    let ended = run(tool(&url, "list", &["--json"]));
+    assert_eq!(
+        (ended.status, objects(&ended.out).len()),
+        (0, 1),
+        "{ended:?}"
+    );
+    assert_eq!(objects(&ended.out)[0]["waiting"], Value::Null);
+    ask::<()>(&node, &["ACL", "SETUSER", "ops", "-scan"]);
+    assert_eq!(run(tool(&url, "list", &[])).status, 77);
+}
+
+#[test]
+fn break_removes_what_it_has_shown() {
+    let nodes = servers(3);
+    let all = addresses(&nodes);
+    let none = run(tool(&all, "break", &["k", "--yes", "--json"]));
+    assert_eq!(
+        (none.status, &objects(&none.out)[0]["broken"]),
+        (1, &json!(false))
+    );
+    run(tool(&all, "break", &["k"])).assert(64, &["--yes"]);
+
+    let held = [
+        Held::start(&nodes, &["--key", "k", "--owner", "x", "--on-lost", "warn"]),
+        Held::start(
+            &nodes,
+            &[
+                "--key",
+                "k",
+                "--shared",
+                "--owner",
+                "a",
+                "--on-lost",
+                "warn",
+            ],
+        ),
+        Held::start(
+            &nodes,
+            &[
+                "--key",
+                "k",
+                "--shared",
+                "--owner",
+                "b",
+                "--on-lost",
+                "warn",
+            ],
+        ),
+        Held::start(
+            &nodes,
+            &["--key", "k", "-n", "3", "--owner", "c", "--on-lost", "warn"],
+        ),
+        Held::start(
+            &nodes,
+            &[
+                "--key",
+                "w",
+                "--exclusive",
+                "--owner",
+                "d",
+                "--on-lost",
+                "warn",
+            ],
+        ),
+    ];
+    let holders = || -> Vec<String> {
+        let rows = objects(&run(tool(&all, "list", &["--json"])).out);
+        rows.iter()
+            .map(|row| row["owner"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let breaks = |args: &[&str]| run(tool(&all, "break", &[args, &["--yes"]].concat())).status;
+    assert_eq!(breaks(&["k", "--if-owner", "nobody"]), 1);
+    assert_eq!(breaks(&["k", "--permit", "2000"]), 1);
+    assert_eq!(holders().len(), 5);
+    assert_eq!(breaks(&["k", "--if-owner", "a"]), 0);
+    assert!(!holders().contains(&"a".to_owned()));
+    assert_eq!(breaks(&["k", "--kind", "permit"]), 0);
+    assert!(!holders().contains(&"c".to_owned()));
+    assert_eq!(breaks(&["w"]), 0);
+    assert_eq!(holders().len(), 2);
+    assert_eq!(breaks(&["k"]), 0);
+    assert_eq!(holders(), [""; 0]);
+    for node in &nodes {
+        assert_eq!(ask::<u32>(node, &["DBSIZE"]), 0, "a key is left");
+    }
+    for held in held {
+        assert_eq!(held.end().status, 70);
+    }
+}
+
+#[test]
+fn watch_writes_a_line_per_change_and_goes_on_after_an_outage() {
+    let nodes = servers(3);
+    let args = ["--interval", "0.05", "--json"];
+    let watch = {
+        let mut command = tool(&addresses(&nodes), "watch", &args);
+        command.stdout(std::process::Stdio::piped());
+        command
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let mut watch = watch;
+    watch.stdout(std::fs::File::create(&path).unwrap());
+    watch.stdin(std::process::Stdio::null());
+    let mut watching = watch.spawn().unwrap();
+    let events = |event: &str| -> Vec<Value> {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        objects(whole)
+            .into_iter()
+            .filter(|object| object["event"] == event)
+            .collect()
+    };
+    let told = |event: &str| eventually(event, || !events(event).is_empty());
+    for node in &nodes {
+        ask::<()>(node, &["SET", "redguard:k", "first:1", "PX", "600000"]);
+    }
+    told("held");
+    for node in &nodes {
+        ask::<()>(node, &["SET", "redguard:k", "second:1", "PX", "600000"]);
+    }
+    told("passed");
+    nodes[1].kill();
+    nodes[2].kill();
+    told("unknown");
+    nodes[1].restart().unwrap();
+    told("known");
+    ask::<()>(&nodes[0], &["DEL", "redguard:k"]);
+    told("freed");
+    crate::support::process::signal(watching.id().cast_signed(), 15);
+    assert_eq!(watching.wait().unwrap().code(), Some(0));
+    let passed = events("passed").pop().unwrap();
+    assert_eq!(
+        (&passed["owner"], &passed["from"]),
+        (&json!("second"), &json!("first"))
+    );
+    assert_eq!(events("unknown").len(), 1, "an outage is told once");
+}
+
+/// A SCAN of many keys in each interval would keep a server busy.
+#[test]
+fn watch_takes_a_small_share_of_the_time_of_a_server_with_many_keys() {
+    let node = server();
+    let fill = "for i = 1, 20000 do redis.call('SET', 'x' .. i, i) end";
+    ask::<()>(&node, &["EVAL", fill, "0"]);
+    let mut watch = tool(&node.addr(), "watch", &["--interval", "0.01", "--json"]);
+    watch
+        .stdout(std::process::Stdio::null())
+        .stdin(std::process::Stdio::null());
+    let mut watching = watch.spawn().unwrap();
+    let busy = |command: &str| -> f64 {
+        let stats: String = ask(&node, &["INFO", "commandstats"]);
+        let line = stats
+            .lines()
+            .find(|line| line.starts_with(&format!("cmdstat_{command}:")));
+        let usec = line.and_then(|line| line.split("usec=").nth(1));
+        usec.and_then(|rest| rest.split(',').next())
+            .map_or(0.0, |usec| usec.parse().unwrap())
+    };
+    eventually("the keys are scanned", || busy("scan") > 0.0);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let (before, start) = (busy("scan"), std::time::Instant::now());
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let share = (busy("scan") - before) / start.elapsed().as_micros() as f64;
+    crate::support::process::signal(watching.id().cast_signed(), 15);
+    assert_eq!(watching.wait().unwrap().code(), Some(0));
+    assert!(share < 0.1, "{share}");
+}
+
+#[test]
+fn doctor_is_content_with_good_nodes_alone() {
+    let start = || {
+        let options = Server::options().append_always();
+        options.start().unwrap()
+    };
+    let nodes = [start(), start(), start()];
+    let args = ["--pings", "20"];
+    let well = run(tool(&addresses(&nodes), "doctor", &args));
+    assert!(
+        well.status == 0 && well.out.ends_with("All is well.\n"),
+        "{well:?}"
+    );
+    for node in &nodes {
+        let keys: Vec<String> = ask(node, &["KEYS", "*"]);
+        // A fence counter stays for 30 days.
+        assert!(keys.iter().all(|key| key.ends_with(":fence")), "{keys:?}");
+    }
+
+    ask::<()>(&nodes[0], &["CONFIG", "SET", "maxmemory", "100mb"]);
+    ask::<()>(
+        &nodes[0],
+        &["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"],
+    );
+    ask::<()>(&nodes[1], &["ACL", "SETUSER", "default", "-incr", "-hset"]);
+    nodes[2].kill();
+    let ill = run(tool(&addresses(&nodes), "doctor", &args));
+    assert_eq!(ill.status, 1, "{ill:?}");
+    for words in ["noeviction", "+incr", "+hset", "refused", "Trial: "] {
+        assert!(ill.out.contains(words), "{words}: {}", ill.out);
+    }
+    let told = run(tool(
+        &addresses(&nodes),
+        "doctor",
+        &["--json", "--pings", "5"],
+    ));
+    let last = objects(&told.out).pop().unwrap();
+    assert_eq!(last["well"], false);
+}
+
+#[test]
+fn doctor_asks_for_rights_without_side_effects() {
+    let node = server();
+    let monitor = connection(&node);
+    drop(monitor);
+    let rule = "on >s3cret ~redguard:* ~{redguard:*}* &redguard:* +client|id +client|kill +info +script|load \
+                +evalsha +set +get +del +pttl +pexpire +ping +time";
+    let rule: Vec<&str> = ["ACL", "SETUSER", "locks"]
+        .into_iter()
+        .chain(rule.split_whitespace())
+        .collect();
+    ask::<()>(&node, &rule);
+    let url = format!("redis://locks:s3cret@{}", node.addr());
+    let ended = run(tool(&url, "doctor", &["--pings", "5"]));
+    assert_eq!(ended.status, 1, "{ended:?}");
+    assert!(!ended.out.contains(": locks need"), "{}", ended.out);
+    for words in ["semaphores need rights", "+zadd", "+publish"] {
+        assert!(ended.out.contains(words), "{words}: {}", ended.out);
+    }
+}
+
+#[test]
+fn completions_and_pages_are_generated() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = run(bare(&["completions", shell]));
+        assert!(
+            ended.status == 0 && ended.out.contains("redguard"),
+            "{ended:?}"
+        );
+    }
+    let dir = tempfile::tempdir().unwrap();
+    run(bare(&["man", "--dir", dir.path().to_str().unwrap()])).assert(0, &[]);
+    for page in ["redguard.1", "redguard-run.1", "redguard-doctor.1"] {
+        assert!(dir.path().join(page).exists(), "{page}");
+    }
+    assert!(run(bare(&["man", "run"])).out.contains("redguard\\-run"));
+    run(bare(&["man", "nothing"])).assert(64, &["nothing"]);
+    assert!(run(bare(&["--version"])).out.starts_with("redguard 0."));
+    assert_eq!(run(bare(&["run", "--help"])).status, 0);
+}
+
+#[test]
+fn closed_output_ends_quietly() {
+    let node = server();
+    let set = "for i = 1, 3500 do redis.call('SET', 'redguard:' .. i, 'x:' .. i) end";
+    ask::<()>(&node, &["EVAL", set, "0"]);
+    let mut command = tool(&node.addr(), "list", &[]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    command.stdout(writer).stderr(std::process::Stdio::piped());
+    let output = command.output().unwrap();
+    assert!(output.stderr.is_empty(), "{output:?}");
+}

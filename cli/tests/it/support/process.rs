@@ -1,0 +1,165 @@
+//! The tool as a process.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::thread::{self, JoinHandle};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::eventually;
+
+pub(crate) const TOOL: &str = env!("CARGO_BIN_EXE_redguard");
+
+/// Prepares the tool with a command and its options, on these nodes. It has a session of its own,
+/// and so no terminal.
+pub(crate) fn tool(nodes: &str, command: &str, args: &[&str]) -> Command {
+    let mut tool = bare(&[command, "--timeout", "2s", "--redis", nodes]);
+    tool.args(args);
+    tool
+}
+
+/// Prepares the tool with these arguments alone.
+pub(crate) fn bare(args: &[&str]) -> Command {
+    let mut tool = detached(TOOL);
+    tool.args(args);
+    tool
+}
+
+/// Prepares a program in a session of its own, with an empty environment but for the path.
+pub(crate) fn detached(program: &str) -> Command {
+    let mut command = Command::new("setsid");
+    command.arg(program);
+    clean(&mut command);
+    command
+}
+
+/// Removes what of the environment the tool reads.
+pub(crate) fn clean(command: &mut Command) {
+    for name in [
+        "REDIS_URLS",
+        "REDGUARD_NODES_FILE",
+        "XDG_CONFIG_HOME",
+        "NO_COLOR",
+    ] {
+        command.env_remove(name);
+    }
+    command.env("HOME", "/nonexistent");
+}
+
+/// A process with its output. It is killed on drop.
+pub(crate) struct Running {
+    child: Child,
+    out: Option<JoinHandle<String>>,
+    err: Option<JoinHandle<String>>,
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// The status as a shell shows it.
+    pub(crate) status: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Running {
+    pub(crate) fn start(mut command: Command) -> Running {
+        command.stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let out = child.stdout.take().map(read_all);
+        let err = child.stderr.take().map(read_all);
+        Running { child, out, err }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Sends a signal by its number, to the process.
+    pub(crate) fn signal(&self, number: i32) {
+        signal(self.pid(), number);
+    }
+
+    pub(crate) fn end(mut self) -> Ended {
+        eventually("the process ends", || self.has_ended());
+        let status = self.child.wait().unwrap();
+        let text = |reader: Option<JoinHandle<String>>| reader.unwrap().join().unwrap();
+        Ended {
+            status: status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap()),
+            out: text(self.out.take()),
+            err: text(self.err.take()),
+        }
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn read_all(mut source: impl Read + Send + 'static) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = source.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+impl Ended {
+    /// Asserts the status, and that standard error has no line without these words.
+    #[track_caller]
+    pub(crate) fn assert(&self, status: i32, words: &[&str]) {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.err.lines().count(), words.len(), "{self:?}");
+        for (line, words) in self.err.lines().zip(words) {
+            assert!(line.contains(words), "{words}: {self:?}");
+        }
+    }
+
+    /// Returns the last line of standard error as JSON.
+    pub(crate) fn report(&self) -> Value {
+        serde_json::from_str(self.err.lines().last().unwrap()).unwrap()
+    }
+}
+
+pub(crate) fn run(command: Command) -> Ended {
+    Running::start(command).end()
+}
+
+/// Sends a signal; a negative `pid` is a process group.
+pub(crate) fn signal(pid: i32, number: i32) {
+    let signal = Signal::try_from(number).unwrap();
+    // The process may have ended.
+    let _ = nix::sys::signal::kill(Pid::from_raw(pid), signal);
+}
+
+/// Returns the state of a process as ps(1) shows it; `None` once it is gone.
+pub(crate) fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.chars().next()
+}
+
+/// Returns whether a process runs: a zombie does not.
+pub(crate) fn is_alive(pid: i32) -> bool {
+    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Blocks until a process has this state.
+#[track_caller]
+pub(crate) fn await_state(pid: i32, wanted: char) {
+    eventually(&format!("state {wanted}"), || state(pid) == Some(wanted));
+}

@@ -1,0 +1,115 @@
+//! A pseudo-terminal with a session on it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use nix::pty::{Winsize, openpty};
+
+use crate::support::eventually;
+use crate::support::process::clean;
+
+pub(crate) struct Terminal {
+    keyboard: Option<File>,
+    screen: Arc<Mutex<Vec<u8>>>,
+    child: Child,
+}
+
+impl Terminal {
+    /// Starts a program on a terminal of its own, as the leader of a session.
+    pub(crate) fn start(program: &str, args: &[&str], columns: u16) -> Terminal {
+        Terminal::start_with(program, args, columns, &[])
+    }
+
+    pub(crate) fn start_with(
+        program: &str,
+        args: &[&str],
+        columns: u16,
+        variables: &[(&str, &str)],
+    ) -> Terminal {
+        let size = Winsize {
+            ws_row: 24,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pty = openpty(Some(&size), None).unwrap();
+        let slave = File::from(pty.slave);
+        let mut command = Command::new("setsid");
+        command.arg("--ctty").arg(program).args(args);
+        clean(&mut command);
+        command.env("TERM", "xterm").env("PS1", "$ ");
+        command.envs(variables.iter().copied());
+        command.stdin(slave.try_clone().unwrap());
+        command.stdout(slave.try_clone().unwrap()).stderr(slave);
+        let child = command.spawn().unwrap();
+        drop(command); // closes our copies of the slave
+        let master = File::from(pty.master);
+        let screen = Arc::new(Mutex::new(Vec::new()));
+        let shown = Arc::clone(&screen);
+        let mut reader = master.try_clone().unwrap();
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = reader.read(&mut bytes) {
+                shown.lock().unwrap().extend(&bytes[..length]);
+            }
+        });
+        Terminal {
+            keyboard: Some(master),
+            screen,
+            child,
+        }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    pub(crate) fn press(&mut self, keys: &str) {
+        self.keyboard
+            .as_mut()
+            .unwrap()
+            .write_all(keys.as_bytes())
+            .unwrap();
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned()
+    }
+
+    #[track_caller]
+    pub(crate) fn await_text(&self, words: &str) {
+        let start = std::time::Instant::now();
+        while !self.text().contains(words) {
+            assert!(
+                start.elapsed() < crate::support::LIMIT,
+                "{words:?} in {:?}",
+                self.text()
+            );
+            thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Blocks until the program has ended; returns its status as a shell shows it.
+    pub(crate) fn end(mut self) -> i32 {
+        eventually("the program on the terminal ends", || self.has_ended());
+        let status = self.child.wait().unwrap();
+        status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap())
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

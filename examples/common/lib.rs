@@ -1,0 +1,4 @@
+//! Shared code of the examples: arguments and exit statuses.
+
+pub mod args;
+pub mod exit_status;
