@@ -10,12 +10,27 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 
 use crate::error::Error;
+#[cfg(all(test, not(loom)))]
+use crate::tests::simulation::runtime::context;
+
+/// A hash map whose order of iteration the simulator can choose, as the hasher of `std` draws it
+/// per map.
+pub(crate) type HashMap<K, V> = std::collections::HashMap<K, V, HashState>;
+
+#[cfg(not(all(test, not(loom))))]
+type HashState = std::collections::hash_map::RandomState;
+#[cfg(all(test, not(loom)))]
+use crate::tests::simulation::runtime::hash_state::HashState;
 
 /// Fills `bytes` from the operating system's generator.
 ///
 /// # Errors
 /// - `System` if the operating system returns no random bytes.
 pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), Error> {
+    #[cfg(all(test, not(loom)))]
+    if context::fill(bytes) {
+        return Ok(());
+    }
     SysRng.try_fill_bytes(bytes).map_err(|error| Error::System {
         what: "random bytes",
         reason: error.to_string(),
@@ -24,12 +39,20 @@ pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), Error> {
 
 /// Returns a number from 0.0 up to, but not including, 1.0. Only for jitter.
 pub(crate) fn unit() -> f64 {
-    jitter().unit()
+    #[cfg(all(test, not(loom)))]
+    if let Some(drawn) = context::draw() {
+        return to_unit(drawn);
+    }
+    to_unit(jitter().next())
 }
 
 /// Returns an index below `end`, or 0 if `end` is 0. Only for jitter.
 pub(crate) fn below(end: usize) -> usize {
-    jitter().below(end)
+    #[cfg(all(test, not(loom)))]
+    if let Some(drawn) = context::draw() {
+        return to_below(drawn, end);
+    }
+    to_below(jitter().next(), end)
 }
 
 /// Returns the jitter generator of this process.
@@ -66,16 +89,18 @@ impl Jitter {
         // numbers as its parent.
         mix(state ^ mix(u64::from(std::process::id())))
     }
+}
 
-    fn unit(&self) -> f64 {
-        // The significand of an f64 has 53 bits.
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
+/// Returns a number from 0.0 up to, but not including, 1.0 for a random number.
+fn to_unit(drawn: u64) -> f64 {
+    // The significand of an f64 has 53 bits.
+    (drawn >> 11) as f64 / (1_u64 << 53) as f64
+}
 
-    fn below(&self, end: usize) -> usize {
-        let product = u128::from(self.next()) * end as u128;
-        (product >> 64) as usize
-    }
+/// Returns an index below `end` for a random number.
+fn to_below(drawn: u64, end: usize) -> usize {
+    let product = u128::from(drawn) * end as u128;
+    (product >> 64) as usize
 }
 
 fn mix(mut z: u64) -> u64 {
@@ -104,10 +129,10 @@ mod tests {
         let jitter = Jitter::seeded(1);
         let (mut units, mut indices) = ([0; 10], [0; 7]);
         for _ in 0..70_000 {
-            let unit = jitter.unit();
+            let unit = to_unit(jitter.next());
             assert!((0.0..1.0).contains(&unit));
             units[(unit * 10.0) as usize] += 1;
-            indices[jitter.below(7)] += 1;
+            indices[to_below(jitter.next(), 7)] += 1;
         }
         assert!(
             units.iter().all(|count| (6_300..7_700).contains(count)),
@@ -117,6 +142,7 @@ mod tests {
             indices.iter().all(|count| (9_000..11_000).contains(count)),
             "{indices:?}"
         );
-        assert_eq!((jitter.below(0), jitter.below(1)), (0, 0));
+        let drawn = jitter.next();
+        assert_eq!((to_below(drawn, 0), to_below(drawn, 1)), (0, 0));
     }
 }

@@ -5,8 +5,6 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::api::acquire;
 use crate::api::acquire::{AcquireCall, AcquireFrom};
 use crate::api::guard::LockGuard;
@@ -18,6 +16,7 @@ use crate::local::lock_table::LockTable;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::lost_lock::{LostLock, OnLostCallback};
+use crate::sync::primitives::Mutex;
 
 /// Exclusive locks in this process that fail on demand, behind the trait [`Locker`].
 ///

@@ -139,6 +139,11 @@ macro_rules! guard {
             pub fn mode(&self) -> Mode {
                 self.0.mode()
             }
+
+            #[cfg(all(test, not(loom)))]
+            pub(crate) fn lease(&self) -> &std::sync::Arc<crate::protocol::lease::Lease> {
+                self.0.lease()
+            }
         }
 
         impl From<GuardInner> for $guard {

@@ -80,7 +80,7 @@ impl GuardInner {
         self
     }
 
-    #[cfg(feature = "testing")]
+    #[cfg(any(feature = "testing", all(test, not(loom))))]
     pub(crate) fn lease(&self) -> &Arc<Lease> {
         &self.lease
     }

@@ -17,7 +17,7 @@ use crate::protocol::quorum::Tally;
 use crate::telemetry::health::Health;
 use crate::telemetry::stats::{LockCounters, Stats};
 use crate::time::{clock, deadline};
-use crate::transport::messages::NodeConfig;
+use crate::transport::messages::{NodeConfig, PING_INTERVAL};
 use crate::transport::node::factory;
 use crate::transport::node_group;
 use crate::transport::startup::wait_for_quorum;
@@ -90,6 +90,7 @@ impl Nodes {
                 name,
                 connector,
                 node_timeout: settings.node_timeout,
+                ping_interval: PING_INTERVAL,
                 restart_quarantine: settings.restart_quarantine,
                 reject_evicting: settings.reject_evicting_servers,
                 is_one_server: matches!(endpoint.kind(), EndpointKind::Server(_)),

@@ -22,13 +22,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use log::{info, warn};
-use parking_lot::{Condvar, Mutex};
 
 use crate::error;
 use crate::error::Error;
 use crate::protocol::endangered_lock::{EndangeredLock, OnEndangered};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::lost_lock::{LostLock, OnLostCallback};
+use crate::sync::primitives::{Condvar, Mutex};
 use crate::sync::threads;
 use crate::sync::threads::LazyThread;
 use crate::time::clock;

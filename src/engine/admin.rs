@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::engine::core::Engine;
 use crate::error::{Error, Operation};
 use crate::protocol::holder::{Holder, NodeHolder, merge_holders};
@@ -14,6 +12,7 @@ use crate::protocol::quorum::majority;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
+use crate::sync::primitives::Mutex;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
 use crate::transport::job::ReplySink;

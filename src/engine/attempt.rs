@@ -181,9 +181,12 @@ impl Engine {
             let attempted = self.conclude(&context, attempt, vote, repeats.was_split())?;
             let attempted = match (former.take(), attempted.result) {
                 // `max_split` ended before all nodes replied, so the former result counts.
-                (Some(former), Err(AttemptFailure::Unavailable(_))) => {
-                    return Ok(repeats.conclude(former));
-                }
+                (
+                    Some(former),
+                    Err(
+                        AttemptFailure::Unavailable(_) | AttemptFailure::TooSlow { won: false, .. },
+                    ),
+                ) => return Ok(repeats.conclude(former)),
                 (_, result) => Attempted {
                     result,
                     free_permits: attempted.free_permits,

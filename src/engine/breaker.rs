@@ -1,16 +1,16 @@
 //! The circuit breaker that all callers of a `Nodes` share, with its waiters and its log lines.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use log::{info, warn};
-use parking_lot::Mutex;
 
 use crate::config::settings::Settings;
 use crate::error::NodeFailure;
 use crate::protocol::breaker::{Admission, CircuitBreaker, Connectivity, Phase};
 use crate::protocol::quorum::Tally;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::primitives::Mutex;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
 use crate::transport::node_group::NodeGroup;

@@ -3,8 +3,6 @@
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use parking_lot::Mutex;
-
 use crate::engine::core::Engine;
 use crate::error::{Error, Operation};
 use crate::protocol::lease::Lease;
@@ -14,6 +12,7 @@ use crate::protocol::request::{Op, Request};
 use crate::protocol::restoration::Restoration;
 use crate::protocol::ttl::Ttl;
 use crate::protocol::validity;
+use crate::sync::primitives::Mutex;
 use crate::time::deadline::{Deadline, DeadlineCause};
 use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;

@@ -59,12 +59,14 @@ impl Engine {
             let nodes = lease.contacted();
             self.nodes
                 .send_unawaited_with_sink(&request, nodes, Some(&receivers));
+            self.nodes.wake_listeners_without_key(lease);
             lease.finish_release();
             local.release_at(kept_until);
             return Ok(());
         }
         let inbox = Arc::new(Inbox::new());
         let round = self.nodes.send_to_all(&request, &inbox);
+        self.nodes.wake_listeners_without_key(lease);
         local.release_at(kept_until);
         let outcome = round.wait(self.node_budget(now));
         self.listener

@@ -7,7 +7,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::local::entry::{AccessMode, KeyEntry, LocalRequest, Refusal};
@@ -16,6 +15,7 @@ use crate::local::lock_table::{LockTable, LockTableState};
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::lease::Lease;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::primitives::MutexGuard;
 use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;

@@ -4,7 +4,7 @@
 //! operations only: never across I/O, a callback, a wake-up or a sleep. `local/guard.rs` acquires
 //! and releases, `local/entry.rs` holds the rules for one key.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +13,10 @@ use crate::local::entry::KeyEntry;
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::lease::Lease;
-use crate::sync::primitives::{AtomicBool, Condvar, Mutex, Ordering};
+use crate::random::HashMap;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::primitives::{Condvar, Mutex};
+use crate::sync::threads;
 use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;
 
@@ -80,7 +83,7 @@ impl LockTable {
     pub(crate) fn new() -> LockTable {
         LockTable {
             state: Mutex::new(LockTableState {
-                entries: HashMap::new(),
+                entries: HashMap::default(),
                 watchers: Vec::new(),
                 kept: BTreeMap::new(),
                 last_ticket: 0,
@@ -88,7 +91,7 @@ impl LockTable {
             }),
             closed: AtomicBool::new(false),
             idle: Condvar::new(),
-            owner_pid: std::process::id(),
+            owner_pid: threads::process_id(),
         }
     }
 
@@ -133,7 +136,7 @@ impl LockTable {
 
     /// Returns whether this process was forked after the table was created.
     pub(crate) fn is_forked(&self) -> bool {
-        self.owner_pid != std::process::id()
+        self.owner_pid != threads::process_id()
     }
 
     /// Blocks until no holder is pending, at most until `end`. Returns `false` if one still is.

@@ -20,7 +20,8 @@ use crate::protocol::kind::LeaseKind;
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::token::Token;
 use crate::protocol::validity;
-use crate::sync::primitives::{AtomicU64, Condvar, Mutex, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::primitives::{Condvar, Mutex};
 use crate::time::clock;
 
 const PENDING: u64 = 0;
@@ -768,7 +769,7 @@ mod tests {
 
         use super::*;
         use crate::protocol::lease::{Lease, LeaseState};
-        use crate::sync::primitives::Ordering;
+        use crate::sync::atomic::Ordering;
         use crate::time::clock;
 
         /// Runs transitions concurrently and checks the states that they return, for every order.

@@ -29,8 +29,8 @@ pub(crate) enum Op {
     Downgrade,
     /// Raises the fence counter of a lock that is ours or pending (S12).
     RaiseFence,
-    /// Wakes our own release listener by a message to its private channel, the name of the lease's
-    /// key.
+    /// Wakes release listeners by a message in the channel of the lease's key: our own by its
+    /// private channel, those of waiters where a release deletes nothing.
     WakeListener,
     /// Reports the holder of an exclusive lock, for an operator.
     Inspect,

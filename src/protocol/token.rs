@@ -40,15 +40,6 @@ impl Token {
         }
     }
 
-    /// Returns a given token, for histories that repeat exactly.
-    #[cfg(all(test, not(loom)))]
-    pub(crate) fn fixed(text: String, id: u64) -> Token {
-        Token {
-            text: text.into_boxed_str(),
-            id,
-        }
-    }
-
     /// Draws a token.
     ///
     /// # Errors

@@ -1,4 +1,6 @@
-//! Mutexes, condition variables and threads.
+//! Mutexes, condition variables, channels, atomics and threads.
 
+pub(crate) mod atomic;
+pub(crate) mod channel;
 pub(crate) mod primitives;
 pub(crate) mod threads;

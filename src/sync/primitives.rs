@@ -1,15 +1,11 @@
-//! Mutexes, condition variables and atomics. Under `--cfg loom` the model checker `loom` replaces
-//! them.
-//!
-//! Code whose interleavings `loom` explores imports them from here, never from `parking_lot`.
+//! Mutexes and condition variables. The simulator replaces them in tests, and the model checker
+//! `loom` under `--cfg loom`.
 
-#[cfg(not(all(test, loom)))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-#[cfg(all(test, loom))]
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-#[cfg(not(all(test, loom)))]
+#[cfg(not(test))]
 pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
+
+#[cfg(all(test, not(loom)))]
+pub(crate) use crate::tests::simulation::runtime::mutex::{Condvar, Mutex, MutexGuard};
 
 #[cfg(all(test, loom))]
 pub(crate) use self::modelled::{Condvar, Mutex, MutexGuard};
@@ -20,12 +16,12 @@ mod modelled {
     use std::ops::{Deref, DerefMut};
     use std::time::Instant;
 
-    #[derive(Debug)]
+    #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
-    /// A locked mutex. `None` only inside [`Condvar::wait`].
+    /// A locked mutex. The guard is `None` only while it waits or is unlocked.
     #[derive(Debug)]
-    pub(crate) struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+    pub(crate) struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>, &'a Mutex<T>);
 
     #[derive(Debug)]
     pub(crate) struct Condvar(loom::sync::Condvar);
@@ -36,7 +32,22 @@ mod modelled {
         }
 
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            MutexGuard(Some(self.0.lock().unwrap()))
+            MutexGuard(Some(self.0.lock().unwrap()), self)
+        }
+
+        pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            let guard = self.0.try_lock().ok()?;
+            Some(MutexGuard(Some(guard), self))
+        }
+    }
+
+    impl<T> MutexGuard<'_, T> {
+        /// Unlocks the mutex while `f` runs.
+        pub(crate) fn unlocked<U>(guard: &mut Self, f: impl FnOnce() -> U) -> U {
+            guard.0 = None;
+            let result = f();
+            guard.0 = Some(guard.1.0.lock().unwrap());
+            result
         }
     }
 

@@ -5,15 +5,21 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+#[cfg(not(all(test, not(loom))))]
+use std::thread;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
 use log::error;
-use parking_lot::Mutex;
 
 use crate::error::Error;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::channel;
+use crate::sync::channel::{Receiver, RecvTimeoutError};
+use crate::sync::primitives::Mutex;
+#[cfg(all(test, not(loom)))]
+use crate::tests::simulation::runtime::{context, thread};
+
+pub(crate) use thread::{JoinHandle, yield_now};
 
 /// The stack size of each thread in bytes.
 ///
@@ -39,7 +45,7 @@ pub(crate) struct LazyThread {
 }
 
 impl LazyThread {
-    pub(crate) const fn new(name: &'static str) -> LazyThread {
+    pub(crate) fn new(name: &'static str) -> LazyThread {
         LazyThread {
             name,
             started: AtomicBool::new(false),
@@ -94,7 +100,7 @@ impl BackgroundThread {
         name: &str,
         body: impl FnOnce() + Send + 'static,
     ) -> Result<BackgroundThread, Error> {
-        let (alive, exited) = crossbeam_channel::bounded::<()>(0);
+        let (alive, exited) = channel::unbounded::<()>();
         let thread = spawn(name.to_owned(), move || {
             let _alive = alive;
             body();
@@ -106,7 +112,7 @@ impl BackgroundThread {
     ///
     /// The thread itself returns `true` at once: it may drop the last handle, and ends after that.
     pub(crate) fn join_until(self, end: Instant) -> bool {
-        if self.thread.thread().id() == std::thread::current().id() {
+        if self.thread.thread().id() == thread::current().id() {
             return true;
         }
         let result = self.exited.recv_deadline(end);
@@ -145,15 +151,18 @@ fn message_of(panic: &(dyn Any + Send)) -> &str {
 ///
 /// # Errors
 /// - `System` if the operating system refuses the thread.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is the one place that starts threads"
+#[cfg_attr(
+    not(all(test, not(loom))),
+    expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that starts threads"
+    )
 )]
 pub(crate) fn spawn(
     name: String,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, Error> {
-    std::thread::Builder::new()
+    thread::Builder::new()
         .name(name)
         .stack_size(STACK_SIZE)
         .spawn(body)
@@ -161,6 +170,15 @@ pub(crate) fn spawn(
             what: "a thread",
             reason: error.to_string(),
         })
+}
+
+/// Returns the id of this process, which differs in a forked child.
+pub(crate) fn process_id() -> u32 {
+    #[cfg(all(test, not(loom)))]
+    if let Some(id) = context::process_id() {
+        return id;
+    }
+    std::process::id()
 }
 
 #[cfg(all(test, not(loom)))]

@@ -4,11 +4,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::protocol::mode::Mode;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::telemetry::observer;
 use crate::telemetry::observer::{NodeReply, Observer};
 

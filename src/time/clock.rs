@@ -5,22 +5,37 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+#[cfg(all(test, not(loom)))]
+use crate::tests::simulation::runtime::context;
+
 /// The longest time between two reads of the steady clock around one of the wall clock, in µs.
 const CLOCK_READ_TOLERANCE_US: u64 = 1_000;
 /// How often [`wall_offset`] reads both clocks to meet [`CLOCK_READ_TOLERANCE_US`].
 const MAX_CLOCK_READS: u32 = 20;
 
 /// Returns the current time on the steady clock, which never goes back.
+pub(crate) fn now() -> Instant {
+    #[cfg(all(test, not(loom)))]
+    if let Some(now) = context::now() {
+        return now;
+    }
+    system_now()
+}
+
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the one reader of the clock"
 )]
-pub(crate) fn now() -> Instant {
+fn system_now() -> Instant {
     Instant::now()
 }
 
 /// Returns the wall clock's time since 1970; zero if the clock is set earlier than that.
 pub(crate) fn unix_time() -> Duration {
+    #[cfg(all(test, not(loom)))]
+    if let Some(now) = context::unix_time() {
+        return now;
+    }
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.unwrap_or_default()
 }
@@ -97,7 +112,7 @@ pub(crate) fn from_micros(micros: u64) -> Option<Instant> {
 fn epoch() -> Instant {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
     *EPOCH.get_or_init(|| {
-        let now = now();
+        let now = system_now();
         now.checked_sub(Duration::from_secs(3600)).unwrap_or(now)
     })
 }

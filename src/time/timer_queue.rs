@@ -2,8 +2,10 @@
 //!
 //! Pure: callers pass in the time, and the queue never reads a clock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Instant;
+
+use crate::random::HashMap;
 
 /// Items in the order of their due times. Each has an id that is unique in the queue.
 #[derive(Debug)]
@@ -16,7 +18,7 @@ impl<T> TimerQueue<T> {
     pub(crate) fn new() -> TimerQueue<T> {
         TimerQueue {
             by_time: BTreeMap::new(),
-            deadline_of: HashMap::new(),
+            deadline_of: HashMap::default(),
         }
     }
 

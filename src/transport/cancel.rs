@@ -6,9 +6,8 @@
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
-
 use crate::error::Error;
+use crate::sync::primitives::Mutex;
 use crate::transport::inbox::Inbox;
 
 /// Ends waits for locks from another thread.

@@ -9,15 +9,15 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-use crossbeam_channel::{Receiver, Sender};
-use parking_lot::Mutex;
 
 use crate::error::NodeFailure;
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::request::Op;
+use crate::sync::atomic::Ordering;
+use crate::sync::channel;
+use crate::sync::channel::{Receiver, Sender};
+use crate::sync::primitives::Mutex;
 use crate::telemetry::stats::NodeCounters;
 use crate::time::clock;
 use crate::transport::job::Job;
@@ -47,7 +47,7 @@ impl NodeConnection {
         config: &NodeConfig,
         registry: &Arc<NodeRegistry>,
     ) -> (NodeConnection, WorkerEnd) {
-        let (sender, queue) = crossbeam_channel::unbounded();
+        let (sender, queue) = channel::unbounded();
         let status = Arc::new(ConnectionStatus::new());
         let pipeline = Pipeline::new(node, config, Arc::clone(&status), Arc::clone(registry));
         let pipeline = Arc::new(Mutex::new(pipeline));

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::protocol::reply::Reply;
 use crate::sync::primitives::{Condvar, Mutex, MutexGuard};
+use crate::sync::threads;
 use crate::time::clock;
 use crate::transport::job::ReplySink;
 
@@ -87,7 +88,7 @@ impl Inbox {
         let waits = |state: &InboxState| state.replies.len() < wanted && !state.cancelled;
         while waits(&state) && spin_until.is_some_and(|end| clock::now() < end) {
             drop(state); // unlock for the threads that deliver
-            std::thread::yield_now();
+            threads::yield_now();
             state = self.state.lock();
         }
         state.wake_at = wanted;

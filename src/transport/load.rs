@@ -3,9 +3,9 @@
 //!
 //! A wrong estimate costs time only: no decision about a lock depends on it.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::time::clock;
 
 /// Counts the callers that have a round in progress.

@@ -40,11 +40,16 @@ pub(crate) enum ConnectEvent {
     Duplicate(usize),
 }
 
+/// [`NodeConfig::ping_interval`] outside of tests.
+pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(10);
+
 /// The configuration of one node, as its workers need it.
 pub(crate) struct NodeConfig {
     pub(crate) name: String,
     pub(crate) connector: Arc<dyn Connector>,
     pub(crate) node_timeout: Duration,
+    /// How long a connection is idle before its worker sends a PING.
+    pub(crate) ping_interval: Duration,
     /// The longest TTL of a lock, if restarted nodes are quarantined for it; `None` if they are
     /// not.
     pub(crate) restart_quarantine: Option<Duration>,

@@ -11,12 +11,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::error::NodeFailure;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Request;
+use crate::sync::atomic::Ordering;
 use crate::time::clock;
 use crate::transport::job::{Pending, PendingReply};
 use crate::transport::status::ConnectionStatus;

@@ -16,7 +16,6 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use log::{trace, warn};
@@ -26,6 +25,7 @@ use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::{Op, Request};
 use crate::protocol::send_check::{record_reply, record_sent, replacement_release, skip_reply};
 use crate::protocol::server_error;
+use crate::sync::atomic::Ordering;
 use crate::telemetry::observer;
 use crate::telemetry::observer::{NodeReply, Observer};
 use crate::time::clock;
@@ -487,14 +487,15 @@ impl Pipeline {
         record_sent(&request, self.node, now);
         let id = self.next_id;
         self.next_id += 1;
+        let in_flight = InFlight { id, request };
         let sent = match direct_io(&mut self.session) {
-            Ok(io) => catch_panic(|| io.send(id, bytes)),
+            Ok(io) => catch_panic(|| io.send(&in_flight, bytes)),
             Err(cause) => Err(cause),
         };
         if is_idle {
             self.set_overdue(now);
         }
-        self.in_flight.push_back(InFlight { id, request });
+        self.in_flight.push_back(in_flight);
         self.pending_replies
             .push_back((PendingReply::new(reply), now));
         self.used_since_sleep = true;

@@ -13,11 +13,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
-
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::primitives::{Condvar, Mutex};
 use crate::transport::inbox::Inbox;
 use crate::transport::warning_state::WarningState;
 

@@ -25,6 +25,7 @@ use crate::protocol::permits::FreePermits;
 use crate::protocol::quorum::{NodeSet, Tally, Verdict, Vote};
 use crate::protocol::reply::{Blocker, Reply, vote_of, vote_rule};
 use crate::protocol::request::Request;
+use crate::sync::threads;
 use crate::time::clock;
 use crate::time::deadline::{Deadline, earlier};
 use crate::transport::dispatch::KeyConnections;
@@ -271,7 +272,7 @@ impl<'a> Round<'a> {
     /// `end`. At `end`, and at once if it is `None`, leaves the outstanding replies to the workers.
     fn poll_direct(&mut self, wanted: usize, end: Option<Instant>) {
         while self.direct.polled.len() > 0 && self.inbox.needs_more(wanted) {
-            std::thread::yield_now(); // a server on this machine may need the processor
+            threads::yield_now(); // a server on this machine may need the processor
             self.direct.poll(end.is_none_or(|end| end <= clock::now()));
         }
     }

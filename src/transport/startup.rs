@@ -5,11 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
-
 use crate::config::settings::Settings;
 use crate::error::{Error, NodeFailure};
 use crate::protocol::quorum::{Tally, Vote, VoteRule, majority};
+use crate::sync::channel::Receiver;
 use crate::time::{clock, deadline};
 use crate::transport::messages::ConnectEvent;
 

@@ -14,13 +14,12 @@
 //! "Suspect" is the public word for connecting and overdue. Only the worker, and callers that have
 //! locked the pipeline, write these fields.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 use crate::error::NodeFailure;
 use crate::protocol::server_info::ServerInfo;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::primitives::Mutex;
 use crate::telemetry::stats::NodeCounters;
 use crate::time::clock;
 

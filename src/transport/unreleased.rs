@@ -9,13 +9,13 @@
 //! - A pending release delays no other request: at most
 //!   [`MAX_BEHIND`](crate::transport::pending_releases::MAX_BEHIND) follow each batch.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::error::NodeFailure;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::send_check::{record_unanswered, skip_reply};
+use crate::sync::atomic::Ordering;
 use crate::telemetry::observer::NodeReply;
 use crate::time::clock;
 use crate::transport::job::{Job, MAX_BATCH, PendingReply, RequestState};

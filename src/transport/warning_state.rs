@@ -3,14 +3,12 @@
 //! The state decides whether a warning is new. It never logs itself, and no decision about a lock
 //! depends on it.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use parking_lot::Mutex;
-
 use crate::protocol::key::Key;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::request::{Op, Request};
+use crate::random::HashMap;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::primitives::Mutex;
 
 /// The largest number of error codes of refused releases that are logged for a node.
 const MAX_RELEASE_ERRORS: usize = 32;

@@ -22,15 +22,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::{Level, debug, log, trace};
-use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::NodeFailure;
 use crate::random;
+use crate::sync::atomic::Ordering;
+use crate::sync::channel::{Receiver, RecvTimeoutError, Sender};
+use crate::sync::primitives::{Mutex, MutexGuard};
 use crate::sync::threads;
 use crate::time::clock;
 use crate::transport::connection::WorkerEnd;
@@ -39,8 +39,6 @@ use crate::transport::messages::{ConnectEvent, NodeConfig, WorkerMessage};
 use crate::transport::node::traits::{Connector, Handshake};
 use crate::transport::pipeline::{Pipeline, panic_failure, worker_stopped};
 
-/// How often the worker of an idle connection sends a PING.
-const PING_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 10_000 });
 /// How long after a direct send the worker leaves the reply to the caller, which may poll for it.
 /// At most a quarter of `node_timeout`.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
@@ -62,6 +60,8 @@ pub(crate) struct Worker {
     /// As [`NodeConfig::is_one_server`].
     pub(super) is_one_server: bool,
     pub(super) node_timeout: Duration,
+    /// As [`NodeConfig::ping_interval`].
+    ping_interval: Duration,
     /// [`POLL_INTERVAL`], or less for a short `node_timeout`.
     poll_interval: Duration,
     queue: Receiver<WorkerMessage>,
@@ -104,6 +104,7 @@ impl Worker {
             reject_evicting: config.reject_evicting,
             is_one_server: config.is_one_server,
             node_timeout: config.node_timeout,
+            ping_interval: config.ping_interval,
             poll_interval: POLL_INTERVAL.min(config.node_timeout / 4),
             queue: end.queue,
             pipeline: end.pipeline,
@@ -204,7 +205,7 @@ impl Worker {
         let was_used = std::mem::take(&mut pipeline.used_since_sleep);
         pipeline.worker_asleep = !was_used && !pipeline.has_in_flight();
         let interval = match pipeline.worker_asleep {
-            true => PING_INTERVAL,
+            true => self.ping_interval,
             false => self.poll_interval,
         };
         let now = clock::now();
@@ -216,7 +217,7 @@ impl Worker {
             let message = queue.recv_timeout(timeout);
             // Other callers that woke at the same time may submit, too: one batch of two jobs costs
             // less than two batches.
-            std::thread::yield_now();
+            threads::yield_now();
             message
         });
         self.take_message(pipeline, message?);

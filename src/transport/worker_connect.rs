@@ -8,7 +8,7 @@
 //!
 //! Tests: `src/tests/engine/` (`quorum.rs`, `outage.rs`, `idle.rs`), `tests/it/nodes/`.
 
-use std::sync::atomic::Ordering;
+use crate::sync::atomic::Ordering;
 
 use log::{info, warn};
 

@@ -4,14 +4,13 @@
 //! shutdown never blocks beyond its deadline.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
-use parking_lot::Mutex;
-
 use crate::error::Error;
-use crate::sync::threads::spawn;
+use crate::sync::channel;
+use crate::sync::channel::{Receiver, RecvTimeoutError, TryRecvError};
+use crate::sync::primitives::Mutex;
+use crate::sync::threads::{JoinHandle, spawn};
 use crate::transport::connection::NodeConnection;
 use crate::transport::messages::{ConnectEvent, NodeConfig};
 use crate::transport::registry::NodeRegistry;
@@ -38,7 +37,7 @@ impl WorkerPool {
         nodes: &[NodeConfig],
         pool_size: usize,
     ) -> Result<(WorkerPool, Receiver<(usize, ConnectEvent)>), Error> {
-        let (event_sender, connect_events) = crossbeam_channel::unbounded();
+        let (event_sender, connect_events) = channel::unbounded();
         let registry = Arc::new(NodeRegistry::of(nodes.len()));
         let mut connections = Vec::new();
         let (mut threads, mut exited) = (Vec::new(), Vec::new());
@@ -46,7 +45,7 @@ impl WorkerPool {
             for number in 0..pool_size {
                 let (connection, end) = NodeConnection::new(node, config, &registry);
                 connections.push(connection);
-                let (alive, ended) = crossbeam_channel::bounded(0);
+                let (alive, ended) = channel::unbounded();
                 exited.push(ended);
                 let worker = Worker::new(end, config, event_sender.clone(), alive);
                 threads.push(spawn(format!("redguard-{node}.{number}"), move || {

@@ -228,6 +228,20 @@ fn outside_is_reached_in_one_place() {
             path == "sync/threads.rs" || !starts_thread,
             "{path} starts a thread"
         );
+        let is_seam = path.starts_with("sync/") || path.starts_with("transport/node/");
+        for what in ["parking_lot::", "crossbeam_channel::", "std::thread"] {
+            assert!(is_seam || !names(what), "{path} names `{what}`");
+        }
+        for what in ["std::sync::atomic", "std::process::id"] {
+            let may = is_seam || path == "random.rs";
+            assert!(may || !names(what), "{path} names `{what}`");
+        }
+        let maps = source
+            .code
+            .lines()
+            .any(|line| line.contains("std::collections") && line.contains("HashMap"));
+        let may_map = path == "random.rs" || path.starts_with("transport/node/");
+        assert!(may_map || !maps, "{path} has a map in an order of its own");
         let draws_random = names("rand::");
         assert!(
             path == "random.rs" || !draws_random,

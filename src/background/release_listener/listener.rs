@@ -11,7 +11,6 @@
 //! Tests: below; beside `subscriptions.rs` and `yielding.rs`; `src/tests/engine/wake_up.rs`.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::background::release_listener::shared::{ListenerShared, NAME, Subscription};
@@ -23,6 +22,7 @@ use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
 use crate::protocol::reply::Reply;
 use crate::protocol::token::Token;
+use crate::sync::atomic::Ordering;
 use crate::sync::threads::LazyThread;
 use crate::transport::inbox::Inbox;
 use crate::transport::job::ReplySink;

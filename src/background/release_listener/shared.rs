@@ -18,11 +18,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use log::{Level, debug, info, log};
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::background::release_listener::reconnect::{RECONNECT_DELAY, ReconnectDelays};
 use crate::background::release_listener::subscriptions::{ChannelWaiter, Signal, Subscriptions};
@@ -32,6 +30,8 @@ use crate::protocol::key::{Channel, Key};
 use crate::protocol::key_set::KeySet;
 use crate::protocol::lease::Lease;
 use crate::random;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::primitives::{Condvar, Mutex, MutexGuard};
 use crate::sync::threads;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;

@@ -20,12 +20,13 @@
 //! The end of the connection makes every channel `Unsent`. A channel without waiters is removed
 //! after a delay, whatever its stage. A new waiter of a `Refused` channel sends no SUBSCRIBE.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::protocol::key::Channel;
+use crate::random::HashMap;
+use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::transport::inbox::Inbox;
 
 /// The largest number of channels in one SUBSCRIBE or UNSUBSCRIBE.
@@ -67,7 +68,7 @@ enum Stage {
 impl Subscriptions {
     pub(super) fn new() -> Subscriptions {
         Subscriptions {
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             idle: VecDeque::new(),
             unsent: None,
             last_command: 0,

@@ -16,11 +16,12 @@
 //! | not yielded        | `None`             | a release with other receivers; forgotten        |
 //! | unknown            | no entry           | a release with other receivers                   |
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::protocol::key::Channel;
+use crate::random::HashMap;
 
 /// A channel is forgotten at the earliest when its deadline has passed for this long.
 const FORGET_AFTER: Duration = Duration::from_secs(10);
@@ -42,7 +43,7 @@ pub(super) struct YieldDeadlines {
 impl YieldDeadlines {
     pub(super) fn new() -> YieldDeadlines {
         YieldDeadlines {
-            deadlines: HashMap::new(),
+            deadlines: HashMap::default(),
             queue: VecDeque::new(),
             count: 0,
         }

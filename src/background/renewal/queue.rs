@@ -11,16 +11,15 @@
 //!
 //! An entry is gone when its lease is lost, its guard is released, or `renew_until` has passed.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
 
 use crate::protocol::lease::Lease;
 use crate::protocol::reply::Reply;
 use crate::protocol::ttl::Ttl;
 use crate::random;
+use crate::random::HashMap;
+use crate::sync::primitives::{Condvar, Mutex};
 use crate::time::timer_queue::TimerQueue;
 use crate::transport::job::ReplySink;
 
@@ -81,7 +80,7 @@ impl RenewalQueue {
         RenewalQueue {
             state: Mutex::new(RenewalQueueState {
                 timers: TimerQueue::new(),
-                in_flight: HashMap::new(),
+                in_flight: HashMap::default(),
                 replies: Vec::new(),
                 wake_at: 0,
                 stopping: false,

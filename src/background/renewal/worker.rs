@@ -12,7 +12,6 @@
 //!
 //! Tests: `src/tests/engine/loss.rs`; `src/tests/engine/late_replies.rs` (restored keys).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,6 +27,7 @@ use crate::protocol::request::{Op, Request};
 use crate::protocol::restoration::Restoration;
 use crate::protocol::ttl::Ttl;
 use crate::protocol::{reply, validity};
+use crate::random::HashMap;
 use crate::sync::threads;
 use crate::time::{clock, deadline};
 use crate::transport::job::ReplySink;
@@ -107,8 +107,8 @@ impl RenewalWorker {
             nodes,
             node_timeout,
             results,
-            in_flight: HashMap::new(),
-            confirmed: HashMap::new(),
+            in_flight: HashMap::default(),
+            confirmed: HashMap::default(),
             last_round: 0,
         }
     }

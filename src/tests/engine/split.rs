@@ -7,17 +7,19 @@ use std::thread;
 use std::time::Duration;
 
 use crate::api::locker::{Locker, RedisLocker};
+use crate::api::nodes::Nodes;
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
 use crate::config::builder::Config;
+use crate::config::settings::Settings;
 use crate::error::Error;
 use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::engine::setup::{delay_acquires, healthy};
 use crate::tests::fake_node::node::{
-    FakeNode, Fault, Rendezvous, attempts, connected_locker, eventually,
+    FakeNode, Fault, Rendezvous, attempts, connected_locker, eventually, settings,
 };
 use crate::time::clock;
 
@@ -249,4 +251,34 @@ fn limits_with_split_votes_are_kept_to_the_letter() {
             eventually("it is undone", || fakes[forgot].token("x").is_none());
         }
     }
+}
+
+#[test]
+fn repeat_that_the_limit_of_the_split_vote_ends_is_contended() {
+    let fakes = FakeNode::fakes(3);
+    let settings = Settings {
+        max_split: Duration::from_millis(50),
+        ..settings(|config| config)
+    };
+    let configs: Vec<_> = fakes
+        .iter()
+        .map(|fake| fake.node_config(&settings))
+        .collect();
+    let nodes = Nodes::start(settings, &configs).expect("a quorum is up");
+    let locker = RedisLocker::new(&nodes);
+    eventually("all are up", || nodes.engine().nodes_up() == 3);
+    // The caller has the grant of the second node, and so gives way to the holder of the first.
+    fakes[0].seize("x", TTL);
+    fakes[2].seize("x", TTL);
+    let delays: Vec<Rendezvous> = fakes.iter().map(|fake| fake.delay(Op::Acquire)).collect();
+    // Half of this TTL passes before the node timeout, so that the validity limits a round.
+    let ttl = Duration::from_secs(8);
+    let tried = thread::scope(|scope| {
+        let tries = scope.spawn(|| locker.try_lock("x", ttl));
+        delays.iter().for_each(Rendezvous::arrived);
+        // Only the first votes are let through.
+        delays.iter().for_each(Rendezvous::go);
+        tries.join().expect("no panic")
+    });
+    assert!(matches!(tried, Ok(None)), "{tried:?}");
 }

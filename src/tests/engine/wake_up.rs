@@ -14,7 +14,9 @@ use crate::error::Error;
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::request::Op;
 use crate::tests::engine::setup::{exclusive_key, exclusive_params, slowly_retrying};
-use crate::tests::fake_node::node::{FakeNode, Fault, assert_no_timeout_elapsed, eventually};
+use crate::tests::fake_node::node::{
+    FakeNode, Fault, assert_no_timeout_elapsed, attempts, eventually,
+};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
 use crate::transport::inbox::Inbox;
@@ -42,6 +44,27 @@ fn listens(fakes: &[Arc<FakeNode>], name: &str, acquires: usize) {
         let served = fakes.iter().map(|fake| fake.count(Op::Acquire));
         served.max() >= Some(acquires)
     });
+}
+
+#[test]
+fn release_wakes_a_waiter_that_listens_on_a_node_without_the_key() {
+    let fakes = FakeNode::fakes(3);
+    let (holder, waiter) = (slowly_retrying(&fakes), slowly_retrying(&fakes));
+    fakes[0].seize("x", TTL);
+    let held = holder.lock("x", TTL).expect("two nodes are a quorum");
+    fakes[0].wipe();
+    let began = clock::now();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock("x", TTL));
+        eventually("the waiter is subscribed", || fakes[0].subscribed("x") > 0);
+        eventually("it has tried again, and undone that", || {
+            attempts(&fakes) >= 3 && fakes[0].token("x").is_none()
+        });
+        held.release().expect("two nodes are a quorum");
+        let guard = waits.join().expect("no panic").expect("free");
+        drop(guard);
+    });
+    assert_no_timeout_elapsed(began);
 }
 
 #[test]

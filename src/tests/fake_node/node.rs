@@ -141,6 +141,8 @@ impl FakeNode {
             name: self.run_id.lock().clone(),
             connector: Arc::new(Arc::clone(self)),
             node_timeout: settings.node_timeout,
+            // So short that tests of idle connections wait briefly.
+            ping_interval: Duration::from_millis(50),
             restart_quarantine: settings.restart_quarantine,
             reject_evicting: settings.reject_evicting_servers,
             is_one_server: true,
@@ -601,8 +603,8 @@ impl DirectIo for FakeSession {
         true
     }
 
-    fn send(&mut self, number: u64, _: &[u8]) -> Result<(), NodeFailure> {
-        self.sent.push_back(number);
+    fn send(&mut self, sent: &InFlight, _: &[u8]) -> Result<(), NodeFailure> {
+        self.sent.push_back(sent.id);
         Ok(())
     }
 

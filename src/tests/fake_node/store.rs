@@ -49,6 +49,12 @@ impl NodeStore {
         lock
     }
 
+    /// Returns all locks as they are at `now`, in no order.
+    pub(crate) fn locks(&mut self, now: Instant) -> impl Iterator<Item = (&Key, &StoredLock)> {
+        self.locks.values_mut().for_each(|lock| lock.sweep(now));
+        self.locks.iter()
+    }
+
     pub(crate) fn clear(&mut self) {
         self.locks.clear();
     }

@@ -319,7 +319,7 @@ mod table {
         let guard = table
             .acquire(&request(&key().into(), access, &inbox, None), on_lost)
             .unwrap();
-        (guard, lost.into_inner())
+        (guard, std::mem::take(&mut *lost.lock()))
     }
 
     fn no_wait() -> Option<Instant> {

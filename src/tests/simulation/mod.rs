@@ -1,13 +1,10 @@
-//! Clients, nodes and the network in simulated time.
+//! The shipped code above simulated servers, in simulated time.
 
 pub(crate) mod checker;
-pub(crate) mod client;
-pub(crate) mod clock;
-pub(crate) mod config;
-pub(crate) mod connection;
-pub(crate) mod faults;
-pub(crate) mod hold;
-pub(crate) mod node;
-pub(crate) mod rounds;
+pub(crate) mod network;
+pub(crate) mod plan;
+pub(crate) mod program;
 pub(crate) mod runs;
-pub(crate) mod simulator;
+pub(crate) mod runtime;
+pub(crate) mod shrink;
+pub(crate) mod world;

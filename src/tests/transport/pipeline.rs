@@ -82,9 +82,9 @@ impl DirectIo for ScriptedSession {
         !self.0.lock().is_reloading
     }
 
-    fn send(&mut self, number: u64, _: &[u8]) -> Result<(), NodeFailure> {
+    fn send(&mut self, sent: &InFlight, _: &[u8]) -> Result<(), NodeFailure> {
         let mut state = self.0.lock();
-        state.sent.push(number);
+        state.sent.push(sent.id);
         match state.fails_to_send {
             true => Err(no_connection()),
             false => Ok(()),

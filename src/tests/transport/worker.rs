@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::protocol::request::{Op, Request};
+use crate::sync::channel;
 use crate::tests::fake_node::node;
 use crate::tests::fake_node::node::FakeNode;
 use crate::tests::fixtures::lease;
@@ -17,8 +18,8 @@ fn idle_worker_with_a_reply_due_sends_no_ping() {
     let fake = FakeNode::new("a");
     let config = fake.node_config(&node::settings(|it| it));
     let (_connection, parts) = NodeConnection::new(0, &config, &Arc::new(NodeRegistry::of(1)));
-    let (first, _) = crossbeam_channel::unbounded();
-    let (alive, _) = crossbeam_channel::bounded(0);
+    let (first, _) = channel::unbounded();
+    let (alive, _) = channel::unbounded();
     let pipeline = Arc::clone(&parts.pipeline);
     let mut worker = Worker::new(parts, &config, first, alive);
     let mut locked = pipeline.lock();

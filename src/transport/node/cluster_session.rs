@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use crate::sync::primitives::Mutex;
 
 use crate::error::NodeFailure;
 use crate::protocol::hash_slot::hash_slot;

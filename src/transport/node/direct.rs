@@ -19,8 +19,8 @@ impl DirectIo for RedisSession {
         expected.all(|reply| matches!(reply, ExpectedReply::Request(_)))
     }
 
-    fn send(&mut self, id: u64, bytes: &[u8]) -> Result<(), NodeFailure> {
-        self.expected.push_back(ExpectedReply::Request(id));
+    fn send(&mut self, sent: &InFlight, bytes: &[u8]) -> Result<(), NodeFailure> {
+        self.expected.push_back(ExpectedReply::Request(sent.id));
         // Only a plain stream can be polled, so a session over TLS offers no direct sends.
         let plain = self.stream.plain().ok_or_else(protocol_error)?;
         let failure =

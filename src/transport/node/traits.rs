@@ -99,9 +99,9 @@ pub(crate) trait DirectIo {
     /// Returns whether another request may follow: no request in flight needs a second command.
     fn can_append(&self) -> bool;
 
-    /// Sends an encoded request behind the requests in flight, without blocking. Its reply is
-    /// returned with `id`.
-    fn send(&mut self, id: u64, bytes: &[u8]) -> Result<(), NodeFailure>;
+    /// Sends a request, encoded as `bytes`, behind the requests in flight, without blocking. Its
+    /// reply is returned with its id.
+    fn send(&mut self, sent: &InFlight, bytes: &[u8]) -> Result<(), NodeFailure>;
 
     /// Returns the next reply to a request in flight. Without `end` it returns `None` if no reply
     /// has arrived; with `end` it blocks, and a reply that does not arrive in time is an error.

@@ -1,0 +1,134 @@
+//! A lock that a thread holds, as the checker sees it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::protocol::kind::{LeaseKind, LockKind};
+use crate::protocol::lease::{Lease, LeaseState};
+use crate::protocol::mode::Mode;
+use crate::tests::simulation::network::server::lock_name;
+use crate::tests::simulation::plan::draw_faults::FORCED_LOCK;
+use crate::tests::simulation::world;
+
+/// The number of a hold in its history.
+pub(crate) type HoldId = usize;
+
+/// One guard, from the moment it is returned.
+#[derive(Clone)]
+pub(crate) struct Hold {
+    pub(super) process: usize,
+    pub(super) thread: usize,
+    pub(super) lease: Arc<Lease>,
+    pub(super) is_local: bool,
+    /// The holder has begun to downgrade its write lock.
+    pub(super) is_downgraded: bool,
+    pub(super) state: HoldState,
+    /// How often the loss was told; `None` if no callback was asked for.
+    pub(super) told: Option<u32>,
+}
+
+/// What the program does with a guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HoldState {
+    /// The guard is held.
+    Held,
+    /// The lock waits for another process to adopt it, until this moment by the clock of the
+    /// process that detached it.
+    Detached(Instant),
+    /// Another thread adopts the lock, or has adopted it. Nodes that it did not reach keep the
+    /// former token until its TTL ends.
+    Adopted,
+    /// The guard has ended, or its end has begun.
+    Ended,
+}
+
+impl Hold {
+    pub(super) fn new(process: usize, thread: usize, lease: &Arc<Lease>, mode: Mode) -> Hold {
+        Hold {
+            process,
+            thread,
+            lease: Arc::clone(lease),
+            is_local: mode == Mode::Local,
+            is_downgraded: false,
+            state: HoldState::Held,
+            told: None,
+        }
+    }
+
+    /// Returns whether the holder may believe in the lock, by its own clock.
+    pub(super) fn believes(&self) -> bool {
+        let now = world::clock_of(self.process);
+        match self.state {
+            HoldState::Held => matches!(self.lease.peek(now), LeaseState::Held(_)),
+            HoldState::Detached(until) => now < until,
+            HoldState::Adopted | HoldState::Ended => false,
+        }
+    }
+
+    /// Returns the access of the holder. The lease of a local lock does not tell of a downgrade.
+    fn kind(&self) -> LeaseKind {
+        match self.is_downgraded {
+            true => LeaseKind::Read,
+            false => self.lease.kind(),
+        }
+    }
+
+    /// Returns whether both must not be held at the same time.
+    pub(super) fn excludes(&self, other: &Hold) -> bool {
+        let is_detached = |hold: &Hold| matches!(hold.state, HoldState::Detached(_));
+        let in_reach = match self.is_local || other.is_local {
+            false => true,
+            // A local lock excludes the threads of its process. A detached lock is no thread's.
+            true => self.process == other.process && !is_detached(self) && !is_detached(other),
+        };
+        let (one, two) = (self.kind(), other.kind());
+        let is_shared = match (one, two) {
+            (LeaseKind::Read, LeaseKind::Read) => true,
+            // Each permit is a lock of its own.
+            (LeaseKind::Permit { index: a, .. }, LeaseKind::Permit { index: b, .. }) => {
+                a != b || self.is_local
+            }
+            _ => one.lock_kind() != two.lock_kind(),
+        };
+        in_reach && !is_shared && self.shares_key(other)
+    }
+
+    /// Returns the kind and name of each lock of the hold.
+    pub(super) fn locks(&self) -> impl Iterator<Item = String> {
+        let kind = self.lease.kind().lock_kind();
+        let keys = self.lease.keys().as_slice().iter();
+        keys.map(move |key| format!("{kind:?} {}", key.name()))
+    }
+
+    pub(super) fn shares_key(&self, other: &Hold) -> bool {
+        let theirs = other.lease.keys().as_slice();
+        let mut ours = self.lease.keys().as_slice().iter();
+        ours.any(|key| theirs.contains(key)) && !self.is_forced()
+    }
+
+    /// Returns whether `force_release` may delete the lock.
+    pub(super) fn is_forced(&self) -> bool {
+        self.lease.key().name() == &*lock_name(FORCED_LOCK)
+    }
+
+    pub(super) fn describe(&self) -> String {
+        let lock = match self.lease.kind().lock_kind() {
+            LockKind::Exclusive => "lock",
+            LockKind::ReadWrite => "read-write lock",
+            LockKind::Semaphore => "semaphore",
+        };
+        format!(
+            "process {} thread {} has {:?} of {lock} {} {}",
+            self.process,
+            self.thread,
+            self.lease.kind(),
+            self.lease.keys(),
+            short(self.lease.token().text()),
+        )
+    }
+}
+
+/// Returns the part of a token that a history shows.
+pub(crate) fn short(token: &str) -> &str {
+    &token[..token.len().min(11)]
+}

@@ -1,0 +1,10 @@
+//! What a history must never show.
+
+#[expect(
+    clippy::module_inception,
+    reason = "the checker is the center of its folder"
+)]
+pub(crate) mod checker;
+pub(crate) mod coverage;
+pub(crate) mod final_state;
+pub(crate) mod hold;

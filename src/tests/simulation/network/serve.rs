@@ -1,0 +1,182 @@
+//! What a server does with a command.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::error::NodeFailure;
+use crate::protocol::key::{Channel, Key};
+use crate::protocol::reply::{Blocker, Reply};
+use crate::protocol::request::Request;
+use crate::protocol::scripts::Script;
+use crate::tests::simulation::network::network::NetworkState;
+use crate::tests::simulation::network::packet::{Command, ConnectionId, Packet};
+use crate::tests::simulation::network::server;
+use crate::tests::simulation::network::server::Refusal;
+use crate::transport::node::traits::Event;
+
+impl NetworkState {
+    /// Runs a command and sends the reply.
+    pub(super) fn serve(&mut self, id: ConnectionId, command: Command, at: Instant) {
+        match command {
+            Command::Open | Command::Close => {}
+            Command::Handshake => {
+                let packet = self.handshake(id, at);
+                self.reply(id, packet, at);
+            }
+            Command::Kill(client_id) => self.kill(id, client_id, at),
+            Command::Ping => self.reply(id, Packet::Pong, at),
+            Command::Call {
+                id: number,
+                request,
+                script,
+                load,
+            } => {
+                let packet = self.call(
+                    self.connections[id].server,
+                    number,
+                    &request,
+                    script,
+                    load,
+                    at,
+                );
+                self.reply(id, packet, at);
+            }
+            Command::RemainingTtl { id: number, key } => {
+                let left = self.remaining_ttl(id, &key, at);
+                self.reply(id, Packet::Reply(number, left), at);
+            }
+            Command::Subscribe(command, channels) => self.subscribe(id, command, channels, at),
+            Command::Unsubscribe(channels) => {
+                let server = &mut self.servers[self.connections[id].server];
+                server
+                    .subscriptions
+                    .retain(|(of, channel)| *of != id || !channels.contains(channel));
+                for _ in channels {
+                    self.reply(id, Packet::Event(Event::Other), at);
+                }
+            }
+        }
+    }
+
+    fn handshake(&mut self, id: ConnectionId, at: Instant) -> Packet {
+        let day = self.day + at.saturating_duration_since(self.start);
+        let connection = &self.connections[id];
+        let server = &mut self.servers[connection.server];
+        if server.refuses(Refusal::LoginDenied) {
+            let text = "NOAUTH Authentication required.".to_owned();
+            return Packet::Refused(NodeFailure::AccessDenied(text));
+        }
+        if server.refuses(Refusal::Loading) {
+            let text = "LOADING Redis is loading the dataset in memory".to_owned();
+            return Packet::Refused(NodeFailure::ServerError(text));
+        }
+        server.preload();
+        let denied = server.refuses(Refusal::KillDenied).then(|| {
+            NodeFailure::AccessDenied(
+                "NOPERM User app has no permissions to run the 'client|kill' command".to_owned(),
+            )
+        });
+        Packet::Handshake(connection.client_id, server.info(at, day), denied)
+    }
+
+    /// Runs CLIENT KILL ID.
+    fn kill(&mut self, id: ConnectionId, client_id: i64, at: Instant) {
+        let server = self.connections[id].server;
+        let denied = self.servers[server]
+            .refuses(Refusal::KillDenied)
+            .then(|| NodeFailure::AccessDenied("NOPERM User app has no permissions".to_owned()));
+        if denied.is_none() {
+            let of_server = |connection: &_| self.is_client(connection, server, client_id);
+            let killed = (0..self.connections.len()).find(of_server);
+            if let Some(killed) = killed {
+                self.note(|| format!("server {server} kills connection {killed}"));
+                self.close_by_server(killed, at);
+            }
+        }
+        self.reply(id, Packet::Killed(denied), at);
+    }
+
+    fn is_client(&self, connection: &ConnectionId, server: usize, client_id: i64) -> bool {
+        let connection = &self.connections[*connection];
+        connection.server == server && connection.server_open && connection.client_id == client_id
+    }
+
+    /// Runs a request.
+    fn call(
+        &mut self,
+        number: usize,
+        id: u64,
+        request: &Request,
+        script: Option<Script>,
+        load: bool,
+        at: Instant,
+    ) -> Packet {
+        let server = &mut self.servers[number];
+        if let (Some(script), true) = (script, load) {
+            server.load(script);
+        }
+        if let Some(script) = script
+            && !server.has_script(script)
+        {
+            return Packet::ScriptMissing(id);
+        }
+        let (reply, channels) = match server.error(request) {
+            Some(failure) => (Reply::Failed(failure), Vec::new()),
+            None => server.execute(request, at),
+        };
+        let receivers = channels
+            .iter()
+            .map(|channel| self.publish(number, channel, at));
+        let reply = server::notified(reply, request, receivers.max().unwrap_or_default());
+        self.note(|| {
+            let lease = &request.lease;
+            format!(
+                "server {number} runs {} of {} {}: {reply:?}",
+                request.op,
+                lease.keys(),
+                &lease.token().text()[..8.min(lease.token().text().len())],
+            )
+        });
+        match server::asks_ttl(request, &reply) {
+            true => Packet::SetRefused(id),
+            false => Packet::Reply(id, reply),
+        }
+    }
+
+    fn publish(&mut self, number: usize, channel: &Channel, at: Instant) -> u64 {
+        let receivers = self.servers[number].receivers(channel);
+        if !self.servers[number].is_mute {
+            for id in &receivers {
+                let message = Event::Message(Arc::clone(channel));
+                self.reply(*id, Packet::Event(message), at);
+            }
+        }
+        receivers.len() as u64
+    }
+
+    fn remaining_ttl(&mut self, id: ConnectionId, key: &Key, at: Instant) -> Reply {
+        let server = &mut self.servers[self.connections[id].server];
+        let shown = server.clock.at(at);
+        let owner = &server.store.stored_lock(key, shown).owner;
+        // PTTL of an absent key is -2, which reads as no time left.
+        let left = owner
+            .as_ref()
+            .map(|(_, end)| end.saturating_duration_since(shown));
+        Reply::Held(Blocker::Owner, Some(left.unwrap_or_default()), None)
+    }
+
+    fn subscribe(&mut self, id: ConnectionId, command: u64, channels: Vec<Channel>, at: Instant) {
+        let server = self.connections[id].server;
+        if self.servers[server].refuses(Refusal::SubscribeDenied) {
+            let text = "NOPERM User app has no permissions to access one of the channels";
+            let cause = NodeFailure::AccessDenied(text.to_owned());
+            return self.reply(id, Packet::Event(Event::Refused(command, cause)), at);
+        }
+        for channel in channels {
+            self.servers[server]
+                .subscriptions
+                .push((id, Arc::clone(&channel)));
+            self.reply(id, Packet::Event(Event::Subscribed(command, channel)), at);
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! A simulated server: the store that `store_conformance` compares with real servers, behind the
+//! states in which a server can be.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::NodeFailure;
+use crate::protocol::key::Channel;
+use crate::protocol::kind::LeaseKind;
+use crate::protocol::reply::{Blocker, Reply};
+use crate::protocol::request::{Op, Request};
+use crate::protocol::scripts::{PRELOADED, Script};
+use crate::tests::fake_node::store::NodeStore;
+use crate::tests::simulation::network::packet::{Command, ConnectionId};
+
+/// The clock of a server, as a function of true time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServerClock {
+    /// The beginning of the history.
+    pub(crate) start: Instant,
+    /// How far the clock is ahead, or behind if negative, in µs.
+    pub(crate) offset: i64,
+    /// The excess of its rate over that of true time, in millionths.
+    pub(crate) rate: i64,
+}
+
+impl ServerClock {
+    pub(crate) fn at(&self, now: Instant) -> Instant {
+        let elapsed = now.saturating_duration_since(self.start).as_micros() as i64;
+        let shown = elapsed + elapsed * self.rate / 1_000_000 + self.offset;
+        match shown >= 0 {
+            true => self.start + Duration::from_micros(shown.unsigned_abs()),
+            false => self.start - Duration::from_micros(shown.unsigned_abs()),
+        }
+    }
+}
+
+/// Whether a server runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Power {
+    Up,
+    /// It accepts connections and executes nothing.
+    Hung,
+    /// Its process has ended: connects are refused.
+    Down,
+    /// Its machine has ended: packets to it are lost.
+    Gone,
+}
+
+/// A state in which a server refuses some requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Memory is full: nothing new is stored.
+    OutOfMemory,
+    /// A right is missing, for one operation.
+    Denied(Op),
+    /// CLIENT KILL is denied.
+    KillDenied,
+    /// SUBSCRIBE is denied.
+    SubscribeDenied,
+    /// Connects are denied.
+    LoginDenied,
+    /// The data is being loaded.
+    Loading,
+    /// The server is a replica.
+    ReadOnly,
+    /// The server cannot write its data to the disk.
+    CannotPersist,
+    /// A value of another type is stored under the lock with this number.
+    WrongType(usize),
+}
+
+/// A server in memory.
+pub(crate) struct Server {
+    pub(crate) number: usize,
+    pub(crate) store: NodeStore,
+    pub(crate) clock: ServerClock,
+    pub(super) power: Power,
+    /// Counts the starts.
+    pub(super) run: u32,
+    pub(super) started: Instant,
+    /// The loaded scripts, one bit each.
+    pub(super) scripts: u32,
+    pub(super) clients: i64,
+    /// Commands that arrived while the server hung.
+    pub(super) backlog: VecDeque<(ConnectionId, Command)>,
+    pub(super) subscriptions: Vec<(ConnectionId, Channel)>,
+    pub(super) refusals: Vec<Refusal>,
+    /// Messages are not delivered.
+    pub(super) is_mute: bool,
+    /// A process may have found the server unreachable, or loading its data.
+    pub(crate) had_outage: bool,
+}
+
+impl Server {
+    pub(super) fn new(number: usize, clock: ServerClock) -> Server {
+        Server {
+            number,
+            store: NodeStore::default(),
+            clock,
+            power: Power::Up,
+            run: 0,
+            // It has run for long: it is in no quarantine.
+            started: clock.start - Duration::from_secs(900_000),
+            scripts: 0,
+            clients: 0,
+            backlog: VecDeque::new(),
+            subscriptions: Vec::new(),
+            refusals: Vec::new(),
+            is_mute: false,
+            had_outage: false,
+        }
+    }
+
+    pub(super) fn run_id(&self) -> String {
+        format!("{:036x}{:04x}", self.number + 1, self.run)
+    }
+
+    /// Returns the reply to INFO. `day` is the wall clock of a process with an exact clock.
+    pub(super) fn info(&self, now: Instant, day: Duration) -> String {
+        let (shown, start) = (self.clock.at(now), self.clock.start);
+        let wall = match shown.checked_duration_since(now) {
+            Some(ahead) => day + ahead,
+            None => day.saturating_sub(now - shown),
+        };
+        let role = match self.refuses(Refusal::ReadOnly) {
+            true => "slave",
+            false => "master",
+        };
+        debug_assert!(now >= start);
+        format!(
+            "redis_mode:standalone\nrun_id:{}\nserver_time_usec:{}\nuptime_in_seconds:{}\n\
+             role:{role}\nmaxmemory:0\nmaxmemory_policy:noeviction\n",
+            self.run_id(),
+            wall.as_micros(),
+            now.saturating_duration_since(self.started).as_secs(),
+        )
+    }
+
+    pub(super) fn refuses(&self, refusal: Refusal) -> bool {
+        self.refusals.contains(&refusal)
+    }
+
+    pub(super) fn has_script(&self, script: Script) -> bool {
+        self.scripts & (1 << script as u32) != 0
+    }
+
+    pub(super) fn load(&mut self, script: Script) {
+        self.scripts |= 1 << script as u32;
+    }
+
+    pub(super) fn preload(&mut self) {
+        PRELOADED.iter().for_each(|script| self.load(*script));
+    }
+
+    /// Ends the process of the server.
+    pub(super) fn crash(&mut self, power: Power, loses_data: bool) {
+        self.power = power;
+        self.backlog.clear();
+        self.subscriptions.clear();
+        if loses_data {
+            self.store.clear();
+        }
+    }
+
+    pub(super) fn restart(&mut self, now: Instant) {
+        self.power = Power::Up;
+        self.run += 1;
+        self.started = now;
+        (self.scripts, self.clients) = (0, 0);
+    }
+
+    /// Returns the error with which the server replies to a request, before it runs any of it.
+    pub(super) fn error(&self, request: &Request) -> Option<NodeFailure> {
+        let is_script = !request.is_plain_set() && request.op != Op::WakeListener;
+        let writes = !matches!(request.op, Op::WakeListener | Op::Inspect);
+        let error = |text: &str| Some(NodeFailure::ServerError(text.to_owned()));
+        self.refusals.iter().find_map(|refusal| match *refusal {
+            Refusal::OutOfMemory if matches!(request.op, Op::Acquire | Op::Restore) => {
+                match is_script {
+                    true => error(
+                        "OOM command not allowed when used memory > 'maxmemory'. \
+                         script: f_0, on @user_script:9.",
+                    ),
+                    false => error("OOM command not allowed when used memory > 'maxmemory'."),
+                }
+            }
+            Refusal::Denied(op) if op == request.op => Some(NodeFailure::AccessDenied(
+                "NOPERM User app has no permissions to run the command".to_owned(),
+            )),
+            Refusal::Loading => error("LOADING Redis is loading the dataset in memory"),
+            Refusal::ReadOnly if writes => match is_script {
+                true => error(
+                    "READONLY You can't write against a read only replica. \
+                     script: f_0, on @user_script:9.",
+                ),
+                false => error("READONLY You can't write against a read only replica."),
+            },
+            Refusal::CannotPersist if writes => {
+                error("MISCONF Redis is configured to save RDB snapshots, but cannot persist")
+            }
+            Refusal::WrongType(lock) if is_lock(request, lock) && writes => {
+                Some(NodeFailure::WrongType)
+            }
+            _ => None,
+        })
+    }
+
+    /// Executes a request. Returns the reply, and the channels in which it publishes.
+    pub(super) fn execute(&mut self, request: &Request, now: Instant) -> (Reply, Vec<Channel>) {
+        let shown = self.clock.at(now);
+        let reply = self.store.serve(request, shown);
+        let publishes = request.publish || request.op == Op::WakeListener;
+        let is_published =
+            publishes && reply == Reply::Done && !self.leaves_readers(request, shown);
+        let keys = request.lease.keys().as_slice().iter();
+        let channels = keys.filter(|_| is_published).map(|key| key.channel());
+        (reply, channels.collect())
+    }
+
+    /// Returns whether other readers remain: only the last reader's release is published.
+    fn leaves_readers(&mut self, request: &Request, shown: Instant) -> bool {
+        request.op == Op::Release
+            && request.lease.kind() == LeaseKind::Read
+            && !self
+                .store
+                .stored_lock(request.lease.key(), shown)
+                .readers
+                .is_empty()
+    }
+
+    /// Returns the connections that are subscribed to a channel.
+    pub(super) fn receivers(&self, channel: &Channel) -> Vec<ConnectionId> {
+        let receivers = self.subscriptions.iter();
+        let receivers = receivers.filter(|(_, subscribed)| subscribed == channel);
+        receivers.map(|(connection, _)| *connection).collect()
+    }
+}
+
+/// Returns the reply with the number of receivers of the published messages.
+pub(super) fn notified(reply: Reply, request: &Request, receivers: u64) -> Reply {
+    match reply {
+        Reply::Done if request.publish && receivers > 0 => Reply::DoneNotified(receivers),
+        reply => reply,
+    }
+}
+
+/// Returns whether a refusal of a plain SET leaves the remaining time to be asked.
+pub(super) fn asks_ttl(request: &Request, reply: &Reply) -> bool {
+    request.is_plain_set() && matches!(reply, Reply::Held(Blocker::Owner, ..))
+}
+
+fn is_lock(request: &Request, lock: usize) -> bool {
+    let name = lock_name(lock);
+    let mut keys = request.lease.keys().as_slice().iter();
+    keys.any(|key| key.name() == &*name)
+}
+
+/// Returns the name of the lock with this number.
+pub(crate) fn lock_name(lock: usize) -> Arc<str> {
+    format!("lock-{lock}").into()
+}

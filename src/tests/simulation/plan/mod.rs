@@ -1,0 +1,10 @@
+//! What happens in a history: drawn from its seed before it begins, and told in words.
+
+pub(crate) mod draw;
+pub(crate) mod draw_faults;
+#[expect(
+    clippy::module_inception,
+    reason = "the plan is the center of its folder"
+)]
+pub(crate) mod plan;
+pub(crate) mod words;

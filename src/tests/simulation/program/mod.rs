@@ -1,0 +1,8 @@
+//! Simulated processes: what their threads do with locks.
+
+pub(crate) mod acquire;
+pub(crate) mod guard;
+pub(crate) mod history;
+pub(crate) mod process;
+pub(crate) mod progress;
+pub(crate) mod thread;

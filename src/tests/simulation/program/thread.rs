@@ -1,0 +1,109 @@
+//! A thread of a simulated process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::api::lock_token::LockToken;
+use crate::api::locker::RedisLocker;
+use crate::api::nodes::Nodes;
+use crate::api::options::LockOptions;
+use crate::tests::simulation::checker::checker::Checker;
+use crate::tests::simulation::checker::hold::HoldId;
+use crate::tests::simulation::network::server::lock_name;
+use crate::tests::simulation::plan::draw_faults::FORCED_LOCK;
+use crate::tests::simulation::plan::plan::Step;
+use crate::tests::simulation::program::guard::AnyGuard;
+use crate::tests::simulation::program::progress::Progress;
+use crate::tests::simulation::world;
+use crate::tests::simulation::world::World;
+
+/// A thread and what it shares with the others.
+pub(crate) struct ProgramThread {
+    pub(super) process: usize,
+    pub(super) thread: usize,
+    pub(super) world: World,
+    pub(super) nodes: Nodes,
+    pub(super) checker: Arc<Checker>,
+    pub(super) progress: Arc<Progress>,
+    /// Detached locks of all processes.
+    pub(super) detached: Arc<Mutex<Vec<(LockToken, HoldId)>>>,
+    /// The guards that the process keeps until its end.
+    pub(super) kept: Arc<Mutex<Vec<(AnyGuard, HoldId)>>>,
+}
+
+impl ProgramThread {
+    pub(crate) fn run(&self, steps: &[Step]) {
+        for step in steps {
+            self.progress
+                .set_step(self.process, self.thread, step.to_string());
+            self.checker
+                .note(|| format!("process {} thread {} {step}", self.process, self.thread));
+            self.step(step);
+        }
+        self.progress.set_step(self.process, self.thread, "ended");
+    }
+
+    fn step(&self, step: &Step) {
+        let locker = RedisLocker::new(&self.nodes);
+        match step {
+            Step::Acquire(plan) => self.acquire(plan),
+            Step::Adopt { ttl, renewed, hold } => self.adopt(*ttl, *renewed, *hold),
+            Step::Holder(lock) => {
+                let holder = locker.holder(&lock_name(*lock));
+                self.checker.expect_calm("holder", holder.as_ref().err());
+            }
+            Step::ForceRelease => {
+                let released = locker.force_release(&lock_name(FORCED_LOCK));
+                self.checker
+                    .expect_calm("force_release", released.as_ref().err());
+            }
+            Step::Health => {
+                let (health, stats) = (self.nodes.health(), self.nodes.stats());
+                assert_eq!(health.nodes.len(), stats.nodes.len());
+            }
+            Step::Sleep(time) => world::sleep(*time),
+            Step::ShutDown(grace) => {
+                self.progress.set_unsettled(self.process);
+                let _ = self.nodes.shutdown(*grace);
+            }
+        }
+    }
+
+    /// Adopts a lock that another thread has detached.
+    fn adopt(&self, ttl: Duration, renewed: bool, hold: Duration) {
+        let Some((token, former)) = self.detached.lock().pop() else {
+            return;
+        };
+        // From here on the nodes may have the new token.
+        self.checker.adopting(former);
+        let token: LockToken = token.to_string().parse().expect("a token as text");
+        let options = LockOptions::new(ttl).auto_renew(renewed);
+        match RedisLocker::new(&self.nodes).adopt_with(&token, &options) {
+            Ok(guard) => {
+                self.checker.count("adopted locks");
+                let guard = AnyGuard::Lock(guard);
+                let id = self.hold(&guard, None);
+                world::sleep(hold);
+                self.release(guard, id);
+            }
+            Err(error) => self
+                .checker
+                .note(|| format!("process {}: adopt: {error}", self.process)),
+        }
+    }
+
+    /// Records a guard.
+    pub(super) fn hold(&self, guard: &AnyGuard, asked: Option<std::time::Instant>) -> HoldId {
+        let lease = guard.lease();
+        self.checker
+            .acquired(self.process, self.thread, (&lease, guard.mode()), asked)
+    }
+
+    pub(super) fn release(&self, guard: AnyGuard, hold: HoldId) {
+        self.checker.end(hold);
+        let result = guard.release();
+        self.checker.released(hold, &result);
+    }
+}

@@ -1,0 +1,58 @@
+//! What the simulated nodes and the checker need beside the seams: a signal that a callback may
+//! raise, code that no step interrupts, and the clocks of other processes.
+
+use std::panic::Location;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::tests::simulation::runtime::context;
+use crate::tests::simulation::runtime::context::Running;
+use crate::tests::simulation::runtime::fiber::Resource;
+
+/// A flag that fibers wait for. No fiber holds a lock for it, so a killed process blocks nobody.
+#[derive(Debug, Default)]
+pub(crate) struct Signal(AtomicBool);
+
+impl Signal {
+    /// Ends the present waits, or the next one.
+    pub(crate) fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+        context::wake_all(Resource::of(self));
+    }
+
+    /// Blocks until the signal is raised, at most until `end` by the clock of the caller's process.
+    #[track_caller]
+    pub(crate) fn wait_until(&self, end: Option<Instant>) {
+        context::step();
+        // No step lies between the look at the flag and the wait.
+        if !self.0.swap(false, Ordering::Relaxed) {
+            let what = "waits for a signal";
+            let wait = context::wait(what, Resource::of(self), end, Location::caller());
+            context::block(wait);
+            self.0.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Runs `body` without a step: no other fiber runs meanwhile. It must not block.
+pub(crate) fn uninterrupted<T>(body: impl FnOnce() -> T) -> T {
+    if context::running_fiber().is_none() {
+        return body();
+    }
+    context::set_running(Running::Callback);
+    let result = body();
+    context::set_running(Running::Fiber);
+    result
+}
+
+/// Returns the steady clock of the process with this index.
+pub(crate) fn clock_of(process: usize) -> Instant {
+    let steady =
+        context::with(|scheduler| scheduler.processes[process].clock.steady(scheduler.now));
+    context::start() + Duration::from_nanos(steady)
+}
+
+/// Returns the true time as an instant, which no process reads.
+pub(crate) fn true_time() -> Instant {
+    context::start() + Duration::from_nanos(context::with(|scheduler| scheduler.now))
+}
