@@ -3,12 +3,12 @@
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::background::loss_handler::LossHandler;
 use crate::error::LossReason;
 use crate::protocol::lease::{Lease, LeaseState};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::time::{clock, deadline};
 
 /// The result of [`LockWatch::wait_ended`].

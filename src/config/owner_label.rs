@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use crate::protocol::token::MAX_OWNER_LABEL;
+use crate::sync::threads;
 
 /// The host of the default label where the operating system tells none.
 const UNKNOWN_HOST: &str = "unknown-host";
@@ -31,7 +32,7 @@ pub(super) fn default_label() -> Arc<str> {
         .or_else(|| variable("HOSTNAME"))
         .or_else(|| variable("COMPUTERNAME"))
         .unwrap_or_default();
-    Arc::from(host_and_pid(&host, std::process::id()))
+    Arc::from(host_and_pid(&host, threads::process_id()))
 }
 
 /// Joins host and process id. Characters that a label cannot have are left out, and the host is cut
@@ -64,7 +65,7 @@ mod tests {
         }
         let ours = default_label();
         assert!(
-            ours.ends_with(&format!("/{}", std::process::id())),
+            ours.ends_with(&format!("/{}", threads::process_id())),
             "{ours}"
         );
         assert_eq!(validate(&ours), Ok(()));

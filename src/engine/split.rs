@@ -29,20 +29,23 @@ use crate::transport::inbox::{Inbox, WaitEnd};
 use crate::transport::round::{Round, RoundOutcome};
 
 /// Rounds in a row without a new grant after which a leader stops. In that many rounds, every
-/// caller that gives way has released its grants.
-const MAX_IDLE_ROUNDS: u32 = 4;
+/// caller that gives way has released its grants, also on a busy machine.
+const MAX_IDLE_ROUNDS: u32 = 6;
 
-/// Exclusive limit of the rounds, drawn at random, after which a doubtful leader gives way.
+/// Rounds in a row without a new grant for which a doubtful leader goes on at least.
 ///
-/// A leader is doubtful if a lower node may have granted to another leader. The random limit keeps
-/// two such leaders from waiting for each other.
-const MAX_DOUBTFUL_ROUNDS: usize = 4;
+/// A leader is doubtful if a lower node may have granted to another leader. Mostly there is none: the
+/// lower node is silent for everyone, and then this leader alone can win.
+const MIN_DOUBTFUL_ROUNDS: u32 = 3;
+
+/// Further such rounds, drawn at random below this number, after which a doubtful leader gives way.
+/// So it gives way before a leader without doubt stops, and two doubtful leaders do not wait for
+/// each other.
+const MAX_DOUBTFUL_ROUNDS: usize = 3;
 
 /// The progress of a caller that leads a split vote.
 #[derive(Default)]
 struct LeaderProgress {
-    /// The rounds in which contested nodes were asked again.
-    rounds: usize,
     idle_rounds: u32,
     grants: usize,
     /// The pause before the next round. The first round is sent at once.
@@ -57,13 +60,13 @@ impl LeaderProgress {
             false => self.idle_rounds + 1,
         };
         self.grants = grants;
-        self.rounds += 1;
         self.idle_rounds <= MAX_IDLE_ROUNDS
     }
 
     /// Returns whether a doubtful leader gives way.
     fn gives_way(&self, split: &Split) -> bool {
-        split.is_doubtful && self.rounds > random::below(MAX_DOUBTFUL_ROUNDS)
+        let drawn = u32::try_from(random::below(MAX_DOUBTFUL_ROUNDS)).unwrap_or_default();
+        split.is_doubtful && self.idle_rounds >= MIN_DOUBTFUL_ROUNDS + drawn
     }
 
     /// Returns the pause before the next round, and lengthens the one after it.
@@ -121,12 +124,14 @@ impl Engine {
         }
     }
 
-    /// Returns the duration of a round, measured on the round that began at `start`; at most
-    /// `max_split`.
+    /// Returns the duration of a round, measured on the round that began at `start`.
+    ///
+    /// At most an eighth of `max_split`, so that the pauses of several rounds fit into that time. A
+    /// round that waited for a silent node takes much longer, and says nothing about the others.
     fn round_trip_since(&self, start: Instant) -> Duration {
         let elapsed = clock::now().saturating_duration_since(start);
         let round_trip = elapsed.max(self.nodes.rtt_estimate());
-        round_trip.min(self.settings.max_split)
+        round_trip.min(self.settings.max_split / 8)
     }
 
     /// Blocks until `end`.
@@ -184,17 +189,19 @@ mod tests {
             leads: true,
             is_doubtful: false,
         };
-        let rounds = MAX_DOUBTFUL_ROUNDS;
-        let progress = LeaderProgress {
-            rounds,
+        let idle = |idle_rounds| LeaderProgress {
+            idle_rounds,
             ..LeaderProgress::default()
         };
-        assert!(!progress.gives_way(&split));
+        assert!(!idle(MAX_IDLE_ROUNDS).gives_way(&split));
         let doubtful = Split {
             is_doubtful: true,
             ..split
         };
-        assert!(progress.gives_way(&doubtful));
-        assert!(!LeaderProgress::default().gives_way(&doubtful));
+        assert!(
+            idle(MAX_IDLE_ROUNDS - 1).gives_way(&doubtful),
+            "before the other stops"
+        );
+        assert!(!idle(MIN_DOUBTFUL_ROUNDS - 1).gives_way(&doubtful));
     }
 }
