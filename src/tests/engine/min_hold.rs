@@ -59,6 +59,7 @@ fn release_before_min_hold_keeps_the_lock_on_the_nodes_until_then() {
         let guard = locker
             .acquire("x", &held_for(HOLD).auto_renew(true))
             .unwrap();
+        eventually("all nodes have granted", || holders(&fakes, "x") == 3);
         match on_drop {
             None => guard.release().unwrap(),
             Some(_) => drop(guard),
