@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::error::{Error, LossReason};
+use crate::error::{Error, LossReason, NodeFailure};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::mode::Mode;
@@ -303,7 +303,7 @@ impl Checker {
                         ..
                     }
             );
-            error.is_contended() || is_shut_down
+            error.is_contended() || is_shut_down || met_stopped_workers(error)
         });
         if self.promises.is_calm && !is_expected {
             self.report(format!("{what} failed in a calm history: {error:?}"));
@@ -358,4 +358,12 @@ impl Checker {
         }
         self.check_overlaps();
     }
+}
+
+/// Returns whether a request found that another thread of its process had ended the workers, as a
+/// release may that begins at the end of a shutdown.
+fn met_stopped_workers(error: &Error) -> bool {
+    let stopped = NodeFailure::Unreachable("the worker has stopped".to_owned());
+    matches!(error, Error::InsufficientQuorum { causes, .. }
+        if causes.iter().all(|cause| cause.failure == stopped))
 }
