@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
 use crate::support::process::{
-    Running, TOOL, await_state, clean, detached, is_alive, run, signal, state, tool,
+    Running, TOOL, await_state, clean, detached, is_alive, run, run_args, signal, state, tool,
 };
 use crate::support::signal_log::SignalLog;
 use crate::support::terminal::Terminal;
@@ -135,20 +135,7 @@ fn timeout_on_a_terminal_sends_one_signal_to_the_command() {
     let (node, log) = (server(), SignalLog::new());
     let [program, file] = log.command();
     let addr = node.addr();
-    let args = [
-        "1",
-        TOOL,
-        "run",
-        "--timeout",
-        "2s",
-        "--redis",
-        &addr,
-        "--key",
-        "k",
-        "--",
-        &program,
-        &file,
-    ];
+    let args = [&["1", TOOL][..], &run_args(&addr, &[&program, &file])].concat();
     let terminal = Terminal::start("timeout", &args, 80);
     log.await_signal(15);
     log.await_signal(18);
@@ -289,17 +276,8 @@ fn standard_streams_and_the_terminal_are_those_of_the_command() {
     let node = server();
     let mut command = Command::new(TOOL);
     clean(&mut command);
-    command.args([
-        "run",
-        "--timeout",
-        "2s",
-        "--redis",
-        &node.addr(),
-        "--key",
-        "k",
-        "--",
-        "cat",
-    ]);
+    let addr = node.addr();
+    command.args(run_args(&addr, &["cat"]));
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -310,20 +288,14 @@ fn standard_streams_and_the_terminal_are_those_of_the_command() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.stdout, b"through\n");
 
-    let addr = node.addr();
-    let args = [
-        "run",
-        "--timeout",
-        "2s",
-        "--redis",
+    let args = run_args(
         &addr,
-        "--key",
-        "k",
-        "--",
-        "sh",
-        "-c",
-        "read word; echo got $word; test -t 0 && test -t 1 && test -t 2",
-    ];
+        &[
+            "sh",
+            "-c",
+            "read word; echo got $word; test -t 0 && test -t 1 && test -t 2",
+        ],
+    );
     let mut terminal = Terminal::start(TOOL, &args, 80);
     terminal.press("hello\n");
     terminal.await_text("got hello");

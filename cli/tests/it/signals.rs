@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::process::{self, Running, TOOL, is_alive, tool};
+use crate::support::process::{self, Running, TOOL, is_alive, run_args, tool};
 use crate::support::servers::Server;
 use crate::support::signal_log::SignalLog;
 use crate::support::terminal::Terminal;
@@ -79,18 +79,7 @@ fn log_each_on_terminal(send: impl Fn(i32, i32)) {
     let (node, log) = (server(), SignalLog::new());
     let [program, file] = log.command();
     let addr = node.addr();
-    let args = [
-        "run",
-        "--timeout",
-        "2s",
-        "--redis",
-        &addr,
-        "--key",
-        "k",
-        "--",
-        &program,
-        &file,
-    ];
+    let args = run_args(&addr, &[&program, &file]);
     let terminal = Terminal::start(TOOL, &args, 80);
     log.ready();
     for signal in CATCHABLE {
@@ -119,18 +108,7 @@ fn keys_of_a_terminal_reach_the_command_once() {
     let (node, log) = (server(), SignalLog::new());
     let [program, file] = log.command();
     let addr = node.addr();
-    let args = [
-        "run",
-        "--timeout",
-        "2s",
-        "--redis",
-        &addr,
-        "--key",
-        "k",
-        "--",
-        &program,
-        &file,
-    ];
+    let args = run_args(&addr, &[&program, &file]);
     let mut terminal = Terminal::start(TOOL, &args, 80);
     log.ready();
     for (key, signal) in [("\x03", 2), ("\x1c", 3)] {

@@ -22,6 +22,21 @@ pub(crate) fn tool(nodes: &str, command: &str, args: &[&str]) -> Command {
     tool
 }
 
+/// Returns the arguments of the tool that run `command` under the lock `k`.
+pub(crate) fn run_args<'a>(addr: &'a str, command: &[&'a str]) -> Vec<&'a str> {
+    let tool = [
+        "run",
+        "--timeout",
+        "2s",
+        "--redis",
+        addr,
+        "--key",
+        "k",
+        "--",
+    ];
+    [&tool[..], command].concat()
+}
+
 /// Prepares the tool with these arguments alone.
 pub(crate) fn bare(args: &[&str]) -> Command {
     let mut tool = detached(TOOL);
