@@ -174,9 +174,12 @@ impl Engine {
         });
         let mut release = Request::new(Op::Release, &former.lease, 0);
         release.publish = publish;
-        let nodes = former.lease.contacted().difference(swapped);
+        let nodes = match publish {
+            true => self.nodes.all(),
+            false => former.lease.contacted(),
+        };
         self.nodes
-            .send_unawaited_with_sink(&release, nodes, Some(&sink));
+            .send_unawaited_with_sink(&release, nodes.difference(swapped), Some(&sink));
     }
 }
 

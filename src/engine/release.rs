@@ -56,17 +56,14 @@ impl Engine {
         self.listener.release_started(lease.keys());
         if on_drop == OnDrop::Background {
             let receivers = self.listener.receiver_count_sink(lease.keys());
-            let nodes = lease.contacted();
             self.nodes
-                .send_unawaited_with_sink(&request, nodes, Some(&receivers));
-            self.nodes.wake_listeners_without_key(lease);
+                .send_unawaited_with_sink(&request, self.nodes.all(), Some(&receivers));
             lease.finish_release();
             local.release_at(kept_until);
             return Ok(());
         }
         let inbox = Arc::new(Inbox::new());
         let round = self.nodes.send_to_all(&request, &inbox);
-        self.nodes.wake_listeners_without_key(lease);
         local.release_at(kept_until);
         let outcome = round.wait(self.node_budget(now));
         self.listener

@@ -18,6 +18,8 @@ pub(crate) fn skip_reply(
     now: Instant,
 ) -> Option<Reply> {
     match (request.op, request.lease.peek(now)) {
+        // Waiters may listen on a node without the key, so a published release is sent there (L4).
+        (Op::Release, _) if request.publish => None,
         (Op::Release, _) => {
             let is_gone = !request.lease.may_exist(node, now);
             is_gone.then_some(Reply::Absent)

@@ -10,12 +10,10 @@ use std::time::{Duration, Instant};
 use crate::error::NodeFailure;
 use crate::protocol::breaker::Connectivity;
 use crate::protocol::key::Key;
-use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{NodeSet, Tally, Vote, VoteRule, majority};
 use crate::protocol::reply::vote_rule;
 use crate::protocol::request::{Op, Request};
-use crate::protocol::token::Token;
 use crate::telemetry::health::{NodeHealth, NodeState};
 use crate::telemetry::stats::{LockCounters, NodeStats, Stats};
 use crate::time::clock;
@@ -211,7 +209,8 @@ impl NodeGroup {
         round
     }
 
-    fn all(&self) -> NodeSet {
+    /// Returns the set of all nodes.
+    pub(crate) fn all(&self) -> NodeSet {
         NodeSet::all(self.total())
     }
 
@@ -272,24 +271,6 @@ impl NodeGroup {
     pub(crate) fn wake_listener(&self, wake_channel: &Arc<Lease>, node: usize) {
         let publish = Request::new(Op::WakeListener, wake_channel, 0);
         self.send_unawaited(&publish, NodeSet::single(node));
-    }
-
-    /// Publishes the release of a lease on the nodes that do not store it, because a release
-    /// deletes nothing there and so publishes nothing (L4). Waiters may listen there. Does not
-    /// block.
-    pub(crate) fn wake_listeners_without_key(&self, lease: &Lease) {
-        let now = clock::now();
-        let lacks_key = |node: &usize| !lease.may_exist(*node, now);
-        let nodes = (0..self.total()).filter(lacks_key).map(NodeSet::single);
-        let nodes = nodes.fold(NodeSet::default(), NodeSet::union);
-        if nodes.len() == 0 {
-            return;
-        }
-        for key in lease.keys().as_slice() {
-            let channel = Lease::new(key.clone(), Token::empty(), LeaseKind::Exclusive);
-            let publish = Request::new(Op::WakeListener, &Arc::new(channel), 0);
-            self.send_unawaited(&publish, nodes);
-        }
     }
 
     /// Returns the first connected node that votes, else the first connected node: a quarantined

@@ -209,7 +209,7 @@ impl Pipeline {
         if let Some(release) = replacement_release(&request, &reply) {
             match skip_reply(&release, node, quarantine, now) {
                 None => {
-                    pending_reply.was_sent = true;
+                    pending_reply.was_sent = release.lease.may_exist(node, now);
                     return Some((release, pending_reply));
                 }
                 Some(unsent) => reply = unsent,

@@ -9,12 +9,12 @@
 //! - A pending release delays no other request: at most
 //!   [`MAX_BEHIND`](crate::transport::pending_releases::MAX_BEHIND) follow each batch.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::error::NodeFailure;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
-use crate::protocol::send_check::{record_unanswered, skip_reply};
+use crate::protocol::send_check::record_unanswered;
 use crate::sync::atomic::Ordering;
 use crate::telemetry::observer::NodeReply;
 use crate::time::clock;
@@ -143,9 +143,9 @@ impl Pipeline {
             let cause = self.cause();
             return pending_reply.deliver(self.node, Reply::Failed(cause));
         }
-        match skip_reply(&job.request, self.node, Duration::ZERO, clock::now()) {
-            Some(reply) => pending_reply.deliver(self.node, reply),
-            None => self.pending.push(job.request, pending_reply),
+        match job.request.lease.may_exist(self.node, clock::now()) {
+            true => self.pending.push(job.request, pending_reply),
+            false => pending_reply.deliver(self.node, Reply::Absent),
         }
     }
 
@@ -161,6 +161,7 @@ impl Pipeline {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
     use crate::tests::fixtures::lease;

@@ -2,7 +2,8 @@
 -- reader turn starts.
 --
 -- 1. Nothing changes unless the writer has our token. A reader with our token means that this
---    script has run before.
+--    script has run before. Without either the downgrade is published all the same: waiters may
+--    listen there.
 -- 2. A writer's key without an expiry gets the expiry of the lease.
 --
 -- KEYS: writer, readers, turn. ARGV: token, remaining time of the lease in ms, length of a reader
@@ -15,6 +16,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if writer ~= ARGV[1] then
   if score and tonumber(score) >= now then return 1 end
+  publish(ARGV[4])
   return writer and -1 or 0
 end
 local set, turn, interval, ttl = KEYS[2], KEYS[3], ARGV[3], redis.call('PTTL', KEYS[1])

@@ -1,10 +1,14 @@
 -- Deletes an exclusive lock regardless of its holder, at an operator's request.
 --
 -- 1. A value of another type is no lock and fails the first step.
+-- 2. The release is published also where there is no lock: waiters may listen there.
 --
 -- KEYS: the lock. ARGV: channel or '' for none.
 -- Reply: 0 absent; else deleted, and one more than the number of receivers.
 -- Prelude: publish.
-if not redis.call('GET', KEYS[1]) then return 0 end
+if not redis.call('GET', KEYS[1]) then
+  publish(ARGV[1])
+  return 0
+end
 redis.call('DEL', KEYS[1])
 return publish(ARGV[1])

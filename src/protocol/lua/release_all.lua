@@ -3,20 +3,20 @@
 --
 -- 1. Every key that holds our token is deleted, whatever the others hold. With a rest its expiry is
 --    set in place of that, and the token stays.
--- 2. Each of these is published in the channel of its key's name. Callers that wait for a kept lock
---    learn from it that the lock ends sooner than its TTL.
+-- 2. The release is published in the channel of each key's name, also where the node has no key of
+--    ours: waiters may listen there. Callers that wait for a kept lock learn from it that the lock
+--    ends sooner than its TTL.
 --
 -- KEYS: the locks of the lease. ARGV: token, 1 if the release is to be published, ms of the rest if
 -- the lock is kept.
 -- Reply: 0 a lock is absent; -1 a lock has another value; else all are deleted or kept, and one
 -- more than the greatest number of receivers.
 -- Prelude: publish.
-local reply, most, failed, ended = 1, 1, false, {}
+local reply, most, failed = 1, 1, false
 for _, key in ipairs(KEYS) do
   local value = redis.pcall('GET', key)
   if value == ARGV[1] then
     if ARGV[3] then redis.call('PEXPIRE', key, ARGV[3]) else redis.call('DEL', key) end
-    ended[#ended + 1] = key
   elseif type(value) == 'table' then
     failed = value
   elseif value then
@@ -25,7 +25,7 @@ for _, key in ipairs(KEYS) do
     reply = 0
   end
 end
-for _, key in ipairs(ended) do
+for _, key in ipairs(KEYS) do
   most = math.max(most, publish(ARGV[2] == '1' and key or ''))
 end
 if failed then return failed end

@@ -4,7 +4,8 @@
 -- 2. A token stands as the writer's where a downgrade did not arrive. It is deleted there, and
 --    waiting readers get the turn that the downgrade would have started. A foreign value there is
 --    no token, and does not keep the other readers from their release.
--- 3. If something was removed and no reader is left, the release is published.
+-- 3. If no reader is left, the release is published, also where nothing was removed: waiters may
+--    listen there.
 --
 -- KEYS: writer, readers, turn. ARGV: channel or '' for none, length of a reader turn in ms or 0 for
 -- none, tokens.
@@ -40,12 +41,12 @@ if latest > 0 then
   redis.call('ZREM', KEYS[2], unpack(ARGV))
   removed = true
 end
-local last = removed and redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
+local last = (removed or channel ~= '') and redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
 if last and tonumber(last) < latest then
   -- Above 2^53 no integer is exact in Lua.
   redis.call('PEXPIREAT', KEYS[2], math.min(math.ceil(last) + 1000, 9007199254740991))
 end
-if not removed or last and tonumber(last) >= now then channel = '' end
+if last and tonumber(last) >= now then channel = '' end
 local receivers = channel ~= '' and redis.pcall('PUBLISH', channel, '')
 if not all then return released end
 return type(receivers) == 'number' and receivers + 1 or 1

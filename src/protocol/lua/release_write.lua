@@ -1,11 +1,15 @@
--- Releases a write lock: compare and delete. If a refused reader waits, a reader turn starts.
+-- Releases a write lock: compare and delete. If a refused reader waits, a reader turn starts. The
+-- release is published also where the node has no key of ours: waiters may listen there.
 --
 -- KEYS: writer, turn. ARGV: token, length of a reader turn in ms or 0 for none, channel or '' for
 -- none.
 -- Reply: 0 absent; -1 another value, left untouched; else deleted, and one more than the number of
 -- receivers.
 local writer, turn, interval, channel = redis.call('GET', KEYS[1]), KEYS[2], ARGV[2], ARGV[3]
-if writer ~= ARGV[1] then return writer and -1 or 0 end
+if writer ~= ARGV[1] then
+  if channel ~= '' then redis.pcall('PUBLISH', channel, '') end
+  return writer and -1 or 0
+end
 redis.call('DEL', KEYS[1])
 if interval ~= '0' and redis.pcall('GET', turn) == 'asked' then
   redis.pcall('SET', turn, 'given', 'PX', interval)

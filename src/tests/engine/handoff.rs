@@ -285,8 +285,9 @@ fn release_succeeds_when_acquirer_is_cancelled_before_the_swap() {
     });
     all_free(&fakes, "x");
     assert_eq!(count(&fakes, Op::Swap), 0, "the swap was cancelled");
-    eventually("the loss is notified", || {
-        fakes.iter().all(|fake| fake.published() == 1)
+    // By the release in place of the swap, or by the acquirer's of the same token.
+    eventually("the release is published", || {
+        fakes.iter().all(|fake| fake.published() >= 1)
     });
 }
 

@@ -23,7 +23,7 @@ use crate::transport::inbox::Inbox;
 
 const TTL: Duration = Duration::from_secs(300);
 
-/// Acquires a lock on all nodes, because a node without the key publishes no release.
+/// Acquires a lock on all nodes.
 fn held_everywhere(locker: &RedisLocker, fakes: &[Arc<FakeNode>]) -> LockGuard {
     let held = locker.lock("x", TTL).expect("free");
     eventually("it is on every node", || {
@@ -287,6 +287,49 @@ fn waiter_that_loses_after_a_release_attempts_once_per_release() {
         fakes[0].wipe();
         fakes[0].publish(&channel);
         drop(waits.join().expect("no panic").expect("free"));
+    });
+}
+
+/// A waiter may listen on the node that refused the holder (L4). The holder may learn of the refusal
+/// before its release is sent, after it, or between.
+#[test]
+fn release_is_published_on_a_node_that_refused_the_holder() {
+    for is_late in [false, true] {
+        let fakes = FakeNode::fakes(3);
+        let locker = slowly_retrying(&fakes);
+        fakes[2].seize("x", TTL);
+        let late = is_late.then(|| fakes[2].delay(Op::Acquire));
+        let guard = locker.lock("x", TTL).expect("granted by two of three");
+        match &late {
+            Some(late) => late.arrived(),
+            None => eventually("the refusal", || fakes[2].count(Op::Acquire) == 1),
+        }
+        guard.release().expect("released on two of three");
+        if let Some(late) = late {
+            fakes[2].set_fault(Fault::None);
+            late.go();
+        }
+        eventually("the release is published", || fakes[2].published() == 1);
+        assert!(fakes[2].token("x").is_some(), "another's token stays");
+    }
+}
+
+/// A waiter may listen on a node that was down when the lock was acquired (L4).
+#[test]
+fn release_is_published_on_a_node_that_was_down() {
+    let fakes = FakeNode::fakes(3);
+    fakes[2].set_fault(Fault::Down);
+    let locker = slowly_retrying(&fakes);
+    let guard = locker.lock("x", TTL).expect("granted by two of three");
+    fakes[2].set_fault(Fault::None);
+    eventually("node 2 is back", || {
+        drop(locker.lock("other", TTL).expect("free"));
+        fakes[2].count(Op::Acquire) > 0
+    });
+    let before = fakes[2].published();
+    guard.release().expect("released on two of three");
+    eventually("the release is published", || {
+        fakes[2].published() == before + 1
     });
 }
 

@@ -293,14 +293,14 @@ impl FakeNode {
         }
         let answer = self.memory.lock().serve(request, clock::now());
         let publishes = request.publish || request.op == Op::WakeListener;
-        if publishes && answer == Reply::Done && !self.leaves_readers(request) {
+        if publishes && !matches!(answer, Reply::Failed(_)) && !self.leaves_readers(request) {
             let keys = request.lease.keys().as_slice().iter();
             let receivers = keys.map(|key| self.publish(&key.channel())).max();
             let receivers = receivers.unwrap_or_default();
             if request.publish {
                 self.published.fetch_add(1, Ordering::Relaxed);
             }
-            if request.publish && receivers > 0 {
+            if request.publish && receivers > 0 && answer == Reply::Done {
                 return Reply::DoneNotified(receivers);
             }
         }

@@ -212,8 +212,9 @@ impl Server {
         let shown = self.clock.at(now);
         let reply = self.store.serve(request, shown);
         let publishes = request.publish || request.op == Op::WakeListener;
-        let is_published =
-            publishes && reply == Reply::Done && !self.leaves_readers(request, shown);
+        let is_published = publishes
+            && !matches!(reply, Reply::Failed(_))
+            && !self.leaves_readers(request, shown);
         let keys = request.lease.keys().as_slice().iter();
         let channels = keys.filter(|_| is_published).map(|key| key.channel());
         (reply, channels.collect())
