@@ -6,7 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
 use crate::support::process::{
-    Running, TOOL, await_state, clean, detached, is_alive, run, run_args, signal, state, tool,
+    LONG_TTL, Running, TIMEOUT, TOOL, await_state, clean, detached, is_alive, run, run_args,
+    signal, state, tool,
 };
 use crate::support::signal_log::SignalLog;
 use crate::support::terminal::Terminal;
@@ -18,7 +19,7 @@ fn through(program: &[&str], addr: &str, args: &[&str]) -> Command {
     command.args(&program[1..]);
     command
         .arg(TOOL)
-        .args(["run", "--timeout", "2s", "--redis", addr]);
+        .args(["run", "--timeout", TIMEOUT, "--redis", addr]);
     command.args(args);
     command
 }
@@ -91,7 +92,7 @@ fn nohup_survives_the_terminal() {
     let (node, log) = (server(), SignalLog::new());
     let [program, file] = log.command();
     let line = format!(
-        "nohup {TOOL} run --timeout 2s --redis {} --key k -- {program} {file} >/dev/null 2>&1 & wait\n",
+        "nohup {TOOL} run --timeout {TIMEOUT} --redis {} --key k --ttl {LONG_TTL} -- {program} {file} >/dev/null 2>&1 & wait\n",
         node.addr()
     );
     let mut terminal = Terminal::start("bash", &["--norc", "-i"], 80);
@@ -117,12 +118,17 @@ fn status_passes_where_the_parent_ignores_sigchld() {
     .assert(3, &[]);
 }
 
+/// SIGALRM, by which timeout(1) learns that the time is over.
+const TIME_OUT: i32 = 14;
+
 #[test]
 fn timeout_sends_one_signal_to_the_command() {
     let (node, log) = (server(), SignalLog::new());
     let [program, file] = log.command();
     let args = ["--key", "k", "--", &program, &file];
-    let running = Running::start(through(&["timeout", "1"], &node.addr(), &args));
+    let running = Running::start(through(&["timeout", "600"], &node.addr(), &args));
+    log.ready();
+    running.signal(TIME_OUT);
     log.await_signal(15);
     log.await_signal(18);
     log.end(0);
@@ -135,8 +141,10 @@ fn timeout_on_a_terminal_sends_one_signal_to_the_command() {
     let (node, log) = (server(), SignalLog::new());
     let [program, file] = log.command();
     let addr = node.addr();
-    let args = [&["1", TOOL][..], &run_args(&addr, &[&program, &file])].concat();
+    let args = [&["600", TOOL][..], &run_args(&addr, &[&program, &file])].concat();
     let terminal = Terminal::start("timeout", &args, 80);
+    log.ready();
+    signal(terminal.pid(), TIME_OUT);
     log.await_signal(15);
     log.await_signal(18);
     log.end(0);
@@ -173,15 +181,16 @@ fn first_process_of_a_namespace_reaps_and_passes_signals_on() {
     log.end(7);
     running.end().assert(7, &[]);
 
-    let zombies = "for i in 1 2 3; do sh -c 'sleep 0.05 &'; done; \
-                   for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; ps -eo stat= | grep -q S || break; done; \
-                   ps -eo stat= | grep -c Z";
-    let ended = run(through(
-        &namespace,
-        &node.addr(),
-        &["--key", "k", "--", "sh", "-c", zombies],
-    ));
-    assert_eq!(ended.out.trim(), "0", "{ended:?}");
+    // Orphans end, and are then to vanish.
+    let zombies = "for i in 1 2 3; do sh -c '(sleep 0.05; echo >&2) &'; done 2>ended; \
+                   until [ $(wc -l <ended) = 3 ]; do sleep 0.01; done; \
+                   for i in $(seq 1000); do ps -eo stat= | grep -q Z || exit 0; sleep 0.01; done; \
+                   exit 1";
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--key", "k", "--", "sh", "-c", zombies];
+    let mut tool = through(&namespace, &node.addr(), &args);
+    tool.current_dir(dir.path());
+    run(tool).assert(0, &[]);
 }
 
 #[test]
@@ -189,28 +198,26 @@ fn lock_waits_for_the_group_only_if_it_is_asked_to() {
     let node = server();
     for waits in [false, true] {
         let dir = tempfile::tempdir().unwrap();
-        let go = dir.path().join("go");
+        let (go, pid) = (dir.path().join("go"), dir.path().join("pid"));
         let script = format!(
-            "(until [ -e {} ]; do sleep 0.01; done) >/dev/null 2>&1 &",
-            go.display()
+            "(while [ -d {dir} ] && [ ! -e {go} ]; do sleep 0.01; done) >/dev/null 2>&1 & \
+             echo $$ >{pid}.tmp; mv {pid}.tmp {pid}",
+            dir = dir.path().display(),
+            go = go.display(),
+            pid = pid.display()
         );
         let option: &[&str] = if waits { &["--wait-for-group"] } else { &[] };
         let args = [&["--key", "k"][..], option, &["--", "sh", "-c", &script]].concat();
         let mut running = Running::start(tool(&node.addr(), "run", &args));
+        eventually("the command has begun", || pid.exists());
+        let pid = fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+        eventually("the command has ended", || !is_alive(pid));
         if waits {
-            eventually("the lock is held", || has_lock(&node, "k"));
-            // The command itself has ended by now, or ends soon; the group stays.
             let next = ["--key", "k", "--no-wait", "--", "true"];
             run(tool(&node.addr(), "run", &next)).assert(75, &["held"]);
             assert!(!running.has_ended());
-        }
-        if !waits {
-            running.end().assert(0, &[]);
-            assert!(!has_lock(&node, "k"));
             fs::write(&go, "").unwrap();
-            continue;
         }
-        fs::write(&go, "").unwrap();
         running.end().assert(0, &[]);
         assert!(!has_lock(&node, "k"));
     }
@@ -235,7 +242,7 @@ fn suspend_key_stops_tool_and_command_and_fg_continues_them() {
     let [program, file] = log.command();
     let mut terminal = Terminal::start("bash", &["--norc", "--noprofile", "-i"], 200);
     let line = format!(
-        "{TOOL} run --timeout 2s --redis {} --key k --ttl 600s -- {program} {file}; echo status $?\n",
+        "{TOOL} run --timeout {TIMEOUT} --redis {} --key k --ttl {LONG_TTL} -- {program} {file}; echo status $?\n",
         node.addr()
     );
     terminal.press(&line);

@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::support::process::{Ended, Running, TOOL, bare, is_alive, tool};
+use crate::support::process::{Ended, LONG_TTL, Running, TIMEOUT, TOOL, bare, is_alive, tool};
 use crate::support::proxy::Proxy;
 use crate::support::servers::Server;
 use crate::support::{addresses, ask, eventually, server, servers};
@@ -34,7 +34,7 @@ fn signals_at_random_moments_leave_no_key_no_child_and_no_zombie() {
         let file = dir.path().join(round.to_string());
         let script = format!("echo $$ >{}; exec sleep 600", file.display());
         let key = format!("k{}", round % 3);
-        let args = ["--key", &key, "--", "sh", "-c", &script];
+        let args = ["--ttl", LONG_TTL, "--key", &key, "--", "sh", "-c", &script];
         let mut running = Running::start(tool(&node.addr(), "run", &args));
         std::thread::sleep(Duration::from_micros(random.u64(0..40_000)));
         let signal = *random.choice([1, 2, 3, 10, 12, 14, 15].iter()).unwrap();
@@ -57,7 +57,7 @@ fn signals_at_random_moments_leave_no_key_no_child_and_no_zombie() {
             });
         }
     }
-    assert_eq!(ask::<u32>(&node, &["DBSIZE"]), 0, "a key is left");
+    eventually("no key is left", || ask::<u32>(&node, &["DBSIZE"]) == 0);
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn two_hundred_processes_at_once_run_one_after_the_other() {
         inside.display(),
         log.display()
     );
-    let args = ["--ttl", "60s", "--key", "k", "--", "sh", "-c", &script];
+    let args = ["--ttl", LONG_TTL, "--key", "k", "--", "sh", "-c", &script];
     let all = addresses(&nodes);
     let running: Vec<Running> = (0..200)
         .map(|_| {
@@ -123,7 +123,7 @@ fn nightly_job_of_three_zones_runs_once_each_night() {
         let long = format!("until [ -e {} ]; do sleep 0.01; done", go.display());
         let job: &[&str] = match night % LONG {
             0 => &["--", "sh", "-c", &long],
-            _ => &["--at-least", "20s", "--", "true"],
+            _ => &["--at-least", "1h", "--", "true"],
         };
         let args = [&["--no-wait", "--key", &key][..], job].concat();
         let hosts = lists
@@ -157,15 +157,7 @@ fn short_job_on_hosts_with_late_clocks_runs_once() {
         let key = format!("tick-{tick}");
         let mut hosts: Vec<Running> = Vec::new();
         for _ in 0..4 {
-            let args = [
-                "--at-least",
-                "30s",
-                "--no-wait",
-                "--key",
-                &key,
-                "--",
-                "true",
-            ];
+            let args = ["--at-least", "1h", "--no-wait", "--key", &key, "--", "true"];
             hosts.push(Running::start(tool(&node.addr(), "run", &args)));
             std::thread::sleep(Duration::from_millis(random.u64(0..100)));
         }
@@ -183,7 +175,7 @@ fn locks_of_a_tool_within_a_tool_are_held_together() {
         TOOL,
         "run",
         "--timeout",
-        "2s",
+        TIMEOUT,
         "--redis",
         &addr,
         "--key",

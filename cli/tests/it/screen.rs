@@ -1,13 +1,21 @@
 //! `watch` and `break` on a terminal.
 
-use crate::support::process::TOOL;
+use crate::support::process::{TIMEOUT, TOOL, signal};
 use crate::support::servers::Server;
 use crate::support::terminal::Terminal;
 use crate::support::{ask, eventually, has_lock, server};
 
 fn watch(node: &Server, columns: u16, variables: &[(&str, &str)]) -> Terminal {
     let addr = node.addr();
-    let args = ["watch", "--timeout", "2s", "--redis", &addr, "-i", "0.05"];
+    let args = [
+        "watch",
+        "--timeout",
+        TIMEOUT,
+        "--redis",
+        &addr,
+        "-i",
+        "0.05",
+    ];
     Terminal::start_with(TOOL, &args, columns, variables)
 }
 
@@ -76,7 +84,7 @@ fn list_has_colours_on_a_terminal_unless_no_color_is_set() {
     let node = server();
     hold(&node, "alpha", "zoe", 500_000);
     let addr = node.addr();
-    let args = ["list", "--timeout", "2s", "--redis", &addr];
+    let args = ["list", "--timeout", TIMEOUT, "--redis", &addr];
     for (variables, has_colours) in [(&[][..], true), (&[("NO_COLOR", "1")], false)] {
         let terminal = Terminal::start_with(TOOL, &args, 100, variables);
         terminal.await_text("zoe");
@@ -88,10 +96,10 @@ fn list_has_colours_on_a_terminal_unless_no_color_is_set() {
 #[test]
 fn watch_gives_the_screen_back_at_a_signal() {
     let node = server();
-    for signal in [15, 1, 2, 3] {
+    for number in [15, 1, 2, 3] {
         let mut terminal = watch(&node, 80, &[]);
         terminal.await_text("by name");
-        crate::support::process::signal(terminal.pid(), signal);
+        signal(terminal.pid(), number);
         eventually("watch ends", || terminal.has_ended());
         terminal.await_text(LEAVE);
         assert_eq!(terminal.end(), 0);
@@ -103,7 +111,7 @@ fn break_asks_on_a_terminal() {
     let node = server();
     hold(&node, "k", "zoe", 500_000);
     let addr = node.addr();
-    let args = ["break", "--timeout", "2s", "--redis", &addr, "k"];
+    let args = ["break", "--timeout", TIMEOUT, "--redis", &addr, "k"];
     for (answer, status, stays) in [("n\n", 2, true), ("\n", 2, true), ("y\n", 0, false)] {
         let mut terminal = Terminal::start(TOOL, &args, 120);
         terminal.await_text("k: held by zoe");
@@ -119,7 +127,7 @@ fn break_does_nothing_if_the_lock_has_passed_on_before_the_answer() {
     let node = server();
     hold(&node, "k", "zoe", 500_000);
     let addr = node.addr();
-    let args = ["break", "--timeout", "2s", "--redis", &addr, "k"];
+    let args = ["break", "--timeout", TIMEOUT, "--redis", &addr, "k"];
     let mut terminal = Terminal::start(TOOL, &args, 120);
     terminal.await_text("Break it? [y/N]");
     hold(&node, "k", "adam", 500_000);

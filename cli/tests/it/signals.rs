@@ -1,14 +1,11 @@
 //! Signals by state and terminal: each is passed on once, and none ends the tool while its command
 //! runs.
 
-use std::thread;
-use std::time::{Duration, Instant};
-
-use crate::support::process::{self, Running, TOOL, is_alive, run_args, tool};
+use crate::support::process::{self, LONG_TTL, Running, TIMEOUT, TOOL, run_args, state, tool};
 use crate::support::servers::Server;
 use crate::support::signal_log::SignalLog;
 use crate::support::terminal::Terminal;
-use crate::support::{ask, eventually, has_lock, server};
+use crate::support::{ask, await_waiting, eventually, has_lock, server};
 
 /// All signals with a name that can be caught, but for SIGCHLD, which the tool's own children cause.
 const CATCHABLE: [i32; 28] = [
@@ -22,34 +19,158 @@ const STOPS: [i32; 3] = [20, 21, 22];
 /// Signals without an effect by default: SIGCONT, SIGURG, SIGWINCH.
 const NOTHING: [i32; 3] = [18, 23, 28];
 
-/// Runs the tool with a command that logs signals, and sends each signal by `send`.
-fn log_each(node: &Server, log: &SignalLog, key: &str, send: impl Fn(i32, i32)) {
-    let [program, file] = log.command();
-    let args = ["--key", key, "--", &program, &file];
-    let running = Running::start(tool(&node.addr(), "run", &args));
-    log.ready();
-    for signal in CATCHABLE {
-        send(running.pid(), signal);
-        log.await_signal(signal);
+/// The tool, with or without a terminal. On a terminal its command is in its process group, which
+/// is the foreground; elsewhere the command has a group of its own.
+enum Tool {
+    Detached(Running),
+    OnTerminal(Terminal),
+}
+
+/// Sends a signal to the process of the tool, or to its group as a whole.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Process,
+    Group,
+}
+
+/// The columns of the table: with and without a terminal, by target.
+const COLUMNS: [(bool, Target); 4] = [
+    (false, Target::Process),
+    (false, Target::Group),
+    (true, Target::Process),
+    (true, Target::Group),
+];
+
+impl Tool {
+    /// Runs a command under the lock `k`.
+    fn start(node: &Server, on_terminal: bool, options: &[&str], command: &[&str]) -> Tool {
+        let args = [&["--key", "k"][..], options, &["--"], command].concat();
+        if on_terminal {
+            let addr = node.addr();
+            let common = ["run", "--timeout", TIMEOUT, "--redis", &addr];
+            Tool::OnTerminal(Terminal::start(TOOL, &[&common[..], &args].concat(), 80))
+        } else {
+            Tool::Detached(Running::start(tool(&node.addr(), "run", &args)))
+        }
     }
-    assert!(is_alive(running.pid()) && has_lock(node, key));
-    log.end(7);
-    running.end().assert(7, &[]);
-    assert!(!has_lock(node, key));
-    for signal in CATCHABLE {
-        assert_eq!(log.count(signal), 1, "signal {signal}: {}", log.text());
+
+    fn signal(&self, target: Target, number: i32) {
+        let pid = match self {
+            Tool::Detached(running) => running.pid(),
+            Tool::OnTerminal(terminal) => terminal.pid(),
+        };
+        match target {
+            Target::Process => process::signal(pid, number),
+            Target::Group => process::signal(-pid, number),
+        }
+    }
+
+    /// Blocks until the tool has ended. Returns its status, and what it wrote.
+    #[track_caller]
+    fn end(self) -> (i32, String) {
+        match self {
+            Tool::Detached(running) => {
+                let ended = running.end();
+                (ended.status, ended.err)
+            }
+            Tool::OnTerminal(terminal) => {
+                let text = terminal.whole_text();
+                (terminal.end(), text)
+            }
+        }
+    }
+}
+
+/// A tool whose command logs signals, on a node of its own.
+struct Logged {
+    node: Server,
+    log: SignalLog,
+    tool: Tool,
+}
+
+impl Logged {
+    fn start(on_terminal: bool, options: &[&str]) -> Logged {
+        let (node, log) = (server(), SignalLog::new());
+        let [program, file] = log.command();
+        let tool = Tool::start(&node, on_terminal, options, &[&program, &file]);
+        log.ready();
+        Logged { node, log, tool }
     }
 }
 
 #[test]
-fn signals_to_the_tool_are_passed_on_once() {
-    log_each(&server(), &SignalLog::new(), "k", process::signal);
+fn signals_while_the_command_runs_are_passed_on_once() {
+    for (on_terminal, target) in COLUMNS {
+        let Logged { node, log, tool } = Logged::start(on_terminal, &[]);
+        for signal in CATCHABLE {
+            tool.signal(target, signal);
+            log.await_signal(signal);
+        }
+        assert!(has_lock(&node, "k"));
+        log.end(7);
+        let (status, text) = tool.end();
+        assert_eq!(status, 7, "{on_terminal} {target:?}: {text}");
+        assert!(!has_lock(&node, "k"));
+        for signal in CATCHABLE {
+            let told = log.text();
+            assert_eq!(
+                log.count(signal),
+                1,
+                "{on_terminal} {target:?}: signal {signal}: {told}"
+            );
+        }
+    }
 }
 
 #[test]
-fn signals_to_the_group_of_the_tool_are_passed_on_once() {
-    let to_group = |pid: i32, signal| process::signal(-pid, signal);
-    log_each(&server(), &SignalLog::new(), "k", to_group);
+fn signals_after_the_loss_are_passed_on_once() {
+    // The time for all signals, before KILL.
+    let options = ["--ttl", "30s", "--grace", "15s"];
+    let tools = COLUMNS.map(|(on_terminal, _)| Logged::start(on_terminal, &options));
+    for logged in &tools {
+        ask::<()>(&logged.node, &["SET", "redguard:k", "stranger:1"]);
+    }
+    for (logged, (on_terminal, target)) in tools.into_iter().zip(COLUMNS) {
+        let Logged { node, log, tool } = logged;
+        // SIGTERM, and SIGCONT after it.
+        log.await_signal(18);
+        for signal in CATCHABLE {
+            let before = log.count(signal);
+            tool.signal(target, signal);
+            eventually(&format!("signal {signal}"), || log.count(signal) > before);
+        }
+        log.end(7);
+        let (status, text) = tool.end();
+        assert_eq!(status, 70, "{on_terminal} {target:?}: {text}");
+        for signal in CATCHABLE {
+            let by_loss = usize::from([15, 18].contains(&signal));
+            let told = log.text();
+            let count = log.count(signal) - by_loss;
+            assert_eq!(
+                count, 1,
+                "{on_terminal} {target:?}: signal {signal}: {told}"
+            );
+        }
+        drop(node);
+    }
+}
+
+#[test]
+fn signals_during_the_release_change_nothing() {
+    for (on_terminal, target) in COLUMNS {
+        let Logged { node, log, tool } = Logged::start(on_terminal, &["--ttl", LONG_TTL]);
+        let command = log.pid();
+        node.stop().unwrap();
+        log.end(7);
+        eventually("the command is reaped", || state(command).is_none());
+        for signal in CATCHABLE {
+            tool.signal(target, signal);
+        }
+        node.resume().unwrap();
+        let (status, text) = tool.end();
+        assert_eq!(status, 7, "{on_terminal} {target:?}: {text}");
+        eventually("the lock is released", || !has_lock(&node, "k"));
+    }
 }
 
 #[test]
@@ -74,35 +195,6 @@ fn real_time_signals_are_passed_on() {
     running.end().assert(0, &[]);
 }
 
-/// The command is in the group of the tool, which is the foreground of the terminal.
-fn log_each_on_terminal(send: impl Fn(i32, i32)) {
-    let (node, log) = (server(), SignalLog::new());
-    let [program, file] = log.command();
-    let addr = node.addr();
-    let args = run_args(&addr, &[&program, &file]);
-    let terminal = Terminal::start(TOOL, &args, 80);
-    log.ready();
-    for signal in CATCHABLE {
-        send(terminal.pid(), signal);
-        log.await_signal(signal);
-    }
-    log.end(7);
-    assert_eq!(terminal.end(), 7);
-    for signal in CATCHABLE {
-        assert_eq!(log.count(signal), 1, "signal {signal}: {}", log.text());
-    }
-}
-
-#[test]
-fn signals_to_the_tool_on_a_terminal_are_passed_on_once() {
-    log_each_on_terminal(process::signal);
-}
-
-#[test]
-fn signals_to_the_group_on_a_terminal_are_not_passed_on_again() {
-    log_each_on_terminal(|pid, signal| process::signal(-pid, signal));
-}
-
 #[test]
 fn keys_of_a_terminal_reach_the_command_once() {
     let (node, log) = (server(), SignalLog::new());
@@ -120,39 +212,29 @@ fn keys_of_a_terminal_reach_the_command_once() {
     assert_eq!((log.count(2), log.count(3)), (1, 1), "{}", log.text());
 }
 
-/// Starts the tool while another holds its lock, and waits until it waits.
-fn waiting(node: &Server, key: &str) -> Running {
-    let args = ["--key", key, "--", "true"];
-    let running = Running::start(tool(&node.addr(), "run", &args));
-    await_waiting(node, key);
-    running
-}
-
-fn await_waiting(node: &Server, key: &str) {
-    let channel = format!("redguard:{key}");
-    eventually("the tool waits", || {
-        let (_, listeners): (String, u32) = ask(node, &["PUBSUB", "NUMSUB", &channel]);
-        listeners == 1
-    });
-}
-
 #[test]
 fn fatal_signal_ends_the_wait_and_leaves_no_key() {
     let node = server();
-    for signal in CATCHABLE {
-        if STOPS.contains(&signal) || NOTHING.contains(&signal) {
-            continue;
+    ask::<()>(
+        &node,
+        &["SET", "redguard:k", "stranger:1", "PX", "36000000"],
+    );
+    for (on_terminal, target) in COLUMNS {
+        for signal in CATCHABLE {
+            if STOPS.contains(&signal) || NOTHING.contains(&signal) {
+                continue;
+            }
+            let tool = Tool::start(&node, on_terminal, &[], &["true"]);
+            await_waiting(&node, "k", 1);
+            tool.signal(target, signal);
+            let (status, text) = tool.end();
+            assert_eq!(status, 128 + signal, "{on_terminal} {target:?}: {text}");
+            assert!(text.contains("while waiting for the lock"), "{text}");
+            assert_eq!(text.lines().count(), 1, "{text}");
+            let value: String = ask(&node, &["GET", "redguard:k"]);
+            assert_eq!(value, "stranger:1");
+            await_waiting(&node, "k", 0);
         }
-        let key = format!("k{signal}");
-        let lock = format!("redguard:{key}");
-        ask::<()>(&node, &["SET", &lock, "stranger:1", "PX", "600000"]);
-        let running = waiting(&node, &key);
-        running.signal(signal);
-        running
-            .end()
-            .assert(128 + signal, &["while waiting for the lock"]);
-        let value: String = ask(&node, &["GET", &lock]);
-        assert_eq!(value, "stranger:1");
     }
 }
 
@@ -160,7 +242,8 @@ fn fatal_signal_ends_the_wait_and_leaves_no_key() {
 fn harmless_signals_do_not_end_the_wait() {
     let node = server();
     ask::<()>(&node, &["SET", "redguard:k", "stranger:1", "PX", "600000"]);
-    let running = waiting(&node, "k");
+    let running = Running::start(tool(&node.addr(), "run", &["--key", "k", "--", "true"]));
+    await_waiting(&node, "k", 1);
     for signal in NOTHING.into_iter().chain(STOPS) {
         running.signal(signal);
     }
@@ -175,11 +258,11 @@ fn interrupt_on_a_terminal_ends_the_wait_and_the_loop_around_it() {
     let node = server();
     ask::<()>(&node, &["SET", "redguard:k", "stranger:1", "PX", "600000"]);
     let script = format!(
-        "while :; do {TOOL} run --timeout 2s --redis {} --key k -- true; echo again; done",
+        "while :; do {TOOL} run --timeout {TIMEOUT} --redis {} --key k -- true; echo again; done",
         node.addr()
     );
     let mut terminal = Terminal::start("bash", &["-c", &script], 80);
-    await_waiting(&node, "k");
+    await_waiting(&node, "k", 1);
     terminal.press("\x03");
     eventually("the loop ends", || terminal.has_ended());
     assert!(!terminal.text().contains("again"), "{}", terminal.text());
@@ -190,41 +273,22 @@ fn signals_after_the_loss_do_not_delay_the_kill() {
     let (node, log) = (server(), SignalLog::new());
     let [program, file] = log.command();
     let args = [
-        "--key", "k", "--ttl", "3s", "--grace", "1s", "--", &program, &file,
+        "--key", "k", "--ttl", "9s", "--grace", "3s", "--", &program, &file,
     ];
     let mut running = Running::start(tool(&node.addr(), "run", &args));
     log.ready();
     ask::<()>(&node, &["SET", "redguard:k", "stranger:1"]);
     log.await_signal(15);
-    let start = Instant::now();
-    while !running.has_ended() {
-        // As impatient people and supervisors do.
-        running.signal(1);
-        thread::sleep(Duration::from_millis(300));
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "each signal delays the kill"
-        );
-    }
-    assert!(log.count(1) > 0 && log.count(15) == 1, "{}", log.text());
+    running.signal(1);
+    log.await_signal(1);
+    eventually(
+        "the command is killed though each signal follows the last",
+        || {
+            running.signal(1);
+            running.has_ended()
+        },
+    );
+    assert_eq!(log.count(15), 1, "{}", log.text());
     let ended = running.end();
     assert_eq!(ended.status, 70, "{ended:?}");
-}
-
-#[test]
-fn signals_during_the_release_do_not_change_the_status() {
-    let (node, log) = (server(), SignalLog::new());
-    let [program, file] = log.command();
-    let args = ["--key", "k", "--ttl", "30s", "--", &program, &file];
-    let running = Running::start(tool(&node.addr(), "run", &args));
-    log.ready();
-    node.stop().unwrap();
-    log.end(7);
-    for signal in [1, 2, 3, 15, 10] {
-        running.signal(signal);
-    }
-    node.resume().unwrap();
-    let ended = running.end();
-    assert_eq!(ended.status, 7, "{ended:?}");
-    eventually("the lock is released", || !has_lock(&node, "k"));
 }

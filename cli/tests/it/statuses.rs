@@ -1,11 +1,8 @@
 //! Statuses and messages of `run`.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-
 use serde_json::json;
 
-use crate::support::process::{Ended, bare, run, tool};
+use crate::support::process::{Ended, TIMEOUT, bare, detached, run, tool};
 use crate::support::servers::Server;
 use crate::support::{ask, server};
 
@@ -36,7 +33,7 @@ fn run_ends_with_the_status_of_its_command() {
 #[test]
 fn held_lock_is_75_or_the_chosen_status_and_names_the_holder() {
     let node = server();
-    ask::<()>(&node, &["SET", "redguard:k", "web-7/12:1", "PX", "60000"]);
+    ask::<()>(&node, &["SET", "redguard:k", "web-7/12:1", "PX", "600000"]);
     let no_wait = ["--key", "k", "--no-wait"];
     let ended = sh(&node, &no_wait, "true");
     ended.assert(75, &["held"]);
@@ -84,10 +81,15 @@ fn denied_access_is_77_without_a_wait() {
         .arg("--requirepass", "s3cret")
         .start()
         .unwrap();
-    let ended = sh(&node, &["--key", "k"], "true");
+    // A connect is tried again for five times the limit of a node.
+    let denied = |nodes: &str| {
+        let common = ["run", "--timeout", "500ms", "--redis", nodes];
+        run(bare(&[&common[..], &["--key", "k", "--", "true"]].concat()))
+    };
+    let ended = denied(&node.addr());
     assert_eq!(ended.status, 77, "{ended:?}");
     let wrong = format!("redis://:wr0ng@{}", node.addr());
-    let ended = run(tool(&wrong, "run", &["--key", "k", "--", "true"]));
+    let ended = denied(&wrong);
     assert!(
         ended.status == 77 && !ended.err.contains("wr0ng"),
         "{ended:?}"
@@ -115,8 +117,15 @@ fn script_without_interpreter_runs_by_the_shell() {
     let node = server();
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("script");
-    fs::write(&script, "echo \"$1 $REDGUARD_KEY\"\nexit 4\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    // Written by a process: the system refuses to execute a file while another thread's new process
+    // has it open.
+    let write = format!(
+        "echo 'echo $1 $REDGUARD_KEY; exit 4' >{0} && chmod +x {0}",
+        script.display()
+    );
+    let mut shell = detached("sh");
+    shell.args(["-c", &write]);
+    run(shell).assert(0, &[]);
     let args = ["--key", "k", "--", script.to_str().unwrap(), "word"];
     let ended = run(tool(&node.addr(), "run", &args));
     ended.assert(4, &[]);
@@ -220,7 +229,7 @@ fn kinds_of_locks_exclude_each_other_as_documented() {
     let addr = node.addr();
     let nested = |outer: &[&str], inner: &[&str]| {
         let tool_path = crate::support::process::TOOL;
-        let common = ["--timeout", "2s", "--redis", &addr, "--key", "k"];
+        let common = ["--timeout", TIMEOUT, "--redis", &addr, "--key", "k"];
         let inside = [
             &[tool_path, "run"][..],
             &common,

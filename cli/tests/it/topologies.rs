@@ -5,7 +5,7 @@ use std::fs;
 use redguard_servers::free_port;
 use serde_json::Value;
 
-use crate::support::process::{Ended, run, tool};
+use crate::support::process::{Ended, TIMEOUT, run, tool};
 use crate::support::servers::Server;
 use crate::support::{ask, eventually, server};
 
@@ -19,8 +19,9 @@ fn json_lines(ended: &Ended) -> Vec<Value> {
 /// Runs all commands on one node: `run`, and from inside it `status`, `list` and `break`.
 fn works_on(node: &str) {
     let tool_path = crate::support::process::TOOL;
-    let inside =
-        |command: &str| format!("{tool_path} {command} --timeout 2s --redis '{node}' --json");
+    let inside = |command: &str| {
+        format!("{tool_path} {command} --timeout {TIMEOUT} --redis '{node}' --json")
+    };
     let script = format!(
         "{}; {}; {} --yes",
         inside("status k"),

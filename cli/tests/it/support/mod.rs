@@ -31,10 +31,16 @@ pub(crate) fn addresses(servers: &[Server]) -> String {
 
 /// Blocks until `holds` returns true.
 #[track_caller]
-pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    eventually_or(|| what.to_owned(), holds);
+}
+
+/// Blocks until `holds` returns true; `what` is asked for only if it does not.
+#[track_caller]
+pub(crate) fn eventually_or(what: impl Fn() -> String, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
+        assert!(start.elapsed() < LIMIT, "not within {LIMIT:?}: {}", what());
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -56,4 +62,14 @@ pub(crate) fn ask<T: FromRedisValue>(server: &Server, words: &[&str]) -> T {
 /// Returns whether a server has the key of a lock.
 pub(crate) fn has_lock(server: &Server, name: &str) -> bool {
     ask(server, &["EXISTS", &format!("redguard:{name}")])
+}
+
+/// Blocks until this number of processes waits for a lock.
+#[track_caller]
+pub(crate) fn await_waiting(node: &Server, key: &str, processes: u32) {
+    let channel = format!("redguard:{key}");
+    eventually(&format!("{processes} processes wait"), || {
+        let (_, listeners): (String, u32) = ask(node, &["PUBSUB", "NUMSUB", &channel]);
+        listeners == processes
+    });
 }

@@ -4,20 +4,31 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::eventually;
+use crate::support::{eventually, eventually_or};
 
 pub(crate) const TOOL: &str = env!("CARGO_BIN_EXE_redguard");
+
+/// Starts a program with the default dispositions, whatever the runner of the tests ignores, as
+/// nohup(1) makes it do with SIGHUP.
+pub(crate) const WITH_DEFAULTS: [&str; 2] = ["env", "--default-signal"];
+
+/// The time limit of a node. A busy machine is not to seem an outage.
+pub(crate) const TIMEOUT: &str = "5s";
+
+/// A TTL that does not end during a test: a lock that is gone was released.
+pub(crate) const LONG_TTL: &str = "1h";
 
 /// Prepares the tool with a command and its options, on these nodes. It has a session of its own,
 /// and so no terminal.
 pub(crate) fn tool(nodes: &str, command: &str, args: &[&str]) -> Command {
-    let mut tool = bare(&[command, "--timeout", "2s", "--redis", nodes]);
+    let mut tool = bare(&[command, "--timeout", TIMEOUT, "--redis", nodes]);
     tool.args(args);
     tool
 }
@@ -27,7 +38,7 @@ pub(crate) fn run_args<'a>(addr: &'a str, command: &[&'a str]) -> Vec<&'a str> {
     let tool = [
         "run",
         "--timeout",
-        "2s",
+        TIMEOUT,
         "--redis",
         addr,
         "--key",
@@ -44,10 +55,10 @@ pub(crate) fn bare(args: &[&str]) -> Command {
     tool
 }
 
-/// Prepares a program in a session of its own, with an empty environment but for the path.
+/// Prepares a program in a session of its own.
 pub(crate) fn detached(program: &str) -> Command {
     let mut command = Command::new("setsid");
-    command.arg(program);
+    command.args(WITH_DEFAULTS).arg(program);
     clean(&mut command);
     command
 }
@@ -68,8 +79,8 @@ pub(crate) fn clean(command: &mut Command) {
 /// A process with its output. It is killed on drop.
 pub(crate) struct Running {
     child: Child,
-    out: Option<JoinHandle<String>>,
-    err: Option<JoinHandle<String>>,
+    out: Output,
+    err: Output,
 }
 
 /// How a process ended.
@@ -86,8 +97,8 @@ impl Running {
         command.stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let out = child.stdout.take().map(read_all);
-        let err = child.stderr.take().map(read_all);
+        let out = Output::read(child.stdout.take().unwrap());
+        let err = Output::read(child.stderr.take().unwrap());
         Running { child, out, err }
     }
 
@@ -100,16 +111,30 @@ impl Running {
         signal(self.pid(), number);
     }
 
+    /// Blocks until standard error has these words.
+    #[track_caller]
+    pub(crate) fn await_err(&self, words: &str) {
+        let found = || self.err.text().contains(words);
+        eventually_or(|| format!("{words:?} in {:?}", self.err.text()), found);
+    }
+
+    /// Blocks until standard output has these words.
+    #[track_caller]
+    pub(crate) fn await_out(&self, words: &str) {
+        let found = || self.out.text().contains(words);
+        eventually_or(|| format!("{words:?} in {:?}", self.out.text()), found);
+    }
+
+    #[track_caller]
     pub(crate) fn end(mut self) -> Ended {
         eventually("the process ends", || self.has_ended());
         let status = self.child.wait().unwrap();
-        let text = |reader: Option<JoinHandle<String>>| reader.unwrap().join().unwrap();
         Ended {
             status: status
                 .code()
                 .unwrap_or_else(|| 128 + status.signal().unwrap()),
-            out: text(self.out.take()),
-            err: text(self.err.take()),
+            out: self.out.end(),
+            err: self.err.end(),
         }
     }
 
@@ -125,12 +150,39 @@ impl Drop for Running {
     }
 }
 
-fn read_all(mut source: impl Read + Send + 'static) -> JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = source.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+/// The output of a process, read by a thread.
+struct Output {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Output {
+    fn read(mut source: impl Read + Send + 'static) -> Output {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let read = Arc::clone(&bytes);
+        let reader = thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(length @ 1..) = source.read(&mut chunk) {
+                read.lock().unwrap().extend(&chunk[..length]);
+            }
+        });
+        Output {
+            bytes,
+            reader: Some(reader),
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
+    }
+
+    /// Returns all of the output. Blocks until every process that has it open has closed it.
+    fn end(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        self.text()
+    }
 }
 
 impl Ended {

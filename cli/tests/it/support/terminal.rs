@@ -5,17 +5,18 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use nix::pty::{Winsize, openpty};
 
-use crate::support::eventually;
-use crate::support::process::clean;
+use crate::support::process::{WITH_DEFAULTS, clean};
+use crate::support::{eventually, eventually_or};
 
 pub(crate) struct Terminal {
     keyboard: Option<File>,
     screen: Arc<Mutex<Vec<u8>>>,
     child: Child,
+    reader: JoinHandle<()>,
 }
 
 impl Terminal {
@@ -39,7 +40,8 @@ impl Terminal {
         let pty = openpty(Some(&size), None).unwrap();
         let slave = File::from(pty.slave);
         let mut command = Command::new("setsid");
-        command.arg("--ctty").arg(program).args(args);
+        command.arg("--ctty").args(WITH_DEFAULTS);
+        command.arg(program).args(args);
         clean(&mut command);
         command.env("TERM", "xterm").env("PS1", "$ ");
         command.envs(variables.iter().copied());
@@ -51,7 +53,7 @@ impl Terminal {
         let screen = Arc::new(Mutex::new(Vec::new()));
         let shown = Arc::clone(&screen);
         let mut reader = master.try_clone().unwrap();
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(length @ 1..) = reader.read(&mut bytes) {
                 shown.lock().unwrap().extend(&bytes[..length]);
@@ -61,6 +63,7 @@ impl Terminal {
             keyboard: Some(master),
             screen,
             child,
+            reader,
         }
     }
 
@@ -82,19 +85,19 @@ impl Terminal {
 
     #[track_caller]
     pub(crate) fn await_text(&self, words: &str) {
-        let start = std::time::Instant::now();
-        while !self.text().contains(words) {
-            assert!(
-                start.elapsed() < crate::support::LIMIT,
-                "{words:?} in {:?}",
-                self.text()
-            );
-            thread::sleep(std::time::Duration::from_millis(2));
-        }
+        let found = || self.text().contains(words);
+        eventually_or(|| format!("{words:?} in {:?}", self.text()), found);
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Returns all that was written. Blocks until every program on the terminal has ended.
+    #[track_caller]
+    pub(crate) fn whole_text(&self) -> String {
+        eventually("the terminal is closed", || self.reader.is_finished());
+        self.text()
     }
 
     /// Blocks until the program has ended; returns its status as a shell shows it.
