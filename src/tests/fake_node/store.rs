@@ -27,6 +27,8 @@ pub(crate) struct StoredLock {
     pub(crate) owner: Option<(String, Instant)>,
     pub(crate) readers: HashMap<String, Instant>,
     pub(crate) gate: HashMap<String, Instant>,
+    /// The gate entries that have ended by time.
+    pub(crate) lapsed_gate_entries: Vec<String>,
     pub(crate) turn: Option<(ReaderTurn, Instant)>,
     /// The fence counter.
     pub(crate) fence: Option<u64>,
@@ -258,7 +260,9 @@ impl StoredLock {
     fn sweep(&mut self, now: Instant) {
         self.owner.take_if(|(_, end)| *end <= now);
         self.readers.retain(|_, end| *end > now);
-        self.gate.retain(|_, end| *end > now);
+        let lapsed = self.gate.extract_if(|_, end| *end <= now);
+        self.lapsed_gate_entries
+            .extend(lapsed.map(|(token, _)| token));
         self.turn.take_if(|(_, end)| *end <= now);
         self.permits.retain(|_, (_, end)| *end > now);
     }

@@ -2,10 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use crate::protocol::key::Key;
+use crate::protocol::kind::LockKind;
 use crate::sync::threads::JoinHandle;
+use crate::tests::simulation::network::server::lock_name;
 use crate::tests::simulation::runtime::signal;
 use crate::tests::simulation::runtime::simulation::{Process, Simulation};
 use crate::tests::simulation::runtime::thread;
+
+/// The key prefix of all processes.
+pub(crate) const KEY_PREFIX: &str = "simulated:";
 
 /// The processes of a history. The runtime's first process, which has an exact clock, runs the
 /// history itself.
@@ -37,6 +43,11 @@ impl World {
     ) -> JoinHandle<()> {
         self.processes[process].spawn(name, body)
     }
+}
+
+/// Returns the key of an exclusive lock, with the prefix of all processes.
+pub(crate) fn exclusive_key(lock: usize) -> Key {
+    Key::parse(KEY_PREFIX, &lock_name(lock), LockKind::Exclusive).expect("a good key")
 }
 
 /// Returns the steady clock of a process.

@@ -328,6 +328,7 @@ impl Pair<'_> {
         StoredLock {
             readers: set(&readers),
             gate: set(&gate),
+            lapsed_gate_entries: Vec::new(),
             owner,
             fence: None,
             permits: BTreeMap::new(),

@@ -3,15 +3,21 @@
 //! | checked | when |
 //! |---|---|
 //! | two threads hold what excludes only if one of them knows better by its own clock (S7, S10) | after each event of the network, and when a guard is returned |
-//! | permits are within their number | likewise: each permit has one holder |
+//! | permits are within their number, of which all holders have the same idea | likewise: each permit has one holder |
 //! | fencing tokens increase in the order in which guards are returned (S12) | when a guard is returned |
 //! | a lock is local only if no quorum could be reached (S9) | when a guard is returned |
-//! | a loss is told once, and never of a lock that is held or released (S11) | in the callback |
-//! | nothing fails while nothing is broken | at each result, in calm histories |
+//! | a lost or endangered lock is told in time, once, and never wrongly (S11, L5) | `reports.rs`: in the callbacks, and after each event of the network |
+//! | a lock that its holder believes in is stored on a quorum; a released one is not (S1, S5) | `stored.rs`: at results, and after some events |
+//! | values of others are neither overwritten nor deleted (S3) | `stored.rs`: when a guard is returned, and at the end |
+//! | nothing fails while nothing is broken, or while one key alone is in trouble (L2) | at each result, in calm histories; `isolation.rs` |
+//! | acquires and releases take a bounded number of round trips; waits end in time (L1, L4) | `waits.rs`: at each result |
+//! | what waits for a node does not grow while it is away (L3) | `isolation.rs`: between the steps of a thread |
+//! | no lease is held again after its end (S7), no wait outlasts a shutdown, no gate entry its writer (S10) | `ends.rs` |
+//! | nothing is left on the servers, no thread, no connection (S4) | `final_state.rs`: at the end |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -21,14 +27,15 @@ use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::mode::Mode;
 use crate::tests::simulation::checker::coverage::Coverage;
 use crate::tests::simulation::checker::hold::{Hold, HoldId, HoldState};
+use crate::tests::simulation::checker::isolation::NoticedOutage;
 use crate::tests::simulation::network::network::Network;
 use crate::tests::simulation::plan::plan::Promises;
 use crate::tests::simulation::runtime::signal;
 use crate::tests::simulation::runtime::simulation::Simulation;
 use crate::tests::simulation::world;
 
-/// How long a waiter may take for a lock that was released, if messages wake it.
-const MAX_WAKE_UP: Duration = Duration::from_millis(1_000);
+/// The number of events of the network between two checks that need not follow each of them.
+const EVENTS_PER_CHECK: u32 = 8;
 
 /// The checks of a history.
 pub(crate) struct Checker {
@@ -47,18 +54,30 @@ pub(super) struct CheckerState {
     /// The last fencing token of each lock.
     last_fence: BTreeMap<String, u64>,
     /// When each lock last became free; `None` if that is not known.
-    free_since: BTreeMap<String, Option<Instant>>,
+    pub(super) free_since: BTreeMap<String, Option<Instant>>,
     pub(super) coverage: Coverage,
-    /// The processes that were paused, and so found every node late.
-    paused: Vec<usize>,
+    /// The processes that were paused, and so found every node late; since when they run again, by
+    /// their own clocks, or `None`.
+    paused: BTreeMap<usize, Option<Instant>>,
+    /// The nodes that are away, by process and node.
+    pub(super) outages: BTreeMap<(usize, usize), NoticedOutage>,
+    events: u32,
+    /// When the first shutdown of a process's nodes began.
+    pub(super) shut_down: BTreeMap<usize, Instant>,
 }
 
 impl CheckerState {
-    /// Records since when the lock of a hold is free; `None` if that is not known.
-    fn set_free(&mut self, hold: HoldId, since: Option<Instant>) {
-        for lock in self.holds[hold].locks() {
-            self.free_since.insert(lock, since);
+    /// Returns since when a process has run without a pause, from `begun` on, by its own clock;
+    /// `None` while it is paused.
+    pub(super) fn awake_since(&self, process: usize, begun: Instant) -> Option<Instant> {
+        match self.paused.get(&process) {
+            Some(resumed) => resumed.map(|resumed| resumed.max(begun)),
+            None => Some(begun),
         }
+    }
+
+    pub(super) fn was_paused(&self, process: usize) -> bool {
+        self.paused.contains_key(&process)
     }
 
     /// Returns whether another guard of the same lock was returned after this one.
@@ -106,6 +125,20 @@ impl Checker {
         self.with(|state| state.coverage.clone())
     }
 
+    /// Checks all that holds at each moment.
+    pub(crate) fn check_event(&self) {
+        self.check_overlaps();
+        self.check_revived();
+        self.check_reports();
+        let is_due = self.with(|state| {
+            state.events += 1;
+            state.events.is_multiple_of(EVENTS_PER_CHECK)
+        });
+        if is_due {
+            self.check_stored(|_| true);
+        }
+    }
+
     /// Checks that no two threads hold what excludes.
     pub(crate) fn check_overlaps(&self) {
         let overlap = self.with(|state| {
@@ -137,8 +170,7 @@ impl Checker {
         if mode == Mode::Local {
             self.check_local(&hold);
         }
-        let is_checked = self.promises.wakes && lease.kind() == LeaseKind::Exclusive;
-        if let Some(asked) = asked.filter(|_| is_checked) {
+        if let Some(asked) = asked.filter(|_| self.promises.wakes) {
             self.check_wake_up(&hold, asked);
         }
         let id = self.with(|state| {
@@ -151,16 +183,20 @@ impl Checker {
                 (_, LeaseKind::GateEntry) => "gate entries",
             });
             state.holds.push(hold);
-            state.holds.len() - 1
+            let id = state.holds.len() - 1;
+            state.count_permits(id);
+            id
         });
         self.check_overlaps();
+        self.check_stored(|hold| hold == id);
+        self.check_strangers_lock(id);
         id
     }
 
     /// Checks that a lock is held in one process alone only if no quorum could be reached (S9): an
     /// error reply proves the opposite.
     fn check_local(&self, hold: &Hold) {
-        if self.with(|state| state.paused.contains(&hold.process)) {
+        if self.with(|state| state.was_paused(hold.process)) {
             return;
         }
         let (steady, total, has_late_packets) = self.network.with(|state, _| {
@@ -199,20 +235,6 @@ impl Checker {
         }
     }
 
-    /// Checks that a waiter did not sleep on while the lock was free (L4).
-    fn check_wake_up(&self, hold: &Hold, asked: Instant) {
-        let since = self.with(|state| {
-            let free = hold.locks();
-            let free = free.filter_map(|lock| state.free_since.get(&lock).copied());
-            let free: Option<Vec<Instant>> = free.collect();
-            free?.into_iter().max().map(|free| free.max(asked))
-        });
-        let waited = since.map(|since| signal::true_time().saturating_duration_since(since));
-        if let Some(waited) = waited.filter(|waited| *waited > MAX_WAKE_UP) {
-            self.report(format!("woken {waited:?} late: {}", hold.describe()));
-        }
-    }
-
     /// Records that the end of a guard begins.
     pub(crate) fn end(&self, hold: HoldId) {
         let now = signal::true_time();
@@ -225,9 +247,9 @@ impl Checker {
     /// Records that a release has ended.
     pub(crate) fn released(&self, hold: HoldId, result: &Result<(), Error>) {
         let now = signal::true_time();
-        let (text, is_forced) = self.with(|state| {
+        let (text, may_fail) = self.with(|state| {
             let text = state.holds[hold].describe();
-            let is_forced = state.holds[hold].is_forced();
+            let may_fail = state.holds[hold].may_fail();
             // The next thread may have the lock by a handoff, and may have detached it.
             if !state.is_followed(hold) {
                 state.set_free(hold, Some(now));
@@ -237,10 +259,13 @@ impl Checker {
                 Err(Error::LockLost { .. }) => "releases of lost locks",
                 Err(_) => "releases without a quorum",
             });
-            (text, is_forced)
+            (text, may_fail)
         });
         self.note(|| format!("released, {result:?}: {text}"));
-        if !is_forced {
+        if result.is_ok() {
+            self.check_released(hold);
+        }
+        if !may_fail {
             self.expect_calm("release", result.as_ref().err());
         }
     }
@@ -264,33 +289,6 @@ impl Checker {
         self.with(|state| state.holds[hold].state = HoldState::Adopted);
     }
 
-    /// Asks for a count of the calls of `on_lost` for a guard.
-    pub(crate) fn expect_told(&self, hold: HoldId) {
-        self.with(|state| {
-            state.holds[hold].told.get_or_insert(0);
-        });
-    }
-
-    /// Records a call of `on_lost`.
-    pub(crate) fn told(&self, lease: &Arc<Lease>) {
-        let wrong = self.with(|state| {
-            state.coverage.count("losses told");
-            let hold = state
-                .holds
-                .iter_mut()
-                .find(|hold| Arc::ptr_eq(&hold.lease, lease))?;
-            let told = hold.told.get_or_insert(0);
-            *told += 1;
-            let (told, now) = (*told, world::clock_of(hold.process));
-            let is_held = matches!(lease.peek(now), LeaseState::Held(_));
-            let is_wrong = told > 1 || is_held || lease.loss_reason(now).is_none();
-            is_wrong.then(|| format!("told {told} times, held: {is_held}: {}", hold.describe()))
-        });
-        if let Some(wrong) = wrong {
-            self.report(format!("loss {wrong}"));
-        }
-    }
-
     /// Checks that nothing fails in a calm history. A cancelled or closed acquire is no failure.
     pub(crate) fn expect_calm(&self, what: &str, error: Option<&Error>) {
         let is_expected = error.is_none_or(|error| {
@@ -312,7 +310,13 @@ impl Checker {
 
     /// Records that a process is paused.
     pub(crate) fn process_paused(&self, process: usize) {
-        self.with(|state| state.paused.push(process));
+        self.with(|state| state.paused.insert(process, None));
+    }
+
+    /// Records that a process runs again.
+    pub(crate) fn process_resumed(&self, process: usize) {
+        let now = world::clock_of(process);
+        self.with(|state| state.paused.insert(process, Some(now)));
     }
 
     /// Forgets what a killed process held.
@@ -328,6 +332,10 @@ impl Checker {
 }
 
 impl Checker {
+    pub(crate) fn may_fail(&self, hold: HoldId) -> bool {
+        self.with(|state| state.holds[hold].may_fail())
+    }
+
     pub(crate) fn is_calm(&self) -> bool {
         self.promises.is_calm
     }
@@ -345,25 +353,32 @@ impl Checker {
         }
     }
 
-    /// Checks the result of `check`, which began at `before` by the clock of the process: a lock
-    /// whose validity had ended by then is not held.
-    pub(crate) fn checked(&self, hold: HoldId, before: Instant, is_ok: bool) {
-        let wrong = self.with(|state| {
+    /// Returns whether the lease of a hold is held at present.
+    pub(crate) fn is_held(&self, hold: HoldId) -> bool {
+        self.with(|state| {
             let hold = &state.holds[hold];
-            let had_ended = !matches!(hold.lease.peek(before), LeaseState::Held(_));
-            (is_ok && had_ended).then(|| hold.describe())
-        });
-        if let Some(wrong) = wrong {
-            self.report(format!("lost lock is said to be held: {wrong}"));
+            let now = world::clock_of(hold.process);
+            matches!(hold.lease.peek(now), LeaseState::Held(_))
+        })
+    }
+
+    /// Checks the result of `check`. `was_held` is whether the lease was held when it began: a lost
+    /// lock is never held again. A lock that is lost meanwhile may still be said to be held.
+    pub(crate) fn checked(&self, hold: HoldId, was_held: bool, is_ok: bool) {
+        if is_ok && !was_held {
+            self.report_hold("lost lock is said to be held", hold);
         }
         self.check_overlaps();
+        if is_ok {
+            self.check_stored(|id| id == hold);
+        }
     }
 }
 
-/// Returns whether a request found that another thread of its process had ended the workers, as a
-/// release may that begins at the end of a shutdown.
+/// Returns whether a request found that another thread of its process had ended workers, as one may
+/// that begins at the end of a shutdown.
 fn met_stopped_workers(error: &Error) -> bool {
     let stopped = NodeFailure::Unreachable("the worker has stopped".to_owned());
     matches!(error, Error::InsufficientQuorum { causes, .. }
-        if causes.iter().all(|cause| cause.failure == stopped))
+        if causes.iter().any(|cause| cause.failure == stopped))
 }

@@ -1,13 +1,15 @@
 //! A lock that a thread holds, as the checker sees it.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::mode::Mode;
+use crate::tests::simulation::checker::reports::Reports;
 use crate::tests::simulation::network::server::lock_name;
-use crate::tests::simulation::plan::draw_faults::FORCED_LOCK;
+use crate::tests::simulation::plan::locks::{FORCED_LOCK, STOLEN_LOCK, TROUBLED_LOCK};
 use crate::tests::simulation::world;
 
 /// The number of a hold in its history.
@@ -23,8 +25,14 @@ pub(crate) struct Hold {
     /// The holder has begun to downgrade its write lock.
     pub(super) is_downgraded: bool,
     pub(super) state: HoldState,
-    /// How often the loss was told; `None` if no callback was asked for.
-    pub(super) told: Option<u32>,
+    /// What its callbacks report; `None` without callbacks.
+    pub(super) reports: Option<Arc<Reports>>,
+    /// Its thread waits with a watch.
+    pub(super) is_watched: bool,
+    /// When the checker first saw the loss, by the clock of the process.
+    pub(super) lost_since: Cell<Option<Instant>>,
+    /// The checker saw the lease lost or released.
+    pub(super) has_ended: Cell<bool>,
 }
 
 /// What the program does with a guard.
@@ -51,16 +59,19 @@ impl Hold {
             is_local: mode == Mode::Local,
             is_downgraded: false,
             state: HoldState::Held,
-            told: None,
+            reports: None,
+            is_watched: false,
+            lost_since: Cell::new(None),
+            has_ended: Cell::new(false),
         }
     }
 
     /// Returns whether the holder may believe in the lock, by its own clock.
     pub(super) fn believes(&self) -> bool {
-        let now = world::clock_of(self.process);
+        let now = || world::clock_of(self.process);
         match self.state {
-            HoldState::Held => matches!(self.lease.peek(now), LeaseState::Held(_)),
-            HoldState::Detached(until) => now < until,
+            HoldState::Held => matches!(self.lease.peek(now()), LeaseState::Held(_)),
+            HoldState::Detached(until) => now() < until,
             HoldState::Adopted | HoldState::Ended => false,
         }
     }
@@ -84,10 +95,11 @@ impl Hold {
         let (one, two) = (self.kind(), other.kind());
         let is_shared = match (one, two) {
             (LeaseKind::Read, LeaseKind::Read) => true,
-            // Each permit is a lock of its own.
-            (LeaseKind::Permit { index: a, .. }, LeaseKind::Permit { index: b, .. }) => {
-                a != b || self.is_local
-            }
+            // Each permit is a lock of its own, as long as all agree on their number.
+            (
+                LeaseKind::Permit { index: a, total: m },
+                LeaseKind::Permit { index: b, total: n },
+            ) => (a != b && m == n) || self.is_local,
             _ => one.lock_kind() != two.lock_kind(),
         };
         in_reach && !is_shared && self.shares_key(other)
@@ -103,12 +115,21 @@ impl Hold {
     pub(super) fn shares_key(&self, other: &Hold) -> bool {
         let theirs = other.lease.keys().as_slice();
         let mut ours = self.lease.keys().as_slice().iter();
-        ours.any(|key| theirs.contains(key)) && !self.is_forced()
+        ours.any(|key| theirs.contains(key)) && !self.is_taken_away()
     }
 
-    /// Returns whether `force_release` may delete the lock.
-    pub(super) fn is_forced(&self) -> bool {
-        self.lease.key().name() == &*lock_name(FORCED_LOCK)
+    /// Returns whether others may delete or overwrite the lock.
+    pub(super) fn is_taken_away(&self) -> bool {
+        self.is_of(FORCED_LOCK) || self.is_of(STOLEN_LOCK)
+    }
+
+    /// Returns whether calls for the lock may fail although nothing else does.
+    pub(super) fn may_fail(&self) -> bool {
+        self.is_taken_away() || self.is_of(TROUBLED_LOCK)
+    }
+
+    pub(super) fn is_of(&self, lock: usize) -> bool {
+        self.lease.key().name() == &*lock_name(lock)
     }
 
     pub(super) fn describe(&self) -> String {

@@ -6,5 +6,11 @@
 )]
 pub(crate) mod checker;
 pub(crate) mod coverage;
+pub(crate) mod ends;
 pub(crate) mod final_state;
 pub(crate) mod hold;
+pub(crate) mod isolation;
+pub(crate) mod reports;
+pub(crate) mod stored;
+pub(crate) mod waits;
+pub(crate) mod watching;

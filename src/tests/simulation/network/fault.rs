@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::tests::simulation::network::network::{Network, NetworkEvent, NetworkState};
 use crate::tests::simulation::network::packet::Packet;
 use crate::tests::simulation::network::server::{Power, Refusal};
+use crate::tests::simulation::world;
 
 /// A change of a server, a link or a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,12 @@ pub(crate) enum TimedChange {
     StepClock {
         server: usize,
         by: i64,
+    },
+    /// Another client overwrites a lock, for this time.
+    Steal {
+        server: usize,
+        lock: usize,
+        lasts: Duration,
     },
     /// The process has ended. Its connections end, or become half-open if `is_silent`.
     ProcessEnds {
@@ -171,6 +178,11 @@ impl NetworkState {
                     });
                 });
             }
+            TimedChange::Steal {
+                server,
+                lock,
+                lasts,
+            } => self.servers[server].give_to_stranger(&world::exclusive_key(lock), lasts, at),
             TimedChange::Calm => self.calm(at),
         }
     }
@@ -189,11 +201,14 @@ impl NetworkState {
     fn crash(&mut self, server: usize, is_gone: bool, loses_data: bool, at: Instant) {
         let power = if is_gone { Power::Gone } else { Power::Down };
         self.servers[server].crash(power, loses_data);
-        for process in 0..self.links.len() {
-            self.each(process, server, |state, id| match is_gone {
-                true => state.close_at_server(id),
-                false => state.close_by_server(id, at),
-            });
+        // Those that their clients have closed, too: what is on its way in them is lost.
+        for id in 0..self.connections.len() {
+            if self.connections[id].server == server {
+                match is_gone {
+                    true => self.close_at_server(id),
+                    false => self.close_by_server(id, at),
+                }
+            }
         }
     }
 
@@ -296,6 +311,14 @@ impl fmt::Display for TimedChange {
             TimedChange::StepClock { server, by } => {
                 write!(f, "the clock of server {server} steps by {by} µs")
             }
+            TimedChange::Steal {
+                server,
+                lock,
+                lasts,
+            } => write!(
+                f,
+                "another client overwrites lock {lock} on server {server} for {lasts:?}"
+            ),
             TimedChange::ProcessEnds { process, is_silent } => match is_silent {
                 true => write!(f, "the machine of process {process} ends"),
                 false => write!(f, "process {process} ends"),

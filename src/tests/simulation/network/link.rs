@@ -37,6 +37,8 @@ pub(crate) struct Link {
     pub(super) blocked_until: Instant,
     /// Connects get no reply before this time.
     pub(super) unreachable_until: Instant,
+    /// The number of handshakes that the server has completed.
+    pub(super) connects: usize,
 }
 
 /// A connection from a process to a server, as both ends see it.

@@ -64,6 +64,7 @@ impl Network {
         let link = Link {
             blocked_until: start,
             unreachable_until: start,
+            connects: 0,
         };
         let servers = clocks.iter().enumerate();
         Arc::new_cyclic(|network| Network {
@@ -133,6 +134,25 @@ impl NetworkState {
     /// Returns whether packets may be late without a fault.
     pub(crate) fn has_late_packets(&self) -> bool {
         self.delays.late_share > 0
+    }
+
+    /// Returns the usual time from a request to its reply, at most.
+    pub(crate) fn round_trip(&self) -> Duration {
+        2 * Duration::from_micros(self.delays.usual)
+    }
+
+    /// Returns how often a process has completed the handshake of each server.
+    pub(crate) fn connects(&self, process: usize) -> Vec<usize> {
+        let links = self.links[process].iter();
+        links.map(|link| link.connects).collect()
+    }
+
+    /// Returns the process and the server of each connection that its client has open.
+    pub(crate) fn open_connections(&self) -> Vec<(usize, usize)> {
+        let open = self.connections.iter();
+        let open = open.filter(|connection| connection.client_open);
+        open.map(|connection| (connection.process, connection.server))
+            .collect()
     }
 
     /// Adds a line to the history.

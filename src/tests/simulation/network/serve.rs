@@ -71,6 +71,7 @@ impl NetworkState {
             return Packet::Refused(NodeFailure::ServerError(text));
         }
         server.preload();
+        self.links[connection.process][connection.server].connects += 1;
         let denied = server.refuses(Refusal::KillDenied).then(|| {
             NodeFailure::AccessDenied(
                 "NOPERM User app has no permissions to run the 'client|kill' command".to_owned(),

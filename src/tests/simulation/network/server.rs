@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::NodeFailure;
-use crate::protocol::key::Channel;
+use crate::protocol::key::{Channel, Key};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::{Op, Request};
 use crate::protocol::scripts::{PRELOADED, Script};
 use crate::tests::fake_node::store::NodeStore;
 use crate::tests::simulation::network::packet::{Command, ConnectionId};
+
+/// The token of another client, which knows nothing of this crate.
+pub(crate) const STRANGERS_TOKEN: &str = "stranger";
 
 /// The clock of a server, as a function of true time.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +72,37 @@ pub(crate) enum Refusal {
     CannotPersist,
     /// A value of another type is stored under the lock with this number.
     WrongType(usize),
+    /// Requests for the lock with this number end with an error, and no others.
+    Trouble(usize, Trouble),
+}
+
+/// An error that concerns the requests of one lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The user has no right to the name.
+    Denied,
+    /// Its slot moves from one server of a cluster to another.
+    TryAgain,
+    /// Nothing more can be stored for it.
+    OutOfMemory,
+}
+
+impl Trouble {
+    /// Returns the error of a request.
+    fn error(self, op: Op) -> Option<NodeFailure> {
+        let text = match self {
+            Trouble::Denied => {
+                let text = "NOPERM No permissions to access a key".to_owned();
+                return Some(NodeFailure::AccessDenied(text));
+            }
+            Trouble::TryAgain => "TRYAGAIN Multiple keys request during rehashing of slot",
+            Trouble::OutOfMemory if matches!(op, Op::Acquire | Op::Restore) => {
+                "OOM command not allowed when used memory > 'maxmemory'."
+            }
+            Trouble::OutOfMemory => return None,
+        };
+        Some(NodeFailure::ServerError(text.to_owned()))
+    }
 }
 
 /// A server in memory.
@@ -111,6 +145,11 @@ impl Server {
             is_mute: false,
             had_outage: false,
         }
+    }
+
+    /// Returns whether the server executes nothing.
+    pub(crate) fn is_away(&self) -> bool {
+        self.power != Power::Up
     }
 
     pub(super) fn run_id(&self) -> String {
@@ -203,6 +242,7 @@ impl Server {
             Refusal::WrongType(lock) if is_lock(request, lock) && writes => {
                 Some(NodeFailure::WrongType)
             }
+            Refusal::Trouble(lock, trouble) if is_lock(request, lock) => trouble.error(request.op),
             _ => None,
         })
     }
@@ -218,6 +258,22 @@ impl Server {
         let keys = request.lease.keys().as_slice().iter();
         let channels = keys.filter(|_| is_published).map(|key| key.channel());
         (reply, channels.collect())
+    }
+
+    /// Lets another client hold a lock.
+    pub(crate) fn give_to_stranger(&mut self, key: &Key, lasts: Duration, now: Instant) {
+        let shown = self.clock.at(now);
+        let lock = self.store.stored_lock(key, shown);
+        lock.owner = Some((STRANGERS_TOKEN.to_owned(), shown + lasts));
+    }
+
+    /// Returns whether the other client holds a lock.
+    pub(crate) fn is_strangers(&mut self, key: &Key, now: Instant) -> bool {
+        let shown = self.clock.at(now);
+        let owner = &self.store.stored_lock(key, shown).owner;
+        owner
+            .as_ref()
+            .is_some_and(|(owner, _)| owner == STRANGERS_TOKEN)
     }
 
     /// Returns whether other readers remain: only the last reader's release is published.

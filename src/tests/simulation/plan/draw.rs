@@ -6,6 +6,8 @@ use fastrand::Rng;
 
 use crate::tests::simulation::network::link::Delays;
 use crate::tests::simulation::plan::draw_faults;
+use crate::tests::simulation::plan::draw_targets::SHARED_TARGETS;
+use crate::tests::simulation::plan::locks::own_lock;
 use crate::tests::simulation::plan::plan::{
     AcquirePlan, Act, ClockPlan, GuardEnd, Plan, ProcessPlan, Promises, SettingsPlan, Step, Target,
     WaitPlan,
@@ -64,13 +66,16 @@ impl Plan {
             quarantine,
             locks: rng.usize(1..=2),
             processes,
-            focus: (rng.u32(..4) == 0).then(|| rng.u32(..95)),
+            focus: (rng.u32(..4) == 0).then(|| rng.u32(..SHARED_TARGETS)),
+            has_trouble: rng.u32(..4) == 0,
         };
         let mut plan = Plan {
             seed,
             delays,
             servers: vec![ClockPlan::default(); servers],
-            processes: (0..processes).map(|_| drawn.process(rng)).collect(),
+            processes: (0..processes)
+                .map(|number| drawn.process(number, rng))
+                .collect(),
             faults: Vec::new(),
             calm_at: Duration::ZERO,
             max_ttl,
@@ -78,6 +83,8 @@ impl Plan {
                 is_calm: theme == Theme::Calm,
                 leaves_nothing: theme != Theme::Expiry,
                 wakes: theme == Theme::Calm && is_slow_policy,
+                keeps_data: true,
+                kills_connections: true,
             },
         };
         if rng.u32(..20) == 0 {
@@ -89,6 +96,18 @@ impl Plan {
         if theme != Theme::Calm {
             draw_faults::draw_faults(&mut plan, quarantine, rng);
         }
+        if drawn.has_trouble {
+            draw_faults::draw_trouble(&mut plan, rng);
+        }
+        if theme == Theme::Faults && rng.u32(..8) == 0 {
+            draw_faults::draw_outage(&mut plan, rng);
+        }
+        match theme {
+            Theme::Calm if plan.promises.wakes && rng.u32(..4) == 0 => plan.add_relay(rng),
+            Theme::Faults if rng.u32(..16) == 0 => plan.add_hang(rng),
+            _ => {}
+        }
+        plan.faults.sort_by_key(|(at, _)| *at);
         plan
     }
 }
@@ -103,19 +122,21 @@ fn delays_others(step: &Step) -> bool {
 }
 
 /// The settings that all processes of a plan share.
-struct Draw {
-    theme: Theme,
-    max_ttl: Duration,
+pub(super) struct Draw {
+    pub(super) theme: Theme,
+    pub(super) max_ttl: Duration,
     is_slow_policy: bool,
     quarantine: bool,
-    locks: usize,
-    processes: usize,
+    pub(super) locks: usize,
+    pub(super) processes: usize,
     /// The draw of most targets, so that many threads want the same.
-    focus: Option<u32>,
+    pub(super) focus: Option<u32>,
+    /// The requests of one lock meet errors.
+    pub(super) has_trouble: bool,
 }
 
 impl Draw {
-    fn process(&self, rng: &mut Rng) -> ProcessPlan {
+    fn process(&self, number: usize, rng: &mut Rng) -> ProcessPlan {
         let threads = one_of(rng, &[1, 1, 2, 2, 3]);
         ProcessPlan {
             clock: ClockPlan::default(),
@@ -124,7 +145,9 @@ impl Draw {
                 _ => Duration::ZERO,
             },
             settings: self.settings(rng),
-            threads: (0..threads).map(|_| self.thread(rng)).collect(),
+            threads: (0..threads)
+                .map(|thread| self.thread(own_lock(number, thread), rng))
+                .collect(),
             shutdown: rng.bool().then(|| ms(rng.u64(..500))),
         }
     }
@@ -160,10 +183,10 @@ impl Draw {
         }
     }
 
-    fn thread(&self, rng: &mut Rng) -> Vec<Step> {
+    fn thread(&self, own_lock: usize, rng: &mut Rng) -> Vec<Step> {
         let mut steps: Vec<Step> = Vec::new();
         for _ in 0..rng.usize(1..=3) {
-            steps.push(self.step(rng));
+            steps.push(self.step(own_lock, rng));
         }
         if rng.u32(..30) == 0 {
             steps.push(Step::ShutDown(ms(one_of(rng, &[0, 20, 1_000]))));
@@ -171,9 +194,9 @@ impl Draw {
         steps
     }
 
-    fn step(&self, rng: &mut Rng) -> Step {
+    fn step(&self, own_lock: usize, rng: &mut Rng) -> Step {
         match rng.u32(..100) {
-            0..80 => Step::Acquire(self.acquire(rng)),
+            0..80 => Step::Acquire(self.acquire(own_lock, rng)),
             80..88 => Step::Adopt {
                 ttl: self.ttl(rng),
                 renewed: rng.bool(),
@@ -190,36 +213,14 @@ impl Draw {
         between(rng, self.max_ttl / 2, self.max_ttl)
     }
 
-    fn target(&self, rng: &mut Rng) -> Target {
-        let lock = rng.usize(..self.locks);
-        let focus = self.focus.filter(|_| rng.u32(..4) > 0);
-        match focus.unwrap_or_else(|| rng.u32(..100)) {
-            0..42 => Target::Exclusive(lock),
-            42..50 => {
-                let mut locks: Vec<usize> = (0..rng.usize(2..=3)).collect();
-                rng.shuffle(&mut locks);
-                Target::All(locks)
-            }
-            50..66 => Target::Read(lock),
-            66..80 => Target::Write(lock),
-            80..95 => Target::Permit {
-                lock,
-                // The number follows from the lock, so that all processes agree on it.
-                total: lock as u32 + 1,
-            },
-            95..98 => Target::Forced,
-            _ if self.theme == Theme::Calm => Target::Exclusive(lock),
-            _ => Target::Foreign,
-        }
-    }
-
-    fn acquire(&self, rng: &mut Rng) -> AcquirePlan {
-        let target = self.target(rng);
+    fn acquire(&self, own_lock: usize, rng: &mut Rng) -> AcquirePlan {
+        let target = self.target(own_lock, rng);
         let is_calm = self.theme == Theme::Calm;
         let is_exclusive = matches!(target, Target::Exclusive(_) | Target::All(_));
         let renewed = rng.u32(..3) == 0;
         let end = match rng.u32(..20) {
-            0 | 1 if is_exclusive => GuardEnd::Detach,
+            // A detached lock would be missed by the next acquire of its own thread.
+            0 | 1 if is_exclusive && target.lock() != own_lock => GuardEnd::Detach,
             2..8 => GuardEnd::Drop,
             8 if !is_calm => GuardEnd::Keep,
             _ => GuardEnd::Release,
@@ -227,12 +228,15 @@ impl Draw {
         let wait = match rng.u32(..10) {
             0..3 => WaitPlan::Try,
             3..7 => WaitPlan::For(between(rng, ms(10), ms(3_000))),
-            _ if target == Target::Foreign => WaitPlan::Try,
+            _ if target.is_never_free() => WaitPlan::Try,
             _ => WaitPlan::Policy,
         };
         let cancels = rng.u32(..8) == 0;
+        let ttl = self.ttl(rng);
+        let warned = rng.u32(..3) == 0;
         AcquirePlan {
-            ttl: self.ttl(rng),
+            ttl,
+            margin: warned.then(|| between(rng, ttl / 20, ttl / 2)),
             wait,
             fenced: !matches!(target, Target::Read(_) | Target::Permit { .. }) && rng.u32(..3) == 0,
             renewed,
@@ -265,36 +269,4 @@ impl Draw {
         }
         acts
     }
-
-    /// Lets one thread of each process ask for a free lock at the same moment (L1).
-    fn contest(&self, plan: &mut Plan, rng: &mut Rng) {
-        let lock = CONTEST_LOCK;
-        let target = match rng.u32(..3) {
-            0 => Target::Exclusive(lock),
-            1 => Target::Write(lock),
-            _ => Target::All(vec![lock, lock + 1]),
-        };
-        if self.processes < 2 || self.theme != Theme::Calm || plan.delays.usual > 1_000 {
-            return;
-        }
-        for process in &mut plan.processes {
-            process.starts_at = Duration::ZERO;
-            let acquire = AcquirePlan {
-                target: target.clone(),
-                ttl: self.max_ttl,
-                wait: WaitPlan::Try,
-                fenced: rng.bool(),
-                renewed: false,
-                max_renewal: None,
-                told: false,
-                cancel_after: None,
-                during: vec![Act::Hold(ms(1_000))],
-                end: GuardEnd::Release,
-            };
-            process.threads[0].insert(0, Step::Acquire(acquire));
-        }
-    }
 }
-
-/// The lock for which processes contest.
-pub(crate) const CONTEST_LOCK: usize = 20;

@@ -6,14 +6,10 @@ use fastrand::Rng;
 
 use crate::protocol::request::Op;
 use crate::tests::simulation::network::fault::TimedChange;
-use crate::tests::simulation::network::server::Refusal;
+use crate::tests::simulation::network::server::{Refusal, Trouble};
 use crate::tests::simulation::plan::draw::{between, ms, one_of};
-use crate::tests::simulation::plan::plan::{ClockPlan, Fault, Plan};
-
-/// The lock under whose key each server stores a value of another type.
-pub(crate) const FOREIGN_LOCK: usize = 30;
-/// The lock that `force_release` deletes.
-pub(crate) const FORCED_LOCK: usize = 31;
+use crate::tests::simulation::plan::locks::{FOREIGN_LOCK, STOLEN_LOCK, TROUBLED_LOCK};
+use crate::tests::simulation::plan::plan::{ClockPlan, Fault, Plan, Step};
 
 /// Draws clocks that disagree by no more than the documented limit: 1 % from the slowest to the
 /// fastest.
@@ -52,6 +48,9 @@ pub(crate) fn draw_faults(plan: &mut Plan, quarantine: bool, rng: &mut Rng) {
     if quarantine {
         faults.data_loss();
     }
+    if faults.rng.u32(..3) == 0 {
+        faults.steal();
+    }
     if faults.rng.u32(..4) == 0 {
         faults.step_clock();
     }
@@ -69,7 +68,47 @@ pub(crate) fn draw_faults(plan: &mut Plan, quarantine: bool, rng: &mut Rng) {
         )
     });
     plan.promises.leaves_nothing &= !kill_is_denied;
-    plan.faults.sort_by_key(|(at, _)| *at);
+    plan.promises.kills_connections &= !kill_is_denied;
+}
+
+/// Lets requests of one lock fail, on one server or on all. All other locks are to be as if nothing
+/// had happened (L2).
+pub(super) fn draw_trouble(plan: &mut Plan, rng: &mut Rng) {
+    let troubles = [Trouble::Denied, Trouble::TryAgain, Trouble::OutOfMemory];
+    let (at, lasts) = (between(rng, ms(0), ms(300)), between(rng, ms(5), ms(1_500)));
+    let refusal = Refusal::Trouble(TROUBLED_LOCK, one_of(rng, &troubles));
+    let all = plan.servers.len();
+    for server in 0..one_of(rng, &[1, all, all]) {
+        let refuse = TimedChange::Refuse { server, refusal };
+        plan.faults.push((at, Fault::Network(refuse)));
+        let accept = TimedChange::Accept { server, refusal };
+        plan.faults.push((at + lasts, Fault::Network(accept)));
+    }
+    plan.calm_at = plan.calm_at.max(at + lasts);
+}
+
+/// Takes one server away until all faults end. Each process goes on to acquire and to release
+/// meanwhile (L3).
+pub(super) fn draw_outage(plan: &mut Plan, rng: &mut Rng) {
+    plan.calm_at = plan.calm_at.max(ms(3_000));
+    let server = rng.usize(..plan.servers.len());
+    let outage = match rng.u32(..3) {
+        0 => TimedChange::Hang { server },
+        n => TimedChange::Crash {
+            server,
+            is_gone: n == 1,
+            loses_data: false,
+        },
+    };
+    let at = between(rng, ms(0), ms(500));
+    plan.faults.push((at, Fault::Network(outage)));
+    for process in &mut plan.processes {
+        let churn = Step::Churn {
+            times: rng.u32(10..=30),
+            pause: between(rng, ms(20), ms(120)),
+        };
+        process.threads[0].insert(0, churn);
+    }
 }
 
 struct FaultPlan<'a> {
@@ -200,6 +239,28 @@ impl FaultPlan<'_> {
         self.plan.faults.push((at, fault));
     }
 
+    /// Lets another client overwrite a lock for some time, on all servers or on a quorum.
+    fn steal(&mut self) {
+        let (at, lasts) = self.when();
+        let total = self.plan.servers.len();
+        let servers = if self.rng.bool() {
+            total
+        } else {
+            total / 2 + 1
+        };
+        for server in 0..servers {
+            let lock = STOLEN_LOCK;
+            self.add(
+                at,
+                TimedChange::Steal {
+                    server,
+                    lock,
+                    lasts,
+                },
+            );
+        }
+    }
+
     /// Sets the clock of one server forward, by the documented limit at most.
     fn step_clock(&mut self) {
         let (at, _) = self.when();
@@ -211,6 +272,7 @@ impl FaultPlan<'_> {
     /// Lets nodes lose their data. Each process quarantines them for the longest TTL. Clocks are in
     /// step, because fence counters start from them.
     fn data_loss(&mut self) {
+        self.plan.promises.keeps_data = false;
         for server in &mut self.plan.servers {
             server.offset = 0;
         }

@@ -2,9 +2,12 @@
 
 pub(crate) mod draw;
 pub(crate) mod draw_faults;
+pub(crate) mod draw_targets;
+pub(crate) mod locks;
 #[expect(
     clippy::module_inception,
     reason = "the plan is the center of its folder"
 )]
 pub(crate) mod plan;
+pub(crate) mod scenario;
 pub(crate) mod words;

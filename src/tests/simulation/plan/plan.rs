@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::tests::simulation::network::fault::TimedChange;
 use crate::tests::simulation::network::link::Delays;
+use crate::tests::simulation::plan::locks::{
+    DISPUTED_SEMAPHORE, FORCED_LOCK, FOREIGN_LOCK, STOLEN_LOCK, STRANGERS_LOCK, TROUBLED_LOCK,
+};
 
 /// All that a history does. Its interleaving is drawn from the seed while it runs.
 #[derive(Clone, Debug)]
@@ -30,6 +33,10 @@ pub(crate) struct Promises {
     pub(crate) leaves_nothing: bool,
     /// A release wakes a waiter at once.
     pub(crate) wakes: bool,
+    /// No server loses its data.
+    pub(crate) keeps_data: bool,
+    /// A worker that reconnects ends its former connection, so that nothing of it runs later.
+    pub(crate) kills_connections: bool,
 }
 
 /// The clock of a server or process.
@@ -80,6 +87,11 @@ pub(crate) enum Step {
         hold: Duration,
     },
     Holder(usize),
+    /// Acquires and releases the thread's own lock again and again, and fails to acquire another.
+    Churn {
+        times: u32,
+        pause: Duration,
+    },
     ForceRelease,
     Health,
     Sleep(Duration),
@@ -94,14 +106,31 @@ pub(crate) enum Target {
     All(Vec<usize>),
     Read(usize),
     Write(usize),
-    Permit {
-        lock: usize,
-        total: u32,
-    },
-    /// The lock that `force_release` deletes: no two holders are excluded.
-    Forced,
-    /// The lock under whose key a foreign value is stored.
-    Foreign,
+    Permit { lock: usize, total: u32 },
+}
+
+impl Target {
+    /// Returns the number of the first lock.
+    pub(crate) fn lock(&self) -> usize {
+        match self {
+            Target::Exclusive(lock) | Target::Read(lock) | Target::Write(lock) => *lock,
+            Target::Permit { lock, .. } => *lock,
+            Target::All(locks) => locks.iter().copied().min().unwrap_or_default(),
+        }
+    }
+
+    /// Returns whether calls for the lock may fail although nothing else does.
+    pub(crate) fn may_fail(&self) -> bool {
+        matches!(
+            self.lock(),
+            FORCED_LOCK | STOLEN_LOCK | TROUBLED_LOCK | DISPUTED_SEMAPHORE
+        )
+    }
+
+    /// Returns whether a wait for the lock might never end by itself.
+    pub(crate) fn is_never_free(&self) -> bool {
+        matches!(self.lock(), FOREIGN_LOCK | STRANGERS_LOCK)
+    }
 }
 
 /// An acquire and the life of its guard.
@@ -114,6 +143,8 @@ pub(crate) struct AcquirePlan {
     pub(crate) renewed: bool,
     pub(crate) max_renewal: Option<Duration>,
     pub(crate) told: bool,
+    /// The margin of `on_endangered`, if it is used.
+    pub(crate) margin: Option<Duration>,
     pub(crate) cancel_after: Option<Duration>,
     pub(crate) during: Vec<Act>,
     pub(crate) end: GuardEnd,

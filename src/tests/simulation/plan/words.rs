@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use crate::tests::simulation::plan::locks::{
+    FORCED_LOCK, FOREIGN_LOCK, STOLEN_LOCK, STRANGERS_LOCK, TROUBLED_LOCK,
+};
 use crate::tests::simulation::plan::plan::{
     AcquirePlan, Act, Fault, GuardEnd, Plan, Step, Target, WaitPlan,
 };
@@ -40,6 +43,9 @@ impl fmt::Display for Step {
                 )
             }
             Step::Holder(lock) => write!(f, "asks for the holder of lock {lock}"),
+            Step::Churn { times, pause } => {
+                write!(f, "acquires its own lock {times} times, every {pause:?}")
+            }
             Step::ForceRelease => write!(f, "deletes the forced lock"),
             Step::Health => write!(f, "asks for health and stats"),
             Step::Sleep(time) => write!(f, "sleeps for {time:?}"),
@@ -65,6 +71,9 @@ impl fmt::Display for AcquirePlan {
                 write!(f, ", {word}")?;
             }
         }
+        if let Some(margin) = self.margin {
+            write!(f, ", warned {margin:?} before its end")?;
+        }
         if let Some(after) = self.cancel_after {
             write!(f, ", cancelled after {after:?}")?;
         }
@@ -89,8 +98,14 @@ impl fmt::Display for Target {
             Target::Read(lock) => write!(f, "read lock {lock}"),
             Target::Write(lock) => write!(f, "write lock {lock}"),
             Target::Permit { lock, total } => write!(f, "one of {total} permits of {lock}"),
-            Target::Forced => write!(f, "the forced lock"),
-            Target::Foreign => write!(f, "the lock with a foreign value"),
+        }?;
+        match self.lock() {
+            FOREIGN_LOCK => write!(f, " (with a value of another type)"),
+            FORCED_LOCK => write!(f, " (which others delete)"),
+            STOLEN_LOCK => write!(f, " (which others overwrite)"),
+            STRANGERS_LOCK => write!(f, " (which another client holds)"),
+            TROUBLED_LOCK => write!(f, " (in trouble)"),
+            _ => Ok(()),
         }
     }
 }

@@ -26,6 +26,8 @@ const MAX_REST: Duration = Duration::from_secs(100);
 /// The time in which processes undo what they have left behind: two reconnect delays, and the
 /// longest delay of a pending release.
 const SETTLE: Duration = Duration::from_secs(8);
+/// The longest TTL of tokens besides those of the plan's locks.
+const MAX_FOREIGN_TTL: Duration = Duration::from_secs(60);
 /// How long a process may take to shut down.
 const MAX_SHUTDOWN: Duration = Duration::from_secs(120);
 
@@ -97,11 +99,12 @@ impl History {
         let drifts = plan.processes.iter().map(|process| process.clock.rate);
         let checker = Arc::new(Checker::new(simulation, &network, plan.promises, records));
         network.with(|state, _| state.records = records);
+        checker.give_strangers_lock();
         // The checker holds the network: neither is to keep the other.
         let observer = Arc::downgrade(&checker);
         network.observe(move || {
             if let Some(checker) = observer.upgrade() {
-                checker.check_overlaps();
+                checker.check_event();
             }
         });
         History {
@@ -129,9 +132,15 @@ impl History {
         if !stuck.is_empty() {
             return self.checker.report(format!("stuck: {stuck:#?}"));
         }
-        world::sleep(SETTLE);
+        // A server may still be away although no thread waits for it.
+        let calm_in = self
+            .plan
+            .calm_at
+            .saturating_sub(self.world.simulation.now());
+        world::sleep(calm_in + SETTLE);
         let unsettled = self.progress.unsettled();
         self.checker.check_leftovers(|process| !unsettled[process]);
+        self.checker.check_gate_entries();
         self.progress.end();
         let stuck = self.progress.wait_all(&[ProcessPhase::Ended], MAX_SHUTDOWN);
         if !stuck.is_empty() {
@@ -142,6 +151,11 @@ impl History {
         let killed = self.progress.killed();
         self.checker.check_told(|process| !killed[process]);
         self.check_threads(&killed);
+        self.checker.check_connections(|process| !killed[process]);
+        self.checker.check_strangers_value();
+        // Clocks of servers run at most a hundredth slower than true time.
+        world::sleep(self.plan.max_ttl.mul_f64(1.01) + MAX_FOREIGN_TTL);
+        self.checker.check_empty();
     }
 
     /// Checks that all threads of the processes have ended.
@@ -186,7 +200,11 @@ impl History {
                         checker.process_paused(process);
                         handle.pause();
                     });
-                    simulation.after(*at + lasts, move || handle.resume());
+                    let checker = Arc::clone(&self.checker);
+                    simulation.after(*at + lasts, move || {
+                        checker.process_resumed(process);
+                        handle.resume();
+                    });
                 }
                 Fault::Kill { process, is_silent } => {
                     let (handle, network) = (self.world.processes[process], self.network.clone());

@@ -1,6 +1,7 @@
 //! Simulated processes: what their threads do with locks.
 
 pub(crate) mod acquire;
+pub(crate) mod acts;
 pub(crate) mod guard;
 pub(crate) mod history;
 pub(crate) mod process;

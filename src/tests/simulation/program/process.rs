@@ -50,6 +50,9 @@ impl SimulatedProcess {
         };
         let kept = Arc::new(Mutex::new(Vec::new()));
         self.run_threads(&nodes, &kept);
+        let pool_size = self.plan.settings.pool_size;
+        self.checker
+            .check_undisturbed(self.number, &nodes, pool_size);
         self.progress.set(self.number, ProcessPhase::Done);
         self.progress.wait_for_end(self.number);
         self.end(nodes, &kept);
@@ -85,9 +88,9 @@ impl SimulatedProcess {
                 progress: Arc::clone(&self.progress),
                 detached: Arc::clone(&self.detached),
                 kept: Arc::clone(kept),
+                plan: Arc::clone(&self.plan),
             };
-            let plan = Arc::clone(&self.plan);
-            let run = move || program.run(&plan.threads[thread]);
+            let run = move || program.run();
             threads.push(self.world.spawn(self.number, "program", run));
         }
         threads.into_iter().for_each(|thread| _ = thread.join());
@@ -112,6 +115,7 @@ impl SimulatedProcess {
 fn settings(process: usize, plan: &SettingsPlan, max_ttl: Duration) -> Settings {
     let mut config = Config::new(["simulated"])
         .owner_label(format!("p{process}"))
+        .key_prefix(world::KEY_PREFIX)
         .node_timeout(plan.node_timeout)
         .connect_timeout(plan.connect_timeout)
         .pool_size(plan.pool_size)

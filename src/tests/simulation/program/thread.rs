@@ -6,16 +6,18 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::api::lock_token::LockToken;
-use crate::api::locker::RedisLocker;
+use crate::api::locker::{Locker, RedisLocker};
 use crate::api::nodes::Nodes;
 use crate::api::options::LockOptions;
 use crate::tests::simulation::checker::checker::Checker;
 use crate::tests::simulation::checker::hold::HoldId;
+use crate::tests::simulation::checker::waits::TimedCall;
 use crate::tests::simulation::network::server::lock_name;
-use crate::tests::simulation::plan::draw_faults::FORCED_LOCK;
-use crate::tests::simulation::plan::plan::Step;
+use crate::tests::simulation::plan::locks::{FORCED_LOCK, STRANGERS_LOCK, own_lock};
+use crate::tests::simulation::plan::plan::{ProcessPlan, Step};
 use crate::tests::simulation::program::guard::AnyGuard;
 use crate::tests::simulation::program::progress::Progress;
+use crate::tests::simulation::runtime::signal;
 use crate::tests::simulation::world;
 use crate::tests::simulation::world::World;
 
@@ -31,11 +33,13 @@ pub(crate) struct ProgramThread {
     pub(super) detached: Arc<Mutex<Vec<(LockToken, HoldId)>>>,
     /// The guards that the process keeps until its end.
     pub(super) kept: Arc<Mutex<Vec<(AnyGuard, HoldId)>>>,
+    /// The plan of its process.
+    pub(super) plan: Arc<ProcessPlan>,
 }
 
 impl ProgramThread {
-    pub(crate) fn run(&self, steps: &[Step]) {
-        for step in steps {
+    pub(crate) fn run(&self) {
+        for step in &self.plan.threads[self.thread] {
             self.progress
                 .set_step(self.process, self.thread, step.to_string());
             self.checker
@@ -54,6 +58,7 @@ impl ProgramThread {
                 let holder = locker.holder(&lock_name(*lock));
                 self.checker.expect_calm("holder", holder.as_ref().err());
             }
+            Step::Churn { times, pause } => self.churn(*times, *pause),
             Step::ForceRelease => {
                 let released = locker.force_release(&lock_name(FORCED_LOCK));
                 self.checker
@@ -66,6 +71,7 @@ impl ProgramThread {
             Step::Sleep(time) => world::sleep(*time),
             Step::ShutDown(grace) => {
                 self.progress.set_unsettled(self.process);
+                self.checker.shutting_down(self.process);
                 let _ = self.nodes.shutdown(*grace);
             }
         }
@@ -94,6 +100,28 @@ impl ProgramThread {
         }
     }
 
+    /// Acquires and releases the own lock again and again, and fails to acquire another one.
+    fn churn(&self, times: u32, pause: Duration) {
+        let locker = RedisLocker::new(&self.nodes);
+        let own = lock_name(own_lock(self.process, self.thread));
+        let ttl = Duration::from_secs(30);
+        for _ in 0..times {
+            if let Ok(Some(guard)) = locker.try_lock(&own, ttl) {
+                let guard = AnyGuard::Lock(guard);
+                let id = self.hold(&guard, None);
+                self.release(guard, id);
+                self.checker.count("locks during an outage");
+            }
+            _ = locker.try_lock(&lock_name(STRANGERS_LOCK), ttl).map(drop);
+            if self.plan.settings.pool_size == 1 {
+                let threads = self.plan.threads.len();
+                self.checker
+                    .check_waiting(self.process, &self.nodes, threads);
+            }
+            world::sleep(pause);
+        }
+    }
+
     /// Records a guard.
     pub(super) fn hold(&self, guard: &AnyGuard, asked: Option<std::time::Instant>) -> HoldId {
         let lease = guard.lease();
@@ -102,8 +130,13 @@ impl ProgramThread {
     }
 
     pub(super) fn release(&self, guard: AnyGuard, hold: HoldId) {
+        let asked = signal::true_time();
         self.checker.end(hold);
         let result = guard.release();
         self.checker.released(hold, &result);
+        if !self.checker.may_fail(hold) {
+            self.checker
+                .check_duration(self.process, TimedCall::Alone, asked);
+        }
     }
 }

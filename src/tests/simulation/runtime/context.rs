@@ -139,14 +139,23 @@ pub(super) fn start() -> Instant {
 
 /// Returns the steady clock of the running process, in a simulation. Makes a step.
 pub(crate) fn now() -> Option<Instant> {
-    step();
-    is_simulated().then(|| {
-        let steady = with(|scheduler| {
-            let now = scheduler.now;
-            scheduler.process().clock.steady(now)
-        });
-        start() + Duration::from_nanos(steady)
-    })
+    let steady = |scheduler: &mut Scheduler| {
+        let now = scheduler.now;
+        scheduler.process().clock.steady(now)
+    };
+    let steady = match RUNNING.get() {
+        Running::Real => return None,
+        Running::Callback => with(steady),
+        // The most frequent step, so the scheduler is borrowed once if the fiber goes on.
+        Running::Fiber => {
+            let read = with(|scheduler| (!scheduler.step()).then(|| steady(scheduler)));
+            read.unwrap_or_else(|| {
+                pause();
+                with(steady)
+            })
+        }
+    };
+    Some(start() + Duration::from_nanos(steady))
 }
 
 /// Returns the wall clock of the running process, in a simulation. Makes a step.

@@ -3,7 +3,7 @@
 //! The steady clock drifts by a rate and stands still during a suspend. The wall clock runs as the
 //! steady clock does, goes on during a suspend, and may step.
 
-const PPM: i64 = 1_000_000;
+const PPM: u64 = 1_000_000;
 
 #[derive(Clone, Debug)]
 pub(super) struct ProcessClock {
@@ -33,7 +33,7 @@ impl ProcessClock {
         match (self.suspended, now - self.changed_at) {
             (true, _) => self.steady_then,
             (false, since) if self.drift == 0 => self.steady_then + since,
-            (false, since) => self.steady_then + scale(since, PPM + self.drift, PPM),
+            (false, since) => self.steady_then + scale(since, self.rate(), PPM),
         }
     }
 
@@ -45,10 +45,9 @@ impl ProcessClock {
     /// still.
     pub(super) fn true_time_of(&self, steady: u64) -> Option<u64> {
         let ahead = steady.saturating_sub(self.steady_then);
-        let rate = PPM + self.drift;
         let since = match self.drift {
             0 => ahead,
-            _ => scale(ahead, PPM, rate) + 1,
+            _ => scale(ahead, PPM, self.rate()) + 1,
         };
         (!self.suspended).then(|| self.changed_at.saturating_add(since))
     }
@@ -76,6 +75,11 @@ impl ProcessClock {
         }
     }
 
+    /// Returns by how much the steady clock advances in `PPM` ns.
+    fn rate(&self) -> u64 {
+        PPM.saturating_add_signed(self.drift)
+    }
+
     fn rebase(&mut self, now: u64) {
         if !self.suspended {
             self.steady_then = self.steady(now);
@@ -84,9 +88,11 @@ impl ProcessClock {
     }
 }
 
-fn scale(time: u64, by: i64, of: i64) -> u64 {
-    let scaled = u128::from(time) * by as u128 / of as u128;
-    u64::try_from(scaled).unwrap_or(u64::MAX)
+/// Returns `time * by / of`, rounded down. Divides in parts, since a product in 128 bits is slow to
+/// divide.
+fn scale(time: u64, by: u64, of: u64) -> u64 {
+    let whole = (time / of).saturating_mul(by);
+    whole.saturating_add(time % of * by / of)
 }
 
 #[cfg(test)]

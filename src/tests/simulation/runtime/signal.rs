@@ -52,6 +52,11 @@ pub(crate) fn clock_of(process: usize) -> Instant {
     context::start() + Duration::from_nanos(steady)
 }
 
+/// Returns the steady clock of the first process when the history begins. No process reads less.
+pub(crate) fn start() -> Instant {
+    context::start()
+}
+
 /// Returns the true time as an instant, which no process reads.
 pub(crate) fn true_time() -> Instant {
     context::start() + Duration::from_nanos(context::with(|scheduler| scheduler.now))

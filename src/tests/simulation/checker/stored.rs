@@ -1,0 +1,169 @@
+//! What servers store, compared with what holders believe (S1, S3, S5).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::protocol::key::Key;
+use crate::protocol::lease::{Lease, LeaseState};
+use crate::tests::simulation::checker::checker::Checker;
+use crate::tests::simulation::checker::hold::{HoldId, HoldState};
+use crate::tests::simulation::network::network::NetworkState;
+use crate::tests::simulation::network::server::Server;
+use crate::tests::simulation::plan::locks::STRANGERS_LOCK;
+use crate::tests::simulation::world;
+
+/// How long the other client holds its lock.
+const FOR_EVER: Duration = Duration::from_secs(100_000_000);
+
+impl Server {
+    /// Returns for how many of its keys the server stores the token of a lease.
+    fn stored_keys(&mut self, lease: &Lease, now: Instant) -> usize {
+        let (shown, token) = (self.clock.at(now), lease.token().text());
+        let keys = lease.keys().as_slice().iter();
+        let is_stored = |key: &&Key| {
+            let lock = self.store.stored_lock(key, shown);
+            let owner = lock.owner.iter().map(|(owner, _)| owner);
+            let permits = lock.permits.values().map(|(owner, _)| owner);
+            let mut tokens = owner.chain(lock.readers.keys()).chain(permits);
+            tokens.any(|stored| stored == token)
+        };
+        keys.filter(is_stored).count()
+    }
+}
+
+/// Returns the number of servers that store the token of a lease under each of its keys.
+fn holding_servers(state: &mut NetworkState, lease: &Lease, now: Instant) -> usize {
+    let (servers, keys) = (state.servers.iter_mut(), lease.keys().as_slice().len());
+    let stored = servers.map(|server| server.stored_keys(lease, now));
+    stored.filter(|stored| *stored == keys).count()
+}
+
+impl Checker {
+    fn lease(&self, hold: HoldId) -> Arc<Lease> {
+        self.with(|state| Arc::clone(&state.holds[hold].lease))
+    }
+
+    pub(super) fn report_hold(&self, what: &str, hold: HoldId) {
+        let text = self.with(|state| state.holds[hold].describe());
+        self.report(format!("{what}: {text}"));
+    }
+
+    /// Checks that the locks in which their holders believe are stored on a quorum (S1, S5).
+    pub(super) fn check_stored(&self, is_meant: impl Fn(HoldId) -> bool) {
+        if !self.promises.keeps_data {
+            return;
+        }
+        let believed: Vec<(HoldId, Arc<Lease>)> = self.with(|state| {
+            let holds = state.holds.iter().enumerate();
+            let meant = holds.filter(|(id, hold)| hold.state != HoldState::Ended && is_meant(*id));
+            let meant = meant.filter(|(_, hold)| !hold.is_local && !hold.is_taken_away());
+            let believed = meant.filter(|(_, hold)| hold.believes());
+            believed
+                .map(|(id, hold)| (id, Arc::clone(&hold.lease)))
+                .collect()
+        });
+        let missing = self.network.with(|state, now| {
+            let quorum = state.servers.len() / 2 + 1;
+            let mut believed = believed.iter();
+            believed.find(|(_, lease)| holding_servers(state, lease, now) < quorum)
+        });
+        if let Some((hold, _)) = missing {
+            self.report_hold("held lock is not stored on a quorum", *hold);
+        }
+    }
+
+    /// Checks that a lock whose release has succeeded is gone from a quorum.
+    pub(super) fn check_released(&self, hold: HoldId) {
+        if self.with(|state| state.holds[hold].is_local) || !self.promises.kills_connections {
+            return;
+        }
+        let lease = self.lease(hold);
+        let (left, total) = self.network.with(|state, now| {
+            let servers = state.servers.iter_mut();
+            let left =
+                servers.filter_map(|server| (server.stored_keys(&lease, now) > 0).then_some(()));
+            (left.count(), state.servers.len())
+        });
+        if left > (total - 1) / 2 {
+            self.report_hold("released lock is left on a quorum", hold);
+        }
+    }
+
+    /// Returns whether a quorum of servers stores a lock.
+    pub(crate) fn is_on_quorum(&self, hold: HoldId) -> bool {
+        let lease = self.lease(hold);
+        self.network
+            .with(|state, now| holding_servers(state, &lease, now) > state.servers.len() / 2)
+    }
+
+    /// Checks the result of an extension. `was_stored` says whether a quorum stored the lock before
+    /// it: only then it may succeed (S5). After a refusal the lock is lost.
+    pub(crate) fn extended(&self, hold: HoldId, was_stored: bool, result: &Result<(), Error>) {
+        let (lease, now, is_local) = self.with(|state| {
+            let hold = &state.holds[hold];
+            (
+                Arc::clone(&hold.lease),
+                world::clock_of(hold.process),
+                hold.is_local,
+            )
+        });
+        self.count(match result {
+            Ok(()) => "extensions",
+            Err(Error::LockLost { .. }) => "extensions of lost locks",
+            Err(_) => "failed extensions",
+        });
+        let is_held = matches!(lease.peek(now), LeaseState::Held(_));
+        match result {
+            Ok(()) if !is_local && !was_stored && !self.is_on_quorum(hold) => {
+                self.report_hold("extension of a lock that no quorum stores", hold);
+            }
+            Ok(()) => self.check_stored(|id| id == hold),
+            Err(Error::LockLost { .. }) if is_held => {
+                self.report_hold("refused extension leaves the lock held", hold);
+            }
+            Err(_) => {}
+        }
+        self.check_overlaps();
+    }
+
+    /// Lets another client hold its lock on all servers.
+    pub(crate) fn give_strangers_lock(&self) {
+        let key = world::exclusive_key(STRANGERS_LOCK);
+        self.network.with(|state, now| {
+            let servers = state.servers.iter_mut();
+            servers.for_each(|server| server.give_to_stranger(&key, FOR_EVER, now));
+        });
+    }
+
+    fn strangers_servers(&self) -> (usize, usize) {
+        let key = world::exclusive_key(STRANGERS_LOCK);
+        self.network.with(|state, now| {
+            let servers = state.servers.iter_mut();
+            let held = servers.filter_map(|server| server.is_strangers(&key, now).then_some(()));
+            (held.count(), state.servers.len())
+        })
+    }
+
+    /// Checks that no guard is returned for the lock that another client holds (S3).
+    pub(super) fn check_strangers_lock(&self, hold: HoldId) {
+        let is_wrong = self.with(|state| {
+            let hold = &state.holds[hold];
+            hold.is_of(STRANGERS_LOCK) && !hold.is_local
+        });
+        let (held, total) = self.strangers_servers();
+        if is_wrong && held > (total - 1) / 2 {
+            self.report_hold("lock of another client is acquired", hold);
+        }
+    }
+
+    /// Checks that the lock of another client is as it was (S3).
+    pub(crate) fn check_strangers_value(&self) {
+        let (held, total) = self.strangers_servers();
+        if self.promises.keeps_data && held < total {
+            self.report(format!(
+                "foreign value is left on {held} of {total} servers"
+            ));
+        }
+    }
+}
