@@ -27,8 +27,8 @@ pub(crate) struct Hold {
     pub(super) state: HoldState,
     /// What its callbacks report; `None` without callbacks.
     pub(super) reports: Option<Arc<Reports>>,
-    /// Its thread waits with a watch.
-    pub(super) is_watched: bool,
+    /// Since when its thread waits with a watch, by the clock of the process.
+    pub(super) watched_since: Option<Instant>,
     /// When the checker first saw the loss, by the clock of the process.
     pub(super) lost_since: Cell<Option<Instant>>,
     /// The checker saw the lease lost or released.
@@ -60,7 +60,7 @@ impl Hold {
             is_downgraded: false,
             state: HoldState::Held,
             reports: None,
-            is_watched: false,
+            watched_since: None,
             lost_since: Cell::new(None),
             has_ended: Cell::new(false),
         }

@@ -209,7 +209,8 @@ impl CheckerState {
         }
         let awake = |since| self.awake_since(hold.process, since);
         let lost_since = hold.lost_since.get().and_then(awake);
-        if hold.is_watched && lost_since.is_some_and(|since| now > since + MAX_TELLING) {
+        let waits_since = hold.watched_since.zip(lost_since);
+        if waits_since.is_some_and(|(watch, lost)| now > watch.max(lost) + MAX_TELLING) {
             return Some("watch waits for a lock that is lost".to_owned());
         }
         let reports = hold.reports.as_ref()?;

@@ -29,7 +29,7 @@ impl Checker {
             awake: begun,
             is_endangered: false,
         };
-        self.set_watched(hold, true);
+        self.set_watched(hold, Some(begun));
         loop {
             let outcome = watch.wait_ended(watched.end.saturating_duration_since(clock::now()));
             let wrong = self.with(|state| {
@@ -49,13 +49,13 @@ impl Checker {
                 _ => "watches of held locks",
             });
             if !matches!(outcome, WatchOutcome::Endangered | WatchOutcome::Safe) {
-                return self.set_watched(hold, false);
+                return self.set_watched(hold, None);
             }
         }
     }
 
-    fn set_watched(&self, hold: HoldId, is_watched: bool) {
-        self.with(|state| state.holds[hold].is_watched = is_watched);
+    fn set_watched(&self, hold: HoldId, since: Option<Instant>) {
+        self.with(|state| state.holds[hold].watched_since = since);
     }
 }
 
