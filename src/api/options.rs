@@ -178,7 +178,8 @@ impl LockOptions {
 
     /// Sets a callback for the loss of the lock. It is called once: at the moment at which the
     /// lease expires, when a quorum has replied that the lock is not ours, or at a shutdown of the
-    /// nodes. It is never called for a released lock or a local lock.
+    /// nodes. It is never called for a released lock or a local lock. A shutdown may cause the call
+    /// shortly before the acquire returns its guard.
     ///
     /// All callbacks of a [`Nodes`](crate::Nodes) share a thread. A slow callback delays the
     /// others, but no lock, no renewal and no [`check`](crate::LockGuard::check). A panic in it is

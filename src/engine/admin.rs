@@ -25,7 +25,7 @@ impl Engine {
     ///
     /// # Errors
     /// - `InsufficientQuorum`: fewer nodes than a quorum replied.
-    /// - `Closed`: the `Nodes` shut down, or this process is a forked child.
+    /// - `Closed`: the `Nodes` shut down, before or meanwhile, or this process is a forked child.
     pub(crate) fn holder(&self, key: Key) -> Result<Option<Holder>, Error> {
         let replies = self.ask_all_nodes(key, Op::Inspect)?;
         let holders = replies.into_iter().filter_map(|reply| match reply {
@@ -62,10 +62,14 @@ impl Engine {
         let sink = Arc::clone(&recorder) as Arc<dyn ReplySink>;
         let round = self.nodes.send_with_sink(&request, &inbox, sink);
         let RoundOutcome { tally, .. } = round.wait_all(self.node_budget(clock::now()));
-        if tally.granted().len() + tally.refused().len() < majority(self.nodes.total()) {
-            return Err(self.insufficient_quorum(Operation::Inspect, tally));
+        let has_quorum =
+            tally.granted().len() + tally.refused().len() >= majority(self.nodes.total());
+        match has_quorum {
+            true => Ok(std::mem::take(&mut *recorder.replies.lock())),
+            // Workers that have stopped meanwhile say nothing about the nodes.
+            false if self.lock_table.is_closed() => Err(Error::Closed),
+            false => Err(self.insufficient_quorum(Operation::Inspect, tally)),
         }
-        Ok(std::mem::take(&mut *recorder.replies.lock()))
     }
 }
 

@@ -94,6 +94,35 @@ fn shutdown_does_not_wait_for_a_connect_that_hangs() {
 }
 
 #[test]
+fn request_of_an_operator_that_meets_a_shutdown_without_a_quorum_is_closed() {
+    for op in [Op::Inspect, Op::ForceRelease] {
+        let fakes = FakeNode::fakes(3);
+        let locker = healthy(&fakes);
+        fakes[..2]
+            .iter()
+            .for_each(|fake| fake.set_fault(Fault::Down));
+        eventually("it is seen", || locker.nodes().engine().nodes_up() == 1);
+        let ask = || match op {
+            Op::Inspect => locker.holder("x").map(drop),
+            _ => locker.force_release("x").map(drop),
+        };
+        let unavailable = ask().expect_err("no quorum");
+        assert!(unavailable.is_unavailable(), "{unavailable:?}");
+        let late = fakes[2].delay(op);
+        thread::scope(|scope| {
+            let asking = scope.spawn(ask);
+            late.arrived();
+            let ending = scope.spawn(|| locker.nodes().shutdown(Duration::ZERO));
+            let lock_table = &locker.nodes().engine().lock_table;
+            eventually("it is closed", || lock_table.is_closed());
+            late.go();
+            assert_eq!(asking.join().expect("no panic"), Err(Error::Closed));
+            assert!(ending.join().expect("no panic"));
+        });
+    }
+}
+
+#[test]
 fn guard_outlives_its_locker() {
     let fakes = FakeNode::fakes(3);
     let guard = healthy(&fakes).lock("x", TTL).expect("free");

@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::error::{Error, LossReason, NodeFailure};
+use crate::error::{Error, LossReason, NodeFailure, Operation};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::mode::Mode;
@@ -375,10 +375,10 @@ impl Checker {
     }
 }
 
-/// Returns whether a request found that another thread of its process had ended workers, as one may
-/// that begins at the end of a shutdown.
+/// Returns whether a release began at the end of a shutdown, when another thread of its process had
+/// ended workers: the lock is left to its TTL. Nodes that never granted it may have replied.
 fn met_stopped_workers(error: &Error) -> bool {
     let stopped = NodeFailure::Unreachable("the worker has stopped".to_owned());
-    matches!(error, Error::InsufficientQuorum { causes, .. }
+    matches!(error, Error::InsufficientQuorum { operation: Operation::Release, causes, .. }
         if causes.iter().any(|cause| cause.failure == stopped))
 }
