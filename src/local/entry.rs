@@ -66,10 +66,20 @@ pub(crate) struct LocalRequest<'a> {
 pub(crate) struct KeyEntry {
     /// In order of admission.
     pub(super) holders: Vec<LocalHolder>,
-    pub(crate) queue: VecDeque<LocalWaiter>,
+    /// `None` until a thread has to wait.
+    waiting: Option<Box<Waiting>>,
+}
+
+/// The wait queue of a key.
+#[derive(Default)]
+struct Waiting {
+    queue: VecDeque<LocalWaiter>,
     /// The handoffs since the key was last free; `None` if there were none.
     streak: Option<HandoffStreak>,
 }
+
+/// The queue of an entry for which no thread has waited.
+static NOBODY: VecDeque<LocalWaiter> = VecDeque::new();
 
 /// A thread that holds an entry, pending or with its lease.
 pub(super) struct LocalHolder {
@@ -77,15 +87,15 @@ pub(super) struct LocalHolder {
     pub(super) mode: AccessMode,
     /// `None` until the nodes have granted the lock.
     pub(super) lease: Option<Arc<Lease>>,
-    /// Wakes the holder while it is pending.
-    pub(super) inbox: Arc<Inbox>,
+    /// Wakes the holder while it is pending; `None` when it has its lease.
+    pub(super) inbox: Option<Arc<Inbox>>,
     /// The thread sleeps while an earlier pending holder asks the nodes.
     pub(super) following: bool,
     /// The nodes refused this holder's last attempt. Permit holders that are admitted later follow
     /// it.
     pub(super) refused_by_nodes: bool,
     /// The handoff that came with the entry, until the thread takes it.
-    pub(super) handoff: Option<Handoff>,
+    pub(super) handoff: Option<Box<Handoff>>,
     /// When the lease of the handoff ends, if the nodes grant it.
     handoff_expiry: Option<Instant>,
     /// The number of a permit that is held in this process alone.
@@ -128,9 +138,15 @@ impl KeyEntry {
     pub(super) fn new() -> KeyEntry {
         KeyEntry {
             holders: Vec::with_capacity(1),
-            queue: VecDeque::new(),
-            streak: None,
+            waiting: None,
         }
+    }
+
+    /// Returns the threads that wait, in order.
+    pub(super) fn queue(&self) -> &VecDeque<LocalWaiter> {
+        self.waiting
+            .as_ref()
+            .map_or(&NOBODY, |waiting| &waiting.queue)
     }
 
     /// Makes the thread a holder if no thread waits and the holders allow its mode. Returns `false`
@@ -146,7 +162,7 @@ impl KeyEntry {
         if let Some(other) = self.conflicting_limit(request.mode) {
             return Err(Refusal::PermitCountMismatch(other));
         }
-        if !self.queue.is_empty() || !self.admits(request.mode) {
+        if !self.queue().is_empty() || !self.admits(request.mode) {
             return Ok(false);
         }
         let inbox = Arc::clone(request.inbox);
@@ -156,14 +172,17 @@ impl KeyEntry {
     }
 
     /// Puts the thread at the end of the queue.
-    pub(super) fn enqueue(&mut self, ticket: u64, request: &LocalRequest<'_>) {
-        self.queue.push_back(LocalWaiter {
-            ticket,
-            mode: request.mode,
-            inbox: Arc::clone(request.inbox),
-            offer: request.offer.cloned(),
-            rechecks_at: None,
-        });
+    pub(crate) fn enqueue(&mut self, ticket: u64, request: &LocalRequest<'_>) {
+        self.waiting
+            .get_or_insert_default()
+            .queue
+            .push_back(LocalWaiter {
+                ticket,
+                mode: request.mode,
+                inbox: Arc::clone(request.inbox),
+                offer: request.offer.cloned(),
+                rechecks_at: None,
+            });
     }
 
     fn admits(&self, mode: AccessMode) -> bool {
@@ -184,10 +203,11 @@ impl KeyEntry {
     /// Admits waiters from the front of the queue, in order. Returns the inboxes to wake.
     pub(super) fn admit(&mut self) -> Vec<Arc<Inbox>> {
         let mut admitted = Vec::new();
-        while self.queue.front().is_some_and(|w| self.admits(w.mode)) {
-            let next = self.queue.pop_front().map(LocalHolder::from);
-            admitted.extend(next.as_ref().map(|holder| Arc::clone(&holder.inbox)));
-            self.holders.extend(next);
+        while self.queue().front().is_some_and(|w| self.admits(w.mode)) {
+            let waiting = self.waiting.as_mut();
+            let next = waiting.and_then(|waiting| waiting.queue.pop_front());
+            admitted.extend(next.as_ref().map(|waiter| Arc::clone(&waiter.inbox)));
+            self.holders.extend(next.map(LocalHolder::from));
         }
         admitted
     }
@@ -241,7 +261,7 @@ impl KeyEntry {
 
     /// Returns whether the entry has neither holders nor waiters.
     pub(super) fn is_unused(&self) -> bool {
-        self.holders.is_empty() && self.queue.is_empty()
+        self.holders.is_empty() && self.queue().is_empty()
     }
 
     /// Returns the holders that have a guard or ask the nodes.
@@ -271,7 +291,8 @@ impl KeyEntry {
     pub(super) fn schedule_recheck(&mut self, ticket: u64, now: Instant) -> Option<Instant> {
         let expiry = self.next_expiry(now);
         // A thread calls this first right after it queued, so its waiter is most likely the last.
-        let mut waiters = self.queue.iter_mut().rev();
+        let waiting = self.waiting.as_mut().into_iter();
+        let mut waiters = waiting.flat_map(|waiting| waiting.queue.iter_mut().rev());
         if let Some(waiter) = waiters.find(|waiter| waiter.ticket == ticket) {
             waiter.rechecks_at = expiry;
         }
@@ -285,7 +306,7 @@ impl KeyEntry {
         now: Instant,
         expiry: Option<Instant>,
     ) -> Option<Arc<Inbox>> {
-        let first = self.queue.front()?;
+        let first = self.queue().front()?;
         let recheck = first.rechecks_at.filter(|recheck| *recheck > now);
         let in_time = recheck.is_some_and(|recheck| expiry.is_none_or(|expiry| recheck <= expiry));
         (!in_time).then(|| Arc::clone(&first.inbox))
@@ -293,12 +314,13 @@ impl KeyEntry {
 
     /// Returns whether the waiter with this ticket is the first in the queue.
     pub(super) fn is_first(&self, ticket: u64) -> bool {
-        self.queue.front().is_some_and(|w| w.ticket == ticket)
+        self.queue().front().is_some_and(|w| w.ticket == ticket)
     }
 
     /// Returns the inbox of the first waiter.
     pub(super) fn first_waiter(&self) -> Option<Arc<Inbox>> {
-        self.queue.front().map(|waiter| Arc::clone(&waiter.inbox))
+        let first = self.queue().front();
+        first.map(|waiter| Arc::clone(&waiter.inbox))
     }
 
     /// Returns whether a holder has no lease yet.
@@ -313,7 +335,7 @@ impl KeyEntry {
             return None;
         }
         let holders = self.holders.iter().map(|holder| holder.mode);
-        let mut all = holders.chain(self.queue.iter().map(|waiter| waiter.mode));
+        let mut all = holders.chain(self.queue().iter().map(|waiter| waiter.mode));
         all.find_map(|other| match other {
             AccessMode::Limited(limit) if other != mode => Some(limit),
             _ => None,
@@ -335,14 +357,15 @@ impl KeyEntry {
     /// longer follows, and must be woken.
     pub(super) fn followers(&mut self) -> impl Iterator<Item = Arc<Inbox>> {
         self.holders.iter_mut().filter_map(|holder| {
-            std::mem::take(&mut holder.following).then(|| Arc::clone(&holder.inbox))
+            let followed = std::mem::take(&mut holder.following);
+            holder.inbox.clone().filter(|_| followed)
         })
     }
 
     /// Returns the refusal of a waiter whose deadline has passed. If earlier waiters alone are in
     /// its way, they count as exclusive, with an unknown lease.
     pub(super) fn busy_refusal(&self, ticket: u64, mode: AccessMode, now: Instant) -> Refusal {
-        let mut ahead = self.queue.iter().take_while(|w| w.ticket != ticket);
+        let mut ahead = self.queue().iter().take_while(|w| w.ticket != ticket);
         if self.admits(mode)
             || mode == AccessMode::Shared && ahead.any(|w| w.mode == AccessMode::Exclusive)
         {
@@ -366,7 +389,9 @@ impl KeyEntry {
     /// holders may allow it, for example a reader behind the writer that left; else it must watch
     /// the holders' leases from now on.
     pub(super) fn leave_queue(&mut self, ticket: u64) -> Option<Arc<Inbox>> {
-        self.queue.retain(|waiter| waiter.ticket != ticket);
+        if let Some(waiting) = &mut self.waiting {
+            waiting.queue.retain(|waiter| waiter.ticket != ticket);
+        }
         self.first_waiter()
     }
 
@@ -384,27 +409,28 @@ impl KeyEntry {
         nodes: usize,
         handoff: impl FnOnce(u32) -> Handoff,
     ) -> Option<AcceptedOffer> {
-        let streak = self.streak.take().unwrap_or(HandoffStreak {
+        let waiting = self.waiting.as_mut()?;
+        let streak = waiting.streak.take().unwrap_or(HandoffStreak {
             count: 0,
             since: now,
         });
         let is_only_holder =
             !self.holders.is_empty() && self.holders.iter().all(|holder| holder.ticket == ticket);
-        let accepts = self.queue.front()?.accepts_handoff(now);
+        let accepts = waiting.queue.front()?.accepts_handoff(now);
         if streak.is_over(now) || !is_only_holder || !accepts {
             return None;
         }
-        let mut next = self.queue.pop_front()?;
+        let mut next = waiting.queue.pop_front()?;
         let offer = next.offer.take()?;
         let inbox = Arc::clone(&next.inbox);
         let round = inbox.open_round(nodes);
         let mut next = LocalHolder::from(next);
-        next.handoff = Some(handoff(round));
+        next.handoff = Some(Box::new(handoff(round)));
         let ttl = Duration::from_millis(offer.swap.ttl);
         next.handoff_expiry = deadline::deadline(now, validity::validity(ttl));
         self.holders.clear();
         self.holders.push(next);
-        self.streak = Some(HandoffStreak {
+        waiting.streak = Some(HandoffStreak {
             count: streak.count + 1,
             ..streak
         });
@@ -422,7 +448,7 @@ impl LocalHolder {
             ticket,
             mode,
             lease: None,
-            inbox,
+            inbox: Some(inbox),
             following: false,
             refused_by_nodes: false,
             handoff: None,
@@ -430,6 +456,12 @@ impl LocalHolder {
             permit_number: None,
             kept_until: None,
         }
+    }
+
+    /// Makes a pending holder one with a lease. Its thread does not sleep for the entry any more.
+    pub(super) fn attach(&mut self, lease: &Arc<Lease>) {
+        self.lease = Some(Arc::clone(lease));
+        self.inbox = None;
     }
 
     /// Returns when the lease or the kept time ends, if there is one that ends at all.
@@ -505,7 +537,7 @@ mod tests {
         let mut entry = KeyEntry::new();
         let holder = LocalHolder::from(waiter(HOLDER, mode, None));
         entry.holders.push(holder);
-        entry.queue.extend(queue);
+        entry.waiting.get_or_insert_default().queue.extend(queue);
         entry
     }
 
@@ -535,7 +567,7 @@ mod tests {
             assert_eq!(accepted.is_some(), handed, "{case}");
             let (holder, waiting) = if handed { (2, 1) } else { (HOLDER, 2) };
             let tickets: Vec<u64> = entry.holders.iter().map(|h| h.ticket).collect();
-            assert_eq!((tickets, entry.queue.len()), (vec![holder], waiting));
+            assert_eq!((tickets, entry.queue().len()), (vec![holder], waiting));
             let contacted = accepted.map(|accepted| accepted.offer.swap.lease.contacted());
             assert!(contacted.is_none_or(|nodes| nodes.len() == 0), "not yet");
         }

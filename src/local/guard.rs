@@ -215,7 +215,7 @@ impl LocalGuard {
                 return false;
             };
             if let Some(holder) = entry.holder(self.ticket) {
-                holder.lease = Some(Arc::clone(lease));
+                holder.attach(lease);
             }
             // The first waiter now has an expiry to watch.
             woken.extend(entry.waiter_to_wake(now, lease.expiry(now)));
@@ -347,7 +347,11 @@ impl LocalGuard {
     pub(crate) fn take_handoff(&self) -> Option<Handoff> {
         let mut state = self.table.state.lock();
         let entry = state.entries.get_mut(self.keys.single()?)?;
-        entry.holder(self.ticket)?.handoff.take()
+        entry
+            .holder(self.ticket)?
+            .handoff
+            .take()
+            .map(|handoff| *handoff)
     }
 }
 

@@ -122,8 +122,13 @@ impl LockTable {
         self.closed.store(true, Ordering::Release);
         let mut inboxes = state.watchers.clone();
         for entry in state.entries.values() {
-            inboxes.extend(entry.holders.iter().map(|holder| Arc::clone(&holder.inbox)));
-            inboxes.extend(entry.queue.iter().map(|waiter| Arc::clone(&waiter.inbox)));
+            inboxes.extend(
+                entry
+                    .holders
+                    .iter()
+                    .filter_map(|holder| holder.inbox.clone()),
+            );
+            inboxes.extend(entry.queue().iter().map(|waiter| Arc::clone(&waiter.inbox)));
         }
         drop(state); // unlock before waking
         inboxes.iter().for_each(|inbox| inbox.wake());
@@ -274,7 +279,10 @@ impl LockTable {
     #[cfg(all(test, not(loom)))]
     pub(crate) fn waiting(&self, key: &Key) -> usize {
         let state = self.state.lock();
-        state.entries.get(key).map_or(0, |entry| entry.queue.len())
+        state
+            .entries
+            .get(key)
+            .map_or(0, |entry| entry.queue().len())
     }
 
     /// Returns for a key the number of holders that follow another one, and the number of waiters.
@@ -283,7 +291,7 @@ impl LockTable {
         let state = self.state.lock();
         state.entries.get(key).map_or((0, 0), |entry| {
             let following = entry.holders.iter().filter(|holder| holder.following);
-            (following.count(), entry.queue.len())
+            (following.count(), entry.queue().len())
         })
     }
 }

@@ -8,8 +8,7 @@ use std::cell::Cell;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use redis::{Cmd, RedisWrite, ToRedisArgs};
-
+use crate::protocol::command::Command;
 use crate::protocol::key::{Key, RedisKey};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
@@ -48,7 +47,7 @@ pub(crate) fn script_hashes() -> impl Iterator<Item = &'static str> {
 pub(crate) fn encode_request<'a>(
     request: &Request,
     joined: impl Iterator<Item = &'a Request>,
-    cmd: &mut Cmd,
+    cmd: &mut Command,
     wire: &mut Vec<u8>,
 ) -> Option<Script> {
     cmd.clear();
@@ -71,11 +70,11 @@ pub(crate) fn encode_request<'a>(
     for request in joined {
         cmd.arg(token(request));
     }
-    cmd.write_packed_command(wire);
+    cmd.write_to(wire);
     script
 }
 
-fn encode_exclusive(request: &Request, cmd: &mut Cmd) -> Option<Script> {
+fn encode_exclusive(request: &Request, cmd: &mut Command) -> Option<Script> {
     let locks = request.lease.keys().as_slice().len();
     match request.op {
         Op::Acquire if request.min_fence.is_some() => {
@@ -118,7 +117,7 @@ fn encode_exclusive(request: &Request, cmd: &mut Cmd) -> Option<Script> {
     }
 }
 
-fn encode_read(request: &Request, cmd: &mut Cmd) -> Option<Script> {
+fn encode_read(request: &Request, cmd: &mut Command) -> Option<Script> {
     let key = request.lease.key();
     let (writer, readers) = (key.token_key(), key.derived(":readers"));
     match request.op {
@@ -146,7 +145,7 @@ fn encode_read(request: &Request, cmd: &mut Cmd) -> Option<Script> {
     }
 }
 
-fn encode_write(request: &Request, cmd: &mut Cmd) -> Option<Script> {
+fn encode_write(request: &Request, cmd: &mut Command) -> Option<Script> {
     let key = request.lease.key();
     match request.op {
         Op::Extend => encode_extend(request, cmd),
@@ -174,7 +173,7 @@ fn encode_write(request: &Request, cmd: &mut Cmd) -> Option<Script> {
     }
 }
 
-fn encode_permit(request: &Request, index: u16, total: u16, cmd: &mut Cmd) -> Option<Script> {
+fn encode_permit(request: &Request, index: u16, total: u16, cmd: &mut Command) -> Option<Script> {
     let keys = token_keys(request);
     match request.op {
         Op::Extend => {
@@ -200,14 +199,14 @@ fn encode_permit(request: &Request, index: u16, total: u16, cmd: &mut Cmd) -> Op
 }
 
 /// Encodes the removal of a gate entry. The acquires of its writer raise the entry.
-fn encode_gate_entry(request: &Request, cmd: &mut Cmd) -> Option<Script> {
+fn encode_gate_entry(request: &Request, cmd: &mut Command) -> Option<Script> {
     let gate = request.lease.key().derived(":gate");
     cmd.arg("ZREM").arg(gate).arg(token(request));
     None
 }
 
 /// Encodes the operations that are the same for every kind of lease.
-fn encode_admin(request: &Request, cmd: &mut Cmd) -> Option<Script> {
+fn encode_admin(request: &Request, cmd: &mut Command) -> Option<Script> {
     let key = request.lease.key();
     let (owners, fences) = (token_keys(request), fence_keys(request));
     match request.op {
@@ -245,13 +244,13 @@ fn encode_admin(request: &Request, cmd: &mut Cmd) -> Option<Script> {
     }
 }
 
-fn encode_extend(request: &Request, cmd: &mut Cmd) -> Option<Script> {
+fn encode_extend(request: &Request, cmd: &mut Command) -> Option<Script> {
     let script = encode_evalsha(Script::Extend, cmd, token_keys(request));
     cmd.arg(token(request)).arg(request.ttl);
     script
 }
 
-fn encode_downgrade(request: &Request, cmd: &mut Cmd) -> Option<Script> {
+fn encode_downgrade(request: &Request, cmd: &mut Command) -> Option<Script> {
     let key = request.lease.key();
     let keys = [
         key.token_key(),
@@ -300,7 +299,7 @@ fn heeds_waiters(request: &Request) -> u8 {
 pub(crate) fn with_encoded<T>(request: &Request, use_bytes: impl FnOnce(&[u8]) -> T) -> T {
     thread_local! {
         /// Buffers that keep their memory from one request to the next.
-        static SCRATCH: Cell<(Option<Cmd>, Vec<u8>)> = const { Cell::new((None, Vec::new())) };
+        static SCRATCH: Cell<(Option<Command>, Vec<u8>)> = const { Cell::new((None, Vec::new())) };
     }
     // A destructor that runs at the end of a thread finds it destroyed (S13).
     let (cmd, mut wire) = SCRATCH.try_with(Cell::take).unwrap_or_default();
@@ -316,7 +315,7 @@ pub(crate) fn with_encoded<T>(request: &Request, use_bytes: impl FnOnce(&[u8]) -
 pub(crate) fn encode_with_script_load<'a>(
     request: &Request,
     joined: impl Iterator<Item = &'a Request>,
-    cmd: &mut Cmd,
+    cmd: &mut Command,
     wire: &mut Vec<u8>,
 ) {
     let mut call = Vec::new();
@@ -326,7 +325,7 @@ pub(crate) fn encode_with_script_load<'a>(
     wire.append(&mut call);
 }
 
-fn encode_evalsha<'a, I>(script: Script, cmd: &mut Cmd, keys: I) -> Option<Script>
+fn encode_evalsha<'a, I>(script: Script, cmd: &mut Command, keys: I) -> Option<Script>
 where
     I: IntoIterator<Item = RedisKey<'a>, IntoIter: Clone>,
 {
@@ -340,15 +339,6 @@ where
     Some(script)
 }
 
-impl ToRedisArgs for RedisKey<'_> {
-    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
-        match self {
-            RedisKey::Plain(key) => out.write_arg(key.as_str().as_bytes()),
-            derived => out.write_arg_fmt(derived),
-        }
-    }
-}
-
 /// Returns whole milliseconds, at most `u64::MAX`.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -356,15 +346,15 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 
 /// Appends the call that asks for the remaining time and the owner label of the lock, after a
 /// refused `SET NX PX`. A connection loads the script at once.
-pub(crate) fn encode_inspect(request: &Request, cmd: &mut Cmd, wire: &mut Vec<u8>) {
+pub(crate) fn encode_inspect(request: &Request, cmd: &mut Command, wire: &mut Vec<u8>) {
     cmd.clear();
     encode_evalsha(Script::Inspect, cmd, [request.lease.key().token_key()]);
-    cmd.write_packed_command(wire);
+    cmd.write_to(wire);
 }
 
 /// Appends PTTL of the lock, which a refused `SET NX PX` leaves to be asked.
-pub(crate) fn encode_pttl(request: &Request, cmd: &mut Cmd, wire: &mut Vec<u8>) {
+pub(crate) fn encode_pttl(request: &Request, cmd: &mut Command, wire: &mut Vec<u8>) {
     cmd.clear();
     cmd.arg("PTTL").arg(request.lease.key().as_str());
-    cmd.write_packed_command(wire);
+    cmd.write_to(wire);
 }

@@ -2,6 +2,7 @@
 //! section 8).
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use crate::error::Error;
@@ -17,13 +18,20 @@ const RESERVED_SUFFIXES: [&str; 6] = [
 ];
 
 /// A lock's key on the nodes: the key prefix and the name that the caller gave.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Key {
     /// The key prefix and the name.
     text: Arc<str>,
-    /// The length of the key prefix, in bytes.
-    prefix: usize,
+    /// The length of the name, in bytes; at most [`MAX_NAME`].
+    name_length: u16,
     kind: LockKind,
+}
+
+/// Hashes the text alone, because it is nearly always enough to tell two keys apart.
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(self.text.as_bytes());
+    }
 }
 
 /// The name of a channel on the nodes.
@@ -45,9 +53,10 @@ impl Key {
         if name.is_empty() {
             return refuse("the name is empty".into());
         }
-        if name.len() > MAX_NAME {
-            return refuse(format!("{} bytes are over {MAX_NAME}", name.len()));
-        }
+        let name_length = match u16::try_from(name.len()) {
+            Ok(length) if name.len() <= MAX_NAME => length,
+            _ => return refuse(format!("{} bytes are over {MAX_NAME}", name.len())),
+        };
         if let Some(suffix) = RESERVED_SUFFIXES
             .iter()
             .find(|suffix| name.ends_with(**suffix))
@@ -69,14 +78,14 @@ impl Key {
         }
         Ok(Key {
             text,
-            prefix: prefix.len(),
+            name_length,
             kind,
         })
     }
 
     /// Returns the name as the caller gave it.
     pub(crate) fn name(&self) -> &str {
-        &self.text[self.prefix..]
+        &self.text[self.text.len() - usize::from(self.name_length)..]
     }
 
     /// Returns the key of an exclusive lock on the nodes.

@@ -20,9 +20,10 @@ use crate::protocol::kind::LeaseKind;
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::token::Token;
 use crate::protocol::validity;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::primitives::{Condvar, Mutex};
 use crate::time::clock;
+use crate::time::clock::whole_micros;
 
 const PENDING: u64 = 0;
 const RELEASING: u64 = 1;
@@ -49,8 +50,8 @@ pub(crate) struct Lease {
     keys: KeySet,
     token: Token,
     kind: LeaseKind,
-    /// 1 once a write lease was downgraded to a read lease, else 0.
-    downgraded: AtomicU64,
+    /// Whether a write lease was downgraded to a read lease.
+    downgraded: AtomicBool,
     /// # State table
     ///
     /// | from        | to          | by                                                   |
@@ -88,8 +89,8 @@ pub(crate) struct Lease {
     kept_until: AtomicU64,
     /// How long before its expiry the lease is endangered, in µs; 0 for no warning (L5).
     danger_margin: AtomicU64,
-    /// 1 while the last report on the lease is that it is endangered, else 0.
-    danger_told: AtomicU64,
+    /// Whether the last report on the lease is that it is endangered.
+    danger_told: AtomicBool,
     /// Whether an extension is in flight. At most one is (S5).
     extending: Mutex<bool>,
     /// Notified when an extension or the lease ends.
@@ -117,7 +118,7 @@ impl Lease {
             keys: keys.into(),
             token,
             kind,
-            downgraded: AtomicU64::new(0),
+            downgraded: AtomicBool::new(false),
             state: AtomicU64::new(PENDING),
             exists_until: AtomicU64::new(0),
             max_ttl: AtomicU64::new(0),
@@ -129,7 +130,7 @@ impl Lease {
             confirmed: AtomicU64::new(0),
             kept_until: AtomicU64::new(0),
             danger_margin: AtomicU64::new(0),
-            danger_told: AtomicU64::new(0),
+            danger_told: AtomicBool::new(false),
             extending: Mutex::new(false),
             changed: Condvar::new(),
         }
@@ -151,15 +152,15 @@ impl Lease {
     /// Returns the present kind of the lease: a downgraded write lease is a read lease.
     pub(crate) fn kind(&self) -> LeaseKind {
         match self.downgraded.load(Ordering::Acquire) {
-            0 => self.kind,
-            _ => LeaseKind::Read,
+            false => self.kind,
+            true => LeaseKind::Read,
         }
     }
 
     /// Makes this a read lease, before any node has been asked to downgrade it.
     pub(crate) fn downgrade(&self) {
         debug_assert_ne!(self.kind, LeaseKind::Exclusive);
-        self.downgraded.store(1, Ordering::Release);
+        self.downgraded.store(true, Ordering::Release);
     }
 
     /// Makes a pending lease held until `expiry`; returns `false` if it was abandoned.
@@ -270,7 +271,8 @@ impl Lease {
 
     /// Sets how long before its expiry the lease is endangered (L5). Set before the guard exists.
     pub(crate) fn set_danger_margin(&self, margin: Duration) {
-        self.danger_margin.store(micros(margin), Ordering::Release);
+        self.danger_margin
+            .store(whole_micros(margin), Ordering::Release);
     }
 
     /// Returns how long before its expiry the lease is endangered; zero without a warning.
@@ -290,12 +292,12 @@ impl Lease {
 
     /// Records whether the last report on the lease is that it is endangered.
     pub(crate) fn set_danger_told(&self, told: bool) {
-        self.danger_told.store(u64::from(told), Ordering::Release);
+        self.danger_told.store(told, Ordering::Release);
     }
 
     /// Returns whether the last report on the lease is that it is endangered.
     pub(crate) fn is_danger_told(&self) -> bool {
-        self.danger_told.load(Ordering::Acquire) == 1
+        self.danger_told.load(Ordering::Acquire)
     }
 
     /// Makes a held lease lost, because the nodes said that it is not ours. Returns `true` if this
@@ -462,13 +464,14 @@ impl Lease {
 
     /// Records that a request which can extend the key by `ttl` is about to be written to a node.
     pub(crate) fn record_extension_sent(&self, now: Instant, ttl: Duration) {
-        self.max_ttl.fetch_max(max_lifetime(ttl), Ordering::AcqRel);
-        self.record_may_exist(now, max_lifetime(ttl));
+        let lifetime = max_lifetime(ttl);
+        raise(&self.max_ttl, lifetime);
+        self.record_may_exist(now, lifetime);
     }
 
     fn record_may_exist(&self, now: Instant, lifetime: u64) {
         let until = clock::to_micros(now).saturating_add(lifetime);
-        self.exists_until.fetch_max(until, Ordering::AcqRel);
+        raise(&self.exists_until, until);
     }
 
     /// Records that the node's only granting request was refused or did not run.
@@ -516,12 +519,15 @@ impl Lease {
 
 /// Returns how long a key with this TTL can exist by our clock, in µs: the TTL and the drift.
 fn max_lifetime(ttl: Duration) -> u64 {
-    micros(ttl.saturating_add(validity::drift(ttl)))
+    validity::lifetime_us(whole_micros(ttl))
 }
 
-/// Returns whole microseconds, at most `u64::MAX`.
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+/// Raises an atomic to `value` unless it is greater. Reads first, because a read costs less than a
+/// write that changes nothing.
+fn raise(atomic: &AtomicU64, value: u64) {
+    if atomic.load(Ordering::Acquire) < value {
+        atomic.fetch_max(value, Ordering::AcqRel);
+    }
 }
 
 /// Shows the keys and the state, never the token.

@@ -3,6 +3,7 @@
 
 pub(crate) mod batch;
 pub(crate) mod breaker;
+pub(crate) mod command;
 pub(crate) mod encode;
 pub(crate) mod endangered_lock;
 pub(crate) mod fencing;

@@ -15,6 +15,12 @@ pub(crate) fn drift(ttl: Duration) -> Duration {
     ttl / 100 + DRIFT_FLOOR
 }
 
+/// Returns the TTL and the [`drift`] during it, in µs, rounded up.
+pub(crate) fn lifetime_us(ttl_us: u64) -> u64 {
+    const FLOOR_US: u64 = DRIFT_FLOOR.as_micros() as u64;
+    ttl_us.saturating_add(ttl_us.div_ceil(100) + FLOOR_US)
+}
+
 /// Returns the validity of a lease of `ttl`, counted from just before its first request was sent.
 pub(crate) fn validity(ttl: Duration) -> Duration {
     ttl.saturating_sub(drift(ttl))
@@ -40,4 +46,20 @@ pub(crate) fn ttl_to_outlast(expiry: Instant, now: Instant) -> u64 {
     let left = expiry.saturating_duration_since(now);
     let millis = (left + 2 * drift(left)).as_millis();
     u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifetime_is_the_ttl_and_the_drift_rounded_up() {
+        for ttl_us in [0, 1, 99, 100, 1_001, 30_000_000, 86_400_000_000] {
+            let ttl = Duration::from_micros(ttl_us);
+            let (exact, lifetime) = (ttl + drift(ttl), Duration::from_micros(lifetime_us(ttl_us)));
+            assert!(lifetime >= exact, "{ttl:?}");
+            assert!(lifetime - exact <= Duration::from_micros(1), "{ttl:?}");
+        }
+        assert_eq!(lifetime_us(u64::MAX), u64::MAX);
+    }
 }

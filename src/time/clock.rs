@@ -2,6 +2,7 @@
 //!
 //! Every decision takes the time as an argument, so that tests and the simulator can choose it.
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -95,10 +96,32 @@ pub(crate) fn suspend(time: Duration) {
     SUSPENDED.set(SUSPENDED.get() + time.as_micros() as i64);
 }
 
+thread_local! {
+    /// The instant that this thread converted last, and its µs. Has no destructor, so it outlives
+    /// every other local of the thread (S13).
+    static LAST_MICROS: Cell<Option<(Instant, u64)>> = const { Cell::new(None) };
+}
+
 /// Converts an instant to µs since [`epoch`], which fits an atomic. Earlier instants give 0.
+///
+/// Repeats the last result for the same instant: a round passes one instant to each node, and the
+/// subtraction in `std` takes longer than all else here.
+#[inline]
 pub(crate) fn to_micros(at: Instant) -> u64 {
-    let since = at.saturating_duration_since(epoch()).as_micros();
-    u64::try_from(since).unwrap_or(u64::MAX)
+    match LAST_MICROS.get() {
+        Some((last, micros)) if last == at => micros,
+        _ => {
+            let micros = whole_micros(at.saturating_duration_since(epoch()));
+            LAST_MICROS.set(Some((at, micros)));
+            micros
+        }
+    }
+}
+
+/// Returns whole microseconds, at most `u64::MAX`.
+pub(crate) fn whole_micros(duration: Duration) -> u64 {
+    let seconds = duration.as_secs().saturating_mul(1_000_000);
+    seconds.saturating_add(u64::from(duration.subsec_micros()))
 }
 
 /// Reverses [`to_micros`]. Returns `None` if the instant exceeds the clock's range.

@@ -115,7 +115,7 @@ impl NodeConnection {
         }
         let direct = bytes.and_then(|bytes| Some((bytes, self.pipeline.try_lock()?)));
         let job = match direct {
-            Some((bytes, mut pipeline)) if self.is_idle(now) => {
+            Some((bytes, mut pipeline)) if self.is_idle() => {
                 match pipeline.send_direct(job, bytes, now) {
                     Ok(wake_worker) => return Ok(Submitted::Sent { wake_worker }),
                     Err(job) => job,
@@ -132,8 +132,8 @@ impl NodeConnection {
     /// Returns whether the connection is up and its queue is empty.
     ///
     /// Call it with the pipeline locked: the worker serves its messages under that lock.
-    fn is_idle(&self, now: Instant) -> bool {
-        self.status.queue_len.load(Ordering::SeqCst) == 0 && self.is_up(now)
+    fn is_idle(&self) -> bool {
+        self.status.queue_len.load(Ordering::SeqCst) == 0 && self.status.up.load(Ordering::Acquire)
     }
 
     /// Reads the replies to direct sends that have arrived, unless another thread has locked the
@@ -163,13 +163,12 @@ impl NodeConnection {
         if !self.status.up.load(Ordering::Acquire) {
             return Some(self.status.report.lock().cause.clone());
         }
-        (!self.is_up(now)).then_some(NodeFailure::TimedOut)
+        self.status.is_overdue(now).then_some(NodeFailure::TimedOut)
     }
 
     /// Returns whether the connection is up and no reply is overdue.
     pub(crate) fn is_up(&self, now: Instant) -> bool {
-        self.status.up.load(Ordering::Acquire)
-            && clock::to_micros(now) <= self.status.overdue_at.load(Ordering::Acquire)
+        self.status.up.load(Ordering::Acquire) && !self.status.is_overdue(now)
     }
 
     /// Returns since when a reply is overdue; `None` if none is.

@@ -37,6 +37,17 @@ impl ActiveCallers {
             is_only_caller: now > last_shared + ActiveCallers::SHARED_WINDOW_US,
         }
     }
+
+    /// Returns a guard for a request without a wait, which counts nobody: its caller may have a
+    /// round in progress, and would count as a second caller beside itself.
+    pub(super) fn uncounted(&self, now: Instant) -> CallerGuard<'static> {
+        let last_shared = self.last_shared.load(Ordering::Relaxed);
+        let is_past = clock::to_micros(now) > last_shared + ActiveCallers::SHARED_WINDOW_US;
+        CallerGuard {
+            callers: None,
+            is_only_caller: is_past && self.count.load(Ordering::Relaxed) <= 1,
+        }
+    }
 }
 
 /// The registration of one active caller.
@@ -124,6 +135,21 @@ mod tests {
         let joins = |at| callers.join(at).uses_direct_send(&rtt, at);
         assert!(!joins(now + window) && joins(now + window + Duration::from_micros(1)));
         assert!(CallerGuard::UNCOUNTED.uses_direct_send(&rtt, now));
+    }
+
+    #[test]
+    fn caller_that_sends_beside_its_own_round_stays_the_only_one() {
+        let (callers, rtt, now) = (
+            ActiveCallers::default(),
+            RttEstimate::default(),
+            clock::now(),
+        );
+        let round = callers.join(now);
+        assert!(callers.uncounted(now).uses_direct_send(&rtt, now));
+        drop(round);
+        assert!(callers.join(now).uses_direct_send(&rtt, now));
+        let _two = [callers.join(now), callers.join(now)];
+        assert!(!callers.uncounted(now).uses_direct_send(&rtt, now));
     }
 
     #[test]

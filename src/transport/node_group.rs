@@ -325,10 +325,8 @@ impl NodeGroup {
         sink: Option<&Arc<dyn ReplySink>>,
     ) {
         let now = clock::now();
-        let is_direct = self
-            .active_callers
-            .join(now)
-            .uses_direct_send(&self.rtt, now);
+        let caller = self.active_callers.uncounted(now);
+        let is_direct = caller.uses_direct_send(&self.rtt, now);
         let reply = sink.map(|sink| (Arc::clone(sink), 0));
         let connections = self.connections_for(request.lease.key());
         let sent = connections.dispatch(request, nodes, reply.as_ref(), is_direct);

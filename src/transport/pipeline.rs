@@ -67,6 +67,8 @@ pub(crate) struct Pipeline {
     /// The node's epoch when the connection was opened.
     pub(super) epoch: u64,
     node_timeout: Duration,
+    /// `node_timeout` in µs.
+    node_timeout_us: u64,
     observer: Option<Arc<dyn Observer>>,
     pub(super) session: Option<Box<dyn Session>>,
     /// The next batch. [`send_batch`](Pipeline::send_batch) empties it.
@@ -111,6 +113,7 @@ impl Pipeline {
             registry,
             epoch: 0,
             node_timeout: config.node_timeout,
+            node_timeout_us: clock::whole_micros(config.node_timeout),
             observer: config.observer.clone(),
             session: None,
             batch: Vec::with_capacity(MAX_BATCH),
@@ -405,8 +408,8 @@ impl Pipeline {
     }
 
     fn has_been_idle(&self, now: Instant) -> bool {
-        let is_recent = |reply: Instant| now.saturating_duration_since(reply) < IDLE_AFTER;
-        !self.last_reply.is_some_and(is_recent)
+        self.last_reply
+            .is_none_or(|reply| now >= reply + IDLE_AFTER)
     }
 
     /// Sends a PING on an idle connection and blocks for the reply.
@@ -572,28 +575,39 @@ impl Pipeline {
             let Some((id, reply)) = catch_panic(|| io.next_reply(&self.in_flight, end))? else {
                 return Ok(());
             };
-            let index = self.in_flight.iter().position(|sent| sent.id == id);
-            let sent = index.and_then(|index| self.in_flight.remove(index));
-            let pending = index.and_then(|index| self.pending_replies.remove(index));
-            let (Some(InFlight { request, .. }), Some((mut pending_reply, sent))) = (sent, pending)
-            else {
+            let Some((request, mut pending_reply, sent)) = self.take_in_flight(id) else {
                 continue;
             };
             let now = clock::now();
+            let latency = now.saturating_duration_since(sent);
             match self.pending_replies.front() {
                 None => self.status.overdue_at.store(u64::MAX, Ordering::Release),
                 Some((_, sent)) => self.set_overdue(*sent),
             }
-            if now > sent + self.node_timeout {
+            if latency > self.node_timeout {
                 self.registry.record_connected(); // callers have seen the connection as overdue
             }
-            self.record_reply(reply.reply(), now.saturating_duration_since(sent));
+            self.record_reply(reply.reply(), latency);
             let handled = self.handle_reply(&request, &mut pending_reply, reply, now);
             self.last_reply = Some(now);
             self.settle(request, pending_reply);
             handled?;
         }
         Ok(())
+    }
+
+    /// Removes a direct send that is in flight, with the time of the send.
+    fn take_in_flight(&mut self, id: u64) -> Option<(Request, PendingReply, Instant)> {
+        // Nearly always the oldest: only a request that needs a second command is replied to later.
+        let (sent, pending) = match self.in_flight.iter().position(|sent| sent.id == id)? {
+            0 => (self.in_flight.pop_front(), self.pending_replies.pop_front()),
+            index => (
+                self.in_flight.remove(index),
+                self.pending_replies.remove(index),
+            ),
+        };
+        let (pending_reply, sent_at) = pending?;
+        Some((sent?.request, pending_reply, sent_at))
     }
 
     /// Marks the start of a reconnect, which may take `node_timeout` before callers see the
@@ -604,12 +618,12 @@ impl Pipeline {
 
     /// Returns whether a reply or a reconnect is overdue.
     pub(super) fn is_overdue(&self) -> bool {
-        clock::to_micros(clock::now()) > self.status.overdue_at.load(Ordering::Acquire)
+        self.status.is_overdue(clock::now())
     }
 
     /// Sets the overdue time from the send of the oldest outstanding request.
     fn set_overdue(&self, sent: Instant) {
-        let overdue_at = clock::to_micros(sent + self.node_timeout);
+        let overdue_at = clock::to_micros(sent).saturating_add(self.node_timeout_us);
         self.status.overdue_at.store(overdue_at, Ordering::Release);
     }
 }

@@ -74,9 +74,18 @@ impl ConnectionStatus {
         }
     }
 
+    /// Returns whether a reply or a reconnect is overdue.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        // Most connections owe no reply, and then the time does not matter.
+        let overdue_at = self.overdue_at.load(Ordering::Acquire);
+        overdue_at != u64::MAX && clock::to_micros(now) > overdue_at
+    }
+
     /// Returns how long the node will not vote on new locks; zero if it votes.
     pub(crate) fn quarantine(&self, now: Instant) -> Duration {
-        let until = self.quarantined_until.load(Ordering::Acquire);
-        Duration::from_micros(until.saturating_sub(clock::to_micros(now)))
+        match self.quarantined_until.load(Ordering::Acquire) {
+            0 => Duration::ZERO,
+            until => Duration::from_micros(until.saturating_sub(clock::to_micros(now))),
+        }
     }
 }

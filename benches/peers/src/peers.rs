@@ -14,6 +14,7 @@ use redguard::{Config, Locker, RedisLocker};
 use redis_0_27::aio::MultiplexedConnection;
 use redis_lock::LockAcrossOptions;
 use redis_lock::sync::MultiResourceLock;
+use redisson::{RedissonClient, RedissonConfig};
 use redlock::RedLock;
 use redsync::{RedisInstance, Redsync};
 use rslock::LockManager;
@@ -44,18 +45,22 @@ pub(crate) enum Peer {
     RedisLock,
     /// The asynchronous `lock_across`, for several nodes.
     RedisLockAcross,
+    /// `RLock`, for one node. Its `RRedLock` for several starts a thread for each acquire, which
+    /// sleeps for a third of the TTL also after the release.
+    Redisson,
     /// The baselines *raw* and *scatter*: no library, but bare connections of each thread.
     Baseline,
 }
 
 impl Peer {
-    pub(crate) const ALL: [Peer; 7] = [
+    pub(crate) const ALL: [Peer; 8] = [
         Peer::Redguard,
         Peer::Redlock,
         Peer::Rslock,
         Peer::Redsync,
         Peer::RedisLock,
         Peer::RedisLockAcross,
+        Peer::Redisson,
         Peer::Baseline,
     ];
 
@@ -67,6 +72,7 @@ impl Peer {
             Peer::Redsync => "redsync",
             Peer::RedisLock => "redis-lock",
             Peer::RedisLockAcross => "redis-lock across",
+            Peer::Redisson => "redisson",
             Peer::Baseline => "baseline",
         }
     }
@@ -139,6 +145,23 @@ impl Peer {
                 (0..threads).map(client).collect()
             }
             Peer::RedisLockAcross => across(urls, threads),
+            Peer::Redisson => {
+                let [url] = urls else {
+                    return Err("it is for one node".into());
+                };
+                let config = RedissonConfig::single_server(url)
+                    .with_pool_size(u32::try_from(threads)?)
+                    .with_lock_expire_time(TTL);
+                let client = Arc::new(RedissonClient::new(config)?);
+                shared(threads, move |key: &str| {
+                    // A lock object counts as held by all threads that share it.
+                    let lock = client.get_lock(key);
+                    lock.lock()?;
+                    let held = Instant::now();
+                    lock.unlock()?;
+                    Ok(held)
+                })
+            }
             Peer::Baseline => {
                 let bare = |thread| Bare::connect(urls, &format!("bench-{thread}"), TTL);
                 let client = |thread| Ok(Box::new(bare(thread)?) as _);

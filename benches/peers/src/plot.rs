@@ -17,13 +17,14 @@ const NODES: usize = 5;
 const FONT: &str = "sans-serif";
 /// Colours of Okabe and Ito, which colour-blind people can tell apart. The baseline is not a peer,
 /// and grey.
-const COLOURS: [RGBColor; 7] = [
+const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
     RGBColor(213, 94, 0),
     RGBColor(0, 114, 178),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
     RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
     RGBColor(150, 150, 150),
 ];
 
@@ -103,7 +104,7 @@ fn lines(
 
 /// One legend for both charts, above them, where it hides no line.
 fn legend(area: &Area<'_>) -> Drawn {
-    const WIDTH: i32 = 150;
+    const WIDTH: i32 = 132;
     for (place, peer) in (0..).zip(Peer::ALL) {
         let name = match peer {
             Peer::RedisLock => "redis-lock, sync",

@@ -55,7 +55,7 @@ impl Setting {
 
     pub(crate) fn peers(self) -> impl Iterator<Item = Peer> {
         Peer::ALL.into_iter().filter(move |peer| match peer {
-            Peer::RedisLock => self.nodes == 1,
+            Peer::RedisLock | Peer::Redisson => self.nodes == 1,
             // They use one key each, and need all nodes.
             Peer::Baseline => !self.one_key && self.health == Health::Healthy,
             _ => true,

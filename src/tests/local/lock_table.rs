@@ -63,7 +63,7 @@ mod table {
     use std::thread;
 
     use super::*;
-    use crate::local::entry::{AccessMode, LocalWaiter, Refusal};
+    use crate::local::entry::{AccessMode, Refusal};
     use crate::local::guard::LocalGuard;
     use crate::local::handoff::{FormerRelease, HandoffOffer};
     use crate::local::lock_table::LockTable;
@@ -180,13 +180,10 @@ mod table {
         table.close();
         let mut state = table.state.lock();
         let entry = state.entries.get_mut(&key()).unwrap();
-        entry.queue.push_back(LocalWaiter {
-            ticket: 2,
-            mode: AccessMode::Exclusive,
-            inbox: Arc::new(Inbox::new()),
-            offer: Some(offer),
-            rechecks_at: None,
-        });
+        let (keys, inbox) = (KeySet::from(key()), Arc::new(Inbox::new()));
+        let request = request(&keys, AccessMode::Exclusive, &inbox, None);
+        let offer = Some(&offer);
+        entry.enqueue(2, &LocalRequest { offer, ..request });
         drop(state);
         assert!(
             first

@@ -148,7 +148,9 @@ impl PlainStream {
     pub(crate) fn poll_reply(&mut self) -> RedisResult<Option<Value>> {
         self.input.set_blocking(false)?;
         self.input.reject_nested = true;
-        if let Some(reply) = self.buffered_reply()? {
+        if !self.input.unread().is_empty()
+            && let Some(reply) = self.buffered_reply()?
+        {
             return Ok(Some(reply));
         }
         match self.input.fill() {

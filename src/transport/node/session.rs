@@ -7,10 +7,11 @@ use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use redis::{Cmd, Value};
+use redis::Value;
 
 use crate::error::NodeFailure;
 use crate::protocol::batch::BatchPlan;
+use crate::protocol::command::Command;
 #[cfg(feature = "cluster")]
 use crate::protocol::reply::Blocker;
 use crate::protocol::reply::{ParsedReply, Reply};
@@ -38,7 +39,7 @@ pub(crate) struct RedisSession {
     /// When the last round trip ended, and its duration. Only for a stream that cannot be polled.
     last_round_trip: Option<(Instant, Duration)>,
     /// Scratch space for encoding.
-    pub(super) cmd: Cmd,
+    pub(super) cmd: Command,
     pub(super) out: Vec<u8>,
     /// The replies that are expected, in order.
     pub(super) expected: VecDeque<ExpectedReply>,
@@ -58,7 +59,7 @@ impl RedisSession {
             socket_timeout: None,
             last_send: clock::now(),
             last_round_trip: None,
-            cmd: Cmd::new(),
+            cmd: Command::default(),
             out: Vec::new(),
             expected: VecDeque::new(),
             script_load_failure: None,

@@ -4,11 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::Cmd;
-
 use crate::config::settings::Settings;
 use crate::error::NodeFailure;
-use crate::protocol::encode;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::reply::Reply;
@@ -17,6 +14,7 @@ use crate::protocol::scripts::Script;
 use crate::protocol::server_error::protocol_error;
 use crate::protocol::server_info::{ServerInfo, info_field};
 use crate::protocol::token::Token;
+use crate::protocol::{command, encode};
 use crate::tests::simulation::network::network::Network;
 use crate::tests::simulation::network::packet::{Command, ConnectionId, Packet};
 use crate::tests::simulation::network::subscriber::SimulatedSubscriber;
@@ -190,7 +188,7 @@ impl Connector for SimulatedConnector {
             node_timeout: self.node_timeout,
             outstanding: 0,
             second_commands: 0,
-            cmd: Cmd::new(),
+            cmd: command::Command::default(),
             wire: Vec::new(),
         };
         Ok((Box::new(session), handshake))
@@ -213,7 +211,7 @@ struct SimulatedSession {
     outstanding: usize,
     /// The number of these that wait for the reply to a second command.
     second_commands: usize,
-    cmd: Cmd,
+    cmd: command::Command,
     wire: Vec<u8>,
 }
 
