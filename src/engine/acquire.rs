@@ -148,6 +148,8 @@ pub(super) struct Acquisition<'a> {
     pub(super) attempts: u32,
     /// The attempts in a row that were too slow.
     slow_attempts: u32,
+    /// When the first attempt began.
+    pub(super) first_attempt: Instant,
     /// When the latest attempt began.
     attempt_start: Instant,
     /// When the latest attempt ended.
@@ -188,6 +190,7 @@ impl<'a> Acquisition<'a> {
             backoff: Backoff::default(),
             attempts: 0,
             slow_attempts: 0,
+            first_attempt: clock::now(),
             attempt_start: started,
             attempt_end: started,
             last_full_round: started,

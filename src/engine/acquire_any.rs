@@ -159,13 +159,14 @@ impl AnyAcquisition<'_> {
         let signals = self.subscriptions.iter().map(Subscription::take_signal);
         let signals: Vec<Signal> = signals.collect();
         let choices = 0..self.choices.len();
-        if !signals.contains(&Signal::Released) {
+        let is_any_released = signals.iter().any(|signal| *signal >= Signal::Released);
+        if !is_any_released {
             return choices.collect();
         }
         let is_released = |choice: &usize| {
             let key = self.choices[*choice].keys.first();
             let mut signalled = self.subscriptions.iter().zip(&signals);
-            signalled.any(|(each, signal)| each.is_at(key) && *signal == Signal::Released)
+            signalled.any(|(each, signal)| each.is_at(key) && *signal >= Signal::Released)
         };
         choices.filter(is_released).collect()
     }

@@ -17,11 +17,16 @@ use crate::engine::attempt_result::{AttemptFailure, Contention};
 use crate::engine::params::{Effort, HeldBy, access_mode, contended_error};
 use crate::error::Error;
 use crate::protocol::kind::LeaseKind;
+use crate::random;
 use crate::time::deadline::{Deadline, DeadlineCause};
 use crate::time::{clock, deadline};
 
 /// Redis counts TTLs in whole milliseconds and frees a key in the millisecond after its last.
 const TTL_ROUNDING: Duration = Duration::from_millis(1);
+
+/// A caller whose process yields for longer than this takes a place in the waiting list meanwhile:
+/// another process has been woken from it.
+const MIN_LISTED_YIELD: Duration = Duration::from_millis(1);
 
 impl Acquisition<'_> {
     /// Blocks while earlier callers of this process wait for a permit of the same semaphore.
@@ -58,14 +63,26 @@ impl Acquisition<'_> {
             .extend(keys.filter_map(|key| listener.subscribe_if_active(key, inbox)));
     }
 
-    /// Sleeps while waiters of other processes may acquire the lock that this process released.
+    /// Sleeps while waiters of other processes may acquire the lock that this process released:
+    /// behind them in the waiting list, or else for some round trips.
     ///
     /// Returns at once if the caller does not wait.
-    pub(super) fn yield_to_other_processes(&self) {
-        if let Some(until) = self.engine.listener.yield_deadline(&self.params.keys) {
-            let end = deadline::earlier(Some(until), self.limit.deadline);
-            while self.inbox.sleep(end) && self.engine.check_cancelled(&self.inbox).is_ok() {}
+    pub(super) fn yield_to_other_processes(&mut self) {
+        let Some(until) = self.engine.listener.yield_deadline(&self.params.keys) else {
+            return;
+        };
+        let limits = Deadline::new(DeadlineCause::CallerWait, self.limit.deadline);
+        let has_time = self.limit.deadline.is_none_or(|end| end > until);
+        if until > clock::now() + MIN_LISTED_YIELD && has_time && self.ask_place(None) {
+            self.attempt_end = clock::now();
+            let end = limits.min_with(DeadlineCause::RetryDelay, Some(until));
+            if !self.sleep_until_release(end.end()) {
+                self.wait_for_turn(limits);
+            }
+            return;
         }
+        let end = deadline::earlier(Some(until), self.limit.deadline);
+        while self.inbox.sleep(end) && self.engine.check_cancelled(&self.inbox).is_ok() {}
     }
 
     /// Sleeps until a release is published, the holder's TTL or the retry delay ends, or a limit.
@@ -78,6 +95,9 @@ impl Acquisition<'_> {
         }
         if let Some(contention) = contention {
             self.subscribe_to_blockers(contention);
+        }
+        if contention.is_some() {
+            self.ask_place(Some(self.first_attempt));
         }
         let delay = self.backoff.next_delay(self.engine, self.params.kind);
         let delay_end = deadline::deadline(self.attempt_end, delay);
@@ -101,7 +121,41 @@ impl Acquisition<'_> {
             failure.name(),
             limit_name(end.limit())
         );
-        self.sleep_until_release(end.end());
+        if !self.sleep_until_release(end.end()) {
+            self.wait_for_turn(limits.min_with(DeadlineCause::RetryDelay, free_at));
+        }
+    }
+
+    /// Asks for a place in the waiting list of an exclusive lock of one key. Returns whether the node
+    /// was asked. `since` is when this caller first asked for the lock.
+    ///
+    /// A caller with a limited number of attempts has none: each release causes an attempt of it.
+    fn ask_place(&self, since: Option<Instant>) -> bool {
+        let is_listed = self.params.kind == LeaseKind::Exclusive
+            && self.params.keys.single().is_some()
+            && self.limit.max_attempts.is_none();
+        match &self.subscriptions[..] {
+            [subscription] if is_listed => subscription.ask_place(since),
+            _ => false,
+        }
+    }
+
+    /// Sleeps on while this caller has a place in the waiting list, until it is woken, or hears of no
+    /// release for a long retry delay.
+    fn wait_for_turn(&mut self, limits: Deadline) {
+        let delay = self.retry.delay_of_placed(random::unit());
+        let mut is_woken = false;
+        while !is_woken && self.engine.check_cancelled(&self.inbox).is_ok() {
+            let place = self.subscriptions.iter().find(|each| each.is_placed());
+            let Some(place) = place else { return };
+            let heard_at = place.heard_at().max(Some(self.attempt_end));
+            let delay_end = heard_at.and_then(|at| deadline::deadline(at, delay));
+            let end = limits.min_with(DeadlineCause::RetryDelay, delay_end).end();
+            if end.is_some_and(|end| end <= clock::now()) {
+                return;
+            }
+            is_woken = self.sleep_until_release(end);
+        }
     }
 
     /// Returns whether another thread of this process asks the nodes for this caller, too.
@@ -138,7 +192,8 @@ impl Acquisition<'_> {
     }
 
     /// Sleeps until `end` or until a subscription has a signal, and prepares the next attempt.
-    fn sleep_until_release(&mut self, end: Option<Instant>) {
+    /// Returns whether there was a signal.
+    fn sleep_until_release(&mut self, end: Option<Instant>) -> bool {
         // With a limited number of attempts, none is spent on a subscription that was confirmed.
         let wanted = match self.limit.max_attempts {
             Some(_) => Signal::Released,
@@ -154,11 +209,14 @@ impl Acquisition<'_> {
             && self.inbox.sleep(end)
             && self.engine.check_cancelled(&self.inbox).is_ok()
         {}
-        let signal = self.subscriptions.iter().map(Subscription::take_signal);
-        if signal.max() == Some(Signal::Released) {
-            // All waiters ask the same node first, so that the losers have nothing to undo.
+        let signals = self.subscriptions.iter().map(Subscription::take_signal);
+        let signal = signals.max().unwrap_or(Signal::None);
+        if signal == Signal::Released {
+            // All waiters ask the same node first, so that the losers have nothing to undo. A waiter
+            // that was woken alone asks all nodes at once.
             self.preferred_node = self.engine.listener.current_node();
         }
+        signal >= wanted
     }
 }
 

@@ -66,8 +66,7 @@ impl Engine {
         let round = self.nodes.send_to_all(&request, &inbox);
         local.release_at(kept_until);
         let outcome = round.wait(self.node_budget(now));
-        self.listener
-            .record_receivers(lease.keys(), outcome.receivers());
+        self.listener.record_receivers(lease.keys(), &outcome);
         lease.finish_release();
         self.release_result(lease, outcome)
     }

@@ -58,6 +58,8 @@ pub(crate) fn encode_request<'a>(
             | Op::RaiseFence
             | Op::Inspect
             | Op::ForceRelease
+            | Op::TakePlace
+            | Op::LeavePlace
             | Op::WakeListener,
             _,
         ) => encode_admin(request, cmd),
@@ -236,6 +238,18 @@ fn encode_admin(request: &Request, cmd: &mut Command) -> Option<Script> {
             let script = encode_evalsha(Script::ForceRelease, cmd, [key.token_key()]);
             cmd.arg(channel(request));
             script
+        }
+        Op::TakePlace => {
+            let keys = [key.token_key(), key.derived(":waiting")];
+            let script = encode_evalsha(Script::TakePlace, cmd, keys);
+            cmd.arg(token(request)).arg(request.ttl);
+            cmd.arg(u8::from(request.publish));
+            script
+        }
+        Op::LeavePlace => {
+            cmd.arg("ZREM").arg(key.derived(":waiting"));
+            cmd.arg(token(request));
+            None
         }
         _ => {
             cmd.arg("PUBLISH").arg(key.as_str()).arg("");

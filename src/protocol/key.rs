@@ -13,8 +13,8 @@ const MAX_NAME: usize = 16 * 1024;
 
 /// The suffixes of derived keys. The key of a lock whose name ended in one could be another lock's
 /// derived key.
-const RESERVED_SUFFIXES: [&str; 6] = [
-    ":writer", ":readers", ":gate", ":turn", ":fence", ":permits",
+const RESERVED_SUFFIXES: [&str; 7] = [
+    ":writer", ":readers", ":gate", ":turn", ":fence", ":permits", ":waiting",
 ];
 
 /// A lock's key on the nodes: the key prefix and the name that the caller gave.

@@ -28,6 +28,9 @@ pub(crate) enum Reply {
     Done,
     /// Deleted or downgraded, and published to this number of receivers, at least 1.
     DoneNotified(u64),
+    /// Deleted and published to this number of receivers, at least 1; and the first process of the
+    /// waiting list was woken.
+    DoneWoke(u64),
     /// The holder of the lock, to an `Inspect`.
     Holder(Box<NodeHolder>),
     /// Granted, with the node's incremented fence counter.
@@ -114,7 +117,11 @@ pub(crate) fn parse_reply(request: &Request, index: usize, reply: &Value) -> Par
         }
         Op::Swap => parse_swap(request, reply),
         Op::Inspect => parse_inspect(reply),
-        Op::WakeListener => matches!(reply, Value::Int(_)).then_some(Reply::Done),
+        Op::TakePlace => match reply {
+            Value::Int(0) => Some(Reply::Absent),
+            _ => (*reply == Value::Int(1)).then_some(Reply::Done),
+        },
+        Op::WakeListener | Op::LeavePlace => matches!(reply, Value::Int(_)).then_some(Reply::Done),
         Op::Release => parse_release(request, index, reply),
         Op::Adopt | Op::Extend | Op::Downgrade | Op::RaiseFence | Op::ForceRelease => {
             parse_ownership(request.op, reply)
@@ -203,6 +210,7 @@ fn parse_ownership(op: Op, reply: &Value) -> Option<Reply> {
         (_, 1) => Some(Reply::Done),
         (_, 0) => Some(Reply::Absent),
         (Op::ForceRelease, -1) => None,
+        (Op::Release, state @ ..=-2) => Some(Reply::DoneWoke(state.unsigned_abs() - 1)),
         (_, -1) => Some(Reply::OtherToken),
         (Op::Downgrade | Op::Release | Op::ForceRelease, state @ 2..) => {
             Some(Reply::DoneNotified(state.unsigned_abs() - 1))
@@ -357,7 +365,11 @@ pub(crate) fn vote_rule(op: Op) -> VoteRule {
 /// repeated request has the same reply.
 pub(crate) fn vote_of(reply: Reply) -> Vote {
     match reply {
-        Reply::Done | Reply::Fenced(_) | Reply::DoneNotified(_) | Reply::Holder(_) => Vote::Granted,
+        Reply::Done
+        | Reply::Fenced(_)
+        | Reply::DoneNotified(_)
+        | Reply::DoneWoke(_)
+        | Reply::Holder(_) => Vote::Granted,
         Reply::SwappedAbsent(_) => Vote::Granted,
         Reply::Held(by, remaining, _) => Vote::Refused(match by {
             Blocker::Owner | Blocker::Unknown | Blocker::OwnerOfKey(_) => {
@@ -458,7 +470,7 @@ mod tests {
                 (1, Some(Reply::Done)),
                 (0, Some(Reply::Absent)),
                 (-1, Some(Reply::OtherToken)),
-                (-2, None),
+                (-3, (op == Op::Release).then_some(Reply::DoneWoke(2))),
                 (3, (op != Op::Extend).then_some(Reply::DoneNotified(2))),
             ] {
                 assert_eq!(parse(op, LeaseKind::Exclusive, Value::Int(reply)), expected);

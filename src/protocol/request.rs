@@ -39,6 +39,11 @@ pub(crate) enum Op {
     /// Deletes the lease's token where a node has it: ends a lease, undoes an attempt (S4), removes
     /// a gate entry.
     Release,
+    /// Takes a place in the waiting list of an exclusive lock, or asks for the one that we have. The
+    /// token is our wake channel; `ttl` is the time that the caller has waited.
+    TakePlace,
+    /// Gives up the place in the waiting list.
+    LeavePlace,
 }
 
 impl Op {
@@ -60,6 +65,8 @@ impl fmt::Display for Op {
             Op::Downgrade => "downgrade",
             Op::RaiseFence => "raise fence counter",
             Op::WakeListener => "publish",
+            Op::TakePlace => "take place",
+            Op::LeavePlace => "leave place",
             Op::Inspect => "inspect",
             Op::ForceRelease => "force release",
             Op::Release => "release",
@@ -79,7 +86,8 @@ pub(crate) struct Request {
     pub(crate) refresh_interval: Duration,
     /// Whether a refusal is to report the owner label, for an `Acquire` whose error tells it.
     pub(crate) wants_owner: bool,
-    /// Whether waiting callers are notified: by a release or a downgrade, never by an undo.
+    /// Whether waiting callers are notified: by a release or a downgrade, never by an undo. For
+    /// `TakePlace`, whether our own caller is woken if the lock is free.
     pub(crate) publish: bool,
     /// The gate entry of a waiting writer, for `Acquire`.
     pub(crate) gate_entry: Option<Arc<Lease>>,

@@ -103,6 +103,12 @@ impl RetryPolicy {
             .map_or(whole, |part| part.min(whole))
     }
 
+    /// Returns the delay of a caller that a node wakes when it is its turn: half of `max_delay` at
+    /// least.
+    pub(crate) fn delay_of_placed(&self, draw: f64) -> Duration {
+        self.max_delay.mul_f64(1.0 - draw.clamp(0.0, 1.0) / 2.0)
+    }
+
     /// Returns the number of whole delays in `waited`, which is the number of attempts that a
     /// caller outside the queue would have made.
     pub(crate) fn attempts_elapsed(&self, waited: Duration) -> u32 {

@@ -24,9 +24,9 @@ macro_rules! lua {
 }
 
 /// All scripts, in the order of [`Script`].
-pub(crate) const SCRIPTS: [&str; 18] = [
+pub(crate) const SCRIPTS: [&str; 19] = [
     lua!("extend"),
-    lua!("release"),
+    lua!("release", "publish_next"),
     lua!("prelude/publish", "release_all"),
     lua!("acquire_read"),
     lua!("acquire_write"),
@@ -43,6 +43,7 @@ pub(crate) const SCRIPTS: [&str; 18] = [
     lua!("prelude/permit", "acquire_permit"),
     lua!("prelude/permit", "extend_permit"),
     lua!("prelude/publish", "prelude/permit", "release_permit"),
+    lua!("take_place"),
 ];
 
 /// The scripts that end a lock, which another client may acquire right after. A connection loads
@@ -80,4 +81,5 @@ pub(crate) enum Script {
     AcquirePermit,
     ExtendPermit,
     ReleasePermit,
+    TakePlace,
 }

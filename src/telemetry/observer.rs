@@ -119,9 +119,11 @@ impl Reply {
     /// Returns the kind of this reply, for observers and counters.
     pub(crate) fn reply(&self) -> NodeReply {
         match self {
-            Reply::Done | Reply::DoneNotified(_) | Reply::Fenced(_) | Reply::Holder(_) => {
-                NodeReply::Done
-            }
+            Reply::Done
+            | Reply::DoneNotified(_)
+            | Reply::DoneWoke(_)
+            | Reply::Fenced(_)
+            | Reply::Holder(_) => NodeReply::Done,
             Reply::SwappedAbsent(_) => NodeReply::Done,
             Reply::Held(..) | Reply::Absent | Reply::OtherToken => NodeReply::Refused,
             Reply::PermitTaken(..) | Reply::PermitCountMismatch(_) => NodeReply::Refused,

@@ -11,7 +11,7 @@ use crate::error::NodeFailure;
 use crate::protocol::encode;
 use crate::protocol::key::Key;
 use crate::protocol::quorum::NodeSet;
-use crate::protocol::request::Request;
+use crate::protocol::request::{Op, Request};
 use crate::time::clock;
 use crate::transport::connection::NodeConnection;
 use crate::transport::job::{Job, ReplyTo};
@@ -56,7 +56,9 @@ impl<'a> KeyConnections<'a> {
     }
 
     /// Returns the connection of each node, with the node's index.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &'a NodeConnection)> + use<'a> {
+    pub(super) fn iter(
+        &self,
+    ) -> impl DoubleEndedIterator<Item = (usize, &'a NodeConnection)> + use<'a> {
         let connections = self.all.iter().skip(self.index);
         connections.step_by(self.pool_size).enumerate()
     }
@@ -77,7 +79,14 @@ impl<'a> KeyConnections<'a> {
             if !is_direct {
                 request.encoded = Some(Arc::from(bytes)); // encoded once for all workers
             }
-            for (node, connection) in self.iter().filter(|(node, _)| nodes.contains(*node)) {
+            let mut connections = self.iter().filter(|(node, _)| nodes.contains(*node));
+            // A release comes last to the node that all processes listen to, so that the woken one
+            // does not overtake it on the others.
+            let is_release = request.op == Op::Release;
+            while let Some((node, connection)) = match is_release {
+                true => connections.next_back(),
+                false => connections.next(),
+            } {
                 let job = Job {
                     request: request.clone(),
                     reply: reply.cloned(),

@@ -18,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{trace, warn};
+use log::{Level, log, trace, warn};
 
 use crate::error::NodeFailure;
 use crate::protocol::reply::{Blocker, Reply};
@@ -304,7 +304,11 @@ impl Pipeline {
                     result = Err(cause.clone());
                 }
             }
-            Reply::Done | Reply::DoneNotified(_) | Reply::Fenced(_) | Reply::SwappedAbsent(_) => {
+            Reply::Done
+            | Reply::DoneNotified(_)
+            | Reply::DoneWoke(_)
+            | Reply::Fenced(_)
+            | Reply::SwappedAbsent(_) => {
                 self.warnings().clear_denied(permission);
                 if matches!(request.op, Op::Acquire | Op::Swap) {
                     self.warnings().clear_foreign(request);
@@ -349,7 +353,12 @@ impl Pipeline {
         if matches!(cause, NodeFailure::AccessDenied(_))
             && self.warnings().is_newly_denied(permission)
         {
-            warn!("{name}: {}: {cause}", request.op);
+            // Without the waiting list every release wakes all waiters, as in earlier versions.
+            let level = match request.op {
+                Op::TakePlace | Op::LeavePlace => Level::Debug,
+                _ => Level::Warn,
+            };
+            log!(level, "{name}: {}: {cause}", request.op);
         }
         RequestState::Replied
     }

@@ -350,6 +350,11 @@ impl RoundOutcome {
         self.details.as_ref().map_or(&[], |d| &d.receivers)
     }
 
+    /// Returns whether a node woke the first process of the waiting list.
+    pub(crate) fn woke_next(&self) -> bool {
+        self.details.as_ref().is_some_and(|d| d.woke_next)
+    }
+
     /// Returns the indices of the lock's keys that other owners hold, where it has several keys:
     /// of each node that refused, the key that stays held for the longest.
     pub(crate) fn blocking_keys(&self) -> &[usize] {
@@ -376,6 +381,7 @@ impl RoundOutcome {
 struct RoundDetails {
     fence_counters: Vec<(usize, u64)>,
     receivers: Vec<(usize, u64)>,
+    woke_next: bool,
     blocking_keys: Vec<usize>,
     owner_labels: Vec<Box<str>>,
     free_permits: Vec<FreePermits>,
@@ -389,9 +395,10 @@ impl RoundDetails {
                 let counters = &mut details.get_or_insert_default().fence_counters;
                 counters.push((node, *counter));
             }
-            Reply::DoneNotified(count) => {
-                let receivers = &mut details.get_or_insert_default().receivers;
-                receivers.push((node, *count));
+            Reply::DoneNotified(count) | Reply::DoneWoke(count) => {
+                let details = details.get_or_insert_default();
+                details.receivers.push((node, *count));
+                details.woke_next |= matches!(reply, Reply::DoneWoke(_));
             }
             Reply::Held(by, _, label) => {
                 if let Blocker::OwnerOfKey(key) = by {

@@ -75,7 +75,8 @@ pub(super) enum Permission {
 /// The number of [`LeaseKind`]s, each of which has a bit per [`Op`].
 const KINDS: u32 = 5;
 // `Release` is the last operation: its bits must fit.
-const _: () = assert!(2 + KINDS * (Op::Release as u32 + 1) <= u64::BITS);
+const PLACE_BIT: u32 = 2 + KINDS * (Op::Release as u32 + 1);
+const _: () = assert!(PLACE_BIT < u64::BITS);
 
 /// Returns the index of a kind, below [`KINDS`]. Leases of one kind need the same permissions and
 /// meet the same foreign values.
@@ -90,9 +91,11 @@ fn kind_index(kind: LeaseKind) -> u32 {
 }
 
 impl Permission {
-    /// Returns the bit of the permission: two single bits, then [`KINDS`] bits per operation.
+    /// Returns the bit of the permission: two single bits, then [`KINDS`] bits per operation, then
+    /// one for the waiting list.
     fn bit(self) -> u64 {
         match self {
+            Permission::Run(Op::TakePlace | Op::LeavePlace, _) => 1 << PLACE_BIT,
             Permission::Connect => 1,
             Permission::Kill => 2,
             Permission::Run(op, kind) => 4 << (KINDS * op as u32 + kind_index(kind)),

@@ -24,10 +24,12 @@ use crate::protocol::reply::Reply;
 use crate::protocol::token::Token;
 use crate::sync::atomic::Ordering;
 use crate::sync::threads::LazyThread;
+use crate::time::clock;
 use crate::transport::inbox::Inbox;
 use crate::transport::job::ReplySink;
 use crate::transport::node::traits::Connector;
 use crate::transport::node_group::NodeGroup;
+use crate::transport::round::RoundOutcome;
 
 /// The release listener of a `Nodes`.
 pub(crate) struct ReleaseListener {
@@ -129,15 +131,14 @@ impl ReleaseListener {
         if self.shared.yield_count.load(Ordering::Acquire) > 0 {
             let mut state = self.shared.state.lock();
             for key in keys.as_slice() {
-                let deadline = self.shared.new_yield_deadline();
-                state.yields.extend(key.channel().as_ref(), deadline);
+                state.yields.extend(key.channel().as_ref(), clock::now());
             }
         }
     }
 
     /// Records how many subscribers received the message of a release, per node.
-    pub(crate) fn record_receivers(&self, keys: &KeySet, receivers: &[(usize, u64)]) {
-        self.shared.record_receivers(keys, receivers);
+    pub(crate) fn record_receivers(&self, keys: &KeySet, release: &RoundOutcome) {
+        self.shared.record_release(keys, release);
     }
 
     /// Returns a sink for the replies to a release that no caller waits for.
@@ -169,7 +170,12 @@ impl ReplySink for ReceiverCountSink {
     fn deliver(&self, _: u32, node: usize, reply: Reply) {
         match reply {
             Reply::DoneNotified(count) => {
-                self.shared.record_receivers(&self.keys, &[(node, count)]);
+                self.shared
+                    .record_receivers(&self.keys, &[(node, count)], false);
+            }
+            Reply::DoneWoke(count) => {
+                self.shared
+                    .record_receivers(&self.keys, &[(node, count)], true);
             }
             Reply::Done => self.shared.record_no_receivers(&self.keys, node),
             _ => {}

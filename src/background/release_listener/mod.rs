@@ -1,6 +1,8 @@
 //! Release listener: wakes callers that wait for a lock when its release is published.
 
 pub(crate) mod listener;
+pub(crate) mod place_sink;
+pub(crate) mod places;
 pub(crate) mod reconnect;
 pub(crate) mod shared;
 pub(crate) mod subscriptions;

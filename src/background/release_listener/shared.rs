@@ -22,22 +22,31 @@ use std::time::{Duration, Instant};
 
 use log::{Level, debug, info, log};
 
+use crate::background::release_listener::place_sink::PlaceSink;
+use crate::background::release_listener::places::{PlaceRequest, Places};
 use crate::background::release_listener::reconnect::{RECONNECT_DELAY, ReconnectDelays};
 use crate::background::release_listener::subscriptions::{ChannelWaiter, Signal, Subscriptions};
 use crate::background::release_listener::yielding::YieldDeadlines;
 use crate::error::NodeFailure;
+use crate::protocol::encode;
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::key_set::KeySet;
+use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
+use crate::protocol::quorum::NodeSet;
+use crate::protocol::request::{Op, Request};
+use crate::protocol::token::Token;
 use crate::random;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::primitives::{Condvar, Mutex, MutexGuard};
 use crate::sync::threads;
-use crate::time::clock;
+use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;
+use crate::transport::job::ReplySink;
 use crate::transport::node::traits::{Connector, Event, Subscriber};
 use crate::transport::node_group::NodeGroup;
 use crate::transport::pipeline;
+use crate::transport::round::RoundOutcome;
 
 /// The thread's name.
 pub(super) const NAME: &str = "redguard-listener";
@@ -49,6 +58,9 @@ const UNSUBSCRIBE_DELAY: Duration = Duration::from_millis(500);
 /// The thread sends PING after this time without an event. As often it checks whether a node
 /// before its own is connected.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The part of [`ListenerShared::check_unit`] that does not depend on the network.
+const MIN_CHECK_UNIT: Duration = Duration::from_millis(2);
 
 /// The id of the SUBSCRIBE to the wake channel. The ids of all other ones count from 1.
 pub(super) const WAKE_COMMAND: u64 = 0;
@@ -62,12 +74,14 @@ pub(super) struct ListenerShared {
     pub(super) wake_channel: Arc<Lease>,
     /// The number of channels, so that callers that do not wait need not lock `state`.
     pub(super) channel_count: AtomicUsize,
+    place_sink: Arc<PlaceSink>,
     /// The number of yield deadlines, so that releases need not lock `state`.
     pub(super) yield_count: AtomicUsize,
 }
 
 pub(super) struct ListenerState {
     pub(super) subscriptions: Subscriptions,
+    pub(super) places: Places,
     pub(super) yields: YieldDeadlines,
     /// The node whose messages the thread receives; `None` until the wake channel is confirmed.
     pub(super) node: Option<usize>,
@@ -76,9 +90,20 @@ pub(super) struct ListenerState {
     pub(super) stopping: bool,
 }
 
+impl ListenerState {
+    /// Wakes the waiter whose place a node has removed; without one, all waiters of the channel.
+    fn wake_placed(&mut self, channel: &str, signal: Signal) {
+        match self.places.take_woken(channel) {
+            Some(waiter) => waiter.signal(signal),
+            None => self.subscriptions.signal_release(channel, None),
+        }
+    }
+}
+
 /// A caller's subscription to the channel of one key. Dropping it ends the subscription.
 pub(crate) struct Subscription<'a> {
     shared: &'a ListenerShared,
+    key: Key,
     pub(super) channel: Channel,
     pub(super) waiter: Arc<ChannelWaiter>,
 }
@@ -94,6 +119,37 @@ impl Subscription<'_> {
         self.waiter.take_signal()
     }
 
+    /// Asks for a place in the waiting list of the lock. `since` is when the caller began to ask the
+    /// nodes; `None` if it has not, because its process released the lock a moment ago and lets
+    /// others acquire first. Until the node has told the place, the waiter heeds every release.
+    /// Does not block. Returns whether the node was asked.
+    pub(crate) fn ask_place(&self, since: Option<Instant>) -> bool {
+        let now = clock::now();
+        let mut state = self.shared.state.lock();
+        let Some(node) = state.node.filter(|_| {
+            state.subscriptions.is_confirmed(&self.channel)
+                && !self.shared.place_sink.has_refused(now)
+        }) else {
+            return false;
+        };
+        let request = state.places.ask(&self.key, &self.waiter, since, now);
+        drop(state); // unlock before sending
+        if let Some(request) = request {
+            self.shared.take_place(&request, node);
+        }
+        true
+    }
+
+    /// Returns when the caller last heard of a release while it had a place.
+    pub(crate) fn heard_at(&self) -> Option<Instant> {
+        self.waiter.heard_at()
+    }
+
+    /// Returns whether the caller has a place in the waiting list of the lock.
+    pub(crate) fn is_placed(&self) -> bool {
+        self.waiter.is_placed()
+    }
+
     /// Returns whether there is a signal of at least `min`. Does not reset it.
     pub(crate) fn has_signal(&self, min: Signal) -> bool {
         self.waiter.has_signal(min)
@@ -105,6 +161,12 @@ impl Drop for Subscription<'_> {
         let mut state = self.shared.state.lock();
         let subscriptions = &mut state.subscriptions;
         subscriptions.remove_waiter(&self.channel, &self.waiter, clock::now());
+        let had_place = state.places.remove(&self.channel, &self.waiter);
+        let node = state.node.filter(|_| had_place);
+        drop(state); // unlock before sending
+        if let Some(node) = node {
+            self.shared.leave_place(&self.key, node);
+        }
     }
 }
 
@@ -112,8 +174,9 @@ impl Drop for Subscription<'_> {
 struct Commands {
     subscribe: Vec<(u64, Vec<Channel>)>,
     unsubscribe: Vec<Vec<Channel>>,
-    /// When the next channel is to be removed.
-    next_removal: Option<Instant>,
+    checks: Vec<PlaceRequest>,
+    /// When the next channel is to be removed, or the next check is due.
+    next_due: Option<Instant>,
 }
 
 impl ListenerShared {
@@ -121,6 +184,7 @@ impl ListenerShared {
         ListenerShared {
             state: Mutex::new(ListenerState {
                 subscriptions: Subscriptions::new(),
+                places: Places::default(),
                 yields: YieldDeadlines::new(),
                 node: None,
                 wake_pending: false,
@@ -130,6 +194,7 @@ impl ListenerShared {
             nodes: Arc::clone(nodes),
             wake_channel: Arc::new(wake_channel),
             channel_count: AtomicUsize::new(0),
+            place_sink: Arc::default(),
             yield_count: AtomicUsize::new(0),
         }
     }
@@ -147,6 +212,7 @@ impl ListenerShared {
         let is_new = state.subscriptions.add_waiter(&channel, &waiter);
         let subscription = Subscription {
             shared: self,
+            key: key.clone(),
             channel,
             waiter,
         };
@@ -186,6 +252,7 @@ impl ListenerShared {
         let mut state = self.state.lock();
         state.node = None;
         state.subscriptions.record_disconnected();
+        state.places.clear();
         self.remove_idle(&mut state, Duration::ZERO);
         let stopping = state.stopping;
         drop(state); // unlock before logging
@@ -262,6 +329,9 @@ impl ListenerShared {
             for (command, channels) in &commands.subscribe {
                 subscriber.subscribe(*command, channels)?;
             }
+            for check in &commands.checks {
+                self.take_place(check, node);
+            }
             let now = clock::now();
             if now >= check_at {
                 check_at = now + PING_INTERVAL;
@@ -274,7 +344,7 @@ impl ListenerShared {
                 last_event = now;
             }
             let wake_at = check_at.min(last_event + PING_INTERVAL);
-            let wake_at = commands.next_removal.map_or(wake_at, |at| at.min(wake_at));
+            let wake_at = commands.next_due.map_or(wake_at, |at| at.min(wake_at));
             let wait = wake_at.saturating_duration_since(now);
             if let Some(event) = subscriber.next_message(wait)? {
                 last_event = clock::now();
@@ -292,10 +362,13 @@ impl ListenerShared {
         if state.stopping || state.subscriptions.is_empty() {
             return None;
         }
+        let checks = state.places.take_due(clock::now());
+        let next_removal = state.subscriptions.next_removal(UNSUBSCRIBE_DELAY);
         Some(Commands {
             unsubscribe,
             subscribe: state.subscriptions.take_unsent(),
-            next_removal: state.subscriptions.next_removal(UNSUBSCRIBE_DELAY),
+            checks,
+            next_due: deadline::earlier(next_removal, state.places.next_check()),
         })
     }
 
@@ -313,7 +386,21 @@ impl ListenerShared {
     fn handle_event(&self, event: Event, node: usize) -> Result<(), NodeFailure> {
         let mut state = self.state.lock();
         match event {
-            Event::Message(channel) => state.subscriptions.signal_release(&channel),
+            Event::Message(channel) => state.subscriptions.signal_release(&channel, None),
+            Event::NextWoken(channel) => {
+                let unit = self.check_unit();
+                let placed = state.places.note_release(&channel, clock::now(), unit);
+                state
+                    .subscriptions
+                    .signal_release(&channel, placed.as_ref());
+            }
+            Event::Woken(channel) => state.wake_placed(&channel, Signal::Woken),
+            // The first process of the list may be slow, so another may ask at this moment, too.
+            Event::Free(channel) => state.wake_placed(&channel, Signal::Released),
+            Event::Placed(channel, before) => {
+                let check_at = clock::now() + self.check_unit();
+                state.places.confirm(&channel, before, check_at);
+            }
             Event::Subscribed(WAKE_COMMAND, _) => {
                 state.node = Some(node);
                 drop(state); // unlock before logging
@@ -334,12 +421,47 @@ impl ListenerShared {
         Ok(())
     }
 
+    /// Asks for a place in a waiting list on `node`, or checks whether the lock is free. Does not
+    /// block.
+    fn take_place(&self, place: &PlaceRequest, node: usize) {
+        let mut request = self.request(Op::TakePlace, &place.key, place.waited);
+        request.publish = place.is_check;
+        let sink: Arc<dyn ReplySink> = Arc::clone(&self.place_sink) as _;
+        let node = NodeSet::single(node);
+        self.nodes
+            .send_unawaited_with_sink(&request, node, Some(&sink));
+    }
+
+    /// Gives up a place in a waiting list on `node`. Does not block.
+    fn leave_place(&self, key: &Key, node: usize) {
+        let request = self.request(Op::LeavePlace, key, Duration::ZERO);
+        self.nodes.send_unawaited(&request, NodeSet::single(node));
+    }
+
+    /// Returns a request for the waiting list of a key. Its token is our wake channel.
+    fn request(&self, op: Op, key: &Key, waited: Duration) -> Request {
+        let token = Token::existing(self.wake_channel.key().as_str());
+        let place = Lease::new(key.clone(), token, LeaseKind::Exclusive);
+        Request::new(op, &Arc::new(place), encode::millis(waited))
+    }
+
+    /// Returns the time that a woken process has to acquire before the next one checks: some round
+    /// trips, and time for the system to run it.
+    pub(super) fn check_unit(&self) -> Duration {
+        4 * self.nodes.rtt_estimate() + MIN_CHECK_UNIT
+    }
+
     /// Records how many subscribers received the message of a release of ours, per node. If other
     /// processes are among them, this process yields the keys to them from now on.
     ///
     /// For a lock of several keys a node reports the greatest number of its keys only, so the
     /// others are yielded as well.
-    pub(super) fn record_receivers(&self, keys: &KeySet, receivers: &[(usize, u64)]) {
+    pub(super) fn record_receivers(
+        &self,
+        keys: &KeySet,
+        receivers: &[(usize, u64)],
+        woke_next: bool,
+    ) {
         let has_deadlines = self.yield_count.load(Ordering::Acquire) > 0;
         if receivers.is_empty() && !has_deadlines {
             return;
@@ -354,8 +476,11 @@ impl ListenerShared {
                 .iter()
                 .any(|(node, count)| *count > u64::from(our_node == Some(*node)));
             if has_others {
-                let deadline = self.new_yield_deadline();
-                state.yields.set(&channel, deadline, clock::now());
+                let time = match woke_next {
+                    true => self.check_unit(),
+                    false => self.new_yield_time(),
+                };
+                state.yields.set(&channel, time, clock::now());
             } else {
                 state.yields.remove(&channel);
             }
@@ -364,16 +489,27 @@ impl ListenerShared {
         self.yield_count.store(count, Ordering::Release);
     }
 
+    /// Records the receivers of a release that a quorum has replied to. Without the reply of the
+    /// first voting node, which all listeners use, the former result stays.
+    pub(super) fn record_release(&self, keys: &KeySet, release: &RoundOutcome) {
+        let replied = release.tally.granted().union(release.tally.refused());
+        let first = self.nodes.first_voting_node();
+        if release.receivers().is_empty() && first.is_some_and(|node| !replied.contains(node)) {
+            return;
+        }
+        self.record_receivers(keys, release.receivers(), release.woke_next());
+    }
+
     /// Records that the message of a release had no receivers on a node. Only the first voting node
     /// counts, because all listeners use it.
     pub(super) fn record_no_receivers(&self, keys: &KeySet, node: usize) {
         if self.nodes.first_voting_node() == Some(node) {
-            self.record_receivers(keys, &[]);
+            self.record_receivers(keys, &[], false);
         }
     }
 
-    /// Returns a deadline two to four round trips from now, drawn at random.
-    pub(super) fn new_yield_deadline(&self) -> Instant {
-        clock::now() + (2 * self.nodes.rtt_estimate()).mul_f64(1.0 + random::unit())
+    /// Returns the time of two to four round trips, drawn at random.
+    fn new_yield_time(&self) -> Duration {
+        (2 * self.nodes.rtt_estimate()).mul_f64(1.0 + random::unit())
     }
 }

@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 
 use crate::protocol::key::Channel;
 use crate::random::HashMap;
-use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::time::clock;
 use crate::transport::inbox::Inbox;
 
 /// The largest number of channels in one SUBSCRIBE or UNSUBSCRIBE.
@@ -231,11 +232,15 @@ impl Subscriptions {
         None
     }
 
-    /// Wakes the waiters of a channel on which a release was published. Does not confirm the
-    /// channel, because the message may belong to an earlier subscription.
-    pub(super) fn signal_release(&self, channel: &str) {
-        if let Some(entry) = self.entries.get(channel) {
-            entry.signal(Signal::Released);
+    /// Wakes the waiters of a channel on which a release was published, without `except`. Does not
+    /// confirm the channel, because the message may belong to an earlier subscription.
+    pub(super) fn signal_release(&self, channel: &str, except: Option<&Arc<ChannelWaiter>>) {
+        let entry = self.entries.get(channel);
+        let waiters = entry.map_or(&[][..], |entry| &entry.waiters);
+        let is_excepted =
+            |waiter: &Arc<ChannelWaiter>| except.is_some_and(|e| Arc::ptr_eq(e, waiter));
+        for waiter in waiters.iter().filter(|waiter| !is_excepted(waiter)) {
+            waiter.signal(Signal::Released);
         }
     }
 }
@@ -243,10 +248,7 @@ impl Subscriptions {
 impl Entry {
     /// Raises the signal of all waiters, and wakes them.
     fn signal(&self, signal: Signal) {
-        for waiter in &self.waiters {
-            waiter.raise(signal);
-            waiter.inbox.wake();
-        }
+        self.waiters.iter().for_each(|waiter| waiter.signal(signal));
     }
 }
 
@@ -255,6 +257,10 @@ pub(super) struct ChannelWaiter {
     inbox: Arc<Inbox>,
     /// The greatest [`Signal`] since the caller last took the signal.
     signal: AtomicU8,
+    /// Whether it has a place in the waiting list of its lock.
+    is_placed: AtomicBool,
+    /// When it last heard of a release while it had a place, in µs of the steady clock.
+    heard_at: AtomicU64,
 }
 
 /// Why a waiter was woken. A greater signal replaces a lesser one.
@@ -267,6 +273,8 @@ pub(crate) enum Signal {
     Subscribed,
     /// A release was published.
     Released,
+    /// A release was published, and the node has woken this waiter alone.
+    Woken,
 }
 
 impl ChannelWaiter {
@@ -274,7 +282,33 @@ impl ChannelWaiter {
         ChannelWaiter {
             inbox: Arc::clone(inbox),
             signal: AtomicU8::new(Signal::None as u8),
+            is_placed: AtomicBool::new(false),
+            heard_at: AtomicU64::new(0),
         }
+    }
+
+    pub(super) fn set_placed(&self, is_placed: bool) {
+        self.is_placed.store(is_placed, Ordering::Release);
+    }
+
+    pub(super) fn is_placed(&self) -> bool {
+        self.is_placed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn note_heard(&self, now: Instant) {
+        self.heard_at
+            .store(clock::to_micros(now), Ordering::Release);
+    }
+
+    /// Returns when the waiter last heard of a release while it had a place.
+    pub(super) fn heard_at(&self) -> Option<Instant> {
+        clock::from_micros(self.heard_at.load(Ordering::Acquire))
+    }
+
+    /// Raises the signal and wakes the waiter.
+    pub(super) fn signal(&self, signal: Signal) {
+        self.raise(signal);
+        self.inbox.wake();
     }
 
     /// Raises the signal to `signal`, unless it is greater already. Does not wake the waiter.
@@ -287,7 +321,8 @@ impl ChannelWaiter {
         match self.signal.swap(Signal::None as u8, Ordering::AcqRel) {
             0 => Signal::None,
             1 => Signal::Subscribed,
-            _ => Signal::Released,
+            2 => Signal::Released,
+            _ => Signal::Woken,
         }
     }
 
@@ -300,7 +335,6 @@ impl ChannelWaiter {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::time::clock;
 
     const DELAY: Duration = Duration::from_millis(500);
 
@@ -340,11 +374,11 @@ mod tests {
         assert_eq!(all.remove_idle(now, DELAY), [vec![Arc::clone(&x)]]);
         // A release is published before the server reads the UNSUBSCRIBE, and a waiter comes again.
         assert!(all.add_waiter(&x, &waiter));
-        all.signal_release("x");
+        all.signal_release("x", None);
         assert!(!all.is_confirmed("x"));
         assert_eq!(waiter.take_signal(), Signal::Released);
         let second = send(&mut all);
-        all.signal_release("x");
+        all.signal_release("x", None);
         assert!(!all.is_confirmed("x"));
         all.confirm(second, "x");
         assert!(all.is_confirmed("x"));

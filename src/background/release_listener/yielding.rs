@@ -12,7 +12,7 @@
 //!
 //! | state of a channel | stored as          | ends by                                          |
 //! |--------------------|--------------------|--------------------------------------------------|
-//! | yielded            | `Some(deadline)`   | a release without other receivers; forgotten     |
+//! | yielded            | `Some(…)`          | a release without other receivers; forgotten     |
 //! | not yielded        | `None`             | a release with other receivers; forgotten        |
 //! | unknown            | no entry           | a release with other receivers                   |
 
@@ -33,11 +33,18 @@ const MAX_CHECKED: usize = 2;
 /// The deadlines of the channels on which other processes have received a message.
 pub(super) struct YieldDeadlines {
     /// `None` if the last release had no other receivers. Such a channel stays until it is checked.
-    deadlines: HashMap<Channel, Option<Instant>>,
+    deadlines: HashMap<Channel, Option<Yield>>,
     /// Each channel once, with the time of its next check, in the order of these times.
     queue: VecDeque<(Instant, Channel)>,
     /// The number of deadlines that are not `None`.
     count: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Yield {
+    deadline: Instant,
+    /// The time that others have after a release.
+    time: Duration,
 }
 
 impl YieldDeadlines {
@@ -56,14 +63,17 @@ impl YieldDeadlines {
 
     /// Returns the deadline of a channel, which may have passed.
     pub(super) fn deadline(&self, channel: &str) -> Option<Instant> {
-        self.deadlines.get(channel).copied().flatten()
+        let of = self.deadlines.get(channel).copied().flatten();
+        of.map(|of| of.deadline)
     }
 
-    /// Sets the deadline of a channel. First checks up to [`MAX_CHECKED`] channels whether they can
+    /// Sets the deadline of a channel to `time` after `now`. First checks up to [`MAX_CHECKED`] channels whether they can
     /// be forgotten, so that no release checks them all.
-    pub(super) fn set(&mut self, channel: &Channel, deadline: Instant, now: Instant) {
+    pub(super) fn set(&mut self, channel: &Channel, time: Duration, now: Instant) {
         self.forget_some(now);
-        match self.deadlines.insert(Arc::clone(channel), Some(deadline)) {
+        let deadline = now + time;
+        let of = Some(Yield { deadline, time });
+        match self.deadlines.insert(Arc::clone(channel), of) {
             Some(Some(_)) => {}
             Some(None) => self.count += 1,
             None => {
@@ -74,10 +84,10 @@ impl YieldDeadlines {
         }
     }
 
-    /// Replaces the deadline of a channel, if it has one.
-    pub(super) fn extend(&mut self, channel: &str, deadline: Instant) {
-        if let Some(Some(current)) = self.deadlines.get_mut(channel) {
-            *current = deadline;
+    /// Sets the deadline of a channel anew, if it has one, because a release begins at `now`.
+    pub(super) fn extend(&mut self, channel: &str, now: Instant) {
+        if let Some(Some(of)) = self.deadlines.get_mut(channel) {
+            of.deadline = now + of.time;
         }
     }
 
@@ -124,8 +134,8 @@ mod tests {
         let start = clock::now();
         let name = |n: u32| Channel::from(format!("x{n}"));
         for n in 0..100 {
-            all.set(&name(n), start, start);
-            all.set(&name(n), start, start);
+            all.set(&name(n), Duration::ZERO, start);
+            all.set(&name(n), Duration::ZERO, start);
             all.remove("x7");
         }
         assert_eq!(
@@ -139,10 +149,10 @@ mod tests {
         let later = start + 2 * FORGET_AFTER;
         all.extend("x1", later);
         // Each release forgets two at most.
-        all.set(&name(1000), later, later);
+        all.set(&name(1000), Duration::ZERO, later);
         assert_eq!((all.count(), all.deadlines.len()), (99, 100));
         for n in 0..100 {
-            all.set(&name(n % 2), later, later);
+            all.set(&name(n % 2), Duration::ZERO, later);
         }
         assert_eq!(
             (all.count(), all.deadlines.len(), all.queue.len()),

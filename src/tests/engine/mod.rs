@@ -22,4 +22,5 @@ pub(crate) mod setup;
 pub(crate) mod shutdown;
 pub(crate) mod split;
 pub(crate) mod validity;
+pub(crate) mod waiting_list;
 pub(crate) mod wake_up;

@@ -1,4 +1,5 @@
 //! A node in memory with replies that a test decides.
 
+pub(crate) mod messages;
 pub(crate) mod node;
 pub(crate) mod store;

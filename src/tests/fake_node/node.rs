@@ -16,7 +16,7 @@ use crate::config::builder::Config;
 use crate::config::settings::Settings;
 use crate::error::{Error, NodeFailure};
 use crate::protocol::key::{Channel, Key};
-use crate::protocol::kind::{LeaseKind, LockKind};
+use crate::protocol::kind::LockKind;
 use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::{Op, Request};
 use crate::protocol::server_info::ServerInfo;
@@ -291,38 +291,60 @@ impl FakeNode {
         if request.wants_owner {
             self.labels_asked.fetch_add(1, Ordering::SeqCst);
         }
-        let answer = self.memory.lock().serve(request, clock::now());
-        let publishes = request.publish || request.op == Op::WakeListener;
-        if publishes && !matches!(answer, Reply::Failed(_)) && !self.leaves_readers(request) {
-            let keys = request.lease.keys().as_slice().iter();
-            let receivers = keys.map(|key| self.publish(&key.channel())).max();
-            let receivers = receivers.unwrap_or_default();
-            if request.publish {
-                self.published.fetch_add(1, Ordering::Relaxed);
-            }
-            if request.publish && receivers > 0 && answer == Reply::Done {
-                return Reply::DoneNotified(receivers);
-            }
+        let subscriptions = self.subscriptions.lock();
+        let subscribed = |channel: &str| {
+            let each = subscriptions.iter();
+            each.filter(|(name, _)| **name == *channel).count() as u64
+        };
+        let (answer, messages) = self.memory.lock().run(request, clock::now(), &subscribed);
+        if request.publish && !messages.is_empty() {
+            self.published.fetch_add(1, Ordering::Relaxed);
+        }
+        for (channel, event) in messages {
+            deliver(&subscriptions, &channel, &event);
         }
         answer
     }
 
-    /// Returns whether other readers remain after this release: only the last reader's release is
-    /// published.
-    fn leaves_readers(&self, request: &Request) -> bool {
-        let mut memory = self.memory.lock();
-        let stored = memory.stored_lock(request.lease.key(), clock::now());
-        request.op == Op::Release
-            && request.lease.kind() == LeaseKind::Read
-            && !stored.readers.is_empty()
+    /// Publishes a plain release.
+    pub(crate) fn publish(&self, channel: &Channel) {
+        let event = Event::Message(Arc::clone(channel));
+        deliver(&self.subscriptions.lock(), channel, &event);
     }
 
-    pub(crate) fn publish(&self, channel: &Channel) -> u64 {
-        let subscriptions = self.subscriptions.lock();
-        let subscribed = subscriptions.iter().filter(|(name, _)| name == channel);
-        let message = || Event::Message(Arc::clone(channel));
-        let receivers = subscribed.filter(|(_, sender)| sender.send(message()).is_ok());
-        receivers.count() as u64
+    /// Returns the wake channels in the waiting list of a lock, in order.
+    pub(crate) fn places(&self, name: &str) -> Vec<Channel> {
+        self.with_places(name, |places| {
+            places
+                .iter()
+                .map(|(_, channel)| Arc::clone(channel))
+                .collect()
+        })
+    }
+
+    /// Puts a process in front of the waiting list of a lock that listens and never acts.
+    pub(crate) fn add_paused(&self, name: &str, channel: &str) {
+        let (never_read, _) = unbounded();
+        self.subscriptions.lock().push((channel.into(), never_read));
+        self.with_places(name, |places| {
+            let first = places.first().map_or_else(clock::now, |(since, _)| *since);
+            places.insert(0, (first, channel.into()));
+        });
+    }
+
+    /// Removes the waiting list of a lock.
+    pub(crate) fn clear_places(&self, name: &str) {
+        self.with_places(name, Vec::clear);
+    }
+
+    fn with_places<T>(&self, name: &str, act: impl FnOnce(&mut Vec<(Instant, Channel)>) -> T) -> T {
+        let key = key(name, LockKind::Exclusive);
+        act(&mut self.memory.lock().waiting_list(&key, clock::now()).places)
+    }
+
+    /// Removes an exclusive lock, without a message.
+    pub(crate) fn free(&self, name: &str) {
+        self.modify(name, LockKind::Exclusive, |lock| lock.owner = None);
     }
 
     /// Returns the number of subscriptions to the channel of a lock.
@@ -334,6 +356,12 @@ impl FakeNode {
             .filter(|(name, _)| *name == channel)
             .count()
     }
+}
+
+/// Sends an event to the subscribers of a channel. One that has gone receives nothing.
+fn deliver(subscriptions: &[(Channel, Sender<Event>)], channel: &Channel, event: &Event) {
+    let subscribed = subscriptions.iter().filter(|(name, _)| name == channel);
+    subscribed.for_each(|(_, sender)| _ = sender.send(event.clone()));
 }
 
 struct FakeSubscriber<'a> {

@@ -5,17 +5,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::protocol::holder::NodeHolder;
-use crate::protocol::key::Key;
+use crate::protocol::key::{Channel, Key};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::permits::FreePermits;
 use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::{Op, Request};
+use crate::tests::fake_node::messages::WaitingList;
 use crate::time::clock;
 
 /// The locks, gate entries, reader markers and reader turns of a node.
 #[derive(Debug, Default)]
 pub(crate) struct NodeStore {
     locks: HashMap<Key, StoredLock>,
+    /// The waiting list of each channel.
+    pub(super) waiting: HashMap<Channel, WaitingList>,
     /// The minimum lifetime of reader markers and reader turns.
     pub(crate) min_marker_ttl: Duration,
 }
@@ -59,6 +62,7 @@ impl NodeStore {
 
     pub(crate) fn clear(&mut self) {
         self.locks.clear();
+        self.waiting.clear();
     }
 
     pub(crate) fn serve(&mut self, request: &Request, now: Instant) -> Reply {
@@ -78,7 +82,8 @@ impl NodeStore {
         let label = lock.owner.as_ref().and_then(|(owner, _)| label_of(owner));
         let label = label.filter(|_| !request.is_plain_set() || request.wants_owner);
         match (request.op, lease.kind()) {
-            (Op::WakeListener, _) => Reply::Done,
+            // `NodeStore::run` serves those of the waiting list.
+            (Op::WakeListener | Op::TakePlace | Op::LeavePlace, _) => Reply::Done,
             (Op::Inspect, _) => match &lock.owner {
                 None => Reply::Absent,
                 Some((token, end)) => Reply::Holder(Box::new(NodeHolder {

@@ -4,3 +4,4 @@ pub(crate) mod multi_key;
 pub(crate) mod permits;
 pub(crate) mod setup;
 pub(crate) mod single_key;
+pub(crate) mod waiting_list;

@@ -23,7 +23,7 @@ pub(crate) const UNIT: Duration = Duration::from_secs(100);
 pub(crate) struct ComparedServer {
     pub(crate) session: Box<dyn Session>,
     pub(crate) raw: Connection,
-    _server: Server,
+    server: Server,
 }
 
 impl ComparedServer {
@@ -40,8 +40,12 @@ impl ComparedServer {
         ComparedServer {
             session,
             raw: client.get_connection().unwrap(),
-            _server: server,
+            server,
         }
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.server.addr().to_string()
     }
 
     /// Sends one request through the session and returns its reply.

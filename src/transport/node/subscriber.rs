@@ -76,12 +76,12 @@ impl RedisSubscriber {
 
     /// Handles a reply that arrived while one was expected; it may also be a message.
     fn read(&mut self, reply: Value, end: Instant) -> Result<Event, NodeFailure> {
-        if let Some(channel) = message(&reply) {
+        if let Some(message) = Msg::from_owned_value(reply.clone()) {
             self.queued += 1;
             if self.queued > MAX_QUEUED_MESSAGES && clock::now() > end {
                 return Err(NodeFailure::TimedOut);
             }
-            return Ok(Event::Message(channel));
+            return Ok(event(&message));
         }
         self.queued = 0;
         let Some(sent) = self.sent.front_mut() else {
@@ -110,9 +110,8 @@ impl RedisSubscriber {
     }
 }
 
-fn message(reply: &Value) -> Option<Channel> {
-    let message = Msg::from_owned_value(reply.clone())?;
-    Some(message.get_channel_name().into())
+fn event(message: &Msg) -> Event {
+    Event::from_message(message.get_channel_name(), message.get_payload_bytes())
 }
 
 /// Returns the kind and the channel of a confirmation.
@@ -166,10 +165,7 @@ impl Subscriber for RedisSubscriber {
             .set_timeouts(remaining_timeout(end))
             .and_then(|()| self.connection.next_message(end));
         match received {
-            Ok(message) => {
-                let channel = message.get_channel_name().into();
-                Ok(Some(Event::Message(channel)))
-            }
+            Ok(message) => Ok(Some(event(&message))),
             Err(error) if error.is_timeout() => Ok(None),
             Err(error) => Err(server_error::failure(&error)),
         }

@@ -53,14 +53,56 @@ pub(crate) trait Subscriber {
 /// An event on a subscriber's connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A message was published in this channel.
+    /// A release was published in this channel, for every waiter. In a listener's own channel, its
+    /// process wakes it.
     Message(Channel),
+    /// A release was published in this channel. The first process of the waiting list is woken by
+    /// `Woken`.
+    NextWoken(Channel),
+    /// This process is first in the waiting list of the channel's lock, which was released.
+    Woken(Channel),
+    /// The lock of the channel is free, to a check.
+    Free(Channel),
+    /// This process has a place in the waiting list of the channel's lock, behind this number of
+    /// others.
+    Placed(Channel, u32),
     /// The SUBSCRIBE with this id is confirmed for this channel.
     Subscribed(u64, Channel),
     /// The SUBSCRIBE with this id is refused, for all of its channels.
     Refused(u64, NodeFailure),
     /// Another reply, which shows that the server is alive.
     Other,
+}
+
+impl Event {
+    /// Returns the event of a message. One of an unknown form counts as a release for every waiter,
+    /// as do those of earlier versions and of other clients.
+    pub(crate) fn from_message(channel: &str, payload: &[u8]) -> Event {
+        let parsed = str::from_utf8(payload).ok().and_then(|text| {
+            let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+            match word {
+                "next" if rest.is_empty() => Some(Event::NextWoken(channel.into())),
+                "wake" => Some(Event::Woken(rest.into())),
+                "free" => Some(Event::Free(rest.into())),
+                "place" => {
+                    let (before, of) = rest.split_once(' ')?;
+                    Some(Event::Placed(of.into(), before.parse().ok()?))
+                }
+                _ => None,
+            }
+        });
+        parsed.unwrap_or_else(|| Event::Message(channel.into()))
+    }
+
+    /// Returns whether the event is a message, and not a reply to a command.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn is_message(&self) -> bool {
+        use Event::{Free, Message, NextWoken, Placed, Woken};
+        matches!(
+            self,
+            Message(_) | NextWoken(_) | Woken(_) | Free(_) | Placed(..)
+        )
+    }
 }
 
 /// An open connection to one node.
@@ -141,5 +183,32 @@ impl Handshake {
         let mut runs: Vec<&str> = others.chain([self.run_id.as_str()]).collect();
         runs.sort_unstable();
         runs.join(" ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_of_an_unknown_form_is_a_release_for_every_waiter() {
+        let (lock, of) = (|| Channel::from("lock"), || Channel::from("a b"));
+        for (payload, event) in [
+            ("", Event::Message(lock())),
+            ("released", Event::Message(lock())),
+            ("next 1", Event::Message(lock())),
+            ("place", Event::Message(lock())),
+            ("place -1 a", Event::Message(lock())),
+            ("place 9999999999 a", Event::Message(lock())),
+            ("next", Event::NextWoken(lock())),
+            ("wake a b", Event::Woken(of())),
+            ("free a b", Event::Free(of())),
+            ("place 7 a b", Event::Placed(of(), 7)),
+        ] {
+            let parsed = Event::from_message("lock", payload.as_bytes());
+            assert_eq!(parsed, event, "{payload:?}");
+        }
+        let parsed = Event::from_message("lock", b"wake \xff");
+        assert_eq!(parsed, Event::Message(lock()));
     }
 }

@@ -141,8 +141,8 @@ fn credentials_provider_is_called_at_each_connect() {
 }
 
 /// Returns the README's lines of rights in order: for exclusive locks, read-write locks, fencing,
-/// semaphores, and wake-ups, without the user's name and password.
-fn readme() -> [Vec<&'static str>; 5] {
+/// semaphores, wake-ups, and the waiting list, without the user's name and password.
+fn readme() -> [Vec<&'static str>; 6] {
     let text = include_str!("../../../README.md");
     let lines = text.lines().filter_map(|line| {
         let words = line.strip_prefix("ACL SETUSER locks ")?.split(' ');
@@ -150,7 +150,7 @@ fn readme() -> [Vec<&'static str>; 5] {
         Some(words.filter(move |word| !ignored.contains(word) && !word.starts_with('>')))
     });
     let lines: Vec<Vec<&str>> = lines.map(Iterator::collect).collect();
-    lines.try_into().expect("five lines in the README")
+    lines.try_into().expect("six lines in the README")
 }
 
 fn grant(node: &Server, user: &str, rights: &[&str]) {
@@ -238,7 +238,7 @@ fn every_request_for_permits(_: &Server, config: Config) -> Result<(), Error> {
 
 #[test]
 fn acl_user_needs_exactly_the_rights_of_the_readme() {
-    let [least, rw, fenced, permits, _] = readme();
+    let [least, rw, fenced, permits, ..] = readme();
     type Requests = fn(&Server, Config) -> Result<(), Error>;
     let none = Vec::new();
     let kinds: [(&Vec<&str>, Requests); 4] = [
@@ -647,9 +647,18 @@ fn unserved_slot_affects_no_lock_in_another() {
 
 #[test]
 fn a_user_with_the_rights_of_the_readme_is_woken() {
+    let [least, .., wakes, list] = readme();
+    // Without the rights for the waiting list, each release wakes all waiters.
+    for (list, places) in [(Vec::new(), 0), (list, 1)] {
+        let rights = [&least[..], &wakes, &list].concat();
+        is_woken_with_places(&rights, places);
+    }
+}
+
+/// Lets a process with these rights wait, with this number of places in the waiting list.
+fn is_woken_with_places(rights: &[&str], places: u64) {
     let node = &servers(1)[0];
-    let [least, .., wakes] = readme();
-    grant(node, USER, &[least, wakes].concat());
+    grant(node, USER, rights);
     let config = as_user(node, USER).retry(sluggish());
     let [holder, waiter] = [(); 2].map(|()| RedisLocker::connect(config.clone()).unwrap());
     let key = unique_key("hears");
@@ -663,6 +672,8 @@ fn a_user_with_the_rights_of_the_readme_is_woken() {
         eventually(LIMIT, "it asks for a sign of life", || {
             calls(node, "ping") > pings
         });
+        let list = format!("{{redguard:{key}}}:waiting");
+        assert_eq!(ask::<u64>(node, &["ZCARD", &list]), places);
         let began = now();
         held.release().unwrap();
         waits.join().unwrap().unwrap().release().unwrap();
@@ -676,7 +687,7 @@ fn a_user_with_the_rights_of_the_readme_is_woken() {
 #[test]
 fn subscription_without_a_right_is_denied_and_waits_end_by_time() {
     let node = &servers(1)[0];
-    let [least, .., wakes] = readme();
+    let [least, .., wakes, _] = readme();
     assert_eq!(wakes.len(), 5);
     thread::scope(|scope| {
         for left_out in &wakes {

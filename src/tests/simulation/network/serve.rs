@@ -121,14 +121,13 @@ impl NetworkState {
         {
             return Packet::ScriptMissing(id);
         }
-        let (reply, channels) = match server.error(request) {
+        let (reply, messages) = match server.error(request) {
             Some(failure) => (Reply::Failed(failure), Vec::new()),
             None => server.execute(request, at),
         };
-        let receivers = channels
-            .iter()
-            .map(|channel| self.publish(number, channel, at));
-        let reply = server::notified(reply, request, receivers.max().unwrap_or_default());
+        for (channel, message) in messages {
+            self.publish(number, &channel, &message, at);
+        }
         self.note(|| {
             let lease = &request.lease;
             format!(
@@ -144,15 +143,13 @@ impl NetworkState {
         }
     }
 
-    fn publish(&mut self, number: usize, channel: &Channel, at: Instant) -> u64 {
+    fn publish(&mut self, number: usize, channel: &Channel, message: &Event, at: Instant) {
         let receivers = self.servers[number].receivers(channel);
         if !self.servers[number].is_mute {
-            for id in &receivers {
-                let message = Event::Message(Arc::clone(channel));
-                self.reply(*id, Packet::Event(message), at);
+            for id in receivers {
+                self.reply(id, Packet::Event(message.clone()), at);
             }
         }
-        receivers.len() as u64
     }
 
     fn remaining_ttl(&mut self, id: ConnectionId, key: &Key, at: Instant) -> Reply {

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::NodeFailure;
 use crate::protocol::key::{Channel, Key};
-use crate::protocol::kind::LeaseKind;
 use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::{Op, Request};
 use crate::protocol::scripts::{PRELOADED, Script};
+use crate::tests::fake_node::messages::Messages;
 use crate::tests::fake_node::store::NodeStore;
 use crate::tests::simulation::network::packet::{Command, ConnectionId};
 
@@ -212,11 +212,14 @@ impl Server {
 
     /// Returns the error with which the server replies to a request, before it runs any of it.
     pub(super) fn error(&self, request: &Request) -> Option<NodeFailure> {
-        let is_script = !request.is_plain_set() && request.op != Op::WakeListener;
+        let is_script =
+            !request.is_plain_set() && !matches!(request.op, Op::WakeListener | Op::LeavePlace);
         let writes = !matches!(request.op, Op::WakeListener | Op::Inspect);
         let error = |text: &str| Some(NodeFailure::ServerError(text.to_owned()));
         self.refusals.iter().find_map(|refusal| match *refusal {
-            Refusal::OutOfMemory if matches!(request.op, Op::Acquire | Op::Restore) => {
+            Refusal::OutOfMemory
+                if matches!(request.op, Op::Acquire | Op::Restore | Op::TakePlace) =>
+            {
                 match is_script {
                     true => error(
                         "OOM command not allowed when used memory > 'maxmemory'. \
@@ -247,19 +250,6 @@ impl Server {
         })
     }
 
-    /// Executes a request. Returns the reply, and the channels in which it publishes.
-    pub(super) fn execute(&mut self, request: &Request, now: Instant) -> (Reply, Vec<Channel>) {
-        let shown = self.clock.at(now);
-        let reply = self.store.serve(request, shown);
-        let publishes = request.publish || request.op == Op::WakeListener;
-        let is_published = publishes
-            && !matches!(reply, Reply::Failed(_))
-            && !self.leaves_readers(request, shown);
-        let keys = request.lease.keys().as_slice().iter();
-        let channels = keys.filter(|_| is_published).map(|key| key.channel());
-        (reply, channels.collect())
-    }
-
     /// Lets another client hold a lock.
     pub(crate) fn give_to_stranger(&mut self, key: &Key, lasts: Duration, now: Instant) {
         let shown = self.clock.at(now);
@@ -276,15 +266,15 @@ impl Server {
             .is_some_and(|(owner, _)| owner == STRANGERS_TOKEN)
     }
 
-    /// Returns whether other readers remain: only the last reader's release is published.
-    fn leaves_readers(&mut self, request: &Request, shown: Instant) -> bool {
-        request.op == Op::Release
-            && request.lease.kind() == LeaseKind::Read
-            && !self
-                .store
-                .stored_lock(request.lease.key(), shown)
-                .readers
-                .is_empty()
+    /// Executes a request. Returns the reply, and the messages that it publishes.
+    pub(super) fn execute(&mut self, request: &Request, now: Instant) -> (Reply, Messages) {
+        let (shown, subscriptions) = (self.clock.at(now), &self.subscriptions);
+        let receivers = |channel: &str| {
+            let each = subscriptions.iter();
+            each.filter(|(_, subscribed)| **subscribed == *channel)
+                .count() as u64
+        };
+        self.store.run(request, shown, &receivers)
     }
 
     /// Returns the connections that are subscribed to a channel.
@@ -292,14 +282,6 @@ impl Server {
         let receivers = self.subscriptions.iter();
         let receivers = receivers.filter(|(_, subscribed)| subscribed == channel);
         receivers.map(|(connection, _)| *connection).collect()
-    }
-}
-
-/// Returns the reply with the number of receivers of the published messages.
-pub(super) fn notified(reply: Reply, request: &Request, receivers: u64) -> Reply {
-    match reply {
-        Reply::Done if request.publish && receivers > 0 => Reply::DoneNotified(receivers),
-        reply => reply,
     }
 }
 

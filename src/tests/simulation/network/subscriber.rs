@@ -38,10 +38,12 @@ impl SimulatedSubscriber {
         let Some((replies, _)) = self.expected.front_mut() else {
             return;
         };
+        if event.is_message() {
+            return;
+        }
         match event {
-            Event::Message(_) => return,
             Event::Refused(..) => *replies = 0,
-            Event::Subscribed(..) | Event::Other => *replies -= 1,
+            _ => *replies -= 1,
         }
         if *replies == 0 {
             self.expected.pop_front();

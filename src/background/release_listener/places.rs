@@ -1,0 +1,281 @@
+//! The places of this process in the waiting lists of locks, as far as the node has told them.
+//!
+//! The processes that wait for an exclusive lock stand in a list on the node that they listen to. A
+//! release wakes the first one and takes it from the list; the others learn only that the lock was
+//! released. A process that is paused would keep the lock free, so the next ones check after a time
+//! whether it is.
+//!
+//! Pure: the time is passed in, and the listener sends the requests that this returns.
+//!
+//! - The list is a hint (L4). It decides when a waiter asks the nodes, never whether it acquires.
+//! - A waiter without a confirmed place heeds every release.
+//! - A waiter with a place checks at the latest [`MAX_CHECK_DELAY`] units after a release, or by the
+//!   retry delay.
+//!
+//! | state  | stored as            | next                                                        |
+//! |--------|----------------------|-------------------------------------------------------------|
+//! | asked  | `before` is `None`   | placed; none: woken, the waiter leaves, the connection ends |
+//! | placed | `before` is `Some`   | none: as above                                              |
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::background::release_listener::subscriptions::ChannelWaiter;
+use crate::protocol::key::{Channel, Key};
+use crate::random::HashMap;
+
+/// The factor between the delays of a waiter and of the one behind it.
+const CHECK_FACTOR: u32 = 4;
+
+/// The longest delay of a check, in units.
+const MAX_CHECK_DELAY: u32 = CHECK_FACTOR.pow(8);
+
+/// The places of this process, at most one for each lock.
+#[derive(Default)]
+pub(super) struct Places {
+    places: HashMap<Channel, Place>,
+    /// The checks that are due at a time.
+    checks: BTreeSet<(Instant, Channel)>,
+}
+
+struct Place {
+    key: Key,
+    waiter: Arc<ChannelWaiter>,
+    /// When the waiter began to ask for the lock, or for the place.
+    since: Instant,
+    /// Whether the waiter has not asked for the lock, and has no check yet.
+    is_unasked: bool,
+    /// The number of processes that are before this one; `None` until the node has told it.
+    before: Option<u32>,
+    check_at: Option<Instant>,
+}
+
+/// A request for the place in the list of a key.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PlaceRequest {
+    pub(super) key: Key,
+    /// Whether the node wakes the waiter if the lock is free.
+    pub(super) is_check: bool,
+    /// The time that the waiter has waited.
+    pub(super) waited: Duration,
+}
+
+impl Places {
+    /// Adds a place that the node is asked for at `now`. Returns the request to send; `None` if the
+    /// node has been asked before. `since` is when the waiter began to ask the nodes for the lock;
+    /// `None` if it has not, so that a check follows the confirmation.
+    pub(super) fn ask(
+        &mut self,
+        key: &Key,
+        waiter: &Arc<ChannelWaiter>,
+        since: Option<Instant>,
+        now: Instant,
+    ) -> Option<PlaceRequest> {
+        let channel = key.channel();
+        if self.places.contains_key(&channel) {
+            return None;
+        }
+        let place = Place {
+            key: key.clone(),
+            waiter: Arc::clone(waiter),
+            since: since.unwrap_or(now),
+            before: None,
+            is_unasked: since.is_none(),
+            check_at: None,
+        };
+        let request = place.request(now, false);
+        self.places.insert(channel, place);
+        Some(request)
+    }
+
+    /// Records that the node has told the place. Without effect if no waiter has it any more. A
+    /// waiter that has not asked for the lock checks at `check_at` whether it is free.
+    pub(super) fn confirm(&mut self, channel: &Channel, before: u32, check_at: Instant) {
+        let Some(place) = self.places.get_mut(channel) else {
+            return;
+        };
+        place.before = Some(before);
+        place.waiter.set_placed(true);
+        if std::mem::take(&mut place.is_unasked) {
+            self.set_check(channel, check_at);
+        }
+    }
+
+    /// Records that the lock was released and that the node wakes the first process of the list.
+    /// Returns the waiter of a confirmed place, which does not heed this release. It checks after
+    /// `unit`, or after a multiple that grows with the number of processes before it.
+    pub(super) fn note_release(
+        &mut self,
+        channel: &Channel,
+        now: Instant,
+        unit: Duration,
+    ) -> Option<Arc<ChannelWaiter>> {
+        let place = self.places.get_mut(channel)?;
+        let before = place.before?.saturating_sub(1);
+        place.before = Some(before);
+        place.waiter.note_heard(now);
+        let waiter = Arc::clone(&place.waiter);
+        let factor = CHECK_FACTOR.saturating_pow(before).min(MAX_CHECK_DELAY);
+        self.set_check(channel, now + unit * factor);
+        Some(waiter)
+    }
+
+    fn set_check(&mut self, channel: &Channel, check_at: Instant) {
+        let Some(place) = self.places.get_mut(channel) else {
+            return;
+        };
+        if let Some(former) = place.check_at.replace(check_at) {
+            self.checks.remove(&(former, Arc::clone(channel)));
+        }
+        self.checks.insert((check_at, Arc::clone(channel)));
+    }
+
+    /// Removes the place of a process that was woken: the node has taken it from the list. Returns
+    /// its waiter.
+    pub(super) fn take_woken(&mut self, channel: &str) -> Option<Arc<ChannelWaiter>> {
+        self.remove_place(channel).map(|place| place.waiter)
+    }
+
+    /// Removes the place of a waiter that leaves, or whose request failed. Returns whether it had
+    /// one, which is to be given up.
+    pub(super) fn remove(&mut self, channel: &str, waiter: &Arc<ChannelWaiter>) -> bool {
+        let place = self.places.get(channel);
+        let is_its = place.is_some_and(|place| Arc::ptr_eq(&place.waiter, waiter));
+        is_its && self.remove_place(channel).is_some()
+    }
+
+    fn remove_place(&mut self, channel: &str) -> Option<Place> {
+        let (channel, place) = self.places.remove_entry(channel)?;
+        place.waiter.set_placed(false);
+        if let Some(check_at) = place.check_at {
+            self.checks.remove(&(check_at, channel));
+        }
+        Some(place)
+    }
+
+    /// Removes all places, because the connection to their node has ended.
+    pub(super) fn clear(&mut self) {
+        self.checks.clear();
+        for (_, place) in self.places.drain() {
+            place.waiter.set_placed(false);
+        }
+    }
+
+    /// Returns when [`take_due`](Places::take_due) is to be called next.
+    pub(super) fn next_check(&self) -> Option<Instant> {
+        self.checks.first().map(|(at, _)| *at)
+    }
+
+    /// Returns the checks that are due, to be sent.
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<PlaceRequest> {
+        let mut due = Vec::new();
+        while self.next_check().is_some_and(|at| at <= now) {
+            let check = self.checks.pop_first();
+            let place = check.and_then(|(_, channel)| self.places.get_mut(&channel));
+            if let Some(place) = place {
+                place.check_at = None;
+                due.push(place.request(now, true));
+            }
+        }
+        due
+    }
+}
+
+impl Place {
+    fn request(&self, now: Instant, is_check: bool) -> PlaceRequest {
+        PlaceRequest {
+            key: self.key.clone(),
+            is_check,
+            waited: now.saturating_duration_since(self.since),
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+    use super::*;
+    use crate::protocol::kind::LockKind;
+    use crate::time::clock;
+    use crate::transport::inbox::Inbox;
+
+    const UNIT: Duration = Duration::from_millis(2);
+
+    /// Returns places with one that was asked for, its channel and its waiter.
+    fn asked(now: Instant) -> (Places, Channel, Arc<ChannelWaiter>) {
+        let mut places = Places::default();
+        let key = Key::parse("", "x", LockKind::Exclusive).unwrap();
+        let waiter = Arc::new(ChannelWaiter::new(&Arc::new(Inbox::new())));
+        let request = places.ask(&key, &waiter, Some(now - UNIT), now);
+        assert_eq!(request.unwrap().waited, UNIT);
+        assert_eq!(places.ask(&key, &waiter, None, now), None, "asked before");
+        (places, key.channel(), waiter)
+    }
+
+    #[test]
+    fn waiter_without_a_confirmed_place_heeds_every_release() {
+        let now = clock::now();
+        let (mut places, channel, waiter) = asked(now);
+        assert!(places.note_release(&channel, now, UNIT).is_none());
+        assert!(!waiter.is_placed() && places.next_check().is_none());
+        places.confirm(&channel, 3, now);
+        assert!(waiter.is_placed());
+        assert!(places.note_release(&channel, now, UNIT).is_some());
+    }
+
+    #[test]
+    fn check_comes_later_for_each_process_that_is_before() {
+        let now = clock::now();
+        for (before, units) in [(0, 1), (1, 1), (2, 4), (3, 16), (100, MAX_CHECK_DELAY)] {
+            let (mut places, channel, _) = asked(now);
+            places.confirm(&channel, before, now);
+            places.note_release(&channel, now, UNIT);
+            let due = now + units * UNIT;
+            assert_eq!(places.next_check(), Some(due), "{before} before");
+            assert!(places.take_due(due - Duration::from_micros(1)).is_empty());
+            assert_eq!(places.take_due(due).len(), 1);
+            assert!(places.take_due(due + UNIT).is_empty(), "once per release");
+        }
+    }
+
+    #[test]
+    fn release_counts_one_process_less_and_replaces_the_check() {
+        let now = clock::now();
+        let (mut places, channel, _) = asked(now);
+        places.confirm(&channel, 3, now);
+        for units in [16, 4, 1, 1] {
+            places.note_release(&channel, now, UNIT);
+            assert_eq!(places.next_check(), Some(now + units * UNIT));
+            assert_eq!(places.checks.len(), 1);
+        }
+    }
+
+    #[test]
+    fn place_ends_when_its_process_is_woken_or_its_waiter_leaves() {
+        let now = clock::now();
+        let ends: [fn(&mut Places, &Channel, &Arc<ChannelWaiter>); 3] = [
+            |places, channel, waiter| {
+                let woken = places.take_woken(channel).unwrap();
+                assert!(Arc::ptr_eq(&woken, waiter));
+            },
+            |places, channel, waiter| {
+                let other = Arc::new(ChannelWaiter::new(&Arc::new(Inbox::new())));
+                assert!(!places.remove(channel, &other), "of another waiter");
+                assert!(places.remove(channel, waiter));
+            },
+            |places, _, _| places.clear(),
+        ];
+        for end in ends {
+            let (mut places, channel, waiter) = asked(now);
+            places.confirm(&channel, 0, now);
+            places.note_release(&channel, now, UNIT);
+            end(&mut places, &channel, &waiter);
+            assert!(!waiter.is_placed() && places.next_check().is_none());
+            assert!(!places.remove(&channel, &waiter) && places.take_woken(&channel).is_none());
+            places.confirm(&channel, 0, now);
+            assert!(!waiter.is_placed(), "a late message places nobody");
+        }
+    }
+}

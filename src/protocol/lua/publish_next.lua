@@ -1,0 +1,26 @@
+-- Publishes the release of an exclusive lock of one key, the local `key`, and wakes the first process
+-- of its waiting list. It is the tail of a script, and no function, for the sake of time.
+--
+-- 1. The message in the channel of the key's name says that a process with a place in the list, if
+--    there is one, is woken by a message of its own.
+-- 2. Only if somebody listens, the first process of the list is taken from it and woken. One that
+--    does not listen any more is passed over, a limited number of times.
+--
+-- The list is no declared key, because a user may have rights to the lock and none to the list. It
+-- shares the lock's slot. Without it the waiters check after a time whether the lock is free.
+-- Returns the local `reply` unless it is 1; else one more than the number of receivers, negative if a
+-- process of the list was woken, and 1 if the server denies PUBLISH.
+local receivers = redis.pcall('PUBLISH', key, 'next')
+if type(receivers) ~= 'number' then return reply end
+if receivers > 0 then
+  local list = (string.find(key, '^[^{]*{[^}]+}') and key or '{' .. key .. '}') .. ':waiting'
+  for _ = 1, 16 do
+    local first = redis.pcall('ZRANGE', list, 0, 0)[1]
+    if not first then break end
+    redis.pcall('ZREM', list, first)
+    local heard = redis.pcall('PUBLISH', first, 'wake ' .. key)
+    if type(heard) ~= 'number' then break end
+    if heard > 0 then return reply == 1 and -1 - receivers or reply end
+  end
+end
+return reply == 1 and receivers + 1 or reply

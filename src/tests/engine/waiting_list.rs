@@ -1,0 +1,133 @@
+//! The waiting list over fake nodes. All retry delays are so long that only messages and checks
+//! explain progress.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::api::locker::{Locker, RedisLocker};
+use crate::api::options::LockOptions;
+use crate::error::Error;
+use crate::protocol::request::Op;
+use crate::tests::engine::setup::{exclusive_key, slowly_retrying};
+use crate::tests::fake_node::node::{FakeNode, Fault, assert_no_timeout_elapsed, eventually};
+use crate::time::clock;
+use crate::transport::cancel::CancelToken;
+
+const TTL: Duration = Duration::from_secs(300);
+
+fn placed(fakes: &[Arc<FakeNode>], count: usize) {
+    eventually("the waiters have places", || {
+        fakes[0].places("x").len() == count
+    });
+}
+
+/// Lets `act` run while a process waits with a place, releases the lock, and checks that the process
+/// acquires it.
+fn released_after(act: impl FnOnce(&[Arc<FakeNode>])) {
+    let fakes = FakeNode::fakes(3);
+    let [holder, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
+    let held = holder.lock("x", TTL).expect("free");
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock("x", TTL));
+        placed(&fakes, 1);
+        act(&fakes);
+        let began = clock::now();
+        held.release().expect("ours");
+        let guard = waits.join().expect("no panic").expect("woken");
+        assert_no_timeout_elapsed(began);
+        drop(guard);
+    });
+    assert!(fakes[0].places("x").is_empty());
+}
+
+#[test]
+fn release_takes_the_woken_process_from_the_list() {
+    released_after(|_| {});
+}
+
+#[test]
+fn first_process_that_does_not_act_delays_the_next_by_a_check() {
+    // Two processes that are paused: their connections receive, and nothing happens.
+    released_after(|fakes| {
+        for paused in ["paused-1", "paused-2"] {
+            fakes[0].add_paused("x", paused);
+        }
+    });
+}
+
+#[test]
+fn list_that_is_lost_keeps_no_waiter_asleep() {
+    released_after(|fakes| fakes[0].clear_places("x"));
+}
+
+#[test]
+fn message_of_an_earlier_version_wakes_a_process_with_a_place() {
+    let fakes = FakeNode::fakes(3);
+    let waiter = slowly_retrying(&fakes);
+    fakes.iter().for_each(|fake| fake.seize("x", TTL));
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock("x", TTL));
+        placed(&fakes, 1);
+        fakes.iter().for_each(|fake| fake.free("x"));
+        let began = clock::now();
+        fakes[0].publish(&exclusive_key("x").channel());
+        let guard = waits.join().expect("no panic").expect("woken");
+        assert_no_timeout_elapsed(began);
+        drop(guard);
+    });
+    eventually("the place is given up", || fakes[0].places("x").is_empty());
+}
+
+#[test]
+fn process_that_stops_waiting_gives_up_its_place() {
+    let fakes = FakeNode::fakes(3);
+    let [holder, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
+    let held = holder.lock("x", TTL).expect("free");
+    let token = CancelToken::new();
+    let options = LockOptions::new(TTL).cancel_on(&token);
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.acquire("x", &options).map(drop));
+        placed(&fakes, 1);
+        token.cancel();
+        assert_eq!(waits.join().expect("no panic"), Err(Error::Cancelled));
+    });
+    placed(&fakes, 0);
+    drop(held);
+}
+
+#[test]
+fn refused_place_leaves_each_release_to_all_waiters() {
+    let fakes = FakeNode::fakes(3);
+    let [holder, waiter]: [RedisLocker; 2] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
+    let held = holder.lock("x", TTL).expect("free");
+    fakes[0].set_fault(Fault::Fails(Op::TakePlace));
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock("x", TTL));
+        eventually("the waiter is subscribed", || fakes[0].subscribed("x") > 0);
+        let began = clock::now();
+        held.release().expect("ours");
+        let guard = waits.join().expect("no panic").expect("woken");
+        assert_no_timeout_elapsed(began);
+        drop(guard);
+    });
+    assert!(fakes[0].places("x").is_empty());
+}
+
+#[test]
+fn two_processes_that_want_the_lock_again_acquire_it_in_turn() {
+    let fakes = FakeNode::fakes(3);
+    let processes: [RedisLocker; 2] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
+    let began = clock::now();
+    thread::scope(|scope| {
+        for locker in &processes {
+            scope.spawn(|| {
+                for _ in 0..30 {
+                    locker.lock("x", TTL).map(drop).expect("woken");
+                }
+            });
+        }
+    });
+    assert_no_timeout_elapsed(began);
+    eventually("no place is left", || fakes[0].places("x").is_empty());
+}

@@ -1,0 +1,187 @@
+//! Compares the scripts of the waiting list on a real server with the node model: the replies, and
+//! the messages that each process receives, in their order. A real `redis-server` is started.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use crate::config::builder::Config;
+use crate::error::NodeFailure;
+use crate::protocol::key::{Channel, Key};
+use crate::protocol::kind::{LeaseKind, LockKind};
+use crate::protocol::lease::Lease;
+use crate::protocol::request::{Op, Request};
+use crate::protocol::token::Token;
+use crate::tests::fake_node::messages::Messages;
+use crate::tests::fake_node::store::NodeStore;
+use crate::tests::store_conformance::setup::ComparedServer;
+use crate::time::clock;
+use crate::transport::node::factory;
+use crate::transport::node::traits::{Event, Subscriber};
+
+/// The processes that wait. All but the last listen.
+const PROCESSES: [&str; 4] = [
+    "p:listener:0",
+    "p:listener:1",
+    "p:listener:2",
+    "p:listener:3",
+];
+
+/// The lock has a name of its own hash tag, or is wrapped in one.
+const NAMES: [&str; 2] = ["lock", "{of}lock"];
+
+const TTL: u64 = 1_000_000;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Acquire,
+    Release {
+        publishes: bool,
+    },
+    /// A process, for how many seconds it has waited, and whether it checks the lock.
+    TakePlace(usize, u64, bool),
+    LeavePlace(usize),
+    ListIsLost,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let process = || 0..PROCESSES.len();
+    prop_oneof![
+        3 => Just(Step::Acquire),
+        3 => prop::bool::weighted(0.8).prop_map(|publishes| Step::Release { publishes }),
+        6 => (process(), 0..9_u64, any::<bool>())
+            .prop_map(|(process, waited, checks)| Step::TakePlace(process, waited, checks)),
+        2 => process().prop_map(Step::LeavePlace),
+        1 => Just(Step::ListIsLost),
+    ]
+}
+
+/// A server, its model and the connections of the processes that listen.
+struct Comparison<'a> {
+    server: &'a mut ComparedServer,
+    model: NodeStore,
+    key: Key,
+    /// Returns the messages since the last call.
+    received: &'a dyn Fn() -> Vec<Event>,
+    holder: Option<Arc<Lease>>,
+}
+
+impl Comparison<'_> {
+    fn play(&mut self, step: &Step) {
+        let place = |process: usize| {
+            let token = Token::existing(PROCESSES[process]);
+            Arc::new(Lease::new(self.key.clone(), token, LeaseKind::Exclusive))
+        };
+        let request = match *step {
+            Step::Acquire => {
+                let token = Token::fresh(None).unwrap();
+                let lease = Lease::new(self.key.clone(), token, LeaseKind::Exclusive);
+                let lease = Arc::new(lease);
+                if self.holder.is_none() {
+                    self.holder = Some(Arc::clone(&lease));
+                }
+                Request::new(Op::Acquire, &lease, TTL)
+            }
+            Step::Release { publishes } => {
+                // Without a holder, the release of a lock that this node does not have.
+                let lease = self.holder.take().unwrap_or_else(|| place(0));
+                let mut request = Request::new(Op::Release, &lease, 0);
+                request.publish = publishes;
+                request
+            }
+            Step::TakePlace(process, waited, checks) => {
+                let mut request = Request::new(Op::TakePlace, &place(process), 1_000 * waited);
+                request.publish = checks;
+                request
+            }
+            Step::LeavePlace(process) => Request::new(Op::LeavePlace, &place(process), 0),
+            Step::ListIsLost => {
+                let list = self.key.derived(":waiting").to_string();
+                self.server.run(&["DEL", &list]);
+                self.model
+                    .waiting_list(&self.key, clock::now())
+                    .places
+                    .clear();
+                return;
+            }
+        };
+        let reply = self.server.serve(&request);
+        let listens = |channel: &str| {
+            let is_lock = channel == self.key.as_str();
+            u64::from(is_lock || PROCESSES[..3].contains(&channel))
+        };
+        let (modelled, messages) = self.model.run(&request, clock::now(), &listens);
+        if !matches!(step, Step::Acquire) {
+            assert_eq!(reply, modelled, "{step:?}");
+        }
+        let listened = |(channel, _): &(Channel, Event)| listens(channel) > 0;
+        let messages: Messages = messages.into_iter().filter(listened).collect();
+        let expected: Vec<Event> = messages.into_iter().map(|(_, event)| event).collect();
+        assert_eq!((self.received)(), expected, "{step:?}");
+    }
+}
+
+/// Returns the messages since the last call: those before the reply to a PING.
+fn receive(subscriber: &mut dyn Subscriber) -> Vec<Event> {
+    subscriber.ping().unwrap();
+    let mut received = Vec::new();
+    loop {
+        match subscriber.next_message(Duration::from_secs(5)).unwrap() {
+            Some(Event::Other) => return received,
+            event => received.extend(event),
+        }
+    }
+}
+
+#[test]
+fn waiting_list_of_the_model_agrees_with_a_server() {
+    let server = ComparedServer::start();
+    let address = server.address();
+    let settings = Config::new([address]).validate().unwrap();
+    let (_, connector) = factory::make_connector(&settings.endpoints[0], &settings).unwrap();
+    let keys = NAMES.map(|name| Key::parse("p:", name, LockKind::Exclusive).unwrap());
+    let server = RefCell::new(Some(server));
+    let ended = connector.with_subscriber(&mut |subscriber| {
+        let own = PROCESSES[..3].iter().map(|name| Channel::from(*name));
+        let channels: Vec<Channel> = own.chain(keys.iter().map(Key::channel)).collect();
+        subscriber.subscribe(1, &channels)?;
+        let end = clock::now() + Duration::from_secs(5);
+        wait_for(channels.len(), subscriber, end);
+        let subscriber = RefCell::new(subscriber);
+        let received = || receive(&mut **subscriber.borrow_mut());
+        let server = server.borrow_mut().take().unwrap();
+        let sequences = (0..NAMES.len(), prop::collection::vec(step(), 1..40));
+        let sequences = sequences.prop_map(|(name, steps)| {
+            let each = steps.into_iter();
+            each.map(|step| (name, step)).collect::<Vec<_>>()
+        });
+        server.play_random(64, sequences, |server, steps| {
+            let Some((name, _)) = steps.first() else {
+                return;
+            };
+            let mut comparison = Comparison {
+                server,
+                model: NodeStore::default(),
+                key: keys[*name].clone(),
+                received: &received,
+                holder: None,
+            };
+            for (_, step) in steps {
+                comparison.play(step);
+            }
+        });
+        Err(NodeFailure::TimedOut)
+    });
+    assert_eq!(ended, Err(NodeFailure::TimedOut));
+}
+
+fn wait_for(confirmations: usize, subscriber: &mut dyn Subscriber, end: Instant) {
+    let mut left = confirmations;
+    while left > 0 && clock::now() < end {
+        let event = subscriber.next_message(Duration::from_secs(5)).unwrap();
+        left -= usize::from(matches!(event, Some(Event::Subscribed(..))));
+    }
+    assert_eq!(left, 0);
+}
