@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use crate::local::handoff::{Handoff, HandoffOffer, HandoffStreak};
 use crate::protocol::key_set::KeySet;
+use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::validity;
 use crate::time::deadline;
@@ -246,11 +247,12 @@ impl KeyEntry {
         })
     }
 
-    /// Gives the holder with this ticket the lowest permit number that is free, and returns it.
+    /// Gives the holder with this ticket the lowest permit number that no holder of this process has,
+    /// and returns it.
     pub(super) fn draw_permit_number(&mut self, ticket: u64) -> u16 {
         let is_free = |number: &u16| {
             let mut holders = self.holders.iter();
-            !holders.any(|holder| holder.permit_number == Some(*number))
+            !holders.any(|holder| holder.permit_number() == Some(*number))
         };
         let number = (0..u16::MAX).find(is_free).unwrap_or_default();
         if let Some(holder) = self.holder(ticket) {
@@ -462,6 +464,15 @@ impl LocalHolder {
     pub(super) fn attach(&mut self, lease: &Arc<Lease>) {
         self.lease = Some(Arc::clone(lease));
         self.inbox = None;
+    }
+
+    /// Returns the number of a permit: drawn here, or granted by the nodes.
+    fn permit_number(&self) -> Option<u16> {
+        let granted = || match self.lease.as_ref()?.kind() {
+            LeaseKind::Permit { index, .. } => Some(index),
+            _ => None,
+        };
+        self.permit_number.or_else(granted)
     }
 
     /// Returns when the lease or the kept time ends, if there is one that ends at all.

@@ -350,6 +350,29 @@ fn degraded_permits_are_counted_by_the_lock_table() {
 }
 
 #[test]
+fn degraded_permit_has_a_number_that_no_permit_of_the_process_has() {
+    let fakes = FakeNode::fakes(3);
+    let nodes = nodes(&fakes, |config| {
+        config
+            .allow_degraded(true)
+            .connect_timeout(Duration::from_millis(200))
+            .node_timeout(Duration::from_millis(200))
+            .circuit_breaker(1, Duration::from_secs(60))
+    });
+    let semaphore = RedisSemaphore::new(&nodes, "x", 2).expect("good");
+    let granted = semaphore.acquire(&options()).expect("free");
+    fakes.iter().for_each(|fake| fake.set_fault(Fault::Down));
+    let mut local = None;
+    eventually("the outage is noticed", || {
+        local = semaphore.try_acquire(&options()).ok().flatten();
+        local.is_some()
+    });
+    let local = local.expect("checked");
+    assert_eq!((granted.mode(), local.mode()), (Mode::Quorum, Mode::Local));
+    assert_eq!((granted.number(), local.number()), (0, 1));
+}
+
+#[test]
 fn semaphore_parameters_out_of_range_are_refused() {
     let fakes = FakeNode::fakes(1);
     let nodes = nodes(&fakes, |config| config);
