@@ -21,6 +21,9 @@ use crate::protocol::request::{Op, Request};
 use crate::protocol::server_error::failure;
 use crate::protocol::token::MAX_OWNER_LABEL;
 
+/// The greatest number of receivers, and one more, that a reply may name. Another reply is not ours.
+const MAX_RECEIVERS: i64 = u32::MAX as i64;
+
 /// A node's reply to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
@@ -210,9 +213,11 @@ fn parse_ownership(op: Op, reply: &Value) -> Option<Reply> {
         (_, 1) => Some(Reply::Done),
         (_, 0) => Some(Reply::Absent),
         (Op::ForceRelease, -1) => None,
-        (Op::Release, state @ ..=-2) => Some(Reply::DoneWoke(state.unsigned_abs() - 1)),
+        (Op::Release, state @ ..=-2) if state >= -MAX_RECEIVERS => {
+            Some(Reply::DoneWoke(state.unsigned_abs() - 1))
+        }
         (_, -1) => Some(Reply::OtherToken),
-        (Op::Downgrade | Op::Release | Op::ForceRelease, state @ 2..) => {
+        (Op::Downgrade | Op::Release | Op::ForceRelease, state @ 2..=MAX_RECEIVERS) => {
             Some(Reply::DoneNotified(state.unsigned_abs() - 1))
         }
         _ => None,
@@ -472,6 +477,8 @@ mod tests {
                 (-1, Some(Reply::OtherToken)),
                 (-3, (op == Op::Release).then_some(Reply::DoneWoke(2))),
                 (3, (op != Op::Extend).then_some(Reply::DoneNotified(2))),
+                (i64::MIN, None),
+                (i64::MAX, None),
             ] {
                 assert_eq!(parse(op, LeaseKind::Exclusive, Value::Int(reply)), expected);
             }
