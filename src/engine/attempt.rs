@@ -114,7 +114,7 @@ struct VoteReplies {
     wait_end: WaitEnd,
     /// The number of nodes that replied anything, including an error.
     count: usize,
-    /// Whether this attempt, or one that it repeats, was a split vote.
+    /// Whether this attempt, or an attempt that it repeats, was a split vote.
     was_split: bool,
 }
 

@@ -475,7 +475,7 @@ impl LocalHolder {
         self.permit_number.or_else(granted)
     }
 
-    /// Returns when the lease or the kept time ends, if there is one that ends at all.
+    /// Returns when the lease or the kept time ends, unless neither ends.
     fn expiry(&self, now: Instant) -> Option<Instant> {
         match &self.lease {
             Some(lease) => lease.expiry(now),

@@ -4,7 +4,7 @@
 //! only effect outside is that it wakes the inboxes of waiters.
 //!
 //! - A channel counts as subscribed by its confirmation alone (L4). A message confirms nothing.
-//! - A confirmation counts only for the SUBSCRIBE with its id. So one that was in flight when the
+//! - A confirmation counts only for the SUBSCRIBE with its id. A confirmation in flight while the
 //!   channel was removed and added again confirms nothing.
 //! - A channel with a waiter is never removed.
 //!

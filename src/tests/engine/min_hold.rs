@@ -1,5 +1,4 @@
-//! Minimum times over fake nodes: what a release before their end leaves, and who gets the lock
-//! then.
+//! Minimum times over fake nodes: the keys that an early release leaves, and the next holder.
 
 use std::sync::Arc;
 use std::thread;

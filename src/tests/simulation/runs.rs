@@ -133,13 +133,16 @@ fn check_coverage(coverage: &Coverage, count: u64) {
         ("unavailable acquires", 30),
     ] {
         let (times, least) = (coverage.of(event), count * per_thousand / 1_000);
-        // A few histories contain too few rare events to tell.
-        assert!(least < 10 || times >= least, "{event}: {times}");
+        // Few histories contain too few rare events to tell, or by chance fewer than usual.
+        assert!(least < 10 || 2 * times >= least, "{event}: {times}");
     }
     // L1: an attempt settles a split vote in nearly all contests.
     let contests = coverage.of("contests");
     let winners = coverage.of("contest winners");
-    assert!(winners * 100 >= contests * 99, "{winners} of {contests}");
+    assert!(
+        winners + 1 + contests / 100 >= contests,
+        "{winners} of {contests}"
+    );
 }
 
 #[test]

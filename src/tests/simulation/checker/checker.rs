@@ -47,7 +47,7 @@ pub(crate) struct Checker {
     pub(super) state: Mutex<CheckerState>,
 }
 
-/// What the checker knows.
+/// The knowledge of the checker.
 #[derive(Default)]
 pub(super) struct CheckerState {
     pub(super) holds: Vec<Hold>,

@@ -1,4 +1,4 @@
-//! What is left when all threads of a history have ended.
+//! Checks of the state after all threads of a history have ended.
 
 use crate::tests::simulation::checker::checker::Checker;
 use crate::tests::simulation::checker::hold::{Hold, HoldState, short};

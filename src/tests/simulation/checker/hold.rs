@@ -35,7 +35,7 @@ pub(crate) struct Hold {
     pub(super) has_ended: Cell<bool>,
 }
 
-/// What the program does with a guard.
+/// The use of a guard by its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HoldState {
     /// The guard is held.

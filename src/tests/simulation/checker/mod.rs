@@ -1,4 +1,4 @@
-//! What a history must never show.
+//! The rules that no history may break.
 
 #[expect(
     clippy::module_inception,

@@ -90,16 +90,26 @@ impl Checker {
         }
     }
 
-    /// Returns whether a quorum of servers stores a lock.
-    pub(crate) fn is_on_quorum(&self, hold: HoldId) -> bool {
+    /// Returns for each server whether it stores a lock.
+    pub(crate) fn stored_on(&self, hold: HoldId) -> Vec<bool> {
         let lease = self.lease(hold);
-        self.network
-            .with(|state, now| holding_servers(state, &lease, now) > state.servers.len() / 2)
+        let keys = lease.keys().as_slice().len();
+        self.network.with(|state, now| {
+            let servers = state.servers.iter_mut();
+            let stored = servers.map(|server| server.stored_keys(&lease, now) == keys);
+            stored.collect()
+        })
     }
 
-    /// Checks the result of an extension. `was_stored` says whether a quorum stored the lock before
-    /// it: only then it may succeed (S5). After a refusal the lock is lost.
-    pub(crate) fn extended(&self, hold: HoldId, was_stored: bool, result: &Result<(), Error>) {
+    /// Checks the result of an extension. `stored_before` says which servers stored the lock before
+    /// it: it may succeed only if a quorum stored the lock then or does now (S5). A server may grant
+    /// late, and another lose its data meanwhile. After a refusal the lock is lost.
+    pub(crate) fn extended(
+        &self,
+        hold: HoldId,
+        stored_before: &[bool],
+        result: &Result<(), Error>,
+    ) {
         let (lease, now, is_local) = self.with(|state| {
             let hold = &state.holds[hold];
             (
@@ -114,8 +124,12 @@ impl Checker {
             Err(_) => "failed extensions",
         });
         let is_held = matches!(lease.peek(now), LeaseState::Held(_));
+        let stored_now = self.stored_on(hold);
+        let stored = stored_before.iter().zip(&stored_now);
+        let was_stored =
+            stored.filter(|(before, now)| **before || **now).count() > stored_now.len() / 2;
         match result {
-            Ok(()) if !is_local && !was_stored && !self.is_on_quorum(hold) => {
+            Ok(()) if !is_local && !was_stored => {
                 self.report_hold("extension of a lock that no quorum stores", hold);
             }
             Ok(()) => self.check_stored(|id| id == hold),

@@ -1,4 +1,4 @@
-//! What happens to servers, links and connections, and how a history tells it.
+//! Faults of servers, links and connections, and their descriptions in words.
 
 use std::fmt;
 use std::sync::Arc;

@@ -56,7 +56,7 @@ pub(crate) struct Connection {
     pub(super) client_id: i64,
     /// When the last packet arrives at the server, and at the client: packets keep their order.
     pub(super) last_arrival: [Instant; 2],
-    /// What has arrived at the client.
+    /// The packets that have arrived at the client.
     pub(super) received: VecDeque<Packet>,
     pub(super) changed: Arc<Signal>,
 }

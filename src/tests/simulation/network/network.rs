@@ -1,4 +1,4 @@
-//! The network: what travels between processes and servers, ordered by true time.
+//! The network: the packets between processes and servers, ordered by true time.
 //!
 //! Each arrival is a callback of the runtime, so the order of events never depends on the fibers.
 
@@ -270,7 +270,7 @@ impl NetworkState {
         }
     }
 
-    /// Ends a connection at the client. What it has sent still arrives.
+    /// Ends a connection at the client. Packets already sent still arrive.
     pub(super) fn close_by_client(&mut self, id: ConnectionId, now: Instant) {
         let connection = &mut self.connections[id];
         if std::mem::take(&mut connection.client_open) {

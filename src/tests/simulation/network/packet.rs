@@ -1,4 +1,4 @@
-//! What travels between a client and a server.
+//! The packets between a client and a server.
 
 use crate::error::NodeFailure;
 use crate::protocol::key::{Channel, Key};

@@ -1,4 +1,4 @@
-//! What a server does with a command.
+//! The execution of commands by a server.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -13,7 +13,7 @@ use crate::tests::simulation::plan::plan::{
     WaitPlan,
 };
 
-/// What a history is about.
+/// The subject of a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Theme {
     /// No faults, long timeouts: everything has to succeed.

@@ -1,4 +1,4 @@
-//! What happens in a history: drawn from its seed before it begins, and told in words.
+//! The plan of a history: drawn from its seed before it begins, and told in words.
 
 pub(crate) mod draw;
 pub(crate) mod draw_faults;

@@ -20,11 +20,11 @@ pub(crate) struct Plan {
     pub(crate) calm_at: Duration,
     /// The longest TTL.
     pub(crate) max_ttl: Duration,
-    /// What is promised beyond safety.
+    /// The promises beyond safety.
     pub(crate) promises: Promises,
 }
 
-/// What a history may check, given its faults.
+/// The promises that a history can check, given its faults.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Promises {
     /// Nothing fails: no fault, and clocks and delays within all limits.
@@ -99,7 +99,7 @@ pub(crate) enum Step {
     ShutDown(Duration),
 }
 
-/// What an acquire is for. Numbers name locks.
+/// The locks that an acquire asks for. Numbers name locks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     Exclusive(usize),
@@ -157,7 +157,7 @@ pub(crate) enum WaitPlan {
     Policy,
 }
 
-/// What a thread does while it has a guard.
+/// An action of a thread that has a guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
     Hold(Duration),

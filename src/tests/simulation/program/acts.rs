@@ -71,9 +71,9 @@ impl ProgramThread {
                 self.checker.checked(hold, was_held, checked.is_ok());
             }
             Act::Extend(ttl) => {
-                let was_stored = self.checker.is_on_quorum(hold);
+                let stored = self.checker.stored_on(hold);
                 let extended = guard.extend(ttl);
-                self.checker.extended(hold, was_stored, &extended);
+                self.checker.extended(hold, &stored, &extended);
                 self.checker
                     .note(|| format!("process {}: extend: {extended:?}", self.process));
             }

@@ -31,7 +31,7 @@ const MAX_FOREIGN_TTL: Duration = Duration::from_secs(60);
 /// How long a process may take to shut down.
 const MAX_SHUTDOWN: Duration = Duration::from_secs(120);
 
-/// What a history showed.
+/// The result of a history.
 #[derive(Debug)]
 pub(crate) struct Shown {
     pub(crate) violation: Option<String>,

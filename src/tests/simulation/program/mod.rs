@@ -1,4 +1,4 @@
-//! Simulated processes: what their threads do with locks.
+//! Simulated processes: the use of locks by their threads.
 
 pub(crate) mod acquire;
 pub(crate) mod acts;

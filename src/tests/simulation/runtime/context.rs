@@ -1,4 +1,4 @@
-//! The simulation that the calling code runs in, if any: what the seams ask.
+//! The simulation that the calling code runs in, if any. The seams ask for it.
 //!
 //! A system thread runs at most one history at a time. Code of a fiber is in the mode `Fiber`, where
 //! each call of a seam is a step. A callback is in the mode `Callback`: it has the time and the

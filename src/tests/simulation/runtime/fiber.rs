@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::tests::simulation::runtime::stack::Job;
 
-/// What a fiber waits on. It is only compared, so that addresses decide no order.
+/// The object that a fiber waits on. It is only compared, so that addresses decide no order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resource {
     /// A mutex, a condition variable or a channel, by its address.
@@ -39,7 +39,7 @@ pub(super) enum Woken {
     TimedOut,
 }
 
-/// What a fiber waits for, in words, and where in the code.
+/// The reason why a fiber waits, in words, and where in the code.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wait {
     pub(super) what: &'static str,

@@ -14,10 +14,10 @@ use crate::tests::simulation::runtime::stack::{Job, Returned, Stack};
 use crate::tests::simulation::runtime::thread::spawn_in;
 use crate::tests::simulation::runtime::timers::Callback;
 
-/// What has become of a history.
+/// The outcome of a history.
 #[derive(Debug)]
 pub(crate) struct Outcome<T> {
-    /// What `main` returned, or the first failure.
+    /// The value that `main` returned, or the first failure.
     pub(crate) result: Result<T, Failure>,
     pub(crate) steps: u64,
     /// The simulated time that it took.
@@ -25,7 +25,7 @@ pub(crate) struct Outcome<T> {
     /// Differs between two histories in which not the same fibers ran at the same times.
     pub(crate) fingerprint: u64,
     pub(crate) trace: Vec<String>,
-    /// What the fibers wait for that never end, if there are any.
+    /// The waits of the fibers that never end, if there are any.
     pub(crate) left: Option<String>,
 }
 

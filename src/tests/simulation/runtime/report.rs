@@ -1,4 +1,4 @@
-//! What the scheduler tells its reader: the waits of the fibers, and lines of the trace.
+//! The reports of the scheduler to its reader: the waits of the fibers, and lines of the trace.
 
 use std::fmt::Write;
 use std::time::Duration;

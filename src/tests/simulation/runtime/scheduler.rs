@@ -30,7 +30,7 @@ const MAX_IDLE_TIME: u64 = 200_000;
 
 const WAITING_BUCKETS: usize = 256;
 
-/// What to run next.
+/// The code to run next.
 pub(super) enum Next {
     Fiber(usize, Option<Job>),
     Callback(Callback),
@@ -244,7 +244,7 @@ impl Scheduler {
 
     // Processes.
 
-    /// Lets a process run or stand. What its fibers wait for follows its clock.
+    /// Lets a process run or stand. The waits of its fibers follow its clock.
     pub(super) fn set_condition(&mut self, process: usize, condition: Condition) {
         let state = &mut self.processes[process];
         let before = std::mem::replace(&mut state.condition, condition);

@@ -1,4 +1,4 @@
-//! What the simulated nodes and the checker need beside the seams: a signal that a callback may
+//! Means of the simulated nodes and the checker beside the seams: a signal that a callback may
 //! raise, code that no step interrupts, and the clocks of other processes.
 
 use std::panic::Location;

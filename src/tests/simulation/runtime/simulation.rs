@@ -99,7 +99,7 @@ impl Simulation {
 }
 
 impl Process {
-    /// Starts a fiber. What it starts, it starts in this process.
+    /// Starts a fiber. Fibers that it starts belong to this process, too.
     pub(crate) fn spawn<T: Send + 'static>(
         self,
         name: &str,

@@ -1,4 +1,4 @@
-//! What is due at a true time: the ends of waits, and callbacks.
+//! Events due at a true time: the ends of waits, and callbacks.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What has happened in a history: a number that tells histories apart, and lines for the reader.
+//! The trace of a history: a number that tells histories apart, and lines for the reader.
 
 use std::time::Duration;
 
