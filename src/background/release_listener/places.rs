@@ -91,14 +91,21 @@ impl Places {
 
     /// Records that the node has told the place. Without effect if no waiter has it any more. A
     /// waiter that has not asked for the lock checks at `check_at` whether it is free.
+    ///
+    /// So does, once, a waiter that is the first in the list: an attempt that is undone publishes
+    /// nothing, and may have refused the waiter. It checks the later the longer it has waited,
+    /// because the node may lack the key of a lock that is held.
     pub(super) fn confirm(&mut self, channel: &Channel, before: u32, check_at: Instant) {
         let Some(place) = self.places.get_mut(channel) else {
             return;
         };
-        place.before = Some(before);
+        let is_first = place.before.replace(before).is_none() && before == 0;
         place.waiter.set_placed(true);
         if std::mem::take(&mut place.is_unasked) {
             self.set_check(channel, check_at);
+        } else if is_first {
+            let waited = check_at.saturating_duration_since(place.since);
+            self.set_check(channel, check_at + waited / 2);
         }
     }
 
@@ -237,6 +244,21 @@ mod tests {
             assert!(places.take_due(due - Duration::from_micros(1)).is_empty());
             assert_eq!(places.take_due(due).len(), 1);
             assert!(places.take_due(due + UNIT).is_empty(), "once per release");
+        }
+    }
+
+    #[test]
+    fn first_process_of_the_list_checks_once() {
+        let now = clock::now();
+        for before in [0, 1] {
+            let (mut places, channel, _) = asked(now);
+            places.confirm(&channel, before, now + UNIT);
+            // It has waited for two units then, and checks a half of that later.
+            let due = (before == 0).then_some(now + 2 * UNIT);
+            assert_eq!(places.next_check(), due);
+            assert_eq!(places.take_due(now + 2 * UNIT).len(), 1 - before as usize);
+            places.confirm(&channel, 0, now + 3 * UNIT);
+            assert!(places.next_check().is_none(), "it has been told before");
         }
     }
 
