@@ -39,7 +39,7 @@ pub(crate) enum Op {
     /// Deletes the lease's token where a node has it: ends a lease, undoes an attempt (S4), removes
     /// a gate entry.
     Release,
-    /// Takes a place in the waiting list of an exclusive lock, or asks for the one that we have. The
+    /// Takes a place in the waiting list of an exclusive lock, or asks for our present place. The
     /// token is our wake channel; `ttl` is the time that the caller has waited.
     TakePlace,
     /// Gives up the place in the waiting list.

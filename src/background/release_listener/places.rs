@@ -210,7 +210,7 @@ mod tests {
 
     const UNIT: Duration = Duration::from_millis(2);
 
-    /// Returns places with one that was asked for, its channel and its waiter.
+    /// Returns places of which one was asked for, its channel and its waiter.
     fn asked(now: Instant) -> (Places, Channel, Arc<ChannelWaiter>) {
         let mut places = Places::default();
         let key = Key::parse("", "x", LockKind::Exclusive).unwrap();

@@ -358,7 +358,7 @@ impl FakeNode {
     }
 }
 
-/// Sends an event to the subscribers of a channel. One that has gone receives nothing.
+/// Sends an event to the subscribers of a channel. A subscriber that has gone receives nothing.
 fn deliver(subscriptions: &[(Channel, Sender<Event>)], channel: &Channel, event: &Event) {
     let subscribed = subscriptions.iter().filter(|(name, _)| name == channel);
     subscribed.for_each(|(_, sender)| _ = sender.send(event.clone()));

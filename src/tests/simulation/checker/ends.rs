@@ -1,4 +1,4 @@
-//! What has ended for good: leases (S7), waits after a shutdown, gate entries (S10).
+//! Ends for good: leases (S7), waits after a shutdown, gate entries (S10).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

@@ -25,7 +25,7 @@ pub(crate) struct Hold {
     /// The holder has begun to downgrade its write lock.
     pub(super) is_downgraded: bool,
     pub(super) state: HoldState,
-    /// What its callbacks report; `None` without callbacks.
+    /// The reports of its callbacks; `None` without callbacks.
     pub(super) reports: Option<Arc<Reports>>,
     /// Since when its thread waits with a watch, by the clock of the process.
     pub(super) watched_since: Option<Instant>,

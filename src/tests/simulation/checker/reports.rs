@@ -1,4 +1,4 @@
-//! What the callbacks of one acquire report, and when (S11, L5).
+//! The reports of the callbacks of one acquire, and their times (S11, L5).
 //!
 //! | report | must come |
 //! |---|---|
@@ -134,7 +134,7 @@ impl Reports {
     }
 }
 
-/// What is wrong, if anything is.
+/// The first fault, if there is one.
 type Wrong = Option<String>;
 
 impl Checker {

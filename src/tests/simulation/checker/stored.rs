@@ -1,4 +1,4 @@
-//! What servers store, compared with what holders believe (S1, S3, S5).
+//! The tokens on the servers, compared with the beliefs of holders (S1, S3, S5).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! What a watch of a lock returns, and when (S11, L5).
+//! The outcomes of a watch of a lock, and their times (S11, L5).
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::tests::simulation::checker::reports::MAX_TELLING;
 use crate::tests::simulation::world;
 use crate::time::clock;
 
-/// What one watch has returned.
+/// The outcomes that one watch has returned.
 struct Watched {
     /// When the wait ends.
     end: Instant,

@@ -201,7 +201,7 @@ impl NetworkState {
     fn crash(&mut self, server: usize, is_gone: bool, loses_data: bool, at: Instant) {
         let power = if is_gone { Power::Gone } else { Power::Down };
         self.servers[server].crash(power, loses_data);
-        // Those that their clients have closed, too: what is on its way in them is lost.
+        // Connections that their clients have closed, too: packets on their way in them are lost.
         for id in 0..self.connections.len() {
             if self.connections[id].server == server {
                 match is_gone {

@@ -1,4 +1,4 @@
-//! What a thread does with a guard, from its acquire to its end.
+//! The acts of a thread with a guard, from its acquire to its end.
 
 use crate::protocol::mode::Mode;
 use crate::tests::simulation::checker::hold::HoldId;
