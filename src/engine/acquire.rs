@@ -18,7 +18,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::background::release_listener::shared::Subscription;
+use crate::background::release_listener::subscription::Subscription;
 use crate::engine::attempt::{AttemptContext, WaitMarker};
 use crate::engine::attempt_result::{AttemptFailure, AttemptResult};
 use crate::engine::backend::{Backend, BackendRequest, Outage};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use crate::background::release_listener::shared::Subscription;
+use crate::background::release_listener::subscription::Subscription;
 use crate::background::release_listener::subscriptions::Signal;
 use crate::engine::acquire::Acquisition;
 use crate::engine::attempt_result::{AttemptFailure, Contention};

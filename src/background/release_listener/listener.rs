@@ -13,7 +13,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::background::release_listener::shared::{ListenerShared, NAME, Subscription};
+use crate::background::release_listener::shared::{ListenerShared, NAME};
+use crate::background::release_listener::subscription::Subscription;
 use crate::background::release_listener::subscriptions::Signal;
 use crate::error::Error;
 use crate::protocol::key::Key;
@@ -71,7 +72,7 @@ impl ReleaseListener {
         }
         let mut state = self.shared.state.lock();
         let is_confirmed = state.subscriptions.is_confirmed(key.channel().as_ref());
-        is_confirmed.then(|| self.shared.add_waiter(&mut state, key, inbox).0)
+        is_confirmed.then(|| Subscription::add(&self.shared, &mut state, key, inbox).0)
     }
 
     /// Subscribes to a key. The inbox is woken by the confirmation and by each published release.
@@ -89,7 +90,7 @@ impl ReleaseListener {
             self.thread.start(move || shared.run(&connectors))?;
         }
         let mut state = self.shared.state.lock();
-        let (subscription, is_new) = self.shared.add_waiter(&mut state, key, inbox);
+        let (subscription, is_new) = Subscription::add(&self.shared, &mut state, key, inbox);
         if state.subscriptions.is_confirmed(&subscription.channel) {
             // An attempt before this call may have missed a release.
             subscription.waiter.raise(Signal::Subscribed);

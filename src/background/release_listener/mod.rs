@@ -5,5 +5,6 @@ pub(crate) mod place_sink;
 pub(crate) mod places;
 pub(crate) mod reconnect;
 pub(crate) mod shared;
+pub(crate) mod subscription;
 pub(crate) mod subscriptions;
 pub(crate) mod yielding;

@@ -25,7 +25,7 @@ use log::{Level, debug, info, log};
 use crate::background::release_listener::place_sink::PlaceSink;
 use crate::background::release_listener::places::{PlaceRequest, Places};
 use crate::background::release_listener::reconnect::{RECONNECT_DELAY, ReconnectDelays};
-use crate::background::release_listener::subscriptions::{ChannelWaiter, Signal, Subscriptions};
+use crate::background::release_listener::subscriptions::{Signal, Subscriptions};
 use crate::background::release_listener::yielding::YieldDeadlines;
 use crate::error::NodeFailure;
 use crate::protocol::encode;
@@ -41,7 +41,6 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::primitives::{Condvar, Mutex, MutexGuard};
 use crate::sync::threads;
 use crate::time::{clock, deadline};
-use crate::transport::inbox::Inbox;
 use crate::transport::job::ReplySink;
 use crate::transport::node::traits::{Connector, Event, Subscriber};
 use crate::transport::node_group::NodeGroup;
@@ -74,7 +73,7 @@ pub(super) struct ListenerShared {
     pub(super) wake_channel: Arc<Lease>,
     /// The number of channels, so that callers that do not wait need not lock `state`.
     pub(super) channel_count: AtomicUsize,
-    place_sink: Arc<PlaceSink>,
+    pub(super) place_sink: Arc<PlaceSink>,
     /// The number of yield deadlines, so that releases need not lock `state`.
     pub(super) yield_count: AtomicUsize,
 }
@@ -96,76 +95,6 @@ impl ListenerState {
         match self.places.take_woken(channel) {
             Some(waiter) => waiter.signal(signal),
             None => self.subscriptions.signal_release(channel, None),
-        }
-    }
-}
-
-/// A caller's subscription to the channel of one key. Dropping it ends the subscription.
-pub(crate) struct Subscription<'a> {
-    shared: &'a ListenerShared,
-    key: Key,
-    pub(super) channel: Channel,
-    pub(super) waiter: Arc<ChannelWaiter>,
-}
-
-impl Subscription<'_> {
-    /// Returns whether this is the subscription of `key`.
-    pub(crate) fn is_at(&self, key: &Key) -> bool {
-        *self.channel == *key.as_str()
-    }
-
-    /// Returns the signal since the last call, and resets it.
-    pub(crate) fn take_signal(&self) -> Signal {
-        self.waiter.take_signal()
-    }
-
-    /// Asks for a place in the waiting list of the lock. `since` is when the caller began to ask the
-    /// nodes; `None` if it has not, because its process released the lock a moment ago and lets
-    /// others acquire first. Until the node has told the place, the waiter heeds every release.
-    /// Does not block. Returns whether the node was asked.
-    pub(crate) fn ask_place(&self, since: Option<Instant>) -> bool {
-        let now = clock::now();
-        let mut state = self.shared.state.lock();
-        let Some(node) = state.node.filter(|_| {
-            state.subscriptions.is_confirmed(&self.channel)
-                && !self.shared.place_sink.has_refused(now)
-        }) else {
-            return false;
-        };
-        let request = state.places.ask(&self.key, &self.waiter, since, now);
-        drop(state); // unlock before sending
-        if let Some(request) = request {
-            self.shared.take_place(&request, node);
-        }
-        true
-    }
-
-    /// Returns when the caller last heard of a release while it had a place.
-    pub(crate) fn heard_at(&self) -> Option<Instant> {
-        self.waiter.heard_at()
-    }
-
-    /// Returns whether the caller has a place in the waiting list of the lock.
-    pub(crate) fn is_placed(&self) -> bool {
-        self.waiter.is_placed()
-    }
-
-    /// Returns whether there is a signal of at least `min`. Does not reset it.
-    pub(crate) fn has_signal(&self, min: Signal) -> bool {
-        self.waiter.has_signal(min)
-    }
-}
-
-impl Drop for Subscription<'_> {
-    fn drop(&mut self) {
-        let mut state = self.shared.state.lock();
-        let subscriptions = &mut state.subscriptions;
-        subscriptions.remove_waiter(&self.channel, &self.waiter, clock::now());
-        let had_place = state.places.remove(&self.channel, &self.waiter);
-        let node = state.node.filter(|_| had_place);
-        drop(state); // unlock before sending
-        if let Some(node) = node {
-            self.shared.leave_place(&self.key, node);
         }
     }
 }
@@ -197,26 +126,6 @@ impl ListenerShared {
             place_sink: Arc::default(),
             yield_count: AtomicUsize::new(0),
         }
-    }
-
-    /// Adds a waiter to the channel of a key. Returns its subscription, and whether the channel is
-    /// new.
-    pub(super) fn add_waiter(
-        &self,
-        state: &mut ListenerState,
-        key: &Key,
-        inbox: &Arc<Inbox>,
-    ) -> (Subscription<'_>, bool) {
-        let channel = key.channel();
-        let waiter = Arc::new(ChannelWaiter::new(inbox));
-        let is_new = state.subscriptions.add_waiter(&channel, &waiter);
-        let subscription = Subscription {
-            shared: self,
-            key: key.clone(),
-            channel,
-            waiter,
-        };
-        (subscription, is_new)
     }
 
     /// Wakes the thread, which may sleep on `changed` or block in a read.
@@ -423,7 +332,7 @@ impl ListenerShared {
 
     /// Asks for a place in a waiting list on `node`, or checks whether the lock is free. Does not
     /// block.
-    fn take_place(&self, place: &PlaceRequest, node: usize) {
+    pub(super) fn take_place(&self, place: &PlaceRequest, node: usize) {
         let mut request = self.request(Op::TakePlace, &place.key, place.waited);
         request.publish = place.is_check;
         let sink: Arc<dyn ReplySink> = Arc::clone(&self.place_sink) as _;
@@ -433,7 +342,7 @@ impl ListenerShared {
     }
 
     /// Gives up a place in a waiting list on `node`. Does not block.
-    fn leave_place(&self, key: &Key, node: usize) {
+    pub(super) fn leave_place(&self, key: &Key, node: usize) {
         let request = self.request(Op::LeavePlace, key, Duration::ZERO);
         self.nodes.send_unawaited(&request, NodeSet::single(node));
     }
