@@ -236,48 +236,16 @@ fn break_removes_what_it_has_shown() {
     run(tool(&all, "break", &["k"])).assert(64, &["--yes"]);
 
     let held = [
-        Held::start(&nodes, &["--key", "k", "--owner", "x", "--on-lost", "warn"]),
-        Held::start(
-            &nodes,
-            &[
-                "--key",
-                "k",
-                "--shared",
-                "--owner",
-                "a",
-                "--on-lost",
-                "warn",
-            ],
-        ),
-        Held::start(
-            &nodes,
-            &[
-                "--key",
-                "k",
-                "--shared",
-                "--owner",
-                "b",
-                "--on-lost",
-                "warn",
-            ],
-        ),
-        Held::start(
-            &nodes,
-            &["--key", "k", "-n", "3", "--owner", "c", "--on-lost", "warn"],
-        ),
-        Held::start(
-            &nodes,
-            &[
-                "--key",
-                "w",
-                "--exclusive",
-                "--owner",
-                "d",
-                "--on-lost",
-                "warn",
-            ],
-        ),
-    ];
+        "--key k --owner x",
+        "--key k --shared --owner a",
+        "--key k --shared --owner b",
+        "--key k -n 3 --owner c",
+        "--key w --exclusive --owner d",
+    ]
+    .map(|options| {
+        let options = options.split(' ').chain(["--on-lost", "warn"]);
+        Held::start(&nodes, &options.collect::<Vec<_>>())
+    });
     let holders = || -> Vec<String> {
         let rows = objects(&run(tool(&all, "list", &["--json"])).out);
         rows.iter()

@@ -2,9 +2,10 @@
 //! explain progress.
 
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
+use crate::api::guard::LockGuard;
 use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::error::Error;
@@ -22,6 +23,15 @@ fn placed(fakes: &[Arc<FakeNode>], count: usize) {
     });
 }
 
+/// Lets `free` make the lock of a waiter free, and checks that the waiter acquires it.
+fn wakes(waiter: ScopedJoinHandle<'_, Result<LockGuard, Error>>, free: impl FnOnce()) {
+    let began = clock::now();
+    free();
+    let guard = waiter.join().expect("no panic").expect("woken");
+    assert_no_timeout_elapsed(began);
+    drop(guard);
+}
+
 /// Lets `act` run while a process waits with a place, releases the lock, and checks that the process
 /// acquires it.
 fn released_after(act: impl FnOnce(&[Arc<FakeNode>])) {
@@ -32,11 +42,7 @@ fn released_after(act: impl FnOnce(&[Arc<FakeNode>])) {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
         placed(&fakes, 1);
         act(&fakes);
-        let began = clock::now();
-        held.release().expect("ours");
-        let guard = waits.join().expect("no panic").expect("woken");
-        assert_no_timeout_elapsed(began);
-        drop(guard);
+        wakes(waits, || held.release().expect("ours"));
     });
     assert!(fakes[0].places("x").is_empty());
 }
@@ -70,11 +76,7 @@ fn message_of_an_earlier_version_wakes_a_process_with_a_place() {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
         placed(&fakes, 1);
         fakes.iter().for_each(|fake| fake.free("x"));
-        let began = clock::now();
-        fakes[0].publish(&exclusive_key("x").channel());
-        let guard = waits.join().expect("no panic").expect("woken");
-        assert_no_timeout_elapsed(began);
-        drop(guard);
+        wakes(waits, || fakes[0].publish(&exclusive_key("x").channel()));
     });
     eventually("the place is given up", || fakes[0].places("x").is_empty());
 }
@@ -105,11 +107,7 @@ fn refused_place_leaves_each_release_to_all_waiters() {
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
         eventually("the waiter is subscribed", || fakes[0].subscribed("x") > 0);
-        let began = clock::now();
-        held.release().expect("ours");
-        let guard = waits.join().expect("no panic").expect("woken");
-        assert_no_timeout_elapsed(began);
-        drop(guard);
+        wakes(waits, || held.release().expect("ours"));
     });
     assert!(fakes[0].places("x").is_empty());
 }

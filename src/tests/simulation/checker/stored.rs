@@ -32,11 +32,16 @@ impl Server {
     }
 }
 
-/// Returns the number of servers that store the token of a lease under each of its keys.
-fn holding_servers(state: &mut NetworkState, lease: &Lease, now: Instant) -> usize {
+/// Returns for each server whether it stores the token of a lease under each of its keys.
+fn stored_on(state: &mut NetworkState, lease: &Lease, now: Instant) -> Vec<bool> {
     let (servers, keys) = (state.servers.iter_mut(), lease.keys().as_slice().len());
-    let stored = servers.map(|server| server.stored_keys(lease, now));
-    stored.filter(|stored| *stored == keys).count()
+    let stored = servers.map(|server| server.stored_keys(lease, now) == keys);
+    stored.collect()
+}
+
+/// Returns whether a quorum of servers is among these.
+fn is_quorum(servers: &[bool]) -> bool {
+    servers.iter().filter(|stored| **stored).count() > servers.len() / 2
 }
 
 impl Checker {
@@ -64,9 +69,8 @@ impl Checker {
                 .collect()
         });
         let missing = self.network.with(|state, now| {
-            let quorum = state.servers.len() / 2 + 1;
             let mut believed = believed.iter();
-            believed.find(|(_, lease)| holding_servers(state, lease, now) < quorum)
+            believed.find(|(_, lease)| !is_quorum(&stored_on(state, lease, now)))
         });
         if let Some((hold, _)) = missing {
             self.report_hold("held lock is not stored on a quorum", *hold);
@@ -93,12 +97,8 @@ impl Checker {
     /// Returns for each server whether it stores a lock.
     pub(crate) fn stored_on(&self, hold: HoldId) -> Vec<bool> {
         let lease = self.lease(hold);
-        let keys = lease.keys().as_slice().len();
-        self.network.with(|state, now| {
-            let servers = state.servers.iter_mut();
-            let stored = servers.map(|server| server.stored_keys(&lease, now) == keys);
-            stored.collect()
-        })
+        self.network
+            .with(|state, now| stored_on(state, &lease, now))
     }
 
     /// Checks the result of an extension. `stored_before` says which servers stored the lock before
@@ -124,12 +124,11 @@ impl Checker {
             Err(_) => "failed extensions",
         });
         let is_held = matches!(lease.peek(now), LeaseState::Held(_));
-        let stored_now = self.stored_on(hold);
-        let stored = stored_before.iter().zip(&stored_now);
-        let was_stored =
-            stored.filter(|(before, now)| **before || **now).count() > stored_now.len() / 2;
+        let mut stored = self.stored_on(hold);
+        let before = stored.iter_mut().zip(stored_before);
+        before.for_each(|(now, before)| *now |= before);
         match result {
-            Ok(()) if !is_local && !was_stored => {
+            Ok(()) if !is_local && !is_quorum(&stored) => {
                 self.report_hold("extension of a lock that no quorum stores", hold);
             }
             Ok(()) => self.check_stored(|id| id == hold),
