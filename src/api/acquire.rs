@@ -189,7 +189,7 @@ impl AcquireFrom for Arc<LockTable> {
     }
 }
 
-/// Returns the guard of a lock on the nodes, or of one that stands in for it.
+/// Returns the guard of a lock on the nodes, or of a local lock in its place.
 fn wrap(nodes: &Nodes, acquired: Acquired, call: &AcquireCall<'_>) -> Result<GuardInner, Error> {
     let (engine, settings) = (nodes.engine(), nodes.engine().settings());
     match acquired {

@@ -58,7 +58,7 @@ pub trait Locker: fmt::Debug + Send + Sync {
     ///   attempts was reached.
     /// - [`InsufficientQuorum`](Error::InsufficientQuorum): no quorum replied for
     ///   [`max_outage`](crate::RetryPolicy::max_outage), or until the end of the wait. Returned at
-    ///   once if so many nodes deny access that no quorum is left
+    ///   once if the nodes that do not deny access are no quorum
     ///   ([`is_denied`](Error::is_denied)).
     /// - [`CircuitOpen`](Error::CircuitOpen): the circuit breaker is open
     ///   ([`Config::circuit_breaker`]), and the call does not wait.

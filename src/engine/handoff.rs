@@ -164,8 +164,8 @@ impl Engine {
     /// Releases the former token, except on the nodes that `swapped`. The other nodes may still
     /// have it. With `publish`, waiters are notified: the handoff failed.
     ///
-    /// The replies go to the releasing thread, too, because this release may overtake the one that
-    /// follows a refused swap, which then finds no token.
+    /// The replies go to the releasing thread, too, because this release may overtake the
+    /// release behind a refused swap, which then finds no token.
     fn release_former(&self, former: &FormerRelease, swapped: NodeSet, publish: bool) {
         let sink: Arc<dyn ReplySink> = Arc::new(FormerReleaseSink {
             releaser: Arc::clone(&former.inbox),

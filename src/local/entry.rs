@@ -355,7 +355,7 @@ impl KeyEntry {
         follows
     }
 
-    /// Returns an iterator over the inboxes of the followers, in order. Each one that it yields no
+    /// Returns an iterator over the inboxes of the followers, in order. A yielded follower no
     /// longer follows, and must be woken.
     pub(super) fn followers(&mut self) -> impl Iterator<Item = Arc<Inbox>> {
         self.holders.iter_mut().filter_map(|holder| {

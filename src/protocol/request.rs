@@ -29,8 +29,8 @@ pub(crate) enum Op {
     Downgrade,
     /// Raises the fence counter of a lock that is ours or pending (S12).
     RaiseFence,
-    /// Wakes release listeners by a message in the channel of the lease's key: our own by its
-    /// private channel, those of waiters where a release deletes nothing.
+    /// Wakes our own release listener by a message in its private channel, which the lease's key
+    /// names.
     WakeListener,
     /// Reports the holder of an exclusive lock, for an operator.
     Inspect,

@@ -40,6 +40,7 @@ pub(crate) fn skip_reply(
 
 /// Returns the release that replaces a swap whose lease is over, because the swap would have
 /// released the former token too. The caller that abandoned the lease may have released it already.
+/// It is published, so it is never skipped itself.
 pub(crate) fn replacement_release(request: &Request, skipped: &Reply) -> Option<Request> {
     let is_over = !matches!(skipped, Reply::Failed(NodeFailure::Quarantined { .. }));
     let former = request.former_lease.as_ref();

@@ -46,7 +46,7 @@ const MAX_DIRECT_BYTES: usize = 2048;
 /// The age of the last reply from which a connection counts as idle, so that it is checked before
 /// the next request. The check is one to three system calls; between two requests of a busy caller
 /// it would cost a fifth of the time of a lock. A connection that ends within this time after a
-/// reply fails the next request, as one that ends during a request.
+/// reply fails the next request, as a connection that ends during a request does.
 const IDLE_AFTER: Duration = Duration::from_micros(if cfg!(test) { 0 } else { 20 });
 
 /// The connection to a node, if it is open, and the requests on it.
@@ -206,20 +206,15 @@ impl Pipeline {
         let Job { request, reply } = job;
         let mut pending_reply = PendingReply::new(reply);
         let (node, quarantine) = (self.node, self.status.quarantine(now));
-        let Some(mut reply) = skip_reply(&request, node, quarantine, now) else {
+        let Some(reply) = skip_reply(&request, node, quarantine, now) else {
             return Some((request, pending_reply));
         };
-        if let Some(release) = replacement_release(&request, &reply) {
-            match skip_reply(&release, node, quarantine, now) {
-                None => {
-                    pending_reply.was_sent = release.lease.may_exist(node, now);
-                    return Some((release, pending_reply));
-                }
-                Some(unsent) => reply = unsent,
-            }
-        }
-        pending_reply.deliver(self.node, reply);
-        None
+        let Some(release) = replacement_release(&request, &reply) else {
+            pending_reply.deliver(node, reply);
+            return None;
+        };
+        pending_reply.was_sent = release.lease.may_exist(node, now);
+        Some((release, pending_reply))
     }
 
     /// Sends the batch and delivers the replies. Afterwards the batch is empty.
@@ -572,8 +567,8 @@ impl Pipeline {
         done
     }
 
-    /// Reads replies until none is outstanding. Unless `is_blocking`, stops at the first one that
-    /// has not arrived.
+    /// Reads replies until none is outstanding. Unless `is_blocking`, stops at the first reply
+    /// that has not arrived.
     ///
     /// # Errors
     /// The cause if the connection must be aborted. The caller aborts it or sets `failure`.

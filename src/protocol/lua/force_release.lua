@@ -6,9 +6,7 @@
 -- KEYS: the lock. ARGV: channel or '' for none.
 -- Reply: 0 absent; else deleted, and one more than the number of receivers.
 -- Prelude: publish.
-if not redis.call('GET', KEYS[1]) then
-  publish(ARGV[1])
-  return 0
-end
-redis.call('DEL', KEYS[1])
-return publish(ARGV[1])
+local value = redis.call('GET', KEYS[1])
+if value then redis.call('DEL', KEYS[1]) end
+local reply = publish(ARGV[1])
+return value and reply or 0

@@ -6,13 +6,13 @@
 -- Reply: 0 absent; -1 another value, left untouched; else deleted, and one more than the number of
 -- receivers.
 local writer, turn, interval, channel = redis.call('GET', KEYS[1]), KEYS[2], ARGV[2], ARGV[3]
-if writer ~= ARGV[1] then
-  if channel ~= '' then redis.pcall('PUBLISH', channel, '') end
-  return writer and -1 or 0
-end
-redis.call('DEL', KEYS[1])
-if interval ~= '0' and redis.pcall('GET', turn) == 'asked' then
-  redis.pcall('SET', turn, 'given', 'PX', interval)
+local is_ours = writer == ARGV[1]
+if is_ours then
+  redis.call('DEL', KEYS[1])
+  if interval ~= '0' and redis.pcall('GET', turn) == 'asked' then
+    redis.pcall('SET', turn, 'given', 'PX', interval)
+  end
 end
 local receivers = channel ~= '' and redis.pcall('PUBLISH', channel, '')
+if not is_ours then return writer and -1 or 0 end
 return type(receivers) == 'number' and receivers + 1 or 1
