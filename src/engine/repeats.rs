@@ -33,6 +33,8 @@ pub(super) struct Repeats {
     given_way: u32,
     /// The nodes that refused when asked alone after a pause: their holder does not give way.
     settled: NodeSet,
+    /// The nodes that had not voted in the last round.
+    silent: NodeSet,
 }
 
 impl Repeats {
@@ -54,6 +56,16 @@ impl Repeats {
     /// Returns the nodes whose refusal is final.
     pub(super) fn settled(&self) -> NodeSet {
         self.settled
+    }
+
+    /// Records the nodes that have not voted in a round.
+    pub(super) fn record_silent(&mut self, nodes: NodeSet) {
+        self.silent = nodes;
+    }
+
+    /// Returns the nodes that had not voted in the last round; none before the first split vote.
+    pub(super) fn silent(&self) -> NodeSet {
+        self.silent
     }
 
     /// Returns whether a vote of this attempt was split.

@@ -12,6 +12,9 @@
 //! 3. If the first node refuses again, its holder does not give way. The caller then asks all nodes
 //!    once, and counts that refusal as final.
 //!
+//! A node that was silent in one round is not waited for in the next, if the votes of the others are
+//! split: two callers may have half of these each, and both would wait for it.
+//!
 //! Bound: an attempt spends at most `MAX_REPEATS` (8) further rounds and `max_split` (50 ms) on its
 //! split votes. `repeats.rs` counts both.
 
@@ -21,7 +24,7 @@ use crate::engine::attempt::{Attempt, AttemptContext};
 use crate::engine::core::Engine;
 use crate::engine::repeats::{Repeats, is_recent};
 use crate::error::{Error, NodeFailure};
-use crate::protocol::quorum::{Split, Tally, Verdict};
+use crate::protocol::quorum::{NodeSet, Split, Tally, Verdict};
 use crate::random;
 use crate::time::deadline::{Deadline, DeadlineCause};
 use crate::time::{clock, deadline};
@@ -91,21 +94,26 @@ impl Engine {
     ) -> (RoundOutcome, Option<Split>) {
         let (ttl, max_split) = (context.params.ttl.duration(), self.settings.max_split);
         let is_recent = |cause: &NodeFailure| is_recent(cause, context.kind, ttl, max_split);
-        let mut wait_end = decide_first(&mut round, attempt, repeats);
+        // A node that is only slow is worth this wait; a round that repeats counts.
+        let patience = max_split / 8;
+        let settled = repeats.settled();
+        let is_split = |tally: &Tally| tally.split(is_recent, settled).is_some();
+        let mut wait_end = decide_first(&mut round, attempt, (repeats, patience), is_split);
         let round_trip = self.round_trip_since(attempt.start);
         if is_refused(&round) && wait_end == WaitEnd::Complete {
             // The vote of a lower node decides which caller leads.
             let lacks_first = |tally: &Tally| tally.lacks_first(is_recent);
-            round.collect_while(lacks_first, clock::now() + round_trip);
+            round.collect_while(lacks_first, Some(clock::now() + round_trip));
         }
         let mut progress = LeaderProgress::default();
         loop {
-            let split_of = |tally: &Tally| tally.split(is_recent, repeats.settled());
-            let split = is_refused(&round).then(|| split_of(round.tally()));
+            let may_be_split = is_refused(&round) || is_undecided(&round, wait_end);
+            let split = may_be_split.then(|| round.tally().split(is_recent, settled));
             let Some(split) = split.flatten() else {
                 return (round.finish(wait_end), None);
             };
             repeats.begin(round_trip, max_split);
+            repeats.record_silent(round.tally().open());
             let gives_way = progress.gives_way(&split) || !split.leads;
             if gives_way || wait_end == WaitEnd::Cancelled || !repeats.spend() {
                 return (round.finish(wait_end), Some(split));
@@ -120,7 +128,8 @@ impl Engine {
             }
             round.ask_again(split.contested);
             let budget = Deadline::new(DeadlineCause::NodeTimeout, repeats.end());
-            wait_end = round.decide(budget.min_with(DeadlineCause::Validity, attempt.useful_until));
+            let limit = budget.min_with(DeadlineCause::Validity, attempt.useful_until);
+            wait_end = decide_or_split(&mut round, limit, (repeats.silent(), patience), is_split);
         }
     }
 
@@ -145,13 +154,47 @@ impl Engine {
 }
 
 /// Waits for the verdict of the first votes on a token.
-fn decide_first(round: &mut Round<'_>, attempt: &Attempt, repeats: &Repeats) -> WaitEnd {
-    let limit = DeadlineCause::NodeTimeout;
-    let wait_end = round.decide(attempt.budget.min_with(limit, repeats.end()));
+fn decide_first(
+    round: &mut Round<'_>,
+    attempt: &Attempt,
+    (repeats, patience): (&Repeats, Duration),
+    is_split: impl Fn(&Tally) -> bool,
+) -> WaitEnd {
+    let cause = DeadlineCause::NodeTimeout;
+    let limit = attempt.budget.min_with(cause, repeats.end());
+    let wait_end = decide_or_split(round, limit, (repeats.silent(), patience), is_split);
     if wait_end == WaitEnd::TimedOut {
         round.close();
     }
     wait_end
+}
+
+/// Waits for the verdict of a round. After `patience` only until `silent` nodes alone have not voted
+/// and the votes of the others are split.
+fn decide_or_split(
+    round: &mut Round<'_>,
+    limit: Deadline,
+    (silent, patience): (NodeSet, Duration),
+    is_split: impl Fn(&Tally) -> bool,
+) -> WaitEnd {
+    if silent.len() == 0 {
+        return round.decide(limit);
+    }
+    let patient_until = deadline::deadline(clock::now(), patience);
+    let wait_end = round.decide(limit.min_with(DeadlineCause::NodeTimeout, patient_until));
+    if wait_end != WaitEnd::TimedOut {
+        return wait_end;
+    }
+    let lacks_votes = |tally: &Tally| {
+        let awaits_others = tally.open().difference(silent).len() > 0;
+        tally.verdict().is_none() && (awaits_others || !is_split(tally))
+    };
+    round.collect_while(lacks_votes, limit.end())
+}
+
+/// Returns whether the votes are split without the vote of a silent node.
+fn is_undecided(round: &Round<'_>, wait_end: WaitEnd) -> bool {
+    wait_end == WaitEnd::Complete && round.tally().verdict().is_none()
 }
 
 fn is_refused(round: &Round<'_>) -> bool {

@@ -179,6 +179,11 @@ impl Tally {
         self.total - self.voted.len()
     }
 
+    /// Returns the nodes that have not voted.
+    pub(crate) fn open(&self) -> NodeSet {
+        NodeSet::all(self.total).difference(self.voted)
+    }
+
     /// Returns whether all nodes have voted.
     pub(crate) fn is_complete(&self) -> bool {
         self.outstanding() == 0
@@ -220,7 +225,7 @@ impl Tally {
     /// outstanding. If that node grants, it becomes the first node.
     pub(crate) fn lacks_first(&self, is_recent: impl Fn(&NodeFailure) -> bool) -> bool {
         let recent = self.recent(is_recent);
-        let open = NodeSet::all(self.total).difference(self.voted);
+        let open = self.open();
         let first = self.granted.union(recent).first();
         recent.len() > 0 && open.first() < first && open.len() > 0
     }

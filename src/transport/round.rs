@@ -217,12 +217,17 @@ impl<'a> Round<'a> {
 
     /// Collects replies while `lacks` returns `true` for the votes. Blocks at most until `end` or a
     /// cancellation.
-    pub(crate) fn collect_while(&mut self, lacks: impl Fn(&Tally) -> bool, end: Instant) {
+    pub(crate) fn collect_while(
+        &mut self,
+        lacks: impl Fn(&Tally) -> bool,
+        end: Option<Instant>,
+    ) -> WaitEnd {
         let spin_until = self.rtt.spin_deadline(clock::now());
         let mut ended = WaitEnd::Complete;
         while lacks(&self.tally) && ended == WaitEnd::Complete {
-            ended = self.collect_replies(1, spin_until, Some(end));
+            ended = self.collect_replies(1, spin_until, end);
         }
+        ended
     }
 
     /// Asks the nodes in `contested`, which refused, once more for the same lease.

@@ -282,3 +282,33 @@ fn repeat_that_the_limit_of_the_split_vote_ends_is_contended() {
     });
     assert!(matches!(tried, Ok(None)), "{tried:?}");
 }
+
+/// Two callers may have half of the other nodes each, and must not both wait for the silent one.
+#[test]
+fn leader_with_half_of_the_nodes_does_not_wait_for_a_silent_one() {
+    let fakes = FakeNode::fakes(5);
+    let locker = healthy(&fakes);
+    let [silent, late] = [&fakes[0], &fakes[2]].map(|fake| fake.delay(Op::Acquire));
+    // Other callers have asked at the same moment.
+    fakes[2..].iter().for_each(|fake| fake.seize("x", TTL));
+    thread::scope(|scope| {
+        let leads = scope.spawn(|| locker.try_lock("x", TTL));
+        late.arrived();
+        late.go();
+        late.arrived();
+        eventually("the others refuse again", || {
+            fakes[3..].iter().all(|fake| fake.count(Op::Acquire) == 2)
+        });
+        // The second caller of three gives way.
+        fakes[2].free("x");
+        fakes[2].set_fault(Fault::None);
+        late.go();
+        eventually("the last caller's nodes are asked again", || {
+            fakes[3..].iter().all(|fake| fake.count(Op::Acquire) > 2)
+        });
+        fakes[0].set_fault(Fault::None);
+        silent.go();
+        // The last caller does not give way, so how this ends does not matter.
+        drop(leads.join().expect("no panic"));
+    });
+}
