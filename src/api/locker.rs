@@ -331,10 +331,12 @@ impl RedisLocker {
     /// Deletes the lock of `key` on all nodes that reply, regardless of its holder. Returns `true`
     /// if a node had it.
     ///
-    /// **Its holder continues** until its next renewal, extension or release, which reports the
-    /// loss, and may overlap with the next holder. Use it if the holder is known to be dead and the
-    /// TTL is too long to wait for. Waiting callers are woken. A value of another type is not a
-    /// lock, and is left untouched.
+    /// **Its holder continues** until it is told, and may overlap with the next holder. Use it if
+    /// the holder is known to be dead and the TTL is too long to wait for. A holder with
+    /// [`on_lost`](LockOptions::on_lost) or [`on_endangered`](LockOptions::on_endangered) is told
+    /// within a few round trips, if its process receives messages; any other at its next renewal,
+    /// extension or release. Waiting callers are woken. A value of another type is not a lock, and
+    /// is left untouched.
     ///
     /// Blocks as [`holder`](RedisLocker::holder) does. The lock may stay on nodes that did not
     /// reply. Unless an error is returned, these are fewer than a quorum.

@@ -197,6 +197,11 @@ impl LockOptions {
     ///     .auto_renew(true)
     ///     .on_lost(move |_| flag.store(true, Ordering::Relaxed));
     /// ```
+    ///
+    /// While a lock with this callback or [`on_endangered`](LockOptions::on_endangered) is held, the
+    /// process receives notices by one connection to one node: a lock that
+    /// [`force_release`](crate::RedisLocker::force_release) removes is then told lost within a few
+    /// round trips. Without the rights to subscribe it is told at its next renewal.
     pub fn on_lost(mut self, callback: impl Fn(&LostLock) + Send + Sync + 'static) -> LockOptions {
         self.lease_options.on_lost = Some(OnLostCallback(Arc::new(callback)));
         self

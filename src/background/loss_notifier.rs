@@ -28,6 +28,7 @@ use crate::error::Error;
 use crate::protocol::endangered_lock::{EndangeredLock, OnEndangered};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::lost_lock::{LostLock, OnLostCallback};
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::primitives::{Condvar, Mutex};
 use crate::sync::threads;
 use crate::sync::threads::LazyThread;
@@ -45,6 +46,7 @@ pub(crate) struct LossNotifier {
     shared: Arc<NotifierState>,
     on_expiry: OnExpiry,
     thread: LazyThread,
+    watched: Arc<AtomicUsize>,
 }
 
 struct NotifierState {
@@ -67,6 +69,24 @@ pub(crate) struct LeaseCallbacks {
 struct WatchedLease {
     lease: Arc<Lease>,
     callbacks: LeaseCallbacks,
+    /// Counts this lease until it is dropped.
+    counted: WatchCount,
+}
+
+/// One in the number of watched leases.
+struct WatchCount(Arc<AtomicUsize>);
+
+impl WatchCount {
+    fn new(watched: &Arc<AtomicUsize>) -> WatchCount {
+        watched.fetch_add(1, Ordering::AcqRel);
+        WatchCount(Arc::clone(watched))
+    }
+}
+
+impl Drop for WatchCount {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl LossNotifier {
@@ -81,7 +101,13 @@ impl LossNotifier {
             }),
             on_expiry,
             thread: LazyThread::new(NAME),
+            watched: Arc::default(),
         }
+    }
+
+    /// Returns the number of leases with callbacks, which changes as they come and go.
+    pub(crate) fn watched(&self) -> &Arc<AtomicUsize> {
+        &self.watched
     }
 
     /// Registers the callbacks of a lease, which may be lost already.
@@ -100,6 +126,7 @@ impl LossNotifier {
         let watched = WatchedLease {
             lease: Arc::clone(lease),
             callbacks,
+            counted: WatchCount::new(&self.watched),
         };
         let mut queue = self.shared.queue.lock();
         if queue.stopping {
@@ -228,7 +255,11 @@ impl WatchedLease {
 
 /// Runs the callback for the loss, and drops the callbacks. A panic of either is caught.
 fn run_on_lost(watched: WatchedLease) {
-    let WatchedLease { lease, callbacks } = watched;
+    let WatchedLease {
+        lease,
+        callbacks,
+        counted,
+    } = watched;
     let context = format!("{}: on_lost callback", lease.keys());
     threads::catch(&context, move || {
         if let Some(on_lost) = &callbacks.on_lost {
@@ -236,4 +267,5 @@ fn run_on_lost(watched: WatchedLease) {
         }
         drop(callbacks);
     });
+    drop(counted);
 }

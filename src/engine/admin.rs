@@ -6,6 +6,7 @@ use crate::engine::core::Engine;
 use crate::error::{Error, Operation};
 use crate::protocol::holder::{Holder, NodeHolder, merge_holders};
 use crate::protocol::key::Key;
+use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::majority;
@@ -40,7 +41,10 @@ impl Engine {
     ///
     /// Returns whether a node had it. Blocks, and fails, as [`holder`](Engine::holder) does.
     pub(crate) fn force_release(&self, key: Key) -> Result<bool, Error> {
+        let keys = KeySet::from(key.clone());
         let replies = self.ask_all_nodes(key, Op::ForceRelease)?;
+        // After the round: while a quorum has its token, a holder that checks would restore the key.
+        self.nodes.notify_holders(&keys);
         let is_deleted = |reply: &Reply| matches!(reply, Reply::Done | Reply::DoneNotified(_));
         Ok(replies.iter().any(is_deleted))
     }

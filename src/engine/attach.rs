@@ -49,6 +49,7 @@ impl Engine {
         };
         if callbacks.on_lost.is_some() || callbacks.on_endangered.is_some() {
             self.loss_handler.notifier().watch(lease, callbacks)?;
+            self.listener.listen_for_holder()?;
         }
         if options.auto_renew {
             self.renewal

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 
+use crate::background::holder_check::HolderCheck;
 use crate::background::loss_handler::LossHandler;
 use crate::background::release_listener::listener::ReleaseListener;
 use crate::background::renewal::service::RenewalService;
@@ -42,7 +43,7 @@ pub(crate) struct Engine {
     pub(super) rw_retry: RetryPolicy,
     pub(super) refresh_interval: Duration,
     pub(super) loss_handler: LossHandler,
-    pub(crate) renewal: RenewalService,
+    pub(crate) renewal: Arc<RenewalService>,
     pub(crate) listener: ReleaseListener,
     pub(crate) circuit: SharedBreaker,
 }
@@ -69,16 +70,18 @@ impl Engine {
         };
         let (lock_table, nodes) = (Arc::new(LockTable::new()), Arc::new(nodes));
         let loss_handler = LossHandler::new(&lock_table, &nodes);
+        let results = Arc::new(loss_handler.clone());
+        let renewal = Arc::new(RenewalService::new(&nodes, settings.node_timeout, results));
+        let watched = loss_handler.notifier().watched();
+        let prefix = &settings.key_prefix;
+        let holder_check = HolderCheck::new(prefix, &lock_table, &renewal, watched);
+        let listener = ReleaseListener::new(prefix, &nodes, connectors, holder_check)?;
         Ok(Engine {
             rw_retry,
             refresh_interval,
             circuit: SharedBreaker::new(&settings, &nodes),
-            listener: ReleaseListener::new(&settings.key_prefix, &nodes, connectors)?,
-            renewal: RenewalService::new(
-                &nodes,
-                settings.node_timeout,
-                Arc::new(loss_handler.clone()),
-            ),
+            listener,
+            renewal,
             loss_handler,
             settings,
             lock_table,

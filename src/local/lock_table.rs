@@ -254,6 +254,14 @@ impl LockTable {
         woken.iter().for_each(|inbox| inbox.wake());
     }
 
+    /// Returns the leases on a key that threads of this process hold.
+    pub(crate) fn leases(&self, key: &Key) -> Vec<Arc<Lease>> {
+        let state = self.state.lock();
+        let holders = state.entries.get(key).map(KeyEntry::guarded);
+        let leases = holders.into_iter().flatten();
+        leases.filter_map(|holder| holder.lease.clone()).collect()
+    }
+
     /// Returns the number of keys with an entry.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn entry_count(&self) -> usize {

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::protocol::command::Command;
-use crate::protocol::key::{Key, RedisKey};
+use crate::protocol::key::{Key, RedisKey, notice_channel};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::request::{Op, Request};
@@ -58,6 +58,7 @@ pub(crate) fn encode_request<'a>(
             | Op::RaiseFence
             | Op::Inspect
             | Op::ForceRelease
+            | Op::Notify
             | Op::TakePlace
             | Op::LeavePlace
             | Op::WakeListener,
@@ -238,6 +239,12 @@ fn encode_admin(request: &Request, cmd: &mut Command) -> Option<Script> {
             let script = encode_evalsha(Script::ForceRelease, cmd, [key.token_key()]);
             cmd.arg(channel(request));
             script
+        }
+        Op::Notify => {
+            let (channel, lock) = (notice_channel(key.prefix()), key.as_str());
+            cmd.arg("PUBLISH").arg(&*channel);
+            cmd.arg(format!("check {lock}").as_str());
+            None
         }
         Op::TakePlace => {
             let keys = [key.token_key(), key.derived(":waiting")];

@@ -37,6 +37,12 @@ impl Hash for Key {
 /// The name of a channel on the nodes.
 pub(crate) type Channel = Arc<str>;
 
+/// Returns the notice channel of all locks with this key prefix. A notice is a message that
+/// names a lock whose holders are to check it.
+pub(crate) fn notice_channel(prefix: &str) -> Channel {
+    Channel::from([prefix, "listener:notices"].concat())
+}
+
 impl Key {
     /// Parses a name.
     ///
@@ -86,6 +92,11 @@ impl Key {
     /// Returns the name as the caller gave it.
     pub(crate) fn name(&self) -> &str {
         &self.text[self.text.len() - usize::from(self.name_length)..]
+    }
+
+    /// Returns the key prefix.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.text[..self.text.len() - usize::from(self.name_length)]
     }
 
     /// Returns the key of an exclusive lock on the nodes.

@@ -28,6 +28,15 @@ pub(crate) enum LeaseKind {
     GateEntry,
 }
 
+impl LockKind {
+    /// All kinds.
+    pub(crate) const ALL: [LockKind; 3] = [
+        LockKind::Exclusive,
+        LockKind::ReadWrite,
+        LockKind::Semaphore,
+    ];
+}
+
 impl LeaseKind {
     /// Returns whether other holders can have the same at once.
     pub(crate) fn is_shared(self) -> bool {

@@ -124,7 +124,9 @@ pub(crate) fn parse_reply(request: &Request, index: usize, reply: &Value) -> Par
             Value::Int(0) => Some(Reply::Absent),
             _ => (*reply == Value::Int(1)).then_some(Reply::Done),
         },
-        Op::WakeListener | Op::LeavePlace => matches!(reply, Value::Int(_)).then_some(Reply::Done),
+        Op::WakeListener | Op::Notify | Op::LeavePlace => {
+            matches!(reply, Value::Int(_)).then_some(Reply::Done)
+        }
         Op::Release => parse_release(request, index, reply),
         Op::Adopt | Op::Extend | Op::Downgrade | Op::RaiseFence | Op::ForceRelease => {
             parse_ownership(request.op, reply)
@@ -624,7 +626,8 @@ mod tests {
                 _ => None,
             };
             for op in [
-                Op::Acquire, Op::Extend, Op::Restore, Op::Downgrade, Op::RaiseFence, Op::WakeListener, Op::Release,
+                Op::Acquire, Op::Extend, Op::Restore, Op::Downgrade, Op::RaiseFence, Op::WakeListener, Op::Notify,
+                Op::Release,
             ] {
                 for kind in [LeaseKind::Exclusive, LeaseKind::Read, LeaseKind::Write, LeaseKind::GateEntry] {
                     for fence in [None, Some(0)] {

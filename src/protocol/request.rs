@@ -32,6 +32,8 @@ pub(crate) enum Op {
     /// Wakes our own release listener by a message in its private channel, which the lease's key
     /// names.
     WakeListener,
+    /// Publishes a notice: tells the holders of the lease's key to check it.
+    Notify,
     /// Reports the holder of an exclusive lock, for an operator.
     Inspect,
     /// Deletes an exclusive lock regardless of its holder, at an operator's request.
@@ -64,7 +66,7 @@ impl fmt::Display for Op {
             Op::Restore => "restore",
             Op::Downgrade => "downgrade",
             Op::RaiseFence => "raise fence counter",
-            Op::WakeListener => "publish",
+            Op::WakeListener | Op::Notify => "publish",
             Op::TakePlace => "take place",
             Op::LeavePlace => "leave place",
             Op::Inspect => "inspect",

@@ -30,7 +30,8 @@ pub(crate) fn skip_reply(
             Some(Reply::Failed(NodeFailure::Quarantined { remaining }))
         }
         (Op::Acquire | Op::Adopt | Op::Swap | Op::RaiseFence, LeaseState::Pending)
-        | (Op::WakeListener | Op::TakePlace | Op::LeavePlace | Op::Inspect | Op::ForceRelease, _)
+        | (Op::WakeListener | Op::Notify | Op::Inspect | Op::ForceRelease, _)
+        | (Op::TakePlace | Op::LeavePlace, _)
         | (_, LeaseState::Held(_)) => None,
         _ => Some(Reply::Failed(NodeFailure::Unreachable(
             "not sent: the lease has ended".into(),

@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 use crate::error::NodeFailure;
 use crate::protocol::breaker::Connectivity;
 use crate::protocol::key::Key;
+use crate::protocol::key_set::KeySet;
+use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{NodeSet, Tally, Vote, VoteRule, majority};
 use crate::protocol::reply::vote_rule;
 use crate::protocol::request::{Op, Request};
+use crate::protocol::token::Token;
 use crate::telemetry::health::{NodeHealth, NodeState};
 use crate::telemetry::stats::{LockCounters, NodeStats, Stats};
 use crate::time::clock;
@@ -271,6 +274,16 @@ impl NodeGroup {
     pub(crate) fn wake_listener(&self, wake_channel: &Arc<Lease>, node: usize) {
         let publish = Request::new(Op::WakeListener, wake_channel, 0);
         self.send_unawaited(&publish, NodeSet::single(node));
+    }
+
+    /// Tells the holders of these keys to check them, by a notice on all nodes. Does not block.
+    pub(crate) fn notify_holders(&self, keys: &KeySet) {
+        for key in keys.as_slice() {
+            // Only names the key; it is never held.
+            let named = Lease::new(key.clone(), Token::empty(), LeaseKind::Exclusive);
+            let notice = Request::new(Op::Notify, &Arc::new(named), 0);
+            self.send_unawaited(&notice, self.all());
+        }
     }
 
     /// Returns the first connected node that votes, else the first connected node: a quarantined

@@ -2,8 +2,7 @@
 --
 -- 1. A reader set or a semaphore that becomes empty goes with its last entry.
 -- 2. A removed writer leaves a reader turn to a reader that waits, as its release would.
--- 3. PUBLISH wakes waiters, and tells a holder that listens to check its lock. It comes last, by
---    `pcall`, because the right may be missing.
+-- 3. PUBLISH wakes waiters. It comes last, by `pcall`, because the right may be missing.
 --
 -- KEYS: the lock, writer, readers, gate, permits, turn; or the lock alone. ARGV: SHA-1 digests.
 -- Reply: the number of removed holders.

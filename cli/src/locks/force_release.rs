@@ -11,7 +11,8 @@ use crate::nodes::fan_out::Nodes;
 const FORCE_RELEASE: &str = include_str!("force_release.lua");
 
 /// Removes the holders of these rows, which have one name, and returns whether a node had one of
-/// them. A holder that has come since the rows were read stays.
+/// them. A holder that has come since the rows were read stays. Then tells the holders of that name
+/// to check their locks.
 ///
 /// # Errors
 /// As [`Nodes::require_quorum`]; the nodes that answered have removed them.
@@ -27,7 +28,20 @@ pub(crate) fn force_release(nodes: &mut Nodes, prefix: &str, rows: &[LockRow]) -
         Failure::new(failure.kind, line)
     })?;
     let removed: u64 = answers.by_node.iter().flatten().flatten().sum();
+    if removed > 0 {
+        // After all nodes: while a quorum has its token, a holder that checks would restore the lock.
+        nodes.ask(|connection| publish_notice(connection, prefix, &first.key));
+    }
     Ok(removed > 0)
+}
+
+/// Publishes a notice, as the library's `force_release` does. The right may be missing: then a
+/// holder finds out at its next renewal.
+fn publish_notice(connection: &mut Connection, prefix: &str, key: &str) -> RedisResult<()> {
+    let mut notice = redis::cmd("PUBLISH");
+    notice.arg(format!("{prefix}listener:notices"));
+    notice.arg(format!("check {prefix}{key}"));
+    notice.exec(connection).or(Ok(()))
 }
 
 fn on_server(connection: &mut Connection, keys: &LockKeys, digests: &[&str]) -> RedisResult<u64> {

@@ -100,6 +100,25 @@ fn loss_ends_the_children_of_the_command_too() {
     eventually("the child is gone", || !is_alive(pid));
 }
 
+#[test]
+fn broken_lock_ends_the_command_before_its_next_renewal() {
+    let node = server();
+    let dir = tempfile::tempdir().unwrap();
+    let started = dir.path().join("started");
+    let script = format!(": >{}; exec sleep 600", started.display());
+    // Renewals begin after a quarter of an hour.
+    let args = ["--key", "k", "--ttl", "3000s", "--", "sh", "-c", &script];
+    let running = Running::start(tool(&node.addr(), "run", &args));
+    eventually("the command runs", || started.exists());
+    eventually("notices are received", || {
+        let words = ["PUBSUB", "NUMSUB", "redguard:listener:notices"];
+        ask::<(String, u64)>(&node, &words).1 == 1
+    });
+    run(tool(&node.addr(), "break", &["k", "--yes"])).assert(0, &[]);
+    let ended = running.end();
+    assert_eq!(ended.status, 70, "{ended:?}");
+}
+
 /// The early warning gives a command that stops within the grace the time to be gone before a rival
 /// can have the lock.
 #[test]

@@ -13,6 +13,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::background::holder_check::HolderCheck;
 use crate::background::release_listener::shared::{ListenerShared, NAME};
 use crate::background::release_listener::subscription::Subscription;
 use crate::background::release_listener::subscriptions::Signal;
@@ -40,7 +41,8 @@ pub(crate) struct ReleaseListener {
 }
 
 impl ReleaseListener {
-    /// Creates a listener without a thread. `prefix` is the key prefix of the wake channel.
+    /// Creates a listener without a thread. `prefix` is the key prefix of the wake channel;
+    /// `holder_check` handles notices.
     ///
     /// # Errors
     /// - `System` if the operating system has no random bytes for the name of the wake channel.
@@ -48,13 +50,14 @@ impl ReleaseListener {
         prefix: &str,
         nodes: &Arc<NodeGroup>,
         connectors: Arc<[Arc<dyn Connector>]>,
+        holder_check: HolderCheck,
     ) -> Result<ReleaseListener, Error> {
         let token = Token::fresh(None)?;
         let name = format!("listener:{:016x}", token.id());
         let key = Key::parse(prefix, &name, LockKind::Exclusive)?;
         let wake_channel = Lease::new(key, token, LeaseKind::Exclusive);
         Ok(ReleaseListener {
-            shared: Arc::new(ListenerShared::new(nodes, wake_channel)),
+            shared: Arc::new(ListenerShared::new(nodes, wake_channel, holder_check)),
             connectors,
             thread: LazyThread::new(NAME),
         })
@@ -85,10 +88,7 @@ impl ReleaseListener {
         key: &Key,
         inbox: &Arc<Inbox>,
     ) -> Result<Subscription<'_>, Error> {
-        if !self.thread.is_started() {
-            let (shared, connectors) = (Arc::clone(&self.shared), Arc::clone(&self.connectors));
-            self.thread.start(move || shared.run(&connectors))?;
-        }
+        self.start_thread()?;
         let mut state = self.shared.state.lock();
         let (subscription, is_new) = Subscription::add(&self.shared, &mut state, key, inbox);
         if state.subscriptions.is_confirmed(&subscription.channel) {
@@ -101,6 +101,25 @@ impl ReleaseListener {
             self.shared.wake_thread(state);
         }
         Ok(subscription)
+    }
+
+    /// Receives notices while a lease has callbacks, one of which was registered before. Does not
+    /// block.
+    ///
+    /// # Errors
+    /// - `System` if the operating system refuses the thread.
+    pub(crate) fn listen_for_holder(&self) -> Result<(), Error> {
+        self.start_thread()?;
+        self.shared.wake_for_holder();
+        Ok(())
+    }
+
+    fn start_thread(&self) -> Result<(), Error> {
+        if self.thread.is_started() {
+            return Ok(());
+        }
+        let (shared, connectors) = (Arc::clone(&self.shared), Arc::clone(&self.connectors));
+        self.thread.start(move || shared.run(&connectors))
     }
 
     /// Returns the node that the listener is connected to: its release messages arrive first.
@@ -193,9 +212,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::background::loss_handler::LossHandler;
     use crate::background::release_listener::reconnect::ReconnectDelays;
     use crate::background::release_listener::shared::WAKE_COMMAND;
+    use crate::background::renewal::service::RenewalService;
     use crate::error::NodeFailure;
+    use crate::local::lock_table::LockTable;
     use crate::protocol::key::Channel;
     use crate::telemetry::stats::LockCounters;
     use crate::tests::fake_node::node;
@@ -238,7 +260,12 @@ mod tests {
         let settings = node::settings(|config| config);
         let (pool, _) = WorkerPool::spawn(&[fake.node_config(&settings)], 1).unwrap();
         let nodes = NodeGroup::new(pool, vec!["a".to_owned()], 1, LockCounters::new(None));
-        let listener = ReleaseListener::new("", &Arc::new(nodes), Arc::from([])).unwrap();
+        let (nodes, lock_table) = (Arc::new(nodes), Arc::new(LockTable::new()));
+        let losses = LossHandler::new(&lock_table, &nodes);
+        let watched = Arc::clone(losses.notifier().watched());
+        let renewal = RenewalService::new(&nodes, Duration::from_secs(1), Arc::new(losses));
+        let check = HolderCheck::new("", &lock_table, &Arc::new(renewal), &watched);
+        let listener = ReleaseListener::new("", &nodes, Arc::from([]), check).unwrap();
         listener.thread.start(|| {}).unwrap();
         listener
     }
@@ -255,7 +282,7 @@ mod tests {
         let is_confirmed = |name: &str| shared.state.lock().subscriptions.is_confirmed(name);
         let steps: [Step<'_>; 6] = [
             Box::new(|sent| {
-                assert_eq!(sent, [(WAKE_COMMAND, 1), (1, 2)], "both at once");
+                assert_eq!(sent, [(WAKE_COMMAND, 2), (1, 2)], "both at once");
                 *late.borrow_mut() = listener.subscribe(&keys[2], &inbox).ok();
                 // Of an earlier subscription.
                 Some(Event::Message("x".into()))

@@ -1,15 +1,16 @@
 //! The listener thread: keeps one subscriber connection and wakes the waiters of its channels.
 //!
-//! The thread connects to the first connected node that votes, while there are channels. It never
-//! waits for a reply: confirmations and messages are handled as they arrive, under a PING. A caller
-//! never blocks on the connection: it changes the shared state and wakes the thread.
+//! The thread connects to the first connected node that votes, while there are channels with
+//! waiters, or holders with callbacks, which want notices (`holder_check.rs`). It never waits for a
+//! reply: confirmations and messages are handled as they arrive, under a PING. A caller never blocks
+//! on the connection: it changes the shared state and wakes the thread.
 //!
 //! A blocking read cannot be interrupted, so the thread also subscribes to a private *wake
 //! channel*. A caller wakes the thread by a message that a worker publishes there.
 //!
 //! | state      | the thread                      | ends by                                  |
 //! |------------|---------------------------------|------------------------------------------|
-//! | idle       | sleeps until there is a channel | a waiter; stop                           |
+//! | idle       | sleeps until it is needed       | a waiter; a holder with callbacks; stop  |
 //! | searching  | looks for a node to connect to  | a node is up and not delayed; no channel |
 //! | connecting | waits for the wake channel      | its confirmation; a failure              |
 //! | listening  | receives messages               | a failure; no channel; an earlier node   |
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use log::{Level, debug, info, log};
 
+use crate::background::holder_check::HolderCheck;
 use crate::background::release_listener::place_sink::PlaceSink;
 use crate::background::release_listener::places::{PlaceRequest, Places};
 use crate::background::release_listener::reconnect::{RECONNECT_DELAY, ReconnectDelays};
@@ -61,7 +63,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// The part of [`ListenerShared::check_unit`] that does not depend on the network.
 const MIN_CHECK_UNIT: Duration = Duration::from_millis(2);
 
-/// The id of the SUBSCRIBE to the wake channel. The ids of all other ones count from 1.
+/// The id of the SUBSCRIBE to the wake channel and the notice channel. The ids of all other ones
+/// count from 1.
 pub(super) const WAKE_COMMAND: u64 = 0;
 
 /// The state that the listener thread shares with its callers.
@@ -71,6 +74,7 @@ pub(super) struct ListenerShared {
     nodes: Arc<NodeGroup>,
     /// A lease that no node holds; its key names the wake channel.
     pub(super) wake_channel: Arc<Lease>,
+    holder_check: HolderCheck,
     /// The number of channels, so that callers that do not wait need not lock `state`.
     pub(super) channel_count: AtomicUsize,
     pub(super) place_sink: Arc<PlaceSink>,
@@ -109,7 +113,11 @@ struct Commands {
 }
 
 impl ListenerShared {
-    pub(super) fn new(nodes: &Arc<NodeGroup>, wake_channel: Lease) -> ListenerShared {
+    pub(super) fn new(
+        nodes: &Arc<NodeGroup>,
+        wake_channel: Lease,
+        holder_check: HolderCheck,
+    ) -> ListenerShared {
         ListenerShared {
             state: Mutex::new(ListenerState {
                 subscriptions: Subscriptions::new(),
@@ -122,10 +130,26 @@ impl ListenerShared {
             changed: Condvar::new(),
             nodes: Arc::clone(nodes),
             wake_channel: Arc::new(wake_channel),
+            holder_check,
             channel_count: AtomicUsize::new(0),
             place_sink: Arc::default(),
             yield_count: AtomicUsize::new(0),
         }
+    }
+
+    /// Wakes the thread if it sleeps, because a holder wants notices.
+    pub(super) fn wake_for_holder(&self) {
+        let state = self.state.lock();
+        let is_connected = state.node.is_some();
+        drop(state); // unlock before waking
+        if !is_connected {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Returns whether a caller waits for a release, or a holder for notices.
+    fn is_needed(&self, state: &ListenerState) -> bool {
+        !state.subscriptions.is_empty() || self.holder_check.is_wanted()
     }
 
     /// Wakes the thread, which may sleep on `changed` or block in a read.
@@ -184,8 +208,8 @@ impl ListenerShared {
         !stopping
     }
 
-    /// Blocks until there is a channel and a node to connect to, and returns the node. Returns
-    /// `None` if the thread is to end.
+    /// Blocks until the connection is needed and there is a node to connect to, and returns the
+    /// node. Returns `None` if the thread is to end.
     fn wait_for_work(&self, delays: &ReconnectDelays) -> Option<usize> {
         let mut state = self.state.lock();
         loop {
@@ -193,7 +217,7 @@ impl ListenerShared {
             if state.stopping {
                 return None;
             }
-            if state.subscriptions.is_empty() {
+            if !self.is_needed(&state) {
                 self.changed.wait(&mut state);
                 continue;
             }
@@ -216,7 +240,7 @@ impl ListenerShared {
         unsubscribe
     }
 
-    /// Serves a connection until no channel is left, the thread is to end, or a node before `node`
+    /// Serves a connection until it is not needed, the thread is to end, or a node before `node`
     /// is connected: all listeners use the first one, so that a release is counted there.
     ///
     /// # Errors
@@ -227,7 +251,9 @@ impl ListenerShared {
         node: usize,
         delays: &ReconnectDelays,
     ) -> Result<(), NodeFailure> {
-        subscriber.subscribe(WAKE_COMMAND, &[self.wake_channel.key().channel()])?;
+        let wake_channel = self.wake_channel.key().channel();
+        let notice_channel = Arc::clone(self.holder_check.channel());
+        subscriber.subscribe(WAKE_COMMAND, &[wake_channel, notice_channel])?;
         self.state.lock().subscriptions.record_connected();
         let mut last_event = clock::now();
         let mut check_at = last_event + PING_INTERVAL;
@@ -263,12 +289,13 @@ impl ListenerShared {
         Ok(())
     }
 
-    /// Returns the commands to send. Returns `None` if no channel is left or the thread is to end.
+    /// Returns the commands to send. Returns `None` if the connection is not needed or the thread is
+    /// to end.
     fn next_commands(&self) -> Option<Commands> {
         let mut state = self.state.lock();
         state.wake_pending = false;
         let unsubscribe = self.remove_idle(&mut state, UNSUBSCRIBE_DELAY);
-        if state.stopping || state.subscriptions.is_empty() {
+        if state.stopping || !self.is_needed(&state) {
             return None;
         }
         let checks = state.places.take_due(clock::now());
@@ -296,6 +323,10 @@ impl ListenerShared {
         let mut state = self.state.lock();
         match event {
             Event::Message(channel) => state.subscriptions.signal_release(&channel, None),
+            Event::Check(lock) => {
+                drop(state); // unlock before the lock table is locked
+                self.holder_check.check(&lock);
+            }
             Event::NextWoken(channel) => {
                 let unit = self.check_unit();
                 let placed = state.places.note_release(&channel, clock::now(), unit);

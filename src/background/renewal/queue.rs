@@ -19,6 +19,7 @@ use crate::protocol::reply::Reply;
 use crate::protocol::ttl::Ttl;
 use crate::random;
 use crate::random::HashMap;
+use crate::sync::atomic::AtomicBool;
 use crate::sync::primitives::{Condvar, Mutex};
 use crate::time::timer_queue::TimerQueue;
 use crate::transport::job::ReplySink;
@@ -73,6 +74,12 @@ pub(super) struct RenewalEntry {
     pub(super) renew_until: Option<Instant>,
     /// Failed renewals in a row.
     pub(super) failures: u32,
+    /// The entry is a check: one extension to less than the present expiry.
+    pub(super) is_check: bool,
+    /// The lease is to be checked once more, because a notice came while a request was in flight.
+    pub(super) checks_again: bool,
+    /// Another token was found under a key of the lease, and its holder was told.
+    pub(super) told_other: Arc<AtomicBool>,
 }
 
 impl RenewalQueue {
@@ -91,6 +98,18 @@ impl RenewalQueue {
 }
 
 impl RenewalEntry {
+    pub(super) fn new(lease: &Arc<Lease>, ttl: Ttl) -> RenewalEntry {
+        RenewalEntry {
+            lease: Arc::clone(lease),
+            ttl,
+            renew_until: None,
+            failures: 0,
+            is_check: false,
+            checks_again: false,
+            told_other: Arc::default(),
+        }
+    }
+
     /// Returns the time between two renewals: a third of the TTL, ±10 %. The jitter spreads leases
     /// that were acquired in one burst.
     pub(super) fn interval(&self) -> Duration {
@@ -137,10 +156,8 @@ mod tests {
 
     fn entry(failures: u32) -> RenewalEntry {
         RenewalEntry {
-            lease: lease("x"),
-            ttl: Ttl::parse(TTL, 0.5).unwrap(),
-            renew_until: None,
             failures,
+            ..RenewalEntry::new(&lease("x"), Ttl::parse(TTL, 0.5).unwrap())
         }
     }
 

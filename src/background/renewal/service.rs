@@ -49,17 +49,11 @@ impl RenewalService {
         ttl: Ttl,
         max_renewal: Option<Duration>,
     ) -> Result<(), Error> {
-        if !self.thread.is_started() {
-            let (nodes, results) = (Arc::clone(&self.nodes), Arc::clone(&self.results));
-            let mut worker = RenewalWorker::new(&self.queue, nodes, self.node_timeout, results);
-            self.thread.start(move || worker.run())?;
-        }
+        self.start_thread()?;
         let now = clock::now();
         let entry = RenewalEntry {
-            lease: Arc::clone(lease),
-            ttl,
             renew_until: max_renewal.and_then(|max| deadline::deadline(now, max)),
-            failures: 0,
+            ..RenewalEntry::new(lease, ttl)
         };
         let due = now + entry.interval();
         let mut state = self.queue.state.lock();
@@ -70,6 +64,38 @@ impl RenewalService {
             self.queue.changed.notify_one();
         }
         Ok(())
+    }
+
+    /// Asks the nodes at once whether they have the token of a lease: by its renewal, or by one
+    /// extension that does not move its expiry. Does not block.
+    ///
+    /// # Errors
+    /// - `System` if the operating system refuses the thread.
+    pub(crate) fn check(&self, lease: &Arc<Lease>) -> Result<(), Error> {
+        self.start_thread()?;
+        let (id, now) = (lease.token().id(), clock::now());
+        let mut state = self.queue.state.lock();
+        if let Some(entry) = state.in_flight.get_mut(&id) {
+            // The nodes may have served that request before the notice was published.
+            entry.checks_again = true;
+            return Ok(());
+        }
+        let Some(entry) = state.timers.remove(id).or_else(|| check_of(lease, now)) else {
+            return Ok(());
+        };
+        state.timers.insert(id, now, entry);
+        drop(state); // unlock before waking
+        self.queue.changed.notify_one();
+        Ok(())
+    }
+
+    fn start_thread(&self) -> Result<(), Error> {
+        if self.thread.is_started() {
+            return Ok(());
+        }
+        let (nodes, results) = (Arc::clone(&self.nodes), Arc::clone(&self.results));
+        let mut worker = RenewalWorker::new(&self.queue, nodes, self.node_timeout, results);
+        self.thread.start(move || worker.run())
     }
 
     /// Stops renewing a lease. A renewal in flight may still extend it.
@@ -100,4 +126,15 @@ impl RenewalService {
     pub(crate) fn join_until(&self, end: Instant) -> bool {
         self.thread.join_until(end)
     }
+}
+
+/// Returns the entry that checks a lease without renewing it. `None` if the nodes do not have the
+/// lease, or if it ends in a moment.
+fn check_of(lease: &Arc<Lease>, now: Instant) -> Option<RenewalEntry> {
+    let left = lease.expiry(now)?.saturating_duration_since(now);
+    let entry = RenewalEntry::new(lease, Ttl::parse(left, 0.0).ok()?);
+    Some(RenewalEntry {
+        is_check: true,
+        ..entry
+    })
 }

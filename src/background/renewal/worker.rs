@@ -28,6 +28,7 @@ use crate::protocol::restoration::Restoration;
 use crate::protocol::ttl::Ttl;
 use crate::protocol::{reply, validity};
 use crate::random::HashMap;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::threads;
 use crate::time::{clock, deadline};
 use crate::transport::job::ReplySink;
@@ -71,6 +72,7 @@ struct ConfirmedRenewal {
     lease: Arc<Lease>,
     ttl: Ttl,
     restoration: Restoration,
+    told_other: Arc<AtomicBool>,
     /// When late replies are no longer counted.
     end: Instant,
 }
@@ -166,21 +168,38 @@ impl RenewalWorker {
     }
 
     /// Counts a reply, and restores the key if the node has lost it and a quorum has confirmed the
-    /// lease.
+    /// lease. Tells the holder of another token, once per lease: it acquired the lock before a quorum
+    /// of nodes lost it, or has taken it from us.
     fn count_reply(&mut self, round: u32, node: usize, reply: Reply) {
-        let is_absent = reply == Reply::Absent;
-        let (lease, ttl, restoration) = if let Some(renewal) = self.in_flight.get_mut(&round) {
-            renewal.tally.vote(node, reply::vote_of(reply));
-            let entry = &renewal.entry;
-            (&entry.lease, entry.ttl, &mut renewal.restoration)
-        } else if let Some(renewal) = self.confirmed.get_mut(&round) {
-            (&renewal.lease, renewal.ttl, &mut renewal.restoration)
-        } else {
-            return; // the renewal failed, or its wait has ended
-        };
+        let (is_absent, is_other) = (reply == Reply::Absent, reply == Reply::OtherToken);
+        let (lease, ttl, restoration, told_other) =
+            if let Some(renewal) = self.in_flight.get_mut(&round) {
+                renewal.tally.vote(node, reply::vote_of(reply));
+                let entry = &renewal.entry;
+                let told_other = &entry.told_other;
+                (
+                    &entry.lease,
+                    entry.ttl,
+                    &mut renewal.restoration,
+                    told_other,
+                )
+            } else if let Some(renewal) = self.confirmed.get_mut(&round) {
+                let told_other = &renewal.told_other;
+                (
+                    &renewal.lease,
+                    renewal.ttl,
+                    &mut renewal.restoration,
+                    told_other,
+                )
+            } else {
+                return; // the renewal failed, or its wait has ended
+            };
         if is_absent && restoration.record_absent(node) {
             self.nodes
                 .restore(lease, ttl.millis(), NodeSet::single(node));
+        }
+        if is_other && !told_other.swap(true, Ordering::AcqRel) {
+            self.nodes.notify_holders(lease.keys());
         }
     }
 
@@ -321,6 +340,7 @@ impl RenewalWorker {
                         lease: Arc::clone(lease),
                         ttl: entry.ttl,
                         restoration,
+                        told_other: Arc::clone(&entry.told_other),
                         end: start + self.node_timeout,
                     };
                     self.confirmed.insert(round, confirmed);
@@ -337,7 +357,9 @@ impl RenewalWorker {
 
     /// Counts a successful renewal that began at `start` and schedules the next one.
     fn schedule_next(&self, id: u64, mut entry: RenewalEntry, start: Instant) {
-        self.nodes.counters().renewed(entry.lease.key().name());
+        if !entry.is_check {
+            self.nodes.counters().renewed(entry.lease.key().name());
+        }
         entry.failures = 0;
         let due = start + entry.interval();
         self.reschedule(id, entry, due);
@@ -354,12 +376,19 @@ impl RenewalWorker {
         debug!("{keys}: renewal failed: confirmed by {granted} of {total} nodes");
     }
 
-    /// Schedules the entry at `due`, unless it was unregistered meanwhile.
+    /// Schedules the entry at `due`, unless it was unregistered meanwhile. A check ends, and both
+    /// are due at once after a notice.
     fn reschedule(&self, id: u64, entry: RenewalEntry, due: Instant) {
         let mut state = self.queue.state.lock();
-        if state.in_flight.remove(&id).is_some() {
-            state.timers.insert(id, due, entry);
-        }
+        let Some(stored) = state.in_flight.remove(&id) else {
+            return;
+        };
+        let due = match stored.checks_again {
+            true => clock::now(),
+            false if entry.is_check => return,
+            false => due,
+        };
+        state.timers.insert(id, due, entry);
     }
 
     /// Removes the entry of a lease that is no longer held, and handles its loss if `state` says

@@ -13,6 +13,7 @@ pub(crate) mod leftovers;
 pub(crate) mod loss;
 pub(crate) mod min_hold;
 pub(crate) mod multi_key;
+pub(crate) mod notice;
 pub(crate) mod outage;
 pub(crate) mod pending;
 pub(crate) mod permits;

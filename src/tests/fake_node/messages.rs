@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::protocol::key::{Channel, Key};
+use crate::protocol::key::{Channel, Key, notice_channel};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
@@ -46,6 +46,10 @@ impl NodeStore {
                 let list = self.waiting_list(key, now);
                 list.places.retain(|(_, channel)| **channel != *own);
                 return (Reply::Done, Messages::new());
+            }
+            Op::Notify => {
+                let notice = (notice_channel(key.prefix()), Event::Check(key.channel()));
+                return (Reply::Done, vec![notice]);
             }
             _ => {}
         }

@@ -306,6 +306,12 @@ impl FakeNode {
         answer
     }
 
+    /// Publishes a text.
+    pub(crate) fn publish_text(&self, channel: &Channel, text: &str) {
+        let event = Event::from_message(channel, text.as_bytes());
+        deliver(&self.subscriptions.lock(), channel, &event);
+    }
+
     /// Publishes a plain release.
     pub(crate) fn publish(&self, channel: &Channel) {
         let event = Event::Message(Arc::clone(channel));
@@ -349,12 +355,14 @@ impl FakeNode {
 
     /// Returns the number of subscriptions to the channel of a lock.
     pub(crate) fn subscribed(&self, name: &str) -> usize {
-        let channel = key(name, LockKind::Exclusive).channel();
+        self.subscribers(&key(name, LockKind::Exclusive).channel())
+    }
+
+    /// Returns the number of subscriptions to a channel.
+    pub(crate) fn subscribers(&self, channel: &Channel) -> usize {
         let subscriptions = self.subscriptions.lock();
-        subscriptions
-            .iter()
-            .filter(|(name, _)| *name == channel)
-            .count()
+        let each = subscriptions.iter();
+        each.filter(|(name, _)| name == channel).count()
     }
 }
 

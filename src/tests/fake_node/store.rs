@@ -82,8 +82,8 @@ impl NodeStore {
         let label = lock.owner.as_ref().and_then(|(owner, _)| label_of(owner));
         let label = label.filter(|_| !request.is_plain_set() || request.wants_owner);
         match (request.op, lease.kind()) {
-            // `NodeStore::run` serves those of the waiting list.
-            (Op::WakeListener | Op::TakePlace | Op::LeavePlace, _) => Reply::Done,
+            // `NodeStore::run` serves notices and the waiting list.
+            (Op::WakeListener | Op::Notify | Op::TakePlace | Op::LeavePlace, _) => Reply::Done,
             (Op::Inspect, _) => match &lock.owner {
                 None => Reply::Absent,
                 Some((token, end)) => Reply::Holder(Box::new(NodeHolder {

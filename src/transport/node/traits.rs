@@ -66,6 +66,8 @@ pub(crate) enum Event {
     /// This process has a place in the waiting list of the channel's lock, behind this number of
     /// others.
     Placed(Channel, u32),
+    /// A notice: the holders in this process of the channel's lock are to check it.
+    Check(Channel),
     /// The SUBSCRIBE with this id is confirmed for this channel.
     Subscribed(u64, Channel),
     /// The SUBSCRIBE with this id is refused, for all of its channels.
@@ -84,6 +86,7 @@ impl Event {
                 "next" if rest.is_empty() => Some(Event::NextWoken(channel.into())),
                 "wake" => Some(Event::Woken(rest.into())),
                 "free" => Some(Event::Free(rest.into())),
+                "check" => Some(Event::Check(rest.into())),
                 "place" => {
                     let (before, of) = rest.split_once(' ')?;
                     Some(Event::Placed(of.into(), before.parse().ok()?))
@@ -97,10 +100,10 @@ impl Event {
     /// Returns whether the event is a message, and not a reply to a command.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn is_message(&self) -> bool {
-        use Event::{Free, Message, NextWoken, Placed, Woken};
+        use Event::{Check, Free, Message, NextWoken, Placed, Woken};
         matches!(
             self,
-            Message(_) | NextWoken(_) | Woken(_) | Free(_) | Placed(..)
+            Message(_) | NextWoken(_) | Woken(_) | Free(_) | Placed(..) | Check(_)
         )
     }
 }
@@ -203,6 +206,7 @@ mod tests {
             ("next", Event::NextWoken(lock())),
             ("wake a b", Event::Woken(of())),
             ("free a b", Event::Free(of())),
+            ("check a b", Event::Check(of())),
             ("place 7 a b", Event::Placed(of(), 7)),
         ] {
             let parsed = Event::from_message("lock", payload.as_bytes());

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use redguard::{
-    Config, Error, LockOptions, Locker, Mode, NodeReply, NodeState, NodeStats, Nodes, Observer,
-    RedisLocker, RedisRwLocker, RwLocker, WatchOutcome,
+    Config, Error, LockOptions, Locker, LossReason, Mode, NodeReply, NodeState, NodeStats, Nodes,
+    Observer, RedisLocker, RedisRwLocker, RwLocker, WatchOutcome,
 };
 
 use crate::support::fixtures::{
-    BRIEF, LIMIT, TTL, ask, at, config, connect, connect_by, shared, token, wire,
+    BRIEF, LIMIT, TTL, ask, at, config, connect, connect_by, shared, subscribers, token, wire,
     with_short_timeouts,
 };
 use crate::support::{eventually, raw, servers, unique_key};
@@ -384,6 +384,28 @@ fn force_release_wakes_waiters() {
     });
     crate::support::fixtures::assert_no_timeout_elapsed(began);
     assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
+}
+
+#[test]
+fn force_release_is_told_to_its_holder_before_the_next_renewal() {
+    let key = unique_key("told");
+    for is_renewed in [true, false] {
+        let nodes = servers(3);
+        let [holder, operator] = [(); 2].map(|()| connect(&nodes));
+        let (tell, told) = std::sync::mpsc::channel();
+        // Renewals begin after 18 s.
+        let options = LockOptions::new(Duration::from_secs(60))
+            .auto_renew(is_renewed)
+            .on_lost(move |lost| tell.send(lost.reason()).unwrap());
+        let guard = holder.acquire(&key, &options).unwrap();
+        eventually(LIMIT, "notices are received", || {
+            subscribers(&nodes[0], "listener:notices") == 1
+        });
+        assert!(operator.force_release(&key).unwrap());
+        let reason = told.recv_timeout(Duration::from_secs(10));
+        assert_eq!(reason, Ok(LossReason::NotOurs));
+        assert!(!guard.is_held());
+    }
 }
 
 #[test]
