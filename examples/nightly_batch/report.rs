@@ -2,11 +2,10 @@
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use walkdir::WalkDir;
 
 pub(crate) struct Entry {
     pub(crate) path: PathBuf,
@@ -18,12 +17,17 @@ pub(crate) struct Entry {
 /// use the same names.
 pub(crate) fn list(dir: &Path, report: &Path) -> io::Result<Vec<Entry>> {
     let mut files = Vec::new();
-    for entry in WalkDir::new(dir.canonicalize().map_err(|error| naming(dir, &error))?) {
-        let entry = entry?;
-        if entry.file_type().is_file() && entry.path() != report {
-            let id = id(entry.path());
-            let path = entry.into_path();
-            files.push(Entry { path, id });
+    let mut dirs = vec![dir.canonicalize().map_err(|error| naming(dir, &error))?];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).map_err(|error| naming(&dir, &error))? {
+            let entry = entry.map_err(|error| naming(&dir, &error))?;
+            let (kind, path) = (entry.file_type()?, entry.path());
+            if kind.is_dir() {
+                dirs.push(path);
+            } else if kind.is_file() && path != report {
+                let id = id(&path);
+                files.push(Entry { path, id });
+            }
         }
     }
     Ok(files)

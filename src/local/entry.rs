@@ -103,6 +103,8 @@ pub(super) struct LocalHolder {
     permit_number: Option<u16>,
     /// The guard was released, and keeps other threads out until this time.
     kept_until: Option<Instant>,
+    /// The owner label of the lease that was released before that time.
+    kept_label: Option<Box<str>>,
 }
 
 /// A thread in the wait queue of an entry.
@@ -242,7 +244,10 @@ impl KeyEntry {
     pub(super) fn keep(&mut self, ticket: u64, end: Instant) -> bool {
         let holder = self.holder(ticket);
         holder.is_some_and(|holder| {
-            (holder.lease, holder.kept_until) = (None, Some(end));
+            let released = holder.lease.take();
+            holder.kept_label =
+                released.and_then(|lease| lease.token().owner_label().map(Box::from));
+            holder.kept_until = Some(end);
             true
         })
     }
@@ -279,6 +284,7 @@ impl KeyEntry {
         let holder = self.holders.first()?;
         let lease = holder.lease.as_ref();
         let label = lease.and_then(|lease| lease.token().owner_label());
+        let label = label.or(holder.kept_label.as_deref());
         (holder.mode == AccessMode::Exclusive).then_some(label)
     }
 
@@ -457,6 +463,7 @@ impl LocalHolder {
             handoff_expiry: None,
             permit_number: None,
             kept_until: None,
+            kept_label: None,
         }
     }
 

@@ -75,6 +75,10 @@ fn error_names_the_holder_in_the_same_process() {
         let _guard = locker.lock("b", TTL).unwrap();
         let expected = ("b".to_owned(), default.map(str::to_owned));
         assert_eq!(told(locker.acquire("b", &brief())), expected);
+        // Its release keeps it for its minimum time.
+        let kept = LockOptions::new(TTL).min_hold(TTL).owner_label("job 7");
+        drop(locker.acquire("c", &kept).unwrap());
+        assert_eq!(told(locker.acquire("c", &brief())), by("c", "job 7"));
     }
 }
 
