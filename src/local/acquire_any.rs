@@ -71,6 +71,13 @@ impl LockTable {
     }
 }
 
+impl TableWatch<'_> {
+    /// Returns how many releases and losses there were in this process.
+    pub(crate) fn releases(&self) -> u64 {
+        self.table.state.lock().releases
+    }
+}
+
 impl Drop for TableWatch<'_> {
     fn drop(&mut self) {
         let mut state = self.table.state.lock();

@@ -47,6 +47,8 @@ pub(crate) struct LockTableState {
     pub(crate) entries: HashMap<Key, KeyEntry>,
     /// The inboxes that every release wakes ([`watch`](LockTable::watch)).
     pub(super) watchers: Vec<Arc<Inbox>>,
+    /// The number of releases and losses.
+    pub(super) releases: u64,
     /// The entries that are kept after a release, by the end of that time.
     kept: BTreeMap<(Instant, u64), Key>,
     last_ticket: u64,
@@ -54,6 +56,12 @@ pub(crate) struct LockTableState {
 }
 
 impl LockTableState {
+    /// Counts a release or a loss, and adds the inboxes that it wakes to `woken`.
+    fn add_watchers(&mut self, woken: &mut Vec<Arc<Inbox>>) {
+        self.releases += 1;
+        woken.extend_from_slice(&self.watchers);
+    }
+
     pub(super) fn next_ticket(&mut self) -> u64 {
         self.last_ticket += 1;
         self.last_ticket
@@ -85,6 +93,7 @@ impl LockTable {
             state: Mutex::new(LockTableState {
                 entries: HashMap::default(),
                 watchers: Vec::new(),
+                releases: 0,
                 kept: BTreeMap::new(),
                 last_ticket: 0,
                 last_fencing_token: 0,
@@ -104,11 +113,11 @@ impl LockTable {
 
     /// Wakes the first waiter of each key, because the lease of a holder was lost.
     pub(crate) fn recheck(&self, keys: &KeySet) {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         let keys = keys.as_slice().iter();
         let entries = keys.filter_map(|key| state.entries.get(key));
         let mut first: Vec<_> = entries.filter_map(KeyEntry::first_waiter).collect();
-        first.extend_from_slice(&state.watchers);
+        state.add_watchers(&mut first);
         if self.is_closed() {
             self.idle.notify_all(); // `wait_idle` does not wait for a lost lease
         }
@@ -221,7 +230,7 @@ impl LockTable {
         if self.is_closed() || state.entries.is_empty() {
             self.idle.notify_all();
         }
-        woken.extend_from_slice(&state.watchers);
+        state.add_watchers(&mut woken);
         drop(state); // unlock before waking
         woken.iter().for_each(|inbox| inbox.wake());
     }
@@ -235,7 +244,8 @@ impl LockTable {
         }
         let now = clock::now();
         let mut state = self.state.lock();
-        let mut woken = state.watchers.clone();
+        let mut woken = Vec::new();
+        state.add_watchers(&mut woken);
         for key in keys.as_slice() {
             let Some(entry) = state.entries.get_mut(key) else {
                 continue;

@@ -9,6 +9,7 @@
 //! | no run | a connect → current run |
 //! | current run | a connect to a new run → current run, with the next epoch |
 //! | current run | a connect to a former run → doubted |
+//! | current run | a connect to another run that began before the current one was found → no change |
 //! | doubted | [`SAME_IN_A_ROW`] connects in a row to one run → current run |
 
 use std::collections::VecDeque;
@@ -56,6 +57,8 @@ struct Runs {
     /// After several servers were seen: the run id of the last connect, and how many more connects
     /// must lead to it.
     doubted: Option<(String, u32)>,
+    /// How often the current run was set.
+    found: u64,
 }
 
 /// The server that a connection leads to.
@@ -67,6 +70,9 @@ pub(crate) enum Entered {
     Twin(usize),
     /// One of several servers at the node's address.
     SeveralServers,
+    /// Another run than the current one, but perhaps an earlier one: it was found after this connect
+    /// began.
+    Outdated,
 }
 
 /// The callers that wait for nodes to come up, or for the breaker.
@@ -190,7 +196,15 @@ impl NodeRegistry {
     /// Registers a connection of `node` to the server with `run_id`.
     ///
     /// Without `is_one_server` (sentinels, cluster) the node's server may change, and change back.
-    pub(super) fn register_run(&self, node: usize, run_id: &str, is_one_server: bool) -> Entered {
+    /// `found` is [`found_runs`](NodeRegistry::found_runs) from before the connect: the reply of a run
+    /// that has ended may arrive after that of its successor.
+    pub(super) fn register_run(
+        &self,
+        node: usize,
+        run_id: &str,
+        is_one_server: bool,
+        found: u64,
+    ) -> Entered {
         let mut runs = self.run_ids.lock();
         let same = |runs: &Runs| runs.current.as_ref().is_some_and(|run| run.0 == run_id);
         let twin = runs.iter().position(same).filter(|twin| *twin != node);
@@ -199,6 +213,10 @@ impl NodeRegistry {
         }
         let epoch = &self.epochs[node];
         let own = &mut runs[node];
+        let is_other = own.current.as_ref().is_some_and(|run| run.0 != run_id);
+        if is_one_server && is_other && own.found != found {
+            return Entered::Outdated;
+        }
         if let Some((last, left)) = &mut own.doubted {
             *left = match last == run_id {
                 true => *left - 1,
@@ -208,7 +226,10 @@ impl NodeRegistry {
             if *left > 0 {
                 return Entered::SeveralServers;
             }
-            *own = Runs::default();
+            *own = Runs {
+                found: own.found,
+                ..Runs::default()
+            };
         }
         if is_one_server && own.former.iter().any(|former| former == run_id) {
             own.current = None;
@@ -219,6 +240,7 @@ impl NodeRegistry {
         match &mut own.current {
             Some((run, connections)) if run == run_id => *connections += 1,
             current => {
+                own.found += 1;
                 if let Some((former, _)) = current.replace((run_id.to_owned(), 1)) {
                     own.former.push_back(former);
                     if own.former.len() > MAX_FORMER_RUNS {
@@ -231,6 +253,11 @@ impl NodeRegistry {
         Entered::Counted {
             epoch: epoch.load(Ordering::Acquire),
         }
+    }
+
+    /// Returns how often a connect has found a new run of a node.
+    pub(super) fn found_runs(&self, node: usize) -> u64 {
+        self.run_ids.lock()[node].found
     }
 
     /// Records that a server beside the node's current run is alive. No connection counts until one
@@ -274,20 +301,51 @@ mod tests {
         }
     }
 
+    /// Registers a connection that nothing has overtaken.
+    fn register(
+        registry: &NodeRegistry,
+        node: usize,
+        run_id: &str,
+        is_one_server: bool,
+    ) -> Entered {
+        registry.register_run(node, run_id, is_one_server, registry.found_runs(node))
+    }
+
+    #[test]
+    fn reply_of_a_run_that_its_successor_has_overtaken_replaces_nothing() {
+        for is_first in [true, false] {
+            let registry = NodeRegistry::of(1);
+            if !is_first {
+                counted(register(&registry, 0, "before", true));
+            }
+            let found = registry.found_runs(0);
+            let epoch = counted(register(&registry, 0, "after", true));
+            let late = registry.register_run(0, "before", true, found);
+            assert_eq!(late, Entered::Outdated);
+            // Neither connection is replaced, and the node is not doubted.
+            assert_eq!(registry.epoch(0), epoch);
+            assert_eq!(counted(register(&registry, 0, "after", true)), epoch);
+            // Two connects at once may lead to the new run.
+            let same = registry.register_run(0, "after", true, found);
+            assert_eq!(counted(same), epoch);
+            assert_ne!(counted(register(&registry, 0, "later", true)), epoch);
+        }
+    }
+
     #[test]
     fn server_that_restarts_often_is_one_server() {
         let registry = NodeRegistry::of(1);
-        let mut epoch = counted(registry.register_run(0, "run 0", true));
-        assert_eq!(counted(registry.register_run(0, "run 0", true)), epoch);
+        let mut epoch = counted(register(&registry, 0, "run 0", true));
+        assert_eq!(counted(register(&registry, 0, "run 0", true)), epoch);
         for run in 1..20 {
             let run_id = format!("run {run}");
-            let next = counted(registry.register_run(0, &run_id, true));
+            let next = counted(register(&registry, 0, &run_id, true));
             assert!(
                 next > epoch && registry.epoch(0) == next,
                 "the other connection is replaced"
             );
             registry.unregister_run(0, &format!("run {}", run - 1));
-            epoch = counted(registry.register_run(0, &run_id, true));
+            epoch = counted(register(&registry, 0, &run_id, true));
             assert_eq!(epoch, next);
         }
     }
@@ -295,12 +353,12 @@ mod tests {
     #[test]
     fn two_servers_at_one_address_do_not_count_until_one_is_left() {
         let registry = NodeRegistry::of(1);
-        let first = counted(registry.register_run(0, "a", true));
-        let second = counted(registry.register_run(0, "b", true));
+        let first = counted(register(&registry, 0, "a", true));
+        let second = counted(register(&registry, 0, "b", true));
         assert_ne!(first, second);
         let several = |run_id| {
             assert_eq!(
-                registry.register_run(0, run_id, true),
+                register(&registry, 0, run_id, true),
                 Entered::SeveralServers
             )
         };
@@ -316,23 +374,23 @@ mod tests {
         }
         (1..SAME_IN_A_ROW).for_each(|_| several("a"));
         assert_eq!(
-            counted(registry.register_run(0, "a", true)),
+            counted(register(&registry, 0, "a", true)),
             registry.epoch(0)
         );
         // A run without connections does not make the next one doubted.
         registry.unregister_run(0, "a");
-        counted(registry.register_run(0, "c", true));
-        counted(registry.register_run(0, "c", true));
+        counted(register(&registry, 0, "c", true));
+        counted(register(&registry, 0, "c", true));
     }
 
     #[test]
     fn server_alive_beside_a_later_one_makes_the_node_doubted() {
         let registry = NodeRegistry::of(1);
-        counted(registry.register_run(0, "a", true));
-        let later = counted(registry.register_run(0, "b", true));
+        counted(register(&registry, 0, "a", true));
+        let later = counted(register(&registry, 0, "b", true));
         registry.doubt(0);
         assert_ne!(registry.epoch(0), later);
-        assert_eq!(registry.register_run(0, "b", true), Entered::SeveralServers);
+        assert_eq!(register(&registry, 0, "b", true), Entered::SeveralServers);
         registry.doubt(0);
         assert_eq!(registry.epoch(0), later + 1, "it is doubted already");
     }
@@ -341,16 +399,16 @@ mod tests {
     fn node_whose_server_changes_back_is_one_node() {
         let registry = NodeRegistry::of(1);
         for run_id in ["a", "b", "a", "a", "b"] {
-            counted(registry.register_run(0, run_id, false));
+            counted(register(&registry, 0, run_id, false));
         }
     }
 
     #[test]
     fn server_of_another_node_is_a_twin() {
         let registry = NodeRegistry::of(2);
-        counted(registry.register_run(0, "a", true));
-        assert_eq!(registry.register_run(1, "a", true), Entered::Twin(0));
+        counted(register(&registry, 0, "a", true));
+        assert_eq!(register(&registry, 1, "a", true), Entered::Twin(0));
         registry.unregister_run(0, "a");
-        counted(registry.register_run(1, "a", true));
+        counted(register(&registry, 1, "a", true));
     }
 }

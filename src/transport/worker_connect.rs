@@ -28,6 +28,7 @@ impl Worker {
     /// # Errors
     /// The cause if the connect failed, or if the server must not be used as this node.
     pub(super) fn connect(&mut self, pipeline: &mut Pipeline) -> Result<(), NodeFailure> {
+        let found = pipeline.registry.found_runs(self.node);
         let (session, mut handshake) = self.open_session(pipeline)?;
         pipeline.warnings().clear_denied(Permission::Connect);
         self.warn_of_kill(pipeline, handshake.no_kill.as_ref());
@@ -36,10 +37,9 @@ impl Worker {
         {
             handshake.server_info.refine(&former.server_info);
         }
-        let entered =
-            pipeline
-                .registry
-                .register_run(self.node, &handshake.run_id, self.is_one_server);
+        let (run_id, is_one_server) = (&handshake.run_id, self.is_one_server);
+        let registry = &pipeline.registry;
+        let entered = registry.register_run(self.node, run_id, is_one_server, found);
         let (info, run_id) = (handshake.server_info.clone(), handshake.run_id.clone());
         let run_ids = handshake.runs();
         let is_first = self.former_session.replace(handshake).is_none();
@@ -100,6 +100,10 @@ impl Worker {
                 pipeline.epoch = epoch;
                 Ok(())
             }
+            // The next connect tells which run is the present one.
+            Entered::Outdated => Err(NodeFailure::Unreachable(
+                "the server has restarted during the connect".to_owned(),
+            )),
             Entered::Twin(twin) => {
                 self.send_connect_event(ConnectEvent::Duplicate(twin));
                 Err(NodeFailure::Unreachable(

@@ -30,7 +30,7 @@ pub(crate) struct StoredLock {
     pub(crate) owner: Option<(String, Instant)>,
     pub(crate) readers: HashMap<String, Instant>,
     pub(crate) gate: HashMap<String, Instant>,
-    /// The gate entries that have ended by time.
+    /// The gate entries that have ended by time, and were not raised again.
     pub(crate) lapsed_gate_entries: Vec<String>,
     pub(crate) turn: Option<(ReaderTurn, Instant)>,
     /// The fence counter.
@@ -156,8 +156,7 @@ impl NodeStore {
                         return Reply::Fenced(lock.next_fence(now));
                     }
                 } else if let Some(gate_entry) = &request.gate_entry {
-                    let end = now + request.marker_ttl();
-                    lock.gate.insert(gate_entry.token().text().to_owned(), end);
+                    lock.raise_gate_entry(gate_entry.token().text(), now + request.marker_ttl());
                 }
                 match refused {
                     Some((Blocker::Owner, end)) => held(Blocker::Owner, end, label, now),
@@ -272,6 +271,11 @@ impl StoredLock {
         self.permits.retain(|_, (_, end)| *end > now);
     }
 
+    fn raise_gate_entry(&mut self, token: &str, end: Instant) {
+        self.lapsed_gate_entries.retain(|lapsed| lapsed != token);
+        self.gate.insert(token.to_owned(), end);
+    }
+
     fn serve_permit(
         &mut self,
         op: Op,
@@ -359,9 +363,10 @@ impl StoredLock {
     }
 }
 
-/// Returns the owner after a release: none, or the former one for the rest of its minimum time.
+/// Returns the owner after a release: none, or the former one for the rest of its minimum time. A
+/// simulated release has that rest in place of a TTL.
 fn kept(request: &Request, now: Instant) -> Option<(String, Instant)> {
-    let left = request.keep_millis(now);
+    let left = request.keep_millis(now).max(request.ttl);
     let end = now + Duration::from_millis(left);
     (left > 0).then(|| (request.lease.token().text().to_owned(), end))
 }

@@ -9,10 +9,12 @@
 //! | a lost or endangered lock is told in time, once, and never wrongly (S11, L5) | `reports.rs`: in the callbacks, and after each event of the network |
 //! | a lock that its holder believes in is stored on a quorum; a released one is not (S1, S5) | `stored.rs`: at results, and after some events |
 //! | values of others are neither overwritten nor deleted (S3) | `stored.rs`: when a guard is returned, and at the end |
+//! | the holder of a deleted lock is told by a notice (S11) | `notices.rs`: after each event of the network |
 //! | nothing fails while nothing is broken, or while one key alone is in trouble (L2) | at each result, in calm histories; `isolation.rs` |
 //! | acquires and releases take a bounded number of round trips; waits end in time (L1, L4) | `waits.rs`: at each result |
 //! | what waits for a node does not grow while it is away (L3) | `isolation.rs`: between the steps of a thread |
 //! | no lease is held again after its end (S7), no wait outlasts a shutdown, no gate entry its writer (S10) | `ends.rs` |
+//! | a lock that is released before its minimum time is kept until then; of several locks one is acquired, and nothing of the others | `choices.rs` |
 //! | nothing is left on the servers, no thread, no connection (S4) | `final_state.rs`: at the end |
 
 use std::collections::BTreeMap;
@@ -130,6 +132,7 @@ impl Checker {
         self.check_overlaps();
         self.check_revived();
         self.check_reports();
+        self.check_notices();
         let is_due = self.with(|state| {
             state.events += 1;
             state.events.is_multiple_of(EVENTS_PER_CHECK)
@@ -239,30 +242,35 @@ impl Checker {
     pub(crate) fn end(&self, hold: HoldId) {
         let now = signal::true_time();
         self.with(|state| {
-            state.holds[hold].state = HoldState::Ended;
-            state.set_free(hold, Some(now));
+            let rest = state.holds[hold].end();
+            if !rest.is_zero() {
+                state.coverage.count("kept locks");
+            }
+            state.set_free(hold, Some(now + rest));
         });
     }
 
     /// Records that a release has ended.
     pub(crate) fn released(&self, hold: HoldId, result: &Result<(), Error>) {
         let now = signal::true_time();
-        let (text, may_fail) = self.with(|state| {
+        let (text, may_fail, was_kept) = self.with(|state| {
             let text = state.holds[hold].describe();
             let may_fail = state.holds[hold].may_fail();
+            let was_kept = matches!(state.holds[hold].state, HoldState::Kept { .. });
+            let rest = state.holds[hold].release_ended(result);
             // The next thread may have the lock by a handoff, and may have detached it.
             if !state.is_followed(hold) {
-                state.set_free(hold, Some(now));
+                state.set_free(hold, Some(now + rest));
             }
             state.coverage.count(match result {
                 Ok(()) => "releases by a quorum",
                 Err(Error::LockLost { .. }) => "releases of lost locks",
                 Err(_) => "releases without a quorum",
             });
-            (text, may_fail)
+            (text, may_fail, was_kept)
         });
         self.note(|| format!("released, {result:?}: {text}"));
-        if result.is_ok() {
+        if result.is_ok() && !was_kept {
             self.check_released(hold);
         }
         if !may_fail {

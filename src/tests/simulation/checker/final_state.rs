@@ -1,7 +1,7 @@
 //! Checks of the state after all threads of a history have ended.
 
 use crate::tests::simulation::checker::checker::Checker;
-use crate::tests::simulation::checker::hold::{Hold, HoldState, short};
+use crate::tests::simulation::checker::hold::{Hold, short};
 use crate::tests::simulation::network::network::NetworkState;
 use crate::tests::simulation::network::server::{STRANGERS_TOKEN, lock_name};
 use crate::tests::simulation::plan::locks::{FORCED_LOCK, STOLEN_LOCK};
@@ -21,7 +21,7 @@ impl Checker {
     ///
     /// Allowed: after an adoption a node that it did not reach keeps the former token until its TTL
     /// ends, because nobody may release a token that another process may hold again
-    /// ([`HoldState::Adopted`] is not ended). A lock that was deleted or overwritten by others is
+    /// ([`Adopted`](crate::tests::simulation::checker::hold::HoldState::Adopted) is not ended). A lock that was deleted or overwritten by others is
     /// left to its TTL, too.
     pub(crate) fn check_leftovers(&self, has_settled: impl Fn(usize) -> bool) {
         if !self.promises.leaves_nothing {
@@ -29,10 +29,8 @@ impl Checker {
         }
         let tokens = self.network.with(tokens);
         let holds = self.with(|state| state.holds.clone());
-        let is_used = |hold: &Hold, token: &str| {
-            let is_open = hold.state != HoldState::Ended;
-            is_open && hold.lease.token().text() == token
-        };
+        let is_used =
+            |hold: &Hold, token: &str| hold.is_open() && hold.lease.token().text() == token;
         let left = tokens.into_iter().find(|left| {
             let of = left.token.strip_prefix('p');
             let of = of.and_then(|rest| rest.split(':').next()?.parse().ok());

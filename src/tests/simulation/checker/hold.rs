@@ -29,6 +29,9 @@ pub(crate) struct Hold {
     pub(super) reports: Option<Arc<Reports>>,
     /// Since when its thread waits with a watch, by the clock of the process.
     pub(super) watched_since: Option<Instant>,
+    /// When the checker saw the lock taken away while its process listened for notices, by the clock
+    /// of the process.
+    pub(super) noticed_since: Option<Instant>,
     /// When the checker first saw the loss, by the clock of the process.
     pub(super) lost_since: Cell<Option<Instant>>,
     /// The checker saw the lease lost or released.
@@ -46,6 +49,10 @@ pub(crate) enum HoldState {
     /// Another thread adopts the lock, or has adopted it. Nodes that it did not reach keep the
     /// former token until its TTL ends.
     Adopted,
+    /// The guard has ended, or its end has begun, before the minimum time of the lock. By the clock
+    /// of the process nobody else holds it until `until`, and until `released` if a quorum has
+    /// released it.
+    Kept { until: Instant, released: Instant },
     /// The guard has ended, or its end has begun.
     Ended,
 }
@@ -61,6 +68,7 @@ impl Hold {
             state: HoldState::Held,
             reports: None,
             watched_since: None,
+            noticed_since: None,
             lost_since: Cell::new(None),
             has_ended: Cell::new(false),
         }
@@ -71,9 +79,14 @@ impl Hold {
         let now = || world::clock_of(self.process);
         match self.state {
             HoldState::Held => matches!(self.lease.peek(now()), LeaseState::Held(_)),
-            HoldState::Detached(until) => now() < until,
+            HoldState::Detached(until) | HoldState::Kept { until, .. } => now() < until,
             HoldState::Adopted | HoldState::Ended => false,
         }
+    }
+
+    /// Returns whether the token may be stored without an end: the holder or another one uses it.
+    pub(super) fn is_open(&self) -> bool {
+        !matches!(self.state, HoldState::Kept { .. } | HoldState::Ended)
     }
 
     /// Returns the access of the holder. The lease of a local lock does not tell of a downgrade.

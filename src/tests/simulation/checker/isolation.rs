@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use crate::api::nodes::Nodes;
 use crate::telemetry::health::{BreakerState, NodeState};
 use crate::tests::simulation::checker::checker::{Checker, CheckerState};
-use crate::tests::simulation::checker::hold::HoldState;
 use crate::tests::simulation::network::server::Server;
 use crate::tests::simulation::runtime::signal;
 
@@ -37,8 +36,7 @@ impl Checker {
             let waiting = nodes.engine().waiting(node);
             let limit = self.with(|state| {
                 let holds = state.holds.iter();
-                let held =
-                    holds.filter(|hold| hold.process == process && hold.state != HoldState::Ended);
+                let held = holds.filter(|hold| hold.process == process && hold.is_open());
                 // Each thread may be about to send.
                 let more = held.count() as u64 + threads as u64;
                 state.waiting_limit((process, node), is_noticed, waiting + more)

@@ -59,6 +59,11 @@ impl Reports {
         })
     }
 
+    /// Returns whether the acquire asks for any report.
+    pub(super) fn asks(&self) -> bool {
+        self.asks_loss || self.margin.is_some()
+    }
+
     /// Returns whether a loss that was to be told was not.
     pub(super) fn lacks_loss(&self) -> bool {
         self.asks_loss && self.state.lock().losses == 0
@@ -156,6 +161,7 @@ impl Checker {
                     Some(LossReason::NotOurs) => "losses of locks that are not ours",
                     _ => "losses told",
                 });
+            state.count_notice(lease);
             let begun = state.can_report_since(process, reports);
             reports.record_loss(lease, world::clock_of(process), begun)
         });

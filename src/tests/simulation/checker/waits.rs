@@ -8,12 +8,12 @@ use crate::tests::simulation::checker::hold::{Hold, HoldId};
 use crate::tests::simulation::runtime::signal;
 
 /// How long a waiter may take for a lock that was released, if messages wake it.
-const MAX_WAKE_UP: Duration = Duration::from_millis(1_000);
+pub(super) const MAX_WAKE_UP: Duration = Duration::from_millis(1_000);
 /// The largest number of round trips of a call for a lock that nobody else wants: the first script
 /// call, its repetition with the script, and as much again for the fence.
-const MAX_ROUND_TRIPS: u32 = 6;
+pub(super) const MAX_ROUND_TRIPS: u32 = 6;
 /// How long the threads of a process may be kept from running in the meantime.
-const MAX_STALLS: Duration = Duration::from_millis(100);
+pub(super) const MAX_STALLS: Duration = Duration::from_millis(100);
 
 /// How long callers may take to settle a split vote (L1).
 const MAX_SPLIT: Duration = Duration::from_millis(50);

@@ -9,7 +9,7 @@ use crate::error::NodeFailure;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::reply::Reply;
-use crate::protocol::request::Request;
+use crate::protocol::request::{Op, Request};
 use crate::protocol::scripts::Script;
 use crate::protocol::server_error::protocol_error;
 use crate::protocol::server_info::{ServerInfo, info_field};
@@ -263,9 +263,13 @@ impl SimulatedSession {
 fn as_sent(request: &Request) -> Request {
     let mut sent = request.clone();
     let lease = &request.lease;
-    if lease.kind() == LeaseKind::Write {
+    if lease.kind() == LeaseKind::Write || lease.has_min_hold() {
         let token = Token::existing(lease.token().text());
-        sent.lease = Arc::new(Lease::new(lease.keys().clone(), token, LeaseKind::Write));
+        sent.lease = Arc::new(Lease::new(lease.keys().clone(), token, lease.kind()));
+    }
+    if request.op == Op::Release {
+        // A release has no TTL. The rest is that of the client's clock, and the copy has none.
+        sent.ttl = request.keep_millis(clock::now());
     }
     sent
 }

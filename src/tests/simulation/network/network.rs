@@ -147,6 +147,11 @@ impl NetworkState {
         links.map(|link| link.connects).collect()
     }
 
+    /// Returns the process that has opened a connection.
+    pub(crate) fn process_of(&self, connection: ConnectionId) -> usize {
+        self.connections[connection].process
+    }
+
     /// Returns the process and the server of each connection that its client has open.
     pub(crate) fn open_connections(&self) -> Vec<(usize, usize)> {
         let open = self.connections.iter();

@@ -278,7 +278,7 @@ impl Server {
     }
 
     /// Returns the connections that are subscribed to a channel.
-    pub(super) fn receivers(&self, channel: &Channel) -> Vec<ConnectionId> {
+    pub(crate) fn receivers(&self, channel: &Channel) -> Vec<ConnectionId> {
         let receivers = self.subscriptions.iter();
         let receivers = receivers.filter(|(_, subscribed)| subscribed == channel);
         receivers.map(|(connection, _)| *connection).collect()

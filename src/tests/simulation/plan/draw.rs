@@ -104,6 +104,7 @@ impl Plan {
         }
         match theme {
             Theme::Calm if plan.promises.wakes && rng.u32(..4) == 0 => plan.add_relay(rng),
+            Theme::Calm if rng.u32(..16) == 0 => plan.add_removal(rng),
             Theme::Faults if rng.u32(..16) == 0 => plan.add_hang(rng),
             _ => {}
         }
@@ -216,11 +217,16 @@ impl Draw {
     fn acquire(&self, own_lock: usize, rng: &mut Rng) -> AcquirePlan {
         let target = self.target(own_lock, rng);
         let is_calm = self.theme == Theme::Calm;
-        let is_exclusive = matches!(target, Target::Exclusive(_) | Target::All(_));
+        let is_exclusive = matches!(
+            target,
+            Target::Exclusive(_) | Target::All(_) | Target::Any(_)
+        );
+        // The next acquire of its own thread would wait for a lock that is kept.
+        let is_shared = is_exclusive && target.lock() != own_lock;
         let renewed = rng.u32(..3) == 0;
         let end = match rng.u32(..20) {
-            // A detached lock would be missed by the next acquire of its own thread.
-            0 | 1 if is_exclusive && target.lock() != own_lock => GuardEnd::Detach,
+            // Likewise for a detached lock.
+            0 | 1 if is_shared => GuardEnd::Detach,
             2..8 => GuardEnd::Drop,
             8 if !is_calm => GuardEnd::Keep,
             _ => GuardEnd::Release,
@@ -241,11 +247,21 @@ impl Draw {
             fenced: !matches!(target, Target::Read(_) | Target::Permit { .. }) && rng.u32(..3) == 0,
             renewed,
             max_renewal: (renewed && !is_calm && rng.u32(..5) == 0).then(|| self.max_ttl * 2),
+            min_hold: (is_shared && rng.u32(..6) == 0).then(|| self.min_hold(ttl, rng)),
             told: rng.u32(..3) == 0,
             cancel_after: cancels.then(|| between(rng, ms(0), ms(200))),
             during: self.acts(&target, renewed, rng),
             target,
             end,
+        }
+    }
+
+    /// Draws a minimum time. It ends long before the servers are looked at for what is left, or with
+    /// the TTL.
+    fn min_hold(&self, ttl: Duration, rng: &mut Rng) -> Duration {
+        match self.theme {
+            Theme::Calm | Theme::Faults => between(rng, ms(1), ms(500)),
+            Theme::Expiry => between(rng, ms(1), ttl),
         }
     }
 

@@ -9,9 +9,7 @@ use crate::tests::simulation::plan::locks::{
     CONTEST_LOCK, DISPUTED_SEMAPHORE, FORCED_LOCK, FOREIGN_LOCK, STOLEN_LOCK, STRANGERS_LOCK,
     TROUBLED_LOCK,
 };
-use crate::tests::simulation::plan::plan::{
-    AcquirePlan, Act, GuardEnd, Plan, Step, Target, WaitPlan,
-};
+use crate::tests::simulation::plan::plan::{AcquirePlan, Act, Plan, Step, Target, WaitPlan};
 
 /// The number of draws that lead to a lock that all processes share.
 pub(super) const SHARED_TARGETS: u32 = 84;
@@ -25,13 +23,10 @@ impl Draw {
         let lock = rng.usize(..self.locks);
         let focus = self.focus.filter(|_| rng.u32(..4) > 0);
         match focus.unwrap_or_else(|| rng.u32(..100)) {
-            0..36 => Target::Exclusive(lock),
-            36..44 => {
-                let mut locks: Vec<usize> = (0..rng.usize(2..=3)).collect();
-                rng.shuffle(&mut locks);
-                Target::All(locks)
-            }
-            44..58 => Target::Read(lock),
+            0..32 => Target::Exclusive(lock),
+            32..39 => Target::All(several_locks(rng)),
+            39..46 => Target::Any(several_locks(rng)),
+            46..58 => Target::Read(lock),
             58..70 => Target::Write(lock),
             70..SHARED_TARGETS => Target::Permit {
                 lock,
@@ -64,20 +59,19 @@ impl Draw {
         }
         for process in &mut plan.processes {
             process.starts_at = Duration::ZERO;
+            let during = vec![Act::Hold(ms(1_000))];
             let acquire = AcquirePlan {
-                target: target.clone(),
-                ttl: self.max_ttl,
-                wait: WaitPlan::Try,
                 fenced: rng.bool(),
-                renewed: false,
-                max_renewal: None,
-                told: false,
-                margin: None,
-                cancel_after: None,
-                during: vec![Act::Hold(ms(1_000))],
-                end: GuardEnd::Release,
+                ..AcquirePlan::plain(target.clone(), self.max_ttl, WaitPlan::Try, during)
             };
             process.threads[0].insert(0, Step::Acquire(acquire));
         }
     }
+}
+
+/// Draws a few locks that all processes share, in any order.
+fn several_locks(rng: &mut Rng) -> Vec<usize> {
+    let mut locks: Vec<usize> = (0..rng.usize(2..=3)).collect();
+    rng.shuffle(&mut locks);
+    locks
 }

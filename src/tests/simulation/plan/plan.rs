@@ -104,9 +104,14 @@ pub(crate) enum Step {
 pub(crate) enum Target {
     Exclusive(usize),
     All(Vec<usize>),
+    /// The first of them that is free, in this order.
+    Any(Vec<usize>),
     Read(usize),
     Write(usize),
-    Permit { lock: usize, total: u32 },
+    Permit {
+        lock: usize,
+        total: u32,
+    },
 }
 
 impl Target {
@@ -115,7 +120,9 @@ impl Target {
         match self {
             Target::Exclusive(lock) | Target::Read(lock) | Target::Write(lock) => *lock,
             Target::Permit { lock, .. } => *lock,
-            Target::All(locks) => locks.iter().copied().min().unwrap_or_default(),
+            Target::All(locks) | Target::Any(locks) => {
+                locks.iter().copied().min().unwrap_or_default()
+            }
         }
     }
 
@@ -142,12 +149,39 @@ pub(crate) struct AcquirePlan {
     pub(crate) fenced: bool,
     pub(crate) renewed: bool,
     pub(crate) max_renewal: Option<Duration>,
+    /// How long after the acquire a release frees the lock at the earliest.
+    pub(crate) min_hold: Option<Duration>,
     pub(crate) told: bool,
     /// The margin of `on_endangered`, if it is used.
     pub(crate) margin: Option<Duration>,
     pub(crate) cancel_after: Option<Duration>,
     pub(crate) during: Vec<Act>,
     pub(crate) end: GuardEnd,
+}
+
+impl AcquirePlan {
+    /// Returns an acquire without options, which ends with a release.
+    pub(super) fn plain(
+        target: Target,
+        ttl: Duration,
+        wait: WaitPlan,
+        during: Vec<Act>,
+    ) -> AcquirePlan {
+        AcquirePlan {
+            target,
+            ttl,
+            wait,
+            fenced: false,
+            renewed: false,
+            max_renewal: None,
+            min_hold: None,
+            told: false,
+            margin: None,
+            cancel_after: None,
+            during,
+            end: GuardEnd::Release,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 //! | scenario | theme | bugs that show in it |
 //! |---|---|---|
 //! | relay: all threads want one lock for short times | calm, with waiters that sleep until they are woken | a release that wakes nobody |
+//! | removal: a process deletes the lock of another one, which extends it meanwhile | calm | a notice that tells nobody |
 //! | hang: a server hangs through an extension until nearly the end of the TTL | faults | a token that outlives its release |
 
 use std::time::Duration;
@@ -11,7 +12,7 @@ use fastrand::Rng;
 
 use crate::tests::simulation::network::fault::TimedChange;
 use crate::tests::simulation::plan::draw::{between, ms, one_of};
-use crate::tests::simulation::plan::locks::SCENARIO_LOCK;
+use crate::tests::simulation::plan::locks::{FORCED_LOCK, SCENARIO_LOCK};
 use crate::tests::simulation::plan::plan::{
     AcquirePlan, Act, Fault, GuardEnd, Plan, Step, Target, WaitPlan,
 };
@@ -24,7 +25,7 @@ impl Plan {
             for _ in 0..rng.usize(1..=3) {
                 let hold = Act::Hold(between(rng, ms(0), ms(10)));
                 let wait = one_of(rng, &[WaitPlan::Try, WaitPlan::Policy, WaitPlan::Policy]);
-                let acquire = acquire_for(ttl, wait, vec![hold], GuardEnd::Release);
+                let acquire = acquire_for(ttl, wait, vec![hold]);
                 thread.insert(0, Step::Acquire(acquire));
             }
         }
@@ -47,24 +48,39 @@ impl Plan {
             Act::Extend(ttl),
             Act::Hold(ttl + between(rng, ms(0), ms(2_000))),
         ];
-        let end = one_of(rng, &[GuardEnd::Release, GuardEnd::Drop]);
-        let acquire = acquire_for(ttl, WaitPlan::Policy, during, end);
+        let acquire = AcquirePlan {
+            end: one_of(rng, &[GuardEnd::Release, GuardEnd::Drop]),
+            ..acquire_for(ttl, WaitPlan::Policy, during)
+        };
         self.processes[0].threads[0].insert(0, Step::Acquire(acquire));
+    }
+
+    /// Lets a process delete the lock that another one holds and wants to be told of. The holder
+    /// extends it at any time.
+    pub(super) fn add_removal(&mut self, rng: &mut Rng) {
+        let ttl = self.max_ttl;
+        let [holder, operator, ..] = &mut self.processes[..] else {
+            return;
+        };
+        let hold = |rng: &mut Rng| Act::Hold(between(rng, ms(0), ms(60)));
+        let mut during = vec![Act::Hold(ms(50))];
+        for _ in 0..rng.usize(0..=3) {
+            during.extend([hold(rng), Act::Extend(ttl)]);
+        }
+        during.push(Act::Hold(ms(500)));
+        let acquire = AcquirePlan {
+            target: Target::Exclusive(FORCED_LOCK),
+            renewed: rng.bool(),
+            told: true,
+            ..acquire_for(ttl, WaitPlan::Policy, during)
+        };
+        let sleep = Step::Sleep(between(rng, ms(50), ms(250)));
+        holder.threads[0].insert(0, Step::Acquire(acquire));
+        operator.threads[0].splice(0..0, [sleep, Step::ForceRelease]);
     }
 }
 
-fn acquire_for(ttl: Duration, wait: WaitPlan, during: Vec<Act>, end: GuardEnd) -> AcquirePlan {
-    AcquirePlan {
-        target: Target::Exclusive(SCENARIO_LOCK),
-        ttl,
-        wait,
-        fenced: false,
-        renewed: false,
-        max_renewal: None,
-        told: false,
-        margin: None,
-        cancel_after: None,
-        during,
-        end,
-    }
+/// Returns an acquire of the scenarios' lock, which ends with a release.
+fn acquire_for(ttl: Duration, wait: WaitPlan, during: Vec<Act>) -> AcquirePlan {
+    AcquirePlan::plain(Target::Exclusive(SCENARIO_LOCK), ttl, wait, during)
 }

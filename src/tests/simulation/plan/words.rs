@@ -71,6 +71,9 @@ impl fmt::Display for AcquirePlan {
                 write!(f, ", {word}")?;
             }
         }
+        if let Some(min_hold) = self.min_hold {
+            write!(f, ", kept for at least {min_hold:?}")?;
+        }
         if let Some(margin) = self.margin {
             write!(f, ", warned {margin:?} before its end")?;
         }
@@ -95,6 +98,7 @@ impl fmt::Display for Target {
         match self {
             Target::Exclusive(lock) => write!(f, "lock {lock}"),
             Target::All(locks) => write!(f, "locks {locks:?}"),
+            Target::Any(locks) => write!(f, "any of locks {locks:?}"),
             Target::Read(lock) => write!(f, "read lock {lock}"),
             Target::Write(lock) => write!(f, "write lock {lock}"),
             Target::Permit { lock, total } => write!(f, "one of {total} permits of {lock}"),

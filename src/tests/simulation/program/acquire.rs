@@ -1,6 +1,7 @@
 //! Acquires a lock of any kind.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
@@ -39,8 +40,12 @@ impl ProgramThread {
                     self.checker.count("contest winners");
                 }
                 let waits = plan.wait == WaitPlan::Policy && plan.cancel_after.is_none();
-                let hold = self.hold(&guard, waits.then_some(asked));
+                let waiting_since = waits.then_some(asked);
+                let hold = self.hold(&guard, waiting_since);
                 self.checker.expect_reports(hold, &reports);
+                if let Target::Any(locks) = &plan.target {
+                    self.checker.check_choice(hold, locks, waiting_since);
+                }
                 self.live(plan, guard, hold);
             }
             Ok(None) => self.checker.count("refused locks"),
@@ -85,6 +90,9 @@ impl ProgramThread {
         if let Some(limit) = plan.max_renewal {
             options = options.max_renewal(limit);
         }
+        if let Some(time) = plan.min_hold {
+            options = options.min_hold(time);
+        }
         let process = self.process;
         if plan.told {
             let (checker, reports) = (Arc::clone(&self.checker), Arc::clone(reports));
@@ -115,18 +123,27 @@ impl ProgramThread {
         let tries = plan.wait == WaitPlan::Try;
         let locker = RedisLocker::new(&self.nodes);
         let exclusive = |locks: &[usize]| {
-            let names: Vec<Arc<str>> = locks.iter().map(|lock| lock_name(*lock)).collect();
-            let names: Vec<&str> = names.iter().map(|name| &**name).collect();
-            let guard = match tries {
-                true => locker.try_acquire_all(&names, &options)?,
-                false => Some(locker.acquire_all(&names, &options)?),
-            };
-            Ok(guard.map(AnyGuard::Lock))
+            let guard = with_names(locks, |names| match tries {
+                true => locker.try_acquire_all(names, &options),
+                false => locker.acquire_all(names, &options).map(Some),
+            });
+            Ok(guard?.map(AnyGuard::Lock))
         };
         let rw_locker = RedisRwLocker::new(&self.nodes);
         match &plan.target {
             Target::Exclusive(lock) => exclusive(&[*lock]),
             Target::All(locks) => exclusive(locks),
+            Target::Any(locks) => {
+                let options = match tries {
+                    true => options.wait_for(Duration::ZERO),
+                    false => options,
+                };
+                let guard = with_names(locks, |names| locker.acquire_any(names, &options));
+                match guard {
+                    Err(error) if tries && error.is_contended() => Ok(None),
+                    guard => guard.map(|guard| Some(AnyGuard::Lock(guard))),
+                }
+            }
             Target::Read(lock) => {
                 let guard = match tries {
                     true => rw_locker.try_acquire_read(&lock_name(*lock), &options)?,
@@ -151,4 +168,11 @@ impl ProgramThread {
             }
         }
     }
+}
+
+/// Calls `ask` with the names of locks.
+fn with_names<T>(locks: &[usize], ask: impl FnOnce(&[&str]) -> T) -> T {
+    let names: Vec<Arc<str>> = locks.iter().map(|lock| lock_name(*lock)).collect();
+    let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+    ask(&names)
 }

@@ -3,14 +3,16 @@
 use crate::protocol::mode::Mode;
 use crate::tests::simulation::checker::hold::HoldId;
 use crate::tests::simulation::plan::locks::{FORCED_LOCK, STOLEN_LOCK};
-use crate::tests::simulation::plan::plan::{AcquirePlan, Act, GuardEnd};
+use crate::tests::simulation::plan::plan::{AcquirePlan, Act, GuardEnd, Target};
 use crate::tests::simulation::program::guard::AnyGuard;
 use crate::tests::simulation::program::thread::ProgramThread;
+use crate::tests::simulation::runtime::signal;
 use crate::tests::simulation::world;
 
 impl ProgramThread {
     /// Does what is planned with a guard, and ends it.
     pub(super) fn live(&self, plan: &AcquirePlan, mut guard: AnyGuard, hold: HoldId) {
+        let acquired = signal::true_time();
         for act in &plan.during {
             self.look(&guard, hold);
             match self.act(*act, guard, hold) {
@@ -23,6 +25,9 @@ impl ProgramThread {
         let is_safe = is_kept && ![FORCED_LOCK, STOLEN_LOCK].contains(&plan.target.lock());
         if self.checker.is_calm() && is_safe && !guard.is_held() {
             self.checker.lost_in_calm(hold);
+        }
+        if let (Target::Any(locks), [_]) = (&plan.target, &self.plan.threads[..]) {
+            self.checker.check_other_choices(hold, locks, acquired);
         }
         self.end(plan.end, guard, hold);
     }
