@@ -13,7 +13,6 @@ use crate::engine::backoff::Backoff;
 use crate::engine::core::Engine;
 use crate::engine::params::{AcquireParams, Acquired, WaitLimit};
 use crate::error::Error;
-use crate::local::acquire_any::TableWatch;
 use crate::protocol::mode::Mode;
 use crate::time::{clock, deadline};
 use crate::transport::cancel;
@@ -29,10 +28,6 @@ struct AnyAcquisition<'a> {
     limit: WaitLimit,
     started: Instant,
     inbox: &'a Arc<Inbox>,
-    watch: TableWatch<'a>,
-    /// The releases in this process, as of the beginning of the latest round and with that of each of
-    /// its attempts: a further one is a cause for the next round.
-    known_releases: u64,
     /// One for each lock, from the first refusal on.
     subscriptions: Vec<Subscription<'a>>,
     backoff: Backoff,
@@ -56,10 +51,6 @@ impl Engine {
         let Some(first) = choices.first() else {
             return Err(Error::Closed);
         };
-        // A forked child returns before it locks the table.
-        if self.is_forked() {
-            return Err(Error::Closed);
-        }
         let inbox = cancel::cancellable_inbox(first.cancel.as_ref())?;
         let mut waiting = AnyAcquisition {
             engine: self,
@@ -67,8 +58,6 @@ impl Engine {
             limit,
             started,
             inbox: &inbox,
-            watch: self.lock_table.watch(&inbox),
-            known_releases: 0,
             subscriptions: Vec::new(),
             backoff: Backoff::default(),
             attempts: 0,
@@ -89,16 +78,19 @@ impl Engine {
 
 impl AnyAcquisition<'_> {
     fn run(&mut self) -> Result<Acquired, Error> {
-        let choices = self.choices;
-        let mut due: Vec<usize> = (0..choices.len()).collect();
+        // A forked child returns before it locks the table.
+        if self.engine.is_forked() {
+            return Err(Error::Closed);
+        }
+        let _watch = self.engine.lock_table.watch(self.inbox);
+        let mut due: Vec<usize> = (0..self.choices.len()).collect();
         loop {
             self.engine.check_cancelled(self.inbox)?;
             self.attempts = self.attempts.saturating_add(1);
-            self.known_releases = self.watch.releases();
             let mut last = None;
             let mut free_in: Option<Duration> = None;
             for choice in due {
-                match self.attempt(&choices[choice]) {
+                match self.attempt(&self.choices[choice]) {
                     Ok(acquired) => return Ok(acquired),
                     Err(error) if error.is_contended() || error.is_unavailable() => {
                         let left = error.contended_for();
@@ -119,7 +111,7 @@ impl AnyAcquisition<'_> {
     }
 
     /// Makes one attempt for one lock, without a wait.
-    fn attempt(&mut self, params: &AcquireParams) -> Result<Acquired, Error> {
+    fn attempt(&self, params: &AcquireParams) -> Result<Acquired, Error> {
         let is_last = self.limit.is_exhausted(self.attempts);
         let once = WaitLimit {
             deadline: Some(self.started),
@@ -127,8 +119,7 @@ impl AnyAcquisition<'_> {
             tells_holder: self.limit.tells_holder && is_last,
         };
         let acquisition = Acquisition::queue(self.engine, params, once, clock::now())?;
-        // If it fails, the end of this attempt releases its entry in the lock table.
-        self.known_releases += 1;
+        acquisition.local.end_unnoticed();
         acquisition.run()
     }
 
@@ -159,8 +150,12 @@ impl AnyAcquisition<'_> {
         let free_at = free_at.and_then(|left| deadline::deadline(now, left));
         let end = deadline::earlier(deadline::deadline(now, delay), free_at);
         let end = deadline::earlier(end, self.limit.deadline);
+        let is_released =
+            |subscription: &Subscription<'_>| subscription.has_signal(Signal::Released);
+        // With a limited number of attempts, none is spent on a subscription that was confirmed.
         while self.inbox.sleep(end)
-            && !self.has_signal()
+            && self.limit.max_attempts.is_some()
+            && !self.subscriptions.iter().any(is_released)
             && self.engine.check_cancelled(self.inbox).is_ok()
         {}
         let signals = self.subscriptions.iter().map(Subscription::take_signal);
@@ -176,19 +171,6 @@ impl AnyAcquisition<'_> {
             signalled.any(|(each, signal)| each.is_at(key) && *signal >= Signal::Released)
         };
         choices.filter(is_released).collect()
-    }
-
-    /// Returns whether another caller may have released a lock since the latest round began.
-    fn has_signal(&self) -> bool {
-        // With a limited number of attempts, none is spent on a subscription that was confirmed, nor
-        // on the release of any lock.
-        let (wanted, is_limited) = match self.limit.max_attempts {
-            Some(_) => (Signal::Released, true),
-            None => (Signal::Subscribed, false),
-        };
-        let mut subscriptions = self.subscriptions.iter();
-        subscriptions.any(|subscription| subscription.has_signal(wanted))
-            || !is_limited && self.watch.releases() != self.known_releases
     }
 
     /// Subscribes to all locks, once. Without a subscription a wait ends by time.

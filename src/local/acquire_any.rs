@@ -10,7 +10,7 @@ use crate::protocol::key_set::KeySet;
 use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;
 
-/// Wakes an inbox at each release in this process until it is dropped.
+/// Wakes an inbox at each release in this process until it is dropped. Its drop wakes the others.
 pub(crate) struct TableWatch<'a> {
     table: &'a LockTable,
     inbox: &'a Arc<Inbox>,
@@ -71,18 +71,15 @@ impl LockTable {
     }
 }
 
-impl TableWatch<'_> {
-    /// Returns how many releases and losses there were in this process.
-    pub(crate) fn releases(&self) -> u64 {
-        self.table.state.lock().releases
-    }
-}
-
 impl Drop for TableWatch<'_> {
     fn drop(&mut self) {
         let mut state = self.table.state.lock();
         state
             .watchers
             .retain(|other| !Arc::ptr_eq(other, self.inbox));
+        let others = state.watchers.clone();
+        drop(state); // unlock before waking
+        // They may have found a lock busy for which this thread asked.
+        others.iter().for_each(|inbox| inbox.wake());
     }
 }

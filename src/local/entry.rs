@@ -482,11 +482,11 @@ impl LocalHolder {
         self.permit_number.or_else(granted)
     }
 
-    /// Returns when the lease or the kept time ends, unless neither ends.
+    /// Returns when the lease or the kept time ends, unless neither ends or it is over.
     fn expiry(&self, now: Instant) -> Option<Instant> {
         match &self.lease {
             Some(lease) => lease.expiry(now),
-            None => self.kept_until,
+            None => self.kept_until.filter(|end| *end > now),
         }
     }
 
@@ -589,6 +589,19 @@ mod tests {
             let contacted = accepted.map(|accepted| accepted.offer.swap.lease.contacted());
             assert!(contacted.is_none_or(|nodes| nodes.len() == 0), "not yet");
         }
+    }
+
+    #[test]
+    fn waiter_behind_the_first_sleeps_when_the_kept_time_is_over() {
+        let (now, exclusive) = (clock::now(), AccessMode::Exclusive);
+        let queue = [2, 3].map(|ticket| waiter(ticket, exclusive, None));
+        let mut entry = entry(exclusive, queue);
+        let end = now + MAX_STREAK_TIME;
+        assert!(entry.keep(HOLDER, end));
+        assert_eq!(entry.schedule_recheck(3, now), Some(end));
+        // The first waiter evicts the holder; until then the second would wake again and again.
+        assert_eq!(entry.schedule_recheck(3, end), None);
+        assert!(entry.evict(end).is_empty() && entry.admit().len() == 1);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(crate) struct LocalGuard {
     ticket: u64,
     /// The entries were released or handed off.
     released: AtomicBool,
+    /// The thread makes a single attempt, and others follow.
+    is_one_of_many: AtomicBool,
 }
 
 impl LockTable {
@@ -85,7 +87,7 @@ impl LockTable {
                 Ok(locked) => state = locked,
                 Err(refusal) => {
                     let acquired = request.keys.as_slice()[..acquired].iter();
-                    acquired.for_each(|key| self.release(key, waiting.ticket));
+                    acquired.for_each(|key| self.release(key, waiting.ticket, true));
                     return Err(refusal);
                 }
             }
@@ -114,6 +116,7 @@ impl LockTable {
             keys: keys.clone(),
             ticket,
             released: AtomicBool::new(false),
+            is_one_of_many: AtomicBool::new(false),
         }
     }
 }
@@ -290,8 +293,15 @@ impl LocalGuard {
     pub(crate) fn release(&self) {
         if !self.released.swap(true, Ordering::Relaxed) {
             let keys = self.keys.as_slice().iter();
-            keys.for_each(|key| self.table.release(key, self.ticket));
+            let wakes_watchers = !self.is_one_of_many.load(Ordering::Relaxed);
+            keys.for_each(|key| self.table.release(key, self.ticket, wakes_watchers));
         }
+    }
+
+    /// Lets a release without a lease wake no [`TableWatch`](crate::local::acquire_any::TableWatch):
+    /// a thread that asks for several locks in turn would wake itself, and others like it.
+    pub(crate) fn end_unnoticed(&self) {
+        self.is_one_of_many.store(true, Ordering::Relaxed);
     }
 
     /// Releases the entries as [`release`](LocalGuard::release) does, but keeps other threads out

@@ -47,8 +47,6 @@ pub(crate) struct LockTableState {
     pub(crate) entries: HashMap<Key, KeyEntry>,
     /// The inboxes that every release wakes ([`watch`](LockTable::watch)).
     pub(super) watchers: Vec<Arc<Inbox>>,
-    /// The number of releases and losses.
-    pub(super) releases: u64,
     /// The entries that are kept after a release, by the end of that time.
     kept: BTreeMap<(Instant, u64), Key>,
     last_ticket: u64,
@@ -56,12 +54,6 @@ pub(crate) struct LockTableState {
 }
 
 impl LockTableState {
-    /// Counts a release or a loss, and adds the inboxes that it wakes to `woken`.
-    fn add_watchers(&mut self, woken: &mut Vec<Arc<Inbox>>) {
-        self.releases += 1;
-        woken.extend_from_slice(&self.watchers);
-    }
-
     pub(super) fn next_ticket(&mut self) -> u64 {
         self.last_ticket += 1;
         self.last_ticket
@@ -93,7 +85,6 @@ impl LockTable {
             state: Mutex::new(LockTableState {
                 entries: HashMap::default(),
                 watchers: Vec::new(),
-                releases: 0,
                 kept: BTreeMap::new(),
                 last_ticket: 0,
                 last_fencing_token: 0,
@@ -113,11 +104,11 @@ impl LockTable {
 
     /// Wakes the first waiter of each key, because the lease of a holder was lost.
     pub(crate) fn recheck(&self, keys: &KeySet) {
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         let keys = keys.as_slice().iter();
         let entries = keys.filter_map(|key| state.entries.get(key));
         let mut first: Vec<_> = entries.filter_map(KeyEntry::first_waiter).collect();
-        state.add_watchers(&mut first);
+        first.extend_from_slice(&state.watchers);
         if self.is_closed() {
             self.idle.notify_all(); // `wait_idle` does not wait for a lost lease
         }
@@ -203,8 +194,9 @@ impl LockTable {
     /// Ends the hold of a ticket on one key and admits the next waiters.
     ///
     /// Does nothing if the ticket was evicted. Does nothing in a forked child either: there the
-    /// mutex may have been copied while another thread held it.
-    pub(super) fn release(&self, key: &Key, ticket: u64) {
+    /// mutex may have been copied while another thread held it. Without `wakes_watchers` only the
+    /// release of a lease wakes them.
+    pub(super) fn release(&self, key: &Key, ticket: u64, wakes_watchers: bool) {
         if self.is_forked() {
             return;
         }
@@ -230,7 +222,9 @@ impl LockTable {
         if self.is_closed() || state.entries.is_empty() {
             self.idle.notify_all();
         }
-        state.add_watchers(&mut woken);
+        if wakes_watchers || !was_pending {
+            woken.extend_from_slice(&state.watchers);
+        }
         drop(state); // unlock before waking
         woken.iter().for_each(|inbox| inbox.wake());
     }
@@ -244,8 +238,7 @@ impl LockTable {
         }
         let now = clock::now();
         let mut state = self.state.lock();
-        let mut woken = Vec::new();
-        state.add_watchers(&mut woken);
+        let mut woken = state.watchers.clone();
         for key in keys.as_slice() {
             let Some(entry) = state.entries.get_mut(key) else {
                 continue;
