@@ -116,6 +116,14 @@ impl RenewalService {
         state.timers.len() + state.in_flight.len()
     }
 
+    /// Returns whether an entry is in flight or due.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn is_busy(&self) -> bool {
+        let (state, now) = (self.queue.state.lock(), clock::now());
+        let first = state.timers.peek();
+        !state.in_flight.is_empty() || first.is_some_and(|(due, _)| due <= now)
+    }
+
     /// Tells the thread to end. Does not block.
     pub(crate) fn stop(&self) {
         self.queue.state.lock().stopping = true;

@@ -40,6 +40,9 @@ const MAX_IN_FLIGHT: usize = 256;
 /// How long the thread waits for more replies once it has one.
 const REPLY_GATHER_TIME: Duration = Duration::from_millis(2);
 
+/// The part of `node_timeout` after which a check that met another extension is due again.
+const CHECK_DELAY_FRACTION: u32 = 8;
+
 /// The reason in the log for a lease whose validity ended while its renewals failed.
 const NOT_RENEWED_MSG: &str = "its lease ended before it could be renewed";
 
@@ -260,9 +263,12 @@ impl RenewalWorker {
             return None;
         }
         let Some(extension) = entry.lease.try_begin_extension() else {
-            // The guard's `extend` is in flight.
-            let delay = entry.send_ahead();
-            self.reschedule(id, entry, start + delay);
+            // The guard's `extend` is in flight. The nodes may have served it before a notice.
+            let delay = match entry.is_check {
+                true => self.node_timeout / CHECK_DELAY_FRACTION,
+                false => entry.send_ahead(),
+            };
+            self.postpone(id, entry, start + delay);
             return None;
         };
         Some(DueRenewal {
@@ -389,6 +395,14 @@ impl RenewalWorker {
             false => due,
         };
         state.timers.insert(id, due, entry);
+    }
+
+    /// Schedules an entry that was not sent at `due`, unless it was unregistered meanwhile.
+    fn postpone(&self, id: u64, entry: RenewalEntry, due: Instant) {
+        let mut state = self.queue.state.lock();
+        if state.in_flight.remove(&id).is_some() {
+            state.timers.insert(id, due, entry);
+        }
     }
 
     /// Removes the entry of a lease that is no longer held, and handles its loss if `state` says

@@ -172,6 +172,23 @@ fn notice_during_a_renewal_checks_once_more() {
 }
 
 #[test]
+fn notice_during_an_extension_of_the_guard_is_checked_after_it() {
+    let fakes = FakeNode::fakes(1);
+    let holder = connected_locker(&fakes, |config| config.node_timeout(LONG / 10)).expect("up");
+    let guard = holder.lock("x", LONG).expect("free");
+    let engine = holder.nodes().engine();
+    let leases = engine.lock_table.leases(&exclusive_key("x"));
+    let extension = leases[0].try_begin_extension().expect("none is in flight");
+    engine.renewal.check(&leases[0]).expect("a thread");
+    eventually("the check meets the extension", || {
+        !engine.renewal.is_busy()
+    });
+    assert_eq!(engine.renewal.count(), 1, "it is still to be checked");
+    drop(extension);
+    assert!(guard.is_held());
+}
+
+#[test]
 fn lock_that_no_node_has_is_not_checked() {
     let fakes = FakeNode::fakes(1);
     let locker = healthy(&fakes);

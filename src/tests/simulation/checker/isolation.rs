@@ -2,15 +2,23 @@
 
 use std::time::{Duration, Instant};
 
+use crate::api::locker::RedisLocker;
 use crate::api::nodes::Nodes;
 use crate::telemetry::health::{BreakerState, NodeState};
 use crate::tests::simulation::checker::checker::{Checker, CheckerState};
-use crate::tests::simulation::network::server::Server;
+use crate::tests::simulation::checker::waits::MAX_STALLS;
+use crate::tests::simulation::network::server::{Server, lock_name};
+use crate::tests::simulation::plan::locks::own_lock;
 use crate::tests::simulation::runtime::signal;
+use crate::tests::simulation::world;
 
 /// After how long all that was in flight when a process noticed an outage has ended: two times the
 /// longest `node_timeout` of a history with faults.
 const MAX_NOTICE: Duration = Duration::from_millis(600);
+/// The longest time from the end of all faults to the next connect, and its longest duration: a
+/// reconnect delay, and four times the longest `node_timeout`.
+const MAX_RECONNECT: Duration = Duration::from_millis(3_500);
+
 /// A node that is away, as a process has noticed.
 #[derive(Clone, Copy)]
 pub(super) struct NoticedOutage {
@@ -46,6 +54,30 @@ impl Checker {
                     "backlog of process {process}: {waiting} wait for node {node}, {limit:?} may"
                 ));
             }
+        }
+    }
+
+    /// Checks that a process with one connection to each node is served by all of them within one
+    /// round trip, once all faults have ended (L3). `holder` waits for the reply of every node that is
+    /// connected.
+    pub(crate) fn check_back(&self, process: usize, nodes: &Nodes) {
+        let (locker, name) = (RedisLocker::new(nodes), lock_name(own_lock(process, 0)));
+        // A half-open connection is noticed by its next use.
+        let _ = locker.holder(&name);
+        world::sleep(MAX_RECONNECT);
+        for (node, health) in nodes.health().nodes.iter().enumerate() {
+            if health.state == NodeState::Suspect {
+                self.report(format!("node {node} is not back for process {process}"));
+            }
+        }
+        let asked = signal::true_time();
+        if let Err(error) = locker.holder(&name) {
+            self.report(format!("nodes serve process {process} no more: {error}"));
+        }
+        let took = signal::true_time().saturating_duration_since(asked);
+        let round_trip = self.network.with(|state, _| state.round_trip());
+        if took > round_trip + MAX_STALLS {
+            self.report(format!("nodes serve process {process} after {took:?}"));
         }
     }
 

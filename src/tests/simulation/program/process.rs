@@ -55,6 +55,9 @@ impl SimulatedProcess {
             .check_undisturbed(self.number, &nodes, pool_size);
         self.progress.set(self.number, ProcessPhase::Done);
         self.progress.wait_for_end(self.number);
+        if pool_size == 1 && !self.progress.is_unsettled(self.number) {
+            self.checker.check_back(self.number, &nodes);
+        }
         self.end(nodes, &kept);
         self.progress.set(self.number, ProcessPhase::Ended);
     }

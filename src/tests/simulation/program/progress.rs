@@ -73,6 +73,11 @@ impl Progress {
         self.state.lock().unsettled[process] = true;
     }
 
+    /// Returns whether the process has shut its nodes down.
+    pub(crate) fn is_unsettled(&self, process: usize) -> bool {
+        self.state.lock().unsettled[process]
+    }
+
     pub(crate) fn unsettled(&self) -> Vec<bool> {
         let state = self.state.lock();
         let killed = state.processes.iter().zip(&state.unsettled);
