@@ -418,6 +418,9 @@ impl<'a> Acquisition<'a> {
 
     /// Attaches the lease to the local guard, and ends the acquire.
     fn attach(self, lease: Arc<Lease>) -> Result<Acquired, Error> {
+        if !self.subscriptions.is_empty() {
+            lease.set_has_waited();
+        }
         self.engine.attach(&lease, &self.local, self.params)?;
         Ok(Acquired::Quorum(lease, self.local))
     }

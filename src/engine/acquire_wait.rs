@@ -28,6 +28,9 @@ const TTL_ROUNDING: Duration = Duration::from_millis(1);
 /// another process has been woken from it.
 const MIN_LISTED_YIELD: Duration = Duration::from_millis(1);
 
+/// How many times as long a yielding caller waits for its place at most.
+const MAX_YIELD_TIMES: u32 = 4;
+
 impl Acquisition<'_> {
     /// Blocks while earlier callers of this process wait for a permit of the same semaphore.
     ///
@@ -75,14 +78,29 @@ impl Acquisition<'_> {
         let has_time = self.limit.deadline.is_none_or(|end| end > until);
         if until > clock::now() + MIN_LISTED_YIELD && has_time && self.ask_place(None) {
             self.attempt_end = clock::now();
-            let end = limits.min_with(DeadlineCause::RetryDelay, Some(until));
-            if !self.sleep_until_release(end.end()) {
-                self.wait_for_turn(limits);
-            }
-            return;
+            return self.yield_with_place(until, limits);
         }
         let end = deadline::earlier(Some(until), self.limit.deadline);
         while self.inbox.sleep(end) && self.engine.check_cancelled(&self.inbox).is_ok() {}
+    }
+
+    /// Sleeps until `until`, and on until the place that this caller has asked for is told and its turn
+    /// comes.
+    fn yield_with_place(&mut self, until: Instant, limits: Deadline) {
+        let time = until.saturating_duration_since(self.attempt_end);
+        for times in 1..=MAX_YIELD_TIMES {
+            let end = self.attempt_end + times * time;
+            let end = limits.min_with(DeadlineCause::RetryDelay, Some(end));
+            if self.sleep_until_release(end.end()) {
+                return;
+            }
+            // On a busy machine the place may take longer than this; without it, this caller would
+            // overtake the woken process.
+            if self.subscriptions.iter().any(Subscription::is_placed) {
+                break;
+            }
+        }
+        self.wait_for_turn(limits);
     }
 
     /// Sleeps until a release is published, the holder's TTL or the retry delay ends, or a limit.
@@ -141,7 +159,7 @@ impl Acquisition<'_> {
     }
 
     /// Sleeps on while this caller has a place in the waiting list, until it is woken, or hears of no
-    /// release for a long retry delay.
+    /// release for a long retry delay. Far behind it hears of none, and checks instead.
     fn wait_for_turn(&mut self, limits: Deadline) {
         let delay = self.retry.delay_of_placed(random::unit());
         let mut is_woken = false;
@@ -152,7 +170,10 @@ impl Acquisition<'_> {
             let delay_end = heard_at.and_then(|at| deadline::deadline(at, delay));
             let end = limits.min_with(DeadlineCause::RetryDelay, delay_end).end();
             if end.is_some_and(|end| end <= clock::now()) {
-                return;
+                match is_over(end, limits) || !place.ask_for_news() {
+                    true => return,
+                    false => continue,
+                }
             }
             is_woken = self.sleep_until_release(end);
         }
@@ -218,6 +239,11 @@ impl Acquisition<'_> {
         }
         signal >= wanted
     }
+}
+
+/// Returns whether a wait that ended at `end` was ended by its limits.
+fn is_over(end: Option<Instant>, limits: Deadline) -> bool {
+    limits.end().is_some_and(|limit| end >= Some(limit))
 }
 
 /// Returns the limit that ends a wait, for the log.

@@ -103,7 +103,11 @@ fn encode_exclusive(request: &Request, cmd: &mut Command) -> Option<Script> {
                 _ => Script::ReleaseAll,
             };
             let script = encode_evalsha(script, cmd, token_keys(request));
-            let publish = if request.publish { "1" } else { "" };
+            let publish = match (request.publish, locks, keep) {
+                (true, 1, 0) if request.lease.has_waited() => "2",
+                (true, ..) => "1",
+                (false, ..) => "",
+            };
             cmd.arg(token(request)).arg(publish);
             if keep > 0 {
                 cmd.arg(keep);
@@ -254,9 +258,10 @@ fn encode_admin(request: &Request, cmd: &mut Command) -> Option<Script> {
             script
         }
         Op::LeavePlace => {
-            cmd.arg("ZREM").arg(key.derived(":waiting"));
+            let keys = [key.token_key(), key.derived(":waiting")];
+            let script = encode_evalsha(Script::LeavePlace, cmd, keys);
             cmd.arg(token(request));
-            None
+            script
         }
         _ => {
             cmd.arg("PUBLISH").arg(key.as_str()).arg("");

@@ -52,6 +52,8 @@ pub(crate) struct Lease {
     kind: LeaseKind,
     /// Whether a write lease was downgraded to a read lease.
     downgraded: AtomicBool,
+    /// Whether the caller has waited for other holders.
+    has_waited: AtomicBool,
     /// # State table
     ///
     /// | from        | to          | by                                                   |
@@ -119,6 +121,7 @@ impl Lease {
             token,
             kind,
             downgraded: AtomicBool::new(false),
+            has_waited: AtomicBool::new(false),
             state: AtomicU64::new(PENDING),
             exists_until: AtomicU64::new(0),
             max_ttl: AtomicU64::new(0),
@@ -248,6 +251,17 @@ impl Lease {
             LeaseState::Held(expiry) if expiry < now + NEVER_EXPIRES_AFTER / 2 => Some(expiry),
             _ => None,
         }
+    }
+
+    /// Records that the caller has waited for other holders. Its release then looks for processes in
+    /// the waiting list even if none is subscribed. Set before the guard exists.
+    pub(crate) fn set_has_waited(&self) {
+        self.has_waited.store(true, Ordering::Release);
+    }
+
+    /// Returns whether the caller has waited for other holders.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.has_waited.load(Ordering::Acquire)
     }
 
     /// Makes a release keep the key until `end`. Set before the guard exists.

@@ -24,7 +24,7 @@ macro_rules! lua {
 }
 
 /// All scripts, in the order of [`Script`].
-pub(crate) const SCRIPTS: [&str; 19] = [
+pub(crate) const SCRIPTS: [&str; 20] = [
     lua!("extend"),
     lua!("release", "publish_next"),
     lua!("prelude/publish", "release_all"),
@@ -43,7 +43,8 @@ pub(crate) const SCRIPTS: [&str; 19] = [
     lua!("prelude/permit", "acquire_permit"),
     lua!("prelude/permit", "extend_permit"),
     lua!("prelude/publish", "prelude/permit", "release_permit"),
-    lua!("take_place"),
+    lua!("prelude/near", "take_place"),
+    lua!("prelude/near", "leave_place"),
 ];
 
 /// The scripts that end a lock, which another client may acquire right after. A connection loads
@@ -82,4 +83,5 @@ pub(crate) enum Script {
     ExtendPermit,
     ReleasePermit,
     TakePlace,
+    LeavePlace,
 }

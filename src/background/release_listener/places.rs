@@ -3,14 +3,16 @@
 //! The processes that wait for an exclusive lock stand in a list on the node that they listen to. A
 //! release wakes the first one and takes it from the list; the others learn only that the lock was
 //! released. A process that is paused would keep the lock free, so the next ones check after a time
-//! whether it is.
+//! whether it is. Only the first [`NEAR`] hear of releases: a process that is further behind does not
+//! listen, and the node tells it when it has come near.
 //!
 //! Pure: the time is passed in, and the listener sends the requests that this returns.
 //!
 //! - The list is a hint (L4). It decides when a waiter asks the nodes, never whether it acquires.
-//! - A waiter without a confirmed place heeds every release.
-//! - A waiter with a place checks at the latest [`MAX_CHECK_DELAY`] units after a release, or by the
-//!   retry delay.
+//! - A waiter without a confirmed place heeds every release, unless it yields to others: it checks as
+//!   soon as it has the place.
+//! - A waiter with a near place checks after each release. A waiter that hears of none for the retry
+//!   delay checks if it is far behind, and else attempts.
 //!
 //! | state  | stored as            | next                                                        |
 //! |--------|----------------------|-------------------------------------------------------------|
@@ -24,6 +26,10 @@ use std::time::{Duration, Instant};
 use crate::background::release_listener::subscriptions::ChannelWaiter;
 use crate::protocol::key::{Channel, Key};
 use crate::random::HashMap;
+
+/// The number of processes of a list that listen to the lock's channel. `publish_next.lua`,
+/// `prelude/near.lua` have the same number.
+pub(crate) const NEAR: u32 = 4;
 
 /// The factor between the delays of a waiter and of the one behind it.
 const CHECK_FACTOR: u32 = 4;
@@ -49,6 +55,8 @@ struct Place {
     /// The number of processes that are before this one; `None` until the node has told it.
     before: Option<u32>,
     check_at: Option<Instant>,
+    /// Whether a check for news is under way, which the node answers by a message.
+    awaits_news: bool,
 }
 
 /// A request for the place in the list of a key.
@@ -83,49 +91,82 @@ impl Places {
             before: None,
             is_unasked: since.is_none(),
             check_at: None,
+            awaits_news: false,
         };
         let request = place.request(now, false);
         self.places.insert(channel, place);
         Some(request)
     }
 
-    /// Records that the node has told the place. Without effect if no waiter has it any more. A
-    /// waiter that has not asked for the lock checks at `check_at` whether it is free.
+    /// Records at `now` that the node has told the place. Without effect if no waiter has it any more.
+    /// A waiter that has not asked for the lock checks whether it is free, as after a release. Returns
+    /// whether the place is near.
     ///
     /// So does, once, a waiter that is the first in the list: an attempt that is undone publishes
     /// nothing, and may have refused the waiter. It checks the later the longer it has waited,
     /// because the node may lack the key of a lock that is held.
-    pub(super) fn confirm(&mut self, channel: &Channel, before: u32, check_at: Instant) {
+    pub(super) fn confirm(
+        &mut self,
+        channel: &Channel,
+        before: u32,
+        now: Instant,
+        unit: Duration,
+    ) -> bool {
         let Some(place) = self.places.get_mut(channel) else {
-            return;
+            return false;
         };
         let is_first = place.before.replace(before).is_none() && before == 0;
         place.waiter.set_placed(true);
+        place.awaits_news = false;
         if std::mem::take(&mut place.is_unasked) {
-            self.set_check(channel, check_at);
+            self.set_check(channel, now + check_delay(before, unit));
         } else if is_first {
+            let check_at = now + unit;
             let waited = check_at.saturating_duration_since(place.since);
             self.set_check(channel, check_at + waited / 2);
         }
+        before < NEAR
+    }
+
+    /// Returns the check of a waiter that is far behind and has heard no news, to be sent at `now`.
+    /// Returns `None` if its place is near or not confirmed, or the node has not answered the last one.
+    pub(super) fn ask_for_news(
+        &mut self,
+        channel: &Channel,
+        waiter: &Arc<ChannelWaiter>,
+        now: Instant,
+    ) -> Option<PlaceRequest> {
+        let place = self.places.get_mut(channel)?;
+        let is_far = place.before.is_some_and(|before| before >= NEAR);
+        if !is_far || place.awaits_news || !Arc::ptr_eq(&place.waiter, waiter) {
+            return None;
+        }
+        place.awaits_news = true;
+        waiter.note_heard(now);
+        Some(place.request(now, true))
     }
 
     /// Records that the lock was released and that the node wakes the first process of the list.
-    /// Returns the waiter of a confirmed place, which does not heed this release. It checks after
-    /// `unit`, or after a multiple that grows with the number of processes before it.
+    /// Returns the waiter that does not heed this release, and whether its place is near: one with a
+    /// confirmed place, or one that has not asked for the lock, because the release is mostly that of
+    /// its own process. It checks after `unit`, or after a multiple that grows with the number of
+    /// processes before it; the latter as soon as it has its place.
     pub(super) fn note_release(
         &mut self,
         channel: &Channel,
         now: Instant,
         unit: Duration,
-    ) -> Option<Arc<ChannelWaiter>> {
+    ) -> Option<(Arc<ChannelWaiter>, bool)> {
         let place = self.places.get_mut(channel)?;
-        let before = place.before?.saturating_sub(1);
-        place.before = Some(before);
-        place.waiter.note_heard(now);
         let waiter = Arc::clone(&place.waiter);
-        let factor = CHECK_FACTOR.saturating_pow(before).min(MAX_CHECK_DELAY);
-        self.set_check(channel, now + unit * factor);
-        Some(waiter)
+        let Some(before) = place.before else {
+            return place.is_unasked.then_some((waiter, true));
+        };
+        let before = before.saturating_sub(1);
+        place.before = Some(before);
+        waiter.note_heard(now);
+        self.set_check(channel, now + check_delay(before, unit));
+        Some((waiter, before < NEAR))
     }
 
     fn set_check(&mut self, channel: &Channel, check_at: Instant) {
@@ -189,6 +230,11 @@ impl Places {
     }
 }
 
+/// Returns how long after a release a waiter with so many before it checks.
+fn check_delay(before: u32, unit: Duration) -> Duration {
+    unit * CHECK_FACTOR.saturating_pow(before).min(MAX_CHECK_DELAY)
+}
+
 impl Place {
     fn request(&self, now: Instant, is_check: bool) -> PlaceRequest {
         PlaceRequest {
@@ -227,7 +273,7 @@ mod tests {
         let (mut places, channel, waiter) = asked(now);
         assert!(places.note_release(&channel, now, UNIT).is_none());
         assert!(!waiter.is_placed() && places.next_check().is_none());
-        places.confirm(&channel, 3, now);
+        places.confirm(&channel, 3, now, UNIT);
         assert!(waiter.is_placed());
         assert!(places.note_release(&channel, now, UNIT).is_some());
     }
@@ -237,7 +283,7 @@ mod tests {
         let now = clock::now();
         for (before, units) in [(0, 1), (1, 1), (2, 4), (3, 16), (100, MAX_CHECK_DELAY)] {
             let (mut places, channel, _) = asked(now);
-            places.confirm(&channel, before, now);
+            places.confirm(&channel, before, now, UNIT);
             places.note_release(&channel, now, UNIT);
             let due = now + units * UNIT;
             assert_eq!(places.next_check(), Some(due), "{before} before");
@@ -252,12 +298,12 @@ mod tests {
         let now = clock::now();
         for before in [0, 1] {
             let (mut places, channel, _) = asked(now);
-            places.confirm(&channel, before, now + UNIT);
+            places.confirm(&channel, before, now, UNIT);
             // It has waited for two units then, and checks a half of that later.
             let due = (before == 0).then_some(now + 2 * UNIT);
             assert_eq!(places.next_check(), due);
             assert_eq!(places.take_due(now + 2 * UNIT).len(), 1 - before as usize);
-            places.confirm(&channel, 0, now + 3 * UNIT);
+            places.confirm(&channel, 0, now + 2 * UNIT, UNIT);
             assert!(places.next_check().is_none(), "it has been told before");
         }
     }
@@ -266,7 +312,7 @@ mod tests {
     fn release_counts_one_process_less_and_replaces_the_check() {
         let now = clock::now();
         let (mut places, channel, _) = asked(now);
-        places.confirm(&channel, 3, now);
+        places.confirm(&channel, 3, now, UNIT);
         for units in [16, 4, 1, 1] {
             places.note_release(&channel, now, UNIT);
             assert_eq!(places.next_check(), Some(now + units * UNIT));
@@ -291,12 +337,12 @@ mod tests {
         ];
         for end in ends {
             let (mut places, channel, waiter) = asked(now);
-            places.confirm(&channel, 0, now);
+            places.confirm(&channel, 0, now, UNIT);
             places.note_release(&channel, now, UNIT);
             end(&mut places, &channel, &waiter);
             assert!(!waiter.is_placed() && places.next_check().is_none());
             assert!(!places.remove(&channel, &waiter) && places.take_woken(&channel).is_none());
-            places.confirm(&channel, 0, now);
+            places.confirm(&channel, 0, now, UNIT);
             assert!(!waiter.is_placed(), "a late message places nobody");
         }
     }

@@ -96,6 +96,7 @@ pub(super) struct ListenerState {
 impl ListenerState {
     /// Wakes the waiter whose place a node has removed; without one, all waiters of the channel.
     fn wake_placed(&mut self, channel: &str, signal: Signal) {
+        self.subscriptions.resubscribe(channel);
         match self.places.take_woken(channel) {
             Some(waiter) => waiter.signal(signal),
             None => self.subscriptions.signal_release(channel, None),
@@ -232,9 +233,10 @@ impl ListenerShared {
     }
 
     /// Removes the channels that had no waiter for `delay`. Returns the channels of each
-    /// UNSUBSCRIBE to send.
+    /// UNSUBSCRIBE to send, also those of waiters that are far behind in a waiting list.
     fn remove_idle(&self, state: &mut ListenerState, delay: Duration) -> Vec<Vec<Channel>> {
-        let unsubscribe = state.subscriptions.remove_idle(clock::now(), delay);
+        let mut unsubscribe = state.subscriptions.remove_idle(clock::now(), delay);
+        unsubscribe.extend(state.subscriptions.take_unwanted());
         let channels = state.subscriptions.len();
         self.channel_count.store(channels, Ordering::Release);
         unsubscribe
@@ -330,16 +332,20 @@ impl ListenerShared {
             Event::NextWoken(channel) => {
                 let unit = self.check_unit();
                 let placed = state.places.note_release(&channel, clock::now(), unit);
-                state
-                    .subscriptions
-                    .signal_release(&channel, placed.as_ref());
+                let waiter = placed.as_ref().map(|(waiter, _)| waiter);
+                state.subscriptions.signal_release(&channel, waiter);
+                if placed.is_some_and(|(_, is_near)| !is_near) {
+                    state.subscriptions.unsubscribe(&channel);
+                }
             }
             Event::Woken(channel) => state.wake_placed(&channel, Signal::Woken),
             // The first process of the list may be slow, so another may ask at this moment, too.
             Event::Free(channel) => state.wake_placed(&channel, Signal::Released),
             Event::Placed(channel, before) => {
-                let check_at = clock::now() + self.check_unit();
-                state.places.confirm(&channel, before, check_at);
+                let unit = self.check_unit();
+                if state.places.confirm(&channel, before, clock::now(), unit) {
+                    state.subscriptions.resubscribe(&channel);
+                }
             }
             Event::Subscribed(WAKE_COMMAND, _) => {
                 state.node = Some(node);
@@ -412,9 +418,10 @@ impl ListenerShared {
             // Our own listener is one of the receivers on its node.
             let is_ours = state.subscriptions.is_confirmed(&channel);
             let our_node = state.node.filter(|_| is_ours);
-            let has_others = receivers
-                .iter()
-                .any(|(node, count)| *count > u64::from(our_node == Some(*node)));
+            let has_others = woke_next
+                || receivers
+                    .iter()
+                    .any(|(node, count)| *count > u64::from(our_node == Some(*node)));
             if has_others {
                 let time = match woke_next {
                     true => self.check_unit(),

@@ -64,11 +64,30 @@ impl<'a> Subscription<'a> {
         }) else {
             return false;
         };
+        if since.is_none() {
+            self.waiter.take_signal(); // of the release of its own process
+        }
         let request = state.places.ask(&self.key, &self.waiter, since, now);
         drop(state); // unlock before sending
         if let Some(request) = request {
             self.shared.take_place(&request, node);
         }
+        true
+    }
+
+    /// Checks whether the lock is free, if the caller has a place far behind and has heard no news. Does
+    /// not block. Returns whether the node was asked.
+    pub(crate) fn ask_for_news(&self) -> bool {
+        let now = clock::now();
+        let mut state = self.shared.state.lock();
+        let node = state.node;
+        let places = &mut state.places;
+        let request = places.ask_for_news(&self.channel, &self.waiter, now);
+        drop(state); // unlock before sending
+        let (Some(request), Some(node)) = (request, node) else {
+            return false;
+        };
+        self.shared.take_place(&request, node);
         true
     }
 

@@ -14,11 +14,13 @@
 //! |-------------|-----------------------------------|------------------------------------|
 //! | `Unsent`    | no SUBSCRIBE on this connection   | `Sent`                             |
 //! | `Sent(id)`  | SUBSCRIBE sent, no reply          | `Confirmed`; `Refused` or `Unsent` |
-//! | `Confirmed` | messages arrive                   |                                    |
+//! | `Confirmed` | messages arrive                   | `Unwanted`                         |
 //! | `Refused`   | refused alone; waits end by time  |                                    |
+//! | `Unwanted`  | UNSUBSCRIBE sent or to be sent    | `Unsent`                           |
 //!
 //! The end of the connection makes every channel `Unsent`. A channel without waiters is removed
-//! after a delay, whatever its stage. A new waiter of a `Refused` channel sends no SUBSCRIBE.
+//! after a delay, whatever its stage. A new waiter of a `Refused` channel sends no SUBSCRIBE. A channel
+//! is `Unwanted` while its only waiter is far behind in a waiting list.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -41,6 +43,8 @@ pub(super) struct Subscriptions {
     idle: VecDeque<(Instant, Channel)>,
     /// The channels without a SUBSCRIBE on this connection; `None` without a connection.
     unsent: Option<Vec<Channel>>,
+    /// The channels that have become `Unwanted`, without an UNSUBSCRIBE.
+    unwanted: Vec<Channel>,
     /// The id of the last SUBSCRIBE.
     last_command: u64,
     /// The id of the last SUBSCRIBE that was sent before the server first refused one on this
@@ -64,6 +68,7 @@ enum Stage {
     Sent(u64),
     Confirmed,
     Refused,
+    Unwanted,
 }
 
 impl Subscriptions {
@@ -72,6 +77,7 @@ impl Subscriptions {
             entries: HashMap::default(),
             idle: VecDeque::new(),
             unsent: None,
+            unwanted: Vec::new(),
             last_command: 0,
             single_after: None,
         }
@@ -106,7 +112,44 @@ impl Subscriptions {
         if let (true, Some(unsent)) = (is_new, &mut self.unsent) {
             unsent.push(Arc::clone(channel));
         }
-        is_new
+        is_new || self.resubscribe(channel)
+    }
+
+    /// Makes a confirmed channel `Unwanted` if it has one waiter, which has a place far behind in the
+    /// waiting list: that node tells it when its place is near.
+    pub(super) fn unsubscribe(&mut self, channel: &Channel) {
+        if let Some(entry) = self.entries.get_mut(channel)
+            && entry.stage == Stage::Confirmed
+            && entry.waiters.len() == 1
+        {
+            entry.stage = Stage::Unwanted;
+            self.unwanted.push(Arc::clone(channel));
+        }
+    }
+
+    /// Makes an `Unwanted` channel unsent, because its waiter is near or has no place any more, or
+    /// another one has come. Returns whether a SUBSCRIBE has to be sent.
+    pub(super) fn resubscribe(&mut self, channel: &str) -> bool {
+        let entry = self.entries.get_key_value(channel);
+        let Some((channel, _)) = entry.filter(|(_, entry)| entry.stage == Stage::Unwanted) else {
+            return false;
+        };
+        let channel = Arc::clone(channel);
+        if let Some(entry) = self.entries.get_mut(&channel) {
+            entry.stage = Stage::Unsent;
+        }
+        self.unsent
+            .iter_mut()
+            .for_each(|unsent| unsent.push(Arc::clone(&channel)));
+        true
+    }
+
+    /// Returns the channels of each UNSUBSCRIBE to send for channels that have become `Unwanted`. A
+    /// channel that is unsent again is among them: its SUBSCRIBE follows.
+    pub(super) fn take_unwanted(&mut self) -> Vec<Vec<Channel>> {
+        let unwanted = std::mem::take(&mut self.unwanted);
+        let chunks = unwanted.chunks(MAX_CHANNELS);
+        chunks.map(<[Channel]>::to_vec).collect()
     }
 
     /// Removes a waiter. Its channel stays until [`remove_idle`](Subscriptions::remove_idle).
@@ -135,6 +178,7 @@ impl Subscriptions {
     /// Records the end of the connection, and with it of all subscriptions.
     pub(super) fn record_disconnected(&mut self) {
         self.unsent = None;
+        self.unwanted.clear();
         for entry in self.entries.values_mut() {
             entry.stage = Stage::Unsent;
         }
@@ -194,13 +238,15 @@ impl Subscriptions {
     }
 
     /// Records that the server has confirmed a channel of the SUBSCRIBE `command`, and wakes its
-    /// waiters. Without effect if the channel is not in that SUBSCRIBE any more.
+    /// waiters without a place in the waiting list. Without effect if the channel is not in that SUBSCRIBE any more.
     pub(super) fn confirm(&mut self, command: u64, channel: &str) {
         if let Some(entry) = self.entries.get_mut(channel)
             && entry.stage == Stage::Sent(command)
         {
             entry.stage = Stage::Confirmed;
-            entry.signal(Signal::Subscribed);
+            let waiters = entry.waiters.iter();
+            let unplaced = waiters.filter(|waiter| !waiter.is_placed());
+            unplaced.for_each(|waiter| waiter.signal(Signal::Subscribed));
         }
     }
 
@@ -242,13 +288,6 @@ impl Subscriptions {
         for waiter in waiters.iter().filter(|waiter| !is_excepted(waiter)) {
             waiter.signal(Signal::Released);
         }
-    }
-}
-
-impl Entry {
-    /// Raises the signal of all waiters, and wakes them.
-    fn signal(&self, signal: Signal) {
-        self.waiters.iter().for_each(|waiter| waiter.signal(signal));
     }
 }
 

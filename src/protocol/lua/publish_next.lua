@@ -3,24 +3,33 @@
 --
 -- 1. The message in the channel of the key's name says that a process with a place in the list, if
 --    there is one, is woken by a message of its own.
--- 2. Only if somebody listens, the first process of the list is taken from it and woken. One that
---    does not listen any more is passed over, a limited number of times.
+-- 2. Only if somebody listens, or the holder has waited itself, the first process of the list is taken
+--    from it and woken. One that does not listen any more is passed over, a limited number of times.
+-- 3. The processes that come within the first four of the list are told their places. The others are
+--    not subscribed to the channel of the key's name.
 --
 -- The list is no declared key, because a user may have rights to the lock and none to the list. It
 -- shares the lock's slot. Without it the waiters check after a time whether the lock is free.
--- Returns the local `reply` unless it is 1; else one more than the number of receivers, negative if a
--- process of the list was woken, and 1 if the server denies PUBLISH.
+-- Returns the local `reply` unless it is 1; else one more than the number of receivers, and negative,
+-- for one receiver at least, if a process of the list was woken; 1 if the server denies PUBLISH.
 local receivers = redis.pcall('PUBLISH', key, 'next')
 if type(receivers) ~= 'number' then return reply end
-if receivers > 0 then
+if receivers > 0 or ARGV[2] == '2' then
   local list = (string.find(key, '^[^{]*{[^}]+}') and key or '{' .. key .. '}') .. ':waiting'
-  for _ = 1, 16 do
+  for passed = 0, 15 do
     local first = redis.pcall('ZRANGE', list, 0, 0)[1]
     if not first then break end
     redis.pcall('ZREM', list, first)
     local heard = redis.pcall('PUBLISH', first, 'wake ' .. key)
     if type(heard) ~= 'number' then break end
-    if heard > 0 then return reply == 1 and -1 - receivers or reply end
+    if heard > 0 then
+      local place = math.max(3 - passed, 0)
+      for _, near in ipairs(redis.pcall('ZRANGE', list, place, 3)) do
+        redis.pcall('PUBLISH', near, 'place ' .. place .. ' ' .. key)
+        place = place + 1
+      end
+      return reply == 1 and -1 - math.max(receivers, 1) or reply
+    end
   end
 end
 return reply == 1 and receivers + 1 or reply

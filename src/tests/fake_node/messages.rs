@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::background::release_listener::places::NEAR;
 use crate::protocol::key::{Channel, Key, notice_channel};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::reply::Reply;
@@ -42,10 +43,8 @@ impl NodeStore {
         match request.op {
             Op::TakePlace => return self.take_place(request, now, receivers),
             Op::LeavePlace => {
-                let own = request.lease.token().text();
-                let list = self.waiting_list(key, now);
-                list.places.retain(|(_, channel)| **channel != *own);
-                return (Reply::Done, Messages::new());
+                let own = Channel::from(request.lease.token().text());
+                return (Reply::Done, self.leave_list(key, now, &own));
             }
             Op::Notify => {
                 let notice = (notice_channel(key.prefix()), Event::Check(key.channel()));
@@ -70,13 +69,16 @@ impl NodeStore {
         let mut messages: Messages = channels.map(|c| (Arc::clone(&c), event(c))).collect();
         let counts = messages.iter().map(|(channel, _)| receivers(channel));
         let most = counts.max().unwrap_or_default();
-        let woken = (wakes_next && most > 0).then(|| self.wake_first(key, now, receivers));
-        let woken = woken.flatten();
-        let is_told = request.publish && most > 0 && reply == Reply::Done;
-        let reply = match (is_told, &woken) {
-            (true, Some(_)) => Reply::DoneWoke(most),
-            (true, None) => Reply::DoneNotified(most),
-            (false, _) => reply,
+        let reads_list = wakes_next && (most > 0 || request.lease.has_waited());
+        let woken = match reads_list {
+            true => self.wake_first(key, now, receivers),
+            false => Messages::new(),
+        };
+        let is_told = request.publish && reply == Reply::Done;
+        let reply = match (is_told, most, woken.is_empty()) {
+            (true, _, false) => Reply::DoneWoke(most.max(1)),
+            (true, 1.., true) => Reply::DoneNotified(most),
+            _ => reply,
         };
         messages.extend(woken);
         (reply, messages)
@@ -91,11 +93,12 @@ impl NodeStore {
         let (key, own) = (request.lease.key(), request.lease.token().text());
         let (own, lock) = (Channel::from(own), key.channel());
         let is_free = self.stored_lock(key, now).owner.is_none();
-        let list = self.waiting_list(key, now);
         if is_free && request.publish {
-            list.places.retain(|(_, channel)| *channel != own);
-            return (Reply::Absent, vec![(own, Event::Free(lock))]);
+            let mut messages = self.leave_list(key, now, &own);
+            messages.push((own, Event::Free(lock)));
+            return (Reply::Absent, messages);
         }
+        let list = self.waiting_list(key, now);
         if !list.places.iter().any(|(_, channel)| *channel == own) {
             let since = now.checked_sub(Duration::from_millis(request.ttl));
             list.places.push((since.unwrap_or(now), Arc::clone(&own)));
@@ -112,21 +115,30 @@ impl NodeStore {
         (Reply::Done, vec![(own, Event::Placed(lock, before))])
     }
 
-    /// Takes the first process that listens from the list. Returns the message that wakes it.
-    fn wake_first(
-        &mut self,
-        key: &Key,
-        now: Instant,
-        receivers: &dyn Fn(&str) -> u64,
-    ) -> Option<(Channel, Event)> {
+    /// Removes a process from the list. Returns the message to the one that has become the fourth.
+    fn leave_list(&mut self, key: &Key, now: Instant, own: &Channel) -> Messages {
         let places = &mut self.waiting_list(key, now).places;
-        for _ in 0..MAX_PASSED_OVER.min(places.len()) {
+        let count = places.len();
+        places.retain(|(_, channel)| channel != own);
+        match places.len() < count {
+            true => tell_near(places, key, 1),
+            false => Messages::new(),
+        }
+    }
+
+    /// Takes the first process that listens from the list. Returns the message that wakes it, and
+    /// those to the processes that have come near.
+    fn wake_first(&mut self, key: &Key, now: Instant, receivers: &dyn Fn(&str) -> u64) -> Messages {
+        let places = &mut self.waiting_list(key, now).places;
+        for removed in 1..=MAX_PASSED_OVER.min(places.len()) {
             let (_, channel) = places.remove(0);
             if receivers(&channel) > 0 {
-                return Some((channel, Event::Woken(key.channel())));
+                let mut messages = vec![(channel, Event::Woken(key.channel()))];
+                messages.extend(tell_near(places, key, removed));
+                return messages;
             }
         }
-        None
+        Messages::new()
     }
 
     /// Returns the waiting list of a key as it is at `now`.
@@ -147,4 +159,15 @@ impl NodeStore {
                 .readers
                 .is_empty()
     }
+}
+
+/// Returns the messages to the processes that have come near, after `removed` have left the list.
+fn tell_near(places: &[(Instant, Channel)], key: &Key, removed: usize) -> Messages {
+    let near = places.iter().enumerate().take(NEAR as usize);
+    let new = near.skip((NEAR as usize).saturating_sub(removed));
+    new.map(|(before, (_, channel))| {
+        let before = u32::try_from(before).unwrap_or(u32::MAX);
+        (Arc::clone(channel), Event::Placed(key.channel(), before))
+    })
+    .collect()
 }

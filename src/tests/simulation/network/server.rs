@@ -213,7 +213,7 @@ impl Server {
     /// Returns the error with which the server replies to a request, before it runs any of it.
     pub(super) fn error(&self, request: &Request) -> Option<NodeFailure> {
         let is_publish = matches!(request.op, Op::WakeListener | Op::Notify);
-        let is_script = !request.is_plain_set() && !is_publish && request.op != Op::LeavePlace;
+        let is_script = !request.is_plain_set() && !is_publish;
         let writes = !is_publish && request.op != Op::Inspect;
         let error = |text: &str| Some(NodeFailure::ServerError(text.to_owned()));
         self.refusals.iter().find_map(|refusal| match *refusal {
