@@ -23,10 +23,27 @@ macro_rules! lua {
     };
 }
 
+/// The number of processes of a waiting list that listen to the lock's channel, as `near` of the
+/// scripts. In tests it is 1, so that short lists have processes that do not.
+pub(crate) const NEAR: u32 = if cfg!(test) { 1 } else { 4 };
+
+#[cfg(not(test))]
+macro_rules! near {
+    () => {
+        "local near = 4\n"
+    };
+}
+#[cfg(test)]
+macro_rules! near {
+    () => {
+        "local near = 1\n"
+    };
+}
+
 /// All scripts, in the order of [`Script`].
 pub(crate) const SCRIPTS: [&str; 20] = [
     lua!("extend"),
-    lua!("release", "publish_next"),
+    concat!(near!(), lua!("release", "publish_next")),
     lua!("prelude/publish", "release_all"),
     lua!("acquire_read"),
     lua!("acquire_write"),
@@ -43,8 +60,8 @@ pub(crate) const SCRIPTS: [&str; 20] = [
     lua!("prelude/permit", "acquire_permit"),
     lua!("prelude/permit", "extend_permit"),
     lua!("prelude/publish", "prelude/permit", "release_permit"),
-    lua!("prelude/near", "take_place"),
-    lua!("prelude/near", "leave_place"),
+    concat!(near!(), lua!("prelude/near", "take_place")),
+    concat!(near!(), lua!("prelude/near", "leave_place")),
 ];
 
 /// The scripts that end a lock, which another client may acquire right after. A connection loads

@@ -25,11 +25,8 @@ use std::time::{Duration, Instant};
 
 use crate::background::release_listener::subscriptions::ChannelWaiter;
 use crate::protocol::key::{Channel, Key};
+use crate::protocol::scripts::NEAR;
 use crate::random::HashMap;
-
-/// The number of processes of a list that listen to the lock's channel. `publish_next.lua`,
-/// `prelude/near.lua` have the same number.
-pub(crate) const NEAR: u32 = 4;
 
 /// The factor between the delays of a waiter and of the one behind it.
 const CHECK_FACTOR: u32 = 4;
@@ -305,6 +302,53 @@ mod tests {
             assert_eq!(places.take_due(now + 2 * UNIT).len(), 1 - before as usize);
             places.confirm(&channel, 0, now + 2 * UNIT, UNIT);
             assert!(places.next_check().is_none(), "it has been told before");
+        }
+    }
+
+    #[test]
+    fn waiter_that_yields_heeds_no_release_and_checks_as_soon_as_it_has_its_place() {
+        let now = clock::now();
+        for (before, units) in [(0, 1), (2, 16)] {
+            let mut places = Places::default();
+            let key = Key::parse("", "x", LockKind::Exclusive).unwrap();
+            let waiter = Arc::new(ChannelWaiter::new(&Arc::new(Inbox::new())));
+            assert!(places.ask(&key, &waiter, None, now).is_some());
+            assert!(places.note_release(&key.channel(), now, UNIT).is_some());
+            assert!(!waiter.is_placed() && places.next_check().is_none());
+            places.confirm(&key.channel(), before, now, UNIT);
+            assert_eq!(places.next_check(), Some(now + units * UNIT));
+        }
+    }
+
+    #[test]
+    fn process_far_behind_asks_once_for_news_until_the_node_answers() {
+        let now = clock::now();
+        let (mut places, channel, waiter) = asked(now);
+        assert_eq!(
+            places.ask_for_news(&channel, &waiter, now),
+            None,
+            "no place"
+        );
+        for before in 0..NEAR {
+            assert!(places.confirm(&channel, before, now, UNIT), "near");
+            assert_eq!(places.ask_for_news(&channel, &waiter, now), None);
+        }
+        for _ in 0..2 {
+            assert!(!places.confirm(&channel, NEAR, now, UNIT), "far");
+            let asks = places.ask_for_news(&channel, &waiter, now).unwrap();
+            assert!(asks.is_check && waiter.heard_at() >= Some(now - UNIT));
+            assert_eq!(places.ask_for_news(&channel, &waiter, now), None);
+        }
+    }
+
+    #[test]
+    fn release_tells_whether_the_place_is_near_now() {
+        let now = clock::now();
+        let (mut places, channel, _) = asked(now);
+        places.confirm(&channel, NEAR + 1, now, UNIT);
+        for is_near in [false, true] {
+            let released = places.note_release(&channel, now, UNIT);
+            assert_eq!(released.map(|(_, is_near)| is_near), Some(is_near));
         }
     }
 

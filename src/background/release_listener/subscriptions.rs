@@ -425,6 +425,50 @@ mod tests {
     }
 
     #[test]
+    fn channel_of_a_far_waiter_is_subscribed_again_without_waking_it() {
+        let mut all = Subscriptions::new();
+        let (x, far): (Channel, _) = ("x".into(), waiter());
+        all.record_connected();
+        all.add_waiter(&x, &far);
+        all.unsubscribe(&x);
+        assert!(all.take_unwanted().is_empty(), "not confirmed");
+        let first = send(&mut all);
+        all.confirm(first, "x");
+        far.take_signal();
+        far.set_placed(true);
+        all.unsubscribe(&x);
+        assert_eq!(all.take_unwanted(), [vec![Arc::clone(&x)]]);
+        assert!(!all.is_confirmed("x") && all.take_unsent().is_empty());
+        assert!(all.resubscribe("x") && !all.resubscribe("x"));
+        let second = send(&mut all);
+        all.confirm(second, "x");
+        assert!(all.is_confirmed("x"));
+        assert_eq!(far.take_signal(), Signal::None, "its node wakes it");
+    }
+
+    #[test]
+    fn unwanted_channel_is_subscribed_for_another_waiter_and_on_a_new_connection() {
+        let mut all = Subscriptions::new();
+        let (x, far, other): (Channel, _, _) = ("x".into(), waiter(), waiter());
+        all.record_connected();
+        all.add_waiter(&x, &far);
+        let first = send(&mut all);
+        all.confirm(first, "x");
+        all.unsubscribe(&x);
+        assert!(all.add_waiter(&x, &other), "a SUBSCRIBE is to be sent");
+        let second = send(&mut all);
+        all.confirm(second, "x");
+        all.unsubscribe(&x);
+        assert!(all.is_confirmed("x"), "the other one has no place");
+        all.remove_waiter(&x, &other, clock::now());
+        all.unsubscribe(&x);
+        all.record_disconnected();
+        all.record_connected();
+        send(&mut all);
+        assert!(all.take_unwanted().is_empty(), "of the former connection");
+    }
+
+    #[test]
     fn confirmation_of_an_earlier_subscribe_does_not_confirm_its_channel() {
         let mut all = Subscriptions::new();
         let (x, waiter): (Channel, _) = ("x".into(), waiter());

@@ -5,8 +5,8 @@
 --    there is one, is woken by a message of its own.
 -- 2. Only if somebody listens, or the holder has waited itself, the first process of the list is taken
 --    from it and woken. One that does not listen any more is passed over, a limited number of times.
--- 3. The processes that come within the first four of the list are told their places. The others are
---    not subscribed to the channel of the key's name.
+-- 3. The processes that come within the first `near` of the list are told their places. The others
+--    are not subscribed to the channel of the key's name.
 --
 -- The list is no declared key, because a user may have rights to the lock and none to the list. It
 -- shares the lock's slot. Without it the waiters check after a time whether the lock is free.
@@ -23,9 +23,9 @@ if receivers > 0 or ARGV[2] == '2' then
     local heard = redis.pcall('PUBLISH', first, 'wake ' .. key)
     if type(heard) ~= 'number' then break end
     if heard > 0 then
-      local place = math.max(3 - passed, 0)
-      for _, near in ipairs(redis.pcall('ZRANGE', list, place, 3)) do
-        redis.pcall('PUBLISH', near, 'place ' .. place .. ' ' .. key)
+      local place = math.max(near - 1 - passed, 0)
+      for _, channel in ipairs(redis.pcall('ZRANGE', list, place, near - 1)) do
+        redis.pcall('PUBLISH', channel, 'place ' .. place .. ' ' .. key)
         place = place + 1
       end
       return reply == 1 and -1 - math.max(receivers, 1) or reply

@@ -1,9 +1,9 @@
 -- Takes a place in the waiting list of an exclusive lock, or tells the one that a process has. The
 -- list is a hint: it decides which process is woken first, and never which one acquires (L4).
 --
--- 1. If the lock is free and this is a check, the process is told so, and loses its place; the process
---    that has become the fourth is told its own. A caller that asks for a place hears of each release
---    before it is placed.
+-- 1. If the lock is free and this is a check, the process is told so, and loses its place; a process
+--    that has come near is told its own. A caller that asks for a place hears of each release before it
+--    is placed.
 -- 2. Otherwise its wake channel is added to the list, scored by when its caller began to wait, by
 --    the time of this server. A place that it has already stays.
 -- 3. It is told in its wake channel how many are before it. So this message and those of releases
@@ -12,10 +12,10 @@
 -- KEYS: the lock, its waiting list. ARGV: wake channel, ms that the caller has waited, 1 for a
 -- check.
 -- Reply: 1 with a place, 0 without.
--- Prelude: near.
+-- `near` is the number of processes that listen to the lock's channel. Prelude: near.
 local lock, list, channel = KEYS[1], KEYS[2], ARGV[1]
 if ARGV[3] == '1' and redis.call('EXISTS', lock) == 0 then
-  if redis.call('ZREM', list, channel) == 1 then tell_fourth(list, lock) end
+  if redis.call('ZREM', list, channel) == 1 then tell_last_near(list, lock) end
   redis.call('PUBLISH', channel, 'free ' .. lock)
   return 0
 end

@@ -1,7 +1,7 @@
 //! The waiting list over fake nodes. All retry delays are so long that only messages and checks
 //! explain progress.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -65,6 +65,60 @@ fn first_process_that_does_not_act_delays_the_next_by_a_check() {
 #[test]
 fn list_that_is_lost_keeps_no_waiter_asleep() {
     released_after(|fakes| fakes[0].clear_places("x"));
+}
+
+/// In tests one process of a list is near, the others do not listen to the lock's channel.
+#[test]
+fn processes_far_behind_listen_to_no_release_until_they_are_near() {
+    let fakes = FakeNode::fakes(3);
+    let processes: [RedisLocker; 5] = [(); 5].map(|()| slowly_retrying(&fakes));
+    let mut held = processes[0].lock("x", TTL).expect("free");
+    thread::scope(|scope| {
+        let (has, had) = mpsc::channel();
+        for (before, locker) in processes[1..].iter().enumerate() {
+            let has = has.clone();
+            scope.spawn(move || has.send(locker.lock("x", TTL).expect("woken")));
+            placed(&fakes, before + 1);
+        }
+        eventually("all listen", || fakes[0].subscribed("x") == 4);
+        for waiters in [3, 2, 1, 0] {
+            let began = clock::now();
+            held.release().expect("ours");
+            held = had.recv().expect("woken");
+            assert_no_timeout_elapsed(began);
+            assert_eq!(fakes[0].places("x").len(), waiters);
+            // The former waiters of this process listen on for a while, and one is near.
+            let former = 4 - waiters;
+            eventually("the others do not listen", || {
+                fakes[0].subscribed("x") <= former + waiters.min(1)
+            });
+            eventually("the first of the list listens", || {
+                waiters == 0 || fakes[0].listens("x", &fakes[0].places("x")[0])
+            });
+        }
+    });
+}
+
+#[test]
+fn release_of_a_lock_that_was_waited_for_wakes_a_process_that_does_not_listen() {
+    let fakes = FakeNode::fakes(1);
+    let [holder, near, far] = [(); 3].map(|()| slowly_retrying(&fakes));
+    let held = holder.lock("x", TTL).expect("free");
+    thread::scope(|scope| {
+        let [first, second] = [&near, &far].map(|locker| {
+            let waits = scope.spawn(|| locker.lock("x", TTL));
+            placed(&fakes, 1 + usize::from(std::ptr::eq(locker, &far)));
+            waits
+        });
+        held.release().expect("ours");
+        let held = first.join().expect("no panic").expect("woken");
+        eventually("the second is near", || {
+            fakes[0].listens("x", &fakes[0].places("x")[0])
+        });
+        // As if it were not told so: no process listens to the lock's channel.
+        fakes[0].unsubscribe_all("x");
+        wakes(second, || held.release().expect("ours"));
+    });
 }
 
 #[test]

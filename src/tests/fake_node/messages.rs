@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::background::release_listener::places::NEAR;
 use crate::protocol::key::{Channel, Key, notice_channel};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
+use crate::protocol::scripts::NEAR;
 use crate::tests::fake_node::store::NodeStore;
 use crate::transport::node::traits::Event;
 

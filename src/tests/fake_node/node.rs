@@ -358,6 +358,25 @@ impl FakeNode {
         self.subscribers(&key(name, LockKind::Exclusive).channel())
     }
 
+    /// Returns whether the process with this wake channel is subscribed to the channel of a lock.
+    pub(crate) fn listens(&self, name: &str, wake_channel: &Channel) -> bool {
+        let lock = key(name, LockKind::Exclusive).channel();
+        let subscriptions = self.subscriptions.lock();
+        let of = |channel: &Channel| {
+            let channel = Arc::clone(channel);
+            let each = subscriptions.iter();
+            each.filter_map(move |(name, sender)| (*name == channel).then_some(sender))
+        };
+        of(wake_channel).any(|own| of(&lock).any(|sender| sender.same_channel(own)))
+    }
+
+    /// Ends all subscriptions to the channel of a lock. Their processes do not learn of it.
+    pub(crate) fn unsubscribe_all(&self, name: &str) {
+        let lock = key(name, LockKind::Exclusive).channel();
+        let mut subscriptions = self.subscriptions.lock();
+        subscriptions.retain(|(channel, _)| *channel != lock);
+    }
+
     /// Returns the number of subscriptions to a channel.
     pub(crate) fn subscribers(&self, channel: &Channel) -> usize {
         let subscriptions = self.subscriptions.lock();

@@ -37,8 +37,10 @@ const TTL: u64 = 1_000_000;
 #[derive(Clone, Debug)]
 enum Step {
     Acquire,
+    /// Of a holder that may have waited.
     Release {
         publishes: bool,
+        has_waited: bool,
     },
     /// A process, for how many seconds it has waited, and whether it checks the lock.
     TakePlace(usize, u64, bool),
@@ -50,7 +52,8 @@ fn step() -> impl Strategy<Value = Step> {
     let process = || 0..PROCESSES.len();
     prop_oneof![
         3 => Just(Step::Acquire),
-        3 => prop::bool::weighted(0.8).prop_map(|publishes| Step::Release { publishes }),
+        3 => (prop::bool::weighted(0.8), any::<bool>())
+            .prop_map(|(publishes, has_waited)| Step::Release { publishes, has_waited }),
         6 => (process(), 0..9_u64, any::<bool>())
             .prop_map(|(process, waited, checks)| Step::TakePlace(process, waited, checks)),
         2 => process().prop_map(Step::LeavePlace),
@@ -84,9 +87,15 @@ impl Comparison<'_> {
                 }
                 Request::new(Op::Acquire, &lease, TTL)
             }
-            Step::Release { publishes } => {
+            Step::Release {
+                publishes,
+                has_waited,
+            } => {
                 // Without a holder, the release of a lock that this node does not have.
                 let lease = self.holder.take().unwrap_or_else(|| place(0));
+                if has_waited {
+                    lease.set_has_waited();
+                }
                 let mut request = Request::new(Op::Release, &lease, 0);
                 request.publish = publishes;
                 request

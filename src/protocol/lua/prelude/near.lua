@@ -1,6 +1,6 @@
--- Tells the process that is the fourth of a waiting list, after one before it has left, its place:
--- only the first four are subscribed to the lock's channel.
-local function tell_fourth(list, lock)
-  local fourth = redis.call('ZRANGE', list, 3, 3)[1]
-  if fourth then redis.call('PUBLISH', fourth, 'place 3 ' .. lock) end
+-- Tells the last of the first `near` processes of a waiting list its place, after one before it has
+-- left: only these are subscribed to the lock's channel.
+local function tell_last_near(list, lock)
+  local last = redis.call('ZRANGE', list, near - 1, near - 1)[1]
+  if last then redis.call('PUBLISH', last, 'place ' .. near - 1 .. ' ' .. lock) end
 end
