@@ -100,6 +100,31 @@ fn processes_far_behind_listen_to_no_release_until_they_are_near() {
 }
 
 #[test]
+fn process_comes_near_when_the_one_before_it_stops_waiting() {
+    let fakes = FakeNode::fakes(1);
+    let [holder, leaves, near, far] = [(); 4].map(|()| slowly_retrying(&fakes));
+    let held = holder.lock("x", TTL).expect("free");
+    let token = CancelToken::new();
+    let options = LockOptions::new(TTL).cancel_on(&token);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| near.lock("x", TTL));
+        placed(&fakes, 1);
+        let second = scope.spawn(|| leaves.acquire("x", &options).map(drop));
+        placed(&fakes, 2);
+        let third = scope.spawn(|| far.lock("x", TTL));
+        placed(&fakes, 3);
+        held.release().expect("ours");
+        let held = first.join().expect("no panic").expect("woken");
+        let last = fakes[0].places("x")[1].clone();
+        eventually("the last does not listen", || !fakes[0].listens("x", &last));
+        token.cancel();
+        assert_eq!(second.join().expect("no panic"), Err(Error::Cancelled));
+        eventually("it listens again", || fakes[0].listens("x", &last));
+        wakes(third, || held.release().expect("ours"));
+    });
+}
+
+#[test]
 fn release_of_a_lock_that_was_waited_for_wakes_a_process_that_does_not_listen() {
     let fakes = FakeNode::fakes(1);
     let [holder, near, far] = [(); 3].map(|()| slowly_retrying(&fakes));
