@@ -32,7 +32,9 @@ pub(crate) fn break_lock(
     let mut seen = survey.read(std::slice::from_ref(key))?;
     warn_of_absent(&seen.absent, notes);
     seen.rows.retain(|row| is_selected(row, options));
+    let (nodes, prefix) = (survey.nodes_mut(), &settings.prefix);
     if seen.rows.is_empty() {
+        force_release(nodes, prefix, key, &[])?;
         let object = json!({ "key": key, "broken": false, "owner": null, "nodes": 0 });
         output.tell(&format!("{}: there is no such lock", shown(key)), &object)?;
         return Ok(NO);
@@ -41,7 +43,8 @@ pub(crate) fn break_lock(
         let line = format!("lock {key:?}: not confirmed, nothing was done");
         return Err(Failure::new(Kind::NotConfirmed, line));
     }
-    if !force_release(survey.nodes_mut(), &settings.prefix, &seen.rows)? {
+    let digests: Vec<&str> = seen.rows.iter().map(|row| row.digest.as_str()).collect();
+    if !force_release(nodes, prefix, key, &digests)? {
         let line = format!("lock {key:?}: released or passed on meanwhile, nothing was done");
         return Err(Failure::new(Kind::NotConfirmed, line));
     }

@@ -2,9 +2,10 @@
 --
 -- 1. A reader set or a semaphore that becomes empty goes with its last entry.
 -- 2. A removed writer leaves a reader turn to a reader that waits, as its release would.
--- 3. PUBLISH wakes waiters. It comes last, by `pcall`, because the right may be missing.
+-- 3. PUBLISH wakes waiters, also where this node had no holder: waiters may listen here. It comes
+--    last, by `pcall`, because the right may be missing.
 --
--- KEYS: the lock, writer, readers, gate, permits, turn; or the lock alone. ARGV: SHA-1 digests.
+-- KEYS: the lock, writer, readers, gate, permits, turn; or the lock alone. ARGV: SHA-1 digests, if any.
 -- Reply: the number of removed holders.
 local wanted, removed = {}, 0
 for _, digest in ipairs(ARGV) do wanted[digest] = true end
@@ -36,5 +37,5 @@ if #KEYS > 1 then
   end
   if #permits > 0 and redis.call('HLEN', KEYS[5]) == 1 then redis.call('HDEL', KEYS[5], 'permits') end
 end
-if removed > 0 then redis.pcall('PUBLISH', KEYS[1], '') end
+redis.pcall('PUBLISH', KEYS[1], '')
 return removed

@@ -5,42 +5,41 @@ use redis::{Cmd, Connection, ErrorKind, RedisResult, Script};
 use crate::failure::{Failure, Result};
 use crate::locks::inspect;
 use crate::locks::keys::LockKeys;
-use crate::locks::row::LockRow;
 use crate::nodes::fan_out::Nodes;
 
 const FORCE_RELEASE: &str = include_str!("force_release.lua");
 
-/// Removes the holders of these rows, which have one name, and returns whether a node had one of
-/// them. A holder that has come since the rows were read stays. Then tells the holders of that name
-/// to check their locks.
+/// Removes the holders of a name whose tokens have these digests, and returns whether a node had one
+/// of them. A holder that has come since the digests were read stays.
+///
+/// As the library's `force_release`, it wakes the waiters on each node and tells the holders of that
+/// name to check their locks, also where it finds none: the keys may have been deleted by hand.
 ///
 /// # Errors
 /// As [`Nodes::require_quorum`]; the nodes that answered have removed them.
-pub(crate) fn force_release(nodes: &mut Nodes, prefix: &str, rows: &[LockRow]) -> Result<bool> {
-    let Some(first) = rows.first() else {
-        return Ok(false);
-    };
-    let keys = LockKeys::of(prefix, &first.key);
-    let digests: Vec<&str> = rows.iter().map(|row| row.digest.as_str()).collect();
-    let answers = nodes.ask(|connection| on_server(connection, &keys, &digests));
+pub(crate) fn force_release(
+    nodes: &mut Nodes,
+    prefix: &str,
+    name: &str,
+    digests: &[&str],
+) -> Result<bool> {
+    let keys = LockKeys::of(prefix, name);
+    let answers = nodes.ask(|connection| on_server(connection, &keys, digests));
     nodes.require_quorum(&answers.absent).map_err(|failure| {
         let line = format!("{}; the nodes that replied have released it", failure.line);
         Failure::new(failure.kind, line)
     })?;
+    // After all nodes: while a quorum has its token, a holder that checks would restore the lock.
+    nodes.ask(|connection| publish_notice(connection, &keys.lock, prefix));
     let removed: u64 = answers.by_node.iter().flatten().flatten().sum();
-    if removed > 0 {
-        // After all nodes: while a quorum has its token, a holder that checks would restore the lock.
-        nodes.ask(|connection| publish_notice(connection, prefix, &first.key));
-    }
     Ok(removed > 0)
 }
 
-/// Publishes a notice, as the library's `force_release` does. The right may be missing: then a
-/// holder finds out at its next renewal.
-fn publish_notice(connection: &mut Connection, prefix: &str, key: &str) -> RedisResult<()> {
+/// Publishes a notice. The right may be missing: then a holder finds out at its next renewal.
+fn publish_notice(connection: &mut Connection, lock: &str, prefix: &str) -> RedisResult<()> {
     let mut notice = redis::cmd("PUBLISH");
     notice.arg(format!("{prefix}listener:notices"));
-    notice.arg(format!("check {prefix}{key}"));
+    notice.arg(format!("check {lock}"));
     notice.exec(connection).or(Ok(()))
 }
 
