@@ -16,6 +16,7 @@ pub(crate) enum Use {
     Fencing,
     Semaphores,
     Notifications,
+    WaitingLists,
     Listing,
 }
 
@@ -27,6 +28,7 @@ impl Use {
             Use::Fencing => "fencing",
             Use::Semaphores => "semaphores",
             Use::Notifications => "release notifications",
+            Use::WaitingLists => "waiting lists",
             Use::Listing => "list and watch",
         }
     }
@@ -91,6 +93,7 @@ fn needs(prefix: &str) -> Vec<Need> {
     let LockKeys { lock, derived } = LockKeys::of(prefix, "doctor");
     let [writer, readers, gate, permits, turn] = &derived;
     let fence = writer.replace(":writer", ":fence");
+    let waiting = writer.replace(":writer", ":waiting");
     let lines = [
         (
             Use::Locks,
@@ -113,7 +116,15 @@ fn needs(prefix: &str) -> Vec<Need> {
         ),
         (
             Use::Notifications,
-            format!("publish {lock} x;subscribe {lock};unsubscribe {lock};ping"),
+            format!(
+                "publish {lock} x;subscribe {lock};subscribe {prefix}listener:x;unsubscribe {lock};ping"
+            ),
+        ),
+        (
+            Use::WaitingLists,
+            format!(
+                "exists {lock};time;zadd {waiting} 1 x;zrem {waiting} x;zrank {waiting} x;zrange {waiting} 0 0"
+            ),
         ),
         (
             Use::Listing,

@@ -6,7 +6,7 @@ use crate::failure::{Failure, Result};
 const HOLDING: [&str; 4] = [":writer", ":readers", ":permits", ":gate"];
 
 /// The suffixes of keys that also exist without a holder.
-const OTHERS: [&str; 2] = [":turn", ":fence"];
+const OTHERS: [&str; 3] = [":turn", ":fence", ":waiting"];
 
 /// The longest name, in bytes.
 const MAX_NAME: usize = 16 * 1024;
@@ -100,6 +100,7 @@ mod tests {
             ("", false),
             ("k:gate", false),
             ("k:turn", false),
+            ("k:waiting", false),
             ("gate", true),
         ] {
             assert_eq!(validate(name).is_ok(), is_valid, "{name}");
@@ -114,6 +115,8 @@ mod tests {
             "q:a",
             "{p:a}:fence",
             "{p:a}:turn",
+            "{p:a}:waiting",
+            "p:{t}a:waiting",
             "p:",
             "{q:a}:writer",
         ] {
