@@ -17,6 +17,13 @@ use crate::failure::{Failure, Kind};
 /// The lines that wait for a blocked standard error; further ones are dropped.
 const MAX_WAITING: usize = 256;
 
+/// The sources of lines about a lock that is lost or endangered. `run` tells that by itself, and what
+/// follows.
+const TOLD_BY_RUN: [&str; 2] = [
+    "redguard::background::loss_handler",
+    "redguard::background::loss_notifier",
+];
+
 /// How long the end of the program waits for a blocked standard error.
 const END_LIMIT: Duration = Duration::from_secs(1);
 
@@ -116,9 +123,7 @@ struct Logger(Notes);
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // `run` tells by itself that its lock is lost, and what follows.
-        metadata.target().starts_with("redguard")
-            && metadata.target() != "redguard::background::loss_handler"
+        metadata.target().starts_with("redguard") && !TOLD_BY_RUN.contains(&metadata.target())
     }
 
     fn log(&self, record: &Record<'_>) {

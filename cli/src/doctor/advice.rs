@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::doctor::examine::{Facts, Persistence};
 use crate::doctor::rights::{Rights, Use};
+use crate::nodes::connection::Trouble;
 
 /// The clock offset above which the library warns: the drift of a TTL of 30 s.
 const MAX_CLOCK_OFFSET_MS: i64 = 302;
@@ -75,6 +76,7 @@ fn of_rights(rights: &Rights) -> Vec<String> {
         Use::Fencing,
         Use::Semaphores,
         Use::Notifications,
+        Use::WaitingLists,
         Use::Listing,
     ];
     let lines = uses.into_iter().filter_map(|purpose| {
@@ -86,6 +88,23 @@ fn of_rights(rights: &Rights) -> Vec<String> {
         (!rules.is_empty()).then_some(line)
     });
     lines.collect()
+}
+
+/// Returns what to do about a node that does not take part.
+pub(crate) fn of_absent(trouble: Trouble) -> &'static str {
+    match trouble {
+        Trouble::Refused => "start it, or mend its address",
+        Trouble::Silent => {
+            "it hangs, or packets to it are lost: look for a stopped process, a slow command, swapping, \
+             a slow disk, a firewall; if it is only far away, set a longer --timeout"
+        }
+        Trouble::Unreachable => "mend its address, or the network to it",
+        Trouble::Credentials => "mend the user and the password in its address",
+        Trouble::Right => "give the user the rights, by ACL SETUSER",
+        Trouble::Loading => "wait until it has loaded its data",
+        Trouble::Busy => "end the script that keeps it busy: SCRIPT KILL",
+        Trouble::Other => "see its log",
+    }
 }
 
 /// Returns what to change in the list of nodes.
@@ -157,6 +176,16 @@ mod tests {
         let mut forgets = healthy();
         forgets.persistence = Persistence::Forgets;
         assert_eq!(of_server(&forgets, TIMEOUT, true), [""; 0]);
+    }
+
+    #[test]
+    fn hung_node_needs_no_start() {
+        assert!(of_absent(Trouble::Refused).starts_with("start it"));
+        let hung = of_absent(Trouble::Silent);
+        assert!(
+            hung.starts_with("it hangs") && !hung.contains("start it"),
+            "{hung}"
+        );
     }
 
     #[test]

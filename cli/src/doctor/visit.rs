@@ -8,7 +8,7 @@ use crate::doctor::examine::{Facts, examine};
 use crate::doctor::trial::{self, Trial};
 use crate::failure::{NO, Result};
 use crate::library;
-use crate::nodes::fan_out::Nodes;
+use crate::nodes::fan_out::{Absent, Nodes};
 use crate::output::{Output, table};
 
 const COLUMNS: [&str; 7] = [
@@ -30,7 +30,10 @@ pub(crate) fn doctor(settings: &Settings, pings: u32, output: Output) -> Result<
     for (name, servers) in names.iter().zip(&answers.by_node) {
         match servers {
             Some(servers) => report.add_node(name, servers, settings),
-            None => report.add_absent(name, &answers.absent),
+            None => {
+                let absent = answers.absent.iter().filter(|absent| absent.node == *name);
+                absent.take(1).for_each(|absent| report.add_absent(absent));
+            }
         }
     }
     if let Some(text) = advice::of_list(names.len()) {
@@ -78,16 +81,15 @@ impl Report {
         }
     }
 
-    fn add_absent(&mut self, name: &str, absent: &[crate::nodes::fan_out::Absent]) {
-        let causes = absent.iter().filter(|absent| absent.node == name);
-        let cause = causes.map(|absent| absent.cause.as_str()).next();
-        let cause = cause.unwrap_or("unreachable");
-        self.objects.push(json!({ "node": name, "error": cause }));
-        let advice = format!("{name}: {cause}: start it, or mend its address or credentials");
-        self.advice.push(advice);
+    fn add_absent(&mut self, absent: &Absent) {
+        let (name, cause) = (&absent.node, &absent.cause);
+        let advice = advice::of_absent(absent.trouble);
+        let object = json!({ "node": name, "error": cause, "advice": [advice] });
+        self.objects.push(object);
+        self.advice.push(format!("{absent}: {advice}"));
         let mut row = [const { String::new() }; 7].map(|_| "-".to_owned());
-        row[0] = name.to_owned();
-        row[1] = cause.to_owned();
+        row[0].clone_from(name);
+        row[1].clone_from(cause);
         self.rows.push(row);
     }
 

@@ -174,20 +174,56 @@ fn master_of(entry: &redis::Value) -> Option<(String, u16)> {
 
 /// Returns the error without the server's text, which may repeat credentials.
 pub(crate) fn describe(error: &RedisError) -> String {
-    match error.code() {
-        Some("NOPERM") => "access denied: a right is missing (see `redguard doctor`)".to_owned(),
-        Some("NOAUTH" | "WRONGPASS") => "access denied: wrong or no credentials".to_owned(),
-        Some(code) => format!("the node replies {code}"),
-        None if error.is_timeout() => "no answer in time".to_owned(),
-        None if error.is_connection_refusal() => "the connection is refused".to_owned(),
-        None if error.is_io_error() => "unreachable".to_owned(),
-        None => error.category().to_owned(),
-    }
+    let text = match (Trouble::of(error), error.code()) {
+        (Trouble::Right, _) => "access denied: a right is missing (see `redguard doctor`)",
+        (Trouble::Credentials, _) => "access denied: wrong or no credentials",
+        (Trouble::Silent, _) => "no answer in time",
+        (Trouble::Refused, _) => "the connection is refused",
+        (Trouble::Unreachable, _) => "unreachable",
+        (_, Some(code)) => return format!("the node replies {code}"),
+        (_, None) => error.category(),
+    };
+    text.to_owned()
 }
 
-/// Returns whether waiting does not help.
-pub(crate) fn is_denied(error: &RedisError) -> bool {
-    let code = error.code();
-    matches!(code, Some("NOPERM" | "NOAUTH" | "WRONGPASS"))
-        || error.kind() == ErrorKind::AuthenticationFailed
+/// Why a node does not take part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Nothing listens there.
+    Refused,
+    /// It, or the network before it, does not answer in time.
+    Silent,
+    Unreachable,
+    /// It denies access to a user without these credentials.
+    Credentials,
+    /// A right is missing.
+    Right,
+    /// It is loading its data.
+    Loading,
+    /// A script keeps it busy.
+    Busy,
+    /// Another error.
+    Other,
+}
+
+impl Trouble {
+    pub(crate) fn of(error: &RedisError) -> Trouble {
+        match error.code() {
+            Some("NOPERM") => Trouble::Right,
+            Some("NOAUTH" | "WRONGPASS") => Trouble::Credentials,
+            Some("LOADING") => Trouble::Loading,
+            Some("BUSY") => Trouble::Busy,
+            Some(_) => Trouble::Other,
+            None if error.kind() == ErrorKind::AuthenticationFailed => Trouble::Credentials,
+            None if error.is_timeout() => Trouble::Silent,
+            None if error.is_connection_refusal() => Trouble::Refused,
+            None if error.is_io_error() => Trouble::Unreachable,
+            None => Trouble::Other,
+        }
+    }
+
+    /// Returns whether the node denies access, so that waiting does not help.
+    pub(crate) fn is_denied(self) -> bool {
+        matches!(self, Trouble::Credentials | Trouble::Right)
+    }
 }

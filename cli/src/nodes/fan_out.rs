@@ -7,7 +7,7 @@ use redis::{Connection, RedisResult};
 
 use crate::config::Settings;
 use crate::failure::{Failure, Kind, Result};
-use crate::nodes::connection::{self, NodeConnection};
+use crate::nodes::connection::{self, NodeConnection, Trouble};
 
 /// All nodes, with a connection each.
 pub(crate) struct Nodes {
@@ -19,8 +19,7 @@ pub(crate) struct Nodes {
 pub(crate) struct Absent {
     pub(crate) node: String,
     pub(crate) cause: String,
-    /// Whether the node denies access.
-    pub(crate) is_denied: bool,
+    pub(crate) trouble: Trouble,
 }
 
 impl fmt::Display for Absent {
@@ -79,7 +78,7 @@ impl Nodes {
                         answers.absent.push(Absent {
                             node,
                             cause: connection::describe(&error),
-                            is_denied: connection::is_denied(&error),
+                            trouble: Trouble::of(&error),
                         });
                         None
                     }
@@ -101,7 +100,8 @@ impl Nodes {
         if answered >= needed {
             return Ok(());
         }
-        let denied = absent.iter().filter(|absent| absent.is_denied).count();
+        let denied = absent.iter().filter(|absent| absent.trouble.is_denied());
+        let denied = denied.count();
         let kind = if denied > total - needed {
             Kind::Denied
         } else {

@@ -188,6 +188,7 @@ impl Change {
 pub(crate) mod tests {
     use super::*;
     use crate::locks::merge::Waiting;
+    use crate::nodes::connection::Trouble;
     use crate::nodes::fan_out::Absent;
 
     pub(crate) fn row(key: &str, owner: &str, nodes: usize) -> LockRow {
@@ -213,7 +214,7 @@ pub(crate) mod tests {
         let absent = absent.iter().map(|node| Absent {
             node: (*node).to_owned(),
             cause: "down".to_owned(),
-            is_denied: false,
+            trouble: Trouble::Refused,
         });
         let absent = absent.collect();
         Ok(Seen { rows, absent })

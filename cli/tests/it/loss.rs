@@ -167,6 +167,8 @@ fn stubborn_command_is_killed_at_the_end_of_its_lock() {
     let ended = running.end();
     assert_eq!(ended.status, 70, "{ended:?}");
     assert_eq!(log.count(15), 1, "{}", log.text());
+    // The library tells the same in its log.
+    assert_eq!(ended.err.matches("ends in").count(), 1, "{ended:?}");
 }
 
 #[test]

@@ -171,6 +171,33 @@ fn hung_nodes_are_named_and_bound_each_command() {
 }
 
 #[test]
+fn doctor_says_what_a_hung_node_needs() {
+    let nodes = servers(3);
+    nodes[1].kill();
+    nodes[2].stop().unwrap();
+    let args = [
+        "doctor",
+        "--timeout",
+        "500ms",
+        "--redis",
+        &addresses(&nodes),
+    ];
+    let ended = run(bare(&args));
+    assert_eq!(ended.status, 69, "{ended:?}");
+    let advice = |node: &Server| {
+        let mut lines = ended.out.lines();
+        let is_advice = |line: &&str| line.starts_with(&format!("  {}: ", node.addr()));
+        lines.find(is_advice).unwrap()
+    };
+    assert!(advice(&nodes[1]).contains("start it"), "{ended:?}");
+    let hung = advice(&nodes[2]);
+    assert!(
+        hung.contains("it hangs") && !hung.contains("start it"),
+        "{ended:?}"
+    );
+}
+
+#[test]
 fn wrong_password_on_a_minority_is_a_warning() {
     let nodes = [
         server(),
