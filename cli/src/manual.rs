@@ -6,6 +6,7 @@ use std::path::Path;
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
 
 use crate::args::Cli;
 use crate::failure::{Failure, Result};
@@ -57,9 +58,25 @@ fn pages(top: &Command) -> Vec<Command> {
 }
 
 fn render(page: Command) -> Result<Vec<u8>> {
+    let notes = page.get_after_help().map(ToString::to_string);
     let mut text = Vec::new();
-    Man::new(page).render(&mut text)?;
+    Man::new(page.after_help(None::<&str>)).render(&mut text)?;
+    notes_section(&notes.unwrap_or_default()).to_writer(&mut text)?;
     Ok(text)
+}
+
+/// Returns the text behind the options, with its lines as they are: `Man` would fill them to one
+/// paragraph.
+fn notes_section(notes: &str) -> Roff {
+    let mut section = Roff::new();
+    section
+        .control("SH", ["NOTES"])
+        .control("na", [])
+        .control("nh", []);
+    for line in notes.lines() {
+        section.text([roman(line)]).control("br", []);
+    }
+    section
 }
 
 #[cfg(test)]
@@ -81,6 +98,23 @@ mod tests {
         for page in pages(&top) {
             let text = String::from_utf8(render(page).unwrap()).unwrap();
             assert!(text.contains(".SH OPTIONS"), "{text}");
+        }
+    }
+
+    #[test]
+    fn notes_of_a_page_keep_their_lines() {
+        let mut top = Cli::command();
+        top.build();
+        for page in pages(&top) {
+            let lines = page.get_after_help().unwrap().to_string();
+            let text = String::from_utf8(render(page).unwrap()).unwrap();
+            let (options, notes) = text.split_once(".SH NOTES\n").unwrap();
+            assert!(!options.contains("EXTRA"), "{options}");
+            assert_eq!(
+                notes.matches("\n.br").count(),
+                lines.lines().count(),
+                "{notes}"
+            );
         }
     }
 }
