@@ -17,6 +17,7 @@ use crate::run::command::{self, Ended};
 use crate::run::loss::LossPlan;
 use crate::run::options::{OnLost, RunOptions};
 use crate::run::owner;
+use crate::run::repetition::Repetitions;
 use crate::run::signals::{self, DefaultAction, Received, Signals};
 use crate::run::supervise::Supervisor;
 use crate::run::witness::Witness;
@@ -154,7 +155,7 @@ impl Locked {
             waits_for_group: self.options.wait_for_group,
             key: &key,
             notes,
-            last_signals: Vec::new(),
+            repetitions: Repetitions::default(),
         };
         let ended = supervisor.attend(inbox);
         let has_failed = supervisor.loss.has_failed();

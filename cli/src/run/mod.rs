@@ -7,6 +7,7 @@ pub(crate) mod locked;
 pub(crate) mod loss;
 pub(crate) mod options;
 pub(crate) mod owner;
+pub(crate) mod repetition;
 pub(crate) mod signals;
 pub(crate) mod supervise;
 pub(crate) mod witness;

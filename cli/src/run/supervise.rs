@@ -12,16 +12,9 @@ use crate::run::Event;
 use crate::run::command::{Ended, Running};
 use crate::run::loss::{LossPlan, Step};
 use crate::run::options::OnLost;
+use crate::run::repetition::Repetitions;
 use crate::run::signals::{self, DefaultAction, Received};
 use crate::run::witness::Witness;
-
-/// Within this time a second signal of the same number from the same process is the same one:
-/// timeout(1), for example, sends each both to `run` and to its group. A pending signal does not
-/// count twice in any case.
-const SAME_SIGNAL: Duration = Duration::from_millis(250);
-
-/// The first real-time signal, which are queued and each count.
-const FIRST_REAL_TIME: i32 = 34;
 
 /// How often a process group is looked at whose last process is awaited.
 const GROUP_POLL: Duration = Duration::from_millis(20);
@@ -35,7 +28,7 @@ pub(crate) struct Supervisor<'a> {
     pub(crate) waits_for_group: bool,
     pub(crate) key: &'a str,
     pub(crate) notes: &'a Notes,
-    pub(crate) last_signals: Vec<(Received, Instant)>,
+    pub(crate) repetitions: Repetitions,
 }
 
 impl Supervisor<'_> {
@@ -128,26 +121,12 @@ impl Supervisor<'_> {
             self.command.reap();
             return;
         }
-        if !self.is_repetition(signal) && !self.was_delivered(signal) {
+        if !self.repetitions.note(signal, Instant::now()) && !self.was_delivered(signal) {
             self.command.signal(signal.number);
         }
         if signals::default_action(signal.number) == DefaultAction::Stops {
             signals::stop_by(signal.number);
         }
-    }
-
-    fn is_repetition(&mut self, signal: Received) -> bool {
-        let is_recent = |when: &Instant| when.elapsed() < SAME_SIGNAL;
-        self.last_signals.retain(|(_, when)| is_recent(when));
-        // The kernel sends one signal per key that is pressed.
-        if signal.sender == 0 || signal.number >= FIRST_REAL_TIME {
-            return false;
-        }
-        let is_known = self.last_signals.iter().any(|(last, _)| *last == signal);
-        if !is_known {
-            self.last_signals.push((signal, Instant::now()));
-        }
-        is_known
     }
 
     fn was_delivered(&mut self, signal: Received) -> bool {

@@ -89,20 +89,32 @@ fn ignored_signals_are_not_passed_on() {
 
 #[test]
 fn nohup_survives_the_terminal() {
-    let (node, log) = (server(), SignalLog::new());
-    let [program, file] = log.command();
-    let line = format!(
-        "nohup {TOOL} run --timeout {TIMEOUT} --redis {} --key k --ttl {LONG_TTL} -- {program} {file} >/dev/null 2>&1 & wait\n",
-        node.addr()
+    let node = server();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let script = format!(
+        "{TOOL} run --timeout {TIMEOUT} --redis {node} --key k --ttl {LONG_TTL} -- \
+         sh -c \": >{dir}/started; until [ -e {dir}/go ]; do sleep 0.02; done; exit 7\"; \
+         echo $? >{dir}/draft; mv {dir}/draft {dir}/status\n",
+        node = node.addr(),
+        dir = dir.path().display()
     );
-    let mut terminal = Terminal::start("bash", &["--norc", "-i"], 80);
-    terminal.press(&line);
-    log.ready();
-    drop(terminal); // the session leader is killed, and the terminal is closed
+    fs::write(path("script"), script).unwrap();
+    let mut terminal = Terminal::start("bash", &["--norc", "--noprofile", "-i"], 200);
+    let script = path("script");
+    terminal.press(&format!(
+        "nohup sh {} >/dev/null 2>&1 &\n",
+        script.display()
+    ));
+    eventually("the command runs", || path("started").exists());
+    // The shell tells its jobs what the closed terminal has told it, and ends.
+    signal(terminal.pid(), 1);
+    assert_eq!(terminal.end(), 129);
     assert!(has_lock(&node, "k"));
-    log.end(0);
-    eventually("the lock is released", || !has_lock(&node, "k"));
-    assert_eq!(log.count(1), 0, "{}", log.text());
+    fs::write(path("go"), "").unwrap();
+    eventually("the tool ends", || path("status").exists());
+    assert_eq!(fs::read_to_string(path("status")).unwrap(), "7\n");
+    assert!(!has_lock(&node, "k"));
 }
 
 #[test]

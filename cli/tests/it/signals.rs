@@ -1,6 +1,8 @@
 //! Signals by state and terminal: each is passed on once, and none ends the tool while its command
 //! runs.
 
+use std::process::Command;
+
 use crate::support::process::{self, LONG_TTL, Running, TIMEOUT, TOOL, run_args, state, tool};
 use crate::support::servers::Server;
 use crate::support::signal_log::SignalLog;
@@ -54,15 +56,29 @@ impl Tool {
         }
     }
 
-    fn signal(&self, target: Target, number: i32) {
-        let pid = match self {
+    fn pid(&self) -> i32 {
+        match self {
             Tool::Detached(running) => running.pid(),
             Tool::OnTerminal(terminal) => terminal.pid(),
-        };
-        match target {
-            Target::Process => process::signal(pid, number),
-            Target::Group => process::signal(-pid, number),
         }
+    }
+
+    fn signal(&self, target: Target, number: i32) {
+        match target {
+            Target::Process => process::signal(self.pid(), number),
+            Target::Group => process::signal(-self.pid(), number),
+        }
+    }
+
+    /// As `signal`, for numbers that have no name.
+    fn real_time_signal(&self, target: Target, number: i32) {
+        let sign = match target {
+            Target::Process => "",
+            Target::Group => "-",
+        };
+        let kill = format!("kill -{number} -- {sign}{}", self.pid());
+        let status = Command::new("bash").args(["-c", &kill]).status();
+        assert!(status.unwrap().success());
     }
 
     /// Blocks until the tool has ended. Returns its status, and what it wrote.
@@ -173,26 +189,28 @@ fn signals_during_the_release_change_nothing() {
     }
 }
 
+/// A real-time signal is queued while another of its number is pending, so that a second one is
+/// always seen. Of the other signals two may become one.
 #[test]
-fn real_time_signals_are_passed_on() {
-    let (node, log) = (server(), SignalLog::new());
-    let [program, file] = log.command();
-    let args = ["--key", "k", "--", &program, &file];
-    let running = Running::start(tool(&node.addr(), "run", &args));
-    log.ready();
-    for signal in [34, 37, 64] {
-        let kill = format!("kill -{signal} {}", running.pid());
-        assert!(
-            std::process::Command::new("sh")
-                .args(["-c", &kill])
-                .status()
-                .unwrap()
-                .success()
-        );
-        log.await_signal(signal);
+fn real_time_signals_are_passed_on_once() {
+    for (on_terminal, target) in COLUMNS {
+        let Logged { node, log, tool } = Logged::start(on_terminal, &[]);
+        for signal in [34, 37, 63] {
+            tool.real_time_signal(target, signal);
+            log.await_signal(signal);
+        }
+        // Behind these signals in the tool's queue.
+        tool.real_time_signal(Target::Process, 64);
+        log.await_signal(64);
+        log.end(7);
+        let (status, text) = tool.end();
+        assert_eq!(status, 7, "{on_terminal} {target:?}: {text}");
+        for signal in [34, 37, 63, 64] {
+            let (count, told) = (log.count(signal), log.text());
+            assert_eq!(count, 1, "{on_terminal} {target:?}: {signal}: {told}");
+        }
+        drop(node);
     }
-    log.end(0);
-    running.end().assert(0, &[]);
 }
 
 #[test]
