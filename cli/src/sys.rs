@@ -8,6 +8,7 @@
 )]
 
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,6 +83,70 @@ pub(crate) struct ChildSetup {
     pub(crate) ignores_sigpipe: bool,
     /// Whether the child is killed when the thread that starts it ends (Linux).
     pub(crate) dies_with_parent: bool,
+    /// Where the signals are asked for that the process group got before the child was in it.
+    pub(crate) missed: Option<MissedSignals>,
+}
+
+/// The pipes of the witness, for a child that is being set up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MissedSignals {
+    pub(crate) questions: RawFd,
+    pub(crate) answers: RawFd,
+}
+
+/// The question for all signals so far, which a later question still tells.
+pub(crate) const WHICH_SO_FAR: u8 = b'!';
+
+/// The bytes of a signal in an answer: its number, and its sender.
+pub(crate) const RECORD: usize = 8;
+
+impl MissedSignals {
+    /// Raises the signals that are not pending already. All are blocked, so they are delivered when
+    /// the mask is set. A witness that has ended tells none.
+    fn raise(self) {
+        let mut count = [0_u8];
+        if !write(self.questions, WHICH_SO_FAR) || !read(self.answers, &mut count) {
+            return;
+        }
+        for _ in 0..count[0] {
+            let mut record = [0_u8; RECORD];
+            if !read(self.answers, &mut record) {
+                return;
+            }
+            let [a, b, c, d, ..] = record;
+            let number = i32::from_le_bytes([a, b, c, d]);
+            // A stopped child would keep `spawn` waiting.
+            let stops = matches!(number, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU);
+            if !stops && !is_pending(number) {
+                // SAFETY: `getpid` and `kill` take and return integers.
+                unsafe { libc::kill(libc::getpid(), number) };
+            }
+        }
+    }
+}
+
+/// Writes a byte. Returns whether it was written.
+fn write(to: RawFd, byte: u8) -> bool {
+    // SAFETY: `byte` is valid for one byte; all signals are blocked, so no call is interrupted.
+    unsafe { libc::write(to, (&raw const byte).cast(), 1) == 1 }
+}
+
+/// Fills a buffer. Returns whether it was filled.
+fn read(from: RawFd, buffer: &mut [u8]) -> bool {
+    // SAFETY: the buffer is valid for its length. An answer is one write of less than PIPE_BUF bytes, so
+    // that a read of a part of it is never short.
+    let length = unsafe { libc::read(from, buffer.as_mut_ptr().cast(), buffer.len()) };
+    usize::try_from(length) == Ok(buffer.len())
+}
+
+/// Returns whether a blocked signal is pending for this process.
+fn is_pending(number: i32) -> bool {
+    // SAFETY: all bytes of `sigset_t` may be zero, and both calls get a valid place for one.
+    unsafe {
+        let mut pending: libc::sigset_t = std::mem::zeroed();
+        libc::sigpending(&raw mut pending) == 0
+            && libc::sigismember(&raw const pending, number) == 1
+    }
 }
 
 impl ChildSetup {
@@ -95,6 +160,9 @@ impl ChildSetup {
             if self.ignores_sigpipe {
                 // SAFETY: SIG_IGN installs no handler; `signal` is async-signal-safe.
                 unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+            }
+            if let Some(missed) = self.missed {
+                missed.raise();
             }
             nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None)?;
             Ok(())

@@ -138,6 +138,7 @@ impl Locked {
             mask: self.signals.original,
             ignores_sigpipe: crate::sys::was_pipe_ignored(),
             dies_with_parent: self.options.die_with_parent,
+            missed: witness.as_ref().map(Witness::missed_signals),
         };
         let started = command::start(&self.options.command, &self.variables(), setup, own_group);
         let command = match started {

@@ -2,11 +2,15 @@
 //!
 //! A signal that the terminal, or `kill` with a process group, sends reaches the command without
 //! `run`. The system tells a process the sender of a signal, but not whether others got it, too. The
-//! witness does nothing but receive signals: each of them has reached the command, too.
+//! witness does nothing but receive signals: each of them has reached the command, too. It starts
+//! before the command, and the command's process asks it, before it executes the command, for the
+//! signals of the time between.
 
 use std::collections::VecDeque;
 use std::env;
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +18,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::SigSet;
 
 use crate::run::signals::{Received, Receiver};
-use crate::sys::ChildSetup;
+use crate::sys::{ChildSetup, MissedSignals, RECORD, WHICH_SO_FAR};
 
 /// The argument that makes a process the witness of another one. No command for people.
 pub(crate) const ARGUMENT: &str = "__witness";
@@ -27,8 +31,8 @@ const POLL: Duration = Duration::from_millis(1);
 /// How long a sighting is kept for its signal.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
-/// The bytes of a sighting: the number of the signal, and its sender.
-const RECORD: usize = 8;
+/// The question for the signals since the last one.
+const WHICH: u8 = b'?';
 
 /// The witness, as `run` has it. It ends with its pipe.
 #[derive(Debug)]
@@ -49,6 +53,7 @@ impl Witness {
             mask: SigSet::all(),
             ignores_sigpipe: true,
             dies_with_parent: false,
+            missed: None,
         };
         setup.apply(&mut command);
         let mut process = command.spawn()?;
@@ -59,6 +64,14 @@ impl Witness {
                 seen: VecDeque::new(),
             }),
             _ => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Returns where a process of the group learns what it has missed.
+    pub(crate) fn missed_signals(&self) -> MissedSignals {
+        MissedSignals {
+            questions: self.questions.as_raw_fd(),
+            answers: self.answers.as_raw_fd(),
         }
     }
 
@@ -82,7 +95,7 @@ impl Witness {
     }
 
     fn ask(&mut self) -> io::Result<()> {
-        self.questions.write_all(b"?")?;
+        self.questions.write_all(&[WHICH])?;
         let mut count = [0];
         self.answers.read_exact(&mut count)?;
         for _ in 0..count[0] {
@@ -99,25 +112,28 @@ impl Witness {
     }
 }
 
-/// Runs the witness: answers each byte on standard input with the signals since the last one, until
-/// the pipe ends.
+/// Runs the witness: answers each question on standard input, until the pipe ends.
 pub(crate) fn observe() -> io::Result<()> {
     let receiver = Receiver::nonblocking()?;
-    let (mut questions, mut answers) = (io::stdin().lock(), io::stdout().lock());
+    let mut questions = io::stdin().lock();
+    // Without the buffer of `stdout`, which would break an answer at a byte that is a line's end.
+    let mut answers = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let mut question = [0];
+    let mut seen: Vec<Received> = Vec::new();
     while questions.read(&mut question)? == 1 {
-        let mut records = Vec::new();
-        let mut count = 0_u8;
-        while count < u8::MAX
-            && let Ok(signal) = receiver.receive()
-        {
-            count += 1;
-            records.extend(signal.number.to_le_bytes());
-            records.extend(signal.sender.to_le_bytes());
+        while let Ok(signal) = receiver.receive() {
+            seen.push(signal);
         }
-        answers.write_all(&[count])?;
-        answers.write_all(&records)?;
-        answers.flush()?;
+        let count = seen.len().min(u8::MAX.into());
+        let mut answer = vec![count as u8];
+        for signal in &seen[..count] {
+            answer.extend(signal.number.to_le_bytes());
+            answer.extend(signal.sender.to_le_bytes());
+        }
+        if question != [WHICH_SO_FAR] {
+            seen.drain(..count);
+        }
+        answers.write_all(&answer)?;
     }
     Ok(())
 }

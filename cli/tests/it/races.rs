@@ -5,9 +5,15 @@ use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::support::process::{Ended, LONG_TTL, Running, TIMEOUT, TOOL, bare, is_alive, tool};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::process::{
+    Ended, LONG_TTL, Running, TIMEOUT, TOOL, bare, is_alive, run_args, tool,
+};
 use crate::support::proxy::Proxy;
 use crate::support::servers::Server;
+use crate::support::terminal::Terminal;
 use crate::support::{addresses, ask, eventually, server, servers};
 
 /// `REDGUARD_NIGHTS` sets another number.
@@ -58,6 +64,30 @@ fn signals_at_random_moments_leave_no_key_no_child_and_no_zombie() {
         }
     }
     eventually("no key is left", || ask::<u32>(&node, &["DBSIZE"]) == 0);
+}
+
+/// On a terminal the command gets the signals of the group by itself, but for those of the moments
+/// before it is there.
+#[test]
+fn signal_to_the_group_of_a_terminal_is_not_lost_at_any_moment() {
+    let _alone = alone();
+    let node = server();
+    let mut random = fastrand::Rng::with_seed(23);
+    for round in 0..200 {
+        let mut terminal = {
+            let addr = node.addr();
+            Terminal::start(TOOL, &run_args(&addr, &["sleep", "600"]), 80)
+        };
+        std::thread::sleep(Duration::from_micros(random.u64(0..30_000)));
+        let group = Pid::from_raw(-terminal.pid());
+        // Once: setsid(1) has made the group by then.
+        eventually("the group has the signal", || {
+            kill(group, Signal::SIGTERM).is_ok() || terminal.has_ended()
+        });
+        eventually(&format!("the tool of round {round} ends"), || {
+            terminal.has_ended()
+        });
+    }
 }
 
 #[test]
