@@ -11,6 +11,7 @@ use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
 use crate::api::watch::WatchOutcome;
+use crate::config::builder::Config;
 use crate::error::LossReason;
 use crate::protocol::key::notice_channel;
 use crate::protocol::kind::LeaseKind;
@@ -174,7 +175,8 @@ fn notice_during_a_renewal_checks_once_more() {
 #[test]
 fn notice_during_an_extension_of_the_guard_is_checked_after_it() {
     let fakes = FakeNode::fakes(1);
-    let holder = connected_locker(&fakes, |config| config.node_timeout(LONG / 10)).expect("up");
+    let patient = |config: Config| config.node_timeout(LONG / 10).connect_timeout(LONG / 10);
+    let holder = connected_locker(&fakes, patient).expect("up");
     let guard = holder.lock("x", LONG).expect("free");
     let engine = holder.nodes().engine();
     let leases = engine.lock_table.leases(&exclusive_key("x"));

@@ -77,7 +77,7 @@ fn processes_far_behind_listen_to_no_release_until_they_are_near() {
         let (has, had) = mpsc::channel();
         for (before, locker) in processes[1..].iter().enumerate() {
             let has = has.clone();
-            scope.spawn(move || has.send(locker.lock("x", TTL).expect("woken")));
+            scope.spawn(move || drop(has.send(locker.lock("x", TTL).expect("woken"))));
             placed(&fakes, before + 1);
         }
         eventually("all listen", || fakes[0].subscribed("x") == 4);

@@ -142,7 +142,9 @@ impl Pair<'_> {
                 let Some(lease) = selected(&self.leases, number) else {
                     return;
                 };
-                let mut request = Request::new(op, lease, millis(units));
+                // A release has no TTL.
+                let ttl = if op == Op::Release { 0 } else { millis(units) };
+                let mut request = Request::new(op, lease, ttl);
                 if op == Op::RaiseFence {
                     request.min_fence = Some(u64::MAX >> 12);
                 }
