@@ -331,10 +331,10 @@ fn part_that_counts_threads() {
         let key = format!("{}{name}", part.key);
         locker.acquire(&key, &cared_for).unwrap()
     });
-    some(12 + 2, "one for renewal and one for the telling");
+    some(12 + 3, "one for renewal, one for callbacks, one listener");
     wait_in_vain(&locker, &part, &part.key);
     wait_in_vain(&locker, &part, &part.key);
-    some(12 + 3, "and one listener");
+    some(12 + 3, "no second listener");
     drop((held, others));
     drop(locker);
     let [first, last] = guards;
