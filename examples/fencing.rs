@@ -3,13 +3,13 @@
 //! `cargo run --release --example fencing [-- --redis URL,URL,…]`
 //!
 //! The first holder stops itself between the acquire and its write, as a long pause of the machine
-//! would. Its lease expires, and a second holder acquires the lock and writes. Then the first holder
-//! continues and writes too, because a stopped process learns of no loss.
-//! Without fencing the stale write overwrites the newer one. With fencing each write carries the token
-//! of its lock; the store keeps the greatest token and refuses writes with a lower one.
+//! would. Its lease expires, and a second holder acquires the lock and writes. Then the first
+//! holder continues and writes too, because a stopped process learns of no loss. Without fencing
+//! the stale write overwrites the newer one. With fencing each write carries the token of its lock;
+//! the store keeps the greatest token and refuses writes with a lower one.
 //!
-//! Fencing needs a store that compares tokens. Without one, `check()` right before the write makes the
-//! gap small but does not close it.
+//! Fencing needs a store that compares tokens. Without one, `check()` right before the write makes
+//! the gap small but does not close it.
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
 use lexopt::{Arg, Parser};
@@ -78,9 +78,11 @@ impl Store<'_> {
         Ok((token.parse().unwrap_or(0), value.to_owned()))
     }
 
-    /// Returns `false` if the store has seen a greater token. A write without a token is never refused.
+    /// Returns `false` if the store has seen a greater token. A write without a token is never
+    /// refused.
     ///
-    /// A real store compares and writes in one step, as `UPDATE … SET token = 7 WHERE token <= 7` does.
+    /// A real store compares and writes in one step, as `UPDATE … SET token = 7 WHERE token <= 7`
+    /// does.
     fn write(&self, token: Option<u64>, value: &str) -> io::Result<bool> {
         let (seen, _) = self.read()?;
         if token.is_some_and(|token| token < seen) {
@@ -120,7 +122,8 @@ fn compare(cli: &Cli) -> Outcome<bool> {
     Ok(fenced == "second" && plain == "first")
 }
 
-/// Pauses the first holder past its lease and lets the second write; returns the final value of the store.
+/// Pauses the first holder past its lease and lets the second write; returns the final value of the
+/// store.
 fn run_scenario(urls: &[String], plain: bool) -> Outcome<String> {
     let dir = TempDir::create("fencing-")?;
     let path = dir.path().join("store");

@@ -1,9 +1,11 @@
 //! Leader election: of all processes that stand, one leads, and another takes over when it dies.
 //!
-//! `cargo run --example leader -- --redis URL,URL,… --journal FILE`, in several terminals: kill the one that leads.
+//! `cargo run --example leader -- --redis URL,URL,… --journal FILE`, in several terminals: kill the
+//! one that leads.
 //!
-//! The leader appends a line to the journal with each step of its work: its process id, its term and a number. The function `lead`
-//! is the recipe of the guide (`redguard::guide::leader_election`).
+//! The leader appends a line to the journal with each step of its work: its process id, its term
+//! and a number. The function `lead` is the recipe of the guide
+//! (`redguard::guide::leader_election`).
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
 use lexopt::{Arg, Parser};
@@ -23,8 +25,8 @@ const TTL: Duration = Duration::from_secs(2);
 /// The longest step of the leader's work.
 const STEP: Duration = Duration::from_millis(500);
 
-/// Stands for election and leads, again and again, until `stop` is set. `step` does one piece of the leader's work. It gets the
-/// term, a number above that of every leader before.
+/// Stands for election and leads, again and again, until `stop` is set. `step` does one piece of
+/// the leader's work. It gets the term, a number above that of every leader before.
 fn lead(locker: &dyn Locker, stop: &AtomicBool, step: &dyn Fn(u64)) -> Result<(), Error> {
     let options = LockOptions::new(TTL)
         .auto_renew(true)

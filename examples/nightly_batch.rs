@@ -1,16 +1,19 @@
-//! Reports lines, bytes and CRC-32 of every file of a tree, each file once a night, from several processes.
+//! Reports lines, bytes and CRC-32 of every file of a tree, each file once a night, from several
+//! processes.
 //!
-//! `cargo run --release --example nightly_batch [-- [--kill-a-node] [--copies N] [--threads N] [--redis URL,URL,…] [DIR]]`
+//! `cargo run --release --example nightly_batch [-- [--kill-a-node] [--copies N] [--threads N]
+//! [--redis URL,URL,…] [DIR]]`
 //!
 //! The first process (this file) starts temporary nodes unless it is given some, starts the copies
-//! (`worker.rs`), shows their progress and reads the report at the end. The copies share only the tree, the
-//! report and the locks. A copy writes a row under the lock of its file, and only if the report, read under
-//! that lock, has no row of this night.
+//! (`worker.rs`), shows their progress and reads the report at the end. The copies share only the
+//! tree, the report and the locks. A copy writes a row under the lock of its file, and only if the
+//! report, read under that lock, has no row of this night.
 //!
-//! With `--kill-a-node` a node is killed, one hangs, and a copy is killed with its locks in hand (`fault.rs`).
+//! With `--kill-a-node` a node is killed, one hangs, and a copy is killed with its locks in hand
+//! (`fault.rs`).
 //!
-//! No lock can prevent one case: a copy that pauses for longer than `--ttl` between its last check of the
-//! lock and its write may write a second row. The final report counts it as a duplicate.
+//! No lock can prevent one case: a copy that pauses for longer than `--ttl` between its last check
+//! of the lock and its write may write a second row. The final report counts it as a duplicate.
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
 #[path = "nightly_batch/cli.rs"]
@@ -155,7 +158,8 @@ impl Run<'_> {
         println!("report   {}", self.out.display());
     }
 
-    /// Runs the copies and shows their progress. Blocks until all have ended; returns how long that took.
+    /// Runs the copies and shows their progress. Blocks until all have ended; returns how long that
+    /// took.
     fn supervise(&mut self, events: Sender<Event>, inbox: &Receiver<Event>) -> Outcome<Duration> {
         self.report.end_torn_line()?;
         // The report may have rows of other trees; new rows count as rows of this tree.

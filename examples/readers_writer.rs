@@ -1,16 +1,18 @@
 //! Readers and reloaders of one catalogue file, in several processes, under a read-write lock.
 //!
-//! `cargo run --release --example readers_writer -- [--processes N] [--reporters N] [--reloads N] [--redis URL,URL,…]`
+//! `cargo run --release --example readers_writer -- [--processes N] [--reporters N] [--reloads N]
+//! [--redis URL,URL,…]`
 //!
-//! The file is replaced in place, piece by piece, so that only the lock keeps a reporter from reading a
-//! half-written file. `--without-locks` shows the difference. Three points matter:
+//! The file is replaced in place, piece by piece, so that only the lock keeps a reporter from
+//! reading a half-written file. `--without-locks` shows the difference. Three points matter:
 //!
 //! - a reporter holds its read lock only while it reads;
 //! - a reloader calls `check` before each piece, because a lease can expire;
-//! - a reloader that reads its own write *downgrades* its lock. A release and a new read lock would let
-//!   another reloader in between.
+//! - a reloader that reads its own write *downgrades* its lock. A release and a new read lock would
+//!   let another reloader in between.
 //!
-//! A real program also writes a new file and renames it, because no lock helps if a reloader dies half-way.
+//! A real program also writes a new file and renames it, because no lock helps if a reloader dies
+//! half-way.
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
 #[path = "readers_writer/catalogue.rs"]
@@ -30,7 +32,8 @@ use std::{env, error, fmt, io, thread};
 
 /// Name of the lock of the file.
 const NAME: &str = "catalogue";
-/// Much longer than a read or reload. The lock of a killed process blocks others for at most this time.
+/// Much longer than a read or reload. The lock of a killed process blocks others for at most this
+/// time.
 const TTL: Duration = Duration::from_secs(10);
 
 type Outcome<T> = Result<T, Box<dyn error::Error + Send + Sync>>;

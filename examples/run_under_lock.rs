@@ -1,7 +1,7 @@
 //! Runs a command under a lock: `cargo run --example run_under_lock -- KEY COMMAND ARG…`.
 //!
-//! How a program embeds the library. The tool `redguard` (in `cli/`) does this with signals, process
-//! groups and waiting for nodes. The nodes are those of REDIS_URLS.
+//! How a program embeds the library. The tool `redguard` (in `cli/`) does this with signals,
+//! process groups and waiting for nodes. The nodes are those of REDIS_URLS.
 #![expect(clippy::print_stderr, reason = "a tool tells its failures")]
 
 use redguard::{Config, LockOptions, Locker, RedisLocker};

@@ -1,7 +1,7 @@
 //! Acquires a lock, works under it and releases it: `cargo run --example scoped`.
 //!
-//! The lock is on the nodes in REDIS_URLS (separated by commas), else on a temporary `redis-server`,
-//! else within the process. Exit statuses are those of `common/exit_status.rs`.
+//! The lock is on the nodes in REDIS_URLS (separated by commas), else on a temporary
+//! `redis-server`, else within the process. Exit statuses are those of `common/exit_status.rs`.
 #![expect(clippy::print_stdout, reason = "an example is there to be read")]
 
 use redguard::{Config, LocalLocker, Locker, RedisLocker};
@@ -35,7 +35,8 @@ fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
 /// Works under a lock. It uses only the trait, so it runs with Redis and without.
 fn import_orders(locker: &dyn Locker) -> Result<(), Box<dyn Error + Send + Sync>> {
     {
-        // Blocks until the lock is acquired. `let _ =` would release it at once, so the guard has a name.
+        // Blocks until the lock is acquired. `let _ =` would release it at once, so the guard has a
+        // name.
         let guard = locker.lock("orders", TTL)?;
         println!("locked {:?}, {:?}", guard.key(), guard.mode());
         for batch in 1..=3 {

@@ -271,7 +271,8 @@ impl Error {
         denied.count() > total.saturating_sub(*needed)
     }
 
-    /// Returns the lock that [`is_contended`](Error::is_contended), and its holder if that is known.
+    /// Returns the lock that [`is_contended`](Error::is_contended), and its holder if that is
+    /// known.
     pub fn contended_lock(&self) -> Option<&ContendedLock> {
         match self {
             Error::Contended { lock, .. }
@@ -348,8 +349,8 @@ impl Error {
 pub struct ContendedLock {
     /// The lock's name as it was given; of several the name of a held one.
     pub key: String,
-    /// The owner label of the holder, if a node reported it at the last attempt, or a thread of this
-    /// process is the holder. `None` for readers and permits.
+    /// The owner label of the holder, if a node reported it at the last attempt, or a thread of
+    /// this process is the holder. `None` for readers and permits.
     pub owner_label: Option<String>,
     /// The number of permits of a semaphore, all of which are held.
     pub permits: Option<u32>,

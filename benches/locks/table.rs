@@ -193,8 +193,8 @@ impl Row {
         sample
     }
 
-    /// Returns the medians of all sides (for maxima the greatest), then the ratios of the first side
-    /// to the best of the others: median, minimum and maximum over the turns.
+    /// Returns the medians of all sides (for maxima the greatest), then the ratios of the first
+    /// side to the best of the others: median, minimum and maximum over the turns.
     pub(crate) fn report(&self, turns: &[Vec<Sample>]) -> String {
         let mut text = format!("\n{:<32}", self.name);
         // Writing to a `String` cannot fail.

@@ -1,6 +1,7 @@
-//! How many processes share one lock: `cargo bench --bench processes -- [--short] [--only SUBSTRING]`.
+//! How many processes share one lock: `cargo bench --bench processes -- [--short] [--only
+//! SUBSTRING]`.
 //!
-//! Each of N processes takes one lock again and again, for a job of 20 ms, as copies of a batch
+//! Each of N processes acquires one lock again and again, for a job of 20 ms, as copies of a batch
 //! program do. Beside redguard, the same with flock(1), which has no network and knows its waiters.
 //! The processes are copies of this program; each reports its waits in a line on its output.
 #![expect(

@@ -1,4 +1,4 @@
-//! One of the processes: takes the lock, does the job, releases, again and again.
+//! One of the processes: acquires the lock, does the job and releases, again and again.
 
 use std::io::{self, BufRead, Write};
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::{JOB, Result};
 
 const TTL: Duration = Duration::from_secs(10);
 
-/// How a process takes the lock.
+/// How a process acquires the lock.
 pub(crate) enum Work {
     Redguard(RedisLocker),
     /// flock(1) on this file, with `sleep` as the job.

@@ -38,7 +38,8 @@ pub(crate) fn was_pipe_ignored() -> bool {
 
 /// Returns whether the process ignores a signal.
 pub(crate) fn is_ignored(signal: i32) -> bool {
-    // SAFETY: all bytes of `sigaction` may be zero, and a null pointer for the new action only reads.
+    // SAFETY: all bytes of `sigaction` may be zero, and a null pointer for the new action only
+    // reads.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, std::ptr::null(), &raw mut action) == 0

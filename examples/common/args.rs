@@ -8,7 +8,8 @@ use std::ops::RangeInclusive;
 use std::process::exit;
 use std::time::Duration;
 
-/// Parses the arguments of the program `name` with `read`, which returns `None` if help is asked for.
+/// Parses the arguments of the program `name` with `read`, which returns `None` if help is asked
+/// for.
 ///
 /// Ends the program with help and status 0, or with a message and [`USAGE`].
 pub fn parse<T>(

@@ -1,7 +1,7 @@
 //! Exports the metrics of locks under load to Prometheus.
 //!
-//! `cargo run --release --package redguard-metrics [-- --redis URL,URL,…] [--for 60s] [--listen 127.0.0.1:9184]`
-//! and in another terminal `curl http://127.0.0.1:9184/metrics`.
+//! `cargo run --release --package redguard-metrics [-- --redis URL,URL,…] [--for 60s] [--listen
+//! 127.0.0.1:9184]` and in another terminal `curl http://127.0.0.1:9184/metrics`.
 //!
 //! Counters are read from [`Nodes::stats`](redguard::Nodes::stats) at each scrape. An
 //! [`Observer`](redguard::Observer) fills the histograms of wait, hold and reply times.

@@ -76,7 +76,8 @@ impl Cli {
         Ok(Some(cli))
     }
 
-    /// Ends the program if the nodes do not suit the other arguments. `own` nodes are temporary ones.
+    /// Ends the program if the nodes do not suit the other arguments. `own` nodes are temporary
+    /// ones.
     pub(crate) fn check_nodes(&self, own: bool) {
         if !own && self.kill_a_node {
             args::end_with_misuse(

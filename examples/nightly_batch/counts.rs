@@ -1,4 +1,5 @@
-//! What a copy counts. It prints this for the first process, as one line and one more for each long hold.
+//! What a copy counts. It prints this for the first process, as one line and one more for each long
+//! hold.
 
 use std::cmp::Reverse;
 use std::fmt;

@@ -7,7 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 
-/// Process of a copy; killed on drop. It also ends with its standard input, if this program is killed.
+/// Process of a copy; killed on drop. It also ends with its standard input, if this program is
+/// killed.
 pub(crate) struct Process(Child);
 
 impl Process {
@@ -23,7 +24,8 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl-C reaches only the first process, which lets the copies finish their current files.
+            // Ctrl-C reaches only the first process, which lets the copies finish their current
+            // files.
             .process_group(0)
             .spawn()?;
         Ok(Process(child))

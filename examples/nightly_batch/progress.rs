@@ -1,4 +1,5 @@
-//! Progress while the batch runs: a bar on a terminal, else only lines for what happens to the nodes.
+//! Progress while the batch runs: a bar on a terminal, else only lines for what happens to the
+//! nodes.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};

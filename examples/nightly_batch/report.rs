@@ -33,7 +33,8 @@ pub(crate) fn list(dir: &Path, report: &Path) -> io::Result<Vec<Entry>> {
     Ok(files)
 }
 
-/// Returns a path as text without tabs and line ends. Special and non-UTF-8 bytes become `%` and two digits.
+/// Returns a path as text without tabs and line ends. Special and non-UTF-8 bytes become `%` and
+/// two digits.
 fn id(path: &Path) -> String {
     let mut id = String::new();
     for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
@@ -50,7 +51,8 @@ fn id(path: &Path) -> String {
     id
 }
 
-/// Rows of five fields with tabs between: night, file, lines, bytes, CRC-32. Other lines are ignored.
+/// Rows of five fields with tabs between: night, file, lines, bytes, CRC-32. Other lines are
+/// ignored.
 pub(crate) struct Report {
     file: File,
     pub(crate) night: String,

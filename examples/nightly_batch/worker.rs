@@ -1,4 +1,5 @@
-//! One copy of the batch: threads that read files, each file under its lock. It uses only the trait `Locker`.
+//! One copy of the batch: threads that read files, each file under its lock. It uses only the trait
+//! `Locker`.
 
 use crate::Outcome;
 use crate::cli::Cli;
@@ -20,7 +21,8 @@ use std::time::{Duration, Instant};
 /// Time for the current files when the copy must end early.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Set when this copy must end early: on request or death of the first process, or after a failed thread.
+/// Set when this copy must end early: on request or death of the first process, or after a failed
+/// thread.
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Does the copy's share of the work and prints its counts.
@@ -181,11 +183,13 @@ impl Batch<'_> {
     fn acquire(&self, file: &Entry, wait: bool) -> Result<Option<LockGuard>, Error> {
         // A bare path may end in a reserved suffix such as `:writer`.
         let key = format!("{}@{}", file.id, self.report.night);
-        // With renewal a file may take any time; the TTL bounds how long a killed copy blocks others.
+        // With renewal a file may take any time; the TTL bounds how long a killed copy blocks
+        // others.
         let options = LockOptions::new(self.ttl).auto_renew(true);
         if !wait {
             match self.locker.try_acquire(&key, &options) {
-                // `acquire` tolerates an outage: it retries for 10 s (`max_outage`) before it returns this error.
+                // `acquire` tolerates an outage: it retries for 10 s (`max_outage`) before it
+                // returns this error.
                 Err(error) if error.is_unavailable() => {}
                 result => return result,
             }
@@ -201,7 +205,8 @@ impl Batch<'_> {
         pause(self.work);
         match self.digest(file, guard) {
             Ok(digest) => {
-                // The last check, right before the write: without the lock another copy may work on this file.
+                // The last check, right before the write: without the lock another copy may work on
+                // this file.
                 guard.check()?;
                 self.report.append(file, &digest)?;
                 Ok(true)

@@ -1,4 +1,5 @@
-//! The shared file: written in place, piece by piece. A checksum at its end shows a half-written file.
+//! The shared file: written in place, piece by piece. A checksum at its end shows a half-written
+//! file.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -53,8 +54,8 @@ impl Catalogue {
         Some(Catalogue { version, prices })
     }
 
-    /// Replaces the content of the file in place. An error of `check`, which is called before each piece,
-    /// leaves the file half-written.
+    /// Replaces the content of the file in place. An error of `check`, which is called before each
+    /// piece, leaves the file half-written.
     pub(crate) fn store<E: From<io::Error>>(
         &self,
         path: &Path,

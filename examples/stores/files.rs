@@ -1,7 +1,8 @@
-//! A value in a directory: each holder renames its file to a name of its own, and the greatest token is the value.
+//! A value in a directory: each holder renames its file to a name of its own, and the greatest
+//! token is the value.
 //!
-//! `rename` replaces a file whatever is in it, so a store of one file cannot refuse a stale one. Here a stale holder creates a file
-//! that nobody reads.
+//! `rename` replaces a file whatever is in it, so a store of one file cannot refuse a stale one.
+//! Here a stale holder creates a file that nobody reads.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -1,7 +1,8 @@
-//! A document in a store with `ETag` and `If-Match`, such as S3 or CouchDB: the token is its first line.
+//! A document in a store with `ETag` and `If-Match`, such as S3 or CouchDB: the token is its first
+//! line.
 //!
-//! The store compares only its own versions. The holder compares the tokens, and `If-Match` makes sure that nobody has written
-//! between its read and its write.
+//! The store compares only its own versions. The holder compares the tokens, and `If-Match` makes
+//! sure that nobody has written between its read and its write.
 
 use std::error::Error;
 use ureq::Agent;
@@ -165,7 +166,8 @@ mod tests {
     fn write_of_another_between_read_and_write_is_not_overwritten() {
         let (store, agent) = (Store::start(), agent());
         assert!(write(&agent, &store.url(), "first", 5).unwrap());
-        // The holder of token 6 is paused between its read and its write; the holder of token 7 writes.
+        // The holder of token 6 is paused between its read and its write; the holder of token 7
+        // writes.
         store.document.lock().unwrap().write_between = Some("7\nsecond".to_owned());
         assert!(!write(&agent, &store.url(), "stale", 6).unwrap());
         assert_eq!(store.text(), "7\nsecond");

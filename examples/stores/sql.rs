@@ -1,4 +1,5 @@
-//! A table in SQL, whose rows keep the greatest token. Tried with SQLite; PostgreSQL takes the same statements.
+//! A table in SQL, whose rows keep the greatest token. Tried with SQLite; PostgreSQL takes the same
+//! statements.
 
 use rusqlite::{Connection, Result, named_params};
 
@@ -19,7 +20,8 @@ ON CONFLICT (id) DO UPDATE SET balance = excluded.balance, fence = excluded.fenc
 WHERE account.fence <= excluded.fence;
 ";
 
-/// Runs [`UPDATE`] or [`UPSERT`]. Returns `false` if a later holder has written the row, or there is none to update.
+/// Runs [`UPDATE`] or [`UPSERT`]. Returns `false` if a later holder has written the row, or there
+/// is none to update.
 ///
 /// # Errors
 /// The error of the database.

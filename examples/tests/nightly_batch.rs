@@ -119,7 +119,8 @@ impl Drop for Running {
     }
 }
 
-/// A sparse file that takes minutes to read. It is cut off on drop, so that no reader outlasts the test.
+/// A sparse file that takes minutes to read. It is cut off on drop, so that no reader outlasts the
+/// test.
 struct EndlessFile(PathBuf);
 
 impl EndlessFile {

@@ -44,7 +44,8 @@ pub trait LockerExt: Locker {
     where
         I: IntoIterator<Item: AsRef<str>>;
 
-    /// Acquires one lock on all of these names if all are free, as [`Locker::try_acquire_all`] does.
+    /// Acquires one lock on all of these names if all are free, as [`Locker::try_acquire_all`]
+    /// does.
     ///
     /// # Errors
     /// As [`Locker::try_acquire_all`].

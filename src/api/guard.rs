@@ -304,8 +304,8 @@ macro_rules! fenced {
 }
 
 impl SemaphorePermit {
-    /// Returns which of the permits this is, from 0 to one less than their number: for a slot, a port
-    /// or a directory of its own. No other holder has the same number meanwhile.
+    /// Returns which of the permits this is, from 0 to one less than their number: for a slot, a
+    /// port or a directory of its own. No other holder has the same number meanwhile.
     ///
     /// ```
     /// use redguard::{LocalSemaphore, LockOptions, Semaphore};

@@ -22,8 +22,8 @@ use crate::protocol::kind::{LeaseKind, LockKind};
 /// runs with Redis or without.
 ///
 /// A name is any text of 1 byte to 16 KiB that does not end in `:writer`, `:readers`, `:gate`,
-/// `:turn`, `:fence` or `:permits`. Append a suffix to names that the program does not choose, such
-/// as paths.
+/// `:turn`, `:fence`, `:permits` or `:waiting`. Append a suffix to names that the program does not
+/// choose, such as paths.
 ///
 /// Locks are **not re-entrant**: a thread that asks for a lock which it holds waits until the lease
 /// of its first guard ends (with `LocalLocker` without end). There is no poisoning:
@@ -151,8 +151,8 @@ pub trait Locker: fmt::Debug + Send + Sync {
         options: &LockOptions,
     ) -> Result<Option<LockGuard>, Error>;
 
-    /// Acquires the lock of the first of these names that is free; of several that are, the first in
-    /// the list. [`LockGuard::key`] returns which one it is.
+    /// Acquires the lock of the first of these names that is free; of several that are, the first
+    /// in the list. [`LockGuard::key`] returns which one it is.
     ///
     /// Blocks as [`acquire`](Locker::acquire) does, and waits for all of them at once: a published
     /// release wakes it for one attempt. It has no place in the queues of this process, so threads

@@ -132,10 +132,10 @@ impl LockOptions {
         self
     }
 
-    /// Sets the minimum time for which the lock is taken: a release, by
+    /// Sets the minimum time for which the lock excludes other callers: a release, by
     /// [`release`](crate::LockGuard::release) or by `Drop`, that comes sooner keeps the lock from
-    /// other callers until `time` has passed since it was acquired. For jobs that must not run again
-    /// on a host whose clock is late.
+    /// other callers until `time` has passed since it was acquired. For jobs that must not run
+    /// again on a host whose clock is late.
     ///
     /// `release` returns as soon as a quorum of nodes will free the lock then; the guard and its
     /// renewal have ended by that time, and nothing extends the lock. Callers that wait acquire it
@@ -157,7 +157,7 @@ impl LockOptions {
     ///     // … 50 ms of work …
     ///     guard.release()?;
     /// }
-    /// // A host whose clock is 300 ms late finds the lock taken.
+    /// // A host whose clock is 300 ms late finds the lock held.
     /// assert!(locker.try_acquire("nightly-12:30", &once_a_minute)?.is_none());
     /// # Ok(())
     /// # }
@@ -198,8 +198,8 @@ impl LockOptions {
     ///     .on_lost(move |_| flag.store(true, Ordering::Relaxed));
     /// ```
     ///
-    /// While a lock with this callback or [`on_endangered`](LockOptions::on_endangered) is held, the
-    /// process receives notices by one connection to one node: a lock that
+    /// While a lock with this callback or [`on_endangered`](LockOptions::on_endangered) is held,
+    /// the process receives notices by one connection to one node: a lock that
     /// [`force_release`](crate::RedisLocker::force_release) removes is then told lost within a few
     /// round trips. Without the rights to subscribe it is told at its next renewal.
     pub fn on_lost(mut self, callback: impl Fn(&LostLock) + Send + Sync + 'static) -> LockOptions {

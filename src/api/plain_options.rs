@@ -26,9 +26,9 @@ struct PlainOptions {
     owner_label: Option<String>,
 }
 
-/// From a map of options under the names of the methods, and `ttl`. Durations are texts such as `30s`.
-/// Callbacks, [`wait_until`](LockOptions::wait_until) and [`cancel_on`](LockOptions::cancel_on) are
-/// left to the program. With the feature `serde`.
+/// From a map of options under the names of the methods, and `ttl`. Durations are texts such as
+/// `30s`. Callbacks, [`wait_until`](LockOptions::wait_until) and
+/// [`cancel_on`](LockOptions::cancel_on) are left to the program. With the feature `serde`.
 ///
 /// ```
 /// let options: redguard::LockOptions =

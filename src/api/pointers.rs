@@ -1,5 +1,5 @@
-//! The traits of lockers for references and shared pointers to them, so that a generic function takes
-//! either.
+//! The traits of lockers for references and shared pointers to them, so that a generic function
+//! takes either.
 
 use std::sync::Arc;
 

@@ -62,7 +62,7 @@ impl HolderCheck {
         };
         for kind in LockKind::ALL {
             let Ok(key) = Key::parse(&self.prefix, name, kind) else {
-                continue; // another one
+                continue; // no lock of this kind has the name
             };
             for lease in self.lock_table.leases(&key) {
                 if let Err(error) = self.renewal.check(&lease) {

@@ -182,7 +182,8 @@ impl NotifierState {
             }
             match state {
                 LeaseState::Held(expiry) => {
-                    watched.report_danger(expiry, now);
+                    // A panic of the logger ends neither the thread nor the callbacks of the lease.
+                    threads::catch(NAME, || watched.report_danger(expiry, now));
                     self.reschedule(id, watched);
                 }
                 LeaseState::JustLost | LeaseState::Lost => run_on_lost(watched),

@@ -161,8 +161,9 @@ impl Config {
     }
 
     /// Sets a label that is stored before the token, which shows operators and refused callers the
-    /// holder of a lock: at most 64 printable ASCII characters. Default: `HOST/PID` of this process.
-    /// [`LockOptions::owner_label`](crate::LockOptions::owner_label) sets that of one lock.
+    /// holder of a lock: at most 64 printable ASCII characters. Default: `HOST/PID` of this
+    /// process. [`LockOptions::owner_label`](crate::LockOptions::owner_label) sets that of one
+    /// lock.
     pub fn owner_label(mut self, label: impl Into<String>) -> Config {
         self.settings.owner_label = Some(Arc::from(label.into()));
         self.settings.no_owner_label = false;

@@ -1,7 +1,9 @@
 //! The part of a `Config` that a file of settings can have. With the feature `serde`.
 
+use std::fmt;
 use std::time::Duration;
 
+use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::config::builder::Config;
@@ -14,13 +16,15 @@ use crate::time::human;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PlainConfig {
-    nodes: Vec<String>,
+    nodes: Addresses,
     username: Option<String>,
-    password: Option<String>,
+    password: Option<Password>,
     db: Option<u32>,
     pool_size: Option<usize>,
     key_prefix: Option<String>,
     owner_label: Option<String>,
+    #[serde(default)]
+    no_owner_label: bool,
     retry: Option<RetryPolicy>,
     #[serde(default, with = "human::optional")]
     node_timeout: Option<Duration>,
@@ -43,6 +47,83 @@ struct PlainBreaker {
     open_for: Duration,
 }
 
+/// A list of addresses, or a text of addresses separated by commas.
+///
+/// An error shows no part of the input, because an address may have a password.
+struct Addresses(Vec<String>);
+
+/// A password. An error does not show the value that was found in its place.
+struct Password(String);
+
+/// Reads a text, or a list of texts.
+struct TextVisitor {
+    expected: &'static str,
+    takes_list: bool,
+}
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Vec<String>, E> {
+        Ok(vec![text.to_owned()])
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<String>, A::Error> {
+        if !self.takes_list {
+            return Err(A::Error::invalid_type(Unexpected::Seq, &self));
+        }
+        let mut texts = Vec::new();
+        while let Some(Password(text)) = list.next_element()? {
+            texts.push(text);
+        }
+        Ok(texts)
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<Vec<String>, E> {
+        Err(E::invalid_type(Unexpected::Other("a truth value"), &self))
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Vec<String>, E> {
+        Err(E::invalid_type(Unexpected::Other("a number"), &self))
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<Vec<String>, E> {
+        Err(E::invalid_type(Unexpected::Other("a number"), &self))
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Vec<String>, E> {
+        Err(E::invalid_type(Unexpected::Other("a number"), &self))
+    }
+}
+
+impl<'de> Deserialize<'de> for Addresses {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Addresses, D::Error> {
+        let visitor = TextVisitor {
+            expected: "addresses, in a list or separated by commas",
+            takes_list: true,
+        };
+        let texts = from.deserialize_any(visitor)?;
+        let parts = texts.iter().flat_map(|text| text.split(','));
+        let parts = parts.map(str::trim).filter(|part| !part.is_empty());
+        Ok(Addresses(parts.map(str::to_owned).collect()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Password {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Password, D::Error> {
+        let visitor = TextVisitor {
+            expected: "a text",
+            takes_list: false,
+        };
+        let mut texts = from.deserialize_any(visitor)?;
+        Ok(Password(texts.pop().unwrap_or_default()))
+    }
+}
+
 /// Applies a setting if there is one.
 fn set<T>(config: Config, value: Option<T>, setter: fn(Config, T) -> Config) -> Config {
     match value {
@@ -53,13 +134,17 @@ fn set<T>(config: Config, value: Option<T>, setter: fn(Config, T) -> Config) -> 
 
 impl From<PlainConfig> for Config {
     fn from(plain: PlainConfig) -> Config {
-        let mut config = Config::new(plain.nodes);
+        let mut config = Config::new(plain.nodes.0);
         config = set(config, plain.username, Config::username);
-        config = set(config, plain.password, Config::password);
+        let password = plain.password.map(|password| password.0);
+        config = set(config, password, Config::password);
         config = set(config, plain.db, Config::db);
         config = set(config, plain.pool_size, Config::pool_size);
         config = set(config, plain.key_prefix, Config::key_prefix);
         config = set(config, plain.owner_label, Config::owner_label);
+        if plain.no_owner_label {
+            config = config.no_owner_label();
+        }
         config = set(config, plain.retry, Config::retry);
         config = set(config, plain.node_timeout, Config::node_timeout);
         config = set(config, plain.connect_timeout, Config::connect_timeout);
@@ -78,9 +163,10 @@ impl From<PlainConfig> for Config {
     }
 }
 
-/// From a map of settings under the names of the methods, and `nodes`, a list of addresses;
-/// `circuit_breaker` has `threshold` and `open_for`. Durations are texts such as `200ms` or `1m 30s`.
-/// With the feature `serde`. A `Config` is not written to files, because it may have a password.
+/// From a map of settings under the names of the methods, and `nodes`, a list of addresses or a
+/// text of addresses separated by commas; `circuit_breaker` has `threshold` and `open_for`.
+/// Durations are texts such as `200ms` or `1m 30s`. With the feature `serde`. A `Config` is not
+/// written to files, because it may have a password.
 ///
 /// ```
 /// let config: redguard::Config = serde_json::from_str(
@@ -152,6 +238,35 @@ mod tests {
         ] {
             let error = parse(text).map(|_| ()).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_a_list_or_a_text() {
+        let built = format!("{:?}", Config::new(["a:1", "redis://b:2"]).no_owner_label());
+        for nodes in [r#"["a:1", "redis://b:2"]"#, r#""a:1, redis://b:2,""#] {
+            let text = format!(r#"{{ "nodes": {nodes}, "no_owner_label": true }}"#);
+            assert_eq!(format!("{:?}", parse(&text).unwrap()), built);
+        }
+        let none = parse(r#"{ "nodes": "" }"#).unwrap();
+        assert!(none.validate().is_err());
+    }
+
+    #[test]
+    fn error_about_a_setting_shows_no_secret() {
+        for text in [
+            r#"{ "nodes": ["a"], "password": 5363 }"#,
+            r#"{ "nodes": ["a"], "password": -5363 }"#,
+            r#"{ "nodes": ["a"], "password": 5363.5 }"#,
+            r#"{ "nodes": ["a"], "password": ["5363"] }"#,
+            r#"{ "nodes": ["a"], "password": { "5363": 1 } }"#,
+            r#"{ "nodes": { "redis://:5363@h": 1 } }"#,
+            r#"{ "nodes": [["redis://:5363@h"]] }"#,
+            r#"{ "nodes": 5363 }"#,
+        ] {
+            let error = parse(text).map(|_| ()).unwrap_err().to_string();
+            assert!(!error.contains("5363"), "{text}: {error}");
+            assert!(error.contains("expected a"), "{error}");
         }
     }
 

@@ -13,6 +13,7 @@ use crate::engine::backoff::Backoff;
 use crate::engine::core::Engine;
 use crate::engine::params::{AcquireParams, Acquired, WaitLimit};
 use crate::error::Error;
+use crate::local::acquire_any::TableWatch;
 use crate::protocol::mode::Mode;
 use crate::time::{clock, deadline};
 use crate::transport::cancel;
@@ -82,7 +83,8 @@ impl AnyAcquisition<'_> {
         if self.engine.is_forked() {
             return Err(Error::Closed);
         }
-        let _watch = self.engine.lock_table.watch(self.inbox);
+        let keys = self.choices.iter().map(|choice| &choice.keys);
+        let watch = self.engine.lock_table.watch(keys, self.inbox);
         let mut due: Vec<usize> = (0..self.choices.len()).collect();
         loop {
             self.engine.check_cancelled(self.inbox)?;
@@ -106,7 +108,7 @@ impl AnyAcquisition<'_> {
                 let waited = clock::now().saturating_duration_since(self.started);
                 return Err(error.with_effort(self.attempts, waited));
             }
-            due = self.wait(free_in);
+            due = self.wait(&watch, free_in);
         }
     }
 
@@ -141,8 +143,8 @@ impl AnyAcquisition<'_> {
     }
 
     /// Sleeps until a release, the end of a lease, the retry delay or the limit. Returns the
-    /// positions of the locks to ask for: those that were released, or else all.
-    fn wait(&mut self, free_in: Option<Duration>) -> Vec<usize> {
+    /// positions of the locks to ask for: those whose release was published, or else all.
+    fn wait(&mut self, watch: &TableWatch<'_>, free_in: Option<Duration>) -> Vec<usize> {
         let now = clock::now();
         self.subscribe();
         let delay = self.backoff.next_delay(self.engine, self.choices[0].kind);
@@ -150,19 +152,28 @@ impl AnyAcquisition<'_> {
         let free_at = free_at.and_then(|left| deadline::deadline(now, left));
         let end = deadline::earlier(deadline::deadline(now, delay), free_at);
         let end = deadline::earlier(end, self.limit.deadline);
-        let is_released =
-            |subscription: &Subscription<'_>| subscription.has_signal(Signal::Released);
-        // With a limited number of attempts, none is spent on a subscription that was confirmed.
-        while self.inbox.sleep(end)
-            && self.limit.max_attempts.is_some()
-            && !self.subscriptions.iter().any(is_released)
+        // With a limited number of attempts, none is spent on a subscription that was confirmed, or on
+        // another call that has ended.
+        let is_limited = self.limit.max_attempts.is_some();
+        let wanted = match is_limited {
+            true => Signal::Released,
+            false => Signal::Subscribed,
+        };
+        let is_released_here = || !is_limited && watch.is_released();
+        let is_signalled = |subscription: &Subscription<'_>| subscription.has_signal(wanted);
+        // A stale wake-up, of a reply for example, must not shorten the delay.
+        while !is_released_here()
+            && !self.subscriptions.iter().any(is_signalled)
+            && self.inbox.sleep(end)
             && self.engine.check_cancelled(self.inbox).is_ok()
         {}
+        let asks_all = is_released_here();
+        watch.take_released();
         let signals = self.subscriptions.iter().map(Subscription::take_signal);
         let signals: Vec<Signal> = signals.collect();
         let choices = 0..self.choices.len();
         let is_any_released = signals.iter().any(|signal| *signal >= Signal::Released);
-        if !is_any_released {
+        if asks_all || !is_any_released {
             return choices.collect();
         }
         let is_released = |choice: &usize| {

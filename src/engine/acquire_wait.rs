@@ -144,8 +144,8 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Asks for a place in the waiting list of an exclusive lock of one key. Returns whether the node
-    /// was asked. `since` is when this caller first asked for the lock.
+    /// Asks for a place in the waiting list of an exclusive lock of one key. Returns whether the
+    /// node was asked. `since` is when this caller first asked for the lock.
     ///
     /// A caller with a limited number of attempts has none: each release causes an attempt of it.
     fn ask_place(&self, since: Option<Instant>) -> bool {
@@ -233,8 +233,8 @@ impl Acquisition<'_> {
         let signals = self.subscriptions.iter().map(Subscription::take_signal);
         let signal = signals.max().unwrap_or(Signal::None);
         if signal == Signal::Released {
-            // All waiters ask the same node first, so that the losers have nothing to undo. A waiter
-            // that was woken alone asks all nodes at once.
+            // All waiters ask the same node first, so that the losers have nothing to undo. A
+            // waiter that was woken alone asks all nodes at once.
             self.preferred_node = self.engine.listener.current_node();
         }
         signal >= wanted

@@ -43,7 +43,7 @@ impl Engine {
     pub(crate) fn force_release(&self, key: Key) -> Result<bool, Error> {
         let keys = KeySet::from(key.clone());
         let replies = self.ask_all_nodes(key, Op::ForceRelease)?;
-        // After the round: while a quorum has its token, a holder that checks would restore the key.
+        // After the round: while a quorum has its token, a holder that checks would restore it.
         self.nodes.notify_holders(&keys);
         let is_deleted = |reply: &Reply| matches!(reply, Reply::Done | Reply::DoneNotified(_));
         Ok(replies.iter().any(is_deleted))

@@ -36,7 +36,8 @@ impl Engine {
         attached
     }
 
-    /// Registers the callbacks and the renewal, and sets the minimum time, before the caller can see the guard.
+    /// Registers the callbacks and the renewal, and sets the minimum time, before the caller can
+    /// see the guard.
     pub(crate) fn apply_lease_options(
         &self,
         lease: &Arc<Lease>,

@@ -1,8 +1,8 @@
 //! Makes one attempt: asks the nodes for a fresh token, and undoes it unless it is granted in time.
 //!
 //! - Each attempt, and each repeat after a split vote, has a fresh token and lease (S3).
-//! - Only [`Attempt::activate`] makes a lease on the nodes held. It checks the validity, as the last
-//!   step before the lease is returned (S2).
+//! - Only [`Attempt::activate`] makes a lease on the nodes held. It checks the validity, as the
+//!   last step before the lease is returned (S2).
 //! - An attempt that fails, is too slow or is cancelled is undone on every node that may have
 //!   granted it. No caller waits for the undo (S4).
 //! - An attempt never waits for the lock: `acquire_wait.rs` has the waits between attempts.

@@ -8,8 +8,9 @@ use crate::random;
 
 /// The state of one acquire's retry delays.
 ///
-/// A published release does not restart the delays. It causes one attempt at once, and a caller that
-/// loses it waits for the next release: the attempts of all waiters settle which of them wins (L1).
+/// A published release does not restart the delays. It causes one attempt at once, and a caller
+/// that loses it waits for the next release: the attempts of all waiters settle which of them wins
+/// (L1).
 #[derive(Default)]
 pub(super) struct Backoff {
     retries: u32,

@@ -28,8 +28,9 @@ impl Engine {
     ///
     /// Frees the entry in the lock table as soon as the release is queued: requests of the next
     /// local caller follow it on every node connection. A lock whose minimum time is not over is
-    /// kept until then, on the nodes and in the lock table, and is not handed off. With `OnDrop::Wait`, blocks
-    /// until a quorum has replied, for at most `node_timeout`; else does not block.
+    /// kept until then, on the nodes and in the lock table, and is not handed off. With
+    /// `OnDrop::Wait`, blocks until a quorum has replied, for at most `node_timeout`; else does not
+    /// block.
     ///
     /// # Errors
     /// - `LockLost`: the lease was no longer held, or a quorum does not have its token.

@@ -12,8 +12,8 @@
 //! 3. If the first node refuses again, its holder does not give way. The caller then asks all nodes
 //!    once, and counts that refusal as final.
 //!
-//! A node that was silent in one round is not waited for in the next, if the votes of the others are
-//! split: two callers may have half of these each, and both would wait for it.
+//! A node that was silent in one round is not waited for in the next, if the votes of the others
+//! are split: two callers may have half of these each, and both would wait for it.
 //!
 //! Bound: an attempt spends at most `MAX_REPEATS` (8) further rounds and `max_split` (50 ms) on its
 //! split votes. `repeats.rs` counts both.
@@ -37,8 +37,8 @@ const MAX_IDLE_ROUNDS: u32 = 6;
 
 /// Rounds in a row without a new grant for which a doubtful leader goes on at least.
 ///
-/// A leader is doubtful if a lower node may have granted to another leader. Mostly there is none: the
-/// lower node is silent for everyone, and then this leader alone can win.
+/// A leader is doubtful if a lower node may have granted to another leader. Mostly there is none:
+/// the lower node is silent for everyone, and then this leader alone can win.
 const MIN_DOUBTFUL_ROUNDS: u32 = 3;
 
 /// Further such rounds, drawn at random below this number, after which a doubtful leader gives way.
@@ -169,8 +169,8 @@ fn decide_first(
     wait_end
 }
 
-/// Waits for the verdict of a round. After `patience` only until `silent` nodes alone have not voted
-/// and the votes of the others are split.
+/// Waits for the verdict of a round. After `patience` only until `silent` nodes alone have not
+/// voted and the votes of the others are split.
 fn decide_or_split(
     round: &mut Round<'_>,
     limit: Deadline,

@@ -6,21 +6,45 @@ use std::time::Instant;
 use crate::local::entry::{AccessMode, LocalRequest, Refusal};
 use crate::local::guard::LocalGuard;
 use crate::local::lock_table::LockTable;
+use crate::local::table_watcher::TableWatcher;
 use crate::protocol::key_set::KeySet;
 use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;
 
-/// Wakes an inbox at each release in this process until it is dropped. Its drop wakes the others.
+/// Wakes an inbox at each release of one of several keys in this process, until it is dropped. Its
+/// drop wakes the others that watch one of the keys.
 pub(crate) struct TableWatch<'a> {
     table: &'a LockTable,
-    inbox: &'a Arc<Inbox>,
+    watcher: Arc<TableWatcher>,
+}
+
+impl TableWatch<'_> {
+    /// Returns whether one of the keys was released or lost since the last reset.
+    pub(crate) fn is_released(&self) -> bool {
+        self.watcher.is_released()
+    }
+
+    /// Returns [`is_released`](TableWatch::is_released), and resets it.
+    pub(crate) fn take_released(&self) -> bool {
+        self.watcher.take_released()
+    }
 }
 
 impl LockTable {
-    /// Wakes `inbox` from now on at each release and loss in this process, whatever its key.
-    pub(crate) fn watch<'a>(&'a self, inbox: &'a Arc<Inbox>) -> TableWatch<'a> {
-        self.state.lock().watchers.push(Arc::clone(inbox));
-        TableWatch { table: self, inbox }
+    /// Wakes `inbox` from now on when a thread of this process that held one of `keys` releases or
+    /// loses it.
+    pub(crate) fn watch<'a>(
+        &'a self,
+        keys: impl Iterator<Item = &'a KeySet>,
+        inbox: &Arc<Inbox>,
+    ) -> TableWatch<'a> {
+        let keys = keys.flat_map(KeySet::as_slice).cloned();
+        let watcher = Arc::new(TableWatcher::new(keys.collect(), inbox));
+        self.state.lock().watchers.push(Arc::clone(&watcher));
+        TableWatch {
+            table: self,
+            watcher,
+        }
     }
 
     /// Acquires the entry of the first of `choices` that is free, in the order of the list. Blocks
@@ -41,7 +65,7 @@ impl LockTable {
         if self.is_forked() {
             return Err(Refusal::Closed);
         }
-        let _watch = self.watch(inbox);
+        let _watch = self.watch(choices.iter(), inbox);
         loop {
             let now = clock::now();
             let (mut next, mut last) = (end, None);
@@ -74,12 +98,12 @@ impl LockTable {
 impl Drop for TableWatch<'_> {
     fn drop(&mut self) {
         let mut state = self.table.state.lock();
-        state
-            .watchers
-            .retain(|other| !Arc::ptr_eq(other, self.inbox));
-        let others = state.watchers.clone();
-        drop(state); // unlock before waking
+        let watchers = &mut state.watchers;
+        watchers.retain(|other| !Arc::ptr_eq(other, &self.watcher));
         // They may have found a lock busy for which this thread asked.
+        let keys = self.watcher.keys().iter();
+        let others: Vec<_> = keys.flat_map(|key| state.tell_watchers(key)).collect();
+        drop(state); // unlock before waking
         others.iter().for_each(|inbox| inbox.wake());
     }
 }

@@ -252,8 +252,8 @@ impl KeyEntry {
         })
     }
 
-    /// Gives the holder with this ticket the lowest permit number that no holder of this process has,
-    /// and returns it.
+    /// Gives the holder with this ticket the lowest permit number that no holder of this process
+    /// has, and returns it.
     pub(super) fn draw_permit_number(&mut self, ticket: u64) -> u16 {
         let is_free = |number: &u16| {
             let mut holders = self.holders.iter();
@@ -278,8 +278,8 @@ impl KeyEntry {
             .filter(|holder| holder.kept_until.is_none())
     }
 
-    /// Returns the owner label of an exclusive holder. The outer `None` is another kind of holder, or
-    /// none.
+    /// Returns the owner label of an exclusive holder. The outer `None` is another kind of holder,
+    /// or none.
     pub(super) fn exclusive_holder(&self) -> Option<Option<&str>> {
         let holder = self.holders.first()?;
         let lease = holder.lease.as_ref();

@@ -259,7 +259,8 @@ impl LocalGuard {
         entry.is_some_and(|entry| entry.follow_earlier_waiter(self.ticket))
     }
 
-    /// Gives the holder of a local permit the lowest number that no other holder has, and returns it.
+    /// Gives the holder of a local permit the lowest number that no other holder has, and returns
+    /// it.
     pub(crate) fn draw_permit_number(&self) -> u16 {
         let mut state = self.table.state.lock();
         let entry = state.entries.get_mut(self.keys.first());
@@ -316,9 +317,9 @@ impl LocalGuard {
         }
     }
 
-    /// Hands the entry off to the first waiter, together with the lease that this thread releases on
-    /// `nodes` nodes since `start`. `former` describes that release; it is called only for a waiter
-    /// that accepts, with the table locked.
+    /// Hands the entry off to the first waiter, together with the lease that this thread releases
+    /// on `nodes` nodes since `start`. `former` describes that release; it is called only for a
+    /// waiter that accepts, with the table locked.
     ///
     /// The handoff is a promise: the caller must send the returned swap at once. The new holder
     /// undoes it if the nodes do not grant it.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::local::entry::KeyEntry;
+use crate::local::table_watcher::TableWatcher;
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::lease::Lease;
@@ -45,8 +46,8 @@ pub(crate) struct LockTable {
 
 pub(crate) struct LockTableState {
     pub(crate) entries: HashMap<Key, KeyEntry>,
-    /// The inboxes that every release wakes ([`watch`](LockTable::watch)).
-    pub(super) watchers: Vec<Arc<Inbox>>,
+    /// The threads that each release of one of their keys wakes ([`watch`](LockTable::watch)).
+    pub(super) watchers: Vec<Arc<TableWatcher>>,
     /// The entries that are kept after a release, by the end of that time.
     kept: BTreeMap<(Instant, u64), Key>,
     last_ticket: u64,
@@ -57,6 +58,13 @@ impl LockTableState {
     pub(super) fn next_ticket(&mut self) -> u64 {
         self.last_ticket += 1;
         self.last_ticket
+    }
+
+    /// Notes for the threads that watch a key that it was released or lost. Returns their inboxes.
+    pub(super) fn tell_watchers(&self, key: &Key) -> impl Iterator<Item = Arc<Inbox>> + use<> {
+        let watchers = self.watchers.iter().filter(|one| one.note_release(key));
+        let inboxes: Vec<_> = watchers.map(|one| Arc::clone(one.inbox())).collect();
+        inboxes.into_iter()
     }
 
     /// Removes the entries whose kept time is over. An entry with waiters is left to them.
@@ -105,10 +113,14 @@ impl LockTable {
     /// Wakes the first waiter of each key, because the lease of a holder was lost.
     pub(crate) fn recheck(&self, keys: &KeySet) {
         let state = self.state.lock();
-        let keys = keys.as_slice().iter();
-        let entries = keys.filter_map(|key| state.entries.get(key));
+        let entries = keys.as_slice().iter();
+        let entries = entries.filter_map(|key| state.entries.get(key));
         let mut first: Vec<_> = entries.filter_map(KeyEntry::first_waiter).collect();
-        first.extend_from_slice(&state.watchers);
+        first.extend(
+            keys.as_slice()
+                .iter()
+                .flat_map(|key| state.tell_watchers(key)),
+        );
         if self.is_closed() {
             self.idle.notify_all(); // `wait_idle` does not wait for a lost lease
         }
@@ -120,7 +132,8 @@ impl LockTable {
     pub(crate) fn close(&self) {
         let state = self.state.lock();
         self.closed.store(true, Ordering::Release);
-        let mut inboxes = state.watchers.clone();
+        let watchers = state.watchers.iter();
+        let mut inboxes: Vec<_> = watchers.map(|one| Arc::clone(one.inbox())).collect();
         for entry in state.entries.values() {
             inboxes.extend(
                 entry
@@ -223,7 +236,7 @@ impl LockTable {
             self.idle.notify_all();
         }
         if wakes_watchers || !was_pending {
-            woken.extend_from_slice(&state.watchers);
+            woken.extend(state.tell_watchers(key));
         }
         drop(state); // unlock before waking
         woken.iter().for_each(|inbox| inbox.wake());
@@ -238,7 +251,7 @@ impl LockTable {
         }
         let now = clock::now();
         let mut state = self.state.lock();
-        let mut woken = state.watchers.clone();
+        let mut woken = Vec::new();
         for key in keys.as_slice() {
             let Some(entry) = state.entries.get_mut(key) else {
                 continue;
@@ -247,6 +260,7 @@ impl LockTable {
                 continue;
             }
             woken.extend(entry.waiter_to_wake(now, Some(end)));
+            woken.extend(state.tell_watchers(key));
             let number = state.next_ticket();
             state.kept.insert((end, number), key.clone());
         }
@@ -271,8 +285,9 @@ impl LockTable {
         self.state.lock().entries.len()
     }
 
-    /// Returns the position of the first of these keys that a thread holds alone, and the owner label
-    /// of its lease. Keys that are not held, or by other kinds of holders, are the first without one.
+    /// Returns the position of the first of these keys that a thread holds alone, and the owner
+    /// label of its lease. Keys that are not held, or by other kinds of holders, are the first
+    /// without one.
     pub(crate) fn holder(&self, keys: &KeySet) -> (usize, Option<Box<str>>) {
         if self.is_forked() {
             return (0, None);

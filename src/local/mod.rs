@@ -5,3 +5,4 @@ pub(crate) mod entry;
 pub(crate) mod guard;
 pub(crate) mod handoff;
 pub(crate) mod lock_table;
+pub(crate) mod table_watcher;

@@ -28,9 +28,11 @@ use crate::time::clock;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holder {
-    /// The label that the holder's process has set with
-    /// [`Config::owner_label`](crate::Config::owner_label), if any. Of a foreign client's value,
-    /// the part before its last `:`.
+    /// The holder's label: `HOST/PID`, or that of
+    /// [`Config::owner_label`](crate::Config::owner_label) or
+    /// [`LockOptions::owner_label`](crate::LockOptions::owner_label). `None` with
+    /// [`no_owner_label`](crate::Config::no_owner_label). Of a foreign client's value, the part
+    /// before its last `:`.
     pub owner_label: Option<String>,
     /// The time until fewer than a quorum of nodes hold the lock, if it is not extended. If fewer
     /// than a quorum hold it now, the time until the last of them is free. `None` if a key without

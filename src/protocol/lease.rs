@@ -451,7 +451,8 @@ impl Lease {
         }
     }
 
-    /// Wakes the threads in `wait_change`, because the lease is not held any more, or out of danger.
+    /// Wakes the threads in `wait_change`, because the lease is not held any more, or out of
+    /// danger.
     fn notify_waiters(&self) {
         // A thread that has read `Held` and is about to wait holds the mutex.
         drop(self.extending.lock());

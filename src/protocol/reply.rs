@@ -21,7 +21,8 @@ use crate::protocol::request::{Op, Request};
 use crate::protocol::server_error::failure;
 use crate::protocol::token::MAX_OWNER_LABEL;
 
-/// The greatest number of receivers, and one more, that a reply may name. Another reply is not ours.
+/// The greatest number of receivers, and one more, that a reply may name. Another reply is not
+/// ours.
 const MAX_RECEIVERS: i64 = u32::MAX as i64;
 
 /// A node's reply to a request.

@@ -1,5 +1,5 @@
 //! Parses a server's INFO reply. Decides whether the node may grant locks at all, and how long it
-//! is quarantined after a restart without its data (section 7 of ARCHITECTURE.md).
+//! is quarantined after a restart without its data (section 10 of ARCHITECTURE.md).
 
 use std::fmt;
 use std::time::Duration;

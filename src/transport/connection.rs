@@ -187,8 +187,8 @@ impl NodeConnection {
         &self.status.counters
     }
 
-    /// Returns whether the worker has something to send: it is connected, or has messages or pending
-    /// releases.
+    /// Returns whether the worker has something to send: it is connected, or has messages or
+    /// pending releases.
     pub(crate) fn has_duties(&self) -> bool {
         self.status.up.load(Ordering::Acquire) || self.waiting() > 0
     }

@@ -162,8 +162,8 @@ impl<'a> Round<'a> {
         sent.accepted
     }
 
-    /// Sends `substitute` to all nodes in place of the round's own request. Its replies go to `sink`,
-    /// which delivers to the inbox what they mean for the request.
+    /// Sends `substitute` to all nodes in place of the round's own request. Its replies go to
+    /// `sink`, which delivers to the inbox what they mean for the request.
     pub(crate) fn submit_substitute(&mut self, substitute: &Request, sink: Arc<dyn ReplySink>) {
         let all = NodeSet::all(self.connections.total());
         self.submit_with_sink(substitute, all, sink);

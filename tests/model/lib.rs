@@ -27,8 +27,8 @@
 //! enumerates every state up to the order of nodes (and of clients with the same abilities), which
 //! makes no difference. Time and delays are unbounded.
 //!
-//! `cargo test --workspace` enumerates about a million states. `REDGUARD_MODEL=large` adds combined bounds with
-//! 29 million states, for which `--release` is advisable:
+//! `cargo test --workspace` enumerates about a million states. `REDGUARD_MODEL=large` adds combined
+//! bounds with 29 million states, for which `--release` is advisable:
 //!
 //! ```sh
 //! REDGUARD_MODEL=large cargo test --release --package redguard-model -- --nocapture

@@ -207,6 +207,7 @@ mod tests {
         assert!(rules.contains(&(Use::Semaphores, "+hset".to_owned())));
         let words = ["incr", "{p:doctor}:fence"].map(str::to_owned).to_vec();
         assert!(needs.iter().any(|need| need.words == words));
+        assert!(rules.contains(&(Use::WaitingLists, "+zrank".to_owned())));
         let rights = Rights::Known(vec![rules[1].clone()]);
         assert_eq!(rights.missing(), ["locks: +client|kill"]);
     }

@@ -1,5 +1,5 @@
-//! Glob patterns as in Redis' `stringmatchlen`: `*`, `?`, `[abc]`, `[^a]`, `[a-z]`, and `\` before a
-//! literal character.
+//! Glob patterns as in Redis' `stringmatchlen`: `*`, `?`, `[abc]`, `[^a]`, `[a-z]`, and `\` before
+//! a literal character.
 
 /// Returns whether a text matches a pattern.
 pub(crate) fn matches(pattern: &str, text: &str) -> bool {

@@ -142,7 +142,8 @@ impl NameReport {
     }
 }
 
-/// Kind, digest, owner label, ms left, number of the permit, number of permits, time of the acquire.
+/// Kind, digest, owner label, ms left, number of the permit, number of permits, time of the
+/// acquire.
 type ServerRow = (String, String, Vec<u8>, i64, i64, i64, String);
 
 fn parse_since(text: &str) -> Option<SystemTime> {

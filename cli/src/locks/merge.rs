@@ -8,8 +8,8 @@ use crate::locks::LockKind;
 use crate::locks::inspect::{NameReport, ServerHolder};
 use crate::locks::row::LockRow;
 
-/// Returns the holders of one name, of each kind, also without a quorum. Where several tokens compete
-/// for one lock, the one on most nodes is shown.
+/// Returns the holders of one name, of each kind, also without a quorum. Where several tokens
+/// compete for one lock, the one on most nodes is shown.
 ///
 /// `reports` has the reports of each node that answered, one per server.
 pub(crate) fn merge(

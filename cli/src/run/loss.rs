@@ -105,8 +105,8 @@ impl LossPlan {
         }
     }
 
-    /// Returns whether the work of the command may not be trusted: the lock was lost, or the command
-    /// was told to end because of it.
+    /// Returns whether the work of the command may not be trusted: the lock was lost, or the
+    /// command was told to end because of it.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed
     }

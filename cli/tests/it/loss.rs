@@ -17,8 +17,8 @@ use crate::support::{LIMIT, ask, eventually, server, servers};
 /// notes its TERM.
 const SHORT: [&str; 6] = ["--key", "k", "--ttl", "9s", "--grace", "3s"];
 
-/// Starts a shell script that ends at TERM under the lock `k`, waits until it runs, and replaces the
-/// lock's value. The script ends with 0 when the returned file exists.
+/// Starts a shell script that ends at TERM under the lock `k`, waits until it runs, and replaces
+/// the lock's value. The script ends with 0 when the returned file exists.
 fn taken(options: &[&str]) -> (Running, PathBuf) {
     let node = server();
     let dir = tempfile::tempdir().unwrap();

@@ -24,8 +24,8 @@ fn through(program: &[&str], addr: &str, args: &[&str]) -> Command {
     command
 }
 
-/// Returns the ignored and the blocked signals of a command that a shell script starts, directly and
-/// by the tool.
+/// Returns the ignored and the blocked signals of a command that a shell script starts, directly
+/// and by the tool.
 fn dispositions(script: &str) -> [String; 2] {
     let node = server();
     let addr = node.addr();

@@ -19,8 +19,8 @@ use crate::support::{addresses, ask, eventually, server, servers};
 /// `REDGUARD_NIGHTS` sets another number.
 const NIGHTS: u32 = 300;
 
-/// Held by a test that starts very many processes: beside another such test the machine, and not the
-/// tool, would decide the outcome.
+/// Held by a test that starts very many processes: beside another such test the machine, and not
+/// the tool, would decide the outcome.
 static STORM: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {

@@ -8,7 +8,8 @@ use redguard_stores::{files, lua, sql};
 use std::fs;
 use std::time::Duration;
 
-/// Longer than the test: the first lock ends because its keys are deleted, as after a pause past its TTL.
+/// Longer than the test: the first lock ends because its keys are deleted, as after a pause past
+/// its TTL.
 const TTL: Duration = Duration::from_secs(300);
 
 /// Returns the tokens of two holders, of which the first does not know that it has lost the lock.

@@ -11,10 +11,12 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::time::clock;
 use crate::transport::job::ReplySink;
 
-/// No place is asked for during this time after a node refused one.
+/// No place is asked for during this time after a node refused one by its rights or for want of
+/// memory.
 const REFUSAL_TIME: Duration = Duration::from_secs(60);
 
-/// Records that a node refuses places: by its rights, for want of memory, or for a foreign value.
+/// Records that a node refuses all places: by its rights, or for want of memory. Any other error,
+/// such as a foreign value under the key of a list, concerns one lock alone (L2).
 #[derive(Default)]
 pub(super) struct PlaceSink {
     /// In µs of the steady clock; 0 without a refusal.
@@ -33,11 +35,43 @@ impl ReplySink for PlaceSink {
         let Reply::Failed(cause) = reply else {
             return;
         };
-        if matches!(cause, NodeFailure::Unreachable(_) | NodeFailure::TimedOut) {
-            return; // the listener will be told another place
+        if !refuses_all(&cause) {
+            return;
         }
         let until = clock::to_micros(clock::now() + REFUSAL_TIME);
         self.refused_until.store(until, Ordering::Relaxed);
         debug!("no waiting list, so each release wakes all waiters: {cause}");
+    }
+}
+
+/// Returns whether a node that refuses one place for this cause refuses those of other locks, too.
+fn refuses_all(cause: &NodeFailure) -> bool {
+    match cause {
+        NodeFailure::AccessDenied(_) => true,
+        NodeFailure::ServerError(text) => text.starts_with("OOM"),
+        _ => false,
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_about_one_list_does_not_refuse_the_places_of_others() {
+        let error = |text: &str| NodeFailure::ServerError(text.to_owned());
+        for (cause, refuses) in [
+            (NodeFailure::AccessDenied("NOPERM".to_owned()), true),
+            (error("OOM command not allowed"), true),
+            (error("TRYAGAIN multiple keys"), false),
+            (NodeFailure::WrongType, false),
+            (NodeFailure::CrossSlot, false),
+            (NodeFailure::TimedOut, false),
+            (NodeFailure::Unreachable("reset".to_owned()), false),
+        ] {
+            let sink = PlaceSink::default();
+            sink.deliver(0, 0, Reply::Failed(cause.clone()));
+            assert_eq!(sink.has_refused(clock::now()), refuses, "{cause}");
+        }
     }
 }

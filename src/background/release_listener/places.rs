@@ -1,10 +1,10 @@
 //! The places of this process in the waiting lists of locks, as far as the node has told them.
 //!
 //! The processes that wait for an exclusive lock stand in a list on the node that they listen to. A
-//! release wakes the first one and takes it from the list; the others learn only that the lock was
-//! released. A process that is paused would keep the lock free, so the next ones check after a time
-//! whether it is. Only the first [`NEAR`] hear of releases: a process that is further behind does not
-//! listen, and the node tells it when it has come near.
+//! release wakes the first one and removes it from the list; the others learn only that the lock
+//! was released. If the woken process is paused, nobody acquires the lock, so the next ones check
+//! after a time whether it is free. Only the first [`NEAR`] hear of releases: a process that is
+//! further behind does not listen, and the node tells it when it has come near.
 //!
 //! Pure: the time is passed in, and the listener sends the requests that this returns.
 //!

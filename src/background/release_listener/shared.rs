@@ -2,8 +2,8 @@
 //!
 //! The thread connects to the first connected node that votes, while there are channels with
 //! waiters, or holders with callbacks, which want notices (`holder_check.rs`). It never waits for a
-//! reply: confirmations and messages are handled as they arrive, under a PING. A caller never blocks
-//! on the connection: it changes the shared state and wakes the thread.
+//! reply: confirmations and messages are handled as they arrive, under a PING. A caller never
+//! blocks on the connection: it changes the shared state and wakes the thread.
 //!
 //! A blocking read cannot be interrupted, so the thread also subscribes to a private *wake
 //! channel*. A caller wakes the thread by a message that a worker publishes there.
@@ -237,6 +237,11 @@ impl ListenerShared {
     fn remove_idle(&self, state: &mut ListenerState, delay: Duration) -> Vec<Vec<Channel>> {
         let mut unsubscribe = state.subscriptions.remove_idle(clock::now(), delay);
         unsubscribe.extend(state.subscriptions.take_unwanted());
+        // A lock may have the name of the notice channel, which stays subscribed.
+        for channels in &mut unsubscribe {
+            channels.retain(|channel| channel != self.holder_check.channel());
+        }
+        unsubscribe.retain(|channels| !channels.is_empty());
         let channels = state.subscriptions.len();
         self.channel_count.store(channels, Ordering::Release);
         unsubscribe
@@ -291,8 +296,8 @@ impl ListenerShared {
         Ok(())
     }
 
-    /// Returns the commands to send. Returns `None` if the connection is not needed or the thread is
-    /// to end.
+    /// Returns the commands to send. Returns `None` if the connection is not needed or the thread
+    /// is to end.
     fn next_commands(&self) -> Option<Commands> {
         let mut state = self.state.lock();
         state.wake_pending = false;

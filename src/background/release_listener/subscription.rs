@@ -1,5 +1,5 @@
-//! A caller's subscription: it reads the signals of one channel, and asks for a place in its waiting
-//! list. It never blocks on the listener's connection, and its end leaves nothing behind.
+//! A caller's subscription: it reads the signals of one channel, and asks for a place in its
+//! waiting list. It never blocks on the listener's connection, and its end leaves nothing behind.
 //!
 //! Tests: beside `listener.rs`; `src/tests/engine/wake_up.rs`, `src/tests/engine/waiting_list.rs`.
 
@@ -51,8 +51,8 @@ impl<'a> Subscription<'a> {
         self.waiter.take_signal()
     }
 
-    /// Asks for a place in the waiting list of the lock. `since` is when the caller began to ask the
-    /// nodes; `None` if it has not, because its process released the lock a moment ago and lets
+    /// Asks for a place in the waiting list of the lock. `since` is when the caller began to ask
+    /// the nodes; `None` if it has not, because its process released the lock a moment ago and lets
     /// others acquire first. Until the node has told the place, the waiter heeds every release.
     /// Does not block. Returns whether the node was asked.
     pub(crate) fn ask_place(&self, since: Option<Instant>) -> bool {

@@ -67,8 +67,8 @@ impl YieldDeadlines {
         of.map(|of| of.deadline)
     }
 
-    /// Sets the deadline of a channel to `time` after `now`. First checks up to [`MAX_CHECKED`] channels whether they can
-    /// be forgotten, so that no release checks them all.
+    /// Sets the deadline of a channel to `time` after `now`. First checks up to [`MAX_CHECKED`]
+    /// channels whether they can be forgotten, so that no release checks them all.
     pub(super) fn set(&mut self, channel: &Channel, time: Duration, now: Instant) {
         self.forget_some(now);
         let deadline = now + time;

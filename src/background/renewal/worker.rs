@@ -171,8 +171,8 @@ impl RenewalWorker {
     }
 
     /// Counts a reply, and restores the key if the node has lost it and a quorum has confirmed the
-    /// lease. Tells the holder of another token, once per lease: it acquired the lock before a quorum
-    /// of nodes lost it, or has taken it from us.
+    /// lease. Publishes a notice, once per lease, if the node has another token: one of the two
+    /// holders has lost the lock, and is to check.
     fn count_reply(&mut self, round: u32, node: usize, reply: Reply) {
         let (is_absent, is_other) = (reply == Reply::Absent, reply == Reply::OtherToken);
         let (lease, ttl, restoration, told_other) =

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::protocol::endangered_lock::{EndangeredLock, OnEndangered};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::lost_lock::OnLostCallback;
-use crate::tests::fake_node::node::eventually;
+use crate::tests::fake_node::node::{eventually, on_log_line};
 use crate::tests::fixtures::lease;
 use crate::time::clock;
 
@@ -180,4 +180,29 @@ fn danger_is_reported_once_and_again_after_an_extension_ended_it() {
     assert!(notifier.stop(clock::now() + LONG));
     assert_eq!(reports.lock().len(), 4, "a loss is no danger");
     assert_eq!(count_of(&handled), 0);
+}
+
+#[test]
+fn logger_that_panics_at_a_danger_ends_no_callback() {
+    let (notifier, handled) = notifier();
+    let (lease, expiry) = (lease("x"), clock::now() + 2 * SOON);
+    assert!(lease.activate(expiry, clock::wall_offset()));
+    let notified = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&notified);
+    let callbacks = LeaseCallbacks {
+        on_lost: Some(OnLostCallback(Arc::new(move |_| {
+            on_log_line(|_| {});
+            count.fetch_add(1, Ordering::SeqCst);
+        }))),
+        on_endangered: Some(OnEndangered {
+            margin: SOON,
+            // On the thread of the callbacks, which logs the danger after this.
+            callback: Arc::new(|_| on_log_line(|_| panic!("as the test wants it"))),
+        }),
+    };
+    notifier.watch(&lease, callbacks).unwrap();
+    eventually("the loss is notified", || count_of(&notified) == 1);
+    assert_eq!(count_of(&handled), 1);
+    let (_other, notified) = watched(&notifier, SOON);
+    eventually("another loss is notified", || count_of(&notified) == 1);
 }

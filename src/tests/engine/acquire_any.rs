@@ -84,6 +84,37 @@ fn release_by_another_process_wakes_for_one_attempt() {
     });
 }
 
+#[test]
+fn waiting_caller_is_woken_neither_by_its_own_attempts_nor_by_other_keys() {
+    let fakes = FakeNode::fakes(1);
+    let holder = healthy(&fakes);
+    let waiter = connected_locker(&fakes, sluggish).unwrap();
+    let mut guards = holder_of_all(&holder);
+    let brief = options().wait_for(Duration::from_millis(200));
+    let error = waiter.acquire_any(&NAMES, &brief).unwrap_err();
+    // One round at first, one for each confirmation at most, and one at the end.
+    let is_few = matches!(
+        error,
+        Error::Contended {
+            attempts: 2..=5,
+            ..
+        }
+    );
+    assert!(is_few, "{error:?}");
+    let before = fakes[0].count(Op::Acquire);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| any(&waiter).unwrap());
+        eventually("it has asked", || fakes[0].count(Op::Acquire) >= before + 3);
+        for _ in 0..200 {
+            waiter.lock("other", TTL).unwrap().release().unwrap();
+        }
+        guards.remove(1).release().unwrap();
+        assert_eq!(waiting.join().unwrap().key(), "b");
+    });
+    let asked = fakes[0].count(Op::Acquire) - before - 200;
+    assert!(asked <= 3 * 5 + 1, "{asked} requests");
+}
+
 fn holder_of_all(locker: &dyn Locker) -> Vec<LockGuard> {
     NAMES.map(|name| locker.lock(name, TTL).unwrap()).into()
 }

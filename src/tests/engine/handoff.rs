@@ -198,8 +198,8 @@ fn release_with_a_handoff_returns_as_without_a_waiter() {
     }
 }
 
-/// The acquirer has a quorum and releases the former token on the last node, before the release that
-/// follows the refused swap there. That one then misses the token.
+/// The acquirer has a quorum and releases the former token on the last node, before the release
+/// that follows the refused swap there. That one then misses the token.
 #[test]
 fn release_overtaken_by_that_of_the_acquirer_is_no_loss() {
     let fakes = FakeNode::fakes(3);

@@ -119,7 +119,7 @@ fn error_of_a_semaphore_tells_the_number_of_permits() {
 
 #[test]
 fn holder_without_a_label_is_another() {
-    let fakes = FakeNode::fakes(3);
+    let fakes = FakeNode::fakes(1);
     let holder = connected_locker(&fakes, |config| config.no_owner_label()).unwrap();
     let rival = labelled(&fakes, "rival");
     let _guard = holder.lock("x", TTL).unwrap();

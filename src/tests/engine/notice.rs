@@ -257,3 +257,23 @@ fn holder_without_the_right_to_subscribe_keeps_its_lock() {
     assert!(guard.release().is_err());
     assert_eq!(losses.load(Ordering::SeqCst), 0);
 }
+
+#[test]
+fn lock_with_the_name_of_the_notice_channel_ends_no_notices() {
+    let fakes = FakeNode::fakes(3);
+    let (holder, operator) = (healthy(&fakes), healthy(&fakes));
+    let (options, losses) = counted(LockOptions::new(LONG));
+    let _guard = holder.acquire("x", &options).expect("free");
+    listening(&fakes, 1);
+    let name = "listener:notices";
+    let held = operator.lock(name, LONG).expect("free");
+    let brief = LockOptions::new(LONG).wait_for(Duration::from_millis(50));
+    let waited = holder.acquire(name, &brief);
+    assert!(waited.is_err_and(|error| error.is_contended()));
+    eventually("no channel has a waiter", || {
+        holder.nodes().engine().listener.count() == 0
+    });
+    drop(held);
+    assert!(operator.force_release("x").expect("a quorum"));
+    is_told(&losses);
+}

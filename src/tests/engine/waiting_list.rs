@@ -32,8 +32,8 @@ fn wakes(waiter: ScopedJoinHandle<'_, Result<LockGuard, Error>>, free: impl FnOn
     drop(guard);
 }
 
-/// Lets `act` run while a process waits with a place, releases the lock, and checks that the process
-/// acquires it.
+/// Lets `act` run while a process waits with a place, releases the lock, and checks that the
+/// process acquires it.
 fn released_after(act: impl FnOnce(&[Arc<FakeNode>])) {
     let fakes = FakeNode::fakes(3);
     let [holder, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
@@ -77,7 +77,10 @@ fn processes_far_behind_listen_to_no_release_until_they_are_near() {
         let (has, had) = mpsc::channel();
         for (before, locker) in processes[1..].iter().enumerate() {
             let has = has.clone();
-            scope.spawn(move || drop(has.send(locker.lock("x", TTL).expect("woken"))));
+            scope.spawn(move || {
+                let sent = has.send(locker.lock("x", TTL).expect("woken"));
+                assert!(sent.is_ok());
+            });
             placed(&fakes, before + 1);
         }
         eventually("all listen", || fakes[0].subscribed("x") == 4);

@@ -266,8 +266,8 @@ fn waiting_threads_of_a_process_send_one_request() {
     assert_no_timeout_elapsed(began.expect("it was released"));
 }
 
-/// Further attempts would cost the nodes and the winner's processor more than they gain: a waiter that
-/// loses has been refused, and the winner's release wakes it again.
+/// Further attempts would cost the nodes and the winner's processor more than they gain: a waiter
+/// that loses has been refused, and the winner's release wakes it again.
 #[test]
 fn waiter_that_loses_after_a_release_attempts_once_per_release() {
     let fakes = FakeNode::fakes(1);
@@ -290,8 +290,8 @@ fn waiter_that_loses_after_a_release_attempts_once_per_release() {
     });
 }
 
-/// A waiter may listen on the node that refused the holder (L4). The holder may learn of the refusal
-/// before its release is sent, after it, or between.
+/// A waiter may listen on the node that refused the holder (L4). The holder may learn of the
+/// refusal before its release is sent, after it, or between.
 #[test]
 fn release_is_published_on_a_node_that_refused_the_holder() {
     for is_late in [false, true] {

@@ -5,7 +5,7 @@
 //! three or five servers, through the public interface. Packets are late, connections end in every
 //! way, servers hang, crash, restart, lose their data and reply errors; processes are paused and
 //! killed; clocks drift. Everything above the seams `time`, `sync`, `random` and `transport::node`
-//! is the code that ships. It finds what the model in `tests/it/model/` cannot: faults of the code
+//! is the code that ships. It finds what the model in `tests/model/` cannot: faults of the code
 //! itself, in interleavings of its threads.
 //!
 //! | theme | faults | promises beyond safety |

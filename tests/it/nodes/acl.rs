@@ -153,6 +153,18 @@ fn readme() -> [Vec<&'static str>; 6] {
     lines.try_into().expect("six lines in the README")
 }
 
+#[test]
+fn guide_has_the_rights_of_the_readme() {
+    let lines = |text: &'static str| -> Vec<&str> {
+        let lines = text.lines();
+        lines
+            .filter(|line| line.starts_with("ACL SETUSER locks "))
+            .collect()
+    };
+    let guide = include_str!("../../../src/guide/operations.md");
+    assert_eq!(lines(guide), lines(include_str!("../../../README.md")));
+}
+
 fn grant(node: &Server, user: &str, rights: &[&str]) {
     // Redis 6.2 allows all channels by default, and then takes no pattern.
     let start = [

@@ -1,5 +1,5 @@
-//! The list of nodes changes while clients work: clients with the old and with the new list exclude each other if the lists differ
-//! by one node.
+//! The list of nodes changes while clients work: clients with the old and with the new list exclude
+//! each other if the lists differ by one node.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +32,8 @@ impl Generation {
         }
     }
 
-    /// Lets one thread acquire and release until the generation stops. Tokens of a key must increase over all generations.
+    /// Lets one thread acquire and release until the generation stops. Tokens of a key must
+    /// increase over all generations.
     fn work(&self, key: &str, witness: &Witness, newest: &Mutex<u64>) {
         let options = LockOptions::new(TTL).wait_for(LIMIT).fencing(true);
         while !self.stops.load(Ordering::Relaxed) {
@@ -93,7 +94,8 @@ fn clients_whose_lists_differ_by_one_node_exclude_each_other_under_load() {
         for pair in generations.windows(2) {
             start(&pair[1]);
             both_work(pair);
-            // All have the new list. Its predecessor's locks are released, so no TTL need pass before the next change.
+            // All have the new list. Its predecessor's locks are released, so no TTL need pass
+            // before the next change.
             pair[0].stop();
             pair[0]
                 .locker
@@ -119,7 +121,8 @@ fn holder_of_the_old_list_refuses_the_list_with_one_more_node_only() {
     let larger = Generation::of("larger", &nodes, &[0, 1, 2, 3]);
     assert!(larger.locker.try_lock(&key, TTL).unwrap().is_none());
     nowhere(&nodes[2..], &key);
-    // Why a node is not replaced in one step: the quorum of nodes 2 and 3 knows nothing of that of nodes 0 and 1.
+    // Why a node is not replaced in one step: the quorum of nodes 2 and 3 knows nothing of that of
+    // nodes 0 and 1.
     let replaced = Generation::of("replaced", &nodes, &[1, 2, 3]);
     let second = replaced.locker.try_lock(&key, TTL).unwrap();
     assert!(second.is_some() && guard.is_held(), "two holders");

@@ -1,8 +1,8 @@
 //! A command that logs each signal that it gets to a file, and goes on.
 //!
 //! It is the test [`program`] of this binary, so that it is built with the tests, whatever the
-//! arguments of cargo are. env(1) blocks the signals before the binary starts, since threads inherit
-//! the mask.
+//! arguments of cargo are. env(1) blocks the signals before the binary starts, since threads
+//! inherit the mask.
 
 use std::env;
 use std::fs::{self, OpenOptions};
@@ -42,8 +42,8 @@ impl SignalLog {
         log
     }
 
-    /// Returns the program and its argument. A shell reads the script, because the system refuses to
-    /// execute a file while another thread's new process has it open.
+    /// Returns the program and its argument. A shell reads the script, because the system refuses
+    /// to execute a file while another thread's new process has it open.
     pub(crate) fn command(&self) -> [String; 2] {
         ["sh".to_owned(), self.script().display().to_string()]
     }

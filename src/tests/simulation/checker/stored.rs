@@ -102,8 +102,8 @@ impl Checker {
     }
 
     /// Checks the result of an extension. `stored_before` says which servers stored the lock before
-    /// it: it may succeed only if a quorum stored the lock then or does now (S5). A server may grant
-    /// late, and another lose its data meanwhile. After a refusal the lock is lost.
+    /// it: it may succeed only if a quorum stored the lock then or does now (S5). A server may
+    /// grant late, and another lose its data meanwhile. After a refusal the lock is lost.
     pub(crate) fn extended(
         &self,
         hold: HoldId,

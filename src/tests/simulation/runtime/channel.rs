@@ -1,6 +1,7 @@
 //! Unbounded channels in the shape of those of `crossbeam_channel`.
 //!
-//! A channel that is created in a simulation belongs to it; any other is one of `crossbeam_channel`.
+//! A channel that is created in a simulation belongs to it; any other is one of
+//! `crossbeam_channel`.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -1,8 +1,8 @@
 //! The simulation that the calling code runs in, if any. The seams ask for it.
 //!
-//! A system thread runs at most one history at a time. Code of a fiber is in the mode `Fiber`, where
-//! each call of a seam is a step. A callback is in the mode `Callback`: it has the time and the
-//! random numbers of the history, and must not block. All other code is `Real`.
+//! A system thread runs at most one history at a time. Code of a fiber is in the mode `Fiber`,
+//! where each call of a seam is a step. A callback is in the mode `Callback`: it has the time and
+//! the random numbers of the history, and must not block. All other code is `Real`.
 
 use std::cell::{Cell, RefCell};
 use std::panic::Location;
@@ -130,8 +130,8 @@ pub(super) fn wake_one(resource: Resource) {
     }
 }
 
-/// The steady clock of the first process when the history begins. The same in all histories, so that
-/// no rounding differs.
+/// The steady clock of the first process when the history begins. The same in all histories, so
+/// that no rounding differs.
 pub(super) fn start() -> Instant {
     const SINCE_EPOCH: u64 = 7_200_000_000;
     clock::from_micros(SINCE_EPOCH).expect("two hours fit")

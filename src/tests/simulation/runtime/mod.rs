@@ -1,10 +1,10 @@
 //! The runtime of the simulator: the shipped code runs in it as it is, above replaced seams.
 //!
-//! [`Simulation::run`] runs one *history*: real closures on *fibers*, of which exactly one runs at a
-//! time, on the calling thread. The seams `sync`, `time` and `random` ask [`context`] whether their
-//! caller is a fiber. If it is, each of their operations is a *step*, at which a seeded
-//! [strategy] may choose another fiber. All time is simulated: it passes by 50 ns per
-//! step, and jumps to the next timer when nothing can run. So a history is a function of its seed.
+//! [`Simulation::run`] runs one *history*: real closures on *fibers*, of which exactly one runs at
+//! a time, on the calling thread. The seams `sync`, `time` and `random` ask [`context`] whether
+//! their caller is a fiber. If it is, each of their operations is a *step*, at which a seeded
+//! [strategy] may choose another fiber. All time is simulated: it passes by 50 ns per step, and
+//! jumps to the next timer when nothing can run. So a history is a function of its seed.
 //!
 //! ```ignore
 //! let outcome = Simulation::run(seed, &Config::draw(seed), |sim| {
@@ -24,8 +24,8 @@
 //!   may be paused, suspended, killed. Threads that its fibers start belong to it.
 //! - A *callback* ([`Simulation::after`]) runs between two fibers and cannot block: for messages
 //!   that arrive, and for faults.
-//! - State that fibers of several processes share (nodes, the checker) stands in a mutex of `std` or
-//!   `parking_lot` that is not locked across a step, since a killed process never unlocks one.
+//! - State that fibers of several processes share (nodes, the checker) stands in a mutex of `std`
+//!   or `parking_lot` that is not locked across a step, since a killed process never unlocks one.
 //! - A history fails by a panic that reaches the top of a fiber, by [`Simulation::fail`], by a
 //!   deadlock, or at a limit of [`config::Config`]. The text of the last three says what each
 //!   fiber waits for, and where.

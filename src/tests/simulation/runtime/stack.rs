@@ -62,7 +62,8 @@ impl Stack {
 
 impl Drop for IdleStacks {
     fn drop(&mut self) {
-        // Without a job the code of a stack returns. A stack that is dropped before would unwind it.
+        // Without a job the code of a stack returns. A stack that is dropped before would unwind
+        // it.
         self.0
             .iter_mut()
             .for_each(|stack| _ = stack.0.raw_send(None));

@@ -52,7 +52,8 @@ impl Rules {
         self.swallows[way as usize] += u64::from(flow == Flow::Swallow);
     }
 
-    /// Returns the value of `swallows` at which a new connection stays alive; one less while the flow swallows.
+    /// Returns the value of `swallows` at which a new connection stays alive; one less while the
+    /// flow swallows.
     fn birth(&self) -> [u64; 2] {
         [0, 1].map(|way| self.swallows[way] - u64::from(self.flows[way] == Flow::Swallow))
     }
