@@ -32,6 +32,8 @@ struct AnyAcquisition<'a> {
     /// One for each lock, from the first refusal on.
     subscriptions: Vec<Subscription<'a>>,
     backoff: Backoff,
+    /// When each lock is free, as its latest refusal said.
+    free_at: Vec<Option<Instant>>,
     attempts: u32,
     /// When the first of the rounds in a row without a quorum ended.
     outage_since: Option<Instant>,
@@ -61,6 +63,7 @@ impl Engine {
             inbox: &inbox,
             subscriptions: Vec::new(),
             backoff: Backoff::default(),
+            free_at: vec![None; choices.len()],
             attempts: 0,
             outage_since: None,
         };
@@ -90,13 +93,14 @@ impl AnyAcquisition<'_> {
             self.engine.check_cancelled(self.inbox)?;
             self.attempts = self.attempts.saturating_add(1);
             let mut last = None;
-            let mut free_in: Option<Duration> = None;
             for choice in due {
                 match self.attempt(&self.choices[choice]) {
                     Ok(acquired) => return Ok(acquired),
                     Err(error) if error.is_contended() || error.is_unavailable() => {
                         let left = error.contended_for();
-                        free_in = [free_in, left].into_iter().flatten().min();
+                        let left = left.map(|left| left.saturating_add(TTL_ROUNDING));
+                        self.free_at[choice] =
+                            left.and_then(|left| deadline::deadline(clock::now(), left));
                         last = Some(error);
                     }
                     Err(error) => return Err(error),
@@ -108,7 +112,7 @@ impl AnyAcquisition<'_> {
                 let waited = clock::now().saturating_duration_since(self.started);
                 return Err(error.with_effort(self.attempts, waited));
             }
-            due = self.wait(&watch, free_in);
+            due = self.wait(&watch);
         }
     }
 
@@ -144,12 +148,11 @@ impl AnyAcquisition<'_> {
 
     /// Sleeps until a release, the end of a lease, the retry delay or the limit. Returns the
     /// positions of the locks to ask for: those whose release was published, or else all.
-    fn wait(&mut self, watch: &TableWatch<'_>, free_in: Option<Duration>) -> Vec<usize> {
+    fn wait(&mut self, watch: &TableWatch<'_>) -> Vec<usize> {
         let now = clock::now();
         self.subscribe();
         let delay = self.backoff.next_delay(self.engine, self.choices[0].kind);
-        let free_at = free_in.map(|left| left.saturating_add(TTL_ROUNDING));
-        let free_at = free_at.and_then(|left| deadline::deadline(now, left));
+        let free_at = self.free_at.iter().flatten().min().copied();
         let end = deadline::earlier(deadline::deadline(now, delay), free_at);
         let end = deadline::earlier(end, self.limit.deadline);
         // With a limited number of attempts, none is spent on a subscription that was confirmed, or on

@@ -10,7 +10,7 @@ use crate::config::builder::Config;
 use crate::error::Error;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::tests::engine::setup::{TTL, healthy};
+use crate::tests::engine::setup::{TTL, exclusive_key, healthy};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
@@ -205,4 +205,25 @@ fn attempts_of_waiters_wake_none_of_them() {
     // Of each: at once, after each of the three confirmations, at the end of the other, at its own.
     let attempts = fakes[0].count(Op::Acquire) - before;
     assert!(attempts <= 2 * 6 * NAMES.len(), "{attempts}");
+}
+
+#[test]
+fn end_of_a_lock_is_awaited_also_after_the_release_of_another() {
+    let fakes = FakeNode::fakes(1);
+    let (holder, waiter) = (healthy(&fakes), connected_locker(&fakes, sluggish).unwrap());
+    let _guards = holder_of_all(&holder);
+    let start = clock::now();
+    fakes[0].seize("a", Duration::from_secs(2));
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| any(&waiter).unwrap());
+        eventually("it listens to all", || {
+            NAMES.iter().all(|name| fakes[0].subscribed(name) > 0)
+        });
+        let before = fakes[0].count(Op::Acquire);
+        // Another caller is quicker, so that only this lock is asked for.
+        fakes[0].publish(&exclusive_key("b").channel());
+        eventually("it asks", || fakes[0].count(Op::Acquire) > before);
+        assert_eq!(waiting.join().unwrap().key(), "a");
+    });
+    assert!(clock::now() - start < TTL / 2, "slept on");
 }
