@@ -4,11 +4,13 @@
 //! full pipe), and neither the command nor the renewal of its lock may wait for that.
 
 use std::io::{self, Write};
-use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
 use crate::duration::millis;
@@ -26,6 +28,10 @@ const TOLD_BY_RUN: [&str; 2] = [
 
 /// How long the end of the program waits for a blocked standard error.
 const END_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often that time is waited for the thread while standard error is not blocked: on a busy machine
+/// the thread may not have run yet.
+const MAX_END_LIMITS: u32 = 30;
 
 /// A handle on the thread that writes to standard error.
 #[derive(Clone)]
@@ -99,13 +105,26 @@ impl Notes {
         debug_assert!(!matches!(sent, Err(TrySendError::Disconnected(_))));
     }
 
-    /// Blocks until all messages are written, for at most [`END_LIMIT`].
+    /// Blocks until all messages are written, for at most [`END_LIMIT`] if standard error is blocked.
     pub(crate) fn finish(&self) {
         let (written, answer) = mpsc::sync_channel(1);
-        if self.queue.try_send(Line::Flush(written)).is_ok() {
-            let _ = answer.recv_timeout(END_LIMIT);
+        if self.queue.try_send(Line::Flush(written)).is_err() {
+            return;
+        }
+        for _ in 0..MAX_END_LIMITS {
+            let answered = answer.recv_timeout(END_LIMIT);
+            if answered != Err(RecvTimeoutError::Timeout) || !is_writable(io::stderr().as_fd()) {
+                return;
+            }
         }
     }
+}
+
+/// Returns whether a line can be written without blocking.
+fn is_writable(descriptor: BorrowedFd<'_>) -> bool {
+    let mut asked = [PollFd::new(descriptor, PollFlags::POLLOUT)];
+    let count = poll(&mut asked, PollTimeout::ZERO);
+    count == Ok(1) && asked[0].revents() == Some(PollFlags::POLLOUT)
 }
 
 fn write_lines(lines: &Receiver<Line>) {
@@ -148,5 +167,23 @@ pub(crate) fn level(quiet: u8, verbose: u8) -> LevelFilter {
         (0, 1) => LevelFilter::Info,
         (0, _) => LevelFilter::Debug,
         _ => LevelFilter::Error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_pipe_is_blocked_and_an_empty_one_is_not() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        assert!(is_writable(writer.as_fd()));
+        let page = [b'x'; 4096];
+        while is_writable(writer.as_fd()) {
+            writer.write_all(&page).unwrap();
+        }
+        // Without a reader a write fails at once, and there is nothing to wait for.
+        drop(reader);
+        assert!(!is_writable(writer.as_fd()));
     }
 }

@@ -91,9 +91,8 @@ impl Need {
 /// Returns the commands of each use, on keys that no lock has.
 fn needs(prefix: &str) -> Vec<Need> {
     let LockKeys { lock, derived } = LockKeys::of(prefix, "doctor");
-    let [writer, readers, gate, permits, turn] = &derived;
+    let [writer, readers, gate, permits, turn, waiting] = &derived;
     let fence = writer.replace(":writer", ":fence");
-    let waiting = writer.replace(":writer", ":waiting");
     let lines = [
         (
             Use::Locks,

@@ -46,7 +46,7 @@ fn publish_notice(connection: &mut Connection, lock: &str, prefix: &str) -> Redi
 fn on_server(connection: &mut Connection, keys: &LockKeys, digests: &[&str]) -> RedisResult<u64> {
     inspect::load(connection, FORCE_RELEASE)?;
     let hash = Script::new(FORCE_RELEASE).get_hash().to_owned();
-    let [writer, readers, gate, permits, turn] = &keys.derived;
+    let [writer, readers, gate, permits, turn, _] = &keys.derived;
     let mut all = Cmd::new();
     all.arg("EVALSHA").arg(&hash).arg(6).arg(&keys.lock);
     all.arg(&[writer, readers, gate, permits, turn])

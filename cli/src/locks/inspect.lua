@@ -7,10 +7,13 @@
 -- 3. At most 1000 readers are reported.
 -- 4. The time of the acquire stands behind the token's 40 digits, in hexadecimal ms since 1970.
 --
--- KEYS: the lock; and, unless they are denied, writer, readers, gate, permits.
+-- 5. The processes of the waiting list are counted: those far behind may not be subscribed to the
+--    lock's channel.
+--
+-- KEYS: the lock; and, unless they are denied, writer, readers, gate, permits, waiting list.
 -- Reply: a list of {kind, SHA-1 of the token, the part before its last ':', ms left, number of the
--- permit, number of permits, time of the acquire or ''}, with -1 ms for no end. Kinds: lock, write, read, permit, and gate for
--- a writer that waits.
+-- permit, number of permits, time of the acquire or ''}, with -1 ms for no end. Kinds: lock, write, read, permit, gate for a
+-- writer that waits, and list, with the count of processes in place of the ms.
 local report, time = {}, redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function bounded(ms) return ms > 9007199254740991 and -1 or ms end
@@ -54,5 +57,7 @@ if #KEYS > 1 then
       add('permit', token, bounded(tonumber(expiry) - now), number, total)
     end
   end
+  local list = redis.pcall('ZRANGE', KEYS[6], 0, -1)
+  if #list > 0 then report[#report + 1] = {'list', '', '', #list, -1, -1, ''} end
 end
 return report

@@ -21,8 +21,8 @@ pub(crate) struct NameReport {
     pub(crate) holders: Vec<ServerHolder>,
     /// The owner labels of waiting writers.
     pub(crate) waiting_writers: Vec<(String, String)>,
-    /// The number of processes that listen for a release; `None` if the server does not tell.
-    pub(crate) listeners: Option<usize>,
+    /// The number of processes that wait for a release; `None` if the server does not tell.
+    pub(crate) waiting: Option<usize>,
 }
 
 /// A holder as one server reports it.
@@ -91,7 +91,9 @@ fn send(
         let LockKeys { lock, derived } = LockKeys::of(prefix, name);
         pipeline.cmd("EVALSHA").arg(&hash);
         if all_kinds {
-            pipeline.arg(5).arg(&lock).arg(&derived[..4]);
+            let [writer, readers, gate, permits, _, waiting] = &derived;
+            pipeline.arg(6).arg(&lock);
+            pipeline.arg(&[writer, readers, gate, permits, waiting]);
         } else {
             pipeline.arg(1).arg(&lock);
         }
@@ -112,6 +114,7 @@ impl NameReport {
             Value::ServerError(error) if matches!(error.code(), "MOVED" | "ASK") => Vec::new(),
             holders => redis::from_redis_value::<Vec<ServerRow>>(holders.clone())?,
         };
+        let mut in_list = 0;
         for (kind, digest, owner, ms, number, total, since) in rows {
             let owner = String::from_utf8_lossy(&owner).into_owned();
             let kind = match &*kind {
@@ -119,6 +122,10 @@ impl NameReport {
                 "write" => LockKind::Write,
                 "read" => LockKind::Read,
                 "permit" => LockKind::Permit,
+                "list" => {
+                    in_list = usize::try_from(ms).unwrap_or_default();
+                    continue;
+                }
                 _ => {
                     report.waiting_writers.push((digest, owner));
                     continue;
@@ -134,10 +141,12 @@ impl NameReport {
             });
         }
         // The right +pubsub|numsub may be missing.
-        report.listeners = match listeners {
+        let listeners = match listeners {
             Value::Array(fields) => fields.get(1).and_then(as_count),
             _ => None,
         };
+        // A process may be in the list, or subscribed, or both.
+        report.waiting = listeners.map(|count| count.max(in_list));
         Ok(report)
     }
 }

@@ -33,8 +33,8 @@ pub(crate) fn validate(name: &str) -> Result<()> {
 pub(crate) struct LockKeys {
     /// Of the exclusive lock, and the channel of all kinds.
     pub(crate) lock: String,
-    /// With the suffixes `:writer`, `:readers`, `:gate`, `:permits` and `:turn`.
-    pub(crate) derived: [String; 5],
+    /// With the suffixes `:writer`, `:readers`, `:gate`, `:permits`, `:turn` and `:waiting`.
+    pub(crate) derived: [String; 6],
 }
 
 impl LockKeys {
@@ -44,7 +44,9 @@ impl LockKeys {
             Some(_) => lock.clone(),
             None => format!("{{{lock}}}"),
         };
-        let derived = [":writer", ":readers", ":gate", ":permits", ":turn"];
+        let derived = [
+            ":writer", ":readers", ":gate", ":permits", ":turn", ":waiting",
+        ];
         LockKeys {
             derived: derived.map(|suffix| format!("{base}{suffix}")),
             lock,
@@ -87,7 +89,9 @@ mod tests {
             for key in &keys.derived[..4] {
                 assert_eq!(name_of("p:", key), Some(name), "{key}");
             }
-            assert_eq!(name_of("p:", &keys.derived[4]), None);
+            for key in &keys.derived[4..] {
+                assert_eq!(name_of("p:", key), None, "{key}");
+            }
         }
         assert_eq!(LockKeys::of("p:", "a").derived[0], "{p:a}:writer");
         assert_eq!(LockKeys::of("p:", "{t}a").derived[1], "p:{t}a:readers");

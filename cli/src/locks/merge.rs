@@ -76,18 +76,15 @@ fn decisive_end(holders: &[&ServerHolder], quorum: usize) -> Option<Duration> {
 /// The waiting processes and writers of a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Waiting {
-    /// The processes that listen for a release; `None` if no node tells.
+    /// The processes that wait for a release; `None` if no node tells.
     pub(crate) processes: Option<usize>,
     /// The owner labels of the waiting writers that have one.
     pub(crate) writers: Vec<String>,
 }
 
 fn waiting(reports: &[Vec<NameReport>]) -> Waiting {
-    // Each process listens on one node.
-    let counts = reports
-        .iter()
-        .flatten()
-        .filter_map(|report| report.listeners);
+    // Each process waits on one node.
+    let counts = reports.iter().flatten().filter_map(|report| report.waiting);
     let processes = counts.reduce(|sum, count| sum + count);
     let writers = reports
         .iter()
@@ -120,7 +117,7 @@ mod tests {
         let report = |holders| NameReport {
             holders,
             waiting_writers: vec![("d".to_owned(), "w".to_owned())],
-            listeners: Some(1),
+            waiting: Some(1),
         };
         nodes
             .into_iter()

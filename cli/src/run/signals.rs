@@ -5,6 +5,7 @@
 //! kernel (a process group without a shell does not stop).
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::thread;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
@@ -95,6 +96,18 @@ impl Receiver {
         Ok(Receiver { descriptor })
     }
 
+    /// Blocks until a signal is pending, or the descriptor has something to read or is closed.
+    /// Returns whether it is the descriptor.
+    pub(crate) fn wait_beside(&self, other: BorrowedFd<'_>) -> io::Result<bool> {
+        use std::os::fd::AsFd;
+
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let asked = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
+        let mut both = [asked(self.descriptor.as_fd()), asked(other)];
+        poll(&mut both, PollTimeout::NONE)?;
+        Ok(both[1].any().unwrap_or_default())
+    }
+
     pub(crate) fn receive(&self) -> io::Result<Received> {
         loop {
             match self.descriptor.read_signal() {
@@ -120,6 +133,10 @@ impl Receiver {
 
     /// Only Linux tells the pending signals of a process without waiting.
     pub(crate) fn nonblocking() -> io::Result<Receiver> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(crate) fn wait_beside(&self, _: BorrowedFd<'_>) -> io::Result<bool> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -115,14 +115,22 @@ impl Witness {
 /// Runs the witness: answers each question on standard input, until the pipe ends.
 pub(crate) fn observe() -> io::Result<()> {
     let receiver = Receiver::nonblocking()?;
-    let mut questions = io::stdin().lock();
+    let mut questions = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     // Without the buffer of `stdout`, which would break an answer at a byte that is a line's end.
     let mut answers = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let mut question = [0];
     let mut seen: Vec<Received> = Vec::new();
-    while questions.read(&mut question)? == 1 {
+    loop {
+        // At once, because a stop signal discards a pending SIGCONT, and the other way round.
+        let is_asked = receiver.wait_beside(questions.as_fd())?;
         while let Ok(signal) = receiver.receive() {
             seen.push(signal);
+        }
+        if !is_asked {
+            continue;
+        }
+        if questions.read(&mut question)? == 0 {
+            return Ok(());
         }
         let count = seen.len().min(u8::MAX.into());
         let mut answer = vec![count as u8];
@@ -135,5 +143,4 @@ pub(crate) fn observe() -> io::Result<()> {
         }
         answers.write_all(&answer)?;
     }
-    Ok(())
 }

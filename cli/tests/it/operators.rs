@@ -93,19 +93,26 @@ fn status_shows_holders_of_all_kinds() {
 #[test]
 fn status_tells_how_many_wait() {
     let nodes = servers(3);
+    let all = addresses(&nodes);
     let held = Held::start(&nodes, &["--key", "k"]);
-    let waiting = Running::start(tool(
-        &addresses(&nodes),
-        "run",
-        &["--key", "k", "--", "true"],
-    ));
-    eventually("one process waits", || {
-        run(tool(&addresses(&nodes), "status", &["k"]))
-            .out
-            .contains("; 1 process waits")
-    });
+    let is_told = |words: &str| run(tool(&all, "status", &["k"])).out.contains(words);
+    let start = || Running::start(tool(&all, "run", &["--key", "k", "--", "true"]));
+    let first = start();
+    eventually("one process waits", || is_told("; 1 process waits"));
+    // Those far behind may not be subscribed to the lock's channel.
+    let others = [(); 6].map(|()| start());
+    eventually("seven processes wait", || is_told("; 7 processes wait"));
+    for node in &nodes {
+        ask::<()>(node, &["SET", "redguard:l", "x:1", "PX", "600000"]);
+    }
+    let list = ["ZADD", "{redguard:l}:waiting", "1", "a", "2", "b", "3", "c"];
+    ask::<()>(&nodes[0], &list);
+    let told = run(tool(&all, "status", &["l"]));
+    assert!(told.out.contains("; 3 processes wait"), "{told:?}");
     held.end().assert(0, &[]);
-    waiting.end().assert(0, &[]);
+    for running in [first].into_iter().chain(others) {
+        running.end().assert(0, &[]);
+    }
 }
 
 #[test]
