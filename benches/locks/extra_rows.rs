@@ -49,7 +49,7 @@ pub(crate) const EXTRAS: [Extra; 16] = [
     ),
     (
         "100,000 guards renewed at a TTL of 60 s on 3 nodes",
-        |servers, short| renewed(servers, short, 100_000, Duration::from_secs(60), 20.0),
+        |servers, short| renewed(servers, short, 100_000, Duration::from_secs(60), 3.0),
     ),
     ("contended by 4 processes, 1 node", |servers, short| {
         contended(servers, 1, 0.9, short)

@@ -19,7 +19,7 @@ const OURS: Side = Side::Redguard(OnDrop::Wait);
 pub(crate) fn memory(servers: &[Server], _: bool) -> Result<String> {
     const BATCHES: usize = 6;
     const GUARDS: usize = 1000;
-    const MOST: i64 = 512;
+    const MOST: i64 = 400;
     let locker = RedisLocker::new(&clients::nodes(servers, OnDrop::Wait)?);
     // Memory of the held guards, and memory after their release.
     let hold = |batch: usize| -> Result<[i64; 2]> {

@@ -198,8 +198,8 @@ fn wrap(nodes: &Nodes, acquired: Acquired, call: &AcquireCall<'_>) -> Result<Gua
         }
         Acquired::Local(local) => {
             let label = call.options.label().or(settings.owner_label.as_ref());
-            let lease = local_lease(&local, call.kind, label.map(|label| &**label), None);
-            let guard = GuardInner::local(local, lease, settings.ttl_limits())?;
+            let lease = local_lease(&local, call.kind, label.map(|label| label.as_str()), None);
+            let guard = GuardInner::local(local, lease)?;
             Ok(guard.with_options(call.options))
         }
     }
@@ -213,9 +213,9 @@ fn wrap_local(
 ) -> Result<GuardInner, Error> {
     let options = call.options;
     let fencing_token = options.is_fenced().then(|| lock_table.next_fencing_token());
-    let label = options.label().map(|label| &**label);
+    let label = options.label().map(|label| label.as_str());
     let lease = local_lease(&local, call.kind, label, fencing_token);
-    let guard = GuardInner::local(local, lease, TtlLimits::LOCAL)?;
+    let guard = GuardInner::local(local, lease)?;
     Ok(guard.with_options(options))
 }
 

@@ -2,7 +2,7 @@
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::warn;
 
@@ -10,7 +10,6 @@ use crate::api::lock_token::LockToken;
 use crate::api::options::LockOptions;
 use crate::api::watch::LockWatch;
 use crate::config::on_drop::OnDrop;
-use crate::config::settings::TtlLimits;
 use crate::engine::core::Engine;
 use crate::error::Error;
 use crate::local::guard::LocalGuard;
@@ -23,12 +22,11 @@ use crate::time::clock;
 
 /// A held lock: the lease on the nodes, or in this process alone, and the local guard.
 pub(crate) struct GuardInner {
-    local: LocalGuard,
-    lease: Arc<Lease>,
+    local: LocalGuard<Arc<Lease>>,
     /// `None` if the lock is held in this process alone.
     engine: Option<Arc<Engine>>,
-    ttl_limits: TtlLimits,
-    acquired_at: Instant,
+    /// When the lock was acquired, in µs of [`clock::to_micros`].
+    acquired_at: u64,
     ended: bool,
 }
 
@@ -39,11 +37,9 @@ impl GuardInner {
         local: LocalGuard,
     ) -> GuardInner {
         GuardInner {
-            local,
-            lease,
-            ttl_limits: engine.settings().ttl_limits(),
+            local: local.with_keys_of(&lease),
             engine: Some(engine),
-            acquired_at: clock::now(),
+            acquired_at: clock::to_micros(clock::now()),
             ended: false,
         }
     }
@@ -52,21 +48,15 @@ impl GuardInner {
     ///
     /// # Errors
     /// `Closed` if the lock table was closed meanwhile.
-    pub(crate) fn local(
-        local: LocalGuard,
-        lease: Lease,
-        ttl_limits: TtlLimits,
-    ) -> Result<GuardInner, Error> {
+    pub(crate) fn local(local: LocalGuard, lease: Lease) -> Result<GuardInner, Error> {
         let lease = Arc::new(lease);
         if !local.attach_lease(&lease) {
             return Err(Error::Closed);
         }
         Ok(GuardInner {
-            local,
-            lease,
+            local: local.with_keys_of(&lease),
             engine: None,
-            ttl_limits,
-            acquired_at: clock::now(),
+            acquired_at: clock::to_micros(clock::now()),
             ended: false,
         })
     }
@@ -75,14 +65,19 @@ impl GuardInner {
     pub(crate) fn with_options(self, options: &LockOptions) -> GuardInner {
         let min_hold = options.lease_options().min_hold;
         if !min_hold.is_zero() {
-            self.lease.keep_until(clock::now() + min_hold);
+            self.lease().keep_until(clock::now() + min_hold);
         }
         self
     }
 
-    #[cfg(any(feature = "testing", all(test, not(loom))))]
     pub(crate) fn lease(&self) -> &Arc<Lease> {
-        &self.lease
+        self.local.lease()
+    }
+
+    /// Returns for how long the guard has existed.
+    fn held_for(&self) -> Duration {
+        let now = clock::to_micros(clock::now());
+        Duration::from_micros(now.saturating_sub(self.acquired_at))
     }
 
     pub(crate) fn keys(&self) -> &KeySet {
@@ -91,12 +86,12 @@ impl GuardInner {
 
     /// Returns the state of the lease without an effect on it, for `Debug`.
     pub(crate) fn peek(&self) -> LeaseState {
-        self.lease.peek(clock::now())
+        self.lease().peek(clock::now())
     }
 
     /// Returns the number of a permit; 0 for another kind of lock.
     pub(crate) fn permit_number(&self) -> u32 {
-        match self.lease.kind() {
+        match self.lease().kind() {
             LeaseKind::Permit { index, .. } => index.into(),
             _ => 0,
         }
@@ -105,15 +100,15 @@ impl GuardInner {
     pub(crate) fn watch(&self) -> LockWatch {
         let engine = self.engine.as_ref();
         let loss_handler = engine.map(|engine| engine.losses().clone());
-        LockWatch::new(Arc::clone(&self.lease), loss_handler)
+        LockWatch::new(Arc::clone(self.lease()), loss_handler)
     }
 
     /// Returns the state of the lease, which becomes lost if it has expired. The lease of a local
     /// lock ends only with a shutdown of the nodes that it replaces.
     fn lease_state(&self) -> LeaseState {
         match &self.engine {
-            Some(engine) => engine.losses().expire_if_due(&self.lease),
-            None => self.lease.peek(clock::now()),
+            Some(engine) => engine.losses().expire_if_due(self.lease()),
+            None => self.lease().peek(clock::now()),
         }
     }
 
@@ -124,7 +119,7 @@ impl GuardInner {
     pub(crate) fn remaining(&self) -> Duration {
         match (&self.engine, self.lease_state()) {
             (None, LeaseState::Held(_)) => Duration::MAX,
-            (Some(_), LeaseState::Held(expiry)) if !self.lease.is_in_doubt() => {
+            (Some(_), LeaseState::Held(expiry)) if !self.lease().is_in_doubt() => {
                 expiry.saturating_duration_since(clock::now())
             }
             _ => Duration::ZERO,
@@ -132,30 +127,32 @@ impl GuardInner {
     }
 
     pub(crate) fn is_endangered(&self) -> bool {
-        self.remaining() <= self.lease.danger_margin()
+        self.remaining() <= self.lease().danger_margin()
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
         match (&self.engine, self.lease_state()) {
-            (Some(engine), LeaseState::Held(_)) if self.lease.is_in_doubt() => {
-                engine.confirm(&self.lease)
+            (Some(engine), LeaseState::Held(_)) if self.lease().is_in_doubt() => {
+                engine.confirm(self.lease())
             }
             (_, LeaseState::Held(_)) => Ok(()),
-            _ => Err(self.lease.lost_error()),
+            _ => Err(self.lease().lost_error()),
         }
     }
 
     pub(crate) fn extend(&self, ttl: Duration) -> Result<(), Error> {
-        let ttl = self.ttl_limits.validate(ttl)?;
         match &self.engine {
-            Some(engine) => engine.extend(&self.lease, ttl),
-            None => Ok(()),
+            Some(engine) => {
+                let ttl = engine.settings().ttl_limits().validate(ttl)?;
+                engine.extend(self.lease(), ttl)
+            }
+            None => self.local.ttl_limits().validate(ttl).map(|_| ()),
         }
     }
 
     pub(crate) fn stop_renewal(&self) {
         if let Some(engine) = &self.engine {
-            engine.stop_renewal(&self.lease);
+            engine.stop_renewal(self.lease());
         }
     }
 
@@ -167,7 +164,7 @@ impl GuardInner {
     }
 
     pub(crate) fn fencing_token(&self) -> Option<u64> {
-        self.lease.fencing_token()
+        self.lease().fencing_token()
     }
 
     /// Turns a write lock into a read lock. A failure means that the lock is lost: the error
@@ -177,7 +174,7 @@ impl GuardInner {
             return Err(Error::Closed);
         }
         if let Some(engine) = &self.engine
-            && let Err(error) = engine.downgrade(&self.lease)
+            && let Err(error) = engine.downgrade(self.lease())
         {
             self.ended = true;
             return Err(error);
@@ -192,17 +189,17 @@ impl GuardInner {
 
     /// Ends this guard and leaves the lock on the nodes, for another process to adopt.
     pub(crate) fn detach(mut self) -> Result<LockToken, Error> {
-        let Some(engine) = &self.engine else {
+        let Some(engine) = self.engine.clone() else {
             return Err(Error::NotOnNodes); // the drop of `self` releases the lock
         };
         self.ended = true;
         if self.local.is_forked() {
             return Err(Error::Closed);
         }
-        let held = clock::now().saturating_duration_since(self.acquired_at);
-        let detached = engine.detach(&self.lease, &self.local);
-        engine.record_end(&self.lease, held, detached.is_err());
-        detached.map(|()| LockToken::from_lease(&self.lease))
+        let held = self.held_for();
+        let detached = engine.detach(self.lease(), &self.local);
+        engine.record_end(self.lease(), held, detached.is_err());
+        detached.map(|()| LockToken::from_lease(self.lease()))
     }
 
     /// Releases the lock as the configuration says, and records a failure.
@@ -214,7 +211,7 @@ impl GuardInner {
         if let (Err(error), Some(engine)) = (self.release_inner(on_drop), engine)
             && error != Error::Closed
         {
-            engine.record_failed_drop(&self.lease, &error);
+            engine.record_failed_drop(self.lease(), &error);
         }
     }
 
@@ -230,19 +227,19 @@ impl GuardInner {
         }
         match &self.engine {
             Some(engine) => {
-                let held = clock::now().saturating_duration_since(self.acquired_at);
-                let released = engine.release(&self.lease, &self.local, on_drop);
+                let held = self.held_for();
+                let released = engine.release(self.lease(), &self.local, on_drop);
                 let is_lost = released.as_ref().is_err_and(Error::is_lost);
-                engine.record_end(&self.lease, held, is_lost);
+                engine.record_end(self.lease(), held, is_lost);
                 released
             }
-            None => match self.lease.begin_release(clock::now()) {
+            None => match self.lease().begin_release(clock::now()) {
                 LeaseState::Held(_) => {
-                    self.lease.finish_release();
-                    self.local.release_at(self.lease.kept_until(clock::now()));
+                    self.lease().finish_release();
+                    self.local.release_at(self.lease().kept_until(clock::now()));
                     Ok(())
                 }
-                _ => Err(self.lease.lost_error()),
+                _ => Err(self.lease().lost_error()),
             },
         }
     }

@@ -44,7 +44,7 @@ impl LockToken {
         let names = lease.keys().as_slice().iter();
         LockToken {
             names: names.map(|key| key.name().to_owned()).collect(),
-            token: lease.token().text().to_owned(),
+            token: lease.token().text(),
             fenced: lease.fencing_token().is_some(),
         }
     }

@@ -10,6 +10,7 @@ use crate::protocol::endangered_lock::{EndangeredLock, OnEndangered};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lost_lock::{LostLock, OnLostCallback};
 use crate::protocol::retry::RetryPolicy;
+use crate::protocol::token::OwnerLabel;
 use crate::time::deadline;
 use crate::transport::cancel::CancelToken;
 
@@ -47,7 +48,7 @@ pub struct LockOptions {
     wait: Option<Wait>,
     cancel: Option<CancelToken>,
     fenced: bool,
-    owner_label: Option<Arc<str>>,
+    owner_label: Option<OwnerLabel>,
     lease_options: LeaseOptions,
 }
 
@@ -172,7 +173,7 @@ impl LockOptions {
     /// an acquire with another one is [`InvalidConfig`](crate::Error::InvalidConfig). Default: that
     /// of the configuration; for local locks none.
     pub fn owner_label(mut self, label: impl Into<String>) -> LockOptions {
-        self.owner_label = Some(Arc::from(label.into()));
+        self.owner_label = Some(Arc::new(label.into()));
         self
     }
 
@@ -294,7 +295,7 @@ impl LockOptions {
         self.wait
     }
 
-    pub(crate) fn label(&self) -> Option<&Arc<str>> {
+    pub(crate) fn label(&self) -> Option<&OwnerLabel> {
         self.owner_label.as_ref()
     }
 

@@ -165,7 +165,7 @@ impl Config {
     /// process. [`LockOptions::owner_label`](crate::LockOptions::owner_label) sets that of one
     /// lock.
     pub fn owner_label(mut self, label: impl Into<String>) -> Config {
-        self.settings.owner_label = Some(Arc::from(label.into()));
+        self.settings.owner_label = Some(Arc::new(label.into()));
         self.settings.no_owner_label = false;
         self
     }

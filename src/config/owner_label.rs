@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::Arc;
 
-use crate::protocol::token::MAX_OWNER_LABEL;
+use crate::protocol::token::{MAX_OWNER_LABEL, OwnerLabel};
 use crate::sync::threads;
 
 /// The host of the default label where the operating system tells none.
@@ -24,7 +24,7 @@ pub(crate) fn validate(label: &str) -> Result<(), String> {
 }
 
 /// Returns `HOST/PID`, by which an operator finds the process.
-pub(super) fn default_label() -> Arc<str> {
+pub(super) fn default_label() -> OwnerLabel {
     // Linux has the name in the file; elsewhere a shell may have set the variables.
     let name = fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let variable = |name: &str| std::env::var(name).ok();
@@ -32,7 +32,7 @@ pub(super) fn default_label() -> Arc<str> {
         .or_else(|| variable("HOSTNAME"))
         .or_else(|| variable("COMPUTERNAME"))
         .unwrap_or_default();
-    Arc::from(host_and_pid(&host, threads::process_id()))
+    Arc::new(host_and_pid(&host, threads::process_id()))
 }
 
 /// Joins host and process id. Characters that a label cannot have are left out, and the host is cut

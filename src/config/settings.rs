@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::quorum;
 use crate::protocol::retry::RetryPolicy;
+use crate::protocol::token::OwnerLabel;
 use crate::protocol::ttl::Ttl;
 use crate::telemetry::observer::Observer;
 
@@ -41,7 +42,7 @@ pub(crate) struct Settings {
     pub(crate) pool_size: usize,
     pub(crate) key_prefix: String,
     /// `None` until [`validate`](Settings::validate) sets the default, unless `no_owner_label`.
-    pub(crate) owner_label: Option<Arc<str>>,
+    pub(crate) owner_label: Option<OwnerLabel>,
     pub(crate) no_owner_label: bool,
     pub(crate) retry: RetryPolicy,
     pub(crate) node_timeout: Duration,
@@ -125,8 +126,8 @@ impl Settings {
     }
 
     fn validate_owner_label(&self) -> Result<(), String> {
-        let label = self.owner_label.as_deref();
-        label.map_or(Ok(()), owner_label::validate)
+        let label = self.owner_label.as_ref();
+        label.map_or(Ok(()), |label| owner_label::validate(label))
     }
 
     fn validate_timeouts(&self) -> Result<(), String> {

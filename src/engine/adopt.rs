@@ -8,7 +8,7 @@ use crate::engine::core::Engine;
 use crate::engine::params::{AcquireParams, Effort, WaitLimit, refusal_error};
 use crate::error::{Error, LossReason, Operation};
 use crate::local::entry::{AccessMode, LocalRequest};
-use crate::local::guard::LocalGuard;
+use crate::local::guard::{HasKeys, LocalGuard};
 use crate::protocol::lease::Lease;
 use crate::protocol::mode::Mode;
 use crate::protocol::quorum::Verdict;
@@ -26,7 +26,11 @@ impl Engine {
     ///
     /// # Errors
     /// - `LockLost`: the lease was no longer held.
-    pub(crate) fn detach(&self, lease: &Arc<Lease>, local: &LocalGuard) -> Result<(), Error> {
+    pub(crate) fn detach(
+        &self,
+        lease: &Arc<Lease>,
+        local: &LocalGuard<impl HasKeys>,
+    ) -> Result<(), Error> {
         self.renewal.unregister(lease);
         self.require_held(lease, lease.begin_release(clock::now()))?;
         self.loss_handler.notifier().forget(lease);

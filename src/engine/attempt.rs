@@ -130,7 +130,7 @@ impl Engine {
     ) -> Result<Attempt, Error> {
         let (start, wall_offset) = (clock::now(), clock::wall_offset());
         let since = clock::unix_millis(start, wall_offset);
-        let token = Token::fresh_at(params.owner_label.as_deref(), since)?;
+        let token = Token::fresh_at(params.owner_label.as_ref(), since)?;
         let lease = Arc::new(Lease::new(params.keys.clone(), token, kind));
         Ok(self.attempt_for_lease(params, &lease, start, wall_offset))
     }

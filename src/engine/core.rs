@@ -68,7 +68,8 @@ impl Engine {
             max_delay: policy.max_delay.min(max_rw_delay),
             ..policy.clone()
         };
-        let (lock_table, nodes) = (Arc::new(LockTable::new()), Arc::new(nodes));
+        let lock_table = Arc::new(LockTable::with_ttl_limits(settings.ttl_limits()));
+        let nodes = Arc::new(nodes);
         let loss_handler = LossHandler::new(&lock_table, &nodes);
         let results = Arc::new(loss_handler.clone());
         let renewal = Arc::new(RenewalService::new(&nodes, settings.node_timeout, results));

@@ -19,7 +19,7 @@ pub(super) struct GateEntry<'a> {
 
 impl<'a> GateEntry<'a> {
     pub(super) fn new(engine: &'a Engine, params: &AcquireParams) -> Result<GateEntry<'a>, Error> {
-        let token = Token::fresh(engine.settings.owner_label.as_deref())?;
+        let token = Token::fresh(engine.settings.owner_label.as_ref())?;
         let key = params.keys.first().clone();
         Ok(GateEntry {
             nodes: &engine.nodes,

@@ -20,7 +20,7 @@ use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
 use crate::engine::params::AcquireParams;
 use crate::error::{Error, NodeFailure};
-use crate::local::guard::LocalGuard;
+use crate::local::guard::{HasKeys, LocalGuard};
 use crate::local::handoff::{FormerRelease, Handoff, HandoffOffer, HandoffTarget};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
@@ -54,7 +54,7 @@ impl Engine {
         if params.kind != LeaseKind::Exclusive || !waits() {
             return Ok(None);
         }
-        let token = Token::fresh(params.owner_label.as_deref())?;
+        let token = Token::fresh(params.owner_label.as_ref())?;
         let lease = Arc::new(Lease::new(key.clone(), token, params.kind));
         let mut swap = Request::new(Op::Swap, &lease, params.ttl.millis());
         swap.min_fence = params.fenced.then_some(0);
@@ -72,7 +72,7 @@ impl Engine {
     pub(super) fn hand_off(
         &self,
         lease: &Arc<Lease>,
-        local: &LocalGuard,
+        local: &LocalGuard<impl HasKeys>,
         on_drop: OnDrop,
         start: Instant,
     ) -> Option<Result<(), Error>> {

@@ -13,6 +13,7 @@ use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::lost_lock::OnLostCallback;
 use crate::protocol::retry::RetryPolicy;
+use crate::protocol::token::OwnerLabel;
 use crate::protocol::ttl::Ttl;
 use crate::time::{clock, deadline};
 use crate::transport::cancel::CancelToken;
@@ -26,7 +27,7 @@ pub(crate) struct AcquireParams {
     /// The lease needs a fencing token. Ignored for read locks.
     pub(crate) fenced: bool,
     pub(crate) cancel: Option<CancelToken>,
-    pub(crate) owner_label: Option<Arc<str>>,
+    pub(crate) owner_label: Option<OwnerLabel>,
     pub(crate) lease_options: LeaseOptions,
 }
 

@@ -8,7 +8,7 @@ use log::{Level, log};
 use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
 use crate::error::{Error, LossReason, Operation};
-use crate::local::guard::LocalGuard;
+use crate::local::guard::{HasKeys, LocalGuard};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::quorum::{Tally, Verdict};
 use crate::protocol::request::{Op, Request};
@@ -38,7 +38,7 @@ impl Engine {
     pub(crate) fn release(
         &self,
         lease: &Arc<Lease>,
-        local: &LocalGuard,
+        local: &LocalGuard<impl HasKeys>,
         on_drop: OnDrop,
     ) -> Result<(), Error> {
         let now = clock::now();

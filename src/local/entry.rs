@@ -22,7 +22,7 @@
 //! | queued    | in `queue`                    | `admit`, `hand_off`: pending; `leave_queue`    |
 //! | pending   | in `holders`, without `lease` | attach a lease: held; release of the guard     |
 //! | following | pending, with `following`     | `followers`: pending                           |
-//! | handed    | pending, with `handoff`       | the thread takes the handoff: pending          |
+//! | handed    | pending, with a handoff       | the thread takes the handoff: pending          |
 //! | held      | in `holders`, with `lease`    | `evict` after a loss; `hand_off`; release      |
 //! | kept      | in `holders`, `kept_until`    | `evict` when that time has passed              |
 
@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::local::handoff::{Handoff, HandoffOffer, HandoffStreak};
+use crate::local::one_or_many::OneOrMany;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::{Lease, LeaseState};
@@ -66,7 +67,7 @@ pub(crate) struct LocalRequest<'a> {
 /// The holders and the wait queue of one key.
 pub(crate) struct KeyEntry {
     /// In order of admission.
-    pub(super) holders: Vec<LocalHolder>,
+    pub(super) holders: OneOrMany<LocalHolder>,
     /// `None` until a thread has to wait.
     waiting: Option<Box<Waiting>>,
 }
@@ -95,12 +96,19 @@ pub(super) struct LocalHolder {
     /// The nodes refused this holder's last attempt. Permit holders that are admitted later follow
     /// it.
     pub(super) refused_by_nodes: bool,
-    /// The handoff that came with the entry, until the thread takes it.
-    pub(super) handoff: Option<Box<Handoff>>,
-    /// When the lease of the handoff ends, if the nodes grant it.
-    handoff_expiry: Option<Instant>,
+    /// `None` if all of them are `None`.
+    rare: Option<Box<RareParts>>,
+}
+
+/// The parts that few holders have. Each other holder takes less memory without them.
+#[derive(Default)]
+struct RareParts {
     /// The number of a permit that is held in this process alone.
     permit_number: Option<u16>,
+    /// The handoff that came with the entry, until the thread takes it.
+    handoff: Option<Handoff>,
+    /// When the lease of the handoff ends, if the nodes grant it.
+    handoff_expiry: Option<Instant>,
     /// The guard was released, and keeps other threads out until this time.
     kept_until: Option<Instant>,
     /// The owner label of the lease that was released before that time.
@@ -138,11 +146,12 @@ pub(crate) enum Refusal {
 }
 
 impl KeyEntry {
-    pub(super) fn new() -> KeyEntry {
-        KeyEntry {
-            holders: Vec::with_capacity(1),
+    /// Boxed, because a map of entries has room for twice as many as it holds, or more.
+    pub(super) fn new() -> Box<KeyEntry> {
+        Box::new(KeyEntry {
+            holders: OneOrMany::NONE,
             waiting: None,
-        }
+        })
     }
 
     /// Returns the threads that wait, in order.
@@ -208,9 +217,11 @@ impl KeyEntry {
         let mut admitted = Vec::new();
         while self.queue().front().is_some_and(|w| self.admits(w.mode)) {
             let waiting = self.waiting.as_mut();
-            let next = waiting.and_then(|waiting| waiting.queue.pop_front());
-            admitted.extend(next.as_ref().map(|waiter| Arc::clone(&waiter.inbox)));
-            self.holders.extend(next.map(LocalHolder::from));
+            let Some(next) = waiting.and_then(|waiting| waiting.queue.pop_front()) else {
+                break;
+            };
+            admitted.push(Arc::clone(&next.inbox));
+            self.holders.push(next.into());
         }
         admitted
     }
@@ -236,7 +247,7 @@ impl KeyEntry {
     /// Removes the holders whose kept time is over.
     pub(super) fn evict_kept(&mut self, now: Instant) {
         self.holders
-            .retain(|holder| holder.kept_until.is_none_or(|end| end > now));
+            .retain(|holder| holder.kept_until().is_none_or(|end| end > now));
     }
 
     /// Makes the holder with this ticket one without a guard, until `end`. Returns `false` if it
@@ -245,9 +256,9 @@ impl KeyEntry {
         let holder = self.holder(ticket);
         holder.is_some_and(|holder| {
             let released = holder.lease.take();
-            holder.kept_label =
-                released.and_then(|lease| lease.token().owner_label().map(Box::from));
-            holder.kept_until = Some(end);
+            let label = released.and_then(|lease| lease.token().owner_label().map(Box::from));
+            let rare = holder.rare.get_or_insert_default();
+            (rare.kept_until, rare.kept_label) = (Some(end), label);
             true
         })
     }
@@ -261,7 +272,7 @@ impl KeyEntry {
         };
         let number = (0..u16::MAX).find(is_free).unwrap_or_default();
         if let Some(holder) = self.holder(ticket) {
-            holder.permit_number = Some(number);
+            holder.rare.get_or_insert_default().permit_number = Some(number);
         }
         number
     }
@@ -275,7 +286,7 @@ impl KeyEntry {
     pub(super) fn guarded(&self) -> impl Iterator<Item = &LocalHolder> {
         self.holders
             .iter()
-            .filter(|holder| holder.kept_until.is_none())
+            .filter(|holder| holder.kept_until().is_none())
     }
 
     /// Returns the owner label of an exclusive holder. The outer `None` is another kind of holder,
@@ -284,7 +295,8 @@ impl KeyEntry {
         let holder = self.holders.first()?;
         let lease = holder.lease.as_ref();
         let label = lease.and_then(|lease| lease.token().owner_label());
-        let label = label.or(holder.kept_label.as_deref());
+        let rare = holder.rare.as_ref();
+        let label = label.or(rare.and_then(|rare| rare.kept_label.as_deref()));
         (holder.mode == AccessMode::Exclusive).then_some(label)
     }
 
@@ -433,11 +445,13 @@ impl KeyEntry {
         let inbox = Arc::clone(&next.inbox);
         let round = inbox.open_round(nodes);
         let mut next = LocalHolder::from(next);
-        next.handoff = Some(Box::new(handoff(round)));
         let ttl = Duration::from_millis(offer.swap.ttl);
-        next.handoff_expiry = deadline::deadline(now, validity::validity(ttl));
-        self.holders.clear();
-        self.holders.push(next);
+        next.rare = Some(Box::new(RareParts {
+            handoff: Some(handoff(round)),
+            handoff_expiry: deadline::deadline(now, validity::validity(ttl)),
+            ..RareParts::default()
+        }));
+        self.holders = OneOrMany::One(next);
         waiting.streak = Some(HandoffStreak {
             count: streak.count + 1,
             ..streak
@@ -459,12 +473,17 @@ impl LocalHolder {
             inbox: Some(inbox),
             following: false,
             refused_by_nodes: false,
-            handoff: None,
-            handoff_expiry: None,
-            permit_number: None,
-            kept_until: None,
-            kept_label: None,
+            rare: None,
         }
+    }
+
+    /// Takes the handoff that came with the entry. A second call returns `None`.
+    pub(super) fn take_handoff(&mut self) -> Option<Handoff> {
+        self.rare.as_mut()?.handoff.take()
+    }
+
+    fn kept_until(&self) -> Option<Instant> {
+        self.rare.as_ref()?.kept_until
     }
 
     /// Makes a pending holder one with a lease. Its thread does not sleep for the entry any more.
@@ -479,21 +498,23 @@ impl LocalHolder {
             LeaseKind::Permit { index, .. } => Some(index),
             _ => None,
         };
-        self.permit_number.or_else(granted)
+        let drawn = self.rare.as_ref().and_then(|rare| rare.permit_number);
+        drawn.or_else(granted)
     }
 
     /// Returns when the lease or the kept time ends, unless neither ends or it is over.
     fn expiry(&self, now: Instant) -> Option<Instant> {
         match &self.lease {
             Some(lease) => lease.expiry(now),
-            None => self.kept_until.filter(|end| *end > now),
+            None => self.kept_until().filter(|end| *end > now),
         }
     }
 
     /// Returns [`expiry`](LocalHolder::expiry), or else when the lease of a handoff would end.
     fn expected_end(&self, now: Instant) -> Option<Instant> {
-        let handoff_expiry = self.handoff_expiry.filter(|end| *end > now);
-        self.expiry(now).or(handoff_expiry)
+        let handoff_expiry = || self.rare.as_ref()?.handoff_expiry;
+        let expiry = self.expiry(now);
+        expiry.or_else(|| handoff_expiry().filter(|end| *end > now))
     }
 }
 
@@ -551,7 +572,7 @@ mod tests {
     }
 
     /// Returns an entry with one holder and these waiters.
-    fn entry(mode: AccessMode, queue: impl IntoIterator<Item = LocalWaiter>) -> KeyEntry {
+    fn entry(mode: AccessMode, queue: impl IntoIterator<Item = LocalWaiter>) -> Box<KeyEntry> {
         let mut entry = KeyEntry::new();
         let holder = LocalHolder::from(waiter(HOLDER, mode, None));
         entry.holders.push(holder);
@@ -611,7 +632,7 @@ mod tests {
             [waiter(2, AccessMode::Exclusive, Some(None))],
         );
         assert!(hand_off(&mut entry, 7, clock::now()).is_none(), "evicted");
-        entry.holders.clear();
+        entry.holders.retain(|_| false);
         assert!(hand_off(&mut entry, HOLDER, clock::now()).is_none());
     }
 

@@ -9,26 +9,63 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::config::settings::TtlLimits;
 use crate::local::entry::{AccessMode, KeyEntry, LocalRequest, Refusal};
 use crate::local::handoff::{FormerRelease, Handoff, HandoffOffer, HandoffTarget};
 use crate::local::lock_table::{LockTable, LockTableState};
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::lease::Lease;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::primitives::MutexGuard;
 use crate::time::{clock, deadline};
 use crate::transport::inbox::Inbox;
 
 /// Holds the entry of each of a lock's keys until it is dropped, unless a waiter evicts it.
-pub(crate) struct LocalGuard {
+///
+/// `K` has the keys: [`PendingKeys`] while the thread asks the nodes, and then the lease, so that a
+/// held lock has its keys once.
+pub(crate) struct LocalGuard<K: HasKeys = PendingKeys> {
     table: Arc<LockTable>,
+    keys: K,
+    /// [`RELEASED`] once the entries were released or handed off.
+    ticket: AtomicU64,
+}
+
+/// The ticket of no thread.
+const RELEASED: u64 = 0;
+
+/// A value from which a guard has its keys.
+pub(crate) trait HasKeys {
+    fn keys(&self) -> &KeySet;
+
+    /// Returns whether the release of a guard without a lease wakes those that watch the table.
+    fn wakes_watchers(&self) -> bool {
+        true
+    }
+}
+
+/// The keys of a guard while its thread asks the nodes.
+pub(crate) struct PendingKeys {
     keys: KeySet,
-    ticket: u64,
-    /// The entries were released or handed off.
-    released: AtomicBool,
     /// The thread makes a single attempt, and others follow.
     is_one_of_many: AtomicBool,
+}
+
+impl HasKeys for PendingKeys {
+    fn keys(&self) -> &KeySet {
+        &self.keys
+    }
+
+    fn wakes_watchers(&self) -> bool {
+        !self.is_one_of_many.load(Ordering::Relaxed)
+    }
+}
+
+impl HasKeys for Arc<Lease> {
+    fn keys(&self) -> &KeySet {
+        Lease::keys(self)
+    }
 }
 
 impl LockTable {
@@ -113,10 +150,11 @@ impl LockTable {
     fn guard(self: &Arc<Self>, keys: &KeySet, ticket: u64) -> LocalGuard {
         LocalGuard {
             table: Arc::clone(self),
-            keys: keys.clone(),
-            ticket,
-            released: AtomicBool::new(false),
-            is_one_of_many: AtomicBool::new(false),
+            keys: PendingKeys {
+                keys: keys.clone(),
+                is_one_of_many: AtomicBool::new(false),
+            },
+            ticket: AtomicU64::new(ticket),
         }
     }
 }
@@ -205,6 +243,33 @@ impl<'a, F: Fn(&Arc<Lease>)> QueuedAcquire<'a, F> {
 }
 
 impl LocalGuard {
+    /// Lets a release without a lease wake no [`TableWatch`](crate::local::acquire_any::TableWatch):
+    /// a thread that asks for several locks in turn would wake itself, and others like it.
+    pub(crate) fn end_unnoticed(&self) {
+        self.keys.is_one_of_many.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns the guard with the keys of the lease, which is attached.
+    pub(crate) fn with_keys_of(self, lease: &Arc<Lease>) -> LocalGuard<Arc<Lease>> {
+        LocalGuard {
+            table: Arc::clone(&self.table),
+            keys: Arc::clone(lease),
+            ticket: AtomicU64::new(self.ticket.swap(RELEASED, Ordering::Relaxed)),
+        }
+    }
+}
+
+impl LocalGuard<Arc<Lease>> {
+    pub(crate) fn lease(&self) -> &Arc<Lease> {
+        &self.keys
+    }
+}
+
+impl<K: HasKeys> LocalGuard<K> {
+    fn ticket(&self) -> u64 {
+        self.ticket.load(Ordering::Relaxed)
+    }
+
     /// Attaches the lease that the nodes granted. Returns `false` if the table was closed before.
     pub(crate) fn attach_lease(&self, lease: &Arc<Lease>) -> bool {
         let now = clock::now();
@@ -213,11 +278,11 @@ impl LocalGuard {
             return false;
         }
         let mut woken = Vec::new();
-        for key in self.keys.as_slice() {
+        for key in self.keys().as_slice() {
             let Some(entry) = state.entries.get_mut(key) else {
                 return false;
             };
-            if let Some(holder) = entry.holder(self.ticket) {
+            if let Some(holder) = entry.holder(self.ticket()) {
                 holder.attach(lease);
             }
             // The first waiter now has an expiry to watch.
@@ -233,15 +298,15 @@ impl LocalGuard {
     /// may sleep: it is woken when that holder's lease is attached or its guard released.
     pub(crate) fn follow_leader(&self) -> bool {
         let mut state = self.table.state.lock();
-        let Some(entry) = state.entries.get_mut(self.keys.first()) else {
+        let Some(entry) = state.entries.get_mut(self.keys().first()) else {
             return false;
         };
-        if let Some(holder) = entry.holder(self.ticket) {
+        if let Some(holder) = entry.holder(self.ticket()) {
             (holder.following, holder.refused_by_nodes) = (false, true);
         }
         let mut pending = entry.holders.iter_mut().filter(|h| h.lease.is_none());
         let leader = pending.next();
-        let follower = pending.find(|h| h.ticket == self.ticket);
+        let follower = pending.find(|h| h.ticket == self.ticket());
         match (leader, follower) {
             (Some(_), Some(follower)) => {
                 follower.following = true;
@@ -255,25 +320,25 @@ impl LocalGuard {
     /// caller may sleep as with [`follow_leader`](LocalGuard::follow_leader).
     pub(crate) fn has_earlier_waiter(&self) -> bool {
         let mut state = self.table.state.lock();
-        let entry = state.entries.get_mut(self.keys.first());
-        entry.is_some_and(|entry| entry.follow_earlier_waiter(self.ticket))
+        let entry = state.entries.get_mut(self.keys().first());
+        entry.is_some_and(|entry| entry.follow_earlier_waiter(self.ticket()))
     }
 
     /// Gives the holder of a local permit the lowest number that no other holder has, and returns
     /// it.
     pub(crate) fn draw_permit_number(&self) -> u16 {
         let mut state = self.table.state.lock();
-        let entry = state.entries.get_mut(self.keys.first());
-        entry.map_or(0, |entry| entry.draw_permit_number(self.ticket))
+        let entry = state.entries.get_mut(self.keys().first());
+        entry.map_or(0, |entry| entry.draw_permit_number(self.ticket()))
     }
 
     /// Changes an exclusive hold into a shared one and admits the readers that wait.
     pub(crate) fn downgrade(&self) {
         let mut state = self.table.state.lock();
-        let Some(entry) = state.entries.get_mut(self.keys.first()) else {
+        let Some(entry) = state.entries.get_mut(self.keys().first()) else {
             return;
         };
-        if let Some(holder) = entry.holder(self.ticket) {
+        if let Some(holder) = entry.holder(self.ticket()) {
             holder.mode = AccessMode::Shared;
         }
         let admitted = entry.admit();
@@ -282,7 +347,12 @@ impl LocalGuard {
     }
 
     pub(crate) fn keys(&self) -> &KeySet {
-        &self.keys
+        self.keys.keys()
+    }
+
+    /// Returns the limits of the TTL if the lock is held in this process alone.
+    pub(crate) fn ttl_limits(&self) -> TtlLimits {
+        self.table.ttl_limits()
     }
 
     /// Returns whether this process was forked after the keys were acquired.
@@ -292,28 +362,23 @@ impl LocalGuard {
 
     /// Releases the entries before the guard is dropped. A second call does nothing.
     pub(crate) fn release(&self) {
-        if !self.released.swap(true, Ordering::Relaxed) {
-            let keys = self.keys.as_slice().iter();
-            let wakes_watchers = !self.is_one_of_many.load(Ordering::Relaxed);
-            keys.for_each(|key| self.table.release(key, self.ticket, wakes_watchers));
+        let ticket = self.ticket.swap(RELEASED, Ordering::Relaxed);
+        if ticket != RELEASED {
+            let (keys, wakes_watchers) = (self.keys().as_slice(), self.keys.wakes_watchers());
+            keys.iter()
+                .for_each(|key| self.table.release(key, ticket, wakes_watchers));
         }
-    }
-
-    /// Lets a release without a lease wake no watcher of the table: a thread that asks for several
-    /// locks in turn would wake itself, and others like it.
-    pub(crate) fn end_unnoticed(&self) {
-        self.is_one_of_many.store(true, Ordering::Relaxed);
     }
 
     /// Releases the entries as [`release`](LocalGuard::release) does, but keeps other threads out
     /// until `end`, if there is one.
     pub(crate) fn release_at(&self, end: Option<Instant>) {
-        match end {
-            Some(end) if !self.released.swap(true, Ordering::Relaxed) => {
-                self.table.keep(&self.keys, self.ticket, end);
-            }
-            Some(_) => {}
-            None => self.release(),
+        let Some(end) = end else {
+            return self.release();
+        };
+        let ticket = self.ticket.swap(RELEASED, Ordering::Relaxed);
+        if ticket != RELEASED {
+            self.table.keep(self.keys(), ticket, end);
         }
     }
 
@@ -336,14 +401,14 @@ impl LocalGuard {
         if self.table.is_closed() {
             return None;
         }
-        let entry = state.entries.get_mut(self.keys.single()?)?;
+        let entry = state.entries.get_mut(self.keys().single()?)?;
         let mut former_lease = None;
-        let accepted = entry.hand_off(self.ticket, start, nodes, |round| {
+        let accepted = entry.hand_off(self.ticket(), start, nodes, |round| {
             let former = former();
             former_lease = Some(Arc::clone(&former.lease));
             Handoff { former, round }
         })?;
-        self.released.store(true, Ordering::Relaxed);
+        self.ticket.store(RELEASED, Ordering::Relaxed);
         drop(state); // unlock before the swap is sent
         let HandoffOffer { mut swap, .. } = accepted.offer;
         swap.former_lease = former_lease;
@@ -357,12 +422,8 @@ impl LocalGuard {
     /// Takes the handoff that came with the entry, if there is one. A second call returns `None`.
     pub(crate) fn take_handoff(&self) -> Option<Handoff> {
         let mut state = self.table.state.lock();
-        let entry = state.entries.get_mut(self.keys.single()?)?;
-        entry
-            .holder(self.ticket)?
-            .handoff
-            .take()
-            .map(|handoff| *handoff)
+        let entry = state.entries.get_mut(self.keys().single()?)?;
+        entry.holder(self.ticket())?.take_handoff()
     }
 }
 
@@ -377,14 +438,14 @@ fn followers_to_wake(entry: &mut KeyEntry) -> impl Iterator<Item = Arc<Inbox>> {
     entry.followers().take(max)
 }
 
-impl Drop for LocalGuard {
+impl<K: HasKeys> Drop for LocalGuard<K> {
     fn drop(&mut self) {
         self.release();
     }
 }
 
-impl fmt::Debug for LocalGuard {
+impl<K: HasKeys> fmt::Debug for LocalGuard<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LocalGuard({:?})", self.keys)
+        write!(f, "LocalGuard({:?})", self.keys())
     }
 }

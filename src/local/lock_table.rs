@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::config::settings::TtlLimits;
 use crate::local::entry::KeyEntry;
 use crate::local::table_watcher::TableWatcher;
 use crate::protocol::key::Key;
@@ -42,10 +43,12 @@ pub(crate) struct LockTable {
     /// Notified when the table is empty, and at each release and loss after it was closed.
     idle: Condvar,
     owner_pid: u32,
+    /// The limits of the TTLs of locks that are held in this process alone.
+    ttl_limits: TtlLimits,
 }
 
 pub(crate) struct LockTableState {
-    pub(crate) entries: HashMap<Key, KeyEntry>,
+    pub(crate) entries: HashMap<Key, Box<KeyEntry>>,
     /// The threads that each release of one of their keys wakes ([`watch`](LockTable::watch)).
     pub(super) watchers: Vec<Arc<TableWatcher>>,
     /// The entries that are kept after a release, by the end of that time.
@@ -89,6 +92,11 @@ impl LockTableState {
 
 impl LockTable {
     pub(crate) fn new() -> LockTable {
+        LockTable::with_ttl_limits(TtlLimits::LOCAL)
+    }
+
+    /// Creates the table of threads that share nodes with these limits.
+    pub(crate) fn with_ttl_limits(ttl_limits: TtlLimits) -> LockTable {
         LockTable {
             state: Mutex::new(LockTableState {
                 entries: HashMap::default(),
@@ -100,7 +108,13 @@ impl LockTable {
             closed: AtomicBool::new(false),
             idle: Condvar::new(),
             owner_pid: threads::process_id(),
+            ttl_limits,
         }
+    }
+
+    /// Returns the limits of the TTLs of locks that are held in this process alone.
+    pub(crate) fn ttl_limits(&self) -> TtlLimits {
+        self.ttl_limits
     }
 
     /// Returns the next fencing token of a lock that is held in this process alone.
@@ -113,14 +127,10 @@ impl LockTable {
     /// Wakes the first waiter of each key, because the lease of a holder was lost.
     pub(crate) fn recheck(&self, keys: &KeySet) {
         let state = self.state.lock();
-        let entries = keys.as_slice().iter();
-        let entries = entries.filter_map(|key| state.entries.get(key));
-        let mut first: Vec<_> = entries.filter_map(KeyEntry::first_waiter).collect();
-        first.extend(
-            keys.as_slice()
-                .iter()
-                .flat_map(|key| state.tell_watchers(key)),
-        );
+        let keys = keys.as_slice();
+        let entries = keys.iter().filter_map(|key| state.entries.get(key));
+        let mut first: Vec<_> = entries.filter_map(|entry| entry.first_waiter()).collect();
+        first.extend(keys.iter().flat_map(|key| state.tell_watchers(key)));
         if self.is_closed() {
             self.idle.notify_all(); // `wait_idle` does not wait for a lost lease
         }
@@ -160,7 +170,7 @@ impl LockTable {
     /// Blocks until no holder is pending, at most until `end`. Returns `false` if one still is.
     pub(crate) fn wait_no_pending(&self, end: Instant) -> bool {
         let has_pending =
-            |state: &LockTableState| state.entries.values().any(KeyEntry::has_pending);
+            |state: &LockTableState| state.entries.values().any(|entry| entry.has_pending());
         let mut state = self.state.lock();
         while has_pending(&state) {
             if self.idle.wait_until(&mut state, end).timed_out() {
@@ -191,7 +201,7 @@ impl LockTable {
                 state = self.state.lock();
                 continue;
             }
-            let holders = || state.entries.values().flat_map(KeyEntry::guarded);
+            let holders = || state.entries.values().flat_map(|entry| entry.guarded());
             if holders().next().is_none() || end.is_some_and(|end| end <= now) {
                 return holders().filter_map(|one| one.lease.clone()).collect();
             }
@@ -217,10 +227,10 @@ impl LockTable {
         let Some(entry) = state.entries.get_mut(key) else {
             return;
         };
-        let Some(index) = entry.holders.iter().position(|h| h.ticket == ticket) else {
+        let Some(removed) = entry.holders.remove(|holder| holder.ticket == ticket) else {
             return;
         };
-        let was_pending = entry.holders.remove(index).lease.is_none();
+        let was_pending = removed.lease.is_none();
         let mut woken = entry.admit();
         if was_pending {
             woken.extend(entry.followers().next()); // the next leader
@@ -274,7 +284,7 @@ impl LockTable {
     /// Returns the leases on a key that threads of this process hold.
     pub(crate) fn leases(&self, key: &Key) -> Vec<Arc<Lease>> {
         let state = self.state.lock();
-        let holders = state.entries.get(key).map(KeyEntry::guarded);
+        let holders = state.entries.get(key).map(|entry| entry.guarded());
         let leases = holders.into_iter().flatten();
         leases.filter_map(|holder| holder.lease.clone()).collect()
     }

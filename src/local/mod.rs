@@ -5,4 +5,5 @@ pub(crate) mod entry;
 pub(crate) mod guard;
 pub(crate) mod handoff;
 pub(crate) mod lock_table;
+mod one_or_many;
 pub(crate) mod table_watcher;

@@ -6,6 +6,7 @@
 use std::fmt::Write;
 
 use crate::protocol::key::RedisKey;
+use crate::protocol::token::Token;
 
 /// The largest number of decimal digits of an integer.
 const MAX_DIGITS: usize = 20;
@@ -44,9 +45,14 @@ impl Command {
     }
 
     fn push(&mut self, bytes: &[u8]) {
+        self.push_written(bytes.len(), |args| args.extend_from_slice(bytes));
+    }
+
+    /// Appends an argument of this length, which `write` appends to its vector.
+    fn push_written(&mut self, length: usize, write: impl FnOnce(&mut Vec<u8>)) {
         self.count += 1;
-        push_header(&mut self.args, b'$', bytes.len() as u64);
-        self.args.extend_from_slice(bytes);
+        push_header(&mut self.args, b'$', length as u64);
+        write(&mut self.args);
         self.args.extend_from_slice(b"\r\n");
     }
 }
@@ -54,6 +60,22 @@ impl Command {
 impl Argument for &str {
     fn add_to(self, command: &mut Command) {
         command.push(self.as_bytes());
+    }
+}
+
+impl Argument for &Token {
+    fn add_to(self, command: &mut Command) {
+        command.push_written(self.text_length(), |args| self.write_to(args));
+    }
+}
+
+/// Without a token the argument is empty.
+impl Argument for Option<&Token> {
+    fn add_to(self, command: &mut Command) {
+        match self {
+            Some(token) => token.add_to(command),
+            None => "".add_to(command),
+        }
     }
 }
 
@@ -126,6 +148,26 @@ mod tests {
     use super::*;
     use crate::protocol::key::Key;
     use crate::protocol::kind::LockKind;
+
+    #[test]
+    fn token_is_encoded_as_its_text_and_no_token_as_empty_text() {
+        let label = std::sync::Arc::new("web-7".to_owned());
+        let drawn = [(None, 0), (Some(&label), 0), (Some(&label), 0x19a)];
+        let drawn = drawn.map(|(label, millis)| Token::fresh_at(label, millis).unwrap());
+        for token in drawn
+            .iter()
+            .chain([&Token::existing("text"), &Token::empty()])
+        {
+            let [mut ours, mut reference] = [Command::default(), Command::default()];
+            ours.arg(token).arg(Some(token)).arg(None::<&Token>);
+            let text = token.text();
+            reference.arg(&*text).arg(&*text).arg("");
+            let [mut wire, mut expected] = [Vec::new(), Vec::new()];
+            ours.write_to(&mut wire);
+            reference.write_to(&mut expected);
+            assert_eq!(wire, expected);
+        }
+    }
 
     proptest! {
         #[test]

@@ -14,6 +14,7 @@ use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::scripts::{PRELOADED, SCRIPTS, Script};
+use crate::protocol::token::Token;
 use crate::time::clock;
 
 /// The scripts with their SHA-1 hashes, by which a server that has loaded them calls them.
@@ -290,12 +291,12 @@ fn encode_downgrade(request: &Request, cmd: &mut Command) -> Option<Script> {
     script
 }
 
-fn token(request: &Request) -> &str {
-    request.lease.token().text()
+fn token(request: &Request) -> &Token {
+    request.lease.token()
 }
 
-fn token_of(lease: Option<&Arc<Lease>>) -> &str {
-    lease.map_or("", |lease| lease.token().text())
+fn token_of(lease: Option<&Arc<Lease>>) -> Option<&Token> {
+    lease.map(|lease| lease.token())
 }
 
 fn token_keys(request: &Request) -> impl Iterator<Item = RedisKey<'_>> + Clone {

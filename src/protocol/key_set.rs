@@ -16,10 +16,13 @@ pub(crate) const MAX_KEYS: usize = 256;
 
 /// The keys of a lock, sorted. A single key needs no allocation of its own.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct KeySet {
-    first: Key,
-    /// All keys, if there are several.
-    all: Option<Arc<[Key]>>,
+pub(crate) struct KeySet(Keys);
+
+#[derive(Clone, PartialEq, Eq)]
+enum Keys {
+    One(Key),
+    /// At least two.
+    Several(Arc<[Key]>),
 }
 
 impl KeySet {
@@ -52,26 +55,29 @@ impl KeySet {
         if let Some(twice) = all.windows(2).find(|pair| pair[0] == pair[1]) {
             return refuse(twice[0].name(), "duplicate name".into());
         }
-        Ok(KeySet {
-            first: all[0].clone(),
-            all: Some(all.into()),
-        })
+        Ok(KeySet(Keys::Several(all.into())))
     }
 
     pub(crate) fn first(&self) -> &Key {
-        &self.first
+        match &self.0 {
+            Keys::One(key) => key,
+            Keys::Several(all) => &all[0],
+        }
     }
 
     pub(crate) fn as_slice(&self) -> &[Key] {
-        match &self.all {
-            Some(all) => all,
-            None => slice::from_ref(&self.first),
+        match &self.0 {
+            Keys::One(key) => slice::from_ref(key),
+            Keys::Several(all) => all,
         }
     }
 
     /// Returns the key if it is the only one.
     pub(crate) fn single(&self) -> Option<&Key> {
-        self.all.is_none().then_some(&self.first)
+        match &self.0 {
+            Keys::One(key) => Some(key),
+            Keys::Several(_) => None,
+        }
     }
 
     /// Checks that all keys share a hash slot, because a cluster runs no script on several ones.
@@ -80,7 +86,7 @@ impl KeySet {
     /// - `InvalidKey` with the first name whose hash slot differs.
     #[cfg(any(feature = "cluster", all(test, not(loom))))]
     pub(crate) fn require_one_slot(&self) -> Result<(), Error> {
-        let slot = hash_slot(self.first.as_str());
+        let slot = hash_slot(self.first().as_str());
         match self
             .as_slice()
             .iter()
@@ -92,7 +98,7 @@ impl KeySet {
                 reason: format!(
                     "a node is a cluster, and the name is in another slot than {:?}; \
                      names need a common hash tag, as in \"{{orders}}:7\"",
-                    truncate_for_message(self.first.name())
+                    truncate_for_message(self.first().name())
                 ),
             }),
         }
@@ -100,8 +106,8 @@ impl KeySet {
 }
 
 impl From<Key> for KeySet {
-    fn from(first: Key) -> KeySet {
-        KeySet { first, all: None }
+    fn from(key: Key) -> KeySet {
+        KeySet(Keys::One(key))
     }
 }
 
@@ -118,9 +124,9 @@ impl fmt::Display for KeySet {
 
 impl fmt::Debug for KeySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.all {
-            None => self.first.fmt(f),
-            Some(all) => f.debug_list().entries(&**all).finish(),
+        match &self.0 {
+            Keys::One(key) => key.fmt(f),
+            Keys::Several(all) => f.debug_list().entries(&**all).finish(),
         }
     }
 }

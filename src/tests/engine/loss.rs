@@ -411,7 +411,7 @@ fn panic_in_a_loss_handler_ends_no_other_renewal() {
     for (lease, params) in [&lost, &kept].into_iter().zip(&plain) {
         renewal.register(lease, params.ttl, None).expect("a thread");
     }
-    let served = || fakes[0].extensions(kept.token().text());
+    let served = || fakes[0].extensions(&kept.token().text());
     eventually("the loss is notified", || {
         panics.load(Ordering::SeqCst) == 1
     });
@@ -451,7 +451,7 @@ fn renewal_and_extension_exclude_each_other() {
     until_all_are_due();
     let before = renewals(&fakes[0]);
     eventually("others are renewed", || renewals(&fakes[0]) >= before + 3);
-    let served = || fakes[0].extensions(lease.token().text());
+    let served = || fakes[0].extensions(&lease.token().text());
     assert_eq!(served(), 0);
     drop(second);
     let late = fakes[0].delay(Op::Extend);
@@ -577,7 +577,7 @@ fn at_most_max_in_flight_renewals_are_in_flight() {
     fakes[0].set_fault(Fault::None);
     late.go(); // only the first of a batch has been accepted
     eventually("all are renewed", || {
-        let served = |lease: &Arc<Lease>| fakes[0].extensions(lease.token().text()) > 0;
+        let served = |lease: &Arc<Lease>| fakes[0].extensions(&lease.token().text()) > 0;
         held.iter().all(|(lease, _)| served(lease))
     });
     for (lease, pass) in &held {

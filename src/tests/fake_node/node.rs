@@ -286,7 +286,7 @@ impl FakeNode {
     }
 
     fn serve(&self, request: &Request) -> Reply {
-        let token = request.lease.token().text().to_owned();
+        let token = request.lease.token().text();
         self.served.lock().push((request.op, token));
         if request.wants_owner {
             self.labels_asked.fetch_add(1, Ordering::SeqCst);

@@ -70,7 +70,7 @@ impl NodeStore {
         if lease.keys().single().is_none() {
             return self.serve_multi_key(request, until, now);
         }
-        let token = lease.token().text();
+        let token = &*lease.token().text();
         let is_new = request.op == Op::Acquire;
         let marker_end = |end: Duration| now + end.max(self.min_marker_ttl);
         let (marker_until, turn_until) = (
@@ -99,7 +99,7 @@ impl NodeStore {
                     .as_ref()
                     .map(|lease| lease.token().text());
                 match &lock.owner {
-                    Some((owner, _)) if Some(owner.as_str()) != former => return Reply::OtherToken,
+                    Some((owner, _)) if Some(owner) != former.as_ref() => return Reply::OtherToken,
                     None => return Reply::Absent,
                     Some(_) => lock.owner = Some((token.to_owned(), until)),
                 }
@@ -113,9 +113,9 @@ impl NodeStore {
                     .former_lease
                     .as_ref()
                     .map(|lease| lease.token().text());
-                let owner = lock.owner.as_ref().map(|(owner, _)| owner.as_str());
+                let owner = lock.owner.as_ref().map(|(owner, _)| owner);
                 let is_absent = owner.is_none();
-                if !is_absent && owner != former {
+                if !is_absent && owner != former.as_ref() {
                     return Reply::OtherToken;
                 }
                 lock.owner = Some((token.to_owned(), until));
@@ -156,7 +156,7 @@ impl NodeStore {
                         return Reply::Fenced(lock.next_fence(now));
                     }
                 } else if let Some(gate_entry) = &request.gate_entry {
-                    lock.raise_gate_entry(gate_entry.token().text(), now + request.marker_ttl());
+                    lock.raise_gate_entry(&gate_entry.token().text(), now + request.marker_ttl());
                 }
                 match refused {
                     Some((Blocker::Owner, end)) => held(Blocker::Owner, end, label, now),
@@ -209,7 +209,7 @@ impl NodeStore {
     fn serve_multi_key(&mut self, request: &Request, until: Instant, now: Instant) -> Reply {
         let (keys, token) = (
             request.lease.keys().as_slice(),
-            request.lease.token().text(),
+            &*request.lease.token().text(),
         );
         let owners: Vec<Option<(String, Instant)>> = keys
             .iter()
@@ -368,7 +368,7 @@ impl StoredLock {
 fn kept(request: &Request, now: Instant) -> Option<(String, Instant)> {
     let left = request.keep_millis(now).max(request.ttl);
     let end = now + Duration::from_millis(left);
-    (left > 0).then(|| (request.lease.token().text().to_owned(), end))
+    (left > 0).then(|| (request.lease.token().text(), end))
 }
 
 fn done_if(found: bool) -> Reply {

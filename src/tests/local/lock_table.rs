@@ -286,6 +286,26 @@ mod table {
     }
 
     #[test]
+    fn guard_with_the_keys_of_its_lease_holds_the_entry_until_its_own_release() {
+        let table = Arc::new(LockTable::new());
+        let guard = acquire_exclusive(&table, None).unwrap();
+        let lease = lease("x");
+        lease.activate(clock::now() + Duration::from_secs(60), 0);
+        assert!(guard.attach_lease(&lease));
+        let guard = guard.with_keys_of(&lease);
+        assert!(Arc::ptr_eq(guard.lease(), &lease));
+        assert_eq!(guard.keys().single(), Some(&key()));
+        assert!(acquire_exclusive(&table, no_wait()).is_err());
+        guard.release();
+        let next = acquire_exclusive(&table, no_wait()).unwrap();
+        guard.release_at(Some(clock::now() + Duration::from_secs(60)));
+        drop(guard);
+        assert!(acquire_exclusive(&table, no_wait()).is_err(), "the next's");
+        drop(next);
+        assert!(table.state.lock().entries.is_empty());
+    }
+
+    #[test]
     fn later_waiter_does_not_overtake_an_earlier_one() {
         let table = Arc::new(LockTable::new());
         let guard = acquire_exclusive(&table, None).unwrap();

@@ -75,7 +75,7 @@ impl Pair<'_> {
                 total,
                 units,
             } => {
-                let token = Token::fresh(Some("a label")).unwrap();
+                let token = Token::fresh(Some(&Arc::new("a label".to_owned()))).unwrap();
                 let kind = LeaseKind::Permit { index, total };
                 let lease = Arc::new(Lease::new(self.key.clone(), token, kind));
                 self.send(&Request::new(Op::Acquire, &lease, millis(units)));

@@ -90,7 +90,7 @@ struct Pair<'a> {
 
 impl Pair<'_> {
     fn lease(&self, kind: LeaseKind) -> Arc<Lease> {
-        let token = Token::fresh(Some("model")).unwrap();
+        let token = Token::fresh(Some(&Arc::new("model".to_owned()))).unwrap();
         Arc::new(Lease::new(self.key.clone(), token, kind))
     }
 
@@ -225,7 +225,7 @@ impl Pair<'_> {
         let Some(owner) = self.owner(number) else {
             return;
         };
-        let token = which(owner).token().text().to_owned();
+        let token = which(owner).token().text();
         let stored = self.model.stored_lock(&self.key, clock::now());
         stored.owner.take_if(|(owner, _)| *owner == token);
         stored.readers.remove(&token);

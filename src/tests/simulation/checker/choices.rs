@@ -107,7 +107,7 @@ impl Checker {
         // Locks that the process has detached, and others that it keeps.
         let (label, guarded) = self.with(|state| {
             let guarded = state.holds.iter().map(|hold| hold.lease.token().text());
-            let guarded: BTreeSet<String> = guarded.map(str::to_owned).collect();
+            let guarded: BTreeSet<String> = guarded.collect();
             (format!("p{}:", state.holds[hold].process), guarded)
         });
         let is_left = |token: &String| token.starts_with(&label) && !guarded.contains(token);

@@ -157,7 +157,7 @@ impl Hold {
             self.thread,
             self.lease.kind(),
             self.lease.keys(),
-            short(self.lease.token().text()),
+            short(&self.lease.token().text()),
         )
     }
 }

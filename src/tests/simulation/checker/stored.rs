@@ -26,7 +26,7 @@ impl Server {
             let owner = lock.owner.iter().map(|(owner, _)| owner);
             let permits = lock.permits.values().map(|(owner, _)| owner);
             let mut tokens = owner.chain(lock.readers.keys()).chain(permits);
-            tokens.any(|stored| stored == token)
+            tokens.any(|stored| *stored == token)
         };
         keys.filter(is_stored).count()
     }

@@ -264,7 +264,7 @@ fn as_sent(request: &Request) -> Request {
     let mut sent = request.clone();
     let lease = &request.lease;
     if lease.kind() == LeaseKind::Write || lease.has_min_hold() {
-        let token = Token::existing(lease.token().text());
+        let token = Token::existing(&lease.token().text());
         sent.lease = Arc::new(Lease::new(lease.keys().clone(), token, lease.kind()));
     }
     if request.op == Op::Release {

@@ -130,11 +130,12 @@ impl NetworkState {
         }
         self.note(|| {
             let lease = &request.lease;
+            let token = lease.token().text();
             format!(
                 "server {number} runs {} of {} {}: {reply:?}",
                 request.op,
                 lease.keys(),
-                &lease.token().text()[..8.min(lease.token().text().len())],
+                &token[..8.min(token.len())],
             )
         });
         match server::asks_ttl(request, &reply) {

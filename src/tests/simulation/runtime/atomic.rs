@@ -57,6 +57,7 @@ atomic!(AtomicUsize, usize, {
 atomic!(AtomicU64, u64, {
     load() -> u64;
     store(value: u64) -> ();
+    swap(value: u64) -> u64;
     fetch_add(value: u64) -> u64;
     fetch_sub(value: u64) -> u64;
     fetch_or(value: u64) -> u64;
