@@ -23,13 +23,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::background::release_listener::subscriptions::ChannelWaiter;
+use crate::background::release_listener::subscriptions::{ChannelWaiter, Signal};
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::scripts::NEAR;
 use crate::random::HashMap;
 
 /// The factor between the delays of a waiter and of the one behind it.
 const CHECK_FACTOR: u32 = 4;
+
+/// The delay of the second check of a waiter that has not asked for the lock, in units.
+const SECOND_CHECK: u32 = CHECK_FACTOR.pow(3);
 
 /// The longest delay of a check, in units.
 const MAX_CHECK_DELAY: u32 = CHECK_FACTOR.pow(8);
@@ -47,8 +50,9 @@ struct Place {
     waiter: Arc<ChannelWaiter>,
     /// When the waiter began to ask for the lock, or for the place.
     since: Instant,
-    /// Whether the waiter has not asked for the lock, and has no check yet.
-    is_unasked: bool,
+    /// The times that the node has told the place of a waiter that has not asked for the lock and
+    /// has heard of no release; else `None`. The lock may end by time, which nobody publishes.
+    unheard: Option<u32>,
     /// The number of processes that are before this one; `None` until the node has told it.
     before: Option<u32>,
     check_at: Option<Instant>,
@@ -86,7 +90,7 @@ impl Places {
             waiter: Arc::clone(waiter),
             since: since.unwrap_or(now),
             before: None,
-            is_unasked: since.is_none(),
+            unheard: since.is_none().then_some(0),
             check_at: None,
             awaits_news: false,
         };
@@ -102,6 +106,9 @@ impl Places {
     /// So does, once, a waiter that is the first in the list: an attempt that is undone publishes
     /// nothing, and may have refused the waiter. It checks the later the longer it has waited,
     /// because the node may lack the key of a lock that is held.
+    ///
+    /// If the lock is still held at two checks of a first waiter that has not asked for it, and no
+    /// release is heard between them, the waiter attempts, and so learns when the lock ends.
     pub(super) fn confirm(
         &mut self,
         channel: &Channel,
@@ -115,12 +122,20 @@ impl Places {
         let is_first = place.before.replace(before).is_none() && before == 0;
         place.waiter.set_placed(true);
         place.awaits_news = false;
-        if std::mem::take(&mut place.is_unasked) {
-            self.set_check(channel, now + check_delay(before, unit));
-        } else if is_first {
-            let check_at = now + unit;
-            let waited = check_at.saturating_duration_since(place.since);
-            self.set_check(channel, check_at + waited / 2);
+        let told = place.unheard;
+        if before == 0 || told == Some(0) {
+            place.unheard = told.map(|told| told + 1);
+        }
+        match told {
+            Some(0) => self.set_check(channel, now + check_delay(before, unit)),
+            Some(1) if before == 0 => self.set_check(channel, now + SECOND_CHECK * unit),
+            Some(2) if before == 0 => place.waiter.signal(Signal::Subscribed),
+            None if is_first => {
+                let check_at = now + unit;
+                let waited = check_at.saturating_duration_since(place.since);
+                self.set_check(channel, check_at + waited / 2);
+            }
+            _ => {}
         }
         before < NEAR
     }
@@ -157,8 +172,9 @@ impl Places {
         let place = self.places.get_mut(channel)?;
         let waiter = Arc::clone(&place.waiter);
         let Some(before) = place.before else {
-            return place.is_unasked.then_some((waiter, true));
+            return place.unheard.is_some().then_some((waiter, true));
         };
+        place.unheard = None;
         let before = before.saturating_sub(1);
         place.before = Some(before);
         waiter.note_heard(now);
@@ -317,6 +333,34 @@ mod tests {
             assert!(!waiter.is_placed() && places.next_check().is_none());
             places.confirm(&key.channel(), before, now, UNIT);
             assert_eq!(places.next_check(), Some(now + units * UNIT));
+        }
+    }
+
+    #[test]
+    fn first_waiter_that_has_not_asked_attempts_after_two_checks_without_a_release() {
+        let now = clock::now();
+        for (hears, befores, attempts) in [
+            (false, [0, 0, 0], true),
+            (false, [1, 0, 0], true),
+            (false, [0, 1, 0], false),
+            (true, [0, 0, 0], false),
+        ] {
+            let mut places = Places::default();
+            let key = Key::parse("", "x", LockKind::Exclusive).unwrap();
+            let waiter = Arc::new(ChannelWaiter::new(&Arc::new(Inbox::new())));
+            places.ask(&key, &waiter, None, now).unwrap();
+            for (told, before) in befores.into_iter().enumerate() {
+                assert!(!waiter.has_signal(Signal::Subscribed), "{befores:?}");
+                if hears && told == 2 {
+                    places.note_release(&key.channel(), now, UNIT).unwrap();
+                }
+                places.confirm(&key.channel(), before, now, UNIT);
+            }
+            assert_eq!(
+                waiter.has_signal(Signal::Subscribed),
+                attempts,
+                "{befores:?}"
+            );
         }
     }
 
