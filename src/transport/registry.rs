@@ -9,7 +9,7 @@
 //! | no run | a connect → current run |
 //! | current run | a connect to a new run → current run, with the next epoch |
 //! | current run | a connect to a former run → doubted |
-//! | current run | a connect to another run that began before the current one was found → no change |
+//! | current run | a connect to another run that began before the current one was found → no run; at the third → doubted |
 //! | doubted | [`SAME_IN_A_ROW`] connects in a row to one run → current run |
 
 use std::collections::VecDeque;
@@ -24,6 +24,9 @@ use crate::transport::warning_state::WarningState;
 /// The number of connects in a row that must lead to one server, after several were seen at the
 /// address, before the node counts again. A balancer hardly ever does so by chance.
 const SAME_IN_A_ROW: u32 = 10;
+/// The number of connects that another one overtakes, while no two lead to one server, after which
+/// there are several servers at the address.
+const MAX_OVERTAKEN: u32 = 3;
 /// The largest number of former run ids that are kept for a node.
 const MAX_FORMER_RUNS: usize = 8;
 
@@ -59,6 +62,8 @@ struct Runs {
     doubted: Option<(String, u32)>,
     /// How often the current run was set.
     found: u64,
+    /// How many connects were [`Outdated`](Entered::Outdated) since two led to one run.
+    overtaken: u32,
 }
 
 /// The server that a connection leads to.
@@ -70,8 +75,8 @@ pub(crate) enum Entered {
     Twin(usize),
     /// One of several servers at the node's address.
     SeveralServers,
-    /// Another run than the current one, but perhaps an earlier one: it was found after this connect
-    /// began.
+    /// Another run than the current one, which was found after this connect began. Either may be the
+    /// earlier one, so all connections are replaced.
     Outdated,
 }
 
@@ -214,8 +219,16 @@ impl NodeRegistry {
         let epoch = &self.epochs[node];
         let own = &mut runs[node];
         let is_other = own.current.as_ref().is_some_and(|run| run.0 != run_id);
-        if is_one_server && is_other && own.found != found {
-            return Entered::Outdated;
+        if is_one_server && is_other && own.found != found && own.doubted.is_none() {
+            // Which run is the present one, new connections tell.
+            own.current = None;
+            own.overtaken += 1;
+            epoch.fetch_add(1, Ordering::Release);
+            if own.overtaken < MAX_OVERTAKEN {
+                return Entered::Outdated;
+            }
+            own.doubted = Some((run_id.to_owned(), SAME_IN_A_ROW));
+            return Entered::SeveralServers;
         }
         if let Some((last, left)) = &mut own.doubted {
             *left = match last == run_id {
@@ -238,7 +251,10 @@ impl NodeRegistry {
             return Entered::SeveralServers;
         }
         match &mut own.current {
-            Some((run, connections)) if run == run_id => *connections += 1,
+            Some((run, connections)) if run == run_id => {
+                *connections += 1;
+                own.overtaken = 0;
+            }
             current => {
                 own.found += 1;
                 if let Some((former, _)) = current.replace((run_id.to_owned(), 1)) {
@@ -312,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn reply_of_a_run_that_its_successor_has_overtaken_replaces_nothing() {
+    fn reply_of_a_run_that_its_successor_has_overtaken_is_no_second_server() {
         for is_first in [true, false] {
             let registry = NodeRegistry::of(1);
             if !is_first {
@@ -322,14 +338,28 @@ mod tests {
             let epoch = counted(register(&registry, 0, "after", true));
             let late = registry.register_run(0, "before", true, found);
             assert_eq!(late, Entered::Outdated);
-            // Neither connection is replaced, and the node is not doubted.
-            assert_eq!(registry.epoch(0), epoch);
-            assert_eq!(counted(register(&registry, 0, "after", true)), epoch);
+            // Both are replaced, and the node is not doubted.
+            assert_ne!(registry.epoch(0), epoch);
+            let epoch = counted(register(&registry, 0, "after", true));
             // Two connects at once may lead to the new run.
             let same = registry.register_run(0, "after", true, found);
             assert_eq!(counted(same), epoch);
             assert_ne!(counted(register(&registry, 0, "later", true)), epoch);
         }
+    }
+
+    #[test]
+    fn two_servers_that_overtake_each_other_are_several_servers() {
+        let registry = NodeRegistry::of(1);
+        let entered = [(); MAX_OVERTAKEN as usize].map(|()| {
+            let found = registry.found_runs(0);
+            counted(register(&registry, 0, "one", true));
+            registry.register_run(0, "other", true, found)
+        });
+        use Entered::{Outdated, SeveralServers};
+        assert_eq!(entered, [Outdated, Outdated, SeveralServers]);
+        let next = register(&registry, 0, "one", true);
+        assert_eq!(next, SeveralServers);
     }
 
     #[test]
