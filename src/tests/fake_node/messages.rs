@@ -9,7 +9,7 @@ use crate::protocol::kind::LeaseKind;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::scripts::NEAR;
-use crate::tests::fake_node::store::NodeStore;
+use crate::tests::fake_node::store::{NodeStore, keep_millis};
 use crate::transport::node::traits::Event;
 
 /// How long a waiting list is kept after its last change.
@@ -60,7 +60,7 @@ impl NodeStore {
         }
         let wakes_next = request.op == Op::Release
             && request.is_single_exclusive()
-            && request.keep_millis(now) == 0;
+            && keep_millis(request, now) == 0;
         let event = |channel| match wakes_next {
             true => Event::NextWoken(channel),
             false => Event::Message(channel),

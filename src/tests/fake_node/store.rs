@@ -363,10 +363,15 @@ impl StoredLock {
     }
 }
 
-/// Returns the owner after a release: none, or the former one for the rest of its minimum time. A
-/// simulated release has that rest in place of a TTL.
+/// Returns for how long a release keeps the lock, in ms; 0 if it deletes the lock. A simulated
+/// release has that time in place of a TTL.
+pub(super) fn keep_millis(request: &Request, now: Instant) -> u64 {
+    request.keep_millis(now).max(request.ttl)
+}
+
+/// Returns the owner after a release: none, or the former one for the rest of its minimum time.
 fn kept(request: &Request, now: Instant) -> Option<(String, Instant)> {
-    let left = request.keep_millis(now).max(request.ttl);
+    let left = keep_millis(request, now);
     let end = now + Duration::from_millis(left);
     (left > 0).then(|| (request.lease.token().text(), end))
 }
