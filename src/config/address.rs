@@ -28,6 +28,12 @@ pub(crate) enum Target {
     Socket(String),
 }
 
+/// Returns the addresses in a text that separates them by commas, without empty ones.
+pub(crate) fn split(addresses: &str) -> impl Iterator<Item = &str> {
+    let parts = addresses.split(',').map(str::trim);
+    parts.filter(|part| !part.is_empty())
+}
+
 /// Parses an address.
 ///
 /// # Errors

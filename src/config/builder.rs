@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::address;
 use crate::config::credentials::Credentials;
 use crate::config::endpoint::IntoEndpoints;
 use crate::config::on_drop::OnDrop;
@@ -303,8 +304,7 @@ impl FromStr for Config {
     type Err = Error;
 
     fn from_str(addresses: &str) -> Result<Config, Error> {
-        let parts = addresses.split(',').map(str::trim);
-        let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+        let parts: Vec<&str> = address::split(addresses).collect();
         match parts[..] {
             [] => Err(Error::NoAddresses),
             _ => Ok(Config::new(parts)),

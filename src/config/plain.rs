@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::config::address;
 use crate::config::builder::Config;
 use crate::config::on_drop::OnDrop;
 use crate::protocol::retry::RetryPolicy;
@@ -107,8 +108,7 @@ impl<'de> Deserialize<'de> for Addresses {
             takes_list: true,
         };
         let texts = from.deserialize_any(visitor)?;
-        let parts = texts.iter().flat_map(|text| text.split(','));
-        let parts = parts.map(str::trim).filter(|part| !part.is_empty());
+        let parts = texts.iter().flat_map(|text| address::split(text));
         Ok(Addresses(parts.map(str::to_owned).collect()))
     }
 }

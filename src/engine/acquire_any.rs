@@ -2,13 +2,14 @@
 //! each that is released.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::debug;
 
 use crate::background::release_listener::subscription::Subscription;
 use crate::background::release_listener::subscriptions::Signal;
 use crate::engine::acquire::Acquisition;
+use crate::engine::acquire_wait::free_at;
 use crate::engine::backoff::Backoff;
 use crate::engine::core::Engine;
 use crate::engine::params::{AcquireParams, Acquired, WaitLimit};
@@ -18,9 +19,6 @@ use crate::protocol::mode::Mode;
 use crate::time::{clock, deadline};
 use crate::transport::cancel;
 use crate::transport::inbox::Inbox;
-
-/// Added to a remaining time, because a server frees a key in the millisecond after its last.
-const TTL_ROUNDING: Duration = Duration::from_millis(1);
 
 /// One wait for the first of several locks.
 struct AnyAcquisition<'a> {
@@ -98,9 +96,7 @@ impl AnyAcquisition<'_> {
                     Ok(acquired) => return Ok(acquired),
                     Err(error) if error.is_contended() || error.is_unavailable() => {
                         let left = error.contended_for();
-                        let left = left.map(|left| left.saturating_add(TTL_ROUNDING));
-                        self.free_at[choice] =
-                            left.and_then(|left| deadline::deadline(clock::now(), left));
+                        self.free_at[choice] = left.and_then(|left| free_at(clock::now(), left));
                         last = Some(error);
                     }
                     Err(error) => return Err(error),
@@ -170,8 +166,7 @@ impl AnyAcquisition<'_> {
             && self.inbox.sleep(end)
             && self.engine.check_cancelled(self.inbox).is_ok()
         {}
-        let asks_all = is_released_here();
-        watch.take_released();
+        let asks_all = watch.take_released() && !is_limited;
         let signals = self.subscriptions.iter().map(Subscription::take_signal);
         let signals: Vec<Signal> = signals.collect();
         let choices = 0..self.choices.len();

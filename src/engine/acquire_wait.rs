@@ -126,8 +126,7 @@ impl Acquisition<'_> {
             if self.limit.max_attempts.is_some() && free_in.is_zero() {
                 return None;
             }
-            let free_in = free_in.saturating_add(TTL_ROUNDING);
-            deadline::deadline(self.attempt_end, free_in)
+            free_at(self.attempt_end, free_in)
         });
         let end = limits
             .min_with(DeadlineCause::RetryDelay, delay_end)
@@ -239,6 +238,11 @@ impl Acquisition<'_> {
         }
         signal >= wanted
     }
+}
+
+/// Returns when a lock is free of which a node said at `now` that it is free in `left`.
+pub(super) fn free_at(now: Instant, left: Duration) -> Option<Instant> {
+    deadline::deadline(now, left.saturating_add(TTL_ROUNDING))
 }
 
 /// Returns whether a wait that ended at `end` was ended by its limits.

@@ -270,6 +270,12 @@ impl<K: HasKeys> LocalGuard<K> {
         self.ticket.load(Ordering::Relaxed)
     }
 
+    /// Returns the ticket for the release of the entries; `None` if they were released before.
+    fn take_ticket(&self) -> Option<u64> {
+        let ticket = self.ticket.swap(RELEASED, Ordering::Relaxed);
+        (ticket != RELEASED).then_some(ticket)
+    }
+
     /// Attaches the lease that the nodes granted. Returns `false` if the table was closed before.
     pub(crate) fn attach_lease(&self, lease: &Arc<Lease>) -> bool {
         let now = clock::now();
@@ -362,8 +368,7 @@ impl<K: HasKeys> LocalGuard<K> {
 
     /// Releases the entries before the guard is dropped. A second call does nothing.
     pub(crate) fn release(&self) {
-        let ticket = self.ticket.swap(RELEASED, Ordering::Relaxed);
-        if ticket != RELEASED {
+        if let Some(ticket) = self.take_ticket() {
             let (keys, wakes_watchers) = (self.keys().as_slice(), self.keys.wakes_watchers());
             keys.iter()
                 .for_each(|key| self.table.release(key, ticket, wakes_watchers));
@@ -376,8 +381,7 @@ impl<K: HasKeys> LocalGuard<K> {
         let Some(end) = end else {
             return self.release();
         };
-        let ticket = self.ticket.swap(RELEASED, Ordering::Relaxed);
-        if ticket != RELEASED {
+        if let Some(ticket) = self.take_ticket() {
             self.table.keep(self.keys(), ticket, end);
         }
     }

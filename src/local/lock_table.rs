@@ -64,10 +64,9 @@ impl LockTableState {
     }
 
     /// Notes for the threads that watch a key that it was released or lost. Returns their inboxes.
-    pub(super) fn tell_watchers(&self, key: &Key) -> impl Iterator<Item = Arc<Inbox>> + use<> {
+    pub(super) fn tell_watchers(&self, key: &Key) -> Vec<Arc<Inbox>> {
         let watchers = self.watchers.iter().filter(|one| one.note_release(key));
-        let inboxes: Vec<_> = watchers.map(|one| Arc::clone(one.inbox())).collect();
-        inboxes.into_iter()
+        watchers.map(|one| Arc::clone(one.inbox())).collect()
     }
 
     /// Removes the entries whose kept time is over. An entry with waiters is left to them.

@@ -252,15 +252,13 @@ fn encode_admin(request: &Request, cmd: &mut Command) -> Option<Script> {
             None
         }
         Op::TakePlace => {
-            let keys = [key.token_key(), key.derived(":waiting")];
-            let script = encode_evalsha(Script::TakePlace, cmd, keys);
+            let script = encode_evalsha(Script::TakePlace, cmd, list_keys(key));
             cmd.arg(token(request)).arg(request.ttl);
             cmd.arg(u8::from(request.publish));
             script
         }
         Op::LeavePlace => {
-            let keys = [key.token_key(), key.derived(":waiting")];
-            let script = encode_evalsha(Script::LeavePlace, cmd, keys);
+            let script = encode_evalsha(Script::LeavePlace, cmd, list_keys(key));
             cmd.arg(token(request));
             script
         }
@@ -289,6 +287,11 @@ fn encode_downgrade(request: &Request, cmd: &mut Command) -> Option<Script> {
     cmd.arg(millis(request.refresh_interval))
         .arg(channel(request));
     script
+}
+
+/// Returns the keys of the scripts of places: the lock, and its waiting list.
+fn list_keys(key: &Key) -> [RedisKey<'_>; 2] {
+    [key.token_key(), key.derived(":waiting")]
 }
 
 fn token(request: &Request) -> &Token {

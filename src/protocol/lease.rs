@@ -490,7 +490,8 @@ impl Lease {
     fn record_may_exist(&self, now: Instant, lifetime: u64) {
         let until = clock::to_micros(now).saturating_add(lifetime);
         if self.exists_until.load(Ordering::Acquire) < until {
-            raise(&self.exists_until, until.saturating_add(EXISTS_SLACK_US));
+            let until = until.saturating_add(EXISTS_SLACK_US);
+            self.exists_until.fetch_max(until, Ordering::AcqRel);
         }
     }
 

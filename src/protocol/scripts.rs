@@ -23,20 +23,27 @@ macro_rules! lua {
     };
 }
 
-/// The number of processes of a waiting list that listen to the lock's channel, as `near` of the
-/// scripts. In tests it is 1, so that short lists have processes that do not.
-pub(crate) const NEAR: u32 = if cfg!(test) { 1 } else { 4 };
-
 #[cfg(not(test))]
-macro_rules! near {
+macro_rules! near_count {
     () => {
-        "local near = 4\n"
+        4
     };
 }
 #[cfg(test)]
+macro_rules! near_count {
+    () => {
+        1
+    };
+}
+
+/// The number of processes of a waiting list that listen to the lock's channel. In tests it is 1, so
+/// that short lists have processes that do not.
+pub(crate) const NEAR: u32 = near_count!();
+
+/// Defines the local `near` of a script.
 macro_rules! near {
     () => {
-        "local near = 1\n"
+        concat!("local near = ", near_count!(), "\n")
     };
 }
 

@@ -66,6 +66,17 @@ struct Runs {
     overtaken: u32,
 }
 
+impl Runs {
+    /// Lets no connection count until [`SAME_IN_A_ROW`] of them lead to one server; the last one has
+    /// led to `run_id`.
+    fn doubt_at(&mut self, run_id: &str, epoch: &AtomicU64) -> Entered {
+        self.current = None;
+        self.doubted = Some((run_id.to_owned(), SAME_IN_A_ROW));
+        epoch.fetch_add(1, Ordering::Release);
+        Entered::SeveralServers
+    }
+}
+
 /// The server that a connection leads to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Entered {
@@ -220,15 +231,14 @@ impl NodeRegistry {
         let own = &mut runs[node];
         let is_other = own.current.as_ref().is_some_and(|run| run.0 != run_id);
         if is_one_server && is_other && own.found != found && own.doubted.is_none() {
+            own.overtaken += 1;
+            if own.overtaken >= MAX_OVERTAKEN {
+                return own.doubt_at(run_id, epoch);
+            }
             // Which run is the present one, new connections tell.
             own.current = None;
-            own.overtaken += 1;
             epoch.fetch_add(1, Ordering::Release);
-            if own.overtaken < MAX_OVERTAKEN {
-                return Entered::Outdated;
-            }
-            own.doubted = Some((run_id.to_owned(), SAME_IN_A_ROW));
-            return Entered::SeveralServers;
+            return Entered::Outdated;
         }
         if let Some((last, left)) = &mut own.doubted {
             *left = match last == run_id {
@@ -245,10 +255,7 @@ impl NodeRegistry {
             };
         }
         if is_one_server && own.former.iter().any(|former| former == run_id) {
-            own.current = None;
-            own.doubted = Some((run_id.to_owned(), SAME_IN_A_ROW));
-            epoch.fetch_add(1, Ordering::Release);
-            return Entered::SeveralServers;
+            return own.doubt_at(run_id, epoch);
         }
         match &mut own.current {
             Some((run, connections)) if run == run_id => {

@@ -7,6 +7,7 @@ use log::debug;
 
 use crate::error::NodeFailure;
 use crate::protocol::reply::Reply;
+use crate::protocol::server_error;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::time::clock;
 use crate::transport::job::ReplySink;
@@ -48,7 +49,7 @@ impl ReplySink for PlaceSink {
 fn refuses_all(cause: &NodeFailure) -> bool {
     match cause {
         NodeFailure::AccessDenied(_) => true,
-        NodeFailure::ServerError(text) => text.starts_with("OOM"),
+        NodeFailure::ServerError(text) => server_error::code(text) == "OOM",
         _ => false,
     }
 }
