@@ -69,13 +69,23 @@ impl Checker {
         })
     }
 
-    /// Records that `force_release` has ended. `receivers` listened when it began.
-    pub(crate) fn forced(&self, receivers: &[HoldId], result: &Result<bool, Error>) {
+    /// Records that `force_release` of a process has ended. `receivers` listened when it began.
+    ///
+    /// A process that has shut down meanwhile may have sent no notice.
+    pub(crate) fn forced(
+        &self,
+        process: usize,
+        receivers: &[HoldId],
+        result: &Result<bool, Error>,
+    ) {
         self.expect_calm("force_release", result.as_ref().err());
         if *result != Ok(true) {
             return;
         }
         self.with(|state| {
+            if state.shut_down.contains_key(&process) {
+                return;
+            }
             for hold in receivers {
                 let hold = &mut state.holds[*hold];
                 let now = world::clock_of(hold.process);

@@ -62,7 +62,7 @@ impl ProgramThread {
             Step::ForceRelease => {
                 let receivers = self.checker.notice_receivers();
                 let released = locker.force_release(&lock_name(FORCED_LOCK));
-                self.checker.forced(&receivers, &released);
+                self.checker.forced(self.process, &receivers, &released);
             }
             Step::Health => {
                 let (health, stats) = (self.nodes.health(), self.nodes.stats());
