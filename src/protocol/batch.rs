@@ -1,6 +1,8 @@
 //! Groups the requests of a batch that share one script call: readers of one key that acquire, or
 //! release, together. A request never overtakes one of its key with which it does not commute (S4).
 
+use std::sync::Arc;
+
 use crate::protocol::request::Request;
 
 /// The number of groups, counted from the last, that a request may join.
@@ -17,7 +19,7 @@ pub(crate) struct BatchPlan {
 
 impl BatchPlan {
     /// Plans a batch. Requests of one key that do not commute keep their order.
-    pub(crate) fn plan(&mut self, requests: &[Request]) {
+    pub(crate) fn plan(&mut self, requests: &[Arc<Request>]) {
         self.groups.clear();
         self.next.clear();
         for (index, request) in requests.iter().enumerate() {
@@ -34,7 +36,7 @@ impl BatchPlan {
 
     /// Returns the group that a request can join. `None` if it would overtake a request with which
     /// it does not commute.
-    fn joinable_group(&self, requests: &[Request], request: &Request) -> Option<usize> {
+    fn joinable_group(&self, requests: &[Arc<Request>], request: &Request) -> Option<usize> {
         if !request.is_commutative_read() {
             return None;
         }
@@ -70,11 +72,11 @@ mod tests {
     use crate::protocol::request::Op;
     use crate::tests::fixtures::lease_as;
 
-    fn request(op: Op, kind: LeaseKind, name: &str) -> Request {
-        Request::new(op, &lease_as(name, kind), 30)
+    fn request(op: Op, kind: LeaseKind, name: &str) -> Arc<Request> {
+        Arc::new(Request::new(op, &lease_as(name, kind), 30))
     }
 
-    fn plan(requests: &[Request]) -> Vec<Vec<usize>> {
+    fn plan(requests: &[Arc<Request>]) -> Vec<Vec<usize>> {
         let mut plan = BatchPlan::default();
         plan.plan(&requests[..1]);
         plan.plan(requests);
@@ -124,9 +126,9 @@ mod tests {
     fn different_requests_do_not_share_a_call() {
         let read = || request(Op::Acquire, LeaseKind::Read, "x");
         let mut longer = read();
-        longer.ttl += 1;
+        Arc::make_mut(&mut longer).ttl += 1;
         let mut waits = read();
-        waits.refresh_interval = std::time::Duration::from_millis(100);
+        Arc::make_mut(&mut waits).refresh_interval = std::time::Duration::from_millis(100);
         let extends = || request(Op::Extend, LeaseKind::Read, "x");
         let batch = [read(), longer, waits, extends(), extends()];
         assert_eq!(plan(&batch).len(), batch.len());

@@ -325,6 +325,12 @@ fn heeds_waiters(request: &Request) -> u8 {
     u8::from(request.op == Op::Acquire)
 }
 
+/// Returns a request with its encoded bytes, for jobs of several nodes.
+pub(crate) fn shared(mut request: Request) -> Arc<Request> {
+    request.encoded = Some(with_encoded(&request, |bytes| bytes.into()));
+    Arc::new(request)
+}
+
 /// Calls `use_bytes` with the encoded request, which is the same for every node.
 pub(crate) fn with_encoded<T>(request: &Request, use_bytes: impl FnOnce(&[u8]) -> T) -> T {
     thread_local! {

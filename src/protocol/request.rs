@@ -76,6 +76,29 @@ impl fmt::Display for Op {
     }
 }
 
+/// The tokens of any number of requests, as one bit of each. It may report a common token where
+/// there is none, but misses none.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct TokenFilter([u64; 4]);
+
+impl TokenFilter {
+    fn insert(&mut self, id: u64) {
+        self.0[(id >> 6) as usize % 4] |= 1 << (id % 64);
+    }
+
+    /// Adds the tokens of another filter.
+    pub(crate) fn extend(&mut self, other: TokenFilter) {
+        let words = self.0.iter_mut().zip(other.0);
+        words.for_each(|(word, other)| *word |= other);
+    }
+
+    /// Returns whether a token may be in both.
+    pub(crate) fn may_share(&self, other: TokenFilter) -> bool {
+        let mut words = self.0.iter().zip(other.0);
+        words.any(|(word, other)| word & other != 0)
+    }
+}
+
 /// One operation on one lease. It owns its lease, so it outlives a caller that has stopped waiting.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
@@ -98,7 +121,7 @@ pub(crate) struct Request {
     pub(crate) min_fence: Option<u64>,
     /// The encoded request, where several nodes get the same bytes
     /// ([`with_encoded`](crate::protocol::encode::with_encoded)).
-    pub(crate) encoded: Option<Arc<[u8]>>,
+    pub(crate) encoded: Option<Box<[u8]>>,
     /// The lease of the token that is replaced, for `Adopt` and `Swap`.
     pub(crate) former_lease: Option<Arc<Lease>>,
 }
@@ -144,6 +167,13 @@ impl Request {
         ours.any(|id| other.tokens().any(|other| other == id))
     }
 
+    /// Returns the tokens that the request names, for a check of many requests at once.
+    pub(crate) fn token_filter(&self) -> TokenFilter {
+        let mut filter = TokenFilter::default();
+        self.tokens().for_each(|id| filter.insert(id));
+        filter
+    }
+
     fn tokens(&self) -> impl Iterator<Item = u64> {
         let leases = self.written_leases().chain(&self.former_lease);
         leases.map(|lease| lease.token().id())
@@ -186,5 +216,39 @@ impl Request {
     /// does not let it expire.
     pub(crate) fn marker_ttl(&self) -> Duration {
         3 * self.refresh_interval
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::tests::fixtures::lease;
+
+    #[test]
+    fn filter_of_a_batch_misses_no_shared_token() {
+        let requests: Vec<_> = (0..100)
+            .map(|_| Request::new(Op::Acquire, &lease("x"), 1))
+            .collect();
+        let mut batch = TokenFilter::default();
+        assert!(!batch.may_share(requests[0].token_filter()));
+        for request in &requests {
+            batch.extend(request.token_filter());
+        }
+        for request in &requests {
+            let mut swap = Request::new(Op::Swap, &lease("x"), 0);
+            swap.former_lease = Some(Arc::clone(&request.lease));
+            assert!(batch.may_share(swap.token_filter()));
+        }
+    }
+
+    #[test]
+    fn filter_of_a_small_batch_tells_most_other_tokens_apart() {
+        let mut batch = TokenFilter::default();
+        for _ in 0..10 {
+            batch.extend(Request::new(Op::Acquire, &lease("x"), 1).token_filter());
+        }
+        let others = (0..1_000).map(|_| Request::new(Op::Acquire, &lease("x"), 1));
+        let shared = others.filter(|other| batch.may_share(other.token_filter()));
+        assert!(shared.count() < 200);
     }
 }

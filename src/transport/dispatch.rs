@@ -77,8 +77,9 @@ impl<'a> KeyConnections<'a> {
             let mut dispatched = Dispatched::default();
             let mut request = request.clone();
             if !is_direct {
-                request.encoded = Some(Arc::from(bytes)); // encoded once for all workers
+                request.encoded = Some(Box::from(bytes)); // encoded once for all workers
             }
+            let request = Arc::new(request);
             let mut connections = self.iter().filter(|(node, _)| nodes.contains(*node));
             // A release comes last to the node that all processes listen to, so that the woken one
             // does not overtake it on the others.
@@ -88,7 +89,7 @@ impl<'a> KeyConnections<'a> {
                 false => connections.next(),
             } {
                 let job = Job {
-                    request: request.clone(),
+                    request: Arc::clone(&request),
                     reply: reply.cloned(),
                 };
                 match connection.send(node, job, is_direct.then_some(bytes), now) {

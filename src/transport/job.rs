@@ -19,15 +19,15 @@ pub(crate) trait ReplySink: Send + Sync {
 /// The destination of a reply: a sink, and one of its rounds.
 pub(crate) type ReplyTo = (Arc<dyn ReplySink>, u32);
 
-/// A request and the destination of its reply.
+/// A request, which the jobs of all nodes share, and the destination of its reply.
 pub(crate) struct Job {
-    pub(crate) request: Request,
+    pub(crate) request: Arc<Request>,
     /// `None` if the reply is dropped.
     pub(crate) reply: Option<ReplyTo>,
 }
 
 /// A pending release: it waits for its node, or for its next attempt there.
-pub(crate) type Pending = (Request, PendingReply);
+pub(crate) type Pending = (Arc<Request>, PendingReply);
 
 /// The destination and the state of a request whose reply is outstanding.
 pub(crate) struct PendingReply {

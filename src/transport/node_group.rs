@@ -238,7 +238,7 @@ impl NodeGroup {
     /// are not asked. Does not block.
     pub(crate) fn send_many(
         &self,
-        requests: &[(Request, u32)],
+        requests: &[(Arc<Request>, u32)],
         sink: &Arc<dyn ReplySink>,
     ) -> Vec<Tally> {
         let now = clock::now();
@@ -252,7 +252,7 @@ impl NodeGroup {
                 if connection_index(request.lease.key(), self.pool_size) == index {
                     sent.push(position);
                     jobs.push(Job {
-                        request: request.clone(),
+                        request: Arc::clone(request),
                         reply: Some((Arc::clone(sink), *round)),
                     });
                 }

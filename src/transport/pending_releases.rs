@@ -62,8 +62,8 @@ impl PendingReleases {
     }
 
     /// Adds a release without a reply.
-    pub(super) fn push(&mut self, mut request: Request, pending_reply: PendingReply) {
-        request.encoded = None; // the rest of a minimum time is shorter when it is sent
+    pub(super) fn push(&mut self, mut request: Arc<Request>, pending_reply: PendingReply) {
+        clear_encoded(&mut request);
         self.unanswered.push_back((request, pending_reply));
         self.publish_len();
     }
@@ -71,11 +71,11 @@ impl PendingReleases {
     /// Adds a release with an error reply.
     pub(super) fn push_refused(
         &mut self,
-        mut request: Request,
+        mut request: Arc<Request>,
         mut pending_reply: PendingReply,
         now: Instant,
     ) {
-        request.encoded = None;
+        clear_encoded(&mut request);
         if self.refused.is_empty() && !pending_reply.was_refused {
             self.retry_delay = MIN_RETRY_DELAY;
             self.retry_at = now + self.retry_delay;
@@ -156,6 +156,13 @@ impl PendingReleases {
 
     fn publish_len(&self) {
         self.status.pending.store(self.len(), Ordering::Release);
+    }
+}
+
+/// Removes the encoded bytes: the rest of a minimum time is shorter when the release is sent.
+fn clear_encoded(request: &mut Arc<Request>) {
+    if request.encoded.is_some() {
+        Arc::make_mut(request).encoded = None;
     }
 }
 

@@ -22,7 +22,7 @@ use log::{Level, log, trace, warn};
 
 use crate::error::NodeFailure;
 use crate::protocol::reply::{Blocker, Reply};
-use crate::protocol::request::{Op, Request};
+use crate::protocol::request::{Op, Request, TokenFilter};
 use crate::protocol::send_check::{record_reply, record_sent, replacement_release, skip_reply};
 use crate::protocol::server_error;
 use crate::sync::atomic::Ordering;
@@ -72,9 +72,11 @@ pub(crate) struct Pipeline {
     observer: Option<Arc<dyn Observer>>,
     pub(super) session: Option<Box<dyn Session>>,
     /// The next batch. [`send_batch`](Pipeline::send_batch) empties it.
-    pub(super) batch: Vec<Request>,
+    pub(super) batch: Vec<Arc<Request>>,
     /// The destinations of the replies to `batch`, in the same order.
     pub(super) batch_pending: Vec<PendingReply>,
+    /// The tokens of `batch`, and maybe of former ones.
+    batch_tokens: TokenFilter,
     /// The direct sends in flight, oldest first.
     pub(super) in_flight: VecDeque<InFlight>,
     /// The destinations of the replies to `in_flight`, in the same order, with the time of each
@@ -118,6 +120,7 @@ impl Pipeline {
             session: None,
             batch: Vec::with_capacity(MAX_BATCH),
             batch_pending: Vec::with_capacity(MAX_BATCH),
+            batch_tokens: TokenFilter::default(),
             in_flight: VecDeque::new(),
             pending_replies: VecDeque::new(),
             next_id: 0,
@@ -186,23 +189,29 @@ impl Pipeline {
     /// Returns whether the batch has a request of the job's token already.
     pub(super) fn batch_shares_token(&self, job: &Job) -> bool {
         let mut batch = self.batch.iter();
-        batch.any(|request| request.shares_token(&job.request))
+        self.batch_tokens.may_share(job.request.token_filter())
+            && batch.any(|request| request.shares_token(&job.request))
     }
 
     /// Adds a job to the batch, unless its request need not be sent any more. A swap whose lease is
     /// over is replaced by a release.
-    pub(crate) fn push_to_batch(&mut self, job: Job) {
-        let now = clock::now();
+    pub(crate) fn push_to_batch(&mut self, job: Job, now: Instant) {
         if let Some((request, pending_reply)) = self.prepare(job, now) {
             record_sent(&request, self.node, now);
-            self.batch.push(request);
-            self.batch_pending.push(pending_reply);
+            self.append_to_batch(request, pending_reply);
         }
+    }
+
+    /// Adds a request to the end of the batch.
+    pub(super) fn append_to_batch(&mut self, request: Arc<Request>, pending_reply: PendingReply) {
+        self.batch_tokens.extend(request.token_filter());
+        self.batch.push(request);
+        self.batch_pending.push(pending_reply);
     }
 
     /// Returns the request to send for a job. `None` if the job needs no request: its reply is then
     /// delivered here.
-    fn prepare(&self, job: Job, now: Instant) -> Option<(Request, PendingReply)> {
+    fn prepare(&self, job: Job, now: Instant) -> Option<(Arc<Request>, PendingReply)> {
         let Job { request, reply } = job;
         let mut pending_reply = PendingReply::new(reply);
         let (node, quarantine) = (self.node, self.status.quarantine(now));
@@ -214,7 +223,7 @@ impl Pipeline {
             return None;
         };
         pending_reply.was_sent = release.lease.may_exist(node, now);
-        Some((release, pending_reply))
+        Some((Arc::new(release), pending_reply))
     }
 
     /// Sends the batch and delivers the replies. Afterwards the batch is empty.
@@ -228,6 +237,7 @@ impl Pipeline {
             return Ok(());
         }
         let mut session = self.session.take();
+        self.batch_tokens = TokenFilter::default();
         let mut requests = std::mem::take(&mut self.batch);
         let mut pending_replies = std::mem::take(&mut self.batch_pending);
         let (sent, mut replies, mut unusable) = (clock::now(), 0, None);
@@ -601,7 +611,7 @@ impl Pipeline {
     }
 
     /// Removes a direct send that is in flight, with the time of the send.
-    fn take_in_flight(&mut self, id: u64) -> Option<(Request, PendingReply, Instant)> {
+    fn take_in_flight(&mut self, id: u64) -> Option<(Arc<Request>, PendingReply, Instant)> {
         // Nearly always the oldest: only a request that needs a second command is replied to later.
         let (sent, pending) = match self.in_flight.iter().position(|sent| sent.id == id)? {
             0 => (self.in_flight.pop_front(), self.pending_replies.pop_front()),

@@ -9,6 +9,7 @@
 //! - A pending release delays no other request: at most
 //!   [`MAX_BEHIND`](crate::transport::pending_releases::MAX_BEHIND) follow each batch.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::NodeFailure;
@@ -52,7 +53,7 @@ impl Pipeline {
     /// reports any other request as failed.
     pub(super) fn abandon_request(
         &mut self,
-        request: Request,
+        request: Arc<Request>,
         mut pending_reply: PendingReply,
         cause: &NodeFailure,
     ) {
@@ -75,7 +76,7 @@ impl Pipeline {
     }
 
     /// Ends a request whose reply has arrived. A release with an error reply stays pending.
-    pub(super) fn settle(&mut self, request: Request, pending_reply: PendingReply) {
+    pub(super) fn settle(&mut self, request: Arc<Request>, pending_reply: PendingReply) {
         match pending_reply.state {
             RequestState::Refused => {
                 self.pending
@@ -99,10 +100,9 @@ impl Pipeline {
         }
     }
 
-    fn readmit(&mut self, request: Request, mut pending_reply: PendingReply) {
+    fn readmit(&mut self, request: Arc<Request>, mut pending_reply: PendingReply) {
         pending_reply.state = RequestState::Open;
-        self.batch.push(request);
-        self.batch_pending.push(pending_reply);
+        self.append_to_batch(request, pending_reply);
     }
 
     /// Sends all pending releases once, because the worker ends. Blocks for the replies.
@@ -182,7 +182,7 @@ mod tests {
         let lease = lease("x");
         lease.record_sent(NODE, now, ttl);
         (
-            Request::new(Op::Release, &lease, 0),
+            Arc::new(Request::new(Op::Release, &lease, 0)),
             PendingReply::new(None),
         )
     }
@@ -198,7 +198,8 @@ mod tests {
         let (mut pending, now) = (pending_releases(), clock::now());
         for is_refused in [false, true] {
             let (mut request, pending_reply) = release(now, Duration::from_secs(3600));
-            request.encoded = Some(Arc::from(&b"with a rest of the minimum time"[..]));
+            let request_mut = Arc::make_mut(&mut request);
+            request_mut.encoded = Some(Box::from(&b"with a rest of the minimum time"[..]));
             match is_refused {
                 false => pending.push(request, pending_reply),
                 true => pending.push_refused(request, pending_reply, now),

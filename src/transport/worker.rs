@@ -303,6 +303,7 @@ impl Worker {
 
     /// Fills the batch with queued jobs.
     fn fill_batch(&mut self, pipeline: &mut Pipeline) {
+        let now = clock::now();
         while pipeline.batch_has_room() {
             match self.queued_jobs.pop_front() {
                 Some(job) if pipeline.batch_shares_token(&job) => {
@@ -310,7 +311,7 @@ impl Worker {
                     self.queued_jobs.push_front(job);
                     return;
                 }
-                Some(job) => pipeline.push_to_batch(job),
+                Some(job) => pipeline.push_to_batch(job, now),
                 None if self.stopping => return, // jobs behind a `Stop` are not served
                 None => match self.queue.try_recv() {
                     Ok(message) => self.take_message(pipeline, message),

@@ -26,7 +26,7 @@ use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::restoration::Restoration;
 use crate::protocol::ttl::Ttl;
-use crate::protocol::{reply, validity};
+use crate::protocol::{encode, reply, validity};
 use crate::random::HashMap;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::threads;
@@ -289,7 +289,7 @@ impl RenewalWorker {
         for DueRenewal { entry, .. } in &due {
             self.last_round = self.last_round.wrapping_add(1);
             let request = Request::new(Op::Extend, &entry.lease, entry.ttl.millis());
-            requests.push((request, self.last_round));
+            requests.push((encode::shared(request), self.last_round));
         }
         let sink: Arc<dyn ReplySink> = Arc::clone(&self.queue) as _;
         let tallies = self.nodes.send_many(&requests, &sink);

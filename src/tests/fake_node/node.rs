@@ -618,7 +618,7 @@ impl FakeSession {
 impl Session for FakeSession {
     fn send_batch(
         &mut self,
-        requests: &[Request],
+        requests: &[Arc<Request>],
         answer: &mut dyn FnMut(usize, Reply),
     ) -> Result<(), NodeFailure> {
         for (index, request) in requests.iter().enumerate() {

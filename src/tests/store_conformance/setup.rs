@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::strategy::Strategy;
@@ -51,9 +52,9 @@ impl ComparedServer {
     /// Sends one request through the session and returns its reply.
     pub(crate) fn serve(&mut self, request: &Request) -> Reply {
         let mut reply = None;
-        let requests = std::slice::from_ref(request);
+        let requests = [Arc::new(request.clone())];
         self.session
-            .send_batch(requests, &mut |_, it| reply = Some(it))
+            .send_batch(&requests, &mut |_, it| reply = Some(it))
             .unwrap();
         reply.unwrap()
     }

@@ -100,11 +100,11 @@ impl Pair<'_> {
 
     /// Sends a request to both and compares the replies.
     fn send(&mut self, request: Request) {
-        self.send_all(&[request]);
+        self.send_all(&[Arc::new(request)]);
     }
 
     /// Sends a batch to both and compares the replies.
-    fn send_all(&mut self, requests: &[Request]) {
+    fn send_all(&mut self, requests: &[Arc<Request>]) {
         if requests.is_empty() {
             return;
         }
@@ -163,7 +163,7 @@ impl Pair<'_> {
             }
             Step::ReadersAcquire(count) => {
                 let requests: Vec<_> = (0..count)
-                    .map(|_| self.new_request(LeaseKind::Read, 3))
+                    .map(|_| Arc::new(self.new_request(LeaseKind::Read, 3)))
                     .collect();
                 self.send_all(&requests);
             }
@@ -193,8 +193,9 @@ impl Pair<'_> {
                 let count = self.owners.len();
                 let numbers: HashSet<_> =
                     leases.iter().filter_map(|n| n.checked_rem(count)).collect();
-                let release =
-                    |number: usize| Request::new(Op::Release, &self.owners[number].lease, 0);
+                let release = |number: usize| {
+                    Arc::new(Request::new(Op::Release, &self.owners[number].lease, 0))
+                };
                 let requests: Vec<_> = numbers.into_iter().map(release).collect();
                 self.send_all(&requests);
             }

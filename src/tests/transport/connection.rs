@@ -23,7 +23,7 @@ fn direct_send_does_not_pass_queued_requests() {
     let (session, _) = config.connector.connect(None).unwrap();
     pipeline.lock().attach_session(session, "run");
     let acquire_job = || Job {
-        request: Request::new(Op::Acquire, &lease("x"), 30_000),
+        request: Arc::new(Request::new(Op::Acquire, &lease("x"), 30_000)),
         reply: None,
     };
     let now = clock::now();
@@ -59,7 +59,7 @@ fn suspect_connection_queues_only_releases_of_leases_that_the_node_was_asked_for
     let (lease, now) = (lease("x"), clock::now());
     let queued_after = |op: Op| {
         let job = Job {
-            request: Request::new(op, &lease, 30_000),
+            request: Arc::new(Request::new(op, &lease, 30_000)),
             reply: None,
         };
         let sent = connection.send(0, job, Some(b""), now);

@@ -44,7 +44,7 @@ struct ScriptedState {
 impl Session for ScriptedSession {
     fn send_batch(
         &mut self,
-        requests: &[Request],
+        requests: &[Arc<Request>],
         reply: &mut dyn FnMut(usize, Reply),
     ) -> Result<(), NodeFailure> {
         let mut state = self.0.lock();
@@ -140,7 +140,7 @@ fn connected_pipeline() -> (Pipeline, ScriptedSession, Arc<RecordedReplies>) {
 
 fn job(op: Op, lease: &Arc<Lease>, sink: &Arc<RecordedReplies>) -> Job {
     Job {
-        request: Request::new(op, lease, 30_000),
+        request: Arc::new(Request::new(op, lease, 30_000)),
         reply: Some((Arc::clone(sink) as _, 0)),
     }
 }
@@ -387,7 +387,7 @@ fn pending_releases_follow_each_batch_in_limited_number() {
     );
     let mut batches = 0;
     while pipeline.pending.len() > 0 {
-        pipeline.push_to_batch(job(Op::Acquire, &exclusive(), &sink));
+        pipeline.push_to_batch(job(Op::Acquire, &exclusive(), &sink), clock::now());
         pipeline.admit_pending();
         assert_eq!(pipeline.send_batch(), Ok(()));
         let ops = std::mem::take(&mut script.0.lock().ops);

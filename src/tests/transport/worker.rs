@@ -31,7 +31,7 @@ fn idle_worker_with_a_reply_due_sends_no_ping() {
     // A caller sent directly while the worker was asleep.
     locked.worker_asleep = true;
     let job = Job {
-        request: Request::new(Op::Acquire, &lease("x"), 30_000),
+        request: Arc::new(Request::new(Op::Acquire, &lease("x"), 30_000)),
         reply: None,
     };
     assert!(locked.send_direct(job, b"", clock::now()).is_ok());

@@ -46,7 +46,7 @@ pub(super) struct MasterSession {
 struct MasterBatch {
     member: usize,
     indexes: Vec<usize>,
-    requests: Vec<Request>,
+    requests: Vec<Arc<Request>>,
 }
 
 impl ClusterSession {
@@ -87,7 +87,7 @@ impl ClusterSession {
     /// failure of one master does not suppress the replies of the others.
     fn dispatch(
         &mut self,
-        requests: &[Request],
+        requests: &[Arc<Request>],
         indexes: impl Iterator<Item = usize>,
         end: Instant,
         deliver: &mut dyn FnMut(usize, &MasterSession, Reply),
@@ -149,7 +149,7 @@ fn member_failure(name: &str, failure: NodeFailure) -> NodeFailure {
 impl Session for ClusterSession {
     fn send_batch(
         &mut self,
-        requests: &[Request],
+        requests: &[Arc<Request>],
         deliver: &mut dyn FnMut(usize, Reply),
     ) -> Result<(), NodeFailure> {
         let end = clock::now() + self.timeout;

@@ -45,7 +45,7 @@ impl DirectIo for RedisSession {
             let request = match expected.id() {
                 Some(id) => {
                     let sent = in_flight.iter().find(|sent| sent.id == id);
-                    Some((id, &sent.ok_or_else(protocol_error)?.request))
+                    Some((id, &*sent.ok_or_else(protocol_error)?.request))
                 }
                 None => None,
             };

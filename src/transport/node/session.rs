@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::Value;
@@ -113,11 +114,11 @@ impl RedisSession {
 
 impl RedisSession {
     /// Appends the call of the group with this first request.
-    fn encode_group(&mut self, requests: &[Request], plan: &BatchPlan, first: usize) {
+    fn encode_group(&mut self, requests: &[Arc<Request>], plan: &BatchPlan, first: usize) {
         let mut joined = plan
             .group_members(first)
             .skip(1)
-            .map(|index| &requests[index])
+            .map(|index| &*requests[index])
             .peekable();
         match &requests[first].encoded {
             Some(bytes) if joined.peek().is_none() => self.out.extend_from_slice(bytes),
@@ -197,7 +198,7 @@ impl RedisSession {
     /// Sends a batch. [`read_batch`](RedisSession::read_batch) reads its replies.
     pub(crate) fn write_batch(
         &mut self,
-        requests: &[Request],
+        requests: &[Arc<Request>],
         end: Instant,
     ) -> Result<(), NodeFailure> {
         let mut plan = std::mem::take(&mut self.plan);
@@ -216,7 +217,7 @@ impl RedisSession {
     /// Reads the replies to the batch that was sent and delivers them.
     pub(crate) fn read_batch(
         &mut self,
-        requests: &[Request],
+        requests: &[Arc<Request>],
         end: Instant,
         deliver: &mut dyn FnMut(usize, Reply),
     ) -> Result<(), NodeFailure> {
@@ -231,7 +232,7 @@ impl RedisSession {
             let reply = self.receive(end)?;
             let group = expected.id().into_iter().flat_map(|first| {
                 let members = plan.group_members(first as usize);
-                members.map(|index| (index as u64, &requests[index]))
+                members.map(|index| (index as u64, &*requests[index]))
             });
             self.handle_reply(expected, &reply, group, &mut |id, reply| {
                 deliver(id as usize, reply);
@@ -312,7 +313,7 @@ impl RedisSession {
 impl Session for RedisSession {
     fn send_batch(
         &mut self,
-        requests: &[Request],
+        requests: &[Arc<Request>],
         deliver: &mut dyn FnMut(usize, Reply),
     ) -> Result<(), NodeFailure> {
         let end = clock::now() + self.timeout;

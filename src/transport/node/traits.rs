@@ -4,6 +4,7 @@
 //! A node is one server, the master that sentinels name, or a cluster.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::NodeFailure;
@@ -118,7 +119,7 @@ pub(crate) trait Session: Send {
     ///   because late replies may still arrive.
     fn send_batch(
         &mut self,
-        requests: &[Request],
+        requests: &[Arc<Request>],
         deliver: &mut dyn FnMut(usize, Reply),
     ) -> Result<(), NodeFailure>;
 
@@ -161,7 +162,7 @@ pub(crate) trait DirectIo {
 pub(crate) struct InFlight {
     /// The id of the request, unique on its connection.
     pub(crate) id: u64,
-    pub(crate) request: Request,
+    pub(crate) request: Arc<Request>,
 }
 
 /// The result of a handshake: identity and state of the node, and the id of the connection.

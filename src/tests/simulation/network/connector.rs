@@ -277,7 +277,7 @@ fn as_sent(request: &Request) -> Request {
 impl Session for SimulatedSession {
     fn send_batch(
         &mut self,
-        requests: &[Request],
+        requests: &[Arc<Request>],
         deliver: &mut dyn FnMut(usize, Reply),
     ) -> Result<(), NodeFailure> {
         let end = clock::now() + self.node_timeout;
@@ -288,7 +288,7 @@ impl Session for SimulatedSession {
         self.client.send(calls)?;
         while self.outstanding > 0 {
             let packet = self.client.receive(end)?;
-            let reply = self.handle(packet, |id| requests.get(id as usize))?;
+            let reply = self.handle(packet, |id| requests.get(id as usize).map(Arc::as_ref))?;
             if let Some((id, reply)) = reply {
                 deliver(id as usize, reply);
             }
@@ -343,7 +343,7 @@ impl DirectIo for SimulatedSession {
             };
             let request_of = |id| {
                 let sent = in_flight.iter().find(|sent| sent.id == id);
-                sent.map(|sent| &sent.request)
+                sent.map(|sent| &*sent.request)
             };
             if let Some(reply) = self.handle(packet, request_of)? {
                 return Ok(Some(reply));
