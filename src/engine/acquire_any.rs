@@ -33,8 +33,15 @@ struct AnyAcquisition<'a> {
     /// When each lock is free, as its latest refusal said.
     free_at: Vec<Option<Instant>>,
     attempts: u32,
-    /// When the first of the rounds in a row without a quorum ended.
-    outage_since: Option<Instant>,
+    /// When the first of the attempts in a row without a quorum ended, and the error of the last.
+    outage: Option<(Instant, Error)>,
+}
+
+/// Why an attempt for one lock failed.
+struct Refusal {
+    error: Error,
+    /// Whether the lock table refused, so that no node was asked.
+    is_local: bool,
 }
 
 impl Engine {
@@ -63,7 +70,7 @@ impl Engine {
             backoff: Backoff::default(),
             free_at: vec![None; choices.len()],
             attempts: 0,
-            outage_since: None,
+            outage: None,
         };
         let acquired = waiting.run();
         let outcome = match &acquired {
@@ -92,19 +99,23 @@ impl AnyAcquisition<'_> {
             self.attempts = self.attempts.saturating_add(1);
             let mut last = None;
             for choice in due {
-                match self.attempt(&self.choices[choice]) {
-                    Ok(acquired) => return Ok(acquired),
-                    Err(error) if error.is_contended() || error.is_unavailable() => {
-                        let left = error.contended_for();
-                        self.free_at[choice] = left.and_then(|left| free_at(clock::now(), left));
-                        last = Some(error);
-                    }
-                    Err(error) => return Err(error),
+                // Each lock is asked for once, whatever the limit. Later one attempt may outlast it.
+                if self.attempts > 1 && last.is_some() && self.is_past_limit() {
+                    break;
                 }
+                let refusal = match self.attempt(&self.choices[choice]) {
+                    Ok(acquired) => return Ok(acquired),
+                    Err(refusal) => refusal,
+                };
+                if !refusal.error.is_contended() && !refusal.error.is_unavailable() {
+                    return Err(refusal.error);
+                }
+                let left = refusal.error.contended_for();
+                self.free_at[choice] = left.and_then(|left| free_at(clock::now(), left));
+                self.record_outage(&refusal);
+                last = Some(refusal.error);
             }
-            if let Some(error) = last
-                && self.is_over(&error)
-            {
+            if let Some(error) = self.final_error(last) {
                 let waited = clock::now().saturating_duration_since(self.started);
                 return Err(error.with_effort(self.attempts, waited));
             }
@@ -113,33 +124,46 @@ impl AnyAcquisition<'_> {
     }
 
     /// Makes one attempt for one lock, without a wait.
-    fn attempt(&self, params: &AcquireParams) -> Result<Acquired, Error> {
+    fn attempt(&self, params: &AcquireParams) -> Result<Acquired, Refusal> {
         let is_last = self.limit.is_exhausted(self.attempts);
         let once = WaitLimit {
             deadline: Some(self.started),
             max_attempts: None,
             tells_holder: self.limit.tells_holder && is_last,
         };
-        let acquisition = Acquisition::queue(self.engine, params, once, clock::now())?;
+        let refused_by = |is_local| move |error| Refusal { error, is_local };
+        let acquisition = Acquisition::queue(self.engine, params, once, clock::now());
+        let acquisition = acquisition.map_err(refused_by(true))?;
         acquisition.local.end_unnoticed();
-        acquisition.run()
+        acquisition.run().map_err(refused_by(false))
     }
 
-    /// Returns whether no further attempt follows this error.
-    fn is_over(&mut self, error: &Error) -> bool {
-        let now = clock::now();
+    fn is_past_limit(&self) -> bool {
+        self.limit.deadline.is_some_and(|end| end <= clock::now())
+    }
+
+    /// Records since when no quorum has replied. Another thread of this process that has a lock says
+    /// nothing about the nodes.
+    fn record_outage(&mut self, refusal: &Refusal) {
+        if refusal.error.is_unavailable() {
+            let since = self.outage.as_ref().map(|(since, _)| *since);
+            let since = since.unwrap_or_else(clock::now);
+            self.outage = Some((since, refusal.error.clone()));
+        } else if !refusal.is_local {
+            self.outage = None;
+        }
+    }
+
+    /// Returns the error of the call, if no further attempt follows the `last` one.
+    fn final_error(&mut self, last: Option<Error>) -> Option<Error> {
         let max_outage = self.engine.settings.retry.max_outage;
-        let outage_end = match error.is_unavailable() {
-            true => {
-                let since = *self.outage_since.get_or_insert(now);
-                deadline::deadline(since, max_outage)
-            }
-            false => {
-                self.outage_since = None;
-                None
-            }
-        };
-        self.limit.is_exhausted(self.attempts) || outage_end.is_some_and(|end| end <= now)
+        let outage = self.outage.take_if(|(since, _)| {
+            deadline::deadline(*since, max_outage).is_some_and(|end| end <= clock::now())
+        });
+        match outage {
+            Some((_, error)) => Some(error),
+            None => last.filter(|_| self.limit.is_exhausted(self.attempts)),
+        }
     }
 
     /// Sleeps until a release, the end of a lease, the retry delay or the limit. Returns the

@@ -116,7 +116,8 @@ impl Engine {
         request.min_fence = params.fenced.then_some(0);
         let mut outcome = self.nodes.send_to_all(&request, inbox).wait(*budget);
         let refused = outcome.tally.refused();
-        if outcome.verdict == Verdict::Granted && params.fenced {
+        let was_granted = outcome.verdict == Verdict::Granted;
+        if was_granted && params.fenced {
             outcome = self.assign_fencing_token(lease, outcome, inbox, *budget);
         }
         let error = match outcome.verdict {
@@ -131,8 +132,7 @@ impl Engine {
                 Err(error) => error,
             },
         };
-        lease.abandon();
-        self.nodes.release_unawaited(lease, refused);
+        self.undo(lease, refused, was_granted);
         Err(error)
     }
 }

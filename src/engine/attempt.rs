@@ -254,9 +254,10 @@ impl Engine {
         let params = context.params;
         // Read before the round below replaces these votes by its own.
         let refused = vote.round.refused();
+        let was_granted = vote.round.verdict == Verdict::Granted;
         let permit_count = vote.round.tally.permit_count_mismatch();
         let free_permits = self.candidate_permits(context.kind, &vote);
-        if vote.round.verdict == Verdict::Granted && context.needs_fencing_token() {
+        if was_granted && context.needs_fencing_token() {
             let (lease, budget) = (&attempt.lease, attempt.budget);
             vote.round = self.assign_fencing_token(lease, vote.round, context.inbox, budget);
         }
@@ -276,7 +277,7 @@ impl Engine {
         };
         let failure = AttemptFailure::classify(vote, attempt.budget.limit());
         self.record_breaker(&failure, &attempt, context.probe, replies);
-        self.undo(&attempt, refused);
+        self.undo(&attempt.lease, refused, was_granted);
         match permit_count {
             Some(in_use) => Err(params::permit_count_error(
                 &params.keys,
@@ -293,9 +294,18 @@ impl Engine {
     /// Releases the token on every node that may have granted it (S4). Does not block.
     ///
     /// A node that refused has granted nothing. Any other node may have, even with an error reply.
-    fn undo(&self, attempt: &Attempt, refused: NodeSet) {
-        attempt.lease.abandon();
-        self.nodes.release_unawaited(&attempt.lease, refused);
+    ///
+    /// With `was_granted` a quorum has, and so has refused other callers, which wait for the end of
+    /// the lease as for that of a lock: the release is published (L4).
+    pub(super) fn undo(&self, lease: &Arc<Lease>, refused: NodeSet, was_granted: bool) {
+        lease.abandon();
+        let mut release = Request::new(Op::Release, lease, 0);
+        release.publish = was_granted;
+        let nodes = match was_granted {
+            true => self.nodes.all(), // waiters may listen to a node that refused
+            false => lease.contacted().difference(refused),
+        };
+        self.nodes.send_unawaited(&release, nodes);
     }
 
     /// Tells the breaker whether the failed attempt reached a quorum.

@@ -10,7 +10,7 @@ use crate::config::builder::Config;
 use crate::error::Error;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::tests::engine::setup::{TTL, exclusive_key, healthy};
+use crate::tests::engine::setup::{TTL, exclusive_key, healthy, set_faults};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
@@ -164,6 +164,29 @@ fn cancellation_and_shutdown_end_the_wait() {
         assert!(!redis.nodes().shutdown(Duration::ZERO) || waiting.is_finished());
         assert_eq!(waiting.join().unwrap(), Some(Error::Closed));
     });
+}
+
+#[test]
+fn outage_ends_the_wait_although_this_process_has_one_of_the_locks() {
+    let fakes = FakeNode::fakes(3);
+    let outage = Duration::from_millis(50);
+    let locker = connected_locker(&fakes, |config| {
+        config.retry(RetryPolicy {
+            initial_delay: Duration::from_millis(1),
+            max_delay: Duration::from_millis(1),
+            max_outage: outage,
+            ..RetryPolicy::default()
+        })
+    })
+    .unwrap();
+    let held = locker.lock("c", TTL).unwrap();
+    set_faults(&fakes, &Fault::Down);
+    let began = clock::now();
+    let error = any(&locker).unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+    assert!(clock::now() >= began + outage);
+    set_faults(&fakes, &Fault::None);
+    drop(held);
 }
 
 #[test]

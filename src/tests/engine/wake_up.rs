@@ -11,6 +11,7 @@ use crate::api::options::LockOptions;
 use crate::engine::attempt::AttemptContext;
 use crate::engine::attempt_result::AttemptFailure;
 use crate::error::Error;
+use crate::protocol::kind::LockKind;
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::request::Op;
 use crate::tests::engine::setup::{exclusive_key, exclusive_params, slowly_retrying};
@@ -121,6 +122,34 @@ fn two_hundred_waiters_acquire_in_turn_by_messages_alone() {
                 });
             }
         }
+    });
+    assert_no_timeout_elapsed(began);
+}
+
+#[test]
+fn undo_of_an_attempt_that_a_quorum_granted_wakes_a_waiter() {
+    let fakes = FakeNode::fakes(3);
+    let [cancelled, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
+    // The fence counters of two nodes differ, so a second round raises the lower one.
+    fakes[2].set_fault(Fault::Down);
+    fakes[1].modify("x", LockKind::Exclusive, |stored| stored.fence = Some(1));
+    let delayed = fakes[1].delay(Op::RaiseFence);
+    let token = CancelToken::new();
+    let options = LockOptions::new(TTL).fencing(true).cancel_on(&token);
+    let began = clock::now();
+    thread::scope(|scope| {
+        let attempt = scope.spawn(|| cancelled.acquire("x", &options).err());
+        delayed.arrived();
+        let waits = scope.spawn(|| waiter.lock("x", TTL));
+        listens(&fakes, "x", 3);
+        eventually("its only check has found the lock held", || {
+            fakes[0].count(Op::TakePlace) >= 2
+        });
+        token.cancel();
+        let cancelled = attempt.join().expect("no panic");
+        assert_eq!(cancelled, Some(Error::Cancelled));
+        delayed.go();
+        drop(waits.join().expect("no panic").expect("woken"));
     });
     assert_no_timeout_elapsed(began);
 }
