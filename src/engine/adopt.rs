@@ -116,8 +116,7 @@ impl Engine {
         request.min_fence = params.fenced.then_some(0);
         let mut outcome = self.nodes.send_to_all(&request, inbox).wait(*budget);
         let refused = outcome.tally.refused();
-        let was_granted = outcome.verdict == Verdict::Granted;
-        if was_granted && params.fenced {
+        if outcome.verdict == Verdict::Granted && params.fenced {
             outcome = self.assign_fencing_token(lease, outcome, inbox, *budget);
         }
         let error = match outcome.verdict {
@@ -132,7 +131,7 @@ impl Engine {
                 Err(error) => error,
             },
         };
-        self.undo(lease, refused, was_granted);
+        self.undo(lease, refused);
         Err(error)
     }
 }

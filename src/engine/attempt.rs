@@ -254,10 +254,9 @@ impl Engine {
         let params = context.params;
         // Read before the round below replaces these votes by its own.
         let refused = vote.round.refused();
-        let was_granted = vote.round.verdict == Verdict::Granted;
         let permit_count = vote.round.tally.permit_count_mismatch();
         let free_permits = self.candidate_permits(context.kind, &vote);
-        if was_granted && context.needs_fencing_token() {
+        if vote.round.verdict == Verdict::Granted && context.needs_fencing_token() {
             let (lease, budget) = (&attempt.lease, attempt.budget);
             vote.round = self.assign_fencing_token(lease, vote.round, context.inbox, budget);
         }
@@ -277,7 +276,7 @@ impl Engine {
         };
         let failure = AttemptFailure::classify(vote, attempt.budget.limit());
         self.record_breaker(&failure, &attempt, context.probe, replies);
-        self.undo(&attempt.lease, refused, was_granted);
+        self.undo(&attempt.lease, refused);
         match permit_count {
             Some(in_use) => Err(params::permit_count_error(
                 &params.keys,
@@ -295,16 +294,18 @@ impl Engine {
     ///
     /// A node that refused has granted nothing. Any other node may have, even with an error reply.
     ///
-    /// With `was_granted` a quorum has, and so has refused other callers, which wait for the end of
-    /// the lease as for that of a lock: the release is published (L4).
-    pub(super) fn undo(&self, lease: &Arc<Lease>, refused: NodeSet, was_granted: bool) {
+    /// If a quorum may have granted, it may have refused other callers since, which wait for the end
+    /// of the lease as for that of a lock: the release is published (L4).
+    pub(super) fn undo(&self, lease: &Arc<Lease>, refused: NodeSet) {
         lease.abandon();
         let mut release = Request::new(Op::Release, lease, 0);
-        release.publish = was_granted;
-        let nodes = match was_granted {
-            true => self.nodes.all(), // waiters may listen to a node that refused
-            false => lease.contacted().difference(refused),
-        };
+        let (mut nodes, now) = (lease.contacted().difference(refused), clock::now());
+        let may_have_granted = |node: &usize| nodes.contains(*node) && lease.may_exist(*node, now);
+        let total = self.nodes.total();
+        if (0..total).filter(may_have_granted).count() >= majority(total) {
+            release.publish = true;
+            nodes = self.nodes.all(); // waiters may listen to a node that refused
+        }
         self.nodes.send_unawaited(&release, nodes);
     }
 

@@ -127,7 +127,7 @@ fn two_hundred_waiters_acquire_in_turn_by_messages_alone() {
 }
 
 #[test]
-fn undo_of_an_attempt_that_a_quorum_granted_wakes_a_waiter() {
+fn undo_of_an_attempt_that_a_quorum_may_have_granted_wakes_a_waiter() {
     let fakes = FakeNode::fakes(3);
     let [cancelled, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
     // The fence counters of two nodes differ, so a second round raises the lower one.
