@@ -259,7 +259,7 @@ fn encode_admin(request: &Request, cmd: &mut Command) -> Option<Script> {
         }
         Op::LeavePlace => {
             let script = encode_evalsha(Script::LeavePlace, cmd, list_keys(key));
-            cmd.arg(token(request));
+            cmd.arg(token(request)).arg(2_u64);
             script
         }
         _ => {

@@ -68,7 +68,7 @@ pub(crate) const SCRIPTS: [&str; 20] = [
     lua!("prelude/permit", "extend_permit"),
     lua!("prelude/publish", "prelude/permit", "release_permit"),
     concat!(near!(), lua!("prelude/near", "take_place")),
-    concat!(near!(), lua!("prelude/near", "leave_place")),
+    concat!(near!(), lua!("prelude/near", "leave_place", "publish_next")),
 ];
 
 /// The scripts that end a lock, which another client may acquire right after. A connection loads

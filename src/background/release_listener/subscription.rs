@@ -112,7 +112,9 @@ impl Drop for Subscription<'_> {
         let mut state = self.shared.state.lock();
         let subscriptions = &mut state.subscriptions;
         subscriptions.remove_waiter(&self.channel, &self.waiter, clock::now());
-        let had_place = state.places.remove(&self.channel, &self.waiter);
+        // A waiter that was woken for nothing gives way to the next one of the list.
+        let had_place = state.places.remove(&self.channel, &self.waiter)
+            || self.waiter.has_signal(Signal::Woken);
         let node = state.node.filter(|_| had_place);
         drop(state); // unlock before sending
         if let Some(node) = node {

@@ -128,6 +128,26 @@ fn process_comes_near_when_the_one_before_it_stops_waiting() {
 }
 
 #[test]
+fn wake_up_of_a_process_that_stops_waiting_goes_to_the_next() {
+    let fakes = FakeNode::fakes(1);
+    let [holder, leaves, next] = [(); 3].map(|()| slowly_retrying(&fakes));
+    let _held = holder.lock("x", TTL).expect("free");
+    let token = CancelToken::new();
+    let options = LockOptions::new(TTL).cancel_on(&token);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| leaves.acquire("x", &options).map(drop));
+        placed(&fakes, 1);
+        let second = scope.spawn(|| next.lock("x", TTL));
+        placed(&fakes, 2);
+        // A release has taken the first process from the list. Its message is on the way.
+        fakes[0].remove_first_place("x");
+        fakes[0].free("x");
+        wakes(second, || token.cancel());
+        assert_eq!(first.join().expect("no panic"), Err(Error::Cancelled));
+    });
+}
+
+#[test]
 fn release_of_a_lock_that_was_waited_for_wakes_a_process_that_does_not_listen() {
     let fakes = FakeNode::fakes(1);
     let [holder, near, far] = [(); 3].map(|()| slowly_retrying(&fakes));

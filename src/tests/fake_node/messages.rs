@@ -44,7 +44,11 @@ impl NodeStore {
             Op::TakePlace => return self.take_place(request, now, receivers),
             Op::LeavePlace => {
                 let own = Channel::from(request.lease.token().text());
-                return (Reply::Done, self.leave_list(key, now, &own));
+                let messages = match self.has_place(key, now, &own) {
+                    true => self.leave_list(key, now, &own),
+                    false => self.pass_on(key, now, receivers),
+                };
+                return (Reply::Done, messages);
             }
             Op::Notify => {
                 let notice = (notice_channel(key.prefix()), Event::Check(key.channel()));
@@ -124,6 +128,18 @@ impl NodeStore {
             true => tell_near(places, key, 1),
             false => Messages::new(),
         }
+    }
+
+    fn has_place(&mut self, key: &Key, now: Instant, own: &Channel) -> bool {
+        let mut places = self.waiting_list(key, now).places.iter();
+        places.any(|(_, channel)| channel == own)
+    }
+
+    /// Wakes the first process of the list, as after a release.
+    fn pass_on(&mut self, key: &Key, now: Instant, receivers: &dyn Fn(&str) -> u64) -> Messages {
+        let mut messages = vec![(key.channel(), Event::NextWoken(key.channel()))];
+        messages.extend(self.wake_first(key, now, receivers));
+        messages
     }
 
     /// Takes the first process that listens from the list. Returns the message that wakes it, and

@@ -338,6 +338,11 @@ impl FakeNode {
         });
     }
 
+    /// Removes the first process of the waiting list of a lock, without a message.
+    pub(crate) fn remove_first_place(&self, name: &str) {
+        self.with_places(name, |places| _ = places.remove(0));
+    }
+
     /// Removes the waiting list of a lock.
     pub(crate) fn clear_places(&self, name: &str) {
         self.with_places(name, Vec::clear);
