@@ -1,7 +1,7 @@
 //! Settings: command line before environment before `~/.config/redguard.toml` before
 //! `/etc/redguard.toml`, each setting by itself.
 
-use std::env;
+use std::env::{self, VarError};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::args::Common;
 use crate::duration;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Result};
 use crate::nodes::spec::{self, NodeSpec};
 
 const SYSTEM_FILE: &str = "/etc/redguard.toml";
@@ -102,7 +102,7 @@ impl Settings {
     /// Reads all sources of settings.
     ///
     /// # Errors
-    /// `Usage` if a source cannot be read or parsed, `Unavailable` without nodes.
+    /// `Usage` if a source cannot be read or parsed, and without nodes.
     pub(crate) fn load(common: &Common) -> Result<Settings> {
         let file = match &common.config {
             Some(path) => read_file(path)?.ok_or_else(|| missing(path))?,
@@ -172,26 +172,48 @@ impl ConfigFile {
 
 /// Returns the nodes of the first source that names any.
 fn node_list(common: &Common, file: Option<NodeList>) -> Result<Vec<NodeSpec>> {
-    let variable = |name| env::var(name).ok().filter(|text| !text.trim().is_empty());
-    let text = common
-        .redis
-        .clone()
-        .or_else(|| variable("REDGUARD_NODES_FILE").map(|path| format!("@{path}")))
-        .or_else(|| variable("REDIS_URLS"))
-        .or_else(|| file.map(NodeList::into_text))
-        .unwrap_or_default();
-    let text = match text.trim().strip_prefix('@') {
-        Some(path) => fs::read_to_string(path.trim())
-            .map_err(|error| Failure::usage(format!("{}: {error}", path.trim())))?,
-        None => text,
+    let text = if let Some(list) = &common.redis {
+        list.clone()
+    } else if let Some(path) = variable("REDGUARD_NODES_FILE")? {
+        format!("@{path}")
+    } else if let Some(list) = variable("REDIS_URLS")? {
+        list
+    } else {
+        file.map(NodeList::into_text).unwrap_or_default()
     };
-    let nodes = spec::parse_list(&text)?;
-    if nodes.is_empty() {
-        let line = "no nodes were given: use --redis, REDIS_URLS, REDGUARD_NODES_FILE, or `nodes` \
-                    in /etc/redguard.toml";
-        return Err(Failure::new(Kind::Unavailable, line));
+    let (nodes, empty) = match text.trim().strip_prefix('@') {
+        Some(path) => {
+            let nodes = spec::parse_list(&read_list(path.trim())?)?;
+            (nodes, format!("{}: no nodes in this file", path.trim()))
+        }
+        None => {
+            let empty = "no nodes were given: use --redis, REDIS_URLS, REDGUARD_NODES_FILE, or \
+                         `nodes` in /etc/redguard.toml";
+            (spec::parse_list(&text)?, empty.to_owned())
+        }
+    };
+    match nodes.is_empty() {
+        true => Err(Failure::usage(empty)),
+        false => Ok(nodes),
     }
-    Ok(nodes)
+}
+
+/// Returns a variable of the environment, `None` if it is not set or blank. One that cannot be read
+/// is an error: the next source may name other nodes.
+fn variable(name: &str) -> Result<Option<String>> {
+    match env::var(name) {
+        Ok(text) => Ok(Some(text).filter(|text| !text.trim().is_empty())),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => Err(Failure::usage(format!("{name}: not UTF-8"))),
+    }
+}
+
+/// Reads a file of nodes, without the mark that some editors write before UTF-8.
+fn read_list(path: &str) -> Result<String> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned()),
+        Err(error) => Err(Failure::usage(format!("{path:?}: {error}"))),
+    }
 }
 
 fn user_file() -> Option<PathBuf> {

@@ -1,16 +1,22 @@
 //! The texts behind the options in `--help` and in the manual pages.
 
 pub(crate) const TOP: &str = "\
-redguard run --key backup --no-wait -- pg_dump shop   as flock(1), on any number of machines
-redguard status backup                                who holds it, and until when
-redguard list 'shop:*'; redguard watch                who holds what
-redguard doctor                                       are the nodes fit for locks?
+redguard run --key backup --no-wait -- pg_dump shop  as flock(1), across machines
+redguard status backup                               its holder, and until when
+redguard list 'shop:*'; redguard watch               all holders
+redguard doctor                                      are the nodes fit?
 
-Statuses: 64 usage, 69 no quorum of nodes, 71 system, 77 access denied; see each command.
-Nodes: host, host:port, redis://user:password@host:port/db, rediss://…, unix:///path,
-redis+sentinel://host+host/MASTER, redis+cluster://host+host; the same list for all programs.";
+Statuses: 64 usage, 69 no quorum of nodes, 71 system, 77 access denied; see each
+command. Nodes: host, host:port, redis://user:password@host:port/db, rediss://…,
+unix:///path, redis+sentinel://host+host/MASTER, redis+cluster://host+host; the
+same list for all programs, or REDIS_URLS, REDGUARD_NODES_FILE, redguard.toml.";
 
 pub(crate) const RUN: &str = "\
+Status: the command's; 64 usage, 69 no quorum, 70 lock lost, 71 system, 75 held,
+77 denied, 126-127 no command. See also `redguard --help`, `redguard man run`.";
+
+/// For the manual page.
+pub(crate) const RUN_PAGE: &str = "\
 Environment: REDGUARD_KEY, _TTL (seconds), _OWNER; _FENCING_TOKEN (--fenced), _PERMIT (-n).
 While renewals fail: TERM `--grace` before the lock ends, KILL at its end; the status is then 70.
 Unlike flock(1) the lock ends with the command, not with its children (see --wait-for-group).

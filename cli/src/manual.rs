@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use clap::builder::StyledStr;
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
@@ -57,10 +58,15 @@ fn pages(top: &Command) -> Vec<Command> {
     std::iter::once(top.clone()).chain(subs).collect()
 }
 
+fn notes_of(page: &Command) -> Option<&StyledStr> {
+    page.get_after_long_help().or(page.get_after_help())
+}
+
 fn render(page: Command) -> Result<Vec<u8>> {
-    let notes = page.get_after_help().map(ToString::to_string);
+    let notes = notes_of(&page).map(ToString::to_string);
     let mut text = Vec::new();
-    Man::new(page.after_help(None::<&str>)).render(&mut text)?;
+    let page = page.after_help(None::<&str>).after_long_help(None::<&str>);
+    Man::new(page).render(&mut text)?;
     notes_section(&notes.unwrap_or_default()).to_writer(&mut text)?;
     Ok(text)
 }
@@ -106,7 +112,7 @@ mod tests {
         let mut top = Cli::command();
         top.build();
         for page in pages(&top) {
-            let lines = page.get_after_help().unwrap().to_string();
+            let lines = notes_of(&page).unwrap().to_string();
             let text = String::from_utf8(render(page).unwrap()).unwrap();
             let (options, notes) = text.split_once(".SH NOTES\n").unwrap();
             assert!(!options.contains("EXTRA"), "{options}");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use redguard::{
-    CancelToken, Config, Error, LockOptions, Locker, LossReason, Nodes, RedisLocker, RedisRwLocker,
-    RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
+    CancelToken, Config, Error, LocalLocker, LocalSemaphore, LockOptions, Locker, LossReason,
+    Nodes, RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
 };
 use serde_json::json;
 
@@ -96,6 +96,34 @@ pub(crate) fn start(
 }
 
 impl Plan {
+    /// Checks what the library otherwise refuses only once a quorum is connected, which may take for
+    /// ever.
+    pub(crate) fn validate(&self) -> Result<()> {
+        if self.grace > self.ttl / 2 {
+            let line = "--grace is at most half of --ttl, because renewals begin after a third";
+            return Err(Failure::usage(line));
+        }
+        let quarantine = self.options.quarantine.or(self.settings.quarantine);
+        if quarantine.is_some_and(|max_ttl| self.ttl > max_ttl) {
+            return Err(Failure::usage("--quarantine is at least the longest --ttl"));
+        }
+        self.acquire_here().map_err(|error| self.failure(error))
+    }
+
+    /// Acquires the lock in this process alone, by which the library checks names, TTL and permits.
+    fn acquire_here(&self) -> std::result::Result<(), Error> {
+        if let Some(permits) = self.options.permits {
+            LocalSemaphore::new(permits)?;
+        }
+        let options = LockOptions::new(self.ttl);
+        let guard = LocalLocker::new().acquire_all(&self.keys(), &options)?;
+        guard.release()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.options.key.iter().map(String::as_str).collect()
+    }
+
     fn acquire(
         &self,
         progress: &Progress,
@@ -185,7 +213,7 @@ impl Plan {
         events: &Sender<Event>,
     ) -> std::result::Result<Guard, Error> {
         let options = self.lock_options(progress, events);
-        let keys: Vec<&str> = self.options.key.iter().map(String::as_str).collect();
+        let keys = self.keys();
         let first = keys.first().copied().unwrap_or_default();
         if let Some(permits) = self.options.permits {
             let semaphore = RedisSemaphore::new(nodes, first, permits)?;

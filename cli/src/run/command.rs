@@ -55,17 +55,22 @@ pub(crate) fn start(
         spawn(&mut shell, variables, setup, own_group)
     });
     let pid = spawned.map_err(|error| {
-        let kind = match error.kind() {
-            io::ErrorKind::NotFound => Kind::NotFound,
-            _ => Kind::NotExecutable,
-        };
-        Failure::new(kind, format!("{}: {error}", program.display()))
+        Failure::new(kind_of(&error), format!("{}: {error}", program.display()))
     })?;
     Ok(Running {
         pid,
         has_own_group: own_group,
         ended: None,
     })
+}
+
+fn kind_of(error: &io::Error) -> Kind {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => Kind::NotFound,
+        // Without processes, memory or descriptors no command can be started.
+        Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => Kind::System,
+        _ => Kind::NotExecutable,
+    }
 }
 
 fn spawn(

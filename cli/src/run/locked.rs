@@ -44,10 +44,7 @@ pub(crate) fn run(
         settings,
         start,
     };
-    if plan.grace > ttl / 2 {
-        let line = "--grace is at most half of --ttl, because renewals begin after a third";
-        return Err(Failure::usage(line));
-    }
+    plan.validate()?;
     let (owner, grace) = (plan.owner.clone(), plan.grace);
     let (events, inbox) = mpsc::channel();
     let progress = Arc::new(Progress::default());

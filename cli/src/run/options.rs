@@ -13,56 +13,77 @@ const MAX_GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RunOptions {
-    /// Name of the lock; several are acquired as one lock
+    /// Name of the lock; several are one lock
     #[arg(long, short, required = true, value_name = "NAME")]
     pub(crate) key: Vec<String>,
-    /// Longest wait, for a held lock and for nodes [default: no limit]
+    /// Longest wait, for nodes, too [default: no limit]
     #[arg(long, short, value_name = "TIME", value_parser = duration::parse)]
     pub(crate) wait: Option<Duration>,
     /// Do not wait: the same as --wait 0
     #[arg(long, conflicts_with = "wait")]
     pub(crate) no_wait: bool,
-    /// Share it with others of --shared; excludes --exclusive
+    /// Take the read lock of NAME
+    ///
+    /// It is shared with others of --shared and excludes --exclusive.
     #[arg(long, short, conflicts_with_all = ["exclusive", "permits", "fenced", "at_least"])]
     pub(crate) shared: bool,
-    /// Hold it alone; excludes --shared
+    /// Take the write lock of NAME
+    ///
+    /// It excludes --shared and --exclusive.
     #[arg(long, short = 'x', conflicts_with_all = ["permits", "at_least"])]
     pub(crate) exclusive: bool,
-    /// Hold one of N permits of the semaphore KEY
+    /// Take one of the N permits of the semaphore NAME
     #[arg(long, short = 'n', value_name = "N", conflicts_with_all = ["fenced", "at_least"])]
     pub(crate) permits: Option<u32>,
     /// Draw a fencing token
+    ///
+    /// It grows from holder to holder, for the store that the command writes to.
     #[arg(long)]
     pub(crate) fenced: bool,
-    /// Keep it for at least this long, against late clocks of other hosts
+    /// Keep it at least so long after the acquire
+    ///
+    /// So that a host with a late clock does not run a short job again.
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(crate) at_least: Option<Duration>,
-    /// How long the lock outlives redguard or its network [default: 30s]
+    /// How long it outlives redguard [default: 30s]
+    ///
+    /// It also outlives the network of redguard for so long, and is renewed after a third of it.
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(crate) ttl: Option<Duration>,
     /// Owner label for operators [default: HOST/PID]
     #[arg(long, value_name = "LABEL")]
     pub(crate) owner: Option<String>,
-    /// Nodes that have just started do not vote for this long
+    /// Nodes do not vote for so long after their start
+    ///
+    /// For nodes that forget locks when they restart. All clients need the same.
     #[arg(long, value_name = "MAX_TTL", value_parser = duration::parse)]
     pub(crate) quarantine: Option<Duration>,
     /// Status if the lock is held [default: 75]
     #[arg(long, short = 'E', value_name = "N")]
     pub(crate) conflict_exit_code: Option<u8>,
-    /// If the lock is lost: `kill` the command, or `warn` [default: kill]
+    /// `kill` the command, or `warn` [default: kill]
+    ///
+    /// If the lock is lost.
     #[arg(long, value_enum, value_name = "HOW", default_value_t = OnLost::Kill)]
     #[arg(hide_possible_values = true, hide_default_value = true)]
     pub(crate) on_lost: OnLost,
-    /// Time from TERM to the end of the lock [default: 5s, at most TTL/3]
+    /// From TERM to KILL at a loss [default: 5s, TTL/3]
+    ///
+    /// The default is the shorter of the two.
+    /// TERM is sent so long before the lock ends, while renewals fail.
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(crate) grace: Option<Duration>,
-    /// Own process group for the command [default: without terminal]
+    /// Own process group [default: without terminal]
+    ///
+    /// For the command, and signals go to all of it.
     #[arg(long, short)]
     pub(crate) group: bool,
-    /// No process group of its own [default: with terminal]
+    /// No own process group [default: with terminal]
     #[arg(long, conflicts_with_all = ["group", "wait_for_group"])]
     pub(crate) no_group: bool,
-    /// Hold the lock until all of the group has ended; implies --group
+    /// Hold the lock until the whole group has ended
+    ///
+    /// Implies --group.
     #[arg(long)]
     pub(crate) wait_for_group: bool,
     /// Kill the command if redguard is killed (Linux)

@@ -15,7 +15,10 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::SigSet;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 use crate::run::signals::{Received, Receiver};
 use crate::sys::{ChildSetup, MissedSignals, RECORD, WHICH_SO_FAR};
@@ -28,6 +31,9 @@ const GRACE: Duration = Duration::from_millis(20);
 
 const POLL: Duration = Duration::from_millis(1);
 
+/// How long the witness may be silent, in ms, before it is looked at.
+const ANSWER_POLL: u8 = 20;
+
 /// How long a sighting is kept for its signal.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
@@ -37,6 +43,7 @@ const WHICH: u8 = b'?';
 /// The witness, as `run` has it. It ends with its pipe.
 #[derive(Debug)]
 pub(crate) struct Witness {
+    pid: Pid,
     questions: ChildStdin,
     answers: ChildStdout,
     seen: VecDeque<(Received, Instant)>,
@@ -59,6 +66,7 @@ impl Witness {
         let mut process = command.spawn()?;
         match (process.stdin.take(), process.stdout.take()) {
             (Some(questions), Some(answers)) => Ok(Witness {
+                pid: Pid::from_raw(process.id().cast_signed()),
                 questions,
                 answers,
                 seen: VecDeque::new(),
@@ -94,8 +102,26 @@ impl Witness {
         }
     }
 
+    /// Blocks until an answer can be read. A witness that was stopped, with its whole group and by a
+    /// signal that cannot be blocked, is continued: else a lost lock would not end the command.
+    fn await_answer(&self) -> io::Result<()> {
+        let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED;
+        loop {
+            let mut asked = [PollFd::new(self.answers.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut asked, PollTimeout::from(ANSWER_POLL)) {
+                Ok(1..) => return Ok(()),
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if let Ok(WaitStatus::Stopped(..)) = waitpid(self.pid, Some(flags)) {
+                kill(self.pid, Signal::SIGCONT)?;
+            }
+        }
+    }
+
     fn ask(&mut self) -> io::Result<()> {
         self.questions.write_all(&[WHICH])?;
+        self.await_answer()?;
         let mut count = [0];
         self.answers.read_exact(&mut count)?;
         for _ in 0..count[0] {

@@ -1,6 +1,7 @@
 //! The alternate screen of the terminal. It is left on drop, and the terminal is as it was.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 
 use crossterm::style::{Attribute, Color, Print, ResetColor, SetAttribute, SetForegroundColor};
 use crossterm::terminal::{
@@ -8,6 +9,7 @@ use crossterm::terminal::{
     LeaveAlternateScreen,
 };
 use crossterm::{cursor, queue, terminal};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::output;
 use crate::watch::frame::{Line, Style};
@@ -16,6 +18,18 @@ use crate::watch::frame::{Line, Style};
 pub(crate) fn is_there() -> bool {
     let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
     io::stdout().is_terminal() && io::stdin().is_terminal() && !dumb
+}
+
+/// Returns whether the terminal has been closed, as by the end of an ssh(1) session.
+pub(crate) fn is_gone() -> bool {
+    let stdin = io::stdin();
+    let mut asked = [PollFd::new(stdin.as_fd(), PollFlags::empty())];
+    let closed = PollFlags::POLLHUP | PollFlags::POLLERR;
+    let found = poll(&mut asked, PollTimeout::ZERO);
+    found.is_ok()
+        && asked[0]
+            .revents()
+            .is_some_and(|seen| seen.intersects(closed))
 }
 
 /// The entered alternate screen.

@@ -4,11 +4,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossterm::event::{self, Event, KeyEventKind};
+use crossterm::event::{self, Event, KeyEvent, KeyEventKind};
 
 use crate::args::{Selection, wants_json};
 use crate::config::Settings;
-use crate::failure::{Failure, Kind, Result};
+use crate::failure::{Failure, Result};
 use crate::locks::survey::Seen;
 use crate::output::Output;
 use crate::run::signals;
@@ -45,13 +45,17 @@ pub(crate) fn watch(
     let first = first?;
     let lists = start(rounds, pause, stop.clone())?;
     if !json && screen::is_there() {
-        Table {
+        let mut table = Table {
             title,
             watched: Watched::default(),
             view: View::new(selection.sort),
             stop,
+            keys: read_keys()?,
+        };
+        match table.show(first, &lists) {
+            Err(_) if screen::is_gone() => Ok(0),
+            ended => ended,
         }
-        .show(first, &lists)
     } else {
         write(first, &lists, Output { json })
     }
@@ -89,21 +93,41 @@ fn write(first: Seen, lists: &Receiver<List>, output: Output) -> Result<u8> {
     Ok(0)
 }
 
+/// Reads keys in a thread, because `crossterm` does not return once the terminal is gone. `None` is
+/// any other event, a new size for example.
+fn read_keys() -> Result<Receiver<Option<KeyEvent>>> {
+    let (keys, received) = mpsc::sync_channel(1);
+    let builder = thread::Builder::new().name("keys".to_owned());
+    builder.spawn(move || {
+        while let Ok(event) = event::read() {
+            let key = match event {
+                Event::Key(key) if key.kind != KeyEventKind::Release => Some(key),
+                _ => None,
+            };
+            if keys.send(key).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(received)
+}
+
 /// The table on a terminal.
 struct Table {
     title: String,
     watched: Watched,
     view: View,
     stop: Stop,
+    keys: Receiver<Option<KeyEvent>>,
 }
 
 impl Table {
-    fn show(mut self, first: Seen, lists: &Receiver<List>) -> Result<u8> {
+    fn show(&mut self, first: Seen, lists: &Receiver<List>) -> Result<u8> {
         self.watched.update(Ok(first), Instant::now());
         let screen = Screen::enter()?;
         let mut request = Request::Redraw;
         let mut drawn = Vec::new();
-        while request != Request::Quit && !self.stop.is_set() {
+        while request != Request::Quit && !self.stop.is_set() && !screen::is_gone() {
             match lists.recv_timeout(Duration::ZERO) {
                 Ok(list) => _ = self.watched.update(list, Instant::now()),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -122,7 +146,7 @@ impl Table {
                 screen.draw(&frame.lines)?;
                 drawn = frame.lines;
             }
-            request = self.next_request(frame.page, frame.rows)?;
+            request = self.next_request(frame.page, frame.rows);
             if request == Request::Suspend {
                 screen.leave()?;
                 signals::stop_by(libc::SIGTSTP);
@@ -135,21 +159,11 @@ impl Table {
     }
 
     /// Waits for a key, at most until the next redraw.
-    fn next_request(&mut self, page: usize, rows: usize) -> Result<Request> {
-        if !event::poll(REDRAW).map_err(gone)? {
-            return Ok(Request::Redraw);
-        }
-        match event::read().map_err(gone)? {
-            Event::Key(key) if key.kind != KeyEventKind::Release => {
-                Ok(self.view.press(key, page, rows))
-            }
-            // The size has changed, for example.
-            _ => Ok(Request::Redraw),
+    fn next_request(&mut self, page: usize, rows: usize) -> Request {
+        match self.keys.recv_timeout(REDRAW) {
+            Ok(Some(key)) => self.view.press(key, page, rows),
+            Ok(None) | Err(RecvTimeoutError::Timeout) => Request::Redraw,
+            Err(RecvTimeoutError::Disconnected) => Request::Quit,
         }
     }
-}
-
-/// The terminal is gone.
-fn gone(error: std::io::Error) -> Failure {
-    Failure::new(Kind::Pipe, error.to_string())
 }

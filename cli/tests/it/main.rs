@@ -12,6 +12,7 @@
     reason = "a history is read from top to bottom"
 )]
 
+mod doctor;
 mod loss;
 mod manners;
 mod nodes;

@@ -1,7 +1,9 @@
 //! Sources of nodes and settings, and nodes that are away or hang.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use crate::support::process::{Ended, LONG_TTL, Running, bare, run, tool};
@@ -62,7 +64,59 @@ fn nodes_come_from_options_files_and_variables() {
     assert_eq!(ended.out, "45 me\n", "{ended:?}");
     let missing = run(bare(&["list", "--config", "/no/such/file"]));
     missing.assert(64, &["/no/such/file"]);
-    run(bare(&["list"])).assert(69, &["no nodes were given"]);
+    run(bare(&["list"])).assert(64, &["no nodes were given"]);
+}
+
+#[test]
+fn file_of_nodes_may_come_from_another_system() {
+    let nodes = servers(3);
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("nodes");
+    let text = format!("\u{feff}{}\r\n", addresses(&nodes).replace(',', "\r\n"));
+    fs::write(&list, text).unwrap();
+    let at_list = format!("@{}", list.display());
+    let args = [
+        "run",
+        "--no-wait",
+        "--redis",
+        &at_list,
+        "--key",
+        "k",
+        "--",
+        "true",
+    ];
+    run(bare(&args)).assert(0, &[]);
+}
+
+/// The next source may name other nodes, on which a lock excludes nobody.
+#[test]
+fn source_that_names_no_nodes_is_not_passed_over() {
+    let node = server();
+    let dir = tempfile::tempdir().unwrap();
+    let (empty, missing) = (dir.path().join("empty"), dir.path().join("missing"));
+    fs::write(&empty, "# none\n").unwrap();
+    let no_text = OsStr::from_bytes(b"/nodes\xff");
+    for (name, value, words) in [
+        (
+            "REDGUARD_NODES_FILE",
+            empty.as_os_str(),
+            "no nodes in this file",
+        ),
+        ("REDGUARD_NODES_FILE", missing.as_os_str(), "No such file"),
+        (
+            "REDGUARD_NODES_FILE",
+            no_text,
+            "REDGUARD_NODES_FILE: not UTF-8",
+        ),
+        ("REDIS_URLS", no_text, "REDIS_URLS: not UTF-8"),
+    ] {
+        let mut list = bare(&["list"]);
+        list.env("REDIS_URLS", node.addr()).env(name, value);
+        run(list).assert(64, &[words]);
+    }
+    let mut list = bare(&["list", "--redis", ""]);
+    list.env("REDIS_URLS", node.addr());
+    run(list).assert(64, &["no nodes were given"]);
 }
 
 #[test]
@@ -168,33 +222,6 @@ fn hung_nodes_are_named_and_bound_each_command() {
         assert_eq!(ended.status, 69, "{ended:?}");
         nodes.iter().for_each(|node| assert_named(&ended, node));
     }
-}
-
-#[test]
-fn doctor_says_what_a_hung_node_needs() {
-    let nodes = servers(3);
-    nodes[1].kill();
-    nodes[2].stop().unwrap();
-    let args = [
-        "doctor",
-        "--timeout",
-        "500ms",
-        "--redis",
-        &addresses(&nodes),
-    ];
-    let ended = run(bare(&args));
-    assert_eq!(ended.status, 69, "{ended:?}");
-    let advice = |node: &Server| {
-        let mut lines = ended.out.lines();
-        let is_advice = |line: &&str| line.starts_with(&format!("  {}: ", node.addr()));
-        lines.find(is_advice).unwrap()
-    };
-    assert!(advice(&nodes[1]).contains("start it"), "{ended:?}");
-    let hung = advice(&nodes[2]);
-    assert!(
-        hung.contains("it hangs") && !hung.contains("start it"),
-        "{ended:?}"
-    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `status`, `list`, `watch`, `break`, `doctor`, `completions` and `man`.
+//! `status`, `list`, `watch`, `break`, `completions` and `man`.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -386,67 +386,6 @@ fn watch_takes_a_small_share_of_the_time_of_a_server_with_many_keys() {
     });
     crate::support::process::signal(watching.id().cast_signed(), 15);
     assert_eq!(watching.wait().unwrap().code(), Some(0));
-}
-
-#[test]
-fn doctor_is_content_with_good_nodes_alone() {
-    let start = || {
-        let options = Server::options().append_always();
-        options.start().unwrap()
-    };
-    let nodes = [start(), start(), start()];
-    let args = ["--pings", "20"];
-    let well = run(tool(&addresses(&nodes), "doctor", &args));
-    assert!(
-        well.status == 0 && well.out.ends_with("All is well.\n"),
-        "{well:?}"
-    );
-    for node in &nodes {
-        let keys: Vec<String> = ask(node, &["KEYS", "*"]);
-        // A fence counter stays for 30 days.
-        assert!(keys.iter().all(|key| key.ends_with(":fence")), "{keys:?}");
-    }
-
-    ask::<()>(&nodes[0], &["CONFIG", "SET", "maxmemory", "100mb"]);
-    ask::<()>(
-        &nodes[0],
-        &["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"],
-    );
-    ask::<()>(&nodes[1], &["ACL", "SETUSER", "default", "-incr", "-hset"]);
-    nodes[2].kill();
-    let ill = run(tool(&addresses(&nodes), "doctor", &args));
-    assert_eq!(ill.status, 1, "{ill:?}");
-    for words in ["noeviction", "+incr", "+hset", "refused", "Trial: "] {
-        assert!(ill.out.contains(words), "{words}: {}", ill.out);
-    }
-    let told = run(tool(
-        &addresses(&nodes),
-        "doctor",
-        &["--json", "--pings", "5"],
-    ));
-    let last = objects(&told.out).pop().unwrap();
-    assert_eq!(last["well"], false);
-}
-
-#[test]
-fn doctor_asks_for_rights_without_side_effects() {
-    let node = server();
-    let monitor = connection(&node);
-    drop(monitor);
-    let rule = "on >s3cret ~redguard:* ~{redguard:*}* &redguard:* +client|id +client|kill +info +script|load \
-                +evalsha +set +get +del +pttl +pexpire +ping +time";
-    let rule: Vec<&str> = ["ACL", "SETUSER", "locks"]
-        .into_iter()
-        .chain(rule.split_whitespace())
-        .collect();
-    ask::<()>(&node, &rule);
-    let url = format!("redis://locks:s3cret@{}", node.addr());
-    let ended = run(tool(&url, "doctor", &["--pings", "5"]));
-    assert_eq!(ended.status, 1, "{ended:?}");
-    assert!(!ended.out.contains(": locks need"), "{}", ended.out);
-    for words in ["semaphores need rights", "+zadd", "+zrank", "+publish"] {
-        assert!(ended.out.contains(words), "{words}: {}", ended.out);
-    }
 }
 
 #[test]

@@ -107,6 +107,19 @@ fn watch_gives_the_screen_back_at_a_signal() {
 }
 
 #[test]
+fn watch_ends_with_its_terminal_though_sighup_is_ignored() {
+    let node = server();
+    let addr = node.addr();
+    for trap in ["", "trap '' HUP; "] {
+        let script = format!("{trap}exec {TOOL} watch --timeout {TIMEOUT} --redis {addr}");
+        let mut terminal = Terminal::start("bash", &["-c", &script], 80);
+        terminal.await_text("by name");
+        terminal.hang_up();
+        assert_eq!(terminal.end(), 0, "{trap}");
+    }
+}
+
+#[test]
 fn break_asks_on_a_terminal() {
     let node = server();
     hold(&node, "k", "zoe", 500_000);

@@ -287,6 +287,26 @@ fn interrupt_on_a_terminal_ends_the_wait_and_the_loop_around_it() {
     assert!(!terminal.text().contains("again"), "{}", terminal.text());
 }
 
+/// The witness of the group stays stopped then, and the tool asks it at each signal.
+#[test]
+fn tool_that_is_continued_alone_after_a_stop_of_its_group_passes_signals_on() {
+    let Logged { node, log, tool } = Logged::start(true, &["--ttl", LONG_TTL]);
+    tool.signal(Target::Group, 19);
+    process::await_state(tool.pid(), 'T');
+    for pid in [tool.pid(), log.pid()] {
+        process::signal(pid, 18);
+    }
+    for signal in [10, 12] {
+        tool.signal(Target::Process, signal);
+        log.await_signal(signal);
+    }
+    log.end(7);
+    let (status, text) = tool.end();
+    assert_eq!(status, 7, "{text}");
+    assert_eq!((log.count(10), log.count(12)), (1, 1), "{}", log.text());
+    drop(node);
+}
+
 #[test]
 fn signals_after_the_loss_do_not_delay_the_kill() {
     let (node, log) = (server(), SignalLog::new());

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::process::{Ended, TIMEOUT, bare, detached, run, tool};
+use crate::support::process::{Ended, TIMEOUT, TOOL, bare, detached, run, tool};
 use crate::support::servers::Server;
 use crate::support::{ask, server};
 
@@ -113,6 +113,28 @@ fn command_that_cannot_be_run_is_126_or_127_and_frees_the_lock() {
 }
 
 #[test]
+fn shortage_of_descriptors_is_71_and_frees_the_lock() {
+    let node = server();
+    let addr = node.addr();
+    let mut statuses = Vec::new();
+    // With fewer there is no connection, with more the command is started.
+    for limit in ["5", "6", "7", "8", "9"] {
+        let script = r#"ulimit -n "$0"; exec "$@""#;
+        let mut shell = detached("sh");
+        shell.args(["-c", script, limit, TOOL, "run", "--redis", &addr]);
+        shell.args(["--key", "k", "--", "true"]);
+        let ended = run(shell);
+        let is_told = ended.status != 71 || ended.err.contains("Too many open files");
+        assert!(is_told, "{ended:?}");
+        statuses.push(ended.status);
+        sh(&node, &["--key", "k", "--no-wait"], "true").assert(0, &[]);
+    }
+    assert!(statuses.contains(&71), "{statuses:?}");
+    let others = statuses.iter().find(|status| ![0, 69, 71].contains(status));
+    assert_eq!(others, None, "{statuses:?}");
+}
+
+#[test]
 fn script_without_interpreter_runs_by_the_shell() {
     let node = server();
     let dir = tempfile::tempdir().unwrap();
@@ -181,6 +203,27 @@ fn wrong_usage_is_64_and_one_line() {
         let mut command = bare(args);
         command.env("REDIS_URLS", &addr);
         run(command).assert(64, &[words]);
+    }
+}
+
+#[test]
+fn wrong_usage_is_64_although_the_nodes_are_away() {
+    for (options, words) in [
+        (&["--key", ""][..], "the name is empty"),
+        (&["--key", "k:gate"], "k:gate"),
+        (&["--key", "k", "--key", "k"], "duplicate name"),
+        (&["--key", "k", "--ttl", "1ms"], "TTL"),
+        (&["--key", "k", "-n", "0"], "0 permits"),
+        (&["--key", "k", "-n", "9999"], "9999 permits"),
+        (
+            &["--key", "k", "--ttl", "2m", "--quarantine", "1m"],
+            "--quarantine",
+        ),
+        (&["--key", "k", "--owner", ""], "owner_label"),
+    ] {
+        let common = ["run", "--redis", UNREACHABLE, "--wait", "1"];
+        let args = [&common[..], options, &["--", "true"]].concat();
+        run(bare(&args)).assert(64, &[words]);
     }
 }
 

@@ -2,21 +2,29 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::pty::{Winsize, openpty};
 
 use crate::support::process::{WITH_DEFAULTS, clean};
 use crate::support::{eventually, eventually_or};
+
+/// How often, in ms, the reader looks whether the terminal is to be closed.
+const POLL: u8 = 10;
 
 pub(crate) struct Terminal {
     keyboard: Option<File>,
     screen: Arc<Mutex<Vec<u8>>>,
     child: Child,
     reader: JoinHandle<()>,
+    closes: Arc<AtomicBool>,
 }
 
 impl Terminal {
@@ -38,6 +46,10 @@ impl Terminal {
             ws_ypixel: 0,
         };
         let pty = openpty(Some(&size), None).unwrap();
+        // Else the terminal would not end before the processes that other tests start.
+        for end in [&pty.master, &pty.slave] {
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+        }
         let slave = File::from(pty.slave);
         let mut command = Command::new("setsid");
         command.arg("--ctty").args(WITH_DEFAULTS);
@@ -51,20 +63,26 @@ impl Terminal {
         drop(command); // closes our copies of the slave
         let master = File::from(pty.master);
         let screen = Arc::new(Mutex::new(Vec::new()));
-        let shown = Arc::clone(&screen);
-        let mut reader = master.try_clone().unwrap();
-        let reader = thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(length @ 1..) = reader.read(&mut bytes) {
-                shown.lock().unwrap().extend(&bytes[..length]);
-            }
-        });
+        let closes = Arc::new(AtomicBool::new(false));
+        let reader = {
+            let (source, shown) = (master.try_clone().unwrap(), Arc::clone(&screen));
+            let closes = Arc::clone(&closes);
+            thread::spawn(move || read(source, &shown, &closes))
+        };
         Terminal {
             keyboard: Some(master),
             screen,
             child,
             reader,
+            closes,
         }
+    }
+
+    /// Closes the terminal, as the end of an ssh(1) session does.
+    pub(crate) fn hang_up(&mut self) {
+        self.closes.store(true, Ordering::Release);
+        eventually("the reader ends", || self.reader.is_finished());
+        self.keyboard = None;
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -107,6 +125,21 @@ impl Terminal {
         status
             .code()
             .unwrap_or_else(|| 128 + status.signal().unwrap())
+    }
+}
+
+/// Collects what is written to the terminal. A thread in `read` would keep the terminal open.
+fn read(mut source: File, shown: &Mutex<Vec<u8>>, closes: &AtomicBool) {
+    let mut bytes = [0; 4096];
+    while !closes.load(Ordering::Acquire) {
+        let mut asked = [PollFd::new(source.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut asked, POLL) == Ok(0) {
+            continue;
+        }
+        match source.read(&mut bytes) {
+            Ok(length @ 1..) => shown.lock().unwrap().extend(&bytes[..length]),
+            _ => return,
+        }
     }
 }
 
