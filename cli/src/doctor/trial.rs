@@ -36,7 +36,7 @@ impl Trial {
 /// If no quorum can be connected.
 pub(crate) fn run(config: Config) -> Result<Vec<Trial>, Error> {
     let nodes = Nodes::connect(config)?;
-    let name = format!("redguard-doctor-{}", std::process::id());
+    let name = name();
     let options = LockOptions::new(TTL).wait_for(Duration::ZERO);
     let fenced = options.clone().fencing(true);
     let locker = RedisLocker::new(&nodes);
@@ -55,6 +55,31 @@ pub(crate) fn run(config: Config) -> Result<Vec<Trial>, Error> {
     ];
     let _ = nodes.shutdown(Duration::ZERO);
     Ok(trials)
+}
+
+/// Acquires and releases a lock on one node alone. Returns why the node does not grant it, which the
+/// trials of a quorum do not show. A missing right and a replica are told otherwise.
+pub(crate) fn refusal(config: Config) -> Option<String> {
+    let options = LockOptions::new(TTL).wait_for(Duration::ZERO);
+    let trial = Nodes::connect(config).and_then(|nodes| {
+        let guard = RedisLocker::new(&nodes).acquire(&name(), &options)?;
+        let released = guard.release();
+        let _ = nodes.shutdown(Duration::ZERO);
+        released
+    });
+    match trial {
+        Err(error) if !error.is_denied() => Some(match &error {
+            Error::InsufficientQuorum { causes, .. } if causes.len() == 1 => {
+                causes[0].failure.to_string()
+            }
+            error => error.to_string(),
+        }),
+        _ => None,
+    }
+}
+
+fn name() -> String {
+    format!("redguard-doctor-{}", std::process::id())
 }
 
 fn trial(kind: &'static str, work: impl FnOnce() -> Result<(), Error>) -> Trial {

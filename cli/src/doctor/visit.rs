@@ -9,6 +9,7 @@ use crate::doctor::trial::{self, Trial};
 use crate::failure::{NO, Result};
 use crate::library;
 use crate::nodes::fan_out::{Absent, Nodes};
+use crate::nodes::spec::NodeSpec;
 use crate::output::{Output, table};
 
 const COLUMNS: [&str; 7] = [
@@ -27,9 +28,14 @@ pub(crate) fn doctor(settings: &Settings, pings: u32, output: Output) -> Result<
     let answers = nodes.ask(|connection| examine(connection, &settings.prefix, pings));
     let names: Vec<String> = nodes.names().map(str::to_owned).collect();
     let mut report = Report::default();
-    for (name, servers) in names.iter().zip(&answers.by_node) {
+    let specs = names.iter().zip(&settings.nodes);
+    for ((name, spec), servers) in specs.zip(&answers.by_node) {
         match servers {
-            Some(servers) => report.add_node(name, servers, settings),
+            Some(servers) => {
+                let is_replica = servers.iter().any(|facts| facts.is_replica);
+                let refusal = (!is_replica).then(|| refusal_of(spec, settings)).flatten();
+                report.add_node(name, servers, refusal.as_deref(), settings);
+            }
             None => {
                 let absent = answers.absent.iter().filter(|absent| absent.node == *name);
                 absent.take(1).for_each(|absent| report.add_absent(absent));
@@ -47,6 +53,16 @@ pub(crate) fn doctor(settings: &Settings, pings: u32, output: Output) -> Result<
     Ok(if report.advice.is_empty() { 0 } else { NO })
 }
 
+/// Returns why a node grants no lock, if it does not. A node that has just started may be in
+/// quarantine, and that is no fault.
+fn refusal_of(spec: &NodeSpec, settings: &Settings) -> Option<String> {
+    trial::refusal(library::config(&Settings {
+        nodes: vec![spec.clone()],
+        quarantine: None,
+        ..settings.clone()
+    }))
+}
+
 #[derive(Default)]
 struct Report {
     rows: Vec<[String; 7]>,
@@ -56,13 +72,20 @@ struct Report {
 }
 
 impl Report {
-    fn add_node(&mut self, name: &str, servers: &[Facts], settings: &Settings) {
+    fn add_node(
+        &mut self,
+        name: &str,
+        servers: &[Facts],
+        refusal: Option<&str>,
+        settings: &Settings,
+    ) {
         let has_quarantine = settings.quarantine.is_some();
         for facts in servers {
             // The masters of a cluster are members of it by right.
             let mut facts = facts.clone();
             facts.is_cluster &= servers.len() == 1 && !name.starts_with("cluster(");
-            let advice = advice::of_server(&facts, settings.timeout, has_quarantine);
+            let mut advice = advice::of_server(&facts, settings.timeout, has_quarantine);
+            advice.extend(refusal.map(|cause| format!("no lock can be had there: {cause}")));
             let mut object = facts.object();
             object["node"] = name.into();
             object["advice"] = json!(advice);

@@ -46,6 +46,23 @@ fn doctor_is_content_with_good_nodes_alone() {
     assert_eq!(last["well"], false);
 }
 
+/// Beside two others that grant every lock.
+#[test]
+fn doctor_names_a_node_that_grants_no_lock() {
+    let start = |memory: &str| {
+        let options = Server::options().append_always();
+        options.arg("--maxmemory", memory).start().unwrap()
+    };
+    let nodes = [start("0"), start("1"), start("0")];
+    let ended = run(tool(&addresses(&nodes), "doctor", &["--pings", "5"]));
+    assert_eq!(ended.status, 1, "{ended:?}");
+    let (_, advice) = ended.out.split_once("To change:\n").unwrap();
+    assert_eq!(advice.lines().count(), 1, "{advice}");
+    for words in [&*nodes[1].addr(), "no lock can be had", "OOM"] {
+        assert!(advice.contains(words), "{words}: {advice}");
+    }
+}
+
 #[test]
 fn doctor_asks_for_rights_without_side_effects() {
     let node = server();
