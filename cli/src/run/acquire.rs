@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use redguard::{
-    CancelToken, Config, Error, LocalLocker, LocalSemaphore, LockOptions, Locker, LossReason,
-    Nodes, RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker, Semaphore,
+    CancelToken, Config, Error, Holder, LocalLocker, LocalSemaphore, LockGuard, LockOptions,
+    Locker, LossReason, Nodes, RedisLocker, RedisRwLocker, RedisSemaphore, RetryPolicy, RwLocker,
+    Semaphore,
 };
 use serde_json::json;
 
@@ -19,6 +20,12 @@ use crate::notes::Notes;
 use crate::run::Event;
 use crate::run::guard::Guard;
 use crate::run::options::RunOptions;
+
+/// The time after which the library ends a split vote as contended (its rule L1).
+const SPLIT_VOTE: Duration = Duration::from_millis(50);
+
+/// How often an attempt without a wait is repeated after a split vote.
+const MAX_REPEATS: u32 = 8;
 
 /// The lock to acquire, and its options.
 pub(crate) struct Plan {
@@ -213,8 +220,7 @@ impl Plan {
         events: &Sender<Event>,
     ) -> std::result::Result<Guard, Error> {
         let options = self.lock_options(progress, events);
-        let keys = self.keys();
-        let first = keys.first().copied().unwrap_or_default();
+        let first = self.keys().first().copied().unwrap_or_default();
         if let Some(permits) = self.options.permits {
             let semaphore = RedisSemaphore::new(nodes, first, permits)?;
             semaphore.acquire(&options).map(Guard::Permit)
@@ -226,7 +232,32 @@ impl Plan {
             locker.acquire_write(first, &options).map(Guard::Write)
         } else {
             let locker = RedisLocker::new(nodes);
-            locker.acquire_all(&keys, &options).map(Guard::Lock)
+            self.acquire_exclusive(&locker, &options).map(Guard::Lock)
+        }
+    }
+
+    /// Acquires an exclusive lock. Without a wait, an attempt whose split vote nobody has won in
+    /// time is repeated: on a busy machine each of several hosts would give up, and none would run.
+    fn acquire_exclusive(
+        &self,
+        locker: &RedisLocker,
+        options: &LockOptions,
+    ) -> std::result::Result<LockGuard, Error> {
+        let keys = self.keys();
+        let has_no_wait = self.options.wait_limit() == Some(Duration::ZERO);
+        let mut repeats = 0;
+        loop {
+            match locker.acquire_all(&keys, options) {
+                Err(Error::Contended { waited, .. })
+                    if has_no_wait
+                        && waited >= SPLIT_VOTE
+                        && repeats < MAX_REPEATS
+                        && is_free(locker, &keys) =>
+                {
+                    repeats += 1;
+                }
+                result => return result,
+            }
         }
     }
 
@@ -250,6 +281,13 @@ impl Plan {
             None => options,
         }
     }
+}
+
+/// Returns whether no key is on a quorum of nodes.
+fn is_free(locker: &RedisLocker, keys: &[&str]) -> bool {
+    let is_held = |holder: Holder| holder.nodes >= holder.quorum || holder.foreign;
+    let mut holders = keys.iter().map(|key| locker.holder(key));
+    holders.all(|holder| holder.is_ok_and(|holder| !holder.is_some_and(is_held)))
 }
 
 #[cfg(test)]
