@@ -1,7 +1,7 @@
 //! The texts behind the options in `--help` and in the manual pages.
 
 pub(crate) const TOP: &str = "\
-redguard run --key backup --no-wait -- pg_dump shop  as flock(1), across machines
+redguard run --key backup --no-wait -- pg_dump shop  as flock(1), between hosts
 redguard status backup                               its holder, and until when
 redguard list 'shop:*'; redguard watch               all holders
 redguard doctor                                      are the nodes fit?
@@ -22,7 +22,8 @@ While renewals fail: TERM `--grace` before the lock ends, KILL at its end; the s
 Unlike flock(1) the lock ends with the command, not with its children (see --wait-for-group).
 --shared, --exclusive and -n name other locks than KEY without them.
 Status: the command's, or 64 usage, 69 no quorum, 70 lock lost, 71 system, 75 held (-E), 77 access
-denied, 126 not executable, 127 not found, 128+n signal n.";
+denied, 126 not executable, 127 not found, 128+n signal n.
+Nodes and output: see redguard(1).";
 
 pub(crate) const STATUS: &str = "\
 To acquire a lock use `run`: a status is out of date when it is printed. Nodes that are down are
