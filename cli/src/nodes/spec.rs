@@ -112,7 +112,10 @@ impl NodeSpec {
             None if address.starts_with(['/', '.']) => format!("unix://{address}"),
             None => format!("redis://{address}"),
         };
-        url.into_connection_info().map_err(|_| refuse())
+        let info = url.into_connection_info().map_err(|_| refuse())?;
+        // The name of a library is of no use, and a hung node would be waited for at the connect.
+        let settings = info.redis_settings().clone().set_skip_set_lib_name();
+        Ok(info.set_redis_settings(settings))
     }
 }
 

@@ -171,6 +171,18 @@ fn hung_node_costs_a_run_less_than_its_time_limit() {
     });
 }
 
+/// Of its limits for a connect, of five times the limit of a reply, it takes none.
+#[test]
+fn hung_node_costs_a_list_only_the_limits_of_two_replies() {
+    let nodes = servers(3);
+    nodes[2].stop().unwrap();
+    let start = Instant::now();
+    let args = ["list", "--timeout", "1s", "--redis", &addresses(&nodes)];
+    run(bare(&args)).assert(0, &["no answer"]);
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
 #[test]
 fn hung_nodes_are_named_and_bound_each_command() {
     let nodes = servers(3);
