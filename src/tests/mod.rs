@@ -3,6 +3,8 @@
 #[cfg(all(test, not(loom)))]
 pub(crate) mod background;
 #[cfg(all(test, not(loom)))]
+pub(crate) mod config;
+#[cfg(all(test, not(loom)))]
 pub(crate) mod engine;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod fake_node;

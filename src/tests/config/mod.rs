@@ -1,0 +1,3 @@
+//! What a user sets, validated.
+
+mod settings;
