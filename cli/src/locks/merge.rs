@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::locks::LockKind;
 use crate::locks::inspect::{NameReport, ServerHolder};
-use crate::locks::row::LockRow;
+use crate::locks::row::{LockRow, Waiting};
 
 /// Returns the holders of one name, of each kind, also without a quorum. Where several tokens
 /// compete for one lock, the one on most nodes is shown.
@@ -71,15 +71,6 @@ fn decisive_end(holders: &[&ServerHolder], quorum: usize) -> Option<Duration> {
     ends.sort_by_key(|end| std::cmp::Reverse(end.unwrap_or(Duration::MAX)));
     let decisive = if ends.len() < quorum { 0 } else { quorum - 1 };
     ends[decisive]
-}
-
-/// The waiting processes and writers of a name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Waiting {
-    /// The processes that wait for a release; `None` if no node tells.
-    pub(crate) processes: Option<usize>,
-    /// The owner labels of the waiting writers that have one.
-    pub(crate) writers: Vec<String>,
 }
 
 fn waiting(reports: &[Vec<NameReport>]) -> Waiting {

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use crate::duration::{millis, whole_seconds};
 use crate::locks::LockKind;
-use crate::locks::merge::Waiting;
 use crate::output::shown;
 
 /// The holder of a lock, or of a minority of its grants.
@@ -28,6 +27,15 @@ pub(crate) struct LockRow {
     /// When the lock was acquired, by the clock of its holder.
     pub(crate) since: Option<SystemTime>,
     pub(crate) waiting: Waiting,
+}
+
+/// The waiting processes and writers of a name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// The processes that wait for a release; `None` if no node tells.
+    pub(crate) processes: Option<usize>,
+    /// The owner labels of the waiting writers that have one.
+    pub(crate) writers: Vec<String>,
 }
 
 impl LockRow {

@@ -187,7 +187,7 @@ impl Change {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::locks::merge::Waiting;
+    use crate::locks::row::Waiting;
     use crate::nodes::connection::Trouble;
     use crate::nodes::fan_out::Absent;
 
