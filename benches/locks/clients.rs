@@ -1,4 +1,4 @@
-//! The clients: redguard and the baselines.
+//! Clients of all sides: redguard and the baselines.
 
 use std::time::Duration;
 
@@ -9,17 +9,12 @@ use redguard::{
 
 use crate::Result;
 use crate::baseline::Bare;
+use crate::client::Client;
 use crate::pipeline::Pipelined;
 use redguard_servers::Server;
 
 /// TTL of every lock here; no lock is held nearly as long.
 const TTL: Duration = Duration::from_secs(10);
-
-/// One thread's client, which acquires and releases an uncontended lock.
-pub(crate) trait Client: Send {
-    fn acquire(&mut self) -> Result<()>;
-    fn release(&mut self) -> Result<()>;
-}
 
 /// A side of a row.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use redguard::{Locker, OnDrop, RedisLocker};
 
 use crate::Result;
 use crate::clients;
-use crate::extra_rows::word;
+use crate::format::word;
 use redguard_servers::Server;
 
 const TTL: Duration = Duration::from_secs(30);

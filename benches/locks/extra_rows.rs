@@ -8,6 +8,7 @@ use std::time::Duration;
 use redguard::{Error, Locker, OnDrop, RedisLocker};
 
 use crate::contention::{contended, handed_over, threads};
+use crate::format::word;
 use crate::proc_stats::{of_a_core, processor_time};
 use crate::renewal::renewed;
 use crate::{Result, clients, outage, overhead};
@@ -74,10 +75,6 @@ pub(crate) const EXTRAS: [Extra; 16] = [
 ];
 
 const TTL: Duration = Duration::from_secs(30);
-
-pub(crate) fn word(ok: bool) -> &'static str {
-    if ok { "ok" } else { "short" }
-}
 
 fn waiting(servers: &[Server], short: bool, threads: usize) -> Result<String> {
     let watched = Duration::from_secs(if short { 1 } else { 5 });

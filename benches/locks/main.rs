@@ -11,10 +11,12 @@
 
 mod alloc_counter;
 mod baseline;
+mod client;
 mod clients;
 mod contention;
 mod environment;
 mod extra_rows;
+mod format;
 mod measurement;
 mod outage;
 mod overhead;

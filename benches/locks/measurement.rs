@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::clients::Client;
+use crate::client::Client;
 use crate::proc_stats::Usage;
 use redguard_servers::Server;
 

@@ -6,7 +6,7 @@ use redguard::{Config, LockGuard, Locker, OnDrop, RedisLocker, RetryPolicy};
 
 use crate::Result;
 use crate::clients;
-use crate::extra_rows::word;
+use crate::format::word;
 use redguard_servers::Server;
 
 const TTL: Duration = Duration::from_secs(60);

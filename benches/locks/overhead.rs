@@ -6,8 +6,9 @@ use std::{array, thread};
 
 use redguard::{LockGuard, Locker, OnDrop, RedisLocker};
 
-use crate::clients::{self, Client, Side};
-use crate::extra_rows::word;
+use crate::client::Client;
+use crate::clients::{self, Side};
+use crate::format::word;
 use crate::{Result, alloc_counter, proc_stats};
 use redguard_servers::Server;
 

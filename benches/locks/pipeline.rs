@@ -14,7 +14,7 @@ use redis::{Cmd, Connection, Script, Value};
 
 use crate::Result;
 use crate::baseline::{RELEASE, connect};
-use crate::clients::Client;
+use crate::client::Client;
 
 /// The largest number of requests in one pipeline.
 const MAX_BATCH: usize = 256;

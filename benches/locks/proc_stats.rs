@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
-use crate::extra_rows::word;
+use crate::format::word;
 use redguard_servers::Server;
 
 /// What this process and the servers have used so far.

@@ -7,7 +7,7 @@ use redguard::{LockGuard, LockOptions, Locker, OnDrop, RedisLocker};
 
 use crate::Result;
 use crate::clients;
-use crate::extra_rows::word;
+use crate::format::word;
 use crate::proc_stats::{of_a_core, processor_time, thread_count};
 use redguard_servers::Server;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redguard::OnDrop;
 
 use crate::clients::Side;
-use crate::extra_rows::word;
+use crate::format::word;
 use crate::measurement::{self, COLUMNS, Sample};
 use crate::stats::spread;
 use crate::{Result, once_more};
