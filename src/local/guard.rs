@@ -1,24 +1,25 @@
-//! Acquires keys in this process, and releases or hands them off.
+//! The entries that a thread holds: attaches the lease, releases them or hands them off.
 //!
 //! A [`LocalGuard`] holds the entries of a lock's keys while its thread asks the nodes and while it
 //! holds the lock. It never asks a node: the engine does, and attaches the lease.
 //!
-//! An uncontended acquire locks the table twice: to enter the entries, and to attach the lease.
+//! An uncontended acquire locks the table twice: to enter the entries (`local/acquire.rs`), and to
+//! attach the lease.
+//!
+//! Tests: `src/tests/local/lock_table.rs`, also under loom; `src/tests/engine/handoff.rs`.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::settings::TtlLimits;
-use crate::local::entry::{AccessMode, KeyEntry, LocalRequest, Refusal};
+use crate::local::entry::{AccessMode, KeyEntry};
 use crate::local::handoff::{FormerRelease, Handoff, HandoffOffer, HandoffTarget};
-use crate::local::lock_table::{LockTable, LockTableState};
-use crate::protocol::key::Key;
+use crate::local::lock_table::LockTable;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::lease::Lease;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::primitives::MutexGuard;
-use crate::time::{clock, deadline};
+use crate::time::clock;
 use crate::transport::inbox::Inbox;
 
 /// Holds the entry of each of a lock's keys until it is dropped, unless a waiter evicts it.
@@ -68,88 +69,10 @@ impl HasKeys for Arc<Lease> {
     }
 }
 
-impl LockTable {
-    /// Acquires the entry of a single key without queueing. Returns `None` if the thread must
-    /// queue, or if there are several keys; then the caller calls [`acquire`](LockTable::acquire).
-    ///
-    /// Never blocks on another holder. Ignores the offer and the deadline.
-    ///
-    /// # Errors
-    /// - `Closed` if the table is closed, or in a forked child.
-    /// - `PermitCountMismatch` if the semaphore is in use with another number of permits.
-    pub(crate) fn try_acquire(
-        self: &Arc<Self>,
-        request: &LocalRequest<'_>,
-    ) -> Result<Option<LocalGuard>, Refusal> {
-        let Some(key) = request.keys.single() else {
-            return Ok(None);
-        };
-        let mut state = self.lock_open()?;
-        let ticket = state.next_ticket();
-        let entry = state.entries.entry(key.clone());
-        let entry = entry.or_insert_with(KeyEntry::new);
-        let is_entered = entry.try_enter(ticket, request)?;
-        drop(state);
-        Ok(is_entered.then(|| self.guard(request.keys, ticket)))
-    }
-
-    /// Acquires the entries of all keys. Blocks until the thread holds them, is cancelled, or the
-    /// deadline passes. Threads are admitted per key in FIFO order.
-    ///
-    /// The keys are acquired in sorted order. A thread that waits for a key holds only keys that
-    /// sort before it, which rules out deadlock.
-    ///
-    /// `on_lost` is called for each lease that this call marked lost, with the table unlocked. It
-    /// must release the token and report the loss (S7).
-    ///
-    /// # Errors
-    /// - `Busy` if the deadline passed.
-    /// - `Cancelled` if the inbox was cancelled.
-    /// - `Closed` if the table is closed, or in a forked child.
-    /// - `PermitCountMismatch` if the semaphore is in use with another number of permits.
-    pub(crate) fn acquire(
-        self: &Arc<Self>,
-        request: &LocalRequest<'_>,
-        on_lost: impl Fn(&Arc<Lease>),
-    ) -> Result<LocalGuard, Refusal> {
-        let mut state = self.lock_open()?;
-        let waiting = QueuedAcquire {
-            table: self,
-            request,
-            ticket: state.next_ticket(),
-            on_lost,
-        };
-        for (acquired, key) in request.keys.as_slice().iter().enumerate() {
-            match waiting.acquire_key(state, key) {
-                Ok(locked) => state = locked,
-                Err(refusal) => {
-                    let acquired = request.keys.as_slice()[..acquired].iter();
-                    acquired.for_each(|key| self.release(key, waiting.ticket, true));
-                    return Err(refusal);
-                }
-            }
-        }
-        drop(state);
-        Ok(self.guard(request.keys, waiting.ticket))
-    }
-
-    /// Locks the table, unless it is closed or belongs to the parent process.
-    fn lock_open(&self) -> Result<MutexGuard<'_, LockTableState>, Refusal> {
-        // First: in a forked child the mutex may never be unlocked.
-        if self.is_forked() {
-            return Err(Refusal::Closed);
-        }
-        let mut state = self.state.lock();
-        if self.is_closed() {
-            return Err(Refusal::Closed);
-        }
-        state.remove_kept();
-        Ok(state)
-    }
-
-    fn guard(self: &Arc<Self>, keys: &KeySet, ticket: u64) -> LocalGuard {
+impl LocalGuard {
+    pub(super) fn new(table: &Arc<LockTable>, keys: &KeySet, ticket: u64) -> LocalGuard {
         LocalGuard {
-            table: Arc::clone(self),
+            table: Arc::clone(table),
             keys: PendingKeys {
                 keys: keys.clone(),
                 is_one_of_many: AtomicBool::new(false),
@@ -157,92 +80,7 @@ impl LockTable {
             ticket: AtomicU64::new(ticket),
         }
     }
-}
 
-/// An acquire that queues where it must, key after key.
-struct QueuedAcquire<'a, F> {
-    table: &'a LockTable,
-    request: &'a LocalRequest<'a>,
-    ticket: u64,
-    on_lost: F,
-}
-
-impl<'a, F: Fn(&Arc<Lease>)> QueuedAcquire<'a, F> {
-    /// Acquires the entry of one key, and blocks in its queue if need be.
-    fn acquire_key(
-        &self,
-        mut state: MutexGuard<'a, LockTableState>,
-        key: &Key,
-    ) -> Result<MutexGuard<'a, LockTableState>, Refusal> {
-        let entry = state.entries.entry(key.clone());
-        let entry = entry.or_insert_with(KeyEntry::new);
-        if entry.try_enter(self.ticket, self.request)? {
-            return Ok(state);
-        }
-        entry.enqueue(self.ticket, self.request);
-        self.wait_in_queue(state, key)
-    }
-
-    fn wait_in_queue(
-        &self,
-        mut state: MutexGuard<'a, LockTableState>,
-        key: &Key,
-    ) -> Result<MutexGuard<'a, LockTableState>, Refusal> {
-        let inbox = self.request.inbox;
-        loop {
-            let now = clock::now();
-            // An entry exists as long as a thread queues for it or holds it.
-            let Some(entry) = state.entries.get_mut(key) else {
-                return Err(Refusal::Closed);
-            };
-            if entry.holder(self.ticket).is_some() {
-                return Ok(state);
-            }
-            if entry.is_first(self.ticket) {
-                let (lost, admitted) = (entry.evict(now), entry.admit());
-                if !lost.is_empty() || !admitted.is_empty() {
-                    drop(state); // unlock before waking and `on_lost`
-                    let others = admitted.iter().filter(|other| !Arc::ptr_eq(other, inbox));
-                    others.for_each(|inbox| inbox.wake());
-                    lost.iter().for_each(&self.on_lost);
-                    state = self.table.state.lock();
-                    continue;
-                }
-            }
-            if let Some(refusal) = self.refusal(entry, now) {
-                let first = entry.leave_queue(self.ticket);
-                drop(state); // unlock before waking
-                first.iter().for_each(|inbox| inbox.wake());
-                return Err(refusal);
-            }
-            let recheck = entry.schedule_recheck(self.ticket, now);
-            let wake_at = deadline::earlier(self.request.deadline, recheck);
-            drop(state); // unlock while asleep
-            inbox.sleep(wake_at);
-            state = self.table.state.lock();
-        }
-    }
-
-    /// Returns why the wait in the queue is over, if it is.
-    fn refusal(&self, entry: &KeyEntry, now: Instant) -> Option<Refusal> {
-        let LocalRequest {
-            mode,
-            inbox,
-            deadline,
-            ..
-        } = *self.request;
-        if self.table.is_closed() {
-            return Some(Refusal::Closed);
-        }
-        if inbox.is_cancelled() {
-            return Some(Refusal::Cancelled);
-        }
-        let is_over = deadline.is_some_and(|deadline| deadline <= now);
-        is_over.then(|| entry.busy_refusal(self.ticket, mode, now))
-    }
-}
-
-impl LocalGuard {
     /// Lets a release without a lease wake no [`TableWatch`](crate::local::acquire_any::TableWatch):
     /// a thread that asks for several locks in turn would wake itself, and others like it.
     pub(crate) fn end_unnoticed(&self) {

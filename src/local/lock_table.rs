@@ -1,8 +1,10 @@
 //! The lock table: threads of one process queue here for a key before the nodes are asked (S8).
 //!
 //! The table decides which thread may ask; it never asks a node. Its mutex is held for table
-//! operations only: never across I/O, a callback, a wake-up or a sleep. `local/guard.rs` acquires
-//! and releases, `local/entry.rs` holds the rules for one key.
+//! operations only: never across I/O, a callback, a wake-up or a sleep. `local/acquire.rs` acquires,
+//! `local/guard.rs` releases, and `local/entry.rs` has the rules for one key.
+//!
+//! Tests: `src/tests/local/lock_table.rs`, also under loom; `src/tests/local/multi_key.rs`.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,5 +1,6 @@
 //! The lock table: which thread of this process may ask the nodes (S8).
 
+pub(crate) mod acquire;
 pub(crate) mod acquire_any;
 pub(crate) mod entry;
 pub(crate) mod guard;
