@@ -11,6 +11,7 @@ pub(crate) mod fencing;
 pub(crate) mod hash_slot;
 pub(crate) mod holder;
 pub(crate) mod key;
+pub(crate) mod key_existence;
 pub(crate) mod key_set;
 pub(crate) mod kind;
 pub(crate) mod lease;
