@@ -3,6 +3,7 @@
 pub(crate) mod listener;
 pub(crate) mod place_sink;
 pub(crate) mod places;
+mod receivers;
 pub(crate) mod reconnect;
 pub(crate) mod shared;
 pub(crate) mod subscription;
