@@ -12,8 +12,8 @@ use crate::config::on_drop::OnDrop;
 use crate::protocol::retry::RetryPolicy;
 use crate::time::human;
 
-/// The settings under the names of the methods of [`Config`]. Those that are left out have their
-/// defaults.
+/// The settings under the names of the methods of [`Config`]. A setting that is left out has its
+/// default.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PlainConfig {

@@ -159,10 +159,12 @@ impl Places {
     }
 
     /// Records that the lock was released and that the node wakes the first process of the list.
-    /// Returns the waiter that does not heed this release, and whether its place is near: one with a
-    /// confirmed place, or one that has not asked for the lock, because the release is mostly that of
-    /// its own process. It checks after `unit`, or after a multiple that grows with the number of
-    /// processes before it; the latter as soon as it has its place.
+    /// Returns the waiter that does not heed this release, and whether its place is near.
+    ///
+    /// A waiter with a confirmed place does not heed it: it checks after `unit`, or after a multiple
+    /// that grows with the number of processes before it. Nor does a waiter that has not asked for
+    /// the lock, because the release is mostly that of its own process: it checks as soon as it has
+    /// its place.
     pub(super) fn note_release(
         &mut self,
         channel: &Channel,

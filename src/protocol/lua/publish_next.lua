@@ -4,7 +4,8 @@
 -- 1. The message in the channel of the key's name says that a process with a place in the list, if
 --    there is one, is woken by a message of its own.
 -- 2. Only if somebody listens, or the holder has waited itself, the first process of the list is taken
---    from it and woken. One that does not listen any more is passed over, a limited number of times.
+--    from it and woken. A process that does not listen any more is passed over, a
+--    limited number of times.
 -- 3. The processes that come within the first `near` of the list are told their places. The others
 --    are not subscribed to the channel of the key's name.
 --

@@ -28,9 +28,9 @@ pub(super) struct NoticedOutage {
 }
 
 impl Checker {
-    /// Checks that what waits for a node does not grow while it is away (L3). What waits once the
-    /// outage is noticed stays, and each lock that is held then may add its release. For a process
-    /// with one connection to each node, and this number of threads.
+    /// Checks that the queue for a node does not grow while the node is away (L3): it keeps the
+    /// requests of the moment at which the outage is noticed, and each lock that is held then may add
+    /// its release. For a process with one connection to each node, and this number of threads.
     pub(crate) fn check_waiting(&self, process: usize, nodes: &Nodes, threads: usize) {
         let away: Vec<bool> = self.network.with(|state, _| {
             let servers = state.servers.iter();

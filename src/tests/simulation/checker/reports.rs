@@ -191,7 +191,7 @@ impl Checker {
         }
     }
 
-    /// Checks that what has happened to each held lock was told in time.
+    /// Checks that each danger and each loss of a held lock was told in time.
     pub(crate) fn check_reports(&self) {
         let wrong = self.with(|state| {
             let held = state.holds.iter();

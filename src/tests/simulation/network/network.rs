@@ -233,7 +233,7 @@ impl NetworkState {
         }
     }
 
-    /// Runs the commands that arrived while the server hung. Those of different connections may
+    /// Runs the commands that arrived while the server hung. Commands of different connections may
     /// run in another order.
     pub(super) fn serve_backlog(&mut self, server: usize, at: Instant) {
         let mut backlog: Vec<_> = self.servers[server].backlog.drain(..).collect();
