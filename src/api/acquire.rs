@@ -2,6 +2,9 @@
 //!
 //! Input is rejected here and in the handles' constructors, before anything blocks; the layers
 //! below validate nothing. A name is parsed before the TTL, so an invalid name is reported first.
+//!
+//! Tests: `tests/it/locks/conformance.rs`, `rw_conformance.rs`, `semaphore.rs`; beside `ttl.rs` and
+//! `key_set.rs` in `protocol/`.
 
 use std::sync::Arc;
 

@@ -1,4 +1,8 @@
 //! Guards: a program holds a lock while it keeps the guard in scope.
+//!
+//! A guard decides nothing about its lock: it passes each call on to `guard_inner.rs`.
+//!
+//! Tests: `tests/it/locks/conformance.rs`, `expiry.rs`, `adopt.rs`; `src/tests/engine/leftovers.rs`.
 
 use std::fmt;
 use std::time::Duration;

@@ -1,4 +1,10 @@
 //! The part that all guards share: a lease with its local guard, and the release at its end.
+//!
+//! A drop never panics, is bounded in time, and only warns in a forked child (S13). A lost lock is
+//! never reported as released.
+//!
+//! Tests: `src/tests/engine/leftovers.rs` (drops), `min_hold.rs`, `loss.rs`;
+//! `tests/it/locks/at_the_end.rs`, `processes.rs`.
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;

@@ -1,4 +1,9 @@
 //! Exclusive locks: the trait `Locker`, and its handles on the nodes and in this process alone.
+//!
+//! A handle decides nothing about a lock: it passes its arguments on to `acquire.rs` and the engine.
+//!
+//! Tests: `tests/it/locks/conformance.rs`, `adopt.rs`; `tests/it/nodes/observability.rs` (`holder`,
+//! `force_release`).
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};

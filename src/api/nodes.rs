@@ -1,4 +1,9 @@
 //! `Nodes`: connects to the nodes, reports on them, and shuts them down.
+//!
+//! The last handle or guard that is dropped ends all threads, within a bound. A shutdown deletes no
+//! key that is in use.
+//!
+//! Tests: `src/tests/engine/shutdown.rs`; `tests/it/nodes/connecting.rs`, `observability.rs`.
 
 use std::collections::HashSet;
 use std::fmt;

@@ -1,4 +1,9 @@
 //! Options of a single acquire.
+//!
+//! Nothing here reads a clock or reaches a node.
+//!
+//! Tests: `plain_options.rs` (files of settings); each option in the file of its subject in
+//! `src/tests/engine/`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,8 @@
 //! Read-write locks: the trait `RwLocker`, and its handles on the nodes and in this process alone.
+//!
+//! A handle decides nothing about a lock: it passes its arguments on to `acquire.rs`.
+//!
+//! Tests: `tests/it/locks/rw_conformance.rs`, `rw_processes.rs`; `src/tests/engine/read_write.rs`.
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};

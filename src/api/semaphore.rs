@@ -1,4 +1,8 @@
 //! Semaphores: the trait `Semaphore`, and its handles on the nodes and in this process alone.
+//!
+//! A handle decides nothing about a permit: it passes its arguments on to `acquire.rs`.
+//!
+//! Tests: `tests/it/locks/semaphore.rs`; `src/tests/engine/permits.rs`.
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};

@@ -1,4 +1,8 @@
 //! Watches: a view of a lock for threads beside its holder.
+//!
+//! A watch never keeps a lock alive and never renews it.
+//!
+//! Tests: `src/tests/engine/loss.rs`, `danger.rs`.
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};

@@ -2,6 +2,8 @@
 //!
 //! The thread that marks a lease lost calls [`LossHandler::handle_loss`] exactly once (S7, S11).
 //! Nothing here blocks on a node, and no user callback runs here: the loss notifier runs them.
+//!
+//! Tests: `src/tests/engine/loss.rs`, `validity.rs`.
 
 use std::sync::Arc;
 

@@ -1,4 +1,8 @@
 //! Credentials that a function returns at each connect, because they change while a program runs.
+//!
+//! Nothing here shows a password.
+//!
+//! Tests: `tests/it/nodes/acl.rs`.
 
 use std::fmt;
 use std::sync::Arc;

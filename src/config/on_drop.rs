@@ -1,4 +1,6 @@
 //! `OnDrop`: the release in a guard's drop.
+//!
+//! Tests: `src/tests/engine/leftovers.rs`.
 
 /// Whether a guard's `Drop` waits for its release.
 ///

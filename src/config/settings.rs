@@ -1,4 +1,8 @@
 //! The settings of a `Config`: defaults, and validation of ranges and contradictions.
+//!
+//! Pure: nothing here reaches a server. Past [`Settings::validate`] no setting is checked again.
+//!
+//! Tests: `src/tests/config/settings.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,9 @@
 //! Acquires the first of several keys that is free in this process.
+//!
+//! A thread holds the entry of one key at most, and has a place in no queue: it watches the table,
+//! and tries again when a key becomes free.
+//!
+//! Tests: `src/tests/engine/acquire_any.rs`.
 
 use std::sync::Arc;
 use std::time::Instant;

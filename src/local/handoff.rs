@@ -12,6 +12,8 @@
 //! | takes the handoff, waits for the replies | acquiring | [`Handoff`]       |
 //!
 //! Nothing here may send a request: `engine/handoff.rs` does.
+//!
+//! Tests: beside `entry.rs`; `src/tests/engine/handoff.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,6 @@
 //! A thread that watches several keys of the lock table, as the table sees it.
+//!
+//! Tests: `src/tests/engine/acquire_any.rs`.
 
 use std::sync::Arc;
 

@@ -1,4 +1,8 @@
 //! The argument of an `on_endangered` callback (L5).
+//!
+//! Plain data: it does not change the lock.
+//!
+//! Tests: `src/tests/engine/danger.rs`.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,6 @@
 //! The kinds of locks, and the kinds of leases on them: for one holder or for several (S10).
+//!
+//! Tests: `src/tests/store_conformance/`, for each kind.
 
 /// The kind of a lock. Locks of one name and different kinds are different locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

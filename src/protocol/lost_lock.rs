@@ -1,4 +1,8 @@
 //! The argument of an `on_lost` callback (S11).
+//!
+//! Plain data: it does not change the lock.
+//!
+//! Tests: `src/tests/engine/loss.rs`.
 
 use std::fmt;
 use std::sync::Arc;

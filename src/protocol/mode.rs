@@ -1,4 +1,6 @@
 //! Whether a lock is held on a quorum of nodes or in this process alone (S9).
+//!
+//! Tests: `src/tests/engine/outage.rs`.
 
 use std::fmt;
 

@@ -1,5 +1,7 @@
 //! One operation on one lease, as it is sent to every node. Decides which requests may share a call
 //! and which must keep their order (S4).
+//!
+//! Tests: beside `send_check.rs` and `batch.rs`; `src/tests/transport/pipeline.rs` (order).
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! The Lua scripts, and which of them a connection loads at once.
 //!
-//! Each script is a file in `lua/`; its head states steps, KEYS, ARGV and reply. The keys of a lock
-//! are described in ARCHITECTURE.md, section 8. `lua/prelude/` holds local functions that several
-//! scripts share. The scripts that run per acquire, release and extend repeat such code inline,
-//! because a Lua function costs its creation at every run.
+//! Each script is a file in `protocol/lua/`; its head states steps, KEYS, ARGV and reply. The keys
+//! of a lock are described in ARCHITECTURE.md, section 8. `protocol/lua/prelude/` holds local
+//! functions that several scripts share. The scripts that run per acquire, release and extend repeat
+//! such code inline, because a Lua function costs its creation at every run.
 //!
 //! Rules for a script (S3, S5, S10, L2):
 //!
@@ -15,6 +15,8 @@
 //! - A server without memory refuses a script at its first write that may need memory, and at no
 //!   later one (Redis manual, "Running scripts under low memory conditions"). A script that keeps a
 //!   lock therefore starts with writes that need none (`PEXPIRE`, `ZREMRANGEBYSCORE`, `HDEL`).
+//!
+//! Tests: `src/tests/store_conformance/`, on real servers.
 
 /// Joins the named files of `lua/`.
 macro_rules! lua {

@@ -1,6 +1,8 @@
 //! Callbacks for the events of locks and nodes: [`Observer`].
 //!
 //! An observer is notified of an event and cannot influence it. A panic in a method is caught.
+//!
+//! Tests: `tests/it/nodes/observability.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;

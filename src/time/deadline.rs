@@ -1,6 +1,8 @@
 //! Deadlines: the earliest of several limits, and which limit that is.
 //!
 //! Pure but for [`remaining_timeout`], which reads the clock.
+//!
+//! Tests: beside its users; `src/tests/engine/outage.rs` (which limit ends an acquire).
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! Durations in files of settings, as people write them: `30s`, `1m 30s`, `250ms`. With the feature
 //! `serde`.
+//!
+//! Tests: beside `config/plain.rs` and `api/plain_options.rs`.
 
 use std::time::Duration;
 

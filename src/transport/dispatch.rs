@@ -3,6 +3,8 @@
 //! It never blocks, and it never resends: a request that a connection has accepted belongs to that
 //! connection. A suspect node accepts only releases of leases that it was asked for before, so its
 //! queue does not grow with its outage (L3).
+//!
+//! Tests: `src/tests/transport/connection.rs`; `src/tests/engine/quorum.rs`, `pending.rs`.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;

@@ -1,4 +1,9 @@
 //! A request on its way to a node, and the sink that receives its reply.
+//!
+//! A request that was sent has one reply, or one failure. A reply that no caller waits for is
+//! dropped.
+//!
+//! Tests: `src/tests/transport/pipeline.rs`.
 
 use std::sync::Arc;
 use std::time::Instant;

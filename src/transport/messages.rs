@@ -1,4 +1,6 @@
 //! The messages to a worker, and its reports while it connects for the first time.
+//!
+//! Tests: `src/tests/transport/worker.rs`, `connection.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;

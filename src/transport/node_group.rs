@@ -3,6 +3,8 @@
 //!
 //! It knows no state of a lock: the engine chooses the requests and interprets the verdicts. The
 //! number of nodes is that of the configuration, whichever of them are connected (S1).
+//!
+//! Tests: `src/tests/engine/quorum.rs`; `tests/it/nodes/observability.rs` (health).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

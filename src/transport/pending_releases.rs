@@ -8,6 +8,8 @@
 //! | unanswered (not sent, or in flight at a break) | `take_due` at once |
 //! | refused (error reply) | `take_due` after a delay that doubles with each attempt |
 //! | either | `drop_expired`: the key cannot exist any more |
+//!
+//! Tests: `src/tests/transport/pipeline.rs`; `src/tests/engine/pending.rs` (L3).
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -2,6 +2,8 @@
 //!
 //! It reads the workers' connect events and blocks until `connect_timeout` at most. It ends no
 //! worker: a node that is not connected by then stays configured (S1).
+//!
+//! Tests: `src/tests/engine/outage.rs`; `tests/it/nodes/connecting.rs`.
 
 use std::time::{Duration, Instant};
 

@@ -13,6 +13,8 @@
 //!
 //! "Suspect" is the public word for connecting and overdue. Only the worker, and callers that have
 //! locked the pipeline, write these fields.
+//!
+//! Tests: `src/tests/transport/connection.rs`, `worker.rs`; `src/tests/engine/quorum.rs`.
 
 use std::time::{Duration, Instant};
 

@@ -2,6 +2,8 @@
 //!
 //! No worker starts before all have been built, so that a failure leaves no connection behind. A
 //! shutdown never blocks beyond its deadline.
+//!
+//! Tests: `src/tests/engine/shutdown.rs`; `tests/it/nodes/connecting.rs`.
 
 use std::sync::Arc;
 use std::time::Instant;

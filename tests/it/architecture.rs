@@ -20,8 +20,9 @@ const LAYERS: [&[&str]; 10] = [
     &["error"],
 ];
 
-/// The production code of a file, without comments and test modules. Its path is that below the folder.
+/// The production code of a file, without comments and test modules.
 struct Source {
+    /// Below the folder that was read.
     path: String,
     code: String,
 }
@@ -354,21 +355,39 @@ fn test_names() -> BTreeSet<String> {
     names
 }
 
+/// Returns the paths that the heads (`//!`) of the files below `src/` cite.
+fn paths_of_heads() -> BTreeSet<String> {
+    let mut cited = BTreeSet::new();
+    for path in files_below("src") {
+        let text = fs::read_to_string(path).unwrap();
+        let lines = text.lines().filter(|line| line.starts_with("//!"));
+        let head = lines.collect::<Vec<_>>().join("\n");
+        let prose: String = head.split("```").step_by(2).collect();
+        cited.extend(quoted(&prose).flat_map(cited_paths));
+    }
+    cited
+}
+
 #[test]
-fn files_that_the_document_cites_exist() {
+fn files_that_documents_and_heads_cite_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let files: Vec<_> = ["src", "tests"].into_iter().flat_map(files_below).collect();
     let exists = |path: &String| {
-        // A table that names a folder lists its files without it.
-        let is_file_name = |file: &PathBuf| file.file_name().is_some_and(|name| *name == **path);
+        // A table that names a folder, and the head of a file, cite paths below that folder.
+        let ends_with_path = |file: &PathBuf| file.ends_with(path);
         root.join(path).exists()
             || root.join("src").join(path).exists()
-            || files.iter().any(is_file_name)
+            || files.iter().any(ends_with_path)
     };
     let document = document();
     let cited: BTreeSet<_> = quoted(&document).flat_map(cited_paths).collect();
-    assert!(cited.len() > 50, "no paths were found");
-    let missing: Vec<_> = cited.iter().filter(|path| !exists(path)).collect();
+    let of_heads = paths_of_heads();
+    assert!(
+        cited.len() > 50 && of_heads.len() > 50,
+        "no paths were found"
+    );
+    let cited = cited.union(&of_heads);
+    let missing: Vec<_> = cited.filter(|path| !exists(path)).collect();
     assert!(missing.is_empty(), "{missing:#?}");
 }
 

@@ -1,6 +1,8 @@
 //! A cluster as one node: finds its masters by a seed, and connects to each of them.
 //!
 //! A cluster is up only while all its masters are. `cluster_session.rs` sends the requests.
+//!
+//! Tests: `tests/it/nodes/clusters.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -3,6 +3,8 @@
 //! The cluster client of `redis` is not used. Without retries it does not follow a moved slot, and
 //! its retries resend requests that a broken connection may have run. Here a request is sent twice
 //! only if the server ran nothing of it: after NOSCRIPT, and once to the target of MOVED or ASK.
+//!
+//! Tests: `tests/it/nodes/clusters.rs`; beside `slot_map.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,6 @@
 //! Opens a connection to a server and logs in.
+//!
+//! Tests: `tests/it/nodes/connecting.rs`, `tls.rs`.
 
 use std::time::Instant;
 

@@ -1,4 +1,9 @@
 //! Direct sends: single requests on a session, whose replies can be polled.
+//!
+//! A send and a poll never block. With an `end`, which only the worker passes, a reply is awaited.
+//!
+//! Tests: `src/tests/transport/pipeline.rs` over fake sessions; beside `plain_stream.rs`;
+//! `tests/it/nodes/hostile.rs`.
 
 use std::collections::VecDeque;
 use std::time::Instant;

@@ -1,4 +1,6 @@
 //! Creates the connector of an endpoint.
+//!
+//! Tests: `tests/it/nodes/sentinels.rs`, `clusters.rs`, `unix_sockets.rs`.
 
 use std::sync::Arc;
 

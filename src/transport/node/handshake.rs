@@ -1,5 +1,9 @@
 //! The handshake of a session: it identifies the server, loads the preloaded scripts and kills our
 //! former connections (S4).
+//!
+//! Nothing of a former connection runs after a handshake, unless the server denies CLIENT KILL.
+//!
+//! Tests: `tests/it/nodes/acl.rs`, `network.rs`; `src/tests/engine/idle.rs`.
 
 use std::time::{Duration, Instant};
 

@@ -2,6 +2,8 @@
 //! `handshake.rs` begins it, `direct.rs` has the direct sends.
 //!
 //! Nothing is sent twice, except after NOSCRIPT: any other error may follow a request that ran.
+//!
+//! Tests: `src/tests/store_conformance/`; `tests/it/nodes/hostile.rs`, `network.rs`.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;

@@ -1,4 +1,8 @@
 //! A node that is one server: at a fixed address, or the master that sentinels name.
+//!
+//! A session is never that of a sentinel or of a member of a cluster.
+//!
+//! Tests: `tests/it/nodes/connecting.rs`, `sentinels.rs`, `outage.rs`.
 
 use std::time::{Duration, Instant};
 

@@ -3,6 +3,11 @@
 //! Plain connections use a socket of this crate, because the socket of a `redis` connection cannot
 //! be polled. TLS connections use the socket of `redis`, which loads the root
 //! certificates.
+//!
+//! A poll and the check of an idle connection never block. All else has a timeout, except the
+//! resolution of a host name.
+//!
+//! Tests: beside `plain_stream.rs`; `tests/it/nodes/tls.rs`, `hostile.rs`.
 
 use std::io;
 use std::time::{Duration, Instant};

@@ -1,4 +1,8 @@
 //! The subscriber's connection to a server: commands, their confirmations, and messages (L4).
+//!
+//! A message never counts as a confirmation. Bytes that are neither end the connection.
+//!
+//! Tests: `src/tests/engine/wake_up.rs` over fake nodes; `tests/it/nodes/hostile.rs`, `acl.rs`.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -1,5 +1,9 @@
 //! TLS to a node: converts the settings for `redis` and `rustls`, and their errors to node
 //! failures.
+//!
+//! Certificate checks cannot be turned off, and no error shows a certificate or a key.
+//!
+//! Tests: `src/tests/transport/tls.rs`; `tests/it/nodes/tls.rs`.
 
 use std::io;
 
