@@ -214,7 +214,7 @@ impl NodeRegistry {
     /// Without `is_one_server` (sentinels, cluster) the node's server may change, and change back.
     /// `found` is [`found_runs`](NodeRegistry::found_runs) from before the connect: the reply of a run
     /// that has ended may arrive after that of its successor.
-    pub(super) fn register_run(
+    pub(crate) fn register_run(
         &self,
         node: usize,
         run_id: &str,

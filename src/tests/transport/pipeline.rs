@@ -244,6 +244,19 @@ fn direct_send_on_a_closed_connection_returns_the_job() {
     assert!(pipeline.try_send(Op::Acquire, &exclusive(), &sink));
 }
 
+/// Another connection has found the node restarted: this one may lead to a server that is gone.
+#[test]
+fn direct_send_on_a_connection_to_a_former_run_is_refused() {
+    let (mut pipeline, script, sink) = connected_pipeline();
+    let registry = Arc::clone(&pipeline.registry);
+    registry.register_run(pipeline.node, "former", true, 0);
+    assert!(pipeline.try_send(Op::Acquire, &exclusive(), &sink));
+    registry.register_run(pipeline.node, "current", true, 1);
+    assert!(!pipeline.try_send(Op::Acquire, &exclusive(), &sink));
+    assert_eq!(script.0.lock().sent.len(), 1);
+    assert!(sink.take().is_empty(), "the job is returned to the worker");
+}
+
 #[test]
 fn broken_connection_fails_acquires_and_keeps_releases_pending() {
     for fails_to_send in [true, false] {
