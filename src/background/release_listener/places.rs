@@ -245,7 +245,7 @@ impl Places {
     }
 }
 
-/// Returns how long after a release a waiter with so many before it checks.
+/// Returns how long after a release a waiter checks that has this number of others before it.
 fn check_delay(before: u32, unit: Duration) -> Duration {
     unit * CHECK_FACTOR.saturating_pow(before).min(MAX_CHECK_DELAY)
 }

@@ -84,7 +84,7 @@ impl YieldDeadlines {
         }
     }
 
-    /// Sets the deadline of a channel anew, if it has one, because a release begins at `now`.
+    /// Sets the deadline of a channel again, if it has one, because a release begins at `now`.
     pub(super) fn extend(&mut self, channel: &str, now: Instant) {
         if let Some(Some(of)) = self.deadlines.get_mut(channel) {
             of.deadline = now + of.time;
