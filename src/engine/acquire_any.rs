@@ -38,7 +38,7 @@ struct AnyAcquisition<'a> {
 }
 
 /// Why an attempt for one lock failed.
-struct Refusal {
+struct FailedChoice {
     error: Error,
     /// Whether the lock table refused, so that no node was asked.
     is_local: bool,
@@ -124,14 +124,14 @@ impl AnyAcquisition<'_> {
     }
 
     /// Makes one attempt for one lock, without a wait.
-    fn attempt(&self, params: &AcquireParams) -> Result<Acquired, Refusal> {
+    fn attempt(&self, params: &AcquireParams) -> Result<Acquired, FailedChoice> {
         let is_last = self.limit.is_exhausted(self.attempts);
         let once = WaitLimit {
             deadline: Some(self.started),
             max_attempts: None,
             tells_holder: self.limit.tells_holder && is_last,
         };
-        let refused_by = |is_local| move |error| Refusal { error, is_local };
+        let refused_by = |is_local| move |error| FailedChoice { error, is_local };
         let acquisition = Acquisition::queue(self.engine, params, once, clock::now());
         let acquisition = acquisition.map_err(refused_by(true))?;
         acquisition.local.end_unnoticed();
@@ -144,7 +144,7 @@ impl AnyAcquisition<'_> {
 
     /// Records since when no quorum has replied. Another thread of this process that has a lock says
     /// nothing about the nodes.
-    fn record_outage(&mut self, refusal: &Refusal) {
+    fn record_outage(&mut self, refusal: &FailedChoice) {
         if refusal.error.is_unavailable() {
             let since = self.outage.as_ref().map(|(since, _)| *since);
             let since = since.unwrap_or_else(clock::now);
