@@ -44,7 +44,8 @@ fn released_after(act: impl FnOnce(&[Arc<FakeNode>])) {
         act(&fakes);
         wakes(waits, || held.release().expect("ours"));
     });
-    assert!(fakes[0].places("x").is_empty());
+    // The last release is sent to this node last, and waits for a quorum only.
+    placed(&fakes, 0);
 }
 
 #[test]
