@@ -102,6 +102,7 @@ fn first(cli: &Cli) -> Outcome<ExitCode> {
         files: report::list(&cli.dir, &out)?,
         report,
         out,
+        done_before: 0,
         faults: Faults::default(),
         summary: Summary::default(),
         complaints: BTreeSet::new(),
@@ -132,6 +133,8 @@ struct Run<'a> {
     out: PathBuf,
     report: Report,
     files: Vec<Entry>,
+    /// Number of rows that the report had of this night and these files.
+    done_before: u32,
     faults: Faults<'a>,
     summary: Summary,
     /// A set, because all copies report the same outage and the same unreadable files.
@@ -165,8 +168,10 @@ impl Run<'_> {
         // The report may have rows of other trees; new rows count as rows of this tree.
         let foreign = {
             let seen = self.report.catch_up()?;
-            let ours = |file: &&Entry| seen.rows.contains_key(&file.id);
-            seen.rows.len() - self.files.iter().filter(ours).count()
+            let rows = |file: &Entry| seen.rows.get(&file.id).copied();
+            let ours: Vec<u32> = self.files.iter().filter_map(rows).collect();
+            self.done_before = ours.iter().sum();
+            seen.rows.len() - ours.len()
         };
         let mut progress = Progress::start(self.files.len());
         thread::scope(|scope| {
@@ -245,7 +250,7 @@ impl Run<'_> {
         println!(
             "files {}, rows {rows} ({} of them new), duplicates {duplicates}, missing {missing}, {:.2} s",
             self.files.len(),
-            self.summary.rows(),
+            rows - self.done_before,
             took.as_secs_f64()
         );
         if !self.interrupted {

@@ -17,10 +17,6 @@ impl Summary {
         is_told
     }
 
-    pub(crate) fn rows(&self) -> u64 {
-        self.0.values().map(|counts| counts.rows).sum()
-    }
-
     /// Returns the table for this number of copies, with the longest holds below it.
     pub(crate) fn table(&self, copies: usize) -> String {
         let mut text = line(

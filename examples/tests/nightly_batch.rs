@@ -76,6 +76,8 @@ fn batch_with_dying_nodes_and_copies_does_each_file_once() {
     files.sort();
     files.dedup();
     assert!(count > 100 && files.len() == count, "{count} rows");
+    // Those of the copy that was killed, too.
+    assert!(out.contains(&format!("({count} of them new)")), "{out}");
 }
 
 #[test]
