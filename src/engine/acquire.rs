@@ -12,8 +12,11 @@
 //!   every lease of another holder that a node has reported is past its expiry (S9).
 //! - A gate entry is released when the acquire ends, and when an attempt is unavailable (S10).
 //!
-//! Tests: `src/tests/engine/` (`quorum.rs`, `outage.rs`, `cancel.rs`, `read_write.rs`,
-//! `validity.rs`; `handoff.rs` for handoffs).
+//! Tests: `src/tests/engine/`, for these rules in this order: `quorum.rs`,
+//! `locally_held_key_causes_no_request`; `wake_up.rs`,
+//! `last_attempt_asks_all_nodes_although_one_woke_it`; `outage.rs`,
+//! `refused_acquire_stays_off_local_locks_until_the_holders_lease_can_have_ended`; `read_write.rs`,
+//! `timed_out_writer_releases_its_gate_entry`. Else `cancel.rs`, `validity.rs`, `handoff.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

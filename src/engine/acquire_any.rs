@@ -1,5 +1,9 @@
 //! Acquires the first of several locks that is free: one attempt for each of them, and then one for
 //! each that is released.
+//!
+//! Each lock is asked for with one attempt at a time, and nothing of the others is left.
+//!
+//! Tests: `src/tests/engine/acquire_any.rs`; the simulator.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,4 +1,6 @@
 //! Operator requests on locks of other processes: `Inspect` and `ForceRelease`.
+//!
+//! Tests: `tests/it/nodes/observability.rs`; `src/tests/engine/notice.rs`.
 
 use std::sync::Arc;
 

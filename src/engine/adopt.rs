@@ -1,4 +1,6 @@
 //! Detaches a lock for another process, and adopts a detached one. The lock stays held meanwhile.
+//!
+//! Tests: `src/tests/engine/adopt.rs`; `tests/it/locks/adopt.rs`.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,4 +1,6 @@
 //! Binds an acquired lease to its local guard, and registers renewal and loss callbacks.
+//!
+//! Tests: `src/tests/engine/loss.rs`, `min_hold.rs`, `shutdown.rs`.
 
 use std::sync::Arc;
 

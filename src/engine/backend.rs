@@ -1,4 +1,10 @@
 //! Chooses where an attempt is made: on the nodes, or in this process alone in degraded mode (S9).
+//!
+//! An acquire never goes local because of contention, a short deadline, or an error that a node
+//! replied.
+//!
+//! Tests: `src/tests/engine/outage.rs`, such as
+//! `refused_acquire_stays_off_local_locks_until_the_holders_lease_can_have_ended`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,6 @@
 //! The delays between the attempts of one acquire.
+//!
+//! Tests: beside `protocol/retry.rs`; `src/tests/engine/cancel.rs` (limits).
 
 use std::time::Duration;
 

@@ -1,4 +1,8 @@
 //! The circuit breaker that all callers of a `Nodes` share, with its waiters and its log lines.
+//!
+//! Contention and error replies never open it. No caller blocks on it while it is closed.
+//!
+//! Tests: beside `protocol/breaker.rs`; `src/tests/engine/outage.rs`.
 
 use std::sync::Arc;
 use std::time::Instant;

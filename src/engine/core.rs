@@ -1,4 +1,8 @@
 //! The engine that guards and handles share: its parts, its health, and its shutdown.
+//!
+//! Background threads never keep it alive: they hold the node group and the lock table.
+//!
+//! Tests: `src/tests/engine/shutdown.rs`.
 
 use std::fmt;
 use std::sync::Arc;

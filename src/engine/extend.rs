@@ -1,4 +1,8 @@
 //! Extends, confirms and downgrades held leases on a quorum of nodes.
+//!
+//! An extension never shortens, revives or deletes a lock (S5).
+//!
+//! Tests: `src/tests/engine/validity.rs`, `late_replies.rs`, `read_write.rs` (downgrade).
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;

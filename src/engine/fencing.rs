@@ -1,4 +1,8 @@
 //! Assigns a fencing token to a lease that a quorum granted (S12).
+//!
+//! There is no fenced guard without a token, or with one that is not above all former ones.
+//!
+//! Tests: `src/tests/engine/fencing.rs`; the stateright model.
 
 use std::sync::Arc;
 

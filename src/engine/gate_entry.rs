@@ -1,4 +1,8 @@
 //! The gate entry of a waiting writer, which keeps new readers out (S10).
+//!
+//! An entry never outlives its acquire, and a writer without a quorum has none.
+//!
+//! Tests: `src/tests/engine/read_write.rs`, such as `timed_out_writer_releases_its_gate_entry`.
 
 use std::sync::Arc;
 

@@ -1,4 +1,6 @@
 //! The parameters of an acquire, its limits, its result, and its errors.
+//!
+//! Tests: `src/tests/engine/holder_told.rs` (errors), `cancel.rs` (limits).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

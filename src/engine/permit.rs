@@ -1,4 +1,6 @@
 //! Attempts to acquire any permit of a semaphore: each permit is a Redlock of its own.
+//!
+//! Tests: `src/tests/engine/permits.rs`.
 
 use crate::engine::attempt::AttemptContext;
 use crate::engine::attempt_result::{AttemptFailure, AttemptResult, Attempted, VoteOutcome};

@@ -1,4 +1,9 @@
 //! Releases leases, and turns the replies and the states of leases into errors.
+//!
+//! A release never deletes a token of another lease. It counts a missing token as released only if
+//! no other holder can have had the lock.
+//!
+//! Tests: `src/tests/engine/leftovers.rs`, `pending.rs`, `min_hold.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

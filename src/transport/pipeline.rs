@@ -9,9 +9,12 @@
 //! - A direct send never overtakes a request of the same token that is in flight (S4).
 //! - A connection that leads to a former run of the node carries no direct send.
 //!
-//! Tests: `src/tests/transport/pipeline.rs`, such as
-//! `direct_send_behind_a_resendable_request_of_the_token_is_refused`; `src/tests/engine/pending.rs`
-//! (pending releases).
+//! Tests: `src/tests/transport/pipeline.rs`, for these rules in this order
+//! `direct_sends_are_polled_in_any_order`,
+//! `broken_connection_fails_acquires_and_keeps_releases_pending`,
+//! `direct_send_behind_a_resendable_request_of_the_token_is_refused`,
+//! `direct_send_on_a_connection_to_a_former_run_is_refused`; `src/tests/engine/pending.rs` (pending
+//! releases).
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -6,9 +6,11 @@
 //!   rejected with the cause (L3).
 //! - A panic in a session, a sink or a logger does not end it.
 //!
-//! Tests: `src/tests/transport/worker.rs`, `src/tests/transport/connection.rs`;
-//! `src/tests/engine/` (`idle.rs`; `pending.rs` for L3; `quorum.rs`, such as
-//! `worker_survives_a_panic_in_its_session`).
+//! Tests, for these rules in this order: `src/tests/transport/pipeline.rs`,
+//! `broken_connection_fails_acquires_and_keeps_releases_pending`; `src/tests/engine/pending.rs`,
+//! `node_that_is_away_is_left_nothing_that_it_was_not_asked_for`; `src/tests/engine/quorum.rs`,
+//! `worker_survives_a_panic_in_its_session`. Else `src/tests/transport/worker.rs`, `connection.rs`,
+//! and `src/tests/engine/idle.rs`.
 //!
 //! | state | leaves by |
 //! |---|---|
