@@ -296,13 +296,15 @@ impl<'a> Acquisition<'a> {
             self.attempts = self.attempts.saturating_add(1);
             self.attempt_start = clock::now();
             let preferred_node = self.next_preferred_node(probe.is_some());
+            let latest_end = self.engine.node_timeout_from_now();
             let context = AttemptContext {
                 params: self.params,
                 kind: self.params.kind,
                 inbox: &self.inbox,
                 marker: self.wait_marker(),
                 preferred_node,
-                wants_owner: self.limit.tells_holder && self.limit.is_exhausted(self.attempts),
+                wants_owner: self.limit.tells_holder
+                    && self.limit.may_be_last(self.attempts, latest_end),
                 probe: probe.as_ref(),
             };
             let keys = &self.params.keys;

@@ -129,7 +129,8 @@ impl AnyAcquisition<'_> {
 
     /// Makes one attempt for one lock, without a wait.
     fn attempt(&self, params: &AcquireParams) -> Result<Acquired, FailedChoice> {
-        let is_last = self.limit.is_exhausted(self.attempts);
+        let latest_end = self.engine.node_timeout_from_now();
+        let is_last = self.limit.may_be_last(self.attempts, latest_end);
         let once = WaitLimit {
             deadline: Some(self.started),
             max_attempts: None,

@@ -8,7 +8,7 @@ use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
 use crate::error::Error;
-use crate::tests::engine::setup::TTL;
+use crate::tests::engine::setup::{TTL, slow_retries};
 use crate::tests::fake_node::node::{FakeNode, connected_locker};
 
 const BRIEF: Duration = Duration::from_millis(30);
@@ -151,15 +151,20 @@ fn label_by_default_is_host_and_process() {
 }
 
 #[test]
-fn only_the_last_attempt_of_a_call_with_an_error_asks_for_the_label() {
+fn only_an_attempt_that_may_be_the_last_of_a_call_with_an_error_asks_for_the_label() {
     let fakes = FakeNode::fakes(1);
-    let [holder, rival] = ["holder", "rival"].map(|label| labelled(&fakes, label));
+    let attempt = Duration::from_secs(1);
+    let holder = labelled(&fakes, "holder");
+    let rival = connected_locker(&fakes, |config| slow_retries(config).node_timeout(attempt));
+    let rival = rival.unwrap();
     let asked = || fakes[0].labels_asked();
     let guard = holder.lock("x", TTL).unwrap();
     assert!(rival.try_lock("x", TTL).unwrap().is_none());
     assert!(rival.try_acquire("x", &brief()).unwrap().is_none());
     assert_eq!(asked(), 0);
-    told(rival.acquire("x", &LockOptions::new(TTL).wait_for(5 * BRIEF)));
+    // Two attempts are made at once, long before the end of the wait.
+    let long = LockOptions::new(TTL).wait_for(attempt + attempt / 2);
+    assert_eq!(told(rival.acquire("x", &long)), by("x", "holder"));
     assert_eq!(asked(), 1);
     drop(guard);
     drop(rival.lock("x", TTL).unwrap());
