@@ -793,13 +793,6 @@ mod tests {
 
     #[test]
     fn contention_names_lock_holder_and_end() {
-        let lock = |label: Option<&str>, permits| {
-            Box::new(ContendedLock {
-                key: "backup".into(),
-                owner_label: label.map(str::to_owned),
-                permits,
-            })
-        };
         let (waited, left) = (Duration::from_millis(2_010), Duration::from_millis(28_500));
         for (label, permits, remaining, attempts, expected) in [
             (
@@ -840,6 +833,11 @@ mod tests {
             assert_eq!(error.to_string(), expected);
             assert!(error.is_contended() && error.contended_lock().is_some());
         }
+    }
+
+    #[test]
+    fn contention_of_readers_and_writers_names_the_side_that_holds() {
+        let waited = Duration::from_millis(2_010);
         let (attempts, remaining) = (2, None);
         for (label, expected) in [
             (None, ["a writer", "another writer"]),
@@ -874,6 +872,14 @@ mod tests {
             by_readers.to_string(),
             "\"backup\" is held by readers, free in 1.3 s at the latest unless renewed (waited 2.0 s, 2 attempts)"
         );
+    }
+
+    fn lock(label: Option<&str>, permits: Option<u32>) -> Box<ContendedLock> {
+        Box::new(ContendedLock {
+            key: "backup".into(),
+            owner_label: label.map(str::to_owned),
+            permits,
+        })
     }
 
     /// Creates an error of three nodes, with the failures of the nodes that did not succeed.

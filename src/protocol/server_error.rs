@@ -87,6 +87,9 @@ pub(crate) fn failure_redacted(error: &RedisError, secret: &str) -> NodeFailure 
     }
     let text = match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
+        (None, Some(detail)) if error.kind() == redis::ErrorKind::AuthenticationFailed => {
+            detail.to_owned()
+        }
         _ => error.to_string(),
     };
     // An error inside a script keeps its code only in its text, if anywhere.

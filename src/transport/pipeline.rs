@@ -21,7 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{Level, log, trace, warn};
+use log::{debug, trace, warn};
 
 use crate::error::NodeFailure;
 use crate::protocol::reply::{Blocker, Reply};
@@ -38,7 +38,7 @@ use crate::transport::node::traits::{DirectIo, InFlight, Session};
 use crate::transport::pending_releases::PendingReleases;
 use crate::transport::registry::NodeRegistry;
 use crate::transport::status::ConnectionStatus;
-use crate::transport::warning_state::{Permission, WarningState};
+use crate::transport::warning_state::WarningState;
 
 /// The largest number of direct sends in flight on a connection. Further requests go to the worker,
 /// which sends many of them faster, in one batch.
@@ -301,11 +301,10 @@ impl Pipeline {
         if reply.is_endless() {
             self.warn_of_endless(request, &reply);
         }
-        let permission = Permission::Run(request.op, request.lease.kind());
         let mut result = Ok(());
         match &reply {
             Reply::Failed(cause) => {
-                pending_reply.state = self.handle_failure(request, cause, permission, now);
+                pending_reply.state = self.handle_failure(request, cause, now);
                 // The server was a master at the handshake. Now another one may be, and a reconnect
                 // finds it where sentinels or a cluster name it.
                 if server_error::is_read_only(cause) {
@@ -317,8 +316,8 @@ impl Pipeline {
             | Reply::DoneWoke(_)
             | Reply::Fenced(_)
             | Reply::SwappedAbsent(_) => {
-                self.warnings().clear_denied(permission);
-                if matches!(request.op, Op::Acquire | Op::Swap) {
+                self.warnings().clear_denied_key(request);
+                if matches!(request.op, Op::Acquire | Op::Swap | Op::TakePlace) {
                     self.warnings().clear_foreign(request);
                 }
             }
@@ -343,13 +342,7 @@ impl Pipeline {
     }
 
     /// Warns about an error reply, and returns the state of the request after it.
-    fn handle_failure(
-        &self,
-        request: &Request,
-        cause: &NodeFailure,
-        permission: Permission,
-        now: Instant,
-    ) -> RequestState {
+    fn handle_failure(&self, request: &Request, cause: &NodeFailure, now: Instant) -> RequestState {
         let (name, keys) = (&self.name, request.lease.keys());
         if *cause == NodeFailure::WrongType && self.warnings().is_new_foreign(keys.first(), request)
         {
@@ -359,14 +352,14 @@ impl Pipeline {
             return self.handle_failed_release(request, cause, now);
         }
         if matches!(cause, NodeFailure::AccessDenied(_))
-            && self.warnings().is_newly_denied(permission)
+            && self.warnings().is_newly_denied_key(request)
         {
-            // Without the waiting list every release wakes all waiters, as in earlier versions.
-            let level = match request.op {
-                Op::TakePlace | Op::LeavePlace => Level::Debug,
-                _ => Level::Warn,
-            };
-            log!(level, "{name}: {}: {cause}", request.op);
+            match request.op {
+                // Without the waiting list every release wakes all waiters, as in earlier versions.
+                Op::TakePlace | Op::LeavePlace => debug!("{name}: {keys}: {}: {cause}", request.op),
+                Op::WakeListener => warn!("{name}: {}: {cause}", request.op),
+                _ => warn!("{name}: {keys}: {}: {cause}", request.op),
+            }
         }
         RequestState::Replied
     }

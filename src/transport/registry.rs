@@ -67,6 +67,26 @@ struct Runs {
 }
 
 impl Runs {
+    /// Counts a connection to `run_id`, which becomes the current run if another one was.
+    fn count(&mut self, run_id: &str, epoch: &AtomicU64) {
+        match &mut self.current {
+            Some((run, connections)) if run == run_id => {
+                *connections += 1;
+                self.overtaken = 0;
+            }
+            current => {
+                self.found += 1;
+                if let Some((former, _)) = current.replace((run_id.to_owned(), 1)) {
+                    self.former.push_back(former);
+                    if self.former.len() > MAX_FORMER_RUNS {
+                        self.former.pop_front();
+                    }
+                    epoch.fetch_add(1, Ordering::Release);
+                }
+            }
+        }
+    }
+
     /// Lets no connection count until [`SAME_IN_A_ROW`] of them lead to one server; the last one has
     /// led to `run_id`.
     fn doubt_at(&mut self, run_id: &str, epoch: &AtomicU64) -> Entered {
@@ -257,22 +277,7 @@ impl NodeRegistry {
         if is_one_server && own.former.iter().any(|former| former == run_id) {
             return own.doubt_at(run_id, epoch);
         }
-        match &mut own.current {
-            Some((run, connections)) if run == run_id => {
-                *connections += 1;
-                own.overtaken = 0;
-            }
-            current => {
-                own.found += 1;
-                if let Some((former, _)) = current.replace((run_id.to_owned(), 1)) {
-                    own.former.push_back(former);
-                    if own.former.len() > MAX_FORMER_RUNS {
-                        own.former.pop_front();
-                    }
-                    epoch.fetch_add(1, Ordering::Release);
-                }
-            }
-        }
+        own.count(run_id, epoch);
         Entered::Counted {
             epoch: epoch.load(Ordering::Acquire),
         }
@@ -352,6 +357,21 @@ mod tests {
             let same = registry.register_run(0, "after", true, found);
             assert_eq!(counted(same), epoch);
             assert_ne!(counted(register(&registry, 0, "later", true)), epoch);
+        }
+    }
+
+    #[test]
+    fn restarts_that_overtake_a_connect_now_and_then_are_those_of_one_server() {
+        let registry = NodeRegistry::of(1);
+        for run in 0..2 * MAX_OVERTAKEN {
+            let [before, after] = [run, run + 1].map(|run| format!("run {run}"));
+            let found = registry.found_runs(0);
+            counted(register(&registry, 0, &after, true));
+            let late = registry.register_run(0, &before, true, found);
+            assert_eq!(late, Entered::Outdated);
+            for _ in 0..2 {
+                counted(register(&registry, 0, &after, true));
+            }
         }
     }
 

@@ -14,13 +14,18 @@ use crate::sync::primitives::Mutex;
 const MAX_RELEASE_ERRORS: usize = 32;
 /// The largest number of keys with foreign values that are kept, and logged, for a node.
 const MAX_FOREIGN: usize = 256;
+/// The largest number of keys with denied operations that are kept, and logged, for a node.
+const MAX_DENIED: usize = 256;
 
 /// The warnings logged for one node.
 #[derive(Debug, Default)]
 pub(super) struct WarningState {
     reported: Mutex<Reported>,
-    /// The permissions that the node denies, as bits. Read with every reply, so not in the mutex.
+    /// The permissions that the node denied when it was asked last, as bits. Read with every reply,
+    /// so not in the mutex.
     denied: AtomicU64,
+    /// Whether a denial is known for any key. Read with every reply, so not in the mutex.
+    has_denied_keys: AtomicBool,
     /// Whether any foreign value is known. Read with every reply, so not in the mutex.
     has_foreign: AtomicBool,
 }
@@ -42,14 +47,18 @@ struct Reported {
     release_errors: Vec<String>,
     /// The keys with foreign values, each with the first request that met its value.
     foreign: HashMap<Key, Asked>,
+    /// The keys with a denial that was logged, each with the permissions as bits: a server may deny
+    /// a right for some keys only.
+    denied_keys: HashMap<Key, u64>,
 }
 
 /// The part of a request that decides which foreign values it meets: a foreign fence counter, for
-/// example, refuses only fenced acquires.
+/// example, refuses only fenced acquires, and a foreign waiting list only places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Asked {
     kind: u32,
     is_fenced: bool,
+    is_place: bool,
 }
 
 impl Asked {
@@ -57,6 +66,7 @@ impl Asked {
         Asked {
             kind: kind_index(request.lease.kind()),
             is_fenced: request.min_fence.is_some(),
+            is_place: matches!(request.op, Op::TakePlace | Op::LeavePlace),
         }
     }
 }
@@ -91,6 +101,11 @@ fn kind_index(kind: LeaseKind) -> u32 {
 }
 
 impl Permission {
+    /// Returns the permission that a request needs.
+    fn of(request: &Request) -> Permission {
+        Permission::Run(request.op, request.lease.kind())
+    }
+
     /// Returns the bit of the permission: two single bits, then [`KINDS`] bits per operation, then
     /// one for the waiting list.
     fn bit(self) -> u64 {
@@ -187,6 +202,49 @@ impl WarningState {
         }
         self.has_foreign.store(true, Ordering::Relaxed);
         is_new
+    }
+
+    /// Returns whether it is new that the node denies this request. A grant for another key does
+    /// not make it new again.
+    pub(super) fn is_newly_denied_key(&self, request: &Request) -> bool {
+        let permission = Permission::of(request);
+        if !self.is_newly_denied(permission) {
+            return false;
+        }
+        let denied = &mut self.reported.lock().denied_keys;
+        let key = request.lease.keys().first();
+        let has_room = denied.len() < MAX_DENIED;
+        let is_new = match denied.get_mut(key) {
+            Some(bits) => {
+                let before = std::mem::replace(bits, *bits | permission.bit());
+                before & permission.bit() == 0
+            }
+            None if has_room => {
+                denied.insert(key.clone(), permission.bit());
+                true
+            }
+            None => false,
+        };
+        self.has_denied_keys.store(true, Ordering::Relaxed);
+        is_new
+    }
+
+    /// Records that the node has granted this request.
+    pub(super) fn clear_denied_key(&self, request: &Request) {
+        let permission = Permission::of(request);
+        self.clear_denied(permission);
+        if self.has_denied_keys.load(Ordering::Relaxed) {
+            let denied = &mut self.reported.lock().denied_keys;
+            let key = request.lease.keys().first();
+            if let Some(bits) = denied.get_mut(key) {
+                *bits &= !permission.bit();
+                if *bits == 0 {
+                    denied.remove(key);
+                }
+            }
+            self.has_denied_keys
+                .store(!denied.is_empty(), Ordering::Relaxed);
+        }
     }
 
     /// Forgets the foreign values that such a request has met, because this one was granted. A
@@ -320,6 +378,52 @@ mod tests {
             warnings.clear_foreign(&refused);
             assert!(warnings.is_new_foreign(key, &refused));
         }
+    }
+
+    #[test]
+    fn foreign_waiting_list_is_not_new_after_a_grant_of_its_lock() {
+        let warnings = WarningState::default();
+        let granted = acquire("a", LeaseKind::Exclusive, false);
+        let mut place = granted.clone();
+        place.op = Op::TakePlace;
+        let key = place.lease.keys().first();
+        assert!(warnings.is_new_foreign(key, &place));
+        warnings.clear_foreign(&granted);
+        assert!(!warnings.is_new_foreign(key, &place));
+        warnings.clear_foreign(&place);
+        assert!(warnings.is_new_foreign(key, &place));
+    }
+
+    #[test]
+    fn denial_of_one_key_is_not_new_after_a_grant_of_another() {
+        let warnings = WarningState::default();
+        let [denied, granted] = ["a", "b"].map(|name| acquire(name, LeaseKind::Exclusive, false));
+        let written = acquire("a", LeaseKind::Write, false);
+        for _ in 0..2 {
+            assert!(warnings.is_newly_denied_key(&denied));
+            for _ in 0..2 {
+                assert!(!warnings.is_newly_denied_key(&denied));
+                warnings.clear_denied_key(&granted);
+                assert!(!warnings.is_newly_denied_key(&denied));
+            }
+            assert!(warnings.is_newly_denied_key(&written));
+            warnings.clear_denied_key(&denied);
+            assert!(!warnings.is_newly_denied_key(&written));
+            warnings.clear_denied_key(&written);
+        }
+        let is_logged = |n: &usize| {
+            warnings.clear_denied_key(&granted);
+            warnings.is_newly_denied_key(&acquire(&n.to_string(), LeaseKind::Exclusive, false))
+        };
+        assert_eq!((0..2 * MAX_DENIED).filter(is_logged).count(), MAX_DENIED);
+    }
+
+    #[test]
+    fn right_that_is_missing_for_all_keys_is_new_once() {
+        let warnings = WarningState::default();
+        let denied = (0..100).map(|n| acquire(&n.to_string(), LeaseKind::Exclusive, false));
+        let logged = denied.filter(|request| warnings.is_newly_denied_key(request));
+        assert_eq!(logged.count(), 1);
     }
 
     #[test]

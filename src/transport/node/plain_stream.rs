@@ -232,9 +232,9 @@ fn connect_to_any(addresses: &[SocketAddr], is_name: bool, end: Instant) -> io::
         });
     }
     if is_name && !failures.is_empty() {
-        // The text of a `TimedOut` error is not shown.
+        // The text of a `TimedOut` error is not shown, and no peer has closed a connection.
         let kind = match last.kind() {
-            ErrorKind::TimedOut => ErrorKind::NotConnected,
+            ErrorKind::TimedOut => ErrorKind::HostUnreachable,
             kind => kind,
         };
         return Err(io::Error::new(kind, failures.join("; ")));

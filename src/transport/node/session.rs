@@ -154,8 +154,7 @@ impl RedisSession {
                     Some(held) => deliver(id, held),
                     None => {
                         let (_, request) = group.next().ok_or_else(protocol_error)?;
-                        encode::encode_pttl(request, &mut self.cmd, &mut self.out);
-                        self.expected.push_back(ExpectedReply::RemainingTtl(id));
+                        self.ask_remaining_ttl(id, request);
                     }
                 }
                 return Ok(());
@@ -170,10 +169,7 @@ impl RedisSession {
                     encode::encode_inspect(request, &mut self.cmd, &mut self.out);
                     self.expected.push_back(ExpectedReply::Owner(id));
                 }
-                ParsedReply::RefusedAskTtl if is_first => {
-                    encode::encode_pttl(request, &mut self.cmd, &mut self.out);
-                    self.expected.push_back(ExpectedReply::RemainingTtl(id));
-                }
+                ParsedReply::RefusedAskTtl if is_first => self.ask_remaining_ttl(id, request),
                 ParsedReply::ScriptMissing if is_first => {
                     let (first, leader) = group.next().ok_or_else(protocol_error)?;
                     let joined = group.map(|(_, request)| request);
@@ -193,6 +189,12 @@ impl RedisSession {
             }
         }
         Ok(())
+    }
+
+    /// Encodes `PTTL` of the key that refused a request, and expects its reply.
+    fn ask_remaining_ttl(&mut self, id: u64, request: &Request) {
+        encode::encode_pttl(request, &mut self.cmd, &mut self.out);
+        self.expected.push_back(ExpectedReply::RemainingTtl(id));
     }
 }
 

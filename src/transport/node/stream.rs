@@ -23,6 +23,8 @@ use crate::transport::node::address::ServerAddress;
 #[cfg(feature = "tls")]
 use crate::transport::node::plain_stream;
 use crate::transport::node::plain_stream::PlainStream;
+#[cfg(feature = "tls")]
+use crate::transport::node::tls;
 
 /// The client info that a server shows in CLIENT LIST.
 const CLIENT_INFO: [(&str, &str); 2] = [
@@ -80,14 +82,16 @@ impl Stream {
         port: u16,
         end: Instant,
     ) -> RedisResult<Stream> {
-        // `redis` applies the timeout to each address of a name.
+        // `redis` applies the timeout to each address of a name, and to all of them together.
         let addresses = plain_stream::count_addresses(host, port)?.max(1);
         // Login is done here, because `redis` drops the server's text of a refused AUTH.
         let no_login = RedisConnectionInfo::default()
             .set_skip_set_lib_name()
             .set_protocol(ProtocolVersion::RESP2);
         let client = redis::Client::open(server.info.clone().set_redis_settings(no_login))?;
-        let connection = client.get_connection_with_timeout(remaining_timeout(end) / addresses)?;
+        let connection = client
+            .get_connection_with_timeout(remaining_timeout(end) / addresses)
+            .map_err(|error| tls::name_addresses(error, addresses))?;
         let mut stream = Stream::new(StreamKind::Tls(Box::new(connection)));
         stream.log_in(server.info.redis_settings(), end)?;
         // A refused client certificate shows only after the first bytes.
@@ -129,8 +133,9 @@ impl Stream {
             // The first reply may concern the connection, such as "max number of clients reached".
             return Err(match server_error::is_about_auth(&error) {
                 true => {
-                    let (kind, text) = (ErrorKind::AuthenticationFailed, error.to_string());
-                    (kind, "Password authentication failed", text).into()
+                    let text = error.details().unwrap_or_default();
+                    let text = format!("{} {text}", error.code());
+                    (ErrorKind::AuthenticationFailed, "AUTH refused", text).into()
                 }
                 false => error.into(),
             });

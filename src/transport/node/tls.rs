@@ -103,6 +103,19 @@ fn parse_certificates(pem: &[u8], setting: &str) -> Result<Vec<CertificateDer<'s
     }
 }
 
+/// Returns the error of a connect to a name with this number of addresses. If it is a timeout, and
+/// there are several, the text names the likely reason: `redis` does not go on behind an address
+/// that does not answer, because that one has used up the time.
+pub(super) fn name_addresses(error: RedisError, addresses: u32) -> RedisError {
+    if addresses < 2 || !error.is_timeout() {
+        return error;
+    }
+    let text = format!(
+        "no answer in time: over TLS each of the {addresses} addresses of the name must answer or refuse"
+    );
+    io::Error::new(io::ErrorKind::HostUnreachable, text).into()
+}
+
 /// Converts the error of a connect to the node's failure. A certificate that one side does not
 /// accept is `AccessDenied`, because retrying cannot fix it.
 pub(super) fn connect_failure(error: &RedisError, password: &str) -> NodeFailure {
@@ -111,7 +124,15 @@ pub(super) fn connect_failure(error: &RedisError, password: &str) -> NodeFailure
     }
     let inner = server_error::io(error).and_then(io::Error::get_ref);
     let Some(tls) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
-        return server_error::failure_redacted(error, password);
+        let failure = server_error::failure_redacted(error, password);
+        return match failure {
+            // A server at its limit of clients closes before the handshake, without a word.
+            NodeFailure::Unreachable(text) if server_error::is_peer_close(error) => {
+                let hint = "is it a port for TLS, with room for clients?";
+                NodeFailure::Unreachable(format!("{text}: {hint}"))
+            }
+            failure => failure,
+        };
     };
     let text = server_error::redact_and_truncate(&format!("TLS: {tls}"), password);
     match tls {
@@ -122,5 +143,40 @@ pub(super) fn connect_failure(error: &RedisError, password: &str) -> NodeFailure
             NodeFailure::AccessDenied(text)
         }
         _ => NodeFailure::Unreachable(text),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connection_that_the_peer_closed_is_reported_with_the_likely_reasons() {
+        let text = |kind| match connect_failure(&io::Error::from(kind).into(), "") {
+            NodeFailure::Unreachable(text) => text,
+            other => panic!("{other}"),
+        };
+        let hint = "is it a port for TLS, with room for clients?";
+        for kind in [
+            io::ErrorKind::ConnectionReset,
+            io::ErrorKind::BrokenPipe,
+            io::ErrorKind::UnexpectedEof,
+        ] {
+            assert!(text(kind).ends_with(hint), "{}", text(kind));
+        }
+        let refused = text(io::ErrorKind::ConnectionRefused);
+        assert!(!refused.contains(hint), "{refused}");
+    }
+
+    #[test]
+    fn timeout_of_a_name_with_several_addresses_names_their_number() {
+        let timeout = || RedisError::from(io::Error::from(io::ErrorKind::TimedOut));
+        let text = |addresses| {
+            let failure = connect_failure(&name_addresses(timeout(), addresses), "");
+            failure.to_string()
+        };
+        assert!(text(1).ends_with("is it a port for TLS?"), "{}", text(1));
+        assert!(text(2).contains("each of the 2 addresses"), "{}", text(2));
+        assert!(!text(2).contains("a port for TLS"), "{}", text(2));
     }
 }
