@@ -16,6 +16,8 @@
 //! | being called            | no                         | the callback returns                 |
 //!
 //! Without a margin the danger of a lease starts at its expiry.
+//!
+//! Tests: `src/tests/background/loss_notifier.rs`; `src/tests/engine/danger.rs`, `loss.rs`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -116,10 +118,10 @@ impl LossNotifier {
     /// - `System` if the operating system refuses the thread.
     /// - `Closed` if the notifier was stopped: the callback would never run.
     pub(crate) fn watch(&self, lease: &Arc<Lease>, callbacks: LeaseCallbacks) -> Result<(), Error> {
-        if !self.thread.is_started() {
+        self.thread.start(|| {
             let (shared, on_expiry) = (Arc::clone(&self.shared), Arc::clone(&self.on_expiry));
-            self.thread.start(move || shared.run(&on_expiry))?;
-        }
+            move || shared.run(&on_expiry)
+        })?;
         if let Some(on_endangered) = &callbacks.on_endangered {
             lease.set_danger_margin(on_endangered.margin);
         }

@@ -322,6 +322,12 @@ impl LockTable {
             .map_or(0, |entry| entry.queue().len())
     }
 
+    /// Returns the number of threads that watch keys without a place in their queues.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn watching(&self) -> usize {
+        self.state.lock().watchers.len()
+    }
+
     /// Returns for a key the number of holders that follow another one, and the number of waiters.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn follower_counts(&self, key: &Key) -> (usize, usize) {

@@ -54,16 +54,20 @@ impl LazyThread {
     }
 
     /// Starts the thread, unless an earlier call has started it. Concurrent calls start one thread.
+    /// `body` returns what the thread runs; it is called only by the call that starts it.
     ///
     /// # Errors
     /// - `System` if the operating system refuses the thread. A later call tries again.
-    pub(crate) fn start(&self, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    pub(crate) fn start<B>(&self, body: impl FnOnce() -> B) -> Result<(), Error>
+    where
+        B: FnOnce() + Send + 'static,
+    {
         if self.is_started() {
             return Ok(());
         }
         let mut thread = self.thread.lock();
         if !self.is_started() {
-            *thread = Some(BackgroundThread::spawn(self.name, body)?);
+            *thread = Some(BackgroundThread::spawn(self.name, body())?);
             self.started.store(true, Ordering::Release);
         }
         Ok(())
@@ -201,7 +205,7 @@ mod tests {
         for _ in 0..2 {
             let ran = ran.clone();
             let body = move || ran.send(std::thread::current().name().map(str::to_owned));
-            thread.start(move || body().unwrap()).unwrap();
+            thread.start(|| move || body().unwrap()).unwrap();
             assert!(thread.is_started());
         }
         assert!(thread.join_until(soon()));
@@ -213,9 +217,9 @@ mod tests {
     #[test]
     fn lazy_thread_that_was_joined_does_not_start_again() {
         let thread = LazyThread::new("redguard-test");
-        thread.start(|| {}).unwrap();
+        thread.start(|| || {}).unwrap();
         assert!(thread.join_until(soon()));
-        thread.start(|| panic!("started again")).unwrap();
+        thread.start(|| || panic!("started again")).unwrap();
         assert!(thread.is_started() && thread.join_until(clock::now()));
     }
 
@@ -223,7 +227,7 @@ mod tests {
     fn lazy_thread_that_still_runs_is_joined_until_the_deadline_only() {
         let thread = LazyThread::new("redguard-test");
         let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
-        thread.start(move || _ = stopped.recv()).unwrap();
+        thread.start(|| move || _ = stopped.recv()).unwrap();
         assert!(!thread.join_until(clock::now()));
         drop(stop);
     }
@@ -236,9 +240,11 @@ mod tests {
         // The body begins only when `start` has stored the handle.
         let (ready, go) = crossbeam_channel::bounded::<()>(0);
         thread
-            .start(move || {
-                let _ = go.recv();
-                _ = joined.send(own.join_until(soon()));
+            .start(|| {
+                move || {
+                    let _ = go.recv();
+                    _ = joined.send(own.join_until(soon()));
+                }
             })
             .unwrap();
         drop(ready);

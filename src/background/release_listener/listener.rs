@@ -115,11 +115,10 @@ impl ReleaseListener {
     }
 
     fn start_thread(&self) -> Result<(), Error> {
-        if self.thread.is_started() {
-            return Ok(());
-        }
-        let (shared, connectors) = (Arc::clone(&self.shared), Arc::clone(&self.connectors));
-        self.thread.start(move || shared.run(&connectors))
+        self.thread.start(|| {
+            let (shared, connectors) = (Arc::clone(&self.shared), Arc::clone(&self.connectors));
+            move || shared.run(&connectors)
+        })
     }
 
     /// Returns the node that the listener is connected to: its release messages arrive first.
@@ -266,7 +265,7 @@ mod tests {
         let renewal = RenewalService::new(&nodes, Duration::from_secs(1), Arc::new(losses));
         let check = HolderCheck::new("", &lock_table, &Arc::new(renewal), &watched);
         let listener = ReleaseListener::new("", &nodes, Arc::from([]), check).unwrap();
-        listener.thread.start(|| {}).unwrap();
+        listener.thread.start(|| || {}).unwrap();
         listener
     }
 

@@ -357,6 +357,9 @@ mod tests {
                     places.note_release(&key.channel(), now, UNIT).unwrap();
                 }
                 places.confirm(&key.channel(), before, now, UNIT);
+                if (told, befores) == (1, [0; 3]) {
+                    assert_eq!(places.next_check(), Some(now + SECOND_CHECK * UNIT));
+                }
             }
             assert_eq!(
                 waiter.has_signal(Signal::Subscribed),

@@ -1,7 +1,9 @@
 //! When the release listener may connect to a node again after a failure.
 //!
-//! Pure: the time is passed in. A node's delay begins at [`RECONNECT_DELAY`] and doubles with each
-//! failure in a row, up to [`MAX_DOUBLINGS`] times.
+//! Pure: the time is passed in. A delay counts from the begin of the connection that failed, so one
+//! that has served for a while is replaced at once: its node may have closed all of them (`CLIENT
+//! KILL`, a middlebox). A node's delay begins at [`RECONNECT_DELAY`] and doubles with each failure
+//! in a row, up to [`MAX_DOUBLINGS`] times.
 
 use std::time::{Duration, Instant};
 
@@ -31,16 +33,22 @@ impl ReconnectDelays {
         }
     }
 
-    /// Records at `now` the failure of a connection that began at `start`. Returns whether it is
-    /// the first in a row. A connection that outlasted the delay before it ends a row.
-    pub(super) fn record_failure(&mut self, node: usize, start: Instant, now: Instant) -> bool {
+    /// Records the failure of a connection that began at `start` and received nothing. Returns
+    /// whether it is the first in a row.
+    pub(super) fn record_failure(&mut self, node: usize, start: Instant) -> bool {
         let node = &mut self.nodes[node];
-        if now.saturating_duration_since(start) > delay(node.failures) {
-            node.failures = 0;
-        }
-        node.until = Some(now + delay(node.failures));
+        node.until = Some(start + delay(node.failures));
         node.failures = node.failures.saturating_add(1);
         node.failures == 1
+    }
+
+    /// Records the end of a connection that began at `start` and has received messages. It ends a
+    /// row of failures.
+    pub(super) fn record_end(&mut self, node: usize, start: Instant) {
+        self.nodes[node] = NodeDelay {
+            failures: 0,
+            until: Some(start + RECONNECT_DELAY),
+        };
     }
 
     /// Returns whether the listener must not connect to the node yet.
@@ -64,15 +72,14 @@ mod tests {
         let mut now = start;
         for doubled in [0, 1, 2, 3, 4, 5, 6, 6, 6] {
             assert!(!delays.is_delayed(0, now));
-            assert_eq!(delays.record_failure(0, now, now), now == start);
+            assert_eq!(delays.record_failure(0, now), now == start);
             let end = now + RECONNECT_DELAY * (1 << doubled);
             assert!(delays.is_delayed(0, end - Duration::from_micros(1)));
             assert!(!delays.is_delayed(0, end) && !delays.is_delayed(1, now));
             now = end;
         }
-        let later = now + 2 * RECONNECT_DELAY * (1 << MAX_DOUBLINGS);
-        let is_first = delays.record_failure(0, now, later);
-        assert!(is_first, "the connection outlasted its delay");
-        assert!(!delays.is_delayed(0, later + RECONNECT_DELAY));
+        delays.record_end(0, now);
+        assert!(delays.is_delayed(0, now) && !delays.is_delayed(0, now + RECONNECT_DELAY));
+        assert!(delays.record_failure(0, now), "it had received messages");
     }
 }

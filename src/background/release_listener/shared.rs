@@ -179,9 +179,8 @@ impl ListenerShared {
                 .with_subscriber(&mut |subscriber| self.run_connection(subscriber, node, delays))
         };
         let result = catch_unwind(AssertUnwindSafe(serve));
-        let now = clock::now();
         let mut state = self.state.lock();
-        state.node = None;
+        let was_confirmed = state.node.take().is_some();
         state.subscriptions.record_disconnected();
         state.places.clear();
         self.remove_idle(&mut state, Duration::ZERO);
@@ -189,13 +188,18 @@ impl ListenerShared {
         drop(state); // unlock before logging
         let (level, cause) = match result {
             Ok(Ok(())) => return !stopping,
+            // A middlebox may close connections all day, so an end alone gets no info line.
+            Ok(Err(cause)) if was_confirmed => {
+                delays.record_end(node, start);
+                (Level::Debug, cause)
+            }
             // The same failure in a row is reported once.
-            Ok(Err(cause)) => match delays.record_failure(node, start, now) {
+            Ok(Err(cause)) => match delays.record_failure(node, start) {
                 true => (Level::Info, cause),
                 false => (Level::Debug, cause),
             },
             Err(_) => {
-                delays.record_failure(node, start, now);
+                delays.record_failure(node, start);
                 (Level::Error, pipeline::panic_failure())
             }
         };

@@ -2,6 +2,8 @@
 //!
 //! A call never blocks on a node and never runs a renewal itself: the thread of
 //! `renewal/worker.rs` does.
+//!
+//! Tests: `src/tests/engine/loss.rs`, `notice.rs` (checks).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,12 +92,11 @@ impl RenewalService {
     }
 
     fn start_thread(&self) -> Result<(), Error> {
-        if self.thread.is_started() {
-            return Ok(());
-        }
-        let (nodes, results) = (Arc::clone(&self.nodes), Arc::clone(&self.results));
-        let mut worker = RenewalWorker::new(&self.queue, nodes, self.node_timeout, results);
-        self.thread.start(move || worker.run())
+        self.thread.start(|| {
+            let (nodes, results) = (Arc::clone(&self.nodes), Arc::clone(&self.results));
+            let mut worker = RenewalWorker::new(&self.queue, nodes, self.node_timeout, results);
+            move || worker.run()
+        })
     }
 
     /// Stops renewing a lease. A renewal in flight may still extend it.

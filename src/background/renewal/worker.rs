@@ -25,10 +25,9 @@ use crate::protocol::quorum::{NodeSet, Tally, Verdict};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::restoration::Restoration;
-use crate::protocol::ttl::Ttl;
 use crate::protocol::{encode, reply, validity};
 use crate::random::HashMap;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::Ordering;
 use crate::sync::threads;
 use crate::time::{clock, deadline};
 use crate::transport::job::ReplySink;
@@ -72,10 +71,8 @@ struct InFlightRenewal {
 
 /// A renewal that a quorum has confirmed while replies were missing.
 struct ConfirmedRenewal {
-    lease: Arc<Lease>,
-    ttl: Ttl,
+    entry: RenewalEntry,
     restoration: Restoration,
-    told_other: Arc<AtomicBool>,
     /// When late replies are no longer counted.
     end: Instant,
 }
@@ -175,34 +172,20 @@ impl RenewalWorker {
     /// holders has lost the lock, and is to check.
     fn count_reply(&mut self, round: u32, node: usize, reply: Reply) {
         let (is_absent, is_other) = (reply == Reply::Absent, reply == Reply::OtherToken);
-        let (lease, ttl, restoration, told_other) =
-            if let Some(renewal) = self.in_flight.get_mut(&round) {
-                renewal.tally.vote(node, reply::vote_of(reply));
-                let entry = &renewal.entry;
-                let told_other = &entry.told_other;
-                (
-                    &entry.lease,
-                    entry.ttl,
-                    &mut renewal.restoration,
-                    told_other,
-                )
-            } else if let Some(renewal) = self.confirmed.get_mut(&round) {
-                let told_other = &renewal.told_other;
-                (
-                    &renewal.lease,
-                    renewal.ttl,
-                    &mut renewal.restoration,
-                    told_other,
-                )
-            } else {
-                return; // the renewal failed, or its wait has ended
-            };
+        let (entry, restoration) = if let Some(renewal) = self.in_flight.get_mut(&round) {
+            renewal.tally.vote(node, reply::vote_of(reply));
+            (&renewal.entry, &mut renewal.restoration)
+        } else if let Some(renewal) = self.confirmed.get_mut(&round) {
+            (&renewal.entry, &mut renewal.restoration)
+        } else {
+            return; // the renewal failed, or its wait has ended
+        };
         if is_absent && restoration.record_absent(node) {
-            self.nodes
-                .restore(lease, ttl.millis(), NodeSet::single(node));
+            let (ttl, nodes) = (entry.ttl.millis(), NodeSet::single(node));
+            self.nodes.restore(&entry.lease, ttl, nodes);
         }
-        if is_other && !told_other.swap(true, Ordering::AcqRel) {
-            self.nodes.notify_holders(lease.keys());
+        if is_other && !entry.told_other.swap(true, Ordering::AcqRel) {
+            self.nodes.notify_holders(entry.lease.keys());
         }
     }
 
@@ -343,10 +326,8 @@ impl RenewalWorker {
                 self.nodes.restore(lease, entry.ttl.millis(), absent);
                 if !tally.is_complete() {
                     let confirmed = ConfirmedRenewal {
-                        lease: Arc::clone(lease),
-                        ttl: entry.ttl,
+                        entry: entry.clone(),
                         restoration,
-                        told_other: Arc::clone(&entry.told_other),
                         end: start + self.node_timeout,
                     };
                     self.confirmed.insert(round, confirmed);
