@@ -81,14 +81,6 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    test,
-    expect(
-        clippy::too_many_lines,
-        clippy::too_many_arguments,
-        reason = "a table or a history in a test is read from top to bottom"
-    )
-)]
 
 mod api;
 mod background;

@@ -433,6 +433,11 @@ impl LocalLocker {
             lock_table: Arc::new(LockTable::new()),
         }
     }
+
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn lock_table(&self) -> &LockTable {
+        &self.lock_table
+    }
 }
 
 impl Locker for LocalLocker {

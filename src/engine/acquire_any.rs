@@ -102,22 +102,29 @@ impl AnyAcquisition<'_> {
             self.engine.check_cancelled(self.inbox)?;
             self.attempts = self.attempts.saturating_add(1);
             let mut last = None;
+            let mut is_refused = false;
             for choice in due {
                 // Each lock is asked for once, whatever the limit. Later one attempt may outlast it.
                 if self.attempts > 1 && last.is_some() && self.is_past_limit() {
                     break;
                 }
-                let refusal = match self.attempt(&self.choices[choice]) {
+                let failed = match self.attempt(&self.choices[choice]) {
                     Ok(acquired) => return Ok(acquired),
-                    Err(refusal) => refusal,
+                    Err(failed) => failed,
                 };
-                if !refusal.error.is_contended() && !refusal.error.is_unavailable() {
-                    return Err(refusal.error);
+                if !failed.error.is_contended() && !failed.error.is_unavailable() {
+                    return Err(failed.error);
                 }
-                let left = refusal.error.contended_for();
+                let left = failed.error.contended_for();
                 self.free_at[choice] = left.and_then(|left| free_at(clock::now(), left));
-                self.record_outage(&refusal);
-                last = Some(refusal.error);
+                self.record_outage(&failed);
+                is_refused |= failed.error.is_contended() && !failed.is_local;
+                last = Some(failed.error);
+            }
+            if is_refused {
+                // Errors of one lock are no outage while the nodes say that another one is held.
+                // Another thread of this process that has a lock says nothing about the nodes.
+                self.outage = None;
             }
             if let Some(error) = self.final_error(last) {
                 let waited = clock::now().saturating_duration_since(self.started);
@@ -147,15 +154,12 @@ impl AnyAcquisition<'_> {
         self.limit.deadline.is_some_and(|end| end <= clock::now())
     }
 
-    /// Records since when no quorum has replied. Another thread of this process that has a lock says
-    /// nothing about the nodes.
-    fn record_outage(&mut self, refusal: &FailedChoice) {
-        if refusal.error.is_unavailable() {
+    /// Records since when no quorum has replied.
+    fn record_outage(&mut self, failed: &FailedChoice) {
+        if failed.error.is_unavailable() {
             let since = self.outage.as_ref().map(|(since, _)| *since);
             let since = since.unwrap_or_else(clock::now);
-            self.outage = Some((since, refusal.error.clone()));
-        } else if !refusal.is_local {
-            self.outage = None;
+            self.outage = Some((since, failed.error.clone()));
         }
     }
 
