@@ -7,10 +7,14 @@ use crate::api::guard::LockGuard;
 use crate::api::locker::{LocalLocker, Locker};
 use crate::api::options::LockOptions;
 use crate::config::builder::Config;
+use crate::config::on_drop::OnDrop;
 use crate::error::Error;
+use crate::local::lock_table::LockTable;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::tests::engine::setup::{TTL, exclusive_key, healthy, set_faults};
+use crate::tests::engine::setup::{
+    TTL, exclusive_key, healthy, set_faults, slow_retries, slowly_retrying,
+};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
@@ -19,15 +23,6 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 
 fn options() -> LockOptions {
     LockOptions::new(TTL)
-}
-
-/// Sets delays so long that only a message ends a wait.
-fn sluggish(config: Config) -> Config {
-    config.retry(RetryPolicy {
-        initial_delay: TTL,
-        max_delay: TTL,
-        ..RetryPolicy::default()
-    })
 }
 
 fn any(locker: &dyn Locker) -> Result<LockGuard, Error> {
@@ -67,10 +62,43 @@ fn first_free_lock_in_the_order_of_the_list_is_acquired() {
 }
 
 #[test]
+fn wait_for_a_held_lock_outlasts_errors_of_another() {
+    let fakes = FakeNode::fakes(3);
+    let (holder, policy) = (healthy(&fakes), RetryPolicy::default());
+    let without_outage = |config: Config| {
+        config.retry(RetryPolicy {
+            max_outage: Duration::ZERO,
+            ..policy.clone()
+        })
+    };
+    let waiter = connected_locker(&fakes, without_outage).unwrap();
+    for fake in &fakes {
+        fake.set_fault(Fault::ErrsOn("b"));
+    }
+    for names in [["a", "b"], ["b", "a"]] {
+        let held = holder.lock("a", TTL).unwrap();
+        let waiter = &waiter;
+        thread::scope(|scope| {
+            let waiting = scope.spawn(move || waiter.acquire_any(&names, &options()));
+            eventually("it waits for the held one", || {
+                waiting.is_finished() || fakes[0].subscribed("a") > 0
+            });
+            held.release().unwrap();
+            let guard = waiting.join().unwrap().expect("one was only held");
+            assert_eq!(guard.key(), "a", "{names:?}");
+            guard.release().unwrap();
+        });
+        eventually("no caller waits", || fakes[0].subscribed("a") == 0);
+    }
+    let error = waiter.acquire_any(&["b"], &options()).unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+}
+
+#[test]
 fn release_by_another_process_wakes_for_one_attempt() {
     let fakes = FakeNode::fakes(1);
     let holder = healthy(&fakes);
-    let waiter = connected_locker(&fakes, sluggish).unwrap();
+    let waiter = slowly_retrying(&fakes);
     let mut guards = holder_of_all(&holder);
     thread::scope(|scope| {
         let waiting = scope.spawn(|| any(&waiter).unwrap());
@@ -88,7 +116,7 @@ fn release_by_another_process_wakes_for_one_attempt() {
 fn waiting_caller_is_woken_neither_by_its_own_attempts_nor_by_other_keys() {
     let fakes = FakeNode::fakes(1);
     let holder = healthy(&fakes);
-    let waiter = connected_locker(&fakes, sluggish).unwrap();
+    let waiter = slowly_retrying(&fakes);
     let mut guards = holder_of_all(&holder);
     let brief = options().wait_for(Duration::from_millis(200));
     let error = waiter.acquire_any(&NAMES, &brief).unwrap_err();
@@ -123,15 +151,17 @@ fn holder_of_all(locker: &dyn Locker) -> Vec<LockGuard> {
 fn release_in_the_same_process_wakes_without_a_message() {
     let fakes = FakeNode::fakes(1);
     fakes[0].set_fault(Fault::DeniesSubscribers);
-    let redis = connected_locker(&fakes, sluggish).unwrap();
+    let redis = slowly_retrying(&fakes);
     let local = LocalLocker::new();
-    let lockers: [&dyn Locker; 2] = [&redis, &local];
+    let tables = [&*redis.nodes().engine().lock_table, local.lock_table()];
+    let lockers: [(&dyn Locker, &LockTable); 2] = [(&redis, tables[0]), (&local, tables[1])];
     let (start, limited) = (clock::now(), options().wait_for(TTL));
-    // In some of the rounds the thread is asleep when the lock is released.
-    for locker in lockers.into_iter().cycle().take(40) {
+    // In most of the rounds the thread is asleep when the lock is released.
+    for (locker, table) in lockers.into_iter().cycle().take(40) {
         let mut guards = holder_of_all(locker);
         thread::scope(|scope| {
             let waiting = scope.spawn(|| locker.acquire_any(&NAMES, &limited).unwrap());
+            eventually("it watches", || table.watching() == 1);
             guards.remove(2).release().unwrap();
             assert_eq!(waiting.join().unwrap().key(), "c");
         });
@@ -140,6 +170,82 @@ fn release_in_the_same_process_wakes_without_a_message() {
         clock::now() - start < TTL / 2,
         "woken by the end of a lease"
     );
+}
+
+/// The thread has asked for the lock before it is released, and has not begun to wait.
+#[test]
+fn release_in_the_same_process_during_the_attempts_is_not_missed() {
+    let fakes = FakeNode::fakes(1);
+    let holder = healthy(&fakes);
+    let at_once = |config: Config| slow_retries(config).on_drop(OnDrop::Background);
+    let waiter = connected_locker(&fakes, at_once).unwrap();
+    let _other = holder.lock("c", TTL).unwrap();
+    let own = ["a", "b"].map(|name| waiter.lock(name, TTL).unwrap());
+    let start = clock::now();
+    let late = fakes[0].delay(Op::Acquire);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| any(&waiter).unwrap());
+        late.arrived();
+        let [first, _second] = own;
+        drop(first);
+        fakes[0].set_fault(Fault::DeniesSubscribers);
+        late.go();
+        assert_eq!(waiting.join().unwrap().key(), "a");
+    });
+    assert!(clock::now() - start < TTL / 2, "slept on");
+}
+
+#[test]
+fn lock_that_is_kept_or_lost_in_the_same_process_is_acquired_when_it_is_free() {
+    let fakes = FakeNode::fakes(1);
+    fakes[0].set_fault(Fault::DeniesSubscribers);
+    let locker = slowly_retrying(&fakes);
+    let table = &locker.nodes().engine().lock_table;
+    for is_lost in [false, true] {
+        let _others = ["a", "c"].map(|name| locker.lock(name, TTL).unwrap());
+        let kept = options().min_hold(Duration::from_secs(1));
+        let guard = locker.acquire("b", &kept).unwrap();
+        let start = clock::now();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| any(&locker).unwrap());
+            eventually("it watches", || table.watching() == 1);
+            if is_lost {
+                fakes[0].free("b");
+                assert!(guard.extend(TTL).is_err());
+            } else {
+                guard.release().unwrap();
+            }
+            assert_eq!(waiting.join().unwrap().key(), "b");
+        });
+        assert!(clock::now() - start < TTL / 2, "slept on");
+    }
+}
+
+#[test]
+fn end_of_a_call_wakes_another_that_found_a_lock_busy_with_its_attempt() {
+    let fakes = FakeNode::fakes(1);
+    fakes[0].set_fault(Fault::DeniesSubscribers);
+    let (holder, waiter) = (healthy(&fakes), slowly_retrying(&fakes));
+    let table = &waiter.nodes().engine().lock_table;
+    let held = holder.lock("a", TTL).unwrap();
+    let late = fakes[0].delay(Op::Acquire);
+    let start = clock::now();
+    let stop = CancelToken::new();
+    let cancellable = options().cancel_on(&stop);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| waiter.acquire_any(&["a"], &cancellable).err());
+        late.arrived();
+        let second = scope.spawn(|| waiter.acquire_any(&["a"], &options()).unwrap());
+        eventually("both watch", || table.watching() == 2);
+        fakes[0].set_fault(Fault::DeniesSubscribers);
+        fakes[0].free("a");
+        stop.cancel();
+        assert_eq!(first.join().unwrap(), Some(Error::Cancelled));
+        late.go();
+        assert_eq!(second.join().unwrap().key(), "a");
+    });
+    assert!(clock::now() - start < TTL / 2, "slept on");
+    drop(held);
 }
 
 #[test]
@@ -213,7 +319,7 @@ fn max_attempts_counts_the_rounds_over_all_locks() {
 #[test]
 fn attempts_of_waiters_wake_none_of_them() {
     let fakes = FakeNode::fakes(1);
-    let (holder, waiter) = (healthy(&fakes), connected_locker(&fakes, sluggish).unwrap());
+    let (holder, waiter) = (healthy(&fakes), slowly_retrying(&fakes));
     let brief = options().wait_for(Duration::from_millis(100));
     let _guards = holder_of_all(&holder);
     let before = fakes[0].count(Op::Acquire);
@@ -233,7 +339,7 @@ fn attempts_of_waiters_wake_none_of_them() {
 #[test]
 fn end_of_a_lock_is_awaited_also_after_the_release_of_another() {
     let fakes = FakeNode::fakes(1);
-    let (holder, waiter) = (healthy(&fakes), connected_locker(&fakes, sluggish).unwrap());
+    let (holder, waiter) = (healthy(&fakes), slowly_retrying(&fakes));
     let _guards = holder_of_all(&holder);
     let start = clock::now();
     fakes[0].seize("a", Duration::from_secs(2));

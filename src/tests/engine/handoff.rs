@@ -125,41 +125,46 @@ fn handoffs_keep_the_order_and_are_limited_in_a_row() {
     assert_eq!(acquires + fakes[0].count(Op::Swap), THREADS + 1);
 }
 
+/// The state of a node when a release with a handoff reaches it.
+#[derive(Clone, Copy, Debug)]
+enum NodeCase {
+    Ours,
+    Absent,
+    Foreign,
+    Down,
+    /// The swap fails, as on a node that is out of memory or has a foreign value in the fence
+    /// counter.
+    Errs,
+}
+
+impl NodeCase {
+    fn apply(self, fake: &FakeNode) {
+        match self {
+            NodeCase::Ours => {}
+            NodeCase::Absent => fake.wipe(),
+            NodeCase::Foreign => fake.seize("x", TTL),
+            NodeCase::Down => fake.set_fault(Fault::Down),
+            NodeCase::Errs => fake.set_fault(Fault::Fails(Op::Swap)),
+        }
+    }
+}
+
 #[test]
 fn release_with_a_handoff_returns_as_without_a_waiter() {
-    #[derive(Clone, Copy, Debug)]
-    enum Node {
-        Ours,
-        Absent,
-        Foreign,
-        Down,
-        /// The swap fails, as on a node that is out of memory or has a foreign value in the fence
-        /// counter.
-        Errs,
-    }
     let states = [
-        Node::Ours,
-        Node::Absent,
-        Node::Foreign,
-        Node::Down,
-        Node::Errs,
+        NodeCase::Ours,
+        NodeCase::Absent,
+        NodeCase::Foreign,
+        NodeCase::Down,
+        NodeCase::Errs,
     ];
     let all = states.map(|a| states.map(|b| states.map(|c| [a, b, c])));
     for nodes in all.as_flattened().as_flattened() {
         let released = |waits: bool| {
             let fakes = FakeNode::fakes(3);
             let locker = healthy(&fakes);
-            let spoil = || {
-                for (fake, node) in fakes.iter().zip(nodes) {
-                    match node {
-                        Node::Ours => {}
-                        Node::Absent => fake.wipe(),
-                        Node::Foreign => fake.seize("x", TTL),
-                        Node::Down => fake.set_fault(Fault::Down),
-                        Node::Errs => fake.set_fault(Fault::Fails(Op::Swap)),
-                    }
-                }
-            };
+            let apply = |(fake, case): (&Arc<FakeNode>, &NodeCase)| case.apply(fake);
+            let spoil = || fakes.iter().zip(nodes).for_each(apply);
             if !waits {
                 let guard = held(&locker, &fakes, &LockOptions::new(TTL));
                 spoil();
@@ -169,11 +174,11 @@ fn release_with_a_handoff_returns_as_without_a_waiter() {
             let options = LockOptions::new(TTL).cancel_on(&token);
             let cancel = || {
                 eventually("it was asked", || {
-                    let asked = |(fake, node): (&Arc<FakeNode>, &Node)| {
+                    let asked = |(fake, node): (&Arc<FakeNode>, &NodeCase)| {
                         // A node that is reached after the verdict receives a release instead of
                         // the swap.
                         let served = fake.count(Op::Swap) + fake.count(Op::Release);
-                        matches!(node, Node::Down) || served > 0
+                        matches!(node, NodeCase::Down) || served > 0
                     };
                     fakes.iter().zip(nodes).all(asked)
                 });

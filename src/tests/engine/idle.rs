@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::api::locker::Locker;
 use crate::error::{Error, NodeFailure};
 use crate::protocol::request::Op;
-use crate::tests::engine::setup::healthy;
+use crate::tests::engine::setup::{healthy, impatient};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::time::clock;
 
@@ -168,4 +168,31 @@ fn requests_during_a_slow_connect_time_out_and_are_not_sent_later() {
     drop(locker.lock("y", TTL).expect("it is up"));
     assert_eq!(fakes[0].count(Op::ForceRelease), 0);
     assert_eq!(fakes[0].acquire_tokens().len(), 2);
+}
+
+/// The reply of a run that has ended arrives after that of its successor.
+#[test]
+fn connect_that_one_to_a_restarted_server_overtakes_is_no_second_server() {
+    let fakes = FakeNode::fakes(1);
+    let locker = connected_locker(&fakes, |config| impatient(config).pool_size(2)).expect("up");
+    let served = || {
+        let names = (0..8).map(|number| number.to_string());
+        names
+            .filter(|name| matches!(locker.try_lock(name, TTL), Ok(Some(_))))
+            .count()
+    };
+    let connects = || fakes[0].connects().len();
+    let late = fakes[0].delay_connect();
+    close_all(&fakes);
+    (0..2).for_each(|_| late.arrived()); // both have the reply of the first run
+    fakes[0].set_fault(Fault::None);
+    late.go();
+    eventually("one is connected", || connects() == 3 && served() > 0);
+    fakes[0].set_run_id("restarted");
+    close_all(&fakes);
+    eventually("it is connected again", || connects() == 4 && served() > 0);
+    late.go();
+    eventually("both serve", || served() == 8);
+    // Of two servers none would be trusted before many more connects.
+    assert!(connects() <= 7, "{}", connects());
 }

@@ -21,6 +21,7 @@ use crate::local::guard::LocalGuard;
 use crate::protocol::kind::LockKind;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::request::Op;
+use crate::tests::engine::setup;
 use crate::tests::engine::setup::{exclusive_params, healthy};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually, on_log_line};
 use crate::time::clock;
@@ -48,13 +49,7 @@ fn renewed(ttl: Duration) -> LockOptions {
 
 /// Returns options whose callback counts the notifications of a loss.
 fn counted(options: LockOptions) -> (LockOptions, Arc<AtomicUsize>) {
-    let notified = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&notified);
-    let options = options.on_lost(move |lost| {
-        assert_eq!(lost.key(), "x");
-        count.fetch_add(1, Ordering::SeqCst);
-    });
-    (options, notified)
+    setup::counted(options, |lost| assert_eq!(lost.key(), "x"))
 }
 
 /// Returns the parameters of a renewed lock, for an acquire that returns its lease without a guard.

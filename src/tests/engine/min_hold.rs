@@ -14,8 +14,7 @@ use crate::error::Error;
 use crate::protocol::key::Key;
 use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;
-use crate::protocol::retry::RetryPolicy;
-use crate::tests::engine::setup::{TTL, all_free, healthy, holders};
+use crate::tests::engine::setup::{TTL, all_free, healthy, holders, slowly_retrying};
 use crate::tests::fake_node::node::{FakeNode, connected_locker, eventually};
 use crate::time::clock;
 
@@ -24,15 +23,6 @@ const HOLD: Duration = Duration::from_secs(2);
 
 fn held_for(time: Duration) -> LockOptions {
     LockOptions::new(TTL).min_hold(time)
-}
-
-/// Sets delays so long that only a message or a remaining time ends a wait.
-fn sluggish(config: Config) -> Config {
-    config.retry(RetryPolicy {
-        initial_delay: TTL,
-        max_delay: TTL,
-        ..RetryPolicy::default()
-    })
 }
 
 /// Checks that `locker` gets the lock of `key` when `HOLD` has passed since `start`, and not at
@@ -88,7 +78,7 @@ fn release_after_min_hold_deletes_the_lock() {
 #[test]
 fn waiter_of_another_process_is_woken_when_min_hold_has_passed() {
     let fakes = FakeNode::fakes(3);
-    let (locker, rival) = (healthy(&fakes), connected_locker(&fakes, sluggish).unwrap());
+    let (locker, rival) = (healthy(&fakes), slowly_retrying(&fakes));
     let start = clock::now();
     let guard = locker.acquire("x", &held_for(HOLD)).unwrap();
     thread::scope(|scope| {

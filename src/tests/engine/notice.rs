@@ -18,6 +18,7 @@ use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::{Lease, NEVER_EXPIRES_AFTER};
 use crate::protocol::request::Op;
 use crate::protocol::token::Token;
+use crate::tests::engine::setup;
 use crate::tests::engine::setup::{exclusive_key, healthy, slowly_retrying};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::time::clock;
@@ -26,13 +27,9 @@ const LONG: Duration = Duration::from_secs(300);
 
 /// Returns options whose callback counts the losses.
 fn counted(options: LockOptions) -> (LockOptions, Arc<AtomicUsize>) {
-    let losses = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&losses);
-    let options = options.on_lost(move |lost| {
+    setup::counted(options, |lost| {
         assert_eq!(lost.reason(), LossReason::NotOurs);
-        count.fetch_add(1, Ordering::SeqCst);
-    });
-    (options, losses)
+    })
 }
 
 fn is_told(losses: &AtomicUsize) {
@@ -66,6 +63,39 @@ fn forced_release_is_told_to_its_holder_at_once() {
         eventually("no entry is left", || {
             holder.nodes().engine().renewal.count() == 0
         });
+    }
+}
+
+/// While a quorum has the token, a holder that checks would restore it.
+#[test]
+fn notice_of_a_forced_release_follows_the_replies_of_all_nodes() {
+    let fakes = FakeNode::fakes(3);
+    let patient = |config: Config| config.node_timeout(LONG / 10).connect_timeout(LONG / 10);
+    let operator = connected_locker(&fakes, patient).expect("up");
+    let notices = || {
+        fakes
+            .iter()
+            .map(|fake| fake.count(Op::Notify))
+            .sum::<usize>()
+    };
+    let late = fakes[2].delay(Op::ForceRelease);
+    thread::scope(|scope| {
+        let released = scope.spawn(|| operator.force_release("x").expect("a quorum"));
+        late.arrived();
+        eventually("a quorum has replied", || {
+            fakes[..2]
+                .iter()
+                .all(|fake| fake.count(Op::ForceRelease) == 1)
+        });
+        assert_eq!(notices(), 0);
+        late.go();
+        assert!(!released.join().expect("no panic"));
+    });
+    eventually("all nodes publish it", || notices() == 3);
+    for fake in &fakes {
+        let ops = fake.ops();
+        let at = |op| ops.iter().position(|served| *served == op);
+        assert!(at(Op::ForceRelease) < at(Op::Notify), "{ops:?}");
     }
 }
 

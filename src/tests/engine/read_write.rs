@@ -16,7 +16,7 @@ use crate::protocol::retry::RetryPolicy;
 use crate::tests::fake_node::node::{
     FakeNode, Fault, Rendezvous, connected_locker, eventually, gate_entries_were_released,
 };
-use crate::tests::fake_node::store::{ReaderTurn, StoredLock};
+use crate::tests::fake_node::stored_lock::{ReaderTurn, StoredLock};
 use crate::time::clock;
 
 const TTL: Duration = Duration::from_secs(30);

@@ -1,13 +1,16 @@
 //! Constants, configurations and helpers that the tests of the engine share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::api::locker::RedisLocker;
+use crate::api::options::LockOptions;
 use crate::config::builder::Config;
 use crate::engine::params::{AcquireParams, LeaseOptions};
 use crate::protocol::key::Key;
 use crate::protocol::kind::{LeaseKind, LockKind};
+use crate::protocol::lost_lock::LostLock;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
 use crate::protocol::ttl::Ttl;
@@ -50,9 +53,34 @@ pub(crate) fn slow_retries(config: Config) -> Config {
     })
 }
 
+/// Sets [`slow_retries`], and at most `max` attempts.
+pub(crate) fn slow_retries_at_most(config: Config, max: u32) -> Config {
+    config.retry(RetryPolicy {
+        max_attempts: Some(max),
+        initial_delay: SLOW,
+        max_delay: SLOW,
+        jitter: 0.0,
+        ..RetryPolicy::default()
+    })
+}
+
 /// Returns a locker with [`slow_retries`].
 pub(crate) fn slowly_retrying(fakes: &[Arc<FakeNode>]) -> RedisLocker {
     connected_locker(fakes, slow_retries).expect("a quorum is up")
+}
+
+/// Returns options whose callback checks and counts the losses.
+pub(crate) fn counted(
+    options: LockOptions,
+    check: impl Fn(&LostLock) + Send + Sync + 'static,
+) -> (LockOptions, Arc<AtomicUsize>) {
+    let losses = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&losses);
+    let options = options.on_lost(move |lost| {
+        check(lost);
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    (options, losses)
 }
 
 /// Returns the key of the exclusive lock `name`.

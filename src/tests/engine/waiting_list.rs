@@ -23,6 +23,14 @@ fn placed(fakes: &[Arc<FakeNode>], count: usize) {
     });
 }
 
+/// Waits until the node has served this many requests for places, so that no check is due: only a
+/// message wakes a waiter from then on.
+fn has_served(fakes: &[Arc<FakeNode>], requests: usize) {
+    eventually("the waiters have checked", || {
+        fakes[0].count(Op::TakePlace) >= requests
+    });
+}
+
 /// Lets `free` make the lock of a waiter free, and checks that the waiter acquires it.
 fn wakes(waiter: ScopedJoinHandle<'_, Result<LockGuard, Error>>, free: impl FnOnce()) {
     let began = clock::now();
@@ -41,6 +49,7 @@ fn released_after(act: impl FnOnce(&[Arc<FakeNode>])) {
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
         placed(&fakes, 1);
+        has_served(&fakes, 2); // the place, and the check of the first process
         act(&fakes);
         wakes(waits, || held.release().expect("ours"));
     });
@@ -85,11 +94,13 @@ fn processes_far_behind_listen_to_no_release_until_they_are_near() {
             placed(&fakes, before + 1);
         }
         eventually("all listen", || fakes[0].subscribed("x") == 4);
+        has_served(&fakes, 5); // four places, and the check of the first process
         for waiters in [3, 2, 1, 0] {
             let began = clock::now();
             held.release().expect("ours");
             held = had.recv().expect("woken");
             assert_no_timeout_elapsed(began);
+            has_served(&fakes, 8); // all others heard of the first release
             // The process behind the woken one may check, and lose its place for a while.
             eventually("the others have places", || {
                 fakes[0].places("x").len() == waiters
@@ -115,14 +126,16 @@ fn process_comes_near_when_the_one_before_it_stops_waiting() {
     let options = LockOptions::new(TTL).cancel_on(&token);
     thread::scope(|scope| {
         let first = scope.spawn(|| near.lock("x", TTL));
-        placed(&fakes, 1);
+        has_served(&fakes, 2);
         let second = scope.spawn(|| leaves.acquire("x", &options).map(drop));
         placed(&fakes, 2);
         let third = scope.spawn(|| far.lock("x", TTL));
         placed(&fakes, 3);
+        // Before the release: after it the second process may check, and lose its place for a while.
+        let last = fakes[0].places("x")[2].clone();
         held.release().expect("ours");
         let held = first.join().expect("no panic").expect("woken");
-        let last = fakes[0].places("x")[1].clone();
+        has_served(&fakes, 6);
         eventually("the last does not listen", || !fakes[0].listens("x", &last));
         token.cancel();
         assert_eq!(second.join().expect("no panic"), Err(Error::Cancelled));
@@ -159,11 +172,12 @@ fn release_of_a_lock_that_was_waited_for_wakes_a_process_that_does_not_listen() 
     thread::scope(|scope| {
         let [first, second] = [&near, &far].map(|locker| {
             let waits = scope.spawn(|| locker.lock("x", TTL));
-            placed(&fakes, 1 + usize::from(std::ptr::eq(locker, &far)));
+            has_served(&fakes, 2 + usize::from(std::ptr::eq(locker, &far)));
             waits
         });
         held.release().expect("ours");
         let held = first.join().expect("no panic").expect("woken");
+        has_served(&fakes, 4);
         eventually("the second is near", || {
             fakes[0].listens("x", &fakes[0].places("x")[0])
         });
@@ -174,13 +188,44 @@ fn release_of_a_lock_that_was_waited_for_wakes_a_process_that_does_not_listen() 
 }
 
 #[test]
+fn process_far_behind_that_is_woken_and_refused_waits_for_the_next_release() {
+    let fakes = FakeNode::fakes(1);
+    let [holder, near, middle, far] = [(); 4].map(|()| slowly_retrying(&fakes));
+    let held = holder.lock("x", TTL).expect("free");
+    let stop = CancelToken::new();
+    let options = LockOptions::new(TTL).cancel_on(&stop);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| near.lock("x", TTL));
+        has_served(&fakes, 2);
+        scope.spawn(|| middle.acquire("x", &options).map(drop));
+        placed(&fakes, 2);
+        let last = scope.spawn(|| far.acquire("x", &options));
+        placed(&fakes, 3);
+        held.release().expect("ours");
+        let held = first.join().expect("no panic").expect("woken");
+        has_served(&fakes, 6);
+        let its = fakes[0].places("x")[1].clone();
+        eventually("it does not listen", || !fakes[0].listens("x", &its));
+        let before = fakes[0].count(Op::TakePlace);
+        fakes[0].remove_first_place("x");
+        fakes[0].seize("x", TTL); // this client is quicker than the woken process
+        assert!(held.release().is_err());
+        eventually("it has a place again", || {
+            fakes[0].count(Op::TakePlace) > before && fakes[0].places("x").contains(&its)
+        });
+        stop.cancel();
+        assert!(last.join().expect("no panic").is_err());
+    });
+}
+
+#[test]
 fn message_of_an_earlier_version_wakes_a_process_with_a_place() {
     let fakes = FakeNode::fakes(3);
     let waiter = slowly_retrying(&fakes);
     fakes.iter().for_each(|fake| fake.seize("x", TTL));
     thread::scope(|scope| {
         let waits = scope.spawn(|| waiter.lock("x", TTL));
-        placed(&fakes, 1);
+        has_served(&fakes, 2);
         fakes.iter().for_each(|fake| fake.free("x"));
         wakes(waits, || fakes[0].publish(&exclusive_key("x").channel()));
     });
@@ -219,7 +264,7 @@ fn refused_place_leaves_each_release_to_all_waiters() {
 }
 
 #[test]
-fn two_processes_that_want_the_lock_again_acquire_it_in_turn() {
+fn two_processes_that_want_the_lock_again_wake_each_other_until_both_have_ended() {
     let fakes = FakeNode::fakes(3);
     let processes: [RedisLocker; 2] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
     let began = clock::now();

@@ -14,9 +14,10 @@ use crate::error::Error;
 use crate::protocol::kind::LockKind;
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::request::Op;
+use crate::tests::engine::setup;
 use crate::tests::engine::setup::{exclusive_key, exclusive_params, slowly_retrying};
 use crate::tests::fake_node::node::{
-    FakeNode, Fault, assert_no_timeout_elapsed, attempts, eventually,
+    FakeNode, Fault, assert_no_timeout_elapsed, attempts, connected_locker, eventually,
 };
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
@@ -193,6 +194,34 @@ fn woken_waiter_asks_the_node_that_woke_it_first() {
     let late = fakes[1].delay(Op::Acquire);
     attempt(Some(1)).ok().expect("without the hung one");
     late.go();
+}
+
+/// The node that woke the waiter still refuses; the others are free. One node cannot say that a lock
+/// is held, so the last attempt asks all of them.
+#[test]
+fn last_attempt_asks_all_nodes_although_one_woke_it() {
+    let fakes = FakeNode::fakes(3);
+    let holder = slowly_retrying(&fakes);
+    let twice = |config| setup::slow_retries_at_most(config, 2);
+    let waiter = connected_locker(&fakes, twice).expect("a quorum is up");
+    let held = held_everywhere(&holder, &fakes);
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.lock("x", TTL));
+        eventually("the waiter is subscribed", || fakes[0].subscribed("x") > 0);
+        fakes[0].seize("x", TTL);
+        let late = fakes[0].delay(Op::Release);
+        let releases = scope.spawn(|| held.release());
+        late.arrived();
+        eventually("the others are free", || {
+            fakes[1].token("x").is_none() && fakes[2].token("x").is_none()
+        });
+        late.go();
+        let released = releases.join().expect("no panic");
+        released.expect("two nodes are a quorum");
+        let acquired = waits.join().expect("no panic");
+        drop(acquired.expect("granted by the others"));
+    });
+    assert_eq!(fakes[0].count(Op::Acquire), 1 + 2);
 }
 
 #[test]

@@ -9,7 +9,8 @@ use crate::protocol::kind::LeaseKind;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::scripts::NEAR;
-use crate::tests::fake_node::store::{NodeStore, keep_millis};
+use crate::tests::fake_node::store::NodeStore;
+use crate::tests::fake_node::stored_lock::keep_millis;
 use crate::transport::node::traits::Event;
 
 /// How long a waiting list is kept after its last change.

@@ -3,3 +3,4 @@
 pub(crate) mod messages;
 pub(crate) mod node;
 pub(crate) mod store;
+pub(crate) mod stored_lock;

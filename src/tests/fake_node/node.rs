@@ -20,7 +20,8 @@ use crate::protocol::kind::LockKind;
 use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::{Op, Request};
 use crate::protocol::server_info::ServerInfo;
-use crate::tests::fake_node::store::{NodeStore, StoredLock};
+use crate::tests::fake_node::store::NodeStore;
+use crate::tests::fake_node::stored_lock::StoredLock;
 use crate::time::clock;
 use crate::transport::messages::NodeConfig;
 use crate::transport::node::traits::{
@@ -466,6 +467,7 @@ impl Connector for Arc<FakeNode> {
             return Err(denied());
         }
         let fault = self.fault.lock().clone();
+        let run_id = self.run_id.lock().clone();
         if let Fault::LateConnect(arrived, go) = fault {
             let _ = arrived.send(());
             let _ = go.recv();
@@ -473,7 +475,7 @@ impl Connector for Arc<FakeNode> {
         let mut connects = self.connects.lock();
         connects.push(former.cloned());
         let handshake = Handshake {
-            run_id: self.run_id.lock().clone(),
+            run_id,
             others: Vec::new(),
             client_id: connects.len() as i64,
             server_info: self.server_info.lock().clone(),
@@ -714,7 +716,7 @@ pub(crate) fn connected_locker(
     adjust: impl FnOnce(Config) -> Config,
 ) -> Result<RedisLocker, Error> {
     let settings = settings(adjust);
-    let strict = settings.reject_evicting_servers;
+    let (strict, pool_size) = (settings.reject_evicting_servers, settings.pool_size);
     let configs: Vec<NodeConfig> = fakes
         .iter()
         .map(|fake| fake.node_config(&settings))
@@ -733,7 +735,7 @@ pub(crate) fn connected_locker(
     };
     let expected = fakes.len() - fakes.iter().filter(down).count();
     eventually("all connections are up", || {
-        nodes.engine().nodes_up() == expected
+        nodes.engine().nodes_up() == expected * pool_size
     });
     Ok(RedisLocker::new(&nodes))
 }

@@ -150,21 +150,7 @@ impl Pair<'_> {
                 }
                 self.send(&request);
             }
-            Step::Swap(number, units, fenced) => {
-                let one = |lease: &&Arc<Lease>| lease.keys().single().is_some();
-                let Some(former) = self.leases.iter().rev().filter(one).nth(number) else {
-                    return;
-                };
-                let former = Arc::clone(former);
-                let token = Token::fresh(None).unwrap();
-                let lease = Lease::new(former.keys().clone(), token, LeaseKind::Exclusive);
-                let lease = Arc::new(lease);
-                let mut request = Request::new(Op::Swap, &lease, millis(units));
-                request.min_fence = fenced.then_some(0);
-                request.former_lease = Some(former);
-                self.send(&request);
-                self.leases.push(lease);
-            }
+            Step::Swap(number, units, fenced) => self.swap(number, units, fenced),
             Step::Keep(number, units) => {
                 if let Some(position) = number.checked_rem(self.leases.len()) {
                     let lease = &self.leases[self.leases.len() - 1 - position];
@@ -192,6 +178,22 @@ impl Pair<'_> {
             }
             Step::FlushScripts => self.server.run(&["SCRIPT", "FLUSH"]),
         }
+    }
+
+    fn swap(&mut self, number: usize, units: u32, fenced: bool) {
+        let one = |lease: &&Arc<Lease>| lease.keys().single().is_some();
+        let Some(former) = self.leases.iter().rev().filter(one).nth(number) else {
+            return;
+        };
+        let former = Arc::clone(former);
+        let token = Token::fresh(None).unwrap();
+        let lease = Lease::new(former.keys().clone(), token, LeaseKind::Exclusive);
+        let lease = Arc::new(lease);
+        let mut request = Request::new(Op::Swap, &lease, millis(units));
+        request.min_fence = fenced.then_some(0);
+        request.former_lease = Some(former);
+        self.send(&request);
+        self.leases.push(lease);
     }
 
     /// Checks that the server and the model store the same.

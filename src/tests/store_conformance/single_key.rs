@@ -13,7 +13,8 @@ use crate::protocol::lease::Lease;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
-use crate::tests::fake_node::store::{NodeStore, ReaderTurn, StoredLock};
+use crate::tests::fake_node::store::NodeStore;
+use crate::tests::fake_node::stored_lock::{ReaderTurn, StoredLock};
 use crate::tests::store_conformance::setup::{ComparedServer, UNIT, is_close, millis, selected};
 use crate::time::clock;
 
@@ -151,16 +152,7 @@ impl Pair<'_> {
                 kind,
                 units,
                 waits_as,
-            } => {
-                let waits_as = waits_as.and_then(|number| self.owner(number));
-                let gate_entry = waits_as.map(|owner| Arc::clone(&owner.gate_entry));
-                let mut request = self.new_request(kind, units);
-                if gate_entry.is_some() {
-                    request.refresh_interval = UNIT;
-                    request.gate_entry = gate_entry.filter(|_| kind == LeaseKind::Write);
-                }
-                self.send(request);
-            }
+            } => self.acquire(kind, units, waits_as),
             Step::ReadersAcquire(count) => {
                 let requests: Vec<_> = (0..count)
                     .map(|_| Arc::new(self.new_request(LeaseKind::Read, 3)))
@@ -189,16 +181,7 @@ impl Pair<'_> {
                     self.send(request);
                 }
             }
-            Step::ReadersRelease(ref leases) => {
-                let count = self.owners.len();
-                let numbers: HashSet<_> =
-                    leases.iter().filter_map(|n| n.checked_rem(count)).collect();
-                let release = |number: usize| {
-                    Arc::new(Request::new(Op::Release, &self.owners[number].lease, 0))
-                };
-                let requests: Vec<_> = numbers.into_iter().map(release).collect();
-                self.send_all(&requests);
-            }
+            Step::ReadersRelease(ref leases) => self.release_readers(leases),
             Step::ReleaseGateEntry(number) => {
                 if let Some(Owner { gate_entry, .. }) = self.owner(number) {
                     self.send(Request::new(Op::Release, gate_entry, 0));
@@ -219,6 +202,26 @@ impl Pair<'_> {
             }
             Step::FlushScripts => self.server.run(&["SCRIPT", "FLUSH"]),
         }
+    }
+
+    fn acquire(&mut self, kind: LeaseKind, units: u32, waits_as: Option<usize>) {
+        let waits_as = waits_as.and_then(|number| self.owner(number));
+        let gate_entry = waits_as.map(|owner| Arc::clone(&owner.gate_entry));
+        let mut request = self.new_request(kind, units);
+        if gate_entry.is_some() {
+            request.refresh_interval = UNIT;
+            request.gate_entry = gate_entry.filter(|_| kind == LeaseKind::Write);
+        }
+        self.send(request);
+    }
+
+    fn release_readers(&mut self, leases: &HashSet<usize>) {
+        let count = self.owners.len();
+        let numbers: HashSet<_> = leases.iter().filter_map(|n| n.checked_rem(count)).collect();
+        let release =
+            |number: usize| Arc::new(Request::new(Op::Release, &self.owners[number].lease, 0));
+        let requests: Vec<_> = numbers.into_iter().map(release).collect();
+        self.send_all(&requests);
     }
 
     fn send_for(&mut self, number: usize, op: Op, units: u32) {

@@ -132,11 +132,7 @@ impl NetworkState {
                 is_gone,
                 loses_data,
             } => self.crash(server, is_gone, loses_data, at),
-            TimedChange::Restart { server } => {
-                if matches!(self.servers[server].power, Power::Down | Power::Gone) {
-                    self.servers[server].restart(at);
-                }
-            }
+            TimedChange::Restart { server } => self.restart(server, at),
             TimedChange::Hang { server } if self.servers[server].power == Power::Up => {
                 self.servers[server].power = Power::Hung;
             }
@@ -171,12 +167,7 @@ impl NetworkState {
             }
             TimedChange::StepClock { server, by } => self.servers[server].clock.offset += by,
             TimedChange::ProcessEnds { process, is_silent } => {
-                (0..self.servers.len()).for_each(|server| {
-                    self.each(process, server, |state, id| match is_silent {
-                        true => state.connections[id].is_silent = true,
-                        false => state.close_by_client(id, at),
-                    });
-                });
+                self.end_process(process, is_silent, at);
             }
             TimedChange::Steal {
                 server,
@@ -209,6 +200,21 @@ impl NetworkState {
                     false => self.close_by_server(id, at),
                 }
             }
+        }
+    }
+
+    fn restart(&mut self, server: usize, at: Instant) {
+        if matches!(self.servers[server].power, Power::Down | Power::Gone) {
+            self.servers[server].restart(at);
+        }
+    }
+
+    fn end_process(&mut self, process: usize, is_silent: bool, at: Instant) {
+        for server in 0..self.servers.len() {
+            self.each(process, server, |state, id| match is_silent {
+                true => state.connections[id].is_silent = true,
+                false => state.close_by_client(id, at),
+            });
         }
     }
 
@@ -245,6 +251,10 @@ impl NetworkState {
     }
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "one line of text for each kind of change"
+)]
 impl fmt::Display for TimedChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

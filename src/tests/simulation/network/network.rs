@@ -220,7 +220,6 @@ impl NetworkState {
                 self.connections[id].server_open = true;
                 self.reply(id, Packet::Opened, at);
             }
-            (_, Command::Close) => self.close_at_server(id),
             _ if !self.connections[id].server_open => {
                 self.reply(
                     id,
@@ -233,8 +232,8 @@ impl NetworkState {
         }
     }
 
-    /// Runs the commands that arrived while the server hung. Commands of different connections may
-    /// run in another order.
+    /// Runs the commands that arrived while the server hung, also those of connections that their
+    /// clients have closed since. Those of different connections may run in another order.
     pub(super) fn serve_backlog(&mut self, server: usize, at: Instant) {
         let mut backlog: Vec<_> = self.servers[server].backlog.drain(..).collect();
         while !backlog.is_empty() {

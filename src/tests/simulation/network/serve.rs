@@ -7,7 +7,6 @@ use crate::error::NodeFailure;
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::Request;
-use crate::protocol::scripts::Script;
 use crate::tests::simulation::network::network::NetworkState;
 use crate::tests::simulation::network::packet::{Command, ConnectionId, Packet};
 use crate::tests::simulation::network::server;
@@ -18,7 +17,8 @@ impl NetworkState {
     /// Runs a command and sends the reply.
     pub(super) fn serve(&mut self, id: ConnectionId, command: Command, at: Instant) {
         match command {
-            Command::Open | Command::Close => {}
+            Command::Open => {}
+            Command::Close => self.close_at_server(id),
             Command::Handshake => {
                 let packet = self.handshake(id, at);
                 self.reply(id, packet, at);
@@ -31,14 +31,15 @@ impl NetworkState {
                 script,
                 load,
             } => {
-                let packet = self.call(
-                    self.connections[id].server,
-                    number,
-                    &request,
-                    script,
-                    load,
-                    at,
-                );
+                let server = self.connections[id].server;
+                if let (Some(script), true) = (script, load) {
+                    self.servers[server].load(script);
+                }
+                let has_script = |script| self.servers[server].has_script(script);
+                let packet = match script.is_none_or(has_script) {
+                    true => self.call(server, number, &request, at),
+                    false => Packet::ScriptMissing(number),
+                };
                 self.reply(id, packet, at);
             }
             Command::RemainingTtl { id: number, key } => {
@@ -102,25 +103,9 @@ impl NetworkState {
         connection.server == server && connection.server_open && connection.client_id == client_id
     }
 
-    /// Runs a request.
-    fn call(
-        &mut self,
-        number: usize,
-        id: u64,
-        request: &Request,
-        script: Option<Script>,
-        load: bool,
-        at: Instant,
-    ) -> Packet {
+    /// Runs a request whose script is loaded.
+    fn call(&mut self, number: usize, id: u64, request: &Request, at: Instant) -> Packet {
         let server = &mut self.servers[number];
-        if let (Some(script), true) = (script, load) {
-            server.load(script);
-        }
-        if let Some(script) = script
-            && !server.has_script(script)
-        {
-            return Packet::ScriptMissing(id);
-        }
         let (reply, messages) = match server.error(request) {
             Some(failure) => (Reply::Failed(failure), Vec::new()),
             None => server.execute(request, at),

@@ -87,27 +87,7 @@ impl Plan {
                 kills_connections: true,
             },
         };
-        if rng.u32(..20) == 0 {
-            drawn.contest(&mut plan, rng);
-        }
-        draw_faults::set_clocks(&mut plan, rng);
-        let steps = plan.processes.iter().flat_map(|process| &process.threads);
-        plan.promises.wakes &= !steps.flatten().any(delays_others);
-        if theme != Theme::Calm {
-            draw_faults::draw_faults(&mut plan, quarantine, rng);
-        }
-        if drawn.has_trouble {
-            draw_faults::draw_trouble(&mut plan, rng);
-        }
-        if theme == Theme::Faults && rng.u32(..8) == 0 {
-            draw_faults::draw_outage(&mut plan, rng);
-        }
-        match theme {
-            Theme::Calm if plan.promises.wakes && rng.u32(..4) == 0 => plan.add_relay(rng),
-            Theme::Calm if rng.u32(..16) == 0 => plan.add_removal(rng),
-            Theme::Faults if rng.u32(..16) == 0 => plan.add_hang(rng),
-            _ => {}
-        }
+        drawn.add_incidents(&mut plan, rng);
         plan.faults.sort_by_key(|(at, _)| *at);
         plan
     }
@@ -137,6 +117,31 @@ pub(super) struct Draw {
 }
 
 impl Draw {
+    /// Adds clocks, faults and scenarios.
+    fn add_incidents(&self, plan: &mut Plan, rng: &mut Rng) {
+        if rng.u32(..20) == 0 {
+            self.contest(plan, rng);
+        }
+        draw_faults::set_clocks(plan, rng);
+        let steps = plan.processes.iter().flat_map(|process| &process.threads);
+        plan.promises.wakes &= !steps.flatten().any(delays_others);
+        if self.theme != Theme::Calm {
+            draw_faults::draw_faults(plan, self.quarantine, rng);
+        }
+        if self.has_trouble {
+            draw_faults::draw_trouble(plan, rng);
+        }
+        if self.theme == Theme::Faults && rng.u32(..8) == 0 {
+            draw_faults::draw_outage(plan, rng);
+        }
+        match self.theme {
+            Theme::Calm if plan.promises.wakes && rng.u32(..4) == 0 => plan.add_relay(rng),
+            Theme::Calm if rng.u32(..16) == 0 => plan.add_removal(rng),
+            Theme::Faults if rng.u32(..16) == 0 => plan.add_hang(rng),
+            _ => {}
+        }
+    }
+
     fn process(&self, number: usize, rng: &mut Rng) -> ProcessPlan {
         let threads = one_of(rng, &[1, 1, 2, 2, 3]);
         ProcessPlan {

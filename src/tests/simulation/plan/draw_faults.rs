@@ -9,7 +9,7 @@ use crate::tests::simulation::network::fault::TimedChange;
 use crate::tests::simulation::network::server::{Refusal, Trouble};
 use crate::tests::simulation::plan::draw::{between, ms, one_of};
 use crate::tests::simulation::plan::locks::{FOREIGN_LOCK, STOLEN_LOCK, TROUBLED_LOCK};
-use crate::tests::simulation::plan::plan::{ClockPlan, Fault, Plan, Step};
+use crate::tests::simulation::plan::plan::{ClockPlan, Fault, Plan, ProcessPlan, Step};
 
 /// Draws clocks that disagree by no more than the documented limit: 1 % from the slowest to the
 /// fastest.
@@ -227,16 +227,31 @@ impl FaultPlan<'_> {
         let process = self.rng.usize(..self.plan.processes.len());
         let fault = match self.rng.u32(..5) {
             0 | 1 => Fault::Pause { process, lasts },
-            2 | 3 => Fault::Kill {
-                process,
-                is_silent: self.rng.bool(),
-            },
+            2 | 3 => {
+                self.restart(process, at);
+                Fault::Kill {
+                    process,
+                    is_silent: self.rng.bool(),
+                }
+            }
             _ => Fault::StepWall {
                 process,
                 by: self.rng.i64(-1_000_000..10_000_000),
             },
         };
         self.plan.faults.push((at, fault));
+    }
+
+    /// Lets a process that is killed at a time be started again, in half of the cases. It is another
+    /// process to the nodes and to the checker, and does the same.
+    fn restart(&mut self, process: usize, killed_at: Duration) {
+        if self.rng.bool() {
+            let starts_at = killed_at + between(self.rng, ms(0), ms(500));
+            self.plan.processes.push(ProcessPlan {
+                starts_at,
+                ..self.plan.processes[process].clone()
+            });
+        }
     }
 
     /// Lets another client overwrite a lock for some time, on all servers or on a quorum.

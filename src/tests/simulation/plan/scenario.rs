@@ -14,13 +14,24 @@ use crate::tests::simulation::network::fault::TimedChange;
 use crate::tests::simulation::plan::draw::{between, ms, one_of};
 use crate::tests::simulation::plan::locks::{FORCED_LOCK, SCENARIO_LOCK};
 use crate::tests::simulation::plan::plan::{
-    AcquirePlan, Act, Fault, GuardEnd, Plan, Step, Target, WaitPlan,
+    AcquirePlan, Act, Fault, GuardEnd, Plan, ProcessPlan, Step, Target, WaitPlan,
 };
 
+/// A holder, a process that is near, and those far behind.
+const RELAY_PROCESSES: usize = 5;
+
 impl Plan {
-    /// Lets all threads of a calm plan want one lock, again and again.
+    /// Lets all threads of a calm plan want one lock, again and again. In half of the plans there are
+    /// so many processes that some are far behind in the waiting list.
     pub(super) fn add_relay(&mut self, rng: &mut Rng) {
         let ttl = self.max_ttl;
+        let processes = one_of(rng, &[0, RELAY_PROCESSES]);
+        while self.processes.len() < processes {
+            self.processes.push(ProcessPlan {
+                threads: vec![Vec::new()],
+                ..self.processes[0].clone()
+            });
+        }
         for thread in self.processes.iter_mut().flat_map(|p| &mut p.threads) {
             for _ in 0..rng.usize(1..=3) {
                 let hold = Act::Hold(between(rng, ms(0), ms(10)));
