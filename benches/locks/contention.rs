@@ -71,23 +71,9 @@ pub(crate) fn contended(
     let lockers: Vec<RedisLocker> = lockers.collect::<Result<_>>()?;
     let barrier = Barrier::new(PROCESSES);
     let stop = AtomicBool::new(false);
-    let share = |locker: &RedisLocker| -> Result<Seen> {
-        let mut seen = Seen::default();
+    let share = |locker: &RedisLocker| {
         barrier.wait();
-        let began = Instant::now();
-        while !stop.load(Ordering::Relaxed) {
-            let start = Instant::now();
-            let guard = locker.lock("shared", TTL)?;
-            let held = Instant::now();
-            seen.waits.push(held - start);
-            spin(held + HOLD);
-            seen.held += held.elapsed();
-            guard.release()?;
-            if began.elapsed() > time {
-                stop.store(true, Ordering::Relaxed);
-            }
-        }
-        Ok(seen)
+        hold_in_turn(locker, &stop, time)
     };
     let began = Instant::now();
     let seen = thread::scope(|scope| {
@@ -120,6 +106,25 @@ pub(crate) fn contended(
         word(fairness >= 0.7),
         word(late <= Duration::from_millis(50) && last <= Duration::from_millis(200)),
     ))
+}
+
+/// Acquires, holds and releases one lock until `time` has passed for a thread.
+fn hold_in_turn(locker: &RedisLocker, stop: &AtomicBool, time: Duration) -> Result<Seen> {
+    let mut seen = Seen::default();
+    let began = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        let guard = locker.lock("shared", TTL)?;
+        let held = Instant::now();
+        seen.waits.push(held - start);
+        spin(held + HOLD);
+        seen.held += held.elapsed();
+        guard.release()?;
+        if began.elapsed() > time {
+            stop.store(true, Ordering::Relaxed);
+        }
+    }
+    Ok(seen)
 }
 
 /// Measures from a release to the next holder, which waits in another process.

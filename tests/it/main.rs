@@ -4,11 +4,6 @@
     clippy::expect_used,
     reason = "in a test a panic is the report; `.clippy.toml` allows it in the test functions only, not in their helpers"
 )]
-#![allow(
-    clippy::too_many_lines,
-    clippy::too_many_arguments,
-    reason = "a table or a model is read from top to bottom"
-)]
 
 mod architecture;
 mod chaos;

@@ -195,6 +195,22 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Lets one tick pass for all clients and nodes.
+    fn tick(&self, state: &mut State) {
+        for client in &mut state.clients {
+            if is_asking(client) {
+                client.age = (client.age + 1).min(self.validity);
+            }
+            client.left = client.left.saturating_sub(1);
+        }
+        for node in &mut state.nodes {
+            node.life = node.life.saturating_sub(1);
+            node.quarantine = node.quarantine.saturating_sub(1);
+        }
+    }
+}
+
 impl Model for Config {
     type State = State;
     type Action = Action;
@@ -272,16 +288,7 @@ impl Model for Config {
         let mut state = last.clone();
         match action {
             Action::Tick => {
-                for client in &mut state.clients {
-                    if is_asking(client) {
-                        client.age = (client.age + 1).min(self.validity);
-                    }
-                    client.left = client.left.saturating_sub(1);
-                }
-                for node in &mut state.nodes {
-                    node.life = node.life.saturating_sub(1);
-                    node.quarantine = node.quarantine.saturating_sub(1);
-                }
+                self.tick(&mut state);
                 if state == *last {
                     return None;
                 }
@@ -293,7 +300,7 @@ impl Model for Config {
                 let node = &mut state.nodes[n];
                 let message = node.slots[c].connection.next();
                 let reply = self.serve(node, c, message);
-                self.deliver(&mut state, c, n, message, reply);
+                self.deliver(&mut state, (c, n), message, reply);
             }
             Action::ServeFormer(c, n) => {
                 let node = &mut state.nodes[n];

@@ -149,7 +149,7 @@ fn fencing_tokens_repeat_if_clocks_differ_and_a_node_loses_its_data() {
 }
 
 #[test]
-fn rules_hold_in_large_models() {
+fn rules_hold_in_large_models_of_attempts() {
     if !is_large() {
         return;
     }
@@ -187,6 +187,34 @@ fn rules_hold_in_large_models() {
             },
             722_000,
         ),
+        (
+            "two attempts each",
+            Config {
+                attempts: [2, 2],
+                ..Config::default()
+            },
+            479_000,
+        ),
+        (
+            "longer validity",
+            Config {
+                validity: 3,
+                extensions: 1,
+                ..Config::default()
+            },
+            200_000,
+        ),
+    ] {
+        keeps_its_rules(name, config, least);
+    }
+}
+
+#[test]
+fn rules_hold_in_large_models_of_handoffs() {
+    if !is_large() {
+        return;
+    }
+    for (name, config, least) in [
         (
             "handed off, broken connection",
             Config {
@@ -228,14 +256,17 @@ fn rules_hold_in_large_models() {
             },
             10_000,
         ),
-        (
-            "two attempts each",
-            Config {
-                attempts: [2, 2],
-                ..Config::default()
-            },
-            479_000,
-        ),
+    ] {
+        keeps_its_rules(name, config, least);
+    }
+}
+
+#[test]
+fn rules_hold_in_large_models_of_extensions_and_fencing() {
+    if !is_large() {
+        return;
+    }
+    for (name, config, least) in [
         (
             "short extensions",
             Config {
@@ -284,15 +315,6 @@ fn rules_hold_in_large_models() {
                 ..fenced()
             },
             100_000,
-        ),
-        (
-            "longer validity",
-            Config {
-                validity: 3,
-                extensions: 1,
-                ..Config::default()
-            },
-            200_000,
         ),
     ] {
         keeps_its_rules(name, config, least);

@@ -35,11 +35,6 @@
 //! ```
 
 #![cfg(test)]
-#![allow(
-    clippy::too_many_lines,
-    clippy::too_many_arguments,
-    reason = "a model is read from top to bottom"
-)]
 
 mod connection;
 mod exclusive;

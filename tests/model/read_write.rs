@@ -220,6 +220,54 @@ fn age(life: &mut Life) {
     *life = (*life).min(1).max(life.saturating_sub(1));
 }
 
+impl Config {
+    /// Lets one tick pass for all clients and nodes.
+    fn tick(&self, state: &mut State) {
+        for client in &mut state.clients {
+            if client.is_asking() {
+                client.age = (client.age + 1).min(self.validity);
+            }
+            client.left = client.left.saturating_sub(1);
+        }
+        for node in &mut state.nodes {
+            age(&mut node.writer_life);
+            node.readers.as_flattened_mut().iter_mut().for_each(age);
+        }
+    }
+
+    /// Adds the actions that a client may take.
+    fn client_actions(&self, c: usize, client: &Client, actions: &mut Vec<Action>) {
+        if client.is_asking() {
+            actions.push(Action::TimeOut(c));
+        }
+        if client.restoring {
+            actions.push(Action::Restore(c));
+        }
+        match client.phase {
+            Phase::Idle => {
+                if client.attempts < self.attempts[c] {
+                    actions.push(Action::Start(c));
+                }
+                if client.gate_entry > 0 {
+                    actions.push(Action::LeaveGate(c));
+                }
+            }
+            Phase::Held if client.left == 0 => actions.push(Action::SeeLost(c)),
+            Phase::Held => {
+                actions.push(Action::Release(c));
+                let idle = client.round == Round::None && !client.restoring;
+                if idle && client.extensions < self.extensions[c] {
+                    actions.push(Action::Extend(c));
+                }
+                if idle && self.downgrades && !client.reads {
+                    actions.push(Action::Downgrade(c));
+                }
+            }
+            Phase::Trying => {}
+        }
+    }
+}
+
 impl Model for Config {
     type State = State;
     type Action = Action;
@@ -264,34 +312,7 @@ impl Model for Config {
             }
         }
         for (c, client) in state.clients.iter().enumerate() {
-            if client.is_asking() {
-                actions.push(Action::TimeOut(c));
-            }
-            if client.restoring {
-                actions.push(Action::Restore(c));
-            }
-            match client.phase {
-                Phase::Idle => {
-                    if client.attempts < self.attempts[c] {
-                        actions.push(Action::Start(c));
-                    }
-                    if client.gate_entry > 0 {
-                        actions.push(Action::LeaveGate(c));
-                    }
-                }
-                Phase::Held if client.left == 0 => actions.push(Action::SeeLost(c)),
-                Phase::Held => {
-                    actions.push(Action::Release(c));
-                    let idle = client.round == Round::None && !client.restoring;
-                    if idle && client.extensions < self.extensions[c] {
-                        actions.push(Action::Extend(c));
-                    }
-                    if idle && self.downgrades && !client.reads {
-                        actions.push(Action::Downgrade(c));
-                    }
-                }
-                Phase::Trying => {}
-            }
+            self.client_actions(c, client, actions);
         }
     }
 
@@ -299,16 +320,7 @@ impl Model for Config {
         let mut state = last.clone();
         match action {
             Action::Tick => {
-                for client in &mut state.clients {
-                    if client.is_asking() {
-                        client.age = (client.age + 1).min(self.validity);
-                    }
-                    client.left = client.left.saturating_sub(1);
-                }
-                for node in &mut state.nodes {
-                    age(&mut node.writer_life);
-                    node.readers.as_flattened_mut().iter_mut().for_each(age);
-                }
+                self.tick(&mut state);
                 if state == *last {
                     return None;
                 }
@@ -317,19 +329,7 @@ impl Model for Config {
             Action::ExpireReader(n, c, i) => state.nodes[n].readers[c][i] = 0,
             Action::ExpireGateEntry(n, c) => state.nodes[n].gate[c] = 0,
             Action::Start(c) => self.start(&mut state, c),
-            Action::Serve(c, n) => {
-                let message = state.nodes[n].slots[c].connection.next();
-                let reply = self.serve_seen(&mut state, c, n, message);
-                let slot = &mut state.nodes[n].slots[c];
-                match (message.is_awaited(), self.replies_wait) {
-                    (false, _) => {}
-                    (true, true) => slot.reply = reply,
-                    (true, false) => {
-                        slot.vote = reply;
-                        self.count(&mut state, c);
-                    }
-                }
-            }
+            Action::Serve(c, n) => self.serve_next(&mut state, c, n),
             Action::ServeFormer(c, n) => {
                 let message = state.nodes[n].slots[c].connection.next_of_former();
                 self.serve_seen(&mut state, c, n, message);

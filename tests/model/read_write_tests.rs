@@ -161,6 +161,25 @@ fn rules_hold_in_large_models() {
             2_160_000,
         ),
         (
+            "late replies",
+            Config {
+                replies_wait: true,
+                ..writer_and_reader()
+            },
+            100_000,
+        ),
+    ] {
+        keeps_its_rules(name, config, least);
+    }
+}
+
+#[test]
+fn rules_hold_in_large_models_of_downgrades() {
+    if !is_large() {
+        return;
+    }
+    for (name, config, least) in [
+        (
             "downgrade, broken connection",
             Config {
                 breaks: 1,
@@ -183,14 +202,6 @@ fn rules_hold_in_large_models() {
                 breaks: 1,
                 ..downgrade()
             }),
-            100_000,
-        ),
-        (
-            "late replies",
-            Config {
-                replies_wait: true,
-                ..writer_and_reader()
-            },
             100_000,
         ),
     ] {

@@ -5,9 +5,12 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use redguard::{CancelToken, Error, LockOptions, Locker, RedisRwLocker, RetryPolicy, RwLocker};
+use redguard::{
+    CancelToken, Error, LockOptions, Locker, RedisLocker, RedisRwLocker, RetryPolicy, RwLocker,
+};
 
 use crate::support::fixtures::{LIMIT, TTL, ask, config, connect_by, now, store_foreign_token};
+use crate::support::servers::Server;
 use crate::support::{eventually, servers, unique_key};
 
 const CANCELS: usize = 10_000;
@@ -77,7 +80,12 @@ fn ten_thousand_cancels_at_random_moments_leave_no_key() {
     assert!(at(500) < Duration::from_secs(1), "{:?}", at(500));
     assert_eq!(cancelled + taken, CANCELS);
     assert!(cancelled > 0 && taken > 0, "{cancelled}, {taken}");
-    for locker in &lockers {
+    shut_down_without_a_key(&lockers, &nodes);
+}
+
+/// Shuts all lockers down, and checks that they have left no key.
+fn shut_down_without_a_key(lockers: &[RedisLocker], nodes: &[Server]) {
+    for locker in lockers {
         assert!(locker.nodes().shutdown(LIMIT), "all is sent");
     }
     // No key may need its TTL to end, except a reader turn, which lasts at most 60 ms.

@@ -102,24 +102,7 @@ fn credentials_provider_is_called_at_each_connect() {
     let locker = RedisLocker::connect(config).unwrap();
     let kept = LockOptions::new(LIMIT).auto_renew(true);
     let kept = locker.acquire(&unique_key("kept"), &kept).unwrap();
-    // The listener's connection logs in alike.
-    let key = unique_key("listened-at");
-    let held = acquire_lock(&locker, &key);
-    thread::scope(|scope| {
-        let other = RedisLocker::connect(
-            at([node.addr()])
-                .credentials(|_| Credentials::new("rotates", "first-secret"))
-                .retry(sluggish()),
-        )
-        .unwrap();
-        let key = &key;
-        let waits = scope.spawn(move || acquire_lock(&other, key).release().unwrap());
-        eventually(LIMIT, "the waiter is subscribed", || {
-            subscribers(&node, key) == 1
-        });
-        held.release().unwrap();
-        waits.join().unwrap();
-    });
+    check_listener(&locker, &node);
     set_password(">second-secret");
     // A refused login, and a password function that panics, fail one connect each.
     let node_cause = || locker.nodes().health().nodes[0].cause.clone();
@@ -138,6 +121,26 @@ fn credentials_provider_is_called_at_each_connect() {
     kept.release().unwrap();
     let asked = asked.lock().unwrap();
     assert!(asked.len() > 3 && asked.iter().all(|name| *name == node.addr()));
+}
+
+/// Checks that the connection of the listener logs in by the provider, too.
+fn check_listener(locker: &RedisLocker, node: &Server) {
+    let key = &unique_key("listened-at");
+    let held = acquire_lock(locker, key);
+    thread::scope(|scope| {
+        let other = RedisLocker::connect(
+            at([node.addr()])
+                .credentials(|_| Credentials::new("rotates", "first-secret"))
+                .retry(sluggish()),
+        )
+        .unwrap();
+        let waits = scope.spawn(move || acquire_lock(&other, key).release().unwrap());
+        eventually(LIMIT, "the waiter is subscribed", || {
+            subscribers(node, key) == 1
+        });
+        held.release().unwrap();
+        waits.join().unwrap();
+    });
 }
 
 /// Returns the README's lines of rights in order: for exclusive locks, read-write locks, fencing,
@@ -437,7 +440,8 @@ fn is_renewed(node: &Server, key: &str) {
 }
 
 #[test]
-fn name_without_rights_affects_no_other_lock() {
+fn name_without_rights_affects_no_other_lock_and_is_warned_about_once() {
+    captured_log();
     let node = &servers(1)[0];
     let ours = unique_key("ours");
     let keys = format!("~redguard:{ours}*");
@@ -477,6 +481,9 @@ fn name_without_rights_affects_no_other_lock() {
     is_renewed(node, &kept_key);
     assert_eq!(up_since(&locker), since, "no connection was closed");
     kept.release().unwrap();
+    let warned = captured_log().lines(Level::Warn, &name);
+    // Once for each kind of lock: a lock, a read and a write lock, a permit.
+    assert_eq!(warned.len(), 4, "{warned:?}");
 }
 
 #[test]

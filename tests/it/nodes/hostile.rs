@@ -29,14 +29,8 @@ const AT_ONCE: usize = 8;
 /// Replies to a command that expects `+OK`, a number or an array. Except the last two, all are
 /// invalid.
 fn bad_replies() -> Vec<BadReply> {
-    let deep = |levels: usize| "*1\r\n".repeat(levels);
-    let long = "x".repeat(1_000_000);
     let noise = |n: u32| (n.wrapping_mul(2_654_435_761) >> 13).to_le_bytes();
     let noise: Vec<u8> = (0..1024).flat_map(noise).collect();
-    let text = |says: &str, then| BadReply {
-        says: says.into(),
-        then,
-    };
     let mut bad_replies = vec![
         BadReply {
             says: noise,
@@ -60,7 +54,28 @@ fn bad_replies() -> Vec<BadReply> {
         text(&deep(99), Then::Hang),
         text(&deep(1_000_000), Then::Hang),
     ];
-    for says in [
+    bad_replies.extend(complete_replies());
+    // The valid reply, followed by an unexpected one.
+    bad_replies.push(text("+OK\r\n+OK\r\n", Then::GoOn));
+    bad_replies.push(text("$-1\r\n:5\r\n:5\r\n", Then::GoOn));
+    bad_replies
+}
+
+fn text(says: &str, then: Then) -> BadReply {
+    BadReply {
+        says: says.into(),
+        then,
+    }
+}
+
+fn deep(levels: usize) -> String {
+    "*1\r\n".repeat(levels)
+}
+
+/// Bad replies behind which the server serves on.
+fn complete_replies() -> Vec<BadReply> {
+    let long = "x".repeat(1_000_000);
+    let replies = [
         "$99999999999999999999\r\n",
         "*x\r\n",
         ":\r\n",
@@ -92,13 +107,8 @@ fn bad_replies() -> Vec<BadReply> {
         &format!("-ERR {long}\r\n"),
         &format!("-{long}\r\n"),
         "!3\r\nERR\r\n",
-    ] {
-        bad_replies.push(text(says, Then::GoOn));
-    }
-    // The valid reply, followed by an unexpected one.
-    bad_replies.push(text("+OK\r\n+OK\r\n", Then::GoOn));
-    bad_replies.push(text("$-1\r\n:5\r\n:5\r\n", Then::GoOn));
-    bad_replies
+    ];
+    replies.map(|says| text(says, Then::GoOn)).into()
 }
 
 /// Returns a check that no worker and no listener has panicked.

@@ -170,10 +170,10 @@ fn untrusted_or_plain_peer_is_reported_with_the_reason_and_no_secret() {
         (named(&here).tls(other.trusted()), "UnknownIssuer", true),
         (named(&here), "UnknownIssuer", true),
         (named(&elsewhere).tls(trusted()), "elsewhere.example", true),
-        (named(&locked).tls(trusted()), "authentication", true),
+        (named(&locked).tls(trusted()), "WRONGPASS", true),
         (
             at([locked.addr()]).tls(trusted()).password(&*password),
-            "authentication",
+            "WRONGPASS",
             true,
         ),
         (at([locked.addr()]).tls(trusted()), "NOAUTH", true),
@@ -202,16 +202,7 @@ fn untrusted_or_plain_peer_is_reported_with_the_reason_and_no_secret() {
                 assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
                 let shown = format!("{shown} {error} {error:?}");
                 assert!(!is_secret(&shown), "{shown}");
-                let Error::InsufficientQuorum { causes, .. } = error else {
-                    panic!("{shown}");
-                };
-                assert!(causes[0].node.starts_with(HERE), "{shown}");
-                assert!(causes[0].failure.to_string().contains(reason), "{shown}");
-                assert_eq!(
-                    matches!(causes[0].failure, NodeFailure::AccessDenied(_)),
-                    denied,
-                    "{shown}"
-                );
+                check_cause(&error, reason, denied);
             });
         }
     });
@@ -220,18 +211,51 @@ fn untrusted_or_plain_peer_is_reported_with_the_reason_and_no_secret() {
         let told = captured_log().lines(Level::Info, &plain.addr());
         told.iter().any(|line| line.contains("a port for TLS?"))
     });
-    // A connection that works, up to its last line.
-    let open = at([here.addr()]).tls(trusted());
-    let locker = RedisLocker::connect(open).unwrap();
-    acquire_lock(&locker, &unique_key("open"))
-        .release()
-        .unwrap();
-    assert!(!is_secret(&format!("{locker:?}")));
-    assert!(locker.nodes().shutdown(LIMIT));
+    let shown = use_and_shut_down(at([here.addr()]).tls(trusted()));
+    assert!(!is_secret(&shown));
     assert!(captured_log().mentions(&here.addr()));
     for secret in &secrets {
         assert!(!captured_log().mentions(secret));
     }
+}
+
+/// Uses a connection that works, up to its last line in the log. Returns its `Debug` output.
+fn use_and_shut_down(config: Config) -> String {
+    let locker = RedisLocker::connect(config).unwrap();
+    let guard = acquire_lock(&locker, &unique_key("open"));
+    guard.release().unwrap();
+    let shown = format!("{locker:?}");
+    assert!(locker.nodes().shutdown(LIMIT));
+    shown
+}
+
+/// Checks the cause of the only node in the error of a connect.
+fn check_cause(error: &Error, reason: &str, denied: bool) {
+    let Error::InsufficientQuorum { causes, .. } = error else {
+        panic!("{error:?}");
+    };
+    assert!(causes[0].node.starts_with(HERE), "{error}");
+    let failure = &causes[0].failure;
+    assert!(failure.to_string().contains(reason), "{error}");
+    let is_denied = matches!(failure, NodeFailure::AccessDenied(_));
+    assert_eq!(is_denied, denied, "{error}");
+}
+
+/// Calls `work` with the address of a server that sends a part of its handshake.
+fn with_half_handshake(work: impl Fn(String)) {
+    let listener = TcpListener::bind((HERE, 0)).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+            // The header of a record of 122 bytes, which contains a server hello.
+            stream.write_all(b"\x16\x03\x03\x00\x7a\x02\x00").unwrap();
+            // Until the client closes the connection.
+            _ = std::io::copy(&mut stream, &mut std::io::sink());
+        });
+        work(address);
+    });
 }
 
 #[test]
@@ -239,15 +263,13 @@ fn hung_tls_node_takes_at_most_its_timeout() {
     captured_log();
     let ca = Authority::new("ours");
     let node = node(&ca.signs(&[HERE]), &ca, &[]);
+    let retry = RetryPolicy {
+        max_outage: HUNG,
+        ..RetryPolicy::default()
+    };
     let brief = |address: String| {
-        at([address])
-            .tls(ca.trusted())
-            .node_timeout(HUNG)
-            .connect_timeout(HUNG)
-            .retry(RetryPolicy {
-                max_outage: HUNG,
-                ..RetryPolicy::default()
-            })
+        let config = at([address]).tls(ca.trusted()).node_timeout(HUNG);
+        config.connect_timeout(HUNG).retry(retry.clone())
     };
     let in_time = |what: &str, work: &dyn Fn()| {
         let begun = now();
@@ -266,22 +288,9 @@ fn hung_tls_node_takes_at_most_its_timeout() {
     proxy.replies(Flow::Hold);
     tells(proxy.addr(), "no answer in time");
     proxy.pass();
-    let listener = TcpListener::bind((HERE, 0)).unwrap();
-    let half = listener.local_addr().unwrap().to_string();
     in_time("in the middle", &|| {
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                let (mut stream, _) = listener.accept().unwrap();
-                stream.set_read_timeout(Some(LIMIT)).unwrap();
-                // The header of a record of 122 bytes, which contains a server hello.
-                stream.write_all(b"\x16\x03\x03\x00\x7a\x02\x00").unwrap();
-                // Until the client closes the connection.
-                _ = std::io::copy(&mut stream, &mut std::io::sink());
-            });
-            tells(half.clone(), "no answer in time");
-        });
+        with_half_handshake(|half| tells(half, "no answer in time"));
     });
-    drop(listener);
     proxy.cut_reply_after(20);
     let locker = RedisLocker::connect(brief(proxy.addr()).connect_timeout(LIMIT));
     drop(locker.unwrap());

@@ -65,8 +65,7 @@ impl Config {
     pub(super) fn deliver(
         &self,
         state: &mut State,
-        c: usize,
-        n: usize,
+        (c, n): (usize, usize),
         message: Message,
         reply: Vote,
     ) {

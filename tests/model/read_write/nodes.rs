@@ -20,39 +20,7 @@ impl Config {
                 node.found_free[c] = node.writer.is_none() && !gated;
                 Vote::Open
             }
-            // acquire_read.lua, for a new reader.
-            Op::Acquire if self.roles[c] == Role::Reader => {
-                let free = match self.has(Bug::ExistsThenAdd) {
-                    true => std::mem::take(&mut node.found_free[c]),
-                    false => node.writer.is_none() && !gated,
-                };
-                if !free {
-                    return Vote::Refused;
-                }
-                node.enter(c, token, full);
-                Vote::Granted(0)
-            }
-            // acquire_read.lua, to restore a reader: it ignores the gate.
-            Op::Restore if reads => {
-                if node.writer.is_some() || gated && self.has(Bug::GateStopsAll) {
-                    return Vote::Refused;
-                }
-                node.enter(c, token, full);
-                Vote::Granted(0)
-            }
-            // acquire_write.lua. A gate refuses no writer.
-            Op::Acquire | Op::Restore => {
-                if node.writer.is_some() || node.has_readers() {
-                    if message.op() == Op::Acquire {
-                        // Index 0 means no gate entry, so its bit is cleared.
-                        node.gate[c] |= 1 << message.value() & !1;
-                    }
-                    return Vote::Refused;
-                }
-                node.writer = Some((c as u8, token));
-                node.writer_life = full;
-                Vote::Granted(0)
-            }
+            Op::Acquire | Op::Restore => self.serve_acquire(node, c, message),
             // extend_read.lua: on a node that the downgrade missed, the token is still the
             // writer's.
             Op::Extend if reads => {
@@ -95,6 +63,62 @@ impl Config {
                 Vote::Granted(0)
             }
             _ => not_mine,
+        }
+    }
+
+    /// Serves an acquire or a restore.
+    fn serve_acquire(&self, node: &mut Node, c: usize, message: Message) -> Vote {
+        let (token, full) = (message.token(), self.validity + 1);
+        let gated = node.gate != [0; CLIENTS];
+        match message.op() {
+            // acquire_read.lua, for a new reader.
+            Op::Acquire if self.roles[c] == Role::Reader => {
+                let free = match self.has(Bug::ExistsThenAdd) {
+                    true => std::mem::take(&mut node.found_free[c]),
+                    false => node.writer.is_none() && !gated,
+                };
+                if !free {
+                    return Vote::Refused;
+                }
+                node.enter(c, token, full);
+                Vote::Granted(0)
+            }
+            // acquire_read.lua, to restore a reader: it ignores the gate.
+            Op::Restore if message.value() == AS_READER => {
+                if node.writer.is_some() || gated && self.has(Bug::GateStopsAll) {
+                    return Vote::Refused;
+                }
+                node.enter(c, token, full);
+                Vote::Granted(0)
+            }
+            // acquire_write.lua. A gate refuses no writer.
+            _ => {
+                if node.writer.is_some() || node.has_readers() {
+                    if message.op() == Op::Acquire {
+                        // Index 0 means no gate entry, so its bit is cleared.
+                        node.gate[c] |= 1 << message.value() & !1;
+                    }
+                    return Vote::Refused;
+                }
+                node.writer = Some((c as u8, token));
+                node.writer_life = full;
+                Vote::Granted(0)
+            }
+        }
+    }
+
+    /// Serves the next request of a connection, and delivers the reply unless its round has ended.
+    pub(super) fn serve_next(&self, state: &mut State, c: usize, n: usize) {
+        let message = state.nodes[n].slots[c].connection.next();
+        let reply = self.serve_seen(state, c, n, message);
+        let slot = &mut state.nodes[n].slots[c];
+        match (message.is_awaited(), self.replies_wait) {
+            (false, _) => {}
+            (true, true) => slot.reply = reply,
+            (true, false) => {
+                slot.vote = reply;
+                self.count(state, c);
+            }
         }
     }
 
