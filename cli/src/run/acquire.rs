@@ -17,7 +17,7 @@ use crate::config::Settings;
 use crate::failure::{Failure, Result};
 use crate::library;
 use crate::notes::Notes;
-use crate::run::Event;
+use crate::run::event::{Acquired, Event};
 use crate::run::guard::Guard;
 use crate::run::options::RunOptions;
 
@@ -35,12 +35,6 @@ pub(crate) struct Plan {
     pub(crate) grace: Duration,
     pub(crate) owner: String,
     pub(crate) start: Instant,
-}
-
-/// An acquired lock.
-pub(crate) struct Acquired {
-    pub(crate) nodes: Nodes,
-    pub(crate) guard: Guard,
 }
 
 /// How far the acquisition is.

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::duration;
 use crate::notes::Notes;
-use crate::run::Event;
 use crate::run::command::{Ended, Running};
+use crate::run::event::Event;
 use crate::run::loss::{LossPlan, Step};
 use crate::run::options::OnLost;
 use crate::run::repetition::Repetitions;

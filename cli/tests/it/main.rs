@@ -7,10 +7,6 @@
     clippy::expect_used,
     reason = "in a test a panic is the report"
 )]
-#![allow(
-    clippy::too_many_lines,
-    reason = "a history is read from top to bottom"
-)]
 
 mod doctor;
 mod loss;
