@@ -37,8 +37,17 @@ struct AnyAcquisition<'a> {
     /// When each lock is free, as its latest refusal said.
     free_at: Vec<Option<Instant>>,
     attempts: u32,
-    /// When the first of the attempts in a row without a quorum ended, and the error of the last.
-    outage: Option<(Instant, Error)>,
+    outage: Option<AnyOutage>,
+}
+
+/// Attempts in a row for which no quorum replied.
+struct AnyOutage {
+    /// When the first of them ended.
+    since: Instant,
+    /// When the last of them ended.
+    last: Instant,
+    /// The error of the last.
+    error: Error,
 }
 
 /// Why an attempt for one lock failed.
@@ -102,7 +111,7 @@ impl AnyAcquisition<'_> {
             self.engine.check_cancelled(self.inbox)?;
             self.attempts = self.attempts.saturating_add(1);
             let mut last = None;
-            let mut is_refused = false;
+            let (mut is_refused, mut is_unavailable) = (false, false);
             for choice in due {
                 // Each lock is asked for once, whatever the limit. Later one attempt may outlast it.
                 if self.attempts > 1 && last.is_some() && self.is_past_limit() {
@@ -119,6 +128,7 @@ impl AnyAcquisition<'_> {
                 self.free_at[choice] = left.and_then(|left| free_at(clock::now(), left));
                 self.record_outage(&failed);
                 is_refused |= failed.error.is_contended() && !failed.is_local;
+                is_unavailable |= failed.error.is_unavailable();
                 last = Some(failed.error);
             }
             if is_refused {
@@ -126,7 +136,7 @@ impl AnyAcquisition<'_> {
                 // Another thread of this process that has a lock says nothing about the nodes.
                 self.outage = None;
             }
-            if let Some(error) = self.final_error(last) {
+            if let Some(error) = self.final_error(last, is_unavailable) {
                 let waited = clock::now().saturating_duration_since(self.started);
                 return Err(error.with_effort(self.attempts, waited));
             }
@@ -154,23 +164,34 @@ impl AnyAcquisition<'_> {
         self.limit.deadline.is_some_and(|end| end <= clock::now())
     }
 
-    /// Records since when no quorum has replied.
+    /// Records since when no quorum has replied. Rounds in which this process itself had all the locks
+    /// say nothing about the nodes, so an outage does not last through many of them.
     fn record_outage(&mut self, failed: &FailedChoice) {
-        if failed.error.is_unavailable() {
-            let since = self.outage.as_ref().map(|(since, _)| *since);
-            let since = since.unwrap_or_else(clock::now);
-            self.outage = Some((since, failed.error.clone()));
+        if !failed.error.is_unavailable() {
+            return;
         }
+        let (now, max_outage) = (clock::now(), self.engine.settings.retry.max_outage);
+        let is_recent = |outage: &&AnyOutage| {
+            deadline::deadline(outage.last, max_outage).is_none_or(|end| now <= end)
+        };
+        let former = self.outage.as_ref().filter(is_recent);
+        self.outage = Some(AnyOutage {
+            since: former.map_or(now, |outage| outage.since),
+            last: now,
+            error: failed.error.clone(),
+        });
     }
 
-    /// Returns the error of the call, if no further attempt follows the `last` one.
-    fn final_error(&mut self, last: Option<Error>) -> Option<Error> {
+    /// Returns the error of the call, if no further attempt follows the `last` one. An outage ends
+    /// the call only in a round that met it.
+    fn final_error(&mut self, last: Option<Error>, is_unavailable: bool) -> Option<Error> {
         let max_outage = self.engine.settings.retry.max_outage;
-        let outage = self.outage.take_if(|(since, _)| {
-            deadline::deadline(*since, max_outage).is_some_and(|end| end <= clock::now())
+        let outage = self.outage.take_if(|outage| {
+            let end = deadline::deadline(outage.since, max_outage);
+            is_unavailable && end.is_some_and(|end| end <= clock::now())
         });
         match outage {
-            Some((_, error)) => Some(error),
+            Some(outage) => Some(outage.error),
             None => last.filter(|_| self.limit.is_exhausted(self.attempts)),
         }
     }
@@ -204,7 +225,9 @@ impl AnyAcquisition<'_> {
         let signals: Vec<Signal> = signals.collect();
         let choices = 0..self.choices.len();
         let is_any_released = signals.iter().any(|signal| *signal >= Signal::Released);
-        if asks_all || !is_any_released {
+        // The other locks may have become free meanwhile.
+        let is_due = end.is_some_and(|end| end <= clock::now());
+        if asks_all || is_due || !is_any_released {
             return choices.collect();
         }
         let is_released = |choice: &usize| {

@@ -229,6 +229,9 @@ impl Acquisition<'_> {
             && self.inbox.sleep(end)
             && self.engine.check_cancelled(&self.inbox).is_ok()
         {}
+        if self.engine.check_cancelled(&self.inbox).is_err() {
+            return false; // a wake-up that is left goes to the next process (`Subscription::drop`)
+        }
         let signals = self.subscriptions.iter().map(Subscription::take_signal);
         let signal = signals.max().unwrap_or(Signal::None);
         if signal == Signal::Released {

@@ -118,6 +118,7 @@ impl Engine {
         request.min_fence = params.fenced.then_some(0);
         let mut outcome = self.nodes.send_to_all(&request, inbox).wait(*budget);
         let refused = outcome.tally.refused();
+        let may_have_granted = outcome.tally.granted().union(outcome.tally.open());
         if outcome.verdict == Verdict::Granted && params.fenced {
             outcome = self.assign_fencing_token(lease, outcome, inbox, *budget);
         }
@@ -133,7 +134,7 @@ impl Engine {
                 Err(error) => error,
             },
         };
-        self.undo(lease, refused);
+        self.undo_for_all(lease, refused, may_have_granted);
         Err(error)
     }
 }

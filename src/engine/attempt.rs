@@ -254,6 +254,7 @@ impl Engine {
         let params = context.params;
         // Read before the round below replaces these votes by its own.
         let refused = vote.round.refused();
+        let may_have_granted = (vote.round.tally.granted()).union(vote.round.tally.open());
         let permit_count = vote.round.tally.permit_count_mismatch();
         let free_permits = self.candidate_permits(context.kind, &vote);
         if vote.round.verdict == Verdict::Granted && context.needs_fencing_token() {
@@ -269,6 +270,7 @@ impl Engine {
             }
             return Ok(Attempted::held(attempt.lease));
         }
+        let is_cancelled = vote.round.wait_end == WaitEnd::Cancelled;
         let replies = VoteReplies {
             wait_end: vote.round.wait_end,
             count: vote.round.tally.replied(),
@@ -276,7 +278,10 @@ impl Engine {
         };
         let failure = AttemptFailure::classify(vote, attempt.budget.limit());
         self.record_breaker(&failure, &attempt, context.probe, replies);
-        self.undo(&attempt.lease, refused);
+        match is_cancelled {
+            true => self.undo_for_all(&attempt.lease, refused, may_have_granted),
+            false => self.undo(&attempt.lease, refused),
+        }
         match permit_count {
             Some(in_use) => Err(params::permit_count_error(
                 &params.keys,
@@ -293,20 +298,31 @@ impl Engine {
     /// Releases the token on every node that may have granted it (S4). Does not block.
     ///
     /// A node that refused has granted nothing. Any other node may have, even with an error reply.
+    /// Nothing is published: the caller tries again, and its own message would end its delay.
+    fn undo(&self, lease: &Arc<Lease>, refused: NodeSet) {
+        lease.abandon();
+        self.nodes.release_unawaited(lease, refused);
+    }
+
+    /// Undoes the attempt of a caller that does not try again. `may_have_granted` names the nodes that
+    /// granted, and those that did not reply.
     ///
-    /// If a quorum may have granted, it may have refused other callers since, which wait for the end
-    /// of the lease as for that of a lock: the release is published (L4).
-    pub(super) fn undo(&self, lease: &Arc<Lease>, refused: NodeSet) {
+    /// If these are a quorum, they may have refused other callers, which wait for the end of the lease
+    /// as for that of a lock: the release is published (L4).
+    pub(super) fn undo_for_all(
+        &self,
+        lease: &Arc<Lease>,
+        refused: NodeSet,
+        may_have_granted: NodeSet,
+    ) {
+        if may_have_granted.len() < majority(self.nodes.total()) {
+            return self.undo(lease, refused);
+        }
         lease.abandon();
         let mut release = Request::new(Op::Release, lease, 0);
-        let (mut nodes, now) = (lease.contacted().difference(refused), clock::now());
-        let may_have_granted = |node: &usize| nodes.contains(*node) && lease.may_exist(*node, now);
-        let total = self.nodes.total();
-        if (0..total).filter(may_have_granted).count() >= majority(total) {
-            release.publish = true;
-            nodes = self.nodes.all(); // waiters may listen to a node that refused
-        }
-        self.nodes.send_unawaited(&release, nodes);
+        release.publish = true;
+        // Waiters may listen to a node that refused.
+        self.nodes.send_unawaited(&release, self.nodes.all());
     }
 
     /// Tells the breaker whether the failed attempt reached a quorum.

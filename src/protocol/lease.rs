@@ -50,6 +50,8 @@ pub(crate) struct Lease {
     downgraded: AtomicBool,
     /// Whether the caller has waited for other holders.
     has_waited: AtomicBool,
+    /// Whether a notice was published because a node has another token.
+    notice_sent: AtomicBool,
     /// # State table
     ///
     /// | from        | to          | by                                                   |
@@ -118,6 +120,7 @@ impl Lease {
             kind,
             downgraded: AtomicBool::new(false),
             has_waited: AtomicBool::new(false),
+            notice_sent: AtomicBool::new(false),
             state: AtomicU64::new(PENDING),
             exists_until: AtomicU64::new(0),
             max_ttl: AtomicU64::new(0),
@@ -247,6 +250,14 @@ impl Lease {
             LeaseState::Held(expiry) if expiry < now + NEVER_EXPIRES_AFTER / 2 => Some(expiry),
             _ => None,
         }
+    }
+
+    /// Returns `true` once: the caller is to publish a notice, because a node has another token.
+    ///
+    /// Each holder of that name checks its lease then, this one too. A notice after each check would
+    /// have no end.
+    pub(crate) fn begin_notice(&self) -> bool {
+        !self.notice_sent.swap(true, Ordering::AcqRel)
     }
 
     /// Records that the caller has waited for other holders. Its release then looks for processes in

@@ -113,8 +113,8 @@ pub(crate) struct Request {
     pub(crate) refresh_interval: Duration,
     /// Whether a refusal is to report the owner label, for an `Acquire` whose error tells it.
     pub(crate) wants_owner: bool,
-    /// Whether waiting callers are notified: by a release or a downgrade, never by an undo. For
-    /// `TakePlace`, whether our own caller is woken if the lock is free.
+    /// Whether waiting callers are notified: by a release or a downgrade, and by the undo of an
+    /// acquire that was cancelled. For `TakePlace`, whether our own caller is woken if the lock is free.
     pub(crate) publish: bool,
     /// The gate entry of a waiting writer, for `Acquire`.
     pub(crate) gate_entry: Option<Arc<Lease>>,

@@ -116,7 +116,8 @@ impl Plan {
         if let Some(permits) = self.options.permits {
             LocalSemaphore::new(permits)?;
         }
-        let options = LockOptions::new(self.ttl);
+        let at_least = self.options.at_least.unwrap_or_default();
+        let options = LockOptions::new(self.ttl).min_hold(at_least);
         let guard = LocalLocker::new().acquire_all(&self.keys(), &options)?;
         guard.release()
     }

@@ -1,9 +1,10 @@
 //! When the release listener may connect to a node again after a failure.
 //!
-//! Pure: the time is passed in. A delay counts from the begin of the connection that failed, so one
-//! that has served for a while is replaced at once: its node may have closed all of them (`CLIENT
-//! KILL`, a middlebox). A node's delay begins at [`RECONNECT_DELAY`] and doubles with each failure
-//! in a row, up to [`MAX_DOUBLINGS`] times.
+//! Pure: the time is passed in. After a failure the delay counts from then, so that a node that does
+//! not answer is passed over. A connection that served and was closed is replaced [`RECONNECT_DELAY`]
+//! after its begin, which is mostly at once: its node may have closed all of them (`CLIENT KILL`, a
+//! balancer). A node's delay begins at [`RECONNECT_DELAY`] and doubles with each failure in a row, up
+//! to [`MAX_DOUBLINGS`] times.
 
 use std::time::{Duration, Instant};
 
@@ -33,17 +34,17 @@ impl ReconnectDelays {
         }
     }
 
-    /// Records the failure of a connection that began at `start` and received nothing. Returns
-    /// whether it is the first in a row.
-    pub(super) fn record_failure(&mut self, node: usize, start: Instant) -> bool {
+    /// Records at `now` that a connect failed, or that the node has stopped answering. Returns whether
+    /// it is the first failure in a row.
+    pub(super) fn record_failure(&mut self, node: usize, now: Instant) -> bool {
         let node = &mut self.nodes[node];
-        node.until = Some(start + delay(node.failures));
+        node.until = Some(now + delay(node.failures));
         node.failures = node.failures.saturating_add(1);
         node.failures == 1
     }
 
-    /// Records the end of a connection that began at `start` and has received messages. It ends a
-    /// row of failures.
+    /// Records that a connection was closed that began at `start` and on which the node had confirmed
+    /// the subscription. It ends a row of failures.
     pub(super) fn record_end(&mut self, node: usize, start: Instant) {
         self.nodes[node] = NodeDelay {
             failures: 0,
@@ -80,6 +81,6 @@ mod tests {
         }
         delays.record_end(0, now);
         assert!(delays.is_delayed(0, now) && !delays.is_delayed(0, now + RECONNECT_DELAY));
-        assert!(delays.record_failure(0, now), "it had received messages");
+        assert!(delays.record_failure(0, now), "it had been confirmed");
     }
 }

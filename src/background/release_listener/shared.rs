@@ -189,17 +189,17 @@ impl ListenerShared {
         let (level, cause) = match result {
             Ok(Ok(())) => return !stopping,
             // A middlebox may close connections all day, so an end alone gets no info line.
-            Ok(Err(cause)) if was_confirmed => {
+            Ok(Err(cause)) if was_confirmed && cause != NodeFailure::TimedOut => {
                 delays.record_end(node, start);
                 (Level::Debug, cause)
             }
             // The same failure in a row is reported once.
-            Ok(Err(cause)) => match delays.record_failure(node, start) {
+            Ok(Err(cause)) => match delays.record_failure(node, clock::now()) {
                 true => (Level::Info, cause),
                 false => (Level::Debug, cause),
             },
             Err(_) => {
-                delays.record_failure(node, start);
+                delays.record_failure(node, clock::now());
                 (Level::Error, pipeline::panic_failure())
             }
         };

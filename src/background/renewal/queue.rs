@@ -19,7 +19,6 @@ use crate::protocol::reply::Reply;
 use crate::protocol::ttl::Ttl;
 use crate::random;
 use crate::random::HashMap;
-use crate::sync::atomic::AtomicBool;
 use crate::sync::primitives::{Condvar, Mutex};
 use crate::time::timer_queue::TimerQueue;
 use crate::transport::job::ReplySink;
@@ -78,8 +77,6 @@ pub(super) struct RenewalEntry {
     pub(super) is_check: bool,
     /// The lease is to be checked once more, because a notice came while a request was in flight.
     pub(super) checks_again: bool,
-    /// Another token was found under a key of the lease, and its holder was told.
-    pub(super) told_other: Arc<AtomicBool>,
 }
 
 impl RenewalQueue {
@@ -106,7 +103,6 @@ impl RenewalEntry {
             failures: 0,
             is_check: false,
             checks_again: false,
-            told_other: Arc::default(),
         }
     }
 

@@ -27,7 +27,6 @@ use crate::protocol::request::{Op, Request};
 use crate::protocol::restoration::Restoration;
 use crate::protocol::{encode, reply, validity};
 use crate::random::HashMap;
-use crate::sync::atomic::Ordering;
 use crate::sync::threads;
 use crate::time::{clock, deadline};
 use crate::transport::job::ReplySink;
@@ -184,7 +183,7 @@ impl RenewalWorker {
             let (ttl, nodes) = (entry.ttl.millis(), NodeSet::single(node));
             self.nodes.restore(&entry.lease, ttl, nodes);
         }
-        if is_other && !entry.told_other.swap(true, Ordering::AcqRel) {
+        if is_other && entry.lease.begin_notice() {
             self.nodes.notify_holders(entry.lease.keys());
         }
     }

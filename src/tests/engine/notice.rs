@@ -252,6 +252,30 @@ fn renewal_that_finds_the_token_of_another_holder_tells_it_once() {
     assert!((1..=2).contains(&fakes[0].count(Op::Notify)));
 }
 
+/// The notice of a check reaches this process, too, and causes another check.
+#[test]
+fn checks_of_a_lease_that_find_another_token_publish_one_notice() {
+    let fakes = FakeNode::fakes(3);
+    let (holder, operator) = (healthy(&fakes), healthy(&fakes));
+    let (options, losses) = counted(LockOptions::new(LONG));
+    let guard = holder.acquire("x", &options).expect("free");
+    eventually("it is on all nodes", || {
+        fakes.iter().all(|fake| fake.token("x").is_some())
+    });
+    listening(&fakes, 1);
+    fakes[2].wipe();
+    fakes[2].seize("x", LONG);
+    publish_notice(&operator, "x");
+    let is_checked_twice = || fakes[0].count(Op::Extend) >= 2 && fakes[2].count(Op::Extend) >= 2;
+    eventually("both notices cause a check", is_checked_twice);
+    for _ in 0..20 {
+        drop(holder.lock("y", LONG).expect("free"));
+    }
+    // That of the operator, and one of the holder.
+    assert_eq!(fakes[0].count(Op::Notify), 2);
+    assert!(guard.is_held() && losses.load(Ordering::SeqCst) == 0);
+}
+
 #[test]
 fn forced_release_wakes_a_waiter_that_listens_on_a_node_without_the_key() {
     let fakes = FakeNode::fakes(3);
