@@ -2,8 +2,8 @@
 //!
 //! - No method blocks: callers only try to lock the pipeline, which the worker locks during I/O.
 //! - A direct send never passes a queued request, so requests keep their order (S4).
-//! - A node is *suspect* while it is connecting, or while a reply is overdue. Then only a release
-//!   of a key that the node may have is queued, so an outage leaves no other requests (L3).
+//! - A node is *suspect* while its connection is down, or while a reply is overdue. Then only a
+//!   release of a key that the node may have is queued, so an outage leaves no other requests (L3).
 //!
 //! Tests: `src/tests/transport/connection.rs`.
 

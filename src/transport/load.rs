@@ -10,8 +10,8 @@ use crate::time::clock;
 
 /// Counts the callers that have a round in progress.
 ///
-/// A single caller sends directly to idle nodes. With several, requests go through the workers,
-/// which pipeline them.
+/// A single caller sends directly on connections whose queue is empty. With several, requests go
+/// through the workers, which pipeline them.
 #[derive(Debug, Default)]
 pub(crate) struct ActiveCallers {
     count: AtomicUsize,
@@ -65,8 +65,8 @@ impl CallerGuard<'_> {
         is_only_caller: true,
     };
 
-    /// Returns whether the caller sends directly to idle nodes: it is the only one, and rounds are
-    /// short enough to poll for the replies.
+    /// Returns whether the caller sends directly on connections whose queue is empty: it is the
+    /// only one, and rounds are short enough to poll for the replies.
     pub(super) fn uses_direct_send(&self, rtt: &RttEstimate, now: Instant) -> bool {
         self.is_only_caller && rtt.spin_deadline(now).is_some()
     }

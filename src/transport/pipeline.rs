@@ -1,7 +1,8 @@
 //! The pipeline of a node connection: its session, the requests in flight, the pending releases.
 //!
-//! The worker keeps the pipeline locked, except while it sleeps until the next message or tick. In
-//! that time a caller may lock it, send its own request directly, and poll for the reply.
+//! The worker keeps the pipeline locked, except in `Worker::wait`, while the connection is up and
+//! the worker waits for a message or tick. In that time a caller may lock it, send its own request
+//! directly, and poll for the reply.
 //!
 //! - A caller never waits for the node here: its sends and polls do not block.
 //! - The reply to a request that was sent is delivered. Without one the request is reported as
@@ -90,7 +91,7 @@ pub(crate) struct Pipeline {
     pub(crate) pending: PendingReleases,
     /// The run ids of the servers to which the present connection leads, or the last one led.
     run_ids: String,
-    /// When a session with these run ids was attached, after other ones or none.
+    /// Since when the connection has led to servers with these run ids, reconnects included.
     runs_since: Instant,
     /// When the node last replied on this connection; `None` if it has not.
     last_reply: Option<Instant>,
@@ -99,7 +100,7 @@ pub(crate) struct Pipeline {
     /// Whether the worker sleeps until a message arrives or a PING or release is due. It then polls
     /// for no reply.
     pub(crate) worker_asleep: bool,
-    /// Whether a caller has sent directly since the worker last began to sleep.
+    /// Whether a caller has sent directly since `Worker::wait` last began.
     pub(crate) used_since_sleep: bool,
 }
 
@@ -136,8 +137,9 @@ impl Pipeline {
         }
     }
 
-    /// Attaches a session with servers of these run ids, which have killed the former connection.
-    /// Pending releases stay behind the requests of the next batch.
+    /// Attaches a session with servers of these run ids. Requests on the former connection count as
+    /// ended from now on (`record_killed`). Pending releases stay behind the requests of the next
+    /// batch.
     pub(crate) fn attach_session(&mut self, session: Box<dyn Session>, run_ids: &str) {
         self.session = Some(session);
         self.last_reply = None;
@@ -372,8 +374,8 @@ impl Pipeline {
         cause: &NodeFailure,
         now: Instant,
     ) -> RequestState {
-        // The server that replies here has killed the former connection, so that no request on that
-        // one runs later.
+        // Requests on the former connection count as ended from now on: this one has replaced it,
+        // and the node has replied here.
         request.lease.record_killed(self.node, now);
         if cause.is_permanent() || !request.lease.may_exist(self.node, now) {
             return RequestState::Replied;
@@ -469,12 +471,12 @@ impl Pipeline {
     }
 }
 
-/// Direct sends. No method of this block waits for the node, except `drain_replies`, which only the
-/// worker calls.
+/// Direct sends. No method of this block waits for the node, except `drain_replies` and its
+/// `read_replies(true)`. Only the worker calls `drain_replies`.
 impl Pipeline {
     /// Sends a job, whose encoded request is `bytes`, if the connection can take it now. Returns
-    /// whether the worker has to be woken before it polls for the reply (it sleeps) or aborts the
-    /// connection (the send failed).
+    /// `true` if the caller must wake the worker: it sleeps and would not poll, or the send failed
+    /// and it must abort the connection.
     ///
     /// # Errors
     /// The job itself if the worker has to send it.

@@ -2,17 +2,18 @@
 //!
 //! | state | fields | leaves by |
 //! |---|---|---|
-//! | connecting | `up` false | a handshake → up |
-//! | up | `up`, `overdue_at` ahead or unset | a late reply → overdue; a timeout → connecting |
-//! | overdue | `up`, `overdue_at` passed | the reply → up; a failed reconnect → connecting |
+//! | down | `up` false | a handshake → up |
+//! | up | `up`, `overdue_at` ahead or unset | a late reply → overdue; a timeout → down |
+//! | overdue | `up`, `overdue_at` passed | the reply → up; a failed reconnect → down |
 //! | quarantined | up, `quarantined_until` ahead | the time passes → up |
 //! | replaced | up, epoch below the node's | a reconnect → up |
 //!
 //! The [`registry`](crate::transport::registry) has the node's epoch. A connection that breaks
 //! without a timeout stays `up` for one reconnect, which counts as an outstanding reply.
 //!
-//! "Suspect" is the public word for connecting and overdue. Only the worker, and callers that have
-//! locked the pipeline, write these fields.
+//! A connection is down if it was never up yet, or if a connect or a reply failed. "Suspect" is the
+//! public word for down and overdue. Only the worker, and callers that have locked the pipeline,
+//! write these fields.
 //!
 //! Tests: `src/tests/transport/connection.rs`, `worker.rs`; `src/tests/engine/quorum.rs`.
 

@@ -7,10 +7,12 @@
 //! - A panic in a session, a sink or a logger does not end it.
 //!
 //! Tests, for these rules in this order: `src/tests/transport/pipeline.rs`,
-//! `broken_connection_fails_acquires_and_keeps_releases_pending`; `src/tests/engine/pending.rs`,
-//! `node_that_is_away_is_left_nothing_that_it_was_not_asked_for`; `src/tests/engine/quorum.rs`,
-//! `worker_survives_a_panic_in_its_session`. Else `src/tests/transport/worker.rs`, `connection.rs`,
-//! and `src/tests/engine/idle.rs`.
+//! `broken_connection_fails_acquires_and_keeps_releases_pending`; `src/tests/engine/idle.rs`,
+//! `round_on_connections_that_cannot_be_replaced_fails_with_the_cause_of_the_connect`;
+//! `src/tests/engine/quorum.rs`, `worker_survives_a_panic_in_its_session` (a panic in the session
+//! only). Else `src/tests/transport/worker.rs`, `connection.rs`, and `src/tests/engine/pending.rs`.
+//!
+//! The states of the worker (`status.rs` has the states that callers see):
 //!
 //! | state | leaves by |
 //! |---|---|
@@ -18,6 +20,7 @@
 //! | up | the connection ends, is replaced or times out → connecting; `Stop` → ended |
 //! | up after a retry | as up; the connection ends before any reply → down |
 //! | down | the reconnect delay passes → connecting; `Stop` → ended |
+//! | any | a panic → down |
 //!
 //! A reply that times out also marks the connection as down for its callers, and rejects all unsent
 //! jobs. The next connect follows without a delay.
@@ -76,8 +79,8 @@ pub(crate) struct Worker {
     pub(super) registered: bool,
     /// Whether the node's warnings count the connection as down.
     pub(super) is_down: bool,
-    /// Whether requests have waited for the latest connect since the former connection ended. They
-    /// do not wait for another one.
+    /// Whether jobs or a due release have waited for the latest connect. If that connection ends
+    /// before any reply, the jobs are rejected.
     is_retry: bool,
     /// Received jobs for the next batches.
     queued_jobs: VecDeque<Job>,
@@ -242,9 +245,9 @@ impl Worker {
         pipeline.send_batch()
     }
 
-    /// Checks that the connection is not replaced. If it is and its server still replies, that
-    /// server did not restart: several servers share the address. The registry then doubts the
-    /// node.
+    /// Checks that the connection is not replaced. If a replaced connection's server still replies,
+    /// several servers share the address: the node then counts only after `SAME_IN_A_ROW` connects
+    /// to one run.
     ///
     /// # Errors
     /// The cause if the connection is replaced.
@@ -387,7 +390,8 @@ impl Worker {
     }
 
     /// Blocks for the delay before the next connect, and rejects the jobs that arrive meanwhile.
-    /// The pipeline stays locked, because a connection that is down carries no direct send.
+    /// The pipeline stays locked: unlocking serves direct sends only, and a connection that is down
+    /// carries none.
     fn wait_before_reconnect(&mut self, pipeline: &mut Pipeline, delay: Duration) {
         let end = clock::now() + delay;
         while !self.stopping {
