@@ -15,8 +15,11 @@
 //! Tests: `src/tests/engine/`, for these rules in this order: `quorum.rs`,
 //! `locally_held_key_causes_no_request`; `wake_up.rs`,
 //! `last_attempt_asks_all_nodes_although_one_woke_it`; `outage.rs`,
-//! `refused_acquire_stays_off_local_locks_until_the_holders_lease_can_have_ended`; `read_write.rs`,
-//! `timed_out_writer_releases_its_gate_entry`. Else `cancel.rs`, `validity.rs`, `handoff.rs`.
+//! `broken_connections_that_reconnect_never_lead_to_local_locks` (no quorum reachable) and
+//! `refused_acquire_stays_off_local_locks_until_the_holders_lease_can_have_ended` (past the
+//! expiry); `read_write.rs`, `timed_out_writer_releases_its_gate_entry` (the acquire ends) and
+//! `writer_without_a_quorum_releases_its_gate_entry_and_adds_none` (unavailable). Else `cancel.rs`,
+//! `validity.rs`, `handoff.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,12 +54,13 @@ const MAX_SLOW_ATTEMPTS: u32 = 3;
 impl Engine {
     /// Acquires a lock on a quorum of nodes, or in this process alone in degraded mode (S9).
     ///
-    /// Blocks until `limit` ends, or `max_outage` in an outage. The attempt in progress is then
-    /// finished. If the caller sleeps when `limit` ends, it makes one last attempt.
+    /// Blocks until `limit` ends or an outage has lasted for `max_outage`, and finishes an attempt
+    /// in progress. If `limit` ends between two attempts while the breaker is closed, one last
+    /// attempt follows.
     ///
     /// # Errors
     /// - `Contended`, `WriteLockHeld`, `WriteLockTimeout`, `ReadersTimeout`: the last attempt was
-    ///   contended when `limit` ended.
+    ///   contended, or another thread had the entry, when `limit` ended.
     /// - `InsufficientQuorum`: the last attempt was unavailable, or the breaker open, when `limit`
     ///   or `max_outage` ended; or, at once, the nodes that deny access leave no quorum.
     /// - `CircuitOpen`: the breaker is open, and `limit` allows no wait.
@@ -151,7 +155,7 @@ pub(super) struct Acquisition<'a> {
     pub(super) attempts: u32,
     /// The attempts in a row that were too slow.
     slow_attempts: u32,
-    /// When the first attempt began.
+    /// When the caller had its entries in the lock table; the `since` of its place.
     pub(super) first_attempt: Instant,
     /// When the latest attempt began.
     attempt_start: Instant,
@@ -315,7 +319,7 @@ impl<'a> Acquisition<'a> {
                 }
                 _ => self.engine.attempt(&context)?.result,
             };
-            drop(probe.take()); // the breaker has its verdict: a repeat is no probe
+            drop(probe.take()); // the breaker has its verdict
             let contention = result.as_ref().err().and_then(AttemptFailure::contention);
             let is_single_node = contention.is_some_and(|contention| contention.single_node);
             if !is_single_node || !self.limit.is_exhausted(self.attempts) {
@@ -326,8 +330,8 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// Takes the preferred node if this attempt asks it before the others. Returns `None` if the
-    /// attempt asks all nodes at once.
+    /// Takes the preferred node, and returns it if this attempt asks it before the others. Returns
+    /// `None` if the attempt asks all nodes at once.
     fn next_preferred_node(&mut self, is_probe: bool) -> Option<usize> {
         // Ask all nodes again after one refresh interval, because reader markers and gate entries
         // on the nodes that are not asked expire.
@@ -403,8 +407,8 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// Creates a writer's gate entry when an attempt on all nodes is contended. Releases it when an
-    /// attempt is unavailable. The next attempt raises the entry on the nodes.
+    /// Creates a writer's gate entry when an attempt on all nodes is contended; the next attempt
+    /// raises it on the nodes. Releases it when an attempt is unavailable.
     ///
     /// A writer without a quorum must not keep readers out (S10).
     fn update_gate_entry(&mut self, failure: &AttemptFailure) -> Result<(), Error> {
@@ -437,8 +441,8 @@ impl<'a> Acquisition<'a> {
         end.filter(|_| failure.is_unavailable())
     }
 
-    /// Returns for how many attempts the time in local queues counts at most. One attempt is always
-    /// left for the nodes.
+    /// Returns the largest number of attempts that the time in local queues counts as. One is
+    /// always left for the nodes.
     pub(super) fn max_queued_attempts(&self) -> u32 {
         let max_attempts = self.limit.max_attempts;
         max_attempts.map_or(u32::MAX, |max| max.saturating_sub(1))

@@ -1,6 +1,9 @@
-//! Counts the rounds and the time that an attempt spends on its split votes.
+//! Decides whether, when and on which nodes a split vote is repeated. Never exceeds `MAX_REPEATS`
+//! rounds or `max_split`.
 //!
 //! [`split`](super::split) describes the algorithm.
+//!
+//! Tests: below; `src/tests/engine/split.rs`.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +14,7 @@ use crate::protocol::quorum::NodeSet;
 use crate::random;
 use crate::time::{clock, deadline};
 
-/// Further rounds that one attempt spends on split votes (L1).
+/// The largest number of further rounds that one attempt spends on split votes (L1).
 const MAX_REPEATS: u32 = 8;
 
 /// How often one attempt gives way before it ends as contended. Once is not enough: while the
@@ -27,18 +30,18 @@ pub(super) struct Repeats {
     end: Option<Instant>,
     /// The mean of the next random pause.
     pause: Duration,
-    /// The node that the next vote asks alone.
+    /// The node that the next round asks alone.
     first_node: Option<usize>,
     /// How often the attempt has given way.
     given_way: u32,
     /// The nodes that refused when asked alone after a pause: their holder does not give way.
     settled: NodeSet,
-    /// The nodes that had not voted in the last round.
+    /// The nodes that had not voted when the latest split vote was found.
     silent: NodeSet,
 }
 
 impl Repeats {
-    /// Starts the time for split votes, after a round of this length.
+    /// Starts the time for split votes, with `round_trip` as the mean of the first pause.
     ///
     /// Without effect after the first split vote.
     pub(super) fn begin(&mut self, round_trip: Duration, max_split: Duration) {
@@ -58,12 +61,13 @@ impl Repeats {
         self.settled
     }
 
-    /// Records the nodes that have not voted in a round.
+    /// Records the nodes that have not voted when a split vote is found.
     pub(super) fn record_silent(&mut self, nodes: NodeSet) {
         self.silent = nodes;
     }
 
-    /// Returns the nodes that had not voted in the last round; none before the first split vote.
+    /// Returns the nodes that had not voted when the latest split vote was found; none before the
+    /// first one.
     pub(super) fn silent(&self) -> NodeSet {
         self.silent
     }
@@ -80,9 +84,9 @@ impl Repeats {
         !is_over
     }
 
-    /// Returns the preferred node of the next vote, or `None` if the attempt ends with this one.
+    /// Returns the preferred node of the next round, or `None` if the attempt ends with this one.
     ///
-    /// `Some(None)` stands for a vote that asks all nodes at once.
+    /// `Some(None)` stands for a round that asks all nodes at once.
     pub(super) fn next_after(&mut self, attempted: &Attempted) -> Option<Option<usize>> {
         let Err(AttemptFailure::Contended(contention)) = &attempted.result else {
             return None;
@@ -106,7 +110,7 @@ impl Repeats {
         self.spend().then_some(self.first_node)
     }
 
-    /// Returns when the pause before the next vote ends.
+    /// Returns when the pause before the next round ends.
     ///
     /// A caller that gave way pauses for half to one and a half round trips, because the leader
     /// needs about one. Each further pause has twice the mean.
@@ -120,7 +124,7 @@ impl Repeats {
         deadline::earlier(self.end, deadline::deadline(now, pause))
     }
 
-    /// Turns the last vote into the result of the whole attempt, which has asked all nodes.
+    /// Turns the last round into the result of the whole attempt, which has asked all nodes.
     pub(super) fn conclude(&self, mut attempted: Attempted) -> Attempted {
         if let (Err(AttemptFailure::Contended(contention)), true) =
             (&mut attempted.result, self.was_split())
@@ -134,14 +138,16 @@ impl Repeats {
 /// Returns whether a refusal may come from a caller that asked for `ttl` at the same moment.
 ///
 /// The lease of such a caller has nearly all of its TTL left. A holder with a longer TTL looks like
-/// one, too; that costs a repeat and nothing else.
+/// one, too; that costs up to `MAX_REPEATS` rounds and `max_split`, and nothing else.
 pub(super) fn is_recent(
     cause: &NodeFailure,
     kind: LeaseKind,
     ttl: Duration,
     max_split: Duration,
 ) -> bool {
-    // A grant is as old as its round and the repeats after it, each at most `max_split`.
+    // A grant is as old as its first round, mostly shorter than `max_split`, and its repeats, at
+    // most `max_split`. Nothing is left of a lease that was released after the refusal, as by a
+    // caller that gives way: the node may then grant a repeat.
     let is_young = |left: Duration| left.is_zero() || left.saturating_add(2 * max_split) >= ttl;
     match (cause, kind) {
         // The remaining time belongs to another permit.

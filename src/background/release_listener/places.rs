@@ -48,7 +48,8 @@ pub(super) struct Places {
 struct Place {
     key: Key,
     waiter: Arc<ChannelWaiter>,
-    /// When the waiter began to ask for the lock, or for the place.
+    /// When the waiter had its entries in the lock table; if it has made no attempt, when it asked
+    /// for the place.
     since: Instant,
     /// The times that the node has told the place of a waiter that has not asked for the lock and
     /// has heard of no release; else `None`. The lock may end by time, which nobody publishes.
@@ -72,8 +73,8 @@ pub(super) struct PlaceRequest {
 
 impl Places {
     /// Adds a place that the node is asked for at `now`. Returns the request to send; `None` if the
-    /// node has been asked before. `since` is when the waiter began to ask the nodes for the lock;
-    /// `None` if it has not, so that a check follows the confirmation.
+    /// node has been asked before. `since` is when the waiter had its entries in the lock table;
+    /// `None` if it has made no attempt, so that a check follows the confirmation.
     pub(super) fn ask(
         &mut self,
         key: &Key,

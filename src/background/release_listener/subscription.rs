@@ -51,10 +51,10 @@ impl<'a> Subscription<'a> {
         self.waiter.take_signal()
     }
 
-    /// Asks for a place in the waiting list of the lock. `since` is when the caller began to ask
-    /// the nodes; `None` if it has not, because its process released the lock a moment ago and lets
-    /// others acquire first. Until the node has told the place, the waiter heeds every release.
-    /// Does not block. Returns whether the node was asked.
+    /// Asks for a place in the waiting list of the lock. `since` is when the caller had its entries
+    /// in the lock table; `None` if it has made no attempt, because its process released the lock a
+    /// moment ago and lets others acquire first. Until the node has told the place, the waiter
+    /// heeds every release. Does not block. Returns whether the node was asked.
     pub(crate) fn ask_place(&self, since: Option<Instant>) -> bool {
         let now = clock::now();
         let mut state = self.shared.state.lock();
