@@ -1,15 +1,17 @@
 //! The state that the renewal thread shares with its callers: leases by due time, and replies.
 //!
-//! Guards register leases here, workers deliver replies here. Neither blocks: the mutex is held for
-//! queue operations only.
+//! The engine and `HolderCheck` register leases through `RenewalService`; workers deliver replies
+//! here. Neither blocks: the mutex is held for queue operations only.
 //!
 //! | entry     | stored in                         | ends by                                |
 //! |-----------|-----------------------------------|----------------------------------------|
 //! | waiting   | `timers`                          | due: in flight                         |
 //! | in flight | `in_flight`; the worker's own map | verdict or time limit: waiting or gone |
+//! | in flight | as above                          | postponed, or a panic: waiting         |
 //! | gone      | nowhere                           |                                        |
 //!
-//! An entry is gone when its lease is lost, its guard is released, or `renew_until` has passed.
+//! An entry is gone when its lease has ended, it is unregistered, `renew_until` has passed, or its
+//! check has ended.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,8 +32,8 @@ pub(super) const NAME: &str = "redguard-renewal";
 /// about the same time share one batch.
 const SEND_AHEAD_FRACTION: u32 = 60;
 
-/// The longest delay after failed renewals, as a fraction of the TTL.
-const MAX_RETRY_FRACTION: u32 = 8;
+/// The TTL divided by this is the longest delay after failed renewals.
+const MAX_RETRY_DIVISOR: u32 = 8;
 
 /// The delay doubles this many times until it is the longest one.
 const RETRY_DOUBLINGS: u32 = 3;
@@ -59,7 +61,7 @@ pub(super) struct RenewalQueueState {
     pub(super) in_flight: HashMap<u64, RenewalEntry>,
     /// The replies not yet counted, with their round and node.
     pub(super) replies: Vec<(u32, usize, Reply)>,
-    /// The thread is woken when this many replies are there.
+    /// The thread is woken when this many replies are there, and also at the first reply.
     pub(super) wake_at: usize,
     pub(super) stopping: bool,
 }
@@ -73,7 +75,7 @@ pub(super) struct RenewalEntry {
     pub(super) renew_until: Option<Instant>,
     /// Failed renewals in a row.
     pub(super) failures: u32,
-    /// The entry is a check: one extension to less than the present expiry.
+    /// The entry is a check: one extension by the time left, which does not move the expiry.
     pub(super) is_check: bool,
     /// The lease is to be checked once more, because a notice came while a request was in flight.
     pub(super) checks_again: bool,
@@ -116,7 +118,7 @@ impl RenewalEntry {
     /// Returns the delay after a failed renewal: TTL/64, doubled per failure up to TTL/8, of which
     /// up to a half is cut at random.
     pub(super) fn retry_delay(&self) -> Duration {
-        let max = self.ttl.duration() / MAX_RETRY_FRACTION;
+        let max = self.ttl.duration() / MAX_RETRY_DIVISOR;
         let min = max / (1 << RETRY_DOUBLINGS);
         let doubled = min * (1 << self.failures.min(RETRY_DOUBLINGS));
         doubled.mul_f64(0.5 + random::unit() / 2.0)
