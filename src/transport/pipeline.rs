@@ -658,7 +658,7 @@ pub(super) fn catch_panic<T>(
 }
 
 pub(crate) fn panic_failure() -> NodeFailure {
-    NodeFailure::Unreachable("a panic in the worker".into())
+    NodeFailure::Unreachable("a panic during an exchange with the node".into())
 }
 
 pub(crate) fn no_connection() -> NodeFailure {
