@@ -254,7 +254,7 @@ impl<'a> Acquisition<'a> {
         if let Some(lease) = self.accept_handoff() {
             return Ok(Some(lease));
         }
-        self.wait_for_permit_turn()?;
+        self.wait_behind_earlier_permit_waiters()?;
         let attempts = self.retry.attempts_elapsed(self.waited());
         self.attempts = attempts.min(self.max_queued_attempts());
         Ok(None)

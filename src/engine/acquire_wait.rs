@@ -1,10 +1,12 @@
 //! The waits of an acquire: before its first attempt, and between two attempts.
 //!
 //! Each is a sleep in the caller's [`Inbox`](crate::transport::inbox::Inbox), which ends by its
-//! deadline, a release, or a cancellation. A stale wake-up must not shorten a retry delay. A lost
-//! release message must not prolong a wait beyond that delay.
+//! deadline, a release, or a cancellation. A stale wake-up must not shorten a retry delay. Without
+//! a place in the waiting list, a lost release message must not prolong a wait beyond that delay.
+//! With a place, `delay_of_placed` bounds it; far behind, a check follows instead.
 //!
-//! Tests: `src/tests/engine/wake_up.rs`, `src/tests/engine/cancel.rs`.
+//! Tests: in `src/tests/engine/`: `wake_up.rs`, `cancel.rs`; `waiting_list.rs` (places),
+//! `permits.rs` (permit queue), `read_write.rs` (followers), `split.rs` (delays).
 
 use std::time::{Duration, Instant};
 
@@ -24,11 +26,11 @@ use crate::time::{clock, deadline};
 /// Redis counts TTLs in whole milliseconds and frees a key in the millisecond after its last.
 const TTL_ROUNDING: Duration = Duration::from_millis(1);
 
-/// A caller whose process yields for longer than this takes a place in the waiting list meanwhile:
-/// another process has been woken from it.
+/// A caller whose process yields for longer than this asks for a place meanwhile. After a release
+/// that woke a process of the list, the time for which it yields is always longer.
 const MIN_LISTED_YIELD: Duration = Duration::from_millis(1);
 
-/// How many times as long a yielding caller waits for its place at most.
+/// A yielding caller waits for its place for at most this many times the time for which it yields.
 const MAX_YIELD_TIMES: u32 = 4;
 
 impl Acquisition<'_> {
@@ -37,7 +39,7 @@ impl Acquisition<'_> {
     /// # Errors
     /// - `Contended`: the caller's limit ended.
     /// - `Cancelled`, `Closed`: the caller was cancelled, or the `Nodes` shut down.
-    pub(super) fn wait_for_permit_turn(&self) -> Result<(), Error> {
+    pub(super) fn wait_behind_earlier_permit_waiters(&self) -> Result<(), Error> {
         let kind = self.params.kind;
         while matches!(kind, LeaseKind::Permit { .. }) && self.local.has_earlier_waiter() {
             self.engine.check_cancelled(&self.inbox)?;
@@ -84,8 +86,8 @@ impl Acquisition<'_> {
         while self.inbox.sleep(end) && self.engine.check_cancelled(&self.inbox).is_ok() {}
     }
 
-    /// Sleeps until `until`, and on until the place that this caller has asked for is told and its turn
-    /// comes.
+    /// Sleeps until `until`, and on until the place that this caller has asked for is told and it
+    /// is woken.
     fn yield_with_place(&mut self, until: Instant, limits: Deadline) {
         let time = until.saturating_duration_since(self.attempt_end);
         for times in 1..=MAX_YIELD_TIMES {
@@ -100,10 +102,11 @@ impl Acquisition<'_> {
                 break;
             }
         }
-        self.wait_for_turn(limits);
+        self.wait_with_place(limits);
     }
 
-    /// Sleeps until a release is published, the holder's TTL or the retry delay ends, or a limit.
+    /// Sleeps until a signal, the end of the holder's TTL or of the retry delay, or a limit. A
+    /// follower waits for its leader; a caller with a place sleeps on (`wait_with_place`).
     pub(super) fn wait_before_next(&mut self, failure: &AttemptFailure) {
         let limits = Deadline::new(DeadlineCause::CallerWait, self.limit.deadline)
             .min_with(DeadlineCause::Outage, self.outage_deadline(failure));
@@ -121,8 +124,9 @@ impl Acquisition<'_> {
         let delay_end = deadline::deadline(self.attempt_end, delay);
         let free_at = contention.and_then(|contention| {
             let free_in = contention.free_in?;
-            // The other caller may have given way in a split vote meanwhile. That is no reason to
-            // spend one of a limited number of attempts before the delay ends.
+            // Zero: the key was gone when PTTL was asked, perhaps because the other caller gave
+            // way in a split vote. That is no reason to spend one of a limited number of attempts
+            // before the delay ends.
             if self.limit.max_attempts.is_some() && free_in.is_zero() {
                 return None;
             }
@@ -139,12 +143,13 @@ impl Acquisition<'_> {
             limit_name(end.limit())
         );
         if !self.sleep_until_release(end.end()) {
-            self.wait_for_turn(limits.min_with(DeadlineCause::RetryDelay, free_at));
+            self.wait_with_place(limits.min_with(DeadlineCause::RetryDelay, free_at));
         }
     }
 
     /// Asks for a place in the waiting list of an exclusive lock of one key. Returns whether the
-    /// node was asked. `since` is when this caller had its entries in the lock table.
+    /// node was asked, now or before. `since` is when this caller had its entries in the lock table;
+    /// `None` if it has not asked for the lock.
     ///
     /// A caller with a limited number of attempts has none: each release causes an attempt of it.
     fn ask_place(&self, since: Option<Instant>) -> bool {
@@ -157,9 +162,9 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Sleeps on while this caller has a place in the waiting list, until it is woken, or hears of no
-    /// release for a long retry delay. Far behind it hears of none, and checks instead.
-    fn wait_for_turn(&mut self, limits: Deadline) {
+    /// Sleeps on while this caller has a place in the waiting list, until it is woken, or hears of
+    /// no release for a long retry delay. Far behind it hears of none, and checks instead.
+    fn wait_with_place(&mut self, limits: Deadline) {
         let delay = self.retry.delay_of_placed(random::unit());
         let mut is_woken = false;
         while !is_woken && self.engine.check_cancelled(&self.inbox).is_ok() {
