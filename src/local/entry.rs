@@ -1,10 +1,13 @@
 //! One key of the lock table: its holders, its wait queue, and the rules of admission (S8).
 //!
-//! Pure: no mutex, no clock, no I/O. The lock table calls it with its own mutex locked, so nothing
-//! here may block, wake a thread or call back. Methods return the inboxes to wake and the lost
-//! leases to report; the caller must do so after it has unlocked the table.
+//! No mutex of its own, no clock, no I/O. The lock table calls it with its own mutex locked, so
+//! nothing here may block. It locks only the mutexes of leases and inboxes, briefly: `evict` may
+//! wake the watches of a lease, `hand_off` calls `handoff`. It wakes no inbox. Methods return the
+//! inboxes to wake and the lost leases to report; the caller must do so after it has unlocked the
+//! table.
 //!
-//! Tests: in this file (handoff); `src/tests/local/lock_table.rs` (all else, also under loom).
+//! Tests: in this file (handoff); `src/tests/local/lock_table.rs` (else, also under loom); in
+//! `src/tests/engine/`: `permits.rs` (permits), `holder_told.rs` (labels), `min_hold.rs`.
 //!
 //! A thread is admitted only if no thread is before it in the queue, and if the holders allow its
 //! mode:
@@ -21,9 +24,11 @@
 //! |-----------|-------------------------------|------------------------------------------------|
 //! | queued    | in `queue`                    | `admit`, `hand_off`: pending; `leave_queue`    |
 //! | pending   | in `holders`, without `lease` | attach a lease: held; release of the guard     |
+//! |           | and `kept_until`              |                                                |
 //! | following | pending, with `following`     | `followers`: pending                           |
 //! | handed    | pending, with a handoff       | the thread takes the handoff: pending          |
-//! | held      | in `holders`, with `lease`    | `evict` after a loss; `hand_off`; release      |
+//! | held      | in `holders`, with `lease`    | `evict` after a loss; `hand_off`; release;     |
+//! |           |                               | `keep`: kept                                   |
 //! | kept      | in `holders`, `kept_until`    | `evict` when that time has passed              |
 
 use std::collections::VecDeque;
@@ -133,8 +138,9 @@ pub(crate) enum Refusal {
     Busy {
         /// The mode of the holders, or of the earlier waiters, that were in the way.
         by: AccessMode,
-        /// The time until all holders' leases have ended; for a permit, until the first has. `None`
-        /// if one of these leases is unknown or does not end.
+        /// The time until all holders' leases have ended; for a permit, until the first has. For a
+        /// permit `None` only if no end is known, else if one is unknown or never comes; also if
+        /// earlier waiters are in the way.
         remaining: Option<Duration>,
     },
     /// The holders and waiters use this other number of permits.
@@ -319,8 +325,9 @@ impl KeyEntry {
         expiry
     }
 
-    /// Returns the inbox of the first waiter if it must be woken, because a holder attached a lease
-    /// that ends at `expiry` (`None`: never): it has no recheck ahead, or only one after `expiry`.
+    /// Returns the inbox of the first waiter if it must be woken, because a holder has attached a
+    /// lease, or is kept, and that ends at `expiry` (`None`: never): it has no recheck ahead, or
+    /// only one after `expiry`.
     pub(super) fn waiter_to_wake(
         &self,
         now: Instant,
@@ -382,8 +389,8 @@ impl KeyEntry {
         })
     }
 
-    /// Returns the refusal of a waiter whose deadline has passed. If earlier waiters alone are in
-    /// its way, they count as exclusive, with an unknown lease.
+    /// Returns the refusal of a waiter whose deadline has passed. If earlier waiters alone, or a
+    /// writer before a reader, are in its way, they count as exclusive, with an unknown lease.
     pub(super) fn busy_refusal(&self, ticket: u64, mode: AccessMode, now: Instant) -> Refusal {
         let mut ahead = self.queue().iter().take_while(|w| w.ticket != ticket);
         if self.admits(mode)
@@ -419,6 +426,7 @@ impl KeyEntry {
     /// `handoff` returns the handoff for a round that is opened in the waiter's inbox.
     ///
     /// Returns `None` and changes only the streak if one of these holds:
+    /// - no thread waits;
     /// - the holder with this ticket is not the only holder;
     /// - the first waiter made no offer, is not exclusive, was cancelled, or its wait is over;
     /// - the streak is over.
@@ -502,7 +510,8 @@ impl LocalHolder {
         drawn.or_else(granted)
     }
 
-    /// Returns when the lease or the kept time ends, unless neither ends or it is over.
+    /// Returns when the lease or the kept time ends; `None` if it is unknown, never comes or has
+    /// passed.
     fn expiry(&self, now: Instant) -> Option<Instant> {
         match &self.lease {
             Some(lease) => lease.expiry(now),

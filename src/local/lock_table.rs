@@ -1,7 +1,8 @@
 //! The lock table: threads of one process queue here for a key before the nodes are asked (S8).
 //!
 //! The table decides which thread may ask; it never asks a node. Its mutex is held for table
-//! operations only: never across I/O, a callback, a wake-up or a sleep. `local/acquire.rs` acquires,
+//! operations only: never across I/O, a user's callback, the wake-up of an inbox, or a sleep. An
+//! operation may lock the mutexes of leases and inboxes, briefly. `local/acquire.rs` acquires,
 //! `local/guard.rs` releases, and `local/entry.rs` has the rules for one key.
 //!
 //! Tests: `src/tests/local/lock_table.rs`, also under loom; `src/tests/local/multi_key.rs`.
@@ -35,7 +36,7 @@ const SHRINK_FRACTION: usize = 8;
 /// A queue is strictly first in, first out. A reader waits behind a writer that waits, even while
 /// readers hold the entry, so neither side starves.
 ///
-/// An entry has no clock of its own. The first waiter marks a lease lost once its expiry has
+/// An entry does not end by itself. The first waiter marks a lease lost once its expiry has
 /// passed, and evicts a holder whose lease is lost. So a hung thread does not block its process
 /// (S8). A pending holder, or one whose lease does not end, cannot be evicted.
 pub(crate) struct LockTable {
