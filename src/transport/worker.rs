@@ -330,7 +330,7 @@ impl Worker {
     /// reachable although its connection has ended.
     ///
     /// Unsent jobs and due releases wait for one connect, and callers may submit meanwhile, for
-    /// `node_timeout` at most. Otherwise a middlebox that closes idle connections would fail an
+    /// `node_timeout` at most. Otherwise a balancer that closes idle connections would fail an
     /// acquire on all nodes at once. The next connect is a retry only if a job or release waits.
     fn prepare_reconnect(&mut self, pipeline: &mut Pipeline, cause: &NodeFailure) {
         debug!("{}: connection ended, reconnecting: {cause}", self.name);

@@ -58,7 +58,7 @@ impl Worker {
             (true, false) => "connected",
             (false, false) => "connected again",
         };
-        // A middlebox may close idle connections all day, so a reconnect alone gets no info line.
+        // A balancer may close idle connections often, so a reconnect alone gets no info line.
         self.log(is_back || has_changed && !was_down, event);
         Ok(())
     }

@@ -2,20 +2,24 @@
 //!
 //! The thread connects to the first connected node that votes, while there are channels with
 //! waiters, or holders with callbacks, which want notices (`holder_check.rs`). It never waits for a
-//! reply: confirmations and messages are handled as they arrive, under a PING. A caller never
-//! blocks on the connection: it changes the shared state and wakes the thread.
+//! reply: confirmations and messages are handled as they arrive. A PING shows whether the server
+//! still replies. A caller never blocks on the connection: it changes the shared state and wakes
+//! the thread.
 //!
 //! A blocking read cannot be interrupted, so the thread also subscribes to a private *wake
 //! channel*. A caller wakes the thread by a message that a worker publishes there.
 //!
-//! | state      | the thread                      | ends by                                  |
-//! |------------|---------------------------------|------------------------------------------|
-//! | idle       | sleeps until it is needed       | a waiter; a holder with callbacks; stop  |
-//! | searching  | looks for a node to connect to  | a node is up and not delayed; no channel |
-//! | connecting | waits for the wake channel      | its confirmation; a failure              |
-//! | listening  | receives messages               | a failure; no channel; an earlier node   |
+//! | state      | the thread                      | ends by                                     |
+//! |------------|---------------------------------|---------------------------------------------|
+//! | idle       | sleeps until it is needed       | a waiter; a holder with callbacks; stop     |
+//! | searching  | looks for a node to connect to  | a node up and not delayed; not needed; stop |
+//! | connecting | receives; the wake channel is   | its confirmation; a failure; not needed; an |
+//! |            | not confirmed                   | earlier node; stop                          |
+//! | listening  | receives messages               | a failure; not needed; an earlier node;     |
+//! |            |                                 | stop                                        |
 //!
-//! Tests: beside `listener.rs`; `src/tests/engine/wake_up.rs`.
+//! Tests: beside `listener.rs`; in `src/tests/engine/`: `wake_up.rs`, `waiting_list.rs`,
+//! `notice.rs`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -53,7 +57,7 @@ pub(super) const NAME: &str = "redguard-listener";
 /// wait for it again.
 const UNSUBSCRIBE_DELAY: Duration = Duration::from_millis(500);
 
-/// The thread sends PING after this time without an event. As often it checks whether a node
+/// The thread sends PING after this time without an event. As often it looks whether a node
 /// before its own is connected.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -69,7 +73,7 @@ pub(super) struct ListenerShared {
     pub(super) state: Mutex<ListenerState>,
     changed: Condvar,
     pub(super) nodes: Arc<NodeGroup>,
-    /// A lease that no node holds; its key names the wake channel.
+    /// A lease that is never held; its key names the wake channel.
     pub(super) wake_channel: Arc<Lease>,
     holder_check: HolderCheck,
     /// The number of channels, so that callers that do not wait need not lock `state`.
@@ -188,12 +192,12 @@ impl ListenerShared {
         drop(state); // unlock before logging
         let (level, cause) = match result {
             Ok(Ok(())) => return !stopping,
-            // A middlebox may close connections all day, so an end alone gets no info line.
+            // A balancer may close connections often, so an end alone gets no info line.
             Ok(Err(cause)) if was_confirmed && cause != NodeFailure::TimedOut => {
                 delays.record_end(node, start);
                 (Level::Debug, cause)
             }
-            // The same failure in a row is reported once.
+            // Only the first failure in a row has an info line.
             Ok(Err(cause)) => match delays.record_failure(node, clock::now()) {
                 true => (Level::Info, cause),
                 false => (Level::Debug, cause),
@@ -248,11 +252,13 @@ impl ListenerShared {
         unsubscribe
     }
 
-    /// Serves a connection until it is not needed, the thread is to end, or a node before `node`
-    /// is connected: all listeners use the first one, so that a release is counted there.
+    /// Serves a connection until it is not needed, the thread is to end, or a node before `node` is
+    /// connected: all listeners connect to the first one, so that the receivers of a release are
+    /// counted there.
     ///
     /// # Errors
-    /// Any failure of the connection, including a refusal of the wake channel.
+    /// Any failure of the connection, also if the server refuses the SUBSCRIBE to the wake and
+    /// notice channels.
     pub(super) fn run_connection(
         &self,
         subscriber: &mut dyn Subscriber,
@@ -264,7 +270,7 @@ impl ListenerShared {
         subscriber.subscribe(WAKE_COMMAND, &[wake_channel, notice_channel])?;
         self.state.lock().subscriptions.record_connected();
         let mut last_event = clock::now();
-        let mut check_at = last_event + PING_INTERVAL;
+        let mut look_at = last_event + PING_INTERVAL;
         while let Some(commands) = self.next_commands() {
             for channels in &commands.unsubscribe {
                 subscriber.unsubscribe(channels)?;
@@ -276,8 +282,8 @@ impl ListenerShared {
                 self.take_place(check, node);
             }
             let now = clock::now();
-            if now >= check_at {
-                check_at = now + PING_INTERVAL;
+            if now >= look_at {
+                look_at = now + PING_INTERVAL;
                 if self.is_earlier_node_up(node, delays, now) {
                     return Ok(());
                 }
@@ -286,7 +292,7 @@ impl ListenerShared {
                 subscriber.ping()?;
                 last_event = now;
             }
-            let wake_at = check_at.min(last_event + PING_INTERVAL);
+            let wake_at = look_at.min(last_event + PING_INTERVAL);
             let wake_at = commands.next_due.map_or(wake_at, |at| at.min(wake_at));
             let wait = wake_at.saturating_duration_since(now);
             if let Some(event) = subscriber.next_message(wait)? {
@@ -326,7 +332,8 @@ impl ListenerShared {
     /// Handles an event from the server.
     ///
     /// # Errors
-    /// The cause if the server refuses the wake channel: without it the connection is useless.
+    /// The cause if the server refuses the SUBSCRIBE to the wake and notice channels: without the
+    /// wake channel the connection is useless.
     fn handle_event(&self, event: Event, node: usize) -> Result<(), NodeFailure> {
         let mut state = self.state.lock();
         match event {
@@ -345,7 +352,8 @@ impl ListenerShared {
                 }
             }
             Event::Woken(channel) => state.wake_placed(&channel, Signal::Woken),
-            // The first process of the list may be slow, so another may ask at this moment, too.
+            // The first process of the list may be slow, so another may ask at this moment, too:
+            // `Released` makes the waiter ask this node first.
             Event::Free(channel) => state.wake_placed(&channel, Signal::Released),
             Event::Placed(channel, before) => {
                 let unit = self.check_unit();

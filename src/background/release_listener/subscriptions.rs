@@ -238,7 +238,8 @@ impl Subscriptions {
     }
 
     /// Records that the server has confirmed a channel of the SUBSCRIBE `command`, and wakes its
-    /// waiters without a place in the waiting list. Without effect if the channel is not in that SUBSCRIBE any more.
+    /// waiters without a place in the waiting list. Without effect if the channel is not in that
+    /// SUBSCRIBE any more.
     pub(super) fn confirm(&mut self, command: u64, channel: &str) {
         if let Some(entry) = self.entries.get_mut(channel)
             && entry.stage == Stage::Sent(command)

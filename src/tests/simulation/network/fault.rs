@@ -65,7 +65,7 @@ pub(crate) enum TimedChange {
         process: usize,
         server: usize,
     },
-    /// A middlebox closes the connections at the process; packets on their way to the server arrive.
+    /// A balancer closes the connections at the process; packets on their way to the server arrive.
     CutBetween {
         process: usize,
         server: usize,
