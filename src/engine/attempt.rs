@@ -43,8 +43,8 @@ pub(super) struct Attempt {
     pub(super) useful_until: Option<Instant>,
     /// Before the first request is sent; the validity counts from here (S2).
     pub(super) start: Instant,
-    /// How often a node connection had come up before the attempt.
-    connect_epoch: u64,
+    /// How often a connection had come up or an overdue reply had arrived before the attempt.
+    connect_count: u64,
     /// The offset of the wall clock at `start`, in µs.
     wall_offset: i64,
     /// The validity that must be left when the lease becomes held.
@@ -155,7 +155,7 @@ impl Engine {
                 .min_with(DeadlineCause::Validity, useful_until),
             useful_until,
             start,
-            connect_epoch: self.nodes.connect_epoch(),
+            connect_count: self.nodes.connect_count(),
             wall_offset,
             min_validity,
         }
@@ -338,9 +338,9 @@ impl Engine {
         match failure {
             AttemptFailure::Unavailable(_) if is_cut_short => {}
             AttemptFailure::Unavailable(tally) if tally.is_outage() => {
-                let epoch = attempt.connect_epoch;
+                let connects = attempt.connect_count;
                 self.circuit
-                    .record_failure(attempt.start, probe, epoch, tally);
+                    .record_failure(attempt.start, probe, connects, tally);
             }
             // Half of an even number of nodes decides a tie, but is no quorum.
             _ if replies.count >= majority(self.nodes.total()) => self.circuit.record_quorum(),

@@ -115,12 +115,12 @@ impl SharedBreaker {
 
     /// Records a round that ended by itself and in which fewer nodes than a quorum replied.
     ///
-    /// The round began at `start`, when connections had come up `connect_epoch` times.
+    /// The round began at `start`, when the count of connects was `connect_count`.
     pub(crate) fn record_failure(
         &self,
         start: Instant,
         probe: Option<&Probe<'_>>,
-        connect_epoch: u64,
+        connect_count: u64,
         tally: &Tally,
     ) {
         let mut state = self.state.lock();
@@ -133,7 +133,7 @@ impl SharedBreaker {
         let probe = probe.map(|probe| probe.number);
         let opens = state
             .breaker
-            .record_failure(start, clock::now(), probe, connect_epoch);
+            .record_failure(start, clock::now(), probe, connect_count);
         let is_fully_closed = state.breaker.is_fully_closed();
         self.fully_closed.store(is_fully_closed, Ordering::SeqCst);
         if !is_fully_closed {

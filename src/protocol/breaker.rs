@@ -34,7 +34,7 @@ pub(crate) enum Phase {
         connected_until: Instant,
         /// The count of connects when the breaker opened. Only a greater count shows a new
         /// connection.
-        connect_epoch: u64,
+        connect_count: u64,
     },
     HalfOpen,
     /// The probe with this number is in progress.
@@ -47,7 +47,7 @@ pub(crate) struct Connectivity {
     /// Whether a quorum of nodes is connected.
     pub(crate) quorum_up: bool,
     /// The count of connects so far.
-    pub(crate) epoch: u64,
+    pub(crate) connect_count: u64,
 }
 
 /// Whether a caller may ask the nodes; `P` identifies the probe.
@@ -132,10 +132,10 @@ impl CircuitBreaker {
             Phase::Open {
                 until,
                 connected_until,
-                connect_epoch,
+                connect_count,
             } => {
                 let until = match connectivity.quorum_up {
-                    true if connectivity.epoch != connect_epoch => now,
+                    true if connectivity.connect_count != connect_count => now,
                     true => until.min(connected_until),
                     false => until,
                 };
@@ -162,13 +162,13 @@ impl CircuitBreaker {
     }
 
     /// Records a round without a quorum that began at `start`, when the count of connects was
-    /// `connect_epoch`. Returns `true` if the breaker opened.
+    /// `connect_count`. Returns `true` if the breaker opened.
     pub(crate) fn record_failure(
         &mut self,
         start: Instant,
         now: Instant,
         probe: Option<u64>,
-        connect_epoch: u64,
+        connect_count: u64,
     ) -> bool {
         if start < self.last_quorum {
             return false; // a quorum has replied since
@@ -188,14 +188,14 @@ impl CircuitBreaker {
             Phase::Open { .. } | Phase::HalfOpen => false,
         };
         if opens {
-            self.open(now, now, connect_epoch);
+            self.open(now, now, connect_count);
         }
         opens
     }
 
     /// Opens the breaker for an outage that began at `start`. A failed probe opens it again, for
     /// the same outage.
-    pub(crate) fn open(&mut self, start: Instant, now: Instant, connect_epoch: u64) {
+    pub(crate) fn open(&mut self, start: Instant, now: Instant, connect_count: u64) {
         self.failing = true;
         self.opened.get_or_insert(start);
         let until = now.checked_add(self.open_for);
@@ -204,7 +204,7 @@ impl CircuitBreaker {
         self.phase = Phase::Open {
             until,
             connected_until: now + CONNECTED_PROBE_INTERVAL,
-            connect_epoch,
+            connect_count,
         };
     }
 
@@ -226,8 +226,11 @@ mod tests {
     /// A connection has come up since the breaker opened.
     const UP: Connectivity = connectivity(true, 1);
 
-    const fn connectivity(quorum_up: bool, epoch: u64) -> Connectivity {
-        Connectivity { quorum_up, epoch }
+    const fn connectivity(quorum_up: bool, connect_count: u64) -> Connectivity {
+        Connectivity {
+            quorum_up,
+            connect_count,
+        }
     }
 
     const fn ms(n: u64) -> Duration {

@@ -97,17 +97,17 @@ impl NodeGroup {
 
     /// Returns which nodes are connected, as the breaker needs it.
     pub(crate) fn connectivity(&self) -> Connectivity {
-        // The epoch is read first, so that a connect after it is seen as a change.
-        let epoch = self.connect_epoch();
+        // The count is read first, so that a connect after it is seen as a change.
+        let connect_count = self.connect_count();
         Connectivity {
-            epoch,
+            connect_count,
             quorum_up: self.quorum_up(),
         }
     }
 
-    /// Returns how often a connection has come up.
-    pub(crate) fn connect_epoch(&self) -> u64 {
-        self.workers.registry().connect_epoch()
+    /// Returns how often a connection has come up or an overdue reply has arrived.
+    pub(crate) fn connect_count(&self) -> u64 {
+        self.workers.registry().connect_count()
     }
 
     /// Blocks until a quorum of nodes is connected, until `end`, or until `is_closed` holds and

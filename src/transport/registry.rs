@@ -1,16 +1,23 @@
-//! State shared by all workers: the server behind each node, a counter of connects, the callers
-//! that wait for nodes, and the warnings already logged.
+//! State shared by all workers: the server behind each node, a count of connects and of overdue
+//! replies that arrived, the callers that wait for nodes, and the warnings already logged.
 //!
 //! It detects two addresses of one server, and several servers behind one address: either would
 //! break the quorum (S1). It knows run ids only; it opens no connection and closes none.
 //!
 //! | state of a node | leaves by |
 //! |---|---|
-//! | no run | a connect → current run |
+//! | no run | a connect to no former run → current run |
 //! | current run | a connect to a new run → current run, with the next epoch |
-//! | current run | a connect to a former run → doubted |
-//! | current run | a connect to another run that began before the current one was found → no run; at the third → doubted |
-//! | doubted | [`SAME_IN_A_ROW`] connects in a row to one run → current run |
+//! | no run, current run | a connect to a former run (1) → doubted |
+//! | current run | an outdated connect (1, 2) → no run; at the third → doubted |
+//! | current run | its last connection ends → no run |
+//! | current run | [`doubt`](NodeRegistry::doubt) → doubted |
+//! | doubted | [`SAME_IN_A_ROW`] further connects to one run, none to another → current run |
+//!
+//! 1. With `is_one_server` only; else a connect to any other run is one to a new run.
+//! 2. A connect that began before the current run was found, to another run.
+//!
+//! Tests: in this file; in `src/tests/engine/`: `outage.rs`, `quorum.rs`, `idle.rs`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,11 +28,11 @@ use crate::sync::primitives::{Condvar, Mutex};
 use crate::transport::inbox::Inbox;
 use crate::transport::warning_state::WarningState;
 
-/// The number of connects in a row that must lead to one server, after several were seen at the
-/// address, before the node counts again. A balancer hardly ever does so by chance.
+/// The number of further connects to the last server, without another between, before the node
+/// counts again. A balancer hardly ever does so by chance.
 const SAME_IN_A_ROW: u32 = 10;
-/// The number of connects that another one overtakes, while no two lead to one server, after which
-/// there are several servers at the address.
+/// The number of [`Outdated`](Entered::Outdated) connects, without two counted for one run between,
+/// that show several servers.
 const MAX_OVERTAKEN: u32 = 3;
 /// The largest number of former run ids that are kept for a node.
 const MAX_FORMER_RUNS: usize = 8;
@@ -40,8 +47,8 @@ const MAX_FORMER_RUNS: usize = 8;
 pub(crate) struct NodeRegistry {
     run_ids: Mutex<Vec<Runs>>,
     changed: Condvar,
-    connect_epoch: AtomicU64,
-    /// For each node, how often a connection has replaced the older ones.
+    connect_count: AtomicU64,
+    /// For each node, how often its connections were replaced.
     epochs: Vec<AtomicU64>,
     /// For each node, whether the last connect reached it. A connection that breaks does not change
     /// this, because the node may still be reachable.
@@ -55,7 +62,7 @@ pub(crate) struct NodeRegistry {
 struct Runs {
     /// The current run id, and the number of connections to it.
     current: Option<(String, usize)>,
-    /// The run ids that were current before, oldest first.
+    /// The runs that another run has replaced, oldest first.
     former: VecDeque<String>,
     /// After several servers were seen: the run id of the last connect, and how many more connects
     /// must lead to it.
@@ -67,7 +74,7 @@ struct Runs {
 }
 
 impl Runs {
-    /// Counts a connection to `run_id`, which becomes the current run if another one was.
+    /// Counts a connection to `run_id`, which becomes the current run if it is not.
     fn count(&mut self, run_id: &str, epoch: &AtomicU64) {
         match &mut self.current {
             Some((run, connections)) if run == run_id => {
@@ -87,8 +94,8 @@ impl Runs {
         }
     }
 
-    /// Lets no connection count until [`SAME_IN_A_ROW`] of them lead to one server; the last one has
-    /// led to `run_id`.
+    /// Lets no connection count until [`SAME_IN_A_ROW`] further ones lead to one server; the last
+    /// one has led to `run_id`.
     fn doubt_at(&mut self, run_id: &str, epoch: &AtomicU64) -> Entered {
         self.current = None;
         self.doubted = Some((run_id.to_owned(), SAME_IN_A_ROW));
@@ -106,8 +113,8 @@ pub(crate) enum Entered {
     Twin(usize),
     /// One of several servers at the node's address.
     SeveralServers,
-    /// Another run than the current one, which was found after this connect began. Either may be the
-    /// earlier one, so all connections are replaced.
+    /// Another run than the current one, which was found after this connect began. Either may be
+    /// the earlier one, so all connections are replaced.
     Outdated,
 }
 
@@ -164,7 +171,7 @@ impl NodeRegistry {
             run_ids: Mutex::new((0..nodes).map(|_| Runs::default()).collect()),
             epochs: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
             changed: Condvar::new(),
-            connect_epoch: AtomicU64::new(0),
+            connect_count: AtomicU64::new(0),
             reached: (0..nodes).map(|_| AtomicBool::new(false)).collect(),
             waiters: Arc::default(),
             warnings: (0..nodes).map(|_| WarningState::default()).collect(),
@@ -178,7 +185,7 @@ impl NodeRegistry {
 
     /// Records that a connection has come up, or that an overdue reply has arrived.
     pub(crate) fn record_connected(&self) {
-        self.connect_epoch.fetch_add(1, Ordering::Release);
+        self.connect_count.fetch_add(1, Ordering::Release);
         self.notify_waiters();
     }
 
@@ -196,9 +203,9 @@ impl NodeRegistry {
         self.reached.iter().filter(reached).count()
     }
 
-    /// Returns how often a connection has come up.
-    pub(crate) fn connect_epoch(&self) -> u64 {
-        self.connect_epoch.load(Ordering::Acquire)
+    /// Returns how often a connection has come up or an overdue reply has arrived.
+    pub(crate) fn connect_count(&self) -> u64 {
+        self.connect_count.load(Ordering::Acquire)
     }
 
     /// Wakes all callers that wait for a change.
@@ -232,8 +239,8 @@ impl NodeRegistry {
     /// Registers a connection of `node` to the server with `run_id`.
     ///
     /// Without `is_one_server` (sentinels, cluster) the node's server may change, and change back.
-    /// `found` is [`found_runs`](NodeRegistry::found_runs) from before the connect: the reply of a run
-    /// that has ended may arrive after that of its successor.
+    /// `found` is [`found_runs`](NodeRegistry::found_runs) from before the connect: the reply of a
+    /// run that has ended may arrive after that of its successor.
     pub(crate) fn register_run(
         &self,
         node: usize,

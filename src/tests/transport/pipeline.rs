@@ -526,13 +526,13 @@ fn overdue_reply_wakes_threads_that_wait_for_the_node() {
             }
             Ok(())
         });
-        assert_eq!((done, pipeline.registry.connect_epoch()), (Ok(()), 1));
+        assert_eq!((done, pipeline.registry.connect_count()), (Ok(()), 1));
         assert!(waits.join().is_ok_and(|holds| holds));
     });
     let slow_pipeline = crate::tests::transport::pipeline::pipeline(Duration::from_secs(60));
     assert_eq!(slow_pipeline.with_overdue_mark(|| Ok(())), Ok(()));
     assert_eq!(
-        slow_pipeline.registry.connect_epoch(),
+        slow_pipeline.registry.connect_count(),
         0,
         "the reply was in time"
     );
