@@ -3,9 +3,11 @@
 //! - One atomic word says whether the lock is held and until when. Every change is a
 //!   compare-and-exchange, so two threads never disagree.
 //! - A lease that was lost or ended never becomes held again.
-//! - Nothing here sends a request or reports a loss. The caller that gets `JustLost` does both.
+//! - Nothing here sends a request or reports a loss. The caller that gets `JustLost`, or `true`
+//!   from `mark_lost` or `mark_not_ours`, does both.
 //!
-//! Tests: tables and loom tests in this file.
+//! Tests: in this file (state); in `src/tests/engine/`: `loss.rs` (suspend), `danger.rs` (watch),
+//! `min_hold.rs`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -81,7 +83,7 @@ pub(crate) struct Lease {
     fencing_token: AtomicU64,
     /// The nodes whose connections got a granting request, written or still queued.
     pub(super) contacted: AtomicU64,
-    /// The offset of the wall clock when a quorum last confirmed the lease, in µs.
+    /// The offset of the wall clock before the round that last confirmed the lease, in µs.
     wall_offset: AtomicU64,
     /// When a quorum last confirmed the lease, in µs.
     confirmed: AtomicU64,
@@ -206,7 +208,7 @@ impl Lease {
         self.fencing_token.store(token, Ordering::Release);
     }
 
-    /// Ends a pending lease. Its requests that are still queued are then not sent (S4).
+    /// Ends a pending lease. Its granting requests that are still queued are then not sent (S4).
     pub(crate) fn abandon(&self) {
         // Fails only if the lease is not pending any more.
         let _ = self.transition(PENDING, ENDED);
@@ -429,7 +431,7 @@ impl Lease {
     }
 
     /// Blocks until no extension of this lease is in flight, and reserves the next one until the
-    /// guard is dropped. The wait is one round for each thread that waits already.
+    /// guard is dropped. Each thread that extends before it takes one round.
     pub(crate) fn lock_extension(self: &Arc<Lease>) -> ExtensionGuard {
         let mut extending = self.extending.lock();
         while *extending {
@@ -647,7 +649,8 @@ mod tests {
         }
     }
 
-    /// All interleavings of the transitions (CONTRIBUTING.md, "Running tests": loom).
+    /// The transitions of a held lease, in all interleavings (CONTRIBUTING.md, "Running tests":
+    /// loom).
     #[cfg(loom)]
     mod loom_latch {
         use std::sync::Arc;
