@@ -14,7 +14,7 @@
 //!
 //! Tests: `src/tests/engine/`, for these rules in this order: `quorum.rs`,
 //! `locally_held_key_causes_no_request`; `wake_up.rs`,
-//! `last_attempt_asks_all_nodes_although_one_woke_it`; `outage.rs`,
+//! `last_attempt_asks_all_nodes_although_one_woke_it` (a limit of attempts); `outage.rs`,
 //! `broken_connections_that_reconnect_never_lead_to_local_locks` (no quorum reachable) and
 //! `refused_acquire_stays_off_local_locks_until_the_holders_lease_can_have_ended` (past the
 //! expiry); `read_write.rs`, `timed_out_writer_releases_its_gate_entry` (the acquire ends) and
@@ -294,7 +294,7 @@ impl<'a> Acquisition<'a> {
     /// Makes one attempt on the nodes.
     ///
     /// Repeats it on all nodes if only the preferred node was asked and the limit ended meanwhile,
-    /// because one node cannot say for all that the lock is held.
+    /// because one node cannot say for all that the lock is held. The repeat counts as an attempt.
     fn attempt(&mut self, mut probe: Option<Probe<'a>>) -> Result<AttemptResult, Error> {
         loop {
             self.attempts = self.attempts.saturating_add(1);
