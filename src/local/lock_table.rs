@@ -5,7 +5,13 @@
 //! operation may lock the mutexes of leases and inboxes, briefly. `local/acquire.rs` acquires,
 //! `local/guard.rs` releases, and `local/entry.rs` has the rules for one key.
 //!
-//! Tests: `src/tests/local/lock_table.rs`, also under loom; `src/tests/local/multi_key.rs`.
+//! Tests: `src/tests/local/lock_table.rs`, also under loom, such as
+//! `waiters_acquire_the_entry_in_fifo_order`,
+//! `reader_behind_a_waiting_writer_waits_and_later_readers_acquire_together` (neither side
+//! starves), `timed_out_waiter_leaves_the_queue_and_the_next_expires_the_lease` (the first waiter
+//! evicts) and `unused_keys_take_no_memory`; `src/tests/local/multi_key.rs`;
+//! `src/tests/engine/validity.rs`, `expired_holder_does_not_block_its_process`, which blocks for
+//! ever if the table stays locked across `on_lost`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,14 +37,15 @@ const MIN_SHRINK_CAPACITY: usize = 64;
 /// The map of entries shrinks if less than one in this number is used.
 const SHRINK_FRACTION: usize = 8;
 
-/// One entry per key that is held or waited for. An unused key takes no memory.
+/// One entry per key that is held, kept or waited for. An unused key takes no memory.
 ///
 /// A queue is strictly first in, first out. A reader waits behind a writer that waits, even while
 /// readers hold the entry, so neither side starves.
 ///
 /// An entry does not end by itself. The first waiter marks a lease lost once its expiry has
-/// passed, and evicts a holder whose lease is lost. So a hung thread does not block its process
-/// (S8). A pending holder, or one whose lease does not end, cannot be evicted.
+/// passed, and evicts a holder whose lease is lost or whose kept time is over. So a hung thread
+/// does not block its process (S8). A pending holder, or one whose lease does not end, cannot be
+/// evicted.
 pub(crate) struct LockTable {
     pub(crate) state: Mutex<LockTableState>,
     /// Written with `state` locked, so a thread that has locked `state` sees the final value.
@@ -66,13 +73,15 @@ impl LockTableState {
         self.last_ticket
     }
 
-    /// Notes for the threads that watch a key that it was released or lost. Returns their inboxes.
+    /// Records the release or loss of a key for each thread that watches it. Returns the inboxes of
+    /// these threads.
     pub(super) fn tell_watchers(&self, key: &Key) -> Vec<Arc<Inbox>> {
         let watchers = self.watchers.iter().filter(|one| one.note_release(key));
         watchers.map(|one| Arc::clone(one.inbox())).collect()
     }
 
-    /// Removes the entries whose kept time is over. An entry with waiters is left to them.
+    /// Removes the holders whose kept time is over, and the entries that are then unused. Admits no
+    /// waiter: the first one wakes at that time by itself.
     pub(super) fn remove_kept(&mut self) {
         if self.kept.is_empty() {
             return;
@@ -126,7 +135,8 @@ impl LockTable {
         state.last_fencing_token
     }
 
-    /// Wakes the first waiter of each key, because the lease of a holder was lost.
+    /// Wakes the first waiter and the watching threads of each key, because the lease of a holder
+    /// was lost.
     pub(crate) fn recheck(&self, keys: &KeySet) {
         let state = self.state.lock();
         let keys = keys.as_slice();
@@ -140,7 +150,8 @@ impl LockTable {
         first.iter().for_each(|inbox| inbox.wake());
     }
 
-    /// Refuses all threads from now on. Wakes waiters and pending holders, so that they return.
+    /// Refuses all threads from now on. Wakes waiters, watching threads and pending holders, so
+    /// that they return.
     pub(crate) fn close(&self) {
         let state = self.state.lock();
         self.closed.store(true, Ordering::Release);
@@ -216,11 +227,11 @@ impl LockTable {
         }
     }
 
-    /// Ends the hold of a ticket on one key and admits the next waiters.
+    /// Ends the hold of a ticket on one key, admits the next waiters, and wakes the threads that
+    /// watch the key. Without `wakes_watchers` a pending holder wakes no watching thread.
     ///
     /// Does nothing if the ticket was evicted. Does nothing in a forked child either: there the
-    /// mutex may have been copied while another thread held it. Without `wakes_watchers` only the
-    /// release of a lease wakes them.
+    /// mutex may have been copied while another thread held it.
     pub(super) fn release(&self, key: &Key, ticket: u64, wakes_watchers: bool) {
         if self.is_forked() {
             return;
@@ -297,9 +308,9 @@ impl LockTable {
         self.state.lock().entries.len()
     }
 
-    /// Returns the position of the first of these keys that a thread holds alone, and the owner
-    /// label of its lease. Keys that are not held, or by other kinds of holders, are the first
-    /// without one.
+    /// Returns the position of the first of these keys that has an exclusive holder, and the owner
+    /// label of its lease. Returns position 0 and no label if there is no such key, and in a forked
+    /// child.
     pub(crate) fn holder(&self, keys: &KeySet) -> (usize, Option<Box<str>>) {
         if self.is_forked() {
             return (0, None);
