@@ -1,8 +1,9 @@
 //! The pipeline of a node connection: its session, the requests in flight, the pending releases.
 //!
-//! The worker keeps the pipeline locked, except in `Worker::wait`, while the connection is up and
-//! the worker waits for a message or tick. In that time a caller may lock it, send its own request
-//! directly, and poll for the reply.
+//! The worker keeps the pipeline locked, also while it connects or its connection is down. It
+//! unlocks it in `Worker::wait` only, where it waits for a message or for an idle tick while the
+//! connection is up. In that time a caller may lock the pipeline, send its own request directly,
+//! and poll for the reply.
 //!
 //! - A caller never waits for the node here: its sends and polls do not block.
 //! - The reply to a request that was sent is delivered. Without one the request is reported as
@@ -59,8 +60,9 @@ const IDLE_AFTER: Duration = Duration::from_micros(if cfg!(test) { 0 } else { 20
 /// |---|---|---|
 /// | connecting | no session | [`attach_session`](Pipeline::attach_session) → idle |
 /// | idle | session, nothing in flight | a direct send → in flight; a batch → sending |
-/// | in flight | session, `in_flight` | the replies → idle; an error → failed |
-/// | sending | no session, within `send_batch` | the replies → idle; an error → connecting |
+/// | in flight | session, `in_flight` | the replies → idle; a caller's error → failed |
+/// | sending | no session, within `send_batch` | the replies → idle |
+/// | each of these three | as above | an error in an exchange of the worker → connecting |
 /// | failed | `failure` set | the worker aborts the connection → connecting |
 /// | replaced | an epoch other than the node's | the worker aborts the connection → connecting |
 pub(crate) struct Pipeline {

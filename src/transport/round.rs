@@ -8,13 +8,20 @@
 //!
 //! | state | leaves by |
 //! |---|---|
-//! | open | a verdict, the deadline or a cancellation ends [`decide`](Round::decide) → waited |
+//! | open | [`finish`](Round::finish), which `wait` and `wait_all` call last → an outcome |
 //! | open | [`detach`](Round::detach) → detached |
-//! | waited | [`ask_again`](Round::ask_again) → open; [`finish`](Round::finish) → an outcome |
 //! | detached | nothing: the workers deliver the replies to the sink |
 //!
-//! Tests: beside `Tally` in `protocol/quorum.rs` and beside [`Inbox`]; `src/tests/engine/`
-//! (`quorum.rs`, `late_replies.rs`, `split.rs`, `wake_up.rs`; `handoff.rs` for detached rounds).
+//! [`decide`](Round::decide) and [`collect_while`](Round::collect_while) block and leave the round
+//! open, so that `ask_again` may follow.
+//!
+//! Tests, for these rules in this order: `src/tests/engine/quorum.rs`,
+//! `hung_minority_does_not_delay_an_acquire`; none for the second; `protocol/quorum.rs`,
+//! `second_vote_of_a_node_does_not_count` and
+//! `refusals_that_are_asked_again_count_as_outstanding_until_their_refusals_count`;
+//! `transport/inbox.rs`, `replies_of_a_former_round_are_dropped`, and
+//! `src/tests/engine/late_replies.rs`, `late_reply_to_an_extension_restores_the_key` (another
+//! sink). Else in `src/tests/engine/`: `split.rs`, `wake_up.rs`, `handoff.rs` (detached rounds).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -78,8 +85,9 @@ struct DirectReplies<'a> {
 }
 
 impl DirectReplies<'_> {
-    /// Reads the replies that have arrived. With `is_over` reads none, and leaves all nodes to
-    /// their workers.
+    /// Reads the replies that have arrived. Leaves a node to its worker if the connection failed or
+    /// a release has become pending. With `is_over` reads none, and leaves all nodes to their
+    /// workers.
     fn poll(&mut self, is_over: bool) {
         for (node, connection) in self.connections.iter() {
             if self.polled.contains(node) && (is_over || !connection.poll()) {
@@ -141,8 +149,8 @@ impl<'a> Round<'a> {
     }
 
     /// Sends a request to `nodes`. Its replies go to `sink`, which delivers them to the inbox, too.
-    /// The failure of a suspect node is counted at once. Returns the nodes that accepted the
-    /// request. Does not block.
+    /// The failure of a suspect node, or of one whose worker has ended, is counted at once. Returns
+    /// the nodes that accepted the request. Does not block.
     pub(super) fn submit_with_sink(
         &mut self,
         request: &Request,
@@ -230,7 +238,8 @@ impl<'a> Round<'a> {
         ended
     }
 
-    /// Asks the nodes in `contested`, which refused, once more for the same lease.
+    /// Asks the nodes in `contested`, which refused, once more for the same lease. Forgets the free
+    /// permits that all nodes have reported.
     pub(crate) fn ask_again(&mut self, contested: NodeSet) {
         self.tally.reopen(contested);
         if let Some(details) = &mut self.details {

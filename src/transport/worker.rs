@@ -90,8 +90,8 @@ pub(crate) struct Worker {
     _alive: Sender<()>,
 }
 
-/// The locked pipeline. The worker unlocks it only in [`Worker::wait`], not while the connection is
-/// down.
+/// The locked pipeline. The worker unlocks it only in [`Worker::wait`], so neither while it
+/// connects nor while the connection is down.
 type PipelineGuard<'a> = MutexGuard<'a, Pipeline>;
 
 impl Worker {
