@@ -320,13 +320,14 @@ impl<'a> Acquisition<'a> {
                 _ => self.engine.attempt(&context)?.result,
             };
             drop(probe.take()); // the breaker has its verdict
-            let contention = result.as_ref().err().and_then(AttemptFailure::contention);
-            let is_single_node = contention.is_some_and(|contention| contention.single_node);
-            if !is_single_node || !self.limit.is_exhausted(self.attempts) {
+            let Err(failure) = &result else {
+                return Ok(result);
+            };
+            if !failure.is_of_one_node() || !self.limit.is_exhausted(self.attempts) {
                 return Ok(result);
             }
             self.engine.check_cancelled(&self.inbox)?;
-            self.slow_attempts = 0; // a refusal is not slow
+            self.note(failure);
         }
     }
 
@@ -374,7 +375,8 @@ impl<'a> Acquisition<'a> {
         // Waiting cannot grant a missing right.
         let is_denied = matches!(failure, AttemptFailure::Unavailable(tally) if tally.is_denied());
         let outage_end = self.outage_deadline(failure);
-        self.limit.is_exhausted(self.attempts)
+        // The limit may have ended since the attempt: the next one asks all nodes.
+        self.limit.is_exhausted(self.attempts) && !failure.is_of_one_node()
             || outage_end.is_some_and(|end| end <= self.attempt_end)
             || is_denied
             || self.slow_attempts == MAX_SLOW_ATTEMPTS

@@ -91,6 +91,12 @@ impl AttemptFailure {
     }
 
     /// Returns how the lock is held, if the attempt was contended.
+    /// Returns whether the preferred node alone was asked, and refused.
+    pub(super) fn is_of_one_node(&self) -> bool {
+        self.contention()
+            .is_some_and(|contention| contention.single_node)
+    }
+
     pub(super) fn contention(&self) -> Option<&Contention> {
         match self {
             AttemptFailure::Contended(contention) => Some(contention),

@@ -301,14 +301,14 @@ impl Pipeline {
         // The node may have executed the request as late as now, so the TTL counts from now.
         record_sent(request, self.node, now);
         record_reply(request, self.node, &reply);
-        pending_reply.state = RequestState::Replied;
+        let mut state = RequestState::Replied;
         if reply.is_endless() {
             self.warn_of_endless(request, &reply);
         }
         let mut result = Ok(());
         match &reply {
             Reply::Failed(cause) => {
-                pending_reply.state = self.handle_failure(request, cause, now);
+                state = self.handle_failure(request, cause, now);
                 // The server was a master at the handshake. Now another one may be, and a reconnect
                 // finds it where sentinels or a cluster name it.
                 if server_error::is_read_only(cause) {
@@ -327,6 +327,8 @@ impl Pipeline {
             }
             _ => {}
         }
+        // After the warnings: if the logger panics, the request counts as unanswered.
+        pending_reply.state = state;
         pending_reply.deliver_from(self.runs_since, &request.lease, self.node, reply);
         result
     }

@@ -137,7 +137,9 @@ impl Worker {
             let name = self.name.clone();
             let cycle = || self.connect_and_serve(&mut pipeline, &mut delay);
             if threads::catch(&name, cycle).is_none() {
-                self.fail(&mut pipeline, panic_failure(), &mut delay);
+                // A logger that has panicked may do so again.
+                let fail = || self.fail(&mut pipeline, panic_failure(), &mut delay);
+                threads::catch(&name, fail);
             }
         }
         pipeline.fail_release_waiters();
