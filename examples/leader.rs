@@ -1,7 +1,7 @@
 //! Leader election: of all processes that stand, one leads, and another takes over when it dies.
 //!
 //! `cargo run --example leader -- --redis URL,URL,… --journal FILE`, in several terminals: kill the
-//! one that leads.
+//! leader.
 //!
 //! The leader appends a line to the journal with each step of its work: its process id, its term
 //! and a number. The function `lead` is the recipe of the guide

@@ -198,8 +198,8 @@ fn node_list(common: &Common, file: Option<NodeList>) -> Result<Vec<NodeSpec>> {
     }
 }
 
-/// Returns a variable of the environment, `None` if it is not set or blank. One that cannot be read
-/// is an error: the next source may name other nodes.
+/// Returns a variable of the environment, `None` if it is not set or blank. An
+/// unreadable one is an error: the next source may name other nodes.
 fn variable(name: &str) -> Result<Option<String>> {
     match env::var(name) {
         Ok(text) => Ok(Some(text).filter(|text| !text.trim().is_empty())),

@@ -5,7 +5,7 @@
 //! publishes one, and a renewal that finds the token of another holder on a node. It is a hint and
 //! never a verdict: the leases of that name are checked as a renewal checks them, and only the
 //! nodes' replies or the clock make one lost. So a notice that is late, repeated or foreign does no
-//! harm, and one that is missed leaves the loss to the next renewal or check.
+//! harm, and a missed one leaves the loss to the next renewal or check.
 //!
 //! Nothing here blocks. Tests: `src/tests/engine/notice.rs`.
 

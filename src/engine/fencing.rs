@@ -1,6 +1,6 @@
 //! Assigns a fencing token to a lease that a quorum granted (S12).
 //!
-//! There is no fenced guard without a token, or with one that is not above all former ones.
+//! Each fenced guard has a token, and its token is above all former ones.
 //!
 //! Tests: `src/tests/engine/fencing.rs`; the stateright model.
 

@@ -19,7 +19,7 @@ pub(crate) struct Repetitions {
 }
 
 impl Repetitions {
-    /// Notes a signal. Returns whether it repeats one that was noted before.
+    /// Notes a signal. Returns whether it repeats an earlier one.
     pub(crate) fn note(&mut self, signal: Received, now: Instant) -> bool {
         self.last.retain(|(_, when)| now - *when < SAME_SIGNAL);
         // The kernel sends one signal per key that is pressed.

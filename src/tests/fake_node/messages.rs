@@ -45,10 +45,8 @@ impl NodeStore {
             Op::TakePlace => return self.take_place(request, now, receivers),
             Op::LeavePlace => {
                 let own = Channel::from(request.lease.token().text());
-                let messages = match self.has_place(key, now, &own) {
-                    true => self.leave_list(key, now, &own),
-                    false => self.pass_on(key, now, receivers),
-                };
+                let left = self.leave_list(key, now, &own);
+                let messages = left.unwrap_or_else(|| self.pass_on(key, now, receivers));
                 return (Reply::Done, messages);
             }
             Op::Notify => {
@@ -99,7 +97,7 @@ impl NodeStore {
         let (own, lock) = (Channel::from(own), key.channel());
         let is_free = self.stored_lock(key, now).owner.is_none();
         if is_free && request.publish {
-            let mut messages = self.leave_list(key, now, &own);
+            let mut messages = self.leave_list(key, now, &own).unwrap_or_default();
             messages.push((own, Event::Free(lock)));
             return (Reply::Absent, messages);
         }
@@ -120,20 +118,13 @@ impl NodeStore {
         (Reply::Done, vec![(own, Event::Placed(lock, before))])
     }
 
-    /// Removes a process from the list. Returns the message to the one that has become the fourth.
-    fn leave_list(&mut self, key: &Key, now: Instant, own: &Channel) -> Messages {
+    /// Removes a process from the list. Returns the message to the process that has come near; `None`
+    /// without a place.
+    fn leave_list(&mut self, key: &Key, now: Instant, own: &Channel) -> Option<Messages> {
         let places = &mut self.waiting_list(key, now).places;
         let count = places.len();
         places.retain(|(_, channel)| channel != own);
-        match places.len() < count {
-            true => tell_near(places, key, 1),
-            false => Messages::new(),
-        }
-    }
-
-    fn has_place(&mut self, key: &Key, now: Instant, own: &Channel) -> bool {
-        let mut places = self.waiting_list(key, now).places.iter();
-        places.any(|(_, channel)| channel == own)
+        (places.len() < count).then(|| tell_near(places, key, 1))
     }
 
     /// Wakes the first process of the list, as after a release.

@@ -21,8 +21,8 @@ use crate::tests::simulation::plan::plan::{
 const RELAY_PROCESSES: usize = 5;
 
 impl Plan {
-    /// Lets all threads of a calm plan want one lock, again and again. In half of the plans there are
-    /// so many processes that some are far behind in the waiting list.
+    /// Lets all threads of a calm plan want one lock, again and again. Half of the plans
+    /// have enough processes for some to be far behind in the waiting list.
     pub(super) fn add_relay(&mut self, rng: &mut Rng) {
         let ttl = self.max_ttl;
         let processes = one_of(rng, &[0, RELAY_PROCESSES]);
