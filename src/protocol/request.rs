@@ -3,7 +3,9 @@
 //!
 //! Tests: beside `send_check.rs` and `batch.rs`; `src/tests/transport/pipeline.rs` (order).
 
+use std::collections::HashSet;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,26 +80,44 @@ impl fmt::Display for Op {
     }
 }
 
-/// The tokens of any number of requests, as one bit of each. It may report a common token where
-/// there is none, but misses none.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct TokenFilter([u64; 4]);
+/// The tokens that the requests of a batch name, by [`Token::id`](crate::protocol::token::Token::id).
+#[derive(Default)]
+pub(crate) struct TokenSet(HashSet<u64, BuildHasherDefault<IdHasher>>);
 
-impl TokenFilter {
-    fn insert(&mut self, id: u64) {
-        self.0[(id >> 6) as usize % 4] |= 1 << (id % 64);
+impl TokenSet {
+    /// Adds the tokens of a request.
+    pub(crate) fn insert(&mut self, request: &Request) {
+        self.0.extend(request.tokens());
     }
 
-    /// Adds the tokens of another filter.
-    pub(crate) fn extend(&mut self, other: TokenFilter) {
-        let words = self.0.iter_mut().zip(other.0);
-        words.for_each(|(word, other)| *word |= other);
+    /// Returns whether the set has a token of the request.
+    pub(crate) fn shares_token(&self, request: &Request) -> bool {
+        request.tokens().any(|id| self.0.contains(&id))
     }
 
-    /// Returns whether a token may be in both.
-    pub(crate) fn may_share(&self, other: TokenFilter) -> bool {
-        let mut words = self.0.iter().zip(other.0);
-        words.any(|(word, other)| word & other != 0)
+    /// Removes all tokens, and keeps the memory.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Hashes an id to itself, because its bits are random.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = self.0 << 8 | u64::from(byte);
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
@@ -169,13 +189,6 @@ impl Request {
         ours.any(|id| other.tokens().any(|other| other == id))
     }
 
-    /// Returns the tokens that the request names, for a check of many requests at once.
-    pub(crate) fn token_filter(&self) -> TokenFilter {
-        let mut filter = TokenFilter::default();
-        self.tokens().for_each(|id| filter.insert(id));
-        filter
-    }
-
     fn tokens(&self) -> impl Iterator<Item = u64> {
         let leases = self.written_leases().chain(&self.former_lease);
         leases.map(|lease| lease.token().id())
@@ -227,30 +240,23 @@ mod tests {
     use crate::tests::fixtures::lease;
 
     #[test]
-    fn filter_of_a_batch_misses_no_shared_token() {
-        let requests: Vec<_> = (0..100)
-            .map(|_| Request::new(Op::Acquire, &lease("x"), 1))
-            .collect();
-        let mut batch = TokenFilter::default();
-        assert!(!batch.may_share(requests[0].token_filter()));
-        for request in &requests {
-            batch.extend(request.token_filter());
-        }
-        for request in &requests {
+    fn token_set_has_the_tokens_of_its_requests_only() {
+        let acquire = || Request::new(Op::Acquire, &lease("x"), 1);
+        let swap_of = |former: &Request| {
             let mut swap = Request::new(Op::Swap, &lease("x"), 0);
-            swap.former_lease = Some(Arc::clone(&request.lease));
-            assert!(batch.may_share(swap.token_filter()));
+            swap.former_lease = Some(Arc::clone(&former.lease));
+            swap
+        };
+        let requests: Vec<_> = (0..300).map(|_| acquire()).collect();
+        let mut set = TokenSet::default();
+        assert!(!set.shares_token(&requests[0]));
+        requests.iter().for_each(|request| set.insert(request));
+        for request in &requests {
+            assert!(set.shares_token(&swap_of(request)));
+            assert!(!set.shares_token(&swap_of(&acquire())));
         }
-    }
-
-    #[test]
-    fn filter_of_a_small_batch_tells_most_other_tokens_apart() {
-        let mut batch = TokenFilter::default();
-        for _ in 0..10 {
-            batch.extend(Request::new(Op::Acquire, &lease("x"), 1).token_filter());
-        }
-        let others = (0..1_000).map(|_| Request::new(Op::Acquire, &lease("x"), 1));
-        let shared = others.filter(|other| batch.may_share(other.token_filter()));
-        assert!(shared.count() < 200);
+        set.insert(&swap_of(&acquire()));
+        set.clear();
+        assert!(!set.shares_token(&requests[0]));
     }
 }

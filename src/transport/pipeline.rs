@@ -27,7 +27,7 @@ use log::{debug, trace, warn};
 
 use crate::error::NodeFailure;
 use crate::protocol::reply::{Blocker, Reply};
-use crate::protocol::request::{Op, Request, TokenFilter};
+use crate::protocol::request::{Op, Request, TokenSet};
 use crate::protocol::send_check::{record_reply, record_sent, replacement_release, skip_reply};
 use crate::protocol::server_error;
 use crate::sync::atomic::Ordering;
@@ -81,8 +81,8 @@ pub(crate) struct Pipeline {
     pub(super) batch: Vec<Arc<Request>>,
     /// The destinations of the replies to `batch`, in the same order.
     pub(super) batch_pending: Vec<PendingReply>,
-    /// The tokens of `batch`, and maybe of former ones.
-    batch_tokens: TokenFilter,
+    /// The tokens of `batch`.
+    pub(super) batch_tokens: TokenSet,
     /// The direct sends in flight, oldest first.
     pub(super) in_flight: VecDeque<InFlight>,
     /// The destinations of the replies to `in_flight`, in the same order, with the time of each
@@ -126,7 +126,7 @@ impl Pipeline {
             session: None,
             batch: Vec::with_capacity(MAX_BATCH),
             batch_pending: Vec::with_capacity(MAX_BATCH),
-            batch_tokens: TokenFilter::default(),
+            batch_tokens: TokenSet::default(),
             in_flight: VecDeque::new(),
             pending_replies: VecDeque::new(),
             next_id: 0,
@@ -195,9 +195,7 @@ impl Pipeline {
 
     /// Returns whether the batch has a request of the job's token already.
     pub(super) fn batch_shares_token(&self, job: &Job) -> bool {
-        let mut batch = self.batch.iter();
-        self.batch_tokens.may_share(job.request.token_filter())
-            && batch.any(|request| request.shares_token(&job.request))
+        self.batch_tokens.shares_token(&job.request)
     }
 
     /// Adds a job to the batch, unless its request need not be sent any more. A swap whose lease is
@@ -211,7 +209,7 @@ impl Pipeline {
 
     /// Adds a request to the end of the batch.
     pub(super) fn append_to_batch(&mut self, request: Arc<Request>, pending_reply: PendingReply) {
-        self.batch_tokens.extend(request.token_filter());
+        self.batch_tokens.insert(&request);
         self.batch.push(request);
         self.batch_pending.push(pending_reply);
     }
@@ -244,7 +242,7 @@ impl Pipeline {
             return Ok(());
         }
         let mut session = self.session.take();
-        self.batch_tokens = TokenFilter::default();
+        self.batch_tokens.clear();
         let mut requests = std::mem::take(&mut self.batch);
         let mut pending_replies = std::mem::take(&mut self.batch_pending);
         let (sent, mut replies, mut unusable) = (clock::now(), 0, None);

@@ -42,6 +42,7 @@ impl Pipeline {
     /// Drops the connection, and abandons the direct sends and the batch.
     pub(super) fn abort_with_batch(&mut self, cause: &NodeFailure) {
         self.abort_connection(cause);
+        self.batch_tokens.clear();
         let batch = self.batch.drain(..).zip(self.batch_pending.drain(..));
         let batch: Vec<_> = batch.collect();
         for (request, pending_reply) in batch {
