@@ -197,7 +197,7 @@ impl<'a> Acquisition<'a> {
             backoff: Backoff::default(),
             attempts: 0,
             slow_attempts: 0,
-            first_attempt: clock::now(),
+            first_attempt: started,
             attempt_start: started,
             attempt_end: started,
             last_full_round: started,
@@ -255,7 +255,10 @@ impl<'a> Acquisition<'a> {
             return Ok(Some(lease));
         }
         self.wait_behind_earlier_permit_waiters()?;
-        let attempts = self.retry.attempts_elapsed(self.waited());
+        self.first_attempt = clock::now();
+        let started = self.deadlines.started;
+        let waited = self.first_attempt.saturating_duration_since(started);
+        let attempts = self.retry.attempts_elapsed(waited);
         self.attempts = attempts.min(self.max_queued_attempts());
         Ok(None)
     }
@@ -300,7 +303,7 @@ impl<'a> Acquisition<'a> {
             self.attempts = self.attempts.saturating_add(1);
             self.attempt_start = clock::now();
             let preferred_node = self.next_preferred_node(probe.is_some());
-            let latest_end = self.engine.node_timeout_from_now();
+            let latest_end = self.engine.node_timeout_from(self.attempt_start);
             let context = AttemptContext {
                 params: self.params,
                 kind: self.params.kind,

@@ -123,7 +123,9 @@ impl Engine {
             outcome = self.assign_fencing_token(lease, outcome, inbox, *budget);
         }
         let error = match outcome.verdict {
-            Verdict::Granted if attempt.activate(params.ttl) => return Ok(attempt.lease),
+            Verdict::Granted if attempt.activate(params.ttl, clock::now()) => {
+                return Ok(attempt.lease);
+            }
             Verdict::Granted => Error::ValidityExhausted {
                 attempts: 1,
                 ttl: params.ttl.duration(),

@@ -54,9 +54,9 @@ pub(super) struct Attempt {
 impl Attempt {
     /// Makes a lease that a quorum granted held, if enough validity is left (S2).
     ///
-    /// Returns whether the lease is held.
-    pub(super) fn activate(&self, ttl: Ttl) -> bool {
-        validity::valid_until(self.start, ttl.duration(), self.min_validity, clock::now())
+    /// `now` is read after the last reply. Returns whether the lease is held.
+    pub(super) fn activate(&self, ttl: Ttl, now: Instant) -> bool {
+        validity::valid_until(self.start, ttl.duration(), self.min_validity, now)
             .is_some_and(|end| self.lease.activate(end, self.wall_offset))
     }
 }
@@ -128,7 +128,7 @@ impl Engine {
         params: &AcquireParams,
         kind: LeaseKind,
     ) -> Result<Attempt, Error> {
-        let (start, wall_offset) = (clock::now(), clock::wall_offset());
+        let (start, wall_offset) = clock::read_both();
         let since = clock::unix_millis(start, wall_offset);
         let token = Token::fresh_at(params.owner_label.as_ref(), since)?;
         let lease = Arc::new(Lease::new(params.keys.clone(), token, kind));
@@ -261,8 +261,9 @@ impl Engine {
             let (lease, budget) = (&attempt.lease, attempt.budget);
             vote.round = self.assign_fencing_token(lease, vote.round, context.inbox, budget);
         }
-        if vote.round.verdict == Verdict::Granted && attempt.activate(params.ttl) {
-            self.circuit.record_quorum();
+        let now = clock::now();
+        if vote.round.verdict == Verdict::Granted && attempt.activate(params.ttl, now) {
+            self.circuit.record_quorum(now);
             if was_split {
                 // Adds the nodes that refused: the other callers release their tokens there.
                 let ttl = params.ttl.millis();
@@ -343,7 +344,9 @@ impl Engine {
                     .record_failure(attempt.start, probe, connects, tally);
             }
             // Half of an even number of nodes decides a tie, but is no quorum.
-            _ if replies.count >= majority(self.nodes.total()) => self.circuit.record_quorum(),
+            _ if replies.count >= majority(self.nodes.total()) => {
+                self.circuit.record_quorum(clock::now());
+            }
             _ => {}
         }
     }

@@ -89,9 +89,8 @@ impl SharedBreaker {
         })
     }
 
-    /// Records that a quorum has replied, and closes the breaker.
-    pub(super) fn record_quorum(&self) {
-        let now = clock::now();
+    /// Records that a quorum has replied by `now`, and closes the breaker.
+    pub(super) fn record_quorum(&self, now: Instant) {
         self.last_quorum
             .store(clock::to_micros(now), Ordering::SeqCst);
         if self.fully_closed.load(Ordering::SeqCst) {

@@ -246,8 +246,12 @@ impl Engine {
 
     /// Returns the time `node_timeout` from now.
     pub(super) fn node_timeout_from_now(&self) -> Instant {
-        let now = clock::now();
-        deadline::deadline(now, self.settings.node_timeout).unwrap_or(now)
+        self.node_timeout_from(clock::now())
+    }
+
+    /// Returns the time `node_timeout` after `start`.
+    pub(super) fn node_timeout_from(&self, start: Instant) -> Instant {
+        deadline::deadline(start, self.settings.node_timeout).unwrap_or(start)
     }
 
     fn node_names(&self) -> String {

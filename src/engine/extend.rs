@@ -67,7 +67,7 @@ impl Engine {
         expiry: Instant,
         until: Instant,
     ) -> Result<(), Error> {
-        let (start, wall_offset) = (clock::now(), clock::wall_offset());
+        let (start, wall_offset) = clock::read_both();
         let request = Request::new(Op::Extend, lease, ttl);
         let inbox = Arc::new(Inbox::new());
         let restorer = Arc::new(RestoreSink {

@@ -146,7 +146,8 @@ impl Engine {
             let (lease, budget) = (&attempt.lease, attempt.budget);
             outcome = self.assign_fencing_token(lease, outcome, inbox, budget);
         }
-        let is_held = outcome.verdict == Verdict::Granted && attempt.activate(params.ttl);
+        let is_held =
+            outcome.verdict == Verdict::Granted && attempt.activate(params.ttl, clock::now());
         if !is_held {
             // Abandoned before a release is queued, so that a swap not yet sent is dropped.
             attempt.lease.abandon();

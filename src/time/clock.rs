@@ -56,20 +56,25 @@ pub(crate) fn system_time(since_1970: Duration) -> Option<SystemTime> {
 ///
 /// The offset grows by the length of a suspend, during which the steady clock stands still. It also
 /// grows when the wall clock is set forward.
+pub(crate) fn wall_offset() -> i64 {
+    let (_, offset) = read_both();
+    offset
+}
+
+/// Returns the current time on the steady clock, and how far the wall clock is ahead of it, in µs.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "centuries in microseconds fit"
 )]
-pub(crate) fn wall_offset() -> i64 {
+pub(crate) fn read_both() -> (Instant, i64) {
     let mut reads = 0;
     loop {
-        let before = to_micros(now());
-        let wall = unix_time();
-        let after = to_micros(now());
+        let now = now();
+        let (before, wall, after) = (to_micros(now), unix_time(), to_micros(self::now()));
         reads += 1;
         // A thread that is preempted between the two reads would see that time as a suspend.
         if after - before < CLOCK_READ_TOLERANCE_US || reads == MAX_CLOCK_READS {
-            return wall.as_micros() as i64 - after as i64 + suspended();
+            return (now, wall.as_micros() as i64 - after as i64 + suspended());
         }
     }
 }

@@ -8,13 +8,13 @@
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::error::NodeFailure;
 use crate::protocol::encode;
 use crate::protocol::key::Key;
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::request::{Op, Request};
-use crate::time::clock;
 use crate::transport::connection::NodeConnection;
 use crate::transport::job::{Job, ReplyTo};
 use crate::transport::messages::Submitted;
@@ -28,6 +28,16 @@ pub(super) struct KeyConnections<'a> {
     all: &'a [NodeConnection],
     pool_size: usize,
     index: usize,
+}
+
+/// How a request is sent.
+#[derive(Clone, Copy)]
+pub(super) struct SendMode<'a> {
+    /// The destination of the replies; `None` if they are dropped.
+    pub(super) reply: Option<&'a ReplyTo>,
+    /// Whether the request is sent on the sockets of connections that are idle.
+    pub(super) is_direct: bool,
+    pub(super) now: Instant,
 }
 
 /// The result of a dispatch, by node.
@@ -65,20 +75,18 @@ impl<'a> KeyConnections<'a> {
         connections.step_by(self.pool_size).enumerate()
     }
 
-    /// Sends `request` to `nodes`: with `is_direct` on their sockets where a connection is idle,
-    /// otherwise through the queues. Replies go to `reply`. Does not block.
+    /// Sends `request` to `nodes`, through the queues of those connections on which it is not sent
+    /// directly. Does not block.
     pub(super) fn dispatch(
         &self,
         request: &Request,
         nodes: NodeSet,
-        reply: Option<&ReplyTo>,
-        is_direct: bool,
+        mode: SendMode<'_>,
     ) -> Dispatched {
-        let now = clock::now();
         encode::with_encoded(request, |bytes| {
             let mut dispatched = Dispatched::default();
             let mut request = request.clone();
-            if !is_direct {
+            if !mode.is_direct {
                 request.encoded = Some(Box::from(bytes)); // encoded once for all workers
             }
             let request = Arc::new(request);
@@ -86,15 +94,16 @@ impl<'a> KeyConnections<'a> {
             // A release comes last to the node that all processes listen to, so that the woken one
             // does not overtake it on the others.
             let is_release = request.op == Op::Release;
+            let direct = mode.is_direct.then_some(bytes);
             while let Some((node, connection)) = match is_release {
                 true => connections.next_back(),
                 false => connections.next(),
             } {
                 let job = Job {
                     request: Arc::clone(&request),
-                    reply: reply.cloned(),
+                    reply: mode.reply.cloned(),
                 };
-                match connection.send(node, job, is_direct.then_some(bytes), now) {
+                match connection.send(node, job, direct, mode.now) {
                     Ok(Submitted::Queued) => dispatched.accepted.insert(node),
                     Ok(Submitted::Sent { wake_worker }) => {
                         dispatched.accepted.insert(node);

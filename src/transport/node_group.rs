@@ -23,7 +23,7 @@ use crate::telemetry::health::{NodeHealth, NodeState};
 use crate::telemetry::stats::{LockCounters, NodeStats, Stats};
 use crate::time::clock;
 use crate::transport::connection::NodeConnection;
-use crate::transport::dispatch::{KeyConnections, connection_index};
+use crate::transport::dispatch::{KeyConnections, SendMode, connection_index};
 use crate::transport::inbox::Inbox;
 use crate::transport::job::{Job, ReplySink};
 use crate::transport::load::{ActiveCallers, RttEstimate};
@@ -221,7 +221,7 @@ impl NodeGroup {
 
     fn open_round<'a>(&'a self, request: &'a Request, inbox: &'a Arc<Inbox>) -> Round<'a> {
         let round = self.resume_round(request, inbox, inbox.open_round(self.total()));
-        round.counted_as(self.active_callers.join(clock::now()))
+        round.counted_in(&self.active_callers)
     }
 
     /// Returns the round of a handoff that was opened in the inbox before, as `id`.
@@ -341,10 +341,14 @@ impl NodeGroup {
     ) {
         let now = clock::now();
         let caller = self.active_callers.uncounted(now);
-        let is_direct = caller.uses_direct_send(&self.rtt, now);
         let reply = sink.map(|sink| (Arc::clone(sink), 0));
+        let mode = SendMode {
+            reply: reply.as_ref(),
+            is_direct: caller.uses_direct_send(&self.rtt, now),
+            now,
+        };
         let connections = self.connections_for(request.lease.key());
-        let sent = connections.dispatch(request, nodes, reply.as_ref(), is_direct);
+        let sent = connections.dispatch(request, nodes, mode);
         if sent.unattended.len() > 0 {
             // No caller polls for these replies.
             let unattended = |(node, _): &(usize, _)| sent.unattended.contains(*node);

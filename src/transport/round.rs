@@ -35,10 +35,10 @@ use crate::protocol::request::Request;
 use crate::sync::threads;
 use crate::time::clock;
 use crate::time::deadline::{Deadline, earlier};
-use crate::transport::dispatch::KeyConnections;
+use crate::transport::dispatch::{KeyConnections, SendMode};
 use crate::transport::inbox::{Inbox, WaitEnd};
 use crate::transport::job::ReplySink;
-use crate::transport::load::{CallerGuard, RttEstimate};
+use crate::transport::load::{ActiveCallers, CallerGuard, RttEstimate};
 
 /// The time that the preferred node has to reply before the other nodes are asked, in typical
 /// rounds.
@@ -62,6 +62,8 @@ pub(crate) struct Round<'a> {
     inbox: &'a Arc<Inbox>,
     /// The round's id in the inbox.
     id: u32,
+    /// When the latest requests were sent. At first, when the round was opened.
+    sent: Instant,
     tally: Tally,
     details: Option<Box<RoundDetails>>,
     /// Empty except while replies are counted; kept for its memory.
@@ -121,6 +123,7 @@ impl<'a> Round<'a> {
             request,
             inbox,
             id,
+            sent: clock::now(),
             tally: Tally::new(connections.total(), vote_rule(request.op)),
             details: None,
             replies: Vec::new(),
@@ -136,8 +139,8 @@ impl<'a> Round<'a> {
     }
 
     /// Counts the caller among the callers with a round in progress, until the round ends.
-    pub(super) fn counted_as(mut self, caller: CallerGuard<'a>) -> Round<'a> {
-        self.caller = caller;
+    pub(super) fn counted_in(mut self, callers: &'a ActiveCallers) -> Round<'a> {
+        self.caller = callers.join(self.sent);
         self
     }
 
@@ -157,11 +160,13 @@ impl<'a> Round<'a> {
         nodes: NodeSet,
         sink: Arc<dyn ReplySink>,
     ) -> NodeSet {
-        let is_direct = self.caller.uses_direct_send(self.rtt, clock::now());
         let reply = (sink, self.id);
-        let sent = self
-            .connections
-            .dispatch(request, nodes, Some(&reply), is_direct);
+        let mode = SendMode {
+            reply: Some(&reply),
+            is_direct: self.caller.uses_direct_send(self.rtt, self.sent),
+            now: self.sent,
+        };
+        let sent = self.connections.dispatch(request, nodes, mode);
         self.direct.polled = self.direct.polled.union(sent.direct);
         self.direct.unattended = self.direct.unattended.union(sent.unattended);
         for (node, cause) in sent.failures {
@@ -184,10 +189,10 @@ impl<'a> Round<'a> {
         if !self.submit(NodeSet::single(node)).contains(node) {
             return None;
         }
-        let start = clock::now();
-        let end = start + PREFERRED_NODE_ROUNDS * self.rtt.typical_round();
-        let ended = self.collect_replies(1, self.rtt.spin_deadline(start), Some(end));
+        let end = self.sent + PREFERRED_NODE_ROUNDS * self.rtt.typical_round();
+        let ended = self.collect_replies(1, self.rtt.spin_deadline(self.sent), Some(end));
         let is_over = self.tally.refused().contains(node) || ended == WaitEnd::Cancelled;
+        self.sent = clock::now(); // for the other nodes
         is_over.then_some(ended)
     }
 
@@ -211,15 +216,14 @@ impl<'a> Round<'a> {
     /// Blocks until the votes decide, at most until `deadline` or a cancellation. Does not end the
     /// round. Adds the duration to the estimate of a typical round.
     pub(crate) fn decide(&mut self, deadline: Deadline) -> WaitEnd {
-        let start = clock::now();
-        let spin_until = self.rtt.spin_deadline(start);
+        let spin_until = self.rtt.spin_deadline(self.sent);
         let mut ended = WaitEnd::Complete;
         while self.tally.verdict().is_none() && ended == WaitEnd::Complete {
             let wanted = self.tally.min_votes_to_decide();
             ended = self.collect_replies(wanted, spin_until, deadline.end());
         }
         self.rtt
-            .record(clock::now().saturating_duration_since(start));
+            .record(clock::now().saturating_duration_since(self.sent));
         ended
     }
 
@@ -245,6 +249,7 @@ impl<'a> Round<'a> {
         if let Some(details) = &mut self.details {
             details.free_permits.clear();
         }
+        self.sent = clock::now();
         self.submit(contested);
     }
 
