@@ -115,7 +115,7 @@ pub use crate::config::endpoint::{Endpoint, IntoEndpoints};
 pub use crate::config::on_drop::OnDrop;
 #[cfg(feature = "tls")]
 pub use crate::config::tls::Tls;
-pub use crate::error::{
+pub use crate::error::error::{
     ContendedLock, Error, FailedNode, LossReason, NodeFailure, Operation, Result,
 };
 pub use crate::protocol::endangered_lock::EndangeredLock;

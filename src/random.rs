@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rand::TryRng;
 use rand::rngs::SysRng;
 
-use crate::error::Error;
+use crate::error::error::Error;
 #[cfg(all(test, not(loom)))]
 use crate::tests::simulation::runtime::context;
 

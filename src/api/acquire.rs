@@ -15,7 +15,7 @@ use crate::api::options::{DefaultWait, LockOptions};
 use crate::config::settings::{Settings, TtlLimits};
 use crate::engine::params;
 use crate::engine::params::{AcquireParams, Acquired, Effort};
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::local::entry::LocalRequest;
 use crate::local::guard::LocalGuard;
 use crate::local::lock_table::LockTable;

@@ -7,7 +7,7 @@ use log::warn;
 use crate::api::guard::LockGuard;
 use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
-use crate::error::Error;
+use crate::error::error::Error;
 
 /// Methods that every [`Locker`] has besides its own, also behind `dyn`. They are generic, which
 /// methods of a trait for `dyn` cannot be.

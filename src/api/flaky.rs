@@ -11,7 +11,7 @@ use crate::api::guard::LockGuard;
 use crate::api::guard_inner::GuardInner;
 use crate::api::locker::Locker;
 use crate::api::options::{DefaultWait, LockOptions};
-use crate::error::{ContendedLock, Error, FailedNode, LossReason, NodeFailure, Operation};
+use crate::error::error::{ContendedLock, Error, FailedNode, LossReason, NodeFailure, Operation};
 use crate::local::lock_table::LockTable;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;

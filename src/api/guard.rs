@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::api::guard_inner::GuardInner;
 use crate::api::lock_token::LockToken;
 use crate::api::watch::LockWatch;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::key::Key;
 use crate::protocol::lease::LeaseState;
 use crate::protocol::mode::Mode;

@@ -17,7 +17,7 @@ use crate::api::options::LockOptions;
 use crate::api::watch::LockWatch;
 use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::local::guard::LocalGuard;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LeaseKind;

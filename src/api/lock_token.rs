@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LockKind;
 use crate::protocol::lease::Lease;

@@ -17,7 +17,7 @@ use crate::api::lock_token::LockToken;
 use crate::api::nodes::Nodes;
 use crate::api::options::LockOptions;
 use crate::config::builder::Config;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::local::lock_table::LockTable;
 use crate::protocol::holder::Holder;
 use crate::protocol::key::Key;

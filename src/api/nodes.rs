@@ -17,7 +17,7 @@ use crate::config::builder::Config;
 use crate::config::endpoint::EndpointKind;
 use crate::config::settings::Settings;
 use crate::engine::core::Engine;
-use crate::error::{Error, Operation, ReplyLimit};
+use crate::error::error::{Error, Operation, ReplyLimit};
 use crate::protocol::quorum::Tally;
 use crate::telemetry::health::Health;
 use crate::telemetry::stats::{LockCounters, Stats};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::owner_label;
 use crate::engine::params::{LeaseOptions, WaitLimit};
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::endangered_lock::{EndangeredLock, OnEndangered};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lost_lock::{LostLock, OnLostCallback};

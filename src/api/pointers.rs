@@ -8,7 +8,7 @@ use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::RwLocker;
 use crate::api::semaphore::Semaphore;
-use crate::error::Error;
+use crate::error::error::Error;
 
 /// Implements the traits for one kind of pointer.
 macro_rules! forward {

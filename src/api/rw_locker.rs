@@ -14,7 +14,7 @@ use crate::api::guard::{ReadGuard, WriteGuard};
 use crate::api::nodes::Nodes;
 use crate::api::options::LockOptions;
 use crate::config::builder::Config;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::local::lock_table::LockTable;
 use crate::protocol::kind::LeaseKind;
 

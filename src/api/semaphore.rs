@@ -13,7 +13,7 @@ use crate::api::guard::SemaphorePermit;
 use crate::api::nodes::Nodes;
 use crate::api::options::{DefaultWait, LockOptions};
 use crate::config::builder::Config;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::local::lock_table::LockTable;
 use crate::protocol::key::Key;
 use crate::protocol::kind::{LeaseKind, LockKind};

@@ -25,8 +25,8 @@ use std::time::Instant;
 
 use log::{info, warn};
 
-use crate::error;
-use crate::error::Error;
+use crate::error::error;
+use crate::error::error::Error;
 use crate::protocol::endangered_lock::{EndangeredLock, OnEndangered};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::lost_lock::{LostLock, OnLostCallback};

@@ -12,7 +12,7 @@ use crate::config::on_drop::OnDrop;
 use crate::config::settings::Settings;
 #[cfg(feature = "tls")]
 use crate::config::tls::Tls;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::retry::RetryPolicy;
 use crate::telemetry::observer::Observer;
 

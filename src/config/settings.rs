@@ -15,7 +15,7 @@ use crate::config::on_drop::OnDrop;
 use crate::config::owner_label;
 #[cfg(feature = "tls")]
 use crate::config::tls::Tls;
-use crate::error::Error;
+use crate::error::error::Error;
 #[cfg(feature = "cluster")]
 use crate::protocol::key_set::KeySet;
 use crate::protocol::quorum;

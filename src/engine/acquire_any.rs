@@ -17,7 +17,7 @@ use crate::engine::acquire_wait::free_at;
 use crate::engine::backoff::Backoff;
 use crate::engine::core::Engine;
 use crate::engine::params::{AcquireParams, Acquired, WaitLimit};
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::local::acquire_any::TableWatch;
 use crate::protocol::mode::Mode;
 use crate::time::{clock, deadline};

@@ -17,7 +17,7 @@ use crate::background::release_listener::subscriptions::Signal;
 use crate::engine::acquire::Acquisition;
 use crate::engine::attempt_result::{AttemptFailure, Contention};
 use crate::engine::params::{Effort, HeldBy, access_mode, contended_error};
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::kind::LeaseKind;
 use crate::random;
 use crate::time::deadline::{Deadline, DeadlineCause};

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::engine::core::Engine;
-use crate::error::{Error, Operation};
+use crate::error::error::{Error, Operation};
 use crate::protocol::holder::{Holder, NodeHolder, merge_holders};
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;

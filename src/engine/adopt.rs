@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::engine::attempt::Attempt;
 use crate::engine::core::Engine;
 use crate::engine::params::{AcquireParams, Effort, WaitLimit, refusal_error};
-use crate::error::{Error, LossReason, Operation};
+use crate::error::error::{Error, LossReason, Operation};
 use crate::local::entry::{AccessMode, LocalRequest};
 use crate::local::guard::{HasKeys, LocalGuard};
 use crate::protocol::lease::Lease;

@@ -9,7 +9,7 @@ use crate::background::loss_notifier::LeaseCallbacks;
 use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
 use crate::engine::params::AcquireParams;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::local::guard::LocalGuard;
 use crate::protocol::lease::Lease;
 use crate::time::clock;

@@ -19,7 +19,7 @@ use crate::engine::core::Engine;
 use crate::engine::params;
 use crate::engine::params::AcquireParams;
 use crate::engine::repeats::Repeats;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{NodeSet, Verdict, majority};

@@ -167,7 +167,7 @@ impl Contention {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::NodeFailure;
+    use crate::error::error::NodeFailure;
     use crate::protocol::quorum::{Vote, VoteRule};
     use crate::protocol::reply::{Blocker, Reply};
 

@@ -13,7 +13,7 @@ use crate::engine::attempt_result::AttemptFailure;
 use crate::engine::breaker::Probe;
 use crate::engine::core::Engine;
 use crate::engine::params::{AcquireParams, Deadlines};
-use crate::error::{Error, Operation};
+use crate::error::error::{Error, Operation};
 use crate::protocol::breaker::Admission;
 use crate::protocol::kind::LeaseKind;
 use crate::time::{clock, deadline};

@@ -16,7 +16,7 @@ use crate::background::release_listener::listener::ReleaseListener;
 use crate::background::renewal::service::RenewalService;
 use crate::config::settings::Settings;
 use crate::engine::breaker::SharedBreaker;
-use crate::error::{Error, LossReason, Operation, ReplyLimit};
+use crate::error::error::{Error, LossReason, Operation, ReplyLimit};
 use crate::local::lock_table::LockTable;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::Tally;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::engine::core::Engine;
 use crate::engine::params::AcquireParams;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::NodeSet;

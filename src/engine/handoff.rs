@@ -19,7 +19,7 @@ use std::time::Instant;
 use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
 use crate::engine::params::AcquireParams;
-use crate::error::{Error, NodeFailure};
+use crate::error::error::{Error, NodeFailure};
 use crate::local::guard::{HasKeys, LocalGuard};
 use crate::local::handoff::{FormerRelease, Handoff, HandoffOffer, HandoffTarget};
 use crate::protocol::kind::LeaseKind;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::{ContendedLock, Error};
+use crate::error::error::{ContendedLock, Error};
 use crate::local::entry::{AccessMode, Refusal};
 use crate::local::guard::LocalGuard;
 use crate::local::lock_table::LockTable;

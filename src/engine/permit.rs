@@ -5,7 +5,7 @@
 use crate::engine::attempt::AttemptContext;
 use crate::engine::attempt_result::{AttemptFailure, AttemptResult, Attempted, VoteOutcome};
 use crate::engine::core::Engine;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::permits;
 use crate::protocol::quorum::majority;

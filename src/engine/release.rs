@@ -12,7 +12,7 @@ use log::{Level, log};
 
 use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
-use crate::error::{Error, LossReason, Operation};
+use crate::error::error::{Error, LossReason, Operation};
 use crate::local::guard::{HasKeys, LocalGuard};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::quorum::{Tally, Verdict};

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use crate::engine::attempt::{Attempt, AttemptContext};
 use crate::engine::core::Engine;
 use crate::engine::repeats::{Repeats, is_recent};
-use crate::error::{Error, NodeFailure};
+use crate::error::error::{Error, NodeFailure};
 use crate::protocol::quorum::{NodeSet, Split, Tally, Verdict};
 use crate::random;
 use crate::time::deadline::{Deadline, DeadlineCause};

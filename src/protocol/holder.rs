@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use crate::error;
+use crate::error::error;
 use crate::time::clock;
 
 /// The holder of an exclusive lock, as [`RedisLocker::holder`](crate::RedisLocker::holder) returns

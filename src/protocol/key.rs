@@ -5,7 +5,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::kind::LockKind;
 
 /// The maximal length of a lock name, in bytes: four times the longest path of Linux.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::{fmt, slice};
 
-use crate::error::Error;
+use crate::error::error::Error;
 #[cfg(any(feature = "cluster", all(test, not(loom))))]
 use crate::protocol::hash_slot::hash_slot;
 use crate::protocol::key::{Key, truncate_for_message};

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use crate::error::{Error, FailedNode, NodeFailure, Operation};
+use crate::error::error::{Error, FailedNode, NodeFailure, Operation};
 
 /// The maximal number of configured nodes: a [`NodeSet`] fits one word.
 pub(crate) const MAX_NODES: usize = 64;

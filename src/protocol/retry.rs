@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::error::Error;
+use crate::error::error::Error;
 
 /// The delays and limits of an acquire that waits.
 ///

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use redis::{RedisError, ServerError, Value};
 
-use crate::error::NodeFailure;
+use crate::error::error::NodeFailure;
 
 /// The maximal number of characters of an error text in logs and errors.
 pub(crate) const MAX_ERROR_CHARS: usize = 200;

@@ -4,8 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::error;
-use crate::error::NodeFailure;
+use crate::error::error;
+use crate::error::error::NodeFailure;
 use crate::protocol::validity;
 
 /// A longer uptime counts as zero: a server adds the step when its clock is set from 1970 to the

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::random;
 
 /// The number of random bytes.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::validity;
 
 /// The longest TTL in ms: above it an integer is not exact in a Lua script.

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use log::error;
 
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::channel;
 use crate::sync::channel::{Receiver, RecvTimeoutError};

@@ -4,8 +4,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::error;
-use crate::error::NodeFailure;
+use crate::error::error;
+use crate::error::error::NodeFailure;
 use crate::protocol::breaker::Phase;
 use crate::protocol::server_info::{ClockOffset, Role};
 use crate::time::clock;

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::mode::Mode;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::telemetry::observer;

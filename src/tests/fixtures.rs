@@ -7,7 +7,7 @@ use crate::config::endpoint::EndpointKind;
 #[cfg(not(loom))]
 use crate::config::settings::Settings;
 #[cfg(not(loom))]
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::key::Key;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::sync::primitives::Mutex;
 use crate::transport::inbox::Inbox;
 

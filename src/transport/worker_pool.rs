@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::sync::channel;
 use crate::sync::channel::{Receiver, RecvTimeoutError, TryRecvError};
 use crate::sync::primitives::Mutex;

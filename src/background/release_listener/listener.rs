@@ -17,7 +17,7 @@ use crate::background::holder_check::HolderCheck;
 use crate::background::release_listener::shared::{ListenerShared, NAME};
 use crate::background::release_listener::subscription::Subscription;
 use crate::background::release_listener::subscriptions::Signal;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::{LeaseKind, LockKind};
@@ -215,7 +215,7 @@ mod tests {
     use crate::background::release_listener::reconnect::ReconnectDelays;
     use crate::background::release_listener::shared::WAKE_COMMAND;
     use crate::background::renewal::service::RenewalService;
-    use crate::error::NodeFailure;
+    use crate::error::error::NodeFailure;
     use crate::local::lock_table::LockTable;
     use crate::protocol::key::Channel;
     use crate::telemetry::stats::LockCounters;

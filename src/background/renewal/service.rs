@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::background::renewal::queue::{NAME, RenewalEntry, RenewalQueue, RenewalResults};
 use crate::background::renewal::worker::RenewalWorker;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::lease::Lease;
 use crate::protocol::ttl::Ttl;
 use crate::sync::threads::LazyThread;

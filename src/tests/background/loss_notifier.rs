@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::background::loss_notifier::{LeaseCallbacks, LossNotifier};
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::endangered_lock::{EndangeredLock, OnEndangered};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::lost_lock::OnLostCallback;

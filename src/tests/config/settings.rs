@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::config::builder::Config;
 use crate::config::credentials::Credentials;
 use crate::config::settings::MAX_TIMEOUT;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::retry::RetryPolicy;
 
 fn config() -> Config {

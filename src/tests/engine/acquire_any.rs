@@ -8,7 +8,7 @@ use crate::api::locker::{LocalLocker, Locker};
 use crate::api::options::LockOptions;
 use crate::config::builder::Config;
 use crate::config::on_drop::OnDrop;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::local::lock_table::LockTable;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;

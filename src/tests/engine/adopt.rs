@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::api::lock_token::LockToken;
 use crate::api::locker::{Locker, RedisLocker};
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::request::Op;
 use crate::tests::fake_node::node;
 use crate::tests::fake_node::node::{FakeNode, Fault};

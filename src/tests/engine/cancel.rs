@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::key::Key;
 use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;

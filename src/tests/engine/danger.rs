@@ -11,7 +11,7 @@ use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
 use crate::api::watch::{LockWatch, WatchOutcome};
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::request::Op;
 use crate::tests::engine::setup::healthy;
 use crate::tests::fake_node::node::{FakeNode, Fault};

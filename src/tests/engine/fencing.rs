@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;
 use crate::tests::engine::setup::healthy;

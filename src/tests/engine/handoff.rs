@@ -9,7 +9,7 @@ use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::config::builder::Config;
 use crate::config::on_drop::OnDrop;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::local::handoff::{FormerRelease, Handoff, MAX_STREAK};
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;

@@ -7,7 +7,7 @@ use crate::api::locker::{LocalLocker, Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::tests::engine::setup::{TTL, slow_retries};
 use crate::tests::fake_node::node::{FakeNode, connected_locker};
 

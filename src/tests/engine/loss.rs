@@ -16,7 +16,7 @@ use crate::background::renewal::service::RenewalService;
 use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
 use crate::engine::params::{AcquireParams, Acquired, WaitLimit};
-use crate::error::{Error, LossReason};
+use crate::error::error::{Error, LossReason};
 use crate::local::guard::LocalGuard;
 use crate::protocol::kind::LockKind;
 use crate::protocol::lease::{Lease, LeaseState};

@@ -10,7 +10,7 @@ use crate::api::rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker};
 use crate::api::semaphore::{LocalSemaphore, RedisSemaphore, Semaphore};
 use crate::config::builder::Config;
 use crate::config::on_drop::OnDrop;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::key::Key;
 use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;

@@ -11,7 +11,7 @@ use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::api::watch::WatchOutcome;
 use crate::config::builder::Config;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::kind::LockKind;
 use crate::protocol::mode::Mode;
 use crate::protocol::request::Op;

@@ -16,7 +16,7 @@ use crate::config::builder::Config;
 use crate::engine::attempt::AttemptContext;
 use crate::engine::attempt_result::{AttemptFailure, Contention};
 use crate::engine::backend::Outage;
-use crate::error::{Error, FailedNode, NodeFailure};
+use crate::error::error::{Error, FailedNode, NodeFailure};
 use crate::local::entry::AccessMode;
 use crate::protocol::breaker::MIN_OUTAGE;
 use crate::protocol::mode::Mode;

@@ -9,7 +9,7 @@ use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
 use crate::config::builder::Config;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};

@@ -12,7 +12,7 @@ use crate::api::options::LockOptions;
 use crate::api::semaphore::{LocalSemaphore, RedisSemaphore, Semaphore};
 use crate::api::watch::WatchOutcome;
 use crate::config::builder::Config;
-use crate::error::{Error, NodeFailure};
+use crate::error::error::{Error, NodeFailure};
 use crate::protocol::kind::LockKind;
 use crate::protocol::mode::Mode;
 use crate::protocol::request::Op;

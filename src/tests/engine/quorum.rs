@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
-use crate::error::{Error, NodeFailure};
+use crate::error::error::{Error, NodeFailure};
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::engine::setup::{SHORT, TTL, all_free, attempts, healthy, impatient};

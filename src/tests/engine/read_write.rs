@@ -8,7 +8,7 @@ use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::config::builder::Config;
 use crate::config::on_drop::OnDrop;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::key::Key;
 use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;

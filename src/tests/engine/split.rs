@@ -13,7 +13,7 @@ use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
 use crate::config::builder::Config;
 use crate::config::settings::Settings;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::kind::LockKind;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;

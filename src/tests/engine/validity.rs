@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::api::locker::Locker;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::engine::setup::{TTL, all_free, exclusive_key, healthy, holders, impatient};

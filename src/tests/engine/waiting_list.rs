@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::api::guard::LockGuard;
 use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::request::Op;
 use crate::tests::engine::setup::{exclusive_key, slowly_retrying};
 use crate::tests::fake_node::node::{FakeNode, Fault, assert_no_timeout_elapsed, eventually};

@@ -10,7 +10,7 @@ use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::engine::attempt::AttemptContext;
 use crate::engine::attempt_result::AttemptFailure;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::kind::LockKind;
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::request::Op;

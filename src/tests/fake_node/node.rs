@@ -14,7 +14,7 @@ use crate::api::locker::RedisLocker;
 use crate::api::nodes::Nodes;
 use crate::config::builder::Config;
 use crate::config::settings::Settings;
-use crate::error::{Error, NodeFailure};
+use crate::error::error::{Error, NodeFailure};
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::kind::LockKind;
 use crate::protocol::reply::{Blocker, Reply};

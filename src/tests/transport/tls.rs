@@ -5,7 +5,7 @@ use redis::ConnectionAddr;
 
 use crate::config::builder::Config;
 use crate::config::tls::Tls;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::tests::fixtures::only;
 use crate::transport::node::address::ServerAddress;
 

@@ -7,7 +7,7 @@ use redis::{Cmd, ConnectionAddr, FromRedisValue, RedisError};
 use crate::config::address::Target;
 use crate::config::endpoint::Address;
 use crate::config::settings::Settings;
-use crate::error::{Error, NodeFailure};
+use crate::error::error::{Error, NodeFailure};
 use crate::time::deadline::remaining_timeout;
 use crate::transport::node::address::{ServerAddress, address_error};
 use crate::transport::node::stream::Stream;

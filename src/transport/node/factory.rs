@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::config::endpoint::{Endpoint, EndpointKind};
 use crate::config::settings::Settings;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::transport::node::address::ServerAddress;
 #[cfg(feature = "cluster")]
 use crate::transport::node::cluster;

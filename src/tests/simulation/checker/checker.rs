@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::error::{Error, LossReason, NodeFailure, Operation};
+use crate::error::error::{Error, LossReason, NodeFailure, Operation};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::mode::Mode;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::validity;
 use crate::tests::simulation::checker::checker::{Checker, CheckerState};

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::key::{Channel, notice_channel};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::tests::simulation::checker::checker::{Checker, CheckerState};

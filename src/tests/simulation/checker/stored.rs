@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::key::Key;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::tests::simulation::checker::checker::Checker;

@@ -7,7 +7,7 @@ use crate::api::locker::{Locker, RedisLocker};
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::tests::simulation::checker::reports::Reports;
 use crate::tests::simulation::checker::waits::TimedCall;
 use crate::tests::simulation::network::server::lock_name;

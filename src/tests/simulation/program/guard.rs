@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::api::guard::{LockGuard, ReadGuard, SemaphorePermit, WriteGuard};
 use crate::api::lock_token::LockToken;
 use crate::api::watch::LockWatch;
-use crate::error::Error;
+use crate::error::error::Error;
 use crate::protocol::lease::Lease;
 use crate::protocol::mode::Mode;
 

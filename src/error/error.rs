@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::error;
+use crate::error::error;
 
 /// Why a lock was not acquired, extended or released.
 ///
