@@ -115,9 +115,12 @@ pub use crate::config::endpoint::{Endpoint, IntoEndpoints};
 pub use crate::config::on_drop::OnDrop;
 #[cfg(feature = "tls")]
 pub use crate::config::tls::Tls;
-pub use crate::error::error::{
-    ContendedLock, Error, FailedNode, LossReason, NodeFailure, Operation, Result,
-};
+pub use crate::error::contended_lock::ContendedLock;
+pub use crate::error::error::{Error, Result};
+pub use crate::error::failed_node::FailedNode;
+pub use crate::error::loss_reason::LossReason;
+pub use crate::error::node_failure::NodeFailure;
+pub use crate::error::operation::Operation;
 pub use crate::protocol::endangered_lock::EndangeredLock;
 pub use crate::protocol::holder::Holder;
 pub use crate::protocol::lost_lock::LostLock;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::background::loss_handler::LossHandler;
-use crate::error::error::LossReason;
+use crate::error::loss_reason::LossReason;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::time::{clock, deadline};

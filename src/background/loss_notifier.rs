@@ -25,7 +25,7 @@ use std::time::Instant;
 
 use log::{info, warn};
 
-use crate::error::error;
+use crate::error::duration_text;
 use crate::error::error::Error;
 use crate::protocol::endangered_lock::{EndangeredLock, OnEndangered};
 use crate::protocol::lease::{Lease, LeaseState};
@@ -248,7 +248,7 @@ impl WatchedLease {
         threads::catch(&context, || {
             (on_endangered.callback)(&EndangeredLock::new(&self.lease, expiry, is_endangered));
         });
-        let left = error::format_duration(expiry.saturating_duration_since(clock::now()));
+        let left = duration_text::format_duration(expiry.saturating_duration_since(clock::now()));
         match is_endangered {
             true => warn!("{keys}: lock endangered: not extended, its lease ends in {left}"),
             false => info!("{keys}: lock out of danger: extended"),

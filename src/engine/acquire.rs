@@ -36,7 +36,8 @@ use crate::engine::params::{
     AcquireParams, Acquired, Deadlines, Effort, HeldBy, WaitLimit, access_mode, contended_error,
     refusal_error,
 };
-use crate::error::error::{Error, Operation};
+use crate::error::error::Error;
+use crate::error::operation::Operation;
 use crate::local::entry::LocalRequest;
 use crate::local::guard::LocalGuard;
 use crate::local::handoff::HandoffOffer;

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use crate::engine::core::Engine;
-use crate::error::error::{Error, Operation};
+use crate::error::error::Error;
+use crate::error::operation::Operation;
 use crate::protocol::holder::{Holder, NodeHolder, merge_holders};
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;

@@ -167,7 +167,7 @@ impl Contention {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::error::NodeFailure;
+    use crate::error::node_failure::NodeFailure;
     use crate::protocol::quorum::{Vote, VoteRule};
     use crate::protocol::reply::{Blocker, Reply};
 

@@ -10,7 +10,7 @@ use std::time::Instant;
 use log::{info, warn};
 
 use crate::config::settings::Settings;
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::breaker::{Admission, CircuitBreaker, Connectivity, Phase};
 use crate::protocol::quorum::Tally;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};

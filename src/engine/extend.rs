@@ -8,7 +8,8 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use crate::engine::core::Engine;
-use crate::error::error::{Error, Operation};
+use crate::error::error::Error;
+use crate::error::operation::Operation;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::{NodeSet, Verdict};
 use crate::protocol::reply::Reply;

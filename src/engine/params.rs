@@ -5,7 +5,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::error::{ContendedLock, Error};
+use crate::error::contended_lock::ContendedLock;
+use crate::error::error::Error;
 use crate::local::entry::{AccessMode, Refusal};
 use crate::local::guard::LocalGuard;
 use crate::local::lock_table::LockTable;

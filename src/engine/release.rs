@@ -12,7 +12,9 @@ use log::{Level, log};
 
 use crate::config::on_drop::OnDrop;
 use crate::engine::core::Engine;
-use crate::error::error::{Error, LossReason, Operation};
+use crate::error::error::Error;
+use crate::error::loss_reason::LossReason;
+use crate::error::operation::Operation;
 use crate::local::guard::{HasKeys, LocalGuard};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::quorum::{Tally, Verdict};

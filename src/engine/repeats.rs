@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::engine::attempt_result::{AttemptFailure, Attempted};
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::quorum::NodeSet;
 use crate::random;

@@ -1,7 +1,12 @@
 //! The public error type, with a failure for each node.
 
-#[expect(
-    clippy::module_inception,
-    reason = "the error type is the center of its folder"
-)]
+mod classes;
+pub(crate) mod contended_lock;
+mod details;
+pub(crate) mod duration_text;
+#[expect(clippy::module_inception, reason = "named for its type")]
 pub(crate) mod error;
+pub(crate) mod failed_node;
+pub(crate) mod loss_reason;
+pub(crate) mod node_failure;
+pub(crate) mod operation;

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use crate::error::error;
+use crate::error::duration_text;
 use crate::time::clock;
 
 /// The holder of an exclusive lock, as [`RedisLocker::holder`](crate::RedisLocker::holder) returns
@@ -74,7 +74,7 @@ impl fmt::Display for Holder {
         }
         match self.remaining {
             Some(left) => {
-                let left = error::format_wait(left);
+                let left = duration_text::format_wait(left);
                 write!(f, ", free in {left} unless renewed")
             }
             None => f.write_str(", without an expiry"),

@@ -13,7 +13,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::error::{Error, LossReason};
+use crate::error::error::Error;
+use crate::error::loss_reason::LossReason;
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LeaseKind;
@@ -522,7 +523,7 @@ mod tests {
         use std::time::Duration;
 
         use super::*;
-        use crate::error::error::LossReason;
+        use crate::error::loss_reason::LossReason;
         use crate::protocol::lease::LeaseState;
         use crate::time::clock;
 

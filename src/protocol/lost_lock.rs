@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::error::LossReason;
+use crate::error::loss_reason::LossReason;
 use crate::protocol::key::Key;
 use crate::protocol::lease::Lease;
 use crate::time::clock;

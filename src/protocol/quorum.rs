@@ -10,7 +10,10 @@
 
 use std::time::Duration;
 
-use crate::error::error::{Error, FailedNode, NodeFailure, Operation};
+use crate::error::error::Error;
+use crate::error::failed_node::FailedNode;
+use crate::error::node_failure::NodeFailure;
+use crate::error::operation::Operation;
 
 /// The maximal number of configured nodes: a [`NodeSet`] fits one word.
 pub(crate) const MAX_NODES: usize = 64;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use redis::{ServerErrorKind, Value};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::holder::NodeHolder;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::NEVER_EXPIRES_AFTER;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::lease::LeaseState;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use redis::{RedisError, ServerError, Value};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 
 /// The maximal number of characters of an error text in logs and errors.
 pub(crate) const MAX_ERROR_CHARS: usize = 200;

@@ -4,8 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::error;
-use crate::error::error::NodeFailure;
+use crate::error::duration_text;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::validity;
 
 /// A longer uptime counts as zero: a server adds the step when its clock is set from 1970 to the
@@ -66,7 +66,7 @@ pub enum ClockOffset {
 /// Shows the offset as in "40 ms behind".
 impl fmt::Display for ClockOffset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size = error::format_duration(self.abs());
+        let size = duration_text::format_duration(self.abs());
         match self {
             ClockOffset::Ahead(_) => write!(f, "{size} ahead"),
             ClockOffset::Behind(_) => write!(f, "{size} behind"),
@@ -125,7 +125,7 @@ impl fmt::Display for ClockReading {
             ClockOffset::Ahead(_) => " of",
             ClockOffset::Behind(_) => "",
         };
-        let uncertainty = error::format_duration(self.uncertainty);
+        let uncertainty = duration_text::format_duration(self.uncertainty);
         write!(f, "{}{of} ours (±{uncertainty})", self.offset)
     }
 }
@@ -257,8 +257,8 @@ impl ServerInfo {
         (self.round_trip > node_timeout).then(|| {
             format!(
                 "a round trip takes {}, more than node_timeout ({}): replies will be too late",
-                error::format_duration(self.round_trip),
-                error::format_duration(node_timeout)
+                duration_text::format_duration(self.round_trip),
+                duration_text::format_duration(node_timeout)
             )
         })
     }

@@ -4,8 +4,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::error::error;
-use crate::error::error::NodeFailure;
+use crate::error::duration_text;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::breaker::Phase;
 use crate::protocol::server_info::{ClockOffset, Role};
 use crate::time::clock;
@@ -135,7 +135,7 @@ impl fmt::Display for BreakerState {
         match self {
             BreakerState::Closed => f.write_str("closed"),
             BreakerState::Open { retry_in } => {
-                let retry_in = error::format_wait(*retry_in);
+                let retry_in = duration_text::format_wait(*retry_in);
                 write!(f, "open, next attempt in {retry_in} at the latest")
             }
             BreakerState::HalfOpen => f.write_str("half-open"),
@@ -146,7 +146,7 @@ impl fmt::Display for BreakerState {
 /// As "10.0.0.1:6379: suspect for 3.2 s: no answer in time".
 impl fmt::Display for NodeHealth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let since = error::format_wait(clock::now().saturating_duration_since(self.since));
+        let since = duration_text::format_wait(clock::now().saturating_duration_since(self.since));
         write!(f, "{}: {} for {since}", self.node, self.state)?;
         if let Some(cause) = &self.cause {
             write!(f, ": {cause}")?;

@@ -1,4 +1,4 @@
-//! Leases and addresses for the unit tests of all layers.
+//! Leases, addresses and errors for the unit tests of all layers.
 
 use std::sync::Arc;
 
@@ -6,8 +6,10 @@ use std::sync::Arc;
 use crate::config::endpoint::EndpointKind;
 #[cfg(not(loom))]
 use crate::config::settings::Settings;
-#[cfg(not(loom))]
 use crate::error::error::Error;
+use crate::error::failed_node::FailedNode;
+use crate::error::node_failure::NodeFailure;
+use crate::error::operation::Operation;
 use crate::protocol::key::Key;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
@@ -33,5 +35,22 @@ pub(crate) fn only(settings: &Settings) -> Result<ServerAddress, Error> {
         EndpointKind::Server(address) => ServerAddress::from_address(address, settings),
         #[cfg(any(feature = "sentinel", feature = "cluster"))]
         _ => panic!("not the address of a server"),
+    }
+}
+
+/// Creates an error of three nodes, with the failures of the nodes that did not succeed.
+pub(crate) fn insufficient(operation: Operation, causes: &[NodeFailure]) -> Error {
+    let causes = causes.iter().enumerate().map(|(node, cause)| FailedNode {
+        node: format!("n{node}"),
+        failure: cause.clone(),
+        limit: None,
+    });
+    let causes: Box<[FailedNode]> = causes.collect();
+    Error::InsufficientQuorum {
+        operation,
+        needed: 2,
+        reachable: 3 - causes.len(),
+        total: 3,
+        causes,
     }
 }

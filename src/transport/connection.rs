@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::quorum::NodeSet;
 use crate::protocol::request::Op;
 use crate::sync::atomic::Ordering;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::telemetry::observer::Observer;
 use crate::transport::job::Job;
 use crate::transport::node::traits::Connector;

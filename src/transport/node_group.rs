@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::breaker::Connectivity;
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;

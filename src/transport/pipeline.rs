@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use log::{debug, trace, warn};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::{Op, Request, TokenSet};
 use crate::protocol::send_check::{record_reply, record_sent, replacement_release, skip_reply};

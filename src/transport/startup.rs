@@ -8,7 +8,8 @@
 use std::time::{Duration, Instant};
 
 use crate::config::settings::Settings;
-use crate::error::error::{Error, NodeFailure};
+use crate::error::error::Error;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::quorum::{Tally, Vote, VoteRule, majority};
 use crate::sync::channel::Receiver;
 use crate::time::{clock, deadline};

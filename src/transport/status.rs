@@ -19,7 +19,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::server_info::ServerInfo;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::primitives::Mutex;

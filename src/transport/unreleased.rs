@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::send_check::record_unanswered;

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use log::{Level, debug, log, trace};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::random;
 use crate::sync::atomic::Ordering;
 use crate::sync::channel::{Receiver, RecvTimeoutError, Sender};

@@ -12,7 +12,7 @@ use crate::sync::atomic::Ordering;
 
 use log::{info, warn};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::server_info::ServerInfo;
 use crate::time::{clock, deadline};
 use crate::transport::messages::ConnectEvent;

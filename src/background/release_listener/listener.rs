@@ -215,7 +215,7 @@ mod tests {
     use crate::background::release_listener::reconnect::ReconnectDelays;
     use crate::background::release_listener::shared::WAKE_COMMAND;
     use crate::background::renewal::service::RenewalService;
-    use crate::error::error::NodeFailure;
+    use crate::error::node_failure::NodeFailure;
     use crate::local::lock_table::LockTable;
     use crate::protocol::key::Channel;
     use crate::telemetry::stats::LockCounters;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::reply::Reply;
 use crate::protocol::server_error;
 use crate::sync::atomic::{AtomicU64, Ordering};

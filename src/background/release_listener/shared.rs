@@ -33,7 +33,7 @@ use crate::background::release_listener::places::{PlaceRequest, Places};
 use crate::background::release_listener::reconnect::{RECONNECT_DELAY, ReconnectDelays};
 use crate::background::release_listener::subscriptions::{Signal, Subscriptions};
 use crate::background::release_listener::yielding::YieldDeadlines;
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::encode;
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::kind::LeaseKind;

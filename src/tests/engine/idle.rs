@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::api::locker::Locker;
-use crate::error::error::{Error, NodeFailure};
+use crate::error::error::Error;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::request::Op;
 use crate::tests::engine::setup::{healthy, impatient};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};

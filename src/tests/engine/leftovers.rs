@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::api::locker::Locker;
 use crate::config::on_drop::OnDrop;
-use crate::error::error::{Error, LossReason};
+use crate::error::error::Error;
+use crate::error::loss_reason::LossReason;
 use crate::protocol::request::Op;
 use crate::tests::engine::setup::{
     SHORT, TTL, all_free, attempts, delay_acquires, healthy, holders, impatient,

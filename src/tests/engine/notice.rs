@@ -12,7 +12,7 @@ use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
 use crate::api::watch::WatchOutcome;
 use crate::config::builder::Config;
-use crate::error::error::LossReason;
+use crate::error::loss_reason::LossReason;
 use crate::protocol::key::notice_channel;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::{Lease, NEVER_EXPIRES_AFTER};

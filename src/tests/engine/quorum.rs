@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
-use crate::error::error::{Error, NodeFailure};
+use crate::error::error::Error;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::engine::setup::{SHORT, TTL, all_free, attempts, healthy, impatient};

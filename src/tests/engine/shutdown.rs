@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::api::locker::Locker;
 use crate::config::builder::Config;
-use crate::error::error::{Error, LossReason};
+use crate::error::error::Error;
+use crate::error::loss_reason::LossReason;
 use crate::protocol::request::Op;
 use crate::tests::engine::setup::{TTL, healthy, holders};
 use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};

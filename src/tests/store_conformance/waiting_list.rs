@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use crate::config::builder::Config;
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::reply::Reply;

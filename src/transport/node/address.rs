@@ -13,7 +13,8 @@ use crate::config::address::{ParsedAddress, Target};
 use crate::config::credentials::{Credentials, CredentialsProvider};
 use crate::config::endpoint::Address;
 use crate::config::settings::Settings;
-use crate::error::error::{Error, NodeFailure};
+use crate::error::error::Error;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::server_error;
 use crate::transport::node::tls;
 

@@ -12,7 +12,8 @@ use redis::Value;
 
 use crate::config::endpoint::Address;
 use crate::config::settings::Settings;
-use crate::error::error::{Error, NodeFailure};
+use crate::error::error::Error;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::server_error::protocol_error;
 use crate::protocol::server_info::{ClockReading, ServerInfo};
 use crate::time::clock;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::sync::primitives::Mutex;
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::hash_slot::hash_slot;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use redis::ConnectionAddr;
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::time::clock;
 use crate::time::deadline::remaining_timeout;
 use crate::transport::node::address::ServerAddress;

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use redis::{RedisError, Value};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::reply::Reply;
 use crate::protocol::server_error;
 use crate::protocol::server_error::protocol_error;

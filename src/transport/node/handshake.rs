@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::server_error::protocol_error;
 use crate::protocol::server_info::{ServerInfo, ServerMode};
 use crate::protocol::{encode, server_error, server_info};

@@ -11,7 +11,8 @@ use redis::{RedisConnectionInfo, Value};
 
 use crate::config::endpoint::Address;
 use crate::config::settings::Settings;
-use crate::error::error::{Error, NodeFailure};
+use crate::error::error::Error;
+use crate::error::node_failure::NodeFailure;
 use crate::time::clock;
 use crate::transport::node::address::ServerAddress;
 #[cfg(any(feature = "sentinel", feature = "cluster"))]

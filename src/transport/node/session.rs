@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::batch::BatchPlan;
 use crate::protocol::command::Command;
 #[cfg(feature = "cluster")]

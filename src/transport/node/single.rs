@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::settings::Settings;
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::time::clock;
 use crate::transport::node::address::ServerAddress;
 #[cfg(feature = "sentinel")]

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use redis::{Connection, ProtocolVersion};
 use redis::{ConnectionAddr, ErrorKind, Msg, RedisConnectionInfo, RedisError, RedisResult, Value};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::server_error;
 use crate::time::deadline::remaining_timeout;
 use crate::transport::node::address::ServerAddress;

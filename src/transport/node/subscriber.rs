@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use redis::{Cmd, Msg, Value};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::key::Channel;
 use crate::protocol::server_error;
 use crate::time::clock;

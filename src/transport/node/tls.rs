@@ -15,7 +15,7 @@ use rustls::{AlertDescription, ClientConfig, RootCertStore};
 
 use crate::config::settings::Settings;
 use crate::config::tls::Tls;
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::server_error;
 
 /// Returns whether a server is connected over TLS: by the scheme of its address, else by the

@@ -23,7 +23,10 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::error::error::{Error, LossReason, NodeFailure, Operation};
+use crate::error::error::Error;
+use crate::error::loss_reason::LossReason;
+use crate::error::node_failure::NodeFailure;
+use crate::error::operation::Operation;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::mode::Mode;

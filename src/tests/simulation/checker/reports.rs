@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::error::error::LossReason;
+use crate::error::loss_reason::LossReason;
 use crate::protocol::endangered_lock::EndangeredLock;
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::tests::simulation::checker::checker::{Checker, CheckerState};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::settings::Settings;
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::reply::Reply;

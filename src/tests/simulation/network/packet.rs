@@ -1,6 +1,6 @@
 //! The packets between a client and a server.
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Request;

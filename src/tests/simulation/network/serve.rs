@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::Request;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::reply::{Blocker, Reply};
 use crate::protocol::request::{Op, Request};

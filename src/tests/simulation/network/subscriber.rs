@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::error::error::NodeFailure;
+use crate::error::node_failure::NodeFailure;
 use crate::protocol::key::Channel;
 use crate::protocol::server_error::protocol_error;
 use crate::tests::simulation::network::connector::ClientEnd;
