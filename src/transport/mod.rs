@@ -2,6 +2,7 @@
 
 pub(crate) mod cancel;
 pub(crate) mod connection;
+pub(crate) mod direct_sends;
 pub(crate) mod dispatch;
 pub(crate) mod inbox;
 pub(crate) mod job;
@@ -12,6 +13,7 @@ pub(crate) mod node_group;
 pub(crate) mod pending_releases;
 pub(crate) mod pipeline;
 pub(crate) mod registry;
+mod replies;
 pub(crate) mod round;
 pub(crate) mod startup;
 pub(crate) mod status;

@@ -11,6 +11,9 @@
 //! - A direct send never overtakes a request of the same token that is in flight (S4).
 //! - A connection that leads to a former run of the node carries no direct send.
 //!
+//! Parts of it in files of their own: `direct_sends.rs` (a caller's own requests), `replies.rs`
+//! (records, warnings and delivery), `unreleased.rs` (the end of a connection).
+//!
 //! Tests: `src/tests/transport/pipeline.rs`, for these rules in this order
 //! `direct_sends_are_polled_in_any_order`,
 //! `broken_connection_fails_acquires_and_keeps_releases_pending`,
@@ -23,31 +26,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{debug, trace, warn};
-
 use crate::error::node_failure::NodeFailure;
-use crate::protocol::reply::{Blocker, Reply};
-use crate::protocol::request::{Op, Request, TokenSet};
-use crate::protocol::send_check::{record_reply, record_sent, replacement_release, skip_reply};
-use crate::protocol::server_error;
+use crate::protocol::request::{Request, TokenSet};
+use crate::protocol::send_check::{record_sent, replacement_release, skip_reply};
 use crate::sync::atomic::Ordering;
-use crate::telemetry::observer;
 use crate::telemetry::observer::{NodeReply, Observer};
 use crate::time::clock;
-use crate::transport::job::{Job, MAX_BATCH, PendingReply, RequestState};
+use crate::transport::job::{Job, MAX_BATCH, PendingReply};
 use crate::transport::messages::NodeConfig;
-use crate::transport::node::traits::{DirectIo, InFlight, Session};
+use crate::transport::node::traits::{InFlight, Session};
 use crate::transport::pending_releases::PendingReleases;
 use crate::transport::registry::NodeRegistry;
 use crate::transport::status::ConnectionStatus;
 use crate::transport::warning_state::WarningState;
 
-/// The largest number of direct sends in flight on a connection. Further requests go to the worker,
-/// which sends many of them faster, in one batch.
-pub(crate) const MAX_DIRECT_IN_FLIGHT: usize = 8;
-/// The size in bytes up to which a request is sent directly. A socket accepts
-/// [`MAX_DIRECT_IN_FLIGHT`] of these without blocking, also if the node hangs and reads none.
-const MAX_DIRECT_BYTES: usize = 2048;
 /// The age of the last reply from which a connection counts as idle, so that it is checked before
 /// the next request. The check is one to three system calls; between two requests of a busy caller
 /// it would cost a fifth of the time of a lock. A connection that ends within this time after a
@@ -72,10 +64,10 @@ pub(crate) struct Pipeline {
     pub(crate) registry: Arc<NodeRegistry>,
     /// The node's epoch when the connection was opened.
     pub(super) epoch: u64,
-    node_timeout: Duration,
+    pub(super) node_timeout: Duration,
     /// `node_timeout` in µs.
     node_timeout_us: u64,
-    observer: Option<Arc<dyn Observer>>,
+    pub(super) observer: Option<Arc<dyn Observer>>,
     pub(super) session: Option<Box<dyn Session>>,
     /// The next batch. [`send_batch`](Pipeline::send_batch) empties it.
     pub(super) batch: Vec<Arc<Request>>,
@@ -94,9 +86,9 @@ pub(crate) struct Pipeline {
     /// The run ids of the servers to which the present connection leads, or the last one led.
     run_ids: String,
     /// Since when the connection has led to servers with these run ids, reconnects included.
-    runs_since: Instant,
+    pub(super) runs_since: Instant,
     /// When the node last replied on this connection; `None` if it has not.
-    last_reply: Option<Instant>,
+    pub(super) last_reply: Option<Instant>,
     /// Why the connection is unusable, until the worker aborts it.
     pub(super) failure: Option<NodeFailure>,
     /// Whether the worker sleeps until a message arrives or a PING or release is due. It then polls
@@ -159,7 +151,7 @@ impl Pipeline {
     }
 
     /// Returns whether the connection leads to the node's current run, not to a former one.
-    fn is_current(&self) -> bool {
+    pub(super) fn is_current(&self) -> bool {
         self.registry.epoch(self.node) == self.epoch
     }
 
@@ -186,6 +178,11 @@ impl Pipeline {
     /// Returns why the connection is not up.
     pub(super) fn cause(&self) -> NodeFailure {
         self.status.report.lock().cause.clone()
+    }
+
+    /// Returns whether direct sends are in flight, or have failed.
+    pub(crate) fn has_in_flight(&self) -> bool {
+        !self.in_flight.is_empty() || self.failure.is_some()
     }
 
     /// Returns whether the batch is shorter than [`MAX_BATCH`].
@@ -284,129 +281,6 @@ impl Pipeline {
         done
     }
 
-    /// Records a reply in the lease and the node's warnings, and delivers it.
-    ///
-    /// # Errors
-    /// The cause if the connection must not be used any more.
-    fn handle_reply(
-        &self,
-        request: &Request,
-        pending_reply: &mut PendingReply,
-        reply: Reply,
-        now: Instant,
-    ) -> Result<(), NodeFailure> {
-        trace!("{}: {}: {reply:?}", self.name, request.op);
-        // The node may have executed the request as late as now, so the TTL counts from now.
-        record_sent(request, self.node, now);
-        record_reply(request, self.node, &reply);
-        let mut state = RequestState::Replied;
-        if reply.is_endless() {
-            self.warn_of_endless(request, &reply);
-        }
-        let mut result = Ok(());
-        match &reply {
-            Reply::Failed(cause) => {
-                state = self.handle_failure(request, cause, now);
-                // The server was a master at the handshake. Now another one may be, and a reconnect
-                // finds it where sentinels or a cluster name it.
-                if server_error::is_read_only(cause) {
-                    result = Err(cause.clone());
-                }
-            }
-            Reply::Done
-            | Reply::DoneNotified(_)
-            | Reply::DoneWoke(_)
-            | Reply::Fenced(_)
-            | Reply::SwappedAbsent(_) => {
-                self.warnings().clear_denied_key(request);
-                if matches!(request.op, Op::Acquire | Op::Swap | Op::TakePlace) {
-                    self.warnings().clear_foreign(request);
-                }
-            }
-            _ => {}
-        }
-        // After the warnings: if the logger panics, the request counts as unanswered.
-        pending_reply.state = state;
-        pending_reply.deliver_from(self.runs_since, &request.lease, self.node, reply);
-        result
-    }
-
-    /// Warns about a key without an expiry, which no lock of this crate has.
-    fn warn_of_endless(&self, request: &Request, reply: &Reply) {
-        let keys = request.lease.keys();
-        let key = match reply {
-            Reply::Held(Blocker::OwnerOfKey(key), ..) => keys.as_slice().get(*key),
-            _ => None,
-        };
-        let key = key.unwrap_or(keys.first());
-        if self.warnings().is_new_foreign(key, request) {
-            let name = &self.name;
-            warn!("{name}: {key}: foreign value without an expiry: left untouched");
-        }
-    }
-
-    /// Warns about an error reply, and returns the state of the request after it.
-    fn handle_failure(&self, request: &Request, cause: &NodeFailure, now: Instant) -> RequestState {
-        let (name, keys) = (&self.name, request.lease.keys());
-        if *cause == NodeFailure::WrongType && self.warnings().is_new_foreign(keys.first(), request)
-        {
-            warn!("{name}: {keys}: {cause}: left untouched");
-        }
-        if request.op == Op::Release {
-            return self.handle_failed_release(request, cause, now);
-        }
-        if matches!(cause, NodeFailure::AccessDenied(_))
-            && self.warnings().is_newly_denied_key(request)
-        {
-            match request.op {
-                // Without the waiting list every release wakes all waiters, as in earlier versions.
-                Op::TakePlace | Op::LeavePlace => debug!("{name}: {keys}: {}: {cause}", request.op),
-                Op::WakeListener => warn!("{name}: {}: {cause}", request.op),
-                _ => warn!("{name}: {keys}: {}: {cause}", request.op),
-            }
-        }
-        RequestState::Replied
-    }
-
-    /// Returns the state of a release after an error reply. A server that cannot delete at present
-    /// (MISCONF, BUSY) may be able to later.
-    fn handle_failed_release(
-        &self,
-        request: &Request,
-        cause: &NodeFailure,
-        now: Instant,
-    ) -> RequestState {
-        // Requests on the former connection count as ended from now on: this one has replaced it,
-        // and the node has replied here.
-        request.lease.record_killed(self.node, now);
-        if cause.is_permanent() || !request.lease.may_exist(self.node, now) {
-            return RequestState::Replied;
-        }
-        let code = match cause {
-            NodeFailure::ServerError(text) | NodeFailure::AccessDenied(text) => {
-                match server_error::code(text) {
-                    "ERR" => text,
-                    code => code,
-                }
-            }
-            _ => "",
-        };
-        if self.warnings().is_new_release_error(code) {
-            let name = &self.name;
-            warn!("{name}: release refused, retried until the lease's TTL ends: {cause}");
-        }
-        RequestState::Refused
-    }
-
-    /// Counts a reply, or its absence, and notifies the observer.
-    pub(super) fn record_reply(&self, reply: NodeReply, latency: Duration) {
-        self.status.counters.record(reply, latency);
-        let observer = self.observer.as_ref();
-        observer::notify(observer, |observer| {
-            observer.replied(&self.name, reply, latency);
-        });
-    }
-
     /// Checks whether an idle connection has ended, or has received bytes that belong to no reply.
     /// Does nothing if the last reply is younger than [`IDLE_AFTER`].
     ///
@@ -421,7 +295,7 @@ impl Pipeline {
         self.while_idle(|session| session.check_idle())
     }
 
-    fn has_been_idle(&self, now: Instant) -> bool {
+    pub(super) fn has_been_idle(&self, now: Instant) -> bool {
         self.last_reply
             .is_none_or(|reply| now >= reply + IDLE_AFTER)
     }
@@ -471,158 +345,6 @@ impl Pipeline {
         }
         done
     }
-}
-
-/// Direct sends. No method of this block waits for the node, except `drain_replies` and its
-/// `read_replies(true)`. Only the worker calls `drain_replies`.
-impl Pipeline {
-    /// Sends a job, whose encoded request is `bytes`, if the connection can take it now. Returns
-    /// `true` if the caller must wake the worker: it sleeps and would not poll, or the send failed
-    /// and it must abort the connection.
-    ///
-    /// # Errors
-    /// The job itself if the worker has to send it.
-    pub(crate) fn send_direct(
-        &mut self,
-        job: Job,
-        bytes: &[u8],
-        now: Instant,
-    ) -> Result<bool, Job> {
-        if !self.can_send_direct(&job.request, bytes.len()) {
-            return Err(job);
-        }
-        if skip_reply(&job.request, self.node, self.status.quarantine(now), now).is_some() {
-            return Err(job); // the worker may have to send another request in its place
-        }
-        let is_idle = self.in_flight.is_empty();
-        let check = |session: &mut Box<dyn Session>| catch_panic(|| session.check_idle()).is_ok();
-        let needs_check = is_idle && self.has_been_idle(now);
-        if needs_check && !self.session.as_mut().is_some_and(check) {
-            return Err(job); // the worker reconnects before it sends the job
-        }
-        let Job { request, reply } = job;
-        record_sent(&request, self.node, now);
-        let id = self.next_id;
-        self.next_id += 1;
-        let in_flight = InFlight { id, request };
-        let sent = match direct_io(&mut self.session) {
-            Ok(io) => catch_panic(|| io.send(&in_flight, bytes)),
-            Err(cause) => Err(cause),
-        };
-        if is_idle {
-            self.set_overdue(now);
-        }
-        self.in_flight.push_back(in_flight);
-        self.pending_replies
-            .push_back((PendingReply::new(reply), now));
-        self.used_since_sleep = true;
-        if let Err(cause) = sent {
-            self.failure = Some(cause);
-        }
-        Ok(self.worker_asleep || self.failure.is_some())
-    }
-
-    /// Returns whether a request of `size` bytes may be sent now, behind the requests in flight.
-    fn can_send_direct(&mut self, request: &Request, size: usize) -> bool {
-        // A script may be sent again after a NOSCRIPT, and its successor would then overtake it.
-        let may_precede =
-            |sent: &InFlight| !sent.request.shares_token(request) || sent.request.is_plain_set();
-        // `Inspect` replies carry owner labels of any length, so only the worker reads them.
-        let is_small = size <= MAX_DIRECT_BYTES && request.op != Op::Inspect;
-        self.failure.is_none()
-            && self.is_current()
-            && is_small
-            && self.in_flight.len() < MAX_DIRECT_IN_FLIGHT
-            && self.in_flight.iter().all(may_precede)
-            && direct_io(&mut self.session).is_ok_and(|io| io.can_append())
-    }
-
-    /// Reads the replies that have arrived. Returns whether the caller must wake the worker,
-    /// because the connection failed or a release has become pending.
-    pub(crate) fn poll_replies(&mut self) -> bool {
-        let pending = self.pending.len();
-        if self.failure.is_none()
-            && let Err(cause) = self.read_replies(false)
-        {
-            self.failure = Some(cause);
-        }
-        self.failure.is_some() || self.pending.len() > pending
-    }
-
-    /// Returns whether direct sends are in flight, or have failed.
-    pub(crate) fn has_in_flight(&self) -> bool {
-        !self.in_flight.is_empty() || self.failure.is_some()
-    }
-
-    /// Returns whether the oldest direct send in flight was sent at `then` or before, or has
-    /// failed.
-    pub(crate) fn oldest_sent_before(&self, then: Instant) -> bool {
-        let oldest = self.pending_replies.front();
-        self.failure.is_some() || oldest.is_some_and(|(_, sent)| *sent <= then)
-    }
-
-    /// Blocks for the replies to all direct sends, each at most `node_timeout` after its send. Only
-    /// the worker calls this.
-    ///
-    /// # Errors
-    /// The cause if the connection had to be aborted.
-    pub(crate) fn drain_replies(&mut self) -> Result<(), NodeFailure> {
-        let done = match self.failure.take() {
-            Some(cause) => Err(cause),
-            None => self.read_replies(true),
-        };
-        if let Err(cause) = &done {
-            self.abort_connection(cause);
-        }
-        done
-    }
-
-    /// Reads replies until none is outstanding. Unless `is_blocking`, stops at the first reply
-    /// that has not arrived.
-    ///
-    /// # Errors
-    /// The cause if the connection must be aborted. The caller aborts it or sets `failure`.
-    fn read_replies(&mut self, is_blocking: bool) -> Result<(), NodeFailure> {
-        while let Some((_, sent)) = self.pending_replies.front() {
-            let end = is_blocking.then(|| *sent + self.node_timeout);
-            let io = direct_io(&mut self.session)?;
-            let Some((id, reply)) = catch_panic(|| io.next_reply(&self.in_flight, end))? else {
-                return Ok(());
-            };
-            let Some((request, mut pending_reply, sent)) = self.take_in_flight(id) else {
-                continue;
-            };
-            let now = clock::now();
-            let latency = now.saturating_duration_since(sent);
-            match self.pending_replies.front() {
-                None => self.status.overdue_at.store(u64::MAX, Ordering::Release),
-                Some((_, sent)) => self.set_overdue(*sent),
-            }
-            if latency > self.node_timeout {
-                self.registry.record_connected(); // callers have seen the connection as overdue
-            }
-            self.record_reply(reply.reply(), latency);
-            let handled = self.handle_reply(&request, &mut pending_reply, reply, now);
-            self.last_reply = Some(now);
-            self.settle(request, pending_reply);
-            handled?;
-        }
-        Ok(())
-    }
-
-    /// Removes a direct send that is in flight, with the time of the send.
-    fn take_in_flight(&mut self, id: u64) -> Option<(Arc<Request>, PendingReply, Instant)> {
-        // Nearly always the oldest: only a request that needs a second command is replied to later.
-        let (sent, pending) = match self.in_flight.iter().position(|sent| sent.id == id)? {
-            0 => (self.in_flight.pop_front(), self.pending_replies.pop_front()),
-            index => (
-                self.in_flight.remove(index),
-                self.pending_replies.remove(index),
-            ),
-        };
-        let (pending_reply, sent_at) = pending?;
-        Some((sent?.request, pending_reply, sent_at))
-    }
 
     /// Marks the start of a reconnect, which may take `node_timeout` before callers see the
     /// connection as overdue.
@@ -636,19 +358,10 @@ impl Pipeline {
     }
 
     /// Sets the overdue time from the send of the oldest outstanding request.
-    fn set_overdue(&self, sent: Instant) {
+    pub(super) fn set_overdue(&self, sent: Instant) {
         let overdue_at = clock::to_micros(sent).saturating_add(self.node_timeout_us);
         self.status.overdue_at.store(overdue_at, Ordering::Release);
     }
-}
-
-/// Returns the session's interface for direct sends.
-///
-/// # Errors
-/// `Unreachable` if there is no session, or none that can be polled without blocking.
-fn direct_io(session: &mut Option<Box<dyn Session>>) -> Result<&mut dyn DirectIo, NodeFailure> {
-    let io = session.as_mut().and_then(|session| session.direct_io());
-    io.ok_or_else(no_connection)
 }
 
 /// Runs an exchange with a node, and returns a panic in it as an error. So the panic ends neither a

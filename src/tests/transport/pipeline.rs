@@ -16,9 +16,10 @@ use crate::tests::fake_node::node;
 use crate::tests::fake_node::node::FakeNode;
 use crate::tests::fixtures::lease_as;
 use crate::time::clock;
+use crate::transport::direct_sends::MAX_DIRECT_IN_FLIGHT;
 use crate::transport::job::{Job, ReplySink};
 use crate::transport::node::traits::{DirectIo, InFlight, Session};
-use crate::transport::pipeline::{MAX_DIRECT_IN_FLIGHT, Pipeline, no_connection};
+use crate::transport::pipeline::{Pipeline, no_connection};
 use crate::transport::registry::NodeRegistry;
 use crate::transport::status::ConnectionStatus;
 
