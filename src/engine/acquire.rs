@@ -38,9 +38,9 @@ use crate::engine::params::{
 };
 use crate::error::error::Error;
 use crate::error::operation::Operation;
-use crate::local::entry::LocalRequest;
 use crate::local::guard::LocalGuard;
 use crate::local::handoff::HandoffOffer;
+use crate::local::request::LocalRequest;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::{Lease, NEVER_EXPIRES_AFTER};
 use crate::protocol::mode::Mode;

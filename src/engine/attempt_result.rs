@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::local::entry::AccessMode;
+use crate::local::request::AccessMode;
 use crate::protocol::lease::{Lease, NEVER_EXPIRES_AFTER};
 use crate::protocol::quorum::{Split, Tally, Verdict};
 use crate::time::deadline::DeadlineCause;

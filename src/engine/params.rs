@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::contended_lock::ContendedLock;
 use crate::error::error::Error;
-use crate::local::entry::{AccessMode, Refusal};
 use crate::local::guard::LocalGuard;
 use crate::local::lock_table::LockTable;
+use crate::local::request::{AccessMode, Refusal};
 use crate::protocol::endangered_lock::OnEndangered;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LeaseKind;

@@ -163,7 +163,7 @@ pub(super) fn is_recent(
 mod tests {
     use super::*;
     use crate::engine::attempt_result::Contention;
-    use crate::local::entry::AccessMode;
+    use crate::local::request::AccessMode;
     use crate::protocol::quorum::Split;
 
     #[test]

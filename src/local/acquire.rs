@@ -8,9 +8,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::local::entry::{KeyEntry, LocalRequest, Refusal};
+use crate::local::entry::KeyEntry;
 use crate::local::guard::LocalGuard;
 use crate::local::lock_table::{LockTable, LockTableState};
+use crate::local::request::{LocalRequest, Refusal};
 use crate::protocol::key::Key;
 use crate::protocol::lease::Lease;
 use crate::sync::primitives::MutexGuard;

@@ -8,9 +8,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::local::entry::{AccessMode, LocalRequest, Refusal};
 use crate::local::guard::LocalGuard;
 use crate::local::lock_table::LockTable;
+use crate::local::request::{AccessMode, LocalRequest, Refusal};
 use crate::local::table_watcher::TableWatcher;
 use crate::protocol::key_set::KeySet;
 use crate::time::{clock, deadline};

@@ -4,7 +4,7 @@
 //! nothing here may block. It locks only the mutexes of leases and inboxes, briefly: `evict` may
 //! wake the watches of a lease, `hand_off` calls `handoff`. It wakes no inbox. Methods return the
 //! inboxes to wake and the lost leases to report; the caller must do so after it has unlocked the
-//! table.
+//! table. The holders and waiters themselves are in `local/holder.rs`.
 //!
 //! Tests: in this file (handoff); `src/tests/local/lock_table.rs` (else, also under loom); in
 //! `src/tests/engine/`: `permits.rs` (permits), `holder_told.rs` (labels), `min_hold.rs`.
@@ -36,38 +36,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::local::handoff::{Handoff, HandoffOffer, HandoffStreak};
+use crate::local::holder::{LocalHolder, LocalWaiter};
 use crate::local::one_or_many::OneOrMany;
-use crate::protocol::key_set::KeySet;
-use crate::protocol::kind::LeaseKind;
+use crate::local::request::{AccessMode, LocalRequest, Refusal};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::validity;
 use crate::time::deadline;
 use crate::transport::inbox::Inbox;
-
-/// The other holders with which a holder shares an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AccessMode {
-    /// With no other holder: exclusive locks and writers.
-    Exclusive,
-    /// With any number of `Shared` holders: readers.
-    Shared,
-    /// With other holders, up to this number in all: permits of a semaphore.
-    Limited(u16),
-}
-
-/// A thread's request to the lock table.
-#[derive(Clone, Copy)]
-pub(crate) struct LocalRequest<'a> {
-    /// The keys to acquire, in sorted order.
-    pub(crate) keys: &'a KeySet,
-    pub(crate) mode: AccessMode,
-    /// Lets the former holder hand the lock off; `None` if this thread needs a lease of its own.
-    pub(crate) offer: Option<&'a HandoffOffer>,
-    /// Where the thread sleeps while it is queued.
-    pub(crate) inbox: &'a Arc<Inbox>,
-    /// When the wait in the queue ends; `None` means no limit.
-    pub(crate) deadline: Option<Instant>,
-}
 
 /// The holders and the wait queue of one key.
 pub(crate) struct KeyEntry {
@@ -87,69 +62,6 @@ struct Waiting {
 
 /// The queue of an entry for which no thread has waited.
 static NOBODY: VecDeque<LocalWaiter> = VecDeque::new();
-
-/// A thread that holds an entry, pending or with its lease.
-pub(super) struct LocalHolder {
-    pub(super) ticket: u64,
-    pub(super) mode: AccessMode,
-    /// `None` until the nodes have granted the lock.
-    pub(super) lease: Option<Arc<Lease>>,
-    /// Wakes the holder while it is pending; `None` when it has its lease.
-    pub(super) inbox: Option<Arc<Inbox>>,
-    /// The thread sleeps while an earlier pending holder asks the nodes.
-    pub(super) following: bool,
-    /// The nodes refused this holder's last attempt. Permit holders that are admitted later follow
-    /// it.
-    pub(super) refused_by_nodes: bool,
-    /// `None` if all of them are `None`.
-    rare: Option<Box<RareParts>>,
-}
-
-/// The parts that few holders have. Each other holder takes less memory without them.
-#[derive(Default)]
-struct RareParts {
-    /// The number of a permit that is held in this process alone.
-    permit_number: Option<u16>,
-    /// The handoff that came with the entry, until the thread takes it.
-    handoff: Option<Handoff>,
-    /// When the lease of the handoff ends, if the nodes grant it.
-    handoff_expiry: Option<Instant>,
-    /// The guard was released, and keeps other threads out until this time.
-    kept_until: Option<Instant>,
-    /// The owner label of the lease that was released before that time.
-    kept_label: Option<Box<str>>,
-}
-
-/// A thread in the wait queue of an entry.
-pub(crate) struct LocalWaiter {
-    pub(crate) ticket: u64,
-    pub(crate) mode: AccessMode,
-    pub(crate) inbox: Arc<Inbox>,
-    /// Present if the former holder may hand the lock off to this thread.
-    pub(crate) offer: Option<HandoffOffer>,
-    /// When the thread wakes without a signal, to check the holders' leases.
-    pub(crate) rechecks_at: Option<Instant>,
-}
-
-/// Why the lock table did not admit a thread.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// The deadline passed.
-    Busy {
-        /// The mode of the holders, or of the earlier waiters, that were in the way.
-        by: AccessMode,
-        /// The time until all holders' leases have ended; for a permit, until the first has. For a
-        /// permit `None` only if no end is known, else if one is unknown or never comes; also if
-        /// earlier waiters are in the way.
-        remaining: Option<Duration>,
-    },
-    /// The holders and waiters use this other number of permits.
-    PermitCountMismatch(u16),
-    /// The caller's cancel token was cancelled.
-    Cancelled,
-    /// The lock table is closed.
-    Closed,
-}
 
 impl KeyEntry {
     /// Boxed, because a map of entries has room for twice as many as it holds, or more.
@@ -261,10 +173,7 @@ impl KeyEntry {
     pub(super) fn keep(&mut self, ticket: u64, end: Instant) -> bool {
         let holder = self.holder(ticket);
         holder.is_some_and(|holder| {
-            let released = holder.lease.take();
-            let label = released.and_then(|lease| lease.token().owner_label().map(Box::from));
-            let rare = holder.rare.get_or_insert_default();
-            (rare.kept_until, rare.kept_label) = (Some(end), label);
+            holder.keep(end);
             true
         })
     }
@@ -278,7 +187,7 @@ impl KeyEntry {
         };
         let number = (0..u16::MAX).find(is_free).unwrap_or_default();
         if let Some(holder) = self.holder(ticket) {
-            holder.rare.get_or_insert_default().permit_number = Some(number);
+            holder.set_permit_number(number);
         }
         number
     }
@@ -299,11 +208,7 @@ impl KeyEntry {
     /// or none.
     pub(super) fn exclusive_holder(&self) -> Option<Option<&str>> {
         let holder = self.holders.first()?;
-        let lease = holder.lease.as_ref();
-        let label = lease.and_then(|lease| lease.token().owner_label());
-        let rare = holder.rare.as_ref();
-        let label = label.or(rare.and_then(|rare| rare.kept_label.as_deref()));
-        (holder.mode == AccessMode::Exclusive).then_some(label)
+        (holder.mode == AccessMode::Exclusive).then(|| holder.owner_label())
     }
 
     /// Returns when the first of the holders' leases ends.
@@ -454,11 +359,8 @@ impl KeyEntry {
         let round = inbox.open_round(nodes);
         let mut next = LocalHolder::from(next);
         let ttl = Duration::from_millis(offer.swap.ttl);
-        next.rare = Some(Box::new(RareParts {
-            handoff: Some(handoff(round)),
-            handoff_expiry: deadline::deadline(now, validity::validity(ttl)),
-            ..RareParts::default()
-        }));
+        let expiry = deadline::deadline(now, validity::validity(ttl));
+        next.put_handoff(handoff(round), expiry);
         self.holders = OneOrMany::One(next);
         waiting.streak = Some(HandoffStreak {
             count: streak.count + 1,
@@ -469,77 +371,6 @@ impl KeyEntry {
             inbox,
             round,
         })
-    }
-}
-
-impl LocalHolder {
-    fn pending(ticket: u64, mode: AccessMode, inbox: Arc<Inbox>) -> LocalHolder {
-        LocalHolder {
-            ticket,
-            mode,
-            lease: None,
-            inbox: Some(inbox),
-            following: false,
-            refused_by_nodes: false,
-            rare: None,
-        }
-    }
-
-    /// Takes the handoff that came with the entry. A second call returns `None`.
-    pub(super) fn take_handoff(&mut self) -> Option<Handoff> {
-        self.rare.as_mut()?.handoff.take()
-    }
-
-    fn kept_until(&self) -> Option<Instant> {
-        self.rare.as_ref()?.kept_until
-    }
-
-    /// Makes a pending holder one with a lease. Its thread does not sleep for the entry any more.
-    pub(super) fn attach(&mut self, lease: &Arc<Lease>) {
-        self.lease = Some(Arc::clone(lease));
-        self.inbox = None;
-    }
-
-    /// Returns the number of a permit: drawn here, or granted by the nodes.
-    fn permit_number(&self) -> Option<u16> {
-        let granted = || match self.lease.as_ref()?.kind() {
-            LeaseKind::Permit { index, .. } => Some(index),
-            _ => None,
-        };
-        let drawn = self.rare.as_ref().and_then(|rare| rare.permit_number);
-        drawn.or_else(granted)
-    }
-
-    /// Returns when the lease or the kept time ends; `None` if it is unknown, never comes or has
-    /// passed.
-    fn expiry(&self, now: Instant) -> Option<Instant> {
-        match &self.lease {
-            Some(lease) => lease.expiry(now),
-            None => self.kept_until().filter(|end| *end > now),
-        }
-    }
-
-    /// Returns [`expiry`](LocalHolder::expiry), or else when the lease of a handoff would end.
-    fn expected_end(&self, now: Instant) -> Option<Instant> {
-        let handoff_expiry = || self.rare.as_ref()?.handoff_expiry;
-        let expiry = self.expiry(now);
-        expiry.or_else(|| handoff_expiry().filter(|end| *end > now))
-    }
-}
-
-impl From<LocalWaiter> for LocalHolder {
-    fn from(waiter: LocalWaiter) -> LocalHolder {
-        LocalHolder::pending(waiter.ticket, waiter.mode, waiter.inbox)
-    }
-}
-
-impl LocalWaiter {
-    /// Returns whether the former holder may hand its lock off to this waiter.
-    fn accepts_handoff(&self, now: Instant) -> bool {
-        let in_time = |offer: &HandoffOffer| offer.deadline.is_none_or(|end| end > now);
-        self.mode == AccessMode::Exclusive
-            && self.offer.as_ref().is_some_and(in_time)
-            && !self.inbox.is_cancelled()
     }
 }
 
@@ -555,10 +386,12 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
-    use crate::local::entry::{AcceptedOffer, AccessMode, KeyEntry, LocalHolder, LocalWaiter};
+    use crate::local::entry::{AcceptedOffer, KeyEntry};
     use crate::local::handoff::{
         FormerRelease, Handoff, HandoffOffer, MAX_STREAK, MAX_STREAK_TIME,
     };
+    use crate::local::holder::{LocalHolder, LocalWaiter};
+    use crate::local::request::AccessMode;
     use crate::protocol::request::{Op, Request};
     use crate::tests::fixtures::lease;
     use crate::time::clock;

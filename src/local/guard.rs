@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::settings::TtlLimits;
-use crate::local::entry::{AccessMode, KeyEntry};
+use crate::local::entry::KeyEntry;
 use crate::local::handoff::{FormerRelease, Handoff, HandoffOffer, HandoffTarget};
 use crate::local::lock_table::LockTable;
+use crate::local::request::AccessMode;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::lease::Lease;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -19,7 +19,7 @@ use crate::engine::backend::Outage;
 use crate::error::error::Error;
 use crate::error::failed_node::FailedNode;
 use crate::error::node_failure::NodeFailure;
-use crate::local::entry::AccessMode;
+use crate::local::request::AccessMode;
 use crate::protocol::breaker::MIN_OUTAGE;
 use crate::protocol::mode::Mode;
 use crate::protocol::quorum::{Tally, VoteRule};

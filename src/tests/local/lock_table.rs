@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::local::entry::{AccessMode, LocalRequest, Refusal};
 use crate::local::guard::LocalGuard;
 use crate::local::lock_table::LockTable;
+use crate::local::request::{AccessMode, LocalRequest, Refusal};
 use crate::protocol::key::Key;
 use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::LockKind;
@@ -63,10 +63,10 @@ mod table {
     use std::thread;
 
     use super::*;
-    use crate::local::entry::{AccessMode, Refusal};
     use crate::local::guard::LocalGuard;
     use crate::local::handoff::{FormerRelease, HandoffOffer};
     use crate::local::lock_table::LockTable;
+    use crate::local::request::{AccessMode, Refusal};
     use crate::protocol::key::Key;
     use crate::protocol::lease::Lease;
     use crate::protocol::request::{Op, Request};
@@ -492,8 +492,8 @@ mod loom_table {
     use loom::sync::atomic::AtomicU64;
 
     use super::*;
-    use crate::local::entry::Refusal;
     use crate::local::lock_table::LockTable;
+    use crate::local::request::Refusal;
     use crate::time::clock;
 
     #[test]

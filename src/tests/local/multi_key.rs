@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::local::entry::{AccessMode, LocalRequest, Refusal};
 use crate::local::guard::LocalGuard;
 use crate::local::lock_table::LockTable;
+use crate::local::request::{AccessMode, LocalRequest, Refusal};
 use crate::protocol::key_set::KeySet;
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
