@@ -89,6 +89,11 @@ fn main() -> Result<()> {
         setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
         return runner::run(&spec);
     }
+    compare(&args)
+}
+
+/// Runs all turns of the chosen settings, and writes their tables and files.
+fn compare(args: &Args) -> Result<()> {
     let (time, turns) = match args.short {
         true => (Duration::from_millis(100), 1),
         false => (Duration::from_millis(500), 3),
@@ -105,30 +110,15 @@ fn main() -> Result<()> {
     writeln!(out, "{}", run.title().join("\n"))?;
     writeln!(out, "turns: {turns} of {time:?} a cell")?;
 
-    let settings = scenarios::settings(args.short).into_iter();
-    let chosen = settings.filter(|setting| setting.name().contains(&args.only));
-    let mut all: Vec<Measured> = chosen.map(Measured::new).collect();
-    for turn in 0..turns {
-        for measured in &mut all {
-            let name = measured.setting.name();
-            eprintln!(
-                "turn {} of {turns}, load {}: {name}",
-                turn + 1,
-                environment::load()
-            );
-            measured.turn(turn as usize, &servers, time)?;
-        }
-    }
+    let all = measure(args, &servers, turns, time)?;
     for measured in &all {
         writeln!(out, "{}", table::setting(measured))?;
     }
     writeln!(out, "{}", table::goals(&all))?;
     // A partial run must not replace the full results.
     let whole = !args.short && args.only.is_empty();
-    if let Some(dir) = args
-        .out
-        .or(whole.then(|| concat!(env!("CARGO_MANIFEST_DIR"), "/..").into()))
-    {
+    let out_of_whole = || whole.then(|| concat!(env!("CARGO_MANIFEST_DIR"), "/..").into());
+    if let Some(dir) = args.out.clone().or_else(out_of_whole) {
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("results.csv"), csv::text(&run, &all))?;
         fs::write(dir.join("results.svg"), plot::svg(&run, &all)?)?;
@@ -141,6 +131,25 @@ fn main() -> Result<()> {
         environment::load()
     )?;
     Ok(())
+}
+
+/// Runs `turns` turns of all chosen settings, each cell for `time`.
+fn measure(args: &Args, servers: &[Server], turns: u32, time: Duration) -> Result<Vec<Measured>> {
+    let settings = scenarios::settings(args.short).into_iter();
+    let chosen = settings.filter(|setting| setting.name().contains(&args.only));
+    let mut all: Vec<Measured> = chosen.map(Measured::new).collect();
+    for turn in 0..turns {
+        for measured in &mut all {
+            let name = measured.setting.name();
+            eprintln!(
+                "turn {} of {turns}, load {}: {name}",
+                turn + 1,
+                environment::load()
+            );
+            measured.turn(turn as usize, servers, time)?;
+        }
+    }
+    Ok(all)
 }
 
 impl Run {

@@ -89,86 +89,102 @@ impl Peer {
     /// Creates a client for each thread.
     pub(crate) fn clients(self, urls: &[String], threads: usize) -> Clients {
         match self {
-            Peer::Redguard => {
-                // It accepts addresses with and without a scheme.
-                let locker = RedisLocker::connect(Config::new(urls))?;
-                shared(threads, move |key: &str| {
-                    let guard = locker.lock(key, TTL)?;
-                    let held = Instant::now();
-                    guard.release()?;
-                    Ok(held)
-                })
-            }
-            Peer::Redlock => {
-                let locks = Arc::new(RedLock::new(urls.to_vec()));
-                // Its `acquire` is this in a loop.
-                shared(threads, move |key: &str| {
-                    let lock = locks.lock(key.as_bytes(), TTL.as_millis() as usize)?;
-                    let lock = lock.ok_or("not locked")?;
-                    let held = Instant::now();
-                    locks.unlock(&lock);
-                    Ok(held)
-                })
-            }
-            Peer::Rslock => {
-                let runtime = Arc::new(Runtime::new()?);
-                let locks = LockManager::new(urls.to_vec());
-                // Its `acquire` is this in a loop.
-                shared(threads, move |key: &str| {
-                    runtime.block_on(async {
-                        let lock = locks.lock(key, TTL).await?;
-                        let held = Instant::now();
-                        lock.release().await;
-                        Ok(held)
-                    })
-                })
-            }
-            Peer::Redsync => {
-                let nodes: std::result::Result<Vec<_>, _> =
-                    urls.iter().map(|url| RedisInstance::new(&**url)).collect();
-                let locks = Arc::new(Redsync::new(nodes?));
-                shared(threads, move |key: &str| {
-                    let lock = locks.lock(key, TTL)?;
-                    let held = Instant::now();
-                    locks.unlock(&lock)?;
-                    Ok(held)
-                })
-            }
-            Peer::RedisLock => {
-                let [url] = urls else {
-                    return Err("it is for one node".into());
-                };
-                let client = redis_0_27::Client::open(&**url)?;
-                redis_lock::sync::setup(&client).map_err(|error| error.to_string())?;
-                // It cannot be shared: one connection per thread.
-                let client = |_| Ok(Box::new(MultiResourceLock::new(&client)?) as _);
-                (0..threads).map(client).collect()
-            }
-            Peer::RedisLockAcross => across(urls, threads),
-            Peer::Redisson => {
-                let [url] = urls else {
-                    return Err("it is for one node".into());
-                };
-                let config = RedissonConfig::single_server(url)
-                    .with_pool_size(u32::try_from(threads)?)
-                    .with_lock_expire_time(TTL);
-                let client = Arc::new(RedissonClient::new(config)?);
-                shared(threads, move |key: &str| {
-                    // A lock object counts as held by all threads that share it.
-                    let lock = client.get_lock(key);
-                    lock.lock()?;
-                    let held = Instant::now();
-                    lock.unlock()?;
-                    Ok(held)
-                })
-            }
-            Peer::Baseline => {
-                let bare = |thread| Bare::connect(urls, &format!("bench-{thread}"), TTL);
-                let client = |thread| Ok(Box::new(bare(thread)?) as _);
-                (0..threads).map(client).collect()
-            }
+            Peer::Redguard => redguard_clients(urls, threads),
+            Peer::Redlock => redlock_clients(urls, threads),
+            Peer::Rslock => rslock_clients(urls, threads),
+            Peer::Redsync => redsync_clients(urls, threads),
+            Peer::RedisLock => redis_lock_clients(only(urls)?, threads),
+            Peer::RedisLockAcross => across_clients(urls, threads),
+            Peer::Redisson => redisson_clients(only(urls)?, threads),
+            Peer::Baseline => baseline_clients(urls, threads),
         }
     }
+}
+
+/// Returns the address of a peer that locks on one node only.
+fn only(urls: &[String]) -> Result<&str> {
+    match urls {
+        [url] => Ok(url),
+        _ => Err("it is for one node".into()),
+    }
+}
+
+/// It accepts addresses with and without a scheme.
+fn redguard_clients(urls: &[String], threads: usize) -> Clients {
+    let locker = RedisLocker::connect(Config::new(urls))?;
+    shared(threads, move |key: &str| {
+        let guard = locker.lock(key, TTL)?;
+        let held = Instant::now();
+        guard.release()?;
+        Ok(held)
+    })
+}
+
+/// Its `acquire` is the call of `lock` in a loop.
+fn redlock_clients(urls: &[String], threads: usize) -> Clients {
+    let locks = Arc::new(RedLock::new(urls.to_vec()));
+    shared(threads, move |key: &str| {
+        let lock = locks.lock(key.as_bytes(), TTL.as_millis() as usize)?;
+        let lock = lock.ok_or("not locked")?;
+        let held = Instant::now();
+        locks.unlock(&lock);
+        Ok(held)
+    })
+}
+
+/// Its `acquire` is the call of `lock` in a loop.
+fn rslock_clients(urls: &[String], threads: usize) -> Clients {
+    let runtime = Arc::new(Runtime::new()?);
+    let locks = LockManager::new(urls.to_vec());
+    shared(threads, move |key: &str| {
+        runtime.block_on(async {
+            let lock = locks.lock(key, TTL).await?;
+            let held = Instant::now();
+            lock.release().await;
+            Ok(held)
+        })
+    })
+}
+
+fn redsync_clients(urls: &[String], threads: usize) -> Clients {
+    let nodes: std::result::Result<Vec<_>, _> =
+        urls.iter().map(|url| RedisInstance::new(&**url)).collect();
+    let locks = Arc::new(Redsync::new(nodes?));
+    shared(threads, move |key: &str| {
+        let lock = locks.lock(key, TTL)?;
+        let held = Instant::now();
+        locks.unlock(&lock)?;
+        Ok(held)
+    })
+}
+
+/// It cannot be shared: one connection per thread.
+fn redis_lock_clients(url: &str, threads: usize) -> Clients {
+    let client = redis_0_27::Client::open(url)?;
+    redis_lock::sync::setup(&client).map_err(|error| error.to_string())?;
+    let client = |_| Ok(Box::new(MultiResourceLock::new(&client)?) as _);
+    (0..threads).map(client).collect()
+}
+
+fn redisson_clients(url: &str, threads: usize) -> Clients {
+    let config = RedissonConfig::single_server(url)
+        .with_pool_size(u32::try_from(threads)?)
+        .with_lock_expire_time(TTL);
+    let client = Arc::new(RedissonClient::new(config)?);
+    shared(threads, move |key: &str| {
+        // A lock object counts as held by all threads that share it.
+        let lock = client.get_lock(key);
+        lock.lock()?;
+        let held = Instant::now();
+        lock.unlock()?;
+        Ok(held)
+    })
+}
+
+fn baseline_clients(urls: &[String], threads: usize) -> Clients {
+    let bare = |thread| Bare::connect(urls, &format!("bench-{thread}"), TTL);
+    let client = |thread| Ok(Box::new(bare(thread)?) as _);
+    (0..threads).map(client).collect()
 }
 
 /// The client that all threads share.
@@ -205,7 +221,7 @@ impl Client for MultiResourceLock {
 /// Each connection is shared behind a mutex, as in its documentation. A broken connection stays
 /// broken, because the caller owns it. Connections that reconnect would not help, because a release
 /// that fails on one node is an error.
-fn across(urls: &[String], threads: usize) -> Clients {
+fn across_clients(urls: &[String], threads: usize) -> Clients {
     let runtime = Arc::new(Runtime::new()?);
     let connect = |url: &String| {
         let client = redis_0_27::Client::open(&**url)?;
