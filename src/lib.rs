@@ -102,10 +102,12 @@ pub use crate::api::ext::LockerExt;
 #[cfg(feature = "testing")]
 pub use crate::api::flaky::FlakyLocker;
 pub use crate::api::guard::{LockGuard, ReadGuard, SemaphorePermit, WriteGuard};
+pub use crate::api::local_locker::LocalLocker;
 pub use crate::api::lock_token::LockToken;
-pub use crate::api::locker::{LocalLocker, Locker, RedisLocker};
+pub use crate::api::locker::Locker;
 pub use crate::api::nodes::Nodes;
 pub use crate::api::options::LockOptions;
+pub use crate::api::redis_locker::RedisLocker;
 pub use crate::api::rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker};
 pub use crate::api::semaphore::{LocalSemaphore, RedisSemaphore, Semaphore};
 pub use crate::api::watch::{LockWatch, WatchOutcome};

@@ -144,7 +144,7 @@ fn run_locked<R>(guard: LockGuard, work: impl FnOnce(&LockGuard) -> R) -> Result
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::api::locker::LocalLocker;
+    use crate::api::local_locker::LocalLocker;
 
     const TTL: Duration = Duration::from_secs(30);
 

@@ -6,6 +6,7 @@ pub(crate) mod ext;
 pub(crate) mod flaky;
 pub(crate) mod guard;
 pub(crate) mod guard_inner;
+pub(crate) mod local_locker;
 pub(crate) mod lock_token;
 pub(crate) mod locker;
 pub(crate) mod nodes;
@@ -13,6 +14,7 @@ pub(crate) mod options;
 #[cfg(feature = "serde")]
 mod plain_options;
 pub(crate) mod pointers;
+pub(crate) mod redis_locker;
 pub(crate) mod rw_locker;
 pub(crate) mod semaphore;
 pub(crate) mod watch;

@@ -105,7 +105,7 @@ mod tests {
 
     use super::*;
     use crate::api::ext::LockerExt;
-    use crate::api::locker::LocalLocker;
+    use crate::api::local_locker::LocalLocker;
     use crate::api::rw_locker::LocalRwLocker;
     use crate::api::semaphore::LocalSemaphore;
 

@@ -18,7 +18,7 @@ use crate::sync::primitives::Mutex;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
 use crate::transport::node_group::NodeGroup;
-use crate::transport::registry::{Waiter, Waiters};
+use crate::transport::waiters::{Waiter, Waiters};
 
 /// A circuit breaker that several threads use. It blocks no caller while it is closed.
 #[derive(Debug)]

@@ -18,6 +18,7 @@ pub(crate) mod round;
 pub(crate) mod startup;
 pub(crate) mod status;
 pub(crate) mod unreleased;
+pub(crate) mod waiters;
 pub(crate) mod warning_state;
 pub(crate) mod worker;
 pub(crate) mod worker_connect;

@@ -27,8 +27,8 @@ use crate::transport::dispatch::{KeyConnections, SendMode, connection_index};
 use crate::transport::inbox::Inbox;
 use crate::transport::job::{Job, ReplySink};
 use crate::transport::load::{ActiveCallers, RttEstimate};
-use crate::transport::registry::Waiters;
 use crate::transport::round::{Round, RoundOutcome, RoundPlan};
+use crate::transport::waiters::Waiters;
 use crate::transport::worker_pool::WorkerPool;
 
 /// All configured nodes, with their connections and workers.

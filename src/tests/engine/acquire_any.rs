@@ -4,7 +4,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::api::guard::LockGuard;
-use crate::api::locker::{LocalLocker, Locker};
+use crate::api::local_locker::LocalLocker;
+use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
 use crate::config::builder::Config;
 use crate::config::on_drop::OnDrop;

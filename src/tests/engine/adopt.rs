@@ -5,7 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::api::lock_token::LockToken;
-use crate::api::locker::{Locker, RedisLocker};
+use crate::api::locker::Locker;
+use crate::api::redis_locker::RedisLocker;
 use crate::error::error::Error;
 use crate::protocol::request::Op;
 use crate::tests::fake_node::node;

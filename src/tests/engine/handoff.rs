@@ -5,8 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::api::guard::LockGuard;
-use crate::api::locker::{Locker, RedisLocker};
+use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
+use crate::api::redis_locker::RedisLocker;
 use crate::config::builder::Config;
 use crate::config::on_drop::OnDrop;
 use crate::error::error::Error;

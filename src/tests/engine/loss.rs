@@ -6,9 +6,11 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use crate::api::locker::{LocalLocker, Locker, RedisLocker};
+use crate::api::local_locker::LocalLocker;
+use crate::api::locker::Locker;
 use crate::api::nodes::Nodes;
 use crate::api::options::LockOptions;
+use crate::api::redis_locker::RedisLocker;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::watch::WatchOutcome;
 use crate::background::renewal::queue::RenewalResults;

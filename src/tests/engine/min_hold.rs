@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::api::locker::{LocalLocker, Locker};
+use crate::api::local_locker::LocalLocker;
+use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
 use crate::api::rw_locker::{LocalRwLocker, RedisRwLocker, RwLocker};
 use crate::api::semaphore::{LocalSemaphore, RedisSemaphore, Semaphore};

@@ -8,8 +8,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::api::guard::LockGuard;
-use crate::api::locker::{Locker, RedisLocker};
+use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
+use crate::api::redis_locker::RedisLocker;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::watch::WatchOutcome;
 use crate::config::builder::Config;

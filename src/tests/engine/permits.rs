@@ -407,7 +407,7 @@ fn semaphore_parameters_out_of_range_are_refused() {
     }
     assert_eq!(fakes[0].count(Op::Acquire), 0);
     // A lock of the same name is independent of the semaphore.
-    let lock = crate::api::locker::RedisLocker::new(&nodes)
+    let lock = crate::api::redis_locker::RedisLocker::new(&nodes)
         .lock("x", TTL)
         .expect("free");
     assert!(tried(&semaphore).is_some());

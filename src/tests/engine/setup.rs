@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::api::locker::RedisLocker;
 use crate::api::options::LockOptions;
+use crate::api::redis_locker::RedisLocker;
 use crate::config::builder::Config;
 use crate::engine::params::{AcquireParams, LeaseOptions};
 use crate::protocol::key::Key;

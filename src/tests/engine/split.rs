@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::api::locker::{Locker, RedisLocker};
+use crate::api::locker::Locker;
 use crate::api::nodes::Nodes;
 use crate::api::options::LockOptions;
+use crate::api::redis_locker::RedisLocker;
 use crate::api::rw_locker::{RedisRwLocker, RwLocker};
 use crate::api::semaphore::{RedisSemaphore, Semaphore};
 use crate::config::builder::Config;

@@ -6,8 +6,9 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use crate::api::guard::LockGuard;
-use crate::api::locker::{Locker, RedisLocker};
+use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
+use crate::api::redis_locker::RedisLocker;
 use crate::error::error::Error;
 use crate::protocol::request::Op;
 use crate::tests::engine::setup::{exclusive_key, slowly_retrying};

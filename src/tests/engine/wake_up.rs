@@ -6,8 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::api::guard::LockGuard;
-use crate::api::locker::{Locker, RedisLocker};
+use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
+use crate::api::redis_locker::RedisLocker;
 use crate::engine::attempt::AttemptContext;
 use crate::engine::attempt_result::AttemptFailure;
 use crate::error::error::Error;

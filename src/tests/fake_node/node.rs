@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use parking_lot::Mutex;
 
-use crate::api::locker::RedisLocker;
 use crate::api::nodes::Nodes;
+use crate::api::redis_locker::RedisLocker;
 use crate::config::builder::Config;
 use crate::config::settings::Settings;
 use crate::error::error::Error;

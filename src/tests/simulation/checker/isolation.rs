@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::api::locker::RedisLocker;
 use crate::api::nodes::Nodes;
+use crate::api::redis_locker::RedisLocker;
 use crate::telemetry::health::{BreakerState, NodeState};
 use crate::tests::simulation::checker::checker::{Checker, CheckerState};
 use crate::tests::simulation::checker::waits::MAX_STALLS;

@@ -6,9 +6,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::api::lock_token::LockToken;
-use crate::api::locker::{Locker, RedisLocker};
+use crate::api::locker::Locker;
 use crate::api::nodes::Nodes;
 use crate::api::options::LockOptions;
+use crate::api::redis_locker::RedisLocker;
 use crate::tests::simulation::checker::checker::Checker;
 use crate::tests::simulation::checker::hold::HoldId;
 use crate::tests::simulation::checker::waits::TimedCall;
