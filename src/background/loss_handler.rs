@@ -13,7 +13,7 @@ use crate::background::loss_notifier::LossNotifier;
 use crate::background::renewal::queue::RenewalResults;
 use crate::local::lock_table::LockTable;
 use crate::protocol::lease::{Lease, LeaseState};
-use crate::protocol::quorum::NodeSet;
+use crate::protocol::node_set::NodeSet;
 use crate::time::clock;
 use crate::transport::node_group::NodeGroup;
 

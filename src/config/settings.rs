@@ -18,7 +18,7 @@ use crate::config::tls::Tls;
 use crate::error::error::Error;
 #[cfg(feature = "cluster")]
 use crate::protocol::key_set::KeySet;
-use crate::protocol::quorum;
+use crate::protocol::node_set;
 use crate::protocol::retry::RetryPolicy;
 use crate::protocol::token::OwnerLabel;
 use crate::protocol::ttl::Ttl;
@@ -118,8 +118,8 @@ impl Settings {
 
     fn validate_nodes(&self) -> Result<(), String> {
         let (nodes, pool_size) = (self.endpoints.len(), self.pool_size);
-        if nodes > quorum::MAX_NODES {
-            return Err(format!("{nodes} nodes are over {}", quorum::MAX_NODES));
+        if nodes > node_set::MAX_NODES {
+            return Err(format!("{nodes} nodes are over {}", node_set::MAX_NODES));
         }
         match pool_size {
             1..=MAX_POOL => Ok(()),

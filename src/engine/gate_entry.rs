@@ -11,7 +11,7 @@ use crate::engine::params::AcquireParams;
 use crate::error::error::Error;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
-use crate::protocol::quorum::NodeSet;
+use crate::protocol::node_set::NodeSet;
 use crate::protocol::token::Token;
 use crate::transport::node_group::NodeGroup;
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::engine::attempt_result::{AttemptFailure, Attempted};
 use crate::error::node_failure::NodeFailure;
 use crate::protocol::kind::LeaseKind;
-use crate::protocol::quorum::NodeSet;
+use crate::protocol::node_set::NodeSet;
 use crate::random;
 use crate::time::{clock, deadline};
 

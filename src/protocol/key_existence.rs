@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::protocol::lease::Lease;
-use crate::protocol::quorum::NodeSet;
+use crate::protocol::node_set::NodeSet;
 use crate::protocol::validity;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::time::clock;
@@ -115,7 +115,7 @@ fn raise(atomic: &AtomicU64, value: u64) {
 mod tests {
     use std::time::Duration;
 
-    use crate::protocol::quorum::NodeSet;
+    use crate::protocol::node_set::NodeSet;
     use crate::tests::fixtures::lease;
     use crate::time::clock;
 

@@ -17,6 +17,7 @@ pub(crate) mod kind;
 pub(crate) mod lease;
 pub(crate) mod lost_lock;
 pub(crate) mod mode;
+pub(crate) mod node_set;
 pub(crate) mod permits;
 pub(crate) mod quorum;
 pub(crate) mod reply;

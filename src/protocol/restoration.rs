@@ -1,6 +1,6 @@
 //! Decides on which nodes an extended lease is restored (S5).
 
-use crate::protocol::quorum::NodeSet;
+use crate::protocol::node_set::NodeSet;
 
 /// The nodes that lost the key of a lease, during one extension.
 ///

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::node_failure::NodeFailure;
-use crate::protocol::quorum::NodeSet;
+use crate::protocol::node_set::NodeSet;
 use crate::protocol::request::Op;
 use crate::sync::atomic::Ordering;
 use crate::sync::channel;

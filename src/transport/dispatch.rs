@@ -13,7 +13,7 @@ use std::time::Instant;
 use crate::error::node_failure::NodeFailure;
 use crate::protocol::encode;
 use crate::protocol::key::Key;
-use crate::protocol::quorum::NodeSet;
+use crate::protocol::node_set::NodeSet;
 use crate::protocol::request::{Op, Request};
 use crate::transport::connection::NodeConnection;
 use crate::transport::job::{Job, ReplyTo};

@@ -28,8 +28,9 @@ use std::time::Instant;
 
 use log::debug;
 
+use crate::protocol::node_set::NodeSet;
 use crate::protocol::permits::FreePermits;
-use crate::protocol::quorum::{NodeSet, Tally, Verdict, Vote};
+use crate::protocol::quorum::{Tally, Verdict, Vote};
 use crate::protocol::reply::{Blocker, Reply, vote_of, vote_rule};
 use crate::protocol::request::Request;
 use crate::sync::threads;

@@ -38,7 +38,7 @@ use crate::protocol::encode;
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
-use crate::protocol::quorum::NodeSet;
+use crate::protocol::node_set::NodeSet;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
 use crate::sync::atomic::{AtomicUsize, Ordering};

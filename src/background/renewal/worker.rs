@@ -21,7 +21,8 @@ use crate::background::renewal::queue::{
     NAME, RenewalEntry, RenewalQueue, RenewalQueueState, RenewalResults,
 };
 use crate::protocol::lease::{ExtensionGuard, Lease, LeaseState};
-use crate::protocol::quorum::{NodeSet, Tally, Verdict};
+use crate::protocol::node_set::NodeSet;
+use crate::protocol::quorum::{Tally, Verdict};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Op, Request};
 use crate::protocol::restoration::Restoration;

@@ -13,7 +13,7 @@ use crate::engine::attempt::AttemptContext;
 use crate::engine::attempt_result::AttemptFailure;
 use crate::error::error::Error;
 use crate::protocol::kind::LockKind;
-use crate::protocol::quorum::NodeSet;
+use crate::protocol::node_set::NodeSet;
 use crate::protocol::request::Op;
 use crate::tests::engine::setup;
 use crate::tests::engine::setup::{exclusive_key, exclusive_params, slowly_retrying};

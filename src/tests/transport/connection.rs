@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::protocol::quorum::NodeSet;
+use crate::protocol::node_set::NodeSet;
 use crate::protocol::request::{Op, Request};
 use crate::tests::fake_node::node;
 use crate::tests::fake_node::node::FakeNode;

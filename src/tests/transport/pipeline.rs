@@ -426,7 +426,7 @@ fn release_of_an_absent_token_is_not_pending() {
     let refused = exclusive();
     assert!(pipeline.try_send(Op::Acquire, &refused, &sink));
     for lease in [&never, &refused] {
-        lease.record_contacted(crate::protocol::quorum::NodeSet::single(0));
+        lease.record_contacted(crate::protocol::node_set::NodeSet::single(0));
     }
     refused.record_not_granted(0);
     [never, refused]
