@@ -128,7 +128,6 @@ impl PlainStream {
     /// that arrives in parts until `end`.
     pub(crate) fn receive(&mut self, end: Instant) -> RedisResult<Value> {
         self.input.set_blocking(true)?;
-        self.input.reject_nested = false;
         let mut has_read = false; // bytes that arrived before `end` are read even after it
         loop {
             if let Some(reply) = self.buffered_reply()? {
@@ -142,6 +141,12 @@ impl PlainStream {
         }
     }
 
+    /// Returns the next reply if all of it was read before, without a system call.
+    pub(crate) fn buffered_reply(&mut self) -> RedisResult<Option<Value>> {
+        self.input.reject_nested = false;
+        self.parse_buffered()
+    }
+
     /// Returns the next reply if it has arrived. Reads once, so a long reply does not keep the
     /// caller. A nested reply is an error, because the parser recurses on the stack of the caller's
     /// thread.
@@ -149,12 +154,12 @@ impl PlainStream {
         self.input.set_blocking(false)?;
         self.input.reject_nested = true;
         if !self.input.unread().is_empty()
-            && let Some(reply) = self.buffered_reply()?
+            && let Some(reply) = self.parse_buffered()?
         {
             return Ok(Some(reply));
         }
         match self.input.fill() {
-            Ok(()) => self.buffered_reply(),
+            Ok(()) => self.parse_buffered(),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -178,7 +183,7 @@ impl PlainStream {
     }
 
     /// Returns the next reply if all of it has been read.
-    fn buffered_reply(&mut self) -> RedisResult<Option<Value>> {
+    fn parse_buffered(&mut self) -> RedisResult<Option<Value>> {
         if !self.is_parsing
             && let Some(line) = self.input.line()
             && let Some(reply) = parse_short_reply(line)

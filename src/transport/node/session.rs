@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::Value;
+use redis::{RedisError, Value};
 
 use crate::error::node_failure::NodeFailure;
 use crate::protocol::batch::BatchPlan;
@@ -76,17 +76,23 @@ impl RedisSession {
         if !self.stream.can_poll() {
             self.last_send = clock::now();
         }
-        self.stream
-            .send(&self.out)
-            .map_err(|error| self.stream.failure(&error, &self.password))
+        let sent = self.stream.send(&self.out);
+        sent.map_err(|error| self.failure(&error))
     }
 
     /// Blocks until the next reply.
     pub(super) fn receive(&mut self, end: Instant) -> Result<Value, NodeFailure> {
+        let buffered = self.stream.buffered_reply();
+        if let Some(reply) = buffered.map_err(|error| self.failure(&error))? {
+            return Ok(reply);
+        }
         self.set_socket_timeout(end)?;
-        self.stream
-            .receive(end)
-            .map_err(|error| self.stream.failure(&error, &self.password))
+        let received = self.stream.receive(end);
+        received.map_err(|error| self.failure(&error))
+    }
+
+    fn failure(&self, error: &RedisError) -> NodeFailure {
+        self.stream.failure(error, &self.password)
     }
 
     /// Sets the socket's timeouts so that the next call blocks little longer than until `end`. A

@@ -240,6 +240,15 @@ impl Stream {
         matches!(self.kind, StreamKind::Plain(_))
     }
 
+    /// Returns the next reply if all of it was read before, without a system call.
+    pub(crate) fn buffered_reply(&mut self) -> RedisResult<Option<Value>> {
+        match &mut self.kind {
+            StreamKind::Plain(plain) => plain.buffered_reply(),
+            #[cfg(feature = "tls")]
+            StreamKind::Tls(_) => Ok(None),
+        }
+    }
+
     /// Returns the next reply if it has arrived.
     pub(crate) fn poll_reply(&mut self) -> RedisResult<Option<Value>> {
         match &mut self.kind {
