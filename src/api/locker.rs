@@ -149,7 +149,8 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// in the list. [`LockGuard::key`] returns which one it is.
     ///
     /// Blocks as [`acquire`](Locker::acquire) does, and waits for all of them at once: a published
-    /// release wakes it for one attempt. It has no place in the queues of this process, so threads
+    /// release wakes it for one attempt. Each lock is asked for once, one after the other, also if
+    /// the wait limit ends meanwhile. It has no place in the queues of this process, so threads
     /// that wait for one of the locks get it first.
     ///
     /// # Errors

@@ -241,7 +241,8 @@ impl Acquisition<'_> {
         let signal = signals.max().unwrap_or(Signal::None);
         if signal == Signal::Released {
             // All waiters ask the same node first, so that the losers have nothing to undo. A
-            // waiter that was woken alone asks all nodes at once.
+            // waiter that was woken alone asks all nodes at once. So does a waiter for a kept lock:
+            // the node may have the token of another attempt, and does not know the time then.
             self.preferred_node = self.engine.listener.current_node();
         }
         signal >= wanted

@@ -100,7 +100,7 @@ impl ListenerState {
         self.subscriptions.resubscribe(channel);
         match self.places.take_woken(channel) {
             Some(waiter) => waiter.signal(signal),
-            None => self.subscriptions.signal_release(channel, None),
+            None => (self.subscriptions).signal_all(channel, Signal::Released, None),
         }
     }
 }
@@ -337,7 +337,12 @@ impl ListenerShared {
     fn handle_event(&self, event: Event, node: usize) -> Result<(), NodeFailure> {
         let mut state = self.state.lock();
         match event {
-            Event::Message(channel) => state.subscriptions.signal_release(&channel, None),
+            Event::Message(channel) => {
+                state
+                    .subscriptions
+                    .signal_all(&channel, Signal::Released, None);
+            }
+            Event::Kept(channel) => state.subscriptions.signal_all(&channel, Signal::Kept, None),
             Event::Check(lock) => {
                 drop(state); // unlock before the lock table is locked
                 self.holder_check.check(&lock);
@@ -346,7 +351,8 @@ impl ListenerShared {
                 let unit = self.check_unit();
                 let placed = state.places.note_release(&channel, clock::now(), unit);
                 let waiter = placed.as_ref().map(|(waiter, _)| waiter);
-                state.subscriptions.signal_release(&channel, waiter);
+                let subscriptions = &state.subscriptions;
+                subscriptions.signal_all(&channel, Signal::Released, waiter);
                 if placed.is_some_and(|(_, is_near)| !is_near) {
                     state.subscriptions.unsubscribe(&channel);
                 }

@@ -281,13 +281,18 @@ impl Subscriptions {
 
     /// Wakes the waiters of a channel on which a release was published, without `except`. Does not
     /// confirm the channel, because the message may belong to an earlier subscription.
-    pub(super) fn signal_release(&self, channel: &str, except: Option<&Arc<ChannelWaiter>>) {
+    pub(super) fn signal_all(
+        &self,
+        channel: &str,
+        signal: Signal,
+        except: Option<&Arc<ChannelWaiter>>,
+    ) {
         let entry = self.entries.get(channel);
         let waiters = entry.map_or(&[][..], |entry| &entry.waiters);
         let is_excepted =
             |waiter: &Arc<ChannelWaiter>| except.is_some_and(|e| Arc::ptr_eq(e, waiter));
         for waiter in waiters.iter().filter(|waiter| !is_excepted(waiter)) {
-            waiter.signal(Signal::Released);
+            waiter.signal(signal);
         }
     }
 }
@@ -313,6 +318,8 @@ pub(crate) enum Signal {
     Subscribed,
     /// A release was published.
     Released,
+    /// A release was published of a lock that is kept for a time, after which no message follows.
+    Kept,
     /// A release was published, and the node has woken this waiter alone.
     Woken,
 }
@@ -362,6 +369,7 @@ impl ChannelWaiter {
             0 => Signal::None,
             1 => Signal::Subscribed,
             2 => Signal::Released,
+            3 => Signal::Kept,
             _ => Signal::Woken,
         }
     }
@@ -414,11 +422,12 @@ mod tests {
         assert_eq!(all.remove_idle(now, DELAY), [vec![Arc::clone(&x)]]);
         // A release is published before the server reads the UNSUBSCRIBE, and a waiter comes again.
         assert!(all.add_waiter(&x, &waiter));
-        all.signal_release("x", None);
+        all.signal_all("x", Signal::Kept, None);
+        all.signal_all("x", Signal::Released, None);
         assert!(!all.is_confirmed("x"));
-        assert_eq!(waiter.take_signal(), Signal::Released);
+        assert_eq!(waiter.take_signal(), Signal::Kept);
         let second = send(&mut all);
-        all.signal_release("x", None);
+        all.signal_all("x", Signal::Released, None);
         assert!(!all.is_confirmed("x"));
         all.confirm(second, "x");
         assert!(all.is_confirmed("x"));

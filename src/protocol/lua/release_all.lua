@@ -4,8 +4,8 @@
 -- 1. Every key that holds our token is deleted, whatever the others hold. With a rest its expiry is
 --    set in place of that, and the token stays.
 -- 2. The release is published in the channel of each key's name, also where the node has no key of
---    ours: waiters may listen there. Callers that wait for a kept lock learn from it that the lock
---    ends sooner than its TTL.
+--    ours: waiters may listen there. That a lock is kept, the message says: callers that wait ask
+--    how long, since no message follows at its end.
 --
 -- KEYS: the locks of the lease. ARGV: token, 1 if the release is to be published, ms of the rest if
 -- the lock is kept.
@@ -26,7 +26,7 @@ for _, key in ipairs(KEYS) do
   end
 end
 for _, key in ipairs(KEYS) do
-  most = math.max(most, publish(ARGV[2] == '1' and key or ''))
+  most = math.max(most, publish(ARGV[2] == '1' and key or '', ARGV[3] and 'kept'))
 end
 if failed then return failed end
 return reply == 1 and most or reply

@@ -93,6 +93,24 @@ fn waiter_of_another_process_is_woken_when_min_hold_has_passed() {
 }
 
 #[test]
+fn waiter_learns_the_end_of_a_kept_lock_although_its_node_has_the_token_of_an_attempt() {
+    let fakes = FakeNode::fakes(3);
+    let (locker, rival) = (healthy(&fakes), slowly_retrying(&fakes));
+    let start = clock::now();
+    let guard = locker.acquire("x", &held_for(HOLD)).unwrap();
+    fakes[0].seize("x", TTL);
+    thread::scope(|scope| {
+        let limited = LockOptions::new(TTL).wait_for(5 * HOLD);
+        let waiter = scope.spawn(move || rival.acquire("x", &limited));
+        // Once the node has confirmed its subscription.
+        eventually("it asks again", || fakes[1].count(Op::Acquire) == 3);
+        guard.release().unwrap();
+        drop(waiter.join().unwrap().unwrap());
+    });
+    assert!(clock::now() - start >= HOLD);
+}
+
+#[test]
 fn thread_of_the_same_process_waits_without_asking_the_nodes() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);

@@ -61,12 +61,12 @@ impl NodeStore {
         if !publishes || has_failed || self.leaves_readers(request, now) {
             return (reply, Messages::new());
         }
-        let wakes_next = request.op == Op::Release
-            && request.is_single_exclusive()
-            && keep_millis(request, now) == 0;
-        let event = |channel| match wakes_next {
-            true => Event::NextWoken(channel),
-            false => Event::Message(channel),
+        let is_kept = request.op == Op::Release && keep_millis(request, now) > 0;
+        let wakes_next = request.op == Op::Release && request.is_single_exclusive() && !is_kept;
+        let event = |channel| match (is_kept, wakes_next) {
+            (true, _) => Event::Kept(channel),
+            (false, true) => Event::NextWoken(channel),
+            (false, false) => Event::Message(channel),
         };
         let channels = request.lease.keys().as_slice().iter().map(Key::channel);
         let mut messages: Messages = channels.map(|c| (Arc::clone(&c), event(c))).collect();

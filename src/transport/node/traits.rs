@@ -57,6 +57,8 @@ pub(crate) enum Event {
     /// A release was published in this channel, for every waiter. In a listener's own channel, its
     /// process wakes it.
     Message(Channel),
+    /// The lock of this channel was released and is kept for the rest of its minimum time.
+    Kept(Channel),
     /// A release was published in this channel. The first process of the waiting list is woken by
     /// `Woken`.
     NextWoken(Channel),
@@ -84,6 +86,7 @@ impl Event {
         let parsed = str::from_utf8(payload).ok().and_then(|text| {
             let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
             match word {
+                "kept" if rest.is_empty() => Some(Event::Kept(channel.into())),
                 "next" if rest.is_empty() => Some(Event::NextWoken(channel.into())),
                 "wake" => Some(Event::Woken(rest.into())),
                 "free" => Some(Event::Free(rest.into())),
@@ -101,10 +104,10 @@ impl Event {
     /// Returns whether the event is a message, and not a reply to a command.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn is_message(&self) -> bool {
-        use Event::{Check, Free, Message, NextWoken, Placed, Woken};
+        use Event::{Check, Free, Kept, Message, NextWoken, Placed, Woken};
         matches!(
             self,
-            Message(_) | NextWoken(_) | Woken(_) | Free(_) | Placed(..) | Check(_)
+            Message(_) | Kept(_) | NextWoken(_) | Woken(_) | Free(_) | Placed(..) | Check(_)
         )
     }
 }
@@ -204,6 +207,8 @@ mod tests {
             ("place", Event::Message(lock())),
             ("place -1 a", Event::Message(lock())),
             ("place 9999999999 a", Event::Message(lock())),
+            ("kept", Event::Kept(lock())),
+            ("kept 1", Event::Message(lock())),
             ("next", Event::NextWoken(lock())),
             ("wake a b", Event::Woken(of())),
             ("free a b", Event::Free(of())),

@@ -27,6 +27,8 @@ pub(crate) enum TimedCall {
     Contest,
     /// A wait with this limit.
     Limited(Duration),
+    /// A wait with this limit for the first of so many locks. Each of them is asked for once.
+    LimitedForAny(Duration, u32),
 }
 
 impl Checker {
@@ -41,6 +43,7 @@ impl Checker {
             TimedCall::Alone => round_trips,
             TimedCall::Contest => MAX_SPLIT + round_trips,
             TimedCall::Limited(limit) => limit + round_trips,
+            TimedCall::LimitedForAny(limit, locks) => limit + locks * (MAX_SPLIT + round_trips),
         };
         if took > limit + MAX_STALLS {
             self.report(format!(

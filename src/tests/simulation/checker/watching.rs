@@ -14,6 +14,8 @@ use crate::time::clock;
 struct Watched {
     /// When the wait ends.
     end: Instant,
+    /// How long the watch waits.
+    limit: Duration,
     /// Since when the process has run without a pause, from the beginning of the watch on.
     awake: Instant,
     /// The last outcome is `Endangered`.
@@ -26,6 +28,7 @@ impl Checker {
         let begun = clock::now();
         let mut watched = Watched {
             end: begun + limit,
+            limit,
             awake: begun,
             is_endangered: false,
         };
@@ -77,7 +80,8 @@ impl Watched {
             WatchOutcome::Endangered | WatchOutcome::Safe => None,
             WatchOutcome::Lost => (state != LeaseState::Lost).then_some("it is held"),
             WatchOutcome::TimedOut if now < self.end => Some("it is early"),
-            WatchOutcome::TimedOut if is_late(self.end) => Some("it is late"),
+            // The pause may have come before the wait took its time.
+            WatchOutcome::TimedOut if is_late(self.awake + self.limit) => Some("it is late"),
             WatchOutcome::TimedOut => {
                 let LeaseState::Held(expiry) = state else {
                     return None; // it has ended in the meantime

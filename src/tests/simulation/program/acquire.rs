@@ -79,7 +79,10 @@ impl ProgramThread {
                 Some(TimedCall::Alone)
             }
             WaitPlan::Try if plan.target.lock() == CONTEST_LOCK => Some(TimedCall::Contest),
-            WaitPlan::For(limit) => Some(TimedCall::Limited(limit)),
+            WaitPlan::For(limit) => Some(match &plan.target {
+                Target::Any(locks) => TimedCall::LimitedForAny(limit, locks.len() as u32),
+                _ => TimedCall::Limited(limit),
+            }),
             _ => None,
         }
     }
