@@ -105,8 +105,9 @@ impl Places {
     /// whether the place is near.
     ///
     /// So does, once, a waiter that is the first in the list: the undo of an attempt is mostly not
-    /// published, and the attempt may have refused the waiter. It checks the later the longer it has
-    /// waited, because the node may lack the key of a lock that is held.
+    /// published, and the attempt may have refused the waiter; or this node woke it before the release
+    /// had run on the others. It checks the later the longer it has waited since it was last woken,
+    /// because the node may lack the key of a lock that is held.
     ///
     /// If the lock is still held at two checks of a first waiter that has not asked for it, and no
     /// release is heard between them, the waiter attempts, and so learns when the lock ends.
@@ -133,7 +134,10 @@ impl Places {
             Some(2) if before == 0 => place.waiter.signal(Signal::Subscribed),
             None if is_first => {
                 let check_at = now + unit;
-                let waited = check_at.saturating_duration_since(place.since);
+                let since = Some(place.since).max(place.waiter.heard_at());
+                let waited = since.map_or(Duration::ZERO, |since| {
+                    check_at.saturating_duration_since(since)
+                });
                 self.set_check(channel, check_at + waited / 2);
             }
             _ => {}
@@ -195,10 +199,20 @@ impl Places {
         self.checks.insert((check_at, Arc::clone(channel)));
     }
 
-    /// Removes the place of a process that was woken: the node has taken it from the list. Returns
-    /// its waiter.
-    pub(super) fn take_woken(&mut self, channel: &str) -> Option<Arc<ChannelWaiter>> {
-        self.remove_place(channel).map(|place| place.waiter)
+    /// Removes the place of a process to which the node sends `signal`: it has taken it from the list.
+    /// Returns its waiter.
+    pub(super) fn take_woken(
+        &mut self,
+        channel: &str,
+        signal: Signal,
+        now: Instant,
+    ) -> Option<Arc<ChannelWaiter>> {
+        let waiter = self.remove_place(channel)?.waiter;
+        // A check hears of no release.
+        if signal == Signal::Woken {
+            waiter.note_heard(now);
+        }
+        Some(waiter)
     }
 
     /// Removes the place of a waiter that leaves, or whose request failed. Returns whether it had
@@ -325,6 +339,26 @@ mod tests {
     }
 
     #[test]
+    fn first_process_that_was_woken_in_vain_checks_soon_however_long_it_has_waited() {
+        let now = clock::now();
+        let since = now - 1_000 * UNIT;
+        for (signal, is_soon) in [(Signal::Woken, true), (Signal::Released, false)] {
+            let mut places = Places::default();
+            let key = Key::parse("", "x", LockKind::Exclusive).unwrap();
+            let (channel, waiter) = (key.channel(), ChannelWaiter::new(&Arc::new(Inbox::new())));
+            let waiter = Arc::new(waiter);
+            places.ask(&key, &waiter, Some(since), now).unwrap();
+            places.confirm(&channel, 0, now, UNIT);
+            places.take_woken(&channel, signal, now).unwrap();
+            let request = places.ask(&key, &waiter, Some(since), now).unwrap();
+            assert_eq!(request.waited, 1_000 * UNIT, "in front again");
+            places.confirm(&channel, 0, now + UNIT, UNIT);
+            let due = places.next_check().unwrap();
+            assert_eq!(due <= now + 4 * UNIT, is_soon, "{signal:?}");
+        }
+    }
+
+    #[test]
     fn waiter_that_yields_heeds_no_release_and_checks_as_soon_as_it_has_its_place() {
         let now = clock::now();
         for (before, units) in [(0, 1), (2, 16)] {
@@ -419,7 +453,8 @@ mod tests {
         let now = clock::now();
         let ends: [fn(&mut Places, &Channel, &Arc<ChannelWaiter>); 3] = [
             |places, channel, waiter| {
-                let woken = places.take_woken(channel).unwrap();
+                let woken = places.take_woken(channel, Signal::Woken, clock::now());
+                let woken = woken.unwrap();
                 assert!(Arc::ptr_eq(&woken, waiter));
             },
             |places, channel, waiter| {
@@ -435,7 +470,8 @@ mod tests {
             places.note_release(&channel, now, UNIT);
             end(&mut places, &channel, &waiter);
             assert!(!waiter.is_placed() && places.next_check().is_none());
-            assert!(!places.remove(&channel, &waiter) && places.take_woken(&channel).is_none());
+            assert!(!places.remove(&channel, &waiter));
+            assert!(places.take_woken(&channel, Signal::Woken, now).is_none());
             places.confirm(&channel, 0, now, UNIT);
             assert!(!waiter.is_placed(), "a late message places nobody");
         }

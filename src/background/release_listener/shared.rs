@@ -98,7 +98,7 @@ impl ListenerState {
     /// Wakes the waiter whose place a node has removed; without one, all waiters of the channel.
     fn wake_placed(&mut self, channel: &str, signal: Signal) {
         self.subscriptions.resubscribe(channel);
-        match self.places.take_woken(channel) {
+        match self.places.take_woken(channel, signal, clock::now()) {
             Some(waiter) => waiter.signal(signal),
             None => (self.subscriptions).signal_all(channel, Signal::Released, None),
         }
