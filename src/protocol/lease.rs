@@ -193,10 +193,15 @@ impl Lease {
     /// Returns whether the wall clock has run ahead since the last confirmation, as after a
     /// suspend. The lease may then have expired on the nodes, so a check must ask them (S11).
     pub(crate) fn is_in_doubt(&self) -> bool {
-        let since =
-            clock::to_micros(clock::now()).saturating_sub(self.confirmed.load(Ordering::Acquire));
+        self.is_in_doubt_at(clock::now(), clock::wall_offset())
+    }
+
+    /// Returns [`is_in_doubt`](Lease::is_in_doubt) by these clocks.
+    pub(crate) fn is_in_doubt_at(&self, now: Instant, wall_offset: i64) -> bool {
+        let confirmed = self.confirmed.load(Ordering::Acquire);
+        let since = clock::to_micros(now).saturating_sub(confirmed);
         let confirmed_offset = self.wall_offset.load(Ordering::Acquire) as i64;
-        let ahead = clock::wall_offset().saturating_sub(confirmed_offset);
+        let ahead = wall_offset.saturating_sub(confirmed_offset);
         ahead > SUSPEND_THRESHOLD_US.saturating_add((since / 100) as i64)
     }
 

@@ -3,8 +3,8 @@
 //!
 //! In a *history* a few processes with their own `Nodes` and threads use locks of all kinds on one,
 //! three or five servers, through the public interface. Packets are late, connections end in every
-//! way, servers hang, crash, restart, lose their data and reply errors; processes are paused and
-//! killed; clocks drift. Everything above the seams `time`, `sync`, `random` and `transport::node`
+//! way, servers hang, crash, restart, lose their data and reply errors; processes are paused,
+//! suspended and killed; clocks drift. Everything above the seams `time`, `sync`, `random` and `transport::node`
 //! is the code that ships. It finds what the model in `tests/model/` cannot: faults of the code
 //! itself, in interleavings of its threads.
 //!
@@ -134,6 +134,9 @@ fn check_coverage(coverage: &Coverage, count: u64) {
         ("cancelled acquires", 60),
         ("acquires at an open breaker", 2),
         ("unavailable acquires", 30),
+        ("locks of one process", 220),
+        ("suspends", 60),
+        ("checks in doubt", 70),
     ] {
         let (times, least) = (coverage.of(event), count * per_thousand / 1_000);
         // Few histories contain too few rare events to tell, or by chance fewer than usual.

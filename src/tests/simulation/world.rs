@@ -55,6 +55,16 @@ pub(crate) fn clock_of(process: usize) -> Instant {
     signal::clock_of(process + 1)
 }
 
+/// Returns how far the wall clock of a process is ahead of its steady clock, in µs.
+pub(crate) fn wall_offset_of(process: usize) -> i64 {
+    signal::wall_offset_of(process + 1)
+}
+
+/// Returns whether the machine of a process is suspended.
+pub(crate) fn is_suspended(process: usize) -> bool {
+    signal::is_suspended(process + 1)
+}
+
 /// Blocks the caller for `time` by the clock of its process.
 pub(crate) fn sleep(time: Duration) {
     thread::sleep(time);

@@ -52,6 +52,14 @@ pub(crate) struct Checker {
     pub(super) state: Mutex<CheckerState>,
 }
 
+/// The state of a lease, as the clocks of its process tell it.
+#[derive(Clone, Copy)]
+pub(crate) struct Known {
+    is_held: bool,
+    /// The steady clock of its process, if only the nodes know whether it is held.
+    in_doubt_at: Option<Instant>,
+}
+
 /// The knowledge of the checker.
 #[derive(Default)]
 pub(super) struct CheckerState {
@@ -61,7 +69,7 @@ pub(super) struct CheckerState {
     /// When each lock last became free; `None` if that is not known.
     pub(super) free_since: BTreeMap<String, Option<Instant>>,
     pub(super) coverage: Coverage,
-    /// The processes that were paused, and so found every node late; since when they run again, by
+    /// The processes that were paused or suspended, and so found every node late; since when they run again, by
     /// their own clocks, or `None`.
     paused: BTreeMap<usize, Option<Instant>>,
     /// The nodes that are away, by process and node.
@@ -173,7 +181,7 @@ impl Checker {
         let hold = Hold::new(process, thread, lease, mode);
         self.note(|| hold.describe());
         self.check_fence(&hold);
-        if mode == Mode::Local {
+        if mode == Mode::Local && !hold.is_of_process() {
             self.check_local(&hold);
         }
         if let Some(asked) = asked.filter(|_| self.promises.wakes) {
@@ -181,6 +189,7 @@ impl Checker {
         }
         let id = self.with(|state| {
             state.coverage.count(match (mode, lease.kind()) {
+                _ if hold.is_of_process() => "locks of one process",
                 (Mode::Local, _) => "local locks",
                 (_, LeaseKind::Exclusive) => "exclusive locks",
                 (_, LeaseKind::Read) => "read locks",
@@ -286,7 +295,11 @@ impl Checker {
         self.with(|state| {
             state.coverage.count("detached locks");
             state.set_free(hold, None);
-            state.holds[hold].state = expiry.map_or(HoldState::Ended, HoldState::Detached);
+            let held = &mut state.holds[hold];
+            held.state = expiry.map_or(HoldState::Ended, HoldState::Detached);
+            if held.is_in_doubt() {
+                held.suspended();
+            }
         });
     }
 
@@ -322,6 +335,17 @@ impl Checker {
     /// Records that a process is paused.
     pub(crate) fn process_paused(&self, process: usize) {
         self.with(|state| state.paused.insert(process, None));
+    }
+
+    /// Records that the machine of a process is suspended.
+    pub(crate) fn process_suspended(&self, process: usize) {
+        self.process_paused(process);
+        self.with(|state| {
+            state.coverage.count("suspends");
+            let own = state.holds.iter_mut();
+            let own = own.filter(|hold| hold.process == process);
+            own.for_each(Hold::suspended);
+        });
     }
 
     /// Records that a process runs again.
@@ -364,20 +388,33 @@ impl Checker {
         }
     }
 
-    /// Returns whether the lease of a hold is held at present.
-    pub(crate) fn is_held(&self, hold: HoldId) -> bool {
+    /// Returns what is known of a hold at present.
+    pub(crate) fn known(&self, hold: HoldId) -> Known {
         self.with(|state| {
             let hold = &state.holds[hold];
             let now = world::clock_of(hold.process);
-            matches!(hold.lease.peek(now), LeaseState::Held(_))
+            Known {
+                is_held: matches!(hold.lease.peek(now), LeaseState::Held(_)),
+                in_doubt_at: hold.is_in_doubt().then_some(now),
+            }
         })
     }
 
-    /// Checks the result of `check`. `was_held` is whether the lease was held when it began: a lost
-    /// lock is never held again. A lock that is lost meanwhile may still be said to be held.
-    pub(crate) fn checked(&self, hold: HoldId, was_held: bool, is_ok: bool) {
-        if is_ok && !was_held {
+    /// Checks the result of `check` or `is_held`, which began when `before` was known: a lost lock is
+    /// never held again, and one in doubt is held only if the nodes have confirmed it since (S11). A
+    /// lock that is lost meanwhile may still be said to be held.
+    pub(crate) fn checked(&self, hold: HoldId, before: Known, is_ok: bool) {
+        if is_ok && !before.is_held {
             self.report_hold("lost lock is said to be held", hold);
+        }
+        if let Some(then) = before.in_doubt_at {
+            let is_confirmed = self.with(|state| {
+                state.coverage.count("checks in doubt");
+                state.holds[hold].lease.was_confirmed_since(then)
+            });
+            if is_ok && !is_confirmed {
+                self.report_hold("lock in doubt is said to be held", hold);
+            }
         }
         self.check_overlaps();
         if is_ok {

@@ -27,6 +27,7 @@ impl Hold {
         };
         let rest = end.saturating_duration_since(now);
         let released = now + rest.saturating_sub(validity::drift(rest));
+        let expiry = if self.is_in_doubt() { now } else { expiry };
         self.state = HoldState::Kept {
             until: released.min(expiry),
             released,

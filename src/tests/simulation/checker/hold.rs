@@ -9,7 +9,9 @@ use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::mode::Mode;
 use crate::tests::simulation::checker::reports::Reports;
 use crate::tests::simulation::network::server::lock_name;
-use crate::tests::simulation::plan::locks::{FORCED_LOCK, STOLEN_LOCK, TROUBLED_LOCK};
+use crate::tests::simulation::plan::locks::{
+    FORCED_LOCK, PROCESS_LOCKS, STOLEN_LOCK, TROUBLED_LOCK,
+};
 use crate::tests::simulation::world;
 
 /// The number of a hold in its history.
@@ -74,14 +76,51 @@ impl Hold {
         }
     }
 
-    /// Returns whether the holder may believe in the lock, by its own clock.
+    /// Returns whether the holder may believe in the lock, by its own clocks. During a suspend it
+    /// does nothing, and afterwards its wall clock tells.
     pub(super) fn believes(&self) -> bool {
         let now = || world::clock_of(self.process);
         match self.state {
-            HoldState::Held => matches!(self.lease.peek(now()), LeaseState::Held(_)),
+            HoldState::Held => {
+                let is_held = matches!(self.lease.peek(now()), LeaseState::Held(_));
+                is_held && !self.is_in_doubt() && !world::is_suspended(self.process)
+            }
             HoldState::Detached(until) | HoldState::Kept { until, .. } => now() < until,
             HoldState::Adopted | HoldState::Ended => false,
         }
+    }
+
+    /// Returns whether only the nodes know if the lock is held, as after a suspend (S11).
+    pub(super) fn is_in_doubt(&self) -> bool {
+        let (now, offset) = (
+            world::clock_of(self.process),
+            world::wall_offset_of(self.process),
+        );
+        !self.is_local && self.lease.is_in_doubt_at(now, offset)
+    }
+
+    /// Records a suspend of the process: from now on its steady clock does not tell how long others
+    /// are kept out of a lock without a guard.
+    pub(super) fn suspended(&mut self) {
+        let now = world::clock_of(self.process);
+        match &mut self.state {
+            HoldState::Detached(until) => *until = now.min(*until),
+            HoldState::Kept { until, released } => {
+                (*until, *released) = (now.min(*until), now.min(*released));
+            }
+            HoldState::Held | HoldState::Adopted | HoldState::Ended => {}
+        }
+    }
+
+    /// Returns the kind and name of each lock of the hold, with the process of a local one.
+    pub(super) fn locks(&self) -> impl Iterator<Item = String> {
+        let kind = self.lease.kind().lock_kind();
+        let of = match self.is_local {
+            true => format!("process {} ", self.process),
+            false => String::new(),
+        };
+        let keys = self.lease.keys().as_slice().iter();
+        keys.map(move |key| format!("{of}{kind:?} {}", key.name()))
     }
 
     /// Returns whether the token may be stored without an end: the holder or another one uses it.
@@ -118,13 +157,6 @@ impl Hold {
         in_reach && !is_shared && self.shares_key(other)
     }
 
-    /// Returns the kind and name of each lock of the hold.
-    pub(super) fn locks(&self) -> impl Iterator<Item = String> {
-        let kind = self.lease.kind().lock_kind();
-        let keys = self.lease.keys().as_slice().iter();
-        keys.map(move |key| format!("{kind:?} {}", key.name()))
-    }
-
     pub(super) fn shares_key(&self, other: &Hold) -> bool {
         let theirs = other.lease.keys().as_slice();
         let mut ours = self.lease.keys().as_slice().iter();
@@ -139,6 +171,11 @@ impl Hold {
     /// Returns whether calls for the lock may fail although nothing else does.
     pub(super) fn may_fail(&self) -> bool {
         self.is_taken_away() || self.is_of(TROUBLED_LOCK)
+    }
+
+    /// Returns whether the lock never concerns another process.
+    pub(super) fn is_of_process(&self) -> bool {
+        PROCESS_LOCKS.iter().any(|lock| self.is_of(*lock))
     }
 
     pub(super) fn is_of(&self, lock: usize) -> bool {

@@ -106,7 +106,8 @@ impl CheckerState {
     /// Returns how much may wait for a node: no more than `most` of the moment at which all that
     /// was in flight has ended; `None` before.
     fn waiting_limit(&mut self, of: (usize, usize), is_noticed: bool, most: u64) -> Option<u64> {
-        let now = signal::true_time();
+        // Requests in flight end by the clock of their process.
+        let now = world::clock_of(of.0);
         if !is_noticed {
             self.outages.remove(&of);
             return None;

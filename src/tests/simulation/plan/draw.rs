@@ -140,6 +140,12 @@ impl Draw {
             Theme::Faults if rng.u32(..16) == 0 => plan.add_hang(rng),
             _ => {}
         }
+        if self.theme != Theme::Calm && rng.u32(..8) == 0 {
+            draw_faults::draw_suspend(plan, rng);
+        }
+        if rng.u32(..16) == 0 {
+            plan.add_own_locks(rng);
+        }
     }
 
     fn process(&self, number: usize, rng: &mut Rng) -> ProcessPlan {

@@ -16,6 +16,8 @@ pub(crate) const STRANGERS_LOCK: usize = 33;
 pub(crate) const STOLEN_LOCK: usize = 34;
 /// The semaphore of whose number of permits the processes have different ideas.
 pub(crate) const DISPUTED_SEMAPHORE: usize = 35;
+/// The locks that each process has for itself alone, with a `LocalLocker`.
+pub(crate) const PROCESS_LOCKS: [usize; 2] = [36, 37];
 
 /// Returns the lock that one thread alone acquires.
 pub(crate) const fn own_lock(process: usize, thread: usize) -> usize {

@@ -112,6 +112,8 @@ pub(crate) enum Target {
         lock: usize,
         total: u32,
     },
+    /// The first of these locks of its process alone that is free, in this order.
+    OfProcess(Vec<usize>),
 }
 
 impl Target {
@@ -120,7 +122,7 @@ impl Target {
         match self {
             Target::Exclusive(lock) | Target::Read(lock) | Target::Write(lock) => *lock,
             Target::Permit { lock, .. } => *lock,
-            Target::All(locks) | Target::Any(locks) => {
+            Target::All(locks) | Target::Any(locks) | Target::OfProcess(locks) => {
                 locks.iter().copied().min().unwrap_or_default()
             }
         }
@@ -217,6 +219,11 @@ pub(crate) enum GuardEnd {
 pub(crate) enum Fault {
     Network(TimedChange),
     Pause {
+        process: usize,
+        lasts: Duration,
+    },
+    /// The machine of a process is suspended: its steady clock stands still, its wall clock goes on.
+    Suspend {
         process: usize,
         lasts: Duration,
     },

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | relay: all threads want one lock for short times | calm, with waiters that sleep until they are woken | a release that wakes nobody |
 //! | removal: a process deletes the lock of another one, which extends it meanwhile | calm | a notice that tells nobody |
+//! | own locks: the threads of a process share locks of a `LocalLocker` | all | a waiter of one process that is not woken |
 //! | hang: a server hangs through an extension until nearly the end of the TTL | faults | a token that outlives its release |
 
 use std::time::Duration;
@@ -12,7 +13,7 @@ use fastrand::Rng;
 
 use crate::tests::simulation::network::fault::TimedChange;
 use crate::tests::simulation::plan::draw::{between, ms, one_of};
-use crate::tests::simulation::plan::locks::{FORCED_LOCK, SCENARIO_LOCK};
+use crate::tests::simulation::plan::locks::{FORCED_LOCK, PROCESS_LOCKS, SCENARIO_LOCK};
 use crate::tests::simulation::plan::plan::{
     AcquirePlan, Act, Fault, GuardEnd, Plan, ProcessPlan, Step, Target, WaitPlan,
 };
@@ -64,6 +65,33 @@ impl Plan {
             ..acquire_for(ttl, WaitPlan::Policy, during)
         };
         self.processes[0].threads[0].insert(0, Step::Acquire(acquire));
+    }
+
+    /// Lets the threads of a process, two at least, share locks that no other process has.
+    pub(super) fn add_own_locks(&mut self, rng: &mut Rng) {
+        let process = rng.usize(..self.processes.len());
+        let (threads, ttl) = (&mut self.processes[process].threads, self.max_ttl);
+        if threads.len() == 1 {
+            threads.push(Vec::new());
+        }
+        for thread in threads {
+            for _ in 0..rng.usize(1..=3) {
+                let mut locks = PROCESS_LOCKS.to_vec();
+                rng.shuffle(&mut locks);
+                locks.truncate(rng.usize(1..=2));
+                let limit = WaitPlan::For(between(rng, ms(0), ms(100)));
+                let wait = one_of(rng, &[WaitPlan::Try, limit, WaitPlan::Policy]);
+                let during = vec![Act::Hold(between(rng, ms(0), ms(50))), Act::Check];
+                let acquire = AcquirePlan {
+                    fenced: rng.bool(),
+                    min_hold: (rng.u32(..4) == 0).then(|| between(rng, ms(1), ms(100))),
+                    cancel_after: (rng.u32(..8) == 0).then(|| between(rng, ms(0), ms(100))),
+                    end: one_of(rng, &[GuardEnd::Release, GuardEnd::Drop]),
+                    ..AcquirePlan::plain(Target::OfProcess(locks), ttl, wait, during)
+                };
+                thread.insert(0, Step::Acquire(acquire));
+            }
+        }
     }
 
     /// Lets a process delete the lock that another one holds and wants to be told of. The holder

@@ -99,6 +99,7 @@ impl fmt::Display for Target {
             Target::Exclusive(lock) => write!(f, "lock {lock}"),
             Target::All(locks) => write!(f, "locks {locks:?}"),
             Target::Any(locks) => write!(f, "any of locks {locks:?}"),
+            Target::OfProcess(locks) => write!(f, "any of the process's locks {locks:?}"),
             Target::Read(lock) => write!(f, "read lock {lock}"),
             Target::Write(lock) => write!(f, "write lock {lock}"),
             Target::Permit { lock, total } => write!(f, "one of {total} permits of {lock}"),
@@ -133,6 +134,9 @@ impl fmt::Display for Fault {
             Fault::Network(change) => write!(f, "{change}"),
             Fault::Pause { process, lasts } => {
                 write!(f, "process {process} is paused for {lasts:?}")
+            }
+            Fault::Suspend { process, lasts } => {
+                write!(f, "process {process} is suspended for {lasts:?}")
             }
             Fault::Kill { process, .. } => write!(f, "process {process} is killed"),
             Fault::StepWall { process, by } => {

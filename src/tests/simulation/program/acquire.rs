@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::api::guard::LockGuard;
 use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
 use crate::api::redis_locker::RedisLocker;
@@ -44,8 +45,12 @@ impl ProgramThread {
                 let waiting_since = waits.then_some(asked);
                 let hold = self.hold(&guard, waiting_since);
                 self.checker.expect_reports(hold, &reports);
-                if let Target::Any(locks) = &plan.target {
-                    self.checker.check_choice(hold, locks, waiting_since);
+                match &plan.target {
+                    Target::Any(locks) => {
+                        self.checker.check_choice(hold, locks, waiting_since);
+                    }
+                    Target::OfProcess(locks) => self.checker.check_choice(hold, locks, None),
+                    _ => {}
                 }
                 self.live(plan, guard, hold);
             }
@@ -143,11 +148,9 @@ impl ProgramThread {
                     false => options,
                 };
                 let guard = with_names(locks, |names| locker.acquire_any(names, &options));
-                match guard {
-                    Err(error) if tries && error.is_contended() => Ok(None),
-                    guard => guard.map(|guard| Some(AnyGuard::Lock(guard))),
-                }
+                none_if_refused(guard, tries)
             }
+            Target::OfProcess(locks) => self.ask_alone(locks, tries, &options),
             Target::Read(lock) => {
                 let guard = match tries {
                     true => rw_locker.try_acquire_read(&lock_name(*lock), &options)?,
@@ -171,6 +174,40 @@ impl ProgramThread {
                 Ok(permit.map(AnyGuard::Permit))
             }
         }
+    }
+}
+
+impl ProgramThread {
+    /// Acquires the first of `locks` that is free in this process, which has them for itself alone.
+    fn ask_alone(
+        &self,
+        locks: &[usize],
+        tries: bool,
+        options: &LockOptions,
+    ) -> Result<Option<AnyGuard>, Error> {
+        with_names(locks, |names| match (names, tries) {
+            ([name], true) => {
+                let guard = self.own_locks.try_acquire(name, options)?;
+                Ok(guard.map(AnyGuard::Lock))
+            }
+            ([name], false) => none_if_refused(self.own_locks.acquire(name, options), false),
+            (names, true) => {
+                let options = options.clone().wait_for(Duration::ZERO);
+                none_if_refused(self.own_locks.acquire_any(names, &options), true)
+            }
+            (names, false) => none_if_refused(self.own_locks.acquire_any(names, options), false),
+        })
+    }
+}
+
+/// Turns *contended* into `None` for a call that only tries.
+fn none_if_refused(
+    guard: Result<LockGuard, Error>,
+    tries: bool,
+) -> Result<Option<AnyGuard>, Error> {
+    match guard {
+        Err(error) if tries && error.is_contended() => Ok(None),
+        guard => guard.map(|guard| Some(AnyGuard::Lock(guard))),
     }
 }
 

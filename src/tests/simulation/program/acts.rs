@@ -34,10 +34,9 @@ impl ProgramThread {
 
     /// Looks at a guard, as a holder does before each step of its work.
     fn look(&self, guard: &AnyGuard, hold: HoldId) {
-        let was_held = self.checker.is_held(hold);
-        if guard.is_held() {
-            self.checker.checked(hold, was_held, true);
-        }
+        let before = self.checker.known(hold);
+        let is_held = guard.is_held();
+        self.checker.checked(hold, before, is_held);
     }
 
     fn end(&self, end: GuardEnd, guard: AnyGuard, hold: HoldId) {
@@ -71,9 +70,9 @@ impl ProgramThread {
         match act {
             Act::Hold(time) => world::sleep(time),
             Act::Check => {
-                let was_held = self.checker.is_held(hold);
+                let before = self.checker.known(hold);
                 let checked = guard.check();
-                self.checker.checked(hold, was_held, checked.is_ok());
+                self.checker.checked(hold, before, checked.is_ok());
             }
             Act::Extend(ttl) => {
                 let stored = self.checker.stored_on(hold);

@@ -1,5 +1,6 @@
 //! Runs a plan.
 
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -187,6 +188,27 @@ impl History {
         }
     }
 
+    /// Schedules a time in which a process does nothing.
+    fn schedule_stop(&self, process: usize, time: Range<Duration>, is_suspend: bool) {
+        let (simulation, handle) = (self.world.simulation, self.world.processes[process]);
+        let checker = Arc::clone(&self.checker);
+        simulation.after(time.start, move || match is_suspend {
+            true => {
+                checker.process_suspended(process);
+                handle.suspend();
+            }
+            false => {
+                checker.process_paused(process);
+                handle.pause();
+            }
+        });
+        let checker = Arc::clone(&self.checker);
+        simulation.after(time.end, move || {
+            checker.process_resumed(process);
+            handle.resume();
+        });
+    }
+
     /// Schedules the pauses and ends of processes.
     fn schedule_faults(&self) {
         let simulation = self.world.simulation;
@@ -194,17 +216,10 @@ impl History {
             match *fault {
                 Fault::Network(_) => {}
                 Fault::Pause { process, lasts } => {
-                    let (handle, checker) =
-                        (self.world.processes[process], Arc::clone(&self.checker));
-                    simulation.after(*at, move || {
-                        checker.process_paused(process);
-                        handle.pause();
-                    });
-                    let checker = Arc::clone(&self.checker);
-                    simulation.after(*at + lasts, move || {
-                        checker.process_resumed(process);
-                        handle.resume();
-                    });
+                    self.schedule_stop(process, *at..*at + lasts, false);
+                }
+                Fault::Suspend { process, lasts } => {
+                    self.schedule_stop(process, *at..*at + lasts, true);
                 }
                 Fault::Kill { process, is_silent } => {
                     let (handle, network) = (self.world.processes[process], self.network.clone());

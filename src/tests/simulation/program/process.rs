@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::api::local_locker::LocalLocker;
 use crate::api::lock_token::LockToken;
 use crate::api::nodes::Nodes;
 use crate::config::builder::Config;
@@ -80,13 +81,14 @@ impl SimulatedProcess {
     }
 
     fn run_threads(&self, nodes: &Nodes, kept: &Arc<Mutex<Vec<(AnyGuard, HoldId)>>>) {
-        let mut threads = Vec::new();
+        let (mut threads, own_locks) = (Vec::new(), LocalLocker::new());
         for thread in 0..self.plan.threads.len() {
             let program = ProgramThread {
                 process: self.number,
                 thread,
                 world: self.world.clone(),
                 nodes: nodes.clone(),
+                own_locks: own_locks.clone(),
                 checker: Arc::clone(&self.checker),
                 progress: Arc::clone(&self.progress),
                 detached: Arc::clone(&self.detached),

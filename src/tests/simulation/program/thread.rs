@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::api::local_locker::LocalLocker;
 use crate::api::lock_token::LockToken;
 use crate::api::locker::Locker;
 use crate::api::nodes::Nodes;
@@ -28,6 +29,8 @@ pub(crate) struct ProgramThread {
     pub(super) thread: usize,
     pub(super) world: World,
     pub(super) nodes: Nodes,
+    /// The locks that its process has for itself alone.
+    pub(super) own_locks: LocalLocker,
     pub(super) checker: Arc<Checker>,
     pub(super) progress: Arc<Progress>,
     /// Detached locks of all processes.

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use crate::tests::simulation::runtime::context;
 use crate::tests::simulation::runtime::context::Running;
 use crate::tests::simulation::runtime::fiber::Resource;
+use crate::tests::simulation::runtime::process::Condition;
+use crate::time::clock;
 
 /// A flag that fibers wait for. No fiber holds a lock for it, so a killed process blocks nobody.
 #[derive(Debug, Default)]
@@ -50,6 +52,18 @@ pub(crate) fn clock_of(process: usize) -> Instant {
     let steady =
         context::with(|scheduler| scheduler.processes[process].clock.steady(scheduler.now));
     context::start() + Duration::from_nanos(steady)
+}
+
+/// Returns how far the wall clock of the process with this index is ahead of its steady clock, in µs.
+pub(crate) fn wall_offset_of(process: usize) -> i64 {
+    let wall = context::with(|scheduler| scheduler.processes[process].clock.wall(scheduler.now));
+    let steady = clock::to_micros(clock_of(process));
+    Duration::from_nanos(wall).as_micros() as i64 - steady as i64
+}
+
+/// Returns whether the process with this index is suspended.
+pub(crate) fn is_suspended(process: usize) -> bool {
+    context::with(|scheduler| scheduler.processes[process].condition == Condition::Suspended)
 }
 
 /// Returns the steady clock of the first process when the history begins. No process reads less.
