@@ -140,8 +140,11 @@ impl Draw {
             Theme::Faults if rng.u32(..16) == 0 => plan.add_hang(rng),
             _ => {}
         }
-        if self.theme != Theme::Calm && rng.u32(..8) == 0 {
-            draw_faults::draw_suspend(plan, rng);
+        if self.theme != Theme::Calm && plan.has_constant_clocks() && rng.u32(..8) == 0 {
+            match self.theme == Theme::Expiry && rng.bool() {
+                true => plan.add_suspend(rng),
+                false => draw_faults::draw_suspend(plan, rng),
+            }
         }
         if rng.u32(..16) == 0 {
             plan.add_own_locks(rng);

@@ -111,23 +111,17 @@ pub(super) fn draw_outage(plan: &mut Plan, rng: &mut Rng) {
     }
 }
 
-/// Suspends the machine of one process, unless another fault concerns a process: a wall clock that is
-/// set back hides a suspend.
+/// Suspends the machine of one process at any time.
 ///
 /// A suspend is noticed for as long as a lease may last if it takes more than 100 ms and a hundredth
 /// of the TTL. It ends before the servers are looked at for what is left.
 pub(super) fn draw_suspend(plan: &mut Plan, rng: &mut Rng) {
-    let mut faults = plan.faults.iter();
-    if faults.any(|(_, fault)| !matches!(fault, Fault::Network(_))) {
-        return;
-    }
     let process = rng.usize(..plan.processes.len());
     let latest = one_of(rng, &[ms(500), plan.calm_at]);
     let at = between(rng, ms(0), latest);
     let least = ms(110) + plan.max_ttl / 90;
     let lasts = between(rng, least, least + ms(2_000));
-    plan.faults.push((at, Fault::Suspend { process, lasts }));
-    plan.calm_at = plan.calm_at.max(at + lasts);
+    plan.suspend(process, at, lasts);
 }
 
 struct FaultPlan<'a> {

@@ -253,6 +253,17 @@ impl Plan {
         times.sum()
     }
 
+    /// Returns whether no fault concerns a process: a wall clock that is set back hides a suspend.
+    pub(super) fn has_constant_clocks(&self) -> bool {
+        let mut faults = self.faults.iter();
+        faults.all(|(_, fault)| matches!(fault, Fault::Network(_)))
+    }
+
+    pub(super) fn suspend(&mut self, process: usize, at: Duration, lasts: Duration) {
+        self.faults.push((at, Fault::Suspend { process, lasts }));
+        self.calm_at = self.calm_at.max(at + lasts);
+    }
+
     /// Returns the number of operations and faults, which shrinking lowers.
     pub(crate) fn size(&self) -> usize {
         let threads = self.processes.iter().flat_map(|process| &process.threads);

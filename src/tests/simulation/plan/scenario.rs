@@ -5,6 +5,7 @@
 //! | relay: all threads want one lock for short times | calm, with waiters that sleep until they are woken | a release that wakes nobody |
 //! | removal: a process deletes the lock of another one, which extends it meanwhile | calm | a notice that tells nobody |
 //! | own locks: the threads of a process share locks of a `LocalLocker` | all | a waiter of one process that is not woken |
+//! | suspend: a machine is suspended through an extension until the lease has ended | expiry | a suspend that is not noticed because it began before the reply |
 //! | hang: a server hangs through an extension until nearly the end of the TTL | faults | a token that outlives its release |
 
 use std::time::Duration;
@@ -64,6 +65,20 @@ impl Plan {
             end: one_of(rng, &[GuardEnd::Release, GuardEnd::Drop]),
             ..acquire_for(ttl, WaitPlan::Policy, during)
         };
+        self.processes[0].threads[0].insert(0, Step::Acquire(acquire));
+    }
+
+    /// Suspends the machine of a process until its lease has ended on the servers, most likely while
+    /// it waits for the replies to an extension.
+    pub(super) fn add_suspend(&mut self, rng: &mut Rng) {
+        let (ttl, packet) = (self.max_ttl, Duration::from_micros(self.delays.usual));
+        let before = between(rng, ms(1), ms(40));
+        // It has connected and acquired the lock by then.
+        let at = before + between(rng, 5 * packet, 25 * packet);
+        self.suspend(0, at, ttl + between(rng, ms(200), ms(1_000)));
+        self.processes[0].starts_at = Duration::ZERO;
+        let during = vec![Act::Hold(before), Act::Extend(ttl), Act::Check];
+        let acquire = acquire_for(ttl, WaitPlan::Policy, during);
         self.processes[0].threads[0].insert(0, Step::Acquire(acquire));
     }
 

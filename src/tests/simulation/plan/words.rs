@@ -47,7 +47,7 @@ impl fmt::Display for Step {
                 write!(f, "acquires its own lock {times} times, every {pause:?}")
             }
             Step::ForceRelease => write!(f, "deletes the forced lock"),
-            Step::Health => write!(f, "asks for health and stats"),
+            Step::Health => write!(f, "asks for health and stats, and waits for a quorum"),
             Step::Sleep(time) => write!(f, "sleeps for {time:?}"),
             Step::ShutDown(grace) => write!(f, "shuts down within {grace:?}"),
         }

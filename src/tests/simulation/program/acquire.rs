@@ -21,6 +21,9 @@ use crate::tests::simulation::runtime::signal;
 use crate::tests::simulation::world;
 use crate::transport::cancel::CancelToken;
 
+/// An acquire that is to be cancelled earlier is cancelled before it begins.
+const MIN_CANCEL: Duration = Duration::from_millis(10);
+
 impl ProgramThread {
     pub(super) fn acquire(&self, plan: &AcquirePlan) {
         let asked = signal::true_time();
@@ -119,10 +122,20 @@ impl ProgramThread {
         if let Some(after) = plan.cancel_after {
             let token = CancelToken::new();
             options = options.cancel_on(&token);
-            self.world.spawn(self.process, "canceller", move || {
-                world::sleep(after);
+            let cancel = move || {
                 token.cancel();
-            });
+                assert!(token.is_cancelled());
+            };
+            match after < MIN_CANCEL {
+                true => cancel(),
+                false => {
+                    let canceller = move || {
+                        world::sleep(after);
+                        cancel();
+                    };
+                    self.world.spawn(self.process, "canceller", canceller);
+                }
+            }
         }
         options
     }

@@ -23,6 +23,9 @@ use crate::tests::simulation::runtime::signal;
 use crate::tests::simulation::world;
 use crate::tests::simulation::world::World;
 
+/// How long a thread waits for a quorum of nodes.
+const MAX_READY: Duration = Duration::from_millis(50);
+
 /// A thread and what it shares with the others.
 pub(crate) struct ProgramThread {
     pub(super) process: usize,
@@ -71,6 +74,8 @@ impl ProgramThread {
             Step::Health => {
                 let (health, stats) = (self.nodes.health(), self.nodes.stats());
                 assert_eq!(health.nodes.len(), stats.nodes.len());
+                let ready = self.nodes.wait_ready(MAX_READY);
+                self.checker.expect_calm("wait_ready", ready.as_ref().err());
             }
             Step::Sleep(time) => world::sleep(*time),
             Step::ShutDown(grace) => {
