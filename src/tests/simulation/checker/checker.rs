@@ -6,6 +6,7 @@
 //! | permits are within their number, of which all holders have the same idea | likewise: each permit has one holder |
 //! | fencing tokens increase in the order in which guards are returned (S12) | when a guard is returned |
 //! | a lock is local only if no quorum could be reached (S9) | when a guard is returned |
+//! | a lock in doubt, as after a suspend, is not said to be held before the nodes have confirmed it (S11) | at the results of `is_held` and `check` |
 //! | a lost or endangered lock is told in time, once, and never wrongly (S11, L5) | `reports.rs`: in the callbacks, and after each event of the network |
 //! | a lock that its holder believes in is stored on a quorum; a released one is not (S1, S5) | `stored.rs`: at results, and after some events |
 //! | values of others are neither overwritten nor deleted (S3) | `stored.rs`: when a guard is returned, and at the end |

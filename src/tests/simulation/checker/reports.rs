@@ -6,8 +6,8 @@
 //! | safe | within [`MAX_TELLING`] of the extension, and only after *endangered* |
 //! | lost | within [`MAX_TELLING`] of the loss, once, and as the last report |
 //!
-//! All times are those of the holder's process. A process that is paused reports nothing, so its
-//! time counts from its last resume.
+//! All times are those of the holder's process. A process that is paused or suspended reports
+//! nothing, so its time counts from its last resume.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
