@@ -6,7 +6,7 @@
 //! | permits are within their number, of which all holders have the same idea | likewise: each permit has one holder |
 //! | fencing tokens increase in the order in which guards are returned (S12) | when a guard is returned |
 //! | a lock is local only if no quorum could be reached (S9) | when a guard is returned |
-//! | a lock in doubt, as after a suspend, is not said to be held before the nodes have confirmed it (S11) | at the results of `is_held` and `check` |
+//! | a lock in doubt, as after a suspend, is not said to be held before the nodes have confirmed it (S11) | `doubt.rs`: at the results of `is_held` and `check` |
 //! | a lost or endangered lock is told in time, once, and never wrongly (S11, L5) | `reports.rs`: in the callbacks, and after each event of the network |
 //! | a lock that its holder believes in is stored on a quorum; a released one is not (S1, S5) | `stored.rs`: at results, and after some events |
 //! | values of others are neither overwritten nor deleted (S3) | `stored.rs`: when a guard is returned, and at the end |
@@ -29,7 +29,7 @@ use crate::error::loss_reason::LossReason;
 use crate::error::node_failure::NodeFailure;
 use crate::error::operation::Operation;
 use crate::protocol::kind::LeaseKind;
-use crate::protocol::lease::{Lease, LeaseState};
+use crate::protocol::lease::Lease;
 use crate::protocol::mode::Mode;
 use crate::tests::simulation::checker::coverage::Coverage;
 use crate::tests::simulation::checker::hold::{Hold, HoldId, HoldState};
@@ -51,14 +51,6 @@ pub(crate) struct Checker {
     /// The steps are told in words.
     records: bool,
     pub(super) state: Mutex<CheckerState>,
-}
-
-/// The state of a lease, as the clocks of its process tell it.
-#[derive(Clone, Copy)]
-pub(crate) struct Known {
-    is_held: bool,
-    /// The steady clock of its process, if only the nodes know whether it is held.
-    in_doubt_at: Option<Instant>,
 }
 
 /// The knowledge of the checker.
@@ -338,17 +330,6 @@ impl Checker {
         self.with(|state| state.paused.insert(process, None));
     }
 
-    /// Records that the machine of a process is suspended.
-    pub(crate) fn process_suspended(&self, process: usize) {
-        self.process_paused(process);
-        self.with(|state| {
-            state.coverage.count("suspends");
-            let own = state.holds.iter_mut();
-            let own = own.filter(|hold| hold.process == process);
-            own.for_each(Hold::suspended);
-        });
-    }
-
     /// Records that a process runs again.
     pub(crate) fn process_resumed(&self, process: usize) {
         let now = world::clock_of(process);
@@ -386,40 +367,6 @@ impl Checker {
         });
         if let Some(text) = text {
             self.report(format!("renewed lock lost in a calm history: {text}"));
-        }
-    }
-
-    /// Returns what is known of a hold at present.
-    pub(crate) fn known(&self, hold: HoldId) -> Known {
-        self.with(|state| {
-            let hold = &state.holds[hold];
-            let now = world::clock_of(hold.process);
-            Known {
-                is_held: matches!(hold.lease.peek(now), LeaseState::Held(_)),
-                in_doubt_at: hold.is_in_doubt().then_some(now),
-            }
-        })
-    }
-
-    /// Checks the result of `check` or `is_held`, which began when `before` was known: a lost lock is
-    /// never held again, and one in doubt is held only if the nodes have confirmed it since (S11). A
-    /// lock that is lost meanwhile may still be said to be held.
-    pub(crate) fn checked(&self, hold: HoldId, before: Known, is_ok: bool) {
-        if is_ok && !before.is_held {
-            self.report_hold("lost lock is said to be held", hold);
-        }
-        if let Some(then) = before.in_doubt_at {
-            let is_confirmed = self.with(|state| {
-                state.coverage.count("checks in doubt");
-                state.holds[hold].lease.was_confirmed_since(then)
-            });
-            if is_ok && !is_confirmed {
-                self.report_hold("lock in doubt is said to be held", hold);
-            }
-        }
-        self.check_overlaps();
-        if is_ok {
-            self.check_stored(|id| id == hold);
         }
     }
 }

@@ -90,28 +90,6 @@ impl Hold {
         }
     }
 
-    /// Returns whether only the nodes know if the lock is held, as after a suspend (S11).
-    pub(super) fn is_in_doubt(&self) -> bool {
-        let (now, offset) = (
-            world::clock_of(self.process),
-            world::wall_offset_of(self.process),
-        );
-        !self.is_local && self.lease.is_in_doubt_at(now, offset)
-    }
-
-    /// Records a suspend of the process: from now on its steady clock does not tell how long others
-    /// are kept out of a lock without a guard.
-    pub(super) fn suspended(&mut self) {
-        let now = world::clock_of(self.process);
-        match &mut self.state {
-            HoldState::Detached(until) => *until = now.min(*until),
-            HoldState::Kept { until, released } => {
-                (*until, *released) = (now.min(*until), now.min(*released));
-            }
-            HoldState::Held | HoldState::Adopted | HoldState::Ended => {}
-        }
-    }
-
     /// Returns the kind and name of each lock of the hold, with the process of a local one.
     pub(super) fn locks(&self) -> impl Iterator<Item = String> {
         let kind = self.lease.kind().lock_kind();

@@ -7,6 +7,7 @@
 pub(crate) mod checker;
 pub(crate) mod choices;
 pub(crate) mod coverage;
+pub(crate) mod doubt;
 pub(crate) mod ends;
 pub(crate) mod final_state;
 pub(crate) mod hold;
