@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use crate::background::release_listener::subscription::Subscription;
 use crate::engine::attempt::{AttemptContext, WaitMarker};
-use crate::engine::attempt_result::{AttemptFailure, AttemptResult};
+use crate::engine::attempt_result::{AttemptFailure, Attempted};
 use crate::engine::backend::{Backend, BackendRequest, Outage};
 use crate::engine::backoff::Backoff;
 use crate::engine::breaker::Probe;
@@ -36,6 +36,7 @@ use crate::engine::params::{
     AcquireParams, Acquired, Deadlines, Effort, HeldBy, WaitLimit, access_mode, contended_error,
     refusal_error,
 };
+use crate::engine::undo::Undo;
 use crate::error::error::Error;
 use crate::error::operation::Operation;
 use crate::local::guard::LocalGuard;
@@ -146,6 +147,9 @@ pub(super) struct Acquisition<'a> {
     pub(super) engine: &'a Engine,
     pub(super) params: &'a AcquireParams,
     pub(super) limit: WaitLimit,
+    /// The limit of a call that makes several acquires, with the number of its attempts. The call
+    /// goes on after this acquire unless that limit is exhausted.
+    pub(super) call: Option<(WaitLimit, u32)>,
     pub(super) deadlines: Deadlines,
     pub(super) retry: &'a RetryPolicy,
     pub(super) subscriptions: Vec<Subscription<'a>>,
@@ -190,6 +194,7 @@ impl<'a> Acquisition<'a> {
             engine,
             params,
             limit,
+            call: None,
             deadlines,
             retry,
             subscriptions: Vec::new(),
@@ -225,7 +230,10 @@ impl<'a> Acquisition<'a> {
             let Backend::Nodes(probe) = backend else {
                 return Ok(Acquired::Local(self.local));
             };
-            let failure = match self.attempt(probe)? {
+            let attempted = self.attempt(probe)?;
+            // Dropped where the call ends, which publishes it.
+            let undo = attempted.undo;
+            let failure = match attempted.result {
                 Ok(lease) => return self.attach(lease),
                 Err(failure) => failure,
             };
@@ -235,7 +243,11 @@ impl<'a> Acquisition<'a> {
             if is_breaker_open && self.engine.goes_local(self.params, self.held_until) {
                 return Ok(Acquired::Local(self.local));
             }
-            if self.is_over(&failure) {
+            let is_over = self.is_over(&failure);
+            if !is_over || self.call_goes_on(&failure) {
+                undo.into_iter().for_each(Undo::send_unpublished);
+            }
+            if is_over {
                 return Err(self.give_up(failure));
             }
             self.update_gate_entry(&failure)?;
@@ -299,7 +311,7 @@ impl<'a> Acquisition<'a> {
     ///
     /// Repeats it on all nodes if only the preferred node was asked and the limit ended meanwhile,
     /// because one node cannot say for all that the lock is held. The repeat counts as an attempt.
-    fn attempt(&mut self, mut probe: Option<Probe<'a>>) -> Result<AttemptResult, Error> {
+    fn attempt(&mut self, mut probe: Option<Probe<'a>>) -> Result<Attempted<'a>, Error> {
         loop {
             self.attempts = self.attempts.saturating_add(1);
             self.attempt_start = clock::now();
@@ -317,21 +329,22 @@ impl<'a> Acquisition<'a> {
             };
             let keys = &self.params.keys;
             self.engine.nodes.counters().attempted(keys.first().name());
-            let result = match self.params.kind {
+            let mut attempted = match self.params.kind {
                 LeaseKind::Permit { total, .. } => {
                     self.engine.attempt_any_permit(&context, total)?
                 }
-                _ => self.engine.attempt(&context)?.result,
+                _ => self.engine.attempt(&context)?,
             };
             drop(probe.take()); // the breaker has its verdict
-            let Err(failure) = &result else {
-                return Ok(result);
+            let Err(failure) = &attempted.result else {
+                return Ok(attempted);
             };
             if !failure.is_of_one_node() || !self.limit.is_exhausted(self.attempts) {
-                return Ok(result);
+                return Ok(attempted);
             }
             self.engine.check_cancelled(&self.inbox)?;
             self.note(failure);
+            attempted.undo_unpublished();
         }
     }
 
@@ -384,6 +397,13 @@ impl<'a> Acquisition<'a> {
             || outage_end.is_some_and(|end| end <= self.attempt_end)
             || is_denied
             || self.slow_attempts == MAX_SLOW_ATTEMPTS
+    }
+
+    /// Returns whether the call goes on although the acquire ends with this failure.
+    fn call_goes_on(&self, failure: &AttemptFailure) -> bool {
+        let is_last = |(limit, attempts): (WaitLimit, u32)| limit.is_exhausted(attempts);
+        self.call.is_some_and(|call| !is_last(call))
+            && !matches!(failure, AttemptFailure::TooSlow { .. })
     }
 
     /// Returns the error of an acquire that ends with this failure.

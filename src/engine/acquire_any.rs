@@ -155,7 +155,8 @@ impl AnyAcquisition<'_> {
         };
         let refused_by = |is_local| move |error| FailedChoice { error, is_local };
         let acquisition = Acquisition::queue(self.engine, params, once, clock::now());
-        let acquisition = acquisition.map_err(refused_by(true))?;
+        let mut acquisition = acquisition.map_err(refused_by(true))?;
+        acquisition.call = Some((self.limit, self.attempts));
         acquisition.local.end_unnoticed();
         acquisition.run().map_err(refused_by(false))
     }

@@ -142,7 +142,9 @@ impl Acquisition<'_> {
             failure.name(),
             limit_name(end.limit())
         );
-        if !self.sleep_until_release(end.end()) {
+        // One node alone cannot say that the lock is held: its token may be that of an attempt.
+        let is_of_one_node = failure.is_of_one_node();
+        if !self.sleep_until_release(end.end()) && !is_of_one_node {
             self.wait_with_place(limits.min_with(DeadlineCause::RetryDelay, free_at));
         }
     }

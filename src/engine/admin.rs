@@ -14,7 +14,7 @@ use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::quorum::majority;
 use crate::protocol::reply::Reply;
-use crate::protocol::request::{Op, Request};
+use crate::protocol::request::{Op, Publish, Request};
 use crate::protocol::token::Token;
 use crate::sync::primitives::Mutex;
 use crate::time::clock;
@@ -60,7 +60,7 @@ impl Engine {
         // Only names the key of the request; it is never held.
         let lease = Arc::new(Lease::new(key, Token::empty(), LeaseKind::Exclusive));
         let mut request = Request::new(op, &lease, 0);
-        request.publish = true;
+        request.publish = Publish::Always;
         let inbox = Arc::new(Inbox::new());
         let recorder = Arc::new(RecordingSink {
             inbox: Arc::clone(&inbox),

@@ -138,7 +138,7 @@ impl Engine {
                 Err(error) => error,
             },
         };
-        self.undo_for_all(lease, refused, may_have_granted);
+        drop(self.undo(lease, refused, may_have_granted));
         Err(error)
     }
 }

@@ -4,7 +4,7 @@
 //! - Only [`Attempt::activate`] makes a lease on the nodes held. It checks the validity, as the
 //!   last step before the lease is returned (S2).
 //! - An attempt that fails, is too slow or is cancelled is undone on every node that may have
-//!   granted it. No caller waits for the undo (S4).
+//!   granted it. No caller waits for the undo (S4). `undo.rs` says when it is published.
 //! - An attempt never waits for the lock: `acquire_wait.rs` has the waits between attempts.
 //!
 //! Tests: `src/tests/engine/` (`validity.rs`: S2; `leftovers.rs`: S3, S4; `split.rs`: repeats;
@@ -22,7 +22,6 @@ use crate::engine::repeats::Repeats;
 use crate::error::error::Error;
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
-use crate::protocol::node_set::NodeSet;
 use crate::protocol::quorum::{Verdict, majority};
 use crate::protocol::request::{Op, Request};
 use crate::protocol::token::Token;
@@ -162,40 +161,38 @@ impl Engine {
         }
     }
 
-    /// Makes one attempt: acquires a held lease, or undoes the attempt.
+    /// Makes one attempt: returns a held lease, or a failure with the undo, which its drop sends.
     ///
-    /// A failed attempt is undone on every node that may have granted it (S4). A split vote that
-    /// other callers lead is repeated, with a fresh token each time (L1). Blocks for at most
-    /// `node_timeout`, or until a grant would come too late, and for `max_split` of repeats.
+    /// A split vote that other callers lead is repeated, with a fresh token each time (L1). Blocks
+    /// for at most `node_timeout`, or until a grant would come too late, and for `max_split` of
+    /// repeats.
     ///
     /// # Errors
     /// - `Cancelled`, `Closed`: the caller was cancelled, or the `Nodes` shut down, in a pause.
     /// - `InvalidConfig`: a quorum knows another number of permits.
     /// - `System`: the operating system has no random bytes.
-    pub(crate) fn attempt(&self, context: &AttemptContext<'_>) -> Result<Attempted, Error> {
+    pub(crate) fn attempt(&self, context: &AttemptContext<'_>) -> Result<Attempted<'_>, Error> {
         let mut context = *context;
         let mut repeats = Repeats::default();
-        let mut former: Option<Attempted> = None;
+        let mut former: Option<Attempted<'_>> = None;
         loop {
             let attempt = self.new_attempt(context.params, context.kind)?;
             let vote = self.send_attempt(&context, &attempt, &mut repeats);
-            let attempted = self.conclude(&context, attempt, vote, repeats.was_split())?;
-            let attempted = match (former.take(), attempted.result) {
+            let mut attempted = self.conclude(&context, attempt, vote, repeats.was_split())?;
+            if let (
+                Some(former),
+                Err(AttemptFailure::Unavailable(_) | AttemptFailure::TooSlow { won: false, .. }),
+            ) = (former.take(), &attempted.result)
+            {
                 // `max_split` ended before all nodes replied, so the former result counts.
-                (
-                    Some(former),
-                    Err(
-                        AttemptFailure::Unavailable(_) | AttemptFailure::TooSlow { won: false, .. },
-                    ),
-                ) => return Ok(repeats.conclude(former)),
-                (_, result) => Attempted {
-                    result,
-                    free_permits: attempted.free_permits,
-                },
-            };
+                let undo = attempted.undo;
+                return Ok(repeats.conclude(Attempted { undo, ..former }));
+            }
             let Some(preferred_node) = repeats.next_after(&attempted) else {
                 return Ok(repeats.conclude(attempted));
             };
+            self.check_cancelled(context.inbox)?; // before the undo of a call that goes on
+            attempted.undo_unpublished();
             former = Some(attempted);
             self.pause_until(repeats.pause_end(), context.inbox)?;
             context.preferred_node = preferred_node;
@@ -244,14 +241,14 @@ impl Engine {
         }
     }
 
-    /// Returns the held lease of a granted vote, or the failure of the vote after undoing it.
+    /// Returns the held lease of a granted vote, or the failure of the vote with the undo.
     fn conclude(
         &self,
         context: &AttemptContext<'_>,
         attempt: Attempt,
         mut vote: VoteOutcome,
         was_split: bool,
-    ) -> Result<Attempted, Error> {
+    ) -> Result<Attempted<'_>, Error> {
         let params = context.params;
         // Read before the round below replaces these votes by its own.
         let refused = vote.round.refused();
@@ -272,7 +269,6 @@ impl Engine {
             }
             return Ok(Attempted::held(attempt.lease));
         }
-        let is_cancelled = vote.round.wait_end == WaitEnd::Cancelled;
         let replies = VoteReplies {
             wait_end: vote.round.wait_end,
             count: vote.round.tally.replied(),
@@ -280,10 +276,7 @@ impl Engine {
         };
         let failure = AttemptFailure::classify(vote, attempt.budget.limit());
         self.record_breaker(&failure, &attempt, context.probe, replies);
-        match is_cancelled {
-            true => self.undo_for_all(&attempt.lease, refused, may_have_granted),
-            false => self.undo(&attempt.lease, refused),
-        }
+        let undo = self.undo(&attempt.lease, refused, may_have_granted);
         match permit_count {
             Some(in_use) => Err(params::permit_count_error(
                 &params.keys,
@@ -293,38 +286,9 @@ impl Engine {
             None => Ok(Attempted {
                 result: Err(failure),
                 free_permits,
+                undo: Some(undo),
             }),
         }
-    }
-
-    /// Releases the token on every node that may have granted it (S4). Does not block.
-    ///
-    /// A node that refused has granted nothing. Any other node may have, even with an error reply.
-    /// Nothing is published: the caller tries again, and its own message would end its delay.
-    fn undo(&self, lease: &Arc<Lease>, refused: NodeSet) {
-        lease.abandon();
-        self.nodes.release_unawaited(lease, refused);
-    }
-
-    /// Undoes the attempt of a caller that does not try again. `may_have_granted` names the nodes that
-    /// granted, and those that did not reply.
-    ///
-    /// If these are a quorum, they may have refused other callers, which wait for the end of the lease
-    /// as for that of a lock: the release is published (L4).
-    pub(super) fn undo_for_all(
-        &self,
-        lease: &Arc<Lease>,
-        refused: NodeSet,
-        may_have_granted: NodeSet,
-    ) {
-        if may_have_granted.len() < majority(self.nodes.total()) {
-            return self.undo(lease, refused);
-        }
-        lease.abandon();
-        let mut release = Request::new(Op::Release, lease, 0);
-        release.publish = true;
-        // Waiters may listen to a node that refused.
-        self.nodes.send_unawaited(&release, self.nodes.all());
     }
 
     /// Tells the breaker whether the failed attempt reached a quorum.

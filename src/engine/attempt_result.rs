@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::engine::undo::Undo;
 use crate::local::request::AccessMode;
 use crate::protocol::lease::{Lease, NEVER_EXPIRES_AFTER};
 use crate::protocol::quorum::{Split, Tally, Verdict};
@@ -10,22 +11,33 @@ use crate::time::deadline::DeadlineCause;
 use crate::transport::inbox::WaitEnd;
 use crate::transport::round::RoundOutcome;
 
-/// An attempt: a held lease, or a failure that has been undone.
+/// An attempt: a held lease, or a failure.
 pub(super) type AttemptResult = Result<Arc<Lease>, AttemptFailure>;
 
-/// The result of an attempt, and the other permits that the nodes reported free.
-pub(crate) struct Attempted {
+/// The result of an attempt, its undo, and the other permits that the nodes reported free.
+pub(crate) struct Attempted<'a> {
     pub(crate) result: AttemptResult,
     /// The permits that a quorum may grant instead.
     pub(super) free_permits: Vec<u16>,
+    /// The undo of a failed attempt that is not sent yet.
+    pub(super) undo: Option<Undo<'a>>,
 }
 
-impl Attempted {
-    pub(super) fn held(lease: Arc<Lease>) -> Attempted {
+impl Attempted<'_> {
+    pub(super) fn held(lease: Arc<Lease>) -> Attempted<'static> {
         Attempted {
             result: Ok(lease),
             free_permits: Vec::new(),
+            undo: None,
         }
+    }
+
+    /// Undoes the failed attempt of a call that goes on.
+    pub(super) fn undo_unpublished(&mut self) {
+        self.undo
+            .take()
+            .into_iter()
+            .for_each(Undo::send_unpublished);
     }
 }
 
@@ -90,13 +102,13 @@ impl AttemptFailure {
         }
     }
 
-    /// Returns how the lock is held, if the attempt was contended.
     /// Returns whether the preferred node alone was asked, and refused.
     pub(super) fn is_of_one_node(&self) -> bool {
         self.contention()
             .is_some_and(|contention| contention.single_node)
     }
 
+    /// Returns how the lock is held, if the attempt was contended.
     pub(super) fn contention(&self) -> Option<&Contention> {
         match self {
             AttemptFailure::Contended(contention) => Some(contention),

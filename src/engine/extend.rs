@@ -14,7 +14,7 @@ use crate::protocol::lease::Lease;
 use crate::protocol::node_set::NodeSet;
 use crate::protocol::quorum::Verdict;
 use crate::protocol::reply::Reply;
-use crate::protocol::request::{Op, Request};
+use crate::protocol::request::{Op, Publish, Request};
 use crate::protocol::restoration::Restoration;
 use crate::protocol::ttl::Ttl;
 use crate::protocol::validity;
@@ -114,7 +114,7 @@ impl Engine {
         lease.downgrade();
         let mut request = Request::new(Op::Downgrade, lease, validity::ttl_to_outlast(expiry, now));
         request.refresh_interval = self.refresh_interval;
-        request.publish = true;
+        request.publish = Publish::Always;
         let inbox = Arc::new(Inbox::new());
         let round = self.nodes.send_to_all(&request, &inbox);
         let outcome = round.wait(self.held_budget(now, expiry));

@@ -28,7 +28,7 @@ use crate::protocol::lease::Lease;
 use crate::protocol::node_set::NodeSet;
 use crate::protocol::quorum::Verdict;
 use crate::protocol::reply::Reply;
-use crate::protocol::request::{Op, Request};
+use crate::protocol::request::{Op, Publish, Request};
 use crate::protocol::token::Token;
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
@@ -154,10 +154,14 @@ impl Engine {
             // Abandoned before a release is queued, so that a swap not yet sent is dropped.
             attempt.lease.abandon();
         }
-        self.release_former(former, swapped, !is_held);
+        let publish = match is_held {
+            true => Publish::Never,
+            false => Publish::Always,
+        };
+        self.release_former(former, swapped, publish);
         if !is_held {
             let mut undo = Request::new(Op::Release, &attempt.lease, 0);
-            undo.publish = true; // the handoff failed, so this frees the lock
+            undo.publish = Publish::Always; // the handoff failed, so this frees the lock
             let nodes = attempt.lease.contacted().difference(refused);
             self.nodes.send_unawaited(&undo, nodes);
         }
@@ -165,11 +169,11 @@ impl Engine {
     }
 
     /// Releases the former token, except on the nodes that `swapped`. The other nodes may still
-    /// have it. With `publish`, waiters are notified: the handoff failed.
+    /// have it. Waiters are notified if the handoff failed.
     ///
     /// The replies go to the releasing thread, too, because this release may overtake the
     /// release behind a refused swap, which then finds no token.
-    fn release_former(&self, former: &FormerRelease, swapped: NodeSet, publish: bool) {
+    fn release_former(&self, former: &FormerRelease, swapped: NodeSet, publish: Publish) {
         let sink: Arc<dyn ReplySink> = Arc::new(FormerReleaseSink {
             releaser: Arc::clone(&former.inbox),
             round: former.round,
@@ -178,8 +182,8 @@ impl Engine {
         let mut release = Request::new(Op::Release, &former.lease, 0);
         release.publish = publish;
         let nodes = match publish {
-            true => self.nodes.all(),
-            false => former.lease.contacted(),
+            Publish::Always => self.nodes.all(),
+            Publish::Never | Publish::IfDeleted => former.lease.contacted(),
         };
         self.nodes
             .send_unawaited_with_sink(&release, nodes.difference(swapped), Some(&sink));
@@ -206,7 +210,7 @@ impl HandoffSink {
             return self.releaser.deliver(round, node, swap_failure);
         };
         let mut release = Request::new(Op::Release, &self.former, 0);
-        release.publish = true;
+        release.publish = Publish::Always;
         let sink: Arc<dyn ReplySink> = Arc::new(FormerReleaseSink {
             releaser: Arc::clone(&self.releaser),
             round,

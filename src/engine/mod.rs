@@ -21,3 +21,4 @@ mod permit;
 mod release;
 mod repeats;
 mod split;
+mod undo;

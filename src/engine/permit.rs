@@ -3,7 +3,7 @@
 //! Tests: `src/tests/engine/permits.rs`.
 
 use crate::engine::attempt::AttemptContext;
-use crate::engine::attempt_result::{AttemptFailure, AttemptResult, Attempted, VoteOutcome};
+use crate::engine::attempt_result::{AttemptFailure, Attempted, VoteOutcome};
 use crate::engine::core::Engine;
 use crate::error::error::Error;
 use crate::protocol::kind::LeaseKind;
@@ -28,27 +28,25 @@ impl Engine {
         &self,
         context: &AttemptContext<'_>,
         total: u16,
-    ) -> Result<AttemptResult, Error> {
+    ) -> Result<Attempted<'_>, Error> {
         let end = self.node_budget(clock::now()).end();
         let mut index = random::below(total.into()) as u16;
         let mut tried = 0;
         loop {
-            let Attempted {
-                result,
-                free_permits,
-            } = self.attempt(&AttemptContext {
+            let mut attempted = self.attempt(&AttemptContext {
                 kind: LeaseKind::Permit { index, total },
                 ..*context
             })?;
             tried += 1;
             let is_over = tried == MAX_PERMITS_TRIED || end.is_some_and(|end| end <= clock::now());
-            match result {
-                Err(AttemptFailure::Contended(_)) if !free_permits.is_empty() && !is_over => {
-                    self.check_cancelled(context.inbox)?;
-                    index = free_permits[random::below(free_permits.len())];
-                }
-                result => return Ok(result),
+            let is_contended = matches!(attempted.result, Err(AttemptFailure::Contended(_)));
+            let free_permits = &attempted.free_permits;
+            if !is_contended || free_permits.is_empty() || is_over {
+                return Ok(attempted);
             }
+            self.check_cancelled(context.inbox)?;
+            index = free_permits[random::below(free_permits.len())];
+            attempted.undo_unpublished();
         }
     }
 

@@ -18,7 +18,7 @@ use crate::error::operation::Operation;
 use crate::local::guard::{HasKeys, LocalGuard};
 use crate::protocol::lease::{Lease, LeaseState};
 use crate::protocol::quorum::{Tally, Verdict};
-use crate::protocol::request::{Op, Request};
+use crate::protocol::request::{Op, Publish, Request};
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
 use crate::transport::round::RoundOutcome;
@@ -60,7 +60,7 @@ impl Engine {
         }
         let mut request = Request::new(Op::Release, lease, 0);
         request.refresh_interval = self.refresh_interval;
-        request.publish = true;
+        request.publish = Publish::Always;
         self.listener.release_started(lease.keys());
         if on_drop == OnDrop::Background {
             let receivers = self.listener.receiver_count_sink(lease.keys());

@@ -87,7 +87,7 @@ impl Repeats {
     /// Returns the preferred node of the next round, or `None` if the attempt ends with this one.
     ///
     /// `Some(None)` stands for a round that asks all nodes at once.
-    pub(super) fn next_after(&mut self, attempted: &Attempted) -> Option<Option<usize>> {
+    pub(super) fn next_after(&mut self, attempted: &Attempted<'_>) -> Option<Option<usize>> {
         let Err(AttemptFailure::Contended(contention)) = &attempted.result else {
             return None;
         };
@@ -125,7 +125,7 @@ impl Repeats {
     }
 
     /// Turns the last round into the result of the whole attempt, which has asked all nodes.
-    pub(super) fn conclude(&self, mut attempted: Attempted) -> Attempted {
+    pub(super) fn conclude<'a>(&self, mut attempted: Attempted<'a>) -> Attempted<'a> {
         if let (Err(AttemptFailure::Contended(contention)), true) =
             (&mut attempted.result, self.was_split())
         {
@@ -201,7 +201,7 @@ mod tests {
         }
     }
 
-    fn contended(split_vote: Option<Split>, single_node: bool) -> Attempted {
+    fn contended(split_vote: Option<Split>, single_node: bool) -> Attempted<'static> {
         Attempted {
             result: Err(AttemptFailure::Contended(Contention {
                 held_by: AccessMode::Exclusive,
@@ -213,6 +213,7 @@ mod tests {
                 owner_label: None,
             })),
             free_permits: Vec::new(),
+            undo: None,
         }
     }
 

@@ -12,7 +12,7 @@ use crate::protocol::command::Command;
 use crate::protocol::key::{Key, RedisKey, notice_channel};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
-use crate::protocol::request::{Op, Request};
+use crate::protocol::request::{Op, Publish, Request};
 use crate::protocol::scripts::{PRELOADED, SCRIPTS, Script};
 use crate::protocol::token::Token;
 use crate::time::clock;
@@ -105,9 +105,10 @@ fn encode_exclusive(request: &Request, cmd: &mut Command) -> Option<Script> {
             };
             let script = encode_evalsha(script, cmd, token_keys(request));
             let publish = match (request.publish, locks, keep) {
-                (true, 1, 0) if request.lease.has_waited() => "2",
-                (true, ..) => "1",
-                (false, ..) => "",
+                (Publish::Never, ..) => "",
+                (Publish::IfDeleted, ..) => "0",
+                (Publish::Always, 1, 0) if request.lease.has_waited() => "2",
+                (Publish::Always, ..) => "1",
             };
             cmd.arg(token(request)).arg(publish);
             if keep > 0 {
@@ -138,6 +139,7 @@ fn encode_read(request: &Request, cmd: &mut Command) -> Option<Script> {
             let keys = [writer, readers, key.derived(":turn")];
             let script = encode_evalsha(Script::ReleaseRead, cmd, keys);
             cmd.arg(channel(request))
+                .arg(is_conditional(request))
                 .arg(millis(request.refresh_interval))
                 .arg(token(request));
             script
@@ -162,7 +164,8 @@ fn encode_write(request: &Request, cmd: &mut Command) -> Option<Script> {
             let script = encode_evalsha(Script::ReleaseWrite, cmd, keys);
             cmd.arg(token(request))
                 .arg(millis(request.refresh_interval))
-                .arg(channel(request));
+                .arg(channel(request))
+                .arg(is_conditional(request));
             script
         }
         Op::Downgrade => encode_downgrade(request, cmd),
@@ -191,7 +194,8 @@ fn encode_permit(request: &Request, index: u16, total: u16, cmd: &mut Command) -
         }
         Op::Release => {
             let script = encode_evalsha(Script::ReleasePermit, cmd, keys);
-            cmd.arg(token(request)).arg(channel(request)).arg(index);
+            cmd.arg(token(request)).arg(channel(request));
+            cmd.arg(is_conditional(request)).arg(index);
             script
         }
         Op::Downgrade => encode_downgrade(request, cmd),
@@ -254,7 +258,7 @@ fn encode_admin(request: &Request, cmd: &mut Command) -> Option<Script> {
         Op::TakePlace => {
             let script = encode_evalsha(Script::TakePlace, cmd, list_keys(key));
             cmd.arg(token(request)).arg(request.ttl);
-            cmd.arg(u8::from(request.publish));
+            cmd.arg(u8::from(request.publish == Publish::Always));
             script
         }
         Op::LeavePlace => {
@@ -314,9 +318,14 @@ fn fence_keys(request: &Request) -> impl Iterator<Item = RedisKey<'_>> + Clone {
 /// Returns the channel of a release, or nothing if it is not to be published.
 fn channel(request: &Request) -> &str {
     match request.publish {
-        true => request.lease.key().as_str(),
-        false => "",
+        Publish::Never => "",
+        Publish::IfDeleted | Publish::Always => request.lease.key().as_str(),
     }
+}
+
+/// Returns 1 for a release that is published only if it deletes the token.
+fn is_conditional(request: &Request) -> u8 {
+    u8::from(request.publish == Publish::IfDeleted)
 }
 
 /// Returns 1 for an acquire. A restore heeds neither the gate nor a reader turn, which are for new

@@ -59,6 +59,18 @@ impl Op {
     }
 }
 
+/// Whether the nodes that run a release tell callers that wait for the lock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Publish {
+    #[default]
+    Never,
+    /// Only a node that had the token, and has deleted it: the undo of an attempt that may have
+    /// refused callers on that node alone.
+    IfDeleted,
+    /// Every node, because waiters may listen to a node that never had the token.
+    Always,
+}
+
 /// The word for the operation in logs.
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -133,9 +145,9 @@ pub(crate) struct Request {
     pub(crate) refresh_interval: Duration,
     /// Whether a refusal is to report the owner label, for an `Acquire` whose error tells it.
     pub(crate) wants_owner: bool,
-    /// Whether waiting callers are notified: by a release or a downgrade, and by the undo of an
-    /// acquire that was cancelled. For `TakePlace`, whether our own caller is woken if the lock is free.
-    pub(crate) publish: bool,
+    /// Whether waiting callers are notified: by a release or a downgrade, and by the undo of the last
+    /// attempt of a call. For `TakePlace`, whether our own caller is woken if the lock is free.
+    pub(crate) publish: Publish,
     /// The gate entry of a waiting writer, for `Acquire`.
     pub(crate) gate_entry: Option<Arc<Lease>>,
     /// The minimum of the node's fence counter, for `RaiseFence` and for a fenced `Acquire`,
@@ -157,7 +169,7 @@ impl Request {
             ttl,
             refresh_interval: Duration::ZERO,
             wants_owner: false,
-            publish: false,
+            publish: Publish::Never,
             gate_entry: None,
             min_fence: None,
             encoded: None,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::error::node_failure::NodeFailure;
 use crate::protocol::lease::LeaseState;
 use crate::protocol::reply::Reply;
-use crate::protocol::request::{Op, Request};
+use crate::protocol::request::{Op, Publish, Request};
 use crate::protocol::server_error;
 
 /// Returns the reply to a request that need not be sent; `None` if it must be sent. A request is
@@ -18,8 +18,8 @@ pub(crate) fn skip_reply(
     now: Instant,
 ) -> Option<Reply> {
     match (request.op, request.lease.peek(now)) {
-        // Waiters may listen on a node without the key, so a published release is sent there (L4).
-        (Op::Release, _) if request.publish => None,
+        // Waiters may listen on a node without the key, so such a release is sent there (L4).
+        (Op::Release, _) if request.publish == Publish::Always => None,
         (Op::Release, _) => {
             let is_gone = !request.lease.may_exist(node, now);
             is_gone.then_some(Reply::Absent)
@@ -41,13 +41,13 @@ pub(crate) fn skip_reply(
 
 /// Returns the release that replaces a swap whose lease is over, because the swap would have
 /// released the former token too. The caller that abandoned the lease may have released it already.
-/// It is published, so it is never skipped itself.
+/// Each node publishes it, so it is never skipped itself.
 pub(crate) fn replacement_release(request: &Request, skipped: &Reply) -> Option<Request> {
     let is_over = !matches!(skipped, Reply::Failed(NodeFailure::Quarantined { .. }));
     let former = request.former_lease.as_ref();
     let former = former.filter(|_| request.op == Op::Swap && is_over)?;
     let mut release = Request::new(Op::Release, former, 0);
-    release.publish = true;
+    release.publish = Publish::Always;
     Some(release)
 }
 

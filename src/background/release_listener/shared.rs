@@ -39,7 +39,7 @@ use crate::protocol::key::{Channel, Key};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::protocol::node_set::NodeSet;
-use crate::protocol::request::{Op, Request};
+use crate::protocol::request::{Op, Publish, Request};
 use crate::protocol::token::Token;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::primitives::{Condvar, Mutex, MutexGuard};
@@ -391,7 +391,9 @@ impl ListenerShared {
     /// block.
     pub(super) fn take_place(&self, place: &PlaceRequest, node: usize) {
         let mut request = self.request(Op::TakePlace, &place.key, place.waited);
-        request.publish = place.is_check;
+        if place.is_check {
+            request.publish = Publish::Always;
+        }
         let sink: Arc<dyn ReplySink> = Arc::clone(&self.place_sink) as _;
         let node = NodeSet::single(node);
         self.nodes

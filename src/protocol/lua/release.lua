@@ -3,10 +3,10 @@
 --
 -- 1. Another value is left untouched.
 -- 2. The release is published, also where the node has no key of ours: waiters may listen there. The
---    first process of the waiting list is woken.
+--    first process of the waiting list is woken. An undo is published only if it deleted the key.
 --
--- KEYS: the lock. ARGV: token; empty if the release is not to be published, else 2 if its holder
--- waited for the lock, and 1 if it did not.
+-- KEYS: the lock. ARGV: token; empty if the release is not to be published, 0 if only a deletion is,
+-- else 2 if its holder waited for the lock, and 1 if it did not.
 -- Reply: 0 absent; -1 another value; else deleted, and one more than the number of receivers,
 -- negative if a process of the waiting list was woken.
 -- Source: Redlock, "Correct implementation with a single instance".
@@ -14,4 +14,4 @@
 local key = KEYS[1]
 local value, reply = redis.call('GET', key), 1
 if value == ARGV[1] then redis.call('DEL', key) else reply = value and -1 or 0 end
-if ARGV[2] == '' then return reply end
+if ARGV[2] == '' or reply ~= 1 and ARGV[2] == '0' then return reply end

@@ -4,18 +4,19 @@
 -- 1. Every key that holds our token is deleted, whatever the others hold. With a rest its expiry is
 --    set in place of that, and the token stays.
 -- 2. The release is published in the channel of each key's name, also where the node has no key of
---    ours: waiters may listen there. That a lock is kept, the message says: callers that wait ask
---    how long, since no message follows at its end.
+--    ours: waiters may listen there. Callers that wait for a kept lock learn from it that the lock
+--    ends sooner than its TTL. An undo is published only in the channels of the keys that it deleted.
 --
--- KEYS: the locks of the lease. ARGV: token, 1 if the release is to be published, ms of the rest if
--- the lock is kept.
+-- KEYS: the locks of the lease. ARGV: token; 1 if the release is to be published, 0 if only deletions
+-- are, else empty; ms of the rest if the lock is kept.
 -- Reply: 0 a lock is absent; -1 a lock has another value; else all are deleted or kept, and one
 -- more than the greatest number of receivers.
 -- Prelude: publish.
-local reply, most, failed = 1, 1, false
-for _, key in ipairs(KEYS) do
+local reply, most, failed, ours = 1, 1, false, {}
+for i, key in ipairs(KEYS) do
   local value = redis.pcall('GET', key)
   if value == ARGV[1] then
+    ours[i] = true
     if ARGV[3] then redis.call('PEXPIRE', key, ARGV[3]) else redis.call('DEL', key) end
   elseif type(value) == 'table' then
     failed = value
@@ -25,8 +26,9 @@ for _, key in ipairs(KEYS) do
     reply = 0
   end
 end
-for _, key in ipairs(KEYS) do
-  most = math.max(most, publish(ARGV[2] == '1' and key or '', ARGV[3] and 'kept'))
+for i, key in ipairs(KEYS) do
+  local publishes = ARGV[2] == '1' or ARGV[2] == '0' and ours[i]
+  most = math.max(most, publish(publishes and key or ''))
 end
 if failed then return failed end
 return reply == 1 and most or reply

@@ -5,13 +5,14 @@
 --    waiting readers get the turn that the downgrade would have started. A foreign value there is
 --    no token, and does not keep the other readers from their release.
 -- 3. If no reader is left, the release is published, also where nothing was removed: waiters may
---    listen there.
+--    listen there. An undo is published only if it removed a token.
 --
--- KEYS: writer, readers, turn. ARGV: channel or '' for none, length of a reader turn in ms or 0 for
--- none, tokens.
+-- KEYS: writer, readers, turn. ARGV: channel or '' for none, 1 if only a removal is published, length
+-- of a reader turn in ms or 0 for none, tokens.
 -- Reply: one more than the number of receivers if all are released; otherwise per token 1, or 0 if
 -- it was absent or expired.
-local channel, interval, turn = table.remove(ARGV, 1), table.remove(ARGV, 1), KEYS[3]
+local channel, conditional = table.remove(ARGV, 1), table.remove(ARGV, 1)
+local interval, turn = table.remove(ARGV, 1), KEYS[3]
 local scores = redis.call('ZMSCORE', KEYS[2], unpack(ARGV))
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -41,6 +42,7 @@ if latest > 0 then
   redis.call('ZREM', KEYS[2], unpack(ARGV))
   removed = true
 end
+if conditional == '1' and not removed then channel = '' end
 local last = (removed or channel ~= '') and redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2]
 if last and tonumber(last) < latest then
   -- Above 2^53 no integer is exact in Lua.

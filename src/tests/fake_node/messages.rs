@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use crate::protocol::key::{Channel, Key, notice_channel};
 use crate::protocol::kind::LeaseKind;
 use crate::protocol::reply::Reply;
-use crate::protocol::request::{Op, Request};
+use crate::protocol::request::{Op, Publish, Request};
 use crate::protocol::scripts::NEAR;
 use crate::tests::fake_node::store::NodeStore;
-use crate::tests::fake_node::stored_lock::keep_millis;
+use crate::tests::fake_node::stored_lock::{StoredLock, keep_millis};
 use crate::transport::node::traits::Event;
 
 /// How long a waiting list is kept after its last change.
@@ -55,10 +55,10 @@ impl NodeStore {
             }
             _ => {}
         }
+        let channels = self.channels_to_tell(request, now);
         let reply = self.serve(request, now);
-        let publishes = request.publish || request.op == Op::WakeListener;
         let has_failed = matches!(reply, Reply::Failed(_));
-        if !publishes || has_failed || self.leaves_readers(request, now) {
+        if channels.is_empty() || has_failed || self.leaves_readers(request, now) {
             return (reply, Messages::new());
         }
         let is_kept = request.op == Op::Release && keep_millis(request, now) > 0;
@@ -68,7 +68,7 @@ impl NodeStore {
             (false, true) => Event::NextWoken(channel),
             (false, false) => Event::Message(channel),
         };
-        let channels = request.lease.keys().as_slice().iter().map(Key::channel);
+        let channels = channels.into_iter();
         let mut messages: Messages = channels.map(|c| (Arc::clone(&c), event(c))).collect();
         let counts = messages.iter().map(|(channel, _)| receivers(channel));
         let most = counts.max().unwrap_or_default();
@@ -77,7 +77,7 @@ impl NodeStore {
             true => self.wake_first(key, now, receivers),
             false => Messages::new(),
         };
-        let is_told = request.publish && reply == Reply::Done;
+        let is_told = request.op != Op::WakeListener && reply == Reply::Done;
         let reply = match (is_told, most, woken.is_empty()) {
             (true, _, false) => Reply::DoneWoke(most.max(1)),
             (true, 1.., true) => Reply::DoneNotified(most),
@@ -85,6 +85,18 @@ impl NodeStore {
         };
         messages.extend(woken);
         (reply, messages)
+    }
+
+    /// Returns the channels in which the node publishes a request that it is about to serve.
+    fn channels_to_tell(&mut self, request: &Request, now: Instant) -> Vec<Channel> {
+        let token = request.lease.token().text();
+        let is_told = |key: &&Key| match request.publish {
+            Publish::Never => request.op == Op::WakeListener,
+            Publish::IfDeleted => has_token(self.stored_lock(key, now), &token),
+            Publish::Always => true,
+        };
+        let keys = request.lease.keys().as_slice().iter();
+        keys.filter(is_told).map(Key::channel).collect()
     }
 
     fn take_place(
@@ -96,7 +108,7 @@ impl NodeStore {
         let (key, own) = (request.lease.key(), request.lease.token().text());
         let (own, lock) = (Channel::from(own), key.channel());
         let is_free = self.stored_lock(key, now).owner.is_none();
-        if is_free && request.publish {
+        if is_free && request.publish == Publish::Always {
             let mut messages = self.leave_list(key, now, &own).unwrap_or_default();
             messages.push((own, Event::Free(lock)));
             return (Reply::Absent, messages);
@@ -167,6 +179,14 @@ impl NodeStore {
                 .readers
                 .is_empty()
     }
+}
+
+/// Returns whether a release of the token deletes something.
+fn has_token(stored: &StoredLock, token: &str) -> bool {
+    let owner = stored.owner.iter().map(|(owner, _)| owner);
+    let permits = stored.permits.values().map(|(owner, _)| owner);
+    let mut tokens = owner.chain(permits).chain(stored.readers.keys());
+    tokens.any(|stored| stored == token)
 }
 
 /// Returns the messages to the processes that have come near, after `removed` have left the list.

@@ -19,7 +19,7 @@ use crate::error::node_failure::NodeFailure;
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::kind::LockKind;
 use crate::protocol::reply::{Blocker, Reply};
-use crate::protocol::request::{Op, Request};
+use crate::protocol::request::{Op, Publish, Request};
 use crate::protocol::server_info::ServerInfo;
 use crate::tests::fake_node::store::NodeStore;
 use crate::tests::fake_node::stored_lock::StoredLock;
@@ -299,7 +299,7 @@ impl FakeNode {
             each.filter(|(name, _)| **name == *channel).count() as u64
         };
         let (answer, messages) = self.memory.lock().run(request, clock::now(), &subscribed);
-        if request.publish && !messages.is_empty() {
+        if request.publish != Publish::Never && !messages.is_empty() {
             self.published.fetch_add(1, Ordering::Relaxed);
         }
         for (channel, event) in messages {

@@ -12,7 +12,7 @@ use crate::error::node_failure::NodeFailure;
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
-use crate::protocol::request::{Op, Request};
+use crate::protocol::request::{Op, Publish, Request};
 use crate::protocol::token::Token;
 use crate::tests::fake_node::messages::Messages;
 use crate::tests::fake_node::store::NodeStore;
@@ -97,12 +97,17 @@ impl Comparison<'_> {
                     lease.set_has_waited();
                 }
                 let mut request = Request::new(Op::Release, &lease, 0);
-                request.publish = publishes;
+                request.publish = match publishes {
+                    true => Publish::Always,
+                    false => Publish::Never,
+                };
                 request
             }
             Step::TakePlace(process, waited, checks) => {
                 let mut request = Request::new(Op::TakePlace, &place(process), 1_000 * waited);
-                request.publish = checks;
+                if checks {
+                    request.publish = Publish::Always;
+                }
                 request
             }
             Step::LeavePlace(process) => Request::new(Op::LeavePlace, &place(process), 0),
