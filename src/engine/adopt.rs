@@ -120,7 +120,6 @@ impl Engine {
         request.min_fence = params.fenced.then_some(0);
         let mut outcome = self.nodes.send_to_all(&request, inbox).wait(*budget);
         let refused = outcome.tally.refused();
-        let may_have_granted = outcome.tally.granted().union(outcome.tally.open());
         if outcome.verdict == Verdict::Granted && params.fenced {
             outcome = self.assign_fencing_token(lease, outcome, inbox, *budget);
         }
@@ -138,7 +137,7 @@ impl Engine {
                 Err(error) => error,
             },
         };
-        drop(self.undo(lease, refused, may_have_granted));
+        drop(self.undo(lease, refused)); // published, because the call ends
         Err(error)
     }
 }

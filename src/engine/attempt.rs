@@ -252,7 +252,6 @@ impl Engine {
         let params = context.params;
         // Read before the round below replaces these votes by its own.
         let refused = vote.round.refused();
-        let may_have_granted = (vote.round.tally.granted()).union(vote.round.tally.open());
         let permit_count = vote.round.tally.permit_count_mismatch();
         let free_permits = self.candidate_permits(context.kind, &vote);
         if vote.round.verdict == Verdict::Granted && context.needs_fencing_token() {
@@ -276,7 +275,7 @@ impl Engine {
         };
         let failure = AttemptFailure::classify(vote, attempt.budget.limit());
         self.record_breaker(&failure, &attempt, context.probe, replies);
-        let undo = self.undo(&attempt.lease, refused, may_have_granted);
+        let undo = self.undo(&attempt.lease, refused);
         match permit_count {
             Some(in_use) => Err(params::permit_count_error(
                 &params.keys,

@@ -13,6 +13,7 @@ use crate::protocol::lease::Lease;
 use crate::protocol::node_set::NodeSet;
 use crate::protocol::quorum::majority;
 use crate::protocol::request::{Op, Publish, Request};
+use crate::time::clock;
 use crate::transport::node_group::NodeGroup;
 
 /// The undo of a failed attempt. Its drop sends it, and publishes it: the call ends.
@@ -20,28 +21,22 @@ use crate::transport::node_group::NodeGroup;
 pub(crate) struct Undo<'a> {
     nodes: &'a NodeGroup,
     lease: Arc<Lease>,
-    refused: NodeSet,
-    may_have_granted: NodeSet,
+    /// The nodes to which it is sent.
+    nodes_asked: NodeSet,
     call_goes_on: bool,
 }
 
 impl Engine {
     /// Abandons the lease of a failed attempt, and returns the undo of the attempt.
     ///
-    /// The nodes in `refused` have granted nothing. Any other node may have, even with an error
-    /// reply. `may_have_granted` names those that granted or did not reply.
-    pub(super) fn undo(
-        &self,
-        lease: &Arc<Lease>,
-        refused: NodeSet,
-        may_have_granted: NodeSet,
-    ) -> Undo<'_> {
+    /// The nodes in `refused` have granted nothing. Any other node that was asked may have, even with
+    /// an error reply.
+    pub(super) fn undo(&self, lease: &Arc<Lease>, refused: NodeSet) -> Undo<'_> {
         lease.abandon();
         Undo {
             nodes: &self.nodes,
             lease: Arc::clone(lease),
-            refused,
-            may_have_granted,
+            nodes_asked: lease.contacted().difference(refused),
             call_goes_on: false,
         }
     }
@@ -53,25 +48,31 @@ impl Undo<'_> {
     pub(super) fn send_unpublished(mut self) {
         self.call_goes_on = true;
     }
+
+    /// Returns whether a quorum may have granted, and so have refused others as the holder of a lock
+    /// does.
+    fn is_of_quorum(&self) -> bool {
+        let now = clock::now();
+        let total = self.nodes.total();
+        let may_exist =
+            |node: &usize| self.nodes_asked.contains(*node) && self.lease.may_exist(*node, now);
+        (0..total).filter(may_exist).count() >= majority(total)
+    }
 }
 
 impl Drop for Undo<'_> {
     /// Does not block.
     fn drop(&mut self) {
-        let is_quorum = self.may_have_granted.len() >= majority(self.nodes.total());
         let mut release = Request::new(Op::Release, &self.lease, 0);
-        let contacted = self.lease.contacted().difference(self.refused);
-        let nodes = match (self.call_goes_on, is_quorum) {
-            (true, _) => contacted,
-            (false, false) => {
-                release.publish = Publish::IfDeleted;
-                contacted
-            }
-            (false, true) => {
-                // It may have refused others as a lock does. They may listen to any node.
-                release.publish = Publish::Always;
-                self.nodes.all()
-            }
+        release.publish = match self.call_goes_on {
+            true => Publish::Never,
+            false if self.is_of_quorum() => Publish::Always,
+            false => Publish::IfDeleted,
+        };
+        let nodes = match release.publish {
+            // Those that a quorum refused may listen to any node.
+            Publish::Always => self.nodes.all(),
+            Publish::IfDeleted | Publish::Never => self.nodes_asked,
         };
         self.nodes.send_unawaited(&release, nodes);
     }

@@ -22,6 +22,7 @@ pub(crate) mod read_write;
 pub(crate) mod setup;
 pub(crate) mod shutdown;
 pub(crate) mod split;
+pub(crate) mod undo;
 pub(crate) mod validity;
 pub(crate) mod waiting_list;
 pub(crate) mod wake_up;

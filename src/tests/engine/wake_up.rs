@@ -395,29 +395,6 @@ fn release_is_published_on_a_node_that_was_down() {
 }
 
 #[test]
-fn undo_and_refusal_publish_nothing() {
-    let fakes = FakeNode::fakes(3);
-    let locker = slowly_retrying(&fakes);
-    // The attempt is granted by the first node, and undone.
-    for fake in &fakes[1..] {
-        fake.seize("x", TTL);
-    }
-    // A request that others decide before it is sent is dropped.
-    eventually("granted five times", || {
-        assert!(locker.try_lock("x", TTL).expect("no error").is_none());
-        fakes[0].count(Op::Acquire) >= 5
-    });
-    eventually("all are undone", || {
-        fakes[0].token("x").is_none() && fakes[0].count(Op::Release) >= 5
-    });
-    assert_eq!(fakes[0].published(), 0);
-    eventually("a release is, where it was granted", || {
-        drop(locker.lock("y", TTL).expect("free"));
-        fakes[0].published() > 0
-    });
-}
-
-#[test]
 fn release_with_foreign_receivers_yields_to_others() {
     let fakes = FakeNode::fakes(1);
     let [holder, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];

@@ -2,6 +2,7 @@
 
 pub(crate) mod multi_key;
 pub(crate) mod permits;
+pub(crate) mod publish;
 pub(crate) mod setup;
 pub(crate) mod single_key;
 pub(crate) mod waiting_list;

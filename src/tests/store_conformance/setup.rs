@@ -12,10 +12,13 @@ use redguard_servers::Server;
 use redis::Connection;
 
 use crate::config::builder::Config;
+use crate::error::node_failure::NodeFailure;
+use crate::protocol::key::Channel;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Request;
+use crate::time::clock;
 use crate::transport::node::factory;
-use crate::transport::node::traits::Session;
+use crate::transport::node::traits::{Event, Session, Subscriber};
 
 /// All times are multiples of this unit, so that the duration of the test itself does not matter.
 pub(crate) const UNIT: Duration = Duration::from_secs(100);
@@ -84,6 +87,50 @@ impl ComparedServer {
             Ok(())
         });
         outcome.unwrap();
+    }
+}
+
+/// Calls `act` with a server and a function that returns the messages of the `channels` since its last
+/// call.
+pub(crate) fn with_messages(
+    channels: &[Channel],
+    act: impl FnOnce(ComparedServer, &dyn Fn() -> Vec<Event>),
+) {
+    let server = ComparedServer::start();
+    let settings = Config::new([server.address()]).validate().unwrap();
+    let (_, connector) = factory::make_connector(&settings.endpoints[0], &settings).unwrap();
+    let once = RefCell::new(Some((server, act)));
+    let ended = connector.with_subscriber(&mut |subscriber| {
+        subscriber.subscribe(1, channels)?;
+        wait_for(channels.len(), subscriber);
+        let subscriber = RefCell::new(subscriber);
+        let received = || receive(&mut **subscriber.borrow_mut());
+        let (server, act) = once.take().unwrap();
+        act(server, &received);
+        Err(NodeFailure::TimedOut)
+    });
+    assert_eq!(ended, Err(NodeFailure::TimedOut));
+}
+
+fn wait_for(confirmations: usize, subscriber: &mut dyn Subscriber) {
+    let end = clock::now() + Duration::from_secs(5);
+    let mut left = confirmations;
+    while left > 0 && clock::now() < end {
+        let event = subscriber.next_message(Duration::from_secs(5)).unwrap();
+        left -= usize::from(matches!(event, Some(Event::Subscribed(..))));
+    }
+    assert_eq!(left, 0);
+}
+
+/// Returns the messages since the last call: those before the reply to a PING.
+fn receive(subscriber: &mut dyn Subscriber) -> Vec<Event> {
+    subscriber.ping().unwrap();
+    let mut received = Vec::new();
+    loop {
+        match subscriber.next_message(Duration::from_secs(5)).unwrap() {
+            Some(Event::Other) => return received,
+            event => received.extend(event),
+        }
     }
 }
 

@@ -1,14 +1,10 @@
 //! Compares the scripts of the waiting list on a real server with the node model: the replies, and
 //! the messages that each process receives, in their order. A real `redis-server` is started.
 
-use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use crate::config::builder::Config;
-use crate::error::node_failure::NodeFailure;
 use crate::protocol::key::{Channel, Key};
 use crate::protocol::kind::{LeaseKind, LockKind};
 use crate::protocol::lease::Lease;
@@ -16,10 +12,9 @@ use crate::protocol::request::{Op, Publish, Request};
 use crate::protocol::token::Token;
 use crate::tests::fake_node::messages::Messages;
 use crate::tests::fake_node::store::NodeStore;
-use crate::tests::store_conformance::setup::ComparedServer;
+use crate::tests::store_conformance::setup::{ComparedServer, with_messages};
 use crate::time::clock;
-use crate::transport::node::factory;
-use crate::transport::node::traits::{Event, Subscriber};
+use crate::transport::node::traits::Event;
 
 /// The processes that wait. All but the last listen.
 const PROCESSES: [&str; 4] = [
@@ -39,7 +34,7 @@ enum Step {
     Acquire,
     /// Of a holder that may have waited.
     Release {
-        publishes: bool,
+        publish: Publish,
         has_waited: bool,
     },
     /// A process, for how many seconds it has waited, and whether it checks the lock.
@@ -50,10 +45,15 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let process = || 0..PROCESSES.len();
+    let publish = prop_oneof![
+        1 => Just(Publish::Never),
+        2 => Just(Publish::IfDeleted),
+        3 => Just(Publish::Always),
+    ];
     prop_oneof![
         3 => Just(Step::Acquire),
-        3 => (prop::bool::weighted(0.8), any::<bool>())
-            .prop_map(|(publishes, has_waited)| Step::Release { publishes, has_waited }),
+        3 => (publish, any::<bool>())
+            .prop_map(|(publish, has_waited)| Step::Release { publish, has_waited }),
         6 => (process(), 0..9_u64, any::<bool>())
             .prop_map(|(process, waited, checks)| Step::TakePlace(process, waited, checks)),
         2 => process().prop_map(Step::LeavePlace),
@@ -88,7 +88,7 @@ impl Comparison<'_> {
                 Request::new(Op::Acquire, &lease, TTL)
             }
             Step::Release {
-                publishes,
+                publish,
                 has_waited,
             } => {
                 // Without a holder, the release of a lock that this node does not have.
@@ -97,10 +97,7 @@ impl Comparison<'_> {
                     lease.set_has_waited();
                 }
                 let mut request = Request::new(Op::Release, &lease, 0);
-                request.publish = match publishes {
-                    true => Publish::Always,
-                    false => Publish::Never,
-                };
+                request.publish = publish;
                 request
             }
             Step::TakePlace(process, waited, checks) => {
@@ -137,35 +134,12 @@ impl Comparison<'_> {
     }
 }
 
-/// Returns the messages since the last call: those before the reply to a PING.
-fn receive(subscriber: &mut dyn Subscriber) -> Vec<Event> {
-    subscriber.ping().unwrap();
-    let mut received = Vec::new();
-    loop {
-        match subscriber.next_message(Duration::from_secs(5)).unwrap() {
-            Some(Event::Other) => return received,
-            event => received.extend(event),
-        }
-    }
-}
-
 #[test]
 fn waiting_list_of_the_model_agrees_with_a_server() {
-    let server = ComparedServer::start();
-    let address = server.address();
-    let settings = Config::new([address]).validate().unwrap();
-    let (_, connector) = factory::make_connector(&settings.endpoints[0], &settings).unwrap();
     let keys = NAMES.map(|name| Key::parse("p:", name, LockKind::Exclusive).unwrap());
-    let server = RefCell::new(Some(server));
-    let ended = connector.with_subscriber(&mut |subscriber| {
-        let own = PROCESSES[..3].iter().map(|name| Channel::from(*name));
-        let channels: Vec<Channel> = own.chain(keys.iter().map(Key::channel)).collect();
-        subscriber.subscribe(1, &channels)?;
-        let end = clock::now() + Duration::from_secs(5);
-        wait_for(channels.len(), subscriber, end);
-        let subscriber = RefCell::new(subscriber);
-        let received = || receive(&mut **subscriber.borrow_mut());
-        let server = server.borrow_mut().take().unwrap();
+    let own = PROCESSES[..3].iter().map(|name| Channel::from(*name));
+    let channels: Vec<Channel> = own.chain(keys.iter().map(Key::channel)).collect();
+    with_messages(&channels, |server, received| {
         let sequences = (0..NAMES.len(), prop::collection::vec(step(), 1..40));
         let sequences = sequences.prop_map(|(name, steps)| {
             let each = steps.into_iter();
@@ -179,23 +153,12 @@ fn waiting_list_of_the_model_agrees_with_a_server() {
                 server,
                 model: NodeStore::default(),
                 key: keys[*name].clone(),
-                received: &received,
+                received,
                 holder: None,
             };
             for (_, step) in steps {
                 comparison.play(step);
             }
         });
-        Err(NodeFailure::TimedOut)
     });
-    assert_eq!(ended, Err(NodeFailure::TimedOut));
-}
-
-fn wait_for(confirmations: usize, subscriber: &mut dyn Subscriber, end: Instant) {
-    let mut left = confirmations;
-    while left > 0 && clock::now() < end {
-        let event = subscriber.next_message(Duration::from_secs(5)).unwrap();
-        left -= usize::from(matches!(event, Some(Event::Subscribed(..))));
-    }
-    assert_eq!(left, 0);
 }
