@@ -60,9 +60,8 @@ impl Op {
 }
 
 /// Whether the nodes that run a release tell callers that wait for the lock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publish {
-    #[default]
     Never,
     /// Only a node that had the token, and has deleted it: the undo of an attempt that may have
     /// refused callers on that node alone.

@@ -105,8 +105,9 @@ impl Places {
     /// whether the place is near.
     ///
     /// So does, once, a waiter that is the first in the list: the undo of an attempt after which its
-    /// call goes on is not published, and the attempt may have refused the waiter. It checks the later
-    /// the longer it has waited, because the node may lack the key of a lock that is held.
+    /// call goes on is not published, and the attempt may have refused the waiter; or this node woke it
+    /// before the release had run on the others. It checks the later the longer it has waited since it
+    /// was last woken, because the node may lack the key of a lock that is held.
     ///
     /// If the lock is still held at two checks of a first waiter that has not asked for it, and no
     /// release is heard between them, the waiter attempts, and so learns when the lock ends.

@@ -4,8 +4,9 @@
 -- 1. Every key that holds our token is deleted, whatever the others hold. With a rest its expiry is
 --    set in place of that, and the token stays.
 -- 2. The release is published in the channel of each key's name, also where the node has no key of
---    ours: waiters may listen there. Callers that wait for a kept lock learn from it that the lock
---    ends sooner than its TTL. An undo is published only in the channels of the keys that it deleted.
+--    ours: waiters may listen there. That a lock is kept, the message says: callers that wait ask
+--    how long, since no message follows at its end. An undo is published only for the keys that it
+--    deleted.
 --
 -- KEYS: the locks of the lease. ARGV: token; 1 if the release is to be published, 0 if only deletions
 -- are, else empty; ms of the rest if the lock is kept.
@@ -28,7 +29,7 @@ for i, key in ipairs(KEYS) do
 end
 for i, key in ipairs(KEYS) do
   local publishes = ARGV[2] == '1' or ARGV[2] == '0' and ours[i]
-  most = math.max(most, publish(publishes and key or ''))
+  most = math.max(most, publish(publishes and key or '', ARGV[3] and 'kept'))
 end
 if failed then return failed end
 return reply == 1 and most or reply

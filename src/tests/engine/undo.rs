@@ -67,37 +67,50 @@ fn waits_with_a_place(fakes: &[Arc<FakeNode>]) {
     });
 }
 
-/// Wakes the waiter, which asks the first node alone.
-fn wake(fakes: &[Arc<FakeNode>]) {
+/// Wakes the waiter, which the first node refuses. Returns the token of its attempt.
+fn wake(fakes: &[Arc<FakeNode>]) -> String {
     let asked = fakes[0].count(Op::Acquire);
     fakes[0].publish(&exclusive_key("x").channel());
     eventually("the waiter is refused", || {
         fakes[0].count(Op::Acquire) > asked
     });
+    fakes[0].acquire_tokens().pop().expect("it has asked")
+}
+
+/// Returns whether the attempt with this token has asked the first node alone. A waiter that is woken
+/// does so only for one refresh interval after it has asked all nodes.
+fn was_alone(fakes: &[Arc<FakeNode>], token: &String) -> bool {
+    let mut others = fakes[1..].iter();
+    !others.any(|fake| fake.acquire_tokens().contains(token))
 }
 
 #[test]
 fn waiter_refused_by_an_attempt_alone_is_woken_by_its_undo() {
-    let fakes = FakeNode::fakes(3);
-    let [rival, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
-    fakes.iter().for_each(|fake| fake.seize("x", HELD));
-    let began = clock::now();
-    thread::scope(|scope| {
-        let waits = scope.spawn(|| waiter.lock("x", TTL));
-        waits_with_a_place(&fakes);
-        // The rival is granted by the first node, refused by the third, and waits for the second.
-        fakes[0].free("x");
-        let late = delay_acquires(&fakes[1..2]);
-        let attempt = scope.spawn(|| rival.try_lock("x", TTL).map(|guard| guard.is_some()));
-        late[0].arrived();
-        eventually("the first grants", || fakes[0].token("x").is_some());
-        wake(&fakes);
-        fakes[2].free("x");
-        serve_delayed(&fakes, &late);
-        assert_eq!(attempt.join().expect("no panic"), Ok(false));
-        drop(waits.join().expect("no panic").expect("woken"));
+    until_asked(|| {
+        let fakes = FakeNode::fakes(3);
+        let [rival, waiter] = [slowly_retrying(&fakes), slowly_retrying(&fakes)];
+        fakes.iter().for_each(|fake| fake.seize("x", HELD));
+        let began = clock::now();
+        let token = thread::scope(|scope| {
+            let waits = scope.spawn(|| waiter.lock("x", TTL));
+            waits_with_a_place(&fakes);
+            // The rival is granted by the first node, refused by the third, and waits for the second.
+            fakes[0].free("x");
+            let late = delay_acquires(&fakes[1..2]);
+            let attempt = scope.spawn(|| is_refused(&rival));
+            late[0].arrived();
+            eventually("the first grants", || fakes[0].token("x").is_some());
+            wake(&fakes);
+            let token = wake(&fakes);
+            fakes[2].free("x");
+            serve_delayed(&fakes, &late);
+            attempt.join().expect("no panic");
+            drop(waits.join().expect("no panic").expect("woken"));
+            token
+        });
+        assert_no_timeout_elapsed(began);
+        was_alone(&fakes, &token)
     });
-    assert_no_timeout_elapsed(began);
 }
 
 #[test]
@@ -246,7 +259,6 @@ fn undo_of_a_cancelled_attempt_is_published_where_it_was_granted() {
 /// The token may be that of a process which was killed in an attempt.
 #[test]
 fn waiter_with_a_place_refused_by_one_node_alone_asks_all_after_its_retry_delay() {
-    let fakes = FakeNode::fakes(3);
     let quick = |config: Config| {
         config.retry(RetryPolicy {
             initial_delay: Duration::from_millis(200),
@@ -255,15 +267,27 @@ fn waiter_with_a_place_refused_by_one_node_alone_asks_all_after_its_retry_delay(
             ..RetryPolicy::default()
         })
     };
-    let waiter = connected_locker(&fakes, quick).expect("all are up");
-    fakes.iter().for_each(|fake| fake.seize("x", HELD));
-    let began = clock::now();
-    thread::scope(|scope| {
-        let waits = scope.spawn(|| waiter.lock("x", TTL));
-        waits_with_a_place(&fakes);
-        fakes[1..].iter().for_each(|fake| fake.free("x"));
-        wake(&fakes);
-        drop(waits.join().expect("no panic").expect("two are free"));
+    until_asked(|| {
+        let fakes = FakeNode::fakes(3);
+        let waiter = connected_locker(&fakes, quick).expect("all are up");
+        fakes.iter().for_each(|fake| fake.seize("x", HELD));
+        let began = clock::now();
+        let token = thread::scope(|scope| {
+            let waits = scope.spawn(|| waiter.lock("x", TTL));
+            waits_with_a_place(&fakes);
+            wake(&fakes);
+            let token = wake(&fakes);
+            fakes[1..].iter().for_each(|fake| fake.free("x"));
+            eventually("it acquires", || {
+                if !was_alone(&fakes, &token) {
+                    fakes[0].publish(&exclusive_key("x").channel());
+                }
+                waits.is_finished()
+            });
+            drop(waits.join().expect("no panic").expect("two are free"));
+            token
+        });
+        assert_no_timeout_elapsed(began);
+        was_alone(&fakes, &token)
     });
-    assert_no_timeout_elapsed(began);
 }
