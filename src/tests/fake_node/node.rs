@@ -289,7 +289,9 @@ impl FakeNode {
 
     fn serve(&self, request: &Request) -> Reply {
         let token = request.lease.token().text();
-        self.served.lock().push((request.op, token));
+        // Held to the end, so that a request that is counted has published its messages.
+        let mut served = self.served.lock();
+        served.push((request.op, token));
         if request.wants_owner {
             self.labels_asked.fetch_add(1, Ordering::SeqCst);
         }
