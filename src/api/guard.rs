@@ -2,7 +2,8 @@
 //!
 //! A guard decides nothing about its lock: it passes each call on to `guard_inner.rs`.
 //!
-//! Tests: `tests/it/locks/conformance.rs`, `expiry.rs`, `adopt.rs`; `src/tests/engine/leftovers.rs`.
+//! Tests: `tests/it/locks/conformance.rs`, `expiry.rs`, `adopt.rs`;
+//! `src/tests/engine/leftovers.rs`.
 
 use std::fmt;
 use std::time::Duration;

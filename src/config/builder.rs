@@ -81,8 +81,8 @@ impl Config {
         self
     }
 
-    /// Sets the password for nodes whose address names none. An empty one is sent, too, so leave the
-    /// setting out where an environment variable is empty. Default: none.
+    /// Sets the password for nodes whose address names none. An empty one is sent, too, so leave
+    /// the setting out where an environment variable is empty. Default: none.
     pub fn password(mut self, password: impl Into<String>) -> Config {
         self.settings.password = Some(password.into());
         self

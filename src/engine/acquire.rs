@@ -264,14 +264,12 @@ impl<'a> Acquisition<'a> {
     /// Otherwise blocks while earlier callers of this process wait for a permit of the same
     /// semaphore, counts the attempts that the time so far would have allowed, and returns `None`.
     fn enter(&mut self) -> Result<Option<Arc<Lease>>, Error> {
+        self.first_attempt = clock::now();
         if let Some(lease) = self.accept_handoff() {
             return Ok(Some(lease));
         }
         self.wait_behind_earlier_permit_waiters()?;
-        self.first_attempt = clock::now();
-        let started = self.deadlines.started;
-        let waited = self.first_attempt.saturating_duration_since(started);
-        let attempts = self.retry.attempts_elapsed(waited);
+        let attempts = self.retry.attempts_elapsed(self.waited());
         self.attempts = attempts.min(self.max_queued_attempts());
         Ok(None)
     }
@@ -389,21 +387,18 @@ impl<'a> Acquisition<'a> {
 
     /// Returns whether the acquire ends with this failure.
     fn is_over(&self, failure: &AttemptFailure) -> bool {
-        // Waiting cannot grant a missing right.
-        let is_denied = matches!(failure, AttemptFailure::Unavailable(tally) if tally.is_denied());
         let outage_end = self.outage_deadline(failure);
         // The limit may have ended since the attempt: the next one asks all nodes.
         self.limit.is_exhausted(self.attempts) && !failure.is_of_one_node()
             || outage_end.is_some_and(|end| end <= self.attempt_end)
-            || is_denied
+            || failure.is_denied() // waiting cannot grant a missing right
             || self.slow_attempts == MAX_SLOW_ATTEMPTS
     }
 
     /// Returns whether the call goes on although the acquire ends with this failure.
     fn call_goes_on(&self, failure: &AttemptFailure) -> bool {
         let is_last = |(limit, attempts): (WaitLimit, u32)| limit.is_exhausted(attempts);
-        self.call.is_some_and(|call| !is_last(call))
-            && !matches!(failure, AttemptFailure::TooSlow { .. })
+        self.call.is_some_and(|call| !is_last(call)) && !failure.is_denied()
     }
 
     /// Returns the error of an acquire that ends with this failure.

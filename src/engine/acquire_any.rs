@@ -113,7 +113,8 @@ impl AnyAcquisition<'_> {
             let mut last = None;
             let (mut is_refused, mut is_unavailable) = (false, false);
             for choice in due {
-                // Each lock is asked for once, whatever the limit. Later one attempt may outlast it.
+                // Each lock is asked for once, whatever the limit. Later one attempt may outlast
+                // it.
                 if self.attempts > 1 && last.is_some() && self.is_past_limit() {
                     break;
                 }
@@ -165,8 +166,8 @@ impl AnyAcquisition<'_> {
         self.limit.deadline.is_some_and(|end| end <= clock::now())
     }
 
-    /// Records since when no quorum has replied. Rounds in which this process itself had all the locks
-    /// say nothing about the nodes, so an outage does not last through many of them.
+    /// Records since when no quorum has replied. Rounds in which this process itself had all the
+    /// locks say nothing about the nodes, so an outage does not last through many of them.
     fn record_outage(&mut self, failed: &FailedChoice) {
         if !failed.error.is_unavailable() {
             return;
@@ -206,8 +207,8 @@ impl AnyAcquisition<'_> {
         let free_at = self.free_at.iter().flatten().min().copied();
         let end = deadline::earlier(deadline::deadline(now, delay), free_at);
         let end = deadline::earlier(end, self.limit.deadline);
-        // With a limited number of attempts, none is spent on a subscription that was confirmed, or on
-        // another call that has ended.
+        // With a limited number of attempts, none is spent on a subscription that was confirmed, or
+        // on another call that has ended.
         let is_limited = self.limit.max_attempts.is_some();
         let wanted = match is_limited {
             true => Signal::Released,

@@ -150,8 +150,8 @@ impl Acquisition<'_> {
     }
 
     /// Asks for a place in the waiting list of an exclusive lock of one key. Returns whether the
-    /// node was asked, now or before. `since` is when this caller had its entries in the lock table;
-    /// `None` if it has not asked for the lock.
+    /// node was asked, now or before. `since` is when this caller had its entries in the lock
+    /// table; `None` if it has not asked for the lock.
     ///
     /// A caller with a limited number of attempts has none: each release causes an attempt of it.
     fn ask_place(&self, since: Option<Instant>) -> bool {

@@ -274,8 +274,9 @@ impl Engine {
             was_split,
         };
         let failure = AttemptFailure::classify(vote, attempt.budget.limit());
-        self.record_breaker(&failure, &attempt, context.probe, replies);
+        // Before the breaker logs, so that a logger that panics leaves no token.
         let undo = self.undo(&attempt.lease, refused);
+        self.record_breaker(&failure, &attempt, context.probe, replies);
         match permit_count {
             Some(in_use) => Err(params::permit_count_error(
                 &params.keys,

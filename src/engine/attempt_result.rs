@@ -116,6 +116,11 @@ impl AttemptFailure {
         }
     }
 
+    /// Returns whether the nodes that deny access leave no quorum.
+    pub(super) fn is_denied(&self) -> bool {
+        matches!(self, AttemptFailure::Unavailable(tally) if tally.is_denied())
+    }
+
     pub(super) fn is_unavailable(&self) -> bool {
         matches!(self, AttemptFailure::Unavailable(_))
     }

@@ -73,8 +73,8 @@ impl WaitLimit {
             || self.deadline.is_some_and(|end| end <= clock::now())
     }
 
-    /// Returns whether an attempt with this number, which lasts at most until `end`, may be the last
-    /// one.
+    /// Returns whether an attempt with this number, which lasts at most until `end`, may be the
+    /// last one.
     pub(super) fn may_be_last(&self, attempt: u32, end: Instant) -> bool {
         self.max_attempts.is_some_and(|max| attempt >= max)
             || self.deadline.is_some_and(|deadline| deadline <= end)

@@ -1,8 +1,8 @@
 //! Undoes a failed attempt: releases its token on every node that may have granted it (S4).
 //!
-//! While it had the token, a node refused other callers, which may wait for a message of it: a woken
-//! waiter asks one node alone. If the call goes on, it tries again, and its last attempt asks all
-//! nodes. If the call ends, nobody else tells these waiters, so the undo is published (L4).
+//! While it had the token, a node refused other callers, which may wait for a message of it: a
+//! woken waiter asks one node alone. If the call goes on, it tries again, and its last attempt asks
+//! all nodes. If the call ends, nobody else tells these waiters, so the undo is published (L4).
 //!
 //! Tests: `src/tests/engine/undo.rs`; `wake_up.rs`, `cancel.rs`, `leftovers.rs`.
 
@@ -29,8 +29,8 @@ pub(crate) struct Undo<'a> {
 impl Engine {
     /// Abandons the lease of a failed attempt, and returns the undo of the attempt.
     ///
-    /// The nodes in `refused` have granted nothing. Any other node that was asked may have, even with
-    /// an error reply.
+    /// The nodes in `refused` have granted nothing. Any other node that was asked may have, even
+    /// with an error reply.
     pub(super) fn undo(&self, lease: &Arc<Lease>, refused: NodeSet) -> Undo<'_> {
         lease.abandon();
         Undo {
@@ -43,14 +43,14 @@ impl Engine {
 }
 
 impl Undo<'_> {
-    /// Sends the undo, unpublished: the call goes on, and its own message would end its delay, again
-    /// and again where the nodes are out of memory or the holder lacks a node.
+    /// Sends the undo, unpublished: the call goes on, and its own message would end its delay,
+    /// again and again where the nodes are out of memory or the holder lacks a node.
     pub(super) fn send_unpublished(mut self) {
         self.call_goes_on = true;
     }
 
-    /// Returns whether a quorum may have granted, and so have refused others as the holder of a lock
-    /// does.
+    /// Returns whether a quorum may have granted, and so have refused others as the holder of a
+    /// lock does.
     fn is_of_quorum(&self) -> bool {
         let now = clock::now();
         let total = self.nodes.total();

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::error::duration_text::format_wait;
 
-/// A lock that others hold, in [`Error::Contended`](crate::Error::Contended) and its like. `Display`
-/// says who holds it.
+/// A lock that others hold, in [`Error::Contended`](crate::Error::Contended) and its like.
+/// `Display` says who holds it.
 ///
 /// ```
 /// use redguard::{LocalLocker, LockOptions, Locker};

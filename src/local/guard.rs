@@ -82,8 +82,9 @@ impl LocalGuard {
         }
     }
 
-    /// Lets a release without a lease wake no [`TableWatch`](crate::local::acquire_any::TableWatch):
-    /// a thread that asks for several locks in turn would wake itself, and others like it.
+    /// Lets a release without a lease wake no
+    /// [`TableWatch`](crate::local::acquire_any::TableWatch): a thread that asks for several locks
+    /// in turn would wake itself, and others like it.
     pub(crate) fn end_unnoticed(&self) {
         self.keys.is_one_of_many.store(true, Ordering::Relaxed);
     }

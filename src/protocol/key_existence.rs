@@ -1,7 +1,7 @@
 //! On which nodes the key of a lease may still exist (S4, L3).
 //!
-//! The connections record what they send for a lease and what becomes of it. A node is left out of a
-//! release only if the key cannot exist there: every doubt counts as "may exist".
+//! The connections record what they send for a lease and what becomes of it. A node is left out of
+//! a release only if the key cannot exist there: every doubt counts as "may exist".
 //!
 //! Tests: in this file; `src/tests/engine/leftovers.rs`, `pending.rs` (L3).
 

@@ -262,14 +262,14 @@ impl Lease {
 
     /// Returns `true` once: the caller is to publish a notice, because a node has another token.
     ///
-    /// Each holder of that name checks its lease then, this one too. A notice after each check would
-    /// have no end.
+    /// Each holder of that name checks its lease then, this one too. A notice after each check
+    /// would have no end.
     pub(crate) fn begin_notice(&self) -> bool {
         !self.notice_sent.swap(true, Ordering::AcqRel)
     }
 
-    /// Records that the caller has waited for other holders. Its release then looks for processes in
-    /// the waiting list even if none is subscribed. Set before the guard exists.
+    /// Records that the caller has waited for other holders. Its release then looks for processes
+    /// in the waiting list even if none is subscribed. Set before the guard exists.
     pub(crate) fn set_has_waited(&self) {
         self.has_waited.store(true, Ordering::Release);
     }

@@ -91,7 +91,9 @@ impl fmt::Display for Op {
     }
 }
 
-/// The tokens that the requests of a batch name, by [`Token::id`](crate::protocol::token::Token::id).
+/// The tokens that the requests of a batch name, by
+/// [`Token::id`](crate::protocol::token::Token::id): all tokens that were not drawn here count as
+/// one.
 #[derive(Default)]
 pub(crate) struct TokenSet(HashSet<u64, BuildHasherDefault<IdHasher>>);
 
@@ -144,8 +146,9 @@ pub(crate) struct Request {
     pub(crate) refresh_interval: Duration,
     /// Whether a refusal is to report the owner label, for an `Acquire` whose error tells it.
     pub(crate) wants_owner: bool,
-    /// Whether waiting callers are notified: by a release or a downgrade, and by the undo of the last
-    /// attempt of a call. For `TakePlace`, whether our own caller is woken if the lock is free.
+    /// Whether waiting callers are notified: by a release or a downgrade, and by the undo of the
+    /// last attempt of a call. For `TakePlace`, whether our own caller is woken if the lock is
+    /// free.
     pub(crate) publish: Publish,
     /// The gate entry of a waiting writer, for `Acquire`.
     pub(crate) gate_entry: Option<Arc<Lease>>,

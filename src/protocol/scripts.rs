@@ -2,8 +2,8 @@
 //!
 //! Each script is a file in `protocol/lua/`; its head states steps, KEYS, ARGV and reply. The keys
 //! of a lock are described in ARCHITECTURE.md, section 8. `protocol/lua/prelude/` holds local
-//! functions that several scripts share. The scripts that run per acquire, release and extend repeat
-//! such code inline, because a Lua function costs its creation at every run.
+//! functions that several scripts share. The scripts that run per acquire, release and extend
+//! repeat such code inline, because a Lua function costs its creation at every run.
 //!
 //! Rules for a script (S3, S5, S10, L2):
 //!
@@ -38,8 +38,8 @@ macro_rules! near_count {
     };
 }
 
-/// The number of processes of a waiting list that listen to the lock's channel. In tests it is 1, so
-/// that short lists have processes that do not.
+/// The number of processes of a waiting list that listen to the lock's channel. In tests it is 1,
+/// so that short lists have processes that do not.
 pub(crate) const NEAR: u32 = near_count!();
 
 /// Defines the local `near` of a script.

@@ -11,7 +11,7 @@ use crate::tests::simulation::runtime::context;
 
 /// The longest time between two reads of the steady clock around one of the wall clock, in µs.
 const CLOCK_READ_TOLERANCE_US: u64 = 1_000;
-/// How often [`wall_offset`] reads both clocks to meet [`CLOCK_READ_TOLERANCE_US`].
+/// How often [`read_both`] reads both clocks to meet [`CLOCK_READ_TOLERANCE_US`].
 const MAX_CLOCK_READS: u32 = 20;
 
 /// Returns the current time on the steady clock, which never goes back.

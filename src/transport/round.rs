@@ -190,8 +190,9 @@ impl<'a> Round<'a> {
         if !self.submit(NodeSet::single(node)).contains(node) {
             return None;
         }
-        let end = self.sent + PREFERRED_NODE_ROUNDS * self.rtt.typical_round();
-        let ended = self.collect_replies(1, self.rtt.spin_deadline(self.sent), Some(end));
+        let start = clock::now();
+        let end = start + PREFERRED_NODE_ROUNDS * self.rtt.typical_round();
+        let ended = self.collect_replies(1, self.rtt.spin_deadline(start), Some(end));
         let is_over = self.tally.refused().contains(node) || ended == WaitEnd::Cancelled;
         self.sent = clock::now(); // for the other nodes
         is_over.then_some(ended)
@@ -217,14 +218,15 @@ impl<'a> Round<'a> {
     /// Blocks until the votes decide, at most until `deadline` or a cancellation. Does not end the
     /// round. Adds the duration to the estimate of a typical round.
     pub(crate) fn decide(&mut self, deadline: Deadline) -> WaitEnd {
-        let spin_until = self.rtt.spin_deadline(self.sent);
+        let start = clock::now();
+        let spin_until = self.rtt.spin_deadline(start);
         let mut ended = WaitEnd::Complete;
         while self.tally.verdict().is_none() && ended == WaitEnd::Complete {
             let wanted = self.tally.min_votes_to_decide();
             ended = self.collect_replies(wanted, spin_until, deadline.end());
         }
         self.rtt
-            .record(clock::now().saturating_duration_since(self.sent));
+            .record(clock::now().saturating_duration_since(start));
         ended
     }
 

@@ -9,10 +9,10 @@
 //! Pure: the time is passed in, and the listener sends the requests that this returns.
 //!
 //! - The list is a hint (L4). It decides when a waiter asks the nodes, never whether it acquires.
-//! - A waiter without a confirmed place heeds every release, unless it yields to others: it checks as
-//!   soon as it has the place.
-//! - A waiter with a near place checks after each release. A waiter that hears of none for the retry
-//!   delay checks if it is far behind, and else attempts.
+//! - A waiter without a confirmed place heeds every release, unless it yields to others: it checks
+//!   as soon as it has the place.
+//! - A waiter with a near place checks after each release. A waiter that hears of none for the
+//!   retry delay checks if it is far behind, and else attempts.
 //!
 //! | state  | stored as            | next                                                        |
 //! |--------|----------------------|-------------------------------------------------------------|
@@ -100,14 +100,14 @@ impl Places {
         Some(request)
     }
 
-    /// Records at `now` that the node has told the place. Without effect if no waiter has it any more.
-    /// A waiter that has not asked for the lock checks whether it is free, as after a release. Returns
-    /// whether the place is near.
+    /// Records at `now` that the node has told the place. Without effect if no waiter has it any
+    /// more. A waiter that has not asked for the lock checks whether it is free, as after a
+    /// release. Returns whether the place is near.
     ///
-    /// So does, once, a waiter that is the first in the list: the undo of an attempt after which its
-    /// call goes on is not published, and the attempt may have refused the waiter; or this node woke it
-    /// before the release had run on the others. It checks the later the longer it has waited since it
-    /// was last woken, because the node may lack the key of a lock that is held.
+    /// So does, once, a waiter that is the first in the list: the undo of an attempt after which
+    /// its call goes on is not published, and the attempt may have refused the waiter; or this node
+    /// woke it before the release had run on the others. It checks the later the longer it has
+    /// waited since it was last woken, because the node may lack the key of a lock that is held.
     ///
     /// If the lock is still held at two checks of a first waiter that has not asked for it, and no
     /// release is heard between them, the waiter attempts, and so learns when the lock ends.
@@ -146,7 +146,8 @@ impl Places {
     }
 
     /// Returns the check of a waiter that is far behind and has heard no news, to be sent at `now`.
-    /// Returns `None` if its place is near or not confirmed, or the node has not answered the last one.
+    /// Returns `None` if its place is near or not confirmed, or the node has not answered the last
+    /// one.
     pub(super) fn ask_for_news(
         &mut self,
         channel: &Channel,
@@ -166,10 +167,10 @@ impl Places {
     /// Records that the lock was released and that the node wakes the first process of the list.
     /// Returns the waiter that does not heed this release, and whether its place is near.
     ///
-    /// A waiter with a confirmed place does not heed it: it checks after `unit`, or after a multiple
-    /// that grows with the number of processes before it. Nor does a waiter that has not asked for
-    /// the lock, because the release is mostly that of its own process: it checks as soon as it has
-    /// its place.
+    /// A waiter with a confirmed place does not heed it: it checks after `unit`, or after a
+    /// multiple that grows with the number of processes before it. Nor does a waiter that has not
+    /// asked for the lock, because the release is mostly that of its own process: it checks as soon
+    /// as it has its place.
     pub(super) fn note_release(
         &mut self,
         channel: &Channel,
@@ -199,8 +200,8 @@ impl Places {
         self.checks.insert((check_at, Arc::clone(channel)));
     }
 
-    /// Removes the place of a process to which the node sends `signal`: it has taken it from the list.
-    /// Returns its waiter.
+    /// Removes the place of a process to which the node sends `signal`: it has taken it from the
+    /// list. Returns its waiter.
     pub(super) fn take_woken(
         &mut self,
         channel: &str,

@@ -1,10 +1,10 @@
 //! When the release listener may connect to a node again after a failure.
 //!
-//! Pure: the time is passed in. After a failure the delay counts from then, so that a node that does
-//! not answer is passed over. A connection that served and was closed is replaced [`RECONNECT_DELAY`]
-//! after its begin, which is mostly at once: its node may have closed all of them (`CLIENT KILL`, a
-//! balancer). A node's delay begins at [`RECONNECT_DELAY`] and doubles with each failure in a row, up
-//! to [`MAX_DOUBLINGS`] times.
+//! Pure: the time is passed in. After a failure the delay counts from then, so that a node that
+//! does not answer is passed over. A connection that served and was closed is replaced
+//! [`RECONNECT_DELAY`] after its begin, which is mostly at once: its node may have closed all of
+//! them (`CLIENT KILL`, a balancer). A node's delay begins at [`RECONNECT_DELAY`] and doubles with
+//! each failure in a row, up to [`MAX_DOUBLINGS`] times.
 
 use std::time::{Duration, Instant};
 
@@ -34,8 +34,8 @@ impl ReconnectDelays {
         }
     }
 
-    /// Records at `now` that a connect failed, or that the node has stopped answering. Returns whether
-    /// it is the first failure in a row.
+    /// Records at `now` that a connect failed, or that the node has stopped answering. Returns
+    /// whether it is the first failure in a row.
     pub(super) fn record_failure(&mut self, node: usize, now: Instant) -> bool {
         let node = &mut self.nodes[node];
         node.until = Some(now + delay(node.failures));
@@ -43,8 +43,8 @@ impl ReconnectDelays {
         node.failures == 1
     }
 
-    /// Records that a connection was closed that began at `start` and on which the node had confirmed
-    /// the subscription. It ends a row of failures.
+    /// Records that a connection was closed that began at `start` and on which the node had
+    /// confirmed the subscription. It ends a row of failures.
     pub(super) fn record_end(&mut self, node: usize, start: Instant) {
         self.nodes[node] = NodeDelay {
             failures: 0,

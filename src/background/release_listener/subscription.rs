@@ -75,8 +75,8 @@ impl<'a> Subscription<'a> {
         true
     }
 
-    /// Checks whether the lock is free, if the caller has a place far behind and has heard no news. Does
-    /// not block. Returns whether the node was asked.
+    /// Checks whether the lock is free, if the caller has a place far behind and has heard no news.
+    /// Does not block. Returns whether the node was asked.
     pub(crate) fn ask_for_news(&self) -> bool {
         let now = clock::now();
         let mut state = self.shared.state.lock();

@@ -19,8 +19,8 @@
 //! | `Unwanted`  | UNSUBSCRIBE sent or to be sent    | `Unsent`                           |
 //!
 //! The end of the connection makes every channel `Unsent`. A channel without waiters is removed
-//! after a delay, whatever its stage. A new waiter of a `Refused` channel sends no SUBSCRIBE. A channel
-//! is `Unwanted` while its only waiter is far behind in a waiting list.
+//! after a delay, whatever its stage. A new waiter of a `Refused` channel sends no SUBSCRIBE. A
+//! channel is `Unwanted` while its only waiter is far behind in a waiting list.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -115,8 +115,8 @@ impl Subscriptions {
         is_new || self.resubscribe(channel)
     }
 
-    /// Makes a confirmed channel `Unwanted` if it has one waiter, which has a place far behind in the
-    /// waiting list: that node tells it when its place is near.
+    /// Makes a confirmed channel `Unwanted` if it has one waiter, which has a place far behind in
+    /// the waiting list: that node tells it when its place is near.
     pub(super) fn unsubscribe(&mut self, channel: &Channel) {
         if let Some(entry) = self.entries.get_mut(channel)
             && entry.stage == Stage::Confirmed

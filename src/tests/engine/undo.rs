@@ -1,5 +1,5 @@
-//! Undone attempts over fake nodes: which of them are published, and by which node (L4). Retry delays
-//! are so long that only a message explains progress, unless a test says otherwise.
+//! Undone attempts over fake nodes: which of them are published, and by which node (L4). Retry
+//! delays are so long that only a message explains progress, unless a test says otherwise.
 
 use std::sync::Arc;
 use std::thread;
@@ -18,7 +18,7 @@ use crate::tests::engine::setup::{
 };
 use crate::tests::fake_node::node;
 use crate::tests::fake_node::node::{
-    FakeNode, Fault, assert_no_timeout_elapsed, connected_locker, eventually,
+    FakeNode, Fault, assert_no_timeout_elapsed, connected_locker, eventually, on_log_line,
 };
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
@@ -77,8 +77,8 @@ fn wake(fakes: &[Arc<FakeNode>]) -> String {
     fakes[0].acquire_tokens().pop().expect("it has asked")
 }
 
-/// Returns whether the attempt with this token has asked the first node alone. A waiter that is woken
-/// does so only for one refresh interval after it has asked all nodes.
+/// Returns whether the attempt with this token has asked the first node alone. A waiter that is
+/// woken does so only for one refresh interval after it has asked all nodes.
 fn was_alone(fakes: &[Arc<FakeNode>], token: &String) -> bool {
     let mut others = fakes[1..].iter();
     !others.any(|fake| fake.acquire_tokens().contains(token))
@@ -94,7 +94,8 @@ fn waiter_refused_by_an_attempt_alone_is_woken_by_its_undo() {
         let token = thread::scope(|scope| {
             let waits = scope.spawn(|| waiter.lock("x", TTL));
             waits_with_a_place(&fakes);
-            // The rival is granted by the first node, refused by the third, and waits for the second.
+            // The rival is granted by the first node, refused by the third, and waits for the
+            // second.
             fakes[0].free("x");
             let late = delay_acquires(&fakes[1..2]);
             let attempt = scope.spawn(|| is_refused(&rival));
@@ -204,6 +205,47 @@ fn acquire_of_several_choices_publishes_the_undos_of_its_last_round_alone() {
         assert!(error.expect_err("held").is_contended());
         undone(&fakes, 4) && {
             assert_eq!(published(&fakes), [2, 0, 0]);
+            true
+        }
+    });
+}
+
+/// Grants that come too late do not end the call, so a message would wake it without a delay.
+#[test]
+fn slow_attempts_for_several_choices_are_published_in_the_last_round_alone() {
+    let fakes = FakeNode::fakes(3);
+    let locker = connected_locker(&fakes, |config| attempts(config, 2)).expect("all are up");
+    let ttl = Duration::from_millis(100);
+    on_log_line(move |line| {
+        let came = clock::now();
+        if line.contains("Granted") {
+            eventually("most of the TTL has passed", || {
+                clock::now().duration_since(came) > ttl * 7 / 10
+            });
+        }
+    });
+    let error = locker.acquire_any(&["a", "b"], &LockOptions::new(ttl));
+    let error = error.expect_err("too slow");
+    assert!(matches!(error, Error::ValidityExhausted { .. }), "{error}");
+    eventually("all attempts are undone", || {
+        let is_undone = |fake: &Arc<FakeNode>| fake.count(Op::Release) == 4;
+        fakes.iter().all(is_undone)
+    });
+    let published = published(&fakes);
+    assert!(published.iter().all(|count| *count <= 2), "{published:?}");
+}
+
+/// Missing rights end the call, whatever its limit is.
+#[test]
+fn undo_of_a_denied_attempt_for_several_choices_is_published() {
+    until_asked(|| {
+        let fakes = FakeNode::fakes(3);
+        let locker = connected_locker(&fakes, |config| attempts(config, 2)).expect("all are up");
+        set_faults(&fakes[1..], &Fault::DeniesOp(Op::Acquire));
+        let error = locker.acquire_any(&["a", "b"], &LockOptions::new(TTL));
+        assert!(error.expect_err("denied").is_denied());
+        undone(&fakes, 1) && {
+            assert_eq!(published(&fakes), [1, 0, 0]);
             true
         }
     });

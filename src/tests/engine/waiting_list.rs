@@ -132,7 +132,8 @@ fn process_comes_near_when_the_one_before_it_stops_waiting() {
         placed(&fakes, 2);
         let third = scope.spawn(|| far.lock("x", TTL));
         placed(&fakes, 3);
-        // Before the release: after it the second process may check, and lose its place for a while.
+        // Before the release: after it the second process may check, and lose its place for a
+        // while.
         let last = fakes[0].places("x")[2].clone();
         held.release().expect("ours");
         let held = first.join().expect("no panic").expect("woken");

@@ -197,8 +197,8 @@ fn woken_waiter_asks_the_node_that_woke_it_first() {
     late.go();
 }
 
-/// The node that woke the waiter still refuses; the others are free. One node cannot say that a lock
-/// is held, so the last attempt asks all of them.
+/// The node that woke the waiter still refuses; the others are free. One node cannot say that a
+/// lock is held, so the last attempt asks all of them.
 #[test]
 fn last_attempt_asks_all_nodes_although_one_woke_it() {
     let fakes = FakeNode::fakes(3);

@@ -130,8 +130,8 @@ impl NodeStore {
         (Reply::Done, vec![(own, Event::Placed(lock, before))])
     }
 
-    /// Removes a process from the list. Returns the message to the process that has come near; `None`
-    /// without a place.
+    /// Removes a process from the list. Returns the message to the process that has come near;
+    /// `None` without a place.
     fn leave_list(&mut self, key: &Key, now: Instant, own: &Channel) -> Option<Messages> {
         let places = &mut self.waiting_list(key, now).places;
         let count = places.len();

@@ -4,9 +4,9 @@
 //! In a *history* a few processes with their own `Nodes` and threads use locks of all kinds on one,
 //! three or five servers, through the public interface. Packets are late, connections end in every
 //! way, servers hang, crash, restart, lose their data and reply errors; processes are paused,
-//! suspended and killed; clocks drift. Everything above the seams `time`, `sync`, `random` and `transport::node`
-//! is the code that ships. It finds what the model in `tests/model/` cannot: faults of the code
-//! itself, in interleavings of its threads.
+//! suspended and killed; clocks drift. Everything above the seams `time`, `sync`, `random` and
+//! `transport::node` is the code that ships. It finds what the model in `tests/model/` cannot:
+//! faults of the code itself, in interleavings of its threads.
 //!
 //! | theme | faults | promises beyond safety |
 //! |---|---|---|

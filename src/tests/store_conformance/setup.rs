@@ -90,8 +90,8 @@ impl ComparedServer {
     }
 }
 
-/// Calls `act` with a server and a function that returns the messages of the `channels` since its last
-/// call.
+/// Calls `act` with a server and a function that returns the messages of the `channels` since its
+/// last call.
 pub(crate) fn with_messages(
     channels: &[Channel],
     act: impl FnOnce(ComparedServer, &dyn Fn() -> Vec<Event>),

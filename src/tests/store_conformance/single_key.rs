@@ -127,8 +127,9 @@ impl Pair<'_> {
                 // Replies to the release of a gate entry may differ, because the server removes
                 // expired entries later.
                 (Some(_), _) if request.lease.kind() == LeaseKind::GateEntry => {}
-                // A request whose script the server lacks is sent again behind its batch. So another
-                // release of the batch may delete the other token before this one, or after it.
+                // A request whose script the server lacks is sent again behind its batch. So
+                // another release of the batch may delete the other token before this one, or after
+                // it.
                 (
                     Some(Reply::Absent | Reply::OtherToken),
                     Some(Reply::Absent | Reply::OtherToken),

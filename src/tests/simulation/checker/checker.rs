@@ -62,8 +62,8 @@ pub(super) struct CheckerState {
     /// When each lock last became free; `None` if that is not known.
     pub(super) free_since: BTreeMap<String, Option<Instant>>,
     pub(super) coverage: Coverage,
-    /// The processes that were paused or suspended, and so found every node late; since when they run again, by
-    /// their own clocks, or `None`.
+    /// The processes that were paused or suspended, and so found every node late; since when they
+    /// run again, by their own clocks, or `None`.
     paused: BTreeMap<usize, Option<Instant>>,
     /// The nodes that are away, by process and node.
     pub(super) outages: BTreeMap<(usize, usize), NoticedOutage>,

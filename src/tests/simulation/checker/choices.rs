@@ -71,9 +71,9 @@ impl CheckerState {
 }
 
 impl Checker {
-    /// Checks that an acquire of the first of `locks` that is free has acquired one of them, and did
-    /// not sleep on while one of the others was free. `asked` is when the thread asked, if it waits
-    /// without a limit.
+    /// Checks that an acquire of the first of `locks` that is free has acquired one of them, and
+    /// did not sleep on while one of the others was free. `asked` is when the thread asked, if it
+    /// waits without a limit.
     pub(crate) fn check_choice(&self, hold: HoldId, locks: &[usize], asked: Option<Instant>) {
         let (is_wrong, free_since) = self.with(|state| {
             state.coverage.count("locks of several choices");
@@ -96,9 +96,9 @@ impl Checker {
         }
     }
 
-    /// Checks that an acquire of the first of `locks` that is free has left nothing of the others. For
-    /// a process with one thread: all that the acquire has undone is gone after the longest duration
-    /// of a call.
+    /// Checks that an acquire of the first of `locks` that is free has left nothing of the others.
+    /// For a process with one thread: all that the acquire has undone is gone after the longest
+    /// duration of a call.
     pub(crate) fn check_other_choices(&self, hold: HoldId, locks: &[usize], acquired: Instant) {
         let round_trip = self.network.with(|state, _| state.round_trip());
         let undone_at = acquired + round_trip * MAX_ROUND_TRIPS + MAX_STALLS;

@@ -1,9 +1,12 @@
 //! Locks in doubt: after a suspend only the nodes know whether a lock is held (S11).
 //!
-//! During a suspend the steady clock of a process stands still, so a lease seems to last longer than
-//! it does. The wall clock goes on, and shows it.
+//! During a suspend the steady clock of a process stands still, so a lease seems to last longer
+//! than it does. The wall clock goes on, and shows it.
+//!
+//! Whether a lease is in doubt is asked of the lease itself. If it never said so, the checks of the
+//! nodes' contents would tell (`stored.rs`).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::protocol::lease::LeaseState;
 use crate::tests::simulation::checker::checker::Checker;
@@ -66,9 +69,9 @@ impl Checker {
         })
     }
 
-    /// Checks the result of `check` or `is_held`, which began when `before` was known: a lost lock is
-    /// never held again, and one in doubt is held only if the nodes have confirmed it since (S11). A
-    /// lock that is lost meanwhile may still be said to be held.
+    /// Checks the result of `check` or `is_held`, which began when `before` was known: a lost lock
+    /// is never held again, and one in doubt is held only if the nodes have confirmed it since
+    /// (S11). A lock that is lost meanwhile may still be said to be held.
     pub(crate) fn checked(&self, hold: HoldId, before: Known, is_ok: bool) {
         if is_ok && !before.is_held {
             self.report_hold("lost lock is said to be held", hold);
@@ -76,7 +79,9 @@ impl Checker {
         if let Some(then) = before.in_doubt_at {
             let is_confirmed = self.with(|state| {
                 state.coverage.count("checks in doubt");
-                state.holds[hold].lease.was_confirmed_since(then)
+                // A confirmation of the same microsecond may be the one before.
+                let later = then + Duration::from_micros(1);
+                state.holds[hold].lease.was_confirmed_since(later)
             });
             if is_ok && !is_confirmed {
                 self.report_hold("lock in doubt is said to be held", hold);

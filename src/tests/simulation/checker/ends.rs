@@ -58,9 +58,10 @@ impl Checker {
     /// Checks that waiting writers have released their gate entries, and left none to its TTL. A
     /// shutdown may.
     ///
-    /// Allowed: an entry ends by time on a minority of servers, while the writer waits. Servers that
-    /// do not store the holder's token grant each attempt, and so do not prolong the entry. With the
-    /// next holder these are other servers, so an entry counts only where it was not raised again.
+    /// Allowed: an entry ends by time on a minority of servers, while the writer waits. Servers
+    /// that do not store the holder's token grant each attempt, and so do not prolong the entry.
+    /// With the next holder these are other servers, so an entry counts only where it was not
+    /// raised again.
     pub(crate) fn check_gate_entries(&self) {
         let has_shutdown = self.with(|state| !state.shut_down.is_empty());
         if !self.promises.is_calm || has_shutdown {

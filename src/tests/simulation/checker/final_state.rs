@@ -21,8 +21,8 @@ impl Checker {
     ///
     /// Allowed: after an adoption a node that it did not reach keeps the former token until its TTL
     /// ends, because nobody may release a token that another process may hold again
-    /// ([`Adopted`](crate::tests::simulation::checker::hold::HoldState::Adopted) is not ended). A lock that was deleted or overwritten by others is
-    /// left to its TTL, too.
+    /// ([`Adopted`](crate::tests::simulation::checker::hold::HoldState::Adopted) is not ended). A
+    /// lock that was deleted or overwritten by others is left to its TTL, too.
     pub(crate) fn check_leftovers(&self, has_settled: impl Fn(usize) -> bool) {
         if !self.promises.leaves_nothing {
             return;

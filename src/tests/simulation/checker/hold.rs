@@ -31,8 +31,8 @@ pub(crate) struct Hold {
     pub(super) reports: Option<Arc<Reports>>,
     /// Since when its thread waits with a watch, by the clock of the process.
     pub(super) watched_since: Option<Instant>,
-    /// When the checker saw the lock taken away while its process listened for notices, by the clock
-    /// of the process.
+    /// When the checker saw the lock taken away while its process listened for notices, by the
+    /// clock of the process.
     pub(super) noticed_since: Option<Instant>,
     /// When the checker first saw the loss, by the clock of the process.
     pub(super) lost_since: Cell<Option<Instant>>,

@@ -29,8 +29,8 @@ pub(super) struct NoticedOutage {
 
 impl Checker {
     /// Checks that the queue for a node does not grow while the node is away (L3): it keeps the
-    /// requests of the moment at which the outage is noticed, and each lock that is held then may add
-    /// its release. For a process with one connection to each node, and this number of threads.
+    /// requests of the moment at which the outage is noticed, and each lock that is held then may
+    /// add its release. For a process with one connection to each node, and this number of threads.
     pub(crate) fn check_waiting(&self, process: usize, nodes: &Nodes, threads: usize) {
         let away: Vec<bool> = self.network.with(|state, _| {
             let servers = state.servers.iter();
@@ -58,8 +58,8 @@ impl Checker {
     }
 
     /// Checks that a process with one connection to each node is served by all of them within one
-    /// round trip, once all faults have ended (L3). `holder` waits for the reply of every node that is
-    /// connected.
+    /// round trip, once all faults have ended (L3). `holder` waits for the reply of every node that
+    /// is connected.
     pub(crate) fn check_back(&self, process: usize, nodes: &Nodes) {
         let (locker, name) = (RedisLocker::new(nodes), lock_name(own_lock(process, 0)));
         // A half-open connection is noticed by its next use.

@@ -1,7 +1,7 @@
 //! Notices: the holder of a lock that is deleted is told at once, not at its next renewal (S11).
 //!
-//! Checked in calm histories, of holders with a callback whose process listens for notices while the
-//! lock is deleted. The loss itself is told in time by the checks of `reports.rs`.
+//! Checked in calm histories, of holders with a callback whose process listens for notices while
+//! the lock is deleted. The loss itself is told in time by the checks of `reports.rs`.
 
 use std::time::Instant;
 

@@ -27,7 +27,8 @@ pub(crate) enum TimedCall {
     Contest,
     /// A wait with this limit.
     Limited(Duration),
-    /// A wait with this limit for the first of so many locks. Each of them is asked for once.
+    /// A wait with this limit for the first of some locks, with their number. Each of them is asked
+    /// for once.
     LimitedForAny(Duration, u32),
 }
 
@@ -43,7 +44,16 @@ impl Checker {
             TimedCall::Alone => round_trips,
             TimedCall::Contest => MAX_SPLIT + round_trips,
             TimedCall::Limited(limit) => limit + round_trips,
-            TimedCall::LimitedForAny(limit, locks) => limit + locks * (MAX_SPLIT + round_trips),
+            TimedCall::LimitedForAny(limit, locks) => {
+                let first_round = locks * (MAX_SPLIT + round_trips);
+                // Later, one attempt at most outlasts the limit.
+                limit
+                    + if limit < first_round {
+                        first_round
+                    } else {
+                        round_trips
+                    }
+            }
         };
         if took > limit + MAX_STALLS {
             self.report(format!(

@@ -270,8 +270,8 @@ impl Draw {
         }
     }
 
-    /// Draws a minimum time. It ends long before the servers are looked at for what is left, or with
-    /// the TTL.
+    /// Draws a minimum time. It ends long before the servers are looked at for what is left, or
+    /// with the TTL.
     fn min_hold(&self, ttl: Duration, rng: &mut Rng) -> Duration {
         match self.theme {
             Theme::Calm | Theme::Faults => between(rng, ms(1), ms(500)),

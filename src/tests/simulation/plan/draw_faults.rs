@@ -113,8 +113,8 @@ pub(super) fn draw_outage(plan: &mut Plan, rng: &mut Rng) {
 
 /// Suspends the machine of one process at any time.
 ///
-/// A suspend is noticed for as long as a lease may last if it takes more than 100 ms and a hundredth
-/// of the TTL. It ends before the servers are looked at for what is left.
+/// A suspend is noticed for as long as a lease may last if it takes more than 100 ms and a
+/// hundredth of the TTL. It ends before the servers are looked at for what is left.
 pub(super) fn draw_suspend(plan: &mut Plan, rng: &mut Rng) {
     let process = rng.usize(..plan.processes.len());
     let latest = one_of(rng, &[ms(500), plan.calm_at]);
@@ -255,8 +255,8 @@ impl FaultPlan<'_> {
         self.plan.faults.push((at, fault));
     }
 
-    /// Lets a process that is killed at a time be started again, in half of the cases. It is another
-    /// process to the nodes and to the checker, and does the same.
+    /// Lets a process that is killed at a time be started again, in half of the cases. It is
+    /// another process to the nodes and to the checker, and does the same.
     fn restart(&mut self, process: usize, killed_at: Duration) {
         if self.rng.bool() {
             let starts_at = killed_at + between(self.rng, ms(0), ms(500));

@@ -222,7 +222,8 @@ pub(crate) enum Fault {
         process: usize,
         lasts: Duration,
     },
-    /// The machine of a process is suspended: its steady clock stands still, its wall clock goes on.
+    /// The machine of a process is suspended: its steady clock stands still, its wall clock goes
+    /// on.
     Suspend {
         process: usize,
         lasts: Duration,

@@ -68,8 +68,8 @@ impl Plan {
         self.processes[0].threads[0].insert(0, Step::Acquire(acquire));
     }
 
-    /// Suspends the machine of a process until its lease has ended on the servers, most likely while
-    /// it waits for the replies to an extension.
+    /// Suspends the machine of a process until its lease has ended on the servers, most likely
+    /// while it waits for the replies to an extension.
     pub(super) fn add_suspend(&mut self, rng: &mut Rng) {
         let (ttl, packet) = (self.max_ttl, Duration::from_micros(self.delays.usual));
         let before = between(rng, ms(1), ms(40));

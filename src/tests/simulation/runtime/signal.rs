@@ -54,7 +54,8 @@ pub(crate) fn clock_of(process: usize) -> Instant {
     context::start() + Duration::from_nanos(steady)
 }
 
-/// Returns how far the wall clock of the process with this index is ahead of its steady clock, in µs.
+/// Returns how far the wall clock of the process with this index is ahead of its steady clock, in
+/// µs.
 pub(crate) fn wall_offset_of(process: usize) -> i64 {
     let wall = context::with(|scheduler| scheduler.processes[process].clock.wall(scheduler.now));
     let steady = clock::to_micros(clock_of(process));
