@@ -11,9 +11,8 @@
 -- of a reader turn in ms or 0 for none, tokens.
 -- Reply: one more than the number of receivers if all are released; otherwise per token 1, or 0 if
 -- it was absent or expired.
-local channel, conditional = table.remove(ARGV, 1), table.remove(ARGV, 1)
-local interval, turn = table.remove(ARGV, 1), KEYS[3]
-local scores = redis.call('ZMSCORE', KEYS[2], unpack(ARGV))
+local channel, conditional, interval, turn = ARGV[1], ARGV[2], ARGV[3], KEYS[3]
+local scores = redis.call('ZMSCORE', KEYS[2], unpack(ARGV, 4))
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local released, all, latest, removed = {}, true, 0, false
@@ -28,7 +27,7 @@ for i, score in ipairs(scores) do
       return writer
     end
     released[i] = 0
-    if writer == ARGV[i] then
+    if writer == ARGV[i + 3] then
       released[i] = redis.call('DEL', KEYS[1])
       removed = true
       if interval ~= '0' and redis.pcall('GET', turn) == 'asked' then
@@ -39,7 +38,7 @@ for i, score in ipairs(scores) do
   all = all and released[i] == 1
 end
 if latest > 0 then
-  redis.call('ZREM', KEYS[2], unpack(ARGV))
+  redis.call('ZREM', KEYS[2], unpack(ARGV, 4))
   removed = true
 end
 if conditional == '1' and not removed then channel = '' end
