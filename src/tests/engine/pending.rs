@@ -138,10 +138,11 @@ fn node_that_is_away_is_left_nothing_that_it_was_not_asked_for() {
                     None
                 }
             };
-            // A request in flight detects that the node is away.
-            drop(locker.try_lock("before", TTL));
+            // A request in flight detects that the node is away. It is sent while the lock is held.
+            let before = locker.try_lock("before", TTL);
             let up = || locker.nodes().engine().nodes_up();
             eventually("it is suspect", || up() == 2);
+            drop(before);
             work(&locker);
             let waiting = waiting(&locker);
             assert!(waiting <= FEW, "{what}, hung: {hangs}: {waiting} wait");
