@@ -266,7 +266,10 @@ fn harmless_signals_do_not_end_the_wait() {
     for signal in NOTHING.into_iter().chain(STOPS) {
         running.signal(signal);
     }
-    // Behind these signals in the tool's queue.
+    // Else the command may run before they are received, and be stopped by one of them.
+    eventually("they are received", || {
+        !process::has_pending_signals(running.pid())
+    });
     ask::<()>(&node, &["DEL", "redguard:k"]);
     ask::<()>(&node, &["PUBLISH", "redguard:k", ""]);
     running.end().assert(0, &[]);

@@ -213,6 +213,14 @@ pub(crate) fn signal(pid: i32, number: i32) {
     let _ = nix::sys::signal::kill(Pid::from_raw(pid), signal);
 }
 
+/// Returns whether a process has signals that none of its threads has received.
+pub(crate) fn has_pending_signals(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let mut lines = status.lines();
+    let pending = lines.find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
+    pending.trim().bytes().any(|digit| digit != b'0')
+}
+
 /// Returns the state of a process as ps(1) shows it; `None` once it is gone.
 pub(crate) fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
