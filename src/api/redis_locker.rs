@@ -192,8 +192,7 @@ impl RedisLocker {
 
 impl Locker for RedisLocker {
     fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error> {
-        self.nodes
-            .acquire_guard(&AcquireCall::new(&[key], LeaseKind::Exclusive, options))
+        self.acquire_all(&[key], options)
     }
 
     fn try_acquire(&self, key: &str, options: &LockOptions) -> Result<Option<LockGuard>, Error> {

@@ -134,10 +134,8 @@ impl Places {
             Some(2) if before == 0 => place.waiter.signal(Signal::Subscribed),
             None if is_first => {
                 let check_at = now + unit;
-                let since = Some(place.since).max(place.waiter.heard_at());
-                let waited = since.map_or(Duration::ZERO, |since| {
-                    check_at.saturating_duration_since(since)
-                });
+                let heard_at = place.waiter.heard_at().unwrap_or(place.since);
+                let waited = check_at.saturating_duration_since(heard_at.max(place.since));
                 self.set_check(channel, check_at + waited / 2);
             }
             _ => {}

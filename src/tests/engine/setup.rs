@@ -14,7 +14,10 @@ use crate::protocol::lost_lock::LostLock;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
 use crate::protocol::ttl::Ttl;
-use crate::tests::fake_node::node::{FakeNode, Fault, Rendezvous, connected_locker, eventually};
+use crate::tests::fake_node::node::{
+    FakeNode, Fault, Rendezvous, connected_locker, eventually, on_log_line,
+};
+use crate::time::clock;
 
 pub(crate) const TTL: Duration = Duration::from_secs(30);
 pub(crate) const SHORT: Duration = Duration::from_millis(200);
@@ -104,6 +107,19 @@ pub(crate) fn exclusive_params(name: &str, ttl: Duration) -> AcquireParams {
 /// Sets the fault of these nodes.
 pub(crate) fn set_faults(fakes: &[Arc<FakeNode>], fault: &Fault) {
     fakes.iter().for_each(|fake| fake.set_fault(fault.clone()));
+}
+
+/// Delays this thread after each grant until most of `ttl` has passed: where the verdict is logged,
+/// between the last reply and the guard.
+pub(crate) fn delay_grants(ttl: Duration) {
+    on_log_line(move |line| {
+        let came = clock::now();
+        if line.contains("Granted") {
+            eventually("most of the TTL has passed", || {
+                clock::now().duration_since(came) > ttl * 7 / 10
+            });
+        }
+    });
 }
 
 /// Makes these nodes delay acquires until [`serve_delayed`].

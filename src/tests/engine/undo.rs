@@ -14,11 +14,12 @@ use crate::error::error::Error;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
 use crate::tests::engine::setup::{
-    attempts, delay_acquires, exclusive_key, serve_delayed, set_faults, slowly_retrying,
+    attempts, delay_acquires, delay_grants, exclusive_key, serve_delayed, set_faults,
+    slowly_retrying,
 };
 use crate::tests::fake_node::node;
 use crate::tests::fake_node::node::{
-    FakeNode, Fault, assert_no_timeout_elapsed, connected_locker, eventually, on_log_line,
+    FakeNode, Fault, assert_no_timeout_elapsed, connected_locker, eventually,
 };
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
@@ -216,14 +217,7 @@ fn slow_attempts_for_several_choices_are_published_in_the_last_round_alone() {
     let fakes = FakeNode::fakes(3);
     let locker = connected_locker(&fakes, |config| attempts(config, 2)).expect("all are up");
     let ttl = Duration::from_millis(100);
-    on_log_line(move |line| {
-        let came = clock::now();
-        if line.contains("Granted") {
-            eventually("most of the TTL has passed", || {
-                clock::now().duration_since(came) > ttl * 7 / 10
-            });
-        }
-    });
+    delay_grants(ttl);
     let error = locker.acquire_any(&["a", "b"], &LockOptions::new(ttl));
     let error = error.expect_err("too slow");
     assert!(matches!(error, Error::ValidityExhausted { .. }), "{error}");

@@ -8,8 +8,10 @@ use crate::api::locker::Locker;
 use crate::error::error::Error;
 use crate::protocol::request::Op;
 use crate::protocol::retry::RetryPolicy;
-use crate::tests::engine::setup::{TTL, all_free, exclusive_key, healthy, holders, impatient};
-use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually, on_log_line};
+use crate::tests::engine::setup::{
+    TTL, all_free, delay_grants, exclusive_key, healthy, holders, impatient,
+};
+use crate::tests::fake_node::node::{FakeNode, Fault, connected_locker, eventually};
 use crate::time::clock;
 
 #[test]
@@ -41,15 +43,7 @@ fn caller_paused_after_the_verdict_gets_no_guard() {
     let fakes = FakeNode::fakes(3);
     let locker = healthy(&fakes);
     let ttl = Duration::from_millis(100);
-    // The verdict is logged between the last reply and the guard. The test delays the thread there.
-    on_log_line(move |line| {
-        let came = clock::now();
-        if line.contains("Granted") {
-            eventually("most of the TTL has passed", || {
-                clock::now().duration_since(came) > ttl * 7 / 10
-            });
-        }
-    });
+    delay_grants(ttl);
     let error = locker.try_lock("late", ttl).expect_err("too late");
     assert!(matches!(error, Error::ValidityExhausted { .. }), "{error}");
     all_free(&fakes, "late");
