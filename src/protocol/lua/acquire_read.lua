@@ -34,12 +34,14 @@ if refusal then
   return refusal
 end
 local set, ttl = KEYS[2], tonumber(ARGV[1])
+-- The server formats each number that it is given with 17 digits, so each is formatted once, here.
+local expires_at = string.format('%d', now + ttl)
 -- The removal needs no memory, so a server without memory refuses ZADD before anything changed.
-redis.call('ZREMRANGEBYSCORE', set, '-inf', now - 1)
+redis.call('ZREMRANGEBYSCORE', set, '-inf', string.format('(%d', now))
 local left = redis.call('PTTL', set)
 local entries = {}
 for i = 4, #ARGV do
-  entries[2 * i - 7], entries[2 * i - 6] = now + ttl, ARGV[i]
+  entries[2 * i - 7], entries[2 * i - 6] = expires_at, ARGV[i]
 end
 redis.call('ZADD', set, unpack(entries))
 -- The set ends a second after its last entry. A set without an expiry may hold a foreign entry.
