@@ -355,6 +355,8 @@ impl<'a> Acquisition<'a> {
         let is_last = is_probe || self.limit.is_exhausted(self.attempts);
         let node = self.preferred_node.take();
         let node = node.filter(|_| self.attempt_start < refresh_at && !is_last);
+        // The answer of a single node is final, and not that of one node of several.
+        let node = node.filter(|_| self.engine.nodes.total() > 1);
         if node.is_none() {
             self.last_full_round = self.attempt_start;
         }

@@ -9,10 +9,14 @@ use crate::api::guard::LockGuard;
 use crate::api::locker::Locker;
 use crate::api::options::LockOptions;
 use crate::api::redis_locker::RedisLocker;
+use crate::config::builder::Config;
 use crate::error::error::Error;
 use crate::protocol::request::Op;
+use crate::protocol::retry::RetryPolicy;
 use crate::tests::engine::setup::{exclusive_key, slowly_retrying};
-use crate::tests::fake_node::node::{FakeNode, Fault, assert_no_timeout_elapsed, eventually};
+use crate::tests::fake_node::node::{
+    FakeNode, Fault, assert_no_timeout_elapsed, connected_locker, eventually,
+};
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
 
@@ -222,6 +226,40 @@ fn process_far_behind_that_is_woken_and_refused_waits_for_the_next_release() {
         });
         stop.cancel();
         assert!(last.join().expect("no panic").is_err());
+    });
+}
+
+#[test]
+fn refusal_of_a_single_node_causes_no_further_attempt() {
+    let fakes = FakeNode::fakes(1);
+    let holder = slowly_retrying(&fakes);
+    let hasty = |config: Config| {
+        config.retry(RetryPolicy {
+            initial_delay: Duration::from_millis(1),
+            max_delay: TTL,
+            ..RetryPolicy::default()
+        })
+    };
+    let waiter = connected_locker(&fakes, hasty).expect("a quorum is up");
+    let held = holder.lock("x", TTL).expect("free");
+    let _held = holder.lock("y", TTL).expect("free");
+    let stop = CancelToken::new();
+    let options = LockOptions::new(TTL).cancel_on(&stop);
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| waiter.acquire("x", &options));
+        has_served(&fakes, 2);
+        let before = fakes[0].count(Op::Acquire);
+        fakes[0].seize("x", TTL); // this client is quicker than the woken process
+        fakes[0].publish(&exclusive_key("x").channel());
+        eventually("it has asked", || fakes[0].count(Op::Acquire) > before);
+        // Longer than the retry delay.
+        let limited = LockOptions::new(TTL).wait_for(Duration::from_millis(100));
+        assert!(holder.acquire("y", &limited).is_err());
+        let after = fakes[0].count(Op::Acquire);
+        stop.cancel();
+        assert!(waits.join().expect("no panic").is_err());
+        assert!(held.release().is_err());
+        assert_eq!(after, before + 1);
     });
 }
 
