@@ -86,7 +86,7 @@ pub(crate) struct Lease {
     pub(super) contacted: AtomicU64,
     /// The offset of the wall clock before the round that last confirmed the lease, in µs.
     wall_offset: AtomicU64,
-    /// When a quorum last confirmed the lease, in µs.
+    /// When a quorum last confirmed the lease, in µs; 0 before it is held.
     confirmed: AtomicU64,
     /// Until when a release keeps the key, in µs of [`clock::to_micros`]; 0 if it deletes the key.
     kept_until: AtomicU64,
@@ -180,7 +180,7 @@ impl Lease {
     /// asked.
     fn record_confirmation(&self, wall_offset: i64) {
         self.confirmed
-            .store(clock::to_micros(clock::now()), Ordering::Release);
+            .store(clock::to_micros(clock::now()).max(1), Ordering::Release);
         self.wall_offset
             .store(wall_offset as u64, Ordering::Release);
     }
@@ -188,6 +188,11 @@ impl Lease {
     /// Returns whether a quorum of nodes has confirmed the lease since `then`.
     pub(crate) fn was_confirmed_since(&self, then: Instant) -> bool {
         self.confirmed.load(Ordering::Acquire) >= clock::to_micros(then)
+    }
+
+    /// Returns whether the lease is held, or was.
+    pub(crate) fn was_held(&self) -> bool {
+        self.confirmed.load(Ordering::Acquire) > 0
     }
 
     /// Returns whether the wall clock has run ahead since the last confirmation, as after a

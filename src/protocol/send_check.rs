@@ -39,15 +39,22 @@ pub(crate) fn skip_reply(
     }
 }
 
-/// Returns the release that replaces a swap whose lease is over, because the swap would have
-/// released the former token too. The caller that abandoned the lease may have released it already.
-/// Each node publishes it, so it is never skipped itself.
+/// Returns the release that replaces a swap or an adoption whose lease is over, because that would
+/// have replaced the former token.
+///
+/// - A swap: the caller that abandoned the lease may have released the former token already. Each
+///   node publishes the release, so it is never skipped itself.
+/// - An adoption, if the lease was held: a quorum has replaced the former token, which would be
+///   left on this node. After an adoption that failed, another caller may adopt the former token.
 pub(crate) fn replacement_release(request: &Request, skipped: &Reply) -> Option<Request> {
     let is_over = !matches!(skipped, Reply::Failed(NodeFailure::Quarantined { .. }));
-    let former = request.former_lease.as_ref();
-    let former = former.filter(|_| request.op == Op::Swap && is_over)?;
-    let mut release = Request::new(Op::Release, former, 0);
-    release.publish = Publish::Always;
+    let publish = match request.op {
+        Op::Swap if is_over => Publish::Always,
+        Op::Adopt if request.lease.was_held() => Publish::IfDeleted,
+        _ => return None,
+    };
+    let mut release = Request::new(Op::Release, request.former_lease.as_ref()?, 0);
+    release.publish = publish;
     Some(release)
 }
 
@@ -102,6 +109,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::protocol::lease::Lease;
     use crate::protocol::reply::Blocker;
     use crate::tests::fixtures::lease;
     use crate::time::clock;
@@ -130,6 +138,27 @@ mod tests {
         let acquire = Request::new(Op::Acquire, &next, 1);
         let skipped = skip_reply(&acquire, 0, Duration::ZERO, now);
         assert!(skipped.is_some_and(|skipped| replacement_release(&acquire, &skipped).is_none()));
+    }
+
+    #[test]
+    fn adoption_of_a_lease_that_was_held_is_replaced_by_a_release() {
+        let (now, ttl) = (clock::now(), Duration::from_secs(60));
+        let replaced = |end: &dyn Fn(&Lease)| {
+            let (next, former) = (lease("x"), lease("x"));
+            let mut adopt = Request::new(Op::Adopt, &next, 1);
+            adopt.former_lease = Some(Arc::clone(&former));
+            end(&next);
+            let skipped = skip_reply(&adopt, 0, Duration::ZERO, now)?;
+            let release = replacement_release(&adopt, &skipped);
+            Some(release.map(|release| release.lease.token().id() == former.token().id()))
+        };
+        assert_eq!(replaced(&|_| {}), None, "pending");
+        assert_eq!(replaced(&|next| next.abandon()), Some(None), "failed");
+        let released = |next: &Lease| {
+            assert!(next.activate(now + ttl, 0));
+            next.begin_release(now);
+        };
+        assert_eq!(replaced(&released), Some(Some(true)), "released");
     }
 
     #[test]
