@@ -70,14 +70,14 @@
 //! |---|---|
 //! | `testing` | `FlakyLocker`, which is contended, unavailable or loses its lock when a test says so |
 //! | `tls` | `rediss://` addresses, `Config::tls` and `Tls`. By `rustls`; building it needs a C compiler |
-//! | `serde` | `Config` and `LockOptions` from files of settings, `RetryPolicy` too; durations such as `1m 30s` |
+//! | `serde` | `Config` and `LockOptions` from files of settings, `RetryPolicy` too; durations such as `1m 30s`. By `serde` and `humantime` |
 //! | `sentinel` | `Endpoint::sentinel`: a master that sentinels name, as one node |
 //! | `cluster` | `Endpoint::cluster`: a Redis Cluster, as one node |
 //!
 //! None is on by default. With `tls`, the first connect over TLS installs `ring` as the process's
 //! crypto provider for `rustls`, unless the process has installed one.
 //!
-//! Rust 1.88; Redis 6.2 or Valkey 7.2 and later.
+//! Rust 1.88; Redis 6.2 or Valkey 7.2 and later, of which Valkey below 8.1 is not tested.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]

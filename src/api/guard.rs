@@ -101,8 +101,8 @@ macro_rules! guard {
             ///
             /// # Errors
             /// - [`InvalidTtl`](Error::InvalidTtl): the TTL is too short or too long.
-            /// - [`LockLost`](Error::LockLost): the lock has expired, or too many nodes reply that
-            ///   it is not ours.
+            /// - [`LockLost`](Error::LockLost): the lock has expired, too many nodes reply that it
+            ///   is not ours, or the nodes were shut down while it was held.
             /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes replied.
             ///   Repeating the call before the expiry may help.
             /// - [`Closed`](Error::Closed): the process is a forked child.
@@ -117,8 +117,9 @@ macro_rules! guard {
             /// delete it then.
             ///
             /// # Errors
-            /// - [`LockLost`](Error::LockLost): the lock had expired, or too many nodes reply that
-            ///   it was not ours any more. Work may have overlapped with another holder's.
+            /// - [`LockLost`](Error::LockLost): the lock had expired, too many nodes reply that it
+            ///   was not ours any more, or the nodes were shut down while it was held. Work may
+            ///   have overlapped with another holder's.
             /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes replied. The
             ///   other nodes get the release when they reply again; the lock ends with its TTL at
             ///   the latest.
@@ -338,7 +339,7 @@ impl LockGuard {
     /// any other caller.
     ///
     /// # Errors
-    /// - [`LockLost`](Error::LockLost): the lock had expired.
+    /// - [`LockLost`](Error::LockLost): the lock had expired, or was lost before.
     /// - [`NotOnNodes`](Error::NotOnNodes): the lock is held in this process alone. It is released.
     /// - [`Closed`](Error::Closed): the process is a forked child.
     ///
@@ -374,12 +375,13 @@ impl WriteGuard {
     /// Turns the write lock into a read lock. No other writer can acquire the lock in between. The
     /// lease keeps its expiry and its renewal; other readers can acquire the lock at once.
     ///
-    /// Blocks for at most `node_timeout`. Nodes that do not reply keep readers out until this lock
-    /// is released or extended.
+    /// Waits for extensions by other threads and for a renewal in progress, and then blocks for at
+    /// most `node_timeout`. Nodes that do not reply keep readers out until this lock is released or
+    /// extended.
     ///
     /// # Errors
-    /// - [`LockLost`](Error::LockLost): the lock had expired, or too many nodes reply that it was
-    ///   not ours any more.
+    /// - [`LockLost`](Error::LockLost): the lock had expired, too many nodes reply that it was not
+    ///   ours any more, or the nodes were shut down while it was held.
     /// - [`Closed`](Error::Closed): the process is a forked child.
     ///
     /// ```

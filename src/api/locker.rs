@@ -20,8 +20,11 @@ use crate::error::error::Error;
 /// choose, such as paths.
 ///
 /// Locks are **not re-entrant**: a thread that asks for a lock which it holds waits until the lease
-/// of its first guard ends (with `LocalLocker` without end). There is no poisoning:
-/// a panic drops the guard, which releases the lock.
+/// of its first guard ends. That lease does not end if the lock is renewed without
+/// [`max_renewal`](LockOptions::max_renewal), or is a local one: such a thread waits for ever,
+/// unless the call has a limit or a [`CancelToken`](crate::CancelToken).
+///
+/// There is no poisoning: a panic drops the guard, which releases the lock.
 ///
 /// ```
 /// use redguard::{Error, Locker, LocalLocker};
@@ -42,12 +45,17 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// options or else of the retry policy.
     ///
     /// Blocks until the lock is acquired or a limit ends the wait. An attempt that has begun is
-    /// finished, so the call may return up to `node_timeout` after its limit. Threads of one
-    /// process acquire a key in the order in which they asked.
+    /// finished, so the call may return up to `node_timeout` and 50 ms after its limit, in rare
+    /// cases up to `node_timeout` more ([the guide](crate::guide::waiting#limits) names them).
+    /// Threads of one process acquire a key in the order in which they asked.
     ///
     /// # Errors
-    /// - [`InvalidKey`](Error::InvalidKey), [`InvalidTtl`](Error::InvalidTtl): the name or the TTL
-    ///   cannot be used; no node is asked.
+    /// - [`InvalidKey`](Error::InvalidKey): the name cannot be used; no node is asked.
+    /// - [`InvalidTtl`](Error::InvalidTtl): the TTL cannot be used; no node is asked.
+    /// - [`InvalidConfig`](Error::InvalidConfig): the options cannot be used; no node is asked. The
+    ///   [`owner_label`](LockOptions::owner_label) is not allowed, the margin of
+    ///   [`on_endangered`](LockOptions::on_endangered) is above half of the TTL with renewal, or
+    ///   [`min_hold`](LockOptions::min_hold) is above the TTL.
     /// - [`Contended`](Error::Contended): another holder has the lock, and a limit on waiting or
     ///   attempts was reached.
     /// - [`InsufficientQuorum`](Error::InsufficientQuorum): no quorum replied for
@@ -60,7 +68,8 @@ pub trait Locker: fmt::Debug + Send + Sync {
     ///   three attempts in a row or in the only attempt allowed.
     /// - [`Cancelled`](Error::Cancelled): the options' token was cancelled.
     /// - [`Closed`](Error::Closed): the nodes are shut down, or the process is a forked child.
-    /// - [`System`](Error::System): the operating system has no random bytes for a token.
+    /// - [`System`](Error::System): the operating system has no random bytes for a token, or no
+    ///   thread for renewals, callbacks or notices; in the second case the lock is released again.
     fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, Error>;
 
     /// Acquires the lock of `key` with one attempt, or with the wait in the options. Returns `None`
@@ -70,6 +79,11 @@ pub trait Locker: fmt::Debug + Send + Sync {
     /// callers ask for the lock at the same moment. While another thread probes whether an outage
     /// is over, it first waits for that result, for at most `node_timeout`. The nodes are not asked
     /// while another thread of this process holds the lock or is ahead in the queue.
+    ///
+    /// If several callers ask for a free lock at the same moment, one of them normally acquires it.
+    /// The nodes are asked again at most 8 times and for at most 50 ms. With distant nodes (a round
+    /// trip near 50 ms) or on a very busy machine that may not suffice: then each of these callers
+    /// can get `None`, although nobody holds the lock.
     ///
     /// Without a wait an outage is an error at once. With a wait in the options the call waits in
     /// an outage, too, for at most [`max_outage`](crate::RetryPolicy::max_outage).
@@ -150,11 +164,14 @@ pub trait Locker: fmt::Debug + Send + Sync {
     ///
     /// Blocks as [`acquire`](Locker::acquire) does, and waits for all of them at once: a published
     /// release wakes it for one attempt. Each lock is asked for once, one after the other, also if
-    /// the wait limit ends meanwhile. It has no place in the queues of this process, so threads
+    /// the wait limit ends meanwhile; so the call may take up to `node_timeout` and 50 ms for each
+    /// of them. It has no place in the queues of this process, so threads
     /// that wait for one of the locks get it first.
     ///
     /// # Errors
-    /// As [`acquire`](Locker::acquire); [`Contended`](Error::Contended) names one of the locks.
+    /// As [`acquire`](Locker::acquire), and
+    /// - [`InvalidKey`](Error::InvalidKey): also an empty list.
+    /// - [`Contended`](Error::Contended): names one of the locks.
     ///
     /// ```
     /// use redguard::{LocalLocker, LockOptions, Locker};

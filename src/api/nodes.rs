@@ -38,8 +38,8 @@ use crate::transport::worker_pool::WorkerPool;
 /// through the servers.
 ///
 /// Each connection has a worker thread, named `redguard-…`. When the last handle is dropped, guards
-/// included, queued releases are sent to the nodes that reply, for at most `node_timeout`, and the
-/// threads end. [`shutdown`](Nodes::shutdown) does so explicitly.
+/// included, queued releases are sent to the nodes that reply, and the threads end. That drop
+/// blocks for at most `node_timeout`. [`shutdown`](Nodes::shutdown) does so explicitly.
 ///
 /// ```no_run
 /// use redguard::{Config, Locker, Nodes, RedisLocker};
@@ -73,17 +73,19 @@ impl Nodes {
     /// quorum, nodes that have not replied yet get as long again, at least 10 ms.
     ///
     /// Without a quorum this blocks for `connect_timeout` and repeats its attempts, because nodes
-    /// may be starting. [The guide](crate::guide::getting_started#nodes-that-are-not-up-yet) has a
-    /// loop for longer waits. With [`allow_degraded`](Config::allow_degraded) it then succeeds, and
-    /// locks are held in this process until a quorum is connected.
+    /// may be starting. That includes nodes that refuse the credentials. [The
+    /// guide](crate::guide::getting_started#nodes-that-are-not-up-yet) has a loop for longer waits.
+    /// With [`allow_degraded`](Config::allow_degraded) it then succeeds, and locks are held in this
+    /// process until a quorum is connected.
     ///
     /// # Errors
-    /// - [`NoAddresses`](Error::NoAddresses), [`InvalidConfig`](Error::InvalidConfig): settings
-    ///   that are out of range or contradict each other, also two addresses of one server.
+    /// - [`NoAddresses`](Error::NoAddresses): the list of nodes is empty.
+    /// - [`InvalidConfig`](Error::InvalidConfig): settings are out of range or contradict each
+    ///   other, an address cannot be parsed, or two addresses are one server.
     /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes are connected, with a
     ///   cause for each. In degraded mode only if a quorum of nodes replied, with errors included:
     ///   wrong credentials, for example.
-    /// - [`System`](Error::System): the operating system has no threads left.
+    /// - [`System`](Error::System): the operating system has no threads left, or no random bytes.
     pub fn connect(config: Config) -> Result<Nodes, Error> {
         let settings = config.validate()?;
         let mut seen_names = HashSet::new();
@@ -225,13 +227,13 @@ impl Nodes {
     /// included.
     ///
     /// Blocks until all guards whose lock is held have ended, for at most `grace`; so do not call
-    /// it while the calling thread holds one. Then it sends the queued releases and ends the
-    /// threads, for at most `node_timeout` more. Locks of guards that are still alive are lost and
-    /// left to their TTLs; a lock in use is never deleted.
+    /// it while the calling thread holds one. Then it waits for acquires in progress, sends the
+    /// queued releases and ends the threads, for at most twice `node_timeout` more. Locks of guards
+    /// that are still alive are lost and left to their TTLs; a lock in use is never deleted.
     ///
-    /// Returns `true` if no such guard was left and all threads have ended. A thread that is
-    /// connecting, and has no release to send, ends by itself and does not count. A second call has
-    /// nothing left to do.
+    /// Returns `true` if no such guard and no acquire was left and all threads have ended. A thread
+    /// that is connecting, and has no release to send, ends by itself and does not count. Returns
+    /// `false` at once in a forked child. A second call has nothing left to do.
     ///
     /// Call it at the end of `main`. Without it queued releases are sent when the last handle is
     /// dropped, which does not happen while a thread or a static keeps a handle or a guard.

@@ -80,7 +80,9 @@ impl LockOptions {
 
     /// Sets the longest wait; zero makes one attempt. Replaces the policy's limits on wait and
     /// attempts, but not the one on outages. An attempt that has begun is finished, so the call may
-    /// return up to `node_timeout` later. Default: the policy's limits.
+    /// return up to `node_timeout` and 50 ms later, for a permit up to twice `node_timeout` and 50
+    /// ms ([the guide](crate::guide::waiting#limits) has the other cases). Default: the policy's
+    /// limits.
     pub fn wait_for(mut self, limit: Duration) -> LockOptions {
         self.wait = Some(Wait::For(limit));
         self
@@ -174,9 +176,9 @@ impl LockOptions {
     }
 
     /// Sets the owner label of this lock, in place of that of
-    /// [`Config::owner_label`](crate::Config::owner_label): at most 64 printable ASCII characters;
-    /// an acquire with another one is [`InvalidConfig`](crate::Error::InvalidConfig). Default: that
-    /// of the configuration; for local locks none.
+    /// [`Config::owner_label`](crate::Config::owner_label): 1 to 64 printable ASCII characters; an
+    /// acquire with another one is [`InvalidConfig`](crate::Error::InvalidConfig). Default: that of
+    /// the configuration; for local locks none.
     pub fn owner_label(mut self, label: impl Into<String>) -> LockOptions {
         self.owner_label = Some(Arc::new(label.into()));
         self

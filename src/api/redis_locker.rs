@@ -79,15 +79,18 @@ impl RedisLocker {
     /// process holds the lock or waits for it.
     ///
     /// # Errors
+    /// - [`InvalidKey`](Error::InvalidKey): a name in the token cannot be used.
+    /// - [`InvalidTtl`](Error::InvalidTtl): the TTL cannot be used.
+    /// - [`Contended`](Error::Contended): another thread of this process holds the lock or waits
+    ///   for it.
     /// - [`LockLost`](Error::LockLost): the lock has expired, was adopted already, or never
     ///   existed.
     /// - [`InsufficientQuorum`](Error::InsufficientQuorum): too few nodes replied.
     /// - [`ValidityExhausted`](Error::ValidityExhausted): the nodes were too slow for the TTL.
     ///   After this error, and after `InsufficientQuorum`, each node that had replaced the former
     ///   token releases the lock. Repeating the call helps only if a quorum still has that token.
-    /// - [`InvalidTtl`](Error::InvalidTtl), [`Contended`](Error::Contended),
-    ///   [`Closed`](Error::Closed) and [`System`](Error::System) as in
-    ///   [`acquire`](Locker::acquire).
+    /// - [`Closed`](Error::Closed): the nodes are shut down, or the process is a forked child.
+    /// - [`System`](Error::System): as in [`acquire`](Locker::acquire).
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -107,6 +110,8 @@ impl RedisLocker {
     ///
     /// # Errors
     /// As [`adopt`](RedisLocker::adopt), and
+    /// - [`InvalidConfig`](Error::InvalidConfig): the options cannot be used, as in
+    ///   [`acquire`](Locker::acquire).
     /// - [`Cancelled`](Error::Cancelled): the options' token was cancelled.
     ///
     /// ```no_run
@@ -126,8 +131,9 @@ impl RedisLocker {
     /// of date when it is returned.** Returns `None` if no node that replied has the key.
     ///
     /// A value of another type under the key is reported as [`foreign`](Holder::foreign).
-    /// Read-write locks, and locks held in a process alone ([`Mode::Local`](crate::Mode::Local)),
-    /// are not found.
+    /// Read-write locks and permits, and locks held in a process alone
+    /// ([`Mode::Local`](crate::Mode::Local)), are not found. The tool `redguard status` shows locks
+    /// of all kinds.
     ///
     /// Asks all nodes, also through an open circuit breaker. Blocks until the connected ones have
     /// replied, for at most `node_timeout`.
@@ -153,8 +159,9 @@ impl RedisLocker {
         self.nodes.engine().holder(self.parse_key(key)?)
     }
 
-    /// Deletes the lock of `key` on all nodes that reply, regardless of its holder. Returns `true`
-    /// if a node had it.
+    /// Deletes the exclusive lock of `key` on all nodes that reply, regardless of its holder.
+    /// Returns `true` if a node had it. Read-write locks and permits are not deleted; the tool
+    /// `redguard break` does that.
     ///
     /// **Its holder continues** until it is told, and may overlap with the next holder. Use it if
     /// the holder is known to be dead and the TTL is too long to wait for. A holder with

@@ -41,9 +41,11 @@ use crate::protocol::kind::LeaseKind;
 /// # Deadlocks
 ///
 /// Locks are not re-entrant. A thread that asks for a lock which its own guard excludes waits until
-/// the lease of that guard ends (`LocalRwLocker`: without end). **A second `read` by a thread that
-/// holds a read lock** is such a wait if a writer waits in between: the second `read` waits for the
-/// writer, and the writer waits for the first.
+/// the lease of that guard ends. That lease does not end if the lock is renewed without
+/// [`max_renewal`](LockOptions::max_renewal), or is a local one: such a thread waits for ever,
+/// unless the call has a limit or a [`CancelToken`](crate::CancelToken). **A second `read` by a
+/// thread that holds a read lock** is such a wait if a writer waits in between: the second `read`
+/// waits for the writer, and the writer waits for the first.
 ///
 /// There is no upgrade from reading to writing, because two readers that upgrade would wait for
 /// each other. Drop the read lock, acquire the write lock, and **check again**: another writer may
@@ -94,7 +96,9 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     /// ```
     ///
     /// # Errors
-    /// As [`Locker::acquire`](crate::Locker::acquire), with one variant in place of `Contended`:
+    /// As [`Locker::acquire`](crate::Locker::acquire), except `Contended`, and
+    /// - [`InvalidConfig`](Error::InvalidConfig): also with any
+    ///   [`min_hold`](LockOptions::min_hold), which is for exclusive locks.
     /// - [`WriteLockTimeout`](Error::WriteLockTimeout): a writer held the lock or waited for it,
     ///   and a limit on waiting or attempts was reached.
     fn acquire_read(&self, key: &str, options: &LockOptions) -> Result<ReadGuard, Error>;
@@ -123,10 +127,13 @@ pub trait RwLocker: fmt::Debug + Send + Sync {
     /// the nodes continue to refuse readers.
     ///
     /// # Errors
-    /// As [`Locker::acquire`](crate::Locker::acquire), with two variants in place of `Contended`.
-    /// The majority of the nodes that refused decides between them:
-    /// - [`WriteLockHeld`](Error::WriteLockHeld): another writer held the lock.
-    /// - [`ReadersTimeout`](Error::ReadersTimeout): readers held it, or had their turn.
+    /// As [`Locker::acquire`](crate::Locker::acquire), except `Contended`, and
+    /// - [`InvalidConfig`](Error::InvalidConfig): also with any
+    ///   [`min_hold`](LockOptions::min_hold), which is for exclusive locks.
+    /// - [`WriteLockHeld`](Error::WriteLockHeld): another writer held the lock, as most of the nodes
+    ///   that refused replied, and a limit on waiting or attempts was reached.
+    /// - [`ReadersTimeout`](Error::ReadersTimeout): readers held it, or had their turn, as most of
+    ///   them replied.
     fn acquire_write(&self, key: &str, options: &LockOptions) -> Result<WriteGuard, Error>;
 
     /// Acquires the write lock of `key` with one attempt, or with the wait in the options. Returns

@@ -46,14 +46,16 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
     /// Acquires a permit. Waits while all permits are held, within the limits of the options or
     /// else of the retry policy.
     ///
-    /// Blocks until a permit is acquired or a limit ends the wait. Of several waiting threads of
-    /// one process only the first asks the nodes.
+    /// Blocks until a permit is acquired or a limit ends the wait. An attempt that has begun is
+    /// finished, so the call may return up to twice `node_timeout` and 50 ms after its limit. Of
+    /// several waiting threads of one process only the first asks the nodes.
     ///
     /// # Errors
     /// As [`Locker::acquire`](crate::Locker::acquire), without `InvalidKey`, and
-    /// - [`InvalidConfig`](Error::InvalidConfig): the options ask for a fencing token, which
-    ///   permits do not have; or others hold permits of a semaphore of this name with another
-    ///   number of permits. The text names both numbers.
+    /// - [`InvalidConfig`](Error::InvalidConfig): also with a fencing token or any
+    ///   [`min_hold`](LockOptions::min_hold) in the options, which permits do not have; or if
+    ///   others hold permits of a semaphore of this name with another number of permits. The text
+    ///   names both numbers.
     /// - [`Contended`](Error::Contended): all permits were held, and a limit on waiting or attempts
     ///   was reached.
     fn acquire(&self, options: &LockOptions) -> Result<SemaphorePermit, Error>;
@@ -61,11 +63,11 @@ pub trait Semaphore: fmt::Debug + Send + Sync {
     /// Acquires a permit with one attempt, or with the wait in the options. Returns `None` if all
     /// permits are held.
     ///
-    /// Without a wait it blocks for at most twice `node_timeout`, after the wait for another
-    /// thread's probe of an outage ([`Locker::try_acquire`](crate::Locker::try_acquire)). The nodes
-    /// are not asked while a thread of this process waits for a permit, or while threads of this
-    /// process hold or ask for as many permits as there are. It can return `None` although a permit
-    /// is free, if other callers acquire permits at the same moment.
+    /// Without a wait it blocks for at most twice `node_timeout` and 50 ms, after the wait for
+    /// another thread's probe of an outage ([`Locker::try_acquire`](crate::Locker::try_acquire)).
+    /// The nodes are not asked while a thread of this process waits for a permit, or while threads
+    /// of this process hold or ask for as many permits as there are. It can return `None` although
+    /// a permit is free, if other callers acquire permits at the same moment.
     ///
     /// # Errors
     /// As [`acquire`](Semaphore::acquire), except `Contended`: `None` is returned in its place.

@@ -103,7 +103,9 @@ impl LockWatch {
     }
 
     /// Returns whether the lock is endangered or lost, as
-    /// [`LockGuard::is_endangered`](crate::LockGuard::is_endangered) does. Does not block.
+    /// [`LockGuard::is_endangered`](crate::LockGuard::is_endangered) does. Also `true` after a
+    /// release; [`loss_reason`](LockWatch::loss_reason) tells a loss from a release. Does not
+    /// block.
     pub fn is_endangered(&self) -> bool {
         self.remaining() <= self.lease.danger_margin()
     }

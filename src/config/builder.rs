@@ -62,8 +62,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Creates a configuration of these nodes, with defaults for everything else. The nodes must be
-    /// independent masters.
+    /// Creates a configuration of these nodes, 1 to 64, with defaults for everything else. The
+    /// nodes must be independent masters.
     ///
     /// Locks need a quorum of all nodes, `n / 2 + 1`, also while some are down. Choose an odd
     /// number: of two nodes no quorum is left with one down, and of four neither half is one.
@@ -75,13 +75,16 @@ impl Config {
         }
     }
 
-    /// Sets the ACL user for nodes whose address names none. Default: the server's `default` user.
+    /// Sets the ACL user for nodes whose address has neither a user nor a password; an address with
+    /// a password alone logs in as the server's `default` user. Without
+    /// [`password`](Config::password) it is [`InvalidConfig`](Error::InvalidConfig). Default: the
+    /// server's `default` user.
     pub fn username(mut self, username: impl Into<String>) -> Config {
         self.settings.username = Some(username.into());
         self
     }
 
-    /// Sets the password for nodes whose address names none. An empty one is sent, too, so leave
+    /// Sets the password for nodes whose address has none. An empty one is sent, too, so leave
     /// the setting out where an environment variable is empty. Default: none.
     pub fn password(mut self, password: impl Into<String>) -> Config {
         self.settings.password = Some(password.into());
@@ -90,8 +93,9 @@ impl Config {
 
     /// Sets a function that returns user and password before each connect, for credentials that
     /// change while the program runs. It gets the node's name, as in [`Health`](crate::Health), and
-    /// is called only for nodes whose address names none. Replaces [`username`](Config::username)
-    /// and [`password`](Config::password). Default: none.
+    /// is called only for nodes whose address has no password; a user in the address is kept.
+    /// Together with [`username`](Config::username) or [`password`](Config::password) it is
+    /// [`InvalidConfig`](Error::InvalidConfig). Default: none.
     ///
     /// The function is called for each connection of a node, also to a master that sentinels name,
     /// to each master of a cluster, and for release notifications. An open connection is not logged
@@ -163,9 +167,8 @@ impl Config {
     }
 
     /// Sets a label that is stored before the token, which shows operators and refused callers the
-    /// holder of a lock: at most 64 printable ASCII characters. Default: `HOST/PID` of this
-    /// process. [`LockOptions::owner_label`](crate::LockOptions::owner_label) sets that of one
-    /// lock.
+    /// holder of a lock: 1 to 64 printable ASCII characters. Default: `HOST/PID` of this process.
+    /// [`LockOptions::owner_label`](crate::LockOptions::owner_label) sets that of one lock.
     pub fn owner_label(mut self, label: impl Into<String>) -> Config {
         self.settings.owner_label = Some(Arc::new(label.into()));
         self.settings.no_owner_label = false;
@@ -189,7 +192,8 @@ impl Config {
 
     /// Sets how long a node may take to reply to a request; after that it counts as hung and is
     /// reconnected. A round with a hung node takes at most this long, and only until the node is
-    /// known to hang. At least 1 ms. Default: 200 ms.
+    /// known to hang. At least 1 ms, at most [`connect_timeout`](Config::connect_timeout). Default:
+    /// 200 ms.
     pub fn node_timeout(mut self, timeout: Duration) -> Config {
         self.settings.node_timeout = timeout;
         self
@@ -216,14 +220,15 @@ impl Config {
     }
 
     /// Sets the circuit breaker: after `threshold` rounds in a row (and 1 s) in which no quorum
-    /// replied, the nodes are not asked for `open_for`, or until a quorum is connected again.
-    /// Default: 5 rounds, 60 s. `u32::MAX` never opens it.
+    /// replied, the nodes are not asked for `open_for`, or until a quorum is connected again. At
+    /// least 1 round, and more than zero. Default: 5 rounds, 60 s. `u32::MAX` never opens it.
     ///
     /// While the breaker is open, an acquire that does not wait returns
     /// [`CircuitOpen`](Error::CircuitOpen) at once. An acquire that waits blocks for at most
     /// [`max_outage`](RetryPolicy::max_outage). After `open_for`, one acquire asks the nodes, and
-    /// the others wait for its result. Rounds that overlap in time count once. Contention and error
-    /// replies do not count.
+    /// the others wait for its result. If a quorum stays connected without serving, as while
+    /// servers load their data, that is every 2 s. Rounds that overlap in time count once.
+    /// Contention and error replies do not count.
     pub fn circuit_breaker(mut self, threshold: u32, open_for: Duration) -> Config {
         self.settings.breaker_threshold = threshold;
         self.settings.breaker_open_for = open_for;

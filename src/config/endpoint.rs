@@ -17,7 +17,8 @@ use crate::config::address::ParsedAddress;
 /// - `unix:///path/to/socket[?db=n&user=…&pass=…]`, with or without `unix://`.
 ///
 /// Characters other than letters and digits in a user, password or path may be written as `%` and
-/// two hexadecimal digits. Each address must lead to one server.
+/// two hexadecimal digits. After the `?` of a socket's address a `+` is a space: write `%2B` for a
+/// `+` in a password. Each address must lead to one server.
 ///
 /// Addresses are parsed by [`Nodes::connect`](crate::Nodes::connect), which reports mistakes: also
 /// a list of addresses in one text, and a `?` or `#` after a host. `Debug`, errors and logs hide

@@ -22,6 +22,7 @@ pub enum OnDrop {
     #[default]
     Wait,
     /// `Drop` returns when the release is queued; whether the nodes confirmed it is not reported.
-    /// The last handle of all, which may be a guard, still sends queued releases before it ends.
+    /// The last handle on the nodes, which may be a guard, sends queued releases and ends the
+    /// threads before its drop returns, for at most `node_timeout`.
     Background,
 }

@@ -165,8 +165,9 @@ impl From<PlainConfig> for Config {
 
 /// From a map of settings under the names of the methods, and `nodes`, a list of addresses or a
 /// text of addresses separated by commas; `circuit_breaker` has `threshold` and `open_for`.
-/// Durations are texts such as `200ms` or `1m 30s`. With the feature `serde`. A `Config` is not
-/// written to files, because it may have a password.
+/// Durations are texts such as `200ms` or `1m 30s`. `tls`, `credentials` and `observer` are left to
+/// the program: like any other unknown name they are an error in a file. With the feature `serde`.
+/// A `Config` is not written to files, because it may have a password.
 ///
 /// ```
 /// let config: redguard::Config = serde_json::from_str(

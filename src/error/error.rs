@@ -114,7 +114,9 @@ pub enum Error {
         causes: Box<[FailedNode]>,
     },
 
-    /// Another holder has the lock, and a limit on waiting or attempts was reached.
+    /// Another holder has the lock, and a limit on waiting or attempts was reached. Also if several
+    /// callers asked for a free lock at the same moment and none of them won
+    /// ([`try_acquire`](crate::Locker::try_acquire)).
     #[error("{lock}{}", WaitText { remaining, waited, attempts })]
     Contended {
         /// The lock, and its holder if a node told it.
@@ -198,8 +200,8 @@ pub enum Error {
     #[error("wait for the lock cancelled")]
     Cancelled,
 
-    /// The guard does not hold its lock any more: the lease expired, or a quorum of nodes replied
-    /// that the lock is not ours.
+    /// The guard does not hold its lock any more: the lease expired, a quorum of nodes replied that
+    /// the lock is not ours, or the nodes were shut down while it was held.
     #[error("{key:?}: lock lost: {reason}")]
     LockLost {
         /// The lock's name as it was given; of several the first in sorted order.
@@ -213,7 +215,8 @@ pub enum Error {
     #[error("nodes shut down, or connected before a fork: connect in the child process")]
     Closed,
 
-    /// The operating system refused a thread, or random bytes for a token.
+    /// The operating system refused a thread, or random bytes for a token. No lock is held after
+    /// it: a lock whose thread for renewals, callbacks or notices is refused is released again.
     #[error("operating system refused {what}: {reason}")]
     System {
         /// The refused resource.

@@ -18,7 +18,8 @@ use crate::error::node_failure::NodeFailure;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Operation {
-    /// Connect to the nodes.
+    /// Connect to the nodes. Also of an acquire whose wait ended at an open circuit breaker, so that
+    /// no node was asked to grant the lock.
     Connect,
     /// Acquire a lock.
     Acquire,

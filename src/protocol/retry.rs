@@ -35,8 +35,8 @@ pub struct RetryPolicy {
     /// ms, belong to their attempt. `None` (the default) sets no limit.
     pub max_attempts: Option<u32>,
     /// The maximal time that an acquire waits, including time in this process's wait queue. An
-    /// attempt that has begun is finished, so the call may return up to `node_timeout` later.
-    /// `None` (the default) sets no limit.
+    /// attempt that has begun is finished, so the call may return later, as for
+    /// [`LockOptions::wait_for`](crate::LockOptions::wait_for). `None` (the default) sets no limit.
     #[cfg_attr(feature = "serde", serde(with = "crate::time::human::optional"))]
     pub max_wait: Option<Duration>,
     /// The maximal time that a waiting acquire continues while fewer than a quorum of nodes reply.

@@ -129,7 +129,7 @@ impl fmt::Display for Health {
     }
 }
 
-/// As "open, next attempt in 12 s".
+/// As "open, next attempt in 12 s at the latest".
 impl fmt::Display for BreakerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
