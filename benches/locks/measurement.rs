@@ -32,7 +32,7 @@ pub(crate) fn run(
     between: impl FnOnce() -> Result<()>,
 ) -> Result<Sample> {
     let barrier = &Barrier::new(clients.len() + 1);
-    let (between, stretches, before) = thread::scope(|scope| {
+    let (between, samples, before) = thread::scope(|scope| {
         let start = |mut client: Box<dyn Client>| {
             scope.spawn(move || {
                 let warm = work(&mut *client, time / 5);
@@ -52,15 +52,15 @@ pub(crate) fn run(
             let panicked = |_| Err("a thread panicked".into());
             thread.join().unwrap_or_else(panicked)
         };
-        let stretches: Result<Vec<Stretch>> = threads.into_iter().map(end).collect();
-        (between, stretches, before)
+        let samples: Result<Vec<ThreadSample>> = threads.into_iter().map(end).collect();
+        (between, samples, before)
     });
     let used = Usage::read(servers);
     between?;
-    let stretches = stretches?;
-    let began = stretches.iter().map(|s| s.began).min();
-    let ended = stretches.iter().map(|s| s.ended).max();
-    let mut waits: Vec<Duration> = stretches.into_iter().flat_map(|s| s.waits).collect();
+    let samples = samples?;
+    let began = samples.iter().map(|s| s.began).min();
+    let ended = samples.iter().map(|s| s.ended).max();
+    let mut waits: Vec<Duration> = samples.into_iter().flat_map(|s| s.waits).collect();
     waits.sort_unstable();
     let (Some(began), Some(ended), Some(max)) = (began, ended, waits.last()) else {
         return Err("a cell without threads".into());
@@ -82,13 +82,13 @@ pub(crate) fn run(
 }
 
 /// Runs one thread.
-struct Stretch {
+struct ThreadSample {
     began: Instant,
     ended: Instant,
     waits: Vec<Duration>,
 }
 
-fn work(client: &mut dyn Client, time: Duration) -> Result<Stretch> {
+fn work(client: &mut dyn Client, time: Duration) -> Result<ThreadSample> {
     let mut waits = Vec::with_capacity(1 << 15);
     let began = Instant::now();
     loop {
@@ -98,7 +98,7 @@ fn work(client: &mut dyn Client, time: Duration) -> Result<Stretch> {
         client.release()?;
         let ended = Instant::now();
         if ended - began >= time {
-            return Ok(Stretch {
+            return Ok(ThreadSample {
                 began,
                 ended,
                 waits,

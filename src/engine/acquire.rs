@@ -161,7 +161,7 @@ pub(super) struct Acquisition<'a> {
     /// The attempts in a row that were too slow.
     slow_attempts: u32,
     /// When the caller had its entries in the lock table; the `since` of its place.
-    pub(super) first_attempt: Instant,
+    pub(super) entered_at: Instant,
     /// When the latest attempt began.
     attempt_start: Instant,
     /// When the latest attempt ended.
@@ -203,7 +203,7 @@ impl<'a> Acquisition<'a> {
             backoff: Backoff::default(),
             attempts: 0,
             slow_attempts: 0,
-            first_attempt: started,
+            entered_at: started,
             attempt_start: started,
             attempt_end: started,
             last_full_round: started,
@@ -264,7 +264,7 @@ impl<'a> Acquisition<'a> {
     /// Otherwise blocks while earlier callers of this process wait for a permit of the same
     /// semaphore, counts the attempts that the time so far would have allowed, and returns `None`.
     fn enter(&mut self) -> Result<Option<Arc<Lease>>, Error> {
-        self.first_attempt = clock::now();
+        self.entered_at = clock::now();
         if let Some(lease) = self.accept_handoff() {
             return Ok(Some(lease));
         }
@@ -451,7 +451,7 @@ impl<'a> Acquisition<'a> {
     /// Attaches the lease to the local guard, and ends the acquire.
     fn attach(self, lease: Arc<Lease>) -> Result<Acquired, Error> {
         if !self.subscriptions.is_empty() {
-            lease.set_has_waited();
+            lease.set_was_subscribed();
         }
         self.engine.attach(&lease, &self.local, self.params)?;
         Ok(Acquired::Quorum(lease, self.local))

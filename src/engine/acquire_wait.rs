@@ -118,7 +118,7 @@ impl Acquisition<'_> {
             self.subscribe_to_blockers(contention);
         }
         if contention.is_some() {
-            self.ask_place(Some(self.first_attempt));
+            self.ask_place(Some(self.entered_at));
         }
         let delay = self.backoff.next_delay(self.engine, self.params.kind);
         let delay_end = deadline::deadline(self.attempt_end, delay);

@@ -74,7 +74,7 @@ impl Engine {
         let round = self.nodes.send_to_all(&request, &inbox);
         local.release_at(kept_until);
         let outcome = round.wait(self.node_budget(now));
-        self.listener.record_receivers(lease.keys(), &outcome);
+        self.listener.record_release(lease.keys(), &outcome);
         lease.finish_release();
         self.release_result(lease, outcome)
     }

@@ -1,8 +1,11 @@
 //! Undoes a failed attempt: releases its token on every node that may have granted it (S4).
 //!
-//! While it had the token, a node refused other callers, which may wait for a message of it: a
-//! woken waiter asks one node alone. If the call goes on, it tries again, and its last attempt asks
-//! all nodes. If the call ends, nobody else tells these waiters, so the undo is published (L4).
+//! A node with the token refuses other callers, which then wait for a message of that node: a woken
+//! waiter asks one node alone. If the call goes on, its next attempts follow, and the last one asks
+//! all nodes. If the call ends, no other message wakes these waiters, so the undo is published (L4).
+//!
+//! - An undo is never lost: its drop sends it.
+//! - A call that goes on never publishes an undo, because the message would end its own delay.
 //!
 //! Tests: `src/tests/engine/undo.rs`; `wake_up.rs`, `cancel.rs`, `leftovers.rs`.
 
@@ -16,13 +19,14 @@ use crate::protocol::request::{Op, Publish, Request};
 use crate::time::clock;
 use crate::transport::node_group::NodeGroup;
 
-/// The undo of a failed attempt. Its drop sends it, and publishes it: the call ends.
-#[must_use = "its drop ends the call"]
+/// The undo of a failed attempt. Its drop sends and publishes it, for a call that ends. A call that
+/// goes on uses [`send_unpublished`](Undo::send_unpublished).
+#[must_use = "dropping it publishes the undo; use `send_unpublished` if the call goes on"]
 pub(crate) struct Undo<'a> {
     nodes: &'a NodeGroup,
     lease: Arc<Lease>,
-    /// The nodes to which it is sent.
-    nodes_asked: NodeSet,
+    /// The nodes that may have granted the token.
+    may_have_granted: NodeSet,
     call_goes_on: bool,
 }
 
@@ -36,15 +40,16 @@ impl Engine {
         Undo {
             nodes: &self.nodes,
             lease: Arc::clone(lease),
-            nodes_asked: lease.contacted().difference(refused),
+            may_have_granted: lease.contacted().difference(refused),
             call_goes_on: false,
         }
     }
 }
 
 impl Undo<'_> {
-    /// Sends the undo, unpublished: the call goes on, and its own message would end its delay,
-    /// again and again where the nodes are out of memory or the holder lacks a node.
+    /// Sends the undo without publishing it, because the call goes on. The message would end the
+    /// delay of this call itself: after every attempt, if nodes are out of memory or lack the
+    /// holder's key.
     pub(super) fn send_unpublished(mut self) {
         self.call_goes_on = true;
     }
@@ -55,7 +60,7 @@ impl Undo<'_> {
         let now = clock::now();
         let total = self.nodes.total();
         let may_exist =
-            |node: &usize| self.nodes_asked.contains(*node) && self.lease.may_exist(*node, now);
+            |node: &usize| self.may_have_granted.contains(*node) && self.lease.may_exist(*node, now);
         (0..total).filter(may_exist).count() >= majority(total)
     }
 }
@@ -70,9 +75,9 @@ impl Drop for Undo<'_> {
             false => Publish::IfDeleted,
         };
         let nodes = match release.publish {
-            // Those that a quorum refused may listen to any node.
+            // Callers that a quorum refused may listen to any node.
             Publish::Always => self.nodes.all(),
-            Publish::IfDeleted | Publish::Never => self.nodes_asked,
+            Publish::IfDeleted | Publish::Never => self.may_have_granted,
         };
         self.nodes.send_unawaited(&release, nodes);
     }

@@ -116,7 +116,8 @@ impl<K: HasKeys> LocalGuard<K> {
         (ticket != RELEASED).then_some(ticket)
     }
 
-    /// Attaches the lease that the nodes granted. Returns `false` if the table was closed before.
+    /// Attaches the lease that the nodes granted. Returns `false` if the table was closed before, or
+    /// a key has no entry.
     pub(crate) fn attach_lease(&self, lease: &Arc<Lease>) -> bool {
         let now = clock::now();
         let mut state = self.table.state.lock();

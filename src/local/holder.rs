@@ -1,5 +1,8 @@
 //! A thread that holds an entry of the lock table, or waits for it.
 //!
+//! - A holder never has a lease and a kept time at once.
+//! - A handoff is never taken twice.
+//!
 //! Tests: beside `entry.rs`; `src/tests/local/`.
 
 use std::sync::Arc;
@@ -11,11 +14,11 @@ use crate::protocol::kind::LeaseKind;
 use crate::protocol::lease::Lease;
 use crate::transport::inbox::Inbox;
 
-/// A thread that holds an entry, pending or with its lease.
+/// A thread that holds an entry: pending, with its lease, or kept.
 pub(super) struct LocalHolder {
     pub(super) ticket: u64,
     pub(super) mode: AccessMode,
-    /// `None` until the nodes have granted the lock.
+    /// `None` while the holder is pending, and again while it is kept.
     pub(super) lease: Option<Arc<Lease>>,
     /// Wakes the holder while it is pending; `None` when it has its lease.
     pub(super) inbox: Option<Arc<Inbox>>,
@@ -24,7 +27,7 @@ pub(super) struct LocalHolder {
     /// The nodes refused this holder's last attempt. Permit holders that are admitted later follow
     /// it.
     pub(super) refused_by_nodes: bool,
-    /// `None` if all of them are `None`.
+    /// Allocated when the first of them is set, and kept.
     rare: Option<Box<RareParts>>,
 }
 
@@ -55,6 +58,7 @@ pub(crate) struct LocalWaiter {
 }
 
 impl LocalHolder {
+    /// Creates a pending holder, without a lease.
     pub(super) fn pending(ticket: u64, mode: AccessMode, inbox: Arc<Inbox>) -> LocalHolder {
         LocalHolder {
             ticket,
@@ -100,6 +104,7 @@ impl LocalHolder {
         self.rare.get_or_insert_default().permit_number = Some(number);
     }
 
+    /// Returns until when the holder is kept; `None` if it is pending or has a lease.
     pub(super) fn kept_until(&self) -> Option<Instant> {
         self.rare.as_ref()?.kept_until
     }

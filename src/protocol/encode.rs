@@ -107,7 +107,7 @@ fn encode_exclusive(request: &Request, cmd: &mut Command) -> Option<Script> {
             let publish = match (request.publish, locks, keep) {
                 (Publish::Never, ..) => "",
                 (Publish::IfDeleted, ..) => "0",
-                (Publish::Always, 1, 0) if request.lease.has_waited() => "2",
+                (Publish::Always, 1, 0) if request.lease.was_subscribed() => "2",
                 (Publish::Always, ..) => "1",
             };
             cmd.arg(token(request)).arg(publish);

@@ -51,8 +51,8 @@ pub(crate) struct Lease {
     kind: LeaseKind,
     /// Whether a write lease was downgraded to a read lease.
     downgraded: AtomicBool,
-    /// Whether the caller has waited for other holders.
-    has_waited: AtomicBool,
+    /// Whether the acquire had a subscription when it ended.
+    was_subscribed: AtomicBool,
     /// Whether a notice was published because a node has another token.
     notice_sent: AtomicBool,
     /// # State table
@@ -122,7 +122,7 @@ impl Lease {
             token,
             kind,
             downgraded: AtomicBool::new(false),
-            has_waited: AtomicBool::new(false),
+            was_subscribed: AtomicBool::new(false),
             notice_sent: AtomicBool::new(false),
             state: AtomicU64::new(PENDING),
             exists_until: AtomicU64::new(0),
@@ -273,15 +273,16 @@ impl Lease {
         !self.notice_sent.swap(true, Ordering::AcqRel)
     }
 
-    /// Records that the caller has waited for other holders. Its release then looks for processes
-    /// in the waiting list even if none is subscribed. Set before the guard exists.
-    pub(crate) fn set_has_waited(&self) {
-        self.has_waited.store(true, Ordering::Release);
+    /// Records that the acquire had a subscription: it has waited, or another thread of its process
+    /// waits. The release then looks for processes in the waiting list even if none is subscribed.
+    /// Set before the guard exists.
+    pub(crate) fn set_was_subscribed(&self) {
+        self.was_subscribed.store(true, Ordering::Release);
     }
 
-    /// Returns whether the caller has waited for other holders.
-    pub(crate) fn has_waited(&self) -> bool {
-        self.has_waited.load(Ordering::Acquire)
+    /// Returns whether the acquire had a subscription.
+    pub(crate) fn was_subscribed(&self) -> bool {
+        self.was_subscribed.load(Ordering::Acquire)
     }
 
     /// Makes a release keep the key until `end`. Set before the guard exists.

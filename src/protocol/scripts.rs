@@ -2,8 +2,9 @@
 //!
 //! Each script is a file in `protocol/lua/`; its head states steps, KEYS, ARGV and reply. The keys
 //! of a lock are described in ARCHITECTURE.md, section 8. `protocol/lua/prelude/` holds local
-//! functions that several scripts share. The scripts that run per acquire, release and extend
-//! repeat such code inline, because a Lua function costs its creation at every run.
+//! functions that several scripts share. The scripts that run most often repeat such code inline,
+//! because Lua creates a function at every call: `extend`, `release`, `swap` and those of read-write
+//! locks, without `downgrade`.
 //!
 //! Rules for a script (S3, S5, S10, L2):
 //!

@@ -69,7 +69,7 @@ impl Pipeline {
         if let Err(cause) = sent {
             self.failure = Some(cause);
         }
-        Ok(self.worker_asleep || self.failure.is_some())
+        Ok(self.polls_paused || self.failure.is_some())
     }
 
     /// Returns whether a request of `size` bytes may be sent now, behind the requests in flight.

@@ -53,8 +53,8 @@ const IDLE_AFTER: Duration = Duration::from_micros(if cfg!(test) { 0 } else { 20
 /// | connecting | no session | [`attach_session`](Pipeline::attach_session) → idle |
 /// | idle | session, nothing in flight | a direct send → in flight; a batch → sending |
 /// | in flight | session, `in_flight` | the replies → idle; a caller's error → failed |
-/// | sending | no session, within `send_batch` | the replies → idle |
-/// | each of these three | as above | an error in an exchange of the worker → connecting |
+/// | sending | no session, within an exchange of the worker | the replies → idle |
+/// | idle, in flight, sending | as above | an error in an exchange of the worker → connecting |
 /// | failed | `failure` set | the worker aborts the connection → connecting |
 /// | replaced | an epoch other than the node's | the worker aborts the connection → connecting |
 pub(crate) struct Pipeline {
@@ -87,13 +87,14 @@ pub(crate) struct Pipeline {
     run_ids: String,
     /// Since when the connection has led to servers with these run ids, reconnects included.
     pub(super) runs_since: Instant,
-    /// When the node last replied on this connection; `None` if it has not.
+    /// When the node last replied on this connection, or when the last PING was sent that it has
+    /// answered; `None` if it has not replied.
     pub(super) last_reply: Option<Instant>,
     /// Why the connection is unusable, until the worker aborts it.
     pub(super) failure: Option<NodeFailure>,
-    /// Whether the worker sleeps until a message arrives or a PING or release is due. It then polls
-    /// for no reply.
-    pub(crate) worker_asleep: bool,
+    /// Whether the last `Worker::wait` began without direct sends. Until the next one begins, the
+    /// worker polls for no reply.
+    pub(crate) polls_paused: bool,
     /// Whether a caller has sent directly since `Worker::wait` last began.
     pub(crate) used_since_sleep: bool,
 }
@@ -126,7 +127,7 @@ impl Pipeline {
             runs_since: clock::now(),
             last_reply: None,
             failure: None,
-            worker_asleep: false,
+            polls_paused: false,
             used_since_sleep: false,
         }
     }
@@ -295,6 +296,7 @@ impl Pipeline {
         self.while_idle(|session| session.check_idle())
     }
 
+    /// Returns whether the last reply is older than [`IDLE_AFTER`], or missing.
     pub(super) fn has_been_idle(&self, now: Instant) -> bool {
         self.last_reply
             .is_none_or(|reply| now >= reply + IDLE_AFTER)
@@ -372,14 +374,17 @@ pub(super) fn catch_panic<T>(
     catch_unwind(AssertUnwindSafe(exchange)).unwrap_or_else(|_| Err(panic_failure()))
 }
 
+/// Returns the failure of an exchange that panicked.
 pub(crate) fn panic_failure() -> NodeFailure {
     NodeFailure::Unreachable("a panic during an exchange with the node".into())
 }
 
+/// Returns the failure of a request for which there is no session.
 pub(crate) fn no_connection() -> NodeFailure {
     NodeFailure::Unreachable("no connection".into())
 }
 
+/// Returns the failure of a request that the worker did not serve before its end.
 pub(super) fn worker_stopped() -> NodeFailure {
     NodeFailure::Unreachable("the worker has stopped".into())
 }

@@ -47,10 +47,10 @@ use crate::transport::pipeline::{Pipeline, panic_failure, worker_stopped};
 /// How long after a direct send the worker leaves the reply to the caller, which may poll for it.
 /// At most a quarter of `node_timeout`.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
-/// The delay after the first failed connect. It doubles with each further failure. Half of each
-/// delay is drawn at random.
+/// The bound of the delay after the first failed connect. It doubles with each further failure. The
+/// delay is half to all of its bound, drawn at random.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(50);
-/// The longest delay between two connects.
+/// The largest bound of the delay between two connects.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
 /// The worker of one node connection.
@@ -210,8 +210,8 @@ impl Worker {
             return Ok(());
         }
         let was_used = std::mem::take(&mut pipeline.used_since_sleep);
-        pipeline.worker_asleep = !was_used && !pipeline.has_in_flight();
-        let interval = match pipeline.worker_asleep {
+        pipeline.polls_paused = !was_used && !pipeline.has_in_flight();
+        let interval = match pipeline.polls_paused {
             true => self.ping_interval,
             false => self.poll_interval,
         };
@@ -282,7 +282,7 @@ impl Worker {
             return self.serve_queued(pipeline);
         }
         // A caller may have sent directly meanwhile. Its reply comes before that to a PING.
-        if pipeline.worker_asleep && !pipeline.has_in_flight() {
+        if pipeline.polls_paused && !pipeline.has_in_flight() {
             pipeline.check_idle()?;
             return pipeline.ping();
         }
@@ -292,7 +292,8 @@ impl Worker {
         }
     }
 
-    /// Stores a received message, and updates the queue length that callers read.
+    /// Queues the jobs of a received message, or records a `Stop`, and counts the message as
+    /// received in the queue length.
     fn take_message(&mut self, pipeline: &Pipeline, message: WorkerMessage) {
         match message {
             WorkerMessage::Job(job) => self.queued_jobs.push_back(job),

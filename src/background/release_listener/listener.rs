@@ -103,8 +103,8 @@ impl ReleaseListener {
         Ok(subscription)
     }
 
-    /// Receives notices while a lease has callbacks, one of which was registered before. Does not
-    /// block.
+    /// Keeps the listener connected while a lease has callbacks, so that it receives notices. The
+    /// caller has registered a callback before. Does not block.
     ///
     /// # Errors
     /// - `System` if the operating system refuses the thread.
@@ -121,7 +121,7 @@ impl ReleaseListener {
         })
     }
 
-    /// Returns the node that the listener is connected to: its release messages arrive first.
+    /// Returns the node that the listener is connected to. No other node's messages arrive.
     pub(crate) fn current_node(&self) -> Option<usize> {
         self.shared.state.lock().node
     }
@@ -156,7 +156,7 @@ impl ReleaseListener {
     }
 
     /// Records how many subscribers received the message of a release, per node.
-    pub(crate) fn record_receivers(&self, keys: &KeySet, release: &RoundOutcome) {
+    pub(crate) fn record_release(&self, keys: &KeySet, release: &RoundOutcome) {
         self.shared.record_release(keys, release);
     }
 

@@ -1,5 +1,8 @@
 //! The sink for the replies to requests for a place in a waiting list. The places themselves arrive
 //! as messages.
+//!
+//! An error of one lock alone, such as a foreign value under the key of its list, never keeps other
+//! locks from their places (L2).
 
 use std::time::{Duration, Instant};
 
@@ -12,12 +15,12 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::time::clock;
 use crate::transport::job::ReplySink;
 
-/// No place is asked for during this time after a node refused one by its rights or for want of
-/// memory.
+/// After a node refused a place by its rights or for want of memory, the listener asks for no place
+/// during this time, on no node.
 const REFUSAL_TIME: Duration = Duration::from_secs(60);
 
-/// Records that a node refuses all places: by its rights, or for want of memory. Any other error,
-/// such as a foreign value under the key of a list, concerns one lock alone (L2).
+/// Records that a node refuses all places: by its rights, or for want of memory. One refusal counts
+/// for all nodes, also after the listener has connected to another.
 #[derive(Default)]
 pub(super) struct PlaceSink {
     /// In µs of the steady clock; 0 without a refusal.

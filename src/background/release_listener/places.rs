@@ -9,10 +9,11 @@
 //! Pure: the time is passed in, and the listener sends the requests that this returns.
 //!
 //! - The list is a hint (L4). It decides when a waiter asks the nodes, never whether it acquires.
-//! - A waiter without a confirmed place heeds every release, unless it yields to others: it checks
+//! - Every release wakes a waiter without a confirmed place, unless it yields to others: it checks
 //!   as soon as it has the place.
 //! - A waiter with a near place checks after each release. A waiter that hears of none for the
-//!   retry delay checks if it is far behind, and else attempts.
+//!   retry delay checks for news if it is far behind, and else attempts. News is a message of the
+//!   node about the waiter's place, or that the lock is free.
 //!
 //! | state  | stored as            | next                                                        |
 //! |--------|----------------------|-------------------------------------------------------------|
@@ -31,7 +32,7 @@ use crate::random::HashMap;
 /// The factor between the delays of a waiter and of the one behind it.
 const CHECK_FACTOR: u32 = 4;
 
-/// The delay of the second check of a waiter that has not asked for the lock, in units.
+/// The delay of the second check of a waiter that has made no attempt, in units.
 const SECOND_CHECK: u32 = CHECK_FACTOR.pow(3);
 
 /// The longest delay of a check, in units.
@@ -51,9 +52,10 @@ struct Place {
     /// When the waiter had its entries in the lock table; if it has made no attempt, when it asked
     /// for the place.
     since: Instant,
-    /// The times that the node has told the place of a waiter that has not asked for the lock and
-    /// has heard of no release; else `None`. The lock may end by time, which nobody publishes.
-    unheard: Option<u32>,
+    /// How often the node has told the place of a waiter that has made no attempt and has heard of
+    /// no release; else `None`. The waiter attempts at last, because the end of a lock by time is
+    /// not published.
+    silent_confirmations: Option<u32>,
     /// The number of processes that are before this one; `None` until the node has told it.
     before: Option<u32>,
     check_at: Option<Instant>,
@@ -91,7 +93,7 @@ impl Places {
             waiter: Arc::clone(waiter),
             since: since.unwrap_or(now),
             before: None,
-            unheard: since.is_none().then_some(0),
+            silent_confirmations: since.is_none().then_some(0),
             check_at: None,
             awaits_news: false,
         };
@@ -101,16 +103,17 @@ impl Places {
     }
 
     /// Records at `now` that the node has told the place. Without effect if no waiter has it any
-    /// more. A waiter that has not asked for the lock checks whether it is free, as after a
-    /// release. Returns whether the place is near.
+    /// more. Returns whether the place is near.
     ///
-    /// So does, once, a waiter that is the first in the list: the undo of an attempt after which
-    /// its call goes on is not published, and the attempt may have refused the waiter; or this node
-    /// woke it before the release had run on the others. It checks the later the longer it has
-    /// waited since it was last woken, because the node may lack the key of a lock that is held.
+    /// A waiter that has made no attempt then checks whether the lock is free, as after a release.
+    /// If it is the first in the list, and two checks find the lock held without a release between
+    /// them, it attempts, and so learns when the lock ends.
     ///
-    /// If the lock is still held at two checks of a first waiter that has not asked for it, and no
-    /// release is heard between them, the waiter attempts, and so learns when the lock ends.
+    /// Any other waiter checks once if it is the first in the list when it gets its place. It may
+    /// have been refused by an attempt whose undo is not published, because its call goes on. Or
+    /// this node woke it before the release had run on the others. The delay of this check grows
+    /// with the time since the waiter was last woken, because the node may lack the key of a lock
+    /// that is held.
     pub(super) fn confirm(
         &mut self,
         channel: &Channel,
@@ -124,9 +127,9 @@ impl Places {
         let is_first = place.before.replace(before).is_none() && before == 0;
         place.waiter.set_placed(true);
         place.awaits_news = false;
-        let told = place.unheard;
+        let told = place.silent_confirmations;
         if before == 0 || told == Some(0) {
-            place.unheard = told.map(|told| told + 1);
+            place.silent_confirmations = told.map(|told| told + 1);
         }
         match told {
             Some(0) => self.set_check(channel, now + check_delay(before, unit)),
@@ -143,7 +146,7 @@ impl Places {
         before < NEAR
     }
 
-    /// Returns the check of a waiter that is far behind and has heard no news, to be sent at `now`.
+    /// Returns the check for news of a waiter that is far behind, to be sent at `now`.
     /// Returns `None` if its place is near or not confirmed, or the node has not answered the last
     /// one.
     pub(super) fn ask_for_news(
@@ -163,12 +166,13 @@ impl Places {
     }
 
     /// Records that the lock was released and that the node wakes the first process of the list.
-    /// Returns the waiter that does not heed this release, and whether its place is near.
+    /// Returns the waiter that this release does not wake, and whether its channel stays subscribed:
+    /// if its place is near, or not confirmed.
     ///
-    /// A waiter with a confirmed place does not heed it: it checks after `unit`, or after a
-    /// multiple that grows with the number of processes before it. Nor does a waiter that has not
-    /// asked for the lock, because the release is mostly that of its own process: it checks as soon
-    /// as it has its place.
+    /// It does not wake a waiter with a confirmed place: that one checks after `unit`, or after a
+    /// multiple that grows with the number of processes before it. Nor does it wake a waiter that
+    /// has made no attempt, because the release is mostly that of its own process. Such a waiter
+    /// checks as soon as it has its place.
     pub(super) fn note_release(
         &mut self,
         channel: &Channel,
@@ -178,9 +182,9 @@ impl Places {
         let place = self.places.get_mut(channel)?;
         let waiter = Arc::clone(&place.waiter);
         let Some(before) = place.before else {
-            return place.unheard.is_some().then_some((waiter, true));
+            return place.silent_confirmations.is_some().then_some((waiter, true));
         };
-        place.unheard = None;
+        place.silent_confirmations = None;
         let before = before.saturating_sub(1);
         place.before = Some(before);
         waiter.note_heard(now);

@@ -1,7 +1,8 @@
-//! Records who receives the messages of our releases: where other processes do, this one yields.
+//! Records the receivers of the messages of our releases. If other processes are among them, this
+//! one yields to them.
 //!
-//! It only delays an acquire of this process. A receiver count that is missing or wrong costs other
-//! processes a turn, and no more.
+//! This only delays an acquire of this process, and no call that does not wait. A receiver count
+//! that is missing or wrong costs other processes one chance to acquire, and no more.
 //!
 //! Tests: beside `yielding.rs`; `src/tests/engine/wake_up.rs`.
 

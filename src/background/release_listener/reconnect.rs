@@ -1,10 +1,13 @@
 //! When the release listener may connect to a node again after a failure.
 //!
-//! Pure: the time is passed in. After a failure the delay counts from then, so that a node that
-//! does not answer is passed over. A connection that served and was closed is replaced
-//! [`RECONNECT_DELAY`] after its begin, which is mostly at once: its node may have closed all of
-//! them (`CLIENT KILL`, a balancer). A node's delay begins at [`RECONNECT_DELAY`] and doubles with
-//! each failure in a row, up to [`MAX_DOUBLINGS`] times.
+//! Pure: the time is passed in.
+//!
+//! - After a failure the delay counts from the failure, so that a node that does not answer is
+//!   passed over. It is [`RECONNECT_DELAY`] at first, and doubles with each failure in a row, up to
+//!   [`MAX_DOUBLINGS`] times.
+//! - After the end of a confirmed connection the delay counts from its start, so it has mostly
+//!   passed: the node may have closed all connections, by `CLIENT KILL` or a balancer.
+//! - A node is never given up: every delay ends.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +15,7 @@ use std::time::{Duration, Instant};
 pub(super) const RECONNECT_DELAY: Duration =
     Duration::from_millis(if cfg!(test) { 20 } else { 500 });
 
-/// How often the delay doubles at most.
+/// The largest number of times that the delay doubles.
 const MAX_DOUBLINGS: u32 = 6;
 
 /// The delays of all nodes.

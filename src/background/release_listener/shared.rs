@@ -1,10 +1,10 @@
 //! The listener thread: keeps one subscriber connection and wakes the waiters of its channels.
 //!
-//! The thread connects to the first connected node that votes, while there are channels with
-//! waiters, or holders with callbacks, which want notices (`holder_check.rs`). It never waits for a
-//! reply: confirmations and messages are handled as they arrive. A PING shows whether the server
-//! still replies. A caller never blocks on the connection: it changes the shared state and wakes
-//! the thread.
+//! The thread connects to the first connected node that votes, while there are channels, or holders
+//! with callbacks, to which notices are delivered (`holder_check.rs`). A channel outlives its last
+//! waiter by `UNSUBSCRIBE_DELAY`. The thread never waits for a reply: confirmations and messages are
+//! handled as they arrive. A PING shows whether the server still replies. A caller never blocks on
+//! the connection: it changes the shared state and wakes the thread.
 //!
 //! A blocking read cannot be interrupted, so the thread also subscribes to a private *wake
 //! channel*. A caller wakes the thread by a message that a worker publishes there.
@@ -97,7 +97,7 @@ pub(super) struct ListenerState {
 impl ListenerState {
     /// Wakes the waiter whose place a node has removed; without one, all waiters of the channel.
     fn wake_placed(&mut self, channel: &str, signal: Signal) {
-        self.subscriptions.resubscribe(channel);
+        self.subscriptions.mark_unsent(channel);
         match self.places.take_woken(channel, signal, clock::now()) {
             Some(waiter) => waiter.signal(signal),
             None => (self.subscriptions).signal_all(channel, Signal::Released, None),
@@ -139,7 +139,7 @@ impl ListenerShared {
         }
     }
 
-    /// Wakes the thread if it sleeps, because a holder wants notices.
+    /// Wakes the thread if it sleeps, because a lease with callbacks needs notices from now on.
     pub(super) fn wake_for_holder(&self) {
         let state = self.state.lock();
         let is_connected = state.node.is_some();
@@ -149,7 +149,7 @@ impl ListenerShared {
         }
     }
 
-    /// Returns whether a caller waits for a release, or a holder for notices.
+    /// Returns whether there is a channel, or a lease with callbacks, which needs notices.
     fn is_needed(&self, state: &ListenerState) -> bool {
         !state.subscriptions.is_empty() || self.holder_check.is_wanted()
     }
@@ -270,7 +270,7 @@ impl ListenerShared {
         subscriber.subscribe(WAKE_COMMAND, &[wake_channel, notice_channel])?;
         self.state.lock().subscriptions.record_connected();
         let mut last_event = clock::now();
-        let mut look_at = last_event + PING_INTERVAL;
+        let mut next_node_check = last_event + PING_INTERVAL;
         while let Some(commands) = self.next_commands() {
             for channels in &commands.unsubscribe {
                 subscriber.unsubscribe(channels)?;
@@ -282,8 +282,8 @@ impl ListenerShared {
                 self.take_place(check, node);
             }
             let now = clock::now();
-            if now >= look_at {
-                look_at = now + PING_INTERVAL;
+            if now >= next_node_check {
+                next_node_check = now + PING_INTERVAL;
                 if self.is_earlier_node_up(node, delays, now) {
                     return Ok(());
                 }
@@ -292,7 +292,7 @@ impl ListenerShared {
                 subscriber.ping()?;
                 last_event = now;
             }
-            let wake_at = look_at.min(last_event + PING_INTERVAL);
+            let wake_at = next_node_check.min(last_event + PING_INTERVAL);
             let wake_at = commands.next_due.map_or(wake_at, |at| at.min(wake_at));
             let wait = wake_at.saturating_duration_since(now);
             if let Some(event) = subscriber.next_message(wait)? {
@@ -343,7 +343,7 @@ impl ListenerShared {
                     .signal_all(&channel, Signal::Released, None);
             }
             Event::Kept(channel) => state.subscriptions.signal_all(&channel, Signal::Kept, None),
-            Event::Check(lock) => {
+            Event::Notice(lock) => {
                 drop(state); // unlock before the lock table is locked
                 self.holder_check.check(&lock);
             }
@@ -354,7 +354,7 @@ impl ListenerShared {
                 let subscriptions = &state.subscriptions;
                 subscriptions.signal_all(&channel, Signal::Released, waiter);
                 if placed.is_some_and(|(_, is_near)| !is_near) {
-                    state.subscriptions.unsubscribe(&channel);
+                    state.subscriptions.mark_unwanted(&channel);
                 }
             }
             Event::Woken(channel) => state.wake_placed(&channel, Signal::Woken),
@@ -364,7 +364,7 @@ impl ListenerShared {
             Event::Placed(channel, before) => {
                 let unit = self.check_unit();
                 if state.places.confirm(&channel, before, clock::now(), unit) {
-                    state.subscriptions.resubscribe(&channel);
+                    state.subscriptions.mark_unsent(&channel);
                 }
             }
             Event::Subscribed(WAKE_COMMAND, _) => {

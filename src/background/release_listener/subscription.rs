@@ -1,5 +1,6 @@
 //! A caller's subscription: it reads the signals of one channel, and asks for a place in its
-//! waiting list. It never blocks on the listener's connection, and its end leaves nothing behind.
+//! waiting list. It never blocks on the listener's connection. Its drop gives up the place; the
+//! channel stays subscribed for `UNSUBSCRIBE_DELAY`.
 //!
 //! Tests: beside `listener.rs`; `src/tests/engine/wake_up.rs`, `src/tests/engine/waiting_list.rs`.
 
@@ -12,7 +13,7 @@ use crate::protocol::key::{Channel, Key};
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
 
-/// A caller's subscription to the channel of one key. Dropping it ends the subscription.
+/// A caller's subscription to the channel of one key. Its drop gives up the caller's place.
 pub(crate) struct Subscription<'a> {
     shared: &'a ListenerShared,
     key: Key,
@@ -51,10 +52,13 @@ impl<'a> Subscription<'a> {
         self.waiter.take_signal()
     }
 
-    /// Asks for a place in the waiting list of the lock. `since` is when the caller had its entries
-    /// in the lock table; `None` if it has made no attempt, because its process released the lock a
-    /// moment ago and lets others acquire first. Until the node has told the place, the waiter
-    /// heeds every release. Does not block. Returns whether the node was asked.
+    /// Asks for a place in the waiting list of the lock. Returns whether the node was asked, now or
+    /// before. Does not block.
+    ///
+    /// `since` is when the caller had its entries in the lock table. It is `None` if the caller has
+    /// made no attempt, because its process released the lock a moment ago and yields to others.
+    /// Until the node has told the place, every release wakes the other callers; a caller without
+    /// an attempt is woken by none.
     pub(crate) fn ask_place(&self, since: Option<Instant>) -> bool {
         let now = clock::now();
         let mut state = self.shared.state.lock();
@@ -75,8 +79,8 @@ impl<'a> Subscription<'a> {
         true
     }
 
-    /// Checks whether the lock is free, if the caller has a place far behind and has heard no news.
-    /// Does not block. Returns whether the node was asked.
+    /// Checks whether the lock is free, if the caller has a place far behind and has heard of no
+    /// release for its retry delay. Does not block. Returns whether the node was asked.
     pub(crate) fn ask_for_news(&self) -> bool {
         let now = clock::now();
         let mut state = self.shared.state.lock();
@@ -91,7 +95,8 @@ impl<'a> Subscription<'a> {
         true
     }
 
-    /// Returns when the caller last heard of a release while it had a place.
+    /// Returns when the retry delay of a placed caller began: at its last release, wake-up or check
+    /// for a release that it has missed.
     pub(crate) fn heard_at(&self) -> Option<Instant> {
         self.waiter.heard_at()
     }
@@ -112,7 +117,7 @@ impl Drop for Subscription<'_> {
         let mut state = self.shared.state.lock();
         let subscriptions = &mut state.subscriptions;
         subscriptions.remove_waiter(&self.channel, &self.waiter, clock::now());
-        // A waiter that was woken for nothing gives way to the next one of the list.
+        // The wake-up of a waiter that leaves goes to the next process of the list.
         let had_place = state.places.remove(&self.channel, &self.waiter)
             || self.waiter.has_signal(Signal::Woken);
         let node = state.node.filter(|_| had_place);

@@ -112,12 +112,12 @@ impl Subscriptions {
         if let (true, Some(unsent)) = (is_new, &mut self.unsent) {
             unsent.push(Arc::clone(channel));
         }
-        is_new || self.resubscribe(channel)
+        is_new || self.mark_unsent(channel)
     }
 
-    /// Makes a confirmed channel `Unwanted` if it has one waiter, which has a place far behind in
-    /// the waiting list: that node tells it when its place is near.
-    pub(super) fn unsubscribe(&mut self, channel: &Channel) {
+    /// Makes a confirmed channel `Unwanted` unless it has several waiters. Its waiter has a place
+    /// far behind in the waiting list, and the node tells it when that place is near.
+    pub(super) fn mark_unwanted(&mut self, channel: &Channel) {
         if let Some(entry) = self.entries.get_mut(channel)
             && entry.stage == Stage::Confirmed
             && entry.waiters.len() == 1
@@ -129,7 +129,7 @@ impl Subscriptions {
 
     /// Makes an `Unwanted` channel unsent, because its waiter is near or has no place any more, or
     /// another one has come. Returns whether a SUBSCRIBE has to be sent.
-    pub(super) fn resubscribe(&mut self, channel: &str) -> bool {
+    pub(super) fn mark_unsent(&mut self, channel: &str) -> bool {
         let entry = self.entries.get_key_value(channel);
         let Some((channel, _)) = entry.filter(|(_, entry)| entry.stage == Stage::Unwanted) else {
             return false;
@@ -304,7 +304,8 @@ pub(super) struct ChannelWaiter {
     signal: AtomicU8,
     /// Whether it has a place in the waiting list of its lock.
     is_placed: AtomicBool,
-    /// When it last heard of a release while it had a place, in µs of the steady clock.
+    /// When the retry delay of a placed waiter began: at its last release, wake-up or check for a
+    /// release that it has missed. In µs of the steady clock.
     heard_at: AtomicU64,
 }
 
@@ -313,10 +314,10 @@ pub(super) struct ChannelWaiter {
 pub(crate) enum Signal {
     /// The waiter was not woken.
     None,
-    /// The channel is confirmed, so a release wakes the waiter from now on. An earlier one may have
-    /// been missed.
+    /// The waiter is to attempt once more. The channel is confirmed, and a release before that may
+    /// have been missed. Or two checks were not followed by a release.
     Subscribed,
-    /// A release was published.
+    /// A release was published, or a check found the lock free.
     Released,
     /// A release was published of a lock that is kept for a time, after which no message follows.
     Kept,
@@ -347,7 +348,8 @@ impl ChannelWaiter {
             .store(clock::to_micros(now), Ordering::Release);
     }
 
-    /// Returns when the waiter last heard of a release while it had a place.
+    /// Returns when the retry delay of a placed waiter began: at its last release, wake-up or check
+    /// for a release that it has missed.
     pub(super) fn heard_at(&self) -> Option<Instant> {
         clock::from_micros(self.heard_at.load(Ordering::Acquire))
     }
@@ -440,16 +442,16 @@ mod tests {
         let (x, far): (Channel, _) = ("x".into(), waiter());
         all.record_connected();
         all.add_waiter(&x, &far);
-        all.unsubscribe(&x);
+        all.mark_unwanted(&x);
         assert!(all.take_unwanted().is_empty(), "not confirmed");
         let first = send(&mut all);
         all.confirm(first, "x");
         far.take_signal();
         far.set_placed(true);
-        all.unsubscribe(&x);
+        all.mark_unwanted(&x);
         assert_eq!(all.take_unwanted(), [vec![Arc::clone(&x)]]);
         assert!(!all.is_confirmed("x") && all.take_unsent().is_empty());
-        assert!(all.resubscribe("x") && !all.resubscribe("x"));
+        assert!(all.mark_unsent("x") && !all.mark_unsent("x"));
         let second = send(&mut all);
         all.confirm(second, "x");
         assert!(all.is_confirmed("x"));
@@ -464,14 +466,14 @@ mod tests {
         all.add_waiter(&x, &far);
         let first = send(&mut all);
         all.confirm(first, "x");
-        all.unsubscribe(&x);
+        all.mark_unwanted(&x);
         assert!(all.add_waiter(&x, &other), "a SUBSCRIBE is to be sent");
         let second = send(&mut all);
         all.confirm(second, "x");
-        all.unsubscribe(&x);
+        all.mark_unwanted(&x);
         assert!(all.is_confirmed("x"), "the other one has no place");
         all.remove_waiter(&x, &other, clock::now());
-        all.unsubscribe(&x);
+        all.mark_unwanted(&x);
         all.record_disconnected();
         all.record_connected();
         send(&mut all);

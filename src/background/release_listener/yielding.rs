@@ -2,7 +2,7 @@
 //!
 //! Pure: the time is passed in. A release reports how many subscribers received its message. If
 //! other processes did, the next acquire of that key in this process waits until they had time to
-//! acquire.
+//! acquire. Calls that do not wait ignore the deadline.
 //!
 //! - A deadline only delays an acquire; it never refuses one.
 //! - The number of channels does not grow without an end: each is forgotten some time after its

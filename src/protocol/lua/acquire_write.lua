@@ -3,8 +3,8 @@
 -- 1. Refused while there is a writer or a reader that has not expired.
 -- 2. Refused during a reader turn, unless turns are not heeded.
 -- 3. A refused writer that waits raises or refreshes its gate entry.
--- 4. Otherwise expired readers are removed and the token is stored with its TTL. The gate keeps no
---    writer out; the writer's own entry is removed later.
+-- 4. Otherwise expired readers are removed and the token is stored with its TTL. A gate entry
+--    refuses no writer. The writer's own entry stays until a request of its own releases it.
 --
 -- KEYS: writer, readers, gate, turn, and the fence counter for a fenced lock. ARGV: token, TTL in
 -- ms, TTL of the gate entry in ms or 0 for none, 1 if turns are heeded, the gate entry's token.
@@ -39,7 +39,8 @@ if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[4]) > 0 then
   end
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 1)
 end
--- As in prelude/fence.lua, but inline: most write locks are not fenced.
+-- As in prelude/fence.lua, but inline, because Lua creates a prelude function at every call, fenced
+-- or not.
 local fence, counter = KEYS[5], 1
 if fence then
   local last = redis.call('GET', fence)

@@ -1,4 +1,5 @@
--- Extends an exclusive or a write lock (S5): never kills, never revives, never shortens.
+-- Extends an exclusive or a write lock (S5). Deletes no lock, restores none, and makes no expiry
+-- earlier.
 --
 -- 1. Nothing changes unless each value is our token.
 -- 2. The expiry of each key becomes the greater of what is left and the TTL. A key without an

@@ -1,8 +1,9 @@
--- Extends a permit (S5): never kills, never revives, never shortens.
+-- Extends a permit (S5). Deletes no permit, restores none, and makes no expiry earlier.
 --
 -- 1. Nothing is changed unless the permit holds our token.
--- 2. A field that does not exist (our token is none) is deleted, because a server without memory
---    refuses a script whose first write needs memory. Deleting the permit itself could lose it.
+-- 2. The first write is an HDEL of a field that never exists, since no field is named like a token:
+--    a server without memory refuses a script whose first write needs memory. Deleting the permit
+--    itself could lose it.
 -- 3. The expiry becomes the later of the present one and the TTL from now.
 --
 -- KEYS: permits. ARGV: token, TTL in ms, index of the permit.

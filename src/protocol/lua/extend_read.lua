@@ -1,8 +1,8 @@
--- Extends a read lock (S5): never kills, never revives, never shortens.
+-- Extends a read lock (S5). Deletes no lock, restores none, and makes no expiry earlier.
 --
 -- 1. An expired reader is not revived.
--- 2. A writer with our token stands where a downgrade did not arrive: it becomes a reader, with
---    no earlier expiry.
+-- 2. If a downgrade did not arrive, the token is still stored under the writer's key. It becomes a
+--    reader's, with no earlier expiry.
 -- 3. The expiry becomes the later of the present one and the TTL from now.
 --
 -- KEYS: writer, readers. ARGV: token, TTL in ms. Reply: 1 extended; 0 absent.

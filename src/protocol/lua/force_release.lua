@@ -1,6 +1,6 @@
 -- Deletes an exclusive lock regardless of its holder, at an operator's request.
 --
--- 1. A value of another type is no lock and fails the first step.
+-- 1. A value of another type is no lock: GET fails, and nothing changes.
 -- 2. The release is published also where there is no lock: waiters may listen there.
 --
 -- KEYS: the lock. ARGV: channel or '' for none.

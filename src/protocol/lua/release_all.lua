@@ -4,14 +4,14 @@
 -- 1. Every key that holds our token is deleted, whatever the others hold. With a rest its expiry is
 --    set in place of that, and the token stays.
 -- 2. The release is published in the channel of each key's name, also where the node has no key of
---    ours: waiters may listen there. That a lock is kept, the message says: callers that wait ask
---    how long, since no message follows at its end. An undo is published only for the keys that it
---    deleted.
+--    ours: waiters may listen there. With 0, the keys are published that this call deleted or kept.
+-- 3. The message of a kept lock is `kept`. A waiter then asks the nodes how long, because the end of
+--    that time is not published.
 --
 -- KEYS: the locks of the lease. ARGV: token; 1 if the release is to be published, 0 if only deletions
 -- are, else empty; ms of the rest if the lock is kept.
--- Reply: 0 a lock is absent; -1 a lock has another value; else all are deleted or kept, and one
--- more than the greatest number of receivers.
+-- Reply: an error if a key could not be read; 0 a lock is absent; -1 a lock has another value; else
+-- all are deleted or kept, and one more than the greatest number of receivers.
 -- Prelude: publish.
 local reply, most, failed, ours = 1, 1, false, {}
 for i, key in ipairs(KEYS) do

@@ -1,6 +1,6 @@
 -- Releases a permit: compare and delete. With the last permit the key goes, and with it the number
 -- of permits. The release is published also where the node has no permit of ours: waiters may listen
--- there. An undo is published only if it deleted the permit.
+-- there. With 1, it is published only if this call deleted the permit.
 --
 -- KEYS: permits. ARGV: token, channel or '' for none, 1 if only a deletion is published, index of the
 -- permit.

@@ -1,11 +1,11 @@
 -- Releases read locks, of any number of readers that share one call.
 --
 -- 1. The tokens are removed. The set then ends a second after the last entry that is left.
--- 2. A token stands as the writer's where a downgrade did not arrive. It is deleted there, and
---    waiting readers get the turn that the downgrade would have started. A foreign value there is
---    no token, and does not keep the other readers from their release.
+-- 2. If a downgrade did not arrive, the token is still stored under the writer's key. It is deleted
+--    there, and waiting readers get the turn that the downgrade would have started. A foreign value
+--    there is no token, and does not keep the other readers from their release.
 -- 3. If no reader is left, the release is published, also where nothing was removed: waiters may
---    listen there. An undo is published only if it removed a token.
+--    listen there. With 1, it is published only if this call removed a token.
 --
 -- KEYS: writer, readers, turn. ARGV: channel or '' for none, 1 if only a removal is published, length
 -- of a reader turn in ms or 0 for none, tokens.

@@ -1,6 +1,6 @@
 -- Releases a write lock: compare and delete. If a refused reader waits, a reader turn starts. The
--- release is published also where the node has no key of ours: waiters may listen there. An undo is
--- published only if it deleted the key.
+-- release is published also where the node has no key of ours: waiters may listen there. With 1, it
+-- is published only if this call deleted the key.
 --
 -- KEYS: writer, turn. ARGV: token, length of a reader turn in ms or 0 for none, channel or '' for
 -- none, 1 if only a deletion is published.

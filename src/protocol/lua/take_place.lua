@@ -1,9 +1,9 @@
 -- Takes a place in the waiting list of an exclusive lock, or tells the one that a process has. The
 -- list is a hint: it decides which process is woken first, and never which one acquires (L4).
 --
--- 1. If the lock is free and this is a check, the process is told so, and loses its place; a process
---    that has come near is told its own. A caller that asks for a place hears of each release before it
---    is placed.
+-- 1. If this is a check and the lock is free, the process loses its place and is told that the lock
+--    is free. A process that comes near by that is told its place. A request that is no check needs
+--    no such message: until it has the place, each release wakes its caller, or a check follows.
 -- 2. Otherwise its wake channel is added to the list, scored by when its caller began to wait, by
 --    the time of this server. A place that it has already stays.
 -- 3. It is told in its wake channel how many are before it. So this message and those of releases

@@ -50,7 +50,7 @@ impl NodeStore {
                 return (Reply::Done, messages);
             }
             Op::Notify => {
-                let notice = (notice_channel(key.prefix()), Event::Check(key.channel()));
+                let notice = (notice_channel(key.prefix()), Event::Notice(key.channel()));
                 return (Reply::Done, vec![notice]);
             }
             _ => {}
@@ -72,7 +72,7 @@ impl NodeStore {
         let mut messages: Messages = channels.map(|c| (Arc::clone(&c), event(c))).collect();
         let counts = messages.iter().map(|(channel, _)| receivers(channel));
         let most = counts.max().unwrap_or_default();
-        let reads_list = wakes_next && (most > 0 || request.lease.has_waited());
+        let reads_list = wakes_next && (most > 0 || request.lease.was_subscribed());
         let woken = match reads_list {
             true => self.wake_first(key, now, receivers),
             false => Messages::new(),

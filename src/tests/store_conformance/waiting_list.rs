@@ -35,7 +35,7 @@ enum Step {
     /// Of a holder that may have waited.
     Release {
         publish: Publish,
-        has_waited: bool,
+        was_subscribed: bool,
     },
     /// A process, for how many seconds it has waited, and whether it checks the lock.
     TakePlace(usize, u64, bool),
@@ -53,7 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => Just(Step::Acquire),
         3 => (publish, any::<bool>())
-            .prop_map(|(publish, has_waited)| Step::Release { publish, has_waited }),
+            .prop_map(|(publish, was_subscribed)| Step::Release { publish, was_subscribed }),
         6 => (process(), 0..9_u64, any::<bool>())
             .prop_map(|(process, waited, checks)| Step::TakePlace(process, waited, checks)),
         2 => process().prop_map(Step::LeavePlace),
@@ -89,12 +89,12 @@ impl Comparison<'_> {
             }
             Step::Release {
                 publish,
-                has_waited,
+                was_subscribed,
             } => {
                 // Without a holder, the release of a lock that this node does not have.
                 let lease = self.holder.take().unwrap_or_else(|| place(0));
-                if has_waited {
-                    lease.set_has_waited();
+                if was_subscribed {
+                    lease.set_was_subscribed();
                 }
                 let mut request = Request::new(Op::Release, &lease, 0);
                 request.publish = publish;

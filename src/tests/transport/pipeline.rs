@@ -292,7 +292,7 @@ fn broken_connection_fails_acquires_and_keeps_releases_pending() {
 fn unpolled_reply_is_drained_or_times_out() {
     let (mut pipeline, script, sink) = connected_pipeline();
     let now = clock::now();
-    pipeline.worker_asleep = true;
+    pipeline.polls_paused = true;
     let result = pipeline.send_direct(job(Op::Acquire, &exclusive(), &sink), b"", now);
     assert!(result.is_ok_and(|wake| wake) && pipeline.used_since_sleep);
     assert!(

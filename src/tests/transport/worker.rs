@@ -29,7 +29,7 @@ fn idle_worker_with_a_reply_due_sends_no_ping() {
     };
     locked.attach_session(session, "run");
     // A caller sent directly while the worker was asleep.
-    locked.worker_asleep = true;
+    locked.polls_paused = true;
     let job = Job {
         request: Arc::new(Request::new(Op::Acquire, &lease("x"), 30_000)),
         reply: None,

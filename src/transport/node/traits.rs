@@ -70,7 +70,7 @@ pub(crate) enum Event {
     /// others.
     Placed(Channel, u32),
     /// A notice: the holders in this process of the channel's lock are to check it.
-    Check(Channel),
+    Notice(Channel),
     /// The SUBSCRIBE with this id is confirmed for this channel.
     Subscribed(u64, Channel),
     /// The SUBSCRIBE with this id is refused, for all of its channels.
@@ -90,7 +90,7 @@ impl Event {
                 "next" if rest.is_empty() => Some(Event::NextWoken(channel.into())),
                 "wake" => Some(Event::Woken(rest.into())),
                 "free" => Some(Event::Free(rest.into())),
-                "check" => Some(Event::Check(rest.into())),
+                "check" => Some(Event::Notice(rest.into())),
                 "place" => {
                     let (before, of) = rest.split_once(' ')?;
                     Some(Event::Placed(of.into(), before.parse().ok()?))
@@ -104,10 +104,10 @@ impl Event {
     /// Returns whether the event is a message, and not a reply to a command.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn is_message(&self) -> bool {
-        use Event::{Check, Free, Kept, Message, NextWoken, Placed, Woken};
+        use Event::{Free, Kept, Message, NextWoken, Notice, Placed, Woken};
         matches!(
             self,
-            Message(_) | Kept(_) | NextWoken(_) | Woken(_) | Free(_) | Placed(..) | Check(_)
+            Message(_) | Kept(_) | NextWoken(_) | Woken(_) | Free(_) | Placed(..) | Notice(_)
         )
     }
 }
@@ -212,7 +212,7 @@ mod tests {
             ("next", Event::NextWoken(lock())),
             ("wake a b", Event::Woken(of())),
             ("free a b", Event::Free(of())),
-            ("check a b", Event::Check(of())),
+            ("check a b", Event::Notice(of())),
             ("place 7 a b", Event::Placed(of(), 7)),
         ] {
             let parsed = Event::from_message("lock", payload.as_bytes());

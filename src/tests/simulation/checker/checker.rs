@@ -90,7 +90,7 @@ impl CheckerState {
     fn is_followed(&self, hold: HoldId) -> bool {
         let own = &self.holds[hold];
         let mut later = self.holds[hold + 1..].iter();
-        later.any(|other| other.shares_key(own))
+        later.any(|other| other.conflicts_by_key(own))
     }
 }
 

@@ -132,10 +132,10 @@ impl Hold {
             ) => (a != b && m == n) || self.is_local,
             _ => one.lock_kind() != two.lock_kind(),
         };
-        in_reach && !is_shared && self.shares_key(other)
+        in_reach && !is_shared && self.conflicts_by_key(other)
     }
 
-    pub(super) fn shares_key(&self, other: &Hold) -> bool {
+    pub(super) fn conflicts_by_key(&self, other: &Hold) -> bool {
         let theirs = other.lease.keys().as_slice();
         let mut ours = self.lease.keys().as_slice().iter();
         ours.any(|key| theirs.contains(key)) && !self.is_taken_away()

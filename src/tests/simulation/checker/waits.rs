@@ -102,7 +102,7 @@ impl CheckerState {
         };
         let own = &self.holds[hold];
         let others = self.holds.iter();
-        let held = others.filter(|other| other.believes() && other.shares_key(own));
+        let held = others.filter(|other| other.believes() && other.conflicts_by_key(own));
         if held.count() >= usize::from(total) {
             self.set_free(hold, None);
         }
