@@ -10,6 +10,8 @@ use redguard::{Locker, OnDrop, RedisLocker};
 use crate::Result;
 use crate::clients;
 use crate::format::word;
+use crate::join::join;
+use crate::stats::median;
 use redguard_servers::Server;
 
 const TTL: Duration = Duration::from_secs(30);
@@ -44,10 +46,7 @@ fn uncontended(servers: &[Server], rest: Duration) -> Result<[Duration; 2]> {
         times[0].push(held - start);
         times[1].push(held.elapsed());
     }
-    Ok(times.map(|mut times| {
-        times.sort_unstable();
-        times[times.len() / 2]
-    }))
+    Ok(times.map(|times| median(&times)))
 }
 
 /// Record of one contender.
@@ -82,9 +81,6 @@ pub(crate) fn contended(
             .iter()
             .map(|locker| scope.spawn(move || share(locker)))
             .collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, Result<Seen>>| {
-            thread.join().unwrap_or(Err("a thread panicked".into()))
-        };
         threads.into_iter().map(join).collect::<Result<Vec<Seen>>>()
     })?;
     let took = began.elapsed();
@@ -160,11 +156,11 @@ pub(crate) fn handed_over(
             times.push(had.recv()?.saturating_duration_since(released));
         }
         drop(wants);
-        other.join().unwrap_or(Err("a thread panicked".into()))?;
+        join(other)?;
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(times)
     })?;
     times.sort_unstable();
-    let median = times[times.len() / 2];
+    let median = median(&times);
     let ratio = median.as_secs_f64() / acquire.as_secs_f64();
     Ok(format!(
         "p50 {median:.0?}, p99 {:.0?}; {ratio:.2} of an uncontended lock ({acquire:.0?}), goal ≤ {goal}: {}; {:.2} of one \
@@ -193,9 +189,6 @@ pub(crate) fn threads(servers: &[Server], short: bool) -> Result<String> {
         };
         thread::scope(|scope| {
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let join = |thread: thread::ScopedJoinHandle<'_, Result<usize>>| {
-                thread.join().unwrap_or(Err("a thread panicked".into()))
-            };
             threads.into_iter().map(join).collect()
         })
     };

@@ -1,5 +1,5 @@
-//! Rows that do not measure speed: a name, a function that returns the rest of the line, and its
-//! goal.
+//! Rows beside the table of cells: a name, and a function that measures and returns the rest of the
+//! line, with its goal.
 
 use std::sync::Barrier;
 use std::thread;

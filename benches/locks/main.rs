@@ -17,6 +17,7 @@ mod contention;
 mod environment;
 mod extra_rows;
 mod format;
+mod join;
 mod measurement;
 mod outage;
 mod overhead;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::client::Client;
+use crate::join::join;
 use crate::proc_stats::Usage;
 use redguard_servers::Server;
 
@@ -48,11 +49,7 @@ pub(crate) fn run(
         let between = between();
         let before = Usage::read(servers);
         barrier.wait();
-        let end = |thread: thread::ScopedJoinHandle<'_, _>| {
-            let panicked = |_| Err("a thread panicked".into());
-            thread.join().unwrap_or_else(panicked)
-        };
-        let samples: Result<Vec<ThreadSample>> = threads.into_iter().map(end).collect();
+        let samples: Result<Vec<ThreadSample>> = threads.into_iter().map(join).collect();
         (between, samples, before)
     });
     let used = Usage::read(servers);
@@ -81,13 +78,14 @@ pub(crate) fn run(
     ])
 }
 
-/// Runs one thread.
+/// The acquires of one thread, with the time of each.
 struct ThreadSample {
     began: Instant,
     ended: Instant,
     waits: Vec<Duration>,
 }
 
+/// Acquires and releases for `time`, at least once.
 fn work(client: &mut dyn Client, time: Duration) -> Result<ThreadSample> {
     let mut waits = Vec::with_capacity(1 << 15);
     let began = Instant::now();

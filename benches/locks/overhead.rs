@@ -9,14 +9,16 @@ use redguard::{LockGuard, Locker, OnDrop, RedisLocker};
 use crate::client::Client;
 use crate::clients::{self, Side};
 use crate::format::word;
+use crate::join::join;
+use crate::stats::median;
 use crate::{Result, alloc_counter, proc_stats};
 use redguard_servers::Server;
 
 const TTL: Duration = Duration::from_secs(30);
 const OURS: Side = Side::Redguard(OnDrop::Wait);
 
-/// Number of held guards, and of keys whose lock was released. Buffers and maps grow in some
-/// batches, but remains of a key would show in each, so the smallest batch counts.
+/// Measures the heap of a held guard, and of a key whose lock was released. Buffers and maps grow in
+/// some batches, but remains of a key would show in each, so the smallest batch counts.
 pub(crate) fn memory(servers: &[Server], _: bool) -> Result<String> {
     const BATCHES: usize = 6;
     const GUARDS: usize = 1000;
@@ -53,7 +55,8 @@ pub(crate) fn memory(servers: &[Server], _: bool) -> Result<String> {
     ))
 }
 
-/// Returns the live bytes after the workers beyond the quorum have dropped their last leases.
+/// Returns the live bytes once they no longer change: the workers beyond the quorum drop their last
+/// leases a moment after a release.
 fn settled() -> i64 {
     let mut last = (0, 0);
     loop {
@@ -174,10 +177,7 @@ fn switched(clients: Vec<Box<dyn Client>>, rounds: u32) -> Result<Option<f64>> {
             barrier.wait();
             count
         });
-        let end = |thread: thread::ScopedJoinHandle<'_, Result<()>>| {
-            thread.join().unwrap_or(Err("a thread panicked".into()))
-        };
-        (counts, threads.into_iter().try_for_each(end))
+        (counts, threads.into_iter().try_for_each(join))
     });
     done?;
     let [before, after] = counts;
@@ -224,10 +224,7 @@ pub(crate) fn first_lock(servers: &[Server], short: bool) -> Result<String> {
         times[1].push(slowest);
         guard.release()?;
     }
-    let [ours, slowest] = times.map(|mut times| {
-        times.sort_unstable();
-        times[times.len() / 2]
-    });
+    let [ours, slowest] = times.map(|times| median(&times));
     let most = (2 * slowest).max(slowest + Duration::from_millis(1));
     Ok(format!(
         "p50 {ours:.1?}, the slowest `get_connection` {slowest:.1?}, goal ≤ {most:.1?}: {}",

@@ -8,6 +8,7 @@ use redguard::{LockGuard, LockOptions, Locker, OnDrop, RedisLocker};
 use crate::Result;
 use crate::clients;
 use crate::format::word;
+use crate::join::join;
 use crate::proc_stats::{of_a_core, processor_time, thread_count};
 use redguard_servers::Server;
 
@@ -39,9 +40,6 @@ pub(crate) fn renewed(
         let bursts: Vec<_> = chunks
             .map(|chunk| scope.spawn(move || acquire(chunk)))
             .collect();
-        let join = |burst: thread::ScopedJoinHandle<'_, Result<Vec<LockGuard>>>| {
-            burst.join().unwrap_or(Err("a thread panicked".into()))
-        };
         bursts.into_iter().map(join).collect::<Result<Vec<_>>>()
     })?;
     let burst = began.elapsed();

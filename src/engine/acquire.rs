@@ -5,8 +5,8 @@
 //! acquire, or until waiting cannot help. Between two attempts the caller sleeps in its [`Inbox`],
 //! until a published release, a cancellation or a deadline. `acquire_wait.rs` has these waits.
 //!
-//! - No attempt is made without the entry of every key. So a key that another thread of this
-//!   process holds costs no request (S8).
+//! - No attempt is made without the entry of every key. So a caller sends no request while another
+//!   thread of this process has one of them (S8).
 //! - A refusal by the preferred node alone never ends an acquire: the last attempt asks all nodes.
 //! - A local lock is acquired only while the breaker is not closed, no quorum is reachable, and
 //!   every lease of another holder that a node has reported is past its expiry (S9).
@@ -64,7 +64,8 @@ impl Engine {
     /// - `Contended`, `WriteLockHeld`, `WriteLockTimeout`, `ReadersTimeout`: the last attempt was
     ///   contended, or another thread had the entry, when `limit` ended.
     /// - `InsufficientQuorum`: the last attempt was unavailable, or the breaker open, when `limit`
-    ///   or `max_outage` ended; or, at once, the nodes that deny access leave no quorum.
+    ///   or `max_outage` ended.
+    /// - `InsufficientQuorum`, at once: without the nodes that deny access there is no quorum.
     /// - `CircuitOpen`: the breaker is open, and `limit` allows no wait.
     /// - `ValidityExhausted`: `MAX_SLOW_ATTEMPTS` attempts in a row were too slow, or the last one
     ///   was when `limit` ended.
@@ -93,7 +94,7 @@ impl Engine {
     /// Acquires the entries of all keys in the lock table. Blocks while other threads hold them,
     /// until `deadlines.queue` at most.
     ///
-    /// A thread that queues leaves an offer with its place in the wait queue, so that the releasing
+    /// A thread that queues leaves an offer at its position in the wait queue, so that the releasing
     /// thread may hand the lock off to it. Returns the offer with the guard.
     ///
     /// # Errors
@@ -160,7 +161,7 @@ pub(super) struct Acquisition<'a> {
     pub(super) attempts: u32,
     /// The attempts in a row that were too slow.
     slow_attempts: u32,
-    /// When the caller had its entries in the lock table; the `since` of its place.
+    /// When the caller had the entries of its keys in the lock table.
     pub(super) entered_at: Instant,
     /// When the latest attempt began.
     attempt_start: Instant,
@@ -259,10 +260,10 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// Returns the lease of a handoff that came with the entry.
+    /// Returns the lease of a handoff that came with the entry; `None` without one.
     ///
-    /// Otherwise blocks while earlier callers of this process wait for a permit of the same
-    /// semaphore, counts the attempts that the time so far would have allowed, and returns `None`.
+    /// Without one it first blocks while earlier callers of this process wait for a permit of the
+    /// same semaphore. It then counts the attempts that the time so far would have allowed.
     fn enter(&mut self) -> Result<Option<Arc<Lease>>, Error> {
         self.entered_at = clock::now();
         if let Some(lease) = self.accept_handoff() {
@@ -307,8 +308,8 @@ impl<'a> Acquisition<'a> {
 
     /// Makes one attempt on the nodes.
     ///
-    /// Repeats it on all nodes if only the preferred node was asked and the limit ended meanwhile,
-    /// because one node cannot say for all that the lock is held. The repeat counts as an attempt.
+    /// Repeats it on all nodes if the limit ended while only the preferred node was asked: one node
+    /// cannot say for all that the lock is held. The repeat counts as an attempt.
     fn attempt(&mut self, mut probe: Option<Probe<'a>>) -> Result<Attempted<'a>, Error> {
         loop {
             self.attempts = self.attempts.saturating_add(1);
@@ -372,8 +373,8 @@ impl<'a> Acquisition<'a> {
         }
     }
 
-    /// Records a failed attempt: its end, its part in an outage, whether it was too slow, and when
-    /// the leases of other holders end that the nodes reported.
+    /// Records a failed attempt: its end, its part in an outage, and whether it was too slow. Also
+    /// records the latest reported expiry of another holder's lease.
     fn note(&mut self, failure: &AttemptFailure) {
         self.outage.note(failure, self.attempt_start);
         self.slow_attempts = match failure {

@@ -4,8 +4,8 @@
 //! waiter asks one node alone. If the call goes on, its next attempts follow, and the last one asks
 //! all nodes. If the call ends, no other message wakes these waiters, so the undo is published (L4).
 //!
-//! - An undo is never lost: its drop sends it.
-//! - A call that goes on never publishes an undo, because the message would end its own delay.
+//! - An undo never deletes the token of another attempt (S3), and its drop never blocks.
+//! - The undo of a call that goes on is never published.
 //!
 //! Tests: `src/tests/engine/undo.rs`; `wake_up.rs`, `cancel.rs`, `leftovers.rs`.
 
@@ -59,8 +59,9 @@ impl Undo<'_> {
     fn is_of_quorum(&self) -> bool {
         let now = clock::now();
         let total = self.nodes.total();
-        let may_exist =
-            |node: &usize| self.may_have_granted.contains(*node) && self.lease.may_exist(*node, now);
+        let may_exist = |node: &usize| {
+            self.may_have_granted.contains(*node) && self.lease.may_exist(*node, now)
+        };
         (0..total).filter(may_exist).count() >= majority(total)
     }
 }

@@ -274,8 +274,8 @@ impl Lease {
     }
 
     /// Records that the acquire had a subscription: it has waited, or another thread of its process
-    /// waits. The release then looks for processes in the waiting list even if none is subscribed.
-    /// Set before the guard exists.
+    /// waited for the lock, at most a moment before. The release then looks for processes in the
+    /// waiting list even if none is subscribed. Set before the guard exists.
     pub(crate) fn set_was_subscribed(&self) {
         self.was_subscribed.store(true, Ordering::Release);
     }

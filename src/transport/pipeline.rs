@@ -53,7 +53,7 @@ const IDLE_AFTER: Duration = Duration::from_micros(if cfg!(test) { 0 } else { 20
 /// | connecting | no session | [`attach_session`](Pipeline::attach_session) → idle |
 /// | idle | session, nothing in flight | a direct send → in flight; a batch → sending |
 /// | in flight | session, `in_flight` | the replies → idle; a caller's error → failed |
-/// | sending | no session, within an exchange of the worker | the replies → idle |
+/// | sending | no session, within `send_batch` or `while_idle` | the replies → idle |
 /// | idle, in flight, sending | as above | an error in an exchange of the worker → connecting |
 /// | failed | `failure` set | the worker aborts the connection → connecting |
 /// | replaced | an epoch other than the node's | the worker aborts the connection → connecting |
@@ -87,8 +87,8 @@ pub(crate) struct Pipeline {
     run_ids: String,
     /// Since when the connection has led to servers with these run ids, reconnects included.
     pub(super) runs_since: Instant,
-    /// When the node last replied on this connection, or when the last PING was sent that it has
-    /// answered; `None` if it has not replied.
+    /// When the node last replied on this connection; after a reply to a PING, when that was sent.
+    /// `None` if the node has not replied.
     pub(super) last_reply: Option<Instant>,
     /// Why the connection is unusable, until the worker aborts it.
     pub(super) failure: Option<NodeFailure>,
@@ -296,7 +296,7 @@ impl Pipeline {
         self.while_idle(|session| session.check_idle())
     }
 
-    /// Returns whether the last reply is older than [`IDLE_AFTER`], or missing.
+    /// Returns whether the last reply is at least [`IDLE_AFTER`] old, or there is none.
     pub(super) fn has_been_idle(&self, now: Instant) -> bool {
         self.last_reply
             .is_none_or(|reply| now >= reply + IDLE_AFTER)

@@ -9,8 +9,8 @@
 //! Pure: the time is passed in, and the listener sends the requests that this returns.
 //!
 //! - The list is a hint (L4). It decides when a waiter asks the nodes, never whether it acquires.
-//! - Every release wakes a waiter without a confirmed place, unless it yields to others: it checks
-//!   as soon as it has the place.
+//! - Every release wakes a waiter without a confirmed place. Only a `next` message does not wake it
+//!   if it yields to others: it checks as soon as it has the place.
 //! - A waiter with a near place checks after each release. A waiter that hears of none for the
 //!   retry delay checks for news if it is far behind, and else attempts. News is a message of the
 //!   node about the waiter's place, or that the lock is free.
@@ -182,7 +182,10 @@ impl Places {
         let place = self.places.get_mut(channel)?;
         let waiter = Arc::clone(&place.waiter);
         let Some(before) = place.before else {
-            return place.silent_confirmations.is_some().then_some((waiter, true));
+            return place
+                .silent_confirmations
+                .is_some()
+                .then_some((waiter, true));
         };
         place.silent_confirmations = None;
         let before = before.saturating_sub(1);

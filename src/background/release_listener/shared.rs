@@ -253,8 +253,8 @@ impl ListenerShared {
     }
 
     /// Serves a connection until it is not needed, the thread is to end, or a node before `node` is
-    /// connected: all listeners connect to the first one, so that the receivers of a release are
-    /// counted there.
+    /// connected. All listeners connect to the first connected node that votes, which therefore
+    /// counts the receivers of a release in all processes.
     ///
     /// # Errors
     /// Any failure of the connection, also if the server refuses the SUBSCRIBE to the wake and

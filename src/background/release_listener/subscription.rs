@@ -57,8 +57,8 @@ impl<'a> Subscription<'a> {
     ///
     /// `since` is when the caller had its entries in the lock table. It is `None` if the caller has
     /// made no attempt, because its process released the lock a moment ago and yields to others.
-    /// Until the node has told the place, every release wakes the other callers; a caller without
-    /// an attempt is woken by none.
+    /// Such a caller sleeps through a `next` message until the node has told the place; any other
+    /// caller is woken by every release until then.
     pub(crate) fn ask_place(&self, since: Option<Instant>) -> bool {
         let now = clock::now();
         let mut state = self.shared.state.lock();

@@ -315,7 +315,7 @@ pub(crate) enum Signal {
     /// The waiter was not woken.
     None,
     /// The waiter is to attempt once more. The channel is confirmed, and a release before that may
-    /// have been missed. Or two checks were not followed by a release.
+    /// have been missed. Or two checks found the lock held, without a release between them.
     Subscribed,
     /// A release was published, or a check found the lock free.
     Released,

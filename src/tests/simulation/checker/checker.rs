@@ -1,9 +1,10 @@
-//! Records what threads hold, and checks it after every step.
+//! Records the locks that threads hold, and checks them after every step. A holder *believes* in a
+//! lock while the lease is held by its own clocks.
 //!
 //! | checked | when |
 //! |---|---|
-//! | two threads hold what excludes only if one of them knows better by its own clock (S7, S10) | after each event of the network, and when a guard is returned |
-//! | permits are within their number, of which all holders have the same idea | likewise: each permit has one holder |
+//! | of two holders that exclude each other, at most one believes in its lock (S7, S10) | after each event of the network, and when a guard is returned |
+//! | a semaphore has no more holders than permits, and all holders name the same number of permits | likewise: each permit has one holder |
 //! | fencing tokens increase in the order in which guards are returned (S12) | when a guard is returned |
 //! | a lock is local only if no quorum could be reached (S9) | when a guard is returned |
 //! | a lock in doubt, as after a suspend, is not said to be held before the nodes have confirmed it (S11) | `doubt.rs`: at the results of `is_held` and `check` |
@@ -146,7 +147,7 @@ impl Checker {
         }
     }
 
-    /// Checks that no two threads hold what excludes.
+    /// Checks that no two holders that exclude each other believe in their locks.
     pub(crate) fn check_overlaps(&self) {
         let overlap = self.with(|state| {
             let believed: Vec<&Hold> = state.holds.iter().filter(|hold| hold.believes()).collect();

@@ -76,8 +76,8 @@ impl Hold {
         }
     }
 
-    /// Returns whether the holder may believe in the lock, by its own clocks. During a suspend it
-    /// does nothing, and afterwards its wall clock tells.
+    /// Returns whether the holder believes in the lock: its lease is held by its own clocks. Not
+    /// during a suspend, in which it does nothing, nor afterwards, which its wall clock shows.
     pub(super) fn believes(&self) -> bool {
         let now = || world::clock_of(self.process);
         match self.state {
@@ -135,6 +135,8 @@ impl Hold {
         in_reach && !is_shared && self.conflicts_by_key(other)
     }
 
+    /// Returns whether both have a key in common. A lock that others may delete or overwrite
+    /// conflicts with none.
     pub(super) fn conflicts_by_key(&self, other: &Hold) -> bool {
         let theirs = other.lease.keys().as_slice();
         let mut ours = self.lease.keys().as_slice().iter();
