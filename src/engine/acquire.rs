@@ -5,8 +5,8 @@
 //! acquire, or until waiting cannot help. Between two attempts the caller sleeps in its [`Inbox`],
 //! until a published release, a cancellation or a deadline. `acquire_wait.rs` has these waits.
 //!
-//! - No attempt is made without the entry of every key. So a caller sends no request while another
-//!   thread of this process has one of them (S8).
+//! - No attempt is made without the entry of every key. So a caller sends no request while it waits
+//!   for another thread of this process (S8).
 //! - A refusal by the preferred node alone never ends an acquire: the last attempt asks all nodes.
 //! - A local lock is acquired only while the breaker is not closed, no quorum is reachable, and
 //!   every lease of another holder that a node has reported is past its expiry (S9).

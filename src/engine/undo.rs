@@ -1,6 +1,6 @@
 //! Undoes a failed attempt: releases its token on every node that may have granted it (S4).
 //!
-//! A node with the token refuses other callers, which then wait for a message of that node: a woken
+//! A node with the token refuses other callers, which may then wait for a message of that node: a woken
 //! waiter asks one node alone. If the call goes on, its next attempts follow, and the last one asks
 //! all nodes. If the call ends, no other message wakes these waiters, so the undo is published (L4).
 //!

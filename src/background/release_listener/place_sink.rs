@@ -15,8 +15,8 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::time::clock;
 use crate::transport::job::ReplySink;
 
-/// After a node refused a place by its rights or for want of memory, the listener asks for no place
-/// during this time, on no node.
+/// After a node refused a place by its rights or for want of memory, the listener asks no node for a
+/// place during this time.
 const REFUSAL_TIME: Duration = Duration::from_secs(60);
 
 /// Records that a node refuses all places: by its rights, or for want of memory. One refusal counts

@@ -13,7 +13,8 @@ use crate::protocol::key::{Channel, Key};
 use crate::time::clock;
 use crate::transport::inbox::Inbox;
 
-/// A caller's subscription to the channel of one key. Its drop gives up the caller's place.
+/// A caller's subscription to the channel of one key. Its drop ends the subscription and gives up
+/// the caller's place.
 pub(crate) struct Subscription<'a> {
     shared: &'a ListenerShared,
     key: Key,

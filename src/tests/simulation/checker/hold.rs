@@ -76,8 +76,8 @@ impl Hold {
         }
     }
 
-    /// Returns whether the holder believes in the lock: its lease is held by its own clocks. Not
-    /// during a suspend, in which it does nothing, nor afterwards, which its wall clock shows.
+    /// Returns whether the holder believes in the lock: its lease is held by its own clocks. It does
+    /// nothing during a suspend, and is in doubt afterwards by its wall clock.
     pub(super) fn believes(&self) -> bool {
         let now = || world::clock_of(self.process);
         match self.state {
