@@ -1,6 +1,8 @@
 //! The library's configuration from the settings of the tool.
 
-use redguard::{Config, Tls};
+use std::collections::HashMap;
+
+use redguard::{Config, Credentials, Tls};
 
 use crate::config::Settings;
 use crate::nodes::spec::NodeSpec;
@@ -13,6 +15,16 @@ pub(crate) fn config(settings: &Settings) -> Config {
         .connect_timeout(settings.connect_timeout());
     if let Some(max_ttl) = settings.quarantine {
         config = config.restart_quarantine(max_ttl);
+    }
+    let logins = settings.nodes.iter().filter_map(NodeSpec::master_login);
+    let logins: HashMap<String, Credentials> = logins.collect();
+    if !logins.is_empty() {
+        config = config.credentials(move |node| {
+            // The library asks for each node without a password. A server without one lets `default`
+            // in with any, which is the user of connections that do not log in.
+            let login = logins.get(node).cloned();
+            login.unwrap_or_else(|| Credentials::new("default", ""))
+        });
     }
     let tls = &settings.tls;
     if tls.is_empty() {

@@ -1,10 +1,12 @@
 //! Connections to the servers of one node.
 
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
+use std::{io, thread};
 
 use redis::{
     Client, ClientTlsConfig, Cmd, Connection, ConnectionAddr, ConnectionInfo, ErrorKind,
-    FromRedisValue, RedisError, RedisResult, TlsCertificates,
+    FromRedisValue, RedisError, RedisResult, TlsCertificates, Value,
 };
 
 use crate::config::{Settings, TlsFiles};
@@ -21,6 +23,8 @@ pub(crate) struct NodeConnection {
     connect_timeout: Duration,
     /// Kept for the next request, except after an error, when a reply may still arrive.
     open: Vec<Connection>,
+    /// A connect to a Unix socket that has not ended within its limit.
+    late: Option<Receiver<RedisResult<Connection>>>,
 }
 
 impl NodeConnection {
@@ -28,11 +32,12 @@ impl NodeConnection {
     pub(crate) fn new(spec: &NodeSpec, settings: &Settings) -> Result<NodeConnection> {
         Ok(NodeConnection {
             name: spec.name(),
-            servers: spec.servers()?,
+            servers: spec.servers(!settings.tls.is_empty())?,
             tls: settings.tls.clone(),
             timeout: settings.timeout,
             connect_timeout: settings.connect_timeout(),
             open: Vec::new(),
+            late: None,
         })
     }
 
@@ -54,60 +59,67 @@ impl NodeConnection {
         Ok(answers)
     }
 
-    fn connect(&self) -> RedisResult<Vec<Connection>> {
+    fn connect(&mut self) -> RedisResult<Vec<Connection>> {
         match &self.servers {
-            Servers::One(server) => Ok(vec![self.open_one(server)?]),
+            Servers::One(server) => {
+                let connection = match server.addr() {
+                    ConnectionAddr::Unix(_) => self.open_socket(server.clone())?,
+                    _ => self.open_one(server)?,
+                };
+                Ok(vec![connection])
+            }
             Servers::Sentinel(sentinels, master, template) => {
-                let address = self.first_answer(sentinels, |connection| {
-                    Cmd::new()
+                let (host, port) = first_answer(sentinels, |sentinel| {
+                    let address = Cmd::new()
                         .arg("SENTINEL")
                         .arg("GET-MASTER-ADDR-BY-NAME")
                         .arg(master)
-                        .query::<Option<(String, u16)>>(connection)
-                })?;
-                let (host, port) = address.ok_or_else(|| {
-                    RedisError::from((ErrorKind::Io, "the sentinels do not know the master"))
+                        .query::<Option<(String, u16)>>(&mut self.open_one(sentinel)?)?;
+                    address.ok_or_else(|| {
+                        let kind = ErrorKind::MasterNameNotFoundBySentinel;
+                        (kind, "the sentinel does not know the master").into()
+                    })
                 })?;
                 Ok(vec![self.open_one(&at(template, host, port))?])
             }
             Servers::Cluster(seeds) => {
-                let slots = self.first_answer(seeds, |connection| {
-                    Cmd::new()
+                let (seed, masters) = first_answer(seeds, |seed| {
+                    let slots = Cmd::new()
                         .arg("CLUSTER")
                         .arg("SLOTS")
-                        .query::<Vec<redis::Value>>(connection)
+                        .query::<Value>(&mut self.open_one(seed)?)?;
+                    let masters = masters(&slots, host_of(seed)).ok_or_else(|| {
+                        let kind = ErrorKind::ClusterConnectionNotFound;
+                        RedisError::from((kind, "the seed names no masters"))
+                    })?;
+                    Ok((seed.clone(), masters))
                 })?;
-                let mut masters: Vec<(String, u16)> = slots.iter().filter_map(master_of).collect();
-                masters.sort();
-                masters.dedup();
-                let Some(seed) = seeds.first() else {
-                    return Ok(Vec::new());
-                };
                 let masters = masters.into_iter();
                 masters
-                    .map(|(host, port)| self.open_one(&at(seed, host, port)))
+                    .map(|(host, port)| self.open_one(&at(&seed, host, port)))
                     .collect()
             }
         }
     }
 
-    /// Asks one server after the other until one answers.
-    fn first_answer<T>(
-        &self,
-        servers: &[ConnectionInfo],
-        mut request: impl FnMut(&mut Connection) -> RedisResult<T>,
-    ) -> RedisResult<T> {
-        let mut last = RedisError::from((ErrorKind::Io, "no addresses"));
-        for server in servers {
-            match self
-                .open_one(server)
-                .and_then(|mut open| request(&mut open))
-            {
-                Ok(answer) => return Ok(answer),
-                Err(error) => last = error,
+    /// Connects to a Unix socket, in a thread: such a connect has no limit of its own, and blocks
+    /// while a hung server does not accept those before it. There is one such thread per node, because
+    /// the next connect waits for the same.
+    fn open_socket(&mut self, server: ConnectionInfo) -> RedisResult<Connection> {
+        let attempt = match self.late.take() {
+            Some(late) => late,
+            None => start_connect(server, self.connect_timeout)?,
+        };
+        match attempt.recv_timeout(self.connect_timeout) {
+            Ok(opened) => self.limited(opened?),
+            Err(RecvTimeoutError::Timeout) => {
+                self.late = Some(attempt);
+                Err(io::Error::from(io::ErrorKind::TimedOut).into())
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(io::Error::other("the connecting thread has ended").into())
             }
         }
-        Err(last)
     }
 
     fn open_one(&self, server: &ConnectionInfo) -> RedisResult<Connection> {
@@ -127,12 +139,46 @@ impl NodeConnection {
         } else {
             Client::open(server.clone())?
         };
-        let connection = client.get_connection_with_timeout(self.connect_timeout)?;
-        // The timeouts of the handshake have been cleared.
+        self.limited(client.get_connection_with_timeout(self.connect_timeout)?)
+    }
+
+    /// Sets the limits of replies: those of the handshake have been cleared.
+    fn limited(&self, connection: Connection) -> RedisResult<Connection> {
         connection.set_read_timeout(Some(self.timeout))?;
         connection.set_write_timeout(Some(self.timeout))?;
         Ok(connection)
     }
+}
+
+/// Asks one server after the other until one answers.
+fn first_answer<T>(
+    servers: &[ConnectionInfo],
+    request: impl Fn(&ConnectionInfo) -> RedisResult<T>,
+) -> RedisResult<T> {
+    let mut last = RedisError::from((ErrorKind::Io, "no addresses"));
+    for server in servers {
+        match request(server) {
+            Ok(answer) => return Ok(answer),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Connects in a thread, which ends when the connect does.
+fn start_connect(
+    server: ConnectionInfo,
+    limit: Duration,
+) -> RedisResult<Receiver<RedisResult<Connection>>> {
+    let (opened, attempt) = mpsc::sync_channel(1);
+    let builder = thread::Builder::new().name("connect".to_owned());
+    builder.spawn(move || {
+        let connection =
+            Client::open(server).and_then(|client| client.get_connection_with_timeout(limit));
+        // The receiver is gone if the node is no longer asked.
+        let _ = opened.send(connection);
+    })?;
+    Ok(attempt)
 }
 
 /// Installs the provider that the library would install, unless there is one.
@@ -159,17 +205,42 @@ fn at(template: &ConnectionInfo, host: String, port: u16) -> ConnectionInfo {
     template.clone().set_addr(address)
 }
 
-/// Returns the master of an entry of CLUSTER SLOTS: first slot, last slot, master, replicas.
-fn master_of(entry: &redis::Value) -> Option<(String, u16)> {
-    let redis::Value::Array(fields) = entry else {
+fn host_of(server: &ConnectionInfo) -> &str {
+    match server.addr() {
+        ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host,
+        _ => "",
+    }
+}
+
+/// Returns the masters in a reply to CLUSTER SLOTS of the server at `host`; `None` if an entry is
+/// invalid, or there are no masters: a lock may be on the one that is missing.
+fn masters(slots: &Value, host: &str) -> Option<Vec<(String, u16)>> {
+    let Value::Array(entries) = slots else {
         return None;
     };
-    let redis::Value::Array(master) = fields.get(2)? else {
+    let masters = entries.iter().map(|entry| master_of(entry, host));
+    let mut masters = masters.collect::<Option<Vec<_>>>()?;
+    masters.sort();
+    masters.dedup();
+    (!masters.is_empty()).then_some(masters)
+}
+
+/// Returns the master of an entry: first slot, last slot, master, replicas. A server that does not
+/// tell its host is reached at the one of the reply.
+fn master_of(entry: &Value, host: &str) -> Option<(String, u16)> {
+    let Value::Array(fields) = entry else {
         return None;
     };
-    let host = String::from_redis_value(master.first()?.clone()).ok()?;
-    let port = u16::from_redis_value(master.get(1)?.clone()).ok()?;
-    Some((host, port))
+    let Value::Array(master) = fields.get(2)? else {
+        return None;
+    };
+    let told = Option::<String>::from_redis_value(master.first()?.clone()).ok()?;
+    let told = told.filter(|host| !host.is_empty());
+    let Value::Int(port) = master.get(1)? else {
+        return None;
+    };
+    let port = u16::try_from(*port).ok()?;
+    Some((told.unwrap_or_else(|| host.to_owned()), port))
 }
 
 /// Returns the error without the server's text, which may repeat credentials.
@@ -225,5 +296,63 @@ impl Trouble {
     /// Returns whether the node denies access, so that waiting does not help.
     pub(crate) fn is_denied(self) -> bool {
         matches!(self, Trouble::Credentials | Trouble::Right)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns an entry of CLUSTER SLOTS with this master.
+    fn entry(host: Value, port: Value) -> Value {
+        let master = Value::Array(vec![host, port, text("id")]);
+        Value::Array(vec![Value::Int(0), Value::Int(1), master])
+    }
+
+    fn text(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    #[test]
+    fn masters_without_a_host_are_at_the_host_of_the_reply() {
+        let slots = Value::Array(vec![
+            entry(text("b"), Value::Int(2)),
+            entry(Value::Nil, Value::Int(1)),
+            entry(text(""), Value::Int(3)),
+            entry(text("b"), Value::Int(2)),
+        ]);
+        let wanted = [("b", 2), ("seed", 1), ("seed", 3)];
+        let wanted = wanted.map(|(host, port)| (host.to_owned(), port));
+        assert_eq!(masters(&slots, "seed").unwrap(), wanted);
+    }
+
+    #[test]
+    fn reply_without_masters_or_with_an_invalid_one_is_refused() {
+        let valid = || entry(text("b"), Value::Int(2));
+        for entries in [
+            vec![],
+            vec![valid(), Value::Nil],
+            vec![valid(), Value::Array(vec![])],
+            vec![valid(), entry(Value::Int(7), text("port"))],
+            vec![valid(), entry(text("b"), Value::Int(70_000))],
+        ] {
+            let slots = Value::Array(entries);
+            assert_eq!(masters(&slots, "seed"), None, "{slots:?}");
+        }
+        assert_eq!(masters(&Value::Okay, "seed"), None);
+    }
+
+    #[test]
+    fn next_server_is_asked_after_a_failure() {
+        let servers = ["redis://a", "redis://b"].map(|url| {
+            let client = Client::open(url).unwrap();
+            client.get_connection_info().clone()
+        });
+        let told = first_answer(&servers, |server| match host_of(server) {
+            "a" => Err((ErrorKind::Io, "unknown").into()),
+            host => Ok(host.to_owned()),
+        });
+        assert_eq!(told.unwrap(), "b");
+        assert!(first_answer::<()>(&[], |_| Ok(())).is_err());
     }
 }

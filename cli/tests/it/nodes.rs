@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crate::support::process::{Ended, LONG_TTL, Running, bare, run, tool};
@@ -181,6 +182,21 @@ fn hung_node_costs_a_list_only_the_limits_of_two_replies() {
     run(bare(&args)).assert(0, &["no answer"]);
     let took = start.elapsed();
     assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+/// The system lets a connect to a Unix socket wait for as long as the server does not accept others.
+#[test]
+fn hung_server_that_accepts_no_connection_to_its_socket_bounds_a_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket").display().to_string();
+    let options = Server::options().arg("--unixsocket", &path);
+    let node = options.arg("--tcp-backlog", "1").start().unwrap();
+    run(tool(&path, "status", &["k"])).assert(1, &[]);
+    node.stop().unwrap();
+    let waiting = [(); 2].map(|()| UnixStream::connect(&path).unwrap());
+    let status = bare(&["status", "k", "--timeout", "100ms", "--redis", &path]);
+    run(status).assert(69, &["no answer in time"]);
+    drop(waiting);
 }
 
 #[test]
