@@ -2,17 +2,24 @@
 
 use std::time::Duration;
 
-/// Parses a duration.
+/// The longest duration: 100 years. Several of them may be added to any point in time.
+const MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// Parses a duration of at most 100 years.
 ///
 /// # Errors
 /// Returns a reason for people.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let text = text.trim();
-    if let Ok(seconds) = text.parse::<f64>() {
-        return Duration::try_from_secs_f64(seconds)
-            .map_err(|_| format!("{text:?} is not a number of seconds"));
+    let parsed = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds)
+            .map_err(|_| format!("{text:?} is not a number of seconds"))?,
+        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string())?,
+    };
+    match parsed <= MAX {
+        true => Ok(parsed),
+        false => Err(format!("{text:?} is more than 100 years")),
     }
-    humantime::parse_duration(text).map_err(|error| error.to_string())
 }
 
 /// Formats whole seconds only, which suffice for people.
@@ -57,7 +64,17 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for text in ["", "-1", "x", "NaN", "inf", "1e300", "30 parsecs"] {
+        for text in [
+            "",
+            "-1",
+            "x",
+            "NaN",
+            "inf",
+            "1e300",
+            "1e19",
+            "101 years",
+            "30 parsecs",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use redguard::Error;
 
+use crate::secrets;
+
 /// The exit status if there is no lock, or `doctor` found something to change.
 pub(crate) const NO: u8 = 1;
 
@@ -40,6 +42,8 @@ pub(crate) enum Kind {
     /// The operating system refused something.
     System,
     Held,
+    /// The lock was lost before the command was started.
+    Lost,
     NotExecutable,
     NotFound,
     /// A signal of this number ended the wait for the lock.
@@ -58,8 +62,10 @@ impl Failure {
         }
     }
 
-    pub(crate) fn usage(line: impl Into<String>) -> Failure {
-        Failure::new(Kind::Usage, line)
+    /// Returns the failure of a wrong usage. Its line may repeat arguments: a password in an address
+    /// is left out.
+    pub(crate) fn usage(line: impl AsRef<str>) -> Failure {
+        Failure::new(Kind::Usage, secrets::hidden(line.as_ref()))
     }
 
     /// Returns the exit status: as in sysexits.h, from 126 as in the shell.
@@ -68,6 +74,7 @@ impl Failure {
             Kind::NotConfirmed => 2,
             Kind::Usage => 64,
             Kind::Unavailable => 69,
+            Kind::Lost => LOST,
             Kind::System => 71,
             Kind::Held => 75,
             Kind::Denied => 77,
@@ -87,6 +94,7 @@ impl Failure {
             Kind::Denied => "denied",
             Kind::System => "system",
             Kind::Held => "held",
+            Kind::Lost => "lost",
             Kind::NotExecutable => "not_executable",
             Kind::NotFound => "not_found",
             Kind::Signal(_) => "signal",
@@ -128,6 +136,9 @@ fn holder_of(error: &Error) -> Option<Holder> {
             lock, remaining, ..
         }
         | Error::WriteLockHeld {
+            lock, remaining, ..
+        }
+        | Error::ReadersTimeout {
             lock, remaining, ..
         } => Some(Holder {
             owner: lock.owner_label.clone(),

@@ -19,6 +19,7 @@ mod nodes;
 mod notes;
 mod output;
 mod run;
+mod secrets;
 mod status;
 mod sys;
 mod watch;

@@ -53,6 +53,38 @@ fn held_lock_is_75_or_the_chosen_status_and_names_the_holder() {
     );
 }
 
+/// Nobody is named for readers, of whom there may be many.
+#[test]
+fn lock_that_readers_hold_is_75_and_tells_until_when() {
+    let node = server();
+    let addr = node.addr();
+    let write = [
+        TOOL,
+        "run",
+        "--timeout",
+        TIMEOUT,
+        "--redis",
+        &addr,
+        "--key",
+        "k",
+        "--exclusive",
+        "--no-wait",
+        "--json",
+        "--",
+        "true",
+    ];
+    let args = [&["--key", "k", "--shared", "--"][..], &write].concat();
+    let ended = run(tool(&addr, "run", &args));
+    ended.assert(75, &["held"]);
+    let report = ended.report();
+    assert_eq!(
+        (&report["kind"], &report["owner"]),
+        (&json!("held"), &json!(null))
+    );
+    let left = report["remaining_ms"].as_u64();
+    assert!(left.is_some_and(|left| left > 0), "{report}");
+}
+
 #[test]
 fn unreachable_nodes_are_69_without_a_wait_and_after_it() {
     for wait in ["--no-wait", "--wait=300ms"] {
@@ -184,6 +216,7 @@ fn wrong_usage_is_64_and_one_line() {
         (&["status", "k:gate"], "reserved"),
         (&["list", "--timeout", "0"], "--timeout"),
         (&["watch", "--interval", "0"], "--interval"),
+        (&["watch", "--interval", "1e19"], "more than 100 years"),
         (&["run", "--key", "k"], "<COMMAND>"),
         (
             &[
@@ -203,6 +236,22 @@ fn wrong_usage_is_64_and_one_line() {
         let mut command = bare(args);
         command.env("REDIS_URLS", &addr);
         run(command).assert(64, &[words]);
+    }
+}
+
+#[test]
+fn wrong_usage_shows_no_password() {
+    for args in [
+        &["run", "--key", "k", "make", "--redis", "redis://:s3cret@h"][..],
+        &["list", "k", "redis://:s3cret@h"],
+        &["list", "--json=redis://:s3cret@h"],
+        &["list", "--redis", "@redis://:s3cret@h"],
+        &["list", "--config", "redis://:s3cret@h"],
+        &["list", "--timeout", "redis://:s3cret@h"],
+    ] {
+        let ended = run(bare(args));
+        assert_eq!(ended.status, 64, "{ended:?}");
+        assert!(!ended.err.contains("s3cret"), "{ended:?}");
     }
 }
 
