@@ -268,8 +268,9 @@ impl Plan {
                 _ = lost.send(Event::Lost { has_expired });
             })
             .on_endangered(self.grace, move |lock| {
-                let remaining = lock.is_endangered().then(|| lock.remaining());
-                _ = endangered.send(Event::Danger { remaining });
+                let is_endangered = lock.is_endangered();
+                let end = is_endangered.then(|| Instant::now() + lock.remaining());
+                _ = endangered.send(Event::Danger { end });
             });
         match self.remaining_wait() {
             Some(left) => options.wait_for(left),

@@ -1,6 +1,6 @@
 //! The events that `run` waits for: from the lock, and from the system.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use redguard::Nodes;
 
@@ -13,9 +13,9 @@ pub(crate) enum Event {
     /// The lock was acquired, or not.
     Acquired(Result<Box<Acquired>>),
     Signal(Received),
-    /// Renewals fail, with the time left; or `None`, one has succeeded.
+    /// Renewals fail, with the end of the lock; or `None`, one has succeeded.
     Danger {
-        remaining: Option<Duration>,
+        end: Option<Instant>,
     },
     Lost {
         has_expired: bool,

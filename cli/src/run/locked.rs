@@ -51,7 +51,7 @@ pub(crate) fn run(
     let told = events.clone();
     signals.listen(move |signal| _ = told.send(Event::Signal(signal)))?;
     acquire::start(plan, Arc::clone(&progress), events, notes.clone())?;
-    let acquired = wait_for_lock(&inbox, &progress)?;
+    let (acquired, notice) = wait_for_lock(&inbox, &progress)?;
     let waited = start.elapsed();
     let locked = Locked {
         options,
@@ -62,19 +62,24 @@ pub(crate) fn run(
         waited,
         acquired,
     };
-    locked.run(&inbox, notes)
+    locked.run(notice, &inbox, notes)
 }
 
-/// Blocks until the lock is acquired, or a signal ends the wait.
+/// Blocks until the lock is acquired, or a signal ends the wait. Returns the lock, and the last notice
+/// of its loss or danger: another thread than that of the acquisition sends it, perhaps earlier.
 ///
 /// # Errors
 /// As the acquisition, and `Signal`.
-fn wait_for_lock(inbox: &Receiver<Event>, progress: &Progress) -> Result<Acquired> {
+fn wait_for_lock(
+    inbox: &Receiver<Event>,
+    progress: &Progress,
+) -> Result<(Acquired, Option<Event>)> {
     let mut ended_by: Option<Received> = None;
+    let mut notice = None;
     for event in inbox {
         match event {
             Event::Acquired(acquired) => match ended_by {
-                None => return acquired.map(|acquired| *acquired),
+                None => return acquired.map(|acquired| (*acquired, notice)),
                 Some(signal) => {
                     if let Ok(acquired) = acquired {
                         // Its result does not matter, since nothing was done under the lock.
@@ -94,7 +99,7 @@ fn wait_for_lock(inbox: &Receiver<Event>, progress: &Progress) -> Result<Acquire
                 DefaultAction::Stops => signals::stop_by(signal.number),
                 DefaultAction::Ends | DefaultAction::Nothing => {}
             },
-            Event::Danger { .. } | Event::Lost { .. } => {}
+            Event::Danger { .. } | Event::Lost { .. } => notice = Some(event),
         }
     }
     Err(Failure::new(Kind::System, "the acquiring thread has ended"))
@@ -118,7 +123,7 @@ struct Locked {
 }
 
 impl Locked {
-    fn run(self, inbox: &Receiver<Event>, notes: &Notes) -> Result<u8> {
+    fn run(self, notice: Option<Event>, inbox: &Receiver<Event>, notes: &Notes) -> Result<u8> {
         let held_since = Instant::now();
         let key = self.options.name();
         let own_group = self.options.has_own_group(has_terminal());
@@ -137,7 +142,9 @@ impl Locked {
             dies_with_parent: self.options.die_with_parent,
             missed: witness.as_ref().map(Witness::missed_signals),
         };
-        let started = command::start(&self.options.command, &self.variables(), setup, own_group);
+        let started = self.check_held().and_then(|()| {
+            command::start(&self.options.command, &self.variables(), setup, own_group)
+        });
         let command = match started {
             Ok(command) => command,
             Err(failure) => {
@@ -155,9 +162,23 @@ impl Locked {
             notes,
             repetitions: Repetitions::default(),
         };
+        if let Some(notice) = notice {
+            supervisor.on_event(notice);
+        }
         let ended = supervisor.attend(inbox);
         let has_failed = supervisor.loss.has_failed();
         Ok(self.conclude(ended, has_failed, held_since, notes))
+    }
+
+    /// Checks that the lock has not been lost since its acquisition, for which this process may have
+    /// been stopped long enough.
+    fn check_held(&self) -> Result<()> {
+        if self.acquired.guard.watch().is_held() {
+            return Ok(());
+        }
+        let key = self.options.name();
+        let line = format!("lock {key:?}: lost before the start of the command");
+        Err(Failure::new(Kind::Lost, line))
     }
 
     /// Releases the lock, and returns the exit status.
@@ -231,4 +252,95 @@ fn become_subreaper() {
     #[cfg(target_os = "linux")]
     // Without it the group is looked at all the same.
     let _ = nix::sys::prctl::set_child_subreaper(true);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use log::LevelFilter;
+    use nix::sys::signal::SigSet;
+    use redguard::{Config, LockOptions, Locker, Nodes, RedisLocker};
+    use redguard_servers::Server;
+
+    use super::*;
+    use crate::args::{self, Command};
+    use crate::run::guard::Guard;
+
+    const TTL: Duration = Duration::from_secs(3600);
+
+    /// Only bounds a failure.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// Acquires the lock `k`.
+    fn acquire(server: &Server) -> Acquired {
+        let nodes = Nodes::connect(Config::new([server.addr()])).unwrap();
+        let locker = RedisLocker::new(&nodes);
+        let guard = locker.acquire("k", &LockOptions::new(TTL)).unwrap();
+        let guard = Guard::Lock(guard);
+        Acquired { nodes, guard }
+    }
+
+    /// Waits for an acquired lock, before which this notice is sent.
+    fn wait(notice: Event, acquired: Acquired) -> (Acquired, Option<Event>) {
+        let (events, inbox) = mpsc::channel();
+        events.send(notice).unwrap();
+        let acquired = Event::Acquired(Ok(Box::new(acquired)));
+        events.send(acquired).unwrap();
+        wait_for_lock(&inbox, &Progress::default()).unwrap()
+    }
+
+    #[test]
+    fn danger_that_is_told_before_the_acquisition_is_kept() {
+        let server = Server::start().unwrap();
+        let end = Instant::now();
+        let (_, notice) = wait(Event::Danger { end: Some(end) }, acquire(&server));
+        let Some(Event::Danger { end: Some(told) }) = notice else {
+            panic!("no notice")
+        };
+        assert_eq!(told, end);
+    }
+
+    #[test]
+    fn lock_that_is_lost_before_the_command_starts_is_70_without_the_command() {
+        let server = Server::start().unwrap();
+        let acquired = acquire(&server);
+        let locker = RedisLocker::new(&acquired.nodes);
+        assert!(locker.force_release("k").unwrap());
+        let Guard::Lock(guard) = &acquired.guard else {
+            panic!("another kind")
+        };
+        assert!(guard.extend(TTL).unwrap_err().is_lost());
+        let (acquired, notice) = wait(Event::Lost { has_expired: false }, acquired);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ran");
+        let words = ["redguard", "run", "--key", "k", "--group", "--", "touch"];
+        let mut words: Vec<_> = words.iter().map(OsString::from).collect();
+        words.push(file.clone().into());
+        let parsed = args::parse(&words).unwrap().unwrap();
+        let Command::Run(options) = parsed.command else {
+            panic!("another command")
+        };
+        let locked = Locked {
+            options: *options,
+            signals: Signals {
+                original: SigSet::empty(),
+            },
+            owner: String::new(),
+            ttl: TTL,
+            grace: Duration::ZERO,
+            waited: Duration::ZERO,
+            acquired,
+        };
+        let notes = Notes::start(false, LevelFilter::Off).unwrap();
+        let (_events, inbox) = mpsc::channel();
+        let (ended, result) = mpsc::channel();
+        // In a thread, since a command that is started after all would be waited for.
+        std::thread::spawn(move || ended.send(locked.run(notice, &inbox, &notes)));
+        let failure = result.recv_timeout(LIMIT).unwrap().unwrap_err();
+        assert_eq!((failure.status(), failure.name()), (LOST, "lost"));
+        let line = "lock \"k\": lost before the start of the command";
+        assert_eq!(failure.line, line);
+        assert!(!file.exists());
+    }
 }

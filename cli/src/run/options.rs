@@ -43,6 +43,7 @@ pub(crate) struct RunOptions {
     /// Keep it at least so long after the acquire
     ///
     /// So that a host with a late clock does not run a short job again.
+    /// Without --ttl the TTL is at least that time.
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(crate) at_least: Option<Duration>,
     /// How long it outlives redguard [default: 30s]

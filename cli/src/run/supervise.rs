@@ -40,20 +40,24 @@ impl Supervisor<'_> {
             {
                 return ended;
             }
-            match self.next_event(inbox) {
-                Some(Event::Signal(signal)) => self.on_signal(signal),
-                Some(Event::Danger {
-                    remaining: Some(remaining),
-                }) => self.on_danger(remaining),
-                Some(Event::Danger { remaining: None }) => {
-                    self.loss.safe();
-                    self.warn("renewed again");
-                }
-                Some(Event::Lost { has_expired }) => self.on_loss(has_expired),
-                Some(Event::Acquired(_)) | None => {}
+            if let Some(event) = self.next_event(inbox) {
+                self.on_event(event);
             }
             let due = self.loss.due(Instant::now());
             self.act(due);
+        }
+    }
+
+    pub(crate) fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Signal(signal) => self.on_signal(signal),
+            Event::Danger { end: Some(end) } => self.on_danger(end),
+            Event::Danger { end: None } => {
+                self.loss.safe();
+                self.warn("renewed again");
+            }
+            Event::Lost { has_expired } => self.on_loss(has_expired),
+            Event::Acquired(_) => {}
         }
     }
 
@@ -83,14 +87,14 @@ impl Supervisor<'_> {
         }
     }
 
-    fn on_danger(&mut self, remaining: Duration) {
-        let step = self.loss.endangered(Instant::now() + remaining);
+    fn on_danger(&mut self, end: Instant) {
+        let step = self.loss.endangered(end);
         self.act(step);
         let what = match self.on_lost {
             OnLost::Kill => "; the command is ended",
             OnLost::Warn => "",
         };
-        let left = duration::rounded(remaining);
+        let left = duration::rounded(end.saturating_duration_since(Instant::now()));
         self.warn(&format!("renewals fail, the lock ends in {left}{what}"));
     }
 
