@@ -121,7 +121,7 @@ impl Notes {
 }
 
 /// Returns whether a line can be written without blocking.
-fn is_writable(descriptor: BorrowedFd<'_>) -> bool {
+pub(crate) fn is_writable(descriptor: BorrowedFd<'_>) -> bool {
     let mut asked = [PollFd::new(descriptor, PollFlags::POLLOUT)];
     let count = poll(&mut asked, PollTimeout::ZERO);
     count == Ok(1) && asked[0].revents() == Some(PollFlags::POLLOUT)

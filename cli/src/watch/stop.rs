@@ -1,15 +1,21 @@
 //! The signals that end `watch`.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crossterm::terminal;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::failure::Result;
+use crate::notes::is_writable;
 use crate::sys;
+
+/// How long a write may take after a signal.
+const WRITE_LIMIT: Duration = Duration::from_millis(100);
 
 /// The blocked signals.
 #[derive(Debug)]
@@ -26,7 +32,8 @@ impl StopSignals {
         Ok(StopSignals(set))
     }
 
-    /// Returns a flag that the first of the signals sets.
+    /// Returns a flag that the first of the signals sets. While standard output is blocked, by a reader
+    /// that has stopped for example, nobody sees the flag: the process then ends.
     pub(crate) fn listen(self) -> io::Result<Stop> {
         let stop = Stop::default();
         let told = stop.clone();
@@ -34,9 +41,22 @@ impl StopSignals {
         builder.spawn(move || {
             if self.0.wait().is_ok() {
                 told.set();
+                end_when_blocked();
             }
         })?;
         Ok(stop)
+    }
+}
+
+/// Ends the process once standard output is blocked. Else the main thread ends it.
+fn end_when_blocked() -> ! {
+    loop {
+        thread::sleep(WRITE_LIMIT);
+        if !is_writable(io::stdout().as_fd()) {
+            // Does nothing without a table. Its screen cannot be left, which would need a write.
+            let _ = terminal::disable_raw_mode();
+            std::process::exit(0);
+        }
     }
 }
 

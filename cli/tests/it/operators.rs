@@ -1,6 +1,7 @@
 //! `status`, `list`, `watch`, `break`, `completions` and `man`.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -356,6 +357,27 @@ fn watch_writes_a_line_per_change_and_goes_on_after_an_outage() {
         (&json!("second"), &json!("first"))
     );
     assert_eq!(events("unknown").len(), 1, "an outage is told once");
+}
+
+#[test]
+fn watch_ends_at_a_signal_though_nobody_reads_its_output() {
+    let node = server();
+    // Longer lines than the pipe has room for.
+    let set = "for i = 1, 3500 do redis.call('SET', 'redguard:' .. i, 'x:' .. i) end";
+    ask::<()>(&node, &["EVAL", set, "0"]);
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut watch = tool(&node.addr(), "watch", &[]);
+    watch.stdout(writer).stdin(std::process::Stdio::null());
+    let mut watching = watch.spawn().unwrap();
+    drop(watch);
+    reader.read_exact(&mut [0]).unwrap();
+    crate::support::process::signal(watching.id().cast_signed(), 15);
+    let mut status = None;
+    eventually("watch ends", || {
+        status = watching.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(0));
 }
 
 /// A SCAN of many keys in each interval would keep a server busy.
