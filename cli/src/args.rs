@@ -52,6 +52,8 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "TIME", value_parser = duration::parse)]
     pub(crate) timeout: Option<Duration>,
     /// Authorities (PEM) of the nodes' certificates
+    ///
+    /// With it, or --cert, an address without a scheme is over TLS.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// Certificate (PEM) to present to the nodes

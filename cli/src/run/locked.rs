@@ -65,8 +65,8 @@ pub(crate) fn run(
     locked.run(notice, &inbox, notes)
 }
 
-/// Blocks until the lock is acquired, or a signal ends the wait. Returns the lock, and the last notice
-/// of its loss or danger: another thread than that of the acquisition sends it, perhaps earlier.
+/// Blocks until the lock is acquired, or a signal ends the wait. Returns the lock, and the notice
+/// of its loss or danger, which comes from another thread, and so perhaps before the lock itself.
 ///
 /// # Errors
 /// As the acquisition, and `Signal`.
@@ -99,6 +99,7 @@ fn wait_for_lock(
                 DefaultAction::Stops => signals::stop_by(signal.number),
                 DefaultAction::Ends | DefaultAction::Nothing => {}
             },
+            Event::Danger { end: None } => notice = None,
             Event::Danger { .. } | Event::Lost { .. } => notice = Some(event),
         }
     }
