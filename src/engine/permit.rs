@@ -63,6 +63,6 @@ impl Engine {
             false => vote.round.tally.possible_grants(),
         };
         let free = vote.round.free_permits();
-        permits::candidates(free, permits, possible_grants, majority(nodes))
+        permits::candidates(&free, permits, possible_grants, majority(nodes))
     }
 }

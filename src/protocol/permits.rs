@@ -36,7 +36,7 @@ impl FreePermits {
 /// Returns the permits that most of the refusing nodes report as free. Returns none if these nodes
 /// and `others`, the nodes that may grant without having reported, are fewer than `quorum`.
 pub(crate) fn candidates(
-    lists: &[FreePermits],
+    lists: &[&FreePermits],
     total: u16,
     others: usize,
     quorum: usize,
@@ -102,6 +102,7 @@ mod tests {
         ];
         for (lists, others, quorum, expected) in table {
             let lists: Vec<FreePermits> = lists.iter().map(|list| free(list, 4)).collect();
+            let lists: Vec<&FreePermits> = lists.iter().collect();
             assert_eq!(candidates(&lists, 4, others, quorum), expected);
         }
     }

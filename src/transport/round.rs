@@ -245,13 +245,9 @@ impl<'a> Round<'a> {
         ended
     }
 
-    /// Asks the nodes in `contested`, which refused, once more for the same lease. Forgets the free
-    /// permits that all nodes have reported.
+    /// Asks the nodes in `contested`, which refused, once more for the same lease.
     pub(crate) fn ask_again(&mut self, contested: NodeSet) {
         self.tally.reopen(contested);
-        if let Some(details) = &mut self.details {
-            details.free_permits.clear();
-        }
         self.sent = clock::now();
         self.submit(contested);
     }
@@ -391,9 +387,16 @@ impl RoundOutcome {
         labels.clone().max_by_key(count)
     }
 
-    /// Returns the free permits of a semaphore on each node that refused a permit.
-    pub(crate) fn free_permits(&self) -> &[FreePermits] {
-        self.details.as_ref().map_or(&[], |d| &d.free_permits)
+    /// Returns the free permits of a semaphore on each node that refused a permit, by its latest
+    /// reply.
+    pub(crate) fn free_permits(&self) -> Vec<&FreePermits> {
+        let reports = self.details.as_ref().map_or(&[][..], |d| &d.free_permits);
+        let refused = |(node, _): &&(usize, FreePermits)| self.tally.refused().contains(*node);
+        reports
+            .iter()
+            .filter(refused)
+            .map(|(_, free)| free)
+            .collect()
     }
 }
 
@@ -406,7 +409,8 @@ struct RoundDetails {
     woke_next: bool,
     blocking_keys: Vec<usize>,
     owner_labels: Vec<Box<str>>,
-    free_permits: Vec<FreePermits>,
+    /// The latest report of each node.
+    free_permits: Vec<(usize, FreePermits)>,
 }
 
 impl RoundDetails {
@@ -436,7 +440,8 @@ impl RoundDetails {
             }
             Reply::PermitTaken(free, _) => {
                 let permits = &mut details.get_or_insert_default().free_permits;
-                permits.push(free.clone());
+                permits.retain(|(reporter, _)| *reporter != node);
+                permits.push((node, free.clone()));
             }
             _ => {}
         }

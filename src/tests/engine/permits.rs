@@ -12,14 +12,16 @@ use crate::api::options::LockOptions;
 use crate::api::semaphore::{LocalSemaphore, RedisSemaphore, Semaphore};
 use crate::api::watch::WatchOutcome;
 use crate::config::builder::Config;
+use crate::config::settings::Settings;
 use crate::error::error::Error;
 use crate::error::node_failure::NodeFailure;
 use crate::protocol::kind::LockKind;
 use crate::protocol::mode::Mode;
 use crate::protocol::request::Op;
-use crate::tests::engine::setup::slow_retries;
+use crate::tests::engine::setup::{set_faults, slow_retries};
 use crate::tests::fake_node::node::{
-    FakeNode, Fault, assert_no_timeout_elapsed, attempts, connected_locker, eventually,
+    FakeNode, Fault, Rendezvous, assert_no_timeout_elapsed, attempts, connected_locker, eventually,
+    settings,
 };
 use crate::time::clock;
 use crate::transport::cancel::CancelToken;
@@ -462,4 +464,42 @@ fn each_permit_has_a_number_of_its_own() {
         numbers.sort_unstable();
         assert_eq!(numbers, [0, 1, 2]);
     }
+}
+
+#[test]
+fn permit_reported_free_is_tried_when_the_split_vote_for_another_ends_without_replies() {
+    let fakes = FakeNode::fakes(3);
+    let settings = Settings {
+        max_split: Duration::from_millis(50),
+        ..settings(|config| config)
+    };
+    let configs = fakes.iter().map(|fake| fake.node_config(&settings));
+    let configs: Vec<_> = configs.collect();
+    let nodes = Nodes::start(settings, &configs).expect("a quorum is up");
+    eventually("all are up", || nodes.engine().nodes_up() == 3);
+    let semaphore = RedisSemaphore::new(&nodes, "x", 2).expect("good");
+    let late = [1, 2].map(|node: usize| fakes[node].delay(Op::Acquire));
+    let tried = thread::scope(|scope| {
+        let tries = scope.spawn(|| tried(&semaphore));
+        late.iter().for_each(Rendezvous::arrived);
+        eventually("the first node grants", || held(&fakes[0]) == 1);
+        // A stranger holds the permit that was drawn, by the other nodes.
+        let drawn = fakes[0].stored_lock("x", LockKind::Semaphore).permits;
+        for fake in &fakes[1..] {
+            fake.modify("x", LockKind::Semaphore, |stored| {
+                stored.count = 2;
+                let theirs = drawn.keys().map(|index| (*index, clock::now() + TTL));
+                let theirs = theirs.map(|(index, end)| (index, ("stranger".to_owned(), end)));
+                stored.permits.extend(theirs);
+            });
+        }
+        late.iter().for_each(Rendezvous::go);
+        // Asked again, they do not reply before the time for split votes ends.
+        late.iter().for_each(Rendezvous::arrived);
+        eventually("the grant is undone", || fakes[0].count(Op::Release) > 0);
+        set_faults(&fakes, &Fault::None);
+        late.iter().for_each(Rendezvous::go);
+        tries.join().expect("no panic")
+    });
+    assert!(tried.is_some(), "the other permit is free on all nodes");
 }
