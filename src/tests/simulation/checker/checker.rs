@@ -138,6 +138,7 @@ impl Checker {
         self.check_revived();
         self.check_reports();
         self.check_notices();
+        self.see_extensions();
         let is_due = self.with(|state| {
             state.events += 1;
             state.events.is_multiple_of(EVENTS_PER_CHECK)

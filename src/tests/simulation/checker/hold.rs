@@ -38,6 +38,9 @@ pub(crate) struct Hold {
     pub(super) lost_since: Cell<Option<Instant>>,
     /// The checker saw the lease lost or released.
     pub(super) has_ended: Cell<bool>,
+    /// For each server whether it has stored the lock since the extension in progress began; `None`
+    /// without one.
+    pub(super) stored_since: Option<Vec<bool>>,
 }
 
 /// The use of a guard by its program.
@@ -73,6 +76,7 @@ impl Hold {
             noticed_since: None,
             lost_since: Cell::new(None),
             has_ended: Cell::new(false),
+            stored_since: None,
         }
     }
 

@@ -44,6 +44,13 @@ fn is_quorum(servers: &[bool]) -> bool {
     servers.iter().filter(|stored| **stored).count() > servers.len() / 2
 }
 
+/// Adds the servers that store a lock to those that have stored it. That list is empty at first.
+fn add_stored(since: &mut Vec<bool>, stored: &[bool]) {
+    since.resize(stored.len(), false);
+    let both = since.iter_mut().zip(stored);
+    both.for_each(|(since, now)| *since |= now);
+}
+
 impl Checker {
     fn lease(&self, hold: HoldId) -> Arc<Lease> {
         self.with(|state| Arc::clone(&state.holds[hold].lease))
@@ -94,22 +101,42 @@ impl Checker {
         }
     }
 
-    /// Returns for each server whether it stores a lock.
-    pub(crate) fn stored_on(&self, hold: HoldId) -> Vec<bool> {
-        let lease = self.lease(hold);
-        self.network
-            .with(|state, now| stored_on(state, &lease, now))
+    /// Records that an extension of a lock begins.
+    pub(crate) fn extending(&self, hold: HoldId) {
+        self.with(|state| state.holds[hold].stored_since = Some(Vec::new()));
+        self.see_extensions();
     }
 
-    /// Checks the result of an extension. `stored_before` says which servers stored the lock before
-    /// it: it may succeed only if a quorum stored the lock then or does now (S5). A server may
-    /// grant late, and another lose its data meanwhile. After a refusal the lock is lost.
-    pub(crate) fn extended(
-        &self,
-        hold: HoldId,
-        stored_before: &[bool],
-        result: &Result<(), Error>,
-    ) {
+    /// Adds the servers that store a lock whose extension is in progress to those that have stored
+    /// it since the extension began.
+    pub(super) fn see_extensions(&self) {
+        let extended: Vec<(HoldId, Arc<Lease>)> = self.with(|state| {
+            let holds = state.holds.iter().enumerate();
+            let extended = holds.filter(|(_, hold)| hold.stored_since.is_some());
+            extended
+                .map(|(id, hold)| (id, Arc::clone(&hold.lease)))
+                .collect()
+        });
+        for (hold, lease) in extended {
+            let stored = self
+                .network
+                .with(|state, now| stored_on(state, &lease, now));
+            self.with(|state| {
+                if let Some(since) = &mut state.holds[hold].stored_since {
+                    add_stored(since, &stored);
+                }
+            });
+        }
+    }
+
+    /// Checks the result of an extension: it may succeed only if each server of a quorum has stored
+    /// the lock at some time since the extension began (S5). Until its result is known a server may
+    /// grant late, and then lose its data, or the lock with its TTL during a suspend. After a
+    /// refusal the lock is lost.
+    pub(crate) fn extended(&self, hold: HoldId, result: &Result<(), Error>) {
+        self.see_extensions();
+        let stored = self.with(|state| state.holds[hold].stored_since.take());
+        let stored = stored.unwrap_or_default();
         let (lease, now, is_local) = self.with(|state| {
             let hold = &state.holds[hold];
             (
@@ -124,9 +151,6 @@ impl Checker {
             Err(_) => "failed extensions",
         });
         let is_held = matches!(lease.peek(now), LeaseState::Held(_));
-        let mut stored = self.stored_on(hold);
-        let before = stored.iter_mut().zip(stored_before);
-        before.for_each(|(now, before)| *now |= before);
         match result {
             Ok(()) if !is_local && !is_quorum(&stored) => {
                 self.report_hold("extension of a lock that no quorum stores", hold);
@@ -178,5 +202,27 @@ impl Checker {
                 "foreign value is left on {held} of {total} servers"
             ));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extension_needs_servers_that_have_stored_the_lock_since_it_began() {
+        let (before, between, after) = ([false, true, false], [false, true, true], [false; 3]);
+        let seen = |moments: &[[bool; 3]]| {
+            let mut since = Vec::new();
+            moments
+                .iter()
+                .for_each(|stored| add_stored(&mut since, stored));
+            is_quorum(&since)
+        };
+        // Seed 1800602970: a late grant is confirmed, and gone before the result.
+        assert!(seen(&[before, between, after]));
+        assert!(seen(&[before, [false, false, true], after]));
+        assert!(!seen(&[before, before, after]));
+        assert!(!seen(&[after, after]));
     }
 }

@@ -75,9 +75,9 @@ impl ProgramThread {
                 self.checker.checked(hold, before, checked.is_ok());
             }
             Act::Extend(ttl) => {
-                let stored = self.checker.stored_on(hold);
+                self.checker.extending(hold);
                 let extended = guard.extend(ttl);
-                self.checker.extended(hold, &stored, &extended);
+                self.checker.extended(hold, &extended);
                 self.checker
                     .note(|| format!("process {}: extend: {extended:?}", self.process));
             }
