@@ -81,7 +81,7 @@ macro_rules! guard {
             ///
             /// Does not block, except after a suspend of the computer or if the wall clock was set
             /// forward. Then it waits for an extension in progress, and asks the nodes for at most
-            /// `node_timeout`.
+            /// `node_timeout`; once more if another suspend falls into that time.
             ///
             /// # Errors
             /// - [`LockLost`](Error::LockLost): the lock is not held any more.
@@ -95,9 +95,10 @@ macro_rules! guard {
             /// Extends the lock to `ttl` from now. An extension never shortens the lease.
             ///
             /// Waits for extensions by other threads and for a renewal in progress, and then blocks
-            /// for at most `node_timeout`. If it fails, the lock is held until its former expiry,
-            /// unless it is lost. Once a quorum has confirmed the lease, nodes that have lost the
-            /// key get it back. A local lock does not expire: the TTL is validated and ignored.
+            /// for at most `node_timeout`; once more after a suspend of the computer meanwhile. If it
+            /// fails, the lock is held until its former expiry, unless it is lost. Once a quorum has
+            /// confirmed the lease, nodes that have lost the key get it back. A local lock does not
+            /// expire: the TTL is validated and ignored.
             ///
             /// # Errors
             /// - [`InvalidTtl`](Error::InvalidTtl): the TTL is too short or too long.

@@ -1,8 +1,10 @@
 //! Extends, confirms and downgrades held leases on a quorum of nodes.
 //!
-//! An extension never shortens, revives or deletes a lock (S5).
+//! - An extension never shortens, revives or deletes a lock (S5).
+//! - Replies from before a suspend confirm nothing: the nodes are asked again (S11).
 //!
-//! Tests: `src/tests/engine/validity.rs`, `late_replies.rs`, `read_write.rs` (downgrade).
+//! Tests: `src/tests/engine/validity.rs`, `loss.rs` (suspend), `late_replies.rs`, `read_write.rs`
+//! (downgrade).
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -43,7 +45,7 @@ impl Engine {
         let start = clock::now();
         let expiry = self.require_held(lease, lease.expire_if_due(start))?;
         let until = deadline::deadline(start, validity::validity(ttl.duration()));
-        self.extend_until(lease, ttl.millis(), expiry, until.unwrap_or(expiry))
+        self.extend_until(lease, ttl.millis(), until.unwrap_or(expiry))
     }
 
     /// Asks the nodes whether they still have the token of a lease, without moving its expiry.
@@ -58,18 +60,23 @@ impl Engine {
         let start = clock::now();
         let expiry = self.require_held(lease, lease.expire_if_due(start))?;
         let ttl = validity::ttl_to_outlast(expiry, start);
-        self.extend_until(lease, ttl, expiry, expiry)
+        self.extend_until(lease, ttl, expiry)
     }
 
-    /// Extends a lease with this expiry by `ttl` milliseconds on the nodes, and here to `until`.
-    fn extend_until(
-        &self,
-        lease: &Arc<Lease>,
-        ttl: u64,
-        expiry: Instant,
-        until: Instant,
-    ) -> Result<(), Error> {
+    /// Extends a lease by `ttl` milliseconds on the nodes, and here to `until`.
+    ///
+    /// Asks the nodes again after a suspend. Each further round takes another suspend, and the lease
+    /// ends at its expiry.
+    fn extend_until(&self, lease: &Arc<Lease>, ttl: u64, until: Instant) -> Result<(), Error> {
+        while !self.extend_once(lease, ttl, until)? {}
+        Ok(())
+    }
+
+    /// Makes one round of an extension. Returns `false`, without an extension here, if the system was
+    /// suspended meanwhile: the nodes may have replied before, and their keys have ended since (S11).
+    fn extend_once(&self, lease: &Arc<Lease>, ttl: u64, until: Instant) -> Result<bool, Error> {
         let (start, wall_offset) = clock::read_both();
+        let expiry = self.require_held(lease, lease.expire_if_due(start))?;
         let request = Request::new(Op::Extend, lease, ttl);
         let inbox = Arc::new(Inbox::new());
         let restorer = Arc::new(RestoreSink {
@@ -84,11 +91,16 @@ impl Engine {
         let outcome = round.wait(self.held_budget(start, expiry));
         match outcome.verdict {
             Verdict::Granted => {
-                let state = lease.extend_to(clock::now(), until, wall_offset);
+                let (now, later_offset) = clock::read_both();
+                let elapsed = clock::whole_micros(now.saturating_duration_since(start));
+                if clock::is_suspend(later_offset.saturating_sub(wall_offset), elapsed) {
+                    return Ok(false);
+                }
+                let state = lease.extend_to(now, until, wall_offset);
                 self.require_held(lease, state)?;
                 self.loss_handler.handle_extension(lease);
                 restorer.confirm();
-                Ok(())
+                Ok(true)
             }
             Verdict::Refused => Err(self.mark_not_ours(lease)),
             Verdict::Unavailable => {

@@ -34,10 +34,6 @@ const SHUT_DOWN: u64 = 5;
 /// From here on `Held`: the expiry in µs plus this offset.
 const HELD: u64 = 6;
 
-/// An advance of the wall clock over the steady clock by more than this and 1 % of the time counts
-/// as a suspend (S11). In µs.
-const SUSPEND_THRESHOLD_US: i64 = 100_000;
-
 /// The lifetime of a lease that does not expire. No process runs for as long.
 pub(crate) const NEVER_EXPIRES_AFTER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
@@ -207,7 +203,7 @@ impl Lease {
         let since = clock::to_micros(now).saturating_sub(confirmed);
         let confirmed_offset = self.wall_offset.load(Ordering::Acquire) as i64;
         let ahead = wall_offset.saturating_sub(confirmed_offset);
-        ahead > SUSPEND_THRESHOLD_US.saturating_add((since / 100) as i64)
+        clock::is_suspend(ahead, since)
     }
 
     /// Returns the fencing token of a fenced lease (S12).

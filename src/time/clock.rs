@@ -14,6 +14,10 @@ const CLOCK_READ_TOLERANCE_US: u64 = 1_000;
 /// How often [`read_both`] reads both clocks to meet [`CLOCK_READ_TOLERANCE_US`].
 const MAX_CLOCK_READS: u32 = 20;
 
+/// An advance of the wall clock over the steady clock by more than this and 1 % of the time counts
+/// as a suspend (S11). In µs.
+const SUSPEND_THRESHOLD_US: i64 = 100_000;
+
 /// Returns the current time on the steady clock, which never goes back.
 pub(crate) fn now() -> Instant {
     #[cfg(all(test, not(loom)))]
@@ -59,6 +63,17 @@ pub(crate) fn system_time(since_1970: Duration) -> Option<SystemTime> {
 pub(crate) fn wall_offset() -> i64 {
     let (_, offset) = read_both();
     offset
+}
+
+/// Returns whether the wall clock, which ran ahead of the steady one by `ahead` µs within `elapsed`
+/// µs of it, shows a suspend (S11).
+pub(crate) fn is_suspend(ahead: i64, elapsed: u64) -> bool {
+    #[expect(
+        clippy::cast_possible_wrap,
+        reason = "a hundredth of any time in µs fits"
+    )]
+    let drift = (elapsed / 100) as i64;
+    ahead > SUSPEND_THRESHOLD_US.saturating_add(drift)
 }
 
 /// Returns the current time on the steady clock, and how far the wall clock is ahead of it, in µs.

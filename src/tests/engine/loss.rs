@@ -723,3 +723,45 @@ fn after_a_suspend_only_the_nodes_know() {
     clock::suspend(Duration::from_secs(600));
     assert!(local.is_held() && local.check().is_ok() && local.watch().is_held());
 }
+
+#[test]
+fn replies_from_before_a_suspend_confirm_nothing() {
+    let fakes = FakeNode::fakes(3);
+    let locker = healthy(&fakes);
+    let guard = locker.lock("x", LONG).expect("free");
+    // The computer is suspended once, between the replies of the nodes and the result.
+    let suspend_once = || {
+        let mut is_due = true;
+        on_log_line(move |line| {
+            if is_due && line.contains("Granted") {
+                is_due = false;
+                clock::suspend(Duration::from_secs(600));
+            }
+        });
+    };
+    let asked = || fakes.iter().map(|fake| renewals(fake)).min();
+    for (calls, extends) in [true, false, true].into_iter().enumerate() {
+        suspend_once();
+        match extends {
+            // Shorter than the lease, so that it confirms the lease for no longer.
+            true => guard.extend(LONG / 2).expect("the nodes have it still"),
+            false => {
+                clock::suspend(Duration::from_secs(600));
+                guard.check().expect("the nodes have it still");
+                assert!(guard.is_held(), "confirmed after the suspend");
+            }
+        }
+        eventually("all were asked twice", || asked() == Some(2 * (calls + 1)));
+    }
+
+    // The clocks of the nodes continued.
+    let mut fakes_left = fakes.clone();
+    on_log_line(move |line| {
+        if line.contains("Granted") {
+            clock::suspend(Duration::from_secs(600));
+            fakes_left.drain(..).for_each(|fake| fake.free("x"));
+        }
+    });
+    assert!(guard.extend(LONG).expect_err("ended").is_lost());
+    on_log_line(|_| {});
+}
