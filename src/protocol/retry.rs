@@ -97,16 +97,13 @@ impl RetryPolicy {
     /// random part.
     pub(crate) fn delay(&self, retry: u32, draw: f64) -> Duration {
         let whole = self.delay_without_jitter(retry);
-        let part = 1.0 - self.jitter * (1.0 - draw.clamp(0.0, 1.0));
-        // Conversion to a float rounds the longest durations up, even beyond the range of the type.
-        Duration::try_from_secs_f64(whole.as_secs_f64() * part)
-            .map_or(whole, |part| part.min(whole))
+        part_of(whole, 1.0 - self.jitter * (1.0 - draw.clamp(0.0, 1.0)))
     }
 
     /// Returns the delay of a caller that a node wakes when it is its turn: half of `max_delay` at
     /// least.
     pub(crate) fn delay_of_placed(&self, draw: f64) -> Duration {
-        self.max_delay.mul_f64(1.0 - draw.clamp(0.0, 1.0) / 2.0)
+        part_of(self.max_delay, 1.0 - draw.clamp(0.0, 1.0) / 2.0)
     }
 
     /// Returns the number of whole delays in `waited`, which is the number of attempts that a
@@ -152,6 +149,12 @@ impl RetryPolicy {
         }
         delay.min(self.max_delay)
     }
+}
+
+/// Returns this part of a delay, 0.0 to 1.0.
+fn part_of(whole: Duration, part: f64) -> Duration {
+    // Conversion to a float rounds the longest durations up, even beyond the range of the type.
+    Duration::try_from_secs_f64(whole.as_secs_f64() * part).map_or(whole, |part| part.min(whole))
 }
 
 #[cfg(test)]
@@ -211,6 +214,8 @@ mod tests {
             ..RetryPolicy::default()
         };
         assert_eq!(huge.delay(9, 1.0), Duration::MAX);
+        assert_eq!(huge.delay_of_placed(0.0), Duration::MAX);
+        assert!(huge.delay_of_placed(1.0) >= Duration::MAX / 2);
         assert_eq!(huge.total_delay(u32::MAX), Duration::MAX);
         assert_eq!(huge.attempts_elapsed(Duration::MAX), 1);
         let tiny = RetryPolicy {
