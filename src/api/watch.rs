@@ -158,7 +158,7 @@ impl LockWatch {
             }
             let next = if is_endangered { expiry } else { danger_start };
             self.lease
-                .wait_change(deadline::earlier(deadline, Some(next)));
+                .wait_change(expiry, deadline::earlier(deadline, Some(next)));
         }
     }
 

@@ -402,7 +402,9 @@ impl Lease {
                         .is_ok()
                     {
                         self.record_confirmation(wall_offset);
-                        if self.danger_start(old) <= now {
+                        // The clock is read after the transition: a watch that told the danger
+                        // and then read the former expiry has read an earlier time.
+                        if self.danger_start(old) <= clock::now() {
                             self.notify_waiters(); // the lease is out of danger
                         }
                         return LeaseState::Held(expiry);
@@ -455,11 +457,12 @@ impl Lease {
         (!std::mem::replace(&mut *extending, true)).then(|| ExtensionGuard(Arc::clone(self)))
     }
 
-    /// Blocks while the lease is held, at most until `deadline`. May return early, for example
-    /// after an extension.
-    pub(crate) fn wait_change(&self, deadline: Option<Instant>) {
+    /// Blocks while the lease is held until `expiry`, the caller's last reading, at most until
+    /// `deadline`. May return early, and may sleep through an extension before the danger.
+    pub(crate) fn wait_change(&self, expiry: Instant, deadline: Option<Instant>) {
         let mut extending = self.extending.lock();
-        if self.state.load(Ordering::Acquire) < HELD {
+        // The lease may have been extended or lost since the caller read its state.
+        if self.state.load(Ordering::Acquire) != encode_held(expiry) {
             return;
         }
         match deadline {
@@ -471,7 +474,7 @@ impl Lease {
     /// Wakes the threads in `wait_change`, because the lease is not held any more, or out of
     /// danger.
     fn notify_waiters(&self) {
-        // A thread that has read `Held` and is about to wait holds the mutex.
+        // A thread that has found its expiry unchanged and is about to wait holds the mutex.
         drop(self.extending.lock());
         self.changed.notify_all();
     }
@@ -527,14 +530,36 @@ mod tests {
 
     #[cfg(not(loom))]
     mod table {
-        use std::time::Duration;
+        use std::time::{Duration, Instant};
 
         use super::*;
         use crate::error::loss_reason::LossReason;
-        use crate::protocol::lease::LeaseState;
+        use crate::protocol::lease::{Lease, LeaseState};
         use crate::time::clock;
 
         const SECOND: Duration = Duration::from_secs(1);
+
+        #[test]
+        fn wait_for_a_change_that_came_after_the_reading_returns_at_once() {
+            type Change = fn(&Lease, Instant) -> bool;
+            let extend: Change = |lease, now| {
+                let state = lease.extend_to(now, now + 200 * SECOND, 0);
+                matches!(state, LeaseState::Held(_))
+            };
+            let lose: Change = |lease, _| lease.mark_not_ours();
+            let release: Change =
+                |lease, now| matches!(lease.begin_release(now), LeaseState::Held(_));
+            for change in [extend, lose, release] {
+                let (now, lease) = (clock::now(), lease("x"));
+                assert!(lease.activate(now + 100 * SECOND, 0));
+                let LeaseState::Held(expiry) = lease.peek(now) else {
+                    panic!("{lease:?}")
+                };
+                assert!(change(&lease, now));
+                lease.wait_change(expiry, Some(now + 60 * SECOND));
+                assert!(clock::now() < now + 60 * SECOND, "slept on");
+            }
+        }
 
         #[test]
         fn lease_is_held_until_its_expiry_and_lost_from_then_on() {
