@@ -19,7 +19,7 @@
 //!
 //! Tests: `src/tests/background/loss_notifier.rs`; `src/tests/engine/danger.rs`, `loss.rs`.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -63,16 +63,18 @@ struct NotifierQueue {
 }
 
 /// The callbacks of one lease.
+#[derive(Default)]
 pub(crate) struct LeaseCallbacks {
     pub(crate) on_lost: Option<OnLostCallback>,
     pub(crate) on_endangered: Option<OnEndangered>,
 }
 
+/// A lease with its callbacks. Its drop does not panic.
 struct WatchedLease {
     lease: Arc<Lease>,
     callbacks: LeaseCallbacks,
-    /// Counts this lease until it is dropped.
-    counted: WatchCount,
+    /// Counts this lease until it is dropped, after the callbacks.
+    _counted: WatchCount,
 }
 
 /// One in the number of watched leases.
@@ -128,7 +130,7 @@ impl LossNotifier {
         let watched = WatchedLease {
             lease: Arc::clone(lease),
             callbacks,
-            counted: WatchCount::new(&self.watched),
+            _counted: WatchCount::new(&self.watched),
         };
         let mut queue = self.shared.queue.lock();
         if queue.stopping {
@@ -159,9 +161,8 @@ impl LossNotifier {
     pub(crate) fn forget(&self, lease: &Lease) {
         if self.thread.is_started() {
             let watched = self.shared.queue.lock().timers.remove(lease.token().id());
-            // The callback may own anything. Its destructor must not run with the queue locked, and
-            // its panic must not reach the `Drop` of a guard.
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(watched)));
+            // Not with the queue locked: the callback may own anything, such as another guard.
+            drop(watched);
         }
     }
 
@@ -189,7 +190,8 @@ impl NotifierState {
                     self.reschedule(id, watched);
                 }
                 LeaseState::JustLost | LeaseState::Lost => run_on_lost(watched),
-                LeaseState::Pending | LeaseState::Ended => {}
+                // Released after it was due: `forget` did not find it in the queue.
+                LeaseState::Pending | LeaseState::Ended => drop(watched),
             }
         }
     }
@@ -256,19 +258,24 @@ impl WatchedLease {
     }
 }
 
+/// The callbacks may own anything, and the destructor of a value may panic. That must not reach the
+/// `Drop` of a guard, and must not end the thread.
+impl Drop for WatchedLease {
+    fn drop(&mut self) {
+        let callbacks = mem::take(&mut self.callbacks);
+        let context = format!("{}: drop of its callbacks", self.lease.keys());
+        threads::catch(&context, || drop(callbacks));
+    }
+}
+
 /// Runs the callback for the loss, and drops the callbacks. A panic of either is caught.
 fn run_on_lost(watched: WatchedLease) {
-    let WatchedLease {
-        lease,
-        callbacks,
-        counted,
-    } = watched;
+    let lease = Arc::clone(&watched.lease);
     let context = format!("{}: on_lost callback", lease.keys());
-    threads::catch(&context, move || {
-        if let Some(on_lost) = &callbacks.on_lost {
+    threads::catch(&context, || {
+        if let Some(on_lost) = &watched.callbacks.on_lost {
             on_lost.0(&LostLock { lease });
         }
-        drop(callbacks);
     });
-    drop(counted);
+    drop(watched);
 }

@@ -97,6 +97,40 @@ fn panic_in_the_loss_handler_suppresses_no_notification() {
 }
 
 #[test]
+fn callback_that_panics_when_it_is_dropped_ends_no_other() {
+    struct PanicsInDrop;
+    impl Drop for PanicsInDrop {
+        fn drop(&mut self) {
+            panic!("panic of the test");
+        }
+    }
+    let (notifier, _) = notifier();
+    let watch = |left: Duration| {
+        let owned = PanicsInDrop;
+        let callback = OnLostCallback(Arc::new(move |_| _ = &owned));
+        let lease = lease("x");
+        assert!(lease.activate(clock::now() + left, clock::wall_offset()));
+        notifier.watch(&lease, on_lost(callback)).unwrap();
+        lease
+    };
+    let [forgotten, released, lost, _kept] = [LONG, LONG, SOON, LONG].map(watch);
+    notifier.forget(&forgotten);
+    // The thread looks at the lease between the release and `forget`.
+    let now = clock::now();
+    assert!(matches!(released.begin_release(now), LeaseState::Held(_)));
+    notifier.recheck(&released);
+    let watched_leases = notifier.watched();
+    eventually("the callbacks are dropped", || {
+        watched_leases.load(Ordering::SeqCst) == 1
+    });
+    assert!(lost.loss_reason(clock::now()).is_some());
+    let (_other, notified) = watched(&notifier, SOON);
+    eventually("another loss is notified", || count_of(&notified) == 1);
+    assert!(notifier.stop(clock::now() + LONG));
+    drop(notifier); // with a callback that was never called
+}
+
+#[test]
 fn extended_or_forgotten_lease_is_not_notified() {
     let (notifier, handled) = notifier();
     let (longer, extended) = watched(&notifier, SOON);
