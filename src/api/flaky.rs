@@ -1,6 +1,7 @@
 //! A locker that fails on demand, for the tests of programs that acquire locks.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,11 +153,15 @@ impl FlakyLocker {
     /// Keeps the lease of a lock for `lose`, and forgets the locks that have ended.
     fn remember(&self, guard: &GuardInner, options: &LockOptions) {
         let mut state = self.state.lock();
-        state.held.retain(|held| held.lease.is_held());
+        let held = mem::take(&mut state.held).into_iter();
+        let (held, ended): (Vec<_>, Vec<_>) = held.partition(|held| held.lease.is_held());
+        state.held = held;
         state.held.push(Held {
             lease: Arc::clone(guard.lease()),
             on_lost: options.lease_options().on_lost.clone(),
         });
+        drop(state); // unlock before the callbacks are dropped
+        drop(ended);
     }
 }
 
@@ -273,6 +278,9 @@ mod tests {
         assert_eq!(calls.load(Ordering::Relaxed), 1);
         assert_eq!(watch.wait_ended(Duration::MAX), WatchOutcome::Lost);
         assert!(!guard.is_held() && guard.check().unwrap_err().is_lost());
+        assert!(guard.extend(TTL).unwrap_err().is_lost());
+        let error = guard.extend(Duration::ZERO).unwrap_err();
+        assert!(matches!(error, Error::InvalidTtl { .. }), "{error}");
         let next = locker.try_lock("a", TTL).unwrap().expect("free");
         assert!(matches!(guard.release(), Err(Error::LockLost { .. })));
         assert!(

@@ -110,7 +110,7 @@ impl GuardInner {
     }
 
     /// Returns the state of the lease, which becomes lost if it has expired. The lease of a local
-    /// lock ends only with a shutdown of the nodes that it replaces.
+    /// lock is lost only by a shutdown of the nodes that it replaces, or `FlakyLocker::lose`.
     fn lease_state(&self) -> LeaseState {
         match &self.engine {
             Some(engine) => engine.losses().expire_if_due(self.lease()),
@@ -152,7 +152,26 @@ impl GuardInner {
                 let ttl = engine.settings().ttl_limits().validate(ttl)?;
                 engine.extend(self.lease(), ttl)
             }
-            None => self.local.ttl_limits().validate(ttl).map(|_| ()),
+            None => {
+                self.local.ttl_limits().validate(ttl)?;
+                self.require_held_locally()
+            }
+        }
+    }
+
+    /// Returns an error if a lock in this process alone is not held, as `Engine::extend` does for a
+    /// lock on the nodes.
+    ///
+    /// # Errors
+    /// - `LockLost`: the lease was lost.
+    /// - `Closed`: this process is a forked child.
+    fn require_held_locally(&self) -> Result<(), Error> {
+        if self.local.is_forked() {
+            return Err(Error::Closed);
+        }
+        match self.lease_state() {
+            LeaseState::Held(_) => Ok(()),
+            _ => Err(self.lease().lost_error()),
         }
     }
 
@@ -179,9 +198,11 @@ impl GuardInner {
         if self.local.is_forked() {
             return Err(Error::Closed);
         }
-        if let Some(engine) = &self.engine
-            && let Err(error) = engine.downgrade(self.lease())
-        {
+        let downgraded = match &self.engine {
+            Some(engine) => engine.downgrade(self.lease()),
+            None => self.require_held_locally(),
+        };
+        if let Err(error) = downgraded {
             self.ended = true;
             return Err(error);
         }

@@ -9,7 +9,10 @@ use log::LevelFilter;
 use nix::libc;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
-use redguard::{CancelToken, Error, LockGuard, LockOptions, Locker, RedisLocker, RetryPolicy};
+use redguard::{
+    CancelToken, Error, LocalRwLocker, LockGuard, LockOptions, Locker, RedisLocker, RetryPolicy,
+    RwLocker, WriteGuard,
+};
 
 use crate::support::child_process::{BRIEF, HUNG, Part, Program, is_listened_to, scratch};
 use crate::support::fixtures::{
@@ -189,6 +192,7 @@ fn part_that_forks() {
     wait_in_vain(&locker, &part, held.key());
     let [dropped, released] = guards;
     let guards = [dropped, released, cared_for];
+    let local = LocalRwLocker::new().write("local", TTL).unwrap();
     // SAFETY: the child uses this thread's stack and the heap, whose locks the C library keeps
     // intact; it starts no thread, and ends by `_exit` before any code of the test harness could
     // run in it.
@@ -196,7 +200,7 @@ fn part_that_forks() {
         ForkResult::Child => {
             // Ends the child if it hangs.
             alarm::set(2 * LIMIT.as_secs() as u32);
-            let code = match in_the_child(locker, guards, &part.key) {
+            let code = match in_the_child(locker, guards, local, &part.key) {
                 Ok(()) => 0,
                 Err(what) => {
                     _ = writeln!(io::stderr(), "in the forked child: {what}");
@@ -216,6 +220,8 @@ fn part_that_forks() {
                 guard.release().unwrap();
             }
             held.release().unwrap();
+            local.extend(TTL).unwrap();
+            local.downgrade().unwrap().release().unwrap();
         }
     }
 }
@@ -236,7 +242,12 @@ fn wait_in_vain(locker: &RedisLocker, part: &Part, key: &str) {
 
 /// Returns failures as errors, because a panic would unwind into a harness whose threads do not
 /// exist here.
-fn in_the_child(locker: RedisLocker, guards: [LockGuard; 3], key: &str) -> Result<(), String> {
+fn in_the_child(
+    locker: RedisLocker,
+    guards: [LockGuard; 3],
+    local: WriteGuard,
+    key: &str,
+) -> Result<(), String> {
     let expect = |holds: bool, what: &str| match holds {
         true => Ok(()),
         false => Err(what.to_owned()),
@@ -252,6 +263,11 @@ fn in_the_child(locker: RedisLocker, guards: [LockGuard; 3], key: &str) -> Resul
     let closed = Some(Error::Closed);
     expect(released.extend(TTL).err() == closed, "extend is Closed")?;
     expect(released.release().err() == closed, "release is Closed")?;
+    expect(local.extend(TTL).err() == closed, "local extend is Closed")?;
+    expect(
+        local.downgrade().err() == closed,
+        "local downgrade is Closed",
+    )?;
     for key in [key, "new"] {
         expect(locker.lock(key, TTL).err() == closed, "lock is Closed")?;
         expect(
